@@ -1,0 +1,255 @@
+//! The words that travel: what is asked of the slot and what it says while it works.
+//!
+//! Both sides of the queue and both processes import these; they import nothing but units. Everything here is token
+//! ids: text stays on the parent's side of the pipe.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::units::{Bytes, Tokens};
+
+/// Numbers a job within one parent process; never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct JobId(pub u64);
+
+/// One generation, ready to run: everything that the device side needs, and nothing else.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Job {
+    /// Its number.
+    pub id: JobId,
+    /// The prompt's token ids, at least one.
+    pub prompt: Vec<u32>,
+    /// How a token is picked from the logits.
+    pub sampling: Sampling,
+    /// Most tokens to generate; at least one, and with the prompt within the context length.
+    pub max_new_tokens: usize,
+    /// Ids that end the generation. The one that does is reported as a token and counted, but has no text.
+    pub end_tokens: Vec<u32>,
+}
+
+/// How a token is picked from the logits. Fields are applied in the order they are declared in, the seed last.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sampling {
+    /// Added to the logits of these ids (OpenAI's `logit_bias`).
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Divides positive and multiplies negative logits of ids seen in prompt or output (CTRL's penalty). 1 is off.
+    pub repetition_penalty: f32,
+    /// Subtracted once from the logits of ids that the output already holds. 0 is off.
+    pub presence_penalty: f32,
+    /// Subtracted from a logit once for each time the output holds its id. 0 is off.
+    pub frequency_penalty: f32,
+    /// Divides the logits. 0 is greedy: the greatest logit, the lowest id among equals.
+    pub temperature: f32,
+    /// Only the `top_k` greatest stay. 0 is off.
+    pub top_k: usize,
+    /// Only the most probable whose probabilities first sum to `top_p` stay. 1 is off.
+    pub top_p: f32,
+    /// Only those at least `min_p` times as probable as the most probable stay. 0 is off.
+    pub min_p: f32,
+    /// Same seed, same job, same model: same tokens.
+    pub seed: u64,
+}
+
+impl Sampling {
+    /// Always the most probable token, nothing applied.
+    #[must_use]
+    pub const fn greedy() -> Self {
+        Self {
+            logit_bias: Vec::new(),
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            seed: 0,
+        }
+    }
+}
+
+/// What the slot says about a job; the last one is always `Done` or `Failed`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// The job has the slot, after waiting this long in the queue.
+    Started {
+        /// From being accepted to being taken off the queue.
+        queue_wait: Duration,
+    },
+    /// A chunk of the prompt has been read.
+    Progress {
+        /// Prompt tokens read so far.
+        done: usize,
+        /// Prompt tokens in all.
+        total: usize,
+    },
+    /// The next token of the answer.
+    Token(u32),
+    /// Nothing follows.
+    Done(Finish),
+    /// Nothing follows; tokens said before stand.
+    Failed(Failure),
+}
+
+/// How a job ended, and what it took.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Finish {
+    /// Why no further token came.
+    pub reason: FinishReason,
+    /// What was read and written.
+    pub usage: Usage,
+    /// What it took, on the device's side.
+    pub timings: Timings,
+    /// The worker's memory around the job.
+    pub memory: MemoryReport,
+}
+
+/// Why a generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FinishReason {
+    /// An end token was picked.
+    EndToken,
+    /// `max_new_tokens` was reached.
+    Length,
+    /// It was cancelled; the tokens so far stand.
+    Cancelled,
+}
+
+/// Tokens read and written by a job.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Tokens generated, an end token included.
+    pub completion_tokens: usize,
+}
+
+/// Time spent in the engine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timings {
+    /// From the first prompt token to the logits of the last one.
+    pub prefill: Duration,
+    /// From those to the last token; the first token needs no decode step of its own.
+    pub decode: Duration,
+}
+
+/// The worker's memory around one job. `None` where the operating system does not say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryReport {
+    /// When the job arrived.
+    pub before: Memory,
+    /// Greatest resident size while it ran; the operating system keeps no peak of anonymous memory.
+    pub peak_resident: Option<Bytes>,
+    /// When it was over and its memory given back.
+    pub after: Memory,
+}
+
+/// What a process holds of the host's memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
+    /// Resident set: anonymous pages and mapped files together.
+    pub resident: Option<Bytes>,
+    /// Anonymous pages alone: what cannot be dropped and read again from a file.
+    pub anonymous: Option<Bytes>,
+}
+
+/// Why a job could not be finished.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Failure {
+    /// Prompt and answer do not fit the model's context.
+    #[error(
+        "{prompt} of prompt and {max_new} of answer exceed the context length of {capacity}; shorten the prompt or lower \
+         the number of new tokens"
+    )]
+    Context {
+        /// Length of the prompt.
+        prompt: Tokens,
+        /// Most tokens asked for.
+        max_new: Tokens,
+        /// What the model can hold.
+        capacity: Tokens,
+    },
+    /// A token id that the model does not have.
+    #[error("token id {id} is outside the model's vocabulary of {vocabulary}")]
+    UnknownToken {
+        /// The id.
+        id: u32,
+        /// Ids run from 0 to one less than this.
+        vocabulary: usize,
+    },
+    /// The device could not compute a step; the worker goes on.
+    #[error("the device failed: {message}")]
+    Device {
+        /// What the runtime said.
+        message: String,
+    },
+    /// The worker process ended while it ran the job.
+    #[error("the worker process was lost: {message}")]
+    WorkerLost {
+        /// How it ended.
+        message: String,
+    },
+    /// No worker could be started.
+    #[error("no worker is running: {message}")]
+    NoWorker {
+        /// Why not.
+        message: String,
+    },
+    /// It waited in the queue for longer than it was willing to.
+    #[error("waited {} ms in the queue, the limit of this request", waited.as_millis())]
+    QueueTimeout {
+        /// How long it waited.
+        waited: Duration,
+    },
+    /// It took longer, waiting included, than it was given.
+    #[error("not finished after {} ms, the limit of this request", elapsed.as_millis())]
+    Deadline {
+        /// Since it was accepted.
+        elapsed: Duration,
+    },
+    /// The server is shutting down.
+    #[error("the server is shutting down")]
+    ShuttingDown,
+}
+
+/// What a loaded worker says about itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReadyReport {
+    /// ONNX Runtime's version and the library's path.
+    pub runtime: String,
+    /// Nodes of the loaded graph by execution provider, as the session placed them.
+    pub placement: Vec<(String, usize)>,
+    /// Threads that compute.
+    pub threads: usize,
+    /// Most positions, prompt and answer together.
+    pub capacity: usize,
+    /// Time from being told to load to here.
+    pub load_time: Duration,
+    /// Memory held with the model loaded.
+    pub memory: Memory,
+}
+
+/// Whether the slot can run jobs, as supervision last saw it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Readiness {
+    /// The first worker is loading the model; new requests are refused until it has.
+    Starting,
+    /// A worker has the model loaded.
+    Ready(ReadyReport),
+    /// A worker that was ready ended and is being replaced; the queue goes on accepting.
+    Restarting {
+        /// Why the last one ended.
+        reason: String,
+    },
+    /// Workers keep failing; new requests are refused, queued ones wait until their deadlines.
+    Down {
+        /// Why the last one failed.
+        reason: String,
+        /// When the next attempt is made; `None` when none will be.
+        retry_in: Option<Duration>,
+    },
+    /// The server is shutting down.
+    Stopping,
+}

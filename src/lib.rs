@@ -1,0 +1,23 @@
+//! eka serves one fine-tuned language model, one answer at a time.
+//!
+//! A request comes down the left, its tokens go back up the right. Nothing points upward.
+//!
+//! ```text
+//! client ──HTTP──► http ──Job──► executor ──► supervise ═══pipe═══► worker ──► engine ──► model ──► device
+//! client ◄──SSE─── http ◄─Event─ executor ◄── supervise ◄══pipe════ worker ◄── token ids
+//! ```
+//!
+//! The parent process (`eka serve`) does text, queueing and supervision. It never loads ONNX Runtime and never touches
+//! the device. The child (`eka worker`) does ids in, ids out; it may die at any moment.
+//!
+//! The modules below are in layer order: each imports only from those above it, as `tests/architecture.rs` lists.
+
+pub mod units;
+
+pub mod metrics;
+
+pub mod job;
+
+pub mod manifest;
+
+pub mod wire;

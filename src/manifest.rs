@@ -1,0 +1,271 @@
+//! `eka.json`: what a directory under `models/` says about itself.
+//!
+//! Written by `export`, read by everything else. A reader refuses a schema that it does not know instead of guessing.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+/// The manifest's file name in a model directory.
+pub const FILE_NAME: &str = "eka.json";
+
+/// The schema that this version writes and reads.
+pub const SCHEMA: u32 = 1;
+
+/// The manifest of a model directory.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Version of this file's layout: [`SCHEMA`].
+    pub schema: u32,
+    /// `model_type` of the source configuration, for example `llama`.
+    pub architecture: String,
+    /// Sizes of the model.
+    pub dims: Dims,
+    /// Type of activations and of the key-value cache.
+    pub dtype: Dtype,
+    /// How the weights are stored; absent when they have `dtype`.
+    pub quantization: Option<Quantization>,
+    /// Most positions, prompt and answer together.
+    pub context_length: usize,
+    /// Ids after which a generation ends, from `generation_config.json`, else `config.json`.
+    pub end_tokens: Vec<u32>,
+    /// Number of parameters after the merge, a tied head counted once.
+    pub parameters: u64,
+    /// Names of the graph's inputs and outputs.
+    pub graph: GraphNames,
+    /// Where all this came from.
+    pub provenance: Provenance,
+}
+
+/// Sizes of a decoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dims {
+    /// Decoder layers.
+    pub layers: usize,
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key-value heads; `heads` is a multiple.
+    pub kv_heads: usize,
+    /// Width of one head.
+    pub head_dim: usize,
+    /// Width inside the MLP.
+    pub intermediate: usize,
+    /// Number of token ids.
+    pub vocab: usize,
+}
+
+/// A floating-point type of activations and cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// IEEE 754 single precision.
+    Float32,
+    /// IEEE 754 half precision.
+    Float16,
+    /// The upper half of a single.
+    Bfloat16,
+}
+
+/// Block-wise weight quantization, as ONNX Runtime's `MatMulNBits` reads it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quantization {
+    /// Bits of one weight: 4 or 8.
+    pub bits: u8,
+    /// Consecutive weights that share a scale: 32, 64 or 128.
+    pub block_size: usize,
+    /// `MatMulNBits`' `accuracy_level`; 4 lets the CPU multiply in int8.
+    pub accuracy_level: u8,
+}
+
+/// Names of the graph's inputs and outputs; `{i}` stands for the layer's number.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GraphNames {
+    /// int64 `[1, n]`.
+    pub input_ids: String,
+    /// int32 `[1]`: total length minus one.
+    pub seqlens_k: String,
+    /// int32 scalar: total length.
+    pub total_sequence_length: String,
+    /// int64 `[k]`: which of the `n` positions need logits.
+    pub logits_index: String,
+    /// `[1, k, vocab]`.
+    pub logits: String,
+    /// `[1, kv_heads, capacity, head_dim]`, one a layer.
+    pub past_key: String,
+    /// As `past_key`.
+    pub past_value: String,
+    /// As `past_key`, over the same memory.
+    pub present_key: String,
+    /// As `past_key`, over the same memory.
+    pub present_value: String,
+}
+
+impl Default for GraphNames {
+    fn default() -> Self {
+        Self {
+            input_ids: "input_ids".into(),
+            seqlens_k: "seqlens_k".into(),
+            total_sequence_length: "total_sequence_length".into(),
+            logits_index: "logits_index".into(),
+            logits: "logits".into(),
+            past_key: "past_key_values.{i}.key".into(),
+            past_value: "past_key_values.{i}.value".into(),
+            present_key: "present.{i}.key".into(),
+            present_value: "present.{i}.value".into(),
+        }
+    }
+}
+
+/// Where a model came from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Provenance {
+    /// `eka` and its version.
+    pub exporter: String,
+    /// Every file that was read, in the order of their names.
+    pub sources: Vec<SourceFile>,
+    /// The adapter that was merged, if any.
+    pub adapter: Option<AdapterSummary>,
+}
+
+/// A source file, by content.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SourceFile {
+    /// Path within the source directories: `base/…` or `adapter/…`.
+    pub path: String,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// SHA-256 of its content, lower-case hexadecimal.
+    pub sha256: String,
+}
+
+/// The adapter that was merged.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdapterSummary {
+    /// Rank `r`.
+    pub rank: usize,
+    /// What `B·A` was multiplied with.
+    pub scale: f32,
+    /// Names of the modules that it changed, without their layers.
+    pub targets: Vec<String>,
+}
+
+/// Why a model directory's manifest cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// It is not there, or cannot be read.
+    #[error("{}: {source}; is this a directory written by `eka export`?", path.display())]
+    Read {
+        /// The manifest's path.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// It is not JSON of this layout.
+    #[error("{}: {source}; export the model again with this version of eka", path.display())]
+    Parse {
+        /// The manifest's path.
+        path: PathBuf,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// It was written by another version.
+    #[error("{}: schema {found}, this version of eka reads schema {SCHEMA}; export the model again", path.display())]
+    Schema {
+        /// The manifest's path.
+        path: PathBuf,
+        /// The schema that it names.
+        found: u32,
+    },
+    /// A size that no model has.
+    #[error("{}: {field} is {value}, {expected}; export the model again", path.display())]
+    Value {
+        /// The manifest's path.
+        path: PathBuf,
+        /// Which field.
+        field: &'static str,
+        /// What it holds.
+        value: usize,
+        /// What it may hold.
+        expected: &'static str,
+    },
+}
+
+impl Manifest {
+    /// Reads the manifest of `model_dir`.
+    ///
+    /// # Errors
+    /// [`ManifestError`] when the file is missing, not of this layout or schema, or holds impossible sizes.
+    pub fn read(model_dir: &Path) -> Result<Self, ManifestError> {
+        let path = model_dir.join(FILE_NAME);
+        let text = fs::read(&path).map_err(|source| ManifestError::Read { path: path.clone(), source })?;
+        // The schema first: a newer layout should be called newer, not malformed.
+        let parse = |source| ManifestError::Parse { path: path.clone(), source };
+        let Schema { schema } = serde_json::from_slice(&text).map_err(parse)?;
+        if schema != SCHEMA {
+            return Err(ManifestError::Schema { path, found: schema });
+        }
+        let manifest: Self = serde_json::from_slice(&text).map_err(parse)?;
+        manifest.check(&path)?;
+        Ok(manifest)
+    }
+
+    /// As it is written to disk: indented, with a final newline.
+    ///
+    /// # Panics
+    /// Never: the manifest holds nothing that JSON cannot say.
+    #[must_use]
+    #[expect(clippy::missing_panics_doc, clippy::expect_used, reason = "plain data with string keys")]
+    pub fn to_json(&self) -> String {
+        let mut json = serde_json::to_string_pretty(self).expect("plain data serialises");
+        json.push('\n');
+        json
+    }
+
+    fn check(&self, path: &Path) -> Result<(), ManifestError> {
+        const MOST: usize = 1 << 24;
+        let Dims { layers, hidden, heads, kv_heads, head_dim, intermediate, vocab } = self.dims;
+        let sizes = [
+            ("layers", layers),
+            ("hidden", hidden),
+            ("heads", heads),
+            ("kv_heads", kv_heads),
+            ("head_dim", head_dim),
+            ("intermediate", intermediate),
+            ("vocab", vocab),
+            ("context_length", self.context_length),
+        ];
+        for (field, value) in sizes {
+            if value == 0 || value > MOST {
+                let expected = "expected 1 to 16777216";
+                return Err(ManifestError::Value { path: path.into(), field, value, expected });
+            }
+        }
+        if !heads.is_multiple_of(kv_heads) {
+            let expected = "expected a divisor of heads";
+            return Err(ManifestError::Value {
+                path: path.into(),
+                field: "kv_heads",
+                value: kv_heads,
+                expected,
+            });
+        }
+        Ok(())
+    }
+}
+
+#[derive(Deserialize)]
+struct Schema {
+    schema: u32,
+}

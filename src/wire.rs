@@ -1,0 +1,261 @@
+//! Frames for jobs and events on a pipe.
+//!
+//! A frame is its payload's length (u32, little-endian) and the payload: one [`Down`] or [`Up`] in postcard's encoding.
+//! The worker writes one [`Up`] per prefill chunk and per decode step; these are the heartbeat that supervision watches.
+//! Both ends are the same binary, so there is no negotiation, but [`Up::Hello`] carries [`PROTOCOL`] all the same: a
+//! binary that was replaced on disk under a running server starts workers of another version.
+//!
+//! The reading side trusts nothing: a length above [`MAX_FRAME`] or a payload that does not decode is a [`WireError`],
+//! never an allocation of that length.
+
+use std::{
+    io::{self, Read, Write},
+    path::PathBuf,
+};
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::{
+    job::{Failure, Finish, Job, JobId, Memory, ReadyReport},
+    units::Bytes,
+};
+
+/// Version of the frames below; both ends must have the same.
+pub const PROTOCOL: u32 = 1;
+
+/// Longest payload that is sent or read: room for a prompt of some three million tokens.
+pub const MAX_FRAME: Bytes = Bytes::mib(16);
+
+/// From the parent to the worker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Down {
+    /// Load a model; answered by [`Up::Ready`] or [`Up::LoadFailed`]. The first frame, once.
+    Load(LoadSpec),
+    /// Run a job; answered by frames that carry its id, the last one [`Up::Done`] or [`Up::Failed`].
+    Generate(Job),
+    /// Stop this job after the current step. For a job that is over or not known, nothing.
+    Cancel(JobId),
+    /// Give back memory that no job needs; answered by [`Up::Trimmed`].
+    Trim,
+    /// End with exit code 0, after the current step.
+    Shutdown,
+}
+
+/// What to load, and how to run it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadSpec {
+    /// The model directory.
+    pub model_dir: PathBuf,
+    /// Where ONNX Runtime's library is looked for first.
+    pub onnxruntime_dir: Option<PathBuf>,
+    /// Threads that compute; `None` is one for each physical core.
+    pub threads: Option<usize>,
+    /// Most prompt tokens in one pass.
+    pub prefill_chunk: usize,
+    /// Most positions to make room for; `None` is the model's context length.
+    pub context_length: Option<usize>,
+}
+
+/// From the worker to the parent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Up {
+    /// The first frame: which protocol follows.
+    Hello {
+        /// [`PROTOCOL`] of the worker's binary.
+        protocol: u32,
+    },
+    /// The model is loaded and warm.
+    Ready(ReadyReport),
+    /// It cannot be loaded; the worker ends after this.
+    LoadFailed {
+        /// Why, and the way out.
+        message: String,
+    },
+    /// A prefill chunk is done.
+    Progress {
+        /// Whose.
+        job: JobId,
+        /// Prompt tokens read so far.
+        done: usize,
+        /// Prompt tokens in all.
+        total: usize,
+    },
+    /// A token was picked.
+    Token {
+        /// Whose.
+        job: JobId,
+        /// The token.
+        id: u32,
+    },
+    /// The job is over.
+    Done {
+        /// Whose.
+        job: JobId,
+        /// How it ended.
+        finish: Finish,
+    },
+    /// The job could not be finished.
+    Failed {
+        /// Whose.
+        job: JobId,
+        /// Why.
+        failure: Failure,
+        /// Whether the device can no longer be used; the worker ends after this.
+        poisoned: bool,
+    },
+    /// Memory was given back.
+    Trimmed {
+        /// What is held now.
+        memory: Memory,
+    },
+}
+
+/// Why a frame could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum WireError {
+    /// The pipe failed, or ended within a frame.
+    #[error("the pipe failed: {0}")]
+    Io(#[from] io::Error),
+    /// A length that no frame has.
+    #[error("a frame claims {found}, the longest is {MAX_FRAME}")]
+    TooLong {
+        /// The length found.
+        found: Bytes,
+    },
+    /// A payload that is not one of these messages.
+    #[error("a frame of {length} does not decode: {source}")]
+    Decode {
+        /// Its length.
+        length: Bytes,
+        /// Where and why.
+        source: postcard::Error,
+    },
+    /// A message that cannot be encoded.
+    #[error("a message cannot be encoded: {0}")]
+    Encode(postcard::Error),
+}
+
+/// Encodes a message as one frame, appended to `frame`.
+///
+/// # Errors
+/// [`WireError::TooLong`] when the message exceeds [`MAX_FRAME`]; `frame` then is as it was.
+pub fn encode<T: Serialize>(message: &T, frame: &mut Vec<u8>) -> Result<(), WireError> {
+    let payload = postcard::to_stdvec(message).map_err(WireError::Encode)?;
+    let length = checked_length(payload.len() as u64)?;
+    frame.extend_from_slice(&length.to_le_bytes());
+    frame.extend_from_slice(&payload);
+    Ok(())
+}
+
+/// Decodes the payload of one frame.
+///
+/// # Errors
+/// [`WireError::Decode`] when it is not a `T`.
+pub fn decode<T: DeserializeOwned>(payload: &[u8]) -> Result<T, WireError> {
+    postcard::from_bytes(payload)
+        .map_err(|source| WireError::Decode { length: Bytes::from(payload.len()), source })
+}
+
+/// The payload's length that a frame's first four bytes announce.
+///
+/// # Errors
+/// [`WireError::TooLong`] above [`MAX_FRAME`].
+pub fn payload_length(head: [u8; 4]) -> Result<usize, WireError> {
+    Ok(checked_length(u64::from(u32::from_le_bytes(head)))? as usize)
+}
+
+fn checked_length(length: u64) -> Result<u32, WireError> {
+    match u32::try_from(length) {
+        Ok(length) if u64::from(length) <= MAX_FRAME.0 => Ok(length),
+        _ => Err(WireError::TooLong { found: Bytes(length) }),
+    }
+}
+
+/// Writes one frame and flushes, so that the other end sees it at once.
+///
+/// # Errors
+/// [`WireError::TooLong`], or [`WireError::Io`] when the other end is gone.
+pub fn write<T: Serialize>(message: &T, pipe: &mut impl Write) -> Result<(), WireError> {
+    let mut frame = Vec::with_capacity(64);
+    encode(message, &mut frame)?;
+    pipe.write_all(&frame)?;
+    Ok(pipe.flush()?)
+}
+
+/// Reads one frame; `None` when the pipe ended between two frames.
+///
+/// # Errors
+/// [`WireError`] when it ended within one, or the frame is not one of these.
+pub fn read<T: DeserializeOwned>(pipe: &mut impl Read) -> Result<Option<T>, WireError> {
+    let mut head = [0; 4];
+    let first = loop {
+        match pipe.read(&mut head) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            other => break other?,
+        }
+    };
+    if first == 0 {
+        return Ok(None);
+    }
+    pipe.read_exact(&mut head[first..])?;
+    let mut payload = vec![0; payload_length(head)?];
+    pipe.read_exact(&mut payload)?;
+    decode(&payload).map(Some)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::job::Sampling;
+
+    fn job() -> Job {
+        let sampling = Sampling { logit_bias: vec![(7, -1.5)], seed: u64::MAX, ..Sampling::greedy() };
+        Job {
+            id: JobId(3),
+            prompt: vec![1, 2, u32::MAX],
+            sampling,
+            max_new_tokens: 48,
+            end_tokens: vec![2, 6],
+        }
+    }
+
+    #[test]
+    fn frames_come_out_as_they_went_in_and_the_end_between_them_is_none() {
+        let sent = [Down::Generate(job()), Down::Cancel(JobId(3)), Down::Shutdown];
+        let mut pipe = Vec::new();
+        for message in &sent {
+            write(message, &mut pipe).unwrap();
+        }
+        let mut pipe = pipe.as_slice();
+        for message in sent {
+            assert_eq!(read::<Down>(&mut pipe).unwrap(), Some(message));
+        }
+        assert!(read::<Down>(&mut pipe).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_pipe_that_ends_within_a_frame_is_an_error_at_every_cut() {
+        let mut frame = Vec::new();
+        encode(&Down::Generate(job()), &mut frame).unwrap();
+        for cut in 1..frame.len() {
+            let ended = read::<Down>(&mut &frame[..cut]);
+            assert!(matches!(ended, Err(WireError::Io(_))), "cut at {cut}: {ended:?}");
+        }
+    }
+
+    #[test]
+    fn a_frame_of_four_gibibytes_is_refused_without_allocating_it() {
+        let refused = read::<Up>(&mut [0xff; 4].as_slice());
+        assert!(matches!(refused, Err(WireError::TooLong { found }) if found == Bytes(u64::from(u32::MAX))));
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..256)) {
+            let _ = read::<Up>(&mut bytes.as_slice());
+            let _ = decode::<Down>(&bytes);
+        }
+    }
+}
