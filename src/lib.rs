@@ -21,3 +21,14 @@ pub mod job;
 pub mod manifest;
 
 pub mod wire;
+
+#[expect(unsafe_code, reason = "the one folder where it is allowed")]
+pub mod device;
+
+pub mod model;
+
+pub mod engine;
+
+pub mod worker;
+
+pub mod supervise;
