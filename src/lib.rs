@@ -20,6 +20,8 @@ pub mod job;
 
 pub mod manifest;
 
+pub mod export;
+
 pub mod wire;
 
 #[expect(unsafe_code, reason = "the one folder where it is allowed")]
