@@ -34,3 +34,5 @@ pub mod engine;
 pub mod worker;
 
 pub mod supervise;
+
+pub mod cli;

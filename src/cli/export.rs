@@ -10,7 +10,7 @@ use std::{
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use eka::{
+use crate::{
     export::{self, BlockSize, Existing, Options, Progress, Report, Source, Stage, WeightFormat},
     units::Bytes,
 };
