@@ -20,4 +20,6 @@ pub mod job;
 
 pub mod manifest;
 
+pub mod text;
+
 pub mod wire;
