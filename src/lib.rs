@@ -21,3 +21,5 @@ pub mod job;
 pub mod manifest;
 
 pub mod wire;
+
+pub mod executor;
