@@ -20,6 +20,8 @@ pub mod job;
 
 pub mod manifest;
 
+pub mod text;
+
 pub mod wire;
 
 pub mod executor;
