@@ -25,3 +25,5 @@ pub mod text;
 pub mod wire;
 
 pub mod executor;
+
+pub mod http;
