@@ -18,6 +18,8 @@ pub mod metrics;
 
 pub mod job;
 
+pub mod config;
+
 pub mod manifest;
 
 pub mod text;

@@ -66,8 +66,8 @@ impl Moment {
         let Date { year, month, day } = self.date;
         let (hour, minute, second) =
             (self.second_of_day / 3600, self.second_of_day / 60 % 60, self.second_of_day % 60);
-        let month_name = MONTHS[(month - 1) as usize];
-        let day_name = DAYS[((self.days + 3) % 7) as usize];
+        let month_name = name(&MONTHS, month - 1);
+        let day_name = name(&DAYS, (self.days + 3) % 7);
         match directive {
             'Y' => format!("{year}"),
             'y' => format!("{:02}", year % 100),
@@ -90,6 +90,10 @@ impl Moment {
             unknown => format!("%{unknown}"),
         }
     }
+}
+
+fn name(names: &[&'static str], n: u64) -> &'static str {
+    usize::try_from(n).map_or("", |n| names[n])
 }
 
 /// A day of the Gregorian calendar, month and day from 1.

@@ -11,7 +11,7 @@ use tokenizers::Tokenizer;
 
 use super::{
     Text,
-    spelling::Spelling,
+    spelling::{Spelling, visible},
     stops::Stops,
     utf8::{Utf8, push_real},
 };
@@ -129,6 +129,10 @@ impl Stream {
     const MOST_HELD: usize = 4;
 
     fn push(&mut self, tokenizer: &Tokenizer, token: u32) -> String {
+        // A token without text would count as one that is held back.
+        if visible(tokenizer, token).is_none() {
+            return String::new();
+        }
         let step = tokenizers::step_decode_stream(
             tokenizer,
             vec![token],

@@ -52,7 +52,7 @@ impl Spelling {
 }
 
 /// The token with this id, unless it is special or there is none.
-fn visible(tokenizer: &Tokenizer, id: u32) -> Option<String> {
+pub(super) fn visible(tokenizer: &Tokenizer, id: u32) -> Option<String> {
     let token = tokenizer.id_to_token(id)?;
     (!tokenizer.get_added_vocabulary().is_special_token(&token)).then_some(token)
 }
@@ -92,11 +92,11 @@ fn fallback_byte(token: &str) -> Option<u8> {
 }
 
 /// GPT-2's alphabet: printable bytes stand for themselves, the others for the characters from U+0100 on.
-struct Alphabet([Option<u8>; 0x144]);
+struct Alphabet(Box<[Option<u8>; 0x144]>);
 
 impl Alphabet {
     fn new() -> Self {
-        let mut bytes = [None; 0x144];
+        let mut bytes = Box::new([None; 0x144]);
         let mut next = 0x100;
         for byte in 0..=u8::MAX {
             let printable = matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
