@@ -83,10 +83,11 @@ impl Server {
         let settings = Settings {
             body_limit: Bytes::kib(64),
             heartbeat: wish.heartbeat,
-            max_connections: 512,
+            max_connections: NonZeroUsize::new(512).unwrap(),
             grace: wish.grace,
             deadlines: Deadlines { queue: Duration::from_secs(60), total: Duration::from_secs(120) },
-            default_max_new_tokens: 64,
+            context_length: None,
+            default_max_new: Tokens(64),
         };
         let state = AppState::new(demo_text(), executor.clone(), metrics.clone(), seen, settings);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -139,6 +139,14 @@ impl Executor {
         JobId(self.shared.last_id.fetch_add(1, Ordering::Relaxed) + 1)
     }
 
+    /// Whether a job with so long a prompt would be accepted now; its place is not kept.
+    ///
+    /// # Errors
+    /// As [`Self::submit`] would have.
+    pub fn check_room(&self, prompt: Tokens) -> Result<(), SubmitError> {
+        self.shared.queue().check_room(prompt)
+    }
+
     /// Puts a job at the end of the queue.
     ///
     /// # Errors

@@ -108,13 +108,16 @@ impl Queue {
         }
     }
 
+    pub(super) fn check_room(&self, prompt: Tokens) -> Result<(), SubmitError> {
+        match (self.accepting, self.has_room_for(prompt)) {
+            (false, _) => Err(SubmitError::Stopped),
+            (true, false) => Err(self.busy()),
+            (true, true) => Ok(()),
+        }
+    }
+
     pub(super) fn push(&mut self, accepted: Accepted) -> Result<(), SubmitError> {
-        if !self.accepting {
-            return Err(SubmitError::Stopped);
-        }
-        if !self.has_room_for(accepted.job.prompt.len()) {
-            return Err(self.busy());
-        }
+        self.check_room(Tokens(accepted.job.prompt.len()))?;
         self.prompt_tokens += accepted.job.prompt.len();
         self.waiting.push_back(accepted);
         Ok(())
@@ -200,14 +203,14 @@ impl Queue {
 
     /// A job that a free slot is about to take waits for nothing, and takes no place in the queue. One too large for
     /// the token bound has the queue to itself: it is the context length that limits a single prompt.
-    fn has_room_for(&self, prompt_tokens: usize) -> bool {
+    fn has_room_for(&self, prompt: Tokens) -> bool {
         let about_to_run = if self.running.is_none() { self.waiting.front() } else { None };
         let jobs = self.waiting.len() - usize::from(about_to_run.is_some());
         let queued = self.prompt_tokens - about_to_run.map_or(0, |next| next.job.prompt.len());
         if self.running.is_none() && about_to_run.is_none() {
             return true;
         }
-        let fits = queued.saturating_add(prompt_tokens) <= self.limits.max_prompt_tokens.0;
+        let fits = queued.saturating_add(prompt.0) <= self.limits.max_prompt_tokens.0;
         jobs < self.limits.max_jobs.get() && (jobs == 0 || fits)
     }
 

@@ -3,8 +3,6 @@
 //! Everything that can be refused is refused here, before it takes a place: a worker that is not there, a prompt that
 //! does not fit, a queue that is full. What is accepted can only fail by what happens to it.
 
-use std::sync::Arc;
-
 use actix_web::web;
 
 use super::{
@@ -23,13 +21,12 @@ use crate::{
 /// Puts a job in the queue, and hands out the answer that will come of it.
 pub(super) async fn admit(state: &AppState, id: JobId, ask: Ask) -> Result<Answer, ApiError> {
     check_readiness(&state.readiness.borrow())?;
-    let prompt = encode(state.text.clone(), ask.prompt).await?;
-    let card = state.text.card();
-    let default = state.settings.default_max_new_tokens;
-    let max_new_tokens = room(prompt.len(), ask.max_new_tokens, default, card.context_length)?;
+    let prompt = encode(state, ask.prompt).await?;
+    let default = state.settings.default_max_new;
+    let max_new_tokens = room(Tokens(prompt.len()), ask.max_new, default, state.context_length())?.0;
     let mut end_tokens = ask.stop_token_ids;
     if !ask.ignore_eos {
-        end_tokens.extend(&card.end_tokens);
+        end_tokens.extend(&state.text.card().end_tokens);
     }
     let (prompt_tokens, sampling) = (prompt.len(), ask.sampling);
     let job = Job { id, prompt, sampling, max_new_tokens, end_tokens: end_tokens.clone() };
@@ -49,10 +46,15 @@ fn check_readiness(readiness: &Readiness) -> Result<(), ApiError> {
     }
 }
 
-/// Encodes on a thread of its own: a long prompt takes long enough to stall every stream of this one.
-async fn encode(text: Arc<Text>, prompt: Prompt) -> Result<Vec<u32>, ApiError> {
+/// Encodes on a thread of its own, because a long prompt takes long enough to stall every stream of this one. A few at
+/// a time, and not when the queue is full anyway: a crowd that will be refused must not take the worker's processors.
+async fn encode(state: &AppState, prompt: Prompt) -> Result<Vec<u32>, ApiError> {
+    let internal = |error: &dyn std::fmt::Display| ApiError::Internal { message: error.to_string() };
+    let _permit = state.encoders.acquire().await.map_err(|error| internal(&error))?;
+    state.executor.check_room(Tokens(1))?;
+    let text = state.text.clone();
     let encoded = web::block(move || encode_now(&text, prompt)).await;
-    let ids = encoded.map_err(|error| ApiError::Internal { message: error.to_string() })??;
+    let ids = encoded.map_err(|error| internal(&error))??;
     if ids.is_empty() { Err(ApiError::EmptyPrompt) } else { Ok(ids) }
 }
 
@@ -67,16 +69,18 @@ fn encode_now(text: &Text, prompt: Prompt) -> Result<Vec<u32>, TextError> {
 }
 
 /// How many tokens to generate: those asked for, which must fit, else as many of the default as fit.
-fn room(prompt: usize, asked: Option<usize>, default: usize, capacity: usize) -> Result<usize, ApiError> {
-    let left = capacity.saturating_sub(prompt);
+fn room(
+    prompt: Tokens,
+    asked: Option<Tokens>,
+    default: Tokens,
+    capacity: Tokens,
+) -> Result<Tokens, ApiError> {
+    let left = Tokens(capacity.0.saturating_sub(prompt.0));
     match asked {
-        _ if left == 0 => Err(ApiError::NoRoom { prompt: Tokens(prompt), capacity: Tokens(capacity) }),
-        Some(asked) if asked > left => {
-            let (prompt, max_new, capacity) = (Tokens(prompt), Tokens(asked), Tokens(capacity));
-            Err(Failure::Context { prompt, max_new, capacity }.into())
-        }
-        Some(asked) => Ok(asked),
-        None => Ok(default.clamp(1, left)),
+        _ if left == Tokens(0) => Err(ApiError::NoRoom { prompt, capacity }),
+        Some(max_new) if max_new > left => Err(Failure::Context { prompt, max_new, capacity }.into()),
+        Some(max_new) => Ok(max_new),
+        None => Ok(default.clamp(Tokens(1), left)),
     }
 }
 
@@ -86,12 +90,15 @@ mod tests {
 
     #[test]
     fn what_is_asked_for_must_fit_and_the_default_is_lowered_until_it_does() {
-        assert_eq!(room(10, Some(6), 100, 16).unwrap(), 6);
-        assert_eq!(room(10, None, 100, 16).unwrap(), 6);
-        assert_eq!(room(10, None, 3, 16).unwrap(), 3);
-        assert!(matches!(room(10, Some(7), 100, 16), Err(ApiError::Failure(Failure::Context { .. }))));
+        let room = |prompt, asked: Option<usize>, default| {
+            super::room(Tokens(prompt), asked.map(Tokens), Tokens(default), Tokens(16))
+        };
+        assert_eq!(room(10, Some(6), 100).unwrap(), Tokens(6));
+        assert_eq!(room(10, None, 100).unwrap(), Tokens(6));
+        assert_eq!(room(10, None, 3).unwrap(), Tokens(3));
+        assert!(matches!(room(10, Some(7), 100), Err(ApiError::Failure(Failure::Context { .. }))));
         for prompt in [16, 17, usize::MAX] {
-            assert!(matches!(room(prompt, None, 1, 16), Err(ApiError::NoRoom { .. })));
+            assert!(matches!(room(prompt, None, 1), Err(ApiError::NoRoom { .. })));
         }
     }
 

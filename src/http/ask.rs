@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::{Map, Number, Value};
 
 use super::fields::{FieldError, Fields, Known, typed, wrong_type};
-use crate::{executor::Deadlines, job::Sampling, text::Message};
+use crate::{executor::Deadlines, job::Sampling, text::Message, units::Tokens};
 
 /// Most stop strings of one request.
 const MOST_STOPS: usize = 16;
@@ -18,7 +18,8 @@ const MOST_STOPS: usize = 16;
 #[derive(Debug)]
 pub(super) struct Ask {
     pub(super) prompt: Prompt,
-    pub(super) max_new_tokens: Option<usize>,
+    /// `None` leaves it to the settings and the room there is.
+    pub(super) max_new: Option<Tokens>,
     pub(super) sampling: Sampling,
     pub(super) stop: Vec<String>,
     pub(super) stop_token_ids: Vec<u32>,
@@ -64,7 +65,7 @@ impl Ask {
         fields: &mut Fields,
         rules: &Rules,
         prompt: Prompt,
-        max_new_tokens: Option<usize>,
+        max_new: Option<Tokens>,
     ) -> Result<Self, FieldError> {
         if let Prompt::Ids(ids) = &prompt {
             check_ids(ids, "prompt", rules.vocabulary)?;
@@ -73,7 +74,7 @@ impl Ask {
         check_ids(&stop_token_ids, &fields.path("stop_token_ids"), rules.vocabulary)?;
         Ok(Self {
             prompt,
-            max_new_tokens,
+            max_new,
             sampling: take_sampling(fields, rules)?,
             stop: take_stop(fields)?,
             stop_token_ids,
@@ -85,10 +86,10 @@ impl Ask {
 }
 
 /// Takes a number of tokens to generate.
-pub(super) fn take_tokens(fields: &mut Fields, name: &str) -> Result<Option<usize>, FieldError> {
+pub(super) fn take_tokens(fields: &mut Fields, name: &str) -> Result<Option<Tokens>, FieldError> {
     // The context length is the real limit, and is checked with the prompt's length at hand.
     let tokens = fields.whole(name, 1..=u64::from(u32::MAX))?;
-    Ok(tokens.map(|tokens| usize::try_from(tokens).unwrap_or(usize::MAX)))
+    Ok(tokens.map(|tokens| Tokens(usize::try_from(tokens).unwrap_or(usize::MAX))))
 }
 
 /// Takes `prompt` as OpenAI has it: a string, an array of token ids, or an array of one of either.

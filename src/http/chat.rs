@@ -8,6 +8,7 @@ use super::{
     dialect::{Dialect, Head, OF_CHAT, timings, usage},
     fields::{FieldError, Fields, Known},
 };
+use crate::units::Tokens;
 
 /// OpenAI's chat completions.
 pub(super) struct Chat(Head);
@@ -79,12 +80,12 @@ impl Dialect for Chat {
 }
 
 /// `max_completion_tokens`, or its deprecated name.
-fn take_most(fields: &mut Fields) -> Result<Option<usize>, FieldError> {
+fn take_most(fields: &mut Fields) -> Result<Option<Tokens>, FieldError> {
     let newer = take_tokens(fields, "max_completion_tokens")?;
     let older = take_tokens(fields, "max_tokens")?;
     match (newer, older) {
         (Some(newer), Some(older)) if newer != older => {
-            let said = format!("is {older}, and max_completion_tokens is {newer}; send one of them");
+            let said = format!("is {}, and max_completion_tokens is {}; send one of them", older.0, newer.0);
             Err(FieldError::value("max_tokens", said))
         }
         (newer, older) => Ok(newer.or(older)),

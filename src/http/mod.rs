@@ -24,6 +24,7 @@ mod probes;
 use std::{
     io,
     net::TcpListener,
+    num::NonZeroUsize,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -32,18 +33,19 @@ use std::{
 };
 
 use actix_web::{App, HttpRequest, HttpServer, Resource, Route, middleware::from_fn, web};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use self::{
     chat::Chat, completions::Completions, count::count, dialect::Dialect, error::ApiError,
     generate::generate, native::Native,
 };
 use crate::{
+    config::Config,
     executor::{Deadlines, Executor},
     job::Readiness,
     metrics::Metrics,
     text::Text,
-    units::Bytes,
+    units::{Bytes, Tokens},
 };
 
 /// Threads that speak HTTP. There is one slot: two threads keep the probes of a server answering while one of them
@@ -64,25 +66,42 @@ pub struct Settings {
     /// A stream that has nothing to say says so this often.
     pub heartbeat: Duration,
     /// Most connections at once; further ones wait to be accepted.
-    pub max_connections: usize,
+    pub max_connections: NonZeroUsize,
     /// At shutdown, what waits and runs has this long to finish.
     pub grace: Duration,
     /// Of requests that name none. They may ask for less, not for more.
     pub deadlines: Deadlines,
+    /// Lowers the model's context length.
+    pub context_length: Option<Tokens>,
     /// Of requests that name none, lowered to what the context has room for.
-    pub default_max_new_tokens: usize,
+    pub default_max_new: Tokens,
+}
+
+impl From<&Config> for Settings {
+    fn from(config: &Config) -> Self {
+        let Config { server, queue, engine, .. } = config;
+        Self {
+            body_limit: server.body_limit,
+            heartbeat: server.heartbeat.into(),
+            max_connections: server.max_connections,
+            grace: server.grace.into(),
+            deadlines: Deadlines { queue: queue.timeout.into(), total: queue.total_timeout.into() },
+            context_length: engine.context_length,
+            default_max_new: engine.default_max_new,
+        }
+    }
 }
 
 /// What the handlers share.
 #[derive(Clone)]
 pub struct AppState {
-    /// The model's text side.
     text: Arc<Text>,
-    /// The queue.
     executor: Executor,
     metrics: Arc<Metrics>,
     readiness: watch::Receiver<Readiness>,
     settings: Settings,
+    /// Prompts are encoded [`THREADS`] at a time.
+    encoders: Arc<Semaphore>,
     /// Tells this process' answer ids from those of the one before.
     instance: u32,
     /// A worker has been ready at some time.
@@ -99,8 +118,22 @@ impl AppState {
         readiness: watch::Receiver<Readiness>,
         settings: Settings,
     ) -> Self {
-        let was_ready = Arc::default();
-        Self { text, executor, metrics, readiness, settings, instance: rand::random(), was_ready }
+        Self {
+            text,
+            executor,
+            metrics,
+            readiness,
+            settings,
+            encoders: Arc::new(Semaphore::new(THREADS)),
+            instance: rand::random(),
+            was_ready: Arc::default(),
+        }
+    }
+
+    /// Most positions of prompt and answer together.
+    fn context_length(&self) -> Tokens {
+        let model = Tokens(self.text.card().context_length);
+        self.settings.context_length.map_or(model, |lowered| lowered.min(model))
     }
 
     fn was_ready(&self) -> bool {
@@ -127,7 +160,7 @@ pub async fn serve(
     state: AppState,
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
-    let max_connections = state.settings.max_connections.div_ceil(THREADS);
+    let max_connections = state.settings.max_connections.get().div_ceil(THREADS);
     let data = web::Data::new(state.clone());
     let server =
         HttpServer::new(move || App::new().app_data(data.clone()).wrap(from_fn(count)).configure(routes))

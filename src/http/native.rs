@@ -27,8 +27,8 @@ impl Dialect for Native {
 
     fn ask(fields: &mut Fields, rules: &Rules) -> Result<Ask, FieldError> {
         let prompt = take_prompt(fields)?;
-        let max_new_tokens = take_tokens(fields, "max_new_tokens")?;
-        Ask::take(fields, rules, prompt, max_new_tokens)
+        let max_new = take_tokens(fields, "max_new_tokens")?;
+        Ask::take(fields, rules, prompt, max_new)
     }
 
     fn whole(&self, ending: &Ending) -> Value {

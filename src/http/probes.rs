@@ -92,7 +92,7 @@ fn model_object(state: &AppState) -> Value {
         "created": card.created,
         "owned_by": "eka",
         "eka": {
-            "context_length": card.context_length,
+            "context_length": state.context_length(),
             "vocabulary": card.vocabulary,
             "has_chat_template": card.has_chat_template,
             "worker": worker(&state.readiness.borrow()),
