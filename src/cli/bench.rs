@@ -24,7 +24,7 @@ use crate::{
 
 /// Measure a model's prefill and decode speed
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     /// Model directory written by `eka export`
     #[arg(value_name = "MODEL_DIR")]
     model: PathBuf,
@@ -106,7 +106,7 @@ struct Round {
 ///
 /// # Errors
 /// When the model cannot be loaded or run, or the lengths do not fit it.
-pub fn run(args: &Args) -> anyhow::Result<()> {
+pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let started = Instant::now();
     let mut timeline = args.engine.open(&args.model)?;
     let load_seconds = started.elapsed().as_secs_f64();
@@ -117,7 +117,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             rounds.push(round(&mut timeline, *prompt, args)?);
         }
     }
-    let results = args.prompt.iter().zip(&rounds).map(|(prompt, rounds)| summarize(*prompt, args.generate, rounds));
+    let results =
+        args.prompt.iter().zip(&rounds).map(|(prompt, rounds)| summarize(*prompt, args.generate, rounds));
     let report = Report {
         model: args.model.display().to_string(),
         threads: args.engine.threads(),
@@ -129,7 +130,11 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 
 fn check(args: &Args, capacity: usize) -> anyhow::Result<()> {
     ensure!(args.rounds > 0, "--rounds is 0: nothing would be measured; use 1 or more");
-    ensure!(args.generate > 1, "--generate is {}: the first token is the prefill's; use 2 or more", args.generate);
+    ensure!(
+        args.generate > 1,
+        "--generate is {}: the first token is the prefill's; use 2 or more",
+        args.generate
+    );
     for prompt in &args.prompt {
         ensure!(
             *prompt > 0 && prompt + args.generate <= capacity,

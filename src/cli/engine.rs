@@ -10,7 +10,7 @@ use crate::{
 
 /// How to run the model.
 #[derive(Debug, clap::Args)]
-pub struct EngineArgs {
+pub(super) struct EngineArgs {
     /// Directory of ONNX Runtime's library; without it, `lib/` beside the binary, then `.onnxruntime/`
     #[arg(long, value_name = "DIR", env = "EKA_ONNXRUNTIME_DIR")]
     onnxruntime: Option<PathBuf>,

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{logging, prepare, worker};
 use crate::{
-    config::{Config, ConfigArgs},
+    config::{self, Config, ConfigArgs},
     job::{Event, Failure, Finish, Job, JobId, Sampling},
     metrics::Metrics,
     supervise::{Runner, Supervisor},
@@ -22,7 +22,7 @@ use crate::{
 
 /// Generate one answer and stream it to the terminal
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     /// The prompt; `-` reads it from standard input
     #[arg(value_name = "PROMPT")]
     prompt: String,
@@ -67,8 +67,8 @@ pub struct Args {
 ///
 /// # Errors
 /// When settings, model or prompt cannot be used, or the generation fails.
-pub fn run(args: Args) -> anyhow::Result<()> {
-    let config = args.config.load()?.config;
+pub(super) fn run(args: Args) -> anyhow::Result<()> {
+    let config = config::Settings::load(&args.config)?.config;
     args.check()?;
     logging::start_quiet()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -93,17 +93,25 @@ impl Args {
         ensure!(t.is_finite() && t >= 0.0, "--temperature is {t}: expected 0 or more");
         ensure!(p > 0.0 && p <= 1.0, "--top-p is {p}: expected more than 0, at most 1");
         ensure!(self.max_new_tokens != Some(0), "--max-new-tokens is 0: expected 1 or more");
-        ensure!(self.stop.iter().all(|stop| !stop.is_empty()), "--stop is empty: it would stop before anything");
+        ensure!(
+            self.stop.iter().all(|stop| !stop.is_empty()),
+            "--stop is empty: it would stop before anything"
+        );
         Ok(())
     }
 
     fn job(&self, text: &Text, config: &Config) -> anyhow::Result<Job> {
         let prompt = self.encode(text)?;
         let card = text.card();
-        let context = config.engine.context_length.map_or(card.context_length, |n| card.context_length.min(n.get()));
+        let context =
+            config.engine.context_length.map_or(card.context_length, |n| card.context_length.min(n.0));
         let room = context.saturating_sub(prompt.len());
-        ensure!(room > 0, "the prompt of {} tokens leaves no room in the context length of {context}", prompt.len());
-        let asked = self.max_new_tokens.unwrap_or_else(|| room.min(config.engine.default_max_new_tokens.get()));
+        ensure!(
+            room > 0,
+            "the prompt of {} tokens leaves no room in the context length of {context}",
+            prompt.len()
+        );
+        let asked = self.max_new_tokens.unwrap_or_else(|| room.min(config.engine.default_max_new.0));
         ensure!(
             asked <= room,
             "--max-new-tokens is {asked}: after a prompt of {} there is room for {room} of {context}",

@@ -4,9 +4,15 @@
 //! what was asked for and nothing else.
 
 mod bench;
+mod doctor;
 mod engine;
 mod export;
+mod generate;
+mod logging;
+mod prepare;
+mod serve;
 mod verify;
+mod worker;
 
 use std::process::ExitCode;
 
@@ -22,9 +28,15 @@ struct Cli {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
+    Serve(serve::Args),
+    Generate(generate::Args),
     Export(export::Args),
     Verify(verify::Args),
+    Doctor(doctor::Args),
     Bench(bench::Args),
+    /// Run a model for the parent process at the other end of stdin and stdout
+    #[command(hide = true)]
+    Worker,
 }
 
 /// Runs the command line: 0 when all went well, 1 when not, 2 for a command that is none.
@@ -42,11 +54,15 @@ pub fn run() -> ExitCode {
 fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     let done = |()| ExitCode::SUCCESS;
     match command {
+        Command::Serve(args) => serve::run(&args),
+        Command::Generate(args) => generate::run(args).map(done),
         Command::Export(args) => export::run(args).map(done),
         Command::Verify(args) => {
             let same = verify::run(&args)?;
             Ok(if same { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Worker => worker::run().map(done),
         Command::Bench(args) => bench::run(&args).map(done),
     }
 }

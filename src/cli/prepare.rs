@@ -4,16 +4,13 @@
 //! cache's key is the content of the sources and the options, so whatever changes is exported anew and nothing is
 //! exported twice.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::PathBuf};
 
 use anyhow::{Context, bail};
 
 use super::export::Bars;
 use crate::{
-    config::Config,
+    config::{self, Config, Quantize},
     export::{self, BlockSize, Existing, Options, Source, WeightFormat},
     manifest,
 };
@@ -33,10 +30,7 @@ pub(super) struct Prepared {
 /// When there is neither, or the export fails.
 pub(super) fn model(config: &Config) -> anyhow::Result<Prepared> {
     let path = &config.model.path;
-    let id = match &config.model.id {
-        Some(id) => id.clone(),
-        None => directory_name(path)?,
-    };
+    let id = config.model.id.clone();
     if path.join(manifest::FILE_NAME).is_file() {
         return Ok(Prepared { dir: path.clone(), id });
     }
@@ -51,28 +45,26 @@ pub(super) fn model(config: &Config) -> anyhow::Result<Prepared> {
     )
 }
 
-fn directory_name(path: &Path) -> anyhow::Result<String> {
-    let full = fs::canonicalize(path).with_context(|| {
-        format!("{} is not there; set model.path or --model to a model directory", path.display())
-    })?;
-    let name = full.file_name().and_then(|name| name.to_str()).map(str::to_owned);
-    name.with_context(|| format!("{} has no name that could be a model's id; set model.id", full.display()))
-}
-
 /// The export of a source directory, from the cache or made now.
 fn exported(config: &Config, id: &str) -> anyhow::Result<PathBuf> {
     let base = config.model.path.join("base");
     let adapter = Some(config.model.path.join("adapter")).filter(|adapter| adapter.is_dir());
     let source = Source::Checkpoint { base, adapter };
-    let options = Options { source, weights: weights(config)?, output: PathBuf::new(), existing: Existing::Keep };
+    let options = Options {
+        source,
+        weights: weights(&config.model)?,
+        output: PathBuf::new(),
+        existing: Existing::Keep,
+    };
     let key = export::fingerprint(&options)?;
     let output = config.model.cache_dir.join("exports").join(format!("{id}-{}", &key[..16]));
     if output.join(manifest::FILE_NAME).is_file() {
         tracing::info!("using the export of {} in {}", config.model.path.display(), output.display());
         return Ok(output);
     }
-    fs::create_dir_all(config.model.cache_dir.join("exports"))
-        .with_context(|| format!("{} cannot be made; set model.cache_dir", config.model.cache_dir.display()))?;
+    fs::create_dir_all(config.model.cache_dir.join("exports")).with_context(|| {
+        format!("{} cannot be made; set model.cache_dir", config.model.cache_dir.display())
+    })?;
     tracing::info!("exporting {} to {}", config.model.path.display(), output.display());
     match export::export(&Options { output: output.clone(), ..options }, &Bars::new()) {
         Ok(_) => Ok(output),
@@ -80,4 +72,16 @@ fn exported(config: &Config, id: &str) -> anyhow::Result<PathBuf> {
         Err(_) if output.join(manifest::FILE_NAME).is_file() => Ok(output),
         Err(e) => Err(e).with_context(|| format!("{} cannot be exported", config.model.path.display())),
     }
+}
+
+fn weights(model: &config::Model) -> anyhow::Result<WeightFormat> {
+    let block_size = match model.block_size {
+        None => BlockSize::default(),
+        Some(weights) => weights.get().try_into().context("model.block_size")?,
+    };
+    Ok(match model.quantize {
+        Quantize::Float32 => WeightFormat::Float32,
+        Quantize::Int8 => WeightFormat::Int8(block_size),
+        Quantize::Int4 => WeightFormat::Int4(block_size),
+    })
 }

@@ -12,9 +12,9 @@ use tokio::sync::watch;
 
 use super::{logging, prepare, worker};
 use crate::{
-    config::{Config, ConfigArgs},
+    config::{self, Config, ConfigArgs},
     device::host,
-    executor::{Deadlines, Executor, Limits},
+    executor::{Executor, Limits},
     http::{self, AppState, Settings},
     job::Readiness,
     metrics::{MemoryKind, Metrics},
@@ -24,11 +24,7 @@ use crate::{
 
 /// Serve a model over HTTP
 #[derive(Debug, clap::Args)]
-pub struct Args {
-    /// Print the settings and where each value comes from, and end
-    #[arg(long)]
-    print_config: bool,
-
+pub(super) struct Args {
     #[command(flatten)]
     config: ConfigArgs,
 }
@@ -37,10 +33,10 @@ pub struct Args {
 ///
 /// # Errors
 /// When settings, model or address cannot be used, or the model cannot be loaded.
-pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let settings = args.config.load()?;
-    if args.print_config {
-        print!("{}", settings.render());
+pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let settings = config::Settings::load(&args.config)?;
+    if args.config.print_config {
+        print!("{}", settings.to_toml());
         return Ok(ExitCode::SUCCESS);
     }
     let config = settings.config;
@@ -60,7 +56,7 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
     let executor = executor(config, &metrics, supervisor.runner());
     tokio::spawn(show_own_memory(Arc::clone(&metrics)));
     tracing::info!("serving {:?} on http://{}", model.id, listener.local_addr()?);
-    let state = AppState::new(text, executor, metrics, readiness.clone(), http_settings(config));
+    let state = AppState::new(text, executor, metrics, readiness.clone(), Settings::from(config));
     let served = http::serve(listener, state, ended(readiness.clone())).await;
     // Asked before the worker is told to end, which is a state of its own.
     let last = readiness.borrow().clone();
@@ -74,26 +70,17 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
 
 fn listen(config: &Config) -> anyhow::Result<TcpListener> {
     let address = SocketAddr::new(config.server.bind, config.server.port);
-    TcpListener::bind(address).with_context(|| format!("cannot listen on {address}; set server.bind or server.port"))
+    TcpListener::bind(address)
+        .with_context(|| format!("cannot listen on {address}; set server.bind or server.port"))
 }
 
 fn executor(config: &Config, metrics: &Arc<Metrics>, runner: Runner) -> Executor {
-    let limits = Limits { max_jobs: config.queue.max_jobs, max_prompt_tokens: config.queue.max_prompt_tokens };
+    let limits =
+        Limits { max_jobs: config.queue.max_jobs, max_prompt_tokens: config.queue.max_prompt_tokens };
     Executor::start(limits, Arc::clone(metrics), move |job, events, cancel| {
         let runner = runner.clone();
         async move { runner.run(job, events, cancel).await }
     })
-}
-
-fn http_settings(config: &Config) -> Settings {
-    Settings {
-        body_limit: config.server.body_limit,
-        heartbeat: config.server.heartbeat.into(),
-        max_connections: config.server.max_connections.get(),
-        grace: config.server.grace.into(),
-        deadlines: Deadlines { queue: config.queue.timeout.into(), total: config.queue.total_timeout.into() },
-        default_max_new_tokens: config.engine.default_max_new_tokens.get(),
-    }
 }
 
 /// Completes when the server shall end: at a signal, or when no worker will ever run. A second signal ends the process.
@@ -113,7 +100,8 @@ async fn ended(mut readiness: watch::Receiver<Readiness>) {
 #[cfg(unix)]
 async fn signal() -> &'static str {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
         tracing::error!("signals cannot be received: this server ends only when killed");
         return std::future::pending().await;

@@ -15,7 +15,7 @@ use crate::job::Sampling;
 
 /// Compare a model's logits and greedy answer with a reference
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     /// Model directory written by `eka export`
     #[arg(value_name = "MODEL_DIR")]
     model: PathBuf,
@@ -44,7 +44,7 @@ pub struct Args {
 ///
 /// # Errors
 /// When the model or the reference cannot be used.
-pub fn run(args: &Args) -> anyhow::Result<bool> {
+pub(super) fn run(args: &Args) -> anyhow::Result<bool> {
     ensure!(args.atol >= 0.0, "--atol is {}: a difference is not negative; use 0 or more", args.atol);
     let reference = Reference::read(args)?;
     let mut timeline = args.engine.open(&args.model)?;
@@ -75,7 +75,8 @@ impl Reference {
     fn read(args: &Args) -> anyhow::Result<Self> {
         let path = args.expected.display();
         let bytes = fs::read(&args.expected).with_context(|| format!("{path} cannot be read"))?;
-        let tensors = SafeTensors::deserialize(&bytes).with_context(|| format!("{path} is no safetensors file"))?;
+        let tensors =
+            SafeTensors::deserialize(&bytes).with_context(|| format!("{path} is no safetensors file"))?;
         let (input_ids, _) = ids(&tensors, "input_ids")?;
         let (logits, shape) = floats(&tensors, &args.logits)?;
         let vocabulary = *shape.last().with_context(|| format!("{:?} is a single number", args.logits))?;
@@ -153,11 +154,18 @@ fn compare(found: ArrayView2<f32>, expected: ArrayView2<f32>) -> Difference {
 }
 
 fn top(row: &ndarray::ArrayView1<f32>) -> usize {
-    row.iter().enumerate().fold((0, f32::NEG_INFINITY), |most, (i, x)| if *x > most.1 { (i, *x) } else { most }).0
+    row.iter()
+        .enumerate()
+        .fold((0, f32::NEG_INFINITY), |most, (i, x)| if *x > most.1 { (i, *x) } else { most })
+        .0
 }
 
 /// How many tokens of the greedy continuation are as expected before the first that is not, and how many there are.
-fn continues(timeline: &mut Timeline, reference: &Reference, expected: &[u32]) -> anyhow::Result<(usize, usize)> {
+fn continues(
+    timeline: &mut Timeline,
+    reference: &Reference,
+    expected: &[u32],
+) -> anyhow::Result<(usize, usize)> {
     let sampling = Sampling::greedy();
     let mut sampler = Sampler::new(&sampling, &reference.input_ids);
     timeline.rewind(0);

@@ -13,7 +13,7 @@ const NAME: &str = "worker";
 ///
 /// # Errors
 /// When the model cannot be loaded or the pipe fails.
-pub fn run() -> anyhow::Result<()> {
+pub(super) fn run() -> anyhow::Result<()> {
     // Unbuffered: a frame is one write, and the parent shall see it at once.
     Ok(worker::run(io::stdin(), io::stdout())?)
 }
@@ -28,7 +28,7 @@ pub(super) fn command(config: &Config, dir: &Path) -> anyhow::Result<WorkerComma
         onnxruntime_dir: config.onnxruntime.dir.clone(),
         threads: config.engine.threads.map(Into::into),
         prefill_chunk: config.engine.prefill_chunk.get(),
-        context_length: config.engine.context_length.map(Into::into),
+        context_length: config.engine.context_length.map(|n| n.0),
     };
     let program = env::current_exe().context("this program's own file cannot be found")?;
     Ok(WorkerCommand { program, arguments: vec![NAME.into()], load })

@@ -89,8 +89,8 @@ pub enum Quantize {
 pub struct Queue {
     /// Jobs that may wait; the next one is refused.
     pub max_jobs: NonZeroUsize,
-    /// Longest prompt.
-    pub max_prompt: Tokens,
+    /// Prompt tokens of the jobs that may wait, taken together.
+    pub max_prompt_tokens: Tokens,
     /// Longest wait in the queue, and that of requests that name none.
     pub timeout: Millis,
     /// Longest time from accepted to finished, and that of requests that name none; at least `timeout`.

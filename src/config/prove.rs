@@ -98,7 +98,7 @@ impl Proof<'_> {
 
     fn queue(&mut self, raw: &RawQueue) -> Option<Queue> {
         let max_jobs = self.positive("queue.max_jobs", raw.max_jobs);
-        let max_prompt = self.whole("queue.max_prompt_tokens", raw.max_prompt_tokens).map(Tokens);
+        let max_prompt_tokens = self.whole("queue.max_prompt_tokens", raw.max_prompt_tokens).map(Tokens);
         let timeout = self.whole("queue.timeout_ms", raw.timeout_ms).map(Millis);
         let total_timeout = self.whole("queue.total_timeout_ms", raw.total_timeout_ms).map(Millis);
         if total_timeout < timeout && total_timeout.is_some() {
@@ -108,7 +108,7 @@ impl Proof<'_> {
         }
         Some(Queue {
             max_jobs: max_jobs?,
-            max_prompt: max_prompt?,
+            max_prompt_tokens: max_prompt_tokens?,
             timeout: timeout?,
             total_timeout: total_timeout?,
         })

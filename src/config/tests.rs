@@ -71,7 +71,7 @@ fn without_anything_set_the_defaults_serve_the_demo() {
     assert_eq!((server.body_limit, server.max_connections.get()), (Bytes::mib(4), 1024));
     assert_eq!((model.path, model.id.as_str()), ("models/demo".into(), "demo"));
     assert_eq!((model.quantize, model.block_size), (Quantize::Float32, None));
-    assert_eq!((queue.max_jobs.get(), queue.max_prompt), (32, Tokens(65_536)));
+    assert_eq!((queue.max_jobs.get(), queue.max_prompt_tokens), (32, Tokens(65_536)));
     assert_eq!((queue.timeout, queue.total_timeout), (Millis(60_000), Millis(600_000)));
     assert_eq!((engine.threads, engine.context_length), (None, None));
     assert_eq!((engine.prefill_chunk.get(), engine.default_max_new), (512, Tokens(256)));

@@ -25,12 +25,22 @@ pub fn memory() -> HostMemory {
 }
 
 fn parse(status: &str) -> HostMemory {
-    let field = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-        let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-        Some(Bytes::kib(kib))
-    };
+    let field = |name| field(status, name);
     HostMemory { resident: field("VmRSS"), anonymous: field("RssAnon"), peak_resident: field("VmHWM") }
+}
+
+/// A line `name: 123 kB` of a file under `/proc`.
+fn field(text: &str, name: &str) -> Option<Bytes> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(Bytes::kib(kib))
+}
+
+/// The machine's memory, in all and available to new work; `None` where the system does not say.
+#[must_use]
+pub fn machine_memory() -> Option<(Bytes, Bytes)> {
+    let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
+    Some((field(&meminfo, "MemTotal")?, field(&meminfo, "MemAvailable")?))
 }
 
 /// Starts a new peak at the present size. Where the system does not allow it, the peak stays that of the process.

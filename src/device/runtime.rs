@@ -8,8 +8,11 @@
 //! `ort` panics when its own search fails, so it is never asked to search: it is given a file.
 
 use std::{
-    env, fmt, fs,
+    env,
+    ffi::CStr,
+    fmt, fs,
     path::{Path, PathBuf},
+    ptr, slice,
 };
 
 use ort::environment::Environment;
@@ -104,6 +107,30 @@ impl Runtime {
     #[must_use]
     pub fn build_info(&self) -> &'static str {
         ort::info()
+    }
+
+    /// Execution providers that the library was built with; whether this machine can use them is another question.
+    ///
+    /// # Errors
+    /// [`DeviceError::Runtime`] when the library does not say.
+    pub fn providers(&self) -> Result<Vec<String>, DeviceError> {
+        let failed = DeviceError::runtime("the list of execution providers");
+        let (mut names, mut count) = (ptr::null_mut(), 0);
+        // SAFETY: both out-parameters are valid for the call.
+        let status = unsafe { (ort::api().GetAvailableProviders)(&raw mut names, &raw mut count) };
+        // SAFETY: the status comes from the call above and is used once.
+        unsafe { ort::Error::result_from_status(status) }.map_err(&failed)?;
+        let listed = usize::try_from(count).unwrap_or(0);
+        // SAFETY: on success `names` points at `count` C strings, which stay until they are released below.
+        let all = unsafe { slice::from_raw_parts(names, listed) };
+        // SAFETY: as above: each is a C string.
+        let providers =
+            all.iter().map(|name| unsafe { CStr::from_ptr(*name) }.to_string_lossy().into_owned()).collect();
+        // SAFETY: they come from the call above, were copied, and are released once.
+        let status = unsafe { (ort::api().ReleaseAvailableProviders)(names, count) };
+        // SAFETY: the status comes from the call above and is used once.
+        unsafe { ort::Error::result_from_status(status) }.map_err(failed)?;
+        Ok(providers)
     }
 
     /// The library's version, `1.x.y`, and its path.
