@@ -32,6 +32,7 @@ impl Surroundings {
 }
 
 /// The settings that won, with their origins, and what was wrong with those that could not take part.
+#[derive(Debug)]
 pub(super) struct Merged {
     pub(super) root: Value,
     pub(super) problems: Vec<Problem>,

@@ -1,7 +1,7 @@
 //! Settings, twice: as typed, then proven.
 //!
 //! Four layers lie over each other: defaults, a file, environment variables, flags. What they leave is checked once,
-//! against one table ([`keys`]), and becomes a [`Config`] of plain data whose types say what was checked. Nothing
+//! against one table (`keys.rs`), and becomes a [`Config`] of plain data whose types say what was checked. Nothing
 //! downstream asks again, and every mistake is reported in one go with its origin, because a server that is started
 //! by a supervisor is a slow place to learn of mistakes one at a time.
 
@@ -216,6 +216,7 @@ fn list(problems: &[Problem]) -> String {
 }
 
 /// The proven settings, with where each came from.
+#[derive(Debug)]
 pub struct Settings {
     /// For everything downstream.
     pub config: Config,

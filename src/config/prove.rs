@@ -159,7 +159,6 @@ impl Proof<'_> {
     }
 
     /// A setting that need not be set: `Some(None)` when it is not.
-    #[expect(clippy::option_option, reason = "one for what may be unset, one for what may be wrong")]
     fn optional<R, T>(
         &mut self,
         raw: Option<R>,

@@ -12,7 +12,7 @@ use minijinja_contrib::pycompat::unknown_method_callback;
 use super::{Message, TextError, date, json};
 
 /// Steps that one rendering may take: hundreds for a usual message, so this is a long conversation or a loop.
-const FUEL: u64 = 20_000_000;
+const FUEL: u64 = 5_000_000;
 
 const NAME: &str = "chat";
 
