@@ -403,6 +403,8 @@ def main():
     run = Run(rows, args.out, args.seed, args.base_steps, args.adapter_steps)
     for stage in args.stages:
         STAGES[stage](run)
+    for path in args.out.rglob("*.safetensors"):
+        path.chmod(0o644)  # written readable by their owner alone
 
 
 if __name__ == "__main__":
