@@ -25,7 +25,7 @@ pub struct Job {
     pub sampling: Sampling,
     /// Most tokens to generate; at least one, and with the prompt within the context length.
     pub max_new_tokens: usize,
-    /// Ids that end the generation. The one that does is reported as a token and counted, but has no text.
+    /// Ids that end the generation. The one that does is counted, but not reported as a token: it has no text.
     pub end_tokens: Vec<u32>,
 }
 

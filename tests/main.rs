@@ -1,3 +1,9 @@
-//! All integration tests, as one binary.
+//! Everything that is tested from outside, in one binary.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop, also in its helpers")]
 
 mod architecture;
+mod http_api;
+mod http_errors;
+mod overload;
+mod serving;

@@ -1,0 +1,169 @@
+//! `eka export`: a checkpoint and its adapter become a model directory.
+
+use std::{
+    io::{self, IsTerminal, Write},
+    path::PathBuf,
+    sync::Mutex,
+    time::{Duration, Instant},
+};
+
+use clap::ValueEnum;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::{
+    export::{self, BlockSize, Existing, Options, Progress, Report, Source, Stage, WeightFormat},
+    units::Bytes,
+};
+
+/// Turn a checkpoint and its LoRA adapter into a model directory
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Checkpoint directory in Hugging Face's layout: config.json, safetensors, tokenizer.json
+    #[arg(long, value_name = "DIR", required_unless_present = "random_weights")]
+    base: Option<PathBuf>,
+
+    /// PEFT adapter directory to merge: adapter_config.json, adapter_model.safetensors
+    #[arg(long, value_name = "DIR", requires = "base")]
+    adapter: Option<PathBuf>,
+
+    /// Model directory to write; its name becomes the model's id
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+
+    /// How to store weights
+    #[arg(long, value_enum, default_value_t)]
+    quantize: Format,
+
+    /// Weights that share a scale: 32, 64 or 128
+    #[arg(long, value_name = "WEIGHTS", default_value = "32")]
+    block_size: BlockSize,
+
+    /// Replace the output if it is a model directory
+    #[arg(long)]
+    force: bool,
+
+    /// Make up weights for this config.json instead, to measure speed with
+    #[arg(long, value_name = "CONFIG", conflicts_with = "base")]
+    random_weights: Option<PathBuf>,
+
+    /// Same seed, same random weights
+    #[arg(long, default_value_t = 0, requires = "random_weights")]
+    seed: u64,
+}
+
+/// How to store weights.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum Format {
+    /// Exact: the largest and slowest
+    #[default]
+    Float32,
+    /// A little over a quarter of the size; answers rarely differ
+    Int8,
+    /// A little over an eighth of the size; the fastest on a CPU
+    Int4,
+}
+
+/// Exports, and says what was made.
+///
+/// # Errors
+/// When the export fails; the message says what to do.
+pub(super) fn run(args: Args) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let report = export::export(&args.into_options(), &Bars::new())?;
+    let mut out = io::stdout().lock();
+    print_report(&mut out, &report, started.elapsed())?;
+    Ok(())
+}
+
+impl Args {
+    fn into_options(self) -> Options {
+        let source = match (self.base, self.random_weights) {
+            (Some(base), _) => Source::Checkpoint { base, adapter: self.adapter },
+            (None, config) => Source::Random { config: config.unwrap_or_default(), seed: self.seed },
+        };
+        let weights = match self.quantize {
+            Format::Float32 => WeightFormat::Float32,
+            Format::Int8 => WeightFormat::Int8(self.block_size),
+            Format::Int4 => WeightFormat::Int4(self.block_size),
+        };
+        let existing = if self.force { Existing::Replace } else { Existing::Keep };
+        Options { source, weights, output: self.out, existing }
+    }
+}
+
+fn print_report(out: &mut impl Write, report: &Report, time: Duration) -> io::Result<()> {
+    writeln!(out, "{}", report.output.display())?;
+    writeln!(
+        out,
+        "  {:.1} million parameters, {}, {:.2} bits per weight",
+        report.parameters as f64 / 1e6,
+        report.weight_bytes,
+        report.bits_per_weight()
+    )?;
+    write!(out, "  in {:.1} s", time.as_secs_f64())?;
+    match peak_memory() {
+        Some(peak) => writeln!(out, ", with at most {peak} of memory")?,
+        None => writeln!(out)?,
+    }
+    if !report.skipped.is_empty() {
+        writeln!(out, "  skipped, because the graph computes them: {}", report.skipped.join(", "))?;
+    }
+    if !report.has_tokenizer {
+        writeln!(out, "  without a tokenizer: this model can be measured, not served")?;
+    }
+    Ok(())
+}
+
+/// Greatest resident size of this process so far, where the system keeps it.
+fn peak_memory() -> Option<Bytes> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse().ok().map(Bytes::kib)
+}
+
+/// A bar for each stage on a terminal, a line for each elsewhere.
+pub(super) struct Bars {
+    bar: Mutex<ProgressBar>,
+}
+
+impl Bars {
+    pub(super) fn new() -> Self {
+        Self { bar: Mutex::new(ProgressBar::hidden()) }
+    }
+
+    fn with_bar(&self, act: impl FnOnce(&mut ProgressBar)) {
+        // A panic elsewhere is no reason to stop drawing.
+        act(&mut self.bar.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+    }
+}
+
+impl Progress for Bars {
+    fn begin(&self, stage: Stage, total: Bytes) {
+        let title = match stage {
+            Stage::Sources => "reading sources",
+            Stage::Weights => "writing weights",
+        };
+        if !io::stderr().is_terminal() {
+            eprintln!("{title}: {total}");
+            return;
+        }
+        let style = ProgressStyle::with_template("{msg:16} {wide_bar} {bytes}/{total_bytes} {eta}");
+        let bar = ProgressBar::with_draw_target(Some(total.0), ProgressDrawTarget::stderr());
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar.set_message(title);
+        self.with_bar(|old| {
+            old.finish_and_clear();
+            *old = bar;
+        });
+    }
+
+    fn advance(&self, by: Bytes) {
+        self.with_bar(|bar| bar.inc(by.0));
+    }
+}
+
+impl Drop for Bars {
+    fn drop(&mut self) {
+        self.with_bar(|bar| bar.finish_and_clear());
+    }
+}

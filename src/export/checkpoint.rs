@@ -1,0 +1,391 @@
+//! A base checkpoint: one safetensors file, or several with an index.
+//!
+//! Checkpoints of one architecture differ in what they put before a tensor's name (`model.layers…`, `layers…`,
+//! `language_model.model.layers…`), depending on which class saved them. Names are therefore compared without such
+//! prefixes, here and in adapters.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+    path::{Path, PathBuf},
+};
+
+use serde_json::Value;
+
+use super::{
+    blueprint::{Blueprint, Head, Param},
+    settings::{Settings, SettingsError},
+    tensors::{TensorFile, TensorsError},
+};
+
+/// The file of a checkpoint that is not sharded.
+const SINGLE: &str = "model.safetensors";
+
+/// The index of a checkpoint that is.
+const INDEX: &str = "model.safetensors.index.json";
+
+/// What checkpoints put before names, outermost first.
+const PREFIXES: [&str; 2] = ["language_model.", "model."];
+
+/// Ends of names of tensors that are computed, not trained: the export computes them itself.
+const BUFFERS: [&str; 1] = ["rotary_emb.inv_freq"];
+
+/// Rows that are compared at once.
+const COMPARED: usize = 1 << 18;
+
+/// Why a checkpoint cannot be exported.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// One of its files cannot be used.
+    #[error(transparent)]
+    Tensors(#[from] TensorsError),
+    /// Its index cannot be used.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// There is no safetensors file.
+    #[error(
+        "{}: neither {SINGLE} nor {INDEX} is there; download the whole checkpoint",
+        dir.display()
+    )]
+    NoTensors {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// There is only a pickle.
+    #[error(
+        "{}: only {file} is there, a format that can run code when it is opened; in Python, \
+         AutoModelForCausalLM.from_pretrained(dir).save_pretrained(new_dir) writes safetensors, or look for a revision \
+         of the repository that has them",
+        dir.display()
+    )]
+    OnlyPickle {
+        /// The directory.
+        dir: PathBuf,
+        /// The file that is there.
+        file: &'static str,
+    },
+    /// The index names a file outside of the directory.
+    #[error("{}: weight_map names the file {file:?}; expected a plain name that ends in .safetensors", path.display())]
+    ShardName {
+        /// The index.
+        path: PathBuf,
+        /// What it says.
+        file: String,
+    },
+    /// The index promises a tensor that its file does not hold.
+    #[error("{}: {tensor} should be in it by {INDEX}, but is not; download both again", path.display())]
+    NotInShard {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's name.
+        tensor: String,
+    },
+    /// Two tensors have the same name, or would without their prefixes.
+    #[error("{}: {first} and {second} would be the same tensor; keep one", dir.display())]
+    Twice {
+        /// The directory.
+        dir: PathBuf,
+        /// One name.
+        first: String,
+        /// The other.
+        second: String,
+    },
+    /// The model needs a tensor that is not there.
+    #[error(
+        "{}: the configuration needs {tensor} of shape {shape}, which is not there; download the whole checkpoint",
+        dir.display()
+    )]
+    MissingTensor {
+        /// The directory.
+        dir: PathBuf,
+        /// Its name without prefixes.
+        tensor: String,
+        /// The shape it would have.
+        shape: String,
+    },
+    /// Tensors that the model has no place for.
+    #[error("{}: nothing uses {}; is config.json of the same model?", dir.display(), tensors.join(", "))]
+    Unused {
+        /// The directory.
+        dir: PathBuf,
+        /// Their names.
+        tensors: Vec<String>,
+    },
+    /// A head of its own is stored, though the configuration ties it to the embedding.
+    #[error(
+        "{}: {head} differs from {embedding}, but config.json says that they are the same; set tie_word_embeddings to \
+         false there to use both",
+        dir.display()
+    )]
+    HeadDiffers {
+        /// The directory.
+        dir: PathBuf,
+        /// The head's name.
+        head: String,
+        /// The embedding's name.
+        embedding: String,
+    },
+}
+
+/// A checkpoint, open: its tensors by their names without prefixes.
+#[derive(Debug)]
+pub(super) struct Checkpoint {
+    dir: PathBuf,
+    index: Option<PathBuf>,
+    files: Vec<TensorFile>,
+    tensors: BTreeMap<String, Place>,
+}
+
+/// Where a tensor is.
+#[derive(Clone, Debug)]
+struct Place {
+    file: usize,
+    name: String,
+}
+
+impl Checkpoint {
+    /// Opens the checkpoint in `dir` and reads its headers.
+    pub(super) fn open(dir: &Path) -> Result<Self, CheckpointError> {
+        let (files, index) = open_files(dir)?;
+        let mut tensors: BTreeMap<String, Place> = BTreeMap::new();
+        for (file, names) in files.iter().enumerate() {
+            for name in names.names() {
+                let place = Place { file, name: name.into() };
+                if let Some(other) = tensors.insert(canonical(name).into(), place) {
+                    let (first, second) = (other.name, name.into());
+                    return Err(CheckpointError::Twice { dir: dir.into(), first, second });
+                }
+            }
+        }
+        Ok(Self { dir: dir.into(), index, files, tensors })
+    }
+
+    /// Paths of its safetensors files and, if it has one, its index.
+    pub(super) fn paths(&self) -> impl Iterator<Item = PathBuf> {
+        self.files.iter().map(|file| file.path().to_owned()).chain(self.index.clone())
+    }
+
+    /// Checks that the checkpoint holds what `blueprint` is made of, and nothing else; gives the names of buffers that
+    /// are not used.
+    pub(super) fn check(&self, blueprint: &Blueprint) -> Result<Vec<String>, CheckpointError> {
+        let mut unused: BTreeSet<&str> = self.tensors.keys().map(String::as_str).collect();
+        for param in blueprint.params() {
+            self.check_param(param)?;
+            unused.remove(param.name.as_str());
+        }
+        if let Head::Tied { stored_as } = &blueprint.head
+            && unused.remove(stored_as.as_str())
+        {
+            self.check_tied_head(stored_as, &blueprint.embedding)?;
+        }
+        let name = |canonical: &&str| self.tensors[*canonical].name.clone();
+        let (buffers, unused): (Vec<_>, Vec<_>) = unused.iter().map(name).partition(|name| is_buffer(name));
+        if unused.is_empty() {
+            return Ok(buffers);
+        }
+        Err(CheckpointError::Unused { dir: self.dir.clone(), tensors: unused })
+    }
+
+    /// The given rows of `param`, row by row, as float32.
+    pub(super) fn rows(&self, param: &Param, rows: Range<usize>) -> Result<Vec<f32>, CheckpointError> {
+        let (file, name) = self.find(&param.name).ok_or_else(|| self.missing(param))?;
+        let cols = param.shape.cols();
+        Ok(file.read(name, rows.start * cols..rows.end * cols)?)
+    }
+
+    fn find(&self, canonical: &str) -> Option<(&TensorFile, &str)> {
+        let place = self.tensors.get(canonical)?;
+        Some((self.files.get(place.file)?, &place.name))
+    }
+
+    fn check_param(&self, param: &Param) -> Result<(), CheckpointError> {
+        let (file, name) = self.find(&param.name).ok_or_else(|| self.missing(param))?;
+        if !param.shape.is(file.shape(name)) {
+            return Err(file.shape_error(name, param.shape).into());
+        }
+        Ok(file.check_type(name)?)
+    }
+
+    fn check_tied_head(&self, stored_as: &str, embedding: &Param) -> Result<(), CheckpointError> {
+        let head = Param { name: stored_as.into(), shape: embedding.shape };
+        self.check_param(&head)?;
+        let rows = embedding.shape.rows();
+        let step = (COMPARED / embedding.shape.cols()).max(1);
+        for start in (0..rows).step_by(step) {
+            let rows = start..rows.min(start + step);
+            if self.rows(&head, rows.clone())? != self.rows(embedding, rows)? {
+                let name = |param: &Param| self.tensors[&param.name].name.clone();
+                return Err(CheckpointError::HeadDiffers {
+                    dir: self.dir.clone(),
+                    head: name(&head),
+                    embedding: name(embedding),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn missing(&self, param: &Param) -> CheckpointError {
+        CheckpointError::MissingTensor {
+            dir: self.dir.clone(),
+            tensor: param.name.clone(),
+            shape: param.shape.to_string(),
+        }
+    }
+}
+
+/// `name` without the prefixes that depend on which class saved it.
+pub(super) fn canonical(name: &str) -> &str {
+    let mut name = name;
+    // `model.language_model.…` and `language_model.model.…` are both about.
+    while let Some(rest) = PREFIXES.iter().find_map(|prefix| name.strip_prefix(prefix)) {
+        name = rest;
+    }
+    name
+}
+
+fn is_buffer(name: &str) -> bool {
+    BUFFERS.iter().any(|buffer| name.ends_with(buffer))
+}
+
+fn open_files(dir: &Path) -> Result<(Vec<TensorFile>, Option<PathBuf>), CheckpointError> {
+    if dir.join(SINGLE).is_file() {
+        return Ok((vec![TensorFile::open(&dir.join(SINGLE))?], None));
+    }
+    let index = dir.join(INDEX);
+    if index.is_file() {
+        return Ok((open_shards(dir, &index)?, Some(index)));
+    }
+    for file in ["pytorch_model.bin", "pytorch_model.bin.index.json"] {
+        if dir.join(file).exists() {
+            return Err(CheckpointError::OnlyPickle { dir: dir.into(), file });
+        }
+    }
+    Err(CheckpointError::NoTensors { dir: dir.into() })
+}
+
+fn open_shards(dir: &Path, index: &Path) -> Result<Vec<TensorFile>, CheckpointError> {
+    let index = Settings::read(index)?;
+    let map = index.section("weight_map")?.ok_or_else(|| index.missing("weight_map", "an object"))?;
+    let mut shards: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (tensor, file) in map.fields() {
+        let file = plain_name(file).ok_or_else(|| CheckpointError::ShardName {
+            path: index.path().into(),
+            file: file.as_str().map_or_else(|| file.to_string(), Into::into),
+        })?;
+        shards.entry(file).or_default().push(tensor);
+    }
+    shards.into_iter().map(|(file, tensors)| open_shard(&dir.join(file), &tensors)).collect()
+}
+
+fn open_shard(path: &Path, promised: &[&str]) -> Result<TensorFile, CheckpointError> {
+    let file = TensorFile::open(path)?;
+    match promised.iter().find(|tensor| !file.contains(tensor)) {
+        Some(tensor) => Err(CheckpointError::NotInShard { path: path.into(), tensor: (*tensor).into() }),
+        None => Ok(file),
+    }
+}
+
+/// An index comes from outside: a name with a path in it could reach any file of this machine.
+fn plain_name(file: &Value) -> Option<&str> {
+    file.as_str().filter(|name| name.ends_with(".safetensors") && !name.contains(['/', '\\', ':', '\0']))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::export::testing::{self, Tensor};
+
+    fn blueprint(tied: bool) -> Blueprint {
+        testing::blueprint(tied)
+    }
+
+    #[test]
+    fn names_are_compared_without_the_prefixes_of_the_saving_class() {
+        for name in ["norm.weight", "model.norm.weight", "language_model.model.norm.weight"] {
+            assert_eq!(canonical(name), "norm.weight");
+        }
+    }
+
+    #[test]
+    fn every_tensor_is_used_or_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut tensors = testing::tensors(false);
+        tensors.push(Tensor::new("model.layers.0.self_attn.rotary_emb.inv_freq", &[8]));
+        testing::write(&dir.path().join(SINGLE), &tensors);
+        let skipped = Checkpoint::open(dir.path()).unwrap().check(&blueprint(false)).unwrap();
+        assert_eq!(skipped, ["model.layers.0.self_attn.rotary_emb.inv_freq"]);
+
+        tensors.push(Tensor::new("model.layers.0.self_attn.sinks", &[8]));
+        testing::write(&dir.path().join(SINGLE), &tensors);
+        let message = Checkpoint::open(dir.path()).unwrap().check(&blueprint(false)).unwrap_err().to_string();
+        assert!(message.contains("nothing uses model.layers.0.self_attn.sinks;"), "{message}");
+    }
+
+    #[test]
+    fn a_missing_tensor_and_a_wrong_shape_are_named_with_the_shapes() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut tensors = testing::tensors(true);
+        let removed = tensors.remove(1);
+        testing::write(&dir.path().join(SINGLE), &tensors);
+        let message = Checkpoint::open(dir.path()).unwrap().check(&blueprint(true)).unwrap_err().to_string();
+        assert!(message.contains(canonical(&removed.name)), "{message}");
+
+        tensors.push(Tensor::new(&removed.name, &[3, 5]));
+        testing::write(&dir.path().join(SINGLE), &tensors);
+        let message = Checkpoint::open(dir.path()).unwrap().check(&blueprint(true)).unwrap_err().to_string();
+        assert!(message.contains("[3, 5]") && message.contains("makes it ["), "{message}");
+    }
+
+    #[test]
+    fn a_stored_head_must_equal_the_embedding_that_it_is_tied_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut tensors = testing::tensors(true);
+        let embedding = tensors.iter().find(|t| t.name.contains("embed_tokens")).unwrap().clone();
+        tensors.push(Tensor { name: "lm_head.weight".into(), ..embedding });
+        testing::write(&dir.path().join(SINGLE), &tensors);
+        Checkpoint::open(dir.path()).unwrap().check(&blueprint(true)).unwrap();
+
+        tensors.last_mut().unwrap().values[3] += 1.0;
+        testing::write(&dir.path().join(SINGLE), &tensors);
+        let message = Checkpoint::open(dir.path()).unwrap().check(&blueprint(true)).unwrap_err().to_string();
+        assert!(message.contains("tie_word_embeddings"), "{message}");
+    }
+
+    #[test]
+    fn an_index_may_only_name_files_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        for file in ["../secret.safetensors", "/etc/x.safetensors", "model.bin", "c:x.safetensors"] {
+            fs::write(dir.path().join(INDEX), format!(r#"{{"weight_map": {{"a": "{file}"}}}}"#)).unwrap();
+            assert!(matches!(Checkpoint::open(dir.path()), Err(CheckpointError::ShardName { .. })), "{file}");
+        }
+    }
+
+    #[test]
+    fn shards_are_one_checkpoint() {
+        let dir = tempfile::tempdir().unwrap();
+        let tensors = testing::tensors(false);
+        let (first, second) = tensors.split_at(3);
+        testing::write(&dir.path().join("a.safetensors"), first);
+        testing::write(&dir.path().join("b.safetensors"), second);
+        let of = |part: &[Tensor], file: &str| {
+            part.iter().map(|t| format!("\"{}\": \"{file}\"", t.name)).collect::<Vec<_>>()
+        };
+        let map = [of(first, "a.safetensors"), of(second, "b.safetensors")].concat().join(",");
+        fs::write(dir.path().join(INDEX), format!("{{\"weight_map\": {{{map}}}}}")).unwrap();
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        checkpoint.check(&blueprint(false)).unwrap();
+        assert_eq!(checkpoint.paths().count(), 3);
+    }
+
+    #[test]
+    fn a_pickle_is_refused_with_the_way_to_safetensors() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(matches!(Checkpoint::open(dir.path()), Err(CheckpointError::NoTensors { .. })));
+        fs::write(dir.path().join("pytorch_model.bin"), "").unwrap();
+        let message = Checkpoint::open(dir.path()).unwrap_err().to_string();
+        assert!(message.contains("save_pretrained"), "{message}");
+    }
+}

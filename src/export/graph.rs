@@ -1,0 +1,156 @@
+//! Builds an ONNX graph node by node.
+
+use prost::Message;
+
+use super::{
+    onnx::{
+        Attribute, AttributeType, DataLocation, Dimension, ElementType, Extent, Graph, IR_VERSION, Model,
+        Node, OperatorSet, Shape, StringEntry, Tensor, TensorType, Type, ValueInfo,
+    },
+    plan::Region,
+};
+
+/// Where ONNX Runtime's own operators live.
+const MICROSOFT: &str = "com.microsoft";
+
+/// Of the operators of ONNX itself.
+const OPSET: i64 = 21;
+
+/// One side of a tensor's shape.
+#[derive(Clone, Copy)]
+pub(super) enum Dim<'a> {
+    Known(usize),
+    Named(&'a str),
+}
+
+/// A node to be added.
+pub(super) struct Op<'a> {
+    name: &'a str,
+    domain: &'static str,
+    inputs: &'a [&'a str],
+    outputs: &'a [&'a str],
+    attributes: Vec<Attribute>,
+}
+
+impl<'a> Op<'a> {
+    /// An operator of ONNX itself.
+    pub(super) fn plain(name: &'a str, inputs: &'a [&'a str], outputs: &'a [&'a str]) -> Self {
+        Self { name, domain: "", inputs, outputs, attributes: Vec::new() }
+    }
+
+    /// An operator of ONNX Runtime's own.
+    pub(super) fn microsoft(name: &'a str, inputs: &'a [&'a str], outputs: &'a [&'a str]) -> Self {
+        Self { domain: MICROSOFT, ..Self::plain(name, inputs, outputs) }
+    }
+
+    pub(super) fn with(self, attributes: Vec<Attribute>) -> Self {
+        Self { attributes, ..self }
+    }
+}
+
+/// A graph that grows.
+pub(super) struct Builder {
+    graph: Graph,
+    data_file: &'static str,
+}
+
+impl Builder {
+    /// An empty graph whose initializers lie in `data_file`.
+    pub(super) fn new(name: &str, data_file: &'static str) -> Self {
+        Self { graph: Graph { name: name.into(), ..Graph::default() }, data_file }
+    }
+
+    pub(super) fn input(&mut self, name: &str, element: ElementType, dims: &[Dim]) {
+        self.graph.input.push(value_info(name, element, dims));
+    }
+
+    pub(super) fn output(&mut self, name: &str, element: ElementType, dims: &[Dim]) {
+        self.graph.output.push(value_info(name, element, dims));
+    }
+
+    /// A constant of the shape `dims` over the bytes of `region`.
+    pub(super) fn initializer(&mut self, name: &str, element: ElementType, dims: &[usize], region: Region) {
+        let entry = |key: &str, value: String| StringEntry { key: key.into(), value };
+        self.graph.initializer.push(Tensor {
+            dims: dims.iter().copied().map(int).collect(),
+            data_type: element.into(),
+            name: name.into(),
+            external_data: vec![
+                entry("location", self.data_file.into()),
+                entry("offset", region.offset.to_string()),
+                entry("length", region.bytes.to_string()),
+            ],
+            data_location: DataLocation::External.into(),
+        });
+    }
+
+    /// Adds a node named after its first output.
+    pub(super) fn add(&mut self, op: Op) {
+        let strings = |names: &[&str]| names.iter().copied().map(Into::into).collect();
+        self.graph.node.push(Node {
+            name: op.outputs.first().copied().unwrap_or_default().into(),
+            op_type: op.name.into(),
+            domain: op.domain.into(),
+            input: strings(op.inputs),
+            output: strings(op.outputs),
+            attribute: op.attributes,
+        });
+    }
+
+    /// The graph as the content of a `.onnx` file.
+    pub(super) fn encode(self) -> Vec<u8> {
+        let opset = |domain: &str, version| OperatorSet { domain: domain.into(), version };
+        Model {
+            ir_version: IR_VERSION,
+            producer_name: env!("CARGO_PKG_NAME").into(),
+            producer_version: env!("CARGO_PKG_VERSION").into(),
+            graph: Some(self.graph),
+            opset_import: vec![opset("", OPSET), opset(MICROSOFT, 1)],
+        }
+        .encode_to_vec()
+    }
+}
+
+/// An attribute that holds a whole number.
+pub(super) fn int_attribute(name: &str, value: usize) -> Attribute {
+    Attribute { name: name.into(), i: Some(int(value)), f: None, r#type: AttributeType::Int.into() }
+}
+
+/// An attribute that holds a number.
+pub(super) fn float_attribute(name: &str, value: f32) -> Attribute {
+    Attribute { name: name.into(), f: Some(value), i: None, r#type: AttributeType::Float.into() }
+}
+
+fn value_info(name: &str, element: ElementType, dims: &[Dim]) -> ValueInfo {
+    let dimension = |dim: &Dim| Dimension {
+        value: Some(match *dim {
+            Dim::Known(n) => Extent::Known(int(n)),
+            Dim::Named(name) => Extent::Named(name.into()),
+        }),
+    };
+    let shape = Shape { dim: dims.iter().map(dimension).collect() };
+    let tensor_type = TensorType { elem_type: element.into(), shape: Some(shape) };
+    ValueInfo { name: name.into(), r#type: Some(Type { tensor_type: Some(tensor_type) }) }
+}
+
+#[expect(clippy::cast_possible_wrap, reason = "sizes of a blueprint are far below 2^63")]
+fn int(n: usize) -> i64 {
+    n as i64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attribute_of_zero_is_written() {
+        let bytes = int_attribute("axis", 0).encode_to_vec();
+        assert_eq!(bytes, b"\x0a\x04axis\x18\x00\xa0\x01\x02");
+    }
+
+    #[test]
+    fn a_scalar_has_a_shape_without_dimensions() {
+        let bytes = value_info("n", ElementType::Int32, &[]).encode_to_vec();
+        assert_eq!(bytes, b"\x0a\x01n\x12\x06\x0a\x04\x08\x06\x12\x00");
+    }
+}

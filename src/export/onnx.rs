@@ -1,0 +1,182 @@
+//! The part of ONNX that a graph with external weights needs.
+//!
+//! Names and field numbers are those of `onnx/onnx.proto` (package `onnx`, IR version 10), written by hand: the whole
+//! schema would bring a code generator and a build script for the thirteen messages below. Values of attributes are
+//! optional here though proto3 would not need it, because a value of zero has to be written to be seen.
+
+use prost::Message;
+
+/// Format of the file: the version that came with opset 21.
+pub(super) const IR_VERSION: i64 = 10;
+
+/// `ModelProto`.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Model {
+    #[prost(int64, tag = "1")]
+    pub ir_version: i64,
+    #[prost(string, tag = "2")]
+    pub producer_name: String,
+    #[prost(string, tag = "3")]
+    pub producer_version: String,
+    #[prost(message, optional, tag = "7")]
+    pub graph: Option<Graph>,
+    #[prost(message, repeated, tag = "8")]
+    pub opset_import: Vec<OperatorSet>,
+}
+
+/// `OperatorSetIdProto`.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct OperatorSet {
+    /// Empty for ONNX itself.
+    #[prost(string, tag = "1")]
+    pub domain: String,
+    #[prost(int64, tag = "2")]
+    pub version: i64,
+}
+
+/// `GraphProto`.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Graph {
+    #[prost(message, repeated, tag = "1")]
+    pub node: Vec<Node>,
+    #[prost(string, tag = "2")]
+    pub name: String,
+    #[prost(message, repeated, tag = "5")]
+    pub initializer: Vec<Tensor>,
+    #[prost(message, repeated, tag = "11")]
+    pub input: Vec<ValueInfo>,
+    #[prost(message, repeated, tag = "12")]
+    pub output: Vec<ValueInfo>,
+}
+
+/// `NodeProto`. An empty input or output is one that is left out.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Node {
+    #[prost(string, repeated, tag = "1")]
+    pub input: Vec<String>,
+    #[prost(string, repeated, tag = "2")]
+    pub output: Vec<String>,
+    #[prost(string, tag = "3")]
+    pub name: String,
+    #[prost(string, tag = "4")]
+    pub op_type: String,
+    #[prost(message, repeated, tag = "5")]
+    pub attribute: Vec<Attribute>,
+    #[prost(string, tag = "7")]
+    pub domain: String,
+}
+
+/// `AttributeProto`.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Attribute {
+    #[prost(string, tag = "1")]
+    pub name: String,
+    #[prost(float, optional, tag = "2")]
+    pub f: Option<f32>,
+    #[prost(int64, optional, tag = "3")]
+    pub i: Option<i64>,
+    #[prost(enumeration = "AttributeType", tag = "20")]
+    pub r#type: i32,
+}
+
+/// `AttributeProto.AttributeType`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
+#[repr(i32)]
+pub(super) enum AttributeType {
+    Undefined = 0,
+    Float = 1,
+    Int = 2,
+}
+
+/// `TensorProto`, with its data in another file.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Tensor {
+    #[prost(int64, repeated, packed = "false", tag = "1")]
+    pub dims: Vec<i64>,
+    #[prost(enumeration = "ElementType", tag = "2")]
+    pub data_type: i32,
+    #[prost(string, tag = "8")]
+    pub name: String,
+    #[prost(message, repeated, tag = "13")]
+    pub external_data: Vec<StringEntry>,
+    #[prost(enumeration = "DataLocation", tag = "14")]
+    pub data_location: i32,
+}
+
+/// `TensorProto.DataType`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
+#[repr(i32)]
+pub(super) enum ElementType {
+    Undefined = 0,
+    Float = 1,
+    Uint8 = 2,
+    Int32 = 6,
+    Int64 = 7,
+}
+
+/// `TensorProto.DataLocation`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
+#[repr(i32)]
+pub(super) enum DataLocation {
+    Default = 0,
+    External = 1,
+}
+
+/// `StringStringEntryProto`.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct StringEntry {
+    #[prost(string, tag = "1")]
+    pub key: String,
+    #[prost(string, tag = "2")]
+    pub value: String,
+}
+
+/// `ValueInfoProto`.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ValueInfo {
+    #[prost(string, tag = "1")]
+    pub name: String,
+    #[prost(message, optional, tag = "2")]
+    pub r#type: Option<Type>,
+}
+
+/// `TypeProto`.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Type {
+    #[prost(message, optional, tag = "1")]
+    pub tensor_type: Option<TensorType>,
+}
+
+/// `TypeProto.Tensor`.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct TensorType {
+    #[prost(enumeration = "ElementType", tag = "1")]
+    pub elem_type: i32,
+    #[prost(message, optional, tag = "2")]
+    pub shape: Option<Shape>,
+}
+
+/// `TensorShapeProto`; no dimensions is a scalar.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Shape {
+    #[prost(message, repeated, tag = "1")]
+    pub dim: Vec<Dimension>,
+}
+
+/// `TensorShapeProto.Dimension`.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Dimension {
+    #[prost(oneof = "Extent", tags = "1, 2")]
+    pub value: Option<Extent>,
+}
+
+/// The oneof in `TensorShapeProto.Dimension`.
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub(super) enum Extent {
+    /// `dim_value`.
+    #[prost(int64, tag = "1")]
+    Known(i64),
+    /// `dim_param`.
+    #[prost(string, tag = "2")]
+    Named(String),
+}

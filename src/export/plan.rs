@@ -1,0 +1,134 @@
+//! Where every weight goes in the data file, decided before any is read.
+//!
+//! All sizes follow from the blueprint. With every place known, weights can be read, merged, quantized and written in
+//! any order and by several threads, one small piece at a time, and the same export gives the same bytes.
+
+use super::{blueprint::Param, quantize::Quantizer, rope::Table};
+
+/// Tensors start at multiples of a page, so that they can be mapped into memory as they are.
+const ALIGNMENT: u64 = 4096;
+
+/// Bytes of a float32.
+pub(super) const FLOAT_BYTES: u64 = 4;
+
+/// The data file is larger than a file can be.
+#[derive(Debug, thiserror::Error)]
+#[error("the weights need more than 2^63 bytes; are the sizes in config.json right?")]
+pub struct TooLarge;
+
+/// Bytes of the data file that hold one tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Region {
+    pub offset: u64,
+    pub bytes: u64,
+}
+
+/// Parameters stacked by their rows into one matrix, of as many columns as each; vectors are put end to end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Stack(pub Vec<Param>);
+
+impl Stack {
+    pub(super) fn rows(&self) -> usize {
+        self.0.iter().map(|param| param.shape.rows()).sum()
+    }
+
+    pub(super) fn cols(&self) -> usize {
+        self.0.first().map_or(0, |param| param.shape.cols())
+    }
+}
+
+/// One tensor's worth of work.
+#[derive(Clone, Debug)]
+pub(super) enum Fill {
+    /// Weights as they are.
+    Floats { stack: Stack, at: Region },
+    /// Weights as codes, `row_bytes` a row, and scales.
+    Quantized { stack: Stack, quantizer: Quantizer, row_bytes: usize, codes: Region, scales: Region },
+    /// A table of the rotary positions.
+    Rotary { table: Table, at: Region },
+}
+
+/// Where a quantized matrix is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct QuantizedAt {
+    pub codes: Region,
+    pub scales: Region,
+}
+
+/// The data file.
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    pub fills: Vec<Fill>,
+    end: u64,
+}
+
+impl Plan {
+    /// Its length in bytes.
+    pub(super) fn bytes(&self) -> u64 {
+        self.end
+    }
+
+    pub(super) fn floats(&mut self, stack: Stack) -> Result<Region, TooLarge> {
+        let elements = stack.0.iter().map(|param| param.shape.elements()).sum();
+        let at = self.reserve(elements, FLOAT_BYTES)?;
+        self.fills.push(Fill::Floats { stack, at });
+        Ok(at)
+    }
+
+    /// `row_bytes` decides whether rows are padded to whole blocks.
+    pub(super) fn quantized(
+        &mut self,
+        stack: Stack,
+        quantizer: Quantizer,
+        row_bytes: usize,
+    ) -> Result<QuantizedAt, TooLarge> {
+        let rows = stack.rows() as u64;
+        let codes = self.reserve(rows, row_bytes as u64)?;
+        let scales = self.reserve(rows, quantizer.blocks(stack.cols()) as u64 * FLOAT_BYTES)?;
+        self.fills.push(Fill::Quantized { stack, quantizer, row_bytes, codes, scales });
+        Ok(QuantizedAt { codes, scales })
+    }
+
+    pub(super) fn rotary(
+        &mut self,
+        table: Table,
+        positions: usize,
+        pairs: usize,
+    ) -> Result<Region, TooLarge> {
+        let at = self.reserve(positions as u64, pairs as u64 * FLOAT_BYTES)?;
+        self.fills.push(Fill::Rotary { table, at });
+        Ok(at)
+    }
+
+    fn reserve(&mut self, rows: u64, row_bytes: u64) -> Result<Region, TooLarge> {
+        let offset = self.end.checked_next_multiple_of(ALIGNMENT).ok_or(TooLarge)?;
+        let bytes = rows.checked_mul(row_bytes).ok_or(TooLarge)?;
+        let end = offset.checked_add(bytes).filter(|end| i64::try_from(*end).is_ok());
+        self.end = end.ok_or(TooLarge)?;
+        Ok(Region { offset, bytes })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tensors_start_on_pages_and_do_not_overlap() {
+        let mut plan = Plan::default();
+        let stack = |rows| Stack(vec![Param::matrix("a.weight", rows, 3)]);
+        let first = plan.floats(stack(5)).unwrap();
+        let second = plan.floats(stack(1)).unwrap();
+        assert_eq!(first, Region { offset: 0, bytes: 60 });
+        assert_eq!(second, Region { offset: 4096, bytes: 12 });
+        assert_eq!(plan.bytes(), 4108);
+    }
+
+    #[test]
+    fn sizes_that_no_file_has_are_an_error() {
+        let mut plan = Plan::default();
+        let huge = || Stack(vec![Param::matrix("a.weight", 1 << 24, 1 << 24)]);
+        let result = (0..10_000).try_for_each(|_| plan.floats(huge()).map(drop));
+        assert!(result.is_err());
+    }
+}

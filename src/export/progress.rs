@@ -1,0 +1,27 @@
+//! What an export says while it works.
+
+use crate::units::Bytes;
+
+/// A part of the work that takes long enough to be watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// The sources are read once to be identified by their SHA-256.
+    Sources,
+    /// Weights are merged, quantized and written.
+    Weights,
+}
+
+/// Told how far an export has come, from several threads. `()` listens to nothing.
+pub trait Progress: Sync {
+    /// `stage` begins; it is over when `total` has been advanced by, page padding aside.
+    fn begin(&self, stage: Stage, total: Bytes);
+
+    /// `by` more of the stage is done.
+    fn advance(&self, by: Bytes);
+}
+
+impl Progress for () {
+    fn begin(&self, _: Stage, _: Bytes) {}
+
+    fn advance(&self, _: Bytes) {}
+}

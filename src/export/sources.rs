@@ -1,0 +1,100 @@
+//! Which files an export was made from, by their content.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
+
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+use crate::{manifest::SourceFile, units::Bytes};
+
+use super::{Progress, Stage};
+
+/// Read at once while hashing.
+const BUFFER_BYTES: usize = 1 << 20;
+
+/// A source cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {source}", path.display())]
+pub struct SourceError {
+    /// The file.
+    path: PathBuf,
+    /// What the system said.
+    source: io::Error,
+}
+
+/// Files that an export reads, each with the name that provenance gives it.
+#[derive(Debug, Default)]
+pub(super) struct Sources(Vec<(String, PathBuf)>);
+
+impl Sources {
+    /// Adds `paths`, as files of the directory that is called `origin`.
+    pub(super) fn add(&mut self, origin: &str, paths: impl IntoIterator<Item = PathBuf>) {
+        self.0.extend(paths.into_iter().map(|path| {
+            let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+            (format!("{origin}/{name}"), path)
+        }));
+    }
+
+    /// Reads every file once, in pieces, and gives what identifies it, in the order of the names.
+    pub(super) fn identify(mut self, progress: &dyn Progress) -> Result<Vec<SourceFile>, SourceError> {
+        self.0.sort();
+        self.0.dedup();
+        let sizes: Vec<u64> = self.0.iter().map(|(_, path)| size(path)).collect::<Result<_, _>>()?;
+        progress.begin(Stage::Sources, sizes.iter().copied().map(Bytes).sum());
+        self.0.par_iter().map(|(name, path)| identify(name, path, progress)).collect()
+    }
+}
+
+fn size(path: &Path) -> Result<u64, SourceError> {
+    let metadata = path.metadata().map_err(|source| SourceError { path: path.into(), source })?;
+    Ok(metadata.len())
+}
+
+fn identify(name: &str, path: &Path, progress: &dyn Progress) -> Result<SourceFile, SourceError> {
+    let failed = |source| SourceError { path: path.into(), source };
+    let mut file = File::open(path).map_err(failed)?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; BUFFER_BYTES];
+    let mut bytes = 0;
+    loop {
+        let read = match file.read(&mut buffer) {
+            Ok(0) => break,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            read => read.map_err(failed)?,
+        };
+        hash.update(&buffer[..read]);
+        bytes += read as u64;
+        progress.advance(Bytes::from(read));
+    }
+    Ok(SourceFile { path: name.into(), bytes, sha256: hexadecimal(hash) })
+}
+
+/// The digest in lower-case hexadecimal.
+pub(super) fn hexadecimal(hash: Sha256) -> String {
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn files_are_identified_in_the_order_of_their_names() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["b.json", "a.json"] {
+            fs::write(dir.path().join(name), "abc").unwrap();
+        }
+        let mut sources = Sources::default();
+        sources.add("base", ["b.json", "a.json", "b.json"].map(|name| dir.path().join(name)));
+        let files = sources.identify(&()).unwrap();
+        assert_eq!(files.iter().map(|file| &*file.path).collect::<Vec<_>>(), ["base/a.json", "base/b.json"]);
+        assert_eq!(files[0].bytes, 3);
+        assert_eq!(files[0].sha256, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+    }
+}

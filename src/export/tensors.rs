@@ -1,0 +1,286 @@
+//! One safetensors file: its header, checked against its length, and its tensors, read in pieces.
+//!
+//! A header is a claim. It is believed only when its offsets lie one after another without a gap, agree with shapes and
+//! types, and end exactly where the file does; a truncated download is then an error at once, with both lengths, and
+//! never a short read in the middle of an export.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, Read},
+    ops::Range,
+    path::{Path, PathBuf},
+};
+
+use half::{bf16, f16, slice::HalfFloatSliceExt};
+use safetensors::{
+    Dtype,
+    tensor::{Metadata, TensorInfo},
+};
+
+use super::positioned::Positioned;
+
+/// As the safetensors library itself refuses.
+const MOST_HEADER_BYTES: u64 = 100_000_000;
+
+/// Bytes before the header: its length.
+const PREFIX_BYTES: u64 = 8;
+
+/// Why a safetensors file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TensorsError {
+    /// It is not there, or cannot be read.
+    #[error("{}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Its first bytes are not the length of a header that could be in it.
+    #[error(
+        "{}: a header of {header_bytes} bytes cannot be in a file of {file_bytes}; this is not a complete safetensors \
+         file, download it again",
+        path.display()
+    )]
+    HeaderLength {
+        /// The file.
+        path: PathBuf,
+        /// What its first eight bytes say.
+        header_bytes: u64,
+        /// Its length.
+        file_bytes: u64,
+    },
+    /// The header is not what the format asks for.
+    #[error("{}: its header is not valid: {source}; download it again", path.display())]
+    Header {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// The tensors that the header describes do not end where the file does.
+    #[error(
+        "{}: the header describes {described} bytes, the file has {file_bytes}; it is truncated or was changed, \
+         download it again",
+        path.display()
+    )]
+    Length {
+        /// The file.
+        path: PathBuf,
+        /// Header and tensors together, as the header has it.
+        described: u64,
+        /// Its length.
+        file_bytes: u64,
+    },
+    /// A tensor of a type that weights do not have.
+    #[error(
+        "{}: {tensor} is {dtype:?}; supported: F32, F16, BF16; convert the checkpoint to one of them",
+        path.display()
+    )]
+    Type {
+        /// The file.
+        path: PathBuf,
+        /// Its name there.
+        tensor: String,
+        /// Its type.
+        dtype: Dtype,
+    },
+    /// A tensor of another shape than the configuration asks for.
+    #[error(
+        "{}: {tensor} has the shape {found:?}, the configuration makes it {expected}; do the two belong together?",
+        path.display()
+    )]
+    Shape {
+        /// The file.
+        path: PathBuf,
+        /// Its name there.
+        tensor: String,
+        /// Its shape.
+        found: Vec<usize>,
+        /// What the configuration asks for.
+        expected: String,
+    },
+}
+
+/// A safetensors file, open, with its header read.
+#[derive(Debug)]
+pub(super) struct TensorFile {
+    path: PathBuf,
+    file: Positioned,
+    data_start: u64,
+    tensors: BTreeMap<String, TensorInfo>,
+}
+
+impl TensorFile {
+    /// Opens the file at `path` and reads its header.
+    pub(super) fn open(path: &Path) -> Result<Self, TensorsError> {
+        let failed = |source| TensorsError::Read { path: path.into(), source };
+        let mut file = File::open(path).map_err(failed)?;
+        let file_bytes = file.metadata().map_err(failed)?.len();
+        let header = read_header(&mut file, path, file_bytes)?;
+        let metadata: Metadata = serde_json::from_slice(&header)
+            .map_err(|source| TensorsError::Header { path: path.into(), source })?;
+        let data_start = PREFIX_BYTES + header.len() as u64;
+        let described = data_start.saturating_add(metadata.data_len() as u64);
+        if described != file_bytes {
+            return Err(TensorsError::Length { path: path.into(), described, file_bytes });
+        }
+        let tensors = metadata.tensors().into_iter().map(|(name, info)| (name, info.clone())).collect();
+        Ok(Self { path: path.into(), file: Positioned::new(file), data_start, tensors })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    pub(super) fn contains(&self, tensor: &str) -> bool {
+        self.tensors.contains_key(tensor)
+    }
+
+    /// The shape of a tensor that [`Self::names`] lists.
+    pub(super) fn shape(&self, tensor: &str) -> &[usize] {
+        self.tensors.get(tensor).map_or(&[], |info| &info.shape)
+    }
+
+    /// Whether `tensor` can be read as float32.
+    pub(super) fn check_type(&self, tensor: &str) -> Result<(), TensorsError> {
+        match self.tensors.get(tensor).map(|info| info.dtype) {
+            None | Some(Dtype::F32 | Dtype::F16 | Dtype::BF16) => Ok(()),
+            Some(dtype) => Err(TensorsError::Type { path: self.path.clone(), tensor: tensor.into(), dtype }),
+        }
+    }
+
+    /// The error for a `tensor` that should have another shape.
+    pub(super) fn shape_error(&self, tensor: &str, expected: impl ToString) -> TensorsError {
+        TensorsError::Shape {
+            path: self.path.clone(),
+            tensor: tensor.into(),
+            found: self.shape(tensor).to_vec(),
+            expected: expected.to_string(),
+        }
+    }
+
+    /// Reads elements `range` of `tensor`, in row-major order, as float32.
+    ///
+    /// Callers have checked shape and type; a range beyond the tensor's end reads as an unexpected end of file.
+    pub(super) fn read(&self, tensor: &str, range: Range<usize>) -> Result<Vec<f32>, TensorsError> {
+        let failed = |source| TensorsError::Read { path: self.path.clone(), source };
+        let Some(info) = self.tensors.get(tensor) else {
+            return Err(failed(io::ErrorKind::NotFound.into()));
+        };
+        let width = info.dtype.bitsize() / 8;
+        let (start, end) = info.data_offsets;
+        if start.saturating_add(range.end.saturating_mul(width)) > end {
+            return Err(failed(io::ErrorKind::UnexpectedEof.into()));
+        }
+        let mut bytes = vec![0; range.len() * width];
+        let offset = self.data_start + (start + range.start * width) as u64;
+        self.file.read_exact_at(&mut bytes, offset).map_err(failed)?;
+        widen(&bytes, info.dtype).ok_or_else(|| TensorsError::Type {
+            path: self.path.clone(),
+            tensor: tensor.into(),
+            dtype: info.dtype,
+        })
+    }
+}
+
+fn read_header(file: &mut File, path: &Path, file_bytes: u64) -> Result<Vec<u8>, TensorsError> {
+    let failed = |source| TensorsError::Read { path: path.into(), source };
+    let mut length = [0; PREFIX_BYTES as usize];
+    if file_bytes < PREFIX_BYTES {
+        return Err(TensorsError::HeaderLength { path: path.into(), header_bytes: 0, file_bytes });
+    }
+    file.read_exact(&mut length).map_err(failed)?;
+    let header_bytes = u64::from_le_bytes(length);
+    if header_bytes > MOST_HEADER_BYTES.min(file_bytes - PREFIX_BYTES) {
+        return Err(TensorsError::HeaderLength { path: path.into(), header_bytes, file_bytes });
+    }
+    let mut header = Vec::new();
+    file.take(header_bytes).read_to_end(&mut header).map_err(failed)?;
+    Ok(header)
+}
+
+/// `bytes` as float32, unless they are of a type that weights do not have.
+fn widen(bytes: &[u8], dtype: Dtype) -> Option<Vec<f32>> {
+    let (pairs, _) = bytes.as_chunks::<2>();
+    match dtype {
+        Dtype::F32 => Some(bytes.as_chunks::<4>().0.iter().map(|four| f32::from_le_bytes(*four)).collect()),
+        Dtype::BF16 => Some(pairs.iter().map(|pair| bf16::from_le_bytes(*pair).to_f32()).collect()),
+        Dtype::F16 => {
+            let halves: Vec<_> = pairs.iter().map(|pair| f16::from_le_bytes(*pair)).collect();
+            // On slices it uses the processor's conversion, four or eight at a time.
+            let mut wide = vec![0.0; halves.len()];
+            halves.convert_to_f32_slice(&mut wide);
+            Some(wide)
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn open(bytes: &[u8]) -> Result<TensorFile, TensorsError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.safetensors");
+        fs::write(&path, bytes).unwrap();
+        TensorFile::open(&path)
+    }
+
+    fn with_header(header: &str, data: &[u8]) -> Vec<u8> {
+        [&(header.len() as u64).to_le_bytes(), header.as_bytes(), data].concat()
+    }
+
+    #[test]
+    fn every_float_type_is_widened_exactly() {
+        let header = r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},
+            "b":{"dtype":"F16","shape":[1,2],"data_offsets":[4,8]},
+            "c":{"dtype":"BF16","shape":[1],"data_offsets":[8,10]}}"#;
+        let [one, half] = [f16::from_f32(1.0), f16::from_f32(-0.5)].map(f16::to_le_bytes);
+        let data = [&1.25f32.to_le_bytes()[..], &one, &half, &bf16::from_f32(3.0).to_le_bytes()].concat();
+        let file = open(&with_header(header, &data)).unwrap();
+        assert_eq!(file.read("a", 0..1).unwrap(), [1.25]);
+        assert_eq!(file.read("b", 0..2).unwrap(), [1.0, -0.5]);
+        assert_eq!(file.read("b", 1..2).unwrap(), [-0.5]);
+        assert_eq!(file.read("c", 0..1).unwrap(), [3.0]);
+        assert!(file.read("c", 0..2).is_err());
+    }
+
+    #[test]
+    fn a_truncated_file_is_an_error_with_both_lengths() {
+        let header = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
+        let message = open(&with_header(header, &[0; 5])).unwrap_err().to_string();
+        assert!(message.contains("describes 70 bytes, the file has 67"), "{message}");
+    }
+
+    #[test]
+    fn a_lying_header_is_an_error_and_never_a_huge_allocation() {
+        for header in [
+            r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}"#,
+            r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#,
+            r#"{"a":{"dtype":"F32","shape":[18446744073709551615,2],"data_offsets":[0,4]}}"#,
+            r#"{"a":{"dtype":"F32","shape":[4611686018427387904],"data_offsets":[0,18446744073709551615]}}"#,
+            r#"{"a":{"dtype":"F99","shape":[1],"data_offsets":[0,4]}}"#,
+            r#"["a"]"#,
+        ] {
+            assert!(open(&with_header(header, &[0; 4])).is_err(), "{header} was believed");
+        }
+        assert!(matches!(open(&u64::MAX.to_le_bytes()), Err(TensorsError::HeaderLength { .. })));
+        assert!(matches!(open(b"short"), Err(TensorsError::HeaderLength { .. })));
+    }
+
+    #[test]
+    fn a_type_that_weights_do_not_have_is_refused_by_name() {
+        let header = r#"{"a":{"dtype":"F8_E4M3","shape":[1],"data_offsets":[0,1]}}"#;
+        let message = open(&with_header(header, &[0])).unwrap().check_type("a").unwrap_err().to_string();
+        assert!(message.contains("F8_E4M3") && message.contains("BF16"), "{message}");
+    }
+}

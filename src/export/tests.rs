@@ -1,0 +1,217 @@
+//! The export as a whole, on a tiny checkpoint.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use prost::Message;
+use tempfile::TempDir;
+
+use super::{
+    onnx::{Model, Tensor as Initializer},
+    testing::{self, Tensor},
+    *,
+};
+
+struct Tiny {
+    dir: TempDir,
+    options: Options,
+}
+
+const INT4: WeightFormat = WeightFormat::Int4(BlockSize(32));
+
+impl Tiny {
+    fn new(tied: bool, weights: WeightFormat) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().join("base");
+        fs::create_dir(&base).unwrap();
+        fs::write(base.join("config.json"), testing::config(tied)).unwrap();
+        fs::write(base.join("tokenizer.json"), "{}").unwrap();
+        testing::write(&base.join("model.safetensors"), &testing::tensors(tied));
+        let source = Source::Checkpoint { base, adapter: None };
+        let output = dir.path().join("out/model");
+        Self { dir, options: Options { source, weights, output, existing: Existing::Keep } }
+    }
+
+    fn base(&self, name: &str) -> PathBuf {
+        self.dir.path().join("base").join(name)
+    }
+
+    fn read(&self, name: &str) -> Vec<u8> {
+        fs::read(self.options.output.join(name)).unwrap()
+    }
+
+    fn model(&self) -> Model {
+        Model::decode(&*self.read(GRAPH_FILE)).unwrap()
+    }
+
+    fn left_over(&self) -> Vec<PathBuf> {
+        let Ok(entries) = fs::read_dir(self.dir.path().join("out")) else { return Vec::new() };
+        entries.map(|entry| entry.unwrap().path()).collect()
+    }
+}
+
+fn initializer<'a>(model: &'a Model, name: &str) -> &'a Initializer {
+    model.graph.as_ref().unwrap().initializer.iter().find(|tensor| tensor.name == name).unwrap()
+}
+
+#[test]
+fn the_directory_holds_a_manifest_that_can_be_read_back() {
+    let tiny = Tiny::new(false, INT4);
+    let report = export(&tiny.options, &()).unwrap();
+    let manifest = Manifest::read(&tiny.options.output).unwrap();
+    assert_eq!(manifest.parameters, report.parameters);
+    assert_eq!(manifest.end_tokens, [2]);
+    assert_eq!(manifest.quantization, Some(Quantization { bits: 4, block_size: 32, accuracy_level: 4 }));
+    let sources: Vec<_> = manifest.provenance.sources.iter().map(|source| &*source.path).collect();
+    assert_eq!(sources, ["base/config.json", "base/model.safetensors", "base/tokenizer.json"]);
+    assert_eq!(tiny.read("tokenizer.json"), b"{}");
+    assert_eq!(tiny.left_over(), [tiny.options.output.clone()]);
+}
+
+#[test]
+fn the_same_export_gives_the_same_bytes() {
+    for weights in [WeightFormat::Float32, INT4, WeightFormat::Int8(BlockSize(64))] {
+        let [one, two] = [(); 2].map(|()| Tiny::new(true, weights));
+        for tiny in [&one, &two] {
+            export(&tiny.options, &()).unwrap();
+        }
+        for file in [GRAPH_FILE, DATA_FILE, manifest::FILE_NAME] {
+            assert_eq!(one.read(file), two.read(file), "{file} of {weights:?}");
+        }
+    }
+}
+
+#[test]
+fn inputs_and_outputs_are_those_of_the_contract() {
+    let tiny = Tiny::new(false, WeightFormat::Float32);
+    export(&tiny.options, &()).unwrap();
+    let graph = tiny.model().graph.unwrap();
+    let names = |values: &[onnx::ValueInfo]| values.iter().map(|v| v.name.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&graph.input)[..4], ["input_ids", "seqlens_k", "total_sequence_length", "logits_index"]);
+    assert_eq!(names(&graph.input)[4..6], ["past_key_values.0.key", "past_key_values.0.value"]);
+    assert_eq!(names(&graph.output)[..3], ["logits", "present.0.key", "present.0.value"]);
+    assert_eq!((graph.input.len(), graph.output.len()), (8, 5));
+}
+
+#[test]
+fn a_tied_head_and_the_embedding_are_the_same_bytes() {
+    for (weights, names) in [
+        (WeightFormat::Float32, [("embedding.weight", "head.weight")].as_slice()),
+        (INT4, &[("embedding.codes", "head.codes"), ("embedding.scales", "head.scales")]),
+    ] {
+        let tiny = Tiny::new(true, weights);
+        export(&tiny.options, &()).unwrap();
+        let model = tiny.model();
+        for (embedding, head) in names {
+            let [embedding, head] = [embedding, head].map(|name| &initializer(&model, name).external_data);
+            assert_eq!(embedding, head);
+        }
+    }
+}
+
+#[test]
+fn rows_that_do_not_fill_their_last_block_are_padded_for_the_head_alone() {
+    let tiny = Tiny::new(true, WeightFormat::Int4(BlockSize(128)));
+    export(&tiny.options, &()).unwrap();
+    let model = tiny.model();
+    assert_eq!(initializer(&model, "embedding.codes").dims, [50, 32]);
+    assert_eq!(initializer(&model, "head.codes").dims, [50, 1, 64]);
+}
+
+#[test]
+fn every_initializer_lies_on_a_page_within_the_data_file() {
+    let tiny = Tiny::new(false, WeightFormat::Int8(BlockSize(32)));
+    export(&tiny.options, &()).unwrap();
+    let length = tiny.read(DATA_FILE).len() as u64;
+    for tensor in tiny.model().graph.unwrap().initializer {
+        let number = |index: usize| tensor.external_data[index].value.parse::<u64>().unwrap();
+        assert!(number(1).is_multiple_of(4096) && number(1) + number(2) <= length, "{}", tensor.name);
+    }
+}
+
+#[test]
+fn nothing_is_left_after_an_error_while_writing() {
+    let tiny = Tiny::new(false, INT4);
+    let mut tensors = testing::tensors(false);
+    tensors[4].values[5] = f32::INFINITY;
+    testing::write(&tiny.base("model.safetensors"), &tensors);
+    let message = export(&tiny.options, &()).unwrap_err().to_string();
+    assert!(message.contains("is inf"), "{message}");
+    assert!(tiny.left_over().is_empty(), "{:?}", tiny.left_over());
+}
+
+#[test]
+fn an_unknown_architecture_is_refused_with_the_known_ones() {
+    let tiny = Tiny::new(false, INT4);
+    fs::write(tiny.base("config.json"), r#"{"model_type": "mamba"}"#).unwrap();
+    let message = export(&tiny.options, &()).unwrap_err().to_string();
+    assert!(message.contains("mamba") && message.contains("supported: llama"), "{message}");
+}
+
+#[test]
+fn random_weights_need_a_configuration_alone() {
+    let tiny = Tiny::new(true, INT4);
+    let random = |seed, name: &str| {
+        let source = Source::Random { config: tiny.base("config.json"), seed };
+        let options = Options { source, output: tiny.dir.path().join(name), ..tiny.options.clone() };
+        let report = export(&options, &()).unwrap();
+        assert!(!report.has_tokenizer);
+        fs::read(options.output.join(DATA_FILE)).unwrap()
+    };
+    assert_eq!(random(1, "a"), random(1, "b"));
+    assert_ne!(random(1, "c"), random(2, "d"));
+}
+
+#[test]
+fn a_fingerprint_changes_with_content_and_options_but_not_with_places() {
+    let [one, other] = [(); 2].map(|()| Tiny::new(true, INT4));
+    let original = fingerprint(&one.options).unwrap();
+    assert_eq!(fingerprint(&other.options).unwrap(), original);
+    let wider = Options { weights: WeightFormat::Int4(BlockSize(64)), ..one.options.clone() };
+    assert_ne!(fingerprint(&wider).unwrap(), original);
+    fs::write(other.base("tokenizer.json"), "{ }").unwrap();
+    assert_ne!(fingerprint(&other.options).unwrap(), original);
+}
+
+#[test]
+fn biases_are_added_after_the_stacked_projections() {
+    let tiny = Tiny::new(true, WeightFormat::Float32);
+    let config = testing::config(true).replacen('{', r#"{"attention_bias": true,"#, 1);
+    fs::write(tiny.base("config.json"), config).unwrap();
+    let mut tensors = testing::tensors(true);
+    for (name, len) in [("q_proj", 64), ("k_proj", 32), ("v_proj", 32), ("o_proj", 64)] {
+        tensors
+            .extend([0, 1].map(|i| Tensor::new(&format!("model.layers.{i}.self_attn.{name}.bias"), &[len])));
+    }
+    testing::write(&tiny.base("model.safetensors"), &tensors);
+    export(&tiny.options, &()).unwrap();
+    let model = tiny.model();
+    let bias = initializer(&model, "layers.1.attention.qkv.bias");
+    assert_eq!(bias.dims, [128]);
+    let start: usize = bias.external_data[1].value.parse().unwrap();
+    let data = tiny.read(DATA_FILE);
+    let stored = |i: usize| f32::from_le_bytes(data[start + 4 * i..][..4].try_into().unwrap());
+    let key = tensors.iter().find(|t| t.name == "model.layers.1.self_attn.k_proj.bias").unwrap();
+    assert_eq!((stored(64), stored(95)), (key.values[0], key.values[31]));
+}
+
+#[test]
+fn an_adapter_is_named_in_the_provenance() {
+    let mut tiny = Tiny::new(true, INT4);
+    let adapter = tiny.dir.path().join("adapter");
+    fs::create_dir(&adapter).unwrap();
+    fs::write(adapter.join("adapter_config.json"), r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 8}"#)
+        .unwrap();
+    let name = |matrix| format!("base_model.model.model.layers.1.self_attn.q_proj.{matrix}.weight");
+    let pair = [Tensor::new(&name("lora_A"), &[2, 64]), Tensor::new(&name("lora_B"), &[64, 2])];
+    testing::write(&adapter.join("adapter_model.safetensors"), &pair);
+    let base: &Path = &tiny.dir.path().join("base");
+    tiny.options.source = Source::Checkpoint { base: base.into(), adapter: Some(adapter) };
+    export(&tiny.options, &()).unwrap();
+    let provenance = Manifest::read(&tiny.options.output).unwrap().provenance;
+    let expected = manifest::AdapterSummary { rank: 2, scale: 4.0, targets: vec!["q_proj".into()] };
+    assert_eq!(provenance.adapter, Some(expected));
+    assert!(provenance.sources.iter().any(|source| source.path == "adapter/adapter_model.safetensors"));
+}
