@@ -8,7 +8,6 @@ fn request(prompt: &str) -> Value {
     json!({ "messages": [{ "role": "user", "content": prompt }] })
 }
 
-
 #[tokio::test]
 async fn ten_languages_are_answered_word_for_word_as_transformers_answers_them() {
     let program = Program::start(&[]).await;
@@ -32,7 +31,10 @@ async fn an_answer_cut_anywhere_is_whole_characters_of_the_full_one() {
             let (answer, pieces) = program.both_ways(&request).await;
             let cut = answer["text"].as_str().unwrap();
             assert_eq!(pieces.concat(), cut, "{prompt} after {most} tokens");
-            assert!(text.starts_with(cut) && cut.starts_with(&before), "{cut:?} after {most} tokens of {text:?}");
+            assert!(
+                text.starts_with(cut) && cut.starts_with(&before),
+                "{cut:?} after {most} tokens of {text:?}"
+            );
             assert_eq!(answer["finish_reason"], if most == tokens { "stop" } else { "length" });
             before = cut.into();
         }

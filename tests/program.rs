@@ -12,7 +12,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::serving::{eventually, events};
+use crate::serving::{events, eventually};
 
 /// The ten languages of the demo and what it says, as transformers and PEFT computed it.
 pub(crate) struct Expected {
@@ -95,7 +95,8 @@ impl Program {
         let mut found = None;
         eventually("the address in the log", || {
             let log = self.log();
-            found = log.split_once("on http://").and_then(|(_, rest)| Some(rest.split_once('\n')?.0.to_owned()));
+            found =
+                log.split_once("on http://").and_then(|(_, rest)| Some(rest.split_once('\n')?.0.to_owned()));
             found.is_some()
         })
         .await;

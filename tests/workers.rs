@@ -1,10 +1,6 @@
 //! The worker may die at any moment; the server goes on.
 
-use std::{
-    io::Write,
-    process::Stdio,
-    time::Duration,
-};
+use std::{io::Write, process::Stdio, time::Duration};
 
 use eka::{
     job::{Failure, FinishReason, Job, JobId, Sampling},
@@ -15,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::{
     program::{Program, argument, cache, eka, expected, resident_kib, run, send, text, worker_of},
-    serving::{eventually, events},
+    serving::{events, eventually},
 };
 
 /// Fills the demo's context: long enough to be interrupted.
@@ -117,7 +113,8 @@ async fn twenty_queued_clients_that_leave_do_not_disturb_the_stream_that_runs() 
     let (_, alone) = program.ask("/generate-lite", &undisturbed).await;
     let mut stream = program.post("/generate-lite", &long()).send().await.unwrap().bytes_stream();
     let mut received = stream.next().await.unwrap().unwrap().to_vec();
-    let queued: Vec<_> = (0..20).map(|_| tokio::spawn(program.post("/generate-lite", &long()).send())).collect();
+    let queued: Vec<_> =
+        (0..20).map(|_| tokio::spawn(program.post("/generate-lite", &long()).send())).collect();
     let mut left = false;
     while let Some(piece) = stream.next().await {
         received.extend(piece.unwrap());
@@ -139,8 +136,10 @@ async fn a_client_that_leaves_frees_the_slot_for_the_next() {
     stream.next().await.unwrap().unwrap();
     drop(stream);
     is_idle(&program).await;
-    let metrics = program.client.get(format!("{}/metrics", program.url)).send().await.unwrap().text().await.unwrap();
-    let generated = metrics.lines().find_map(|line| line.strip_prefix("eka_generated_tokens_total ")).unwrap();
+    let metrics =
+        program.client.get(format!("{}/metrics", program.url)).send().await.unwrap().text().await.unwrap();
+    let generated =
+        metrics.lines().find_map(|line| line.strip_prefix("eka_generated_tokens_total ")).unwrap();
     assert!(generated.parse::<u64>().unwrap() < 500, "it was generated to its end");
 }
 
@@ -176,7 +175,8 @@ async fn a_worker_whose_parent_is_killed_ends_by_itself() {
 
 /// Feeds a worker these frames and gives what it says until it ends.
 fn converse(frames: &[Down], then: &[u8]) -> (Vec<Up>, Option<i32>) {
-    let mut child = eka(&["worker"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut child =
+        eka(&["worker"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     for frame in frames {
         wire::write(frame, &mut stdin).unwrap();
@@ -214,7 +214,10 @@ fn a_worker_says_a_frame_for_every_chunk_and_every_step() {
     assert_eq!(said[0], Up::Hello { protocol: PROTOCOL });
     assert!(matches!(&said[1], Up::Ready(ready) if ready.capacity == 64), "{:?}", said[1]);
     // Told to end while it works, it may stop after any step, but not skip one.
-    let progress: Vec<_> = said.iter().filter_map(|up| if let Up::Progress { done, .. } = up { Some(*done) } else { None }).collect();
+    let progress: Vec<_> = said
+        .iter()
+        .filter_map(|up| if let Up::Progress { done, .. } = up { Some(*done) } else { None })
+        .collect();
     assert!([4, 8, 10].starts_with(&progress), "{progress:?}");
     assert!(matches!(said.last(), Some(Up::Done { job: JobId(7), .. })), "{said:?}");
 }
@@ -223,7 +226,8 @@ fn a_worker_says_a_frame_for_every_chunk_and_every_step() {
 fn a_job_that_does_not_fit_fails_and_the_next_one_runs() {
     let model = exported("llama");
     let jobs = [load(&model), generate(1, 60, 5), generate(2, 3, 2)];
-    let mut child = eka(&["worker"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut child =
+        eka(&["worker"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     let mut stdout = child.stdout.take().unwrap();
     jobs.iter().for_each(|frame| wire::write(frame, &mut stdin).unwrap());
@@ -234,7 +238,10 @@ fn a_job_that_does_not_fit_fails_and_the_next_one_runs() {
             _ => {}
         }
     }
-    assert!(matches!(&ends[0], Up::Failed { job: JobId(1), failure: Failure::Context { .. }, poisoned: false }));
+    assert!(matches!(
+        &ends[0],
+        Up::Failed { job: JobId(1), failure: Failure::Context { .. }, poisoned: false }
+    ));
     assert!(matches!(&ends[1], Up::Done { job: JobId(2), finish } if finish.reason == FinishReason::Length));
     drop(stdin);
     assert_eq!(child.wait().unwrap().code(), Some(0), "the end of its input is the end of the worker");
