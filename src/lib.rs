@@ -18,8 +18,29 @@ pub mod metrics;
 
 pub mod job;
 
+pub mod config;
+
 pub mod manifest;
+
+pub mod text;
+
+pub mod wire;
+
+#[expect(unsafe_code, reason = "the one folder where it is allowed")]
+pub mod device;
 
 pub mod export;
 
-pub mod wire;
+pub mod model;
+
+pub mod engine;
+
+pub mod worker;
+
+pub mod supervise;
+
+pub mod executor;
+
+pub mod http;
+
+pub mod cli;

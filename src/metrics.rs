@@ -40,7 +40,7 @@ pub struct MemoryKind {
 /// Why a worker process ended.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ExitReason {
-    /// `crashed`, `exited`, `load_failed`, `protocol` or `shutdown`.
+    /// `crashed`, `exited`, `load_failed`, `protocol`, `poisoned` or `shutdown`.
     pub reason: &'static str,
 }
 

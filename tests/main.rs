@@ -1,1 +1,12 @@
+//! Everything that is tested from outside, in one binary.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop, also in its helpers")]
+
+mod answers;
+mod architecture;
+mod http_api;
+mod http_errors;
+mod overload;
+mod program;
+mod serving;
+mod workers;

@@ -10,14 +10,14 @@ use std::{
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use eka::{
+use crate::{
     export::{self, BlockSize, Existing, Options, Progress, Report, Source, Stage, WeightFormat},
     units::Bytes,
 };
 
 /// Turn a checkpoint and its LoRA adapter into a model directory
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     /// Checkpoint directory in Hugging Face's layout: config.json, safetensors, tokenizer.json
     #[arg(long, value_name = "DIR", required_unless_present = "random_weights")]
     base: Option<PathBuf>,
@@ -67,7 +67,7 @@ enum Format {
 ///
 /// # Errors
 /// When the export fails; the message says what to do.
-pub fn run(args: Args) -> anyhow::Result<()> {
+pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let started = Instant::now();
     let report = export::export(&args.into_options(), &Bars::new())?;
     let mut out = io::stdout().lock();
@@ -122,12 +122,12 @@ fn peak_memory() -> Option<Bytes> {
 }
 
 /// A bar for each stage on a terminal, a line for each elsewhere.
-struct Bars {
+pub(super) struct Bars {
     bar: Mutex<ProgressBar>,
 }
 
 impl Bars {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { bar: Mutex::new(ProgressBar::hidden()) }
     }
 

@@ -1,27 +1,68 @@
-//! Wires the parts together and prints for people.
+//! Wires the parts together, and prints for people.
+//!
+//! Errors come up to here with their reasons and end as one line on stderr; logs go to stderr as well, so stdout holds
+//! what was asked for and nothing else.
 
-pub mod export;
+mod bench;
+mod doctor;
+mod engine;
+mod export;
+mod generate;
+mod logging;
+mod prepare;
+mod serve;
+mod verify;
+mod worker;
+
+use std::process::ExitCode;
 
 use clap::Parser;
 
-/// Serves one fine-tuned language model.
-#[derive(Parser)]
+/// Serves one fine-tuned language model, one answer at a time
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
 }
 
-#[derive(clap::Subcommand)]
+#[derive(Debug, clap::Subcommand)]
 enum Command {
+    Serve(serve::Args),
+    Generate(generate::Args),
     Export(export::Args),
+    Verify(verify::Args),
+    Doctor(doctor::Args),
+    Bench(bench::Args),
+    /// Run a model for the parent process at the other end of stdin and stdout
+    #[command(hide = true)]
+    Worker,
 }
 
-/// Runs the command line.
-///
-/// # Errors
-/// When the command fails.
-pub fn run() -> anyhow::Result<()> {
-    match Cli::parse().command {
-        Command::Export(args) => export::run(args),
+/// Runs the command line: 0 when all went well, 1 when not, 2 for a command that is none.
+#[must_use]
+pub fn run() -> ExitCode {
+    match dispatch(Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
+    let done = |()| ExitCode::SUCCESS;
+    match command {
+        Command::Serve(args) => serve::run(&args),
+        Command::Generate(args) => generate::run(args).map(done),
+        Command::Export(args) => export::run(args).map(done),
+        Command::Verify(args) => {
+            let same = verify::run(&args)?;
+            Ok(if same { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Worker => worker::run().map(done),
+        Command::Bench(args) => bench::run(&args).map(done),
     }
 }

@@ -146,6 +146,14 @@ impl Default for BlockSize {
     }
 }
 
+impl TryFrom<usize> for BlockSize {
+    type Error = BlockSizeError;
+
+    fn try_from(weights: usize) -> Result<Self, BlockSizeError> {
+        if matches!(weights, 32 | 64 | 128) { Ok(Self(weights)) } else { Err(BlockSizeError) }
+    }
+}
+
 /// A block size that is none.
 #[derive(Debug, thiserror::Error)]
 #[error("expected 32, 64 or 128")]
@@ -155,12 +163,7 @@ impl FromStr for BlockSize {
     type Err = BlockSizeError;
 
     fn from_str(text: &str) -> Result<Self, BlockSizeError> {
-        match text {
-            "32" => Ok(Self(32)),
-            "64" => Ok(Self(64)),
-            "128" => Ok(Self(128)),
-            _ => Err(BlockSizeError),
-        }
+        text.parse::<usize>().map_err(|_| BlockSizeError)?.try_into()
     }
 }
 

@@ -1,0 +1,32 @@
+# shellcheck shell=bash
+# What the scripts share. Source it; it sets `root` (the repository) and does nothing else by itself.
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+# A cargo target directory given relative to the caller's folder stays that one when a script changes folder.
+if [[ -n ${CARGO_TARGET_DIR:-} && $CARGO_TARGET_DIR != /* ]]; then
+  export CARGO_TARGET_DIR=$PWD/$CARGO_TARGET_DIR
+fi
+
+die() {
+  printf '%s: %s\n' "${0##*/}" "$*" >&2
+  exit 1
+}
+
+have() { command -v "$1" >/dev/null 2>&1; }
+
+# The comment block at the top of the running script, as its help.
+show_help() { awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$0"; }
+
+# Leaves with one sentence unless this machine can build eka.
+require_rust() {
+  have cargo || die "cargo is missing: install Rust $(rust_needed) or newer (rustup is the usual way)"
+  have cc || die "the C linker 'cc' is missing: install gcc or clang (on Debian and Ubuntu: apt install build-essential)"
+  local needed found
+  needed=$(rust_needed)
+  found=$(cd "$root" && cargo --version | awk '{ print $2 }')
+  [[ $(printf '%s\n' "$needed" "${found%%-*}" | sort -V | head -n 1) == "$needed" ]] ||
+    die "cargo $found is too old: eka needs Rust $needed or newer (rustup update stable)"
+}
+
+rust_needed() { awk -F '"' '/^rust-version/ { print $2; exit }' "$root/Cargo.toml"; }

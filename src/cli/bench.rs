@@ -1,0 +1,245 @@
+//! `eka bench`: tokens per second of the engine, without queue, pipe or HTTP.
+//!
+//! Every round measures every length once, in order, so that a machine which gets slower or busier while it is measured
+//! shows as spread and not as a trend. With `--bare` each decode is followed by the same steps as a bare loop: the one
+//! call into ONNX Runtime over the same binding, with no sampler, no frames, nothing; the ratio is what the engine's
+//! own work costs.
+
+use std::{
+    io::{self, Write},
+    ops::ControlFlow,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::ensure;
+use serde::Serialize;
+
+use super::engine::EngineArgs;
+use crate::{
+    engine::{self, Forward, Step, Timeline},
+    job::{Job, JobId, Sampling},
+    wire::{self, Up},
+};
+
+/// Measure a model's prefill and decode speed
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Model directory written by `eka export`
+    #[arg(value_name = "MODEL_DIR")]
+    model: PathBuf,
+
+    /// Prompt lengths
+    #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_value = "128,512")]
+    prompt: Vec<usize>,
+
+    /// Tokens to generate after each prompt
+    #[arg(long, value_name = "TOKENS", default_value_t = 64)]
+    generate: usize,
+
+    /// How often to measure each
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    rounds: usize,
+
+    /// Also run the same decode steps as a bare loop, and print the ratio
+    #[arg(long)]
+    bare: bool,
+
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    engine: EngineArgs,
+}
+
+/// Everything that was measured.
+#[derive(Debug, Serialize)]
+struct Report {
+    model: String,
+    threads: usize,
+    load_seconds: f64,
+    results: Vec<Lengths>,
+}
+
+/// What was measured with one prompt length.
+#[derive(Debug, Serialize)]
+struct Lengths {
+    prompt_tokens: usize,
+    generated_tokens: usize,
+    prefill_tokens_per_second: Spread,
+    decode_tokens_per_second: Spread,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bare_decode_tokens_per_second: Option<Spread>,
+    /// Of each round, the engine's decode speed over the bare loop's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    decode_over_bare: Option<Spread>,
+}
+
+/// Several measurements of one thing.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+struct Spread {
+    median: f64,
+    min: f64,
+    max: f64,
+}
+
+impl Spread {
+    /// Of at least one value.
+    fn of(values: impl IntoIterator<Item = f64>) -> Self {
+        let mut values: Vec<_> = values.into_iter().collect();
+        values.sort_by(f64::total_cmp);
+        let middle = |i: usize| values.get(i).copied().unwrap_or(f64::NAN);
+        let median = f64::midpoint(middle((values.len().max(1) - 1) / 2), middle(values.len() / 2));
+        Self { median, min: middle(0), max: middle(values.len().max(1) - 1) }
+    }
+}
+
+/// One round with one prompt length.
+struct Round {
+    prefill: Duration,
+    decode: Duration,
+    bare: Option<Duration>,
+}
+
+/// Measures and prints.
+///
+/// # Errors
+/// When the model cannot be loaded or run, or the lengths do not fit it.
+pub(super) fn run(args: &Args) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let mut timeline = args.engine.open(&args.model)?;
+    let load_seconds = started.elapsed().as_secs_f64();
+    check(args, timeline.capacity())?;
+    let mut rounds: Vec<Vec<Round>> = args.prompt.iter().map(|_| Vec::new()).collect();
+    for _ in 0..args.rounds {
+        for (prompt, rounds) in args.prompt.iter().zip(&mut rounds) {
+            rounds.push(round(&mut timeline, *prompt, args)?);
+        }
+    }
+    let results =
+        args.prompt.iter().zip(&rounds).map(|(prompt, rounds)| summarize(*prompt, args.generate, rounds));
+    let report = Report {
+        model: args.model.display().to_string(),
+        threads: args.engine.threads(),
+        load_seconds,
+        results: results.collect(),
+    };
+    Ok(print(&report, args.json)?)
+}
+
+fn check(args: &Args, capacity: usize) -> anyhow::Result<()> {
+    ensure!(args.rounds > 0, "--rounds is 0: nothing would be measured; use 1 or more");
+    ensure!(
+        args.generate > 1,
+        "--generate is {}: the first token is the prefill's; use 2 or more",
+        args.generate
+    );
+    for prompt in &args.prompt {
+        ensure!(
+            *prompt > 0 && prompt + args.generate <= capacity,
+            "a prompt of {prompt} and {} generated do not fit the context length of {capacity}",
+            args.generate
+        );
+    }
+    Ok(())
+}
+
+fn round(timeline: &mut Timeline, prompt: usize, args: &Args) -> anyhow::Result<Round> {
+    let vocabulary = timeline.vocabulary();
+    let job = job(prompt, args.generate, vocabulary);
+    let mut pipe = io::sink();
+    let outcome = engine::generate(timeline, &job, |step| {
+        let frame = match step {
+            Step::Progress { done, total } => Up::Progress { job: job.id, done, total },
+            Step::Token(id) => Up::Token { job: job.id, id },
+        };
+        match wire::write(&frame, &mut pipe) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        }
+    })?;
+    let bare = args.bare.then(|| bare(timeline, prompt, args.generate - 1)).transpose()?;
+    Ok(Round { prefill: outcome.timings.prefill, decode: outcome.timings.decode, bare })
+}
+
+/// A prompt that repeats nothing soon, and no token that ends the answer.
+fn job(prompt: usize, max_new_tokens: usize, vocabulary: usize) -> Job {
+    let id = |i: usize| u32::try_from((i * 7919 + 13) % vocabulary).unwrap_or(0);
+    Job {
+        id: JobId(0),
+        prompt: (0..prompt).map(id).collect(),
+        sampling: Sampling::greedy(),
+        max_new_tokens,
+        end_tokens: Vec::new(),
+    }
+}
+
+/// The same steps over the same positions, and nothing around them.
+fn bare(timeline: &mut Timeline, prompt: usize, steps: usize) -> anyhow::Result<Duration> {
+    timeline.rewind(prompt);
+    let started = Instant::now();
+    for _ in 0..steps {
+        timeline.forward(&[13])?;
+    }
+    Ok(started.elapsed())
+}
+
+#[expect(clippy::cast_precision_loss, reason = "token counts")]
+fn summarize(prompt: usize, generated: usize, rounds: &[Round]) -> Lengths {
+    let steps = generated - 1;
+    let speed = |tokens: usize, time: Duration| tokens as f64 / time.as_secs_f64();
+    let bare = |round: &Round| round.bare.map(|time| speed(steps, time));
+    let all_bare: Vec<_> = rounds.iter().filter_map(bare).collect();
+    let ratios = rounds.iter().filter_map(|r| Some(speed(steps, r.decode) / bare(r)?));
+    let measured_bare = !all_bare.is_empty();
+    Lengths {
+        prompt_tokens: prompt,
+        generated_tokens: generated,
+        prefill_tokens_per_second: Spread::of(rounds.iter().map(|r| speed(prompt, r.prefill))),
+        decode_tokens_per_second: Spread::of(rounds.iter().map(|r| speed(steps, r.decode))),
+        decode_over_bare: measured_bare.then(|| Spread::of(ratios)),
+        bare_decode_tokens_per_second: measured_bare.then(|| Spread::of(all_bare)),
+    }
+}
+
+fn print(report: &Report, json: bool) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    if json {
+        serde_json::to_writer_pretty(&mut out, report)?;
+        return writeln!(out);
+    }
+    writeln!(out, "{}, {} threads, loaded in {:.2} s", report.model, report.threads, report.load_seconds)?;
+    writeln!(out, "tokens per second: median (least to most)")?;
+    writeln!(out, "{:>8} {:>9}  {:>26}  {:>26}", "prompt", "generated", "prefill", "decode")?;
+    for r in &report.results {
+        let (prefill, decode) = (text(r.prefill_tokens_per_second, 1), text(r.decode_tokens_per_second, 1));
+        write!(out, "{:>8} {:>9}  {prefill:>26}  {decode:>26}", r.prompt_tokens, r.generated_tokens)?;
+        if let (Some(bare), Some(ratio)) = (r.bare_decode_tokens_per_second, r.decode_over_bare) {
+            write!(out, "  bare {}, ratio {}", text(bare, 1), text(ratio, 3))?;
+        }
+        writeln!(out)?;
+    }
+    Ok(())
+}
+
+fn text(spread: Spread, digits: usize) -> String {
+    let Spread { median, min, max } = spread;
+    format!("{median:.digits$} ({min:.digits$} to {max:.digits$})")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_of_an_even_number_is_between_the_two_in_the_middle() {
+        assert_eq!(Spread::of([4.0, 1.0, 3.0, 2.0]), Spread { median: 2.5, min: 1.0, max: 4.0 });
+        assert_eq!(Spread::of([3.0]), Spread { median: 3.0, min: 3.0, max: 3.0 });
+    }
+
+    #[test]
+    fn the_prompt_is_made_of_ids_that_the_model_has() {
+        assert!(job(2000, 2, 320).prompt.iter().all(|id| *id < 320));
+    }
+}

@@ -1,0 +1,192 @@
+//! `eka doctor`: what this machine has, what is missing, and what to do about it.
+//!
+//! Nothing is measured and nothing changed. Every line says ok or problem; a problem's line ends with the way out.
+
+use std::{
+    env, fs,
+    io::{self, Write},
+    path::Path,
+    process::ExitCode,
+};
+
+use crate::{
+    config::{self, Config, ConfigArgs},
+    device::{Runtime, cuda, host},
+    manifest::{self, Manifest},
+    model::GRAPH_FILE,
+    text::Text,
+    units::Bytes,
+};
+
+/// Say what this machine has, what is missing, and what to do about it
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+/// One thing looked at.
+struct Finding {
+    what: &'static str,
+    state: Result<String, String>,
+}
+
+const fn fine(what: &'static str, detail: String) -> Finding {
+    Finding { what, state: Ok(detail) }
+}
+
+/// Looks at everything and prints a line each.
+///
+/// # Errors
+/// When the lines cannot be printed.
+pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let settings = config::Settings::load(&args.config);
+    let mut findings = vec![program(), machine(), cpu_features(), memory()];
+    match &settings {
+        Ok(settings) => {
+            findings.push(fine("settings", "can be used; `eka serve --print-config` shows them".into()));
+            findings.push(runtime(&settings.config));
+            findings.push(gpu());
+            findings.extend(models(&settings.config));
+        }
+        Err(e) => findings.push(Finding { what: "settings", state: Err(e.to_string()) }),
+    }
+    print(&findings)?;
+    let sound = findings.iter().all(|finding| finding.state.is_ok());
+    Ok(if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn print(findings: &[Finding]) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    for Finding { what, state } in findings {
+        let (word, detail) = match state {
+            Ok(detail) => ("ok", detail),
+            Err(detail) => ("PROBLEM", detail),
+        };
+        // Further lines of a reason stand below its first.
+        writeln!(out, "{word:<8} {what:<13} {}", detail.replace('\n', "\n                       "))?;
+    }
+    Ok(())
+}
+
+fn program() -> Finding {
+    let path =
+        env::current_exe().map_or_else(|e| format!("unknown path: {e}"), |path| path.display().to_string());
+    fine("eka", format!("{} ({path})", env!("CARGO_PKG_VERSION")))
+}
+
+fn machine() -> Finding {
+    let logical = std::thread::available_parallelism().map_or(1, usize::from);
+    let detail = format!(
+        "{} {}, {} physical cores, {logical} threads allowed",
+        env::consts::OS,
+        env::consts::ARCH,
+        host::physical_cores()
+    );
+    fine("machine", detail)
+}
+
+/// The vector instructions that decide how fast quantized weights are multiplied.
+fn cpu_features() -> Finding {
+    let has: Vec<&str> =
+        vector_instructions().into_iter().filter_map(|(name, has)| has.then_some(name)).collect();
+    if has.is_empty() {
+        return fine(
+            "cpu",
+            "no vector instructions that eka knows of: expect a few tokens per second".into(),
+        );
+    }
+    fine("cpu", has.join(" "))
+}
+
+#[cfg(target_arch = "x86_64")]
+fn vector_instructions() -> Vec<(&'static str, bool)> {
+    vec![
+        ("avx2", is_x86_feature_detected!("avx2")),
+        ("fma", is_x86_feature_detected!("fma")),
+        ("avxvnni", is_x86_feature_detected!("avxvnni")),
+        ("avx512f", is_x86_feature_detected!("avx512f")),
+        ("avx512vnni", is_x86_feature_detected!("avx512vnni")),
+        ("avx512bf16", is_x86_feature_detected!("avx512bf16")),
+    ]
+}
+
+#[cfg(target_arch = "aarch64")]
+fn vector_instructions() -> Vec<(&'static str, bool)> {
+    use std::arch::is_aarch64_feature_detected;
+    vec![
+        ("neon", is_aarch64_feature_detected!("neon")),
+        ("dotprod", is_aarch64_feature_detected!("dotprod")),
+        ("i8mm", is_aarch64_feature_detected!("i8mm")),
+        ("sve", is_aarch64_feature_detected!("sve")),
+    ]
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn vector_instructions() -> Vec<(&'static str, bool)> {
+    Vec::new()
+}
+
+fn memory() -> Finding {
+    match host::machine_memory() {
+        Some((total, available)) => fine("memory", format!("{available} available of {total}")),
+        None => fine("memory", "this system does not say".into()),
+    }
+}
+
+fn runtime(config: &Config) -> Finding {
+    let described =
+        Runtime::load(config.onnxruntime.dir.as_deref()).map_err(|e| e.to_string()).and_then(|runtime| {
+            let providers = runtime.providers().map_err(|e| e.to_string())?;
+            let (version, path) = (runtime.version(), runtime.path().display());
+            Ok(format!("{version} ({path})\nproviders: {}", providers.join(", ")))
+        });
+    Finding { what: "onnxruntime", state: described }
+}
+
+fn gpu() -> Finding {
+    match cuda::probe() {
+        cuda::Gpus::NoDriver => fine("gpu", "no NVIDIA driver: everything runs on the CPU".into()),
+        cuda::Gpus::Found(names) if names.is_empty() => fine("gpu", "an NVIDIA driver, but no GPU".into()),
+        cuda::Gpus::Found(names) => {
+            fine("gpu", format!("{}; this version of eka runs everything on the CPU", names.join(", ")))
+        }
+        cuda::Gpus::Unusable { reason } => {
+            fine("gpu", format!("an NVIDIA driver that cannot be used ({reason})"))
+        }
+    }
+}
+
+/// The configured model, and whatever else lies beside it.
+fn models(config: &Config) -> Vec<Finding> {
+    let path = &config.model.path;
+    let mut findings = vec![Finding { what: "model", state: model(path) }];
+    let Some(siblings) = path.parent().and_then(|parent| fs::read_dir(parent).ok()) else { return findings };
+    let mut others: Vec<_> = siblings.filter_map(Result::ok).map(|entry| entry.path()).collect();
+    others.sort();
+    for other in others.iter().filter(|other| *other != path && other.join(manifest::FILE_NAME).is_file()) {
+        findings.push(Finding { what: "also there", state: model(other) });
+    }
+    findings
+}
+
+/// What a model directory is, or what is wrong with it.
+fn model(path: &Path) -> Result<String, String> {
+    let name = path.display();
+    if path.join(manifest::FILE_NAME).is_file() {
+        let manifest = Manifest::read(path).map_err(|e| e.to_string())?;
+        Text::open(path, "doctor").map_err(|e| e.to_string())?;
+        let graph = path.join(GRAPH_FILE);
+        let size =
+            |file: &Path| fs::metadata(file).map(|m| m.len()).map_err(|e| format!("{}: {e}", file.display()));
+        let bytes = Bytes(size(&graph)?) + Bytes(size(&graph.with_extension("onnx.data"))?);
+        let weights = manifest.quantization.map_or_else(|| "float32".into(), |q| format!("int{}", q.bits));
+        let (architecture, context) = (&manifest.architecture, manifest.context_length);
+        return Ok(format!("{name}: {architecture}, {weights}, {bytes}, context length {context}"));
+    }
+    if path.join("base/config.json").is_file() {
+        let adapter = if path.join("adapter").is_dir() { "and its adapter" } else { "without an adapter" };
+        return Ok(format!("{name}: a checkpoint {adapter}, exported when it is served"));
+    }
+    Err(format!("{name} is no model directory; make one with `eka export`, or set model.path"))
+}

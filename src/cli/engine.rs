@@ -1,0 +1,45 @@
+//! Opening a model in this process, for the commands that measure and do not serve.
+
+use std::path::{Path, PathBuf};
+
+use crate::{
+    device::{Runtime, SessionOptions, host},
+    engine::{Timeline, TimelineOptions},
+    model::Model,
+};
+
+/// How to run the model.
+#[derive(Debug, clap::Args)]
+pub(super) struct EngineArgs {
+    /// Directory of ONNX Runtime's library; without it, `lib/` beside the binary, then `.onnxruntime/`
+    #[arg(long, value_name = "DIR", env = "EKA_ONNXRUNTIME_DIR")]
+    onnxruntime: Option<PathBuf>,
+
+    /// Threads that compute [default: physical cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+
+    /// Most prompt tokens in one pass
+    #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = clap::value_parser!(u16).range(1..=16384))]
+    prefill_chunk: u16,
+}
+
+impl EngineArgs {
+    /// Threads that will compute.
+    pub(super) fn threads(&self) -> usize {
+        self.threads.map_or_else(host::physical_cores, usize::from)
+    }
+
+    /// Loads the model in `dir` and warms it up.
+    ///
+    /// # Errors
+    /// When library or model cannot be loaded.
+    pub(super) fn open(&self, dir: &Path) -> anyhow::Result<Timeline> {
+        let runtime = Runtime::load(self.onnxruntime.as_deref())?;
+        let model = Model::open(&runtime, dir, SessionOptions { threads: self.threads() })?;
+        let options = TimelineOptions { capacity: 0, chunk: usize::from(self.prefill_chunk) };
+        let mut timeline = Timeline::new(model, options)?;
+        timeline.warm_up()?;
+        Ok(timeline)
+    }
+}

@@ -1,0 +1,136 @@
+//! `eka serve`: settings, model, worker, queue and HTTP, wired together.
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    process::{self, ExitCode},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use tokio::sync::watch;
+
+use super::{logging, prepare, worker};
+use crate::{
+    config::{self, Config, ConfigArgs},
+    device::host,
+    executor::{Executor, Limits},
+    http::{self, AppState, Settings},
+    job::Readiness,
+    metrics::{MemoryKind, Metrics},
+    supervise::{Runner, Supervisor},
+    text::Text,
+};
+
+/// Serve a model over HTTP
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+/// Serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When settings, model or address cannot be used, or the model cannot be loaded.
+pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let settings = config::Settings::load(&args.config)?;
+    if args.config.print_config {
+        print!("{}", settings.to_toml());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let config = settings.config;
+    logging::start(&config.log)?;
+    // Threads of the runtime only pass bytes on; the cores are the worker's.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(serve(&config))
+}
+
+async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
+    let model = prepare::model(config)?;
+    let text = Arc::new(Text::open(&model.dir, &model.id)?);
+    let listener = listen(config)?;
+    let metrics = Arc::new(Metrics::new());
+    let supervisor = Supervisor::start(worker::command(config, &model.dir)?, Arc::clone(&metrics));
+    let readiness = supervisor.readiness();
+    let executor = executor(config, &metrics, supervisor.runner());
+    tokio::spawn(show_own_memory(Arc::clone(&metrics)));
+    tracing::info!("serving {:?} on http://{}", model.id, listener.local_addr()?);
+    let state = AppState::new(text, executor, metrics, readiness.clone(), Settings::from(config));
+    let served = http::serve(listener, state, ended(readiness.clone())).await;
+    // Asked before the worker is told to end, which is a state of its own.
+    let last = readiness.borrow().clone();
+    supervisor.stop().await;
+    served.context("the HTTP server failed")?;
+    match last {
+        Readiness::Down { reason, retry_in: None } => bail!("the model cannot be loaded: {reason}"),
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
+fn listen(config: &Config) -> anyhow::Result<TcpListener> {
+    let address = SocketAddr::new(config.server.bind, config.server.port);
+    TcpListener::bind(address)
+        .with_context(|| format!("cannot listen on {address}; set server.bind or server.port"))
+}
+
+fn executor(config: &Config, metrics: &Arc<Metrics>, runner: Runner) -> Executor {
+    let limits =
+        Limits { max_jobs: config.queue.max_jobs, max_prompt_tokens: config.queue.max_prompt_tokens };
+    Executor::start(limits, Arc::clone(metrics), move |job, events, cancel| {
+        let runner = runner.clone();
+        async move { runner.run(job, events, cancel).await }
+    })
+}
+
+/// Completes when the server shall end: at a signal, or when no worker will ever run. A second signal ends the process.
+async fn ended(mut readiness: watch::Receiver<Readiness>) {
+    let hopeless = |state: &Readiness| matches!(state, Readiness::Down { retry_in: None, .. });
+    tokio::select! {
+        name = signal() => tracing::info!("{name}: finishing what waits and runs; once more to end at once"),
+        _ = readiness.wait_for(hopeless) => {}
+    }
+    tokio::spawn(async {
+        let name = signal().await;
+        tracing::warn!("{name} again: ending at once");
+        process::exit(1);
+    });
+}
+
+#[cfg(unix)]
+async fn signal() -> &'static str {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        tracing::error!("signals cannot be received: this server ends only when killed");
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    }
+}
+
+#[cfg(not(unix))]
+async fn signal() -> &'static str {
+    if let Err(e) = tokio::signal::ctrl_c().await {
+        tracing::error!("Ctrl-C cannot be received: {e}; this server ends only when killed");
+        return std::future::pending().await;
+    }
+    "Ctrl-C"
+}
+
+/// Keeps this process' memory in the metrics; the worker's comes with its answers.
+async fn show_own_memory(metrics: Arc<Metrics>) {
+    loop {
+        let host::HostMemory { resident, anonymous, .. } = host::memory();
+        for (kind, bytes) in [("resident", resident), ("anonymous", anonymous)] {
+            if let Some(bytes) = bytes {
+                let gauge = metrics.memory.get_or_create(&MemoryKind { process: "parent", kind });
+                gauge.set(i64::try_from(bytes.0).unwrap_or(i64::MAX));
+            }
+        }
+        tokio::time::sleep(Duration::from_secs(5)).await;
+    }
+}

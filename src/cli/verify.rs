@@ -1,0 +1,222 @@
+//! `eka verify`: what a model computes, against what it should.
+//!
+//! Parity is a number, not a belief: the logits of every position and the greedy continuation are compared with what a
+//! reference implementation computed from the same files.
+
+use std::{fs, io, io::Write, path::PathBuf};
+
+use anyhow::{Context, bail, ensure};
+use ndarray::{ArrayView2, Axis};
+use safetensors::{Dtype, SafeTensors};
+
+use super::engine::EngineArgs;
+use crate::engine::{Forward, Sampler, Timeline};
+use crate::job::Sampling;
+
+/// Compare a model's logits and greedy answer with a reference
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Model directory written by `eka export`
+    #[arg(value_name = "MODEL_DIR")]
+    model: PathBuf,
+
+    /// Reference: `input_ids` int64 [T], logits float32 [T, V], greedy int64 [N], as a safetensors file
+    #[arg(value_name = "EXPECTED.safetensors")]
+    expected: PathBuf,
+
+    /// Name of the logits to compare with: [T, V], or [V] for the last position alone
+    #[arg(long, value_name = "NAME", default_value = "logits_merged")]
+    logits: String,
+
+    /// Name of the greedy continuation to compare with; compared where present
+    #[arg(long, value_name = "NAME", default_value = "greedy_merged")]
+    greedy: String,
+
+    /// Greatest absolute difference of a logit that passes
+    #[arg(long, value_name = "X", default_value_t = 1e-3)]
+    atol: f32,
+
+    #[command(flatten)]
+    engine: EngineArgs,
+}
+
+/// Compares and prints; whether all is within the tolerance.
+///
+/// # Errors
+/// When the model or the reference cannot be used.
+pub(super) fn run(args: &Args) -> anyhow::Result<bool> {
+    ensure!(args.atol >= 0.0, "--atol is {}: a difference is not negative; use 0 or more", args.atol);
+    let reference = Reference::read(args)?;
+    let mut timeline = args.engine.open(&args.model)?;
+    let vocabulary = timeline.vocabulary();
+    ensure!(
+        reference.vocabulary == vocabulary,
+        "{:?} has {} logits a position, the model has {vocabulary}: they are of different models",
+        args.logits,
+        reference.vocabulary
+    );
+    let logits = timeline.forward_all(&reference.input_ids)?;
+    let found = ArrayView2::from_shape((reference.input_ids.len(), vocabulary), &logits)?;
+    let difference = compare(found, reference.logits()?);
+    let greedy = reference.greedy.as_deref().map(|expected| continues(&mut timeline, &reference, expected));
+    let greedy = greedy.transpose()?;
+    report(args, &difference, greedy)
+}
+
+/// What the model should compute.
+struct Reference {
+    input_ids: Vec<u32>,
+    logits: Vec<f32>,
+    vocabulary: usize,
+    greedy: Option<Vec<u32>>,
+}
+
+impl Reference {
+    fn read(args: &Args) -> anyhow::Result<Self> {
+        let path = args.expected.display();
+        let bytes = fs::read(&args.expected).with_context(|| format!("{path} cannot be read"))?;
+        let tensors =
+            SafeTensors::deserialize(&bytes).with_context(|| format!("{path} is no safetensors file"))?;
+        let (input_ids, _) = ids(&tensors, "input_ids")?;
+        let (logits, shape) = floats(&tensors, &args.logits)?;
+        let vocabulary = *shape.last().with_context(|| format!("{:?} is a single number", args.logits))?;
+        let rows = logits.len().checked_div(vocabulary).unwrap_or(0);
+        ensure!(
+            rows == input_ids.len() || rows == 1,
+            "{:?} has {rows} positions, input_ids has {}",
+            args.logits,
+            input_ids.len()
+        );
+        let greedy = match tensors.tensor(&args.greedy) {
+            Ok(_) => Some(ids(&tensors, &args.greedy)?.0),
+            Err(_) => None,
+        };
+        Ok(Self { input_ids, logits, vocabulary, greedy })
+    }
+
+    fn logits(&self) -> anyhow::Result<ArrayView2<'_, f32>> {
+        Ok(ArrayView2::from_shape((self.logits.len() / self.vocabulary, self.vocabulary), &self.logits)?)
+    }
+}
+
+/// A tensor's values and shape, if it has the type wanted.
+fn values<'a>(tensors: &'a SafeTensors, name: &str, dtype: Dtype) -> anyhow::Result<(&'a [u8], Vec<usize>)> {
+    let Ok(tensor) = tensors.tensor(name) else {
+        let mut names = tensors.names();
+        names.sort_unstable();
+        bail!("the reference has no {name:?}; it has {names:?}");
+    };
+    ensure!(tensor.dtype() == dtype, "{name:?} is {:?}, expected {dtype:?}", tensor.dtype());
+    Ok((tensor.data(), tensor.shape().to_vec()))
+}
+
+fn ids(tensors: &SafeTensors, name: &str) -> anyhow::Result<(Vec<u32>, Vec<usize>)> {
+    let (bytes, shape) = values(tensors, name, Dtype::I64)?;
+    let id = |bytes: &[u8]| {
+        let id = i64::from_le_bytes(bytes.try_into()?);
+        u32::try_from(id).with_context(|| format!("{name:?} holds {id}, which is no token id"))
+    };
+    let ids: Vec<_> = bytes.chunks_exact(8).map(id).collect::<Result<_, _>>()?;
+    ensure!(!ids.is_empty(), "{name:?} is empty");
+    Ok((ids, shape))
+}
+
+fn floats(tensors: &SafeTensors, name: &str) -> anyhow::Result<(Vec<f32>, Vec<usize>)> {
+    let (bytes, shape) = values(tensors, name, Dtype::F32)?;
+    let float = |bytes: &[u8]| Ok(f32::from_le_bytes(bytes.try_into()?));
+    Ok((bytes.chunks_exact(4).map(float).collect::<anyhow::Result<_>>()?, shape))
+}
+
+/// How far two sets of logits are apart.
+#[derive(Debug, PartialEq)]
+struct Difference {
+    positions: usize,
+    max: f32,
+    mean: f64,
+    same_top: usize,
+}
+
+/// Compares the last positions of `found` with `expected`, both `[positions, vocab]`.
+fn compare(found: ArrayView2<f32>, expected: ArrayView2<f32>) -> Difference {
+    let positions = expected.nrows();
+    let found = found.split_at(Axis(0), found.nrows() - positions).1;
+    let (mut max, mut sum) = (0f32, 0f64);
+    for (a, b) in found.iter().zip(expected) {
+        let apart = (a - b).abs();
+        // A number that is none is as far off as can be; `max` alone would pass over it.
+        max = if apart.is_nan() { f32::INFINITY } else { max.max(apart) };
+        sum += f64::from(apart);
+    }
+    let same_top = found.outer_iter().zip(expected.outer_iter()).filter(|(a, b)| top(a) == top(b)).count();
+    #[expect(clippy::cast_precision_loss, reason = "a count of logits")]
+    let mean = sum / expected.len() as f64;
+    Difference { positions, max, mean, same_top }
+}
+
+fn top(row: &ndarray::ArrayView1<f32>) -> usize {
+    row.iter()
+        .enumerate()
+        .fold((0, f32::NEG_INFINITY), |most, (i, x)| if *x > most.1 { (i, *x) } else { most })
+        .0
+}
+
+/// How many tokens of the greedy continuation are as expected before the first that is not, and how many there are.
+fn continues(
+    timeline: &mut Timeline,
+    reference: &Reference,
+    expected: &[u32],
+) -> anyhow::Result<(usize, usize)> {
+    let sampling = Sampling::greedy();
+    let mut sampler = Sampler::new(&sampling, &reference.input_ids);
+    timeline.rewind(0);
+    let (last, earlier) = reference.input_ids.split_last().context("input_ids is empty")?;
+    for chunk in earlier.chunks(timeline.chunk()) {
+        timeline.forward(chunk)?;
+    }
+    let mut next = *last;
+    for (same, wanted) in expected.iter().enumerate() {
+        match sampler.pick(timeline.forward(&[next])?) {
+            Some(token) if token == *wanted => next = token,
+            _ => return Ok((same, expected.len())),
+        }
+    }
+    Ok((expected.len(), expected.len()))
+}
+
+fn report(args: &Args, difference: &Difference, greedy: Option<(usize, usize)>) -> anyhow::Result<bool> {
+    let Difference { positions, max, mean, same_top } = difference;
+    let mut out = io::stdout().lock();
+    writeln!(out, "{} against {:?} of {}", args.model.display(), args.logits, args.expected.display())?;
+    let within = *max <= args.atol;
+    let verdict = if within { "within" } else { "BEYOND" };
+    writeln!(out, "  max  |difference|  {max:.3e}   {verdict} {:.0e}", args.atol)?;
+    writeln!(out, "  mean |difference|  {mean:.3e}")?;
+    writeln!(out, "  same most probable token at {same_top} of {positions} positions")?;
+    let Some((same, all)) = greedy else {
+        writeln!(out, "  no {:?} to compare the greedy continuation with", args.greedy)?;
+        return Ok(within);
+    };
+    writeln!(out, "  greedy continuation: {same} of {all} tokens equal")?;
+    Ok(within && same == all)
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::array;
+
+    use super::*;
+
+    #[test]
+    fn the_last_positions_are_compared_and_the_greatest_difference_counts() {
+        let found = array![[9.0, 9.0], [1.0, 2.0], [3.0, 1.0]];
+        let difference = compare(found.view(), array![[1.0, 2.5], [3.0, 4.0]].view());
+        assert_eq!(difference, Difference { positions: 2, max: 3.0, mean: 0.875, same_top: 1 });
+    }
+
+    #[test]
+    fn nan_is_never_within_a_tolerance_wherever_it_stands() {
+        for found in [array![[f32::NAN, 0.0]], array![[0.0, f32::NAN]]] {
+            assert_eq!(compare(found.view(), array![[0.0, 0.0]].view()).max, f32::INFINITY);
+        }
+    }
+}

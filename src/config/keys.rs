@@ -1,0 +1,155 @@
+//! The table of settings: names, defaults, limits. Everything that finds, checks or prints a setting reads it here.
+
+use config::ValueKind;
+
+/// One setting.
+#[derive(Debug)]
+pub(super) struct Key {
+    /// `section.key`, as in the file and in `--set`.
+    pub(super) path: &'static str,
+    pub(super) default: Default,
+    pub(super) kind: Kind,
+}
+
+/// The value of a setting that nobody set.
+#[derive(Debug)]
+pub(super) enum Default {
+    /// This one, written as on the command line.
+    Is(&'static str),
+    /// None; what happens then, for people.
+    Derived(&'static str),
+}
+
+/// What a setting may be.
+#[derive(Debug)]
+pub(super) enum Kind {
+    /// A whole number between these, both included.
+    Whole { least: i64, most: i64 },
+    /// Text; what it must say, for people.
+    Text(&'static str),
+}
+
+const WEEK_MS: i64 = 7 * 24 * 3_600_000;
+
+const fn whole(path: &'static str, default: &'static str, least: i64, most: i64) -> Key {
+    Key { path, default: Default::Is(default), kind: Kind::Whole { least, most } }
+}
+
+const fn text(path: &'static str, default: &'static str, expected: &'static str) -> Key {
+    Key { path, default: Default::Is(default), kind: Kind::Text(expected) }
+}
+
+const fn derived(path: &'static str, default: &'static str, kind: Kind) -> Key {
+    Key { path, default: Default::Derived(default), kind }
+}
+
+/// Every setting, section by section; printed in this order.
+pub(super) const KEYS: [Key; 22] = [
+    text("server.bind", "127.0.0.1", "an IP address, such as 127.0.0.1, or 0.0.0.0 for every interface"),
+    whole("server.port", "8110", 0, 65_535),
+    whole("server.grace_ms", "30000", 0, WEEK_MS),
+    whole("server.heartbeat_ms", "2000", 100, 60_000),
+    whole("server.body_limit_bytes", "4194304", 1, 1 << 30),
+    whole("server.max_connections", "1024", 1, 1 << 20),
+    text("model.path", "models/demo", "a directory: an exported model, or one that holds base/"),
+    derived("model.id", "the directory's name", Kind::Text("a name that is not empty, without spaces")),
+    text("model.quantize", "float32", "float32, int8 or int4"),
+    derived("model.block_size", "the exporter's choice", Kind::Whole { least: 32, most: 128 }),
+    derived("model.cache_dir", "the user's cache directory", Kind::Text("a directory")),
+    whole("queue.max_jobs", "32", 1, 1 << 20),
+    whole("queue.max_prompt_tokens", "65536", 1, 1 << 24),
+    whole("queue.timeout_ms", "60000", 1, WEEK_MS),
+    whole("queue.total_timeout_ms", "600000", 1, WEEK_MS),
+    derived("engine.threads", "physical cores", Kind::Whole { least: 1, most: 1024 }),
+    whole("engine.prefill_chunk", "512", 1, 16_384),
+    derived("engine.context_length", "the model's", Kind::Whole { least: 2, most: 1 << 24 }),
+    whole("engine.default_max_new_tokens", "256", 1, 1 << 24),
+    derived("onnxruntime.dir", "where `eka doctor` looks", Kind::Text("a directory")),
+    text("log.level", "info", "error, warn, info, debug, trace or a filter such as info,eka=debug"),
+    text("log.format", "text", "text or json"),
+];
+
+impl Key {
+    /// The setting with this path.
+    pub(super) fn by_path(path: &str) -> Option<&'static Self> {
+        KEYS.iter().find(|key| key.path == path)
+    }
+
+    /// The setting that this environment variable is for.
+    pub(super) fn by_variable(variable: &str) -> Option<&'static Self> {
+        KEYS.iter().find(|key| key.variable() == variable)
+    }
+
+    /// Its environment variable: `EKA_SERVER_PORT` for `server.port`.
+    pub(super) fn variable(&self) -> String {
+        format!("EKA_{}", self.path.replace('.', "_").to_uppercase())
+    }
+
+    /// A value typed as plain text. What is no number stays text, for [`Key::has_type`] to refuse.
+    pub(super) fn read(&self, typed: &str) -> ValueKind {
+        let number = match self.kind {
+            Kind::Whole { .. } => typed.trim().parse().ok(),
+            Kind::Text(_) => None,
+        };
+        number.map_or_else(|| ValueKind::String(typed.to_owned()), ValueKind::I64)
+    }
+
+    /// Whether `value` is a number where one is asked for, and text otherwise.
+    pub(super) const fn has_type(&self, value: &ValueKind) -> bool {
+        matches!(
+            (&self.kind, value),
+            (Kind::Whole { .. }, ValueKind::I64(_)) | (Kind::Text(_), ValueKind::String(_))
+        )
+    }
+
+    /// What the setting may be, for people.
+    pub(super) fn expected(&self) -> String {
+        match self.kind {
+            Kind::Whole { least, most } => format!("a whole number from {least} to {most}"),
+            Kind::Text(expected) => expected.to_owned(),
+        }
+    }
+}
+
+/// The known name that takes the fewest changed letters.
+pub(super) fn nearest(name: &str, known: impl Iterator<Item = String>) -> String {
+    known.min_by_key(|candidate| distance(name, candidate)).unwrap_or_default()
+}
+
+/// Letters to insert, remove or replace between `a` and `b` (Levenshtein).
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
+    for (i, from) in a.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, to) in b.chars().enumerate() {
+            let replaced = diagonal + usize::from(from != to);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[row.len() - 1]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_default_is_of_its_settings_type() {
+        for key in &KEYS {
+            if let Default::Is(default) = key.default {
+                assert!(key.has_type(&key.read(default)), "{}", key.path);
+            }
+        }
+    }
+
+    #[test]
+    fn the_nearest_name_is_the_one_that_was_meant() {
+        let paths = || KEYS.iter().map(|key| key.path.to_owned());
+        assert_eq!(nearest("queue.max_job", paths()), "queue.max_jobs");
+        assert_eq!(nearest("server.prot", paths()), "server.port");
+        assert_eq!(nearest("port", paths()), "server.port");
+        assert_eq!(distance("", "abc"), 3);
+        assert_eq!(distance("kitten", "sitting"), 3);
+    }
+}

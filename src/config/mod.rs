@@ -1,0 +1,256 @@
+//! Settings, twice: as typed, then proven.
+//!
+//! Four layers lie over each other: defaults, a file, environment variables, flags. What they leave is checked once,
+//! against one table (`keys.rs`), and becomes a [`Config`] of plain data whose types say what was checked. Nothing
+//! downstream asks again, and every mistake is reported in one go with its origin, because a server that is started
+//! by a supervisor is a slow place to learn of mistakes one at a time.
+
+mod args;
+mod keys;
+mod layers;
+mod print;
+mod prove;
+mod raw;
+#[cfg(test)]
+mod tests;
+
+use std::{fmt, io, net::IpAddr, num::NonZeroUsize, path::PathBuf};
+
+pub use self::args::ConfigArgs;
+use self::{
+    layers::{Merged, Surroundings},
+    prove::Proof,
+    raw::RawConfig,
+};
+use crate::units::{Bytes, Millis, Tokens};
+
+/// Every setting, proven.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The HTTP server.
+    pub server: Server,
+    /// What is served.
+    pub model: Model,
+    /// What may wait, and how long.
+    pub queue: Queue,
+    /// How it is computed.
+    pub engine: Engine,
+    /// The library that computes.
+    pub onnxruntime: OnnxRuntime,
+    /// What is logged.
+    pub log: Log,
+}
+
+/// The HTTP server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server {
+    /// Address to listen on.
+    pub bind: IpAddr,
+    /// Port to listen on; 0 for any that is free.
+    pub port: u16,
+    /// How long running requests may go on after SIGTERM.
+    pub grace: Millis,
+    /// Time between two signs of life on a stream that waits.
+    pub heartbeat: Millis,
+    /// Greatest body of a request.
+    pub body_limit: Bytes,
+    /// Connections open at once.
+    pub max_connections: NonZeroUsize,
+}
+
+/// What is served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Model {
+    /// An exported model, or a source directory with `base/` and perhaps `adapter/`.
+    pub path: PathBuf,
+    /// Its name in requests.
+    pub id: String,
+    /// Weights of a source directory's export.
+    pub quantize: Quantize,
+    /// Weights that share a scale: 32, 64 or 128. `None` leaves it to the exporter.
+    pub block_size: Option<NonZeroUsize>,
+    /// Where exports of source directories are kept.
+    pub cache_dir: PathBuf,
+}
+
+/// How the weights of an export are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quantize {
+    /// Not at all: single precision.
+    Float32,
+    /// 8 bits a weight.
+    Int8,
+    /// 4 bits a weight.
+    Int4,
+}
+
+/// What may wait, and how long.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Queue {
+    /// Jobs that may wait; the next one is refused.
+    pub max_jobs: NonZeroUsize,
+    /// Prompt tokens of the jobs that may wait, taken together.
+    pub max_prompt_tokens: Tokens,
+    /// Longest wait in the queue, and that of requests that name none.
+    pub timeout: Millis,
+    /// Longest time from accepted to finished, and that of requests that name none; at least `timeout`.
+    pub total_timeout: Millis,
+}
+
+/// How it is computed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Engine {
+    /// Threads that compute; `None` is one for each physical core.
+    pub threads: Option<NonZeroUsize>,
+    /// Prompt tokens read at once.
+    pub prefill_chunk: NonZeroUsize,
+    /// Lowers the model's context length; at least 2.
+    pub context_length: Option<Tokens>,
+    /// Most new tokens of a request that does not say.
+    pub default_max_new: Tokens,
+}
+
+/// The library that computes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OnnxRuntime {
+    /// Where to look for it first.
+    pub dir: Option<PathBuf>,
+}
+
+/// What is logged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// A level, or a filter that `tracing-subscriber` can read.
+    pub level: String,
+    /// How a line looks.
+    pub format: LogFormat,
+}
+
+/// How a line of the log looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One object a line.
+    Json,
+}
+
+/// Why the settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{}: {source}; name another file with --config, or create this one", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file is not TOML.
+    #[error("{}: {source}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: config::ConfigError,
+    },
+    /// The working directory cannot be told.
+    #[error("the working directory: {0}; start eka in a directory that exists")]
+    Directory(io::Error),
+    /// The layers do not fit together.
+    #[error("the settings do not fit together: {0}")]
+    Merge(config::ConfigError),
+    /// The settings as typed do not have the shape of settings.
+    #[error("{path}: {message}")]
+    Shape {
+        /// The setting.
+        path: String,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// Settings that do not exist, or cannot be what they are.
+    #[error("{}", list(.0))]
+    Settings(Vec<Problem>),
+}
+
+/// A mistake in one setting.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Problem {
+    /// There is no such setting.
+    Unknown {
+        /// As it was written.
+        name: String,
+        /// Where it was written.
+        origin: String,
+        /// The setting that was perhaps meant.
+        nearest: String,
+    },
+    /// The value cannot be used.
+    Value {
+        /// The setting.
+        key: &'static str,
+        /// Its value, as the file would say it.
+        value: String,
+        /// Where it was written.
+        origin: String,
+        /// What would do.
+        expected: String,
+    },
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown { name, origin, nearest } => {
+                write!(f, "{name} ({origin}) is not a setting: did you mean {nearest}?")
+            }
+            Self::Value { key, value, origin, expected } => {
+                write!(f, "{key} is {value} ({origin}): expected {expected}")
+            }
+        }
+    }
+}
+
+fn list(problems: &[Problem]) -> String {
+    problems.iter().map(Problem::to_string).collect::<Vec<_>>().join("\n")
+}
+
+/// The proven settings, with where each came from.
+#[derive(Debug)]
+pub struct Settings {
+    /// For everything downstream.
+    pub config: Config,
+    merged: Merged,
+}
+
+impl Settings {
+    /// Reads defaults, file, environment and flags.
+    ///
+    /// # Errors
+    /// [`ConfigError`] when the file cannot be read, or with everything that is wrong with the settings.
+    pub fn load(args: &ConfigArgs) -> Result<Self, ConfigError> {
+        Self::load_in(args, &Surroundings::of_this_process().map_err(ConfigError::Directory)?)
+    }
+
+    /// The settings as a file that gives the same ones again, each with a comment that says where it came from.
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        print::to_toml(&self.merged)
+    }
+
+    fn load_in(args: &ConfigArgs, around: &Surroundings) -> Result<Self, ConfigError> {
+        let mut merged = Merged::read(args, around)?;
+        let raw = read_raw(&merged)?;
+        let problems = std::mem::take(&mut merged.problems);
+        let mut proof = Proof { merged: &merged, around, problems };
+        match proof.config(&raw) {
+            Some(config) if proof.problems.is_empty() => Ok(Self { config, merged }),
+            _ => Err(ConfigError::Settings(proof.problems)),
+        }
+    }
+}
+
+fn read_raw(merged: &Merged) -> Result<RawConfig, ConfigError> {
+    serde_path_to_error::deserialize(merged.root.clone())
+        .map_err(|e| ConfigError::Shape { path: e.path().to_string(), message: e.inner().to_string() })
+}

@@ -1,0 +1,231 @@
+//! From settings as typed to settings proven: every limit is checked here, and nowhere after.
+
+use std::{
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+};
+
+use tracing_subscriber::filter::{EnvFilter, LevelFilter};
+
+use super::{
+    Config, Engine, Log, LogFormat, Model, OnnxRuntime, Problem, Quantize, Queue, Server,
+    keys::{Key, Kind},
+    layers::{Merged, Surroundings, show},
+    raw::{RawConfig, RawEngine, RawLog, RawModel, RawOnnxRuntime, RawQueue, RawServer},
+};
+use crate::units::{Bytes, Millis, Tokens};
+
+/// Checks one setting after the other and goes on after a mistake, so that all are reported at once.
+pub(super) struct Proof<'a> {
+    pub(super) merged: &'a Merged,
+    pub(super) around: &'a Surroundings,
+    pub(super) problems: Vec<Problem>,
+}
+
+impl Proof<'_> {
+    /// The proven settings, unless something is added to `problems`.
+    pub(super) fn config(&mut self, raw: &RawConfig) -> Option<Config> {
+        let server = self.server(&raw.server);
+        let model = self.model(&raw.model);
+        let queue = self.queue(&raw.queue);
+        let engine = self.engine(&raw.engine);
+        let onnxruntime = self.onnxruntime(&raw.onnxruntime);
+        let log = self.log(&raw.log);
+        Some(Config {
+            server: server?,
+            model: model?,
+            queue: queue?,
+            engine: engine?,
+            onnxruntime: onnxruntime?,
+            log: log?,
+        })
+    }
+
+    fn server(&mut self, raw: &RawServer) -> Option<Server> {
+        let bind = self.some("server.bind", raw.bind.parse().ok());
+        let port = self.whole("server.port", raw.port);
+        let grace = self.whole("server.grace_ms", raw.grace_ms).map(Millis);
+        let heartbeat = self.whole("server.heartbeat_ms", raw.heartbeat_ms).map(Millis);
+        let body_limit = self.whole("server.body_limit_bytes", raw.body_limit_bytes).map(Bytes);
+        let max_connections = self.positive("server.max_connections", raw.max_connections);
+        Some(Server {
+            bind: bind?,
+            port: port?,
+            grace: grace?,
+            heartbeat: heartbeat?,
+            body_limit: body_limit?,
+            max_connections: max_connections?,
+        })
+    }
+
+    fn model(&mut self, raw: &RawModel) -> Option<Model> {
+        let path = self.directory("model.path", &raw.path);
+        let id = self.model_id(raw);
+        let quantize = self.some("model.quantize", quantize(&raw.quantize));
+        let block_size = self.optional(raw.block_size, Self::block_size);
+        let cache_dir = match &raw.cache_dir {
+            Some(dir) => self.directory("model.cache_dir", dir),
+            None => Some(default_cache_dir(self.around)),
+        };
+        Some(Model {
+            path: path?,
+            id: id?,
+            quantize: quantize?,
+            block_size: block_size?,
+            cache_dir: cache_dir?,
+        })
+    }
+
+    fn model_id(&mut self, raw: &RawModel) -> Option<String> {
+        if let Some(id) = &raw.id {
+            let is_name = !id.is_empty() && !id.contains(|c: char| c.is_whitespace() || c.is_control());
+            return self.some("model.id", is_name.then(|| id.clone()));
+        }
+        let named = directory_name(&self.around.directory.join(&raw.path));
+        if named.is_none() && !raw.path.is_empty() {
+            self.refuse("model.path", "a directory with a name of its own, or model.id set as well".into());
+        }
+        named
+    }
+
+    fn block_size(&mut self, raw: i64) -> Option<NonZeroUsize> {
+        if ![32, 64, 128].contains(&raw) {
+            self.refuse("model.block_size", "32, 64 or 128".into());
+            return None;
+        }
+        self.positive("model.block_size", raw)
+    }
+
+    fn queue(&mut self, raw: &RawQueue) -> Option<Queue> {
+        let max_jobs = self.positive("queue.max_jobs", raw.max_jobs);
+        let max_prompt_tokens = self.whole("queue.max_prompt_tokens", raw.max_prompt_tokens).map(Tokens);
+        let timeout = self.whole("queue.timeout_ms", raw.timeout_ms).map(Millis);
+        let total_timeout = self.whole("queue.total_timeout_ms", raw.total_timeout_ms).map(Millis);
+        if total_timeout < timeout && total_timeout.is_some() {
+            let origin = self.merged.origin("queue.timeout_ms");
+            let expected = format!("at least queue.timeout_ms, which is {} ({origin})", raw.timeout_ms);
+            self.refuse("queue.total_timeout_ms", expected);
+        }
+        Some(Queue {
+            max_jobs: max_jobs?,
+            max_prompt_tokens: max_prompt_tokens?,
+            timeout: timeout?,
+            total_timeout: total_timeout?,
+        })
+    }
+
+    fn engine(&mut self, raw: &RawEngine) -> Option<Engine> {
+        let threads = self.optional(raw.threads, |proof, n| proof.positive("engine.threads", n));
+        let prefill_chunk = self.positive("engine.prefill_chunk", raw.prefill_chunk);
+        let context_length =
+            self.optional(raw.context_length, |proof, n| proof.whole("engine.context_length", n).map(Tokens));
+        let default_max_new =
+            self.whole("engine.default_max_new_tokens", raw.default_max_new_tokens).map(Tokens);
+        Some(Engine {
+            threads: threads?,
+            prefill_chunk: prefill_chunk?,
+            context_length: context_length?,
+            default_max_new: default_max_new?,
+        })
+    }
+
+    fn onnxruntime(&mut self, raw: &RawOnnxRuntime) -> Option<OnnxRuntime> {
+        let dir = self.optional(raw.dir.as_deref(), |proof, dir| proof.directory("onnxruntime.dir", dir));
+        Some(OnnxRuntime { dir: dir? })
+    }
+
+    fn log(&mut self, raw: &RawLog) -> Option<Log> {
+        let level = self.some("log.level", is_filter(&raw.level).then(|| raw.level.clone()));
+        let format = self.some("log.format", log_format(&raw.format));
+        Some(Log { level: level?, format: format? })
+    }
+
+    /// A whole number within the limits of its setting.
+    fn whole<T: TryFrom<i64>>(&mut self, path: &'static str, raw: i64) -> Option<T> {
+        let within = match Key::by_path(path)?.kind {
+            Kind::Whole { least, most } => (least..=most).contains(&raw),
+            Kind::Text(_) => false,
+        };
+        let number = if within { T::try_from(raw).ok() } else { None };
+        self.some(path, number)
+    }
+
+    fn positive(&mut self, path: &'static str, raw: i64) -> Option<NonZeroUsize> {
+        self.whole(path, raw).and_then(NonZeroUsize::new)
+    }
+
+    fn directory(&mut self, path: &'static str, raw: &str) -> Option<PathBuf> {
+        self.some(path, (!raw.is_empty()).then(|| raw.into()))
+    }
+
+    /// A setting that need not be set: `Some(None)` when it is not.
+    fn optional<R, T>(
+        &mut self,
+        raw: Option<R>,
+        check: impl FnOnce(&mut Self, R) -> Option<T>,
+    ) -> Option<Option<T>> {
+        match raw {
+            None => Some(None),
+            Some(raw) => check(self, raw).map(Some),
+        }
+    }
+
+    fn some<T>(&mut self, path: &'static str, value: Option<T>) -> Option<T> {
+        if value.is_none() {
+            let expected = Key::by_path(path).map_or_else(String::new, Key::expected);
+            self.refuse(path, expected);
+        }
+        value
+    }
+
+    fn refuse(&mut self, key: &'static str, expected: String) {
+        let value = self.merged.get(key).map_or_else(String::new, |value| show(&value.kind));
+        let origin = self.merged.origin(key).to_owned();
+        self.problems.push(Problem::Value { key, value, origin, expected });
+    }
+}
+
+fn quantize(raw: &str) -> Option<Quantize> {
+    match raw {
+        "float32" => Some(Quantize::Float32),
+        "int8" => Some(Quantize::Int8),
+        "int4" => Some(Quantize::Int4),
+        _ => None,
+    }
+}
+
+fn log_format(raw: &str) -> Option<LogFormat> {
+    match raw {
+        "text" => Some(LogFormat::Text),
+        "json" => Some(LogFormat::Json),
+        _ => None,
+    }
+}
+
+/// A filter would take a misspelt level for the name of a module, so a single word has to be a level; nothing at
+/// all would be one, `error`.
+fn is_filter(raw: &str) -> bool {
+    let is_level = !raw.is_empty() && raw.parse::<LevelFilter>().is_ok();
+    is_level || (raw.contains(['=', ',']) && EnvFilter::try_new(raw).is_ok())
+}
+
+fn directory_name(path: &Path) -> Option<String> {
+    let path = std::path::absolute(path).ok()?;
+    Some(path.file_name()?.to_string_lossy().into_owned())
+}
+
+/// Where this platform keeps what can be made again.
+fn default_cache_dir(around: &Surroundings) -> PathBuf {
+    let variable =
+        |name: &str| around.variables.get(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let home = |below: &str| variable("HOME").map(|home| home.join(below));
+    let base = if cfg!(windows) {
+        variable("LOCALAPPDATA")
+    } else if cfg!(target_os = "macos") {
+        home("Library/Caches")
+    } else {
+        variable("XDG_CACHE_HOME").or_else(|| home(".cache"))
+    };
+    // A container's user often has no home; it has a place for what does not last.
+    base.unwrap_or_else(std::env::temp_dir).join("eka")
+}

@@ -1,0 +1,68 @@
+//! Settings as typed: the right shape, nothing checked yet.
+
+use serde::Deserialize;
+
+/// Every setting, as the layers leave it.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawConfig {
+    pub(super) server: RawServer,
+    pub(super) model: RawModel,
+    pub(super) queue: RawQueue,
+    pub(super) engine: RawEngine,
+    #[serde(default)]
+    pub(super) onnxruntime: RawOnnxRuntime,
+    pub(super) log: RawLog,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawServer {
+    pub(super) bind: String,
+    pub(super) port: i64,
+    pub(super) grace_ms: i64,
+    pub(super) heartbeat_ms: i64,
+    pub(super) body_limit_bytes: i64,
+    pub(super) max_connections: i64,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawModel {
+    pub(super) path: String,
+    pub(super) id: Option<String>,
+    pub(super) quantize: String,
+    pub(super) block_size: Option<i64>,
+    pub(super) cache_dir: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawQueue {
+    pub(super) max_jobs: i64,
+    pub(super) max_prompt_tokens: i64,
+    pub(super) timeout_ms: i64,
+    pub(super) total_timeout_ms: i64,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawEngine {
+    pub(super) threads: Option<i64>,
+    pub(super) prefill_chunk: i64,
+    pub(super) context_length: Option<i64>,
+    pub(super) default_max_new_tokens: i64,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawOnnxRuntime {
+    pub(super) dir: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawLog {
+    pub(super) level: String,
+    pub(super) format: String,
+}

@@ -1,0 +1,266 @@
+//! Settings from all four layers, and every mistake that can be made in them.
+
+use std::{collections::BTreeMap, fs, net::Ipv4Addr};
+
+use clap::Parser;
+
+use super::{
+    keys::{KEYS, Kind},
+    *,
+};
+
+#[derive(Parser)]
+struct CommandLine {
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+fn args(flags: &[&str]) -> ConfigArgs {
+    CommandLine::try_parse_from(["eka"].iter().chain(flags)).unwrap().config
+}
+
+/// A working directory with an `eka.toml`, unless `file` is empty, and an environment.
+struct Given {
+    directory: tempfile::TempDir,
+    around: Surroundings,
+}
+
+impl Given {
+    fn new(file: &str, variables: &[(&str, &str)]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        if !file.is_empty() {
+            fs::write(directory.path().join("eka.toml"), file).unwrap();
+        }
+        let home = ("HOME", "/home/asha");
+        let variables: BTreeMap<_, _> =
+            [&[home], variables].concat().iter().map(|&(name, value)| (name.into(), value.into())).collect();
+        let around = Surroundings { variables, directory: directory.path().into() };
+        Self { directory, around }
+    }
+
+    fn load(&self, flags: &[&str]) -> Result<Settings, ConfigError> {
+        Settings::load_in(&args(flags), &self.around)
+    }
+
+    fn problems(&self, flags: &[&str]) -> Vec<String> {
+        match self.load(flags) {
+            Err(ConfigError::Settings(problems)) => problems.iter().map(Problem::to_string).collect(),
+            Err(other) => panic!("{other}"),
+            Ok(settings) => panic!("no problem in {}", settings.to_toml()),
+        }
+    }
+}
+
+fn load(file: &str, variables: &[(&str, &str)], flags: &[&str]) -> Settings {
+    Given::new(file, variables).load(flags).unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn problems(file: &str, variables: &[(&str, &str)], flags: &[&str]) -> Vec<String> {
+    Given::new(file, variables).problems(flags)
+}
+
+fn comment<'a>(toml: &'a str, setting: &str) -> &'a str {
+    toml.lines().find_map(|line| line.strip_prefix(setting)?.split_once("  # ")).unwrap().1
+}
+
+#[test]
+fn without_anything_set_the_defaults_serve_the_demo() {
+    let Config { server, model, queue, engine, onnxruntime, log } = load("", &[], &[]).config;
+    assert_eq!((server.bind, server.port), (IpAddr::from(Ipv4Addr::LOCALHOST), 8110));
+    assert_eq!((server.grace, server.heartbeat), (Millis(30_000), Millis(2000)));
+    assert_eq!((server.body_limit, server.max_connections.get()), (Bytes::mib(4), 1024));
+    assert_eq!((model.path, model.id.as_str()), ("models/demo".into(), "demo"));
+    assert_eq!((model.quantize, model.block_size), (Quantize::Float32, None));
+    assert_eq!((queue.max_jobs.get(), queue.max_prompt_tokens), (32, Tokens(65_536)));
+    assert_eq!((queue.timeout, queue.total_timeout), (Millis(60_000), Millis(600_000)));
+    assert_eq!((engine.threads, engine.context_length), (None, None));
+    assert_eq!((engine.prefill_chunk.get(), engine.default_max_new), (512, Tokens(256)));
+    assert_eq!((onnxruntime.dir, log.level.as_str(), log.format), (None, "info", LogFormat::Text));
+}
+
+#[test]
+fn each_layer_covers_the_one_below_and_the_origin_is_told() {
+    let file = "[server]\nport = 1\ngrace_ms = 1\nheartbeat_ms = 101\n";
+    let variables = [("EKA_SERVER_PORT", "2"), ("EKA_SERVER_GRACE_MS", "2")];
+    let settings = load(file, &variables, &["--port", "3"]);
+    let server = &settings.config.server;
+    assert_eq!((server.port, server.grace, server.heartbeat), (3, Millis(2), Millis(101)));
+    let toml = settings.to_toml();
+    assert_eq!(comment(&toml, "port"), "--port");
+    assert_eq!(comment(&toml, "grace_ms"), "environment EKA_SERVER_GRACE_MS");
+    assert_eq!(comment(&toml, "heartbeat_ms"), "eka.toml");
+    assert_eq!(comment(&toml, "max_jobs"), "default");
+}
+
+#[test]
+fn every_setting_has_a_variable_and_can_be_set_by_path() {
+    for key in &KEYS {
+        let value = match (key.path, &key.kind) {
+            ("model.block_size", _) => "64".to_owned(),
+            ("queue.total_timeout_ms", _) => "600001".to_owned(),
+            (_, Kind::Whole { least, .. }) => least.max(&100).to_string(),
+            ("server.bind", _) => "::1".to_owned(),
+            ("model.quantize", _) => "int4".to_owned(),
+            ("log.level", _) => "warn,eka=trace".to_owned(),
+            ("log.format", _) => "json".to_owned(),
+            _ => "else".to_owned(),
+        };
+        let variable = load("", &[(&key.variable(), &value)], &[]);
+        let flag = load("", &[], &["--set", &format!("{}={value}", key.path)]);
+        assert_eq!(variable.config, flag.config, "{}", key.path);
+        assert_ne!(variable.config, load("", &[], &[]).config, "{}", key.path);
+        assert_eq!(flag.merged.origin(key.path), "--set");
+    }
+}
+
+#[test]
+fn flags_of_their_own_set_what_they_say() {
+    let flags = [
+        "--model=m",
+        "--model-id=n",
+        "--quantize=int8",
+        "--bind=0.0.0.0",
+        "--port=0",
+        "--threads=4",
+        "--context-length=128",
+        "--queue=1",
+        "--onnxruntime=o",
+        "--log=debug",
+    ];
+    let Config { server, model, queue, engine, onnxruntime, log } = load("", &[], &flags).config;
+    assert_eq!((model.path, model.id.as_str(), model.quantize), ("m".into(), "n", Quantize::Int8));
+    assert_eq!((server.bind, server.port), (IpAddr::from(Ipv4Addr::UNSPECIFIED), 0));
+    assert_eq!((engine.threads.unwrap().get(), engine.context_length), (4, Some(Tokens(128))));
+    assert_eq!((queue.max_jobs.get(), onnxruntime.dir, log.level.as_str()), (1, Some("o".into()), "debug"));
+}
+
+#[test]
+fn a_file_that_is_named_must_be_there() {
+    let given = Given::new("", &[]);
+    fs::write(given.directory.path().join("other.toml"), "[server]\nport = 5\n").unwrap();
+    assert_eq!(given.load(&["--config", "other.toml"]).unwrap().config.server.port, 5);
+    let missing = given.load(&["--config", "nowhere.toml"]).err().unwrap();
+    assert!(missing.to_string().starts_with("nowhere.toml: "), "{missing}");
+    let named = Given::new("", &[("EKA_CONFIG", "absent.toml")]);
+    assert!(matches!(named.load(&[]), Err(ConfigError::Read { .. })));
+    assert!(matches!(Given::new("[server", &[]).load(&[]), Err(ConfigError::Parse { .. })));
+}
+
+#[test]
+fn unknown_names_are_reported_with_the_nearest_known_one() {
+    let file = "[queue]\nmax_job = 1\n[sever]\nport = 1\n";
+    let found = problems(file, &[("EKA_SERVER_PROT", "1")], &["--set", "engine.thread=1"]);
+    let expected = [
+        "engine.thread (--set) is not a setting: did you mean engine.threads?",
+        "queue.max_job (eka.toml) is not a setting: did you mean queue.max_jobs?",
+        "sever.port (eka.toml) is not a setting: did you mean server.port?",
+        "EKA_SERVER_PROT (environment) is not a setting: did you mean EKA_SERVER_PORT?",
+    ];
+    for line in expected {
+        assert!(found.iter().any(|problem| problem == line), "{line} is not in {found:#?}");
+    }
+    assert_eq!(found.len(), expected.len());
+    assert_eq!(problems("queue = 1\n", &[], &[]).len(), 1);
+}
+
+#[test]
+fn each_impossible_value_names_key_value_origin_and_limit() {
+    for key in &KEYS {
+        let bad: Vec<String> = match key.kind {
+            Kind::Whole { least, most } => {
+                vec![(least - 1).to_string(), (most + 1).to_string(), "abc".into()]
+            }
+            Kind::Text(_) => vec![String::new()],
+        };
+        for value in bad {
+            let found = problems("", &[(&key.variable(), &value)], &[]);
+            let shown = value.parse::<i64>().map_or_else(|_| format!("{value:?}"), |n| n.to_string());
+            let start = format!("{} is {shown} (environment {}): expected ", key.path, key.variable());
+            assert!(found[0].starts_with(&start) && found[0].len() > start.len(), "{found:?}");
+        }
+    }
+}
+
+#[test]
+fn messages_say_what_would_do() {
+    let one = |flags: &[&str]| problems("", &[], flags).join("\n");
+    let port =
+        "server.port is \"abc\" (environment EKA_SERVER_PORT): expected a whole number from 0 to 65535";
+    assert_eq!(problems("", &[("EKA_SERVER_PORT", "abc")], &[]), [port]);
+    assert_eq!(
+        one(&["--quantize=int2"]),
+        "model.quantize is \"int2\" (--quantize): expected float32, int8 or int4"
+    );
+    assert_eq!(
+        one(&["--set", "model.block_size=48"]),
+        "model.block_size is 48 (--set): expected 32, 64 or 128"
+    );
+    assert_eq!(
+        one(&["--set", "queue.total_timeout_ms=5"]),
+        "queue.total_timeout_ms is 5 (--set): expected at least queue.timeout_ms, which is 60000 (default)"
+    );
+    assert!(one(&["--bind=localhost"]).contains("expected an IP address"));
+    assert!(one(&["--log=inof"]).starts_with("log.level is \"inof\" (--log): expected error, warn"));
+    assert!(one(&["--model=/"]).contains("model.id"));
+}
+
+#[test]
+fn values_of_another_type_are_not_bent_into_shape() {
+    let file = "[server]\nport = \"80\"\nbind = 1\n[engine]\nthreads = 1.5\n[model]\nid = true\n";
+    let found = problems(file, &[], &[]);
+    assert_eq!(found.len(), 4);
+    assert!(found.iter().any(|problem| problem.starts_with("server.port is \"80\" (eka.toml)")), "{found:?}");
+}
+
+#[test]
+fn all_mistakes_are_reported_at_once() {
+    let found =
+        problems("[log]\nformat = \"xml\"\n", &[("EKA_QUEUE_MAX_JOBS", "0")], &["--port=-1", "--set=a.b=c"]);
+    assert_eq!(found.len(), 4, "{found:#?}");
+}
+
+#[test]
+fn what_print_config_prints_gives_the_same_settings_again() {
+    let odd = "C:\\models\\\"नमस्ते\"\n\u{7f}";
+    let flags = [
+        "--set",
+        &format!("model.cache_dir={odd}"),
+        "--threads=3",
+        "--log=info,eka=debug",
+        "--model-id=हिन्दी",
+    ];
+    for settings in [load("", &[], &[]), load("[server]\nport = 1_000\n", &[], &flags)] {
+        let again = load(&settings.to_toml(), &[], &[]);
+        assert_eq!(again.config, settings.config);
+        assert_eq!(comment(&again.to_toml(), "port"), "eka.toml");
+    }
+}
+
+#[test]
+fn settings_that_nobody_set_are_printed_as_comments() {
+    let toml = load("", &[], &[]).to_toml();
+    assert!(
+        toml.contains("[engine]\n# threads is not set: physical cores\nprefill_chunk = 512  # default\n"),
+        "{toml}"
+    );
+}
+
+#[test]
+fn the_model_is_called_after_its_directory() {
+    let named = |path: &str| load("", &[], &["--model", path]).config.model.id;
+    assert_eq!(named("models/hindi/"), "hindi");
+    assert_eq!(named("/srv/tamil"), "tamil");
+    let given = Given::new("", &[]);
+    let own = given.directory.path().file_name().unwrap().to_str().unwrap();
+    assert_eq!(given.load(&["--model", "."]).unwrap().config.model.id, own);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn the_cache_is_where_the_platform_keeps_caches() {
+    let dir = |variables: &[(&str, &str)]| load("", variables, &[]).config.model.cache_dir;
+    assert_eq!(dir(&[]), PathBuf::from("/home/asha/.cache/eka"));
+    assert_eq!(dir(&[("XDG_CACHE_HOME", "/var/cache")]), PathBuf::from("/var/cache/eka"));
+    assert_eq!(dir(&[("EKA_MODEL_CACHE_DIR", "here")]), PathBuf::from("here"));
+    assert_eq!(dir(&[("HOME", "")]), std::env::temp_dir().join("eka"));
+}

@@ -1,0 +1,251 @@
+//! A graph's inputs and outputs, bound once to memory that stays where it is.
+//!
+//! ```text
+//! Binding ── slots: Region + OrtValue over it ──► read/write between runs, by Slot<T>
+//!         └─ shared: Rc<Region>               ──► past and present of the key-value cache, the device's alone
+//! ```
+//!
+//! A run is then one call (`RunWithBinding`), which neither allocates nor looks up names. ort's safe `bind_input`
+//! cannot do this: on a borrowed tensor it clones through a hidden session and locks itself out, and on an owned one
+//! the memory is ONNX Runtime's. Invariant: every bound value's memory is owned, through a slot or `Rc`, by the binding,
+//! and `Region`s never move; so what ONNX Runtime reads and writes during a run is mapped.
+
+use std::{
+    ffi::{CString, c_void},
+    fmt,
+    marker::PhantomData,
+    ptr::{self, NonNull},
+};
+
+use ort::{
+    AsPointer,
+    memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType},
+    session::{IoBinding, NoSelectedOutputs, RunOptions},
+};
+
+use super::{
+    DeviceError, Element, Session, Shared,
+    region::{Region, elements},
+};
+
+/// A tensor of a [`Binding`] that the host may read and write between runs.
+///
+/// Only of use with the binding that made it.
+pub struct Slot<T> {
+    index: usize,
+    element: PhantomData<fn() -> T>,
+}
+
+impl<T> Clone for Slot<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Slot<T> {}
+
+impl<T> fmt::Debug for Slot<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Slot({})", self.index)
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Side {
+    Input,
+    Output,
+}
+
+struct Bound {
+    name: CString,
+    side: Side,
+    region: Region,
+    dtype: ort::sys::ONNXTensorElementDataType,
+    room: usize,
+    elements: usize,
+}
+
+/// Inputs and outputs of a session over fixed memory.
+pub struct Binding {
+    // Declared before the memory that it refers to: fields are dropped in order.
+    inner: IoBinding,
+    options: RunOptions<NoSelectedOutputs>,
+    memory: MemoryInfo<'static>,
+    slots: Vec<Bound>,
+    shared: Vec<Shared>,
+}
+
+impl fmt::Debug for Binding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Binding").field("slots", &self.slots.len()).finish_non_exhaustive()
+    }
+}
+
+impl Binding {
+    /// A binding with nothing bound yet.
+    ///
+    /// # Errors
+    /// [`DeviceError::Runtime`] when ONNX Runtime has no memory for it.
+    pub fn new(session: &Session) -> Result<Self, DeviceError> {
+        let create = || {
+            let cpu = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::Default)?;
+            Ok((session.inner().create_binding()?, RunOptions::new()?, cpu))
+        };
+        let (inner, options, memory) =
+            create().map_err(DeviceError::runtime::<()>("a binding cannot be made"))?;
+        Ok(Self { inner, options, memory, slots: Vec::new(), shared: Vec::new() })
+    }
+
+    /// Maps zeroed memory for `shape` and binds it to the input `name`.
+    ///
+    /// # Errors
+    /// [`DeviceError`] when the memory cannot be had or the session has no such input.
+    pub fn input<T: Element>(&mut self, name: &str, shape: &[usize]) -> Result<Slot<T>, DeviceError> {
+        self.slot(name, Side::Input, shape)
+    }
+
+    /// Maps zeroed memory for `shape` and binds it to the output `name`.
+    ///
+    /// # Errors
+    /// As [`input`](Self::input).
+    pub fn output<T: Element>(&mut self, name: &str, shape: &[usize]) -> Result<Slot<T>, DeviceError> {
+        self.slot(name, Side::Output, shape)
+    }
+
+    fn slot<T: Element>(&mut self, name: &str, side: Side, shape: &[usize]) -> Result<Slot<T>, DeviceError> {
+        let room = elements(shape, usize::MAX)?;
+        let region = Region::new::<T>(room)?;
+        let bound = Bound { name: c_name(name)?, side, region, dtype: T::ONNX, room, elements: room };
+        self.slots.push(bound);
+        let slot = Slot { index: self.slots.len() - 1, element: PhantomData };
+        self.reshape(slot, shape)?;
+        Ok(slot)
+    }
+
+    /// Binds `memory` to the input `past` and to the output `present`, which the graph then updates in place.
+    ///
+    /// # Errors
+    /// [`DeviceError::Runtime`] when the session has no such input or output.
+    pub fn in_place(&mut self, past: &str, present: &str, memory: &Shared) -> Result<(), DeviceError> {
+        let (shape, dtype) = (memory.shape().to_vec(), memory.dtype());
+        self.shared.push(memory.clone());
+        for (name, side) in [(past, Side::Input), (present, Side::Output)] {
+            self.bind(&c_name(name)?, side, memory.region(), &shape, dtype)?;
+        }
+        Ok(())
+    }
+
+    /// Lays another shape over a slot's memory, from its first element on.
+    ///
+    /// # Errors
+    /// [`DeviceError::Shape`] when the memory is too small for it.
+    ///
+    /// # Panics
+    /// When `slot` is another binding's and this one has no such slot.
+    pub fn reshape<T: Element>(&mut self, slot: Slot<T>, shape: &[usize]) -> Result<(), DeviceError> {
+        let bound = &self.slots[slot.index];
+        let count = elements(shape, bound.room)?;
+        self.bind(&bound.name, bound.side, &bound.region, shape, bound.dtype)?;
+        self.slots[slot.index].elements = count;
+        Ok(())
+    }
+
+    fn bind(
+        &self,
+        name: &CString,
+        side: Side,
+        region: &Region,
+        shape: &[usize],
+        dtype: ort::sys::ONNXTensorElementDataType,
+    ) -> Result<(), DeviceError> {
+        let failed = DeviceError::runtime("a tensor cannot be bound");
+        let value = Value::over(&self.memory, region, shape, dtype).map_err(&failed)?;
+        let binding = self.inner.ptr().cast_mut();
+        let bind = match side {
+            Side::Input => ort::api().BindInput,
+            Side::Output => ort::api().BindOutput,
+        };
+        // SAFETY: `binding` and `value` live; the memory under `value` is owned by `self` (see the module's invariant)
+        // and outlives every run of this binding, which keeps its own reference to the value.
+        let status = unsafe { bind(binding, name.as_ptr(), value.0.as_ptr()) };
+        // SAFETY: the status comes from the call above and is used once.
+        unsafe { ort::Error::result_from_status(status) }.map_err(failed)
+    }
+
+    /// What is in a slot.
+    ///
+    /// # Panics
+    /// When `slot` is another binding's and this one has no such slot or one of another type.
+    #[must_use]
+    pub fn read<T: Element>(&self, slot: Slot<T>) -> &[T] {
+        let bound = &self.slots[slot.index];
+        assert!(bound.dtype == T::ONNX, "a slot is only of use with the binding that made it");
+        bound.region.as_slice(bound.elements)
+    }
+
+    /// What is in a slot, to be written before the next run or changed after it.
+    ///
+    /// # Panics
+    /// As [`read`](Self::read).
+    pub fn write<T: Element>(&mut self, slot: Slot<T>) -> &mut [T] {
+        let bound = &mut self.slots[slot.index];
+        assert!(bound.dtype == T::ONNX, "a slot is only of use with the binding that made it");
+        bound.region.as_mut_slice(bound.elements)
+    }
+
+    /// Runs the graph once over what is bound.
+    ///
+    /// # Errors
+    /// [`DeviceError::Runtime`] with ONNX Runtime's reason; the outputs then hold anything.
+    pub fn run(&mut self, session: &mut Session) -> Result<(), DeviceError> {
+        let session = session.inner_mut().ptr().cast_mut();
+        // SAFETY: session, options and binding live, `&mut` on the first and the last excludes another run of either,
+        // and every bound value's memory is mapped and borrowed by nobody (slots: `&mut self`; shared: never lent).
+        let status = unsafe { (ort::api().RunWithBinding)(session, self.options.ptr(), self.inner.ptr()) };
+        // SAFETY: the status comes from the call above and is used once.
+        unsafe { ort::Error::result_from_status(status) }.map_err(DeviceError::runtime("a run failed"))
+    }
+}
+
+fn c_name(name: &str) -> Result<CString, DeviceError> {
+    CString::new(name).map_err(|e| DeviceError::Runtime { what: "a tensor's name", message: e.to_string() })
+}
+
+/// An `OrtValue` over memory that somebody else owns.
+struct Value(NonNull<ort::sys::OrtValue>);
+
+impl Value {
+    /// A tensor of `shape` over the start of `region`, which must hold it.
+    fn over(
+        info: &MemoryInfo<'_>,
+        region: &Region,
+        shape: &[usize],
+        dtype: ort::sys::ONNXTensorElementDataType,
+    ) -> ort::Result<Self> {
+        let dims: Vec<i64> = shape.iter().map(|d| i64::try_from(*d).unwrap_or(i64::MAX)).collect();
+        let mut value = ptr::null_mut();
+        // SAFETY: `info` lives; the region is `bytes()` long, which ONNX Runtime checks against shape and type; it only
+        // stores the pointer.
+        let status = unsafe {
+            (ort::api().CreateTensorWithDataAsOrtValue)(
+                info.ptr(),
+                region.pointer().cast::<c_void>(),
+                region.bytes(),
+                dims.as_ptr(),
+                dims.len(),
+                dtype,
+                &raw mut value,
+            )
+        };
+        // SAFETY: the status comes from the call above and is used once.
+        unsafe { ort::Error::result_from_status(status) }?;
+        NonNull::new(value).map(Self).ok_or_else(|| ort::Error::new("ONNX Runtime returned no value"))
+    }
+}
+
+impl Drop for Value {
+    fn drop(&mut self) {
+        // SAFETY: it is ours and released once; bindings hold references of their own.
+        unsafe { (ort::api().ReleaseValue)(self.0.as_ptr()) }
+    }
+}

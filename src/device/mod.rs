@@ -1,0 +1,59 @@
+//! The device: the only folder with `unsafe`.
+//!
+//! It wraps what the safe API of `ort` leaves out, in types that cannot be misused from the outside:
+//!
+//! - [`Runtime`]: ONNX Runtime's library, found, checked and loaded once for the process.
+//! - [`Session`]: a graph, loaded, with the placement of its nodes.
+//! - [`Binding`]: a graph's inputs and outputs over memory that stays where it is, run without allocating or rebinding.
+//! - [`Shared`]: memory that only the device reads and writes, such as a key-value cache.
+//! - [`host`]: what this process holds of the host's memory, and giving it back.
+//! - [`cuda`]: whether there is a GPU, asked without loading ONNX Runtime.
+
+mod binding;
+pub mod cuda;
+pub mod host;
+mod region;
+mod runtime;
+mod session;
+
+pub use binding::{Binding, Slot};
+pub use region::{Element, Shared};
+pub use runtime::{Attempt, LIBRARY_MINOR, Runtime, RuntimeError, candidates};
+pub use session::{Port, Session, SessionOptions};
+
+/// What the device could not do.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// ONNX Runtime refused or failed.
+    #[error("{what}: {message}")]
+    Runtime {
+        /// What was attempted.
+        what: &'static str,
+        /// ONNX Runtime's own words.
+        message: String,
+    },
+    /// The host has no memory left to map.
+    #[error("cannot map {bytes} of memory: {source}")]
+    Memory {
+        /// How much was asked for.
+        bytes: crate::units::Bytes,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A shape that does not fit the memory it is laid over.
+    #[error("a tensor of shape {shape:?} needs {needed} elements, its memory holds {room}")]
+    Shape {
+        /// The shape asked for.
+        shape: Vec<usize>,
+        /// Its elements; `usize::MAX` when they cannot be counted.
+        needed: usize,
+        /// What is there.
+        room: usize,
+    },
+}
+
+impl DeviceError {
+    fn runtime<R>(what: &'static str) -> impl Fn(ort::Error<R>) -> Self {
+        move |e| Self::Runtime { what, message: e.to_string() }
+    }
+}

@@ -1,0 +1,250 @@
+//! ONNX Runtime's library: found, checked and loaded, once for the process.
+//!
+//! Looked for in a configured directory alone, when there is one; else beside the binary (`lib/`), then in
+//! `.onnxruntime/` of the working directory and of the directories above the binary, which finds a checkout's copy from
+//! `target/release/eka`. Never on the system's search path: a library that happens to lie there is how a service ends
+//! up on another version than it was tested with.
+//!
+//! `ort` panics when its own search fails, so it is never asked to search: it is given a file.
+
+use std::{
+    env,
+    ffi::CStr,
+    fmt, fs,
+    path::{Path, PathBuf},
+    ptr, slice,
+};
+
+use ort::environment::Environment;
+
+use super::DeviceError;
+
+/// The oldest minor version of ONNX Runtime 1.x that eka's binding is made for.
+pub const LIBRARY_MINOR: u32 = ort::MINOR_VERSION;
+
+/// ONNX Runtime, loaded. There is one environment in a process; it lives as long as its sessions.
+#[derive(Debug)]
+pub struct Runtime {
+    environment: Environment,
+    path: PathBuf,
+}
+
+/// A place that was tried, and why it would not do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    /// A library file, or a directory without one.
+    pub path: PathBuf,
+    /// What was found there.
+    pub found: String,
+}
+
+impl fmt::Display for Attempt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path.display(), self.found)
+    }
+}
+
+/// Why ONNX Runtime could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// No place had a library that can be used.
+    #[error(
+        "no ONNX Runtime 1.{LIBRARY_MINOR} or newer; run scripts/onnxruntime, or set onnxruntime.dir to the directory \
+         of the library. Tried:{}", attempts.iter().map(|a| format!("\n  {a}")).collect::<String>()
+    )]
+    NotFound {
+        /// Every place, in order.
+        attempts: Vec<Attempt>,
+    },
+    /// It was loaded but did not start.
+    #[error(transparent)]
+    Start(#[from] DeviceError),
+}
+
+impl Runtime {
+    /// Loads the first library that can be used. `configured`, when given, is the only directory looked in.
+    ///
+    /// # Errors
+    /// [`RuntimeError::NotFound`] with every path tried and the version seen there.
+    pub fn load(configured: Option<&Path>) -> Result<Self, RuntimeError> {
+        let mut attempts = Vec::new();
+        for directory in directories(configured) {
+            let libraries = candidates(&directory);
+            if libraries.is_empty() {
+                attempts.push(Attempt { path: directory, found: "no ONNX Runtime library".into() });
+                continue;
+            }
+            for path in libraries {
+                match ort::init_from(&path) {
+                    Ok(builder) => return Ok(Self::start(builder, path)?),
+                    Err(e) => attempts.push(Attempt { found: describe(&e), path }),
+                }
+            }
+        }
+        Err(RuntimeError::NotFound { attempts })
+    }
+
+    fn start(builder: ort::environment::EnvironmentBuilder, path: PathBuf) -> Result<Self, DeviceError> {
+        let environment = builder
+            .with_name("eka")
+            .with_telemetry(false)
+            .build()
+            .map_err(DeviceError::runtime("ONNX Runtime does not start"))?;
+        Ok(Self { environment, path })
+    }
+
+    pub(super) fn environment(&self) -> &Environment {
+        &self.environment
+    }
+
+    /// The library's file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The library's version and build, in its own words.
+    #[must_use]
+    pub fn build_info(&self) -> &'static str {
+        ort::info()
+    }
+
+    /// Execution providers that the library was built with; whether this machine can use them is another question.
+    ///
+    /// # Errors
+    /// [`DeviceError::Runtime`] when the library does not say.
+    pub fn providers(&self) -> Result<Vec<String>, DeviceError> {
+        let failed = DeviceError::runtime("the list of execution providers");
+        let (mut names, mut count) = (ptr::null_mut(), 0);
+        // SAFETY: both out-parameters are valid for the call.
+        let status = unsafe { (ort::api().GetAvailableProviders)(&raw mut names, &raw mut count) };
+        // SAFETY: the status comes from the call above and is used once.
+        unsafe { ort::Error::result_from_status(status) }.map_err(&failed)?;
+        let listed = usize::try_from(count).unwrap_or(0);
+        // SAFETY: on success `names` points at `count` C strings, which stay until they are released below.
+        let all = unsafe { slice::from_raw_parts(names, listed) };
+        // SAFETY: as above: each is a C string.
+        let providers =
+            all.iter().map(|name| unsafe { CStr::from_ptr(*name) }.to_string_lossy().into_owned()).collect();
+        // SAFETY: they come from the call above, were copied, and are released once.
+        let status = unsafe { (ort::api().ReleaseAvailableProviders)(names, count) };
+        // SAFETY: the status comes from the call above and is used once.
+        unsafe { ort::Error::result_from_status(status) }.map_err(failed)?;
+        Ok(providers)
+    }
+
+    /// `ONNX Runtime 1.x.y`.
+    #[must_use]
+    pub fn version(&self) -> String {
+        let minor = ort::util::probe(&self.path).map_or_else(|| "?".into(), |minor| minor.to_string());
+        let from_name = self.path.file_name().and_then(|name| version_in(&name.to_string_lossy()));
+        let version = from_name.unwrap_or_else(|| format!("1.{minor}"));
+        format!("ONNX Runtime {version}")
+    }
+}
+
+fn describe(error: &ort::LoadDynamicError) -> String {
+    match error {
+        ort::LoadDynamicError::Dlopen { error, .. } => format!("cannot be loaded: {error}"),
+        ort::LoadDynamicError::MissingApi { .. } => "not ONNX Runtime: it has no OrtGetApiBase".into(),
+        ort::LoadDynamicError::InvalidVersionString => "its version cannot be read".into(),
+        ort::LoadDynamicError::BadVersion { version_str, .. } => {
+            format!("version {version_str}, 1.{LIBRARY_MINOR} or newer is needed")
+        }
+    }
+}
+
+/// Where libraries are looked for, in order.
+fn directories(configured: Option<&Path>) -> Vec<PathBuf> {
+    if let Some(directory) = configured {
+        return vec![directory.to_path_buf(), directory.join("cpu")];
+    }
+    let mut all = Vec::new();
+    let binary = env::current_exe().ok();
+    if let Some(beside) = binary.as_deref().and_then(Path::parent) {
+        all.push(beside.join("lib"));
+    }
+    if let Ok(here) = env::current_dir() {
+        all.push(here.join(".onnxruntime/cpu"));
+    }
+    let above = binary.iter().flat_map(|binary| binary.ancestors().skip(1));
+    for directory in above.map(|directory| directory.join(".onnxruntime/cpu")).filter(|d| d.is_dir()) {
+        if !all.contains(&directory) {
+            all.push(directory);
+        }
+    }
+    all
+}
+
+/// The library files in a directory, the newest version first.
+#[must_use]
+pub fn candidates(directory: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
+    let mut found: Vec<_> = entries
+        .filter_map(Result::ok)
+        .filter(|entry| is_library(&entry.file_name().to_string_lossy()))
+        .map(|entry| entry.path())
+        .collect();
+    found.sort_by_cached_key(|path| {
+        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        std::cmp::Reverse((numbers(&name), name))
+    });
+    found
+}
+
+fn is_library(name: &str) -> bool {
+    let versioned = |rest: &str| rest.is_empty() || rest.starts_with('.');
+    name == "onnxruntime.dll"
+        || name.strip_prefix("libonnxruntime.so").is_some_and(versioned)
+        || name.strip_prefix("libonnxruntime.").is_some_and(|rest| rest.ends_with("dylib"))
+}
+
+fn numbers(name: &str) -> Vec<u32> {
+    name.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse().ok()).collect()
+}
+
+fn version_in(name: &str) -> Option<String> {
+    let numbers = numbers(name);
+    (numbers.len() >= 3).then(|| numbers.iter().map(u32::to_string).collect::<Vec<_>>().join("."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_library_of_a_directory_comes_first_and_providers_are_not_libraries() {
+        let directory = tempfile::tempdir().unwrap();
+        for name in [
+            "libonnxruntime.so.1.9.0",
+            "libonnxruntime.so.1.31.1",
+            "libonnxruntime.so",
+            "libonnxruntime_providers_shared.so",
+            "readme.txt",
+        ] {
+            fs::write(directory.path().join(name), "").unwrap();
+        }
+        let names: Vec<_> = candidates(directory.path())
+            .iter()
+            .map(|path| path.file_name().unwrap().to_string_lossy().into_owned())
+            .collect();
+        assert_eq!(names, ["libonnxruntime.so.1.31.1", "libonnxruntime.so.1.9.0", "libonnxruntime.so"]);
+    }
+
+    #[test]
+    fn a_directory_that_is_not_there_has_no_candidates() {
+        assert!(candidates(Path::new("/nowhere/at/all")).is_empty());
+    }
+
+    #[test]
+    fn a_configured_directory_is_the_only_one_looked_in_and_the_error_says_what_was_there() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("libonnxruntime.so.1.31.1"), "not a library").unwrap();
+        let Err(RuntimeError::NotFound { attempts }) = Runtime::load(Some(directory.path())) else {
+            panic!("a text file was loaded");
+        };
+        assert_eq!(attempts.len(), 2, "{attempts:?}");
+        assert!(attempts[0].found.starts_with("cannot be loaded"), "{attempts:?}");
+        assert!(attempts.iter().all(|a| a.path.starts_with(directory.path())));
+    }
+}

@@ -1,0 +1,253 @@
+//! The loop: prompt in chunks, then one token at a time.
+
+use std::{
+    ops::ControlFlow,
+    time::{Duration, Instant},
+};
+
+use super::{EngineError, Forward, Sampler};
+use crate::{
+    job::{Failure, FinishReason, Job, Timings, Usage},
+    units::Tokens,
+};
+
+/// What happens while a job runs; each is also the chance to stop it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// So many of the prompt's tokens are read.
+    Progress {
+        /// Read so far.
+        done: usize,
+        /// In all.
+        total: usize,
+    },
+    /// The next token of the answer. The one that ends it is not said.
+    Token(u32),
+}
+
+/// How a generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// Why no further token came.
+    pub reason: FinishReason,
+    /// What was read and written.
+    pub usage: Usage,
+    /// What it took.
+    pub timings: Timings,
+}
+
+/// Runs `job` from an empty context and says each step to `emit`, until it ends or `emit` breaks.
+///
+/// # Errors
+/// [`EngineError::Job`] when the job does not fit the model, before anything is computed; others when the device fails.
+pub fn generate(
+    model: &mut impl Forward,
+    job: &Job,
+    mut emit: impl FnMut(Step) -> ControlFlow<()>,
+) -> Result<Outcome, EngineError> {
+    check(model, job)?;
+    model.rewind(0);
+    let mut run = Run::new(job);
+    let Some(mut logits) = run.prefill(model, &mut emit)? else {
+        return Ok(run.outcome(FinishReason::Cancelled));
+    };
+    loop {
+        let Some(token) = run.sampler.pick(logits) else {
+            return Err(EngineError::NoNumber { after: Tokens(run.read + run.written) });
+        };
+        run.written += 1;
+        if job.end_tokens.contains(&token) {
+            return Ok(run.outcome(FinishReason::EndToken));
+        }
+        if emit(Step::Token(token)).is_break() {
+            return Ok(run.outcome(FinishReason::Cancelled));
+        }
+        if run.written >= job.max_new_tokens {
+            return Ok(run.outcome(FinishReason::Length));
+        }
+        logits = model.forward(&[token])?;
+    }
+}
+
+struct Run<'a> {
+    job: &'a Job,
+    sampler: Sampler<'a>,
+    started: Instant,
+    prefilled: Option<Duration>,
+    read: usize,
+    written: usize,
+}
+
+impl<'a> Run<'a> {
+    fn new(job: &'a Job) -> Self {
+        let sampler = Sampler::new(&job.sampling, &job.prompt);
+        Self { job, sampler, started: Instant::now(), prefilled: None, read: 0, written: 0 }
+    }
+
+    /// Feeds the prompt; `None` when it was cancelled on the way.
+    fn prefill<'m, M: Forward>(
+        &mut self,
+        model: &'m mut M,
+        emit: &mut impl FnMut(Step) -> ControlFlow<()>,
+    ) -> Result<Option<&'m mut [f32]>, EngineError> {
+        let total = self.job.prompt.len();
+        let last = (total - 1) / model.chunk() * model.chunk();
+        for chunk in self.job.prompt[..last].chunks(model.chunk()) {
+            model.forward(chunk)?;
+            self.read += chunk.len();
+            if emit(Step::Progress { done: self.read, total }).is_break() {
+                return Ok(None);
+            }
+        }
+        let logits = model.forward(&self.job.prompt[last..])?;
+        self.read = total;
+        self.prefilled = Some(self.started.elapsed());
+        Ok(emit(Step::Progress { done: total, total }).is_continue().then_some(logits))
+    }
+
+    fn outcome(&self, reason: FinishReason) -> Outcome {
+        let elapsed = self.started.elapsed();
+        let prefill = self.prefilled.unwrap_or(elapsed);
+        Outcome {
+            reason,
+            usage: Usage { prompt_tokens: self.read, completion_tokens: self.written },
+            timings: Timings { prefill, decode: elapsed.saturating_sub(prefill) },
+        }
+    }
+}
+
+fn check(model: &impl Forward, job: &Job) -> Result<(), EngineError> {
+    let (prompt, max_new, capacity) = (job.prompt.len(), job.max_new_tokens, model.capacity());
+    if prompt == 0 || max_new == 0 || prompt.saturating_add(max_new) > capacity {
+        let (prompt, max_new, capacity) = (Tokens(prompt), Tokens(max_new), Tokens(capacity));
+        return Err(EngineError::Job(Failure::Context { prompt, max_new, capacity }));
+    }
+    let vocabulary = model.vocabulary();
+    match job.prompt.iter().find(|id| **id as usize >= vocabulary) {
+        Some(&id) => Err(EngineError::Job(Failure::UnknownToken { id, vocabulary })),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::{JobId, Sampling};
+
+    const VOCABULARY: usize = 10;
+    const END: u32 = 9;
+
+    /// A model that says what it is told, then the end token.
+    struct Script<'a>(std::slice::Iter<'a, u32>, [f32; VOCABULARY]);
+
+    impl Forward for Script<'_> {
+        fn rewind(&mut self, _: usize) {}
+
+        fn forward(&mut self, _: &[u32]) -> Result<&mut [f32], EngineError> {
+            self.1 = [0.0; VOCABULARY];
+            self.1[*self.0.next().unwrap_or(&END) as usize] = 1.0;
+            Ok(&mut self.1)
+        }
+
+        fn chunk(&self) -> usize {
+            4
+        }
+
+        fn capacity(&self) -> usize {
+            32
+        }
+
+        fn vocabulary(&self) -> usize {
+            VOCABULARY
+        }
+    }
+
+    fn job(prompt: usize, max_new_tokens: usize) -> Job {
+        let sampling = Sampling::greedy();
+        Job { id: JobId(1), prompt: vec![1; prompt], sampling, max_new_tokens, end_tokens: vec![END] }
+    }
+
+    /// A prompt of one chunk consumes one scripted answer, each further chunk another.
+    fn says(tokens: &[u32]) -> Script<'_> {
+        Script(tokens.iter(), [0.0; VOCABULARY])
+    }
+
+    fn run(mut script: Script<'_>, job: &Job) -> (Vec<u32>, Outcome) {
+        let mut said = Vec::new();
+        let outcome = generate(&mut script, job, |step| {
+            if let Step::Token(id) = step {
+                said.push(id);
+            }
+            ControlFlow::Continue(())
+        });
+        (said, outcome.unwrap())
+    }
+
+    #[test]
+    fn the_end_token_is_counted_and_not_spoken() {
+        let (said, outcome) = run(says(&[3, 4]), &job(2, 20));
+        assert_eq!((said, outcome.reason), (vec![3, 4], FinishReason::EndToken));
+        assert_eq!(outcome.usage, Usage { prompt_tokens: 2, completion_tokens: 3 });
+    }
+
+    #[test]
+    fn it_says_exactly_as_many_tokens_as_it_was_allowed() {
+        let (said, outcome) = run(says(&[3, 4, 5, 6]), &job(2, 3));
+        assert_eq!((said, outcome.reason), (vec![3, 4, 5], FinishReason::Length));
+    }
+
+    #[test]
+    fn a_listener_who_leaves_stops_the_loop_at_once() {
+        let mut steps = 0;
+        let leave = |_| {
+            steps += 1;
+            ControlFlow::Break(())
+        };
+        let outcome = generate(&mut says(&[3, 4]), &job(9, 20), leave).unwrap();
+        assert_eq!((steps, outcome.reason), (1, FinishReason::Cancelled));
+        assert_eq!(outcome.usage, Usage { prompt_tokens: 4, completion_tokens: 0 });
+    }
+
+    #[test]
+    fn progress_is_said_after_every_chunk_and_ends_at_the_whole_prompt() {
+        for (prompt, expected) in [(4, vec![4]), (5, vec![4, 5]), (8, vec![4, 8]), (11, vec![4, 8, 11])] {
+            let mut progress = Vec::new();
+            let listen = |step| {
+                if let Step::Progress { done, .. } = step {
+                    progress.push(done);
+                }
+                ControlFlow::Continue(())
+            };
+            generate(&mut says(&[]), &job(prompt, 1), listen).unwrap();
+            assert_eq!(progress, expected, "a prompt of {prompt}");
+        }
+    }
+
+    #[test]
+    fn a_job_that_cannot_fit_is_refused_with_the_numbers_before_anything_runs() {
+        let refused = generate(&mut says(&[]), &job(30, 3), |_| panic!("it ran"));
+        let Err(EngineError::Job(Failure::Context { prompt, max_new, capacity })) = refused else {
+            panic!("{refused:?}")
+        };
+        assert_eq!((prompt, max_new, capacity), (Tokens(30), Tokens(3), Tokens(32)));
+        for empty in [job(0, 3), job(3, 0)] {
+            assert!(generate(&mut says(&[]), &empty, |_| panic!("it ran")).is_err());
+        }
+    }
+
+    #[test]
+    fn a_token_that_the_model_does_not_have_is_refused_by_its_id() {
+        let job = Job { prompt: vec![1, 10], ..job(2, 3) };
+        let refused = generate(&mut says(&[]), &job, |_| panic!("it ran"));
+        assert!(matches!(refused, Err(EngineError::Job(Failure::UnknownToken { id: 10, vocabulary: 10 }))));
+    }
+
+    #[test]
+    fn a_model_of_nothing_but_nan_is_an_error_and_not_token_zero() {
+        let mut script = says(&[3]);
+        let sampling =
+            Sampling { logit_bias: (0..10).map(|id| (id, f32::NAN)).collect(), ..Sampling::greedy() };
+        let refused = generate(&mut script, &Job { sampling, ..job(2, 3) }, |_| ControlFlow::Continue(()));
+        assert!(matches!(refused, Err(EngineError::NoNumber { .. })), "{refused:?}");
+    }
+}

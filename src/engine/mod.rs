@@ -1,0 +1,79 @@
+//! The loop that turns a job into tokens.
+//!
+//! ```text
+//! Job ─► generate ──► Forward (a Timeline: model + cache) ──► logits ──► Sampler ─► token ─► emit
+//! ```
+//!
+//! [`generate`] knows neither sessions nor pipes: it is given something that can be fed tokens and somewhere to say what
+//! happens, so it is tested with a script in place of a model. The saying is also the asking: whoever listens answers
+//! whether to go on, after every prefill chunk and every step.
+
+mod generate;
+mod sampler;
+mod timeline;
+
+pub use generate::{Outcome, Step, generate};
+pub use sampler::Sampler;
+pub use timeline::{Timeline, TimelineOptions};
+
+use crate::{device::DeviceError, job::Failure, units::Tokens};
+
+/// Something that can be fed tokens: a [`Timeline`], or a script in a test.
+pub trait Forward {
+    /// Forgets every position from `length` on.
+    fn rewind(&mut self, length: usize);
+
+    /// Appends `tokens` (at least one, at most [`chunk`](Self::chunk)) and returns the logits of the last one,
+    /// `[vocab]`, for the caller to read or change.
+    ///
+    /// # Errors
+    /// [`EngineError::Context`] when they do not fit, [`EngineError::Device`] when the device fails.
+    fn forward(&mut self, tokens: &[u32]) -> Result<&mut [f32], EngineError>;
+
+    /// Most tokens of one call.
+    fn chunk(&self) -> usize;
+
+    /// Most positions in all.
+    fn capacity(&self) -> usize;
+
+    /// Number of token ids.
+    fn vocabulary(&self) -> usize;
+}
+
+/// Why a generation could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// No room for more positions.
+    #[error("context full: {used} of {capacity} positions used, {asked} more asked")]
+    Context {
+        /// Positions in use.
+        used: usize,
+        /// Positions asked for.
+        asked: usize,
+        /// Positions there are.
+        capacity: usize,
+    },
+    /// The job cannot be run by this model at all.
+    #[error(transparent)]
+    Job(Failure),
+    /// The device failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The model's output is not numbers.
+    #[error(
+        "after {after} the model put out no number that could be picked from; its weights may be damaged"
+    )]
+    NoNumber {
+        /// How many it had been fed.
+        after: Tokens,
+    },
+}
+
+impl From<EngineError> for Failure {
+    fn from(e: EngineError) -> Self {
+        match e {
+            EngineError::Job(failure) => failure,
+            other => Self::Device { message: other.to_string() },
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! From logits to a token.
+//!
+//! Every step draws from its own place in the generator's stream (`seed`, step number), and never from what was drawn
+//! before, so a generation that is taken up again after `n` tokens goes on exactly as it would have.
+//!
+//! Cost is linear in the vocabulary at worst: nothing is sorted but what may be picked. `top_p` sorts the most probable
+//! 64 first and more only while their sum falls short, because a full sort of 128 Ki logits takes longer than many a
+//! step.
+
+use std::{cmp::Ordering, collections::HashMap};
+
+use rand_chacha::{
+    ChaCha8Rng,
+    rand_core::{Rng, SeedableRng},
+};
+
+use crate::job::Sampling;
+
+/// Picks a job's tokens, one after another.
+#[derive(Debug)]
+pub struct Sampler<'a> {
+    sampling: &'a Sampling,
+    /// How often the output holds an id; 0 for those of the prompt alone.
+    seen: HashMap<u32, u32>,
+    random: ChaCha8Rng,
+    step: u64,
+    candidates: Vec<Candidate>,
+}
+
+/// A token that may be picked, with its logit and later its weight.
+type Candidate = (u32, f32);
+
+impl<'a> Sampler<'a> {
+    /// A sampler for an answer to `prompt`.
+    #[must_use]
+    pub fn new(sampling: &'a Sampling, prompt: &[u32]) -> Self {
+        let penalized = sampling.repetition_penalty != 1.0;
+        let seen = prompt.iter().filter(|_| penalized).map(|id| (*id, 0)).collect();
+        let random = ChaCha8Rng::seed_from_u64(sampling.seed);
+        Self { sampling, seen, random, step: 0, candidates: Vec::new() }
+    }
+
+    /// Picks from `logits`, `[vocab]`, which it may change; `None` when none of them is a number.
+    pub fn pick(&mut self, logits: &mut [f32]) -> Option<u32> {
+        self.adjust(logits);
+        let greedy = greatest(logits)?;
+        let picked = if self.sampling.temperature > 0.0 { self.draw(logits, greedy) } else { greedy.0 };
+        self.step += 1;
+        if self.keeps_count() {
+            *self.seen.entry(picked).or_insert(0) += 1;
+        }
+        Some(picked)
+    }
+
+    fn keeps_count(&self) -> bool {
+        let s = self.sampling;
+        s.repetition_penalty != 1.0 || s.presence_penalty != 0.0 || s.frequency_penalty != 0.0
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "an id that comes up 2^24 times is penalized enough")]
+    fn adjust(&self, logits: &mut [f32]) {
+        let s = self.sampling;
+        for (id, bias) in &s.logit_bias {
+            if let Some(logit) = logits.get_mut(*id as usize) {
+                *logit += bias;
+            }
+        }
+        for (id, count) in &self.seen {
+            let Some(logit) = logits.get_mut(*id as usize) else { continue };
+            *logit = if *logit > 0.0 { *logit / s.repetition_penalty } else { *logit * s.repetition_penalty };
+            if *count > 0 {
+                *logit -= s.presence_penalty + s.frequency_penalty * *count as f32;
+            }
+        }
+    }
+
+    fn draw(&mut self, logits: &[f32], greatest: Candidate) -> u32 {
+        let chance = self.chance();
+        let s = self.sampling;
+        let candidates = &mut self.candidates;
+        candidates.clear();
+        candidates.extend((0u32..).zip(logits.iter().copied()).filter(|(_, logit)| !logit.is_nan()));
+        keep_top_k(candidates, s.top_k);
+        weigh(candidates, greatest.1, s.temperature);
+        keep_top_p(candidates, s.top_p);
+        // The weight of the most probable is 1, whatever was cut off since.
+        if s.min_p > 0.0 {
+            candidates.retain(|(_, weight)| *weight >= s.min_p);
+        }
+        // Drawn in the order of ids: which of the equally probable is meant does not depend on how they were selected.
+        candidates.sort_unstable_by_key(|(id, _)| *id);
+        spin(candidates, chance).unwrap_or(greatest.0)
+    }
+
+    /// The number in [0, 1) that belongs to this step.
+    fn chance(&mut self) -> f64 {
+        // A block of the stream holds 16 words of 32 bits; two make a number.
+        self.random.set_word_pos(u128::from(self.step) * 2);
+        let bits = self.random.next_u64() >> 11;
+        #[expect(clippy::cast_precision_loss, reason = "53 bits are exact")]
+        let numerator = bits as f64;
+        numerator / (1u64 << 53) as f64
+    }
+}
+
+/// The greatest logit that is a number, of the lowest id among equals.
+fn greatest(logits: &[f32]) -> Option<Candidate> {
+    let mut best: Option<Candidate> = None;
+    for (id, &logit) in (0u32..).zip(logits) {
+        if logit > best.map_or(f32::NEG_INFINITY, |(_, most)| most) {
+            best = Some((id, logit));
+        }
+    }
+    best
+}
+
+/// Greater weights first, lower ids first among equals.
+fn by_weight(a: &Candidate, b: &Candidate) -> Ordering {
+    b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
+}
+
+fn keep_top_k(candidates: &mut Vec<Candidate>, k: usize) {
+    if k > 0 && k < candidates.len() {
+        candidates.select_nth_unstable_by(k - 1, by_weight);
+        candidates.truncate(k);
+    }
+}
+
+/// Logits to weights relative to the greatest one's, which is 1; so nothing overflows.
+fn weigh(candidates: &mut [Candidate], greatest: f32, temperature: f32) {
+    for (_, logit) in candidates {
+        // Infinity less infinity: the greatest is as probable as itself.
+        let below = if *logit == greatest { 0.0 } else { *logit - greatest };
+        *logit = (below / temperature).exp();
+    }
+}
+
+fn keep_top_p(candidates: &mut Vec<Candidate>, p: f32) {
+    if p >= 1.0 {
+        return;
+    }
+    let wanted = f64::from(p) * total(candidates);
+    let mut sorted = 0;
+    let mut sum = 0.0;
+    while sorted < candidates.len() {
+        let end = (sorted * 4).max(64).min(candidates.len());
+        let rest = &mut candidates[sorted..];
+        if end - sorted < rest.len() {
+            rest.select_nth_unstable_by(end - sorted - 1, by_weight);
+        }
+        candidates[sorted..end].sort_unstable_by(by_weight);
+        for i in sorted..end {
+            sum += f64::from(candidates[i].1);
+            if sum >= wanted {
+                candidates.truncate(i + 1);
+                return;
+            }
+        }
+        sorted = end;
+    }
+}
+
+fn total(candidates: &[Candidate]) -> f64 {
+    candidates.iter().map(|(_, weight)| f64::from(*weight)).sum()
+}
+
+/// The candidate in whose share of the wheel `chance` falls.
+fn spin(candidates: &[Candidate], chance: f64) -> Option<u32> {
+    let mut left = chance * total(candidates);
+    for (id, weight) in candidates {
+        left -= f64::from(*weight);
+        if left < 0.0 {
+            return Some(*id);
+        }
+    }
+    // Rounding may leave a crumb after the last.
+    candidates.iter().rev().find(|(_, weight)| *weight > 0.0).map(|(id, _)| *id)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn sampling() -> Sampling {
+        Sampling { temperature: 1.0, seed: 7, ..Sampling::greedy() }
+    }
+
+    fn picks(sampling: &Sampling, logits: &[f32], n: usize) -> Vec<u32> {
+        let mut sampler = Sampler::new(sampling, &[]);
+        (0..n).map(|_| sampler.pick(&mut logits.to_vec()).unwrap()).collect()
+    }
+
+    #[test]
+    fn greedy_takes_the_greatest_and_the_lowest_id_among_equals() {
+        assert_eq!(picks(&Sampling::greedy(), &[1.0, 3.0, f32::NAN, 3.0], 2), [1, 1]);
+    }
+
+    #[test]
+    fn the_same_seed_says_the_same_and_another_seed_does_not() {
+        let logits: Vec<f32> = (0u8..50).map(|i| f32::from(i % 7)).collect();
+        let other = Sampling { seed: 8, ..sampling() };
+        assert_eq!(picks(&sampling(), &logits, 64), picks(&sampling(), &logits, 64));
+        assert_ne!(picks(&sampling(), &logits, 64), picks(&other, &logits, 64));
+    }
+
+    #[test]
+    fn what_is_drawn_at_a_step_does_not_depend_on_what_was_drawn_before() {
+        let sampling = sampling();
+        let flat = vec![0.0; 1000];
+        let undisturbed = picks(&sampling, &flat, 10);
+        let mut resumed = Sampler::new(&sampling, &[]);
+        resumed.step = 6;
+        let rest: Vec<u32> = (6..10).map(|_| resumed.pick(&mut flat.clone()).unwrap()).collect();
+        assert_eq!(rest, undisturbed[6..]);
+    }
+
+    #[test]
+    fn frequencies_follow_the_probabilities() {
+        let logits = [0.5f32.ln(), 0.3f32.ln(), 0.2f32.ln()];
+        let mut counts = [0f64; 3];
+        for id in picks(&sampling(), &logits, 20_000) {
+            counts[id as usize] += 1.0;
+        }
+        for (count, p) in counts.iter().zip([0.5, 0.3, 0.2]) {
+            // Four standard deviations of a share of 20,000 draws.
+            assert!((count / 20_000.0 - p).abs() < 4.0 * (p * (1.0 - p) / 20_000.0f64).sqrt(), "{counts:?}");
+        }
+    }
+
+    #[test]
+    fn filters_keep_exactly_what_their_definitions_say() {
+        let logits = [0.4f32.ln(), 0.3f32.ln(), 0.2f32.ln(), 0.1f32.ln()];
+        let kept = |sampling: &Sampling| {
+            let mut ids = picks(sampling, &logits, 500);
+            ids.sort_unstable();
+            ids.dedup();
+            ids
+        };
+        assert_eq!(kept(&Sampling { top_k: 2, ..sampling() }), [0, 1]);
+        assert_eq!(kept(&Sampling { top_p: 0.69, ..sampling() }), [0, 1]);
+        assert_eq!(kept(&Sampling { top_p: 0.71, ..sampling() }), [0, 1, 2]);
+        assert_eq!(kept(&Sampling { min_p: 0.6, ..sampling() }), [0, 1]);
+        assert_eq!(kept(&Sampling { top_p: 0.0, ..sampling() }), [0]);
+    }
+
+    #[test]
+    fn penalties_and_bias_move_the_choice() {
+        let logits = [2.0, 1.9, -1.0];
+        let presence = Sampling { presence_penalty: 0.2, ..Sampling::greedy() };
+        assert_eq!(
+            picks(&presence, &logits, 3),
+            [0, 1, 0],
+            "both are penalized once, then the first leads again"
+        );
+        let frequency = Sampling { frequency_penalty: 0.15, ..Sampling::greedy() };
+        assert_eq!(picks(&frequency, &logits, 4), [0, 1, 0, 1]);
+        let bias = Sampling { logit_bias: vec![(2, 100.0), (99, 1.0)], ..Sampling::greedy() };
+        assert_eq!(picks(&bias, &logits, 1), [2]);
+        let repetition = Sampling { repetition_penalty: 2.0, ..Sampling::greedy() };
+        let mut sampler = Sampler::new(&repetition, &[0]);
+        assert_eq!(
+            sampler.pick(&mut logits.to_vec()),
+            Some(1),
+            "the prompt counts for the repetition penalty"
+        );
+    }
+
+    #[test]
+    fn extreme_logits_leave_something_to_pick() {
+        for logits in [[f32::INFINITY, 1.0], [f32::MAX, f32::MIN], [-1e30, -1e30], [f32::NAN, -5.0]] {
+            let picked = picks(&Sampling { top_p: 0.9, temperature: 1e-3, ..sampling() }, &logits, 1)[0];
+            assert!(logits[picked as usize] >= logits[1].max(logits[0]) || logits[0].is_nan(), "{logits:?}");
+        }
+        for nothing in [&mut [f32::NAN, f32::NEG_INFINITY][..], &mut []] {
+            assert_eq!(Sampler::new(&sampling(), &[]).pick(nothing), None);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_picked_is_always_an_id_and_top_p_agrees_with_a_full_sort(
+            logits in proptest::collection::vec(-20f32..20.0, 1..400),
+            top_p in 0f32..1.0,
+            seed in any::<u64>(),
+        ) {
+            let sampling = Sampling { top_p, seed, ..sampling() };
+            let picked = picks(&sampling, &logits, 1)[0] as usize;
+            let weights: Vec<f64> = logits.iter().map(|l| f64::from(*l).exp()).collect();
+            let ahead: f64 = weights.iter().filter(|w| **w > weights[picked]).sum();
+            // The ones ahead of it alone do not reach top_p (but for the rounding of single precision).
+            prop_assert!(ahead <= f64::from(top_p) * weights.iter().sum::<f64>() * (1.0 + 1e-4) + 1e-9);
+        }
+    }
+}

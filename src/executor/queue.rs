@@ -1,0 +1,319 @@
+//! Who waits, who runs, and whether there is room: plain data, told the time, never asking for it.
+
+use std::collections::VecDeque;
+
+use tokio::{sync::mpsc::UnboundedSender, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Deadlines, Limits, SubmitError,
+    estimate::{Pace, Taken, Work},
+};
+use crate::{
+    job::{Event, Failure, Finish, FinishReason, Job, JobId, MemoryReport, Timings, Usage},
+    units::Tokens,
+};
+
+/// A job that was accepted, and the way back to whoever asked.
+#[derive(Debug)]
+pub(super) struct Accepted {
+    pub(super) job: Job,
+    pub(super) events: UnboundedSender<Event>,
+    pub(super) cancel: CancellationToken,
+    pub(super) at: Instant,
+    /// `None` is never: the deadline lies beyond what the clock can say.
+    pub(super) queue_deadline: Option<Instant>,
+    pub(super) total_deadline: Option<Instant>,
+}
+
+impl Accepted {
+    pub(super) fn new(
+        job: Job,
+        events: UnboundedSender<Event>,
+        cancel: CancellationToken,
+        at: Instant,
+        deadlines: Deadlines,
+    ) -> Self {
+        let queue_deadline = at.checked_add(deadlines.queue);
+        let total_deadline = at.checked_add(deadlines.total);
+        Self { job, events, cancel, at, queue_deadline, total_deadline }
+    }
+
+    /// Tells the client; one that is gone does not hear it.
+    pub(super) fn tell(&self, event: Event) {
+        let _ = self.events.send(event);
+    }
+
+    /// Tells the client that its own cancellation took effect before the job had the slot.
+    pub(super) fn tell_cancelled(&self) {
+        self.tell(Event::Done(Finish {
+            reason: FinishReason::Cancelled,
+            usage: Usage { prompt_tokens: self.job.prompt.len(), completion_tokens: 0 },
+            timings: Timings::default(),
+            memory: MemoryReport::default(),
+        }));
+    }
+
+    /// When it no longer wants to wait, for whichever reason comes first.
+    fn gives_up(&self) -> Option<Instant> {
+        self.queue_deadline.into_iter().chain(self.total_deadline).min()
+    }
+
+    /// Why it no longer waits at `now`; `None` when it still does.
+    fn given_up(&self, now: Instant) -> Option<Failure> {
+        let waited = now.saturating_duration_since(self.at);
+        if self.total_deadline.is_some_and(|at| at <= now) {
+            Some(Failure::Deadline { elapsed: waited })
+        } else if self.queue_deadline.is_some_and(|at| at <= now) {
+            Some(Failure::QueueTimeout { waited })
+        } else {
+            None
+        }
+    }
+
+    fn work(&self) -> Work {
+        let prompt = Tokens(self.job.prompt.len());
+        Work { prompt, max_new: Tokens(self.job.max_new_tokens), generated: Tokens(0) }
+    }
+}
+
+/// The job in the slot, as far as others need to know.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Running {
+    pub(super) id: JobId,
+    pub(super) since: Instant,
+    pub(super) remains: Work,
+}
+
+/// The queue, the slot's occupant, and what is known of the slot's speed.
+#[derive(Debug)]
+pub(super) struct Queue {
+    limits: Limits,
+    waiting: VecDeque<Accepted>,
+    prompt_tokens: usize,
+    running: Option<Running>,
+    pace: Pace,
+    accepting: bool,
+}
+
+impl Queue {
+    pub(super) fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            waiting: VecDeque::new(),
+            prompt_tokens: 0,
+            running: None,
+            pace: Pace::default(),
+            accepting: true,
+        }
+    }
+
+    pub(super) fn check_room(&self, prompt: Tokens) -> Result<(), SubmitError> {
+        match (self.accepting, self.has_room_for(prompt)) {
+            (false, _) => Err(SubmitError::Stopped),
+            (true, false) => Err(self.busy()),
+            (true, true) => Ok(()),
+        }
+    }
+
+    pub(super) fn push(&mut self, accepted: Accepted) -> Result<(), SubmitError> {
+        self.check_room(Tokens(accepted.job.prompt.len()))?;
+        self.prompt_tokens += accepted.job.prompt.len();
+        self.waiting.push_back(accepted);
+        Ok(())
+    }
+
+    /// The next job takes the slot, which must be free.
+    pub(super) fn take(&mut self, now: Instant) -> Option<Accepted> {
+        debug_assert!(self.running.is_none(), "there is one slot");
+        let next = self.remove_at(0)?;
+        self.running = Some(Running { id: next.job.id, since: now, remains: next.work() });
+        Some(next)
+    }
+
+    /// The slot is free again.
+    pub(super) fn release(&mut self) {
+        self.running = None;
+    }
+
+    /// Removes a job that still waits.
+    pub(super) fn remove(&mut self, id: JobId) -> Option<Accepted> {
+        let place = self.waiting.iter().position(|waiting| waiting.job.id == id)?;
+        self.remove_at(place)
+    }
+
+    /// Removes the job that waits for longest.
+    pub(super) fn remove_first(&mut self) -> Option<Accepted> {
+        self.remove_at(0)
+    }
+
+    /// Removes the first job that has waited for too long, with the reason.
+    pub(super) fn remove_given_up(&mut self, now: Instant) -> Option<(Accepted, Failure)> {
+        let (place, failure) =
+            self.waiting.iter().enumerate().find_map(|(place, w)| Some((place, w.given_up(now)?)))?;
+        Some((self.remove_at(place)?, failure))
+    }
+
+    /// When the next of the waiting jobs has waited for too long.
+    pub(super) fn next_given_up(&self) -> Option<Instant> {
+        self.waiting.iter().filter_map(Accepted::gives_up).min()
+    }
+
+    /// Accepts nothing from here on.
+    pub(super) fn close(&mut self) {
+        self.accepting = false;
+    }
+
+    pub(super) fn is_accepting(&self) -> bool {
+        self.accepting
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.running.is_none()
+    }
+
+    pub(super) fn jobs(&self) -> usize {
+        self.waiting.len()
+    }
+
+    pub(super) fn prompt_tokens(&self) -> Tokens {
+        Tokens(self.prompt_tokens)
+    }
+
+    pub(super) fn running(&self) -> Option<Running> {
+        self.running
+    }
+
+    /// Notes how far the running job has come.
+    pub(super) fn note_progress(&mut self, remains: Work) {
+        if let Some(running) = &mut self.running {
+            running.remains = remains;
+        }
+    }
+
+    pub(super) fn learn(&mut self, taken: Taken) {
+        self.pace.learn(taken);
+    }
+
+    fn remove_at(&mut self, place: usize) -> Option<Accepted> {
+        let removed = self.waiting.remove(place)?;
+        self.prompt_tokens -= removed.job.prompt.len();
+        Some(removed)
+    }
+
+    /// A job that a free slot is about to take waits for nothing, and takes no place in the queue. One too large for
+    /// the token bound has the queue to itself: it is the context length that limits a single prompt.
+    fn has_room_for(&self, prompt: Tokens) -> bool {
+        let about_to_run = if self.running.is_none() { self.waiting.front() } else { None };
+        let jobs = self.waiting.len() - usize::from(about_to_run.is_some());
+        let queued = self.prompt_tokens - about_to_run.map_or(0, |next| next.job.prompt.len());
+        if self.running.is_none() && about_to_run.is_none() {
+            return true;
+        }
+        let fits = queued.saturating_add(prompt.0) <= self.limits.max_prompt_tokens.0;
+        jobs < self.limits.max_jobs.get() && (jobs == 0 || fits)
+    }
+
+    fn busy(&self) -> SubmitError {
+        let running = self.running.map(|running| running.remains);
+        let ahead = running.into_iter().chain(self.waiting.iter().map(Accepted::work));
+        SubmitError::Busy {
+            jobs: self.jobs(),
+            max_jobs: self.limits.max_jobs,
+            prompt_tokens: self.prompt_tokens(),
+            max_prompt_tokens: self.limits.max_prompt_tokens,
+            retry_after: self.pace.retry_after(ahead),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{num::NonZeroUsize, time::Duration};
+
+    use tokio::sync::mpsc::unbounded_channel;
+
+    use super::*;
+    use crate::job::Sampling;
+
+    const FOREVER: Deadlines = Deadlines { queue: Duration::MAX, total: Duration::MAX };
+
+    fn queue(max_jobs: usize, max_prompt_tokens: usize) -> Queue {
+        let max_jobs = NonZeroUsize::new(max_jobs).unwrap();
+        Queue::new(Limits { max_jobs, max_prompt_tokens: Tokens(max_prompt_tokens) })
+    }
+
+    fn job_of(id: u64, prompt_tokens: usize, deadlines: Deadlines, at: Instant) -> Accepted {
+        let prompt = vec![7; prompt_tokens];
+        let sampling = Sampling::greedy();
+        let job = Job { id: JobId(id), prompt, sampling, max_new_tokens: 4, end_tokens: vec![] };
+        Accepted::new(job, unbounded_channel().0, CancellationToken::new(), at, deadlines)
+    }
+
+    #[test]
+    fn the_job_that_a_free_slot_is_about_to_take_is_not_counted() {
+        let (mut queue, now) = (queue(1, 100), Instant::now());
+        queue.push(job_of(1, 1, FOREVER, now)).unwrap();
+        queue.push(job_of(2, 1, FOREVER, now)).unwrap();
+        assert!(matches!(queue.push(job_of(3, 1, FOREVER, now)), Err(SubmitError::Busy { jobs: 2, .. })));
+        assert_eq!(queue.take(now).unwrap().job.id, JobId(1));
+        assert!(matches!(queue.push(job_of(3, 1, FOREVER, now)), Err(SubmitError::Busy { jobs: 1, .. })));
+    }
+
+    #[test]
+    fn prompt_tokens_bound_the_queue_but_never_a_job_that_is_alone_in_it() {
+        let (mut queue, now) = (queue(9, 10), Instant::now());
+        queue.push(job_of(1, 50, FOREVER, now)).unwrap();
+        queue.take(now).unwrap();
+        queue.push(job_of(2, 50, FOREVER, now)).unwrap();
+        assert!(queue.push(job_of(3, 1, FOREVER, now)).is_err());
+        queue.remove(JobId(2)).unwrap();
+        queue.push(job_of(4, 4, FOREVER, now)).unwrap();
+        queue.push(job_of(5, 6, FOREVER, now)).unwrap();
+        assert!(queue.push(job_of(6, 1, FOREVER, now)).is_err());
+        assert_eq!(queue.prompt_tokens(), Tokens(10));
+    }
+
+    #[test]
+    fn jobs_leave_in_the_order_they_came_also_around_one_that_left_early() {
+        let (mut queue, now) = (queue(9, 100), Instant::now());
+        for id in 1..=4 {
+            queue.push(job_of(id, 1, FOREVER, now)).unwrap();
+        }
+        queue.remove(JobId(2)).unwrap();
+        assert!(queue.remove(JobId(2)).is_none());
+        let mut order = vec![];
+        while let Some(next) = queue.take(now) {
+            order.push(next.job.id.0);
+            queue.release();
+        }
+        assert_eq!(order, [1, 3, 4]);
+        assert!(queue.is_idle());
+    }
+
+    #[test]
+    fn whichever_deadline_comes_first_is_the_reason() {
+        let (mut queue, now) = (queue(9, 100), Instant::now());
+        let seconds = Duration::from_secs;
+        queue.push(job_of(1, 1, FOREVER, now)).unwrap();
+        queue.push(job_of(2, 1, Deadlines { queue: seconds(3), total: seconds(9) }, now)).unwrap();
+        queue.push(job_of(3, 1, Deadlines { queue: seconds(9), total: seconds(2) }, now)).unwrap();
+        assert_eq!(queue.next_given_up(), Some(now + seconds(2)));
+        assert!(queue.remove_given_up(now + seconds(1)).is_none());
+        let later = now + seconds(3);
+        let (gone, why) = queue.remove_given_up(later).unwrap();
+        assert_eq!((gone.job.id, why), (JobId(2), Failure::QueueTimeout { waited: seconds(3) }));
+        let (gone, why) = queue.remove_given_up(later).unwrap();
+        assert_eq!((gone.job.id, why), (JobId(3), Failure::Deadline { elapsed: seconds(3) }));
+        assert_eq!((queue.next_given_up(), queue.jobs()), (None, 1));
+    }
+
+    #[test]
+    fn a_closed_queue_accepts_nothing_and_keeps_what_it_has() {
+        let (mut queue, now) = (queue(9, 100), Instant::now());
+        queue.push(job_of(1, 1, FOREVER, now)).unwrap();
+        queue.close();
+        assert!(matches!(queue.push(job_of(2, 1, FOREVER, now)), Err(SubmitError::Stopped)));
+        assert_eq!(queue.jobs(), 1);
+    }
+}

@@ -1,0 +1,175 @@
+//! The one slot: takes a job off the queue, runs it, says what happens, takes the next.
+
+use std::{panic::AssertUnwindSafe, sync::Arc};
+
+use futures_util::FutureExt;
+use tokio::{
+    sync::mpsc::{UnboundedSender, unbounded_channel},
+    time::{Instant, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Shared,
+    estimate::{Taken, Work},
+    queue::Accepted,
+};
+use crate::{
+    job::{Event, Failure, Finish, Job},
+    units::Tokens,
+};
+
+/// Runs jobs in the order they were accepted, until the queue is closed and empty.
+pub(super) async fn serve<R, F>(shared: Arc<Shared>, mut run: R)
+where
+    R: FnMut(Job, UnboundedSender<Event>, CancellationToken) -> F + Send,
+    F: Future<Output = Result<Finish, Failure>> + Send,
+{
+    loop {
+        match shared.take_next() {
+            Some(accepted) => run_one(&shared, &mut run, accepted).await,
+            None if shared.is_over() => return,
+            None => shared.arrived.notified().await,
+        }
+    }
+}
+
+/// Tells waiting jobs that their time is over at the moment it is, not when the slot is next free.
+pub(super) async fn watch_deadlines(shared: Arc<Shared>) {
+    loop {
+        let next = shared.give_up_on_late();
+        tokio::select! {
+            () = sleep_until_some(next) => {}
+            () = shared.deadlines_changed.notified() => {}
+        }
+    }
+}
+
+async fn run_one<R, F>(shared: &Shared, run: &mut R, accepted: Accepted)
+where
+    R: FnMut(Job, UnboundedSender<Event>, CancellationToken) -> F + Send,
+    F: Future<Output = Result<Finish, Failure>> + Send,
+{
+    let (sender, mut said) = unbounded_channel();
+    let (job, cancel) = (accepted.job.clone(), accepted.cancel.clone());
+    // The call itself is inside, so that a panic before the first await is caught as well.
+    let work = AssertUnwindSafe(async { run(job, sender, cancel).await }).catch_unwind();
+    tokio::pin!(work);
+    let mut show = Show::start(shared, accepted);
+    let ended = loop {
+        tokio::select! {
+            biased;
+            Some(event) = said.recv() => show.hear(event),
+            failure = show.cut_short(), if !show.is_over => show.end_early(failure),
+            ended = &mut work => break ended,
+        }
+    };
+    while let Ok(event) = said.try_recv() {
+        show.hear(event);
+    }
+    show.end(ended.unwrap_or_else(|panic| Err(panicked(panic.as_ref()))));
+}
+
+/// One job's time in the slot: what is passed on to the client, and what is learned and counted from it.
+struct Show<'a> {
+    shared: &'a Shared,
+    accepted: Accepted,
+    began: Instant,
+    work: Work,
+    first_token: Option<Instant>,
+    last_token: Instant,
+    /// The client has had its last event, though the slot may not be free yet.
+    is_over: bool,
+}
+
+impl<'a> Show<'a> {
+    fn start(shared: &'a Shared, accepted: Accepted) -> Self {
+        let began = Instant::now();
+        let queue_wait = began.saturating_duration_since(accepted.at);
+        shared.metrics.queue_wait.observe(queue_wait.as_secs_f64());
+        accepted.tell(Event::Started { queue_wait });
+        let prompt = Tokens(accepted.job.prompt.len());
+        let work = Work { prompt, max_new: Tokens(accepted.job.max_new_tokens), generated: Tokens(0) };
+        Self { shared, accepted, began, work, first_token: None, last_token: began, is_over: false }
+    }
+
+    fn hear(&mut self, event: Event) {
+        match event {
+            Event::Progress { done, .. } => {
+                let prompt = Tokens(self.work.prompt.0.saturating_sub(done));
+                self.shared.note_progress(Work { prompt, ..self.work });
+            }
+            Event::Token(_) => self.count_token(),
+            // How a job starts and ends is the executor's word.
+            Event::Started { .. } | Event::Done(_) | Event::Failed(_) => return,
+        }
+        if !self.is_over {
+            self.accepted.tell(event);
+        }
+    }
+
+    fn count_token(&mut self) {
+        let now = Instant::now();
+        let metrics = &self.shared.metrics;
+        metrics.generated_tokens.inc();
+        if self.first_token.is_none() {
+            self.first_token = Some(now);
+            metrics.time_to_first_token.observe((now - self.accepted.at).as_secs_f64());
+        } else {
+            metrics.inter_token_latency.observe((now - self.last_token).as_secs_f64());
+        }
+        self.last_token = now;
+        self.work.generated.0 += 1;
+        self.shared.note_progress(Work { prompt: Tokens(0), ..self.work });
+    }
+
+    /// Returns when the job must end before it is done, with the reason.
+    async fn cut_short(&self) -> Failure {
+        tokio::select! {
+            () = sleep_until_some(self.accepted.total_deadline) => {
+                Failure::Deadline { elapsed: self.accepted.at.elapsed() }
+            }
+            () = self.shared.cut_off.cancelled() => Failure::ShuttingDown,
+        }
+    }
+
+    /// The client hears of it now; the slot is free when the runner has stopped.
+    fn end_early(&mut self, failure: Failure) {
+        self.is_over = true;
+        self.accepted.cancel.cancel();
+        self.accepted.tell(Event::Failed(failure));
+    }
+
+    fn end(self, ended: Result<Finish, Failure>) {
+        let now = Instant::now();
+        let metrics = &self.shared.metrics;
+        metrics.job_duration.observe((now - self.accepted.at).as_secs_f64());
+        if ended.is_ok() {
+            metrics.prompt_tokens.inc_by(self.work.prompt.0 as u64);
+        }
+        let first_token = self.first_token.unwrap_or(now);
+        let to_first_token = first_token - self.began;
+        self.shared.release(Taken { work: self.work, to_first_token, rest: now - first_token });
+        if !self.is_over {
+            self.accepted.tell(ended.map_or_else(Event::Failed, Event::Done));
+        }
+    }
+}
+
+async fn sleep_until_some(deadline: Option<Instant>) {
+    match deadline {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn panicked(payload: &(dyn std::any::Any + Send)) -> Failure {
+    let said = payload.downcast_ref::<&str>().copied();
+    let said = said.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    let said = said.unwrap_or("no message");
+    tracing::error!(
+        panic = said,
+        "the code that feeds the worker panicked; the job fails, the queue goes on"
+    );
+    Failure::WorkerLost { message: format!("the code that feeds it panicked: {said}") }
+}

@@ -1,0 +1,119 @@
+//! From what was asked to a job in the queue, or the reason why not.
+//!
+//! Everything that can be refused is refused here, before it takes a place: a worker that is not there, a prompt that
+//! does not fit, a queue that is full. What is accepted can only fail by what happens to it.
+
+use std::time::Instant;
+
+use actix_web::web;
+
+use super::{
+    AppState,
+    answer::Answer,
+    ask::{Ask, Prompt},
+    error::ApiError,
+};
+use crate::{
+    executor::SubmitError,
+    job::{Failure, Job, JobId, Readiness},
+    text::{Text, TextError},
+    units::Tokens,
+};
+
+/// Puts a job in the queue, and hands out the answer that will come of it.
+pub(super) async fn admit(state: &AppState, id: JobId, ask: Ask) -> Result<Answer, ApiError> {
+    let arrived = Instant::now();
+    check_readiness(&state.readiness.borrow())?;
+    let prompt = encode(state, ask.prompt).await?;
+    let default = state.settings.default_max_new;
+    let max_new_tokens = room(Tokens(prompt.len()), ask.max_new, default, state.context_length())?.0;
+    let mut end_tokens = ask.stop_token_ids;
+    if !ask.ignore_eos {
+        end_tokens.extend(&state.text.card().end_tokens);
+    }
+    let (prompt_tokens, sampling) = (prompt.len(), ask.sampling);
+    let job = Job { id, prompt, sampling, max_new_tokens, end_tokens };
+    let ticket = state.executor.submit(job, ask.deadlines)?;
+    Ok(Answer::new(ticket, state.text.decoder(ask.stop), prompt_tokens, arrived))
+}
+
+/// A worker that is being replaced is worth waiting for: the queue holds until it is there.
+fn check_readiness(readiness: &Readiness) -> Result<(), ApiError> {
+    match readiness {
+        Readiness::Ready(_) | Readiness::Restarting { .. } => Ok(()),
+        Readiness::Starting => Err(ApiError::Loading),
+        Readiness::Down { reason, retry_in } => {
+            Err(ApiError::WorkerDown { reason: reason.clone(), retry_in: *retry_in })
+        }
+        Readiness::Stopping => Err(SubmitError::Stopped.into()),
+    }
+}
+
+/// Encodes on a thread of its own, because a long prompt takes long enough to stall every stream of this one. A few at
+/// a time, and not when the queue is full anyway: a crowd that will be refused must not take the worker's processors.
+async fn encode(state: &AppState, prompt: Prompt) -> Result<Vec<u32>, ApiError> {
+    let internal = |error: &dyn std::fmt::Display| ApiError::Internal { message: error.to_string() };
+    let _permit = state.encoders.acquire().await.map_err(|error| internal(&error))?;
+    state.executor.check_room(Tokens(1))?;
+    let text = state.text.clone();
+    let encoded = web::block(move || encode_now(&text, prompt)).await;
+    let ids = encoded.map_err(|error| internal(&error))??;
+    if ids.is_empty() { Err(ApiError::EmptyPrompt) } else { Ok(ids) }
+}
+
+fn encode_now(text: &Text, prompt: Prompt) -> Result<Vec<u32>, TextError> {
+    match prompt {
+        // Some tokenizers would make a beginning-of-text token of it.
+        Prompt::Text(prompt) if prompt.is_empty() => Ok(Vec::new()),
+        Prompt::Text(prompt) => text.encode(&prompt),
+        Prompt::Ids(ids) => Ok(ids),
+        Prompt::Conversation(messages) => text.encode_chat(&messages),
+    }
+}
+
+/// How many tokens to generate: those asked for, which must fit, else as many of the default as fit.
+fn room(
+    prompt: Tokens,
+    asked: Option<Tokens>,
+    default: Tokens,
+    capacity: Tokens,
+) -> Result<Tokens, ApiError> {
+    let left = Tokens(capacity.0.saturating_sub(prompt.0));
+    match asked {
+        _ if left == Tokens(0) => Err(ApiError::NoRoom { prompt, capacity }),
+        Some(max_new) if max_new > left => Err(Failure::Context { prompt, max_new, capacity }.into()),
+        Some(max_new) => Ok(max_new),
+        None => Ok(default.clamp(Tokens(1), left)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_for_must_fit_and_the_default_is_lowered_until_it_does() {
+        let room = |prompt, asked: Option<usize>, default| {
+            super::room(Tokens(prompt), asked.map(Tokens), Tokens(default), Tokens(16))
+        };
+        assert_eq!(room(10, Some(6), 100).unwrap(), Tokens(6));
+        assert_eq!(room(10, None, 100).unwrap(), Tokens(6));
+        assert_eq!(room(10, None, 3).unwrap(), Tokens(3));
+        assert!(matches!(room(10, Some(7), 100), Err(ApiError::Failure(Failure::Context { .. }))));
+        for prompt in [16, 17, usize::MAX] {
+            assert!(matches!(room(prompt, None, 1), Err(ApiError::NoRoom { .. })));
+        }
+    }
+
+    #[test]
+    fn a_worker_that_is_being_replaced_is_worth_waiting_for_and_one_that_is_down_is_not() {
+        check_readiness(&Readiness::Restarting { reason: "it fell".into() }).unwrap();
+        for refused in [
+            Readiness::Starting,
+            Readiness::Down { reason: "it fell".into(), retry_in: None },
+            Readiness::Stopping,
+        ] {
+            check_readiness(&refused).unwrap_err();
+        }
+    }
+}

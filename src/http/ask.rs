@@ -1,0 +1,357 @@
+//! What a generation request asks for, in whichever dialect it was written.
+//!
+//! The three generating routes share all fields below; they differ in how the prompt is given, in what the number of
+//! tokens is called, and in defaults. A value of [`Ask`] is proven: every number is in range and every token id is
+//! one that the model has. Only the length of the prompt is not known before it is encoded.
+
+use std::time::Duration;
+
+use serde_json::{Map, Number, Value};
+
+use super::fields::{FieldError, Fields, Known, typed, wrong_type};
+use crate::{executor::Deadlines, job::Sampling, text::Message, units::Tokens};
+
+/// Most stop strings of one request.
+const MOST_STOPS: usize = 16;
+
+/// What to generate, and under which conditions.
+#[derive(Debug)]
+pub(super) struct Ask {
+    pub(super) prompt: Prompt,
+    /// `None` leaves it to the settings and the room there is.
+    pub(super) max_new: Option<Tokens>,
+    pub(super) sampling: Sampling,
+    pub(super) stop: Vec<String>,
+    pub(super) stop_token_ids: Vec<u32>,
+    pub(super) ignore_eos: bool,
+    pub(super) delivery: Delivery,
+    pub(super) deadlines: Deadlines,
+}
+
+/// What to continue.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Prompt {
+    Text(String),
+    Ids(Vec<u32>),
+    Conversation(Vec<Message>),
+}
+
+/// How the answer is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Delivery {
+    /// As one JSON document, when it is complete.
+    Whole,
+    /// As server-sent events, while it is generated.
+    Streamed {
+        /// With OpenAI's chunk of usage at the end.
+        include_usage: bool,
+    },
+}
+
+/// What requests are checked against.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rules {
+    /// Number of token ids of the model.
+    pub(super) vocabulary: usize,
+    /// Used where the request names none; it may ask for shorter ones.
+    pub(super) deadlines: Deadlines,
+    /// Used where the request names none: 0 is greedy.
+    pub(super) temperature: f32,
+}
+
+impl Ask {
+    /// Takes the fields that all dialects share.
+    pub(super) fn take(
+        fields: &mut Fields,
+        rules: &Rules,
+        prompt: Prompt,
+        max_new: Option<Tokens>,
+    ) -> Result<Self, FieldError> {
+        if let Prompt::Ids(ids) = &prompt {
+            check_ids(ids, "prompt", rules.vocabulary)?;
+        }
+        let stop_token_ids: Vec<u32> = fields.take("stop_token_ids")?.unwrap_or_default();
+        check_ids(&stop_token_ids, &fields.path("stop_token_ids"), rules.vocabulary)?;
+        Ok(Self {
+            prompt,
+            max_new,
+            sampling: take_sampling(fields, rules)?,
+            stop: take_stop(fields)?,
+            stop_token_ids,
+            ignore_eos: fields.take("ignore_eos")?.unwrap_or(false),
+            delivery: take_delivery(fields)?,
+            deadlines: take_deadlines(fields, rules.deadlines)?,
+        })
+    }
+}
+
+/// Takes a number of tokens to generate.
+pub(super) fn take_tokens(fields: &mut Fields, name: &str) -> Result<Option<Tokens>, FieldError> {
+    // The context length is the real limit, and is checked with the prompt's length at hand.
+    let tokens = fields.whole(name, 1..=u64::from(u32::MAX))?;
+    Ok(tokens.map(|tokens| Tokens(usize::try_from(tokens).unwrap_or(usize::MAX))))
+}
+
+/// Takes `prompt` as OpenAI has it: a string, an array of token ids, or an array of one of either.
+pub(super) fn prompt_of(value: Value, path: &str) -> Result<Prompt, FieldError> {
+    match value {
+        Value::String(text) => Ok(Prompt::Text(text)),
+        Value::Array(items) => match items.first() {
+            Some(Value::String(_) | Value::Array(_)) => {
+                only(items, path).and_then(|item| prompt_of(item, path))
+            }
+            _ => typed(Value::Array(items), path).map(Prompt::Ids),
+        },
+        other => Err(wrong_type(path, "a string or an array of token ids", &other)),
+    }
+}
+
+fn only(mut items: Vec<Value>, path: &str) -> Result<Value, FieldError> {
+    match (items.pop(), items.len()) {
+        (Some(item), 0) => Ok(item),
+        (_, more) => {
+            let said = format!(
+                "{} prompts in one request; eka answers one at a time, send them one by one",
+                more + 1
+            );
+            Err(FieldError::value(path, said))
+        }
+    }
+}
+
+/// Takes `messages`, with contents as strings or arrays of text parts.
+pub(super) fn conversation_of(value: Value, path: &str) -> Result<Prompt, FieldError> {
+    let Value::Array(items) = value else { return Err(wrong_type(path, "an array of messages", &value)) };
+    if items.is_empty() {
+        return Err(FieldError::value(path, "there must be at least one message"));
+    }
+    let messages = items.into_iter().enumerate();
+    let messages: Result<_, _> =
+        messages.map(|(place, item)| message_of(item, &format!("{path}[{place}]"))).collect();
+    messages.map(Prompt::Conversation)
+}
+
+/// Fields of a message that eka has no use for; empty ones are what some clients always send.
+const OF_A_MESSAGE: &[Known] = &[
+    Known { name: "name", asks_for_nothing: Value::is_null, only: "" },
+    Known { name: "refusal", asks_for_nothing: Value::is_null, only: "" },
+    Known { name: "audio", asks_for_nothing: Value::is_null, only: "" },
+    Known { name: "annotations", asks_for_nothing: is_empty_array, only: "[]" },
+    Known { name: "tool_calls", asks_for_nothing: is_empty_array, only: "[]" },
+    Known { name: "tool_call_id", asks_for_nothing: Value::is_null, only: "" },
+    Known { name: "function_call", asks_for_nothing: Value::is_null, only: "" },
+];
+
+fn message_of(value: Value, path: &str) -> Result<Message, FieldError> {
+    let mut fields = Fields::nested(value, path)?;
+    let role = fields.require("role")?;
+    let content = content_of(fields.require("content")?, &fields.path("content"))?;
+    fields.finish(OF_A_MESSAGE)?;
+    Ok(Message { role, content })
+}
+
+fn content_of(value: Value, path: &str) -> Result<String, FieldError> {
+    match value {
+        Value::String(text) => Ok(text),
+        Value::Array(parts) => parts
+            .into_iter()
+            .enumerate()
+            .map(|(place, part)| part_of(part, &format!("{path}[{place}]")))
+            .collect(),
+        other => Err(wrong_type(path, "a string or an array of text parts", &other)),
+    }
+}
+
+fn part_of(value: Value, path: &str) -> Result<String, FieldError> {
+    let mut fields = Fields::nested(value, path)?;
+    let kind: String = fields.require("type")?;
+    if kind != "text" {
+        let said = format!("{kind:?} is not a part that eka can read; it reads \"text\"");
+        return Err(FieldError::value(fields.path("type"), said));
+    }
+    let text = fields.require("text")?;
+    fields.finish(&[])?;
+    Ok(text)
+}
+
+pub(super) fn is_empty_array(value: &Value) -> bool {
+    value.as_array().is_some_and(Vec::is_empty)
+}
+
+fn take_sampling(fields: &mut Fields, rules: &Rules) -> Result<Sampling, FieldError> {
+    let top_k = fields.whole("top_k", 0..=rules.vocabulary as u64)?.unwrap_or(0);
+    Ok(Sampling {
+        logit_bias: take_logit_bias(fields, rules.vocabulary)?,
+        repetition_penalty: fields.number("repetition_penalty", 0.1..=10.0)?.unwrap_or(1.0),
+        presence_penalty: fields.number("presence_penalty", -2.0..=2.0)?.unwrap_or(0.0),
+        frequency_penalty: fields.number("frequency_penalty", -2.0..=2.0)?.unwrap_or(0.0),
+        temperature: fields.number("temperature", 0.0..=2.0)?.unwrap_or(rules.temperature),
+        top_k: usize::try_from(top_k).unwrap_or(usize::MAX),
+        // OpenAI allows 0, which must still leave the most probable token.
+        top_p: fields.number("top_p", 0.0..=1.0)?.unwrap_or(1.0).max(f32::MIN_POSITIVE),
+        min_p: fields.number("min_p", 0.0..=1.0)?.unwrap_or(0.0),
+        seed: take_seed(fields)?,
+    })
+}
+
+/// A seed of the request's own, else a random one that every JSON reader can hold exactly.
+fn take_seed(fields: &mut Fields) -> Result<u64, FieldError> {
+    const EXACT_IN_A_DOUBLE: u64 = (1 << 53) - 1;
+    let Some(seed) = fields.take::<Number>("seed")? else {
+        return Ok(rand::random::<u64>() & EXACT_IN_A_DOUBLE);
+    };
+    // OpenAI's seeds may be negative; as bits they are as good as any.
+    let bits = seed.as_u64().or_else(|| seed.as_i64().map(i64::cast_unsigned));
+    bits.ok_or_else(|| {
+        let range = format!("{} to {}, whole numbers", i64::MIN, u64::MAX);
+        FieldError::Range { param: fields.path("seed"), found: seed.to_string(), range }
+    })
+}
+
+fn take_logit_bias(fields: &mut Fields, vocabulary: usize) -> Result<Vec<(u32, f32)>, FieldError> {
+    let Some(biases) = fields.take::<Map<String, Value>>("logit_bias")? else { return Ok(Vec::new()) };
+    let ids: Vec<String> = biases.keys().cloned().collect();
+    let mut biases = Fields::nested(Value::Object(biases), &fields.path("logit_bias"))?;
+    let mut taken = Vec::with_capacity(ids.len());
+    for id in &ids {
+        let path = biases.path(id);
+        let token = id.parse().map_err(|_| FieldError::value(&path, "is not a token id"))?;
+        check_id(token, &path, vocabulary)?;
+        taken.extend(biases.number(id, -100.0..=100.0)?.map(|bias| (token, bias)));
+    }
+    Ok(taken)
+}
+
+fn take_stop(fields: &mut Fields) -> Result<Vec<String>, FieldError> {
+    let path = fields.path("stop");
+    let stops: Vec<String> = match fields.take::<Value>("stop")? {
+        None => return Ok(Vec::new()),
+        Some(Value::String(stop)) => vec![stop],
+        Some(stops @ Value::Array(_)) => typed(stops, &path)?,
+        Some(other) => return Err(wrong_type(&path, "a string or an array of strings", &other)),
+    };
+    if stops.len() > MOST_STOPS {
+        return Err(FieldError::value(path, format!("{} strings, at most {MOST_STOPS}", stops.len())));
+    }
+    match stops.iter().position(String::is_empty) {
+        Some(place) => {
+            Err(FieldError::value(path, format!("string {place} is empty and would stop before anything")))
+        }
+        None => Ok(stops),
+    }
+}
+
+fn take_delivery(fields: &mut Fields) -> Result<Delivery, FieldError> {
+    let streamed = fields.take("stream")?.unwrap_or(false);
+    let path = fields.path("stream_options");
+    let options: Option<Value> = fields.take("stream_options")?;
+    match (streamed, options) {
+        (false, None) => Ok(Delivery::Whole),
+        (false, Some(_)) => Err(FieldError::value(path, "is for streams; send \"stream\": true with it")),
+        (true, None) => Ok(Delivery::Streamed { include_usage: false }),
+        (true, Some(options)) => {
+            let mut options = Fields::nested(options, &path)?;
+            let include_usage = options.take("include_usage")?.unwrap_or(false);
+            let obfuscation = |value: &Value| value == false;
+            let only = "false";
+            options.finish(&[Known { name: "include_obfuscation", asks_for_nothing: obfuscation, only }])?;
+            Ok(Delivery::Streamed { include_usage })
+        }
+    }
+}
+
+/// A request may be less patient than the server, never more.
+fn take_deadlines(fields: &mut Fields, most: Deadlines) -> Result<Deadlines, FieldError> {
+    let mut take = |name, most: Duration| {
+        let limit = u64::try_from(most.as_millis()).unwrap_or(u64::MAX).max(1);
+        fields.whole(name, 1..=limit).map(|ms| ms.map_or(most, Duration::from_millis))
+    };
+    Ok(Deadlines { queue: take("queue_timeout_ms", most.queue)?, total: take("timeout_ms", most.total)? })
+}
+
+fn check_ids(ids: &[u32], path: &str, vocabulary: usize) -> Result<(), FieldError> {
+    ids.iter()
+        .enumerate()
+        .try_for_each(|(place, id)| check_id(*id, &format_args!("{path}[{place}]"), vocabulary))
+}
+
+fn check_id(id: u32, path: &dyn std::fmt::Display, vocabulary: usize) -> Result<(), FieldError> {
+    if (id as usize) < vocabulary {
+        return Ok(());
+    }
+    let range = format!("0 to {}, the model's token ids", vocabulary.saturating_sub(1));
+    Err(FieldError::Range { param: path.to_string(), found: id.to_string(), range })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+    use crate::http::{chat::Chat, completions::Completions, dialect::Dialect, native::Native};
+
+    const RULES: Rules = Rules {
+        vocabulary: 100,
+        deadlines: Deadlines { queue: Duration::from_secs(1), total: Duration::from_secs(2) },
+        temperature: 1.0,
+    };
+
+    const NAMES: [&str; 12] = [
+        "prompt",
+        "messages",
+        "temperature",
+        "top_k",
+        "seed",
+        "stop",
+        "stop_token_ids",
+        "logit_bias",
+        "stream",
+        "stream_options",
+        "timeout_ms",
+        "max_tokens",
+    ];
+
+    fn any_json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            ".{0,4}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(3, 16, 4, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::vec(("role|content|type|text|7|include_usage", inner), 0..4)
+                    .prop_map(|fields| Value::Object(fields.into_iter().collect())),
+            ]
+        })
+    }
+
+    /// What is accepted is within the rules, whatever was sent.
+    fn check<D: Dialect>(body: &str) {
+        let mut fields = Fields::parse(body.as_bytes()).unwrap();
+        let Ok(ask) = D::ask(&mut fields, &RULES) else { return };
+        assert!((0.0..=2.0).contains(&ask.sampling.temperature));
+        assert!(ask.sampling.logit_bias.iter().all(|(id, bias)| *id < 100 && bias.abs() <= 100.0));
+        assert!(ask.stop_token_ids.iter().all(|id| *id < 100));
+        assert!(ask.stop.iter().all(|stop| !stop.is_empty()));
+        assert!(ask.deadlines.total <= RULES.deadlines.total && ask.max_new != Some(Tokens(0)));
+    }
+
+    proptest! {
+        #[test]
+        fn no_json_breaks_it_and_what_it_accepts_is_proven(
+            fields in prop::collection::vec((prop::sample::select(&NAMES[..]), any_json()), 0..5),
+        ) {
+            let object: Map<String, Value> = fields.into_iter().map(|(name, value)| (name.into(), value)).collect();
+            let mut body = Value::Object(object);
+            check::<Native>(&body.to_string());
+            body["prompt"] = json!("a");
+            check::<Completions>(&body.to_string());
+            body["messages"] = json!([{ "role": "user", "content": "a" }]);
+            check::<Chat>(&body.to_string());
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! Reading a request's body: bounded in size and in time.
+//!
+//! The content type is not looked at. What parses as JSON is JSON: half of the world's examples post it with `curl -d`,
+//! which calls it a form.
+
+use std::time::Duration;
+
+use actix_web::web::{Bytes, Payload};
+use tokio::time::timeout;
+
+use super::{error::ApiError, fields::Fields};
+use crate::units;
+
+/// For a whole body to arrive. actix-web bounds the time of the head alone.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Reads a body that is a JSON object.
+pub(super) async fn read(payload: Payload, limit: units::Bytes) -> Result<Fields, ApiError> {
+    let most = usize::try_from(limit.0).unwrap_or(usize::MAX);
+    let read = timeout(PATIENCE, payload.to_bytes_limited(most)).await;
+    let body: Bytes = read
+        .map_err(|_| ApiError::BodyTooSlow { limit: PATIENCE })?
+        .map_err(|_| ApiError::BodyTooLarge { limit })?
+        .map_err(|error| ApiError::BodyBroken { message: error.to_string() })?;
+    Fields::parse(&body).map_err(|error| ApiError::NotJson { message: error.to_string() })
+}

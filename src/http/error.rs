@@ -1,0 +1,209 @@
+//! The one table from error to status.
+//!
+//! Statuses and codes are decided by the variants below and by nothing else: never by what a message says. Bodies have
+//! OpenAI's shape, `{"error": {"message", "type", "code", "param"}}`, so that existing clients show them. `code` is
+//! what a program may rely on; messages may change.
+
+use std::time::Duration;
+
+use actix_web::{
+    HttpResponse, HttpResponseBuilder, ResponseError,
+    http::{StatusCode, header},
+};
+use serde_json::{Value, json};
+
+use super::fields::FieldError;
+use crate::{
+    executor::SubmitError,
+    job::Failure,
+    text::TextError,
+    units::{Bytes, Tokens},
+};
+
+/// When to come back, where nothing better is known.
+pub(super) const SOON: Duration = Duration::from_secs(5);
+
+/// When to come back to workers that nobody will start again without looking.
+const LATER: Duration = Duration::from_secs(60);
+
+/// Why a request was not answered.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ApiError {
+    #[error("nothing is served under {path}; GET / lists what is")]
+    NotFound { path: String },
+    #[error("this path takes {allow} only")]
+    MethodNotAllowed { allow: &'static str },
+    #[error("the body is larger than {limit}, the limit of this server")]
+    BodyTooLarge { limit: Bytes },
+    #[error("the body did not arrive within {} s", limit.as_secs())]
+    BodyTooSlow { limit: Duration },
+    #[error("the body could not be read: {message}")]
+    BodyBroken { message: String },
+    #[error("the body is not JSON: {message}")]
+    NotJson { message: String },
+    #[error(transparent)]
+    Field(#[from] FieldError),
+    #[error("there is no model {asked:?} here; this server serves {served:?}")]
+    ModelNotFound { asked: String, served: String },
+    #[error("the prompt is empty; a model continues at least one token")]
+    EmptyPrompt,
+    #[error(
+        "{prompt} of prompt leave no room for an answer in the context length of {capacity}; shorten the prompt"
+    )]
+    NoRoom { prompt: Tokens, capacity: Tokens },
+    #[error(transparent)]
+    Text(#[from] TextError),
+    #[error("the model is being loaded")]
+    Loading,
+    #[error("no worker is running: {reason}")]
+    WorkerDown { reason: String, retry_in: Option<Duration> },
+    #[error(transparent)]
+    Submit(#[from] SubmitError),
+    #[error(transparent)]
+    Failure(#[from] Failure),
+    #[error("an internal task failed: {message}")]
+    Internal { message: String },
+}
+
+impl ApiError {
+    /// The table.
+    fn row(&self) -> (StatusCode, &'static str) {
+        use StatusCode as S;
+        match self {
+            Self::NotFound { .. } => (S::NOT_FOUND, "not_found"),
+            Self::MethodNotAllowed { .. } => (S::METHOD_NOT_ALLOWED, "method_not_allowed"),
+            Self::BodyTooLarge { .. } => (S::PAYLOAD_TOO_LARGE, "body_too_large"),
+            Self::BodyTooSlow { .. } => (S::REQUEST_TIMEOUT, "body_too_slow"),
+            Self::BodyBroken { .. } => (S::BAD_REQUEST, "body_broken"),
+            Self::NotJson { .. } => (S::BAD_REQUEST, "invalid_json"),
+            Self::Field(field) => (S::BAD_REQUEST, field.code()),
+            Self::ModelNotFound { .. } => (S::NOT_FOUND, "model_not_found"),
+            Self::EmptyPrompt => (S::BAD_REQUEST, "empty_prompt"),
+            Self::NoRoom { .. } => (S::BAD_REQUEST, "context_length_exceeded"),
+            Self::Text(text) => text_row(text),
+            Self::Loading => (S::SERVICE_UNAVAILABLE, "not_ready"),
+            Self::WorkerDown { .. } => (S::SERVICE_UNAVAILABLE, "worker_down"),
+            Self::Submit(SubmitError::Busy { .. }) => (S::TOO_MANY_REQUESTS, "queue_full"),
+            Self::Submit(SubmitError::Stopped) => (S::SERVICE_UNAVAILABLE, "shutting_down"),
+            Self::Failure(failure) => failure_row(failure),
+            Self::Internal { .. } => (S::INTERNAL_SERVER_ERROR, "internal_error"),
+        }
+    }
+
+    /// The stable code.
+    pub(super) fn code(&self) -> &'static str {
+        self.row().1
+    }
+
+    /// The request's field that is at fault, if one is.
+    fn param(&self) -> Option<&str> {
+        match self {
+            Self::Field(field) => Some(field.param()),
+            Self::ModelNotFound { .. } => Some("model"),
+            Self::EmptyPrompt => Some("prompt"),
+            Self::Text(text) if text.is_the_clients() => Some("messages"),
+            _ => None,
+        }
+    }
+
+    /// When the same request may succeed.
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Submit(SubmitError::Busy { retry_after, .. }) => Some(*retry_after),
+            Self::WorkerDown { retry_in, .. } => Some(retry_in.unwrap_or(LATER)),
+            Self::Loading
+            | Self::Submit(SubmitError::Stopped)
+            | Self::Failure(Failure::NoWorker { .. } | Failure::ShuttingDown) => Some(SOON),
+            _ => None,
+        }
+    }
+
+    /// The body, and what follows `data:` in a stream.
+    pub(super) fn body(&self) -> Value {
+        let (status, code) = self.row();
+        let kind = match status {
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            status if status.is_server_error() => "server_error",
+            _ => "invalid_request_error",
+        };
+        json!({ "error": { "message": self.to_string(), "type": kind, "code": code, "param": self.param() } })
+    }
+}
+
+impl ResponseError for ApiError {
+    fn status_code(&self) -> StatusCode {
+        self.row().0
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        let mut response = HttpResponseBuilder::new(self.status_code());
+        if let Some(wait) = self.retry_after() {
+            response.insert_header((header::RETRY_AFTER, whole_seconds(wait).to_string()));
+        }
+        if let Self::MethodNotAllowed { allow } = self {
+            response.insert_header((header::ALLOW, *allow));
+        }
+        response.json(self.body())
+    }
+}
+
+fn text_row(error: &TextError) -> (StatusCode, &'static str) {
+    match error {
+        TextError::NoTemplate { .. } => (StatusCode::BAD_REQUEST, "no_chat_template"),
+        TextError::Messages { .. } => (StatusCode::BAD_REQUEST, "messages_refused"),
+        _ => (StatusCode::INTERNAL_SERVER_ERROR, "model_files"),
+    }
+}
+
+fn failure_row(failure: &Failure) -> (StatusCode, &'static str) {
+    match failure {
+        Failure::Context { .. } => (StatusCode::BAD_REQUEST, "context_length_exceeded"),
+        Failure::UnknownToken { .. } => (StatusCode::BAD_REQUEST, "unknown_token"),
+        Failure::Device { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "device_error"),
+        Failure::WorkerLost { .. } => (StatusCode::BAD_GATEWAY, "worker_lost"),
+        Failure::NoWorker { .. } => (StatusCode::SERVICE_UNAVAILABLE, "worker_down"),
+        Failure::QueueTimeout { .. } => (StatusCode::GATEWAY_TIMEOUT, "queue_timeout"),
+        Failure::Deadline { .. } => (StatusCode::GATEWAY_TIMEOUT, "deadline_exceeded"),
+        Failure::ShuttingDown => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),
+    }
+}
+
+/// Rounded up, for a client that comes back too early is refused again.
+fn whole_seconds(wait: Duration) -> u64 {
+    wait.as_secs() + u64::from(wait.subsec_nanos() > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_is_rounded_up_to_whole_seconds() {
+        assert_eq!(whole_seconds(Duration::from_secs(3)), 3);
+        assert_eq!(whole_seconds(Duration::from_millis(3_001)), 4);
+    }
+
+    #[test]
+    fn what_the_client_can_mend_is_never_a_server_error() {
+        let prompt = Tokens(9);
+        let mendable: [ApiError; 4] = [
+            ApiError::EmptyPrompt,
+            TextError::NoTemplate { id: "base".into() }.into(),
+            Failure::Context { prompt, max_new: prompt, capacity: prompt }.into(),
+            Failure::UnknownToken { id: 9, vocabulary: 4 }.into(),
+        ];
+        for error in mendable {
+            assert!(error.status_code().is_client_error(), "{error}");
+            assert_eq!(error.body()["error"]["type"], "invalid_request_error");
+        }
+    }
+
+    #[test]
+    fn whoever_should_come_back_is_told_when() {
+        let down =
+            ApiError::WorkerDown { reason: "it fell".into(), retry_in: Some(Duration::from_millis(2_500)) };
+        let response = down.error_response();
+        assert_eq!(response.status(), 503);
+        assert_eq!(response.headers().get("retry-after").unwrap(), "3");
+    }
+}

@@ -1,0 +1,256 @@
+//! The HTTP side: routes, request and answer types, server-sent events, and the one table from error to status.
+//!
+//! A request goes down this list: `body` reads it, `fields` takes it apart, `dialect` and `ask` prove it,
+//! `admission` makes it a job, `answer` makes text of what comes back, and `generate` sends it. `error` is
+//! where each of them says no.
+//!
+//! A client that leaves is noticed because everything made for it is dropped: its handler or stream, the answer within,
+//! and the ticket within that. Nothing polls for it.
+
+mod admission;
+mod answer;
+mod ask;
+mod body;
+mod chat;
+mod completions;
+mod count;
+mod dialect;
+mod error;
+mod fields;
+mod generate;
+mod native;
+mod probes;
+
+use std::{
+    io,
+    net::TcpListener,
+    num::NonZeroUsize,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use actix_web::{App, HttpRequest, HttpServer, Resource, Route, middleware::from_fn, web};
+use tokio::sync::{Semaphore, watch};
+
+use self::{
+    chat::Chat, completions::Completions, count::count, dialect::Dialect, error::ApiError,
+    generate::generate, native::Native,
+};
+use crate::{
+    config::Config,
+    executor::{Deadlines, Executor},
+    job::Readiness,
+    metrics::Metrics,
+    text::Text,
+    units::{Bytes, Tokens},
+};
+
+/// Threads that speak HTTP. There is one slot: two threads keep the probes of a server answering while one of them
+/// writes a large answer, and more would only wait.
+const THREADS: usize = 2;
+
+/// For the head of a request to arrive.
+const HEAD_PATIENCE: Duration = Duration::from_secs(5);
+
+/// For the next request on a connection. Proxies give up idle connections after 60 s at most by default; whoever does
+/// so second sends a request into a closing connection, and that should not be them.
+const IDLE_PATIENCE: Duration = Duration::from_secs(75);
+
+/// For the last bytes of finished answers to leave, at shutdown.
+const FLUSH_SECONDS: u64 = 2;
+
+/// What the server needs to know.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Largest body of a request.
+    pub body_limit: Bytes,
+    /// A stream that has nothing to say says so this often.
+    pub heartbeat: Duration,
+    /// Most connections at once; further ones wait to be accepted.
+    pub max_connections: NonZeroUsize,
+    /// At shutdown, what waits and runs has this long to finish.
+    pub grace: Duration,
+    /// Of requests that name none. They may ask for less, not for more.
+    pub deadlines: Deadlines,
+    /// Lowers the model's context length.
+    pub context_length: Option<Tokens>,
+    /// Of requests that name none, lowered to what the context has room for.
+    pub default_max_new: Tokens,
+}
+
+impl From<&Config> for Settings {
+    fn from(config: &Config) -> Self {
+        let Config { server, queue, engine, .. } = config;
+        Self {
+            body_limit: server.body_limit,
+            heartbeat: server.heartbeat.into(),
+            max_connections: server.max_connections,
+            grace: server.grace.into(),
+            deadlines: Deadlines { queue: queue.timeout.into(), total: queue.total_timeout.into() },
+            context_length: engine.context_length,
+            default_max_new: engine.default_max_new,
+        }
+    }
+}
+
+/// What the handlers share.
+#[derive(Clone)]
+pub struct AppState {
+    text: Arc<Text>,
+    executor: Executor,
+    metrics: Arc<Metrics>,
+    readiness: watch::Receiver<Readiness>,
+    settings: Settings,
+    /// Prompts are encoded [`THREADS`] at a time.
+    encoders: Arc<Semaphore>,
+    /// Tells this process' answer ids from those of the one before.
+    instance: u32,
+    /// A worker has been ready at some time.
+    was_ready: Arc<AtomicBool>,
+}
+
+impl AppState {
+    /// Puts the parts together.
+    #[must_use]
+    pub fn new(
+        text: Arc<Text>,
+        executor: Executor,
+        metrics: Arc<Metrics>,
+        readiness: watch::Receiver<Readiness>,
+        settings: Settings,
+    ) -> Self {
+        Self {
+            text,
+            executor,
+            metrics,
+            readiness,
+            settings,
+            encoders: Arc::new(Semaphore::new(THREADS)),
+            instance: rand::random(),
+            was_ready: Arc::default(),
+        }
+    }
+
+    /// Most positions of prompt and answer together.
+    fn context_length(&self) -> Tokens {
+        let model = Tokens(self.text.card().context_length);
+        self.settings.context_length.map_or(model, |lowered| lowered.min(model))
+    }
+
+    fn was_ready(&self) -> bool {
+        self.was_ready.load(Ordering::Relaxed)
+    }
+
+    /// Notes the first time that a worker is ready, whether or not anybody asks while it is.
+    async fn watch_for_ready(&self) {
+        let is_up = |seen: &Readiness| matches!(seen, Readiness::Ready(_) | Readiness::Restarting { .. });
+        if self.readiness.clone().wait_for(is_up).await.is_ok() {
+            self.was_ready.store(true, Ordering::Relaxed);
+        }
+        std::future::pending().await
+    }
+}
+
+/// Serves until `shutdown` completes, then refuses new requests, lets what waits and runs finish within the grace of
+/// the settings, and returns. Probes are answered until the end.
+///
+/// # Errors
+/// [`io::Error`] when the listener cannot be used.
+pub async fn serve(
+    listener: TcpListener,
+    state: AppState,
+    shutdown: impl Future<Output = ()>,
+) -> io::Result<()> {
+    let max_connections = state.settings.max_connections.get().div_ceil(THREADS);
+    let data = web::Data::new(state.clone());
+    let server =
+        HttpServer::new(move || App::new().app_data(data.clone()).wrap(from_fn(count)).configure(routes))
+            .workers(THREADS)
+            .max_connections(max_connections)
+            .client_request_timeout(HEAD_PATIENCE)
+            .shutdown_timeout(FLUSH_SECONDS)
+            .keep_alive(IDLE_PATIENCE)
+            // A token is a small write, which Nagle's algorithm would hold back until the one before is acknowledged.
+            .tcp_nodelay(true)
+            // With the default, a client that leaves during prefill is noticed when we next write (measured: 15 s against
+            // 1 s). We would rather lose clients that close their sending side and still want an answer.
+            .h1_allow_half_closed(false)
+            // Who ends the process decides what a signal means.
+            .disable_signals()
+            .listen(listener)?
+            .run();
+    let handle = server.handle();
+    let ending = async {
+        shutdown.await;
+        state.executor.drain(state.settings.grace).await;
+        handle.stop(true).await;
+    };
+    let ended = async { tokio::join!(server, ending).0 };
+    tokio::select! {
+        ended = ended => ended,
+        () = state.watch_for_ready() => Ok(()),
+    }
+}
+
+/// One line of the list of what is served.
+struct RouteLine {
+    method: &'static str,
+    path: &'static str,
+    about: &'static str,
+}
+
+const fn line(method: &'static str, path: &'static str, about: &'static str) -> RouteLine {
+    RouteLine { method, path, about }
+}
+
+/// Everything that is served.
+const ROUTES: &[RouteLine] = &[
+    line("POST", Native::ROUTE, "one answer, whole or streamed, with timings and memory"),
+    line("POST", Completions::ROUTE, "OpenAI's completions"),
+    line("POST", Chat::ROUTE, "OpenAI's chat completions"),
+    line("GET", "/v1/models", "the model that is served"),
+    line("GET", "/v1/models/{id}", "the same, by its id"),
+    line("GET", "/livez", "200 while this process answers"),
+    line("GET", "/readyz", "200 while a worker has the model loaded"),
+    line("GET", "/startupz", "200 once a worker has had the model loaded"),
+    line("GET", "/metrics", "figures in the OpenMetrics text format"),
+    line("GET", "/", "this list"),
+];
+
+fn routes(app: &mut web::ServiceConfig) {
+    app.service(post(Native::ROUTE, web::post().to(generate::<Native>)))
+        .service(post(Completions::ROUTE, web::post().to(generate::<Completions>)))
+        .service(post(Chat::ROUTE, web::post().to(generate::<Chat>)))
+        .service(get("/v1/models", || web::route().to(probes::models)))
+        .service(get("/v1/models/{id:.+}", || web::route().to(probes::model)))
+        .service(get("/livez", || web::route().to(probes::livez)))
+        .service(get("/readyz", || web::route().to(probes::readyz)))
+        .service(get("/startupz", || web::route().to(probes::startupz)))
+        .service(get("/metrics", || web::route().to(probes::metrics)))
+        .service(get("/", || web::route().to(probes::index)))
+        .default_service(web::to(not_found));
+}
+
+fn post(path: &str, route: Route) -> Resource {
+    web::resource(path).route(route).default_service(web::to(|| refuse_method("POST")))
+}
+
+/// A resource that is read; HEAD is GET without the body.
+fn get(path: &str, route: fn() -> Route) -> Resource {
+    use actix_web::guard::{Get, Head};
+    web::resource(path)
+        .route(route().guard(Get()))
+        .route(route().guard(Head()))
+        .default_service(web::to(|| refuse_method("GET, HEAD")))
+}
+
+async fn refuse_method(allow: &'static str) -> Result<(), ApiError> {
+    Err(ApiError::MethodNotAllowed { allow })
+}
+
+async fn not_found(request: HttpRequest) -> Result<(), ApiError> {
+    Err(ApiError::NotFound { path: request.path().to_owned() })
+}

@@ -1,0 +1,80 @@
+//! `POST /generate-lite`: eka's own dialect. Greedy unless asked otherwise, and open about what an answer took.
+
+use serde_json::{Value, json};
+
+use super::{
+    answer::Ending,
+    ask::{Ask, Prompt, Rules, conversation_of, prompt_of, take_tokens},
+    dialect::{Dialect, Head, timings, usage},
+    fields::{FieldError, Fields, Known},
+};
+use crate::job::{Memory, MemoryReport};
+
+/// eka's own dialect.
+pub(super) struct Native(Head);
+
+impl From<Head> for Native {
+    fn from(head: Head) -> Self {
+        Self(head)
+    }
+}
+
+impl Dialect for Native {
+    const ROUTE: &'static str = "/generate-lite";
+    const ID_PREFIX: &'static str = "gen";
+    const TEMPERATURE: f32 = 0.0;
+    const KNOWN: &'static [Known] = &[];
+
+    fn ask(fields: &mut Fields, rules: &Rules) -> Result<Ask, FieldError> {
+        let prompt = take_prompt(fields)?;
+        let max_new = take_tokens(fields, "max_new_tokens")?;
+        Ask::take(fields, rules, prompt, max_new)
+    }
+
+    fn whole(&self, ending: &Ending) -> Value {
+        let Head { id, model, seed, .. } = &self.0;
+        json!({
+            "id": id,
+            "model": model,
+            "text": ending.text,
+            "finish_reason": ending.reason.as_str(),
+            "seed": seed,
+            "usage": usage(ending),
+            "timings": timings(ending),
+            "memory": memory(&ending.memory),
+        })
+    }
+
+    fn opening(&self) -> Option<Value> {
+        None
+    }
+
+    fn delta(&self, text: &str) -> Value {
+        json!({ "text": text })
+    }
+
+    fn closing(&self, ending: &Ending) -> Vec<Value> {
+        vec![self.whole(ending)]
+    }
+}
+
+fn take_prompt(fields: &mut Fields) -> Result<Prompt, FieldError> {
+    match (fields.take("prompt")?, fields.take("messages")?) {
+        (Some(prompt), None) => prompt_of(prompt, "prompt"),
+        (None, Some(messages)) => conversation_of(messages, "messages"),
+        (Some(_), Some(_)) => {
+            Err(FieldError::value("messages", "is given together with prompt; send one of them"))
+        }
+        (None, None) => Err(FieldError::Missing { param: "prompt or messages".into() }),
+    }
+}
+
+/// The worker's memory in bytes; null where the operating system does not say.
+fn memory(report: &MemoryReport) -> Value {
+    let of = |memory: &Memory| json!({ "resident": memory.resident, "anonymous": memory.anonymous });
+    json!({
+        "before": of(&report.before),
+        "peak": { "resident": report.peak_resident },
+        "after": of(&report.after),
+    })
+}

@@ -1,0 +1,128 @@
+//! What orchestrators, scrapers and the curious ask: is it alive, is it ready, what does it serve, how does it do.
+//!
+//! Alive, ready and full are three different things. A process that answers is alive, whatever its worker does; a
+//! server is ready when a worker has the model loaded; and a full queue is neither's business.
+
+use std::fmt::Write;
+
+use actix_web::{HttpResponse, http::header::ContentType, web};
+use serde_json::{Value, json};
+
+use super::{
+    AppState, ROUTES,
+    error::{ApiError, SOON},
+};
+use crate::{
+    executor::SubmitError,
+    job::{Readiness, ReadyReport},
+    metrics::CONTENT_TYPE,
+    units::Millis,
+};
+
+/// `GET /livez`: this process answers.
+pub(super) async fn livez() -> HttpResponse {
+    HttpResponse::Ok().json(json!({ "status": "alive" }))
+}
+
+/// `GET /readyz`: a request sent now would be worked on.
+pub(super) async fn readyz(state: web::Data<AppState>) -> Result<HttpResponse, ApiError> {
+    if !state.executor.snapshot().accepting {
+        return Err(SubmitError::Stopped.into());
+    }
+    match &*state.readiness.borrow() {
+        Readiness::Ready(_) => Ok(HttpResponse::Ok().json(json!({ "status": "ready" }))),
+        Readiness::Starting => Err(ApiError::Loading),
+        Readiness::Restarting { reason } => Err(ApiError::WorkerDown {
+            reason: format!("it is being replaced: {reason}"),
+            retry_in: Some(SOON),
+        }),
+        Readiness::Down { reason, retry_in } => {
+            Err(ApiError::WorkerDown { reason: reason.clone(), retry_in: *retry_in })
+        }
+        Readiness::Stopping => Err(SubmitError::Stopped.into()),
+    }
+}
+
+/// `GET /startupz`: the model was loaded once, so that liveness may be judged from now on.
+pub(super) async fn startupz(state: web::Data<AppState>) -> Result<HttpResponse, ApiError> {
+    if state.was_ready() {
+        Ok(HttpResponse::Ok().json(json!({ "status": "started" })))
+    } else {
+        Err(ApiError::Loading)
+    }
+}
+
+/// `GET /metrics`.
+pub(super) async fn metrics(state: web::Data<AppState>) -> Result<HttpResponse, ApiError> {
+    let text = state.metrics.render().map_err(|error| ApiError::Internal { message: error.to_string() })?;
+    Ok(HttpResponse::Ok().content_type(CONTENT_TYPE).body(text))
+}
+
+/// `GET /v1/models`.
+pub(super) async fn models(state: web::Data<AppState>) -> HttpResponse {
+    HttpResponse::Ok().json(json!({ "object": "list", "data": [model_object(&state)] }))
+}
+
+/// `GET /v1/models/{id}`.
+pub(super) async fn model(
+    state: web::Data<AppState>,
+    path: web::Path<String>,
+) -> Result<HttpResponse, ApiError> {
+    let served = &state.text.card().id;
+    let asked = path.into_inner();
+    if asked == *served {
+        Ok(HttpResponse::Ok().json(model_object(&state)))
+    } else {
+        Err(ApiError::ModelNotFound { asked, served: served.clone() })
+    }
+}
+
+/// `GET /`: what is served where.
+pub(super) async fn index(state: web::Data<AppState>) -> HttpResponse {
+    let mut page = format!("eka serves {}, one answer at a time.\n\n", state.text.card().id);
+    for route in ROUTES {
+        // Writing to a `String` does not fail.
+        let _ = writeln!(page, "{:4} {:22} {}", route.method, route.path, route.about);
+    }
+    HttpResponse::Ok().insert_header(ContentType::plaintext()).body(page)
+}
+
+/// OpenAI's model object, with what eka knows besides.
+fn model_object(state: &AppState) -> Value {
+    let card = state.text.card();
+    json!({
+        "id": card.id,
+        "object": "model",
+        "created": card.created,
+        "owned_by": "eka",
+        "eka": {
+            "context_length": state.context_length(),
+            "vocabulary": card.vocabulary,
+            "has_chat_template": card.has_chat_template,
+            "worker": worker(&state.readiness.borrow()),
+        },
+    })
+}
+
+fn worker(readiness: &Readiness) -> Value {
+    match readiness {
+        Readiness::Ready(report) => ready(report),
+        Readiness::Starting => json!({ "state": "starting" }),
+        Readiness::Restarting { reason } => json!({ "state": "restarting", "reason": reason }),
+        Readiness::Down { reason, .. } => json!({ "state": "down", "reason": reason }),
+        Readiness::Stopping => json!({ "state": "stopping" }),
+    }
+}
+
+fn ready(report: &ReadyReport) -> Value {
+    let placement = report.placement.iter().map(|(provider, nodes)| (provider.clone(), json!(nodes)));
+    json!({
+        "state": "ready",
+        "runtime": report.runtime,
+        "placement": Value::Object(placement.collect()),
+        "threads": report.threads,
+        "capacity": report.capacity,
+        "load_ms": Millis::from(report.load_time),
+        "memory": { "resident": report.memory.resident, "anonymous": report.memory.anonymous },
+    })
+}

@@ -1,0 +1,115 @@
+//! Whether a graph is the one that its manifest describes.
+
+use crate::{device::Port, manifest::Manifest};
+
+/// Where graph and manifest disagree.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GraphError {
+    /// A tensor of the contract is not there.
+    #[error("the graph has no {side} {name:?}")]
+    Missing {
+        /// `input` or `output`.
+        side: &'static str,
+        /// The tensor.
+        name: String,
+    },
+    /// The graph wants something that eka would not feed.
+    #[error("the graph has an input {name:?} that eka does not know")]
+    Unknown {
+        /// The tensor.
+        name: String,
+    },
+    /// A tensor has another type or shape.
+    #[error("{name:?} is {found} {found_shape:?}, expected {expected} {expected_shape:?} (-1: any)")]
+    Type {
+        /// The tensor.
+        name: String,
+        /// Its element type.
+        found: String,
+        /// Its shape.
+        found_shape: Vec<i64>,
+        /// The contract's element type.
+        expected: &'static str,
+        /// The contract's shape.
+        expected_shape: Vec<i64>,
+    },
+}
+
+struct Expected {
+    name: String,
+    element: &'static str,
+    shape: Vec<i64>,
+}
+
+/// Compares what the graph declares with what the manifest promises.
+pub(super) fn graph(manifest: &Manifest, inputs: &[Port], outputs: &[Port]) -> Result<(), GraphError> {
+    let expected = expected_inputs(manifest);
+    for port in inputs {
+        if !expected.iter().any(|e| e.name == port.name) {
+            return Err(GraphError::Unknown { name: port.name.clone() });
+        }
+    }
+    expected.iter().try_for_each(|e| one("input", e, inputs))?;
+    expected_outputs(manifest).iter().try_for_each(|e| one("output", e, outputs))
+}
+
+fn one(side: &'static str, expected: &Expected, ports: &[Port]) -> Result<(), GraphError> {
+    let Some(port) = ports.iter().find(|p| p.name == expected.name) else {
+        return Err(GraphError::Missing { side, name: expected.name.clone() });
+    };
+    let fits = |(found, expected): (&i64, &i64)| found == expected || *found == -1 || *expected == -1;
+    let same_rank = port.shape.len() == expected.shape.len();
+    if port.element == expected.element && same_rank && port.shape.iter().zip(&expected.shape).all(fits) {
+        return Ok(());
+    }
+    Err(GraphError::Type {
+        name: port.name.clone(),
+        found: port.element.clone(),
+        found_shape: port.shape.clone(),
+        expected: expected.element,
+        expected_shape: expected.shape.clone(),
+    })
+}
+
+fn expected_inputs(manifest: &Manifest) -> Vec<Expected> {
+    let names = &manifest.graph;
+    let tensor =
+        |name: &str, element, shape: &[i64]| Expected { name: name.into(), element, shape: shape.into() };
+    let mut all = vec![
+        tensor(&names.input_ids, "int64", &[1, -1]),
+        tensor(&names.seqlens_k, "int32", &[1]),
+        tensor(&names.total_sequence_length, "int32", &[]),
+        tensor(&names.logits_index, "int64", &[-1]),
+    ];
+    all.extend(cache(manifest, [&names.past_key, &names.past_value]));
+    all
+}
+
+fn expected_outputs(manifest: &Manifest) -> Vec<Expected> {
+    let names = &manifest.graph;
+    let logits = Expected {
+        name: names.logits.clone(),
+        element: "float32",
+        shape: vec![1, -1, size(manifest.dims.vocab)],
+    };
+    let mut all = vec![logits];
+    all.extend(cache(manifest, [&names.present_key, &names.present_value]));
+    all
+}
+
+fn cache<'a>(manifest: &'a Manifest, names: [&'a str; 2]) -> impl Iterator<Item = Expected> + use<'a> {
+    let shape = vec![1, size(manifest.dims.kv_heads), -1, size(manifest.dims.head_dim)];
+    (0..manifest.dims.layers).flat_map(move |layer| {
+        let shape = shape.clone();
+        names.map(|name| Expected { name: of_layer(name, layer), element: "float32", shape: shape.clone() })
+    })
+}
+
+/// The name of a layer's tensor: `{i}` is the layer's number.
+pub(super) fn of_layer(name: &str, layer: usize) -> String {
+    name.replace("{i}", &layer.to_string())
+}
+
+fn size(n: usize) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}

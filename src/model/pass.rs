@@ -1,0 +1,143 @@
+//! One pass over the graph: its tensors bound once, then run as often as one likes.
+
+use super::{Model, check::of_layer};
+use crate::device::{Binding, DeviceError, Shared, Slot};
+
+/// The key-value cache of one timeline, `[1, kv_heads, capacity, head_dim]` for each layer's keys and values.
+///
+/// The graph updates it in place; which of its positions count is said with each pass, so forgetting the last ones
+/// costs nothing.
+#[derive(Debug)]
+pub struct Cache {
+    layers: Vec<[Shared; 2]>,
+    capacity: usize,
+}
+
+impl Cache {
+    /// Positions that it has room for.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Gives its memory back; it can be used again at once, from position 0.
+    pub fn discard(&self) {
+        self.layers.iter().flatten().for_each(Shared::discard);
+    }
+}
+
+/// A pass of up to `width` tokens, with the logits of up to `rows` of them.
+#[derive(Debug)]
+pub struct Pass {
+    binding: Binding,
+    input_ids: Slot<i64>,
+    seqlens_k: Slot<i32>,
+    total_sequence_length: Slot<i32>,
+    logits_index: Slot<i64>,
+    logits: Slot<f32>,
+    width: usize,
+    rows: usize,
+    vocab: usize,
+    capacity: usize,
+}
+
+impl Model {
+    /// Maps a cache with room for `capacity` positions. Only positions that are used cost memory.
+    ///
+    /// # Errors
+    /// [`DeviceError::Memory`] when there is no room to map it.
+    pub fn cache(&self, capacity: usize) -> Result<Cache, DeviceError> {
+        let dims = &self.manifest().dims;
+        let shape = [1, dims.kv_heads, capacity, dims.head_dim];
+        let layer = |_| Ok([Shared::new::<f32>(&shape)?, Shared::new::<f32>(&shape)?]);
+        Ok(Cache { layers: (0..dims.layers).map(layer).collect::<Result<_, DeviceError>>()?, capacity })
+    }
+
+    /// Binds a pass of up to `width` tokens over `cache`, with logits of up to `rows` of them.
+    ///
+    /// # Errors
+    /// [`DeviceError`] when memory cannot be mapped or bound.
+    pub fn pass(&self, cache: &Cache, width: usize, rows: usize) -> Result<Pass, DeviceError> {
+        let names = &self.manifest().graph;
+        let vocab = self.manifest().dims.vocab;
+        let mut binding = Binding::new(self.session())?;
+        let input_ids = binding.input(&names.input_ids, &[1, width])?;
+        let seqlens_k = binding.input(&names.seqlens_k, &[1])?;
+        let total_sequence_length = binding.input(&names.total_sequence_length, &[])?;
+        let logits_index = binding.input(&names.logits_index, &[rows])?;
+        let logits = binding.output(&names.logits, &[1, rows, vocab])?;
+        for (i, [key, value]) in cache.layers.iter().enumerate() {
+            binding.in_place(&of_layer(&names.past_key, i), &of_layer(&names.present_key, i), key)?;
+            binding.in_place(&of_layer(&names.past_value, i), &of_layer(&names.present_value, i), value)?;
+        }
+        let capacity = cache.capacity;
+        Ok(Pass {
+            binding,
+            input_ids,
+            seqlens_k,
+            total_sequence_length,
+            logits_index,
+            logits,
+            width,
+            rows,
+            vocab,
+            capacity,
+        })
+    }
+}
+
+impl Pass {
+    /// Feeds `tokens`, the first at position `past`, and returns the logits of the last `rows` of them,
+    /// `[rows, vocab]`, to be read or changed.
+    ///
+    /// # Errors
+    /// [`DeviceError::Shape`] when there are no tokens, or more than the pass or the cache have room for;
+    /// [`DeviceError::Runtime`] when the run fails.
+    pub fn run(&mut self, model: &mut Model, tokens: &[u32], past: usize) -> Result<&mut [f32], DeviceError> {
+        self.check(tokens.len(), past)?;
+        self.shape(tokens.len())?;
+        let total = past + tokens.len();
+        for (slot, token) in self.binding.write(self.input_ids).iter_mut().zip(tokens) {
+            *slot = i64::from(*token);
+        }
+        self.binding.write(self.seqlens_k)[0] = length(total - 1);
+        self.binding.write(self.total_sequence_length)[0] = length(total);
+        self.binding.run(&mut model.session)?;
+        Ok(self.binding.write(self.logits))
+    }
+
+    /// Rows of logits that the last run made.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.binding.read(self.logits_index).len()
+    }
+
+    fn check(&self, new: usize, past: usize) -> Result<(), DeviceError> {
+        let room = self.width.min(self.capacity.saturating_sub(past));
+        if new == 0 || new > room {
+            return Err(DeviceError::Shape { shape: vec![1, new], needed: new, room });
+        }
+        Ok(())
+    }
+
+    /// Lays the tensors out for `new` tokens; a pass that is as long as the last one changes nothing.
+    fn shape(&mut self, new: usize) -> Result<(), DeviceError> {
+        if self.binding.read(self.input_ids).len() != new {
+            self.binding.reshape(self.input_ids, &[1, new])?;
+        }
+        let rows = self.rows.min(new);
+        if self.binding.read(self.logits_index).len() != rows {
+            self.binding.reshape(self.logits_index, &[rows])?;
+            self.binding.reshape(self.logits, &[1, rows, self.vocab])?;
+        }
+        for (slot, position) in self.binding.write(self.logits_index).iter_mut().zip(new - rows..) {
+            *slot = i64::try_from(position).unwrap_or(i64::MAX);
+        }
+        Ok(())
+    }
+}
+
+/// A length as the graph counts it; no context is longer than the manifest's greatest, 2^24.
+fn length(n: usize) -> i32 {
+    i32::try_from(n).unwrap_or(i32::MAX)
+}

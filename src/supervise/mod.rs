@@ -1,0 +1,111 @@
+//! Start, feed and watch the child process that owns the device; start it again when it ends.
+//!
+//! ```text
+//! executor ──run(job)──► Supervisor ──► keeper task ──stdin──► eka worker
+//!                                          ▲ ▲──── frames ◄─── reader task ◄─stdout─┘
+//!                                          └ policy: what to do after an end, a pure function
+//! ```
+//!
+//! The keeper is one task with one worker, one job at most, and a state that others only watch. A job that arrives while
+//! no worker is up waits in the keeper, not in the worker's pipe, so it survives the worker.
+//!
+//! A worker that hangs is not noticed yet, and a job whose worker ends fails with [`Failure::WorkerLost`]; the frames
+//! that the watchdog and the resumption of jobs need (one per prefill chunk and per step) are already there.
+
+mod keeper;
+mod policy;
+mod process;
+
+use std::{ffi::OsString, path::PathBuf, sync::Arc};
+
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    job::{Event, Failure, Finish, Job, Readiness},
+    metrics::Metrics,
+    wire::LoadSpec,
+};
+use keeper::{Keeper, Request};
+
+/// How to start a worker and what it shall load.
+#[derive(Clone, Debug)]
+pub struct WorkerCommand {
+    /// The program, usually this one.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<OsString>,
+    /// The first frame it is sent.
+    pub load: LoadSpec,
+}
+
+/// Keeps one worker alive and runs jobs on it.
+#[derive(Debug)]
+pub struct Supervisor {
+    requests: mpsc::Sender<Request>,
+    readiness: watch::Receiver<Readiness>,
+    stop: CancellationToken,
+    keeper: JoinHandle<()>,
+}
+
+/// A handle to run jobs with, for the executor's closure.
+#[derive(Clone, Debug)]
+pub struct Runner {
+    requests: mpsc::Sender<Request>,
+}
+
+impl Supervisor {
+    /// Starts the first worker; whether and when it is ready is told by [`readiness`](Self::readiness).
+    #[must_use]
+    pub fn start(command: WorkerCommand, metrics: Arc<Metrics>) -> Self {
+        let (requests, receiver) = mpsc::channel(1);
+        let (state, readiness) = watch::channel(Readiness::Starting);
+        let stop = CancellationToken::new();
+        let keeper = Keeper::new(command, metrics, receiver, state, stop.clone());
+        Self { requests, readiness, stop, keeper: tokio::spawn(keeper.keep()) }
+    }
+
+    /// Whether jobs can be run, now and whenever it changes.
+    #[must_use]
+    pub fn readiness(&self) -> watch::Receiver<Readiness> {
+        self.readiness.clone()
+    }
+
+    /// A handle to run jobs with.
+    #[must_use]
+    pub fn runner(&self) -> Runner {
+        Runner { requests: self.requests.clone() }
+    }
+
+    /// Ends the worker, kindly at first, and returns when it is gone.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        if let Err(e) = self.keeper.await {
+            tracing::error!("the worker's keeper ended badly: {e}");
+        }
+    }
+}
+
+impl Runner {
+    /// Runs `job` on the worker, waiting for one if need be, and passes on what it says. After `cancel` it returns as
+    /// soon as the worker has stopped, with what was done so far.
+    ///
+    /// # Errors
+    /// [`Failure`] from the worker, or [`Failure::WorkerLost`] when it ended, [`Failure::NoWorker`] when there will be
+    /// none.
+    pub async fn run(
+        &self,
+        job: Job,
+        events: mpsc::UnboundedSender<Event>,
+        cancel: CancellationToken,
+    ) -> Result<Finish, Failure> {
+        let (reply, answer) = oneshot::channel();
+        if self.requests.send(Request { job, events, cancel, reply }).await.is_err() {
+            return Err(Failure::ShuttingDown);
+        }
+        answer.await.unwrap_or(Err(Failure::ShuttingDown))
+    }
+}

@@ -1,0 +1,255 @@
+//! Everything that knows text: tokenizer, chat template, incremental detokenizer, stop strings.
+//!
+//! It lives on the parent's side of the pipe, because the child may die at any moment and a half-told answer must
+//! not: the parent has the ids so far, and what it has made of them. The rule that is easiest to get wrong is kept
+//! in [`decoder`](Text::decoder): text leaves only as whole UTF-8 characters, whatever the ids are.
+
+mod date;
+mod decoder;
+mod files;
+mod json;
+mod spelling;
+mod stops;
+mod template;
+#[cfg(test)]
+mod tests;
+mod utf8;
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::UNIX_EPOCH,
+};
+
+use serde::{Deserialize, Serialize};
+use tokenizers::Tokenizer;
+
+pub use self::decoder::{Chunk, Decoder};
+use self::{
+    files::{GenerationConfig, TokenizerConfig},
+    spelling::Spelling,
+    template::ChatTemplate,
+};
+use crate::manifest::{self, Manifest, ManifestError};
+
+/// The text side of a model, read once and shared.
+pub struct Text {
+    card: ModelCard,
+    tokenizer: Tokenizer,
+    /// `None` when the tokenizer's decoder is of a kind that has no table.
+    spelling: Option<Spelling>,
+    template: Option<ChatTemplate>,
+    bos: Option<SpecialToken>,
+}
+
+/// What a model says about itself to those who ask over HTTP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelCard {
+    /// Its name in requests.
+    pub id: String,
+    /// Most positions, prompt and answer together.
+    pub context_length: usize,
+    /// Number of token ids.
+    pub vocabulary: usize,
+    /// Ids that end an answer.
+    pub end_tokens: Vec<u32>,
+    /// When it was exported, in seconds since 1970.
+    pub created: u64,
+    /// Whether it can answer a conversation, or only continue a prompt.
+    pub has_chat_template: bool,
+}
+
+/// One message of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// Who said it; which roles there are, the model's chat template decides.
+    pub role: String,
+    /// What was said.
+    pub content: String,
+}
+
+/// Why a model's text side could not be opened, or a text not be encoded.
+#[derive(Debug, thiserror::Error)]
+pub enum TextError {
+    /// The directory's manifest cannot be used.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// A file is not there, or cannot be read.
+    #[error("{}: {source}; copy the file from the base model, or export the model again", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file is not the JSON that it should be.
+    #[error("{}: {source}; copy the file from the base model, or export the model again", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// The tokenizer cannot be used.
+    #[error("{}: {message}; eka reads the format of Hugging Face's tokenizers 0.23", path.display())]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// The chat template cannot be compiled.
+    #[error("{}: the chat template is not valid: {message}; correct it, or remove it to serve prompts alone", path.display())]
+    TemplateFile {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        message: String,
+    },
+    /// A conversation was sent to a model that has no chat template. The client's.
+    #[error(
+        "model {id} has no chat template; send a plain prompt, or add chat_template.jinja to the model's directory"
+    )]
+    NoTemplate {
+        /// The model.
+        id: String,
+    },
+    /// The chat template refused the messages. The client's.
+    #[error("the model's chat template refuses these messages: {message}")]
+    Messages {
+        /// The template's own words.
+        message: String,
+    },
+    /// The chat template failed on messages that it did not refuse.
+    #[error(
+        "the model's chat template failed: {message}; correct chat_template.jinja in the model's directory"
+    )]
+    Template {
+        /// Where and why.
+        message: String,
+    },
+    /// The chat template took more steps than any conversation should need.
+    #[error(
+        "the model's chat template did not finish within {most} steps; send fewer messages, or correct a loop in it"
+    )]
+    TemplateSteps {
+        /// Steps that it may take.
+        most: u64,
+    },
+    /// The tokenizer failed on a text.
+    #[error("the model's tokenizer cannot encode this text: {message}; is its tokenizer.json complete?")]
+    Encode {
+        /// Why.
+        message: String,
+    },
+}
+
+impl TextError {
+    /// Whether other input would have helped; otherwise the model directory's files are at fault.
+    #[must_use]
+    pub const fn is_the_clients(&self) -> bool {
+        matches!(self, Self::NoTemplate { .. } | Self::Messages { .. })
+    }
+}
+
+/// A special token, as text and as id.
+struct SpecialToken {
+    text: String,
+    id: u32,
+}
+
+impl Text {
+    /// Reads the text side of the model in `model_dir`, which requests will call `id`.
+    ///
+    /// # Errors
+    /// [`TextError`] when the manifest or the tokenizer is missing, or any of the files is malformed. A missing chat
+    /// template is an error of the requests that need it.
+    pub fn open(model_dir: &Path, id: &str) -> Result<Self, TextError> {
+        let manifest = Manifest::read(model_dir)?;
+        let tokenizer = files::read_tokenizer(model_dir)?;
+        let config = TokenizerConfig::read(model_dir)?;
+        let template = compile_template(model_dir, &config)?;
+        let card = ModelCard {
+            id: id.to_owned(),
+            context_length: manifest.context_length,
+            vocabulary: manifest.dims.vocab,
+            end_tokens: manifest.end_tokens,
+            created: modified(&model_dir.join(manifest::FILE_NAME))?,
+            has_chat_template: template.is_some(),
+        };
+        let spelling = Spelling::of(&tokenizer, card.vocabulary);
+        let bos = find_bos(&tokenizer, &config, &GenerationConfig::read(model_dir)?);
+        Ok(Self { card, tokenizer, spelling, template, bos })
+    }
+
+    /// What the model says about itself.
+    #[must_use]
+    pub const fn card(&self) -> &ModelCard {
+        &self.card
+    }
+
+    /// Encodes a prompt to be continued, with the special tokens that the tokenizer adds.
+    ///
+    /// # Errors
+    /// [`TextError::Encode`] when the tokenizer cannot.
+    pub fn encode(&self, prompt: &str) -> Result<Vec<u32>, TextError> {
+        let mut ids = self.ids(prompt, true)?;
+        if let Some(bos) = &self.bos
+            && prompt.starts_with(&bos.text)
+            && ids.starts_with(&[bos.id, bos.id])
+        {
+            ids.remove(0);
+        }
+        Ok(ids)
+    }
+
+    /// Encodes a conversation whose next message is the model's.
+    ///
+    /// # Errors
+    /// [`TextError::NoTemplate`] and [`TextError::Messages`], which are the client's, [`TextError::Template`],
+    /// [`TextError::TemplateSteps`] and [`TextError::Encode`].
+    pub fn encode_chat(&self, messages: &[Message]) -> Result<Vec<u32>, TextError> {
+        self.ids(&self.render(messages)?, false)
+    }
+
+    /// Starts the text of one answer, which ends before any of `stops`; empty ones never match.
+    #[must_use]
+    pub fn decoder(self: &Arc<Self>, stops: Vec<String>) -> Decoder {
+        Decoder::new(Arc::clone(self), stops)
+    }
+
+    fn render(&self, messages: &[Message]) -> Result<String, TextError> {
+        let missing = || TextError::NoTemplate { id: self.card.id.clone() };
+        self.template.as_ref().ok_or_else(missing)?.render(messages)
+    }
+
+    fn ids(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TextError> {
+        let encoding = self.tokenizer.encode_fast(text, add_special_tokens);
+        let encoding = encoding.map_err(|e| TextError::Encode { message: e.to_string() })?;
+        Ok(encoding.get_ids().to_vec())
+    }
+}
+
+fn compile_template(model_dir: &Path, config: &TokenizerConfig) -> Result<Option<ChatTemplate>, TextError> {
+    let Some((path, source)) = files::read_template(model_dir, config)? else { return Ok(None) };
+    let compiled = ChatTemplate::compile(&source, config.special_tokens());
+    compiled.map(Some).map_err(|e| TextError::TemplateFile { path, message: e.to_string() })
+}
+
+fn find_bos(
+    tokenizer: &Tokenizer,
+    config: &TokenizerConfig,
+    generation: &GenerationConfig,
+) -> Option<SpecialToken> {
+    let named = config.special_tokens().remove("bos_token");
+    let text = named.or_else(|| tokenizer.id_to_token(generation.bos_token_id?))?;
+    let id = tokenizer.token_to_id(&text)?;
+    Some(SpecialToken { text, id })
+}
+
+fn modified(path: &Path) -> Result<u64, TextError> {
+    let modified = fs::metadata(path).and_then(|metadata| metadata.modified());
+    let modified = modified.map_err(|source| TextError::Read { path: path.into(), source })?;
+    Ok(modified.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()))
+}

@@ -1,0 +1,276 @@
+//! The layer map, checked: which module may import which, and where `unsafe` may stand.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Each module and what it may import. A line may only name modules of earlier lines.
+const LAYERS: &str = "
+    units:
+    metrics:
+    job: units
+    config: units
+    manifest: units
+    text: job manifest units
+    wire: job units
+    device: units
+    export: manifest units
+    model: device manifest units
+    engine: device job model units
+    worker: device engine job model wire units
+    supervise: job metrics wire units
+    executor: job metrics units
+    http: config executor job metrics text units
+    cli: config device engine executor export http job manifest metrics model supervise text units wire worker
+";
+
+/// The only module with `unsafe`.
+const UNSAFE_MODULE: &str = "device";
+
+/// The map's lines, each a module and what it may import.
+fn layers(map: &str) -> Vec<(&str, Vec<&str>)> {
+    let lines = map.lines().filter_map(|line| line.trim().split_once(':'));
+    lines.map(|(module, imports)| (module, imports.split_whitespace().collect())).collect()
+}
+
+/// What is wrong with the map itself: imports that no earlier line declares.
+fn upward_lines(map: &str) -> Vec<String> {
+    let (mut earlier, mut wrong) = (Vec::new(), Vec::new());
+    for (module, imports) in layers(map) {
+        let later = imports.iter().filter(|import| !earlier.contains(*import));
+        wrong.extend(
+            later.map(|import| format!("the map lets {module} import {import}, which is not below it")),
+        );
+        earlier.push(module);
+    }
+    wrong
+}
+
+/// What is wrong with one source file of `module`.
+fn violations(module: &str, source: &str) -> Vec<String> {
+    let Some((_, allowed)) = layers(LAYERS).into_iter().find(|(name, _)| *name == module) else {
+        return vec![format!("{module} is not in the layer map")];
+    };
+    let words = words(source);
+    let forbidden =
+        imports(&words).into_iter().filter(|head| head != module && !allowed.contains(&head.as_str()));
+    let mut wrong: Vec<_> = forbidden.map(|head| format!("{module} may not import {head}")).collect();
+    if module != UNSAFE_MODULE && words.iter().any(|word| word == "unsafe") {
+        wrong.push(format!("{module} has `unsafe`, which belongs into {UNSAFE_MODULE}"));
+    }
+    wrong
+}
+
+/// The heads of all `crate::head` paths, also inside `crate::{head::…, head}`.
+fn imports(words: &[String]) -> BTreeSet<String> {
+    let mut heads = BTreeSet::new();
+    for start in (0..words.len()).filter(|&at| words[at..].starts_with(&["crate".into(), "::".into()])) {
+        let path = &words[start + 2..];
+        match path.first().map(String::as_str) {
+            Some("{") => heads.extend(group_heads(&path[1..])),
+            Some(head) => heads.extend([head.to_owned()]),
+            None => {}
+        }
+    }
+    heads
+}
+
+/// The first word of each item of a group whose opening brace has been read.
+fn group_heads(words: &[String]) -> Vec<String> {
+    let (mut depth, mut at_item, mut heads) = (0, true, Vec::new());
+    for word in words {
+        match word.as_str() {
+            "{" => depth += 1,
+            "}" if depth == 0 => break,
+            "}" => depth -= 1,
+            "," if depth == 0 => at_item = true,
+            head if at_item => {
+                heads.push(head.to_owned());
+                at_item = false;
+            }
+            _ => {}
+        }
+    }
+    heads
+}
+
+/// Identifiers, `::` and single signs of `source`, without comments, strings and character literals.
+fn words(source: &str) -> Vec<String> {
+    let (mut words, mut rest) = (Vec::new(), source);
+    while let Some(first) = rest.chars().next() {
+        let length = skipped(rest).unwrap_or_else(|| {
+            let identifier = rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len());
+            let length = if rest.starts_with("::") { 2 } else { identifier.max(first.len_utf8()) };
+            words.push(rest[..length].to_owned());
+            length
+        });
+        rest = &rest[length..];
+    }
+    words
+}
+
+/// How many bytes of comment, literal or white space `rest` starts with, if it does.
+fn skipped(rest: &str) -> Option<usize> {
+    let upto = |end: &str, from: usize| rest[from..].find(end).map_or(rest.len(), |at| from + at + end.len());
+    let space = rest.len() - rest.trim_start().len();
+    if space > 0 {
+        Some(space)
+    } else if rest.starts_with("//") {
+        Some(upto("\n", 2))
+    } else if rest.starts_with("/*") {
+        Some(upto("*/", 2))
+    } else if rest.starts_with("r\"") {
+        Some(upto("\"", 2))
+    } else if rest.starts_with("r#\"") {
+        Some(upto("\"#", 3))
+    } else if rest.starts_with('"') {
+        Some(string_length(rest))
+    } else {
+        character_length(rest)
+    }
+}
+
+/// Bytes of the string literal at the start of `rest`, both quotes included.
+fn string_length(rest: &str) -> usize {
+    let mut escaped = false;
+    let end = rest[1..].find(|c| {
+        let ends = c == '"' && !escaped;
+        escaped = c == '\\' && !escaped;
+        ends
+    });
+    end.map_or(rest.len(), |at| at + 2)
+}
+
+/// Bytes of the character literal at the start of `rest`; a lifetime is none.
+fn character_length(rest: &str) -> Option<usize> {
+    let inside = rest.strip_prefix('\'')?;
+    if inside.starts_with('\\') {
+        return inside[2..].find('\'').map(|at| at + 4);
+    }
+    let character = inside.chars().next()?;
+    inside[character.len_utf8()..].starts_with('\'').then(|| character.len_utf8() + 2)
+}
+
+fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).expect("a folder of this package") {
+        let path = entry.expect("an entry of that folder").path();
+        if path.is_dir() {
+            rust_files(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// The first component of a path under src/, without `.rs`.
+fn module_of(file: &Path) -> String {
+    let first = file.components().next().expect("a path with a file name").as_os_str();
+    first.to_string_lossy().trim_end_matches(".rs").to_owned()
+}
+
+/// What is wrong with the order in which lib.rs declares its modules.
+fn misplaced(library: &str) -> Vec<String> {
+    let words = words(library);
+    let declared: Vec<_> =
+        words.windows(2).filter(|pair| pair[0] == "mod").map(|pair| pair[1].as_str()).collect();
+    let mut wrong = Vec::new();
+    for (at, module) in declared.iter().enumerate() {
+        match layers(LAYERS).into_iter().find(|(name, _)| name == module) {
+            None => wrong.push(format!("{module} is not in the layer map")),
+            Some((_, below)) => {
+                let late = declared[at..].iter().filter(|other| below.contains(other));
+                wrong.extend(
+                    late.map(|other| format!("{other} should stand above {module}, which may import it")),
+                );
+            }
+        }
+    }
+    wrong
+}
+
+#[test]
+fn every_import_points_down() {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let (mut files, mut wrong) = (Vec::new(), upward_lines(LAYERS));
+    rust_files(&source, &mut files);
+    for path in files {
+        let file = path.strip_prefix(&source).expect("a path under src");
+        let module = module_of(file);
+        if module == "main" || module == "lib" {
+            continue;
+        }
+        let text = fs::read_to_string(&path).expect("a readable source file");
+        wrong.extend(violations(&module, &text).iter().map(|what| format!("src/{}: {what}", file.display())));
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn lib_declares_its_modules_in_layer_order() {
+    let library =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs")).expect("src/lib.rs");
+    assert_eq!(misplaced(&library), [""; 0]);
+}
+
+mod the_checker {
+    use super::{LAYERS, misplaced, upward_lines, violations as found};
+
+    #[test]
+    fn catches_an_upward_import() {
+        assert_eq!(found("units", "use crate::http::Route;"), ["units may not import http"]);
+        assert_eq!(found("job", "fn f() -> u32 { crate::wire::PROTOCOL }"), ["job may not import wire"]);
+    }
+
+    #[test]
+    fn catches_a_module_that_the_map_does_not_list() {
+        assert_eq!(found("utils", ""), ["utils is not in the layer map"]);
+    }
+
+    #[test]
+    fn reads_grouped_imports_over_several_lines() {
+        let source = "use crate::{\n    job::{Event, Job},\n    engine::Engine, // why\n    units::Bytes,\n    cli,\n};";
+        assert_eq!(found("wire", source), ["wire may not import cli", "wire may not import engine"]);
+    }
+
+    #[test]
+    fn takes_what_the_map_allows_and_the_module_itself() {
+        assert!(found("wire", "use crate::{job::Job, units::Bytes};\nuse crate::wire::Down;").is_empty());
+    }
+
+    #[test]
+    fn does_not_read_comments_strings_and_character_literals() {
+        let source = r##"
+            //! [`crate::http`] is unsafe to name
+            /* use crate::cli; */
+            const A: &str = "crate::http \" unsafe";
+            const B: &str = r#"crate::"http""#;
+            fn quote<'a>(_: &'a str) -> [char; 3] { ['"', '\'', '\u{22}'] }
+        "##;
+        assert!(found("units", source).is_empty());
+    }
+
+    #[test]
+    fn catches_unsafe_outside_the_device() {
+        assert_eq!(found("engine", "unsafe { f() }"), ["engine has `unsafe`, which belongs into device"]);
+        assert!(found("device", "unsafe { f() }").is_empty());
+        assert!(found("engine", "#![forbid(unsafe_code)]").is_empty());
+    }
+
+    #[test]
+    fn catches_a_library_out_of_order() {
+        assert_eq!(
+            misplaced("pub mod job;\npub mod units;"),
+            ["units should stand above job, which may import it"]
+        );
+        assert_eq!(misplaced("mod utils;"), ["utils is not in the layer map"]);
+        assert!(misplaced("//! mod http\npub mod units;\npub mod export;\npub mod wire;").is_empty());
+    }
+
+    #[test]
+    fn catches_a_map_that_points_up() {
+        assert_eq!(upward_lines("a: b\nb: a"), ["the map lets a import b, which is not below it"]);
+        assert!(upward_lines(LAYERS).is_empty());
+    }
+}
