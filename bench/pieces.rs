@@ -82,7 +82,9 @@ fn detokenizer(c: &mut Criterion) {
     let text = text().expect("the demo lies in models/demo");
     let ids = text.encode("ನಾಳೆ ನೋಡೋಣ. आपका दिन शुभ हो! See you tomorrow.").expect("it encodes");
     let mut group = c.benchmark_group("make text of one token");
-    for (name, stops) in [("plain", Vec::new()), ("with four stop strings", vec!["</s>", "\n\n", "User:", "।"])] {
+    for (name, stops) in
+        [("plain", Vec::new()), ("with four stop strings", vec!["</s>", "\n\n", "User:", "।"])]
+    {
         let stops: Vec<String> = stops.into_iter().map(str::to_owned).collect();
         let mut decoder = text.decoder(stops.clone());
         let mut tokens = ids.iter().cycle();

@@ -6,7 +6,7 @@
 
 use std::{
     env, fs,
-    io::{BufRead, BufReader, Read, Write},
+    io::{BufRead, BufReader, Write},
     net::TcpStream,
     ops::ControlFlow,
     path::{Path, PathBuf},
@@ -37,13 +37,16 @@ struct Sight {
 }
 
 fn main() -> Outcome<()> {
-    // `cargo bench -- --test` runs everything once.
-    let once = env::args().any(|argument| argument == "--test");
+    // `cargo bench` says --bench; a test run of the benches does not, and runs everything once.
+    let has = |wanted: &str| env::args().any(|argument| argument == wanted);
+    let once = has("--test") || !has("--bench");
     let (rounds, prompt, steps) = if once { (1, 16, 8) } else { (9, 128, 64) };
     let (dir, _temporary) = model()?;
     let manifest = Manifest::read(&dir)?;
     let (prompt, steps) = fit(prompt, steps, manifest.context_length);
-    let ids: Vec<u32> = (0..prompt).map(|i| u32::try_from((i * 7919 + 13) % manifest.dims.vocab)).collect::<Result<_, _>>()?;
+    let ids: Vec<u32> = (0..prompt)
+        .map(|i| u32::try_from((i * 7919 + 13) % manifest.dims.vocab))
+        .collect::<Result<_, _>>()?;
     let server = Server::start(&dir)?;
     let mut timeline = load(&dir)?;
     let (mut served, mut alone) = (Vec::new(), Vec::new());
@@ -68,8 +71,10 @@ fn report(served: &[Sight], alone: &[Sight], prompt: usize, steps: usize) {
         values[values.len() / 2]
     };
     let added = median(served.iter().map(|s| ms(s.first) - ms(s.prefill)).collect());
-    let ratio = median(served.iter().zip(alone).map(|(s, a)| s.rest.as_secs_f64() / a.rest.as_secs_f64()).collect());
-    let speed = |sights: &[Sight]| median(sights.iter().map(|s| (steps - 1) as f64 / s.rest.as_secs_f64()).collect());
+    let ratio =
+        median(served.iter().zip(alone).map(|(s, a)| s.rest.as_secs_f64() / a.rest.as_secs_f64()).collect());
+    let speed =
+        |sights: &[Sight]| median(sights.iter().map(|s| (steps - 1) as f64 / s.rest.as_secs_f64()).collect());
     println!("prompt {prompt}, answer {steps}, {} rounds in turns, medians", served.len());
     println!("  decode in this process    {:8.1} tokens per second", speed(alone));
     println!("  decode over HTTP          {:8.1} tokens per second", speed(served));
@@ -107,7 +112,8 @@ fn borrow(given: &Path, dir: &Path) -> Outcome<()> {
 
 fn export_demo(dir: &Path) -> Outcome<()> {
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
-    let source = eka::export::Source::Checkpoint { base: demo.join("base"), adapter: Some(demo.join("adapter")) };
+    let source =
+        eka::export::Source::Checkpoint { base: demo.join("base"), adapter: Some(demo.join("adapter")) };
     let options = eka::export::Options {
         source,
         weights: eka::export::WeightFormat::Float32,
