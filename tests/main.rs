@@ -4,6 +4,7 @@
 
 mod answers;
 mod architecture;
+mod commands;
 mod http_api;
 mod http_errors;
 mod overload;

@@ -248,6 +248,24 @@ fn a_job_that_does_not_fit_fails_and_the_next_one_runs() {
 }
 
 #[test]
+fn a_worker_gives_memory_back_when_told_to_and_works_on() {
+    let model = exported("llama");
+    let mut child =
+        eka(&["worker"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    for frame in [load(&model), Down::Trim, generate(1, 3, 2)] {
+        wire::write(&frame, &mut stdin).unwrap();
+    }
+    let mut said = Vec::new();
+    while !matches!(said.last(), Some(Up::Done { .. })) {
+        said.push(wire::read::<Up>(&mut stdout).unwrap().unwrap());
+    }
+    assert!(matches!(&said[2], Up::Trimmed { memory } if memory.resident.is_some()), "{said:?}");
+    drop(stdin);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
 fn a_worker_that_is_sent_garbage_ends_with_an_error_and_no_panic() {
     for garbage in [&[0xff; 64][..], &[3, 0, 0, 0, 250, 250, 250], b"GET / HTTP/1.1\r\n\r\n"] {
         let (said, code) = converse(&[], garbage);

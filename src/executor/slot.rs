@@ -144,8 +144,11 @@ impl<'a> Show<'a> {
         let now = Instant::now();
         let metrics = &self.shared.metrics;
         metrics.job_duration.observe((now - self.accepted.at).as_secs_f64());
-        if ended.is_ok() {
+        if let Ok(finish) = &ended {
             metrics.prompt_tokens.inc_by(self.work.prompt.0 as u64);
+            // The token that ended it, which had no event.
+            let unheard = finish.usage.completion_tokens.saturating_sub(self.work.generated.0);
+            metrics.generated_tokens.inc_by(unheard as u64);
         }
         let first_token = self.first_token.unwrap_or(now);
         let to_first_token = first_token - self.began;
