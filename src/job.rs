@@ -3,7 +3,7 @@
 //! Both sides of the queue and both processes import these; they import nothing but units. Everything here is token
 //! ids: text stays on the parent's side of the pipe.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -217,8 +217,10 @@ pub enum Failure {
 /// What a loaded worker says about itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ReadyReport {
-    /// ONNX Runtime's version and the library's path.
+    /// ONNX Runtime's version.
     pub runtime: String,
+    /// ONNX Runtime's library; for the log, and for no client.
+    pub library: PathBuf,
     /// Nodes of the loaded graph by execution provider, as the session placed them.
     pub placement: Vec<(String, usize)>,
     /// Threads that compute.

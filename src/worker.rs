@@ -129,7 +129,8 @@ fn load(spec: &LoadSpec) -> Result<(Timeline, ReadyReport), LoadError> {
     timeline.warm_up()?;
     let placement = timeline.model().session().placement().map_err(EngineError::from)?;
     let ready = ReadyReport {
-        runtime: runtime.describe(),
+        runtime: runtime.version(),
+        library: runtime.path().to_path_buf(),
         placement: placement.into_iter().collect(),
         threads,
         capacity: timeline.capacity(),

@@ -2,8 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop, also in its helpers")]
 
+mod answers;
 mod architecture;
 mod http_api;
 mod http_errors;
 mod overload;
+mod program;
 mod serving;
+mod workers;

@@ -189,11 +189,12 @@ async fn speak(
     for (said, token) in ANSWER_IDS.iter().cycle().take(job.max_new_tokens).enumerate() {
         tokio::select! {
             () = cancel.cancelled() => return Ok(finish(&job, FinishReason::Cancelled, said)),
-            () = sleep(step) => says.send(Event::Token(*token)).unwrap(),
+            () = sleep(step) => {}
         }
         if job.end_tokens.contains(token) {
             return Ok(finish(&job, FinishReason::EndToken, said + 1));
         }
+        says.send(Event::Token(*token)).unwrap();
     }
     Ok(finish(&job, FinishReason::Length, job.max_new_tokens))
 }
@@ -211,6 +212,7 @@ fn finish(job: &Job, reason: FinishReason, completion_tokens: usize) -> Finish {
 pub(crate) fn ready_report() -> ReadyReport {
     ReadyReport {
         runtime: "scripted 1.0".into(),
+        library: "/secret/of/the/server".into(),
         placement: vec![("CPUExecutionProvider".into(), 42)],
         threads: 2,
         capacity: CONTEXT_LENGTH,

@@ -138,7 +138,8 @@ fn runtime(config: &Config) -> Finding {
     let described =
         Runtime::load(config.onnxruntime.dir.as_deref()).map_err(|e| e.to_string()).and_then(|runtime| {
             let providers = runtime.providers().map_err(|e| e.to_string())?;
-            Ok(format!("{}\nproviders: {}", runtime.describe(), providers.join(", ")))
+            let (version, path) = (runtime.version(), runtime.path().display());
+            Ok(format!("{version} ({path})\nproviders: {}", providers.join(", ")))
         });
     Finding { what: "onnxruntime", state: described }
 }

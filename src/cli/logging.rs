@@ -12,7 +12,8 @@ use crate::config::{Log, LogFormat};
 /// # Errors
 /// When `log.level` is no filter.
 pub(super) fn start(log: &Log) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&log.level).with_context(|| {
+    // The HTTP library greets at info; a filter that names it has the last word.
+    let filter = EnvFilter::try_new(format!("actix_server=warn,{}", log.level)).with_context(|| {
         format!("log.level is {:?}: expected error, warn, info, debug, trace, or a tracing filter", log.level)
     })?;
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);

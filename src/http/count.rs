@@ -1,9 +1,10 @@
 //! Counting requests by route and by how they ended.
 //!
 //! Whoever holds the [`Tally`] of a request when it ends has it counted. A client that leaves drops whatever was being
-//! made for it, and the tally with it: that nothing was settled by then is what `client_gone` means.
+//! made for it, and the tally with it: that nothing was settled by then is what `client_gone` means. Requests that
+//! generate are logged as well, at `info`; all others, which are mostly probes, at `debug`. Never what was said.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use actix_web::{
     Error, HttpMessage,
@@ -13,32 +14,43 @@ use actix_web::{
     web,
 };
 
-use super::{AppState, ROUTES, error::ApiError};
-use crate::metrics::{Metrics, Outcome};
+use super::{AppState, ROUTES, RouteLine, error::ApiError, line};
+use crate::{
+    metrics::{Metrics, Outcome},
+    units::Millis,
+};
 
-/// The label of paths that are no route: one for all, or anybody could make the metrics grow.
-const OTHER: &str = "other";
+/// Paths that are no route: one label for all, or anybody could make the metrics grow.
+static OTHER: RouteLine = line("", "other", "");
 
 /// One request, counted when this is dropped.
 pub(super) struct Tally {
     metrics: Arc<Metrics>,
-    outcome: Outcome,
+    route: &'static RouteLine,
+    code: &'static str,
+    begun: Instant,
 }
 
 impl Tally {
     fn new(metrics: Arc<Metrics>, path: &str) -> Self {
-        Self { metrics, outcome: Outcome { route: label(path), code: "client_gone" } }
+        Self { metrics, route: route_of(path), code: "client_gone", begun: Instant::now() }
     }
 
     /// The request ended this way.
     pub(super) fn settle(&mut self, code: &'static str) {
-        self.outcome.code = code;
+        self.code = code;
     }
 }
 
 impl Drop for Tally {
     fn drop(&mut self) {
-        self.metrics.requests.get_or_create(&self.outcome).inc();
+        let (route, code, took_ms) = (self.route.path, self.code, Millis::from(self.begun.elapsed()).0);
+        self.metrics.requests.get_or_create(&Outcome { route, code }).inc();
+        if self.route.method == "POST" {
+            tracing::info!(route, code, took_ms, "request");
+        } else {
+            tracing::debug!(route, code, took_ms, "request");
+        }
     }
 }
 
@@ -60,12 +72,12 @@ pub(super) async fn count(
     Ok(response)
 }
 
-fn label(path: &str) -> &'static str {
+fn route_of(path: &str) -> &'static RouteLine {
     let is = |route: &str| match route.split_once('{') {
         Some((prefix, _)) => path.starts_with(prefix),
         None => path == route,
     };
-    ROUTES.iter().find(|route| is(route.path)).map_or(OTHER, |route| route.path)
+    ROUTES.iter().find(|route| is(route.path)).unwrap_or(&OTHER)
 }
 
 #[cfg(test)]
@@ -74,10 +86,10 @@ mod tests {
 
     #[test]
     fn routes_have_labels_and_everything_else_has_one() {
-        assert_eq!(label("/v1/completions"), "/v1/completions");
-        assert_eq!(label("/v1/models"), "/v1/models");
-        assert_eq!(label("/v1/models/demo"), "/v1/models/{id}");
-        assert_eq!(label("/v1/completions/../secret"), OTHER);
-        assert_eq!(label("/wp-login.php"), OTHER);
+        assert_eq!(route_of("/v1/completions").path, "/v1/completions");
+        assert_eq!(route_of("/v1/models").path, "/v1/models");
+        assert_eq!(route_of("/v1/models/demo").path, "/v1/models/{id}");
+        assert_eq!(route_of("/v1/completions/../secret").path, "other");
+        assert_eq!(route_of("/wp-login.php").path, "other");
     }
 }

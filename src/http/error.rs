@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// When to come back, where nothing better is known.
-const SOON: Duration = Duration::from_secs(5);
+pub(super) const SOON: Duration = Duration::from_secs(5);
 
 /// When to come back to workers that nobody will start again without looking.
 const LATER: Duration = Duration::from_secs(60);
@@ -186,8 +186,9 @@ mod tests {
     #[test]
     fn what_the_client_can_mend_is_never_a_server_error() {
         let prompt = Tokens(9);
-        let mendable: [ApiError; 3] = [
+        let mendable: [ApiError; 4] = [
             ApiError::EmptyPrompt,
+            TextError::NoTemplate { id: "base".into() }.into(),
             Failure::Context { prompt, max_new: prompt, capacity: prompt }.into(),
             Failure::UnknownToken { id: 9, vocabulary: 4 }.into(),
         ];

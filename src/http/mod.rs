@@ -55,6 +55,10 @@ const THREADS: usize = 2;
 /// For the head of a request to arrive.
 const HEAD_PATIENCE: Duration = Duration::from_secs(5);
 
+/// For the next request on a connection. Proxies give up idle connections after 60 s at most by default; whoever does
+/// so second sends a request into a closing connection, and that should not be them.
+const IDLE_PATIENCE: Duration = Duration::from_secs(75);
+
 /// For the last bytes of finished answers to leave, at shutdown.
 const FLUSH_SECONDS: u64 = 2;
 
@@ -168,6 +172,9 @@ pub async fn serve(
             .max_connections(max_connections)
             .client_request_timeout(HEAD_PATIENCE)
             .shutdown_timeout(FLUSH_SECONDS)
+            .keep_alive(IDLE_PATIENCE)
+            // A token is a small write, which Nagle's algorithm would hold back until the one before is acknowledged.
+            .tcp_nodelay(true)
             // With the default, a client that leaves during prefill is noticed when we next write (measured: 15 s against
             // 1 s). We would rather lose clients that close their sending side and still want an answer.
             .h1_allow_half_closed(false)

@@ -8,7 +8,10 @@ use std::fmt::Write;
 use actix_web::{HttpResponse, http::header::ContentType, web};
 use serde_json::{Value, json};
 
-use super::{AppState, ROUTES, error::ApiError};
+use super::{
+    AppState, ROUTES,
+    error::{ApiError, SOON},
+};
 use crate::{
     executor::SubmitError,
     job::{Readiness, ReadyReport},
@@ -29,9 +32,10 @@ pub(super) async fn readyz(state: web::Data<AppState>) -> Result<HttpResponse, A
     match &*state.readiness.borrow() {
         Readiness::Ready(_) => Ok(HttpResponse::Ok().json(json!({ "status": "ready" }))),
         Readiness::Starting => Err(ApiError::Loading),
-        Readiness::Restarting { reason } => {
-            Err(ApiError::WorkerDown { reason: format!("it is being replaced: {reason}"), retry_in: None })
-        }
+        Readiness::Restarting { reason } => Err(ApiError::WorkerDown {
+            reason: format!("it is being replaced: {reason}"),
+            retry_in: Some(SOON),
+        }),
         Readiness::Down { reason, retry_in } => {
             Err(ApiError::WorkerDown { reason: reason.clone(), retry_in: *retry_in })
         }

@@ -174,8 +174,9 @@ impl Keeper {
             load_ms = u64::try_from(report.load_time.as_millis()).unwrap_or(u64::MAX),
             threads = report.threads,
             placement = ?report.placement,
-            "the worker is ready: {}",
-            report.runtime
+            "the worker is ready: {} ({})",
+            report.runtime,
+            report.library.display()
         );
         self.ever_ready = true;
         self.metrics.worker_ready.set(1);

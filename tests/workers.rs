@@ -1,0 +1,279 @@
+//! The worker may die at any moment; the server goes on.
+
+use std::{io::Write, process::Stdio, time::Duration};
+
+use eka::{
+    job::{Failure, FinishReason, Job, JobId, Sampling},
+    wire::{self, Down, LoadSpec, PROTOCOL, Up},
+};
+use futures_util::StreamExt;
+use serde_json::{Value, json};
+
+use crate::{
+    program::{Program, argument, cache, eka, expected, resident_kib, run, send, text, worker_of},
+    serving::{events, eventually},
+};
+
+/// Fills the demo's context: long enough to be interrupted.
+fn long() -> Value {
+    json!({ "prompt": "Once", "ignore_eos": true, "max_new_tokens": 500, "stream": true })
+}
+
+async fn is_idle(program: &Program) {
+    loop {
+        let metrics = program.client.get(format!("{}/metrics", program.url)).send().await.unwrap();
+        if metrics.text().await.unwrap().contains("eka_slot_busy 0\n") {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_worker_killed_between_two_requests_is_replaced_and_nobody_notices() {
+    let program = Program::start(&[]).await;
+    let first = &expected()[0];
+    let request = json!({ "messages": [{ "role": "user", "content": first.prompt }] });
+    let killed = program.worker_pid();
+    send("KILL", killed);
+    for _ in 0..3 {
+        let (status, answer) = program.ask("/generate-lite", &request).await;
+        assert_eq!((status, &answer["text"]), (200, &json!(first.text)), "{}", program.log());
+    }
+    assert_ne!(program.worker_pid(), killed);
+}
+
+#[tokio::test]
+async fn a_worker_killed_in_an_answer_fails_that_one_and_the_queue_goes_on() {
+    let program = Program::start(&[]).await;
+    let mut stream = program.post("/generate-lite", &long()).send().await.unwrap().bytes_stream();
+    let mut received = stream.next().await.unwrap().unwrap().to_vec();
+    let waiting = {
+        let request = program.post("/generate-lite", &json!({ "prompt": "Once", "max_new_tokens": 4 }));
+        tokio::spawn(async move { request.send().await.unwrap().status() })
+    };
+    send("KILL", program.worker_pid());
+    while let Some(piece) = stream.next().await {
+        received.extend(piece.unwrap());
+    }
+    let (documents, is_done) = events(&text(&received));
+    assert!(!is_done, "a broken answer does not claim to be whole");
+    assert_eq!(documents.last().unwrap()["error"]["code"], "worker_lost");
+    assert_eq!(waiting.await.unwrap(), 200);
+}
+
+#[tokio::test]
+async fn three_hundred_requests_leave_memory_where_it_was() {
+    let program = Program::start(&[]).await;
+    let prompts = expected();
+    let worker = program.worker_pid();
+    let mut early = None;
+    for (i, e) in (1..=300).zip(prompts.iter().cycle()) {
+        let request = json!({ "messages": [{ "role": "user", "content": e.prompt }] });
+        let (status, answer) = program.ask("/generate-lite", &request).await;
+        assert_eq!((status, &answer["text"]), (200, &json!(e.text)), "request {i}");
+        if i == 30 {
+            early = Some([resident_kib(program.pid()), resident_kib(worker)]);
+        }
+    }
+    let late = [resident_kib(program.pid()), resident_kib(worker)];
+    for (before, after) in early.unwrap().into_iter().zip(late) {
+        println!("resident after request 30: {before} KiB, after request 300: {after} KiB");
+        assert!(after * 100 <= before * 102, "{before} KiB grew to {after} KiB");
+    }
+    assert_eq!(program.worker_pid(), worker, "it is the same worker throughout");
+}
+
+#[tokio::test]
+async fn a_hundred_clients_at_a_queue_of_eight_get_an_answer_or_a_time_to_come_back() {
+    let program = Program::start(&["--queue", "8"]).await;
+    let clients = (0..100).map(|_| async {
+        let request = json!({ "prompt": "Once", "ignore_eos": true, "max_new_tokens": 20 });
+        let response = program.post("/generate-lite", &request).send().await.unwrap();
+        match response.status().as_u16() {
+            200 => true,
+            429 => {
+                let seconds: u64 = response.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+                assert!(seconds >= 1);
+                false
+            }
+            other => panic!("{other}: {}", response.text().await.unwrap()),
+        }
+    });
+    let answered = futures_util::future::join_all(clients).await;
+    let served = answered.iter().filter(|served| **served).count();
+    assert!((9..100).contains(&served), "{served} of 100 were served");
+}
+
+#[tokio::test]
+async fn twenty_queued_clients_that_leave_do_not_disturb_the_stream_that_runs() {
+    let program = Program::start(&[]).await;
+    let mut undisturbed = long();
+    undisturbed["stream"] = json!(false);
+    let (_, alone) = program.ask("/generate-lite", &undisturbed).await;
+    let mut stream = program.post("/generate-lite", &long()).send().await.unwrap().bytes_stream();
+    let mut received = stream.next().await.unwrap().unwrap().to_vec();
+    let queued: Vec<_> =
+        (0..20).map(|_| tokio::spawn(program.post("/generate-lite", &long()).send())).collect();
+    let mut left = false;
+    while let Some(piece) = stream.next().await {
+        received.extend(piece.unwrap());
+        if !left && received.len() > 2_000 {
+            queued.iter().for_each(tokio::task::JoinHandle::abort);
+            left = true;
+        }
+    }
+    let (documents, is_done) = events(&text(&received));
+    assert!(left && is_done);
+    assert_eq!(documents.last().unwrap()["text"], alone["text"]);
+    is_idle(&program).await;
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_frees_the_slot_for_the_next() {
+    let program = Program::start(&[]).await;
+    let mut stream = program.post("/generate-lite", &long()).send().await.unwrap().bytes_stream();
+    stream.next().await.unwrap().unwrap();
+    drop(stream);
+    is_idle(&program).await;
+    let metrics =
+        program.client.get(format!("{}/metrics", program.url)).send().await.unwrap().text().await.unwrap();
+    let generated =
+        metrics.lines().find_map(|line| line.strip_prefix("eka_generated_tokens_total ")).unwrap();
+    assert!(generated.parse::<u64>().unwrap() < 500, "it was generated to its end");
+}
+
+#[tokio::test]
+async fn sigterm_lets_the_running_answer_finish_and_ends_with_zero() {
+    for signal in ["TERM", "INT"] {
+        let mut program = Program::start(&[]).await;
+        let worker = program.worker_pid();
+        let mut stream = program.post("/generate-lite", &long()).send().await.unwrap().bytes_stream();
+        let mut received = stream.next().await.unwrap().unwrap().to_vec();
+        let reading = tokio::spawn(async move {
+            while let Some(piece) = stream.next().await {
+                received.extend(piece.unwrap());
+            }
+            received
+        });
+        let status = program.end_with(signal).await;
+        assert_eq!(status.code(), Some(0), "{}", program.log());
+        let (documents, is_done) = events(&text(&reading.await.unwrap()));
+        assert!(is_done && documents.last().unwrap()["usage"]["completion_tokens"] == 500);
+        eventually("the worker to be gone", || !std::fs::exists(format!("/proc/{worker}")).unwrap()).await;
+    }
+}
+
+#[tokio::test]
+async fn a_worker_whose_parent_is_killed_ends_by_itself() {
+    let mut program = Program::start(&[]).await;
+    let worker = program.worker_pid();
+    program.end_with("KILL").await;
+    eventually("the worker to be gone", || !std::fs::exists(format!("/proc/{worker}")).unwrap()).await;
+    assert_eq!(worker_of(program.pid()), None);
+}
+
+/// Feeds a worker these frames and gives what it says until it ends.
+fn converse(frames: &[Down], then: &[u8]) -> (Vec<Up>, Option<i32>) {
+    let mut child =
+        eka(&["worker"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    for frame in frames {
+        wire::write(frame, &mut stdin).unwrap();
+    }
+    stdin.write_all(then).unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    let mut said = Vec::new();
+    while let Some(frame) = wire::read::<Up>(&mut stdout).unwrap() {
+        said.push(frame);
+    }
+    (said, child.wait().unwrap().code())
+}
+
+fn load(model_dir: &str) -> Down {
+    Down::Load(LoadSpec {
+        model_dir: model_dir.into(),
+        onnxruntime_dir: None,
+        threads: Some(1),
+        prefill_chunk: 4,
+        context_length: Some(64),
+    })
+}
+
+fn generate(id: u64, prompt: usize, max_new_tokens: usize) -> Down {
+    let prompt = vec![1; prompt];
+    let sampling = Sampling::greedy();
+    Down::Generate(Job { id: JobId(id), prompt, sampling, max_new_tokens, end_tokens: Vec::new() })
+}
+
+#[test]
+fn a_worker_says_a_frame_for_every_chunk_and_every_step() {
+    let model = exported("llama");
+    let (said, code) = converse(&[load(&model), generate(7, 10, 5), Down::Shutdown], &[]);
+    assert_eq!(code, Some(0));
+    assert_eq!(said[0], Up::Hello { protocol: PROTOCOL });
+    assert!(matches!(&said[1], Up::Ready(ready) if ready.capacity == 64), "{:?}", said[1]);
+    // Told to end while it works, it may stop after any step, but not skip one.
+    let progress: Vec<_> = said
+        .iter()
+        .filter_map(|up| if let Up::Progress { done, .. } = up { Some(*done) } else { None })
+        .collect();
+    assert!([4, 8, 10].starts_with(&progress), "{progress:?}");
+    assert!(matches!(said.last(), Some(Up::Done { job: JobId(7), .. })), "{said:?}");
+}
+
+#[test]
+fn a_job_that_does_not_fit_fails_and_the_next_one_runs() {
+    let model = exported("llama");
+    let jobs = [load(&model), generate(1, 60, 5), generate(2, 3, 2)];
+    let mut child =
+        eka(&["worker"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    jobs.iter().for_each(|frame| wire::write(frame, &mut stdin).unwrap());
+    let mut ends = Vec::new();
+    while ends.len() < 2 {
+        match wire::read::<Up>(&mut stdout).unwrap().unwrap() {
+            end @ (Up::Failed { .. } | Up::Done { .. }) => ends.push(end),
+            _ => {}
+        }
+    }
+    assert!(matches!(
+        &ends[0],
+        Up::Failed { job: JobId(1), failure: Failure::Context { .. }, poisoned: false }
+    ));
+    assert!(matches!(&ends[1], Up::Done { job: JobId(2), finish } if finish.reason == FinishReason::Length));
+    drop(stdin);
+    assert_eq!(child.wait().unwrap().code(), Some(0), "the end of its input is the end of the worker");
+}
+
+#[test]
+fn a_worker_that_is_sent_garbage_ends_with_an_error_and_no_panic() {
+    for garbage in [&[0xff; 64][..], &[3, 0, 0, 0, 250, 250, 250], b"GET / HTTP/1.1\r\n\r\n"] {
+        let (said, code) = converse(&[], garbage);
+        assert_eq!(said, [Up::Hello { protocol: PROTOCOL }]);
+        assert_eq!(code, Some(1), "{garbage:?}");
+    }
+}
+
+#[test]
+fn a_model_that_cannot_be_loaded_is_said_with_the_reason_and_not_tried_again() {
+    let (said, code) = converse(&[load("tests/fixtures")], &[]);
+    assert_eq!(code, Some(1));
+    let Some(Up::LoadFailed { message }) = said.last() else { panic!("{said:?}") };
+    assert!(message.contains("eka.json"), "{message}");
+}
+
+/// A fixture's model directory, exported once for all tests.
+pub(crate) fn exported(fixture: &str) -> String {
+    let out = cache().join(format!("{fixture}-{}", std::process::id()));
+    if !out.join("eka.json").is_file() {
+        let sources = format!("tests/fixtures/{fixture}");
+        let arguments = ["--base", &format!("{sources}/base"), "--adapter", &format!("{sources}/adapter")];
+        std::fs::create_dir_all(cache()).unwrap();
+        // Tests run side by side: whichever comes second finds it there.
+        run(&[&["export", "--out", argument(&out)], &arguments[..]].concat());
+    }
+    assert!(out.join("eka.json").is_file(), "{} was not exported", out.display());
+    argument(&out).into()
+}
