@@ -159,7 +159,7 @@ impl Server {
 pub(crate) async fn eventually(what: &str, mut happens: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !happens() {
-        assert!(begun.elapsed() < Duration::from_secs(20), "waited in vain for {what}");
+        assert!(begun.elapsed() < Duration::from_secs(120), "waited in vain for {what}");
         sleep(Duration::from_millis(2)).await;
     }
 }

@@ -233,9 +233,9 @@ fn a_job_that_does_not_fit_fails_and_the_next_one_runs() {
     jobs.iter().for_each(|frame| wire::write(frame, &mut stdin).unwrap());
     let mut ends = Vec::new();
     while ends.len() < 2 {
-        match wire::read::<Up>(&mut stdout).unwrap().unwrap() {
-            end @ (Up::Failed { .. } | Up::Done { .. }) => ends.push(end),
-            _ => {}
+        let said = wire::read::<Up>(&mut stdout).unwrap().unwrap();
+        if matches!(said, Up::Failed { .. } | Up::Done { .. }) {
+            ends.push(said);
         }
     }
     assert!(matches!(

@@ -159,7 +159,7 @@ fn round(timeline: &mut Timeline, prompt: usize, args: &Args) -> anyhow::Result<
             Err(_) => ControlFlow::Break(()),
         }
     })?;
-    let bare = args.bare.then(|| bare(timeline, prompt, args.generate - 1)).transpose()?;
+    let bare = args.bare.then(|| bare(timeline, &job.prompt, args.generate - 1)).transpose()?;
     Ok(Round { prefill: outcome.timings.prefill, decode: outcome.timings.decode, bare })
 }
 
@@ -175,9 +175,13 @@ fn job(prompt: usize, max_new_tokens: usize, vocabulary: usize) -> Job {
     }
 }
 
-/// The same steps over the same positions, and nothing around them.
-fn bare(timeline: &mut Timeline, prompt: usize, steps: usize) -> anyhow::Result<Duration> {
-    timeline.rewind(prompt);
+/// The same steps over the same positions, and nothing around them. The prompt is read again before, as the first step
+/// after a prefill finds other things in the processor's caches than one after another step.
+fn bare(timeline: &mut Timeline, prompt: &[u32], steps: usize) -> anyhow::Result<Duration> {
+    timeline.rewind(0);
+    for chunk in prompt.chunks(timeline.chunk()) {
+        timeline.forward(chunk)?;
+    }
     let started = Instant::now();
     for _ in 0..steps {
         timeline.forward(&[13])?;

@@ -1,6 +1,11 @@
 //! Fills the data file: reads, merges, quantizes and writes, a few megabytes at a time on every core.
 
-use std::{fs::File, io, ops::Range, path::Path, path::PathBuf};
+use std::{
+    fs::File,
+    io,
+    ops::Range,
+    path::{Path, PathBuf},
+};
 
 use rayon::prelude::*;
 
@@ -9,7 +14,7 @@ use crate::units::Bytes;
 use super::{
     Progress, Stage,
     blueprint::Param,
-    plan::{FLOAT_BYTES, Fill, Plan, Region},
+    plan::{FLOAT_BYTES, Fill, Plan, Stack},
     positioned::Positioned,
     quantize::Quantizer,
     rope::Table,
@@ -70,48 +75,58 @@ struct Codes {
     scales_offset: u64,
 }
 
+/// Some rows of one parameter of a stack.
+struct Slice<'a> {
+    param: &'a Param,
+    rows: Range<usize>,
+    /// Rows of the stack before these.
+    rows_before: u64,
+    /// Elements of the stack before these.
+    elements_before: u64,
+}
+
 fn cut(fill: &Fill, pairs: usize) -> Vec<Piece<'_>> {
     match fill {
-        Fill::Floats { stack, at } => {
-            let mut start = at.offset;
-            let mut pieces = Vec::new();
-            for param in &stack.0 {
-                let row_bytes = param.shape.cols() as u64 * FLOAT_BYTES;
-                pieces.extend(ranges(param.shape.rows(), param.shape.cols()).map(|rows| {
-                    let offset = start + rows.start as u64 * row_bytes;
-                    Piece::Floats { param, rows, offset }
-                }));
-                start += param.shape.rows() as u64 * row_bytes;
-            }
-            pieces
-        }
+        Fill::Floats { stack, at } => slices(stack)
+            .map(|Slice { param, rows, elements_before, .. }| {
+                let offset = at.offset + elements_before * FLOAT_BYTES;
+                Piece::Floats { param, rows, offset }
+            })
+            .collect(),
         Fill::Quantized { stack, quantizer, row_bytes, codes, scales } => {
             let scale_bytes = quantizer.blocks(stack.cols()) as u64 * FLOAT_BYTES;
-            let mut first_row = 0;
-            let mut pieces = Vec::new();
-            for param in &stack.0 {
-                pieces.extend(ranges(param.shape.rows(), param.shape.cols()).map(|rows| {
-                    let row = (first_row + rows.start) as u64;
-                    let codes_offset = codes.offset + row * *row_bytes as u64;
-                    let scales_offset = scales.offset + row * scale_bytes;
-                    let to =
-                        Codes { quantizer: *quantizer, row_bytes: *row_bytes, codes_offset, scales_offset };
-                    Piece::Quantized { param, rows, to }
-                }));
-                first_row += param.shape.rows();
-            }
-            pieces
+            let place = |Slice { param, rows, rows_before, .. }| {
+                let codes_offset = codes.offset + rows_before * *row_bytes as u64;
+                let scales_offset = scales.offset + rows_before * scale_bytes;
+                let to = Codes { quantizer: *quantizer, row_bytes: *row_bytes, codes_offset, scales_offset };
+                Piece::Quantized { param, rows, to }
+            };
+            slices(stack).map(place).collect()
         }
-        Fill::Rotary { table, at: Region { offset, bytes } } => {
-            let row_bytes = pairs as u64 * FLOAT_BYTES;
-            let positions = usize::try_from(bytes / row_bytes).unwrap_or(usize::MAX);
-            let piece = |positions: Range<usize>| {
-                let offset = offset + positions.start as u64 * row_bytes;
+        Fill::Rotary { table, positions, at } => {
+            let place = |positions: Range<usize>| {
+                let offset = at.offset + positions.start as u64 * pairs as u64 * FLOAT_BYTES;
                 Piece::Rotary { table: *table, positions, offset }
             };
-            ranges(positions, pairs).map(piece).collect()
+            ranges(*positions, pairs).map(place).collect()
         }
     }
+}
+
+fn slices(stack: &Stack) -> impl Iterator<Item = Slice<'_>> {
+    let (mut rows_done, mut elements_done) = (0, 0);
+    stack.0.iter().flat_map(move |param| {
+        let cols = param.shape.cols();
+        let (rows_before, elements_before) = (rows_done, elements_done);
+        rows_done += param.shape.rows() as u64;
+        elements_done += param.shape.elements();
+        ranges(param.shape.rows(), cols).map(move |rows| Slice {
+            param,
+            rows_before: rows_before + rows.start as u64,
+            elements_before: elements_before + rows.start as u64 * cols as u64,
+            rows,
+        })
+    })
 }
 
 /// Cuts `rows` rows of `cols` columns into pieces.

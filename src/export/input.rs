@@ -14,7 +14,7 @@ use super::{
     random::RandomWeights,
     settings::{Settings, SettingsError},
     sources::Sources,
-    weights::Weights,
+    weights::{Merged, Weights},
 };
 
 const CONFIG: &str = "config.json";
@@ -53,9 +53,8 @@ impl Input {
 
     /// What provenance says of the adapter.
     pub(super) fn adapter_summary(&self) -> Option<AdapterSummary> {
-        let Weights::Merged { adapter: Some(adapter), .. } = &self.weights else {
-            return None;
-        };
+        let Weights::Merged(merged) = &self.weights else { return None };
+        let adapter = merged.adapter.as_ref()?;
         let targets = adapter.targets().into_iter().map(Into::into).collect();
         Some(AdapterSummary { rank: adapter.rank, scale: adapter.scale, targets })
     }
@@ -79,7 +78,7 @@ impl Input {
             companions.paths().partition(|path| path.parent() == Some(base));
         sources.add("base", from_base);
         sources.add("adapter", from_adapter);
-        let weights = Weights::Merged { checkpoint, adapter };
+        let weights = Weights::Merged(Box::new(Merged { checkpoint, adapter }));
         Ok(Self { blueprint, weights, companions: Some(companions), end_tokens, skipped, sources })
     }
 

@@ -12,6 +12,20 @@
 //! larger than memory can be exported. The same sources and options give the same bytes.
 //!
 //! Nothing here needs ONNX Runtime: a model can be exported on a machine that could not run it.
+//!
+//! # Why blocks of 32 are the default
+//!
+//! Blocks of 32, 64 and 128 run equally fast on a CPU, within what can be measured. On the demonstration model, whose
+//! quantized embedding is also its head, the mean divergence from float32 over 282 positions of ten conversations (KL, in
+//! nats) and bits per weight of the file are:
+//!
+//! | | 32 | 64 | 128 |
+//! |---|---|---|---|
+//! | int8 | 0.00035, 9.4 bits | 0.00049, 8.9 bits | 0.00063, 13.0 bits |
+//! | int4 | 0.033, 5.6 bits | 0.040, 5.0 bits | 0.047, 6.9 bits |
+//!
+//! All six answer all ten prompts exactly as float32 does. Its rows of 192 do not fill blocks of 128: padding, and a head
+//! that cannot share the embedding's bytes, make the coarsest blocks the largest file there.
 
 mod adapter;
 mod blueprint;

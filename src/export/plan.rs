@@ -45,7 +45,7 @@ pub(super) enum Fill {
     /// Weights as codes, `row_bytes` a row, and scales.
     Quantized { stack: Stack, quantizer: Quantizer, row_bytes: usize, codes: Region, scales: Region },
     /// A table of the rotary positions.
-    Rotary { table: Table, at: Region },
+    Rotary { table: Table, positions: usize, at: Region },
 }
 
 /// Where a quantized matrix is.
@@ -96,7 +96,7 @@ impl Plan {
         pairs: usize,
     ) -> Result<Region, TooLarge> {
         let at = self.reserve(positions as u64, pairs as u64 * FLOAT_BYTES)?;
-        self.fills.push(Fill::Rotary { table, at });
+        self.fills.push(Fill::Rotary { table, positions, at });
         Ok(at)
     }
 

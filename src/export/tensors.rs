@@ -24,7 +24,7 @@ use super::positioned::Positioned;
 const MOST_HEADER_BYTES: u64 = 100_000_000;
 
 /// Bytes before the header: its length.
-const PREFIX_BYTES: u64 = 8;
+const PREFIX_BYTES: u64 = size_of::<u64>() as u64;
 
 /// Why a safetensors file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -191,7 +191,7 @@ impl TensorFile {
 
 fn read_header(file: &mut File, path: &Path, file_bytes: u64) -> Result<Vec<u8>, TensorsError> {
     let failed = |source| TensorsError::Read { path: path.into(), source };
-    let mut length = [0; PREFIX_BYTES as usize];
+    let mut length = [0; size_of::<u64>()];
     if file_bytes < PREFIX_BYTES {
         return Err(TensorsError::HeaderLength { path: path.into(), header_bytes: 0, file_bytes });
     }

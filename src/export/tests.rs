@@ -67,7 +67,7 @@ fn the_directory_holds_a_manifest_that_can_be_read_back() {
     let sources: Vec<_> = manifest.provenance.sources.iter().map(|source| &*source.path).collect();
     assert_eq!(sources, ["base/config.json", "base/model.safetensors", "base/tokenizer.json"]);
     assert_eq!(tiny.read("tokenizer.json"), b"{}");
-    assert_eq!(tiny.left_over(), [tiny.options.output.clone()]);
+    assert_eq!(tiny.left_over(), std::slice::from_ref(&tiny.options.output));
 }
 
 #[test]

@@ -53,8 +53,15 @@ pub enum WeightsError {
 /// Where weights come from.
 #[derive(Debug)]
 pub(super) enum Weights {
-    Merged { checkpoint: Checkpoint, adapter: Option<Adapter> },
+    Merged(Box<Merged>),
     Random(RandomWeights),
+}
+
+/// A checkpoint, and what is added to it.
+#[derive(Debug)]
+pub(super) struct Merged {
+    pub checkpoint: Checkpoint,
+    pub adapter: Option<Adapter>,
 }
 
 impl Weights {
@@ -62,20 +69,23 @@ impl Weights {
     pub(super) fn rows(&self, param: &Param, rows: Range<usize>) -> Result<Vec<f32>, WeightsError> {
         match self {
             Self::Random(weights) => Ok(weights.rows(param, rows)),
-            Self::Merged { checkpoint, adapter } => {
-                let mut weights = checkpoint.rows(param, rows.clone())?;
-                let added = match adapter {
-                    Some(adapter) => adapter.low_rank(&param.name, rows.clone(), param.shape.cols())?,
-                    None => None,
-                };
-                let origin = if added.is_some() { "merged" } else { "base" };
-                if let (Some(added), Some(adapter)) = (added, adapter) {
-                    add(&mut weights, &added, adapter, param)?;
-                }
-                check_finite(&weights, param, rows.start, origin)?;
-                Ok(weights)
-            }
+            Self::Merged(merged) => merged.rows(param, rows),
         }
+    }
+}
+
+impl Merged {
+    fn rows(&self, param: &Param, rows: Range<usize>) -> Result<Vec<f32>, WeightsError> {
+        let mut weights = self.checkpoint.rows(param, rows.clone())?;
+        let mut origin = "base";
+        if let Some(adapter) = &self.adapter
+            && let Some(added) = adapter.low_rank(&param.name, rows.clone(), param.shape.cols())?
+        {
+            add(&mut weights, &added, adapter, param)?;
+            origin = "merged";
+        }
+        check_finite(&weights, param, rows.start, origin)?;
+        Ok(weights)
     }
 }
 
@@ -123,11 +133,8 @@ mod tests {
         let config = r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 1}"#;
         fs::write(dir.join("adapter_config.json"), config).unwrap();
         testing::write(&dir.join("adapter_model.safetensors"), &[lora_a, lora_b]);
-        let [checkpoint, adapter] = [dir, dir];
-        Weights::Merged {
-            checkpoint: Checkpoint::open(checkpoint).unwrap(),
-            adapter: Some(Adapter::open(adapter).unwrap()),
-        }
+        let (checkpoint, adapter) = (Checkpoint::open(dir).unwrap(), Adapter::open(dir).unwrap());
+        Weights::Merged(Box::new(Merged { checkpoint, adapter: Some(adapter) }))
     }
 
     fn lora(matrix: &str, shape: &[usize]) -> Tensor {

@@ -1,0 +1,228 @@
+//! What HTTP, queue and pipe add to the engine: the same job through `eka serve` and in this process, in turns.
+//!
+//! `EKA_BENCH_MODEL=models/NAME cargo bench --bench served`; without it, the demo. A model of random weights has no
+//! tokenizer: one of as many made-up words is put beside it for the time of the bench. Figures are medians of rounds,
+//! and only their ratios and differences mean anything on a machine that does other things as well.
+
+use std::{
+    env, fs,
+    io::{BufRead, BufReader, Write},
+    net::TcpStream,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use eka::{
+    device::{Runtime, SessionOptions, host},
+    engine::{self, Step, Timeline, TimelineOptions},
+    job::{Job, JobId, Sampling},
+    manifest::Manifest,
+    model::Model,
+};
+use serde_json::{Value, json};
+
+type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
+
+/// One answer, as whoever asked for it sees it.
+#[derive(Clone, Copy)]
+struct Sight {
+    /// From asking to the first token.
+    first: Duration,
+    /// From the first token to the last.
+    rest: Duration,
+    /// What the engine itself says that its prefill took.
+    prefill: Duration,
+}
+
+fn main() -> Outcome<()> {
+    // `cargo bench` says --bench; a test run of the benches does not, and runs everything once.
+    let has = |wanted: &str| env::args().any(|argument| argument == wanted);
+    let once = has("--test") || !has("--bench");
+    let (rounds, prompt, steps) = if once { (1, 16, 8) } else { (9, 128, 64) };
+    let (dir, _temporary) = model()?;
+    let manifest = Manifest::read(&dir)?;
+    let (prompt, steps) = fit(prompt, steps, manifest.context_length);
+    let ids: Vec<u32> = (0..prompt)
+        .map(|i| u32::try_from((i * 7919 + 13) % manifest.dims.vocab))
+        .collect::<Result<_, _>>()?;
+    let server = Server::start(&dir)?;
+    let mut timeline = load(&dir)?;
+    let (mut served, mut alone) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        alone.push(in_process(&mut timeline, &ids, steps)?);
+        served.push(server.ask(&ids, steps)?);
+    }
+    report(&served, &alone, prompt, steps);
+    Ok(())
+}
+
+fn fit(prompt: usize, steps: usize, context: usize) -> (usize, usize) {
+    let prompt = prompt.min(context / 2);
+    (prompt, steps.min(context - prompt))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "token counts")]
+fn report(served: &[Sight], alone: &[Sight], prompt: usize, steps: usize) {
+    let ms = |time: Duration| time.as_secs_f64() * 1e3;
+    let median = |mut values: Vec<f64>| {
+        values.sort_by(f64::total_cmp);
+        values[values.len() / 2]
+    };
+    let added = median(served.iter().map(|s| ms(s.first) - ms(s.prefill)).collect());
+    let ratio =
+        median(served.iter().zip(alone).map(|(s, a)| s.rest.as_secs_f64() / a.rest.as_secs_f64()).collect());
+    let speed =
+        |sights: &[Sight]| median(sights.iter().map(|s| (steps - 1) as f64 / s.rest.as_secs_f64()).collect());
+    println!("prompt {prompt}, answer {steps}, {} rounds in turns, medians", served.len());
+    println!("  decode in this process    {:8.1} tokens per second", speed(alone));
+    println!("  decode over HTTP          {:8.1} tokens per second", speed(served));
+    println!("  HTTP adds to decode       {:8.2} %", (ratio - 1.0) * 100.0);
+    println!("  HTTP adds to first token  {added:8.3} ms beyond the engine's prefill");
+}
+
+/// The model to measure, with a tokenizer; and the directory to delete afterwards.
+fn model() -> Outcome<(PathBuf, tempfile::TempDir)> {
+    let temporary = tempfile::tempdir()?;
+    let dir = temporary.path().join("model");
+    match env::var_os("EKA_BENCH_MODEL") {
+        Some(given) => borrow(Path::new(&given), &dir)?,
+        None => export_demo(&dir)?,
+    }
+    if !dir.join("tokenizer.json").is_file() {
+        fs::write(dir.join("tokenizer.json"), words(Manifest::read(&dir)?.dims.vocab).to_string())?;
+    }
+    Ok((dir, temporary))
+}
+
+/// A directory of links to another's files, to which some may be added.
+fn borrow(given: &Path, dir: &Path) -> Outcome<()> {
+    fs::create_dir(dir)?;
+    for entry in fs::read_dir(given)? {
+        let entry = entry?;
+        let target = dir.join(entry.file_name());
+        // ONNX Runtime refuses weights that are links out of the model's directory; a second name of the file is none.
+        if fs::hard_link(entry.path(), &target).is_err() {
+            fs::copy(entry.path(), &target)?;
+        }
+    }
+    Ok(())
+}
+
+fn export_demo(dir: &Path) -> Outcome<()> {
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
+    let source =
+        eka::export::Source::Checkpoint { base: demo.join("base"), adapter: Some(demo.join("adapter")) };
+    let options = eka::export::Options {
+        source,
+        weights: eka::export::WeightFormat::Float32,
+        output: dir.to_path_buf(),
+        existing: eka::export::Existing::Keep,
+    };
+    eka::export::export(&options, &())?;
+    Ok(())
+}
+
+/// A tokenizer of `n` words, each a token.
+fn words(n: usize) -> Value {
+    let vocabulary: serde_json::Map<_, _> = (0..n).map(|id| (format!("w{id}"), json!(id))).collect();
+    json!({
+        "version": "1.0", "added_tokens": [], "normalizer": null, "post_processor": null,
+        "pre_tokenizer": { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true },
+        "decoder": { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true },
+        "model": { "type": "BPE", "vocab": vocabulary, "merges": [] },
+    })
+}
+
+fn load(dir: &Path) -> Outcome<Timeline> {
+    let runtime = Runtime::load(None)?;
+    let model = Model::open(&runtime, dir, SessionOptions { threads: host::physical_cores() })?;
+    let mut timeline = Timeline::new(model, TimelineOptions { capacity: 0, chunk: 512 })?;
+    timeline.warm_up()?;
+    Ok(timeline)
+}
+
+fn in_process(timeline: &mut Timeline, prompt: &[u32], max_new_tokens: usize) -> Outcome<Sight> {
+    let job = Job {
+        id: JobId(0),
+        prompt: prompt.to_vec(),
+        sampling: Sampling::greedy(),
+        max_new_tokens,
+        end_tokens: Vec::new(),
+    };
+    let started = Instant::now();
+    let mut first = None;
+    let outcome = engine::generate(timeline, &job, |step| {
+        if matches!(step, Step::Token(_)) {
+            first.get_or_insert_with(|| started.elapsed());
+        }
+        ControlFlow::Continue(())
+    })?;
+    let total = started.elapsed();
+    let first = first.ok_or("no token came")?;
+    Ok(Sight { first, rest: total - first, prefill: outcome.timings.prefill })
+}
+
+struct Server {
+    child: Child,
+    address: String,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Server {
+    fn start(dir: &Path) -> Outcome<Self> {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_eka"))
+            .args(["serve", "--port", "0", "--model-id", "bench", "--model"])
+            .arg(dir)
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let mut log = BufReader::new(child.stderr.take().ok_or("no log")?).lines();
+        let mut address = None;
+        for line in log.by_ref() {
+            let line = line?;
+            address = address.or_else(|| Some(line.split_once("on http://")?.1.trim().to_owned()));
+            if line.contains("the worker is ready") {
+                break;
+            }
+        }
+        std::thread::spawn(move || log.for_each(drop));
+        Ok(Self { child, address: address.ok_or("the server did not start")? })
+    }
+
+    fn ask(&self, prompt: &[u32], max_tokens: usize) -> Outcome<Sight> {
+        let body = json!({
+            "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": true, "stream": true,
+        })
+        .to_string();
+        let started = Instant::now();
+        let mut connection = TcpStream::connect(&self.address)?;
+        connection.set_nodelay(true)?;
+        write!(
+            connection,
+            "POST /v1/completions HTTP/1.1\r\nhost: bench\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        )?;
+        let (mut first, mut last, mut prefill) = (None, started, None);
+        for line in BufReader::new(connection).lines() {
+            let line = line?;
+            let Some(event) = line.strip_prefix("data: {").map(|rest| format!("{{{rest}")) else { continue };
+            let event: Value = serde_json::from_str(&event)?;
+            if let Some(ms) = event["timings"]["prefill_ms"].as_f64() {
+                prefill = Some(Duration::from_secs_f64(ms / 1e3));
+            } else if event["choices"][0]["text"].as_str().is_some_and(|text| !text.is_empty()) {
+                last = Instant::now();
+                first.get_or_insert(last);
+            }
+        }
+        let first = first.ok_or("no text came")?;
+        let prefill = prefill.ok_or("no timings came")?;
+        Ok(Sight { first: first - started, rest: last - first, prefill })
+    }
+}
