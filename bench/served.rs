@@ -1,6 +1,6 @@
 //! What HTTP, queue and pipe add to the engine: the same job through `eka serve` and in this process, in turns.
 //!
-//! `EKA_BENCH_MODEL=models/NAME cargo bench --bench served`; without it, the demo. A model of random weights has no
+//! `BENCH_MODEL=models/NAME cargo bench --bench served`; without it, the demo. A model of random weights has no
 //! tokenizer: one of as many made-up words is put beside it for the time of the bench. Figures are medians of rounds,
 //! and only their ratios and differences mean anything on a machine that does other things as well.
 
@@ -86,7 +86,7 @@ fn report(served: &[Sight], alone: &[Sight], prompt: usize, steps: usize) {
 fn model() -> Outcome<(PathBuf, tempfile::TempDir)> {
     let temporary = tempfile::tempdir()?;
     let dir = temporary.path().join("model");
-    match env::var_os("EKA_BENCH_MODEL") {
+    match env::var_os("BENCH_MODEL") {
         Some(given) => borrow(Path::new(&given), &dir)?,
         None => export_demo(&dir)?,
     }
@@ -184,16 +184,17 @@ impl Server {
             .stderr(Stdio::piped())
             .spawn()?;
         let mut log = BufReader::new(child.stderr.take().ok_or("no log")?).lines();
-        let mut address = None;
+        let (mut address, mut said) = (None, String::new());
         for line in log.by_ref() {
             let line = line?;
             address = address.or_else(|| Some(line.split_once("on http://")?.1.trim().to_owned()));
             if line.contains("the worker is ready") {
                 break;
             }
+            said.push_str(&line);
         }
         std::thread::spawn(move || log.for_each(drop));
-        Ok(Self { child, address: address.ok_or("the server did not start")? })
+        Ok(Self { child, address: address.ok_or_else(|| format!("the server did not start: {said}"))? })
     }
 
     fn ask(&self, prompt: &[u32], max_tokens: usize) -> Outcome<Sight> {

@@ -91,6 +91,8 @@ async fn ended(mut readiness: watch::Receiver<Readiness>) {
         _ = readiness.wait_for(hopeless) => {}
     }
     tokio::spawn(async {
+        // Some senders say it twice at once, to the process and to its group.
+        tokio::time::sleep(Duration::from_secs(1)).await;
         let name = signal().await;
         tracing::warn!("{name} again: ending at once");
         process::exit(1);
