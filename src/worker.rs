@@ -23,7 +23,10 @@ use std::{
 };
 
 use crate::{
-    device::{Runtime, RuntimeError, SessionOptions, host},
+    device::{
+        Runtime, RuntimeError, SessionOptions,
+        host::{self, Pace},
+    },
     engine::{self, EngineError, Forward, Step, Timeline, TimelineOptions},
     job::{Failure, Finish, Job, Memory, MemoryReport, ReadyReport},
     model::{Model, ModelError},
@@ -120,6 +123,8 @@ fn read_frames(mut input: impl Read + Send + 'static, noted: Arc<Noted>) -> mpsc
 
 fn load(spec: &LoadSpec) -> Result<(Timeline, ReadyReport), LoadError> {
     let started = Instant::now();
+    // What passes tokens on is in a hurry; what computes them is not. Inherited by the threads of ONNX Runtime.
+    host::set_pace(Pace::Steady);
     let runtime = Runtime::load(spec.onnxruntime_dir.as_deref())?;
     let threads = spec.threads.unwrap_or_else(host::physical_cores);
     let model = Model::open(&runtime, &spec.model_dir, SessionOptions { threads })?;

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use super::{logging, prepare, worker};
 use crate::{
     config::{self, Config, ConfigArgs},
-    device::host,
+    device::host::{self, Pace},
     executor::{Executor, Limits},
     http::{self, AppState, Settings},
     job::Readiness,
@@ -41,8 +41,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let config = settings.config;
     logging::start(&config.log)?;
-    // Threads of the runtime only pass bytes on; the cores are the worker's.
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    // Before there are other threads, which inherit it.
+    host::set_pace(Pace::Prompt);
+    // One thread for queue and worker: a token that is handed from thread to thread waits for a core each time, and the
+    // cores are the worker's. Answers leave, and prompts are encoded, on threads of their own.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(serve(&config))
 }
 

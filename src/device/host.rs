@@ -3,7 +3,7 @@
 //! The resident set alone hides growth: it counts mapped weights, which the system may drop and read again. So the
 //! anonymous part is read apart. Where the system does not say (it is read from `/proc`), figures are `None`, not zero.
 
-use std::fs;
+use std::{fs, io};
 
 use crate::units::Bytes;
 
@@ -58,6 +58,55 @@ pub fn release_free_heap() {
     unsafe {
         libc::malloc_trim(0);
     }
+}
+
+/// How the scheduler should treat the calling thread and those that it starts from now on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// It works for microseconds and must be let in at once: whoever passes tokens on.
+    Prompt,
+    /// It computes for as long as it may: the system's own choice.
+    Steady,
+}
+
+/// Asks the scheduler for a pace. It is a wish: where it cannot be had, nothing changes.
+///
+/// A worker keeps every core busy. With slices of equal length, Linux (6.12 and later) lets a thread that wakes up wait
+/// for the next tick, up to 4 ms, at each hand a token goes through; a thread that asks for a short slice goes first,
+/// and neither gets less of the processor for it. Children inherit the wish, so a worker takes it back.
+pub fn set_pace(pace: Pace) {
+    #[cfg(target_os = "linux")]
+    {
+        let slice_ns = match pace {
+            Pace::Prompt => 100_000,
+            Pace::Steady => 0,
+        };
+        if let Err(e) = set_slice(slice_ns) {
+            tracing::debug!("the scheduler keeps its pace: {e}");
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = pace;
+}
+
+/// Sets the calling thread's slice, as sched_setattr(2) takes it for `SCHED_OTHER`; 0 is the system's.
+#[cfg(target_os = "linux")]
+fn set_slice(slice_ns: u64) -> io::Result<()> {
+    // SAFETY: it reads the calling thread's priority; 0 is this thread.
+    let sched_nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
+    let attributes = libc::sched_attr {
+        size: u32::try_from(size_of::<libc::sched_attr>()).unwrap_or(0),
+        sched_policy: libc::SCHED_OTHER.cast_unsigned(),
+        sched_flags: 0,
+        sched_nice,
+        sched_priority: 0,
+        sched_runtime: slice_ns,
+        sched_deadline: 0,
+        sched_period: 0,
+    };
+    // SAFETY: the kernel reads `size` bytes of `attributes`, which lives through the call; 0 is the calling thread.
+    let done = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Physical cores that this process may use: what matrix kernels gain from; hyper-threads only contend.
