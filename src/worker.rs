@@ -174,7 +174,11 @@ impl<W: Write> Worker<W> {
         let outcome =
             engine::generate(timeline, job, |step| match wire::write(&step_frame(job, step), output) {
                 Ok(()) if noted.stops(job) => ControlFlow::Break(()),
-                Ok(()) => ControlFlow::Continue(()),
+                Ok(()) => {
+                    // Whoever reads the frame may be waiting for this very core.
+                    thread::yield_now();
+                    ControlFlow::Continue(())
+                }
                 Err(e) => {
                     broken = Some(e);
                     ControlFlow::Break(())

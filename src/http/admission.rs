@@ -49,16 +49,31 @@ fn check_readiness(readiness: &Readiness) -> Result<(), ApiError> {
     }
 }
 
-/// Encodes on a thread of its own, because a long prompt takes long enough to stall every stream of this one. A few at
+/// Encodes a long prompt on a thread of its own, because it takes long enough to stall every stream of this one. A few at
 /// a time, and not when the queue is full anyway: a crowd that will be refused must not take the worker's processors.
 async fn encode(state: &AppState, prompt: Prompt) -> Result<Vec<u32>, ApiError> {
     let internal = |error: &dyn std::fmt::Display| ApiError::Internal { message: error.to_string() };
     let _permit = state.encoders.acquire().await.map_err(|error| internal(&error))?;
     state.executor.check_room(Tokens(1))?;
-    let text = state.text.clone();
-    let encoded = web::block(move || encode_now(&text, prompt)).await;
-    let ids = encoded.map_err(|error| internal(&error))??;
+    let ids = if is_short(&prompt) {
+        encode_now(&state.text, prompt)?
+    } else {
+        let text = state.text.clone();
+        web::block(move || encode_now(&text, prompt)).await.map_err(|error| internal(&error))??
+    };
     if ids.is_empty() { Err(ApiError::EmptyPrompt) } else { Ok(ids) }
+}
+
+/// Whether it is encoded sooner than another thread has taken it up.
+fn is_short(prompt: &Prompt) -> bool {
+    const MOST: usize = 1024;
+    match prompt {
+        Prompt::Ids(_) => true,
+        Prompt::Text(text) => text.len() <= MOST,
+        Prompt::Conversation(messages) => {
+            messages.iter().map(|message| message.role.len() + message.content.len()).sum::<usize>() <= MOST
+        }
+    }
 }
 
 fn encode_now(text: &Text, prompt: Prompt) -> Result<Vec<u32>, TextError> {

@@ -30,6 +30,8 @@ pub(super) struct Request {
     pub(super) events: mpsc::UnboundedSender<Event>,
     pub(super) cancel: CancellationToken,
     pub(super) reply: oneshot::Sender<Result<Finish, Failure>>,
+    /// A worker was lost before it said anything about it.
+    pub(super) was_lost: bool,
 }
 
 pub(super) struct Keeper {
@@ -214,32 +216,38 @@ impl Keeper {
     }
 
     async fn run(&mut self, worker: &mut Process, request: Request) -> AfterJob {
-        let Request { job, events, cancel, reply } = request;
-        if cancel.is_cancelled() {
+        if request.cancel.is_cancelled() {
             // Nobody may be left to hear it.
-            let _ = reply.send(Ok(never_started()));
+            let _ = request.reply.send(Ok(never_started()));
             return AfterJob::Ready;
         }
-        let (end, after) = Self::converse(worker, job, &events, &cancel).await;
+        let mut heard = 0;
+        let (end, after) = Self::converse(worker, &request, &mut heard).await;
+        if heard == 0 && !request.was_lost && matches!(end, Err(Failure::WorkerLost { .. })) {
+            // It was gone before it knew of the job, most likely; the next one shall have it. Once: a job that ends
+            // its worker would end the next as well.
+            self.inbox.waiting = Some(Request { was_lost: true, ..request });
+            return after;
+        }
         if let Ok(finish) = &end {
             self.failures = 0;
             self.show_memory(finish.memory.after);
             self.show("peak_resident", finish.memory.peak_resident);
         }
-        let _ = reply.send(end);
+        let _ = request.reply.send(end);
         after
     }
 
-    /// Sends a job and passes on what the worker says, until it has ended.
+    /// Sends a job and passes on what the worker says, until it has ended. Counts in `heard` what it said before that.
     async fn converse(
         worker: &mut Process,
-        job: Job,
-        events: &mpsc::UnboundedSender<Event>,
-        cancel: &CancellationToken,
+        request: &Request,
+        heard: &mut usize,
     ) -> (Result<Finish, Failure>, AfterJob) {
+        let Request { job, events, cancel, .. } = request;
         let id = job.id;
         let mut cancelled = false;
-        let mut sent = worker.send(&Down::Generate(job)).await;
+        let mut sent = worker.send(&Down::Generate(job.clone())).await;
         loop {
             if let Err(e) = sent {
                 return lost_job("crashed", e.to_string());
@@ -253,9 +261,10 @@ impl Keeper {
                 }
             };
             sent = Ok(());
-            if let Some(end) = heard(id, frame, events) {
+            if let Some(end) = hear(id, frame, events) {
                 return end;
             }
+            *heard += 1;
         }
     }
 
@@ -330,7 +339,7 @@ fn lost_by(frame: Option<Result<Up, WireError>>) -> (&'static str, String) {
 }
 
 /// Passes on what a frame says about the running job; its end, if it is that.
-fn heard(
+fn hear(
     running: JobId,
     frame: Option<Result<Up, WireError>>,
     events: &mpsc::UnboundedSender<Event>,

@@ -9,7 +9,8 @@
 //! The keeper is one task with one worker, one job at most, and a state that others only watch. A job that arrives while
 //! no worker is up waits in the keeper, not in the worker's pipe, so it survives the worker.
 //!
-//! A worker that hangs is not noticed yet, and a job whose worker ends fails with [`Failure::WorkerLost`]; the frames
+//! A worker that hangs is not noticed yet, and a job whose worker ends fails with [`Failure::WorkerLost`], unless
+//! the worker had said nothing about it yet, when the next one gets it; the frames
 //! that the watchdog and the resumption of jobs need (one per prefill chunk and per step) are already there.
 
 mod keeper;
@@ -103,7 +104,7 @@ impl Runner {
         cancel: CancellationToken,
     ) -> Result<Finish, Failure> {
         let (reply, answer) = oneshot::channel();
-        if self.requests.send(Request { job, events, cancel, reply }).await.is_err() {
+        if self.requests.send(Request { job, events, cancel, reply, was_lost: false }).await.is_err() {
             return Err(Failure::ShuttingDown);
         }
         answer.await.unwrap_or(Err(Failure::ShuttingDown))
