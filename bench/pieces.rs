@@ -70,7 +70,8 @@ fn text() -> Option<Arc<Text>> {
     }
     let options = eka::export::Options {
         source: eka::export::Source::Checkpoint { base, adapter: None },
-        weights: eka::export::WeightFormat::Float32,
+        weights: eka::export::WeightFormat::Full,
+        dtype: eka::manifest::Dtype::Float32,
         output: directory.path().join("demo"),
         existing: eka::export::Existing::Keep,
     };

@@ -12,6 +12,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::{
     export::{self, BlockSize, Existing, Options, Progress, Report, Source, Stage, WeightFormat},
+    manifest::Dtype,
     units::Bytes,
 };
 
@@ -34,6 +35,10 @@ pub(super) struct Args {
     #[arg(long, value_enum, default_value_t)]
     quantize: Format,
 
+    /// What to compute with, and to store what is not quantized in: float32 for a CPU, the others for a GPU
+    #[arg(long, value_enum, default_value_t)]
+    dtype: Float,
+
     /// Weights that share a scale: 32, 64 or 128
     #[arg(long, value_name = "WEIGHTS", default_value = "32")]
     block_size: BlockSize,
@@ -54,13 +59,33 @@ pub(super) struct Args {
 /// How to store weights.
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
 enum Format {
-    /// Exact: the largest and slowest
+    /// In the type that is computed with: the largest and slowest
     #[default]
-    Float32,
+    #[value(alias = "float32")]
+    None,
     /// A little over a quarter of the size; answers rarely differ
     Int8,
     /// A little over an eighth of the size; the fastest on a CPU
     Int4,
+}
+
+/// What to compute with.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum Float {
+    #[default]
+    Float32,
+    Float16,
+    Bfloat16,
+}
+
+impl From<Float> for Dtype {
+    fn from(float: Float) -> Self {
+        match float {
+            Float::Float32 => Self::Float32,
+            Float::Float16 => Self::Float16,
+            Float::Bfloat16 => Self::Bfloat16,
+        }
+    }
 }
 
 /// Exports, and says what was made.
@@ -82,12 +107,12 @@ impl Args {
             (None, config) => Source::Random { config: config.unwrap_or_default(), seed: self.seed },
         };
         let weights = match self.quantize {
-            Format::Float32 => WeightFormat::Float32,
+            Format::None => WeightFormat::Full,
             Format::Int8 => WeightFormat::Int8(self.block_size),
             Format::Int4 => WeightFormat::Int4(self.block_size),
         };
         let existing = if self.force { Existing::Replace } else { Existing::Keep };
-        Options { source, weights, output: self.out, existing }
+        Options { source, weights, dtype: self.dtype.into(), output: self.out, existing }
     }
 }
 

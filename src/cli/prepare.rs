@@ -12,7 +12,7 @@ use super::export::Bars;
 use crate::{
     config::{self, Config, Quantize},
     export::{self, BlockSize, Existing, Options, Source, WeightFormat},
-    manifest,
+    manifest::{self, Dtype},
 };
 
 /// A model that can be loaded.
@@ -53,6 +53,7 @@ fn exported(config: &Config, id: &str) -> anyhow::Result<PathBuf> {
     let options = Options {
         source,
         weights: weights(&config.model)?,
+        dtype: Dtype::Float32,
         output: PathBuf::new(),
         existing: Existing::Keep,
     };
@@ -80,7 +81,7 @@ fn weights(model: &config::Model) -> anyhow::Result<WeightFormat> {
         Some(weights) => weights.get().try_into().context("model.block_size")?,
     };
     Ok(match model.quantize {
-        Quantize::Float32 => WeightFormat::Float32,
+        Quantize::Float32 => WeightFormat::Full,
         Quantize::Int8 => WeightFormat::Int8(block_size),
         Quantize::Int4 => WeightFormat::Int4(block_size),
     })

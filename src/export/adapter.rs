@@ -13,8 +13,9 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    blueprint::{Blueprint, Linear},
+    blueprint::Blueprint,
     checkpoint::canonical,
+    param::Param,
     settings::{Settings, SettingsError},
     tensors::{TensorFile, TensorsError},
 };
@@ -26,7 +27,9 @@ const TENSORS: &str = "adapter_model.safetensors";
 
 /// Settings about training, loading or bookkeeping: any value leaves the merged weights alone, or shows in the tensors'
 /// names.
-const HARMLESS: [&str; 18] = [
+const HARMLESS: [&str; 19] = [
+    // Says how the base stores the weight, which the architecture knows.
+    "fan_in_fan_out",
     "auto_mapping",
     "base_model_name_or_path",
     "ensure_weight_tying",
@@ -182,9 +185,9 @@ impl Adapter {
     pub(super) fn check(&self, blueprint: &Blueprint) -> Result<(), AdapterError> {
         let mut unknown: BTreeSet<&str> = self.pairs.keys().map(String::as_str).collect();
         for linear in blueprint.linears() {
-            if let Some(pair) = self.pairs.get(linear.module()) {
-                self.check_pair(pair, linear)?;
-                unknown.remove(linear.module());
+            if let Some(pair) = self.pairs.get(linear.weight.module()) {
+                self.check_pair(pair, &linear.weight)?;
+                unknown.remove(linear.weight.module());
             }
         }
         if unknown.is_empty() {
@@ -194,24 +197,26 @@ impl Adapter {
         Err(AdapterError::UnknownModules { path: self.file.path().into(), modules })
     }
 
-    /// What the adapter adds to rows `rows` of a weight of `cols` columns, if it changes that weight.
+    /// What the adapter adds to rows `rows` of a weight, if it changes that weight.
     pub(super) fn low_rank(
         &self,
-        weight: &str,
+        param: &Param,
         rows: Range<usize>,
-        cols: usize,
     ) -> Result<Option<LowRank>, AdapterError> {
-        let Some(pair) = weight.strip_suffix(".weight").and_then(|module| self.pairs.get(module)) else {
+        let Some(pair) = self.pairs.get(param.module()) else {
             return Ok(None);
         };
-        let a = self.file.read(&pair.a, 0..self.rank * cols)?;
-        let b = self.file.read(&pair.b, rows.start * self.rank..rows.end * self.rank)?;
+        let a = self.file.read(&pair.a, 0..self.rank * param.shape.cols())?;
+        let mut b = Vec::new();
+        for lines in param.stored(rows) {
+            b.extend(self.file.read(&pair.b, lines.start * self.rank..lines.end * self.rank)?);
+        }
         Ok(Some(LowRank { a, b }))
     }
 
-    fn check_pair(&self, pair: &Pair, linear: &Linear) -> Result<(), AdapterError> {
-        let shape = linear.weight.shape;
-        for (name, expected) in [(&pair.a, [self.rank, shape.cols()]), (&pair.b, [shape.rows(), self.rank])] {
+    fn check_pair(&self, pair: &Pair, param: &Param) -> Result<(), AdapterError> {
+        let (rows, cols) = (param.stored_lines(), param.shape.cols());
+        for (name, expected) in [(&pair.a, [self.rank, cols]), (&pair.b, [rows, self.rank])] {
             if self.file.shape(name) != expected {
                 return Err(self.file.shape_error(name, format!("{expected:?}")).into());
             }
@@ -234,7 +239,7 @@ fn refuse_unsupported(config: &Settings) -> Result<(), SettingsError> {
             "init_lora_weights" => "true, false, gaussian, eva, orthogonal (the others change the base too)",
             harmless if HARMLESS.contains(&harmless) => continue,
             _ if is_off(value) => continue,
-            "use_dora" | "fan_in_fan_out" | "lora_bias" => "false",
+            "use_dora" | "lora_bias" => "false",
             "rank_pattern" | "alpha_pattern" => "{} (one rank and one alpha for all modules)",
             "modules_to_save" => "null (LoRA matrices of linear layers only)",
             _ => "null (plain LoRA)",
@@ -357,7 +362,6 @@ mod tests {
     fn settings_that_would_change_the_result_are_refused_by_name() {
         for (field, value) in [
             ("use_dora", "true"),
-            ("fan_in_fan_out", "true"),
             ("lora_bias", "true"),
             ("rank_pattern", r#"{"q_proj": 4}"#),
             ("alpha_pattern", r#"{"q_proj": 4}"#),

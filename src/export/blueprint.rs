@@ -4,11 +4,9 @@
 //! two meet only here, so a new architecture costs one file of names and settings, and a better graph reaches every
 //! architecture at once.
 
-use std::fmt;
-
 use crate::manifest::Dims;
 
-use super::rope::Rotary;
+use super::{param::Param, rope::Rotary};
 
 /// A whole decoder.
 #[derive(Clone, Debug)]
@@ -17,12 +15,28 @@ pub(super) struct Blueprint {
     pub architecture: &'static str,
     pub dims: Dims,
     pub context_length: usize,
-    pub rotary: Rotary,
-    /// `[vocab, hidden]`.
-    pub embedding: Param,
+    pub embedding: Embedding,
+    /// Rotary positions; layers refer to them by their place here.
+    pub rotaries: Vec<Rotary>,
+    /// ALiBi: how much a head prefers a key to the one before it, one number a head.
+    pub slopes: Option<Vec<f32>>,
     pub layers: Vec<Layer>,
     pub final_norm: Norm,
     pub head: Head,
+    /// Logits `x` become `cap · tanh(x / cap)`.
+    pub logits_cap: Option<f32>,
+}
+
+/// How token ids become the first hidden state.
+#[derive(Clone, Debug)]
+pub(super) struct Embedding {
+    /// `[vocab, hidden]`.
+    pub table: Param,
+    /// What rows are multiplied with; a head that is tied to the table is not.
+    pub scale: Option<f32>,
+    /// `[context_length, hidden]`: added, one row for each position.
+    pub positions: Option<Param>,
+    pub norm: Option<Norm>,
 }
 
 /// How logits come from the last hidden state.
@@ -34,128 +48,123 @@ pub(super) enum Head {
     Own(Linear),
 }
 
-/// One decoder layer: each half reads the residual stream through a norm and adds to it.
+/// One decoder layer: each half reads the residual stream through a norm and adds to it, through another if it has one.
 #[derive(Clone, Debug)]
 pub(super) struct Layer {
     pub attention_norm: Norm,
     pub attention: Attention,
+    pub attention_end: Option<Norm>,
     pub mlp_norm: Norm,
     pub mlp: Mlp,
+    pub mlp_end: Option<Norm>,
 }
 
-/// Root-mean-square normalisation.
+/// Normalisation of a row.
 #[derive(Clone, Debug)]
 pub(super) struct Norm {
-    /// `[hidden]`.
     pub weight: Param,
+    /// With a bias it is layer normalisation; without one, by the root of the mean square alone.
+    pub bias: Option<Param>,
     pub epsilon: f32,
 }
 
-/// Grouped-query attention with rotary positions.
+/// Grouped-query attention.
 #[derive(Clone, Debug)]
 pub(super) struct Attention {
     pub query: Linear,
     pub key: Linear,
     pub value: Linear,
     pub output: Linear,
+    /// `[head_dim]` each, over every head of queries and of keys, before the rotation.
+    pub head_norms: Option<[Norm; 2]>,
+    /// Which of the blueprint's rotary positions.
+    pub rotary: Option<usize>,
+    /// Keys that a query sees, its own included; all when absent.
+    pub window: Option<usize>,
+    /// What scores are multiplied with; `1 / sqrt(head_dim)` when absent.
+    pub scale: Option<f32>,
+    /// Scores `x` become `cap · tanh(x / cap)`.
+    pub cap: Option<f32>,
 }
 
-/// `down(silu(gate(x)) · up(x))`.
+/// The half of a layer that looks at one position alone.
 #[derive(Clone, Debug)]
 pub(super) struct Mlp {
-    pub gate: Linear,
-    pub up: Linear,
+    pub inner: Inner,
+    pub activation: Activation,
     pub down: Linear,
+}
+
+/// How an MLP widens its input.
+#[derive(Clone, Debug)]
+pub(super) enum Inner {
+    /// `activation(gate(x)) · up(x)`.
+    Gated { gate: Linear, up: Linear },
+    /// `activation(up(x))`.
+    Plain { up: Linear },
+}
+
+/// The nonlinearity of an MLP.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Activation {
+    /// `x · sigmoid(alpha · x)`; SiLU with an alpha of one.
+    Sigmoid {
+        alpha: f32,
+    },
+    /// By the error function.
+    Gelu,
+    /// By its approximation with the hyperbolic tangent.
+    GeluTanh,
+    Relu,
 }
 
 /// `x · weightᵀ + bias`.
 #[derive(Clone, Debug)]
 pub(super) struct Linear {
-    /// `[out, in]`, as checkpoints store it.
+    /// `[out, in]`.
     pub weight: Param,
     /// `[out]`.
     pub bias: Option<Param>,
 }
 
-/// A tensor of the checkpoint.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Param {
-    /// Its name, without the prefixes that differ between checkpoints.
-    pub name: String,
-    pub shape: Shape,
-}
-
-/// The shape of a tensor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Shape {
-    Vector(usize),
-    Matrix { rows: usize, cols: usize },
-}
-
-impl Shape {
-    /// A vector counts as one row.
-    pub(super) const fn rows(self) -> usize {
-        match self {
-            Self::Vector(_) => 1,
-            Self::Matrix { rows, .. } => rows,
-        }
-    }
-
-    pub(super) const fn cols(self) -> usize {
-        match self {
-            Self::Vector(n) => n,
-            Self::Matrix { cols, .. } => cols,
-        }
-    }
-
-    /// Both factors are below 2^25, so this cannot overflow.
-    pub(super) const fn elements(self) -> u64 {
-        self.rows() as u64 * self.cols() as u64
-    }
-
-    pub(super) fn is(self, dims: &[usize]) -> bool {
-        match self {
-            Self::Vector(n) => *dims == [n],
-            Self::Matrix { rows, cols } => *dims == [rows, cols],
-        }
-    }
-}
-
-impl fmt::Display for Shape {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Vector(n) => write!(f, "[{n}]"),
-            Self::Matrix { rows, cols } => write!(f, "[{rows}, {cols}]"),
-        }
-    }
-}
-
-impl Param {
-    pub(super) fn vector(name: impl Into<String>, len: usize) -> Self {
-        Self { name: name.into(), shape: Shape::Vector(len) }
-    }
-
-    pub(super) fn matrix(name: impl Into<String>, rows: usize, cols: usize) -> Self {
-        Self { name: name.into(), shape: Shape::Matrix { rows, cols } }
-    }
-}
-
 impl Linear {
-    /// The module's name, as adapters call it: its weight's without `.weight`.
-    pub(super) fn module(&self) -> &str {
-        self.weight.name.strip_suffix(".weight").unwrap_or(&self.weight.name)
-    }
-
     fn params(&self) -> impl Iterator<Item = &Param> {
         [&self.weight].into_iter().chain(&self.bias)
     }
 }
 
+impl Norm {
+    fn params(&self) -> impl Iterator<Item = &Param> {
+        [&self.weight].into_iter().chain(&self.bias)
+    }
+}
+
+impl Mlp {
+    fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let (gate, up) = match &self.inner {
+            Inner::Gated { gate, up } => (Some(gate), up),
+            Inner::Plain { up } => (None, up),
+        };
+        gate.into_iter().chain([up, &self.down])
+    }
+}
+
 impl Layer {
-    fn linears(&self) -> [&Linear; 7] {
-        let Attention { query, key, value, output } = &self.attention;
-        let Mlp { gate, up, down } = &self.mlp;
-        [query, key, value, output, gate, up, down]
+    fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let Attention { query, key, value, output, .. } = &self.attention;
+        [query, key, value, output].into_iter().chain(self.mlp.linears())
+    }
+
+    fn norms(&self) -> impl Iterator<Item = &Norm> {
+        let ends = self.attention_end.iter().chain(&self.mlp_end);
+        let heads = self.attention.head_norms.iter().flatten();
+        [&self.attention_norm, &self.mlp_norm].into_iter().chain(ends).chain(heads)
+    }
+}
+
+impl Embedding {
+    fn params(&self) -> impl Iterator<Item = &Param> {
+        [&self.table].into_iter().chain(&self.positions).chain(self.norm.iter().flat_map(Norm::params))
     }
 }
 
@@ -171,9 +180,11 @@ impl Blueprint {
 
     /// Every tensor that the model is made of, each once.
     pub(super) fn params(&self) -> impl Iterator<Item = &Param> {
-        let norms = self.layers.iter().flat_map(|layer| [&layer.attention_norm, &layer.mlp_norm]);
-        let norms = norms.chain([&self.final_norm]).map(|norm| &norm.weight);
-        [&self.embedding].into_iter().chain(norms).chain(self.linears().flat_map(Linear::params))
+        let norms = self.layers.iter().flat_map(Layer::norms).chain([&self.final_norm]);
+        self.embedding
+            .params()
+            .chain(norms.flat_map(Norm::params))
+            .chain(self.linears().flat_map(Linear::params))
     }
 
     /// Number of parameters, a tied head counted once.

@@ -13,7 +13,8 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    blueprint::{Blueprint, Head, Param},
+    blueprint::{Blueprint, Head},
+    param::Param,
     settings::{Settings, SettingsError},
     tensors::{TensorFile, TensorsError},
 };
@@ -25,10 +26,10 @@ const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
 /// What checkpoints put before names, outermost first.
-const PREFIXES: [&str; 2] = ["language_model.", "model."];
+const PREFIXES: [&str; 3] = ["language_model.", "model.", "transformer."];
 
 /// Ends of names of tensors that are computed, not trained: the export computes them itself.
-const BUFFERS: [&str; 1] = ["rotary_emb.inv_freq"];
+const BUFFERS: [&str; 3] = ["rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias"];
 
 /// Rows that are compared at once.
 const COMPARED: usize = 1 << 18;
@@ -176,7 +177,7 @@ impl Checkpoint {
         if let Head::Tied { stored_as } = &blueprint.head
             && unused.remove(stored_as.as_str())
         {
-            self.check_tied_head(stored_as, &blueprint.embedding)?;
+            self.check_tied_head(stored_as, &blueprint.embedding.table)?;
         }
         let name = |canonical: &&str| self.tensors[*canonical].name.clone();
         let (buffers, unused): (Vec<_>, Vec<_>) = unused.iter().map(name).partition(|name| is_buffer(name));
@@ -189,8 +190,7 @@ impl Checkpoint {
     /// The given rows of `param`, row by row, as float32.
     pub(super) fn rows(&self, param: &Param, rows: Range<usize>) -> Result<Vec<f32>, CheckpointError> {
         let (file, name) = self.find(&param.name).ok_or_else(|| self.missing(param))?;
-        let cols = param.shape.cols();
-        Ok(file.read(name, rows.start * cols..rows.end * cols)?)
+        Ok(file.read_param(name, param, rows)?)
     }
 
     fn find(&self, canonical: &str) -> Option<(&TensorFile, &str)> {
@@ -200,14 +200,15 @@ impl Checkpoint {
 
     fn check_param(&self, param: &Param) -> Result<(), CheckpointError> {
         let (file, name) = self.find(&param.name).ok_or_else(|| self.missing(param))?;
-        if !param.shape.is(file.shape(name)) {
-            return Err(file.shape_error(name, param.shape).into());
+        let shape = param.stored_shape();
+        if file.shape(name) != shape {
+            return Err(file.shape_error(name, format!("{shape:?}")).into());
         }
         Ok(file.check_type(name)?)
     }
 
     fn check_tied_head(&self, stored_as: &str, embedding: &Param) -> Result<(), CheckpointError> {
-        let head = Param { name: stored_as.into(), shape: embedding.shape };
+        let head = Param { name: stored_as.into(), ..embedding.clone() };
         self.check_param(&head)?;
         let rows = embedding.shape.rows();
         let step = (COMPARED / embedding.shape.cols()).max(1);

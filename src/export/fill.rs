@@ -9,15 +9,15 @@ use std::{
 
 use rayon::prelude::*;
 
-use crate::units::Bytes;
+use crate::{manifest::Dtype, units::Bytes};
 
 use super::{
-    Progress, Stage,
-    blueprint::Param,
-    plan::{FLOAT_BYTES, Fill, Plan, Stack},
+    Progress, Stage, numbers,
+    param::Param,
+    plan::{Fill, Plan, QuantizedAt, Stack},
     positioned::Positioned,
     quantize::Quantizer,
-    rope::Table,
+    rope::{Angles, Table},
     weights::{Weights, WeightsError},
 };
 
@@ -30,6 +30,19 @@ pub enum FillError {
     /// A weight cannot be had.
     #[error(transparent)]
     Weights(#[from] WeightsError),
+    /// A weight is too great for the type that it is to be stored in.
+    #[error(
+        "{tensor}: {value} is beyond what {dtype:?} holds, which ends at {}; export with --dtype bfloat16 or float32",
+        numbers::greatest(*dtype)
+    )]
+    TooGreat {
+        /// The weight, without prefixes.
+        tensor: String,
+        /// What it holds.
+        value: f32,
+        /// What it does not fit.
+        dtype: Dtype,
+    },
     /// The file cannot be written.
     #[error("{}: {source}; is the disk full?", path.display())]
     Write {
@@ -40,19 +53,19 @@ pub enum FillError {
     },
 }
 
-/// Writes the file at `path` as `plan` has it. `frequencies` are those of the rotary tables.
+/// Writes the file at `path` as `plan` has it. `angles` are those of the rotary positions, in their order.
 pub(super) fn fill(
     path: &Path,
     plan: &Plan,
-    (weights, frequencies): (&Weights, &[f32]),
+    (weights, angles): (&Weights, &[Angles]),
     progress: &dyn Progress,
 ) -> Result<(), FillError> {
     let failed = |source| FillError::Write { path: path.into(), source };
     let file = File::create_new(path).map_err(failed)?;
     file.set_len(plan.bytes()).map_err(failed)?;
-    let writer = Writer { file: Positioned::new(file), path, weights, frequencies };
+    let writer = Writer { file: Positioned::new(file), path, weights, angles };
     progress.begin(Stage::Weights, Bytes(plan.bytes()));
-    let pieces: Vec<Piece> = plan.fills.iter().flat_map(|fill| cut(fill, frequencies.len())).collect();
+    let pieces: Vec<Piece> = plan.fills.iter().flat_map(cut).collect();
     pieces.into_par_iter().try_for_each(|piece| {
         progress.advance(writer.write(&piece)?);
         Ok::<_, FillError>(())
@@ -62,9 +75,9 @@ pub(super) fn fill(
 
 /// Some rows of one parameter, or of a table, and where they go.
 enum Piece<'a> {
-    Floats { param: &'a Param, rows: Range<usize>, offset: u64 },
+    Floats { param: &'a Param, rows: Range<usize>, dtype: Dtype, offset: u64 },
     Quantized { param: &'a Param, rows: Range<usize>, to: Codes },
-    Rotary { table: Table, positions: Range<usize>, offset: u64 },
+    Rotary { rotary: usize, table: Table, positions: Range<usize>, dtype: Dtype, offset: u64 },
 }
 
 /// Where codes and scales go.
@@ -73,6 +86,7 @@ struct Codes {
     row_bytes: usize,
     codes_offset: u64,
     scales_offset: u64,
+    dtype: Dtype,
 }
 
 /// Some rows of one parameter of a stack.
@@ -85,30 +99,30 @@ struct Slice<'a> {
     elements_before: u64,
 }
 
-fn cut(fill: &Fill, pairs: usize) -> Vec<Piece<'_>> {
-    match fill {
-        Fill::Floats { stack, at } => slices(stack)
+fn cut(fill: &Fill) -> Vec<Piece<'_>> {
+    match *fill {
+        Fill::Floats { ref stack, dtype, at } => slices(stack)
             .map(|Slice { param, rows, elements_before, .. }| {
-                let offset = at.offset + elements_before * FLOAT_BYTES;
-                Piece::Floats { param, rows, offset }
+                let offset = at.offset + elements_before * dtype.bytes();
+                Piece::Floats { param, rows, dtype, offset }
             })
             .collect(),
-        Fill::Quantized { stack, quantizer, row_bytes, codes, scales } => {
-            let scale_bytes = quantizer.blocks(stack.cols()) as u64 * FLOAT_BYTES;
+        Fill::Quantized { ref stack, quantizer, row_bytes, dtype, at: QuantizedAt { codes, scales } } => {
+            let scale_bytes = quantizer.blocks(stack.cols()) as u64 * dtype.bytes();
             let place = |Slice { param, rows, rows_before, .. }| {
-                let codes_offset = codes.offset + rows_before * *row_bytes as u64;
+                let codes_offset = codes.offset + rows_before * row_bytes as u64;
                 let scales_offset = scales.offset + rows_before * scale_bytes;
-                let to = Codes { quantizer: *quantizer, row_bytes: *row_bytes, codes_offset, scales_offset };
+                let to = Codes { quantizer, row_bytes, codes_offset, scales_offset, dtype };
                 Piece::Quantized { param, rows, to }
             };
             slices(stack).map(place).collect()
         }
-        Fill::Rotary { table, positions, at } => {
+        Fill::Rotary { rotary, table, positions, pairs, dtype, at } => {
             let place = |positions: Range<usize>| {
-                let offset = at.offset + positions.start as u64 * pairs as u64 * FLOAT_BYTES;
-                Piece::Rotary { table: *table, positions, offset }
+                let offset = at.offset + (positions.start * pairs) as u64 * dtype.bytes();
+                Piece::Rotary { rotary, table, positions, dtype, offset }
             };
-            ranges(*positions, pairs).map(place).collect()
+            ranges(positions, pairs).map(place).collect()
         }
     }
 }
@@ -139,27 +153,30 @@ struct Writer<'a> {
     file: Positioned,
     path: &'a Path,
     weights: &'a Weights,
-    frequencies: &'a [f32],
+    angles: &'a [Angles],
 }
 
 impl Writer<'_> {
     /// Gives the bytes written.
     fn write(&self, piece: &Piece) -> Result<Bytes, FillError> {
-        match piece {
-            Piece::Floats { param, rows, offset } => {
-                self.write_floats(&self.weights.rows(param, rows.clone())?, *offset)
-            }
-            Piece::Rotary { table, positions, offset } => {
-                self.write_floats(&table.rows(self.frequencies, positions.clone()), *offset)
-            }
-            Piece::Quantized { param, rows, to } => {
+        match *piece {
+            Piece::Floats { param, ref rows, dtype, offset } => {
                 let weights = self.weights.rows(param, rows.clone())?;
-                self.write_quantized(&weights, param.shape.cols(), to)
+                self.write_floats(&weights, dtype, offset, &param.name)
+            }
+            Piece::Rotary { rotary, table, ref positions, dtype, offset } => {
+                let rows = table.rows(&self.angles[rotary], positions.clone());
+                self.write_floats(&rows, dtype, offset, "rotary")
+            }
+            Piece::Quantized { param, ref rows, ref to } => {
+                let weights = self.weights.rows(param, rows.clone())?;
+                self.write_quantized(&weights, param, to)
             }
         }
     }
 
-    fn write_quantized(&self, weights: &[f32], cols: usize, to: &Codes) -> Result<Bytes, FillError> {
+    fn write_quantized(&self, weights: &[f32], param: &Param, to: &Codes) -> Result<Bytes, FillError> {
+        let cols = param.shape.cols();
         let rows = weights.len() / cols;
         let blocks = to.quantizer.blocks(cols);
         let mut codes = vec![0; rows * to.row_bytes];
@@ -168,12 +185,24 @@ impl Writer<'_> {
         for (row, (codes, scales)) in weights.chunks_exact(cols).zip(places) {
             to.quantizer.quantize_row(row, codes, scales);
         }
-        Ok(self.write_bytes(&codes, to.codes_offset)? + self.write_floats(&scales, to.scales_offset)?)
+        let scales = self.write_floats(&scales, to.dtype, to.scales_offset, &param.name)?;
+        Ok(self.write_bytes(&codes, to.codes_offset)? + scales)
     }
 
-    fn write_floats(&self, values: &[f32], offset: u64) -> Result<Bytes, FillError> {
-        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        self.write_bytes(&bytes, offset)
+    fn write_floats(
+        &self,
+        values: &[f32],
+        dtype: Dtype,
+        offset: u64,
+        tensor: &str,
+    ) -> Result<Bytes, FillError> {
+        let greatest = numbers::greatest(dtype);
+        if dtype != Dtype::Float32
+            && let Some(&value) = values.iter().find(|value| value.abs() > greatest)
+        {
+            return Err(FillError::TooGreat { tensor: tensor.into(), value, dtype });
+        }
+        self.write_bytes(&numbers::encode(values, dtype), offset)
     }
 
     fn write_bytes(&self, bytes: &[u8], offset: u64) -> Result<Bytes, FillError> {

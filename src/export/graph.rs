@@ -81,6 +81,22 @@ impl Builder {
                 entry("length", region.bytes.to_string()),
             ],
             data_location: DataLocation::External.into(),
+            raw_data: Vec::new(),
+        });
+    }
+
+    /// A small constant of the shape `dims`, little-endian, within the graph's own file.
+    pub(super) fn constant(&mut self, name: &str, element: ElementType, dims: &[usize], bytes: &[u8]) {
+        if self.graph.initializer.iter().any(|tensor| tensor.name == name) {
+            return;
+        }
+        self.graph.initializer.push(Tensor {
+            dims: dims.iter().copied().map(int).collect(),
+            data_type: element.into(),
+            name: name.into(),
+            external_data: Vec::new(),
+            data_location: DataLocation::Default.into(),
+            raw_data: bytes.to_vec(),
         });
     }
 
@@ -95,6 +111,13 @@ impl Builder {
             output: strings(op.outputs),
             attribute: op.attributes,
         });
+    }
+
+    /// Gives the first output of the node that was added last another name.
+    pub(super) fn rename_last_output(&mut self, name: &str) {
+        if let Some(output) = self.graph.node.last_mut().and_then(|node| node.output.first_mut()) {
+            *output = name.into();
+        }
     }
 
     /// The graph as the content of a `.onnx` file.

@@ -7,10 +7,10 @@ use crate::manifest::{AdapterSummary, SourceFile};
 use super::{
     ExportError, Progress, Source,
     adapter::Adapter,
+    architectures,
     blueprint::Blueprint,
     checkpoint::Checkpoint,
     companions::Companions,
-    llama,
     random::RandomWeights,
     settings::{Settings, SettingsError},
     sources::Sources,
@@ -18,12 +18,6 @@ use super::{
 };
 
 const CONFIG: &str = "config.json";
-
-/// Reads the configuration of one architecture.
-type Architecture = fn(&Settings) -> Result<Blueprint, SettingsError>;
-
-/// Every architecture, by its `model_type`.
-const ARCHITECTURES: [(&str, Architecture); 1] = [("llama", llama::read)];
 
 /// A model to export, checked.
 #[derive(Debug)]
@@ -61,7 +55,7 @@ impl Input {
 
     fn open_checkpoint(base: &Path, adapter_dir: Option<&Path>) -> Result<Self, ExportError> {
         let config = Settings::read(&base.join(CONFIG))?;
-        let blueprint = read_blueprint(&config)?;
+        let blueprint = architectures::read(&config)?;
         let checkpoint = Checkpoint::open(base)?;
         let skipped = checkpoint.check(&blueprint)?;
         let adapter = adapter_dir.map(Adapter::open).transpose()?;
@@ -87,23 +81,13 @@ impl Input {
         let mut sources = Sources::default();
         sources.add("base", [config.path().to_owned()]);
         Ok(Self {
-            blueprint: read_blueprint(&config)?,
+            blueprint: architectures::read(&config)?,
             weights: Weights::Random(RandomWeights { seed }),
             companions: None,
             end_tokens: end_tokens(None, &config)?,
             skipped: Vec::new(),
             sources,
         })
-    }
-}
-
-fn read_blueprint(config: &Settings) -> Result<Blueprint, SettingsError> {
-    const FIELD: &str = "model_type";
-    let supported = ARCHITECTURES.map(|(name, _)| name).join(", ");
-    let name = config.text(FIELD)?.ok_or_else(|| config.missing(FIELD, supported.clone()))?;
-    match ARCHITECTURES.iter().find(|(known, _)| *known == name) {
-        Some((_, read)) => read(config),
-        None => Err(config.unsupported(FIELD, supported)),
     }
 }
 

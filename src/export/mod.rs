@@ -1,7 +1,7 @@
 //! Turns a checkpoint and its adapter into a model directory: one graph that ONNX Runtime runs as it is.
 //!
 //! ```text
-//! config.json ──► llama ──► blueprint ──► emit ──┬──► model.onnx
+//! config.json ─► architectures ─► blueprint ──► emit ──┬──► model.onnx
 //!                               │                └──► plan ───────┐
 //! *.safetensors ─► checkpoint ──┤ checked against                 ▼
 //! adapter ───────► adapter ─────┘                 ──► weights ──► fill ──► model.onnx.data
@@ -28,6 +28,7 @@
 //! that cannot share the embedding's bytes, make the coarsest blocks the largest file there.
 
 mod adapter;
+mod architectures;
 mod blueprint;
 mod checkpoint;
 mod companions;
@@ -35,8 +36,9 @@ mod emit;
 mod fill;
 mod graph;
 mod input;
-mod llama;
+mod numbers;
 mod onnx;
+mod param;
 mod plan;
 mod positioned;
 mod progress;
@@ -74,10 +76,11 @@ pub use self::{
     weights::WeightsError,
 };
 use self::{
-    emit::{ACCURACY_LEVEL, Emitted, emit},
+    emit::{ACCURACY_LEVEL, Emitted, Numbers, emit},
     fill::fill,
     input::Input,
     quantize::{Bits, Quantizer},
+    rope::Rotary,
     staging::Staging,
 };
 
@@ -91,7 +94,7 @@ const DATA_FILE: &str = "model.onnx.data";
 const EXPORTER: &str = concat!("eka ", env!("CARGO_PKG_VERSION"));
 
 /// Counts changes of what is written between two versions of eka, so that cached exports are not taken for current.
-const REVISION: u32 = 1;
+const REVISION: u32 = 2;
 
 /// What to export, and how.
 #[derive(Clone, Debug)]
@@ -100,6 +103,9 @@ pub struct Options {
     pub source: Source,
     /// How they are stored.
     pub weights: WeightFormat,
+    /// Of activations, of the key-value cache, and of weights that are not quantized. A CPU wants single precision, a
+    /// GPU one of the others.
+    pub dtype: Dtype,
     /// The model directory to write.
     pub output: PathBuf,
     /// What to do if it exists.
@@ -129,7 +135,7 @@ pub enum Source {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WeightFormat {
     /// As they are computed with.
-    Float32,
+    Full,
     /// Eight bits and a share of a scale.
     Int8(BlockSize),
     /// Four bits and a share of a scale.
@@ -167,10 +173,16 @@ impl FromStr for BlockSize {
     }
 }
 
+impl Options {
+    fn numbers(&self) -> Numbers {
+        Numbers { dtype: self.dtype, quantizer: self.weights.quantizer() }
+    }
+}
+
 impl WeightFormat {
     fn quantizer(self) -> Option<Quantizer> {
         match self {
-            Self::Float32 => None,
+            Self::Full => None,
             Self::Int8(block) => Some(Quantizer { bits: Bits::Eight, block_size: block.0 }),
             Self::Int4(block) => Some(Quantizer { bits: Bits::Four, block_size: block.0 }),
         }
@@ -244,11 +256,11 @@ pub enum ExportError {
 /// when a weight is not finite, or when the output exists or cannot be written.
 pub fn export(options: &Options, progress: &dyn Progress) -> Result<Report, ExportError> {
     let mut input = Input::open(&options.source)?;
-    let Emitted { graph, plan } = emit(&input.blueprint, options.weights.quantizer(), DATA_FILE)?;
+    let Emitted { graph, plan } = emit(&input.blueprint, options.numbers(), DATA_FILE)?;
     let staging = Staging::new(&options.output, options.existing)?;
     let sources = input.identify(progress)?;
-    let frequencies = input.blueprint.rotary.inverse_frequencies(input.blueprint.dims.head_dim);
-    fill(&staging.path(DATA_FILE), &plan, (&input.weights, &frequencies), progress)?;
+    let angles: Vec<_> = input.blueprint.rotaries.iter().map(Rotary::angles).collect();
+    fill(&staging.path(DATA_FILE), &plan, (&input.weights, &angles), progress)?;
     staging.write(GRAPH_FILE, &graph)?;
     if let Some(companions) = &input.companions {
         companions.write(&staging)?;
@@ -276,7 +288,7 @@ pub fn fingerprint(options: &Options) -> Result<String, ExportError> {
         Source::Checkpoint { .. } => None,
         Source::Random { seed, .. } => Some(seed),
     };
-    hash.update(format!("{EXPORTER} {REVISION}\n{:?} {seed:?}\n", options.weights));
+    hash.update(format!("{EXPORTER} {REVISION}\n{:?} {:?} {seed:?}\n", options.weights, options.dtype));
     for SourceFile { path, bytes, sha256 } in input.identify(&())? {
         hash.update(format!("{path} {bytes} {sha256}\n"));
     }
@@ -288,7 +300,7 @@ fn describe(input: &Input, options: &Options, sources: Vec<SourceFile>) -> Manif
         schema: manifest::SCHEMA,
         architecture: input.blueprint.architecture.into(),
         dims: input.blueprint.dims,
-        dtype: Dtype::Float32,
+        dtype: options.dtype,
         quantization: options.weights.quantization(),
         context_length: input.blueprint.context_length,
         end_tokens: input.end_tokens.clone(),

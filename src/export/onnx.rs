@@ -88,7 +88,7 @@ pub(super) enum AttributeType {
     Int = 2,
 }
 
-/// `TensorProto`, with its data in another file.
+/// `TensorProto`, with its data in another file or, for a few numbers, within.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Tensor {
     #[prost(int64, repeated, packed = "false", tag = "1")]
@@ -99,6 +99,9 @@ pub(super) struct Tensor {
     pub name: String,
     #[prost(message, repeated, tag = "13")]
     pub external_data: Vec<StringEntry>,
+    /// Little-endian, unless the data is in another file.
+    #[prost(bytes = "vec", tag = "9")]
+    pub raw_data: Vec<u8>,
     #[prost(enumeration = "DataLocation", tag = "14")]
     pub data_location: i32,
 }
@@ -112,6 +115,8 @@ pub(super) enum ElementType {
     Uint8 = 2,
     Int32 = 6,
     Int64 = 7,
+    Float16 = 10,
+    Bfloat16 = 16,
 }
 
 /// `TensorProto.DataLocation`.

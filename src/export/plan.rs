@@ -3,13 +3,16 @@
 //! All sizes follow from the blueprint. With every place known, weights can be read, merged, quantized and written in
 //! any order and by several threads, one small piece at a time, and the same export gives the same bytes.
 
-use super::{blueprint::Param, quantize::Quantizer, rope::Table};
+use crate::manifest::Dtype;
+
+use super::{
+    param::{Param, Shape},
+    quantize::Quantizer,
+    rope::Table,
+};
 
 /// Tensors start at multiples of a page, so that they can be mapped into memory as they are.
 const ALIGNMENT: u64 = 4096;
-
-/// Bytes of a float32.
-pub(super) const FLOAT_BYTES: u64 = 4;
 
 /// The data file is larger than a file can be.
 #[derive(Debug, thiserror::Error)]
@@ -24,7 +27,7 @@ pub(super) struct Region {
 }
 
 /// Parameters stacked by their rows into one matrix, of as many columns as each; vectors are put end to end.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Stack(pub Vec<Param>);
 
 impl Stack {
@@ -35,17 +38,25 @@ impl Stack {
     pub(super) fn cols(&self) -> usize {
         self.0.first().map_or(0, |param| param.shape.cols())
     }
+
+    /// Its shape as a tensor.
+    pub(super) fn dims(&self) -> Vec<usize> {
+        match self.0.first().map(|param| param.shape) {
+            Some(Shape::Matrix { cols, .. }) => vec![self.rows(), cols],
+            _ => vec![self.0.iter().map(|param| param.shape.cols()).sum()],
+        }
+    }
 }
 
 /// One tensor's worth of work.
 #[derive(Clone, Debug)]
 pub(super) enum Fill {
     /// Weights as they are.
-    Floats { stack: Stack, at: Region },
-    /// Weights as codes, `row_bytes` a row, and scales.
-    Quantized { stack: Stack, quantizer: Quantizer, row_bytes: usize, codes: Region, scales: Region },
-    /// A table of the rotary positions.
-    Rotary { table: Table, positions: usize, at: Region },
+    Floats { stack: Stack, dtype: Dtype, at: Region },
+    /// Weights as codes, `row_bytes` a row, and scales of `dtype`.
+    Quantized { stack: Stack, quantizer: Quantizer, row_bytes: usize, dtype: Dtype, at: QuantizedAt },
+    /// A table of the rotary positions number `rotary`.
+    Rotary { rotary: usize, table: Table, positions: usize, pairs: usize, dtype: Dtype, at: Region },
 }
 
 /// Where a quantized matrix is.
@@ -68,10 +79,10 @@ impl Plan {
         self.end
     }
 
-    pub(super) fn floats(&mut self, stack: Stack) -> Result<Region, TooLarge> {
+    pub(super) fn floats(&mut self, stack: Stack, dtype: Dtype) -> Result<Region, TooLarge> {
         let elements = stack.0.iter().map(|param| param.shape.elements()).sum();
-        let at = self.reserve(elements, FLOAT_BYTES)?;
-        self.fills.push(Fill::Floats { stack, at });
+        let at = self.reserve(elements, dtype.bytes())?;
+        self.fills.push(Fill::Floats { stack, dtype, at });
         Ok(at)
     }
 
@@ -81,22 +92,25 @@ impl Plan {
         stack: Stack,
         quantizer: Quantizer,
         row_bytes: usize,
+        dtype: Dtype,
     ) -> Result<QuantizedAt, TooLarge> {
         let rows = stack.rows() as u64;
         let codes = self.reserve(rows, row_bytes as u64)?;
-        let scales = self.reserve(rows, quantizer.blocks(stack.cols()) as u64 * FLOAT_BYTES)?;
-        self.fills.push(Fill::Quantized { stack, quantizer, row_bytes, codes, scales });
-        Ok(QuantizedAt { codes, scales })
+        let scales = self.reserve(rows, quantizer.blocks(stack.cols()) as u64 * dtype.bytes())?;
+        let at = QuantizedAt { codes, scales };
+        self.fills.push(Fill::Quantized { stack, quantizer, row_bytes, dtype, at });
+        Ok(at)
     }
 
     pub(super) fn rotary(
         &mut self,
+        rotary: usize,
         table: Table,
-        positions: usize,
-        pairs: usize,
+        [positions, pairs]: [usize; 2],
+        dtype: Dtype,
     ) -> Result<Region, TooLarge> {
-        let at = self.reserve(positions as u64, pairs as u64 * FLOAT_BYTES)?;
-        self.fills.push(Fill::Rotary { table, positions, at });
+        let at = self.reserve(positions as u64, pairs as u64 * dtype.bytes())?;
+        self.fills.push(Fill::Rotary { rotary, table, positions, pairs, dtype, at });
         Ok(at)
     }
 
@@ -117,8 +131,8 @@ mod tests {
     fn tensors_start_on_pages_and_do_not_overlap() {
         let mut plan = Plan::default();
         let stack = |rows| Stack(vec![Param::matrix("a.weight", rows, 3)]);
-        let first = plan.floats(stack(5)).unwrap();
-        let second = plan.floats(stack(1)).unwrap();
+        let first = plan.floats(stack(5), Dtype::Float32).unwrap();
+        let second = plan.floats(stack(1), Dtype::Float32).unwrap();
         assert_eq!(first, Region { offset: 0, bytes: 60 });
         assert_eq!(second, Region { offset: 4096, bytes: 12 });
         assert_eq!(plan.bytes(), 4108);
@@ -128,7 +142,7 @@ mod tests {
     fn sizes_that_no_file_has_are_an_error() {
         let mut plan = Plan::default();
         let huge = || Stack(vec![Param::matrix("a.weight", 1 << 24, 1 << 24)]);
-        let result = (0..10_000).try_for_each(|_| plan.floats(huge()).map(drop));
+        let result = (0..10_000).try_for_each(|_| plan.floats(huge(), Dtype::Float32).map(drop));
         assert!(result.is_err());
     }
 }

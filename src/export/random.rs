@@ -11,7 +11,7 @@ use rand_chacha::{
 };
 use sha2::{Digest, Sha256};
 
-use super::blueprint::{Param, Shape};
+use super::param::{Param, Shape};
 
 /// Normal weights of standard deviation `1/sqrt(cols)`, norms of one, biases of zero.
 #[derive(Clone, Copy, Debug)]

@@ -138,6 +138,14 @@ impl Settings {
         self.optional_size(field)?.ok_or_else(|| self.missing(field, SIZE))
     }
 
+    /// A number of things, which may be none.
+    pub(super) fn count(&self, field: &str) -> Result<usize, SettingsError> {
+        let count = self.read_as(field, COUNT, |value| {
+            value.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| *n <= MOST_SIZE)
+        })?;
+        count.ok_or_else(|| self.missing(field, COUNT))
+    }
+
     /// A size of at least one, if the field is there.
     pub(super) fn optional_size(&self, field: &str) -> Result<Option<usize>, SettingsError> {
         self.read_as(field, SIZE, |value| {
@@ -155,6 +163,38 @@ impl Settings {
         self.read_as(field, POSITIVE, |value| {
             value.as_f64().map(to_single).filter(|n| n.is_finite() && *n > 0.0)
         })
+    }
+
+    /// A list of positive numbers; nothing when the field is absent.
+    pub(super) fn positives(&self, field: &str) -> Result<Vec<f32>, SettingsError> {
+        let number = |value: &Value| value.as_f64().map(to_single).filter(|n| n.is_finite() && *n > 0.0);
+        let numbers = self.read_as(field, "a list of positive numbers", |value| {
+            value.as_array()?.iter().map(number).collect::<Option<_>>()
+        })?;
+        Ok(numbers.unwrap_or_default())
+    }
+
+    /// A list of strings, if the field is there.
+    pub(super) fn texts(&self, field: &str) -> Result<Option<Vec<&str>>, SettingsError> {
+        self.read_as(field, "a list of strings", |value| {
+            value.as_array()?.iter().map(Value::as_str).collect()
+        })
+    }
+
+    /// The same settings, with `defaults`, a JSON object, for fields that are not there. Null is there.
+    pub(super) fn or(mut self, defaults: Value) -> Self {
+        if let Value::Object(defaults) = defaults {
+            for (field, value) in defaults {
+                self.fields.entry(field).or_insert(value);
+            }
+        }
+        self
+    }
+
+    /// The same settings, with another value for `field`.
+    pub(super) fn with(mut self, field: &str, value: impl Into<Value>) -> Self {
+        self.fields.insert(field.into(), value.into());
+        self
     }
 
     /// A truth value; `default` when the field is absent.
@@ -233,6 +273,7 @@ impl Settings {
 }
 
 const SIZE: &str = "a whole number from 1 to 16777216";
+const COUNT: &str = "a whole number from 0 to 16777216";
 const POSITIVE: &str = "a positive number";
 
 #[expect(

@@ -18,7 +18,10 @@ use safetensors::{
     tensor::{Metadata, TensorInfo},
 };
 
-use super::positioned::Positioned;
+use super::{
+    param::{Param, Shape},
+    positioned::Positioned,
+};
 
 /// As the safetensors library itself refuses.
 const MOST_HEADER_BYTES: u64 = 100_000_000;
@@ -165,6 +168,45 @@ impl TensorFile {
         }
     }
 
+    /// Reads `rows` of `param` from the tensor that it lies in, row by row, as float32.
+    ///
+    /// Callers have checked shape and type.
+    pub(super) fn read_param(
+        &self,
+        tensor: &str,
+        param: &Param,
+        rows: Range<usize>,
+    ) -> Result<Vec<f32>, TensorsError> {
+        let cols = match param.shape {
+            Shape::Vector(_) => 1,
+            Shape::Matrix { cols, .. } => cols,
+        };
+        let mut values = Vec::new();
+        for lines in param.stored(rows) {
+            if param.transposed {
+                let columns = Columns { lines, of: param.stored_lines(), height: cols };
+                values.extend(self.read_columns(tensor, &columns)?);
+            } else {
+                values.extend(self.read(tensor, lines.start * cols..lines.end * cols)?);
+            }
+        }
+        Ok(values)
+    }
+
+    /// Some columns of a matrix, one after the other.
+    fn read_columns(&self, tensor: &str, columns: &Columns) -> Result<Vec<f32>, TensorsError> {
+        let Columns { lines, of, height } = columns;
+        let mut values = vec![0.0; lines.len() * height];
+        for row in 0..*height {
+            let start = row * of;
+            let part = self.read(tensor, start + lines.start..start + lines.end)?;
+            for (line, value) in part.into_iter().enumerate() {
+                values[line * height + row] = value;
+            }
+        }
+        Ok(values)
+    }
+
     /// Reads elements `range` of `tensor`, in row-major order, as float32.
     ///
     /// Callers have checked shape and type; a range beyond the tensor's end reads as an unexpected end of file.
@@ -187,6 +229,13 @@ impl TensorFile {
             dtype: info.dtype,
         })
     }
+}
+
+/// Columns of a matrix of `height` rows of `of` numbers.
+struct Columns {
+    lines: Range<usize>,
+    of: usize,
+    height: usize,
 }
 
 fn read_header(file: &mut File, path: &Path, file_bytes: u64) -> Result<Vec<u8>, TensorsError> {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use safetensors::tensor::{Dtype, TensorView};
 
-use super::{blueprint::Blueprint, llama, random::normal_row, settings::Settings};
+use super::{architectures, blueprint::Blueprint, param::Shape, random::normal_row, settings::Settings};
 
 /// `config.json` of the tiny model.
 pub(super) fn config(tied: bool) -> String {
@@ -17,7 +17,7 @@ pub(super) fn config(tied: bool) -> String {
 
 /// The blueprint of the tiny model.
 pub(super) fn blueprint(tied: bool) -> Blueprint {
-    llama::read(&Settings::parse(Path::new("config.json"), config(tied).as_bytes()).unwrap()).unwrap()
+    architectures::read(&Settings::parse(Path::new("config.json"), config(tied).as_bytes()).unwrap()).unwrap()
 }
 
 /// A float32 tensor.
@@ -40,9 +40,9 @@ impl Tensor {
 pub(super) fn tensors(tied: bool) -> Vec<Tensor> {
     let named =
         |name: &str| if name.starts_with("lm_head") { name.to_owned() } else { format!("model.{name}") };
-    let shape = |shape: super::blueprint::Shape| match shape {
-        super::blueprint::Shape::Vector(n) => vec![n],
-        super::blueprint::Shape::Matrix { rows, cols } => vec![rows, cols],
+    let shape = |shape: Shape| match shape {
+        Shape::Vector(n) => vec![n],
+        Shape::Matrix { rows, cols } => vec![rows, cols],
     };
     blueprint(tied).params().map(|param| Tensor::new(&named(&param.name), &shape(param.shape))).collect()
 }

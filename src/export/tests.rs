@@ -31,7 +31,10 @@ impl Tiny {
         testing::write(&base.join("model.safetensors"), &testing::tensors(tied));
         let source = Source::Checkpoint { base, adapter: None };
         let output = dir.path().join("out/model");
-        Self { dir, options: Options { source, weights, output, existing: Existing::Keep } }
+        Self {
+            dir,
+            options: Options { source, weights, dtype: Dtype::Float32, output, existing: Existing::Keep },
+        }
     }
 
     fn base(&self, name: &str) -> PathBuf {
@@ -72,7 +75,7 @@ fn the_directory_holds_a_manifest_that_can_be_read_back() {
 
 #[test]
 fn the_same_export_gives_the_same_bytes() {
-    for weights in [WeightFormat::Float32, INT4, WeightFormat::Int8(BlockSize(64))] {
+    for weights in [WeightFormat::Full, INT4, WeightFormat::Int8(BlockSize(64))] {
         let [one, two] = [(); 2].map(|()| Tiny::new(true, weights));
         for tiny in [&one, &two] {
             export(&tiny.options, &()).unwrap();
@@ -85,7 +88,7 @@ fn the_same_export_gives_the_same_bytes() {
 
 #[test]
 fn inputs_and_outputs_are_those_of_the_contract() {
-    let tiny = Tiny::new(false, WeightFormat::Float32);
+    let tiny = Tiny::new(false, WeightFormat::Full);
     export(&tiny.options, &()).unwrap();
     let graph = tiny.model().graph.unwrap();
     let names = |values: &[onnx::ValueInfo]| values.iter().map(|v| v.name.clone()).collect::<Vec<_>>();
@@ -98,7 +101,7 @@ fn inputs_and_outputs_are_those_of_the_contract() {
 #[test]
 fn a_tied_head_and_the_embedding_are_the_same_bytes() {
     for (weights, names) in [
-        (WeightFormat::Float32, [("embedding.weight", "head.weight")].as_slice()),
+        (WeightFormat::Full, [("embedding.weight", "head.weight")].as_slice()),
         (INT4, &[("embedding.codes", "head.codes"), ("embedding.scales", "head.scales")]),
     ] {
         let tiny = Tiny::new(true, weights);
@@ -147,7 +150,7 @@ fn an_unknown_architecture_is_refused_with_the_known_ones() {
     let tiny = Tiny::new(false, INT4);
     fs::write(tiny.base("config.json"), r#"{"model_type": "mamba"}"#).unwrap();
     let message = export(&tiny.options, &()).unwrap_err().to_string();
-    assert!(message.contains("mamba") && message.contains("supported: llama"), "{message}");
+    assert!(message.contains("mamba") && message.contains("llama, mistral"), "{message}");
 }
 
 #[test]
@@ -177,7 +180,7 @@ fn a_fingerprint_changes_with_content_and_options_but_not_with_places() {
 
 #[test]
 fn biases_are_added_after_the_stacked_projections() {
-    let tiny = Tiny::new(true, WeightFormat::Float32);
+    let tiny = Tiny::new(true, WeightFormat::Full);
     let config = testing::config(true).replacen('{', r#"{"attention_bias": true,"#, 1);
     fs::write(tiny.base("config.json"), config).unwrap();
     let mut tensors = testing::tensors(true);

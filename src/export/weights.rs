@@ -9,8 +9,8 @@ use ndarray::{ArrayView2, ArrayViewMut2, ShapeError, linalg::general_mat_mul};
 
 use super::{
     adapter::{Adapter, AdapterError, LowRank},
-    blueprint::Param,
     checkpoint::{Checkpoint, CheckpointError},
+    param::Param,
     random::RandomWeights,
 };
 
@@ -79,10 +79,13 @@ impl Merged {
         let mut weights = self.checkpoint.rows(param, rows.clone())?;
         let mut origin = "base";
         if let Some(adapter) = &self.adapter
-            && let Some(added) = adapter.low_rank(&param.name, rows.clone(), param.shape.cols())?
+            && let Some(added) = adapter.low_rank(param, rows.clone())?
         {
             add(&mut weights, &added, adapter, param)?;
             origin = "merged";
+        }
+        if param.offset != 0.0 {
+            weights.iter_mut().for_each(|weight| *weight += param.offset);
         }
         check_finite(&weights, param, rows.start, origin)?;
         Ok(weights)

@@ -1,0 +1,123 @@
+//! GPT-2: learned positions, layer norms with biases, and weights stored as `[in, out]`.
+
+use serde_json::json;
+
+use super::{
+    super::{
+        blueprint::{Attention, Blueprint, Embedding, Inner, Layer, Linear, Mlp, Norm},
+        param::{Lines, Param},
+        settings::{Settings, SettingsError},
+    },
+    SizeNames, Sizes, activation, check_heads,
+    family::head,
+};
+use crate::manifest::Dims;
+
+const NAMES: SizeNames = SizeNames {
+    layers: &["n_layer", "num_hidden_layers"],
+    hidden: &["n_embd", "hidden_size"],
+    heads: &["n_head", "num_attention_heads"],
+};
+
+pub(super) fn read(config: &Settings) -> Result<Blueprint, SettingsError> {
+    let config = &config.clone().or(json!({
+        "layer_norm_epsilon": 1e-5, "activation_function": "gelu_new", "tie_word_embeddings": true,
+    }));
+    let sizes = Sizes::read(config, &NAMES)?;
+    let head_dim = sizes.head_dim(config, &NAMES)?;
+    check_heads(config, "n_head", (sizes.heads, head_dim), 8)?;
+    let intermediate = config.optional_size("n_inner")?.unwrap_or(4 * sizes.hidden);
+    let gpt = Gpt {
+        config,
+        dims: sizes.dims(sizes.heads, head_dim, intermediate),
+        epsilon: config.positive("layer_norm_epsilon")?,
+    };
+    let Dims { layers, hidden, vocab, .. } = gpt.dims;
+    let positions = super::named(config, &["n_positions", "n_ctx", "max_position_embeddings"])?;
+    Ok(Blueprint {
+        architecture: "gpt2",
+        dims: gpt.dims,
+        context_length: positions,
+        embedding: Embedding {
+            table: Param::matrix("wte.weight", vocab, hidden),
+            scale: None,
+            positions: Some(Param::matrix("wpe.weight", positions, hidden)),
+            norm: None,
+        },
+        rotaries: Vec::new(),
+        slopes: None,
+        layers: (0..layers).map(|layer| gpt.layer(layer)).collect::<Result<_, _>>()?,
+        final_norm: gpt.norm("ln_f"),
+        head: head(config.flag("tie_word_embeddings", true)?, vocab, hidden),
+        logits_cap: None,
+    })
+}
+
+struct Gpt<'a> {
+    config: &'a Settings,
+    dims: Dims,
+    epsilon: f32,
+}
+
+impl Gpt<'_> {
+    fn norm(&self, module: &str) -> Norm {
+        let part = |kind: &str| Param::vector(format!("{module}.{kind}"), self.dims.hidden);
+        Norm { weight: part("weight"), bias: Some(part("bias")), epsilon: self.epsilon }
+    }
+
+    fn layer(&self, layer: usize) -> Result<Layer, SettingsError> {
+        let Dims { hidden, intermediate, .. } = self.dims;
+        let scope = format!("h.{layer}");
+        let whole = |name: &str, rows, cols| conv(&format!("{scope}.{name}"), [rows, cols], Lines::All);
+        let part = |part: usize| {
+            let lines = Lines::From { start: part * hidden, of: 3 * hidden };
+            conv(&format!("{scope}.attn.c_attn"), [hidden, hidden], lines)
+        };
+        Ok(Layer {
+            attention_norm: self.norm(&format!("{scope}.ln_1")),
+            attention: Attention {
+                query: part(0),
+                key: part(1),
+                value: part(2),
+                output: whole("attn.c_proj", hidden, hidden),
+                head_norms: None,
+                rotary: None,
+                window: None,
+                scale: self.scale(layer)?,
+                cap: None,
+            },
+            attention_end: None,
+            mlp_norm: self.norm(&format!("{scope}.ln_2")),
+            mlp: Mlp {
+                inner: Inner::Plain { up: whole("mlp.c_fc", intermediate, hidden) },
+                activation: activation(self.config, "activation_function")?,
+                down: whole("mlp.c_proj", hidden, intermediate),
+            },
+            mlp_end: None,
+        })
+    }
+
+    /// Some variants scale scores by the layer's number as well, or not at all.
+    fn scale(&self, layer: usize) -> Result<Option<f32>, SettingsError> {
+        let by_head = if self.config.flag("scale_attn_weights", true)? {
+            (self.dims.head_dim as f32).sqrt().recip()
+        } else {
+            1.0
+        };
+        let by_layer = if self.config.flag("scale_attn_by_inverse_layer_idx", false)? {
+            ((layer + 1) as f32).recip()
+        } else {
+            1.0
+        };
+        Ok(Some(by_head * by_layer))
+    }
+}
+
+/// What GPT-2 calls a convolution: a linear layer that is stored the other way round.
+fn conv(module: &str, [rows, cols]: [usize; 2], lines: Lines) -> Linear {
+    let weight = Param::matrix(format!("{module}.weight"), rows, cols);
+    Linear {
+        weight: Param { lines, transposed: true, ..weight },
+        bias: Some(Param { lines, ..Param::vector(format!("{module}.bias"), rows) }),
+    }
+}

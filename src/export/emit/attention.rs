@@ -1,0 +1,108 @@
+//! Attention over the key-value cache.
+//!
+//! Query, key and value read the same input, so their weights are stacked into one matrix: their input is quantized once,
+//! and one node does the work of three. Quantization is by row, so stacking changes no bit of a weight. Only models that
+//! normalise the heads of queries and keys have them apart, because ONNX Runtime's attention normalises heads by itself
+//! on a GPU alone.
+
+use super::{
+    super::{
+        blueprint::{Attention, Linear, Norm},
+        graph::{Op, float_attribute, int_attribute},
+        onnx::Attribute,
+        plan::TooLarge,
+    },
+    Emitter, of_layer, rotary_names,
+};
+
+impl Emitter {
+    /// `bias` is added to scores.
+    pub(super) fn attention(
+        &mut self,
+        layer: usize,
+        attention: &Attention,
+        input: &str,
+        bias: Option<&str>,
+    ) -> Result<String, TooLarge> {
+        let scope = format!("layers.{layer}.attention");
+        let [query, key, value] = self.projections(&scope, attention, input)?;
+        let names = self.names.clone();
+        let [past_key, past_value, present_key, present_value] =
+            [&names.past_key, &names.past_value, &names.present_key, &names.present_value]
+                .map(|template| of_layer(template, layer));
+        let [cosines, sines] = attention.rotary.map(rotary_names).unwrap_or_default();
+        let mut inputs = vec![
+            &*query,
+            &key,
+            &value,
+            &past_key,
+            &past_value,
+            &names.seqlens_k,
+            &names.total_sequence_length,
+            &cosines,
+            &sines,
+            // Position ids: they follow from the lengths.
+            "",
+            bias.unwrap_or_default(),
+        ];
+        while inputs.last().is_some_and(|name| name.is_empty()) {
+            inputs.pop();
+        }
+        let outputs = [&*scope, &present_key, &present_value];
+        let attributes = self.attention_attributes(attention);
+        self.graph.add(Op::microsoft("GroupQueryAttention", &inputs, &outputs).with(attributes));
+        self.linear(&format!("{scope}.output"), &[&attention.output], &scope)
+    }
+
+    fn attention_attributes(&self, attention: &Attention) -> Vec<Attribute> {
+        let mut attributes = vec![
+            int_attribute("num_heads", self.dims.heads),
+            int_attribute("kv_num_heads", self.dims.kv_heads),
+            int_attribute("do_rotary", attention.rotary.is_some().into()),
+            int_attribute("rotary_interleaved", 0),
+        ];
+        attributes.extend(attention.window.map(|window| int_attribute("local_window_size", window)));
+        attributes.extend(attention.scale.map(|scale| float_attribute("scale", scale)));
+        attributes.extend(attention.cap.map(|cap| float_attribute("softcap", cap)));
+        attributes
+    }
+
+    /// Query, key and value; the first holds all three when the others are empty.
+    fn projections(
+        &mut self,
+        scope: &str,
+        attention: &Attention,
+        input: &str,
+    ) -> Result<[String; 3], TooLarge> {
+        let Attention { query, key, value, .. } = attention;
+        let Some([query_norm, key_norm]) = &attention.head_norms else {
+            let stacked = self.linear(&format!("{scope}.qkv"), &[query, key, value], input)?;
+            return Ok([stacked, String::new(), String::new()]);
+        };
+        Ok([
+            self.normed_heads(&format!("{scope}.query"), query, query_norm, input)?,
+            self.normed_heads(&format!("{scope}.key"), key, key_norm, input)?,
+            self.linear(&format!("{scope}.value"), &[value], input)?,
+        ])
+    }
+
+    fn normed_heads(
+        &mut self,
+        scope: &str,
+        linear: &Linear,
+        norm: &Norm,
+        input: &str,
+    ) -> Result<String, TooLarge> {
+        let flat = self.linear(&format!("{scope}.projection"), &[linear], input)?;
+        let heads = format!("{scope}.heads");
+        self.reshape(&heads, &flat, &[0, 0, -1, signed(self.dims.head_dim)]);
+        let normed = self.norm(&format!("{scope}.norm"), norm, &heads)?;
+        self.reshape(scope, &normed, &[0, 0, -1]);
+        Ok(scope.into())
+    }
+}
+
+#[expect(clippy::cast_possible_wrap, reason = "sizes of a blueprint are far below 2^63")]
+fn signed(n: usize) -> i64 {
+    n as i64
+}

@@ -1,0 +1,143 @@
+//! Weights as matrices: linear layers, the embedding's table, and the head.
+//!
+//! Linear layers in floats are `FusedMatMul` with a transposed second factor, because checkpoints store `[out, in]`; it
+//! was measured to be as fast as `MatMul` over a transposed copy, for one position and for many.
+
+use super::{
+    super::{
+        blueprint::Linear,
+        graph::{Op, int_attribute},
+        onnx::ElementType,
+        param::Param,
+        plan::{QuantizedAt, Region, Stack, TooLarge},
+        quantize::Quantizer,
+    },
+    Emitter,
+};
+
+/// Lets the CPU multiply in int8; every other level is slower there, up to a hundred times with 8-bit weights.
+pub(in super::super) const ACCURACY_LEVEL: u8 = 4;
+
+/// A matrix in the data file, as linear layers read it.
+#[derive(Clone, Copy)]
+pub(super) enum Matrix {
+    Floats(Region),
+    Quantized(Quantizer, QuantizedAt),
+}
+
+impl Matrix {
+    /// Whether rows of `cols` weights end where a block does, so that padded and packed rows are the same.
+    fn has_whole_blocks(self, cols: usize) -> bool {
+        match self {
+            Self::Floats(_) => true,
+            Self::Quantized(quantizer, _) => cols.is_multiple_of(quantizer.block_size),
+        }
+    }
+}
+
+impl Emitter {
+    /// Stacks `linears` by their rows and applies them to `input`.
+    pub(super) fn linear(
+        &mut self,
+        scope: &str,
+        linears: &[&Linear],
+        input: &str,
+    ) -> Result<String, TooLarge> {
+        let stack = Stack(linears.iter().map(|linear| linear.weight.clone()).collect());
+        let shape = [stack.rows(), stack.cols()];
+        let matrix = self.place(stack)?;
+        let biases: Vec<Param> = linears.iter().filter_map(|linear| linear.bias.clone()).collect();
+        if biases.is_empty() {
+            self.multiply(scope, matrix, shape, [input, scope]);
+            return Ok(scope.into());
+        }
+        let [product, bias] = ["product", "bias"].map(|name| format!("{scope}.{name}"));
+        self.multiply(scope, matrix, shape, [input, &product]);
+        self.floats(&bias, Stack(biases))?;
+        self.graph.add(Op::plain("Add", &[&product, &bias], &[scope]));
+        Ok(scope.into())
+    }
+
+    /// The head by the rows of the embedding's table, over the same bytes where they can be shared.
+    pub(super) fn tied_head(
+        &mut self,
+        param: &Param,
+        table: Matrix,
+        input: &str,
+    ) -> Result<String, TooLarge> {
+        let stack = Stack(vec![param.clone()]);
+        let shape = [stack.rows(), stack.cols()];
+        let matrix = if table.has_whole_blocks(shape[1]) { table } else { self.place(stack)? };
+        self.multiply("head", matrix, shape, [input, "head"]);
+        Ok("head".into())
+    }
+
+    /// Looks the input up in a table of rows.
+    pub(super) fn lookup(&mut self, param: &Param) -> Result<(String, Matrix), TooLarge> {
+        let (rows, cols) = (param.shape.rows(), param.shape.cols());
+        let stack = Stack(vec![param.clone()]);
+        let ids = self.names.input_ids.clone();
+        let Some(quantizer) = self.numbers.quantizer else {
+            let region = self.plan.floats(stack, self.numbers.dtype)?;
+            self.graph.initializer("embedding.weight", self.float(), &[rows, cols], region);
+            self.gather("embedding", "embedding.weight", &ids, 0);
+            return Ok(("embedding".into(), Matrix::Floats(region)));
+        };
+        let row_bytes = quantizer.bits.bytes(cols);
+        let at = self.plan.quantized(stack, quantizer, row_bytes, self.numbers.dtype)?;
+        self.graph.initializer("embedding.codes", ElementType::Uint8, &[rows, row_bytes], at.codes);
+        let scales = [rows, quantizer.blocks(cols)];
+        self.graph.initializer("embedding.scales", self.float(), &scales, at.scales);
+        let inputs = ["embedding.codes", &ids, "embedding.scales"];
+        self.graph.add(Op::microsoft("GatherBlockQuantized", &inputs, &["embedding"]).with(vec![
+            int_attribute("gather_axis", 0),
+            int_attribute("quantize_axis", 1),
+            int_attribute("block_size", quantizer.block_size),
+            int_attribute("bits", quantizer.bits.count().into()),
+        ]));
+        Ok(("embedding".into(), Matrix::Quantized(quantizer, at)))
+    }
+
+    fn place(&mut self, stack: Stack) -> Result<Matrix, TooLarge> {
+        let dtype = self.numbers.dtype;
+        let Some(quantizer) = self.numbers.quantizer else {
+            return Ok(Matrix::Floats(self.plan.floats(stack, dtype)?));
+        };
+        let row_bytes = quantizer.padded_row_bytes(stack.cols());
+        Ok(Matrix::Quantized(quantizer, self.plan.quantized(stack, quantizer, row_bytes, dtype)?))
+    }
+
+    /// `input · matrixᵀ`: checkpoints store `[out, in]`, and both operators take it that way.
+    fn multiply(
+        &mut self,
+        scope: &str,
+        matrix: Matrix,
+        [rows, cols]: [usize; 2],
+        [input, output]: [&str; 2],
+    ) {
+        match matrix {
+            Matrix::Floats(region) => {
+                let weight = format!("{scope}.weight");
+                self.graph.initializer(&weight, self.float(), &[rows, cols], region);
+                let attributes = vec![int_attribute("transB", 1)];
+                self.graph.add(Op::microsoft("FusedMatMul", &[input, &weight], &[output]).with(attributes));
+            }
+            Matrix::Quantized(quantizer, at) => {
+                let [codes, scales] = ["codes", "scales"].map(|name| format!("{scope}.{name}"));
+                let blocks = quantizer.blocks(cols);
+                let block_bytes = quantizer.bits.bytes(quantizer.block_size);
+                self.graph.initializer(&codes, ElementType::Uint8, &[rows, blocks, block_bytes], at.codes);
+                self.graph.initializer(&scales, self.float(), &[rows, blocks], at.scales);
+                let attributes = vec![
+                    int_attribute("K", cols),
+                    int_attribute("N", rows),
+                    int_attribute("bits", quantizer.bits.count().into()),
+                    int_attribute("block_size", quantizer.block_size),
+                    int_attribute("accuracy_level", ACCURACY_LEVEL.into()),
+                ];
+                self.graph
+                    .add(Op::microsoft("MatMulNBits", &[input, &codes, &scales], &[output]).with(attributes));
+            }
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! The half of a layer that looks at one position alone.
+//!
+//! Gate and up are kept apart: stacked, their product would have to be copied apart again, which costs what it saves.
+
+use super::{
+    super::{
+        blueprint::{Activation, Inner, Mlp},
+        graph::{Op, float_attribute},
+        plan::TooLarge,
+    },
+    Emitter,
+};
+
+impl Emitter {
+    pub(super) fn mlp(&mut self, scope: &str, mlp: &Mlp, input: &str) -> Result<String, TooLarge> {
+        let [activated, product] = ["activated", "product"].map(|name| format!("{scope}.{name}"));
+        let wide = match &mlp.inner {
+            Inner::Plain { up } => {
+                let up = self.linear(&format!("{scope}.up"), &[up], input)?;
+                self.activate(mlp.activation, [&up, &activated]);
+                activated
+            }
+            Inner::Gated { gate, up } => {
+                let gate = self.linear(&format!("{scope}.gate"), &[gate], input)?;
+                let up = self.linear(&format!("{scope}.up"), &[up], input)?;
+                self.activate(mlp.activation, [&gate, &activated]);
+                self.graph.add(Op::plain("Mul", &[&activated, &up], &[&product]));
+                product
+            }
+        };
+        self.linear(&format!("{scope}.down"), &[&mlp.down], &wide)
+    }
+
+    fn activate(&mut self, activation: Activation, [input, output]: [&str; 2]) {
+        let (inputs, outputs) = ([input], [output]);
+        self.graph.add(match activation {
+            // What ONNX Runtime makes of `Sigmoid` and `Mul` itself.
+            Activation::Sigmoid { alpha } => {
+                Op::microsoft("QuickGelu", &inputs, &outputs).with(vec![float_attribute("alpha", alpha)])
+            }
+            Activation::Gelu => Op::microsoft("Gelu", &inputs, &outputs),
+            Activation::GeluTanh => Op::microsoft("FastGelu", &inputs, &outputs),
+            Activation::Relu => Op::plain("Relu", &inputs, &outputs),
+        });
+    }
+}

@@ -1,0 +1,282 @@
+//! Turns a blueprint into a graph and a plan of the data file.
+//!
+//! There is no shape arithmetic in the graph: lengths are inputs, and constants do the rest, so that every node runs on
+//! the provider asked for. What a model does not use is not emitted.
+
+mod attention;
+mod linear;
+mod mlp;
+mod positions;
+
+use crate::manifest::{Dims, Dtype, GraphNames};
+
+use super::{
+    blueprint::{Blueprint, Embedding, Head, Norm},
+    graph::{Builder, Dim, Op, float_attribute, int_attribute},
+    numbers,
+    onnx::ElementType,
+    plan::{Plan, Stack, TooLarge},
+    quantize::Quantizer,
+    rope::Table,
+};
+pub(super) use linear::ACCURACY_LEVEL;
+use linear::Matrix;
+
+/// What an export is made of: the graph, and how to fill the data file.
+pub(super) struct Emitted {
+    /// Content of `model.onnx`.
+    pub graph: Vec<u8>,
+    pub plan: Plan,
+}
+
+/// How numbers are stored.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Numbers {
+    /// Of activations, of the key-value cache, and of weights that are not quantized.
+    pub dtype: Dtype,
+    pub quantizer: Option<Quantizer>,
+}
+
+/// Emits `blueprint` with `numbers`, over the data file `data_file`.
+pub(super) fn emit(
+    blueprint: &Blueprint,
+    numbers: Numbers,
+    data_file: &'static str,
+) -> Result<Emitted, TooLarge> {
+    let mut emitter = Emitter {
+        dims: blueprint.dims,
+        names: GraphNames::default(),
+        numbers,
+        graph: Builder::new(blueprint.architecture, data_file),
+        plan: Plan::default(),
+    };
+    emitter.model(blueprint)?;
+    Ok(Emitted { graph: emitter.graph.encode(), plan: emitter.plan })
+}
+
+struct Emitter {
+    dims: Dims,
+    names: GraphNames,
+    numbers: Numbers,
+    graph: Builder,
+    plan: Plan,
+}
+
+/// The two ends of a sum that has not been added up yet: the next norm adds them.
+struct Residual {
+    stream: String,
+    update: Option<String>,
+}
+
+impl Emitter {
+    fn model(&mut self, blueprint: &Blueprint) -> Result<(), TooLarge> {
+        self.inputs();
+        for (i, rotary) in blueprint.rotaries.iter().enumerate() {
+            self.rotary_tables(i, rotary.pairs(), blueprint.context_length)?;
+        }
+        let (stream, table) = self.embedding(&blueprint.embedding)?;
+        let bias = blueprint.slopes.as_deref().map(|slopes| self.alibi(slopes));
+        let mut residual = Residual { stream, update: None };
+        for (i, layer) in blueprint.layers.iter().enumerate() {
+            let scope = format!("layers.{i}");
+            let normed =
+                self.next_norm(&format!("{scope}.attention_norm"), &layer.attention_norm, &mut residual)?;
+            let update = self.attention(i, &layer.attention, &normed, bias.as_deref())?;
+            residual.update =
+                Some(self.end(&format!("{scope}.attention_end"), layer.attention_end.as_ref(), update)?);
+            let normed = self.next_norm(&format!("{scope}.mlp_norm"), &layer.mlp_norm, &mut residual)?;
+            let update = self.mlp(&format!("{scope}.mlp"), &layer.mlp, &normed)?;
+            residual.update = Some(self.end(&format!("{scope}.mlp_end"), layer.mlp_end.as_ref(), update)?);
+        }
+        let normed = self.next_norm("final_norm", &blueprint.final_norm, &mut residual)?;
+        let chosen = self.chosen(&normed);
+        let product = match &blueprint.head {
+            Head::Own(linear) => self.linear("head", &[linear], &chosen)?,
+            Head::Tied { .. } => self.tied_head(&blueprint.embedding.table, table, &chosen)?,
+        };
+        self.logits(product, blueprint.logits_cap);
+        Ok(())
+    }
+
+    fn inputs(&mut self) {
+        let names = self.names.clone();
+        self.graph.input(&names.input_ids, ElementType::Int64, &[Dim::Known(1), Dim::Named("n")]);
+        self.graph.input(&names.seqlens_k, ElementType::Int32, &[Dim::Known(1)]);
+        self.graph.input(&names.total_sequence_length, ElementType::Int32, &[]);
+        self.graph.input(&names.logits_index, ElementType::Int64, &[Dim::Named("k")]);
+        let dims = [Dim::Known(1), Dim::Named("k"), Dim::Known(self.dims.vocab)];
+        // Whoever samples wants single precision, whatever the graph computes in.
+        self.graph.output(&names.logits, ElementType::Float, &dims);
+        let Dims { kv_heads, head_dim, .. } = self.dims;
+        let cache = [Dim::Known(1), Dim::Known(kv_heads), Dim::Named("capacity"), Dim::Known(head_dim)];
+        for layer in 0..self.dims.layers {
+            for name in [&names.past_key, &names.past_value] {
+                self.graph.input(&of_layer(name, layer), self.float(), &cache);
+            }
+            for name in [&names.present_key, &names.present_value] {
+                self.graph.output(&of_layer(name, layer), self.float(), &cache);
+            }
+        }
+    }
+
+    fn rotary_tables(&mut self, rotary: usize, pairs: usize, positions: usize) -> Result<(), TooLarge> {
+        for (name, table) in rotary_names(rotary).into_iter().zip([Table::Cosine, Table::Sine]) {
+            let region = self.plan.rotary(rotary, table, [positions, pairs], self.numbers.dtype)?;
+            self.graph.initializer(&name, self.float(), &[positions, pairs], region);
+        }
+        Ok(())
+    }
+
+    /// Looks the input up; also gives the table, for a head that is tied to it.
+    fn embedding(&mut self, embedding: &Embedding) -> Result<(String, Matrix), TooLarge> {
+        let (mut stream, table) = self.lookup(&embedding.table)?;
+        if let Some(scale) = embedding.scale {
+            let factor = self.scalar("embedding.scale", scale);
+            self.graph.add(Op::plain("Mul", &[&stream, &factor], &["embedding.scaled"]));
+            stream = "embedding.scaled".into();
+        }
+        if let Some(positions) = &embedding.positions {
+            stream = self.add_positions(positions, &stream)?;
+        }
+        if let Some(norm) = &embedding.norm {
+            stream = self.norm("embedding.norm", norm, &stream)?;
+        }
+        Ok((stream, table))
+    }
+
+    /// Adds up `residual`, and normalises the sum.
+    fn next_norm(&mut self, scope: &str, norm: &Norm, residual: &mut Residual) -> Result<String, TooLarge> {
+        let Some(update) = residual.update.take() else {
+            return self.norm(scope, norm, &residual.stream);
+        };
+        let weights = self.norm_weights(scope, norm)?;
+        let sum = format!("{scope}.sum");
+        let inputs: Vec<&str> =
+            [&*residual.stream, &update].into_iter().chain(weights.iter().map(String::as_str)).collect();
+        let name =
+            if norm.bias.is_some() { "SkipLayerNormalization" } else { "SkipSimplifiedLayerNormalization" };
+        let epsilon = vec![float_attribute("epsilon", norm.epsilon)];
+        self.graph.add(Op::microsoft(name, &inputs, &[scope, "", "", &sum]).with(epsilon));
+        residual.stream = sum;
+        Ok(scope.into())
+    }
+
+    /// Normalises the rows of `input`.
+    fn norm(&mut self, scope: &str, norm: &Norm, input: &str) -> Result<String, TooLarge> {
+        let weights = self.norm_weights(scope, norm)?;
+        let inputs: Vec<&str> = [input].into_iter().chain(weights.iter().map(String::as_str)).collect();
+        let name = if norm.bias.is_some() { "LayerNormalization" } else { "SimplifiedLayerNormalization" };
+        let epsilon = vec![float_attribute("epsilon", norm.epsilon)];
+        self.graph.add(Op::plain(name, &inputs, &[scope]).with(epsilon));
+        Ok(scope.into())
+    }
+
+    fn norm_weights(&mut self, scope: &str, norm: &Norm) -> Result<Vec<String>, TooLarge> {
+        let mut names = Vec::new();
+        for (kind, param) in [("weight", Some(&norm.weight)), ("bias", norm.bias.as_ref())] {
+            let Some(param) = param else { continue };
+            let name = format!("{scope}.{kind}");
+            self.floats(&name, Stack(vec![param.clone()]))?;
+            names.push(name);
+        }
+        Ok(names)
+    }
+
+    fn end(&mut self, scope: &str, norm: Option<&Norm>, update: String) -> Result<String, TooLarge> {
+        match norm {
+            Some(norm) => self.norm(scope, norm, &update),
+            None => Ok(update),
+        }
+    }
+
+    /// The rows of `input` that `logits_index` names.
+    fn chosen(&mut self, input: &str) -> String {
+        let output = "final_norm.chosen";
+        let index = self.names.logits_index.clone();
+        self.gather(output, input, &index, 1);
+        output.into()
+    }
+
+    /// What is left to do until `product` may be called logits.
+    fn logits(&mut self, product: String, cap: Option<f32>) {
+        let mut steps: Vec<(&str, Option<String>)> = Vec::new();
+        if self.numbers.dtype != Dtype::Float32 {
+            steps.push(("Cast", None));
+        }
+        if let Some(cap) = cap {
+            let cap = self.constant("head.cap", ElementType::Float, &[], &cap.to_le_bytes());
+            steps.extend([("Div", Some(cap.clone())), ("Tanh", None), ("Mul", Some(cap))]);
+        }
+        if steps.is_empty() {
+            let logits = self.names.logits.clone();
+            self.graph.rename_last_output(&logits);
+            return;
+        }
+        let mut input = product;
+        let last = steps.len() - 1;
+        for (i, (name, factor)) in steps.into_iter().enumerate() {
+            let output = if i == last { self.names.logits.clone() } else { format!("head.step.{i}") };
+            let inputs: Vec<&str> = [&*input].into_iter().chain(factor.as_deref()).collect();
+            let attributes = if name == "Cast" {
+                vec![int_attribute("to", ElementType::Float as usize)]
+            } else {
+                Vec::new()
+            };
+            self.graph.add(Op::plain(name, &inputs, &[&output]).with(attributes));
+            input = output;
+        }
+    }
+
+    /// The type of activations.
+    fn float(&self) -> ElementType {
+        element(self.numbers.dtype)
+    }
+
+    /// Places weights of the activations' type, and names them; a stack of vectors is a vector.
+    fn floats(&mut self, name: &str, stack: Stack) -> Result<(), TooLarge> {
+        let dims = stack.dims();
+        let region = self.plan.floats(stack, self.numbers.dtype)?;
+        self.graph.initializer(name, self.float(), &dims, region);
+        Ok(())
+    }
+
+    /// A number of the activations' type.
+    fn scalar(&mut self, name: &str, value: f32) -> String {
+        self.constant(name, self.float(), &[], &numbers::encode(&[value], self.numbers.dtype))
+    }
+
+    /// A few numbers within the graph itself.
+    fn constant(&mut self, name: &str, element: ElementType, dims: &[usize], bytes: &[u8]) -> String {
+        self.graph.constant(name, element, dims, bytes);
+        name.into()
+    }
+
+    fn gather(&mut self, output: &str, data: &str, index: &str, axis: usize) {
+        self.graph
+            .add(Op::plain("Gather", &[data, index], &[output]).with(vec![int_attribute("axis", axis)]));
+    }
+
+    /// `input` seen with other dimensions; zero keeps one as it is, minus one takes what is left.
+    fn reshape(&mut self, output: &str, input: &str, dims: &[i64]) {
+        let bytes: Vec<u8> = dims.iter().flat_map(|dim| dim.to_le_bytes()).collect();
+        let shape = self.constant(&format!("{output}.shape"), ElementType::Int64, &[dims.len()], &bytes);
+        self.graph.add(Op::plain("Reshape", &[input, &shape], &[output]));
+    }
+}
+
+/// Names of the tables of rotary positions number `rotary`: cosines, sines.
+fn rotary_names(rotary: usize) -> [String; 2] {
+    ["cos", "sin"].map(|table| format!("rotary.{rotary}.{table}"))
+}
+
+fn of_layer(template: &str, layer: usize) -> String {
+    template.replace("{i}", &layer.to_string())
+}
+
+const fn element(dtype: Dtype) -> ElementType {
+    match dtype {
+        Dtype::Float32 => ElementType::Float,
+        Dtype::Float16 => ElementType::Float16,
+        Dtype::Bfloat16 => ElementType::Bfloat16,
+    }
+}
