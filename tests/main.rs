@@ -7,6 +7,7 @@ mod architecture;
 mod commands;
 mod http_api;
 mod http_errors;
+mod models;
 mod overload;
 mod program;
 mod serving;

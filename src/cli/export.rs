@@ -131,7 +131,13 @@ fn print_report(out: &mut impl Write, report: &Report, time: Duration) -> io::Re
         None => writeln!(out)?,
     }
     if !report.skipped.is_empty() {
-        writeln!(out, "  skipped, because the graph computes them: {}", report.skipped.join(", "))?;
+        let shown = 4.min(report.skipped.len());
+        let more = report.skipped.len() - shown;
+        write!(out, "  not needed by the graph: {}", report.skipped[..shown].join(", "))?;
+        if more > 0 {
+            write!(out, " and {more} more")?;
+        }
+        writeln!(out)?;
     }
     if !report.has_tokenizer {
         writeln!(out, "  without a tokenizer: this model can be measured, not served")?;

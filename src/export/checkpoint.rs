@@ -31,6 +31,17 @@ const PREFIXES: [&str; 3] = ["language_model.", "model.", "transformer."];
 /// Ends of names of tensors that are computed, not trained: the export computes them itself.
 const BUFFERS: [&str; 3] = ["rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias"];
 
+/// How names of tensors begin that see or hear, in models that do more than read and write.
+const SENSES: [&str; 7] = [
+    "vision_tower.",
+    "vision_model.",
+    "visual.",
+    "multi_modal_projector.",
+    "audio_tower.",
+    "embed_vision.",
+    "embed_audio.",
+];
+
 /// Rows that are compared at once.
 const COMPARED: usize = 1 << 18;
 
@@ -181,8 +192,9 @@ impl Checkpoint {
         }
         let name = |canonical: &&str| self.tensors[*canonical].name.clone();
         let (buffers, unused): (Vec<_>, Vec<_>) = unused.iter().map(name).partition(|name| is_buffer(name));
+        let (senses, unused): (Vec<_>, Vec<_>) = unused.into_iter().partition(|name| is_of_a_sense(name));
         if unused.is_empty() {
-            return Ok(buffers);
+            return Ok(buffers.into_iter().chain(senses).collect());
         }
         Err(CheckpointError::Unused { dir: self.dir.clone(), tensors: unused })
     }
@@ -247,6 +259,10 @@ pub(super) fn canonical(name: &str) -> &str {
 
 fn is_buffer(name: &str) -> bool {
     BUFFERS.iter().any(|buffer| name.ends_with(buffer))
+}
+
+fn is_of_a_sense(name: &str) -> bool {
+    SENSES.iter().any(|sense| canonical(name).starts_with(sense))
 }
 
 fn open_files(dir: &Path) -> Result<(Vec<TensorFile>, Option<PathBuf>), CheckpointError> {

@@ -206,7 +206,7 @@ pub struct Report {
     pub parameters: u64,
     /// Length of the weights' file.
     pub weight_bytes: Bytes,
-    /// Tensors of the checkpoint that are known and not needed.
+    /// Tensors of the checkpoint that the graph does not need.
     pub skipped: Vec<String>,
     /// Whether the directory has a tokenizer; one of random weights has none.
     pub has_tokenizer: bool,

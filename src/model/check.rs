@@ -1,6 +1,9 @@
 //! Whether a graph is the one that its manifest describes.
 
-use crate::{device::Port, manifest::Manifest};
+use crate::{
+    device::Port,
+    manifest::{Dtype, Manifest},
+};
 
 /// Where graph and manifest disagree.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -99,9 +102,14 @@ fn expected_outputs(manifest: &Manifest) -> Vec<Expected> {
 
 fn cache<'a>(manifest: &'a Manifest, names: [&'a str; 2]) -> impl Iterator<Item = Expected> + use<'a> {
     let shape = vec![1, size(manifest.dims.kv_heads), -1, size(manifest.dims.head_dim)];
+    let element = match manifest.dtype {
+        Dtype::Float32 => "float32",
+        Dtype::Float16 => "float16",
+        Dtype::Bfloat16 => "bfloat16",
+    };
     (0..manifest.dims.layers).flat_map(move |layer| {
         let shape = shape.clone();
-        names.map(|name| Expected { name: of_layer(name, layer), element: "float32", shape: shape.clone() })
+        names.map(|name| Expected { name: of_layer(name, layer), element, shape: shape.clone() })
     })
 }
 

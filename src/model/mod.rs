@@ -34,7 +34,7 @@ pub enum ModelError {
     Manifest(#[from] ManifestError),
     /// Its graph is of a type that this machine's provider cannot compute.
     #[error(
-        "{}: the graph computes in {dtype:?}, which needs a GPU; export it with float32 activations for the CPU",
+        "{}: the graph computes in {dtype:?}, which needs a GPU; export it with --dtype float32 for a CPU",
         dir.display()
     )]
     Dtype {
@@ -68,7 +68,8 @@ impl Model {
     /// [`ModelError`] when manifest or graph are missing, cannot be loaded, or disagree.
     pub fn open(runtime: &Runtime, dir: &Path, options: SessionOptions) -> Result<Self, ModelError> {
         let manifest = Manifest::read(dir)?;
-        if manifest.dtype != Dtype::Float32 {
+        // ONNX Runtime computes float16 on a CPU, by way of single precision where it must.
+        if manifest.dtype == Dtype::Bfloat16 {
             return Err(ModelError::Dtype { dir: dir.into(), dtype: manifest.dtype });
         }
         let path = dir.join(GRAPH_FILE);

@@ -1,7 +1,12 @@
 //! One pass over the graph: its tensors bound once, then run as often as one likes.
 
+use half::{bf16, f16};
+
 use super::{Model, check::of_layer};
-use crate::device::{Binding, DeviceError, Shared, Slot};
+use crate::{
+    device::{Binding, DeviceError, Shared, Slot},
+    manifest::Dtype,
+};
 
 /// The key-value cache of one timeline, `[1, kv_heads, capacity, head_dim]` for each layer's keys and values.
 ///
@@ -49,7 +54,8 @@ impl Model {
     pub fn cache(&self, capacity: usize) -> Result<Cache, DeviceError> {
         let dims = &self.manifest().dims;
         let shape = [1, dims.kv_heads, capacity, dims.head_dim];
-        let layer = |_| Ok([Shared::new::<f32>(&shape)?, Shared::new::<f32>(&shape)?]);
+        let dtype = self.manifest().dtype;
+        let layer = |_| Ok([zeros(dtype, &shape)?, zeros(dtype, &shape)?]);
         Ok(Cache { layers: (0..dims.layers).map(layer).collect::<Result<_, DeviceError>>()?, capacity })
     }
 
@@ -134,6 +140,14 @@ impl Pass {
             *slot = i64::try_from(position).unwrap_or(i64::MAX);
         }
         Ok(())
+    }
+}
+
+fn zeros(dtype: Dtype, shape: &[usize]) -> Result<Shared, DeviceError> {
+    match dtype {
+        Dtype::Float32 => Shared::new::<f32>(shape),
+        Dtype::Float16 => Shared::new::<f16>(shape),
+        Dtype::Bfloat16 => Shared::new::<bf16>(shape),
     }
 }
 

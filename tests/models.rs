@@ -1,0 +1,193 @@
+//! Every architecture, against what transformers and PEFT compute from the same files.
+//!
+//! ONNX Runtime allows one environment in a process, so all that runs models in the tests' own process is here.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
+
+use eka::{
+    device::{Runtime, SessionOptions},
+    engine::{Forward, Timeline, TimelineOptions},
+    export::{BlockSize, Existing, Options, Source, WeightFormat, export},
+    manifest::Dtype,
+    model::Model,
+};
+use safetensors::SafeTensors;
+use tempfile::TempDir;
+
+use crate::program::root;
+
+/// Greatest difference of a logit that is allowed; the greatest seen is 4e-6.
+const TOLERANCE: f32 = 5e-5;
+
+struct Case {
+    name: String,
+    dir: PathBuf,
+    prompt: Vec<u32>,
+    base: Vec<f32>,
+    merged: Vec<f32>,
+    greedy: Vec<u32>,
+}
+
+fn cases() -> Vec<Case> {
+    let mut dirs: Vec<PathBuf> =
+        fs::read_dir(root().join("tests/fixtures/models")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    dirs.sort();
+    assert!(dirs.len() >= 14, "{dirs:?}");
+    dirs.iter().map(|dir| Case::read(dir)).collect()
+}
+
+impl Case {
+    fn read(dir: &Path) -> Self {
+        let bytes = fs::read(dir.join("expected.safetensors")).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let floats = |name: &str| -> Vec<f32> {
+            let (chunks, _) = tensors.tensor(name).unwrap().data().as_chunks::<4>();
+            chunks.iter().map(|four| f32::from_le_bytes(*four)).collect()
+        };
+        let ids = |name: &str| -> Vec<u32> {
+            let (chunks, _) = tensors.tensor(name).unwrap().data().as_chunks::<8>();
+            chunks.iter().map(|eight| u32::try_from(i64::from_le_bytes(*eight)).unwrap()).collect()
+        };
+        Self {
+            name: dir.file_name().unwrap().to_str().unwrap().into(),
+            dir: dir.into(),
+            prompt: ids("input_ids"),
+            base: floats("logits_base"),
+            merged: floats("logits_merged"),
+            greedy: ids("greedy_merged"),
+        }
+    }
+
+    fn merged_source(&self) -> Source {
+        Source::Checkpoint { base: self.dir.join("base"), adapter: Some(self.dir.join("adapter")) }
+    }
+
+    /// The base with its configuration as transformers 4 wrote it.
+    fn older_base(&self, dir: &Path) -> PathBuf {
+        let older = dir.join("older");
+        fs::create_dir(&older).unwrap();
+        for entry in fs::read_dir(self.dir.join("base")).unwrap() {
+            let entry = entry.unwrap();
+            fs::copy(entry.path(), older.join(entry.file_name())).unwrap();
+        }
+        fs::rename(older.join("config.transformers4.json"), older.join("config.json")).unwrap();
+        older
+    }
+}
+
+fn open(source: Source, weights: WeightFormat, dtype: Dtype, chunk: usize) -> (Timeline, TempDir) {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("model");
+    let options = Options { source, weights, dtype, output: output.clone(), existing: Existing::Keep };
+    export(&options, &()).unwrap();
+    let runtime = RUNTIME.get_or_init(|| Runtime::load(None).unwrap());
+    let model = Model::open(runtime, &output, SessionOptions { threads: 1 }).unwrap();
+    (Timeline::new(model, TimelineOptions { capacity: 0, chunk }).unwrap(), dir)
+}
+
+fn open_exact(source: Source, chunk: usize) -> (Timeline, TempDir) {
+    open(source, WeightFormat::Full, Dtype::Float32, chunk)
+}
+
+fn apart(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+fn top(row: &[f32]) -> u32 {
+    let most = row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).unwrap();
+    u32::try_from(most.0).unwrap()
+}
+
+fn weights(dir: &TempDir) -> Vec<u8> {
+    fs::read(dir.path().join("model/model.onnx.data")).unwrap()
+}
+
+#[test]
+fn every_position_of_every_architecture_is_what_transformers_computes() {
+    let mut seen = BTreeMap::new();
+    for case in cases() {
+        let base = Source::Checkpoint { base: case.dir.join("base"), adapter: None };
+        let (mut timeline, _dir) = open_exact(base, 64);
+        let alone = apart(&timeline.forward_all(&case.prompt).unwrap(), &case.base);
+        let (mut timeline, _dir) = open_exact(case.merged_source(), 64);
+        let merged = apart(&timeline.forward_all(&case.prompt).unwrap(), &case.merged);
+        assert!(alone <= TOLERANCE && merged <= TOLERANCE, "{}: {alone} alone, {merged} merged", case.name);
+        timeline.rewind(case.prompt.len() - 1);
+        let mut token = *case.prompt.last().unwrap();
+        for expected in &case.greedy {
+            token = top(timeline.forward(&[token]).unwrap());
+            assert_eq!(token, *expected, "{}", case.name);
+        }
+        seen.insert(case.name, alone.max(merged));
+    }
+    println!("greatest differences: {seen:?}");
+}
+
+#[test]
+fn an_older_configuration_gives_the_same_bytes_and_the_same_logits() {
+    for case in cases() {
+        let (_, new_dir) = open_exact(Source::Checkpoint { base: case.dir.join("base"), adapter: None }, 64);
+        let older = tempfile::tempdir().unwrap();
+        let base = case.older_base(older.path());
+        let (mut timeline, dir) = open_exact(Source::Checkpoint { base, adapter: None }, 64);
+        assert!(weights(&dir) == weights(&new_dir), "{}: the weights differ", case.name);
+        let difference = apart(&timeline.forward_all(&case.prompt).unwrap(), &case.base);
+        assert!(difference <= TOLERANCE, "{}: {difference}", case.name);
+    }
+}
+
+#[test]
+fn one_pass_chunks_and_single_tokens_give_the_same_logits_and_rewinding_is_exact() {
+    for case in cases() {
+        let (mut whole, _dir) = open_exact(case.merged_source(), 64);
+        let expected = whole.forward_all(&case.prompt).unwrap();
+        for chunk in [7, 1] {
+            let (mut timeline, _dir) = open_exact(case.merged_source(), chunk);
+            let difference = apart(&timeline.forward_all(&case.prompt).unwrap(), &expected);
+            assert!(difference <= 1e-4, "{} in chunks of {chunk}: {difference}", case.name);
+        }
+        // Another continuation, forgotten, leaves nothing behind.
+        let vocabulary = whole.vocabulary();
+        whole.rewind(20);
+        whole.forward_all(&[5; 11]).unwrap();
+        whole.rewind(20);
+        let again = whole.forward_all(&case.prompt[20..]).unwrap();
+        let difference = apart(&again, &expected[20 * vocabulary..]);
+        assert!(difference <= 1e-6, "{}: {difference} after rewinding", case.name);
+    }
+}
+
+#[test]
+fn half_precision_and_integers_stay_close_on_every_architecture() {
+    let block = BlockSize::default();
+    // Shares of the logits' own size. Weights of these models are noise, which quantizes as badly as can be.
+    for (weights, dtype, tolerance) in [
+        (WeightFormat::Full, Dtype::Float16, 0.003),
+        (WeightFormat::Int8(block), Dtype::Float32, 0.08),
+        (WeightFormat::Int4(block), Dtype::Float16, 0.8),
+    ] {
+        let mut seen = BTreeMap::new();
+        for case in cases() {
+            let (mut timeline, _dir) = open(case.merged_source(), weights, dtype, 64);
+            let logits = timeline.forward_all(&case.prompt).unwrap();
+            let errors: Vec<f32> = logits.iter().zip(&case.merged).map(|(a, b)| a - b).collect();
+            seen.insert(case.name, size(&errors) / size(&case.merged));
+        }
+        println!("{weights:?}, {dtype:?}: {seen:.4?}");
+        let worst = seen.values().copied().fold(0.0, f32::max);
+        assert!(worst <= tolerance, "{weights:?}, {dtype:?}: {seen:?}");
+    }
+}
+
+/// Root of the mean square.
+fn size(values: &[f32]) -> f32 {
+    let square: f32 = values.iter().map(|x| x * x).sum();
+    (square / values.len() as f32).sqrt()
+}
