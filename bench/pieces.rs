@@ -72,6 +72,7 @@ fn text() -> Option<Arc<Text>> {
         source: eka::export::Source::Checkpoint { base, adapter: None },
         weights: eka::export::WeightFormat::Full,
         dtype: eka::manifest::Dtype::Float32,
+        layout: eka::export::Layout::Eka,
         output: directory.path().join("demo"),
         existing: eka::export::Existing::Keep,
     };

@@ -125,6 +125,7 @@ fn export_demo(dir: &Path) -> Outcome<()> {
         source,
         weights: eka::export::WeightFormat::Full,
         dtype: eka::manifest::Dtype::Float32,
+        layout: eka::export::Layout::Eka,
         output: dir.to_path_buf(),
         existing: eka::export::Existing::Keep,
     };

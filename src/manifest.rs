@@ -1,6 +1,11 @@
 //! `eka.json`: what a directory under `models/` says about itself.
 //!
 //! Written by `export`, read by everything else. A reader refuses a schema that it does not know instead of guessing.
+//!
+//! A directory without one that onnxruntime-genai's builder wrote is read by its `genai_config.json`, which says nearly as
+//! much.
+
+mod genai;
 
 use std::{
     fs, io,
@@ -13,7 +18,7 @@ use serde::{Deserialize, Serialize};
 pub const FILE_NAME: &str = "eka.json";
 
 /// The schema that this version writes and reads.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// The manifest of a model directory.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -33,7 +38,7 @@ pub struct Manifest {
     pub context_length: usize,
     /// Ids after which a generation ends, from `generation_config.json`, else `config.json`.
     pub end_tokens: Vec<u32>,
-    /// Number of parameters after the merge, a tied head counted once.
+    /// Number of parameters after the merge, a tied head counted once; 0 where nobody says.
     pub parameters: u64,
     /// Names of the graph's inputs and outputs.
     pub graph: GraphNames,
@@ -55,7 +60,7 @@ pub struct Dims {
     pub kv_heads: usize,
     /// Width of one head.
     pub head_dim: usize,
-    /// Width inside the MLP.
+    /// Width inside the MLP; 0 where nobody says.
     pub intermediate: usize,
     /// Number of token ids.
     pub vocab: usize,
@@ -100,15 +105,13 @@ pub struct Quantization {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GraphNames {
+    /// The graph's file in the model directory.
+    pub file: String,
     /// int64 `[1, n]`.
     pub input_ids: String,
-    /// int32 `[1]`: total length minus one.
-    pub seqlens_k: String,
-    /// int32 scalar: total length.
-    pub total_sequence_length: String,
-    /// int64 `[k]`: which of the `n` positions need logits.
-    pub logits_index: String,
-    /// `[1, k, vocab]`.
+    /// How the graph is told lengths, and which logits it gives.
+    pub lengths: Lengths,
+    /// float32 `[1, k, vocab]`.
     pub logits: String,
     /// `[1, kv_heads, capacity, head_dim]`, one a layer.
     pub past_key: String,
@@ -120,13 +123,45 @@ pub struct GraphNames {
     pub present_value: String,
 }
 
+/// How a graph is told lengths, and of which positions it gives logits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "snake_case")]
+pub enum Lengths {
+    /// As inputs of their own: no node has to work them out.
+    Given {
+        /// int32 `[1]`: total length minus one.
+        seqlens_k: String,
+        /// int32 scalar: total length.
+        total_sequence_length: String,
+        /// int64 `[k]`: which of the `n` positions need logits.
+        logits_index: String,
+    },
+    /// As onnxruntime-genai does: a mask of ones, as long as the total. Logits are of the last position or of all.
+    Mask {
+        /// int64 `[1, total length]`.
+        attention_mask: String,
+    },
+}
+
+impl GraphNames {
+    /// The names that onnxruntime-genai's own builder gives.
+    #[must_use]
+    pub fn genai() -> Self {
+        let attention_mask = "attention_mask".into();
+        Self { lengths: Lengths::Mask { attention_mask }, ..Self::default() }
+    }
+}
+
 impl Default for GraphNames {
     fn default() -> Self {
         Self {
+            file: "model.onnx".into(),
             input_ids: "input_ids".into(),
-            seqlens_k: "seqlens_k".into(),
-            total_sequence_length: "total_sequence_length".into(),
-            logits_index: "logits_index".into(),
+            lengths: Lengths::Given {
+                seqlens_k: "seqlens_k".into(),
+                total_sequence_length: "total_sequence_length".into(),
+                logits_index: "logits_index".into(),
+            },
             logits: "logits".into(),
             past_key: "past_key_values.{i}.key".into(),
             past_value: "past_key_values.{i}.value".into(),
@@ -191,6 +226,22 @@ pub enum ManifestError {
         /// Where and why.
         source: serde_json::Error,
     },
+    /// It is not what onnxruntime-genai's builder writes for a decoder.
+    #[error("{}: {source}; eka serves decoders alone, as its builder writes them", path.display())]
+    Genai {
+        /// The file's path.
+        path: PathBuf,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// The graph would be outside of the directory.
+    #[error("{}: the graph's file is {file:?}, expected a plain name; correct it", path.display())]
+    GraphFile {
+        /// The file's path.
+        path: PathBuf,
+        /// What it names.
+        file: String,
+    },
     /// It was written by another version.
     #[error("{}: schema {found}, this version of eka reads schema {SCHEMA}; export the model again", path.display())]
     Schema {
@@ -219,7 +270,12 @@ impl Manifest {
     /// # Errors
     /// [`ManifestError`] when the file is missing, not of this layout or schema, or holds impossible sizes.
     pub fn read(model_dir: &Path) -> Result<Self, ManifestError> {
-        let path = model_dir.join(FILE_NAME);
+        let path = path(model_dir);
+        if path.ends_with(genai::FILE_NAME) {
+            let manifest = genai::read(&path)?;
+            manifest.check(&path)?;
+            return Ok(manifest);
+        }
         let text = fs::read(&path).map_err(|source| ManifestError::Read { path: path.clone(), source })?;
         // The schema first: a newer layout should be called newer, not malformed.
         let parse = |source| ManifestError::Parse { path: path.clone(), source };
@@ -243,14 +299,13 @@ impl Manifest {
 
     fn check(&self, path: &Path) -> Result<(), ManifestError> {
         const MOST: usize = 1 << 24;
-        let Dims { layers, hidden, heads, kv_heads, head_dim, intermediate, vocab } = self.dims;
+        let Dims { layers, hidden, heads, kv_heads, head_dim, vocab, .. } = self.dims;
         let sizes = [
             ("layers", layers),
             ("hidden", hidden),
             ("heads", heads),
             ("kv_heads", kv_heads),
             ("head_dim", head_dim),
-            ("intermediate", intermediate),
             ("vocab", vocab),
             ("context_length", self.context_length),
         ];
@@ -259,6 +314,9 @@ impl Manifest {
                 let expected = "expected 1 to 16777216";
                 return Err(ManifestError::Value { path: path.into(), field, value, expected });
             }
+        }
+        if Path::new(&self.graph.file).file_name().is_none_or(|name| name != self.graph.file.as_str()) {
+            return Err(ManifestError::GraphFile { path: path.into(), file: self.graph.file.clone() });
         }
         if !heads.is_multiple_of(kv_heads) {
             let expected = "expected a divisor of heads";
@@ -271,6 +329,19 @@ impl Manifest {
         }
         Ok(())
     }
+}
+
+/// Whether `model_dir` says what it is.
+#[must_use]
+pub fn is_model(model_dir: &Path) -> bool {
+    path(model_dir).is_file()
+}
+
+/// The file in which `model_dir` says what it is.
+#[must_use]
+pub fn path(model_dir: &Path) -> PathBuf {
+    let [own, genai] = [FILE_NAME, genai::FILE_NAME].map(|name| model_dir.join(name));
+    if !own.exists() && genai.is_file() { genai } else { own }
 }
 
 #[derive(Deserialize)]

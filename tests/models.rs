@@ -12,7 +12,7 @@ use std::{
 use eka::{
     device::{Runtime, SessionOptions},
     engine::{Forward, Timeline, TimelineOptions},
-    export::{BlockSize, Existing, Options, Source, WeightFormat, export},
+    export::{BlockSize, Existing, Layout, Options, Source, WeightFormat, export},
     manifest::Dtype,
     model::Model,
 };
@@ -34,8 +34,10 @@ struct Case {
 }
 
 fn cases() -> Vec<Case> {
-    let mut dirs: Vec<PathBuf> =
-        fs::read_dir(root().join("tests/fixtures/models")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut dirs: Vec<PathBuf> = fs::read_dir(root().join("tests/fixtures/models"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
     dirs.sort();
     assert!(dirs.len() >= 14, "{dirs:?}");
     dirs.iter().map(|dir| Case::read(dir)).collect()
@@ -81,14 +83,27 @@ impl Case {
 }
 
 fn open(source: Source, weights: WeightFormat, dtype: Dtype, chunk: usize) -> (Timeline, TempDir) {
-    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    open_as(Layout::Eka, (source, weights, dtype), chunk)
+}
+
+fn open_as(
+    layout: Layout,
+    (source, weights, dtype): (Source, WeightFormat, Dtype),
+    chunk: usize,
+) -> (Timeline, TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let output = dir.path().join("model");
-    let options = Options { source, weights, dtype, output: output.clone(), existing: Existing::Keep };
+    let options =
+        Options { source, weights, dtype, layout, output: output.clone(), existing: Existing::Keep };
     export(&options, &()).unwrap();
+    (open_directory(&output, chunk), dir)
+}
+
+fn open_directory(dir: &Path, chunk: usize) -> Timeline {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     let runtime = RUNTIME.get_or_init(|| Runtime::load(None).unwrap());
-    let model = Model::open(runtime, &output, SessionOptions { threads: 1 }).unwrap();
-    (Timeline::new(model, TimelineOptions { capacity: 0, chunk }).unwrap(), dir)
+    let model = Model::open(runtime, dir, SessionOptions { threads: 1 }).unwrap();
+    Timeline::new(model, TimelineOptions { capacity: 0, chunk }).unwrap()
 }
 
 fn open_exact(source: Source, chunk: usize) -> (Timeline, TempDir) {
@@ -98,6 +113,17 @@ fn open_exact(source: Source, chunk: usize) -> (Timeline, TempDir) {
 fn apart(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+/// The continuation of the case's prompt, which the timeline has read.
+fn greedy(timeline: &mut Timeline, case: &Case) -> Vec<u32> {
+    timeline.rewind(case.prompt.len() - 1);
+    let mut token = *case.prompt.last().unwrap();
+    let next = |_: &u32| {
+        token = top(timeline.forward(&[token]).unwrap());
+        token
+    };
+    case.greedy.iter().map(next).collect()
 }
 
 fn top(row: &[f32]) -> u32 {
@@ -119,12 +145,7 @@ fn every_position_of_every_architecture_is_what_transformers_computes() {
         let (mut timeline, _dir) = open_exact(case.merged_source(), 64);
         let merged = apart(&timeline.forward_all(&case.prompt).unwrap(), &case.merged);
         assert!(alone <= TOLERANCE && merged <= TOLERANCE, "{}: {alone} alone, {merged} merged", case.name);
-        timeline.rewind(case.prompt.len() - 1);
-        let mut token = *case.prompt.last().unwrap();
-        for expected in &case.greedy {
-            token = top(timeline.forward(&[token]).unwrap());
-            assert_eq!(token, *expected, "{}", case.name);
-        }
+        assert_eq!(greedy(&mut timeline, &case), case.greedy, "{}", case.name);
         seen.insert(case.name, alone.max(merged));
     }
     println!("greatest differences: {seen:?}");
@@ -161,6 +182,39 @@ fn one_pass_chunks_and_single_tokens_give_the_same_logits_and_rewinding_is_exact
         let again = whole.forward_all(&case.prompt[20..]).unwrap();
         let difference = apart(&again, &expected[20 * vocabulary..]);
         assert!(difference <= 1e-6, "{}: {difference} after rewinding", case.name);
+    }
+}
+
+#[test]
+fn a_graph_for_onnxruntime_genai_computes_the_same() {
+    for case in cases() {
+        let sources = (case.merged_source(), WeightFormat::Full, Dtype::Float32);
+        let (mut timeline, dir) = open_as(Layout::Genai, sources, 64);
+        assert!(dir.path().join("model/genai_config.json").is_file());
+        let difference = apart(&timeline.forward_all(&case.prompt).unwrap(), &case.merged);
+        assert!(difference <= TOLERANCE, "{}: {difference}", case.name);
+        timeline.rewind(0);
+        timeline.forward(&case.prompt).unwrap();
+        assert_eq!(greedy(&mut timeline, &case), case.greedy, "{}", case.name);
+    }
+}
+
+#[test]
+fn a_directory_that_onnxruntime_genai_built_computes_what_transformers_computes() {
+    for case in cases() {
+        let built = root().join("tests/fixtures/genai").join(&case.name);
+        if !built.is_dir() {
+            continue;
+        }
+        for chunk in [64, 7] {
+            let mut timeline = open_directory(&built, chunk);
+            let difference = apart(&timeline.forward_all(&case.prompt).unwrap(), &case.base);
+            assert!(difference <= TOLERANCE, "{}: {difference}", case.name);
+            timeline.rewind(3);
+            let last = timeline.forward(&case.prompt[3..7]).unwrap().to_vec();
+            let vocabulary = last.len();
+            assert!(apart(&last, &case.base[6 * vocabulary..7 * vocabulary]) <= TOLERANCE, "{}", case.name);
+        }
     }
 }
 

@@ -13,7 +13,6 @@ use crate::{
     config::{self, Config, ConfigArgs},
     device::{Runtime, cuda, host},
     manifest::{self, Manifest},
-    model::GRAPH_FILE,
     text::Text,
     units::Bytes,
 };
@@ -164,7 +163,7 @@ fn models(config: &Config) -> Vec<Finding> {
     let Some(siblings) = path.parent().and_then(|parent| fs::read_dir(parent).ok()) else { return findings };
     let mut others: Vec<_> = siblings.filter_map(Result::ok).map(|entry| entry.path()).collect();
     others.sort();
-    for other in others.iter().filter(|other| *other != path && other.join(manifest::FILE_NAME).is_file()) {
+    for other in others.iter().filter(|other| *other != path && manifest::is_model(other)) {
         findings.push(Finding { what: "also there", state: model(other) });
     }
     findings
@@ -173,13 +172,13 @@ fn models(config: &Config) -> Vec<Finding> {
 /// What a model directory is, or what is wrong with it.
 fn model(path: &Path) -> Result<String, String> {
     let name = path.display();
-    if path.join(manifest::FILE_NAME).is_file() {
+    if manifest::is_model(path) {
         let manifest = Manifest::read(path).map_err(|e| e.to_string())?;
         Text::open(path, "doctor").map_err(|e| e.to_string())?;
-        let graph = path.join(GRAPH_FILE);
+        let graph = path.join(&manifest.graph.file);
         let size =
             |file: &Path| fs::metadata(file).map(|m| m.len()).map_err(|e| format!("{}: {e}", file.display()));
-        let bytes = Bytes(size(&graph)?) + Bytes(size(&graph.with_extension("onnx.data"))?);
+        let bytes = Bytes(size(&graph)?) + Bytes(size(&path.join(format!("{}.data", manifest.graph.file)))?);
         let weights = manifest.quantization.map_or_else(|| "float32".into(), |q| format!("int{}", q.bits));
         let (architecture, context) = (&manifest.architecture, manifest.context_length);
         return Ok(format!("{name}: {architecture}, {weights}, {bytes}, context length {context}"));

@@ -11,7 +11,7 @@ use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::{
-    export::{self, BlockSize, Existing, Options, Progress, Report, Source, Stage, WeightFormat},
+    export::{self, BlockSize, Existing, Layout, Options, Progress, Report, Source, Stage, WeightFormat},
     manifest::Dtype,
     units::Bytes,
 };
@@ -38,6 +38,10 @@ pub(super) struct Args {
     /// What to compute with, and to store what is not quantized in: float32 for a CPU, the others for a GPU
     #[arg(long, value_enum, default_value_t)]
     dtype: Float,
+
+    /// Who else shall be able to run the model
+    #[arg(long, value_enum, default_value_t)]
+    layout: LayoutName,
 
     /// Weights that share a scale: 32, 64 or 128
     #[arg(long, value_name = "WEIGHTS", default_value = "32")]
@@ -67,6 +71,25 @@ enum Format {
     Int8,
     /// A little over an eighth of the size; the fastest on a CPU
     Int4,
+}
+
+/// Who else shall be able to run the model.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum LayoutName {
+    /// Nobody: the leanest graph
+    #[default]
+    Eka,
+    /// onnxruntime-genai as well
+    Genai,
+}
+
+impl From<LayoutName> for Layout {
+    fn from(name: LayoutName) -> Self {
+        match name {
+            LayoutName::Eka => Self::Eka,
+            LayoutName::Genai => Self::Genai,
+        }
+    }
 }
 
 /// What to compute with.
@@ -112,7 +135,14 @@ impl Args {
             Format::Int4 => WeightFormat::Int4(self.block_size),
         };
         let existing = if self.force { Existing::Replace } else { Existing::Keep };
-        Options { source, weights, dtype: self.dtype.into(), output: self.out, existing }
+        Options {
+            source,
+            weights,
+            dtype: self.dtype.into(),
+            layout: self.layout.into(),
+            output: self.out,
+            existing,
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 use super::export::Bars;
 use crate::{
     config::{self, Config, Quantize},
-    export::{self, BlockSize, Existing, Options, Source, WeightFormat},
+    export::{self, BlockSize, Existing, Layout, Options, Source, WeightFormat},
     manifest::{self, Dtype},
 };
 
@@ -31,14 +31,14 @@ pub(super) struct Prepared {
 pub(super) fn model(config: &Config) -> anyhow::Result<Prepared> {
     let path = &config.model.path;
     let id = config.model.id.clone();
-    if path.join(manifest::FILE_NAME).is_file() {
+    if manifest::is_model(path) {
         return Ok(Prepared { dir: path.clone(), id });
     }
     if path.join("base/config.json").is_file() {
         return Ok(Prepared { dir: exported(config, &id)?, id });
     }
     bail!(
-        "{} is no model: it has neither {} (written by `eka export`) nor base/config.json (a checkpoint to export, with \
+        "{} is no model: it has neither {} (written by `eka export`) nor genai_config.json (by onnxruntime-genai) nor base/config.json (a checkpoint to export, with \
          its adapter in adapter/); set model.path or --model",
         path.display(),
         manifest::FILE_NAME
@@ -54,6 +54,7 @@ fn exported(config: &Config, id: &str) -> anyhow::Result<PathBuf> {
         source,
         weights: weights(&config.model)?,
         dtype: Dtype::Float32,
+        layout: Layout::Eka,
         output: PathBuf::new(),
         existing: Existing::Keep,
     };

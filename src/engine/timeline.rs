@@ -48,7 +48,7 @@ impl Timeline {
     pub fn new(model: Model, options: TimelineOptions) -> Result<Self, DeviceError> {
         let most = model.manifest().context_length;
         let capacity = if options.capacity == 0 { most } else { options.capacity.min(most) };
-        let chunk = options.chunk.clamp(1, capacity);
+        let chunk = model.widest_pass(options.chunk.clamp(1, capacity));
         let cache = model.cache(capacity)?;
         let decode = model.pass(&cache, 1, 1)?;
         let prefill = model.pass(&cache, chunk, 1)?;
@@ -93,9 +93,11 @@ impl Timeline {
     /// # Errors
     /// As [`Forward::forward`].
     pub fn forward_all(&mut self, tokens: &[u32]) -> Result<Vec<f32>, EngineError> {
-        let mut pass = self.model.pass(&self.cache, self.chunk, self.chunk)?;
+        // Graphs that give the logits of the last token alone are fed token by token.
+        let width = if self.model.gives_every_row() { self.chunk } else { 1 };
+        let mut pass = self.model.pass(&self.cache, width, width)?;
         let mut all = Vec::with_capacity(tokens.len() * self.vocabulary());
-        for chunk in tokens.chunks(self.chunk) {
+        for chunk in tokens.chunks(width) {
             self.room_for(chunk.len())?;
             all.extend_from_slice(pass.run(&mut self.model, chunk, self.length)?);
             self.length += chunk.len();

@@ -34,6 +34,7 @@ mod checkpoint;
 mod companions;
 mod emit;
 mod fill;
+mod genai;
 mod graph;
 mod input;
 mod numbers;
@@ -106,10 +107,22 @@ pub struct Options {
     /// Of activations, of the key-value cache, and of weights that are not quantized. A CPU wants single precision, a
     /// GPU one of the others.
     pub dtype: Dtype,
+    /// Who else shall be able to run it.
+    pub layout: Layout,
     /// The model directory to write.
     pub output: PathBuf,
     /// What to do if it exists.
     pub existing: Existing,
+}
+
+/// Who else shall be able to run a model directory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Layout {
+    /// Nobody: lengths are inputs of the graph.
+    #[default]
+    Eka,
+    /// onnxruntime-genai as well: a mask instead of lengths, and its configuration beside ours.
+    Genai,
 }
 
 /// Where weights come from.
@@ -174,6 +187,13 @@ impl FromStr for BlockSize {
 }
 
 impl Options {
+    fn names(&self) -> GraphNames {
+        match self.layout {
+            Layout::Eka => GraphNames::default(),
+            Layout::Genai => GraphNames::genai(),
+        }
+    }
+
     fn numbers(&self) -> Numbers {
         Numbers { dtype: self.dtype, quantizer: self.weights.quantizer() }
     }
@@ -256,7 +276,7 @@ pub enum ExportError {
 /// when a weight is not finite, or when the output exists or cannot be written.
 pub fn export(options: &Options, progress: &dyn Progress) -> Result<Report, ExportError> {
     let mut input = Input::open(&options.source)?;
-    let Emitted { graph, plan } = emit(&input.blueprint, options.numbers(), DATA_FILE)?;
+    let Emitted { graph, plan } = emit(&input.blueprint, options.numbers(), options.names(), DATA_FILE)?;
     let staging = Staging::new(&options.output, options.existing)?;
     let sources = input.identify(progress)?;
     let angles: Vec<_> = input.blueprint.rotaries.iter().map(Rotary::angles).collect();
@@ -265,7 +285,12 @@ pub fn export(options: &Options, progress: &dyn Progress) -> Result<Report, Expo
     if let Some(companions) = &input.companions {
         companions.write(&staging)?;
     }
-    staging.write(manifest::FILE_NAME, describe(&input, options, sources).to_json().as_bytes())?;
+    let manifest = describe(&input, options, sources);
+    if options.layout == Layout::Genai {
+        let generation = input.companions.as_ref().and_then(|companions| companions.generation.as_ref());
+        staging.write(genai::CONFIG, format!("{:#}\n", genai::config(&manifest, generation)).as_bytes())?;
+    }
+    staging.write(manifest::FILE_NAME, manifest.to_json().as_bytes())?;
     staging.commit()?;
     Ok(Report {
         output: options.output.clone(),
@@ -288,7 +313,10 @@ pub fn fingerprint(options: &Options) -> Result<String, ExportError> {
         Source::Checkpoint { .. } => None,
         Source::Random { seed, .. } => Some(seed),
     };
-    hash.update(format!("{EXPORTER} {REVISION}\n{:?} {:?} {seed:?}\n", options.weights, options.dtype));
+    hash.update(format!(
+        "{EXPORTER} {REVISION}\n{:?} {:?} {:?} {seed:?}\n",
+        options.weights, options.dtype, options.layout
+    ));
     for SourceFile { path, bytes, sha256 } in input.identify(&())? {
         hash.update(format!("{path} {bytes} {sha256}\n"));
     }
@@ -305,7 +333,7 @@ fn describe(input: &Input, options: &Options, sources: Vec<SourceFile>) -> Manif
         context_length: input.blueprint.context_length,
         end_tokens: input.end_tokens.clone(),
         parameters: input.blueprint.parameters(),
-        graph: GraphNames::default(),
+        graph: options.names(),
         provenance: Provenance { exporter: EXPORTER.into(), sources, adapter: input.adapter_summary() },
     }
 }

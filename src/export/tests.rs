@@ -33,7 +33,14 @@ impl Tiny {
         let output = dir.path().join("out/model");
         Self {
             dir,
-            options: Options { source, weights, dtype: Dtype::Float32, output, existing: Existing::Keep },
+            options: Options {
+                source,
+                weights,
+                dtype: Dtype::Float32,
+                layout: Layout::Eka,
+                output,
+                existing: Existing::Keep,
+            },
         }
     }
 

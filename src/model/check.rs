@@ -2,7 +2,7 @@
 
 use crate::{
     device::Port,
-    manifest::{Dtype, Manifest},
+    manifest::{Dtype, Lengths, Manifest},
 };
 
 /// Where graph and manifest disagree.
@@ -44,6 +44,17 @@ struct Expected {
     shape: Vec<i64>,
 }
 
+/// The type of the cache, where the manifest cannot know it: onnxruntime-genai's does not say.
+pub(super) fn adopt_dtype(manifest: &mut Manifest, inputs: &[Port]) {
+    let Lengths::Mask { .. } = manifest.graph.lengths else { return };
+    let name = of_layer(&manifest.graph.past_key, 0);
+    match inputs.iter().find(|port| port.name == name).map(|port| port.element.as_str()) {
+        Some("float16") => manifest.dtype = Dtype::Float16,
+        Some("bfloat16") => manifest.dtype = Dtype::Bfloat16,
+        _ => {}
+    }
+}
+
 /// Compares what the graph declares with what the manifest promises.
 pub(super) fn graph(manifest: &Manifest, inputs: &[Port], outputs: &[Port]) -> Result<(), GraphError> {
     let expected = expected_inputs(manifest);
@@ -78,12 +89,15 @@ fn expected_inputs(manifest: &Manifest) -> Vec<Expected> {
     let names = &manifest.graph;
     let tensor =
         |name: &str, element, shape: &[i64]| Expected { name: name.into(), element, shape: shape.into() };
-    let mut all = vec![
-        tensor(&names.input_ids, "int64", &[1, -1]),
-        tensor(&names.seqlens_k, "int32", &[1]),
-        tensor(&names.total_sequence_length, "int32", &[]),
-        tensor(&names.logits_index, "int64", &[-1]),
-    ];
+    let mut all = vec![tensor(&names.input_ids, "int64", &[1, -1])];
+    match &names.lengths {
+        Lengths::Given { seqlens_k, total_sequence_length, logits_index } => all.extend([
+            tensor(seqlens_k, "int32", &[1]),
+            tensor(total_sequence_length, "int32", &[]),
+            tensor(logits_index, "int64", &[-1]),
+        ]),
+        Lengths::Mask { attention_mask } => all.push(tensor(attention_mask, "int64", &[1, -1])),
+    }
     all.extend(cache(manifest, [&names.past_key, &names.past_value]));
     all
 }

@@ -9,21 +9,21 @@ mod pass;
 use std::path::{Path, PathBuf};
 
 pub use check::GraphError;
+use pass::Rows;
 pub use pass::{Cache, Pass};
 
 use crate::{
     device::{DeviceError, Runtime, Session, SessionOptions},
-    manifest::{Dtype, Manifest, ManifestError},
+    manifest::{Dtype, Lengths, Manifest, ManifestError},
 };
-
-/// The graph's file name in a model directory.
-pub const GRAPH_FILE: &str = "model.onnx";
 
 /// A loaded model.
 #[derive(Debug)]
 pub struct Model {
     manifest: Manifest,
     session: Session,
+    /// Whatever is fed, the graph gives the logits of the last token.
+    gives_last_alone: bool,
 }
 
 /// Why a model directory cannot be loaded.
@@ -67,23 +67,53 @@ impl Model {
     /// # Errors
     /// [`ModelError`] when manifest or graph are missing, cannot be loaded, or disagree.
     pub fn open(runtime: &Runtime, dir: &Path, options: SessionOptions) -> Result<Self, ModelError> {
-        let manifest = Manifest::read(dir)?;
+        let mut manifest = Manifest::read(dir)?;
         // ONNX Runtime computes float16 on a CPU, by way of single precision where it must.
         if manifest.dtype == Dtype::Bfloat16 {
             return Err(ModelError::Dtype { dir: dir.into(), dtype: manifest.dtype });
         }
-        let path = dir.join(GRAPH_FILE);
+        let path = dir.join(&manifest.graph.file);
         let session = Session::open(runtime, &path, options)
             .map_err(|source| ModelError::Load { path: path.clone(), source })?;
+        check::adopt_dtype(&mut manifest, &session.inputs());
         check::graph(&manifest, &session.inputs(), &session.outputs())
             .map_err(|source| ModelError::Graph { path, source: Box::new(source) })?;
-        Ok(Self { manifest, session })
+        let logits = session.outputs().into_iter().find(|port| port.name == manifest.graph.logits);
+        let gives_last_alone = logits.is_some_and(|port| port.shape.get(1) == Some(&1));
+        Ok(Self { manifest, session, gives_last_alone })
     }
 
     /// What the directory says about itself.
     #[must_use]
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// Of which positions the graph gives logits.
+    fn rows(&self) -> Rows {
+        match &self.manifest.graph.lengths {
+            Lengths::Given { .. } => Rows::Chosen,
+            Lengths::Mask { .. } if self.gives_last_alone => Rows::Last,
+            Lengths::Mask { .. } => Rows::All,
+        }
+    }
+
+    /// Whether a pass can give the logits of more than its last token.
+    #[must_use]
+    pub fn gives_every_row(&self) -> bool {
+        self.rows() != Rows::Last
+    }
+
+    /// Most tokens to feed in one pass where up to `chunk` are asked for.
+    ///
+    /// A graph that gives the logits of all of them would fill memory with numbers that nobody reads.
+    #[must_use]
+    pub fn widest_pass(&self, chunk: usize) -> usize {
+        const MOST_LOGITS: usize = 16 << 20;
+        match self.rows() {
+            Rows::Chosen | Rows::Last => chunk,
+            Rows::All => chunk.min(MOST_LOGITS / self.manifest.dims.vocab).max(1),
+        }
     }
 
     /// The session that runs its graph.

@@ -175,7 +175,7 @@ impl Text {
             context_length: manifest.context_length,
             vocabulary: manifest.dims.vocab,
             end_tokens: manifest.end_tokens,
-            created: modified(&model_dir.join(manifest::FILE_NAME))?,
+            created: modified(&manifest::path(model_dir))?,
             has_chat_template: template.is_some(),
         };
         let spelling = Spelling::of(&tokenizer, card.vocabulary);

@@ -26,7 +26,7 @@ impl Emitter {
     ) -> Result<String, TooLarge> {
         let scope = format!("layers.{layer}.attention");
         let [query, key, value] = self.projections(&scope, attention, input)?;
-        let names = self.names.clone();
+        let (names, lengths) = (self.names.clone(), self.lengths.clone());
         let [past_key, past_value, present_key, present_value] =
             [&names.past_key, &names.past_value, &names.present_key, &names.present_value]
                 .map(|template| of_layer(template, layer));
@@ -37,8 +37,8 @@ impl Emitter {
             &value,
             &past_key,
             &past_value,
-            &names.seqlens_k,
-            &names.total_sequence_length,
+            &lengths.last,
+            &lengths.total,
             &cosines,
             &sines,
             // Position ids: they follow from the lengths.

@@ -1,14 +1,15 @@
 //! Turns a blueprint into a graph and a plan of the data file.
 //!
 //! There is no shape arithmetic in the graph: lengths are inputs, and constants do the rest, so that every node runs on
-//! the provider asked for. What a model does not use is not emitted.
+//! the provider asked for. What a model does not use is not emitted. Only a graph for onnxruntime-genai works its lengths
+//! out from a mask, as that runtime has nothing else to give.
 
 mod attention;
 mod linear;
 mod mlp;
 mod positions;
 
-use crate::manifest::{Dims, Dtype, GraphNames};
+use crate::manifest::{Dims, Dtype, GraphNames, Lengths};
 
 use super::{
     blueprint::{Blueprint, Embedding, Head, Norm},
@@ -37,15 +38,17 @@ pub(super) struct Numbers {
     pub quantizer: Option<Quantizer>,
 }
 
-/// Emits `blueprint` with `numbers`, over the data file `data_file`.
+/// Emits `blueprint` with `numbers` and inputs as `names` has them, over the data file `data_file`.
 pub(super) fn emit(
     blueprint: &Blueprint,
     numbers: Numbers,
+    names: GraphNames,
     data_file: &'static str,
 ) -> Result<Emitted, TooLarge> {
     let mut emitter = Emitter {
         dims: blueprint.dims,
-        names: GraphNames::default(),
+        names,
+        lengths: Length::default(),
         numbers,
         graph: Builder::new(blueprint.architecture, data_file),
         plan: Plan::default(),
@@ -57,9 +60,19 @@ pub(super) fn emit(
 struct Emitter {
     dims: Dims,
     names: GraphNames,
+    lengths: Length,
     numbers: Numbers,
     graph: Builder,
     plan: Plan,
+}
+
+/// Names of the tensors that hold the total length, as attention wants it.
+#[derive(Clone, Default)]
+struct Length {
+    /// int32 `[1]`: the total less one.
+    last: String,
+    /// int32 scalar.
+    total: String,
 }
 
 /// The two ends of a sum that has not been added up yet: the next norm adds them.
@@ -101,10 +114,12 @@ impl Emitter {
     fn inputs(&mut self) {
         let names = self.names.clone();
         self.graph.input(&names.input_ids, ElementType::Int64, &[Dim::Known(1), Dim::Named("n")]);
-        self.graph.input(&names.seqlens_k, ElementType::Int32, &[Dim::Known(1)]);
-        self.graph.input(&names.total_sequence_length, ElementType::Int32, &[]);
-        self.graph.input(&names.logits_index, ElementType::Int64, &[Dim::Named("k")]);
-        let dims = [Dim::Known(1), Dim::Named("k"), Dim::Known(self.dims.vocab)];
+        self.lengths = self.length_inputs(&names.lengths);
+        let rows = match names.lengths {
+            Lengths::Given { .. } => Dim::Named("k"),
+            Lengths::Mask { .. } => Dim::Known(1),
+        };
+        let dims = [Dim::Known(1), rows, Dim::Known(self.dims.vocab)];
         // Whoever samples wants single precision, whatever the graph computes in.
         self.graph.output(&names.logits, ElementType::Float, &dims);
         let Dims { kv_heads, head_dim, .. } = self.dims;
@@ -115,6 +130,22 @@ impl Emitter {
             }
             for name in [&names.present_key, &names.present_value] {
                 self.graph.output(&of_layer(name, layer), self.float(), &cache);
+            }
+        }
+    }
+
+    fn length_inputs(&mut self, lengths: &Lengths) -> Length {
+        match lengths {
+            Lengths::Given { seqlens_k, total_sequence_length, logits_index } => {
+                self.graph.input(seqlens_k, ElementType::Int32, &[Dim::Known(1)]);
+                self.graph.input(total_sequence_length, ElementType::Int32, &[]);
+                self.graph.input(logits_index, ElementType::Int64, &[Dim::Named("k")]);
+                Length { last: seqlens_k.clone(), total: total_sequence_length.clone() }
+            }
+            Lengths::Mask { attention_mask } => {
+                let dims = [Dim::Known(1), Dim::Named("total_sequence_length")];
+                self.graph.input(attention_mask, ElementType::Int64, &dims);
+                self.lengths_of(attention_mask)
             }
         }
     }
@@ -189,10 +220,16 @@ impl Emitter {
         }
     }
 
-    /// The rows of `input` that `logits_index` names.
+    /// The rows of `input` whose logits are wanted.
     fn chosen(&mut self, input: &str) -> String {
         let output = "final_norm.chosen";
-        let index = self.names.logits_index.clone();
+        let index = match &self.names.lengths {
+            Lengths::Given { logits_index, .. } => logits_index.clone(),
+            // The head is a good part of the work, and nobody reads the logits of other positions.
+            Lengths::Mask { .. } => {
+                self.constant("final_norm.last", ElementType::Int64, &[1], &(-1i64).to_le_bytes())
+            }
+        };
         self.gather(output, input, &index, 1);
         output.into()
     }

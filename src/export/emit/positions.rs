@@ -11,7 +11,7 @@ use super::{
         param::Param,
         plan::{Stack, TooLarge},
     },
-    Emitter,
+    Emitter, Length,
 };
 
 impl Emitter {
@@ -33,7 +33,7 @@ impl Emitter {
         let positions = self.position_ids();
         let zero = self.constant("alibi.zero", ElementType::Int32, &[], &0i32.to_le_bytes());
         let one = self.constant("alibi.one", ElementType::Int32, &[], &1i32.to_le_bytes());
-        let total = self.names.total_sequence_length.clone();
+        let total = self.lengths.total.clone();
         self.graph.add(Op::plain("Range", &[&zero, &total, &one], &["alibi.keys.int"]));
         self.cast("alibi.keys", "alibi.keys.int", ElementType::Float);
         self.cast("alibi.queries.flat", &positions, ElementType::Float);
@@ -47,13 +47,28 @@ impl Emitter {
         "alibi".into()
     }
 
+    /// Works lengths out from a mask of ones, `[1, total]`.
+    pub(super) fn lengths_of(&mut self, mask: &str) -> Length {
+        let one = self.constant("lengths.axis", ElementType::Int64, &[1], &1i64.to_le_bytes());
+        let second = self.constant("lengths.second", ElementType::Int64, &[], &1i64.to_le_bytes());
+        self.graph.add(
+            Op::plain("ReduceSum", &[mask, &one], &["lengths.sum"]).with(vec![int_attribute("keepdims", 0)]),
+        );
+        self.graph.add(Op::plain("Sub", &["lengths.sum", &one], &["lengths.last.long"]));
+        self.cast("lengths.last", "lengths.last.long", ElementType::Int32);
+        self.graph.add(Op::plain("Shape", &[mask], &["lengths.shape"]));
+        self.gather("lengths.total.long", "lengths.shape", &second, 0);
+        self.cast("lengths.total", "lengths.total.long", ElementType::Int32);
+        Length { last: "lengths.last".into(), total: "lengths.total".into() }
+    }
+
     /// int64 `[1, n]`.
     fn position_ids(&mut self) -> String {
         let long = |n: i64| n.to_le_bytes();
         let zero = self.constant("positions.zero", ElementType::Int64, &[], &long(0));
         let one = self.constant("positions.one", ElementType::Int64, &[], &long(1));
         let ids = self.names.input_ids.clone();
-        let last = self.names.seqlens_k.clone();
+        let last = self.lengths.last.clone();
         self.graph.add(Op::plain("Mul", &[&ids, &zero], &["positions.zeros"]));
         self.graph.add(Op::plain("Add", &["positions.zeros", &one], &["positions.ones"]));
         self.graph.add(
