@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::program::{Expected, Program, expected};
+use crate::program::{Expected, Program, argument, cache, expected, run};
 
 fn request(prompt: &str) -> Value {
     json!({ "messages": [{ "role": "user", "content": prompt }] })
@@ -100,5 +100,23 @@ async fn quantized_weights_answer_in_the_right_language() {
         }
         // Rounding may move a word; a kernel or layout gone wrong moves all of them.
         assert!(exact >= 8, "{weights}: only {exact} of 10 as in float32");
+    }
+}
+
+#[tokio::test]
+async fn a_directory_that_onnxruntime_genai_built_is_served_like_an_export_of_the_same_base() {
+    // Ids, as these models have fewer of them than the tokenizer that lies beside them.
+    let request = json!({ "prompt": [5, 9, 140, 33, 7], "max_tokens": 24, "temperature": 0, "ignore_eos": true });
+    for name in ["llama3-rope", "qwen3-biases"] {
+        let built = Program::start(&["--model", &format!("tests/fixtures/genai/{name}")]).await;
+        let base = format!("tests/fixtures/models/{name}/base");
+        let export = cache().join(format!("{name}-{}", std::process::id()));
+        assert!(run(&["export", "--base", &base, "--out", argument(&export), "--force"]).status.success());
+        let exported = Program::start(&["--model", argument(&export)]).await;
+        let route = "/v1/completions";
+        let (ours, theirs) = (exported.ask(route, &request).await, built.ask(route, &request).await);
+        assert_eq!((ours.0, theirs.0), (200, 200), "{}", theirs.1);
+        assert_eq!(ours.1["choices"][0]["text"], theirs.1["choices"][0]["text"], "{name}");
+        assert_eq!(theirs.1["usage"]["completion_tokens"], 24);
     }
 }
