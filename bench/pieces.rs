@@ -73,6 +73,7 @@ fn text() -> Option<Arc<Text>> {
         weights: eka::export::WeightFormat::Full,
         dtype: eka::manifest::Dtype::Float32,
         layout: eka::export::Layout::Eka,
+        context_length: None,
         output: directory.path().join("demo"),
         existing: eka::export::Existing::Keep,
     };

@@ -126,6 +126,7 @@ fn export_demo(dir: &Path) -> Outcome<()> {
         weights: eka::export::WeightFormat::Full,
         dtype: eka::manifest::Dtype::Float32,
         layout: eka::export::Layout::Eka,
+        context_length: None,
         output: dir.to_path_buf(),
         existing: eka::export::Existing::Keep,
     };

@@ -106,7 +106,8 @@ async fn quantized_weights_answer_in_the_right_language() {
 #[tokio::test]
 async fn a_directory_that_onnxruntime_genai_built_is_served_like_an_export_of_the_same_base() {
     // Ids, as these models have fewer of them than the tokenizer that lies beside them.
-    let request = json!({ "prompt": [5, 9, 140, 33, 7], "max_tokens": 24, "temperature": 0, "ignore_eos": true });
+    let request =
+        json!({ "prompt": [5, 9, 140, 33, 7], "max_tokens": 24, "temperature": 0, "ignore_eos": true });
     for name in ["llama3-rope", "qwen3-biases"] {
         let built = Program::start(&["--model", &format!("tests/fixtures/genai/{name}")]).await;
         let base = format!("tests/fixtures/models/{name}/base");

@@ -5,6 +5,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    num::NonZeroUsize,
     path::{Path, PathBuf},
     sync::OnceLock,
 };
@@ -93,10 +94,21 @@ fn open_as(
 ) -> (Timeline, TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let output = dir.path().join("model");
-    let options =
-        Options { source, weights, dtype, layout, output: output.clone(), existing: Existing::Keep };
+    let options = Options { weights, dtype, layout, ..options(source, &output) };
     export(&options, &()).unwrap();
     (open_directory(&output, chunk), dir)
+}
+
+fn options(source: Source, output: &Path) -> Options {
+    Options {
+        source,
+        weights: WeightFormat::Full,
+        dtype: Dtype::Float32,
+        layout: Layout::Eka,
+        context_length: None,
+        output: output.into(),
+        existing: Existing::Keep,
+    }
 }
 
 fn open_directory(dir: &Path, chunk: usize) -> Timeline {
@@ -215,6 +227,36 @@ fn a_directory_that_onnxruntime_genai_built_computes_what_transformers_computes(
             let vocabulary = last.len();
             assert!(apart(&last, &case.base[6 * vocabulary..7 * vocabulary]) <= TOLERANCE, "{}", case.name);
         }
+    }
+}
+
+#[test]
+fn a_shorter_context_gives_the_same_logits_up_to_its_end_and_no_further() {
+    for case in cases() {
+        let dir = tempfile::tempdir().unwrap();
+        let output = dir.path().join("model");
+        let shorter =
+            Options { context_length: NonZeroUsize::new(40), ..options(case.merged_source(), &output) };
+        export(&shorter, &()).unwrap();
+        let mut timeline = open_directory(&output, 64);
+        let difference = apart(&timeline.forward_all(&case.prompt).unwrap(), &case.merged);
+        assert!(difference <= TOLERANCE, "{}: {difference}", case.name);
+        assert!(timeline.forward(&[1]).is_err(), "{} has no position 41", case.name);
+        let longer = Options { context_length: NonZeroUsize::new(100_000), ..shorter };
+        let message = export(&longer, &()).unwrap_err().to_string();
+        assert!(message.contains("100000"), "{message}");
+    }
+}
+
+#[test]
+fn random_weights_need_the_configuration_of_any_architecture_alone() {
+    for case in cases() {
+        let dir = tempfile::tempdir().unwrap();
+        let output = dir.path().join("model");
+        let source = Source::Random { config: case.dir.join("base/config.json"), seed: 3 };
+        export(&options(source, &output), &()).unwrap();
+        let logits = open_directory(&output, 64).forward_all(&case.prompt).unwrap();
+        assert!(logits.iter().all(|x| x.is_finite()) && size(&logits) > 1e-3, "{}", case.name);
     }
 }
 

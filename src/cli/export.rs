@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, IsTerminal, Write},
+    num::NonZeroUsize,
     path::PathBuf,
     sync::Mutex,
     time::{Duration, Instant},
@@ -42,6 +43,10 @@ pub(super) struct Args {
     /// Who else shall be able to run the model
     #[arg(long, value_enum, default_value_t)]
     layout: LayoutName,
+
+    /// Most positions, if fewer than the model has; its tables of positions are as long
+    #[arg(long, value_name = "TOKENS")]
+    context_length: Option<NonZeroUsize>,
 
     /// Weights that share a scale: 32, 64 or 128
     #[arg(long, value_name = "WEIGHTS", default_value = "32")]
@@ -140,6 +145,7 @@ impl Args {
             weights,
             dtype: self.dtype.into(),
             layout: self.layout.into(),
+            context_length: self.context_length,
             output: self.out,
             existing,
         }

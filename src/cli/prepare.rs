@@ -55,6 +55,7 @@ fn exported(config: &Config, id: &str) -> anyhow::Result<PathBuf> {
         weights: weights(&config.model)?,
         dtype: Dtype::Float32,
         layout: Layout::Eka,
+        context_length: None,
         output: PathBuf::new(),
         existing: Existing::Keep,
     };

@@ -187,6 +187,14 @@ impl Blueprint {
             .chain(self.linears().flat_map(Linear::params))
     }
 
+    /// Keeps the first `positions` positions alone.
+    pub(super) fn limit_context(&mut self, positions: usize) {
+        self.context_length = self.context_length.min(positions);
+        if let Some(table) = &mut self.embedding.positions {
+            table.keep_first(positions);
+        }
+    }
+
     /// Number of parameters, a tied head counted once.
     pub(super) fn parameters(&self) -> u64 {
         self.params().map(|param| param.shape.elements()).fold(0, u64::saturating_add)

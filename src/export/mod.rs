@@ -54,7 +54,7 @@ mod tensors;
 mod testing;
 mod weights;
 
-use std::{path::PathBuf, str::FromStr};
+use std::{num::NonZeroUsize, path::PathBuf, str::FromStr};
 
 use sha2::{Digest, Sha256};
 
@@ -109,6 +109,9 @@ pub struct Options {
     pub dtype: Dtype,
     /// Who else shall be able to run it.
     pub layout: Layout,
+    /// Most positions, if fewer than the model has: tables of positions are as long, and those of some models are a
+    /// quarter of their weights.
+    pub context_length: Option<NonZeroUsize>,
     /// The model directory to write.
     pub output: PathBuf,
     /// What to do if it exists.
@@ -252,6 +255,14 @@ pub enum ExportError {
     /// The adapter cannot be used.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
+    /// More positions are asked for than there are.
+    #[error("a context length of {asked} is asked for, the model has {most}; ask for that or less")]
+    Context {
+        /// How many.
+        asked: NonZeroUsize,
+        /// How many there are.
+        most: usize,
+    },
     /// Tokenizer, template or generation settings cannot be used.
     #[error(transparent)]
     Companions(#[from] CompanionsError),
@@ -275,7 +286,7 @@ pub enum ExportError {
 /// [`ExportError`] when the sources are incomplete, contradict each other or ask for something that is not supported,
 /// when a weight is not finite, or when the output exists or cannot be written.
 pub fn export(options: &Options, progress: &dyn Progress) -> Result<Report, ExportError> {
-    let mut input = Input::open(&options.source)?;
+    let mut input = open(options)?;
     let Emitted { graph, plan } = emit(&input.blueprint, options.numbers(), options.names(), DATA_FILE)?;
     let staging = Staging::new(&options.output, options.existing)?;
     let sources = input.identify(progress)?;
@@ -307,20 +318,33 @@ pub fn export(options: &Options, progress: &dyn Progress) -> Result<Report, Expo
 /// # Errors
 /// [`ExportError`] when [`export`] would fail before writing.
 pub fn fingerprint(options: &Options) -> Result<String, ExportError> {
-    let mut input = Input::open(&options.source)?;
+    let mut input = open(options)?;
     let mut hash = Sha256::new();
     let seed = match options.source {
         Source::Checkpoint { .. } => None,
         Source::Random { seed, .. } => Some(seed),
     };
     hash.update(format!(
-        "{EXPORTER} {REVISION}\n{:?} {:?} {:?} {seed:?}\n",
-        options.weights, options.dtype, options.layout
+        "{EXPORTER} {REVISION}\n{:?} {:?} {:?} {:?} {seed:?}\n",
+        options.weights, options.dtype, options.layout, options.context_length
     ));
     for SourceFile { path, bytes, sha256 } in input.identify(&())? {
         hash.update(format!("{path} {bytes} {sha256}\n"));
     }
     Ok(sources::hexadecimal(hash))
+}
+
+/// Opens the sources and applies what concerns the whole model.
+fn open(options: &Options) -> Result<Input, ExportError> {
+    let mut input = Input::open(&options.source)?;
+    if let Some(asked) = options.context_length {
+        let most = input.blueprint.context_length;
+        if asked.get() > most {
+            return Err(ExportError::Context { asked, most });
+        }
+        input.blueprint.limit_context(asked.get());
+    }
+    Ok(input)
 }
 
 fn describe(input: &Input, options: &Options, sources: Vec<SourceFile>) -> Manifest {

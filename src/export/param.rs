@@ -5,7 +5,7 @@
 //! [`Param`] says what the graph wants and which *lines* of the stored tensor that is, so that reading, merging and
 //! quantizing need not know the difference.
 
-use std::{fmt, ops::Range};
+use std::{fmt, iter, ops::Range};
 
 /// A tensor of the model.
 #[derive(Clone, Debug, PartialEq)]
@@ -98,6 +98,14 @@ impl Param {
         Self { name, shape, lines: Lines::All, transposed: false, offset: 0.0 }
     }
 
+    /// Keeps the first `rows` rows of a matrix that is stored whole.
+    pub(super) fn keep_first(&mut self, kept: usize) {
+        if let Shape::Matrix { rows, .. } = &mut self.shape {
+            self.lines = Lines::From { start: 0, of: *rows };
+            *rows = kept.min(*rows);
+        }
+    }
+
     /// The module's name, as adapters call it: the tensor's without `.weight`.
     pub(super) fn module(&self) -> &str {
         self.name.strip_suffix(".weight").unwrap_or(&self.name)
@@ -130,8 +138,8 @@ impl Param {
             Shape::Matrix { .. } => rows,
         };
         match self.lines {
-            Lines::All => vec![wanted],
-            Lines::From { start, .. } => vec![start + wanted.start..start + wanted.end],
+            Lines::All => iter::once(wanted).collect(),
+            Lines::From { start, .. } => iter::once(start + wanted.start..start + wanted.end).collect(),
             Lines::Turns { part, parts, width } => turns(wanted, part, parts, width),
         }
     }
@@ -162,7 +170,7 @@ mod tests {
     fn a_part_of_a_fused_tensor_starts_where_the_others_end() {
         let key = lines(Lines::From { start: 16, of: 24 });
         assert_eq!(key.stored_shape(), [24, 8]);
-        assert_eq!(key.stored(1..3), [17..19]);
+        assert!(key.stored(1..3).into_iter().eq(iter::once(17..19)));
     }
 
     #[test]
@@ -177,7 +185,7 @@ mod tests {
     fn a_vector_is_cut_by_its_elements() {
         let bias = Param { lines: Lines::From { start: 4, of: 12 }, ..Param::vector("qkv.bias", 4) };
         assert_eq!(bias.stored_shape(), [12]);
-        assert_eq!(bias.stored(0..1), [4..8]);
+        assert!(bias.stored(0..1).into_iter().eq(iter::once(4..8)));
     }
 
     #[test]

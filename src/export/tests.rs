@@ -38,6 +38,7 @@ impl Tiny {
                 weights,
                 dtype: Dtype::Float32,
                 layout: Layout::Eka,
+                context_length: None,
                 output,
                 existing: Existing::Keep,
             },
