@@ -220,14 +220,15 @@ impl Server {
             "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": true, "stream": true,
         })
         .to_string();
+        // In one piece: `write!` to a socket sends every part of the format by itself.
+        let request = format!(
+            "POST /v1/completions HTTP/1.1\r\nhost: bench\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
         let started = Instant::now();
         let mut connection = TcpStream::connect(&self.address)?;
         connection.set_nodelay(true)?;
-        write!(
-            connection,
-            "POST /v1/completions HTTP/1.1\r\nhost: bench\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
-            body.len()
-        )?;
+        connection.write_all(request.as_bytes())?;
         let (mut first, mut last, mut prefill) = (None, started, None);
         for line in BufReader::new(connection).lines() {
             let line = line?;

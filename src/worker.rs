@@ -86,8 +86,9 @@ pub fn run(input: impl Read + Send + 'static, mut output: impl Write) -> Result<
         Ok(other) => return Err(WorkerError::NoLoad(format!("{other:?}"))),
     };
     let (timeline, ready) = load(&spec).map_err(|e| tell_load_failure(&e, &mut output))?;
+    let idle = ready.memory;
     wire::write(&Up::Ready(ready), &mut output)?;
-    Worker { timeline, noted, output }.serve(&frames)
+    Worker { timeline, noted, output, idle }.serve(&frames)
 }
 
 fn tell_load_failure(error: &LoadError, output: &mut impl Write) -> WorkerError {
@@ -149,6 +150,8 @@ struct Worker<W> {
     timeline: Timeline,
     noted: Arc<Noted>,
     output: W,
+    /// What it held after the last trim, and so before the next job: asking again would delay the first token.
+    idle: Memory,
 }
 
 impl<W: Write> Worker<W> {
@@ -167,10 +170,9 @@ impl<W: Write> Worker<W> {
     }
 
     fn generate(&mut self, job: &Job) -> Result<(), WorkerError> {
-        let before = current_memory();
-        host::reset_peak();
+        let before = self.idle;
         let mut broken = None;
-        let Self { timeline, noted, output } = self;
+        let Self { timeline, noted, output, .. } = self;
         let outcome =
             engine::generate(timeline, job, |step| match wire::write(&step_frame(job, step), output) {
                 Ok(()) if noted.stops(job) => ControlFlow::Break(()),
@@ -202,7 +204,8 @@ impl<W: Write> Worker<W> {
     /// Gives back what the last job left behind.
     fn trim(&mut self) -> Memory {
         self.timeline.clear();
-        memory_after_trim()
+        self.idle = memory_after_trim();
+        self.idle
     }
 }
 
@@ -213,12 +216,10 @@ fn step_frame(job: &Job, step: Step) -> Up {
     }
 }
 
+/// What is left when the heap has given back what is free; a new peak starts here.
 fn memory_after_trim() -> Memory {
     host::release_free_heap();
-    current_memory()
-}
-
-fn current_memory() -> Memory {
+    host::reset_peak();
     let host::HostMemory { resident, anonymous, .. } = host::memory();
     Memory { resident, anonymous }
 }

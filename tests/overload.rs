@@ -27,6 +27,16 @@ fn leave_later(
     tokio::spawn(server.post(NATIVE, request).send())
 }
 
+/// Has the slot, and reads its endless answer from a task that can be aborted.
+async fn listen(server: &Server, stream: bool) -> tokio::task::JoinHandle<reqwest::Result<String>> {
+    let mut request = endless();
+    request["stream"] = json!(stream);
+    let running = server.post(NATIVE, &request).send();
+    let running = tokio::spawn(async move { running.await?.text().await });
+    server.has_queued(0).await;
+    running
+}
+
 #[tokio::test]
 async fn a_full_queue_answers_429_and_says_when_to_come_back() {
     let server = Server::start(Wish { max_jobs: 1, ..slow() });
@@ -124,11 +134,7 @@ async fn twenty_clients_that_queue_and_leave_do_not_disturb_the_one_that_streams
 async fn a_client_that_leaves_its_running_answer_gives_the_slot_to_the_next() {
     let server = Server::start(Wish { step: Duration::from_millis(20), ..Wish::default() });
     for stream in [false, true] {
-        let mut request = endless();
-        request["stream"] = json!(stream);
-        let running = server.post(NATIVE, &request).send();
-        let running = tokio::spawn(async move { running.await?.text().await });
-        server.has_queued(0).await;
+        let running = listen(&server, stream).await;
         let before = server.metrics.generated_tokens.get();
         eventually("a token", || server.metrics.generated_tokens.get() > before).await;
         running.abort();
@@ -142,11 +148,7 @@ async fn a_client_that_leaves_its_running_answer_gives_the_slot_to_the_next() {
 async fn a_client_that_leaves_while_its_answer_is_silent_is_noticed() {
     let server = Server::start(Wish { step: Duration::from_secs(3_600), ..Wish::default() });
     for stream in [false, true] {
-        let mut request = endless();
-        request["stream"] = json!(stream);
-        let running = server.post(NATIVE, &request).send();
-        let running = tokio::spawn(async move { running.await?.text().await });
-        server.has_queued(0).await;
+        let running = listen(&server, stream).await;
         let waiting = leave_later(&server, &endless());
         server.has_queued(1).await;
         waiting.abort();

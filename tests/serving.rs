@@ -12,7 +12,7 @@ use std::{
 
 use eka::{
     executor::{Deadlines, Executor, Limits},
-    http::{AppState, Settings, serve},
+    http::{AppState, Life, Settings, serve},
     job::{
         Event, Failure, Finish, FinishReason, Job, Memory, MemoryReport, Readiness, ReadyReport, Timings,
         Usage,
@@ -95,9 +95,9 @@ impl Server {
         let (shutdown, asked) = oneshot::channel();
         let (over, ended) = oneshot::channel();
         thread::spawn(move || {
-            let asked = async { drop(asked.await) };
+            let life = Life { beside: async {}, shutdown: async { drop(asked.await) }, finish: async {} };
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(serve(listener, state, asked)).unwrap();
+            runtime.block_on(serve(listener, state, life)).unwrap();
             let _ = over.send(());
         });
         let client = reqwest::Client::new();

@@ -79,7 +79,9 @@ async fn generate(args: Args, config: &Config) -> anyhow::Result<()> {
     let model = prepare::model(config)?;
     let text = Arc::new(Text::open(&model.dir, &model.id)?);
     let job = args.job(&text, config)?;
-    let supervisor = Supervisor::start(worker::command(config, &model.dir)?, Arc::new(Metrics::new()));
+    let command = worker::command(config, &model.dir)?;
+    let (supervisor, keeping) = Supervisor::new(command, Arc::new(Metrics::new()));
+    tokio::spawn(keeping);
     let answered = stream(supervisor.runner(), job, &text, args.stop).await;
     supervisor.stop().await;
     let finish = answered?;

@@ -15,7 +15,7 @@ use crate::{
     config::{self, Config, ConfigArgs},
     device::host::{self, Pace},
     executor::{Executor, Limits},
-    http::{self, AppState, Settings},
+    http::{self, AppState, Life, Settings},
     job::Readiness,
     metrics::{MemoryKind, Metrics},
     supervise::{Runner, Supervisor},
@@ -43,8 +43,6 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     logging::start(&config.log)?;
     // Before there are other threads, which inherit it.
     host::set_pace(Pace::Prompt);
-    // One thread for queue and worker: a token that is handed from thread to thread waits for a core each time, and the
-    // cores are the worker's. Answers leave, and prompts are encoded, on threads of their own.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(serve(&config))
 }
@@ -54,16 +52,29 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
     let text = Arc::new(Text::open(&model.dir, &model.id)?);
     let listener = listen(config)?;
     let metrics = Arc::new(Metrics::new());
-    let supervisor = Supervisor::start(worker::command(config, &model.dir)?, Arc::clone(&metrics));
+    let (supervisor, keeping) = Supervisor::new(worker::command(config, &model.dir)?, Arc::clone(&metrics));
     let readiness = supervisor.readiness();
-    let executor = executor(config, &metrics, supervisor.runner());
+    let (executor, working) = executor(config, &metrics, supervisor.runner());
     tokio::spawn(show_own_memory(Arc::clone(&metrics)));
     tracing::info!("serving {:?} on http://{}", model.id, listener.local_addr()?);
     let state = AppState::new(text, executor, metrics, readiness.clone(), Settings::from(config));
-    let served = http::serve(listener, state, ended(readiness.clone())).await;
-    // Asked before the worker is told to end, which is a state of its own.
-    let last = readiness.borrow().clone();
-    supervisor.stop().await;
+    let mut last = Readiness::Starting;
+    let served = http::serve(
+        listener,
+        state,
+        Life {
+            beside: async {
+                tokio::join!(keeping, working);
+            },
+            shutdown: ended(readiness.clone()),
+            finish: async {
+                // Asked before the worker is told to end, which is a state of its own.
+                last = readiness.borrow().clone();
+                supervisor.stop().await;
+            },
+        },
+    )
+    .await;
     served.context("the HTTP server failed")?;
     match last {
         Readiness::Down { reason, retry_in: None } => bail!("the model cannot be loaded: {reason}"),
@@ -77,10 +88,14 @@ fn listen(config: &Config) -> anyhow::Result<TcpListener> {
         .with_context(|| format!("cannot listen on {address}; set server.bind or server.port"))
 }
 
-fn executor(config: &Config, metrics: &Arc<Metrics>, runner: Runner) -> Executor {
+fn executor(
+    config: &Config,
+    metrics: &Arc<Metrics>,
+    runner: Runner,
+) -> (Executor, impl Future<Output = ()> + Send + use<>) {
     let limits =
         Limits { max_jobs: config.queue.max_jobs, max_prompt_tokens: config.queue.max_prompt_tokens };
-    Executor::start(limits, Arc::clone(metrics), move |job, events, cancel| {
+    Executor::new(limits, Arc::clone(metrics), move |job, events, cancel| {
         let runner = runner.clone();
         async move { runner.run(job, events, cancel).await }
     })

@@ -111,9 +111,30 @@ pub struct Executor {
 }
 
 impl Executor {
-    /// Opens the queue. `run` gets one job at a time, with where to say [`Event::Progress`] and [`Event::Token`] and a
-    /// token that is cancelled when nobody wants the rest; it should then return soon, for the slot is free only when
-    /// it has. A panic in it fails that job alone.
+    /// Opens the queue, and gives the future that works it off. `run` gets one job at a time, with where to say
+    /// [`Event::Progress`] and [`Event::Token`] and a token that is cancelled when nobody wants the rest; it should then
+    /// return soon, for the slot is free only when it has. A panic in it fails that job alone.
+    pub fn new<R, F>(
+        limits: Limits,
+        metrics: Arc<Metrics>,
+        run: R,
+    ) -> (Self, impl Future<Output = ()> + Send + 'static)
+    where
+        R: FnMut(Job, UnboundedSender<Event>, CancellationToken) -> F + Send + 'static,
+        F: Future<Output = Result<Finish, Failure>> + Send + 'static,
+    {
+        let shared = Arc::new(Shared::new(limits, metrics));
+        let (slot, deadlines) = (slot::serve(shared.clone(), run), slot::watch_deadlines(shared.clone()));
+        let work = async move {
+            tokio::select! {
+                () = slot => {}
+                () = deadlines => {}
+            }
+        };
+        (Self { shared }, work)
+    }
+
+    /// As [`Self::new`], with the work as a task of its own.
     ///
     /// # Panics
     /// Outside a tokio runtime.
@@ -122,15 +143,9 @@ impl Executor {
         R: FnMut(Job, UnboundedSender<Event>, CancellationToken) -> F + Send + 'static,
         F: Future<Output = Result<Finish, Failure>> + Send + 'static,
     {
-        let shared = Arc::new(Shared::new(limits, metrics));
-        let (slot, deadlines) = (slot::serve(shared.clone(), run), slot::watch_deadlines(shared.clone()));
-        tokio::spawn(async move {
-            tokio::select! {
-                () = slot => {}
-                () = deadlines => {}
-            }
-        });
-        Self { shared }
+        let (executor, work) = Self::new(limits, metrics, run);
+        tokio::spawn(work);
+        executor
     }
 
     /// A number for the next job.

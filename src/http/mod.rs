@@ -26,7 +26,7 @@ use std::{
     net::TcpListener,
     num::NonZeroUsize,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -48,9 +48,8 @@ use crate::{
     units::{Bytes, Tokens},
 };
 
-/// Threads that speak HTTP. There is one slot: two threads keep the probes of a server answering while one of them
-/// writes a large answer, and more would only wait.
-const THREADS: usize = 2;
+/// Prompts that are encoded at once; long ones, which are encoded on threads of their own.
+const ENCODERS: usize = 2;
 
 /// For the head of a request to arrive.
 const HEAD_PATIENCE: Duration = Duration::from_secs(5);
@@ -104,7 +103,7 @@ pub struct AppState {
     metrics: Arc<Metrics>,
     readiness: watch::Receiver<Readiness>,
     settings: Settings,
-    /// Prompts are encoded [`THREADS`] at a time.
+    /// Prompts are encoded [`ENCODERS`] at a time.
     encoders: Arc<Semaphore>,
     /// Tells this process' answer ids from those of the one before.
     instance: u32,
@@ -128,7 +127,7 @@ impl AppState {
             metrics,
             readiness,
             settings,
-            encoders: Arc::new(Semaphore::new(THREADS)),
+            encoders: Arc::new(Semaphore::new(ENCODERS)),
             instance: rand::random(),
             was_ready: Arc::default(),
         }
@@ -154,38 +153,61 @@ impl AppState {
     }
 }
 
+/// When a server begins and ends, and what else happens then.
+#[derive(Debug)]
+pub struct Life<B, S, F> {
+    /// What runs beside the handlers, on their thread.
+    pub beside: B,
+    /// Completes when the server shall end.
+    pub shutdown: S,
+    /// What is left to do when no answer is due any more. Probes are still answered meanwhile.
+    pub finish: F,
+}
+
 /// Serves until `shutdown` completes, then refuses new requests, lets what waits and runs finish within the grace of
 /// the settings, and returns. Probes are answered until the end.
 ///
+/// One thread does all of it, and what runs beside it: a token that is handed from thread to thread waits for a core each
+/// time, and the cores are the worker's. It never works for long, as long prompts are encoded elsewhere.
+///
 /// # Errors
 /// [`io::Error`] when the listener cannot be used.
-pub async fn serve(
-    listener: TcpListener,
-    state: AppState,
-    shutdown: impl Future<Output = ()>,
-) -> io::Result<()> {
-    let max_connections = state.settings.max_connections.get().div_ceil(THREADS);
+pub async fn serve<B, S, F>(listener: TcpListener, state: AppState, life: Life<B, S, F>) -> io::Result<()>
+where
+    B: Future<Output = ()> + Send + 'static,
+    S: Future<Output = ()>,
+    F: Future<Output = ()>,
+{
+    let Life { beside, shutdown, finish } = life;
+    let beside = Arc::new(Mutex::new(Some(beside)));
     let data = web::Data::new(state.clone());
-    let server =
-        HttpServer::new(move || App::new().app_data(data.clone()).wrap(from_fn(count)).configure(routes))
-            .workers(THREADS)
-            .max_connections(max_connections)
-            .client_request_timeout(HEAD_PATIENCE)
-            .shutdown_timeout(FLUSH_SECONDS)
-            .keep_alive(IDLE_PATIENCE)
-            // A token is a small write, which Nagle's algorithm would hold back until the one before is acknowledged.
-            .tcp_nodelay(true)
-            // With the default, a client that leaves during prefill is noticed when we next write (measured: 15 s against
-            // 1 s). We would rather lose clients that close their sending side and still want an answer.
-            .h1_allow_half_closed(false)
-            // Who ends the process decides what a signal means.
-            .disable_signals()
-            .listen(listener)?
-            .run();
+    let app = move || {
+        // Called once, as there is one thread, and on that thread.
+        if let Some(beside) = beside.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            actix_web::rt::spawn(beside);
+        }
+        App::new().app_data(data.clone()).wrap(from_fn(count)).configure(routes)
+    };
+    let server = HttpServer::new(app)
+        .workers(1)
+        .max_connections(state.settings.max_connections.get())
+        .client_request_timeout(HEAD_PATIENCE)
+        .shutdown_timeout(FLUSH_SECONDS)
+        .keep_alive(IDLE_PATIENCE)
+        // A token is a small write, which Nagle's algorithm would hold back until the one before is acknowledged.
+        .tcp_nodelay(true)
+        // With the default, a client that leaves during prefill is noticed when we next write (measured: 15 s against
+        // 1 s). We would rather lose clients that close their sending side and still want an answer.
+        .h1_allow_half_closed(false)
+        // Who ends the process decides what a signal means.
+        .disable_signals()
+        .listen(listener)?
+        .run();
     let handle = server.handle();
     let ending = async {
         shutdown.await;
         state.executor.drain(state.settings.grace).await;
+        finish.await;
         handle.stop(true).await;
     };
     let ended = async { tokio::join!(server, ending).0 };

@@ -19,10 +19,7 @@ mod process;
 
 use std::{ffi::OsString, path::PathBuf, sync::Arc};
 
-use tokio::{
-    sync::{mpsc, oneshot, watch},
-    task::JoinHandle,
-};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -49,7 +46,8 @@ pub struct Supervisor {
     requests: mpsc::Sender<Request>,
     readiness: watch::Receiver<Readiness>,
     stop: CancellationToken,
-    keeper: JoinHandle<()>,
+    /// Closed when the keeper is gone.
+    kept: oneshot::Receiver<()>,
 }
 
 /// A handle to run jobs with, for the executor's closure.
@@ -59,14 +57,23 @@ pub struct Runner {
 }
 
 impl Supervisor {
-    /// Starts the first worker; whether and when it is ready is told by [`readiness`](Self::readiness).
+    /// A supervisor, and the future that starts the first worker and keeps one alive; whether and when one is ready is
+    /// told by [`readiness`](Self::readiness).
     #[must_use]
-    pub fn start(command: WorkerCommand, metrics: Arc<Metrics>) -> Self {
+    pub fn new(
+        command: WorkerCommand,
+        metrics: Arc<Metrics>,
+    ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (requests, receiver) = mpsc::channel(1);
         let (state, readiness) = watch::channel(Readiness::Starting);
         let stop = CancellationToken::new();
         let keeper = Keeper::new(command, metrics, receiver, state, stop.clone());
-        Self { requests, readiness, stop, keeper: tokio::spawn(keeper.keep()) }
+        let (keeping, kept) = oneshot::channel();
+        let work = async move {
+            keeper.keep().await;
+            drop(keeping);
+        };
+        (Self { requests, readiness, stop, kept }, work)
     }
 
     /// Whether jobs can be run, now and whenever it changes.
@@ -84,9 +91,8 @@ impl Supervisor {
     /// Ends the worker, kindly at first, and returns when it is gone.
     pub async fn stop(self) {
         self.stop.cancel();
-        if let Err(e) = self.keeper.await {
-            tracing::error!("the worker's keeper ended badly: {e}");
-        }
+        // Nothing is ever sent: the sender goes when the keeper does, or when whoever ran it has gone.
+        let _ = self.kept.await;
     }
 }
 

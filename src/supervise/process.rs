@@ -7,7 +7,7 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncReadExt, AsyncWriteExt, BufReader},
     process::{Child, ChildStdin, ChildStdout, Command},
     sync::mpsc,
     time::timeout,
@@ -89,7 +89,8 @@ impl Process {
     }
 }
 
-async fn read_frames(mut stdout: ChildStdout, sender: mpsc::Sender<Result<Up, WireError>>) {
+async fn read_frames(stdout: ChildStdout, sender: mpsc::Sender<Result<Up, WireError>>) {
+    let mut stdout = BufReader::new(stdout);
     loop {
         let frame = match read_frame(&mut stdout).await {
             Ok(Some(frame)) => Ok(frame),
@@ -103,7 +104,7 @@ async fn read_frames(mut stdout: ChildStdout, sender: mpsc::Sender<Result<Up, Wi
     }
 }
 
-async fn read_frame(stdout: &mut ChildStdout) -> Result<Option<Up>, WireError> {
+async fn read_frame(stdout: &mut BufReader<ChildStdout>) -> Result<Option<Up>, WireError> {
     let mut head = [0; 4];
     let first = stdout.read(&mut head).await?;
     if first == 0 {
