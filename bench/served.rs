@@ -157,6 +157,7 @@ fn in_process(timeline: &mut Timeline, prompt: &[u32], max_new_tokens: usize) ->
     let job = Job {
         id: JobId(0),
         prompt: prompt.to_vec(),
+        answer: Vec::new(),
         sampling: Sampling::greedy(),
         max_new_tokens,
         end_tokens: Vec::new(),

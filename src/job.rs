@@ -21,9 +21,11 @@ pub struct Job {
     pub id: JobId,
     /// The prompt's token ids, at least one.
     pub prompt: Vec<u32>,
+    /// What a worker that is no more has generated of the answer; it goes on after that.
+    pub answer: Vec<u32>,
     /// How a token is picked from the logits.
     pub sampling: Sampling,
-    /// Most tokens to generate; at least one, and with the prompt within the context length.
+    /// Most tokens to generate, those of `answer` among them; at least one, and with the prompt within the context length.
     pub max_new_tokens: usize,
     /// Ids that end the generation. The one that does is counted, but not reported as a token: it has no text.
     pub end_tokens: Vec<u32>,
@@ -133,6 +135,8 @@ pub struct Timings {
     pub prefill: Duration,
     /// From those to the last token; the first token needs no decode step of its own.
     pub decode: Duration,
+    /// How often the job was taken up again after its worker was lost. Both times then include the interruption.
+    pub resumed: u32,
 }
 
 /// The worker's memory around one job. `None` where the operating system does not say.

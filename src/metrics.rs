@@ -71,6 +71,8 @@ pub struct Metrics {
     pub worker_ready: Gauge,
     /// Worker processes started.
     pub worker_starts: Counter,
+    /// Jobs taken up again on another worker.
+    pub jobs_resumed: Counter,
     /// Worker processes ended, by reason.
     pub worker_exits: Family<ExitReason, Counter>,
     /// Seconds that the last load of the model took.
@@ -112,6 +114,7 @@ impl Metrics {
             requests: Family::default(),
             worker_ready: Gauge::default(),
             worker_starts: Counter::default(),
+            jobs_resumed: Counter::default(),
             worker_exits: Family::default(),
             model_load_seconds: Gauge::default(),
             memory: Family::default(),
@@ -143,6 +146,7 @@ impl Metrics {
             self.worker_ready.clone(),
         );
         r.register("worker_starts", "Worker processes started", self.worker_starts.clone());
+        r.register("jobs_resumed", "Jobs taken up again on another worker", self.jobs_resumed.clone());
         r.register("worker_exits", "Worker processes ended, by reason", self.worker_exits.clone());
         let help = "Time that the last load of the model took";
         r.register_with_unit("model_load", help, Unit::Seconds, self.model_load_seconds.clone());

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// Version of the frames below; both ends must have the same.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// Longest payload that is sent or read: room for a prompt of some three million tokens.
 pub const MAX_FRAME: Bytes = Bytes::mib(16);
@@ -215,6 +215,7 @@ mod tests {
         Job {
             id: JobId(3),
             prompt: vec![1, 2, u32::MAX],
+            answer: vec![9],
             sampling,
             max_new_tokens: 48,
             end_tokens: vec![2, 6],

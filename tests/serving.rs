@@ -204,7 +204,11 @@ fn finish(job: &Job, reason: FinishReason, completion_tokens: usize) -> Finish {
     Finish {
         reason,
         usage: Usage { prompt_tokens: job.prompt.len(), completion_tokens },
-        timings: Timings { prefill: Duration::from_millis(20), decode: Duration::from_millis(100) },
+        timings: Timings {
+            prefill: Duration::from_millis(20),
+            decode: Duration::from_millis(100),
+            resumed: 0,
+        },
         memory: MemoryReport { before: memory, peak_resident: Some(Bytes::mib(400)), after: memory },
     }
 }

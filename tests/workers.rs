@@ -43,23 +43,72 @@ async fn a_worker_killed_between_two_requests_is_replaced_and_nobody_notices() {
     assert_ne!(program.worker_pid(), killed);
 }
 
+/// Streams an answer, and kills the worker after every so many pieces of it, up to `times`.
+async fn stream_and_kill(
+    program: &Program,
+    request: &Value,
+    every: usize,
+    times: usize,
+) -> (Vec<Value>, bool) {
+    let mut request = request.clone();
+    request["stream"] = json!(true);
+    let mut stream = program.post("/generate-lite", &request).send().await.unwrap().bytes_stream();
+    let (mut received, mut pieces, mut kills) = (Vec::new(), 0, 0);
+    while let Some(piece) = stream.next().await {
+        let piece = piece.unwrap();
+        pieces += usize::from(piece.starts_with(b"data: "));
+        received.extend(piece);
+        if kills < times && pieces > kills * every {
+            kills += 1;
+            send("KILL", program.worker_pid());
+        }
+    }
+    events(&text(&received))
+}
+
+fn spoken(documents: &[Value]) -> String {
+    documents.iter().filter_map(|document| document["text"].as_str()).collect()
+}
+
 #[tokio::test]
-async fn a_worker_killed_in_an_answer_fails_that_one_and_the_queue_goes_on() {
+async fn a_worker_killed_in_an_answer_is_replaced_and_the_answer_goes_on() {
     let program = Program::start(&[]).await;
-    let mut stream = program.post("/generate-lite", &long()).send().await.unwrap().bytes_stream();
-    let mut received = stream.next().await.unwrap().unwrap().to_vec();
+    for sampling in
+        [json!({}), json!({ "temperature": 1.2, "seed": 7, "top_k": 50, "repetition_penalty": 1.1 })]
+    {
+        let mut request = long();
+        request.as_object_mut().unwrap().extend(sampling.as_object().unwrap().clone());
+        request["stream"] = json!(false);
+        request["max_new_tokens"] = json!(150);
+        let (_, undisturbed) = program.ask("/generate-lite", &request).await;
+        assert_eq!(undisturbed["timings"]["resumed"], 0);
+        for every in [1, 7, 40] {
+            let (documents, is_done) = stream_and_kill(&program, &request, every, 1).await;
+            let (last, pieces) = documents.split_last().unwrap();
+            assert!(is_done, "{last}");
+            assert_eq!(last["text"], undisturbed["text"]);
+            assert_eq!(json!(spoken(pieces)), undisturbed["text"]);
+            assert_eq!(last["usage"], undisturbed["usage"]);
+            assert_eq!(last["timings"]["resumed"], 1);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_job_that_loses_two_workers_fails_and_the_queue_goes_on() {
+    let program = Program::start(&[]).await;
     let waiting = {
         let request = program.post("/generate-lite", &json!({ "prompt": "Once", "max_new_tokens": 4 }));
-        tokio::spawn(async move { request.send().await.unwrap().status() })
+        async move {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            request.send().await.unwrap().status()
+        }
     };
-    send("KILL", program.worker_pid());
-    while let Some(piece) = stream.next().await {
-        received.extend(piece.unwrap());
-    }
-    let (documents, is_done) = events(&text(&received));
+    let request = long();
+    let ((documents, is_done), status) = tokio::join!(stream_and_kill(&program, &request, 5, 2), waiting);
     assert!(!is_done, "a broken answer does not claim to be whole");
     assert_eq!(documents.last().unwrap()["error"]["code"], "worker_lost");
-    assert_eq!(waiting.await.unwrap(), 200);
+    assert_eq!(status, 200);
 }
 
 #[tokio::test]
@@ -203,7 +252,14 @@ fn load(model_dir: &str) -> Down {
 fn generate(id: u64, prompt: usize, max_new_tokens: usize) -> Down {
     let prompt = vec![1; prompt];
     let sampling = Sampling::greedy();
-    Down::Generate(Job { id: JobId(id), prompt, sampling, max_new_tokens, end_tokens: Vec::new() })
+    Down::Generate(Job {
+        id: JobId(id),
+        prompt,
+        answer: Vec::new(),
+        sampling,
+        max_new_tokens,
+        end_tokens: Vec::new(),
+    })
 }
 
 #[test]

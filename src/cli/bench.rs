@@ -169,6 +169,7 @@ fn job(prompt: usize, max_new_tokens: usize, vocabulary: usize) -> Job {
     Job {
         id: JobId(0),
         prompt: (0..prompt).map(id).collect(),
+        answer: Vec::new(),
         sampling: Sampling::greedy(),
         max_new_tokens,
         end_tokens: Vec::new(),

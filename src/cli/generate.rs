@@ -126,7 +126,14 @@ impl Args {
             seed: self.seed.unwrap_or_else(rand::random),
             ..Sampling::greedy()
         };
-        Ok(Job { id: JobId(0), prompt, sampling, max_new_tokens: asked, end_tokens: card.end_tokens.clone() })
+        Ok(Job {
+            id: JobId(0),
+            prompt,
+            answer: Vec::new(),
+            sampling,
+            max_new_tokens: asked,
+            end_tokens: card.end_tokens.clone(),
+        })
     }
 
     fn encode(&self, text: &Text) -> anyhow::Result<Vec<u32>> {

@@ -49,6 +49,9 @@ pub fn generate(
     check(model, job)?;
     model.rewind(0);
     let mut run = Run::new(job);
+    if run.written >= job.max_new_tokens {
+        return Ok(run.outcome(FinishReason::Length));
+    }
     let Some(mut logits) = run.prefill(model, &mut emit)? else {
         return Ok(run.outcome(FinishReason::Cancelled));
     };
@@ -81,26 +84,27 @@ struct Run<'a> {
 
 impl<'a> Run<'a> {
     fn new(job: &'a Job) -> Self {
-        let sampler = Sampler::new(&job.sampling, &job.prompt);
-        Self { job, sampler, started: Instant::now(), prefilled: None, read: 0, written: 0 }
+        let sampler = Sampler::resume(&job.sampling, &job.prompt, &job.answer);
+        Self { job, sampler, started: Instant::now(), prefilled: None, read: 0, written: job.answer.len() }
     }
 
-    /// Feeds the prompt; `None` when it was cancelled on the way.
+    /// Feeds the prompt, and what there is of the answer; `None` when it was cancelled on the way.
     fn prefill<'m, M: Forward>(
         &mut self,
         model: &'m mut M,
         emit: &mut impl FnMut(Step) -> ControlFlow<()>,
     ) -> Result<Option<&'m mut [f32]>, EngineError> {
-        let total = self.job.prompt.len();
+        let context = [&*self.job.prompt, &self.job.answer].concat();
+        let total = context.len();
         let last = (total - 1) / model.chunk() * model.chunk();
-        for chunk in self.job.prompt[..last].chunks(model.chunk()) {
+        for chunk in context[..last].chunks(model.chunk()) {
             model.forward(chunk)?;
             self.read += chunk.len();
             if emit(Step::Progress { done: self.read, total }).is_break() {
                 return Ok(None);
             }
         }
-        let logits = model.forward(&self.job.prompt[last..])?;
+        let logits = model.forward(&context[last..])?;
         self.read = total;
         self.prefilled = Some(self.started.elapsed());
         Ok(Some(logits))
@@ -111,8 +115,11 @@ impl<'a> Run<'a> {
         let prefill = self.prefilled.unwrap_or(elapsed);
         Outcome {
             reason,
-            usage: Usage { prompt_tokens: self.read, completion_tokens: self.written },
-            timings: Timings { prefill, decode: elapsed.saturating_sub(prefill) },
+            usage: Usage {
+                prompt_tokens: self.read.min(self.job.prompt.len()),
+                completion_tokens: self.written,
+            },
+            timings: Timings { prefill, decode: elapsed.saturating_sub(prefill), resumed: 0 },
         }
     }
 }
@@ -124,7 +131,7 @@ fn check(model: &impl Forward, job: &Job) -> Result<(), EngineError> {
         return Err(EngineError::Job(Failure::Context { prompt, max_new, capacity }));
     }
     let vocabulary = model.vocabulary();
-    match job.prompt.iter().find(|id| **id as usize >= vocabulary) {
+    match job.prompt.iter().chain(&job.answer).find(|id| **id as usize >= vocabulary) {
         Some(&id) => Err(EngineError::Job(Failure::UnknownToken { id, vocabulary })),
         None => Ok(()),
     }
@@ -165,7 +172,14 @@ mod tests {
 
     fn job(prompt: usize, max_new_tokens: usize) -> Job {
         let sampling = Sampling::greedy();
-        Job { id: JobId(1), prompt: vec![1; prompt], sampling, max_new_tokens, end_tokens: vec![END] }
+        Job {
+            id: JobId(1),
+            prompt: vec![1; prompt],
+            answer: vec![],
+            sampling,
+            max_new_tokens,
+            end_tokens: vec![END],
+        }
     }
 
     /// A prompt of one chunk consumes one scripted answer, each further chunk another.
@@ -195,6 +209,17 @@ mod tests {
     fn it_says_exactly_as_many_tokens_as_it_was_allowed() {
         let (said, outcome) = run(says(&[3, 4, 5, 6]), &job(2, 3));
         assert_eq!((said, outcome.reason), (vec![3, 4, 5], FinishReason::Length));
+    }
+
+    #[test]
+    fn an_answer_that_was_begun_is_read_with_the_prompt_and_counted() {
+        let begun = Job { answer: vec![3, 4], ..job(2, 4) };
+        let (said, outcome) = run(says(&[5, 6, 7]), &begun);
+        assert_eq!((said, outcome.reason), (vec![5, 6], FinishReason::Length));
+        assert_eq!(outcome.usage, Usage { prompt_tokens: 2, completion_tokens: 4 });
+        let complete = Job { answer: vec![3, 4, 5, 6], ..job(2, 4) };
+        let outcome = generate(&mut says(&[]), &complete, |_| panic!("it ran")).unwrap();
+        assert_eq!((outcome.reason, outcome.usage.completion_tokens), (FinishReason::Length, 4));
     }
 
     #[test]

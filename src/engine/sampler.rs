@@ -40,6 +40,19 @@ impl<'a> Sampler<'a> {
         Self { sampling, seen, random, step: 0, candidates: Vec::new() }
     }
 
+    /// A sampler that goes on after `answer`, as if it had picked that itself.
+    #[must_use]
+    pub fn resume(sampling: &'a Sampling, prompt: &[u32], answer: &[u32]) -> Self {
+        let mut sampler = Self::new(sampling, prompt);
+        sampler.step = answer.len() as u64;
+        if sampler.keeps_count() {
+            for id in answer {
+                *sampler.seen.entry(*id).or_insert(0) += 1;
+            }
+        }
+        sampler
+    }
+
     /// Picks from `logits`, `[vocab]`, which it may change; `None` when none of them is a number.
     pub fn pick(&mut self, logits: &mut [f32]) -> Option<u32> {
         self.adjust(logits);
@@ -210,10 +223,23 @@ mod tests {
         let sampling = sampling();
         let flat = vec![0.0; 1000];
         let undisturbed = picks(&sampling, &flat, 10);
-        let mut resumed = Sampler::new(&sampling, &[]);
-        resumed.step = 6;
+        let mut resumed = Sampler::resume(&sampling, &[], &undisturbed[..6]);
         let rest: Vec<u32> = (6..10).map(|_| resumed.pick(&mut flat.clone()).unwrap()).collect();
         assert_eq!(rest, undisturbed[6..]);
+    }
+
+    #[test]
+    fn penalties_go_on_where_they_were() {
+        let sampling =
+            Sampling { repetition_penalty: 1.3, presence_penalty: 0.4, frequency_penalty: 0.2, ..sampling() };
+        let logits = [1.0, 0.9, 0.8, 0.7, 0.6];
+        let mut whole = Sampler::new(&sampling, &[2]);
+        let undisturbed: Vec<u32> = (0..20).map(|_| whole.pick(&mut logits.to_vec()).unwrap()).collect();
+        for cut in 0..20 {
+            let mut resumed = Sampler::resume(&sampling, &[2], &undisturbed[..cut]);
+            let rest: Vec<u32> = (cut..20).map(|_| resumed.pick(&mut logits.to_vec()).unwrap()).collect();
+            assert_eq!(rest, undisturbed[cut..], "from {cut}");
+        }
     }
 
     #[test]

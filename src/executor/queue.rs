@@ -246,7 +246,14 @@ mod tests {
     fn job_of(id: u64, prompt_tokens: usize, deadlines: Deadlines, at: Instant) -> Accepted {
         let prompt = vec![7; prompt_tokens];
         let sampling = Sampling::greedy();
-        let job = Job { id: JobId(id), prompt, sampling, max_new_tokens: 4, end_tokens: vec![] };
+        let job = Job {
+            id: JobId(id),
+            prompt,
+            answer: Vec::new(),
+            sampling,
+            max_new_tokens: 4,
+            end_tokens: vec![],
+        };
         Accepted::new(job, unbounded_channel().0, CancellationToken::new(), at, deadlines)
     }
 

@@ -46,7 +46,10 @@ impl Executor {
     fn ask(&self, max_new_tokens: usize, deadlines: Deadlines) -> Result<Ticket, SubmitError> {
         let id = self.new_id();
         let (prompt, sampling) = (vec![1, 2, 3], Sampling::greedy());
-        self.submit(Job { id, prompt, sampling, max_new_tokens, end_tokens: vec![] }, deadlines)
+        self.submit(
+            Job { id, prompt, answer: Vec::new(), sampling, max_new_tokens, end_tokens: vec![] },
+            deadlines,
+        )
     }
 }
 

@@ -73,6 +73,7 @@ pub(super) fn timings(ending: &Ending) -> Value {
         "prefill_ms": milliseconds(prefill),
         "decode_ms": milliseconds(decode),
         "total_ms": milliseconds(ending.total),
+        "resumed": ending.timings.resumed,
         "prefill_tokens_per_second": rate(ending.usage.prompt_tokens, prefill),
         "decode_tokens_per_second": rate(ending.generated.saturating_sub(1), decode),
     })

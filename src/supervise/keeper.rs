@@ -4,13 +4,13 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::sleep,
+    time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
     WorkerCommand,
-    policy::{self, Action, End},
+    policy::{self, Action, AfterLoss, End},
     process::Process,
 };
 use crate::{
@@ -30,8 +30,27 @@ pub(super) struct Request {
     pub(super) events: mpsc::UnboundedSender<Event>,
     pub(super) cancel: CancellationToken,
     pub(super) reply: oneshot::Sender<Result<Finish, Failure>>,
-    /// A worker was lost before it said anything about it.
-    pub(super) was_lost: bool,
+    pub(super) history: History,
+}
+
+/// What has become of a job so far.
+#[derive(Debug, Default)]
+pub(super) struct History {
+    /// Workers that were lost while they had it.
+    lost: u32,
+    began: Option<Instant>,
+    first_token: Option<Instant>,
+}
+
+impl History {
+    /// Times as the client saw them, for a job that more than one worker had; each worker knows its own part alone.
+    fn correct(&self, timings: &mut Timings) {
+        let (Some(began), true) = (self.began, self.lost > 0) else { return };
+        let first_token = self.first_token.unwrap_or_else(Instant::now);
+        timings.prefill = first_token - began;
+        timings.decode = first_token.elapsed();
+        timings.resumed = self.lost;
+    }
 }
 
 pub(super) struct Keeper {
@@ -215,21 +234,37 @@ impl Keeper {
         Life::Ended { end: End::AfterReady, label, reason }
     }
 
-    async fn run(&mut self, worker: &mut Process, request: Request) -> AfterJob {
+    async fn run(&mut self, worker: &mut Process, mut request: Request) -> AfterJob {
         if request.cancel.is_cancelled() {
             // Nobody may be left to hear it.
             let _ = request.reply.send(Ok(never_started()));
             return AfterJob::Ready;
         }
-        let mut heard = 0;
-        let (end, after) = Self::converse(worker, &request, &mut heard).await;
-        if heard == 0 && !request.was_lost && matches!(end, Err(Failure::WorkerLost { .. })) {
-            // It was gone before it knew of the job, most likely; the next one shall have it. Once: a job that ends
-            // its worker would end the next as well.
-            self.inbox.waiting = Some(Request { was_lost: true, ..request });
-            return after;
+        request.history.began.get_or_insert_with(Instant::now);
+        let (mut end, after) = Self::converse(worker, &mut request).await;
+        if let Err(Failure::WorkerLost { message }) = &mut end {
+            request.history.lost += 1;
+            match policy::after_loss(request.history.lost) {
+                AfterLoss::Resume => {
+                    self.metrics.jobs_resumed.inc();
+                    tracing::warn!(
+                        job = request.job.id.0,
+                        tokens = request.job.answer.len(),
+                        "its worker is gone; the next one goes on with it"
+                    );
+                    self.inbox.waiting = Some(request);
+                    return after;
+                }
+                AfterLoss::Fail => {
+                    *message = format!(
+                        "{} workers in a row ended while they ran it: {message}",
+                        request.history.lost
+                    );
+                }
+            }
         }
-        if let Ok(finish) = &end {
+        if let Ok(finish) = &mut end {
+            request.history.correct(&mut finish.timings);
             self.failures = 0;
             self.show_memory(finish.memory.after);
             self.show("peak_resident", finish.memory.peak_resident);
@@ -238,13 +273,10 @@ impl Keeper {
         after
     }
 
-    /// Sends a job and passes on what the worker says, until it has ended. Counts in `heard` what it said before that.
-    async fn converse(
-        worker: &mut Process,
-        request: &Request,
-        heard: &mut usize,
-    ) -> (Result<Finish, Failure>, AfterJob) {
-        let Request { job, events, cancel, .. } = request;
+    /// Sends a job and passes on what the worker says, until it has ended. Tokens are added to the job's answer, so that
+    /// another worker can go on with it.
+    async fn converse(worker: &mut Process, request: &mut Request) -> (Result<Finish, Failure>, AfterJob) {
+        let Request { job, events, cancel, history, .. } = request;
         let id = job.id;
         let mut cancelled = false;
         let mut sent = worker.send(&Down::Generate(job.clone())).await;
@@ -261,10 +293,15 @@ impl Keeper {
                 }
             };
             sent = Ok(());
+            if let Some(Ok(Up::Token { job: of, id: token })) = &frame
+                && *of == id
+            {
+                job.answer.push(*token);
+                history.first_token.get_or_insert_with(Instant::now);
+            }
             if let Some(end) = hear(id, frame, events) {
                 return end;
             }
-            *heard += 1;
         }
     }
 

@@ -9,9 +9,12 @@
 //! The keeper is one task with one worker, one job at most, and a state that others only watch. A job that arrives while
 //! no worker is up waits in the keeper, not in the worker's pipe, so it survives the worker.
 //!
-//! A worker that hangs is not noticed yet, and a job whose worker ends fails with [`Failure::WorkerLost`], unless
-//! the worker had said nothing about it yet, when the next one gets it; the frames
-//! that the watchdog and the resumption of jobs need (one per prefill chunk and per step) are already there.
+//! A job whose worker ends is not lost: the keeper has every token that was said, and the sampler's state follows from
+//! their number, so the next worker reads prompt and answer and goes on. A job that ends two workers is kept from a third:
+//! it fails with [`Failure::WorkerLost`], and the queue behind it goes on.
+//!
+//! A worker that hangs is not noticed yet; the frames that a watchdog needs (one per prefill chunk and per step) are
+//! already there.
 
 mod keeper;
 mod policy;
@@ -27,7 +30,7 @@ use crate::{
     metrics::Metrics,
     wire::LoadSpec,
 };
-use keeper::{Keeper, Request};
+use keeper::{History, Keeper, Request};
 
 /// How to start a worker and what it shall load.
 #[derive(Clone, Debug)]
@@ -110,7 +113,12 @@ impl Runner {
         cancel: CancellationToken,
     ) -> Result<Finish, Failure> {
         let (reply, answer) = oneshot::channel();
-        if self.requests.send(Request { job, events, cancel, reply, was_lost: false }).await.is_err() {
+        if self
+            .requests
+            .send(Request { job, events, cancel, reply, history: History::default() })
+            .await
+            .is_err()
+        {
             return Err(Failure::ShuttingDown);
         }
         answer.await.unwrap_or(Err(Failure::ShuttingDown))

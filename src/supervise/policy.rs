@@ -28,6 +28,21 @@ pub(super) enum Action {
     GiveUp,
 }
 
+/// What becomes of a job whose worker is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum AfterLoss {
+    /// The next worker goes on with it.
+    Resume,
+    /// It is answered with an error.
+    Fail,
+}
+
+/// `lost`: workers that ended while they had the job. The second may have been the job's own doing; a third would hold
+/// up everybody else.
+pub(super) const fn after_loss(lost: u32) -> AfterLoss {
+    if lost < 2 { AfterLoss::Resume } else { AfterLoss::Fail }
+}
+
 /// `ever_ready`: whether any worker of this server has been ready. `failures`: ends in a row of workers that had not
 /// finished a job since they were started, this one included.
 pub(super) fn after(end: End, ever_ready: bool, failures: u32) -> Action {
@@ -49,6 +64,11 @@ fn backoff(doublings: u32) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_job_gets_a_second_worker_and_no_third() {
+        assert_eq!([1, 2, 3].map(after_loss), [AfterLoss::Resume, AfterLoss::Fail, AfterLoss::Fail]);
+    }
 
     #[test]
     fn a_model_that_never_loaded_is_given_up_at_its_own_word() {
