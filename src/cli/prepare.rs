@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 use super::export::Bars;
 use crate::{
     config::{self, Config, Quantize},
-    export::{self, BlockSize, Existing, Options, Source, WeightFormat},
+    export::{self, AdapterSource, BlockSize, Existing, Options, Source, WeightFormat},
     manifest::{self, Dtype},
 };
 
@@ -49,7 +49,8 @@ pub(super) fn model(config: &Config) -> anyhow::Result<Prepared> {
 fn exported(config: &Config, id: &str) -> anyhow::Result<PathBuf> {
     let base = config.model.path.join("base");
     let adapter = Some(config.model.path.join("adapter")).filter(|adapter| adapter.is_dir());
-    let source = Source::Checkpoint { base, adapter };
+    let adapters = adapter.into_iter().map(|dir| AdapterSource { dir, weight: 1.0 }).collect();
+    let source = Source::Checkpoint { base, adapters };
     let options = Options {
         source,
         weights: weights(&config.model)?,
