@@ -99,7 +99,7 @@ fn what_cannot_be_merged_is_refused_with_names_and_leaves_nothing() {
             "saved",
             "llama-tied",
             both("saved-head"),
-            &["saved whole", "saved-head/adapter", "lm_head.weight"][..],
+            &["saved whole", "saved-head/adapter", "input_layernorm.weight"][..],
         ),
         ("dora", "gpt2", both("dora-conv1d"), &["DoRA's magnitudes", "dora-conv1d/adapter"]),
         ("rows", "llama-tied", both("tokens"), &["rows that are replaced", "embed_tokens.weight"]),

@@ -66,11 +66,12 @@ impl Input {
         let config = Settings::read(&base.join(CONFIG))?;
         let blueprint = architectures::read(&config)?;
         let checkpoint = Checkpoint::open(base)?;
-        let skipped = checkpoint.check(&blueprint)?;
+        let mut skipped = checkpoint.check(&blueprint)?;
         let opened: Vec<Adapter> = adapters
             .iter()
             .map(|AdapterSource { dir, weight }| Adapter::open(dir, *weight))
             .collect::<Result<_, _>>()?;
+        skipped.extend(opened.iter().flat_map(Adapter::buffers));
         let dirs: Vec<&Path> = adapters.iter().map(|adapter| &*adapter.dir).chain([base]).collect();
         let companions = Companions::find(&dirs)?;
         let end_tokens = end_tokens(companions.generation.as_ref(), &config)?;

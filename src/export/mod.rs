@@ -215,7 +215,7 @@ pub struct Report {
     pub parameters: u64,
     /// Length of the weights' file.
     pub weight_bytes: Bytes,
-    /// Tensors of the checkpoint that are known and not needed.
+    /// Tensors of the checkpoint and its adapters that are known and not needed.
     pub skipped: Vec<String>,
     /// What may surprise about the merge.
     pub notes: Vec<String>,

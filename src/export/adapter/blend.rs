@@ -12,6 +12,7 @@ use super::{
 use crate::export::{
     blueprint::{Blueprint, Head},
     param::{Param, Shape},
+    settings::MOST_SIZE,
     tensors::TensorFile,
 };
 
@@ -207,6 +208,11 @@ impl Blend {
         };
         let table = &blueprint.embedding.table;
         let embedding_rows = rows(table);
+        if let Some(Origin::Adapter { file, tensor, .. }) = self.origins.get(&table.name)
+            && !(1..=MOST_SIZE).contains(&embedding_rows)
+        {
+            return Err(file.shape_error(tensor, format!("a table of 1 to {MOST_SIZE} rows")).into());
+        }
         if let Head::Own(head) = &blueprint.head
             && rows(&head.weight) != embedding_rows
         {

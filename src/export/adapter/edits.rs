@@ -29,7 +29,13 @@ impl Adapter {
             let magnitude = self.magnitude(module, place)?;
             edits.push((false, Change::LowRank { product, magnitude }));
         }
-        edits.extend(self.tokens(module, place)?.map(|change| (false, change)));
+        if let Some(change) = self.tokens(module, place)? {
+            if !edits.is_empty() {
+                let tensor = &module.parts[&Part::Tokens];
+                return Err(self.contradiction(tensor, "its module has low-rank matrices as well"));
+            }
+            edits.push((false, change));
+        }
         Ok(edits)
     }
 
@@ -52,7 +58,8 @@ impl Adapter {
             (None, None) => return beside.map_or(Ok(None), |part| Err(self.incomplete(module, part, a))),
         };
         let is_expected = is_head && self.settings.is_tying;
-        if let Some(reason) = self.settings.targets.refusal(&module.name)?.filter(|_| !is_expected) {
+        let refusal = self.settings.targets.refusal(&module.name, is_embedding || is_head)?;
+        if let Some(reason) = refusal.filter(|_| !is_expected) {
             return Err(self.contradiction(tensor_a, reason));
         }
         let rank = self.settings.rank(&module.name)?;

@@ -43,7 +43,7 @@ use self::{
     settings::AdapterSettings,
     tensors::{Module, Part},
 };
-use super::{settings::Settings, tensors::TensorFile};
+use super::{checkpoint::is_buffer, settings::Settings, tensors::TensorFile};
 use crate::manifest::AdapterSummary;
 
 /// The adapter's settings.
@@ -78,6 +78,11 @@ impl Adapter {
     /// The files that it was read from.
     pub(super) fn paths(&self) -> [PathBuf; 2] {
         [self.dir.join(CONFIG), self.file.path().to_owned()]
+    }
+
+    /// Names of its tensors that are computed, not trained, and therefore not used.
+    pub(super) fn buffers(&self) -> impl Iterator<Item = String> {
+        self.file.names().filter(|tensor| is_buffer(tensor)).map(Into::into)
     }
 
     /// What provenance says of it.

@@ -86,7 +86,10 @@ impl<T: Copy> ByModule<T> {
 /// Which modules a field names.
 #[derive(Debug)]
 enum Names {
+    /// Everything that has a low-rank pair.
     All,
+    /// `all-linear`: all but embeddings and the head.
+    Linear,
     Pattern(Pattern),
     /// By their whole names, or by what follows a dot.
     Ends(Vec<String>),
@@ -108,7 +111,7 @@ impl Names {
 
     fn matches(&self, module: &str) -> Result<bool, AdapterError> {
         match self {
-            Self::All => Ok(true),
+            Self::All | Self::Linear => Ok(true),
             Self::Pattern(pattern) => pattern.matches(module),
             Self::Ends(names) => Ok(names.iter().any(|name| ends_with(module, name))),
         }
@@ -139,7 +142,7 @@ impl Targets {
             .and_then(Value::as_str)
             .is_some_and(|text| text.eq_ignore_ascii_case("all-linear"));
         let names =
-            if is_shorthand { Names::All } else { Names::read(config, TARGETS)?.unwrap_or(Names::All) };
+            if is_shorthand { Names::Linear } else { Names::read(config, TARGETS)?.unwrap_or(Names::All) };
         let saved = config.texts(SAVED)?.unwrap_or_default().into_iter().map(|name| {
             Pattern::new(config.path(), SAVED, name, |name| format!(r"(?:.*\.)?(?:{name})(?:\..*)?"))
         });
@@ -152,8 +155,12 @@ impl Targets {
         })
     }
 
-    /// Why `module` would have no low-rank matrices; nothing if it would.
-    pub(super) fn refusal(&self, module: &str) -> Result<Option<&'static str>, AdapterError> {
+    /// Why `module` would have no low-rank matrices; nothing if it would. `is_end` says whether it is an embedding or
+    /// the head.
+    pub(super) fn refusal(&self, module: &str, is_end: bool) -> Result<Option<&'static str>, AdapterError> {
+        if is_end && matches!(self.names, Names::Linear) {
+            return Ok(Some("target_modules is all-linear, which no embedding and no head is"));
+        }
         if !self.names.matches(module)? {
             return Ok(Some("target_modules does not name it"));
         }
@@ -199,7 +206,7 @@ impl Targets {
 impl Names {
     fn is_empty(&self) -> bool {
         match self {
-            Self::All => false,
+            Self::All | Self::Linear => false,
             Self::Pattern(pattern) => pattern.text.is_empty(),
             Self::Ends(names) => names.is_empty(),
         }
@@ -242,7 +249,7 @@ mod tests {
     }
 
     fn refusal(json: &str, module: &str) -> Option<&'static str> {
-        Targets::read(&settings(json)).unwrap().refusal(module).unwrap()
+        Targets::read(&settings(json)).unwrap().refusal(module, false).unwrap()
     }
 
     #[test]
@@ -285,6 +292,13 @@ mod tests {
             let config = format!(r#"{{"target_modules": {targets}}}"#);
             assert_eq!(refusal(&config, QUERY).is_none(), is_one, "{targets}");
         }
+    }
+
+    #[test]
+    fn all_linear_is_all_but_the_ends_of_a_model() {
+        let targets = Targets::read(&settings(r#"{"target_modules": "all-linear"}"#)).unwrap();
+        assert!(targets.refusal("lm_head", true).unwrap().is_some());
+        assert!(targets.refusal(QUERY, false).unwrap().is_none());
     }
 
     #[test]

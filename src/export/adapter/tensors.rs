@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::AdapterError;
 use crate::export::{
-    checkpoint::canonical,
+    checkpoint::{canonical, is_buffer},
     settings::MOST_SIZE,
     tensors::{TensorFile, TensorsError},
 };
@@ -92,11 +92,11 @@ fn parse(tensor: &str) -> Option<(String, Part)> {
     Some((module.join("."), part))
 }
 
-/// The modules of `file`, by their names without prefixes.
+/// The modules of `file`, by their names without prefixes. Buffers are left out: `bias: all` takes them for biases.
 pub(super) fn read(file: &TensorFile) -> Result<BTreeMap<String, Module>, AdapterError> {
     let mut modules: BTreeMap<String, Module> = BTreeMap::new();
     let mut unknown = Vec::new();
-    for tensor in file.names() {
+    for tensor in file.names().filter(|tensor| !is_buffer(tensor)) {
         let Some((name, part)) = parse(tensor) else {
             unknown.push(tensor.into());
             continue;
@@ -178,10 +178,11 @@ mod tests {
     }
 
     #[test]
-    fn modules_are_known_without_prefixes_and_keep_their_name() {
-        let found =
-            modules(&[Tensor::new("base_model.model.transformer.h.0.attn.c_attn.lora_A.weight", &[1])]);
+    fn modules_are_known_without_prefixes_and_buffers_are_none() {
+        let tensor = |rest| Tensor::new(&format!("base_model.model.transformer.h.0.attn.{rest}"), &[1]);
+        let found = modules(&[tensor("c_attn.lora_A.weight"), tensor("bias")]);
         let found = found.unwrap();
+        assert_eq!(found.len(), 1);
         assert_eq!(found["h.0.attn.c_attn"].name, "transformer.h.0.attn.c_attn");
     }
 

@@ -150,6 +150,7 @@ fn the_vocabulary_has_as_many_tokens_as_the_adapters_tables() {
     let (_, blueprint) = blend(false, more, &[table(EMBEDDING, 58), table("lm_head", 58)]).unwrap();
     assert_eq!((blueprint.dims.vocab, blueprint.embedding.table.shape.rows()), (58, 58));
     let more = r#""modules_to_save": ["embed_tokens"],"#;
+    assert!(refusal(true, more, &[table(EMBEDDING, 0)]).contains("1 to 16777216 rows"));
     for tied in [true, false] {
         let message = refusal(tied, more, &[table(EMBEDDING, 58)]);
         assert!(message.contains("58 rows") && message.contains("lm_head.weight has 50"), "{message}");

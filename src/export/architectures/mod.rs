@@ -151,9 +151,7 @@ fn activation(config: &Settings, field: &str) -> Result<Activation, SettingsErro
         Some("gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" | "gelu_accurate") => Activation::GeluTanh,
         Some("relu") => Activation::Relu,
         Some(_) => {
-            return Err(
-                config.unsupported(field, "silu, gelu, gelu_new, gelu_pytorch_tanh, quick_gelu, relu")
-            );
+            return Err(config.unsupported(field, "silu, gelu, gelu_new, gelu_pytorch_tanh, quick_gelu, relu"));
         }
         None => return Err(config.missing(field, "the name of an activation")),
     })
