@@ -69,7 +69,10 @@ fn exported(config: &Config, id: &str) -> anyhow::Result<PathBuf> {
     })?;
     tracing::info!("exporting {} to {}", config.model.path.display(), output.display());
     match export::export(&Options { output: output.clone(), ..options }, &Bars::new()) {
-        Ok(_) => Ok(output),
+        Ok(report) => {
+            report.notes.iter().for_each(|note| tracing::warn!("{note}"));
+            Ok(output)
+        }
         // Another server that started at the same moment was quicker; what it wrote is complete, or would not be there.
         Err(_) if output.join(manifest::FILE_NAME).is_file() => Ok(output),
         Err(e) => Err(e).with_context(|| format!("{} cannot be exported", config.model.path.display())),

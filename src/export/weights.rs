@@ -116,8 +116,8 @@ fn original(
         Some(Origin::Base(name)) => {
             Ok(checkpoint.rows(&Param { name: name.clone(), ..param.clone() }, rows)?)
         }
-        Some(Origin::Adapter { file, tensor, .. }) => {
-            Ok(file.read_param(tensor, param, rows).map_err(AdapterError::from)?)
+        Some(Origin::Adapter(held)) => {
+            Ok(held.file.read_param(&held.tensor, param, rows).map_err(AdapterError::from)?)
         }
     }
 }

@@ -5,18 +5,18 @@ use std::{collections::BTreeMap, ops::Range, sync::Arc};
 use super::{
     Adapter, AdapterError,
     edits::check_shape,
-    merge::{Change, Edit, Magnitude, MergeError, add_squares},
+    merge::{Change, Edit, MergeError, add_squares},
     places::{Ends, Place, Tie, places},
     tensors::{Part, equal},
 };
 use crate::export::{
     blueprint::{Blueprint, Head},
-    param::{Param, Shape},
+    param::Param,
     settings::MOST_SIZE,
     tensors::TensorFile,
 };
 
-/// Rows of an embedding that are measured at once.
+/// Weights of an embedding that are measured at once.
 const MEASURED: usize = 1 << 20;
 
 /// Where a tensor comes from, if not from the base by its own name.
@@ -24,8 +24,18 @@ const MEASURED: usize = 1 << 20;
 pub(in crate::export) enum Origin {
     /// The base's tensor of this name.
     Base(String),
-    /// An adapter's.
-    Adapter { adapter: usize, file: Arc<TensorFile>, tensor: String, is_saved: bool },
+    Adapter(Held),
+}
+
+/// A tensor of an adapter, in place of one of the base.
+#[derive(Clone, Debug)]
+pub(in crate::export) struct Held {
+    /// Which of the adapters.
+    adapter: usize,
+    pub file: Arc<TensorFile>,
+    pub tensor: String,
+    /// Whether it was trained; else it is the base's, as it was when the adapter was saved.
+    is_saved: bool,
 }
 
 /// Adapters, laid out over the tensors of a base.
@@ -103,40 +113,25 @@ impl Blend {
         table: &Param,
         read: impl Fn(&Self, Range<usize>) -> Result<Vec<f32>, E>,
     ) -> Result<(), E> {
-        let Shape::Matrix { rows, cols } = table.shape else { return Ok(()) };
-        let count = self.edits.get(&table.name).map_or(0, Vec::len);
-        for index in 0..count {
-            let edits = &self.edits[&table.name];
-            let Change::LowRank { magnitude: Some(Magnitude::Columns { tensor, .. }), .. } =
-                &edits[index].change
-            else {
-                continue;
-            };
+        for index in 0..self.edits.get(&table.name).map_or(0, Vec::len) {
+            let edits = &self.edits[&table.name][..=index];
+            let Some(tensor) = edits[index].column_lengths() else { continue };
+            let cols = table.shape.cols();
             let mut sums = vec![0.0; cols];
-            let step = (MEASURED / cols).max(1);
-            for start in (0..rows).step_by(step) {
-                let piece = start..rows.min(start + step);
+            for piece in pieces(table) {
                 let mut weights = read(self, piece.clone())?;
-                for edit in &edits[..=index] {
+                for edit in edits {
                     edit.apply(&mut weights, table, piece.clone())?;
                 }
                 add_squares(&mut sums, &weights);
             }
             let lengths = edits[index].file.read(tensor, 0..cols).map_err(MergeError::from)?;
             let measured = lengths.iter().zip(sums).map(|(length, sum)| factor(*length, sum)).collect();
-            self.set_factors(&table.name, index, measured);
+            if let Some(edit) = self.edits.get_mut(&table.name).and_then(|edits| edits.get_mut(index)) {
+                edit.set_factors(measured);
+            }
         }
         Ok(())
-    }
-
-    fn set_factors(&mut self, name: &str, index: usize, measured: Vec<f32>) {
-        if let Some(Edit {
-            change: Change::LowRank { magnitude: Some(Magnitude::Columns { factors, .. }), .. },
-            ..
-        }) = self.edits.get_mut(name).and_then(|edits| edits.get_mut(index))
-        {
-            *factors = Some(measured);
-        }
     }
 
     /// Finds the tensors that the adapters hold in place of the base's.
@@ -147,55 +142,44 @@ impl Blend {
         }
         for adapter in 0..self.adapters.len() {
             let Adapter { file, modules, settings, .. } = &self.adapters[adapter];
-            let mut found = Vec::new();
-            for (name, module) in modules {
-                for (part, tensor) in &module.parts {
-                    let is_saved = settings.is_saved(&module.name);
-                    let slot = match part {
-                        Part::Weight if is_saved => Some(ends.changed(name)),
-                        Part::Weight | Part::BaseWeight => ends.kept(name),
-                        Part::Bias | Part::BaseBias => Some(format!("{name}.bias")),
-                        _ => continue,
-                    };
-                    let is_saved = is_saved && matches!(part, Part::Weight | Part::Bias);
-                    let origin =
-                        Origin::Adapter { adapter, file: Arc::clone(file), tensor: tensor.clone(), is_saved };
-                    found.extend(slot.map(|slot| (slot, origin)));
-                }
-            }
-            for (slot, origin) in found {
-                self.add_origin(slot, origin)?;
+            let parts = modules.iter().flat_map(|(name, module)| {
+                let is_saved = settings.is_saved(&module.name);
+                module.parts.iter().map(move |(part, tensor)| (name, *part, tensor, is_saved))
+            });
+            let held = |(name, part, tensor, is_saved): (&String, Part, &String, bool)| {
+                let is_saved = is_saved && matches!(part, Part::Weight | Part::Bias);
+                let slot = slot(name, part, is_saved, ends)?;
+                Some((slot, Held { adapter, file: Arc::clone(file), tensor: tensor.clone(), is_saved }))
+            };
+            for (slot, held) in parts.filter_map(held).collect::<Vec<_>>() {
+                self.add_origin(slot, held)?;
             }
         }
         Ok(())
     }
 
     /// A module that is saved whole wins over a copy of the base's; two of a kind have to be the same.
-    fn add_origin(&mut self, slot: String, origin: Origin) -> Result<(), AdapterError> {
-        let (Some(Origin::Adapter { adapter: first, file, tensor, is_saved }), Origin::Adapter { .. }) =
-            (self.origins.get(&slot), &origin)
-        else {
-            self.origins.insert(slot, origin);
-            return Ok(());
-        };
-        let Origin::Adapter { adapter: second, file: file_2, tensor: tensor_2, is_saved: is_saved_2 } =
-            &origin
-        else {
-            return Ok(());
-        };
-        if is_saved != is_saved_2 {
-            if *is_saved_2 {
-                self.origins.insert(slot, origin);
+    fn add_origin(&mut self, slot: String, held: Held) -> Result<(), AdapterError> {
+        match self.origins.get(&slot) {
+            Some(Origin::Adapter(other)) if other.is_saved == held.is_saved => {
+                self.check_same(other, &held, &slot)
             }
-            return Ok(());
+            Some(Origin::Adapter(other)) if other.is_saved => Ok(()),
+            _ => {
+                self.origins.insert(slot, Origin::Adapter(held));
+                Ok(())
+            }
         }
-        let are_equal = equal((file, tensor), (file_2, tensor_2))?;
-        if first != second && (*is_saved || !are_equal) {
-            return Err(self.conflict([*first, *second], &slot, "modules that are saved whole"));
+    }
+
+    fn check_same(&self, one: &Held, other: &Held, slot: &str) -> Result<(), AdapterError> {
+        let are_equal = equal((&one.file, &one.tensor), (&other.file, &other.tensor))?;
+        if one.adapter != other.adapter && (one.is_saved || !are_equal) {
+            return Err(self.conflict([one.adapter, other.adapter], slot, "modules that are saved whole"));
         }
         if !are_equal {
-            let (path, first, second) = (file.path().into(), tensor.clone(), tensor_2.clone());
-            return Err(AdapterError::Twice { path, first, second });
+            let (first, second) = (one.tensor.clone(), other.tensor.clone());
+            return Err(AdapterError::Twice { path: one.file.path().into(), first, second });
         }
         Ok(())
     }
@@ -203,12 +187,14 @@ impl Blend {
     /// Gives the model as many tokens as the adapters' tables have.
     fn grow(&self, blueprint: Blueprint) -> Result<Blueprint, AdapterError> {
         let rows = |param: &Param| match self.origins.get(&param.name) {
-            Some(Origin::Adapter { file, tensor, .. }) => file.shape(tensor).first().copied().unwrap_or(0),
+            Some(Origin::Adapter(Held { file, tensor, .. })) => {
+                file.shape(tensor).first().copied().unwrap_or(0)
+            }
             _ => blueprint.dims.vocab,
         };
         let table = &blueprint.embedding.table;
         let embedding_rows = rows(table);
-        if let Some(Origin::Adapter { file, tensor, .. }) = self.origins.get(&table.name)
+        if let Some(Origin::Adapter(Held { file, tensor, .. })) = self.origins.get(&table.name)
             && !(1..=MOST_SIZE).contains(&embedding_rows)
         {
             return Err(file.shape_error(tensor, format!("a table of 1 to {MOST_SIZE} rows")).into());
@@ -248,7 +234,7 @@ impl Blend {
 
     fn check_origins(&self, blueprint: &Blueprint) -> Result<(), AdapterError> {
         for param in blueprint.params() {
-            if let Some(Origin::Adapter { file, tensor, .. }) = self.origins.get(&param.name) {
+            if let Some(Origin::Adapter(Held { file, tensor, .. })) = self.origins.get(&param.name) {
                 check_shape(file, tensor, &param.stored_shape())?;
             }
         }
@@ -276,7 +262,7 @@ impl Blend {
     /// Checks that what several adapters do to one tensor is a sum.
     fn check_conflicts(&self) -> Result<(), AdapterError> {
         for (slot, edits) in &self.edits {
-            if let Some(Origin::Adapter { adapter, is_saved: true, .. }) = self.origins.get(slot)
+            if let Some(Origin::Adapter(Held { adapter, is_saved: true, .. })) = self.origins.get(slot)
                 && let Some(other) = edits.iter().find(|edit| edit.adapter != *adapter)
             {
                 return Err(self.conflict([*adapter, other.adapter], slot, "modules that are saved whole"));
@@ -325,6 +311,24 @@ fn both_equal(adapters: &[Adapter], one: &str, other: &str) -> Result<bool, Adap
         }
     }
     Ok(true)
+}
+
+/// Rows of `table`, some at a time.
+fn pieces(table: &Param) -> impl Iterator<Item = Range<usize>> {
+    let rows = table.shape.rows();
+    let step = (MEASURED / table.shape.cols()).max(1);
+    (0..rows).step_by(step).map(move |start| start..rows.min(start + step))
+}
+
+/// The base's tensor that a part of the module `name` takes the place of; none for low-rank matrices, and for a copy
+/// that is of no use any more.
+fn slot(name: &str, part: Part, is_saved: bool, ends: &Ends) -> Option<String> {
+    match part {
+        Part::Weight if is_saved => Some(ends.changed(name)),
+        Part::Weight | Part::BaseWeight => ends.kept(name),
+        Part::Bias | Part::BaseBias => Some(format!("{name}.bias")),
+        _ => None,
+    }
 }
 
 /// What makes a column of the given sum of squares `length` long.

@@ -67,6 +67,22 @@ impl Edit {
         }
     }
 
+    /// The tensor of the lengths that it gives columns.
+    pub(super) fn column_lengths(&self) -> Option<&str> {
+        match &self.change {
+            Change::LowRank { magnitude: Some(Magnitude::Columns { tensor, .. }), .. } => Some(tensor),
+            _ => None,
+        }
+    }
+
+    /// Sets what columns are multiplied with to have these lengths.
+    pub(super) fn set_factors(&mut self, measured: Vec<f32>) {
+        if let Change::LowRank { magnitude: Some(Magnitude::Columns { factors, .. }), .. } = &mut self.change
+        {
+            *factors = Some(measured);
+        }
+    }
+
     /// Changes `weights`, the given rows of `param`.
     pub(super) fn apply(
         &self,

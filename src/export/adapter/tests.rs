@@ -59,6 +59,12 @@ fn modules_and_shapes_must_be_the_bases() {
 }
 
 #[test]
+fn adapters_of_the_model_without_its_head_fit_as_well() {
+    let more = r#""target_modules": ["q_proj"], "rank_pattern": {"^layers.0.*": 2}, "r": 4,"#;
+    blend(true, more, &pair("layers.0.self_attn.q_proj", [64, 64])).unwrap();
+}
+
+#[test]
 fn every_tensor_that_nothing_uses_is_named() {
     let unused = [
         tensor("model.norm.bias", &[64]),
