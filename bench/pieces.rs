@@ -69,7 +69,7 @@ fn text() -> Option<Arc<Text>> {
         fs::copy(base.join(name), directory.path().join(name)).ok()?;
     }
     let options = eka::export::Options {
-        source: eka::export::Source::Checkpoint { base, adapter: None },
+        source: eka::export::Source::Checkpoint { base, adapters: Vec::new() },
         weights: eka::export::WeightFormat::Full,
         dtype: eka::manifest::Dtype::Float32,
         layout: eka::export::Layout::Eka,

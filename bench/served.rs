@@ -119,8 +119,8 @@ fn borrow(given: &Path, dir: &Path) -> Outcome<()> {
 
 fn export_demo(dir: &Path) -> Outcome<()> {
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
-    let source =
-        eka::export::Source::Checkpoint { base: demo.join("base"), adapter: Some(demo.join("adapter")) };
+    let adapter = eka::export::AdapterSource { dir: demo.join("adapter"), weight: 1.0 };
+    let source = eka::export::Source::Checkpoint { base: demo.join("base"), adapters: vec![adapter] };
     let options = eka::export::Options {
         source,
         weights: eka::export::WeightFormat::Full,

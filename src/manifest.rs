@@ -179,15 +179,15 @@ pub struct Provenance {
     pub exporter: String,
     /// Every file that was read, in the order of their names.
     pub sources: Vec<SourceFile>,
-    /// The adapter that was merged, if any.
-    pub adapter: Option<AdapterSummary>,
+    /// The adapters that were merged.
+    pub adapters: Vec<AdapterSummary>,
 }
 
 /// A source file, by content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SourceFile {
-    /// Path within the source directories: `base/…` or `adapter/…`.
+    /// Path within the source directories: `base/…`, `adapter/…`, `adapter2/…`.
     pub path: String,
     /// Its size in bytes.
     pub bytes: u64,
@@ -195,16 +195,20 @@ pub struct SourceFile {
     pub sha256: String,
 }
 
-/// The adapter that was merged.
+/// An adapter that was merged.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AdapterSummary {
-    /// Rank `r`.
+    /// What was added was multiplied with this, beside the adapter's own scale.
+    pub weight: f32,
+    /// Rank `r`, where a pattern did not say otherwise.
     pub rank: usize,
-    /// What `B·A` was multiplied with.
-    pub scale: f32,
-    /// Names of the modules that it changed, without their layers.
+    /// `lora_alpha`, where a pattern did not say otherwise.
+    pub alpha: f32,
+    /// Names of the modules that something was added to, without their layers.
     pub targets: Vec<String>,
+    /// Names of the modules that were replaced, whole or in some rows.
+    pub replaced: Vec<String>,
 }
 
 /// Why a model directory's manifest cannot be used.

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop, also in its helpers")]
 
+mod adapters;
 mod answers;
 mod architecture;
 mod commands;

@@ -13,7 +13,7 @@ use std::{
 use eka::{
     device::{Runtime, SessionOptions},
     engine::{Forward, Timeline, TimelineOptions},
-    export::{BlockSize, Existing, Layout, Options, Source, WeightFormat, export},
+    export::{AdapterSource, BlockSize, Existing, Layout, Options, Source, WeightFormat, export},
     manifest::Dtype,
     model::Model,
 };
@@ -67,7 +67,10 @@ impl Case {
     }
 
     fn merged_source(&self) -> Source {
-        Source::Checkpoint { base: self.dir.join("base"), adapter: Some(self.dir.join("adapter")) }
+        Source::Checkpoint {
+            base: self.dir.join("base"),
+            adapters: vec![AdapterSource { dir: self.dir.join("adapter"), weight: 1.0 }],
+        }
     }
 
     /// The base with its configuration as transformers 4 wrote it.
@@ -151,7 +154,7 @@ fn weights(dir: &TempDir) -> Vec<u8> {
 fn every_position_of_every_architecture_is_what_transformers_computes() {
     let mut seen = BTreeMap::new();
     for case in cases() {
-        let base = Source::Checkpoint { base: case.dir.join("base"), adapter: None };
+        let base = Source::Checkpoint { base: case.dir.join("base"), adapters: Vec::new() };
         let (mut timeline, _dir) = open_exact(base, 64);
         let alone = apart(&timeline.forward_all(&case.prompt).unwrap(), &case.base);
         let (mut timeline, _dir) = open_exact(case.merged_source(), 64);
@@ -166,10 +169,11 @@ fn every_position_of_every_architecture_is_what_transformers_computes() {
 #[test]
 fn an_older_configuration_gives_the_same_bytes_and_the_same_logits() {
     for case in cases() {
-        let (_, new_dir) = open_exact(Source::Checkpoint { base: case.dir.join("base"), adapter: None }, 64);
+        let (_, new_dir) =
+            open_exact(Source::Checkpoint { base: case.dir.join("base"), adapters: Vec::new() }, 64);
         let older = tempfile::tempdir().unwrap();
         let base = case.older_base(older.path());
-        let (mut timeline, dir) = open_exact(Source::Checkpoint { base, adapter: None }, 64);
+        let (mut timeline, dir) = open_exact(Source::Checkpoint { base, adapters: Vec::new() }, 64);
         assert!(weights(&dir) == weights(&new_dir), "{}: the weights differ", case.name);
         let difference = apart(&timeline.forward_all(&case.prompt).unwrap(), &case.base);
         assert!(difference <= TOLERANCE, "{}: {difference}", case.name);

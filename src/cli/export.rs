@@ -12,21 +12,31 @@ use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::{
-    export::{self, BlockSize, Existing, Layout, Options, Progress, Report, Source, Stage, WeightFormat},
+    export::{
+        self, AdapterSource, BlockSize, Existing, Layout, Options, Progress, Report, Source, Stage,
+        WeightFormat,
+    },
     manifest::Dtype,
     units::Bytes,
 };
 
-/// Turn a checkpoint and its LoRA adapter into a model directory
+/// Turn a checkpoint and its LoRA adapters into a model directory
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Checkpoint directory in Hugging Face's layout: config.json, safetensors, tokenizer.json
     #[arg(long, value_name = "DIR", required_unless_present = "random_weights")]
     base: Option<PathBuf>,
 
-    /// PEFT adapter directory to merge: adapter_config.json, adapter_model.safetensors
-    #[arg(long, value_name = "DIR", requires = "base")]
-    adapter: Option<PathBuf>,
+    /// PEFT adapter directory to merge: adapter_config.json, adapter_model.safetensors. May be given several times;
+    /// what each adds to the base is multiplied with its WEIGHT
+    #[arg(long = "adapter", value_name = "DIR[=WEIGHT]", requires = "base", value_parser = parse_adapter)]
+    adapters: Vec<AdapterSource>,
+
+    /// Multiply what all adapters add to the base, as PEFT's set_scale does: below DoRA's magnitudes, and without
+    /// modules that an adapter has whole
+    #[arg(long, value_name = "FACTOR", default_value = "1", requires = "adapters", value_parser = parse_factor)]
+    #[arg(allow_negative_numbers = true)]
+    adapter_scale: f32,
 
     /// Model directory to write; its name becomes the model's id
     #[arg(long, value_name = "DIR")]
@@ -130,8 +140,11 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
 
 impl Args {
     fn into_options(self) -> Options {
+        let scaled =
+            |adapter: AdapterSource| AdapterSource { weight: adapter.weight * self.adapter_scale, ..adapter };
+        let adapters = self.adapters.into_iter().map(scaled).collect();
         let source = match (self.base, self.random_weights) {
-            (Some(base), _) => Source::Checkpoint { base, adapter: self.adapter },
+            (Some(base), _) => Source::Checkpoint { base, adapters },
             (None, config) => Source::Random { config: config.unwrap_or_default(), seed: self.seed },
         };
         let weights = match self.quantize {
@@ -150,6 +163,26 @@ impl Args {
             existing,
         }
     }
+}
+
+/// A directory, or one with a weight after its last `=`. A directory that is there is never cut.
+#[expect(clippy::unnecessary_wraps, reason = "clap takes parsers that may fail")]
+fn parse_adapter(text: &str) -> Result<AdapterSource, String> {
+    let whole = AdapterSource { dir: text.into(), weight: 1.0 };
+    if whole.dir.is_dir() {
+        return Ok(whole);
+    }
+    let weighted = text.rsplit_once('=').and_then(|(dir, weight)| {
+        Some(AdapterSource { dir: dir.into(), weight: parse_factor(weight).ok()? })
+    });
+    Ok(weighted.unwrap_or(whole))
+}
+
+fn parse_factor(text: &str) -> Result<f32, String> {
+    text.parse()
+        .ok()
+        .filter(|factor: &f32| factor.is_finite())
+        .ok_or_else(|| "expected a finite number".into())
 }
 
 fn print_report(out: &mut impl Write, report: &Report, time: Duration) -> io::Result<()> {
@@ -174,6 +207,9 @@ fn print_report(out: &mut impl Write, report: &Report, time: Duration) -> io::Re
             write!(out, " and {more} more")?;
         }
         writeln!(out)?;
+    }
+    for note in &report.notes {
+        writeln!(out, "  {note}")?;
     }
     if !report.has_tokenizer {
         writeln!(out, "  without a tokenizer: this model can be measured, not served")?;

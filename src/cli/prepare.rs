@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 use super::export::Bars;
 use crate::{
     config::{self, Config, Quantize},
-    export::{self, BlockSize, Existing, Layout, Options, Source, WeightFormat},
+    export::{self, AdapterSource, BlockSize, Existing, Layout, Options, Source, WeightFormat},
     manifest::{self, Dtype},
 };
 
@@ -49,7 +49,8 @@ pub(super) fn model(config: &Config) -> anyhow::Result<Prepared> {
 fn exported(config: &Config, id: &str) -> anyhow::Result<PathBuf> {
     let base = config.model.path.join("base");
     let adapter = Some(config.model.path.join("adapter")).filter(|adapter| adapter.is_dir());
-    let source = Source::Checkpoint { base, adapter };
+    let adapters = adapter.into_iter().map(|dir| AdapterSource { dir, weight: 1.0 }).collect();
+    let source = Source::Checkpoint { base, adapters };
     let options = Options {
         source,
         weights: weights(&config.model)?,
@@ -70,7 +71,10 @@ fn exported(config: &Config, id: &str) -> anyhow::Result<PathBuf> {
     })?;
     tracing::info!("exporting {} to {}", config.model.path.display(), output.display());
     match export::export(&Options { output: output.clone(), ..options }, &Bars::new()) {
-        Ok(_) => Ok(output),
+        Ok(report) => {
+            report.notes.iter().for_each(|note| tracing::warn!("{note}"));
+            Ok(output)
+        }
         // Another server that started at the same moment was quicker; what it wrote is complete, or would not be there.
         Err(_) if output.join(manifest::FILE_NAME).is_file() => Ok(output),
         Err(e) => Err(e).with_context(|| format!("{} cannot be exported", config.model.path.display())),

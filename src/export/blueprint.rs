@@ -6,7 +6,10 @@
 
 use crate::manifest::Dims;
 
-use super::{param::Param, rope::Rotary};
+use super::{
+    param::{Param, Shape},
+    rope::Rotary,
+};
 
 /// A whole decoder.
 #[derive(Clone, Debug)]
@@ -163,8 +166,13 @@ impl Layer {
 }
 
 impl Embedding {
+    /// The tables: of tokens, and of positions if there is one.
+    pub(super) fn tables(&self) -> impl Iterator<Item = &Param> {
+        [&self.table].into_iter().chain(&self.positions)
+    }
+
     fn params(&self) -> impl Iterator<Item = &Param> {
-        [&self.table].into_iter().chain(&self.positions).chain(self.norm.iter().flat_map(Norm::params))
+        self.tables().chain(self.norm.iter().flat_map(Norm::params))
     }
 }
 
@@ -176,6 +184,31 @@ impl Blueprint {
             Head::Own(linear) => Some(linear),
         };
         self.layers.iter().flat_map(Layer::linears).chain(head)
+    }
+
+    /// Every norm.
+    pub(super) fn norms(&self) -> impl Iterator<Item = &Norm> {
+        self.layers.iter().flat_map(Layer::norms).chain([&self.final_norm]).chain(&self.embedding.norm)
+    }
+
+    /// The same model with `vocab` tokens.
+    pub(super) fn with_vocabulary(mut self, vocab: usize) -> Self {
+        let shape = Shape::Matrix { rows: vocab, cols: self.dims.hidden };
+        self.dims.vocab = vocab;
+        self.embedding.table.shape = shape;
+        if let Head::Own(head) = &mut self.head {
+            head.weight.shape = shape;
+        }
+        self
+    }
+
+    /// The same model with a head of its own, of the name that a tied one would be stored as.
+    pub(super) fn untied(mut self) -> Self {
+        if let Head::Tied { stored_as } = &self.head {
+            let weight = Param { name: stored_as.clone(), ..self.embedding.table.clone() };
+            self.head = Head::Own(Linear { weight, bias: None });
+        }
+        self
     }
 
     /// Every tensor that the model is made of, each once.

@@ -257,7 +257,8 @@ pub(super) fn canonical(name: &str) -> &str {
     name
 }
 
-fn is_buffer(name: &str) -> bool {
+/// Whether the tensor called `name` is computed, not trained.
+pub(super) fn is_buffer(name: &str) -> bool {
     BUFFERS.iter().any(|buffer| name.ends_with(buffer))
 }
 

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use crate::manifest::{AdapterSummary, SourceFile};
 
 use super::{
-    ExportError, Progress, Source,
-    adapter::Adapter,
+    AdapterSource, ExportError, Progress, Source,
+    adapter::{Adapter, Blend},
     architectures,
     blueprint::Blueprint,
     checkpoint::Checkpoint,
@@ -35,7 +35,7 @@ pub(super) struct Input {
 impl Input {
     pub(super) fn open(source: &Source) -> Result<Self, ExportError> {
         match source {
-            Source::Checkpoint { base, adapter } => Self::open_checkpoint(base, adapter.as_deref()),
+            Source::Checkpoint { base, adapters } => Self::open_checkpoint(base, adapters),
             Source::Random { config, seed } => Self::open_random(config, *seed),
         }
     }
@@ -45,34 +45,46 @@ impl Input {
         Ok(std::mem::take(&mut self.sources).identify(progress)?)
     }
 
-    /// What provenance says of the adapter.
-    pub(super) fn adapter_summary(&self) -> Option<AdapterSummary> {
-        let Weights::Merged(merged) = &self.weights else { return None };
-        let adapter = merged.adapter.as_ref()?;
-        let targets = adapter.targets().into_iter().map(Into::into).collect();
-        Some(AdapterSummary { rank: adapter.rank, scale: adapter.scale, targets })
+    /// What provenance says of the adapters.
+    pub(super) fn adapter_summaries(&self) -> Vec<AdapterSummary> {
+        self.blend().map(|blend| blend.adapters().iter().map(Adapter::summary).collect()).unwrap_or_default()
     }
 
-    fn open_checkpoint(base: &Path, adapter_dir: Option<&Path>) -> Result<Self, ExportError> {
+    /// What a user should know about the merge.
+    pub(super) fn notes(&self) -> Vec<String> {
+        self.blend().map(|blend| blend.notes.clone()).unwrap_or_default()
+    }
+
+    fn blend(&self) -> Option<&Blend> {
+        match &self.weights {
+            Weights::Merged(merged) => Some(merged.blend()),
+            Weights::Random(_) => None,
+        }
+    }
+
+    fn open_checkpoint(base: &Path, adapters: &[AdapterSource]) -> Result<Self, ExportError> {
         let config = Settings::read(&base.join(CONFIG))?;
         let blueprint = architectures::read(&config)?;
         let checkpoint = Checkpoint::open(base)?;
-        let skipped = checkpoint.check(&blueprint)?;
-        let adapter = adapter_dir.map(Adapter::open).transpose()?;
-        if let Some(adapter) = &adapter {
-            adapter.check(&blueprint)?;
-        }
-        let dirs: Vec<&Path> = adapter_dir.into_iter().chain([base]).collect();
+        let mut skipped = checkpoint.check(&blueprint)?;
+        let opened: Vec<Adapter> = adapters
+            .iter()
+            .map(|AdapterSource { dir, weight }| Adapter::open(dir, *weight))
+            .collect::<Result<_, _>>()?;
+        skipped.extend(opened.iter().flat_map(Adapter::buffers));
+        let dirs: Vec<&Path> = adapters.iter().map(|adapter| &*adapter.dir).chain([base]).collect();
         let companions = Companions::find(&dirs)?;
         let end_tokens = end_tokens(companions.generation.as_ref(), &config)?;
         let mut sources = Sources::default();
         sources.add("base", [config.path().to_owned()].into_iter().chain(checkpoint.paths()));
-        sources.add("adapter", adapter.iter().flat_map(Adapter::paths));
-        let (from_base, from_adapter): (Vec<PathBuf>, _) =
-            companions.paths().partition(|path| path.parent() == Some(base));
-        sources.add("base", from_base);
-        sources.add("adapter", from_adapter);
-        let weights = Weights::Merged(Box::new(Merged { checkpoint, adapter }));
+        sources.add("base", beside(&companions, base));
+        for (number, (adapter, dir)) in opened.iter().zip(&dirs).enumerate() {
+            let origin = adapter_origin(number);
+            sources.add(&origin, adapter.paths().into_iter().chain(beside(&companions, dir)));
+        }
+        let (blend, blueprint) = Blend::new(opened, blueprint)?;
+        let merged = Merged::new(checkpoint, blend, blueprint.embedding.tables())?;
+        let weights = Weights::Merged(Box::new(merged));
         Ok(Self { blueprint, weights, companions: Some(companions), end_tokens, skipped, sources })
     }
 
@@ -89,6 +101,16 @@ impl Input {
             sources,
         })
     }
+}
+
+/// The companions that lie in `dir`.
+fn beside(companions: &Companions, dir: &Path) -> Vec<PathBuf> {
+    companions.paths().filter(|path| path.parent() == Some(dir)).collect()
+}
+
+/// What the directory of an adapter is called in provenance.
+fn adapter_origin(number: usize) -> String {
+    if number == 0 { "adapter".into() } else { format!("adapter{}", number + 1) }
 }
 
 fn end_tokens(generation: Option<&Settings>, config: &Settings) -> Result<Vec<u32>, SettingsError> {

@@ -1,4 +1,4 @@
-//! Turns a checkpoint and its adapter into a model directory: one graph that ONNX Runtime runs as it is.
+//! Turns a checkpoint and its adapters into a model directory: one graph that ONNX Runtime runs as it is.
 //!
 //! ```text
 //! config.json ─► architectures ─► blueprint ──► emit ──┬──► model.onnx
@@ -95,7 +95,7 @@ const DATA_FILE: &str = "model.onnx.data";
 const EXPORTER: &str = concat!("eka ", env!("CARGO_PKG_VERSION"));
 
 /// Counts changes of what is written between two versions of eka, so that cached exports are not taken for current.
-const REVISION: u32 = 2;
+const REVISION: u32 = 3;
 
 /// What to export, and how.
 #[derive(Clone, Debug)]
@@ -135,8 +135,8 @@ pub enum Source {
     Checkpoint {
         /// A directory in Hugging Face's layout.
         base: PathBuf,
-        /// A directory in PEFT's layout.
-        adapter: Option<PathBuf>,
+        /// What is merged into it; where several bring a tokenizer, the first one's is taken.
+        adapters: Vec<AdapterSource>,
     },
     /// Random ones, to measure speed with.
     Random {
@@ -145,6 +145,15 @@ pub enum Source {
         /// Same seed, same weights.
         seed: u64,
     },
+}
+
+/// An adapter, and how much of it is merged.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdapterSource {
+    /// A directory in PEFT's layout.
+    pub dir: PathBuf,
+    /// What is added to the base is multiplied with this; one to merge it as it was trained.
+    pub weight: f32,
 }
 
 /// How weights are stored.
@@ -229,8 +238,10 @@ pub struct Report {
     pub parameters: u64,
     /// Length of the weights' file.
     pub weight_bytes: Bytes,
-    /// Tensors of the checkpoint that the graph does not need.
+    /// Tensors of the checkpoint and its adapters that the graph does not need.
     pub skipped: Vec<String>,
+    /// What may surprise about the merge.
+    pub notes: Vec<String>,
     /// Whether the directory has a tokenizer; one of random weights has none.
     pub has_tokenizer: bool,
 }
@@ -272,6 +283,9 @@ pub enum ExportError {
     /// The model is larger than a file can be.
     #[error(transparent)]
     TooLarge(#[from] TooLarge),
+    /// The weights cannot be had.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
     /// The weights cannot be written.
     #[error(transparent)]
     Fill(#[from] FillError),
@@ -307,6 +321,7 @@ pub fn export(options: &Options, progress: &dyn Progress) -> Result<Report, Expo
         output: options.output.clone(),
         parameters: input.blueprint.parameters(),
         weight_bytes: Bytes(plan.bytes()),
+        notes: input.notes(),
         skipped: input.skipped,
         has_tokenizer: input.companions.is_some(),
     })
@@ -320,13 +335,13 @@ pub fn export(options: &Options, progress: &dyn Progress) -> Result<Report, Expo
 pub fn fingerprint(options: &Options) -> Result<String, ExportError> {
     let mut input = open(options)?;
     let mut hash = Sha256::new();
-    let seed = match options.source {
-        Source::Checkpoint { .. } => None,
-        Source::Random { seed, .. } => Some(seed),
+    let (seed, scales) = match &options.source {
+        Source::Checkpoint { adapters, .. } => (None, adapters.iter().map(|a| a.weight).collect()),
+        Source::Random { seed, .. } => (Some(seed), Vec::new()),
     };
+    let Options { weights, dtype, layout, context_length, .. } = options;
     hash.update(format!(
-        "{EXPORTER} {REVISION}\n{:?} {:?} {:?} {:?} {seed:?}\n",
-        options.weights, options.dtype, options.layout, options.context_length
+        "{EXPORTER} {REVISION}\n{weights:?} {dtype:?} {layout:?} {context_length:?} {seed:?} {scales:?}\n"
     ));
     for SourceFile { path, bytes, sha256 } in input.identify(&())? {
         hash.update(format!("{path} {bytes} {sha256}\n"));
@@ -358,7 +373,7 @@ fn describe(input: &Input, options: &Options, sources: Vec<SourceFile>) -> Manif
         end_tokens: input.end_tokens.clone(),
         parameters: input.blueprint.parameters(),
         graph: options.names(),
-        provenance: Provenance { exporter: EXPORTER.into(), sources, adapter: input.adapter_summary() },
+        provenance: Provenance { exporter: EXPORTER.into(), sources, adapters: input.adapter_summaries() },
     }
 }
 

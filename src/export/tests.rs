@@ -29,7 +29,7 @@ impl Tiny {
         fs::write(base.join("config.json"), testing::config(tied)).unwrap();
         fs::write(base.join("tokenizer.json"), "{}").unwrap();
         testing::write(&base.join("model.safetensors"), &testing::tensors(tied));
-        let source = Source::Checkpoint { base, adapter: None };
+        let source = Source::Checkpoint { base, adapters: Vec::new() };
         let output = dir.path().join("out/model");
         Self {
             dir,
@@ -219,10 +219,17 @@ fn an_adapter_is_named_in_the_provenance() {
     let pair = [Tensor::new(&name("lora_A"), &[2, 64]), Tensor::new(&name("lora_B"), &[64, 2])];
     testing::write(&adapter.join("adapter_model.safetensors"), &pair);
     let base: &Path = &tiny.dir.path().join("base");
-    tiny.options.source = Source::Checkpoint { base: base.into(), adapter: Some(adapter) };
+    let adapters = vec![AdapterSource { dir: adapter, weight: 0.5 }];
+    tiny.options.source = Source::Checkpoint { base: base.into(), adapters };
     export(&tiny.options, &()).unwrap();
     let provenance = Manifest::read(&tiny.options.output).unwrap().provenance;
-    let expected = manifest::AdapterSummary { rank: 2, scale: 4.0, targets: vec!["q_proj".into()] };
-    assert_eq!(provenance.adapter, Some(expected));
+    let expected = manifest::AdapterSummary {
+        weight: 0.5,
+        rank: 2,
+        alpha: 8.0,
+        targets: vec!["q_proj".into()],
+        replaced: Vec::new(),
+    };
+    assert_eq!(provenance.adapters, [expected]);
     assert!(provenance.sources.iter().any(|source| source.path == "adapter/adapter_model.safetensors"));
 }

@@ -1,14 +1,11 @@
-//! Where weights come from, some rows at a time: a checkpoint with an adapter merged into it, or a seed.
-//!
-//! The merge is `W + scale · B·A` in float32, whatever the checkpoint's type: rounding the sum back to 16 bits, as a
-//! merge in place does, would lose most of what a small adapter adds.
+//! Where weights come from, some rows at a time: a checkpoint with adapters merged into it, or a seed.
 
 use std::ops::Range;
 
-use ndarray::{ArrayView2, ArrayViewMut2, ShapeError, linalg::general_mat_mul};
+use ndarray::ShapeError;
 
 use super::{
-    adapter::{Adapter, AdapterError, LowRank},
+    adapter::{AdapterError, Blend, MergeError, Origin},
     checkpoint::{Checkpoint, CheckpointError},
     param::Param,
     random::RandomWeights,
@@ -24,13 +21,8 @@ pub enum WeightsError {
     #[error(transparent)]
     Adapter(#[from] AdapterError),
     /// The adapter's matrices do not fit, which is checked before.
-    #[error("{tensor}: the adapter's matrices do not fit: {source}")]
-    Misfit {
-        /// The weight.
-        tensor: String,
-        /// What does not.
-        source: ShapeError,
-    },
+    #[error("the adapter's matrices do not fit the weight: {0}")]
+    Misfit(ShapeError),
     /// It is infinite, or not a number.
     #[error(
         "{tensor}: the {origin} weight at row {row}, column {column} is {value}; every answer of the model would be \
@@ -50,6 +42,15 @@ pub enum WeightsError {
     },
 }
 
+impl From<MergeError> for WeightsError {
+    fn from(error: MergeError) -> Self {
+        match error {
+            MergeError::Adapter(source) => Self::Adapter(source),
+            MergeError::Shape(source) => Self::Misfit(source),
+        }
+    }
+}
+
 /// Where weights come from.
 #[derive(Debug)]
 pub(super) enum Weights {
@@ -57,11 +58,11 @@ pub(super) enum Weights {
     Random(RandomWeights),
 }
 
-/// A checkpoint, and what is added to it.
+/// A checkpoint, and what adapters make of it.
 #[derive(Debug)]
 pub(super) struct Merged {
-    pub checkpoint: Checkpoint,
-    pub adapter: Option<Adapter>,
+    checkpoint: Checkpoint,
+    blend: Blend,
 }
 
 impl Weights {
@@ -75,32 +76,50 @@ impl Weights {
 }
 
 impl Merged {
-    fn rows(&self, param: &Param, rows: Range<usize>) -> Result<Vec<f32>, WeightsError> {
-        let mut weights = self.checkpoint.rows(param, rows.clone())?;
-        let mut origin = "base";
-        if let Some(adapter) = &self.adapter
-            && let Some(added) = adapter.low_rank(param, rows.clone())?
-        {
-            add(&mut weights, &added, adapter, param)?;
-            origin = "merged";
+    /// `tables` are the embeddings of the merged model, some of which have to be measured before.
+    pub(super) fn new<'a>(
+        checkpoint: Checkpoint,
+        mut blend: Blend,
+        tables: impl Iterator<Item = &'a Param>,
+    ) -> Result<Self, WeightsError> {
+        for table in tables {
+            blend.measure(table, |blend, rows| original(&checkpoint, blend, table, rows))?;
         }
+        Ok(Self { checkpoint, blend })
+    }
+
+    pub(super) fn blend(&self) -> &Blend {
+        &self.blend
+    }
+
+    fn rows(&self, param: &Param, rows: Range<usize>) -> Result<Vec<f32>, WeightsError> {
+        let mut weights = original(&self.checkpoint, &self.blend, param, rows.clone())?;
+        self.blend.edit(&mut weights, param, rows.clone())?;
         if param.offset != 0.0 {
             weights.iter_mut().for_each(|weight| *weight += param.offset);
         }
+        let origin = if self.blend.changes(&param.name) { "merged" } else { "base" };
         check_finite(&weights, param, rows.start, origin)?;
         Ok(weights)
     }
 }
 
-fn add(weights: &mut [f32], added: &LowRank, adapter: &Adapter, param: &Param) -> Result<(), WeightsError> {
-    let cols = param.shape.cols();
-    let rows = weights.len() / cols;
-    let misfit = |source| WeightsError::Misfit { tensor: param.name.clone(), source };
-    let a = ArrayView2::from_shape((adapter.rank, cols), &added.a).map_err(misfit)?;
-    let b = ArrayView2::from_shape((rows, adapter.rank), &added.b).map_err(misfit)?;
-    let mut sum = ArrayViewMut2::from_shape((rows, cols), weights).map_err(misfit)?;
-    general_mat_mul(adapter.scale, &b, &a, 1.0, &mut sum);
-    Ok(())
+/// Rows of `param` before anything is added to them.
+fn original(
+    checkpoint: &Checkpoint,
+    blend: &Blend,
+    param: &Param,
+    rows: Range<usize>,
+) -> Result<Vec<f32>, WeightsError> {
+    match blend.origin(&param.name) {
+        None => Ok(checkpoint.rows(param, rows)?),
+        Some(Origin::Base(name)) => {
+            Ok(checkpoint.rows(&Param { name: name.clone(), ..param.clone() }, rows)?)
+        }
+        Some(Origin::Adapter(held)) => {
+            Ok(held.file.read_param(&held.tensor, param, rows).map_err(AdapterError::from)?)
+        }
+    }
 }
 
 fn check_finite(
@@ -129,15 +148,20 @@ mod tests {
     use std::{fs, path::Path};
 
     use super::*;
-    use crate::export::testing::{self, Tensor};
+    use crate::export::{
+        adapter::Adapter,
+        testing::{self, Tensor},
+    };
 
     fn merged(dir: &Path, lora_a: Tensor, lora_b: Tensor) -> Weights {
         testing::write(&dir.join("model.safetensors"), &testing::tensors(true));
         let config = r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 1}"#;
         fs::write(dir.join("adapter_config.json"), config).unwrap();
         testing::write(&dir.join("adapter_model.safetensors"), &[lora_a, lora_b]);
-        let (checkpoint, adapter) = (Checkpoint::open(dir).unwrap(), Adapter::open(dir).unwrap());
-        Weights::Merged(Box::new(Merged { checkpoint, adapter: Some(adapter) }))
+        let adapter = Adapter::open(dir, 1.0).unwrap();
+        let (blend, blueprint) = Blend::new(vec![adapter], testing::blueprint(true)).unwrap();
+        let tables = blueprint.embedding.tables();
+        Weights::Merged(Box::new(Merged::new(Checkpoint::open(dir).unwrap(), blend, tables).unwrap()))
     }
 
     fn lora(matrix: &str, shape: &[usize]) -> Tensor {

@@ -118,7 +118,11 @@ fn parse(path: &Path, text: &[u8]) -> Result<Manifest, ManifestError> {
         end_tokens,
         parameters: 0,
         graph: graph(decoder),
-        provenance: Provenance { exporter: "onnxruntime-genai".into(), sources: Vec::new(), adapter: None },
+        provenance: Provenance {
+            exporter: "onnxruntime-genai".into(),
+            sources: Vec::new(),
+            adapters: Vec::new(),
+        },
     })
 }
 

@@ -1,0 +1,142 @@
+//! Why an adapter cannot be merged.
+
+use std::path::PathBuf;
+
+use crate::export::{settings::SettingsError, tensors::TensorsError};
+
+/// Why an adapter cannot be merged.
+#[derive(Debug, thiserror::Error)]
+pub enum AdapterError {
+    /// Its settings cannot be used.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// Its tensors cannot be used.
+    #[error(transparent)]
+    Tensors(#[from] TensorsError),
+    /// One of its settings is no regular expression.
+    #[error("{}: {field} has the pattern {pattern:?}: {source}; mend the pattern there", path.display())]
+    Pattern {
+        /// The settings file.
+        path: PathBuf,
+        /// The field.
+        field: &'static str,
+        /// The pattern.
+        pattern: String,
+        /// What is wrong with it.
+        source: Box<fancy_regex::Error>,
+    },
+    /// There is only a pickle.
+    #[error(
+        "{}: only adapter_model.bin is there, a format that can run code when it is opened; in Python, load the adapter \
+         with PeftModel.from_pretrained and call save_pretrained, which writes safetensors",
+        dir.display()
+    )]
+    OnlyPickle {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// It holds no tensors.
+    #[error("{}: it holds no tensors; nothing would be merged", path.display())]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Tensors that nothing in the base has a use for.
+    #[error("{}: nothing in the base uses {}; is this the adapter's base?", path.display(), tensors.join(", "))]
+    Unused {
+        /// The file.
+        path: PathBuf,
+        /// Their names.
+        tensors: Vec<String>,
+    },
+    /// Two tensors are the same part of the same module, and differ.
+    #[error("{}: {first} and {second} are the same matrix and differ; keep one", path.display())]
+    Twice {
+        /// The file.
+        path: PathBuf,
+        /// One name.
+        first: String,
+        /// The other.
+        second: String,
+    },
+    /// A part of a module is there without another.
+    #[error("{}: {module} has {present} but no {absent}; download the adapter again", path.display())]
+    Incomplete {
+        /// The file.
+        path: PathBuf,
+        /// The module.
+        module: String,
+        /// What is there.
+        present: &'static str,
+        /// What is not.
+        absent: &'static str,
+    },
+    /// A tensor that is there although the settings say that it is not trained.
+    #[error("{}: {tensor} contradicts {}, where {reason}; PEFT would leave it out: take both files of one training", path.display(), super::CONFIG)]
+    Contradiction {
+        /// The tensors' file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What the settings say.
+        reason: &'static str,
+    },
+    /// The settings name modules that have no tensors.
+    #[error(
+        "{}: {field} names {name:?}, of which there are no tensors; download the adapter again",
+        path.display()
+    )]
+    NoTensors {
+        /// The tensors' file.
+        path: PathBuf,
+        /// The field.
+        field: &'static str,
+        /// What it names.
+        name: String,
+    },
+    /// Two adapters do to one tensor what cannot be added up.
+    #[error(
+        "{} and {} both change {tensor}, and {what} cannot be added up; give one of the two",
+        first.display(), second.display()
+    )]
+    Conflict {
+        /// One adapter.
+        first: PathBuf,
+        /// The other.
+        second: PathBuf,
+        /// The base's tensor.
+        tensor: String,
+        /// What one of them does.
+        what: &'static str,
+    },
+    /// The embedding and the head would have different numbers of rows.
+    #[error(
+        "{}: with this adapter {embedding} has {embedding_rows} rows and {head} has {head_rows}; an adapter that was \
+         trained with new tokens must hold both (modules_to_save, or save_embedding_layers=True)",
+        path.display()
+    )]
+    VocabularyDiffers {
+        /// The adapter's tensors.
+        path: PathBuf,
+        /// The embedding's name.
+        embedding: String,
+        /// Rows of the embedding.
+        embedding_rows: usize,
+        /// The head's name.
+        head: String,
+        /// Rows of the head.
+        head_rows: usize,
+    },
+    /// Token ids that are replaced lie outside of the vocabulary.
+    #[error("{}: {tensor} is for token {token}, and the vocabulary has {vocab}", path.display())]
+    Token {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The token.
+        token: usize,
+        /// Tokens that there are.
+        vocab: usize,
+    },
+}

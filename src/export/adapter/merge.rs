@@ -1,0 +1,229 @@
+//! The arithmetic of a merge, some rows of a weight at a time.
+//!
+//! All of it is in float32, whatever the types of the files: rounding a sum back to 16 bits, as a merge in place does,
+//! would lose most of what a small adapter adds.
+
+use std::{ops::Range, sync::Arc};
+
+use ndarray::{ArrayView2, ArrayViewMut2, ShapeError, linalg::general_mat_mul};
+
+use super::AdapterError;
+use crate::export::{
+    param::Param,
+    tensors::{TensorFile, TensorsError},
+};
+
+/// Something that an adapter does to a tensor of the base.
+#[derive(Clone, Debug)]
+pub(super) struct Edit {
+    /// Which of the adapters.
+    pub adapter: usize,
+    pub file: Arc<TensorFile>,
+    pub change: Change,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Change {
+    /// `W + scale · B·A`.
+    LowRank { product: LowRank, magnitude: Option<Magnitude> },
+    /// `bias + scale · b`.
+    Bias { tensor: String, scale: f32 },
+    /// Rows of an embedding, in place of the base's.
+    Tokens { tensor: String, tokens: Vec<usize> },
+}
+
+/// Two matrices and what their product is multiplied with.
+#[derive(Clone, Debug)]
+pub(super) struct LowRank {
+    pub a: String,
+    pub b: String,
+    pub rank: usize,
+    pub scale: f32,
+    /// Embeddings have a column of A for each row of the weight, and a row of B for each column.
+    pub is_embedding: bool,
+}
+
+/// DoRA: `m · V / |V|`, where `V` is the weight with the product added to it.
+#[derive(Clone, Debug)]
+pub(super) enum Magnitude {
+    /// `|V|` of each row: the tensor of `m`.
+    Rows(String),
+    /// `|V|` of each column, over all rows: the tensor of `m`, and `m / |V|` once it is known.
+    Columns { tensor: String, factors: Option<Vec<f32>> },
+}
+
+impl Edit {
+    /// Whether it can be added to what other adapters do, in any order.
+    pub(super) fn is_sum(&self) -> bool {
+        matches!(self.change, Change::LowRank { magnitude: None, .. } | Change::Bias { .. })
+    }
+
+    /// What it does, for an error.
+    pub(super) fn what(&self) -> &'static str {
+        match self.change {
+            Change::LowRank { magnitude: Some(_), .. } => "DoRA's magnitudes",
+            Change::Tokens { .. } => "rows that are replaced",
+            _ => "low-rank matrices",
+        }
+    }
+
+    /// The tensor of the lengths that it gives columns.
+    pub(super) fn column_lengths(&self) -> Option<&str> {
+        match &self.change {
+            Change::LowRank { magnitude: Some(Magnitude::Columns { tensor, .. }), .. } => Some(tensor),
+            _ => None,
+        }
+    }
+
+    /// Sets what columns are multiplied with to have these lengths.
+    pub(super) fn set_factors(&mut self, measured: Vec<f32>) {
+        if let Change::LowRank { magnitude: Some(Magnitude::Columns { factors, .. }), .. } = &mut self.change
+        {
+            *factors = Some(measured);
+        }
+    }
+
+    /// Changes `weights`, the given rows of `param`.
+    pub(super) fn apply(
+        &self,
+        weights: &mut [f32],
+        param: &Param,
+        rows: Range<usize>,
+    ) -> Result<(), MergeError> {
+        match &self.change {
+            Change::LowRank { product, magnitude } => {
+                self.add(product, weights, param, rows.clone())?;
+                if let Some(magnitude) = magnitude {
+                    self.rescale(magnitude, weights, param, rows)?;
+                }
+            }
+            Change::Bias { tensor, scale } => {
+                let added = lines(&self.file, tensor, param, rows)?;
+                weights.iter_mut().zip(added).for_each(|(weight, added)| *weight += scale * added);
+            }
+            Change::Tokens { tensor, tokens } => {
+                let cols = param.shape.cols();
+                for (place, &token) in tokens.iter().enumerate() {
+                    if !rows.contains(&token) {
+                        continue;
+                    }
+                    let row = self.file.read(tensor, place * cols..(place + 1) * cols)?;
+                    let start = (token - rows.start) * cols;
+                    weights[start..start + cols].copy_from_slice(&row);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn rescale(
+        &self,
+        magnitude: &Magnitude,
+        weights: &mut [f32],
+        param: &Param,
+        rows: Range<usize>,
+    ) -> Result<(), MergeError> {
+        match magnitude {
+            Magnitude::Rows(tensor) => {
+                scale_rows(weights, param.shape.cols(), &lines(&self.file, tensor, param, rows)?);
+            }
+            Magnitude::Columns { factors, .. } => {
+                for row in weights.chunks_exact_mut(param.shape.cols()) {
+                    row.iter_mut()
+                        .zip(factors.iter().flatten())
+                        .for_each(|(weight, factor)| *weight *= factor);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the scaled product of the two matrices.
+    fn add(
+        &self,
+        product: &LowRank,
+        weights: &mut [f32],
+        param: &Param,
+        rows: Range<usize>,
+    ) -> Result<(), MergeError> {
+        let (rank, cols) = (product.rank, param.shape.cols());
+        let mut sum = ArrayViewMut2::from_shape((weights.len() / cols, cols), weights)?;
+        if product.is_embedding {
+            let a = self.columns(&product.a, rank, param.shape.rows(), rows.clone())?;
+            let a = ArrayView2::from_shape((rank, rows.len()), &a)?;
+            let b = self.file.read(&product.b, 0..cols * rank)?;
+            let b = ArrayView2::from_shape((cols, rank), &b)?;
+            general_mat_mul(product.scale, &a.t(), &b.t(), 1.0, &mut sum);
+        } else {
+            let a = self.file.read(&product.a, 0..rank * cols)?;
+            let a = ArrayView2::from_shape((rank, cols), &a)?;
+            let mut b = Vec::new();
+            for lines in param.stored(rows) {
+                b.extend(self.file.read(&product.b, lines.start * rank..lines.end * rank)?);
+            }
+            let b = ArrayView2::from_shape((b.len() / rank, rank), &b)?;
+            general_mat_mul(product.scale, &b, &a, 1.0, &mut sum);
+        }
+        Ok(())
+    }
+
+    /// Some columns of a matrix of `height` rows of `width` numbers, row by row.
+    fn columns(
+        &self,
+        tensor: &str,
+        height: usize,
+        width: usize,
+        columns: Range<usize>,
+    ) -> Result<Vec<f32>, TensorsError> {
+        let mut values = Vec::with_capacity(height * columns.len());
+        for start in (0..height).map(|row| row * width) {
+            values.extend(self.file.read(tensor, start + columns.start..start + columns.end)?);
+        }
+        Ok(values)
+    }
+}
+
+/// Why weights cannot be merged.
+#[derive(Debug, thiserror::Error)]
+pub(in crate::export) enum MergeError {
+    #[error(transparent)]
+    Shape(#[from] ShapeError),
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+}
+
+impl From<TensorsError> for MergeError {
+    fn from(source: TensorsError) -> Self {
+        Self::Adapter(source.into())
+    }
+}
+
+/// What a tensor with one number for each stored line has for `rows` of `param`.
+fn lines(
+    file: &TensorFile,
+    tensor: &str,
+    param: &Param,
+    rows: Range<usize>,
+) -> Result<Vec<f32>, TensorsError> {
+    let mut values = Vec::new();
+    for range in param.stored(rows) {
+        values.extend(file.read(tensor, range)?);
+    }
+    Ok(values)
+}
+
+/// Gives every row the length that `magnitudes` has for it.
+fn scale_rows(weights: &mut [f32], cols: usize, magnitudes: &[f32]) {
+    for (row, magnitude) in weights.chunks_exact_mut(cols).zip(magnitudes) {
+        let length = row.iter().map(|weight| weight * weight).sum::<f32>().sqrt();
+        let factor = magnitude / length;
+        row.iter_mut().for_each(|weight| *weight *= factor);
+    }
+}
+
+/// Sums of squares of every column of a matrix, piece by piece.
+pub(super) fn add_squares(sums: &mut [f64], weights: &[f32]) {
+    for row in weights.chunks_exact(sums.len()) {
+        sums.iter_mut().zip(row).for_each(|(sum, weight)| *sum += f64::from(weight * weight));
+    }
+}

@@ -1,0 +1,205 @@
+//! What an adapter's tensors are, by their names.
+
+use std::collections::BTreeMap;
+
+use super::AdapterError;
+use crate::export::{
+    checkpoint::{canonical, is_buffer},
+    settings::MOST_SIZE,
+    tensors::{TensorFile, TensorsError},
+};
+
+/// What a tensor is of its module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Part {
+    /// `[rank, in]`.
+    LoraA,
+    /// `[out, rank]`.
+    LoraB,
+    /// `[out]`: added to the bias, scaled.
+    LoraBias,
+    /// `[rank, rows]` of an embedding.
+    EmbeddingA,
+    /// `[hidden, rank]` of an embedding.
+    EmbeddingB,
+    /// DoRA: the length of each output's weights, or of each dimension of an embedding.
+    Magnitude,
+    /// Rows of an embedding that are replaced.
+    Tokens,
+    /// The module's own, in place of the base's.
+    Weight,
+    Bias,
+    /// The base's, as it was when the adapter was saved.
+    BaseWeight,
+    BaseBias,
+}
+
+impl Part {
+    /// As PEFT calls it.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::LoraA => "lora_A",
+            Self::LoraB => "lora_B",
+            Self::LoraBias => "lora_B.bias",
+            Self::EmbeddingA => "lora_embedding_A",
+            Self::EmbeddingB => "lora_embedding_B",
+            Self::Magnitude => "lora_magnitude_vector",
+            Self::Tokens => "trainable_tokens_delta",
+            Self::Weight => "weight",
+            Self::Bias => "bias",
+            Self::BaseWeight => "base_layer.weight",
+            Self::BaseBias => "base_layer.bias",
+        }
+    }
+}
+
+/// What the adapter holds of a module.
+#[derive(Debug)]
+pub(super) struct Module {
+    /// Its name as the adapter has it, prefixes included: what patterns are matched against.
+    pub name: String,
+    /// Names of its tensors.
+    pub parts: BTreeMap<Part, String>,
+}
+
+/// The module and which of its parts a tensor is.
+fn parse(tensor: &str) -> Option<(String, Part)> {
+    const ADAPTER: &str = "default";
+    let mut path: Vec<&str> = tensor.strip_prefix("base_model.model.")?.split('.').collect();
+    // The adapter's own name stands last or before the kind, if whoever saved it left it there.
+    if let Some(place) = path.iter().rposition(|part| *part == ADAPTER)
+        && place + 2 >= path.len()
+    {
+        path.remove(place);
+    }
+    let (module, part) = match path.as_slice() {
+        [module @ .., "lora_A", "weight"] => (module, Part::LoraA),
+        [module @ .., "lora_B", "weight"] => (module, Part::LoraB),
+        [module @ .., "lora_B", "bias"] => (module, Part::LoraBias),
+        [module @ .., "lora_embedding_A"] => (module, Part::EmbeddingA),
+        [module @ .., "lora_embedding_B"] => (module, Part::EmbeddingB),
+        [module @ .., "lora_magnitude_vector"] | [module @ .., "lora_magnitude_vector", "weight"] => {
+            (module, Part::Magnitude)
+        }
+        [module @ .., "token_adapter", "trainable_tokens_delta"] => (module, Part::Tokens),
+        [module @ .., "token_adapter", "base_layer", "weight"]
+        | [module @ .., "base_layer" | "original_module", "weight"] => (module, Part::BaseWeight),
+        [module @ .., "base_layer" | "original_module", "bias"] => (module, Part::BaseBias),
+        [module @ .., "modules_to_save", "weight"] | [module @ .., "weight"] => (module, Part::Weight),
+        [module @ .., "modules_to_save", "bias"] | [module @ .., "bias"] => (module, Part::Bias),
+        _ => return None,
+    };
+    Some((module.join("."), part))
+}
+
+/// The modules of `file`, by their names without prefixes. Buffers are left out: `bias: all` takes them for biases.
+pub(super) fn read(file: &TensorFile) -> Result<BTreeMap<String, Module>, AdapterError> {
+    let mut modules: BTreeMap<String, Module> = BTreeMap::new();
+    let mut unknown = Vec::new();
+    for tensor in file.names().filter(|tensor| !is_buffer(tensor)) {
+        let Some((name, part)) = parse(tensor) else {
+            unknown.push(tensor.into());
+            continue;
+        };
+        file.check_type(tensor)?;
+        let module =
+            modules.entry(canonical(&name).into()).or_insert_with(|| Module { name, parts: BTreeMap::new() });
+        if let Some(first) = module.parts.insert(part, tensor.into())
+            && !equal((file, &first), (file, tensor))?
+        {
+            let path = file.path().into();
+            return Err(AdapterError::Twice { path, first, second: tensor.into() });
+        }
+    }
+    if !unknown.is_empty() {
+        return Err(AdapterError::Unused { path: file.path().into(), tensors: unknown });
+    }
+    if modules.is_empty() {
+        return Err(AdapterError::Empty { path: file.path().into() });
+    }
+    Ok(modules)
+}
+
+/// Whether two tensors hold the same numbers in the same shape.
+pub(super) fn equal(one: (&TensorFile, &str), other: (&TensorFile, &str)) -> Result<bool, TensorsError> {
+    let shape = one.0.shape(one.1);
+    if shape != other.0.shape(other.1) {
+        return Ok(false);
+    }
+    let elements: usize = shape.iter().product();
+    for start in (0..elements).step_by(MOST_SIZE) {
+        let range = start..elements.min(start + MOST_SIZE);
+        if one.0.read(one.1, range.clone())? != other.0.read(other.1, range)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::export::testing::{self, Tensor};
+
+    fn modules(tensors: &[Tensor]) -> Result<BTreeMap<String, Module>, AdapterError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("adapter_model.safetensors");
+        testing::write(&path, tensors);
+        read(&TensorFile::open(&path).unwrap())
+    }
+
+    #[test]
+    fn names_say_what_a_tensor_is_with_and_without_the_adapters_own() {
+        const QUERY: &str = "model.layers.0.self_attn.q_proj";
+        for (rest, expected) in [
+            ("lora_A.weight", Part::LoraA),
+            ("lora_B.default.weight", Part::LoraB),
+            ("lora_B.bias", Part::LoraBias),
+            ("lora_embedding_A", Part::EmbeddingA),
+            ("lora_embedding_B.default", Part::EmbeddingB),
+            ("lora_magnitude_vector", Part::Magnitude),
+            ("lora_magnitude_vector.default", Part::Magnitude),
+            ("lora_magnitude_vector.default.weight", Part::Magnitude),
+            ("token_adapter.trainable_tokens_delta", Part::Tokens),
+            ("token_adapter.base_layer.weight", Part::BaseWeight),
+            ("base_layer.weight", Part::BaseWeight),
+            ("original_module.weight", Part::BaseWeight),
+            ("base_layer.bias", Part::BaseBias),
+            ("weight", Part::Weight),
+            ("modules_to_save.weight", Part::Weight),
+            ("modules_to_save.default.weight", Part::Weight),
+            ("bias", Part::Bias),
+        ] {
+            let name = format!("base_model.model.{QUERY}.{rest}");
+            assert_eq!(parse(&name), Some((QUERY.into(), expected)), "{name}");
+        }
+        assert_eq!(parse("model.layers.0.self_attn.q_proj.lora_A.weight"), None);
+        assert_eq!(parse("base_model.model.lm_head.lora_something"), None);
+    }
+
+    #[test]
+    fn modules_are_known_without_prefixes_and_buffers_are_none() {
+        let tensor = |rest| Tensor::new(&format!("base_model.model.transformer.h.0.attn.{rest}"), &[1]);
+        let found = modules(&[tensor("c_attn.lora_A.weight"), tensor("bias")]);
+        let found = found.unwrap();
+        assert_eq!(found.len(), 1);
+        assert_eq!(found["h.0.attn.c_attn"].name, "transformer.h.0.attn.c_attn");
+    }
+
+    #[test]
+    fn a_copy_is_fine_and_a_contradiction_is_not() {
+        let tensor = |name: &str| Tensor { name: name.into(), shape: vec![2], values: vec![1.0, 2.0] };
+        let [one, mut other] =
+            ["base_model.model.norm.weight", "base_model.model.norm.modules_to_save.weight"].map(tensor);
+        assert_eq!(modules(&[one.clone(), other.clone()]).unwrap().len(), 1);
+        other.values[1] = 3.0;
+        assert!(matches!(modules(&[one, other]), Err(AdapterError::Twice { .. })));
+    }
+
+    #[test]
+    fn a_tensor_of_no_known_kind_is_named() {
+        let message = modules(&[Tensor::new("base_model.model.q_proj.vera_lambda_d", &[2])]).unwrap_err();
+        assert!(message.to_string().contains("q_proj.vera_lambda_d"), "{message}");
+        assert!(matches!(modules(&[]), Err(AdapterError::Empty { .. })));
+    }
+}
