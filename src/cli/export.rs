@@ -11,7 +11,10 @@ use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::{
-    export::{self, BlockSize, Existing, Options, Progress, Report, Source, Stage, WeightFormat},
+    export::{
+        self, BlockSize, Existing, Keep, Options, Progress, Report, Source, Stage, Storage, WeightFormat,
+        ZeroPoints,
+    },
     manifest::Dtype,
     units::Bytes,
 };
@@ -43,6 +46,16 @@ pub(super) struct Args {
     #[arg(long, value_name = "WEIGHTS", default_value = "32")]
     block_size: BlockSize,
 
+    /// Give each block a zero point of its own (asymmetric quantization): closer, and a little larger
+    #[arg(long)]
+    zero_points: bool,
+
+    /// Store some modules differently: PATTERN is a name in the checkpoint or how it ends after a dot, with * for
+    /// anything, FORMAT is none, int8 or int4, such as lm_head=int8 or layers.0.*=none. May be given several times; the
+    /// last that matches wins. A head that is tied to the embedding is one matrix with it, so either name means both
+    #[arg(long, value_name = "PATTERN=FORMAT")]
+    keep: Vec<Keep>,
+
     /// Replace the output if it is a model directory
     #[arg(long)]
     force: bool,
@@ -67,6 +80,16 @@ enum Format {
     Int8,
     /// A little over an eighth of the size; the fastest on a CPU
     Int4,
+}
+
+impl From<Format> for WeightFormat {
+    fn from(format: Format) -> Self {
+        match format {
+            Format::None => Self::Full,
+            Format::Int8 => Self::Int8,
+            Format::Int4 => Self::Int4,
+        }
+    }
 }
 
 /// What to compute with.
@@ -106,10 +129,12 @@ impl Args {
             (Some(base), _) => Source::Checkpoint { base, adapter: self.adapter },
             (None, config) => Source::Random { config: config.unwrap_or_default(), seed: self.seed },
         };
-        let weights = match self.quantize {
-            Format::None => WeightFormat::Full,
-            Format::Int8 => WeightFormat::Int8(self.block_size),
-            Format::Int4 => WeightFormat::Int4(self.block_size),
+        let weights = Storage {
+            format: self.quantize.into(),
+            block_size: self.block_size,
+            zero_points: if self.zero_points { ZeroPoints::PerBlock } else { ZeroPoints::Middle },
+            keep: self.keep,
+            ..Storage::default()
         };
         let existing = if self.force { Existing::Replace } else { Existing::Keep };
         Options { source, weights, dtype: self.dtype.into(), output: self.out, existing }
