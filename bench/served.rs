@@ -123,7 +123,7 @@ fn export_demo(dir: &Path) -> Outcome<()> {
         eka::export::Source::Checkpoint { base: demo.join("base"), adapter: Some(demo.join("adapter")) };
     let options = eka::export::Options {
         source,
-        weights: eka::export::WeightFormat::Full,
+        weights: eka::export::Storage::default(),
         dtype: eka::manifest::Dtype::Float32,
         output: dir.to_path_buf(),
         existing: eka::export::Existing::Keep,

@@ -10,4 +10,5 @@ mod http_errors;
 mod overload;
 mod program;
 mod serving;
+mod weights;
 mod workers;

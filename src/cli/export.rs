@@ -10,6 +10,7 @@ use std::{
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::{engine::EngineArgs, report::Reporter};
 use crate::{
     export::{
         self, BlockSize, Existing, Keep, Options, Progress, Report, Source, Stage, Storage, WeightFormat,
@@ -52,9 +53,14 @@ pub(super) struct Args {
 
     /// Store some modules differently: PATTERN is a name in the checkpoint or how it ends after a dot, with * for
     /// anything, FORMAT is none, int8 or int4, such as lm_head=int8 or layers.0.*=none. May be given several times; the
-    /// last that matches wins. A head that is tied to the embedding is one matrix with it, so either name means both
+    /// last that matches wins. A head that is tied to the embedding is one matrix with it: either name means both, and
+    /// among int4 it is int8 unless this says otherwise
     #[arg(long, value_name = "PATTERN=FORMAT")]
     keep: Vec<Keep>,
+
+    /// Compare with a float32 export on this text afterwards: logits, divergence, perplexity
+    #[arg(long, value_name = "TEXT_FILE", conflicts_with = "random_weights")]
+    report: Option<PathBuf>,
 
     /// Replace the output if it is a model directory
     #[arg(long)]
@@ -67,6 +73,9 @@ pub(super) struct Args {
     /// Same seed, same random weights
     #[arg(long, default_value_t = 0, requires = "random_weights")]
     seed: u64,
+
+    #[command(flatten)]
+    engine: EngineArgs,
 }
 
 /// How to store weights.
@@ -115,29 +124,34 @@ impl From<Float> for Dtype {
 ///
 /// # Errors
 /// When the export fails; the message says what to do.
-pub(super) fn run(args: Args) -> anyhow::Result<()> {
+pub(super) fn run(args: &Args) -> anyhow::Result<()> {
+    let options = args.options();
+    let reporter = args.report.as_deref().map(|path| Reporter::new(path, &args.engine)).transpose()?;
     let started = Instant::now();
-    let report = export::export(&args.into_options(), &Bars::new())?;
+    let report = export::export(&options, &Bars::new())?;
     let mut out = io::stdout().lock();
     print_report(&mut out, &report, started.elapsed())?;
+    if let Some(reporter) = reporter {
+        reporter.compare(&options)?.print(&mut out)?;
+    }
     Ok(())
 }
 
 impl Args {
-    fn into_options(self) -> Options {
-        let source = match (self.base, self.random_weights) {
-            (Some(base), _) => Source::Checkpoint { base, adapter: self.adapter },
-            (None, config) => Source::Random { config: config.unwrap_or_default(), seed: self.seed },
+    fn options(&self) -> Options {
+        let source = match (&self.base, &self.random_weights) {
+            (Some(base), _) => Source::Checkpoint { base: base.clone(), adapter: self.adapter.clone() },
+            (None, config) => Source::Random { config: config.clone().unwrap_or_default(), seed: self.seed },
         };
         let weights = Storage {
             format: self.quantize.into(),
             block_size: self.block_size,
             zero_points: if self.zero_points { ZeroPoints::PerBlock } else { ZeroPoints::Middle },
-            keep: self.keep,
+            keep: self.keep.clone(),
             ..Storage::default()
         };
         let existing = if self.force { Existing::Replace } else { Existing::Keep };
-        Options { source, weights, dtype: self.dtype.into(), output: self.out, existing }
+        Options { source, weights, dtype: self.dtype.into(), output: self.out.clone(), existing }
     }
 }
 
@@ -154,6 +168,10 @@ fn print_report(out: &mut impl Write, report: &Report, time: Duration) -> io::Re
     match peak_memory() {
         Some(peak) => writeln!(out, ", with at most {peak} of memory")?,
         None => writeln!(out)?,
+    }
+    if !report.kept.is_empty() {
+        let kept: Vec<_> = report.kept.iter().map(ToString::to_string).collect();
+        writeln!(out, "  stored differently: {}", kept.join(", "))?;
     }
     if !report.skipped.is_empty() {
         writeln!(out, "  skipped, because the graph computes them: {}", report.skipped.join(", "))?;

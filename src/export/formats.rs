@@ -2,6 +2,10 @@
 //!
 //! Modules are called as the checkpoint calls them, without the prefixes that differ between checkpoints. A tied head and
 //! the embedding's table are the same numbers and are stored once, so either name means both.
+//!
+//! That one matrix is read as input and as output, and in a small model it is a good part of all weights. With four bits
+//! it does more harm than all others together (the figures are in [`export`](super)), so it has eight unless `keep`
+//! says otherwise, as in llama.cpp's four-bit files.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -160,30 +164,38 @@ pub struct NoSuchModule {
 }
 
 impl Storage {
-    /// What the manifest says of modules that no override names.
+    /// What the manifest says of modules that no rule names.
     pub(super) fn quantization(&self) -> Option<Quantization> {
         self.quantizer(self.format).map(describe)
     }
 
     /// What the manifest says of the others.
-    pub(super) fn overrides(&self) -> Vec<Override> {
-        let describe = |keep: &Keep| Override {
-            modules: keep.pattern.clone(),
+    pub(super) fn overrides(&self, blueprint: &Blueprint) -> Vec<Override> {
+        let describe = |keep: Keep| Override {
             quantization: self.quantizer(keep.format).map(describe),
+            modules: keep.pattern,
         };
-        self.keep.iter().map(describe).collect()
+        self.rules(blueprint).into_iter().map(describe).collect()
+    }
+
+    /// `keep`, and before it what goes without saying.
+    pub(super) fn rules(&self, blueprint: &Blueprint) -> Vec<Keep> {
+        let tied = self.format == WeightFormat::Int4 && matches!(blueprint.head, Head::Tied { .. });
+        let table =
+            || Keep { pattern: blueprint.embedding.table.module().into(), format: WeightFormat::Int8 };
+        tied.then(table).into_iter().chain(self.keep.iter().cloned()).collect()
     }
 
     /// Decides for every module of `blueprint`.
     pub(super) fn formats(&self, blueprint: &Blueprint) -> Result<Formats, NoSuchModule> {
         let mut formats = Formats { others: self.quantizer(self.format), modules: BTreeMap::new() };
         let modules = Module::all(blueprint);
-        for keep in &self.keep {
-            let matched: Vec<_> = modules.iter().filter(|module| module.is_called(keep)).collect();
+        for rule in self.rules(blueprint) {
+            let matched: Vec<_> = modules.iter().filter(|module| module.is_called(&rule)).collect();
             if matched.is_empty() {
-                return Err(NoSuchModule { pattern: keep.pattern.clone(), modules: known(&modules) });
+                return Err(NoSuchModule { pattern: rule.pattern, modules: known(&modules) });
             }
-            let quantizer = self.quantizer(keep.format);
+            let quantizer = self.quantizer(rule.format);
             formats.modules.extend(matched.iter().map(|module| (module.name.into(), quantizer)));
         }
         Ok(formats)
@@ -300,10 +312,18 @@ mod tests {
     #[test]
     fn a_tied_head_and_the_embedding_are_one_matrix_with_two_names() {
         for name in ["lm_head", "embed_tokens"] {
-            assert_eq!(bits(&[&format!("{name}=int8")], true, "embed_tokens"), Some(8), "{name}");
+            assert_eq!(bits(&[&format!("{name}=none")], true, "embed_tokens"), None, "{name}");
         }
         assert_eq!(bits(&["lm_head=int8"], false, "embed_tokens"), Some(4));
         assert_eq!(bits(&["lm_head=int8"], false, "lm_head"), Some(8));
+    }
+
+    #[test]
+    fn a_tied_table_has_eight_bits_among_four_unless_another_is_asked_for() {
+        assert_eq!(bits(&[], true, "embed_tokens"), Some(8));
+        assert_eq!(bits(&["lm_head=int4"], true, "embed_tokens"), Some(4));
+        assert_eq!(bits(&[], false, "embed_tokens"), Some(4));
+        assert_eq!(bits(&[], true, "layers.0.mlp.up_proj"), Some(4));
     }
 
     #[test]

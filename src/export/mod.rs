@@ -142,6 +142,8 @@ pub struct Report {
     pub parameters: u64,
     /// Length of the weights' file.
     pub weight_bytes: Bytes,
+    /// Which modules are stored otherwise than most.
+    pub kept: Vec<Keep>,
     /// Tensors of the checkpoint that are known and not needed.
     pub skipped: Vec<String>,
     /// Whether the directory has a tokenizer; one of random weights has none.
@@ -211,6 +213,7 @@ pub fn export(options: &Options, progress: &dyn Progress) -> Result<Report, Expo
         output: options.output.clone(),
         parameters: input.blueprint.parameters(),
         weight_bytes: Bytes(plan.bytes()),
+        kept: options.weights.rules(&input.blueprint),
         skipped: input.skipped,
         has_tokenizer: input.companions.is_some(),
     })
@@ -243,7 +246,7 @@ fn describe(input: &Input, options: &Options, sources: Vec<SourceFile>) -> Manif
         dims: input.blueprint.dims,
         dtype: options.dtype,
         quantization: options.weights.quantization(),
-        overrides: options.weights.overrides(),
+        overrides: options.weights.overrides(&input.blueprint),
         context_length: input.blueprint.context_length,
         end_tokens: input.end_tokens.clone(),
         parameters: input.blueprint.parameters(),
