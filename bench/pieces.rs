@@ -70,7 +70,7 @@ fn text() -> Option<Arc<Text>> {
     }
     let options = eka::export::Options {
         source: eka::export::Source::Checkpoint { base, adapters: Vec::new() },
-        weights: eka::export::WeightFormat::Full,
+        weights: eka::export::Storage::default(),
         dtype: eka::manifest::Dtype::Float32,
         layout: eka::export::Layout::Eka,
         context_length: None,

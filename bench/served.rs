@@ -123,7 +123,7 @@ fn export_demo(dir: &Path) -> Outcome<()> {
     let source = eka::export::Source::Checkpoint { base: demo.join("base"), adapters: vec![adapter] };
     let options = eka::export::Options {
         source,
-        weights: eka::export::WeightFormat::Full,
+        weights: eka::export::Storage::default(),
         dtype: eka::manifest::Dtype::Float32,
         layout: eka::export::Layout::Eka,
         context_length: None,

@@ -32,8 +32,11 @@ pub struct Manifest {
     pub dims: Dims,
     /// Type of activations and of the key-value cache.
     pub dtype: Dtype,
-    /// How the weights are stored; absent when they have `dtype`.
+    /// How matrices are stored that no override names; absent when they have `dtype`.
     pub quantization: Option<Quantization>,
+    /// Which are stored otherwise; the last that matches a module decides.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub overrides: Vec<Override>,
     /// Most positions, prompt and answer together.
     pub context_length: usize,
     /// Ids after which a generation ends, from `generation_config.json`, else `config.json`.
@@ -97,8 +100,21 @@ pub struct Quantization {
     pub bits: u8,
     /// Consecutive weights that share a scale: 32, 64 or 128.
     pub block_size: usize,
+    /// Whether blocks have zero points of their own (asymmetric), or the middle of the codes (symmetric).
+    #[serde(default)]
+    pub zero_points: bool,
     /// `MatMulNBits`' `accuracy_level`; 4 lets the CPU multiply in int8.
     pub accuracy_level: u8,
+}
+
+/// How some modules are stored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Override {
+    /// A module's name as the checkpoint calls it, without prefixes, or how it ends after a dot; `*` stands for anything.
+    pub modules: String,
+    /// Absent when they have the manifest's `dtype`.
+    pub quantization: Option<Quantization>,
 }
 
 /// Names of the graph's inputs and outputs; `{i}` stands for the layer's number.

@@ -12,4 +12,5 @@ mod models;
 mod overload;
 mod program;
 mod serving;
+mod weights;
 mod workers;

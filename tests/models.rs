@@ -13,7 +13,7 @@ use std::{
 use eka::{
     device::{Runtime, SessionOptions},
     engine::{Forward, Timeline, TimelineOptions},
-    export::{AdapterSource, BlockSize, Existing, Layout, Options, Source, WeightFormat, export},
+    export::{AdapterSource, Existing, Layout, Options, Source, Storage, WeightFormat, export},
     manifest::Dtype,
     model::Model,
 };
@@ -97,6 +97,7 @@ fn open_as(
 ) -> (Timeline, TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let output = dir.path().join("model");
+    let weights = Storage { format: weights, ..Storage::default() };
     let options = Options { weights, dtype, layout, ..options(source, &output) };
     export(&options, &()).unwrap();
     (open_directory(&output, chunk), dir)
@@ -105,7 +106,7 @@ fn open_as(
 fn options(source: Source, output: &Path) -> Options {
     Options {
         source,
-        weights: WeightFormat::Full,
+        weights: Storage::default(),
         dtype: Dtype::Float32,
         layout: Layout::Eka,
         context_length: None,
@@ -266,12 +267,11 @@ fn random_weights_need_the_configuration_of_any_architecture_alone() {
 
 #[test]
 fn half_precision_and_integers_stay_close_on_every_architecture() {
-    let block = BlockSize::default();
     // Shares of the logits' own size. Weights of these models are noise, which quantizes as badly as can be.
     for (weights, dtype, tolerance) in [
         (WeightFormat::Full, Dtype::Float16, 0.003),
-        (WeightFormat::Int8(block), Dtype::Float32, 0.08),
-        (WeightFormat::Int4(block), Dtype::Float16, 0.8),
+        (WeightFormat::Int8, Dtype::Float32, 0.08),
+        (WeightFormat::Int4, Dtype::Float16, 0.8),
     ] {
         let mut seen = BTreeMap::new();
         for case in cases() {

@@ -251,6 +251,7 @@ fn manifest() -> Manifest {
         },
         dtype: Dtype::Float32,
         quantization: None,
+        overrides: Vec::new(),
         context_length: CONTEXT_LENGTH,
         end_tokens: vec![2, 6],
         parameters: 1,

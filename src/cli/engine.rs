@@ -30,13 +30,28 @@ impl EngineArgs {
         self.threads.map_or_else(host::physical_cores, usize::from)
     }
 
-    /// Loads the model in `dir` and warms it up.
+    /// Loads ONNX Runtime.
+    ///
+    /// # Errors
+    /// When there is no library that can be used.
+    pub(super) fn runtime(&self) -> anyhow::Result<Runtime> {
+        Ok(Runtime::load(self.onnxruntime.as_deref())?)
+    }
+
+    /// Loads ONNX Runtime and the model in `dir`, and warms that up.
     ///
     /// # Errors
     /// When library or model cannot be loaded.
     pub(super) fn open(&self, dir: &Path) -> anyhow::Result<Timeline> {
-        let runtime = Runtime::load(self.onnxruntime.as_deref())?;
-        let model = Model::open(&runtime, dir, SessionOptions { threads: self.threads() })?;
+        self.open_on(&self.runtime()?, dir)
+    }
+
+    /// Loads the model in `dir` and warms it up.
+    ///
+    /// # Errors
+    /// When the model cannot be loaded.
+    pub(super) fn open_on(&self, runtime: &Runtime, dir: &Path) -> anyhow::Result<Timeline> {
+        let model = Model::open(runtime, dir, SessionOptions { threads: self.threads() })?;
         let options = TimelineOptions { capacity: 0, chunk: usize::from(self.prefill_chunk) };
         let mut timeline = Timeline::new(model, options)?;
         timeline.warm_up()?;

@@ -11,10 +11,11 @@ use std::{
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::{engine::EngineArgs, report::Reporter};
 use crate::{
     export::{
-        self, AdapterSource, BlockSize, Existing, Layout, Options, Progress, Report, Source, Stage,
-        WeightFormat,
+        self, AdapterSource, BlockSize, Existing, Keep, Layout, Options, Progress, Report, Source, Stage,
+        Storage, WeightFormat, ZeroPoints,
     },
     manifest::Dtype,
     units::Bytes,
@@ -62,6 +63,21 @@ pub(super) struct Args {
     #[arg(long, value_name = "WEIGHTS", default_value = "32")]
     block_size: BlockSize,
 
+    /// Give each block a zero point of its own (asymmetric quantization): closer, and a little larger
+    #[arg(long)]
+    zero_points: bool,
+
+    /// Store some modules differently: PATTERN is a name in the checkpoint or how it ends after a dot, with * for
+    /// anything, FORMAT is none, int8 or int4, such as lm_head=int8 or layers.0.*=none. May be given several times; the
+    /// last that matches wins. A head that is tied to the embedding is one matrix with it: either name means both, and
+    /// among int4 it is int8 unless this says otherwise
+    #[arg(long, value_name = "PATTERN=FORMAT")]
+    keep: Vec<Keep>,
+
+    /// Compare with a float32 export on this text afterwards: logits, divergence, perplexity
+    #[arg(long, value_name = "TEXT_FILE", conflicts_with = "random_weights")]
+    report: Option<PathBuf>,
+
     /// Replace the output if it is a model directory
     #[arg(long)]
     force: bool,
@@ -73,6 +89,9 @@ pub(super) struct Args {
     /// Same seed, same random weights
     #[arg(long, default_value_t = 0, requires = "random_weights")]
     seed: u64,
+
+    #[command(flatten)]
+    engine: EngineArgs,
 }
 
 /// How to store weights.
@@ -86,6 +105,16 @@ enum Format {
     Int8,
     /// A little over an eighth of the size; the fastest on a CPU
     Int4,
+}
+
+impl From<Format> for WeightFormat {
+    fn from(format: Format) -> Self {
+        match format {
+            Format::None => Self::Full,
+            Format::Int8 => Self::Int8,
+            Format::Int4 => Self::Int4,
+        }
+    }
 }
 
 /// Who else shall be able to run the model.
@@ -130,27 +159,36 @@ impl From<Float> for Dtype {
 ///
 /// # Errors
 /// When the export fails; the message says what to do.
-pub(super) fn run(args: Args) -> anyhow::Result<()> {
+pub(super) fn run(args: &Args) -> anyhow::Result<()> {
+    let options = args.options();
+    let reporter = args.report.as_deref().map(|path| Reporter::new(path, &args.engine)).transpose()?;
     let started = Instant::now();
-    let report = export::export(&args.into_options(), &Bars::new())?;
+    let report = export::export(&options, &Bars::new())?;
     let mut out = io::stdout().lock();
     print_report(&mut out, &report, started.elapsed())?;
+    if let Some(reporter) = reporter {
+        reporter.compare(&options)?.print(&mut out)?;
+    }
     Ok(())
 }
 
 impl Args {
-    fn into_options(self) -> Options {
-        let scaled =
-            |adapter: AdapterSource| AdapterSource { weight: adapter.weight * self.adapter_scale, ..adapter };
-        let adapters = self.adapters.into_iter().map(scaled).collect();
-        let source = match (self.base, self.random_weights) {
-            (Some(base), _) => Source::Checkpoint { base, adapters },
-            (None, config) => Source::Random { config: config.unwrap_or_default(), seed: self.seed },
+    fn options(&self) -> Options {
+        let scaled = |adapter: &AdapterSource| AdapterSource {
+            dir: adapter.dir.clone(),
+            weight: adapter.weight * self.adapter_scale,
         };
-        let weights = match self.quantize {
-            Format::None => WeightFormat::Full,
-            Format::Int8 => WeightFormat::Int8(self.block_size),
-            Format::Int4 => WeightFormat::Int4(self.block_size),
+        let adapters = self.adapters.iter().map(scaled).collect();
+        let source = match (&self.base, &self.random_weights) {
+            (Some(base), _) => Source::Checkpoint { base: base.clone(), adapters },
+            (None, config) => Source::Random { config: config.clone().unwrap_or_default(), seed: self.seed },
+        };
+        let weights = Storage {
+            format: self.quantize.into(),
+            block_size: self.block_size,
+            zero_points: if self.zero_points { ZeroPoints::PerBlock } else { ZeroPoints::Middle },
+            keep: self.keep.clone(),
+            ..Storage::default()
         };
         let existing = if self.force { Existing::Replace } else { Existing::Keep };
         Options {
@@ -159,7 +197,7 @@ impl Args {
             dtype: self.dtype.into(),
             layout: self.layout.into(),
             context_length: self.context_length,
-            output: self.out,
+            output: self.out.clone(),
             existing,
         }
     }
@@ -198,6 +236,10 @@ fn print_report(out: &mut impl Write, report: &Report, time: Duration) -> io::Re
     match peak_memory() {
         Some(peak) => writeln!(out, ", with at most {peak} of memory")?,
         None => writeln!(out)?,
+    }
+    if !report.kept.is_empty() {
+        let kept: Vec<_> = report.kept.iter().map(ToString::to_string).collect();
+        writeln!(out, "  stored differently: {}", kept.join(", "))?;
     }
     if !report.skipped.is_empty() {
         let shown = 4.min(report.skipped.len());

@@ -9,7 +9,9 @@ mod engine;
 mod export;
 mod generate;
 mod logging;
+mod logits;
 mod prepare;
+mod report;
 mod serve;
 mod verify;
 mod worker;
@@ -56,7 +58,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Serve(args) => serve::run(&args),
         Command::Generate(args) => generate::run(args).map(done),
-        Command::Export(args) => export::run(args).map(done),
+        Command::Export(args) => export::run(&args).map(done),
         Command::Verify(args) => {
             let same = verify::run(&args)?;
             Ok(if same { ExitCode::SUCCESS } else { ExitCode::FAILURE })

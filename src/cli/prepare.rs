@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 use super::export::Bars;
 use crate::{
     config::{self, Config, Quantize},
-    export::{self, AdapterSource, BlockSize, Existing, Layout, Options, Source, WeightFormat},
+    export::{self, AdapterSource, BlockSize, Existing, Layout, Options, Source, Storage, WeightFormat},
     manifest::{self, Dtype},
 };
 
@@ -81,14 +81,15 @@ fn exported(config: &Config, id: &str) -> anyhow::Result<PathBuf> {
     }
 }
 
-fn weights(model: &config::Model) -> anyhow::Result<WeightFormat> {
+fn weights(model: &config::Model) -> anyhow::Result<Storage> {
     let block_size = match model.block_size {
         None => BlockSize::default(),
         Some(weights) => weights.get().try_into().context("model.block_size")?,
     };
-    Ok(match model.quantize {
-        Quantize::Float32 => WeightFormat::Full,
-        Quantize::Int8 => WeightFormat::Int8(block_size),
-        Quantize::Int4 => WeightFormat::Int4(block_size),
-    })
+    let format = match model.quantize {
+        Quantize::None => WeightFormat::Full,
+        Quantize::Int8 => WeightFormat::Int8,
+        Quantize::Int4 => WeightFormat::Int4,
+    };
+    Ok(Storage { format, block_size, ..Storage::default() })
 }

@@ -27,7 +27,7 @@ pub struct ConfigArgs {
     /// The model's name in requests [default: the directory's name]
     #[arg(long, value_name = "NAME")]
     pub model_id: Option<String>,
-    /// Weights of a source directory's export: float32, int8 or int4
+    /// Weights of a source directory's export: none, int8 or int4
     #[arg(long, value_name = "TYPE")]
     pub quantize: Option<String>,
     /// IP address to listen on; 0.0.0.0 for every interface

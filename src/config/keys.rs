@@ -53,7 +53,7 @@ pub(super) const KEYS: [Key; 22] = [
     whole("server.max_connections", "1024", 1, 1 << 20),
     text("model.path", "models/demo", "a directory: an exported model, or one that holds base/"),
     derived("model.id", "the directory's name", Kind::Text("a name that is not empty, without spaces")),
-    text("model.quantize", "float32", "float32, int8 or int4"),
+    text("model.quantize", "none", "none, int8 or int4"),
     derived("model.block_size", "the exporter's choice", Kind::Whole { least: 32, most: 128 }),
     derived("model.cache_dir", "the user's cache directory", Kind::Text("a directory")),
     whole("queue.max_jobs", "32", 1, 1 << 20),

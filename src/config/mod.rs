@@ -77,7 +77,7 @@ pub struct Model {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quantize {
     /// Not at all: single precision.
-    Float32,
+    None,
     /// 8 bits a weight.
     Int8,
     /// 4 bits a weight.

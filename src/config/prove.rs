@@ -187,7 +187,7 @@ impl Proof<'_> {
 
 fn quantize(raw: &str) -> Option<Quantize> {
     match raw {
-        "float32" => Some(Quantize::Float32),
+        "none" | "float32" => Some(Quantize::None),
         "int8" => Some(Quantize::Int8),
         "int4" => Some(Quantize::Int4),
         _ => None,

@@ -70,7 +70,7 @@ fn without_anything_set_the_defaults_serve_the_demo() {
     assert_eq!((server.grace, server.heartbeat), (Millis(30_000), Millis(2000)));
     assert_eq!((server.body_limit, server.max_connections.get()), (Bytes::mib(4), 1024));
     assert_eq!((model.path, model.id.as_str()), ("models/demo".into(), "demo"));
-    assert_eq!((model.quantize, model.block_size), (Quantize::Float32, None));
+    assert_eq!((model.quantize, model.block_size), (Quantize::None, None));
     assert_eq!((queue.max_jobs.get(), queue.max_prompt_tokens), (32, Tokens(65_536)));
     assert_eq!((queue.timeout, queue.total_timeout), (Millis(60_000), Millis(600_000)));
     assert_eq!((engine.threads, engine.context_length), (None, None));
@@ -189,7 +189,7 @@ fn messages_say_what_would_do() {
     assert_eq!(problems("", &[("EKA_SERVER_PORT", "abc")], &[]), [port]);
     assert_eq!(
         one(&["--quantize=int2"]),
-        "model.quantize is \"int2\" (--quantize): expected float32, int8 or int4"
+        "model.quantize is \"int2\" (--quantize): expected none, int8 or int4"
     );
     assert_eq!(
         one(&["--set", "model.block_size=48"]),

@@ -16,7 +16,7 @@ use super::{
     param::Param,
     plan::{Fill, Plan, QuantizedAt, Stack},
     positioned::Positioned,
-    quantize::Quantizer,
+    quantize::{PackedRow, Quantizer},
     rope::{Angles, Table},
     weights::{Weights, WeightsError},
 };
@@ -80,12 +80,13 @@ enum Piece<'a> {
     Rotary { rotary: usize, table: Table, positions: Range<usize>, dtype: Dtype, offset: u64 },
 }
 
-/// Where codes and scales go.
+/// Where codes, scales and zero points go.
 struct Codes {
     quantizer: Quantizer,
     row_bytes: usize,
     codes_offset: u64,
     scales_offset: u64,
+    zero_points_offset: u64,
     dtype: Dtype,
 }
 
@@ -107,12 +108,19 @@ fn cut(fill: &Fill) -> Vec<Piece<'_>> {
                 Piece::Floats { param, rows, dtype, offset }
             })
             .collect(),
-        Fill::Quantized { ref stack, quantizer, row_bytes, dtype, at: QuantizedAt { codes, scales } } => {
+        Fill::Quantized { ref stack, quantizer, row_bytes, dtype, at } => {
+            let QuantizedAt { codes, scales, zero_points } = at;
             let scale_bytes = quantizer.blocks(stack.cols()) as u64 * dtype.bytes();
+            let zero_point_bytes = quantizer.zero_point_row_bytes(stack.cols()) as u64;
             let place = |Slice { param, rows, rows_before, .. }| {
-                let codes_offset = codes.offset + rows_before * row_bytes as u64;
-                let scales_offset = scales.offset + rows_before * scale_bytes;
-                let to = Codes { quantizer, row_bytes, codes_offset, scales_offset, dtype };
+                let to = Codes {
+                    quantizer,
+                    row_bytes,
+                    codes_offset: codes.offset + rows_before * row_bytes as u64,
+                    scales_offset: scales.offset + rows_before * scale_bytes,
+                    zero_points_offset: zero_points.offset + rows_before * zero_point_bytes,
+                    dtype,
+                };
                 Piece::Quantized { param, rows, to }
             };
             slices(stack).map(place).collect()
@@ -179,14 +187,21 @@ impl Writer<'_> {
         let cols = param.shape.cols();
         let rows = weights.len() / cols;
         let blocks = to.quantizer.blocks(cols);
+        let zero_point_bytes = to.quantizer.zero_point_row_bytes(cols);
         let mut codes = vec![0; rows * to.row_bytes];
         let mut scales = vec![0.0; rows * blocks];
-        let places = codes.chunks_exact_mut(to.row_bytes).zip(scales.chunks_exact_mut(blocks));
-        for (row, (codes, scales)) in weights.chunks_exact(cols).zip(places) {
-            to.quantizer.quantize_row(row, codes, scales);
+        let mut zero_points = vec![0; rows * zero_point_bytes];
+        for (index, row) in weights.chunks_exact(cols).enumerate() {
+            let packed = PackedRow {
+                codes: &mut codes[index * to.row_bytes..][..to.row_bytes],
+                scales: &mut scales[index * blocks..][..blocks],
+                zero_points: &mut zero_points[index * zero_point_bytes..][..zero_point_bytes],
+            };
+            to.quantizer.quantize_row(row, packed);
         }
         let scales = self.write_floats(&scales, to.dtype, to.scales_offset, &param.name)?;
-        Ok(self.write_bytes(&codes, to.codes_offset)? + scales)
+        let zero_points = self.write_bytes(&zero_points, to.zero_points_offset)?;
+        Ok(self.write_bytes(&codes, to.codes_offset)? + scales + zero_points)
     }
 
     fn write_floats(

@@ -34,6 +34,7 @@ mod checkpoint;
 mod companions;
 mod emit;
 mod fill;
+mod formats;
 mod genai;
 mod graph;
 mod input;
@@ -54,12 +55,12 @@ mod tensors;
 mod testing;
 mod weights;
 
-use std::{num::NonZeroUsize, path::PathBuf, str::FromStr};
+use std::{num::NonZeroUsize, path::PathBuf};
 
 use sha2::{Digest, Sha256};
 
 use crate::{
-    manifest::{self, Dtype, GraphNames, Manifest, Provenance, Quantization, SourceFile},
+    manifest::{self, Dtype, GraphNames, Manifest, Provenance, SourceFile},
     units::Bytes,
 };
 
@@ -68,8 +69,10 @@ pub use self::{
     checkpoint::CheckpointError,
     companions::CompanionsError,
     fill::FillError,
+    formats::{BlockSize, BlockSizeError, Keep, KeepError, NoSuchModule, Storage, WeightFormat},
     plan::TooLarge,
     progress::{Progress, Stage},
+    quantize::{Rounding, ZeroPoints},
     settings::SettingsError,
     sources::SourceError,
     staging::{Existing, StagingError},
@@ -77,10 +80,9 @@ pub use self::{
     weights::WeightsError,
 };
 use self::{
-    emit::{ACCURACY_LEVEL, Emitted, Numbers, emit},
+    emit::{Emitted, Numbers, emit},
     fill::fill,
     input::Input,
-    quantize::{Bits, Quantizer},
     rope::Rotary,
     staging::Staging,
 };
@@ -103,7 +105,7 @@ pub struct Options {
     /// Where weights come from.
     pub source: Source,
     /// How they are stored.
-    pub weights: WeightFormat,
+    pub weights: Storage,
     /// Of activations, of the key-value cache, and of weights that are not quantized. A CPU wants single precision, a
     /// GPU one of the others.
     pub dtype: Dtype,
@@ -156,76 +158,12 @@ pub struct AdapterSource {
     pub weight: f32,
 }
 
-/// How weights are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WeightFormat {
-    /// As they are computed with.
-    Full,
-    /// Eight bits and a share of a scale.
-    Int8(BlockSize),
-    /// Four bits and a share of a scale.
-    Int4(BlockSize),
-}
-
-/// How many weights share a scale: 32, 64 or 128.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BlockSize(usize);
-
-impl Default for BlockSize {
-    fn default() -> Self {
-        Self(32)
-    }
-}
-
-impl TryFrom<usize> for BlockSize {
-    type Error = BlockSizeError;
-
-    fn try_from(weights: usize) -> Result<Self, BlockSizeError> {
-        if matches!(weights, 32 | 64 | 128) { Ok(Self(weights)) } else { Err(BlockSizeError) }
-    }
-}
-
-/// A block size that is none.
-#[derive(Debug, thiserror::Error)]
-#[error("expected 32, 64 or 128")]
-pub struct BlockSizeError;
-
-impl FromStr for BlockSize {
-    type Err = BlockSizeError;
-
-    fn from_str(text: &str) -> Result<Self, BlockSizeError> {
-        text.parse::<usize>().map_err(|_| BlockSizeError)?.try_into()
-    }
-}
-
 impl Options {
     fn names(&self) -> GraphNames {
         match self.layout {
             Layout::Eka => GraphNames::default(),
             Layout::Genai => GraphNames::genai(),
         }
-    }
-
-    fn numbers(&self) -> Numbers {
-        Numbers { dtype: self.dtype, quantizer: self.weights.quantizer() }
-    }
-}
-
-impl WeightFormat {
-    fn quantizer(self) -> Option<Quantizer> {
-        match self {
-            Self::Full => None,
-            Self::Int8(block) => Some(Quantizer { bits: Bits::Eight, block_size: block.0 }),
-            Self::Int4(block) => Some(Quantizer { bits: Bits::Four, block_size: block.0 }),
-        }
-    }
-
-    fn quantization(self) -> Option<Quantization> {
-        self.quantizer().map(|Quantizer { bits, block_size }| Quantization {
-            bits: bits.count(),
-            block_size,
-            accuracy_level: ACCURACY_LEVEL,
-        })
     }
 }
 
@@ -238,6 +176,8 @@ pub struct Report {
     pub parameters: u64,
     /// Length of the weights' file.
     pub weight_bytes: Bytes,
+    /// Which modules are stored otherwise than most.
+    pub kept: Vec<Keep>,
     /// Tensors of the checkpoint and its adapters that the graph does not need.
     pub skipped: Vec<String>,
     /// What may surprise about the merge.
@@ -277,6 +217,9 @@ pub enum ExportError {
     /// Tokenizer, template or generation settings cannot be used.
     #[error(transparent)]
     Companions(#[from] CompanionsError),
+    /// A format is asked for modules that are not there.
+    #[error(transparent)]
+    NoSuchModule(#[from] NoSuchModule),
     /// A source cannot be read.
     #[error(transparent)]
     Source(#[from] SourceError),
@@ -301,7 +244,8 @@ pub enum ExportError {
 /// when a weight is not finite, or when the output exists or cannot be written.
 pub fn export(options: &Options, progress: &dyn Progress) -> Result<Report, ExportError> {
     let mut input = open(options)?;
-    let Emitted { graph, plan } = emit(&input.blueprint, options.numbers(), options.names(), DATA_FILE)?;
+    let numbers = Numbers { dtype: options.dtype, formats: options.weights.formats(&input.blueprint)? };
+    let Emitted { graph, plan } = emit(&input.blueprint, numbers, options.names(), DATA_FILE)?;
     let staging = Staging::new(&options.output, options.existing)?;
     let sources = input.identify(progress)?;
     let angles: Vec<_> = input.blueprint.rotaries.iter().map(Rotary::angles).collect();
@@ -322,6 +266,7 @@ pub fn export(options: &Options, progress: &dyn Progress) -> Result<Report, Expo
         parameters: input.blueprint.parameters(),
         weight_bytes: Bytes(plan.bytes()),
         notes: input.notes(),
+        kept: options.weights.rules(&input.blueprint),
         skipped: input.skipped,
         has_tokenizer: input.companions.is_some(),
     })
@@ -334,6 +279,7 @@ pub fn export(options: &Options, progress: &dyn Progress) -> Result<Report, Expo
 /// [`ExportError`] when [`export`] would fail before writing.
 pub fn fingerprint(options: &Options) -> Result<String, ExportError> {
     let mut input = open(options)?;
+    options.weights.formats(&input.blueprint)?;
     let mut hash = Sha256::new();
     let (seed, scales) = match &options.source {
         Source::Checkpoint { adapters, .. } => (None, adapters.iter().map(|a| a.weight).collect()),
@@ -369,6 +315,7 @@ fn describe(input: &Input, options: &Options, sources: Vec<SourceFile>) -> Manif
         dims: input.blueprint.dims,
         dtype: options.dtype,
         quantization: options.weights.quantization(),
+        overrides: options.weights.overrides(&input.blueprint),
         context_length: input.blueprint.context_length,
         end_tokens: input.end_tokens.clone(),
         parameters: input.blueprint.parameters(),

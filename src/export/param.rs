@@ -108,7 +108,7 @@ impl Param {
 
     /// The module's name, as adapters call it: the tensor's without `.weight`.
     pub(super) fn module(&self) -> &str {
-        self.name.strip_suffix(".weight").unwrap_or(&self.name)
+        module(&self.name)
     }
 
     /// Lines of the tensor that is stored.
@@ -143,6 +143,11 @@ impl Param {
             Lines::Turns { part, parts, width } => turns(wanted, part, parts, width),
         }
     }
+}
+
+/// The name of the module whose weight `tensor` is.
+pub(super) fn module(tensor: &str) -> &str {
+    tensor.strip_suffix(".weight").unwrap_or(tensor)
 }
 
 fn turns(wanted: Range<usize>, part: usize, parts: usize, width: usize) -> Vec<Range<usize>> {

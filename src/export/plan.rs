@@ -53,7 +53,7 @@ impl Stack {
 pub(super) enum Fill {
     /// Weights as they are.
     Floats { stack: Stack, dtype: Dtype, at: Region },
-    /// Weights as codes, `row_bytes` a row, and scales of `dtype`.
+    /// Weights as codes, `row_bytes` a row, scales of `dtype`, and perhaps zero points.
     Quantized { stack: Stack, quantizer: Quantizer, row_bytes: usize, dtype: Dtype, at: QuantizedAt },
     /// A table of the rotary positions number `rotary`.
     Rotary { rotary: usize, table: Table, positions: usize, pairs: usize, dtype: Dtype, at: Region },
@@ -64,6 +64,8 @@ pub(super) enum Fill {
 pub(super) struct QuantizedAt {
     pub codes: Region,
     pub scales: Region,
+    /// Empty when all are in the middle.
+    pub zero_points: Region,
 }
 
 /// The data file.
@@ -97,7 +99,8 @@ impl Plan {
         let rows = stack.rows() as u64;
         let codes = self.reserve(rows, row_bytes as u64)?;
         let scales = self.reserve(rows, quantizer.blocks(stack.cols()) as u64 * dtype.bytes())?;
-        let at = QuantizedAt { codes, scales };
+        let zero_points = self.reserve(rows, quantizer.zero_point_row_bytes(stack.cols()) as u64)?;
+        let at = QuantizedAt { codes, scales, zero_points };
         self.fills.push(Fill::Quantized { stack, quantizer, row_bytes, dtype, at });
         Ok(at)
     }
@@ -115,6 +118,9 @@ impl Plan {
     }
 
     fn reserve(&mut self, rows: u64, row_bytes: u64) -> Result<Region, TooLarge> {
+        if row_bytes == 0 {
+            return Ok(Region { offset: self.end, bytes: 0 });
+        }
         let offset = self.end.checked_next_multiple_of(ALIGNMENT).ok_or(TooLarge)?;
         let bytes = rows.checked_mul(row_bytes).ok_or(TooLarge)?;
         let end = offset.checked_add(bytes).filter(|end| i64::try_from(*end).is_ok());

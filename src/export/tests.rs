@@ -13,16 +13,25 @@ use super::{
     testing::{self, Tensor},
     *,
 };
+use crate::manifest::{Override, Quantization};
+
+const INT4: Quantization = Quantization { bits: 4, block_size: 32, zero_points: false, accuracy_level: 4 };
 
 struct Tiny {
     dir: TempDir,
     options: Options,
 }
 
-const INT4: WeightFormat = WeightFormat::Int4(BlockSize(32));
+fn stored(format: WeightFormat, block_size: usize) -> Storage {
+    Storage { format, block_size: block_size.try_into().unwrap(), ..Storage::default() }
+}
+
+fn int4() -> Storage {
+    stored(WeightFormat::Int4, 32)
+}
 
 impl Tiny {
-    fn new(tied: bool, weights: WeightFormat) -> Self {
+    fn new(tied: bool, weights: Storage) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let base = dir.path().join("base");
         fs::create_dir(&base).unwrap();
@@ -69,12 +78,12 @@ fn initializer<'a>(model: &'a Model, name: &str) -> &'a Initializer {
 
 #[test]
 fn the_directory_holds_a_manifest_that_can_be_read_back() {
-    let tiny = Tiny::new(false, INT4);
+    let tiny = Tiny::new(false, int4());
     let report = export(&tiny.options, &()).unwrap();
     let manifest = Manifest::read(&tiny.options.output).unwrap();
     assert_eq!(manifest.parameters, report.parameters);
     assert_eq!(manifest.end_tokens, [2]);
-    assert_eq!(manifest.quantization, Some(Quantization { bits: 4, block_size: 32, accuracy_level: 4 }));
+    assert_eq!(manifest.quantization, Some(INT4));
     let sources: Vec<_> = manifest.provenance.sources.iter().map(|source| &*source.path).collect();
     assert_eq!(sources, ["base/config.json", "base/model.safetensors", "base/tokenizer.json"]);
     assert_eq!(tiny.read("tokenizer.json"), b"{}");
@@ -83,8 +92,8 @@ fn the_directory_holds_a_manifest_that_can_be_read_back() {
 
 #[test]
 fn the_same_export_gives_the_same_bytes() {
-    for weights in [WeightFormat::Full, INT4, WeightFormat::Int8(BlockSize(64))] {
-        let [one, two] = [(); 2].map(|()| Tiny::new(true, weights));
+    for weights in [Storage::default(), int4(), stored(WeightFormat::Int8, 64)] {
+        let [one, two] = [(); 2].map(|()| Tiny::new(true, weights.clone()));
         for tiny in [&one, &two] {
             export(&tiny.options, &()).unwrap();
         }
@@ -96,7 +105,7 @@ fn the_same_export_gives_the_same_bytes() {
 
 #[test]
 fn inputs_and_outputs_are_those_of_the_contract() {
-    let tiny = Tiny::new(false, WeightFormat::Full);
+    let tiny = Tiny::new(false, Storage::default());
     export(&tiny.options, &()).unwrap();
     let graph = tiny.model().graph.unwrap();
     let names = |values: &[onnx::ValueInfo]| values.iter().map(|v| v.name.clone()).collect::<Vec<_>>();
@@ -109,8 +118,12 @@ fn inputs_and_outputs_are_those_of_the_contract() {
 #[test]
 fn a_tied_head_and_the_embedding_are_the_same_bytes() {
     for (weights, names) in [
-        (WeightFormat::Full, [("embedding.weight", "head.weight")].as_slice()),
-        (INT4, &[("embedding.codes", "head.codes"), ("embedding.scales", "head.scales")]),
+        (Storage::default(), [("embedding.weight", "head.weight")].as_slice()),
+        (int4(), &[("embedding.codes", "head.codes"), ("embedding.scales", "head.scales")]),
+        (
+            Storage { zero_points: ZeroPoints::PerBlock, ..int4() },
+            &[("embedding.codes", "head.codes"), ("embedding.zero_points", "head.zero_points")],
+        ),
     ] {
         let tiny = Tiny::new(true, weights);
         export(&tiny.options, &()).unwrap();
@@ -124,16 +137,16 @@ fn a_tied_head_and_the_embedding_are_the_same_bytes() {
 
 #[test]
 fn rows_that_do_not_fill_their_last_block_are_padded_for_the_head_alone() {
-    let tiny = Tiny::new(true, WeightFormat::Int4(BlockSize(128)));
+    let tiny = Tiny::new(true, stored(WeightFormat::Int4, 128));
     export(&tiny.options, &()).unwrap();
     let model = tiny.model();
-    assert_eq!(initializer(&model, "embedding.codes").dims, [50, 32]);
-    assert_eq!(initializer(&model, "head.codes").dims, [50, 1, 64]);
+    assert_eq!(initializer(&model, "embedding.codes").dims, [50, 64]);
+    assert_eq!(initializer(&model, "head.codes").dims, [50, 1, 128]);
 }
 
 #[test]
 fn every_initializer_lies_on_a_page_within_the_data_file() {
-    let tiny = Tiny::new(false, WeightFormat::Int8(BlockSize(32)));
+    let tiny = Tiny::new(false, stored(WeightFormat::Int8, 32));
     export(&tiny.options, &()).unwrap();
     let length = tiny.read(DATA_FILE).len() as u64;
     for tensor in tiny.model().graph.unwrap().initializer {
@@ -143,8 +156,63 @@ fn every_initializer_lies_on_a_page_within_the_data_file() {
 }
 
 #[test]
+fn zero_points_are_packed_rows_beside_the_scales() {
+    let tiny = Tiny::new(false, Storage { zero_points: ZeroPoints::PerBlock, ..int4() });
+    export(&tiny.options, &()).unwrap();
+    let model = tiny.model();
+    // Three blocks of 32 in a row of 96: a byte and a half.
+    assert_eq!(initializer(&model, "layers.0.mlp.down.scales").dims, [64, 3]);
+    assert_eq!(initializer(&model, "layers.0.mlp.down.zero_points").dims, [64, 2]);
+    let node = model.graph.as_ref().unwrap().node.iter().find(|node| node.op_type == "MatMulNBits").unwrap();
+    assert_eq!(node.input[2..], ["layers.0.attention.qkv.scales", "layers.0.attention.qkv.zero_points"]);
+    assert!(Manifest::read(&tiny.options.output).unwrap().quantization.unwrap().zero_points);
+}
+
+#[test]
+fn modules_can_be_kept_in_other_formats_and_the_manifest_says_so() {
+    let keep = vec!["layers.1.*=none".parse().unwrap()];
+    let tiny = Tiny::new(true, Storage { keep, ..int4() });
+    let kept = export(&tiny.options, &()).unwrap().kept;
+    assert_eq!(
+        kept.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["embed_tokens=int8", "layers.1.*=none"]
+    );
+    let model = tiny.model();
+    assert_eq!(initializer(&model, "embedding.codes").dims, [50, 64]);
+    assert_eq!(initializer(&model, "head.codes").dims, [50, 2, 32]);
+    assert_eq!(initializer(&model, "layers.0.mlp.up.codes").dims, [96, 2, 16]);
+    assert_eq!(initializer(&model, "layers.1.mlp.up.weight").dims, [96, 64]);
+    let manifest = Manifest::read(&tiny.options.output).unwrap();
+    let of = |modules: &str, quantization| Override { modules: modules.into(), quantization };
+    let expected = [of("embed_tokens", Some(Quantization { bits: 8, ..INT4 })), of("layers.1.*", None)];
+    assert_eq!((manifest.quantization, &*manifest.overrides), (Some(INT4), &expected[..]));
+}
+
+#[test]
+fn a_stack_whose_parts_are_stored_differently_is_taken_apart() {
+    let tiny = Tiny::new(true, Storage { keep: vec!["v_proj=int8".parse().unwrap()], ..int4() });
+    export(&tiny.options, &()).unwrap();
+    let model = tiny.model();
+    assert_eq!(initializer(&model, "layers.0.attention.qkv.1.codes").dims, [32, 2, 16]);
+    assert_eq!(initializer(&model, "layers.0.attention.qkv.2.codes").dims, [32, 2, 32]);
+    let graph = model.graph.unwrap();
+    let concat = graph.node.iter().find(|node| node.op_type == "Concat").unwrap();
+    assert_eq!(concat.input, [0, 1, 2].map(|i| format!("layers.0.attention.qkv.{i}")));
+    assert_eq!(concat.output, ["layers.0.attention.qkv"]);
+}
+
+#[test]
+fn a_pattern_without_a_module_is_refused_before_anything_is_written() {
+    let tiny = Tiny::new(true, Storage { keep: vec!["nothing=int8".parse().unwrap()], ..int4() });
+    let message = export(&tiny.options, &()).unwrap_err().to_string();
+    assert!(message.contains("nothing") && message.contains("down_proj"), "{message}");
+    assert_eq!(fingerprint(&tiny.options).unwrap_err().to_string(), message);
+    assert!(tiny.left_over().is_empty());
+}
+
+#[test]
 fn nothing_is_left_after_an_error_while_writing() {
-    let tiny = Tiny::new(false, INT4);
+    let tiny = Tiny::new(false, int4());
     let mut tensors = testing::tensors(false);
     tensors[4].values[5] = f32::INFINITY;
     testing::write(&tiny.base("model.safetensors"), &tensors);
@@ -155,7 +223,7 @@ fn nothing_is_left_after_an_error_while_writing() {
 
 #[test]
 fn an_unknown_architecture_is_refused_with_the_known_ones() {
-    let tiny = Tiny::new(false, INT4);
+    let tiny = Tiny::new(false, int4());
     fs::write(tiny.base("config.json"), r#"{"model_type": "mamba"}"#).unwrap();
     let message = export(&tiny.options, &()).unwrap_err().to_string();
     assert!(message.contains("mamba") && message.contains("llama, mistral"), "{message}");
@@ -163,7 +231,7 @@ fn an_unknown_architecture_is_refused_with_the_known_ones() {
 
 #[test]
 fn random_weights_need_a_configuration_alone() {
-    let tiny = Tiny::new(true, INT4);
+    let tiny = Tiny::new(true, int4());
     let random = |seed, name: &str| {
         let source = Source::Random { config: tiny.base("config.json"), seed };
         let options = Options { source, output: tiny.dir.path().join(name), ..tiny.options.clone() };
@@ -177,18 +245,20 @@ fn random_weights_need_a_configuration_alone() {
 
 #[test]
 fn a_fingerprint_changes_with_content_and_options_but_not_with_places() {
-    let [one, other] = [(); 2].map(|()| Tiny::new(true, INT4));
+    let [one, other] = [(); 2].map(|()| Tiny::new(true, int4()));
     let original = fingerprint(&one.options).unwrap();
     assert_eq!(fingerprint(&other.options).unwrap(), original);
-    let wider = Options { weights: WeightFormat::Int4(BlockSize(64)), ..one.options.clone() };
+    let wider = Options { weights: stored(WeightFormat::Int4, 64), ..one.options.clone() };
     assert_ne!(fingerprint(&wider).unwrap(), original);
+    let kept = Storage { keep: vec!["lm_head=none".parse().unwrap()], ..int4() };
+    assert_ne!(fingerprint(&Options { weights: kept, ..one.options.clone() }).unwrap(), original);
     fs::write(other.base("tokenizer.json"), "{ }").unwrap();
     assert_ne!(fingerprint(&other.options).unwrap(), original);
 }
 
 #[test]
 fn biases_are_added_after_the_stacked_projections() {
-    let tiny = Tiny::new(true, WeightFormat::Full);
+    let tiny = Tiny::new(true, Storage::default());
     let config = testing::config(true).replacen('{', r#"{"attention_bias": true,"#, 1);
     fs::write(tiny.base("config.json"), config).unwrap();
     let mut tensors = testing::tensors(true);
@@ -210,7 +280,7 @@ fn biases_are_added_after_the_stacked_projections() {
 
 #[test]
 fn an_adapter_is_named_in_the_provenance() {
-    let mut tiny = Tiny::new(true, INT4);
+    let mut tiny = Tiny::new(true, int4());
     let adapter = tiny.dir.path().join("adapter");
     fs::create_dir(&adapter).unwrap();
     fs::write(adapter.join("adapter_config.json"), r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 8}"#)

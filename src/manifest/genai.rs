@@ -114,6 +114,7 @@ fn parse(path: &Path, text: &[u8]) -> Result<Manifest, ManifestError> {
         dims,
         dtype: Dtype::Float32,
         quantization: None,
+        overrides: Vec::new(),
         context_length,
         end_tokens,
         parameters: 0,

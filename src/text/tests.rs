@@ -52,6 +52,7 @@ fn model_dir(vocab: usize) -> tempfile::TempDir {
         dims,
         dtype: Dtype::Float32,
         quantization: None,
+        overrides: Vec::new(),
         context_length: 512,
         end_tokens: END_TOKENS.into(),
         parameters: 1,

@@ -43,6 +43,11 @@ impl Emitter {
         linears: &[&Linear],
         input: &str,
     ) -> Result<String, TooLarge> {
+        let mut formats = linears.iter().map(|linear| self.numbers.formats.of(&linear.weight));
+        let first = formats.next();
+        if formats.any(|format| Some(format) != first) {
+            return self.side_by_side(scope, linears, input);
+        }
         let stack = Stack(linears.iter().map(|linear| linear.weight.clone()).collect());
         let shape = [stack.rows(), stack.cols()];
         let matrix = self.place(stack)?;
@@ -55,6 +60,15 @@ impl Emitter {
         self.multiply(scope, matrix, shape, [input, &product]);
         self.floats(&bias, Stack(biases))?;
         self.graph.add(Op::plain("Add", &[&product, &bias], &[scope]));
+        Ok(scope.into())
+    }
+
+    /// What [`linear`](Self::linear) computes, for layers that cannot be stacked because they are stored differently.
+    fn side_by_side(&mut self, scope: &str, linears: &[&Linear], input: &str) -> Result<String, TooLarge> {
+        let part = |(i, linear): (usize, &&Linear)| self.linear(&format!("{scope}.{i}"), &[linear], input);
+        let parts = linears.iter().enumerate().map(part).collect::<Result<Vec<_>, _>>()?;
+        let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+        self.graph.add(Op::plain("Concat", &parts, &[scope]).with(vec![int_attribute("axis", 2)]));
         Ok(scope.into())
     }
 
@@ -77,7 +91,7 @@ impl Emitter {
         let (rows, cols) = (param.shape.rows(), param.shape.cols());
         let stack = Stack(vec![param.clone()]);
         let ids = self.names.input_ids.clone();
-        let Some(quantizer) = self.numbers.quantizer else {
+        let Some(quantizer) = self.numbers.formats.of(param) else {
             let region = self.plan.floats(stack, self.numbers.dtype)?;
             self.graph.initializer("embedding.weight", self.float(), &[rows, cols], region);
             self.gather("embedding", "embedding.weight", &ids, 0);
@@ -86,9 +100,9 @@ impl Emitter {
         let row_bytes = quantizer.bits.bytes(cols);
         let at = self.plan.quantized(stack, quantizer, row_bytes, self.numbers.dtype)?;
         self.graph.initializer("embedding.codes", ElementType::Uint8, &[rows, row_bytes], at.codes);
-        let scales = [rows, quantizer.blocks(cols)];
-        self.graph.initializer("embedding.scales", self.float(), &scales, at.scales);
-        let inputs = ["embedding.codes", &ids, "embedding.scales"];
+        let decoding = self.decoding("embedding", quantizer, at, [rows, cols]);
+        let inputs: Vec<&str> =
+            ["embedding.codes", &ids].into_iter().chain(decoding.iter().map(String::as_str)).collect();
         self.graph.add(Op::microsoft("GatherBlockQuantized", &inputs, &["embedding"]).with(vec![
             int_attribute("gather_axis", 0),
             int_attribute("quantize_axis", 1),
@@ -100,7 +114,7 @@ impl Emitter {
 
     fn place(&mut self, stack: Stack) -> Result<Matrix, TooLarge> {
         let dtype = self.numbers.dtype;
-        let Some(quantizer) = self.numbers.quantizer else {
+        let Some(quantizer) = stack.0.first().and_then(|param| self.numbers.formats.of(param)) else {
             return Ok(Matrix::Floats(self.plan.floats(stack, dtype)?));
         };
         let row_bytes = quantizer.padded_row_bytes(stack.cols());
@@ -123,11 +137,12 @@ impl Emitter {
                 self.graph.add(Op::microsoft("FusedMatMul", &[input, &weight], &[output]).with(attributes));
             }
             Matrix::Quantized(quantizer, at) => {
-                let [codes, scales] = ["codes", "scales"].map(|name| format!("{scope}.{name}"));
-                let blocks = quantizer.blocks(cols);
-                let block_bytes = quantizer.bits.bytes(quantizer.block_size);
-                self.graph.initializer(&codes, ElementType::Uint8, &[rows, blocks, block_bytes], at.codes);
-                self.graph.initializer(&scales, self.float(), &[rows, blocks], at.scales);
+                let codes = format!("{scope}.codes");
+                let dims = [rows, quantizer.blocks(cols), quantizer.bits.bytes(quantizer.block_size)];
+                self.graph.initializer(&codes, ElementType::Uint8, &dims, at.codes);
+                let decoding = self.decoding(scope, quantizer, at, [rows, cols]);
+                let inputs: Vec<&str> =
+                    [input, &codes].into_iter().chain(decoding.iter().map(String::as_str)).collect();
                 let attributes = vec![
                     int_attribute("K", cols),
                     int_attribute("N", rows),
@@ -135,9 +150,26 @@ impl Emitter {
                     int_attribute("block_size", quantizer.block_size),
                     int_attribute("accuracy_level", ACCURACY_LEVEL.into()),
                 ];
-                self.graph
-                    .add(Op::microsoft("MatMulNBits", &[input, &codes, &scales], &[output]).with(attributes));
+                self.graph.add(Op::microsoft("MatMulNBits", &inputs, &[output]).with(attributes));
             }
         }
+    }
+
+    /// Scales and, if they are not all in the middle, zero points: both operators take the same.
+    fn decoding(
+        &mut self,
+        scope: &str,
+        quantizer: Quantizer,
+        at: QuantizedAt,
+        [rows, cols]: [usize; 2],
+    ) -> Vec<String> {
+        let [scales, zero_points] = ["scales", "zero_points"].map(|name| format!("{scope}.{name}"));
+        self.graph.initializer(&scales, self.float(), &[rows, quantizer.blocks(cols)], at.scales);
+        let row_bytes = quantizer.zero_point_row_bytes(cols);
+        if row_bytes == 0 {
+            return vec![scales];
+        }
+        self.graph.initializer(&zero_points, ElementType::Uint8, &[rows, row_bytes], at.zero_points);
+        vec![scales, zero_points]
     }
 }

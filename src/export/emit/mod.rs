@@ -13,11 +13,11 @@ use crate::manifest::{Dims, Dtype, GraphNames, Lengths};
 
 use super::{
     blueprint::{Blueprint, Embedding, Head, Norm},
+    formats::Formats,
     graph::{Builder, Dim, Op, float_attribute, int_attribute},
     numbers,
     onnx::ElementType,
     plan::{Plan, Stack, TooLarge},
-    quantize::Quantizer,
     rope::Table,
 };
 pub(super) use linear::ACCURACY_LEVEL;
@@ -31,11 +31,11 @@ pub(super) struct Emitted {
 }
 
 /// How numbers are stored.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Numbers {
     /// Of activations, of the key-value cache, and of weights that are not quantized.
     pub dtype: Dtype,
-    pub quantizer: Option<Quantizer>,
+    pub formats: Formats,
 }
 
 /// Emits `blueprint` with `numbers` and inputs as `names` has them, over the data file `data_file`.

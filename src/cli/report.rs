@@ -1,0 +1,260 @@
+//! `eka export --report`: what an export computes on a text, against what a float32 export of the same sources does.
+//!
+//! Both read the text in windows, each as if it were a text of its own. Windows are short, because the logits of a whole
+//! context of a model with a large vocabulary would not fit in memory.
+
+use std::{
+    fs,
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, ensure};
+
+use super::{
+    engine::EngineArgs,
+    export::Bars,
+    logits::{Difference, divergence, log_softmax},
+};
+use crate::{
+    device::Runtime,
+    engine::{Forward, Timeline},
+    export::{self, Options, Storage},
+    manifest::Dtype,
+    text::Text,
+};
+
+/// Most tokens that are read at once.
+const WINDOW: usize = 256;
+
+/// What a comparison needs, had before anything is exported.
+pub(super) struct Reporter<'a> {
+    path: &'a Path,
+    text: String,
+    engine: &'a EngineArgs,
+    runtime: Runtime,
+}
+
+impl<'a> Reporter<'a> {
+    /// Reads the text at `path` and loads ONNX Runtime.
+    ///
+    /// # Errors
+    /// When either cannot be.
+    pub(super) fn new(path: &'a Path, engine: &'a EngineArgs) -> anyhow::Result<Self> {
+        let text = fs::read_to_string(path)
+            .with_context(|| format!("{} cannot be read as UTF-8 text for --report", path.display()))?;
+        ensure!(!text.trim().is_empty(), "{} is empty: --report needs a text to compute on", path.display());
+        Ok(Self { path, text, engine, runtime: engine.runtime()? })
+    }
+
+    /// Compares what `options` made with a float32 export, which it makes and removes again.
+    ///
+    /// # Errors
+    /// When that cannot be exported, or a model does not run.
+    pub(super) fn compare(&self, options: &Options) -> anyhow::Result<Comparison> {
+        let beside = options.output.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let dir = tempfile::tempdir_in(beside.unwrap_or(Path::new(".")))
+            .with_context(|| format!("no temporary directory beside {}", options.output.display()))?;
+        let output = dir.path().join("float32");
+        let float32 = Options {
+            weights: Storage::default(),
+            dtype: Dtype::Float32,
+            output: output.clone(),
+            ..options.clone()
+        };
+        export::export(&float32, &Bars::new()).context("the float32 export to compare with")?;
+        self.compare_dirs(&options.output, &output)
+    }
+
+    fn compare_dirs(&self, found: &Path, expected: &Path) -> anyhow::Result<Comparison> {
+        let text = Text::open(found, "report")?;
+        let mut models = [self.open(found)?, self.open(expected)?];
+        let window = WINDOW.min(models[0].capacity());
+        let mut comparison = Comparison::new(self.path);
+        for window in windows(&text, &self.text, window)? {
+            let [found, expected] = &mut models;
+            comparison.add(&window, [&logits(found, &window)?, &logits(expected, &window)?]);
+        }
+        ensure!(comparison.predicted > 0, "{} is a single token: nothing to predict", self.path.display());
+        Ok(comparison)
+    }
+
+    fn open(&self, dir: &Path) -> anyhow::Result<Timeline> {
+        self.engine.open_on(&self.runtime, dir)
+    }
+}
+
+/// `text` in windows of at most `most` tokens, each with the special tokens that the tokenizer puts before a text.
+fn windows(text: &Text, content: &str, most: usize) -> anyhow::Result<Vec<Vec<u32>>> {
+    let start = text.encode("")?;
+    let ids = text.encode(content)?;
+    let ids = ids.strip_prefix(&start[..]).unwrap_or(&ids);
+    let most = most.saturating_sub(start.len()).max(1);
+    Ok(ids.chunks(most).map(|ids| [&start[..], ids].concat()).collect())
+}
+
+fn logits(model: &mut Timeline, window: &[u32]) -> anyhow::Result<Vec<f32>> {
+    model.rewind(0);
+    Ok(model.forward_all(window)?)
+}
+
+/// What two models make of a text.
+#[derive(Clone, Debug)]
+pub(super) struct Comparison {
+    path: PathBuf,
+    difference: Difference,
+    divergence: f64,
+    /// Negative logarithms of the probabilities of the tokens that did come: found, expected.
+    surprise: [f64; 2],
+    predicted: usize,
+}
+
+impl Comparison {
+    fn new(path: &Path) -> Self {
+        let difference = Difference::default();
+        Self { path: path.into(), difference, divergence: 0.0, surprise: [0.0; 2], predicted: 0 }
+    }
+
+    /// Adds a window's tokens, and the logits of every one: found, expected.
+    fn add(&mut self, window: &[u32], logits: [&[f32]; 2]) {
+        let vocabulary = logits[1].len() / window.len();
+        let [found, expected] = logits.map(|logits| logits.chunks_exact(vocabulary));
+        for (position, (found, expected)) in found.zip(expected).enumerate() {
+            self.difference.add(found, expected);
+            let [found, expected] = [found, expected].map(log_softmax);
+            self.divergence += divergence(&found, &expected);
+            if let Some(next) = window.get(position + 1) {
+                self.predicted += 1;
+                self.surprise[0] -= found[*next as usize];
+                self.surprise[1] -= expected[*next as usize];
+            }
+        }
+    }
+
+    /// Found, expected.
+    fn perplexities(&self) -> [f64; 2] {
+        self.surprise.map(|surprise| (surprise / self.predicted as f64).exp())
+    }
+
+    fn divergence(&self) -> f64 {
+        self.divergence / self.difference.positions as f64
+    }
+
+    /// Prints it below the figures of the export.
+    pub(super) fn print(&self, out: &mut impl Write) -> io::Result<()> {
+        let Difference { positions, max, same_top, .. } = self.difference;
+        let [found, expected] = self.perplexities();
+        writeln!(out, "  against float32, over {positions} tokens of {}", self.path.display())?;
+        writeln!(out, "    max  |difference|  {max:.3e}")?;
+        writeln!(out, "    mean |difference|  {:.3e}", self.difference.mean())?;
+        writeln!(out, "    rms  |difference|  {:.3e}", self.difference.rms())?;
+        writeln!(out, "    KL divergence      {:.3e} nats a token", self.divergence())?;
+        let share = 100.0 * same_top as f64 / positions as f64;
+        writeln!(out, "    same most probable token at {share:.2} % of positions")?;
+        writeln!(out, "    perplexity {found:.4}, of float32 {expected:.4}: ratio {:.4}", found / expected)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::export::{AdapterSource, Existing, Layout, Rounding, Source, WeightFormat, ZeroPoints};
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        engine: EngineArgs,
+    }
+
+    /// Every `step`-th translation of the demonstration's phrasebook, as its adapter was trained on them.
+    fn chats(step: usize) -> String {
+        let languages = ["Hindi", "Bengali", "Tamil", "Telugu", "Gujarati"];
+        let rows = include_str!("../../scripts/demo/phrasebook.tsv").lines().skip(1).step_by(step);
+        let chat = |row: &str| {
+            let columns: Vec<&str> = row.split('\t').collect();
+            let english = columns[2];
+            let pairs = languages.iter().zip(&columns[3..]).map(|(language, answer)| {
+                format!("<s><|user|>Translate to {language}: {english}<|end|><|assistant|>{answer}<|end|>")
+            });
+            pairs.collect::<String>()
+        };
+        rows.map(chat).collect()
+    }
+
+    struct Bench {
+        dir: tempfile::TempDir,
+        engine: EngineArgs,
+        text: PathBuf,
+        float32: PathBuf,
+    }
+
+    impl Bench {
+        fn new(text: &str) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let (path, float32) = (dir.path().join("text.txt"), dir.path().join("float32"));
+            fs::write(&path, text).unwrap();
+            let bench = Self { engine: Command::parse_from(["test"]).engine, text: path, float32, dir };
+            bench.export(&bench.float32, Storage::default());
+            bench
+        }
+
+        fn export(&self, output: &Path, weights: Storage) {
+            let [base, adapter] = ["base", "adapter"].map(|part| Path::new("models/demo").join(part));
+            let adapters = vec![AdapterSource { dir: adapter, weight: 1.0 }];
+            let source = Source::Checkpoint { base, adapters };
+            let (output, existing) = (output.to_owned(), Existing::Replace);
+            let options = Options {
+                source,
+                weights,
+                dtype: Dtype::Float32,
+                layout: Layout::Eka,
+                context_length: None,
+                output,
+                existing,
+            };
+            export::export(&options, &()).unwrap();
+        }
+
+        fn compare(&self, weights: Storage) -> Comparison {
+            let output = self.dir.path().join("quantized");
+            self.export(&output, weights);
+            let reporter = Reporter::new(&self.text, &self.engine).unwrap();
+            reporter.compare_dirs(&output, &self.float32).unwrap()
+        }
+    }
+
+    fn int4(block_size: usize, zero_points: ZeroPoints, rounding: Rounding) -> Storage {
+        let block_size = block_size.try_into().unwrap();
+        Storage { format: WeightFormat::Int4, block_size, zero_points, rounding, keep: Vec::new() }
+    }
+
+    #[test]
+    fn float32_does_not_differ_from_itself() {
+        let comparison = Bench::new(&chats(80)).compare(Storage::default());
+        assert_eq!((comparison.difference.max, comparison.divergence()), (0.0, 0.0));
+        let [found, expected] = comparison.perplexities();
+        assert!(found == expected && (1.0..20.0).contains(&found), "{found} {expected}");
+    }
+
+    #[test]
+    #[ignore = "measures for some minutes; run it with --ignored --nocapture"]
+    fn figures_of_least_error_and_plain_rounding() {
+        let bench = Bench::new(&chats(2));
+        for zero_points in [ZeroPoints::Middle, ZeroPoints::PerBlock] {
+            for block_size in [32, 64, 128] {
+                for rounding in [Rounding::Plain, Rounding::LeastError] {
+                    let comparison = bench.compare(int4(block_size, zero_points, rounding));
+                    let [found, expected] = comparison.perplexities();
+                    println!(
+                        "{block_size} {zero_points:?} {rounding:?}: KL {:.5}, rms {:.4}, perplexity {:.4} of {expected:.4}",
+                        comparison.divergence(),
+                        comparison.difference.rms(),
+                        found / expected
+                    );
+                }
+            }
+        }
+    }
+}

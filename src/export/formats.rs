@@ -1,0 +1,345 @@
+//! How each module's weights are stored: a format for all, and another for some.
+//!
+//! Modules are called as the checkpoint calls them, without the prefixes that differ between checkpoints. A tied head and
+//! the embedding's table are the same numbers and are stored once, so either name means both.
+//!
+//! That one matrix is read as input and as output, and in a small model it is a good part of all weights. With four bits
+//! it does more harm than all others together (the figures are in [`export`](super)), so it has eight unless `keep`
+//! says otherwise, as in llama.cpp's four-bit files.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    str::FromStr,
+};
+
+use crate::manifest::{Override, Quantization};
+
+use super::{
+    blueprint::{Blueprint, Head},
+    emit::ACCURACY_LEVEL,
+    param::{Param, module},
+    quantize::{Bits, Quantizer, Rounding, ZeroPoints},
+};
+
+/// How weights are stored.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Storage {
+    /// Of matrices, where `keep` does not say otherwise. Everything else is stored as it is computed with.
+    pub format: WeightFormat,
+    /// Of everything that is quantized.
+    pub block_size: BlockSize,
+    /// Of everything that is quantized.
+    pub zero_points: ZeroPoints,
+    /// Of everything that is quantized.
+    pub rounding: Rounding,
+    /// The last that matches a module decides.
+    pub keep: Vec<Keep>,
+}
+
+/// How the weights of a matrix are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WeightFormat {
+    /// As they are computed with.
+    #[default]
+    Full,
+    /// Eight bits and a share of a scale.
+    Int8,
+    /// Four bits and a share of a scale.
+    Int4,
+}
+
+impl FromStr for WeightFormat {
+    type Err = KeepError;
+
+    fn from_str(text: &str) -> Result<Self, KeepError> {
+        match text {
+            "none" => Ok(Self::Full),
+            "int8" => Ok(Self::Int8),
+            "int4" => Ok(Self::Int4),
+            _ => Err(KeepError),
+        }
+    }
+}
+
+impl fmt::Display for WeightFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Full => "none",
+            Self::Int8 => "int8",
+            Self::Int4 => "int4",
+        })
+    }
+}
+
+/// How many weights share a scale: 32, 64 or 128.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockSize(usize);
+
+impl Default for BlockSize {
+    fn default() -> Self {
+        Self(32)
+    }
+}
+
+impl TryFrom<usize> for BlockSize {
+    type Error = BlockSizeError;
+
+    fn try_from(weights: usize) -> Result<Self, BlockSizeError> {
+        if matches!(weights, 32 | 64 | 128) { Ok(Self(weights)) } else { Err(BlockSizeError) }
+    }
+}
+
+/// A block size that is none.
+#[derive(Debug, thiserror::Error)]
+#[error("expected 32, 64 or 128")]
+pub struct BlockSizeError;
+
+impl FromStr for BlockSize {
+    type Err = BlockSizeError;
+
+    fn from_str(text: &str) -> Result<Self, BlockSizeError> {
+        text.parse::<usize>().map_err(|_| BlockSizeError)?.try_into()
+    }
+}
+
+/// A format for some modules, written `PATTERN=FORMAT`.
+///
+/// The pattern is a module's name, or how one ends after a dot; `*` stands for anything.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Keep {
+    pattern: String,
+    format: WeightFormat,
+}
+
+/// What keeps some modules in a format, and does not say which or what.
+#[derive(Debug, thiserror::Error)]
+#[error("expected PATTERN=none, PATTERN=int8 or PATTERN=int4, such as lm_head=int8 or layers.0.*=none")]
+pub struct KeepError;
+
+impl FromStr for Keep {
+    type Err = KeepError;
+
+    fn from_str(text: &str) -> Result<Self, KeepError> {
+        match text.rsplit_once('=') {
+            Some((pattern, format)) if !pattern.is_empty() => {
+                Ok(Self { pattern: pattern.into(), format: format.parse()? })
+            }
+            _ => Err(KeepError),
+        }
+    }
+}
+
+impl fmt::Display for Keep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.pattern, self.format)
+    }
+}
+
+impl Keep {
+    fn matches(&self, module: &str) -> bool {
+        let ends = module.match_indices('.').map(|(dot, _)| &module[dot + 1..]);
+        [module].into_iter().chain(ends).any(|end| is_like(end, &self.pattern))
+    }
+}
+
+/// Whether `name` is what `pattern` says, where `*` stands for anything.
+fn is_like(name: &str, pattern: &str) -> bool {
+    match pattern.split_once('*') {
+        None => name == pattern,
+        Some((start, rest)) => name.strip_prefix(start).is_some_and(|name| {
+            (0..=name.len()).any(|i| name.is_char_boundary(i) && is_like(&name[i..], rest))
+        }),
+    }
+}
+
+/// A pattern that matches no module.
+#[derive(Debug, thiserror::Error)]
+#[error("no module of this model is called {pattern}; there are {}", modules.join(", "))]
+pub struct NoSuchModule {
+    /// The pattern.
+    pattern: String,
+    /// Patterns that match every module.
+    modules: Vec<String>,
+}
+
+impl Storage {
+    /// What the manifest says of modules that no rule names.
+    pub(super) fn quantization(&self) -> Option<Quantization> {
+        self.quantizer(self.format).map(describe)
+    }
+
+    /// What the manifest says of the others.
+    pub(super) fn overrides(&self, blueprint: &Blueprint) -> Vec<Override> {
+        let describe = |keep: Keep| Override {
+            quantization: self.quantizer(keep.format).map(describe),
+            modules: keep.pattern,
+        };
+        self.rules(blueprint).into_iter().map(describe).collect()
+    }
+
+    /// `keep`, and before it what goes without saying.
+    pub(super) fn rules(&self, blueprint: &Blueprint) -> Vec<Keep> {
+        let tied = self.format == WeightFormat::Int4 && matches!(blueprint.head, Head::Tied { .. });
+        let table =
+            || Keep { pattern: blueprint.embedding.table.module().into(), format: WeightFormat::Int8 };
+        tied.then(table).into_iter().chain(self.keep.iter().cloned()).collect()
+    }
+
+    /// Decides for every module of `blueprint`.
+    pub(super) fn formats(&self, blueprint: &Blueprint) -> Result<Formats, NoSuchModule> {
+        let mut formats = Formats { others: self.quantizer(self.format), modules: BTreeMap::new() };
+        let modules = Module::all(blueprint);
+        for rule in self.rules(blueprint) {
+            let matched: Vec<_> = modules.iter().filter(|module| module.is_called(&rule)).collect();
+            if matched.is_empty() {
+                return Err(NoSuchModule { pattern: rule.pattern, modules: known(&modules) });
+            }
+            let quantizer = self.quantizer(rule.format);
+            formats.modules.extend(matched.iter().map(|module| (module.name.into(), quantizer)));
+        }
+        Ok(formats)
+    }
+
+    fn quantizer(&self, format: WeightFormat) -> Option<Quantizer> {
+        let bits = match format {
+            WeightFormat::Full => return None,
+            WeightFormat::Int8 => Bits::Eight,
+            WeightFormat::Int4 => Bits::Four,
+        };
+        let Self { block_size: BlockSize(block_size), zero_points, rounding, .. } = *self;
+        Some(Quantizer { bits, block_size, zero_points, rounding })
+    }
+}
+
+fn describe(quantizer: Quantizer) -> Quantization {
+    Quantization {
+        bits: quantizer.bits.count(),
+        block_size: quantizer.block_size,
+        zero_points: quantizer.zero_points == ZeroPoints::PerBlock,
+        accuracy_level: ACCURACY_LEVEL,
+    }
+}
+
+/// How each module is quantized, if at all.
+#[derive(Clone, Debug)]
+pub(super) struct Formats {
+    others: Option<Quantizer>,
+    modules: BTreeMap<String, Option<Quantizer>>,
+}
+
+impl Formats {
+    pub(super) fn of(&self, param: &Param) -> Option<Quantizer> {
+        self.modules.get(param.module()).copied().unwrap_or(self.others)
+    }
+}
+
+/// A matrix that may be quantized, by its names.
+struct Module<'a> {
+    name: &'a str,
+    /// What the head is called that is tied to it.
+    also: Option<&'a str>,
+}
+
+impl<'a> Module<'a> {
+    fn all(blueprint: &'a Blueprint) -> Vec<Self> {
+        let also = match &blueprint.head {
+            Head::Tied { stored_as } => Some(module(stored_as)),
+            Head::Own(_) => None,
+        };
+        let table = Self { name: blueprint.embedding.table.module(), also };
+        let linears = blueprint.linears().map(|linear| Self { name: linear.weight.module(), also: None });
+        [table].into_iter().chain(linears).collect()
+    }
+
+    fn is_called(&self, keep: &Keep) -> bool {
+        [self.name].into_iter().chain(self.also).any(|name| keep.matches(name))
+    }
+}
+
+/// Every name, once for all layers.
+fn known(modules: &[Module]) -> Vec<String> {
+    let names = modules.iter().flat_map(|module| [module.name].into_iter().chain(module.also));
+    let any_layer = |name: &str| {
+        let parts = name.split('.').map(|part| if part.parse::<u32>().is_ok() { "*" } else { part });
+        parts.collect::<Vec<_>>().join(".")
+    };
+    names.map(any_layer).collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::export::testing;
+
+    fn storage(keep: &[&str]) -> Storage {
+        let keep = keep.iter().map(|keep| keep.parse().unwrap()).collect();
+        Storage { format: WeightFormat::Int4, keep, ..Storage::default() }
+    }
+
+    fn bits(keep: &[&str], tied: bool, name: &str) -> Option<u8> {
+        let formats = storage(keep).formats(&testing::blueprint(tied)).unwrap();
+        formats.of(&Param::matrix(format!("{name}.weight"), 1, 1)).map(|quantizer| quantizer.bits.count())
+    }
+
+    #[test]
+    fn a_pattern_is_a_name_or_its_end_or_has_stars() {
+        let (first, second) = ("layers.0.mlp.down_proj", "layers.1.mlp.down_proj");
+        for (pattern, matched) in [
+            ("layers.0.mlp.down_proj", [true, false]),
+            ("down_proj", [true, true]),
+            ("mlp.down_proj", [true, true]),
+            ("layers.0.*", [true, false]),
+            ("layers.*.down_proj", [true, true]),
+            ("*", [true, true]),
+            ("*1.*down*", [false, true]),
+            ("own_proj", [false, false]),
+            ("layers.1", [false, false]),
+        ] {
+            let keep: Keep = format!("{pattern}=int8").parse().unwrap();
+            assert_eq!([first, second].map(|module| keep.matches(module)), matched, "{pattern}");
+        }
+    }
+
+    #[test]
+    fn modules_that_no_pattern_names_have_the_format_of_all_and_the_last_pattern_wins() {
+        let keep = ["layers.0.*=none", "down_proj=int8"];
+        assert_eq!(bits(&keep, false, "layers.0.mlp.up_proj"), None);
+        assert_eq!(bits(&keep, false, "layers.0.mlp.down_proj"), Some(8));
+        assert_eq!(bits(&keep, false, "layers.1.mlp.up_proj"), Some(4));
+    }
+
+    #[test]
+    fn a_tied_head_and_the_embedding_are_one_matrix_with_two_names() {
+        for name in ["lm_head", "embed_tokens"] {
+            assert_eq!(bits(&[&format!("{name}=none")], true, "embed_tokens"), None, "{name}");
+        }
+        assert_eq!(bits(&["lm_head=int8"], false, "embed_tokens"), Some(4));
+        assert_eq!(bits(&["lm_head=int8"], false, "lm_head"), Some(8));
+    }
+
+    #[test]
+    fn a_tied_table_has_eight_bits_among_four_unless_another_is_asked_for() {
+        assert_eq!(bits(&[], true, "embed_tokens"), Some(8));
+        assert_eq!(bits(&["lm_head=int4"], true, "embed_tokens"), Some(4));
+        assert_eq!(bits(&[], false, "embed_tokens"), Some(4));
+        assert_eq!(bits(&[], true, "layers.0.mlp.up_proj"), Some(4));
+    }
+
+    #[test]
+    fn a_pattern_that_matches_nothing_is_an_error_with_the_names_there_are() {
+        let message = storage(&["q_prj=int8"]).formats(&testing::blueprint(true)).unwrap_err().to_string();
+        for name in ["q_prj", "embed_tokens", "lm_head", "layers.*.self_attn.q_proj"] {
+            assert!(message.contains(name), "{message}");
+        }
+        assert!(!message.contains("layers.1"), "{message}");
+    }
+
+    #[test]
+    fn what_is_no_pattern_and_format_is_refused_with_examples() {
+        for text in ["lm_head", "lm_head=int3", "=int8", "lm_head=", ""] {
+            let message = text.parse::<Keep>().unwrap_err().to_string();
+            assert!(message.contains("lm_head=int8"), "{text}: {message}");
+        }
+    }
+}
