@@ -3,7 +3,6 @@
 //! An adapter that was trained with tokens or a template of its own brings them, so its files win over the base's.
 
 use std::{
-    fs::File,
     io,
     path::{Path, PathBuf},
 };
@@ -11,6 +10,7 @@ use std::{
 use serde_json::Value;
 
 use super::{
+    regular,
     settings::{Settings, SettingsError},
     staging::{Staging, StagingError},
 };
@@ -71,7 +71,10 @@ impl Companions {
     /// Looks in `dirs`, the first that has a file wins.
     pub(super) fn find(dirs: &[&Path]) -> Result<Self, CompanionsError> {
         let first = |name: &'static str| {
-            dirs.iter().map(|dir| dir.join(name)).find(|path| path.is_file()).map(|path| (name, path))
+            dirs.iter()
+                .map(|dir| dir.join(name))
+                .find(|path| regular::is_there(path))
+                .map(|path| (name, path))
         };
         let tokenizer = first(TOKENIZER).ok_or_else(|| no_tokenizer(dirs))?;
         let generation = first(GENERATION_CONFIG);
@@ -94,7 +97,7 @@ impl Companions {
     pub(super) fn write(&self, staging: &Staging) -> Result<(), CompanionsError> {
         for (name, path) in &self.copied {
             let mut file =
-                File::open(path).map_err(|source| CompanionsError::Read { path: path.clone(), source })?;
+                regular::open(path).map_err(|source| CompanionsError::Read { path: path.clone(), source })?;
             staging.copy(name, &mut file)?;
         }
         if let Some(template) = &self.template {
@@ -105,7 +108,7 @@ impl Companions {
 }
 
 fn no_tokenizer(dirs: &[&Path]) -> CompanionsError {
-    if let Some(dir) = dirs.iter().find(|dir| dir.join("tokenizer.model").exists()) {
+    if let Some(dir) = dirs.iter().find(|dir| regular::is_there(&dir.join("tokenizer.model"))) {
         return CompanionsError::OnlySentencePiece { dir: dir.to_path_buf() };
     }
     CompanionsError::NoTokenizer { dir: dirs.last().map(|dir| dir.to_path_buf()).unwrap_or_default() }
@@ -121,11 +124,11 @@ enum Template {
 fn find_template(dirs: &[&Path]) -> Result<Template, SettingsError> {
     for dir in dirs {
         let file = dir.join(CHAT_TEMPLATE);
-        if file.is_file() {
+        if regular::is_there(&file) {
             return Ok(Template::File(file));
         }
         let config = dir.join(TOKENIZER_CONFIG);
-        if config.is_file()
+        if regular::is_there(&config)
             && let Some(text) = template_within(&Settings::read(&config)?)?
         {
             return Ok(Template::Text(text));

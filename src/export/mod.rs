@@ -32,6 +32,7 @@ mod architectures;
 mod blueprint;
 mod checkpoint;
 mod companions;
+mod disk;
 mod emit;
 mod fill;
 mod graph;
@@ -44,8 +45,10 @@ mod positioned;
 mod progress;
 mod quantize;
 mod random;
+mod regular;
 mod rope;
 mod settings;
+mod siblings;
 mod sources;
 mod staging;
 mod tensors;
@@ -53,7 +56,10 @@ mod tensors;
 mod testing;
 mod weights;
 
-use std::{path::PathBuf, str::FromStr};
+use std::{
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use sha2::{Digest, Sha256};
 
@@ -173,6 +179,17 @@ impl FromStr for BlockSize {
     }
 }
 
+impl Source {
+    /// The directories that are read.
+    fn dirs(&self) -> impl Iterator<Item = &Path> {
+        let (base, adapter) = match self {
+            Self::Checkpoint { base, adapter } => (Some(base), adapter.as_ref()),
+            Self::Random { .. } => (None, None),
+        };
+        base.into_iter().chain(adapter).map(PathBuf::as_path)
+    }
+}
+
 impl Options {
     fn numbers(&self) -> Numbers {
         Numbers { dtype: self.dtype, quantizer: self.weights.quantizer() }
@@ -257,7 +274,11 @@ pub enum ExportError {
 pub fn export(options: &Options, progress: &dyn Progress) -> Result<Report, ExportError> {
     let mut input = Input::open(&options.source)?;
     let Emitted { graph, plan } = emit(&input.blueprint, options.numbers(), DATA_FILE)?;
+    for dir in options.source.dirs() {
+        staging::check_apart(&options.output, dir)?;
+    }
     let staging = Staging::new(&options.output, options.existing)?;
+    staging.reserve(DATA_FILE, Bytes(plan.bytes()))?;
     let sources = input.identify(progress)?;
     let angles: Vec<_> = input.blueprint.rotaries.iter().map(Rotary::angles).collect();
     fill(&staging.path(DATA_FILE), &plan, (&input.weights, &angles), progress)?;

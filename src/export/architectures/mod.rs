@@ -42,12 +42,20 @@ pub(super) const TEXT: &str = "text_config";
 
 /// The blueprint of the model that `config` describes.
 pub(super) fn read(config: &Settings) -> Result<Blueprint, SettingsError> {
-    const FIELD: &str = "model_type";
     if let Some(quantization) = config.section("quantization_config")? {
         return Err(refuse_quantized(config, &quantization));
     }
-    if let Some(text) = config.section(TEXT)? {
-        return read(&text);
+    // Once: a section within a section within a section is no model's, and each would be a copy of all within it.
+    match config.section(TEXT)? {
+        Some(text) => read_text(&text),
+        None => read_text(config),
+    }
+}
+
+fn read_text(config: &Settings) -> Result<Blueprint, SettingsError> {
+    const FIELD: &str = "model_type";
+    if let Some(quantization) = config.section("quantization_config")? {
+        return Err(refuse_quantized(config, &quantization));
     }
     let supported = ARCHITECTURES.map(|(name, _)| name).join(", ");
     let name = config.text(FIELD)?.ok_or_else(|| config.missing(FIELD, supported.clone()))?;
@@ -151,7 +159,9 @@ fn activation(config: &Settings, field: &str) -> Result<Activation, SettingsErro
         Some("gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" | "gelu_accurate") => Activation::GeluTanh,
         Some("relu") => Activation::Relu,
         Some(_) => {
-            return Err(config.unsupported(field, "silu, gelu, gelu_new, gelu_pytorch_tanh, quick_gelu, relu"));
+            return Err(
+                config.unsupported(field, "silu, gelu, gelu_new, gelu_pytorch_tanh, quick_gelu, relu")
+            );
         }
         None => return Err(config.missing(field, "the name of an activation")),
     })
