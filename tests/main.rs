@@ -5,6 +5,7 @@
 mod answers;
 mod architecture;
 mod commands;
+mod export_safety;
 mod http_api;
 mod http_errors;
 mod overload;

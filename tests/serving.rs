@@ -251,6 +251,6 @@ fn manifest() -> Manifest {
         end_tokens: vec![2, 6],
         parameters: 1,
         graph: GraphNames::default(),
-        provenance: Provenance { exporter: "test".into(), sources: vec![], adapter: None },
+        provenance: Provenance { exporter: "test".into(), sources: vec![], adapter: None, options: None },
     }
 }

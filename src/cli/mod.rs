@@ -8,6 +8,7 @@ mod doctor;
 mod engine;
 mod export;
 mod generate;
+mod inspect;
 mod logging;
 mod prepare;
 mod serve;
@@ -31,6 +32,7 @@ enum Command {
     Serve(serve::Args),
     Generate(generate::Args),
     Export(export::Args),
+    Inspect(inspect::Args),
     Verify(verify::Args),
     Doctor(doctor::Args),
     Bench(bench::Args),
@@ -45,10 +47,16 @@ pub fn run() -> ExitCode {
     match dispatch(Cli::parse().command) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", printable(&format!("{error:#}")));
             ExitCode::FAILURE
         }
     }
+}
+
+/// Names that come from a file could tell a terminal what to do.
+fn printable(message: &str) -> String {
+    let shown = |c: char| if c.is_control() && c != '\n' { c.escape_default().to_string() } else { c.into() };
+    message.chars().map(shown).collect()
 }
 
 fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
@@ -57,6 +65,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Serve(args) => serve::run(&args),
         Command::Generate(args) => generate::run(args).map(done),
         Command::Export(args) => export::run(args).map(done),
+        Command::Inspect(args) => inspect::run(&args).map(done),
         Command::Verify(args) => {
             let same = verify::run(&args)?;
             Ok(if same { ExitCode::SUCCESS } else { ExitCode::FAILURE })

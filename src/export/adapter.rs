@@ -157,18 +157,14 @@ pub(super) struct LowRank {
 impl Adapter {
     /// Opens the adapter in `dir`, checks its settings and reads its header.
     pub(super) fn open(dir: &Path) -> Result<Self, AdapterError> {
-        let config = Settings::read(&dir.join(CONFIG))?;
-        refuse_unsupported(&config)?;
-        let rank = config.size("r")?;
-        let alpha = config.positive("lora_alpha")?;
-        let divisor = if config.flag("use_rslora", false)? { (rank as f32).sqrt() } else { rank as f32 };
+        let (rank, scale) = read_config(&Settings::read(&dir.join(CONFIG))?)?;
         let path = dir.join(TENSORS);
         if !path.exists() && dir.join("adapter_model.bin").exists() {
             return Err(AdapterError::OnlyPickle { dir: dir.into() });
         }
         let file = TensorFile::open(&path)?;
         let pairs = read_pairs(&file)?;
-        Ok(Self { dir: dir.into(), rank, scale: alpha / divisor, file, pairs })
+        Ok(Self { dir: dir.into(), rank, scale, file, pairs })
     }
 
     /// The files that it was read from.
@@ -224,6 +220,15 @@ impl Adapter {
         }
         Ok(())
     }
+}
+
+/// The rank, and what `B·A` is multiplied with.
+pub(super) fn read_config(config: &Settings) -> Result<(usize, f32), SettingsError> {
+    refuse_unsupported(config)?;
+    let rank = config.size("r")?;
+    let alpha = config.positive("lora_alpha")?;
+    let divisor = if config.flag("use_rslora", false)? { (rank as f32).sqrt() } else { rank as f32 };
+    Ok((rank, alpha / divisor))
 }
 
 fn refuse_unsupported(config: &Settings) -> Result<(), SettingsError> {

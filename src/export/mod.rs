@@ -35,8 +35,11 @@ mod companions;
 mod disk;
 mod emit;
 mod fill;
+#[doc(hidden)]
+pub mod fuzzing;
 mod graph;
 mod input;
+mod inspect;
 mod numbers;
 mod onnx;
 mod param;
@@ -64,7 +67,7 @@ use std::{
 use sha2::{Digest, Sha256};
 
 use crate::{
-    manifest::{self, Dtype, GraphNames, Manifest, Provenance, Quantization, SourceFile},
+    manifest::{self, Dtype, ExportOptions, GraphNames, Manifest, Provenance, Quantization, SourceFile},
     units::Bytes,
 };
 
@@ -73,6 +76,7 @@ pub use self::{
     checkpoint::CheckpointError,
     companions::CompanionsError,
     fill::FillError,
+    inspect::{InspectError, Operator, identify, operators},
     plan::TooLarge,
     progress::{Progress, Stage},
     settings::SettingsError,
@@ -100,7 +104,7 @@ const DATA_FILE: &str = "model.onnx.data";
 const EXPORTER: &str = concat!("eka ", env!("CARGO_PKG_VERSION"));
 
 /// Counts changes of what is written between two versions of eka, so that cached exports are not taken for current.
-const REVISION: u32 = 2;
+const REVISION: u32 = 3;
 
 /// What to export, and how.
 #[derive(Clone, Debug)]
@@ -193,6 +197,20 @@ impl Source {
 impl Options {
     fn numbers(&self) -> Numbers {
         Numbers { dtype: self.dtype, quantizer: self.weights.quantizer() }
+    }
+
+    /// What provenance says was asked for.
+    fn asked(&self) -> ExportOptions {
+        let quantizer = self.weights.quantizer();
+        ExportOptions {
+            quantize: quantizer.map_or("none".into(), |quantizer| format!("int{}", quantizer.bits.count())),
+            block_size: quantizer.map(|quantizer| quantizer.block_size),
+            dtype: self.dtype,
+            random_seed: match self.source {
+                Source::Checkpoint { .. } => None,
+                Source::Random { seed, .. } => Some(seed),
+            },
+        }
     }
 }
 
@@ -305,11 +323,7 @@ pub fn export(options: &Options, progress: &dyn Progress) -> Result<Report, Expo
 pub fn fingerprint(options: &Options) -> Result<String, ExportError> {
     let mut input = Input::open(&options.source)?;
     let mut hash = Sha256::new();
-    let seed = match options.source {
-        Source::Checkpoint { .. } => None,
-        Source::Random { seed, .. } => Some(seed),
-    };
-    hash.update(format!("{EXPORTER} {REVISION}\n{:?} {:?} {seed:?}\n", options.weights, options.dtype));
+    hash.update(format!("{EXPORTER} {REVISION}\n{:?}\n", options.asked()));
     for SourceFile { path, bytes, sha256 } in input.identify(&())? {
         hash.update(format!("{path} {bytes} {sha256}\n"));
     }
@@ -327,7 +341,12 @@ fn describe(input: &Input, options: &Options, sources: Vec<SourceFile>) -> Manif
         end_tokens: input.end_tokens.clone(),
         parameters: input.blueprint.parameters(),
         graph: GraphNames::default(),
-        provenance: Provenance { exporter: EXPORTER.into(), sources, adapter: input.adapter_summary() },
+        provenance: Provenance {
+            exporter: EXPORTER.into(),
+            sources,
+            adapter: input.adapter_summary(),
+            options: Some(options.asked()),
+        },
     }
 }
 

@@ -53,7 +53,7 @@ fn size(path: &Path) -> Result<u64, SourceError> {
     Ok(metadata.len())
 }
 
-fn identify(name: &str, path: &Path, progress: &dyn Progress) -> Result<SourceFile, SourceError> {
+pub(super) fn identify(name: &str, path: &Path, progress: &dyn Progress) -> Result<SourceFile, SourceError> {
     let failed = |source| SourceError { path: path.into(), source };
     let mut file = regular::open(path).map_err(failed)?;
     let mut hash = Sha256::new();

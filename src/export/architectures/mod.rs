@@ -16,7 +16,7 @@ use super::{
     blueprint::{Activation, Blueprint},
     settings::{MOST_SIZE, Settings, SettingsError},
 };
-use crate::manifest::Dims;
+use crate::manifest::{Dims, MOST_LAYERS};
 
 /// Reads the configuration of one architecture.
 type Read = fn(&Settings) -> Result<Blueprint, SettingsError>;
@@ -33,9 +33,6 @@ const ARCHITECTURES: [(&str, Read); 9] = [
     ("qwen2", qwen::read_2),
     ("qwen3", qwen::read_3),
 ];
-
-/// More than any published decoder has; a graph of millions of layers would only exhaust memory.
-const MOST_LAYERS: usize = 1024;
 
 /// Where models that also see or hear keep the settings of their text model.
 pub(super) const TEXT: &str = "text_config";
