@@ -183,7 +183,7 @@ impl Mutator {
     fn value(&mut self) -> Value {
         match self.below(3) {
             0 => json!(self.pick(&WORDS)),
-            1 => json!(self.below(4096)),
+            1 => json!(self.below(200)),
             _ => self.pick(&nasty()).clone(),
         }
     }
@@ -242,9 +242,12 @@ fn configs() -> Vec<Value> {
 /// Manifest and graph of a small export.
 fn exported() -> (Value, Vec<u8>) {
     let dir = tempfile::tempdir().unwrap();
-    let output = dir.path().join("model");
+    let (config, output) = (dir.path().join("config.json"), dir.path().join("model"));
+    let mut small = fixture("llama/base/config.json");
+    small["num_hidden_layers"] = json!(1);
+    std::fs::write(&config, text(&small)).unwrap();
     let options = Options {
-        source: Source::Random { config: root().join("tests/fixtures/llama/base/config.json"), seed: 1 },
+        source: Source::Random { config, seed: 1 },
         weights: WeightFormat::Int4(BlockSize::default()),
         dtype: Dtype::Float32,
         output: output.clone(),

@@ -1,8 +1,11 @@
 //! What an export does with input that it should not trust, and when it is cut off.
 
 mod damage;
+mod disk;
 
 mod fuzz;
+mod kill;
+mod reproducible;
 
 use std::{
     fs,
