@@ -1,8 +1,10 @@
 //! Killed at any moment, an export leaves what was there before or what it was to make, whole.
+//!
+//! Twice: at random moments, and before every single call that changes a file, which a small library counts.
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -24,12 +26,14 @@ const KILLS: u32 = 50;
 /// A model directory's files.
 type Content = Vec<(String, Vec<u8>)>;
 
-/// Ten million weights, which take half a second and more to export.
+/// Six million weights, which take about half a second to export.
 fn large() -> Sources {
     let sources = Sources::new();
     let base = sources.path().join("base");
     let mut config: Value = serde_json::from_slice(&fs::read(base.join("config.json")).unwrap()).unwrap();
-    for (field, value) in [("hidden_size", 512), ("head_dim", 128), ("intermediate_size", 1376)] {
+    for (field, value) in
+        [("num_hidden_layers", 2), ("hidden_size", 512), ("head_dim", 128), ("intermediate_size", 1376)]
+    {
         config[field] = json!(value);
     }
     fs::write(base.join("config.json"), config.to_string()).unwrap();
@@ -52,7 +56,7 @@ fn tensors() -> Vec<(String, Vec<usize>)> {
         ("model.norm.weight".into(), vec![512]),
         ("lm_head.weight".into(), vec![320, 512]),
     ];
-    for layer in 0..3 {
+    for layer in 0..2 {
         for (name, shape) in [
             ("input_layernorm", &[512][..]),
             ("post_attention_layernorm", &[512]),
@@ -91,10 +95,10 @@ fn kill_after(command: &mut Command, moment: Duration) {
     child.wait().unwrap();
 }
 
-/// Moments from the first to a little after the last of `duration`.
+/// Random moments from the first of `duration` to a little after its last.
 fn moments(duration: Duration) -> impl Iterator<Item = Duration> {
     let mut random = ChaCha8Rng::seed_from_u64(11);
-    (0..KILLS).map(move |_| duration * (random.next_u32() >> 16) * 21 / 20 / (1 << 16))
+    (0..KILLS).map(move |_| duration * (random.next_u32() >> 16) / (1 << 16) * 21 / 20)
 }
 
 /// Every directory that a server would take, also a hidden one, must be one of `whole`.
@@ -164,4 +168,105 @@ fn killed_while_it_replaces_a_model_it_leaves_the_old_or_the_new_one() {
     eprintln!("killed {KILLS} times within {duration:?}: {replaced} new, {} old", KILLS - replaced);
     assert!(export(&sources, &out, "int4").status().unwrap().success());
     assert_eq!(names(out.parent().unwrap()), ["model"], "what was left is removed");
+}
+
+/// Kills the process before the `KILL_AT`-th call that changes a file.
+const COUNTER: &str = r#"
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <sys/types.h>
+#include <unistd.h>
+static void step(void) {
+    static atomic_int calls;
+    const char *at = getenv("KILL_AT");
+    if (at && atomic_fetch_add(&calls, 1) + 1 == atoi(at)) kill(getpid(), SIGKILL);
+}
+#define NEXT(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
+#define STEP(type, name, parameters, ...) type name parameters { step(); return NEXT(name)(__VA_ARGS__); }
+STEP(int, mkdir, (const char *path, mode_t mode), path, mode)
+STEP(int, rmdir, (const char *path), path)
+STEP(int, unlink, (const char *path), path)
+STEP(int, unlinkat, (int dir, const char *path, int flags), dir, path, flags)
+STEP(int, rename, (const char *from, const char *to), from, to)
+STEP(int, fsync, (int file), file)
+STEP(int, flock, (int file, int operation), file, operation)
+STEP(ssize_t, write, (int file, const void *bytes, size_t count), file, bytes, count)
+STEP(ssize_t, pwrite64, (int file, const void *bytes, size_t count, off_t at), file, bytes, count, at)
+STEP(ssize_t, copy_file_range, (int in, off_t *from, int out, off_t *to, size_t count, unsigned flags),
+    in, from, out, to, count, flags)
+long syscall(long number, ...) {
+    va_list a;
+    va_start(a, number);
+    long v[6];
+    for (int i = 0; i < 6; i++) v[i] = va_arg(a, long);
+    va_end(a);
+    step();
+    return NEXT(syscall)(number, v[0], v[1], v[2], v[3], v[4], v[5]);
+}
+int open64(const char *path, int flags, ...) {
+    va_list a;
+    va_start(a, flags);
+    mode_t mode = va_arg(a, mode_t);
+    va_end(a);
+    if (flags & 0100) step();
+    return NEXT(open64)(path, flags, mode);
+}
+"#;
+
+/// The library that counts, in `dir`.
+fn counter(dir: &Path) -> PathBuf {
+    let (source, library) = (dir.join("counter.c"), dir.join("counter.so"));
+    fs::write(&source, COUNTER).unwrap();
+    let built = Command::new("cc")
+        .args(["-w", "-shared", "-fPIC", "-o", argument(&library), argument(&source), "-ldl"])
+        .status()
+        .unwrap();
+    assert!(built.success(), "a C compiler links every Rust program");
+    library
+}
+
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[test]
+fn killed_before_each_call_that_changes_a_file_it_leaves_a_whole_model_or_none() {
+    let sources = Sources::new();
+    let library = counter(sources.path());
+    let (int4, _) = whole(&sources, "int4");
+    let (int8, _) = whole(&sources, "int8");
+    let out = sources.out("model");
+    let (mut old, mut steps) = (None, 0);
+    for _ in 0..2 {
+        let new = if old.is_some() { (&int4, "int4") } else { (&int8, "int8") };
+        for at in 1.. {
+            let mut command = export(&sources, &out, new.1);
+            command.env("LD_PRELOAD", &library).env("KILL_AT", at.to_string()).env("RAYON_NUM_THREADS", "1");
+            let is_done = command.status().unwrap().success();
+            all_are_whole(&out, &[&int4, &int8]);
+            let found = out.exists().then(|| content(&out));
+            let is_new = found.as_ref() == Some(new.0);
+            assert!(is_new || found.as_ref() == old, "neither the old nor the new model before call {at}");
+            steps += 1;
+            if is_done {
+                assert!(is_new && at > 20, "only {at} calls were counted");
+                break;
+            }
+            if is_new {
+                restore(&sources, &out, old.is_some());
+            }
+        }
+        old = Some(new.0);
+    }
+    eprintln!("killed before each of {steps} calls: the old or the new model, whole");
+    assert_eq!(names(out.parent().unwrap()), ["model"]);
+}
+
+/// What was there before the export that was killed after it had done its work.
+fn restore(sources: &Sources, out: &Path, had_model: bool) {
+    fs::remove_dir_all(out).unwrap();
+    if had_model {
+        assert!(export(sources, out, "int8").status().unwrap().success());
+    }
 }
