@@ -3,10 +3,11 @@
 //! An adapter that was trained with tokens or a template of its own brings them, so its files win over the base's.
 
 use std::{
-    io,
+    io::{self, BufReader},
     path::{Path, PathBuf},
 };
 
+use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use super::{
@@ -83,7 +84,11 @@ impl Companions {
             Template::Text(text) => (None, Some(text)),
             Template::None => (None, None),
         };
-        let copied = [Some(tokenizer), first(TOKENIZER_CONFIG), template_file, generation.clone()];
+        let config = first(TOKENIZER_CONFIG);
+        for (_, path) in [&tokenizer].into_iter().chain(&config) {
+            check_json(path)?;
+        }
+        let copied = [Some(tokenizer), config, template_file, generation.clone()];
         let generation = generation.map(|(_, path)| Settings::read(&path)).transpose()?;
         Ok(Self { copied: copied.into_iter().flatten().collect(), template, generation })
     }
@@ -105,6 +110,13 @@ impl Companions {
         }
         Ok(())
     }
+}
+
+/// A file that is cut off would only be noticed by whoever serves the model.
+fn check_json(path: &Path) -> Result<(), CompanionsError> {
+    let file = regular::open(path).map_err(|source| CompanionsError::Read { path: path.into(), source })?;
+    let parsed: Result<IgnoredAny, _> = serde_json::from_reader(BufReader::new(file));
+    Ok(parsed.map(drop).map_err(|source| SettingsError::Parse { path: path.into(), source })?)
 }
 
 fn no_tokenizer(dirs: &[&Path]) -> CompanionsError {
@@ -176,10 +188,10 @@ mod tests {
 
     #[test]
     fn the_adapters_files_win() {
-        let base = dir(&[(TOKENIZER, "base"), (TOKENIZER_CONFIG, r#"{"chat_template": "base"}"#)]);
-        let adapter = dir(&[(TOKENIZER, "adapter"), (CHAT_TEMPLATE, "adapter")]);
+        let base = dir(&[(TOKENIZER, "1"), (TOKENIZER_CONFIG, r#"{"chat_template": "base"}"#)]);
+        let adapter = dir(&[(TOKENIZER, "2"), (CHAT_TEMPLATE, "adapter")]);
         let dirs = [adapter.path(), base.path()];
-        assert_eq!(written(&dirs, TOKENIZER).unwrap(), "adapter");
+        assert_eq!(written(&dirs, TOKENIZER).unwrap(), "2");
         assert_eq!(written(&dirs, CHAT_TEMPLATE).unwrap(), "adapter");
         assert_eq!(written(&[base.path()], CHAT_TEMPLATE).unwrap(), "base");
     }
@@ -187,13 +199,13 @@ mod tests {
     #[test]
     fn a_list_of_templates_gives_the_default_one() {
         let list = r#"{"chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]}"#;
-        let base = dir(&[(TOKENIZER, ""), (TOKENIZER_CONFIG, list)]);
+        let base = dir(&[(TOKENIZER, "{}"), (TOKENIZER_CONFIG, list)]);
         assert_eq!(written(&[base.path()], CHAT_TEMPLATE).unwrap(), "d");
     }
 
     #[test]
     fn a_model_may_have_neither_template_nor_generation_settings() {
-        let base = dir(&[(TOKENIZER, "")]);
+        let base = dir(&[(TOKENIZER, "{}")]);
         assert_eq!(written(&[base.path()], CHAT_TEMPLATE), None);
         assert!(Companions::find(&[base.path()]).unwrap().generation.is_none());
     }

@@ -131,7 +131,10 @@ impl Param {
         };
         match self.lines {
             Lines::All => vec![wanted],
-            Lines::From { start, .. } => vec![start + wanted.start..start + wanted.end],
+            Lines::From { start, .. } => {
+                let moved = start + wanted.start..start + wanted.end;
+                vec![moved]
+            }
             Lines::Turns { part, parts, width } => turns(wanted, part, parts, width),
         }
     }
@@ -162,7 +165,7 @@ mod tests {
     fn a_part_of_a_fused_tensor_starts_where_the_others_end() {
         let key = lines(Lines::From { start: 16, of: 24 });
         assert_eq!(key.stored_shape(), [24, 8]);
-        assert_eq!(key.stored(1..3), [17..19]);
+        assert_eq!(key.stored(1..3).pop(), Some(17..19));
     }
 
     #[test]
@@ -177,7 +180,7 @@ mod tests {
     fn a_vector_is_cut_by_its_elements() {
         let bias = Param { lines: Lines::From { start: 4, of: 12 }, ..Param::vector("qkv.bias", 4) };
         assert_eq!(bias.stored_shape(), [12]);
-        assert_eq!(bias.stored(0..1), [4..8]);
+        assert_eq!(bias.stored(0..1).pop(), Some(4..8));
     }
 
     #[test]

@@ -112,7 +112,8 @@ fn lock(_: &Path) -> Result<File, TryLockError> {
     Err(TryLockError::Error(io::ErrorKind::Unsupported.into()))
 }
 
-#[cfg(all(test, unix))]
+#[cfg(unix)]
+#[cfg(test)]
 mod tests {
     use std::path::PathBuf;
 

@@ -9,7 +9,10 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{Sources, finish, names};
+use super::{
+    Sources, finish, names,
+    tensors::{Tensors, edit, poison, rename, write_raw},
+};
 use crate::program::text;
 
 /// What is wrong, how it is made, and what the message says.
@@ -21,75 +24,6 @@ const CONFIG: &str = "base/config.json";
 const ADAPTER: &str = "adapter/adapter_model.safetensors";
 const QUERY: &str = "model.layers.0.self_attn.q_proj.weight";
 const NORM: &str = "model.norm.weight";
-
-/// A safetensors file, taken apart.
-struct Tensors {
-    header: Value,
-    data: Vec<u8>,
-}
-
-impl Tensors {
-    fn read(path: &Path) -> Self {
-        let bytes = fs::read(path).unwrap();
-        let (length, rest) = bytes.split_at(8);
-        let length = usize::try_from(u64::from_le_bytes(length.try_into().unwrap())).unwrap();
-        let (header, data) = rest.split_at(length);
-        Self { header: serde_json::from_slice(header).unwrap(), data: data.into() }
-    }
-
-    fn write(&self, path: &Path) {
-        write_raw(path, &self.header.to_string(), &self.data);
-    }
-
-    fn offsets(&self, tensor: &str) -> std::ops::Range<usize> {
-        let [start, end] = [0, 1].map(|side| {
-            usize::try_from(self.header[tensor]["data_offsets"][side].as_u64().unwrap()).unwrap()
-        });
-        start..end
-    }
-
-    /// Only the tensors that `is_wanted` takes.
-    fn part(&self, is_wanted: impl Fn(&str) -> bool) -> Self {
-        let (mut header, mut data) = (json!({}), Vec::new());
-        for (name, info) in self.header.as_object().unwrap().iter().filter(|(name, _)| is_wanted(name)) {
-            if info.get("dtype").is_some() {
-                let bytes = &self.data[self.offsets(name)];
-                let offsets = [data.len(), data.len() + bytes.len()];
-                header[name] =
-                    json!({ "dtype": info["dtype"], "shape": info["shape"], "data_offsets": offsets });
-                data.extend(bytes);
-            }
-        }
-        Self { header, data }
-    }
-}
-
-fn write_raw(path: &Path, header: &str, data: &[u8]) {
-    fs::write(path, [&(header.len() as u64).to_le_bytes(), header.as_bytes(), data].concat()).unwrap();
-}
-
-fn edit(path: &Path, change: impl FnOnce(&mut Tensors)) {
-    let mut tensors = Tensors::read(path);
-    change(&mut tensors);
-    tensors.write(path);
-}
-
-/// Puts a float32 at the start of a tensor.
-fn poison(path: &Path, tensor: &str, value: f32) {
-    edit(path, |tensors| {
-        let start = tensors.offsets(tensor).start;
-        tensors.data[start..start + 4].copy_from_slice(&value.to_le_bytes());
-    });
-}
-
-/// Renames a tensor.
-fn rename(path: &Path, from: &str, to: &str) {
-    edit(path, |tensors| {
-        let fields = tensors.header.as_object_mut().unwrap();
-        let info = fields.remove(from).unwrap();
-        fields.insert(to.into(), info);
-    });
-}
 
 fn set(path: &Path, field: &str, value: Value) {
     let mut document: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
@@ -458,6 +392,33 @@ const SETTINGS: &[Damage] = &[
     ),
 ];
 
+const COMPANIONS: &[Damage] = &[
+    (
+        "a tokenizer that is cut off",
+        |dir| {
+            let path = dir.join("base/tokenizer.json");
+            let whole = fs::read(&path).unwrap();
+            fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+        },
+        &["tokenizer.json", "EOF", "download it again"],
+    ),
+    (
+        "a template that is a number",
+        |dir| set(&dir.join("base/tokenizer_config.json"), "chat_template", json!(7)),
+        &["tokenizer_config.json", "chat_template is 7"],
+    ),
+    (
+        "an end token that is none",
+        |dir| set(&dir.join("base/generation_config.json"), "eos_token_id", json!([-1])),
+        &["generation_config.json", "eos_token_id is [-1]"],
+    ),
+    (
+        "a link to settings that were never downloaded",
+        |dir| instead(dir, "base/generation_config.json", |path| symlink("../blobs/0123", path).unwrap()),
+        &["generation_config.json", "No such file"],
+    ),
+];
+
 const PLACES: &[Damage] = &[
     ("a config.json that is missing", |dir| instead(dir, CONFIG, |_| ()), &["config.json", "No such file"]),
     (
@@ -542,6 +503,11 @@ fn settings_that_no_model_has_are_refused_in_words() {
 }
 
 #[test]
+fn files_beside_the_weights_are_refused_in_words_too() {
+    each_is_refused(COMPANIONS);
+}
+
+#[test]
 fn what_is_no_file_is_refused_and_never_waited_for() {
     each_is_refused(PLACES);
 }
@@ -549,7 +515,7 @@ fn what_is_no_file_is_refused_and_never_waited_for() {
 #[test]
 fn files_that_may_not_be_read_are_refused() {
     let sources = Sources::new();
-    let closed = std::os::unix::fs::PermissionsExt::from_mode(0);
+    let closed = std::os::unix::fs::PermissionsExt::from_mode(0o000);
     fs::set_permissions(sources.path().join(MODEL), closed).unwrap();
     if fs::read(sources.path().join(MODEL)).is_ok() {
         return; // Permissions do not hold for root.

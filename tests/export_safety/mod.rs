@@ -2,10 +2,10 @@
 
 mod damage;
 mod disk;
-
 mod fuzz;
 mod kill;
 mod reproducible;
+mod tensors;
 
 use std::{
     fs,
