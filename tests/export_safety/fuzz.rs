@@ -1,4 +1,6 @@
 //! A seeded run of the targets under `tests/fuzz`: bytes and JSON that are nearly right.
+//!
+//! `FUZZ_SEED` and `FUZZ_MUTATIONS` in the environment ask for others, and for more.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +16,10 @@ use serde_json::{Value, json};
 
 use crate::program::root;
 
-const MUTATIONS: usize = 20_000;
+/// A number from the environment.
+fn asked(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).map_or(default, |number| number.parse().unwrap())
+}
 
 /// Values that a field is not expected to hold.
 fn nasty() -> Vec<Value> {
@@ -282,14 +287,14 @@ fn seeds(target: &str) -> Seeds {
 
 #[test]
 fn no_parser_panics_or_hangs_whatever_it_is_given() {
-    let started = Instant::now();
+    let (started, seed, mutations) = (Instant::now(), asked("FUZZ_SEED", 7), asked("FUZZ_MUTATIONS", 20_000));
     for (target, parser) in fuzzing::PARSERS {
         let Seeds { json, encode, mut bytes } = seeds(target);
         bytes.extend(json.iter().map(encode));
         assert!(bytes.iter().all(|seed| parser(seed)), "{target}: a seed should be taken");
-        let mut mutator = Mutator(ChaCha8Rng::seed_from_u64(7));
+        let mut mutator = Mutator(ChaCha8Rng::seed_from_u64(seed));
         let mut taken = 0;
-        for number in 0..MUTATIONS {
+        for number in 0..mutations {
             let input = if json.is_empty() || number % 3 == 0 {
                 let seed = mutator.pick(&bytes).clone();
                 mutator.bytes(&seed)
@@ -298,7 +303,7 @@ fn no_parser_panics_or_hangs_whatever_it_is_given() {
                 encode(&mutator.json(&seed))
             };
             let before = Instant::now();
-            taken += usize::from(parser(&input));
+            taken += u64::from(parser(&input));
             let shown = String::from_utf8_lossy(&input);
             assert!(
                 before.elapsed() < Duration::from_secs(5),
@@ -306,8 +311,8 @@ fn no_parser_panics_or_hangs_whatever_it_is_given() {
                 before.elapsed()
             );
         }
-        eprintln!("{target}: {taken} of {MUTATIONS} taken, after {:?}", started.elapsed());
-        assert!((1..MUTATIONS).contains(&taken), "{target}: {taken} of {MUTATIONS} taken");
+        eprintln!("{target}: {taken} of {mutations} taken, after {:?}", started.elapsed());
+        assert!((1..mutations).contains(&taken), "{target}: {taken} of {mutations} taken");
     }
 }
 
