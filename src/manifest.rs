@@ -8,7 +8,8 @@
 mod genai;
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
@@ -19,6 +20,15 @@ pub const FILE_NAME: &str = "eka.json";
 
 /// The schema that this version writes and reads.
 pub const SCHEMA: u32 = 2;
+
+/// More layers than any published decoder has: each has names and tensors, so millions would exhaust memory.
+pub const MOST_LAYERS: usize = 1024;
+
+/// No dimension of a model is larger.
+const MOST_SIZE: usize = 1 << 24;
+
+/// No manifest is larger; a hash of each of a thousand shards is a hundredth of this.
+const MOST_BYTES: u64 = 16 << 20;
 
 /// The manifest of a model directory.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -197,6 +207,30 @@ pub struct Provenance {
     pub sources: Vec<SourceFile>,
     /// The adapters that were merged.
     pub adapters: Vec<AdapterSummary>,
+    /// What was asked for; absent where nobody says.
+    pub options: Option<ExportOptions>,
+}
+
+/// What an export was asked for. Equal sources, options and versions give equal bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExportOptions {
+    /// `none`, `int8` or `int4`.
+    pub quantize: String,
+    /// Consecutive weights that share a scale; absent when nothing is quantized.
+    pub block_size: Option<usize>,
+    /// Whether a block has a zero point of its own.
+    pub zero_points: bool,
+    /// Which modules are stored otherwise, as `PATTERN=FORMAT`.
+    pub keep: Vec<String>,
+    /// Of activations, of the cache, and of weights that are not quantized.
+    pub dtype: Dtype,
+    /// `eka` or `genai`.
+    pub layout: String,
+    /// The context length asked for, if a shorter one than the model's was.
+    pub context_length: Option<usize>,
+    /// The seed of random weights; absent for trained ones.
+    pub random_seed: Option<u64>,
 }
 
 /// A source file, by content.
@@ -291,20 +325,26 @@ impl Manifest {
     /// [`ManifestError`] when the file is missing, not of this layout or schema, or holds impossible sizes.
     pub fn read(model_dir: &Path) -> Result<Self, ManifestError> {
         let path = path(model_dir);
+        let json = read(&path).map_err(|source| ManifestError::Read { path: path.clone(), source })?;
         if path.ends_with(genai::FILE_NAME) {
-            let manifest = genai::read(&path)?;
-            manifest.check(&path)?;
-            return Ok(manifest);
+            return genai::parse(&path, &json);
         }
-        let text = fs::read(&path).map_err(|source| ManifestError::Read { path: path.clone(), source })?;
+        Self::parse(&path, &json)
+    }
+
+    /// Parses and checks `json`, which came from `path`.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn parse(path: &Path, json: &[u8]) -> Result<Self, ManifestError> {
         // The schema first: a newer layout should be called newer, not malformed.
-        let parse = |source| ManifestError::Parse { path: path.clone(), source };
-        let Schema { schema } = serde_json::from_slice(&text).map_err(parse)?;
+        let failed = |source| ManifestError::Parse { path: path.into(), source };
+        let Schema { schema } = serde_json::from_slice(json).map_err(failed)?;
         if schema != SCHEMA {
-            return Err(ManifestError::Schema { path, found: schema });
+            return Err(ManifestError::Schema { path: path.into(), found: schema });
         }
-        let manifest: Self = serde_json::from_slice(&text).map_err(parse)?;
-        manifest.check(&path)?;
+        let manifest: Self = serde_json::from_slice(json).map_err(failed)?;
+        manifest.check(path)?;
         Ok(manifest)
     }
 
@@ -318,7 +358,19 @@ impl Manifest {
     }
 
     fn check(&self, path: &Path) -> Result<(), ManifestError> {
-        const MOST: usize = 1 << 24;
+        if Path::new(&self.graph.file).file_name().is_none_or(|name| name != self.graph.file.as_str()) {
+            return Err(ManifestError::GraphFile { path: path.into(), file: self.graph.file.clone() });
+        }
+        match self.impossible() {
+            Some((field, value, expected)) => {
+                Err(ManifestError::Value { path: path.into(), field, value, expected })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The first size that no model has, and what it may be: readers multiply them without looking.
+    fn impossible(&self) -> Option<(&'static str, usize, &'static str)> {
         let Dims { layers, hidden, heads, kv_heads, head_dim, vocab, .. } = self.dims;
         let sizes = [
             ("layers", layers),
@@ -329,25 +381,23 @@ impl Manifest {
             ("vocab", vocab),
             ("context_length", self.context_length),
         ];
-        for (field, value) in sizes {
-            if value == 0 || value > MOST {
-                let expected = "expected 1 to 16777216";
-                return Err(ManifestError::Value { path: path.into(), field, value, expected });
-            }
+        if let Some((field, value)) = sizes.into_iter().find(|(_, value)| !(1..=MOST_SIZE).contains(value)) {
+            return Some((field, value, "expected 1 to 16777216"));
         }
-        if Path::new(&self.graph.file).file_name().is_none_or(|name| name != self.graph.file.as_str()) {
-            return Err(ManifestError::GraphFile { path: path.into(), file: self.graph.file.clone() });
+        if layers > MOST_LAYERS {
+            return Some(("layers", layers, "expected at most 1024"));
+        }
+        if heads * head_dim > MOST_SIZE {
+            return Some(("head_dim", head_dim, "expected heads that are together at most 16777216 wide"));
         }
         if !heads.is_multiple_of(kv_heads) {
-            let expected = "expected a divisor of heads";
-            return Err(ManifestError::Value {
-                path: path.into(),
-                field: "kv_heads",
-                value: kv_heads,
-                expected,
-            });
+            return Some(("kv_heads", kv_heads, "expected a divisor of heads"));
         }
-        Ok(())
+        let Quantization { bits, block_size, .. } = self.quantization?;
+        if !matches!(bits, 4 | 8) {
+            return Some(("bits", bits.into(), "expected 4 or 8"));
+        }
+        (!matches!(block_size, 32 | 64 | 128)).then_some(("block_size", block_size, "expected 32, 64 or 128"))
     }
 }
 
@@ -364,7 +414,64 @@ pub fn path(model_dir: &Path) -> PathBuf {
     if !own.exists() && genai.is_file() { genai } else { own }
 }
 
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    // Asked before, because opening a pipe waits for its other end.
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("it is not a file"));
+    }
+    let mut json = Vec::new();
+    File::open(path)?.take(MOST_BYTES + 1).read_to_end(&mut json)?;
+    if json.len() as u64 > MOST_BYTES {
+        return Err(io::Error::other("it is larger than any manifest"));
+    }
+    Ok(json)
+}
+
 #[derive(Deserialize)]
 struct Schema {
     schema: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLAIN: &str = r#"{"schema": 1, "architecture": "llama", "dtype": "float32", "context_length": 32,
+        "dims": {"layers": 2, "hidden": 64, "heads": 4, "kv_heads": 2, "head_dim": 16, "intermediate": 96, "vocab": 50},
+        "quantization": {"bits": 4, "block_size": 32, "accuracy_level": 4}, "end_tokens": [2], "parameters": 1,
+        "graph": {"input_ids": "a", "seqlens_k": "b", "total_sequence_length": "c", "logits_index": "d",
+            "logits": "e", "past_key": "f", "past_value": "g", "present_key": "h", "present_value": "i"},
+        "provenance": {"exporter": "eka", "sources": [], "adapter": null}}"#;
+
+    fn parse(json: &str) -> Result<Manifest, ManifestError> {
+        Manifest::parse(Path::new(FILE_NAME), json.as_bytes())
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let manifest = parse(PLAIN).unwrap();
+        assert_eq!(manifest.provenance.options, None);
+        assert_eq!(parse(&manifest.to_json()).unwrap(), manifest);
+    }
+
+    #[test]
+    fn sizes_that_no_model_has_are_refused_by_name() {
+        for (was, is, field) in [
+            ("\"layers\": 2", "\"layers\": 1025", "layers is 1025"),
+            ("\"vocab\": 50", "\"vocab\": 0", "vocab is 0"),
+            ("\"head_dim\": 16", "\"head_dim\": 8388608", "head_dim is 8388608"),
+            ("\"kv_heads\": 2", "\"kv_heads\": 3", "kv_heads is 3"),
+            ("\"bits\": 4", "\"bits\": 3", "bits is 3"),
+            ("\"block_size\": 32", "\"block_size\": 0", "block_size is 0"),
+        ] {
+            let message = parse(&PLAIN.replace(was, is)).unwrap_err().to_string();
+            assert!(message.contains(field), "{message}");
+        }
+    }
+
+    #[test]
+    fn another_schema_is_called_that_whatever_else_it_holds() {
+        let error = parse(r#"{"schema": 2, "new": true}"#).unwrap_err();
+        assert!(matches!(error, ManifestError::Schema { found: 2, .. }), "{error}");
+    }
 }

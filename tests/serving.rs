@@ -256,6 +256,11 @@ fn manifest() -> Manifest {
         end_tokens: vec![2, 6],
         parameters: 1,
         graph: GraphNames::default(),
-        provenance: Provenance { exporter: "test".into(), sources: vec![], adapters: vec![] },
+        provenance: Provenance {
+            exporter: "test".into(),
+            sources: vec![],
+            adapters: vec![],
+            options: None,
+        },
     }
 }

@@ -8,6 +8,7 @@ mod doctor;
 mod engine;
 mod export;
 mod generate;
+mod inspect;
 mod logging;
 mod logits;
 mod prepare;
@@ -33,6 +34,7 @@ enum Command {
     Serve(serve::Args),
     Generate(generate::Args),
     Export(export::Args),
+    Inspect(inspect::Args),
     Verify(verify::Args),
     Doctor(doctor::Args),
     Bench(bench::Args),
@@ -47,10 +49,26 @@ pub fn run() -> ExitCode {
     match dispatch(Cli::parse().command) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", printable(&reasons(&error)));
             ExitCode::FAILURE
         }
     }
+}
+
+/// The error and its causes, except for those that a message before them has said already.
+fn reasons(error: &anyhow::Error) -> String {
+    let add = |said: String, cause: String| match said.as_str() {
+        "" => cause,
+        before if before.contains(&cause) => said,
+        before => format!("{before}: {cause}"),
+    };
+    error.chain().map(ToString::to_string).fold(String::new(), add)
+}
+
+/// Names that come from a file could tell a terminal what to do.
+fn printable(message: &str) -> String {
+    let shown = |c: char| if c.is_control() && c != '\n' { c.escape_default().to_string() } else { c.into() };
+    message.chars().map(shown).collect()
 }
 
 fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
@@ -59,6 +77,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Serve(args) => serve::run(&args),
         Command::Generate(args) => generate::run(args).map(done),
         Command::Export(args) => export::run(&args).map(done),
+        Command::Inspect(args) => inspect::run(&args).map(done),
         Command::Verify(args) => {
             let same = verify::run(&args)?;
             Ok(if same { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -66,5 +85,22 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Doctor(args) => doctor::run(&args),
         Command::Worker => worker::run().map(done),
         Command::Bench(args) => bench::run(&args).map(done),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let error =
+            anyhow::anyhow!("no such file").context("a.json: no such file; download it").context("export");
+        assert_eq!(reasons(&error), "export: a.json: no such file; download it");
+    }
+
+    #[test]
+    fn a_name_cannot_tell_the_terminal_what_to_do() {
+        assert_eq!(printable("\u{1b}[2Jé\n\0"), "\\u{1b}[2Jé\n\\u{0}");
     }
 }

@@ -15,6 +15,7 @@ use serde_json::Value;
 use super::{
     blueprint::{Blueprint, Head},
     param::Param,
+    regular,
     settings::{Settings, SettingsError},
     tensors::{TensorFile, TensorsError},
 };
@@ -41,6 +42,29 @@ const SENSES: [&str; 7] = [
     "embed_vision.",
     "embed_audio.",
 ];
+
+/// Ends of names that tools for quantization give to what they make of a weight.
+const PACKED: [&str; 13] = [
+    ".qweight",
+    ".qzeros",
+    ".g_idx",
+    ".weight_packed",
+    ".weight_shape",
+    ".weight_scale",
+    ".weight_scale_inv",
+    ".weight_zero_point",
+    ".weight.absmax",
+    ".weight.quant_map",
+    ".weight_format",
+    ".input_scale",
+    ".SCB",
+];
+
+/// Ends of names of files that hold weights, but not as safetensors or a pickle.
+const OTHER_FORMATS: [&str; 4] = [".gguf", ".ggml", ".h5", ".msgpack"];
+
+/// Names that an error lists.
+const MOST_NAMED: usize = 5;
 
 /// Rows that are compared at once.
 const COMPARED: usize = 1 << 18;
@@ -76,6 +100,30 @@ pub enum CheckpointError {
         /// The file that is there.
         file: &'static str,
     },
+    /// There are only weights of another format.
+    #[error(
+        "{}: only {file} is there, and weights are read from safetensors; take the revision or the original repository \
+         that has them",
+        dir.display()
+    )]
+    OtherFormat {
+        /// The directory.
+        dir: PathBuf,
+        /// A file that is there.
+        file: String,
+    },
+    /// Its weights are quantized already.
+    #[error(
+        "{}: {tensor} shows that the weights are packed (GPTQ, AWQ, bitsandbytes, FP8 or compressed-tensors); take the \
+         model that they were quantized from, and quantize it here with --quantize",
+        dir.display()
+    )]
+    Packed {
+        /// The directory.
+        dir: PathBuf,
+        /// The tensor's name.
+        tensor: String,
+    },
     /// The index names a file outside of the directory.
     #[error("{}: weight_map names the file {file:?}; expected a plain name that ends in .safetensors", path.display())]
     ShardName {
@@ -87,6 +135,14 @@ pub enum CheckpointError {
     /// The index promises a tensor that its file does not hold.
     #[error("{}: {tensor} should be in it by {INDEX}, but is not; download both again", path.display())]
     NotInShard {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's name.
+        tensor: String,
+    },
+    /// A file holds a tensor that the index does not place there.
+    #[error("{}: it holds {tensor}, which {INDEX} does not place there; download both again", path.display())]
+    NotInIndex {
         /// The file.
         path: PathBuf,
         /// The tensor's name.
@@ -116,7 +172,7 @@ pub enum CheckpointError {
         shape: String,
     },
     /// Tensors that the model has no place for.
-    #[error("{}: nothing uses {}; is config.json of the same model?", dir.display(), tensors.join(", "))]
+    #[error("{}: nothing uses {}; is config.json of the same model?", dir.display(), some(tensors))]
     Unused {
         /// The directory.
         dir: PathBuf,
@@ -180,6 +236,7 @@ impl Checkpoint {
     /// Checks that the checkpoint holds what `blueprint` is made of, and nothing else; gives the names of buffers that
     /// are not used.
     pub(super) fn check(&self, blueprint: &Blueprint) -> Result<Vec<String>, CheckpointError> {
+        self.refuse_packed()?;
         let mut unused: BTreeSet<&str> = self.tensors.keys().map(String::as_str).collect();
         for param in blueprint.params() {
             self.check_param(param)?;
@@ -203,6 +260,14 @@ impl Checkpoint {
     pub(super) fn rows(&self, param: &Param, rows: Range<usize>) -> Result<Vec<f32>, CheckpointError> {
         let (file, name) = self.find(&param.name).ok_or_else(|| self.missing(param))?;
         Ok(file.read_param(name, param, rows)?)
+    }
+
+    fn refuse_packed(&self) -> Result<(), CheckpointError> {
+        let names = self.files.iter().flat_map(TensorFile::names);
+        match names.into_iter().find(|name| PACKED.iter().any(|end| name.ends_with(end))) {
+            Some(tensor) => Err(CheckpointError::Packed { dir: self.dir.clone(), tensor: tensor.into() }),
+            None => Ok(()),
+        }
     }
 
     fn find(&self, canonical: &str) -> Option<(&TensorFile, &str)> {
@@ -266,42 +331,71 @@ fn is_of_a_sense(name: &str) -> bool {
     SENSES.iter().any(|sense| canonical(name).starts_with(sense))
 }
 
-fn open_files(dir: &Path) -> Result<(Vec<TensorFile>, Option<PathBuf>), CheckpointError> {
-    if dir.join(SINGLE).is_file() {
-        return Ok((vec![TensorFile::open(&dir.join(SINGLE))?], None));
+/// The first few of `names`.
+fn some(names: &[String]) -> String {
+    match names.len().checked_sub(MOST_NAMED) {
+        None | Some(0) => names.join(", "),
+        Some(more) => format!("{} and {more} more", names[..MOST_NAMED].join(", ")),
     }
-    let index = dir.join(INDEX);
-    if index.is_file() {
+}
+
+/// The single file wins over an index, as it does in transformers.
+fn open_files(dir: &Path) -> Result<(Vec<TensorFile>, Option<PathBuf>), CheckpointError> {
+    let (single, index) = (dir.join(SINGLE), dir.join(INDEX));
+    if regular::is_there(&single) {
+        return Ok((vec![TensorFile::open(&single)?], None));
+    }
+    if regular::is_there(&index) {
         return Ok((open_shards(dir, &index)?, Some(index)));
     }
+    Err(no_tensors(dir))
+}
+
+/// The error for a directory without safetensors, by what it has instead.
+fn no_tensors(dir: &Path) -> CheckpointError {
     for file in ["pytorch_model.bin", "pytorch_model.bin.index.json"] {
-        if dir.join(file).exists() {
-            return Err(CheckpointError::OnlyPickle { dir: dir.into(), file });
+        if regular::is_there(&dir.join(file)) {
+            return CheckpointError::OnlyPickle { dir: dir.into(), file };
         }
     }
-    Err(CheckpointError::NoTensors { dir: dir.into() })
+    let entries = dir.read_dir().into_iter().flatten().filter_map(Result::ok);
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let other = names.filter(|name| OTHER_FORMATS.iter().any(|end| name.ends_with(end))).min();
+    match other {
+        Some(file) => CheckpointError::OtherFormat { dir: dir.into(), file },
+        None => CheckpointError::NoTensors { dir: dir.into() },
+    }
 }
 
 fn open_shards(dir: &Path, index: &Path) -> Result<Vec<TensorFile>, CheckpointError> {
-    let index = Settings::read(index)?;
+    let shards = read_index(&Settings::read(index)?)?;
+    shards.into_iter().map(|(file, tensors)| open_shard(&dir.join(file), &tensors)).collect()
+}
+
+/// The files that an index names, each with the tensors that should be in it.
+pub(super) fn read_index(index: &Settings) -> Result<BTreeMap<String, BTreeSet<String>>, CheckpointError> {
     let map = index.section("weight_map")?.ok_or_else(|| index.missing("weight_map", "an object"))?;
-    let mut shards: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    let mut shards: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for (tensor, file) in map.fields() {
         let file = plain_name(file).ok_or_else(|| CheckpointError::ShardName {
             path: index.path().into(),
             file: file.as_str().map_or_else(|| file.to_string(), Into::into),
         })?;
-        shards.entry(file).or_default().push(tensor);
+        shards.entry(file.into()).or_default().insert(tensor.into());
     }
-    shards.into_iter().map(|(file, tensors)| open_shard(&dir.join(file), &tensors)).collect()
+    Ok(shards)
 }
 
-fn open_shard(path: &Path, promised: &[&str]) -> Result<TensorFile, CheckpointError> {
+fn open_shard(path: &Path, promised: &BTreeSet<String>) -> Result<TensorFile, CheckpointError> {
     let file = TensorFile::open(path)?;
-    match promised.iter().find(|tensor| !file.contains(tensor)) {
-        Some(tensor) => Err(CheckpointError::NotInShard { path: path.into(), tensor: (*tensor).into() }),
-        None => Ok(file),
+    if let Some(tensor) = promised.iter().find(|tensor| !file.contains(tensor)) {
+        return Err(CheckpointError::NotInShard { path: path.into(), tensor: tensor.clone() });
     }
+    let extra = file.names().find(|name| !promised.contains(*name) && !is_buffer(name));
+    if let Some(tensor) = extra {
+        return Err(CheckpointError::NotInIndex { path: path.into(), tensor: tensor.into() });
+    }
+    Ok(file)
 }
 
 /// An index comes from outside: a name with a path in it could reach any file of this machine.

@@ -3,14 +3,15 @@
 //! An adapter that was trained with tokens or a template of its own brings them, so its files win over the base's.
 
 use std::{
-    fs::File,
-    io,
+    io::{self, BufReader},
     path::{Path, PathBuf},
 };
 
+use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use super::{
+    regular,
     settings::{Settings, SettingsError},
     staging::{Staging, StagingError},
 };
@@ -71,7 +72,10 @@ impl Companions {
     /// Looks in `dirs`, the first that has a file wins.
     pub(super) fn find(dirs: &[&Path]) -> Result<Self, CompanionsError> {
         let first = |name: &'static str| {
-            dirs.iter().map(|dir| dir.join(name)).find(|path| path.is_file()).map(|path| (name, path))
+            dirs.iter()
+                .map(|dir| dir.join(name))
+                .find(|path| regular::is_there(path))
+                .map(|path| (name, path))
         };
         let tokenizer = first(TOKENIZER).ok_or_else(|| no_tokenizer(dirs))?;
         let generation = first(GENERATION_CONFIG);
@@ -80,7 +84,11 @@ impl Companions {
             Template::Text(text) => (None, Some(text)),
             Template::None => (None, None),
         };
-        let copied = [Some(tokenizer), first(TOKENIZER_CONFIG), template_file, generation.clone()];
+        let config = first(TOKENIZER_CONFIG);
+        for (_, path) in [&tokenizer].into_iter().chain(&config) {
+            check_json(path)?;
+        }
+        let copied = [Some(tokenizer), config, template_file, generation.clone()];
         let generation = generation.map(|(_, path)| Settings::read(&path)).transpose()?;
         Ok(Self { copied: copied.into_iter().flatten().collect(), template, generation })
     }
@@ -94,7 +102,7 @@ impl Companions {
     pub(super) fn write(&self, staging: &Staging) -> Result<(), CompanionsError> {
         for (name, path) in &self.copied {
             let mut file =
-                File::open(path).map_err(|source| CompanionsError::Read { path: path.clone(), source })?;
+                regular::open(path).map_err(|source| CompanionsError::Read { path: path.clone(), source })?;
             staging.copy(name, &mut file)?;
         }
         if let Some(template) = &self.template {
@@ -104,8 +112,15 @@ impl Companions {
     }
 }
 
+/// A file that is cut off would only be noticed by whoever serves the model.
+fn check_json(path: &Path) -> Result<(), CompanionsError> {
+    let file = regular::open(path).map_err(|source| CompanionsError::Read { path: path.into(), source })?;
+    let parsed: Result<IgnoredAny, _> = serde_json::from_reader(BufReader::new(file));
+    Ok(parsed.map(drop).map_err(|source| SettingsError::Parse { path: path.into(), source })?)
+}
+
 fn no_tokenizer(dirs: &[&Path]) -> CompanionsError {
-    if let Some(dir) = dirs.iter().find(|dir| dir.join("tokenizer.model").exists()) {
+    if let Some(dir) = dirs.iter().find(|dir| regular::is_there(&dir.join("tokenizer.model"))) {
         return CompanionsError::OnlySentencePiece { dir: dir.to_path_buf() };
     }
     CompanionsError::NoTokenizer { dir: dirs.last().map(|dir| dir.to_path_buf()).unwrap_or_default() }
@@ -121,11 +136,11 @@ enum Template {
 fn find_template(dirs: &[&Path]) -> Result<Template, SettingsError> {
     for dir in dirs {
         let file = dir.join(CHAT_TEMPLATE);
-        if file.is_file() {
+        if regular::is_there(&file) {
             return Ok(Template::File(file));
         }
         let config = dir.join(TOKENIZER_CONFIG);
-        if config.is_file()
+        if regular::is_there(&config)
             && let Some(text) = template_within(&Settings::read(&config)?)?
         {
             return Ok(Template::Text(text));
@@ -173,10 +188,10 @@ mod tests {
 
     #[test]
     fn the_adapters_files_win() {
-        let base = dir(&[(TOKENIZER, "base"), (TOKENIZER_CONFIG, r#"{"chat_template": "base"}"#)]);
-        let adapter = dir(&[(TOKENIZER, "adapter"), (CHAT_TEMPLATE, "adapter")]);
+        let base = dir(&[(TOKENIZER, "1"), (TOKENIZER_CONFIG, r#"{"chat_template": "base"}"#)]);
+        let adapter = dir(&[(TOKENIZER, "2"), (CHAT_TEMPLATE, "adapter")]);
         let dirs = [adapter.path(), base.path()];
-        assert_eq!(written(&dirs, TOKENIZER).unwrap(), "adapter");
+        assert_eq!(written(&dirs, TOKENIZER).unwrap(), "2");
         assert_eq!(written(&dirs, CHAT_TEMPLATE).unwrap(), "adapter");
         assert_eq!(written(&[base.path()], CHAT_TEMPLATE).unwrap(), "base");
     }
@@ -184,13 +199,13 @@ mod tests {
     #[test]
     fn a_list_of_templates_gives_the_default_one() {
         let list = r#"{"chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]}"#;
-        let base = dir(&[(TOKENIZER, ""), (TOKENIZER_CONFIG, list)]);
+        let base = dir(&[(TOKENIZER, "{}"), (TOKENIZER_CONFIG, list)]);
         assert_eq!(written(&[base.path()], CHAT_TEMPLATE).unwrap(), "d");
     }
 
     #[test]
     fn a_model_may_have_neither_template_nor_generation_settings() {
-        let base = dir(&[(TOKENIZER, "")]);
+        let base = dir(&[(TOKENIZER, "{}")]);
         assert_eq!(written(&[base.path()], CHAT_TEMPLATE), None);
         assert!(Companions::find(&[base.path()]).unwrap().generation.is_none());
     }

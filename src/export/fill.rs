@@ -53,7 +53,7 @@ pub enum FillError {
     },
 }
 
-/// Writes the file at `path` as `plan` has it. `angles` are those of the rotary positions, in their order.
+/// Writes to the file at `path`, which has its length already, as `plan` has it. `angles` are those of the rotary positions, in their order.
 pub(super) fn fill(
     path: &Path,
     plan: &Plan,
@@ -61,8 +61,7 @@ pub(super) fn fill(
     progress: &dyn Progress,
 ) -> Result<(), FillError> {
     let failed = |source| FillError::Write { path: path.into(), source };
-    let file = File::create_new(path).map_err(failed)?;
-    file.set_len(plan.bytes()).map_err(failed)?;
+    let file = File::options().write(true).open(path).map_err(failed)?;
     let writer = Writer { file: Positioned::new(file), path, weights, angles };
     progress.begin(Stage::Weights, Bytes(plan.bytes()));
     let pieces: Vec<Piece> = plan.fills.iter().flat_map(cut).collect();

@@ -82,6 +82,14 @@ impl Default for BlockSize {
     }
 }
 
+impl BlockSize {
+    /// The number of weights.
+    #[must_use]
+    pub const fn get(self) -> usize {
+        self.0
+    }
+}
+
 impl TryFrom<usize> for BlockSize {
     type Error = BlockSizeError;
 

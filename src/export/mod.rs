@@ -32,12 +32,16 @@ mod architectures;
 mod blueprint;
 mod checkpoint;
 mod companions;
+mod disk;
 mod emit;
 mod fill;
 mod formats;
+#[doc(hidden)]
+pub mod fuzzing;
 mod genai;
 mod graph;
 mod input;
+mod inspect;
 mod numbers;
 mod onnx;
 mod param;
@@ -46,8 +50,10 @@ mod positioned;
 mod progress;
 mod quantize;
 mod random;
+mod regular;
 mod rope;
 mod settings;
+mod siblings;
 mod sources;
 mod staging;
 mod tensors;
@@ -55,12 +61,15 @@ mod tensors;
 mod testing;
 mod weights;
 
-use std::{num::NonZeroUsize, path::PathBuf};
+use std::{
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+};
 
 use sha2::{Digest, Sha256};
 
 use crate::{
-    manifest::{self, Dtype, GraphNames, Manifest, Provenance, SourceFile},
+    manifest::{self, Dtype, ExportOptions, GraphNames, Manifest, Provenance, SourceFile},
     units::Bytes,
 };
 
@@ -70,6 +79,7 @@ pub use self::{
     companions::CompanionsError,
     fill::FillError,
     formats::{BlockSize, BlockSizeError, Keep, KeepError, NoSuchModule, Storage, WeightFormat},
+    inspect::{InspectError, Operator, identify, operators},
     plan::TooLarge,
     progress::{Progress, Stage},
     quantize::{Rounding, ZeroPoints},
@@ -158,11 +168,45 @@ pub struct AdapterSource {
     pub weight: f32,
 }
 
+impl Source {
+    /// The directories that are read.
+    fn dirs(&self) -> impl Iterator<Item = &Path> {
+        let (base, adapters) = match self {
+            Self::Checkpoint { base, adapters } => (Some(base), &adapters[..]),
+            Self::Random { .. } => (None, &[][..]),
+        };
+        let adapters = adapters.iter().map(|adapter| &adapter.dir);
+        base.into_iter().chain(adapters).map(PathBuf::as_path)
+    }
+}
+
 impl Options {
     fn names(&self) -> GraphNames {
         match self.layout {
             Layout::Eka => GraphNames::default(),
             Layout::Genai => GraphNames::genai(),
+        }
+    }
+
+    /// What provenance says was asked for.
+    fn asked(&self) -> ExportOptions {
+        let Storage { format, block_size, zero_points, ref keep, .. } = self.weights;
+        let quantizes = format != WeightFormat::Full || !keep.is_empty();
+        ExportOptions {
+            quantize: format.to_string(),
+            block_size: quantizes.then(|| block_size.get()),
+            zero_points: quantizes && zero_points == ZeroPoints::PerBlock,
+            keep: keep.iter().map(ToString::to_string).collect(),
+            dtype: self.dtype,
+            layout: match self.layout {
+                Layout::Eka => "eka".into(),
+                Layout::Genai => "genai".into(),
+            },
+            context_length: self.context_length.map(NonZeroUsize::get),
+            random_seed: match self.source {
+                Source::Checkpoint { .. } => None,
+                Source::Random { seed, .. } => Some(seed),
+            },
         }
     }
 }
@@ -246,7 +290,11 @@ pub fn export(options: &Options, progress: &dyn Progress) -> Result<Report, Expo
     let mut input = open(options)?;
     let numbers = Numbers { dtype: options.dtype, formats: options.weights.formats(&input.blueprint)? };
     let Emitted { graph, plan } = emit(&input.blueprint, numbers, options.names(), DATA_FILE)?;
+    for dir in options.source.dirs() {
+        staging::check_apart(&options.output, dir)?;
+    }
     let staging = Staging::new(&options.output, options.existing)?;
+    staging.reserve(DATA_FILE, Bytes(plan.bytes()))?;
     let sources = input.identify(progress)?;
     let angles: Vec<_> = input.blueprint.rotaries.iter().map(Rotary::angles).collect();
     fill(&staging.path(DATA_FILE), &plan, (&input.weights, &angles), progress)?;
@@ -281,14 +329,11 @@ pub fn fingerprint(options: &Options) -> Result<String, ExportError> {
     let mut input = open(options)?;
     options.weights.formats(&input.blueprint)?;
     let mut hash = Sha256::new();
-    let (seed, scales) = match &options.source {
-        Source::Checkpoint { adapters, .. } => (None, adapters.iter().map(|a| a.weight).collect()),
-        Source::Random { seed, .. } => (Some(seed), Vec::new()),
+    let scales: Vec<f32> = match &options.source {
+        Source::Checkpoint { adapters, .. } => adapters.iter().map(|adapter| adapter.weight).collect(),
+        Source::Random { .. } => Vec::new(),
     };
-    let Options { weights, dtype, layout, context_length, .. } = options;
-    hash.update(format!(
-        "{EXPORTER} {REVISION}\n{weights:?} {dtype:?} {layout:?} {context_length:?} {seed:?} {scales:?}\n"
-    ));
+    hash.update(format!("{EXPORTER} {REVISION}\n{:?} {scales:?}\n", options.asked()));
     for SourceFile { path, bytes, sha256 } in input.identify(&())? {
         hash.update(format!("{path} {bytes} {sha256}\n"));
     }
@@ -320,7 +365,12 @@ fn describe(input: &Input, options: &Options, sources: Vec<SourceFile>) -> Manif
         end_tokens: input.end_tokens.clone(),
         parameters: input.blueprint.parameters(),
         graph: options.names(),
-        provenance: Provenance { exporter: EXPORTER.into(), sources, adapters: input.adapter_summaries() },
+        provenance: Provenance {
+            exporter: EXPORTER.into(),
+            sources,
+            adapters: input.adapter_summaries(),
+            options: Some(options.asked()),
+        },
     }
 }
 

@@ -6,18 +6,20 @@
 //! transformers.
 
 use std::{
-    fs::File,
     io::{self, Read},
     path::{Path, PathBuf},
 };
 
 use serde_json::{Map, Value};
 
+use super::regular;
+
 /// No dimension of a model is larger; products of two stay far inside 64 bits.
 pub(super) const MOST_SIZE: usize = 1 << 24;
 
-/// The largest settings file that is read. An index of a thousand shards is a tenth of this.
-const MOST_BYTES: u64 = 64 << 20;
+/// The largest settings file that is read, as large as a few hundred megabytes once parsed. The largest that models come
+/// with, tokenizers' settings, are a tenth of this.
+const MOST_BYTES: u64 = 16 << 20;
 
 /// Why a settings file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -93,7 +95,9 @@ impl Settings {
     pub(super) fn read(path: &Path) -> Result<Self, SettingsError> {
         let failed = |source| SettingsError::Read { path: path.into(), source };
         let mut json = Vec::new();
-        File::open(path).and_then(|file| file.take(MOST_BYTES + 1).read_to_end(&mut json)).map_err(failed)?;
+        regular::open(path)
+            .and_then(|file| file.take(MOST_BYTES + 1).read_to_end(&mut json))
+            .map_err(failed)?;
         if json.len() as u64 > MOST_BYTES {
             return Err(SettingsError::TooLarge { path: path.into() });
         }

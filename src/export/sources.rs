@@ -1,7 +1,6 @@
 //! Which files an export was made from, by their content.
 
 use std::{
-    fs::File,
     io::{self, Read},
     path::{Path, PathBuf},
 };
@@ -11,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{manifest::SourceFile, units::Bytes};
 
-use super::{Progress, Stage};
+use super::{Progress, Stage, regular};
 
 /// Read at once while hashing.
 const BUFFER_BYTES: usize = 1 << 20;
@@ -54,9 +53,9 @@ fn size(path: &Path) -> Result<u64, SourceError> {
     Ok(metadata.len())
 }
 
-fn identify(name: &str, path: &Path, progress: &dyn Progress) -> Result<SourceFile, SourceError> {
+pub(super) fn identify(name: &str, path: &Path, progress: &dyn Progress) -> Result<SourceFile, SourceError> {
     let failed = |source| SourceError { path: path.into(), source };
-    let mut file = File::open(path).map_err(failed)?;
+    let mut file = regular::open(path).map_err(failed)?;
     let mut hash = Sha256::new();
     let mut buffer = vec![0; BUFFER_BYTES];
     let mut bytes = 0;

@@ -1,19 +1,21 @@
 //! A directory that appears complete or not at all.
 //!
 //! Everything is written to a hidden sibling of the output, synced, and renamed: a crash, an error or a full disk leaves
-//! the output as it was. Replacing takes two renames (portable file systems cannot exchange two directories in one): for
-//! the moment between them there is no output, and a reader that has the old files open keeps them.
+//! the output as it was. To replace one, the two are exchanged. Where the file system cannot do that it takes two
+//! renames: for the moment between them there is no output. A reader that has the old files open keeps them.
 
 use std::{
-    ffi::OsString,
     fs::{self, File},
     io,
     path::{Path, PathBuf},
 };
 
-use tempfile::TempDir;
+use crate::{manifest, units::Bytes};
 
-use crate::manifest;
+use super::{
+    disk, regular,
+    siblings::{self, Sibling},
+};
 
 /// Why the output cannot be written.
 #[derive(Debug, thiserror::Error)]
@@ -40,8 +42,43 @@ pub enum StagingError {
         /// The output.
         path: PathBuf,
     },
+    /// It would lie within a source.
+    #[error("{}: it lies within the source {}, which an export leaves as it is; choose another output",
+        path.display(), dir.display())]
+    WithinSource {
+        /// The output.
+        path: PathBuf,
+        /// The source.
+        dir: PathBuf,
+    },
+    /// The disk has no room for the weights.
+    #[error(
+        "{}: the disk is full: the weights need {needed}, and {available} are available; free some space, or choose \
+         another output",
+        dir.display()
+    )]
+    Full {
+        /// The directory that the output was to be made in.
+        dir: PathBuf,
+        /// Length of the weights' file.
+        needed: Bytes,
+        /// What may still be written.
+        available: Bytes,
+    },
+    /// No file may be as large as the weights.
+    #[error(
+        "{}: the weights need {needed}, and no file may be as large there; choose another file system, raise `ulimit -f`, \
+         or check the sizes in config.json",
+        dir.display()
+    )]
+    TooLarge {
+        /// The directory that the output was to be made in.
+        dir: PathBuf,
+        /// Length of the weights' file.
+        needed: Bytes,
+    },
     /// A file or directory cannot be written.
-    #[error("{}: {source}; is the disk full, or the directory read-only?", path.display())]
+    #[error("{}: {source}; {}", path.display(), way_out(source))]
     Write {
         /// What was being written.
         path: PathBuf,
@@ -60,29 +97,60 @@ pub enum Existing {
     Replace,
 }
 
+fn way_out(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "the disk is full: free some space",
+        io::ErrorKind::FileTooLarge => "see `ulimit -f`",
+        io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
+            "a directory above the output is a file"
+        }
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            "choose an output that may be written"
+        }
+        _ => "choose another output",
+    }
+}
+
 /// The output while it is being written. Dropped without [`Staging::commit`], it leaves nothing.
 #[derive(Debug)]
 pub(super) struct Staging {
-    dir: TempDir,
+    dir: Sibling,
     output: PathBuf,
     existing: Existing,
 }
 
 impl Staging {
-    /// Makes the hidden sibling of `output`, and the directories above it.
+    /// Makes the hidden sibling of `output`, and the directories above it; removes what killed exports left there.
     pub(super) fn new(output: &Path, existing: Existing) -> Result<Self, StagingError> {
         let no_name = || StagingError::NoName { path: output.into() };
         let name = output.file_name().ok_or_else(no_name)?;
         check_existing(output, existing)?;
         let parent = parent(output);
-        fs::create_dir_all(parent).map_err(|source| StagingError::Write { path: parent.into(), source })?;
-        let dir = sibling(parent, name)?;
+        let failed = |source| StagingError::Write { path: parent.into(), source };
+        fs::create_dir_all(parent).map_err(failed)?;
+        siblings::clear(parent, name);
+        // What was put aside may be back.
+        check_existing(output, existing)?;
+        let dir = Sibling::new(parent, name).map_err(failed)?;
         Ok(Self { dir, output: output.into(), existing })
     }
 
     /// Where the file `name` is to be written.
     pub(super) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    /// Makes the file `name` of `bytes` zeros. A disk without room for it is known now and not in an hour.
+    pub(super) fn reserve(&self, name: &str, bytes: Bytes) -> Result<(), StagingError> {
+        let (path, dir) = (self.path(name), parent(&self.output));
+        let done = File::create_new(&path).and_then(|file| disk::reserve(&file, bytes.0));
+        done.map_err(|source| match (source.kind(), disk::available(dir)) {
+            (io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded, Some(available)) => {
+                StagingError::Full { dir: dir.into(), needed: bytes, available }
+            }
+            (io::ErrorKind::FileTooLarge, _) => StagingError::TooLarge { dir: dir.into(), needed: bytes },
+            _ => StagingError::Write { path, source },
+        })
     }
 
     /// Writes the file `name`.
@@ -106,20 +174,27 @@ impl Staging {
         check_existing(&self.output, self.existing)?;
         let failed = |source| StagingError::Write { path: self.output.clone(), source };
         sync_dir(self.dir.path()).map_err(failed)?;
-        let parent = parent(&self.output);
-        if self.output.exists() {
-            self.replace(parent)?;
+        if regular::is_there(&self.output) {
+            self.replace()?;
         } else {
-            fs::rename(self.dir.path(), &self.output).map_err(failed)?;
+            disk::rename_new(self.dir.path(), &self.output).map_err(failed)?;
         }
-        sync_dir(parent).map_err(failed)
+        sync_dir(parent(&self.output)).map_err(failed)
     }
 
-    fn replace(&self, parent: &Path) -> Result<(), StagingError> {
+    /// The old directory is where the new one was then, and goes with it.
+    fn replace(&self) -> Result<(), StagingError> {
+        match disk::exchange(self.dir.path(), &self.output) {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => self.replace_in_two(),
+            done => done.map_err(|source| StagingError::Write { path: self.output.clone(), source }),
+        }
+    }
+
+    fn replace_in_two(&self) -> Result<(), StagingError> {
         let failed = |source| StagingError::Write { path: self.output.clone(), source };
         let name = self.output.file_name().unwrap_or_default();
         // Dropped at the end, with the old directory in it.
-        let aside = sibling(parent, name)?;
+        let aside = Sibling::new(parent(&self.output), name).map_err(failed)?;
         let old = aside.path().join(name);
         fs::rename(&self.output, &old).map_err(failed)?;
         fs::rename(self.dir.path(), &self.output).map_err(|source| {
@@ -130,9 +205,21 @@ impl Staging {
     }
 }
 
+/// Fails when `output` is the directory `source`, or would be made within it.
+pub(super) fn check_apart(output: &Path, source: &Path) -> Result<(), StagingError> {
+    let above = output.ancestors().map(|dir| if dir.as_os_str().is_empty() { Path::new(".") } else { dir });
+    let existing = above.filter_map(|dir| dir.canonicalize().ok()).next();
+    match (existing, source.canonicalize()) {
+        (Some(existing), Ok(dir)) if existing.starts_with(&dir) => {
+            Err(StagingError::WithinSource { path: output.into(), dir: source.into() })
+        }
+        _ => Ok(()),
+    }
+}
+
 fn check_existing(output: &Path, existing: Existing) -> Result<(), StagingError> {
     let path = || output.to_owned();
-    if output.symlink_metadata().is_err() {
+    if !regular::is_there(output) {
         return Ok(());
     }
     match existing {
@@ -148,18 +235,6 @@ fn check_existing(output: &Path, existing: Existing) -> Result<(), StagingError>
 /// `parent()` of a bare name is the empty path, which no system call takes.
 fn parent(output: &Path) -> &Path {
     output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-fn sibling(parent: &Path, name: &std::ffi::OsStr) -> Result<TempDir, StagingError> {
-    let mut prefix = OsString::from(".");
-    prefix.push(name);
-    prefix.push(".partial-");
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(&prefix);
-    // Temporary directories are private, but this one becomes the output, which others may read as any other.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
-    builder.tempdir_in(parent).map_err(|source| StagingError::Write { path: parent.into(), source })
 }
 
 #[cfg(unix)]
@@ -213,6 +288,42 @@ mod tests {
         model(&output, Existing::Replace, b"2").unwrap();
         assert_eq!(fs::read(output.join(manifest::FILE_NAME)).unwrap(), b"2");
         assert_eq!(names(output.parent().unwrap()), ["model"]);
+    }
+
+    #[test]
+    fn where_directories_cannot_be_exchanged_two_renames_replace_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let output = dir.path().join("model");
+        model(&output, Existing::Keep, b"1").unwrap();
+        let staging = Staging::new(&output, Existing::Replace).unwrap();
+        staging.write(manifest::FILE_NAME, b"2").unwrap();
+        staging.replace_in_two().unwrap();
+        drop(staging);
+        assert_eq!(fs::read(output.join(manifest::FILE_NAME)).unwrap(), b"2");
+        assert_eq!(names(dir.path()), ["model"]);
+    }
+
+    #[test]
+    fn an_output_within_its_source_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (base, beside) = (dir.path().join("base"), dir.path().join("base-out"));
+        fs::create_dir(&base).unwrap();
+        for output in [base.clone(), base.join("out"), base.join("a/b/c"), base.join("../base/x")] {
+            assert!(
+                matches!(check_apart(&output, &base), Err(StagingError::WithinSource { .. })),
+                "{output:?}"
+            );
+        }
+        check_apart(&beside, &base).unwrap();
+        check_apart(Path::new("model"), &base).unwrap();
+    }
+
+    #[test]
+    fn weights_that_no_disk_holds_are_an_error_before_they_are_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let staging = Staging::new(&dir.path().join("model"), Existing::Keep).unwrap();
+        let message = staging.reserve("data", Bytes(1 << 60)).unwrap_err().to_string();
+        assert!(message.contains("the weights need"), "{message}");
     }
 
     #[test]

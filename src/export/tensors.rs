@@ -6,25 +6,34 @@
 
 use std::{
     collections::BTreeMap,
-    fs::File,
+    fmt,
     io::{self, Read},
     ops::Range,
     path::{Path, PathBuf},
 };
 
 use half::{bf16, f16, slice::HalfFloatSliceExt};
-use safetensors::{
-    Dtype,
-    tensor::{Metadata, TensorInfo},
+use safetensors::{Dtype, tensor::TensorInfo};
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error, IgnoredAny, MapAccess, Visitor},
 };
 
 use super::{
     param::{Param, Shape},
     positioned::Positioned,
+    regular,
 };
 
 /// As the safetensors library itself refuses.
 const MOST_HEADER_BYTES: u64 = 100_000_000;
+
+/// A tensor name longer than this, or with more dimensions, is no model's.
+const MOST_NAME_BYTES: usize = 512;
+const MOST_DIMENSIONS: usize = 8;
+
+/// The header's one entry that is not a tensor.
+const METADATA: &str = "__metadata__";
 
 /// Bytes before the header: its length.
 const PREFIX_BYTES: u64 = size_of::<u64>() as u64;
@@ -61,6 +70,22 @@ pub enum TensorsError {
         path: PathBuf,
         /// Where and why.
         source: serde_json::Error,
+    },
+    /// A tensor does not lie where the one before it ends, or is not as long as its shape makes it.
+    #[error(
+        "{}: {tensor} cannot lie at bytes {} to {}: the tensor before it ends at {before}, and {:?} of shape {:?} ends \
+         elsewhere; the file is damaged, download it again",
+        path.display(), info.data_offsets.0, info.data_offsets.1, info.dtype, info.shape
+    )]
+    Offsets {
+        /// The file.
+        path: PathBuf,
+        /// Its name there.
+        tensor: String,
+        /// What the header says of it.
+        info: Box<TensorInfo>,
+        /// Where it should start.
+        before: u64,
     },
     /// The tensors that the header describes do not end where the file does.
     #[error(
@@ -119,17 +144,9 @@ impl TensorFile {
     /// Opens the file at `path` and reads its header.
     pub(super) fn open(path: &Path) -> Result<Self, TensorsError> {
         let failed = |source| TensorsError::Read { path: path.into(), source };
-        let mut file = File::open(path).map_err(failed)?;
+        let mut file = regular::open(path).map_err(failed)?;
         let file_bytes = file.metadata().map_err(failed)?.len();
-        let header = read_header(&mut file, path, file_bytes)?;
-        let metadata: Metadata = serde_json::from_slice(&header)
-            .map_err(|source| TensorsError::Header { path: path.into(), source })?;
-        let data_start = PREFIX_BYTES + header.len() as u64;
-        let described = data_start.saturating_add(metadata.data_len() as u64);
-        if described != file_bytes {
-            return Err(TensorsError::Length { path: path.into(), described, file_bytes });
-        }
-        let tensors = metadata.tensors().into_iter().map(|(name, info)| (name, info.clone())).collect();
+        let Header { data_start, tensors } = Header::read(&mut file, path, file_bytes)?;
         Ok(Self { path: path.into(), file: Positioned::new(file), data_start, tensors })
     }
 
@@ -238,7 +255,29 @@ struct Columns {
     height: usize,
 }
 
-fn read_header(file: &mut File, path: &Path, file_bytes: u64) -> Result<Vec<u8>, TensorsError> {
+/// What a file says is in it, checked against its length.
+#[derive(Debug)]
+pub(super) struct Header {
+    data_start: u64,
+    tensors: BTreeMap<String, TensorInfo>,
+}
+
+impl Header {
+    /// Reads the header at the start of `file`, which lies at `path` and is `file_bytes` long.
+    pub(super) fn read(file: &mut impl Read, path: &Path, file_bytes: u64) -> Result<Self, TensorsError> {
+        let json = read_json(file, path, file_bytes)?;
+        let Tensors(tensors) = serde_json::from_slice(&json)
+            .map_err(|source| TensorsError::Header { path: path.into(), source })?;
+        let data_start = PREFIX_BYTES + json.len() as u64;
+        let described = data_start.saturating_add(check_offsets(path, &tensors)?);
+        if described != file_bytes {
+            return Err(TensorsError::Length { path: path.into(), described, file_bytes });
+        }
+        Ok(Self { data_start, tensors })
+    }
+}
+
+fn read_json(file: &mut impl Read, path: &Path, file_bytes: u64) -> Result<Vec<u8>, TensorsError> {
     let failed = |source| TensorsError::Read { path: path.into(), source };
     let mut length = [0; size_of::<u64>()];
     if file_bytes < PREFIX_BYTES {
@@ -252,6 +291,71 @@ fn read_header(file: &mut File, path: &Path, file_bytes: u64) -> Result<Vec<u8>,
     let mut header = Vec::new();
     file.take(header_bytes).read_to_end(&mut header).map_err(failed)?;
     Ok(header)
+}
+
+/// Checks that tensors lie one after another without a gap; gives where the last one ends.
+fn check_offsets(path: &Path, tensors: &BTreeMap<String, TensorInfo>) -> Result<u64, TensorsError> {
+    let mut in_order: Vec<_> = tensors.iter().collect();
+    in_order.sort_by_key(|(_, info)| info.data_offsets);
+    let mut before = 0;
+    for (tensor, info) in in_order {
+        let (start, end) = (info.data_offsets.0 as u64, info.data_offsets.1 as u64);
+        let by_shape = byte_length(info).and_then(|bytes| bytes.checked_add(before));
+        if start != before || Some(end) != by_shape {
+            let (tensor, info) = (tensor.clone(), Box::new(info.clone()));
+            return Err(TensorsError::Offsets { path: path.into(), tensor, info, before });
+        }
+        before = end;
+    }
+    Ok(before)
+}
+
+/// Bytes that a tensor's shape and type ask for, if they are a whole number of bytes that a file could have.
+fn byte_length(info: &TensorInfo) -> Option<u64> {
+    let elements = info.shape.iter().try_fold(1u64, |product, size| product.checked_mul(*size as u64))?;
+    let bits = elements.checked_mul(info.dtype.bitsize() as u64)?;
+    bits.is_multiple_of(8).then_some(bits / 8)
+}
+
+/// The tensors of a header, none named twice: readers would disagree about which one counts.
+struct Tensors(BTreeMap<String, TensorInfo>);
+
+impl<'de> Deserialize<'de> for Tensors {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(TensorsVisitor).map(Self)
+    }
+}
+
+struct TensorsVisitor;
+
+impl<'de> Visitor<'de> for TensorsVisitor {
+    type Value = BTreeMap<String, TensorInfo>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object with an entry for each tensor")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut tensors = BTreeMap::new();
+        while let Some(name) = map.next_key::<String>()? {
+            if name == METADATA {
+                map.next_value::<IgnoredAny>()?;
+                continue;
+            }
+            if name.len() > MOST_NAME_BYTES {
+                return Err(A::Error::custom(format!("a name of {} bytes", name.len())));
+            }
+            let info: TensorInfo = map.next_value()?;
+            if info.shape.len() > MOST_DIMENSIONS {
+                return Err(A::Error::custom(format!("{name} has {} dimensions", info.shape.len())));
+            }
+            if tensors.contains_key(&name) {
+                return Err(A::Error::custom(format!("{name} is there twice")));
+            }
+            tensors.insert(name, info);
+        }
+        Ok(tensors)
+    }
 }
 
 /// `bytes` as float32, unless they are of a type that weights do not have.
@@ -318,6 +422,12 @@ mod tests {
             r#"{"a":{"dtype":"F32","shape":[18446744073709551615,2],"data_offsets":[0,4]}}"#,
             r#"{"a":{"dtype":"F32","shape":[4611686018427387904],"data_offsets":[0,18446744073709551615]}}"#,
             r#"{"a":{"dtype":"F99","shape":[1],"data_offsets":[0,4]}}"#,
+            r#"{"a":{"dtype":"F4","shape":[9],"data_offsets":[0,4]}}"#,
+            r#"{"a":{"dtype":"U8","shape":[1,1,1,1,1,1,1,1,4],"data_offsets":[0,4]}}"#,
+            r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},
+                "a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#,
+            r#"{"a":{"dtype":"F16","shape":[2],"data_offsets":[0,4]},
+                "b":{"dtype":"F16","shape":[1],"data_offsets":[2,4]}}"#,
             r#"["a"]"#,
         ] {
             assert!(open(&with_header(header, &[0; 4])).is_err(), "{header} was believed");

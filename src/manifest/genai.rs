@@ -1,6 +1,6 @@
 //! `genai_config.json`: what onnxruntime-genai says about a model, and what of it concerns us.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use serde::Deserialize;
 
@@ -83,16 +83,11 @@ impl Default for Outputs {
     }
 }
 
-/// Reads the configuration at `path`. It does not say the type of activations, how weights are stored, or how many there
-/// are.
-pub(super) fn read(path: &Path) -> Result<Manifest, ManifestError> {
-    let text = fs::read(path).map_err(|source| ManifestError::Read { path: path.into(), source })?;
-    parse(path, &text)
-}
-
-fn parse(path: &Path, text: &[u8]) -> Result<Manifest, ManifestError> {
+/// Parses and checks the configuration `json` from `path`. It does not say the type of activations, how weights are
+/// stored, or how many there are.
+pub(super) fn parse(path: &Path, json: &[u8]) -> Result<Manifest, ManifestError> {
     let failed = |source| ManifestError::Genai { path: path.into(), source };
-    let Config { model } = serde_json::from_slice(text).map_err(failed)?;
+    let Config { model } = serde_json::from_slice(json).map_err(failed)?;
     let Model { r#type, context_length, vocab_size, decoder, eos_token_id } = model;
     let dims = Dims {
         layers: decoder.num_hidden_layers,
@@ -108,7 +103,7 @@ fn parse(path: &Path, text: &[u8]) -> Result<Manifest, ManifestError> {
         Ids::One(id) => vec![id],
         Ids::Several(ids) => ids,
     };
-    Ok(Manifest {
+    let manifest = Manifest {
         schema: SCHEMA,
         architecture: r#type,
         dims,
@@ -123,8 +118,11 @@ fn parse(path: &Path, text: &[u8]) -> Result<Manifest, ManifestError> {
             exporter: "onnxruntime-genai".into(),
             sources: Vec::new(),
             adapters: Vec::new(),
+            options: None,
         },
-    })
+    };
+    manifest.check(path)?;
+    Ok(manifest)
 }
 
 fn graph(decoder: Decoder) -> GraphNames {
@@ -154,7 +152,7 @@ mod tests {
             "outputs": {{}}}}}}, "search": {{}}}}"#
         );
         let path = Path::new(FILE_NAME);
-        parse(path, json.as_bytes()).and_then(|manifest| manifest.check(path).map(|()| manifest))
+        parse(path, json.as_bytes())
     }
 
     #[test]

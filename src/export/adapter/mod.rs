@@ -62,6 +62,11 @@ pub(super) struct Adapter {
     modules: BTreeMap<String, Module>,
 }
 
+/// Whether `config` are settings of an adapter that can be merged.
+pub(super) fn check_settings(config: &Settings) -> Result<(), AdapterError> {
+    AdapterSettings::read(config).map(drop)
+}
+
 impl Adapter {
     /// Opens the adapter in `dir`, checks its settings and reads its header.
     pub(super) fn open(dir: &Path, weight: f32) -> Result<Self, AdapterError> {

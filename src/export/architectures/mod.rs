@@ -16,7 +16,7 @@ use super::{
     blueprint::{Activation, Blueprint},
     settings::{MOST_SIZE, Settings, SettingsError},
 };
-use crate::manifest::Dims;
+use crate::manifest::{Dims, MOST_LAYERS};
 
 /// Reads the configuration of one architecture.
 type Read = fn(&Settings) -> Result<Blueprint, SettingsError>;
@@ -34,20 +34,25 @@ const ARCHITECTURES: [(&str, Read); 9] = [
     ("qwen3", qwen::read_3),
 ];
 
-/// More than any published decoder has; a graph of millions of layers would only exhaust memory.
-const MOST_LAYERS: usize = 1024;
-
 /// Where models that also see or hear keep the settings of their text model.
 pub(super) const TEXT: &str = "text_config";
 
 /// The blueprint of the model that `config` describes.
 pub(super) fn read(config: &Settings) -> Result<Blueprint, SettingsError> {
-    const FIELD: &str = "model_type";
     if let Some(quantization) = config.section("quantization_config")? {
         return Err(refuse_quantized(config, &quantization));
     }
-    if let Some(text) = config.section(TEXT)? {
-        return read(&text);
+    // Once: a section within a section within a section is no model's, and each would be a copy of all within it.
+    match config.section(TEXT)? {
+        Some(text) => read_text(&text),
+        None => read_text(config),
+    }
+}
+
+fn read_text(config: &Settings) -> Result<Blueprint, SettingsError> {
+    const FIELD: &str = "model_type";
+    if let Some(quantization) = config.section("quantization_config")? {
+        return Err(refuse_quantized(config, &quantization));
     }
     let supported = ARCHITECTURES.map(|(name, _)| name).join(", ");
     let name = config.text(FIELD)?.ok_or_else(|| config.missing(FIELD, supported.clone()))?;

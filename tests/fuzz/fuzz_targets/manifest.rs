@@ -1,0 +1,7 @@
+//! `eka.json`.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    eka::export::fuzzing::manifest(bytes);
+});
