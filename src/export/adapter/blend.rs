@@ -272,6 +272,19 @@ impl Blend {
                     return Err(self.conflict([edit.adapter, other.adapter], slot, edit.what()));
                 }
             }
+            self.check_rows(edits)?;
+        }
+        Ok(())
+    }
+
+    /// Where rows are replaced, PEFT loses what low-rank matrices add to the table, of the embedding or of a tied head.
+    fn check_rows(&self, edits: &[Edit]) -> Result<(), AdapterError> {
+        const REASON: &str = "trainable_token_indices is of the same table";
+        let are_rows_replaced = edits.iter().any(|edit| matches!(edit.change, Change::Tokens { .. }));
+        for edit in edits.iter().filter(|_| are_rows_replaced) {
+            if let Change::LowRank { product, .. } = &edit.change {
+                return Err(self.adapters[edit.adapter].contradiction(&product.a, REASON));
+            }
         }
         Ok(())
     }

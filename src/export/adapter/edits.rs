@@ -29,13 +29,7 @@ impl Adapter {
             let magnitude = self.magnitude(module, place)?;
             edits.push((false, Change::LowRank { product, magnitude }));
         }
-        if let Some(change) = self.tokens(module, place)? {
-            if !edits.is_empty() {
-                let tensor = &module.parts[&Part::Tokens];
-                return Err(self.contradiction(tensor, "its module has low-rank matrices as well"));
-            }
-            edits.push((false, change));
-        }
+        edits.extend(self.tokens(module, place)?.map(|change| (false, change)));
         Ok(edits)
     }
 
@@ -165,7 +159,7 @@ impl Adapter {
         }
     }
 
-    fn contradiction(&self, tensor: &str, reason: &'static str) -> AdapterError {
+    pub(super) fn contradiction(&self, tensor: &str, reason: &'static str) -> AdapterError {
         AdapterError::Contradiction { path: self.file.path().into(), tensor: tensor.into(), reason }
     }
 }

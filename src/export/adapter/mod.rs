@@ -11,7 +11,8 @@
 //!
 //! - A head that is tied to the embedding shares its table. What low-rank matrices add to one of the two is added to
 //!   both, as in PEFT when it merges; PEFT without merging changes the one alone. An adapter that has one of the two
-//!   whole (`modules_to_save`) unties them: the other keeps the base's table.
+//!   whole (`modules_to_save`) unties them: the other keeps the base's table. With low-rank matrices and
+//!   `ensure_weight_tying` the file has the same product for both, and PEFT adds it twice.
 //! - DoRA gives every row of a linear layer its own length, but every *column* of an embedding.
 //! - A weight or a scale other than one multiplies the product of the low-rank matrices, also below DoRA's magnitudes,
 //!   and the biases beside them. What an adapter has whole stays as it is.

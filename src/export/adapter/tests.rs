@@ -177,6 +177,16 @@ fn replaced_rows_are_those_of_tokens_that_there_are() {
 }
 
 #[test]
+fn replaced_rows_and_low_rank_matrices_cannot_share_a_table() {
+    let delta = tensor("model.embed_tokens.token_adapter.trainable_tokens_delta", &[1, 64]);
+    let tensors = [&pair("lm_head", [50, 64])[..], &[delta]].concat();
+    let more = r#""trainable_token_indices": [3],"#;
+    blend(false, more, &tensors).unwrap();
+    let message = refusal(true, more, &tensors);
+    assert!(message.contains("lm_head.lora_A") && message.contains("trainable_token_indices"), "{message}");
+}
+
+#[test]
 fn adapters_are_added_up_where_that_is_a_sum_and_refused_where_not() {
     let dir = tempfile::tempdir().unwrap();
     let magnitude = tensor(&format!("{QUERY}.lora_magnitude_vector"), &[64]);
