@@ -436,12 +436,13 @@ struct Schema {
 mod tests {
     use super::*;
 
-    const PLAIN: &str = r#"{"schema": 1, "architecture": "llama", "dtype": "float32", "context_length": 32,
+    const PLAIN: &str = r#"{"schema": 2, "architecture": "llama", "dtype": "float32", "context_length": 32,
         "dims": {"layers": 2, "hidden": 64, "heads": 4, "kv_heads": 2, "head_dim": 16, "intermediate": 96, "vocab": 50},
         "quantization": {"bits": 4, "block_size": 32, "accuracy_level": 4}, "end_tokens": [2], "parameters": 1,
-        "graph": {"input_ids": "a", "seqlens_k": "b", "total_sequence_length": "c", "logits_index": "d",
-            "logits": "e", "past_key": "f", "past_value": "g", "present_key": "h", "present_value": "i"},
-        "provenance": {"exporter": "eka", "sources": [], "adapter": null}}"#;
+        "overrides": [], "graph": {"file": "model.onnx", "input_ids": "a", "logits": "e",
+            "lengths": {"given": {"seqlens_k": "b", "total_sequence_length": "c", "logits_index": "d"}},
+            "past_key": "f", "past_value": "g", "present_key": "h", "present_value": "i"},
+        "provenance": {"exporter": "eka", "sources": [], "adapters": [], "options": null}}"#;
 
     fn parse(json: &str) -> Result<Manifest, ManifestError> {
         Manifest::parse(Path::new(FILE_NAME), json.as_bytes())
@@ -462,6 +463,7 @@ mod tests {
             ("\"head_dim\": 16", "\"head_dim\": 8388608", "head_dim is 8388608"),
             ("\"kv_heads\": 2", "\"kv_heads\": 3", "kv_heads is 3"),
             ("\"bits\": 4", "\"bits\": 3", "bits is 3"),
+            ("\"file\": \"model.onnx\"", "\"file\": \"../x\"", "../x"),
             ("\"block_size\": 32", "\"block_size\": 0", "block_size is 0"),
         ] {
             let message = parse(&PLAIN.replace(was, is)).unwrap_err().to_string();
@@ -471,7 +473,7 @@ mod tests {
 
     #[test]
     fn another_schema_is_called_that_whatever_else_it_holds() {
-        let error = parse(r#"{"schema": 2, "new": true}"#).unwrap_err();
-        assert!(matches!(error, ManifestError::Schema { found: 2, .. }), "{error}");
+        let error = parse(r#"{"schema": 3, "new": true}"#).unwrap_err();
+        assert!(matches!(error, ManifestError::Schema { found: 3, .. }), "{error}");
     }
 }

@@ -76,6 +76,11 @@ impl Runtime {
             }
             for path in libraries {
                 match ort::init_from(&path) {
+                    // With a library loaded already, whatever it is called with is fine.
+                    Ok(_) if ort::util::probe(&path).is_none() => {
+                        let found = "cannot be loaded: it is no ONNX Runtime library".into();
+                        attempts.push(Attempt { found, path });
+                    }
                     Ok(builder) => return Ok(Self::start(builder, path)?),
                     Err(e) => attempts.push(Attempt { found: describe(&e), path }),
                 }
