@@ -30,7 +30,9 @@
 //! | int4, zero points, plain rounding | 0.0180, 0.999 | 0.0237, 1.001 | 0.0272, 1.001 |
 //!
 //! A perplexity is one draw: it moves by a percent or two with whatever changes the rounding, and below one is luck. The
-//! divergence is steadier, and so blocks of 32 are the default: they run as fast on a CPU as the others, within what can
+//! divergence is steadier. Over the whole phrasebook, int4 in blocks of 32 has 1.015 times the perplexity of float32 as
+//! chats (1.021 with plain rounding), 1.003 as lists of one language (1.007), 1.0004 as bare lines (1.009). So
+//! blocks of 32 are the default: they run as fast on a CPU as the others, within what can
 //! be measured. A tied table is the reason for a row of its own: it is kept in int8 among int4, which brings the
 //! perplexity within the three percent that we ask for. Rows of 192 do not fill blocks of 128: padding, and a head that
 //! cannot share the embedding's bytes, make the coarsest blocks the largest file here.

@@ -299,8 +299,11 @@ impl Block {
     fn codes(&self, Grid { scale, zero_point }: Grid, bits: Bits) -> [u8; MOST_BLOCK] {
         let inverse = if scale == 0.0 { 0.0 } else { scale.recip() };
         let [lowest, highest] = ends(zero_point, bits);
-        self.weights
-            .map(|weight| low_byte(round(within(weight * inverse, lowest, highest)) + f32::from(zero_point)))
+        let mut codes = [zero_point; MOST_BLOCK];
+        for (code, weight) in codes.iter_mut().zip(&self.weights[..self.len]) {
+            *code = low_byte(round(within(weight * inverse, lowest, highest)) + f32::from(zero_point));
+        }
+        codes
     }
 }
 
