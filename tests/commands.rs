@@ -114,8 +114,11 @@ fn doctor_says_ok_or_problem_and_what_to_do() {
     for word in ["onnxruntime", "CPUExecutionProvider", "memory", "models/demo"] {
         assert!(text(&healthy.stdout).contains(word), "{word} in\n{}", text(&healthy.stdout));
     }
-    let empty = tempfile::tempdir().unwrap();
-    let ill = run(&["doctor", "--onnxruntime", argument(empty.path()), "--model", argument(empty.path())]);
+    // A directory within, because doctor looks at what lies beside a model as well.
+    let outer = tempfile::tempdir().unwrap();
+    let empty = outer.path().join("empty");
+    std::fs::create_dir(&empty).unwrap();
+    let ill = run(&["doctor", "--onnxruntime", argument(&empty), "--model", argument(&empty)]);
     assert_eq!(ill.status.code(), Some(1));
     let said = text(&ill.stdout);
     assert_eq!(said.lines().filter(|line| line.starts_with("PROBLEM")).count(), 2, "{said}");

@@ -256,11 +256,6 @@ fn manifest() -> Manifest {
         end_tokens: vec![2, 6],
         parameters: 1,
         graph: GraphNames::default(),
-        provenance: Provenance {
-            exporter: "test".into(),
-            sources: vec![],
-            adapters: vec![],
-            options: None,
-        },
+        provenance: Provenance { exporter: "test".into(), sources: vec![], adapters: vec![], options: None },
     }
 }

@@ -186,7 +186,8 @@ fn flags(options: &ExportOptions) -> String {
     for keep in &options.keep {
         flags += &format!(" --keep {keep}");
     }
-    flags += &format!(" --dtype {} --layout {}", format!("{:?}", options.dtype).to_lowercase(), options.layout);
+    flags +=
+        &format!(" --dtype {} --layout {}", format!("{:?}", options.dtype).to_lowercase(), options.layout);
     if let Some(tokens) = options.context_length {
         flags += &format!(" --context-length {tokens}");
     }

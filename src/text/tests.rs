@@ -45,12 +45,8 @@ fn answers() -> impl Iterator<Item = Answer> {
 /// A model directory with a manifest for `vocab` ids and nothing else.
 fn model_dir(vocab: usize) -> tempfile::TempDir {
     let dims = Dims { layers: 1, hidden: 1, heads: 1, kv_heads: 1, head_dim: 1, intermediate: 1, vocab };
-    let provenance = Provenance {
-        exporter: "eka test".into(),
-        sources: Vec::new(),
-        adapters: Vec::new(),
-        options: None,
-    };
+    let provenance =
+        Provenance { exporter: "eka test".into(), sources: Vec::new(), adapters: Vec::new(), options: None };
     let manifest = Manifest {
         schema: SCHEMA,
         architecture: "llama".into(),
