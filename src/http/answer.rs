@@ -36,7 +36,7 @@ pub(super) enum Piece {
     /// Text to append; never empty.
     Text(String),
     /// Nothing follows.
-    End(Ending),
+    End(Box<Ending>),
 }
 
 /// A complete answer.
@@ -137,12 +137,17 @@ impl Answer {
             // Nobody but this answer cancels its job, unless everything ends.
             FinishReason::Cancelled => return Err(Failure::ShuttingDown),
         };
-        Ok(Piece::End(self.end(reason, finish.usage.completion_tokens, finish.timings, finish.memory)))
+        Ok(Piece::End(Box::new(self.end(
+            reason,
+            finish.usage.completion_tokens,
+            finish.timings,
+            finish.memory,
+        ))))
     }
 
     fn stopped(&mut self) -> Piece {
         let generated = self.completion_tokens;
-        Piece::End(self.end(Reason::Stop, generated, Timings::default(), MemoryReport::default()))
+        Piece::End(Box::new(self.end(Reason::Stop, generated, Timings::default(), MemoryReport::default())))
     }
 
     fn end(&mut self, reason: Reason, generated: usize, timings: Timings, memory: MemoryReport) -> Ending {

@@ -62,7 +62,6 @@ pub struct Runner {
 impl Supervisor {
     /// A supervisor, and the future that starts the first worker and keeps one alive; whether and when one is ready is
     /// told by [`readiness`](Self::readiness).
-    #[must_use]
     pub fn new(
         command: WorkerCommand,
         metrics: Arc<Metrics>,

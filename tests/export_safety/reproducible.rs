@@ -73,7 +73,7 @@ fn inspect_prints_for_people_and_refuses_what_is_no_model() {
     for words in [
         "llama",
         "int8 in blocks of 32",
-        "rank 8, scale 2, on q_proj, v_proj",
+        "rank 8, alpha 16, times 1, on q_proj, v_proj",
         "GroupQueryAttention",
         "768 B per token",
     ] {
