@@ -68,15 +68,8 @@ fn text() -> Option<Arc<Text>> {
     for name in ["tokenizer.json", "tokenizer_config.json"] {
         fs::copy(base.join(name), directory.path().join(name)).ok()?;
     }
-    let options = eka::export::Options {
-        source: eka::export::Source::Checkpoint { base, adapters: Vec::new() },
-        weights: eka::export::Storage::default(),
-        dtype: eka::manifest::Dtype::Float32,
-        layout: eka::export::Layout::Eka,
-        context_length: None,
-        output: directory.path().join("demo"),
-        existing: eka::export::Existing::Keep,
-    };
+    let source = eka::export::Source::Checkpoint { base, adapters: Vec::new() };
+    let options = eka::export::Options::new(source, directory.path().join("demo"));
     eka::export::export(&options, &()).ok()?;
     Some(Arc::new(Text::open(&options.output, "demo").ok()?))
 }

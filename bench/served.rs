@@ -121,15 +121,7 @@ fn export_demo(dir: &Path) -> Outcome<()> {
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
     let adapter = eka::export::AdapterSource { dir: demo.join("adapter"), weight: 1.0 };
     let source = eka::export::Source::Checkpoint { base: demo.join("base"), adapters: vec![adapter] };
-    let options = eka::export::Options {
-        source,
-        weights: eka::export::Storage::default(),
-        dtype: eka::manifest::Dtype::Float32,
-        layout: eka::export::Layout::Eka,
-        context_length: None,
-        output: dir.to_path_buf(),
-        existing: eka::export::Existing::Keep,
-    };
+    let options = eka::export::Options::new(source, dir.to_path_buf());
     eka::export::export(&options, &())?;
     Ok(())
 }

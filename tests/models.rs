@@ -13,7 +13,7 @@ use std::{
 use eka::{
     device::{Runtime, SessionOptions},
     engine::{Forward, Timeline, TimelineOptions},
-    export::{AdapterSource, Existing, Layout, Options, Source, Storage, WeightFormat, export},
+    export::{AdapterSource, Layout, Options, Source, Storage, WeightFormat, export},
     manifest::Dtype,
     model::Model,
 };
@@ -98,21 +98,9 @@ fn open_as(
     let dir = tempfile::tempdir().unwrap();
     let output = dir.path().join("model");
     let weights = Storage { format: weights, ..Storage::default() };
-    let options = Options { weights, dtype, layout, ..options(source, &output) };
+    let options = Options { weights, dtype, layout, ..Options::new(source, output.clone()) };
     export(&options, &()).unwrap();
     (open_directory(&output, chunk), dir)
-}
-
-fn options(source: Source, output: &Path) -> Options {
-    Options {
-        source,
-        weights: Storage::default(),
-        dtype: Dtype::Float32,
-        layout: Layout::Eka,
-        context_length: None,
-        output: output.into(),
-        existing: Existing::Keep,
-    }
 }
 
 fn open_directory(dir: &Path, chunk: usize) -> Timeline {
@@ -162,6 +150,7 @@ fn every_position_of_every_architecture_is_what_transformers_computes() {
         let merged = apart(&timeline.forward_all(&case.prompt).unwrap(), &case.merged);
         assert!(alone <= TOLERANCE && merged <= TOLERANCE, "{}: {alone} alone, {merged} merged", case.name);
         assert_eq!(greedy(&mut timeline, &case), case.greedy, "{}", case.name);
+        assert_eq!(timeline.model().manifest().end_tokens, [2], "{}", case.name);
         seen.insert(case.name, alone.max(merged));
     }
     println!("greatest differences: {seen:?}");
@@ -240,8 +229,10 @@ fn a_shorter_context_gives_the_same_logits_up_to_its_end_and_no_further() {
     for case in cases() {
         let dir = tempfile::tempdir().unwrap();
         let output = dir.path().join("model");
-        let shorter =
-            Options { context_length: NonZeroUsize::new(40), ..options(case.merged_source(), &output) };
+        let shorter = Options {
+            context_length: NonZeroUsize::new(40),
+            ..Options::new(case.merged_source(), output.clone())
+        };
         export(&shorter, &()).unwrap();
         let mut timeline = open_directory(&output, 64);
         let difference = apart(&timeline.forward_all(&case.prompt).unwrap(), &case.merged);
@@ -259,7 +250,7 @@ fn random_weights_need_the_configuration_of_any_architecture_alone() {
         let dir = tempfile::tempdir().unwrap();
         let output = dir.path().join("model");
         let source = Source::Random { config: case.dir.join("base/config.json"), seed: 3 };
-        export(&options(source, &output), &()).unwrap();
+        export(&Options::new(source, output.clone()), &()).unwrap();
         let logits = open_directory(&output, 64).forward_all(&case.prompt).unwrap();
         assert!(logits.iter().all(|x| x.is_finite()) && size(&logits) > 1e-3, "{}", case.name);
     }

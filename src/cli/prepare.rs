@@ -11,8 +11,8 @@ use anyhow::{Context, bail};
 use super::export::Bars;
 use crate::{
     config::{self, Config, Quantize},
-    export::{self, AdapterSource, BlockSize, Existing, Layout, Options, Source, Storage, WeightFormat},
-    manifest::{self, Dtype},
+    export::{self, AdapterSource, BlockSize, Options, Source, Storage, WeightFormat},
+    manifest::{self},
 };
 
 /// A model that can be loaded.
@@ -51,15 +51,7 @@ fn exported(config: &Config, id: &str) -> anyhow::Result<PathBuf> {
     let adapter = Some(config.model.path.join("adapter")).filter(|adapter| adapter.is_dir());
     let adapters = adapter.into_iter().map(|dir| AdapterSource { dir, weight: 1.0 }).collect();
     let source = Source::Checkpoint { base, adapters };
-    let options = Options {
-        source,
-        weights: weights(&config.model)?,
-        dtype: Dtype::Float32,
-        layout: Layout::Eka,
-        context_length: None,
-        output: PathBuf::new(),
-        existing: Existing::Keep,
-    };
+    let options = Options { weights: weights(&config.model)?, ..Options::new(source, PathBuf::new()) };
     let key = export::fingerprint(&options)?;
     let output = config.model.cache_dir.join("exports").join(format!("{id}-{}", &key[..16]));
     if output.join(manifest::FILE_NAME).is_file() {

@@ -160,7 +160,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::export::{AdapterSource, Existing, Layout, Rounding, Source, WeightFormat, ZeroPoints};
+    use crate::export::{AdapterSource, Existing, Rounding, Source, WeightFormat, ZeroPoints};
 
     #[derive(Parser)]
     struct Command {
@@ -205,15 +205,7 @@ mod tests {
             let adapters = vec![AdapterSource { dir: adapter, weight: 1.0 }];
             let source = Source::Checkpoint { base, adapters };
             let (output, existing) = (output.to_owned(), Existing::Replace);
-            let options = Options {
-                source,
-                weights,
-                dtype: Dtype::Float32,
-                layout: Layout::Eka,
-                context_length: None,
-                output,
-                existing,
-            };
+            let options = Options { weights, existing, ..Options::new(source, output) };
             export::export(&options, &()).unwrap();
         }
 

@@ -113,8 +113,14 @@ fn adapter_origin(number: usize) -> String {
     if number == 0 { "adapter".into() } else { format!("adapter{}", number + 1) }
 }
 
+/// The first that says any counts: settings of generation, the configuration, that of the text model within it.
 fn end_tokens(generation: Option<&Settings>, config: &Settings) -> Result<Vec<u32>, SettingsError> {
-    const FIELD: &str = "eos_token_id";
-    let said = generation.map(|settings| settings.ids(FIELD)).transpose()?.unwrap_or_default();
-    if said.is_empty() { config.ids(FIELD) } else { Ok(said) }
+    let text = config.section(architectures::TEXT)?;
+    for settings in generation.into_iter().chain([config]).chain(&text) {
+        let said = settings.ids("eos_token_id")?;
+        if !said.is_empty() {
+            return Ok(said);
+        }
+    }
+    Ok(Vec::new())
 }

@@ -191,6 +191,20 @@ impl Source {
 }
 
 impl Options {
+    /// To export `source` to `output`, unquantized in single precision, for eka alone, over nothing that exists.
+    #[must_use]
+    pub fn new(source: Source, output: PathBuf) -> Self {
+        Self {
+            source,
+            weights: Storage::default(),
+            dtype: Dtype::Float32,
+            layout: Layout::default(),
+            context_length: None,
+            output,
+            existing: Existing::default(),
+        }
+    }
+
     fn names(&self) -> GraphNames {
         match self.layout {
             Layout::Eka => GraphNames::default(),

@@ -40,18 +40,7 @@ impl Tiny {
         testing::write(&base.join("model.safetensors"), &testing::tensors(tied));
         let source = Source::Checkpoint { base, adapters: Vec::new() };
         let output = dir.path().join("out/model");
-        Self {
-            dir,
-            options: Options {
-                source,
-                weights,
-                dtype: Dtype::Float32,
-                layout: Layout::Eka,
-                context_length: None,
-                output,
-                existing: Existing::Keep,
-            },
-        }
+        Self { dir, options: Options { weights, ..Options::new(source, output) } }
     }
 
     fn base(&self, name: &str) -> PathBuf {

@@ -4,10 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use eka::{
-    export::{self, Existing, Layout, Options, Source, Storage, WeightFormat, fuzzing},
-    manifest::Dtype,
-};
+use eka::export::{self, Options, Source, Storage, WeightFormat, fuzzing};
 use rand_chacha::{
     ChaCha8Rng,
     rand_core::{Rng, SeedableRng},
@@ -251,15 +248,9 @@ fn exported() -> (Value, Vec<u8>) {
     let mut small = fixture("llama/base/config.json");
     small["num_hidden_layers"] = json!(1);
     std::fs::write(&config, text(&small)).unwrap();
-    let options = Options {
-        source: Source::Random { config, seed: 1 },
-        weights: Storage { format: WeightFormat::Int4, ..Storage::default() },
-        layout: Layout::Eka,
-        context_length: None,
-        dtype: Dtype::Float32,
-        output: output.clone(),
-        existing: Existing::Keep,
-    };
+    let weights = Storage { format: WeightFormat::Int4, ..Storage::default() };
+    let source = Source::Random { config, seed: 1 };
+    let options = Options { weights, ..Options::new(source, output.clone()) };
     export::export(&options, &()).unwrap();
     let read = |name: &str| std::fs::read(output.join(name)).unwrap();
     (serde_json::from_slice(&read("eka.json")).unwrap(), read("model.onnx"))
