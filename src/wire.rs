@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// Version of the frames below; both ends must have the same.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// Longest payload that is sent or read: room for a prompt of some three million tokens.
 pub const MAX_FRAME: Bytes = Bytes::mib(16);
@@ -64,6 +64,8 @@ pub enum Up {
         /// [`PROTOCOL`] of the worker's binary.
         protocol: u32,
     },
+    /// The model is loaded; it is run for the first time next.
+    Loaded,
     /// The model is loaded and warm.
     Ready(ReadyReport),
     /// It cannot be loaded; the worker ends after this.

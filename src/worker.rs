@@ -56,6 +56,8 @@ enum LoadError {
     Model(#[from] ModelError),
     #[error("the model does not run: {0}")]
     Engine(#[from] EngineError),
+    #[error(transparent)]
+    Pipe(#[from] WireError),
 }
 
 /// What the reading thread has noted for the computing one.
@@ -85,7 +87,7 @@ pub fn run(input: impl Read + Send + 'static, mut output: impl Write) -> Result<
         Ok(Down::Shutdown) | Err(_) => return Ok(()),
         Ok(other) => return Err(WorkerError::NoLoad(format!("{other:?}"))),
     };
-    let (timeline, ready) = load(&spec).map_err(|e| tell_load_failure(&e, &mut output))?;
+    let (timeline, ready) = load(&spec, &mut output).map_err(|e| tell_load_failure(&e, &mut output))?;
     let idle = ready.memory;
     wire::write(&Up::Ready(ready), &mut output)?;
     Worker { timeline, noted, output, idle }.serve(&frames)
@@ -122,7 +124,7 @@ fn read_frames(mut input: impl Read + Send + 'static, noted: Arc<Noted>) -> mpsc
     receiver
 }
 
-fn load(spec: &LoadSpec) -> Result<(Timeline, ReadyReport), LoadError> {
+fn load(spec: &LoadSpec, output: &mut impl Write) -> Result<(Timeline, ReadyReport), LoadError> {
     let started = Instant::now();
     // What passes tokens on is in a hurry; what computes them is not. Inherited by the threads of ONNX Runtime.
     host::set_pace(Pace::Steady);
@@ -132,6 +134,7 @@ fn load(spec: &LoadSpec) -> Result<(Timeline, ReadyReport), LoadError> {
     let capacity = spec.context_length.unwrap_or(0);
     let options = TimelineOptions { capacity, chunk: spec.prefill_chunk };
     let mut timeline = Timeline::new(model, options).map_err(EngineError::from)?;
+    wire::write(&Up::Loaded, output)?;
     timeline.warm_up()?;
     let placement = timeline.model().session().placement().map_err(EngineError::from)?;
     let ready = ReadyReport {

@@ -43,12 +43,21 @@ async fn a_worker_killed_between_two_requests_is_replaced_and_nobody_notices() {
     assert_ne!(program.worker_pid(), killed);
 }
 
-/// Streams an answer, and kills the worker after every so many pieces of it, up to `times`.
 async fn stream_and_kill(
     program: &Program,
     request: &Value,
     every: usize,
     times: usize,
+) -> (Vec<Value>, bool) {
+    stream_and(program, request, "KILL", [every, times]).await
+}
+
+/// Streams an answer, and sends the worker a signal after every so many pieces of it, up to `times`.
+async fn stream_and(
+    program: &Program,
+    request: &Value,
+    signal: &str,
+    [every, times]: [usize; 2],
 ) -> (Vec<Value>, bool) {
     let mut request = request.clone();
     request["stream"] = json!(true);
@@ -60,7 +69,7 @@ async fn stream_and_kill(
         received.extend(piece);
         if kills < times && pieces > kills * every {
             kills += 1;
-            send("KILL", program.worker_pid());
+            send(signal, program.worker_pid());
         }
     }
     events(&text(&received))
@@ -92,6 +101,42 @@ async fn a_worker_killed_in_an_answer_is_replaced_and_the_answer_goes_on() {
             assert_eq!(last["timings"]["resumed"], 1);
         }
     }
+}
+
+/// A worker that is stopped hangs, as one does whose device never answers.
+#[tokio::test]
+async fn a_worker_that_hangs_is_replaced_in_an_answer_and_before_one() {
+    // Short enough for a test, long enough for a busy machine.
+    let settings = ["watchdog.decode_floor_ms=2000", "watchdog.prefill_base_ms=2000"];
+    let program = Program::start(&["--set", settings[0], "--set", settings[1]]).await;
+    let mut request = long();
+    request["stream"] = json!(false);
+    request["max_new_tokens"] = json!(100);
+    let (_, undisturbed) = program.ask("/generate-lite", &request).await;
+    assert_eq!(undisturbed["timings"]["resumed"], 0);
+
+    let hung = program.worker_pid();
+    send("STOP", hung);
+    let (status, answer) = program.ask("/generate-lite", &request).await;
+    assert_eq!((status, &answer["text"]), (200, &undisturbed["text"]), "{}", program.log());
+    assert_eq!(answer["timings"]["resumed"], 1);
+    assert_ne!(program.worker_pid(), hung);
+
+    let (documents, is_done) = stream_and(&program, &request, "STOP", [30, 1]).await;
+    let (last, pieces) = documents.split_last().unwrap();
+    assert!(is_done, "{last}");
+    assert_eq!(json!(spoken(pieces)), undisturbed["text"]);
+    assert_eq!(last["timings"]["resumed"], 1);
+    assert!(program.log().contains("no word for 2.0 s"), "{}", program.log());
+}
+
+#[test]
+fn a_worker_that_does_not_load_in_time_is_tried_three_times_and_said_once() {
+    let cache = format!("model.cache_dir={}", cache().display());
+    let refused = run(&["serve", "--port", "0", "--set", &cache, "--set", "watchdog.load_ms=1"]);
+    assert_eq!(refused.status.code(), Some(1));
+    let said = text(&refused.stderr);
+    assert!(said.contains("no word for 0.0 s while it loaded the model"), "{said}");
 }
 
 #[tokio::test]
@@ -268,7 +313,7 @@ fn a_worker_says_a_frame_for_every_chunk_and_every_step() {
     let (said, code) = converse(&[load(&model), generate(7, 10, 5), Down::Shutdown], &[]);
     assert_eq!(code, Some(0));
     assert_eq!(said[0], Up::Hello { protocol: PROTOCOL });
-    assert!(matches!(&said[1], Up::Ready(ready) if ready.capacity == 64), "{:?}", said[1]);
+    assert!(matches!(&said[1..3], [Up::Loaded, Up::Ready(ready)] if ready.capacity == 64), "{:?}", &said[1..3]);
     // Told to end while it works, it may stop after any step, but not skip one.
     let progress: Vec<_> = said
         .iter()
@@ -316,7 +361,7 @@ fn a_worker_gives_memory_back_when_told_to_and_works_on() {
     while !matches!(said.last(), Some(Up::Done { .. })) {
         said.push(wire::read::<Up>(&mut stdout).unwrap().unwrap());
     }
-    assert!(matches!(&said[2], Up::Trimmed { memory } if memory.resident.is_some()), "{said:?}");
+    assert!(matches!(&said[3], Up::Trimmed { memory } if memory.resident.is_some()), "{said:?}");
     drop(stdin);
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }

@@ -4,7 +4,12 @@ use std::{env, io, path::Path};
 
 use anyhow::Context;
 
-use crate::{config::Config, supervise::WorkerCommand, wire::LoadSpec, worker};
+use crate::{
+    config::Config,
+    supervise::{Budgets, WorkerCommand},
+    wire::LoadSpec,
+    worker,
+};
 
 /// The subcommand's name.
 const NAME: &str = "worker";
@@ -31,5 +36,15 @@ pub(super) fn command(config: &Config, dir: &Path) -> anyhow::Result<WorkerComma
         context_length: config.engine.context_length.map(|n| n.0),
     };
     let program = env::current_exe().context("this program's own file cannot be found")?;
-    Ok(WorkerCommand { program, arguments: vec![NAME.into()], load })
+    let watchdog = &config.watchdog;
+    let budgets = Budgets {
+        load: watchdog.load.into(),
+        warm_up: watchdog.warm_up.into(),
+        prefill_base: watchdog.prefill_base.into(),
+        prefill_factor: watchdog.prefill_factor,
+        decode_floor: watchdog.decode_floor.into(),
+        decode_factor: watchdog.decode_factor,
+        pipe: watchdog.pipe.into(),
+    };
+    Ok(WorkerCommand { program, arguments: vec![NAME.into()], load, budgets })
 }

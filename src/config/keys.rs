@@ -44,7 +44,7 @@ const fn derived(path: &'static str, default: &'static str, kind: Kind) -> Key {
 }
 
 /// Every setting, section by section; printed in this order.
-pub(super) const KEYS: [Key; 22] = [
+pub(super) const KEYS: [Key; 29] = [
     text("server.bind", "127.0.0.1", "an IP address, such as 127.0.0.1, or 0.0.0.0 for every interface"),
     whole("server.port", "8110", 0, 65_535),
     whole("server.grace_ms", "30000", 0, WEEK_MS),
@@ -65,6 +65,13 @@ pub(super) const KEYS: [Key; 22] = [
     derived("engine.context_length", "the model's", Kind::Whole { least: 2, most: 1 << 24 }),
     whole("engine.default_max_new_tokens", "256", 1, 1 << 24),
     derived("onnxruntime.dir", "where `eka doctor` looks", Kind::Text("a directory")),
+    whole("watchdog.load_ms", "600000", 1, WEEK_MS),
+    whole("watchdog.warm_up_ms", "120000", 1, WEEK_MS),
+    whole("watchdog.prefill_base_ms", "30000", 1, WEEK_MS),
+    whole("watchdog.prefill_factor", "10", 1, 10_000),
+    whole("watchdog.decode_floor_ms", "15000", 1, WEEK_MS),
+    whole("watchdog.decode_factor", "50", 1, 10_000),
+    whole("watchdog.pipe_ms", "10000", 1, WEEK_MS),
     text("log.level", "info", "error, warn, info, debug, trace or a filter such as info,eka=debug"),
     text("log.format", "text", "text or json"),
 ];

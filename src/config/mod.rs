@@ -37,6 +37,8 @@ pub struct Config {
     pub engine: Engine,
     /// The library that computes.
     pub onnxruntime: OnnxRuntime,
+    /// How long a worker may be silent.
+    pub watchdog: Watchdog,
     /// What is logged.
     pub log: Log,
 }
@@ -115,6 +117,25 @@ pub struct Engine {
 pub struct OnnxRuntime {
     /// Where to look for it first.
     pub dir: Option<PathBuf>,
+}
+
+/// How long a worker may be silent before it is replaced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Watchdog {
+    /// While it starts and loads the model.
+    pub load: Millis,
+    /// While it runs the model for the first time.
+    pub warm_up: Millis,
+    /// While it reads a chunk of a prompt, whatever its length.
+    pub prefill_base: Millis,
+    /// And this many times what so many tokens took lately.
+    pub prefill_factor: u32,
+    /// While it computes a token, whatever the last ones took.
+    pub decode_floor: Millis,
+    /// Or this many times what slow ones took lately.
+    pub decode_factor: u32,
+    /// While it is sent something.
+    pub pipe: Millis,
 }
 
 /// What is logged.

@@ -8,10 +8,10 @@ use std::{
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 
 use super::{
-    Config, Engine, Log, LogFormat, Model, OnnxRuntime, Problem, Quantize, Queue, Server,
+    Config, Engine, Log, LogFormat, Model, OnnxRuntime, Problem, Quantize, Queue, Server, Watchdog,
     keys::{Key, Kind},
     layers::{Merged, Surroundings, show},
-    raw::{RawConfig, RawEngine, RawLog, RawModel, RawOnnxRuntime, RawQueue, RawServer},
+    raw::{RawConfig, RawEngine, RawLog, RawModel, RawOnnxRuntime, RawQueue, RawServer, RawWatchdog},
 };
 use crate::units::{Bytes, Millis, Tokens};
 
@@ -30,6 +30,7 @@ impl Proof<'_> {
         let queue = self.queue(&raw.queue);
         let engine = self.engine(&raw.engine);
         let onnxruntime = self.onnxruntime(&raw.onnxruntime);
+        let watchdog = self.watchdog(&raw.watchdog);
         let log = self.log(&raw.log);
         Some(Config {
             server: server?,
@@ -37,6 +38,7 @@ impl Proof<'_> {
             queue: queue?,
             engine: engine?,
             onnxruntime: onnxruntime?,
+            watchdog: watchdog?,
             log: log?,
         })
     }
@@ -111,6 +113,25 @@ impl Proof<'_> {
             max_prompt_tokens: max_prompt_tokens?,
             timeout: timeout?,
             total_timeout: total_timeout?,
+        })
+    }
+
+    fn watchdog(&mut self, raw: &RawWatchdog) -> Option<Watchdog> {
+        let load = self.whole("watchdog.load_ms", raw.load_ms).map(Millis);
+        let warm_up = self.whole("watchdog.warm_up_ms", raw.warm_up_ms).map(Millis);
+        let prefill_base = self.whole("watchdog.prefill_base_ms", raw.prefill_base_ms).map(Millis);
+        let prefill_factor = self.whole("watchdog.prefill_factor", raw.prefill_factor);
+        let decode_floor = self.whole("watchdog.decode_floor_ms", raw.decode_floor_ms).map(Millis);
+        let decode_factor = self.whole("watchdog.decode_factor", raw.decode_factor);
+        let pipe = self.whole("watchdog.pipe_ms", raw.pipe_ms).map(Millis);
+        Some(Watchdog {
+            load: load?,
+            warm_up: warm_up?,
+            prefill_base: prefill_base?,
+            prefill_factor: prefill_factor?,
+            decode_floor: decode_floor?,
+            decode_factor: decode_factor?,
+            pipe: pipe?,
         })
     }
 

@@ -12,6 +12,7 @@ pub(super) struct RawConfig {
     pub(super) engine: RawEngine,
     #[serde(default)]
     pub(super) onnxruntime: RawOnnxRuntime,
+    pub(super) watchdog: RawWatchdog,
     pub(super) log: RawLog,
 }
 
@@ -58,6 +59,18 @@ pub(super) struct RawEngine {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawOnnxRuntime {
     pub(super) dir: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawWatchdog {
+    pub(super) load_ms: i64,
+    pub(super) warm_up_ms: i64,
+    pub(super) prefill_base_ms: i64,
+    pub(super) prefill_factor: i64,
+    pub(super) decode_floor_ms: i64,
+    pub(super) decode_factor: i64,
+    pub(super) pipe_ms: i64,
 }
 
 #[derive(Debug, Deserialize)]

@@ -65,7 +65,8 @@ fn comment<'a>(toml: &'a str, setting: &str) -> &'a str {
 
 #[test]
 fn without_anything_set_the_defaults_serve_the_demo() {
-    let Config { server, model, queue, engine, onnxruntime, log } = load("", &[], &[]).config;
+    let Config { server, model, queue, engine, onnxruntime, watchdog, log } = load("", &[], &[]).config;
+    assert_eq!((watchdog.decode_floor, watchdog.decode_factor), (Millis(15_000), 50));
     assert_eq!((server.bind, server.port), (IpAddr::from(Ipv4Addr::LOCALHOST), 8110));
     assert_eq!((server.grace, server.heartbeat), (Millis(30_000), Millis(2000)));
     assert_eq!((server.body_limit, server.max_connections.get()), (Bytes::mib(4), 1024));
@@ -127,7 +128,7 @@ fn flags_of_their_own_set_what_they_say() {
         "--onnxruntime=o",
         "--log=debug",
     ];
-    let Config { server, model, queue, engine, onnxruntime, log } = load("", &[], &flags).config;
+    let Config { server, model, queue, engine, onnxruntime, log, .. } = load("", &[], &flags).config;
     assert_eq!((model.path, model.id.as_str(), model.quantize), ("m".into(), "n", Quantize::Int8));
     assert_eq!((server.bind, server.port), (IpAddr::from(Ipv4Addr::UNSPECIFIED), 0));
     assert_eq!((engine.threads.unwrap().get(), engine.context_length), (4, Some(Tokens(128))));

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::{Instant, sleep},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -12,6 +12,7 @@ use super::{
     WorkerCommand,
     policy::{self, Action, AfterLoss, End},
     process::Process,
+    watchdog::{Budgets, Heard, Watch, Watchdog},
 };
 use crate::{
     job::{
@@ -55,6 +56,7 @@ impl History {
 
 pub(super) struct Keeper {
     command: WorkerCommand,
+    watchdog: Watchdog,
     metrics: Arc<Metrics>,
     inbox: Inbox,
     readiness: watch::Sender<Readiness>,
@@ -111,7 +113,8 @@ impl Keeper {
         stop: CancellationToken,
     ) -> Self {
         let inbox = Inbox { requests, waiting: None };
-        Self { command, metrics, inbox, readiness, stop, ever_ready: false, failures: 0 }
+        let watchdog = Watchdog::new(command.budgets);
+        Self { command, watchdog, metrics, inbox, readiness, stop, ever_ready: false, failures: 0 }
     }
 
     /// Runs workers, one after another, until told to stop.
@@ -157,6 +160,10 @@ impl Keeper {
                 worker.kill().await;
                 return ended(End::BeforeReady, "protocol", message);
             }
+            Loading::Hung { message } => {
+                worker.kill().await;
+                return ended(End::BeforeReady, "hung", message);
+            }
             Loading::Gone => return ended(End::BeforeReady, "crashed", worker.ended().await),
         }
         self.serve(worker).await
@@ -164,13 +171,23 @@ impl Keeper {
 
     /// Waits until the worker has loaded the model.
     async fn load(&mut self, worker: &mut Process) -> Loading {
+        let Budgets { load, warm_up, .. } = self.watchdog.budgets();
+        let (mut doing, mut budget, mut since) = ("loaded the model", load, Instant::now());
         loop {
             let frame = tokio::select! {
+                biased;
                 frame = worker.next() => frame,
                 () = self.stop.cancelled() => return Loading::Stop,
+                () = sleep_until(since + budget) => {
+                    let seconds = budget.as_secs_f64();
+                    return Loading::Hung { message: format!("no word for {seconds:.1} s while it {doing}") };
+                }
                 () = self.inbox.receive() => continue,
             };
             match frame {
+                Some(Ok(Up::Loaded)) => {
+                    (doing, budget, since) = ("ran the model for the first time", warm_up, Instant::now())
+                }
                 Some(Ok(Up::Hello { protocol: PROTOCOL })) => {}
                 Some(Ok(Up::Hello { protocol })) => {
                     let message = format!(
@@ -225,7 +242,7 @@ impl Keeper {
             }
         };
         let (label, mut reason) = lost;
-        if label == "protocol" {
+        if matches!(label, "protocol" | "hung") {
             worker.kill().await;
         } else {
             reason = worker.ended().await;
@@ -241,7 +258,8 @@ impl Keeper {
             return AfterJob::Ready;
         }
         request.history.began.get_or_insert_with(Instant::now);
-        let (mut end, after) = Self::converse(worker, &mut request).await;
+        let chunk = self.command.load.prefill_chunk;
+        let (mut end, after) = Self::converse(worker, &mut request, &mut self.watchdog, chunk).await;
         if let Err(Failure::WorkerLost { message }) = &mut end {
             request.history.lost += 1;
             match policy::after_loss(request.history.lost) {
@@ -275,24 +293,37 @@ impl Keeper {
 
     /// Sends a job and passes on what the worker says, until it has ended. Tokens are added to the job's answer, so that
     /// another worker can go on with it.
-    async fn converse(worker: &mut Process, request: &mut Request) -> (Result<Finish, Failure>, AfterJob) {
+    async fn converse(
+        worker: &mut Process,
+        request: &mut Request,
+        watchdog: &mut Watchdog,
+        chunk: usize,
+    ) -> (Result<Finish, Failure>, AfterJob) {
         let Request { job, events, cancel, history, .. } = request;
         let id = job.id;
         let mut cancelled = false;
-        let mut sent = worker.send(&Down::Generate(job.clone())).await;
+        let mut watch = Watch::start(job.prompt.len() + job.answer.len(), chunk, Instant::now());
+        let mut sent = send(worker, &Down::Generate(job.clone()), watchdog).await;
         loop {
-            if let Err(e) = sent {
-                return lost_job("crashed", e.to_string());
+            if let Err((label, reason)) = sent {
+                return lost_job(label, reason);
             }
             let frame = tokio::select! {
+                biased;
                 frame = worker.next() => frame,
                 () = cancel.cancelled(), if !cancelled => {
                     cancelled = true;
-                    sent = worker.send(&Down::Cancel(id)).await;
+                    sent = send(worker, &Down::Cancel(id), watchdog).await;
                     continue;
                 }
+                () = sleep_until(watch.deadline(watchdog)) => return lost_job("hung", watch.describe(watchdog)),
             };
             sent = Ok(());
+            if let Some(Ok(heard)) = &frame
+                && let Some(heard) = heard_of(id, heard)
+            {
+                watch.hear(heard, Instant::now(), watchdog);
+            }
             if let Some(Ok(Up::Token { job: of, id: token })) = &frame
                 && *of == id
             {
@@ -357,11 +388,34 @@ impl Keeper {
     }
 }
 
+/// Sends a frame; otherwise how the worker was lost.
+async fn send(
+    worker: &mut Process,
+    message: &Down,
+    watchdog: &Watchdog,
+) -> Result<(), (&'static str, String)> {
+    let patience = watchdog.budgets().pipe;
+    match timeout(patience, worker.send(message)).await {
+        Ok(sent) => sent.map_err(|e| ("crashed", e.to_string())),
+        Err(_) => Err(("hung", format!("it took no frame off its pipe for {:.1} s", patience.as_secs_f64()))),
+    }
+}
+
+/// What a frame tells the watchdog about the running job.
+fn heard_of(running: JobId, frame: &Up) -> Option<Heard> {
+    match frame {
+        Up::Progress { job, done, .. } if *job == running => Some(Heard::Progress(*done)),
+        Up::Token { job, .. } if *job == running => Some(Heard::Token),
+        _ => None,
+    }
+}
+
 /// What came of loading.
 enum Loading {
     Ready(ReadyReport),
     Failed { message: String },
     Protocol { message: String },
+    Hung { message: String },
     Gone,
     Stop,
 }

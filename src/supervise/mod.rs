@@ -13,12 +13,13 @@
 //! their number, so the next worker reads prompt and answer and goes on. A job that ends two workers is kept from a third:
 //! it fails with [`Failure::WorkerLost`], and the queue behind it goes on.
 //!
-//! A worker that hangs is not noticed yet; the frames that a watchdog needs (one per prefill chunk and per step) are
-//! already there.
+//! A worker that hangs is one that is silent for too long: it says a frame for every chunk it reads and every token it
+//! writes, and `watchdog` knows how long each may take on this machine. It is killed and replaced like one that died.
 
 mod keeper;
 mod policy;
 mod process;
+mod watchdog;
 
 use std::{ffi::OsString, path::PathBuf, sync::Arc};
 
@@ -31,6 +32,7 @@ use crate::{
     wire::LoadSpec,
 };
 use keeper::{History, Keeper, Request};
+pub use watchdog::Budgets;
 
 /// How to start a worker and what it shall load.
 #[derive(Clone, Debug)]
@@ -41,6 +43,8 @@ pub struct WorkerCommand {
     pub arguments: Vec<OsString>,
     /// The first frame it is sent.
     pub load: LoadSpec,
+    /// How long it may be silent.
+    pub budgets: Budgets,
 }
 
 /// Keeps one worker alive and runs jobs on it.

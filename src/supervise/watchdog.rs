@@ -1,0 +1,255 @@
+//! How long a worker may be silent. Pure: it is told what was heard and when, and never looks at a clock.
+//!
+//! A watchdog that kills healthy work is worse than none, so every budget is many times what this machine has shown to
+//! need: prefill by the slowest of the last chunks, decode by the slowest of the last steps. Neither counts what passed
+//! before the last frame, so a long prompt or a long answer is never out of time as a whole.
+//!
+//! There is no asking first: a worker looks at a cancellation between steps, and one that hangs is within a step.
+
+use std::{collections::VecDeque, time::Duration};
+
+use tokio::time::Instant;
+
+/// What is allowed, from the settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budgets {
+    /// To start and load the model.
+    pub load: Duration,
+    /// To run the model for the first time.
+    pub warm_up: Duration,
+    /// To read a chunk of a prompt, whatever its length.
+    pub prefill_base: Duration,
+    /// And this many times what its tokens took lately.
+    pub prefill_factor: u32,
+    /// To compute a token, whatever the last ones took.
+    pub decode_floor: Duration,
+    /// Or this many times what the slow ones took lately.
+    pub decode_factor: u32,
+    /// To take a frame off the pipe.
+    pub pipe: Duration,
+}
+
+/// For each token of a chunk while nothing is known of the machine: slower than any that is of use.
+const UNKNOWN_TOKEN: Duration = Duration::from_secs(1);
+
+/// Chunks and steps that are remembered.
+const REMEMBERED: usize = 256;
+
+/// The share of steps that are faster than a slow one, in hundredths.
+const SLOW: usize = 99;
+
+/// What a worker is waited for, for how long, learned from what was heard.
+#[derive(Clone, Debug)]
+pub(super) struct Watchdog {
+    budgets: Budgets,
+    /// Of one token, by chunk.
+    prefill: VecDeque<Duration>,
+    steps: VecDeque<Duration>,
+}
+
+impl Watchdog {
+    pub(super) fn new(budgets: Budgets) -> Self {
+        Self { budgets, prefill: VecDeque::new(), steps: VecDeque::new() }
+    }
+
+    pub(super) const fn budgets(&self) -> Budgets {
+        self.budgets
+    }
+
+    /// For the next frame of a job.
+    fn budget(&self, awaited: Awaited) -> Duration {
+        let Budgets { prefill_base, prefill_factor, decode_floor, decode_factor, .. } = self.budgets;
+        match awaited {
+            Awaited::Chunk(tokens) => {
+                let tokens = u32::try_from(tokens).unwrap_or(u32::MAX);
+                let slowest = self.prefill.iter().max();
+                let expected = slowest.map_or(UNKNOWN_TOKEN, |token| token.saturating_mul(prefill_factor));
+                prefill_base.saturating_add(expected.saturating_mul(tokens))
+            }
+            Awaited::Step => decode_floor.max(self.slow_step().saturating_mul(decode_factor)),
+        }
+    }
+
+    /// The 99th percentile of the last steps.
+    fn slow_step(&self) -> Duration {
+        let mut sorted: Vec<Duration> = self.steps.iter().copied().collect();
+        sorted.sort_unstable();
+        let place = (sorted.len() * SLOW / 100).min(sorted.len().saturating_sub(1));
+        sorted.get(place).copied().unwrap_or_default()
+    }
+
+    fn learn(&mut self, awaited: Awaited, took: Duration) {
+        let (memory, took) = match awaited {
+            Awaited::Chunk(tokens) => {
+                (&mut self.prefill, took / u32::try_from(tokens).unwrap_or(u32::MAX).max(1))
+            }
+            Awaited::Step => (&mut self.steps, took),
+        };
+        if memory.len() == REMEMBERED {
+            memory.pop_front();
+        }
+        memory.push_back(took);
+    }
+}
+
+/// What the next frame of a job tells of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Awaited {
+    /// A chunk of the prompt, of so many tokens.
+    Chunk(usize),
+    /// A token.
+    Step,
+}
+
+/// What was heard of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Heard {
+    /// So many tokens of the context are read.
+    Progress(usize),
+    /// A token.
+    Token,
+}
+
+/// One job on one worker, as the watchdog sees it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Watch {
+    awaited: Awaited,
+    since: Instant,
+    /// Tokens to read before the first one is written, and how many at a time.
+    context: usize,
+    chunk: usize,
+}
+
+impl Watch {
+    /// A job that is sent `now`, with `context` tokens to read, at most `chunk` at a time.
+    pub(super) fn start(context: usize, chunk: usize, now: Instant) -> Self {
+        Self { awaited: Awaited::Chunk(context.min(chunk)), since: now, context, chunk }
+    }
+
+    /// When the worker has been silent for too long.
+    pub(super) fn deadline(&self, watchdog: &Watchdog) -> Instant {
+        let budget = watchdog.budget(self.awaited);
+        // A budget beyond the clock's range is none.
+        self.since.checked_add(budget).unwrap_or_else(|| self.since + Duration::from_secs(1 << 32))
+    }
+
+    /// What it is waited for, and for how long, for people.
+    pub(super) fn describe(&self, watchdog: &Watchdog) -> String {
+        let seconds = watchdog.budget(self.awaited).as_secs_f64();
+        match self.awaited {
+            Awaited::Chunk(tokens) => format!("no word for {seconds:.1} s while it read {tokens} tokens"),
+            Awaited::Step => format!("no word for {seconds:.1} s while it computed a token"),
+        }
+    }
+
+    /// Notes a frame, and what it says about the machine.
+    pub(super) fn hear(&mut self, heard: Heard, now: Instant, watchdog: &mut Watchdog) {
+        watchdog.learn(self.awaited, now.saturating_duration_since(self.since));
+        self.since = now;
+        self.awaited = match heard {
+            Heard::Progress(done) if done < self.context => {
+                Awaited::Chunk((self.context - done).min(self.chunk))
+            }
+            Heard::Progress(_) | Heard::Token => Awaited::Step,
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BUDGETS: Budgets = Budgets {
+        load: Duration::from_secs(600),
+        warm_up: Duration::from_secs(120),
+        prefill_base: Duration::from_secs(30),
+        prefill_factor: 10,
+        decode_floor: Duration::from_secs(15),
+        decode_factor: 50,
+        pipe: Duration::from_secs(10),
+    };
+
+    const fn ms(n: u64) -> Duration {
+        Duration::from_millis(n)
+    }
+
+    /// Runs a job of `context` tokens whose chunks and steps take so long, and gives the budget of each frame.
+    fn run(
+        watchdog: &mut Watchdog,
+        context: usize,
+        chunk_takes: Duration,
+        steps: &[Duration],
+    ) -> Vec<Duration> {
+        let mut now = Instant::now();
+        let mut watch = Watch::start(context, 512, now);
+        let mut budgets = Vec::new();
+        let mut done = 0;
+        while done < context {
+            budgets.push(watch.deadline(watchdog) - now);
+            now += chunk_takes;
+            done = context.min(done + 512);
+            let last = done == context;
+            watch.hear(if last { Heard::Token } else { Heard::Progress(done) }, now, watchdog);
+        }
+        for step in steps {
+            budgets.push(watch.deadline(watchdog) - now);
+            now += *step;
+            watch.hear(Heard::Token, now, watchdog);
+        }
+        budgets
+    }
+
+    #[test]
+    fn an_unknown_machine_gets_a_second_for_each_token_of_a_prompt() {
+        let budgets = run(&mut Watchdog::new(BUDGETS), 600, ms(1), &[]);
+        assert_eq!(budgets[0], Duration::from_secs(30 + 512));
+    }
+
+    #[test]
+    fn prefill_budgets_scale_with_tokens_and_with_the_slowest_chunk_seen() {
+        let mut watchdog = Watchdog::new(BUDGETS);
+        run(&mut watchdog, 512, ms(512), &[]);
+        run(&mut watchdog, 512, ms(5_120), &[]);
+        run(&mut watchdog, 512, ms(512), &[]);
+        // 10 ms a token at worst, ten times that.
+        let budgets = run(&mut watchdog, 612, ms(1), &[]);
+        assert_eq!(budgets[0], Duration::from_secs(30) + ms(100 * 512));
+        assert_eq!(budgets[1], Duration::from_secs(30) + ms(100 * 100));
+    }
+
+    #[test]
+    fn decode_budgets_are_the_floor_or_many_times_a_slow_step() {
+        let mut watchdog = Watchdog::new(BUDGETS);
+        let fast = run(&mut watchdog, 1, ms(1), &[ms(50); 200]);
+        assert_eq!(fast.last(), Some(&BUDGETS.decode_floor));
+        let slow = run(&mut watchdog, 1, ms(1), &[ms(2_000); 20]);
+        assert_eq!(slow.last(), Some(&Duration::from_secs(100)));
+    }
+
+    #[test]
+    fn one_slow_step_among_hundreds_does_not_make_the_watchdog_blind() {
+        let mut watchdog = Watchdog::new(BUDGETS);
+        let mut steps = vec![ms(50); 250];
+        steps[100] = Duration::from_secs(60);
+        run(&mut watchdog, 1, ms(1), &steps);
+        let after = run(&mut watchdog, 1, ms(1), &[ms(50)]);
+        assert_eq!(after.last(), Some(&BUDGETS.decode_floor));
+    }
+
+    #[test]
+    fn what_was_long_ago_is_forgotten() {
+        let mut watchdog = Watchdog::new(BUDGETS);
+        run(&mut watchdog, 1, ms(1), &[Duration::from_secs(5); 100]);
+        run(&mut watchdog, 1, ms(1), &[ms(50); REMEMBERED]);
+        let after = run(&mut watchdog, 1, ms(1), &[ms(50)]);
+        assert_eq!(after.last(), Some(&BUDGETS.decode_floor));
+    }
+
+    #[test]
+    fn the_time_of_a_job_as_a_whole_does_not_matter() {
+        let mut watchdog = Watchdog::new(BUDGETS);
+        let steps = vec![BUDGETS.decode_floor - ms(1); 1_000];
+        let budgets = run(&mut watchdog, 20_000, Duration::from_secs(29), &steps);
+        assert!(budgets.iter().all(|budget| *budget >= BUDGETS.decode_floor));
+    }
+}
