@@ -313,7 +313,11 @@ fn a_worker_says_a_frame_for_every_chunk_and_every_step() {
     let (said, code) = converse(&[load(&model), generate(7, 10, 5), Down::Shutdown], &[]);
     assert_eq!(code, Some(0));
     assert_eq!(said[0], Up::Hello { protocol: PROTOCOL });
-    assert!(matches!(&said[1..3], [Up::Loaded, Up::Ready(ready)] if ready.capacity == 64), "{:?}", &said[1..3]);
+    assert!(
+        matches!(&said[1..3], [Up::Loaded, Up::Ready(ready)] if ready.capacity == 64),
+        "{:?}",
+        &said[1..3]
+    );
     // Told to end while it works, it may stop after any step, but not skip one.
     let progress: Vec<_> = said
         .iter()
