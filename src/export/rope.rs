@@ -46,10 +46,11 @@ pub(super) enum Scaling {
         last: f64,
         attention_factor: f32,
     },
-    /// A divisor for each pair.
+    /// A divisor for each pair, for contexts up to `original_context`.
     Long {
         divisors: Vec<f32>,
         attention_factor: f32,
+        original_context: usize,
     },
 }
 
@@ -117,6 +118,14 @@ impl Rotary {
     /// Pairs of dimensions that turn.
     pub(super) const fn pairs(&self) -> usize {
         self.dims / 2
+    }
+
+    /// Positions that these angles are meant for.
+    pub(super) const fn reach(&self) -> usize {
+        match self.scaling {
+            Scaling::Long { original_context, .. } => original_context,
+            _ => usize::MAX,
+        }
     }
 
     pub(super) fn angles(&self) -> Angles {
@@ -190,7 +199,7 @@ impl Scaling {
     }
 
     /// LongRoPE (<https://arxiv.org/abs/2402.13753>) has one list of divisors for contexts up to the original one, and
-    /// another beyond. A graph has one table, so whoever reads this also limits the context to the original one.
+    /// another beyond. A graph has one table, so its context ends there: see [`Rotary::reach`].
     fn read_long(config: &Settings, rope: &Settings, dims: usize) -> Result<Self, SettingsError> {
         const DIVISORS: &str = "short_factor";
         let divisors = rope.positives(DIVISORS)?;
@@ -204,7 +213,7 @@ impl Scaling {
             None if factor <= 1.0 => 1.0,
             None => (1.0 + factor.ln() / (original as f32).ln()).sqrt(),
         };
-        Ok(Self::Long { divisors, attention_factor })
+        Ok(Self::Long { divisors, attention_factor, original_context: original })
     }
 
     /// The frequency of a pair whose wave is `period` positions long, in radians.
@@ -242,7 +251,7 @@ impl Scaling {
 }
 
 /// The context length before the scaling. Beside the section it counts more than within, as in transformers.
-pub(super) fn original_context(config: &Settings, rope: &Settings) -> Result<usize, SettingsError> {
+fn original_context(config: &Settings, rope: &Settings) -> Result<usize, SettingsError> {
     match config.optional_size(ORIGINAL)?.or(rope.optional_size(ORIGINAL)?) {
         Some(original) => Ok(original),
         None => config.size("max_position_embeddings"),

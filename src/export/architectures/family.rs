@@ -69,17 +69,18 @@ impl Family {
     ) -> Result<Blueprint, SettingsError> {
         let Dims { layers, hidden, vocab, head_dim, .. } = self.dims;
         let layers = (0..layers).map(|layer| self.layer(config, layer)).collect::<Result<_, _>>()?;
+        let rotary = Rotary::read(config, head_dim)?;
         Ok(Blueprint {
             architecture,
             dims: self.dims,
-            context_length: config.size("max_position_embeddings")?,
+            context_length: config.size("max_position_embeddings")?.min(rotary.reach()),
             embedding: Embedding {
                 table: Param::matrix("embed_tokens.weight", vocab, hidden),
                 scale: None,
                 positions: None,
                 norm: None,
             },
-            rotaries: vec![Rotary::read(config, head_dim)?],
+            rotaries: vec![rotary],
             slopes: None,
             layers,
             final_norm: self.norm("norm", hidden),

@@ -2,9 +2,8 @@
 
 use super::{
     super::{
-        blueprint::{Blueprint, Inner},
+        blueprint::{Blueprint, Inner, Layer},
         param::{Lines, Param},
-        rope::{Scaling, original_context},
         settings::{Settings, SettingsError},
     },
     family::{Family, with_defaults},
@@ -17,27 +16,14 @@ pub(super) fn read(config: &Settings) -> Result<Blueprint, SettingsError> {
     let family = Family::read(config)?;
     let windows = windows(config, family.dims.layers, |_| true)?;
     let mut blueprint = family.blueprint("phi3", config)?.with_windows(windows);
-    if let (Some(rope), [rotary]) = (rope_section(config)?, &blueprint.rotaries[..])
-        && matches!(rotary.scaling, Scaling::Long { .. })
-    {
-        // Longer contexts turn by other angles, from the first token on.
-        blueprint.context_length = blueprint.context_length.min(original_context(config, &rope)?);
-    }
     for (i, layer) in blueprint.layers.iter_mut().enumerate() {
         fuse(family.dims, i, layer);
     }
     Ok(blueprint)
 }
 
-fn rope_section(config: &Settings) -> Result<Option<Settings>, SettingsError> {
-    Ok(match config.section("rope_parameters")? {
-        Some(section) => Some(section),
-        None => config.section("rope_scaling")?,
-    })
-}
-
 /// Takes the layer's weights from the tensors that hold several.
-fn fuse(dims: Dims, layer: usize, parts: &mut super::super::blueprint::Layer) {
+fn fuse(dims: Dims, layer: usize, parts: &mut Layer) {
     let Dims { hidden, heads, kv_heads, head_dim, intermediate, .. } = dims;
     let part = |name: &str, start: usize, rows: usize, of: usize| Param {
         lines: Lines::From { start, of },
