@@ -319,16 +319,14 @@ impl Keeper {
                 () = sleep_until(watch.deadline(watchdog)) => return lost_job("hung", watch.describe(watchdog)),
             };
             sent = Ok(());
-            if let Some(Ok(heard)) = &frame
-                && let Some(heard) = heard_of(id, heard)
+            if let Some(Ok(said)) = &frame
+                && let Some(heard) = heard_of(id, said)
             {
                 watch.hear(heard, Instant::now(), watchdog);
-            }
-            if let Some(Ok(Up::Token { job: of, id: token })) = &frame
-                && *of == id
-            {
-                job.answer.push(*token);
-                history.first_token.get_or_insert_with(Instant::now);
+                if let Up::Token { id: token, .. } = said {
+                    job.answer.push(*token);
+                    history.first_token.get_or_insert_with(Instant::now);
+                }
             }
             if let Some(end) = hear(id, frame, events) {
                 return end;

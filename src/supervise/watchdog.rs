@@ -72,10 +72,10 @@ impl Watchdog {
 
     /// The 99th percentile of the last steps.
     fn slow_step(&self) -> Duration {
-        let mut sorted: Vec<Duration> = self.steps.iter().copied().collect();
-        sorted.sort_unstable();
-        let place = (sorted.len() * SLOW / 100).min(sorted.len().saturating_sub(1));
-        sorted.get(place).copied().unwrap_or_default()
+        let mut steps: Vec<Duration> = self.steps.iter().copied().collect();
+        let place = steps.len() * SLOW / 100;
+        // Asked for at every token: a sort would be work for nothing.
+        if steps.is_empty() { Duration::ZERO } else { *steps.select_nth_unstable(place).1 }
     }
 
     fn learn(&mut self, awaited: Awaited, took: Duration) {
@@ -115,15 +115,16 @@ pub(super) enum Heard {
 pub(super) struct Watch {
     awaited: Awaited,
     since: Instant,
-    /// Tokens to read before the first one is written, and how many at a time.
+    /// Tokens to read before the first one is written, those that are read, and how many at a time.
     context: usize,
+    read: usize,
     chunk: usize,
 }
 
 impl Watch {
     /// A job that is sent `now`, with `context` tokens to read, at most `chunk` at a time.
     pub(super) fn start(context: usize, chunk: usize, now: Instant) -> Self {
-        Self { awaited: Awaited::Chunk(context.min(chunk)), since: now, context, chunk }
+        Self { awaited: Awaited::Chunk(context.min(chunk)), since: now, context, read: 0, chunk }
     }
 
     /// When the worker has been silent for too long.
@@ -144,13 +145,20 @@ impl Watch {
 
     /// Notes a frame, and what it says about the machine.
     pub(super) fn hear(&mut self, heard: Heard, now: Instant, watchdog: &mut Watchdog) {
-        watchdog.learn(self.awaited, now.saturating_duration_since(self.since));
-        self.since = now;
-        self.awaited = match heard {
-            Heard::Progress(done) if done < self.context => {
-                Awaited::Chunk((self.context - done).min(self.chunk))
-            }
-            Heard::Progress(_) | Heard::Token => Awaited::Step,
+        let read = match heard {
+            Heard::Progress(done) => done.clamp(self.read, self.context),
+            Heard::Token => self.context,
+        };
+        let done = match self.awaited {
+            // A worker may read fewer at a time than it was told to.
+            Awaited::Chunk(_) => Awaited::Chunk(read - self.read),
+            Awaited::Step => Awaited::Step,
+        };
+        watchdog.learn(done, now.saturating_duration_since(self.since));
+        (self.since, self.read) = (now, read);
+        self.awaited = match self.context - read {
+            0 => Awaited::Step,
+            rest => Awaited::Chunk(rest.min(self.chunk)),
         };
     }
 }
@@ -215,6 +223,19 @@ mod tests {
         let budgets = run(&mut watchdog, 612, ms(1), &[]);
         assert_eq!(budgets[0], Duration::from_secs(30) + ms(100 * 512));
         assert_eq!(budgets[1], Duration::from_secs(30) + ms(100 * 100));
+    }
+
+    #[test]
+    fn a_worker_that_reads_fewer_tokens_at_a_time_is_judged_by_those() {
+        let mut watchdog = Watchdog::new(BUDGETS);
+        let mut now = Instant::now();
+        let mut watch = Watch::start(512, 512, now);
+        for done in [128, 256] {
+            now += ms(1_280);
+            watch.hear(Heard::Progress(done), now, &mut watchdog);
+        }
+        // 10 ms a token, ten times that, for the 256 that are left.
+        assert_eq!(watch.deadline(&watchdog) - now, Duration::from_secs(30) + ms(100 * 256));
     }
 
     #[test]
