@@ -17,7 +17,7 @@ use std::{
 use eka::{
     device::{Runtime, SessionOptions, host},
     engine::{self, Step, Timeline, TimelineOptions},
-    job::{Job, JobId, Sampling},
+    job::{Job, JobId},
     manifest::Manifest,
     model::Model,
 };
@@ -146,14 +146,7 @@ fn load(dir: &Path) -> Outcome<Timeline> {
 }
 
 fn in_process(timeline: &mut Timeline, prompt: &[u32], max_new_tokens: usize) -> Outcome<Sight> {
-    let job = Job {
-        id: JobId(0),
-        prompt: prompt.to_vec(),
-        answer: Vec::new(),
-        sampling: Sampling::greedy(),
-        max_new_tokens,
-        end_tokens: Vec::new(),
-    };
+    let job = Job::new(JobId(0), prompt.to_vec(), max_new_tokens);
     let started = Instant::now();
     let mut first = None;
     let outcome = engine::generate(timeline, &job, |step| {

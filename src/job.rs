@@ -3,7 +3,7 @@
 //! Both sides of the queue and both processes import these; they import nothing but units. Everything here is token
 //! ids: text stays on the parent's side of the pipe.
 
-use std::{path::PathBuf, time::Duration};
+use std::{fmt, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -14,11 +14,32 @@ use crate::units::{Bytes, Tokens};
 #[serde(transparent)]
 pub struct JobId(pub u64);
 
+/// Names a model within one server: its directory's name under `models/`. Empty where there is but one and nobody asks.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ModelId(pub String);
+
+impl fmt::Display for ModelId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<&str> for ModelId {
+    fn from(id: &str) -> Self {
+        Self(id.to_owned())
+    }
+}
+
 /// One generation, ready to run: everything that the device side needs, and nothing else.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Job {
     /// Its number.
     pub id: JobId,
+    /// What runs it.
+    pub model: ModelId,
+    /// Workers that were lost while they had it.
+    pub lost: u32,
     /// The prompt's token ids, at least one.
     pub prompt: Vec<u32>,
     /// What a worker that is no more has generated of the answer; it goes on after that.
@@ -29,6 +50,23 @@ pub struct Job {
     pub max_new_tokens: usize,
     /// Ids that end the generation. The one that does is counted, but not reported as a token: it has no text.
     pub end_tokens: Vec<u32>,
+}
+
+impl Job {
+    /// The most probable `max_new_tokens` tokens after `prompt`, whatever they are.
+    #[must_use]
+    pub fn new(id: JobId, prompt: Vec<u32>, max_new_tokens: usize) -> Self {
+        Self {
+            id,
+            model: ModelId::default(),
+            lost: 0,
+            prompt,
+            answer: Vec::new(),
+            sampling: Sampling::greedy(),
+            max_new_tokens,
+            end_tokens: Vec::new(),
+        }
+    }
 }
 
 /// How a token is picked from the logits. Fields are applied in the order they are declared in, the seed last.

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// Version of the frames below; both ends must have the same.
-pub const PROTOCOL: u32 = 3;
+pub const PROTOCOL: u32 = 4;
 
 /// Longest payload that is sent or read: room for a prompt of some three million tokens.
 pub const MAX_FRAME: Bytes = Bytes::mib(16);
@@ -215,12 +215,12 @@ mod tests {
     fn job() -> Job {
         let sampling = Sampling { logit_bias: vec![(7, -1.5)], seed: u64::MAX, ..Sampling::greedy() };
         Job {
-            id: JobId(3),
-            prompt: vec![1, 2, u32::MAX],
+            model: "demo".into(),
+            lost: 1,
             answer: vec![9],
             sampling,
-            max_new_tokens: 48,
             end_tokens: vec![2, 6],
+            ..Job::new(JobId(3), vec![1, 2, u32::MAX], 48)
         }
     }
 

@@ -3,7 +3,7 @@
 use std::{io::Write, process::Stdio, time::Duration};
 
 use eka::{
-    job::{Failure, FinishReason, Job, JobId, Sampling},
+    job::{Failure, FinishReason, Job, JobId},
     wire::{self, Down, LoadSpec, PROTOCOL, Up},
 };
 use futures_util::StreamExt;
@@ -295,16 +295,7 @@ fn load(model_dir: &str) -> Down {
 }
 
 fn generate(id: u64, prompt: usize, max_new_tokens: usize) -> Down {
-    let prompt = vec![1; prompt];
-    let sampling = Sampling::greedy();
-    Down::Generate(Job {
-        id: JobId(id),
-        prompt,
-        answer: Vec::new(),
-        sampling,
-        max_new_tokens,
-        end_tokens: Vec::new(),
-    })
+    Down::Generate(Job::new(JobId(id), vec![1; prompt], max_new_tokens))
 }
 
 #[test]

@@ -18,7 +18,7 @@ use serde::Serialize;
 use super::engine::EngineArgs;
 use crate::{
     engine::{self, Forward, Step, Timeline},
-    job::{Job, JobId, Sampling},
+    job::{Job, JobId},
     wire::{self, Up},
 };
 
@@ -166,14 +166,7 @@ fn round(timeline: &mut Timeline, prompt: usize, args: &Args) -> anyhow::Result<
 /// A prompt that repeats nothing soon, and no token that ends the answer.
 fn job(prompt: usize, max_new_tokens: usize, vocabulary: usize) -> Job {
     let id = |i: usize| u32::try_from((i * 7919 + 13) % vocabulary).unwrap_or(0);
-    Job {
-        id: JobId(0),
-        prompt: (0..prompt).map(id).collect(),
-        answer: Vec::new(),
-        sampling: Sampling::greedy(),
-        max_new_tokens,
-        end_tokens: Vec::new(),
-    }
+    Job::new(JobId(0), (0..prompt).map(id).collect(), max_new_tokens)
 }
 
 /// The same steps over the same positions, and nothing around them. The prompt is read again before, as the first step

@@ -126,14 +126,7 @@ impl Args {
             seed: self.seed.unwrap_or_else(rand::random),
             ..Sampling::greedy()
         };
-        Ok(Job {
-            id: JobId(0),
-            prompt,
-            answer: Vec::new(),
-            sampling,
-            max_new_tokens: asked,
-            end_tokens: card.end_tokens.clone(),
-        })
+        Ok(Job { sampling, end_tokens: card.end_tokens.clone(), ..Job::new(JobId(0), prompt, asked) })
     }
 
     fn encode(&self, text: &Text) -> anyhow::Result<Vec<u32>> {

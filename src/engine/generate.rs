@@ -171,15 +171,7 @@ mod tests {
     }
 
     fn job(prompt: usize, max_new_tokens: usize) -> Job {
-        let sampling = Sampling::greedy();
-        Job {
-            id: JobId(1),
-            prompt: vec![1; prompt],
-            answer: vec![],
-            sampling,
-            max_new_tokens,
-            end_tokens: vec![END],
-        }
+        Job { end_tokens: vec![END], ..Job::new(JobId(1), vec![1; prompt], max_new_tokens) }
     }
 
     /// A prompt of one chunk consumes one scripted answer, each further chunk another.

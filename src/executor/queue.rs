@@ -234,7 +234,6 @@ mod tests {
     use tokio::sync::mpsc::unbounded_channel;
 
     use super::*;
-    use crate::job::Sampling;
 
     const FOREVER: Deadlines = Deadlines { queue: Duration::MAX, total: Duration::MAX };
 
@@ -244,16 +243,7 @@ mod tests {
     }
 
     fn job_of(id: u64, prompt_tokens: usize, deadlines: Deadlines, at: Instant) -> Accepted {
-        let prompt = vec![7; prompt_tokens];
-        let sampling = Sampling::greedy();
-        let job = Job {
-            id: JobId(id),
-            prompt,
-            answer: Vec::new(),
-            sampling,
-            max_new_tokens: 4,
-            end_tokens: vec![],
-        };
+        let job = Job::new(JobId(id), vec![7; prompt_tokens], 4);
         Accepted::new(job, unbounded_channel().0, CancellationToken::new(), at, deadlines)
     }
 

@@ -5,7 +5,7 @@ use std::{future::pending, num::NonZeroUsize, time::Duration};
 use tokio::{sync::mpsc, time::sleep};
 
 use super::*;
-use crate::job::{FinishReason, MemoryReport, Sampling, Timings, Usage};
+use crate::job::{FinishReason, MemoryReport, Timings, Usage};
 
 const MS: Duration = Duration::from_millis(1);
 const FOREVER: Deadlines = Deadlines { queue: Duration::MAX, total: Duration::MAX };
@@ -45,11 +45,7 @@ fn speaker(max_jobs: usize) -> Executor {
 impl Executor {
     fn ask(&self, max_new_tokens: usize, deadlines: Deadlines) -> Result<Ticket, SubmitError> {
         let id = self.new_id();
-        let (prompt, sampling) = (vec![1, 2, 3], Sampling::greedy());
-        self.submit(
-            Job { id, prompt, answer: Vec::new(), sampling, max_new_tokens, end_tokens: vec![] },
-            deadlines,
-        )
+        self.submit(Job::new(id, vec![1, 2, 3], max_new_tokens), deadlines)
     }
 }
 

@@ -32,7 +32,8 @@ pub(super) async fn admit(state: &AppState, id: JobId, ask: Ask) -> Result<Answe
         end_tokens.extend(&state.text.card().end_tokens);
     }
     let (prompt_tokens, sampling) = (prompt.len(), ask.sampling);
-    let job = Job { id, prompt, answer: Vec::new(), sampling, max_new_tokens, end_tokens };
+    let model = state.text.card().id.as_str().into();
+    let job = Job { model, sampling, end_tokens, ..Job::new(id, prompt, max_new_tokens) };
     let ticket = state.executor.submit(job, ask.deadlines)?;
     Ok(Answer::new(ticket, state.text.decoder(ask.stop), prompt_tokens, arrived))
 }

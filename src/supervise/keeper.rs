@@ -37,20 +37,18 @@ pub(super) struct Request {
 /// What has become of a job so far.
 #[derive(Debug, Default)]
 pub(super) struct History {
-    /// Workers that were lost while they had it.
-    lost: u32,
     began: Option<Instant>,
     first_token: Option<Instant>,
 }
 
 impl History {
     /// Times as the client saw them, for a job that more than one worker had; each worker knows its own part alone.
-    fn correct(&self, timings: &mut Timings) {
-        let (Some(began), true) = (self.began, self.lost > 0) else { return };
+    fn correct(&self, lost: u32, timings: &mut Timings) {
+        let (Some(began), true) = (self.began, lost > 0) else { return };
         let first_token = self.first_token.unwrap_or_else(Instant::now);
         timings.prefill = first_token - began;
         timings.decode = first_token.elapsed();
-        timings.resumed = self.lost;
+        timings.resumed = lost;
     }
 }
 
@@ -261,8 +259,8 @@ impl Keeper {
         let chunk = self.command.load.prefill_chunk;
         let (mut end, after) = Self::converse(worker, &mut request, &mut self.watchdog, chunk).await;
         if let Err(Failure::WorkerLost { message }) = &mut end {
-            request.history.lost += 1;
-            match policy::after_loss(request.history.lost) {
+            request.job.lost += 1;
+            match policy::after_loss(request.job.lost) {
                 AfterLoss::Resume => {
                     self.metrics.jobs_resumed.inc();
                     tracing::warn!(
@@ -274,15 +272,13 @@ impl Keeper {
                     return after;
                 }
                 AfterLoss::Fail => {
-                    *message = format!(
-                        "{} workers in a row ended while they ran it: {message}",
-                        request.history.lost
-                    );
+                    *message =
+                        format!("{} workers in a row ended while they ran it: {message}", request.job.lost);
                 }
             }
         }
         if let Ok(finish) = &mut end {
-            request.history.correct(&mut finish.timings);
+            request.history.correct(request.job.lost, &mut finish.timings);
             self.failures = 0;
             self.show_memory(finish.memory.after);
             self.show("peak_resident", finish.memory.peak_resident);
