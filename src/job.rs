@@ -40,6 +40,8 @@ pub struct Job {
     pub model: ModelId,
     /// Workers that were lost while they had it.
     pub lost: u32,
+    /// How long its model stays loaded afterwards, where the settings are not meant to decide.
+    pub keep_alive: Option<KeepAlive>,
     /// The prompt's token ids, at least one.
     pub prompt: Vec<u32>,
     /// What a worker that is no more has generated of the answer; it goes on after that.
@@ -60,6 +62,7 @@ impl Job {
             id,
             model: ModelId::default(),
             lost: 0,
+            keep_alive: None,
             prompt,
             answer: Vec::new(),
             sampling: Sampling::greedy(),
@@ -67,6 +70,15 @@ impl Job {
             end_tokens: Vec::new(),
         }
     }
+}
+
+/// How long a model stays loaded when nobody uses it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum KeepAlive {
+    /// Until another one needs its memory.
+    Forever,
+    /// For so long after its last job.
+    For(Duration),
 }
 
 /// How a token is picked from the logits. Fields are applied in the order they are declared in, the seed last.
@@ -118,6 +130,8 @@ pub enum Event {
         /// From being accepted to being taken off the queue.
         queue_wait: Duration,
     },
+    /// Its model is not loaded, and is now.
+    Loading,
     /// A chunk of the prompt has been read.
     Progress {
         /// Prompt tokens read so far.
@@ -221,6 +235,14 @@ pub enum Failure {
         /// Ids run from 0 to one less than this.
         vocabulary: usize,
     },
+    /// The job's model could not be loaded; others may run.
+    #[error("model {model} cannot be loaded: {message}")]
+    Model {
+        /// The model.
+        model: ModelId,
+        /// Why, and the way out.
+        message: String,
+    },
     /// The device could not compute a step; the worker goes on.
     #[error("the device failed: {message}")]
     Device {
@@ -256,23 +278,96 @@ pub enum Failure {
     ShuttingDown,
 }
 
-/// What a loaded worker says about itself.
+/// What a worker says about the library that computes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ReadyReport {
+pub struct RuntimeReport {
     /// ONNX Runtime's version.
     pub runtime: String,
     /// ONNX Runtime's library; for the log, and for no client.
     pub library: PathBuf,
-    /// Nodes of the loaded graph by execution provider, as the session placed them.
-    pub placement: Vec<(String, usize)>,
     /// Threads that compute.
     pub threads: usize,
+    /// Memory held without any model.
+    pub memory: Memory,
+}
+
+/// What loading a model came to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelReport {
+    /// Nodes of the loaded graph by execution provider, as the session placed them.
+    pub placement: Vec<(String, usize)>,
     /// Most positions, prompt and answer together.
     pub capacity: usize,
-    /// Time from being told to load to here.
+    /// Time from being told to load to being warm.
     pub load_time: Duration,
-    /// Memory held with the model loaded.
+    /// Memory held before.
+    pub before: Memory,
+    /// Memory held with the model loaded and warm.
+    pub after: Memory,
+}
+
+impl ModelReport {
+    /// What the model added to the worker's memory.
+    #[must_use]
+    pub fn took(&self) -> Memory {
+        let grown =
+            |before: Option<Bytes>, after: Option<Bytes>| Some(Bytes(after?.0.saturating_sub(before?.0)));
+        Memory {
+            resident: grown(self.before.resident, self.after.resident),
+            anonymous: grown(self.before.anonymous, self.after.anonymous),
+        }
+    }
+}
+
+/// A worker that is up, and the models that it has loaded.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SlotReport {
+    /// What computes.
+    pub runtime: RuntimeReport,
+    /// What is loaded, in the order of loading.
+    pub models: Vec<(ModelId, ModelReport)>,
+    /// Memory held after the last trim.
     pub memory: Memory,
+}
+
+impl SlotReport {
+    /// What is known of a model that is loaded.
+    #[must_use]
+    pub fn model(&self, id: &ModelId) -> Option<&ModelReport> {
+        self.models.iter().find(|(loaded, _)| loaded == id).map(|(_, report)| report)
+    }
+}
+
+/// Something to be done in the slot between two jobs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Load a model, if it is not.
+    Load {
+        /// The model.
+        model: ModelId,
+        /// How long it stays; `None` leaves it as it is.
+        keep_alive: Option<KeepAlive>,
+    },
+    /// Give a model's memory back, if it is loaded.
+    Unload {
+        /// The model.
+        model: ModelId,
+    },
+    /// Give back what no job needs.
+    Trim,
+}
+
+/// What an order came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OrderReport {
+    /// The worker's memory before.
+    pub before: Memory,
+    /// And after.
+    pub after: Memory,
+    /// How long it took, waiting for the slot not included.
+    pub took: Duration,
+    /// What is loaded now.
+    pub loaded: Vec<ModelId>,
 }
 
 /// Whether the slot can run jobs, as supervision last saw it.
@@ -280,8 +375,8 @@ pub struct ReadyReport {
 pub enum Readiness {
     /// The first worker is loading the model; new requests are refused until it has.
     Starting,
-    /// A worker has the model loaded.
-    Ready(ReadyReport),
+    /// A worker is up; what is not loaded is when it is asked for.
+    Ready(SlotReport),
     /// A worker that was ready ended and is being replaced; the queue goes on accepting.
     Restarting {
         /// Why the last one ended.

@@ -16,7 +16,7 @@ use std::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
-    job::{Failure, Finish, Job, JobId, Memory, ReadyReport},
+    job::{Failure, Finish, Job, JobId, Memory, ModelId, ModelReport, RuntimeReport},
     units::Bytes,
 };
 
@@ -29,8 +29,17 @@ pub const MAX_FRAME: Bytes = Bytes::mib(16);
 /// From the parent to the worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Down {
-    /// Load a model; answered by [`Up::Ready`] or [`Up::LoadFailed`]. The first frame, once.
-    Load(LoadSpec),
+    /// How to run; answered by [`Up::Started`] or [`Up::StartFailed`]. The first frame, once.
+    Start(WorkerSpec),
+    /// Load a model and run it once; answered by [`Up::Loaded`] and [`Up::Ready`], or by [`Up::LoadFailed`].
+    Load {
+        /// What jobs call it.
+        model: ModelId,
+        /// Its directory.
+        dir: PathBuf,
+    },
+    /// Give a model's memory back; answered by [`Up::Unloaded`], also when it is not loaded.
+    Unload(ModelId),
     /// Run a job; answered by frames that carry its id, the last one [`Up::Done`] or [`Up::Failed`].
     Generate(Job),
     /// Stop this job after the current step. For a job that is over or not known, nothing.
@@ -41,11 +50,9 @@ pub enum Down {
     Shutdown,
 }
 
-/// What to load, and how to run it.
+/// How a worker runs whatever it loads.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LoadSpec {
-    /// The model directory.
-    pub model_dir: PathBuf,
+pub struct WorkerSpec {
     /// Where ONNX Runtime's library is looked for first.
     pub onnxruntime_dir: Option<PathBuf>,
     /// Threads that compute; `None` is one for each physical core.
@@ -64,12 +71,26 @@ pub enum Up {
         /// [`PROTOCOL`] of the worker's binary.
         protocol: u32,
     },
-    /// The model is loaded; it is run for the first time next.
-    Loaded,
-    /// The model is loaded and warm.
-    Ready(ReadyReport),
-    /// It cannot be loaded; the worker ends after this.
+    /// ONNX Runtime is there; models can be loaded.
+    Started(RuntimeReport),
+    /// ONNX Runtime cannot be used; the worker ends after this.
+    StartFailed {
+        /// Why, and the way out.
+        message: String,
+    },
+    /// A model is loaded; it is run for the first time next.
+    Loaded(ModelId),
+    /// A model is loaded and warm.
+    Ready {
+        /// Which.
+        model: ModelId,
+        /// What it came to.
+        report: ModelReport,
+    },
+    /// A model cannot be loaded; the worker goes on.
     LoadFailed {
+        /// Which.
+        model: ModelId,
         /// Why, and the way out.
         message: String,
     },
@@ -104,6 +125,13 @@ pub enum Up {
         failure: Failure,
         /// Whether the device can no longer be used; the worker ends after this.
         poisoned: bool,
+    },
+    /// A model is gone.
+    Unloaded {
+        /// Which.
+        model: ModelId,
+        /// What is held now.
+        memory: Memory,
     },
     /// Memory was given back.
     Trimmed {

@@ -219,7 +219,8 @@ async fn the_model_says_what_it_is_and_what_runs_it() {
     let one: Value = server.get("/v1/models/demo").send().await.unwrap().json().await.unwrap();
     assert_eq!(list, json!({ "object": "list", "data": [one] }));
     assert_eq!(one["eka"]["context_length"], CONTEXT_LENGTH);
-    assert_eq!(one["eka"]["worker"]["placement"], json!({ "CPUExecutionProvider": 42 }));
+    assert_eq!(one["eka"]["loaded"]["placement"], json!({ "CPUExecutionProvider": 42 }));
+    assert_eq!(one["eka"]["loaded"]["memory"]["resident"], 200 << 20);
     let other = server.get("/v1/models/gpt-4o").send().await.unwrap();
     assert_eq!(other.status(), 404);
     let error: Value = other.json().await.unwrap();

@@ -13,5 +13,6 @@ mod models;
 mod overload;
 mod program;
 mod serving;
+mod slot;
 mod weights;
 mod workers;

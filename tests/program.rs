@@ -158,6 +158,21 @@ pub(crate) fn cache() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache")
 }
 
+/// The export that serving the demo has left in the cache.
+pub(crate) async fn exported_demo() -> PathBuf {
+    let exports = cache().join("exports");
+    let found = || {
+        let entries = std::fs::read_dir(&exports).ok()?.filter_map(Result::ok).map(|entry| entry.path());
+        entries
+            .filter(|path| path.join("eka.json").is_file())
+            .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("demo-")))
+    };
+    if found().is_none() {
+        drop(Program::start(&[]).await);
+    }
+    found().unwrap()
+}
+
 /// Reads the log as it comes, so that the program never waits for its reader.
 fn collect(lines: impl BufRead + Send + 'static) -> Arc<Mutex<String>> {
     let log = Arc::new(Mutex::new(String::new()));

@@ -14,8 +14,8 @@ use eka::{
     executor::{Deadlines, Executor, Limits},
     http::{AppState, Life, Settings, serve},
     job::{
-        Event, Failure, Finish, FinishReason, Job, Memory, MemoryReport, Readiness, ReadyReport, Timings,
-        Usage,
+        Event, Failure, Finish, FinishReason, Job, Memory, MemoryReport, ModelReport, Readiness,
+        RuntimeReport, SlotReport, Timings, Usage,
     },
     manifest::{Dims, Dtype, FILE_NAME, GraphNames, Manifest, Provenance, SCHEMA},
     metrics::Metrics,
@@ -213,16 +213,22 @@ fn finish(job: &Job, reason: FinishReason, completion_tokens: usize) -> Finish {
     }
 }
 
-pub(crate) fn ready_report() -> ReadyReport {
-    ReadyReport {
+pub(crate) fn ready_report() -> SlotReport {
+    let memory = |mib| Memory { resident: Some(Bytes::mib(mib)), anonymous: None };
+    let runtime = RuntimeReport {
         runtime: "scripted 1.0".into(),
         library: "/secret/of/the/server".into(),
-        placement: vec![("CPUExecutionProvider".into(), 42)],
         threads: 2,
+        memory: memory(100),
+    };
+    let model = ModelReport {
+        placement: vec![("CPUExecutionProvider".into(), 42)],
         capacity: CONTEXT_LENGTH,
         load_time: Duration::from_millis(1_500),
-        memory: Memory { resident: Some(Bytes::mib(300)), anonymous: None },
-    }
+        before: memory(100),
+        after: memory(300),
+    };
+    SlotReport { runtime, models: vec![(MODEL.into(), model)], memory: memory(300) }
 }
 
 /// The demo's tokenizer and template in a model directory of their own.

@@ -3,8 +3,8 @@
 use std::{io::Write, process::Stdio, time::Duration};
 
 use eka::{
-    job::{Failure, FinishReason, Job, JobId},
-    wire::{self, Down, LoadSpec, PROTOCOL, Up},
+    job::{Failure, FinishReason, Job, JobId, ModelId},
+    wire::{self, Down, PROTOCOL, Up, WorkerSpec},
 };
 use futures_util::StreamExt;
 use serde_json::{Value, json};
@@ -136,7 +136,7 @@ fn a_worker_that_does_not_load_in_time_is_tried_three_times_and_said_once() {
     let refused = run(&["serve", "--port", "0", "--set", &cache, "--set", "watchdog.load_ms=1"]);
     assert_eq!(refused.status.code(), Some(1));
     let said = text(&refused.stderr);
-    assert!(said.contains("no word for 0.0 s while it loaded the model"), "{said}");
+    assert!(said.contains("no word for 0.0 s while it started"), "{said}");
 }
 
 #[tokio::test]
@@ -284,14 +284,17 @@ fn converse(frames: &[Down], then: &[u8]) -> (Vec<Up>, Option<i32>) {
     (said, child.wait().unwrap().code())
 }
 
-fn load(model_dir: &str) -> Down {
-    Down::Load(LoadSpec {
-        model_dir: model_dir.into(),
+fn start() -> Down {
+    Down::Start(WorkerSpec {
         onnxruntime_dir: None,
         threads: Some(1),
         prefill_chunk: 4,
         context_length: Some(64),
     })
+}
+
+fn load(model_dir: &str) -> Down {
+    Down::Load { model: ModelId::default(), dir: model_dir.into() }
 }
 
 fn generate(id: u64, prompt: usize, max_new_tokens: usize) -> Down {
@@ -301,13 +304,13 @@ fn generate(id: u64, prompt: usize, max_new_tokens: usize) -> Down {
 #[test]
 fn a_worker_says_a_frame_for_every_chunk_and_every_step() {
     let model = exported("llama");
-    let (said, code) = converse(&[load(&model), generate(7, 10, 5), Down::Shutdown], &[]);
+    let (said, code) = converse(&[start(), load(&model), generate(7, 10, 5), Down::Shutdown], &[]);
     assert_eq!(code, Some(0));
     assert_eq!(said[0], Up::Hello { protocol: PROTOCOL });
     assert!(
-        matches!(&said[1..3], [Up::Loaded, Up::Ready(ready)] if ready.capacity == 64),
+        matches!(&said[1..4], [Up::Started(_), Up::Loaded(_), Up::Ready { report, .. }] if report.capacity == 64),
         "{:?}",
-        &said[1..3]
+        &said[1..4]
     );
     // Told to end while it works, it may stop after any step, but not skip one.
     let progress: Vec<_> = said
@@ -321,7 +324,7 @@ fn a_worker_says_a_frame_for_every_chunk_and_every_step() {
 #[test]
 fn a_job_that_does_not_fit_fails_and_the_next_one_runs() {
     let model = exported("llama");
-    let jobs = [load(&model), generate(1, 60, 5), generate(2, 3, 2)];
+    let jobs = [start(), load(&model), generate(1, 60, 5), generate(2, 3, 2)];
     let mut child =
         eka(&["worker"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
@@ -349,14 +352,14 @@ fn a_worker_gives_memory_back_when_told_to_and_works_on() {
     let mut child =
         eka(&["worker"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
-    for frame in [load(&model), Down::Trim, generate(1, 3, 2)] {
+    for frame in [start(), load(&model), Down::Trim, generate(1, 3, 2)] {
         wire::write(&frame, &mut stdin).unwrap();
     }
     let mut said = Vec::new();
     while !matches!(said.last(), Some(Up::Done { .. })) {
         said.push(wire::read::<Up>(&mut stdout).unwrap().unwrap());
     }
-    assert!(matches!(&said[3], Up::Trimmed { memory } if memory.resident.is_some()), "{said:?}");
+    assert!(matches!(&said[4], Up::Trimmed { memory } if memory.resident.is_some()), "{said:?}");
     drop(stdin);
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
@@ -372,9 +375,9 @@ fn a_worker_that_is_sent_garbage_ends_with_an_error_and_no_panic() {
 
 #[test]
 fn a_model_that_cannot_be_loaded_is_said_with_the_reason_and_not_tried_again() {
-    let (said, code) = converse(&[load("tests/fixtures")], &[]);
-    assert_eq!(code, Some(1));
-    let Some(Up::LoadFailed { message }) = said.last() else { panic!("{said:?}") };
+    let (said, code) = converse(&[start(), load("tests/fixtures"), Down::Shutdown], &[]);
+    assert_eq!(code, Some(0));
+    let Some(Up::LoadFailed { message, .. }) = said.last() else { panic!("{said:?}") };
     assert!(message.contains("eka.json"), "{message}");
 }
 

@@ -79,7 +79,7 @@ async fn generate(args: Args, config: &Config) -> anyhow::Result<()> {
     let model = prepare::model(config)?;
     let text = Arc::new(Text::open(&model.dir, &model.id)?);
     let job = args.job(&text, config)?;
-    let command = worker::command(config, &model.dir)?;
+    let command = worker::command(config, std::slice::from_ref(&model))?;
     let (supervisor, keeping) = Supervisor::new(command, Arc::new(Metrics::new()));
     tokio::spawn(keeping);
     let answered = stream(supervisor.runner(), job, &text, args.stop).await;
@@ -126,7 +126,8 @@ impl Args {
             seed: self.seed.unwrap_or_else(rand::random),
             ..Sampling::greedy()
         };
-        Ok(Job { sampling, end_tokens: card.end_tokens.clone(), ..Job::new(JobId(0), prompt, asked) })
+        let model = card.id.as_str().into();
+        Ok(Job { model, sampling, end_tokens: card.end_tokens.clone(), ..Job::new(JobId(0), prompt, asked) })
     }
 
     fn encode(&self, text: &Text) -> anyhow::Result<Vec<u32>> {

@@ -1,12 +1,15 @@
-//! The model directory to serve: as it is, or exported from its sources into a cache.
+//! The model directories to serve: as they are, or exported from its sources into a cache.
 //!
 //! `models/demo` holds a checkpoint and an adapter, not a graph: exporting is quick enough to be a part of starting. The
 //! cache's key is the content of the sources and the options, so whatever changes is exported anew and nothing is
 //! exported twice.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, ensure};
 
 use super::export::Bars;
 use crate::{
@@ -24,44 +27,80 @@ pub(super) struct Prepared {
     pub(super) id: String,
 }
 
-/// Finds the model of the settings, and exports it if it is a source directory.
+/// Finds the model of `model.path`, and exports it if it is a source directory.
 ///
 /// # Errors
 /// When there is neither, or the export fails.
 pub(super) fn model(config: &Config) -> anyhow::Result<Prepared> {
     let path = &config.model.path;
-    let id = config.model.id.clone();
-    if manifest::is_model(path) {
-        return Ok(Prepared { dir: path.clone(), id });
-    }
-    if path.join("base/config.json").is_file() {
-        return Ok(Prepared { dir: exported(config, &id)?, id });
-    }
-    bail!(
+    ensure!(
+        is_usable(path),
         "{} is no model: it has neither {} (written by `eka export`) nor genai_config.json (by onnxruntime-genai) nor base/config.json (a checkpoint to export, with \
          its adapter in adapter/); set model.path or --model",
         path.display(),
         manifest::FILE_NAME
-    )
+    );
+    prepared(config, path.clone(), config.model.id.clone())
+}
+
+/// Finds all models of the settings, that of `model.path` first, and exports those that are source directories.
+///
+/// # Errors
+/// As [`model`], or when two have the same name.
+pub(super) fn models(config: &Config) -> anyhow::Result<Vec<Prepared>> {
+    let mut models = vec![model(config)?];
+    let Some(dir) = &config.models.dir else { return Ok(models) };
+    for (path, id) in others(dir, &config.model.path)? {
+        ensure!(
+            id != config.model.id,
+            "{}: another model is called {id} as well; rename the directory, or set model.id",
+            path.display()
+        );
+        models.push(prepared(config, path, id)?);
+    }
+    Ok(models)
+}
+
+/// The models in `dir` but for the one in `first`, in the order of their names.
+fn others(dir: &Path, first: &Path) -> anyhow::Result<Vec<(PathBuf, String)>> {
+    let read = |dir: &Path| fs::read_dir(dir)?.collect::<io::Result<Vec<_>>>();
+    let entries = read(dir).with_context(|| format!("{}: set models.dir or --models", dir.display()))?;
+    let is_first = |path: &Path| fs::canonicalize(path).ok() == fs::canonicalize(first).ok();
+    let mut found: Vec<_> = entries
+        .into_iter()
+        .map(|entry| (entry.path(), entry.file_name().to_string_lossy().into_owned()))
+        .filter(|(path, name)| !name.starts_with('.') && is_usable(path) && !is_first(path))
+        .collect();
+    found.sort();
+    Ok(found)
+}
+
+fn is_usable(path: &Path) -> bool {
+    manifest::is_model(path) || path.join("base/config.json").is_file()
+}
+
+fn prepared(config: &Config, path: PathBuf, id: String) -> anyhow::Result<Prepared> {
+    let dir = if manifest::is_model(&path) { path } else { exported(config, &path, &id)? };
+    Ok(Prepared { dir, id })
 }
 
 /// The export of a source directory, from the cache or made now.
-fn exported(config: &Config, id: &str) -> anyhow::Result<PathBuf> {
-    let base = config.model.path.join("base");
-    let adapter = Some(config.model.path.join("adapter")).filter(|adapter| adapter.is_dir());
+fn exported(config: &Config, path: &Path, id: &str) -> anyhow::Result<PathBuf> {
+    let base = path.join("base");
+    let adapter = Some(path.join("adapter")).filter(|adapter| adapter.is_dir());
     let adapters = adapter.into_iter().map(|dir| AdapterSource { dir, weight: 1.0 }).collect();
     let source = Source::Checkpoint { base, adapters };
     let options = Options { weights: weights(&config.model)?, ..Options::new(source, PathBuf::new()) };
     let key = export::fingerprint(&options)?;
     let output = config.model.cache_dir.join("exports").join(format!("{id}-{}", &key[..16]));
     if output.join(manifest::FILE_NAME).is_file() {
-        tracing::info!("using the export of {} in {}", config.model.path.display(), output.display());
+        tracing::info!("using the export of {} in {}", path.display(), output.display());
         return Ok(output);
     }
     fs::create_dir_all(config.model.cache_dir.join("exports")).with_context(|| {
         format!("{} cannot be made; set model.cache_dir", config.model.cache_dir.display())
     })?;
-    tracing::info!("exporting {} to {}", config.model.path.display(), output.display());
+    tracing::info!("exporting {} to {}", path.display(), output.display());
     match export::export(&Options { output: output.clone(), ..options }, &Bars::new()) {
         Ok(report) => {
             report.notes.iter().for_each(|note| tracing::warn!("{note}"));
@@ -69,7 +108,7 @@ fn exported(config: &Config, id: &str) -> anyhow::Result<PathBuf> {
         }
         // Another server that started at the same moment was quicker; what it wrote is complete, or would not be there.
         Err(_) if output.join(manifest::FILE_NAME).is_file() => Ok(output),
-        Err(e) => Err(e).with_context(|| format!("{} cannot be exported", config.model.path.display())),
+        Err(e) => Err(e).with_context(|| format!("{} cannot be exported", path.display())),
     }
 }
 

@@ -10,16 +10,20 @@ use std::{
 use anyhow::{Context, bail};
 use tokio::sync::watch;
 
-use super::{logging, prepare, worker};
+use super::{
+    logging,
+    prepare::{self, Prepared},
+    worker,
+};
 use crate::{
     config::{self, Config, ConfigArgs},
     device::host::{self, Pace},
-    executor::{Executor, Limits},
-    http::{self, AppState, Life, Settings},
-    job::Readiness,
+    executor::{Executor, Limits, Switching},
+    http::{self, AppState, Catalogue, Life, Orders, Settings},
+    job::{ModelId, Readiness},
     metrics::{MemoryKind, Metrics},
-    supervise::{Runner, Supervisor},
-    text::Text,
+    supervise::{Foreman, Runner, Supervisor},
+    text::{Text, TextError},
 };
 
 /// Serve a model over HTTP
@@ -48,16 +52,19 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
-    let model = prepare::model(config)?;
-    let text = Arc::new(Text::open(&model.dir, &model.id)?);
+    let models = prepare::models(config)?;
+    let catalogue = catalogue(&models)?;
     let listener = listen(config)?;
     let metrics = Arc::new(Metrics::new());
-    let (supervisor, keeping) = Supervisor::new(worker::command(config, &model.dir)?, Arc::clone(&metrics));
+    let (supervisor, keeping) = Supervisor::new(worker::command(config, &models)?, Arc::clone(&metrics));
     let readiness = supervisor.readiness();
     let (executor, working) = executor(config, &metrics, supervisor.runner());
     tokio::spawn(show_own_memory(Arc::clone(&metrics)));
-    tracing::info!("serving {:?} on http://{}", model.id, listener.local_addr()?);
-    let state = AppState::new(text, executor, metrics, readiness.clone(), Settings::from(config));
+    limit_switches(config, &executor, readiness.clone());
+    let names: Vec<_> = models.iter().map(|model| format!("{:?}", model.id)).collect();
+    tracing::info!("serving {} on http://{}", names.join(", "), listener.local_addr()?);
+    let state = AppState::new(catalogue, executor, metrics, readiness.clone(), Settings::from(config))
+        .with_orders(orders(supervisor.foreman()));
     let mut last = Readiness::Starting;
     let served = http::serve(
         listener,
@@ -80,6 +87,31 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
         Readiness::Down { reason, retry_in: None } => bail!("the model cannot be loaded: {reason}"),
         _ => Ok(ExitCode::SUCCESS),
     }
+}
+
+/// The text sides of the models, in the same order.
+fn catalogue(models: &[Prepared]) -> anyhow::Result<Catalogue> {
+    let open = |model: &Prepared| Ok::<_, TextError>(Arc::new(Text::open(&model.dir, &model.id)?));
+    let mut texts = models.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+    let first = texts.remove(0);
+    Ok(Catalogue::new(first, texts))
+}
+
+fn orders(foreman: Foreman) -> Orders {
+    Arc::new(move |order| {
+        let foreman = foreman.clone();
+        Box::pin(async move { foreman.give(order).await })
+    })
+}
+
+fn limit_switches(config: &Config, executor: &Executor, readiness: watch::Receiver<Readiness>) {
+    let Some(most) = config.queue.max_switches else { return };
+    let is_loaded = Arc::new(move |model: &ModelId| match &*readiness.borrow() {
+        Readiness::Ready(slot) => slot.model(model).is_some(),
+        // A worker that is coming up loads whatever is asked for first.
+        _ => true,
+    });
+    executor.limit_switches(Switching { most, is_loaded });
 }
 
 fn listen(config: &Config) -> anyhow::Result<TcpListener> {

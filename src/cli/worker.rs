@@ -1,13 +1,17 @@
 //! `eka worker`: the child process, and how the parent starts it.
 
-use std::{env, io, path::Path};
+use std::{env, fs, io};
 
 use anyhow::Context;
 
+use super::prepare::Prepared;
 use crate::{
-    config::Config,
-    supervise::{Budgets, WorkerCommand},
-    wire::LoadSpec,
+    config::{self, Config},
+    device::host,
+    job::KeepAlive,
+    supervise::{Budgets, Place, Recycle, WorkerCommand},
+    units::Bytes,
+    wire::WorkerSpec,
     worker,
 };
 
@@ -17,27 +21,49 @@ const NAME: &str = "worker";
 /// Serves the parent over stdin and stdout.
 ///
 /// # Errors
-/// When the model cannot be loaded or the pipe fails.
+/// When ONNX Runtime cannot be used or the pipe fails.
 pub(super) fn run() -> anyhow::Result<()> {
     // Unbuffered: a frame is one write, and the parent shall see it at once.
     Ok(worker::run(io::stdin(), io::stdout())?)
 }
 
-/// How to start a worker of this program for the model in `dir`.
+/// How to start a worker of this program for these models.
 ///
 /// # Errors
-/// When the program cannot be found.
-pub(super) fn command(config: &Config, dir: &Path) -> anyhow::Result<WorkerCommand> {
-    let load = LoadSpec {
-        model_dir: dir.to_path_buf(),
+/// When the program or a model's files cannot be found.
+pub(super) fn command(config: &Config, models: &[Prepared]) -> anyhow::Result<WorkerCommand> {
+    let spec = WorkerSpec {
         onnxruntime_dir: config.onnxruntime.dir.clone(),
         threads: config.engine.threads.map(Into::into),
         prefill_chunk: config.engine.prefill_chunk.get(),
         context_length: config.engine.context_length.map(|n| n.0),
     };
-    let program = env::current_exe().context("this program's own file cannot be found")?;
-    let watchdog = &config.watchdog;
-    let budgets = Budgets {
+    let half = host::machine_memory().map(|(total, _)| Bytes(total.0 / 2));
+    let keep_alive = config.models.keep_alive;
+    Ok(WorkerCommand {
+        program: env::current_exe().context("this program's own file cannot be found")?,
+        arguments: vec![NAME.into()],
+        spec,
+        models: models.iter().map(place).collect::<Result<_, _>>()?,
+        model_memory: config.models.memory.or(half),
+        keep_alive: keep_alive.map_or(KeepAlive::Forever, |keep_alive| KeepAlive::For(keep_alive.into())),
+        budgets: budgets(&config.watchdog),
+        recycle: recycle(&config.recycle),
+        pace_file: Some(config.model.cache_dir.join("pace.json")),
+        available_memory: || host::machine_memory().map(|(_, available)| available),
+    })
+}
+
+fn place(model: &Prepared) -> anyhow::Result<Place> {
+    let sizes = fs::read_dir(&model.dir)?.map(|entry| Ok::<_, io::Error>(entry?.metadata()?.len()));
+    let on_disk = sizes.sum::<Result<u64, _>>().with_context(|| model.dir.display().to_string())?;
+    // The key of what is learned about it, so it is the same whatever directory the server is started in.
+    let dir = fs::canonicalize(&model.dir).with_context(|| model.dir.display().to_string())?;
+    Ok(Place { id: model.id.as_str().into(), dir, on_disk: Bytes(on_disk) })
+}
+
+fn budgets(watchdog: &config::Watchdog) -> Budgets {
+    Budgets {
         load: watchdog.load.into(),
         warm_up: watchdog.warm_up.into(),
         prefill_base: watchdog.prefill_base.into(),
@@ -45,6 +71,14 @@ pub(super) fn command(config: &Config, dir: &Path) -> anyhow::Result<WorkerComma
         decode_floor: watchdog.decode_floor.into(),
         decode_factor: watchdog.decode_factor,
         pipe: watchdog.pipe.into(),
-    };
-    Ok(WorkerCommand { program, arguments: vec![NAME.into()], load, budgets })
+    }
+}
+
+fn recycle(rules: &config::Recycle) -> Recycle {
+    Recycle {
+        after_jobs: rules.after_jobs,
+        after: rules.after.map(Into::into),
+        growth: rules.memory_growth,
+        between_requests: rules.between_requests,
+    }
 }

@@ -24,6 +24,9 @@ pub struct ConfigArgs {
     /// Directory of an exported model, or a source directory with base/ and perhaps adapter/
     #[arg(long, value_name = "DIR")]
     pub model: Option<String>,
+    /// Directory whose subdirectories are models that are served as well, loaded when they are asked for
+    #[arg(long, value_name = "DIR")]
+    pub models: Option<String>,
     /// The model's name in requests [default: the directory's name]
     #[arg(long, value_name = "NAME")]
     pub model_id: Option<String>,
@@ -58,6 +61,7 @@ impl ConfigArgs {
     pub(super) fn direct(&self) -> impl Iterator<Item = (&'static str, &'static str, &str)> {
         let flags = [
             ("--model", "model.path", &self.model),
+            ("--models", "models.dir", &self.models),
             ("--model-id", "model.id", &self.model_id),
             ("--quantize", "model.quantize", &self.quantize),
             ("--bind", "server.bind", &self.bind),

@@ -27,6 +27,8 @@ pub(super) enum Kind {
     Whole { least: i64, most: i64 },
     /// Text; what it must say, for people.
     Text(&'static str),
+    /// true or false.
+    Truth,
 }
 
 const WEEK_MS: i64 = 7 * 24 * 3_600_000;
@@ -39,12 +41,16 @@ const fn text(path: &'static str, default: &'static str, expected: &'static str)
     Key { path, default: Default::Is(default), kind: Kind::Text(expected) }
 }
 
+const fn truth(path: &'static str, default: &'static str) -> Key {
+    Key { path, default: Default::Is(default), kind: Kind::Truth }
+}
+
 const fn derived(path: &'static str, default: &'static str, kind: Kind) -> Key {
     Key { path, default: Default::Derived(default), kind }
 }
 
 /// Every setting, section by section; printed in this order.
-pub(super) const KEYS: [Key; 29] = [
+pub(super) const KEYS: [Key; 37] = [
     text("server.bind", "127.0.0.1", "an IP address, such as 127.0.0.1, or 0.0.0.0 for every interface"),
     whole("server.port", "8110", 0, 65_535),
     whole("server.grace_ms", "30000", 0, WEEK_MS),
@@ -56,10 +62,18 @@ pub(super) const KEYS: [Key; 29] = [
     text("model.quantize", "none", "none, int8 or int4"),
     derived("model.block_size", "the exporter's choice", Kind::Whole { least: 32, most: 128 }),
     derived("model.cache_dir", "the user's cache directory", Kind::Text("a directory")),
+    derived("models.dir", "the model of model.path is served alone", Kind::Text("a directory of models")),
+    derived("models.memory_bytes", "half of the machine's memory", Kind::Whole { least: 1, most: 1 << 50 }),
+    derived(
+        "models.keep_alive_ms",
+        "until another needs the memory",
+        Kind::Whole { least: 0, most: WEEK_MS },
+    ),
     whole("queue.max_jobs", "32", 1, 1 << 20),
     whole("queue.max_prompt_tokens", "65536", 1, 1 << 24),
     whole("queue.timeout_ms", "60000", 1, WEEK_MS),
     whole("queue.total_timeout_ms", "600000", 1, WEEK_MS),
+    derived("queue.max_switches", "no limit", Kind::Whole { least: 1, most: 1 << 20 }),
     derived("engine.threads", "physical cores", Kind::Whole { least: 1, most: 1024 }),
     whole("engine.prefill_chunk", "512", 1, 16_384),
     derived("engine.context_length", "the model's", Kind::Whole { least: 2, most: 1 << 24 }),
@@ -72,6 +86,10 @@ pub(super) const KEYS: [Key; 29] = [
     whole("watchdog.decode_floor_ms", "15000", 1, WEEK_MS),
     whole("watchdog.decode_factor", "50", 1, 10_000),
     whole("watchdog.pipe_ms", "10000", 1, WEEK_MS),
+    derived("recycle.after_jobs", "never", Kind::Whole { least: 1, most: 1 << 40 }),
+    derived("recycle.after_ms", "never", Kind::Whole { least: 1000, most: 52 * WEEK_MS }),
+    whole("recycle.memory_growth_bytes", "1073741824", 1 << 20, 1 << 50),
+    truth("recycle.between_requests", "false"),
     text("log.level", "info", "error, warn, info, debug, trace or a filter such as info,eka=debug"),
     text("log.format", "text", "text or json"),
 ];
@@ -92,20 +110,23 @@ impl Key {
         format!("EKA_{}", self.path.replace('.', "_").to_uppercase())
     }
 
-    /// A value typed as plain text. What is no number stays text, for [`Key::has_type`] to refuse.
+    /// A value typed as plain text. What is no number where one is asked for stays text, for [`Key::has_type`] to refuse.
     pub(super) fn read(&self, typed: &str) -> ValueKind {
-        let number = match self.kind {
-            Kind::Whole { .. } => typed.trim().parse().ok(),
+        let read = match self.kind {
+            Kind::Whole { .. } => typed.trim().parse().ok().map(ValueKind::I64),
+            Kind::Truth => typed.trim().parse().ok().map(ValueKind::Boolean),
             Kind::Text(_) => None,
         };
-        number.map_or_else(|| ValueKind::String(typed.to_owned()), ValueKind::I64)
+        read.unwrap_or_else(|| ValueKind::String(typed.to_owned()))
     }
 
-    /// Whether `value` is a number where one is asked for, and text otherwise.
+    /// Whether `value` is of the setting's type.
     pub(super) const fn has_type(&self, value: &ValueKind) -> bool {
         matches!(
             (&self.kind, value),
-            (Kind::Whole { .. }, ValueKind::I64(_)) | (Kind::Text(_), ValueKind::String(_))
+            (Kind::Whole { .. }, ValueKind::I64(_))
+                | (Kind::Text(_), ValueKind::String(_))
+                | (Kind::Truth, ValueKind::Boolean(_))
         )
     }
 
@@ -114,6 +135,7 @@ impl Key {
         match self.kind {
             Kind::Whole { least, most } => format!("a whole number from {least} to {most}"),
             Kind::Text(expected) => expected.to_owned(),
+            Kind::Truth => "true or false".into(),
         }
     }
 }

@@ -31,6 +31,8 @@ pub struct Config {
     pub server: Server,
     /// What is served.
     pub model: Model,
+    /// What is served besides, and how much of it at once.
+    pub models: Models,
     /// What may wait, and how long.
     pub queue: Queue,
     /// How it is computed.
@@ -39,6 +41,8 @@ pub struct Config {
     pub onnxruntime: OnnxRuntime,
     /// How long a worker may be silent.
     pub watchdog: Watchdog,
+    /// When a worker that works is replaced.
+    pub recycle: Recycle,
     /// What is logged.
     pub log: Log,
 }
@@ -75,6 +79,17 @@ pub struct Model {
     pub cache_dir: PathBuf,
 }
 
+/// What is served besides, and how much of it at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Models {
+    /// A directory whose subdirectories are models.
+    pub dir: Option<PathBuf>,
+    /// What all loaded models may hold together; `None` is half of the machine's memory.
+    pub memory: Option<Bytes>,
+    /// How long a model stays loaded that nobody uses; `None` is until another needs its memory.
+    pub keep_alive: Option<Millis>,
+}
+
 /// How the weights of an export are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quantize {
@@ -97,6 +112,8 @@ pub struct Queue {
     pub timeout: Millis,
     /// Longest time from accepted to finished, and that of requests that name none; at least `timeout`.
     pub total_timeout: Millis,
+    /// Jobs in a row for which a model may have to be loaded while one that waits has its model there.
+    pub max_switches: Option<NonZeroUsize>,
 }
 
 /// How it is computed.
@@ -136,6 +153,19 @@ pub struct Watchdog {
     pub decode_factor: u32,
     /// While it is sent something.
     pub pipe: Millis,
+}
+
+/// When a worker that works is replaced all the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recycle {
+    /// After so many jobs.
+    pub after_jobs: Option<u64>,
+    /// After so long.
+    pub after: Option<Millis>,
+    /// When it holds so much more, after a trim, than its models took.
+    pub memory_growth: Bytes,
+    /// After every job.
+    pub between_requests: bool,
 }
 
 /// What is logged.

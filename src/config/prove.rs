@@ -8,10 +8,14 @@ use std::{
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 
 use super::{
-    Config, Engine, Log, LogFormat, Model, OnnxRuntime, Problem, Quantize, Queue, Server, Watchdog,
+    Config, Engine, Log, LogFormat, Model, Models, OnnxRuntime, Problem, Quantize, Queue, Recycle, Server,
+    Watchdog,
     keys::{Key, Kind},
     layers::{Merged, Surroundings, show},
-    raw::{RawConfig, RawEngine, RawLog, RawModel, RawOnnxRuntime, RawQueue, RawServer, RawWatchdog},
+    raw::{
+        RawConfig, RawEngine, RawLog, RawModel, RawModels, RawOnnxRuntime, RawQueue, RawRecycle, RawServer,
+        RawWatchdog,
+    },
 };
 use crate::units::{Bytes, Millis, Tokens};
 
@@ -27,18 +31,22 @@ impl Proof<'_> {
     pub(super) fn config(&mut self, raw: &RawConfig) -> Option<Config> {
         let server = self.server(&raw.server);
         let model = self.model(&raw.model);
+        let models = self.models(&raw.models);
         let queue = self.queue(&raw.queue);
         let engine = self.engine(&raw.engine);
         let onnxruntime = self.onnxruntime(&raw.onnxruntime);
         let watchdog = self.watchdog(&raw.watchdog);
+        let recycle = self.recycle(&raw.recycle);
         let log = self.log(&raw.log);
         Some(Config {
             server: server?,
             model: model?,
+            models: models?,
             queue: queue?,
             engine: engine?,
             onnxruntime: onnxruntime?,
             watchdog: watchdog?,
+            recycle: recycle?,
             log: log?,
         })
     }
@@ -90,6 +98,27 @@ impl Proof<'_> {
         named
     }
 
+    fn models(&mut self, raw: &RawModels) -> Option<Models> {
+        let dir = self.optional(raw.dir.as_deref(), |proof, dir| proof.directory("models.dir", dir));
+        let memory =
+            self.optional(raw.memory_bytes, |proof, n| proof.whole("models.memory_bytes", n).map(Bytes));
+        let keep_alive =
+            self.optional(raw.keep_alive_ms, |proof, n| proof.whole("models.keep_alive_ms", n).map(Millis));
+        Some(Models { dir: dir?, memory: memory?, keep_alive: keep_alive? })
+    }
+
+    fn recycle(&mut self, raw: &RawRecycle) -> Option<Recycle> {
+        let after_jobs = self.optional(raw.after_jobs, |proof, n| proof.whole("recycle.after_jobs", n));
+        let after = self.optional(raw.after_ms, |proof, n| proof.whole("recycle.after_ms", n).map(Millis));
+        let memory_growth = self.whole("recycle.memory_growth_bytes", raw.memory_growth_bytes).map(Bytes);
+        Some(Recycle {
+            after_jobs: after_jobs?,
+            after: after?,
+            memory_growth: memory_growth?,
+            between_requests: raw.between_requests,
+        })
+    }
+
     fn block_size(&mut self, raw: i64) -> Option<NonZeroUsize> {
         if ![32, 64, 128].contains(&raw) {
             self.refuse("model.block_size", "32, 64 or 128".into());
@@ -108,11 +137,14 @@ impl Proof<'_> {
             let expected = format!("at least queue.timeout_ms, which is {} ({origin})", raw.timeout_ms);
             self.refuse("queue.total_timeout_ms", expected);
         }
+        let max_switches =
+            self.optional(raw.max_switches, |proof, n| proof.positive("queue.max_switches", n));
         Some(Queue {
             max_jobs: max_jobs?,
             max_prompt_tokens: max_prompt_tokens?,
             timeout: timeout?,
             total_timeout: total_timeout?,
+            max_switches: max_switches?,
         })
     }
 
@@ -165,7 +197,7 @@ impl Proof<'_> {
     fn whole<T: TryFrom<i64>>(&mut self, path: &'static str, raw: i64) -> Option<T> {
         let within = match Key::by_path(path)?.kind {
             Kind::Whole { least, most } => (least..=most).contains(&raw),
-            Kind::Text(_) => false,
+            Kind::Text(_) | Kind::Truth => false,
         };
         let number = if within { T::try_from(raw).ok() } else { None };
         self.some(path, number)

@@ -8,11 +8,14 @@ use serde::Deserialize;
 pub(super) struct RawConfig {
     pub(super) server: RawServer,
     pub(super) model: RawModel,
+    #[serde(default)]
+    pub(super) models: RawModels,
     pub(super) queue: RawQueue,
     pub(super) engine: RawEngine,
     #[serde(default)]
     pub(super) onnxruntime: RawOnnxRuntime,
     pub(super) watchdog: RawWatchdog,
+    pub(super) recycle: RawRecycle,
     pub(super) log: RawLog,
 }
 
@@ -37,6 +40,14 @@ pub(super) struct RawModel {
     pub(super) cache_dir: Option<String>,
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawModels {
+    pub(super) dir: Option<String>,
+    pub(super) memory_bytes: Option<i64>,
+    pub(super) keep_alive_ms: Option<i64>,
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawQueue {
@@ -44,6 +55,7 @@ pub(super) struct RawQueue {
     pub(super) max_prompt_tokens: i64,
     pub(super) timeout_ms: i64,
     pub(super) total_timeout_ms: i64,
+    pub(super) max_switches: Option<i64>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -71,6 +83,15 @@ pub(super) struct RawWatchdog {
     pub(super) decode_floor_ms: i64,
     pub(super) decode_factor: i64,
     pub(super) pipe_ms: i64,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawRecycle {
+    pub(super) after_jobs: Option<i64>,
+    pub(super) after_ms: Option<i64>,
+    pub(super) memory_growth_bytes: i64,
+    pub(super) between_requests: bool,
 }
 
 #[derive(Debug, Deserialize)]

@@ -65,7 +65,8 @@ fn comment<'a>(toml: &'a str, setting: &str) -> &'a str {
 
 #[test]
 fn without_anything_set_the_defaults_serve_the_demo() {
-    let Config { server, model, queue, engine, onnxruntime, watchdog, log } = load("", &[], &[]).config;
+    let Config { server, model, models, queue, engine, onnxruntime, watchdog, recycle, log } =
+        load("", &[], &[]).config;
     assert_eq!((watchdog.decode_floor, watchdog.decode_factor), (Millis(15_000), 50));
     assert_eq!((server.bind, server.port), (IpAddr::from(Ipv4Addr::LOCALHOST), 8110));
     assert_eq!((server.grace, server.heartbeat), (Millis(30_000), Millis(2000)));
@@ -76,6 +77,9 @@ fn without_anything_set_the_defaults_serve_the_demo() {
     assert_eq!((queue.timeout, queue.total_timeout), (Millis(60_000), Millis(600_000)));
     assert_eq!((engine.threads, engine.context_length), (None, None));
     assert_eq!((engine.prefill_chunk.get(), engine.default_max_new), (512, Tokens(256)));
+    assert_eq!((models.dir, models.memory, models.keep_alive, queue.max_switches), (None, None, None, None));
+    assert_eq!((recycle.after_jobs, recycle.after, recycle.between_requests), (None, None, false));
+    assert_eq!(recycle.memory_growth, Bytes::mib(1024));
     assert_eq!((onnxruntime.dir, log.level.as_str(), log.format), (None, "info", LogFormat::Text));
 }
 
@@ -99,7 +103,8 @@ fn every_setting_has_a_variable_and_can_be_set_by_path() {
         let value = match (key.path, &key.kind) {
             ("model.block_size", _) => "64".to_owned(),
             ("queue.total_timeout_ms", _) => "600001".to_owned(),
-            (_, Kind::Whole { least, .. }) => least.max(&100).to_string(),
+            (_, Kind::Whole { least, .. }) => least.max(&101).to_string(),
+            (_, Kind::Truth) => "true".to_owned(),
             ("server.bind", _) => "::1".to_owned(),
             ("model.quantize", _) => "int4".to_owned(),
             ("log.level", _) => "warn,eka=trace".to_owned(),
@@ -172,6 +177,7 @@ fn each_impossible_value_names_key_value_origin_and_limit() {
                 vec![(least - 1).to_string(), (most + 1).to_string(), "abc".into()]
             }
             Kind::Text(_) => vec![String::new()],
+            Kind::Truth => vec!["yes".into()],
         };
         for value in bad {
             let found = problems("", &[(&key.variable(), &value)], &[]);

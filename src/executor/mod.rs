@@ -34,6 +34,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+pub use self::queue::Switching;
 use self::{
     estimate::{Taken, Work},
     queue::{Accepted, Queue},
@@ -146,6 +147,11 @@ impl Executor {
         let (executor, work) = Self::new(limits, metrics, run);
         tokio::spawn(work);
         executor
+    }
+
+    /// Lets a job whose model is loaded go before one whose model is not, now and then.
+    pub fn limit_switches(&self, switching: Switching) {
+        self.shared.queue().limit_switches(switching);
     }
 
     /// A number for the next job.

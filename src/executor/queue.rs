@@ -1,6 +1,6 @@
 //! Who waits, who runs, and whether there is room: plain data, told the time, never asking for it.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, fmt, num::NonZeroUsize, sync::Arc};
 
 use tokio::{sync::mpsc::UnboundedSender, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -10,7 +10,7 @@ use super::{
     estimate::{Pace, Taken, Work},
 };
 use crate::{
-    job::{Event, Failure, Finish, FinishReason, Job, JobId, MemoryReport, Timings, Usage},
+    job::{Event, Failure, Finish, FinishReason, Job, JobId, MemoryReport, ModelId, Timings, Usage},
     units::Tokens,
 };
 
@@ -85,6 +85,24 @@ pub(super) struct Running {
     pub(super) remains: Work,
 }
 
+/// How often in a row a job may be taken whose model has to be loaded first, while one waits whose model is there.
+///
+/// Jobs of two models that alternate would have each of them loaded again and again. Every job that is passed over is
+/// first in line for the next switch, so none waits for more than the jobs of `most` switches and one more.
+#[derive(Clone)]
+pub struct Switching {
+    /// Switches in a row.
+    pub most: NonZeroUsize,
+    /// Whether a model is loaded.
+    pub is_loaded: Arc<dyn Fn(&ModelId) -> bool + Send + Sync>,
+}
+
+impl fmt::Debug for Switching {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Switching").field("most", &self.most).finish_non_exhaustive()
+    }
+}
+
 /// The queue, the slot's occupant, and what is known of the slot's speed.
 #[derive(Debug)]
 pub(super) struct Queue {
@@ -94,6 +112,9 @@ pub(super) struct Queue {
     running: Option<Running>,
     pace: Pace,
     accepting: bool,
+    switching: Option<Switching>,
+    /// Jobs taken in a row whose model was not loaded.
+    switches: usize,
 }
 
 impl Queue {
@@ -105,6 +126,8 @@ impl Queue {
             running: None,
             pace: Pace::default(),
             accepting: true,
+            switching: None,
+            switches: 0,
         }
     }
 
@@ -123,10 +146,16 @@ impl Queue {
         Ok(())
     }
 
-    /// The next job takes the slot, which must be free.
+    pub(super) fn limit_switches(&mut self, switching: Switching) {
+        self.switching = Some(switching);
+    }
+
+    /// The next job takes the slot, which must be free: the one that came first, unless that would be one switch of models
+    /// too many.
     pub(super) fn take(&mut self, now: Instant) -> Option<Accepted> {
         debug_assert!(self.running.is_none(), "there is one slot");
-        let next = self.remove_at(0)?;
+        let place = self.next_place()?;
+        let next = self.remove_at(place)?;
         self.running = Some(Running { id: next.job.id, since: now, remains: next.work() });
         Some(next)
     }
@@ -195,6 +224,23 @@ impl Queue {
         self.pace.learn(taken);
     }
 
+    fn next_place(&mut self) -> Option<usize> {
+        let first = self.waiting.front()?;
+        let Some(Switching { most, is_loaded }) = &self.switching else { return Some(0) };
+        if is_loaded(&first.job.model) {
+            self.switches = 0;
+            return Some(0);
+        }
+        if self.switches >= most.get()
+            && let Some(place) = self.waiting.iter().position(|waiting| is_loaded(&waiting.job.model))
+        {
+            self.switches = 0;
+            return Some(place);
+        }
+        self.switches += 1;
+        Some(0)
+    }
+
     fn remove_at(&mut self, place: usize) -> Option<Accepted> {
         let removed = self.waiting.remove(place)?;
         self.prompt_tokens -= removed.job.prompt.len();
@@ -229,7 +275,7 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
-    use std::{num::NonZeroUsize, time::Duration};
+    use std::time::Duration;
 
     use tokio::sync::mpsc::unbounded_channel;
 
@@ -286,6 +332,43 @@ mod tests {
         }
         assert_eq!(order, [1, 3, 4]);
         assert!(queue.is_idle());
+    }
+
+    /// The order in which jobs of these models are taken when the slot holds the model of the last one.
+    fn order(models: &str, most_switches: usize) -> String {
+        let (mut queue, now) = (queue(99, 100), Instant::now());
+        let loaded = Arc::new(std::sync::Mutex::new(ModelId::default()));
+        let most = NonZeroUsize::new(most_switches).unwrap();
+        let held = Arc::clone(&loaded);
+        let is_loaded = Arc::new(move |model: &ModelId| *model == *held.lock().unwrap());
+        queue.limit_switches(Switching { most, is_loaded });
+        for (id, model) in (1..).zip(models.chars()) {
+            let mut accepted = job_of(id, 1, FOREVER, now);
+            accepted.job.model = ModelId(model.into());
+            queue.push(accepted).unwrap();
+        }
+        let mut order = String::new();
+        while let Some(next) = queue.take(now) {
+            order += &next.job.model.0;
+            *loaded.lock().unwrap() = next.job.model;
+            queue.release();
+        }
+        order
+    }
+
+    #[test]
+    fn jobs_are_taken_in_the_order_they_came_until_there_were_too_many_switches_in_a_row() {
+        assert_eq!(order("ababab", 99), "ababab");
+        assert_eq!(order("ababab", 1), "aabbab");
+        assert_eq!(order("ababab", 2), "abbaab");
+        assert_eq!(order("aabbcc", 1), "aabbcc");
+        assert_eq!(order("abcabc", 3), "abccab");
+    }
+
+    #[test]
+    fn a_job_that_is_passed_over_comes_next() {
+        // However many there are of the loaded model, the other one waits for one of them.
+        assert_eq!(order("abaaaaaaaa", 1), "aabaaaaaaa");
     }
 
     #[test]

@@ -56,7 +56,7 @@ async fn hear_out(ticket: &mut Ticket) -> (Vec<u32>, Event) {
         match ticket.next().await.unwrap() {
             Event::Token(token) => tokens.push(token),
             last @ (Event::Done(_) | Event::Failed(_)) => return (tokens, last),
-            Event::Started { .. } | Event::Progress { .. } => {}
+            Event::Started { .. } | Event::Loading | Event::Progress { .. } => {}
         }
     }
 }

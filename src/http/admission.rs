@@ -3,7 +3,7 @@
 //! Everything that can be refused is refused here, before it takes a place: a worker that is not there, a prompt that
 //! does not fit, a queue that is full. What is accepted can only fail by what happens to it.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use actix_web::web;
 
@@ -21,21 +21,26 @@ use crate::{
 };
 
 /// Puts a job in the queue, and hands out the answer that will come of it.
-pub(super) async fn admit(state: &AppState, id: JobId, ask: Ask) -> Result<Answer, ApiError> {
+pub(super) async fn admit(
+    state: &AppState,
+    text: &Arc<Text>,
+    id: JobId,
+    ask: Ask,
+) -> Result<Answer, ApiError> {
     let arrived = Instant::now();
     check_readiness(&state.readiness.borrow())?;
-    let prompt = encode(state, ask.prompt).await?;
+    let prompt = encode(state, text, ask.prompt).await?;
     let default = state.settings.default_max_new;
-    let max_new_tokens = room(Tokens(prompt.len()), ask.max_new, default, state.context_length())?.0;
+    let max_new_tokens = room(Tokens(prompt.len()), ask.max_new, default, state.context_length(text))?.0;
     let mut end_tokens = ask.stop_token_ids;
     if !ask.ignore_eos {
-        end_tokens.extend(&state.text.card().end_tokens);
+        end_tokens.extend(&text.card().end_tokens);
     }
     let (prompt_tokens, sampling) = (prompt.len(), ask.sampling);
-    let model = state.text.card().id.as_str().into();
-    let job = Job { model, sampling, end_tokens, ..Job::new(id, prompt, max_new_tokens) };
+    let (model, keep_alive) = (text.card().id.as_str().into(), ask.keep_alive);
+    let job = Job { model, keep_alive, sampling, end_tokens, ..Job::new(id, prompt, max_new_tokens) };
     let ticket = state.executor.submit(job, ask.deadlines)?;
-    Ok(Answer::new(ticket, state.text.decoder(ask.stop), prompt_tokens, arrived))
+    Ok(Answer::new(ticket, text.decoder(ask.stop), prompt_tokens, arrived))
 }
 
 /// A worker that is being replaced is worth waiting for: the queue holds until it is there.
@@ -52,14 +57,14 @@ fn check_readiness(readiness: &Readiness) -> Result<(), ApiError> {
 
 /// Encodes a long prompt on a thread of its own, because it takes long enough to stall every stream of this one. A few at
 /// a time, and not when the queue is full anyway: a crowd that will be refused must not take the worker's processors.
-async fn encode(state: &AppState, prompt: Prompt) -> Result<Vec<u32>, ApiError> {
+async fn encode(state: &AppState, text: &Arc<Text>, prompt: Prompt) -> Result<Vec<u32>, ApiError> {
     let internal = |error: &dyn std::fmt::Display| ApiError::Internal { message: error.to_string() };
     let _permit = state.encoders.acquire().await.map_err(|error| internal(&error))?;
     state.executor.check_room(Tokens(1))?;
     let ids = if is_short(&prompt) {
-        encode_now(&state.text, prompt)?
+        encode_now(text, prompt)?
     } else {
-        let text = state.text.clone();
+        let text = Arc::clone(text);
         web::block(move || encode_now(&text, prompt)).await.map_err(|error| internal(&error))??
     };
     if ids.is_empty() { Err(ApiError::EmptyPrompt) } else { Ok(ids) }

@@ -20,6 +20,7 @@ pub(super) struct Answer {
     completion_tokens: usize,
     text: String,
     progress: Progress,
+    is_loading: bool,
 }
 
 /// How far an answer has come.
@@ -33,6 +34,8 @@ enum Progress {
 
 /// What comes next of an answer.
 pub(super) enum Piece {
+    /// Its model is being loaded.
+    Loading,
     /// Text to append; never empty.
     Text(String),
     /// Nothing follows.
@@ -85,7 +88,13 @@ impl Answer {
             completion_tokens: 0,
             text: String::new(),
             progress: Progress::Speaking,
+            is_loading: false,
         }
+    }
+
+    /// Whether its model was being loaded when something was last heard.
+    pub(super) const fn is_loading(&self) -> bool {
+        self.is_loading
     }
 
     /// The next text, or the end. Cancel safe.
@@ -102,7 +111,11 @@ impl Answer {
     fn take(&mut self, event: Event) -> Result<Option<Piece>, Failure> {
         match event {
             Event::Started { queue_wait } => self.queue_wait = queue_wait,
-            Event::Progress { .. } => {}
+            Event::Loading => {
+                self.is_loading = true;
+                return Ok(Some(Piece::Loading));
+            }
+            Event::Progress { .. } => self.is_loading = false,
             Event::Token(token) => return Ok(self.take_token(token)),
             Event::Done(finish) => return self.take_finish(finish).map(Some),
             // The answer was complete; how its job ended no longer matters.
@@ -116,6 +129,7 @@ impl Answer {
         if self.progress == Progress::Stopped {
             return None;
         }
+        self.is_loading = false;
         self.completion_tokens += 1;
         let chunk = self.decoder.push(token);
         if chunk.stopped {

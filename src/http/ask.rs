@@ -9,7 +9,12 @@ use std::time::Duration;
 use serde_json::{Map, Number, Value};
 
 use super::fields::{FieldError, Fields, Known, typed, wrong_type};
-use crate::{executor::Deadlines, job::Sampling, text::Message, units::Tokens};
+use crate::{
+    executor::Deadlines,
+    job::{KeepAlive, Sampling},
+    text::Message,
+    units::Tokens,
+};
 
 /// Most stop strings of one request.
 const MOST_STOPS: usize = 16;
@@ -26,6 +31,8 @@ pub(super) struct Ask {
     pub(super) ignore_eos: bool,
     pub(super) delivery: Delivery,
     pub(super) deadlines: Deadlines,
+    /// How long the model stays loaded afterwards.
+    pub(super) keep_alive: Option<KeepAlive>,
 }
 
 /// What to continue.
@@ -81,8 +88,42 @@ impl Ask {
             ignore_eos: fields.take("ignore_eos")?.unwrap_or(false),
             delivery: take_delivery(fields)?,
             deadlines: take_deadlines(fields, rules.deadlines)?,
+            keep_alive: take_keep_alive(fields)?,
         })
     }
+}
+
+/// Takes how long a model stays loaded, as Ollama has it: seconds, or a duration such as "10m"; less than nothing is for
+/// ever.
+pub(super) fn take_keep_alive(fields: &mut Fields) -> Result<Option<KeepAlive>, FieldError> {
+    let path = fields.path("keep_alive");
+    let wrong = || {
+        FieldError::value(&path, "is no duration; send seconds, \"90s\", \"10m\", \"24h\", or -1 for ever")
+    };
+    match fields.take::<Value>("keep_alive")? {
+        None => Ok(None),
+        Some(Value::Number(seconds)) => {
+            keep_alive_of(seconds.as_f64().unwrap_or(-1.0)).ok_or_else(wrong).map(Some)
+        }
+        Some(Value::String(text)) => seconds_of(&text).and_then(keep_alive_of).ok_or_else(wrong).map(Some),
+        Some(other) => Err(wrong_type(&path, "a number of seconds or a duration", &other)),
+    }
+}
+
+fn keep_alive_of(seconds: f64) -> Option<KeepAlive> {
+    if seconds < 0.0 {
+        return Some(KeepAlive::Forever);
+    }
+    Duration::try_from_secs_f64(seconds).ok().map(KeepAlive::For)
+}
+
+/// A number with a unit, or without one for seconds.
+fn seconds_of(text: &str) -> Option<f64> {
+    let units = [("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0), ("", 1.0)];
+    let (number, unit) =
+        units.iter().find_map(|(unit, seconds)| Some((text.strip_suffix(unit)?, seconds)))?;
+    let number: f64 = number.trim().parse().ok()?;
+    number.is_finite().then_some(number * unit)
 }
 
 /// Takes a number of tokens to generate.

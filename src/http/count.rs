@@ -74,7 +74,10 @@ pub(super) async fn count(
 
 fn route_of(path: &str) -> &'static RouteLine {
     let is = |route: &str| match route.split_once('{') {
-        Some((prefix, _)) => path.starts_with(prefix),
+        Some((prefix, rest)) => {
+            let suffix = rest.split_once('}').map_or("", |(_, suffix)| suffix);
+            path.starts_with(prefix) && path.ends_with(suffix)
+        }
         None => path == route,
     };
     ROUTES.iter().find(|route| is(route.path)).unwrap_or(&OTHER)
@@ -89,6 +92,7 @@ mod tests {
         assert_eq!(route_of("/v1/completions").path, "/v1/completions");
         assert_eq!(route_of("/v1/models").path, "/v1/models");
         assert_eq!(route_of("/v1/models/demo").path, "/v1/models/{id}");
+        assert_eq!(route_of("/admin/models/demo/unload").path, "/admin/models/{id}/unload");
         assert_eq!(route_of("/v1/completions/../secret").path, "other");
         assert_eq!(route_of("/wp-login.php").path, "other");
     }

@@ -43,8 +43,10 @@ pub(super) enum ApiError {
     NotJson { message: String },
     #[error(transparent)]
     Field(#[from] FieldError),
-    #[error("there is no model {asked:?} here; this server serves {served:?}")]
+    #[error("there is no model {asked:?} here; this server serves {served}")]
     ModelNotFound { asked: String, served: String },
+    #[error("this path is for whoever runs the server: send the request from the machine it runs on")]
+    NotFromHere,
     #[error("the prompt is empty; a model continues at least one token")]
     EmptyPrompt,
     #[error(
@@ -78,6 +80,7 @@ impl ApiError {
             Self::NotJson { .. } => (S::BAD_REQUEST, "invalid_json"),
             Self::Field(field) => (S::BAD_REQUEST, field.code()),
             Self::ModelNotFound { .. } => (S::NOT_FOUND, "model_not_found"),
+            Self::NotFromHere => (S::FORBIDDEN, "not_from_here"),
             Self::EmptyPrompt => (S::BAD_REQUEST, "empty_prompt"),
             Self::NoRoom { .. } => (S::BAD_REQUEST, "context_length_exceeded"),
             Self::Text(text) => text_row(text),
@@ -159,6 +162,7 @@ fn failure_row(failure: &Failure) -> (StatusCode, &'static str) {
     match failure {
         Failure::Context { .. } => (StatusCode::BAD_REQUEST, "context_length_exceeded"),
         Failure::UnknownToken { .. } => (StatusCode::BAD_REQUEST, "unknown_token"),
+        Failure::Model { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "model_load_failed"),
         Failure::Device { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "device_error"),
         Failure::WorkerLost { .. } => (StatusCode::BAD_GATEWAY, "worker_lost"),
         Failure::NoWorker { .. } => (StatusCode::SERVICE_UNAVAILABLE, "worker_down"),

@@ -23,12 +23,14 @@ use super::{
     count::Tally,
     dialect::{Dialect, Head},
     error::ApiError,
-    fields::Fields,
 };
 
 /// A comment by the standard of server-sent events: clients skip it, proxies see life, and a client that is gone is
 /// noticed by what does not get through.
 const HEARTBEAT: &[u8] = b": waiting\n\n";
+
+/// The same while the job's model is loaded, which may take minutes.
+const LOADING: &[u8] = b": loading the model\n\n";
 
 /// Answers one request in the dialect `D`.
 pub(super) async fn generate<D: Dialect>(
@@ -37,9 +39,9 @@ pub(super) async fn generate<D: Dialect>(
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, ApiError> {
     let mut fields = body::read(payload, state.settings.body_limit).await?;
-    check_model(&state, &mut fields)?;
+    let text = state.catalogue.find(fields.take::<String>("model")?.as_deref())?;
     let rules = Rules {
-        vocabulary: state.text.card().vocabulary,
+        vocabulary: text.card().vocabulary,
         deadlines: state.settings.deadlines,
         temperature: D::TEMPERATURE,
     };
@@ -50,26 +52,17 @@ pub(super) async fn generate<D: Dialect>(
     let dialect = D::from(Head {
         id: format!("{}-{:08x}-{}", D::ID_PREFIX, state.instance, id.0),
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
-        model: state.text.card().id.clone(),
+        model: text.card().id.clone(),
         seed: ask.sampling.seed,
         include_usage: delivery == Delivery::Streamed { include_usage: true },
     });
-    let answer = admit(&state, id, ask).await?;
+    let answer = admit(&state, text, id, ask).await?;
     match delivery {
         Delivery::Whole => whole(answer, &dialect).await,
         Delivery::Streamed { .. } => {
             let tally = request.extensions_mut().remove::<Tally>();
             Ok(streamed(Telling { answer, dialect, tally, told: Told::Nothing }, state.settings.heartbeat))
         }
-    }
-}
-
-/// A request may name no model, for there is one.
-fn check_model(state: &AppState, fields: &mut Fields) -> Result<(), ApiError> {
-    let served = &state.text.card().id;
-    match fields.take::<String>("model")? {
-        Some(asked) if asked != *served => Err(ApiError::ModelNotFound { asked, served: served.clone() }),
-        _ => Ok(()),
     }
 }
 
@@ -120,7 +113,9 @@ fn frames<D: Dialect>(
             return None;
         }
         let frame = match timeout(heartbeat, telling.answer.next()).await {
+            Err(_) if telling.answer.is_loading() => Bytes::from_static(LOADING),
             Err(_) => Bytes::from_static(HEARTBEAT),
+            Ok(Ok(Piece::Loading)) => Bytes::from_static(LOADING),
             Ok(Ok(Piece::Text(text))) => telling.text(&text),
             Ok(Ok(Piece::End(ending))) => telling.end(&ending),
             Ok(Err(failure)) => telling.fail(&failure.into()),

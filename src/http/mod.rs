@@ -7,10 +7,12 @@
 //! A client that leaves is noticed because everything made for it is dropped: its handler or stream, the answer within,
 //! and the ticket within that. Nothing polls for it.
 
+mod admin;
 mod admission;
 mod answer;
 mod ask;
 mod body;
+mod catalogue;
 mod chat;
 mod completions;
 mod count;
@@ -35,6 +37,7 @@ use std::{
 use actix_web::{App, HttpRequest, HttpServer, Resource, Route, middleware::from_fn, web};
 use tokio::sync::{Semaphore, watch};
 
+pub use self::{admin::Orders, catalogue::Catalogue};
 use self::{
     chat::Chat, completions::Completions, count::count, dialect::Dialect, error::ApiError,
     generate::generate, native::Native,
@@ -98,8 +101,10 @@ impl From<&Config> for Settings {
 /// What the handlers share.
 #[derive(Clone)]
 pub struct AppState {
-    text: Arc<Text>,
+    catalogue: Catalogue,
     executor: Executor,
+    /// `None` where nobody takes any.
+    orders: Option<Orders>,
     metrics: Arc<Metrics>,
     readiness: watch::Receiver<Readiness>,
     settings: Settings,
@@ -115,15 +120,16 @@ impl AppState {
     /// Puts the parts together.
     #[must_use]
     pub fn new(
-        text: Arc<Text>,
+        catalogue: impl Into<Catalogue>,
         executor: Executor,
         metrics: Arc<Metrics>,
         readiness: watch::Receiver<Readiness>,
         settings: Settings,
     ) -> Self {
         Self {
-            text,
+            catalogue: catalogue.into(),
             executor,
+            orders: None,
             metrics,
             readiness,
             settings,
@@ -133,9 +139,15 @@ impl AppState {
         }
     }
 
+    /// With somebody to take the orders of `/admin`.
+    #[must_use]
+    pub fn with_orders(self, orders: Orders) -> Self {
+        Self { orders: Some(orders), ..self }
+    }
+
     /// Most positions of prompt and answer together.
-    fn context_length(&self) -> Tokens {
-        let model = Tokens(self.text.card().context_length);
+    fn context_length(&self, text: &Text) -> Tokens {
+        let model = Tokens(text.card().context_length);
         self.settings.context_length.map_or(model, |lowered| lowered.min(model))
     }
 
@@ -233,8 +245,11 @@ const ROUTES: &[RouteLine] = &[
     line("POST", Native::ROUTE, "one answer, whole or streamed, with timings and memory"),
     line("POST", Completions::ROUTE, "OpenAI's completions"),
     line("POST", Chat::ROUTE, "OpenAI's chat completions"),
-    line("GET", "/v1/models", "the model that is served"),
-    line("GET", "/v1/models/{id}", "the same, by its id"),
+    line("GET", "/v1/models", "the models that are served"),
+    line("GET", "/v1/models/{id}", "one of them, by its id"),
+    line("POST", "/admin/models/{id}/load", "loads a model; from this machine alone"),
+    line("POST", "/admin/models/{id}/unload", "gives a model's memory back; from this machine alone"),
+    line("POST", "/admin/trim", "gives back what no job needs; from this machine alone"),
     line("GET", "/livez", "200 while this process answers"),
     line("GET", "/readyz", "200 while a worker has the model loaded"),
     line("GET", "/startupz", "200 once a worker has had the model loaded"),
@@ -248,6 +263,9 @@ fn routes(app: &mut web::ServiceConfig) {
         .service(post(Chat::ROUTE, web::post().to(generate::<Chat>)))
         .service(get("/v1/models", || web::route().to(probes::models)))
         .service(get("/v1/models/{id:.+}", || web::route().to(probes::model)))
+        .service(post("/admin/models/{id}/load", web::post().to(admin::load)))
+        .service(post("/admin/models/{id}/unload", web::post().to(admin::unload)))
+        .service(post("/admin/trim", web::post().to(admin::trim)))
         .service(get("/livez", || web::route().to(probes::livez)))
         .service(get("/readyz", || web::route().to(probes::readyz)))
         .service(get("/startupz", || web::route().to(probes::startupz)))

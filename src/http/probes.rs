@@ -14,8 +14,9 @@ use super::{
 };
 use crate::{
     executor::SubmitError,
-    job::{Readiness, ReadyReport},
+    job::{Memory, ModelReport, Readiness, SlotReport},
     metrics::CONTENT_TYPE,
+    text::Text,
     units::Millis,
 };
 
@@ -60,7 +61,8 @@ pub(super) async fn metrics(state: web::Data<AppState>) -> Result<HttpResponse, 
 
 /// `GET /v1/models`.
 pub(super) async fn models(state: web::Data<AppState>) -> HttpResponse {
-    HttpResponse::Ok().json(json!({ "object": "list", "data": [model_object(&state)] }))
+    let data: Vec<_> = state.catalogue.all().map(|text| model_object(&state, text)).collect();
+    HttpResponse::Ok().json(json!({ "object": "list", "data": data }))
 }
 
 /// `GET /v1/models/{id}`.
@@ -68,45 +70,63 @@ pub(super) async fn model(
     state: web::Data<AppState>,
     path: web::Path<String>,
 ) -> Result<HttpResponse, ApiError> {
-    let served = &state.text.card().id;
-    let asked = path.into_inner();
-    if asked == *served {
-        Ok(HttpResponse::Ok().json(model_object(&state)))
-    } else {
-        Err(ApiError::ModelNotFound { asked, served: served.clone() })
-    }
+    let text = state.catalogue.find(Some(&path.into_inner()))?;
+    Ok(HttpResponse::Ok().json(model_object(&state, text)))
 }
 
 /// `GET /`: what is served where.
 pub(super) async fn index(state: web::Data<AppState>) -> HttpResponse {
-    let mut page = format!("eka serves {}, one answer at a time.\n\n", state.text.card().id);
+    let models: Vec<_> = state.catalogue.all().map(|text| text.card().id.as_str()).collect();
+    let mut page = format!("eka serves {}, one answer at a time.\n\n", models.join(", "));
     for route in ROUTES {
         // Writing to a `String` does not fail.
-        let _ = writeln!(page, "{:4} {:22} {}", route.method, route.path, route.about);
+        let _ = writeln!(page, "{:4} {:25} {}", route.method, route.path, route.about);
     }
     HttpResponse::Ok().insert_header(ContentType::plaintext()).body(page)
 }
 
 /// OpenAI's model object, with what eka knows besides.
-fn model_object(state: &AppState) -> Value {
-    let card = state.text.card();
+fn model_object(state: &AppState, text: &Text) -> Value {
+    let card = text.card();
+    let readiness = state.readiness.borrow();
+    let loaded = match &*readiness {
+        Readiness::Ready(slot) => slot.model(&card.id.as_str().into()).map(loaded),
+        _ => None,
+    };
     json!({
         "id": card.id,
         "object": "model",
         "created": card.created,
         "owned_by": "eka",
         "eka": {
-            "context_length": state.context_length(),
+            "context_length": state.context_length(text),
             "vocabulary": card.vocabulary,
             "has_chat_template": card.has_chat_template,
-            "worker": worker(&state.readiness.borrow()),
+            "loaded": loaded,
+            "worker": worker(&readiness),
         },
+    })
+}
+
+/// What is known of a model that is loaded.
+fn loaded(report: &ModelReport) -> Value {
+    let placement = report.placement.iter().map(|(provider, nodes)| (provider.clone(), json!(nodes)));
+    json!({
+        "placement": Value::Object(placement.collect()),
+        "capacity": report.capacity,
+        "load_ms": Millis::from(report.load_time),
+        "memory": memory(report.took()),
     })
 }
 
 fn worker(readiness: &Readiness) -> Value {
     match readiness {
-        Readiness::Ready(report) => ready(report),
+        Readiness::Ready(SlotReport { runtime, memory: held, .. }) => json!({
+            "state": "ready",
+            "runtime": runtime.runtime,
+            "threads": runtime.threads,
+            "memory": memory(*held),
+        }),
         Readiness::Starting => json!({ "state": "starting" }),
         Readiness::Restarting { reason } => json!({ "state": "restarting", "reason": reason }),
         Readiness::Down { reason, .. } => json!({ "state": "down", "reason": reason }),
@@ -114,15 +134,6 @@ fn worker(readiness: &Readiness) -> Value {
     }
 }
 
-fn ready(report: &ReadyReport) -> Value {
-    let placement = report.placement.iter().map(|(provider, nodes)| (provider.clone(), json!(nodes)));
-    json!({
-        "state": "ready",
-        "runtime": report.runtime,
-        "placement": Value::Object(placement.collect()),
-        "threads": report.threads,
-        "capacity": report.capacity,
-        "load_ms": Millis::from(report.load_time),
-        "memory": { "resident": report.memory.resident, "anonymous": report.memory.anonymous },
-    })
+fn memory(memory: Memory) -> Value {
+    json!({ "resident": memory.resident, "anonymous": memory.anonymous })
 }

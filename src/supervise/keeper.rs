@@ -1,66 +1,56 @@
-//! The task that keeps a worker alive and runs one job at a time on it.
+//! The task that keeps a worker alive, with the right models in it, and runs one job at a time on it.
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
     WorkerCommand,
-    policy::{self, Action, AfterLoss, End},
+    boot::{Booted, Spare, Unbooted, boot, settle},
+    conversation::Request,
+    exchange::{self, Lost},
+    models::{FAR, Models, is_returned},
+    pace::Watchdogs,
+    policy::{self, Action, AfterLoss, End, Service},
     process::Process,
-    watchdog::{Budgets, Heard, Watch, Watchdog},
 };
 use crate::{
     job::{
-        Event, Failure, Finish, FinishReason, Job, JobId, Memory, MemoryReport, Readiness, ReadyReport,
-        Timings, Usage,
+        Event, Failure, Memory, ModelId, ModelReport, Order, OrderReport, Readiness, RuntimeReport,
+        SlotReport,
     },
     metrics::{ExitReason, MemoryKind, Metrics},
     units::Bytes,
-    wire::{Down, PROTOCOL, Up, WireError},
 };
 
-/// A job, where its events go, and where its end is told.
-#[derive(Debug)]
-pub(super) struct Request {
-    pub(super) job: Job,
-    pub(super) events: mpsc::UnboundedSender<Event>,
-    pub(super) cancel: CancellationToken,
-    pub(super) reply: oneshot::Sender<Result<Finish, Failure>>,
-    pub(super) history: History,
-}
+/// An order, and where its outcome is told.
+pub(super) type OrderRequest = (Order, oneshot::Sender<Result<OrderReport, Failure>>);
 
-/// What has become of a job so far.
-#[derive(Debug, Default)]
-pub(super) struct History {
-    began: Option<Instant>,
-    first_token: Option<Instant>,
-}
-
-impl History {
-    /// Times as the client saw them, for a job that more than one worker had; each worker knows its own part alone.
-    fn correct(&self, lost: u32, timings: &mut Timings) {
-        let (Some(began), true) = (self.began, lost > 0) else { return };
-        let first_token = self.first_token.unwrap_or_else(Instant::now);
-        timings.prefill = first_token - began;
-        timings.decode = first_token.elapsed();
-        timings.resumed = lost;
-    }
-}
+/// A worker is not asked to make way again before this has passed, when its successor has failed.
+const AFTER_A_FAILED_SPARE: Duration = Duration::from_secs(30);
 
 pub(super) struct Keeper {
-    command: WorkerCommand,
-    watchdog: Watchdog,
+    command: Arc<WorkerCommand>,
+    models: Models,
+    /// What the next worker loads before it is asked to.
+    preload: Vec<ModelId>,
+    /// The next worker, where it comes up beside this one.
+    spare: Option<Spare>,
+    watchdogs: Watchdogs,
     metrics: Arc<Metrics>,
     inbox: Inbox,
+    orders: mpsc::Receiver<OrderRequest>,
     readiness: watch::Sender<Readiness>,
     stop: CancellationToken,
     ever_ready: bool,
+    /// Workers that ended, in a row, without a job finished in between.
     failures: u32,
+    /// Workers that ended, in a row, while they loaded a model.
+    load_losses: u32,
 }
 
 /// Where jobs arrive, with room for one that waits for a worker.
@@ -71,14 +61,13 @@ struct Inbox {
 
 impl Inbox {
     /// Takes a job into the waiting place, or answers the one there when it is cancelled. Never ends while there is
-    /// nothing to do; safe to abandon.
+    /// nothing to do, so it is one branch of a `select!`.
     async fn receive(&mut self) {
-        if let Some(waiting) = &self.waiting {
-            waiting.cancel.cancelled().await;
-            if let Some(Request { reply, .. }) = self.waiting.take() {
-                let _ = reply.send(Ok(never_started()));
-            }
-            return;
+        if let Some(request) = self.waiting.take_if(|request| request.cancel.is_cancelled()) {
+            return request.answer_cancelled();
+        }
+        if let Some(request) = &self.waiting {
+            return request.cancel.cancelled().await;
         }
         match self.requests.recv().await {
             Some(request) => self.waiting = Some(request),
@@ -88,18 +77,39 @@ impl Inbox {
     }
 }
 
+/// A worker that is up, and what it has done since.
+struct Worker {
+    process: Process,
+    runtime: RuntimeReport,
+    since: Instant,
+    jobs: u64,
+    memory: Memory,
+    idle_since: Instant,
+    /// Jobs that it had run when it was found to be due for replacement.
+    due_at: Option<u64>,
+    /// It holds memory that no model of it accounts for, and no model.
+    is_spoilt: bool,
+    /// Not to be replaced before this.
+    settled_until: Instant,
+}
+
 /// How the life of one worker ended.
 enum Life {
     /// As it was told to.
     Stopped,
+    /// It made way for the next one.
+    Recycled,
     /// Of its own.
-    Ended { end: End, label: &'static str, reason: String },
+    Ended { end: End, lost: Lost },
 }
 
-/// How a job ended for the worker that ran it.
-enum AfterJob {
-    Ready,
-    Lost { label: &'static str, reason: String },
+/// What came next for a worker that was waiting.
+enum Next {
+    Something,
+    Order(OrderRequest),
+    Spare(Result<(), String>),
+    Lost(Lost),
+    Stop,
 }
 
 impl Keeper {
@@ -107,227 +117,418 @@ impl Keeper {
         command: WorkerCommand,
         metrics: Arc<Metrics>,
         requests: mpsc::Receiver<Request>,
+        orders: mpsc::Receiver<OrderRequest>,
         readiness: watch::Sender<Readiness>,
         stop: CancellationToken,
     ) -> Self {
-        let inbox = Inbox { requests, waiting: None };
-        let watchdog = Watchdog::new(command.budgets);
-        Self { command, watchdog, metrics, inbox, readiness, stop, ever_ready: false, failures: 0 }
+        let first = command.models.first().map(|place| place.id.clone()).unwrap_or_default();
+        Self {
+            models: Models::new(command.model_memory, command.keep_alive),
+            preload: vec![first],
+            spare: None,
+            command: Arc::new(command),
+            watchdogs: Watchdogs::default(),
+            metrics,
+            inbox: Inbox { requests, waiting: None },
+            orders,
+            readiness,
+            stop,
+            ever_ready: false,
+            failures: 0,
+            load_losses: 0,
+        }
     }
 
     /// Runs workers, one after another, until told to stop.
     pub(super) async fn keep(mut self) {
-        while let Life::Ended { end, label, reason } = self.live().await {
-            self.count_exit(label);
-            self.failures = self.failures.saturating_add(1);
-            tracing::error!("the worker is gone: {reason}");
-            match policy::after(end, self.ever_ready, self.failures) {
-                Action::RestartAfter(wait) => self.wait(wait, reason).await,
-                Action::GiveUp => return self.give_up(reason).await,
+        loop {
+            match self.live().await {
+                Life::Stopped => break,
+                Life::Recycled => self.count_exit("recycled"),
+                Life::Ended { end, lost } => {
+                    self.count_exit(lost.label);
+                    self.failures = self.failures.saturating_add(1);
+                    tracing::error!("the worker is gone: {}", lost.reason);
+                    self.give_up_on_model(&lost.reason);
+                    match policy::after(end, self.ever_ready, self.failures) {
+                        Action::RestartAfter(wait) => self.wait(wait, lost.reason).await,
+                        Action::GiveUp => return self.give_up(lost.reason).await,
+                    }
+                }
             }
             if self.stop.is_cancelled() {
                 break;
             }
         }
+        self.watchdogs.save(&self.command);
         self.readiness.send_replace(Readiness::Stopping);
         self.count_exit("shutdown");
     }
 
     /// One worker, from its start to its end.
     async fn live(&mut self) -> Life {
-        let ended = |end, label, reason| Life::Ended { end, label, reason };
-        let mut worker = match Process::start(&self.command) {
-            Ok(worker) => worker,
-            Err(e) => {
-                let reason = format!("{} cannot be started: {e}", self.command.program.display());
-                return ended(End::BeforeReady, "exited", reason);
+        if let Some(spare) = self.spare.take() {
+            match self.meanwhile(spare.ready()).await {
+                None => return Life::Stopped,
+                Some(Ok(booted)) => return self.serve(*booted).await,
+                Some(Err(reason)) => tracing::warn!("the next worker did not come up: {reason}"),
             }
-        };
+        }
         self.metrics.worker_starts.inc();
-        if worker.send(&Down::Load(self.command.load.clone())).await.is_err() {
-            return ended(End::BeforeReady, "exited", worker.ended().await);
+        let loading = self.to_load();
+        match self.meanwhile(boot(Arc::clone(&self.command), loading.clone())).await {
+            None => Life::Stopped,
+            Some(Ok(booted)) => self.serve(booted).await,
+            Some(Err(Unbooted { end, lost })) => {
+                self.load_losses += u32::from(!loading.is_empty());
+                Life::Ended { end, lost }
+            }
         }
-        match self.load(&mut worker).await {
-            Loading::Ready(report) => self.now_ready(report),
-            Loading::Stop => {
-                worker.kill().await;
-                return Life::Stopped;
-            }
-            Loading::Failed { message } => return ended(End::LoadFailed, "load_failed", message),
-            Loading::Protocol { message } => {
-                worker.kill().await;
-                return ended(End::BeforeReady, "protocol", message);
-            }
-            Loading::Hung { message } => {
-                worker.kill().await;
-                return ended(End::BeforeReady, "hung", message);
-            }
-            Loading::Gone => return ended(End::BeforeReady, "crashed", worker.ended().await),
-        }
-        self.serve(worker).await
     }
 
-    /// Waits until the worker has loaded the model.
-    async fn load(&mut self, worker: &mut Process) -> Loading {
-        let Budgets { load, warm_up, .. } = self.watchdog.budgets();
-        let (mut doing, mut budget, mut since) = ("loaded the model", load, Instant::now());
+    /// Waits for `work` while jobs may arrive or be cancelled; `None` when told to stop first.
+    async fn meanwhile<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::pin!(work);
         loop {
-            let frame = tokio::select! {
-                biased;
-                frame = worker.next() => frame,
-                () = self.stop.cancelled() => return Loading::Stop,
-                () = sleep_until(since + budget) => {
-                    let seconds = budget.as_secs_f64();
-                    return Loading::Hung { message: format!("no word for {seconds:.1} s while it {doing}") };
-                }
-                () = self.inbox.receive() => continue,
-            };
-            match frame {
-                Some(Ok(Up::Loaded)) => {
-                    (doing, budget, since) = ("ran the model for the first time", warm_up, Instant::now())
-                }
-                Some(Ok(Up::Hello { protocol: PROTOCOL })) => {}
-                Some(Ok(Up::Hello { protocol })) => {
-                    let message = format!(
-                        "the worker speaks protocol {protocol}, this server {PROTOCOL}: the binary was replaced while the \
-                         server ran; restart it"
-                    );
-                    return Loading::Protocol { message };
-                }
-                Some(Ok(Up::Ready(report))) => return Loading::Ready(report),
-                Some(Ok(Up::LoadFailed { message })) => return Loading::Failed { message },
-                Some(Ok(other)) => {
-                    return Loading::Protocol { message: format!("unexpected {other:?} while loading") };
-                }
-                Some(Err(e)) => return Loading::Protocol { message: e.to_string() },
-                None => return Loading::Gone,
+            tokio::select! {
+                done = &mut work => return Some(done),
+                () = self.stop.cancelled() => return None,
+                () = self.inbox.receive() => {}
             }
         }
     }
 
-    fn now_ready(&mut self, report: ReadyReport) {
-        tracing::info!(
-            load_ms = u64::try_from(report.load_time.as_millis()).unwrap_or(u64::MAX),
-            threads = report.threads,
-            placement = ?report.placement,
-            "the worker is ready: {} ({})",
-            report.runtime,
-            report.library.display()
-        );
-        self.ever_ready = true;
-        self.metrics.worker_ready.set(1);
-        self.metrics.model_load_seconds.set(report.load_time.as_secs_f64());
-        self.show_memory(report.memory);
-        self.readiness.send_replace(Readiness::Ready(report));
+    /// What a new worker loads before it is asked to: the model of the job that waits, else what the last one had. When
+    /// loading has ended several workers, another model's job finds one that has loaded nothing.
+    fn to_load(&self) -> Vec<ModelId> {
+        match &self.inbox.waiting {
+            Some(request) => vec![request.job.model.clone()],
+            None if policy::gives_up_on_model(self.load_losses, self.has_others()) => Vec::new(),
+            None => self.preload.clone(),
+        }
     }
 
-    /// Runs jobs on a ready worker until it ends.
-    async fn serve(&mut self, mut worker: Process) -> Life {
-        let lost = loop {
-            if let Some(request) = self.inbox.waiting.take() {
-                match self.run(&mut worker, request).await {
-                    AfterJob::Ready => continue,
-                    AfterJob::Lost { label, reason } => break (label, reason),
-                }
+    fn has_others(&self) -> bool {
+        self.command.models.len() > 1
+    }
+
+    /// Answers the job whose model ends every worker that loads it, when other models' jobs wait behind it.
+    fn give_up_on_model(&mut self, reason: &str) {
+        if policy::gives_up_on_model(self.load_losses, self.has_others())
+            && let Some(request) = self.inbox.waiting.take()
+        {
+            let model = request.job.model.clone();
+            let message =
+                format!("{} workers in a row ended while they loaded it: {reason}", self.load_losses);
+            request.answer(Err(Failure::Model { model, message }));
+        }
+    }
+
+    /// Runs jobs on a worker until it ends or makes way.
+    async fn serve(&mut self, booted: Booted) -> Life {
+        let Booted { process, runtime, loaded, failed } = booted;
+        let mut worker = Worker {
+            process,
+            since: Instant::now(),
+            jobs: 0,
+            memory: runtime.memory,
+            idle_since: Instant::now(),
+            due_at: None,
+            is_spoilt: false,
+            settled_until: Instant::now(),
+            runtime,
+        };
+        for (model, report) in loaded {
+            self.now_loaded(&mut worker, model, report);
+        }
+        if let Some((model, message)) = failed {
+            if !self.ever_ready {
+                worker.process.kill().await;
+                return Life::Ended {
+                    end: End::LoadFailed,
+                    lost: Lost { label: "load_failed", reason: message },
+                };
             }
-            tokio::select! {
-                () = self.stop.cancelled() => {
-                    worker.shut_down().await;
-                    return Life::Stopped;
+            tracing::error!("model {model} cannot be loaded: {message}");
+        }
+        self.now_ready(&worker);
+        let life = self.work(&mut worker).await;
+        self.metrics.worker_ready.set(0);
+        self.preload = self.models.take_all();
+        match life {
+            Life::Ended { end, lost } => {
+                return Life::Ended { end, lost: lost.see_off(worker.process).await };
+            }
+            // Its successor does not need its room, and a driver that hangs may take its time to let go.
+            Life::Recycled if self.spare.is_some() => drop(tokio::spawn(worker.process.shut_down())),
+            Life::Recycled | Life::Stopped => worker.process.shut_down().await,
+        }
+        life
+    }
+
+    /// The worker's working life: whatever comes first is done next. Nobody else talks to it meanwhile.
+    async fn work(&mut self, worker: &mut Worker) -> Life {
+        let lost = loop {
+            if self.makes_way(worker) {
+                return Life::Recycled;
+            }
+            let done = if let Some(request) = self.inbox.waiting.take() {
+                self.run(worker, request).await
+            } else if let Some(model) = self.models.expired(Instant::now()) {
+                self.unload(worker, &model).await
+            } else {
+                match self.next(worker).await {
+                    Next::Something => Ok(()),
+                    Next::Order(order) => self.obey(worker, order).await,
+                    Next::Spare(Ok(())) => return Life::Recycled,
+                    Next::Spare(Err(reason)) => {
+                        tracing::error!("the next worker did not come up, this one goes on: {reason}");
+                        worker.settled_until = Instant::now() + AFTER_A_FAILED_SPARE;
+                        Ok(())
+                    }
+                    Next::Lost(lost) => Err(lost),
+                    Next::Stop => return Life::Stopped,
                 }
-                () = self.inbox.receive() => {}
-                frame = worker.next() => break lost_by(frame),
+            };
+            if let Err(lost) = done {
+                break lost;
             }
         };
-        let (label, mut reason) = lost;
-        if matches!(label, "protocol" | "hung") {
-            worker.kill().await;
-        } else {
-            reason = worker.ended().await;
-        }
-        self.metrics.worker_ready.set(0);
-        Life::Ended { end: End::AfterReady, label, reason }
+        Life::Ended { end: End::AfterReady, lost }
     }
 
-    async fn run(&mut self, worker: &mut Process, mut request: Request) -> AfterJob {
+    /// Waits for something to happen.
+    async fn next(&mut self, worker: &mut Worker) -> Next {
+        let ages = self.command.recycle.after.map(|most| worker.since + most);
+        let idles = worker.due_at.map(|_| worker.idle_since + policy::IDLE);
+        let wakes = [self.models.next_expiry(), ages, idles, Some(worker.settled_until)];
+        // What is due already is being seen to: only something new can change that.
+        let wake = wakes.into_iter().flatten().filter(|at| *at > Instant::now()).min();
+        let wake = wake.unwrap_or_else(|| Instant::now() + FAR);
+        tokio::select! {
+            () = self.stop.cancelled() => Next::Stop,
+            () = self.inbox.receive() => Next::Something,
+            Some(order) = self.orders.recv() => Next::Order(order),
+            frame = worker.process.next() => Next::Lost(Lost::by(frame)),
+            settled = settle(&mut self.spare) => Next::Spare(settled),
+            () = sleep_until(wake) => Next::Something,
+        }
+    }
+
+    /// Loads the job's model if need be and runs the job. A job whose worker is lost meanwhile waits for the next one.
+    async fn run(&mut self, worker: &mut Worker, mut request: Request) -> Result<(), Lost> {
         if request.cancel.is_cancelled() {
-            // Nobody may be left to hear it.
-            let _ = request.reply.send(Ok(never_started()));
-            return AfterJob::Ready;
+            request.answer_cancelled();
+            return Ok(());
         }
         request.history.began.get_or_insert_with(Instant::now);
-        let chunk = self.command.load.prefill_chunk;
-        let (mut end, after) = Self::converse(worker, &mut request, &mut self.watchdog, chunk).await;
-        if let Err(Failure::WorkerLost { message }) = &mut end {
-            request.job.lost += 1;
-            match policy::after_loss(request.job.lost) {
-                AfterLoss::Resume => {
-                    self.metrics.jobs_resumed.inc();
-                    tracing::warn!(
-                        job = request.job.id.0,
-                        tokens = request.job.answer.len(),
-                        "its worker is gone; the next one goes on with it"
-                    );
-                    self.inbox.waiting = Some(request);
-                    return after;
+        let model = request.job.model.clone();
+        if !self.models.is_loaded(&model) {
+            // A listener who has left cancels the job by other means.
+            let _ = request.events.send(Event::Loading);
+            match self.load(worker, &model).await {
+                Ok(Ok(())) => {}
+                Ok(Err(message)) => {
+                    request.answer(Err(Failure::Model { model, message }));
+                    return Ok(());
                 }
-                AfterLoss::Fail => {
-                    *message =
-                        format!("{} workers in a row ended while they ran it: {message}", request.job.lost);
+                Err(lost) => {
+                    self.load_losses += 1;
+                    self.inbox.waiting = Some(request);
+                    return Err(lost);
                 }
             }
         }
-        if let Ok(finish) = &mut end {
-            request.history.correct(request.job.lost, &mut finish.timings);
-            self.failures = 0;
-            self.show_memory(finish.memory.after);
-            self.show("peak_resident", finish.memory.peak_resident);
+        if self.command.recycle.between_requests {
+            self.start_spare(worker);
         }
-        let _ = request.reply.send(end);
-        after
+        self.talk(worker, request).await
     }
 
-    /// Sends a job and passes on what the worker says, until it has ended. Tokens are added to the job's answer, so that
-    /// another worker can go on with it.
-    async fn converse(
-        worker: &mut Process,
-        request: &mut Request,
-        watchdog: &mut Watchdog,
-        chunk: usize,
-    ) -> (Result<Finish, Failure>, AfterJob) {
-        let Request { job, events, cancel, history, .. } = request;
-        let id = job.id;
-        let mut cancelled = false;
-        let mut watch = Watch::start(job.prompt.len() + job.answer.len(), chunk, Instant::now());
-        let mut sent = send(worker, &Down::Generate(job.clone()), watchdog).await;
-        loop {
-            if let Err((label, reason)) = sent {
-                return lost_job(label, reason);
-            }
-            let frame = tokio::select! {
-                biased;
-                frame = worker.next() => frame,
-                () = cancel.cancelled(), if !cancelled => {
-                    cancelled = true;
-                    sent = send(worker, &Down::Cancel(id), watchdog).await;
-                    continue;
+    /// Runs a job whose model is loaded.
+    async fn talk(&mut self, worker: &mut Worker, mut request: Request) -> Result<(), Lost> {
+        let model = request.job.model.clone();
+        let watchdog = self.watchdogs.of(&model, &self.command);
+        let ended = request.converse(&mut worker.process, watchdog, self.command.spec.prefill_chunk).await;
+        self.models.touch(&model, Instant::now());
+        if let Some(keep_alive) = request.job.keep_alive {
+            self.models.keep(&model, keep_alive);
+        }
+        match ended {
+            Ok(mut end) => {
+                if let Ok(finish) = &mut end {
+                    request.correct(&mut finish.timings);
+                    self.failures = 0;
+                    worker.jobs += 1;
+                    worker.idle_since = Instant::now();
+                    worker.memory = finish.memory.after;
+                    self.show_memory(finish.memory.after);
+                    self.show("peak_resident", finish.memory.peak_resident);
                 }
-                () = sleep_until(watch.deadline(watchdog)) => return lost_job("hung", watch.describe(watchdog)),
-            };
-            sent = Ok(());
-            if let Some(Ok(said)) = &frame
-                && let Some(heard) = heard_of(id, said)
-            {
-                watch.hear(heard, Instant::now(), watchdog);
-                if let Up::Token { id: token, .. } = said {
-                    job.answer.push(*token);
-                    history.first_token.get_or_insert_with(Instant::now);
-                }
+                request.answer(end);
+                Ok(())
             }
-            if let Some(end) = hear(id, frame, events) {
-                return end;
+            Err(lost) => {
+                self.after_loss(request, &lost);
+                Err(lost)
             }
         }
+    }
+
+    fn after_loss(&mut self, mut request: Request, lost: &Lost) {
+        request.job.lost += 1;
+        match policy::after_loss(request.job.lost) {
+            AfterLoss::Resume => {
+                self.metrics.jobs_resumed.inc();
+                let (job, tokens) = (request.job.id.0, request.job.answer.len());
+                tracing::warn!(job, tokens, "its worker is gone; the next one goes on with it");
+                self.inbox.waiting = Some(request);
+            }
+            AfterLoss::Fail => {
+                let lost_workers = request.job.lost;
+                let message =
+                    format!("{lost_workers} workers in a row ended while they ran it: {}", lost.reason);
+                request.answer(Err(Failure::WorkerLost { message }));
+            }
+        }
+    }
+
+    /// Loads a model, after those have left that must; the inner error is the model's own.
+    async fn load(&mut self, worker: &mut Worker, model: &ModelId) -> Result<Result<(), String>, Lost> {
+        let on_disk = self.command.place(model).map_or(Bytes(0), |place| place.on_disk);
+        for leaving in self.models.leaving_for(model, on_disk) {
+            self.unload(worker, &leaving).await?;
+        }
+        tracing::info!("loading {model}");
+        match exchange::load(&mut worker.process, &self.command, model).await? {
+            Ok(report) => {
+                self.load_losses = 0;
+                self.now_loaded(worker, model.clone(), report);
+                self.tell_ready(worker);
+                Ok(Ok(()))
+            }
+            Err(message) => {
+                tracing::error!("model {model} cannot be loaded: {message}");
+                Ok(Err(message))
+            }
+        }
+    }
+
+    /// Gives a model's memory back, by a new worker if it does not come back otherwise.
+    async fn unload(&mut self, worker: &mut Worker, model: &ModelId) -> Result<(), Lost> {
+        let Some(report) = self.models.remove(model) else { return Ok(()) };
+        let before = worker.memory;
+        worker.memory = exchange::unload(&mut worker.process, &self.command, model).await?;
+        tracing::info!("{model} is unloaded: {} held", shown(worker.memory));
+        self.tell_ready(worker);
+        if self.models.ids().is_empty() && !is_returned(report.took(), before, worker.memory) {
+            tracing::warn!("unloading {model} left memory behind; a new worker takes over");
+            worker.is_spoilt = true;
+        }
+        Ok(())
+    }
+
+    async fn obey(&mut self, worker: &mut Worker, (order, reply): OrderRequest) -> Result<(), Lost> {
+        let (before, began) = (worker.memory, Instant::now());
+        let done = self.carry_out(worker, order).await;
+        let outcome = match &done {
+            Ok(outcome) => outcome.clone(),
+            Err(lost) => Err(Failure::WorkerLost { message: lost.reason.clone() }),
+        };
+        let report =
+            OrderReport { before, after: worker.memory, took: began.elapsed(), loaded: self.models.ids() };
+        // Whoever asked may have left.
+        let _ = reply.send(outcome.map(|()| report));
+        done.map(drop)
+    }
+
+    async fn carry_out(&mut self, worker: &mut Worker, order: Order) -> Result<Result<(), Failure>, Lost> {
+        match order {
+            Order::Load { model, keep_alive } => {
+                if let Some(keep_alive) = keep_alive {
+                    self.models.keep(&model, keep_alive);
+                }
+                if !self.models.is_loaded(&model)
+                    && let Err(message) = self.load(worker, &model).await?
+                {
+                    return Ok(Err(Failure::Model { model, message }));
+                }
+                self.models.touch(&model, Instant::now());
+            }
+            Order::Unload { model } => self.unload(worker, &model).await?,
+            Order::Trim => {
+                worker.memory = exchange::trim(&mut worker.process, &self.command).await?;
+                self.tell_ready(worker);
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    /// Whether a worker that works is replaced now. If that is due, its successor is started beside it where there is room,
+    /// and takes over when it is up; otherwise it has to go first, at a moment when nobody waits for it.
+    fn makes_way(&mut self, worker: &mut Worker) -> bool {
+        if worker.is_spoilt {
+            return true;
+        }
+        if worker.settled_until > Instant::now() {
+            return false;
+        }
+        let service = self.service(worker);
+        let Some(why) = policy::recycle(&self.command.recycle, &service) else { return false };
+        if worker.due_at.is_none() {
+            tracing::info!("the worker is replaced: {why}");
+            worker.due_at = Some(worker.jobs);
+            self.start_spare(worker);
+        }
+        if self.command.recycle.between_requests {
+            return true;
+        }
+        let waited = worker.jobs - worker.due_at.unwrap_or(worker.jobs);
+        self.spare.is_none() && policy::may_leave(worker.idle_since.elapsed(), waited)
+    }
+
+    fn service(&self, worker: &Worker) -> Service {
+        let runtime = worker.runtime.memory.anonymous;
+        let expected =
+            runtime.zip(self.models.anonymous()).map(|(runtime, models)| Bytes(runtime.0 + models.0));
+        Service { jobs: worker.jobs, age: worker.since.elapsed(), expected, held: worker.memory.anonymous }
+    }
+
+    /// Starts the next worker beside this one, where there is room for both.
+    fn start_spare(&mut self, worker: &Worker) {
+        if self.spare.is_none() && policy::fits_twice((self.command.available_memory)(), worker.memory) {
+            self.metrics.worker_starts.inc();
+            self.spare = Some(Spare::start(Arc::clone(&self.command), self.models.by_use()));
+        }
+    }
+
+    fn now_loaded(&mut self, worker: &mut Worker, model: ModelId, report: ModelReport) {
+        tracing::info!(
+            load_ms = u64::try_from(report.load_time.as_millis()).unwrap_or(u64::MAX),
+            placement = ?report.placement,
+            "{model} is loaded: {} held",
+            shown(report.after)
+        );
+        self.metrics.model_load_seconds.set(report.load_time.as_secs_f64());
+        worker.memory = report.after;
+        self.models.add(model, report, Instant::now());
+    }
+
+    fn now_ready(&mut self, worker: &Worker) {
+        let RuntimeReport { runtime, library, threads, .. } = &worker.runtime;
+        tracing::info!(threads, "the worker is ready: {runtime} ({})", library.display());
+        self.ever_ready = true;
+        self.metrics.worker_ready.set(1);
+        self.tell_ready(worker);
+    }
+
+    fn tell_ready(&self, worker: &Worker) {
+        self.show_memory(worker.memory);
+        self.readiness.send_replace(Readiness::Ready(SlotReport {
+            runtime: worker.runtime.clone(),
+            models: self.models.reports(),
+            memory: worker.memory,
+        }));
     }
 
     async fn wait(&mut self, wait: Duration, reason: String) {
@@ -353,13 +554,17 @@ impl Keeper {
     /// Answers every job with the reason until told to stop.
     async fn give_up(mut self, reason: String) {
         self.readiness.send_replace(Readiness::Down { reason: reason.clone(), retry_in: None });
+        let failure = || Failure::NoWorker { message: reason.clone() };
         loop {
             if let Some(request) = self.inbox.waiting.take() {
-                let _ = request.reply.send(Err(Failure::NoWorker { message: reason.clone() }));
+                request.answer(Err(failure()));
             }
             tokio::select! {
                 () = self.stop.cancelled() => return,
                 () = self.inbox.receive() => {}
+                Some((_, reply)) = self.orders.recv() => {
+                    let _ = reply.send(Err(failure()));
+                }
             }
         }
     }
@@ -382,86 +587,6 @@ impl Keeper {
     }
 }
 
-/// Sends a frame; otherwise how the worker was lost.
-async fn send(
-    worker: &mut Process,
-    message: &Down,
-    watchdog: &Watchdog,
-) -> Result<(), (&'static str, String)> {
-    let patience = watchdog.budgets().pipe;
-    match timeout(patience, worker.send(message)).await {
-        Ok(sent) => sent.map_err(|e| ("crashed", e.to_string())),
-        Err(_) => Err(("hung", format!("it took no frame off its pipe for {:.1} s", patience.as_secs_f64()))),
-    }
-}
-
-/// What a frame tells the watchdog about the running job.
-fn heard_of(running: JobId, frame: &Up) -> Option<Heard> {
-    match frame {
-        Up::Progress { job, done, .. } if *job == running => Some(Heard::Progress(*done)),
-        Up::Token { job, .. } if *job == running => Some(Heard::Token),
-        _ => None,
-    }
-}
-
-/// What came of loading.
-enum Loading {
-    Ready(ReadyReport),
-    Failed { message: String },
-    Protocol { message: String },
-    Hung { message: String },
-    Gone,
-    Stop,
-}
-
-/// What a frame that no state expects means: its label and why.
-fn lost_by(frame: Option<Result<Up, WireError>>) -> (&'static str, String) {
-    match frame {
-        None => ("crashed", "it closed its pipe".into()),
-        Some(Err(e)) => ("protocol", e.to_string()),
-        Some(Ok(other)) => ("protocol", format!("it sent {other:?} out of turn")),
-    }
-}
-
-/// Passes on what a frame says about the running job; its end, if it is that.
-fn hear(
-    running: JobId,
-    frame: Option<Result<Up, WireError>>,
-    events: &mpsc::UnboundedSender<Event>,
-) -> Option<(Result<Finish, Failure>, AfterJob)> {
-    // A listener who has left cancels the job by other means.
-    match frame {
-        Some(Ok(Up::Progress { job, done, total })) if job == running => {
-            let _ = events.send(Event::Progress { done, total });
-            None
-        }
-        Some(Ok(Up::Token { job, id })) if job == running => {
-            let _ = events.send(Event::Token(id));
-            None
-        }
-        Some(Ok(Up::Done { job, finish })) if job == running => Some((Ok(finish), AfterJob::Ready)),
-        Some(Ok(Up::Failed { job, failure, poisoned })) if job == running => {
-            let reason = format!("its device cannot be used any more: {failure}");
-            let after = if poisoned { AfterJob::Lost { label: "poisoned", reason } } else { AfterJob::Ready };
-            Some((Err(failure), after))
-        }
-        other => {
-            let (label, reason) = lost_by(other);
-            Some(lost_job(label, reason))
-        }
-    }
-}
-
-fn lost_job(label: &'static str, reason: String) -> (Result<Finish, Failure>, AfterJob) {
-    (Err(Failure::WorkerLost { message: reason.clone() }), AfterJob::Lost { label, reason })
-}
-
-/// The end of a job that was cancelled before a worker saw it.
-fn never_started() -> Finish {
-    Finish {
-        reason: FinishReason::Cancelled,
-        usage: Usage::default(),
-        timings: Timings::default(),
-        memory: MemoryReport::default(),
-    }
+fn shown(memory: Memory) -> String {
+    memory.anonymous.or(memory.resident).map_or_else(|| "an unknown amount".into(), |bytes| bytes.to_string())
 }

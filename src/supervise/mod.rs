@@ -13,28 +13,42 @@
 //! their number, so the next worker reads prompt and answer and goes on. A job that ends two workers is kept from a third:
 //! it fails with [`Failure::WorkerLost`], and the queue behind it goes on.
 //!
+//! A worker holds as many models as the settings give it memory for; what a job needs and is not there is loaded before
+//! the job, and the least recently used leave for it. A worker that works is replaced as well, if the settings say so: its
+//! successor is loaded beside it where memory allows two, so that nobody waits.
+//!
 //! A worker that hangs is one that is silent for too long: it says a frame for every chunk it reads and every token it
 //! writes, and `watchdog` knows how long each may take on this machine. It is killed and replaced like one that died.
 
+mod boot;
+mod conversation;
+mod exchange;
 mod keeper;
+mod models;
+mod pace;
 mod policy;
 mod process;
 mod watchdog;
 
-use std::{ffi::OsString, path::PathBuf, sync::Arc};
+use std::{ffi::OsString, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    job::{Event, Failure, Finish, Job, Readiness},
+    job::{Event, Failure, Finish, Job, KeepAlive, ModelId, Order, OrderReport, Readiness},
     metrics::Metrics,
-    wire::LoadSpec,
+    units::Bytes,
+    wire::WorkerSpec,
 };
-use keeper::{History, Keeper, Request};
+use conversation::{History, Request};
+use keeper::{Keeper, OrderRequest};
 pub use watchdog::Budgets;
 
-/// How to start a worker and what it shall load.
+/// Orders that wait; whoever gives another one waits to give it.
+const ORDERS: usize = 16;
+
+/// How to start a worker, and what it is for.
 #[derive(Clone, Debug)]
 pub struct WorkerCommand {
     /// The program, usually this one.
@@ -42,15 +56,58 @@ pub struct WorkerCommand {
     /// Its arguments.
     pub arguments: Vec<OsString>,
     /// The first frame it is sent.
-    pub load: LoadSpec,
-    /// How long it may be silent.
+    pub spec: WorkerSpec,
+    /// What it may be asked to load. The first worker loads the first of them; the rest is loaded when it is asked for.
+    pub models: Vec<Place>,
+    /// What all loaded models may hold together; `None` is no limit.
+    pub model_memory: Option<Bytes>,
+    /// How long a model stays that nobody uses, unless it is told otherwise.
+    pub keep_alive: KeepAlive,
+    /// How long a worker may be silent.
     pub budgets: Budgets,
+    /// When one that works is replaced all the same.
+    pub recycle: Recycle,
+    /// Where the speeds of models are kept from one run to the next.
+    pub pace_file: Option<PathBuf>,
+    /// The machine's memory that is free for a second worker; `None` where the system does not say.
+    pub available_memory: fn() -> Option<Bytes>,
+}
+
+impl WorkerCommand {
+    fn place(&self, model: &ModelId) -> Option<&Place> {
+        self.models.iter().find(|place| place.id == *model)
+    }
+}
+
+/// A model that can be loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// What jobs call it.
+    pub id: ModelId,
+    /// Its directory.
+    pub dir: PathBuf,
+    /// The size of its files: what it is taken to need before it was ever loaded.
+    pub on_disk: Bytes,
+}
+
+/// When a worker that works is replaced all the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recycle {
+    /// After so many jobs.
+    pub after_jobs: Option<u64>,
+    /// After so long.
+    pub after: Option<Duration>,
+    /// When it holds so much more, after a trim, than its models took.
+    pub growth: Bytes,
+    /// After every job: for drivers that hang when they are used for long.
+    pub between_requests: bool,
 }
 
 /// Keeps one worker alive and runs jobs on it.
 #[derive(Debug)]
 pub struct Supervisor {
     requests: mpsc::Sender<Request>,
+    orders: mpsc::Sender<OrderRequest>,
     readiness: watch::Receiver<Readiness>,
     stop: CancellationToken,
     /// Closed when the keeper is gone.
@@ -63,6 +120,25 @@ pub struct Runner {
     requests: mpsc::Sender<Request>,
 }
 
+/// A handle to have something done between two jobs.
+#[derive(Clone, Debug)]
+pub struct Foreman {
+    orders: mpsc::Sender<OrderRequest>,
+}
+
+impl Foreman {
+    /// Has `order` done as soon as the slot is free, before the next job.
+    ///
+    /// # Errors
+    /// [`Failure::Model`] when a model cannot be loaded, [`Failure::NoWorker`] when there will be none,
+    /// [`Failure::WorkerLost`] when it ended meanwhile, [`Failure::ShuttingDown`].
+    pub async fn give(&self, order: Order) -> Result<OrderReport, Failure> {
+        let (reply, outcome) = oneshot::channel();
+        self.orders.send((order, reply)).await.map_err(|_| Failure::ShuttingDown)?;
+        outcome.await.unwrap_or(Err(Failure::ShuttingDown))
+    }
+}
+
 impl Supervisor {
     /// A supervisor, and the future that starts the first worker and keeps one alive; whether and when one is ready is
     /// told by [`readiness`](Self::readiness).
@@ -71,15 +147,16 @@ impl Supervisor {
         metrics: Arc<Metrics>,
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (requests, receiver) = mpsc::channel(1);
+        let (orders, ordered) = mpsc::channel(ORDERS);
         let (state, readiness) = watch::channel(Readiness::Starting);
         let stop = CancellationToken::new();
-        let keeper = Keeper::new(command, metrics, receiver, state, stop.clone());
+        let keeper = Keeper::new(command, metrics, receiver, ordered, state, stop.clone());
         let (keeping, kept) = oneshot::channel();
         let work = async move {
             keeper.keep().await;
             drop(keeping);
         };
-        (Self { requests, readiness, stop, kept }, work)
+        (Self { requests, orders, readiness, stop, kept }, work)
     }
 
     /// Whether jobs can be run, now and whenever it changes.
@@ -92,6 +169,12 @@ impl Supervisor {
     #[must_use]
     pub fn runner(&self) -> Runner {
         Runner { requests: self.requests.clone() }
+    }
+
+    /// A handle to have something done between two jobs.
+    #[must_use]
+    pub fn foreman(&self) -> Foreman {
+        Foreman { orders: self.orders.clone() }
     }
 
     /// Ends the worker, kindly at first, and returns when it is gone.

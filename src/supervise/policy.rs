@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use super::Recycle;
+use crate::{job::Memory, units::Bytes};
+
 /// The longest wait between two attempts.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
@@ -56,6 +59,66 @@ pub(super) fn after(end: End, ever_ready: bool, failures: u32) -> Action {
     }
 }
 
+/// Whether a job is given up because workers keep ending while they load its model; `losses`: how many, in a row. Where
+/// there are other models their jobs must not wait for it; where there is none, the next attempt may do better and the
+/// job's own deadline decides.
+pub(super) const fn gives_up_on_model(losses: u32, others: bool) -> bool {
+    others && losses >= SILENT_ATTEMPTS
+}
+
+/// How a worker has done so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Service {
+    /// Jobs that it has run.
+    pub(super) jobs: u64,
+    /// For how long it has been ready.
+    pub(super) age: Duration,
+    /// Anonymous memory that it should hold: what it started with, and what its models took.
+    pub(super) expected: Option<Bytes>,
+    /// What it holds after its last trim.
+    pub(super) held: Option<Bytes>,
+}
+
+/// Why a worker that works is to be replaced, if it is. One that has done nothing since it came is as good as the next.
+pub(super) fn recycle(rules: &Recycle, service: &Service) -> Option<String> {
+    let Service { jobs, age, expected, held } = *service;
+    if rules.between_requests && jobs > 0 {
+        return Some("after every job".into());
+    }
+    if let Some(most) = rules.after_jobs
+        && jobs >= most
+    {
+        return Some(format!("after {jobs} jobs"));
+    }
+    if let Some(most) = rules.after
+        && age >= most
+        && jobs > 0
+    {
+        return Some(format!("after {} s", age.as_secs()));
+    }
+    let grown = Bytes(held?.0.saturating_sub(expected?.0));
+    (jobs > 0 && grown >= rules.growth).then(|| format!("it holds {grown} more than its models took"))
+}
+
+/// How long nobody must have wanted a worker before it may leave nobody behind.
+pub(super) const IDLE: Duration = Duration::from_millis(500);
+
+/// Whether a worker that is due may leave before its successor is there: when nobody has wanted it for a moment, or when
+/// such a moment does not come. `waited`: jobs that it has run since it was due.
+pub(super) fn may_leave(idle: Duration, waited: u64) -> bool {
+    const PATIENCE: u64 = 16;
+    idle >= IDLE || waited >= PATIENCE
+}
+
+/// Whether the machine has room for a second worker like this one, beside it. Weights are mapped from files and the same
+/// pages for both, so only anonymous memory counts, with a tenth to spare. Where the system does not say, it has not.
+pub(super) fn fits_twice(available: Option<Bytes>, worker: Memory) -> bool {
+    match (available, worker.anonymous) {
+        (Some(available), Some(anonymous)) => available.0 >= anonymous.0.saturating_add(anonymous.0 / 10),
+        _ => false,
+    }
+}
+
 /// 100 ms, doubled each time, up to [`LONGEST_WAIT`].
 fn backoff(doublings: u32) -> Duration {
     Duration::from_millis(100).saturating_mul(1 << doublings.min(16)).min(LONGEST_WAIT)
@@ -68,6 +131,57 @@ mod tests {
     #[test]
     fn a_job_gets_a_second_worker_and_no_third() {
         assert_eq!([1, 2, 3].map(after_loss), [AfterLoss::Resume, AfterLoss::Fail, AfterLoss::Fail]);
+    }
+
+    #[test]
+    fn a_model_that_ends_its_workers_is_given_up_where_others_wait() {
+        assert_eq!([1, 2, 3, 4].map(|losses| gives_up_on_model(losses, true)), [false, false, true, true]);
+        assert!(!gives_up_on_model(99, false));
+    }
+
+    const RULES: Recycle =
+        Recycle { after_jobs: None, after: None, growth: Bytes::mib(100), between_requests: false };
+
+    fn service(jobs: u64, age_s: u64, grown_mib: u64) -> Service {
+        let (expected, held) = (Some(Bytes::mib(500)), Some(Bytes::mib(500 + grown_mib)));
+        Service { jobs, age: Duration::from_secs(age_s), expected, held }
+    }
+
+    #[test]
+    fn a_worker_is_replaced_by_jobs_by_age_and_by_growth_and_not_before_its_first_job() {
+        let after_jobs = Recycle { after_jobs: Some(10), ..RULES };
+        let after = Recycle { after: Some(Duration::from_secs(60)), ..RULES };
+        let between = Recycle { between_requests: true, ..RULES };
+        assert_eq!(recycle(&RULES, &service(1 << 40, 1 << 30, 99)), None);
+        assert_eq!(
+            recycle(&RULES, &service(1, 0, 100)).unwrap(),
+            "it holds 100.0 MiB more than its models took"
+        );
+        assert_eq!(recycle(&RULES, &service(0, 0, 100)), None);
+        assert_eq!(recycle(&after_jobs, &service(9, 0, 0)), None);
+        assert_eq!(recycle(&after_jobs, &service(10, 0, 0)).unwrap(), "after 10 jobs");
+        assert_eq!(recycle(&after, &service(1, 59, 0)), None);
+        assert_eq!(recycle(&after, &service(0, 60, 0)), None);
+        assert_eq!(recycle(&after, &service(1, 60, 0)).unwrap(), "after 60 s");
+        assert_eq!(recycle(&between, &service(0, 9, 0)), None);
+        assert!(recycle(&between, &service(1, 0, 0)).is_some());
+        let unknown = Service { held: None, ..service(1, 1, 0) };
+        assert_eq!(recycle(&RULES, &unknown), None);
+    }
+
+    #[test]
+    fn a_worker_without_a_successor_leaves_when_nobody_wants_it_and_not_never() {
+        assert!(!may_leave(Duration::ZERO, 0) && !may_leave(IDLE / 2, 15));
+        assert!(may_leave(IDLE, 0) && may_leave(Duration::ZERO, 16));
+    }
+
+    #[test]
+    fn a_second_worker_is_started_only_where_it_is_known_to_fit() {
+        let worker = Memory { resident: Some(Bytes::mib(900)), anonymous: Some(Bytes::mib(100)) };
+        assert!(fits_twice(Some(Bytes::mib(110)), worker));
+        assert!(!fits_twice(Some(Bytes::mib(109)), worker));
+        assert!(!fits_twice(None, worker));
+        assert!(!fits_twice(Some(Bytes::mib(1 << 20)), Memory::default()));
     }
 
     #[test]

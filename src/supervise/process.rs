@@ -26,6 +26,7 @@ const AFTER_PIPE: Duration = Duration::from_secs(1);
 const READ_AHEAD: usize = 1024;
 
 /// A running worker. Dropping it kills the process.
+#[derive(Debug)]
 pub(super) struct Process {
     child: Child,
     stdin: ChildStdin,

@@ -8,6 +8,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 /// What is allowed, from the settings.
@@ -27,6 +28,30 @@ pub struct Budgets {
     pub decode_factor: u32,
     /// To take a frame off the pipe.
     pub pipe: Duration,
+}
+
+/// How fast a model was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Learned {
+    /// For one token of a prompt, in the slowest of the last chunks.
+    prefill_ns: u64,
+    /// For one token of an answer, among the slow ones.
+    step_ns: u64,
+}
+
+impl Learned {
+    pub(super) fn new(prefill: Duration, step: Duration) -> Self {
+        let ns = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        Self { prefill_ns: ns(prefill), step_ns: ns(step) }
+    }
+
+    pub(super) const fn prefill(self) -> Duration {
+        Duration::from_nanos(self.prefill_ns)
+    }
+
+    pub(super) const fn step(self) -> Duration {
+        Duration::from_nanos(self.step_ns)
+    }
 }
 
 /// For each token of a chunk while nothing is known of the machine: slower than any that is of use.
@@ -50,6 +75,21 @@ pub(super) struct Watchdog {
 impl Watchdog {
     pub(super) fn new(budgets: Budgets) -> Self {
         Self { budgets, prefill: VecDeque::new(), steps: VecDeque::new() }
+    }
+
+    /// One that knows what another run has learned.
+    pub(super) fn with(budgets: Budgets, learned: Learned) -> Self {
+        Self {
+            budgets,
+            prefill: VecDeque::from([learned.prefill()]),
+            steps: VecDeque::from([learned.step()]),
+        }
+    }
+
+    /// What the next run should know; `None` before a prompt was read and answered.
+    pub(super) fn learned(&self) -> Option<Learned> {
+        let prefill = self.prefill.iter().max()?;
+        (!self.steps.is_empty()).then(|| Learned::new(*prefill, self.slow_step()))
     }
 
     pub(super) const fn budgets(&self) -> Budgets {
@@ -255,6 +295,16 @@ mod tests {
         run(&mut watchdog, 1, ms(1), &steps);
         let after = run(&mut watchdog, 1, ms(1), &[ms(50)]);
         assert_eq!(after.last(), Some(&BUDGETS.decode_floor));
+    }
+
+    #[test]
+    fn what_another_run_has_learned_is_known_from_the_start() {
+        let mut first = Watchdog::new(BUDGETS);
+        assert_eq!(first.learned(), None);
+        run(&mut first, 512, ms(5_120), &[ms(2_000); 20]);
+        let mut next = Watchdog::with(BUDGETS, first.learned().unwrap());
+        let budgets = run(&mut next, 512, ms(1), &[ms(1)]);
+        assert_eq!(budgets, [Duration::from_secs(30) + ms(100 * 512), Duration::from_secs(100)]);
     }
 
     #[test]

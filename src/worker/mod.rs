@@ -1,17 +1,22 @@
 //! The child process: frames in, engine, frames out.
 //!
 //! ```text
-//! stdin ──► reader thread ──frames──► this thread: load, then one job at a time ──► stdout
+//! stdin ──► reader thread ──frames──► this thread: start, then one frame at a time ──► stdout
 //!                └── cancel, shutdown: noted at once, seen between two steps
 //! ```
 //!
 //! The thread that computes never waits for input while it has a job, and the thread that reads never computes, so a
 //! cancel is seen after the step that is running, however long the queue of frames. When stdin ends the parent is gone
 //! and there is nobody left to answer: the process ends where it is, even in the middle of a step.
+//!
+//! It holds as many models as it is told to. Which of them, and which has to go for another, is the parent's to decide: it
+//! knows what they took the last time, also when this process is a new one.
 
 use std::{
+    collections::BTreeMap,
     io::{Read, Write},
     ops::ControlFlow,
+    path::Path,
     process,
     sync::{
         Arc,
@@ -28,20 +33,20 @@ use crate::{
         host::{self, Pace},
     },
     engine::{self, EngineError, Forward, Step, Timeline, TimelineOptions},
-    job::{Failure, Finish, Job, Memory, MemoryReport, ReadyReport},
+    job::{Failure, Finish, Job, Memory, MemoryReport, ModelId, ModelReport, RuntimeReport},
     model::{Model, ModelError},
-    wire::{self, Down, LoadSpec, PROTOCOL, Up, WireError},
+    wire::{self, Down, PROTOCOL, Up, WireError, WorkerSpec},
 };
 
 /// Why a worker ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
-    /// The parent sent something else than a load first.
-    #[error("expected a load first, got {0}")]
-    NoLoad(String),
-    /// The model could not be loaded; the parent has been told.
-    #[error("{0}")]
-    Load(String),
+    /// The parent sent something else first than how to run.
+    #[error("expected how to run first, got {0}")]
+    NoStart(String),
+    /// ONNX Runtime cannot be used; the parent has been told.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
     /// The pipe to the parent failed.
     #[error(transparent)]
     Pipe(#[from] WireError),
@@ -50,8 +55,6 @@ pub enum WorkerError {
 /// Why a model could not be loaded.
 #[derive(Debug, thiserror::Error)]
 enum LoadError {
-    #[error(transparent)]
-    Runtime(#[from] RuntimeError),
     #[error(transparent)]
     Model(#[from] ModelError),
     #[error("the model does not run: {0}")]
@@ -77,27 +80,36 @@ impl Noted {
 /// Serves the parent at the other end of `input` and `output` until it says to end.
 ///
 /// # Errors
-/// [`WorkerError`] when the model cannot be loaded or the pipe fails.
+/// [`WorkerError`] when ONNX Runtime cannot be used or the pipe fails.
 pub fn run(input: impl Read + Send + 'static, mut output: impl Write) -> Result<(), WorkerError> {
     wire::write(&Up::Hello { protocol: PROTOCOL }, &mut output)?;
     let noted = Arc::new(Noted::default());
     let frames = read_frames(input, Arc::clone(&noted));
     let spec = match frames.recv() {
-        Ok(Down::Load(spec)) => spec,
+        Ok(Down::Start(spec)) => spec,
         Ok(Down::Shutdown) | Err(_) => return Ok(()),
-        Ok(other) => return Err(WorkerError::NoLoad(format!("{other:?}"))),
+        Ok(other) => return Err(WorkerError::NoStart(format!("{other:?}"))),
     };
-    let (timeline, ready) = load(&spec, &mut output).map_err(|e| tell_load_failure(&e, &mut output))?;
-    let idle = ready.memory;
-    wire::write(&Up::Ready(ready), &mut output)?;
-    Worker { timeline, noted, output, idle }.serve(&frames)
-}
-
-fn tell_load_failure(error: &LoadError, output: &mut impl Write) -> WorkerError {
-    let message = error.to_string();
-    // If the parent is gone as well there is nobody to tell.
-    let _ = wire::write(&Up::LoadFailed { message: message.clone() }, output);
-    WorkerError::Load(message)
+    // What passes tokens on is in a hurry; what computes them is not. Inherited by the threads of ONNX Runtime.
+    host::set_pace(Pace::Steady);
+    let runtime = match Runtime::load(spec.onnxruntime_dir.as_deref()) {
+        Ok(runtime) => runtime,
+        Err(e) => {
+            // If the parent is gone as well there is nobody to tell.
+            let _ = wire::write(&Up::StartFailed { message: e.to_string() }, &mut output);
+            return Err(e.into());
+        }
+    };
+    let threads = spec.threads.unwrap_or_else(host::physical_cores);
+    let idle = memory_after_trim();
+    let report = RuntimeReport {
+        runtime: runtime.version(),
+        library: runtime.path().to_path_buf(),
+        threads,
+        memory: idle,
+    };
+    wire::write(&Up::Started(report), &mut output)?;
+    Worker { runtime, spec, threads, models: BTreeMap::new(), noted, output, idle }.serve(&frames)
 }
 
 /// Reads frames on a thread of their own for as long as the parent lives.
@@ -124,33 +136,11 @@ fn read_frames(mut input: impl Read + Send + 'static, noted: Arc<Noted>) -> mpsc
     receiver
 }
 
-fn load(spec: &LoadSpec, output: &mut impl Write) -> Result<(Timeline, ReadyReport), LoadError> {
-    let started = Instant::now();
-    // What passes tokens on is in a hurry; what computes them is not. Inherited by the threads of ONNX Runtime.
-    host::set_pace(Pace::Steady);
-    let runtime = Runtime::load(spec.onnxruntime_dir.as_deref())?;
-    let threads = spec.threads.unwrap_or_else(host::physical_cores);
-    let model = Model::open(&runtime, &spec.model_dir, SessionOptions { threads })?;
-    let capacity = spec.context_length.unwrap_or(0);
-    let options = TimelineOptions { capacity, chunk: spec.prefill_chunk };
-    let mut timeline = Timeline::new(model, options).map_err(EngineError::from)?;
-    wire::write(&Up::Loaded, output)?;
-    timeline.warm_up()?;
-    let placement = timeline.model().session().placement().map_err(EngineError::from)?;
-    let ready = ReadyReport {
-        runtime: runtime.version(),
-        library: runtime.path().to_path_buf(),
-        placement: placement.into_iter().collect(),
-        threads,
-        capacity: timeline.capacity(),
-        load_time: started.elapsed(),
-        memory: memory_after_trim(),
-    };
-    Ok((timeline, ready))
-}
-
 struct Worker<W> {
-    timeline: Timeline,
+    runtime: Runtime,
+    spec: WorkerSpec,
+    threads: usize,
+    models: BTreeMap<ModelId, Timeline>,
     noted: Arc<Noted>,
     output: W,
     /// What it held after the last trim, and so before the next job: asking again would delay the first token.
@@ -162,20 +152,60 @@ impl<W: Write> Worker<W> {
         loop {
             match frames.recv() {
                 Ok(Down::Generate(job)) => self.generate(&job)?,
-                Ok(Down::Trim) => {
-                    let memory = self.trim();
-                    wire::write(&Up::Trimmed { memory }, &mut self.output)?;
+                Ok(Down::Load { model, dir }) => self.load(model, &dir)?,
+                Ok(Down::Unload(model)) => {
+                    // Its session frees weights as it is dropped; the heap then has what it can give back.
+                    drop(self.models.remove(&model));
+                    self.idle = memory_after_trim();
+                    wire::write(&Up::Unloaded { model, memory: self.idle }, &mut self.output)?;
                 }
-                Ok(Down::Cancel(_) | Down::Load(_)) => {}
+                Ok(Down::Trim) => {
+                    self.models.values_mut().for_each(Timeline::clear);
+                    self.idle = memory_after_trim();
+                    wire::write(&Up::Trimmed { memory: self.idle }, &mut self.output)?;
+                }
+                Ok(Down::Cancel(_) | Down::Start(_)) => {}
                 Ok(Down::Shutdown) | Err(_) => return Ok(()),
             }
         }
     }
 
+    fn load(&mut self, model: ModelId, dir: &Path) -> Result<(), WorkerError> {
+        let frame = match self.try_load(&model, dir) {
+            Ok(report) => Up::Ready { model, report },
+            Err(LoadError::Pipe(e)) => return Err(e.into()),
+            Err(e) => {
+                self.idle = memory_after_trim();
+                Up::LoadFailed { model, message: e.to_string() }
+            }
+        };
+        Ok(wire::write(&frame, &mut self.output)?)
+    }
+
+    fn try_load(&mut self, id: &ModelId, dir: &Path) -> Result<ModelReport, LoadError> {
+        let (started, before) = (Instant::now(), self.idle);
+        let model = Model::open(&self.runtime, dir, SessionOptions { threads: self.threads })?;
+        let capacity = self.spec.context_length.unwrap_or(0);
+        let options = TimelineOptions { capacity, chunk: self.spec.prefill_chunk };
+        let mut timeline = Timeline::new(model, options).map_err(EngineError::from)?;
+        wire::write(&Up::Loaded(id.clone()), &mut self.output)?;
+        timeline.warm_up()?;
+        let placement = timeline.model().session().placement().map_err(EngineError::from)?;
+        let capacity = timeline.capacity();
+        self.models.insert(id.clone(), timeline);
+        self.idle = memory_after_trim();
+        let placement = placement.into_iter().collect();
+        Ok(ModelReport { placement, capacity, load_time: started.elapsed(), before, after: self.idle })
+    }
+
     fn generate(&mut self, job: &Job) -> Result<(), WorkerError> {
         let before = self.idle;
         let mut broken = None;
-        let Self { timeline, noted, output, .. } = self;
+        let Self { models, noted, output, .. } = self;
+        let Some(timeline) = models.get_mut(&job.model) else {
+            let failure = Failure::Model { model: job.model.clone(), message: "it is not loaded".into() };
+            return Ok(wire::write(&Up::Failed { job: job.id, failure, poisoned: false }, output)?);
+        };
         let outcome =
             engine::generate(timeline, job, |step| match wire::write(&step_frame(job, step), output) {
                 Ok(()) if noted.stops(job) => ControlFlow::Break(()),
@@ -193,7 +223,9 @@ impl<W: Write> Worker<W> {
             return Err(e.into());
         }
         let peak_resident = host::memory().peak_resident;
-        let memory = MemoryReport { before, peak_resident, after: self.trim() };
+        timeline.clear();
+        self.idle = memory_after_trim();
+        let memory = MemoryReport { before, peak_resident, after: self.idle };
         let last = match outcome {
             Ok(engine::Outcome { reason, usage, timings }) => {
                 Up::Done { job: job.id, finish: Finish { reason, usage, timings, memory } }
@@ -202,13 +234,6 @@ impl<W: Write> Worker<W> {
             Err(e) => Up::Failed { job: job.id, failure: Failure::from(e), poisoned: false },
         };
         Ok(wire::write(&last, &mut self.output)?)
-    }
-
-    /// Gives back what the last job left behind.
-    fn trim(&mut self) -> Memory {
-        self.timeline.clear();
-        self.idle = memory_after_trim();
-        self.idle
     }
 }
 

@@ -1,0 +1,104 @@
+//! From a program to a worker with models in it.
+
+use std::sync::Arc;
+
+use tokio::task::JoinError;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{
+    WorkerCommand,
+    exchange::{self, Lost},
+    policy::End,
+    process::Process,
+};
+use crate::job::{ModelId, ModelReport, RuntimeReport};
+
+/// A worker that is up.
+#[derive(Debug)]
+pub(super) struct Booted {
+    pub(super) process: Process,
+    pub(super) runtime: RuntimeReport,
+    pub(super) loaded: Vec<(ModelId, ModelReport)>,
+    /// A model that cannot be loaded, and why; those after it were not tried.
+    pub(super) failed: Option<(ModelId, String)>,
+}
+
+/// A worker that ended, or had to be ended, before it was up.
+#[derive(Debug)]
+pub(super) struct Unbooted {
+    pub(super) end: End,
+    pub(super) lost: Lost,
+}
+
+/// Starts a worker and loads `models` into it. A future that is dropped takes the process with it.
+pub(super) async fn boot(command: Arc<WorkerCommand>, models: Vec<ModelId>) -> Result<Booted, Unbooted> {
+    let mut process = Process::start(&command).map_err(|e| {
+        let reason = format!("{} cannot be started: {e}", command.program.display());
+        Unbooted { end: End::BeforeReady, lost: Lost { label: "exited", reason } }
+    })?;
+    match fill(&mut process, &command, &models).await {
+        Ok((runtime, loaded, failed)) => Ok(Booted { process, runtime, loaded, failed }),
+        Err(lost) => {
+            // What it said itself will be the same the next time.
+            let end = if lost.label == "start_failed" { End::LoadFailed } else { End::BeforeReady };
+            Err(Unbooted { end, lost: lost.see_off(process).await })
+        }
+    }
+}
+
+type Filled = (RuntimeReport, Vec<(ModelId, ModelReport)>, Option<(ModelId, String)>);
+
+async fn fill(process: &mut Process, command: &WorkerCommand, models: &[ModelId]) -> Result<Filled, Lost> {
+    let runtime = exchange::start(process, command).await?;
+    let mut loaded = Vec::new();
+    for model in models {
+        match exchange::load(process, command, model).await? {
+            Ok(report) => loaded.push((model.clone(), report)),
+            Err(message) => return Ok((runtime, loaded, Some((model.clone(), message)))),
+        }
+    }
+    Ok((runtime, loaded, None))
+}
+
+/// The next worker, up or getting there while the present one works.
+#[derive(Debug)]
+pub(super) enum Spare {
+    Coming(AbortOnDropHandle<Result<Booted, Unbooted>>),
+    Up(Box<Booted>),
+}
+
+impl Spare {
+    pub(super) fn start(command: Arc<WorkerCommand>, models: Vec<ModelId>) -> Self {
+        Self::Coming(AbortOnDropHandle::new(tokio::spawn(boot(command, models))))
+    }
+
+    /// Waits until it is up; the error is why it never will be.
+    pub(super) async fn ready(self) -> Result<Box<Booted>, String> {
+        match self {
+            Self::Up(booted) => Ok(booted),
+            Self::Coming(coming) => outcome(coming.await),
+        }
+    }
+}
+
+/// Waits until a spare is up, or takes it away and says why it never will be. Nothing happens while there is none. Safe to
+/// abandon.
+pub(super) async fn settle(spare: &mut Option<Spare>) -> Result<(), String> {
+    let outcome = match spare {
+        None => return std::future::pending().await,
+        Some(Spare::Up(_)) => return Ok(()),
+        Some(Spare::Coming(coming)) => outcome(coming.await),
+    };
+    *spare = None;
+    *spare = Some(Spare::Up(outcome?));
+    Ok(())
+}
+
+fn outcome(joined: Result<Result<Booted, Unbooted>, JoinError>) -> Result<Box<Booted>, String> {
+    match joined {
+        Ok(Ok(Booted { failed: Some((model, message)), .. })) => Err(format!("{model}: {message}")),
+        Ok(Ok(booted)) => Ok(Box::new(booted)),
+        Ok(Err(unbooted)) => Err(unbooted.lost.reason),
+        Err(e) => Err(e.to_string()),
+    }
+}

@@ -1,0 +1,140 @@
+//! What is said to a worker and what it has to answer, frame by frame and each within its time.
+
+use tokio::time::timeout;
+
+use super::{WorkerCommand, process::Process, watchdog::Budgets};
+use crate::{
+    job::{Memory, ModelId, ModelReport, RuntimeReport},
+    wire::{Down, PROTOCOL, Up, WireError},
+};
+
+/// A worker that is of no use any more: why in a word, for the metrics, and in a sentence.
+#[derive(Debug)]
+pub(super) struct Lost {
+    pub(super) label: &'static str,
+    pub(super) reason: String,
+}
+
+impl Lost {
+    pub(super) fn hung(reason: String) -> Self {
+        Self { label: "hung", reason }
+    }
+
+    fn protocol(reason: String) -> Self {
+        Self { label: "protocol", reason }
+    }
+
+    /// What a frame that nobody waits for means.
+    pub(super) fn by(frame: Option<Result<Up, WireError>>) -> Self {
+        match frame {
+            None => Self { label: "crashed", reason: "it closed its pipe".into() },
+            Some(Err(e)) => Self::protocol(e.to_string()),
+            Some(Ok(other)) => Self::protocol(format!("it sent {other:?} out of turn")),
+        }
+    }
+
+    /// Sees the worker off: it is killed if it may still live, and how it ended is the reason if it went by itself.
+    pub(super) async fn see_off(mut self, mut worker: Process) -> Self {
+        if matches!(self.label, "crashed" | "start_failed" | "poisoned") {
+            let end = worker.ended().await;
+            if self.label == "crashed" {
+                self.reason = end;
+            }
+        } else {
+            worker.kill().await;
+        }
+        self
+    }
+}
+
+/// Sends a frame.
+pub(super) async fn send(worker: &mut Process, message: &Down, budgets: &Budgets) -> Result<(), Lost> {
+    let patience = budgets.pipe;
+    match timeout(patience, worker.send(message)).await {
+        Ok(sent) => sent.map_err(|e| Lost { label: "crashed", reason: e.to_string() }),
+        Err(_) => {
+            Err(Lost::hung(format!("it took no frame off its pipe for {:.1} s", patience.as_secs_f64())))
+        }
+    }
+}
+
+/// Tells a new worker how to run.
+pub(super) async fn start(worker: &mut Process, command: &WorkerCommand) -> Result<RuntimeReport, Lost> {
+    let budgets = &command.budgets;
+    send(worker, &Down::Start(command.spec.clone()), budgets).await?;
+    let doing = "started";
+    match hear(worker, budgets.load, doing).await? {
+        Up::Hello { protocol: PROTOCOL } => {}
+        Up::Hello { protocol } => {
+            return Err(Lost::protocol(format!(
+                "the worker speaks protocol {protocol}, this server {PROTOCOL}: the binary was replaced while the server \
+                 ran; restart it"
+            )));
+        }
+        other => return Err(unexpected(&other, doing)),
+    }
+    match hear(worker, budgets.load, doing).await? {
+        Up::Started(report) => Ok(report),
+        Up::StartFailed { message } => Err(Lost { label: "start_failed", reason: message }),
+        other => Err(unexpected(&other, doing)),
+    }
+}
+
+/// Loads a model. The inner error is the model's: why it cannot be loaded, by a worker that goes on.
+pub(super) async fn load(
+    worker: &mut Process,
+    command: &WorkerCommand,
+    model: &ModelId,
+) -> Result<Result<ModelReport, String>, Lost> {
+    let Some(place) = command.place(model) else { return Ok(Err("there is no such model here".into())) };
+    let budgets = &command.budgets;
+    send(worker, &Down::Load { model: model.clone(), dir: place.dir.clone() }, budgets).await?;
+    let doing = format!("loaded {model}");
+    match hear(worker, budgets.load, &doing).await? {
+        Up::Loaded(loaded) if loaded == *model => {}
+        Up::LoadFailed { message, .. } => return Ok(Err(message)),
+        other => return Err(unexpected(&other, &doing)),
+    }
+    let doing = format!("ran {model} for the first time");
+    match hear(worker, budgets.warm_up, &doing).await? {
+        Up::Ready { report, .. } => Ok(Ok(report)),
+        Up::LoadFailed { message, .. } => Ok(Err(message)),
+        other => Err(unexpected(&other, &doing)),
+    }
+}
+
+/// Gives a model's memory back; what is held then.
+pub(super) async fn unload(
+    worker: &mut Process,
+    command: &WorkerCommand,
+    model: &ModelId,
+) -> Result<Memory, Lost> {
+    send(worker, &Down::Unload(model.clone()), &command.budgets).await?;
+    let doing = format!("unloaded {model}");
+    match hear(worker, command.budgets.warm_up, &doing).await? {
+        Up::Unloaded { memory, .. } => Ok(memory),
+        other => Err(unexpected(&other, &doing)),
+    }
+}
+
+/// Gives back what no job needs; what is held then.
+pub(super) async fn trim(worker: &mut Process, command: &WorkerCommand) -> Result<Memory, Lost> {
+    send(worker, &Down::Trim, &command.budgets).await?;
+    let doing = "gave memory back";
+    match hear(worker, command.budgets.warm_up, doing).await? {
+        Up::Trimmed { memory } => Ok(memory),
+        other => Err(unexpected(&other, doing)),
+    }
+}
+
+async fn hear(worker: &mut Process, patience: std::time::Duration, doing: &str) -> Result<Up, Lost> {
+    match timeout(patience, worker.next()).await {
+        Ok(Some(Ok(frame))) => Ok(frame),
+        Ok(other) => Err(Lost::by(other)),
+        Err(_) => Err(Lost::hung(format!("no word for {:.1} s while it {doing}", patience.as_secs_f64()))),
+    }
+}
+
+fn unexpected(frame: &Up, doing: &str) -> Lost {
+    Lost::protocol(format!("unexpected {frame:?} while it {doing}"))
+}
