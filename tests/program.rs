@@ -91,16 +91,25 @@ impl Program {
         }
     }
 
-    async fn address(&self) -> String {
+    async fn address(&mut self) -> String {
         let mut found = None;
         eventually("the address in the log", || {
             let log = self.log();
+            assert!(self.child.try_wait().unwrap().is_none(), "it ended:\n{log}");
             found =
                 log.split_once("on http://").and_then(|(_, rest)| Some(rest.split_once('\n')?.0.to_owned()));
             found.is_some()
         })
         .await;
         format!("http://{}", found.unwrap().trim())
+    }
+
+    /// The export that it serves.
+    pub(crate) fn export(&self) -> PathBuf {
+        let log = self.log();
+        let line = log.lines().find(|line| line.contains("export")).unwrap_or_default();
+        // "using the export of … in DIR", "exporting … to DIR"
+        line.rsplit(' ').next().unwrap().into()
     }
 
     pub(crate) fn log(&self) -> String {
@@ -156,21 +165,6 @@ impl Program {
 /// Where exports are kept between tests and runs.
 pub(crate) fn cache() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache")
-}
-
-/// The export that serving the demo has left in the cache.
-pub(crate) async fn exported_demo() -> PathBuf {
-    let exports = cache().join("exports");
-    let found = || {
-        let entries = std::fs::read_dir(&exports).ok()?.filter_map(Result::ok).map(|entry| entry.path());
-        entries
-            .filter(|path| path.join("eka.json").is_file())
-            .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("demo-")))
-    };
-    if found().is_none() {
-        drop(Program::start(&[]).await);
-    }
-    found().unwrap()
 }
 
 /// Reads the log as it comes, so that the program never waits for its reader.

@@ -1,9 +1,17 @@
 //! Several models in one slot, and workers that make way while they still work.
 
-use std::{os::unix::fs::symlink, path::Path};
+use std::{os::unix::fs::symlink, path::Path, sync::Arc, time::Duration};
 
+use eka::{
+    job::{Job, JobId, KeepAlive, Readiness},
+    metrics::Metrics,
+    supervise::{Budgets, Place, Recycle, Supervisor, WorkerCommand},
+    units::Bytes,
+    wire::WorkerSpec,
+};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     program::{Program, argument, expected, root, send},
@@ -54,7 +62,7 @@ impl Two {
     }
 }
 
-/// Half of neither model, so that each has the slot to itself.
+/// Room for neither model, so that each has the slot to itself.
 const ONE_AT_A_TIME: [&str; 2] = ["--set", "models.memory_bytes=1"];
 
 #[tokio::test]
@@ -111,7 +119,7 @@ async fn an_answer_goes_on_where_it_stopped_also_on_a_model_that_was_loaded_for_
     let (_, undisturbed) = two.program.ask("/generate-lite", &request).await;
     let worker = two.program.worker_pid();
     let killer = async {
-        tokio::time::sleep(std::time::Duration::from_millis(60)).await;
+        tokio::time::sleep(Duration::from_millis(60)).await;
         send("KILL", worker);
     };
     let ((status, answer), ()) = tokio::join!(two.program.ask("/generate-lite", &request), killer);
@@ -170,7 +178,7 @@ async fn eventually_loaded(two: &Two, models: &[&str]) {
         if two.loaded().await == models {
             return;
         }
-        tokio::time::sleep(std::time::Duration::from_millis(25)).await;
+        tokio::time::sleep(Duration::from_millis(25)).await;
     }
     panic!("{:?} instead of {models:?}\n{}", two.loaded().await, two.program.log());
 }
@@ -179,8 +187,7 @@ async fn eventually_loaded(two: &Two, models: &[&str]) {
 async fn a_model_that_cannot_be_loaded_fails_its_own_requests_and_no_others() {
     let models = tempfile::tempdir().unwrap();
     let broken = models.path().join("broken");
-    let exported = crate::program::exported_demo().await;
-    copy(&exported, &broken);
+    copy(&Program::start(&[]).await.export(), &broken);
     std::fs::write(broken.join("model.onnx"), b"this is no graph").unwrap();
     let program = Program::start(&["--models", argument(models.path())]).await;
     let worker = program.worker_pid();
@@ -217,6 +224,52 @@ async fn a_worker_is_recycled_after_its_jobs_and_nobody_waits_for_it() {
 
 fn workers_of(program: &Program) -> Vec<u32> {
     crate::program::worker_of(program.pid()).into_iter().collect()
+}
+
+/// Where the system does not say that there is room for two workers, one goes before the next one comes.
+#[tokio::test]
+async fn a_worker_without_room_for_a_second_makes_way_when_nobody_waits() {
+    let place = Place { id: "demo".into(), dir: Program::start(&[]).await.export(), on_disk: Bytes::mib(4) };
+    let second = Duration::from_secs(1);
+    let command = WorkerCommand {
+        program: env!("CARGO_BIN_EXE_eka").into(),
+        arguments: vec!["worker".into()],
+        spec: WorkerSpec { onnxruntime_dir: None, threads: Some(1), prefill_chunk: 64, context_length: None },
+        models: vec![place],
+        model_memory: None,
+        keep_alive: KeepAlive::Forever,
+        budgets: Budgets {
+            load: 60 * second,
+            warm_up: 60 * second,
+            prefill_base: 60 * second,
+            prefill_factor: 10,
+            decode_floor: 60 * second,
+            decode_factor: 10,
+            pipe: 60 * second,
+        },
+        recycle: Recycle {
+            after_jobs: Some(1),
+            after: None,
+            growth: Bytes::mib(1024),
+            between_requests: false,
+        },
+        pace_file: None,
+        available_memory: || None,
+    };
+    let (supervisor, keeping) = Supervisor::new(command, Arc::new(Metrics::new()));
+    let kept = tokio::spawn(keeping);
+    let mut readiness = supervisor.readiness();
+    let is_recycled = |seen: &Readiness| matches!(seen, Readiness::Restarting { reason } if reason.contains("after 1 jobs"));
+    for _ in 0..2 {
+        let job = Job { model: "demo".into(), ..Job::new(JobId(1), vec![1, 2, 3], 4) };
+        let (events, _) = tokio::sync::mpsc::unbounded_channel();
+        let finish = supervisor.runner().run(job, events, CancellationToken::new()).await.unwrap();
+        assert_eq!(finish.usage.completion_tokens, 4);
+        readiness.wait_for(is_recycled).await.unwrap();
+        readiness.wait_for(|seen| matches!(seen, Readiness::Ready(_))).await.unwrap();
+    }
+    supervisor.stop().await;
+    kept.await.unwrap();
 }
 
 #[tokio::test]

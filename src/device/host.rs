@@ -3,7 +3,9 @@
 //! The resident set alone hides growth: it counts mapped weights, which the system may drop and read again. So the
 //! anonymous part is read apart. Where the system does not say (it is read from `/proc`), figures are `None`, not zero.
 
-use std::{fs, io};
+use std::fs;
+#[cfg(target_os = "linux")]
+use std::io;
 
 use crate::units::Bytes;
 

@@ -12,7 +12,9 @@
 
 use std::{rc::Rc, slice};
 
-use memmap2::{Advice, MmapMut, MmapOptions, UncheckedAdvice};
+#[cfg(target_os = "linux")]
+use memmap2::{Advice, UncheckedAdvice};
+use memmap2::{MmapMut, MmapOptions};
 
 use super::DeviceError;
 use crate::units::Bytes;

@@ -484,7 +484,11 @@ impl Keeper {
             return true;
         }
         let waited = worker.jobs - worker.due_at.unwrap_or(worker.jobs);
-        self.spare.is_none() && policy::may_leave(worker.idle_since.elapsed(), waited)
+        let leaves = self.spare.is_none() && policy::may_leave(worker.idle_since.elapsed(), waited);
+        if leaves {
+            self.readiness.send_replace(Readiness::Restarting { reason: format!("it is replaced {why}") });
+        }
+        leaves
     }
 
     fn service(&self, worker: &Worker) -> Service {
