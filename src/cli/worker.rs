@@ -1,6 +1,11 @@
 //! `eka worker`: the child process, and how the parent starts it.
 
-use std::{env, io, path::Path};
+use std::{
+    env,
+    ffi::OsString,
+    io::{self, Write},
+    path::Path,
+};
 
 use anyhow::Context;
 
@@ -8,19 +13,48 @@ use crate::{
     config::Config,
     supervise::{Budgets, WorkerCommand},
     wire::LoadSpec,
-    worker,
+    worker::{self, faults::Plan},
 };
 
 /// The subcommand's name.
 const NAME: &str = "worker";
 
+/// What `eka serve` says to its workers.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Faults to commit, for tests of what happens then
+    #[arg(long, value_name = "SPEC", hide = true)]
+    faults: Option<Plan>,
+}
+
 /// Serves the parent over stdin and stdout.
 ///
 /// # Errors
 /// When the model cannot be loaded or the pipe fails.
-pub(super) fn run() -> anyhow::Result<()> {
-    // Unbuffered: a frame is one write, and the parent shall see it at once.
-    Ok(worker::run(io::stdin(), io::stdout())?)
+pub(super) fn run(args: Args) -> anyhow::Result<()> {
+    let frames = private_stdout().context("stdout cannot be kept apart for frames")?;
+    Ok(worker::run(io::stdin(), frames, args.faults.unwrap_or_default())?)
+}
+
+/// Stdout for frames alone: whatever else prints there, as native libraries do, from here on prints to stderr.
+/// Unbuffered: a frame is one write, and the parent shall see it at once.
+#[cfg(unix)]
+fn private_stdout() -> io::Result<impl Write + 'static> {
+    use std::{fs::File, os::fd::AsFd};
+
+    let frames = io::stdout().as_fd().try_clone_to_owned()?;
+    rustix::stdio::dup2_stdout(io::stderr())?;
+    Ok(File::from(frames))
+}
+
+#[cfg(not(unix))]
+fn private_stdout() -> io::Result<impl Write + 'static> {
+    Ok(io::stdout())
+}
+
+/// What to add to a worker's arguments for it to commit these faults.
+pub(super) fn faults(plan: &Plan) -> Vec<OsString> {
+    if plan.is_off() { Vec::new() } else { vec!["--faults".into(), plan.to_string().into()] }
 }
 
 /// How to start a worker of this program for the model in `dir`.

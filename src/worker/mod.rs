@@ -9,6 +9,8 @@
 //! cancel is seen after the step that is running, however long the queue of frames. When stdin ends the parent is gone
 //! and there is nobody left to answer: the process ends where it is, even in the middle of a step.
 
+pub mod faults;
+
 use std::{
     io::{Read, Write},
     ops::ControlFlow,
@@ -32,6 +34,7 @@ use crate::{
     model::{Model, ModelError},
     wire::{self, Down, LoadSpec, PROTOCOL, Up, WireError},
 };
+use faults::{Faults, Outlet, Plan, Point};
 
 /// Why a worker ended early.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +45,9 @@ pub enum WorkerError {
     /// The model could not be loaded; the parent has been told.
     #[error("{0}")]
     Load(String),
+    /// The device failed in a way that outlives the job; the parent has been told.
+    #[error("the device can no longer be used")]
+    Poisoned,
     /// The pipe to the parent failed.
     #[error(transparent)]
     Pipe(#[from] WireError),
@@ -74,11 +80,17 @@ impl Noted {
     }
 }
 
-/// Serves the parent at the other end of `input` and `output` until it says to end.
+/// Serves the parent at the other end of `input` and `output` until it says to end. What `plan` says goes wrong.
 ///
 /// # Errors
-/// [`WorkerError`] when the model cannot be loaded or the pipe fails.
-pub fn run(input: impl Read + Send + 'static, mut output: impl Write) -> Result<(), WorkerError> {
+/// [`WorkerError`] when the model cannot be loaded, the pipe fails, or the device can no longer be used.
+pub fn run(
+    input: impl Read + Send + 'static,
+    output: impl Write + 'static,
+    plan: Plan,
+) -> Result<(), WorkerError> {
+    let mut output = Outlet::new(output);
+    let mut faults = Faults::new(plan, output.clone());
     wire::write(&Up::Hello { protocol: PROTOCOL }, &mut output)?;
     let noted = Arc::new(Noted::default());
     let frames = read_frames(input, Arc::clone(&noted));
@@ -87,10 +99,11 @@ pub fn run(input: impl Read + Send + 'static, mut output: impl Write) -> Result<
         Ok(Down::Shutdown) | Err(_) => return Ok(()),
         Ok(other) => return Err(WorkerError::NoLoad(format!("{other:?}"))),
     };
-    let (timeline, ready) = load(&spec, &mut output).map_err(|e| tell_load_failure(&e, &mut output))?;
+    let (timeline, ready) =
+        load(&spec, &mut output, &mut faults).map_err(|e| tell_load_failure(&e, &mut output))?;
     let idle = ready.memory;
     wire::write(&Up::Ready(ready), &mut output)?;
-    Worker { timeline, noted, output, idle }.serve(&frames)
+    Worker { timeline, noted, output, idle, faults }.serve(&frames)
 }
 
 fn tell_load_failure(error: &LoadError, output: &mut impl Write) -> WorkerError {
@@ -124,8 +137,13 @@ fn read_frames(mut input: impl Read + Send + 'static, noted: Arc<Noted>) -> mpsc
     receiver
 }
 
-fn load(spec: &LoadSpec, output: &mut impl Write) -> Result<(Timeline, ReadyReport), LoadError> {
+fn load(
+    spec: &LoadSpec,
+    output: &mut impl Write,
+    faults: &mut Faults,
+) -> Result<(Timeline, ReadyReport), LoadError> {
     let started = Instant::now();
+    faults.at(Point::Load)?;
     // What passes tokens on is in a hurry; what computes them is not. Inherited by the threads of ONNX Runtime.
     host::set_pace(Pace::Steady);
     let runtime = Runtime::load(spec.onnxruntime_dir.as_deref())?;
@@ -135,6 +153,7 @@ fn load(spec: &LoadSpec, output: &mut impl Write) -> Result<(Timeline, ReadyRepo
     let options = TimelineOptions { capacity, chunk: spec.prefill_chunk };
     let mut timeline = Timeline::new(model, options).map_err(EngineError::from)?;
     wire::write(&Up::Loaded, output)?;
+    faults.at(Point::WarmUp)?;
     timeline.warm_up()?;
     let placement = timeline.model().session().placement().map_err(EngineError::from)?;
     let ready = ReadyReport {
@@ -155,6 +174,7 @@ struct Worker<W> {
     output: W,
     /// What it held after the last trim, and so before the next job: asking again would delay the first token.
     idle: Memory,
+    faults: Faults,
 }
 
 impl<W: Write> Worker<W> {
@@ -175,9 +195,10 @@ impl<W: Write> Worker<W> {
     fn generate(&mut self, job: &Job) -> Result<(), WorkerError> {
         let before = self.idle;
         let mut broken = None;
-        let Self { timeline, noted, output, .. } = self;
+        let Self { timeline, noted, output, faults, .. } = self;
+        let mut model = faults.around(timeline, job);
         let outcome =
-            engine::generate(timeline, job, |step| match wire::write(&step_frame(job, step), output) {
+            engine::generate(&mut model, job, |step| match wire::write(&step_frame(job, step), output) {
                 Ok(()) if noted.stops(job) => ControlFlow::Break(()),
                 Ok(()) => {
                     // Whoever reads the frame may be waiting for this very core.
@@ -199,9 +220,12 @@ impl<W: Write> Worker<W> {
                 Up::Done { job: job.id, finish: Finish { reason, usage, timings, memory } }
             }
             // The CPU provider has no state that an error could spoil.
-            Err(e) => Up::Failed { job: job.id, failure: Failure::from(e), poisoned: false },
+            Err(e) => {
+                Up::Failed { job: job.id, failure: Failure::from(e), poisoned: self.faults.has_poisoned() }
+            }
         };
-        Ok(wire::write(&last, &mut self.output)?)
+        wire::write(&last, &mut self.output)?;
+        if self.faults.has_poisoned() { Err(WorkerError::Poisoned) } else { Ok(()) }
     }
 
     /// Gives back what the last job left behind.
