@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! executor ──run(job)──► Supervisor ──► keeper task ──stdin──► eka worker
-//!                                          ▲ ▲──── frames ◄─── reader task ◄─stdout─┘
+//!                                          ▲ ▲──── frames ◄─── reader task ◄─stdout─┤
+//!                                          │         own stderr ◄─── sieve ◄──stderr──┘
 //!                                          └ policy: what to do after an end, a pure function
 //! ```
 //!
@@ -19,6 +20,7 @@
 mod keeper;
 mod policy;
 mod process;
+mod stderr;
 mod watchdog;
 
 use std::{ffi::OsString, path::PathBuf, sync::Arc};
