@@ -44,9 +44,11 @@ impl Question {
     }
 }
 
-/// Which question request `number` asks; coprime steps, so that every fault meets every question.
+/// Which question request `number` asks: scattered, for faults come in every so many jobs, and each shall meet every
+/// question.
 pub(crate) const fn which(number: usize, questions: usize) -> usize {
-    number * 7 % questions
+    // Knuth's multiplier; its upper half is the scattered one.
+    ((number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) as usize % questions
 }
 
 /// One request, and what became of it.
