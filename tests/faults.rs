@@ -11,7 +11,7 @@ use crate::{
 
 /// Short enough for a test, long enough for a busy machine.
 const PATIENCE: [&str; 4] =
-    ["--set", "watchdog.decode_floor_ms=2000", "--set", "watchdog.prefill_base_ms=2000"];
+    ["--set", "watchdog.decode_floor_ms=3000", "--set", "watchdog.prefill_base_ms=3000"];
 
 /// What becomes of a job whose worker commits a fault.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,7 +31,7 @@ use Fate::{Poisoned, Refused, Resumed, Unharmed};
 /// Each kind, what becomes of the job, and what the log says of it.
 const KINDS: [(&str, Fate, &str); 14] = [
     // First, as a step that takes long makes the watchdog patient.
-    ("hang", Resumed, "no word for 2."),
+    ("hang", Resumed, "no word for "),
     ("flood=67108864", Unharmed, "more on stderr than is passed on: "),
     ("crash", Resumed, "ended by signal 11; its last words: injected fault: crash@"),
     ("abort", Resumed, "ended by signal 6; its last words: injected fault: abort@"),

@@ -148,16 +148,16 @@ fn crash() -> ! {
     process::abort()
 }
 
-/// Half of it in short lines, half in one that never seems to end.
+/// Half of it in short lines, half in one that never seems to end. Many at a time: how fast it comes is the test.
 fn flood(bytes: Bytes) {
-    const LINE: &[u8] = b"libnoisy: assertion failed, assertion failed, assertion failed\n\n";
+    const LINES: usize = 128;
+    let line = b"libnoisy: assertion failed, assertion failed, assertion failed\n\n";
+    let (lines, endless) = (line.repeat(LINES), line[..line.len() - 2].repeat(LINES));
     let mut stderr = io::stderr().lock();
-    let lines = bytes.0 / 2 / LINE.len() as u64;
-    for _ in 0..lines {
-        let _ = stderr.write_all(LINE);
-    }
-    for _ in 0..lines {
-        let _ = stderr.write_all(&LINE[..LINE.len() - 2]);
+    for block in [lines, endless] {
+        for _ in 0..bytes.0 / 2 / block.len() as u64 {
+            let _ = stderr.write_all(&block);
+        }
     }
     let _ = stderr.write_all(b"\n");
 }
