@@ -127,7 +127,7 @@ fn pass_on(
         // The job may be the device's victim as well as its poison: another worker finds out.
         Some(Ok(Up::Failed { job, failure, poisoned: true })) if job == running => {
             let reason = format!("its device cannot be used any more: {failure}");
-            Err(Lost { label: "poisoned", reason })
+            Err(Lost::new("poisoned", reason))
         }
         Some(Ok(Up::Failed { job, failure, .. })) if job == running => Ok(Some(Err(failure))),
         other => Err(Lost::by(other)),

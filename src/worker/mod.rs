@@ -12,6 +12,8 @@
 //! It holds as many models as it is told to. Which of them, and which has to go for another, is the parent's to decide: it
 //! knows what they took the last time, also when this process is a new one.
 
+pub mod faults;
+
 use std::{
     collections::BTreeMap,
     io::{Read, Write},
@@ -37,6 +39,7 @@ use crate::{
     model::{Model, ModelError},
     wire::{self, Down, PROTOCOL, Up, WireError, WorkerSpec},
 };
+use faults::{Faults, Outlet, Plan, Point};
 
 /// Why a worker ended early.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +50,9 @@ pub enum WorkerError {
     /// ONNX Runtime cannot be used; the parent has been told.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
+    /// The device failed in a way that outlives the job; the parent has been told.
+    #[error("the device can no longer be used")]
+    Poisoned,
     /// The pipe to the parent failed.
     #[error(transparent)]
     Pipe(#[from] WireError),
@@ -77,11 +83,17 @@ impl Noted {
     }
 }
 
-/// Serves the parent at the other end of `input` and `output` until it says to end.
+/// Serves the parent at the other end of `input` and `output` until it says to end. What `plan` says goes wrong.
 ///
 /// # Errors
-/// [`WorkerError`] when ONNX Runtime cannot be used or the pipe fails.
-pub fn run(input: impl Read + Send + 'static, mut output: impl Write) -> Result<(), WorkerError> {
+/// [`WorkerError`] when ONNX Runtime cannot be used, the pipe fails, or the device can no longer be used.
+pub fn run(
+    input: impl Read + Send + 'static,
+    output: impl Write + 'static,
+    plan: Plan,
+) -> Result<(), WorkerError> {
+    let mut output = Outlet::new(output);
+    let faults = Faults::new(plan, output.clone());
     wire::write(&Up::Hello { protocol: PROTOCOL }, &mut output)?;
     let noted = Arc::new(Noted::default());
     let frames = read_frames(input, Arc::clone(&noted));
@@ -109,7 +121,7 @@ pub fn run(input: impl Read + Send + 'static, mut output: impl Write) -> Result<
         memory: idle,
     };
     wire::write(&Up::Started(report), &mut output)?;
-    Worker { runtime, spec, threads, models: BTreeMap::new(), noted, output, idle }.serve(&frames)
+    Worker { runtime, spec, threads, models: BTreeMap::new(), noted, output, idle, faults }.serve(&frames)
 }
 
 /// Reads frames on a thread of their own for as long as the parent lives.
@@ -145,6 +157,7 @@ struct Worker<W> {
     output: W,
     /// What it held after the last trim, and so before the next job: asking again would delay the first token.
     idle: Memory,
+    faults: Faults,
 }
 
 impl<W: Write> Worker<W> {
@@ -184,11 +197,13 @@ impl<W: Write> Worker<W> {
 
     fn try_load(&mut self, id: &ModelId, dir: &Path) -> Result<ModelReport, LoadError> {
         let (started, before) = (Instant::now(), self.idle);
+        self.faults.at(Point::Load)?;
         let model = Model::open(&self.runtime, dir, SessionOptions { threads: self.threads })?;
         let capacity = self.spec.context_length.unwrap_or(0);
         let options = TimelineOptions { capacity, chunk: self.spec.prefill_chunk };
         let mut timeline = Timeline::new(model, options).map_err(EngineError::from)?;
         wire::write(&Up::Loaded(id.clone()), &mut self.output)?;
+        self.faults.at(Point::WarmUp)?;
         timeline.warm_up()?;
         let placement = timeline.model().session().placement().map_err(EngineError::from)?;
         let capacity = timeline.capacity();
@@ -201,13 +216,14 @@ impl<W: Write> Worker<W> {
     fn generate(&mut self, job: &Job) -> Result<(), WorkerError> {
         let before = self.idle;
         let mut broken = None;
-        let Self { models, noted, output, .. } = self;
+        let Self { models, noted, output, faults, .. } = self;
         let Some(timeline) = models.get_mut(&job.model) else {
             let failure = Failure::Model { model: job.model.clone(), message: "it is not loaded".into() };
             return Ok(wire::write(&Up::Failed { job: job.id, failure, poisoned: false }, output)?);
         };
+        let mut model = faults.around(timeline, job);
         let outcome =
-            engine::generate(timeline, job, |step| match wire::write(&step_frame(job, step), output) {
+            engine::generate(&mut model, job, |step| match wire::write(&step_frame(job, step), output) {
                 Ok(()) if noted.stops(job) => ControlFlow::Break(()),
                 Ok(()) => {
                     // Whoever reads the frame may be waiting for this very core.
@@ -231,9 +247,12 @@ impl<W: Write> Worker<W> {
                 Up::Done { job: job.id, finish: Finish { reason, usage, timings, memory } }
             }
             // The CPU provider has no state that an error could spoil.
-            Err(e) => Up::Failed { job: job.id, failure: Failure::from(e), poisoned: false },
+            Err(e) => {
+                Up::Failed { job: job.id, failure: Failure::from(e), poisoned: self.faults.has_poisoned() }
+            }
         };
-        Ok(wire::write(&last, &mut self.output)?)
+        wire::write(&last, &mut self.output)?;
+        if self.faults.has_poisoned() { Err(WorkerError::Poisoned) } else { Ok(()) }
     }
 }
 
