@@ -55,14 +55,12 @@ impl Session {
     /// # Errors
     /// [`DeviceError::NoRoom`] when the pool has no room for it, [`DeviceError::Runtime`] with ONNX Runtime's reason.
     pub fn open_in(pool: &Pool, path: &Path, options: SessionOptions) -> Result<Self, DeviceError> {
-        let builder =
-            Self::builder(pool.environment(), options).and_then(|builder| Ok(builder.with_env_allocators()?));
-        let opened = Self::commit(builder, path);
-        // ONNX Runtime says how much weights were refused, but not by whom and why.
-        if let Some(source) = pool.take_refusal().or_else(|| pool.take_overrun()) {
-            return Err(DeviceError::NoRoom { what: "the graph cannot be loaded", source });
-        }
-        Ok(Self { inner: opened?, threads: options.threads, pool: Some(pool.clone()) })
+        let inner = pool.loading(|| {
+            let builder = Self::builder(pool.environment(), options)
+                .and_then(|builder| Ok(builder.with_env_allocators()?));
+            Self::commit(builder, path)
+        })?;
+        Ok(Self { inner, threads: options.threads, pool: Some(pool.clone()) })
     }
 
     fn commit(

@@ -13,6 +13,9 @@
 //! pointer there is a segmentation fault or a device that is lost. So what does not fit comes out of the host's memory
 //! and is noted, and whoever ran the graph asks [`take_overrun`](Allocator::take_overrun) afterwards and fails the
 //! request. Weights are refused: ONNX Runtime checks those.
+//!
+//! What ONNX Runtime *reserves* is weights only while a graph is loaded. Some kernels reserve their workspace in every
+//! run (`MatMulNBits` does, a hundred times per token), and that is scratch like any other.
 
 use std::collections::HashMap;
 
@@ -48,6 +51,7 @@ pub(super) struct Allocator<B> {
     live: HashMap<Block, Live>,
     free: FreeList,
     counts: Counts,
+    loads: usize,
     overrun: Option<NoRoom>,
     refusal: Option<NoRoom>,
 }
@@ -61,6 +65,7 @@ impl<B: Backend> Allocator<B> {
             live: HashMap::new(),
             free: FreeList::new(most_cached),
             counts: Counts::default(),
+            loads: 0,
             overrun: None,
             refusal: None,
         }
@@ -103,19 +108,35 @@ impl<B: Backend> Allocator<B> {
         Ok(self.hand_out(block, Live { kind: Kind::Scratch, size, asked }))
     }
 
-    /// A block for weights, of the size asked for.
+    /// A block that ONNX Runtime reserves: for weights while a graph is loaded, for a kernel otherwise.
     ///
     /// # Errors
-    /// [`NoRoom`] when the limit or the device does not allow it; also kept for
-    /// [`take_refusal`](Self::take_refusal), as ONNX Runtime does not pass a reason on.
+    /// [`NoRoom`] when weights do not fit: also told by [`load_ends`](Self::load_ends), as ONNX Runtime passes no
+    /// reason on. Or when not even the host has memory.
     pub(super) fn reserve(&mut self, asked: usize) -> Result<Block, NoRoom> {
-        match self.obtain(Kind::Weights, asked) {
-            Ok(block) => Ok(self.hand_out(block, Live { kind: Kind::Weights, size: asked, asked })),
-            Err(refused) => {
-                self.refusal.get_or_insert(refused.clone());
-                Err(refused)
-            }
+        if self.loads == 0 {
+            return self.take(asked, User::Anybody);
         }
+        let obtained = self.obtain(Kind::Weights, asked);
+        if let Err(refused) = &obtained {
+            self.refusal.get_or_insert_with(|| refused.clone());
+        }
+        Ok(self.hand_out(obtained?, Live { kind: Kind::Weights, size: asked, asked }))
+    }
+
+    /// A graph is about to be loaded: what is reserved until [`load_ends`](Self::load_ends) is weights.
+    pub(super) fn load_begins(&mut self) {
+        self.loads += 1;
+    }
+
+    /// A load has ended, well or not.
+    ///
+    /// # Errors
+    /// [`NoRoom`] when something that it asked for was refused or spilled.
+    pub(super) fn load_ends(&mut self) -> Result<(), NoRoom> {
+        self.loads -= 1;
+        let refused = self.refusal.take();
+        refused.or(self.take_overrun()).map_or(Ok(()), Err)
     }
 
     /// Takes a block back. One that is not out is left alone and said, as to free it twice would be worse.
@@ -146,11 +167,6 @@ impl<B: Backend> Allocator<B> {
     /// Whether a block was spilled since the last time this was asked, and why.
     pub(super) fn take_overrun(&mut self) -> Option<NoRoom> {
         self.overrun.take()
-    }
-
-    /// The first refusal of weights since the last time this was asked.
-    pub(super) fn take_refusal(&mut self) -> Option<NoRoom> {
-        self.refusal.take()
     }
 
     pub(super) fn figures(&self) -> Figures {

@@ -62,7 +62,7 @@ impl CudaBackend {
         Ok(Self { scratch, weights, stream, context, is_sole_stream: options.is_sole_stream })
     }
 
-    fn from_pool(&self, pool: &MemoryPool, bytes: usize) -> Result<Block, DriverError> {
+    fn allocate_in(&self, pool: &MemoryPool, bytes: usize) -> Result<Block, DriverError> {
         self.context.bind_to_thread()?;
         let stream = self.stream.cu_stream();
         // SAFETY: the stream lives as long as `self`.
@@ -78,7 +78,7 @@ impl CudaBackend {
     }
 
     fn weights(&self, bytes: usize) -> Result<Block, DriverError> {
-        let block = self.from_pool(&self.weights, bytes)?;
+        let block = self.allocate_in(&self.weights, bytes)?;
         // Weights are copied in on whatever stream ONNX Runtime uses for that.
         self.stream.synchronize()?;
         Ok(block)
@@ -102,7 +102,7 @@ impl CudaBackend {
             return unsafe { result::free_host(block.0.as_ptr().cast()) };
         }
         let address = block.0.as_ptr().expose_provenance() as sys::CUdeviceptr;
-        // SAFETY: it comes from `from_pool` and is freed once; work on the stream that was submitted before still has
+        // SAFETY: it comes from `allocate_in` and is freed once; work on the stream that was submitted before still has
         // it, and the allocator hands it to nobody else.
         unsafe { result::free_async(address, self.stream.cu_stream()) }
     }
@@ -130,7 +130,7 @@ impl Backend for CudaBackend {
     fn allocate(&mut self, kind: Kind, bytes: usize) -> Result<Block, OutOfMemory> {
         let allocated = match kind {
             Kind::Weights => self.weights(bytes),
-            Kind::Scratch => self.from_pool(&self.scratch, bytes),
+            Kind::Scratch => self.allocate_in(&self.scratch, bytes),
             Kind::Spill => self.spill(bytes),
         };
         allocated.map_err(|e| OutOfMemory(e.to_string()))

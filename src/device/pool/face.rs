@@ -14,7 +14,7 @@ use std::{
 use ort::{
     AsPointer,
     environment::Environment,
-    memory::MemoryInfo,
+    memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType},
     sys::{OrtAllocator, OrtKeyValuePairs, OrtMemoryInfo, OrtStatusPtr, OrtSyncStream},
 };
 
@@ -164,10 +164,57 @@ fn named(figures: &Figures, limit: usize) -> [(&'static str, u64); 6] {
     ]
 }
 
+/// The right to be the pool of a device, of which there is one in a process.
+///
+/// ONNX Runtime lets a second allocator for a device take the place of the first without a word, and to unregister one
+/// is to unregister whichever it is.
+#[derive(Debug)]
+pub(super) struct Claim {
+    device: AllocationDevice<'static>,
+    ordinal: u16,
+}
+
+static CLAIMED: Mutex<Vec<(AllocationDevice<'static>, u16)>> = Mutex::new(Vec::new());
+
+fn claimed() -> MutexGuard<'static, Vec<(AllocationDevice<'static>, u16)>> {
+    CLAIMED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Claim {
+    /// Claims a device.
+    ///
+    /// # Errors
+    /// [`DeviceError::Runtime`] when it has a pool.
+    pub(super) fn new(device: AllocationDevice<'static>, ordinal: u16) -> Result<Self, DeviceError> {
+        let mut claimed = claimed();
+        if claimed.contains(&(device.clone(), ordinal)) {
+            let message = format!("device {ordinal} ({}) has one; share it", device.as_str());
+            return Err(DeviceError::Runtime { what: "a memory pool cannot be registered", message });
+        }
+        claimed.push((device.clone(), ordinal));
+        Ok(Self { device, ordinal })
+    }
+
+    /// What ONNX Runtime calls it.
+    fn memory_info(&self) -> Result<MemoryInfo<'static>, DeviceError> {
+        // Of type Device and not Arena, whatever there is behind it: ONNX Runtime refuses an arena that is not its own.
+        let (device, ordinal) = (self.device.clone(), i32::from(self.ordinal));
+        MemoryInfo::new(device, ordinal, AllocatorType::Device, MemoryType::Default)
+            .map_err(DeviceError::runtime("a memory pool's description"))
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        claimed().retain(|(device, ordinal)| (device, *ordinal) != (&self.device, self.ordinal));
+    }
+}
+
 /// A face that ONNX Runtime knows of. Dropping it takes it back.
 pub(super) struct Registration {
     face: NonNull<Face>,
     environment: Environment,
+    _claim: Claim,
 }
 
 // SAFETY: the face is only reached shared, its logic is behind a lock, its description is read-only, and its functions
@@ -177,15 +224,16 @@ unsafe impl Send for Registration {}
 unsafe impl Sync for Registration {}
 
 impl Registration {
-    /// Registers `allocator` for the device that `info` describes.
+    /// Registers `allocator` for the device that was claimed.
     ///
     /// # Errors
-    /// [`DeviceError::Runtime`] with ONNX Runtime's reason, such as that there is one for this device.
+    /// [`DeviceError::Runtime`] with ONNX Runtime's reason.
     pub(super) fn new(
         environment: Environment,
-        info: MemoryInfo<'static>,
+        claim: Claim,
         allocator: AnyAllocator,
     ) -> Result<Self, DeviceError> {
+        let info = claim.memory_info()?;
         let face = NonNull::from(Box::leak(Box::new(Face::new(info, allocator))));
         // SAFETY: `face` is a live `Face`, which starts with an `OrtAllocator`; it stays until it is unregistered.
         let status =
@@ -196,7 +244,7 @@ impl Registration {
             drop(unsafe { Box::from_raw(face.as_ptr()) });
             return Err(DeviceError::runtime::<()>("a memory pool cannot be registered")(e));
         }
-        Ok(Self { face, environment })
+        Ok(Self { face, environment, _claim: claim })
     }
 
     pub(super) fn face(&self) -> &Face {

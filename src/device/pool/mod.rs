@@ -39,9 +39,9 @@ use std::{
 use allocator::{Allocator, User};
 use backend::{Backend, Block, Held};
 pub use cuda::CudaOptions;
-use face::Registration;
+use face::{Claim, Registration};
 pub use figures::Figures;
-use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
+use ort::memory::AllocationDevice;
 
 use super::{DeviceError, Runtime};
 use crate::units::Bytes;
@@ -49,7 +49,7 @@ use crate::units::Bytes;
 /// Why a pool gave no memory of the device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NoRoom {
-    /// What was asked for.
+    /// What was asked for, as the block that it takes.
     pub asked: Bytes,
     /// What was handed out already.
     pub held: Bytes,
@@ -111,35 +111,33 @@ impl Pool {
     /// A pool of the host's memory, for sessions of the CPU provider.
     ///
     /// # Errors
-    /// [`DeviceError::Runtime`] when ONNX Runtime does not take it, or has one already.
+    /// [`DeviceError::Runtime`] when ONNX Runtime does not take it, or there is one already.
     pub fn on_host(runtime: &Runtime, options: PoolOptions) -> Result<Self, DeviceError> {
+        let claim = Claim::new(AllocationDevice::CPU, 0)?;
         let backend = host::HostBackend::new(host::HostOptions::default());
-        Self::register(runtime, Box::new(backend), AllocationDevice::CPU, 0, options)
+        Self::register(runtime, claim, Box::new(backend), options)
     }
 
     /// A pool of a GPU's memory, ordered by the stream that [`compute_stream`](Self::compute_stream) then names.
     ///
     /// # Errors
-    /// [`DeviceError::Runtime`] when there is no such GPU, its driver has no memory pools, or ONNX Runtime does not take
-    /// the pool.
+    /// [`DeviceError::Runtime`] when there is no such GPU, its driver has no memory pools, ONNX Runtime does not take
+    /// the pool, or the GPU has one already.
     pub fn on_cuda(runtime: &Runtime, gpu: CudaOptions, options: PoolOptions) -> Result<Self, DeviceError> {
+        let claim = Claim::new(AllocationDevice::CUDA, gpu.ordinal)?;
         let backend = cuda::CudaBackend::new(gpu)?;
-        Self::register(runtime, Box::new(backend), AllocationDevice::CUDA, gpu.ordinal, options)
+        Self::register(runtime, claim, Box::new(backend), options)
     }
 
     fn register(
         runtime: &Runtime,
+        claim: Claim,
         backend: Box<dyn Backend>,
-        device: AllocationDevice,
-        ordinal: u16,
         options: PoolOptions,
     ) -> Result<Self, DeviceError> {
-        // Of type Device and not Arena, whatever there is behind it: ONNX Runtime refuses an arena that is not its own.
-        let info = MemoryInfo::new(device, i32::from(ordinal), AllocatorType::Device, MemoryType::Default)
-            .map_err(DeviceError::runtime("a pool's description"))?;
         let limit = options.limit.map_or(usize::MAX, size);
         let allocator = Allocator::new(backend, limit, size(options.most_cached));
-        let registration = Registration::new(runtime.environment().clone(), info, allocator)?;
+        let registration = Registration::new(runtime.environment().clone(), claim, allocator)?;
         Ok(Self { registration: Arc::new(registration) })
     }
 
@@ -185,9 +183,17 @@ impl Pool {
         self.allocator().take_overrun()
     }
 
-    /// Why weights were refused since this was last asked, if they were.
-    pub(super) fn take_refusal(&self) -> Option<NoRoom> {
-        self.allocator().take_refusal()
+    /// Loads a graph with `load`, whose memory is then counted as weights.
+    ///
+    /// # Errors
+    /// [`DeviceError::NoRoom`] when there is no room for it; else whatever `load` says.
+    pub(super) fn loading<T>(&self, load: impl FnOnce() -> Result<T, DeviceError>) -> Result<T, DeviceError> {
+        self.allocator().load_begins();
+        let loaded = load();
+        // ONNX Runtime says how much weights were refused, but not by whom and why.
+        let room = self.allocator().load_ends();
+        room.map_err(|source| DeviceError::NoRoom { what: "the graph cannot be loaded", source })?;
+        loaded
     }
 
     /// ONNX Runtime's environment that it is registered with.
