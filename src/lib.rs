@@ -14,6 +14,8 @@
 
 pub mod units;
 
+pub mod trim;
+
 pub mod metrics;
 
 pub mod job;

@@ -9,6 +9,7 @@ use std::{
 /// Each module and what it may import. A line may only name modules of earlier lines.
 const LAYERS: &str = "
     units:
+    trim: units
     metrics:
     job: units
     config: units

@@ -12,6 +12,7 @@ mod http_api;
 mod http_errors;
 mod models;
 mod overload;
+mod pools;
 mod program;
 mod serving;
 mod slot;
