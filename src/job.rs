@@ -48,6 +48,8 @@ pub struct Job {
     pub sampling: Sampling,
     /// Most tokens to generate, those of `answer` among them; at least one, and with the prompt within the context length.
     pub max_new_tokens: usize,
+    /// What the answer's text must be. A worker that cannot go on without breaking it fails the job.
+    pub constraint: Option<Constraint>,
     /// Ids that end the generation. The one that does is counted, but not reported as a token: it has no text.
     pub end_tokens: Vec<u32>,
 }
@@ -64,9 +66,21 @@ impl Job {
             answer: Vec::new(),
             sampling: Sampling::greedy(),
             max_new_tokens,
+            constraint: None,
             end_tokens: Vec::new(),
         }
     }
+}
+
+/// What an answer's text must be, from its first byte to its last.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Constraint {
+    /// JSON that this JSON schema, an object as text, describes.
+    Schema(String),
+    /// What this grammar in Lark's syntax produces from `start`.
+    Lark(String),
+    /// What this regular expression matches as a whole.
+    Regex(String),
 }
 
 /// How a token is picked from the logits. Fields are applied in the order they are declared in, the seed last.
@@ -149,7 +163,7 @@ pub struct Finish {
 /// Why a generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FinishReason {
-    /// An end token was picked.
+    /// An end token was picked, or the constraint lets nothing follow.
     EndToken,
     /// `max_new_tokens` was reached.
     Length,
@@ -220,6 +234,12 @@ pub enum Failure {
         id: u32,
         /// Ids run from 0 to one less than this.
         vocabulary: usize,
+    },
+    /// No token goes on with the answer as its constraint wants it; the worker goes on.
+    #[error("the answer's constraint cannot be kept: {message}; simplify it or leave it out")]
+    Constraint {
+        /// Why not.
+        message: String,
     },
     /// The device could not compute a step; the worker goes on.
     #[error("the device failed: {message}")]

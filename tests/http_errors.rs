@@ -54,7 +54,6 @@ async fn openais_fields_that_eka_does_not_do_are_named() {
         ("tools", json!([{ "type": "function" }])),
         ("tool_choice", json!("required")),
         ("functions", json!([{}])),
-        ("response_format", json!({ "type": "json_object" })),
         ("modalities", json!(["audio"])),
         ("audio", json!({ "voice": "alloy" })),
         ("store", json!(true)),

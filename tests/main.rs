@@ -7,6 +7,7 @@ mod answers;
 mod architecture;
 mod commands;
 mod export_safety;
+mod forms;
 mod http_api;
 mod http_errors;
 mod models;

@@ -43,7 +43,7 @@ async fn a_worker_killed_between_two_requests_is_replaced_and_nobody_notices() {
     assert_ne!(program.worker_pid(), killed);
 }
 
-async fn stream_and_kill(
+pub(crate) async fn stream_and_kill(
     program: &Program,
     request: &Value,
     every: usize,

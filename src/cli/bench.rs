@@ -149,7 +149,7 @@ fn round(timeline: &mut Timeline, prompt: usize, args: &Args) -> anyhow::Result<
     let vocabulary = timeline.vocabulary();
     let job = job(prompt, args.generate, vocabulary);
     let mut pipe = io::sink();
-    let outcome = engine::generate(timeline, &job, |step| {
+    let outcome = engine::generate(timeline, &job, None, |step| {
         let frame = match step {
             Step::Progress { done, total } => Up::Progress { job: job.id, done, total },
             Step::Token(id) => Up::Token { job: job.id, id },

@@ -58,11 +58,16 @@ impl<'a> Sampler<'a> {
         self.adjust(logits);
         let greedy = greatest(logits)?;
         let picked = if self.sampling.temperature > 0.0 { self.draw(logits, greedy) } else { greedy.0 };
+        self.take(picked);
+        Some(picked)
+    }
+
+    /// Notes a token that was not for it to pick, as if it had picked it.
+    pub fn take(&mut self, token: u32) {
         self.step += 1;
         if self.keeps_count() {
-            *self.seen.entry(picked).or_insert(0) += 1;
+            *self.seen.entry(token).or_insert(0) += 1;
         }
-        Some(picked)
     }
 
     fn keeps_count(&self) -> bool {
@@ -92,7 +97,8 @@ impl<'a> Sampler<'a> {
         let s = self.sampling;
         let candidates = &mut self.candidates;
         candidates.clear();
-        candidates.extend((0u32..).zip(logits.iter().copied()).filter(|(_, logit)| !logit.is_nan()));
+        candidates
+            .extend((0u32..).zip(logits.iter().copied()).filter(|(_, logit)| *logit > f32::NEG_INFINITY));
         keep_top_k(candidates, s.top_k);
         weigh(candidates, greatest.1, s.temperature);
         keep_top_p(candidates, s.top_p);

@@ -12,8 +12,10 @@ use super::{
     answer::Answer,
     ask::{Ask, Prompt},
     error::ApiError,
+    form::Form,
 };
 use crate::{
+    constraint,
     executor::SubmitError,
     job::{Failure, Job, JobId, Readiness},
     text::{Text, TextError},
@@ -24,6 +26,9 @@ use crate::{
 pub(super) async fn admit(state: &AppState, id: JobId, ask: Ask) -> Result<Answer, ApiError> {
     let arrived = Instant::now();
     check_readiness(&state.readiness.borrow())?;
+    if let Some(form) = &ask.form {
+        check_form(state, form).await?;
+    }
     let prompt = encode(state, ask.prompt).await?;
     let default = state.settings.default_max_new;
     let max_new_tokens = room(Tokens(prompt.len()), ask.max_new, default, state.context_length())?.0;
@@ -33,9 +38,14 @@ pub(super) async fn admit(state: &AppState, id: JobId, ask: Ask) -> Result<Answe
     }
     let (prompt_tokens, sampling) = (prompt.len(), ask.sampling);
     let model = state.text.card().id.as_str().into();
-    let job = Job { model, sampling, end_tokens, ..Job::new(id, prompt, max_new_tokens) };
+    let mut decoder = state.text.decoder(ask.stop);
+    if ask.form.is_some() {
+        decoder = decoder.verbatim();
+    }
+    let constraint = ask.form.map(|form| form.constraint);
+    let job = Job { model, sampling, constraint, end_tokens, ..Job::new(id, prompt, max_new_tokens) };
     let ticket = state.executor.submit(job, ask.deadlines)?;
-    Ok(Answer::new(ticket, state.text.decoder(ask.stop), prompt_tokens, arrived))
+    Ok(Answer::new(ticket, decoder, prompt_tokens, arrived))
 }
 
 /// A worker that is being replaced is worth waiting for: the queue holds until it is there.
@@ -48,6 +58,20 @@ fn check_readiness(readiness: &Readiness) -> Result<(), ApiError> {
         }
         Readiness::Stopping => Err(SubmitError::Stopped.into()),
     }
+}
+
+/// Compiles a constraint once to see that a worker can, on a thread of its own: it takes milliseconds, and what a stranger
+/// thinks of may take seconds. As with prompts, a few at a time and not when the queue is full.
+async fn check_form(state: &AppState, form: &Form) -> Result<(), ApiError> {
+    let internal = |error: &dyn std::fmt::Display| ApiError::Internal { message: error.to_string() };
+    state.text.check_table()?;
+    let permit = state.encoders.acquire().await.map_err(|error| internal(&error))?;
+    state.executor.check_room(Tokens(1))?;
+    let constraint = form.constraint.clone();
+    let checked =
+        web::block(move || constraint::check(&constraint)).await.map_err(|error| internal(&error))?;
+    drop(permit);
+    checked.map_err(|source| ApiError::Constraint { param: form.param, source })
 }
 
 /// Encodes a long prompt on a thread of its own, because it takes long enough to stall every stream of this one. A few at

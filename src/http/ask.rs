@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use serde_json::{Map, Number, Value};
 
-use super::fields::{FieldError, Fields, Known, typed, wrong_type};
+use super::{
+    fields::{FieldError, Fields, Known, typed, wrong_type},
+    form::Form,
+};
 use crate::{executor::Deadlines, job::Sampling, text::Message, units::Tokens};
 
 /// Most stop strings of one request.
@@ -21,6 +24,7 @@ pub(super) struct Ask {
     /// `None` leaves it to the settings and the room there is.
     pub(super) max_new: Option<Tokens>,
     pub(super) sampling: Sampling,
+    pub(super) form: Option<Form>,
     pub(super) stop: Vec<String>,
     pub(super) stop_token_ids: Vec<u32>,
     pub(super) ignore_eos: bool,
@@ -72,13 +76,20 @@ impl Ask {
         }
         let stop_token_ids: Vec<u32> = fields.take("stop_token_ids")?.unwrap_or_default();
         check_ids(&stop_token_ids, &fields.path("stop_token_ids"), rules.vocabulary)?;
+        let form = Form::take(fields)?;
+        let stop = take_stop(fields)?;
+        let ignore_eos = fields.take("ignore_eos")?.unwrap_or(false);
+        if let Some(form) = &form {
+            form.check_ends(fields, [!stop.is_empty(), !stop_token_ids.is_empty(), ignore_eos])?;
+        }
         Ok(Self {
             prompt,
             max_new,
             sampling: take_sampling(fields, rules)?,
-            stop: take_stop(fields)?,
+            form,
+            stop,
             stop_token_ids,
-            ignore_eos: fields.take("ignore_eos")?.unwrap_or(false),
+            ignore_eos,
             delivery: take_delivery(fields)?,
             deadlines: take_deadlines(fields, rules.deadlines)?,
         })

@@ -137,11 +137,6 @@ pub(super) const OF_CHAT: &[Known] = &[
     Known { name: "tool_choice", asks_for_nothing: |v| v == "none" || v == "auto", only: "\"none\"" },
     Known { name: "functions", asks_for_nothing: is_empty_array, only: "[]" },
     Known { name: "function_call", asks_for_nothing: |v| v == "none" || v == "auto", only: "\"none\"" },
-    Known {
-        name: "response_format",
-        asks_for_nothing: |v| v["type"] == "text",
-        only: "{\"type\": \"text\"}",
-    },
     Known { name: "modalities", asks_for_nothing: |v| *v == json!(["text"]), only: "[\"text\"]" },
     Known { name: "service_tier", asks_for_nothing: |v| v == "auto" || v == "default", only: "\"auto\"" },
     Known { name: "reasoning_effort", asks_for_nothing: |v| v == "none", only: "\"none\"" },

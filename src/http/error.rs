@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::fields::FieldError;
 use crate::{
+    constraint::ConstraintError,
     executor::SubmitError,
     job::Failure,
     text::TextError,
@@ -51,6 +52,8 @@ pub(super) enum ApiError {
         "{prompt} of prompt leave no room for an answer in the context length of {capacity}; shorten the prompt"
     )]
     NoRoom { prompt: Tokens, capacity: Tokens },
+    #[error("{param} {source}")]
+    Constraint { param: &'static str, source: ConstraintError },
     #[error(transparent)]
     Text(#[from] TextError),
     #[error("the model is being loaded")]
@@ -80,6 +83,7 @@ impl ApiError {
             Self::ModelNotFound { .. } => (S::NOT_FOUND, "model_not_found"),
             Self::EmptyPrompt => (S::BAD_REQUEST, "empty_prompt"),
             Self::NoRoom { .. } => (S::BAD_REQUEST, "context_length_exceeded"),
+            Self::Constraint { .. } => (S::BAD_REQUEST, "invalid_constraint"),
             Self::Text(text) => text_row(text),
             Self::Loading => (S::SERVICE_UNAVAILABLE, "not_ready"),
             Self::WorkerDown { .. } => (S::SERVICE_UNAVAILABLE, "worker_down"),
@@ -101,6 +105,8 @@ impl ApiError {
             Self::Field(field) => Some(field.param()),
             Self::ModelNotFound { .. } => Some("model"),
             Self::EmptyPrompt => Some("prompt"),
+            Self::Constraint { param, .. } => Some(param),
+            Self::Text(TextError::NoTable) => None,
             Self::Text(text) if text.is_the_clients() => Some("messages"),
             _ => None,
         }
@@ -150,6 +156,7 @@ impl ResponseError for ApiError {
 fn text_row(error: &TextError) -> (StatusCode, &'static str) {
     match error {
         TextError::NoTemplate { .. } => (StatusCode::BAD_REQUEST, "no_chat_template"),
+        TextError::NoTable => (StatusCode::BAD_REQUEST, "constraint_unsupported"),
         TextError::Messages { .. } => (StatusCode::BAD_REQUEST, "messages_refused"),
         _ => (StatusCode::INTERNAL_SERVER_ERROR, "model_files"),
     }
@@ -159,6 +166,7 @@ fn failure_row(failure: &Failure) -> (StatusCode, &'static str) {
     match failure {
         Failure::Context { .. } => (StatusCode::BAD_REQUEST, "context_length_exceeded"),
         Failure::UnknownToken { .. } => (StatusCode::BAD_REQUEST, "unknown_token"),
+        Failure::Constraint { .. } => (StatusCode::BAD_REQUEST, "constraint_failed"),
         Failure::Device { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "device_error"),
         Failure::WorkerLost { .. } => (StatusCode::BAD_GATEWAY, "worker_lost"),
         Failure::NoWorker { .. } => (StatusCode::SERVICE_UNAVAILABLE, "worker_down"),

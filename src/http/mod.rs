@@ -17,6 +17,7 @@ mod count;
 mod dialect;
 mod error;
 mod fields;
+mod form;
 mod generate;
 mod native;
 mod probes;

@@ -2,7 +2,8 @@
 //!
 //! It lives on the parent's side of the pipe, because the child may die at any moment and a half-told answer must
 //! not: the parent has the ids so far, and what it has made of them. The rule that is easiest to get wrong is kept
-//! in [`decoder`](Text::decoder): text leaves only as whole UTF-8 characters, whatever the ids are.
+//! in [`decoder`](Text::decoder): text leaves only as whole UTF-8 characters, whatever the ids are. One piece crosses the
+//! pipe: [`Vocabulary`], which a worker reads for its first answer with a constraint.
 
 mod date;
 mod decoder;
@@ -14,6 +15,7 @@ mod template;
 #[cfg(test)]
 mod tests;
 mod utf8;
+mod vocabulary;
 
 use std::{
     fs, io,
@@ -25,7 +27,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokenizers::Tokenizer;
 
-pub use self::decoder::{Chunk, Decoder};
+pub use self::{
+    decoder::{Chunk, Decoder},
+    vocabulary::Vocabulary,
+};
 use self::{
     files::{GenerationConfig, TokenizerConfig},
     spelling::Spelling,
@@ -137,6 +142,12 @@ pub enum TextError {
         /// Steps that it may take.
         most: u64,
     },
+    /// The tokenizer's decoder is of a kind that has no table, and a constraint needs one.
+    #[error(
+        "the model's tokenizer has a decoder whose tokens have no bytes of their own, so no answer can be constrained; leave \
+         the constraint out"
+    )]
+    NoTable,
     /// The tokenizer failed on a text.
     #[error("the model's tokenizer cannot encode this text: {message}; is its tokenizer.json complete?")]
     Encode {
@@ -149,7 +160,7 @@ impl TextError {
     /// Whether other input would have helped; otherwise the model directory's files are at fault.
     #[must_use]
     pub const fn is_the_clients(&self) -> bool {
-        matches!(self, Self::NoTemplate { .. } | Self::Messages { .. })
+        matches!(self, Self::NoTemplate { .. } | Self::Messages { .. } | Self::NoTable)
     }
 }
 
@@ -211,6 +222,14 @@ impl Text {
     /// [`TextError::TemplateSteps`] and [`TextError::Encode`].
     pub fn encode_chat(&self, messages: &[Message]) -> Result<Vec<u32>, TextError> {
         self.ids(&self.render(messages)?, false)
+    }
+
+    /// Whether answers can be constrained.
+    ///
+    /// # Errors
+    /// [`TextError::NoTable`] when they cannot.
+    pub fn check_table(&self) -> Result<(), TextError> {
+        self.spelling.as_ref().map(|_| ()).ok_or(TextError::NoTable)
     }
 
     /// Starts the text of one answer, which ends before any of `stops`; empty ones never match.

@@ -23,6 +23,7 @@ use std::{
 };
 
 use crate::{
+    constraint::Guides,
     device::{
         Runtime, RuntimeError, SessionOptions,
         host::{self, Pace},
@@ -90,7 +91,8 @@ pub fn run(input: impl Read + Send + 'static, mut output: impl Write) -> Result<
     let (timeline, ready) = load(&spec, &mut output).map_err(|e| tell_load_failure(&e, &mut output))?;
     let idle = ready.memory;
     wire::write(&Up::Ready(ready), &mut output)?;
-    Worker { timeline, noted, output, idle }.serve(&frames)
+    let guides = Guides::new(spec.model_dir, timeline.vocabulary());
+    Worker { timeline, guides, noted, output, idle }.serve(&frames)
 }
 
 fn tell_load_failure(error: &LoadError, output: &mut impl Write) -> WorkerError {
@@ -151,6 +153,7 @@ fn load(spec: &LoadSpec, output: &mut impl Write) -> Result<(Timeline, ReadyRepo
 
 struct Worker<W> {
     timeline: Timeline,
+    guides: Guides,
     noted: Arc<Noted>,
     output: W,
     /// What it held after the last trim, and so before the next job: asking again would delay the first token.
@@ -175,9 +178,10 @@ impl<W: Write> Worker<W> {
     fn generate(&mut self, job: &Job) -> Result<(), WorkerError> {
         let before = self.idle;
         let mut broken = None;
-        let Self { timeline, noted, output, .. } = self;
-        let outcome =
-            engine::generate(timeline, job, |step| match wire::write(&step_frame(job, step), output) {
+        let Self { timeline, guides, noted, output, .. } = self;
+        let guide = guides.begin(job);
+        let outcome = guide.map_err(EngineError::Job).and_then(|guide| {
+            engine::generate(timeline, job, guide, |step| match wire::write(&step_frame(job, step), output) {
                 Ok(()) if noted.stops(job) => ControlFlow::Break(()),
                 Ok(()) => {
                     // Whoever reads the frame may be waiting for this very core.
@@ -188,7 +192,8 @@ impl<W: Write> Worker<W> {
                     broken = Some(e);
                     ControlFlow::Break(())
                 }
-            });
+            })
+        });
         if let Some(e) = broken {
             return Err(e.into());
         }
