@@ -50,6 +50,8 @@ pub struct Job {
     pub max_new_tokens: usize,
     /// What the answer's text must be. A worker that cannot go on without breaking it fails the job.
     pub constraint: Option<Constraint>,
+    /// Which log-probabilities to say as well.
+    pub scores: Option<ScoresAsked>,
     /// Ids that end the generation. The one that does is counted, but not reported as a token: it has no text.
     pub end_tokens: Vec<u32>,
 }
@@ -67,6 +69,7 @@ impl Job {
             sampling: Sampling::greedy(),
             max_new_tokens,
             constraint: None,
+            scores: None,
             end_tokens: Vec::new(),
         }
     }
@@ -81,6 +84,28 @@ pub enum Constraint {
     Lark(String),
     /// What this regular expression matches as a whole.
     Regex(String),
+}
+
+/// Which log-probabilities to say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScoresAsked {
+    /// So many of the most probable tokens at each position, besides the one that stands there.
+    pub top: usize,
+    /// Also of the prompt's tokens but the first. The prompt is then read token by token.
+    pub prompt: bool,
+}
+
+/// What the model thought of a token before it was told.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Score {
+    /// Where the token stands, counted from the beginning of the prompt.
+    pub position: usize,
+    /// The token.
+    pub token: u32,
+    /// Natural logarithm of its probability.
+    pub logprob: f32,
+    /// The most probable tokens there with theirs, the most probable first.
+    pub top: Vec<(u32, f32)>,
 }
 
 /// How a token is picked from the logits. Fields are applied in the order they are declared in, the seed last.
@@ -139,6 +164,9 @@ pub enum Event {
         /// Prompt tokens in all.
         total: usize,
     },
+    /// What the model thought of a token: one of the prompt, or the one that [`Event::Token`] says next. Said twice when a
+    /// worker is lost in between.
+    Score(Score),
     /// The next token of the answer.
     Token(u32),
     /// Nothing follows.

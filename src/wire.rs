@@ -16,7 +16,7 @@ use std::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
-    job::{Failure, Finish, Job, JobId, Memory, ReadyReport},
+    job::{Failure, Finish, Job, JobId, Memory, ReadyReport, Score},
     units::Bytes,
 };
 
@@ -81,6 +81,13 @@ pub enum Up {
         done: usize,
         /// Prompt tokens in all.
         total: usize,
+    },
+    /// What the model thought of a token; sent only where it was asked for.
+    Score {
+        /// Whose.
+        job: JobId,
+        /// The token's log-probability and others.
+        score: Score,
     },
     /// A token was picked.
     Token {

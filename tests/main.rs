@@ -13,6 +13,7 @@ mod http_errors;
 mod models;
 mod overload;
 mod program;
+mod scores;
 mod serving;
 mod weights;
 mod workers;

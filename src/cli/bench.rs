@@ -152,6 +152,7 @@ fn round(timeline: &mut Timeline, prompt: usize, args: &Args) -> anyhow::Result<
     let outcome = engine::generate(timeline, &job, None, |step| {
         let frame = match step {
             Step::Progress { done, total } => Up::Progress { job: job.id, done, total },
+            Step::Score(score) => Up::Score { job: job.id, score },
             Step::Token(id) => Up::Token { job: job.id, id },
         };
         match wire::write(&frame, &mut pipe) {

@@ -120,6 +120,8 @@ impl Guides {
         let (model_dir, vocabulary, compiler) =
             (self.model_dir.clone(), self.vocabulary, Arc::clone(&self.compiler));
         let (answer, stopping) = (job.answer.clone(), Arc::clone(&stop));
+        // A pass gives the logits of its last token alone.
+        let together = if job.scores.is_some() { 1 } else { usize::MAX };
         let work = move || {
             let begun = Instant::now();
             let compiler = compiler.get_or_init(|| {
@@ -131,7 +133,7 @@ impl Guides {
             let path = compiled.and_then(|compiler| Path::begin(compiler, &constraint, &answer, &stopping));
             tracing::debug!(?table, grammar = ?(begun.elapsed() - table), "the constraint is ready");
             match path {
-                Ok(path) => path.walk(&say, &hear),
+                Ok(path) => Path { together, ..path }.walk(&say, &hear),
                 Err(failure) => drop(say.send(Err(failure))),
             }
         };
@@ -178,6 +180,8 @@ struct Path {
     matcher: Matcher,
     /// Tokens that follow whatever the model thinks.
     forced: VecDeque<u32>,
+    /// Most of them to give together.
+    together: usize,
 }
 
 impl Path {
@@ -190,7 +194,7 @@ impl Path {
     ) -> Result<Self, Failure> {
         let matcher = compiler.compile(constraint).map_err(|e| failed(&e))?;
         *stop.lock().unwrap_or_else(PoisonError::into_inner) = matcher.cancellation_handle();
-        let mut path = Self { matcher, forced: VecDeque::new() };
+        let mut path = Self { matcher, forced: VecDeque::new(), together: usize::MAX };
         for token in answer {
             path.look_ahead();
             if path.forced.pop_front().is_some_and(|forced| forced != *token) {
@@ -227,7 +231,8 @@ impl Path {
         }
         self.look_ahead();
         if !self.forced.is_empty() {
-            let forced: Vec<u32> = self.forced.drain(..).collect();
+            let together = self.together.min(self.forced.len());
+            let forced: Vec<u32> = self.forced.drain(..together).collect();
             forced.iter().try_for_each(|token| self.take(*token))?;
             return Ok(Choice::Forced(forced));
         }

@@ -5,15 +5,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{EngineError, Forward, Sampler};
+use super::{EngineError, Forward, Sampler, scores::Scorer};
 use crate::{
     constraint::{Choice, Guide},
-    job::{Failure, FinishReason, Job, Timings, Usage},
+    job::{Failure, FinishReason, Job, Score, Timings, Usage},
     units::Tokens,
 };
 
 /// What happens while a job runs; each is also the chance to stop it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Step {
     /// So many of the prompt's tokens are read. Of the last ones the first token tells: saying it twice would wake whoever
     /// listens twice.
@@ -23,6 +23,8 @@ pub enum Step {
         /// In all.
         total: usize,
     },
+    /// What the model thought of a token of the prompt, or of the one that is said next; only where that was asked for.
+    Score(Score),
     /// The next token of the answer. The one that ends it is not said.
     Token(u32),
 }
@@ -71,6 +73,7 @@ struct Run<'a> {
     job: &'a Job,
     sampler: Sampler<'a>,
     guide: Option<Guide>,
+    scorer: Option<Scorer>,
     /// What follows, not said and not read yet: one token, or more where the constraint leaves no choice.
     next: Vec<u32>,
     started: Instant,
@@ -82,8 +85,9 @@ struct Run<'a> {
 impl<'a> Run<'a> {
     fn new(job: &'a Job, guide: Option<Guide>) -> Self {
         let sampler = Sampler::resume(&job.sampling, &job.prompt, &job.answer);
+        let scorer = job.scores.map(Scorer::new);
         let (started, written) = (Instant::now(), job.answer.len());
-        Self { job, sampler, guide, next: Vec::new(), started, prefilled: None, read: 0, written }
+        Self { job, sampler, guide, scorer, next: Vec::new(), started, prefilled: None, read: 0, written }
     }
 
     /// Feeds the prompt, and what there is of the answer; `None` when it was cancelled on the way.
@@ -94,10 +98,15 @@ impl<'a> Run<'a> {
     ) -> Result<Option<&'m mut [f32]>, EngineError> {
         let context = [&*self.job.prompt, &self.job.answer].concat();
         let total = context.len();
-        let last = (total - 1) / model.chunk() * model.chunk();
-        for chunk in context[..last].chunks(model.chunk()) {
-            model.forward(chunk)?;
+        // A pass gives the logits of its last token alone.
+        let width = if self.scores_prompt() { 1 } else { model.chunk() };
+        let last = (total - 1) / width * width;
+        for chunk in context[..last].chunks(width) {
+            let logits = model.forward(chunk)?;
             self.read += chunk.len();
+            if self.score_prompt(logits, emit).is_break() {
+                return Ok(None);
+            }
             if emit(Step::Progress { done: self.read, total }).is_break() {
                 return Ok(None);
             }
@@ -108,9 +117,32 @@ impl<'a> Run<'a> {
         Ok(Some(logits))
     }
 
+    fn scores_prompt(&self) -> bool {
+        self.job.scores.is_some_and(|asked| asked.prompt)
+    }
+
+    /// Says what the model thinks of the prompt's next token.
+    fn score_prompt(
+        &mut self,
+        logits: &[f32],
+        emit: &mut impl FnMut(Step) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        let wanted = self.scores_prompt();
+        match (&mut self.scorer, self.job.prompt.get(self.read)) {
+            (Some(scorer), Some(token)) if wanted => {
+                scorer.read(logits);
+                emit(Step::Score(scorer.score(*token, self.read)))
+            }
+            _ => ControlFlow::Continue(()),
+        }
+    }
+
     /// Picks what follows; nothing where the constraint lets nothing follow.
     fn choose(&mut self, logits: &mut [f32]) -> Result<(), EngineError> {
         self.next.clear();
+        if let Some(scorer) = &mut self.scorer {
+            scorer.read(logits);
+        }
         let choice = self.guide.as_mut().map(Guide::next).transpose().map_err(EngineError::Job)?;
         match choice {
             Some(Choice::Nothing) => return Ok(()),
@@ -140,7 +172,9 @@ impl<'a> Run<'a> {
             if self.job.end_tokens.contains(token) {
                 return Some(FinishReason::EndToken);
             }
-            if emit(Step::Token(*token)).is_break() {
+            let position = self.job.prompt.len() + self.written - 1;
+            let score = self.scorer.as_mut().map(|scorer| Step::Score(scorer.score(*token, position)));
+            if score.into_iter().chain([Step::Token(*token)]).any(|step| emit(step).is_break()) {
                 return Some(FinishReason::Cancelled);
             }
             if self.written >= self.job.max_new_tokens {

@@ -10,6 +10,7 @@
 
 mod generate;
 mod sampler;
+mod scores;
 mod timeline;
 
 pub use generate::{Outcome, Step, generate};

@@ -3,7 +3,7 @@
 //! Everything that can be refused is refused here, before it takes a place: a worker that is not there, a prompt that
 //! does not fit, a queue that is full. What is accepted can only fail by what happens to it.
 
-use std::time::Instant;
+use std::{collections::VecDeque, time::Instant};
 
 use actix_web::web;
 
@@ -16,36 +16,60 @@ use super::{
 };
 use crate::{
     constraint,
-    executor::SubmitError,
+    executor::{Deadlines, SubmitError},
     job::{Failure, Job, JobId, Readiness},
     text::{Text, TextError},
     units::Tokens,
 };
 
-/// Puts a job in the queue, and hands out the answer that will come of it.
-pub(super) async fn admit(state: &AppState, id: JobId, ask: Ask) -> Result<Answer, ApiError> {
+/// Puts a job in the queue for each answer that is wanted, and hands out the answers that will come of them. When there is no
+/// room for all of them, those that have a place give it back.
+pub(super) async fn admit(state: &AppState, id: JobId, ask: Ask) -> Result<VecDeque<Answer>, ApiError> {
     let arrived = Instant::now();
     check_readiness(&state.readiness.borrow())?;
     if let Some(form) = &ask.form {
         check_form(state, form).await?;
     }
+    let echo = if ask.echo { ask.prompt.text() } else { None };
     let prompt = encode(state, ask.prompt).await?;
     let default = state.settings.default_max_new;
     let max_new_tokens = room(Tokens(prompt.len()), ask.max_new, default, state.context_length())?.0;
+    let echo = ask.echo.then(|| echo.unwrap_or_else(|| state.text.decode(&prompt)));
+    let first_scored = ask.scores.filter(|asked| asked.prompt).and_then(|_| prompt.first().copied());
     let mut end_tokens = ask.stop_token_ids;
     if !ask.ignore_eos {
         end_tokens.extend(&state.text.card().end_tokens);
     }
+    let is_formed = ask.form.is_some();
     let (prompt_tokens, sampling) = (prompt.len(), ask.sampling);
     let model = state.text.card().id.as_str().into();
-    let mut decoder = state.text.decoder(ask.stop);
-    if ask.form.is_some() {
-        decoder = decoder.verbatim();
-    }
     let constraint = ask.form.map(|form| form.constraint);
-    let job = Job { model, sampling, constraint, end_tokens, ..Job::new(id, prompt, max_new_tokens) };
-    let ticket = state.executor.submit(job, ask.deadlines)?;
-    Ok(Answer::new(ticket, decoder, prompt_tokens, arrived))
+    let scores = ask.scores;
+    let job = Job { model, sampling, constraint, scores, end_tokens, ..Job::new(id, prompt, max_new_tokens) };
+    let mut answers = VecDeque::with_capacity(ask.choices);
+    for job in choices(&job, ask.choices, || state.executor.new_id()) {
+        // The later choices wait for the earlier ones, which is not the queue's fault.
+        let queue = if answers.is_empty() { ask.deadlines.queue } else { ask.deadlines.total };
+        let ticket = state.executor.submit(job, Deadlines { queue, ..ask.deadlines })?;
+        let decoder = state.text.decoder(ask.stop.clone());
+        let decoder = if is_formed { decoder.verbatim() } else { decoder };
+        let answer = Answer::new(ticket, state.text.clone(), decoder, prompt_tokens, arrived);
+        answers.push_back(match &echo {
+            Some(prompt) => answer.echo(prompt.clone(), first_scored),
+            None => answer,
+        });
+    }
+    Ok(answers)
+}
+
+/// The job, and others that differ from it in their seeds alone.
+fn choices(first: &Job, most: usize, mut new_id: impl FnMut() -> JobId) -> impl Iterator<Item = Job> {
+    let later = (1..most as u64).map(move |choice| {
+        let mut job = Job { id: new_id(), ..first.clone() };
+        job.sampling.seed = job.sampling.seed.wrapping_add(choice);
+        job
+    });
+    std::iter::once(first.clone()).chain(later)
 }
 
 /// A worker that is being replaced is worth waiting for: the queue holds until it is there.

@@ -2,12 +2,16 @@
 //!
 //! Streams and whole documents are both made of this, so that they cannot differ.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
+use super::scored::{Scored, Scoring};
 use crate::{
     executor::Ticket,
-    job::{Event, Failure, Finish, FinishReason, MemoryReport, Timings, Usage},
-    text::Decoder,
+    job::{Event, Failure, Finish, FinishReason, MemoryReport, Score, Timings, Usage},
+    text::{Decoder, Text},
 };
 
 /// An answer that is being generated. Dropping it gives up the job.
@@ -20,6 +24,20 @@ pub(super) struct Answer {
     completion_tokens: usize,
     text: String,
     progress: Progress,
+    /// What the next text begins with: the prompt where it is echoed.
+    lead: String,
+    scores: Scores,
+}
+
+/// What the model thought of the tokens so far.
+struct Scores {
+    text: Arc<Text>,
+    scoring: Scoring,
+    /// Of the token that comes next.
+    next: Option<Score>,
+    all: Vec<Scored>,
+    /// So many of them have left with a piece of text.
+    said: usize,
 }
 
 /// How far an answer has come.
@@ -33,18 +51,29 @@ enum Progress {
 
 /// What comes next of an answer.
 pub(super) enum Piece {
-    /// Text to append; never empty.
-    Text(String),
+    /// Text to append.
+    Said(Said),
     /// Nothing follows.
     End(Box<Ending>),
+}
+
+/// What an answer goes on with.
+#[derive(Debug)]
+pub(super) struct Said {
+    /// Never empty, but for the end of an answer.
+    pub(super) text: String,
+    /// The tokens that were told since, where their scores were asked for. Text that is held back leaves after its tokens.
+    pub(super) scored: Vec<Scored>,
 }
 
 /// A complete answer.
 pub(super) struct Ending {
     /// All of it.
     pub(super) text: String,
-    /// The end of it that no [`Piece::Text`] had, for it could have become a stop string.
-    pub(super) unsaid: String,
+    /// All of its tokens, where their scores were asked for.
+    pub(super) scored: Vec<Scored>,
+    /// The end of it that no [`Piece::Said`] had, for it could have become a stop string.
+    pub(super) unsaid: Said,
     pub(super) reason: Reason,
     pub(super) usage: Usage,
     pub(super) queue_wait: Duration,
@@ -75,7 +104,14 @@ impl Reason {
 
 impl Answer {
     /// `arrived`: when the request had been read, before its prompt was encoded.
-    pub(super) fn new(ticket: Ticket, decoder: Decoder, prompt_tokens: usize, arrived: Instant) -> Self {
+    pub(super) fn new(
+        ticket: Ticket,
+        text: Arc<Text>,
+        decoder: Decoder,
+        prompt_tokens: usize,
+        arrived: Instant,
+    ) -> Self {
+        let scores = Scores { text, scoring: Scoring::default(), next: None, all: Vec::new(), said: 0 };
         Self {
             ticket,
             decoder,
@@ -85,7 +121,17 @@ impl Answer {
             completion_tokens: 0,
             text: String::new(),
             progress: Progress::Speaking,
+            lead: String::new(),
+            scores,
         }
+    }
+
+    /// Lets the answer begin with its prompt: the text, and the first token where the others' scores were asked for.
+    pub(super) fn echo(mut self, prompt: String, first_scored: Option<u32>) -> Self {
+        self.lead = prompt;
+        let Scores { text, scoring, all, .. } = &mut self.scores;
+        all.extend(first_scored.map(|token| scoring.unscored(text, token)));
+        self
     }
 
     /// The next text, or the end. Cancel safe.
@@ -103,6 +149,10 @@ impl Answer {
         match event {
             Event::Started { queue_wait } => self.queue_wait = queue_wait,
             Event::Progress { .. } => {}
+            Event::Score(score) if score.position >= self.prompt_tokens => self.scores.next = Some(score),
+            // A worker that took over says those of the prompt again.
+            Event::Score(score) if score.position == self.scores.all.len() => self.scores.take(&score),
+            Event::Score(_) => {}
             Event::Token(token) => return Ok(self.take_token(token)),
             Event::Done(finish) => return self.take_finish(finish).map(Some),
             // The answer was complete; how its job ended no longer matters.
@@ -117,6 +167,9 @@ impl Answer {
             return None;
         }
         self.completion_tokens += 1;
+        if let Some(score) = self.scores.next.take() {
+            self.scores.take(&score);
+        }
         let chunk = self.decoder.push(token);
         if chunk.stopped {
             self.progress = Progress::Stopped;
@@ -151,13 +204,14 @@ impl Answer {
     }
 
     fn end(&mut self, reason: Reason, generated: usize, timings: Timings, memory: MemoryReport) -> Ending {
-        let unsaid = match self.progress {
+        let rest = match self.progress {
             Progress::Speaking => self.decoder.finish(),
             Progress::Stopped => String::new(),
         };
-        self.text.push_str(&unsaid);
+        let unsaid = self.said(rest);
         Ending {
             text: std::mem::take(&mut self.text),
+            scored: std::mem::take(&mut self.scores.all),
             unsaid,
             reason,
             usage: Usage { prompt_tokens: self.prompt_tokens, completion_tokens: self.completion_tokens },
@@ -170,7 +224,24 @@ impl Answer {
     }
 
     fn say(&mut self, text: String) -> Option<Piece> {
+        (!text.is_empty()).then(|| Piece::Said(self.said(text)))
+    }
+
+    fn said(&mut self, fresh: String) -> Said {
+        let text = if self.lead.is_empty() { fresh } else { std::mem::take(&mut self.lead) + &fresh };
         self.text.push_str(&text);
-        (!text.is_empty()).then_some(Piece::Text(text))
+        Said { text, scored: self.scores.unsaid() }
+    }
+}
+
+impl Scores {
+    fn take(&mut self, score: &Score) {
+        self.all.push(self.scoring.scored(&self.text, score));
+    }
+
+    /// Those that no piece had.
+    fn unsaid(&mut self) -> Vec<Scored> {
+        let from = std::mem::replace(&mut self.said, self.all.len());
+        self.all[from..].to_vec()
     }
 }

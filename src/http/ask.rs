@@ -12,7 +12,12 @@ use super::{
     fields::{FieldError, Fields, Known, typed, wrong_type},
     form::Form,
 };
-use crate::{executor::Deadlines, job::Sampling, text::Message, units::Tokens};
+use crate::{
+    executor::Deadlines,
+    job::{Sampling, ScoresAsked},
+    text::Message,
+    units::Tokens,
+};
 
 /// Most stop strings of one request.
 const MOST_STOPS: usize = 16;
@@ -25,6 +30,11 @@ pub(super) struct Ask {
     pub(super) max_new: Option<Tokens>,
     pub(super) sampling: Sampling,
     pub(super) form: Option<Form>,
+    /// How many answers to make, one after another.
+    pub(super) choices: usize,
+    pub(super) scores: Option<ScoresAsked>,
+    /// Whether the answer begins with the prompt.
+    pub(super) echo: bool,
     pub(super) stop: Vec<String>,
     pub(super) stop_token_ids: Vec<u32>,
     pub(super) ignore_eos: bool,
@@ -38,6 +48,16 @@ pub(super) enum Prompt {
     Text(String),
     Ids(Vec<u32>),
     Conversation(Vec<Message>),
+}
+
+impl Prompt {
+    /// As it was given, if it was given as text.
+    pub(super) fn text(&self) -> Option<String> {
+        match self {
+            Self::Text(text) => Some(text.clone()),
+            Self::Ids(_) | Self::Conversation(_) => None,
+        }
+    }
 }
 
 /// How the answer is sent.
@@ -87,6 +107,9 @@ impl Ask {
             max_new,
             sampling: take_sampling(fields, rules)?,
             form,
+            choices: 1,
+            scores: None,
+            echo: false,
             stop,
             stop_token_ids,
             ignore_eos,
@@ -101,6 +124,18 @@ pub(super) fn take_tokens(fields: &mut Fields, name: &str) -> Result<Option<Toke
     // The context length is the real limit, and is checked with the prompt's length at hand.
     let tokens = fields.whole(name, 1..=u64::from(u32::MAX))?;
     Ok(tokens.map(|tokens| Tokens(usize::try_from(tokens).unwrap_or(usize::MAX))))
+}
+
+/// Takes `n`, the number of answers to one prompt.
+pub(super) fn take_choices(fields: &mut Fields) -> Result<usize, FieldError> {
+    const MOST: u64 = 8;
+    let choices = fields.whole("n", 1..=MOST)?.unwrap_or(1);
+    Ok(usize::try_from(choices).unwrap_or(1))
+}
+
+/// The scores of the answer's tokens and, where it is echoed, of the prompt's.
+pub(super) fn asked(top: u64, prompt: bool) -> ScoresAsked {
+    ScoresAsked { top: usize::try_from(top).unwrap_or(usize::MAX), prompt }
 }
 
 /// Takes `prompt` as OpenAI has it: a string, an array of token ids, or an array of one of either.

@@ -21,6 +21,7 @@ mod form;
 mod generate;
 mod native;
 mod probes;
+mod scored;
 
 use std::{
     io,

@@ -435,6 +435,10 @@ fn hear(
             let _ = events.send(Event::Progress { done, total });
             None
         }
+        Some(Ok(Up::Score { job, score })) if job == running => {
+            let _ = events.send(Event::Score(score));
+            None
+        }
         Some(Ok(Up::Token { job, id })) if job == running => {
             let _ = events.send(Event::Token(id));
             None

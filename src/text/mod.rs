@@ -14,6 +14,7 @@ mod stops;
 mod template;
 #[cfg(test)]
 mod tests;
+mod token;
 mod utf8;
 mod vocabulary;
 
@@ -25,10 +26,12 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use tokenizers::Tokenizer;
 
 pub use self::{
     decoder::{Chunk, Decoder},
+    token::TokenText,
     vocabulary::Vocabulary,
 };
 use self::{
@@ -61,6 +64,8 @@ pub struct ModelCard {
     pub end_tokens: Vec<u32>,
     /// When it was exported, in seconds since 1970.
     pub created: u64,
+    /// Changes with the model and with the program that serves it.
+    pub fingerprint: String,
     /// Whether it can answer a conversation, or only continue a prompt.
     pub has_chat_template: bool,
 }
@@ -181,7 +186,9 @@ impl Text {
         let tokenizer = files::read_tokenizer(model_dir)?;
         let config = TokenizerConfig::read(model_dir)?;
         let template = compile_template(model_dir, &config)?;
+        let fingerprint = fingerprint(&manifest);
         let card = ModelCard {
+            fingerprint,
             id: id.to_owned(),
             context_length: manifest.context_length,
             vocabulary: manifest.dims.vocab,
@@ -265,6 +272,13 @@ fn find_bos(
     let text = named.or_else(|| tokenizer.id_to_token(generation.bos_token_id?))?;
     let id = tokenizer.token_to_id(&text)?;
     Some(SpecialToken { text, id })
+}
+
+fn fingerprint(manifest: &Manifest) -> String {
+    let digest =
+        Sha256::new().chain_update(manifest.to_json()).chain_update(env!("CARGO_PKG_VERSION")).finalize();
+    let digits: String = digest.iter().take(5).map(|byte| format!("{byte:02x}")).collect();
+    format!("fp_{digits}")
 }
 
 fn modified(path: &Path) -> Result<u64, TextError> {

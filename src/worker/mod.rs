@@ -220,6 +220,7 @@ impl<W: Write> Worker<W> {
 fn step_frame(job: &Job, step: Step) -> Up {
     match step {
         Step::Progress { done, total } => Up::Progress { job: job.id, done, total },
+        Step::Score(score) => Up::Score { job: job.id, score },
         Step::Token(id) => Up::Token { job: job.id, id },
     }
 }
