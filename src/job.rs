@@ -119,10 +119,14 @@ pub struct Sampling {
     pub presence_penalty: f32,
     /// Subtracted from a logit once for each time the output holds its id. 0 is off.
     pub frequency_penalty: f32,
+    /// Penalizes what would go on with a repetition. `None` is off.
+    pub dry: Option<Dry>,
     /// Divides the logits. 0 is greedy: the greatest logit, the lowest id among equals.
     pub temperature: f32,
     /// Only the `top_k` greatest stay. 0 is off.
     pub top_k: usize,
+    /// Only those stay whose information is nearest to the average, as many as first sum to `typical_p`. 1 is off.
+    pub typical_p: f32,
     /// Only the most probable whose probabilities first sum to `top_p` stay. 1 is off.
     pub top_p: f32,
     /// Only those at least `min_p` times as probable as the most probable stay. 0 is off.
@@ -140,13 +144,28 @@ impl Sampling {
             repetition_penalty: 1.0,
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
+            dry: None,
             temperature: 0.0,
             top_k: 0,
+            typical_p: 1.0,
             top_p: 1.0,
             min_p: 0.0,
             seed: 0,
         }
     }
+}
+
+/// "Don't repeat yourself": how what would go on with a repetition is penalized.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Dry {
+    /// What is subtracted from a logit where the repetition is just long enough.
+    pub multiplier: f32,
+    /// How many times as much with each token more.
+    pub base: f32,
+    /// Shortest repetition that counts, in tokens.
+    pub allowed_length: usize,
+    /// Tokens that a repetition does not reach across, in the order of their ids.
+    pub breakers: Vec<u32>,
 }
 
 /// What the slot says about a job; the last one is always `Done` or `Failed`.

@@ -55,6 +55,23 @@ async fn openais_fields_that_eka_does_not_do_are_named() {
 }
 
 #[tokio::test]
+async fn fields_beyond_openais_are_named_with_value_and_limit() {
+    let server = Server::start(Wish::default());
+    for (fields, param) in [
+        (json!({ "typical_p": 1.5 }), "typical_p"),
+        (json!({ "dry_multiplier": -1 }), "dry_multiplier"),
+        (json!({ "dry_base": 0.5 }), "dry_base"),
+        (json!({ "dry_allowed_length": 0 }), "dry_allowed_length"),
+        (json!({ "dry_sequence_breakers": [""] }), "dry_sequence_breakers"),
+        (json!({ "return_progress": true }), "return_progress"),
+    ] {
+        for route in [NATIVE, COMPLETIONS, CHAT] {
+            refused(&server, route, fields.clone(), "invalid_value", param).await;
+        }
+    }
+}
+
+#[tokio::test]
 async fn fields_that_nobody_knows_are_named() {
     let server = Server::start(Wish::default());
     for route in [NATIVE, COMPLETIONS, CHAT] {

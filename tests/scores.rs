@@ -37,7 +37,7 @@ async fn chat_tells_every_tokens_log_probability_and_the_most_probable_others() 
     assert_eq!(status, 200, "{answer}");
     let choice = &answer["choices"][0];
     let content = choice["logprobs"]["content"].as_array().unwrap();
-    let bytes: Vec<u8> = content.iter().flat_map(|entry| bytes_of(entry)).collect();
+    let bytes: Vec<u8> = content.iter().flat_map(bytes_of).collect();
     assert_eq!(String::from_utf8(bytes).unwrap(), choice["message"]["content"].as_str().unwrap());
     for entry in content {
         let top = entry["top_logprobs"].as_array().unwrap();
@@ -94,7 +94,7 @@ async fn completions_echo_the_prompt_and_score_it() {
     assert!(text.starts_with("नमस्ते Once upon"), "{text}");
     let lists = &choice["logprobs"];
     let usage = &answer["usage"];
-    let tokens = usage["total_tokens"].as_u64().unwrap() as usize;
+    let tokens = usize::try_from(usage["total_tokens"].as_u64().unwrap()).unwrap();
     for list in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
         assert_eq!(lists[list].as_array().unwrap().len(), tokens, "{list} in {answer}");
     }
@@ -167,7 +167,7 @@ async fn several_choices_come_one_after_another_and_differ_in_their_seeds() {
     let mut texts = [const { String::new() }; 3];
     for document in &documents[..documents.len() - 1] {
         let choice = &document["choices"][0];
-        let index = choice["index"].as_u64().unwrap() as usize;
+        let index = usize::try_from(choice["index"].as_u64().unwrap()).unwrap();
         texts[index] += choice["delta"]["content"].as_str().unwrap_or_default();
     }
     assert_eq!(texts.to_vec(), choices.iter().map(content).collect::<Vec<_>>());

@@ -82,9 +82,10 @@ fn spoken(documents: &[Value]) -> String {
 #[tokio::test]
 async fn a_worker_killed_in_an_answer_is_replaced_and_the_answer_goes_on() {
     let program = Program::start(&[]).await;
-    for sampling in
-        [json!({}), json!({ "temperature": 1.2, "seed": 7, "top_k": 50, "repetition_penalty": 1.1 })]
-    {
+    for sampling in [
+        json!({}),
+        json!({ "temperature": 1.2, "seed": 7, "top_k": 50, "repetition_penalty": 1.1, "typical_p": 0.9, "dry_multiplier": 0.8 }),
+    ] {
         let mut request = long();
         request.as_object_mut().unwrap().extend(sampling.as_object().unwrap().clone());
         request["stream"] = json!(false);

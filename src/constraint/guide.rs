@@ -1,7 +1,7 @@
 //! One constrained answer: which tokens may follow, worked out while the device reads the one before.
 //!
 //! ```text
-//! engine's thread:   forward(token) ─────────► next() ─► pick ─► picked(token) ─► forward(token) ─────► …
+//! engine's thread:   forward(token) ─────────► choice() ─► pick ─► picked(token) ─► forward(token) ─────► …
 //! guide's thread:    consume, mask for the next ──┘                    └── consume, mask for the next ──► …
 //! ```
 //!
@@ -111,7 +111,7 @@ impl Guides {
     /// Begins to work for `job`, on a thread of its own; `None` for a job without a constraint.
     ///
     /// # Errors
-    /// [`Failure::Constraint`] when no thread can be started. What is wrong with the constraint, [`Guide::next`] says.
+    /// [`Failure::Constraint`] when no thread can be started. What is wrong with the constraint, [`Guide::choice`] says.
     pub fn begin(&self, job: &Job) -> Result<Option<Guide>, Failure> {
         let Some(constraint) = job.constraint.clone() else { return Ok(None) };
         let (say, choices) = mpsc::sync_channel(1);
@@ -148,7 +148,7 @@ impl Guide {
     ///
     /// # Errors
     /// [`Failure::Constraint`] when nothing can, or when it takes too long to find out.
-    pub fn next(&mut self) -> Result<Choice, Failure> {
+    pub fn choice(&mut self) -> Result<Choice, Failure> {
         let begun = Instant::now();
         let patience = std::mem::replace(&mut self.patience, PATIENCE);
         let choice = self.choices.recv_timeout(patience).unwrap_or_else(|_| {
@@ -161,7 +161,7 @@ impl Guide {
 
     /// Says which token was picked among those allowed.
     pub fn picked(&self, token: u32) {
-        // A thread that has ended said why, and `next` tells it.
+        // A thread that has ended said why, and `choice` tells it.
         let _ = self.picked.send(token);
     }
 }

@@ -89,7 +89,7 @@ impl Random {
                 answer.truncate(most);
                 return Ok((answer, false, chosen));
             }
-            match guide.next()? {
+            match guide.choice()? {
                 Choice::Nothing => return Ok((answer, true, chosen)),
                 Choice::Forced(tokens) => answer.extend(tokens),
                 Choice::Among(allowed) => {
@@ -205,7 +205,7 @@ fn an_answer_may_end_exactly_where_the_constraint_is_met() {
         let answer = model.vocabulary.cut(answer.as_bytes()).unwrap();
         let constraint = Some(constraint.clone());
         let job = Job { constraint, answer, ..Job::new(JobId(1), vec![1], 10) };
-        model.guides.begin(&job).unwrap().unwrap().next().unwrap()
+        model.guides.begin(&job).unwrap().unwrap().choice().unwrap()
     };
     for (answer, may_end) in [("", false), ("a", false), ("aa", true), ("aaa", false), ("aaaa", true)] {
         // "a" must be followed by another, which may be forced.

@@ -143,7 +143,7 @@ impl<'a> Run<'a> {
         if let Some(scorer) = &mut self.scorer {
             scorer.read(logits);
         }
-        let choice = self.guide.as_mut().map(Guide::next).transpose().map_err(EngineError::Job)?;
+        let choice = self.guide.as_mut().map(Guide::choice).transpose().map_err(EngineError::Job)?;
         match choice {
             Some(Choice::Nothing) => return Ok(()),
             Some(Choice::Forced(tokens)) => {

@@ -40,8 +40,9 @@ impl Scorer {
         const LEAST: f64 = -9999.0;
         let logit = self.logits.get(token as usize).copied().unwrap_or(f32::NEG_INFINITY);
         let logprob = f64::from(logit) - self.total;
+        let logprob = if logprob.is_nan() { LEAST } else { logprob.clamp(LEAST, 0.0) };
         #[expect(clippy::cast_possible_truncation, reason = "rounded, as the logits are")]
-        let logprob = logprob.max(LEAST).min(0.0) as f32;
+        let logprob = logprob as f32;
         logprob
     }
 

@@ -10,14 +10,14 @@ use actix_web::web;
 use super::{
     AppState,
     answer::Answer,
-    ask::{Ask, Prompt},
+    ask::{Ask, Delivery, Prompt},
     error::ApiError,
     form::Form,
 };
 use crate::{
     constraint,
     executor::{Deadlines, SubmitError},
-    job::{Failure, Job, JobId, Readiness},
+    job::{Dry, Failure, Job, JobId, Readiness, Sampling},
     text::{Text, TextError},
     units::Tokens,
 };
@@ -40,8 +40,10 @@ pub(super) async fn admit(state: &AppState, id: JobId, ask: Ask) -> Result<VecDe
     if !ask.ignore_eos {
         end_tokens.extend(&state.text.card().end_tokens);
     }
+    let progress = matches!(ask.delivery, Delivery::Streamed { progress: true, .. });
     let is_formed = ask.form.is_some();
-    let (prompt_tokens, sampling) = (prompt.len(), ask.sampling);
+    let sampling = with_breakers(state, ask.sampling, ask.breakers).await?;
+    let prompt_tokens = prompt.len();
     let model = state.text.card().id.as_str().into();
     let constraint = ask.form.map(|form| form.constraint);
     let scores = ask.scores;
@@ -54,6 +56,7 @@ pub(super) async fn admit(state: &AppState, id: JobId, ask: Ask) -> Result<VecDe
         let decoder = state.text.decoder(ask.stop.clone());
         let decoder = if is_formed { decoder.verbatim() } else { decoder };
         let answer = Answer::new(ticket, state.text.clone(), decoder, prompt_tokens, arrived);
+        let answer = if progress { answer.with_progress() } else { answer };
         answers.push_back(match &echo {
             Some(prompt) => answer.echo(prompt.clone(), first_scored),
             None => answer,
@@ -96,6 +99,19 @@ async fn check_form(state: &AppState, form: &Form) -> Result<(), ApiError> {
         web::block(move || constraint::check(&constraint)).await.map_err(|error| internal(&error))?;
     drop(permit);
     checked.map_err(|source| ApiError::Constraint { param: form.param, source })
+}
+
+/// Looks up the tokens that a repetition does not reach across: through the whole vocabulary, and so on another thread.
+async fn with_breakers(
+    state: &AppState,
+    sampling: Sampling,
+    breakers: Vec<String>,
+) -> Result<Sampling, ApiError> {
+    let Some(dry) = sampling.dry.clone() else { return Ok(sampling) };
+    let text = state.text.clone();
+    let tokens = web::block(move || text.tokens_with(&breakers)).await;
+    let breakers = tokens.map_err(|error| ApiError::Internal { message: error.to_string() })?;
+    Ok(Sampling { dry: Some(Dry { breakers, ..dry }), ..sampling })
 }
 
 /// Encodes a long prompt on a thread of its own, because it takes long enough to stall every stream of this one. A few at

@@ -20,10 +20,13 @@ pub(super) struct Answer {
     decoder: Decoder,
     arrived: Instant,
     queue_wait: Duration,
+    /// When it got the slot.
+    began: Instant,
     prompt_tokens: usize,
     completion_tokens: usize,
     text: String,
-    progress: Progress,
+    speech: Speech,
+    tells_progress: bool,
     /// What the next text begins with: the prompt where it is echoed.
     lead: String,
     scores: Scores,
@@ -42,7 +45,7 @@ struct Scores {
 
 /// How far an answer has come.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Progress {
+enum Speech {
     /// Tokens come.
     Speaking,
     /// A stop string is complete, and the job was told to end.
@@ -51,10 +54,23 @@ enum Progress {
 
 /// What comes next of an answer.
 pub(super) enum Piece {
+    /// More of the prompt is read; only where that was asked for.
+    Progress(Progress),
     /// Text to append.
     Said(Said),
     /// Nothing follows.
     End(Box<Ending>),
+}
+
+/// What is read of a prompt.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Progress {
+    /// Tokens read.
+    pub(super) done: usize,
+    /// Tokens in all.
+    pub(super) total: usize,
+    /// Time since the job got the slot.
+    pub(super) since: Duration,
 }
 
 /// What an answer goes on with.
@@ -117,13 +133,21 @@ impl Answer {
             decoder,
             arrived,
             queue_wait: Duration::ZERO,
+            began: arrived,
             prompt_tokens,
             completion_tokens: 0,
             text: String::new(),
-            progress: Progress::Speaking,
+            speech: Speech::Speaking,
+            tells_progress: false,
             lead: String::new(),
             scores,
         }
+    }
+
+    /// Lets it say what is read of the prompt.
+    pub(super) fn with_progress(mut self) -> Self {
+        self.tells_progress = true;
+        self
     }
 
     /// Lets the answer begin with its prompt: the text, and the first token where the others' scores were asked for.
@@ -147,23 +171,29 @@ impl Answer {
 
     fn take(&mut self, event: Event) -> Result<Option<Piece>, Failure> {
         match event {
-            Event::Started { queue_wait } => self.queue_wait = queue_wait,
-            Event::Progress { .. } => {}
+            Event::Started { queue_wait } => {
+                (self.queue_wait, self.began) = (queue_wait, Instant::now());
+            }
+            Event::Progress { done, total } if self.tells_progress => {
+                let since = self.began.elapsed();
+                return Ok(Some(Piece::Progress(Progress { done, total, since })));
+            }
             Event::Score(score) if score.position >= self.prompt_tokens => self.scores.next = Some(score),
             // A worker that took over says those of the prompt again.
             Event::Score(score) if score.position == self.scores.all.len() => self.scores.take(&score),
             Event::Score(_) => {}
+            Event::Progress { .. } => {}
             Event::Token(token) => return Ok(self.take_token(token)),
             Event::Done(finish) => return self.take_finish(finish).map(Some),
             // The answer was complete; how its job ended no longer matters.
-            Event::Failed(_) if self.progress == Progress::Stopped => return Ok(Some(self.stopped())),
+            Event::Failed(_) if self.speech == Speech::Stopped => return Ok(Some(self.stopped())),
             Event::Failed(failure) => return Err(failure),
         }
         Ok(None)
     }
 
     fn take_token(&mut self, token: u32) -> Option<Piece> {
-        if self.progress == Progress::Stopped {
+        if self.speech == Speech::Stopped {
             return None;
         }
         self.completion_tokens += 1;
@@ -172,19 +202,19 @@ impl Answer {
         }
         let chunk = self.decoder.push(token);
         if chunk.stopped {
-            self.progress = Progress::Stopped;
+            self.speech = Speech::Stopped;
             self.ticket.cancel();
         }
         self.say(chunk.text)
     }
 
     fn take_finish(&mut self, finish: Finish) -> Result<Piece, Failure> {
-        if self.progress == Progress::Speaking {
+        if self.speech == Speech::Speaking {
             // With the token that ended it, which had no event.
             self.completion_tokens = finish.usage.completion_tokens;
         }
         let reason = match finish.reason {
-            _ if self.progress == Progress::Stopped => Reason::Stop,
+            _ if self.speech == Speech::Stopped => Reason::Stop,
             FinishReason::EndToken => Reason::Stop,
             FinishReason::Length => Reason::Length,
             // Nobody but this answer cancels its job, unless everything ends.
@@ -204,9 +234,9 @@ impl Answer {
     }
 
     fn end(&mut self, reason: Reason, generated: usize, timings: Timings, memory: MemoryReport) -> Ending {
-        let rest = match self.progress {
-            Progress::Speaking => self.decoder.finish(),
-            Progress::Stopped => String::new(),
+        let rest = match self.speech {
+            Speech::Speaking => self.decoder.finish(),
+            Speech::Stopped => String::new(),
         };
         let unsaid = self.said(rest);
         Ending {

@@ -6,11 +6,12 @@
 
 use std::time::Duration;
 
-use serde_json::{Map, Number, Value};
+use serde_json::Value;
 
 use super::{
     fields::{FieldError, Fields, Known, typed, wrong_type},
     form::Form,
+    sampling,
 };
 use crate::{
     executor::Deadlines,
@@ -29,6 +30,8 @@ pub(super) struct Ask {
     /// `None` leaves it to the settings and the room there is.
     pub(super) max_new: Option<Tokens>,
     pub(super) sampling: Sampling,
+    /// What a repetition that is penalized does not reach across; made into tokens with the prompt.
+    pub(super) breakers: Vec<String>,
     pub(super) form: Option<Form>,
     /// How many answers to make, one after another.
     pub(super) choices: usize,
@@ -69,6 +72,8 @@ pub(super) enum Delivery {
     Streamed {
         /// With OpenAI's chunk of usage at the end.
         include_usage: bool,
+        /// With what is read of a long prompt.
+        progress: bool,
     },
 }
 
@@ -105,7 +110,8 @@ impl Ask {
         Ok(Self {
             prompt,
             max_new,
-            sampling: take_sampling(fields, rules)?,
+            sampling: sampling::take(fields, rules)?,
+            breakers: sampling::take_breakers(fields)?,
             form,
             choices: 1,
             scores: None,
@@ -224,50 +230,6 @@ pub(super) fn is_empty_array(value: &Value) -> bool {
     value.as_array().is_some_and(Vec::is_empty)
 }
 
-fn take_sampling(fields: &mut Fields, rules: &Rules) -> Result<Sampling, FieldError> {
-    let top_k = fields.whole("top_k", 0..=rules.vocabulary as u64)?.unwrap_or(0);
-    Ok(Sampling {
-        logit_bias: take_logit_bias(fields, rules.vocabulary)?,
-        repetition_penalty: fields.number("repetition_penalty", 0.1..=10.0)?.unwrap_or(1.0),
-        presence_penalty: fields.number("presence_penalty", -2.0..=2.0)?.unwrap_or(0.0),
-        frequency_penalty: fields.number("frequency_penalty", -2.0..=2.0)?.unwrap_or(0.0),
-        temperature: fields.number("temperature", 0.0..=2.0)?.unwrap_or(rules.temperature),
-        top_k: usize::try_from(top_k).unwrap_or(usize::MAX),
-        // OpenAI allows 0, which must still leave the most probable token.
-        top_p: fields.number("top_p", 0.0..=1.0)?.unwrap_or(1.0).max(f32::MIN_POSITIVE),
-        min_p: fields.number("min_p", 0.0..=1.0)?.unwrap_or(0.0),
-        seed: take_seed(fields)?,
-    })
-}
-
-/// A seed of the request's own, else a random one that every JSON reader can hold exactly.
-fn take_seed(fields: &mut Fields) -> Result<u64, FieldError> {
-    const EXACT_IN_A_DOUBLE: u64 = (1 << 53) - 1;
-    let Some(seed) = fields.take::<Number>("seed")? else {
-        return Ok(rand::random::<u64>() & EXACT_IN_A_DOUBLE);
-    };
-    // OpenAI's seeds may be negative; as bits they are as good as any.
-    let bits = seed.as_u64().or_else(|| seed.as_i64().map(i64::cast_unsigned));
-    bits.ok_or_else(|| {
-        let range = format!("{} to {}, whole numbers", i64::MIN, u64::MAX);
-        FieldError::Range { param: fields.path("seed"), found: seed.to_string(), range }
-    })
-}
-
-fn take_logit_bias(fields: &mut Fields, vocabulary: usize) -> Result<Vec<(u32, f32)>, FieldError> {
-    let Some(biases) = fields.take::<Map<String, Value>>("logit_bias")? else { return Ok(Vec::new()) };
-    let ids: Vec<String> = biases.keys().cloned().collect();
-    let mut biases = Fields::nested(Value::Object(biases), &fields.path("logit_bias"))?;
-    let mut taken = Vec::with_capacity(ids.len());
-    for id in &ids {
-        let path = biases.path(id);
-        let token = id.parse().map_err(|_| FieldError::value(&path, "is not a token id"))?;
-        check_id(token, &path, vocabulary)?;
-        taken.extend(biases.number(id, -100.0..=100.0)?.map(|bias| (token, bias)));
-    }
-    Ok(taken)
-}
-
 fn take_stop(fields: &mut Fields) -> Result<Vec<String>, FieldError> {
     let path = fields.path("stop");
     let stops: Vec<String> = match fields.take::<Value>("stop")? {
@@ -291,17 +253,22 @@ fn take_delivery(fields: &mut Fields) -> Result<Delivery, FieldError> {
     let streamed = fields.take("stream")?.unwrap_or(false);
     let path = fields.path("stream_options");
     let options: Option<Value> = fields.take("stream_options")?;
+    let progress = fields.take("return_progress")?.unwrap_or(false);
+    if progress && !streamed {
+        let said = "is for streams; send \"stream\": true with it";
+        return Err(FieldError::value(fields.path("return_progress"), said));
+    }
     match (streamed, options) {
         (false, None) => Ok(Delivery::Whole),
         (false, Some(_)) => Err(FieldError::value(path, "is for streams; send \"stream\": true with it")),
-        (true, None) => Ok(Delivery::Streamed { include_usage: false }),
+        (true, None) => Ok(Delivery::Streamed { include_usage: false, progress }),
         (true, Some(options)) => {
             let mut options = Fields::nested(options, &path)?;
             let include_usage = options.take("include_usage")?.unwrap_or(false);
             let obfuscation = |value: &Value| value == false;
             let only = "false";
             options.finish(&[Known { name: "include_obfuscation", asks_for_nothing: obfuscation, only }])?;
-            Ok(Delivery::Streamed { include_usage })
+            Ok(Delivery::Streamed { include_usage, progress })
         }
     }
 }
@@ -321,7 +288,7 @@ fn check_ids(ids: &[u32], path: &str, vocabulary: usize) -> Result<(), FieldErro
         .try_for_each(|(place, id)| check_id(*id, &format_args!("{path}[{place}]"), vocabulary))
 }
 
-fn check_id(id: u32, path: &dyn std::fmt::Display, vocabulary: usize) -> Result<(), FieldError> {
+pub(super) fn check_id(id: u32, path: &dyn std::fmt::Display, vocabulary: usize) -> Result<(), FieldError> {
     if (id as usize) < vocabulary {
         return Ok(());
     }
@@ -332,7 +299,7 @@ fn check_id(id: u32, path: &dyn std::fmt::Display, vocabulary: usize) -> Result<
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use serde_json::json;
+    use serde_json::{Map, json};
 
     use super::*;
     use crate::http::{chat::Chat, completions::Completions, dialect::Dialect, native::Native};

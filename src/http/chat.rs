@@ -3,9 +3,9 @@
 use serde_json::{Value, json};
 
 use super::{
-    answer::{Ending, Said},
+    answer::{Ending, Progress, Said},
     ask::{Ask, Rules, asked, conversation_of, take_choices, take_tokens},
-    dialect::{Dialect, Head, OF_CHAT, timings, usage},
+    dialect::{Dialect, Head, OF_CHAT, prompt_progress, timings, usage},
     fields::{FieldError, Fields, Known},
     scored::{Scored, content},
 };
@@ -72,6 +72,12 @@ impl Dialect for Chat {
         document["usage"] = usage(endings);
         document["timings"] = timings(endings);
         document
+    }
+
+    fn progress(&self, progress: &Progress) -> Value {
+        let mut chunk = self.document("chat.completion.chunk", json!([]));
+        chunk["prompt_progress"] = prompt_progress(progress);
+        chunk
     }
 
     fn opening(&self, choice: usize) -> Option<Value> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{
-    answer::{Ending, Said},
+    answer::{Ending, Progress, Said},
     ask::{Ask, Rules, is_empty_array},
     fields::{FieldError, Fields, Known},
 };
@@ -32,6 +32,9 @@ pub(super) trait Dialect: From<Head> + 'static {
 
     /// The whole answer as one document, all of its choices in their order.
     fn whole(&self, endings: &[Ending]) -> Value;
+
+    /// What a stream says about a prompt of which more is read, if that was asked for.
+    fn progress(&self, progress: &Progress) -> Value;
 
     /// What a stream says before the first text of a choice.
     fn opening(&self, choice: usize) -> Option<Value>;
@@ -87,6 +90,12 @@ pub(super) fn timings(endings: &[Ending]) -> Value {
         "prefill_tokens_per_second": rate(prompt, prefill),
         "decode_tokens_per_second": rate(stepped, decode),
     })
+}
+
+/// llama.cpp's `prompt_progress`. Nothing of a prompt is kept from one request to the next, so `cache` is 0.
+pub(super) fn prompt_progress(progress: &Progress) -> Value {
+    let Progress { done, total, since } = progress;
+    json!({ "total": total, "cache": 0, "processed": done, "time_ms": milliseconds(*since) })
 }
 
 /// To the microsecond; more digits would be noise.

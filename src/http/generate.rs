@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use super::{
     AppState,
     admission::admit,
-    answer::{Answer, Ending, Piece, Said},
+    answer::{Answer, Ending, Piece, Progress, Said},
     ask::{Delivery, Rules},
     body,
     count::Tally,
@@ -55,7 +55,7 @@ pub(super) async fn generate<D: Dialect>(
         seed: ask.sampling.seed,
         fingerprint: state.text.card().fingerprint.clone(),
         scored: ask.scores.is_some(),
-        include_usage: delivery == Delivery::Streamed { include_usage: true },
+        include_usage: matches!(delivery, Delivery::Streamed { include_usage: true, .. }),
     });
     let answers = admit(&state, id, ask).await?;
     match delivery {
@@ -126,6 +126,7 @@ fn frames<D: Dialect>(
     stream::unfold(telling, move |mut telling| async move {
         let frame = match timeout(heartbeat, telling.answers.front_mut()?.next()).await {
             Err(_) => Bytes::from_static(HEARTBEAT),
+            Ok(Ok(Piece::Progress(progress))) => telling.read(&progress),
             Ok(Ok(Piece::Said(said))) => telling.say(&said),
             Ok(Ok(Piece::End(ending))) => telling.end(*ending),
             Ok(Err(failure)) => telling.fail(&failure.into()),
@@ -135,6 +136,12 @@ fn frames<D: Dialect>(
 }
 
 impl<D: Dialect> Telling<D> {
+    fn read(&self, progress: &Progress) -> Bytes {
+        let mut frame = String::new();
+        push_event(&mut frame, &self.dialect.progress(progress));
+        frame.into()
+    }
+
     fn say(&mut self, said: &Said) -> Bytes {
         let mut frame = self.opening();
         push_event(&mut frame, &self.dialect.delta(self.choice(), said));

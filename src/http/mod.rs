@@ -21,6 +21,7 @@ mod form;
 mod generate;
 mod native;
 mod probes;
+mod sampling;
 mod scored;
 
 use std::{

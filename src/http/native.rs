@@ -3,9 +3,9 @@
 use serde_json::{Value, json};
 
 use super::{
-    answer::{Ending, Said},
+    answer::{Ending, Progress, Said},
     ask::{Ask, Prompt, Rules, conversation_of, prompt_of, take_tokens},
-    dialect::{Dialect, Head, timings, usage},
+    dialect::{Dialect, Head, prompt_progress, timings, usage},
     fields::{FieldError, Fields, Known},
 };
 use crate::job::{Memory, MemoryReport};
@@ -34,6 +34,10 @@ impl Dialect for Native {
     fn whole(&self, endings: &[Ending]) -> Value {
         // It has no field that asks for more choices than one.
         endings.first().map_or(Value::Null, |ending| self.closing(0, ending))
+    }
+
+    fn progress(&self, progress: &Progress) -> Value {
+        json!({ "prompt_progress": prompt_progress(progress) })
     }
 
     fn opening(&self, _: usize) -> Option<Value> {

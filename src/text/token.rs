@@ -40,6 +40,17 @@ impl Text {
         TokenText { text, bytes: Some(bytes) }
     }
 
+    /// The tokens in whose text any of `parts` stands, in the order of their ids.
+    #[must_use]
+    pub fn tokens_with(&self, parts: &[String]) -> Vec<u32> {
+        let size = u32::try_from(self.card.vocabulary).unwrap_or(u32::MAX);
+        let ids = (0..size).filter(|id| {
+            let bytes = self.token(*id).bytes.unwrap_or_default();
+            parts.iter().any(|part| bytes.windows(part.len().max(1)).any(|window| window == part.as_bytes()))
+        });
+        ids.collect()
+    }
+
     /// The text of a prompt that was given as tokens, special ones left out.
     #[must_use]
     pub fn decode(&self, ids: &[u32]) -> String {
