@@ -2,7 +2,11 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
     thread,
     time::Duration,
 };
@@ -17,8 +21,9 @@ use llguidance::{
 use super::{ConstraintError, schema};
 use crate::job::Constraint;
 
-/// Longest text of a constraint: FHIR's schema, the largest in common use, is a few times longer and of no use here.
-const MOST_BYTES: usize = 128 << 10;
+/// Longest text of a constraint. What people send is a tenth of it, and the worst that fits it compiles for seconds and
+/// takes half a gigabyte.
+const MOST_BYTES: usize = 64 << 10;
 
 /// Deepest brackets of a grammar or a regular expression; JSON has a limit of its own.
 const MOST_LEVELS: usize = 128;
@@ -28,6 +33,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a matcher says when no token can follow.
 pub(super) const NO_TOKEN: &str = "NoExtensionBias";
+
+/// Checks that run at once, those among them that nobody waits for any more.
+const MOST_AT_ONCE: usize = 8;
 
 /// Grammars are compiled, and bytes followed, by recursion, whose depth is up to a stranger. Only what is touched of it
 /// is ever memory.
@@ -69,15 +77,41 @@ impl Compiler {
 /// [`ConstraintError`] when it cannot.
 pub fn check(constraint: &Constraint) -> Result<(), ConstraintError> {
     check_size(constraint)?;
+    let place = Place::take()?;
     let constraint = constraint.clone();
     let (tell, told) = mpsc::sync_channel(1);
     spawn("check", move || {
+        let _place = place;
         let _ = tell.send(compile_over_bytes(&constraint));
     })?;
     match told.recv_timeout(PATIENCE) {
         Ok(checked) => checked,
         Err(mpsc::RecvTimeoutError::Timeout) => Err(ConstraintError::TooSlow { limit: PATIENCE }),
         Err(mpsc::RecvTimeoutError::Disconnected) => Err(invalid("it cannot be compiled")),
+    }
+}
+
+/// One of the few checks that may run at once. Nothing can end one that takes too long, but they can be kept from taking
+/// every processor.
+struct Place;
+
+static TAKEN: AtomicUsize = AtomicUsize::new(0);
+
+impl Place {
+    fn take() -> Result<Self, ConstraintError> {
+        // Given back when dropped, also where there is none.
+        let place = Self;
+        if TAKEN.fetch_add(1, Ordering::Relaxed) < MOST_AT_ONCE {
+            Ok(place)
+        } else {
+            Err(ConstraintError::Busy { most: MOST_AT_ONCE })
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        TAKEN.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

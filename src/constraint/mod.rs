@@ -29,7 +29,7 @@ pub use self::{
     guide::{Allowed, Choice, Guide, Guides},
 };
 
-/// Why a constraint is not one that eka keeps. All are the client's.
+/// Why a constraint is not one that eka keeps. All but [`ConstraintError::Busy`] are the client's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConstraintError {
     /// Its text is too long.
@@ -63,6 +63,12 @@ pub enum ConstraintError {
     Invalid {
         /// Where and why.
         message: String,
+    },
+    /// Others compile for too long already.
+    #[error("cannot be looked at: {most} that took too long still are; try again later, or make it simpler")]
+    Busy {
+        /// Most at once.
+        most: usize,
     },
     /// It compiles for too long.
     #[error("takes more than {} s to prepare; make it simpler", limit.as_secs())]

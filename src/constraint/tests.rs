@@ -292,6 +292,17 @@ mod refused {
         }
     }
 
+    /// As many rules, each of the next one alone, as a text may have.
+    fn short_chain() -> String {
+        let name = |i: u32| {
+            (0..3)
+                .map(|digit| char::from_u32(u32::from('a') + i / 26_u32.pow(digit) % 26).unwrap())
+                .collect::<String>()
+        };
+        let rules = (0..8_000).map(|i| format!("{}:{}\n", name(i), name(i + 1)));
+        format!("start:aaa\n{}{}:\"x\"", rules.collect::<String>(), name(8_000))
+    }
+
     /// Each would take minutes, gigabytes or the whole stack if nothing kept it from that.
     #[test]
     fn bombs_are_refused_or_harmless_within_seconds() {
@@ -300,13 +311,18 @@ mod refused {
         let nested =
             (0..60).fold(json!({"type": "string"}), |inner, _| json!({"anyOf": [inner, {"type": "null"}]}));
         let all_of: Vec<Value> = (0..2_000).map(|i| json!({"pattern": format!("a{{{i}}}")})).collect();
+        let references: serde_json::Map<String, Value> = (0..2_000)
+            .map(|i| (format!("a{i}"), json!({"$ref": format!("#/$defs/a{}", (i + 1) % 2_000)})))
+            .collect();
         let names: serde_json::Map<String, Value> =
-            (0..3_000).map(|i| (format!("a{i}"), json!({"$ref": "#"}))).collect();
+            (0..2_500).map(|i| (format!("a{i}"), json!({"$ref": "#"}))).collect();
         for (name, constraint) in [
             ("deep brackets", deep("(", 100_000)),
             ("brackets that are deep enough", deep("(", 5_000)),
             ("not", deep("~", 100_000)),
-            ("a chain of rules", Constraint::Lark(format!("start: r0\n{}r9000: \"a\"", many(9_000)))),
+            ("a chain of rules", Constraint::Lark(format!("start: r0\n{}r4500: \"a\"", many(4_500)))),
+            ("a chain of short rules", Constraint::Lark(short_chain())),
+            ("a chain of references", schema(json!({"$ref": "#/$defs/a0", "$defs": references}))),
             ("a loop of rules", Constraint::Lark("start: a\na: b\nb: a".into())),
             ("counted twice", Constraint::Regex("((a{1,1000}){1,1000}){1,1000}".into())),
             ("counted once", Constraint::Regex("(.*a.{5000}){1,50000}".into())),
@@ -329,8 +345,8 @@ mod refused {
 
     #[test]
     fn what_is_too_long_is_refused_with_the_numbers() {
-        let long = Constraint::Regex("a".repeat((128 << 10) + 1));
-        assert_eq!(why(&long), ConstraintError::TooLong { found: 131_073, most: 131_072 });
+        let long = Constraint::Regex("a".repeat((64 << 10) + 1));
+        assert_eq!(why(&long), ConstraintError::TooLong { found: 65_537, most: 65_536 });
         let deep = Constraint::Regex("(".repeat(200));
         assert_eq!(why(&deep), ConstraintError::TooDeep { found: 200, most: 128 });
     }

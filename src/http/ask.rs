@@ -310,7 +310,16 @@ mod tests {
         temperature: 1.0,
     };
 
-    const NAMES: [&str; 12] = [
+    const NAMES: [&str; 21] = [
+        "response_format",
+        "json_schema",
+        "grammar",
+        "regex",
+        "n",
+        "logprobs",
+        "echo",
+        "dry_multiplier",
+        "return_progress",
         "prompt",
         "messages",
         "temperature",
@@ -349,6 +358,7 @@ mod tests {
         assert!((0.0..=2.0).contains(&ask.sampling.temperature));
         assert!(ask.sampling.logit_bias.iter().all(|(id, bias)| *id < 100 && bias.abs() <= 100.0));
         assert!(ask.stop_token_ids.iter().all(|id| *id < 100));
+        assert!((1..=8).contains(&ask.choices) && ask.scores.is_none_or(|asked| asked.top <= 20));
         assert!(ask.stop.iter().all(|stop| !stop.is_empty()));
         assert!(ask.deadlines.total <= RULES.deadlines.total && ask.max_new != Some(Tokens(0)));
     }

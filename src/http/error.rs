@@ -83,6 +83,9 @@ impl ApiError {
             Self::ModelNotFound { .. } => (S::NOT_FOUND, "model_not_found"),
             Self::EmptyPrompt => (S::BAD_REQUEST, "empty_prompt"),
             Self::NoRoom { .. } => (S::BAD_REQUEST, "context_length_exceeded"),
+            Self::Constraint { source: ConstraintError::Busy { .. }, .. } => {
+                (S::SERVICE_UNAVAILABLE, "constraint_busy")
+            }
             Self::Constraint { .. } => (S::BAD_REQUEST, "invalid_constraint"),
             Self::Text(text) => text_row(text),
             Self::Loading => (S::SERVICE_UNAVAILABLE, "not_ready"),
@@ -118,6 +121,7 @@ impl ApiError {
             Self::Submit(SubmitError::Busy { retry_after, .. }) => Some(*retry_after),
             Self::WorkerDown { retry_in, .. } => Some(retry_in.unwrap_or(LATER)),
             Self::Loading
+            | Self::Constraint { source: ConstraintError::Busy { .. }, .. }
             | Self::Submit(SubmitError::Stopped)
             | Self::Failure(Failure::NoWorker { .. } | Failure::ShuttingDown) => Some(SOON),
             _ => None,
