@@ -29,8 +29,9 @@ use crate::{
     text::Vocabulary,
 };
 
-/// For the first choice, after the prompt has been read: the tokenizer, the grammar and what is there of the answer.
-const PATIENCE_TO_BEGIN: Duration = Duration::from_secs(10);
+/// For the first choice, after the prompt has been read: the tokenizer, the grammar and what is there of the answer. Less than
+/// the watchdog has, by default, so that a slow machine fails the job and not the worker.
+const PATIENCE_TO_BEGIN: Duration = Duration::from_secs(20);
 
 /// For each further one. A usual one takes microseconds.
 const PATIENCE: Duration = Duration::from_secs(1);
