@@ -12,9 +12,9 @@ use std::{
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use eka::{
-    constraint::{Choice, Guides},
+    constraint::{Choice, Guide, Guides},
     engine::Sampler,
-    job::{Constraint, Job, JobId, Sampling},
+    job::{Constraint, Failure, Job, JobId, Sampling},
     text::Text,
     wire::{self, Up},
 };
@@ -114,6 +114,16 @@ fn person() -> Constraint {
     Constraint::Schema(schema.to_string())
 }
 
+/// The next choice that is one.
+fn free_choice(guide: &mut Guide) -> Result<Choice, Failure> {
+    loop {
+        match guide.choice() {
+            Ok(Choice::Forced(_)) => {}
+            other => return other,
+        }
+    }
+}
+
 /// Makes answers of whatever is most probable among what may follow, until `tokens` were picked; the time it took to know
 /// what may, and to mask the rest.
 fn follow(guides: &Guides, job: &Job, logits: &[f32], tokens: u64) -> Duration {
@@ -123,7 +133,7 @@ fn follow(guides: &Guides, job: &Job, logits: &[f32], tokens: u64) -> Duration {
         let mut scratch = logits.to_vec();
         let mut position = 0;
         // The first choice waits for the grammar, which is measured by itself.
-        let mut choice = guide.choice();
+        let mut choice = free_choice(&mut guide);
         while let (Ok(Choice::Among(allowed)), true) = (&choice, left > 0) {
             scratch.copy_from_slice(logits);
             scratch.rotate_left(position * 7_919 % logits.len());
@@ -133,10 +143,7 @@ fn follow(guides: &Guides, job: &Job, logits: &[f32], tokens: u64) -> Duration {
             let best = (0_u32..).zip(&scratch).max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(id, _)| id);
             let begun = Instant::now();
             guide.picked(best);
-            choice = guide.choice();
-            while matches!(choice, Ok(Choice::Forced(_))) {
-                choice = guide.choice();
-            }
+            choice = free_choice(&mut guide);
             took += begun.elapsed();
             (position, left) = (position + 1, left - 1);
         }
