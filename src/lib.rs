@@ -26,6 +26,8 @@ pub mod manifest;
 
 pub mod text;
 
+pub mod constraint;
+
 pub mod wire;
 
 #[expect(unsafe_code, reason = "the one folder where it is allowed")]

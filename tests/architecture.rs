@@ -15,16 +15,17 @@ const LAYERS: &str = "
     config: units
     manifest: units
     text: job manifest units
+    constraint: job text
     wire: job units
     device: units
     export: manifest units
     model: device manifest units
-    engine: device job model units
-    worker: device engine job model wire units
+    engine: constraint device job model units
+    worker: constraint device engine job model wire units
     supervise: job metrics wire units
     executor: job metrics units
-    http: config executor job metrics text units
-    cli: config device engine executor export http job manifest metrics model supervise text units wire worker
+    http: config constraint executor job metrics text units
+    cli: config constraint device engine executor export http job manifest metrics model supervise text units wire worker
 ";
 
 /// The only module with `unsafe`.

@@ -19,9 +19,12 @@ mod count;
 mod dialect;
 mod error;
 mod fields;
+mod form;
 mod generate;
 mod native;
 mod probes;
+mod sampling;
+mod scored;
 
 use std::{
     io,

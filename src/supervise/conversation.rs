@@ -54,7 +54,7 @@ impl Request {
         let (id, budgets) = (job.id, watchdog.budgets());
         let mut cancelled = false;
         let mut watch = Watch::start(job.prompt.len() + job.answer.len(), chunk, Instant::now());
-        send(worker, &Down::Generate(job.clone()), &budgets).await?;
+        send(worker, &Down::Generate(Box::new(job.clone())), &budgets).await?;
         loop {
             let frame = tokio::select! {
                 biased;
@@ -117,6 +117,10 @@ fn pass_on(
     match frame {
         Some(Ok(Up::Progress { job, done, total })) if job == running => {
             let _ = events.send(Event::Progress { done, total });
+            Ok(None)
+        }
+        Some(Ok(Up::Score { job, score })) if job == running => {
+            let _ = events.send(Event::Score(score));
             Ok(None)
         }
         Some(Ok(Up::Token { job, id })) if job == running => {

@@ -30,6 +30,7 @@ use std::{
 };
 
 use crate::{
+    constraint::Guides,
     device::{
         Runtime, RuntimeError, SessionOptions,
         host::{self, Pace},
@@ -148,11 +149,17 @@ fn read_frames(mut input: impl Read + Send + 'static, noted: Arc<Noted>) -> mpsc
     receiver
 }
 
+/// A model, and what keeps its answers in a form.
+struct Loaded {
+    timeline: Timeline,
+    guides: Guides,
+}
+
 struct Worker<W> {
     runtime: Runtime,
     spec: WorkerSpec,
     threads: usize,
-    models: BTreeMap<ModelId, Timeline>,
+    models: BTreeMap<ModelId, Loaded>,
     noted: Arc<Noted>,
     output: W,
     /// What it held after the last trim, and so before the next job: asking again would delay the first token.
@@ -173,7 +180,7 @@ impl<W: Write> Worker<W> {
                     wire::write(&Up::Unloaded { model, memory: self.idle }, &mut self.output)?;
                 }
                 Ok(Down::Trim) => {
-                    self.models.values_mut().for_each(Timeline::clear);
+                    self.models.values_mut().for_each(|loaded| loaded.timeline.clear());
                     self.idle = memory_after_trim();
                     wire::write(&Up::Trimmed { memory: self.idle }, &mut self.output)?;
                 }
@@ -207,7 +214,8 @@ impl<W: Write> Worker<W> {
         timeline.warm_up()?;
         let placement = timeline.model().session().placement().map_err(EngineError::from)?;
         let capacity = timeline.capacity();
-        self.models.insert(id.clone(), timeline);
+        let guides = Guides::new(dir.to_path_buf(), timeline.vocabulary());
+        self.models.insert(id.clone(), Loaded { timeline, guides });
         self.idle = memory_after_trim();
         let placement = placement.into_iter().collect();
         Ok(ModelReport { placement, capacity, load_time: started.elapsed(), before, after: self.idle })
@@ -217,24 +225,28 @@ impl<W: Write> Worker<W> {
         let before = self.idle;
         let mut broken = None;
         let Self { models, noted, output, faults, .. } = self;
-        let Some(timeline) = models.get_mut(&job.model) else {
+        let Some(Loaded { timeline, guides }) = models.get_mut(&job.model) else {
             let failure = Failure::Model { model: job.model.clone(), message: "it is not loaded".into() };
             return Ok(wire::write(&Up::Failed { job: job.id, failure, poisoned: false }, output)?);
         };
+        let guide = guides.begin(job);
         let mut model = faults.around(timeline, job);
-        let outcome =
-            engine::generate(&mut model, job, |step| match wire::write(&step_frame(job, step), output) {
-                Ok(()) if noted.stops(job) => ControlFlow::Break(()),
-                Ok(()) => {
-                    // Whoever reads the frame may be waiting for this very core.
-                    thread::yield_now();
-                    ControlFlow::Continue(())
+        let outcome = guide.map_err(EngineError::Job).and_then(|guide| {
+            engine::generate(&mut model, job, guide, |step| {
+                match wire::write(&step_frame(job, step), output) {
+                    Ok(()) if noted.stops(job) => ControlFlow::Break(()),
+                    Ok(()) => {
+                        // Whoever reads the frame may be waiting for this very core.
+                        thread::yield_now();
+                        ControlFlow::Continue(())
+                    }
+                    Err(e) => {
+                        broken = Some(e);
+                        ControlFlow::Break(())
+                    }
                 }
-                Err(e) => {
-                    broken = Some(e);
-                    ControlFlow::Break(())
-                }
-            });
+            })
+        });
         if let Some(e) = broken {
             return Err(e.into());
         }
@@ -259,6 +271,7 @@ impl<W: Write> Worker<W> {
 fn step_frame(job: &Job, step: Step) -> Up {
     match step {
         Step::Progress { done, total } => Up::Progress { job: job.id, done, total },
+        Step::Score(score) => Up::Score { job: job.id, score },
         Step::Token(id) => Up::Token { job: job.id, id },
     }
 }

@@ -267,7 +267,7 @@ mod tests {
         let job = Job { lost, ..Job::new(JobId(1), vec![1; 10], 3) };
         let mut said = Vec::new();
         let mut model = Script([0.0, 1.0]);
-        let ended = engine::generate(&mut faults.around(&mut model, &job), &job, |step| {
+        let ended = engine::generate(&mut faults.around(&mut model, &job), &job, None, |step| {
             said.push(step);
             ControlFlow::Continue(())
         });
@@ -277,12 +277,12 @@ mod tests {
 
     #[test]
     fn a_fault_strikes_before_its_chunk_or_step() {
-        let (read, token) = (|done| Step::Progress { done, total: 10 }, Step::Token(1));
+        let (read, token) = (|done| Step::Progress { done, total: 10 }, || Step::Token(1));
         for (plan, before) in [
             ("fail@prefill:1", vec![]),
             ("poison@prefill:3", vec![read(4), read(8)]),
-            ("fail@decode:1", vec![read(4), read(8), token]),
-            ("poison@decode:2", vec![read(4), read(8), token, token]),
+            ("fail@decode:1", vec![read(4), read(8), token()]),
+            ("poison@decode:2", vec![read(4), read(8), token(), token()]),
         ] {
             assert_eq!(said(plan, 0), (before, true), "{plan}");
         }
