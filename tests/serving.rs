@@ -147,7 +147,7 @@ impl Server {
     pub(crate) async fn has_queued(&self, jobs: usize) {
         eventually("the queue to fill", || {
             let now = self.executor.snapshot();
-            now.queued_jobs == jobs && now.running.is_some()
+            now.queued_jobs == jobs && now.running.len() == 1
         })
         .await;
     }
@@ -155,7 +155,7 @@ impl Server {
     pub(crate) async fn is_idle(&self) {
         eventually("the slot to be free", || {
             let now = self.executor.snapshot();
-            now.queued_jobs == 0 && now.running.is_none()
+            now.queued_jobs == 0 && now.running.is_empty()
         })
         .await;
     }

@@ -72,9 +72,11 @@ impl Pace {
     }
 
     /// When a client that was refused should come back: when all that is ahead of it is likely to be done.
-    pub(super) fn retry_after(&self, ahead: impl IntoIterator<Item = Work>) -> Duration {
+    pub(super) fn retry_after(&self, ahead: impl IntoIterator<Item = Work>, slots: usize) -> Duration {
         let seconds: f64 = ahead.into_iter().map(|work| self.seconds_for(work)).sum();
-        Duration::try_from_secs_f64(seconds).unwrap_or(LONGEST).clamp(SHORTEST, LONGEST)
+        Duration::try_from_secs_f64(seconds / count(Tokens(slots)).max(1.0))
+            .unwrap_or(LONGEST)
+            .clamp(SHORTEST, LONGEST)
     }
 
     fn seconds_for(&self, work: Work) -> f64 {
@@ -132,7 +134,7 @@ mod tests {
 
     #[test]
     fn before_the_first_measurement_the_prior_speaks() {
-        let wait = Pace::default().retry_after([work(400, 80, 0)]);
+        let wait = Pace::default().retry_after([work(400, 80, 0)], 1);
         assert_eq!(wait, Duration::from_secs(2 + 4));
     }
 
@@ -141,16 +143,16 @@ mod tests {
         let mut pace = Pace::default();
         pace.learn(taken(work(100, 100, 51), 1_000, 5_000));
         // 10 ms a prompt token, 100 ms a generated one, 51 % used.
-        let wait = pace.retry_after([work(100, 100, 0), work(100, 100, 0)]);
+        let wait = pace.retry_after([work(100, 100, 0), work(100, 100, 0)], 1);
         assert_eq!(wait.as_millis(), 2 * (1_000 + 5_100));
     }
 
     #[test]
     fn what_the_running_job_has_behind_it_is_not_waited_for() {
         let pace = Pace::default();
-        assert_eq!(pace.retry_after([work(0, 200, 60)]), Duration::from_secs(4));
+        assert_eq!(pace.retry_after([work(0, 200, 60)], 1), Duration::from_secs(4));
         assert_eq!(
-            pace.retry_after([work(0, 200, 190)]),
+            pace.retry_after([work(0, 200, 190)], 1),
             SHORTEST,
             "more than expected is not less than nothing"
         );
@@ -161,7 +163,7 @@ mod tests {
         let mut pace = Pace::default();
         pace.learn(taken(work(5_000, 10, 10), 5_000, 90));
         pace.learn(taken(work(5, 10, 10), 500, 90));
-        let wait = pace.retry_after([work(5_000, 0, 0)]);
+        let wait = pace.retry_after([work(5_000, 0, 0)], 1);
         assert!(wait < Duration::from_secs(6), "{wait:?}");
     }
 
@@ -172,16 +174,16 @@ mod tests {
         for _ in 0..50 {
             pace.learn(taken(work(1, 10, 11), 1, 100));
         }
-        let wait = pace.retry_after([work(0, 1_000, 0)]);
+        let wait = pace.retry_after([work(0, 1_000, 0)], 1);
         assert!(wait < Duration::from_secs(30), "{wait:?}");
     }
 
     #[test]
     fn nasty_numbers_stay_between_a_second_and_an_hour() {
         let mut pace = Pace::default();
-        assert_eq!(pace.retry_after([]), SHORTEST);
+        assert_eq!(pace.retry_after([], 1), SHORTEST);
         pace.learn(taken(work(0, 0, 0), 0, 0));
         pace.learn(taken(work(0, 0, 1), 0, 0));
-        assert_eq!(pace.retry_after([work(usize::MAX, usize::MAX, 0); 9]), LONGEST);
+        assert_eq!(pace.retry_after([work(usize::MAX, usize::MAX, 0); 9], 1), LONGEST);
     }
 }

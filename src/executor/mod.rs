@@ -1,4 +1,4 @@
-//! The bounded queue and the one slot.
+//! The bounded queue and the slot: one for each device, and so one on almost every machine.
 //!
 //! The slot is a closure that turns a job into a future: the executor knows neither process nor device, and its tests
 //! need none. Everything else waits in a queue that is bounded twice, by jobs and by their prompt tokens, because
@@ -25,6 +25,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use tokio::{
     sync::{
         Notify,
@@ -93,14 +94,14 @@ pub enum SubmitError {
 }
 
 /// The queue and the slot at one moment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
     /// Jobs that wait.
     pub queued_jobs: usize,
     /// Their prompt tokens.
     pub queued_prompt_tokens: Tokens,
-    /// What has the slot, and for how long it has had it.
-    pub running: Option<(JobId, Duration)>,
+    /// What has a slot, and for how long it has had it.
+    pub running: Vec<(JobId, Duration)>,
     /// Whether new jobs are accepted: not after [`Executor::drain`].
     pub accepting: bool,
 }
@@ -124,11 +125,26 @@ impl Executor {
         R: FnMut(Job, UnboundedSender<Event>, CancellationToken) -> F + Send + 'static,
         F: Future<Output = Result<Finish, Failure>> + Send + 'static,
     {
+        Self::with_slots(limits, metrics, vec![run])
+    }
+
+    /// As [`Self::new`], with a slot for each of `runs`: whichever is free first takes the next job.
+    pub fn with_slots<R, F>(
+        limits: Limits,
+        metrics: Arc<Metrics>,
+        runs: Vec<R>,
+    ) -> (Self, impl Future<Output = ()> + Send + 'static)
+    where
+        R: FnMut(Job, UnboundedSender<Event>, CancellationToken) -> F + Send + 'static,
+        F: Future<Output = Result<Finish, Failure>> + Send + 'static,
+    {
         let shared = Arc::new(Shared::new(limits, metrics));
-        let (slot, deadlines) = (slot::serve(shared.clone(), run), slot::watch_deadlines(shared.clone()));
+        shared.queue().set_slots(runs.len());
+        let deadlines = slot::watch_deadlines(shared.clone());
+        let slots: Vec<_> = runs.into_iter().map(|run| slot::serve(shared.clone(), run)).collect();
         let work = async move {
             tokio::select! {
-                () = slot => {}
+                _ = join_all(slots) => {}
                 () = deadlines => {}
             }
         };
@@ -189,7 +205,7 @@ impl Executor {
         Snapshot {
             queued_jobs: queue.jobs(),
             queued_prompt_tokens: queue.prompt_tokens(),
-            running: queue.running().map(|running| (running.id, running.since.elapsed())),
+            running: queue.running().iter().map(|running| (running.id, running.since.elapsed())).collect(),
             accepting: queue.is_accepting(),
         }
     }
@@ -279,7 +295,7 @@ impl Shared {
         let gauge = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         self.metrics.queue_jobs.set(gauge(queue.jobs()));
         self.metrics.queue_prompt_tokens.set(gauge(queue.prompt_tokens().0));
-        self.metrics.slot_busy.set(i64::from(queue.running().is_some()));
+        self.metrics.slot_busy.set(gauge(queue.running().len()));
         drop(queue);
         self.left.notify_waiters();
         changed
@@ -294,7 +310,7 @@ impl Shared {
                 return Some(next);
             }
             next.tell_cancelled();
-            self.update(Queue::release);
+            self.update(|queue| queue.release(next.job.id));
         }
     }
 
@@ -307,20 +323,21 @@ impl Shared {
         self.queue().next_given_up()
     }
 
-    fn note_progress(&self, remains: Work) {
-        self.queue().note_progress(remains);
+    fn note_progress(&self, id: JobId, remains: Work) {
+        self.queue().note_progress(id, remains);
     }
 
-    fn release(&self, taken: Taken) {
+    fn release(&self, id: JobId, taken: Taken) {
         self.update(|queue| {
             queue.learn(taken);
-            queue.release();
+            queue.release(id);
         });
     }
 
+    /// No job will ever wait again.
     fn is_over(&self) -> bool {
         let queue = self.queue();
-        queue.is_idle() && !queue.is_accepting()
+        queue.jobs() == 0 && !queue.is_accepting()
     }
 
     /// Ends everything that waits, and tells the running job's runner to stop.

@@ -109,7 +109,9 @@ pub(super) struct Queue {
     limits: Limits,
     waiting: VecDeque<Accepted>,
     prompt_tokens: usize,
-    running: Option<Running>,
+    /// Jobs that have a slot, at most one for each.
+    running: Vec<Running>,
+    slots: usize,
     pace: Pace,
     accepting: bool,
     switching: Option<Switching>,
@@ -123,7 +125,8 @@ impl Queue {
             limits,
             waiting: VecDeque::new(),
             prompt_tokens: 0,
-            running: None,
+            running: Vec::new(),
+            slots: 1,
             pace: Pace::default(),
             accepting: true,
             switching: None,
@@ -146,23 +149,28 @@ impl Queue {
         Ok(())
     }
 
+    /// There is one slot for each device.
+    pub(super) fn set_slots(&mut self, slots: usize) {
+        self.slots = slots;
+    }
+
     pub(super) fn limit_switches(&mut self, switching: Switching) {
         self.switching = Some(switching);
     }
 
-    /// The next job takes the slot, which must be free: the one that came first, unless that would be one switch of models
+    /// The next job takes a slot, of which one must be free: the job that came first, unless that would be one switch of models
     /// too many.
     pub(super) fn take(&mut self, now: Instant) -> Option<Accepted> {
-        debug_assert!(self.running.is_none(), "there is one slot");
+        debug_assert!(self.running.len() < self.slots, "no slot is free");
         let place = self.next_place()?;
         let next = self.remove_at(place)?;
-        self.running = Some(Running { id: next.job.id, since: now, remains: next.work() });
+        self.running.push(Running { id: next.job.id, since: now, remains: next.work() });
         Some(next)
     }
 
-    /// The slot is free again.
-    pub(super) fn release(&mut self) {
-        self.running = None;
+    /// The slot of a job is free again.
+    pub(super) fn release(&mut self, id: JobId) {
+        self.running.retain(|running| running.id != id);
     }
 
     /// Removes a job that still waits.
@@ -198,7 +206,7 @@ impl Queue {
     }
 
     pub(super) fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.running.is_none()
+        self.waiting.is_empty() && self.running.is_empty()
     }
 
     pub(super) fn jobs(&self) -> usize {
@@ -209,13 +217,13 @@ impl Queue {
         Tokens(self.prompt_tokens)
     }
 
-    pub(super) fn running(&self) -> Option<Running> {
-        self.running
+    pub(super) fn running(&self) -> &[Running] {
+        &self.running
     }
 
-    /// Notes how far the running job has come.
-    pub(super) fn note_progress(&mut self, remains: Work) {
-        if let Some(running) = &mut self.running {
+    /// Notes how far a running job has come.
+    pub(super) fn note_progress(&mut self, id: JobId, remains: Work) {
+        if let Some(running) = self.running.iter_mut().find(|running| running.id == id) {
             running.remains = remains;
         }
     }
@@ -247,28 +255,29 @@ impl Queue {
         Some(removed)
     }
 
-    /// A job that a free slot is about to take waits for nothing, and takes no place in the queue. One too large for
-    /// the token bound has the queue to itself: it is the context length that limits a single prompt.
+    /// Jobs that free slots are about to take wait for nothing, and take no place in the queue. One too large for the token
+    /// bound has the queue to itself: it is the context length that limits a single prompt.
     fn has_room_for(&self, prompt: Tokens) -> bool {
-        let about_to_run = if self.running.is_none() { self.waiting.front() } else { None };
-        let jobs = self.waiting.len() - usize::from(about_to_run.is_some());
-        let queued = self.prompt_tokens - about_to_run.map_or(0, |next| next.job.prompt.len());
-        if self.running.is_none() && about_to_run.is_none() {
+        let free = self.slots.saturating_sub(self.running.len());
+        if self.waiting.len() < free {
             return true;
         }
+        let about_to_run = self.waiting.iter().take(free);
+        let queued = self.prompt_tokens - about_to_run.map(|next| next.job.prompt.len()).sum::<usize>();
+        let jobs = self.waiting.len() - free;
         let fits = queued.saturating_add(prompt.0) <= self.limits.max_prompt_tokens.0;
         jobs < self.limits.max_jobs.get() && (jobs == 0 || fits)
     }
 
     fn busy(&self) -> SubmitError {
-        let running = self.running.map(|running| running.remains);
-        let ahead = running.into_iter().chain(self.waiting.iter().map(Accepted::work));
+        let running = self.running.iter().map(|running| running.remains);
+        let ahead = running.chain(self.waiting.iter().map(Accepted::work));
         SubmitError::Busy {
             jobs: self.jobs(),
             max_jobs: self.limits.max_jobs,
             prompt_tokens: self.prompt_tokens(),
             max_prompt_tokens: self.limits.max_prompt_tokens,
-            retry_after: self.pace.retry_after(ahead),
+            retry_after: self.pace.retry_after(ahead, self.slots),
         }
     }
 }
@@ -304,6 +313,23 @@ mod tests {
     }
 
     #[test]
+    fn every_slot_takes_a_job_before_any_has_to_wait() {
+        let (mut queue, now) = (queue(1, 100), Instant::now());
+        queue.set_slots(2);
+        for id in 1..=3 {
+            queue.push(job_of(id, 1, FOREVER, now)).unwrap();
+        }
+        assert!(queue.push(job_of(4, 1, FOREVER, now)).is_err());
+        assert_eq!(queue.take(now).unwrap().job.id, JobId(1));
+        assert_eq!(queue.take(now).unwrap().job.id, JobId(2));
+        assert!(queue.push(job_of(4, 1, FOREVER, now)).is_err());
+        queue.release(JobId(1));
+        queue.push(job_of(4, 1, FOREVER, now)).unwrap();
+        let running: Vec<_> = queue.running().iter().map(|running| running.id.0).collect();
+        assert_eq!(running, [2]);
+    }
+
+    #[test]
     fn prompt_tokens_bound_the_queue_but_never_a_job_that_is_alone_in_it() {
         let (mut queue, now) = (queue(9, 10), Instant::now());
         queue.push(job_of(1, 50, FOREVER, now)).unwrap();
@@ -328,7 +354,7 @@ mod tests {
         let mut order = vec![];
         while let Some(next) = queue.take(now) {
             order.push(next.job.id.0);
-            queue.release();
+            queue.release(next.job.id);
         }
         assert_eq!(order, [1, 3, 4]);
         assert!(queue.is_idle());
@@ -350,8 +376,8 @@ mod tests {
         let mut order = String::new();
         while let Some(next) = queue.take(now) {
             order += &next.job.model.0;
+            queue.release(next.job.id);
             *loaded.lock().unwrap() = next.job.model;
-            queue.release();
         }
         order
     }

@@ -27,8 +27,12 @@ where
 {
     loop {
         match shared.take_next() {
-            Some(accepted) => run_one(&shared, &mut run, accepted).await,
-            None if shared.is_over() => return,
+            Some(accepted) => {
+                // One word may stand for several arrivals: whoever hears it passes it on.
+                shared.arrived.notify_one();
+                run_one(&shared, &mut run, accepted).await;
+            }
+            None if shared.is_over() => return shared.arrived.notify_one(),
             None => shared.arrived.notified().await,
         }
     }
@@ -97,7 +101,7 @@ impl<'a> Show<'a> {
         match event {
             Event::Progress { done, .. } => {
                 let prompt = Tokens(self.work.prompt.0.saturating_sub(done));
-                self.shared.note_progress(Work { prompt, ..self.work });
+                self.shared.note_progress(self.accepted.job.id, Work { prompt, ..self.work });
             }
             Event::Token(_) => self.count_token(),
             Event::Loading | Event::Score(_) => {}
@@ -121,7 +125,7 @@ impl<'a> Show<'a> {
         }
         self.last_token = now;
         self.work.generated.0 += 1;
-        self.shared.note_progress(Work { prompt: Tokens(0), ..self.work });
+        self.shared.note_progress(self.accepted.job.id, Work { prompt: Tokens(0), ..self.work });
     }
 
     /// Returns when the job must end before it is done, with the reason.
@@ -153,7 +157,10 @@ impl<'a> Show<'a> {
         }
         let first_token = self.first_token.unwrap_or(now);
         let to_first_token = first_token - self.began;
-        self.shared.release(Taken { work: self.work, to_first_token, rest: now - first_token });
+        self.shared.release(
+            self.accepted.job.id,
+            Taken { work: self.work, to_first_token, rest: now - first_token },
+        );
         if !self.is_over {
             self.accepted.tell(ended.map_or_else(Event::Failed, Event::Done));
         }

@@ -151,7 +151,7 @@ async fn a_client_hears_of_its_deadline_even_when_the_runner_does_not_stop() {
     let executor = Executor::start(limits(4), Arc::new(Metrics::new()), |_, _, _| pending());
     let mut stuck = executor.ask(1, Deadlines { queue: Duration::MAX, total: 50 * MS }).unwrap();
     assert_eq!(hear_out(&mut stuck).await.1, Event::Failed(Failure::Deadline { elapsed: 50 * MS }));
-    assert!(executor.snapshot().running.is_some(), "the slot is not free before the runner has stopped");
+    assert!(!executor.snapshot().running.is_empty(), "the slot is not free before the runner has stopped");
 }
 
 #[tokio::test(start_paused = true)]
@@ -235,7 +235,7 @@ async fn a_drain_finishes_what_waits_and_accepts_nothing_more() {
         assert_eq!(hear_out(ticket).await.1, done(FinishReason::Length, 10));
     }
     draining.await.unwrap();
-    assert_eq!(executor.snapshot().running, None);
+    assert!(executor.snapshot().running.is_empty());
 }
 
 #[tokio::test(start_paused = true)]
@@ -296,4 +296,22 @@ async fn what_happens_is_counted() {
         let line = format!("eka_{figure}_seconds_count {count}");
         assert!(text.contains(&line), "{line} is missing from:\n{text}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_slots_run_two_jobs_at_a_time_and_end_when_the_queue_is_drained() {
+    let run = || |job: Job, says, cancel| speak(job, says, cancel, 10 * MS);
+    let (executor, work) = Executor::with_slots(limits(9), Arc::new(Metrics::new()), vec![run(), run()]);
+    let work = tokio::spawn(work);
+    let mut tickets: Vec<_> = (0..5).map(|_| executor.ask(10, FOREVER).unwrap()).collect();
+    sleep(5 * MS).await;
+    let running: Vec<u64> = executor.snapshot().running.iter().map(|(id, _)| id.0).collect();
+    assert_eq!(running, [1, 2]);
+    let began = Instant::now();
+    for ticket in &mut tickets {
+        assert_eq!(hear_out(ticket).await.1, done(FinishReason::Length, 10));
+    }
+    assert!(began.elapsed() < 350 * MS, "five jobs of 100 ms took {:?}", began.elapsed());
+    executor.drain(Duration::from_secs(1)).await;
+    work.await.unwrap();
 }
