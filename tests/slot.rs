@@ -290,3 +290,52 @@ async fn a_worker_can_be_another_one_for_every_request() {
     });
     assert!(recycled >= Some(7), "{metrics}");
 }
+
+#[tokio::test]
+async fn a_server_whose_model_is_gone_says_so_and_goes_on_when_it_is_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let (there, gone) = (folder.path().join("demo"), folder.path().join("elsewhere"));
+    copy(&Program::start(&[]).await.export(), &there);
+    let program = Program::start(&["--model", argument(&there)]).await;
+    let request = json!({ "prompt": "Once", "max_new_tokens": 4 });
+    assert_eq!(program.ask("/generate-lite", &request).await.0, 200);
+
+    std::fs::rename(&there, &gone).unwrap();
+    send("KILL", program.worker_pid());
+    let waiting = tokio::spawn(program.post("/generate-lite", &request).send());
+    let readyz = format!("{}/readyz", program.url);
+    let down = loop {
+        let response = program.client.get(&readyz).send().await.unwrap();
+        if response.status() == 503 && response.headers().contains_key("retry-after") {
+            let body: Value = response.json().await.unwrap();
+            if body["error"]["code"] == "worker_down" && body.to_string().contains("eka.json") {
+                break body;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    println!("{down}");
+    eventually_refused(&program, &request).await;
+    let live = program.client.get(format!("{}/livez", program.url)).send().await.unwrap();
+    assert_eq!(live.status(), 200);
+
+    std::fs::rename(&gone, &there).unwrap();
+    assert_eq!(waiting.await.unwrap().unwrap().status(), 200, "what was queued has waited");
+    assert_eq!(program.ask("/generate-lite", &request).await.0, 200);
+}
+
+/// New requests are refused, with a time to come back, once it is clear that a new worker is no help.
+async fn eventually_refused(program: &Program, request: &Value) {
+    for _ in 0..500 {
+        let response =
+            program.post("/generate-lite", request).timeout(Duration::from_millis(200)).send().await;
+        if let Ok(response) = response
+            && response.status() == 503
+        {
+            assert!(response.headers().contains_key("retry-after"));
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{}", program.log());
+}

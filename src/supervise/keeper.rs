@@ -245,7 +245,8 @@ impl Keeper {
             self.now_loaded(&mut worker, model, report);
         }
         if let Some((model, message)) = failed {
-            if !self.ever_ready {
+            // A server of one model has nothing to go on with, but what loaded once may load again.
+            if !self.ever_ready || !self.has_others() {
                 worker.process.kill().await;
                 return Life::Ended { end: End::LoadFailed, lost: Lost::new("load_failed", message) };
             }
