@@ -157,6 +157,33 @@ async fn a_job_that_loses_two_workers_fails_and_the_queue_goes_on() {
     assert_eq!(status, 200);
 }
 
+/// The system refuses the worker any more memory than it has.
+#[tokio::test]
+async fn a_request_that_memory_does_not_suffice_for_fails_alone_and_the_worker_goes_on() {
+    let program = Program::start(&[]).await;
+    let short = json!({ "prompt": "Once", "max_new_tokens": 2 });
+    let long = json!({ "prompt": vec![20; 480], "max_new_tokens": 2 });
+    assert_eq!(program.ask("/generate-lite", &short).await.0, 200);
+    let worker = program.worker_pid();
+    let status = std::fs::read_to_string(format!("/proc/{worker}/status")).unwrap();
+    let size = status.lines().find_map(|line| line.strip_prefix("VmSize:")).unwrap();
+    let kib: u64 = size.trim().trim_end_matches("kB").trim().parse().unwrap();
+    limit_memory(worker, &((kib + 512) << 10).to_string());
+    for _ in 0..2 {
+        let (status, answer) = program.ask("/generate-lite", &long).await;
+        assert_eq!((status, &answer["error"]["code"]), (500, &json!("device_error")), "{answer}");
+        assert_eq!(program.ask("/generate-lite", &short).await.0, 200);
+    }
+    limit_memory(worker, "unlimited");
+    assert_eq!(program.ask("/generate-lite", &long).await.0, 200);
+    assert_eq!(program.worker_pid(), worker, "it is the same worker throughout");
+}
+
+fn limit_memory(pid: u32, bytes: &str) {
+    let arguments = ["--pid".into(), pid.to_string(), format!("--as={bytes}:unlimited")];
+    assert!(std::process::Command::new("prlimit").args(arguments).status().unwrap().success());
+}
+
 #[tokio::test]
 async fn three_hundred_requests_leave_memory_where_it_was() {
     let program = Program::start(&[]).await;
