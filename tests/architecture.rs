@@ -12,6 +12,7 @@ const LAYERS: &str = "
     metrics:
     job: units
     config: units
+    access: config
     manifest: units
     text: job manifest units
     wire: job units
@@ -22,8 +23,8 @@ const LAYERS: &str = "
     worker: device engine job model wire units
     supervise: job metrics wire units
     executor: job metrics units
-    http: config executor job metrics text units
-    cli: config device engine executor export http job manifest metrics model supervise text units wire worker
+    http: access config executor job metrics text units
+    cli: access config device engine executor export http job manifest metrics model supervise text units wire worker
 ";
 
 /// The only module with `unsafe`.

@@ -30,5 +30,5 @@ pub(super) fn start(log: &Log) -> anyhow::Result<()> {
 /// # Errors
 /// Never in practice: the filter is a constant.
 pub(super) fn start_quiet() -> anyhow::Result<()> {
-    start(&Log { level: "warn".into(), format: LogFormat::Text })
+    start(&Log { level: "warn".into(), format: LogFormat::Text, prompts: false })
 }
