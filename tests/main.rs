@@ -6,6 +6,7 @@ mod adapters;
 mod answers;
 mod architecture;
 mod commands;
+mod doors;
 mod export_safety;
 mod http_api;
 mod http_errors;

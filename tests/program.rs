@@ -96,8 +96,9 @@ impl Program {
         eventually("the address in the log", || {
             let log = self.log();
             assert!(self.child.try_wait().unwrap().is_none(), "it ended:\n{log}");
-            found =
-                log.split_once("on http://").and_then(|(_, rest)| Some(rest.split_once('\n')?.0.to_owned()));
+            found = log
+                .split_once("on http://")
+                .and_then(|(_, rest)| Some(rest.split_once(['\n', '"'])?.0.to_owned()));
             found.is_some()
         })
         .await;
@@ -152,6 +153,11 @@ impl Program {
     /// Sends a signal and waits for the end.
     pub(crate) async fn end_with(&mut self, signal: &str) -> ExitStatus {
         send(signal, self.pid());
+        self.end().await
+    }
+
+    /// Waits for the end.
+    pub(crate) async fn end(&mut self) -> ExitStatus {
         let mut status = None;
         eventually("the program to end", || {
             status = self.child.try_wait().unwrap();

@@ -136,6 +136,10 @@ impl Crowd {
         }
         bucket.take(now)
     }
+
+    pub(super) fn standing(&mut self, address: IpAddr, now: Instant) -> Option<Standing> {
+        self.recent.get_mut(&network(address)).map(|bucket| bucket.standing(now))
+    }
 }
 
 /// Whoever has one IPv6 address has 2^64 of them.

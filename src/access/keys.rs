@@ -232,9 +232,19 @@ fn entries(path: &Path) -> Result<Vec<Entry>, KeysError> {
     let file: File = toml::from_str(&text).map_err(|error| {
         // The error's own text quotes the line, which may hold a key.
         let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
-        KeysError::Shape { path: path.into(), line, message: error.message().to_owned() }
+        KeysError::Shape { path: path.into(), line, message: without_keys(error.message()) }
     })?;
     if file.key.is_empty() { Err(KeysError::Empty { path: path.into() }) } else { Ok(file.key) }
+}
+
+/// `message` without what it quotes, where that is long enough to be a key and no name of a field.
+fn without_keys(message: &str) -> String {
+    const FIELDS: [&str; 2] = ["requests_per_minute", "tokens_per_minute"];
+    let quoted = message.split('`').enumerate().map(|(at, part)| match at % 2 {
+        1 if part.len() >= LEAST_CHARACTERS && !FIELDS.contains(&part) => "…",
+        _ => part,
+    });
+    quoted.collect::<Vec<_>>().join("`")
 }
 
 #[derive(Deserialize)]
@@ -353,6 +363,8 @@ mod tests {
             format!("[[key]]\nname = \"a\"\nkey = \"{SECRET}\"\nsha256 = \"{SECRET}\"\n"),
             format!("[[key]]\nname = \"a\"\nsha256 = \"{SECRET}\"\n"),
             format!("[[key]]\nkey = \"{SECRET}\"\n"),
+            format!("[[key]]\nname = \"a\"\n{SECRET} = true\n"),
+            format!("{SECRET}\n"),
             format!("[[key]]\nname = \"a\"\nkey = \"{SECRET} \"\n"),
         ] {
             let message = refused(&text);

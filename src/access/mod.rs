@@ -9,7 +9,7 @@ mod keys;
 use std::{
     net::IpAddr,
     num::NonZeroU32,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::{Duration, Instant},
 };
 
@@ -96,6 +96,17 @@ impl Door {
     /// When nothing is left of it: how long until something is.
     pub fn enter(&self, rules: &Rules, address: IpAddr, now: Instant) -> Result<(), Duration> {
         let Some(per_minute) = rules.requests_per_minute_per_ip else { return Ok(()) };
-        self.crowd.lock().unwrap_or_else(PoisonError::into_inner).take(address, per_minute, now)
+        self.crowd().take(address, per_minute, now)
+    }
+
+    /// How the allowance of an address stands, where there is one and it was used.
+    #[must_use]
+    pub fn standing(&self, rules: &Rules, address: IpAddr, now: Instant) -> Option<Standing> {
+        rules.requests_per_minute_per_ip?;
+        self.crowd().standing(address, now)
+    }
+
+    fn crowd(&self) -> MutexGuard<'_, bucket::Crowd> {
+        self.crowd.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

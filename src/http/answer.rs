@@ -4,6 +4,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::count::Tally;
 use crate::{
     executor::Ticket,
     job::{Event, Failure, Finish, FinishReason, MemoryReport, Timings, Usage},
@@ -21,6 +22,16 @@ pub(super) struct Answer {
     text: String,
     progress: Progress,
     is_loading: bool,
+    /// Has what was generated added when this is dropped, complete or not.
+    tally: Option<Tally>,
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if let Some(tally) = self.tally.as_ref().filter(|_| self.completion_tokens > 0) {
+            tally.add_tokens(self.prompt_tokens, self.completion_tokens);
+        }
+    }
 }
 
 /// How far an answer has come.
@@ -89,7 +100,15 @@ impl Answer {
             text: String::new(),
             progress: Progress::Speaking,
             is_loading: false,
+            tally: None,
         }
+    }
+
+    /// What is generated counts for this request.
+    pub(super) fn count_for(self, tally: Option<Tally>) -> Self {
+        let mut counted = self;
+        counted.tally = tally;
+        counted
     }
 
     /// Whether its model was being loaded when something was last heard.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use actix_web::{
-    HttpMessage, HttpRequest, HttpResponse,
+    HttpRequest, HttpResponse,
     http::header::{CACHE_CONTROL, CONTENT_TYPE},
     web::{self, Bytes},
 };
@@ -23,6 +23,7 @@ use super::{
     count::Tally,
     dialect::{Dialect, Head},
     error::ApiError,
+    gate::check_model,
 };
 
 /// A comment by the standard of server-sent events: clients skip it, proxies see life, and a client that is gone is
@@ -40,6 +41,7 @@ pub(super) async fn generate<D: Dialect>(
 ) -> Result<HttpResponse, ApiError> {
     let mut fields = body::read(payload, state.settings.body_limit).await?;
     let text = state.catalogue.find(fields.take::<String>("model")?.as_deref())?;
+    check_model(&request, &text.card().id)?;
     let rules = Rules {
         vocabulary: text.card().vocabulary,
         deadlines: state.settings.deadlines,
@@ -56,11 +58,16 @@ pub(super) async fn generate<D: Dialect>(
         seed: ask.sampling.seed,
         include_usage: delivery == Delivery::Streamed { include_usage: true },
     });
-    let answer = admit(&state, text, id, ask).await?;
+    let tally = Tally::of(&request);
+    if state.settings.log_prompts {
+        let request_id = tally.as_ref().map(|tally| tally.id().as_str());
+        tracing::info!(request_id, prompt = ?ask.prompt, "prompt");
+    }
+    let answer = admit(&state, text, id, ask).await?.count_for(tally);
     match delivery {
         Delivery::Whole => whole(answer, &dialect).await,
         Delivery::Streamed { .. } => {
-            let tally = request.extensions_mut().remove::<Tally>();
+            let tally = Tally::take(&request);
             Ok(streamed(Telling { answer, dialect, tally, told: Told::Nothing }, state.settings.heartbeat))
         }
     }
@@ -140,14 +147,20 @@ impl<D: Dialect> Telling<D> {
             push_event(&mut frame, &event);
         }
         frame.push_str("data: [DONE]\n\n");
-        self.settle("ok");
+        self.told = Told::Everything;
+        if let Some(tally) = &self.tally {
+            tally.settle();
+        }
         frame.into()
     }
 
     fn fail(&mut self, error: &ApiError) -> Bytes {
         let mut frame = String::new();
         push_event(&mut frame, &error.body());
-        self.settle(error.code());
+        self.told = Told::Everything;
+        if let Some(tally) = &self.tally {
+            tally.settle_failed(error);
+        }
         frame.into()
     }
 
@@ -159,13 +172,6 @@ impl<D: Dialect> Telling<D> {
             self.dialect.opening().iter().for_each(|event| push_event(&mut frame, event));
         }
         frame
-    }
-
-    fn settle(&mut self, code: &'static str) {
-        self.told = Told::Everything;
-        if let Some(tally) = &mut self.tally {
-            tally.settle(code);
-        }
     }
 }
 
