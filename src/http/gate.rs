@@ -3,19 +3,25 @@
 //! In: pages of other origins, then the address' allowance, then the key, then the key's allowance. Out: the headers that
 //! all answers have. Probes always pass: an orchestrator that is turned away would kill a healthy server.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use actix_web::{
     Error, HttpMessage, HttpRequest,
     body::BoxBody,
     dev::{ServiceRequest, ServiceResponse},
-    http::header::{AUTHORIZATION, HeaderMap, HeaderName},
+    http::{
+        Version,
+        header::{AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderName, TRANSFER_ENCODING},
+    },
     middleware::Next,
     web,
 };
 
 use super::{AppState, cors, count::Tally, error::ApiError, headers};
-use crate::access::{Rules, Spent};
+use crate::{
+    access::{Rules, Spent},
+    text::Text,
+};
 
 /// Carries a key where `Authorization` is taken by somebody else.
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
@@ -35,6 +41,8 @@ pub(super) async fn pass(
     let mut response = if cors::is_preflight(&request) {
         let answer = cors::preflight(&request, origin.is_some());
         request.into_response(answer)
+    } else if let Err(refusal) = check_length(&request) {
+        request.error_response(refusal)
     } else if let Err(refusal) = enter(&request, &state, &rules, &tally) {
         request.error_response(refusal)
     } else {
@@ -52,6 +60,17 @@ pub(super) async fn pass(
     headers::add_standing(out, &state.door, &rules, &tally);
     cors::add(out, origin.as_ref(), &rules);
     Ok(response)
+}
+
+/// A request whose length two readers could understand in two ways is a way to smuggle another one past a proxy.
+fn check_length(request: &ServiceRequest) -> Result<(), ApiError> {
+    let has = |name| request.headers().contains_key(name);
+    match request.version() {
+        _ if !has(TRANSFER_ENCODING) => Ok(()),
+        _ if has(CONTENT_LENGTH) => Err(ApiError::TwoLengths),
+        Version::HTTP_09 | Version::HTTP_10 => Err(ApiError::NoSuchEncoding),
+        _ => Ok(()),
+    }
 }
 
 /// Whether the request may come in.
@@ -108,6 +127,21 @@ pub(super) fn check_admin(request: &HttpRequest, state: &AppState) -> Result<(),
         None if is_from_here(request) && !cors::is_foreign(request, &rules) => Ok(()),
         None => Err(ApiError::NotFromHere),
     }
+}
+
+/// The model that is asked for, if whoever asks may use it. A key learns of no model but its own, not even that there is
+/// none.
+pub(super) fn model<'a>(
+    request: &HttpRequest,
+    state: &'a AppState,
+    asked: Option<&str>,
+) -> Result<&'a Arc<Text>, ApiError> {
+    if let Some(asked) = asked {
+        check_model(request, asked)?;
+    }
+    let text = state.catalogue.find(asked)?;
+    check_model(request, &text.card().id)?;
+    Ok(text)
 }
 
 /// Whether whoever asks may use this model.

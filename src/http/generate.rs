@@ -23,7 +23,7 @@ use super::{
     count::Tally,
     dialect::{Dialect, Head},
     error::ApiError,
-    gate::check_model,
+    gate,
 };
 
 /// A comment by the standard of server-sent events: clients skip it, proxies see life, and a client that is gone is
@@ -40,8 +40,7 @@ pub(super) async fn generate<D: Dialect>(
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, ApiError> {
     let mut fields = body::read(payload, state.settings.body_limit).await?;
-    let text = state.catalogue.find(fields.take::<String>("model")?.as_deref())?;
-    check_model(&request, &text.card().id)?;
+    let text = gate::model(&request, &state, fields.take::<String>("model")?.as_deref())?;
     let rules = Rules {
         vocabulary: text.card().vocabulary,
         deadlines: state.settings.deadlines,

@@ -26,6 +26,7 @@ mod headers;
 mod native;
 mod probes;
 mod request_id;
+mod strict;
 mod tls;
 
 use std::{

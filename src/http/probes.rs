@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::{
     AppState, ROUTES,
     error::{ApiError, SOON},
-    gate::check_model,
+    gate::{self, check_model},
 };
 use crate::{
     executor::SubmitError,
@@ -71,8 +71,7 @@ pub(super) async fn model(
     state: web::Data<AppState>,
     path: web::Path<String>,
 ) -> Result<HttpResponse, ApiError> {
-    let text = state.catalogue.find(Some(&path.into_inner()))?;
-    check_model(&request, &text.card().id)?;
+    let text = gate::model(&request, &state, Some(&path.into_inner()))?;
     Ok(HttpResponse::Ok().json(model_object(&state, text)))
 }
 
