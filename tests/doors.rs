@@ -93,6 +93,12 @@ async fn a_key_opens_its_models_alone() {
     assert_eq!(told(refused).await, (403, "model_not_allowed".into()));
     let refused = server.get("/v1/models/demo").bearer_auth(OTHER).send().await.unwrap();
     assert_eq!(told(refused).await, (403, "model_not_allowed".into()));
+    // Neither that there is one nor that there is none.
+    for asked in [MODEL, "nothing"] {
+        let request = server.post(NATIVE, &json!({ "prompt": "x", "model": asked })).bearer_auth(OTHER);
+        let answer = request.send().await.unwrap().text().await.unwrap();
+        assert!(answer.contains(r#"it may use \"else\""#), "{answer}");
+    }
     let list =
         async |key| server.get("/v1/models").bearer_auth(key).send().await.unwrap().text().await.unwrap();
     assert!(!list(OTHER).await.contains(MODEL));
@@ -367,13 +373,13 @@ async fn sighup_changes_what_it_can_and_names_what_it_cannot() {
     fs::write(&file, "[log]\nlevel = \"warn,eka::cli=info\"\n").unwrap();
     let program = Program::start(&["--config", argument(&file)]).await;
     assert_eq!(status(&program, "").await, 200);
-    fs::write(&file, format!("[log]\nlevel = \"debug\"\n[auth]\nkeys = \"{ASHA}\"\n[queue]\nmax_jobs = 3\n"))
+    fs::write(&file, format!("[log]\nlevel = \"debug\"\n[auth]\nkeys = \"{ASHA}\"\n[queue]\nmax_jobs = 3\ntimeout_ms = 1\nmax_switches = 3\n"))
         .unwrap();
     send("HUP", program.pid());
     eventually("the signal", || program.log().contains("SIGHUP: read again")).await;
     let log = program.log();
-    assert!(log.contains("eka is started again: queue.max_jobs"), "{log}");
-    assert!(log.contains("auth.keys, log.level changed"), "{log}");
+    assert!(log.contains("eka is started again: queue.max_switches\n"), "{log}");
+    assert!(log.contains("auth.keys, queue.max_jobs, queue.timeout_ms, log.level changed"), "{log}");
     assert_eq!((status(&program, "").await, status(&program, ASHA).await), (401, 200));
     eventually("lines at debug", || program.log().contains("route=\"/v1/models\"")).await;
     fs::write(&file, "[server]\nport = \"high\"\n").unwrap();

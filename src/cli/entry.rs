@@ -9,18 +9,30 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use tokio::sync::watch;
+
 use super::logging::LogLevel;
 use crate::{
     access::{Door, KeysError, Rules},
     config::{Config, ConfigArgs, Settings},
-    http::{Tls, TlsError},
+    executor::{Deadlines, Executor, Limits},
+    http::{self, Tls, TlsError},
 };
 
 /// Between two looks at the files.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Settings that can change while requests are answered, by section or whole.
-const CHANGEABLE: [&str; 4] = ["auth.", "cors.", "limits.", "log.level"];
+const CHANGEABLE: [&str; 8] = [
+    "auth.",
+    "cors.",
+    "limits.",
+    "log.level",
+    "queue.max_jobs",
+    "queue.max_prompt_tokens",
+    "queue.timeout_ms",
+    "queue.total_timeout_ms",
+];
 
 /// The door and all that it is kept by.
 pub(super) struct Entry {
@@ -29,6 +41,7 @@ pub(super) struct Entry {
     args: ConfigArgs,
     settings: Mutex<Settings>,
     level: LogLevel,
+    deadlines: watch::Sender<Deadlines>,
 }
 
 impl Entry {
@@ -44,16 +57,22 @@ impl Entry {
         let tls = config.tls.as_ref().map(open).transpose()?.map(Arc::new);
         tls.iter().for_each(|tls| warn_of_dates(tls));
         let door = Arc::new(Door::new(rules));
-        Ok(Self { door, tls, args: args.clone(), settings: Mutex::new(settings), level })
+        let deadlines = watch::Sender::new(deadlines(config));
+        Ok(Self { door, tls, args: args.clone(), settings: Mutex::new(settings), level, deadlines })
+    }
+
+    /// The deadlines as they are now.
+    pub(super) fn deadlines(&self) -> watch::Receiver<Deadlines> {
+        self.deadlines.subscribe()
     }
 
     /// Looks at the files, and waits for SIGHUP.
-    pub(super) async fn watch(self) {
+    pub(super) async fn watch(self, executor: Executor) {
         let mut seen = self.stamps();
         let mut hangups = hangups();
         loop {
             tokio::select! {
-                () = hangups.next() => self.reload_all(),
+                () = hangups.next() => self.reload_all(&executor),
                 () = tokio::time::sleep(LOOK_EVERY) => {
                     let now = self.stamps();
                     if now.keys != seen.keys {
@@ -74,16 +93,16 @@ impl Entry {
         Stamps { keys: keys_file.map(|file| (stamp(&file), file)), tls: tls.map(stamp).collect() }
     }
 
-    fn reload_all(&self) {
+    fn reload_all(&self, executor: &Executor) {
         match Settings::load(&self.args) {
-            Ok(settings) => self.adopt(settings),
+            Ok(settings) => self.adopt(settings, executor),
             Err(error) => tracing::error!("SIGHUP: the settings stay as they were: {error}"),
         }
         self.reload_tls();
     }
 
     /// Changes what can be changed to what `new` says.
-    fn adopt(&self, new: Settings) {
+    fn adopt(&self, new: Settings, executor: &Executor) {
         let changed = self.settings().changed(&new);
         let (live, fixed): (Vec<_>, Vec<_>) = changed.into_iter().partition(|path| is_changeable(path));
         if !fixed.is_empty() {
@@ -94,6 +113,8 @@ impl Entry {
             Err(error) => return tracing::error!("SIGHUP: the settings stay as they were: {error}"),
         };
         self.keep_to(&new.config, rules);
+        executor.set_limits(limits(&new.config));
+        self.deadlines.send_replace(deadlines(&new.config));
         if live.contains(&"log.level")
             && let Err(error) = self.level.set(&new.config.log.level)
         {
@@ -141,6 +162,15 @@ impl Entry {
     fn with_config<T>(&self, f: impl FnOnce(&Config) -> T) -> T {
         f(&self.settings().config)
     }
+}
+
+/// What the queue holds at most.
+pub(super) fn limits(config: &Config) -> Limits {
+    Limits { max_jobs: config.queue.max_jobs, max_prompt_tokens: config.queue.max_prompt_tokens }
+}
+
+fn deadlines(config: &Config) -> Deadlines {
+    http::Settings::from(config).deadlines
 }
 
 fn is_changeable(path: &str) -> bool {

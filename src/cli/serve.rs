@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    entry::Entry,
+    entry::{Entry, limits},
     logging::{self, LogLevel},
     prepare::{self, Prepared},
     worker,
@@ -20,7 +20,7 @@ use super::{
 use crate::{
     config::{self, Config, ConfigArgs},
     device::host::{self, Pace},
-    executor::{Executor, Limits, Switching},
+    executor::{Executor, Switching},
     http::{self, AppState, Catalogue, Life, Orders, Settings},
     job::{ModelId, Readiness},
     metrics::{MemoryKind, Metrics},
@@ -68,13 +68,15 @@ async fn serve(config: &Config, entry: Entry, level: LogLevel) -> anyhow::Result
     let scheme = if entry.tls.is_some() { "https" } else { "http" };
     tracing::info!("serving {} on {scheme}://{}", names.join(", "), listener.local_addr()?);
     let drain = CancellationToken::new();
-    let state = AppState::new(catalogue, executor, metrics, readiness.clone(), Settings::from(config))
-        .with_orders(orders(supervisor.foreman()))
-        .with_door(Arc::clone(&entry.door))
-        .with_tls(entry.tls.clone())
-        .with_drain(drain.clone())
-        .with_log(Arc::new(move |text| level.set(text).map_err(|error| error.to_string())));
-    tokio::spawn(entry.watch());
+    let state =
+        AppState::new(catalogue, executor.clone(), metrics, readiness.clone(), Settings::from(config))
+            .with_orders(orders(supervisor.foreman()))
+            .with_door(Arc::clone(&entry.door))
+            .with_tls(entry.tls.clone())
+            .with_deadlines(entry.deadlines())
+            .with_drain(drain.clone())
+            .with_log(Arc::new(move |text| level.set(text).map_err(|error| error.to_string())));
+    tokio::spawn(entry.watch(executor));
     let mut last = Readiness::Starting;
     let served = http::serve(
         listener,
@@ -135,9 +137,7 @@ fn executor(
     metrics: &Arc<Metrics>,
     runner: Runner,
 ) -> (Executor, impl Future<Output = ()> + Send + use<>) {
-    let limits =
-        Limits { max_jobs: config.queue.max_jobs, max_prompt_tokens: config.queue.max_prompt_tokens };
-    Executor::new(limits, Arc::clone(metrics), move |job, events, cancel| {
+    Executor::new(limits(config), Arc::clone(metrics), move |job, events, cancel| {
         let runner = runner.clone();
         async move { runner.run(job, events, cancel).await }
     })

@@ -146,6 +146,10 @@ impl Queue {
         Ok(())
     }
 
+    pub(super) fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
     pub(super) fn limit_switches(&mut self, switching: Switching) {
         self.switching = Some(switching);
     }

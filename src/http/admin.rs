@@ -96,7 +96,7 @@ async fn carry_out(request: &HttpRequest, state: &AppState, order: Order) -> Res
     let Some(orders) = &state.orders else {
         return Err(ApiError::NotFound { path: request.path().to_owned() });
     };
-    let patience = state.settings.deadlines.total;
+    let patience = state.deadlines().total;
     let report = timeout(patience, orders(order)).await;
     let report = report.map_err(|_| Failure::Deadline { elapsed: patience })??;
     Ok(HttpResponse::Ok().json(describe(&report)))

@@ -43,7 +43,7 @@ pub(super) async fn generate<D: Dialect>(
     let text = gate::model(&request, &state, fields.take::<String>("model")?.as_deref())?;
     let rules = Rules {
         vocabulary: text.card().vocabulary,
-        deadlines: state.settings.deadlines,
+        deadlines: state.deadlines(),
         temperature: D::TEMPERATURE,
     };
     let ask = D::ask(&mut fields, &rules)?;

@@ -131,6 +131,8 @@ pub struct AppState {
     metrics: Arc<Metrics>,
     readiness: watch::Receiver<Readiness>,
     settings: Settings,
+    /// Of requests that name none, as they are now.
+    deadlines: watch::Receiver<Deadlines>,
     /// Prompts are encoded [`ENCODERS`] at a time.
     encoders: Arc<Semaphore>,
     /// Tells this process' answer ids from those of the one before.
@@ -149,6 +151,7 @@ impl AppState {
         readiness: watch::Receiver<Readiness>,
         settings: Settings,
     ) -> Self {
+        let deadlines = watch::channel(settings.deadlines).1;
         Self {
             catalogue: catalogue.into(),
             executor,
@@ -160,6 +163,7 @@ impl AppState {
             metrics,
             readiness,
             settings,
+            deadlines,
             encoders: Arc::new(Semaphore::new(ENCODERS)),
             instance: rand::random(),
             was_ready: Arc::default(),
@@ -190,10 +194,20 @@ impl AppState {
         Self { set_log_level: Some(set_log_level), ..self }
     }
 
+    /// With deadlines that may change; without, they stay those of the settings.
+    #[must_use]
+    pub fn with_deadlines(self, deadlines: watch::Receiver<Deadlines>) -> Self {
+        Self { deadlines, ..self }
+    }
+
     /// Cancels `drain` when `/admin` is told that the server shall end; whoever waits for it sees to that.
     #[must_use]
     pub fn with_drain(self, drain: CancellationToken) -> Self {
         Self { drain, ..self }
+    }
+
+    fn deadlines(&self) -> Deadlines {
+        *self.deadlines.borrow()
     }
 
     /// Most positions of prompt and answer together.
