@@ -2,12 +2,19 @@
 //!
 //! A decode step of a billion parameters takes some 25 ms on two cores. These are microseconds, and shall stay so.
 
-use std::{fs, hint::black_box, path::Path, sync::Arc};
+use std::{
+    fs,
+    hint::black_box,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use eka::{
+    constraint::{Choice, Guide, Guides},
     engine::Sampler,
-    job::{JobId, Sampling},
+    job::{Constraint, Failure, Job, JobId, Sampling},
     text::Text,
     wire::{self, Up},
 };
@@ -91,5 +98,87 @@ fn detokenizer(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(pieces, sampler, frames, detokenizer);
+/// A schema of the kind that people send.
+fn person() -> Constraint {
+    let schema = serde_json::json!({
+        "type": "object",
+        "properties": {
+            "name": { "type": "string", "minLength": 20, "maxLength": 40 },
+            "language": { "enum": ["தமிழ்", "हिन्दी", "ಕನ್ನಡ"] },
+            "age": { "type": "integer", "minimum": 0, "maximum": 120 },
+            "tags": { "type": "array", "items": { "type": "string", "maxLength": 12 }, "minItems": 2, "maxItems": 4 },
+        },
+        "required": ["name", "language", "age", "tags"],
+        "additionalProperties": false,
+    });
+    Constraint::Schema(schema.to_string())
+}
+
+/// The next choice that is one.
+fn free_choice(guide: &mut Guide) -> Result<Choice, Failure> {
+    loop {
+        match guide.choice() {
+            Ok(Choice::Forced(_)) => {}
+            other => return other,
+        }
+    }
+}
+
+/// Makes answers of whatever is most probable among what may follow, until `tokens` were picked; the time it took to know
+/// what may, and to mask the rest.
+fn follow(guides: &Guides, job: &Job, logits: &[f32], tokens: u64) -> Duration {
+    let (mut took, mut left) = (Duration::ZERO, tokens);
+    while left > 0 {
+        let mut guide = guides.begin(job).expect("a thread").expect("a constraint");
+        let mut scratch = logits.to_vec();
+        let mut position = 0;
+        // The first choice waits for the grammar, which is measured by itself.
+        let mut choice = free_choice(&mut guide);
+        while let (Ok(Choice::Among(allowed)), true) = (&choice, left > 0) {
+            scratch.copy_from_slice(logits);
+            scratch.rotate_left(position * 7_919 % logits.len());
+            let begun = Instant::now();
+            allowed.mask(&mut scratch, &[]);
+            took += begun.elapsed();
+            let best = (0_u32..).zip(&scratch).max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(id, _)| id);
+            let begun = Instant::now();
+            guide.picked(best);
+            choice = free_choice(&mut guide);
+            took += begun.elapsed();
+            (position, left) = (position + 1, left - 1);
+        }
+    }
+    took
+}
+
+/// With the demo's vocabulary, or with that of the tokenizer in the directory that `EKA_BENCH_TOKENIZER` names.
+fn constraint(c: &mut Criterion) {
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo/base");
+    let dir = std::env::var_os("EKA_BENCH_TOKENIZER").map_or(demo, PathBuf::from);
+    let tokenizer = tokenizers::Tokenizer::from_file(dir.join("tokenizer.json")).expect("a tokenizer");
+    let size = tokenizer.get_vocab_size(true);
+    let mut group = c.benchmark_group(format!("constraint over {size} tokens"));
+    let job = Job { constraint: Some(person()), ..Job::new(JobId(1), vec![1], 1_000) };
+    let begin = |guides: &Guides| {
+        let mut guide = guides.begin(&job).expect("a thread").expect("a constraint");
+        black_box(guide.choice()).expect("something may follow")
+    };
+    group.sample_size(10);
+    group.bench_function("read the tokenizer, for the first answer", |b| {
+        b.iter(|| begin(&Guides::new(dir.clone(), size)));
+    });
+    let guides = Guides::new(dir.clone(), size);
+    begin(&guides);
+    group.bench_function("compile the schema, for each answer", |b| b.iter(|| begin(&guides)));
+    group.bench_function("check the schema, before it is accepted", |b| {
+        b.iter(|| eka::constraint::check(&person()))
+    });
+    let logits: Vec<f32> = logits().into_iter().cycle().take(size).collect();
+    group.bench_function("know what may follow, for each token", |b| {
+        b.iter_custom(|tokens| follow(&guides, &job, &logits, tokens));
+    });
+    group.finish();
+}
+
+criterion_group!(pieces, sampler, frames, detokenizer, constraint);
 criterion_main!(pieces);

@@ -149,7 +149,7 @@ fn in_process(timeline: &mut Timeline, prompt: &[u32], max_new_tokens: usize) ->
     let job = Job::new(JobId(0), prompt.to_vec(), max_new_tokens);
     let started = Instant::now();
     let mut first = None;
-    let outcome = engine::generate(timeline, &job, |step| {
+    let outcome = engine::generate(timeline, &job, None, |step| {
         if matches!(step, Step::Token(_)) {
             first.get_or_insert_with(|| started.elapsed());
         }

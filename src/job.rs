@@ -50,6 +50,10 @@ pub struct Job {
     pub sampling: Sampling,
     /// Most tokens to generate, those of `answer` among them; at least one, and with the prompt within the context length.
     pub max_new_tokens: usize,
+    /// What the answer's text must be. A worker that cannot go on without breaking it fails the job.
+    pub constraint: Option<Constraint>,
+    /// Which log-probabilities to say as well.
+    pub scores: Option<ScoresAsked>,
     /// Ids that end the generation. The one that does is counted, but not reported as a token: it has no text.
     pub end_tokens: Vec<u32>,
 }
@@ -67,6 +71,8 @@ impl Job {
             answer: Vec::new(),
             sampling: Sampling::greedy(),
             max_new_tokens,
+            constraint: None,
+            scores: None,
             end_tokens: Vec::new(),
         }
     }
@@ -81,6 +87,39 @@ pub enum KeepAlive {
     For(Duration),
 }
 
+/// What an answer's text must be, from its first byte to its last.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Constraint {
+    /// JSON that this JSON schema, an object as text, describes.
+    Schema(String),
+    /// What this grammar in Lark's syntax produces from `start`.
+    Lark(String),
+    /// What this regular expression matches as a whole.
+    Regex(String),
+}
+
+/// Which log-probabilities to say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScoresAsked {
+    /// So many of the most probable tokens at each position, besides the one that stands there.
+    pub top: usize,
+    /// Also of the prompt's tokens but the first. The prompt is then read token by token.
+    pub prompt: bool,
+}
+
+/// What the model thought of a token before it was told.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Score {
+    /// Where the token stands, counted from the beginning of the prompt.
+    pub position: usize,
+    /// The token.
+    pub token: u32,
+    /// Natural logarithm of its probability.
+    pub logprob: f32,
+    /// The most probable tokens there with theirs, the most probable first.
+    pub top: Vec<(u32, f32)>,
+}
+
 /// How a token is picked from the logits. Fields are applied in the order they are declared in, the seed last.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sampling {
@@ -92,10 +131,14 @@ pub struct Sampling {
     pub presence_penalty: f32,
     /// Subtracted from a logit once for each time the output holds its id. 0 is off.
     pub frequency_penalty: f32,
+    /// Penalizes what would go on with a repetition. `None` is off.
+    pub dry: Option<Dry>,
     /// Divides the logits. 0 is greedy: the greatest logit, the lowest id among equals.
     pub temperature: f32,
     /// Only the `top_k` greatest stay. 0 is off.
     pub top_k: usize,
+    /// Only those stay whose information is nearest to the average, as many as first sum to `typical_p`. 1 is off.
+    pub typical_p: f32,
     /// Only the most probable whose probabilities first sum to `top_p` stay. 1 is off.
     pub top_p: f32,
     /// Only those at least `min_p` times as probable as the most probable stay. 0 is off.
@@ -113,13 +156,28 @@ impl Sampling {
             repetition_penalty: 1.0,
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
+            dry: None,
             temperature: 0.0,
             top_k: 0,
+            typical_p: 1.0,
             top_p: 1.0,
             min_p: 0.0,
             seed: 0,
         }
     }
+}
+
+/// "Don't repeat yourself": how what would go on with a repetition is penalized.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Dry {
+    /// What is subtracted from a logit where the repetition is just long enough.
+    pub multiplier: f32,
+    /// How many times as much with each token more.
+    pub base: f32,
+    /// Shortest repetition that counts, in tokens.
+    pub allowed_length: usize,
+    /// Tokens that a repetition does not reach across, in the order of their ids.
+    pub breakers: Vec<u32>,
 }
 
 /// What the slot says about a job; the last one is always `Done` or `Failed`.
@@ -139,6 +197,9 @@ pub enum Event {
         /// Prompt tokens in all.
         total: usize,
     },
+    /// What the model thought of a token: one of the prompt, or the one that [`Event::Token`] says next. Said twice when a
+    /// worker is lost in between.
+    Score(Score),
     /// The next token of the answer.
     Token(u32),
     /// Nothing follows.
@@ -163,7 +224,7 @@ pub struct Finish {
 /// Why a generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FinishReason {
-    /// An end token was picked.
+    /// An end token was picked, or the constraint lets nothing follow.
     EndToken,
     /// `max_new_tokens` was reached.
     Length,
@@ -241,6 +302,12 @@ pub enum Failure {
         /// The model.
         model: ModelId,
         /// Why, and the way out.
+        message: String,
+    },
+    /// No token goes on with the answer as its constraint wants it; the worker goes on.
+    #[error("the answer's constraint cannot be kept: {message}; simplify it or leave it out")]
+    Constraint {
+        /// Why not.
         message: String,
     },
     /// The device could not compute a step; the worker goes on.

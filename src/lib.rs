@@ -14,6 +14,8 @@
 
 pub mod units;
 
+pub mod trim;
+
 pub mod metrics;
 
 pub mod job;
@@ -25,6 +27,8 @@ pub mod access;
 pub mod manifest;
 
 pub mod text;
+
+pub mod constraint;
 
 pub mod wire;
 

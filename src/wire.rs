@@ -16,12 +16,12 @@ use std::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
-    job::{Failure, Finish, Job, JobId, Memory, ModelId, ModelReport, RuntimeReport},
+    job::{Failure, Finish, Job, JobId, Memory, ModelId, ModelReport, RuntimeReport, Score},
     units::Bytes,
 };
 
 /// Version of the frames below; both ends must have the same.
-pub const PROTOCOL: u32 = 4;
+pub const PROTOCOL: u32 = 5;
 
 /// Longest payload that is sent or read: room for a prompt of some three million tokens.
 pub const MAX_FRAME: Bytes = Bytes::mib(16);
@@ -41,7 +41,7 @@ pub enum Down {
     /// Give a model's memory back; answered by [`Up::Unloaded`], also when it is not loaded.
     Unload(ModelId),
     /// Run a job; answered by frames that carry its id, the last one [`Up::Done`] or [`Up::Failed`].
-    Generate(Job),
+    Generate(Box<Job>),
     /// Stop this job after the current step. For a job that is over or not known, nothing.
     Cancel(JobId),
     /// Give back memory that no job needs; answered by [`Up::Trimmed`].
@@ -102,6 +102,13 @@ pub enum Up {
         done: usize,
         /// Prompt tokens in all.
         total: usize,
+    },
+    /// What the model thought of a token; sent only where it was asked for.
+    Score {
+        /// Whose.
+        job: JobId,
+        /// The token's log-probability and others.
+        score: Score,
     },
     /// A token was picked.
     Token {
@@ -254,7 +261,7 @@ mod tests {
 
     #[test]
     fn frames_come_out_as_they_went_in_and_the_end_between_them_is_none() {
-        let sent = [Down::Generate(job()), Down::Cancel(JobId(3)), Down::Shutdown];
+        let sent = [Down::Generate(Box::new(job())), Down::Cancel(JobId(3)), Down::Shutdown];
         let mut pipe = Vec::new();
         for message in &sent {
             write(message, &mut pipe).unwrap();
@@ -269,7 +276,7 @@ mod tests {
     #[test]
     fn a_pipe_that_ends_within_a_frame_is_an_error_at_every_cut() {
         let mut frame = Vec::new();
-        encode(&Down::Generate(job()), &mut frame).unwrap();
+        encode(&Down::Generate(Box::new(job())), &mut frame).unwrap();
         for cut in 1..frame.len() {
             let ended = read::<Down>(&mut &frame[..cut]);
             assert!(matches!(ended, Err(WireError::Io(_))), "cut at {cut}: {ended:?}");

@@ -9,22 +9,24 @@ use std::{
 /// Each module and what it may import. A line may only name modules of earlier lines.
 const LAYERS: &str = "
     units:
+    trim: units
     metrics:
     job: units
     config: units
     access: config
     manifest: units
     text: job manifest units
+    constraint: job text
     wire: job units
     device: units
     export: manifest units
     model: device manifest units
-    engine: device job model units
-    worker: device engine job model wire units
+    engine: constraint device job model units
+    worker: constraint device engine job model wire units
     supervise: job metrics wire units
     executor: job metrics units
-    http: access config executor job metrics text units
-    cli: access config device engine executor export http job manifest metrics model supervise text units wire worker
+    http: access config constraint executor job metrics text units
+    cli: access config constraint device engine executor export http job manifest metrics model supervise text units wire worker
 ";
 
 /// The only module with `unsafe`.

@@ -194,13 +194,33 @@ async fn values_of_openais_fields_that_ask_for_nothing_are_accepted() {
     });
     let completions = json!({
         "prompt": "Please", "n": 1, "best_of": 1, "echo": false, "logprobs": null, "suffix": null, "user": "x",
-        "presence_penalty": 0.5, "frequency_penalty": -0.5, "top_k": 40, "min_p": 0.1, "repetition_penalty": 1.1,
+        "presence_penalty": 0.5, "frequency_penalty": -0.5, "top_k": 40, "min_p": 0.1, "repetition_penalty": 1.1, "typical_p": 0.9,
+        "dry_multiplier": 0.8, "dry_base": 1.75, "dry_allowed_length": 2, "dry_sequence_breakers": ["\n", "।"],
         "queue_timeout_ms": 5000, "timeout_ms": 60000,
     });
     for (route, request) in [(CHAT, chat), (COMPLETIONS, completions)] {
         let (status, answer) = server.ask(route, &request).await;
         assert_eq!(status, 200, "{answer}");
         assert!(answer["timings"]["total_ms"].is_number());
+    }
+}
+
+#[tokio::test]
+async fn a_stream_tells_how_much_of_its_prompt_is_read_when_it_is_asked_to() {
+    let server = Server::start(Wish { progress: true, ..Wish::default() });
+    for (route, request) in requests() {
+        let plain = with(request, "stream", true);
+        let (without, _) = events(&server.stream(route, &plain).await);
+        assert!(without.iter().all(|event| event.get("prompt_progress").is_none()));
+        let (events, is_done) = events(&server.stream(route, &with(plain, "return_progress", true)).await);
+        assert!(is_done);
+        let progress = &events[0]["prompt_progress"];
+        assert_eq!(
+            (&progress["processed"], &progress["total"], &progress["cache"]),
+            (&json!(2), &json!(5), &json!(0))
+        );
+        assert!(progress["time_ms"].is_number());
+        assert_eq!(deltas_of(&events), ANSWER);
     }
 }
 

@@ -38,29 +38,36 @@ async fn refused(server: &Server, route: &str, fields: Value, code: &str, param:
 #[tokio::test]
 async fn openais_fields_that_eka_does_not_do_are_named() {
     let server = Server::start(Wish::default());
-    for (field, value) in [
-        ("n", json!(2)),
-        ("best_of", json!(3)),
-        ("echo", json!(true)),
-        ("logprobs", json!(0)),
-        ("suffix", json!("end")),
-    ] {
+    for (field, value) in [("suffix", json!("end"))] {
         refused(&server, COMPLETIONS, json!({ field: value }), "unsupported_field", field).await;
     }
     for (field, value) in [
-        ("n", json!(2)),
-        ("logprobs", json!(true)),
-        ("top_logprobs", json!(5)),
         ("tools", json!([{ "type": "function" }])),
         ("tool_choice", json!("required")),
         ("functions", json!([{}])),
-        ("response_format", json!({ "type": "json_object" })),
         ("modalities", json!(["audio"])),
         ("audio", json!({ "voice": "alloy" })),
         ("store", json!(true)),
         ("reasoning_effort", json!("high")),
     ] {
         refused(&server, CHAT, json!({ field: value }), "unsupported_field", field).await;
+    }
+}
+
+#[tokio::test]
+async fn fields_beyond_openais_are_named_with_value_and_limit() {
+    let server = Server::start(Wish::default());
+    for (fields, param) in [
+        (json!({ "typical_p": 1.5 }), "typical_p"),
+        (json!({ "dry_multiplier": -1 }), "dry_multiplier"),
+        (json!({ "dry_base": 0.5 }), "dry_base"),
+        (json!({ "dry_allowed_length": 0 }), "dry_allowed_length"),
+        (json!({ "dry_sequence_breakers": [""] }), "dry_sequence_breakers"),
+        (json!({ "return_progress": true }), "return_progress"),
+    ] {
+        for route in [NATIVE, COMPLETIONS, CHAT] {
+            refused(&server, route, fields.clone(), "invalid_value", param).await;
+        }
     }
 }
 

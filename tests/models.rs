@@ -1,6 +1,6 @@
 //! Every architecture, against what transformers and PEFT compute from the same files.
 //!
-//! ONNX Runtime allows one environment in a process, so all that runs models in the tests' own process is here.
+//! ONNX Runtime allows one environment in a process, so whatever runs models in the tests' own process gets it here.
 
 use std::{
     collections::BTreeMap,
@@ -103,10 +103,14 @@ fn open_as(
     (open_directory(&output, chunk), dir)
 }
 
-fn open_directory(dir: &Path, chunk: usize) -> Timeline {
+/// The one environment of the tests' process.
+pub(crate) fn runtime() -> &'static Runtime {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
-    let runtime = RUNTIME.get_or_init(|| Runtime::load(None).unwrap());
-    let model = Model::open(runtime, dir, SessionOptions { threads: 1 }).unwrap();
+    RUNTIME.get_or_init(|| Runtime::load(None).unwrap())
+}
+
+fn open_directory(dir: &Path, chunk: usize) -> Timeline {
+    let model = Model::open(runtime(), dir, SessionOptions { threads: 1 }).unwrap();
     Timeline::new(model, TimelineOptions { capacity: 0, chunk }).unwrap()
 }
 

@@ -46,6 +46,8 @@ pub(crate) struct Wish {
     pub(crate) heartbeat: Duration,
     pub(crate) grace: Duration,
     pub(crate) readiness: fn() -> Readiness,
+    /// Every prompt is read in two chunks, and the first one told.
+    pub(crate) progress: bool,
 }
 
 impl Default for Wish {
@@ -56,6 +58,7 @@ impl Default for Wish {
             heartbeat: Duration::from_secs(10),
             grace: Duration::from_secs(30),
             readiness: || Readiness::Ready(ready_report()),
+            progress: false,
         }
     }
 }
@@ -82,6 +85,9 @@ impl Server {
         let max_jobs = NonZeroUsize::new(wish.max_jobs).unwrap();
         let limits = Limits { max_jobs, max_prompt_tokens: Tokens(100_000) };
         let executor = Executor::start(limits, metrics.clone(), move |job, says, cancel| {
+            if wish.progress {
+                says.send(Event::Progress { done: 2, total: 5 }).unwrap();
+            }
             speak(job, says, cancel, wish.step)
         });
         let (readiness, seen) = watch::channel((wish.readiness)());

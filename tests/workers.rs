@@ -43,7 +43,7 @@ async fn a_worker_killed_between_two_requests_is_replaced_and_nobody_notices() {
     assert_ne!(program.worker_pid(), killed);
 }
 
-async fn stream_and_kill(
+pub(crate) async fn stream_and_kill(
     program: &Program,
     request: &Value,
     every: usize,
@@ -82,9 +82,10 @@ fn spoken(documents: &[Value]) -> String {
 #[tokio::test]
 async fn a_worker_killed_in_an_answer_is_replaced_and_the_answer_goes_on() {
     let program = Program::start(&[]).await;
-    for sampling in
-        [json!({}), json!({ "temperature": 1.2, "seed": 7, "top_k": 50, "repetition_penalty": 1.1 })]
-    {
+    for sampling in [
+        json!({}),
+        json!({ "temperature": 1.2, "seed": 7, "top_k": 50, "repetition_penalty": 1.1, "typical_p": 0.9, "dry_multiplier": 0.8 }),
+    ] {
         let mut request = long();
         request.as_object_mut().unwrap().extend(sampling.as_object().unwrap().clone());
         request["stream"] = json!(false);
@@ -127,7 +128,7 @@ async fn a_worker_that_hangs_is_replaced_in_an_answer_and_before_one() {
     assert!(is_done, "{last}");
     assert_eq!(json!(spoken(pieces)), undisturbed["text"]);
     assert_eq!(last["timings"]["resumed"], 1);
-    assert!(program.log().contains("no word for 2.0 s"), "{}", program.log());
+    assert!(program.log().contains("no word for "), "{}", program.log());
 }
 
 #[test]
@@ -298,7 +299,7 @@ fn load(model_dir: &str) -> Down {
 }
 
 fn generate(id: u64, prompt: usize, max_new_tokens: usize) -> Down {
-    Down::Generate(Job::new(JobId(id), vec![1; prompt], max_new_tokens))
+    Down::Generate(Box::new(Job::new(JobId(id), vec![1; prompt], max_new_tokens)))
 }
 
 #[test]

@@ -149,9 +149,10 @@ fn round(timeline: &mut Timeline, prompt: usize, args: &Args) -> anyhow::Result<
     let vocabulary = timeline.vocabulary();
     let job = job(prompt, args.generate, vocabulary);
     let mut pipe = io::sink();
-    let outcome = engine::generate(timeline, &job, |step| {
+    let outcome = engine::generate(timeline, &job, None, |step| {
         let frame = match step {
             Step::Progress { done, total } => Up::Progress { job: job.id, done, total },
+            Step::Score(score) => Up::Score { job: job.id, score },
             Step::Token(id) => Up::Token { job: job.id, id },
         };
         match wire::write(&frame, &mut pipe) {

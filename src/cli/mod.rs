@@ -41,7 +41,7 @@ enum Command {
     Bench(bench::Args),
     /// Run a model for the parent process at the other end of stdin and stdout
     #[command(hide = true)]
-    Worker,
+    Worker(worker::Args),
 }
 
 /// Runs the command line: 0 when all went well, 1 when not, 2 for a command that is none.
@@ -84,7 +84,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             Ok(if same { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Command::Doctor(args) => doctor::run(&args),
-        Command::Worker => worker::run().map(done),
+        Command::Worker(args) => worker::run(args).map(done),
         Command::Bench(args) => bench::run(&args).map(done),
     }
 }

@@ -26,6 +26,7 @@ use crate::{
     metrics::{MemoryKind, Metrics},
     supervise::{Foreman, Runner, Supervisor},
     text::{Text, TextError},
+    worker::faults::Plan,
 };
 
 /// Serve a model over HTTP
@@ -33,6 +34,10 @@ use crate::{
 pub(super) struct Args {
     #[command(flatten)]
     config: ConfigArgs,
+    /// Faults that workers commit, for tests of what happens then; see `eka::worker::faults`
+    // A flag alone: neither settings nor environment, which others than whoever starts it may write.
+    #[arg(long, value_name = "SPEC", hide = true)]
+    faults: Option<Plan>,
 }
 
 /// Serves until SIGTERM or SIGINT.
@@ -51,15 +56,21 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let config = settings.config.clone();
     let entry = Entry::open(&args.config, settings, level.clone())?;
-    runtime.block_on(serve(&config, entry, level))
+    let faults = args.faults.clone().unwrap_or_default();
+    if !faults.is_off() {
+        tracing::warn!("workers commit faults on purpose: {faults}");
+    }
+    runtime.block_on(serve(&config, &faults, entry, level))
 }
 
-async fn serve(config: &Config, entry: Entry, level: LogLevel) -> anyhow::Result<ExitCode> {
+async fn serve(config: &Config, faults: &Plan, entry: Entry, level: LogLevel) -> anyhow::Result<ExitCode> {
     let models = prepare::models(config)?;
     let catalogue = catalogue(&models)?;
     let listener = listen(config)?;
     let metrics = Arc::new(Metrics::new());
-    let (supervisor, keeping) = Supervisor::new(worker::command(config, &models)?, Arc::clone(&metrics));
+    let mut command = worker::command(config, &models)?;
+    command.arguments.extend(worker::faults(faults));
+    let (supervisor, keeping) = Supervisor::new(command, Arc::clone(&metrics));
     let readiness = supervisor.readiness();
     let (executor, working) = executor(config, &metrics, supervisor.runner());
     tokio::spawn(show_own_memory(Arc::clone(&metrics)));

@@ -1,10 +1,15 @@
 //! `eka worker`: the child process, and how the parent starts it.
 
-use std::{env, fs, io};
+use std::{
+    env,
+    ffi::OsString,
+    fs,
+    io::{self, Write},
+};
 
 use anyhow::Context;
 
-use super::prepare::Prepared;
+use super::{logging, prepare::Prepared};
 use crate::{
     config::{self, Config},
     device::host,
@@ -12,19 +17,50 @@ use crate::{
     supervise::{Budgets, Place, Recycle, WorkerCommand},
     units::Bytes,
     wire::WorkerSpec,
-    worker,
+    worker::{self, faults::Plan},
 };
 
 /// The subcommand's name.
 const NAME: &str = "worker";
 
+/// What `eka serve` says to its workers.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Faults to commit, for tests of what happens then
+    #[arg(long, value_name = "SPEC", hide = true)]
+    faults: Option<Plan>,
+}
+
 /// Serves the parent over stdin and stdout.
 ///
 /// # Errors
-/// When ONNX Runtime cannot be used or the pipe fails.
-pub(super) fn run() -> anyhow::Result<()> {
-    // Unbuffered: a frame is one write, and the parent shall see it at once.
-    Ok(worker::run(io::stdin(), io::stdout())?)
+/// When ONNX Runtime cannot be used, the pipe fails, or the device can no longer be used.
+pub(super) fn run(args: Args) -> anyhow::Result<()> {
+    // To stderr, which the parent passes on.
+    logging::start_quiet()?;
+    let frames = private_stdout().context("stdout cannot be kept apart for frames")?;
+    Ok(worker::run(io::stdin(), frames, args.faults.unwrap_or_default())?)
+}
+
+/// Stdout for frames alone: whatever else prints there, as native libraries do, from here on prints to stderr.
+/// Unbuffered: a frame is one write, and the parent shall see it at once.
+#[cfg(unix)]
+fn private_stdout() -> io::Result<impl Write + 'static> {
+    use std::{fs::File, os::fd::AsFd};
+
+    let frames = io::stdout().as_fd().try_clone_to_owned()?;
+    rustix::stdio::dup2_stdout(io::stderr())?;
+    Ok(File::from(frames))
+}
+
+#[cfg(not(unix))]
+fn private_stdout() -> io::Result<impl Write + 'static> {
+    Ok(io::stdout())
+}
+
+/// What to add to a worker's arguments for it to commit these faults.
+pub(super) fn faults(plan: &Plan) -> Vec<OsString> {
+    if plan.is_off() { Vec::new() } else { vec!["--faults".into(), plan.to_string().into()] }
 }
 
 /// How to start a worker of this program for these models.

@@ -24,7 +24,7 @@ use ort::{
 };
 
 use super::{
-    DeviceError, Element, Session, Shared,
+    DeviceError, Element, Pool, Session, Shared,
     region::{Region, elements},
 };
 
@@ -73,6 +73,8 @@ pub struct Binding {
     memory: MemoryInfo<'static>,
     slots: Vec<Bound>,
     shared: Vec<Shared>,
+    /// What the session allocates from; it lives as long as the binding, which keeps the session alive.
+    pool: Option<Pool>,
 }
 
 impl fmt::Debug for Binding {
@@ -93,7 +95,8 @@ impl Binding {
         };
         let (inner, options, memory) =
             create().map_err(DeviceError::runtime::<()>("a binding cannot be made"))?;
-        Ok(Self { inner, options, memory, slots: Vec::new(), shared: Vec::new() })
+        let pool = session.pool().cloned();
+        Ok(Self { inner, options, memory, slots: Vec::new(), shared: Vec::new(), pool })
     }
 
     /// Maps zeroed memory for `shape` and binds it to the input `name`.
@@ -196,14 +199,20 @@ impl Binding {
     /// Runs the graph once over what is bound.
     ///
     /// # Errors
-    /// [`DeviceError::Runtime`] with ONNX Runtime's reason; the outputs then hold anything.
+    /// [`DeviceError::Runtime`] with ONNX Runtime's reason, [`DeviceError::NoRoom`] when it took more memory than the
+    /// session's pool has; the outputs then hold anything.
     pub fn run(&mut self, session: &mut Session) -> Result<(), DeviceError> {
         let session = session.inner_mut().ptr().cast_mut();
         // SAFETY: session, options and binding live, `&mut` on the first and the last excludes another run of either,
         // and every bound value's memory is mapped and borrowed by nobody (slots: `&mut self`; shared: never lent).
         let status = unsafe { (ort::api().RunWithBinding)(session, self.options.ptr(), self.inner.ptr()) };
         // SAFETY: the status comes from the call above and is used once.
-        unsafe { ort::Error::result_from_status(status) }.map_err(DeviceError::runtime("a run failed"))
+        let ran = unsafe { ort::Error::result_from_status(status) };
+        // Asked after a failure as well, so that the next run is not blamed for it.
+        match self.pool.as_ref().and_then(Pool::take_overrun) {
+            Some(source) => Err(DeviceError::NoRoom { what: "a run failed", source }),
+            None => ran.map_err(DeviceError::runtime("a run failed")),
+        }
     }
 }
 

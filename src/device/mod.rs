@@ -7,16 +7,22 @@
 //! - [`Binding`]: a graph's inputs and outputs over memory that stays where it is, run without allocating or rebinding.
 //! - [`Shared`]: memory that only the device reads and writes, such as a key-value cache.
 //! - [`host`]: what this process holds of the host's memory, and giving it back.
+//! - [`Pool`]: memory that ONNX Runtime allocates from, counted, limited, and given back when asked.
+//! - [`Fault`]: what an error means for the device: try again with less, or never again.
 //! - [`cuda`]: whether there is a GPU, asked without loading ONNX Runtime.
 
 mod binding;
 pub mod cuda;
+mod faults;
 pub mod host;
+pub mod pool;
 mod region;
 mod runtime;
 mod session;
 
 pub use binding::{Binding, Slot};
+pub use faults::Fault;
+pub use pool::Pool;
 pub use region::{Element, Shared};
 pub use runtime::{Attempt, LIBRARY_MINOR, Runtime, RuntimeError, candidates};
 pub use session::{Port, Session, SessionOptions};
@@ -40,6 +46,14 @@ pub enum DeviceError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The pool has no room, or had none while a graph ran.
+    #[error("{what}: {source}")]
+    NoRoom {
+        /// What was attempted.
+        what: &'static str,
+        /// How much was asked for, and what there is.
+        source: pool::NoRoom,
+    },
     /// A shape that does not fit the memory it is laid over.
     #[error("a tensor of shape {shape:?} needs {needed} elements, its memory holds {room}")]
     Shape {
@@ -55,5 +69,15 @@ pub enum DeviceError {
 impl DeviceError {
     fn runtime<R>(what: &'static str) -> impl Fn(ort::Error<R>) -> Self {
         move |e| Self::Runtime { what, message: e.to_string() }
+    }
+
+    /// What it means for the device.
+    #[must_use]
+    pub fn kind(&self) -> Fault {
+        match self {
+            Self::Runtime { message, .. } => Fault::of(message),
+            Self::Memory { .. } | Self::NoRoom { .. } => Fault::OutOfMemory,
+            Self::Shape { .. } => Fault::Other,
+        }
     }
 }

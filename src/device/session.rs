@@ -4,11 +4,12 @@ use std::{collections::BTreeMap, ffi::CStr, path::Path, ptr, slice};
 
 use ort::{
     AsPointer,
+    environment::Environment,
     session::builder::{GraphOptimizationLevel, SessionBuilder},
     value::{Outlet, TensorElementType, ValueType},
 };
 
-use super::{DeviceError, Runtime};
+use super::{DeviceError, Pool, Runtime};
 
 /// How a session computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,32 +34,57 @@ pub struct Port {
 /// Runs need `&mut`, so one at a time is not a convention but a type.
 #[derive(Debug)]
 pub struct Session {
+    // Declared before the pool that it allocates from: fields are dropped in order.
     inner: ort::session::Session,
     threads: usize,
+    pool: Option<Pool>,
 }
 
 impl Session {
-    /// Loads the graph at `path`. Weights beside it are mapped, not read.
+    /// Loads the graph at `path`, with memory that ONNX Runtime manages. Weights beside the graph are mapped, not read.
     ///
     /// # Errors
     /// [`DeviceError::Runtime`] with ONNX Runtime's reason.
     pub fn open(runtime: &Runtime, path: &Path, options: SessionOptions) -> Result<Self, DeviceError> {
-        let builder =
-            Self::builder(runtime, options).map_err(DeviceError::runtime("the session's options"))?;
-        let mut builder = builder;
-        let inner =
-            builder.commit_from_file(path).map_err(DeviceError::runtime("the graph cannot be loaded"))?;
-        Ok(Self { inner, threads: options.threads })
+        let inner = Self::commit(Self::builder(runtime.environment(), options), path)?;
+        Ok(Self { inner, threads: options.threads, pool: None })
     }
 
-    fn builder(runtime: &Runtime, options: SessionOptions) -> ort::Result<SessionBuilder> {
-        Ok(ort::session::Session::builder(runtime.environment())?
+    /// Loads the graph at `path`, with memory from `pool`.
+    ///
+    /// # Errors
+    /// [`DeviceError::NoRoom`] when the pool has no room for it, [`DeviceError::Runtime`] with ONNX Runtime's reason.
+    pub fn open_in(pool: &Pool, path: &Path, options: SessionOptions) -> Result<Self, DeviceError> {
+        let inner = pool.loading(|| {
+            let builder = Self::builder(pool.environment(), options)
+                .and_then(|builder| Ok(builder.with_env_allocators()?));
+            Self::commit(builder, path)
+        })?;
+        Ok(Self { inner, threads: options.threads, pool: Some(pool.clone()) })
+    }
+
+    fn commit(
+        builder: ort::Result<SessionBuilder>,
+        path: &Path,
+    ) -> Result<ort::session::Session, DeviceError> {
+        let mut builder = builder.map_err(DeviceError::runtime("the session's options"))?;
+        builder.commit_from_file(path).map_err(DeviceError::runtime("the graph cannot be loaded"))
+    }
+
+    fn builder(environment: &Environment, options: SessionOptions) -> ort::Result<SessionBuilder> {
+        Ok(ort::session::Session::builder(environment)?
             .with_no_environment_execution_providers()?
             .with_optimization_level(GraphOptimizationLevel::All)?
             .with_intra_threads(options.threads)?
             // Prompts differ in length: a pattern would be planned for each and never be used again.
             .with_memory_pattern(false)?
             .with_config_entry("session.record_ep_graph_assignment_info", "1")?)
+    }
+
+    /// The pool that it allocates from, if not from memory that ONNX Runtime manages.
+    #[must_use]
+    pub fn pool(&self) -> Option<&Pool> {
+        self.pool.as_ref()
     }
 
     /// Threads of one operator.

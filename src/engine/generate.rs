@@ -5,14 +5,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{EngineError, Forward, Sampler};
+use super::{EngineError, Forward, Sampler, scores::Scorer};
 use crate::{
-    job::{Failure, FinishReason, Job, Timings, Usage},
+    constraint::{Choice, Guide},
+    job::{Failure, FinishReason, Job, Score, Timings, Usage},
     units::Tokens,
 };
 
 /// What happens while a job runs; each is also the chance to stop it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Step {
     /// So many of the prompt's tokens are read. Of the last ones the first token tells: saying it twice would wake whoever
     /// listens twice.
@@ -22,6 +23,8 @@ pub enum Step {
         /// In all.
         total: usize,
     },
+    /// What the model thought of a token of the prompt, or of the one that is said next; only where that was asked for.
+    Score(Score),
     /// The next token of the answer. The one that ends it is not said.
     Token(u32),
 }
@@ -37,18 +40,20 @@ pub struct Outcome {
     pub timings: Timings,
 }
 
-/// Runs `job` from an empty context and says each step to `emit`, until it ends or `emit` breaks.
+/// Runs `job` from an empty context and says each step to `emit`, until it ends or `emit` breaks. `guide` is the one that
+/// was begun for the job, if it has a constraint.
 ///
 /// # Errors
 /// [`EngineError::Job`] when the job does not fit the model, before anything is computed; others when the device fails.
 pub fn generate(
     model: &mut impl Forward,
     job: &Job,
+    guide: Option<Guide>,
     mut emit: impl FnMut(Step) -> ControlFlow<()>,
 ) -> Result<Outcome, EngineError> {
     check(model, job)?;
     model.rewind(0);
-    let mut run = Run::new(job);
+    let mut run = Run::new(job, guide);
     if run.written >= job.max_new_tokens {
         return Ok(run.outcome(FinishReason::Length));
     }
@@ -56,26 +61,21 @@ pub fn generate(
         return Ok(run.outcome(FinishReason::Cancelled));
     };
     loop {
-        let Some(token) = run.sampler.pick(logits) else {
-            return Err(EngineError::NoNumber { after: Tokens(run.read + run.written) });
-        };
-        run.written += 1;
-        if job.end_tokens.contains(&token) {
-            return Ok(run.outcome(FinishReason::EndToken));
+        run.choose(logits)?;
+        if let Some(reason) = run.say(&mut emit) {
+            return Ok(run.outcome(reason));
         }
-        if emit(Step::Token(token)).is_break() {
-            return Ok(run.outcome(FinishReason::Cancelled));
-        }
-        if run.written >= job.max_new_tokens {
-            return Ok(run.outcome(FinishReason::Length));
-        }
-        logits = model.forward(&[token])?;
+        logits = run.feed(model)?;
     }
 }
 
 struct Run<'a> {
     job: &'a Job,
     sampler: Sampler<'a>,
+    guide: Option<Guide>,
+    scorer: Option<Scorer>,
+    /// What follows, not said and not read yet: one token, or more where the constraint leaves no choice.
+    next: Vec<u32>,
     started: Instant,
     prefilled: Option<Duration>,
     read: usize,
@@ -83,9 +83,11 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn new(job: &'a Job) -> Self {
+    fn new(job: &'a Job, guide: Option<Guide>) -> Self {
         let sampler = Sampler::resume(&job.sampling, &job.prompt, &job.answer);
-        Self { job, sampler, started: Instant::now(), prefilled: None, read: 0, written: job.answer.len() }
+        let scorer = job.scores.map(Scorer::new);
+        let (started, written) = (Instant::now(), job.answer.len());
+        Self { job, sampler, guide, scorer, next: Vec::new(), started, prefilled: None, read: 0, written }
     }
 
     /// Feeds the prompt, and what there is of the answer; `None` when it was cancelled on the way.
@@ -96,10 +98,15 @@ impl<'a> Run<'a> {
     ) -> Result<Option<&'m mut [f32]>, EngineError> {
         let context = [&*self.job.prompt, &self.job.answer].concat();
         let total = context.len();
-        let last = (total - 1) / model.chunk() * model.chunk();
-        for chunk in context[..last].chunks(model.chunk()) {
-            model.forward(chunk)?;
+        // A pass gives the logits of its last token alone.
+        let width = if self.scores_prompt() { 1 } else { model.chunk() };
+        let last = (total - 1) / width * width;
+        for chunk in context[..last].chunks(width) {
+            let logits = model.forward(chunk)?;
             self.read += chunk.len();
+            if self.score_prompt(logits, emit).is_break() {
+                return Ok(None);
+            }
             if emit(Step::Progress { done: self.read, total }).is_break() {
                 return Ok(None);
             }
@@ -108,6 +115,82 @@ impl<'a> Run<'a> {
         self.read = total;
         self.prefilled = Some(self.started.elapsed());
         Ok(Some(logits))
+    }
+
+    fn scores_prompt(&self) -> bool {
+        self.job.scores.is_some_and(|asked| asked.prompt)
+    }
+
+    /// Says what the model thinks of the prompt's next token.
+    fn score_prompt(
+        &mut self,
+        logits: &[f32],
+        emit: &mut impl FnMut(Step) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        let wanted = self.scores_prompt();
+        match (&mut self.scorer, self.job.prompt.get(self.read)) {
+            (Some(scorer), Some(token)) if wanted => {
+                scorer.read(logits);
+                emit(Step::Score(scorer.score(*token, self.read)))
+            }
+            _ => ControlFlow::Continue(()),
+        }
+    }
+
+    /// Picks what follows; nothing where the constraint lets nothing follow.
+    fn choose(&mut self, logits: &mut [f32]) -> Result<(), EngineError> {
+        self.next.clear();
+        if let Some(scorer) = &mut self.scorer {
+            scorer.read(logits);
+        }
+        let choice = self.guide.as_mut().map(Guide::choice).transpose().map_err(EngineError::Job)?;
+        match choice {
+            Some(Choice::Nothing) => return Ok(()),
+            Some(Choice::Forced(tokens)) => {
+                tokens.iter().for_each(|token| self.sampler.take(*token));
+                self.next = tokens;
+                return Ok(());
+            }
+            Some(Choice::Among(allowed)) => allowed.mask(logits, &self.job.end_tokens),
+            None => {}
+        }
+        let picked = self.sampler.pick(logits);
+        let picked = picked.ok_or(EngineError::NoNumber { after: Tokens(self.read + self.written) })?;
+        self.next.push(picked);
+        if let Some(guide) = &self.guide
+            && !self.job.end_tokens.contains(&picked)
+        {
+            guide.picked(picked);
+        }
+        Ok(())
+    }
+
+    /// Says what follows; the reason to end where there is one.
+    fn say(&mut self, emit: &mut impl FnMut(Step) -> ControlFlow<()>) -> Option<FinishReason> {
+        for token in &self.next {
+            self.written += 1;
+            if self.job.end_tokens.contains(token) {
+                return Some(FinishReason::EndToken);
+            }
+            let position = self.job.prompt.len() + self.written - 1;
+            let score = self.scorer.as_mut().map(|scorer| Step::Score(scorer.score(*token, position)));
+            if score.into_iter().chain([Step::Token(*token)]).any(|step| emit(step).is_break()) {
+                return Some(FinishReason::Cancelled);
+            }
+            if self.written >= self.job.max_new_tokens {
+                return Some(FinishReason::Length);
+            }
+        }
+        self.next.is_empty().then_some(FinishReason::EndToken)
+    }
+
+    /// Feeds what follows.
+    fn feed<'m, M: Forward>(&self, model: &'m mut M) -> Result<&'m mut [f32], EngineError> {
+        let last = (self.next.len() - 1) / model.chunk() * model.chunk();
+        for chunk in self.next[..last].chunks(model.chunk()) {
+            model.forward(chunk)?;
+        }
+        model.forward(&self.next[last..])
     }
 
     fn outcome(&self, reason: FinishReason) -> Outcome {
@@ -181,7 +264,7 @@ mod tests {
 
     fn run(mut script: Script<'_>, job: &Job) -> (Vec<u32>, Outcome) {
         let mut said = Vec::new();
-        let outcome = generate(&mut script, job, |step| {
+        let outcome = generate(&mut script, job, None, |step| {
             if let Step::Token(id) = step {
                 said.push(id);
             }
@@ -210,7 +293,7 @@ mod tests {
         assert_eq!((said, outcome.reason), (vec![5, 6], FinishReason::Length));
         assert_eq!(outcome.usage, Usage { prompt_tokens: 2, completion_tokens: 4 });
         let complete = Job { answer: vec![3, 4, 5, 6], ..job(2, 4) };
-        let outcome = generate(&mut says(&[]), &complete, |_| panic!("it ran")).unwrap();
+        let outcome = generate(&mut says(&[]), &complete, None, |_| panic!("it ran")).unwrap();
         assert_eq!((outcome.reason, outcome.usage.completion_tokens), (FinishReason::Length, 4));
     }
 
@@ -221,7 +304,7 @@ mod tests {
             steps += 1;
             ControlFlow::Break(())
         };
-        let outcome = generate(&mut says(&[3, 4]), &job(9, 20), leave).unwrap();
+        let outcome = generate(&mut says(&[3, 4]), &job(9, 20), None, leave).unwrap();
         assert_eq!((steps, outcome.reason), (1, FinishReason::Cancelled));
         assert_eq!(outcome.usage, Usage { prompt_tokens: 4, completion_tokens: 0 });
     }
@@ -236,27 +319,27 @@ mod tests {
                 }
                 ControlFlow::Continue(())
             };
-            generate(&mut says(&[]), &job(prompt, 1), listen).unwrap();
+            generate(&mut says(&[]), &job(prompt, 1), None, listen).unwrap();
             assert_eq!(progress, expected, "a prompt of {prompt}");
         }
     }
 
     #[test]
     fn a_job_that_cannot_fit_is_refused_with_the_numbers_before_anything_runs() {
-        let refused = generate(&mut says(&[]), &job(30, 3), |_| panic!("it ran"));
+        let refused = generate(&mut says(&[]), &job(30, 3), None, |_| panic!("it ran"));
         let Err(EngineError::Job(Failure::Context { prompt, max_new, capacity })) = refused else {
             panic!("{refused:?}")
         };
         assert_eq!((prompt, max_new, capacity), (Tokens(30), Tokens(3), Tokens(32)));
         for empty in [job(0, 3), job(3, 0)] {
-            assert!(generate(&mut says(&[]), &empty, |_| panic!("it ran")).is_err());
+            assert!(generate(&mut says(&[]), &empty, None, |_| panic!("it ran")).is_err());
         }
     }
 
     #[test]
     fn a_token_that_the_model_does_not_have_is_refused_by_its_id() {
         let job = Job { prompt: vec![1, 10], ..job(2, 3) };
-        let refused = generate(&mut says(&[]), &job, |_| panic!("it ran"));
+        let refused = generate(&mut says(&[]), &job, None, |_| panic!("it ran"));
         assert!(matches!(refused, Err(EngineError::Job(Failure::UnknownToken { id: 10, vocabulary: 10 }))));
     }
 
@@ -265,7 +348,8 @@ mod tests {
         let mut script = says(&[3]);
         let sampling =
             Sampling { logit_bias: (0..10).map(|id| (id, f32::NAN)).collect(), ..Sampling::greedy() };
-        let refused = generate(&mut script, &Job { sampling, ..job(2, 3) }, |_| ControlFlow::Continue(()));
+        let refused =
+            generate(&mut script, &Job { sampling, ..job(2, 3) }, None, |_| ControlFlow::Continue(()));
         assert!(matches!(refused, Err(EngineError::NoNumber { .. })), "{refused:?}");
     }
 }

@@ -8,8 +8,10 @@
 //! happens, so it is tested with a script in place of a model. The saying is also the asking: whoever listens answers
 //! whether to go on, after every prefill chunk and every step.
 
+mod dry;
 mod generate;
 mod sampler;
+mod scores;
 mod timeline;
 
 pub use generate::{Outcome, Step, generate};

@@ -14,6 +14,7 @@ use rand_chacha::{
     rand_core::{Rng, SeedableRng},
 };
 
+use super::dry::Repetition;
 use crate::job::Sampling;
 
 /// Picks a job's tokens, one after another.
@@ -22,6 +23,8 @@ pub struct Sampler<'a> {
     sampling: &'a Sampling,
     /// How often the output holds an id; 0 for those of the prompt alone.
     seen: HashMap<u32, u32>,
+    /// What was said, where repetitions are penalized.
+    repetition: Option<Repetition<'a>>,
     random: ChaCha8Rng,
     step: u64,
     candidates: Vec<Candidate>,
@@ -37,7 +40,8 @@ impl<'a> Sampler<'a> {
         let penalized = sampling.repetition_penalty != 1.0;
         let seen = prompt.iter().filter(|_| penalized).map(|id| (*id, 0)).collect();
         let random = ChaCha8Rng::seed_from_u64(sampling.seed);
-        Self { sampling, seen, random, step: 0, candidates: Vec::new() }
+        let repetition = sampling.dry.as_ref().map(|dry| Repetition::new(dry, prompt, &[]));
+        Self { sampling, seen, repetition, random, step: 0, candidates: Vec::new() }
     }
 
     /// A sampler that goes on after `answer`, as if it had picked that itself.
@@ -45,6 +49,9 @@ impl<'a> Sampler<'a> {
     pub fn resume(sampling: &'a Sampling, prompt: &[u32], answer: &[u32]) -> Self {
         let mut sampler = Self::new(sampling, prompt);
         sampler.step = answer.len() as u64;
+        if let Some(repetition) = &mut sampler.repetition {
+            answer.iter().for_each(|token| repetition.take(*token));
+        }
         if sampler.keeps_count() {
             for id in answer {
                 *sampler.seen.entry(*id).or_insert(0) += 1;
@@ -58,11 +65,19 @@ impl<'a> Sampler<'a> {
         self.adjust(logits);
         let greedy = greatest(logits)?;
         let picked = if self.sampling.temperature > 0.0 { self.draw(logits, greedy) } else { greedy.0 };
+        self.take(picked);
+        Some(picked)
+    }
+
+    /// Notes a token that was not for it to pick, as if it had picked it.
+    pub fn take(&mut self, token: u32) {
         self.step += 1;
         if self.keeps_count() {
-            *self.seen.entry(picked).or_insert(0) += 1;
+            *self.seen.entry(token).or_insert(0) += 1;
         }
-        Some(picked)
+        if let Some(repetition) = &mut self.repetition {
+            repetition.take(token);
+        }
     }
 
     fn keeps_count(&self) -> bool {
@@ -71,7 +86,7 @@ impl<'a> Sampler<'a> {
     }
 
     #[expect(clippy::cast_precision_loss, reason = "an id that comes up 2^24 times is penalized enough")]
-    fn adjust(&self, logits: &mut [f32]) {
+    fn adjust(&mut self, logits: &mut [f32]) {
         let s = self.sampling;
         for (id, bias) in &s.logit_bias {
             if let Some(logit) = logits.get_mut(*id as usize) {
@@ -85,6 +100,9 @@ impl<'a> Sampler<'a> {
                 *logit -= s.presence_penalty + s.frequency_penalty * *count as f32;
             }
         }
+        if let Some(repetition) = &mut self.repetition {
+            repetition.adjust(logits);
+        }
     }
 
     fn draw(&mut self, logits: &[f32], greatest: Candidate) -> u32 {
@@ -92,9 +110,11 @@ impl<'a> Sampler<'a> {
         let s = self.sampling;
         let candidates = &mut self.candidates;
         candidates.clear();
-        candidates.extend((0u32..).zip(logits.iter().copied()).filter(|(_, logit)| !logit.is_nan()));
+        candidates
+            .extend((0u32..).zip(logits.iter().copied()).filter(|(_, logit)| *logit > f32::NEG_INFINITY));
         keep_top_k(candidates, s.top_k);
         weigh(candidates, greatest.1, s.temperature);
+        keep_typical(candidates, s.typical_p);
         keep_top_p(candidates, s.top_p);
         // The weight of the most probable is 1, whatever was cut off since.
         if s.min_p > 0.0 {
@@ -148,22 +168,48 @@ fn weigh(candidates: &mut [Candidate], greatest: f32, temperature: f32) {
     }
 }
 
-fn keep_top_p(candidates: &mut Vec<Candidate>, p: f32) {
+/// Keeps those whose information is nearest to the average of all (locally typical sampling).
+fn keep_typical(candidates: &mut Vec<Candidate>, p: f32) {
     if p >= 1.0 {
         return;
     }
-    let wanted = f64::from(p) * total(candidates);
+    let total = total(candidates);
+    let information = |weight: f32| total.ln() - f64::from(weight).ln();
+    let likely = candidates.iter().filter(|(_, weight)| *weight > 0.0);
+    let average: f64 = likely.map(|(_, weight)| f64::from(*weight) / total * information(*weight)).sum();
+    let far = |candidate: &Candidate| ((information(candidate.1) - average).abs(), *candidate);
+    let mut by_distance: Vec<(f64, Candidate)> = candidates.iter().map(far).collect();
+    let nearer = |a: &(f64, Candidate), b: &(f64, Candidate)| a.0.total_cmp(&b.0).then(by_weight(&a.1, &b.1));
+    keep_first(&mut by_distance, f64::from(p) * total, nearer, |(_, candidate)| candidate.1);
+    candidates.clear();
+    candidates.extend(by_distance.into_iter().map(|(_, candidate)| candidate));
+}
+
+fn keep_top_p(candidates: &mut Vec<Candidate>, p: f32) {
+    if p < 1.0 {
+        let wanted = f64::from(p) * total(candidates);
+        keep_first(candidates, wanted, by_weight, |(_, weight)| *weight);
+    }
+}
+
+/// Keeps the first in this order whose weights sum to `wanted`. Sorts a few, and more only while they do not.
+fn keep_first<T>(
+    candidates: &mut Vec<T>,
+    wanted: f64,
+    order: impl Fn(&T, &T) -> Ordering,
+    weight: impl Fn(&T) -> f32,
+) {
     let mut sorted = 0;
     let mut sum = 0.0;
     while sorted < candidates.len() {
         let end = (sorted * 4).max(64).min(candidates.len());
         let rest = &mut candidates[sorted..];
         if end - sorted < rest.len() {
-            rest.select_nth_unstable_by(end - sorted - 1, by_weight);
+            rest.select_nth_unstable_by(end - sorted - 1, &order);
         }
-        candidates[sorted..end].sort_unstable_by(by_weight);
+        candidates[sorted..end].sort_unstable_by(&order);
         for i in sorted..end {
-            sum += f64::from(candidates[i].1);
+            sum += f64::from(weight(&candidates[i]));
             if sum >= wanted {
                 candidates.truncate(i + 1);
                 return;
@@ -195,6 +241,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::job::Dry;
 
     fn sampling() -> Sampling {
         Sampling { temperature: 1.0, seed: 7, ..Sampling::greedy() }
@@ -230,8 +277,15 @@ mod tests {
 
     #[test]
     fn penalties_go_on_where_they_were() {
-        let sampling =
-            Sampling { repetition_penalty: 1.3, presence_penalty: 0.4, frequency_penalty: 0.2, ..sampling() };
+        let dry = Some(Dry { multiplier: 0.8, base: 1.75, allowed_length: 1, breakers: vec![4] });
+        let sampling = Sampling {
+            repetition_penalty: 1.3,
+            presence_penalty: 0.4,
+            frequency_penalty: 0.2,
+            typical_p: 0.9,
+            dry,
+            ..sampling()
+        };
         let logits = [1.0, 0.9, 0.8, 0.7, 0.6];
         let mut whole = Sampler::new(&sampling, &[2]);
         let undisturbed: Vec<u32> = (0..20).map(|_| whole.pick(&mut logits.to_vec()).unwrap()).collect();
@@ -269,6 +323,10 @@ mod tests {
         assert_eq!(kept(&Sampling { top_p: 0.71, ..sampling() }), [0, 1, 2]);
         assert_eq!(kept(&Sampling { min_p: 0.6, ..sampling() }), [0, 1]);
         assert_eq!(kept(&Sampling { top_p: 0.0, ..sampling() }), [0]);
+        // 1.28 nats on average; the four have 0.92, 1.20, 1.61 and 2.30.
+        assert_eq!(kept(&Sampling { typical_p: 0.25, ..sampling() }), [1]);
+        assert_eq!(kept(&Sampling { typical_p: 0.45, ..sampling() }), [1, 2]);
+        assert_eq!(kept(&Sampling { typical_p: 0.85, ..sampling() }), [0, 1, 2]);
     }
 
     #[test]

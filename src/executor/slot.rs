@@ -100,7 +100,7 @@ impl<'a> Show<'a> {
                 self.shared.note_progress(Work { prompt, ..self.work });
             }
             Event::Token(_) => self.count_token(),
-            Event::Loading => {}
+            Event::Loading | Event::Score(_) => {}
             // How a job starts and ends is the executor's word.
             Event::Started { .. } | Event::Done(_) | Event::Failed(_) => return,
         }

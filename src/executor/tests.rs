@@ -55,6 +55,7 @@ async fn hear_out(ticket: &mut Ticket) -> (Vec<u32>, Event) {
     loop {
         match ticket.next().await.unwrap() {
             Event::Token(token) => tokens.push(token),
+            Event::Score(_) => {}
             last @ (Event::Done(_) | Event::Failed(_)) => return (tokens, last),
             Event::Started { .. } | Event::Loading | Event::Progress { .. } => {}
         }

@@ -3,44 +3,89 @@
 //! Everything that can be refused is refused here, before it takes a place: a worker that is not there, a prompt that
 //! does not fit, a queue that is full. What is accepted can only fail by what happens to it.
 
-use std::{sync::Arc, time::Instant};
+use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use actix_web::web;
 
 use super::{
     AppState,
     answer::Answer,
-    ask::{Ask, Prompt},
+    ask::{Ask, Delivery, Prompt},
     error::ApiError,
+    form::Form,
 };
 use crate::{
-    executor::SubmitError,
-    job::{Failure, Job, JobId, Readiness},
+    constraint,
+    executor::{Deadlines, SubmitError},
+    job::{Dry, Failure, Job, JobId, Readiness, Sampling},
     text::{Text, TextError},
     units::Tokens,
 };
 
-/// Puts a job in the queue, and hands out the answer that will come of it.
+/// Puts a job in the queue for each answer that is wanted, and hands out the answers that will come of them. When there is no
+/// room for all of them, those that have a place give it back.
 pub(super) async fn admit(
     state: &AppState,
     text: &Arc<Text>,
     id: JobId,
     ask: Ask,
-) -> Result<Answer, ApiError> {
+) -> Result<VecDeque<Answer>, ApiError> {
     let arrived = Instant::now();
     check_readiness(&state.readiness.borrow())?;
+    if let Some(form) = &ask.form {
+        check_form(state, text, form).await?;
+    }
+    let echo = if ask.echo { ask.prompt.text() } else { None };
     let prompt = encode(state, text, ask.prompt).await?;
     let default = state.settings.default_max_new;
     let max_new_tokens = room(Tokens(prompt.len()), ask.max_new, default, state.context_length(text))?.0;
+    let echo = ask.echo.then(|| echo.unwrap_or_else(|| text.decode(&prompt)));
+    let first_scored = ask.scores.filter(|asked| asked.prompt).and_then(|_| prompt.first().copied());
     let mut end_tokens = ask.stop_token_ids;
     if !ask.ignore_eos {
         end_tokens.extend(&text.card().end_tokens);
     }
-    let (prompt_tokens, sampling) = (prompt.len(), ask.sampling);
+    let progress = matches!(ask.delivery, Delivery::Streamed { progress: true, .. });
+    let is_formed = ask.form.is_some();
+    let sampling = with_breakers(text, ask.sampling, ask.breakers).await?;
+    let prompt_tokens = prompt.len();
     let (model, keep_alive) = (text.card().id.as_str().into(), ask.keep_alive);
-    let job = Job { model, keep_alive, sampling, end_tokens, ..Job::new(id, prompt, max_new_tokens) };
-    let ticket = state.executor.submit(job, ask.deadlines)?;
-    Ok(Answer::new(ticket, text.decoder(ask.stop), prompt_tokens, arrived))
+    let constraint = ask.form.map(|form| form.constraint);
+    let scores = ask.scores;
+    let job = Job {
+        model,
+        keep_alive,
+        sampling,
+        constraint,
+        scores,
+        end_tokens,
+        ..Job::new(id, prompt, max_new_tokens)
+    };
+    let mut answers = VecDeque::with_capacity(ask.choices);
+    for job in choices(&job, ask.choices, || state.executor.new_id()) {
+        // The later choices wait for the earlier ones, which is not the queue's fault.
+        let queue = if answers.is_empty() { ask.deadlines.queue } else { ask.deadlines.total };
+        let ticket = state.executor.submit(job, Deadlines { queue, ..ask.deadlines })?;
+        let decoder = text.decoder(ask.stop.clone());
+        let decoder = if is_formed { decoder.verbatim() } else { decoder };
+        let answer = Answer::new(ticket, Arc::clone(text), decoder, prompt_tokens, arrived);
+        let answer = if progress { answer.with_progress() } else { answer };
+        answers.push_back(match &echo {
+            Some(prompt) => answer.echo(prompt.clone(), first_scored),
+            None => answer,
+        });
+    }
+    Ok(answers)
+}
+
+/// The job, and others that differ from it in their seeds alone.
+fn choices(first: &Job, most: usize, mut new_id: impl FnMut() -> JobId) -> impl Iterator<Item = Job> {
+    let later = (1..most as u64).map(move |choice| {
+        let mut job = Job { id: new_id(), ..first.clone() };
+        job.sampling.seed = job.sampling.seed.wrapping_add(choice);
+        job
+    });
+    std::iter::once(first.clone()).chain(later)
 }
 
 /// A worker that is being replaced is worth waiting for: the queue holds until it is there.
@@ -53,6 +98,33 @@ fn check_readiness(readiness: &Readiness) -> Result<(), ApiError> {
         }
         Readiness::Stopping => Err(SubmitError::Stopped.into()),
     }
+}
+
+/// Compiles a constraint once to see that a worker can, on a thread of its own: it takes milliseconds, and what a stranger
+/// thinks of may take seconds. As with prompts, a few at a time and not when the queue is full.
+async fn check_form(state: &AppState, text: &Text, form: &Form) -> Result<(), ApiError> {
+    let internal = |error: &dyn std::fmt::Display| ApiError::Internal { message: error.to_string() };
+    text.check_table()?;
+    let permit = state.encoders.acquire().await.map_err(|error| internal(&error))?;
+    state.executor.check_room(Tokens(1))?;
+    let constraint = form.constraint.clone();
+    let checked =
+        web::block(move || constraint::check(&constraint)).await.map_err(|error| internal(&error))?;
+    drop(permit);
+    checked.map_err(|source| ApiError::Constraint { param: form.param, source })
+}
+
+/// Looks up the tokens that a repetition does not reach across: through the whole vocabulary, and so on another thread.
+async fn with_breakers(
+    text: &Arc<Text>,
+    sampling: Sampling,
+    breakers: Vec<String>,
+) -> Result<Sampling, ApiError> {
+    let Some(dry) = sampling.dry.clone() else { return Ok(sampling) };
+    let text = Arc::clone(text);
+    let tokens = web::block(move || text.tokens_with(&breakers)).await;
+    let breakers = tokens.map_err(|error| ApiError::Internal { message: error.to_string() })?;
+    Ok(Sampling { dry: Some(Dry { breakers, ..dry }), ..sampling })
 }
 
 /// Encodes a long prompt on a thread of its own, because it takes long enough to stall every stream of this one. A few at

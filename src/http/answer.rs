@@ -2,13 +2,19 @@
 //!
 //! Streams and whole documents are both made of this, so that they cannot differ.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use super::count::Tally;
+use super::{
+    count::Tally,
+    scored::{Scored, Scoring},
+};
 use crate::{
     executor::Ticket,
-    job::{Event, Failure, Finish, FinishReason, MemoryReport, Timings, Usage},
-    text::Decoder,
+    job::{Event, Failure, Finish, FinishReason, MemoryReport, Score, Timings, Usage},
+    text::{Decoder, Text},
 };
 
 /// An answer that is being generated. Dropping it gives up the job.
@@ -17,11 +23,17 @@ pub(super) struct Answer {
     decoder: Decoder,
     arrived: Instant,
     queue_wait: Duration,
+    /// When it got the slot.
+    began: Instant,
     prompt_tokens: usize,
     completion_tokens: usize,
     text: String,
-    progress: Progress,
+    speech: Speech,
+    tells_progress: bool,
     is_loading: bool,
+    /// What the next text begins with: the prompt where it is echoed.
+    lead: String,
+    scores: Scores,
     /// Has what was generated added when this is dropped, complete or not.
     tally: Option<Tally>,
 }
@@ -34,9 +46,20 @@ impl Drop for Answer {
     }
 }
 
+/// What the model thought of the tokens so far.
+struct Scores {
+    text: Arc<Text>,
+    scoring: Scoring,
+    /// Of the token that comes next.
+    next: Option<Score>,
+    all: Vec<Scored>,
+    /// So many of them have left with a piece of text.
+    said: usize,
+}
+
 /// How far an answer has come.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Progress {
+enum Speech {
     /// Tokens come.
     Speaking,
     /// A stop string is complete, and the job was told to end.
@@ -47,18 +70,42 @@ enum Progress {
 pub(super) enum Piece {
     /// Its model is being loaded.
     Loading,
-    /// Text to append; never empty.
-    Text(String),
+    /// More of the prompt is read; only where that was asked for.
+    Progress(Progress),
+    /// Text to append.
+    Said(Said),
     /// Nothing follows.
     End(Box<Ending>),
+}
+
+/// What is read of a prompt.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Progress {
+    /// Tokens read.
+    pub(super) done: usize,
+    /// Tokens in all.
+    pub(super) total: usize,
+    /// Time since the job got the slot.
+    pub(super) since: Duration,
+}
+
+/// What an answer goes on with.
+#[derive(Debug)]
+pub(super) struct Said {
+    /// Never empty, but for the end of an answer.
+    pub(super) text: String,
+    /// The tokens that were told since, where their scores were asked for. Text that is held back leaves after its tokens.
+    pub(super) scored: Vec<Scored>,
 }
 
 /// A complete answer.
 pub(super) struct Ending {
     /// All of it.
     pub(super) text: String,
-    /// The end of it that no [`Piece::Text`] had, for it could have become a stop string.
-    pub(super) unsaid: String,
+    /// All of its tokens, where their scores were asked for.
+    pub(super) scored: Vec<Scored>,
+    /// The end of it that no [`Piece::Said`] had, for it could have become a stop string.
+    pub(super) unsaid: Said,
     pub(super) reason: Reason,
     pub(super) usage: Usage,
     pub(super) queue_wait: Duration,
@@ -89,31 +136,54 @@ impl Reason {
 
 impl Answer {
     /// `arrived`: when the request had been read, before its prompt was encoded.
-    pub(super) fn new(ticket: Ticket, decoder: Decoder, prompt_tokens: usize, arrived: Instant) -> Self {
+    pub(super) fn new(
+        ticket: Ticket,
+        text: Arc<Text>,
+        decoder: Decoder,
+        prompt_tokens: usize,
+        arrived: Instant,
+    ) -> Self {
+        let scores = Scores { text, scoring: Scoring::default(), next: None, all: Vec::new(), said: 0 };
         Self {
             ticket,
             decoder,
             arrived,
             queue_wait: Duration::ZERO,
+            began: arrived,
             prompt_tokens,
             completion_tokens: 0,
             text: String::new(),
-            progress: Progress::Speaking,
+            speech: Speech::Speaking,
+            tells_progress: false,
             is_loading: false,
             tally: None,
+            lead: String::new(),
+            scores,
         }
     }
 
     /// What is generated counts for this request.
-    pub(super) fn count_for(self, tally: Option<Tally>) -> Self {
-        let mut counted = self;
-        counted.tally = tally;
-        counted
+    pub(super) fn count_for(&mut self, tally: Option<Tally>) {
+        self.tally = tally;
     }
 
     /// Whether its model was being loaded when something was last heard.
     pub(super) const fn is_loading(&self) -> bool {
         self.is_loading
+    }
+
+    /// Lets it say what is read of the prompt.
+    pub(super) fn with_progress(mut self) -> Self {
+        self.tells_progress = true;
+        self
+    }
+
+    /// Lets the answer begin with its prompt: the text, and the first token where the others' scores were asked for.
+    pub(super) fn echo(mut self, prompt: String, first_scored: Option<u32>) -> Self {
+        self.lead = prompt;
+        let Scores { text, scoring, all, .. } = &mut self.scores;
+        all.extend(first_scored.map(|token| scoring.unscored(text, token)));
+        self
     }
 
     /// The next text, or the end. Cancel safe.
@@ -129,42 +199,56 @@ impl Answer {
 
     fn take(&mut self, event: Event) -> Result<Option<Piece>, Failure> {
         match event {
-            Event::Started { queue_wait } => self.queue_wait = queue_wait,
+            Event::Started { queue_wait } => {
+                (self.queue_wait, self.began) = (queue_wait, Instant::now());
+            }
             Event::Loading => {
                 self.is_loading = true;
                 return Ok(Some(Piece::Loading));
             }
+            Event::Progress { done, total } if self.tells_progress => {
+                self.is_loading = false;
+                let since = self.began.elapsed();
+                return Ok(Some(Piece::Progress(Progress { done, total, since })));
+            }
+            Event::Score(score) if score.position >= self.prompt_tokens => self.scores.next = Some(score),
+            // A worker that took over says those of the prompt again.
+            Event::Score(score) if score.position == self.scores.all.len() => self.scores.take(&score),
+            Event::Score(_) => {}
             Event::Progress { .. } => self.is_loading = false,
             Event::Token(token) => return Ok(self.take_token(token)),
             Event::Done(finish) => return self.take_finish(finish).map(Some),
             // The answer was complete; how its job ended no longer matters.
-            Event::Failed(_) if self.progress == Progress::Stopped => return Ok(Some(self.stopped())),
+            Event::Failed(_) if self.speech == Speech::Stopped => return Ok(Some(self.stopped())),
             Event::Failed(failure) => return Err(failure),
         }
         Ok(None)
     }
 
     fn take_token(&mut self, token: u32) -> Option<Piece> {
-        if self.progress == Progress::Stopped {
+        if self.speech == Speech::Stopped {
             return None;
         }
         self.is_loading = false;
         self.completion_tokens += 1;
+        if let Some(score) = self.scores.next.take() {
+            self.scores.take(&score);
+        }
         let chunk = self.decoder.push(token);
         if chunk.stopped {
-            self.progress = Progress::Stopped;
+            self.speech = Speech::Stopped;
             self.ticket.cancel();
         }
         self.say(chunk.text)
     }
 
     fn take_finish(&mut self, finish: Finish) -> Result<Piece, Failure> {
-        if self.progress == Progress::Speaking {
+        if self.speech == Speech::Speaking {
             // With the token that ended it, which had no event.
             self.completion_tokens = finish.usage.completion_tokens;
         }
         let reason = match finish.reason {
-            _ if self.progress == Progress::Stopped => Reason::Stop,
+            _ if self.speech == Speech::Stopped => Reason::Stop,
             FinishReason::EndToken => Reason::Stop,
             FinishReason::Length => Reason::Length,
             // Nobody but this answer cancels its job, unless everything ends.
@@ -184,13 +268,14 @@ impl Answer {
     }
 
     fn end(&mut self, reason: Reason, generated: usize, timings: Timings, memory: MemoryReport) -> Ending {
-        let unsaid = match self.progress {
-            Progress::Speaking => self.decoder.finish(),
-            Progress::Stopped => String::new(),
+        let rest = match self.speech {
+            Speech::Speaking => self.decoder.finish(),
+            Speech::Stopped => String::new(),
         };
-        self.text.push_str(&unsaid);
+        let unsaid = self.said(rest);
         Ending {
             text: std::mem::take(&mut self.text),
+            scored: std::mem::take(&mut self.scores.all),
             unsaid,
             reason,
             usage: Usage { prompt_tokens: self.prompt_tokens, completion_tokens: self.completion_tokens },
@@ -203,7 +288,24 @@ impl Answer {
     }
 
     fn say(&mut self, text: String) -> Option<Piece> {
+        (!text.is_empty()).then(|| Piece::Said(self.said(text)))
+    }
+
+    fn said(&mut self, fresh: String) -> Said {
+        let text = if self.lead.is_empty() { fresh } else { std::mem::take(&mut self.lead) + &fresh };
         self.text.push_str(&text);
-        (!text.is_empty()).then_some(Piece::Text(text))
+        Said { text, scored: self.scores.unsaid() }
+    }
+}
+
+impl Scores {
+    fn take(&mut self, score: &Score) {
+        self.all.push(self.scoring.scored(&self.text, score));
+    }
+
+    /// Those that no piece had.
+    fn unsaid(&mut self) -> Vec<Scored> {
+        let from = std::mem::replace(&mut self.said, self.all.len());
+        self.all[from..].to_vec()
     }
 }

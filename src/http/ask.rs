@@ -6,12 +6,16 @@
 
 use std::time::Duration;
 
-use serde_json::{Map, Number, Value};
+use serde_json::Value;
 
-use super::fields::{FieldError, Fields, Known, typed, wrong_type};
+use super::{
+    fields::{FieldError, Fields, Known, typed, wrong_type},
+    form::Form,
+    sampling,
+};
 use crate::{
     executor::Deadlines,
-    job::{KeepAlive, Sampling},
+    job::{KeepAlive, Sampling, ScoresAsked},
     text::Message,
     units::Tokens,
 };
@@ -26,6 +30,14 @@ pub(super) struct Ask {
     /// `None` leaves it to the settings and the room there is.
     pub(super) max_new: Option<Tokens>,
     pub(super) sampling: Sampling,
+    /// What a repetition that is penalized does not reach across; made into tokens with the prompt.
+    pub(super) breakers: Vec<String>,
+    pub(super) form: Option<Form>,
+    /// How many answers to make, one after another.
+    pub(super) choices: usize,
+    pub(super) scores: Option<ScoresAsked>,
+    /// Whether the answer begins with the prompt.
+    pub(super) echo: bool,
     pub(super) stop: Vec<String>,
     pub(super) stop_token_ids: Vec<u32>,
     pub(super) ignore_eos: bool,
@@ -43,6 +55,16 @@ pub(super) enum Prompt {
     Conversation(Vec<Message>),
 }
 
+impl Prompt {
+    /// As it was given, if it was given as text.
+    pub(super) fn text(&self) -> Option<String> {
+        match self {
+            Self::Text(text) => Some(text.clone()),
+            Self::Ids(_) | Self::Conversation(_) => None,
+        }
+    }
+}
+
 /// How the answer is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Delivery {
@@ -52,6 +74,8 @@ pub(super) enum Delivery {
     Streamed {
         /// With OpenAI's chunk of usage at the end.
         include_usage: bool,
+        /// With what is read of a long prompt.
+        progress: bool,
     },
 }
 
@@ -79,13 +103,24 @@ impl Ask {
         }
         let stop_token_ids: Vec<u32> = fields.take("stop_token_ids")?.unwrap_or_default();
         check_ids(&stop_token_ids, &fields.path("stop_token_ids"), rules.vocabulary)?;
+        let form = Form::take(fields)?;
+        let stop = take_stop(fields)?;
+        let ignore_eos = fields.take("ignore_eos")?.unwrap_or(false);
+        if let Some(form) = &form {
+            form.check_ends(fields, [!stop.is_empty(), !stop_token_ids.is_empty(), ignore_eos])?;
+        }
         Ok(Self {
             prompt,
             max_new,
-            sampling: take_sampling(fields, rules)?,
-            stop: take_stop(fields)?,
+            sampling: sampling::take(fields, rules)?,
+            breakers: sampling::take_breakers(fields)?,
+            form,
+            choices: 1,
+            scores: None,
+            echo: false,
+            stop,
             stop_token_ids,
-            ignore_eos: fields.take("ignore_eos")?.unwrap_or(false),
+            ignore_eos,
             delivery: take_delivery(fields)?,
             deadlines: take_deadlines(fields, rules.deadlines)?,
             keep_alive: take_keep_alive(fields)?,
@@ -131,6 +166,18 @@ pub(super) fn take_tokens(fields: &mut Fields, name: &str) -> Result<Option<Toke
     // The context length is the real limit, and is checked with the prompt's length at hand.
     let tokens = fields.whole(name, 1..=u64::from(u32::MAX))?;
     Ok(tokens.map(|tokens| Tokens(usize::try_from(tokens).unwrap_or(usize::MAX))))
+}
+
+/// Takes `n`, the number of answers to one prompt.
+pub(super) fn take_choices(fields: &mut Fields) -> Result<usize, FieldError> {
+    const MOST: u64 = 8;
+    let choices = fields.whole("n", 1..=MOST)?.unwrap_or(1);
+    Ok(usize::try_from(choices).unwrap_or(1))
+}
+
+/// The scores of the answer's tokens and, where it is echoed, of the prompt's.
+pub(super) fn asked(top: u64, prompt: bool) -> ScoresAsked {
+    ScoresAsked { top: usize::try_from(top).unwrap_or(usize::MAX), prompt }
 }
 
 /// Takes `prompt` as OpenAI has it: a string, an array of token ids, or an array of one of either.
@@ -219,50 +266,6 @@ pub(super) fn is_empty_array(value: &Value) -> bool {
     value.as_array().is_some_and(Vec::is_empty)
 }
 
-fn take_sampling(fields: &mut Fields, rules: &Rules) -> Result<Sampling, FieldError> {
-    let top_k = fields.whole("top_k", 0..=rules.vocabulary as u64)?.unwrap_or(0);
-    Ok(Sampling {
-        logit_bias: take_logit_bias(fields, rules.vocabulary)?,
-        repetition_penalty: fields.number("repetition_penalty", 0.1..=10.0)?.unwrap_or(1.0),
-        presence_penalty: fields.number("presence_penalty", -2.0..=2.0)?.unwrap_or(0.0),
-        frequency_penalty: fields.number("frequency_penalty", -2.0..=2.0)?.unwrap_or(0.0),
-        temperature: fields.number("temperature", 0.0..=2.0)?.unwrap_or(rules.temperature),
-        top_k: usize::try_from(top_k).unwrap_or(usize::MAX),
-        // OpenAI allows 0, which must still leave the most probable token.
-        top_p: fields.number("top_p", 0.0..=1.0)?.unwrap_or(1.0).max(f32::MIN_POSITIVE),
-        min_p: fields.number("min_p", 0.0..=1.0)?.unwrap_or(0.0),
-        seed: take_seed(fields)?,
-    })
-}
-
-/// A seed of the request's own, else a random one that every JSON reader can hold exactly.
-fn take_seed(fields: &mut Fields) -> Result<u64, FieldError> {
-    const EXACT_IN_A_DOUBLE: u64 = (1 << 53) - 1;
-    let Some(seed) = fields.take::<Number>("seed")? else {
-        return Ok(rand::random::<u64>() & EXACT_IN_A_DOUBLE);
-    };
-    // OpenAI's seeds may be negative; as bits they are as good as any.
-    let bits = seed.as_u64().or_else(|| seed.as_i64().map(i64::cast_unsigned));
-    bits.ok_or_else(|| {
-        let range = format!("{} to {}, whole numbers", i64::MIN, u64::MAX);
-        FieldError::Range { param: fields.path("seed"), found: seed.to_string(), range }
-    })
-}
-
-fn take_logit_bias(fields: &mut Fields, vocabulary: usize) -> Result<Vec<(u32, f32)>, FieldError> {
-    let Some(biases) = fields.take::<Map<String, Value>>("logit_bias")? else { return Ok(Vec::new()) };
-    let ids: Vec<String> = biases.keys().cloned().collect();
-    let mut biases = Fields::nested(Value::Object(biases), &fields.path("logit_bias"))?;
-    let mut taken = Vec::with_capacity(ids.len());
-    for id in &ids {
-        let path = biases.path(id);
-        let token = id.parse().map_err(|_| FieldError::value(&path, "is not a token id"))?;
-        check_id(token, &path, vocabulary)?;
-        taken.extend(biases.number(id, -100.0..=100.0)?.map(|bias| (token, bias)));
-    }
-    Ok(taken)
-}
-
 fn take_stop(fields: &mut Fields) -> Result<Vec<String>, FieldError> {
     let path = fields.path("stop");
     let stops: Vec<String> = match fields.take::<Value>("stop")? {
@@ -286,17 +289,22 @@ fn take_delivery(fields: &mut Fields) -> Result<Delivery, FieldError> {
     let streamed = fields.take("stream")?.unwrap_or(false);
     let path = fields.path("stream_options");
     let options: Option<Value> = fields.take("stream_options")?;
+    let progress = fields.take("return_progress")?.unwrap_or(false);
+    if progress && !streamed {
+        let said = "is for streams; send \"stream\": true with it";
+        return Err(FieldError::value(fields.path("return_progress"), said));
+    }
     match (streamed, options) {
         (false, None) => Ok(Delivery::Whole),
         (false, Some(_)) => Err(FieldError::value(path, "is for streams; send \"stream\": true with it")),
-        (true, None) => Ok(Delivery::Streamed { include_usage: false }),
+        (true, None) => Ok(Delivery::Streamed { include_usage: false, progress }),
         (true, Some(options)) => {
             let mut options = Fields::nested(options, &path)?;
             let include_usage = options.take("include_usage")?.unwrap_or(false);
             let obfuscation = |value: &Value| value == false;
             let only = "false";
             options.finish(&[Known { name: "include_obfuscation", asks_for_nothing: obfuscation, only }])?;
-            Ok(Delivery::Streamed { include_usage })
+            Ok(Delivery::Streamed { include_usage, progress })
         }
     }
 }
@@ -316,7 +324,7 @@ fn check_ids(ids: &[u32], path: &str, vocabulary: usize) -> Result<(), FieldErro
         .try_for_each(|(place, id)| check_id(*id, &format_args!("{path}[{place}]"), vocabulary))
 }
 
-fn check_id(id: u32, path: &dyn std::fmt::Display, vocabulary: usize) -> Result<(), FieldError> {
+pub(super) fn check_id(id: u32, path: &dyn std::fmt::Display, vocabulary: usize) -> Result<(), FieldError> {
     if (id as usize) < vocabulary {
         return Ok(());
     }
@@ -327,7 +335,7 @@ fn check_id(id: u32, path: &dyn std::fmt::Display, vocabulary: usize) -> Result<
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use serde_json::json;
+    use serde_json::{Map, json};
 
     use super::*;
     use crate::http::{chat::Chat, completions::Completions, dialect::Dialect, native::Native};
@@ -338,7 +346,16 @@ mod tests {
         temperature: 1.0,
     };
 
-    const NAMES: [&str; 12] = [
+    const NAMES: [&str; 21] = [
+        "response_format",
+        "json_schema",
+        "grammar",
+        "regex",
+        "n",
+        "logprobs",
+        "echo",
+        "dry_multiplier",
+        "return_progress",
         "prompt",
         "messages",
         "temperature",
@@ -377,6 +394,7 @@ mod tests {
         assert!((0.0..=2.0).contains(&ask.sampling.temperature));
         assert!(ask.sampling.logit_bias.iter().all(|(id, bias)| *id < 100 && bias.abs() <= 100.0));
         assert!(ask.stop_token_ids.iter().all(|id| *id < 100));
+        assert!((1..=8).contains(&ask.choices) && ask.scores.is_none_or(|asked| asked.top <= 20));
         assert!(ask.stop.iter().all(|stop| !stop.is_empty()));
         assert!(ask.deadlines.total <= RULES.deadlines.total && ask.max_new != Some(Tokens(0)));
     }

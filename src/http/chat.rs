@@ -3,12 +3,13 @@
 use serde_json::{Value, json};
 
 use super::{
-    answer::Ending,
-    ask::{Ask, Rules, conversation_of, take_tokens},
-    dialect::{Dialect, Head, OF_CHAT, timings, usage},
+    answer::{Ending, Progress, Said},
+    ask::{Ask, Rules, asked, conversation_of, take_choices, take_tokens},
+    dialect::{Dialect, Head, OF_CHAT, prompt_progress, timings, usage},
     fields::{FieldError, Fields, Known},
+    scored::{Scored, content},
 };
-use crate::units::Tokens;
+use crate::{job::ScoresAsked, units::Tokens};
 
 /// OpenAI's chat completions.
 pub(super) struct Chat(Head);
@@ -21,13 +22,24 @@ impl From<Head> for Chat {
 
 impl Chat {
     fn document(&self, object: &str, choices: Value) -> Value {
-        let Head { id, created, model, .. } = &self.0;
-        json!({ "id": id, "object": object, "created": created, "model": model, "choices": choices })
+        let Head { id, created, model, fingerprint, .. } = &self.0;
+        json!({
+            "id": id,
+            "object": object,
+            "created": created,
+            "model": model,
+            "system_fingerprint": fingerprint,
+            "choices": choices,
+        })
     }
 
-    fn chunk(&self, delta: &Value, finish_reason: Option<&str>) -> Value {
+    fn logprobs(&self, scored: &[Scored]) -> Value {
+        if self.0.scored { content(scored) } else { Value::Null }
+    }
+
+    fn chunk(&self, choice: usize, delta: &Value, logprobs: Value, reason: Option<&str>) -> Value {
         let choice =
-            json!([{ "index": 0, "delta": delta, "logprobs": null, "finish_reason": finish_reason }]);
+            json!([{ "index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": reason }]);
         let mut chunk = self.document("chat.completion.chunk", choice);
         if self.0.include_usage {
             chunk["usage"] = Value::Null;
@@ -45,37 +57,60 @@ impl Dialect for Chat {
     fn ask(fields: &mut Fields, rules: &Rules) -> Result<Ask, FieldError> {
         let prompt = conversation_of(fields.require("messages")?, "messages")?;
         let most = take_most(fields)?;
-        Ask::take(fields, rules, prompt, most)
+        let ask = Ask::take(fields, rules, prompt, most)?;
+        Ok(Ask { choices: take_choices(fields)?, scores: take_scores(fields)?, ..ask })
     }
 
-    fn whole(&self, ending: &Ending) -> Value {
-        let message = json!({ "role": "assistant", "content": ending.text, "refusal": null });
-        let reason = ending.reason.as_str();
-        let choice = json!([{ "index": 0, "message": message, "logprobs": null, "finish_reason": reason }]);
-        let mut document = self.document("chat.completion", choice);
-        document["usage"] = usage(ending);
-        document["timings"] = timings(ending);
+    fn whole(&self, endings: &[Ending]) -> Value {
+        let choice = |(index, ending): (usize, &Ending)| {
+            let message = json!({ "role": "assistant", "content": ending.text, "refusal": null });
+            let (logprobs, reason) = (self.logprobs(&ending.scored), ending.reason.as_str());
+            json!({ "index": index, "message": message, "logprobs": logprobs, "finish_reason": reason })
+        };
+        let choices = endings.iter().enumerate().map(choice).collect();
+        let mut document = self.document("chat.completion", choices);
+        document["usage"] = usage(endings);
+        document["timings"] = timings(endings);
         document
     }
 
-    fn opening(&self) -> Option<Value> {
-        Some(self.chunk(&json!({ "role": "assistant", "content": "" }), None))
+    fn progress(&self, progress: &Progress) -> Value {
+        let mut chunk = self.document("chat.completion.chunk", json!([]));
+        chunk["prompt_progress"] = prompt_progress(progress);
+        chunk
     }
 
-    fn delta(&self, text: &str) -> Value {
-        self.chunk(&json!({ "content": text }), None)
+    fn opening(&self, choice: usize) -> Option<Value> {
+        Some(self.chunk(choice, &json!({ "role": "assistant", "content": "" }), Value::Null, None))
     }
 
-    fn closing(&self, ending: &Ending) -> Vec<Value> {
-        let mut last = self.chunk(&json!({}), Some(ending.reason.as_str()));
-        last["timings"] = timings(ending);
-        let mut closing = vec![last];
-        if self.0.include_usage {
-            let mut chunk = self.document("chat.completion.chunk", json!([]));
-            chunk["usage"] = usage(ending);
-            closing.push(chunk);
-        }
-        closing
+    fn delta(&self, choice: usize, said: &Said) -> Value {
+        self.chunk(choice, &json!({ "content": said.text }), self.logprobs(&said.scored), None)
+    }
+
+    fn closing(&self, choice: usize, ending: &Ending) -> Value {
+        let mut last = self.chunk(choice, &json!({}), Value::Null, Some(ending.reason.as_str()));
+        last["timings"] = timings(std::slice::from_ref(ending));
+        last
+    }
+
+    fn summary(&self, endings: &[Ending]) -> Option<Value> {
+        let mut chunk = self.document("chat.completion.chunk", json!([]));
+        chunk["usage"] = usage(endings);
+        self.0.include_usage.then_some(chunk)
+    }
+}
+
+/// `logprobs` and how many others with `top_logprobs`.
+fn take_scores(fields: &mut Fields) -> Result<Option<ScoresAsked>, FieldError> {
+    const MOST: u64 = 20;
+    let wanted = fields.take("logprobs")?.unwrap_or(false);
+    match fields.whole("top_logprobs", 0..=MOST)? {
+        Some(1..) if !wanted => Err(FieldError::value(
+            "top_logprobs",
+            "is for log-probabilities; send \"logprobs\": true with it",
+        )),
+        top => Ok(wanted.then(|| asked(top.unwrap_or(0), false))),
     }
 }
 

@@ -3,11 +3,13 @@
 use serde_json::{Value, json};
 
 use super::{
-    answer::Ending,
-    ask::{Ask, Rules, prompt_of, take_tokens},
-    dialect::{Dialect, Head, OF_COMPLETIONS, timings, usage},
+    answer::{Ending, Progress, Said},
+    ask::{Ask, Rules, asked, prompt_of, take_choices, take_tokens},
+    dialect::{Dialect, Head, OF_COMPLETIONS, prompt_progress, timings, usage},
     fields::{FieldError, Fields, Known},
+    scored::{Scored, lists},
 };
+use crate::job::ScoresAsked;
 
 /// OpenAI's completions.
 pub(super) struct Completions(Head);
@@ -20,21 +22,29 @@ impl From<Head> for Completions {
 
 impl Completions {
     fn document(&self, choices: Value) -> Value {
-        let Head { id, created, model, .. } = &self.0;
-        json!({ "id": id, "object": "text_completion", "created": created, "model": model, "choices": choices })
+        let Head { id, created, model, fingerprint, .. } = &self.0;
+        json!({
+            "id": id,
+            "object": "text_completion",
+            "created": created,
+            "model": model,
+            "system_fingerprint": fingerprint,
+            "choices": choices,
+        })
     }
 
-    fn chunk(&self, choices: Value) -> Value {
-        let mut chunk = self.document(choices);
+    fn choice(&self, choice: usize, text: &str, scored: Option<&[Scored]>, reason: Option<&str>) -> Value {
+        let logprobs = scored.filter(|_| self.0.scored).map_or(Value::Null, lists);
+        json!({ "index": choice, "text": text, "logprobs": logprobs, "finish_reason": reason })
+    }
+
+    fn chunk(&self, choice: Value) -> Value {
+        let mut chunk = self.document(json!([choice]));
         if self.0.include_usage {
             chunk["usage"] = Value::Null;
         }
         chunk
     }
-}
-
-fn choice(text: &str, finish_reason: Option<&str>) -> Value {
-    json!([{ "index": 0, "text": text, "logprobs": null, "finish_reason": finish_reason }])
 }
 
 impl Dialect for Completions {
@@ -46,33 +56,75 @@ impl Dialect for Completions {
     fn ask(fields: &mut Fields, rules: &Rules) -> Result<Ask, FieldError> {
         let prompt = prompt_of(fields.require("prompt")?, "prompt")?;
         let max_tokens = take_tokens(fields, "max_tokens")?;
-        Ask::take(fields, rules, prompt, max_tokens)
+        let ask = Ask::take(fields, rules, prompt, max_tokens)?;
+        let choices = take_choices(fields)?;
+        check_best_of(fields, choices)?;
+        let echo = fields.take("echo")?.unwrap_or(false);
+        let scores = take_scores(fields, echo)?;
+        Ok(Ask { choices, echo, scores, ..ask })
     }
 
-    fn whole(&self, ending: &Ending) -> Value {
-        let mut document = self.document(choice(&ending.text, Some(ending.reason.as_str())));
-        document["usage"] = usage(ending);
-        document["timings"] = timings(ending);
+    fn whole(&self, endings: &[Ending]) -> Value {
+        let choice = |(index, ending): (usize, &Ending)| {
+            self.choice(index, &ending.text, Some(&ending.scored), Some(ending.reason.as_str()))
+        };
+        let mut document = self.document(endings.iter().enumerate().map(choice).collect());
+        document["usage"] = usage(endings);
+        document["timings"] = timings(endings);
         document
     }
 
-    fn opening(&self) -> Option<Value> {
+    fn progress(&self, progress: &Progress) -> Value {
+        let mut chunk = self.document(json!([]));
+        chunk["prompt_progress"] = prompt_progress(progress);
+        chunk
+    }
+
+    fn opening(&self, _: usize) -> Option<Value> {
         None
     }
 
-    fn delta(&self, text: &str) -> Value {
-        self.chunk(choice(text, None))
+    fn delta(&self, choice: usize, said: &Said) -> Value {
+        self.chunk(self.choice(choice, &said.text, Some(&said.scored), None))
     }
 
-    fn closing(&self, ending: &Ending) -> Vec<Value> {
-        let mut last = self.chunk(choice("", Some(ending.reason.as_str())));
-        last["timings"] = timings(ending);
-        let mut closing = vec![last];
-        if self.0.include_usage {
-            let mut chunk = self.document(json!([]));
-            chunk["usage"] = usage(ending);
-            closing.push(chunk);
+    fn closing(&self, choice: usize, ending: &Ending) -> Value {
+        let mut last = self.chunk(self.choice(choice, "", None, Some(ending.reason.as_str())));
+        last["timings"] = timings(std::slice::from_ref(ending));
+        last
+    }
+
+    fn summary(&self, endings: &[Ending]) -> Option<Value> {
+        let mut chunk = self.document(json!([]));
+        chunk["usage"] = usage(endings);
+        self.0.include_usage.then_some(chunk)
+    }
+}
+
+/// Every choice that is generated is sent, so the best of more than those is not to be had.
+fn check_best_of(fields: &mut Fields, choices: usize) -> Result<(), FieldError> {
+    match fields.whole("best_of", 1..=u64::from(u32::MAX))? {
+        Some(best_of) if best_of != choices as u64 => {
+            let said = format!(
+                "is {best_of}, and n is {choices}; eka sends every choice that it generates, so leave it out or send {choices}"
+            );
+            Err(FieldError::value("best_of", said))
         }
-        closing
+        _ => Ok(()),
+    }
+}
+
+/// `logprobs`: how many others. `false` is what some clients send for none.
+fn take_scores(fields: &mut Fields, echo: bool) -> Result<Option<ScoresAsked>, FieldError> {
+    const MOST: u64 = 5;
+    match fields.take::<Value>("logprobs")? {
+        None | Some(Value::Bool(false)) => Ok(None),
+        Some(top) => {
+            let allowed = top.as_u64().filter(|top| *top <= MOST);
+            let range = || format!("0 to {MOST}");
+            let wrong =
+                || FieldError::Range { param: "logprobs".into(), found: top.to_string(), range: range() };
+            allowed.map(|top| Some(asked(top, echo))).ok_or_else(wrong)
+        }
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{
-    answer::Ending,
+    answer::{Ending, Progress, Said},
     ask::{Ask, Rules, is_empty_array},
     fields::{FieldError, Fields, Known},
 };
@@ -30,17 +30,23 @@ pub(super) trait Dialect: From<Head> + 'static {
     /// Takes a request's fields, except `model`.
     fn ask(fields: &mut Fields, rules: &Rules) -> Result<Ask, FieldError>;
 
-    /// The whole answer as one document.
-    fn whole(&self, ending: &Ending) -> Value;
+    /// The whole answer as one document, all of its choices in their order.
+    fn whole(&self, endings: &[Ending]) -> Value;
 
-    /// What a stream says before the first text.
-    fn opening(&self) -> Option<Value>;
+    /// What a stream says about a prompt of which more is read, if that was asked for.
+    fn progress(&self, progress: &Progress) -> Value;
+
+    /// What a stream says before the first text of a choice.
+    fn opening(&self, choice: usize) -> Option<Value>;
 
     /// What a stream says for a piece of text.
-    fn delta(&self, text: &str) -> Value;
+    fn delta(&self, choice: usize, said: &Said) -> Value;
 
-    /// What a stream says when the answer is complete.
-    fn closing(&self, ending: &Ending) -> Vec<Value>;
+    /// What a stream says when a choice is complete.
+    fn closing(&self, choice: usize, ending: &Ending) -> Value;
+
+    /// What a stream says at its end about all choices, if that was asked for.
+    fn summary(&self, endings: &[Ending]) -> Option<Value>;
 }
 
 /// What an answer says besides its text.
@@ -51,32 +57,45 @@ pub(super) struct Head {
     pub(super) created: u64,
     pub(super) model: String,
     pub(super) seed: u64,
+    /// Changes with the model and with the program.
+    pub(super) fingerprint: String,
+    /// The tokens' scores were asked for.
+    pub(super) scored: bool,
     /// A stream was asked for OpenAI's chunk of usage.
     pub(super) include_usage: bool,
 }
 
-/// OpenAI's `usage`.
-pub(super) fn usage(ending: &Ending) -> Value {
-    let usage = ending.usage;
+/// OpenAI's `usage`: the prompt once, however many choices were made of it.
+pub(super) fn usage(endings: &[Ending]) -> Value {
+    let prompt = endings.first().map_or(0, |ending| ending.usage.prompt_tokens);
+    let completion: usize = endings.iter().map(|ending| ending.usage.completion_tokens).sum();
+    json!({ "prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion })
+}
+
+/// Where the time went, of all choices together: they are made one after another. Rates are null where nothing was
+/// measured; a first token needs no decode step.
+pub(super) fn timings(endings: &[Ending]) -> Value {
+    let sum = |time: fn(&Ending) -> Duration| endings.iter().map(time).sum::<Duration>();
+    let (prefill, decode) = (sum(|ending| ending.timings.prefill), sum(|ending| ending.timings.decode));
+    let queue = endings.first().map_or(Duration::ZERO, |ending| ending.queue_wait);
+    let total = endings.iter().map(|ending| ending.total).max().unwrap_or_default();
+    let prompt = endings.iter().map(|ending| ending.usage.prompt_tokens).sum();
+    let stepped = endings.iter().map(|ending| ending.generated.saturating_sub(1)).sum();
     json!({
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "queue_ms": milliseconds(queue),
+        "prefill_ms": milliseconds(prefill),
+        "decode_ms": milliseconds(decode),
+        "total_ms": milliseconds(total),
+        "resumed": endings.iter().map(|ending| ending.timings.resumed).sum::<u32>(),
+        "prefill_tokens_per_second": rate(prompt, prefill),
+        "decode_tokens_per_second": rate(stepped, decode),
     })
 }
 
-/// Where the time went. Rates are null where nothing was measured; a first token needs no decode step.
-pub(super) fn timings(ending: &Ending) -> Value {
-    let (prefill, decode) = (ending.timings.prefill, ending.timings.decode);
-    json!({
-        "queue_ms": milliseconds(ending.queue_wait),
-        "prefill_ms": milliseconds(prefill),
-        "decode_ms": milliseconds(decode),
-        "total_ms": milliseconds(ending.total),
-        "resumed": ending.timings.resumed,
-        "prefill_tokens_per_second": rate(ending.usage.prompt_tokens, prefill),
-        "decode_tokens_per_second": rate(ending.generated.saturating_sub(1), decode),
-    })
+/// llama.cpp's `prompt_progress`. Nothing of a prompt is kept from one request to the next, so `cache` is 0.
+pub(super) fn prompt_progress(progress: &Progress) -> Value {
+    let Progress { done, total, since } = progress;
+    json!({ "total": total, "cache": 0, "processed": done, "time_ms": milliseconds(*since) })
 }
 
 /// To the microsecond; more digits would be noise.
@@ -98,14 +117,6 @@ fn is_false(value: &Value) -> bool {
     value == false
 }
 
-fn is_one(value: &Value) -> bool {
-    value == 1
-}
-
-fn is_zero(value: &Value) -> bool {
-    value == 0
-}
-
 /// OpenAI's fields of both completion routes. Those about who asks, and how it is kept or billed, ask nothing of an
 /// answer.
 const fn harmless(name: &'static str) -> Known {
@@ -113,14 +124,8 @@ const fn harmless(name: &'static str) -> Known {
 }
 
 /// OpenAI's fields of `/v1/completions` that eka does not do.
-pub(super) const OF_COMPLETIONS: &[Known] = &[
-    harmless("user"),
-    Known { name: "n", asks_for_nothing: is_one, only: "1" },
-    Known { name: "best_of", asks_for_nothing: is_one, only: "1" },
-    Known { name: "echo", asks_for_nothing: is_false, only: "false" },
-    Known { name: "logprobs", asks_for_nothing: is_false, only: "null" },
-    Known { name: "suffix", asks_for_nothing: |v| v == "", only: "null" },
-];
+pub(super) const OF_COMPLETIONS: &[Known] =
+    &[harmless("user"), Known { name: "suffix", asks_for_nothing: |v| v == "", only: "null" }];
 
 /// OpenAI's fields of `/v1/chat/completions` that eka does not do.
 pub(super) const OF_CHAT: &[Known] = &[
@@ -129,19 +134,11 @@ pub(super) const OF_CHAT: &[Known] = &[
     harmless("safety_identifier"),
     harmless("prompt_cache_key"),
     harmless("parallel_tool_calls"),
-    Known { name: "n", asks_for_nothing: is_one, only: "1" },
     Known { name: "store", asks_for_nothing: is_false, only: "false" },
-    Known { name: "logprobs", asks_for_nothing: is_false, only: "false" },
-    Known { name: "top_logprobs", asks_for_nothing: is_zero, only: "0" },
     Known { name: "tools", asks_for_nothing: is_empty_array, only: "[]" },
     Known { name: "tool_choice", asks_for_nothing: |v| v == "none" || v == "auto", only: "\"none\"" },
     Known { name: "functions", asks_for_nothing: is_empty_array, only: "[]" },
     Known { name: "function_call", asks_for_nothing: |v| v == "none" || v == "auto", only: "\"none\"" },
-    Known {
-        name: "response_format",
-        asks_for_nothing: |v| v["type"] == "text",
-        only: "{\"type\": \"text\"}",
-    },
     Known { name: "modalities", asks_for_nothing: |v| *v == json!(["text"]), only: "[\"text\"]" },
     Known { name: "service_tier", asks_for_nothing: |v| v == "auto" || v == "default", only: "\"auto\"" },
     Known { name: "reasoning_effort", asks_for_nothing: |v| v == "none", only: "\"none\"" },

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::fields::FieldError;
 use crate::{
+    constraint::ConstraintError,
     executor::SubmitError,
     job::Failure,
     text::TextError,
@@ -73,6 +74,8 @@ pub(super) enum ApiError {
         "{prompt} of prompt leave no room for an answer in the context length of {capacity}; shorten the prompt"
     )]
     NoRoom { prompt: Tokens, capacity: Tokens },
+    #[error("{param} {source}")]
+    Constraint { param: &'static str, source: ConstraintError },
     #[error(transparent)]
     Text(#[from] TextError),
     #[error("the model is being loaded")]
@@ -109,6 +112,10 @@ impl ApiError {
             Self::RateLimited { .. } => (S::TOO_MANY_REQUESTS, "rate_limit_exceeded"),
             Self::EmptyPrompt => (S::BAD_REQUEST, "empty_prompt"),
             Self::NoRoom { .. } => (S::BAD_REQUEST, "context_length_exceeded"),
+            Self::Constraint { source: ConstraintError::Busy { .. }, .. } => {
+                (S::SERVICE_UNAVAILABLE, "constraint_busy")
+            }
+            Self::Constraint { .. } => (S::BAD_REQUEST, "invalid_constraint"),
             Self::Text(text) => text_row(text),
             Self::Loading => (S::SERVICE_UNAVAILABLE, "not_ready"),
             Self::WorkerDown { .. } => (S::SERVICE_UNAVAILABLE, "worker_down"),
@@ -130,6 +137,8 @@ impl ApiError {
             Self::Field(field) => Some(field.param()),
             Self::ModelNotFound { .. } | Self::ModelNotAllowed { .. } => Some("model"),
             Self::EmptyPrompt => Some("prompt"),
+            Self::Constraint { param, .. } => Some(param),
+            Self::Text(TextError::NoTable) => None,
             Self::Text(text) if text.is_the_clients() => Some("messages"),
             _ => None,
         }
@@ -143,6 +152,7 @@ impl ApiError {
             }
             Self::WorkerDown { retry_in, .. } => Some(retry_in.unwrap_or(LATER)),
             Self::Loading
+            | Self::Constraint { source: ConstraintError::Busy { .. }, .. }
             | Self::Submit(SubmitError::Stopped)
             | Self::Failure(Failure::NoWorker { .. } | Failure::ShuttingDown) => Some(SOON),
             _ => None,
@@ -227,6 +237,7 @@ impl ResponseError for ApiError {
 fn text_row(error: &TextError) -> (StatusCode, &'static str) {
     match error {
         TextError::NoTemplate { .. } => (StatusCode::BAD_REQUEST, "no_chat_template"),
+        TextError::NoTable => (StatusCode::BAD_REQUEST, "constraint_unsupported"),
         TextError::Messages { .. } => (StatusCode::BAD_REQUEST, "messages_refused"),
         _ => (StatusCode::INTERNAL_SERVER_ERROR, "model_files"),
     }
@@ -237,6 +248,7 @@ fn failure_row(failure: &Failure) -> (StatusCode, &'static str) {
         Failure::Context { .. } => (StatusCode::BAD_REQUEST, "context_length_exceeded"),
         Failure::UnknownToken { .. } => (StatusCode::BAD_REQUEST, "unknown_token"),
         Failure::Model { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "model_load_failed"),
+        Failure::Constraint { .. } => (StatusCode::BAD_REQUEST, "constraint_failed"),
         Failure::Device { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "device_error"),
         Failure::WorkerLost { .. } => (StatusCode::BAD_GATEWAY, "worker_lost"),
         Failure::NoWorker { .. } => (StatusCode::SERVICE_UNAVAILABLE, "worker_down"),

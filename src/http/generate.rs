@@ -1,6 +1,7 @@
 //! The handler of all generating routes, and the two ways in which an answer is sent.
 
 use std::{
+    collections::VecDeque,
     convert::Infallible,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -17,7 +18,7 @@ use tokio::time::timeout;
 use super::{
     AppState,
     admission::admit,
-    answer::{Answer, Ending, Piece},
+    answer::{Answer, Ending, Piece, Progress, Said},
     ask::{Delivery, Rules},
     body,
     count::Tally,
@@ -55,48 +56,56 @@ pub(super) async fn generate<D: Dialect>(
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         model: text.card().id.clone(),
         seed: ask.sampling.seed,
-        include_usage: delivery == Delivery::Streamed { include_usage: true },
+        fingerprint: text.card().fingerprint.clone(),
+        scored: ask.scores.is_some(),
+        include_usage: matches!(delivery, Delivery::Streamed { include_usage: true, .. }),
     });
     let tally = Tally::of(&request);
     if state.settings.log_prompts {
         let request_id = tally.as_ref().map(|tally| tally.id().as_str());
         tracing::info!(request_id, prompt = ?ask.prompt, "prompt");
     }
-    let answer = admit(&state, text, id, ask).await?.count_for(tally);
+    let mut answers = admit(&state, text, id, ask).await?;
+    answers.iter_mut().for_each(|answer| answer.count_for(tally.clone()));
     match delivery {
-        Delivery::Whole => whole(answer, &dialect).await,
+        Delivery::Whole => whole(answers, &dialect).await,
         Delivery::Streamed { .. } => {
             let tally = Tally::take(&request);
-            Ok(streamed(Telling { answer, dialect, tally, told: Told::Nothing }, state.settings.heartbeat))
+            let telling = Telling { answers, dialect, tally, endings: Vec::new(), told: Told::Nothing };
+            Ok(streamed(telling, state.settings.heartbeat))
         }
     }
 }
 
-async fn whole<D: Dialect>(mut answer: Answer, dialect: &D) -> Result<HttpResponse, ApiError> {
-    loop {
+async fn whole<D: Dialect>(mut answers: VecDeque<Answer>, dialect: &D) -> Result<HttpResponse, ApiError> {
+    let mut endings = Vec::with_capacity(answers.len());
+    while let Some(answer) = answers.front_mut() {
         if let Piece::End(ending) = answer.next().await? {
-            return Ok(HttpResponse::Ok().json(dialect.whole(&ending)));
+            endings.push(*ending);
+            answers.pop_front();
         }
     }
+    Ok(HttpResponse::Ok().json(dialect.whole(&endings)))
 }
 
 /// An answer on its way to a client, event by event.
 struct Telling<D> {
-    answer: Answer,
+    /// Its choices, the one that is being told in front.
+    answers: VecDeque<Answer>,
     dialect: D,
     tally: Option<Tally>,
+    /// Of the choices that are told.
+    endings: Vec<Ending>,
     told: Told,
 }
 
-/// What of it the client has been sent.
+/// What of a choice the client has been sent.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Told {
     /// Heartbeats at most.
     Nothing,
     /// The opening and perhaps some text.
     Something,
-    /// The last event.
-    Everything,
 }
 
 /// The head is sent at once, so that heartbeats can follow while the job waits. What fails from here on is told by an
@@ -115,15 +124,14 @@ fn frames<D: Dialect>(
     heartbeat: Duration,
 ) -> impl Stream<Item = Result<Bytes, Infallible>> {
     stream::unfold(telling, move |mut telling| async move {
-        if telling.told == Told::Everything {
-            return None;
-        }
-        let frame = match timeout(heartbeat, telling.answer.next()).await {
-            Err(_) if telling.answer.is_loading() => Bytes::from_static(LOADING),
+        let answer = telling.answers.front_mut()?;
+        let frame = match timeout(heartbeat, answer.next()).await {
+            Err(_) if answer.is_loading() => Bytes::from_static(LOADING),
             Err(_) => Bytes::from_static(HEARTBEAT),
             Ok(Ok(Piece::Loading)) => Bytes::from_static(LOADING),
-            Ok(Ok(Piece::Text(text))) => telling.text(&text),
-            Ok(Ok(Piece::End(ending))) => telling.end(&ending),
+            Ok(Ok(Piece::Progress(progress))) => telling.read(&progress),
+            Ok(Ok(Piece::Said(said))) => telling.say(&said),
+            Ok(Ok(Piece::End(ending))) => telling.end(*ending),
             Ok(Err(failure)) => telling.fail(&failure.into()),
         };
         Some((Ok(frame), telling))
@@ -131,35 +139,45 @@ fn frames<D: Dialect>(
 }
 
 impl<D: Dialect> Telling<D> {
-    fn text(&mut self, text: &str) -> Bytes {
-        let mut frame = self.opening();
-        push_event(&mut frame, &self.dialect.delta(text));
+    fn read(&self, progress: &Progress) -> Bytes {
+        let mut frame = String::new();
+        push_event(&mut frame, &self.dialect.progress(progress));
         frame.into()
     }
 
-    fn end(&mut self, ending: &Ending) -> Bytes {
+    fn say(&mut self, said: &Said) -> Bytes {
         let mut frame = self.opening();
-        if !ending.unsaid.is_empty() {
-            push_event(&mut frame, &self.dialect.delta(&ending.unsaid));
+        push_event(&mut frame, &self.dialect.delta(self.choice(), said));
+        frame.into()
+    }
+
+    /// The end of a choice, and of the whole answer when it was the last one.
+    fn end(&mut self, ending: Ending) -> Bytes {
+        let mut frame = self.opening();
+        if !ending.unsaid.text.is_empty() || !ending.unsaid.scored.is_empty() {
+            push_event(&mut frame, &self.dialect.delta(self.choice(), &ending.unsaid));
         }
-        for event in self.dialect.closing(ending) {
-            push_event(&mut frame, &event);
-        }
-        frame.push_str("data: [DONE]\n\n");
-        self.told = Told::Everything;
-        if let Some(tally) = &self.tally {
-            tally.settle();
+        push_event(&mut frame, &self.dialect.closing(self.choice(), &ending));
+        self.endings.push(ending);
+        self.answers.pop_front();
+        self.told = Told::Nothing;
+        if self.answers.is_empty() {
+            self.dialect.summary(&self.endings).iter().for_each(|event| push_event(&mut frame, event));
+            frame.push_str("data: [DONE]\n\n");
+            self.settle(None);
         }
         frame.into()
+    }
+
+    /// The number of the choice that is being told.
+    fn choice(&self) -> usize {
+        self.endings.len()
     }
 
     fn fail(&mut self, error: &ApiError) -> Bytes {
         let mut frame = String::new();
         push_event(&mut frame, &error.body());
-        self.told = Told::Everything;
-        if let Some(tally) = &self.tally {
-            tally.settle_failed(error);
-        }
+        self.settle(Some(error));
         frame.into()
     }
 
@@ -168,9 +186,18 @@ impl<D: Dialect> Telling<D> {
         let mut frame = String::new();
         if self.told == Told::Nothing {
             self.told = Told::Something;
-            self.dialect.opening().iter().for_each(|event| push_event(&mut frame, event));
+            self.dialect.opening(self.choice()).iter().for_each(|event| push_event(&mut frame, event));
         }
         frame
+    }
+
+    fn settle(&mut self, failed: Option<&ApiError>) {
+        self.answers.clear();
+        match (&self.tally, failed) {
+            (Some(tally), Some(error)) => tally.settle_failed(error),
+            (Some(tally), None) => tally.settle(),
+            (None, _) => {}
+        }
     }
 }
 

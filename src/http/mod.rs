@@ -20,12 +20,15 @@ mod count;
 mod dialect;
 mod error;
 mod fields;
+mod form;
 mod gate;
 mod generate;
 mod headers;
 mod native;
 mod probes;
 mod request_id;
+mod sampling;
+mod scored;
 mod strict;
 mod tls;
 

@@ -3,9 +3,9 @@
 use serde_json::{Value, json};
 
 use super::{
-    answer::Ending,
+    answer::{Ending, Progress, Said},
     ask::{Ask, Prompt, Rules, conversation_of, prompt_of, take_tokens},
-    dialect::{Dialect, Head, timings, usage},
+    dialect::{Dialect, Head, prompt_progress, timings, usage},
     fields::{FieldError, Fields, Known},
 };
 use crate::job::{Memory, MemoryReport};
@@ -31,30 +31,40 @@ impl Dialect for Native {
         Ask::take(fields, rules, prompt, max_new)
     }
 
-    fn whole(&self, ending: &Ending) -> Value {
+    fn whole(&self, endings: &[Ending]) -> Value {
+        // It has no field that asks for more choices than one.
+        endings.first().map_or(Value::Null, |ending| self.closing(0, ending))
+    }
+
+    fn progress(&self, progress: &Progress) -> Value {
+        json!({ "prompt_progress": prompt_progress(progress) })
+    }
+
+    fn opening(&self, _: usize) -> Option<Value> {
+        None
+    }
+
+    fn delta(&self, _: usize, said: &Said) -> Value {
+        json!({ "text": said.text })
+    }
+
+    fn closing(&self, _: usize, ending: &Ending) -> Value {
         let Head { id, model, seed, .. } = &self.0;
+        let endings = std::slice::from_ref(ending);
         json!({
             "id": id,
             "model": model,
             "text": ending.text,
             "finish_reason": ending.reason.as_str(),
             "seed": seed,
-            "usage": usage(ending),
-            "timings": timings(ending),
+            "usage": usage(endings),
+            "timings": timings(endings),
             "memory": memory(&ending.memory),
         })
     }
 
-    fn opening(&self) -> Option<Value> {
+    fn summary(&self, _: &[Ending]) -> Option<Value> {
         None
-    }
-
-    fn delta(&self, text: &str) -> Value {
-        json!({ "text": text })
-    }
-
-    fn closing(&self, ending: &Ending) -> Vec<Value> {
-        vec![self.whole(ending)]
     }
 }
 

@@ -13,7 +13,7 @@ use pass::Rows;
 pub use pass::{Cache, Pass};
 
 use crate::{
-    device::{DeviceError, Runtime, Session, SessionOptions},
+    device::{DeviceError, Pool, Runtime, Session, SessionOptions},
     manifest::{Dtype, Lengths, Manifest, ManifestError},
 };
 
@@ -67,14 +67,28 @@ impl Model {
     /// # Errors
     /// [`ModelError`] when manifest or graph are missing, cannot be loaded, or disagree.
     pub fn open(runtime: &Runtime, dir: &Path, options: SessionOptions) -> Result<Self, ModelError> {
+        Self::open_by(dir, |graph| Session::open(runtime, graph, options))
+    }
+
+    /// Loads the model in `dir`, with memory from `pool`.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), and [`ModelError::Load`] when the pool has no room for it.
+    pub fn open_in(pool: &Pool, dir: &Path, options: SessionOptions) -> Result<Self, ModelError> {
+        Self::open_by(dir, |graph| Session::open_in(pool, graph, options))
+    }
+
+    fn open_by(
+        dir: &Path,
+        session: impl FnOnce(&Path) -> Result<Session, DeviceError>,
+    ) -> Result<Self, ModelError> {
         let mut manifest = Manifest::read(dir)?;
         // ONNX Runtime computes float16 on a CPU, by way of single precision where it must.
         if manifest.dtype == Dtype::Bfloat16 {
             return Err(ModelError::Dtype { dir: dir.into(), dtype: manifest.dtype });
         }
         let path = dir.join(&manifest.graph.file);
-        let session = Session::open(runtime, &path, options)
-            .map_err(|source| ModelError::Load { path: path.clone(), source })?;
+        let session = session(&path).map_err(|source| ModelError::Load { path: path.clone(), source })?;
         check::adopt_dtype(&mut manifest, &session.inputs());
         check::graph(&manifest, &session.inputs(), &session.outputs())
             .map_err(|source| ModelError::Graph { path, source: Box::new(source) })?;

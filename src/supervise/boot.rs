@@ -34,7 +34,7 @@ pub(super) struct Unbooted {
 pub(super) async fn boot(command: Arc<WorkerCommand>, models: Vec<ModelId>) -> Result<Booted, Unbooted> {
     let mut process = Process::start(&command).map_err(|e| {
         let reason = format!("{} cannot be started: {e}", command.program.display());
-        Unbooted { end: End::BeforeReady, lost: Lost { label: "exited", reason } }
+        Unbooted { end: End::BeforeReady, lost: Lost::new("exited", reason) }
     })?;
     match fill(&mut process, &command, &models).await {
         Ok((runtime, loaded, failed)) => Ok(Booted { process, runtime, loaded, failed }),

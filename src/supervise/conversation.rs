@@ -54,7 +54,7 @@ impl Request {
         let (id, budgets) = (job.id, watchdog.budgets());
         let mut cancelled = false;
         let mut watch = Watch::start(job.prompt.len() + job.answer.len(), chunk, Instant::now());
-        send(worker, &Down::Generate(job.clone()), &budgets).await?;
+        send(worker, &Down::Generate(Box::new(job.clone())), &budgets).await?;
         loop {
             let frame = tokio::select! {
                 biased;
@@ -119,6 +119,10 @@ fn pass_on(
             let _ = events.send(Event::Progress { done, total });
             Ok(None)
         }
+        Some(Ok(Up::Score { job, score })) if job == running => {
+            let _ = events.send(Event::Score(score));
+            Ok(None)
+        }
         Some(Ok(Up::Token { job, id })) if job == running => {
             let _ = events.send(Event::Token(id));
             Ok(None)
@@ -127,7 +131,7 @@ fn pass_on(
         // The job may be the device's victim as well as its poison: another worker finds out.
         Some(Ok(Up::Failed { job, failure, poisoned: true })) if job == running => {
             let reason = format!("its device cannot be used any more: {failure}");
-            Err(Lost { label: "poisoned", reason })
+            Err(Lost::new("poisoned", reason))
         }
         Some(Ok(Up::Failed { job, failure, .. })) if job == running => Ok(Some(Err(failure))),
         other => Err(Lost::by(other)),

@@ -1,5 +1,7 @@
 //! What is said to a worker and what it has to answer, frame by frame and each within its time.
 
+use std::{fmt, time::Duration};
+
 use tokio::time::timeout;
 
 use super::{WorkerCommand, process::Process, watchdog::Budgets};
@@ -13,21 +15,35 @@ use crate::{
 pub(super) struct Lost {
     pub(super) label: &'static str,
     pub(super) reason: String,
+    /// The last line on its stderr, for the log.
+    last_words: Option<String>,
+}
+
+/// As the log says it.
+impl fmt::Display for Lost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.reason)?;
+        self.last_words.as_ref().map_or(Ok(()), |words| write!(f, "; its last words: {words}"))
+    }
 }
 
 impl Lost {
-    pub(super) fn hung(reason: String) -> Self {
-        Self { label: "hung", reason }
+    pub(super) const fn new(label: &'static str, reason: String) -> Self {
+        Self { label, reason, last_words: None }
     }
 
-    fn protocol(reason: String) -> Self {
-        Self { label: "protocol", reason }
+    pub(super) const fn hung(reason: String) -> Self {
+        Self::new("hung", reason)
+    }
+
+    const fn protocol(reason: String) -> Self {
+        Self::new("protocol", reason)
     }
 
     /// What a frame that nobody waits for means.
     pub(super) fn by(frame: Option<Result<Up, WireError>>) -> Self {
         match frame {
-            None => Self { label: "crashed", reason: "it closed its pipe".into() },
+            None => Self::new("crashed", "it closed its pipe".into()),
             Some(Err(e)) => Self::protocol(e.to_string()),
             Some(Ok(other)) => Self::protocol(format!("it sent {other:?} out of turn")),
         }
@@ -36,9 +52,10 @@ impl Lost {
     /// Sees the worker off: it is killed if it may still live, and how it ended is the reason if it went by itself.
     pub(super) async fn see_off(mut self, mut worker: Process) -> Self {
         if matches!(self.label, "crashed" | "start_failed" | "poisoned") {
-            let end = worker.ended().await;
+            let (how, last_words) = worker.ended().await;
+            self.last_words = last_words;
             if self.label == "crashed" {
-                self.reason = end;
+                self.reason = how;
             }
         } else {
             worker.kill().await;
@@ -51,7 +68,7 @@ impl Lost {
 pub(super) async fn send(worker: &mut Process, message: &Down, budgets: &Budgets) -> Result<(), Lost> {
     let patience = budgets.pipe;
     match timeout(patience, worker.send(message)).await {
-        Ok(sent) => sent.map_err(|e| Lost { label: "crashed", reason: e.to_string() }),
+        Ok(sent) => sent.map_err(|e| Lost::new("crashed", e.to_string())),
         Err(_) => {
             Err(Lost::hung(format!("it took no frame off its pipe for {:.1} s", patience.as_secs_f64())))
         }
@@ -75,7 +92,7 @@ pub(super) async fn start(worker: &mut Process, command: &WorkerCommand) -> Resu
     }
     match hear(worker, budgets.load, doing).await? {
         Up::Started(report) => Ok(report),
-        Up::StartFailed { message } => Err(Lost { label: "start_failed", reason: message }),
+        Up::StartFailed { message } => Err(Lost::new("start_failed", message)),
         other => Err(unexpected(&other, doing)),
     }
 }
@@ -127,7 +144,7 @@ pub(super) async fn trim(worker: &mut Process, command: &WorkerCommand) -> Resul
     }
 }
 
-async fn hear(worker: &mut Process, patience: std::time::Duration, doing: &str) -> Result<Up, Lost> {
+async fn hear(worker: &mut Process, patience: Duration, doing: &str) -> Result<Up, Lost> {
     match timeout(patience, worker.next()).await {
         Ok(Some(Ok(frame))) => Ok(frame),
         Ok(other) => Err(Lost::by(other)),

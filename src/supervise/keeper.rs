@@ -33,6 +33,9 @@ pub(super) type OrderRequest = (Order, oneshot::Sender<Result<OrderReport, Failu
 /// A worker is not asked to make way again before this has passed, when its successor has failed.
 const AFTER_A_FAILED_SPARE: Duration = Duration::from_secs(30);
 
+/// A worker that lived for so long was no failure, whatever ended it.
+const A_WHILE: Duration = Duration::from_secs(10);
+
 pub(super) struct Keeper {
     command: Arc<WorkerCommand>,
     models: Models,
@@ -148,7 +151,7 @@ impl Keeper {
                 Life::Ended { end, lost } => {
                     self.count_exit(lost.label);
                     self.failures = self.failures.saturating_add(1);
-                    tracing::error!("the worker is gone: {}", lost.reason);
+                    tracing::error!("the worker is gone: {lost}");
                     self.give_up_on_model(&lost.reason);
                     match policy::after(end, self.ever_ready, self.failures) {
                         Action::RestartAfter(wait) => self.wait(wait, lost.reason).await,
@@ -244,15 +247,15 @@ impl Keeper {
         if let Some((model, message)) = failed {
             if !self.ever_ready {
                 worker.process.kill().await;
-                return Life::Ended {
-                    end: End::LoadFailed,
-                    lost: Lost { label: "load_failed", reason: message },
-                };
+                return Life::Ended { end: End::LoadFailed, lost: Lost::new("load_failed", message) };
             }
             tracing::error!("model {model} cannot be loaded: {message}");
         }
         self.now_ready(&worker);
         let life = self.work(&mut worker).await;
+        if worker.since.elapsed() >= A_WHILE {
+            self.failures = 0;
+        }
         self.metrics.worker_ready.set(0);
         self.preload = self.models.take_all();
         match life {

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! executor ──run(job)──► Supervisor ──► keeper task ──stdin──► eka worker
-//!                                          ▲ ▲──── frames ◄─── reader task ◄─stdout─┘
+//!                                          ▲ ▲──── frames ◄─── reader task ◄─stdout─┤
+//!                                          │         own stderr ◄─── sieve ◄──stderr──┘
 //!                                          └ policy: what to do after an end, a pure function
 //! ```
 //!
@@ -28,6 +29,7 @@ mod models;
 mod pace;
 mod policy;
 mod process;
+mod stderr;
 mod watchdog;
 
 use std::{ffi::OsString, path::PathBuf, sync::Arc, time::Duration};

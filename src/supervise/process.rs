@@ -13,7 +13,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::WorkerCommand;
+use super::{WorkerCommand, stderr::Stderr};
 use crate::wire::{self, Down, Up, WireError};
 
 /// How long a worker that was told to end may take.
@@ -31,13 +31,15 @@ pub(super) struct Process {
     child: Child,
     stdin: ChildStdin,
     frames: mpsc::Receiver<Result<Up, WireError>>,
+    stderr: Stderr,
 }
 
 impl Process {
     /// Starts a worker.
     pub(super) fn start(command: &WorkerCommand) -> io::Result<Self> {
         let mut program = Command::new(&command.program);
-        program.args(&command.arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+        program.args(&command.arguments).kill_on_drop(true);
+        program.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // It has no use for them, and may leave a core file behind.
         program.env_remove("EKA_AUTH_KEYS");
         // Ctrl-C in a terminal goes to the whole process group: the worker must outlive it to finish the last answer.
@@ -46,9 +48,10 @@ impl Process {
         let mut child = program.spawn()?;
         let stdin = child.stdin.take().ok_or(io::ErrorKind::BrokenPipe)?;
         let stdout = child.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
+        let stderr = Stderr::pass_on(child.stderr.take().ok_or(io::ErrorKind::BrokenPipe)?);
         let (sender, frames) = mpsc::channel(READ_AHEAD);
         tokio::spawn(read_frames(stdout, sender));
-        Ok(Self { child, stdin, frames })
+        Ok(Self { child, stdin, frames, stderr })
     }
 
     /// Sends a frame.
@@ -64,15 +67,17 @@ impl Process {
         self.frames.recv().await
     }
 
-    /// Waits for the end of a worker whose pipe has ended, kills it if it does not come, and says how it ended.
-    pub(super) async fn ended(mut self) -> String {
-        match timeout(AFTER_PIPE, self.child.wait()).await {
+    /// Waits for the end of a worker whose pipe has ended, kills it if it does not come, and says how it ended and what
+    /// it said last: the latter for the log alone, as it may name files.
+    pub(super) async fn ended(mut self) -> (String, Option<String>) {
+        let how = match timeout(AFTER_PIPE, self.child.wait()).await {
             Ok(status) => describe(status),
             Err(_) => {
                 self.kill().await;
                 "it closed its pipe and did not end; killed".into()
             }
-        }
+        };
+        (how, self.stderr.last_words().await)
     }
 
     /// Ends the process now.
@@ -85,6 +90,8 @@ impl Process {
     /// Asks the worker to end, and kills it if it does not.
     pub(super) async fn shut_down(mut self) {
         if self.send(&Down::Shutdown).await.is_ok() && timeout(KIND_END, self.child.wait()).await.is_ok() {
+            // Passed on, not asked for.
+            let _ = self.stderr.last_words().await;
             return;
         }
         tracing::warn!("the worker did not end within {} s of being asked; killed", KIND_END.as_secs());

@@ -38,6 +38,15 @@ impl Decoder {
         Self { text, source, stops: Stops::new(stops) }
     }
 
+    /// The answer's text is the bytes of its tokens and loses no space at its beginning: what a constraint was told.
+    #[must_use]
+    pub fn verbatim(mut self) -> Self {
+        if let Source::Table { at_start, strip, .. } = &mut self.source {
+            (*at_start, *strip) = (false, 0);
+        }
+        self
+    }
+
     /// Takes the next token and gives the text that may leave now. Ids without text (special tokens, ids that the
     /// tokenizer does not have) add nothing.
     pub fn push(&mut self, token: u32) -> Chunk {

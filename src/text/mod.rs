@@ -2,7 +2,8 @@
 //!
 //! It lives on the parent's side of the pipe, because the child may die at any moment and a half-told answer must
 //! not: the parent has the ids so far, and what it has made of them. The rule that is easiest to get wrong is kept
-//! in [`decoder`](Text::decoder): text leaves only as whole UTF-8 characters, whatever the ids are.
+//! in [`decoder`](Text::decoder): text leaves only as whole UTF-8 characters, whatever the ids are. One piece crosses the
+//! pipe: [`Vocabulary`], which a worker reads for its first answer with a constraint.
 
 mod date;
 mod decoder;
@@ -13,7 +14,9 @@ mod stops;
 mod template;
 #[cfg(test)]
 mod tests;
+mod token;
 mod utf8;
+mod vocabulary;
 
 use std::{
     fs, io,
@@ -23,9 +26,14 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use tokenizers::Tokenizer;
 
-pub use self::decoder::{Chunk, Decoder};
+pub use self::{
+    decoder::{Chunk, Decoder},
+    token::TokenText,
+    vocabulary::Vocabulary,
+};
 use self::{
     files::{GenerationConfig, TokenizerConfig},
     spelling::Spelling,
@@ -56,6 +64,8 @@ pub struct ModelCard {
     pub end_tokens: Vec<u32>,
     /// When it was exported, in seconds since 1970.
     pub created: u64,
+    /// Changes with the model and with the program that serves it.
+    pub fingerprint: String,
     /// Whether it can answer a conversation, or only continue a prompt.
     pub has_chat_template: bool,
 }
@@ -137,6 +147,12 @@ pub enum TextError {
         /// Steps that it may take.
         most: u64,
     },
+    /// The tokenizer's decoder is of a kind that has no table, and a constraint needs one.
+    #[error(
+        "the model's tokenizer has a decoder whose tokens have no bytes of their own, so no answer can be constrained; leave \
+         the constraint out"
+    )]
+    NoTable,
     /// The tokenizer failed on a text.
     #[error("the model's tokenizer cannot encode this text: {message}; is its tokenizer.json complete?")]
     Encode {
@@ -149,7 +165,7 @@ impl TextError {
     /// Whether other input would have helped; otherwise the model directory's files are at fault.
     #[must_use]
     pub const fn is_the_clients(&self) -> bool {
-        matches!(self, Self::NoTemplate { .. } | Self::Messages { .. })
+        matches!(self, Self::NoTemplate { .. } | Self::Messages { .. } | Self::NoTable)
     }
 
     /// Whether it says where the model's files are, which is nobody's business but the log's.
@@ -165,6 +181,7 @@ impl TextError {
             | Self::Messages { .. }
             | Self::Template { .. }
             | Self::TemplateSteps { .. }
+            | Self::NoTable
             | Self::Encode { .. } => false,
         }
     }
@@ -187,7 +204,9 @@ impl Text {
         let tokenizer = files::read_tokenizer(model_dir)?;
         let config = TokenizerConfig::read(model_dir)?;
         let template = compile_template(model_dir, &config)?;
+        let fingerprint = fingerprint(&manifest);
         let card = ModelCard {
+            fingerprint,
             id: id.to_owned(),
             context_length: manifest.context_length,
             vocabulary: manifest.dims.vocab,
@@ -230,6 +249,14 @@ impl Text {
         self.ids(&self.render(messages)?, false)
     }
 
+    /// Whether answers can be constrained.
+    ///
+    /// # Errors
+    /// [`TextError::NoTable`] when they cannot.
+    pub fn check_table(&self) -> Result<(), TextError> {
+        self.spelling.as_ref().map(|_| ()).ok_or(TextError::NoTable)
+    }
+
     /// Starts the text of one answer, which ends before any of `stops`; empty ones never match.
     #[must_use]
     pub fn decoder(self: &Arc<Self>, stops: Vec<String>) -> Decoder {
@@ -263,6 +290,13 @@ fn find_bos(
     let text = named.or_else(|| tokenizer.id_to_token(generation.bos_token_id?))?;
     let id = tokenizer.token_to_id(&text)?;
     Some(SpecialToken { text, id })
+}
+
+fn fingerprint(manifest: &Manifest) -> String {
+    let digest =
+        Sha256::new().chain_update(manifest.to_json()).chain_update(env!("CARGO_PKG_VERSION")).finalize();
+    let digits: String = digest.iter().take(5).map(|byte| format!("{byte:02x}")).collect();
+    format!("fp_{digits}")
 }
 
 fn modified(path: &Path) -> Result<u64, TextError> {

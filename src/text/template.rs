@@ -14,6 +14,9 @@ use super::{Message, TextError, date, json};
 /// Steps that one rendering may take: hundreds for a usual message, so this is a long conversation or a loop.
 const FUEL: u64 = 5_000_000;
 
+/// OpenAI's newer name for the role of whoever sets a model up.
+const DEVELOPER: &str = "developer";
+
 const NAME: &str = "chat";
 
 /// A chat template, ready to render.
@@ -21,6 +24,8 @@ pub(super) struct ChatTemplate {
     environment: Environment<'static>,
     /// `bos_token` and its like.
     tokens: BTreeMap<String, String>,
+    /// It tells a developer's messages from the system's.
+    knows_developer: bool,
 }
 
 impl ChatTemplate {
@@ -34,18 +39,33 @@ impl ChatTemplate {
         environment.add_function("strftime_now", |format: &str| date::format(SystemTime::now(), format));
         environment.add_filter("tojson", json::tojson);
         environment.add_template_owned(NAME, without_generation_marks(source))?;
-        Ok(Self { environment, tokens })
+        Ok(Self { environment, tokens, knows_developer: source.contains(DEVELOPER) })
     }
 
     /// The text that asks the model for the next answer.
     pub(super) fn render(&self, messages: &[Message]) -> Result<String, TextError> {
+        let messages = self.with_known_roles(messages);
         let none = Value::from(());
         let asked = context! {
-            messages => Serde(messages), add_generation_prompt => true, tools => none.clone(), documents => none,
+            messages => Serde(&messages), add_generation_prompt => true, tools => none.clone(), documents => none,
         };
         let context = context! { ..asked, ..Value::from(Serde(&self.tokens)) };
         let template = self.environment.get_template(NAME);
         template.and_then(|template| template.render(context)).map_err(to_text_error)
+    }
+}
+
+impl ChatTemplate {
+    /// OpenAI's newer name for the system's role becomes the older one where the template has never heard of it: most pass
+    /// on any role, and the model would read one that it was not trained on.
+    fn with_known_roles(&self, messages: &[Message]) -> Vec<Message> {
+        let mut messages = messages.to_vec();
+        for message in
+            messages.iter_mut().filter(|message| !self.knows_developer && message.role == DEVELOPER)
+        {
+            message.role = "system".into();
+        }
+        messages
     }
 }
 
@@ -123,6 +143,17 @@ mod tests {
     fn blocks_are_trimmed_as_transformers_trims_them() {
         let source = "{{ bos_token }}\n  {% for m in messages %}\n{{ m.role }};\n  {% endfor %}\nend\n";
         assert_eq!(render(source).unwrap(), "<s>\nsystem;\nuser;\nend");
+    }
+
+    #[test]
+    fn a_developer_is_the_system_to_a_template_that_does_not_know_one() {
+        let render = |source| {
+            let messages = messages(&[("developer", "a"), ("user", "b")]);
+            ChatTemplate::compile(source, BTreeMap::new()).unwrap().render(&messages).unwrap()
+        };
+        let all = "{% for m in messages %}{{ m.role }} {% endfor %}";
+        assert_eq!(render(all), "system user ");
+        assert_eq!(render(&format!("{all}{{# knows the developer #}}")), "developer user ");
     }
 
     #[test]

@@ -12,6 +12,8 @@
 //! It holds as many models as it is told to. Which of them, and which has to go for another, is the parent's to decide: it
 //! knows what they took the last time, also when this process is a new one.
 
+pub mod faults;
+
 use std::{
     collections::BTreeMap,
     io::{Read, Write},
@@ -28,6 +30,7 @@ use std::{
 };
 
 use crate::{
+    constraint::Guides,
     device::{
         Runtime, RuntimeError, SessionOptions,
         host::{self, Pace},
@@ -37,6 +40,7 @@ use crate::{
     model::{Model, ModelError},
     wire::{self, Down, PROTOCOL, Up, WireError, WorkerSpec},
 };
+use faults::{Faults, Outlet, Plan, Point};
 
 /// Why a worker ended early.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +51,9 @@ pub enum WorkerError {
     /// ONNX Runtime cannot be used; the parent has been told.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
+    /// The device failed in a way that outlives the job; the parent has been told.
+    #[error("the device can no longer be used")]
+    Poisoned,
     /// The pipe to the parent failed.
     #[error(transparent)]
     Pipe(#[from] WireError),
@@ -77,11 +84,17 @@ impl Noted {
     }
 }
 
-/// Serves the parent at the other end of `input` and `output` until it says to end.
+/// Serves the parent at the other end of `input` and `output` until it says to end. What `plan` says goes wrong.
 ///
 /// # Errors
-/// [`WorkerError`] when ONNX Runtime cannot be used or the pipe fails.
-pub fn run(input: impl Read + Send + 'static, mut output: impl Write) -> Result<(), WorkerError> {
+/// [`WorkerError`] when ONNX Runtime cannot be used, the pipe fails, or the device can no longer be used.
+pub fn run(
+    input: impl Read + Send + 'static,
+    output: impl Write + 'static,
+    plan: Plan,
+) -> Result<(), WorkerError> {
+    let mut output = Outlet::new(output);
+    let faults = Faults::new(plan, output.clone());
     wire::write(&Up::Hello { protocol: PROTOCOL }, &mut output)?;
     let noted = Arc::new(Noted::default());
     let frames = read_frames(input, Arc::clone(&noted));
@@ -109,7 +122,7 @@ pub fn run(input: impl Read + Send + 'static, mut output: impl Write) -> Result<
         memory: idle,
     };
     wire::write(&Up::Started(report), &mut output)?;
-    Worker { runtime, spec, threads, models: BTreeMap::new(), noted, output, idle }.serve(&frames)
+    Worker { runtime, spec, threads, models: BTreeMap::new(), noted, output, idle, faults }.serve(&frames)
 }
 
 /// Reads frames on a thread of their own for as long as the parent lives.
@@ -136,15 +149,22 @@ fn read_frames(mut input: impl Read + Send + 'static, noted: Arc<Noted>) -> mpsc
     receiver
 }
 
+/// A model, and what keeps its answers in a form.
+struct Loaded {
+    timeline: Timeline,
+    guides: Guides,
+}
+
 struct Worker<W> {
     runtime: Runtime,
     spec: WorkerSpec,
     threads: usize,
-    models: BTreeMap<ModelId, Timeline>,
+    models: BTreeMap<ModelId, Loaded>,
     noted: Arc<Noted>,
     output: W,
     /// What it held after the last trim, and so before the next job: asking again would delay the first token.
     idle: Memory,
+    faults: Faults,
 }
 
 impl<W: Write> Worker<W> {
@@ -160,7 +180,7 @@ impl<W: Write> Worker<W> {
                     wire::write(&Up::Unloaded { model, memory: self.idle }, &mut self.output)?;
                 }
                 Ok(Down::Trim) => {
-                    self.models.values_mut().for_each(Timeline::clear);
+                    self.models.values_mut().for_each(|loaded| loaded.timeline.clear());
                     self.idle = memory_after_trim();
                     wire::write(&Up::Trimmed { memory: self.idle }, &mut self.output)?;
                 }
@@ -184,15 +204,18 @@ impl<W: Write> Worker<W> {
 
     fn try_load(&mut self, id: &ModelId, dir: &Path) -> Result<ModelReport, LoadError> {
         let (started, before) = (Instant::now(), self.idle);
+        self.faults.at(Point::Load)?;
         let model = Model::open(&self.runtime, dir, SessionOptions { threads: self.threads })?;
         let capacity = self.spec.context_length.unwrap_or(0);
         let options = TimelineOptions { capacity, chunk: self.spec.prefill_chunk };
         let mut timeline = Timeline::new(model, options).map_err(EngineError::from)?;
         wire::write(&Up::Loaded(id.clone()), &mut self.output)?;
+        self.faults.at(Point::WarmUp)?;
         timeline.warm_up()?;
         let placement = timeline.model().session().placement().map_err(EngineError::from)?;
         let capacity = timeline.capacity();
-        self.models.insert(id.clone(), timeline);
+        let guides = Guides::new(dir.to_path_buf(), timeline.vocabulary());
+        self.models.insert(id.clone(), Loaded { timeline, guides });
         self.idle = memory_after_trim();
         let placement = placement.into_iter().collect();
         Ok(ModelReport { placement, capacity, load_time: started.elapsed(), before, after: self.idle })
@@ -201,24 +224,29 @@ impl<W: Write> Worker<W> {
     fn generate(&mut self, job: &Job) -> Result<(), WorkerError> {
         let before = self.idle;
         let mut broken = None;
-        let Self { models, noted, output, .. } = self;
-        let Some(timeline) = models.get_mut(&job.model) else {
+        let Self { models, noted, output, faults, .. } = self;
+        let Some(Loaded { timeline, guides }) = models.get_mut(&job.model) else {
             let failure = Failure::Model { model: job.model.clone(), message: "it is not loaded".into() };
             return Ok(wire::write(&Up::Failed { job: job.id, failure, poisoned: false }, output)?);
         };
-        let outcome =
-            engine::generate(timeline, job, |step| match wire::write(&step_frame(job, step), output) {
-                Ok(()) if noted.stops(job) => ControlFlow::Break(()),
-                Ok(()) => {
-                    // Whoever reads the frame may be waiting for this very core.
-                    thread::yield_now();
-                    ControlFlow::Continue(())
+        let guide = guides.begin(job);
+        let mut model = faults.around(timeline, job);
+        let outcome = guide.map_err(EngineError::Job).and_then(|guide| {
+            engine::generate(&mut model, job, guide, |step| {
+                match wire::write(&step_frame(job, step), output) {
+                    Ok(()) if noted.stops(job) => ControlFlow::Break(()),
+                    Ok(()) => {
+                        // Whoever reads the frame may be waiting for this very core.
+                        thread::yield_now();
+                        ControlFlow::Continue(())
+                    }
+                    Err(e) => {
+                        broken = Some(e);
+                        ControlFlow::Break(())
+                    }
                 }
-                Err(e) => {
-                    broken = Some(e);
-                    ControlFlow::Break(())
-                }
-            });
+            })
+        });
         if let Some(e) = broken {
             return Err(e.into());
         }
@@ -231,15 +259,19 @@ impl<W: Write> Worker<W> {
                 Up::Done { job: job.id, finish: Finish { reason, usage, timings, memory } }
             }
             // The CPU provider has no state that an error could spoil.
-            Err(e) => Up::Failed { job: job.id, failure: Failure::from(e), poisoned: false },
+            Err(e) => {
+                Up::Failed { job: job.id, failure: Failure::from(e), poisoned: self.faults.has_poisoned() }
+            }
         };
-        Ok(wire::write(&last, &mut self.output)?)
+        wire::write(&last, &mut self.output)?;
+        if self.faults.has_poisoned() { Err(WorkerError::Poisoned) } else { Ok(()) }
     }
 }
 
 fn step_frame(job: &Job, step: Step) -> Up {
     match step {
         Step::Progress { done, total } => Up::Progress { job: job.id, done, total },
+        Step::Score(score) => Up::Score { job: job.id, score },
         Step::Token(id) => Up::Token { job: job.id, id },
     }
 }

@@ -1,0 +1,167 @@
+//! What is asked, and what comes back.
+
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use serde_json::{Value, json};
+
+use crate::{Outcome, server::Server};
+
+/// A request that is asked again and again.
+#[derive(Clone, Debug)]
+pub(crate) struct Question {
+    prompt: String,
+    max_new_tokens: usize,
+    ignore_eos: bool,
+}
+
+impl Question {
+    /// Each prompt of the phrasebook, to its end, cut short, and far beyond its end.
+    pub(crate) fn all() -> Outcome<Vec<Self>> {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/demo/expected.json");
+        let document: Value = serde_json::from_slice(&std::fs::read(path)?)?;
+        let prompts = document["prompts"].as_array().ok_or("the phrasebook has no prompts")?;
+        let prompts = prompts.iter().filter_map(|prompt| prompt["prompt"].as_str());
+        let lengths = [(48, false), (3, false), (96, true)];
+        Ok(prompts
+            .flat_map(|prompt| {
+                lengths.map(|(max_new_tokens, ignore_eos)| Self {
+                    prompt: prompt.into(),
+                    max_new_tokens,
+                    ignore_eos,
+                })
+            })
+            .collect())
+    }
+
+    fn body(&self, stream: bool) -> Value {
+        json!({
+            "messages": [{ "role": "user", "content": self.prompt }],
+            "max_new_tokens": self.max_new_tokens,
+            "ignore_eos": self.ignore_eos,
+            "stream": stream,
+        })
+    }
+}
+
+/// Which question request `number` asks: scattered, for faults come in every so many jobs, and each shall meet every
+/// question.
+pub(crate) const fn which(number: usize, questions: usize) -> usize {
+    // Knuth's multiplier; its upper half is the scattered one.
+    ((number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) as usize % questions
+}
+
+/// One request, and what became of it.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    /// Its question's place.
+    pub(crate) which: usize,
+    /// When the last of it arrived.
+    pub(crate) ended: Instant,
+    pub(crate) answer: Result<Answer, Refusal>,
+}
+
+/// A whole answer.
+#[derive(Clone, Debug)]
+pub(crate) struct Answer {
+    /// The job's number, from its id.
+    pub(crate) job: u64,
+    pub(crate) text: String,
+    pub(crate) completion_tokens: u64,
+    pub(crate) resumed: u64,
+    /// As the client saw it, without the time in the queue.
+    pub(crate) served: Duration,
+}
+
+/// No answer, or half of one.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    /// The error's code; empty for something else than an error of the server's.
+    pub(crate) code: String,
+    pub(crate) why: String,
+    /// What had been said by then.
+    pub(crate) said: String,
+}
+
+impl<E: std::error::Error> From<E> for Refusal {
+    fn from(e: E) -> Self {
+        Self { code: String::new(), why: e.to_string(), said: String::new() }
+    }
+}
+
+impl Refusal {
+    fn broken(why: &str, said: &str) -> Self {
+        Self { code: String::new(), why: why.into(), said: said.into() }
+    }
+
+    fn error(document: &Value, said: String) -> Self {
+        let text = |name: &str| document["error"][name].as_str().unwrap_or_default().to_owned();
+        Self { code: text("code"), why: text("message"), said }
+    }
+}
+
+/// Asks as a stream or as a whole, in turns.
+pub(crate) async fn ask(server: &Server, question: &Question, which: usize) -> Asked {
+    let streamed = server.count().is_multiple_of(2);
+    let began = Instant::now();
+    let answer = if streamed { stream(server, question).await } else { whole(server, question).await };
+    let ended = Instant::now();
+    let answer = answer.and_then(|document| read(&document, ended - began));
+    Asked { which, ended, answer }
+}
+
+async fn whole(server: &Server, question: &Question) -> Result<Value, Refusal> {
+    let response = server.post(&question.body(false)).send().await?;
+    let is_ok = response.status().is_success();
+    let document: Value = response.json().await?;
+    if is_ok { Ok(document) } else { Err(Refusal::error(&document, String::new())) }
+}
+
+/// The closing document of a stream, whose pieces have to be the same text.
+async fn stream(server: &Server, question: &Question) -> Result<Value, Refusal> {
+    let response = server.post(&question.body(true)).send().await?;
+    if !response.status().is_success() {
+        return Err(Refusal::error(&response.json().await?, String::new()));
+    }
+    let (mut bytes, mut pieces) = (Vec::new(), response.bytes_stream());
+    while let Some(piece) = pieces.next().await {
+        bytes.extend(piece?);
+    }
+    let stream = String::from_utf8(bytes)?;
+    let (mut said, mut closing, mut is_done) = (String::new(), None, false);
+    for event in stream.split_terminator("\n\n").filter_map(|event| event.strip_prefix("data: ")) {
+        if is_done {
+            return Err(Refusal::broken("something follows the end of the stream", &said));
+        }
+        if event == "[DONE]" {
+            is_done = true;
+            continue;
+        }
+        let document: Value = serde_json::from_str(event)?;
+        if document["error"].is_object() {
+            return Err(Refusal::error(&document, said));
+        } else if document["id"].is_string() && closing.replace(document.clone()).is_some() {
+            return Err(Refusal::broken("the stream closes twice", &said));
+        } else if closing.is_none() {
+            said.push_str(document["text"].as_str().unwrap_or_default());
+        }
+    }
+    match closing {
+        Some(closing) if is_done && closing["text"] == said.as_str() => Ok(closing),
+        Some(_) if is_done => Err(Refusal::broken("the pieces are not the answer", &said)),
+        _ => Err(Refusal::broken("the stream breaks off", &said)),
+    }
+}
+
+fn read(document: &Value, took: Duration) -> Result<Answer, Refusal> {
+    let field = |found: Option<u64>| found.ok_or_else(|| Refusal::broken(&document.to_string(), ""));
+    let id = document["id"].as_str().and_then(|id| id.rsplit('-').next()?.parse().ok());
+    let queued = document["timings"]["queue_ms"].as_f64().unwrap_or(0.0);
+    Ok(Answer {
+        job: field(id)?,
+        text: document["text"].as_str().unwrap_or_default().into(),
+        completion_tokens: field(document["usage"]["completion_tokens"].as_u64())?,
+        resumed: field(document["timings"]["resumed"].as_u64())?,
+        served: took.saturating_sub(Duration::from_secs_f64(queued / 1e3)),
+    })
+}

@@ -1,0 +1,155 @@
+//! Many requests to a real server whose workers keep breaking: is each answered once, rightly, and in its turn?
+//!
+//! `scripts/chaos --requests 1000` starts it. A first server, undisturbed, says what each request's answer is and how
+//! long it takes. A second one commits a fault in every third job, a kind and a point that a hash of the job's number
+//! chooses, so that this driver knows what befell each. A few clients ask both for the same things. What is checked
+//! stands in `verdict`; the table at the end shows what each kind of fault cost the job that it struck.
+
+mod ask;
+mod server;
+mod table;
+mod verdict;
+
+use std::{
+    cell::{Cell, RefCell},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use clap::Parser;
+use eka::worker::faults::Plan;
+
+use ask::{Answer, Asked, Question};
+use server::{Memory, Server};
+
+type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
+
+/// Asks a server whose workers keep breaking, and checks every answer
+#[derive(Debug, Parser)]
+#[command(name = "scripts/chaos")]
+struct Args {
+    /// Requests to send
+    #[arg(long, default_value_t = 300, value_name = "N")]
+    requests: usize,
+    /// Send requests for so many hours instead
+    #[arg(long, value_name = "H")]
+    hours: Option<f64>,
+    /// Chooses the faults; the same seed, the same faults
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    seed: u64,
+    /// Every so many jobs have a fault
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    every: u64,
+    /// Clients that ask at the same time
+    #[arg(long, default_value_t = 4, value_name = "C")]
+    clients: usize,
+    /// No faults: what is left is the parent's memory
+    #[arg(long)]
+    plain: bool,
+    /// Said by cargo: all of it
+    #[arg(long, hide = true)]
+    bench: bool,
+    /// Said by cargo: once and short, to see that it runs
+    #[arg(long, hide = true)]
+    test: bool,
+}
+
+impl Args {
+    /// As cargo means it: a test run of the benches is short.
+    fn meant(self) -> Self {
+        let once = self.test || !self.bench;
+        if once { Self { requests: 12, every: 2, clients: 2, hours: None, ..self } } else { self }
+    }
+
+    fn plan(&self) -> Outcome<Plan> {
+        let spec = format!("random:{}/{}", self.seed, self.every);
+        if self.plain { Ok(Plan::default()) } else { Ok(spec.parse()?) }
+    }
+}
+
+/// All that is known about a run.
+struct Run {
+    asked: Vec<Asked>,
+    memory: Vec<Memory>,
+    metrics: String,
+    log: Vec<String>,
+}
+
+fn main() -> Outcome<ExitCode> {
+    let args = Args::parse().meant();
+    let plan = args.plan()?;
+    // One thread, so that what arrives first is noted first.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (answers, run) = runtime.block_on(async {
+        let answers = undisturbed(&Question::all()?).await?;
+        Ok::<_, Box<dyn std::error::Error>>((answers, disturbed(&args, &plan).await?))
+    })?;
+    let wrong = verdict::wrong(&run, &answers, &plan);
+    table::print(&run, &answers, &plan);
+    for line in wrong.iter().take(20) {
+        println!("WRONG: {line}");
+    }
+    if wrong.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("{} things are wrong; the server's last words:", wrong.len());
+    run.log.iter().for_each(|line| println!("  {line}"));
+    Ok(ExitCode::FAILURE)
+}
+
+/// What each question's answer is, and how long it takes: the median of a few.
+async fn undisturbed(questions: &[Question]) -> Outcome<Vec<Answer>> {
+    const TIMES: usize = 5;
+    let server = Server::start(&Plan::default()).await?;
+    let mut answers = Vec::new();
+    for question in questions {
+        let mut tries = Vec::new();
+        for _ in 0..TIMES {
+            tries.push(ask::ask(&server, question, 0).await.answer.map_err(|e| e.why)?);
+        }
+        if tries.iter().any(|answer| answer.text != tries[0].text) {
+            return Err(format!("undisturbed, {question:?} has more than one answer").into());
+        }
+        tries.sort_by_key(|answer| answer.served);
+        answers.push(tries.swap_remove(TIMES / 2));
+    }
+    Ok(answers)
+}
+
+/// Asks until there has been enough.
+async fn disturbed(args: &Args, plan: &Plan) -> Outcome<Run> {
+    let server = Server::start(plan).await?;
+    let questions = Question::all()?;
+    // Tells the watchdog how fast this machine is, and touches all code once.
+    let first = ask::ask(&server, &questions[0], 0).await;
+    let (begun, next) = (Instant::now(), Cell::new(0));
+    let asked = RefCell::new(vec![first]);
+    let memory = RefCell::new(vec![server.memory(0)?]);
+    let is_over = |number: usize| match args.hours {
+        Some(hours) => begun.elapsed() >= Duration::from_secs_f64(hours * 3_600.0),
+        None => number >= args.requests,
+    };
+    let client = async || loop {
+        let number = next.get();
+        if is_over(number) {
+            return Ok::<_, Box<dyn std::error::Error>>(());
+        }
+        next.set(number + 1);
+        let which = ask::which(number, questions.len());
+        let answered = ask::ask(&server, &questions[which], which).await;
+        asked.borrow_mut().push(answered);
+        let done = asked.borrow().len() - 1;
+        if done.is_multiple_of(25) {
+            memory.borrow_mut().push(server.memory(done)?);
+        }
+        if done.is_multiple_of(1_000) {
+            eprintln!("{done} answered after {:.0} s", begun.elapsed().as_secs_f64());
+        }
+    };
+    for ended in futures_util::future::join_all((0..args.clients).map(|_| client())).await {
+        ended?;
+    }
+    let metrics = server.metrics().await?;
+    let (asked, memory) = (asked.into_inner(), memory.into_inner());
+    Ok(Run { asked, memory, metrics, log: server.log() })
+}

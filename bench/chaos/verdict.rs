@@ -1,0 +1,169 @@
+//! What has to hold of a run, whatever befell its workers.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Instant,
+};
+
+use eka::{
+    job::JobId,
+    worker::faults::{Kind, Plan, Point},
+};
+
+use crate::{
+    Run,
+    ask::{Answer, Asked, Refusal},
+    server::Memory,
+};
+
+/// The parent may grow by so much in a thousand requests, by the trend of a run's second half: noise, and no leak that
+/// would matter within a year.
+const MOST_GROWTH_KIB: f64 = 256.0;
+
+/// Answers before that trend means anything.
+const ENOUGH: usize = 1_000;
+
+/// What becomes of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// Its worker answers it.
+    Unharmed,
+    /// The next worker answers it.
+    Resumed,
+    /// It is answered with an error: a device that refuses a step is the job's misfortune.
+    Refused,
+}
+
+/// What a fault of this kind does to its job.
+const fn fate(kind: Kind) -> Fate {
+    match kind {
+        Kind::Slow(_) | Kind::Leak(_) | Kind::Flood(_) | Kind::Chatter => Fate::Unharmed,
+        Kind::Fail => Fate::Refused,
+        _ => Fate::Resumed,
+    }
+}
+
+/// The fault that struck a job with this undisturbed answer: one that comes after its last step does not.
+pub(crate) fn struck(plan: &Plan, job: u64, undisturbed: &Answer) -> Option<Kind> {
+    let fault = plan.of_job(JobId(job), 0).next()?;
+    let reached = match fault.point {
+        Point::Decode(step) => u64::from(step.get()) < undisturbed.completion_tokens,
+        _ => true,
+    };
+    reached.then_some(fault.kind)
+}
+
+/// The job's number of each request that got an error instead of an answer, which names none. One slot answers in turn:
+/// the first of them had the first of the numbers that no answer has.
+pub(crate) fn numbers_of_refused(run: &Run) -> BTreeMap<usize, u64> {
+    let answered: BTreeSet<u64> =
+        run.asked.iter().filter_map(|asked| Some(asked.answer.as_ref().ok()?.job)).collect();
+    let missing = (1..=run.asked.len() as u64).filter(|job| !answered.contains(job));
+    let mut refused: Vec<usize> = (0..run.asked.len()).filter(|at| run.asked[*at].answer.is_err()).collect();
+    refused.sort_by_key(|at| run.asked[*at].ended);
+    refused.into_iter().zip(missing).collect()
+}
+
+/// Everything that is wrong with a run; nothing is as it should be.
+pub(crate) fn wrong(run: &Run, answers: &[Answer], plan: &Plan) -> Vec<String> {
+    let refused = numbers_of_refused(run);
+    let mut wrong = Vec::new();
+    for (at, asked) in run.asked.iter().enumerate() {
+        let undisturbed = &answers[asked.which];
+        match (&asked.answer, refused.get(&at)) {
+            (Ok(answer), _) => wrong.extend(wrong_answer(answer, undisturbed, plan)),
+            (Err(refusal), Some(job)) => wrong.extend(wrong_refusal(refusal, *job, undisturbed, plan)),
+            (Err(refusal), None) => wrong.push(format!("lost: {refusal:?}")),
+        }
+    }
+    wrong.extend(wrong_numbers(run));
+    wrong.extend(overtaken(&run.asked));
+    wrong.extend(wrong_counters(run));
+    let growth = growth_kib(&run.memory, |memory| memory.anonymous_kib);
+    if run.asked.len() > ENOUGH && growth > MOST_GROWTH_KIB {
+        wrong.push(format!(
+            "the parent grows by {growth:.0} KiB in 1,000 requests, {MOST_GROWTH_KIB} at most"
+        ));
+    }
+    wrong
+}
+
+fn wrong_answer(answer: &Answer, undisturbed: &Answer, plan: &Plan) -> Option<String> {
+    let fate = struck(plan, answer.job, undisturbed).map_or(Fate::Unharmed, fate);
+    let right = answer.text == undisturbed.text
+        && answer.completion_tokens == undisturbed.completion_tokens
+        && fate != Fate::Refused
+        && answer.resumed == u64::from(fate == Fate::Resumed);
+    (!right).then(|| format!("{answer:?} should be {fate:?} and {:?}", undisturbed.text))
+}
+
+/// An error is right where the device refused a step; what was said before it is the beginning of the answer.
+fn wrong_refusal(refusal: &Refusal, job: u64, undisturbed: &Answer, plan: &Plan) -> Option<String> {
+    let kind = struck(plan, job, undisturbed);
+    let right = kind.map(fate) == Some(Fate::Refused)
+        && refusal.code == "device_error"
+        && undisturbed.text.starts_with(&refusal.said);
+    (!right).then(|| format!("job {job}, with {kind:?}, got {refusal:?}"))
+}
+
+/// Every number up to the count of requests is somebody's, and nobody else's.
+fn wrong_numbers(run: &Run) -> Vec<String> {
+    let mut times = BTreeMap::<u64, usize>::new();
+    let answered = run.asked.iter().filter_map(|asked| Some(asked.answer.as_ref().ok()?.job));
+    answered.chain(numbers_of_refused(run).into_values()).for_each(|job| *times.entry(job).or_default() += 1);
+    (1..=run.asked.len() as u64)
+        .chain(times.keys().copied().filter(|job| *job > run.asked.len() as u64))
+        .map(|job| (job, times.get(&job).copied().unwrap_or(0)))
+        .filter(|(_, times)| *times != 1)
+        .map(|(job, times)| format!("job {job} was answered {times} times"))
+        .collect()
+}
+
+/// Jobs that one which came later overtook. A short prompt gets its number and its place in the queue in one go, so the
+/// numbers are the order of acceptance; one slot ends jobs in the order it starts them; and whoever is overtaken ends
+/// later by at least the other's time, so that half of the own is beyond doubt and beyond the clients' own unsteadiness.
+fn overtaken(asked: &[Asked]) -> Vec<String> {
+    let mut jobs: Vec<(&Answer, Instant)> =
+        asked.iter().filter_map(|asked| Some((asked.answer.as_ref().ok()?, asked.ended))).collect();
+    jobs.sort_by_key(|(answer, _)| answer.job);
+    let (mut wrong, mut first_later) = (Vec::new(), None::<Instant>);
+    for (answer, ended) in jobs.into_iter().rev() {
+        let late = first_later.map_or_else(Default::default, |later| ended.saturating_duration_since(later));
+        if late > answer.served / 2 {
+            wrong.push(format!("job {} ended {late:?} after a later one", answer.job));
+        }
+        first_later = Some(first_later.map_or(ended, |later| later.min(ended)));
+    }
+    wrong
+}
+
+/// The server's own count of answers and of resumed jobs.
+fn wrong_counters(run: &Run) -> Vec<String> {
+    let counted = |start: &str| -> u64 {
+        let lines = run.metrics.lines().filter(|line| line.starts_with(start));
+        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+    };
+    let answers = counted("eka_requests_total{route=\"/generate-lite\"");
+    let resumed = counted("eka_jobs_resumed_total ");
+    let seen: u64 = run.asked.iter().filter_map(|asked| Some(asked.answer.as_ref().ok()?.resumed)).sum();
+    let mut wrong = Vec::new();
+    if answers != run.asked.len() as u64 {
+        wrong.push(format!("the server counts {answers} answers, the clients {}", run.asked.len()));
+    }
+    if resumed != seen {
+        wrong.push(format!("the server counts {resumed} resumed jobs, the clients {seen}"));
+    }
+    wrong
+}
+
+/// KiB in 1,000 answers: the slope of least squares over the second half of a run.
+#[expect(clippy::cast_precision_loss, reason = "a trend for people to read")]
+pub(crate) fn growth_kib(memory: &[Memory], kib: impl Fn(&Memory) -> u64) -> f64 {
+    let late = &memory[memory.len() / 2..];
+    let mean = |of: &dyn Fn(&Memory) -> f64| late.iter().map(of).sum::<f64>() / late.len() as f64;
+    let (x, y) = (|m: &Memory| m.answers as f64 / 1e3, |m: &Memory| kib(m) as f64);
+    let (x_mean, y_mean) = (mean(&x), mean(&y));
+    let covariance: f64 = late.iter().map(|m| (x(m) - x_mean) * (y(m) - y_mean)).sum();
+    let variance: f64 = late.iter().map(|m| (x(m) - x_mean).powi(2)).sum();
+    if variance > 0.0 { covariance / variance } else { 0.0 }
+}

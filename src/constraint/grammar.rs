@@ -1,0 +1,194 @@
+//! From a constraint's text to something that can be followed byte by byte, or the reason why not.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
+    thread,
+    time::Duration,
+};
+
+use llguidance::{
+    Matcher, ParserFactory,
+    api::{ParserLimits, TopLevelGrammar},
+    earley::SlicedBiasComputer,
+    toktrie::{ApproximateTokEnv, INVALID_TOKEN, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie},
+};
+
+use super::{ConstraintError, schema};
+use crate::job::Constraint;
+
+/// Longest text of a constraint. What people send is a tenth of it, and the worst that fits it compiles for seconds and
+/// takes half a gigabyte.
+const MOST_BYTES: usize = 64 << 10;
+
+/// Deepest brackets of a grammar or a regular expression; JSON has a limit of its own.
+const MOST_LEVELS: usize = 128;
+
+/// For the parent to compile a constraint, which the limits below keep far under it but for what they do not count.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What a matcher says when no token can follow.
+pub(super) const NO_TOKEN: &str = "NoExtensionBias";
+
+/// Checks that run at once, those among them that nobody waits for any more.
+const MOST_AT_ONCE: usize = 8;
+
+/// Grammars are compiled, and bytes followed, by recursion, whose depth is up to a stranger. Only what is touched of it
+/// is ever memory.
+const STACK: usize = 256 << 20;
+
+/// Compiles constraints over one set of tokens.
+pub(super) struct Compiler(ParserFactory);
+
+impl Compiler {
+    /// A compiler over the tokens of `environment`.
+    pub(super) fn new(environment: &TokEnv) -> Result<Self, ConstraintError> {
+        let capabilities = InferenceCapabilities { ff_tokens: true, ..InferenceCapabilities::default() };
+        let slices = SlicedBiasComputer::general_slices();
+        let canonical = environment.tokenize_is_canonical();
+        let capabilities = if canonical { capabilities } else { InferenceCapabilities::default() };
+        let mut factory =
+            ParserFactory::new(environment, capabilities, &slices).map_err(|e| invalid(&e.to_string()))?;
+        factory.quiet();
+        *factory.limits_mut() = ParserLimits { verbose_errors: false, ..ParserLimits::default() };
+        Ok(Self(factory))
+    }
+
+    /// Something that follows an answer under `constraint`, before its first byte.
+    pub(super) fn compile(&self, constraint: &Constraint) -> Result<Matcher, ConstraintError> {
+        let grammar = match constraint {
+            Constraint::Schema(schema) => TopLevelGrammar::from_json_schema(schema::prepare(schema)?),
+            Constraint::Lark(grammar) => TopLevelGrammar::from_lark(grammar.clone()),
+            Constraint::Regex(regex) => TopLevelGrammar::from_regex(regex),
+        };
+        let parser = self.0.create_parser(grammar).map_err(|e| explain(constraint, &e.to_string()))?;
+        Ok(Matcher::new(Ok(parser)).into_cancellable())
+    }
+}
+
+/// Checks that a worker can keep `constraint`. Takes milliseconds, and seconds at worst: not for a thread that others
+/// wait for.
+///
+/// # Errors
+/// [`ConstraintError`] when it cannot.
+pub fn check(constraint: &Constraint) -> Result<(), ConstraintError> {
+    check_size(constraint)?;
+    let place = Place::take()?;
+    let constraint = constraint.clone();
+    let (tell, told) = mpsc::sync_channel(1);
+    spawn("check", move || {
+        let _place = place;
+        let _ = tell.send(compile_over_bytes(&constraint));
+    })?;
+    match told.recv_timeout(PATIENCE) {
+        Ok(checked) => checked,
+        Err(mpsc::RecvTimeoutError::Timeout) => Err(ConstraintError::TooSlow { limit: PATIENCE }),
+        Err(mpsc::RecvTimeoutError::Disconnected) => Err(invalid("it cannot be compiled")),
+    }
+}
+
+/// One of the few checks that may run at once. Nothing can end one that takes too long, but they can be kept from taking
+/// every processor.
+struct Place;
+
+static TAKEN: AtomicUsize = AtomicUsize::new(0);
+
+impl Place {
+    fn take() -> Result<Self, ConstraintError> {
+        // Given back when dropped, also where there is none.
+        let place = Self;
+        if TAKEN.fetch_add(1, Ordering::Relaxed) < MOST_AT_ONCE {
+            Ok(place)
+        } else {
+            Err(ConstraintError::Busy { most: MOST_AT_ONCE })
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        TAKEN.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn compile_over_bytes(constraint: &Constraint) -> Result<(), ConstraintError> {
+    let compile = || {
+        let mut matcher = Compiler::new(&bytes())?.compile(constraint)?;
+        matcher.compute_mask().map_err(|e| explain(constraint, &e.to_string()))
+    };
+    catch_unwind(AssertUnwindSafe(compile))
+        .unwrap_or_else(|_| Err(invalid("it cannot be compiled")))
+        .map(|_| ())
+}
+
+/// Starts a thread with room for deep recursion.
+pub(super) fn spawn(
+    name: &str,
+    work: impl FnOnce() + Send + 'static,
+) -> Result<thread::JoinHandle<()>, ConstraintError> {
+    let thread = thread::Builder::new().name(name.into()).stack_size(STACK).spawn(work);
+    thread.map_err(|e| invalid(&format!("no thread could be started for it: {e}")))
+}
+
+/// An alphabet of bytes: what compiles over it compiles over any tokens.
+fn bytes() -> TokEnv {
+    let words: Vec<Vec<u8>> = (0..=u8::MAX).map(|byte| vec![byte]).collect();
+    Arc::new(ApproximateTokEnv::new(TokTrie::from(&TokRxInfo::new(256, INVALID_TOKEN), &words)))
+}
+
+fn check_size(constraint: &Constraint) -> Result<(), ConstraintError> {
+    let (Constraint::Schema(text) | Constraint::Lark(text) | Constraint::Regex(text)) = constraint;
+    if text.len() > MOST_BYTES {
+        return Err(ConstraintError::TooLong { found: text.len(), most: MOST_BYTES });
+    }
+    match levels(text) {
+        found if found > MOST_LEVELS => Err(ConstraintError::TooDeep { found, most: MOST_LEVELS }),
+        _ => Ok(()),
+    }
+}
+
+/// How deep brackets go at most. Those within quotes count as well: reading the quotes right would be a parser of its
+/// own, and whoever needs a hundred of them can spell them in parts.
+fn levels(text: &str) -> usize {
+    let (mut now, mut most) = (0_usize, 0);
+    for byte in text.bytes() {
+        match byte {
+            b'(' | b'[' | b'{' => now += 1,
+            b')' | b']' | b'}' => now = now.saturating_sub(1),
+            _ => {}
+        }
+        most = most.max(now);
+    }
+    most
+}
+
+/// The compiler's words, made ready for people.
+fn explain(constraint: &Constraint, said: &str) -> ConstraintError {
+    if let Constraint::Schema(schema) = constraint
+        && let Some(keyword) = schema::unenforceable(schema, said)
+    {
+        return keyword;
+    }
+    invalid(&plain(said))
+}
+
+/// What the compiler or a matcher says, without the state and the excerpts that it adds for its own developers.
+pub(super) fn plain(said: &str) -> String {
+    const MOST: usize = 300;
+    let line = said.lines().next().unwrap_or_default();
+    if line.starts_with(NO_TOKEN) {
+        "nothing can follow".into()
+    } else if line.starts_with("panic") {
+        "it is beyond what can be compiled".into()
+    } else {
+        line.chars().take(MOST).collect()
+    }
+}
+
+pub(super) fn invalid(said: &str) -> ConstraintError {
+    ConstraintError::Invalid { message: said.to_owned() }
+}

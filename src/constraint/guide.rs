@@ -1,0 +1,273 @@
+//! One constrained answer: which tokens may follow, worked out while the device reads the one before.
+//!
+//! ```text
+//! engine's thread:   forward(token) ─────────► choice() ─► pick ─► picked(token) ─► forward(token) ─────► …
+//! guide's thread:    consume, mask for the next ──┘                    └── consume, mask for the next ──► …
+//! ```
+//!
+//! Text that the constraint leaves no choice about is cut into tokens once and given all together, to be read in one
+//! pass. Where that is done depends on the tokens before and on nothing else, so a guide that is given the beginning of
+//! an answer stands where the one that made it stood, also in the middle of such text.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    path::PathBuf,
+    sync::{Arc, Mutex, OnceLock, PoisonError, mpsc},
+    time::{Duration, Instant},
+};
+
+use llguidance::{CancellationHandle, Matcher, toktrie::SimpleVob};
+
+use super::{
+    ConstraintError,
+    grammar::{Compiler, NO_TOKEN, plain, spawn},
+    vocabulary::environment,
+};
+use crate::{
+    job::{Constraint, Failure, Job},
+    text::Vocabulary,
+};
+
+/// For the first choice, after the prompt has been read: the tokenizer, the grammar and what is there of the answer. Less than
+/// the watchdog has, by default, so that a slow machine fails the job and not the worker.
+const PATIENCE_TO_BEGIN: Duration = Duration::from_secs(20);
+
+/// For each further one. A usual one takes microseconds.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Makes guides for the answers of one model.
+pub struct Guides {
+    model_dir: PathBuf,
+    vocabulary: usize,
+    /// Made for the first job that needs it; shared with that job's thread.
+    compiler: Arc<OnceLock<Result<Compiler, Failure>>>,
+}
+
+impl fmt::Debug for Guides {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Guides").field("model_dir", &self.model_dir).finish_non_exhaustive()
+    }
+}
+
+/// What may follow.
+#[derive(Debug)]
+pub enum Choice {
+    /// Nothing: the answer is complete.
+    Nothing,
+    /// These tokens, at least one, and no others.
+    Forced(Vec<u32>),
+    /// One of these.
+    Among(Allowed),
+}
+
+/// The tokens that may be picked.
+#[derive(Debug)]
+pub struct Allowed {
+    tokens: SimpleVob,
+    /// Those that end the answer are among them.
+    ends: bool,
+}
+
+impl Allowed {
+    /// Makes impossible whatever may not be picked of `logits`, `[vocab]`; `ends` are the tokens that end the answer.
+    pub fn mask(&self, logits: &mut [f32], ends: &[u32]) {
+        let ends = ends.iter().filter(|_| self.ends);
+        let kept: Vec<(usize, f32)> =
+            ends.filter_map(|id| Some((*id as usize, *logits.get(*id as usize)?))).collect();
+        let words = self.tokens.as_slice();
+        for (logits, word) in logits.chunks_mut(32).zip(words.iter().chain(std::iter::repeat(&0))) {
+            if *word == u32::MAX {
+                continue;
+            }
+            for (bit, logit) in logits.iter_mut().enumerate() {
+                if word >> bit & 1 == 0 {
+                    *logit = f32::NEG_INFINITY;
+                }
+            }
+        }
+        for (id, logit) in kept {
+            logits[id] = logit;
+        }
+    }
+}
+
+/// Says which tokens may follow in one answer.
+#[derive(Debug)]
+pub struct Guide {
+    choices: mpsc::Receiver<Result<Choice, Failure>>,
+    picked: mpsc::Sender<u32>,
+    stop: Arc<Mutex<Option<CancellationHandle>>>,
+    patience: Duration,
+    waited: Duration,
+}
+
+impl Guides {
+    /// For the model in `model_dir`, with ids below `vocabulary`. Reads nothing yet.
+    #[must_use]
+    pub fn new(model_dir: PathBuf, vocabulary: usize) -> Self {
+        Self { model_dir, vocabulary, compiler: Arc::default() }
+    }
+
+    /// Begins to work for `job`, on a thread of its own; `None` for a job without a constraint.
+    ///
+    /// # Errors
+    /// [`Failure::Constraint`] when no thread can be started. What is wrong with the constraint, [`Guide::choice`] says.
+    pub fn begin(&self, job: &Job) -> Result<Option<Guide>, Failure> {
+        let Some(constraint) = job.constraint.clone() else { return Ok(None) };
+        let (say, choices) = mpsc::sync_channel(1);
+        let (picked, hear) = mpsc::channel();
+        let stop = Arc::default();
+        let (model_dir, vocabulary, compiler) =
+            (self.model_dir.clone(), self.vocabulary, Arc::clone(&self.compiler));
+        let (answer, stopping) = (job.answer.clone(), Arc::clone(&stop));
+        // A pass gives the logits of its last token alone.
+        let together = if job.scores.is_some() { 1 } else { usize::MAX };
+        let work = move || {
+            let begun = Instant::now();
+            let compiler = compiler.get_or_init(|| {
+                let vocabulary = Vocabulary::open(&model_dir, vocabulary).map_err(|e| failed(&e))?;
+                Compiler::new(&environment(vocabulary)).map_err(|e| failed(&e))
+            });
+            let table = begun.elapsed();
+            let compiled = compiler.as_ref().map_err(Clone::clone);
+            let path = compiled.and_then(|compiler| Path::begin(compiler, &constraint, &answer, &stopping));
+            tracing::debug!(?table, grammar = ?(begun.elapsed() - table), "the constraint is ready");
+            match path {
+                Ok(path) => Path { together, ..path }.walk(&say, &hear),
+                Err(failure) => drop(say.send(Err(failure))),
+            }
+        };
+        spawn("guide", work).map_err(|e| failed(&e))?;
+        let (patience, waited) = (PATIENCE_TO_BEGIN, Duration::ZERO);
+        Ok(Some(Guide { choices, picked, stop, patience, waited }))
+    }
+}
+
+impl Guide {
+    /// What may follow the tokens so far: those that the job came with, those given as forced, and those picked.
+    ///
+    /// # Errors
+    /// [`Failure::Constraint`] when nothing can, or when it takes too long to find out.
+    pub fn choice(&mut self) -> Result<Choice, Failure> {
+        let begun = Instant::now();
+        let patience = std::mem::replace(&mut self.patience, PATIENCE);
+        let choice = self.choices.recv_timeout(patience).unwrap_or_else(|_| {
+            let seconds = patience.as_secs();
+            Err(failed(&format_args!("what may follow was not known after {seconds} s")))
+        });
+        self.waited += begun.elapsed();
+        choice
+    }
+
+    /// Says which token was picked among those allowed.
+    pub fn picked(&self, token: u32) {
+        // A thread that has ended said why, and `choice` tells it.
+        let _ = self.picked.send(token);
+    }
+}
+
+impl Drop for Guide {
+    fn drop(&mut self) {
+        tracing::debug!(waited = ?self.waited, "the constraint is over");
+        if let Some(stop) = &*self.stop.lock().unwrap_or_else(PoisonError::into_inner) {
+            stop.cancel();
+        }
+    }
+}
+
+/// The way through a grammar, as far as it has been walked.
+struct Path {
+    matcher: Matcher,
+    /// Tokens that follow whatever the model thinks.
+    forced: VecDeque<u32>,
+    /// Most of them to give together.
+    together: usize,
+}
+
+impl Path {
+    /// Stands where whoever gave `answer` stood.
+    fn begin(
+        compiler: &Compiler,
+        constraint: &Constraint,
+        answer: &[u32],
+        stop: &Mutex<Option<CancellationHandle>>,
+    ) -> Result<Self, Failure> {
+        let matcher = compiler.compile(constraint).map_err(|e| failed(&e))?;
+        *stop.lock().unwrap_or_else(PoisonError::into_inner) = matcher.cancellation_handle();
+        let mut path = Self { matcher, forced: VecDeque::new(), together: usize::MAX };
+        for token in answer {
+            path.look_ahead();
+            if path.forced.pop_front().is_some_and(|forced| forced != *token) {
+                return Err(failed(&"the answer so far was not made under it"));
+            }
+            path.take(*token)?;
+        }
+        Ok(path)
+    }
+
+    /// Says what may follow and hears what did, until nobody asks any more.
+    fn walk(mut self, say: &mpsc::SyncSender<Result<Choice, Failure>>, hear: &mpsc::Receiver<u32>) {
+        loop {
+            let choice = self.choice();
+            let is_picked = matches!(choice, Ok(Choice::Among(_)));
+            let is_last = matches!(choice, Ok(Choice::Nothing) | Err(_));
+            if say.send(choice).is_err() || is_last {
+                return;
+            }
+            if !is_picked {
+                continue;
+            }
+            let Ok(token) = hear.recv() else { return };
+            if let Err(failure) = self.take(token) {
+                drop(say.send(Err(failure)));
+                return;
+            }
+        }
+    }
+
+    fn choice(&mut self) -> Result<Choice, Failure> {
+        if self.matcher.is_stopped() && self.matcher.stop_reason().is_ok() {
+            return Ok(Choice::Nothing);
+        }
+        self.look_ahead();
+        if !self.forced.is_empty() {
+            let together = self.together.min(self.forced.len());
+            let forced: Vec<u32> = self.forced.drain(..together).collect();
+            forced.iter().try_for_each(|token| self.take(*token))?;
+            return Ok(Choice::Forced(forced));
+        }
+        let ends = self.matcher.is_accepting().map_err(|e| unfollowed(&e.to_string()))?;
+        match self.matcher.compute_mask() {
+            Ok(tokens) => Ok(Choice::Among(Allowed { tokens, ends })),
+            // It could go on, but not in any token of the model.
+            Err(e) if ends && e.to_string().starts_with(NO_TOKEN) => Ok(Choice::Nothing),
+            Err(e) => Err(unfollowed(&e.to_string())),
+        }
+    }
+
+    /// Cuts forced text into tokens, once for each such text.
+    fn look_ahead(&mut self) {
+        if self.forced.is_empty() {
+            self.forced.extend(self.matcher.compute_ff_tokens());
+        }
+    }
+
+    fn take(&mut self, token: u32) -> Result<(), Failure> {
+        self.matcher.consume_token(token).map_err(|e| unfollowed(&e.to_string()))
+    }
+}
+
+impl From<ConstraintError> for Failure {
+    fn from(error: ConstraintError) -> Self {
+        failed(&error)
+    }
+}
+
+fn failed(why: &dyn fmt::Display) -> Failure {
+    Failure::Constraint { message: why.to_string() }
+}
+
+fn unfollowed(said: &str) -> Failure {
+    failed(&plain(said))
+}

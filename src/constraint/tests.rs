@@ -1,0 +1,368 @@
+//! Random models under constraints: whatever they want to say, what they say has the form.
+
+use std::{fs, path::Path, sync::LazyLock};
+
+use proptest::{prelude::*, sample::select};
+use serde_json::{Value, json};
+
+use super::*;
+use crate::job::{Constraint, Failure, Job, JobId};
+
+const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo/base");
+const LLAMA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/llama/base");
+const END: u32 = 2;
+
+/// A vocabulary in the manner of SentencePiece: spaces are ▁, every byte is a token, and some characters are.
+static PIECES: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
+    let special = ["<unk>", "<s>", "</s>"].map(str::to_owned);
+    let bytes = (0..=255).map(|byte| format!("<0x{byte:02X}>"));
+    let pieces = ["▁", "{", "\"", "a", "na", "न", "म", "▁na", "\":", "▁\"", "name", "தமிழ்", "}", "1", "true"];
+    let tokens = special.iter().cloned().chain(bytes).chain(pieces.map(str::to_owned));
+    let vocab: Vec<Value> = tokens.map(|token| json!([token, -1.0])).collect();
+    let added = |id: usize| {
+        json!({ "id": id, "content": special[id], "single_word": false, "lstrip": false,
+        "rstrip": false, "normalized": false, "special": true })
+    };
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [added(0), added(1), added(2)],
+        "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"},
+            {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
+        "pre_tokenizer": null, "post_processor": null,
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+        "model": {"type": "Unigram", "unk_id": 0, "vocab": vocab, "byte_fallback": true},
+    });
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    dir
+});
+
+/// A model that has never learned anything: its logits are what the seed and the position make of a token's id.
+struct Random {
+    guides: Guides,
+    vocabulary: crate::text::Vocabulary,
+    size: usize,
+}
+
+impl Random {
+    fn of(dir: &Path, size: usize) -> Self {
+        let vocabulary = crate::text::Vocabulary::open(dir, size).unwrap();
+        Self { guides: Guides::new(dir.into(), size), vocabulary, size }
+    }
+
+    fn demo() -> Self {
+        Self::of(Path::new(DEMO), 4096)
+    }
+
+    fn pieces() -> Self {
+        Self::of(PIECES.path(), 274)
+    }
+
+    fn all() -> [Self; 3] {
+        [Self::demo(), Self::of(Path::new(LLAMA), 320), Self::pieces()]
+    }
+
+    fn logits(&self, seed: u64, position: usize) -> Vec<f32> {
+        let hash = |id: u64| {
+            let mixed =
+                (seed ^ id.rotate_left(17) ^ ((position as u64) << 40)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            f32::from(u16::try_from((mixed ^ mixed >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 48).unwrap())
+        };
+        (0..self.size as u64).map(hash).collect()
+    }
+
+    /// Goes on with `answer` until it ends or has `most` tokens; whether it ended, and how often it was free to choose.
+    fn go_on(
+        &self,
+        constraint: &Constraint,
+        seed: u64,
+        mut answer: Vec<u32>,
+        most: usize,
+    ) -> Result<(Vec<u32>, bool, usize), Failure> {
+        let constraint = Some(constraint.clone());
+        let job = Job { constraint, answer: answer.clone(), ..Job::new(JobId(1), vec![1], most) };
+        let mut guide = self.guides.begin(&job)?.unwrap();
+        let mut chosen = 0;
+        loop {
+            if answer.len() >= most {
+                answer.truncate(most);
+                return Ok((answer, false, chosen));
+            }
+            match guide.choice()? {
+                Choice::Nothing => return Ok((answer, true, chosen)),
+                Choice::Forced(tokens) => answer.extend(tokens),
+                Choice::Among(allowed) => {
+                    chosen += 1;
+                    let mut logits = self.logits(seed, answer.len());
+                    allowed.mask(&mut logits, &[END]);
+                    let greatest = (0_u32..).zip(&logits).max_by(|a, b| a.1.total_cmp(b.1)).unwrap();
+                    assert!(*greatest.1 > f32::NEG_INFINITY, "nothing is allowed");
+                    if greatest.0 == END {
+                        return Ok((answer, true, chosen));
+                    }
+                    answer.push(greatest.0);
+                    guide.picked(greatest.0);
+                }
+            }
+        }
+    }
+
+    fn answer(&self, constraint: &Constraint, seed: u64) -> String {
+        let (answer, ended, _) = self.go_on(constraint, seed, Vec::new(), 4_000).unwrap();
+        assert!(ended, "it does not end: {}", self.text(&answer));
+        self.text(&answer)
+    }
+
+    fn text(&self, answer: &[u32]) -> String {
+        let tokens: Vec<&[u8]> = self.vocabulary.tokens().collect();
+        let bytes = answer.iter().flat_map(|id| tokens[*id as usize].iter().copied()).collect();
+        String::from_utf8(bytes).unwrap()
+    }
+}
+
+fn schema(schema: Value) -> Constraint {
+    Constraint::Schema(schema.to_string())
+}
+
+fn person() -> Constraint {
+    schema(json!({
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "maxLength": 6},
+            "பெயர்": {"enum": ["தமிழ்", "नमस्ते", "ಕನ್ನಡ"]},
+            "age": {"type": "integer", "minimum": 0, "maximum": 120},
+            "tags": {"type": "array", "items": {"type": "boolean"}, "minItems": 1, "maxItems": 3},
+        },
+        "required": ["name", "பெயர்", "age", "tags"],
+        "additionalProperties": false,
+    }))
+}
+
+fn check_person(text: &str) {
+    let person: Value = serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {text}"));
+    assert!(person["name"].as_str().unwrap().chars().count() <= 6, "{text}");
+    assert!(["தமிழ்", "नमस्ते", "ಕನ್ನಡ"].contains(&person["பெயர்"].as_str().unwrap()), "{text}");
+    assert!(person["age"].as_u64().unwrap() <= 120, "{text}");
+    assert!((1..=3).contains(&person["tags"].as_array().unwrap().len()), "{text}");
+    assert_eq!(person.as_object().unwrap().len(), 4, "{text}");
+}
+
+#[test]
+fn a_random_model_keeps_a_schema_in_every_kind_of_tokenizer() {
+    for model in Random::all() {
+        for seed in 0..12 {
+            check_person(&model.answer(&person(), seed));
+        }
+    }
+}
+
+#[test]
+fn a_regular_expression_is_matched_as_a_whole_from_its_first_space() {
+    let constraint = Constraint::Regex(" ?[कखग]{2,5}(தமிழ்|na)!".into());
+    let pattern = regex_of("^ ?[कखग]{2,5}(தமிழ்|na)!$");
+    for model in Random::all() {
+        for seed in 0..12 {
+            let text = model.answer(&constraint, seed);
+            assert!(pattern.is_match(&text).unwrap(), "{text:?}");
+        }
+    }
+}
+
+fn regex_of(pattern: &str) -> fancy_regex::Regex {
+    fancy_regex::Regex::new(pattern).unwrap()
+}
+
+#[test]
+fn a_grammar_in_larks_syntax_is_kept() {
+    let constraint = Constraint::Lark("start: sum\nsum: N (\"+\" N){1,3}\nN: /[1-9][0-9]{0,2}/".into());
+    let pattern = regex_of(r"^[1-9][0-9]{0,2}(\+[1-9][0-9]{0,2}){1,3}$");
+    for model in Random::all() {
+        for seed in 0..12 {
+            let text = model.answer(&constraint, seed);
+            assert!(pattern.is_match(&text).unwrap(), "{text:?}");
+        }
+    }
+}
+
+#[test]
+fn an_answer_taken_up_at_any_token_goes_on_as_it_would_have() {
+    for model in Random::all() {
+        let (whole, _, chosen) = model.go_on(&person(), 5, Vec::new(), 4_000).unwrap();
+        assert!(chosen < whole.len(), "no text was forced");
+        for cut in 0..=whole.len() {
+            let resumed = model.go_on(&person(), 5, whole[..cut].to_vec(), 4_000).unwrap();
+            assert_eq!(resumed.0, whole, "taken up after {cut} of {} tokens", whole.len());
+        }
+    }
+}
+
+#[test]
+fn an_answer_may_end_exactly_where_the_constraint_is_met() {
+    let model = Random::demo();
+    let constraint = Constraint::Regex("(aa)+".into());
+    let begun = |answer: &str| {
+        let answer = model.vocabulary.cut(answer.as_bytes()).unwrap();
+        let constraint = Some(constraint.clone());
+        let job = Job { constraint, answer, ..Job::new(JobId(1), vec![1], 10) };
+        model.guides.begin(&job).unwrap().unwrap().choice().unwrap()
+    };
+    for (answer, may_end) in [("", false), ("a", false), ("aa", true), ("aaa", false), ("aaaa", true)] {
+        // "a" must be followed by another, which may be forced.
+        let Choice::Among(allowed) = begun(answer) else {
+            assert!(!may_end);
+            continue;
+        };
+        let mut logits = vec![0.0; 4096];
+        allowed.mask(&mut logits, &[END]);
+        assert_eq!(logits[END as usize] == 0.0, may_end, "after {answer:?}");
+    }
+}
+
+#[test]
+fn an_answer_that_breaks_its_constraint_fails_and_says_so() {
+    let model = Random::demo();
+    let wrong = model.vocabulary.cut(b"[1]").unwrap();
+    let failure = model.go_on(&person(), 1, wrong, 100).unwrap_err();
+    assert!(matches!(failure, Failure::Constraint { .. }), "{failure}");
+}
+
+#[test]
+fn text_is_cut_as_the_tokenizer_cuts_it_and_never_becomes_other_text() {
+    for model in Random::all() {
+        let tokens: Vec<&[u8]> = model.vocabulary.tokens().collect();
+        for text in ["\"name\": ", "नमस्ते", " a  b", "{\"பெயர்\":\"", "</s>", ""] {
+            let Some(ids) = model.vocabulary.cut(text.as_bytes()) else {
+                assert_eq!(text, "</s>", "a special token has no text");
+                continue;
+            };
+            let bytes: Vec<u8> = ids.iter().flat_map(|id| tokens[*id as usize].iter().copied()).collect();
+            assert_eq!(bytes, text.as_bytes());
+        }
+        assert_eq!(model.vocabulary.cut(b"\xff"), None);
+    }
+}
+
+mod refused {
+    use std::time::Instant;
+
+    use super::*;
+
+    fn why(constraint: &Constraint) -> ConstraintError {
+        check(constraint).expect_err("it should be refused")
+    }
+
+    #[test]
+    fn keywords_that_cannot_be_enforced_are_named_with_their_place() {
+        let not =
+            schema(json!({"type": "object", "properties": {"not": {"type": "string"}, "a": {"not": {}}}}));
+        let expected = ConstraintError::Keyword { keyword: "not".into(), place: "#/properties/a".into() };
+        assert_eq!(why(&not), expected);
+        for (keyword, place, found) in [
+            (
+                "uniqueItems",
+                "#/items",
+                json!({"type": "array", "items": {"type": "array", "uniqueItems": true}}),
+            ),
+            ("if", "#/$defs/a", json!({"$ref": "#/$defs/a", "$defs": {"a": {"if": {}, "then": {}}}})),
+            ("oneOf", "#", json!({"oneOf": [{"type": "integer"}, {"type": "number"}]})),
+            ("x-guidance", "#", json!({"x-guidance": {"lenient": true}})),
+        ] {
+            let expected = ConstraintError::Keyword { keyword: keyword.into(), place: place.into() };
+            assert_eq!(why(&schema(found)), expected);
+        }
+    }
+
+    #[test]
+    fn mistakes_are_refused_in_the_compilers_words() {
+        for (constraint, said) in [
+            (Constraint::Regex("(a".into()), ""),
+            (Constraint::Lark("start: missing".into()), "missing"),
+            (Constraint::Lark(String::new()), "start"),
+            (schema(json!({"type": "text"})), "text"),
+            (schema(json!({"$ref": "https://example.com/a.json"})), "example.com"),
+            (
+                schema(json!({"type": "object", "properties": {"a": false}, "required": ["a"]})),
+                "nsatisfiable",
+            ),
+            (Constraint::Schema("[]".into()), "object"),
+        ] {
+            let why = why(&constraint).to_string();
+            assert!(why.contains(said) && !why.contains('<'), "{constraint:?}: {why}");
+        }
+    }
+
+    /// As many rules, each of the next one alone, as a text may have.
+    fn short_chain() -> String {
+        let name = |i: u32| {
+            (0..3)
+                .map(|digit| char::from_u32(u32::from('a') + i / 26_u32.pow(digit) % 26).unwrap())
+                .collect::<String>()
+        };
+        let rules = (0..8_000).map(|i| format!("{}:{}\n", name(i), name(i + 1)));
+        format!("start:aaa\n{}{}:\"x\"", rules.collect::<String>(), name(8_000))
+    }
+
+    /// Each would take minutes, gigabytes or the whole stack if nothing kept it from that.
+    #[test]
+    fn bombs_are_refused_or_harmless_within_seconds() {
+        let deep = |open: &str, n: usize| Constraint::Lark(format!("start: {}\"a\"", open.repeat(n)));
+        let many = |n: usize| (0..n).map(|i| format!("r{i}: r{}\n", i + 1)).collect::<String>();
+        let nested =
+            (0..60).fold(json!({"type": "string"}), |inner, _| json!({"anyOf": [inner, {"type": "null"}]}));
+        let all_of: Vec<Value> = (0..2_000).map(|i| json!({"pattern": format!("a{{{i}}}")})).collect();
+        let references: serde_json::Map<String, Value> = (0..2_000)
+            .map(|i| (format!("a{i}"), json!({"$ref": format!("#/$defs/a{}", (i + 1) % 2_000)})))
+            .collect();
+        let names: serde_json::Map<String, Value> =
+            (0..2_500).map(|i| (format!("a{i}"), json!({"$ref": "#"}))).collect();
+        for (name, constraint) in [
+            ("deep brackets", deep("(", 100_000)),
+            ("brackets that are deep enough", deep("(", 5_000)),
+            ("not", deep("~", 100_000)),
+            ("a chain of rules", Constraint::Lark(format!("start: r0\n{}r4500: \"a\"", many(4_500)))),
+            ("a chain of short rules", Constraint::Lark(short_chain())),
+            ("a chain of references", schema(json!({"$ref": "#/$defs/a0", "$defs": references}))),
+            ("a loop of rules", Constraint::Lark("start: a\na: b\nb: a".into())),
+            ("counted twice", Constraint::Regex("((a{1,1000}){1,1000}){1,1000}".into())),
+            ("counted once", Constraint::Regex("(.*a.{5000}){1,50000}".into())),
+            ("or", Constraint::Regex("(a|b|ab|.)*".repeat(3_000))),
+            ("many items", schema(json!({"type": "array", "minItems": 100_000_000, "items": {"$ref": "#"}}))),
+            ("a long string", schema(json!({"type": "string", "minLength": 100_000_000}))),
+            ("patterns that are all wanted", schema(json!({"type": "string", "allOf": all_of}))),
+            ("nested choices", schema(nested)),
+            ("it refers to itself", schema(json!({"$ref": "#"}))),
+            ("many properties", schema(json!({"type": "object", "properties": names}))),
+            ("many digits", schema(json!({"type": "integer", "multipleOf": 999_999_937, "minimum": 1}))),
+        ] {
+            let begun = Instant::now();
+            let checked = check(&constraint);
+            let took = begun.elapsed();
+            eprintln!("{name}: {took:?}: {}", checked.map_or_else(|e| e.to_string(), |()| "accepted".into()));
+            assert!(took.as_secs() < 6, "{name} took {took:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_too_long_is_refused_with_the_numbers() {
+        let long = Constraint::Regex("a".repeat((64 << 10) + 1));
+        assert_eq!(why(&long), ConstraintError::TooLong { found: 65_537, most: 65_536 });
+        let deep = Constraint::Regex("(".repeat(200));
+        assert_eq!(why(&deep), ConstraintError::TooDeep { found: 200, most: 128 });
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn garbage_is_refused_and_never_panics(
+        pieces in prop::collection::vec(select(&["start", ":", "\n", "(", ")", "[", "]", "/", "a", "|", "*", "{", "}", "\"",
+            "1", ",", "%", "json", "import", "<", ">", "~", "@", "\\", "é", " ", "regex", "-", ".."][..]), 0..24),
+    ) {
+        let text = pieces.concat();
+        let _ = check(&Constraint::Lark(format!("start: {text}")));
+        let _ = check(&Constraint::Regex(text.clone()));
+        let _ = check(&Constraint::Schema(format!("{{\"pattern\": {}}}", json!(text))));
+    }
+}

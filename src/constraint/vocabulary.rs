@@ -1,0 +1,33 @@
+//! A model's tokens as the compiler wants them.
+
+use std::sync::Arc;
+
+use llguidance::toktrie::{INVALID_TOKEN, TokEnv, TokRxInfo, TokTrie, TokenizerEnv};
+
+use crate::text::Vocabulary;
+
+/// A vocabulary and the trie of its tokens.
+struct Tokens {
+    vocabulary: Vocabulary,
+    trie: TokTrie,
+}
+
+/// The tokens of `vocabulary`. None of them ends an answer: which do is up to the job.
+pub(super) fn environment(vocabulary: Vocabulary) -> TokEnv {
+    let words: Vec<Vec<u8>> = vocabulary.tokens().map(<[u8]>::to_vec).collect();
+    let size = u32::try_from(words.len()).unwrap_or(u32::MAX);
+    let trie = TokTrie::from(&TokRxInfo::new(size, INVALID_TOKEN), &words);
+    Arc::new(Tokens { vocabulary, trie })
+}
+
+impl TokenizerEnv for Tokens {
+    fn tok_trie(&self) -> &TokTrie {
+        &self.trie
+    }
+
+    /// Text that a grammar forces, in the tokens that a model has learned it in; where the tokenizer would change it, in the
+    /// longest that fit.
+    fn tokenize_bytes(&self, bytes: &[u8]) -> Vec<u32> {
+        self.vocabulary.cut(bytes).unwrap_or_else(|| self.trie.greedy_tokenize(bytes))
+    }
+}

@@ -1,0 +1,254 @@
+//! Who gets which block.
+//!
+//! ```text
+//!            ┌── fits ──► free list ──────────────────────────────► block
+//! request ───┤                                                        ▲
+//!            └── miss ──► under the limit? ──yes──► backend ──ok──────┤
+//!                            │ no: free the oldest     │ none left:   │
+//!                            ▼     until it is         ▼ drain, trim, retry
+//!                         still not ───────────────► still not ──► spill (scratch) or refuse (weights)
+//! ```
+//!
+//! Scratch is never refused: ONNX Runtime passes what a registered allocator gives it to a kernel unseen, and a null
+//! pointer there is a segmentation fault or a device that is lost. So what does not fit comes out of the host's memory
+//! and is noted, and whoever ran the graph asks [`take_overrun`](Allocator::take_overrun) afterwards and fails the
+//! request. Weights are refused: ONNX Runtime checks those.
+//!
+//! What ONNX Runtime *reserves* is weights only while a graph is loaded. Some kernels reserve their workspace in every
+//! run (`MatMulNBits` does, a hundred times per token), and that is scratch like any other.
+
+use std::collections::HashMap;
+
+use super::{
+    Figures, NoRoom,
+    backend::{Backend, Block, Kind, OutOfMemory},
+    figures::Counts,
+    free_list::FreeList,
+    sizes::block_size,
+};
+
+/// From where a block will be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum User {
+    /// By work on the backend's own stream, which comes after all work that was submitted before.
+    OwnStream,
+    /// By anybody, at once.
+    Anybody,
+}
+
+/// A block that is out.
+#[derive(Clone, Copy, Debug)]
+struct Live {
+    kind: Kind,
+    size: usize,
+    asked: usize,
+}
+
+/// The logic of a pool over any source of memory.
+pub(super) struct Allocator<B> {
+    backend: B,
+    limit: usize,
+    live: HashMap<Block, Live>,
+    free: FreeList,
+    counts: Counts,
+    loads: usize,
+    overrun: Option<NoRoom>,
+    refusal: Option<NoRoom>,
+}
+
+impl<B: Backend> Allocator<B> {
+    /// A pool that holds at most `limit` bytes of the device's, of which at most `most_cached` unused.
+    pub(super) fn new(backend: B, limit: usize, most_cached: usize) -> Self {
+        Self {
+            backend,
+            limit,
+            live: HashMap::new(),
+            free: FreeList::new(most_cached),
+            counts: Counts::default(),
+            loads: 0,
+            overrun: None,
+            refusal: None,
+        }
+    }
+
+    /// A block for a kernel: from the device, or else spilled and noted.
+    ///
+    /// # Errors
+    /// [`NoRoom`] when not even the host has memory.
+    pub(super) fn take(&mut self, asked: usize, user: User) -> Result<Block, NoRoom> {
+        let refused = match self.try_take(asked, user) {
+            Ok(block) => return Ok(block),
+            Err(refused) => refused,
+        };
+        let size = block_size(asked).ok_or_else(|| refused.clone())?;
+        let block = self.backend.allocate(Kind::Spill, size).map_err(|_| refused.clone())?;
+        tracing::warn!("spilled to the host's memory: {refused}");
+        self.overrun.get_or_insert(refused);
+        Ok(self.hand_out(block, Live { kind: Kind::Spill, size, asked }))
+    }
+
+    /// A block of scratch for somebody who can do without it.
+    ///
+    /// # Errors
+    /// [`NoRoom`] when the limit or the device does not allow it.
+    pub(super) fn try_take(&mut self, asked: usize, user: User) -> Result<Block, NoRoom> {
+        let size = block_size(asked).ok_or_else(|| self.no_room(asked, None))?;
+        let (block, size, is_settled) = match self.free.take(size) {
+            Some(free) => {
+                self.counts.reuses += 1;
+                self.check_untouched(free.block, free.size);
+                (free.block, free.size, free.is_settled)
+            }
+            None => (self.obtain(Kind::Scratch, size)?, size, false),
+        };
+        if user == User::Anybody && !is_settled {
+            self.backend.settle();
+            self.free.settle();
+        }
+        Ok(self.hand_out(block, Live { kind: Kind::Scratch, size, asked }))
+    }
+
+    /// A block that ONNX Runtime reserves: for weights while a graph is loaded, for a kernel otherwise.
+    ///
+    /// # Errors
+    /// [`NoRoom`] when weights do not fit: also told by [`load_ends`](Self::load_ends), as ONNX Runtime passes no
+    /// reason on. Or when not even the host has memory.
+    pub(super) fn reserve(&mut self, asked: usize) -> Result<Block, NoRoom> {
+        if self.loads == 0 {
+            return self.take(asked, User::Anybody);
+        }
+        let obtained = self.obtain(Kind::Weights, asked);
+        if let Err(refused) = &obtained {
+            self.refusal.get_or_insert_with(|| refused.clone());
+        }
+        Ok(self.hand_out(obtained?, Live { kind: Kind::Weights, size: asked, asked }))
+    }
+
+    /// A graph is about to be loaded: what is reserved until [`load_ends`](Self::load_ends) is weights.
+    pub(super) fn load_begins(&mut self) {
+        self.loads += 1;
+    }
+
+    /// A load has ended, well or not.
+    ///
+    /// # Errors
+    /// [`NoRoom`] when something that it asked for was refused or spilled.
+    pub(super) fn load_ends(&mut self) -> Result<(), NoRoom> {
+        self.loads -= 1;
+        let refused = self.refusal.take();
+        refused.or(self.take_overrun()).map_or(Ok(()), Err)
+    }
+
+    /// Takes a block back. One that is not out is left alone and said, as to free it twice would be worse.
+    pub(super) fn give(&mut self, block: Block) {
+        let Some(Live { kind, size, asked }) = self.live.remove(&block) else {
+            tracing::error!("{block:?} was freed but is not out");
+            return;
+        };
+        self.counts.take_back(kind, size, asked);
+        if kind != Kind::Scratch {
+            self.backend.free(kind, block, size);
+            return;
+        }
+        self.backend.mark_free(block, size);
+        self.free.put(block, size);
+        while let Some(free) = self.free.surplus() {
+            self.release(free.block, free.size);
+        }
+    }
+
+    /// Gives unused memory back to the device until at most `keep` bytes are held. Not while a graph runs: it may wait
+    /// for the device.
+    pub(super) fn trim(&mut self, keep: usize) {
+        self.drain_to(keep.saturating_sub(self.counts.on_device()));
+        self.backend.trim(keep.saturating_sub(self.counts.weights()));
+    }
+
+    /// Whether a block was spilled since the last time this was asked, and why.
+    pub(super) fn take_overrun(&mut self) -> Option<NoRoom> {
+        self.overrun.take()
+    }
+
+    pub(super) fn figures(&self) -> Figures {
+        self.counts.figures(self.free.bytes(), self.live.len(), &self.backend)
+    }
+
+    pub(super) fn reset_peaks(&mut self) {
+        self.counts.reset_peaks(self.free.bytes());
+        self.backend.reset_peak();
+    }
+
+    pub(super) fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// The most that may be held.
+    pub(super) fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// Whether nobody has a block.
+    pub(super) fn is_idle(&self) -> bool {
+        self.live.is_empty()
+    }
+
+    /// Takes a new block from the device, freeing what is unused where that is what it takes.
+    fn obtain(&mut self, kind: Kind, size: usize) -> Result<Block, NoRoom> {
+        let room = self.limit.saturating_sub(self.counts.on_device());
+        if size > room {
+            return Err(self.no_room(size, None));
+        }
+        self.drain_to(room - size);
+        if let Ok(block) = self.backend.allocate(kind, size) {
+            return Ok(block);
+        }
+        self.drain_to(0);
+        self.backend.trim(0);
+        self.backend.allocate(kind, size).map_err(|said| self.no_room(size, Some(said)))
+    }
+
+    fn no_room(&self, asked: usize, said: Option<OutOfMemory>) -> NoRoom {
+        let limit = (self.limit != usize::MAX).then_some(self.limit);
+        NoRoom {
+            asked: asked.into(),
+            held: self.counts.on_device().into(),
+            limit: limit.map(Into::into),
+            said: said.map(|OutOfMemory(said)| said),
+        }
+    }
+
+    fn hand_out(&mut self, block: Block, live: Live) -> Block {
+        self.counts.hand_out(live.kind, live.size, live.asked);
+        self.counts.note_held(self.free.bytes());
+        let before = self.live.insert(block, live);
+        debug_assert!(before.is_none(), "the backend gave out {block:?} twice");
+        block
+    }
+
+    /// Frees the oldest unused blocks until at most `most` bytes of them are left.
+    fn drain_to(&mut self, most: usize) {
+        while self.free.bytes() > most
+            && let Some(free) = self.free.oldest()
+        {
+            self.release(free.block, free.size);
+        }
+    }
+
+    fn release(&mut self, block: Block, size: usize) {
+        self.check_untouched(block, size);
+        self.backend.free(Kind::Scratch, block, size);
+    }
+
+    fn check_untouched(&mut self, block: Block, size: usize) {
+        if !self.backend.is_untouched(block, size) {
+            tracing::error!("a block of {size} bytes was written to after it was freed");
+            self.counts.writes_after_free += 1;
+        }
+    }
+}
+
+impl<B> Drop for Allocator<B> {
+    fn drop(&mut self) {
+        debug_assert!(self.live.is_empty() || std::thread::panicking(), "blocks are out: {:?}", self.live);
+    }
+}

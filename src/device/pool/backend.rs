@@ -1,0 +1,120 @@
+//! Where a pool's memory comes from.
+
+use std::ptr::NonNull;
+
+/// What every block's address is a multiple of: the most that ONNX Runtime's kernels ask for.
+pub(super) const ALIGNMENT: usize = 256;
+
+/// The address of a block; on a GPU the host cannot read what is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Block(pub(super) NonNull<u8>);
+
+// SAFETY: a block is an address and no permission. Only the backend that made it reads or writes through it, and the
+// allocator, behind its lock, decides who else may.
+unsafe impl Send for Block {}
+
+/// What a block is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Lives as long as a session. In a pool of its own, as one such block pins the pages of its neighbours.
+    Weights,
+    /// Lives for a kernel or a request.
+    Scratch,
+    /// Memory of the host that the device can reach, for when there is none of its own. Slow, and never refused.
+    Spill,
+}
+
+/// A backend has no memory left; in its own words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct OutOfMemory(pub(super) String);
+
+/// What the device says about memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Held {
+    /// Taken from the device by the pools, in use or not.
+    pub(super) reserved: usize,
+    /// Greatest `reserved` since [`Backend::reset_peak`].
+    pub(super) reserved_peak: usize,
+    /// Free on the device, for anybody; 0 where it does not say.
+    pub(super) device_free: usize,
+    /// All that the device has; 0 where it does not say.
+    pub(super) device_total: usize,
+}
+
+/// A source of memory. The allocator above it does the counting, so this stays small.
+///
+/// Order is that of one stream: a block that is freed and handed out again may still be read by work submitted before,
+/// which is right for work submitted after to the same stream, and for nobody else until [`settle`](Self::settle).
+pub(super) trait Backend: Send {
+    /// A block of `bytes` (at least 1), at a multiple of [`ALIGNMENT`].
+    fn allocate(&mut self, kind: Kind, bytes: usize) -> Result<Block, OutOfMemory>;
+
+    /// Takes back what [`allocate`](Self::allocate) gave, for the same kind and size.
+    fn free(&mut self, kind: Kind, block: Block, bytes: usize);
+
+    /// Gives freed memory back to the device, as far as more than `keep` bytes of scratch are taken from it.
+    fn trim(&mut self, keep: usize);
+
+    /// What the device says.
+    fn held(&self) -> Held;
+
+    /// Starts a new peak of `reserved` at the present figure.
+    fn reset_peak(&mut self);
+
+    /// Waits until all work is done, so that free blocks may be used from any stream.
+    fn settle(&mut self) {}
+
+    /// The stream that orders its blocks, as the device's own handle; `None` where there are no streams.
+    fn stream(&self) -> Option<NonNull<()>> {
+        None
+    }
+
+    /// Marks a block that nobody may touch any more, where it can be marked.
+    fn mark_free(&mut self, block: Block, bytes: usize) {
+        let _ = (block, bytes);
+    }
+
+    /// Whether a marked block is as it was left; `true` where that cannot be told.
+    fn is_untouched(&self, block: Block, bytes: usize) -> bool {
+        let _ = (block, bytes);
+        true
+    }
+}
+
+impl<B: Backend + ?Sized> Backend for Box<B> {
+    fn allocate(&mut self, kind: Kind, bytes: usize) -> Result<Block, OutOfMemory> {
+        (**self).allocate(kind, bytes)
+    }
+
+    fn free(&mut self, kind: Kind, block: Block, bytes: usize) {
+        (**self).free(kind, block, bytes);
+    }
+
+    fn trim(&mut self, keep: usize) {
+        (**self).trim(keep);
+    }
+
+    fn held(&self) -> Held {
+        (**self).held()
+    }
+
+    fn reset_peak(&mut self) {
+        (**self).reset_peak();
+    }
+
+    fn settle(&mut self) {
+        (**self).settle();
+    }
+
+    fn stream(&self) -> Option<NonNull<()>> {
+        (**self).stream()
+    }
+
+    fn mark_free(&mut self, block: Block, bytes: usize) {
+        (**self).mark_free(block, bytes);
+    }
+
+    fn is_untouched(&self, block: Block, bytes: usize) -> bool {
+        (**self).is_untouched(block, bytes)
+    }
+}

@@ -1,0 +1,275 @@
+//! Memory of a GPU, by CUDA's stream-ordered pools.
+//!
+//! **Has not run on a GPU yet**: it is written from CUDA's documentation and compiled, and its logic above the driver
+//! is tested with memory of the host.
+//!
+//! Two pools, as a pool gives memory back in pieces of many blocks, and one block of weights would keep its piece:
+//! scratch, which keeps what is freed until it is trimmed, and weights, which keeps nothing. What is spilled is pinned
+//! memory of the host, which a GPU reads over the bus at the same address.
+
+use std::{ptr::NonNull, sync::Arc};
+
+use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
+
+use super::backend::{Backend, Block, Held, Kind, OutOfMemory};
+use crate::device::DeviceError;
+
+/// Which GPU, and who uses its memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CudaOptions {
+    /// The GPU's number, as the driver counts them.
+    pub ordinal: u16,
+    /// All work on the pool's blocks is submitted to its own stream: the session runs on
+    /// [`compute_stream`](super::Pool::compute_stream) with one stream for the whole provider. Blocks are then never
+    /// waited for. With a graph being captured this must be so, as waiting ends a capture.
+    pub is_sole_stream: bool,
+}
+
+/// Memory pools of one GPU, and the stream that orders them.
+pub(super) struct CudaBackend {
+    // Declared before the context that they belong to: fields are dropped in order.
+    scratch: MemoryPool,
+    weights: MemoryPool,
+    stream: Arc<CudaStream>,
+    context: Arc<CudaContext>,
+    is_sole_stream: bool,
+}
+
+impl CudaBackend {
+    /// Opens the GPU and makes its pools.
+    ///
+    /// # Errors
+    /// [`DeviceError::Runtime`] when there is no driver, no such GPU, or no pools on it.
+    pub(super) fn new(options: CudaOptions) -> Result<Self, DeviceError> {
+        // SAFETY: it only tries to open the driver's library by its well-known names.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(unavailable("this machine has no NVIDIA driver"));
+        }
+        Self::open(options).map_err(|e| unavailable(&format!("GPU {}: {e}", options.ordinal)))
+    }
+
+    fn open(options: CudaOptions) -> Result<Self, DriverError> {
+        let context = CudaContext::new(options.ordinal.into())?;
+        if !context.has_async_alloc() {
+            return Err(DriverError(sys::CUresult::CUDA_ERROR_NOT_SUPPORTED));
+        }
+        // SAFETY: nothing here uses the slices that events would order; every block is ordered by the one stream.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream()?;
+        let ordinal = options.ordinal.into();
+        let scratch = MemoryPool::new(ordinal, u64::MAX)?;
+        let weights = MemoryPool::new(ordinal, 0)?;
+        Ok(Self { scratch, weights, stream, context, is_sole_stream: options.is_sole_stream })
+    }
+
+    fn allocate_in(&self, pool: &MemoryPool, bytes: usize) -> Result<Block, DriverError> {
+        self.context.bind_to_thread()?;
+        let stream = self.stream.cu_stream();
+        // SAFETY: the stream lives as long as `self`.
+        if unsafe { result::stream::is_capturing(stream) }?
+            != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE
+        {
+            // An allocation would become part of the graph, and its address valid only inside.
+            return Err(DriverError(sys::CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED));
+        }
+        // SAFETY: pool and stream live as long as `self`; the memory is handed on as uninitialised.
+        let address = unsafe { result::mem_pool::alloc_async(pool.handle, bytes, stream) }?;
+        block(address)
+    }
+
+    fn weights(&self, bytes: usize) -> Result<Block, DriverError> {
+        let block = self.allocate_in(&self.weights, bytes)?;
+        // Weights are copied in on whatever stream ONNX Runtime uses for that.
+        self.stream.synchronize()?;
+        Ok(block)
+    }
+
+    fn spill(&self, bytes: usize) -> Result<Block, DriverError> {
+        self.context.bind_to_thread()?;
+        let _relaxed = RelaxedCapture::new()?;
+        let flags = sys::CU_MEMHOSTALLOC_PORTABLE | sys::CU_MEMHOSTALLOC_DEVICEMAP;
+        // SAFETY: the memory is handed on as uninitialised.
+        let pinned = unsafe { result::malloc_host(bytes, flags) }?;
+        NonNull::new(pinned.cast()).map(Block).ok_or(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY))
+    }
+
+    fn try_free(&self, kind: Kind, block: Block) -> Result<(), DriverError> {
+        self.context.bind_to_thread()?;
+        if kind == Kind::Spill {
+            // Unlike the pools' memory it is not ordered by the stream, which may still read it.
+            self.stream.synchronize()?;
+            // SAFETY: it comes from `spill`, is freed once, and all work that used it is done.
+            return unsafe { result::free_host(block.0.as_ptr().cast()) };
+        }
+        let address = block.0.as_ptr().expose_provenance() as sys::CUdeviceptr;
+        // SAFETY: it comes from `allocate_in` and is freed once; work on the stream that was submitted before still has
+        // it, and the allocator hands it to nobody else.
+        unsafe { result::free_async(address, self.stream.cu_stream()) }
+    }
+
+    fn try_trim(&self, keep: usize) -> Result<(), DriverError> {
+        self.context.bind_to_thread()?;
+        // Only what is done with can be given back.
+        self.stream.synchronize()?;
+        self.scratch.trim(keep)?;
+        self.weights.trim(0)
+    }
+
+    fn try_held(&self) -> Result<Held, DriverError> {
+        use sys::CUmemPool_attribute::{
+            CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT as NOW, CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH as HIGH,
+        };
+        let (device_free, device_total) = self.context.mem_get_info()?;
+        let both = |figure| Ok(self.scratch.attribute(figure)? + self.weights.attribute(figure)?);
+        // The peaks of the two need not have been at the same time: their sum is an upper bound.
+        Ok(Held { reserved: both(NOW)?, reserved_peak: both(HIGH)?, device_free, device_total })
+    }
+}
+
+impl Backend for CudaBackend {
+    fn allocate(&mut self, kind: Kind, bytes: usize) -> Result<Block, OutOfMemory> {
+        let allocated = match kind {
+            Kind::Weights => self.weights(bytes),
+            Kind::Scratch => self.allocate_in(&self.scratch, bytes),
+            Kind::Spill => self.spill(bytes),
+        };
+        allocated.map_err(|e| OutOfMemory(e.to_string()))
+    }
+
+    fn free(&mut self, kind: Kind, block: Block, _bytes: usize) {
+        note("memory is not freed", self.try_free(kind, block));
+    }
+
+    fn trim(&mut self, keep: usize) {
+        note("memory is not given back", self.try_trim(keep));
+    }
+
+    fn held(&self) -> Held {
+        self.try_held().unwrap_or_else(|e| {
+            note("the driver gives no figures", Err(e));
+            Held::default()
+        })
+    }
+
+    fn reset_peak(&mut self) {
+        note("the pools' peaks stay", self.scratch.reset_peak().and(self.weights.reset_peak()));
+    }
+
+    fn settle(&mut self) {
+        if !self.is_sole_stream {
+            note("the device is not at rest", self.stream.synchronize());
+        }
+    }
+
+    fn stream(&self) -> Option<NonNull<()>> {
+        NonNull::new(self.stream.cu_stream().cast())
+    }
+}
+
+/// Says what failed where nobody can be told: a device that is lost fails the next run as well, which is told.
+fn note(what: &str, result: Result<(), DriverError>) {
+    if let Err(e) = result {
+        tracing::warn!("{what}: {e}");
+    }
+}
+
+fn unavailable(message: &str) -> DeviceError {
+    DeviceError::Runtime { what: "a pool of GPU memory", message: message.into() }
+}
+
+fn block(address: sys::CUdeviceptr) -> Result<Block, DriverError> {
+    let address = usize::try_from(address).unwrap_or(0);
+    NonNull::new(std::ptr::with_exposed_provenance_mut(address))
+        .map(Block)
+        .ok_or(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY))
+}
+
+/// A `CUmemoryPool` of our own.
+struct MemoryPool {
+    handle: sys::CUmemoryPool,
+}
+
+// SAFETY: the driver's functions on a pool may be called from any thread.
+unsafe impl Send for MemoryPool {}
+
+impl MemoryPool {
+    /// A pool that keeps up to `release_threshold` bytes of freed memory when the stream comes to rest.
+    fn new(ordinal: i32, release_threshold: u64) -> Result<Self, DriverError> {
+        // SAFETY: a plain C structure for which all zeros is valid: no handle type, no cap, no attributes.
+        let mut properties: sys::CUmemPoolProps = unsafe { std::mem::zeroed() };
+        properties.allocType = sys::CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED;
+        properties.handleTypes = sys::CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_NONE;
+        properties.location.type_ = sys::CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE;
+        properties.location.id = ordinal;
+        // SAFETY: `properties` lives through the call.
+        let pool = Self { handle: unsafe { result::mem_pool::create(&raw const properties) }? };
+        pool.set(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, release_threshold)?;
+        Ok(pool)
+    }
+
+    fn set(&self, attribute: sys::CUmemPool_attribute, mut value: u64) -> Result<(), DriverError> {
+        // SAFETY: the pool lives; the attributes used here are 64 bits wide, as is `value`.
+        unsafe { result::mem_pool::set_attribute(self.handle, attribute, (&raw mut value).cast()) }
+    }
+
+    fn attribute(&self, attribute: sys::CUmemPool_attribute) -> Result<usize, DriverError> {
+        let mut value = 0u64;
+        // SAFETY: as in `set`.
+        unsafe { result::mem_pool::get_attribute(self.handle, attribute, (&raw mut value).cast()) }?;
+        Ok(usize::try_from(value).unwrap_or(usize::MAX))
+    }
+
+    /// The only value that the driver takes for a peak is 0: the present figure.
+    fn reset_peak(&self) -> Result<(), DriverError> {
+        self.set(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH, 0)
+    }
+
+    fn trim(&self, keep: usize) -> Result<(), DriverError> {
+        // SAFETY: the pool lives.
+        unsafe { result::mem_pool::trim_to(self.handle, keep) }
+    }
+}
+
+impl Drop for MemoryPool {
+    fn drop(&mut self) {
+        // SAFETY: it is ours and destroyed once; the driver keeps its memory until blocks that are out are freed.
+        note("a pool stays", unsafe { result::mem_pool::destroy(self.handle) });
+    }
+}
+
+/// Lets this thread allocate while a graph is being captured elsewhere, until dropped.
+struct RelaxedCapture {
+    before: sys::CUstreamCaptureMode,
+}
+
+impl RelaxedCapture {
+    fn new() -> Result<Self, DriverError> {
+        let mut mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: the driver swaps the calling thread's mode with `mode`, which lives through the call.
+        unsafe { sys::cuThreadExchangeStreamCaptureMode(&raw mut mode) }.result()?;
+        Ok(Self { before: mode })
+    }
+}
+
+impl Drop for RelaxedCapture {
+    fn drop(&mut self) {
+        // SAFETY: as in `new`.
+        note(
+            "the capture mode stays",
+            unsafe { sys::cuThreadExchangeStreamCaptureMode(&raw mut self.before) }.result(),
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_driver_the_answer_is_an_error_and_no_panic() {
+        let made = CudaBackend::new(CudaOptions { ordinal: 0, is_sole_stream: true });
+        if let Err(e) = made {
+            assert!(e.to_string().starts_with("a pool of GPU memory: "), "{e}");
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! Memory of the host.
+//!
+//! Large blocks are mapped, so that freeing one gives its pages back to the system at once, whatever lies beside it;
+//! small ones come from the heap. It stands in for a device in tests, where it can be told to be smaller than the host
+//! is and to notice writes to free memory, and it serves the CPU provider.
+
+use std::{
+    alloc::{self, Layout},
+    collections::HashMap,
+    ptr::NonNull,
+};
+
+use memmap2::{MmapMut, MmapOptions};
+
+use super::backend::{ALIGNMENT, Backend, Block, Held, Kind, OutOfMemory};
+
+/// From which size on a block is mapped. A mapping costs a system call and a fault per page, so it must be rare or
+/// large; the C library draws the line at the same size.
+const MAPPED_FROM: usize = 128 << 10;
+
+/// What free blocks are filled with: as a float −1.6e13, as an index far out of bounds.
+const FREE: u8 = 0xD5;
+
+/// How a [`HostBackend`] behaves.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HostOptions {
+    /// Most bytes that it has, spilled ones apart.
+    pub(super) capacity: usize,
+    /// Fill free blocks and look whether they stay so.
+    pub(super) is_checked: bool,
+    /// From which size on blocks are mapped.
+    pub(super) mapped_from: usize,
+}
+
+impl Default for HostOptions {
+    fn default() -> Self {
+        Self { capacity: usize::MAX, is_checked: cfg!(debug_assertions), mapped_from: MAPPED_FROM }
+    }
+}
+
+/// Memory of the host as a backend.
+#[derive(Debug)]
+pub(super) struct HostBackend {
+    options: HostOptions,
+    mapped: HashMap<Block, MmapMut>,
+    reserved: usize,
+    reserved_peak: usize,
+}
+
+impl HostBackend {
+    pub(super) fn new(options: HostOptions) -> Self {
+        Self { options, mapped: HashMap::new(), reserved: 0, reserved_peak: 0 }
+    }
+
+    fn map(&mut self, bytes: usize) -> Result<Block, OutOfMemory> {
+        let mut map =
+            MmapOptions::new().len(bytes).map_anon().map_err(|e| OutOfMemory(format!("the host: {e}")))?;
+        let first =
+            NonNull::new(map.as_mut_ptr()).ok_or_else(|| OutOfMemory("the host: mapped at 0".into()))?;
+        self.mapped.insert(Block(first), map);
+        Ok(Block(first))
+    }
+}
+
+fn layout(bytes: usize) -> Result<Layout, OutOfMemory> {
+    Layout::from_size_align(bytes.max(1), ALIGNMENT).map_err(|e| OutOfMemory(format!("{bytes} bytes: {e}")))
+}
+
+fn heap(bytes: usize) -> Result<Block, OutOfMemory> {
+    // SAFETY: the layout's size is at least 1.
+    let first = unsafe { alloc::alloc(layout(bytes)?) };
+    NonNull::new(first).map(Block).ok_or_else(|| OutOfMemory(format!("the host's heap has no {bytes} bytes")))
+}
+
+impl Backend for HostBackend {
+    fn allocate(&mut self, kind: Kind, bytes: usize) -> Result<Block, OutOfMemory> {
+        let counted = if kind == Kind::Spill { 0 } else { bytes };
+        if counted > self.options.capacity - self.reserved {
+            return Err(OutOfMemory(format!(
+                "{} of {} bytes are in use",
+                self.reserved, self.options.capacity
+            )));
+        }
+        let block = if bytes >= self.options.mapped_from { self.map(bytes)? } else { heap(bytes)? };
+        self.reserved += counted;
+        self.reserved_peak = self.reserved_peak.max(self.reserved);
+        Ok(block)
+    }
+
+    fn free(&mut self, kind: Kind, block: Block, bytes: usize) {
+        if kind != Kind::Spill {
+            self.reserved -= bytes;
+        }
+        if self.mapped.remove(&block).is_some() {
+            return;
+        }
+        let Ok(layout) = layout(bytes) else { return };
+        // SAFETY: the allocator frees a block once and with the size it was allocated with; it is not one of those
+        // mapped, so it came from `heap` with this very layout.
+        unsafe { alloc::dealloc(block.0.as_ptr(), layout) };
+    }
+
+    fn trim(&mut self, _keep: usize) {
+        // What is mapped is gone already; an interpreter has no heap to trim.
+        if !cfg!(miri) {
+            crate::device::host::release_free_heap();
+        }
+    }
+
+    fn held(&self) -> Held {
+        let Self { reserved, reserved_peak, .. } = *self;
+        Held { reserved, reserved_peak, ..Held::default() }
+    }
+
+    fn reset_peak(&mut self) {
+        self.reserved_peak = self.reserved;
+    }
+
+    fn mark_free(&mut self, block: Block, bytes: usize) {
+        if self.options.is_checked {
+            // SAFETY: the block is `bytes` long and was just given back, so nobody else may touch it.
+            unsafe { block.0.as_ptr().write_bytes(FREE, bytes) };
+        }
+    }
+
+    fn is_untouched(&self, block: Block, bytes: usize) -> bool {
+        if !self.options.is_checked {
+            return true;
+        }
+        // SAFETY: the block is `bytes` long, all of them were written by `mark_free`, and it waits in the free list.
+        let content = unsafe { std::slice::from_raw_parts(block.0.as_ptr(), bytes) };
+        content.iter().all(|byte| *byte == FREE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn backend(capacity: usize) -> HostBackend {
+        // Mapping is not for an interpreter.
+        let mapped_from = if cfg!(miri) { usize::MAX } else { MAPPED_FROM };
+        HostBackend::new(HostOptions { capacity, mapped_from, is_checked: true })
+    }
+
+    #[test]
+    fn blocks_of_the_heap_and_of_mappings_are_aligned_and_can_be_written_to_their_end() {
+        let mut backend = backend(usize::MAX);
+        for bytes in [1, 255, 256, 4096, MAPPED_FROM - 1, MAPPED_FROM, MAPPED_FROM + 1] {
+            for kind in [Kind::Weights, Kind::Scratch, Kind::Spill] {
+                let block = backend.allocate(kind, bytes).unwrap();
+                assert!(block.0.as_ptr().addr().is_multiple_of(ALIGNMENT));
+                backend.mark_free(block, bytes);
+                assert!(backend.is_untouched(block, bytes));
+                // SAFETY: the block is `bytes` long.
+                let last = unsafe { block.0.add(bytes - 1) };
+                // SAFETY: as above, and nobody else has the block.
+                unsafe { last.write(1) };
+                assert!(!backend.is_untouched(block, bytes));
+                backend.free(kind, block, bytes);
+            }
+        }
+        assert_eq!(backend.held(), Held { reserved_peak: MAPPED_FROM + 1, ..Held::default() });
+    }
+
+    #[test]
+    fn a_capacity_is_an_error_beyond_it_and_does_not_count_what_is_spilled() {
+        let mut backend = backend(1000);
+        let first = backend.allocate(Kind::Scratch, 900).unwrap();
+        let said = backend.allocate(Kind::Weights, 101).unwrap_err();
+        assert_eq!(said, OutOfMemory("900 of 1000 bytes are in use".into()));
+        let spilled = backend.allocate(Kind::Spill, 5000).unwrap();
+        backend.free(Kind::Spill, spilled, 5000);
+        backend.free(Kind::Scratch, first, 900);
+        let all = backend.allocate(Kind::Weights, 1000).unwrap();
+        backend.free(Kind::Weights, all, 1000);
+    }
+}

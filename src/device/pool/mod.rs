@@ -1,0 +1,240 @@
+//! A pool of device memory that eka owns and ONNX Runtime allocates from.
+//!
+//! ```text
+//! session ──Alloc, Free, Reserve──► face ──► allocator ──► backend: host, CUDA
+//!                                    (C)     free list,     where memory comes from
+//!                                            limit, figures
+//! ```
+//!
+//! ONNX Runtime's own arenas keep what they took and do not say what they hold. A pool registered in their place counts
+//! every byte, has a limit, and gives memory back when asked: [`Pool::trim`] between two requests, all of it when the
+//! sessions are gone.
+//!
+//! # Lifetimes
+//! ONNX Runtime calls the pool for as long as a session or a registration lives. So each [`Session`](super::Session)
+//! opened on a pool and each [`Binding`](super::Binding) of it owns a share of the registration, and the registration
+//! owns the environment: whichever goes last, it is the registration that ends first, then the pool's memory.
+//!
+//! # Order
+//! Blocks are ordered by one stream: a block that is freed while the device still works on it goes to work submitted
+//! later on the same stream, without waiting. Whoever wants a block for use from elsewhere gets one that is at rest.
+
+mod allocator;
+mod backend;
+mod cuda;
+mod face;
+mod figures;
+mod free_list;
+mod host;
+mod sizes;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    fmt,
+    sync::{Arc, MutexGuard},
+};
+
+use allocator::{Allocator, User};
+use backend::{Backend, Block, Held};
+pub use cuda::CudaOptions;
+use face::{Claim, Registration};
+pub use figures::Figures;
+use ort::memory::AllocationDevice;
+
+use super::{DeviceError, Runtime};
+use crate::units::Bytes;
+
+/// Why a pool gave no memory of the device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NoRoom {
+    /// What was asked for, as the block that it takes.
+    pub asked: Bytes,
+    /// What was handed out already.
+    pub held: Bytes,
+    /// Most that the pool may hold; `None` when nothing limits it but the device.
+    pub limit: Option<Bytes>,
+    /// What the device said, when it was the device that had no more.
+    pub said: Option<String>,
+}
+
+impl std::error::Error for NoRoom {}
+
+impl fmt::Display for NoRoom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { asked, held, limit, said } = self;
+        write!(f, "no room for {asked}: {held}")?;
+        match (limit, said) {
+            (Some(limit), None) => write!(f, " of {limit} in use; raise device.memory_limit,")?,
+            (_, Some(said)) => write!(f, " in use, and the device has no more ({said});")?,
+            (None, None) => write!(f, " in use, and no device has as much;")?,
+        }
+        write!(f, " use a shorter context, a smaller prefill chunk or a smaller quantization")
+    }
+}
+
+/// How a pool behaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolOptions {
+    /// Most that it holds of the device's memory, in use or not; `None`: all that there is.
+    pub limit: Option<Bytes>,
+    /// Most that it keeps of freed memory for the next request.
+    pub most_cached: Bytes,
+}
+
+impl Default for PoolOptions {
+    fn default() -> Self {
+        Self { limit: None, most_cached: Bytes(u64::MAX) }
+    }
+}
+
+fn size(bytes: Bytes) -> usize {
+    usize::try_from(bytes.0).unwrap_or(usize::MAX)
+}
+
+/// A pool that is registered with ONNX Runtime; clones are the same pool.
+///
+/// One per device: its sessions are those opened with it, and others are not touched by it.
+#[derive(Clone)]
+pub struct Pool {
+    registration: Arc<Registration>,
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Pool").field(&self.figures()).finish()
+    }
+}
+
+impl Pool {
+    /// A pool of the host's memory, for sessions of the CPU provider.
+    ///
+    /// # Errors
+    /// [`DeviceError::Runtime`] when ONNX Runtime does not take it, or there is one already.
+    pub fn on_host(runtime: &Runtime, options: PoolOptions) -> Result<Self, DeviceError> {
+        let claim = Claim::new(AllocationDevice::CPU, 0)?;
+        let backend = host::HostBackend::new(host::HostOptions::default());
+        Self::register(runtime, claim, Box::new(backend), options)
+    }
+
+    /// A pool of a GPU's memory, ordered by the stream that [`compute_stream`](Self::compute_stream) then names.
+    ///
+    /// # Errors
+    /// [`DeviceError::Runtime`] when there is no such GPU, its driver has no memory pools, ONNX Runtime does not take
+    /// the pool, or the GPU has one already.
+    pub fn on_cuda(runtime: &Runtime, gpu: CudaOptions, options: PoolOptions) -> Result<Self, DeviceError> {
+        let claim = Claim::new(AllocationDevice::CUDA, gpu.ordinal)?;
+        let backend = cuda::CudaBackend::new(gpu)?;
+        Self::register(runtime, claim, Box::new(backend), options)
+    }
+
+    fn register(
+        runtime: &Runtime,
+        claim: Claim,
+        backend: Box<dyn Backend>,
+        options: PoolOptions,
+    ) -> Result<Self, DeviceError> {
+        let limit = options.limit.map_or(usize::MAX, size);
+        let allocator = Allocator::new(backend, limit, size(options.most_cached));
+        let registration = Registration::new(runtime.environment().clone(), claim, allocator)?;
+        Ok(Self { registration: Arc::new(registration) })
+    }
+
+    /// What it holds now.
+    #[must_use]
+    pub fn figures(&self) -> Figures {
+        self.allocator().figures()
+    }
+
+    /// Starts new peaks at the present figures.
+    pub fn reset_peaks(&self) {
+        self.allocator().reset_peaks();
+    }
+
+    /// Gives unused memory back to the device until at most `keep` is held. Not while a graph runs: it waits for the
+    /// device to finish.
+    pub fn trim(&self, keep: Bytes) {
+        self.allocator().trim(size(keep));
+    }
+
+    /// Memory for something else than a session's graph, such as a key-value cache.
+    ///
+    /// # Errors
+    /// [`DeviceError::NoRoom`] when the limit or the device does not allow it; nothing is spilled.
+    pub fn buffer(&self, bytes: Bytes) -> Result<Buffer, DeviceError> {
+        let block = self
+            .allocator()
+            .try_take(size(bytes), User::Anybody)
+            .map_err(|source| DeviceError::NoRoom { what: "a buffer", source })?;
+        Ok(Buffer { block, bytes, pool: self.clone() })
+    }
+
+    /// The stream that orders its blocks, as ONNX Runtime's CUDA provider takes it for `user_compute_stream`; `None` for
+    /// memory of the host.
+    #[must_use]
+    pub fn compute_stream(&self) -> Option<std::ptr::NonNull<()>> {
+        self.allocator().backend().stream()
+    }
+
+    /// Whether blocks had to be spilled since this was last asked: the run, the load or whatever it was needs more than
+    /// there is, and must fail.
+    pub(super) fn take_overrun(&self) -> Option<NoRoom> {
+        self.allocator().take_overrun()
+    }
+
+    /// Loads a graph with `load`, whose memory is then counted as weights.
+    ///
+    /// # Errors
+    /// [`DeviceError::NoRoom`] when there is no room for it; else whatever `load` says.
+    pub(super) fn loading<T>(&self, load: impl FnOnce() -> Result<T, DeviceError>) -> Result<T, DeviceError> {
+        self.allocator().load_begins();
+        let loaded = load();
+        // ONNX Runtime says how much weights were refused, but not by whom and why.
+        let room = self.allocator().load_ends();
+        room.map_err(|source| DeviceError::NoRoom { what: "the graph cannot be loaded", source })?;
+        loaded
+    }
+
+    /// ONNX Runtime's environment that it is registered with.
+    pub(super) fn environment(&self) -> &ort::environment::Environment {
+        self.registration.environment()
+    }
+
+    fn allocator(&self) -> MutexGuard<'_, Allocator<Box<dyn Backend>>> {
+        self.registration.face().allocator()
+    }
+}
+
+/// Memory taken from a [`Pool`]; it goes back when dropped.
+pub struct Buffer {
+    block: Block,
+    bytes: Bytes,
+    pool: Pool,
+}
+
+impl fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Buffer").field(&self.bytes).finish()
+    }
+}
+
+impl Buffer {
+    /// Its size, as asked for.
+    #[must_use]
+    pub fn bytes(&self) -> Bytes {
+        self.bytes
+    }
+
+    /// Where it is on its device.
+    #[must_use]
+    pub fn address(&self) -> std::ptr::NonNull<u8> {
+        self.block.0
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        self.pool.allocator().give(self.block);
+    }
+}

@@ -1,0 +1,48 @@
+//! Which sizes blocks come in.
+
+use super::backend::ALIGNMENT;
+
+/// The size of the block that a request for `asked` bytes gets; `None` when no memory is that large.
+///
+/// Few sizes make freed blocks fit later requests. Eight of them from one power of two to the next waste at most an
+/// eighth of what is asked; below 2 KiB the alignment is coarser than that.
+pub(super) fn block_size(asked: usize) -> Option<usize> {
+    let step = (asked.checked_next_power_of_two()? / 16).max(ALIGNMENT);
+    let size = asked.max(1).checked_next_multiple_of(step)?;
+    isize::try_from(size).is_ok().then_some(size)
+}
+
+/// The largest free block that may stand in for one of `size`: a quarter more than needed is better than another trip
+/// to the device.
+pub(super) fn largest_substitute(size: usize) -> usize {
+    size.saturating_add(size / 4)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn small_requests_are_rounded_to_the_alignment_and_impossible_ones_have_no_size() {
+        assert_eq!(block_size(0), Some(256));
+        assert_eq!(block_size(1), Some(256));
+        assert_eq!(block_size(256), Some(256));
+        assert_eq!(block_size(257), Some(512));
+        assert_eq!(block_size(1 << 20), Some(1 << 20));
+        assert_eq!(block_size((1 << 20) + 1), Some((1 << 20) + (1 << 17)));
+        assert_eq!(block_size(isize::MAX as usize), None);
+        assert_eq!(block_size(usize::MAX), None);
+    }
+
+    proptest! {
+        #[test]
+        fn a_block_holds_what_is_asked_and_wastes_an_eighth_at_most(asked in 1usize..1 << 40) {
+            let size = block_size(asked).unwrap();
+            prop_assert!(size >= asked && size.is_multiple_of(ALIGNMENT));
+            prop_assert!(size - asked < (asked / 8).max(ALIGNMENT));
+            prop_assert_eq!(block_size(size), Some(size), "a size is its own");
+        }
+    }
+}

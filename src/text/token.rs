@@ -1,0 +1,59 @@
+//! One token by itself, for those who ask what a model thought of it.
+
+use super::{Text, spelling::visible};
+
+/// A token as people and programs read it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenText {
+    /// Its text; of a special token its name, and of one that is no whole characters `bytes:\xe0\xa4`, as OpenAI has it:
+    /// tokens that differ never look the same.
+    pub text: String,
+    /// What it adds to an answer; `None` for a special token and for an id that does not exist.
+    pub bytes: Option<Vec<u8>>,
+}
+
+impl TokenText {
+    /// Characters that begin in it.
+    #[must_use]
+    pub fn characters(&self) -> usize {
+        // Bytes that go on with a character are 10xxxxxx.
+        self.bytes.iter().flatten().filter(|byte| **byte & 0xc0 != 0x80).count()
+    }
+}
+
+impl Text {
+    /// The token with this id, where it is not the first of a text.
+    #[must_use]
+    pub fn token(&self, id: u32) -> TokenText {
+        if visible(&self.tokenizer, id).is_none() {
+            let text = self.tokenizer.id_to_token(id).unwrap_or_default();
+            return TokenText { text, bytes: None };
+        }
+        let bytes = match &self.spelling {
+            Some(spelling) => spelling.bytes(id).to_vec(),
+            None => self.tokenizer.decode(&[id], true).unwrap_or_default().into_bytes(),
+        };
+        let text = String::from_utf8(bytes.clone()).unwrap_or_else(|_| {
+            let digits: String = bytes.iter().map(|byte| format!("\\x{byte:02x}")).collect();
+            format!("bytes:{digits}")
+        });
+        TokenText { text, bytes: Some(bytes) }
+    }
+
+    /// The tokens in whose text any of `parts` stands, in the order of their ids.
+    #[must_use]
+    pub fn tokens_with(&self, parts: &[String]) -> Vec<u32> {
+        let size = u32::try_from(self.card.vocabulary).unwrap_or(u32::MAX);
+        let ids = (0..size).filter(|id| {
+            let bytes = self.token(*id).bytes.unwrap_or_default();
+            parts.iter().any(|part| bytes.windows(part.len().max(1)).any(|window| window == part.as_bytes()))
+        });
+        ids.collect()
+    }
+
+    /// The text of a prompt that was given as tokens, special ones left out.
+    #[must_use]
+    pub fn decode(&self, ids: &[u32]) -> String {
+        self.tokenizer.decode(ids, true).unwrap_or_default()
+    }
+}
