@@ -155,7 +155,7 @@ mod tests {
         assert_eq!(recycle(&RULES, &service(1 << 40, 1 << 30, 99)), None);
         assert_eq!(
             recycle(&RULES, &service(1, 0, 100)).unwrap(),
-            "it holds 100.0 MiB more than its models took"
+            "it holds 100 MiB more than its models took"
         );
         assert_eq!(recycle(&RULES, &service(0, 0, 100)), None);
         assert_eq!(recycle(&after_jobs, &service(9, 0, 0)), None);
