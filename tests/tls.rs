@@ -113,13 +113,13 @@ async fn a_certificate_is_replaced_without_dropping_who_is_connected() {
 }
 
 #[tokio::test]
-async fn clients_may_speak_http_2_or_http_1_1() {
+async fn clients_speak_http_1_1_and_those_that_speak_http_2_alone_are_told_so() {
     let (files, certificate) = Files::new();
     let (_server, _tls, address) = start(&files);
-    for protocol in [&b"h2"[..], b"http/1.1"] {
-        let connection = connect_to_speak(protocol, &address, &certificate).await.unwrap();
-        assert_eq!(connection.get_ref().1.alpn_protocol(), Some(protocol));
-    }
+    let connection = connect(&address, &certificate).await.unwrap();
+    assert_eq!(connection.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
+    let refused = connect_to_speak(b"h2", &address, &certificate).await.unwrap_err().to_string();
+    assert!(refused.contains("NoApplicationProtocol"), "{refused}");
 }
 
 /// What an old client says first: a TLS 1.1 hello with one of its cipher suites.

@@ -50,12 +50,6 @@ pub(super) enum ApiError {
         "this path is for whoever runs the server: send the request from the machine it runs on, and not from a page"
     )]
     NotFromHere,
-    #[error(
-        "the request says twice how long it is, by Content-Length and Transfer-Encoding; send one of them"
-    )]
-    TwoLengths,
-    #[error("Transfer-Encoding came with HTTP/1.0, which has none; use HTTP/1.1, or Content-Length")]
-    NoSuchEncoding,
     #[error("this server wants an API key: send `Authorization: Bearer KEY` or `X-Api-Key: KEY`")]
     NoKey,
     #[error("this API key is not known here; ask whoever runs the server for one")]
@@ -104,7 +98,6 @@ impl ApiError {
             Self::Field(field) => (S::BAD_REQUEST, field.code()),
             Self::ModelNotFound { .. } => (S::NOT_FOUND, "model_not_found"),
             Self::NotFromHere => (S::FORBIDDEN, "not_from_here"),
-            Self::TwoLengths | Self::NoSuchEncoding => (S::BAD_REQUEST, "ambiguous_length"),
             Self::NoKey | Self::WrongKey => (S::UNAUTHORIZED, "invalid_api_key"),
             Self::NotAdmin => (S::FORBIDDEN, "admin_key_required"),
             Self::ModelNotAllowed { .. } => (S::FORBIDDEN, "model_not_allowed"),
@@ -216,10 +209,6 @@ impl ResponseError for ApiError {
         match self {
             Self::MethodNotAllowed { allow } => {
                 response.insert_header((header::ALLOW, *allow));
-            }
-            // What follows on the connection may be another request than the one that a proxy saw.
-            Self::TwoLengths | Self::NoSuchEncoding => {
-                response.force_close();
             }
             Self::NoKey => {
                 response.insert_header((header::WWW_AUTHENTICATE, r#"Bearer realm="eka""#));

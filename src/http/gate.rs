@@ -9,10 +9,7 @@ use actix_web::{
     Error, HttpMessage, HttpRequest,
     body::BoxBody,
     dev::{ServiceRequest, ServiceResponse},
-    http::{
-        Version,
-        header::{AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderName, TRANSFER_ENCODING},
-    },
+    http::header::{AUTHORIZATION, HeaderMap, HeaderName},
     middleware::Next,
     web,
 };
@@ -41,8 +38,6 @@ pub(super) async fn pass(
     let mut response = if cors::is_preflight(&request) {
         let answer = cors::preflight(&request, origin.is_some());
         request.into_response(answer)
-    } else if let Err(refusal) = check_length(&request) {
-        request.error_response(refusal)
     } else if let Err(refusal) = enter(&request, &state, &rules, &tally) {
         request.error_response(refusal)
     } else {
@@ -60,17 +55,6 @@ pub(super) async fn pass(
     headers::add_standing(out, &state.door, &rules, &tally);
     cors::add(out, origin.as_ref(), &rules);
     Ok(response)
-}
-
-/// A request whose length two readers could understand in two ways is a way to smuggle another one past a proxy.
-fn check_length(request: &ServiceRequest) -> Result<(), ApiError> {
-    let has = |name| request.headers().contains_key(name);
-    match request.version() {
-        _ if !has(TRANSFER_ENCODING) => Ok(()),
-        _ if has(CONTENT_LENGTH) => Err(ApiError::TwoLengths),
-        Version::HTTP_09 | Version::HTTP_10 => Err(ApiError::NoSuchEncoding),
-        _ => Ok(()),
-    }
 }
 
 /// Whether the request may come in.
