@@ -22,6 +22,8 @@ pub mod job;
 
 pub mod config;
 
+pub mod access;
+
 pub mod manifest;
 
 pub mod text;

@@ -13,6 +13,7 @@ const LAYERS: &str = "
     metrics:
     job: units
     config: units
+    access: config
     manifest: units
     text: job manifest units
     constraint: job text
@@ -24,8 +25,8 @@ const LAYERS: &str = "
     worker: constraint device engine job model wire units
     supervise: job metrics wire units
     executor: job metrics units
-    http: config constraint executor job metrics text units
-    cli: config constraint device engine executor export http job manifest metrics model supervise text units wire worker
+    http: access config constraint executor job metrics text units
+    cli: access config constraint device engine executor export http job manifest metrics model supervise text units wire worker
 ";
 
 /// The only module with `unsafe`.

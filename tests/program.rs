@@ -73,12 +73,7 @@ impl Drop for Program {
 impl Program {
     /// Starts it with these flags and waits until it is ready.
     pub(crate) async fn start(flags: &[&str]) -> Self {
-        let cache = format!("model.cache_dir={}", cache().display());
-        let mut command = eka(&["serve", "--port", "0", "--set", &cache]);
-        let mut child = command.args(flags).stderr(Stdio::piped()).spawn().unwrap();
-        let log = collect(BufReader::new(child.stderr.take().unwrap()));
-        let mut program = Self { child, url: String::new(), client: reqwest::Client::new(), log };
-        program.url = program.address().await;
+        let mut program = Self::start_listening(flags).await;
         let readyz = format!("{}/readyz", program.url);
         loop {
             if let Ok(response) = program.client.get(&readyz).send().await
@@ -91,17 +86,29 @@ impl Program {
         }
     }
 
+    /// Starts it with these flags and waits until it listens.
+    pub(crate) async fn start_listening(flags: &[&str]) -> Self {
+        let cache = format!("model.cache_dir={}", cache().display());
+        let mut command = eka(&["serve", "--port", "0", "--set", &cache]);
+        let mut child = command.args(flags).stderr(Stdio::piped()).spawn().unwrap();
+        let log = collect(BufReader::new(child.stderr.take().unwrap()));
+        let mut program = Self { child, url: String::new(), client: reqwest::Client::new(), log };
+        program.url = program.address().await;
+        program
+    }
+
     async fn address(&mut self) -> String {
         let mut found = None;
         eventually("the address in the log", || {
             let log = self.log();
             assert!(self.child.try_wait().unwrap().is_none(), "it ended:\n{log}");
-            found =
-                log.split_once("on http://").and_then(|(_, rest)| Some(rest.split_once('\n')?.0.to_owned()));
+            found = log
+                .split_once(" on http")
+                .and_then(|(_, rest)| Some(rest.split_once(['\n', '"'])?.0.to_owned()));
             found.is_some()
         })
         .await;
-        format!("http://{}", found.unwrap().trim())
+        format!("http{}", found.unwrap().trim())
     }
 
     /// The export that it serves.
@@ -152,6 +159,11 @@ impl Program {
     /// Sends a signal and waits for the end.
     pub(crate) async fn end_with(&mut self, signal: &str) -> ExitStatus {
         send(signal, self.pid());
+        self.end().await
+    }
+
+    /// Waits for the end.
+    pub(crate) async fn end(&mut self) -> ExitStatus {
         let mut status = None;
         eventually("the program to end", || {
             status = self.child.try_wait().unwrap();

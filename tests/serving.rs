@@ -76,6 +76,11 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn start(wish: Wish) -> Self {
+        Self::start_with(wish, |state| state)
+    }
+
+    /// Starts it with what else the state may have.
+    pub(crate) fn start_with(wish: Wish, equip: impl FnOnce(AppState) -> AppState) -> Self {
         let metrics = Arc::new(Metrics::new());
         let max_jobs = NonZeroUsize::new(wish.max_jobs).unwrap();
         let limits = Limits { max_jobs, max_prompt_tokens: Tokens(100_000) };
@@ -94,8 +99,10 @@ impl Server {
             deadlines: Deadlines { queue: Duration::from_secs(60), total: Duration::from_secs(120) },
             context_length: None,
             default_max_new: Tokens(64),
+            log_prompts: false,
         };
         let state = AppState::new(demo_text(), executor.clone(), metrics.clone(), seen, settings);
+        let state = equip(state);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (shutdown, asked) = oneshot::channel();

@@ -1,28 +1,53 @@
 //! What is logged, and how: to stderr, so that stdout holds answers alone.
 
-use std::io::{self, IsTerminal};
+use std::{
+    io::{self, IsTerminal},
+    sync::Arc,
+};
 
 use anyhow::Context;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, reload};
 
 use crate::config::{Log, LogFormat};
+
+/// Changes what is logged, from the next line on.
+#[derive(Clone)]
+pub(super) struct LogLevel(Arc<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>);
+
+impl LogLevel {
+    /// Logs what `level` says from now on.
+    ///
+    /// # Errors
+    /// When `level` is no filter.
+    pub(super) fn set(&self, level: &str) -> anyhow::Result<()> {
+        self.0(filter(level)?)?;
+        Ok(())
+    }
+}
 
 /// Starts logging as the settings say.
 ///
 /// # Errors
 /// When `log.level` is no filter.
-pub(super) fn start(log: &Log) -> anyhow::Result<()> {
-    // The HTTP library greets at info; a filter that names it has the last word.
-    let filter = EnvFilter::try_new(format!("actix_server=warn,{}", log.level)).with_context(|| {
-        format!("log.level is {:?}: expected error, warn, info, debug, trace, or a tracing filter", log.level)
-    })?;
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
+pub(super) fn start(log: &Log) -> anyhow::Result<LogLevel> {
+    let lines = tracing_subscriber::fmt().with_writer(io::stderr).with_target(false);
+    let filter = filter(&log.level)?;
     // A second start, in a test of the whole program, keeps the first.
-    let _ = match log.format {
-        LogFormat::Text => lines.with_ansi(io::stderr().is_terminal()).try_init(),
-        LogFormat::Json => lines.json().try_init(),
-    };
-    Ok(())
+    Ok(match log.format {
+        LogFormat::Text => {
+            let lines = lines.with_ansi(io::stderr().is_terminal());
+            let lines = lines.with_env_filter(filter).with_filter_reloading();
+            let handle = lines.reload_handle();
+            let _ = lines.try_init();
+            LogLevel(Arc::new(move |filter| handle.reload(filter)))
+        }
+        LogFormat::Json => {
+            let lines = lines.json().with_env_filter(filter).with_filter_reloading();
+            let handle = lines.reload_handle();
+            let _ = lines.try_init();
+            LogLevel(Arc::new(move |filter| handle.reload(filter)))
+        }
+    })
 }
 
 /// Logs warnings alone, for commands whose output is the answer.
@@ -30,5 +55,12 @@ pub(super) fn start(log: &Log) -> anyhow::Result<()> {
 /// # Errors
 /// Never in practice: the filter is a constant.
 pub(super) fn start_quiet() -> anyhow::Result<()> {
-    start(&Log { level: "warn".into(), format: LogFormat::Text })
+    start(&Log { level: "warn".into(), format: LogFormat::Text, prompts: false }).map(drop)
+}
+
+fn filter(level: &str) -> anyhow::Result<EnvFilter> {
+    // The HTTP library greets at info; a filter that names it has the last word.
+    EnvFilter::try_new(format!("actix_server=warn,{level}")).with_context(|| {
+        format!("log.level is {level:?}: expected error, warn, info, debug, trace, or a tracing filter")
+    })
 }

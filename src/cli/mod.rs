@@ -6,6 +6,7 @@
 mod bench;
 mod doctor;
 mod engine;
+mod entry;
 mod export;
 mod generate;
 mod inspect;

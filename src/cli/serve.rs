@@ -9,16 +9,18 @@ use std::{
 
 use anyhow::{Context, bail};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::{
-    logging,
+    entry::{Entry, limits},
+    logging::{self, LogLevel},
     prepare::{self, Prepared},
     worker,
 };
 use crate::{
     config::{self, Config, ConfigArgs},
     device::host::{self, Pace},
-    executor::{Executor, Limits, Switching},
+    executor::{Executor, Switching},
     http::{self, AppState, Catalogue, Life, Orders, Settings},
     job::{ModelId, Readiness},
     metrics::{MemoryKind, Metrics},
@@ -48,19 +50,20 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         print!("{}", settings.to_toml());
         return Ok(ExitCode::SUCCESS);
     }
-    let config = settings.config;
-    logging::start(&config.log)?;
+    let level = logging::start(&settings.config.log)?;
     // Before there are other threads, which inherit it.
     host::set_pace(Pace::Prompt);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let config = settings.config.clone();
+    let entry = Entry::open(&args.config, settings, level.clone())?;
     let faults = args.faults.clone().unwrap_or_default();
     if !faults.is_off() {
         tracing::warn!("workers commit faults on purpose: {faults}");
     }
-    runtime.block_on(serve(&config, &faults))
+    runtime.block_on(serve(&config, &faults, entry, level))
 }
 
-async fn serve(config: &Config, faults: &Plan) -> anyhow::Result<ExitCode> {
+async fn serve(config: &Config, faults: &Plan, entry: Entry, level: LogLevel) -> anyhow::Result<ExitCode> {
     let models = prepare::models(config)?;
     let catalogue = catalogue(&models)?;
     let listener = listen(config)?;
@@ -73,9 +76,18 @@ async fn serve(config: &Config, faults: &Plan) -> anyhow::Result<ExitCode> {
     tokio::spawn(show_own_memory(Arc::clone(&metrics)));
     limit_switches(config, &executor, readiness.clone());
     let names: Vec<_> = models.iter().map(|model| format!("{:?}", model.id)).collect();
-    tracing::info!("serving {} on http://{}", names.join(", "), listener.local_addr()?);
-    let state = AppState::new(catalogue, executor, metrics, readiness.clone(), Settings::from(config))
-        .with_orders(orders(supervisor.foreman()));
+    let scheme = if entry.tls.is_some() { "https" } else { "http" };
+    tracing::info!("serving {} on {scheme}://{}", names.join(", "), listener.local_addr()?);
+    let drain = CancellationToken::new();
+    let state =
+        AppState::new(catalogue, executor.clone(), metrics, readiness.clone(), Settings::from(config))
+            .with_orders(orders(supervisor.foreman()))
+            .with_door(Arc::clone(&entry.door))
+            .with_tls(entry.tls.clone())
+            .with_deadlines(entry.deadlines())
+            .with_drain(drain.clone())
+            .with_log(Arc::new(move |text| level.set(text).map_err(|error| error.to_string())));
+    tokio::spawn(entry.watch(executor));
     let mut last = Readiness::Starting;
     let served = http::serve(
         listener,
@@ -84,7 +96,7 @@ async fn serve(config: &Config, faults: &Plan) -> anyhow::Result<ExitCode> {
             beside: async {
                 tokio::join!(keeping, working);
             },
-            shutdown: ended(readiness.clone()),
+            shutdown: ended(readiness.clone(), drain),
             finish: async {
                 // Asked before the worker is told to end, which is a state of its own.
                 last = readiness.borrow().clone();
@@ -136,22 +148,27 @@ fn executor(
     metrics: &Arc<Metrics>,
     runner: Runner,
 ) -> (Executor, impl Future<Output = ()> + Send + use<>) {
-    let limits =
-        Limits { max_jobs: config.queue.max_jobs, max_prompt_tokens: config.queue.max_prompt_tokens };
-    Executor::new(limits, Arc::clone(metrics), move |job, events, cancel| {
+    Executor::new(limits(config), Arc::clone(metrics), move |job, events, cancel| {
         let runner = runner.clone();
         async move { runner.run(job, events, cancel).await }
     })
 }
 
-/// Completes when the server shall end: at a signal, or when no worker will ever run. A second signal ends the process.
-async fn ended(mut readiness: watch::Receiver<Readiness>) {
+/// Completes when the server shall end: at a signal, when `/admin/drain` says so, or when no worker will ever run. A
+/// second signal ends the process.
+async fn ended(mut readiness: watch::Receiver<Readiness>, drain: CancellationToken) {
     let hopeless = |state: &Readiness| matches!(state, Readiness::Down { retry_in: None, .. });
     tokio::select! {
         name = signal() => tracing::info!("{name}: finishing what waits and runs; once more to end at once"),
+        () = drain.cancelled() => tracing::info!("/admin/drain: finishing what waits and runs"),
         _ = readiness.wait_for(hopeless) => {}
     }
-    tokio::spawn(async {
+    tokio::spawn(async move {
+        if drain.is_cancelled() {
+            // Kubernetes sends SIGTERM when its preStop hook, which may be /admin/drain, has returned.
+            let name = signal().await;
+            tracing::info!("{name}: finishing already; once more to end at once");
+        }
         // Some senders say it twice at once, to the process and to its group.
         tokio::time::sleep(Duration::from_secs(1)).await;
         let name = signal().await;

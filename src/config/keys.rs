@@ -29,6 +29,8 @@ pub(super) enum Kind {
     Text(&'static str),
     /// true or false.
     Truth,
+    /// Text that is shown to nobody; what it must say, for people.
+    Secret(&'static str),
 }
 
 const WEEK_MS: i64 = 7 * 24 * 3_600_000;
@@ -50,13 +52,36 @@ const fn derived(path: &'static str, default: &'static str, kind: Kind) -> Key {
 }
 
 /// Every setting, section by section; printed in this order.
-pub(super) const KEYS: [Key; 37] = [
+pub(super) const KEYS: [Key; 45] = [
     text("server.bind", "127.0.0.1", "an IP address, such as 127.0.0.1, or 0.0.0.0 for every interface"),
     whole("server.port", "8110", 0, 65_535),
     whole("server.grace_ms", "30000", 0, WEEK_MS),
     whole("server.heartbeat_ms", "2000", 100, 60_000),
     whole("server.body_limit_bytes", "4194304", 1, 1 << 30),
     whole("server.max_connections", "1024", 1, 1 << 20),
+    derived("auth.keys_file", "no keys but those of auth.keys", Kind::Text("a file of [[key]] tables")),
+    derived(
+        "auth.keys",
+        "no keys but those of auth.keys_file",
+        Kind::Secret("keys of 16 characters or more, separated by commas, each as name:key or alone"),
+    ),
+    truth("auth.open_metrics", "false"),
+    derived(
+        "tls.cert_file",
+        "HTTP without TLS",
+        Kind::Text("a file of PEM certificates, the server's own first"),
+    ),
+    derived(
+        "tls.key_file",
+        "HTTP without TLS",
+        Kind::Text("a file with the certificate's private key, in PEM"),
+    ),
+    derived(
+        "cors.origins",
+        "no page of another origin",
+        Kind::Text("origins separated by commas, such as https://chat.example.org, or * for all"),
+    ),
+    derived("limits.requests_per_minute_per_ip", "no limit", Kind::Whole { least: 1, most: 1_000_000 }),
     text("model.path", "models/demo", "a directory: an exported model, or one that holds base/"),
     derived("model.id", "the directory's name", Kind::Text("a name that is not empty, without spaces")),
     text("model.quantize", "none", "none, int8 or int4"),
@@ -92,6 +117,7 @@ pub(super) const KEYS: [Key; 37] = [
     truth("recycle.between_requests", "false"),
     text("log.level", "info", "error, warn, info, debug, trace or a filter such as info,eka=debug"),
     text("log.format", "text", "text or json"),
+    truth("log.prompts", "false"),
 ];
 
 impl Key {
@@ -115,7 +141,7 @@ impl Key {
         let read = match self.kind {
             Kind::Whole { .. } => typed.trim().parse().ok().map(ValueKind::I64),
             Kind::Truth => typed.trim().parse().ok().map(ValueKind::Boolean),
-            Kind::Text(_) => None,
+            Kind::Text(_) | Kind::Secret(_) => None,
         };
         read.unwrap_or_else(|| ValueKind::String(typed.to_owned()))
     }
@@ -125,18 +151,37 @@ impl Key {
         matches!(
             (&self.kind, value),
             (Kind::Whole { .. }, ValueKind::I64(_))
-                | (Kind::Text(_), ValueKind::String(_))
+                | (Kind::Text(_) | Kind::Secret(_), ValueKind::String(_))
                 | (Kind::Truth, ValueKind::Boolean(_))
         )
+    }
+
+    /// A value of this setting as the file would say it; a secret is not said.
+    pub(super) fn show(&self, value: &ValueKind) -> String {
+        match self.kind {
+            Kind::Secret(_) => "a secret".into(),
+            Kind::Whole { .. } | Kind::Text(_) | Kind::Truth => show(value),
+        }
     }
 
     /// What the setting may be, for people.
     pub(super) fn expected(&self) -> String {
         match self.kind {
             Kind::Whole { least, most } => format!("a whole number from {least} to {most}"),
-            Kind::Text(expected) => expected.to_owned(),
+            Kind::Text(expected) | Kind::Secret(expected) => expected.to_owned(),
             Kind::Truth => "true or false".into(),
         }
+    }
+}
+
+/// A value as the file would say it.
+fn show(value: &ValueKind) -> String {
+    match value {
+        // JSON's escapes are TOML's, but for DEL, which TOML wants escaped as well.
+        ValueKind::String(text) => {
+            serde_json::Value::from(text.as_str()).to_string().replace('\u{7f}', "\\u007f")
+        }
+        other => other.to_string(),
     }
 }
 

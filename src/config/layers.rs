@@ -165,7 +165,7 @@ impl Layers {
     fn set(&mut self, key: &'static Key, value: ValueKind, origin: &str) {
         let origin = origin.to_owned();
         if !key.has_type(&value) {
-            let (value, expected) = (show(&value), key.expected());
+            let (value, expected) = (key.show(&value), key.expected());
             self.problems.push(Problem::Value { key: key.path, value, origin, expected });
         } else if let Some(layer) = self.settings.last_mut() {
             layer.0.insert(key.path.to_owned(), Value::new(Some(&origin), value));
@@ -175,16 +175,5 @@ impl Layers {
     fn add_unknown(&mut self, name: String, origin: &str) {
         let nearest = nearest(&name, KEYS.iter().map(|key| key.path.to_owned()));
         self.problems.push(Problem::Unknown { name, origin: origin.to_owned(), nearest });
-    }
-}
-
-/// A value as the file would say it.
-pub(super) fn show(value: &ValueKind) -> String {
-    match value {
-        // JSON's escapes are TOML's, but for DEL, which TOML wants escaped as well.
-        ValueKind::String(text) => {
-            serde_json::Value::from(text.as_str()).to_string().replace('\u{7f}', "\\u007f")
-        }
-        other => other.to_string(),
     }
 }

@@ -6,6 +6,7 @@
 //! by a supervisor is a slow place to learn of mistakes one at a time.
 
 mod args;
+mod entry;
 mod keys;
 mod layers;
 mod print;
@@ -14,7 +15,12 @@ mod raw;
 #[cfg(test)]
 mod tests;
 
-use std::{fmt, io, net::IpAddr, num::NonZeroUsize, path::PathBuf};
+use std::{
+    fmt, io,
+    net::IpAddr,
+    num::{NonZeroU32, NonZeroUsize},
+    path::PathBuf,
+};
 
 pub use self::args::ConfigArgs;
 use self::{
@@ -29,6 +35,14 @@ use crate::units::{Bytes, Millis, Tokens};
 pub struct Config {
     /// The HTTP server.
     pub server: Server,
+    /// Who may ask.
+    pub auth: Auth,
+    /// What proves that this is the server; `None` is HTTP without TLS.
+    pub tls: Option<Tls>,
+    /// Whose pages may ask.
+    pub cors: Cors,
+    /// How often strangers may ask.
+    pub limits: Limits,
     /// What is served.
     pub model: Model,
     /// What is served besides, and how much of it at once.
@@ -62,6 +76,65 @@ pub struct Server {
     pub body_limit: Bytes,
     /// Connections open at once.
     pub max_connections: NonZeroUsize,
+}
+
+/// Who may ask. Without any keys, everybody may.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Auth {
+    /// Keys with names, limits and rights.
+    pub keys_file: Option<PathBuf>,
+    /// Keys with neither, as typed.
+    pub keys: Option<Secret>,
+    /// `/metrics` is answered without a key, though there are some.
+    pub open_metrics: bool,
+}
+
+/// Text that no log and no error may show.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
+/// What proves that this is the server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tls {
+    /// Certificates in PEM, the server's own first.
+    pub cert_file: PathBuf,
+    /// Its private key in PEM.
+    pub key_file: PathBuf,
+}
+
+/// Whose pages may ask.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cors {
+    /// The pages' origins.
+    pub origins: Origins,
+}
+
+/// Origins of web pages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origins {
+    /// All of them.
+    Any,
+    /// These, in lower case.
+    These(Vec<String>),
+}
+
+impl Default for Origins {
+    fn default() -> Self {
+        Self::These(Vec::new())
+    }
+}
+
+/// How often strangers may ask.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// From one address; `None` is no limit.
+    pub requests_per_minute_per_ip: Option<NonZeroU32>,
 }
 
 /// What is served.
@@ -175,6 +248,14 @@ pub struct Log {
     pub level: String,
     /// How a line looks.
     pub format: LogFormat,
+    /// Also what clients ask. Nobody but whoever debugs a template wants that.
+    pub prompts: bool,
+}
+
+/// Whether `text` can be [`Log::level`].
+#[must_use]
+pub fn is_log_level(text: &str) -> bool {
+    prove::is_filter(text)
 }
 
 /// How a line of the log looks.
@@ -287,6 +368,14 @@ impl Settings {
     #[must_use]
     pub fn to_toml(&self) -> String {
         print::to_toml(&self.merged)
+    }
+
+    /// The settings whose values differ.
+    #[must_use]
+    pub fn changed(&self, other: &Self) -> Vec<&'static str> {
+        let value = |settings: &Self, path| settings.merged.get(path).map(|value| value.kind.clone());
+        let paths = keys::KEYS.iter().map(|key| key.path);
+        paths.filter(|path| value(self, path) != value(other, path)).collect()
     }
 
     fn load_in(args: &ConfigArgs, around: &Surroundings) -> Result<Self, ConfigError> {

@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use super::{
-    keys::{Default, KEYS, Key},
-    layers::{Merged, show},
+    keys::{Default, KEYS, Key, Kind},
+    layers::Merged,
 };
 
 /// TOML that, used as the file, gives the same settings again.
@@ -28,7 +28,10 @@ fn line(key: &Key, name: &str, merged: &Merged) -> String {
         (Some(value), _) => {
             // An origin is a path or a flag; a path may hold anything, a comment ends with its line.
             let origin = merged.origin(key.path).replace(char::is_control, "\u{fffd}");
-            format!("{name} = {}  # {origin}\n", show(&value.kind))
+            match key.kind {
+                Kind::Secret(_) => format!("# {name} is set, and not shown  # {origin}\n"),
+                _ => format!("{name} = {}  # {origin}\n", key.show(&value.kind)),
+            }
         }
         (None, Default::Derived(instead)) => format!("# {name} is not set: {instead}\n"),
         (None, Default::Is(_)) => String::new(),

@@ -5,13 +5,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use config::Value;
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 
 use super::{
     Config, Engine, Log, LogFormat, Model, Models, OnnxRuntime, Problem, Quantize, Queue, Recycle, Server,
     Watchdog,
     keys::{Key, Kind},
-    layers::{Merged, Surroundings, show},
+    layers::{Merged, Surroundings},
     raw::{
         RawConfig, RawEngine, RawLog, RawModel, RawModels, RawOnnxRuntime, RawQueue, RawRecycle, RawServer,
         RawWatchdog,
@@ -30,6 +31,10 @@ impl Proof<'_> {
     /// The proven settings, unless something is added to `problems`.
     pub(super) fn config(&mut self, raw: &RawConfig) -> Option<Config> {
         let server = self.server(&raw.server);
+        let auth = self.auth(&raw.auth);
+        let tls = self.tls(&raw.tls);
+        let cors = self.cors(&raw.cors);
+        let limits = self.limits(&raw.limits);
         let model = self.model(&raw.model);
         let models = self.models(&raw.models);
         let queue = self.queue(&raw.queue);
@@ -40,6 +45,10 @@ impl Proof<'_> {
         let log = self.log(&raw.log);
         Some(Config {
             server: server?,
+            auth: auth?,
+            tls: tls?,
+            cors: cors?,
+            limits: limits?,
             model: model?,
             models: models?,
             queue: queue?,
@@ -190,14 +199,14 @@ impl Proof<'_> {
     fn log(&mut self, raw: &RawLog) -> Option<Log> {
         let level = self.some("log.level", is_filter(&raw.level).then(|| raw.level.clone()));
         let format = self.some("log.format", log_format(&raw.format));
-        Some(Log { level: level?, format: format? })
+        Some(Log { level: level?, format: format?, prompts: raw.prompts })
     }
 
     /// A whole number within the limits of its setting.
-    fn whole<T: TryFrom<i64>>(&mut self, path: &'static str, raw: i64) -> Option<T> {
+    pub(super) fn whole<T: TryFrom<i64>>(&mut self, path: &'static str, raw: i64) -> Option<T> {
         let within = match Key::by_path(path)?.kind {
             Kind::Whole { least, most } => (least..=most).contains(&raw),
-            Kind::Text(_) | Kind::Truth => false,
+            Kind::Text(_) | Kind::Truth | Kind::Secret(_) => false,
         };
         let number = if within { T::try_from(raw).ok() } else { None };
         self.some(path, number)
@@ -207,12 +216,13 @@ impl Proof<'_> {
         self.whole(path, raw).and_then(NonZeroUsize::new)
     }
 
-    fn directory(&mut self, path: &'static str, raw: &str) -> Option<PathBuf> {
+    /// The path of a file or directory: anything but nothing.
+    pub(super) fn directory(&mut self, path: &'static str, raw: &str) -> Option<PathBuf> {
         self.some(path, (!raw.is_empty()).then(|| raw.into()))
     }
 
     /// A setting that need not be set: `Some(None)` when it is not.
-    fn optional<R, T>(
+    pub(super) fn optional<R, T>(
         &mut self,
         raw: Option<R>,
         check: impl FnOnce(&mut Self, R) -> Option<T>,
@@ -223,7 +233,7 @@ impl Proof<'_> {
         }
     }
 
-    fn some<T>(&mut self, path: &'static str, value: Option<T>) -> Option<T> {
+    pub(super) fn some<T>(&mut self, path: &'static str, value: Option<T>) -> Option<T> {
         if value.is_none() {
             let expected = Key::by_path(path).map_or_else(String::new, Key::expected);
             self.refuse(path, expected);
@@ -231,8 +241,9 @@ impl Proof<'_> {
         value
     }
 
-    fn refuse(&mut self, key: &'static str, expected: String) {
-        let value = self.merged.get(key).map_or_else(String::new, |value| show(&value.kind));
+    pub(super) fn refuse(&mut self, key: &'static str, expected: String) {
+        let shown = |value: &Value| Some(Key::by_path(key)?.show(&value.kind));
+        let value = self.merged.get(key).and_then(shown).unwrap_or_default();
         let origin = self.merged.origin(key).to_owned();
         self.problems.push(Problem::Value { key, value, origin, expected });
     }
@@ -257,7 +268,7 @@ fn log_format(raw: &str) -> Option<LogFormat> {
 
 /// A filter would take a misspelt level for the name of a module, so a single word has to be a level; nothing at
 /// all would be one, `error`.
-fn is_filter(raw: &str) -> bool {
+pub(super) fn is_filter(raw: &str) -> bool {
     let is_level = !raw.is_empty() && raw.parse::<LevelFilter>().is_ok();
     is_level || (raw.contains(['=', ',']) && EnvFilter::try_new(raw).is_ok())
 }

@@ -2,11 +2,18 @@
 
 use serde::Deserialize;
 
-/// Every setting, as the layers leave it.
-#[derive(Debug, Deserialize)]
+/// Every setting, as the layers leave it. Not `Debug`: one of them is a secret.
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawConfig {
     pub(super) server: RawServer,
+    pub(super) auth: RawAuth,
+    #[serde(default)]
+    pub(super) tls: RawTls,
+    #[serde(default)]
+    pub(super) cors: RawCors,
+    #[serde(default)]
+    pub(super) limits: RawLimits,
     pub(super) model: RawModel,
     #[serde(default)]
     pub(super) models: RawModels,
@@ -28,6 +35,33 @@ pub(super) struct RawServer {
     pub(super) heartbeat_ms: i64,
     pub(super) body_limit_bytes: i64,
     pub(super) max_connections: i64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawAuth {
+    pub(super) keys_file: Option<String>,
+    pub(super) keys: Option<String>,
+    pub(super) open_metrics: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawTls {
+    pub(super) cert_file: Option<String>,
+    pub(super) key_file: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawCors {
+    pub(super) origins: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawLimits {
+    pub(super) requests_per_minute_per_ip: Option<i64>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -99,4 +133,5 @@ pub(super) struct RawRecycle {
 pub(super) struct RawLog {
     pub(super) level: String,
     pub(super) format: String,
+    pub(super) prompts: bool,
 }

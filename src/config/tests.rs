@@ -65,8 +65,12 @@ fn comment<'a>(toml: &'a str, setting: &str) -> &'a str {
 
 #[test]
 fn without_anything_set_the_defaults_serve_the_demo() {
-    let Config { server, model, models, queue, engine, onnxruntime, watchdog, recycle, log } =
+    let Config { server, auth, tls, cors, limits, model, models, queue, engine, onnxruntime, .. } =
         load("", &[], &[]).config;
+    let Config { watchdog, recycle, log, .. } = load("", &[], &[]).config;
+    assert_eq!((auth.keys_file, auth.keys, auth.open_metrics, tls), (None, None, false, None));
+    assert_eq!((cors.origins, limits.requests_per_minute_per_ip), (Origins::These(vec![]), None));
+    assert!(!log.prompts);
     assert_eq!((watchdog.decode_floor, watchdog.decode_factor), (Millis(15_000), 50));
     assert_eq!((server.bind, server.port), (IpAddr::from(Ipv4Addr::LOCALHOST), 8110));
     assert_eq!((server.grace, server.heartbeat), (Millis(30_000), Millis(2000)));
@@ -99,13 +103,16 @@ fn each_layer_covers_the_one_below_and_the_origin_is_told() {
 
 #[test]
 fn every_setting_has_a_variable_and_can_be_set_by_path() {
-    for key in &KEYS {
+    // One of the two alone is refused.
+    let alone = KEYS.iter().filter(|key| !key.path.starts_with("tls."));
+    for key in alone {
         let value = match (key.path, &key.kind) {
             ("model.block_size", _) => "64".to_owned(),
             ("queue.total_timeout_ms", _) => "600001".to_owned(),
             (_, Kind::Whole { least, .. }) => least.max(&101).to_string(),
             (_, Kind::Truth) => "true".to_owned(),
             ("server.bind", _) => "::1".to_owned(),
+            ("cors.origins", _) => "*".to_owned(),
             ("model.quantize", _) => "int4".to_owned(),
             ("log.level", _) => "warn,eka=trace".to_owned(),
             ("log.format", _) => "json".to_owned(),
@@ -177,6 +184,8 @@ fn each_impossible_value_names_key_value_origin_and_limit() {
                 vec![(least - 1).to_string(), (most + 1).to_string(), "abc".into()]
             }
             Kind::Text(_) => vec![String::new()],
+            // Its value is not named.
+            Kind::Secret(_) => vec![],
             Kind::Truth => vec!["yes".into()],
         };
         for value in bad {
@@ -270,4 +279,42 @@ fn the_cache_is_where_the_platform_keeps_caches() {
     assert_eq!(dir(&[("XDG_CACHE_HOME", "/var/cache")]), PathBuf::from("/var/cache/eka"));
     assert_eq!(dir(&[("EKA_MODEL_CACHE_DIR", "here")]), PathBuf::from("here"));
     assert_eq!(dir(&[("HOME", "")]), std::env::temp_dir().join("eka"));
+}
+
+#[test]
+fn a_secret_is_neither_printed_nor_part_of_an_error() {
+    const SECRET: &str = "hush-0123456789abcdef";
+    let settings = load("", &[("EKA_AUTH_KEYS", SECRET)], &[]);
+    let toml = settings.to_toml();
+    assert!(toml.contains("# keys is set, and not shown  # environment EKA_AUTH_KEYS\n"), "{toml}");
+    assert!(!format!("{toml}{:?}", settings.config).contains(SECRET));
+    let number = problems("[auth]\nkeys = 20260101\n", &[], &[]);
+    assert!(!number.concat().contains("20260101"), "{number:?}");
+}
+
+#[test]
+fn tls_takes_both_files_or_none() {
+    let both = ["--set", "tls.cert_file=a.pem", "--set", "tls.key_file=b.pem"];
+    assert_eq!(load("", &[], &both).config.tls.unwrap().key_file, PathBuf::from("b.pem"));
+    let one = problems("", &[], &both[2..]);
+    assert!(one[0].contains("tls.key_file") && one[0].contains("tls.cert_file to be set as well"), "{one:?}");
+}
+
+#[test]
+fn origins_are_schemes_with_hosts_or_a_star() {
+    let origins = |typed: &str| load("", &[("EKA_CORS_ORIGINS", typed)], &[]).config.cors.origins;
+    assert_eq!(origins("*"), Origins::Any);
+    let two = ["https://chat.example.org", "http://[::1]:3000"].map(String::from).to_vec();
+    assert_eq!(origins("https://Chat.example.org, http://[::1]:3000"), Origins::These(two));
+    for wrong in ["chat.example.org", "https://a/", "https://a b", "*, https://a", "null", "://x"] {
+        assert_eq!(problems("", &[("EKA_CORS_ORIGINS", wrong)], &[]).len(), 1, "{wrong}");
+    }
+}
+
+#[test]
+fn what_changed_is_told_by_name() {
+    let before = load("", &[], &[]);
+    let after = load("[log]\nlevel = \"debug\"\n", &[], &["--port=1"]);
+    assert_eq!(before.changed(&after), ["server.port", "log.level"]);
+    assert!(before.changed(&before).is_empty());
 }

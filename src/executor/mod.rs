@@ -170,6 +170,11 @@ impl Executor {
         self.shared.queue().limit_switches(switching);
     }
 
+    /// Keeps to other limits from now on. What waits already stays.
+    pub fn set_limits(&self, limits: Limits) {
+        self.shared.queue().set_limits(limits);
+    }
+
     /// A number for the next job.
     #[must_use]
     pub fn new_id(&self) -> JobId {

@@ -154,6 +154,10 @@ impl Queue {
         self.slots = slots;
     }
 
+    pub(super) fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
     pub(super) fn limit_switches(&mut self, switching: Switching) {
         self.switching = Some(switching);
     }

@@ -1,7 +1,7 @@
 //! `POST /admin/…`: what is done in the slot between two jobs, for whoever runs the server.
 //!
-//! An order waits for the running job, and goes before all that are queued. It is taken from this machine alone: whoever can
-//! unload a model can keep everybody else waiting.
+//! An order waits for the running job, and goes before all that are queued. It is taken with an
+//! admin key, or where there are no keys from this machine alone: whoever can unload a model can keep everybody waiting.
 
 use std::{pin::Pin, sync::Arc};
 
@@ -9,8 +9,9 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::{AppState, ask::take_keep_alive, body, error::ApiError};
+use super::{AppState, ask::take_keep_alive, body, error::ApiError, fields::FieldError, gate::check_admin};
 use crate::{
+    config::is_log_level,
     job::{Failure, Memory, Order, OrderReport},
     units::Millis,
 };
@@ -19,6 +20,9 @@ use crate::{
 pub type Orders =
     Arc<dyn Fn(Order) -> Pin<Box<dyn Future<Output = Result<OrderReport, Failure>> + Send>> + Send + Sync>;
 
+/// How `log.level` is set; the error is why it was not.
+pub type SetLogLevel = Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
+
 /// `POST /admin/models/{id}/load`, with `{"keep_alive": …}` if it shall not stay as long as others do.
 pub(super) async fn load(
     request: HttpRequest,
@@ -26,6 +30,7 @@ pub(super) async fn load(
     payload: web::Payload,
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, ApiError> {
+    check_admin(&request, &state)?;
     let model = state.catalogue.id(&path.into_inner())?;
     let mut fields = body::read_optional(payload, state.settings.body_limit).await?;
     let keep_alive = take_keep_alive(&mut fields)?;
@@ -39,29 +44,62 @@ pub(super) async fn unload(
     path: web::Path<String>,
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, ApiError> {
+    check_admin(&request, &state)?;
     let model = state.catalogue.id(&path.into_inner())?;
     carry_out(&request, &state, Order::Unload { model }).await
 }
 
 /// `POST /admin/trim`.
 pub(super) async fn trim(request: HttpRequest, state: web::Data<AppState>) -> Result<HttpResponse, ApiError> {
+    check_admin(&request, &state)?;
     carry_out(&request, &state, Order::Trim).await
 }
 
+/// `POST /admin/log` with `{"level": …}`: what is logged until the next start, or SIGHUP with another log.level.
+pub(super) async fn log(
+    request: HttpRequest,
+    payload: web::Payload,
+    state: web::Data<AppState>,
+) -> Result<HttpResponse, ApiError> {
+    check_admin(&request, &state)?;
+    let mut fields = body::read(payload, state.settings.body_limit).await?;
+    let level = fields.require::<String>("level")?;
+    fields.finish(&[])?;
+    if !is_log_level(&level) {
+        let expected = "expected error, warn, info, debug, trace or a filter such as info,eka=debug";
+        return Err(FieldError::value("level", format!("it is {level:?}; {expected}")).into());
+    }
+    let Some(set) = &state.set_log_level else {
+        return Err(ApiError::NotFound { path: request.path().to_owned() });
+    };
+    set(&level).map_err(|message| ApiError::Internal { message })?;
+    tracing::info!("log.level is {level} from now on, by /admin/log");
+    Ok(HttpResponse::Ok().json(json!({ "level": level })))
+}
+
+/// `POST /admin/drain`: what SIGTERM does, for whoever cannot send one.
+pub(super) async fn drain(
+    request: HttpRequest,
+    state: web::Data<AppState>,
+) -> Result<HttpResponse, ApiError> {
+    check_admin(&request, &state)?;
+    state.drain.cancel();
+    let now = state.executor.snapshot();
+    let running = now.running.len();
+    let grace_ms = Millis::from(state.settings.grace);
+    let left =
+        json!({ "draining": true, "queued": now.queued_jobs, "running": running, "grace_ms": grace_ms });
+    Ok(HttpResponse::Accepted().json(left))
+}
+
 async fn carry_out(request: &HttpRequest, state: &AppState, order: Order) -> Result<HttpResponse, ApiError> {
-    check_origin(request)?;
     let Some(orders) = &state.orders else {
         return Err(ApiError::NotFound { path: request.path().to_owned() });
     };
-    let patience = state.settings.deadlines.total;
+    let patience = state.deadlines().total;
     let report = timeout(patience, orders(order)).await;
     let report = report.map_err(|_| Failure::Deadline { elapsed: patience })??;
     Ok(HttpResponse::Ok().json(describe(&report)))
-}
-
-fn check_origin(request: &HttpRequest) -> Result<(), ApiError> {
-    let is_local = request.peer_addr().is_some_and(|peer| peer.ip().to_canonical().is_loopback());
-    if is_local { Ok(()) } else { Err(ApiError::NotFromHere) }
 }
 
 fn describe(report: &OrderReport) -> Value {

@@ -7,7 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::scored::{Scored, Scoring};
+use super::{
+    count::Tally,
+    scored::{Scored, Scoring},
+};
 use crate::{
     executor::Ticket,
     job::{Event, Failure, Finish, FinishReason, MemoryReport, Score, Timings, Usage},
@@ -31,6 +34,16 @@ pub(super) struct Answer {
     /// What the next text begins with: the prompt where it is echoed.
     lead: String,
     scores: Scores,
+    /// Has what was generated added when this is dropped, complete or not.
+    tally: Option<Tally>,
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if let Some(tally) = self.tally.as_ref().filter(|_| self.completion_tokens > 0) {
+            tally.add_tokens(self.prompt_tokens, self.completion_tokens);
+        }
+    }
 }
 
 /// What the model thought of the tokens so far.
@@ -143,9 +156,15 @@ impl Answer {
             speech: Speech::Speaking,
             tells_progress: false,
             is_loading: false,
+            tally: None,
             lead: String::new(),
             scores,
         }
+    }
+
+    /// What is generated counts for this request.
+    pub(super) fn count_for(&mut self, tally: Option<Tally>) {
+        self.tally = tally;
     }
 
     /// Whether its model was being loaded when something was last heard.

@@ -1,21 +1,23 @@
-//! Counting requests by route and by how they ended.
+//! What is known of a request while it is answered, and what is counted and logged of it in the end.
 //!
-//! Whoever holds the [`Tally`] of a request when it ends has it counted. A client that leaves drops whatever was being
-//! made for it, and the tally with it: that nothing was settled by then is what `client_gone` means. Requests that
-//! generate are logged as well, at `info`; all others, which are mostly probes, at `debug`. Never what was said.
+//! Everybody who works on a request holds a [`Tally`] of it; when the last one lets go, the request is counted, logged
+//! and its tokens are taken from its key. A client that leaves drops whatever was being made for it, and the tallies with
+//! it: that nothing was settled by then is what `client_gone` means. Requests that generate or were turned away are
+//! logged at `info`; all others, which are mostly probes, at `debug`. Never what was said, and never a key.
 
-use std::{sync::Arc, time::Instant};
-
-use actix_web::{
-    Error, HttpMessage,
-    body::MessageBody,
-    dev::{ServiceRequest, ServiceResponse},
-    middleware::Next,
-    web,
+use std::{
+    cell::{OnceCell, RefCell},
+    net::IpAddr,
+    rc::Rc,
+    sync::Arc,
+    time::Instant,
 };
 
-use super::{AppState, ROUTES, RouteLine, error::ApiError, line};
+use actix_web::{HttpMessage, dev::ServiceRequest, http::Method, http::StatusCode};
+
+use super::{ROUTES, RouteLine, error::ApiError, line, request_id::RequestId};
 use crate::{
+    access::Key,
     metrics::{Metrics, Outcome},
     units::Millis,
 };
@@ -23,53 +25,154 @@ use crate::{
 /// Paths that are no route: one label for all, or anybody could make the metrics grow.
 static OTHER: RouteLine = line("", "other", "");
 
-/// One request, counted when this is dropped.
-pub(super) struct Tally {
+/// The status of requests that nobody waited for, by nginx's example; never sent.
+const CLIENT_GONE: u16 = 499;
+
+/// A request that is being answered.
+#[derive(Clone)]
+pub(super) struct Tally(Rc<Visit>);
+
+struct Visit {
     metrics: Arc<Metrics>,
     route: &'static RouteLine,
-    code: &'static str,
+    method: Method,
+    peer: Option<IpAddr>,
+    id: RequestId,
     begun: Instant,
+    key: OnceCell<Arc<Key>>,
+    told: RefCell<Told>,
+}
+
+/// How it went.
+struct Told {
+    code: &'static str,
+    status: Option<StatusCode>,
+    prompt_tokens: Option<usize>,
+    completion_tokens: Option<usize>,
+    /// What the log may know and the client may not.
+    detail: Option<String>,
 }
 
 impl Tally {
-    fn new(metrics: Arc<Metrics>, path: &str) -> Self {
-        Self { metrics, route: route_of(path), code: "client_gone", begun: Instant::now() }
+    pub(super) fn new(request: &ServiceRequest, metrics: Arc<Metrics>) -> Self {
+        let told = Told {
+            code: "client_gone",
+            status: None,
+            prompt_tokens: None,
+            completion_tokens: None,
+            detail: None,
+        };
+        Self(Rc::new(Visit {
+            metrics,
+            route: route_of(request.path()),
+            method: request.method().clone(),
+            peer: request.peer_addr().map(|peer| peer.ip()),
+            id: RequestId::of(request.headers()),
+            begun: Instant::now(),
+            key: OnceCell::new(),
+            told: RefCell::new(told),
+        }))
     }
 
-    /// The request ended this way.
-    pub(super) fn settle(&mut self, code: &'static str) {
-        self.code = code;
+    /// That of a request on its way.
+    pub(super) fn of(request: &impl HttpMessage) -> Option<Self> {
+        request.extensions().get::<Self>().cloned()
+    }
+
+    /// Takes it from the request: whoever has it settles it.
+    pub(super) fn take(request: &impl HttpMessage) -> Option<Self> {
+        request.extensions_mut().remove::<Self>()
+    }
+
+    /// The answer begins with this status.
+    pub(super) fn answered(&self, status: StatusCode) {
+        self.0.told.borrow_mut().status = Some(status);
+    }
+
+    /// The request was answered.
+    pub(super) fn settle(&self) {
+        self.0.told.borrow_mut().code = "ok";
+    }
+
+    /// The request failed.
+    pub(super) fn settle_failed(&self, error: &ApiError) {
+        let mut told = self.0.told.borrow_mut();
+        told.code = error.code();
+        told.detail = error.detail();
+    }
+
+    /// So much was generated for it. A request of several answers has one prompt.
+    pub(super) fn add_tokens(&self, prompt: usize, completion: usize) {
+        let mut told = self.0.told.borrow_mut();
+        told.prompt_tokens = Some(prompt);
+        *told.completion_tokens.get_or_insert(0) += completion;
+    }
+
+    /// Whoever asks has shown this key.
+    pub(super) fn belongs_to(&self, key: &Arc<Key>) {
+        // The door is passed once.
+        let _ = self.0.key.set(Arc::clone(key));
+    }
+
+    pub(super) fn key(&self) -> Option<&Arc<Key>> {
+        self.0.key.get()
+    }
+
+    pub(super) fn id(&self) -> &RequestId {
+        &self.0.id
+    }
+
+    pub(super) fn peer(&self) -> Option<IpAddr> {
+        self.0.peer
     }
 }
 
-impl Drop for Tally {
+impl Drop for Visit {
     fn drop(&mut self) {
-        let (route, code, took_ms) = (self.route.path, self.code, Millis::from(self.begun.elapsed()).0);
-        self.metrics.requests.get_or_create(&Outcome { route, code }).inc();
-        if self.route.method == "POST" {
-            tracing::info!(route, code, took_ms, "request");
+        let told = self.told.get_mut();
+        let outcome = Outcome { route: self.route.path, code: told.code };
+        self.metrics.requests.get_or_create(&outcome).inc();
+        let tokens = told.prompt_tokens.unwrap_or(0) + told.completion_tokens.unwrap_or(0);
+        if let Some(key) = self.key.get() {
+            key.spend_tokens(u32::try_from(tokens).unwrap_or(u32::MAX), Instant::now());
+        }
+        self.log();
+    }
+}
+
+impl Visit {
+    fn log(&self) {
+        let told = self.told.borrow();
+        // A macro, because a level is part of what is made once for each place in the code.
+        macro_rules! say {
+            ($say:ident) => {
+                tracing::$say!(
+                    request_id = self.id.as_str(),
+                    method = self.method.as_str(),
+                    route = self.route.path,
+                    status = told.status.map_or(CLIENT_GONE, |status| status.as_u16()),
+                    code = told.code,
+                    took_ms = Millis::from(self.begun.elapsed()).0,
+                    tokens_in = told.prompt_tokens,
+                    tokens_out = told.completion_tokens,
+                    key = self.key.get().map(|key| key.name()),
+                    peer = self.peer.map(tracing::field::display),
+                    detail = told.detail.as_deref(),
+                    "request"
+                )
+            };
+        }
+        if self.route.method == "POST" || told.status.is_some_and(is_refusal) {
+            say!(info);
         } else {
-            tracing::debug!(route, code, took_ms, "request");
+            say!(debug);
         }
     }
 }
 
-/// Gives every request a tally, and settles those that no stream has taken along.
-pub(super) async fn count(
-    request: ServiceRequest,
-    next: Next<impl MessageBody>,
-) -> Result<ServiceResponse<impl MessageBody>, Error> {
-    if let Some(state) = request.app_data::<web::Data<AppState>>() {
-        let tally = Tally::new(state.metrics.clone(), request.path());
-        request.extensions_mut().insert(tally);
-    }
-    let response = next.call(request).await?;
-    let unclaimed = response.request().extensions_mut().remove::<Tally>();
-    if let Some(mut tally) = unclaimed {
-        let error = response.response().error().and_then(|error| error.as_error::<ApiError>());
-        tally.settle(error.map_or("ok", ApiError::code));
-    }
-    Ok(response)
+/// Somebody was turned away.
+fn is_refusal(status: StatusCode) -> bool {
+    [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN, StatusCode::TOO_MANY_REQUESTS].contains(&status)
 }
 
 fn route_of(path: &str) -> &'static RouteLine {

@@ -46,8 +46,22 @@ pub(super) enum ApiError {
     Field(#[from] FieldError),
     #[error("there is no model {asked:?} here; this server serves {served}")]
     ModelNotFound { asked: String, served: String },
-    #[error("this path is for whoever runs the server: send the request from the machine it runs on")]
+    #[error(
+        "this path is for whoever runs the server: send the request from the machine it runs on, and not from a page"
+    )]
     NotFromHere,
+    #[error("this server wants an API key: send `Authorization: Bearer KEY` or `X-Api-Key: KEY`")]
+    NoKey,
+    #[error("this API key is not known here; ask whoever runs the server for one")]
+    WrongKey,
+    #[error("this path is for whoever runs the server: send a key that has `admin = true` in auth.keys_file")]
+    NotAdmin,
+    #[error("this API key may not use model {model:?}; it may use {allowed}")]
+    ModelNotAllowed { model: String, allowed: String },
+    #[error("pages of this origin may not ask; whoever runs the server can add it to cors.origins")]
+    OriginNotAllowed,
+    #[error("{whose} has used up its {limit} {what} a minute; the next is free in {} s", whole_seconds(*wait))]
+    RateLimited { whose: &'static str, what: &'static str, limit: u32, wait: Duration },
     #[error("the prompt is empty; a model continues at least one token")]
     EmptyPrompt,
     #[error(
@@ -84,6 +98,11 @@ impl ApiError {
             Self::Field(field) => (S::BAD_REQUEST, field.code()),
             Self::ModelNotFound { .. } => (S::NOT_FOUND, "model_not_found"),
             Self::NotFromHere => (S::FORBIDDEN, "not_from_here"),
+            Self::NoKey | Self::WrongKey => (S::UNAUTHORIZED, "invalid_api_key"),
+            Self::NotAdmin => (S::FORBIDDEN, "admin_key_required"),
+            Self::ModelNotAllowed { .. } => (S::FORBIDDEN, "model_not_allowed"),
+            Self::OriginNotAllowed => (S::FORBIDDEN, "origin_not_allowed"),
+            Self::RateLimited { .. } => (S::TOO_MANY_REQUESTS, "rate_limit_exceeded"),
             Self::EmptyPrompt => (S::BAD_REQUEST, "empty_prompt"),
             Self::NoRoom { .. } => (S::BAD_REQUEST, "context_length_exceeded"),
             Self::Constraint { source: ConstraintError::Busy { .. }, .. } => {
@@ -109,7 +128,7 @@ impl ApiError {
     fn param(&self) -> Option<&str> {
         match self {
             Self::Field(field) => Some(field.param()),
-            Self::ModelNotFound { .. } => Some("model"),
+            Self::ModelNotFound { .. } | Self::ModelNotAllowed { .. } => Some("model"),
             Self::EmptyPrompt => Some("prompt"),
             Self::Constraint { param, .. } => Some(param),
             Self::Text(TextError::NoTable) => None,
@@ -121,7 +140,9 @@ impl ApiError {
     /// When the same request may succeed.
     fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Submit(SubmitError::Busy { retry_after, .. }) => Some(*retry_after),
+            Self::Submit(SubmitError::Busy { retry_after: wait, .. }) | Self::RateLimited { wait, .. } => {
+                Some(*wait)
+            }
             Self::WorkerDown { retry_in, .. } => Some(retry_in.unwrap_or(LATER)),
             Self::Loading
             | Self::Constraint { source: ConstraintError::Busy { .. }, .. }
@@ -129,6 +150,38 @@ impl ApiError {
             | Self::Failure(Failure::NoWorker { .. } | Failure::ShuttingDown) => Some(SOON),
             _ => None,
         }
+    }
+
+    /// What the client is told. What files, libraries and processes say may name paths of this machine and is for the log.
+    fn message(&self) -> String {
+        match self.public() {
+            Some(public) => format!("{public}; the log of the server says why"),
+            None => self.to_string(),
+        }
+    }
+
+    /// What the log says besides, if the client was not told everything.
+    pub(super) fn detail(&self) -> Option<String> {
+        self.public().is_some().then(|| self.to_string())
+    }
+
+    /// What may be told of errors that others worded.
+    fn public(&self) -> Option<String> {
+        let told = match self {
+            Self::Text(text) if text.names_a_file() => "the model's files cannot be used".into(),
+            Self::WorkerDown { retry_in: Some(_), .. } => {
+                "no worker is running; the next one is being started".into()
+            }
+            Self::WorkerDown { retry_in: None, .. } | Self::Failure(Failure::NoWorker { .. }) => {
+                "no worker is running, and none will be started".into()
+            }
+            Self::Failure(Failure::Model { model, .. }) => format!("model {model} cannot be loaded"),
+            Self::Failure(Failure::Device { .. }) => "the device failed".into(),
+            Self::Failure(Failure::WorkerLost { .. }) => "the worker process was lost".into(),
+            Self::Internal { .. } => "an internal task failed".into(),
+            _ => return None,
+        };
+        Some(told)
     }
 
     /// The body, and what follows `data:` in a stream.
@@ -139,7 +192,7 @@ impl ApiError {
             status if status.is_server_error() => "server_error",
             _ => "invalid_request_error",
         };
-        json!({ "error": { "message": self.to_string(), "type": kind, "code": code, "param": self.param() } })
+        json!({ "error": { "message": self.message(), "type": kind, "code": code, "param": self.param() } })
     }
 }
 
@@ -153,8 +206,18 @@ impl ResponseError for ApiError {
         if let Some(wait) = self.retry_after() {
             response.insert_header((header::RETRY_AFTER, whole_seconds(wait).to_string()));
         }
-        if let Self::MethodNotAllowed { allow } = self {
-            response.insert_header((header::ALLOW, *allow));
+        match self {
+            Self::MethodNotAllowed { allow } => {
+                response.insert_header((header::ALLOW, *allow));
+            }
+            Self::NoKey => {
+                response.insert_header((header::WWW_AUTHENTICATE, r#"Bearer realm="eka""#));
+            }
+            Self::WrongKey => {
+                let challenge = r#"Bearer realm="eka", error="invalid_token""#;
+                response.insert_header((header::WWW_AUTHENTICATE, challenge));
+            }
+            _ => {}
         }
         response.json(self.body())
     }

@@ -9,6 +9,8 @@ use std::ops::RangeInclusive;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Number, Value};
 
+use super::strict;
+
 /// What is wrong with a field.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FieldError {
@@ -78,7 +80,7 @@ pub(super) struct Fields {
 impl Fields {
     /// The fields of the body.
     pub(super) fn parse(body: &[u8]) -> Result<Self, serde_json::Error> {
-        Ok(Self { object: serde_json::from_slice(body)?, prefix: String::new() })
+        Ok(Self { object: strict::object(body)?, prefix: String::new() })
     }
 
     /// The fields of an object within the body, at `path`.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use actix_web::{
-    HttpMessage, HttpRequest, HttpResponse,
+    HttpRequest, HttpResponse,
     http::header::{CACHE_CONTROL, CONTENT_TYPE},
     web::{self, Bytes},
 };
@@ -24,6 +24,7 @@ use super::{
     count::Tally,
     dialect::{Dialect, Head},
     error::ApiError,
+    gate,
 };
 
 /// A comment by the standard of server-sent events: clients skip it, proxies see life, and a client that is gone is
@@ -40,10 +41,10 @@ pub(super) async fn generate<D: Dialect>(
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, ApiError> {
     let mut fields = body::read(payload, state.settings.body_limit).await?;
-    let text = state.catalogue.find(fields.take::<String>("model")?.as_deref())?;
+    let text = gate::model(&request, &state, fields.take::<String>("model")?.as_deref())?;
     let rules = Rules {
         vocabulary: text.card().vocabulary,
-        deadlines: state.settings.deadlines,
+        deadlines: state.deadlines(),
         temperature: D::TEMPERATURE,
     };
     let ask = D::ask(&mut fields, &rules)?;
@@ -59,11 +60,17 @@ pub(super) async fn generate<D: Dialect>(
         scored: ask.scores.is_some(),
         include_usage: matches!(delivery, Delivery::Streamed { include_usage: true, .. }),
     });
-    let answers = admit(&state, text, id, ask).await?;
+    let tally = Tally::of(&request);
+    if state.settings.log_prompts {
+        let request_id = tally.as_ref().map(|tally| tally.id().as_str());
+        tracing::info!(request_id, prompt = ?ask.prompt, "prompt");
+    }
+    let mut answers = admit(&state, text, id, ask).await?;
+    answers.iter_mut().for_each(|answer| answer.count_for(tally.clone()));
     match delivery {
         Delivery::Whole => whole(answers, &dialect).await,
         Delivery::Streamed { .. } => {
-            let tally = request.extensions_mut().remove::<Tally>();
+            let tally = Tally::take(&request);
             let telling = Telling { answers, dialect, tally, endings: Vec::new(), told: Told::Nothing };
             Ok(streamed(telling, state.settings.heartbeat))
         }
@@ -157,7 +164,7 @@ impl<D: Dialect> Telling<D> {
         if self.answers.is_empty() {
             self.dialect.summary(&self.endings).iter().for_each(|event| push_event(&mut frame, event));
             frame.push_str("data: [DONE]\n\n");
-            self.settle("ok");
+            self.settle(None);
         }
         frame.into()
     }
@@ -170,7 +177,7 @@ impl<D: Dialect> Telling<D> {
     fn fail(&mut self, error: &ApiError) -> Bytes {
         let mut frame = String::new();
         push_event(&mut frame, &error.body());
-        self.settle(error.code());
+        self.settle(Some(error));
         frame.into()
     }
 
@@ -184,10 +191,12 @@ impl<D: Dialect> Telling<D> {
         frame
     }
 
-    fn settle(&mut self, code: &'static str) {
+    fn settle(&mut self, failed: Option<&ApiError>) {
         self.answers.clear();
-        if let Some(tally) = &mut self.tally {
-            tally.settle(code);
+        match (&self.tally, failed) {
+            (Some(tally), Some(error)) => tally.settle_failed(error),
+            (Some(tally), None) => tally.settle(),
+            (None, _) => {}
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The HTTP side: routes, request and answer types, server-sent events, and the one table from error to status.
 //!
-//! A request goes down this list: `body` reads it, `fields` takes it apart, `dialect` and `ask` prove it,
+//! A request goes down this list: `gate` lets it in, `body` reads it, `fields` takes it apart, `dialect` and `ask` prove it,
 //! `admission` makes it a job, `answer` makes text of what comes back, and `generate` sends it. `error` is
 //! where each of them says no.
 //!
@@ -15,16 +15,22 @@ mod body;
 mod catalogue;
 mod chat;
 mod completions;
+mod cors;
 mod count;
 mod dialect;
 mod error;
 mod fields;
 mod form;
+mod gate;
 mod generate;
+mod headers;
 mod native;
 mod probes;
+mod request_id;
 mod sampling;
 mod scored;
+mod strict;
+mod tls;
 
 use std::{
     io,
@@ -39,13 +45,19 @@ use std::{
 
 use actix_web::{App, HttpRequest, HttpServer, Resource, Route, middleware::from_fn, web};
 use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
 
-pub use self::{admin::Orders, catalogue::Catalogue};
+pub use self::{
+    admin::{Orders, SetLogLevel},
+    catalogue::Catalogue,
+    tls::{Tls, TlsError},
+};
 use self::{
-    chat::Chat, completions::Completions, count::count, dialect::Dialect, error::ApiError,
-    generate::generate, native::Native,
+    chat::Chat, completions::Completions, dialect::Dialect, error::ApiError, generate::generate,
+    native::Native,
 };
 use crate::{
+    access::Door,
     config::Config,
     executor::{Deadlines, Executor},
     job::Readiness,
@@ -84,11 +96,13 @@ pub struct Settings {
     pub context_length: Option<Tokens>,
     /// Of requests that name none, lowered to what the context has room for.
     pub default_max_new: Tokens,
+    /// What clients ask is logged as well.
+    pub log_prompts: bool,
 }
 
 impl From<&Config> for Settings {
     fn from(config: &Config) -> Self {
-        let Config { server, queue, engine, .. } = config;
+        let Config { server, queue, engine, log, .. } = config;
         Self {
             body_limit: server.body_limit,
             heartbeat: server.heartbeat.into(),
@@ -97,6 +111,7 @@ impl From<&Config> for Settings {
             deadlines: Deadlines { queue: queue.timeout.into(), total: queue.total_timeout.into() },
             context_length: engine.context_length,
             default_max_new: engine.default_max_new,
+            log_prompts: log.prompts,
         }
     }
 }
@@ -106,11 +121,21 @@ impl From<&Config> for Settings {
 pub struct AppState {
     catalogue: Catalogue,
     executor: Executor,
+    /// Who may come in.
+    door: Arc<Door>,
+    /// `None` is HTTP without TLS.
+    tls: Option<Arc<Tls>>,
     /// `None` where nobody takes any.
     orders: Option<Orders>,
+    /// `None` where it cannot be changed.
+    set_log_level: Option<SetLogLevel>,
+    /// Cancelled when `/admin` is told that the server shall end.
+    drain: CancellationToken,
     metrics: Arc<Metrics>,
     readiness: watch::Receiver<Readiness>,
     settings: Settings,
+    /// Of requests that name none, as they are now.
+    deadlines: watch::Receiver<Deadlines>,
     /// Prompts are encoded [`ENCODERS`] at a time.
     encoders: Arc<Semaphore>,
     /// Tells this process' answer ids from those of the one before.
@@ -129,13 +154,19 @@ impl AppState {
         readiness: watch::Receiver<Readiness>,
         settings: Settings,
     ) -> Self {
+        let deadlines = watch::channel(settings.deadlines).1;
         Self {
             catalogue: catalogue.into(),
             executor,
+            door: Arc::default(),
+            tls: None,
             orders: None,
+            set_log_level: None,
+            drain: CancellationToken::new(),
             metrics,
             readiness,
             settings,
+            deadlines,
             encoders: Arc::new(Semaphore::new(ENCODERS)),
             instance: rand::random(),
             was_ready: Arc::default(),
@@ -146,6 +177,40 @@ impl AppState {
     #[must_use]
     pub fn with_orders(self, orders: Orders) -> Self {
         Self { orders: Some(orders), ..self }
+    }
+
+    /// With a door; without one, everybody may come in.
+    #[must_use]
+    pub fn with_door(self, door: Arc<Door>) -> Self {
+        Self { door, ..self }
+    }
+
+    /// With TLS; without, whoever listens on the way reads along.
+    #[must_use]
+    pub fn with_tls(self, tls: Option<Arc<Tls>>) -> Self {
+        Self { tls, ..self }
+    }
+
+    /// With a log whose level can be changed.
+    #[must_use]
+    pub fn with_log(self, set_log_level: SetLogLevel) -> Self {
+        Self { set_log_level: Some(set_log_level), ..self }
+    }
+
+    /// With deadlines that may change; without, they stay those of the settings.
+    #[must_use]
+    pub fn with_deadlines(self, deadlines: watch::Receiver<Deadlines>) -> Self {
+        Self { deadlines, ..self }
+    }
+
+    /// Cancels `drain` when `/admin` is told that the server shall end; whoever waits for it sees to that.
+    #[must_use]
+    pub fn with_drain(self, drain: CancellationToken) -> Self {
+        Self { drain, ..self }
+    }
+
+    fn deadlines(&self) -> Deadlines {
+        *self.deadlines.borrow()
     }
 
     /// Most positions of prompt and answer together.
@@ -201,7 +266,7 @@ where
         if let Some(beside) = beside.lock().unwrap_or_else(PoisonError::into_inner).take() {
             actix_web::rt::spawn(beside);
         }
-        App::new().app_data(data.clone()).wrap(from_fn(count)).configure(routes)
+        App::new().app_data(data.clone()).wrap(from_fn(gate::pass)).configure(routes)
     };
     let server = HttpServer::new(app)
         .workers(1)
@@ -215,9 +280,14 @@ where
         // 1 s). We would rather lose clients that close their sending side and still want an answer.
         .h1_allow_half_closed(false)
         // Who ends the process decides what a signal means.
-        .disable_signals()
-        .listen(listener)?
-        .run();
+        .disable_signals();
+    let server = match &state.tls {
+        Some(tls) => {
+            let config = Arc::clone(tls).server_config().map_err(io::Error::other)?;
+            server.tls_handshake_timeout(HEAD_PATIENCE).listen_rustls_0_23(listener, config)?.run()
+        }
+        None => server.listen(listener)?.run(),
+    };
     let handle = server.handle();
     let ending = async {
         shutdown.await;
@@ -250,9 +320,11 @@ const ROUTES: &[RouteLine] = &[
     line("POST", Chat::ROUTE, "OpenAI's chat completions"),
     line("GET", "/v1/models", "the models that are served"),
     line("GET", "/v1/models/{id}", "one of them, by its id"),
-    line("POST", "/admin/models/{id}/load", "loads a model; from this machine alone"),
-    line("POST", "/admin/models/{id}/unload", "gives a model's memory back; from this machine alone"),
-    line("POST", "/admin/trim", "gives back what no job needs; from this machine alone"),
+    line("POST", "/admin/models/{id}/load", "loads a model; for whoever runs the server"),
+    line("POST", "/admin/models/{id}/unload", "gives a model's memory back; likewise"),
+    line("POST", "/admin/trim", "gives back what no job needs; likewise"),
+    line("POST", "/admin/log", "sets log.level; likewise"),
+    line("POST", "/admin/drain", "ends the server when its work is done; likewise"),
     line("GET", "/livez", "200 while this process answers"),
     line("GET", "/readyz", "200 while a worker has the model loaded"),
     line("GET", "/startupz", "200 once a worker has had the model loaded"),
@@ -269,6 +341,8 @@ fn routes(app: &mut web::ServiceConfig) {
         .service(post("/admin/models/{id}/load", web::post().to(admin::load)))
         .service(post("/admin/models/{id}/unload", web::post().to(admin::unload)))
         .service(post("/admin/trim", web::post().to(admin::trim)))
+        .service(post("/admin/log", web::post().to(admin::log)))
+        .service(post("/admin/drain", web::post().to(admin::drain)))
         .service(get("/livez", || web::route().to(probes::livez)))
         .service(get("/readyz", || web::route().to(probes::readyz)))
         .service(get("/startupz", || web::route().to(probes::startupz)))

@@ -3,14 +3,15 @@
 //! Alive, ready and full are three different things. A process that answers is alive, whatever its worker does; a
 //! server is ready when a worker has the model loaded; and a full queue is neither's business.
 
-use std::fmt::Write;
+use std::{fmt::Write, sync::Arc};
 
-use actix_web::{HttpResponse, http::header::ContentType, web};
+use actix_web::{HttpRequest, HttpResponse, http::header::ContentType, web};
 use serde_json::{Value, json};
 
 use super::{
     AppState, ROUTES,
     error::{ApiError, SOON},
+    gate::{self, check_model},
 };
 use crate::{
     executor::SubmitError,
@@ -33,10 +34,9 @@ pub(super) async fn readyz(state: web::Data<AppState>) -> Result<HttpResponse, A
     match &*state.readiness.borrow() {
         Readiness::Ready(_) => Ok(HttpResponse::Ok().json(json!({ "status": "ready" }))),
         Readiness::Starting => Err(ApiError::Loading),
-        Readiness::Restarting { reason } => Err(ApiError::WorkerDown {
-            reason: format!("it is being replaced: {reason}"),
-            retry_in: Some(SOON),
-        }),
+        Readiness::Restarting { reason } => {
+            Err(ApiError::WorkerDown { reason: reason.clone(), retry_in: Some(SOON) })
+        }
         Readiness::Down { reason, retry_in } => {
             Err(ApiError::WorkerDown { reason: reason.clone(), retry_in: *retry_in })
         }
@@ -60,29 +60,35 @@ pub(super) async fn metrics(state: web::Data<AppState>) -> Result<HttpResponse, 
 }
 
 /// `GET /v1/models`.
-pub(super) async fn models(state: web::Data<AppState>) -> HttpResponse {
-    let data: Vec<_> = state.catalogue.all().map(|text| model_object(&state, text)).collect();
+pub(super) async fn models(request: HttpRequest, state: web::Data<AppState>) -> HttpResponse {
+    let data: Vec<_> = usable(&request, &state).map(|text| model_object(&state, text)).collect();
     HttpResponse::Ok().json(json!({ "object": "list", "data": data }))
 }
 
 /// `GET /v1/models/{id}`.
 pub(super) async fn model(
+    request: HttpRequest,
     state: web::Data<AppState>,
     path: web::Path<String>,
 ) -> Result<HttpResponse, ApiError> {
-    let text = state.catalogue.find(Some(&path.into_inner()))?;
+    let text = gate::model(&request, &state, Some(&path.into_inner()))?;
     Ok(HttpResponse::Ok().json(model_object(&state, text)))
 }
 
 /// `GET /`: what is served where.
-pub(super) async fn index(state: web::Data<AppState>) -> HttpResponse {
-    let models: Vec<_> = state.catalogue.all().map(|text| text.card().id.as_str()).collect();
+pub(super) async fn index(request: HttpRequest, state: web::Data<AppState>) -> HttpResponse {
+    let models: Vec<_> = usable(&request, &state).map(|text| text.card().id.as_str()).collect();
     let mut page = format!("eka serves {}, one answer at a time.\n\n", models.join(", "));
     for route in ROUTES {
         // Writing to a `String` does not fail.
         let _ = writeln!(page, "{:4} {:25} {}", route.method, route.path, route.about);
     }
     HttpResponse::Ok().insert_header(ContentType::plaintext()).body(page)
+}
+
+/// The models that whoever asks may use.
+fn usable<'a>(request: &'a HttpRequest, state: &'a AppState) -> impl Iterator<Item = &'a Arc<Text>> {
+    state.catalogue.all().filter(|text| check_model(request, &text.card().id).is_ok())
 }
 
 /// OpenAI's model object, with what eka knows besides.
@@ -128,8 +134,9 @@ fn worker(readiness: &Readiness) -> Value {
             "memory": memory(*held),
         }),
         Readiness::Starting => json!({ "state": "starting" }),
-        Readiness::Restarting { reason } => json!({ "state": "restarting", "reason": reason }),
-        Readiness::Down { reason, .. } => json!({ "state": "down", "reason": reason }),
+        // Their reasons may name paths of this machine, and are in the log.
+        Readiness::Restarting { .. } => json!({ "state": "restarting" }),
+        Readiness::Down { .. } => json!({ "state": "down" }),
         Readiness::Stopping => json!({ "state": "stopping" }),
     }
 }

@@ -40,6 +40,8 @@ impl Process {
         let mut program = Command::new(&command.program);
         program.args(&command.arguments).kill_on_drop(true);
         program.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // It has no use for them, and may leave a core file behind.
+        program.env_remove("EKA_AUTH_KEYS");
         // Ctrl-C in a terminal goes to the whole process group: the worker must outlive it to finish the last answer.
         #[cfg(unix)]
         program.process_group(0);

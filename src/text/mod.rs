@@ -167,6 +167,24 @@ impl TextError {
     pub const fn is_the_clients(&self) -> bool {
         matches!(self, Self::NoTemplate { .. } | Self::Messages { .. } | Self::NoTable)
     }
+
+    /// Whether it says where the model's files are, which is nobody's business but the log's.
+    #[must_use]
+    pub const fn names_a_file(&self) -> bool {
+        match self {
+            Self::Manifest(_)
+            | Self::Read { .. }
+            | Self::Json { .. }
+            | Self::Tokenizer { .. }
+            | Self::TemplateFile { .. } => true,
+            Self::NoTemplate { .. }
+            | Self::Messages { .. }
+            | Self::Template { .. }
+            | Self::TemplateSteps { .. }
+            | Self::NoTable
+            | Self::Encode { .. } => false,
+        }
+    }
 }
 
 /// A special token, as text and as id.
