@@ -9,9 +9,9 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::{AppState, ask::take_keep_alive, body, error::ApiError};
+use super::{AppState, ask::take_keep_alive, body, error::ApiError, probes::held};
 use crate::{
-    job::{Failure, Memory, Order, OrderReport},
+    job::{Failure, Order, OrderReport},
     units::Millis,
 };
 
@@ -65,10 +65,9 @@ fn check_origin(request: &HttpRequest) -> Result<(), ApiError> {
 }
 
 fn describe(report: &OrderReport) -> Value {
-    let of = |memory: &Memory| json!({ "resident": memory.resident, "anonymous": memory.anonymous });
     json!({
         "loaded": report.loaded,
         "took_ms": Millis::from(report.took),
-        "memory": { "before": of(&report.before), "after": of(&report.after) },
+        "memory": { "before": held(report.before), "after": held(report.after) },
     })
 }

@@ -110,22 +110,24 @@ fn model_object(state: &AppState, text: &Text) -> Value {
 
 /// What is known of a model that is loaded.
 fn loaded(report: &ModelReport) -> Value {
-    let placement = report.placement.iter().map(|(provider, nodes)| (provider.clone(), json!(nodes)));
+    let placement = report.placement.nodes().map(|(provider, nodes)| (provider.to_owned(), json!(nodes)));
     json!({
         "placement": Value::Object(placement.collect()),
+        "operators": report.placement,
         "capacity": report.capacity,
         "load_ms": Millis::from(report.load_time),
-        "memory": memory(report.took()),
+        "memory": held(report.took()),
     })
 }
 
 fn worker(readiness: &Readiness) -> Value {
     match readiness {
-        Readiness::Ready(SlotReport { runtime, memory: held, .. }) => json!({
+        Readiness::Ready(SlotReport { runtime, memory, .. }) => json!({
             "state": "ready",
             "runtime": runtime.runtime,
+            "device": runtime.device,
             "threads": runtime.threads,
-            "memory": memory(*held),
+            "memory": held(*memory),
         }),
         Readiness::Starting => json!({ "state": "starting" }),
         Readiness::Restarting { reason } => json!({ "state": "restarting", "reason": reason }),
@@ -134,6 +136,7 @@ fn worker(readiness: &Readiness) -> Value {
     }
 }
 
-fn memory(memory: Memory) -> Value {
-    json!({ "resident": memory.resident, "anonymous": memory.anonymous })
+/// Memory in bytes.
+pub(super) fn held(memory: Memory) -> Value {
+    json!({ "resident": memory.resident, "anonymous": memory.anonymous, "device": memory.device })
 }
