@@ -3,7 +3,7 @@
 //! Both sides of the queue and both processes import these; they import nothing but units. Everything here is token
 //! ids: text stays on the parent's side of the pipe.
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -259,17 +259,41 @@ pub struct MemoryReport {
     pub before: Memory,
     /// Greatest resident size while it ran; the operating system keeps no peak of anonymous memory.
     pub peak_resident: Option<Bytes>,
-    /// When it was over and its memory given back.
+    /// When it was over and its memory given back; that of the device to its pool, which is trimmed once the answer is out.
     pub after: Memory,
+    /// Most that its pool held of the device while it ran; `None` where there is no pool.
+    pub device_peak: Option<DevicePeak>,
 }
 
-/// What a process holds of the host's memory.
+/// Most that a pool held of its device's memory during a job.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DevicePeak {
+    /// In use: weights, cache and work.
+    pub used: Bytes,
+    /// Taken from the device, in use or not.
+    pub reserved: Bytes,
+}
+
+/// What a pool holds of its device's memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceMemory {
+    /// In use: weights, cache and work.
+    pub used: Bytes,
+    /// Taken from the device, in use or not.
+    pub reserved: Bytes,
+    /// Free on the device, for anybody; `None` where it does not say.
+    pub free: Option<Bytes>,
+}
+
+/// What a process holds of the host's memory, and of its device's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Memory {
     /// Resident set: anonymous pages and mapped files together.
     pub resident: Option<Bytes>,
     /// Anonymous pages alone: what cannot be dropped and read again from a file.
     pub anonymous: Option<Bytes>,
+    /// The device's, where it comes from a pool: on a GPU.
+    pub device: Option<DeviceMemory>,
 }
 
 /// Why a job could not be finished.
@@ -352,17 +376,43 @@ pub struct RuntimeReport {
     pub runtime: String,
     /// ONNX Runtime's library; for the log, and for no client.
     pub library: PathBuf,
+    /// What computes, for people: `the CPU`, or which GPU.
+    pub device: String,
+    /// Why the CPU computes where a GPU would have been taken; for the log.
+    pub fell_back: Option<String>,
     /// Threads that compute.
     pub threads: usize,
     /// Memory held without any model.
     pub memory: Memory,
 }
 
+/// Nodes of a graph by execution provider and operator.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Placement(pub BTreeMap<String, BTreeMap<String, usize>>);
+
+impl Placement {
+    /// Nodes by execution provider.
+    pub fn nodes(&self) -> impl Iterator<Item = (&str, usize)> {
+        self.0.iter().map(|(provider, operators)| (provider.as_str(), operators.values().sum()))
+    }
+}
+
+/// Providers and their nodes; operators are for those who look closer.
+impl fmt::Display for Placement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, (provider, nodes)) in self.nodes().enumerate() {
+            let comma = if i == 0 { "" } else { ", " };
+            write!(f, "{comma}{provider}: {nodes}")?;
+        }
+        Ok(())
+    }
+}
+
 /// What loading a model came to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelReport {
-    /// Nodes of the loaded graph by execution provider, as the session placed them.
-    pub placement: Vec<(String, usize)>,
+    /// Where the nodes of the loaded graph run, as the session placed them.
+    pub placement: Placement,
     /// Most positions, prompt and answer together.
     pub capacity: usize,
     /// Time from being told to load to being warm.
@@ -379,9 +429,15 @@ impl ModelReport {
     pub fn took(&self) -> Memory {
         let grown =
             |before: Option<Bytes>, after: Option<Bytes>| Some(Bytes(after?.0.saturating_sub(before?.0)));
+        let on_device = |before: DeviceMemory, after: DeviceMemory| DeviceMemory {
+            used: Bytes(after.used.0.saturating_sub(before.used.0)),
+            reserved: Bytes(after.reserved.0.saturating_sub(before.reserved.0)),
+            free: None,
+        };
         Memory {
             resident: grown(self.before.resident, self.after.resident),
             anonymous: grown(self.before.anonymous, self.after.anonymous),
+            device: self.before.device.zip(self.after.device).map(|(before, after)| on_device(before, after)),
         }
     }
 }
@@ -438,6 +494,7 @@ pub struct OrderReport {
 }
 
 /// Whether the slot can run jobs, as supervision last saw it.
+#[expect(clippy::large_enum_variant, reason = "there is one of it, and it is read in place")]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Readiness {
     /// The first worker is loading the model; new requests are refused until it has.

@@ -16,6 +16,8 @@ pub mod units;
 
 pub mod trim;
 
+pub mod choice;
+
 pub mod metrics;
 
 pub mod job;

@@ -33,8 +33,16 @@ pub struct Outcome {
 pub struct MemoryKind {
     /// `parent` or `worker`.
     pub process: &'static str,
-    /// `resident`, `anonymous` or, of the last job, `peak_resident`.
+    /// `resident`, `anonymous` or, of the last job, `peak_resident`; with a pool, `device_used`, `device_reserved`,
+    /// `device_free` and, of the last job, `device_peak_used` and `device_peak_reserved`.
     pub kind: &'static str,
+}
+
+/// What computes nodes of a graph.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Provider {
+    /// ONNX Runtime's name for it.
+    pub provider: String,
 }
 
 /// Why a worker process ended.
@@ -77,6 +85,8 @@ pub struct Metrics {
     pub worker_exits: Family<ExitReason, Counter>,
     /// Seconds that the last load of the model took.
     pub model_load_seconds: Gauge<f64, AtomicU64>,
+    /// Nodes of the loaded graphs by what computes them.
+    pub graph_nodes: Family<Provider, Gauge>,
     /// Memory of the processes.
     pub memory: Family<MemoryKind, Gauge>,
 }
@@ -117,6 +127,7 @@ impl Metrics {
             jobs_resumed: Counter::default(),
             worker_exits: Family::default(),
             model_load_seconds: Gauge::default(),
+            graph_nodes: Family::default(),
             memory: Family::default(),
         }
         .registered()
@@ -150,6 +161,8 @@ impl Metrics {
         r.register("worker_exits", "Worker processes ended, by reason", self.worker_exits.clone());
         let help = "Time that the last load of the model took";
         r.register_with_unit("model_load", help, Unit::Seconds, self.model_load_seconds.clone());
+        let help = "Nodes of the loaded graphs by execution provider";
+        r.register("graph_nodes", help, self.graph_nodes.clone());
         let help = "Memory of the parent and the worker process";
         r.register_with_unit("memory", help, Unit::Bytes, self.memory.clone());
         self

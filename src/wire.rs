@@ -16,12 +16,14 @@ use std::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
+    choice::DeviceChoice,
     job::{Failure, Finish, Job, JobId, Memory, ModelId, ModelReport, RuntimeReport, Score},
+    trim::TrimPolicy,
     units::Bytes,
 };
 
 /// Version of the frames below; both ends must have the same.
-pub const PROTOCOL: u32 = 5;
+pub const PROTOCOL: u32 = 6;
 
 /// Longest payload that is sent or read: room for a prompt of some three million tokens.
 pub const MAX_FRAME: Bytes = Bytes::mib(16);
@@ -61,6 +63,14 @@ pub struct WorkerSpec {
     pub prefill_chunk: usize,
     /// Most positions to make room for; `None` is the model's context length.
     pub context_length: Option<usize>,
+    /// What computes.
+    pub device: DeviceChoice,
+    /// Most memory of the device that is taken; `None` is all that there is.
+    pub device_memory: Option<Bytes>,
+    /// When unused memory of the device goes back.
+    pub trim: TrimPolicy,
+    /// Treat the CPU's memory as a GPU's is treated.
+    pub host_pool: bool,
 }
 
 /// From the worker to the parent.
@@ -137,6 +147,11 @@ pub enum Up {
     Unloaded {
         /// Which.
         model: ModelId,
+        /// What is held now.
+        memory: Memory,
+    },
+    /// Memory of the device was given back as the trim policy says, between two jobs; nobody asked, and nothing answers it.
+    Held {
         /// What is held now.
         memory: Memory,
     },

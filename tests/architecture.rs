@@ -10,23 +10,24 @@ use std::{
 const LAYERS: &str = "
     units:
     trim: units
+    choice:
     metrics:
     job: units
-    config: units
+    config: choice trim units
     access: config
     manifest: units
     text: job manifest units
     constraint: job text
-    wire: job units
-    device: units
+    wire: choice job trim units
+    device: choice units
     export: manifest units
     model: device manifest units
     engine: constraint device job model units
-    worker: constraint device engine job model wire units
+    worker: constraint device engine job model trim wire units
     supervise: job metrics wire units
     executor: job metrics units
     http: access config constraint executor job metrics text units
-    cli: access config constraint device engine executor export http job manifest metrics model supervise text units wire worker
+    cli: access choice config constraint device engine executor export http job manifest metrics model supervise text units wire worker
 ";
 
 /// The only module with `unsafe`.

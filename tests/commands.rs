@@ -83,7 +83,7 @@ fn a_missing_or_wrong_library_is_an_error_with_the_paths_tried() {
 }
 
 /// The least that looks like ONNX Runtime from outside.
-const OLD_LIBRARY: &str = r#"
+pub(crate) const OLD_LIBRARY: &str = r#"
 struct base { void *(*api)(unsigned); const char *(*version)(void); };
 static void *api(unsigned version) { (void)version; return 0; }
 static const char *version(void) { return "1.17.3"; }

@@ -106,7 +106,7 @@ async fn a_key_opens_its_models_alone() {
 }
 
 fn done() -> OrderReport {
-    let memory = Memory { resident: None, anonymous: None };
+    let memory = Memory::default();
     OrderReport { before: memory, after: memory, took: Duration::ZERO, loaded: vec![] }
 }
 

@@ -27,7 +27,7 @@ enum Fate {
 use Fate::{Refused, Resumed, Unharmed};
 
 /// Each kind, what becomes of the job, and what the log says of it.
-const KINDS: [(&str, Fate, &str); 14] = [
+const KINDS: [(&str, Fate, &str); 15] = [
     // First, as a step that takes long makes the watchdog patient.
     ("hang", Resumed, "no word for "),
     ("flood=67108864", Unharmed, "more on stderr than is passed on: "),
@@ -37,6 +37,7 @@ const KINDS: [(&str, Fate, &str); 14] = [
     ("slow=9", Unharmed, "injected fault: slow=9@"),
     ("leak=67108864", Unharmed, "injected fault: leak=67108864@"),
     ("fail", Refused, "injected fault: fail@"),
+    ("starve", Refused, "injected fault: starve@"),
     ("poison", Resumed, "injected fault; its last words: error: the device can no longer be used"),
     ("garbage", Resumed, "a frame of 3 B does not decode"),
     ("truncated", Resumed, "the pipe failed: "),

@@ -14,7 +14,7 @@ use eka::{
     executor::{Deadlines, Executor, Limits},
     http::{AppState, Life, Settings, serve},
     job::{
-        Event, Failure, Finish, FinishReason, Job, Memory, MemoryReport, ModelReport, Readiness,
+        Event, Failure, Finish, FinishReason, Job, Memory, MemoryReport, ModelReport, Placement, Readiness,
         RuntimeReport, SlotReport, Timings, Usage,
     },
     manifest::{Dims, Dtype, FILE_NAME, GraphNames, Manifest, Provenance, SCHEMA},
@@ -213,7 +213,7 @@ async fn speak(
 }
 
 fn finish(job: &Job, reason: FinishReason, completion_tokens: usize) -> Finish {
-    let memory = Memory { resident: Some(Bytes::mib(300)), anonymous: Some(Bytes::mib(100)) };
+    let memory = Memory { resident: Some(Bytes::mib(300)), anonymous: Some(Bytes::mib(100)), device: None };
     Finish {
         reason,
         usage: Usage { prompt_tokens: job.prompt.len(), completion_tokens },
@@ -222,20 +222,28 @@ fn finish(job: &Job, reason: FinishReason, completion_tokens: usize) -> Finish {
             decode: Duration::from_millis(100),
             resumed: 0,
         },
-        memory: MemoryReport { before: memory, peak_resident: Some(Bytes::mib(400)), after: memory },
+        memory: MemoryReport {
+            before: memory,
+            peak_resident: Some(Bytes::mib(400)),
+            after: memory,
+            device_peak: None,
+        },
     }
 }
 
 pub(crate) fn ready_report() -> SlotReport {
-    let memory = |mib| Memory { resident: Some(Bytes::mib(mib)), anonymous: None };
+    let memory = |mib| Memory { resident: Some(Bytes::mib(mib)), ..Memory::default() };
     let runtime = RuntimeReport {
         runtime: "scripted 1.0".into(),
         library: "/secret/of/the/server".into(),
+        device: "the CPU".into(),
+        fell_back: None,
         threads: 2,
         memory: memory(100),
     };
+    let operators = [("MatMul".to_owned(), 40), ("Add".to_owned(), 2)].into();
     let model = ModelReport {
-        placement: vec![("CPUExecutionProvider".into(), 42)],
+        placement: Placement([("CPUExecutionProvider".into(), operators)].into()),
         capacity: CONTEXT_LENGTH,
         load_time: Duration::from_millis(1_500),
         before: memory(100),

@@ -7,12 +7,12 @@ use eka::{
     metrics::Metrics,
     supervise::{Budgets, Place, Recycle, Supervisor, WorkerCommand},
     units::Bytes,
-    wire::WorkerSpec,
 };
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+use crate::workers::worker_spec;
 use crate::{
     program::{Program, argument, expected, root, send},
     serving::{events, eventually},
@@ -234,7 +234,7 @@ async fn a_worker_without_room_for_a_second_makes_way_when_nobody_waits() {
     let command = WorkerCommand {
         program: env!("CARGO_BIN_EXE_eka").into(),
         arguments: vec!["worker".into()],
-        spec: WorkerSpec { onnxruntime_dir: None, threads: Some(1), prefill_chunk: 64, context_length: None },
+        spec: worker_spec(64, None),
         models: vec![place],
         model_memory: None,
         keep_alive: KeepAlive::Forever,

@@ -3,7 +3,9 @@
 use std::{io::Write, process::Stdio, time::Duration};
 
 use eka::{
+    choice::DeviceChoice,
     job::{Failure, FinishReason, Job, JobId, ModelId},
+    trim::TrimPolicy,
     wire::{self, Down, PROTOCOL, Up, WorkerSpec},
 };
 use futures_util::StreamExt;
@@ -313,12 +315,21 @@ fn converse(frames: &[Down], then: &[u8]) -> (Vec<Up>, Option<i32>) {
 }
 
 fn start() -> Down {
-    Down::Start(WorkerSpec {
+    Down::Start(worker_spec(4, Some(64)))
+}
+
+/// A worker with one thread on the CPU.
+pub(crate) fn worker_spec(prefill_chunk: usize, context_length: Option<usize>) -> WorkerSpec {
+    WorkerSpec {
         onnxruntime_dir: None,
         threads: Some(1),
-        prefill_chunk: 4,
-        context_length: Some(64),
-    })
+        prefill_chunk,
+        context_length,
+        device: DeviceChoice::Cpu,
+        device_memory: None,
+        trim: TrimPolicy::default(),
+        host_pool: false,
+    }
 }
 
 fn load(model_dir: &str) -> Down {

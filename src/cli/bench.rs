@@ -6,6 +6,7 @@
 //! own work costs.
 
 use std::{
+    collections::BTreeMap,
     io::{self, Write},
     ops::ControlFlow,
     path::PathBuf,
@@ -57,6 +58,9 @@ pub(super) struct Args {
 #[derive(Debug, Serialize)]
 struct Report {
     model: String,
+    device: String,
+    /// Nodes of the graph by what computes them.
+    nodes: BTreeMap<String, usize>,
     threads: usize,
     load_seconds: f64,
     results: Vec<Lengths>,
@@ -108,7 +112,8 @@ struct Round {
 /// When the model cannot be loaded or run, or the lengths do not fit it.
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let started = Instant::now();
-    let mut timeline = args.engine.open(&args.model)?;
+    let device = args.engine.device()?;
+    let mut timeline = args.engine.open_on(&device, &args.model)?;
     let load_seconds = started.elapsed().as_secs_f64();
     check(args, timeline.capacity())?;
     let mut rounds: Vec<Vec<Round>> = args.prompt.iter().map(|_| Vec::new()).collect();
@@ -121,11 +126,18 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         args.prompt.iter().zip(&rounds).map(|(prompt, rounds)| summarize(*prompt, args.generate, rounds));
     let report = Report {
         model: args.model.display().to_string(),
+        device: device.to_string(),
+        nodes: nodes(&timeline)?,
         threads: args.engine.threads(),
         load_seconds,
         results: results.collect(),
     };
     Ok(print(&report, args.json)?)
+}
+
+fn nodes(timeline: &Timeline) -> anyhow::Result<BTreeMap<String, usize>> {
+    let placement = timeline.model().session().placement()?;
+    Ok(placement.into_iter().map(|(provider, operators)| (provider, operators.values().sum())).collect())
 }
 
 fn check(args: &Args, capacity: usize) -> anyhow::Result<()> {
@@ -208,7 +220,8 @@ fn print(report: &Report, json: bool) -> io::Result<()> {
         serde_json::to_writer_pretty(&mut out, report)?;
         return writeln!(out);
     }
-    writeln!(out, "{}, {} threads, loaded in {:.2} s", report.model, report.threads, report.load_seconds)?;
+    let Report { model, device, threads, load_seconds, .. } = report;
+    writeln!(out, "{model} on {device}, {threads} threads, loaded in {load_seconds:.2} s")?;
     writeln!(out, "tokens per second: median (least to most)")?;
     writeln!(out, "{:>8} {:>9}  {:>26}  {:>26}", "prompt", "generated", "prefill", "decode")?;
     for r in &report.results {

@@ -1,6 +1,7 @@
 //! `eka doctor`: what this machine has, what is missing, and what to do about it.
 //!
-//! Nothing is measured and nothing changed. Every line says ok or problem; a problem's line ends with the way out.
+//! Nothing is measured and nothing changed. Every line says ok or problem; a problem's line ends with the way out. With
+//! `--model` the model is loaded as well, to say where its nodes run.
 
 use std::{
     env, fs,
@@ -11,8 +12,9 @@ use std::{
 
 use crate::{
     config::{self, Config, ConfigArgs},
-    device::{Runtime, cuda, host},
+    device::{Device, OpenError, OpenOptions, Placement, SessionOptions, cuda, host},
     manifest::{self, Manifest},
+    model::Model,
     text::Text,
     units::Bytes,
 };
@@ -44,8 +46,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     match &settings {
         Ok(settings) => {
             findings.push(fine("settings", "can be used; `eka serve --print-config` shows them".into()));
-            findings.push(runtime(&settings.config));
             findings.push(gpu());
+            findings.extend(devices(&settings.config, args.config.model.is_some()));
             findings.extend(models(&settings.config));
         }
         Err(e) => findings.push(Finding { what: "settings", state: Err(e.to_string()) }),
@@ -133,27 +135,66 @@ fn memory() -> Finding {
     }
 }
 
-fn runtime(config: &Config) -> Finding {
-    let described =
-        Runtime::load(config.onnxruntime.dir.as_deref()).map_err(|e| e.to_string()).and_then(|runtime| {
-            let providers = runtime.providers().map_err(|e| e.to_string())?;
-            let (version, path) = (runtime.version(), runtime.path().display());
-            Ok(format!("{version} ({path})\nproviders: {}", providers.join(", ")))
-        });
-    Finding { what: "onnxruntime", state: described }
+fn gpu() -> Finding {
+    // Whether that is a problem depends on the device asked for.
+    fine(
+        "gpu",
+        cuda::probe().map_or_else(
+            |why| why.to_string(),
+            |gpus| format!("{}; the driver is for CUDA {}", gpus.names.join(", "), gpus.driver),
+        ),
+    )
 }
 
-fn gpu() -> Finding {
-    match cuda::probe() {
-        cuda::Gpus::NoDriver => fine("gpu", "no NVIDIA driver: everything runs on the CPU".into()),
-        cuda::Gpus::Found(names) if names.is_empty() => fine("gpu", "an NVIDIA driver, but no GPU".into()),
-        cuda::Gpus::Found(names) => {
-            fine("gpu", format!("{}; this version of eka runs everything on the CPU", names.join(", ")))
+/// What computes, with which library; and what of the configured model, where that is asked for.
+fn devices(config: &Config, with_model: bool) -> Vec<Finding> {
+    let device = match open(config) {
+        Ok(device) => device,
+        Err(e @ OpenError::NoCuda { .. }) => {
+            return vec![Finding { what: "device", state: Err(e.to_string()) }];
         }
-        cuda::Gpus::Unusable { reason } => {
-            fine("gpu", format!("an NVIDIA driver that cannot be used ({reason})"))
-        }
+        Err(e) => return vec![Finding { what: "onnxruntime", state: Err(e.to_string()) }],
+    };
+    let mut findings = vec![Finding { what: "onnxruntime", state: library(&device) }];
+    let why = device.fell_back().map(|why| format!(", as {why}")).unwrap_or_default();
+    findings.push(fine("device", format!("{device}{why}")));
+    if with_model && manifest::is_model(&config.model.path) {
+        findings.push(Finding { what: "placement", state: placement(&device, config) });
     }
+    findings
+}
+
+fn open(config: &Config) -> Result<Device, OpenError> {
+    Device::open(OpenOptions {
+        choice: config.engine.device,
+        libraries: config.onnxruntime.dir.as_deref(),
+        memory_limit: config.device.memory_limit,
+        host_pool: config.device.host_pool,
+    })
+}
+
+fn library(device: &Device) -> Result<String, String> {
+    let runtime = device.runtime();
+    let providers = runtime.providers().map_err(|e| e.to_string())?;
+    let (version, path) = (runtime.version(), runtime.path().display());
+    Ok(format!("{version} ({path})\nproviders: {}", providers.join(", ")))
+}
+
+/// Loads the model and says where its nodes run, by provider and operator.
+fn placement(device: &Device, config: &Config) -> Result<String, String> {
+    let threads = config.engine.threads.map_or_else(host::physical_cores, Into::into);
+    let model = Model::open_on(device, &config.model.path, SessionOptions { threads });
+    let placement = model.map_err(|e| e.to_string())?.session().placement().map_err(|e| e.to_string())?;
+    Ok(described(&placement))
+}
+
+fn described(placement: &Placement) -> String {
+    let lines = placement.iter().map(|(provider, operators)| {
+        let nodes: usize = operators.values().sum();
+        let list: Vec<_> = operators.iter().map(|(name, count)| format!("{name} {count}")).collect();
+        format!("{nodes} nodes on {provider}\n{}", list.join(", "))
+    });
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// The configured model, and whatever else lies beside it.

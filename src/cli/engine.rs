@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use crate::{
-    device::{Runtime, SessionOptions, host},
+    choice::DeviceChoice,
+    device::{Device, OpenOptions, SessionOptions, host},
     engine::{Timeline, TimelineOptions},
     model::Model,
 };
@@ -14,6 +15,10 @@ pub(super) struct EngineArgs {
     /// Directory of ONNX Runtime's library; without it, `lib/` beside the binary, then `.onnxruntime/`
     #[arg(long, value_name = "DIR", env = "EKA_ONNXRUNTIME_DIR")]
     onnxruntime: Option<PathBuf>,
+
+    /// What computes: auto, cpu, cuda, or cuda:N with the number of a GPU
+    #[arg(long, value_name = "DEVICE", env = "EKA_ENGINE_DEVICE", default_value_t = DeviceChoice::Auto)]
+    device: DeviceChoice,
 
     /// Threads that compute [default: physical cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
@@ -30,28 +35,25 @@ impl EngineArgs {
         self.threads.map_or_else(host::physical_cores, usize::from)
     }
 
-    /// Loads ONNX Runtime.
+    /// Opens the device, and says which it is unless it is the one asked for.
     ///
     /// # Errors
-    /// When there is no library that can be used.
-    pub(super) fn runtime(&self) -> anyhow::Result<Runtime> {
-        Ok(Runtime::load(self.onnxruntime.as_deref())?)
-    }
-
-    /// Loads ONNX Runtime and the model in `dir`, and warms that up.
-    ///
-    /// # Errors
-    /// When library or model cannot be loaded.
-    pub(super) fn open(&self, dir: &Path) -> anyhow::Result<Timeline> {
-        self.open_on(&self.runtime()?, dir)
+    /// When there is no such device, or no library that can be used.
+    pub(super) fn device(&self) -> anyhow::Result<Device> {
+        let (choice, libraries) = (self.device, self.onnxruntime.as_deref());
+        let device = Device::open(OpenOptions { choice, libraries, ..OpenOptions::default() })?;
+        if let Some(why) = device.fell_back() {
+            eprintln!("on {device}, as {why}");
+        }
+        Ok(device)
     }
 
     /// Loads the model in `dir` and warms it up.
     ///
     /// # Errors
     /// When the model cannot be loaded.
-    pub(super) fn open_on(&self, runtime: &Runtime, dir: &Path) -> anyhow::Result<Timeline> {
-        let model = Model::open(runtime, dir, SessionOptions { threads: self.threads() })?;
+    pub(super) fn open_on(&self, device: &Device, dir: &Path) -> anyhow::Result<Timeline> {
+        let model = Model::open_on(device, dir, SessionOptions { threads: self.threads() })?;
         let options = TimelineOptions { capacity: 0, chunk: usize::from(self.prefill_chunk) };
         let mut timeline = Timeline::new(model, options)?;
         timeline.warm_up()?;

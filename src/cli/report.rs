@@ -17,7 +17,7 @@ use super::{
     logits::{Difference, divergence, log_softmax},
 };
 use crate::{
-    device::Runtime,
+    device::Device,
     engine::{Forward, Timeline},
     export::{self, Options, Storage},
     manifest::Dtype,
@@ -32,11 +32,11 @@ pub(super) struct Reporter<'a> {
     path: &'a Path,
     text: String,
     engine: &'a EngineArgs,
-    runtime: Runtime,
+    device: Device,
 }
 
 impl<'a> Reporter<'a> {
-    /// Reads the text at `path` and loads ONNX Runtime.
+    /// Reads the text at `path` and opens the device.
     ///
     /// # Errors
     /// When either cannot be.
@@ -44,7 +44,7 @@ impl<'a> Reporter<'a> {
         let text = fs::read_to_string(path)
             .with_context(|| format!("{} cannot be read as UTF-8 text for --report", path.display()))?;
         ensure!(!text.trim().is_empty(), "{} is empty: --report needs a text to compute on", path.display());
-        Ok(Self { path, text, engine, runtime: engine.runtime()? })
+        Ok(Self { path, text, engine, device: engine.device()? })
     }
 
     /// Compares what `options` made with a float32 export, which it makes and removes again.
@@ -80,7 +80,7 @@ impl<'a> Reporter<'a> {
     }
 
     fn open(&self, dir: &Path) -> anyhow::Result<Timeline> {
-        self.engine.open_on(&self.runtime, dir)
+        self.engine.open_on(&self.device, dir)
     }
 }
 

@@ -46,7 +46,8 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> anyhow::Result<bool> {
     ensure!(args.atol >= 0.0, "--atol is {}: a difference is not negative; use 0 or more", args.atol);
     let reference = Reference::read(args)?;
-    let mut timeline = args.engine.open(&args.model)?;
+    let device = args.engine.device()?;
+    let mut timeline = args.engine.open_on(&device, &args.model)?;
     let vocabulary = timeline.vocabulary();
     ensure!(
         reference.vocabulary == vocabulary,

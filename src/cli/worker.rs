@@ -73,6 +73,10 @@ pub(super) fn command(config: &Config, models: &[Prepared]) -> anyhow::Result<Wo
         threads: config.engine.threads.map(Into::into),
         prefill_chunk: config.engine.prefill_chunk.get(),
         context_length: config.engine.context_length.map(|n| n.0),
+        device: config.engine.device,
+        device_memory: config.device.memory_limit,
+        trim: config.device.trim,
+        host_pool: config.device.host_pool,
     };
     let half = host::machine_memory().map(|(total, _)| Bytes(total.0 / 2));
     let keep_alive = config.models.keep_alive;

@@ -39,6 +39,9 @@ pub struct ConfigArgs {
     /// Port to listen on; 0 for any that is free
     #[arg(long, value_name = "PORT")]
     pub port: Option<String>,
+    /// What computes: auto, cpu, cuda, or cuda:N with the number of a GPU
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<String>,
     /// Threads that compute [default: physical cores]
     #[arg(long, value_name = "N")]
     pub threads: Option<String>,
@@ -66,6 +69,7 @@ impl ConfigArgs {
             ("--quantize", "model.quantize", &self.quantize),
             ("--bind", "server.bind", &self.bind),
             ("--port", "server.port", &self.port),
+            ("--device", "engine.device", &self.device),
             ("--threads", "engine.threads", &self.threads),
             ("--context-length", "engine.context_length", &self.context_length),
             ("--queue", "queue.max_jobs", &self.queue),

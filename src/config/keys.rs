@@ -52,7 +52,7 @@ const fn derived(path: &'static str, default: &'static str, kind: Kind) -> Key {
 }
 
 /// Every setting, section by section; printed in this order.
-pub(super) const KEYS: [Key; 45] = [
+pub(super) const KEYS: [Key; 49] = [
     text("server.bind", "127.0.0.1", "an IP address, such as 127.0.0.1, or 0.0.0.0 for every interface"),
     whole("server.port", "8110", 0, 65_535),
     whole("server.grace_ms", "30000", 0, WEEK_MS),
@@ -99,10 +99,22 @@ pub(super) const KEYS: [Key; 45] = [
     whole("queue.timeout_ms", "60000", 1, WEEK_MS),
     whole("queue.total_timeout_ms", "600000", 1, WEEK_MS),
     derived("queue.max_switches", "no limit", Kind::Whole { least: 1, most: 1 << 20 }),
+    text("engine.device", "auto", "auto, cpu, cuda, or cuda:N with the number of a GPU"),
     derived("engine.threads", "physical cores", Kind::Whole { least: 1, most: 1024 }),
     whole("engine.prefill_chunk", "512", 1, 16_384),
     derived("engine.context_length", "the model's", Kind::Whole { least: 2, most: 1 << 24 }),
     whole("engine.default_max_new_tokens", "256", 1, 1 << 24),
+    derived(
+        "device.memory_limit_bytes",
+        "all that the GPU has",
+        Kind::Whole { least: 1 << 20, most: 1 << 50 },
+    ),
+    text(
+        "device.trim",
+        "always",
+        "always, above=<bytes>, idle=<milliseconds> or never, and ,keep=<bytes> after it if anything shall stay",
+    ),
+    truth("device.host_pool", "false"),
     derived("onnxruntime.dir", "where `eka doctor` looks", Kind::Text("a directory")),
     whole("watchdog.load_ms", "600000", 1, WEEK_MS),
     whole("watchdog.warm_up_ms", "120000", 1, WEEK_MS),

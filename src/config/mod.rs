@@ -28,7 +28,11 @@ use self::{
     prove::Proof,
     raw::RawConfig,
 };
-use crate::units::{Bytes, Millis, Tokens};
+use crate::{
+    choice::DeviceChoice,
+    trim::TrimPolicy,
+    units::{Bytes, Millis, Tokens},
+};
 
 /// Every setting, proven.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +55,8 @@ pub struct Config {
     pub queue: Queue,
     /// How it is computed.
     pub engine: Engine,
+    /// The device's memory.
+    pub device: Device,
     /// The library that computes.
     pub onnxruntime: OnnxRuntime,
     /// How long a worker may be silent.
@@ -192,6 +198,8 @@ pub struct Queue {
 /// How it is computed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Engine {
+    /// What computes.
+    pub device: DeviceChoice,
     /// Threads that compute; `None` is one for each physical core.
     pub threads: Option<NonZeroUsize>,
     /// Prompt tokens read at once.
@@ -200,6 +208,17 @@ pub struct Engine {
     pub context_length: Option<Tokens>,
     /// Most new tokens of a request that does not say.
     pub default_max_new: Tokens,
+}
+
+/// The device's memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Most that a worker takes of it; `None` is all that there is.
+    pub memory_limit: Option<Bytes>,
+    /// When what is unused goes back.
+    pub trim: TrimPolicy,
+    /// Treat the CPU's memory as a GPU's is treated: for tests of that.
+    pub host_pool: bool,
 }
 
 /// The library that computes.

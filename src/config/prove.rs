@@ -9,16 +9,19 @@ use config::Value;
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 
 use super::{
-    Config, Engine, Log, LogFormat, Model, Models, OnnxRuntime, Problem, Quantize, Queue, Recycle, Server,
-    Watchdog,
+    Config, Device, Engine, Log, LogFormat, Model, Models, OnnxRuntime, Problem, Quantize, Queue, Recycle,
+    Server, Watchdog,
     keys::{Key, Kind},
     layers::{Merged, Surroundings},
     raw::{
-        RawConfig, RawEngine, RawLog, RawModel, RawModels, RawOnnxRuntime, RawQueue, RawRecycle, RawServer,
-        RawWatchdog,
+        RawConfig, RawDevice, RawEngine, RawLog, RawModel, RawModels, RawOnnxRuntime, RawQueue, RawRecycle,
+        RawServer, RawWatchdog,
     },
 };
-use crate::units::{Bytes, Millis, Tokens};
+use crate::{
+    trim::TrimPolicyError,
+    units::{Bytes, Millis, Tokens},
+};
 
 /// Checks one setting after the other and goes on after a mistake, so that all are reported at once.
 pub(super) struct Proof<'a> {
@@ -39,6 +42,7 @@ impl Proof<'_> {
         let models = self.models(&raw.models);
         let queue = self.queue(&raw.queue);
         let engine = self.engine(&raw.engine);
+        let device = self.device(&raw.device);
         let onnxruntime = self.onnxruntime(&raw.onnxruntime);
         let watchdog = self.watchdog(&raw.watchdog);
         let recycle = self.recycle(&raw.recycle);
@@ -53,6 +57,7 @@ impl Proof<'_> {
             models: models?,
             queue: queue?,
             engine: engine?,
+            device: device?,
             onnxruntime: onnxruntime?,
             watchdog: watchdog?,
             recycle: recycle?,
@@ -177,6 +182,7 @@ impl Proof<'_> {
     }
 
     fn engine(&mut self, raw: &RawEngine) -> Option<Engine> {
+        let device = self.some("engine.device", raw.device.parse().ok());
         let threads = self.optional(raw.threads, |proof, n| proof.positive("engine.threads", n));
         let prefill_chunk = self.positive("engine.prefill_chunk", raw.prefill_chunk);
         let context_length =
@@ -184,11 +190,26 @@ impl Proof<'_> {
         let default_max_new =
             self.whole("engine.default_max_new_tokens", raw.default_max_new_tokens).map(Tokens);
         Some(Engine {
+            device: device?,
             threads: threads?,
             prefill_chunk: prefill_chunk?,
             context_length: context_length?,
             default_max_new: default_max_new?,
         })
+    }
+
+    fn device(&mut self, raw: &RawDevice) -> Option<Device> {
+        const LIMIT: &str = "device.memory_limit_bytes";
+        let limit = self.optional(raw.memory_limit_bytes, |proof, n| proof.whole(LIMIT, n).map(Bytes));
+        let trim = match raw.trim.parse() {
+            Ok(trim) => Some(trim),
+            Err(TrimPolicyError::Word { .. }) => self.some("device.trim", None),
+            Err(e) => {
+                self.refuse("device.trim", format!("a trim policy: {e}"));
+                None
+            }
+        };
+        Some(Device { memory_limit: limit?, trim: trim?, host_pool: raw.host_pool })
     }
 
     fn onnxruntime(&mut self, raw: &RawOnnxRuntime) -> Option<OnnxRuntime> {

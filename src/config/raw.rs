@@ -19,6 +19,7 @@ pub(super) struct RawConfig {
     pub(super) models: RawModels,
     pub(super) queue: RawQueue,
     pub(super) engine: RawEngine,
+    pub(super) device: RawDevice,
     #[serde(default)]
     pub(super) onnxruntime: RawOnnxRuntime,
     pub(super) watchdog: RawWatchdog,
@@ -95,10 +96,19 @@ pub(super) struct RawQueue {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawEngine {
+    pub(super) device: String,
     pub(super) threads: Option<i64>,
     pub(super) prefill_chunk: i64,
     pub(super) context_length: Option<i64>,
     pub(super) default_max_new_tokens: i64,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawDevice {
+    pub(super) memory_limit_bytes: Option<i64>,
+    pub(super) trim: String,
+    pub(super) host_pool: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -65,12 +65,14 @@ fn comment<'a>(toml: &'a str, setting: &str) -> &'a str {
 
 #[test]
 fn without_anything_set_the_defaults_serve_the_demo() {
-    let Config { server, auth, tls, cors, limits, model, models, queue, engine, onnxruntime, .. } =
+    let Config { server, auth, tls, cors, limits, model, models, queue, engine, device, onnxruntime, .. } =
         load("", &[], &[]).config;
     let Config { watchdog, recycle, log, .. } = load("", &[], &[]).config;
     assert_eq!((auth.keys_file, auth.keys, auth.open_metrics, tls), (None, None, false, None));
     assert_eq!((cors.origins, limits.requests_per_minute_per_ip), (Origins::These(vec![]), None));
     assert!(!log.prompts);
+    assert_eq!((engine.device, device.memory_limit, device.host_pool), (DeviceChoice::Auto, None, false));
+    assert_eq!(device.trim, TrimPolicy::default());
     assert_eq!((watchdog.decode_floor, watchdog.decode_factor), (Millis(15_000), 50));
     assert_eq!((server.bind, server.port), (IpAddr::from(Ipv4Addr::LOCALHOST), 8110));
     assert_eq!((server.grace, server.heartbeat), (Millis(30_000), Millis(2000)));
@@ -115,6 +117,8 @@ fn every_setting_has_a_variable_and_can_be_set_by_path() {
             ("cors.origins", _) => "*".to_owned(),
             ("model.quantize", _) => "int4".to_owned(),
             ("log.level", _) => "warn,eka=trace".to_owned(),
+            ("engine.device", _) => "cuda:1".to_owned(),
+            ("device.trim", _) => "idle=500,keep=65536".to_owned(),
             ("log.format", _) => "json".to_owned(),
             _ => "else".to_owned(),
         };
@@ -134,6 +138,7 @@ fn flags_of_their_own_set_what_they_say() {
         "--quantize=int8",
         "--bind=0.0.0.0",
         "--port=0",
+        "--device=cuda:2",
         "--threads=4",
         "--context-length=128",
         "--queue=1",
@@ -143,6 +148,7 @@ fn flags_of_their_own_set_what_they_say() {
     let Config { server, model, queue, engine, onnxruntime, log, .. } = load("", &[], &flags).config;
     assert_eq!((model.path, model.id.as_str(), model.quantize), ("m".into(), "n", Quantize::Int8));
     assert_eq!((server.bind, server.port), (IpAddr::from(Ipv4Addr::UNSPECIFIED), 0));
+    assert_eq!(engine.device, DeviceChoice::Cuda(2));
     assert_eq!((engine.threads.unwrap().get(), engine.context_length), (4, Some(Tokens(128))));
     assert_eq!((queue.max_jobs.get(), onnxruntime.dir, log.level.as_str()), (1, Some("o".into()), "debug"));
 }
@@ -215,6 +221,12 @@ fn messages_say_what_would_do() {
         one(&["--set", "queue.total_timeout_ms=5"]),
         "queue.total_timeout_ms is 5 (--set): expected at least queue.timeout_ms, which is 60000 (default)"
     );
+    assert_eq!(
+        one(&["--device=gpu"]),
+        "engine.device is \"gpu\" (--device): expected auto, cpu, cuda, or cuda:N with the number of a GPU"
+    );
+    assert!(one(&["--set", "device.trim=often"]).contains("expected always, above=<bytes>"));
+    assert!(one(&["--set", "device.trim=always,keep=1GB"]).contains("with KiB, MiB or GiB"));
     assert!(one(&["--bind=localhost"]).contains("expected an IP address"));
     assert!(one(&["--log=inof"]).starts_with("log.level is \"inof\" (--log): expected error, warn"));
     assert!(one(&["--model=/"]).contains("model.id"));
@@ -256,7 +268,7 @@ fn what_print_config_prints_gives_the_same_settings_again() {
 fn settings_that_nobody_set_are_printed_as_comments() {
     let toml = load("", &[], &[]).to_toml();
     assert!(
-        toml.contains("[engine]\n# threads is not set: physical cores\nprefill_chunk = 512  # default\n"),
+        toml.contains("[engine]\ndevice = \"auto\"  # default\n# threads is not set: physical cores\nprefill_chunk = 512  # default\n"),
         "{toml}"
     );
 }

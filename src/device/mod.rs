@@ -2,6 +2,7 @@
 //!
 //! It wraps what the safe API of `ort` leaves out, in types that cannot be misused from the outside:
 //!
+//! - [`Device`]: the one that was asked for, or why not: the CPU, or a GPU with its libraries and its memory.
 //! - [`Runtime`]: ONNX Runtime's library, found, checked and loaded once for the process.
 //! - [`Session`]: a graph, loaded, with the placement of its nodes.
 //! - [`Binding`]: a graph's inputs and outputs over memory that stays where it is, run without allocating or rebinding.
@@ -15,6 +16,7 @@ mod binding;
 pub mod cuda;
 mod faults;
 pub mod host;
+mod open;
 pub mod pool;
 mod region;
 mod runtime;
@@ -22,10 +24,11 @@ mod session;
 
 pub use binding::{Binding, Slot};
 pub use faults::Fault;
+pub use open::{CUDA_PROVIDER, Device, Gpu, OpenError, OpenOptions};
 pub use pool::Pool;
 pub use region::{Element, Shared};
 pub use runtime::{Attempt, LIBRARY_MINOR, Runtime, RuntimeError, candidates};
-pub use session::{Port, Session, SessionOptions};
+pub use session::{Placement, Port, Session, SessionOptions};
 
 /// What the device could not do.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +57,14 @@ pub enum DeviceError {
         /// How much was asked for, and what there is.
         source: pool::NoRoom,
     },
+    /// A session for a GPU would compute elsewhere as well, or copy to and fro.
+    #[error(
+        "{found} would not run on the GPU; export the model with `eka export --dtype float16`, or use --device cpu"
+    )]
+    Placement {
+        /// How many nodes of which operators.
+        found: String,
+    },
     /// A shape that does not fit the memory it is laid over.
     #[error("a tensor of shape {shape:?} needs {needed} elements, its memory holds {room}")]
     Shape {
@@ -77,7 +88,7 @@ impl DeviceError {
         match self {
             Self::Runtime { message, .. } => Fault::of(message),
             Self::Memory { .. } | Self::NoRoom { .. } => Fault::OutOfMemory,
-            Self::Shape { .. } => Fault::Other,
+            Self::Shape { .. } | Self::Placement { .. } => Fault::Other,
         }
     }
 }

@@ -5,6 +5,9 @@
 //! `target/release/eka`. Never on the system's search path: a library that happens to lie there is how a service ends
 //! up on another version than it was tested with.
 //!
+//! There are libraries for the CPU alone and such for GPUs as well, each in a folder of its own (`cpu`, `gpu`), as their
+//! parts do not mix. One that is for GPUs also serves the CPU, but is a gigabyte with all that it needs.
+//!
 //! `ort` panics when its own search fails, so it is never asked to search: it is given a file.
 
 use std::{
@@ -17,7 +20,10 @@ use std::{
 
 use ort::environment::Environment;
 
-use super::DeviceError;
+use super::{
+    DeviceError,
+    cuda::{self, NoCuda},
+};
 
 /// The oldest minor version of ONNX Runtime 1.x that eka's binding is made for.
 pub const LIBRARY_MINOR: u32 = ort::MINOR_VERSION;
@@ -68,25 +74,58 @@ impl Runtime {
     /// [`RuntimeError::NotFound`] with every path tried and the version seen there.
     pub fn load(configured: Option<&Path>) -> Result<Self, RuntimeError> {
         let mut attempts = Vec::new();
-        for directory in directories(configured) {
+        let mut places = directories(configured, "cpu");
+        for place in directories(configured, "gpu") {
+            if !places.contains(&place) {
+                places.push(place);
+            }
+        }
+        for directory in places {
             let libraries = candidates(&directory);
             if libraries.is_empty() {
                 attempts.push(Attempt { path: directory, found: "no ONNX Runtime library".into() });
                 continue;
             }
             for path in libraries {
-                match ort::init_from(&path) {
-                    // With a library loaded already, whatever it is called with is fine.
-                    Ok(_) if ort::util::probe(&path).is_none() => {
-                        let found = "cannot be loaded: it is no ONNX Runtime library".into();
-                        attempts.push(Attempt { found, path });
-                    }
+                match initialize(&path) {
                     Ok(builder) => return Ok(Self::start(builder, path)?),
-                    Err(e) => attempts.push(Attempt { found: describe(&e), path }),
+                    Err(found) => attempts.push(Attempt { path, found }),
                 }
             }
         }
         Err(RuntimeError::NotFound { attempts })
+    }
+
+    /// Loads the first library that has the CUDA provider beside it, after what that needs. `configured` as in
+    /// [`load`](Self::load). Whether it was built with CUDA is seen in its [`providers`](Self::providers).
+    ///
+    /// # Errors
+    /// The outer one when the library does not start; [`NoCuda`] when there is none or something that it needs is missing:
+    /// then nothing of ONNX Runtime is loaded, and [`load`](Self::load) may be.
+    pub(super) fn load_cuda(configured: Option<&Path>) -> Result<Result<Self, NoCuda>, RuntimeError> {
+        let mut attempts = Vec::new();
+        for directory in directories(configured, "gpu") {
+            let libraries = candidates(&directory);
+            if libraries.is_empty() {
+                attempts.push(Attempt { path: directory, found: "no ONNX Runtime library".into() });
+                continue;
+            }
+            if !directory.join(cuda::PROVIDER).is_file() {
+                let found = format!("an ONNX Runtime for the CPU alone: no {} beside it", cuda::PROVIDER);
+                attempts.push(Attempt { path: directory, found });
+                continue;
+            }
+            if let Err(missing) = cuda::preload(&directory) {
+                return Ok(Err(missing));
+            }
+            for path in libraries {
+                match initialize(&path) {
+                    Ok(builder) => return Ok(Ok(Self::start(builder, path)?)),
+                    Err(found) => attempts.push(Attempt { path, found }),
+                }
+            }
+        }
+        Ok(Err(NoCuda::NoLibrary { attempts }))
     }
 
     fn start(builder: ort::environment::EnvironmentBuilder, path: PathBuf) -> Result<Self, DeviceError> {
@@ -148,6 +187,18 @@ impl Runtime {
     }
 }
 
+/// Loads the library at `path`, or says why it will not do.
+fn initialize(path: &Path) -> Result<ort::environment::EnvironmentBuilder, String> {
+    match ort::init_from(path) {
+        // With a library loaded already, whatever it is called with is fine.
+        Ok(_) if ort::util::probe(path).is_none() => {
+            Err("cannot be loaded: it is no ONNX Runtime library".into())
+        }
+        Ok(builder) => Ok(builder),
+        Err(e) => Err(describe(&e)),
+    }
+}
+
 fn describe(error: &ort::LoadDynamicError) -> String {
     match error {
         ort::LoadDynamicError::Dlopen { error, .. } => format!("cannot be loaded: {error}"),
@@ -159,21 +210,22 @@ fn describe(error: &ort::LoadDynamicError) -> String {
     }
 }
 
-/// Where libraries are looked for, in order.
-fn directories(configured: Option<&Path>) -> Vec<PathBuf> {
+/// Where libraries of a kind, `cpu` or `gpu`, are looked for, in order.
+fn directories(configured: Option<&Path>, kind: &str) -> Vec<PathBuf> {
     if let Some(directory) = configured {
-        return vec![directory.to_path_buf(), directory.join("cpu")];
+        return vec![directory.to_path_buf(), directory.join(kind)];
     }
+    let store = Path::new(".onnxruntime").join(kind);
     let mut all = Vec::new();
     let binary = env::current_exe().ok();
     if let Some(beside) = binary.as_deref().and_then(Path::parent) {
-        all.push(beside.join("lib"));
+        all.extend([beside.join("lib"), beside.join("lib").join(kind)]);
     }
     if let Ok(here) = env::current_dir() {
-        all.push(here.join(".onnxruntime/cpu"));
+        all.push(here.join(&store));
     }
     let above = binary.iter().flat_map(|binary| binary.ancestors().skip(1));
-    for directory in above.map(|directory| directory.join(".onnxruntime/cpu")).filter(|d| d.is_dir()) {
+    for directory in above.map(|directory| directory.join(&store)).filter(|d| d.is_dir()) {
         if !all.contains(&directory) {
             all.push(directory);
         }
@@ -204,7 +256,8 @@ fn is_library(name: &str) -> bool {
         || name.strip_prefix("libonnxruntime.").is_some_and(|rest| rest.ends_with("dylib"))
 }
 
-fn numbers(name: &str) -> Vec<u32> {
+/// The numbers in a file's name: its version, which is compared as such.
+pub(super) fn numbers(name: &str) -> Vec<u32> {
     name.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse().ok()).collect()
 }
 
@@ -248,7 +301,7 @@ mod tests {
         let Err(RuntimeError::NotFound { attempts }) = Runtime::load(Some(directory.path())) else {
             panic!("a text file was loaded");
         };
-        assert_eq!(attempts.len(), 2, "{attempts:?}");
+        assert_eq!(attempts.len(), 3, "{attempts:?}");
         assert!(attempts[0].found.starts_with("cannot be loaded"), "{attempts:?}");
         assert!(attempts.iter().all(|a| a.path.starts_with(directory.path())));
     }

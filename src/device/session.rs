@@ -5,11 +5,12 @@ use std::{collections::BTreeMap, ffi::CStr, path::Path, ptr, slice};
 use ort::{
     AsPointer,
     environment::Environment,
+    ep::{self, ArbitrarilyConfigurableExecutionProvider},
     session::builder::{GraphOptimizationLevel, SessionBuilder},
     value::{Outlet, TensorElementType, ValueType},
 };
 
-use super::{DeviceError, Pool, Runtime};
+use super::{CUDA_PROVIDER, DeviceError, Pool, Runtime, pool::GpuStream};
 
 /// How a session computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,17 +51,30 @@ impl Session {
         Ok(Self { inner, threads: options.threads, pool: None })
     }
 
-    /// Loads the graph at `path`, with memory from `pool`.
+    /// Loads the graph at `path`, with memory from `pool`: on the CPU for a pool of the host's, on the GPU for a GPU's,
+    /// and there as a whole. **On a GPU this has not run yet.**
     ///
     /// # Errors
-    /// [`DeviceError::NoRoom`] when the pool has no room for it, [`DeviceError::Runtime`] with ONNX Runtime's reason.
+    /// [`DeviceError::NoRoom`] when the pool has no room for it, [`DeviceError::Placement`] when the GPU cannot run every
+    /// node of it, [`DeviceError::Runtime`] with ONNX Runtime's reason.
     pub fn open_in(pool: &Pool, path: &Path, options: SessionOptions) -> Result<Self, DeviceError> {
+        let gpu = pool.gpu_stream();
         let inner = pool.loading(|| {
             let builder = Self::builder(pool.environment(), options)
-                .and_then(|builder| Ok(builder.with_env_allocators()?));
+                .and_then(|builder| Ok(builder.with_env_allocators()?))
+                .and_then(|builder| match gpu {
+                    Some(gpu) => on_gpu(builder, gpu),
+                    None => Ok(builder),
+                });
             Self::commit(builder, path)
         })?;
-        Ok(Self { inner, threads: options.threads, pool: Some(pool.clone()) })
+        let session = Self { inner, threads: options.threads, pool: Some(pool.clone()) };
+        if gpu.is_some()
+            && let Some(found) = misplaced(&session.placement()?)
+        {
+            return Err(DeviceError::Placement { found });
+        }
+        Ok(session)
     }
 
     fn commit(
@@ -105,19 +119,23 @@ impl Session {
         self.inner.outputs().iter().map(port).collect()
     }
 
-    /// Nodes of the optimized graph by execution provider, as the session placed them.
+    /// Nodes of the optimized graph by execution provider and operator, as the session placed them.
     ///
     /// # Errors
     /// [`DeviceError::Runtime`] when the session does not say.
-    pub fn placement(&self) -> Result<BTreeMap<String, usize>, DeviceError> {
-        let failed = DeviceError::runtime("the placement of nodes");
-        let mut nodes = BTreeMap::new();
-        for &subgraph in self.assigned_subgraphs().map_err(failed)? {
-            let (provider, count) =
-                describe_subgraph(subgraph).map_err(DeviceError::runtime("the placement of nodes"))?;
-            *nodes.entry(provider).or_insert(0) += count;
+    pub fn placement(&self) -> Result<Placement, DeviceError> {
+        self.placed().map_err(DeviceError::runtime("the placement of nodes"))
+    }
+
+    fn placed(&self) -> ort::Result<Placement> {
+        let mut placement = Placement::new();
+        for &subgraph in self.assigned_subgraphs()? {
+            let operators = placement.entry(provider(subgraph)?).or_default();
+            for &node in nodes(subgraph)? {
+                *operators.entry(operator(node)?).or_insert(0) += 1;
+            }
         }
-        Ok(nodes)
+        Ok(placement)
     }
 
     fn assigned_subgraphs(&self) -> ort::Result<&[*const ort::sys::OrtEpAssignedSubgraph]> {
@@ -141,21 +159,66 @@ impl Session {
     }
 }
 
-fn describe_subgraph(subgraph: *const ort::sys::OrtEpAssignedSubgraph) -> ort::Result<(String, usize)> {
+/// Asks for the CUDA provider, for all of the graph, on the pool's stream.
+fn on_gpu(builder: SessionBuilder, gpu: GpuStream) -> ort::Result<SessionBuilder> {
+    let cuda = ep::CUDA::default().with_device_id(gpu.ordinal.into());
+    // SAFETY: the stream belongs to the pool, which the session owns a share of and drops after itself.
+    let cuda = unsafe { cuda.with_compute_stream(gpu.stream.as_ptr()) }
+        // What single precision there is, such as the logits, is meant as such.
+        .with_tf32(false)
+        // No operator of a language model needs it, and it is another half gigabyte to install.
+        .with_arbitrary_config("enable_cudnn", "0")
+        // The pool's blocks are ordered by the one stream.
+        .with_arbitrary_config("use_ep_level_unified_stream", "1");
+    Ok(builder.with_execution_providers([cuda.build().error_on_failure()])?.with_disable_cpu_fallback()?)
+}
+
+/// Nodes by execution provider and operator.
+pub type Placement = BTreeMap<String, BTreeMap<String, usize>>;
+
+/// What of a session for a GPU is not computed by it, or is a copy to or from the host.
+fn misplaced(placement: &Placement) -> Option<String> {
+    let mut found = Vec::new();
+    for (provider, operators) in placement {
+        let is_elsewhere = provider != CUDA_PROVIDER;
+        let wrong = operators.iter().filter(|(name, _)| is_elsewhere || name.starts_with("Memcpy"));
+        found.extend(wrong.map(|(name, count)| format!("{count} {name} ({provider})")));
+    }
+    (!found.is_empty()).then(|| found.join(", "))
+}
+
+fn provider(subgraph: *const ort::sys::OrtEpAssignedSubgraph) -> ort::Result<String> {
     let mut name = ptr::null();
     // SAFETY: `subgraph` comes from the session, which outlives this call.
     let status = unsafe { (ort::api().EpAssignedSubgraph_GetEpName)(subgraph, &raw mut name) };
     // SAFETY: the status comes from the call above and is used once.
     unsafe { ort::Error::result_from_status(status) }?;
     // SAFETY: on success `name` is a C string owned by the session.
-    let provider = unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned();
+    Ok(unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned())
+}
+
+/// The nodes of a subgraph, which the session owns as it owns that.
+fn nodes<'a>(
+    subgraph: *const ort::sys::OrtEpAssignedSubgraph,
+) -> ort::Result<&'a [*const ort::sys::OrtEpAssignedNode]> {
     let (mut first, mut count) = (ptr::null(), 0);
-    // SAFETY: as above; the nodes themselves are not looked at.
+    // SAFETY: `subgraph` comes from the session, which outlives this call; both out-parameters are valid for it.
     let status =
         unsafe { (ort::api().EpAssignedSubgraph_GetNodes)(subgraph, &raw mut first, &raw mut count) };
     // SAFETY: the status comes from the call above and is used once.
     unsafe { ort::Error::result_from_status(status) }?;
-    Ok((provider, count))
+    // SAFETY: on success the session owns an array of `count` pointers, unchanged as long as it lives.
+    Ok(if first.is_null() { &[] } else { unsafe { slice::from_raw_parts(first, count) } })
+}
+
+fn operator(node: *const ort::sys::OrtEpAssignedNode) -> ort::Result<String> {
+    let mut name = ptr::null();
+    // SAFETY: `node` comes from the session, which outlives this call.
+    let status = unsafe { (ort::api().EpAssignedNode_GetOperatorType)(node, &raw mut name) };
+    // SAFETY: the status comes from the call above and is used once.
+    unsafe { ort::Error::result_from_status(status) }?;
+    // SAFETY: on success `name` is a C string owned by the session.
+    Ok(unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned())
 }
 
 fn port(outlet: &Outlet) -> Port {
@@ -174,5 +237,28 @@ fn element_name(ty: TensorElementType) -> String {
         TensorElementType::Int32 => "int32".into(),
         TensorElementType::Int64 => "int64".into(),
         other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn placement(nodes: &[(&str, &str, usize)]) -> Placement {
+        let mut placement = Placement::new();
+        for (provider, operator, count) in nodes {
+            placement.entry((*provider).into()).or_default().insert((*operator).into(), *count);
+        }
+        placement
+    }
+
+    #[test]
+    fn a_graph_that_the_gpu_runs_alone_is_well_placed_and_any_other_is_named() {
+        let whole = [(CUDA_PROVIDER, "MatMulNBits", 97), (CUDA_PROVIDER, "GroupQueryAttention", 24)];
+        assert_eq!(misplaced(&placement(&whole)), None);
+        let copies = [(CUDA_PROVIDER, "MatMul", 1), (CUDA_PROVIDER, "MemcpyToHost", 2)];
+        assert_eq!(misplaced(&placement(&copies)), Some("2 MemcpyToHost (CUDAExecutionProvider)".into()));
+        let shapes = [("CPUExecutionProvider", "Shape", 3), (CUDA_PROVIDER, "MatMul", 1)];
+        assert_eq!(misplaced(&placement(&shapes)), Some("3 Shape (CPUExecutionProvider)".into()));
     }
 }

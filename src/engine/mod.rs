@@ -18,7 +18,11 @@ pub use generate::{Outcome, Step, generate};
 pub use sampler::Sampler;
 pub use timeline::{Timeline, TimelineOptions};
 
-use crate::{device::DeviceError, job::Failure, units::Tokens};
+use crate::{
+    device::{DeviceError, Fault},
+    job::Failure,
+    units::Tokens,
+};
 
 /// Something that can be fed tokens: a [`Timeline`], or a script in a test.
 pub trait Forward {
@@ -71,11 +75,33 @@ pub enum EngineError {
     },
 }
 
+impl EngineError {
+    /// What it means for the device.
+    #[must_use]
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::Device(e) => e.kind(),
+            _ => Fault::Other,
+        }
+    }
+
+    /// What to do about a lack of memory, where the error itself does not say.
+    fn way_out(&self) -> &'static str {
+        match self {
+            Self::Device(DeviceError::NoRoom { .. }) => "",
+            _ if self.fault() == Fault::OutOfMemory => {
+                "; use a shorter prompt, lower engine.context_length, or raise device.memory_limit_bytes"
+            }
+            _ => "",
+        }
+    }
+}
+
 impl From<EngineError> for Failure {
     fn from(e: EngineError) -> Self {
         match e {
             EngineError::Job(failure) => failure,
-            other => Self::Device { message: other.to_string() },
+            other => Self::Device { message: format!("{other}{}", other.way_out()) },
         }
     }
 }

@@ -9,10 +9,13 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::{AppState, ask::take_keep_alive, body, error::ApiError, fields::FieldError, gate::check_admin};
+use super::{
+    AppState, ask::take_keep_alive, body, error::ApiError, fields::FieldError, gate::check_admin,
+    probes::held,
+};
 use crate::{
     config::is_log_level,
-    job::{Failure, Memory, Order, OrderReport},
+    job::{Failure, Order, OrderReport},
     units::Millis,
 };
 
@@ -103,10 +106,9 @@ async fn carry_out(request: &HttpRequest, state: &AppState, order: Order) -> Res
 }
 
 fn describe(report: &OrderReport) -> Value {
-    let of = |memory: &Memory| json!({ "resident": memory.resident, "anonymous": memory.anonymous });
     json!({
         "loaded": report.loaded,
         "took_ms": Millis::from(report.took),
-        "memory": { "before": of(&report.before), "after": of(&report.after) },
+        "memory": { "before": held(report.before), "after": held(report.after) },
     })
 }

@@ -7,8 +7,9 @@ use super::{
     ask::{Ask, Prompt, Rules, conversation_of, prompt_of, take_tokens},
     dialect::{Dialect, Head, prompt_progress, timings, usage},
     fields::{FieldError, Fields, Known},
+    probes::held,
 };
-use crate::job::{Memory, MemoryReport};
+use crate::job::MemoryReport;
 
 /// eka's own dialect.
 pub(super) struct Native(Head);
@@ -79,12 +80,11 @@ fn take_prompt(fields: &mut Fields) -> Result<Prompt, FieldError> {
     }
 }
 
-/// The worker's memory in bytes; null where the operating system does not say.
+/// The worker's memory in bytes; null where the operating system does not say, and where there is no pool on a device.
 fn memory(report: &MemoryReport) -> Value {
-    let of = |memory: &Memory| json!({ "resident": memory.resident, "anonymous": memory.anonymous });
     json!({
-        "before": of(&report.before),
-        "peak": { "resident": report.peak_resident },
-        "after": of(&report.after),
+        "before": held(report.before),
+        "peak": { "resident": report.peak_resident, "device": report.device_peak },
+        "after": held(report.after),
     })
 }

@@ -116,22 +116,24 @@ fn model_object(state: &AppState, text: &Text) -> Value {
 
 /// What is known of a model that is loaded.
 fn loaded(report: &ModelReport) -> Value {
-    let placement = report.placement.iter().map(|(provider, nodes)| (provider.clone(), json!(nodes)));
+    let placement = report.placement.nodes().map(|(provider, nodes)| (provider.to_owned(), json!(nodes)));
     json!({
         "placement": Value::Object(placement.collect()),
+        "operators": report.placement,
         "capacity": report.capacity,
         "load_ms": Millis::from(report.load_time),
-        "memory": memory(report.took()),
+        "memory": held(report.took()),
     })
 }
 
 fn worker(readiness: &Readiness) -> Value {
     match readiness {
-        Readiness::Ready(SlotReport { runtime, memory: held, .. }) => json!({
+        Readiness::Ready(SlotReport { runtime, memory, .. }) => json!({
             "state": "ready",
             "runtime": runtime.runtime,
+            "device": runtime.device,
             "threads": runtime.threads,
-            "memory": memory(*held),
+            "memory": held(*memory),
         }),
         Readiness::Starting => json!({ "state": "starting" }),
         // Their reasons may name paths of this machine, and are in the log.
@@ -141,6 +143,7 @@ fn worker(readiness: &Readiness) -> Value {
     }
 }
 
-fn memory(memory: Memory) -> Value {
-    json!({ "resident": memory.resident, "anonymous": memory.anonymous })
+/// Memory in bytes.
+pub(super) fn held(memory: Memory) -> Value {
+    json!({ "resident": memory.resident, "anonymous": memory.anonymous, "device": memory.device })
 }

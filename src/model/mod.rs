@@ -13,7 +13,7 @@ use pass::Rows;
 pub use pass::{Cache, Pass};
 
 use crate::{
-    device::{DeviceError, Pool, Runtime, Session, SessionOptions},
+    device::{Device, DeviceError, Pool, Runtime, Session, SessionOptions},
     manifest::{Dtype, Lengths, Manifest, ManifestError},
 };
 
@@ -43,6 +43,18 @@ pub enum ModelError {
         /// What the graph computes in.
         dtype: Dtype,
     },
+    /// Its graph is of a type that a GPU's kernels do not take.
+    #[error(
+        "{}: the graph computes in {dtype:?}, which attention on a GPU does not; export it with --dtype float16 or \
+         bfloat16 for a GPU, or use --device cpu",
+        dir.display()
+    )]
+    NotForGpu {
+        /// The model directory.
+        dir: PathBuf,
+        /// What the graph computes in.
+        dtype: Dtype,
+    },
     /// ONNX Runtime cannot load its graph.
     #[error("{}: {source}", path.display())]
     Load {
@@ -67,7 +79,7 @@ impl Model {
     /// # Errors
     /// [`ModelError`] when manifest or graph are missing, cannot be loaded, or disagree.
     pub fn open(runtime: &Runtime, dir: &Path, options: SessionOptions) -> Result<Self, ModelError> {
-        Self::open_by(dir, |graph| Session::open(runtime, graph, options))
+        Self::open_by(dir, false, |graph| Session::open(runtime, graph, options))
     }
 
     /// Loads the model in `dir`, with memory from `pool`.
@@ -75,16 +87,38 @@ impl Model {
     /// # Errors
     /// As [`open`](Self::open), and [`ModelError::Load`] when the pool has no room for it.
     pub fn open_in(pool: &Pool, dir: &Path, options: SessionOptions) -> Result<Self, ModelError> {
-        Self::open_by(dir, |graph| Session::open_in(pool, graph, options))
+        Self::open_by(dir, pool.gpu_stream().is_some(), |graph| Session::open_in(pool, graph, options))
+    }
+
+    /// Loads the model in `dir` on a device; where a GPU cannot compute it and need not, on the CPU.
+    ///
+    /// # Errors
+    /// As [`open_in`](Self::open_in), and [`ModelError::NotForGpu`].
+    pub fn open_on(device: &Device, dir: &Path, options: SessionOptions) -> Result<Self, ModelError> {
+        if device.gpu().is_some() {
+            let Manifest { dtype, graph, .. } = Manifest::read(dir)?;
+            // Of onnxruntime-genai's the type is not known before they are loaded.
+            if dtype == Dtype::Float32 && matches!(graph.lengths, Lengths::Given { .. }) {
+                let dir = dir.to_path_buf();
+                let why = ModelError::NotForGpu { dir: dir.clone(), dtype };
+                if !device.may_leave_to_cpu() {
+                    return Err(why);
+                }
+                tracing::warn!("on the CPU, not on {device}: {why}");
+                return Self::open(device.runtime(), &dir, options);
+            }
+        }
+        Self::open_by(dir, device.gpu().is_some(), |graph| device.session(graph, options))
     }
 
     fn open_by(
         dir: &Path,
+        on_gpu: bool,
         session: impl FnOnce(&Path) -> Result<Session, DeviceError>,
     ) -> Result<Self, ModelError> {
         let mut manifest = Manifest::read(dir)?;
         // ONNX Runtime computes float16 on a CPU, by way of single precision where it must.
-        if manifest.dtype == Dtype::Bfloat16 {
+        if manifest.dtype == Dtype::Bfloat16 && !on_gpu {
             return Err(ModelError::Dtype { dir: dir.into(), dtype: manifest.dtype });
         }
         let path = dir.join(&manifest.graph.file);

@@ -119,6 +119,8 @@ fn pass_on(
             let _ = events.send(Event::Progress { done, total });
             Ok(None)
         }
+        // Said after the last job, before it heard of this one.
+        Some(Ok(Up::Held { .. })) => Ok(None),
         Some(Ok(Up::Score { job, score })) if job == running => {
             let _ = events.send(Event::Score(score));
             Ok(None)

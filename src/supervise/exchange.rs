@@ -145,7 +145,16 @@ pub(super) async fn trim(worker: &mut Process, command: &WorkerCommand) -> Resul
 }
 
 async fn hear(worker: &mut Process, patience: Duration, doing: &str) -> Result<Up, Lost> {
-    match timeout(patience, worker.next()).await {
+    let answer = async {
+        loop {
+            match worker.next().await {
+                // Said before it was asked; the answer says what is held since.
+                Some(Ok(Up::Held { .. })) => {}
+                other => return other,
+            }
+        }
+    };
+    match timeout(patience, answer).await {
         Ok(Some(Ok(frame))) => Ok(frame),
         Ok(other) => Err(Lost::by(other)),
         Err(_) => Err(Lost::hung(format!("no word for {:.1} s while it {doing}", patience.as_secs_f64()))),

@@ -23,8 +23,9 @@ use crate::{
         Event, Failure, Memory, ModelId, ModelReport, Order, OrderReport, Readiness, RuntimeReport,
         SlotReport,
     },
-    metrics::{ExitReason, MemoryKind, Metrics},
+    metrics::{ExitReason, MemoryKind, Metrics, Provider},
     units::Bytes,
+    wire::Up,
 };
 
 /// An order, and where its outcome is told.
@@ -313,7 +314,14 @@ impl Keeper {
             () = self.stop.cancelled() => Next::Stop,
             () = self.inbox.receive() => Next::Something,
             Some(order) = self.orders.recv() => Next::Order(order),
-            frame = worker.process.next() => Next::Lost(Lost::by(frame)),
+            frame = worker.process.next() => match frame {
+                Some(Ok(Up::Held { memory })) => {
+                    worker.memory = memory;
+                    self.show_memory(memory);
+                    Next::Something
+                }
+                other => Next::Lost(Lost::by(other)),
+            },
             settled = settle(&mut self.spare) => Next::Spare(settled),
             () = sleep_until(wake) => Next::Something,
         }
@@ -368,6 +376,9 @@ impl Keeper {
                     worker.memory = finish.memory.after;
                     self.show_memory(finish.memory.after);
                     self.show("peak_resident", finish.memory.peak_resident);
+                    let peak = finish.memory.device_peak;
+                    self.show("device_peak_used", peak.map(|peak| peak.used));
+                    self.show("device_peak_reserved", peak.map(|peak| peak.reserved));
                 }
                 request.answer(end);
                 Ok(())
@@ -513,7 +524,7 @@ impl Keeper {
     fn now_loaded(&mut self, worker: &mut Worker, model: ModelId, report: ModelReport) {
         tracing::info!(
             load_ms = u64::try_from(report.load_time.as_millis()).unwrap_or(u64::MAX),
-            placement = ?report.placement,
+            placement = %report.placement,
             "{model} is loaded: {} held",
             shown(report.after)
         );
@@ -523,8 +534,9 @@ impl Keeper {
     }
 
     fn now_ready(&mut self, worker: &Worker) {
-        let RuntimeReport { runtime, library, threads, .. } = &worker.runtime;
-        tracing::info!(threads, "the worker is ready: {runtime} ({})", library.display());
+        let RuntimeReport { runtime, library, device, fell_back, threads, .. } = &worker.runtime;
+        let why = fell_back.as_ref().map(|why| format!(", as {why}")).unwrap_or_default();
+        tracing::info!(threads, "the worker is ready: {runtime} ({}) on {device}{why}", library.display());
         self.ever_ready = true;
         self.metrics.worker_ready.set(1);
         self.tell_ready(worker);
@@ -532,6 +544,7 @@ impl Keeper {
 
     fn tell_ready(&self, worker: &Worker) {
         self.show_memory(worker.memory);
+        self.show_nodes();
         self.readiness.send_replace(Readiness::Ready(SlotReport {
             runtime: worker.runtime.clone(),
             models: self.models.reports(),
@@ -585,6 +598,21 @@ impl Keeper {
     fn show_memory(&self, memory: Memory) {
         self.show("resident", memory.resident);
         self.show("anonymous", memory.anonymous);
+        self.show("device_used", memory.device.map(|device| device.used));
+        self.show("device_reserved", memory.device.map(|device| device.reserved));
+        self.show("device_free", memory.device.and_then(|device| device.free));
+    }
+
+    /// Where the nodes of all loaded graphs run.
+    fn show_nodes(&self) {
+        self.metrics.graph_nodes.clear();
+        for (_, report) in self.models.reports() {
+            for (provider, nodes) in report.placement.nodes() {
+                let provider = Provider { provider: provider.to_owned() };
+                let nodes = i64::try_from(nodes).unwrap_or(i64::MAX);
+                self.metrics.graph_nodes.get_or_create(&provider).inc_by(nodes);
+            }
+        }
     }
 
     fn show(&self, kind: &'static str, bytes: Option<Bytes>) {

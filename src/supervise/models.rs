@@ -170,13 +170,14 @@ pub(super) const FAR: Duration = Duration::from_secs(1 << 30);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::job::Placement;
 
     const GIB: u64 = 1 << 30;
 
     fn took(resident: u64) -> ModelReport {
-        let memory = |n| Memory { resident: Some(Bytes(n)), anonymous: Some(Bytes(n / 2)) };
+        let memory = |n| Memory { resident: Some(Bytes(n)), anonymous: Some(Bytes(n / 2)), device: None };
         ModelReport {
-            placement: Vec::new(),
+            placement: Placement::default(),
             capacity: 64,
             load_time: Duration::ZERO,
             before: memory(GIB),
@@ -251,7 +252,7 @@ mod tests {
 
     #[test]
     fn an_unload_must_give_back_all_but_a_twentieth_or_a_little() {
-        let memory = |n| Memory { resident: None, anonymous: Some(Bytes(n)) };
+        let memory = |n| Memory { anonymous: Some(Bytes(n)), ..Memory::default() };
         let returned =
             |took, returned| is_returned(memory(took), memory(9 * GIB), memory(9 * GIB - returned));
         assert!(returned(GIB, GIB) && returned(GIB, GIB - GIB / 20));

@@ -177,7 +177,8 @@ mod tests {
 
     #[test]
     fn a_second_worker_is_started_only_where_it_is_known_to_fit() {
-        let worker = Memory { resident: Some(Bytes::mib(900)), anonymous: Some(Bytes::mib(100)) };
+        let worker =
+            Memory { resident: Some(Bytes::mib(900)), anonymous: Some(Bytes::mib(100)), device: None };
         assert!(fits_twice(Some(Bytes::mib(110)), worker));
         assert!(!fits_twice(Some(Bytes::mib(109)), worker));
         assert!(!fits_twice(None, worker));

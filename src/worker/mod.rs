@@ -13,6 +13,7 @@
 //! knows what they took the last time, also when this process is a new one.
 
 pub mod faults;
+mod memory;
 
 use std::{
     collections::BTreeMap,
@@ -26,21 +27,22 @@ use std::{
         mpsc,
     },
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use crate::{
     constraint::Guides,
     device::{
-        Runtime, RuntimeError, SessionOptions,
+        Device, Fault, OpenError, OpenOptions, SessionOptions,
         host::{self, Pace},
     },
     engine::{self, EngineError, Forward, Step, Timeline, TimelineOptions},
-    job::{Failure, Finish, Job, Memory, MemoryReport, ModelId, ModelReport, RuntimeReport},
+    job::{Failure, Finish, Job, MemoryReport, ModelId, ModelReport, Placement, RuntimeReport},
     model::{Model, ModelError},
     wire::{self, Down, PROTOCOL, Up, WireError, WorkerSpec},
 };
 use faults::{Faults, Outlet, Plan, Point};
+use memory::Holdings;
 
 /// Why a worker ended early.
 #[derive(Debug, thiserror::Error)]
@@ -48,9 +50,9 @@ pub enum WorkerError {
     /// The parent sent something else first than how to run.
     #[error("expected how to run first, got {0}")]
     NoStart(String),
-    /// ONNX Runtime cannot be used; the parent has been told.
+    /// The device cannot be opened; the parent has been told.
     #[error(transparent)]
-    Runtime(#[from] RuntimeError),
+    Open(#[from] OpenError),
     /// The device failed in a way that outlives the job; the parent has been told.
     #[error("the device can no longer be used")]
     Poisoned,
@@ -70,6 +72,17 @@ enum LoadError {
     Pipe(#[from] WireError),
 }
 
+impl LoadError {
+    /// What it means for the device.
+    fn fault(&self) -> Fault {
+        match self {
+            Self::Model(ModelError::Load { source, .. }) => source.kind(),
+            Self::Engine(e) => e.fault(),
+            Self::Model(_) | Self::Pipe(_) => Fault::Other,
+        }
+    }
+}
+
 /// What the reading thread has noted for the computing one.
 #[derive(Debug, Default)]
 struct Noted {
@@ -87,7 +100,7 @@ impl Noted {
 /// Serves the parent at the other end of `input` and `output` until it says to end. What `plan` says goes wrong.
 ///
 /// # Errors
-/// [`WorkerError`] when ONNX Runtime cannot be used, the pipe fails, or the device can no longer be used.
+/// [`WorkerError`] when the device cannot be opened, the pipe fails, or the device can no longer be used.
 pub fn run(
     input: impl Read + Send + 'static,
     output: impl Write + 'static,
@@ -105,8 +118,8 @@ pub fn run(
     };
     // What passes tokens on is in a hurry; what computes them is not. Inherited by the threads of ONNX Runtime.
     host::set_pace(Pace::Steady);
-    let runtime = match Runtime::load(spec.onnxruntime_dir.as_deref()) {
-        Ok(runtime) => runtime,
+    let device = match open(&spec) {
+        Ok(device) => device,
         Err(e) => {
             // If the parent is gone as well there is nobody to tell.
             let _ = wire::write(&Up::StartFailed { message: e.to_string() }, &mut output);
@@ -114,15 +127,26 @@ pub fn run(
         }
     };
     let threads = spec.threads.unwrap_or_else(host::physical_cores);
-    let idle = memory_after_trim();
+    let holdings = Holdings::new(device.pool().cloned(), spec.trim);
     let report = RuntimeReport {
-        runtime: runtime.version(),
-        library: runtime.path().to_path_buf(),
+        runtime: device.runtime().version(),
+        library: device.runtime().path().to_path_buf(),
+        device: device.to_string(),
+        fell_back: device.fell_back().map(ToString::to_string),
         threads,
-        memory: idle,
+        memory: holdings.idle(),
     };
     wire::write(&Up::Started(report), &mut output)?;
-    Worker { runtime, spec, threads, models: BTreeMap::new(), noted, output, idle, faults }.serve(&frames)
+    Worker { models: BTreeMap::new(), device, spec, threads, noted, output, holdings, faults }.serve(&frames)
+}
+
+fn open(spec: &WorkerSpec) -> Result<Device, OpenError> {
+    Device::open(OpenOptions {
+        choice: spec.device,
+        libraries: spec.onnxruntime_dir.as_deref(),
+        memory_limit: spec.device_memory,
+        host_pool: spec.host_pool,
+    })
 }
 
 /// Reads frames on a thread of their own for as long as the parent lives.
@@ -156,46 +180,72 @@ struct Loaded {
 }
 
 struct Worker<W> {
-    runtime: Runtime,
+    // Declared before the device that they are loaded on: fields are dropped in order.
+    models: BTreeMap<ModelId, Loaded>,
+    device: Device,
     spec: WorkerSpec,
     threads: usize,
-    models: BTreeMap<ModelId, Loaded>,
     noted: Arc<Noted>,
     output: W,
-    /// What it held after the last trim, and so before the next job: asking again would delay the first token.
-    idle: Memory,
+    holdings: Holdings,
     faults: Faults,
 }
 
 impl<W: Write> Worker<W> {
     fn serve(mut self, frames: &mpsc::Receiver<Down>) -> Result<(), WorkerError> {
         loop {
-            match frames.recv() {
-                Ok(Down::Generate(job)) => self.generate(&job)?,
-                Ok(Down::Load { model, dir }) => self.load(model, &dir)?,
-                Ok(Down::Unload(model)) => {
-                    // Its session frees weights as it is dropped; the heap then has what it can give back.
+            match self.next(frames)? {
+                Some(Down::Generate(job)) => self.generate(&job)?,
+                Some(Down::Load { model, dir }) => self.load(model, &dir)?,
+                Some(Down::Unload(model)) => {
+                    // Its session frees weights as it is dropped; heap and pool then have what they can give back.
                     drop(self.models.remove(&model));
-                    self.idle = memory_after_trim();
-                    wire::write(&Up::Unloaded { model, memory: self.idle }, &mut self.output)?;
+                    let held = self.holdings.settle();
+                    let memory = self.holdings.trim_if_due(Duration::ZERO).unwrap_or(held);
+                    wire::write(&Up::Unloaded { model, memory }, &mut self.output)?;
                 }
-                Ok(Down::Trim) => {
+                Some(Down::Trim) => {
                     self.models.values_mut().for_each(|loaded| loaded.timeline.clear());
-                    self.idle = memory_after_trim();
-                    wire::write(&Up::Trimmed { memory: self.idle }, &mut self.output)?;
+                    let memory = self.holdings.trim();
+                    wire::write(&Up::Trimmed { memory }, &mut self.output)?;
                 }
-                Ok(Down::Cancel(_) | Down::Start(_)) => {}
-                Ok(Down::Shutdown) | Err(_) => return Ok(()),
+                Some(Down::Cancel(_) | Down::Start(_)) => {}
+                Some(Down::Shutdown) | None => return Ok(()),
             }
         }
+    }
+
+    /// The next frame; `None` when there will be no more. While none comes, what the trim policy says.
+    fn next(&mut self, frames: &mpsc::Receiver<Down>) -> Result<Option<Down>, WorkerError> {
+        let Some(wait) = self.holdings.wait() else { return Ok(frames.recv().ok()) };
+        match frames.recv_timeout(wait) {
+            Ok(frame) => Ok(Some(frame)),
+            Err(mpsc::RecvTimeoutError::Disconnected) => Ok(None),
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                self.trim_if_due(wait)?;
+                Ok(frames.recv().ok())
+            }
+        }
+    }
+
+    /// Gives memory of the device back, if that is due, and says what is held then.
+    fn trim_if_due(&mut self, idle: Duration) -> Result<(), WorkerError> {
+        let Some(memory) = self.holdings.trim_if_due(idle) else { return Ok(()) };
+        Ok(wire::write(&Up::Held { memory }, &mut self.output)?)
     }
 
     fn load(&mut self, model: ModelId, dir: &Path) -> Result<(), WorkerError> {
         let frame = match self.try_load(&model, dir) {
             Ok(report) => Up::Ready { model, report },
             Err(LoadError::Pipe(e)) => return Err(e.into()),
+            // Another worker may well load it: it is this one that cannot.
+            Err(e) if e.fault() == Fault::Poisoned => {
+                tracing::error!("{model} cannot be loaded: {e}");
+                return Err(WorkerError::Poisoned);
+            }
             Err(e) => {
-                self.idle = memory_after_trim();
+                self.holdings.settle();
+                self.holdings.trim_if_due(Duration::ZERO);
                 Up::LoadFailed { model, message: e.to_string() }
             }
         };
@@ -203,9 +253,9 @@ impl<W: Write> Worker<W> {
     }
 
     fn try_load(&mut self, id: &ModelId, dir: &Path) -> Result<ModelReport, LoadError> {
-        let (started, before) = (Instant::now(), self.idle);
+        let (started, before) = (Instant::now(), self.holdings.idle());
         self.faults.at(Point::Load)?;
-        let model = Model::open(&self.runtime, dir, SessionOptions { threads: self.threads })?;
+        let model = Model::open_on(&self.device, dir, SessionOptions { threads: self.threads })?;
         let capacity = self.spec.context_length.unwrap_or(0);
         let options = TimelineOptions { capacity, chunk: self.spec.prefill_chunk };
         let mut timeline = Timeline::new(model, options).map_err(EngineError::from)?;
@@ -216,13 +266,15 @@ impl<W: Write> Worker<W> {
         let capacity = timeline.capacity();
         let guides = Guides::new(dir.to_path_buf(), timeline.vocabulary());
         self.models.insert(id.clone(), Loaded { timeline, guides });
-        self.idle = memory_after_trim();
-        let placement = placement.into_iter().collect();
-        Ok(ModelReport { placement, capacity, load_time: started.elapsed(), before, after: self.idle })
+        let held = self.holdings.settle();
+        let after = self.holdings.trim_if_due(Duration::ZERO).unwrap_or(held);
+        let placement = Placement(placement);
+        Ok(ModelReport { placement, capacity, load_time: started.elapsed(), before, after })
     }
 
     fn generate(&mut self, job: &Job) -> Result<(), WorkerError> {
-        let before = self.idle;
+        let before = self.holdings.idle();
+        self.holdings.begin();
         let mut broken = None;
         let Self { models, noted, output, faults, .. } = self;
         let Some(Loaded { timeline, guides }) = models.get_mut(&job.model) else {
@@ -251,20 +303,22 @@ impl<W: Write> Worker<W> {
             return Err(e.into());
         }
         let peak_resident = host::memory().peak_resident;
+        let device_peak = self.holdings.peak();
         timeline.clear();
-        self.idle = memory_after_trim();
-        let memory = MemoryReport { before, peak_resident, after: self.idle };
+        let memory = MemoryReport { before, peak_resident, after: self.holdings.settle(), device_peak };
+        let fault = outcome.as_ref().map_or_else(EngineError::fault, |_| Fault::Other);
+        let poisoned = fault == Fault::Poisoned;
         let last = match outcome {
             Ok(engine::Outcome { reason, usage, timings }) => {
                 Up::Done { job: job.id, finish: Finish { reason, usage, timings, memory } }
             }
-            // The CPU provider has no state that an error could spoil.
-            Err(e) => {
-                Up::Failed { job: job.id, failure: Failure::from(e), poisoned: self.faults.has_poisoned() }
-            }
+            Err(e) => Up::Failed { job: job.id, failure: Failure::from(e), poisoned },
         };
         wire::write(&last, &mut self.output)?;
-        if self.faults.has_poisoned() { Err(WorkerError::Poisoned) } else { Ok(()) }
+        if poisoned {
+            return Err(WorkerError::Poisoned);
+        }
+        self.trim_if_due(Duration::ZERO)
     }
 }
 
@@ -274,12 +328,4 @@ fn step_frame(job: &Job, step: Step) -> Up {
         Step::Score(score) => Up::Score { job: job.id, score },
         Step::Token(id) => Up::Token { job: job.id, id },
     }
-}
-
-/// What is left when the heap has given back what is free; a new peak starts here.
-fn memory_after_trim() -> Memory {
-    host::release_free_heap();
-    host::reset_peak();
-    let host::HostMemory { resident, anonymous, .. } = host::memory();
-    Memory { resident, anonymous }
 }

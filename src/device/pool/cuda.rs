@@ -20,7 +20,7 @@ pub struct CudaOptions {
     /// The GPU's number, as the driver counts them.
     pub ordinal: u16,
     /// All work on the pool's blocks is submitted to its own stream: the session runs on
-    /// [`compute_stream`](super::Pool::compute_stream) with one stream for the whole provider. Blocks are then never
+    /// [`gpu_stream`](super::Pool::gpu_stream) with one stream for the whole provider. Blocks are then never
     /// waited for. With a graph being captured this must be so, as waiting ends a capture.
     pub is_sole_stream: bool,
 }

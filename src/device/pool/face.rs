@@ -214,7 +214,7 @@ impl Drop for Claim {
 pub(super) struct Registration {
     face: NonNull<Face>,
     environment: Environment,
-    _claim: Claim,
+    claim: Claim,
 }
 
 // SAFETY: the face is only reached shared, its logic is behind a lock, its description is read-only, and its functions
@@ -244,12 +244,17 @@ impl Registration {
             drop(unsafe { Box::from_raw(face.as_ptr()) });
             return Err(DeviceError::runtime::<()>("a memory pool cannot be registered")(e));
         }
-        Ok(Self { face, environment, _claim: claim })
+        Ok(Self { face, environment, claim })
     }
 
     pub(super) fn face(&self) -> &Face {
         // SAFETY: it lives until `drop`, and is only ever borrowed shared.
         unsafe { self.face.as_ref() }
+    }
+
+    /// The device's number.
+    pub(super) fn ordinal(&self) -> u16 {
+        self.claim.ordinal
     }
 
     pub(super) fn environment(&self) -> &Environment {

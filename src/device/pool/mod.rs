@@ -66,11 +66,11 @@ impl fmt::Display for NoRoom {
         let Self { asked, held, limit, said } = self;
         write!(f, "no room for {asked}: {held}")?;
         match (limit, said) {
-            (Some(limit), None) => write!(f, " of {limit} in use; raise device.memory_limit,")?,
+            (Some(limit), None) => write!(f, " of {limit} in use; raise device.memory_limit_bytes,")?,
             (_, Some(said)) => write!(f, " in use, and the device has no more ({said});")?,
             (None, None) => write!(f, " in use, and no device has as much;")?,
         }
-        write!(f, " use a shorter context, a smaller prefill chunk or a smaller quantization")
+        write!(f, " use a shorter prompt, a smaller engine.context_length or a smaller quantization")
     }
 }
 
@@ -87,6 +87,15 @@ impl Default for PoolOptions {
     fn default() -> Self {
         Self { limit: None, most_cached: Bytes(u64::MAX) }
     }
+}
+
+/// A GPU and the stream that all work on a pool's blocks is submitted to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GpuStream {
+    /// The GPU's number, as the driver counts them.
+    pub ordinal: u16,
+    /// The stream, as ONNX Runtime's CUDA provider takes it for `user_compute_stream`.
+    pub stream: std::ptr::NonNull<()>,
 }
 
 fn size(bytes: Bytes) -> usize {
@@ -118,7 +127,7 @@ impl Pool {
         Self::register(runtime, claim, Box::new(backend), options)
     }
 
-    /// A pool of a GPU's memory, ordered by the stream that [`compute_stream`](Self::compute_stream) then names.
+    /// A pool of a GPU's memory, ordered by the stream that [`gpu_stream`](Self::gpu_stream) then names.
     ///
     /// # Errors
     /// [`DeviceError::Runtime`] when there is no such GPU, its driver has no memory pools, ONNX Runtime does not take
@@ -170,11 +179,11 @@ impl Pool {
         Ok(Buffer { block, bytes, pool: self.clone() })
     }
 
-    /// The stream that orders its blocks, as ONNX Runtime's CUDA provider takes it for `user_compute_stream`; `None` for
-    /// memory of the host.
+    /// The GPU whose memory it is, and the stream that orders its blocks; `None` for memory of the host.
     #[must_use]
-    pub fn compute_stream(&self) -> Option<std::ptr::NonNull<()>> {
-        self.allocator().backend().stream()
+    pub fn gpu_stream(&self) -> Option<GpuStream> {
+        let stream = self.allocator().backend().stream()?;
+        Some(GpuStream { ordinal: self.registration.ordinal(), stream })
     }
 
     /// Whether blocks had to be spilled since this was last asked: the run, the load or whatever it was needs more than

@@ -55,7 +55,6 @@ pub(in crate::worker) struct Faults {
     plan: Plan,
     outlet: Outlet,
     leaked: Vec<Vec<u8>>,
-    poisoned: bool,
 }
 
 impl fmt::Debug for Faults {
@@ -66,12 +65,7 @@ impl fmt::Debug for Faults {
 
 impl Faults {
     pub(in crate::worker) fn new(plan: Plan, outlet: Outlet) -> Self {
-        Self { plan, outlet, leaked: Vec::new(), poisoned: false }
-    }
-
-    /// Whether the device was said to be beyond use.
-    pub(in crate::worker) const fn has_poisoned(&self) -> bool {
-        self.poisoned
+        Self { plan, outlet, leaked: Vec::new() }
     }
 
     /// Lets happen what is planned for a point of no job.
@@ -104,10 +98,10 @@ impl Faults {
             // Whoever computes sees to it.
             Kind::Slow(_) => {}
             Kind::Leak(bytes) => self.leaked.push(vec![0xa5; usize::try_from(bytes.0).unwrap_or(usize::MAX)]),
-            Kind::Fail => return Err(refused()),
+            Kind::Fail => return Err(refused("refused")),
+            Kind::Starve => return Err(refused("CUDA failure 2: out of memory")),
             Kind::Poison => {
-                self.poisoned = true;
-                return Err(refused());
+                return Err(refused("CUDA failure 700: an illegal memory access was encountered"));
             }
             Kind::Garbage => self.outlet.write_raw(&[3, 0, 0, 0, 250, 250, 250]),
             Kind::Truncated => {
@@ -126,8 +120,9 @@ impl Faults {
     }
 }
 
-fn refused() -> EngineError {
-    DeviceError::Runtime { what: "a step", message: "refused by an injected fault".into() }.into()
+/// The device's error, in its own words: whoever reads them is tested as well.
+fn refused(said: &str) -> EngineError {
+    DeviceError::Runtime { what: "a step", message: format!("{said} by an injected fault") }.into()
 }
 
 fn hang() -> ! {
@@ -238,6 +233,7 @@ mod tests {
 
     use super::*;
     use crate::{
+        device,
         engine::{self, Step},
         job::JobId,
     };
@@ -262,7 +258,7 @@ mod tests {
     }
 
     /// What a job of ten prompt tokens says before its plan's fault strikes, and how it ends.
-    fn said(plan: &str, lost: u32) -> (Vec<Step>, bool) {
+    fn said(plan: &str, lost: u32) -> (Vec<Step>, Option<device::Fault>) {
         let mut faults = Faults::new(plan.parse().unwrap(), Outlet::new(io::sink()));
         let job = Job { lost, ..Job::new(JobId(1), vec![1; 10], 3) };
         let mut said = Vec::new();
@@ -271,20 +267,19 @@ mod tests {
             said.push(step);
             ControlFlow::Continue(())
         });
-        assert_eq!(faults.has_poisoned(), plan.contains("poison") && ended.is_err());
-        (said, ended.is_err())
+        (said, ended.err().map(|e| e.fault()))
     }
 
     #[test]
     fn a_fault_strikes_before_its_chunk_or_step() {
         let (read, token) = (|done| Step::Progress { done, total: 10 }, || Step::Token(1));
-        for (plan, before) in [
-            ("fail@prefill:1", vec![]),
-            ("poison@prefill:3", vec![read(4), read(8)]),
-            ("fail@decode:1", vec![read(4), read(8), token()]),
-            ("poison@decode:2", vec![read(4), read(8), token(), token()]),
+        for (plan, before, fault) in [
+            ("fail@prefill:1", vec![], device::Fault::Other),
+            ("poison@prefill:3", vec![read(4), read(8)], device::Fault::Poisoned),
+            ("starve@decode:1", vec![read(4), read(8), token()], device::Fault::OutOfMemory),
+            ("poison@decode:2", vec![read(4), read(8), token(), token()], device::Fault::Poisoned),
         ] {
-            assert_eq!(said(plan, 0), (before, true), "{plan}");
+            assert_eq!(said(plan, 0), (before, Some(fault)), "{plan}");
         }
     }
 
@@ -292,7 +287,7 @@ mod tests {
     fn a_job_without_a_fault_is_left_alone() {
         for (plan, lost) in [("fail@decode:3", 0), ("fail@decode:1,job=2", 0), ("fail@decode:1", 1)] {
             let (said, failed) = said(plan, lost);
-            assert!(!failed && said.len() == 5, "{plan}: {said:?}");
+            assert!(failed.is_none() && said.len() == 5, "{plan}: {said:?}");
         }
     }
 

@@ -22,6 +22,8 @@ pub enum Kind {
     Leak(Bytes),
     /// The device refuses the step; the worker goes on.
     Fail,
+    /// The device has no memory left for the step; the worker goes on.
+    Starve,
     /// The device refuses the step and every other one from now on.
     Poison,
     /// A frame that does not decode.
@@ -40,7 +42,7 @@ pub enum Kind {
 
 impl Kind {
     /// One of each, with the values that [`Plan`](super::Plan)s at random give them.
-    pub const SAMPLES: [Self; 14] = [
+    pub const SAMPLES: [Self; 15] = [
         Self::Hang,
         Self::Crash,
         Self::Abort,
@@ -55,11 +57,13 @@ impl Kind {
         Self::Flood(Bytes::mib(2)),
         Self::Chatter,
         Self::Fail,
+        Self::Starve,
     ];
 
-    /// Those that an answer is to survive: all but a step that fails, which fails its answer and nothing else.
+    /// Those that an answer is to survive: all but a step that fails, for whatever reason, which fails its answer and nothing
+    /// else.
     pub(super) fn survivable() -> impl Iterator<Item = Self> {
-        Self::SAMPLES.into_iter().filter(|kind| *kind != Self::Fail)
+        Self::SAMPLES.into_iter().filter(|kind| !matches!(kind, Self::Fail | Self::Starve))
     }
 
     /// Its name, without its value.
@@ -73,6 +77,7 @@ impl Kind {
             Self::Slow(_) => "slow",
             Self::Leak(_) => "leak",
             Self::Fail => "fail",
+            Self::Starve => "starve",
             Self::Poison => "poison",
             Self::Garbage => "garbage",
             Self::Truncated => "truncated",

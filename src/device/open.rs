@@ -1,0 +1,194 @@
+//! The device that was asked for: its library, and its memory.
+//!
+//! ```text
+//! choice ──cuda──► driver? ──► libraries? ──► provider built in? ──► pool on the GPU ──► a device
+//!    │                └─no──────────┴─no───────────┴─no────────────────┴─no──► auto: the CPU, and why
+//!    └──cpu───────────────────────────────────────────────────────────────►   cuda: an error, and why
+//! ```
+//!
+//! Decided once, before anything of ONNX Runtime is loaded, as a process has one library and one environment.
+
+use std::{fmt, path::Path};
+
+use super::{
+    DeviceError, Pool, Runtime, RuntimeError, Session, SessionOptions,
+    cuda::{self, NoCuda},
+    pool::{CudaOptions, PoolOptions},
+};
+use crate::{choice::DeviceChoice, units::Bytes};
+
+/// What ONNX Runtime calls its provider for NVIDIA's GPUs.
+pub const CUDA_PROVIDER: &str = "CUDAExecutionProvider";
+
+/// What to open, and how.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OpenOptions<'a> {
+    /// Which device.
+    pub choice: DeviceChoice,
+    /// The only directory to look for libraries in; `None`: the usual ones.
+    pub libraries: Option<&'a Path>,
+    /// Most memory of the GPU that is taken.
+    pub memory_limit: Option<Bytes>,
+    /// Take the CPU's memory from a pool as well, within the same limit.
+    pub host_pool: bool,
+}
+
+/// Why a device cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// A GPU was asked for by name, and cannot be used.
+    #[error("{choice} cannot be used: {why} (with auto, the CPU would compute instead)")]
+    NoCuda {
+        /// What was asked for.
+        choice: DeviceChoice,
+        /// Why it cannot be.
+        why: NoCuda,
+    },
+    /// ONNX Runtime cannot be loaded.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// It was loaded and refuses to go on.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}
+
+/// A GPU that computes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gpu {
+    /// Its number, as the driver counts them.
+    pub ordinal: u16,
+    /// Its name.
+    pub name: String,
+}
+
+/// A device that computes.
+#[derive(Debug)]
+pub struct Device {
+    // Declared before the runtime that it is registered with: fields are dropped in order.
+    pool: Option<Pool>,
+    runtime: Runtime,
+    gpu: Option<Gpu>,
+    choice: DeviceChoice,
+    fell_back: Option<NoCuda>,
+}
+
+/// `the CPU`, or which GPU.
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.gpu {
+            None => f.write_str("the CPU"),
+            Some(Gpu { ordinal, name }) => write!(f, "cuda:{ordinal} ({name})"),
+        }
+    }
+}
+
+impl Device {
+    /// Opens the device asked for; with `auto`, the CPU where there is no GPU that can be used.
+    ///
+    /// # Errors
+    /// [`OpenError`] with what is missing, and the way out.
+    pub fn open(options: OpenOptions<'_>) -> Result<Self, OpenError> {
+        let ordinal = match options.choice {
+            DeviceChoice::Cpu => return Self::on_cpu(options, None, None),
+            DeviceChoice::Auto => 0,
+            DeviceChoice::Cuda(ordinal) => ordinal,
+        };
+        let (why, loaded) = match Self::on_cuda(options, ordinal)? {
+            Ok(device) => return Ok(device),
+            Err(refused) => refused,
+        };
+        match options.choice {
+            DeviceChoice::Auto => Self::on_cpu(options, loaded, Some(why)),
+            choice => Err(OpenError::NoCuda { choice, why }),
+        }
+    }
+
+    /// A GPU, or why it cannot be, with the library where that is loaded already.
+    fn on_cuda(
+        options: OpenOptions<'_>,
+        ordinal: u16,
+    ) -> Result<Result<Self, (NoCuda, Option<Runtime>)>, OpenError> {
+        let name = match cuda::probe().and_then(|gpus| gpus.name(ordinal).map(str::to_owned)) {
+            Ok(name) => name,
+            Err(why) => return Ok(Err((why, None))),
+        };
+        let runtime = match Runtime::load_cuda(options.libraries)? {
+            Ok(runtime) => runtime,
+            Err(why) => return Ok(Err((why, None))),
+        };
+        if !runtime.providers()?.iter().any(|provider| provider == CUDA_PROVIDER) {
+            let path = runtime.path().to_path_buf();
+            return Ok(Err((NoCuda::NotBuiltIn { path }, Some(runtime))));
+        }
+        // One stream for the whole provider, which sessions on the pool ask for.
+        let gpu = CudaOptions { ordinal, is_sole_stream: true };
+        match Pool::on_cuda(&runtime, gpu, Self::pool_options(options)) {
+            Ok(pool) => Ok(Ok(Self {
+                pool: Some(pool),
+                runtime,
+                gpu: Some(Gpu { ordinal, name }),
+                choice: options.choice,
+                fell_back: None,
+            })),
+            Err(e) => Ok(Err((NoCuda::NotOpened { ordinal, reason: e.to_string() }, Some(runtime)))),
+        }
+    }
+
+    fn on_cpu(
+        options: OpenOptions<'_>,
+        loaded: Option<Runtime>,
+        fell_back: Option<NoCuda>,
+    ) -> Result<Self, OpenError> {
+        let runtime = match loaded {
+            Some(runtime) => runtime,
+            None => Runtime::load(options.libraries)?,
+        };
+        let pool = options.host_pool.then(|| Pool::on_host(&runtime, Self::pool_options(options)));
+        Ok(Self { pool: pool.transpose()?, runtime, gpu: None, choice: options.choice, fell_back })
+    }
+
+    fn pool_options(options: OpenOptions<'_>) -> PoolOptions {
+        PoolOptions { limit: options.memory_limit, ..PoolOptions::default() }
+    }
+
+    /// ONNX Runtime.
+    #[must_use]
+    pub fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+
+    /// Where its memory comes from; `None` where ONNX Runtime manages the host's by itself.
+    #[must_use]
+    pub fn pool(&self) -> Option<&Pool> {
+        self.pool.as_ref()
+    }
+
+    /// The GPU that computes, if it is one.
+    #[must_use]
+    pub fn gpu(&self) -> Option<&Gpu> {
+        self.gpu.as_ref()
+    }
+
+    /// Whether the CPU may do what this device cannot.
+    #[must_use]
+    pub fn may_leave_to_cpu(&self) -> bool {
+        self.choice == DeviceChoice::Auto
+    }
+
+    /// Why the CPU computes where a GPU would have been taken.
+    #[must_use]
+    pub fn fell_back(&self) -> Option<&NoCuda> {
+        self.fell_back.as_ref()
+    }
+
+    /// Loads the graph at `path` on this device.
+    ///
+    /// # Errors
+    /// As [`Session::open_in`] and [`Session::open`].
+    pub fn session(&self, path: &Path, options: SessionOptions) -> Result<Session, DeviceError> {
+        match &self.pool {
+            Some(pool) => Session::open_in(pool, path, options),
+            None => Session::open(&self.runtime, path, options),
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! What a worker holds of memory, and when it gives back.
+//!
+//! The heap gives back after every job, before its last frame: that takes a millisecond, and the figure in the frame is
+//! what supervision judges the worker by. The device's pool is trimmed when the frame is out, as the policy says: that
+//! may wait for the device, and nobody has to wait for it.
+
+use std::time::Duration;
+
+use crate::{
+    device::{Pool, host},
+    job::{DeviceMemory, DevicePeak, Memory},
+    trim::TrimPolicy,
+    units::Bytes,
+};
+
+/// What is held, and the rules by which it is given back.
+#[derive(Debug)]
+pub(super) struct Holdings {
+    pool: Option<Pool>,
+    trim: TrimPolicy,
+    /// What was held when it was last looked at, and so before the next job: asking again would delay the first token.
+    idle: Memory,
+    /// Whether something has happened since the pool was last trimmed.
+    is_used: bool,
+}
+
+impl Holdings {
+    /// Looks at what is held now.
+    pub(super) fn new(pool: Option<Pool>, trim: TrimPolicy) -> Self {
+        let mut holdings = Self { pool, trim, idle: Memory::default(), is_used: true };
+        holdings.settle();
+        holdings
+    }
+
+    /// What is held while nothing runs.
+    pub(super) const fn idle(&self) -> Memory {
+        self.idle
+    }
+
+    /// A job begins: the pool's peaks are its own.
+    pub(super) fn begin(&mut self) {
+        self.is_used = true;
+        if let Some(pool) = &self.pool {
+            pool.reset_peaks();
+        }
+    }
+
+    /// Most that the pool held since the job began.
+    pub(super) fn peak(&self) -> Option<DevicePeak> {
+        let figures = self.pool.as_ref()?.figures();
+        Some(DevicePeak { used: figures.in_use_peak, reserved: figures.reserved_peak })
+    }
+
+    /// What is left when the heap has given back what is free; a new peak of the host's memory starts here.
+    pub(super) fn settle(&mut self) -> Memory {
+        host::release_free_heap();
+        host::reset_peak();
+        let host::HostMemory { resident, anonymous, .. } = host::memory();
+        self.idle = Memory { resident, anonymous, device: self.device() };
+        self.idle
+    }
+
+    fn device(&self) -> Option<DeviceMemory> {
+        let figures = self.pool.as_ref()?.figures();
+        let (used, free) = (figures.in_use(), figures.device_free);
+        Some(DeviceMemory { used, reserved: figures.reserved, free })
+    }
+
+    /// Gives back all that the pool does not use.
+    pub(super) fn trim(&mut self) -> Memory {
+        self.trim_to(Bytes(0))
+    }
+
+    /// Gives back what the policy says, when nothing has run for `idle`; what is held then, if anything was due.
+    pub(super) fn trim_if_due(&mut self, idle: Duration) -> Option<Memory> {
+        let keep = self.trim.due(self.idle.device?.reserved, idle)?;
+        Some(self.trim_to(keep))
+    }
+
+    fn trim_to(&mut self, keep: Bytes) -> Memory {
+        if let Some(pool) = &self.pool {
+            pool.trim(keep);
+        }
+        self.is_used = false;
+        self.settle()
+    }
+
+    /// How long nothing must happen before [`trim_if_due`](Self::trim_if_due) can say something new; `None` when waiting
+    /// makes no difference.
+    pub(super) fn wait(&self) -> Option<Duration> {
+        (self.is_used && self.pool.is_some()).then(|| self.trim.wait()).flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_pool_nothing_is_said_of_a_device_and_nothing_is_due() {
+        let mut holdings = Holdings::new(None, "idle=1".parse().unwrap());
+        holdings.begin();
+        assert_eq!((holdings.idle().device, holdings.peak(), holdings.wait()), (None, None, None));
+        assert_eq!(holdings.trim_if_due(Duration::MAX), None);
+        assert_eq!(holdings.trim().device, None);
+    }
+}
