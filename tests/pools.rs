@@ -73,6 +73,7 @@ fn a_generation_in_a_pool_is_the_same_to_the_bit_and_every_byte_comes_back() {
     let mut timeline = in_pool(&pool, 16);
     let loaded = pool.figures();
     assert!(loaded.weights > Bytes::kib(1), "{loaded:?}");
+    assert!(loaded.scratch > Bytes(0), "the cache is the pool's: {loaded:?}");
     assert_eq!(generate(&mut timeline, &prompt, 10), expected);
     let ran = pool.figures();
     assert!(ran.allocations > loaded.allocations && ran.reuses > 0, "{ran:?}");

@@ -25,7 +25,7 @@ use ort::{
 
 use super::{
     DeviceError, Element, Pool, Session, Shared,
-    region::{Region, elements},
+    region::{Place, Region, elements},
 };
 
 /// A tensor of a [`Binding`] that the host may read and write between runs.
@@ -63,6 +63,7 @@ struct Bound {
     dtype: ort::sys::ONNXTensorElementDataType,
     room: usize,
     elements: usize,
+    shape: Vec<usize>,
 }
 
 /// Inputs and outputs of a session over fixed memory.
@@ -75,6 +76,8 @@ pub struct Binding {
     shared: Vec<Shared>,
     /// What the session allocates from; it lives as long as the binding, which keeps the session alive.
     pool: Option<Pool>,
+    /// Whether what the host writes has to be taken to a GPU.
+    is_on_gpu: bool,
 }
 
 impl fmt::Debug for Binding {
@@ -96,7 +99,8 @@ impl Binding {
         let (inner, options, memory) =
             create().map_err(DeviceError::runtime::<()>("a binding cannot be made"))?;
         let pool = session.pool().cloned();
-        Ok(Self { inner, options, memory, slots: Vec::new(), shared: Vec::new(), pool })
+        let is_on_gpu = pool.as_ref().is_some_and(|pool| pool.gpu_stream().is_some());
+        Ok(Self { inner, options, memory, slots: Vec::new(), shared: Vec::new(), pool, is_on_gpu })
     }
 
     /// Maps zeroed memory for `shape` and binds it to the input `name`.
@@ -118,7 +122,15 @@ impl Binding {
     fn slot<T: Element>(&mut self, name: &str, side: Side, shape: &[usize]) -> Result<Slot<T>, DeviceError> {
         let room = elements(shape, usize::MAX)?;
         let region = Region::new::<T>(room)?;
-        let bound = Bound { name: c_name(name)?, side, region, dtype: T::ONNX, room, elements: room };
+        let bound = Bound {
+            name: c_name(name)?,
+            side,
+            region,
+            dtype: T::ONNX,
+            room,
+            elements: room,
+            shape: Vec::new(),
+        };
         self.slots.push(bound);
         let slot = Slot { index: self.slots.len() - 1, element: PhantomData };
         self.reshape(slot, shape)?;
@@ -133,7 +145,8 @@ impl Binding {
         let (shape, dtype) = (memory.shape().to_vec(), memory.dtype());
         self.shared.push(memory.clone());
         for (name, side) in [(past, Side::Input), (present, Side::Output)] {
-            self.bind(&c_name(name)?, side, memory.region(), &shape, dtype)?;
+            let info = memory.described().unwrap_or(&self.memory);
+            self.bind(&c_name(name)?, side, info, memory.place(), &shape, dtype)?;
         }
         Ok(())
     }
@@ -148,8 +161,10 @@ impl Binding {
     pub fn reshape<T: Element>(&mut self, slot: Slot<T>, shape: &[usize]) -> Result<(), DeviceError> {
         let bound = &self.slots[slot.index];
         let count = elements(shape, bound.room)?;
-        self.bind(&bound.name, bound.side, &bound.region, shape, bound.dtype)?;
-        self.slots[slot.index].elements = count;
+        self.bind(&bound.name, bound.side, &self.memory, bound.region.place(), shape, bound.dtype)?;
+        let bound = &mut self.slots[slot.index];
+        bound.elements = count;
+        shape.clone_into(&mut bound.shape);
         Ok(())
     }
 
@@ -157,12 +172,13 @@ impl Binding {
         &self,
         name: &CString,
         side: Side,
-        region: &Region,
+        info: &MemoryInfo<'_>,
+        place: Place,
         shape: &[usize],
         dtype: ort::sys::ONNXTensorElementDataType,
     ) -> Result<(), DeviceError> {
         let failed = DeviceError::runtime("a tensor cannot be bound");
-        let value = Value::over(&self.memory, region, shape, dtype).map_err(&failed)?;
+        let value = Value::over(info, place, shape, dtype).map_err(&failed)?;
         let binding = self.inner.ptr().cast_mut();
         let bind = match side {
             Side::Input => ort::api().BindInput,
@@ -173,6 +189,15 @@ impl Binding {
         let status = unsafe { bind(binding, name.as_ptr(), value.0.as_ptr()) };
         // SAFETY: the status comes from the call above and is used once.
         unsafe { ort::Error::result_from_status(status) }.map_err(failed)
+    }
+
+    /// Binds what the host has written anew: ONNX Runtime copies an input to the GPU when it is bound, and not again.
+    /// **Has not run on a GPU yet.**
+    fn take_to_gpu(&self) -> Result<(), DeviceError> {
+        self.slots.iter().filter(|bound| matches!(bound.side, Side::Input)).try_for_each(|bound| {
+            let place = bound.region.place();
+            self.bind(&bound.name, bound.side, &self.memory, place, &bound.shape, bound.dtype)
+        })
     }
 
     /// What is in a slot.
@@ -202,6 +227,9 @@ impl Binding {
     /// [`DeviceError::Runtime`] with ONNX Runtime's reason, [`DeviceError::NoRoom`] when it took more memory than the
     /// session's pool has; the outputs then hold anything.
     pub fn run(&mut self, session: &mut Session) -> Result<(), DeviceError> {
+        if self.is_on_gpu {
+            self.take_to_gpu()?;
+        }
         let session = session.inner_mut().ptr().cast_mut();
         // SAFETY: session, options and binding live, `&mut` on the first and the last excludes another run of either,
         // and every bound value's memory is mapped and borrowed by nobody (slots: `&mut self`; shared: never lent).
@@ -224,22 +252,22 @@ fn c_name(name: &str) -> Result<CString, DeviceError> {
 struct Value(NonNull<ort::sys::OrtValue>);
 
 impl Value {
-    /// A tensor of `shape` over the start of `region`, which must hold it.
+    /// A tensor of `shape` over the start of `place`, which must hold it.
     fn over(
         info: &MemoryInfo<'_>,
-        region: &Region,
+        place: Place,
         shape: &[usize],
         dtype: ort::sys::ONNXTensorElementDataType,
     ) -> ort::Result<Self> {
         let dims: Vec<i64> = shape.iter().map(|d| i64::try_from(*d).unwrap_or(i64::MAX)).collect();
         let mut value = ptr::null_mut();
-        // SAFETY: `info` lives; the region is `bytes()` long, which ONNX Runtime checks against shape and type; it only
+        // SAFETY: `info` lives; the place is `bytes` long, which ONNX Runtime checks against shape and type; it only
         // stores the pointer.
         let status = unsafe {
             (ort::api().CreateTensorWithDataAsOrtValue)(
                 info.ptr(),
-                region.pointer().cast::<c_void>(),
-                region.bytes(),
+                place.first.cast::<c_void>(),
+                place.bytes,
                 dims.as_ptr(),
                 dims.len(),
                 dtype,

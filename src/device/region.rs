@@ -4,6 +4,8 @@
 //! Region: one anonymous mapping, zeroed, page-aligned, lazily committed
 //!   ├── owned by a Binding's slot   host reads and writes it between runs (`Slot<T>`)
 //!   └── Shared (Rc)                 only the device touches it: no reference into it is ever handed out
+//! Buffer: a block of a pool, on a GPU or on the host
+//!   └── Shared (Rc)                 as above
 //! ```
 //!
 //! A mapping instead of the heap: the address is aligned for every kernel, pages that no request has touched cost
@@ -16,7 +18,10 @@ use std::{rc::Rc, slice};
 use memmap2::{Advice, UncheckedAdvice};
 use memmap2::{MmapMut, MmapOptions};
 
-use super::DeviceError;
+use super::{
+    DeviceError, Pool,
+    pool::{Buffer, Described},
+};
 use crate::units::Bytes;
 
 mod sealed {
@@ -46,6 +51,17 @@ elements! {
     i64 => ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64,
 }
 
+/// The start of a piece of memory, on whatever device, and its length.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    pub(super) first: *mut u8,
+    pub(super) bytes: usize,
+}
+
+fn size(bytes: Bytes) -> usize {
+    usize::try_from(bytes.0).unwrap_or(usize::MAX)
+}
+
 /// A zeroed, page-aligned mapping with a fixed address.
 pub(super) struct Region {
     map: MmapMut,
@@ -65,6 +81,10 @@ impl Region {
 
     pub(super) fn bytes(&self) -> usize {
         self.map.len()
+    }
+
+    pub(super) fn place(&self) -> Place {
+        Place { first: self.pointer(), bytes: self.bytes() }
     }
 
     pub(super) fn pointer(&self) -> *mut u8 {
@@ -93,9 +113,15 @@ impl Region {
 /// no reference, so nothing in Rust can observe the device writing.
 #[derive(Clone)]
 pub struct Shared {
-    region: Rc<Region>,
+    memory: Rc<Memory>,
     shape: Vec<usize>,
     dtype: ort::sys::ONNXTensorElementDataType,
+}
+
+/// Where a [`Shared`] lies.
+enum Memory {
+    Mapped(Region),
+    Pooled(Buffer),
 }
 
 impl std::fmt::Debug for Shared {
@@ -111,22 +137,38 @@ impl Shared {
     /// [`DeviceError::Memory`] when the system refuses; [`DeviceError::Shape`] when its size cannot be counted.
     pub fn new<T: Element>(shape: &[usize]) -> Result<Self, DeviceError> {
         let elements = elements(shape, usize::MAX)?;
-        Ok(Self { region: Rc::new(Region::new::<T>(elements)?), shape: shape.to_vec(), dtype: T::ONNX })
+        let memory = Rc::new(Memory::Mapped(Region::new::<T>(elements)?));
+        Ok(Self { memory, shape: shape.to_vec(), dtype: T::ONNX })
     }
 
-    /// Bytes mapped; those that were never written cost nothing.
+    /// Takes a tensor of `shape` from `pool`, where its device is. It is not zeroed: it holds anything until written.
+    /// **With a GPU's pool this has not run yet.**
+    ///
+    /// # Errors
+    /// [`DeviceError::NoRoom`] when the pool has none; [`DeviceError::Shape`] when its size cannot be counted.
+    pub fn in_pool<T: Element>(pool: &Pool, shape: &[usize]) -> Result<Self, DeviceError> {
+        let bytes = elements(shape, usize::MAX)?.max(1).saturating_mul(size_of::<T>());
+        let memory = Rc::new(Memory::Pooled(pool.buffer(Bytes::from(bytes))?));
+        Ok(Self { memory, shape: shape.to_vec(), dtype: T::ONNX })
+    }
+
+    /// Bytes it has; of those that are mapped, the ones never written cost nothing.
     #[must_use]
     pub fn bytes(&self) -> Bytes {
-        Bytes::from(self.region.bytes())
+        match &*self.memory {
+            Memory::Mapped(region) => Bytes::from(region.bytes()),
+            Memory::Pooled(buffer) => buffer.bytes(),
+        }
     }
 
-    /// Forgets the content and gives its pages back; they read as zero, and cost nothing until written again.
+    /// Forgets the content and gives its pages back; they read as zero, and cost nothing until written again. What comes
+    /// from a pool keeps its place there.
     pub fn discard(&self) {
         #[cfg(target_os = "linux")]
-        {
+        if let Memory::Mapped(region) = &*self.memory {
             // SAFETY: on a private anonymous mapping the pages become zeros, which are values of every `Element`; no
             // reference into the mapping exists, as none is ever handed out.
-            let advised = unsafe { self.region.map.unchecked_advise(UncheckedAdvice::DontNeed) };
+            let advised = unsafe { region.map.unchecked_advise(UncheckedAdvice::DontNeed) };
             if let Err(e) = advised {
                 tracing::debug!("pages of an idle cache stay: {e}");
             }
@@ -136,13 +178,27 @@ impl Shared {
     /// Asks for huge pages under it, where the system has them: fewer faults and misses on a cache of many mebibytes.
     pub fn prefer_huge_pages(&self) {
         #[cfg(target_os = "linux")]
-        if let Err(e) = self.region.map.advise(Advice::HugePage) {
+        if let Memory::Mapped(region) = &*self.memory
+            && let Err(e) = region.map.advise(Advice::HugePage)
+        {
             tracing::debug!("no huge pages: {e}");
         }
     }
 
-    pub(super) fn region(&self) -> &Region {
-        &self.region
+    /// Where it is, and how long.
+    pub(super) fn place(&self) -> Place {
+        match &*self.memory {
+            Memory::Mapped(region) => region.place(),
+            Memory::Pooled(buffer) => Place { first: buffer.address().as_ptr(), bytes: size(buffer.bytes()) },
+        }
+    }
+
+    /// What ONNX Runtime calls the place, where it is not plain memory of the host.
+    pub(super) fn described(&self) -> Option<Described<'_>> {
+        match &*self.memory {
+            Memory::Mapped(_) => None,
+            Memory::Pooled(buffer) => Some(buffer.described()),
+        }
     }
 
     pub(super) fn shape(&self) -> &[usize] {
@@ -188,6 +244,6 @@ mod tests {
     #[test]
     fn an_empty_shape_is_a_scalar_and_an_empty_tensor_still_has_an_address() {
         assert_eq!(elements(&[], 1).unwrap(), 1);
-        assert!(!Shared::new::<f32>(&[0, 4]).unwrap().region().pointer().is_null());
+        assert!(!Shared::new::<f32>(&[0, 4]).unwrap().place().first.is_null());
     }
 }

@@ -4,7 +4,7 @@ use half::{bf16, f16};
 
 use super::{Model, check::of_layer};
 use crate::{
-    device::{Binding, DeviceError, Shared, Slot},
+    device::{Binding, DeviceError, Element, Pool, Shared, Slot},
     manifest::{Dtype, Lengths},
 };
 
@@ -63,15 +63,17 @@ enum LengthSlots {
 }
 
 impl Model {
-    /// Maps a cache with room for `capacity` positions. Only positions that are used cost memory.
+    /// A cache with room for `capacity` positions: from the model's pool, where it has one; else mapped, and then only
+    /// positions that are used cost memory.
     ///
     /// # Errors
-    /// [`DeviceError::Memory`] when there is no room to map it.
+    /// [`DeviceError::Memory`] or [`DeviceError::NoRoom`] when there is no room for it.
     pub fn cache(&self, capacity: usize) -> Result<Cache, DeviceError> {
         let dims = &self.manifest().dims;
         let shape = [1, dims.kv_heads, capacity, dims.head_dim];
         let dtype = self.manifest().dtype;
-        let layer = |_| Ok([zeros(dtype, &shape)?, zeros(dtype, &shape)?]);
+        let pool = self.session().pool();
+        let layer = |_| Ok([tensor(dtype, &shape, pool)?, tensor(dtype, &shape, pool)?]);
         Ok(Cache { layers: (0..dims.layers).map(layer).collect::<Result<_, DeviceError>>()?, capacity })
     }
 
@@ -183,11 +185,18 @@ impl Pass {
     }
 }
 
-fn zeros(dtype: Dtype, shape: &[usize]) -> Result<Shared, DeviceError> {
+fn tensor(dtype: Dtype, shape: &[usize], pool: Option<&Pool>) -> Result<Shared, DeviceError> {
     match dtype {
-        Dtype::Float32 => Shared::new::<f32>(shape),
-        Dtype::Float16 => Shared::new::<f16>(shape),
-        Dtype::Bfloat16 => Shared::new::<bf16>(shape),
+        Dtype::Float32 => of::<f32>(shape, pool),
+        Dtype::Float16 => of::<f16>(shape, pool),
+        Dtype::Bfloat16 => of::<bf16>(shape, pool),
+    }
+}
+
+fn of<T: Element>(shape: &[usize], pool: Option<&Pool>) -> Result<Shared, DeviceError> {
+    match pool {
+        Some(pool) => Shared::in_pool::<T>(pool, shape),
+        None => Shared::new::<T>(shape),
     }
 }
 

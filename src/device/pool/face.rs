@@ -50,6 +50,11 @@ impl Face {
         Self { functions, info, allocator: Mutex::new(allocator) }
     }
 
+    /// What ONNX Runtime calls the device.
+    pub(super) fn info(&self) -> &MemoryInfo<'static> {
+        &self.info
+    }
+
     /// The logic, alone.
     pub(super) fn allocator(&self) -> MutexGuard<'_, AnyAllocator> {
         // A panic with the lock held has ended the process, or a test.

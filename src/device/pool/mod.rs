@@ -215,6 +215,9 @@ impl Pool {
     }
 }
 
+/// What ONNX Runtime calls a pool's device.
+pub(super) type Described<'a> = &'a ort::memory::MemoryInfo<'static>;
+
 /// Memory taken from a [`Pool`]; it goes back when dropped.
 pub struct Buffer {
     block: Block,
@@ -233,6 +236,11 @@ impl Buffer {
     #[must_use]
     pub fn bytes(&self) -> Bytes {
         self.bytes
+    }
+
+    /// What ONNX Runtime calls its device.
+    pub(super) fn described(&self) -> Described<'_> {
+        self.pool.registration.face().info()
     }
 
     /// Where it is on its device.

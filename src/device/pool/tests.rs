@@ -144,8 +144,8 @@ fn what_does_not_fit_is_spilled_said_once_and_leaves_no_trace() {
     let said = pool.take_overrun().unwrap().to_string();
     assert_eq!(
         said,
-        "no room for 2.00 KiB: 3.00 KiB of 4.00 KiB in use; raise device.memory_limit, use a shorter context, a \
-         smaller prefill chunk or a smaller quantization"
+        "no room for 2.00 KiB: 3.00 KiB of 4.00 KiB in use; raise device.memory_limit_bytes, use a shorter prompt, a \
+         smaller engine.context_length or a smaller quantization"
     );
     assert_eq!(pool.take_overrun(), None);
     pool.give(spilled);
