@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::task::JoinError;
+use tokio::{task::JoinError, time::Instant};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
@@ -11,7 +11,7 @@ use super::{
     policy::End,
     process::Process,
 };
-use crate::job::{ModelId, ModelReport, RuntimeReport};
+use crate::job::{Memory, ModelId, ModelReport, RuntimeReport};
 
 /// A worker that is up.
 #[derive(Debug)]
@@ -21,6 +21,40 @@ pub(super) struct Booted {
     pub(super) loaded: Vec<(ModelId, ModelReport)>,
     /// A model that cannot be loaded, and why; those after it were not tried.
     pub(super) failed: Option<(ModelId, String)>,
+}
+
+/// A worker that is up, and what it has done since.
+#[derive(Debug)]
+pub(super) struct Worker {
+    pub(super) process: Process,
+    pub(super) runtime: RuntimeReport,
+    pub(super) since: Instant,
+    pub(super) jobs: u64,
+    pub(super) memory: Memory,
+    pub(super) idle_since: Instant,
+    /// Jobs that it had run when it was found to be due for replacement.
+    pub(super) due_at: Option<u64>,
+    /// It holds memory that no model of it accounts for, and no model.
+    pub(super) is_spoilt: bool,
+    /// Not to be replaced before this.
+    pub(super) settled_until: Instant,
+}
+
+impl Worker {
+    pub(super) fn new(process: Process, runtime: RuntimeReport) -> Self {
+        let now = Instant::now();
+        Self {
+            process,
+            since: now,
+            jobs: 0,
+            memory: runtime.memory,
+            idle_since: now,
+            due_at: None,
+            is_spoilt: false,
+            settled_until: now,
+            runtime,
+        }
+    }
 }
 
 /// A worker that ended, or had to be ended, before it was up.

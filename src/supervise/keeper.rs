@@ -10,13 +10,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     WorkerCommand,
-    boot::{Booted, Spare, Unbooted, boot, settle},
+    boot::{Booted, Spare, Unbooted, Worker, boot, settle},
     conversation::Request,
     exchange::{self, Lost},
+    inbox::Inbox,
     models::{FAR, Models, is_returned},
     pace::Watchdogs,
     policy::{self, Action, AfterLoss, End, Service},
-    process::Process,
 };
 use crate::{
     job::{
@@ -57,46 +57,6 @@ pub(super) struct Keeper {
     load_losses: u32,
 }
 
-/// Where jobs arrive, with room for one that waits for a worker.
-struct Inbox {
-    requests: mpsc::Receiver<Request>,
-    waiting: Option<Request>,
-}
-
-impl Inbox {
-    /// Takes a job into the waiting place, or answers the one there when it is cancelled. Never ends while there is
-    /// nothing to do, so it is one branch of a `select!`.
-    async fn receive(&mut self) {
-        if let Some(request) = self.waiting.take_if(|request| request.cancel.is_cancelled()) {
-            return request.answer_cancelled();
-        }
-        if let Some(request) = &self.waiting {
-            return request.cancel.cancelled().await;
-        }
-        match self.requests.recv().await {
-            Some(request) => self.waiting = Some(request),
-            // All handles are gone: only `stop` can follow.
-            None => std::future::pending().await,
-        }
-    }
-}
-
-/// A worker that is up, and what it has done since.
-struct Worker {
-    process: Process,
-    runtime: RuntimeReport,
-    since: Instant,
-    jobs: u64,
-    memory: Memory,
-    idle_since: Instant,
-    /// Jobs that it had run when it was found to be due for replacement.
-    due_at: Option<u64>,
-    /// It holds memory that no model of it accounts for, and no model.
-    is_spoilt: bool,
-    /// Not to be replaced before this.
-    settled_until: Instant,
-}
-
 /// How the life of one worker ended.
 enum Life {
     /// As it was told to.
@@ -133,7 +93,7 @@ impl Keeper {
             command: Arc::new(command),
             watchdogs: Watchdogs::default(),
             metrics,
-            inbox: Inbox { requests, waiting: None },
+            inbox: Inbox::new(requests),
             orders,
             readiness,
             stop,
@@ -231,17 +191,7 @@ impl Keeper {
     /// Runs jobs on a worker until it ends or makes way.
     async fn serve(&mut self, booted: Booted) -> Life {
         let Booted { process, runtime, loaded, failed } = booted;
-        let mut worker = Worker {
-            process,
-            since: Instant::now(),
-            jobs: 0,
-            memory: runtime.memory,
-            idle_since: Instant::now(),
-            due_at: None,
-            is_spoilt: false,
-            settled_until: Instant::now(),
-            runtime,
-        };
+        let mut worker = Worker::new(process, runtime);
         for (model, report) in loaded {
             self.now_loaded(&mut worker, model, report);
         }

@@ -24,6 +24,7 @@
 mod boot;
 mod conversation;
 mod exchange;
+mod inbox;
 mod keeper;
 mod models;
 mod pace;
