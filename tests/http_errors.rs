@@ -42,8 +42,6 @@ async fn openais_fields_that_eka_does_not_do_are_named() {
         refused(&server, COMPLETIONS, json!({ field: value }), "unsupported_field", field).await;
     }
     for (field, value) in [
-        ("tools", json!([{ "type": "function" }])),
-        ("tool_choice", json!("required")),
         ("functions", json!([{}])),
         ("modalities", json!(["audio"])),
         ("audio", json!({ "voice": "alloy" })),

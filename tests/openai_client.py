@@ -1,6 +1,7 @@
 """What OpenAI's Python client sees of eka; run by scripts/openai-client with the server's address."""
 
 import concurrent.futures
+import json
 import sys
 
 import openai
@@ -41,6 +42,39 @@ def chat(client: openai.OpenAI) -> None:
     check("ends a stream with its usage", chunks[-1].usage.completion_tokens, answer.usage.completion_tokens)
 
 
+def respond(client: openai.OpenAI) -> None:
+    answer = client.responses.create(model="demo", input=PROMPT, temperature=0, store=False)
+    check("responds", answer.output_text, ANSWER)
+    check("says that it is complete", answer.status, "completed")
+    usage = answer.usage
+    check("counts a response's tokens", usage.total_tokens, usage.input_tokens + usage.output_tokens)
+    with client.responses.stream(model="demo", input=MESSAGES, temperature=0) as stream:
+        text = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
+        check("streams a response", text, ANSWER)
+        check("puts a stream together", stream.get_final_response().output_text, ANSWER)
+    word = {"type": "object", "properties": {"word": {"enum": ["नमस्ते"]}}, "required": ["word"], "additionalProperties": False}
+    formed = {"format": {"type": "json_schema", "name": "word", "schema": word, "strict": True}}
+    answer = client.responses.create(model="demo", input=PROMPT, text=formed)
+    check("keeps a schema", json.loads(answer.output_text), {"word": "नमस्ते"})
+    try:
+        client.responses.create(model="demo", input=PROMPT, previous_response_id="resp_1")
+    except openai.BadRequestError as refusal:
+        check("keeps no responses", refusal.param, "previous_response_id")
+
+
+def tools(client: openai.OpenAI) -> None:
+    """The demo's model has never seen a tool, and its template has none."""
+    tool = {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}}
+    try:
+        client.chat.completions.create(model="demo", messages=MESSAGES, tools=[tool])
+    except openai.BadRequestError as refusal:
+        check("refuses tools that the model has not", refusal.code, "tools_unsupported")
+    answer = client.chat.completions.create(
+        model="demo", messages=MESSAGES, tools=[tool], tool_choice="none", temperature=0
+    )
+    check("answers where no tool is wanted", answer.choices[0].message.content, ANSWER)
+
+
 def refuse(client: openai.OpenAI) -> None:
     """A slot, a queue of one, and eight at once: some are refused, and all are answered."""
 
@@ -59,7 +93,7 @@ def refuse(client: openai.OpenAI) -> None:
     except openai.NotFoundError as refusal:
         check("raises NotFoundError for another model", refusal.code, "model_not_found")
     try:
-        client.chat.completions.create(model="demo", messages=MESSAGES, n=2)
+        client.chat.completions.create(model="demo", messages=MESSAGES, n=9)
     except openai.BadRequestError as refusal:
         check("raises BadRequestError that names the field", refusal.param, "n")
 
@@ -70,6 +104,8 @@ def main() -> None:
     check("lists the model", [model.id for model in client.models.list()], ["demo"])
     complete(client)
     chat(client)
+    respond(client)
+    tools(client)
     refuse(client)
 
 

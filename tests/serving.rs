@@ -33,6 +33,8 @@ use tokio_util::sync::CancellationToken;
 pub(crate) const ANSWER: &str = "ದಯವಿಟ್ಟು ನಿಧಾನವಾಗಿ ಮಾತನಾಡಿ.";
 pub(crate) const ANSWER_IDS: [u32; 14] =
     [1270, 485, 325, 107, 650, 2650, 593, 338, 104, 352, 1160, 301, 20, 6];
+/// Ends an answer of the demo's model.
+const END: u32 = 2;
 pub(crate) const CONTEXT_LENGTH: usize = 256;
 pub(crate) const VOCABULARY: usize = 4096;
 pub(crate) const MODEL: &str = "demo";
@@ -48,6 +50,10 @@ pub(crate) struct Wish {
     pub(crate) readiness: fn() -> Readiness,
     /// Every prompt is read in two chunks, and the first one told.
     pub(crate) progress: bool,
+    /// Instead of the demo's own.
+    pub(crate) template: Option<&'static str>,
+    /// Said instead of [`ANSWER`], then the end.
+    pub(crate) answer: Option<&'static str>,
 }
 
 impl Default for Wish {
@@ -59,6 +65,8 @@ impl Default for Wish {
             grace: Duration::from_secs(30),
             readiness: || Readiness::Ready(ready_report()),
             progress: false,
+            template: None,
+            answer: None,
         }
     }
 }
@@ -84,11 +92,17 @@ impl Server {
         let metrics = Arc::new(Metrics::new());
         let max_jobs = NonZeroUsize::new(wish.max_jobs).unwrap();
         let limits = Limits { max_jobs, max_prompt_tokens: Tokens(100_000) };
+        let text = demo_text(wish.template);
+        let mut script = ANSWER_IDS.to_vec();
+        if let Some(answer) = wish.answer {
+            script = text.encode_bare(answer).unwrap();
+            script.push(END);
+        }
         let executor = Executor::start(limits, metrics.clone(), move |job, says, cancel| {
             if wish.progress {
                 says.send(Event::Progress { done: 2, total: 5 }).unwrap();
             }
-            speak(job, says, cancel, wish.step)
+            speak(script.clone(), job, says, cancel, wish.step)
         });
         let (readiness, seen) = watch::channel((wish.readiness)());
         let settings = Settings {
@@ -101,7 +115,7 @@ impl Server {
             default_max_new: Tokens(64),
             log_prompts: false,
         };
-        let state = AppState::new(demo_text(), executor.clone(), metrics.clone(), seen, settings);
+        let state = AppState::new(text, executor.clone(), metrics.clone(), seen, settings);
         let state = equip(state);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -194,12 +208,13 @@ pub(crate) fn events(stream: &str) -> (Vec<Value>, bool) {
 
 /// Says the answer, over and over when its end token does not end it.
 async fn speak(
+    script: Vec<u32>,
     job: Job,
     says: UnboundedSender<Event>,
     cancel: CancellationToken,
     step: Duration,
 ) -> Result<Finish, Failure> {
-    for (said, token) in ANSWER_IDS.iter().cycle().take(job.max_new_tokens).enumerate() {
+    for (said, token) in script.iter().cycle().take(job.max_new_tokens).enumerate() {
         tokio::select! {
             () = cancel.cancelled() => return Ok(finish(&job, FinishReason::Cancelled, said)),
             () = sleep(step) => {}
@@ -252,14 +267,20 @@ pub(crate) fn ready_report() -> SlotReport {
     SlotReport { runtime, models: vec![(MODEL.into(), model)], memory: memory(300) }
 }
 
-/// The demo's tokenizer and template in a model directory of their own.
-fn demo_text() -> Arc<Text> {
+/// The demo's tokenizer and template, or another one, in a model directory of their own.
+fn demo_text(template: Option<&str>) -> Arc<Text> {
     let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo/base");
     let directory = tempfile::tempdir().unwrap();
     for name in ["tokenizer.json", "tokenizer_config.json", "generation_config.json"] {
         fs::copy(base.join(name), directory.path().join(name)).unwrap();
     }
-    fs::write(directory.path().join(FILE_NAME), manifest().to_json()).unwrap();
+    if let Some(template) = template {
+        fs::write(directory.path().join("chat_template.jinja"), template).unwrap();
+    }
+    // With tools, prompts are longer.
+    let context_length = if template.is_some() { 2048 } else { CONTEXT_LENGTH };
+    let manifest = Manifest { context_length, ..manifest() };
+    fs::write(directory.path().join(FILE_NAME), manifest.to_json()).unwrap();
     Arc::new(Text::open(directory.path(), MODEL).unwrap())
 }
 

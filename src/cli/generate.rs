@@ -139,10 +139,9 @@ impl Args {
             ensure!(self.system.is_none(), "the model has no chat template that --system could go into");
             return Ok(text.encode(&prompt)?);
         }
-        let message = |role: &str, content: &str| Message { role: role.into(), content: content.into() };
-        let mut messages: Vec<_> = self.system.iter().map(|system| message("system", system)).collect();
-        messages.push(message("user", &prompt));
-        Ok(text.encode_chat(&messages)?)
+        let mut messages: Vec<_> = self.system.iter().map(|system| Message::new("system", system)).collect();
+        messages.push(Message::new("user", prompt));
+        Ok(text.encode_chat(&messages.into())?)
     }
 }
 

@@ -27,6 +27,7 @@ use std::time::Duration;
 pub use self::{
     grammar::check,
     guide::{Allowed, Choice, Guide, Guides},
+    schema::embedded,
 };
 
 /// Why a constraint is not one that eka keeps. All but [`ConstraintError::Busy`] are the client's.

@@ -23,6 +23,15 @@ pub(super) fn prepare(schema: &str) -> Result<Value, ConstraintError> {
     Ok(Value::Object(object))
 }
 
+/// A schema to stand within a grammar after `%json`, with what is set for schemas that stand alone.
+#[must_use]
+pub fn embedded(mut schema: Value) -> Value {
+    if let Value::Object(object) = &mut schema {
+        object.insert(OPTIONS.into(), json!({ "whitespace_pattern": WHITE_SPACE }));
+    }
+    schema
+}
+
 /// The keyword that the compiler's words complain about, and where it stands.
 pub(super) fn unenforceable(schema: &str, said: &str) -> Option<ConstraintError> {
     let keyword = if said.starts_with("oneOf constraints are not supported") {

@@ -6,7 +6,10 @@ use proptest::{prelude::*, sample::select};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::job::{Constraint, Failure, Job, JobId};
+use crate::{
+    job::{Constraint, Failure, Job, JobId},
+    text::{CallReader, Calls, Reading, ToolSupport},
+};
 
 const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo/base");
 const LLAMA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/llama/base");
@@ -112,6 +115,13 @@ impl Random {
         let (answer, ended, _) = self.go_on(constraint, seed, Vec::new(), 4_000).unwrap();
         assert!(ended, "it does not end: {}", self.text(&answer));
         self.text(&answer)
+    }
+
+    /// The text of an answer that may be cut within a character.
+    fn text_so_far(&self, answer: &[u32]) -> String {
+        let tokens: Vec<&[u8]> = self.vocabulary.tokens().collect();
+        let bytes: Vec<u8> = answer.iter().flat_map(|id| tokens[*id as usize].iter().copied()).collect();
+        String::from_utf8_lossy(&bytes).trim_end_matches('\u{fffd}').to_owned()
     }
 
     fn text(&self, answer: &[u32]) -> String {
@@ -350,6 +360,63 @@ mod refused {
         let deep = Constraint::Regex("(".repeat(200));
         assert_eq!(why(&deep), ConstraintError::TooDeep { found: 200, most: 128 });
     }
+}
+
+/// The calls of a random answer in each format, where calls must come and where they may.
+#[test]
+fn calls_that_a_grammar_allows_are_read_as_calls_and_keep_their_schemas() {
+    let parameters = json!({
+        "type": "object", "properties": { "a": { "$ref": "#/$defs/few" }, "b": { "type": "string", "maxLength": 3 } },
+        "required": ["a", "b"], "additionalProperties": false, "$defs": { "few": { "enum": [1, 2] } },
+    });
+    for template in ["{{ tools }}<tool_call>", "{{ tools }}[TOOL_CALLS]", "{{ tools }}<|python_tag|>"] {
+        let ToolSupport::Read(format) = ToolSupport::of(template) else { panic!("{template}") };
+        for (required, single) in [(true, true), (true, false), (false, true), (false, false)] {
+            let tools = ["x", "y"].map(|name| (name, embedded(parameters.clone()).to_string()));
+            let grammar = Constraint::Lark(format.grammar(Calls { required, single }, tools.into_iter()));
+            check(&grammar).unwrap_or_else(|e| panic!("{e}: {grammar:?}"));
+            for (model, seed) in [Random::demo(), Random::pieces()].iter().zip(0..) {
+                let (answer, ended, _) = model.go_on(&grammar, seed, Vec::new(), 300).unwrap();
+                let names = ["x", "y"].map(str::to_owned).into();
+                let mut reader = CallReader::new(Reading { format, names, single, opened: required });
+                let text = model.text_so_far(&answer);
+                let mut told = reader.push(&text);
+                told.append(&reader.finish());
+                if required {
+                    assert!(told.content.is_empty() && !told.calls.is_empty(), "{text}");
+                }
+                for call in &told.calls[..told.calls.len() - usize::from(!ended && !told.calls.is_empty())] {
+                    let arguments: Value = serde_json::from_str(&call.arguments).unwrap();
+                    assert!([1, 2].contains(&arguments["a"].as_u64().unwrap()), "{text}");
+                    assert!(arguments["b"].as_str().unwrap().chars().count() <= 3, "{text}");
+                }
+            }
+        }
+    }
+}
+
+/// What follows a marker is a call with its schema, or nothing at all.
+#[test]
+fn a_call_may_follow_text_and_then_has_its_form() {
+    let ToolSupport::Read(format) = ToolSupport::of("{{ tools }}<tool_call>") else { panic!() };
+    let tools = [(
+        "x",
+        embedded(json!({ "type": "object", "properties": {}, "additionalProperties": false })).to_string(),
+    )];
+    let calls = Calls { required: false, single: false };
+    let grammar = Constraint::Lark(format.grammar(calls, tools.into_iter()));
+    let demo = Random::demo();
+    let lead = demo.vocabulary.cut("Let me <look> <tool_call".as_bytes()).unwrap();
+    let call = demo.vocabulary.cut(">\n{\"name\": \"x\"".as_bytes()).unwrap();
+    for (answer, forced) in [(lead.clone(), false), ([lead, call].concat(), true)] {
+        let (all, _, _) = demo.go_on(&grammar, 3, answer.clone(), answer.len() + 12).unwrap();
+        let text = demo.text_so_far(&all);
+        let expected = "Let me <look> <tool_call>\n{\"name\": \"x\", \"arguments\": {";
+        let is_call = text.starts_with(expected) || expected.starts_with(&text);
+        assert!(is_call || !forced, "{text}");
+    }
+    let wrong = demo.vocabulary.cut("<tool_call> no".as_bytes()).unwrap();
+    demo.go_on(&grammar, 3, wrong, 50).unwrap_err();
 }
 
 proptest! {

@@ -15,10 +15,10 @@ use super::{
     form::Form,
 };
 use crate::{
-    constraint,
+    constraint::{self, ConstraintError},
     executor::{Deadlines, SubmitError},
     job::{Dry, Failure, Job, JobId, Readiness, Sampling},
-    text::{Text, TextError},
+    text::{Conversation, Message, Text, TextError},
     units::Tokens,
 };
 
@@ -46,7 +46,8 @@ pub(super) async fn admit(
         end_tokens.extend(&text.card().end_tokens);
     }
     let progress = matches!(ask.delivery, Delivery::Streamed { progress: true, .. });
-    let is_formed = ask.form.is_some();
+    // What may be text is read as text is.
+    let is_formed = ask.form.as_ref().is_some_and(|form| form.parts.is_empty());
     let sampling = with_breakers(text, ask.sampling, ask.breakers).await?;
     let prompt_tokens = prompt.len();
     let (model, keep_alive) = (text.card().id.as_str().into(), ask.keep_alive);
@@ -67,8 +68,16 @@ pub(super) async fn admit(
         let queue = if answers.is_empty() { ask.deadlines.queue } else { ask.deadlines.total };
         let ticket = state.executor.submit(job, Deadlines { queue, ..ask.deadlines })?;
         let decoder = text.decoder(ask.stop.clone());
+        let decoder = match &ask.reading {
+            Some(reading) => decoder.with_special(reading.format.marker()),
+            None => decoder,
+        };
         let decoder = if is_formed { decoder.verbatim() } else { decoder };
         let answer = Answer::new(ticket, Arc::clone(text), decoder, prompt_tokens, arrived);
+        let answer = match &ask.reading {
+            Some(reading) => answer.with_calls(reading.clone()),
+            None => answer,
+        };
         let answer = if progress { answer.with_progress() } else { answer };
         answers.push_back(match &echo {
             Some(prompt) => answer.echo(prompt.clone(), first_scored),
@@ -107,11 +116,19 @@ async fn check_form(state: &AppState, text: &Text, form: &Form) -> Result<(), Ap
     text.check_table()?;
     let permit = state.encoders.acquire().await.map_err(|error| internal(&error))?;
     state.executor.check_room(Tokens(1))?;
-    let constraint = form.constraint.clone();
-    let checked =
-        web::block(move || constraint::check(&constraint)).await.map_err(|error| internal(&error))?;
+    let form = form.clone();
+    let checked = web::block(move || check_parts(&form)).await.map_err(|error| internal(&error))?;
     drop(permit);
-    checked.map_err(|source| ApiError::Constraint { param: form.param, source })
+    checked.map_err(|(param, source)| ApiError::Constraint { param, source })
+}
+
+/// Checks a form; where it cannot be kept, says which field is at fault.
+fn check_parts(form: &Form) -> Result<(), (String, ConstraintError)> {
+    let Err(whole) = constraint::check(&form.constraint) else { return Ok(()) };
+    for (param, part) in &form.parts {
+        constraint::check(part).map_err(|source| (param.clone(), source))?;
+    }
+    Err((form.param.clone(), whole))
 }
 
 /// Looks up the tokens that a repetition does not reach across: through the whole vocabulary, and so on another thread.
@@ -148,8 +165,9 @@ fn is_short(prompt: &Prompt) -> bool {
     match prompt {
         Prompt::Ids(_) => true,
         Prompt::Text(text) => text.len() <= MOST,
-        Prompt::Conversation(messages) => {
-            messages.iter().map(|message| message.role.len() + message.content.len()).sum::<usize>() <= MOST
+        Prompt::Conversation(Conversation { messages, tools, .. }) => {
+            let length = |message: &Message| message.content.as_ref().map_or(0, String::len);
+            tools.is_empty() && messages.iter().map(|message| 16 + length(message)).sum::<usize>() <= MOST
         }
     }
 }
@@ -160,7 +178,7 @@ fn encode_now(text: &Text, prompt: Prompt) -> Result<Vec<u32>, TextError> {
         Prompt::Text(prompt) if prompt.is_empty() => Ok(Vec::new()),
         Prompt::Text(prompt) => text.encode(&prompt),
         Prompt::Ids(ids) => Ok(ids),
-        Prompt::Conversation(messages) => text.encode_chat(&messages),
+        Prompt::Conversation(conversation) => text.encode_chat(&conversation),
     }
 }
 

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     executor::Ticket,
     job::{Event, Failure, Finish, FinishReason, MemoryReport, Score, Timings, Usage},
-    text::{Decoder, Text},
+    text::{Call, CallReader, Decoder, Reading, Text, Told},
 };
 
 /// An answer that is being generated. Dropping it gives up the job.
@@ -27,7 +27,6 @@ pub(super) struct Answer {
     began: Instant,
     prompt_tokens: usize,
     completion_tokens: usize,
-    text: String,
     speech: Speech,
     tells_progress: bool,
     is_loading: bool,
@@ -36,6 +35,10 @@ pub(super) struct Answer {
     scores: Scores,
     /// Has what was generated added when this is dropped, complete or not.
     tally: Option<Tally>,
+    /// Where tools may be called.
+    reader: Option<CallReader>,
+    /// What was told of it.
+    told: Told,
 }
 
 impl Drop for Answer {
@@ -92,16 +95,20 @@ pub(super) struct Progress {
 /// What an answer goes on with.
 #[derive(Debug)]
 pub(super) struct Said {
-    /// Never empty, but for the end of an answer.
+    /// Empty where only calls go on, or at the end of an answer.
     pub(super) text: String,
+    /// Calls of tools that begin or go on.
+    pub(super) calls: Vec<Call>,
     /// The tokens that were told since, where their scores were asked for. Text that is held back leaves after its tokens.
     pub(super) scored: Vec<Scored>,
 }
 
 /// A complete answer.
 pub(super) struct Ending {
-    /// All of it.
+    /// All of it, but for its calls.
     pub(super) text: String,
+    /// Tools that it calls.
+    pub(super) calls: Vec<Call>,
     /// All of its tokens, where their scores were asked for.
     pub(super) scored: Vec<Scored>,
     /// The end of it that no [`Piece::Said`] had, for it could have become a stop string.
@@ -123,6 +130,8 @@ pub(super) enum Reason {
     Stop,
     /// The number of tokens asked for.
     Length,
+    /// It is complete, and calls tools.
+    ToolCalls,
 }
 
 impl Reason {
@@ -130,6 +139,7 @@ impl Reason {
         match self {
             Self::Stop => "stop",
             Self::Length => "length",
+            Self::ToolCalls => "tool_calls",
         }
     }
 }
@@ -152,13 +162,14 @@ impl Answer {
             began: arrived,
             prompt_tokens,
             completion_tokens: 0,
-            text: String::new(),
             speech: Speech::Speaking,
             tells_progress: false,
             is_loading: false,
             tally: None,
             lead: String::new(),
             scores,
+            reader: None,
+            told: Told::default(),
         }
     }
 
@@ -170,6 +181,12 @@ impl Answer {
     /// Whether its model was being loaded when something was last heard.
     pub(super) const fn is_loading(&self) -> bool {
         self.is_loading
+    }
+
+    /// Lets it call tools.
+    pub(super) fn with_calls(mut self, reading: Reading) -> Self {
+        self.reader = Some(CallReader::new(reading));
+        self
     }
 
     /// Lets it say what is read of the prompt.
@@ -235,11 +252,12 @@ impl Answer {
             self.scores.take(&score);
         }
         let chunk = self.decoder.push(token);
-        if chunk.stopped {
+        let told = self.read(chunk.text);
+        if chunk.stopped || self.reader.as_ref().is_some_and(CallReader::is_over) {
             self.speech = Speech::Stopped;
             self.ticket.cancel();
         }
-        self.say(chunk.text)
+        (!told.is_empty()).then(|| Piece::Said(self.said(told)))
     }
 
     fn take_finish(&mut self, finish: Finish) -> Result<Piece, Failure> {
@@ -272,12 +290,18 @@ impl Answer {
             Speech::Speaking => self.decoder.finish(),
             Speech::Stopped => String::new(),
         };
+        let mut rest = self.read(rest);
+        if let Some(reader) = &mut self.reader {
+            rest.append(&reader.finish());
+        }
         let unsaid = self.said(rest);
+        let Told { content, calls } = std::mem::take(&mut self.told);
         Ending {
-            text: std::mem::take(&mut self.text),
+            text: content,
+            reason: if reason == Reason::Stop && !calls.is_empty() { Reason::ToolCalls } else { reason },
+            calls,
             scored: std::mem::take(&mut self.scores.all),
             unsaid,
-            reason,
             usage: Usage { prompt_tokens: self.prompt_tokens, completion_tokens: self.completion_tokens },
             queue_wait: self.queue_wait,
             total: self.arrived.elapsed(),
@@ -287,14 +311,27 @@ impl Answer {
         }
     }
 
-    fn say(&mut self, text: String) -> Option<Piece> {
-        (!text.is_empty()).then(|| Piece::Said(self.said(text)))
+    /// Takes the calls out of a text.
+    fn read(&mut self, fresh: String) -> Told {
+        match &mut self.reader {
+            Some(reader) if !fresh.is_empty() => reader.push(&fresh),
+            _ => Told { content: fresh, calls: Vec::new() },
+        }
     }
 
-    fn said(&mut self, fresh: String) -> Said {
-        let text = if self.lead.is_empty() { fresh } else { std::mem::take(&mut self.lead) + &fresh };
-        self.text.push_str(&text);
-        Said { text, scored: self.scores.unsaid() }
+    fn said(&mut self, mut fresh: Told) -> Said {
+        if !self.lead.is_empty() {
+            fresh.content.insert_str(0, &std::mem::take(&mut self.lead));
+        }
+        self.told.append(&fresh);
+        Said { text: fresh.content, calls: fresh.calls, scored: self.scores.unsaid() }
+    }
+}
+
+impl Said {
+    /// Whether it adds nothing.
+    pub(super) const fn is_empty(&self) -> bool {
+        self.text.is_empty() && self.calls.is_empty() && self.scored.is_empty()
     }
 }
 

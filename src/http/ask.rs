@@ -6,17 +6,18 @@
 
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{
     fields::{FieldError, Fields, Known, typed, wrong_type},
     form::Form,
     sampling,
+    tools::ToolRules,
 };
 use crate::{
     executor::Deadlines,
     job::{KeepAlive, Sampling, ScoresAsked},
-    text::Message,
+    text::{Conversation, Reading},
     units::Tokens,
 };
 
@@ -33,6 +34,10 @@ pub(super) struct Ask {
     /// What a repetition that is penalized does not reach across; made into tokens with the prompt.
     pub(super) breakers: Vec<String>,
     pub(super) form: Option<Form>,
+    /// How calls of tools are read, where any may come.
+    pub(super) reading: Option<Reading>,
+    /// What the answer repeats of the request.
+    pub(super) echoed: Map<String, Value>,
     /// How many answers to make, one after another.
     pub(super) choices: usize,
     pub(super) scores: Option<ScoresAsked>,
@@ -52,7 +57,7 @@ pub(super) struct Ask {
 pub(super) enum Prompt {
     Text(String),
     Ids(Vec<u32>),
-    Conversation(Vec<Message>),
+    Conversation(Conversation),
 }
 
 impl Prompt {
@@ -88,6 +93,7 @@ pub(super) struct Rules {
     pub(super) deadlines: Deadlines,
     /// Used where the request names none: 0 is greedy.
     pub(super) temperature: f32,
+    pub(super) tools: ToolRules,
 }
 
 impl Ask {
@@ -106,15 +112,14 @@ impl Ask {
         let form = Form::take(fields)?;
         let stop = take_stop(fields)?;
         let ignore_eos = fields.take("ignore_eos")?.unwrap_or(false);
-        if let Some(form) = &form {
-            form.check_ends(fields, [!stop.is_empty(), !stop_token_ids.is_empty(), ignore_eos])?;
-        }
-        Ok(Self {
+        let ask = Self {
             prompt,
             max_new,
             sampling: sampling::take(fields, rules)?,
             breakers: sampling::take_breakers(fields)?,
             form,
+            reading: None,
+            echoed: Map::new(),
             choices: 1,
             scores: None,
             echo: false,
@@ -124,7 +129,31 @@ impl Ask {
             delivery: take_delivery(fields)?,
             deadlines: take_deadlines(fields, rules.deadlines)?,
             keep_alive: take_keep_alive(fields)?,
-        })
+        };
+        if let Some(form) = &ask.form {
+            form.check_ends(fields, ask.ends())?;
+        }
+        Ok(ask)
+    }
+
+    /// With a form that was asked for in another way.
+    pub(super) fn with_form(self, form: Option<Form>, fields: &Fields) -> Result<Self, FieldError> {
+        match (&self.form, form) {
+            (_, None) => Ok(self),
+            (None, Some(form)) => {
+                form.check_ends(fields, self.ends())?;
+                Ok(Self { form: Some(form), ..self })
+            }
+            (Some(one), Some(other)) => {
+                let said = format!("is given together with {}; send one of them", one.param);
+                Err(FieldError::value(other.param, said))
+            }
+        }
+    }
+
+    /// What asks for an end of the answer: `stop`, `stop_token_ids`, `ignore_eos`.
+    pub(super) fn ends(&self) -> [bool; 3] {
+        [!self.stop.is_empty(), !self.stop_token_ids.is_empty(), self.ignore_eos]
     }
 }
 
@@ -207,61 +236,6 @@ fn only(mut items: Vec<Value>, path: &str) -> Result<Value, FieldError> {
     }
 }
 
-/// Takes `messages`, with contents as strings or arrays of text parts.
-pub(super) fn conversation_of(value: Value, path: &str) -> Result<Prompt, FieldError> {
-    let Value::Array(items) = value else { return Err(wrong_type(path, "an array of messages", &value)) };
-    if items.is_empty() {
-        return Err(FieldError::value(path, "there must be at least one message"));
-    }
-    let messages = items.into_iter().enumerate();
-    let messages: Result<_, _> =
-        messages.map(|(place, item)| message_of(item, &format!("{path}[{place}]"))).collect();
-    messages.map(Prompt::Conversation)
-}
-
-/// Fields of a message that eka has no use for; empty ones are what some clients always send.
-const OF_A_MESSAGE: &[Known] = &[
-    Known { name: "name", asks_for_nothing: Value::is_null, only: "" },
-    Known { name: "refusal", asks_for_nothing: Value::is_null, only: "" },
-    Known { name: "audio", asks_for_nothing: Value::is_null, only: "" },
-    Known { name: "annotations", asks_for_nothing: is_empty_array, only: "[]" },
-    Known { name: "tool_calls", asks_for_nothing: is_empty_array, only: "[]" },
-    Known { name: "tool_call_id", asks_for_nothing: Value::is_null, only: "" },
-    Known { name: "function_call", asks_for_nothing: Value::is_null, only: "" },
-];
-
-fn message_of(value: Value, path: &str) -> Result<Message, FieldError> {
-    let mut fields = Fields::nested(value, path)?;
-    let role = fields.require("role")?;
-    let content = content_of(fields.require("content")?, &fields.path("content"))?;
-    fields.finish(OF_A_MESSAGE)?;
-    Ok(Message { role, content })
-}
-
-fn content_of(value: Value, path: &str) -> Result<String, FieldError> {
-    match value {
-        Value::String(text) => Ok(text),
-        Value::Array(parts) => parts
-            .into_iter()
-            .enumerate()
-            .map(|(place, part)| part_of(part, &format!("{path}[{place}]")))
-            .collect(),
-        other => Err(wrong_type(path, "a string or an array of text parts", &other)),
-    }
-}
-
-fn part_of(value: Value, path: &str) -> Result<String, FieldError> {
-    let mut fields = Fields::nested(value, path)?;
-    let kind: String = fields.require("type")?;
-    if kind != "text" {
-        let said = format!("{kind:?} is not a part that eka can read; it reads \"text\"");
-        return Err(FieldError::value(fields.path("type"), said));
-    }
-    let text = fields.require("text")?;
-    fields.finish(&[])?;
-    Ok(text)
-}
-
 pub(super) fn is_empty_array(value: &Value) -> bool {
     value.as_array().is_some_and(Vec::is_empty)
 }
@@ -318,7 +292,7 @@ fn take_deadlines(fields: &mut Fields, most: Deadlines) -> Result<Deadlines, Fie
     Ok(Deadlines { queue: take("queue_timeout_ms", most.queue)?, total: take("timeout_ms", most.total)? })
 }
 
-fn check_ids(ids: &[u32], path: &str, vocabulary: usize) -> Result<(), FieldError> {
+pub(super) fn check_ids(ids: &[u32], path: &str, vocabulary: usize) -> Result<(), FieldError> {
     ids.iter()
         .enumerate()
         .try_for_each(|(place, id)| check_id(*id, &format_args!("{path}[{place}]"), vocabulary))
@@ -335,18 +309,27 @@ pub(super) fn check_id(id: u32, path: &dyn std::fmt::Display, vocabulary: usize)
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use serde_json::{Map, json};
+    use serde_json::json;
 
     use super::*;
-    use crate::http::{chat::Chat, completions::Completions, dialect::Dialect, native::Native};
+    use crate::{
+        http::{
+            chat::Chat, completions::Completions, dialect::Dialect, native::Native, responses::Responses,
+        },
+        text::ToolSupport,
+    };
 
     const RULES: Rules = Rules {
         vocabulary: 100,
         deadlines: Deadlines { queue: Duration::from_secs(1), total: Duration::from_secs(2) },
         temperature: 1.0,
+        tools: ToolRules { support: ToolSupport::None, is_marker_special: false },
     };
 
-    const NAMES: [&str; 21] = [
+    const NAMES: [&str; 24] = [
+        "tools",
+        "tool_choice",
+        "parallel_tool_calls",
         "response_format",
         "json_schema",
         "grammar",
@@ -411,6 +394,8 @@ mod tests {
             check::<Completions>(&body.to_string());
             body["messages"] = json!([{ "role": "user", "content": "a" }]);
             check::<Chat>(&body.to_string());
+            body["input"] = json!("a");
+            check::<Responses>(&body.to_string());
         }
     }
 }

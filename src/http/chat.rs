@@ -1,15 +1,17 @@
 //! `POST /v1/chat/completions` in OpenAI's wire format.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::{
     answer::{Ending, Progress, Said},
-    ask::{Ask, Rules, asked, conversation_of, take_choices, take_tokens},
+    ask::{Ask, Prompt, Rules, asked, take_choices, take_tokens},
     dialect::{Dialect, Head, OF_CHAT, prompt_progress, timings, usage},
     fields::{FieldError, Fields, Known},
+    messages::conversation_of,
     scored::{Scored, content},
+    tools::{Shape, Toolbox},
 };
-use crate::{job::ScoresAsked, units::Tokens};
+use crate::{job::ScoresAsked, text::Call, units::Tokens};
 
 /// OpenAI's chat completions.
 pub(super) struct Chat(Head);
@@ -55,15 +57,24 @@ impl Dialect for Chat {
     const KNOWN: &'static [Known] = OF_CHAT;
 
     fn ask(fields: &mut Fields, rules: &Rules) -> Result<Ask, FieldError> {
-        let prompt = conversation_of(fields.require("messages")?, "messages")?;
+        let conversation = conversation_of(fields.require("messages")?, "messages")?;
+        let toolbox = Toolbox::take(fields, Shape::Nested)?;
+        let conversation = match &toolbox {
+            Some(toolbox) => toolbox.tell(conversation, &rules.tools),
+            None => conversation,
+        };
         let most = take_most(fields)?;
-        let ask = Ask::take(fields, rules, prompt, most)?;
+        let ask = Ask::take(fields, rules, Prompt::Conversation(conversation), most)?;
+        let ask = match toolbox {
+            Some(toolbox) => toolbox.equip(ask, rules, fields)?,
+            None => ask,
+        };
         Ok(Ask { choices: take_choices(fields)?, scores: take_scores(fields)?, ..ask })
     }
 
     fn whole(&self, endings: &[Ending]) -> Value {
         let choice = |(index, ending): (usize, &Ending)| {
-            let message = json!({ "role": "assistant", "content": ending.text, "refusal": null });
+            let message = message(ending);
             let (logprobs, reason) = (self.logprobs(&ending.scored), ending.reason.as_str());
             json!({ "index": index, "message": message, "logprobs": logprobs, "finish_reason": reason })
         };
@@ -74,30 +85,64 @@ impl Dialect for Chat {
         document
     }
 
-    fn progress(&self, progress: &Progress) -> Value {
+    fn progress(&mut self, progress: &Progress) -> Value {
         let mut chunk = self.document("chat.completion.chunk", json!([]));
         chunk["prompt_progress"] = prompt_progress(progress);
         chunk
     }
 
-    fn opening(&self, choice: usize) -> Option<Value> {
-        Some(self.chunk(choice, &json!({ "role": "assistant", "content": "" }), Value::Null, None))
+    fn opening(&mut self, choice: usize) -> Vec<Value> {
+        vec![self.chunk(choice, &json!({ "role": "assistant", "content": "" }), Value::Null, None)]
     }
 
-    fn delta(&self, choice: usize, said: &Said) -> Value {
-        self.chunk(choice, &json!({ "content": said.text }), self.logprobs(&said.scored), None)
+    fn delta(&mut self, choice: usize, said: &Said) -> Vec<Value> {
+        let mut delta = Map::new();
+        if !said.text.is_empty() || said.calls.is_empty() {
+            delta.insert("content".into(), said.text.as_str().into());
+        }
+        if !said.calls.is_empty() {
+            delta.insert("tool_calls".into(), said.calls.iter().map(call_delta).collect());
+        }
+        vec![self.chunk(choice, &delta.into(), self.logprobs(&said.scored), None)]
     }
 
-    fn closing(&self, choice: usize, ending: &Ending) -> Value {
+    fn closing(&mut self, choice: usize, ending: &Ending) -> Vec<Value> {
         let mut last = self.chunk(choice, &json!({}), Value::Null, Some(ending.reason.as_str()));
         last["timings"] = timings(std::slice::from_ref(ending));
-        last
+        vec![last]
     }
 
-    fn summary(&self, endings: &[Ending]) -> Option<Value> {
+    fn summary(&mut self, endings: &[Ending]) -> Vec<Value> {
         let mut chunk = self.document("chat.completion.chunk", json!([]));
         chunk["usage"] = usage(endings);
-        self.0.include_usage.then_some(chunk)
+        if self.0.include_usage { vec![chunk] } else { Vec::new() }
+    }
+}
+
+fn message(ending: &Ending) -> Value {
+    let mut message = json!({ "role": "assistant", "content": ending.text, "refusal": null });
+    if !ending.calls.is_empty() {
+        let call = |call: &Call| {
+            let function = json!({ "name": call.name, "arguments": call.arguments });
+            json!({ "id": call.id, "type": "function", "function": function })
+        };
+        message["tool_calls"] = ending.calls.iter().map(call).collect();
+        if ending.text.is_empty() {
+            message["content"] = Value::Null;
+        }
+    }
+    message
+}
+
+/// A call where it begins, or more of its arguments.
+fn call_delta(call: &Call) -> Value {
+    let Call { index, id, name, arguments } = call;
+    match id {
+        Some(id) => {
+            let function = json!({ "name": name, "arguments": arguments });
+            json!({ "index": index, "id": id, "type": "function", "function": function })
+        }
+        None => json!({ "index": index, "function": { "arguments": arguments } }),
     }
 }
 

@@ -74,30 +74,30 @@ impl Dialect for Completions {
         document
     }
 
-    fn progress(&self, progress: &Progress) -> Value {
+    fn progress(&mut self, progress: &Progress) -> Value {
         let mut chunk = self.document(json!([]));
         chunk["prompt_progress"] = prompt_progress(progress);
         chunk
     }
 
-    fn opening(&self, _: usize) -> Option<Value> {
-        None
+    fn opening(&mut self, _: usize) -> Vec<Value> {
+        Vec::new()
     }
 
-    fn delta(&self, choice: usize, said: &Said) -> Value {
-        self.chunk(self.choice(choice, &said.text, Some(&said.scored), None))
+    fn delta(&mut self, choice: usize, said: &Said) -> Vec<Value> {
+        vec![self.chunk(self.choice(choice, &said.text, Some(&said.scored), None))]
     }
 
-    fn closing(&self, choice: usize, ending: &Ending) -> Value {
+    fn closing(&mut self, choice: usize, ending: &Ending) -> Vec<Value> {
         let mut last = self.chunk(self.choice(choice, "", None, Some(ending.reason.as_str())));
         last["timings"] = timings(std::slice::from_ref(ending));
-        last
+        vec![last]
     }
 
-    fn summary(&self, endings: &[Ending]) -> Option<Value> {
+    fn summary(&mut self, endings: &[Ending]) -> Vec<Value> {
         let mut chunk = self.document(json!([]));
         chunk["usage"] = usage(endings);
-        self.0.include_usage.then_some(chunk)
+        if self.0.include_usage { vec![chunk] } else { Vec::new() }
     }
 }
 

@@ -1,11 +1,11 @@
-//! What the three generating routes have in common, and the small part in which they differ.
+//! What the generating routes have in common, and the small part in which they differ.
 //!
 //! A dialect knows which fields give the prompt and how an answer is spelt. It sees complete answers and pieces of
 //! text, never events or tokens.
 
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::{
     answer::{Ending, Progress, Said},
@@ -24,6 +24,9 @@ pub(super) trait Dialect: From<Head> + 'static {
     /// Temperature of requests that name none.
     const TEMPERATURE: f32;
 
+    /// The events of a stream have their type on a line of its own as well, and the last of them says that it is.
+    const TYPED_EVENTS: bool = false;
+
     /// Fields that are refused unless they ask for nothing.
     const KNOWN: &'static [Known];
 
@@ -34,19 +37,24 @@ pub(super) trait Dialect: From<Head> + 'static {
     fn whole(&self, endings: &[Ending]) -> Value;
 
     /// What a stream says about a prompt of which more is read, if that was asked for.
-    fn progress(&self, progress: &Progress) -> Value;
+    fn progress(&mut self, progress: &Progress) -> Value;
 
     /// What a stream says before the first text of a choice.
-    fn opening(&self, choice: usize) -> Option<Value>;
+    fn opening(&mut self, choice: usize) -> Vec<Value>;
 
-    /// What a stream says for a piece of text.
-    fn delta(&self, choice: usize, said: &Said) -> Value;
+    /// What a stream says for a piece of text or of calls.
+    fn delta(&mut self, choice: usize, said: &Said) -> Vec<Value>;
 
     /// What a stream says when a choice is complete.
-    fn closing(&self, choice: usize, ending: &Ending) -> Value;
+    fn closing(&mut self, choice: usize, ending: &Ending) -> Vec<Value>;
 
     /// What a stream says at its end about all choices, if that was asked for.
-    fn summary(&self, endings: &[Ending]) -> Option<Value>;
+    fn summary(&mut self, endings: &[Ending]) -> Vec<Value>;
+
+    /// What a stream says when it fails, given what the body of an error would be.
+    fn failure(&mut self, error: Value) -> Value {
+        error
+    }
 }
 
 /// What an answer says besides its text.
@@ -63,6 +71,8 @@ pub(super) struct Head {
     pub(super) scored: bool,
     /// A stream was asked for OpenAI's chunk of usage.
     pub(super) include_usage: bool,
+    /// What it repeats of the request.
+    pub(super) echoed: Map<String, Value>,
 }
 
 /// OpenAI's `usage`: the prompt once, however many choices were made of it.
@@ -133,10 +143,7 @@ pub(super) const OF_CHAT: &[Known] = &[
     harmless("metadata"),
     harmless("safety_identifier"),
     harmless("prompt_cache_key"),
-    harmless("parallel_tool_calls"),
     Known { name: "store", asks_for_nothing: is_false, only: "false" },
-    Known { name: "tools", asks_for_nothing: is_empty_array, only: "[]" },
-    Known { name: "tool_choice", asks_for_nothing: |v| v == "none" || v == "auto", only: "\"none\"" },
     Known { name: "functions", asks_for_nothing: is_empty_array, only: "[]" },
     Known { name: "function_call", asks_for_nothing: |v| v == "none" || v == "auto", only: "\"none\"" },
     Known { name: "modalities", asks_for_nothing: |v| *v == json!(["text"]), only: "[\"text\"]" },

@@ -69,7 +69,7 @@ pub(super) enum ApiError {
     )]
     NoRoom { prompt: Tokens, capacity: Tokens },
     #[error("{param} {source}")]
-    Constraint { param: &'static str, source: ConstraintError },
+    Constraint { param: String, source: ConstraintError },
     #[error(transparent)]
     Text(#[from] TextError),
     #[error("the model is being loaded")]
@@ -132,6 +132,7 @@ impl ApiError {
             Self::EmptyPrompt => Some("prompt"),
             Self::Constraint { param, .. } => Some(param),
             Self::Text(TextError::NoTable) => None,
+            Self::Text(TextError::NoTools { .. }) => Some("tools"),
             Self::Text(text) if text.is_the_clients() => Some("messages"),
             _ => None,
         }
@@ -226,6 +227,7 @@ impl ResponseError for ApiError {
 fn text_row(error: &TextError) -> (StatusCode, &'static str) {
     match error {
         TextError::NoTemplate { .. } => (StatusCode::BAD_REQUEST, "no_chat_template"),
+        TextError::NoTools { .. } => (StatusCode::BAD_REQUEST, "tools_unsupported"),
         TextError::NoTable => (StatusCode::BAD_REQUEST, "constraint_unsupported"),
         TextError::Messages { .. } => (StatusCode::BAD_REQUEST, "messages_refused"),
         _ => (StatusCode::INTERNAL_SERVER_ERROR, "model_files"),

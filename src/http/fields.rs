@@ -96,6 +96,16 @@ impl Fields {
         format!("{}{name}", self.prefix)
     }
 
+    /// Whether a field is there and not null.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.get(name).is_some()
+    }
+
+    /// A field that is there and not null, left where it is.
+    pub(super) fn get(&self, name: &str) -> Option<&Value> {
+        self.object.get(name).filter(|value| !value.is_null())
+    }
+
     /// Takes a field of any type; `None` when it is absent or null.
     pub(super) fn take<T: DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>, FieldError> {
         match self.object.shift_remove(name) {

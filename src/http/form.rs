@@ -17,11 +17,14 @@ use super::fields::{FieldError, Fields, wrong_type};
 use crate::job::Constraint;
 
 /// The form that an answer must have.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Form {
     pub(super) constraint: Constraint,
     /// The field that asked for it.
-    pub(super) param: &'static str,
+    pub(super) param: String,
+    /// Of a form that is made of several fields, those that may be at fault and what each asks for. Such an answer may be text
+    /// as well.
+    pub(super) parts: Vec<(String, Constraint)>,
 }
 
 impl Form {
@@ -41,8 +44,18 @@ impl Form {
             Some((other, _)) => {
                 Err(FieldError::value(other, format!("is given together with {param}; send one of them")))
             }
-            None => Ok(Some(Self { constraint, param })),
+            None => Ok(Some(Self { constraint, param: param.into(), parts: Vec::new() })),
         }
+    }
+
+    /// Takes `format`, OpenAI's newer spelling: the schema stands beside its name.
+    pub(super) fn take_flat(fields: &mut Fields) -> Result<Option<Self>, FieldError> {
+        let Some(format) = fields.take::<Value>("format")? else { return Ok(None) };
+        let param = fields.path("format");
+        let mut format = Fields::nested(format, &param)?;
+        let constraint = constraint_of(&mut format, take_schema)?;
+        format.finish(&[])?;
+        Ok(constraint.map(|constraint| Self { constraint, param, parts: Vec::new() }))
     }
 
     /// Checks that nothing else asks for an end of the answer, in the order `stop`, `stop_token_ids`, `ignore_eos`: it
@@ -64,30 +77,42 @@ impl Form {
 
 fn format_of(format: Value, fields: &Fields) -> Result<Option<Constraint>, FieldError> {
     let mut format = Fields::nested(format, &fields.path("response_format"))?;
+    let constraint = constraint_of(&mut format, named_schema)?;
+    format.finish(&[])?;
+    Ok(constraint)
+}
+
+/// Takes a format's type and, with `take_schema`, what belongs to a schema.
+fn constraint_of(
+    format: &mut Fields,
+    take_schema: fn(&mut Fields) -> Result<Constraint, FieldError>,
+) -> Result<Option<Constraint>, FieldError> {
     let kind: String = format.require("type")?;
-    let constraint = match kind.as_str() {
-        "text" => None,
-        "json_object" => Some(Constraint::Schema(json!({ "type": "object" }).to_string())),
-        "json_schema" => Some(named_schema(&mut format)?),
+    match kind.as_str() {
+        "text" => Ok(None),
+        "json_object" => Ok(Some(Constraint::Schema(json!({ "type": "object" }).to_string()))),
+        "json_schema" => take_schema(format).map(Some),
         other => {
             let said = format!(
                 "{other:?} is not a format that eka knows; it knows text, json_object and json_schema"
             );
-            return Err(FieldError::value(format.path("type"), said));
+            Err(FieldError::value(format.path("type"), said))
         }
-    };
-    format.finish(&[])?;
-    Ok(constraint)
+    }
 }
 
 /// OpenAI's envelope of a schema. Name and description are for models that are told them, which no chat template does.
 fn named_schema(format: &mut Fields) -> Result<Constraint, FieldError> {
     let mut named = Fields::nested(format.require("json_schema")?, &format.path("json_schema"))?;
-    let (_name, _description) = (named.take::<String>("name")?, named.take::<String>("description")?);
-    let _strict: Option<bool> = named.take("strict")?;
-    let constraint = schema_of(&named.require("schema")?, &named.path("schema"))?;
+    let constraint = take_schema(&mut named)?;
     named.finish(&[])?;
     Ok(constraint)
+}
+
+fn take_schema(named: &mut Fields) -> Result<Constraint, FieldError> {
+    let (_name, _description) = (named.take::<String>("name")?, named.take::<String>("description")?);
+    let _strict: Option<bool> = named.take("strict")?;
+    schema_of(&named.require("schema")?, &named.path("schema"))
 }
 
 fn schema_of(schema: &Value, path: &str) -> Result<Constraint, FieldError> {
@@ -114,10 +139,17 @@ mod tests {
         let schema = json!({ "type": "object", "properties": { "b": {}, "a": {} } });
         let named = json!({ "name": "n", "description": "d", "strict": true, "schema": schema });
         let format = json!({ "response_format": { "type": "json_schema", "json_schema": named } });
-        let Form { constraint, param } = form(&format).unwrap().unwrap();
-        assert_eq!((&constraint, param), (&Constraint::Schema(schema.to_string()), "response_format"));
+        let Form { constraint, param, .. } = form(&format).unwrap().unwrap();
+        assert_eq!(
+            (&constraint, param.as_str()),
+            (&Constraint::Schema(schema.to_string()), "response_format")
+        );
         let bare = form(&json!({ "json_schema": schema })).unwrap().unwrap();
-        assert_eq!((bare.constraint, bare.param), (constraint, "json_schema"), "the order of names is kept");
+        assert_eq!(
+            (bare.constraint, bare.param.as_str()),
+            (constraint, "json_schema"),
+            "the order of names is kept"
+        );
     }
 
     #[test]

@@ -46,8 +46,9 @@ pub(super) async fn generate<D: Dialect>(
         vocabulary: text.card().vocabulary,
         deadlines: state.deadlines(),
         temperature: D::TEMPERATURE,
+        tools: text.as_ref().into(),
     };
-    let ask = D::ask(&mut fields, &rules)?;
+    let mut ask = D::ask(&mut fields, &rules)?;
     fields.finish(D::KNOWN)?;
     let id = state.executor.new_id();
     let delivery = ask.delivery;
@@ -59,6 +60,7 @@ pub(super) async fn generate<D: Dialect>(
         fingerprint: text.card().fingerprint.clone(),
         scored: ask.scores.is_some(),
         include_usage: matches!(delivery, Delivery::Streamed { include_usage: true, .. }),
+        echoed: std::mem::take(&mut ask.echoed),
     });
     let tally = Tally::of(&request);
     if state.settings.log_prompts {
@@ -94,7 +96,7 @@ struct Telling<D> {
     answers: VecDeque<Answer>,
     dialect: D,
     tally: Option<Tally>,
-    /// Of the choices that are told.
+    /// Of the choices that are told; there are as many as the number of the one that is being told.
     endings: Vec<Ending>,
     told: Told,
 }
@@ -139,44 +141,41 @@ fn frames<D: Dialect>(
 }
 
 impl<D: Dialect> Telling<D> {
-    fn read(&self, progress: &Progress) -> Bytes {
+    fn read(&mut self, progress: &Progress) -> Bytes {
         let mut frame = String::new();
-        push_event(&mut frame, &self.dialect.progress(progress));
+        push_event::<D>(&mut frame, &self.dialect.progress(progress));
         frame.into()
     }
 
     fn say(&mut self, said: &Said) -> Bytes {
         let mut frame = self.opening();
-        push_event(&mut frame, &self.dialect.delta(self.choice(), said));
+        push_events::<D>(&mut frame, &self.dialect.delta(self.endings.len(), said));
         frame.into()
     }
 
     /// The end of a choice, and of the whole answer when it was the last one.
     fn end(&mut self, ending: Ending) -> Bytes {
         let mut frame = self.opening();
-        if !ending.unsaid.text.is_empty() || !ending.unsaid.scored.is_empty() {
-            push_event(&mut frame, &self.dialect.delta(self.choice(), &ending.unsaid));
+        if !ending.unsaid.is_empty() {
+            push_events::<D>(&mut frame, &self.dialect.delta(self.endings.len(), &ending.unsaid));
         }
-        push_event(&mut frame, &self.dialect.closing(self.choice(), &ending));
+        push_events::<D>(&mut frame, &self.dialect.closing(self.endings.len(), &ending));
         self.endings.push(ending);
         self.answers.pop_front();
         self.told = Told::Nothing;
         if self.answers.is_empty() {
-            self.dialect.summary(&self.endings).iter().for_each(|event| push_event(&mut frame, event));
-            frame.push_str("data: [DONE]\n\n");
+            push_events::<D>(&mut frame, &self.dialect.summary(&self.endings));
+            if !D::TYPED_EVENTS {
+                frame.push_str("data: [DONE]\n\n");
+            }
             self.settle(None);
         }
         frame.into()
     }
 
-    /// The number of the choice that is being told.
-    fn choice(&self) -> usize {
-        self.endings.len()
-    }
-
     fn fail(&mut self, error: &ApiError) -> Bytes {
         let mut frame = String::new();
-        push_event(&mut frame, &error.body());
+        push_event::<D>(&mut frame, &self.dialect.failure(error.body()));
         self.settle(Some(error));
         frame.into()
     }
@@ -186,7 +185,7 @@ impl<D: Dialect> Telling<D> {
         let mut frame = String::new();
         if self.told == Told::Nothing {
             self.told = Told::Something;
-            self.dialect.opening(self.choice()).iter().for_each(|event| push_event(&mut frame, event));
+            push_events::<D>(&mut frame, &self.dialect.opening(self.endings.len()));
         }
         frame
     }
@@ -201,8 +200,17 @@ impl<D: Dialect> Telling<D> {
     }
 }
 
+fn push_events<D: Dialect>(frame: &mut String, events: &[Value]) {
+    events.iter().for_each(|event| push_event::<D>(frame, event));
+}
+
 /// JSON has no line breaks of its own, so one `data:` line holds it.
-fn push_event(frame: &mut String, event: &Value) {
+fn push_event<D: Dialect>(frame: &mut String, event: &Value) {
+    if let (true, Some(kind)) = (D::TYPED_EVENTS, event["type"].as_str()) {
+        frame.push_str("event: ");
+        frame.push_str(kind);
+        frame.push('\n');
+    }
     frame.push_str("data: ");
     frame.push_str(&event.to_string());
     frame.push_str("\n\n");

@@ -24,13 +24,18 @@ mod form;
 mod gate;
 mod generate;
 mod headers;
+mod items;
+mod messages;
 mod native;
 mod probes;
 mod request_id;
+mod responses;
 mod sampling;
 mod scored;
 mod strict;
+mod texts;
 mod tls;
+mod tools;
 
 use std::{
     io,
@@ -54,7 +59,7 @@ pub use self::{
 };
 use self::{
     chat::Chat, completions::Completions, dialect::Dialect, error::ApiError, generate::generate,
-    native::Native,
+    native::Native, responses::Responses,
 };
 use crate::{
     access::Door,
@@ -318,6 +323,10 @@ const ROUTES: &[RouteLine] = &[
     line("POST", Native::ROUTE, "one answer, whole or streamed, with timings and memory"),
     line("POST", Completions::ROUTE, "OpenAI's completions"),
     line("POST", Chat::ROUTE, "OpenAI's chat completions"),
+    line("POST", Responses::ROUTE, "OpenAI's responses, of which none is kept"),
+    line("POST", "/tokenize", "the tokens of a text or of messages"),
+    line("POST", "/detokenize", "the text of tokens"),
+    line("POST", "/apply-template", "the prompt that the chat template makes of messages"),
     line("GET", "/v1/models", "the models that are served"),
     line("GET", "/v1/models/{id}", "one of them, by its id"),
     line("POST", "/admin/models/{id}/load", "loads a model; for whoever runs the server"),
@@ -336,6 +345,10 @@ fn routes(app: &mut web::ServiceConfig) {
     app.service(post(Native::ROUTE, web::post().to(generate::<Native>)))
         .service(post(Completions::ROUTE, web::post().to(generate::<Completions>)))
         .service(post(Chat::ROUTE, web::post().to(generate::<Chat>)))
+        .service(post(Responses::ROUTE, web::post().to(generate::<Responses>)))
+        .service(post("/tokenize", web::post().to(texts::tokenize)))
+        .service(post("/detokenize", web::post().to(texts::detokenize)))
+        .service(post("/apply-template", web::post().to(texts::apply_template)))
         .service(get("/v1/models", || web::route().to(probes::models)))
         .service(get("/v1/models/{id:.+}", || web::route().to(probes::model)))
         .service(post("/admin/models/{id}/load", web::post().to(admin::load)))

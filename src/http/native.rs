@@ -4,9 +4,10 @@ use serde_json::{Value, json};
 
 use super::{
     answer::{Ending, Progress, Said},
-    ask::{Ask, Prompt, Rules, conversation_of, prompt_of, take_tokens},
+    ask::{Ask, Prompt, Rules, prompt_of, take_tokens},
     dialect::{Dialect, Head, prompt_progress, timings, usage},
     fields::{FieldError, Fields, Known},
+    messages::conversation_of,
     probes::held,
 };
 use crate::job::MemoryReport;
@@ -17,6 +18,23 @@ pub(super) struct Native(Head);
 impl From<Head> for Native {
     fn from(head: Head) -> Self {
         Self(head)
+    }
+}
+
+impl Native {
+    fn document(&self, ending: &Ending) -> Value {
+        let Head { id, model, seed, .. } = &self.0;
+        let endings = std::slice::from_ref(ending);
+        json!({
+            "id": id,
+            "model": model,
+            "text": ending.text,
+            "finish_reason": ending.reason.as_str(),
+            "seed": seed,
+            "usage": usage(endings),
+            "timings": timings(endings),
+            "memory": memory(&ending.memory),
+        })
     }
 }
 
@@ -34,45 +52,34 @@ impl Dialect for Native {
 
     fn whole(&self, endings: &[Ending]) -> Value {
         // It has no field that asks for more choices than one.
-        endings.first().map_or(Value::Null, |ending| self.closing(0, ending))
+        endings.first().map_or(Value::Null, |ending| self.document(ending))
     }
 
-    fn progress(&self, progress: &Progress) -> Value {
+    fn progress(&mut self, progress: &Progress) -> Value {
         json!({ "prompt_progress": prompt_progress(progress) })
     }
 
-    fn opening(&self, _: usize) -> Option<Value> {
-        None
+    fn opening(&mut self, _: usize) -> Vec<Value> {
+        Vec::new()
     }
 
-    fn delta(&self, _: usize, said: &Said) -> Value {
-        json!({ "text": said.text })
+    fn delta(&mut self, _: usize, said: &Said) -> Vec<Value> {
+        vec![json!({ "text": said.text })]
     }
 
-    fn closing(&self, _: usize, ending: &Ending) -> Value {
-        let Head { id, model, seed, .. } = &self.0;
-        let endings = std::slice::from_ref(ending);
-        json!({
-            "id": id,
-            "model": model,
-            "text": ending.text,
-            "finish_reason": ending.reason.as_str(),
-            "seed": seed,
-            "usage": usage(endings),
-            "timings": timings(endings),
-            "memory": memory(&ending.memory),
-        })
+    fn closing(&mut self, _: usize, ending: &Ending) -> Vec<Value> {
+        vec![self.document(ending)]
     }
 
-    fn summary(&self, _: &[Ending]) -> Option<Value> {
-        None
+    fn summary(&mut self, _: &[Ending]) -> Vec<Value> {
+        Vec::new()
     }
 }
 
 fn take_prompt(fields: &mut Fields) -> Result<Prompt, FieldError> {
     match (fields.take("prompt")?, fields.take("messages")?) {
         (Some(prompt), None) => prompt_of(prompt, "prompt"),
-        (None, Some(messages)) => conversation_of(messages, "messages"),
+        (None, Some(messages)) => conversation_of(messages, "messages").map(Prompt::Conversation),
         (Some(_), Some(_)) => {
             Err(FieldError::value("messages", "is given together with prompt; send one of them"))
         }

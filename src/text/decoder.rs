@@ -30,12 +30,20 @@ pub struct Decoder {
     text: Arc<Text>,
     source: Source,
     stops: Stops,
+    /// Special tokens that are text all the same.
+    shown: Shown,
+}
+
+/// Which special tokens are told by their names.
+enum Shown {
+    All,
+    These(Vec<u32>),
 }
 
 impl Decoder {
     pub(super) fn new(text: Arc<Text>, stops: Vec<String>) -> Self {
         let source = text.spelling.as_ref().map_or_else(|| Source::Stream(Stream::default()), Source::table);
-        Self { text, source, stops: Stops::new(stops) }
+        Self { text, source, stops: Stops::new(stops), shown: Shown::These(Vec::new()) }
     }
 
     /// The answer's text is the bytes of its tokens and loses no space at its beginning: what a constraint was told.
@@ -47,11 +55,41 @@ impl Decoder {
         self
     }
 
+    /// Special tokens are told by their names, as in what a chat template makes.
+    #[must_use]
+    pub fn with_all_special(mut self) -> Self {
+        self.shown = Shown::All;
+        self
+    }
+
+    /// The special token called `name`, if there is one, is told by it.
+    #[must_use]
+    pub fn with_special(mut self, name: &str) -> Self {
+        if let (Shown::These(ids), Some(id)) = (&mut self.shown, self.text.tokenizer.token_to_id(name)) {
+            ids.push(id);
+        }
+        self
+    }
+
     /// Takes the next token and gives the text that may leave now. Ids without text (special tokens, ids that the
     /// tokenizer does not have) add nothing.
     pub fn push(&mut self, token: u32) -> Chunk {
-        let fresh = self.source.push(&self.text, token);
+        let fresh = match self.special(token) {
+            // What was before it is complete; the beginning of a character never will be.
+            Some(name) => self.source.finish(&self.text) + &name,
+            None => self.source.push(&self.text, token),
+        };
         self.stops.push(&fresh)
+    }
+
+    /// The name of a special token that is told by it.
+    fn special(&self, token: u32) -> Option<String> {
+        let is_shown = match &self.shown {
+            Shown::All => true,
+            Shown::These(ids) => ids.contains(&token),
+        };
+        let tokenizer = &self.text.tokenizer;
+        (is_shown && visible(tokenizer, token).is_none()).then(|| tokenizer.id_to_token(token))?
     }
 
     /// Gives what was held back because it could have become a stop string; the beginning of a character is dropped.
@@ -106,7 +144,10 @@ impl Source {
 
     fn finish(&mut self, text: &Text) -> String {
         match self {
-            Self::Table { .. } => String::new(),
+            Self::Table { utf8, .. } => {
+                *utf8 = Utf8::default();
+                String::new()
+            }
             Self::Stream(stream) => stream.flush(&text.tokenizer),
         }
     }

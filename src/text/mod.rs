@@ -5,6 +5,7 @@
 //! in [`decoder`](Text::decoder): text leaves only as whole UTF-8 characters, whatever the ids are. One piece crosses the
 //! pipe: [`Vocabulary`], which a worker reads for its first answer with a constraint.
 
+mod conversation;
 mod date;
 mod decoder;
 mod files;
@@ -15,6 +16,7 @@ mod template;
 #[cfg(test)]
 mod tests;
 mod token;
+mod tools;
 mod utf8;
 mod vocabulary;
 
@@ -25,13 +27,14 @@ use std::{
     time::UNIX_EPOCH,
 };
 
-use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokenizers::Tokenizer;
 
 pub use self::{
+    conversation::{Conversation, Message},
     decoder::{Chunk, Decoder},
     token::TokenText,
+    tools::{Call, CallReader, Calls, Reading, Told, ToolFormat, ToolSupport},
     vocabulary::Vocabulary,
 };
 use self::{
@@ -68,15 +71,6 @@ pub struct ModelCard {
     pub fingerprint: String,
     /// Whether it can answer a conversation, or only continue a prompt.
     pub has_chat_template: bool,
-}
-
-/// One message of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Message {
-    /// Who said it; which roles there are, the model's chat template decides.
-    pub role: String,
-    /// What was said.
-    pub content: String,
 }
 
 /// Why a model's text side could not be opened, or a text not be encoded.
@@ -125,6 +119,15 @@ pub enum TextError {
         /// The model.
         id: String,
     },
+    /// Tools, calls or their results were sent to a model whose chat template passes none of them on. The client's.
+    #[error(
+        "the chat template of model {id} has no tools; leave tools, calls and their results out, or ask a model that was \
+         trained on them"
+    )]
+    NoTools {
+        /// The model.
+        id: String,
+    },
     /// The chat template refused the messages. The client's.
     #[error("the model's chat template refuses these messages: {message}")]
     Messages {
@@ -165,7 +168,7 @@ impl TextError {
     /// Whether other input would have helped; otherwise the model directory's files are at fault.
     #[must_use]
     pub const fn is_the_clients(&self) -> bool {
-        matches!(self, Self::NoTemplate { .. } | Self::Messages { .. } | Self::NoTable)
+        matches!(self, Self::NoTemplate { .. } | Self::NoTools { .. } | Self::Messages { .. } | Self::NoTable)
     }
 
     /// Whether it says where the model's files are, which is nobody's business but the log's.
@@ -178,6 +181,7 @@ impl TextError {
             | Self::Tokenizer { .. }
             | Self::TemplateFile { .. } => true,
             Self::NoTemplate { .. }
+            | Self::NoTools { .. }
             | Self::Messages { .. }
             | Self::Template { .. }
             | Self::TemplateSteps { .. }
@@ -240,13 +244,49 @@ impl Text {
         Ok(ids)
     }
 
+    /// Encodes a text as it stands, without the special tokens that the tokenizer adds.
+    ///
+    /// # Errors
+    /// [`TextError::Encode`] when the tokenizer cannot.
+    pub fn encode_bare(&self, text: &str) -> Result<Vec<u32>, TextError> {
+        self.ids(text, false)
+    }
+
     /// Encodes a conversation whose next message is the model's.
     ///
     /// # Errors
-    /// [`TextError::NoTemplate`] and [`TextError::Messages`], which are the client's, [`TextError::Template`],
-    /// [`TextError::TemplateSteps`] and [`TextError::Encode`].
-    pub fn encode_chat(&self, messages: &[Message]) -> Result<Vec<u32>, TextError> {
-        self.ids(&self.render(messages)?, false)
+    /// Those of [`Text::render`], and [`TextError::Encode`].
+    pub fn encode_chat(&self, conversation: &Conversation) -> Result<Vec<u32>, TextError> {
+        self.ids(&self.render(conversation)?, false)
+    }
+
+    /// The text of a conversation whose next message is the model's.
+    ///
+    /// # Errors
+    /// [`TextError::NoTemplate`], [`TextError::NoTools`] and [`TextError::Messages`], which are the client's,
+    /// [`TextError::Template`] and [`TextError::TemplateSteps`].
+    pub fn render(&self, conversation: &Conversation) -> Result<String, TextError> {
+        let missing = || TextError::NoTemplate { id: self.card.id.clone() };
+        let template = self.template.as_ref().ok_or_else(missing)?;
+        let Conversation { messages, tools, opening } = conversation;
+        if template.tools() == ToolSupport::None
+            && (!tools.is_empty() || messages.iter().any(Message::is_about_tools))
+        {
+            return Err(TextError::NoTools { id: self.card.id.clone() });
+        }
+        Ok(template.render(messages, tools)? + opening)
+    }
+
+    /// What the chat template says about tools.
+    #[must_use]
+    pub fn tools(&self) -> ToolSupport {
+        self.template.as_ref().map_or(ToolSupport::None, ChatTemplate::tools)
+    }
+
+    /// Whether this is the name of a special token, which has no text of its own.
+    #[must_use]
+    pub fn is_special(&self, name: &str) -> bool {
+        self.tokenizer.get_added_vocabulary().is_special_token(name)
     }
 
     /// Whether answers can be constrained.
@@ -261,11 +301,6 @@ impl Text {
     #[must_use]
     pub fn decoder(self: &Arc<Self>, stops: Vec<String>) -> Decoder {
         Decoder::new(Arc::clone(self), stops)
-    }
-
-    fn render(&self, messages: &[Message]) -> Result<String, TextError> {
-        let missing = || TextError::NoTemplate { id: self.card.id.clone() };
-        self.template.as_ref().ok_or_else(missing)?.render(messages)
     }
 
     fn ids(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TextError> {

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, fmt, time::SystemTime};
 use minijinja::{Environment, Error, ErrorKind, Value, context, syntax::SyntaxConfig, value::Serde};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
-use super::{Message, TextError, date, json};
+use super::{Message, TextError, ToolSupport, date, json};
 
 /// Steps that one rendering may take: hundreds for a usual message, so this is a long conversation or a loop.
 const FUEL: u64 = 5_000_000;
@@ -26,6 +26,7 @@ pub(super) struct ChatTemplate {
     tokens: BTreeMap<String, String>,
     /// It tells a developer's messages from the system's.
     knows_developer: bool,
+    tools: ToolSupport,
 }
 
 impl ChatTemplate {
@@ -39,15 +40,27 @@ impl ChatTemplate {
         environment.add_function("strftime_now", |format: &str| date::format(SystemTime::now(), format));
         environment.add_filter("tojson", json::tojson);
         environment.add_template_owned(NAME, without_generation_marks(source))?;
-        Ok(Self { environment, tokens, knows_developer: source.contains(DEVELOPER) })
+        let (knows_developer, tools) = (source.contains(DEVELOPER), ToolSupport::of(source));
+        Ok(Self { environment, tokens, knows_developer, tools })
+    }
+
+    /// What it says about tools.
+    pub(super) const fn tools(&self) -> ToolSupport {
+        self.tools
     }
 
     /// The text that asks the model for the next answer.
-    pub(super) fn render(&self, messages: &[Message]) -> Result<String, TextError> {
+    pub(super) fn render(
+        &self,
+        messages: &[Message],
+        tools: &[serde_json::Value],
+    ) -> Result<String, TextError> {
         let messages = self.with_known_roles(messages);
         let none = Value::from(());
+        // Templates ask whether there is a list, and some not whether anything is in it.
+        let tools = if tools.is_empty() { none.clone() } else { Value::from(Serde(tools)) };
         let asked = context! {
-            messages => Serde(&messages), add_generation_prompt => true, tools => none.clone(), documents => none,
+            messages => Serde(&messages), add_generation_prompt => true, tools => tools, documents => none,
         };
         let context = context! { ..asked, ..Value::from(Serde(&self.tokens)) };
         let template = self.environment.get_template(NAME);
@@ -124,19 +137,18 @@ fn tag_name(tag: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn messages(contents: &[(&str, &str)]) -> Vec<Message> {
-        contents
-            .iter()
-            .map(|&(role, content)| Message { role: role.into(), content: content.into() })
-            .collect()
+        contents.iter().map(|&(role, content)| Message::new(role, content)).collect()
     }
 
     fn render(source: &str) -> Result<String, TextError> {
         let tokens = BTreeMap::from([("bos_token".to_owned(), "<s>".to_owned())]);
         let chat = [("system", " Be brief. "), ("user", "a <b> & 'c'\nनमस्ते")];
-        ChatTemplate::compile(source, tokens).unwrap().render(&messages(&chat))
+        ChatTemplate::compile(source, tokens).unwrap().render(&messages(&chat), &[])
     }
 
     #[test]
@@ -149,7 +161,7 @@ mod tests {
     fn a_developer_is_the_system_to_a_template_that_does_not_know_one() {
         let render = |source| {
             let messages = messages(&[("developer", "a"), ("user", "b")]);
-            ChatTemplate::compile(source, BTreeMap::new()).unwrap().render(&messages).unwrap()
+            ChatTemplate::compile(source, BTreeMap::new()).unwrap().render(&messages, &[]).unwrap()
         };
         let all = "{% for m in messages %}{{ m.role }} {% endfor %}";
         assert_eq!(render(all), "system user ");
@@ -176,6 +188,24 @@ mod tests {
         let source =
             "{% if tools is none and not documents and add_generation_prompt %}ok{% endif %}{{ nothing }}";
         assert_eq!(render(source).unwrap(), "ok");
+    }
+
+    #[test]
+    fn tools_and_calls_are_lists_and_arguments_an_object() {
+        let source = "{% if tools is not none %}{% for t in tools %}{{ t.function.name }} {% endfor %}{% endif %}\
+             {% for m in messages %}{% if m.tool_calls is defined %}{% for c in m.tool_calls %}\
+             {{ c.function.arguments | tojson }}{% for k, v in c.function.arguments.items() %}{{ k }}={{ v }}{% endfor %}\
+             {% endfor %}{% elif 'tool_call_id' in m %}{{ m.tool_call_id }}{% else %}{{ m.content is none }}{% endif %}{% endfor %}";
+        let template = ChatTemplate::compile(source, BTreeMap::new()).unwrap();
+        let call = json!({ "function": { "name": "add", "arguments": { "b": 1, "a": "é" } } });
+        let messages = [
+            Message::new("user", "x"),
+            Message { tool_calls: vec![call], content: None, ..Message::new("assistant", "") },
+            Message { tool_call_id: Some("id".into()), ..Message::new("tool", "4") },
+        ];
+        let tools = [json!({ "type": "function", "function": { "name": "add" } })];
+        let said = template.render(&messages, &tools).unwrap();
+        assert_eq!(said, "add False{\"b\": 1, \"a\": \"é\"}b=1a=éid");
     }
 
     #[test]

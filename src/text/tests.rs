@@ -3,6 +3,7 @@
 use std::sync::LazyLock;
 
 use proptest::{collection::vec, prelude::*};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::*;
@@ -155,7 +156,7 @@ fn the_card_says_what_the_directory_says() {
 #[test]
 fn conversations_render_and_encode_as_transformers_does_in_ten_languages() {
     for expected in prompts() {
-        let messages = [Message { role: "user".into(), content: expected.prompt }];
+        let messages = vec![Message::new("user", expected.prompt)].into();
         assert_eq!(demo().render(&messages).unwrap(), expected.rendered);
         assert_eq!(demo().encode_chat(&messages).unwrap(), expected.prompt_ids);
     }
@@ -169,6 +170,49 @@ fn a_prompt_gets_one_beginning_of_sequence_whether_it_has_one_or_not() {
     for expected in prompts() {
         assert_eq!(demo().encode(&expected.rendered).unwrap(), expected.prompt_ids);
     }
+}
+
+#[test]
+fn any_tokens_can_be_spelled_and_read_again_special_ones_by_their_names() {
+    for expected in prompts() {
+        let spelled = demo().spell(&expected.prompt_ids);
+        assert_eq!(spelled, expected.rendered);
+        assert_eq!(demo().encode_bare(&spelled).unwrap(), expected.prompt_ids);
+        for cut in 0..expected.prompt_ids.len() {
+            let spelled = demo().spell(&expected.prompt_ids[..cut]);
+            assert!(expected.rendered.starts_with(&spelled), "whole characters only: {spelled}");
+        }
+    }
+    assert_eq!(demo().spell(&[1, 4_095, u32::MAX, 2]).matches("s>").count(), 2);
+}
+
+#[test]
+fn a_special_token_is_text_where_it_is_asked_to_be_and_ends_a_character_that_is_cut() {
+    for text in [sentence_pieces(), metaspace("always"), unusual()] {
+        let ids = [2, 0, 5, 0, 10];
+        let mut decoder = text.decoder(Vec::new()).with_special("<s>").with_special("<missing>");
+        let mut told: String = ids.iter().map(|id| decoder.push(*id).text).collect();
+        told += &decoder.finish();
+        assert!(told.trim_start().starts_with("na<s>") && told.ends_with("<s>é"), "{told}");
+        assert!(!told.contains('\u{fffd}'), "{told}");
+    }
+}
+
+#[test]
+fn tools_and_calls_are_refused_where_the_template_has_none() {
+    let user = Message::new("user", "hello");
+    let called = Message { tool_calls: vec![json!({})], ..Message::new("assistant", "") };
+    for (messages, tools) in [
+        (vec![user.clone()], vec![json!({})]),
+        (vec![user.clone(), called], Vec::new()),
+        (vec![user.clone(), Message::new("tool", "4")], Vec::new()),
+    ] {
+        let error = demo().render(&Conversation { messages, tools, opening: "" }).unwrap_err();
+        assert!(matches!(error, TextError::NoTools { .. }) && error.is_the_clients(), "{error}");
+        assert!(error.to_string().contains("the chat template of model demo has no tools"), "{error}");
+    }
+    let opened = Conversation { opening: "[", ..vec![user].into() };
+    assert!(demo().render(&opened).unwrap().ends_with("<|assistant|>["));
 }
 
 #[test]
@@ -283,7 +327,7 @@ fn a_model_without_a_template_says_so_to_the_request_that_needs_one() {
     fs::remove_file(dir.path().join("tokenizer_config.json")).unwrap();
     let text = Text::open(dir.path(), "plain").unwrap();
     assert!(!text.card().has_chat_template);
-    let error = text.encode_chat(&[]).unwrap_err();
+    let error = text.encode_chat(&Conversation::default()).unwrap_err();
     assert!(error.is_the_clients() && error.to_string().contains("plain"), "{error}");
     let ids = text.encode("<s>a").unwrap();
     assert_eq!(ids.iter().filter(|&&id| id == 1).count(), 1, "BOS is known from generation_config.json");
@@ -297,9 +341,9 @@ fn the_template_file_wins_and_a_list_of_templates_has_a_default() {
         "chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "{{ bos_token }}d"}],
     });
     fs::write(dir.path().join("tokenizer_config.json"), list.to_string()).unwrap();
-    assert_eq!(Text::open(dir.path(), "m").unwrap().render(&[]).unwrap(), "<s>d");
+    assert_eq!(Text::open(dir.path(), "m").unwrap().render(&Conversation::default()).unwrap(), "<s>d");
     fs::write(dir.path().join("chat_template.jinja"), "file {{ bos_token }}\n").unwrap();
-    assert_eq!(Text::open(dir.path(), "m").unwrap().render(&[]).unwrap(), "file <s>");
+    assert_eq!(Text::open(dir.path(), "m").unwrap().render(&Conversation::default()).unwrap(), "file <s>");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! One token by itself, for those who ask what a model thought of it.
 
+use std::sync::Arc;
+
 use super::{Text, spelling::visible};
 
 /// A token as people and programs read it.
@@ -49,6 +51,15 @@ impl Text {
             parts.iter().any(|part| bytes.windows(part.len().max(1)).any(|window| window == part.as_bytes()))
         });
         ids.collect()
+    }
+
+    /// The text of any tokens, special ones by their names; of characters that are cut nothing.
+    #[must_use]
+    pub fn spell(self: &Arc<Self>, ids: &[u32]) -> String {
+        let mut decoder = self.decoder(Vec::new()).with_all_special();
+        let mut text: String = ids.iter().map(|id| decoder.push(*id).text).collect();
+        text += &decoder.finish();
+        text
     }
 
     /// The text of a prompt that was given as tokens, special ones left out.

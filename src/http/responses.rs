@@ -1,0 +1,313 @@
+//! `POST /v1/responses` in OpenAI's wire format, for text and calls of functions.
+//!
+//! Nothing is kept from one request to the next, so each has to send the whole conversation: an absent `store` is read as
+//! false, and `previous_response_id` is refused. A stream is events with a type and a number each, and ends with
+//! `response.completed`, or `response.incomplete` where the tokens ran out.
+
+use serde_json::{Map, Value, json};
+
+use super::{
+    answer::{Ending, Progress, Reason, Said},
+    ask::{Ask, Prompt, Rules, is_empty_array, take_tokens},
+    dialect::{Dialect, Head, prompt_progress, timings},
+    fields::{FieldError, Fields, Known},
+    form::Form,
+    items::take_input,
+    tools::{Shape, Toolbox},
+};
+use crate::text::Call;
+
+/// OpenAI's responses.
+pub(super) struct Responses {
+    head: Head,
+    /// Events that were sent.
+    events: usize,
+    /// Items of the output that were begun; the last one may still be open.
+    items: Vec<Item>,
+    is_open: bool,
+}
+
+/// One item of the output.
+enum Item {
+    Message(String),
+    Call(Call),
+}
+
+impl From<Head> for Responses {
+    fn from(head: Head) -> Self {
+        Self { head, events: 0, items: Vec::new(), is_open: false }
+    }
+}
+
+const fn harmless(name: &'static str) -> Known {
+    Known { name, asks_for_nothing: |_| true, only: "" }
+}
+
+impl Dialect for Responses {
+    const ROUTE: &'static str = "/v1/responses";
+    const ID_PREFIX: &'static str = "resp";
+    const TEMPERATURE: f32 = 1.0;
+    const TYPED_EVENTS: bool = true;
+    const KNOWN: &'static [Known] = &[
+        harmless("user"),
+        harmless("metadata"),
+        harmless("safety_identifier"),
+        harmless("prompt_cache_key"),
+        Known { name: "store", asks_for_nothing: |v| v == false, only: "false" },
+        Known { name: "background", asks_for_nothing: |v| v == false, only: "false" },
+        Known { name: "include", asks_for_nothing: is_empty_array, only: "[]" },
+        Known { name: "truncation", asks_for_nothing: |v| v == "disabled", only: "\"disabled\"" },
+        Known { name: "service_tier", asks_for_nothing: |v| v == "auto" || v == "default", only: "\"auto\"" },
+        Known { name: "top_logprobs", asks_for_nothing: |v| v == 0, only: "0" },
+        Known { name: "previous_response_id", asks_for_nothing: Value::is_null, only: "" },
+        Known { name: "conversation", asks_for_nothing: Value::is_null, only: "" },
+        Known { name: "reasoning", asks_for_nothing: |v| *v == json!({}), only: "{}" },
+        Known { name: "max_tool_calls", asks_for_nothing: Value::is_null, only: "" },
+        Known { name: "prompt", asks_for_nothing: Value::is_null, only: "" },
+    ];
+
+    fn ask(fields: &mut Fields, rules: &Rules) -> Result<Ask, FieldError> {
+        let echoed = echo(fields);
+        let conversation = take_input(fields)?;
+        let toolbox = Toolbox::take(fields, Shape::Flat)?;
+        let conversation = match &toolbox {
+            Some(toolbox) => toolbox.tell(conversation, &rules.tools),
+            None => conversation,
+        };
+        let most = take_tokens(fields, "max_output_tokens")?;
+        let form = take_text(fields)?;
+        let ask = Ask::take(fields, rules, Prompt::Conversation(conversation), most)?;
+        let ask = ask.with_form(form, fields)?;
+        let ask = match toolbox {
+            Some(toolbox) => toolbox.equip(ask, rules, fields)?,
+            None => ask,
+        };
+        Ok(Ask { echoed, ..ask })
+    }
+
+    fn whole(&self, endings: &[Ending]) -> Value {
+        let Some(ending) = endings.first() else { return Value::Null };
+        let mut items = Vec::new();
+        if !ending.text.is_empty() || ending.calls.is_empty() {
+            items.push(Item::Message(ending.text.clone()));
+        }
+        items.extend(ending.calls.iter().cloned().map(Item::Call));
+        self.complete(&items, ending)
+    }
+
+    fn progress(&mut self, progress: &Progress) -> Value {
+        self.event("response.prompt_progress", json!({ "prompt_progress": prompt_progress(progress) }))
+    }
+
+    fn opening(&mut self, _: usize) -> Vec<Value> {
+        let response = self.document("in_progress", &[]);
+        ["response.created", "response.in_progress"]
+            .map(|kind| self.event(kind, json!({ "response": response })))
+            .into()
+    }
+
+    fn delta(&mut self, _: usize, said: &Said) -> Vec<Value> {
+        let mut events = Vec::new();
+        if !said.text.is_empty() {
+            self.say(&said.text, &mut events);
+        }
+        for call in &said.calls {
+            self.call(call, &mut events);
+        }
+        events
+    }
+
+    fn closing(&mut self, _: usize, ending: &Ending) -> Vec<Value> {
+        let mut events = Vec::new();
+        if self.items.is_empty() {
+            self.say("", &mut events);
+        }
+        self.close(ending.reason, &mut events);
+        let response = self.complete(&self.items, ending);
+        let kind = if ending.reason == Reason::Length { "response.incomplete" } else { "response.completed" };
+        events.push(self.event(kind, json!({ "response": response })));
+        events
+    }
+
+    fn summary(&mut self, _: &[Ending]) -> Vec<Value> {
+        Vec::new()
+    }
+
+    fn failure(&mut self, mut error: Value) -> Value {
+        let error = error["error"].take();
+        let said = json!({ "code": error["code"], "message": error["message"], "param": error["param"] });
+        self.event("error", said)
+    }
+}
+
+impl Responses {
+    /// Fields that are there in every response, and those of the request that it repeats.
+    fn document(&self, status: &str, output: &[Value]) -> Value {
+        let Head { id, created, model, echoed, .. } = &self.head;
+        let mut document = json!({
+            "id": id,
+            "object": "response",
+            "created_at": created,
+            "status": status,
+            "error": null,
+            "incomplete_details": null,
+            "model": model,
+            "output": output,
+            "previous_response_id": null,
+            "store": false,
+            "truncation": "disabled",
+            "usage": null,
+        });
+        for (name, value) in echoed {
+            document[name] = value.clone();
+        }
+        document
+    }
+
+    fn complete(&self, items: &[Item], ending: &Ending) -> Value {
+        let is_cut = ending.reason == Reason::Length;
+        let status = if is_cut { "incomplete" } else { "completed" };
+        let last = items.len().saturating_sub(1);
+        let status_of = |place: usize| if place == last { status } else { "completed" };
+        let output = items.iter().enumerate().map(|(place, item)| self.item(place, item, status_of(place)));
+        let mut document = self.document(status, &output.collect::<Vec<_>>());
+        if is_cut {
+            document["incomplete_details"] = json!({ "reason": "max_output_tokens" });
+        }
+        let (input, output) = (ending.usage.prompt_tokens, ending.usage.completion_tokens);
+        document["usage"] = json!({
+            "input_tokens": input,
+            "input_tokens_details": { "cached_tokens": 0 },
+            "output_tokens": output,
+            "output_tokens_details": { "reasoning_tokens": 0 },
+            "total_tokens": input + output,
+        });
+        document["timings"] = timings(std::slice::from_ref(ending));
+        document
+    }
+
+    fn item(&self, place: usize, item: &Item, status: &str) -> Value {
+        let id = self.item_id(place, item);
+        match item {
+            Item::Message(text) => {
+                let content = json!([part(text)]);
+                json!({ "id": id, "type": "message", "status": status, "role": "assistant", "content": content })
+            }
+            Item::Call(Call { id: call, name, arguments, .. }) => json!({
+                "id": id, "type": "function_call", "status": status, "call_id": call, "name": name, "arguments": arguments,
+            }),
+        }
+    }
+
+    fn item_id(&self, place: usize, item: &Item) -> String {
+        let prefix = if matches!(item, Item::Message(_)) { "msg" } else { "fc" };
+        format!("{prefix}-{}-{place}", self.head.id.trim_start_matches("resp-"))
+    }
+
+    fn event(&mut self, kind: &str, mut event: Value) -> Value {
+        event["type"] = kind.into();
+        event["sequence_number"] = self.events.into();
+        self.events += 1;
+        event
+    }
+
+    /// An event about the last item; `place` says where in it.
+    fn event_of_last(&mut self, kind: &str, mut event: Value) -> Value {
+        let place = self.items.len() - 1;
+        event["item_id"] = self.item_id(place, &self.items[place]).into();
+        event["output_index"] = place.into();
+        if matches!(self.items[place], Item::Message(_)) {
+            event["content_index"] = 0.into();
+        }
+        self.event(kind, event)
+    }
+
+    fn say(&mut self, text: &str, events: &mut Vec<Value>) {
+        if !self.is_open || !matches!(self.items.last(), Some(Item::Message(_))) {
+            self.open(Item::Message(String::new()), events);
+            events.push(self.event_of_last("response.content_part.added", json!({ "part": part("") })));
+        }
+        if let Some(Item::Message(whole)) = self.items.last_mut() {
+            whole.push_str(text);
+        }
+        if !text.is_empty() {
+            let delta = json!({ "delta": text, "logprobs": [] });
+            events.push(self.event_of_last("response.output_text.delta", delta));
+        }
+    }
+
+    fn call(&mut self, call: &Call, events: &mut Vec<Value>) {
+        if call.id.is_some() {
+            self.open(Item::Call(Call { arguments: String::new(), ..call.clone() }), events);
+        }
+        if let Some(Item::Call(whole)) = self.items.last_mut() {
+            whole.arguments.push_str(&call.arguments);
+        }
+        let delta = json!({ "delta": call.arguments });
+        events.push(self.event_of_last("response.function_call_arguments.delta", delta));
+    }
+
+    fn open(&mut self, item: Item, events: &mut Vec<Value>) {
+        self.close(Reason::Stop, events);
+        let place = self.items.len();
+        let mut shown = self.item(place, &item, "in_progress");
+        if matches!(item, Item::Message(_)) {
+            shown["content"] = json!([]);
+        }
+        self.items.push(item);
+        self.is_open = true;
+        events
+            .push(self.event("response.output_item.added", json!({ "output_index": place, "item": shown })));
+    }
+
+    /// Says that the last item is over, if that was not said.
+    fn close(&mut self, reason: Reason, events: &mut Vec<Value>) {
+        if !std::mem::replace(&mut self.is_open, false) {
+            return;
+        }
+        let place = self.items.len() - 1;
+        match &self.items[place] {
+            Item::Message(text) => {
+                let (done, part) = (json!({ "text": text, "logprobs": [] }), json!({ "part": part(text) }));
+                events.push(self.event_of_last("response.output_text.done", done));
+                events.push(self.event_of_last("response.content_part.done", part));
+            }
+            Item::Call(call) => {
+                let done = json!({ "name": call.name, "arguments": call.arguments });
+                events.push(self.event_of_last("response.function_call_arguments.done", done));
+            }
+        }
+        let status = if reason == Reason::Length { "incomplete" } else { "completed" };
+        let item = self.item(place, &self.items[place], status);
+        events.push(self.event("response.output_item.done", json!({ "output_index": place, "item": item })));
+    }
+}
+
+fn part(text: &str) -> Value {
+    json!({ "type": "output_text", "text": text, "annotations": [], "logprobs": [] })
+}
+
+/// What a response repeats of its request, with OpenAI's values where the request has none.
+fn echo(fields: &Fields) -> Map<String, Value> {
+    let defaults = json!({
+        "instructions": null, "max_output_tokens": null, "metadata": {}, "parallel_tool_calls": true, "temperature": 1.0,
+        "text": { "format": { "type": "text" } }, "tool_choice": "auto", "tools": [], "top_p": 1.0,
+        "reasoning": { "effort": null, "summary": null }, "user": null,
+    });
+    let Value::Object(mut echoed) = defaults else { return Map::new() };
+    for (name, value) in &mut echoed {
+        if let Some(given) = fields.get(name) {
+            *value = given.clone();
+        }
+    }
+    echoed
+}
+
+/// Takes `text`, which says the form of the answer.
+fn take_text(fields: &mut Fields) -> Result<Option<Form>, FieldError> {
+    let Some(text) = fields.take::<Value>("text")? else { return Ok(None) };
+    let mut text = Fields::nested(text, &fields.path("text"))?;
+    let form = Form::take_flat(&mut text)?;
+    text.finish(&[Known { name: "verbosity", asks_for_nothing: |v| v == "medium", only: "\"medium\"" }])?;
+    Ok(form)
+}

@@ -1,0 +1,51 @@
+//! What is said so far, as chat templates want it.
+
+use serde::Serialize;
+use serde_json::Value;
+
+/// Messages, and what the model is told besides.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Conversation {
+    /// In the order they were said.
+    pub messages: Vec<Message>,
+    /// Tools that the model may call, each an object as OpenAI has it; none is how most conversations are.
+    pub tools: Vec<Value>,
+    /// What the answer is made to begin with: it is put behind what the template makes.
+    pub opening: &'static str,
+}
+
+/// One message of a conversation. A template sees the fields that are there, in this order.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Message {
+    /// Who said it; which roles there are, the model's chat template decides.
+    pub role: String,
+    /// What was said; a message of calls alone has none.
+    pub content: Option<String>,
+    /// Calls that an assistant made, each an object as OpenAI has it but with its arguments as an object.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<Value>,
+    /// The call whose result this is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool_call_id: Option<String>,
+    /// The tool whose result this is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+impl Message {
+    /// A message that is text alone.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self { role: role.into(), content: Some(content.into()), ..Self::default() }
+    }
+
+    /// Whether it says something that only a template with tools can pass on.
+    pub(super) fn is_about_tools(&self) -> bool {
+        !self.tool_calls.is_empty() || self.tool_call_id.is_some() || self.role == "tool"
+    }
+}
+
+impl From<Vec<Message>> for Conversation {
+    fn from(messages: Vec<Message>) -> Self {
+        Self { messages, ..Self::default() }
+    }
+}
