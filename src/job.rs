@@ -54,6 +54,8 @@ pub struct Job {
     pub constraint: Option<Constraint>,
     /// Which log-probabilities to say as well.
     pub scores: Option<ScoresAsked>,
+    /// Where its part of a trace hangs, if its request is traced.
+    pub trace: Option<TraceLink>,
     /// Ids that end the generation. The one that does is counted, but not reported as a token: it has no text.
     pub end_tokens: Vec<u32>,
 }
@@ -73,7 +75,40 @@ impl Job {
             max_new_tokens,
             constraint: None,
             scores: None,
+            trace: None,
             end_tokens: Vec::new(),
+        }
+    }
+}
+
+/// The span of a trace, by the names of W3C Trace Context; one that is recorded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TraceLink {
+    /// The trace.
+    pub trace_id: [u8; 16],
+    /// The span within it.
+    pub span_id: [u8; 8],
+    /// What the tracing systems on the way say of it, as the header `tracestate` has it.
+    pub state: String,
+}
+
+/// Who waits for an answer, and so which jobs go first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Priority {
+    /// Somebody who looks on.
+    #[default]
+    Interactive,
+    /// Nobody: it is enough that it comes.
+    Batch,
+}
+
+impl Priority {
+    /// Its name in requests and metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Interactive => "interactive",
+            Self::Batch => "batch",
         }
     }
 }
@@ -190,6 +225,8 @@ pub enum Event {
     },
     /// Its model is not loaded, and is now.
     Loading,
+    /// It is; only after [`Event::Loading`].
+    Loaded,
     /// A chunk of the prompt has been read.
     Progress {
         /// Prompt tokens read so far.
@@ -226,7 +263,7 @@ pub struct Finish {
 pub enum FinishReason {
     /// An end token was picked, or the constraint lets nothing follow.
     EndToken,
-    /// `max_new_tokens` was reached.
+    /// `max_new_tokens` was reached, or the time it was given.
     Length,
     /// It was cancelled; the tokens so far stand.
     Cancelled,

@@ -45,6 +45,8 @@ pub mod engine;
 
 pub mod worker;
 
+pub mod traces;
+
 pub mod supervise;
 
 pub mod executor;

@@ -28,6 +28,13 @@ pub struct Outcome {
     pub code: &'static str,
 }
 
+/// Whose wait a figure is about.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Waiter {
+    /// `interactive` or `batch`.
+    pub priority: &'static str,
+}
+
 /// Which process a figure is about, and which kind of memory.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct MemoryKind {
@@ -61,8 +68,8 @@ pub struct Metrics {
     pub queue_prompt_tokens: Gauge,
     /// Jobs running: 0 or 1.
     pub slot_busy: Gauge,
-    /// From accepted to taken off the queue.
-    pub queue_wait: Histogram,
+    /// From accepted to taken off the queue, by priority.
+    pub queue_wait: Family<Waiter, Histogram, fn() -> Histogram>,
     /// From accepted to the first token.
     pub time_to_first_token: Histogram,
     /// Between two tokens of one answer.
@@ -89,6 +96,8 @@ pub struct Metrics {
     pub graph_nodes: Family<Provider, Gauge>,
     /// Memory of the processes.
     pub memory: Family<MemoryKind, Gauge>,
+    /// Spans of traces that did not reach the collector.
+    pub trace_spans_dropped: Counter,
 }
 
 impl fmt::Debug for Metrics {
@@ -108,14 +117,14 @@ impl Metrics {
     #[must_use]
     pub fn new() -> Self {
         // 100 µs to 14 min, and 1 ms to 16 s: doubling buckets keep a percentile within a factor of two at both ends.
-        let waits = || Histogram::new(exponential_buckets(0.0001, 2.0, 24));
+        let waits: fn() -> Histogram = || Histogram::new(exponential_buckets(0.0001, 2.0, 24));
         let steps = || Histogram::new(exponential_buckets(0.001, 2.0, 15));
         Self {
             registry: Registry::with_prefix("eka"),
             queue_jobs: Gauge::default(),
             queue_prompt_tokens: Gauge::default(),
             slot_busy: Gauge::default(),
-            queue_wait: waits(),
+            queue_wait: Family::new_with_constructor(waits),
             time_to_first_token: waits(),
             inter_token_latency: steps(),
             job_duration: waits(),
@@ -129,6 +138,7 @@ impl Metrics {
             model_load_seconds: Gauge::default(),
             graph_nodes: Family::default(),
             memory: Family::default(),
+            trace_spans_dropped: Counter::default(),
         }
         .registered()
     }
@@ -140,7 +150,7 @@ impl Metrics {
         r.register("queue_prompt_tokens", help, self.queue_prompt_tokens.clone());
         r.register("slot_busy", "Jobs running: 0 or 1", self.slot_busy.clone());
         let seconds = Unit::Seconds;
-        let help = "From accepted to taken off the queue";
+        let help = "From accepted to taken off the queue, by priority";
         r.register_with_unit("queue_wait", help, seconds.clone(), self.queue_wait.clone());
         let help = "From accepted to the first token";
         r.register_with_unit("time_to_first_token", help, seconds.clone(), self.time_to_first_token.clone());
@@ -165,6 +175,8 @@ impl Metrics {
         r.register("graph_nodes", help, self.graph_nodes.clone());
         let help = "Memory of the parent and the worker process";
         r.register_with_unit("memory", help, Unit::Bytes, self.memory.clone());
+        let help = "Spans of traces that did not reach the collector";
+        r.register("trace_spans_dropped", help, self.trace_spans_dropped.clone());
         self
     }
 
@@ -187,12 +199,12 @@ mod tests {
     fn what_was_counted_is_rendered_under_the_conventional_names() {
         let metrics = Metrics::new();
         metrics.requests.get_or_create(&Outcome { route: "/v1/completions", code: "ok" }).inc();
-        metrics.queue_wait.observe(0.25);
+        metrics.queue_wait.get_or_create(&Waiter { priority: "batch" }).observe(0.25);
         metrics.memory.get_or_create(&MemoryKind { process: "worker", kind: "resident" }).set(4096);
         let text = metrics.render().unwrap();
         for line in [
             "eka_requests_total{route=\"/v1/completions\",code=\"ok\"} 1",
-            "eka_queue_wait_seconds_count 1",
+            "eka_queue_wait_seconds_count{priority=\"batch\"} 1",
             "eka_memory_bytes{process=\"worker\",kind=\"resident\"} 4096",
             "eka_worker_starts_total 0",
             "# EOF",

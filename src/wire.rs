@@ -11,6 +11,7 @@
 use std::{
     io::{self, Read, Write},
     path::PathBuf,
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -23,7 +24,7 @@ use crate::{
 };
 
 /// Version of the frames below; both ends must have the same.
-pub const PROTOCOL: u32 = 6;
+pub const PROTOCOL: u32 = 7;
 
 /// Longest payload that is sent or read: room for a prompt of some three million tokens.
 pub const MAX_FRAME: Bytes = Bytes::mib(16);
@@ -154,6 +155,8 @@ pub enum Up {
     Held {
         /// What is held now.
         memory: Memory,
+        /// How long that took.
+        took: Duration,
     },
     /// Memory was given back.
     Trimmed {

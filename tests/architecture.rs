@@ -24,10 +24,11 @@ const LAYERS: &str = "
     model: device manifest units
     engine: constraint device job model units
     worker: constraint device engine job model trim wire units
-    supervise: job metrics wire units
-    executor: job metrics units
-    http: access config constraint executor job metrics text units
-    cli: access choice config constraint device engine executor export http job manifest metrics model supervise text units wire worker
+    traces: job metrics units
+    supervise: job metrics traces wire units
+    executor: job metrics traces units
+    http: access config constraint executor job metrics text traces units
+    cli: access choice config constraint device engine executor export http job manifest metrics model supervise text traces units wire worker
 ";
 
 /// The only module with `unsafe`.

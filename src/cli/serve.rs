@@ -26,8 +26,12 @@ use crate::{
     metrics::{MemoryKind, Metrics},
     supervise::{Foreman, Runner, Supervisor},
     text::{Text, TextError},
+    traces::{Collector, Options},
     worker::faults::Plan,
 };
+
+/// For the last spans to reach their collector, at shutdown.
+const LAST_SPANS: Duration = Duration::from_secs(2);
 
 /// Serve a model over HTTP
 #[derive(Debug, clap::Args)]
@@ -68,13 +72,14 @@ async fn serve(config: &Config, faults: &Plan, entry: Entry, level: LogLevel) ->
     let catalogue = catalogue(&models)?;
     let listener = listen(config)?;
     let metrics = Arc::new(Metrics::new());
+    let collector = collector(config, &metrics)?;
     let mut command = worker::command(config, &models)?;
     command.arguments.extend(worker::faults(faults));
     let (supervisor, keeping) = Supervisor::new(command, Arc::clone(&metrics));
     let readiness = supervisor.readiness();
     let (executor, working) = executor(config, &metrics, supervisor.runner());
     tokio::spawn(show_own_memory(Arc::clone(&metrics)));
-    limit_switches(config, &executor, readiness.clone());
+    set_order(config, &executor, readiness.clone());
     let names: Vec<_> = models.iter().map(|model| format!("{:?}", model.id)).collect();
     let scheme = if entry.tls.is_some() { "https" } else { "http" };
     tracing::info!("serving {} on {scheme}://{}", names.join(", "), listener.local_addr()?);
@@ -105,6 +110,9 @@ async fn serve(config: &Config, faults: &Plan, entry: Entry, level: LogLevel) ->
         },
     )
     .await;
+    if let Some(collector) = collector {
+        collector.finish(LAST_SPANS.min(config.server.grace.into()));
+    }
     served.context("the HTTP server failed")?;
     match last {
         Readiness::Down { reason, retry_in: None } => bail!("the model cannot be loaded: {reason}"),
@@ -127,7 +135,8 @@ fn orders(foreman: Foreman) -> Orders {
     })
 }
 
-fn limit_switches(config: &Config, executor: &Executor, readiness: watch::Receiver<Readiness>) {
+fn set_order(config: &Config, executor: &Executor, readiness: watch::Receiver<Readiness>) {
+    executor.limit_overtakes(config.queue.max_overtakes);
     let Some(most) = config.queue.max_switches else { return };
     let is_loaded = Arc::new(move |model: &ModelId| match &*readiness.borrow() {
         Readiness::Ready(slot) => slot.model(model).is_some(),
@@ -135,6 +144,15 @@ fn limit_switches(config: &Config, executor: &Executor, readiness: watch::Receiv
         _ => true,
     });
     executor.limit_switches(Switching { most, is_loaded });
+}
+
+/// Where traces go, if they are collected.
+fn collector(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<Option<Collector>> {
+    let Some(endpoint) = config.trace.endpoint.clone() else { return Ok(None) };
+    let (sample_ratio, service_name) = (config.trace.sample_ratio, config.trace.service_name.clone());
+    let options = Options { endpoint, sample_ratio, service_name };
+    let collector = Collector::start(options, Arc::clone(metrics));
+    Ok(Some(collector.context("traces cannot be sent; set trace.otlp_endpoint")?))
 }
 
 fn listen(config: &Config) -> anyhow::Result<TcpListener> {

@@ -1,12 +1,13 @@
-//! The settings that say who may come in, and how: keys, TLS, origins, rates.
+//! The settings that say who may come in, and how, and who is told of it: keys, TLS, origins, rates, traces.
 
 use std::num::NonZeroU32;
 
 use super::{
-    Auth, Cors, Limits, Origins, Secret, Tls,
+    Auth, Cors, Limits, Origins, Secret, Tls, Trace,
     prove::Proof,
-    raw::{RawAuth, RawCors, RawLimits, RawTls},
+    raw::{RawAuth, RawCors, RawLimits, RawTls, RawTrace},
 };
+use crate::units::Ratio;
 
 impl Proof<'_> {
     pub(super) fn auth(&mut self, raw: &RawAuth) -> Option<Auth> {
@@ -47,6 +48,16 @@ impl Proof<'_> {
         Some(Cors { origins: origins? })
     }
 
+    pub(super) fn trace(&mut self, raw: &RawTrace) -> Option<Trace> {
+        let endpoint = self.optional(raw.otlp_endpoint.as_deref(), |proof, typed| {
+            proof.some("trace.otlp_endpoint", collector(typed))
+        });
+        let sample_ratio = self.some("trace.sample_ratio", Ratio::new(raw.sample_ratio));
+        let name = raw.service_name.trim();
+        let service_name = self.some("trace.service_name", (!name.is_empty()).then(|| name.into()));
+        Some(Trace { endpoint: endpoint?, sample_ratio: sample_ratio?, service_name: service_name? })
+    }
+
     pub(super) fn limits(&mut self, raw: &RawLimits) -> Option<Limits> {
         const KEY: &str = "limits.requests_per_minute_per_ip";
         let most = self.optional(raw.requests_per_minute_per_ip, |proof, n| {
@@ -54,6 +65,15 @@ impl Proof<'_> {
         });
         Some(Limits { requests_per_minute_per_ip: most? })
     }
+}
+
+/// Where traces go: the path that collectors have by default, where none is named.
+fn collector(typed: &str) -> Option<String> {
+    let authority = typed.strip_prefix("http://")?;
+    let (host, path) = authority.split_once('/').unwrap_or((authority, ""));
+    let is_plain = |text: &str| text.chars().all(|c| c.is_ascii_graphic() && !"\"<>\\^`{|}@#".contains(c));
+    let path = if path.is_empty() { "v1/traces" } else { path };
+    (!host.is_empty() && is_plain(host) && is_plain(path)).then(|| format!("http://{host}/{path}"))
 }
 
 fn origins(typed: &str) -> Option<Origins> {

@@ -27,6 +27,8 @@ pub(super) enum Kind {
     Whole { least: i64, most: i64 },
     /// Text; what it must say, for people.
     Text(&'static str),
+    /// A number from 0 to 1.
+    Ratio,
     /// true or false.
     Truth,
     /// Text that is shown to nobody; what it must say, for people.
@@ -52,7 +54,7 @@ const fn derived(path: &'static str, default: &'static str, kind: Kind) -> Key {
 }
 
 /// Every setting, section by section; printed in this order.
-pub(super) const KEYS: [Key; 49] = [
+pub(super) const KEYS: [Key; 53] = [
     text("server.bind", "127.0.0.1", "an IP address, such as 127.0.0.1, or 0.0.0.0 for every interface"),
     whole("server.port", "8110", 0, 65_535),
     whole("server.grace_ms", "30000", 0, WEEK_MS),
@@ -98,6 +100,7 @@ pub(super) const KEYS: [Key; 49] = [
     whole("queue.max_prompt_tokens", "65536", 1, 1 << 24),
     whole("queue.timeout_ms", "60000", 1, WEEK_MS),
     whole("queue.total_timeout_ms", "600000", 1, WEEK_MS),
+    whole("queue.max_overtakes", "4", 0, 1 << 20),
     derived("queue.max_switches", "no limit", Kind::Whole { least: 1, most: 1 << 20 }),
     text("engine.device", "auto", "auto, cpu, cuda, or cuda:N with the number of a GPU"),
     derived("engine.threads", "physical cores", Kind::Whole { least: 1, most: 1024 }),
@@ -130,6 +133,13 @@ pub(super) const KEYS: [Key; 49] = [
     text("log.level", "info", "error, warn, info, debug, trace or a filter such as info,eka=debug"),
     text("log.format", "text", "text or json"),
     truth("log.prompts", "false"),
+    derived(
+        "trace.otlp_endpoint",
+        "no traces",
+        Kind::Text("where a collector takes OTLP over HTTP without TLS, such as http://127.0.0.1:4318"),
+    ),
+    Key { path: "trace.sample_ratio", default: Default::Is("1"), kind: Kind::Ratio },
+    text("trace.service_name", "eka", "a name that is not empty"),
 ];
 
 impl Key {
@@ -152,6 +162,7 @@ impl Key {
     pub(super) fn read(&self, typed: &str) -> ValueKind {
         let read = match self.kind {
             Kind::Whole { .. } => typed.trim().parse().ok().map(ValueKind::I64),
+            Kind::Ratio => typed.trim().parse().ok().map(ValueKind::Float),
             Kind::Truth => typed.trim().parse().ok().map(ValueKind::Boolean),
             Kind::Text(_) | Kind::Secret(_) => None,
         };
@@ -164,6 +175,7 @@ impl Key {
             (&self.kind, value),
             (Kind::Whole { .. }, ValueKind::I64(_))
                 | (Kind::Text(_) | Kind::Secret(_), ValueKind::String(_))
+                | (Kind::Ratio, ValueKind::Float(_) | ValueKind::I64(_))
                 | (Kind::Truth, ValueKind::Boolean(_))
         )
     }
@@ -172,7 +184,7 @@ impl Key {
     pub(super) fn show(&self, value: &ValueKind) -> String {
         match self.kind {
             Kind::Secret(_) => "a secret".into(),
-            Kind::Whole { .. } | Kind::Text(_) | Kind::Truth => show(value),
+            Kind::Whole { .. } | Kind::Text(_) | Kind::Ratio | Kind::Truth => show(value),
         }
     }
 
@@ -181,6 +193,7 @@ impl Key {
         match self.kind {
             Kind::Whole { least, most } => format!("a whole number from {least} to {most}"),
             Kind::Text(expected) | Kind::Secret(expected) => expected.to_owned(),
+            Kind::Ratio => "a number from 0 to 1".into(),
             Kind::Truth => "true or false".into(),
         }
     }

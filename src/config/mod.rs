@@ -31,7 +31,7 @@ use self::{
 use crate::{
     choice::DeviceChoice,
     trim::TrimPolicy,
-    units::{Bytes, Millis, Tokens},
+    units::{Bytes, Millis, Ratio, Tokens},
 };
 
 /// Every setting, proven.
@@ -65,6 +65,8 @@ pub struct Config {
     pub recycle: Recycle,
     /// What is logged.
     pub log: Log,
+    /// What is told to a collector of traces.
+    pub trace: Trace,
 }
 
 /// The HTTP server.
@@ -191,6 +193,8 @@ pub struct Queue {
     pub timeout: Millis,
     /// Longest time from accepted to finished, and that of requests that name none; at least `timeout`.
     pub total_timeout: Millis,
+    /// Interactive jobs in a row that may go before a batch job that came earlier.
+    pub max_overtakes: usize,
     /// Jobs in a row for which a model may have to be loaded while one that waits has its model there.
     pub max_switches: Option<NonZeroUsize>,
 }
@@ -269,6 +273,17 @@ pub struct Log {
     pub format: LogFormat,
     /// Also what clients ask. Nobody but whoever debugs a template wants that.
     pub prompts: bool,
+}
+
+/// What is told to a collector of traces.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trace {
+    /// The URL that takes traces by OTLP over HTTP; `None` is no traces.
+    pub endpoint: Option<String>,
+    /// How many of the requests are traced whose clients do not say.
+    pub sample_ratio: Ratio,
+    /// What the traces call this server.
+    pub service_name: String,
 }
 
 /// Whether `text` can be [`Log::level`].

@@ -47,6 +47,7 @@ impl Proof<'_> {
         let watchdog = self.watchdog(&raw.watchdog);
         let recycle = self.recycle(&raw.recycle);
         let log = self.log(&raw.log);
+        let trace = self.trace(&raw.trace);
         Some(Config {
             server: server?,
             auth: auth?,
@@ -62,6 +63,7 @@ impl Proof<'_> {
             watchdog: watchdog?,
             recycle: recycle?,
             log: log?,
+            trace: trace?,
         })
     }
 
@@ -151,6 +153,7 @@ impl Proof<'_> {
             let expected = format!("at least queue.timeout_ms, which is {} ({origin})", raw.timeout_ms);
             self.refuse("queue.total_timeout_ms", expected);
         }
+        let max_overtakes = self.whole("queue.max_overtakes", raw.max_overtakes);
         let max_switches =
             self.optional(raw.max_switches, |proof, n| proof.positive("queue.max_switches", n));
         Some(Queue {
@@ -158,6 +161,7 @@ impl Proof<'_> {
             max_prompt_tokens: max_prompt_tokens?,
             timeout: timeout?,
             total_timeout: total_timeout?,
+            max_overtakes: max_overtakes?,
             max_switches: max_switches?,
         })
     }
@@ -227,7 +231,7 @@ impl Proof<'_> {
     pub(super) fn whole<T: TryFrom<i64>>(&mut self, path: &'static str, raw: i64) -> Option<T> {
         let within = match Key::by_path(path)?.kind {
             Kind::Whole { least, most } => (least..=most).contains(&raw),
-            Kind::Text(_) | Kind::Truth | Kind::Secret(_) => false,
+            Kind::Text(_) | Kind::Ratio | Kind::Truth | Kind::Secret(_) => false,
         };
         let number = if within { T::try_from(raw).ok() } else { None };
         self.some(path, number)

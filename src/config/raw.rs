@@ -25,6 +25,7 @@ pub(super) struct RawConfig {
     pub(super) watchdog: RawWatchdog,
     pub(super) recycle: RawRecycle,
     pub(super) log: RawLog,
+    pub(super) trace: RawTrace,
 }
 
 #[derive(Debug, Deserialize)]
@@ -90,6 +91,7 @@ pub(super) struct RawQueue {
     pub(super) max_prompt_tokens: i64,
     pub(super) timeout_ms: i64,
     pub(super) total_timeout_ms: i64,
+    pub(super) max_overtakes: i64,
     pub(super) max_switches: Option<i64>,
 }
 
@@ -144,4 +146,12 @@ pub(super) struct RawLog {
     pub(super) level: String,
     pub(super) format: String,
     pub(super) prompts: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawTrace {
+    pub(super) otlp_endpoint: Option<String>,
+    pub(super) sample_ratio: f64,
+    pub(super) service_name: String,
 }

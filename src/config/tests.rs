@@ -113,7 +113,9 @@ fn every_setting_has_a_variable_and_can_be_set_by_path() {
             ("queue.total_timeout_ms", _) => "600001".to_owned(),
             (_, Kind::Whole { least, .. }) => least.max(&101).to_string(),
             (_, Kind::Truth) => "true".to_owned(),
+            (_, Kind::Ratio) => "0.5".to_owned(),
             ("server.bind", _) => "::1".to_owned(),
+            ("trace.otlp_endpoint", _) => "http://[::1]:4318".to_owned(),
             ("cors.origins", _) => "*".to_owned(),
             ("model.quantize", _) => "int4".to_owned(),
             ("log.level", _) => "warn,eka=trace".to_owned(),
@@ -190,6 +192,7 @@ fn each_impossible_value_names_key_value_origin_and_limit() {
                 vec![(least - 1).to_string(), (most + 1).to_string(), "abc".into()]
             }
             Kind::Text(_) => vec![String::new()],
+            Kind::Ratio => vec!["2".into(), "-1".into(), "abc".into()],
             // Its value is not named.
             Kind::Secret(_) => vec![],
             Kind::Truth => vec!["yes".into()],
@@ -200,6 +203,24 @@ fn each_impossible_value_names_key_value_origin_and_limit() {
             let start = format!("{} is {shown} (environment {}): expected ", key.path, key.variable());
             assert!(found[0].starts_with(&start) && found[0].len() > start.len(), "{found:?}");
         }
+    }
+}
+
+#[test]
+fn a_collector_is_a_url_without_tls_and_its_path_need_not_be_named() {
+    let endpoint = |typed: &str| {
+        let typed = format!("trace.otlp_endpoint={typed}");
+        load("", &[], &["--set", &typed]).config.trace.endpoint.unwrap()
+    };
+    assert_eq!(endpoint("http://127.0.0.1:4318"), "http://127.0.0.1:4318/v1/traces");
+    assert_eq!(endpoint("http://127.0.0.1:4318/"), "http://127.0.0.1:4318/v1/traces");
+    assert_eq!(endpoint("http://collector/otlp/traces"), "http://collector/otlp/traces");
+    for bad in ["https://collector:4318", "collector:4318", "http://", "http:///v1", "http://a b"] {
+        let found = problems("", &[("EKA_TRACE_OTLP_ENDPOINT", bad)], &[]);
+        assert!(
+            found[0].contains("expected where a collector takes OTLP over HTTP without TLS"),
+            "{found:?}"
+        );
     }
 }
 

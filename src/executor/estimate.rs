@@ -34,6 +34,8 @@ pub(super) struct Work {
     pub(super) max_new: Tokens,
     /// How many of them were generated already.
     pub(super) generated: Tokens,
+    /// It is cut after so long.
+    pub(super) max_time: Option<Duration>,
 }
 
 /// What a job that is over took of the slot.
@@ -81,8 +83,9 @@ impl Pace {
 
     fn seconds_for(&self, work: Work) -> f64 {
         let expected = self.share_of_max_new.value() * count(work.max_new) - count(work.generated);
-        self.prefill_seconds_per_token.value() * count(work.prompt)
-            + self.decode_seconds_per_token.value() * expected.max(0.0)
+        let seconds = self.prefill_seconds_per_token.value() * count(work.prompt)
+            + self.decode_seconds_per_token.value() * expected.max(0.0);
+        work.max_time.map_or(seconds, |most| seconds.min(most.as_secs_f64()))
     }
 }
 
@@ -121,7 +124,8 @@ mod tests {
     use super::*;
 
     const fn work(prompt: usize, max_new: usize, generated: usize) -> Work {
-        Work { prompt: Tokens(prompt), max_new: Tokens(max_new), generated: Tokens(generated) }
+        let (prompt, max_new, generated) = (Tokens(prompt), Tokens(max_new), Tokens(generated));
+        Work { prompt, max_new, generated, max_time: None }
     }
 
     const fn taken(work: Work, to_first_token: u64, rest: u64) -> Taken {
@@ -176,6 +180,12 @@ mod tests {
         }
         let wait = pace.retry_after([work(0, 1_000, 0)], 1);
         assert!(wait < Duration::from_secs(30), "{wait:?}");
+    }
+
+    #[test]
+    fn a_job_that_will_be_cut_is_not_waited_for_any_longer() {
+        let cut = Work { max_time: Some(Duration::from_secs(3)), ..work(400, 8_000, 0) };
+        assert_eq!(Pace::default().retry_after([cut, work(0, 20, 0)], 1), Duration::from_secs(3 + 1));
     }
 
     #[test]

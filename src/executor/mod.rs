@@ -13,6 +13,7 @@
 //! bounded in fact, and a client that reads slowly never holds the slot.
 
 mod estimate;
+mod order;
 mod queue;
 mod slot;
 
@@ -35,13 +36,13 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub use self::queue::Switching;
+pub use self::order::Switching;
 use self::{
     estimate::{Taken, Work},
     queue::{Accepted, Queue},
 };
 use crate::{
-    job::{Event, Failure, Finish, Job, JobId},
+    job::{Event, Failure, Finish, Job, JobId, Priority},
     metrics::Metrics,
     units::Tokens,
 };
@@ -65,6 +66,24 @@ pub struct Deadlines {
     pub queue: Duration,
     /// Until it is done.
     pub total: Duration,
+}
+
+/// On which terms a job waits and runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// When it fails.
+    pub deadlines: Deadlines,
+    /// Who goes first.
+    pub priority: Priority,
+    /// When it is cut: what there is after so long in the slot, its model loaded, is the answer, by
+    /// [`FinishReason::Length`](crate::job::FinishReason::Length).
+    pub max_time: Option<Duration>,
+}
+
+impl From<Deadlines> for Terms {
+    fn from(deadlines: Deadlines) -> Self {
+        Self { deadlines, priority: Priority::default(), max_time: None }
+    }
 }
 
 /// Why a job was not accepted.
@@ -170,6 +189,11 @@ impl Executor {
         self.shared.queue().limit_switches(switching);
     }
 
+    /// Lets at most `most` interactive jobs in a row go before a batch job that came earlier.
+    pub fn limit_overtakes(&self, most: usize) {
+        self.shared.queue().limit_overtakes(most);
+    }
+
     /// Keeps to other limits from now on. What waits already stays.
     pub fn set_limits(&self, limits: Limits) {
         self.shared.queue().set_limits(limits);
@@ -185,18 +209,18 @@ impl Executor {
     ///
     /// # Errors
     /// As [`Self::submit`] would have.
-    pub fn check_room(&self, prompt: Tokens) -> Result<(), SubmitError> {
-        self.shared.queue().check_room(prompt)
+    pub fn check_room(&self, prompt: Tokens, priority: Priority) -> Result<(), SubmitError> {
+        self.shared.queue().check_room(prompt, priority)
     }
 
-    /// Puts a job at the end of the queue.
+    /// Puts a job at the end of the queue: of its priority's, and so perhaps before others.
     ///
     /// # Errors
     /// [`SubmitError::Busy`] when the queue is full, [`SubmitError::Stopped`] when it is draining.
-    pub fn submit(&self, job: Job, deadlines: Deadlines) -> Result<Ticket, SubmitError> {
+    pub fn submit(&self, job: Job, terms: impl Into<Terms>) -> Result<Ticket, SubmitError> {
         let (sender, events) = unbounded_channel();
         let (id, cancel) = (job.id, CancellationToken::new());
-        let accepted = Accepted::new(job, sender, cancel.clone(), Instant::now(), deadlines);
+        let accepted = Accepted::new(job, sender, cancel.clone(), Instant::now(), terms.into());
         self.shared.update(|queue| queue.push(accepted))?;
         self.shared.arrived.notify_one();
         self.shared.deadlines_changed.notify_one();

@@ -1,16 +1,18 @@
 //! Who waits, who runs, and whether there is room: plain data, told the time, never asking for it.
 
-use std::{collections::VecDeque, fmt, num::NonZeroUsize, sync::Arc};
+use std::collections::VecDeque;
 
 use tokio::{sync::mpsc::UnboundedSender, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Deadlines, Limits, SubmitError,
+    Limits, SubmitError, Terms,
     estimate::{Pace, Taken, Work},
+    order::{Candidate, Order, Switching},
 };
 use crate::{
-    job::{Event, Failure, Finish, FinishReason, Job, JobId, MemoryReport, ModelId, Timings, Usage},
+    job::{Event, Failure, Finish, FinishReason, Job, JobId, MemoryReport, Priority, Timings, Usage},
+    traces::JobSpans,
     units::Tokens,
 };
 
@@ -21,6 +23,11 @@ pub(super) struct Accepted {
     pub(super) events: UnboundedSender<Event>,
     pub(super) cancel: CancellationToken,
     pub(super) at: Instant,
+    pub(super) terms: Terms,
+    /// Where its request is traced.
+    pub(super) spans: Option<JobSpans>,
+    /// The order of jobs passed it over for one whose model was loaded.
+    was_passed_over: bool,
     /// `None` is never: the deadline lies beyond what the clock can say.
     pub(super) queue_deadline: Option<Instant>,
     pub(super) total_deadline: Option<Instant>,
@@ -32,11 +39,13 @@ impl Accepted {
         events: UnboundedSender<Event>,
         cancel: CancellationToken,
         at: Instant,
-        deadlines: Deadlines,
+        terms: Terms,
     ) -> Self {
-        let queue_deadline = at.checked_add(deadlines.queue);
-        let total_deadline = at.checked_add(deadlines.total);
-        Self { job, events, cancel, at, queue_deadline, total_deadline }
+        let queue_deadline = at.checked_add(terms.deadlines.queue);
+        let total_deadline = at.checked_add(terms.deadlines.total);
+        let spans = JobSpans::begin(&job, terms.priority);
+        let was_passed_over = false;
+        Self { job, events, cancel, at, terms, spans, was_passed_over, queue_deadline, total_deadline }
     }
 
     /// Tells the client; one that is gone does not hear it.
@@ -52,6 +61,11 @@ impl Accepted {
             timings: Timings::default(),
             memory: MemoryReport::default(),
         }));
+    }
+
+    fn candidate(&self) -> Candidate<'_> {
+        let (priority, model) = (self.terms.priority, &self.job.model);
+        Candidate { priority, model, was_passed_over: self.was_passed_over }
     }
 
     /// When it no longer wants to wait, for whichever reason comes first.
@@ -71,9 +85,9 @@ impl Accepted {
         }
     }
 
-    fn work(&self) -> Work {
-        let prompt = Tokens(self.job.prompt.len());
-        Work { prompt, max_new: Tokens(self.job.max_new_tokens), generated: Tokens(0) }
+    pub(super) fn work(&self) -> Work {
+        let (prompt, max_new) = (Tokens(self.job.prompt.len()), Tokens(self.job.max_new_tokens));
+        Work { prompt, max_new, generated: Tokens(0), max_time: self.terms.max_time }
     }
 }
 
@@ -83,24 +97,6 @@ pub(super) struct Running {
     pub(super) id: JobId,
     pub(super) since: Instant,
     pub(super) remains: Work,
-}
-
-/// How often in a row a job may be taken whose model has to be loaded first, while one waits whose model is there.
-///
-/// Jobs of two models that alternate would have each of them loaded again and again. Every job that is passed over is
-/// first in line for the next switch, so none waits for more than the jobs of `most` switches and one more.
-#[derive(Clone)]
-pub struct Switching {
-    /// Switches in a row.
-    pub most: NonZeroUsize,
-    /// Whether a model is loaded.
-    pub is_loaded: Arc<dyn Fn(&ModelId) -> bool + Send + Sync>,
-}
-
-impl fmt::Debug for Switching {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Switching").field("most", &self.most).finish_non_exhaustive()
-    }
 }
 
 /// The queue, the slot's occupant, and what is known of the slot's speed.
@@ -114,9 +110,7 @@ pub(super) struct Queue {
     slots: usize,
     pace: Pace,
     accepting: bool,
-    switching: Option<Switching>,
-    /// Jobs taken in a row whose model was not loaded.
-    switches: usize,
+    order: Order,
 }
 
 impl Queue {
@@ -129,21 +123,20 @@ impl Queue {
             slots: 1,
             pace: Pace::default(),
             accepting: true,
-            switching: None,
-            switches: 0,
+            order: Order::new(),
         }
     }
 
-    pub(super) fn check_room(&self, prompt: Tokens) -> Result<(), SubmitError> {
+    pub(super) fn check_room(&self, prompt: Tokens, priority: Priority) -> Result<(), SubmitError> {
         match (self.accepting, self.has_room_for(prompt)) {
             (false, _) => Err(SubmitError::Stopped),
-            (true, false) => Err(self.busy()),
+            (true, false) => Err(self.busy(priority)),
             (true, true) => Ok(()),
         }
     }
 
     pub(super) fn push(&mut self, accepted: Accepted) -> Result<(), SubmitError> {
-        self.check_room(Tokens(accepted.job.prompt.len()))?;
+        self.check_room(Tokens(accepted.job.prompt.len()), accepted.terms.priority)?;
         self.prompt_tokens += accepted.job.prompt.len();
         self.waiting.push_back(accepted);
         Ok(())
@@ -159,15 +152,21 @@ impl Queue {
     }
 
     pub(super) fn limit_switches(&mut self, switching: Switching) {
-        self.switching = Some(switching);
+        self.order.switching = Some(switching);
     }
 
-    /// The next job takes a slot, of which one must be free: the job that came first, unless that would be one switch of models
-    /// too many.
+    pub(super) fn limit_overtakes(&mut self, most: usize) {
+        self.order.max_overtakes = most;
+    }
+
+    /// The next job takes a slot, of which one must be free.
     pub(super) fn take(&mut self, now: Instant) -> Option<Accepted> {
         debug_assert!(self.running.len() < self.slots, "no slot is free");
-        let place = self.next_place()?;
-        let next = self.remove_at(place)?;
+        let next = self.order.next(self.waiting.iter().map(Accepted::candidate))?;
+        if let Some(passed_over) = next.passed_over.and_then(|place| self.waiting.get_mut(place)) {
+            passed_over.was_passed_over = true;
+        }
+        let next = self.remove_at(next.place)?;
         self.running.push(Running { id: next.job.id, since: now, remains: next.work() });
         Some(next)
     }
@@ -236,23 +235,6 @@ impl Queue {
         self.pace.learn(taken);
     }
 
-    fn next_place(&mut self) -> Option<usize> {
-        let first = self.waiting.front()?;
-        let Some(Switching { most, is_loaded }) = &self.switching else { return Some(0) };
-        if is_loaded(&first.job.model) {
-            self.switches = 0;
-            return Some(0);
-        }
-        if self.switches >= most.get()
-            && let Some(place) = self.waiting.iter().position(|waiting| is_loaded(&waiting.job.model))
-        {
-            self.switches = 0;
-            return Some(place);
-        }
-        self.switches += 1;
-        Some(0)
-    }
-
     fn remove_at(&mut self, place: usize) -> Option<Accepted> {
         let removed = self.waiting.remove(place)?;
         self.prompt_tokens -= removed.job.prompt.len();
@@ -273,9 +255,9 @@ impl Queue {
         jobs < self.limits.max_jobs.get() && (jobs == 0 || fits)
     }
 
-    fn busy(&self) -> SubmitError {
+    fn busy(&self, priority: Priority) -> SubmitError {
         let running = self.running.iter().map(|running| running.remains);
-        let ahead = running.chain(self.waiting.iter().map(Accepted::work));
+        let ahead = running.chain(self.ahead_of(priority));
         SubmitError::Busy {
             jobs: self.jobs(),
             max_jobs: self.limits.max_jobs,
@@ -284,15 +266,27 @@ impl Queue {
             retry_after: self.pace.retry_after(ahead, self.slots),
         }
     }
+
+    /// What would have its turn before a job of this priority that came now.
+    fn ahead_of(&self, priority: Priority) -> impl Iterator<Item = Work> {
+        let (batch, interactive): (Vec<_>, Vec<_>) =
+            self.waiting.iter().partition(|waiting| waiting.terms.priority == Priority::Batch);
+        let turns = match priority {
+            Priority::Batch => batch.len(),
+            Priority::Interactive => self.order.batch_turns(interactive.len()),
+        };
+        batch.into_iter().take(turns).chain(interactive).map(Accepted::work)
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{num::NonZeroUsize, sync::Arc, time::Duration};
 
     use tokio::sync::mpsc::unbounded_channel;
 
-    use super::*;
+    use super::{super::Deadlines, *};
+    use crate::job::ModelId;
 
     const FOREVER: Deadlines = Deadlines { queue: Duration::MAX, total: Duration::MAX };
 
@@ -303,7 +297,7 @@ mod tests {
 
     fn job_of(id: u64, prompt_tokens: usize, deadlines: Deadlines, at: Instant) -> Accepted {
         let job = Job::new(JobId(id), vec![7; prompt_tokens], 4);
-        Accepted::new(job, unbounded_channel().0, CancellationToken::new(), at, deadlines)
+        Accepted::new(job, unbounded_channel().0, CancellationToken::new(), at, deadlines.into())
     }
 
     #[test]
@@ -399,6 +393,40 @@ mod tests {
     fn a_job_that_is_passed_over_comes_next() {
         // However many there are of the loaded model, the other one waits for one of them.
         assert_eq!(order("abaaaaaaaa", 1), "aabaaaaaaa");
+    }
+
+    fn batch_of(id: u64, at: Instant) -> Accepted {
+        let mut accepted = job_of(id, 1, FOREVER, at);
+        accepted.terms.priority = Priority::Batch;
+        accepted
+    }
+
+    #[test]
+    fn an_interactive_job_that_is_refused_is_not_told_to_wait_for_the_batch() {
+        let (mut queue, now) = (queue(3, 100), Instant::now());
+        for id in 1..=4 {
+            queue.push(batch_of(id, now)).unwrap();
+        }
+        let long =
+            |accepted: Accepted| Accepted { job: Job { max_new_tokens: 1_000, ..accepted.job }, ..accepted };
+        queue.remove(JobId(4)).unwrap();
+        queue.push(long(batch_of(4, now))).unwrap();
+        assert_eq!(queue.take(now).unwrap().job.id, JobId(1));
+        let wait = |refused| match refused {
+            Err(SubmitError::Busy { retry_after, .. }) => retry_after,
+            other => panic!("{other:?}"),
+        };
+        let (batch, interactive) = (queue.push(batch_of(5, now)), queue.push(job_of(5, 1, FOREVER, now)));
+        assert!(wait(batch) > 10 * wait(interactive), "{:?}", queue.ahead_of(Priority::Interactive).count());
+    }
+
+    #[test]
+    fn an_interactive_job_takes_no_place_from_a_batch_job_that_waits() {
+        let (mut queue, now) = (queue(1, 100), Instant::now());
+        queue.push(batch_of(1, now)).unwrap();
+        queue.push(batch_of(2, now)).unwrap();
+        assert!(queue.push(job_of(3, 1, FOREVER, now)).is_err());
+        assert_eq!(queue.jobs(), 2);
     }
 
     #[test]

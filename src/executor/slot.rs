@@ -15,7 +15,9 @@ use super::{
     queue::Accepted,
 };
 use crate::{
-    job::{Event, Failure, Finish, Job},
+    job::{Event, Failure, Finish, FinishReason, Job},
+    metrics::Waiter,
+    traces::JobSpans,
     units::Tokens,
 };
 
@@ -65,6 +67,7 @@ where
             biased;
             Some(event) = said.recv() => show.hear(event),
             failure = show.cut_short(), if !show.is_over => show.end_early(failure),
+            () = sleep_until_some(show.time_is_up), if !show.is_cut => show.cut(),
             ended = &mut work => break ended,
         }
     };
@@ -82,19 +85,36 @@ struct Show<'a> {
     work: Work,
     first_token: Option<Instant>,
     last_token: Instant,
+    /// When it is cut, if it has been given a time; not known while its model is loaded.
+    time_is_up: Option<Instant>,
+    /// Its time was up, and its runner was told to stop: what there is is the answer.
+    is_cut: bool,
     /// The client has had its last event, though the slot may not be free yet.
     is_over: bool,
 }
 
 impl<'a> Show<'a> {
-    fn start(shared: &'a Shared, accepted: Accepted) -> Self {
+    fn start(shared: &'a Shared, mut accepted: Accepted) -> Self {
         let began = Instant::now();
         let queue_wait = began.saturating_duration_since(accepted.at);
-        shared.metrics.queue_wait.observe(queue_wait.as_secs_f64());
+        let waiter = Waiter { priority: accepted.terms.priority.as_str() };
+        shared.metrics.queue_wait.get_or_create(&waiter).observe(queue_wait.as_secs_f64());
         accepted.tell(Event::Started { queue_wait });
-        let prompt = Tokens(accepted.job.prompt.len());
-        let work = Work { prompt, max_new: Tokens(accepted.job.max_new_tokens), generated: Tokens(0) };
-        Self { shared, accepted, began, work, first_token: None, last_token: began, is_over: false }
+        accepted.spans.iter_mut().for_each(JobSpans::started);
+        let (work, first_token, last_token) = (accepted.work(), None, began);
+        let mut show = Self {
+            shared,
+            accepted,
+            began,
+            work,
+            first_token,
+            last_token,
+            time_is_up: None,
+            is_cut: false,
+            is_over: false,
+        };
+        show.begin_its_time();
+        show
     }
 
     fn hear(&mut self, event: Event) {
@@ -104,7 +124,15 @@ impl<'a> Show<'a> {
                 self.shared.note_progress(self.accepted.job.id, Work { prompt, ..self.work });
             }
             Event::Token(_) => self.count_token(),
-            Event::Loading | Event::Score(_) => {}
+            Event::Loading => {
+                self.time_is_up = None;
+                self.accepted.spans.iter_mut().for_each(JobSpans::loading);
+            }
+            Event::Loaded => {
+                self.begin_its_time();
+                self.accepted.spans.iter_mut().for_each(JobSpans::loaded);
+            }
+            Event::Score(_) => {}
             // How a job starts and ends is the executor's word.
             Event::Started { .. } | Event::Done(_) | Event::Failed(_) => return,
         }
@@ -119,6 +147,7 @@ impl<'a> Show<'a> {
         metrics.generated_tokens.inc();
         if self.first_token.is_none() {
             self.first_token = Some(now);
+            self.accepted.spans.iter_mut().for_each(JobSpans::first_token);
             metrics.time_to_first_token.observe((now - self.accepted.at).as_secs_f64());
         } else {
             metrics.inter_token_latency.observe((now - self.last_token).as_secs_f64());
@@ -126,6 +155,18 @@ impl<'a> Show<'a> {
         self.last_token = now;
         self.work.generated.0 += 1;
         self.shared.note_progress(self.accepted.job.id, Work { prompt: Tokens(0), ..self.work });
+    }
+
+    /// From here on the time counts that it was given.
+    fn begin_its_time(&mut self) {
+        let given = self.accepted.terms.max_time;
+        self.time_is_up = given.and_then(|given| Instant::now().checked_add(given));
+    }
+
+    /// Its time is up: the runner stops after the current step, and the client has what there is.
+    fn cut(&mut self) {
+        self.is_cut = true;
+        self.accepted.cancel.cancel();
     }
 
     /// Returns when the job must end before it is done, with the reason.
@@ -145,7 +186,17 @@ impl<'a> Show<'a> {
         self.accepted.tell(Event::Failed(failure));
     }
 
-    fn end(self, ended: Result<Finish, Failure>) {
+    fn end(mut self, ended: Result<Finish, Failure>) {
+        let ended = ended.map(|finish| match finish.reason {
+            // A client that leaves at that very moment does not hear it.
+            FinishReason::Cancelled if self.is_cut => Finish { reason: FinishReason::Length, ..finish },
+            _ => finish,
+        });
+        match (&mut self.accepted.spans, &ended) {
+            (Some(spans), Ok(finish)) => spans.ended(finish),
+            (Some(spans), Err(_)) => spans.failed(),
+            (None, _) => {}
+        }
         let now = Instant::now();
         let metrics = &self.shared.metrics;
         metrics.job_duration.observe((now - self.accepted.at).as_secs_f64());

@@ -16,8 +16,8 @@ use super::{
 };
 use crate::{
     constraint::{self, ConstraintError},
-    executor::{Deadlines, SubmitError},
-    job::{Dry, Failure, Job, JobId, Readiness, Sampling},
+    executor::{Deadlines, SubmitError, Terms},
+    job::{Dry, Failure, Job, JobId, Priority, Readiness, Sampling, TraceLink},
     text::{Conversation, Message, Text, TextError},
     units::Tokens,
 };
@@ -29,14 +29,15 @@ pub(super) async fn admit(
     text: &Arc<Text>,
     id: JobId,
     ask: Ask,
+    trace: Option<TraceLink>,
 ) -> Result<VecDeque<Answer>, ApiError> {
     let arrived = Instant::now();
     check_readiness(&state.readiness.borrow())?;
     if let Some(form) = &ask.form {
-        check_form(state, text, form).await?;
+        check_form(state, text, form, ask.terms.priority).await?;
     }
     let echo = if ask.echo { ask.prompt.text() } else { None };
-    let prompt = encode(state, text, ask.prompt).await?;
+    let prompt = encode(state, text, ask.prompt, ask.terms.priority).await?;
     let default = state.settings.default_max_new;
     let max_new_tokens = room(Tokens(prompt.len()), ask.max_new, default, state.context_length(text))?.0;
     let echo = ask.echo.then(|| echo.unwrap_or_else(|| text.decode(&prompt)));
@@ -59,14 +60,17 @@ pub(super) async fn admit(
         sampling,
         constraint,
         scores,
+        trace,
         end_tokens,
         ..Job::new(id, prompt, max_new_tokens)
     };
     let mut answers = VecDeque::with_capacity(ask.choices);
     for job in choices(&job, ask.choices, || state.executor.new_id()) {
         // The later choices wait for the earlier ones, which is not the queue's fault.
-        let queue = if answers.is_empty() { ask.deadlines.queue } else { ask.deadlines.total };
-        let ticket = state.executor.submit(job, Deadlines { queue, ..ask.deadlines })?;
+        let Deadlines { queue, total } = ask.terms.deadlines;
+        let queue = if answers.is_empty() { queue } else { total };
+        let terms = Terms { deadlines: Deadlines { queue, total }, ..ask.terms };
+        let ticket = state.executor.submit(job, terms)?;
         let decoder = text.decoder(ask.stop.clone());
         let decoder = match &ask.reading {
             Some(reading) => decoder.with_special(reading.format.marker()),
@@ -111,11 +115,11 @@ fn check_readiness(readiness: &Readiness) -> Result<(), ApiError> {
 
 /// Compiles a constraint once to see that a worker can, on a thread of its own: it takes milliseconds, and what a stranger
 /// thinks of may take seconds. As with prompts, a few at a time and not when the queue is full.
-async fn check_form(state: &AppState, text: &Text, form: &Form) -> Result<(), ApiError> {
+async fn check_form(state: &AppState, text: &Text, form: &Form, priority: Priority) -> Result<(), ApiError> {
     let internal = |error: &dyn std::fmt::Display| ApiError::Internal { message: error.to_string() };
     text.check_table()?;
     let permit = state.encoders.acquire().await.map_err(|error| internal(&error))?;
-    state.executor.check_room(Tokens(1))?;
+    state.executor.check_room(Tokens(1), priority)?;
     let form = form.clone();
     let checked = web::block(move || check_parts(&form)).await.map_err(|error| internal(&error))?;
     drop(permit);
@@ -146,10 +150,15 @@ async fn with_breakers(
 
 /// Encodes a long prompt on a thread of its own, because it takes long enough to stall every stream of this one. A few at
 /// a time, and not when the queue is full anyway: a crowd that will be refused must not take the worker's processors.
-async fn encode(state: &AppState, text: &Arc<Text>, prompt: Prompt) -> Result<Vec<u32>, ApiError> {
+async fn encode(
+    state: &AppState,
+    text: &Arc<Text>,
+    prompt: Prompt,
+    priority: Priority,
+) -> Result<Vec<u32>, ApiError> {
     let internal = |error: &dyn std::fmt::Display| ApiError::Internal { message: error.to_string() };
     let _permit = state.encoders.acquire().await.map_err(|error| internal(&error))?;
-    state.executor.check_room(Tokens(1))?;
+    state.executor.check_room(Tokens(1), priority)?;
     let ids = if is_short(&prompt) {
         encode_now(text, prompt)?
     } else {

@@ -232,6 +232,7 @@ impl Answer {
             // A worker that took over says those of the prompt again.
             Event::Score(score) if score.position == self.scores.all.len() => self.scores.take(&score),
             Event::Score(_) => {}
+            Event::Loaded => self.is_loading = false,
             Event::Progress { .. } => self.is_loading = false,
             Event::Token(token) => return Ok(self.take_token(token)),
             Event::Done(finish) => return self.take_finish(finish).map(Some),
@@ -296,9 +297,11 @@ impl Answer {
         }
         let unsaid = self.said(rest);
         let Told { content, calls } = std::mem::take(&mut self.told);
+        let reason = if reason == Reason::Stop && !calls.is_empty() { Reason::ToolCalls } else { reason };
+        self.tally.iter().for_each(|tally| tally.completed(reason));
         Ending {
             text: content,
-            reason: if reason == Reason::Stop && !calls.is_empty() { Reason::ToolCalls } else { reason },
+            reason,
             calls,
             scored: std::mem::take(&mut self.scores.all),
             unsaid,

@@ -15,8 +15,8 @@ use super::{
     tools::ToolRules,
 };
 use crate::{
-    executor::Deadlines,
-    job::{KeepAlive, Sampling, ScoresAsked},
+    executor::{Deadlines, Terms},
+    job::{KeepAlive, Priority, Sampling, ScoresAsked},
     text::{Conversation, Reading},
     units::Tokens,
 };
@@ -47,7 +47,7 @@ pub(super) struct Ask {
     pub(super) stop_token_ids: Vec<u32>,
     pub(super) ignore_eos: bool,
     pub(super) delivery: Delivery,
-    pub(super) deadlines: Deadlines,
+    pub(super) terms: Terms,
     /// How long the model stays loaded afterwards.
     pub(super) keep_alive: Option<KeepAlive>,
 }
@@ -127,7 +127,7 @@ impl Ask {
             stop_token_ids,
             ignore_eos,
             delivery: take_delivery(fields)?,
-            deadlines: take_deadlines(fields, rules.deadlines)?,
+            terms: take_terms(fields, rules.deadlines)?,
             keep_alive: take_keep_alive(fields)?,
         };
         if let Some(form) = &ask.form {
@@ -284,12 +284,35 @@ fn take_delivery(fields: &mut Fields) -> Result<Delivery, FieldError> {
 }
 
 /// A request may be less patient than the server, never more.
-fn take_deadlines(fields: &mut Fields, most: Deadlines) -> Result<Deadlines, FieldError> {
+fn take_terms(fields: &mut Fields, most: Deadlines) -> Result<Terms, FieldError> {
+    let priority = take_priority(fields)?;
     let mut take = |name, most: Duration| {
         let limit = u64::try_from(most.as_millis()).unwrap_or(u64::MAX).max(1);
-        fields.whole(name, 1..=limit).map(|ms| ms.map_or(most, Duration::from_millis))
+        fields.whole(name, 1..=limit).map(|ms| ms.map(Duration::from_millis))
     };
-    Ok(Deadlines { queue: take("queue_timeout_ms", most.queue)?, total: take("timeout_ms", most.total)? })
+    let queue = take("queue_timeout_ms", most.queue)?.unwrap_or(most.queue);
+    let total = take("timeout_ms", most.total)?.unwrap_or(most.total);
+    let max_time = take("max_time_ms", most.total)?;
+    Ok(Terms { deadlines: Deadlines { queue, total }, priority, max_time })
+}
+
+/// Takes `priority`, or what OpenAI's `service_tier` says of it: a request on the tier `flex` may wait.
+fn take_priority(fields: &mut Fields) -> Result<Priority, FieldError> {
+    let tier = fields.take::<String>("service_tier")?;
+    let asked = fields.take::<String>("priority")?;
+    let refuse = |name, said: &str| Err(FieldError::value(fields.path(name), said));
+    match (asked.as_deref(), tier.as_deref()) {
+        (Some(_), Some(_)) => refuse("priority", "is given together with service_tier; send one of them"),
+        (Some("batch"), None) | (None, Some("flex")) => Ok(Priority::Batch),
+        (Some("interactive"), None) | (None, Some("auto" | "default" | "priority") | None) => {
+            Ok(Priority::Interactive)
+        }
+        (Some(_), None) => refuse("priority", "is no priority; send \"interactive\" or \"batch\""),
+        (None, Some(_)) => refuse(
+            "service_tier",
+            "is no tier of this server; send \"auto\", \"default\", \"priority\" or \"flex\"",
+        ),
+    }
 }
 
 pub(super) fn check_ids(ids: &[u32], path: &str, vocabulary: usize) -> Result<(), FieldError> {
@@ -326,7 +349,10 @@ mod tests {
         tools: ToolRules { support: ToolSupport::None, is_marker_special: false },
     };
 
-    const NAMES: [&str; 24] = [
+    const NAMES: [&str; 27] = [
+        "priority",
+        "service_tier",
+        "max_time_ms",
         "tools",
         "tool_choice",
         "parallel_tool_calls",
@@ -379,7 +405,7 @@ mod tests {
         assert!(ask.stop_token_ids.iter().all(|id| *id < 100));
         assert!((1..=8).contains(&ask.choices) && ask.scores.is_none_or(|asked| asked.top <= 20));
         assert!(ask.stop.iter().all(|stop| !stop.is_empty()));
-        assert!(ask.deadlines.total <= RULES.deadlines.total && ask.max_new != Some(Tokens(0)));
+        assert!(ask.terms.deadlines.total <= RULES.deadlines.total && ask.max_new != Some(Tokens(0)));
     }
 
     proptest! {

@@ -53,6 +53,7 @@ impl Chat {
 impl Dialect for Chat {
     const ROUTE: &'static str = "/v1/chat/completions";
     const ID_PREFIX: &'static str = "chatcmpl";
+    const OPERATION: &'static str = "chat";
     const TEMPERATURE: f32 = 1.0;
     const KNOWN: &'static [Known] = OF_CHAT;
 

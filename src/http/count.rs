@@ -15,10 +15,12 @@ use std::{
 
 use actix_web::{HttpMessage, dev::ServiceRequest, http::Method, http::StatusCode};
 
-use super::{ROUTES, RouteLine, error::ApiError, line, request_id::RequestId};
+use super::{ROUTES, RouteLine, answer::Reason, error::ApiError, line, request_id::RequestId};
 use crate::{
     access::Key,
+    job::TraceLink,
     metrics::{Metrics, Outcome},
+    traces::RequestSpan,
     units::Millis,
 };
 
@@ -40,6 +42,8 @@ struct Visit {
     id: RequestId,
     begun: Instant,
     key: OnceCell<Arc<Key>>,
+    /// Where it is traced.
+    span: RefCell<Option<RequestSpan>>,
     told: RefCell<Told>,
 }
 
@@ -49,6 +53,8 @@ struct Told {
     status: Option<StatusCode>,
     prompt_tokens: Option<usize>,
     completion_tokens: Option<usize>,
+    /// Why its answers are complete, one for each that is.
+    reasons: Vec<&'static str>,
     /// What the log may know and the client may not.
     detail: Option<String>,
 }
@@ -60,11 +66,17 @@ impl Tally {
             status: None,
             prompt_tokens: None,
             completion_tokens: None,
+            reasons: Vec::new(),
             detail: None,
         };
+        let route = route_of(request.path());
+        let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
+        let is_traced = route.method == "POST" && request.method() == Method::POST;
+        let span = is_traced.then(|| RequestSpan::begin(route.path, header)).flatten();
         Self(Rc::new(Visit {
             metrics,
-            route: route_of(request.path()),
+            route,
+            span: RefCell::new(span),
             method: request.method().clone(),
             peer: request.peer_addr().map(|peer| peer.ip()),
             id: RequestId::of(request.headers()),
@@ -108,6 +120,21 @@ impl Tally {
         *told.completion_tokens.get_or_insert(0) += completion;
     }
 
+    /// Where the spans of its jobs hang, if it is traced.
+    pub(super) fn trace(&self) -> Option<TraceLink> {
+        self.0.span.borrow().as_ref().map(RequestSpan::link)
+    }
+
+    /// Tells its trace, if there is one, what it asks for and how its answer ends.
+    pub(super) fn tell_trace(&self, tell: impl FnOnce(&mut RequestSpan)) {
+        self.0.span.borrow_mut().as_mut().map(tell);
+    }
+
+    /// An answer of it is complete.
+    pub(super) fn completed(&self, reason: Reason) {
+        self.0.told.borrow_mut().reasons.push(reason.as_str());
+    }
+
     /// Whoever asks has shown this key.
     pub(super) fn belongs_to(&self, key: &Arc<Key>) {
         // The door is passed once.
@@ -137,6 +164,7 @@ impl Drop for Visit {
             key.spend_tokens(u32::try_from(tokens).unwrap_or(u32::MAX), Instant::now());
         }
         self.log();
+        self.end_span();
     }
 }
 
@@ -167,6 +195,30 @@ impl Visit {
         } else {
             say!(debug);
         }
+    }
+}
+
+impl Visit {
+    /// The request's span ends with what became of it.
+    fn end_span(&mut self) {
+        let (Some(mut span), told) = (self.span.take(), self.told.get_mut()) else { return };
+        let whole = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        if let Some(status) = told.status {
+            span.tell("http.response.status_code", i64::from(status.as_u16()));
+        }
+        if let (Some(prompt), Some(completion)) = (told.prompt_tokens, told.completion_tokens) {
+            span.tell("gen_ai.usage.input_tokens", whole(prompt));
+            span.tell("gen_ai.usage.output_tokens", whole(completion));
+        }
+        if !told.reasons.is_empty() {
+            span.tell_all("gen_ai.response.finish_reasons", &told.reasons);
+        }
+        if told.code != "ok" {
+            let is_fault =
+                told.status.is_none_or(|status| !status.is_client_error()) && told.code != "client_gone";
+            span.fail(told.code, is_fault);
+        }
+        span.tell("eka.request.id", self.id.as_str().to_owned());
     }
 }
 

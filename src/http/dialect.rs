@@ -21,6 +21,9 @@ pub(super) trait Dialect: From<Head> + 'static {
     /// What its ids begin with.
     const ID_PREFIX: &'static str;
 
+    /// What it does, as traces call it.
+    const OPERATION: &'static str = "text_completion";
+
     /// Temperature of requests that name none.
     const TEMPERATURE: f32;
 
@@ -147,7 +150,6 @@ pub(super) const OF_CHAT: &[Known] = &[
     Known { name: "functions", asks_for_nothing: is_empty_array, only: "[]" },
     Known { name: "function_call", asks_for_nothing: |v| v == "none" || v == "auto", only: "\"none\"" },
     Known { name: "modalities", asks_for_nothing: |v| *v == json!(["text"]), only: "[\"text\"]" },
-    Known { name: "service_tier", asks_for_nothing: |v| v == "auto" || v == "default", only: "\"auto\"" },
     Known { name: "reasoning_effort", asks_for_nothing: |v| v == "none", only: "\"none\"" },
     Known { name: "audio", asks_for_nothing: Value::is_null, only: "" },
     Known { name: "prediction", asks_for_nothing: Value::is_null, only: "" },

@@ -19,7 +19,7 @@ use super::{
     AppState,
     admission::admit,
     answer::{Answer, Ending, Piece, Progress, Said},
-    ask::{Delivery, Rules},
+    ask::{Ask, Delivery, Rules},
     body,
     count::Tally,
     dialect::{Dialect, Head},
@@ -67,7 +67,9 @@ pub(super) async fn generate<D: Dialect>(
         let request_id = tally.as_ref().map(|tally| tally.id().as_str());
         tracing::info!(request_id, prompt = ?ask.prompt, "prompt");
     }
-    let mut answers = admit(&state, text, id, ask).await?;
+    tally.iter().for_each(|tally| tell_trace(tally, &ask, D::OPERATION, &text.card().id));
+    let trace = tally.as_ref().and_then(Tally::trace);
+    let mut answers = admit(&state, text, id, ask, trace).await?;
     answers.iter_mut().for_each(|answer| answer.count_for(tally.clone()));
     match delivery {
         Delivery::Whole => whole(answers, &dialect).await,
@@ -77,6 +79,21 @@ pub(super) async fn generate<D: Dialect>(
             Ok(streamed(telling, state.settings.heartbeat))
         }
     }
+}
+
+/// What is asked for, by the semantic conventions for generative AI; what is said is nobody's business.
+fn tell_trace(tally: &Tally, ask: &Ask, operation: &'static str, model: &str) {
+    tally.tell_trace(|span| {
+        span.tell("gen_ai.operation.name", operation);
+        span.tell("gen_ai.provider.name", "eka");
+        span.tell("gen_ai.request.model", model.to_owned());
+        span.tell("gen_ai.request.temperature", f64::from(ask.sampling.temperature));
+        span.tell("gen_ai.request.stream", ask.delivery != Delivery::Whole);
+        if let Some(most) = ask.max_new {
+            span.tell("gen_ai.request.max_tokens", i64::try_from(most.0).unwrap_or(i64::MAX));
+        }
+        span.tell("eka.priority", ask.terms.priority.as_str());
+    });
 }
 
 async fn whole<D: Dialect>(mut answers: VecDeque<Answer>, dialect: &D) -> Result<HttpResponse, ApiError> {

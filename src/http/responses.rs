@@ -46,6 +46,7 @@ const fn harmless(name: &'static str) -> Known {
 impl Dialect for Responses {
     const ROUTE: &'static str = "/v1/responses";
     const ID_PREFIX: &'static str = "resp";
+    const OPERATION: &'static str = "chat";
     const TEMPERATURE: f32 = 1.0;
     const TYPED_EVENTS: bool = true;
     const KNOWN: &'static [Known] = &[
@@ -57,7 +58,6 @@ impl Dialect for Responses {
         Known { name: "background", asks_for_nothing: |v| v == false, only: "false" },
         Known { name: "include", asks_for_nothing: is_empty_array, only: "[]" },
         Known { name: "truncation", asks_for_nothing: |v| v == "disabled", only: "\"disabled\"" },
-        Known { name: "service_tier", asks_for_nothing: |v| v == "auto" || v == "default", only: "\"auto\"" },
         Known { name: "top_logprobs", asks_for_nothing: |v| v == 0, only: "0" },
         Known { name: "previous_response_id", asks_for_nothing: Value::is_null, only: "" },
         Known { name: "conversation", asks_for_nothing: Value::is_null, only: "" },

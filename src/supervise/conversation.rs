@@ -96,6 +96,8 @@ impl Request {
 pub(super) struct History {
     pub(super) began: Option<Instant>,
     first_token: Option<Instant>,
+    /// Whoever asked was told that the model is being loaded, and not yet that it is.
+    pub(super) is_loading: bool,
 }
 
 /// What a frame tells the watchdog about the running job.

@@ -265,7 +265,7 @@ impl Keeper {
             () = self.inbox.receive() => Next::Something,
             Some(order) = self.orders.recv() => Next::Order(order),
             frame = worker.process.next() => match frame {
-                Some(Ok(Up::Held { memory })) => {
+                Some(Ok(Up::Held { memory, .. })) => {
                     worker.memory = memory;
                     self.show_memory(memory);
                     Next::Something
@@ -288,6 +288,7 @@ impl Keeper {
         if !self.models.is_loaded(&model) {
             // A listener who has left cancels the job by other means.
             let _ = request.events.send(Event::Loading);
+            request.history.is_loading = true;
             match self.load(worker, &model).await {
                 Ok(Ok(())) => {}
                 Ok(Err(message)) => {
@@ -309,6 +310,9 @@ impl Keeper {
 
     /// Runs a job whose model is loaded.
     async fn talk(&mut self, worker: &mut Worker, mut request: Request) -> Result<(), Lost> {
+        if std::mem::take(&mut request.history.is_loading) {
+            let _ = request.events.send(Event::Loaded);
+        }
         let model = request.job.model.clone();
         let watchdog = self.watchdogs.of(&model, &self.command);
         let ended = request.converse(&mut worker.process, watchdog, self.command.spec.prefill_chunk).await;

@@ -14,7 +14,11 @@ use tokio::{
 };
 
 use super::{WorkerCommand, stderr::Stderr};
-use crate::wire::{self, Down, Up, WireError};
+use crate::{
+    job::TraceLink,
+    traces,
+    wire::{self, Down, Up, WireError},
+};
 
 /// How long a worker that was told to end may take.
 const KIND_END: Duration = Duration::from_secs(5);
@@ -32,6 +36,8 @@ pub(super) struct Process {
     stdin: ChildStdin,
     frames: mpsc::Receiver<Result<Up, WireError>>,
     stderr: Stderr,
+    /// Where its last job's part of a trace hangs.
+    trace: Option<TraceLink>,
 }
 
 impl Process {
@@ -51,11 +57,14 @@ impl Process {
         let stderr = Stderr::pass_on(child.stderr.take().ok_or(io::ErrorKind::BrokenPipe)?);
         let (sender, frames) = mpsc::channel(READ_AHEAD);
         tokio::spawn(read_frames(stdout, sender));
-        Ok(Self { child, stdin, frames, stderr })
+        Ok(Self { child, stdin, frames, stderr, trace: None })
     }
 
     /// Sends a frame.
     pub(super) async fn send(&mut self, message: &Down) -> Result<(), WireError> {
+        if let Down::Generate(job) = message {
+            self.trace.clone_from(&job.trace);
+        }
         let mut frame = Vec::new();
         wire::encode(message, &mut frame)?;
         self.stdin.write_all(&frame).await?;
@@ -64,7 +73,12 @@ impl Process {
 
     /// The next frame; `None` when the pipe has ended. Safe to abandon while waiting.
     pub(super) async fn next(&mut self) -> Option<Result<Up, WireError>> {
-        self.frames.recv().await
+        let frame = self.frames.recv().await;
+        // Here, because a trim that follows a job is heard by whoever listens then.
+        if let (Some(Ok(Up::Held { took, .. })), Some(link)) = (&frame, &self.trace) {
+            traces::trimmed(link, *took);
+        }
+        frame
     }
 
     /// Waits for the end of a worker whose pipe has ended, kills it if it does not come, and says how it ended and what

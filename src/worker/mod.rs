@@ -230,8 +230,9 @@ impl<W: Write> Worker<W> {
 
     /// Gives memory of the device back, if that is due, and says what is held then.
     fn trim_if_due(&mut self, idle: Duration) -> Result<(), WorkerError> {
+        let began = Instant::now();
         let Some(memory) = self.holdings.trim_if_due(idle) else { return Ok(()) };
-        Ok(wire::write(&Up::Held { memory }, &mut self.output)?)
+        Ok(wire::write(&Up::Held { memory, took: began.elapsed() }, &mut self.output)?)
     }
 
     fn load(&mut self, model: ModelId, dir: &Path) -> Result<(), WorkerError> {

@@ -1,0 +1,244 @@
+//! What happens to a request as spans of OpenTelemetry: the request, and under it queue, load, prefill, decode and trim.
+//!
+//! A module of its own, above `job` and `metrics` and below everything that works on requests, because each of them knows
+//! a part: `http` begins and ends the request, `executor` knows when a job waits, reads and writes, `supervise` hears of
+//! trims that come after an answer. What joins them is a [`TraceLink`] in the job; what they say goes to one collector for
+//! the process, as what they log goes to one log.
+//!
+//! Spans are made when a phase is over, never for a token. Without a collector [`RequestSpan::begin`] looks at one static
+//! and gives nothing, and then nobody else does anything. Attributes are those of the semantic conventions for HTTP and for
+//! generative AI, and never anything that was said.
+
+mod collector;
+
+use std::{
+    sync::OnceLock,
+    time::{Duration, SystemTime},
+};
+
+use opentelemetry::{
+    Array, Context, KeyValue, SpanId, TraceFlags, TraceId, Value,
+    propagation::{Extractor, TextMapPropagator},
+    trace::{Span as _, SpanContext, SpanKind, Status, TraceContextExt, TraceState, Tracer as _},
+};
+use opentelemetry_sdk::{
+    propagation::TraceContextPropagator,
+    trace::{SdkTracer, Span},
+};
+
+pub use self::collector::{Collector, Options};
+use crate::job::{Finish, Job, Priority, TraceLink};
+
+/// Where spans go, once there is a collector.
+static TRACER: OnceLock<SdkTracer> = OnceLock::new();
+
+/// A request that is traced, from its head to the last byte of its answer.
+#[derive(Debug)]
+pub struct RequestSpan(Span);
+
+/// The part of a request's head that says of which trace it is.
+struct Head<'a, F>(F, std::marker::PhantomData<&'a ()>);
+
+impl<'a, F: Fn(&str) -> Option<&'a str>> Extractor for Head<'a, F> {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0(key)
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        Vec::new()
+    }
+}
+
+impl RequestSpan {
+    /// Begins the span of a `POST` to `route`, under the client's own if `header` gives a `traceparent`. `None` where nobody
+    /// collects, and of requests that are not sampled: the client decides if it says so, else the settings do.
+    pub fn begin<'a>(route: &'static str, header: impl Fn(&str) -> Option<&'a str>) -> Option<Self> {
+        let tracer = TRACER.get()?;
+        let head = Head(header, std::marker::PhantomData);
+        let parent = TraceContextPropagator::new().extract_with_context(&Context::new(), &head);
+        let attributes = [KeyValue::new("http.request.method", "POST"), KeyValue::new("http.route", route)];
+        let span = tracer.span_builder(format!("POST {route}")).with_kind(SpanKind::Server);
+        let span = span.with_attributes(attributes).start_with_context(tracer, &parent);
+        span.span_context().is_sampled().then_some(Self(span))
+    }
+
+    /// What spans below it hang under.
+    #[must_use]
+    pub fn link(&self) -> TraceLink {
+        let context = self.0.span_context();
+        TraceLink {
+            trace_id: context.trace_id().to_bytes(),
+            span_id: context.span_id().to_bytes(),
+            state: context.trace_state().header(),
+        }
+    }
+
+    /// Says something about the request, by an attribute's conventional name.
+    pub fn tell(&mut self, name: &'static str, value: impl Into<Value>) {
+        self.0.set_attribute(KeyValue::new(name, value));
+    }
+
+    /// As [`Self::tell`], of an attribute with several values.
+    pub fn tell_all(&mut self, name: &'static str, values: &[&'static str]) {
+        let values = values.iter().map(|value| (*value).into()).collect();
+        self.0.set_attribute(KeyValue::new(name, Value::Array(Array::String(values))));
+    }
+
+    /// Names the error that it ended with. `is_fault`: it is this server's and not the client's.
+    pub fn fail(&mut self, code: &'static str, is_fault: bool) {
+        self.tell("error.type", code);
+        if is_fault {
+            self.0.set_status(Status::error(code));
+        }
+    }
+}
+
+/// What a job is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Queue,
+    Load,
+    Prefill,
+    Decode,
+    Trim,
+}
+
+impl Phase {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Queue => "queue",
+            Self::Load => "load",
+            Self::Prefill => "prefill",
+            Self::Decode => "decode",
+            Self::Trim => "trim",
+        }
+    }
+}
+
+/// What a traced job does, phase by phase. Dropping it ends the phase that it is in.
+#[derive(Debug)]
+pub struct JobSpans {
+    link: TraceLink,
+    phase: Phase,
+    since: SystemTime,
+    attributes: Vec<KeyValue>,
+    /// Tokens of its prompt.
+    prompt: usize,
+    /// Tokens of its answer, once it is complete.
+    written: Option<usize>,
+    failed: bool,
+    is_over: bool,
+}
+
+impl JobSpans {
+    /// The job waits from now on; `None` for one that is not traced.
+    #[must_use]
+    pub fn begin(job: &Job, priority: Priority) -> Option<Self> {
+        let link = job.trace.clone()?;
+        let id = i64::try_from(job.id.0).unwrap_or(i64::MAX);
+        let attributes = vec![
+            KeyValue::new("eka.job.id", id),
+            KeyValue::new("eka.priority", priority.as_str()),
+            KeyValue::new("gen_ai.request.model", job.model.0.clone()),
+        ];
+        let (phase, since) = (Phase::Queue, SystemTime::now());
+        let prompt = job.prompt.len();
+        Some(Self { link, phase, since, attributes, prompt, written: None, failed: false, is_over: false })
+    }
+
+    /// It has the slot.
+    pub fn started(&mut self) {
+        self.enter(Phase::Prefill);
+    }
+
+    /// Its model is being loaded.
+    pub fn loading(&mut self) {
+        // What it read before that is nothing.
+        (self.phase, self.since) = (Phase::Load, SystemTime::now());
+    }
+
+    /// Its model is loaded.
+    pub fn loaded(&mut self) {
+        self.enter(Phase::Prefill);
+    }
+
+    /// It has said its first token.
+    pub fn first_token(&mut self) {
+        self.enter(Phase::Decode);
+    }
+
+    /// It has ended well, and the slot is free: what it did not spend on tokens went into giving memory back.
+    pub fn ended(&mut self, finish: &Finish) {
+        let now = SystemTime::now();
+        let spent = match self.phase {
+            Phase::Decode => finish.timings.decode,
+            _ => finish.timings.prefill,
+        };
+        self.written = Some(finish.usage.completion_tokens);
+        let until = (self.since + spent).min(now);
+        self.end_phase(until);
+        (self.phase, self.since) = (Phase::Trim, until);
+        self.end_phase(now);
+        self.is_over = true;
+    }
+
+    /// It has failed.
+    pub fn failed(&mut self) {
+        self.failed = true;
+    }
+
+    fn enter(&mut self, phase: Phase) {
+        let now = SystemTime::now();
+        self.end_phase(now);
+        (self.phase, self.since) = (phase, now);
+    }
+
+    fn end_phase(&self, until: SystemTime) {
+        let status = if self.failed { Status::error("") } else { Status::Unset };
+        let whole = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        let own = match self.phase {
+            Phase::Queue | Phase::Load => None,
+            Phase::Prefill => Some(KeyValue::new("gen_ai.usage.input_tokens", whole(self.prompt))),
+            Phase::Decode => self.written.map(|n| KeyValue::new("gen_ai.usage.output_tokens", whole(n))),
+            Phase::Trim => Some(KeyValue::new("eka.memory", "host")),
+        };
+        let attributes = self.attributes.iter().cloned().chain(own).collect();
+        record(&self.link, self.phase, (self.since, until), attributes, status);
+    }
+}
+
+impl Drop for JobSpans {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.end_phase(SystemTime::now());
+        }
+    }
+}
+
+/// The device's memory was given back after the job of this link, which took so long and has just ended.
+pub fn trimmed(link: &TraceLink, took: Duration) {
+    let now = SystemTime::now();
+    let attributes = vec![KeyValue::new("eka.memory", "device")];
+    record(link, Phase::Trim, (now - took, now), attributes, Status::Unset);
+}
+
+fn record(
+    link: &TraceLink,
+    phase: Phase,
+    (from, until): (SystemTime, SystemTime),
+    attributes: Vec<KeyValue>,
+    status: Status,
+) {
+    let Some(tracer) = TRACER.get() else { return };
+    let parent = Context::new().with_remote_span_context(context_of(link));
+    let span = tracer.span_builder(phase.name()).with_kind(SpanKind::Internal).with_start_time(from);
+    let mut span = span.with_attributes(attributes).start_with_context(tracer, &parent);
+    span.set_status(status);
+    span.end_with_timestamp(until.max(from));
+}
+
+fn context_of(link: &TraceLink) -> SpanContext {
+    let state = link.state.parse::<TraceState>().unwrap_or_default();
+    let (trace, span) = (TraceId::from_bytes(link.trace_id), SpanId::from_bytes(link.span_id));
+    SpanContext::new(trace, span, TraceFlags::SAMPLED, false, state)
+}
