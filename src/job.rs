@@ -493,6 +493,15 @@ pub struct OrderReport {
     pub loaded: Vec<ModelId>,
 }
 
+/// What came of an order on one device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OrderOutcome {
+    /// Its name; `None` where there is but one.
+    pub device: Option<String>,
+    /// What the order came to there, or why it did not.
+    pub outcome: Result<OrderReport, Failure>,
+}
+
 /// Whether the slot can run jobs, as supervision last saw it.
 #[expect(clippy::large_enum_variant, reason = "there is one of it, and it is read in place")]
 #[derive(Clone, Debug, PartialEq)]

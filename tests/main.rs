@@ -21,6 +21,7 @@ mod pools;
 mod program;
 mod scores;
 mod serving;
+mod several;
 mod slot;
 mod tls;
 mod weights;

@@ -11,6 +11,7 @@ use anyhow::Context;
 
 use super::{logging, prepare::Prepared};
 use crate::{
+    choice::DeviceChoice,
     config::{self, Config},
     device::host,
     job::KeepAlive,
@@ -63,17 +64,53 @@ pub(super) fn faults(plan: &Plan) -> Vec<OsString> {
     if plan.is_off() { Vec::new() } else { vec!["--faults".into(), plan.to_string().into()] }
 }
 
-/// How to start a worker of this program for these models.
+/// How to start a worker of this program for these models, on the first device of the settings.
 ///
 /// # Errors
 /// When the program or a model's files cannot be found.
 pub(super) fn command(config: &Config, models: &[Prepared]) -> anyhow::Result<WorkerCommand> {
+    command_on(config, config.engine.devices.first(), models)
+}
+
+/// How to start a worker for these models on each device of the settings, in their order.
+///
+/// # Errors
+/// As [`command`].
+pub(super) fn commands(config: &Config, models: &[Prepared]) -> anyhow::Result<Vec<WorkerCommand>> {
+    let devices = &config.engine.devices;
+    if devices.all().len() == 1 {
+        return Ok(vec![command(config, models)?]);
+    }
+    let on_each = devices.all().iter().zip(devices.labels()).map(|(choice, label)| {
+        let command = shared_out(command_on(config, *choice, models)?, config);
+        // Devices differ in speed.
+        let pace_file = config.model.cache_dir.join(format!("pace-{}.json", label.replace(':', "-")));
+        Ok(WorkerCommand { label: Some(label), pace_file: Some(pace_file), ..command })
+    });
+    on_each.collect()
+}
+
+/// What the settings do not say is shared out among workers on the CPU: its cores, and the machine's memory.
+fn shared_out(mut command: WorkerCommand, config: &Config) -> WorkerCommand {
+    let cpus = config.engine.devices.cpus();
+    if command.spec.device != DeviceChoice::Cpu || cpus < 2 {
+        return command;
+    }
+    command.spec.threads.get_or_insert_with(|| (host::physical_cores() / cpus).max(1));
+    if config.models.memory.is_none() {
+        let share = |all: Bytes| Bytes(all.0 / u64::try_from(cpus).unwrap_or(1));
+        command.model_memory = command.model_memory.map(share);
+    }
+    command
+}
+
+fn command_on(config: &Config, device: DeviceChoice, models: &[Prepared]) -> anyhow::Result<WorkerCommand> {
     let spec = WorkerSpec {
         onnxruntime_dir: config.onnxruntime.dir.clone(),
         threads: config.engine.threads.map(Into::into),
         prefill_chunk: config.engine.prefill_chunk.get(),
         context_length: config.engine.context_length.map(|n| n.0),
-        device: config.engine.device,
+        device,
         device_memory: config.device.memory_limit,
         trim: config.device.trim,
         host_pool: config.device.host_pool,
@@ -81,6 +118,7 @@ pub(super) fn command(config: &Config, models: &[Prepared]) -> anyhow::Result<Wo
     let half = host::machine_memory().map(|(total, _)| Bytes(total.0 / 2));
     let keep_alive = config.models.keep_alive;
     Ok(WorkerCommand {
+        label: None,
         program: env::current_exe().context("this program's own file cannot be found")?,
         arguments: vec![NAME.into()],
         spec,
