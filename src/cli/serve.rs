@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     entry::{Entry, limits},
     logging::{self, LogLevel},
-    prepare::{self, Prepared},
+    prepare::Prepared,
     worker,
 };
 use crate::{
@@ -64,10 +64,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 async fn serve(config: &Config, faults: &Plan, entry: Entry, level: LogLevel) -> anyhow::Result<ExitCode> {
-    let models = prepare::models(config)?;
+    let (mut models, mut commands): (Vec<_>, Vec<_>) = worker::commands(config).await?.into_iter().unzip();
+    // Text is the same whatever device it is for.
+    let models = models.swap_remove(0);
     let catalogue = catalogue(&models)?;
     let listener = listen(config)?;
-    let mut commands = worker::commands(config, &models)?;
     commands.iter_mut().for_each(|command| command.arguments.extend(worker::faults(faults)));
     let labels: Vec<String> = commands.iter().filter_map(|command| command.label.clone()).collect();
     let metrics = Arc::new(Metrics::for_devices(&labels));

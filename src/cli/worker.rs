@@ -7,15 +7,18 @@ use std::{
     io::{self, Write},
 };
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 
-use super::{logging, prepare::Prepared};
+use super::{
+    logging,
+    prepare::{self, Prepared},
+};
 use crate::{
     choice::DeviceChoice,
     config::{self, Config},
     device::host,
-    job::KeepAlive,
-    supervise::{Budgets, Place, Recycle, WorkerCommand},
+    job::{GpuReport, KeepAlive},
+    supervise::{Budgets, Place, Recycle, WorkerCommand, ask_device},
     units::Bytes,
     wire::WorkerSpec,
     worker::{self, faults::Plan},
@@ -72,22 +75,44 @@ pub(super) fn command(config: &Config, models: &[Prepared]) -> anyhow::Result<Wo
     command_on(config, config.engine.devices.first(), models)
 }
 
-/// How to start a worker for these models on each device of the settings, in their order.
+/// The models to serve on each device of the settings, and how to start a worker for them, in the settings' order. Devices
+/// differ in the exports that they get, and in nothing else.
 ///
 /// # Errors
-/// As [`command`].
-pub(super) fn commands(config: &Config, models: &[Prepared]) -> anyhow::Result<Vec<WorkerCommand>> {
+/// As [`command`] and [`prepare::models`], or when no device can be used that something is to be exported for.
+pub(super) async fn commands(config: &Config) -> anyhow::Result<Vec<(Vec<Prepared>, WorkerCommand)>> {
     let devices = &config.engine.devices;
-    if devices.all().len() == 1 {
-        return Ok(vec![command(config, models)?]);
+    let mut commands = Vec::new();
+    for (choice, label) in devices.all().iter().zip(devices.labels()) {
+        let models = prepare::models(config, gpu(config, *choice).await?)?;
+        let mut command = shared_out(command_on(config, *choice, &models)?, config);
+        if devices.all().len() > 1 {
+            // Devices differ in speed.
+            let pace_file = format!("pace-{}.json", label.replace(':', "-"));
+            command.pace_file = Some(config.model.cache_dir.join(pace_file));
+            command.label = Some(label);
+        }
+        commands.push((models, command));
     }
-    let on_each = devices.all().iter().zip(devices.labels()).map(|(choice, label)| {
-        let command = shared_out(command_on(config, *choice, models)?, config);
-        // Devices differ in speed.
-        let pace_file = config.model.cache_dir.join(format!("pace-{}.json", label.replace(':', "-")));
-        Ok(WorkerCommand { label: Some(label), pace_file: Some(pace_file), ..command })
-    });
-    on_each.collect()
+    Ok(commands)
+}
+
+/// What the GPU can do that a device is, if it is one and that has to be known. A worker says so, as this process loads no
+/// device's libraries.
+///
+/// # Errors
+/// When it is to be a GPU, alone, and cannot be used. Otherwise the keeper of its worker says so, or another device serves.
+pub(super) async fn gpu(config: &Config, choice: DeviceChoice) -> anyhow::Result<Option<GpuReport>> {
+    if choice == DeviceChoice::Cpu || !prepare::is_exporting(config) {
+        return Ok(None);
+    }
+    match ask_device(&command_on(config, choice, &[])?).await {
+        Ok(report) => Ok(report.gpu),
+        Err(reason) if choice != DeviceChoice::Auto && config.engine.devices.all().len() == 1 => {
+            bail!("the model cannot be loaded: {reason}")
+        }
+        Err(_) => Ok(None),
+    }
 }
 
 /// What the settings do not say is shared out among workers on the CPU: its cores, and the machine's memory.

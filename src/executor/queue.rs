@@ -86,6 +86,9 @@ pub(super) struct Running {
     pub(super) remains: Work,
 }
 
+/// Whether a slot, by its number, has a model loaded.
+type IsLoaded = dyn Fn(usize, &ModelId) -> bool + Send + Sync;
+
 /// Which slot takes which job. Without it they take them as they came.
 ///
 /// A job goes to a free slot that has its model, or else to the one that has been free for longest.
@@ -98,7 +101,7 @@ pub struct Routing {
     /// Switches in a row; `None` is no limit.
     pub most_switches: Option<NonZeroUsize>,
     /// Whether a slot, by its number, has a model loaded.
-    pub is_loaded: Arc<dyn Fn(usize, &ModelId) -> bool + Send + Sync>,
+    pub is_loaded: Arc<IsLoaded>,
     /// Whether a slot is to take jobs. Whoever changes the answer calls [`Executor::look_again`](super::Executor::look_again).
     pub is_open: Arc<dyn Fn(usize) -> bool + Send + Sync>,
 }

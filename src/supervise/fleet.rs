@@ -364,6 +364,7 @@ mod tests {
                 runtime: "1".into(),
                 library: PathBuf::new(),
                 device: device.into(),
+                gpu: None,
                 fell_back: None,
                 threads: 1,
                 memory,

@@ -45,7 +45,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::{
-    job::{Event, Failure, Finish, Job, KeepAlive, ModelId, Order, OrderReport, Readiness},
+    job::{Event, Failure, Finish, Job, KeepAlive, ModelId, Order, OrderReport, Readiness, RuntimeReport},
     metrics::Metrics,
     units::Bytes,
     wire::WorkerSpec,
@@ -114,6 +114,14 @@ pub struct Recycle {
     pub growth: Bytes,
     /// After every job: for drivers that hang when they are used for long.
     pub between_requests: bool,
+}
+
+/// Starts a worker as `command` says, and ends it when it has said what computes there.
+///
+/// # Errors
+/// The worker's own words when its device cannot be used, else how it ended.
+pub async fn ask_device(command: &WorkerCommand) -> Result<RuntimeReport, String> {
+    boot::ask(command).await
 }
 
 /// Keeps one worker alive and runs jobs on it.
