@@ -378,12 +378,21 @@ pub struct RuntimeReport {
     pub library: PathBuf,
     /// What computes, for people: `the CPU`, or which GPU.
     pub device: String,
+    /// What a GPU computes in; `None` where the CPU computes.
+    pub gpu: Option<GpuReport>,
     /// Why the CPU computes where a GPU would have been taken; for the log.
     pub fell_back: Option<String>,
     /// Threads that compute.
     pub threads: usize,
     /// Memory held without any model.
     pub memory: Memory,
+}
+
+/// What a GPU can do, as far as an export for it has to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GpuReport {
+    /// It computes in bfloat16 as well as in float16.
+    pub has_bfloat16: bool,
 }
 
 /// Nodes of a graph by execution provider and operator.
@@ -491,6 +500,15 @@ pub struct OrderReport {
     pub took: Duration,
     /// What is loaded now.
     pub loaded: Vec<ModelId>,
+}
+
+/// What came of an order on one device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OrderOutcome {
+    /// Its name; `None` where there is but one.
+    pub device: Option<String>,
+    /// What the order came to there, or why it did not.
+    pub outcome: Result<OrderReport, Failure>,
 }
 
 /// Whether the slot can run jobs, as supervision last saw it.

@@ -22,6 +22,7 @@ mod program;
 mod responses;
 mod scores;
 mod serving;
+mod several;
 mod slot;
 mod texts;
 mod tls;

@@ -11,6 +11,7 @@ use std::{
 };
 
 use crate::{
+    choice::DeviceChoice,
     config::{self, Config, ConfigArgs},
     device::{Device, OpenError, OpenOptions, Placement, SessionOptions, cuda, host},
     manifest::{self, Manifest},
@@ -158,15 +159,28 @@ fn devices(config: &Config, with_model: bool) -> Vec<Finding> {
     let mut findings = vec![Finding { what: "onnxruntime", state: library(&device) }];
     let why = device.fell_back().map(|why| format!(", as {why}")).unwrap_or_default();
     findings.push(fine("device", format!("{device}{why}")));
+    findings.extend(config.engine.devices.all().iter().skip(1).map(|choice| other(*choice)));
     if with_model && manifest::is_model(&config.model.path) {
         findings.push(Finding { what: "placement", state: placement(&device, config) });
     }
     findings
 }
 
+/// Another device of a list, of which one process can open but one: whether it is there.
+fn other(choice: DeviceChoice) -> Finding {
+    let found = match choice {
+        DeviceChoice::Cuda(ordinal) => {
+            cuda::probe().and_then(|gpus| Ok(format!("{choice} ({})", gpus.name(ordinal)?)))
+        }
+        DeviceChoice::Auto | DeviceChoice::Cpu => Ok("the CPU".into()),
+    };
+    let state = found.map_err(|why| OpenError::NoCuda { choice, why }.to_string());
+    Finding { what: "device", state }
+}
+
 fn open(config: &Config) -> Result<Device, OpenError> {
     Device::open(OpenOptions {
-        choice: config.engine.device,
+        choice: config.engine.devices.first(),
         libraries: config.onnxruntime.dir.as_deref(),
         memory_limit: config.device.memory_limit,
         host_pool: config.device.host_pool,

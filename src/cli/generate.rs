@@ -76,7 +76,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
 }
 
 async fn generate(args: Args, config: &Config) -> anyhow::Result<()> {
-    let model = prepare::model(config)?;
+    let gpu = worker::gpu(config, config.engine.devices.first()).await?;
+    let model = prepare::model(config, gpu)?;
     let text = Arc::new(Text::open(&model.dir, &model.id)?);
     let job = args.job(&text, config)?;
     let command = worker::command(config, std::slice::from_ref(&model))?;

@@ -99,7 +99,11 @@ pub(super) const KEYS: [Key; 49] = [
     whole("queue.timeout_ms", "60000", 1, WEEK_MS),
     whole("queue.total_timeout_ms", "600000", 1, WEEK_MS),
     derived("queue.max_switches", "no limit", Kind::Whole { least: 1, most: 1 << 20 }),
-    text("engine.device", "auto", "auto, cpu, cuda, or cuda:N with the number of a GPU"),
+    text(
+        "engine.device",
+        "auto",
+        "auto, cpu, cuda, cuda:N with the number of a GPU, or several such as cuda:0,cuda:1",
+    ),
     derived("engine.threads", "physical cores", Kind::Whole { least: 1, most: 1024 }),
     whole("engine.prefill_chunk", "512", 1, 16_384),
     derived("engine.context_length", "the model's", Kind::Whole { least: 2, most: 1 << 24 }),

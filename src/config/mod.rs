@@ -29,7 +29,7 @@ use self::{
     raw::RawConfig,
 };
 use crate::{
-    choice::DeviceChoice,
+    choice::Devices,
     trim::TrimPolicy,
     units::{Bytes, Millis, Tokens},
 };
@@ -199,8 +199,8 @@ pub struct Queue {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Engine {
     /// What computes.
-    pub device: DeviceChoice,
-    /// Threads that compute; `None` is one for each physical core.
+    pub devices: Devices,
+    /// Threads of one worker that compute; `None` is one for each physical core, shared out among workers on the CPU.
     pub threads: Option<NonZeroUsize>,
     /// Prompt tokens read at once.
     pub prefill_chunk: NonZeroUsize,

@@ -35,7 +35,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub use self::queue::Switching;
+pub use self::queue::Routing;
 use self::{
     estimate::{Taken, Work},
     queue::{Accepted, Queue},
@@ -128,7 +128,8 @@ impl Executor {
         Self::with_slots(limits, metrics, vec![run])
     }
 
-    /// As [`Self::new`], with a slot for each of `runs`: whichever is free first takes the next job.
+    /// As [`Self::new`], with a slot for each of `runs`: whichever is free first takes the next job,
+    /// or as [`Self::route`] says.
     pub fn with_slots<R, F>(
         limits: Limits,
         metrics: Arc<Metrics>,
@@ -141,7 +142,8 @@ impl Executor {
         let shared = Arc::new(Shared::new(limits, metrics));
         shared.queue().set_slots(runs.len());
         let deadlines = slot::watch_deadlines(shared.clone());
-        let slots: Vec<_> = runs.into_iter().map(|run| slot::serve(shared.clone(), run)).collect();
+        let slots: Vec<_> =
+            runs.into_iter().enumerate().map(|(slot, run)| slot::serve(shared.clone(), slot, run)).collect();
         let work = async move {
             tokio::select! {
                 _ = join_all(slots) => {}
@@ -165,9 +167,14 @@ impl Executor {
         executor
     }
 
-    /// Lets a job whose model is loaded go before one whose model is not, now and then.
-    pub fn limit_switches(&self, switching: Switching) {
-        self.shared.queue().limit_switches(switching);
+    /// Lets slots take jobs by what they have loaded, and not by the jobs' order alone.
+    pub fn route(&self, routing: Routing) {
+        self.shared.queue().route(routing);
+    }
+
+    /// Slots that waited look whether there is something for them now.
+    pub fn look_again(&self) {
+        self.shared.arrived.notify_waiters();
     }
 
     /// Keeps to other limits from now on. What waits already stays.
@@ -198,7 +205,7 @@ impl Executor {
         let (id, cancel) = (job.id, CancellationToken::new());
         let accepted = Accepted::new(job, sender, cancel.clone(), Instant::now(), deadlines);
         self.shared.update(|queue| queue.push(accepted))?;
-        self.shared.arrived.notify_one();
+        self.look_again();
         self.shared.deadlines_changed.notify_one();
         Ok(Ticket { id, events, cancel, shared: self.shared.clone() })
     }
@@ -220,7 +227,7 @@ impl Executor {
     /// not.
     pub async fn drain(&self, grace: Duration) {
         self.shared.update(Queue::close);
-        self.shared.arrived.notify_one();
+        self.look_again();
         if timeout(grace, self.shared.idle()).await.is_err() {
             self.shared.cut_off();
             let _ = timeout(STOPPING, self.shared.idle()).await;
@@ -265,7 +272,7 @@ struct Shared {
     queue: Mutex<Queue>,
     metrics: Arc<Metrics>,
     last_id: AtomicU64,
-    /// A job was accepted, or the queue closed: the slot looks again.
+    /// A job was accepted, or a slot became free, or the queue closed: slots look again.
     arrived: Notify,
     /// A job was accepted that may be the first to give up.
     deadlines_changed: Notify,
@@ -306,11 +313,11 @@ impl Shared {
         changed
     }
 
-    /// The next job that still wants the slot gets it.
-    fn take_next(&self) -> Option<Accepted> {
+    /// The next job for this slot that still wants it gets it.
+    fn take_next(&self, slot: usize) -> Option<Accepted> {
         self.give_up_on_late();
         loop {
-            let next = self.update(|queue| queue.take(Instant::now()))?;
+            let next = self.update(|queue| queue.take(slot, Instant::now()))?;
             if !next.cancel.is_cancelled() {
                 return Some(next);
             }

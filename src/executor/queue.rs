@@ -81,29 +81,47 @@ impl Accepted {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Running {
     pub(super) id: JobId,
+    slot: usize,
     pub(super) since: Instant,
     pub(super) remains: Work,
 }
 
-/// How often in a row a job may be taken whose model has to be loaded first, while one waits whose model is there.
+/// Whether a slot, by its number, has a model loaded.
+type IsLoaded = dyn Fn(usize, &ModelId) -> bool + Send + Sync;
+
+/// Which slot takes which job. Without it they take them as they came.
 ///
-/// Jobs of two models that alternate would have each of them loaded again and again. Every job that is passed over is
-/// first in line for the next switch, so none waits for more than the jobs of `most` switches and one more.
+/// A job goes to a free slot that has its model, or else to the one that has been free for longest.
+///
+/// Jobs of two models that alternate would have each of them loaded again and again. With `most_switches`, a slot takes so
+/// many jobs in a row whose model it has to load first, while one waits whose model it has. Every job that is passed over is
+/// first in line for the next switch, so none waits for more than the jobs of `most_switches` switches and one more.
 #[derive(Clone)]
-pub struct Switching {
-    /// Switches in a row.
-    pub most: NonZeroUsize,
-    /// Whether a model is loaded.
-    pub is_loaded: Arc<dyn Fn(&ModelId) -> bool + Send + Sync>,
+pub struct Routing {
+    /// Switches in a row; `None` is no limit.
+    pub most_switches: Option<NonZeroUsize>,
+    /// Whether a slot, by its number, has a model loaded.
+    pub is_loaded: Arc<IsLoaded>,
+    /// Whether a slot is to take jobs. Whoever changes the answer calls [`Executor::look_again`](super::Executor::look_again).
+    pub is_open: Arc<dyn Fn(usize) -> bool + Send + Sync>,
 }
 
-impl fmt::Debug for Switching {
+impl fmt::Debug for Routing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Switching").field("most", &self.most).finish_non_exhaustive()
+        f.debug_struct("Routing").field("most_switches", &self.most_switches).finish_non_exhaustive()
     }
 }
 
-/// The queue, the slot's occupant, and what is known of the slot's speed.
+/// What is remembered of a slot.
+#[derive(Clone, Copy, Debug, Default)]
+struct SlotPast {
+    /// Jobs taken in a row whose model was not loaded.
+    switches: usize,
+    /// Which job it was, of all, that left it last; 0 is none yet.
+    freed: u64,
+}
+
+/// The queue, the slots' occupants, and what is known of the slots' speed.
 #[derive(Debug)]
 pub(super) struct Queue {
     limits: Limits,
@@ -111,12 +129,13 @@ pub(super) struct Queue {
     prompt_tokens: usize,
     /// Jobs that have a slot, at most one for each.
     running: Vec<Running>,
-    slots: usize,
+    /// There is one for each device.
+    slots: Vec<SlotPast>,
     pace: Pace,
     accepting: bool,
-    switching: Option<Switching>,
-    /// Jobs taken in a row whose model was not loaded.
-    switches: usize,
+    routing: Option<Routing>,
+    /// Jobs that have left a slot.
+    done: u64,
 }
 
 impl Queue {
@@ -126,11 +145,11 @@ impl Queue {
             waiting: VecDeque::new(),
             prompt_tokens: 0,
             running: Vec::new(),
-            slots: 1,
+            slots: vec![SlotPast::default()],
             pace: Pace::default(),
             accepting: true,
-            switching: None,
-            switches: 0,
+            routing: None,
+            done: 0,
         }
     }
 
@@ -151,30 +170,38 @@ impl Queue {
 
     /// There is one slot for each device.
     pub(super) fn set_slots(&mut self, slots: usize) {
-        self.slots = slots;
+        self.slots = vec![SlotPast::default(); slots];
     }
 
     pub(super) fn set_limits(&mut self, limits: Limits) {
         self.limits = limits;
     }
 
-    pub(super) fn limit_switches(&mut self, switching: Switching) {
-        self.switching = Some(switching);
+    pub(super) fn route(&mut self, routing: Routing) {
+        self.routing = Some(routing);
     }
 
-    /// The next job takes a slot, of which one must be free: the job that came first, unless that would be one switch of models
-    /// too many.
-    pub(super) fn take(&mut self, now: Instant) -> Option<Accepted> {
-        debug_assert!(self.running.len() < self.slots, "no slot is free");
-        let place = self.next_place()?;
+    /// This slot, which is free, takes its next job: the one that came first, unless another free slot has its model, or it
+    /// would be one switch of models too many.
+    pub(super) fn take(&mut self, slot: usize, now: Instant) -> Option<Accepted> {
+        let place = self.place_for(slot)?;
         let next = self.remove_at(place)?;
-        self.running.push(Running { id: next.job.id, since: now, remains: next.work() });
+        let is_switch = !self.has_loaded(slot, &next.job.model);
+        if let Some(past) = self.slots.get_mut(slot) {
+            past.switches = if is_switch { past.switches + 1 } else { 0 };
+        }
+        self.running.push(Running { id: next.job.id, slot, since: now, remains: next.work() });
         Some(next)
     }
 
     /// The slot of a job is free again.
     pub(super) fn release(&mut self, id: JobId) {
-        self.running.retain(|running| running.id != id);
+        self.done += 1;
+        for left in self.running.extract_if(.., |running| running.id == id) {
+            if let Some(past) = self.slots.get_mut(left.slot) {
+                past.freed = self.done;
+            }
+        }
     }
 
     /// Removes a job that still waits.
@@ -236,21 +263,45 @@ impl Queue {
         self.pace.learn(taken);
     }
 
-    fn next_place(&mut self) -> Option<usize> {
-        let first = self.waiting.front()?;
-        let Some(Switching { most, is_loaded }) = &self.switching else { return Some(0) };
-        if is_loaded(&first.job.model) {
-            self.switches = 0;
-            return Some(0);
+    /// The free slots that take jobs.
+    fn free(&self) -> Vec<usize> {
+        let is_open = |slot: &usize| self.routing.as_ref().is_none_or(|routing| (routing.is_open)(*slot));
+        let is_free = |slot: &usize| self.running.iter().all(|running| running.slot != *slot);
+        (0..self.slots.len()).filter(|slot| is_free(slot) && is_open(slot)).collect()
+    }
+
+    /// Where no model is anywhere in particular, it is everywhere.
+    fn has_loaded(&self, slot: usize, model: &ModelId) -> bool {
+        self.routing.as_ref().is_none_or(|routing| (routing.is_loaded)(slot, model))
+    }
+
+    /// The place in the queue of the job that this slot takes: free slots are given jobs one after the other, until it is
+    /// this one's turn.
+    fn place_for(&self, slot: usize) -> Option<usize> {
+        let (mut free, mut given) = (self.free(), Vec::new());
+        while !free.is_empty() {
+            let first = (0..self.waiting.len()).find(|place| !given.contains(place))?;
+            let model = &self.waiting[first].job.model;
+            let has_it = free.iter().position(|slot| self.has_loaded(*slot, model));
+            let longest = (0..free.len()).min_by_key(|at| self.slots[free[*at]].freed)?;
+            let next = free.remove(has_it.unwrap_or(longest));
+            let place = if has_it.is_some() { first } else { self.instead_of(first, next, &given) };
+            if next == slot {
+                return Some(place);
+            }
+            given.push(place);
         }
-        if self.switches >= most.get()
-            && let Some(place) = self.waiting.iter().position(|waiting| is_loaded(&waiting.job.model))
-        {
-            self.switches = 0;
-            return Some(place);
+        None
+    }
+
+    /// The place of the job that a slot takes rather than the first one's model, if it has switched too often; else the first.
+    fn instead_of(&self, first: usize, slot: usize, given: &[usize]) -> usize {
+        let most = self.routing.as_ref().and_then(|routing| routing.most_switches);
+        if most.is_none_or(|most| self.slots[slot].switches < most.get()) {
+            return first;
         }
-        self.switches += 1;
-        Some(0)
+        let has = |place: &usize| self.has_loaded(slot, &self.waiting[*place].job.model);
+        (first..self.waiting.len()).find(|place| !given.contains(place) && has(place)).unwrap_or(first)
     }
 
     fn remove_at(&mut self, place: usize) -> Option<Accepted> {
@@ -262,7 +313,7 @@ impl Queue {
     /// Jobs that free slots are about to take wait for nothing, and take no place in the queue. One too large for the token
     /// bound has the queue to itself: it is the context length that limits a single prompt.
     fn has_room_for(&self, prompt: Tokens) -> bool {
-        let free = self.slots.saturating_sub(self.running.len());
+        let free = self.free().len();
         if self.waiting.len() < free {
             return true;
         }
@@ -281,7 +332,7 @@ impl Queue {
             max_jobs: self.limits.max_jobs,
             prompt_tokens: self.prompt_tokens(),
             max_prompt_tokens: self.limits.max_prompt_tokens,
-            retry_after: self.pace.retry_after(ahead, self.slots),
+            retry_after: self.pace.retry_after(ahead, self.slots.len()),
         }
     }
 }
@@ -312,7 +363,7 @@ mod tests {
         queue.push(job_of(1, 1, FOREVER, now)).unwrap();
         queue.push(job_of(2, 1, FOREVER, now)).unwrap();
         assert!(matches!(queue.push(job_of(3, 1, FOREVER, now)), Err(SubmitError::Busy { jobs: 2, .. })));
-        assert_eq!(queue.take(now).unwrap().job.id, JobId(1));
+        assert_eq!(queue.take(0, now).unwrap().job.id, JobId(1));
         assert!(matches!(queue.push(job_of(3, 1, FOREVER, now)), Err(SubmitError::Busy { jobs: 1, .. })));
     }
 
@@ -324,8 +375,8 @@ mod tests {
             queue.push(job_of(id, 1, FOREVER, now)).unwrap();
         }
         assert!(queue.push(job_of(4, 1, FOREVER, now)).is_err());
-        assert_eq!(queue.take(now).unwrap().job.id, JobId(1));
-        assert_eq!(queue.take(now).unwrap().job.id, JobId(2));
+        assert_eq!(queue.take(0, now).unwrap().job.id, JobId(1));
+        assert_eq!(queue.take(1, now).unwrap().job.id, JobId(2));
         assert!(queue.push(job_of(4, 1, FOREVER, now)).is_err());
         queue.release(JobId(1));
         queue.push(job_of(4, 1, FOREVER, now)).unwrap();
@@ -337,7 +388,7 @@ mod tests {
     fn prompt_tokens_bound_the_queue_but_never_a_job_that_is_alone_in_it() {
         let (mut queue, now) = (queue(9, 10), Instant::now());
         queue.push(job_of(1, 50, FOREVER, now)).unwrap();
-        queue.take(now).unwrap();
+        queue.take(0, now).unwrap();
         queue.push(job_of(2, 50, FOREVER, now)).unwrap();
         assert!(queue.push(job_of(3, 1, FOREVER, now)).is_err());
         queue.remove(JobId(2)).unwrap();
@@ -356,7 +407,7 @@ mod tests {
         queue.remove(JobId(2)).unwrap();
         assert!(queue.remove(JobId(2)).is_none());
         let mut order = vec![];
-        while let Some(next) = queue.take(now) {
+        while let Some(next) = queue.take(0, now) {
             order.push(next.job.id.0);
             queue.release(next.job.id);
         }
@@ -370,15 +421,15 @@ mod tests {
         let loaded = Arc::new(std::sync::Mutex::new(ModelId::default()));
         let most = NonZeroUsize::new(most_switches).unwrap();
         let held = Arc::clone(&loaded);
-        let is_loaded = Arc::new(move |model: &ModelId| *model == *held.lock().unwrap());
-        queue.limit_switches(Switching { most, is_loaded });
+        let is_loaded = Arc::new(move |_, model: &ModelId| *model == *held.lock().unwrap());
+        queue.route(Routing { most_switches: Some(most), is_loaded, is_open: Arc::new(|_| true) });
         for (id, model) in (1..).zip(models.chars()) {
             let mut accepted = job_of(id, 1, FOREVER, now);
             accepted.job.model = ModelId(model.into());
             queue.push(accepted).unwrap();
         }
         let mut order = String::new();
-        while let Some(next) = queue.take(now) {
+        while let Some(next) = queue.take(0, now) {
             order += &next.job.model.0;
             queue.release(next.job.id);
             *loaded.lock().unwrap() = next.job.model;
@@ -393,6 +444,76 @@ mod tests {
         assert_eq!(order("ababab", 2), "abbaab");
         assert_eq!(order("aabbcc", 1), "aabbcc");
         assert_eq!(order("abcabc", 3), "abccab");
+    }
+
+    /// A queue of several slots that hold these models, one letter each, with jobs of others; `open` slots take them.
+    fn routed(
+        slots: &'static [&'static str],
+        models: &str,
+        most: Option<usize>,
+        open: &'static [bool],
+    ) -> Queue {
+        let (mut queue, now) = (queue(99, 100), Instant::now());
+        queue.set_slots(slots.len());
+        queue.route(Routing {
+            most_switches: most.and_then(NonZeroUsize::new),
+            is_loaded: Arc::new(|slot, model| slots[slot].contains(&model.0)),
+            is_open: Arc::new(|slot| open[slot]),
+        });
+        for (id, model) in (1..).zip(models.chars()) {
+            let mut accepted = job_of(id, 1, FOREVER, now);
+            accepted.job.model = ModelId(model.into());
+            queue.push(accepted).unwrap();
+        }
+        queue
+    }
+
+    fn takes(queue: &mut Queue, slot: usize) -> Option<u64> {
+        queue.take(slot, Instant::now()).map(|taken| taken.job.id.0)
+    }
+
+    #[test]
+    fn a_job_goes_to_the_free_slot_that_has_its_model_whoever_asks_first() {
+        let mut queue = routed(&["a", "b"], "ba", None, &[true; 2]);
+        assert_eq!((takes(&mut queue, 0), takes(&mut queue, 1)), (Some(2), Some(1)));
+        let mut queue = routed(&["a", "b"], "b", None, &[true; 2]);
+        assert_eq!((takes(&mut queue, 0), takes(&mut queue, 1)), (None, Some(1)));
+    }
+
+    #[test]
+    fn a_job_does_not_wait_for_the_slot_that_has_its_model_while_another_is_free() {
+        let mut queue = routed(&["a", "b"], "bb", None, &[true; 2]);
+        assert_eq!((takes(&mut queue, 1), takes(&mut queue, 0)), (Some(1), Some(2)));
+    }
+
+    #[test]
+    fn a_model_that_is_nowhere_is_loaded_where_nothing_has_run_for_longest() {
+        let mut queue = routed(&["a", "a", "a"], "cdc", None, &[true; 3]);
+        assert_eq!((takes(&mut queue, 1), takes(&mut queue, 0)), (Some(2), Some(1)));
+        queue.release(JobId(2));
+        queue.release(JobId(1));
+        assert_eq!((takes(&mut queue, 0), takes(&mut queue, 1), takes(&mut queue, 2)), (None, None, Some(3)));
+    }
+
+    #[test]
+    fn every_slot_keeps_count_of_its_own_switches() {
+        // Each takes a switch, and then what it has rather than another.
+        let mut queue = routed(&["a", "b"], "ccccab", Some(1), &[true; 2]);
+        assert_eq!((takes(&mut queue, 0), takes(&mut queue, 1)), (Some(1), Some(2)));
+        queue.release(JobId(1));
+        queue.release(JobId(2));
+        assert_eq!((takes(&mut queue, 0), takes(&mut queue, 1)), (Some(5), Some(6)));
+        queue.release(JobId(5));
+        queue.release(JobId(6));
+        assert_eq!((takes(&mut queue, 0), takes(&mut queue, 1)), (Some(3), Some(4)));
+    }
+
+    #[test]
+    fn a_slot_that_is_closed_takes_nothing_and_makes_no_room() {
+        let mut queue = routed(&["a", "a"], "aa", None, &[false, true]);
+        assert_eq!((takes(&mut queue, 0), takes(&mut queue, 1)), (None, Some(1)));
+        queue.set_limits(Limits { max_jobs: NonZeroUsize::MIN, max_prompt_tokens: Tokens(99) });
+        assert!(queue.check_room(Tokens(1)).is_err(), "one waits already");
     }
 
     #[test]

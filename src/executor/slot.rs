@@ -19,21 +19,25 @@ use crate::{
     units::Tokens,
 };
 
-/// Runs jobs in the order they were accepted, until the queue is closed and empty.
-pub(super) async fn serve<R, F>(shared: Arc<Shared>, mut run: R)
+/// Runs the jobs that are this slot's, until the queue is closed and empty.
+pub(super) async fn serve<R, F>(shared: Arc<Shared>, slot: usize, mut run: R)
 where
     R: FnMut(Job, UnboundedSender<Event>, CancellationToken) -> F + Send,
     F: Future<Output = Result<Finish, Failure>> + Send,
 {
     loop {
-        match shared.take_next() {
+        // From before the look, so that nothing arrives unseen in between.
+        let arrived = shared.arrived.notified();
+        tokio::pin!(arrived);
+        arrived.as_mut().enable();
+        match shared.take_next(slot) {
             Some(accepted) => {
-                // One word may stand for several arrivals: whoever hears it passes it on.
-                shared.arrived.notify_one();
                 run_one(&shared, &mut run, accepted).await;
+                // It may be another slot's turn now, and no job's arrival will tell it.
+                shared.arrived.notify_waiters();
             }
-            None if shared.is_over() => return shared.arrived.notify_one(),
-            None => shared.arrived.notified().await,
+            None if shared.is_over() => return,
+            None => arrived.await,
         }
     }
 }

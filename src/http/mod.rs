@@ -138,6 +138,8 @@ pub struct AppState {
     drain: CancellationToken,
     metrics: Arc<Metrics>,
     readiness: watch::Receiver<Readiness>,
+    /// Of each device by its name, where there are several.
+    devices: Arc<[(String, watch::Receiver<Readiness>)]>,
     settings: Settings,
     /// Of requests that name none, as they are now.
     deadlines: watch::Receiver<Deadlines>,
@@ -170,6 +172,7 @@ impl AppState {
             drain: CancellationToken::new(),
             metrics,
             readiness,
+            devices: Arc::default(),
             settings,
             deadlines,
             encoders: Arc::new(Semaphore::new(ENCODERS)),
@@ -182,6 +185,12 @@ impl AppState {
     #[must_use]
     pub fn with_orders(self, orders: Orders) -> Self {
         Self { orders: Some(orders), ..self }
+    }
+
+    /// With several devices, by their names, whose states are told one by one.
+    #[must_use]
+    pub fn with_devices(self, devices: Vec<(String, watch::Receiver<Readiness>)>) -> Self {
+        Self { devices: devices.into(), ..self }
     }
 
     /// With a door; without one, everybody may come in.

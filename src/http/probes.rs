@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     executor::SubmitError,
-    job::{Memory, ModelReport, Readiness, SlotReport},
+    job::{Memory, ModelId, ModelReport, Readiness, SlotReport},
     metrics::CONTENT_TYPE,
     text::Text,
     units::Millis,
@@ -32,7 +32,7 @@ pub(super) async fn readyz(state: web::Data<AppState>) -> Result<HttpResponse, A
         return Err(SubmitError::Stopped.into());
     }
     match &*state.readiness.borrow() {
-        Readiness::Ready(_) => Ok(HttpResponse::Ok().json(json!({ "status": "ready" }))),
+        Readiness::Ready(_) => Ok(HttpResponse::Ok().json(ready(&state))),
         Readiness::Starting => Err(ApiError::Loading),
         Readiness::Restarting { reason } => {
             Err(ApiError::WorkerDown { reason: reason.clone(), retry_in: Some(SOON) })
@@ -42,6 +42,17 @@ pub(super) async fn readyz(state: web::Data<AppState>) -> Result<HttpResponse, A
         }
         Readiness::Stopping => Err(SubmitError::Stopped.into()),
     }
+}
+
+/// That a device is ready, and where there are several, how each of them is.
+fn ready(state: &AppState) -> Value {
+    let mut ready = json!({ "status": "ready" });
+    if !state.devices.is_empty() {
+        let states =
+            state.devices.iter().map(|(name, seen)| (name.clone(), json!(state_name(&seen.borrow()))));
+        ready["devices"] = Value::Object(states.collect());
+    }
+    ready
 }
 
 /// `GET /startupz`: the model was loaded once, so that liveness may be judged from now on.
@@ -95,11 +106,8 @@ fn usable<'a>(request: &'a HttpRequest, state: &'a AppState) -> impl Iterator<It
 fn model_object(state: &AppState, text: &Text) -> Value {
     let card = text.card();
     let readiness = state.readiness.borrow();
-    let loaded = match &*readiness {
-        Readiness::Ready(slot) => slot.model(&card.id.as_str().into()).map(loaded),
-        _ => None,
-    };
-    json!({
+    let id = card.id.as_str().into();
+    let mut object = json!({
         "id": card.id,
         "object": "model",
         "created": card.created,
@@ -108,10 +116,25 @@ fn model_object(state: &AppState, text: &Text) -> Value {
             "context_length": state.context_length(text),
             "vocabulary": card.vocabulary,
             "has_chat_template": card.has_chat_template,
-            "loaded": loaded,
+            "loaded": loaded_in(&readiness, &id),
             "worker": worker(&readiness),
         },
-    })
+    });
+    if !state.devices.is_empty() {
+        let devices = state.devices.iter().map(|(name, seen)| {
+            let seen = seen.borrow();
+            json!({ "device": name, "loaded": loaded_in(&seen, &id), "worker": worker(&seen) })
+        });
+        object["eka"]["devices"] = devices.collect();
+    }
+    object
+}
+
+fn loaded_in(readiness: &Readiness, id: &ModelId) -> Option<Value> {
+    match readiness {
+        Readiness::Ready(slot) => slot.model(id).map(loaded),
+        _ => None,
+    }
 }
 
 /// What is known of a model that is loaded.
@@ -129,17 +152,24 @@ fn loaded(report: &ModelReport) -> Value {
 fn worker(readiness: &Readiness) -> Value {
     match readiness {
         Readiness::Ready(SlotReport { runtime, memory, .. }) => json!({
-            "state": "ready",
+            "state": state_name(readiness),
             "runtime": runtime.runtime,
             "device": runtime.device,
             "threads": runtime.threads,
             "memory": held(*memory),
         }),
-        Readiness::Starting => json!({ "state": "starting" }),
         // Their reasons may name paths of this machine, and are in the log.
-        Readiness::Restarting { .. } => json!({ "state": "restarting" }),
-        Readiness::Down { .. } => json!({ "state": "down" }),
-        Readiness::Stopping => json!({ "state": "stopping" }),
+        _ => json!({ "state": state_name(readiness) }),
+    }
+}
+
+const fn state_name(readiness: &Readiness) -> &'static str {
+    match readiness {
+        Readiness::Ready(_) => "ready",
+        Readiness::Starting => "starting",
+        Readiness::Restarting { .. } => "restarting",
+        Readiness::Down { .. } => "down",
+        Readiness::Stopping => "stopping",
     }
 }
 

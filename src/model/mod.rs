@@ -73,6 +73,13 @@ pub enum ModelError {
     },
 }
 
+impl ModelError {
+    /// Whether it is about the device and not about the model.
+    fn is_for_another_device(&self) -> bool {
+        matches!(self, Self::Load { source, .. } if source.is_placement())
+    }
+}
+
 impl Model {
     /// Loads the model in `dir`.
     ///
@@ -104,11 +111,27 @@ impl Model {
                 if !device.may_leave_to_cpu() {
                     return Err(why);
                 }
-                tracing::warn!("on the CPU, not on {device}: {why}");
-                return Self::open(device.runtime(), &dir, options);
+                return Self::fall_back(device, &dir, options, &why);
             }
         }
-        Self::open_by(dir, device.gpu().is_some(), |graph| device.session(graph, options))
+        match Self::open_by(dir, device.gpu().is_some(), |graph| device.session(graph, options)) {
+            Err(why)
+                if device.may_leave_to_cpu() && device.gpu().is_some() && why.is_for_another_device() =>
+            {
+                Self::fall_back(device, dir, options, &why)
+            }
+            opened => opened,
+        }
+    }
+
+    fn fall_back(
+        device: &Device,
+        dir: &Path,
+        options: SessionOptions,
+        why: &ModelError,
+    ) -> Result<Self, ModelError> {
+        tracing::warn!("on the CPU, not on {device}: {why}");
+        Self::open(device.runtime(), dir, options)
     }
 
     fn open_by(

@@ -37,7 +37,7 @@ use crate::{
         host::{self, Pace},
     },
     engine::{self, EngineError, Forward, Step, Timeline, TimelineOptions},
-    job::{Failure, Finish, Job, MemoryReport, ModelId, ModelReport, Placement, RuntimeReport},
+    job::{Failure, Finish, GpuReport, Job, MemoryReport, ModelId, ModelReport, Placement, RuntimeReport},
     model::{Model, ModelError},
     wire::{self, Down, PROTOCOL, Up, WireError, WorkerSpec},
 };
@@ -132,6 +132,7 @@ pub fn run(
         runtime: device.runtime().version(),
         library: device.runtime().path().to_path_buf(),
         device: device.to_string(),
+        gpu: device.gpu().map(|gpu| GpuReport { has_bfloat16: gpu.has_bfloat16 }),
         fell_back: device.fell_back().map(ToString::to_string),
         threads,
         memory: holdings.idle(),
