@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::units::{Bytes, Tokens};
 
 /// Numbers a job within one parent process; never used twice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct JobId(pub u64);
 

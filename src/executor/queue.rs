@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Deadlines, Limits, SubmitError,
     estimate::{Pace, Taken, Work},
+    roster::{Caller, Entry, History, Outcome, Past, Roster, Running, Waiting},
 };
 use crate::{
     job::{Event, Failure, Finish, FinishReason, Job, JobId, MemoryReport, ModelId, Timings, Usage},
@@ -18,6 +19,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Accepted {
     pub(super) job: Job,
+    pub(super) caller: Caller,
     pub(super) events: UnboundedSender<Event>,
     pub(super) cancel: CancellationToken,
     pub(super) at: Instant,
@@ -36,7 +38,18 @@ impl Accepted {
     ) -> Self {
         let queue_deadline = at.checked_add(deadlines.queue);
         let total_deadline = at.checked_add(deadlines.total);
-        Self { job, events, cancel, at, queue_deadline, total_deadline }
+        Self { job, caller: Caller::default(), events, cancel, at, queue_deadline, total_deadline }
+    }
+
+    /// What others may know of it.
+    pub(super) fn entry(&self) -> Entry {
+        Entry {
+            id: self.job.id,
+            caller: self.caller.clone(),
+            model: self.job.model.clone(),
+            prompt: Tokens(self.job.prompt.len()),
+            max_new: Tokens(self.job.max_new_tokens),
+        }
     }
 
     /// Tells the client; one that is gone does not hear it.
@@ -78,11 +91,27 @@ impl Accepted {
 }
 
 /// The job in the slot, as far as others need to know.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Running {
-    pub(super) id: JobId,
+#[derive(Clone, Debug)]
+pub(super) struct Occupant {
+    pub(super) job: Entry,
+    pub(super) slot: usize,
     pub(super) since: Instant,
     pub(super) remains: Work,
+    /// When it said its first token.
+    first_token: Option<Instant>,
+}
+
+impl Occupant {
+    fn show(&self, now: Instant) -> Running {
+        Running {
+            job: self.job.clone(),
+            slot: self.slot,
+            time: now.saturating_duration_since(self.since),
+            read: Tokens(self.job.prompt.0.saturating_sub(self.remains.prompt.0)),
+            generated: self.remains.generated,
+            decoding: self.first_token.map(|at| now.saturating_duration_since(at)),
+        }
+    }
 }
 
 /// How often in a row a job may be taken whose model has to be loaded first, while one waits whose model is there.
@@ -110,9 +139,10 @@ pub(super) struct Queue {
     waiting: VecDeque<Accepted>,
     prompt_tokens: usize,
     /// Jobs that have a slot, at most one for each.
-    running: Vec<Running>,
+    running: Vec<Occupant>,
     slots: usize,
     pace: Pace,
+    history: History,
     accepting: bool,
     switching: Option<Switching>,
     /// Jobs taken in a row whose model was not loaded.
@@ -128,6 +158,7 @@ impl Queue {
             running: Vec::new(),
             slots: 1,
             pace: Pace::default(),
+            history: History::default(),
             accepting: true,
             switching: None,
             switches: 0,
@@ -162,19 +193,25 @@ impl Queue {
         self.switching = Some(switching);
     }
 
-    /// The next job takes a slot, of which one must be free: the job that came first, unless that would be one switch of models
+    /// The next job takes this slot, which must be free: the job that came first, unless that would be one switch of models
     /// too many.
-    pub(super) fn take(&mut self, now: Instant) -> Option<Accepted> {
-        debug_assert!(self.running.len() < self.slots, "no slot is free");
+    pub(super) fn take(&mut self, slot: usize, now: Instant) -> Option<Accepted> {
+        debug_assert!(self.running.iter().all(|running| running.slot != slot), "slot {slot} is not free");
         let place = self.next_place()?;
         let next = self.remove_at(place)?;
-        self.running.push(Running { id: next.job.id, since: now, remains: next.work() });
+        self.running.push(Occupant {
+            job: next.entry(),
+            slot,
+            since: now,
+            remains: next.work(),
+            first_token: None,
+        });
         Some(next)
     }
 
     /// The slot of a job is free again.
     pub(super) fn release(&mut self, id: JobId) {
-        self.running.retain(|running| running.id != id);
+        self.running.retain(|running| running.job.id != id);
     }
 
     /// Removes a job that still waits.
@@ -221,19 +258,53 @@ impl Queue {
         Tokens(self.prompt_tokens)
     }
 
-    pub(super) fn running(&self) -> &[Running] {
+    pub(super) fn running(&self) -> &[Occupant] {
         &self.running
     }
 
     /// Notes how far a running job has come.
-    pub(super) fn note_progress(&mut self, id: JobId, remains: Work) {
-        if let Some(running) = self.running.iter_mut().find(|running| running.id == id) {
+    pub(super) fn note_progress(&mut self, id: JobId, remains: Work, now: Instant) {
+        if let Some(running) = self.running.iter_mut().find(|running| running.job.id == id) {
             running.remains = remains;
+            if remains.generated > Tokens(0) {
+                running.first_token.get_or_insert(now);
+            }
         }
     }
 
     pub(super) fn learn(&mut self, taken: Taken) {
         self.pace.learn(taken);
+    }
+
+    /// Remembers a job that had a slot.
+    pub(super) fn remember(&mut self, past: Past) {
+        self.history.add(past);
+    }
+
+    /// Counts a job that never had one.
+    pub(super) const fn count(&mut self, outcome: Outcome) {
+        self.history.count(outcome);
+    }
+
+    /// Everything that is to be seen.
+    pub(super) fn roster(&self, now: Instant) -> Roster {
+        let share = |work| self.pace.share_of(work, self.slots);
+        let mut left = self.running.iter().map(|running| share(running.remains)).sum();
+        let wait = |waiting: &Accepted| {
+            let time = now.saturating_duration_since(waiting.at);
+            let shown = Waiting { job: waiting.entry(), time, left };
+            left = left.saturating_add(share(waiting.work()));
+            shown
+        };
+        Roster {
+            slots: self.slots,
+            limits: self.limits,
+            accepting: self.accepting,
+            waiting: self.waiting.iter().map(wait).collect(),
+            running: self.running.iter().map(|running| running.show(now)).collect(),
+            past: self.history.past(),
+            counts: self.history.counts(),
+        }
     }
 
     fn next_place(&mut self) -> Option<usize> {
@@ -312,7 +383,7 @@ mod tests {
         queue.push(job_of(1, 1, FOREVER, now)).unwrap();
         queue.push(job_of(2, 1, FOREVER, now)).unwrap();
         assert!(matches!(queue.push(job_of(3, 1, FOREVER, now)), Err(SubmitError::Busy { jobs: 2, .. })));
-        assert_eq!(queue.take(now).unwrap().job.id, JobId(1));
+        assert_eq!(queue.take(0, now).unwrap().job.id, JobId(1));
         assert!(matches!(queue.push(job_of(3, 1, FOREVER, now)), Err(SubmitError::Busy { jobs: 1, .. })));
     }
 
@@ -324,12 +395,12 @@ mod tests {
             queue.push(job_of(id, 1, FOREVER, now)).unwrap();
         }
         assert!(queue.push(job_of(4, 1, FOREVER, now)).is_err());
-        assert_eq!(queue.take(now).unwrap().job.id, JobId(1));
-        assert_eq!(queue.take(now).unwrap().job.id, JobId(2));
+        assert_eq!(queue.take(0, now).unwrap().job.id, JobId(1));
+        assert_eq!(queue.take(1, now).unwrap().job.id, JobId(2));
         assert!(queue.push(job_of(4, 1, FOREVER, now)).is_err());
         queue.release(JobId(1));
         queue.push(job_of(4, 1, FOREVER, now)).unwrap();
-        let running: Vec<_> = queue.running().iter().map(|running| running.id.0).collect();
+        let running: Vec<_> = queue.running().iter().map(|running| running.job.id.0).collect();
         assert_eq!(running, [2]);
     }
 
@@ -337,7 +408,7 @@ mod tests {
     fn prompt_tokens_bound_the_queue_but_never_a_job_that_is_alone_in_it() {
         let (mut queue, now) = (queue(9, 10), Instant::now());
         queue.push(job_of(1, 50, FOREVER, now)).unwrap();
-        queue.take(now).unwrap();
+        queue.take(0, now).unwrap();
         queue.push(job_of(2, 50, FOREVER, now)).unwrap();
         assert!(queue.push(job_of(3, 1, FOREVER, now)).is_err());
         queue.remove(JobId(2)).unwrap();
@@ -356,7 +427,7 @@ mod tests {
         queue.remove(JobId(2)).unwrap();
         assert!(queue.remove(JobId(2)).is_none());
         let mut order = vec![];
-        while let Some(next) = queue.take(now) {
+        while let Some(next) = queue.take(0, now) {
             order.push(next.job.id.0);
             queue.release(next.job.id);
         }
@@ -378,7 +449,7 @@ mod tests {
             queue.push(accepted).unwrap();
         }
         let mut order = String::new();
-        while let Some(next) = queue.take(now) {
+        while let Some(next) = queue.take(0, now) {
             order += &next.job.model.0;
             queue.release(next.job.id);
             *loaded.lock().unwrap() = next.job.model;
