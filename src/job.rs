@@ -516,3 +516,17 @@ pub enum Readiness {
     /// The server is shutting down.
     Stopping,
 }
+
+impl Readiness {
+    /// In one word, for programs.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Ready(_) => "ready",
+            Self::Restarting { .. } => "restarting",
+            Self::Down { .. } => "down",
+            Self::Stopping => "stopping",
+        }
+    }
+}

@@ -36,13 +36,13 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub use self::{
-    queue::Switching,
-    roster::{Caller, Counts, Entry, Outcome, Past, Roster, Running, Waiting},
-};
 use self::{
     estimate::{Taken, Work},
     queue::{Accepted, Queue},
+};
+pub use self::{
+    queue::Switching,
+    roster::{Caller, Counts, Entry, Outcome, Past, Roster, Running, Waiting},
 };
 use crate::{
     job::{Event, Failure, Finish, Job, JobId},
@@ -206,12 +206,7 @@ impl Executor {
     ///
     /// # Errors
     /// As [`Self::submit`] has.
-    pub fn submit_for(
-        &self,
-        caller: Caller,
-        job: Job,
-        deadlines: Deadlines,
-    ) -> Result<Ticket, SubmitError> {
+    pub fn submit_for(&self, caller: Caller, job: Job, deadlines: Deadlines) -> Result<Ticket, SubmitError> {
         let (sender, events) = unbounded_channel();
         let (id, cancel) = (job.id, CancellationToken::new());
         let accepted = Accepted::new(job, sender, cancel.clone(), Instant::now(), deadlines);

@@ -5,13 +5,18 @@
 
 use std::{fmt::Write, sync::Arc};
 
-use actix_web::{HttpRequest, HttpResponse, http::header::ContentType, web};
+use actix_web::{
+    HttpRequest, HttpResponse,
+    http::header::{ContentType, VARY},
+    web,
+};
 use serde_json::{Value, json};
 
 use super::{
     AppState, ROUTES,
     error::{ApiError, SOON},
     gate::{self, check_model},
+    page,
 };
 use crate::{
     executor::SubmitError,
@@ -75,15 +80,18 @@ pub(super) async fn model(
     Ok(HttpResponse::Ok().json(model_object(&state, text)))
 }
 
-/// `GET /`: what is served where.
+/// `GET /`: what is served where; for browsers, the page.
 pub(super) async fn index(request: HttpRequest, state: web::Data<AppState>) -> HttpResponse {
+    if page::is_wanted(&request) {
+        return page::document(&request);
+    }
     let models: Vec<_> = usable(&request, &state).map(|text| text.card().id.as_str()).collect();
-    let mut page = format!("eka serves {}, one answer at a time.\n\n", models.join(", "));
+    let mut list = format!("eka serves {}, one answer at a time.\n\n", models.join(", "));
     for route in ROUTES {
         // Writing to a `String` does not fail.
-        let _ = writeln!(page, "{:4} {:25} {}", route.method, route.path, route.about);
+        let _ = writeln!(list, "{:4} {:25} {}", route.method, route.path, route.about);
     }
-    HttpResponse::Ok().insert_header(ContentType::plaintext()).body(page)
+    HttpResponse::Ok().insert_header(ContentType::plaintext()).insert_header((VARY, "accept")).body(list)
 }
 
 /// The models that whoever asks may use.
@@ -129,17 +137,14 @@ fn loaded(report: &ModelReport) -> Value {
 fn worker(readiness: &Readiness) -> Value {
     match readiness {
         Readiness::Ready(SlotReport { runtime, memory, .. }) => json!({
-            "state": "ready",
+            "state": readiness.as_str(),
             "runtime": runtime.runtime,
             "device": runtime.device,
             "threads": runtime.threads,
             "memory": held(*memory),
         }),
-        Readiness::Starting => json!({ "state": "starting" }),
         // Their reasons may name paths of this machine, and are in the log.
-        Readiness::Restarting { .. } => json!({ "state": "restarting" }),
-        Readiness::Down { .. } => json!({ "state": "down" }),
-        Readiness::Stopping => json!({ "state": "stopping" }),
+        other => json!({ "state": other.as_str() }),
     }
 }
 
