@@ -23,5 +23,6 @@ mod scores;
 mod serving;
 mod slot;
 mod tls;
+mod watching;
 mod weights;
 mod workers;

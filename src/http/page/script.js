@@ -99,7 +99,7 @@ async function get(path) {
 function words(error) {
   switch (error.code) {
     case "queue_full":
-      return ["The queue is full.", `${sentence(error.message)}`];
+      return ["The queue is full.", `Every place in it is taken; come back in about ${time(error.wait * 1000)}.`];
     case "rate_limit_exceeded":
       return ["Too many requests.", sentence(error.message)];
     case "not_ready":
@@ -132,7 +132,7 @@ function showNotice(error, retry) {
     let left = Math.ceil(error.wait);
     const tick = () => {
       again.disabled = left > 0;
-      say(again, left > 0 ? `Try again in ${left} s` : "Try again");
+      say(again, left > 0 ? `Try again in ${time(left * 1000)}` : "Try again");
       if (left <= 0) clearInterval(countdown);
       left -= 1;
     };
@@ -153,6 +153,7 @@ function lock(why) {
   state.isLocked = true;
   const wasKnown = Boolean(state.key);
   show($("key-form"), true);
+  document.querySelector("main").classList.add("locked");
   say($("key-why"), wasKnown ? sentence(why) : "It is kept in this tab alone and forgotten when you close it.");
   $("key-why").classList.toggle("bad", wasKnown);
   showState("bad", wasKnown ? "Key refused" : "Locked");
@@ -189,6 +190,7 @@ async function start() {
     const { data } = await get("v1/models");
     state.isLocked = false;
     show($("key-form"), false);
+    document.querySelector("main").classList.remove("locked");
     show($("forget"), Boolean(state.key));
     if (document.activeElement === document.body && state.key) $("prompt").focus();
     listModels(data);
@@ -271,6 +273,7 @@ function request(prompt) {
   const common = {
     model: $("model").value,
     stream: true,
+    stream_options: { include_usage: true },
     max_tokens: fieldNumber("max-tokens"),
     temperature: fieldNumber("temperature"),
     seed: fieldNumber("seed"),
@@ -360,6 +363,7 @@ async function stream(path, body, current) {
 
 function take(current, event) {
   if (event.error) throw new Refused(event.error.message, { status: 1, code: event.error.code });
+  if (event.usage) current.tokens = event.usage.completion_tokens;
   const choice = event.choices && event.choices[0];
   if (!choice) return;
   const piece = choice.text ?? (choice.delta && choice.delta.content) ?? "";
@@ -392,7 +396,7 @@ function facts(current, end) {
   const rate = measured ?? (spent > 0 ? ((current.pieces - 1) * 1000) / spent : null);
   if (current.first) parts.push(["first token", time(current.first - current.begun)]);
   if (rate) parts.push(["tokens/s", rate.toFixed(rate < 10 ? 1 : 0)]);
-  if (current.pieces) parts.push([plural(current.pieces, "piece"), ""]);
+  if (current.pieces) parts.push([plural(current.tokens ?? current.pieces, "token"), ""]);
   if (timings && timings.queue_ms >= 50) parts.push(["waited", time(timings.queue_ms)]);
   if (timings && timings.resumed) parts.push([`resumed ${plural(timings.resumed, "time")}`, ""]);
   if (end) parts.push([end, ""]);
@@ -553,7 +557,9 @@ const isMine = (one) => Boolean(state.current && one.id === state.current.id);
 
 function name(one) {
   if (isMine(one)) return "You";
-  return one.key || one.id || "Somebody";
+  if (one.key) return one.key;
+  if (!one.id) return "Somebody";
+  return one.id.length > 20 ? `${one.id.slice(0, 12)}…` : one.id;
 }
 
 /** A few words on the answer that is waited for. */
@@ -601,6 +607,7 @@ function showDevice(card, device, isNumbered) {
   const kind = !isReady ? (device.state === "down" ? "bad" : "wait") : running ? "busy" : "ready";
   find(".device-state").dataset.state = kind;
   say(find(".d-state"), isReady ? (running ? "running" : "idle") : STATES[device.state] || device.state);
+  show(find(".bar"), Boolean(running));
   const share = running ? running.generated_tokens / running.max_tokens : 0;
   find(".bar > span").style.width = `${Math.min(100, share * 100)}%`;
   find(".d-who").classList.toggle("you", Boolean(running && isMine(running)));
@@ -635,6 +642,7 @@ function showQueue(queue) {
     const [place, who, eta, sub] = row.children;
     say(place, String(one.position));
     say(who, name(one));
+    who.title = one.id || "";
     say(eta, one.estimate_ms < 1000 ? "soon" : `≈ ${time(one.estimate_ms)}`);
     const asked = `${one.model || "another model"}, ${plural(one.prompt_tokens, "token")}`;
     say(sub, `${asked}, waiting for ${time(one.waiting_ms)}`);
