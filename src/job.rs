@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::units::{Bytes, Tokens};
 
 /// Numbers a job within one parent process; never used twice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct JobId(pub u64);
 
@@ -533,4 +533,18 @@ pub enum Readiness {
     },
     /// The server is shutting down.
     Stopping,
+}
+
+impl Readiness {
+    /// In one word, for programs.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Ready(_) => "ready",
+            Self::Restarting { .. } => "restarting",
+            Self::Down { .. } => "down",
+            Self::Stopping => "stopping",
+        }
+    }
 }

@@ -27,5 +27,6 @@ mod slot;
 mod texts;
 mod tls;
 mod tools;
+mod watching;
 mod weights;
 mod workers;

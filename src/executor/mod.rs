@@ -14,6 +14,7 @@
 
 mod estimate;
 mod queue;
+mod roster;
 mod slot;
 
 use std::{
@@ -35,10 +36,13 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub use self::queue::Routing;
 use self::{
     estimate::{Taken, Work},
     queue::{Accepted, Queue},
+};
+pub use self::{
+    queue::Routing,
+    roster::{Caller, Counts, Entry, Outcome, Past, Roster, Running, Waiting},
 };
 use crate::{
     job::{Event, Failure, Finish, Job, JobId},
@@ -142,8 +146,8 @@ impl Executor {
         let shared = Arc::new(Shared::new(limits, metrics));
         shared.queue().set_slots(runs.len());
         let deadlines = slot::watch_deadlines(shared.clone());
-        let slots: Vec<_> =
-            runs.into_iter().enumerate().map(|(slot, run)| slot::serve(shared.clone(), slot, run)).collect();
+        let slots = runs.into_iter().enumerate();
+        let slots: Vec<_> = slots.map(|(slot, run)| slot::serve(shared.clone(), slot, run)).collect();
         let work = async move {
             tokio::select! {
                 _ = join_all(slots) => {}
@@ -201,9 +205,18 @@ impl Executor {
     /// # Errors
     /// [`SubmitError::Busy`] when the queue is full, [`SubmitError::Stopped`] when it is draining.
     pub fn submit(&self, job: Job, deadlines: Deadlines) -> Result<Ticket, SubmitError> {
+        self.submit_for(Caller::default(), job, deadlines)
+    }
+
+    /// As [`Self::submit`], for somebody whom [`Self::roster`] shall name.
+    ///
+    /// # Errors
+    /// As [`Self::submit`] has.
+    pub fn submit_for(&self, caller: Caller, job: Job, deadlines: Deadlines) -> Result<Ticket, SubmitError> {
         let (sender, events) = unbounded_channel();
         let (id, cancel) = (job.id, CancellationToken::new());
         let accepted = Accepted::new(job, sender, cancel.clone(), Instant::now(), deadlines);
+        let accepted = Accepted { caller, ..accepted };
         self.shared.update(|queue| queue.push(accepted))?;
         self.look_again();
         self.shared.deadlines_changed.notify_one();
@@ -217,9 +230,15 @@ impl Executor {
         Snapshot {
             queued_jobs: queue.jobs(),
             queued_prompt_tokens: queue.prompt_tokens(),
-            running: queue.running().iter().map(|running| (running.id, running.since.elapsed())).collect(),
+            running: queue.running().iter().map(|one| (one.job.id, one.since.elapsed())).collect(),
             accepting: queue.is_accepting(),
         }
+    }
+
+    /// The queue and the slots now, with everything that runs and waits and the last that ran.
+    #[must_use]
+    pub fn roster(&self) -> Roster {
+        self.shared.queue().roster(Instant::now())
     }
 
     /// Accepts nothing more, finishes what waits and runs, and after `grace` ends the rest with
@@ -255,6 +274,7 @@ impl Ticket {
     pub fn cancel(&self) {
         self.cancel.cancel();
         if let Some(left) = self.shared.update(|queue| queue.remove(self.id)) {
+            self.shared.queue().count(Outcome::Cancelled);
             left.tell_cancelled();
         }
     }
@@ -322,7 +342,10 @@ impl Shared {
                 return Some(next);
             }
             next.tell_cancelled();
-            self.update(|queue| queue.release(next.job.id));
+            self.update(|queue| {
+                queue.release(next.job.id);
+                queue.count(Outcome::Cancelled);
+            });
         }
     }
 
@@ -330,18 +353,20 @@ impl Shared {
     fn give_up_on_late(&self) -> Option<Instant> {
         let now = Instant::now();
         while let Some((late, failure)) = self.update(|queue| queue.remove_given_up(now)) {
+            self.queue().count(Outcome::Failed);
             late.tell(Event::Failed(failure));
         }
         self.queue().next_given_up()
     }
 
     fn note_progress(&self, id: JobId, remains: Work) {
-        self.queue().note_progress(id, remains);
+        self.queue().note_progress(id, remains, Instant::now());
     }
 
-    fn release(&self, id: JobId, taken: Taken) {
+    fn release(&self, id: JobId, taken: Taken, past: Past) {
         self.update(|queue| {
             queue.learn(taken);
+            queue.remember(past);
             queue.release(id);
         });
     }
@@ -356,6 +381,7 @@ impl Shared {
     fn cut_off(&self) {
         self.cut_off.cancel();
         while let Some(waiting) = self.update(Queue::remove_first) {
+            self.queue().count(Outcome::Failed);
             waiting.tell(Event::Failed(Failure::ShuttingDown));
         }
     }

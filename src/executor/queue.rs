@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Deadlines, Limits, SubmitError,
     estimate::{Pace, Taken, Work},
+    roster::{Caller, Entry, History, Outcome, Past, Roster, Running, Waiting},
 };
 use crate::{
     job::{Event, Failure, Finish, FinishReason, Job, JobId, MemoryReport, ModelId, Timings, Usage},
@@ -18,6 +19,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Accepted {
     pub(super) job: Job,
+    pub(super) caller: Caller,
     pub(super) events: UnboundedSender<Event>,
     pub(super) cancel: CancellationToken,
     pub(super) at: Instant,
@@ -36,7 +38,18 @@ impl Accepted {
     ) -> Self {
         let queue_deadline = at.checked_add(deadlines.queue);
         let total_deadline = at.checked_add(deadlines.total);
-        Self { job, events, cancel, at, queue_deadline, total_deadline }
+        Self { job, caller: Caller::default(), events, cancel, at, queue_deadline, total_deadline }
+    }
+
+    /// What others may know of it.
+    pub(super) fn entry(&self) -> Entry {
+        Entry {
+            id: self.job.id,
+            caller: self.caller.clone(),
+            model: self.job.model.clone(),
+            prompt: Tokens(self.job.prompt.len()),
+            max_new: Tokens(self.job.max_new_tokens),
+        }
     }
 
     /// Tells the client; one that is gone does not hear it.
@@ -78,12 +91,27 @@ impl Accepted {
 }
 
 /// The job in the slot, as far as others need to know.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Running {
-    pub(super) id: JobId,
-    slot: usize,
+#[derive(Clone, Debug)]
+pub(super) struct Occupant {
+    pub(super) job: Entry,
+    pub(super) slot: usize,
     pub(super) since: Instant,
     pub(super) remains: Work,
+    /// When it said its first token.
+    first_token: Option<Instant>,
+}
+
+impl Occupant {
+    fn show(&self, now: Instant) -> Running {
+        Running {
+            job: self.job.clone(),
+            slot: self.slot,
+            time: now.saturating_duration_since(self.since),
+            read: Tokens(self.job.prompt.0.saturating_sub(self.remains.prompt.0)),
+            generated: self.remains.generated,
+            decoding: self.first_token.map(|at| now.saturating_duration_since(at)),
+        }
+    }
 }
 
 /// Whether a slot, by its number, has a model loaded.
@@ -128,10 +156,11 @@ pub(super) struct Queue {
     waiting: VecDeque<Accepted>,
     prompt_tokens: usize,
     /// Jobs that have a slot, at most one for each.
-    running: Vec<Running>,
+    running: Vec<Occupant>,
     /// There is one for each device.
     slots: Vec<SlotPast>,
     pace: Pace,
+    history: History,
     accepting: bool,
     routing: Option<Routing>,
     /// Jobs that have left a slot.
@@ -147,6 +176,7 @@ impl Queue {
             running: Vec::new(),
             slots: vec![SlotPast::default()],
             pace: Pace::default(),
+            history: History::default(),
             accepting: true,
             routing: None,
             done: 0,
@@ -190,14 +220,20 @@ impl Queue {
         if let Some(past) = self.slots.get_mut(slot) {
             past.switches = if is_switch { past.switches + 1 } else { 0 };
         }
-        self.running.push(Running { id: next.job.id, slot, since: now, remains: next.work() });
+        self.running.push(Occupant {
+            job: next.entry(),
+            slot,
+            since: now,
+            remains: next.work(),
+            first_token: None,
+        });
         Some(next)
     }
 
     /// The slot of a job is free again.
     pub(super) fn release(&mut self, id: JobId) {
         self.done += 1;
-        for left in self.running.extract_if(.., |running| running.id == id) {
+        for left in self.running.extract_if(.., |running| running.job.id == id) {
             if let Some(past) = self.slots.get_mut(left.slot) {
                 past.freed = self.done;
             }
@@ -248,19 +284,53 @@ impl Queue {
         Tokens(self.prompt_tokens)
     }
 
-    pub(super) fn running(&self) -> &[Running] {
+    pub(super) fn running(&self) -> &[Occupant] {
         &self.running
     }
 
     /// Notes how far a running job has come.
-    pub(super) fn note_progress(&mut self, id: JobId, remains: Work) {
-        if let Some(running) = self.running.iter_mut().find(|running| running.id == id) {
+    pub(super) fn note_progress(&mut self, id: JobId, remains: Work, now: Instant) {
+        if let Some(running) = self.running.iter_mut().find(|running| running.job.id == id) {
             running.remains = remains;
+            if remains.generated > Tokens(0) {
+                running.first_token.get_or_insert(now);
+            }
         }
     }
 
     pub(super) fn learn(&mut self, taken: Taken) {
         self.pace.learn(taken);
+    }
+
+    /// Remembers a job that had a slot.
+    pub(super) fn remember(&mut self, past: Past) {
+        self.history.add(past);
+    }
+
+    /// Counts a job that never had one.
+    pub(super) const fn count(&mut self, outcome: Outcome) {
+        self.history.count(outcome);
+    }
+
+    /// Everything that is to be seen.
+    pub(super) fn roster(&self, now: Instant) -> Roster {
+        let share = |work| self.pace.share_of(work, self.slots.len());
+        let mut left = self.running.iter().map(|running| share(running.remains)).sum();
+        let wait = |waiting: &Accepted| {
+            let time = now.saturating_duration_since(waiting.at);
+            let shown = Waiting { job: waiting.entry(), time, left };
+            left = left.saturating_add(share(waiting.work()));
+            shown
+        };
+        Roster {
+            slots: self.slots.len(),
+            limits: self.limits,
+            accepting: self.accepting,
+            waiting: self.waiting.iter().map(wait).collect(),
+            running: self.running.iter().map(|running| running.show(now)).collect(),
+            past: self.history.past(),
+            counts: self.history.counts(),
+        }
     }
 
     /// The free slots that take jobs.
@@ -380,7 +450,7 @@ mod tests {
         assert!(queue.push(job_of(4, 1, FOREVER, now)).is_err());
         queue.release(JobId(1));
         queue.push(job_of(4, 1, FOREVER, now)).unwrap();
-        let running: Vec<_> = queue.running().iter().map(|running| running.id.0).collect();
+        let running: Vec<_> = queue.running().iter().map(|running| running.job.id.0).collect();
         assert_eq!(running, [2]);
     }
 

@@ -1,6 +1,6 @@
 //! The one slot: takes a job off the queue, runs it, says what happens, takes the next.
 
-use std::{panic::AssertUnwindSafe, sync::Arc};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::SystemTime};
 
 use futures_util::FutureExt;
 use tokio::{
@@ -13,6 +13,7 @@ use super::{
     Shared,
     estimate::{Taken, Work},
     queue::Accepted,
+    roster::{Outcome, Past},
 };
 use crate::{
     job::{Event, Failure, Finish, Job},
@@ -32,7 +33,7 @@ where
         arrived.as_mut().enable();
         match shared.take_next(slot) {
             Some(accepted) => {
-                run_one(&shared, &mut run, accepted).await;
+                run_one(&shared, slot, &mut run, accepted).await;
                 // It may be another slot's turn now, and no job's arrival will tell it.
                 shared.arrived.notify_waiters();
             }
@@ -53,7 +54,7 @@ pub(super) async fn watch_deadlines(shared: Arc<Shared>) {
     }
 }
 
-async fn run_one<R, F>(shared: &Shared, run: &mut R, accepted: Accepted)
+async fn run_one<R, F>(shared: &Shared, slot: usize, run: &mut R, accepted: Accepted)
 where
     R: FnMut(Job, UnboundedSender<Event>, CancellationToken) -> F + Send,
     F: Future<Output = Result<Finish, Failure>> + Send,
@@ -63,7 +64,7 @@ where
     // The call itself is inside, so that a panic before the first await is caught as well.
     let work = AssertUnwindSafe(async { run(job, sender, cancel).await }).catch_unwind();
     tokio::pin!(work);
-    let mut show = Show::start(shared, accepted);
+    let mut show = Show::start(shared, slot, accepted);
     let ended = loop {
         tokio::select! {
             biased;
@@ -81,6 +82,7 @@ where
 /// One job's time in the slot: what is passed on to the client, and what is learned and counted from it.
 struct Show<'a> {
     shared: &'a Shared,
+    slot: usize,
     accepted: Accepted,
     began: Instant,
     work: Work,
@@ -91,14 +93,14 @@ struct Show<'a> {
 }
 
 impl<'a> Show<'a> {
-    fn start(shared: &'a Shared, accepted: Accepted) -> Self {
+    fn start(shared: &'a Shared, slot: usize, accepted: Accepted) -> Self {
         let began = Instant::now();
         let queue_wait = began.saturating_duration_since(accepted.at);
         shared.metrics.queue_wait.observe(queue_wait.as_secs_f64());
         accepted.tell(Event::Started { queue_wait });
         let prompt = Tokens(accepted.job.prompt.len());
         let work = Work { prompt, max_new: Tokens(accepted.job.max_new_tokens), generated: Tokens(0) };
-        Self { shared, accepted, began, work, first_token: None, last_token: began, is_over: false }
+        Self { shared, slot, accepted, began, work, first_token: None, last_token: began, is_over: false }
     }
 
     fn hear(&mut self, event: Event) {
@@ -164,9 +166,30 @@ impl<'a> Show<'a> {
         self.shared.release(
             self.accepted.job.id,
             Taken { work: self.work, to_first_token, rest: now - first_token },
+            self.past(&ended, now),
         );
         if !self.is_over {
             self.accepted.tell(ended.map_or_else(Event::Failed, Event::Done));
+        }
+    }
+}
+
+impl Show<'_> {
+    /// What is remembered of the job.
+    fn past(&self, ended: &Result<Finish, Failure>, now: Instant) -> Past {
+        let finish = ended.as_ref().ok();
+        // A client that was told of a failure was told of nothing else.
+        let outcome = if self.is_over { Outcome::Failed } else { ended.into() };
+        Past {
+            job: self.accepted.entry(),
+            slot: self.slot,
+            ended: SystemTime::now(),
+            outcome,
+            queue_wait: self.began.saturating_duration_since(self.accepted.at),
+            time: now.saturating_duration_since(self.began),
+            generated: finish.map_or(self.work.generated, |finish| Tokens(finish.usage.completion_tokens)),
+            memory: finish.map(|finish| finish.memory),
+            settled: None,
         }
     }
 }

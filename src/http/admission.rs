@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     constraint::{self, ConstraintError},
-    executor::{Deadlines, SubmitError},
+    executor::{Caller, Deadlines, SubmitError},
     job::{Dry, Failure, Job, JobId, Readiness, Sampling},
     text::{Conversation, Message, Text, TextError},
     units::Tokens,
@@ -28,6 +28,7 @@ pub(super) async fn admit(
     state: &AppState,
     text: &Arc<Text>,
     id: JobId,
+    caller: Caller,
     ask: Ask,
 ) -> Result<VecDeque<Answer>, ApiError> {
     let arrived = Instant::now();
@@ -66,7 +67,7 @@ pub(super) async fn admit(
     for job in choices(&job, ask.choices, || state.executor.new_id()) {
         // The later choices wait for the earlier ones, which is not the queue's fault.
         let queue = if answers.is_empty() { ask.deadlines.queue } else { ask.deadlines.total };
-        let ticket = state.executor.submit(job, Deadlines { queue, ..ask.deadlines })?;
+        let ticket = state.executor.submit_for(caller.clone(), job, Deadlines { queue, ..ask.deadlines })?;
         let decoder = text.decoder(ask.stop.clone());
         let decoder = match &ask.reading {
             Some(reading) => decoder.with_special(reading.format.marker()),

@@ -24,7 +24,7 @@ use super::{
     count::Tally,
     dialect::{Dialect, Head},
     error::ApiError,
-    gate,
+    gate, slot,
 };
 
 /// A comment by the standard of server-sent events: clients skip it, proxies see life, and a client that is gone is
@@ -67,7 +67,7 @@ pub(super) async fn generate<D: Dialect>(
         let request_id = tally.as_ref().map(|tally| tally.id().as_str());
         tracing::info!(request_id, prompt = ?ask.prompt, "prompt");
     }
-    let mut answers = admit(&state, text, id, ask).await?;
+    let mut answers = admit(&state, text, id, slot::caller(&request), ask).await?;
     answers.iter_mut().for_each(|answer| answer.count_for(tally.clone()));
     match delivery {
         Delivery::Whole => whole(answers, &dialect).await,

@@ -27,11 +27,13 @@ mod headers;
 mod items;
 mod messages;
 mod native;
+mod page;
 mod probes;
 mod request_id;
 mod responses;
 mod sampling;
 mod scored;
+mod slot;
 mod strict;
 mod texts;
 mod tls;
@@ -338,6 +340,7 @@ const ROUTES: &[RouteLine] = &[
     line("POST", "/apply-template", "the prompt that the chat template makes of messages"),
     line("GET", "/v1/models", "the models that are served"),
     line("GET", "/v1/models/{id}", "one of them, by its id"),
+    line("GET", "/v1/slot", "what runs, who waits, and what the last requests took"),
     line("POST", "/admin/models/{id}/load", "loads a model; for whoever runs the server"),
     line("POST", "/admin/models/{id}/unload", "gives a model's memory back; likewise"),
     line("POST", "/admin/trim", "gives back what no job needs; likewise"),
@@ -347,7 +350,8 @@ const ROUTES: &[RouteLine] = &[
     line("GET", "/readyz", "200 while a worker has the model loaded"),
     line("GET", "/startupz", "200 once a worker has had the model loaded"),
     line("GET", "/metrics", "figures in the OpenMetrics text format"),
-    line("GET", "/", "this list"),
+    line("GET", "/", "this list; a page where HTML is asked for"),
+    line("GET", "/page/{file}", "what that page is made of"),
 ];
 
 fn routes(app: &mut web::ServiceConfig) {
@@ -369,7 +373,9 @@ fn routes(app: &mut web::ServiceConfig) {
         .service(get("/readyz", || web::route().to(probes::readyz)))
         .service(get("/startupz", || web::route().to(probes::startupz)))
         .service(get("/metrics", || web::route().to(probes::metrics)))
+        .service(get("/v1/slot", || web::route().to(slot::slot)))
         .service(get("/", || web::route().to(probes::index)))
+        .service(get("/page/{file}", || web::route().to(page::file)))
         .default_service(web::to(not_found));
 }
 

@@ -5,13 +5,18 @@
 
 use std::{fmt::Write, sync::Arc};
 
-use actix_web::{HttpRequest, HttpResponse, http::header::ContentType, web};
+use actix_web::{
+    HttpRequest, HttpResponse,
+    http::header::{ContentType, VARY},
+    web,
+};
 use serde_json::{Value, json};
 
 use super::{
     AppState, ROUTES,
     error::{ApiError, SOON},
     gate::{self, check_model},
+    page,
 };
 use crate::{
     executor::SubmitError,
@@ -49,7 +54,7 @@ fn ready(state: &AppState) -> Value {
     let mut ready = json!({ "status": "ready" });
     if !state.devices.is_empty() {
         let states =
-            state.devices.iter().map(|(name, seen)| (name.clone(), json!(state_name(&seen.borrow()))));
+            state.devices.iter().map(|(name, seen)| (name.clone(), json!(seen.borrow().as_str())));
         ready["devices"] = Value::Object(states.collect());
     }
     ready
@@ -86,15 +91,18 @@ pub(super) async fn model(
     Ok(HttpResponse::Ok().json(model_object(&state, text)))
 }
 
-/// `GET /`: what is served where.
+/// `GET /`: what is served where; for browsers, the page.
 pub(super) async fn index(request: HttpRequest, state: web::Data<AppState>) -> HttpResponse {
+    if page::is_wanted(&request) {
+        return page::document(&request);
+    }
     let models: Vec<_> = usable(&request, &state).map(|text| text.card().id.as_str()).collect();
-    let mut page = format!("eka serves {}, one answer at a time.\n\n", models.join(", "));
+    let mut list = format!("eka serves {}, one answer at a time.\n\n", models.join(", "));
     for route in ROUTES {
         // Writing to a `String` does not fail.
-        let _ = writeln!(page, "{:4} {:25} {}", route.method, route.path, route.about);
+        let _ = writeln!(list, "{:4} {:25} {}", route.method, route.path, route.about);
     }
-    HttpResponse::Ok().insert_header(ContentType::plaintext()).body(page)
+    HttpResponse::Ok().insert_header(ContentType::plaintext()).insert_header((VARY, "accept")).body(list)
 }
 
 /// The models that whoever asks may use.
@@ -152,24 +160,14 @@ fn loaded(report: &ModelReport) -> Value {
 fn worker(readiness: &Readiness) -> Value {
     match readiness {
         Readiness::Ready(SlotReport { runtime, memory, .. }) => json!({
-            "state": state_name(readiness),
+            "state": readiness.as_str(),
             "runtime": runtime.runtime,
             "device": runtime.device,
             "threads": runtime.threads,
             "memory": held(*memory),
         }),
         // Their reasons may name paths of this machine, and are in the log.
-        _ => json!({ "state": state_name(readiness) }),
-    }
-}
-
-const fn state_name(readiness: &Readiness) -> &'static str {
-    match readiness {
-        Readiness::Ready(_) => "ready",
-        Readiness::Starting => "starting",
-        Readiness::Restarting { .. } => "restarting",
-        Readiness::Down { .. } => "down",
-        Readiness::Stopping => "stopping",
+        _ => json!({ "state": readiness.as_str() }),
     }
 }
 
