@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Version of the frames below; both ends must have the same.
-pub const PROTOCOL: u32 = 6;
+pub const PROTOCOL: u32 = 7;
 
 /// Longest payload that is sent or read: room for a prompt of some three million tokens.
 pub const MAX_FRAME: Bytes = Bytes::mib(16);
@@ -69,6 +69,8 @@ pub struct WorkerSpec {
     pub device_memory: Option<Bytes>,
     /// When unused memory of the device goes back.
     pub trim: TrimPolicy,
+    /// Most of it that the key-value cache keeps between two jobs.
+    pub kv_keep: Bytes,
     /// Treat the CPU's memory as a GPU's is treated.
     pub host_pool: bool,
 }

@@ -11,6 +11,7 @@ mod doors;
 mod export_safety;
 mod faults;
 mod forms;
+mod growth;
 mod holdings;
 mod hostile;
 mod http_api;
@@ -22,6 +23,8 @@ mod program;
 mod scores;
 mod serving;
 mod slot;
+#[path = "../bench/pool_soak/soak.rs"]
+mod soak;
 mod tls;
 mod weights;
 mod workers;

@@ -76,6 +76,7 @@ pub(super) fn command(config: &Config, models: &[Prepared]) -> anyhow::Result<Wo
         device: config.engine.device,
         device_memory: config.device.memory_limit,
         trim: config.device.trim,
+        kv_keep: config.device.kv_keep,
         host_pool: config.device.host_pool,
     };
     let half = host::machine_memory().map(|(total, _)| Bytes(total.0 / 2));

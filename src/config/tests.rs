@@ -72,7 +72,7 @@ fn without_anything_set_the_defaults_serve_the_demo() {
     assert_eq!((cors.origins, limits.requests_per_minute_per_ip), (Origins::These(vec![]), None));
     assert!(!log.prompts);
     assert_eq!((engine.device, device.memory_limit, device.host_pool), (DeviceChoice::Auto, None, false));
-    assert_eq!(device.trim, TrimPolicy::default());
+    assert_eq!((device.trim, device.kv_keep), (TrimPolicy::default(), Bytes(0)));
     assert_eq!((watchdog.decode_floor, watchdog.decode_factor), (Millis(15_000), 50));
     assert_eq!((server.bind, server.port), (IpAddr::from(Ipv4Addr::LOCALHOST), 8110));
     assert_eq!((server.grace, server.heartbeat), (Millis(30_000), Millis(2000)));
