@@ -301,8 +301,9 @@ mod tests {
     fn counting(shape: &[usize]) -> Shared {
         let shared = Shared::new::<i32>(shape).unwrap();
         for n in 0..elements(shape, usize::MAX).unwrap() {
+            let element = shared.place().first.cast::<i32>().wrapping_add(n);
             // SAFETY: the mapping holds as many elements, and nobody else has a pointer to it.
-            unsafe { shared.place().first.cast::<i32>().add(n).write(i32::try_from(n).unwrap()) };
+            unsafe { element.write(i32::try_from(n).unwrap()) };
         }
         shared
     }
