@@ -11,6 +11,7 @@ mod doors;
 mod export_safety;
 mod faults;
 mod forms;
+mod growth;
 mod holdings;
 mod hostile;
 mod http_api;
@@ -24,6 +25,8 @@ mod scores;
 mod serving;
 mod several;
 mod slot;
+#[path = "../bench/pool_soak/soak.rs"]
+mod soak;
 mod texts;
 mod tls;
 mod tools;

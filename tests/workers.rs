@@ -6,6 +6,7 @@ use eka::{
     choice::DeviceChoice,
     job::{Failure, FinishReason, Job, JobId, ModelId},
     trim::TrimPolicy,
+    units::Bytes,
     wire::{self, Down, PROTOCOL, Up, WorkerSpec},
 };
 use futures_util::StreamExt;
@@ -328,6 +329,7 @@ pub(crate) fn worker_spec(prefill_chunk: usize, context_length: Option<usize>) -
         device: DeviceChoice::Cpu,
         device_memory: None,
         trim: TrimPolicy::default(),
+        kv_keep: Bytes(0),
         host_pool: false,
     }
 }

@@ -54,7 +54,8 @@ impl EngineArgs {
     /// When the model cannot be loaded.
     pub(super) fn open_on(&self, device: &Device, dir: &Path) -> anyhow::Result<Timeline> {
         let model = Model::open_on(device, dir, SessionOptions { threads: self.threads() })?;
-        let options = TimelineOptions { capacity: 0, chunk: usize::from(self.prefill_chunk) };
+        let options =
+            TimelineOptions { chunk: usize::from(self.prefill_chunk), ..TimelineOptions::default() };
         let mut timeline = Timeline::new(model, options)?;
         timeline.warm_up()?;
         Ok(timeline)

@@ -217,6 +217,8 @@ pub struct Device {
     pub memory_limit: Option<Bytes>,
     /// When what is unused goes back.
     pub trim: TrimPolicy,
+    /// Most of it that the key-value cache keeps between two requests.
+    pub kv_keep: Bytes,
     /// Treat the CPU's memory as a GPU's is treated: for tests of that.
     pub host_pool: bool,
 }

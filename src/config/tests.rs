@@ -77,7 +77,7 @@ fn without_anything_set_the_defaults_serve_the_demo() {
         (engine.devices, device.memory_limit, device.host_pool),
         (DeviceChoice::Auto.into(), None, false)
     );
-    assert_eq!(device.trim, TrimPolicy::default());
+    assert_eq!((device.trim, device.kv_keep), (TrimPolicy::default(), Bytes(0)));
     assert_eq!((watchdog.decode_floor, watchdog.decode_factor), (Millis(15_000), 50));
     assert_eq!((server.bind, server.port), (IpAddr::from(Ipv4Addr::LOCALHOST), 8110));
     assert_eq!((server.grace, server.heartbeat), (Millis(30_000), Millis(2000)));

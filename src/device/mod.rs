@@ -19,6 +19,7 @@ pub mod host;
 mod open;
 pub mod pool;
 mod region;
+mod rows;
 mod runtime;
 mod session;
 

@@ -3,14 +3,16 @@
 //! What the manifest promises is compared with what the graph declares before anything runs: a graph and a manifest of
 //! two exports, or a file edited by hand, is an error at load that names the tensor, not nonsense at the first request.
 
+mod cache;
 mod check;
 mod pass;
 
 use std::path::{Path, PathBuf};
 
+pub use cache::Cache;
 pub use check::GraphError;
+pub use pass::Pass;
 use pass::Rows;
-pub use pass::{Cache, Pass};
 
 use crate::{
     device::{Device, DeviceError, Pool, Runtime, Session, SessionOptions},
