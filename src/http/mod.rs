@@ -27,6 +27,7 @@ mod headers;
 mod items;
 mod messages;
 mod native;
+mod openapi;
 mod probes;
 mod request_id;
 mod responses;
@@ -338,6 +339,7 @@ const ROUTES: &[RouteLine] = &[
     line("GET", "/readyz", "200 while a worker has the model loaded"),
     line("GET", "/startupz", "200 once a worker has had the model loaded"),
     line("GET", "/metrics", "figures in the OpenMetrics text format"),
+    line("GET", "/openapi.json", "all of this as an OpenAPI document"),
     line("GET", "/", "this list"),
 ];
 
@@ -360,6 +362,7 @@ fn routes(app: &mut web::ServiceConfig) {
         .service(get("/readyz", || web::route().to(probes::readyz)))
         .service(get("/startupz", || web::route().to(probes::startupz)))
         .service(get("/metrics", || web::route().to(probes::metrics)))
+        .service(get("/openapi.json", || web::route().to(openapi::json)))
         .service(get("/", || web::route().to(probes::index)))
         .default_service(web::to(not_found));
 }
