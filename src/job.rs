@@ -6,6 +6,7 @@
 use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::units::{Bytes, Tokens};
 
@@ -266,7 +267,7 @@ pub struct MemoryReport {
 }
 
 /// Most that a pool held of its device's memory during a job.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DevicePeak {
     /// In use: weights, cache and work.
     pub used: Bytes,
@@ -275,7 +276,7 @@ pub struct DevicePeak {
 }
 
 /// What a pool holds of its device's memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DeviceMemory {
     /// In use: weights, cache and work.
     pub used: Bytes,
@@ -286,7 +287,7 @@ pub struct DeviceMemory {
 }
 
 /// What a process holds of the host's memory, and of its device's.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Memory {
     /// Resident set: anonymous pages and mapped files together.
     pub resident: Option<Bytes>,

@@ -6,9 +6,12 @@
 use std::{fmt, iter::Sum, ops, time::Duration};
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// A size in memory or on disk, in bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+)]
 #[serde(transparent)]
 pub struct Bytes(pub u64);
 
@@ -66,7 +69,9 @@ impl fmt::Display for Bytes {
 }
 
 /// A number of tokens.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+)]
 #[serde(transparent)]
 pub struct Tokens(pub usize);
 
@@ -77,7 +82,9 @@ impl fmt::Display for Tokens {
 }
 
 /// A wait or a limit on one, in whole milliseconds, as settings and requests spell it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+)]
 #[serde(transparent)]
 pub struct Millis(pub u64);
 

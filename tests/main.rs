@@ -17,6 +17,7 @@ mod hostile;
 mod http_api;
 mod http_errors;
 mod models;
+mod openapi;
 mod overload;
 mod pools;
 mod program;

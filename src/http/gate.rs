@@ -98,7 +98,8 @@ fn enter(request: &ServiceRequest, state: &AppState, rules: &Rules, tally: &Tall
 fn is_of_page(request: &ServiceRequest) -> bool {
     let is_read = [Method::GET, Method::HEAD].contains(request.method());
     let path = request.path();
-    is_read && (page::is_file(path) || (path == "/" && page::is_wanted(request.request())))
+    let is_described = ["/docs", "/openapi.json"].contains(&path);
+    is_read && (is_described || page::is_file(path) || (path == "/" && page::is_wanted(request.request())))
 }
 
 /// The key that a request shows.

@@ -27,6 +27,7 @@ mod headers;
 mod items;
 mod messages;
 mod native;
+mod openapi;
 mod page;
 mod probes;
 mod request_id;
@@ -350,6 +351,8 @@ const ROUTES: &[RouteLine] = &[
     line("GET", "/readyz", "200 while a worker has the model loaded"),
     line("GET", "/startupz", "200 once a worker has had the model loaded"),
     line("GET", "/metrics", "figures in the OpenMetrics text format"),
+    line("GET", "/openapi.json", "all of this as an OpenAPI document"),
+    line("GET", "/docs", "the same for people"),
     line("GET", "/", "this list; a page where HTML is asked for"),
     line("GET", "/page/{file}", "what that page is made of"),
 ];
@@ -374,6 +377,8 @@ fn routes(app: &mut web::ServiceConfig) {
         .service(get("/startupz", || web::route().to(probes::startupz)))
         .service(get("/metrics", || web::route().to(probes::metrics)))
         .service(get("/v1/slot", || web::route().to(slot::slot)))
+        .service(get("/openapi.json", || web::route().to(openapi::json)))
+        .service(get("/docs", || web::route().to(page::docs)))
         .service(get("/", || web::route().to(probes::index)))
         .service(get("/page/{file}", || web::route().to(page::file)))
         .default_service(web::to(not_found));

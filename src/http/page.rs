@@ -15,7 +15,7 @@ use actix_web::{
 };
 use sha2::{Digest, Sha256};
 
-use super::error::ApiError;
+use super::{error::ApiError, openapi};
 
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
      base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
@@ -30,9 +30,10 @@ struct File {
 static DOCUMENT: File =
     File { name: "", kind: "text/html; charset=utf-8", text: include_str!("page/index.html") };
 
-static FILES: [File; 3] = [
+static FILES: [File; 4] = [
     File { name: "style.css", kind: "text/css; charset=utf-8", text: include_str!("page/style.css") },
     File { name: "script.js", kind: "text/javascript; charset=utf-8", text: include_str!("page/script.js") },
+    File { name: "docs.css", kind: "text/css; charset=utf-8", text: include_str!("page/docs.css") },
     File { name: "icon.svg", kind: "image/svg+xml", text: include_str!("page/icon.svg") },
 ];
 
@@ -40,6 +41,7 @@ static FILES: [File; 3] = [
 static TAG: LazyLock<String> = LazyLock::new(|| {
     let mut hash = Sha256::new();
     std::iter::once(&DOCUMENT).chain(&FILES).for_each(|file| hash.update(file.text));
+    openapi::PAGE.iter().for_each(|page| hash.update(page));
     hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 });
 
@@ -60,7 +62,7 @@ pub(super) fn is_file(path: &str) -> bool {
 
 /// `GET /` for browsers.
 pub(super) fn document(request: &HttpRequest) -> HttpResponse {
-    let mut answer = send(request, &DOCUMENT);
+    let mut answer = send(request, DOCUMENT.kind, DOCUMENT.text);
     answer.headers_mut().insert(VARY, HeaderValue::from_static("accept"));
     answer
 }
@@ -70,10 +72,18 @@ pub(super) async fn file(request: HttpRequest, path: web::Path<String>) -> Resul
     let name = path.into_inner();
     let file = FILES.iter().find(|file| file.name == name);
     let file = file.ok_or_else(|| ApiError::NotFound { path: request.path().to_owned() })?;
-    Ok(send(&request, file))
+    Ok(send(&request, file.kind, file.text))
 }
 
-fn send(request: &HttpRequest, file: &File) -> HttpResponse {
+/// `GET /docs`.
+pub(super) async fn docs(request: HttpRequest) -> Result<HttpResponse, ApiError> {
+    match &*openapi::PAGE {
+        Ok(page) => Ok(send(&request, DOCUMENT.kind, page)),
+        Err(message) => Err(ApiError::Internal { message: message.clone() }),
+    }
+}
+
+fn send(request: &HttpRequest, kind: &'static str, text: &'static str) -> HttpResponse {
     let tag = EntityTag::new_strong(TAG.clone());
     let is_known = match IfNoneMatch::parse(request) {
         Ok(IfNoneMatch::Any) => true,
@@ -90,7 +100,7 @@ fn send(request: &HttpRequest, file: &File) -> HttpResponse {
     if is_known {
         return answer.finish();
     }
-    answer.insert_header((CONTENT_TYPE, file.kind)).body(file.text)
+    answer.insert_header((CONTENT_TYPE, kind)).body(text)
 }
 
 #[cfg(test)]

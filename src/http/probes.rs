@@ -53,8 +53,7 @@ pub(super) async fn readyz(state: web::Data<AppState>) -> Result<HttpResponse, A
 fn ready(state: &AppState) -> Value {
     let mut ready = json!({ "status": "ready" });
     if !state.devices.is_empty() {
-        let states =
-            state.devices.iter().map(|(name, seen)| (name.clone(), json!(seen.borrow().as_str())));
+        let states = state.devices.iter().map(|(name, seen)| (name.clone(), json!(seen.borrow().as_str())));
         ready["devices"] = Value::Object(states.collect());
     }
     ready

@@ -11,6 +11,7 @@ use std::{
 
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::{AppState, count::Tally, dialect::rate, gate::check_model};
 use crate::{
@@ -22,8 +23,8 @@ use crate::{
 };
 
 /// The answer of `GET /v1/slot`.
-#[derive(Debug, Serialize)]
-struct Slot {
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Slot {
     /// Always `slot`.
     object: &'static str,
     /// The server's clock, in seconds since 1970.
@@ -41,7 +42,7 @@ struct Slot {
 }
 
 /// A device and what runs on it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Device {
     /// Counted from 0.
     index: usize,
@@ -60,7 +61,7 @@ struct Device {
 }
 
 /// Who wants a job done, as far as whoever asks may know.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Who {
     /// `X-Request-Id` of the request; null where it is not to be told.
     id: Option<String>,
@@ -73,7 +74,7 @@ struct Who {
     max_tokens: Tokens,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Running {
     #[serde(flatten)]
     who: Who,
@@ -88,7 +89,7 @@ struct Running {
     tokens_per_second: Option<f64>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Queue {
     /// Requests that wait.
     length: usize,
@@ -102,7 +103,7 @@ struct Queue {
     waiting: Vec<Waiting>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Waiting {
     #[serde(flatten)]
     who: Who,
@@ -116,7 +117,7 @@ struct Waiting {
 }
 
 /// How many ended in which way since the server was started.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Requests {
     /// Complete, or as long as they were to be.
     done: u64,
@@ -126,7 +127,7 @@ struct Requests {
 }
 
 /// A request that had a slot.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Finished {
     #[serde(flatten)]
     who: Who,
@@ -145,7 +146,7 @@ struct Finished {
 }
 
 /// What the worker held around a request, in bytes; null where the operating system does not say.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct MemoryAround {
     /// When it arrived.
     before: Memory,
@@ -157,8 +158,8 @@ struct MemoryAround {
     trimmed: Option<Memory>,
 }
 
-#[derive(Debug, Serialize)]
-struct Peak {
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Peak {
     resident: Option<Bytes>,
     device: Option<DevicePeak>,
 }
