@@ -17,12 +17,15 @@ mod http_api;
 mod http_errors;
 mod models;
 mod overload;
+mod people;
 mod pools;
 mod program;
 mod responses;
 mod scores;
 mod serving;
 mod slot;
+#[cfg(unix)]
+mod terminal;
 mod texts;
 mod tls;
 mod tools;

@@ -11,7 +11,10 @@ use std::{
 
 use anyhow::{Context, ensure};
 
-use super::export::Bars;
+use super::{
+    exit::{EndsAs, Exit},
+    export::Bars,
+};
 use crate::{
     config::{self, Config, Quantize},
     export::{self, AdapterSource, BlockSize, Options, Source, Storage, WeightFormat},
@@ -33,6 +36,11 @@ pub(super) struct Prepared {
 /// When there is neither, or the export fails.
 pub(super) fn model(config: &Config) -> anyhow::Result<Prepared> {
     let path = &config.model.path;
+    usable(path).ends_as(Exit::Model)?;
+    prepared(config, path.clone(), config.model.id.clone())
+}
+
+fn usable(path: &Path) -> anyhow::Result<()> {
     ensure!(
         is_usable(path),
         "{} is no model: it has neither {} (written by `eka export`) nor genai_config.json (by onnxruntime-genai) nor base/config.json (a checkpoint to export, with \
@@ -40,7 +48,7 @@ pub(super) fn model(config: &Config) -> anyhow::Result<Prepared> {
         path.display(),
         manifest::FILE_NAME
     );
-    prepared(config, path.clone(), config.model.id.clone())
+    Ok(())
 }
 
 /// Finds all models of the settings, that of `model.path` first, and exports those that are source directories.
