@@ -176,6 +176,17 @@ impl Metrics {
         Self::for_devices(&[])
     }
 
+    /// How many workers have ended for this reason, on all devices together.
+    #[must_use]
+    pub fn exits(&self, reason: &'static str) -> u64 {
+        let devices = self.worker_starts.0.iter().map(|(device, _)| device.clone());
+        let exits = devices.filter_map(|device| {
+            let exits = self.worker_exits.get(&ExitReason { reason, device })?;
+            Some(exits.get())
+        });
+        exits.sum()
+    }
+
     /// All at zero, for several devices with these names, or for one without any.
     #[must_use]
     pub fn for_devices(names: &[String]) -> Self {

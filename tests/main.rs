@@ -19,6 +19,7 @@ mod http_errors;
 mod models;
 mod openapi;
 mod overload;
+mod people;
 mod pools;
 mod program;
 mod responses;
@@ -28,6 +29,8 @@ mod several;
 mod slot;
 #[path = "../bench/pool_soak/soak.rs"]
 mod soak;
+#[cfg(unix)]
+mod terminal;
 mod texts;
 mod tls;
 mod tools;

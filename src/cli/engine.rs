@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::print;
 use crate::{
     choice::DeviceChoice,
     device::{Device, OpenOptions, SessionOptions, host},
@@ -43,7 +44,7 @@ impl EngineArgs {
         let (choice, libraries) = (self.device, self.onnxruntime.as_deref());
         let device = Device::open(OpenOptions { choice, libraries, ..OpenOptions::default() })?;
         if let Some(why) = device.fell_back() {
-            eprintln!("on {device}, as {why}");
+            print::note(format_args!("on {device}, as {why}"));
         }
         Ok(device)
     }

@@ -14,7 +14,10 @@ use std::{
 
 use anyhow::{Context, ensure};
 
-use super::export::Bars;
+use super::{
+    exit::{EndsAs, Exit},
+    export::Bars,
+};
 use crate::{
     config::{self, Config, Quantize},
     export::{self, AdapterSource, BlockSize, Options, Source, Storage, WeightFormat},
@@ -37,6 +40,11 @@ pub(super) struct Prepared {
 /// When there is neither, or the export fails.
 pub(super) fn model(config: &Config, gpu: Option<GpuReport>) -> anyhow::Result<Prepared> {
     let path = &config.model.path;
+    usable(path).ends_as(Exit::Model)?;
+    prepared(config, path.clone(), config.model.id.clone(), gpu)
+}
+
+fn usable(path: &Path) -> anyhow::Result<()> {
     ensure!(
         is_usable(path),
         "{} is no model: it has neither {} (written by `eka export`) nor genai_config.json (by onnxruntime-genai) nor base/config.json (a checkpoint to export, with \
@@ -44,7 +52,7 @@ pub(super) fn model(config: &Config, gpu: Option<GpuReport>) -> anyhow::Result<P
         path.display(),
         manifest::FILE_NAME
     );
-    prepared(config, path.clone(), config.model.id.clone(), gpu)
+    Ok(())
 }
 
 /// Finds all models of the settings, that of `model.path` first, and exports those that are source directories.

@@ -7,14 +7,16 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     entry::{Entry, limits},
+    exit::{EndsAs, Exit},
     logging::{self, LogLevel},
     prepare::Prepared,
+    print::{self, Output},
     worker,
 };
 use crate::{
@@ -34,6 +36,9 @@ use crate::{
 pub(super) struct Args {
     #[command(flatten)]
     config: ConfigArgs,
+    /// Print the settings as JSON, with --print-config
+    #[arg(long, requires = "print_config")]
+    json: bool,
     /// Faults that workers commit, for tests of what happens then; see `eka::worker::faults`
     // A flag alone: neither settings nor environment, which others than whoever starts it may write.
     #[arg(long, value_name = "SPEC", hide = true)]
@@ -47,8 +52,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let settings = config::Settings::load(&args.config)?;
     if args.config.print_config {
-        print!("{}", settings.to_toml());
-        return Ok(ExitCode::SUCCESS);
+        return print_config(&settings, args.json).map(|()| ExitCode::SUCCESS);
     }
     let level = logging::start(&settings.config.log)?;
     // Before there are other threads, which inherit it.
@@ -61,6 +65,24 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         tracing::warn!("workers commit faults on purpose: {faults}");
     }
     runtime.block_on(serve(&config, &faults, entry, level))
+}
+
+impl Args {
+    /// What it says while it serves is the log's.
+    pub(super) const fn output(&self) -> Output {
+        Output { json: self.json, quiet: false }
+    }
+}
+
+/// Prints the settings and where each comes from.
+///
+/// # Errors
+/// When stdout cannot be written to.
+pub(super) fn print_config(settings: &config::Settings, as_json: bool) -> anyhow::Result<()> {
+    if as_json {
+        return print::document(&settings.to_json());
+    }
+    print::result(|out| out.write_all(settings.to_toml().as_bytes()))
 }
 
 async fn serve(config: &Config, faults: &Plan, entry: Entry, level: LogLevel) -> anyhow::Result<ExitCode> {
@@ -81,15 +103,20 @@ async fn serve(config: &Config, faults: &Plan, entry: Entry, level: LogLevel) ->
     let scheme = if entry.tls.is_some() { "https" } else { "http" };
     tracing::info!("serving {} on {scheme}://{}", names.join(", "), listener.local_addr()?);
     let drain = CancellationToken::new();
-    let state =
-        AppState::new(catalogue, executor.clone(), metrics, readiness.clone(), Settings::from(config))
-            .with_orders(orders(fleet.foreman()))
-            .with_devices(devices(&fleet.view()))
-            .with_door(Arc::clone(&entry.door))
-            .with_tls(entry.tls.clone())
-            .with_deadlines(entry.deadlines())
-            .with_drain(drain.clone())
-            .with_log(Arc::new(move |text| level.set(text).map_err(|error| error.to_string())));
+    let state = AppState::new(
+        catalogue,
+        executor.clone(),
+        Arc::clone(&metrics),
+        readiness.clone(),
+        Settings::from(config),
+    )
+    .with_orders(orders(fleet.foreman()))
+    .with_devices(devices(&fleet.view()))
+    .with_door(Arc::clone(&entry.door))
+    .with_tls(entry.tls.clone())
+    .with_deadlines(entry.deadlines())
+    .with_drain(drain.clone())
+    .with_log(Arc::new(move |text| level.set(text).map_err(|error| error.to_string())));
     tokio::spawn(entry.watch(executor));
     let mut last = Readiness::Starting;
     let served = http::serve(
@@ -110,7 +137,9 @@ async fn serve(config: &Config, faults: &Plan, entry: Entry, level: LogLevel) ->
     .await;
     served.context("the HTTP server failed")?;
     match last {
-        Readiness::Down { reason, retry_in: None } => bail!("the model cannot be loaded: {reason}"),
+        Readiness::Down { reason, retry_in: None } => {
+            Err(anyhow!("the model cannot be loaded: {reason}")).ends_as(Exit::without_worker(&metrics))
+        }
         _ => Ok(ExitCode::SUCCESS),
     }
 }
@@ -161,6 +190,7 @@ fn listen(config: &Config) -> anyhow::Result<TcpListener> {
     let address = SocketAddr::new(config.server.bind, config.server.port);
     TcpListener::bind(address)
         .with_context(|| format!("cannot listen on {address}; set server.bind or server.port"))
+        .ends_as(Exit::Machine)
 }
 
 fn executor(
@@ -196,7 +226,7 @@ async fn ended(mut readiness: watch::Receiver<Readiness>, drain: CancellationTok
         tokio::time::sleep(Duration::from_secs(1)).await;
         let name = signal().await;
         tracing::warn!("{name} again: ending at once");
-        process::exit(1);
+        process::exit(Exit::Interrupted.code().into());
     });
 }
 

@@ -368,6 +368,11 @@ fn list(problems: &[Problem]) -> String {
     problems.iter().map(Problem::to_string).collect::<Vec<_>>().join("\n")
 }
 
+/// Every environment variable that is read, with the setting that it sets.
+pub fn variables() -> impl Iterator<Item = (String, &'static str)> {
+    keys::KEYS.iter().map(|key| (key.variable(), key.path))
+}
+
 /// The proven settings, with where each came from.
 #[derive(Debug)]
 pub struct Settings {
@@ -389,6 +394,12 @@ impl Settings {
     #[must_use]
     pub fn to_toml(&self) -> String {
         print::to_toml(&self.merged)
+    }
+
+    /// The settings as an object of objects: by path, the value and where it came from.
+    #[must_use]
+    pub fn to_json(&self) -> serde_json::Value {
+        print::to_json(&self.merged)
     }
 
     /// The settings whose values differ.
