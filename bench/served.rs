@@ -140,7 +140,7 @@ fn words(n: usize) -> Value {
 fn load(dir: &Path) -> Outcome<Timeline> {
     let runtime = Runtime::load(None)?;
     let model = Model::open(&runtime, dir, SessionOptions { threads: host::physical_cores() })?;
-    let mut timeline = Timeline::new(model, TimelineOptions { capacity: 0, chunk: 512 })?;
+    let mut timeline = Timeline::new(model, TimelineOptions::default())?;
     timeline.warm_up()?;
     Ok(timeline)
 }

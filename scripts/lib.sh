@@ -30,3 +30,21 @@ require_rust() {
 }
 
 rust_needed() { awk -F '"' '/^rust-version/ { print $2; exit }' "$root/Cargo.toml"; }
+
+# Starts the debug build as a server and waits until it is ready; sets `server` (its process) and `address` (host:port).
+#   start_server LOG ARGUMENT ...
+start_server() {
+  local log=$1
+  shift
+  : >"$log"
+  "${CARGO_TARGET_DIR:-$root/target}/debug/eka" serve --port 0 "$@" 2>"$log" &
+  server=$!
+  for _ in {1..300}; do
+    address=$(sed -n 's/.*on http:\/\/\([0-9.:]*\).*/\1/p' "$log")
+    if [[ -n $address ]] && grep -q 'the worker is ready' "$log"; then return; fi
+    kill -0 "$server" 2>/dev/null || break
+    sleep 0.1
+  done
+  cat "$log" >&2
+  die 'the server did not start'
+}

@@ -1,4 +1,4 @@
-//! Which device is to compute: a word in the settings, obeyed by whoever opens the device.
+//! Which devices are to compute: words in the settings, obeyed by whoever opens the devices.
 
 use std::{fmt, str::FromStr};
 
@@ -55,9 +55,142 @@ impl FromStr for DeviceChoice {
     }
 }
 
+/// The devices asked for, at least one: spelled as their names with commas in between, such as `cuda:0,cuda:1`.
+///
+/// Each is to have a worker of its own, so only the CPU may come more than once.
+///
+/// ```
+/// # use eka::choice::Devices;
+/// let both: Devices = "cuda:0,cuda:1".parse().unwrap();
+/// assert_eq!(both.labels(), ["cuda:0", "cuda:1"]);
+/// assert_eq!("cpu,cpu".parse::<Devices>().unwrap().labels(), ["cpu:0", "cpu:1"]);
+/// assert!("cuda,cuda:0".parse::<Devices>().is_err());
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Devices(Vec<DeviceChoice>);
+
+impl Devices {
+    /// All of them, in the order they were named in.
+    #[must_use]
+    pub fn all(&self) -> &[DeviceChoice] {
+        &self.0
+    }
+
+    /// The one named first.
+    #[must_use]
+    pub fn first(&self) -> DeviceChoice {
+        self.0.first().copied().unwrap_or_default()
+    }
+
+    /// How many of them are the CPU.
+    #[must_use]
+    pub fn cpus(&self) -> usize {
+        self.0.iter().filter(|choice| **choice == DeviceChoice::Cpu).count()
+    }
+
+    /// A name for each that no other has: as it is written, and the CPU, where it comes more than once, with a number.
+    #[must_use]
+    pub fn labels(&self) -> Vec<String> {
+        let mut cpus = 0;
+        let label = |choice: &DeviceChoice| match choice {
+            DeviceChoice::Cpu if self.cpus() > 1 => {
+                cpus += 1;
+                format!("cpu:{}", cpus - 1)
+            }
+            choice => choice.to_string(),
+        };
+        self.0.iter().map(label).collect()
+    }
+}
+
+impl From<DeviceChoice> for Devices {
+    fn from(only: DeviceChoice) -> Self {
+        Self(vec![only])
+    }
+}
+
+impl fmt::Display for Devices {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, choice) in self.0.iter().enumerate() {
+            write!(f, "{}{choice}", if i == 0 { "" } else { "," })?;
+        }
+        Ok(())
+    }
+}
+
+/// Why a text names no devices.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DevicesError {
+    /// One of the names is none.
+    #[error(transparent)]
+    Word(#[from] DeviceChoiceError),
+    /// `auto` among others.
+    #[error("auto stands alone, as it may be any of the others; name each device, such as cuda:0,cuda:1")]
+    AutoAmongOthers,
+    /// A GPU twice: its two workers would only wait for one another.
+    #[error("{choice} is named twice; a GPU has one worker (the CPU may come more than once)")]
+    Twice {
+        /// The GPU.
+        choice: DeviceChoice,
+    },
+    /// More than anybody has.
+    #[error("{count} devices are too many; the most is {MOST_DEVICES}")]
+    TooMany {
+        /// How many were named.
+        count: usize,
+    },
+}
+
+/// Most devices of one server.
+pub const MOST_DEVICES: usize = 64;
+
+impl FromStr for Devices {
+    type Err = DevicesError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let choices = text.split(',').map(|word| word.trim().parse()).collect::<Result<Vec<_>, _>>()?;
+        if choices.len() > MOST_DEVICES {
+            return Err(DevicesError::TooMany { count: choices.len() });
+        }
+        if choices.len() > 1 && choices.contains(&DeviceChoice::Auto) {
+            return Err(DevicesError::AutoAmongOthers);
+        }
+        for (i, choice) in choices.iter().enumerate() {
+            if *choice != DeviceChoice::Cpu && choices[..i].contains(choice) {
+                return Err(DevicesError::Twice { choice: *choice });
+            }
+        }
+        Ok(Self(choices))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn refused(text: &str) -> String {
+        text.parse::<Devices>().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_list_is_read_as_it_is_written_and_each_of_it_has_a_name_of_its_own() {
+        for text in ["auto", "cpu", "cuda:0", "cuda:0,cuda:1", "cpu,cuda:3,cpu,cpu"] {
+            assert_eq!(text.parse::<Devices>().unwrap().to_string(), text);
+        }
+        let labels = |text: &str| text.parse::<Devices>().unwrap().labels().join(" ");
+        assert_eq!(labels("cpu"), "cpu");
+        assert_eq!(labels("cpu, cuda"), "cpu cuda:0");
+        assert_eq!(labels("cpu,cuda:3,cpu,cpu"), "cpu:0 cuda:3 cpu:1 cpu:2");
+    }
+
+    #[test]
+    fn a_list_that_cannot_be_served_is_refused_with_the_way_out() {
+        assert!(refused("cpu,").contains("\"\" is no device; use auto, cpu, cuda"));
+        assert!(refused("auto,cuda:1").starts_with("auto stands alone"));
+        assert!(refused("auto,auto").starts_with("auto stands alone"));
+        assert!(refused("cuda,cpu,cuda:0").starts_with("cuda:0 is named twice"));
+        assert_eq!(refused(&["cpu"; 65].join(",")), "65 devices are too many; the most is 64");
+    }
 
     #[test]
     fn every_device_is_read_as_it_is_written() {

@@ -6,11 +6,12 @@
 use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::units::{Bytes, Tokens};
 
 /// Numbers a job within one parent process; never used twice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct JobId(pub u64);
 
@@ -303,7 +304,7 @@ pub struct MemoryReport {
 }
 
 /// Most that a pool held of its device's memory during a job.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DevicePeak {
     /// In use: weights, cache and work.
     pub used: Bytes,
@@ -312,7 +313,7 @@ pub struct DevicePeak {
 }
 
 /// What a pool holds of its device's memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DeviceMemory {
     /// In use: weights, cache and work.
     pub used: Bytes,
@@ -323,7 +324,7 @@ pub struct DeviceMemory {
 }
 
 /// What a process holds of the host's memory, and of its device's.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Memory {
     /// Resident set: anonymous pages and mapped files together.
     pub resident: Option<Bytes>,
@@ -415,12 +416,21 @@ pub struct RuntimeReport {
     pub library: PathBuf,
     /// What computes, for people: `the CPU`, or which GPU.
     pub device: String,
+    /// What a GPU computes in; `None` where the CPU computes.
+    pub gpu: Option<GpuReport>,
     /// Why the CPU computes where a GPU would have been taken; for the log.
     pub fell_back: Option<String>,
     /// Threads that compute.
     pub threads: usize,
     /// Memory held without any model.
     pub memory: Memory,
+}
+
+/// What a GPU can do, as far as an export for it has to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GpuReport {
+    /// It computes in bfloat16 as well as in float16.
+    pub has_bfloat16: bool,
 }
 
 /// Nodes of a graph by execution provider and operator.
@@ -530,6 +540,15 @@ pub struct OrderReport {
     pub loaded: Vec<ModelId>,
 }
 
+/// What came of an order on one device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OrderOutcome {
+    /// Its name; `None` where there is but one.
+    pub device: Option<String>,
+    /// What the order came to there, or why it did not.
+    pub outcome: Result<OrderReport, Failure>,
+}
+
 /// Whether the slot can run jobs, as supervision last saw it.
 #[expect(clippy::large_enum_variant, reason = "there is one of it, and it is read in place")]
 #[derive(Clone, Debug, PartialEq)]
@@ -552,4 +571,18 @@ pub enum Readiness {
     },
     /// The server is shutting down.
     Stopping,
+}
+
+impl Readiness {
+    /// In one word, for programs.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Ready(_) => "ready",
+            Self::Restarting { .. } => "restarting",
+            Self::Down { .. } => "down",
+            Self::Stopping => "stopping",
+        }
+    }
 }

@@ -3,11 +3,15 @@
 //! One value of [`Metrics`] lives as long as the server and is shared by all stages; incrementing never waits. Names
 //! follow Prometheus' conventions: base units, `_total` on counters (added by the renderer).
 
-use std::{fmt, sync::atomic::AtomicU64};
+use std::{
+    fmt,
+    sync::{Arc, atomic::AtomicU64},
+};
 
 use prometheus_client::{
-    encoding::{EncodeLabelSet, text::encode},
+    encoding::{EncodeLabel, EncodeLabelSet, EncodeMetric, LabelSetEncoder, MetricEncoder, text::encode},
     metrics::{
+        MetricType, TypedMetric,
         counter::Counter,
         family::Family,
         gauge::Gauge,
@@ -43,6 +47,9 @@ pub struct MemoryKind {
     /// `resident`, `anonymous` or, of the last job, `peak_resident`; with a pool, `device_used`, `device_reserved`,
     /// `device_free` and, of the last job, `device_peak_used` and `device_peak_reserved`.
     pub kind: &'static str,
+    /// Whose.
+    #[prometheus(flatten)]
+    pub device: OnDevice,
 }
 
 /// What computes nodes of a graph.
@@ -50,6 +57,9 @@ pub struct MemoryKind {
 pub struct Provider {
     /// ONNX Runtime's name for it.
     pub provider: String,
+    /// Whose.
+    #[prometheus(flatten)]
+    pub device: OnDevice,
 }
 
 /// Why a worker process ended.
@@ -57,6 +67,62 @@ pub struct Provider {
 pub struct ExitReason {
     /// `crashed`, `exited`, `load_failed`, `protocol`, `poisoned` or `shutdown`.
     pub reason: &'static str,
+    /// Whose.
+    #[prometheus(flatten)]
+    pub device: OnDevice,
+}
+
+/// Which of several devices a figure is about, as the label `device`. Where there is but one it has no name, and there is no
+/// such label.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct OnDevice(Option<Arc<str>>);
+
+impl From<Option<&str>> for OnDevice {
+    fn from(name: Option<&str>) -> Self {
+        Self(name.map(Into::into))
+    }
+}
+
+impl EncodeLabelSet for OnDevice {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        self.0.as_ref().map_or(Ok(()), |name| ("device", &**name).encode(encoder.encode_label()))
+    }
+}
+
+/// A figure of each device.
+#[derive(Clone, Debug)]
+pub struct PerDevice<M>(Vec<(OnDevice, M)>);
+
+impl<M: Default> PerDevice<M> {
+    fn new(devices: &[OnDevice]) -> Self {
+        Self(devices.iter().map(|device| (device.clone(), M::default())).collect())
+    }
+}
+
+impl<M: Clone + Default> PerDevice<M> {
+    /// That of one device; one that nobody sees for a device that is not known.
+    #[must_use]
+    pub fn of(&self, device: &OnDevice) -> M {
+        let known = self.0.iter().find(|(known, _)| known == device);
+        known.map(|(_, figure)| figure.clone()).unwrap_or_default()
+    }
+}
+
+impl<M: EncodeMetric + TypedMetric> EncodeMetric for PerDevice<M> {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        for (device, figure) in &self.0 {
+            match device {
+                OnDevice(Some(_)) => figure.encode(encoder.encode_family(device)?)?,
+                // An empty set of labels would be written as such.
+                OnDevice(None) => return figure.encode(encoder),
+            }
+        }
+        Ok(())
+    }
+
+    fn metric_type(&self) -> MetricType {
+        M::TYPE
+    }
 }
 
 /// Everything that is counted.
@@ -66,7 +132,7 @@ pub struct Metrics {
     pub queue_jobs: Gauge,
     /// Prompt tokens of the jobs waiting in the queue.
     pub queue_prompt_tokens: Gauge,
-    /// Jobs running: 0 or 1.
+    /// Jobs running: at most one for each device.
     pub slot_busy: Gauge,
     /// From accepted to taken off the queue, by priority.
     pub queue_wait: Family<Waiter, Histogram, fn() -> Histogram>,
@@ -83,15 +149,15 @@ pub struct Metrics {
     /// Answered requests by route and code.
     pub requests: Family<Outcome, Counter>,
     /// Whether a worker is up and has the model loaded: 0 or 1.
-    pub worker_ready: Gauge,
+    pub worker_ready: PerDevice<Gauge>,
     /// Worker processes started.
-    pub worker_starts: Counter,
+    pub worker_starts: PerDevice<Counter>,
     /// Jobs taken up again on another worker.
-    pub jobs_resumed: Counter,
+    pub jobs_resumed: PerDevice<Counter>,
     /// Worker processes ended, by reason.
     pub worker_exits: Family<ExitReason, Counter>,
     /// Seconds that the last load of the model took.
-    pub model_load_seconds: Gauge<f64, AtomicU64>,
+    pub model_load_seconds: PerDevice<Gauge<f64, AtomicU64>>,
     /// Nodes of the loaded graphs by what computes them.
     pub graph_nodes: Family<Provider, Gauge>,
     /// Memory of the processes.
@@ -113,9 +179,30 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// All at zero.
+    /// All at zero, for one device.
     #[must_use]
     pub fn new() -> Self {
+        Self::for_devices(&[])
+    }
+
+    /// How many workers have ended for this reason, on all devices together.
+    #[must_use]
+    pub fn exits(&self, reason: &'static str) -> u64 {
+        let devices = self.worker_starts.0.iter().map(|(device, _)| device.clone());
+        let exits = devices.filter_map(|device| {
+            let exits = self.worker_exits.get(&ExitReason { reason, device })?;
+            Some(exits.get())
+        });
+        exits.sum()
+    }
+
+    /// All at zero, for several devices with these names, or for one without any.
+    #[must_use]
+    pub fn for_devices(names: &[String]) -> Self {
+        let mut devices: Vec<_> = names.iter().map(|name| OnDevice::from(Some(name.as_str()))).collect();
+        if devices.is_empty() {
+            devices.push(OnDevice::default());
+        }
         // 100 µs to 14 min, and 1 ms to 16 s: doubling buckets keep a percentile within a factor of two at both ends.
         let waits: fn() -> Histogram = || Histogram::new(exponential_buckets(0.0001, 2.0, 24));
         let steps = || Histogram::new(exponential_buckets(0.001, 2.0, 15));
@@ -131,11 +218,11 @@ impl Metrics {
             prompt_tokens: Counter::default(),
             generated_tokens: Counter::default(),
             requests: Family::default(),
-            worker_ready: Gauge::default(),
-            worker_starts: Counter::default(),
-            jobs_resumed: Counter::default(),
+            worker_ready: PerDevice::new(&devices),
+            worker_starts: PerDevice::new(&devices),
+            jobs_resumed: PerDevice::new(&devices),
             worker_exits: Family::default(),
-            model_load_seconds: Gauge::default(),
+            model_load_seconds: PerDevice::new(&devices),
             graph_nodes: Family::default(),
             memory: Family::default(),
             trace_spans_dropped: Counter::default(),
@@ -148,7 +235,7 @@ impl Metrics {
         r.register("queue_jobs", "Jobs waiting in the queue", self.queue_jobs.clone());
         let help = "Prompt tokens of the jobs waiting in the queue";
         r.register("queue_prompt_tokens", help, self.queue_prompt_tokens.clone());
-        r.register("slot_busy", "Jobs running: 0 or 1", self.slot_busy.clone());
+        r.register("slot_busy", "Jobs running: at most one for each device", self.slot_busy.clone());
         let seconds = Unit::Seconds;
         let help = "From accepted to taken off the queue, by priority";
         r.register_with_unit("queue_wait", help, seconds.clone(), self.queue_wait.clone());
@@ -195,12 +282,31 @@ impl Metrics {
 mod tests {
     use super::*;
 
+    fn worker(device: Option<&str>) -> MemoryKind {
+        MemoryKind { process: "worker", kind: "resident", device: device.into() }
+    }
+
+    #[test]
+    fn several_devices_are_told_apart_by_a_label() {
+        let metrics = Metrics::for_devices(&["cpu:0".into(), "cuda:1".into()]);
+        metrics.worker_starts.of(&Some("cuda:1").into()).inc();
+        metrics.memory.get_or_create(&worker(Some("cuda:1"))).set(4096);
+        let text = metrics.render().unwrap();
+        for line in [
+            "eka_worker_starts_total{device=\"cpu:0\"} 0",
+            "eka_worker_starts_total{device=\"cuda:1\"} 1",
+            "eka_memory_bytes{process=\"worker\",kind=\"resident\",device=\"cuda:1\"} 4096",
+        ] {
+            assert!(text.contains(line), "{line} is missing from:\n{text}");
+        }
+    }
+
     #[test]
     fn what_was_counted_is_rendered_under_the_conventional_names() {
         let metrics = Metrics::new();
         metrics.requests.get_or_create(&Outcome { route: "/v1/completions", code: "ok" }).inc();
         metrics.queue_wait.get_or_create(&Waiter { priority: "batch" }).observe(0.25);
-        metrics.memory.get_or_create(&MemoryKind { process: "worker", kind: "resident" }).set(4096);
+        metrics.memory.get_or_create(&worker(None)).set(4096);
         let text = metrics.render().unwrap();
         for line in [
             "eka_requests_total{route=\"/v1/completions\",code=\"ok\"} 1",

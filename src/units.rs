@@ -6,6 +6,7 @@
 use std::{fmt, iter::Sum, ops, time::Duration};
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// A part of a whole: from 0 to 1, and never NaN.
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
@@ -28,7 +29,9 @@ impl Ratio {
 }
 
 /// A size in memory or on disk, in bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+)]
 #[serde(transparent)]
 pub struct Bytes(pub u64);
 
@@ -86,7 +89,9 @@ impl fmt::Display for Bytes {
 }
 
 /// A number of tokens.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+)]
 #[serde(transparent)]
 pub struct Tokens(pub usize);
 
@@ -97,7 +102,9 @@ impl fmt::Display for Tokens {
 }
 
 /// A wait or a limit on one, in whole milliseconds, as settings and requests spell it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+)]
 #[serde(transparent)]
 pub struct Millis(pub u64);
 

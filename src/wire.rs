@@ -70,6 +70,8 @@ pub struct WorkerSpec {
     pub device_memory: Option<Bytes>,
     /// When unused memory of the device goes back.
     pub trim: TrimPolicy,
+    /// Most of it that the key-value cache keeps between two jobs.
+    pub kv_keep: Bytes,
     /// Treat the CPU's memory as a GPU's is treated.
     pub host_pool: bool,
 }

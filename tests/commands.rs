@@ -32,7 +32,7 @@ fn a_difference_beyond_the_tolerance_is_an_exit_code_of_one() {
     assert_eq!(strict.status.code(), Some(1));
     assert!(text(&strict.stdout).contains("BEYOND"), "{}", text(&strict.stdout));
     let unknown = run(&["verify", &exported("llama"), reference, "--logits", "logits"]);
-    assert_eq!(unknown.status.code(), Some(1));
+    assert_eq!(unknown.status.code(), Some(2));
     assert!(text(&unknown.stderr).contains("logits_merged"), "{}", text(&unknown.stderr));
 }
 
@@ -63,7 +63,7 @@ fn bench_measures_every_length_and_refuses_what_does_not_fit() {
     }
     for refused in [["--prompt", "100000"], ["--generate", "1"], ["--rounds", "0"], ["--prompt", "0"]] {
         let refused = run(&[&["bench", &model], &refused[..]].concat());
-        assert_eq!(refused.status.code(), Some(1));
+        assert_eq!(refused.status.code(), Some(2));
     }
 }
 
@@ -73,11 +73,11 @@ fn a_missing_or_wrong_library_is_an_error_with_the_paths_tried() {
     let dir = argument(empty.path());
     let cache = format!("model.cache_dir={}", cache().display());
     let served = run(&["serve", "--port", "0", "--set", &cache, "--onnxruntime", dir]);
-    assert_eq!(served.status.code(), Some(1));
+    assert_eq!(served.status.code(), Some(3));
     assert!(text(&served.stderr).contains(dir), "{}", text(&served.stderr));
     fs::write(empty.path().join("libonnxruntime.so.1.31.1"), "no library at all").unwrap();
     let generated = run(&["generate", "x", "--set", &cache, "--onnxruntime", dir]);
-    assert_eq!(generated.status.code(), Some(1));
+    assert_eq!(generated.status.code(), Some(3));
     let error = text(&generated.stderr);
     assert!(error.contains("cannot be loaded") && error.contains("scripts/onnxruntime"), "{error}");
 }
@@ -104,7 +104,7 @@ fn a_library_that_is_too_old_is_refused_with_its_version_and_the_one_needed() {
     let refused = run(&["doctor", "--onnxruntime", argument(directory.path())]);
     let said = text(&refused.stdout);
     assert!(said.contains("version 1.17.3") && said.contains("1.30 or newer"), "{said}");
-    assert_eq!(refused.status.code(), Some(1));
+    assert_eq!(refused.status.code(), Some(3));
 }
 
 #[test]
@@ -119,7 +119,7 @@ fn doctor_says_ok_or_problem_and_what_to_do() {
     let empty = outer.path().join("empty");
     std::fs::create_dir(&empty).unwrap();
     let ill = run(&["doctor", "--onnxruntime", argument(&empty), "--model", argument(&empty)]);
-    assert_eq!(ill.status.code(), Some(1));
+    assert_eq!(ill.status.code(), Some(3));
     let said = text(&ill.stdout);
     assert_eq!(said.lines().filter(|line| line.starts_with("PROBLEM")).count(), 2, "{said}");
     assert!(said.contains("scripts/onnxruntime") && said.contains("eka export"), "{said}");
@@ -129,7 +129,7 @@ fn doctor_says_ok_or_problem_and_what_to_do() {
 fn settings_that_cannot_be_are_named_with_their_origin_and_the_way_out() {
     let mut environment = eka(&["serve"]);
     let refused = environment.env("EKA_QUEUE_MAX_JOBS", "none").output().unwrap();
-    assert_eq!(refused.status.code(), Some(1));
+    assert_eq!(refused.status.code(), Some(2));
     let error = text(&refused.stderr);
     assert!(error.contains("queue.max_jobs") && error.contains("EKA_QUEUE_MAX_JOBS"), "{error}");
     let printed = run(&["serve", "--print-config", "--port", "9000"]);
@@ -145,7 +145,7 @@ fn settings_that_cannot_be_are_named_with_their_origin_and_the_way_out() {
 fn a_model_that_is_none_is_refused_before_anything_is_served() {
     let empty = tempfile::tempdir().unwrap();
     let refused = run(&["serve", "--port", "0", "--model", argument(empty.path())]);
-    assert_eq!(refused.status.code(), Some(1));
+    assert_eq!(refused.status.code(), Some(4));
     assert!(text(&refused.stderr).contains("base/config.json"), "{}", text(&refused.stderr));
 }
 
@@ -155,6 +155,6 @@ fn a_port_that_is_taken_is_an_error_that_names_it() {
     let port = taken.local_addr().unwrap().port().to_string();
     let cache = format!("model.cache_dir={}", cache().display());
     let refused = run(&["serve", "--port", &port, "--set", &cache]);
-    assert_eq!(refused.status.code(), Some(1));
+    assert_eq!(refused.status.code(), Some(3));
     assert!(text(&refused.stderr).contains(&port), "{}", text(&refused.stderr));
 }

@@ -135,7 +135,7 @@ impl Machine {
         let problem = said.lines().find(|line| line.starts_with("PROBLEM")).unwrap_or_default();
         assert!(problem.contains("device") && problem.contains("cannot be used: "), "{said}");
         assert!(said.contains(reason), "{reason} is not in\n{said}");
-        assert!(refused.status.code() == Some(1) && panic.is_empty(), "{panic}");
+        assert!(refused.status.code() == Some(3) && panic.is_empty(), "{panic}");
     }
 
     fn falls_back(&self, reason: &str) {
@@ -231,7 +231,7 @@ fn whoever_asks_for_a_gpu_gets_the_reason_and_no_answer_from_the_cpu() {
     for command in [&["generate", "x"][..], &["serve", "--port", "0"]] {
         let refused = machine.run(&[command, &["--device", "cuda", "--set", &cache]].concat());
         let error = text(&refused.stderr);
-        assert_eq!(refused.status.code(), Some(1), "{error}");
+        assert_eq!(refused.status.code(), Some(3), "{error}");
         assert!(error.contains("cuda:0 cannot be used: the NVIDIA driver is for CUDA 12.8"), "{error}");
         assert!(!error.contains("panicked") && text(&refused.stdout).trim().is_empty(), "{error}");
     }

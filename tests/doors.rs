@@ -5,7 +5,7 @@ use std::{fs, io::Write, sync::Arc, time::Duration};
 use eka::{
     access::{Door, Keys, Rules},
     config::Origins,
-    job::{Failure, Memory, OrderReport, Readiness},
+    job::{Failure, Memory, OrderOutcome, OrderReport, Readiness},
     text::TextError,
 };
 use reqwest::{Method, Response};
@@ -110,13 +110,18 @@ fn done() -> OrderReport {
     OrderReport { before: memory, after: memory, took: Duration::ZERO, loaded: vec![] }
 }
 
+/// What comes of an order on the only device.
+fn alone(outcome: Result<OrderReport, Failure>) -> Vec<OrderOutcome> {
+    vec![OrderOutcome { device: None, outcome }]
+}
+
 /// A state whose orders are carried out by nobody, in no time.
 fn with_orders(rules: Rules) -> Server {
     Server::start_with(Wish::default(), |state| {
         state
             .with_door(Arc::new(Door::new(rules)))
             .with_log(Arc::new(|_| Ok(())))
-            .with_orders(Arc::new(|_| Box::pin(async { Ok(done()) })))
+            .with_orders(Arc::new(|_| Box::pin(async { alone(Ok(done())) })))
     })
 }
 
@@ -313,7 +318,7 @@ async fn failures_of_orders_do_not_say_where_either() {
     ];
     for failure in failures {
         let server = Server::start_with(Wish::default(), |state| {
-            state.with_orders(Arc::new(move |_| Box::pin(async move { Err(failure(message())) })))
+            state.with_orders(Arc::new(move |_| Box::pin(async move { alone(Err(failure(message()))) })))
         });
         let (status, answer) = server.ask("/admin/trim", &json!({})).await;
         assert!(status >= 500 && !answer.to_string().contains("secret"), "{answer}");

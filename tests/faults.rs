@@ -186,9 +186,9 @@ async fn no_client_setting_or_variable_switches_faults_on() {
     let help = run(&["serve", "--help"]);
     assert!(!text(&help.stdout).contains("faults"), "it is nobody's option");
     let refused = run(&["serve", "--set", "faults=crash@load"]);
-    assert_eq!(refused.status.code(), Some(1), "{}", text(&refused.stderr));
+    assert_eq!(refused.status.code(), Some(2), "{}", text(&refused.stderr));
     let refused = eka(&["serve", "--print-config"]).env("EKA_FAULTS", "crash@load").output().unwrap();
-    assert_eq!(refused.status.code(), Some(1), "{}", text(&refused.stderr));
+    assert_eq!(refused.status.code(), Some(2), "{}", text(&refused.stderr));
 
     let program = Program::start(&[]).await;
     let mut asked = request();

@@ -108,6 +108,19 @@ async fn what_is_kept_follows_from_the_policy() {
 }
 
 #[tokio::test]
+async fn a_cache_stays_for_the_next_request_where_it_may_and_until_a_trim_is_asked_for() {
+    let program = with(&["device.kv_keep_bytes=1073741824"]).await;
+    let memory = answered(&program, 10, 2).await;
+    let [weights, kept] = ["before", "after"].map(|when| bytes(&memory[when]["device"]["used"]));
+    assert!(kept > weights, "{memory}");
+    let memory = answered(&program, 1, 2).await;
+    let [before, after] = ["before", "after"].map(|when| bytes(&memory[when]["device"]["used"]));
+    assert_eq!((before, after), (kept, kept), "{memory}");
+    assert_eq!(program.ask("/admin/trim", &json!({})).await.0, 200);
+    assert_eq!(scraped(&program, "device_used").await, Some(weights));
+}
+
+#[tokio::test]
 async fn a_request_that_needs_more_than_there_is_fails_alone_and_says_what_to_do() {
     let free = with(&[]).await;
     let small = bytes(&answered(&free, 1, 2).await["peak"]["device"]["used"]);

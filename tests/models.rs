@@ -111,7 +111,7 @@ pub(crate) fn runtime() -> &'static Runtime {
 
 fn open_directory(dir: &Path, chunk: usize) -> Timeline {
     let model = Model::open(runtime(), dir, SessionOptions { threads: 1 }).unwrap();
-    Timeline::new(model, TimelineOptions { capacity: 0, chunk }).unwrap()
+    Timeline::new(model, TimelineOptions { chunk, ..TimelineOptions::default() }).unwrap()
 }
 
 fn open_exact(source: Source, chunk: usize) -> (Timeline, TempDir) {

@@ -200,10 +200,16 @@ pub(crate) fn send(signal: &str, pid: u32) {
 
 /// The one child of a process that is a worker.
 pub(crate) fn worker_of(parent: u32) -> Option<u32> {
-    children(parent).into_iter().find(|pid| {
+    workers_of(parent).into_iter().next()
+}
+
+/// The children of a process that are workers.
+pub(crate) fn workers_of(parent: u32) -> Vec<u32> {
+    let is_worker = |pid: &u32| {
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         line.split(|byte| *byte == 0).any(|argument| argument == b"worker")
-    })
+    };
+    children(parent).into_iter().filter(is_worker).collect()
 }
 
 fn children(parent: u32) -> Vec<u32> {

@@ -252,6 +252,7 @@ pub(crate) fn ready_report() -> SlotReport {
         runtime: "scripted 1.0".into(),
         library: "/secret/of/the/server".into(),
         device: "the CPU".into(),
+        gpu: None,
         fell_back: None,
         threads: 2,
         memory: memory(100),

@@ -1,6 +1,11 @@
 //! Several models in one slot, and workers that make way while they still work.
 
-use std::{os::unix::fs::symlink, path::Path, sync::Arc, time::Duration};
+use std::{
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use eka::{
     job::{Job, JobId, KeepAlive, Readiness},
@@ -19,7 +24,7 @@ use crate::{
 };
 
 /// A directory with the demo's base alone, as a second model, which says other things than the demo.
-fn second() -> tempfile::TempDir {
+pub(crate) fn second() -> tempfile::TempDir {
     let models = tempfile::tempdir().unwrap();
     let base = models.path().join("base-only");
     std::fs::create_dir(&base).unwrap();
@@ -197,7 +202,7 @@ async fn a_model_that_cannot_be_loaded_fails_its_own_requests_and_no_others() {
     assert_eq!((status, program.worker_pid()), (200, worker));
 }
 
-fn copy(from: &Path, to: &Path) {
+pub(crate) fn copy(from: &Path, to: &Path) {
     std::fs::create_dir(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
@@ -226,12 +231,12 @@ fn workers_of(program: &Program) -> Vec<u32> {
     crate::program::worker_of(program.pid()).into_iter().collect()
 }
 
-/// Where the system does not say that there is room for two workers, one goes before the next one comes.
-#[tokio::test]
-async fn a_worker_without_room_for_a_second_makes_way_when_nobody_waits() {
-    let place = Place { id: "demo".into(), dir: Program::start(&[]).await.export(), on_disk: Bytes::mib(4) };
+/// A worker for the model in `dir` that makes way after every job, on a machine that has no room for a second one.
+pub(crate) fn recycling(dir: PathBuf) -> WorkerCommand {
+    let place = Place { id: "demo".into(), dir, on_disk: Bytes::mib(4) };
     let second = Duration::from_secs(1);
-    let command = WorkerCommand {
+    WorkerCommand {
+        label: None,
         program: env!("CARGO_BIN_EXE_eka").into(),
         arguments: vec!["worker".into()],
         spec: worker_spec(64, None),
@@ -255,7 +260,13 @@ async fn a_worker_without_room_for_a_second_makes_way_when_nobody_waits() {
         },
         pace_file: None,
         available_memory: || None,
-    };
+    }
+}
+
+/// Where the system does not say that there is room for two workers, one goes before the next one comes.
+#[tokio::test]
+async fn a_worker_without_room_for_a_second_makes_way_when_nobody_waits() {
+    let command = recycling(Program::start(&[]).await.export());
     let (supervisor, keeping) = Supervisor::new(command, Arc::new(Metrics::new()));
     let kept = tokio::spawn(keeping);
     let mut readiness = supervisor.readiness();

@@ -6,6 +6,7 @@ use eka::{
     choice::DeviceChoice,
     job::{Failure, FinishReason, Job, JobId, ModelId},
     trim::TrimPolicy,
+    units::Bytes,
     wire::{self, Down, PROTOCOL, Up, WorkerSpec},
 };
 use futures_util::StreamExt;
@@ -137,7 +138,7 @@ async fn a_worker_that_hangs_is_replaced_in_an_answer_and_before_one() {
 fn a_worker_that_does_not_load_in_time_is_tried_three_times_and_said_once() {
     let cache = format!("model.cache_dir={}", cache().display());
     let refused = run(&["serve", "--port", "0", "--set", &cache, "--set", "watchdog.load_ms=1"]);
-    assert_eq!(refused.status.code(), Some(1));
+    assert_eq!(refused.status.code(), Some(3));
     let said = text(&refused.stderr);
     assert!(said.contains("no word for 0.0 s while it started"), "{said}");
 }
@@ -328,6 +329,7 @@ pub(crate) fn worker_spec(prefill_chunk: usize, context_length: Option<usize>) -
         device: DeviceChoice::Cpu,
         device_memory: None,
         trim: TrimPolicy::default(),
+        kv_keep: Bytes(0),
         host_pool: false,
     }
 }

@@ -16,7 +16,11 @@ use std::{
 use anyhow::ensure;
 use serde::Serialize;
 
-use super::engine::EngineArgs;
+use super::{
+    engine::EngineArgs,
+    exit::{EndsAs, Exit},
+    print::{self, Output},
+};
 use crate::{
     engine::{self, Forward, Step, Timeline},
     job::{Job, JobId},
@@ -46,9 +50,8 @@ pub(super) struct Args {
     #[arg(long)]
     bare: bool,
 
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    pub(super) output: Output,
 
     #[command(flatten)]
     engine: EngineArgs,
@@ -115,7 +118,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let device = args.engine.device()?;
     let mut timeline = args.engine.open_on(&device, &args.model)?;
     let load_seconds = started.elapsed().as_secs_f64();
-    check(args, timeline.capacity())?;
+    check(args, timeline.capacity()).ends_as(Exit::Usage)?;
     let mut rounds: Vec<Vec<Round>> = args.prompt.iter().map(|_| Vec::new()).collect();
     for _ in 0..args.rounds {
         for (prompt, rounds) in args.prompt.iter().zip(&mut rounds) {
@@ -132,7 +135,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         load_seconds,
         results: results.collect(),
     };
-    Ok(print(&report, args.json)?)
+    if args.output.json {
+        return print::document(&report);
+    }
+    print::result(|out| print(out, &report))
 }
 
 fn nodes(timeline: &Timeline) -> anyhow::Result<BTreeMap<String, usize>> {
@@ -214,12 +220,7 @@ fn summarize(prompt: usize, generated: usize, rounds: &[Round]) -> Lengths {
     }
 }
 
-fn print(report: &Report, json: bool) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    if json {
-        serde_json::to_writer_pretty(&mut out, report)?;
-        return writeln!(out);
-    }
+fn print(out: &mut dyn Write, report: &Report) -> io::Result<()> {
     let Report { model, device, threads, load_seconds, .. } = report;
     writeln!(out, "{model} on {device}, {threads} threads, loaded in {load_seconds:.2} s")?;
     writeln!(out, "tokens per second: median (least to most)")?;

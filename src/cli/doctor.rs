@@ -7,10 +7,17 @@ use std::{
     env, fs,
     io::{self, Write},
     path::Path,
-    process::ExitCode,
 };
 
+use serde::Serialize;
+use serde_json::json;
+
+use super::{
+    exit::Exit,
+    print::{self, ERROR, GOOD, Output},
+};
 use crate::{
+    choice::DeviceChoice,
     config::{self, Config, ConfigArgs},
     device::{Device, OpenError, OpenOptions, Placement, SessionOptions, cuda, host},
     manifest::{self, Manifest},
@@ -23,6 +30,9 @@ use crate::{
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
+    pub(super) output: Output,
+
+    #[command(flatten)]
     config: ConfigArgs,
 }
 
@@ -30,18 +40,41 @@ pub(super) struct Args {
 struct Finding {
     what: &'static str,
     state: Result<String, String>,
+    /// How the program ends if that is a problem, and the first one.
+    exit: Exit,
 }
 
 const fn fine(what: &'static str, detail: String) -> Finding {
-    Finding { what, state: Ok(detail) }
+    Finding { what, state: Ok(detail), exit: Exit::Done }
 }
 
-/// Looks at everything and prints a line each.
+/// As JSON has it.
+#[derive(Serialize)]
+struct Entry<'a> {
+    what: &'a str,
+    state: &'static str,
+    detail: &'a str,
+}
+
+impl Finding {
+    fn entry(&self) -> Entry<'_> {
+        let (state, detail) = match &self.state {
+            Ok(detail) => ("ok", detail),
+            Err(detail) => ("problem", detail),
+        };
+        Entry { what: self.what, state, detail }
+    }
+}
+
+/// Looks at everything and prints a line each; the end that the first problem is.
 ///
 /// # Errors
 /// When the lines cannot be printed.
-pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
     let settings = config::Settings::load(&args.config);
+    if let (Ok(settings), true) = (&settings, args.config.print_config) {
+        return super::serve::print_config(settings, args.output.json).map(|()| Exit::Done);
+    }
     let mut findings = vec![program(), machine(), cpu_features(), memory()];
     match &settings {
         Ok(settings) => {
@@ -50,22 +83,28 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             findings.extend(devices(&settings.config, args.config.model.is_some()));
             findings.extend(models(&settings.config));
         }
-        Err(e) => findings.push(Finding { what: "settings", state: Err(e.to_string()) }),
+        Err(e) => findings.push(Finding { what: "settings", state: Err(e.to_string()), exit: Exit::Usage }),
     }
-    print(&findings)?;
-    let sound = findings.iter().all(|finding| finding.state.is_ok());
-    Ok(if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let exit = findings.iter().find(|finding| finding.state.is_err()).map_or(Exit::Done, |first| first.exit);
+    if args.output.json {
+        let entries: Vec<_> = findings.iter().map(Finding::entry).collect();
+        print::document(&json!({"healthy": exit == Exit::Done, "findings": entries}))?;
+    } else {
+        print::result(|out| print(out, &findings))?;
+    }
+    Ok(exit)
 }
 
-fn print(findings: &[Finding]) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    for Finding { what, state } in findings {
-        let (word, detail) = match state {
-            Ok(detail) => ("ok", detail),
-            Err(detail) => ("PROBLEM", detail),
+fn print(out: &mut dyn Write, findings: &[Finding]) -> io::Result<()> {
+    for Finding { what, state, .. } in findings {
+        let (word, style, detail) = match state {
+            Ok(_) if print::is_quiet() => continue,
+            Ok(detail) => ("ok", GOOD, detail),
+            Err(detail) => ("PROBLEM", ERROR, detail),
         };
         // Further lines of a reason stand below its first.
-        writeln!(out, "{word:<8} {what:<13} {}", detail.replace('\n', "\n                       "))?;
+        let detail = detail.replace('\n', "\n                       ");
+        writeln!(out, "{style}{word:<8}{style:#} {what:<13} {detail}")?;
     }
     Ok(())
 }
@@ -151,22 +190,37 @@ fn devices(config: &Config, with_model: bool) -> Vec<Finding> {
     let device = match open(config) {
         Ok(device) => device,
         Err(e @ OpenError::NoCuda { .. }) => {
-            return vec![Finding { what: "device", state: Err(e.to_string()) }];
+            return vec![Finding { what: "device", state: Err(e.to_string()), exit: Exit::Machine }];
         }
-        Err(e) => return vec![Finding { what: "onnxruntime", state: Err(e.to_string()) }],
+        Err(e) => {
+            return vec![Finding { what: "onnxruntime", state: Err(e.to_string()), exit: Exit::Machine }];
+        }
     };
-    let mut findings = vec![Finding { what: "onnxruntime", state: library(&device) }];
+    let mut findings = vec![Finding { what: "onnxruntime", state: library(&device), exit: Exit::Machine }];
     let why = device.fell_back().map(|why| format!(", as {why}")).unwrap_or_default();
     findings.push(fine("device", format!("{device}{why}")));
+    findings.extend(config.engine.devices.all().iter().skip(1).map(|choice| other(*choice)));
     if with_model && manifest::is_model(&config.model.path) {
-        findings.push(Finding { what: "placement", state: placement(&device, config) });
+        findings.push(Finding { what: "placement", state: placement(&device, config), exit: Exit::Model });
     }
     findings
 }
 
+/// Another device of a list, of which one process can open but one: whether it is there.
+fn other(choice: DeviceChoice) -> Finding {
+    let found = match choice {
+        DeviceChoice::Cuda(ordinal) => {
+            cuda::probe().and_then(|gpus| Ok(format!("{choice} ({})", gpus.name(ordinal)?)))
+        }
+        DeviceChoice::Auto | DeviceChoice::Cpu => Ok("the CPU".into()),
+    };
+    let state = found.map_err(|why| OpenError::NoCuda { choice, why }.to_string());
+    Finding { what: "device", state, exit: Exit::Machine }
+}
+
 fn open(config: &Config) -> Result<Device, OpenError> {
     Device::open(OpenOptions {
-        choice: config.engine.device,
+        choice: config.engine.devices.first(),
         libraries: config.onnxruntime.dir.as_deref(),
         memory_limit: config.device.memory_limit,
         host_pool: config.device.host_pool,
@@ -200,12 +254,12 @@ fn described(placement: &Placement) -> String {
 /// The configured model, and whatever else lies beside it.
 fn models(config: &Config) -> Vec<Finding> {
     let path = &config.model.path;
-    let mut findings = vec![Finding { what: "model", state: model(path) }];
+    let mut findings = vec![Finding { what: "model", state: model(path), exit: Exit::Model }];
     let Some(siblings) = path.parent().and_then(|parent| fs::read_dir(parent).ok()) else { return findings };
     let mut others: Vec<_> = siblings.filter_map(Result::ok).map(|entry| entry.path()).collect();
     others.sort();
     for other in others.iter().filter(|other| *other != path && manifest::is_model(other)) {
-        findings.push(Finding { what: "also there", state: model(other) });
+        findings.push(Finding { what: "also there", state: model(other), exit: Exit::Model });
     }
     findings
 }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::print;
 use crate::{
     choice::DeviceChoice,
     device::{Device, OpenOptions, SessionOptions, host},
@@ -43,7 +44,7 @@ impl EngineArgs {
         let (choice, libraries) = (self.device, self.onnxruntime.as_deref());
         let device = Device::open(OpenOptions { choice, libraries, ..OpenOptions::default() })?;
         if let Some(why) = device.fell_back() {
-            eprintln!("on {device}, as {why}");
+            print::note(format_args!("on {device}, as {why}"));
         }
         Ok(device)
     }
@@ -54,7 +55,8 @@ impl EngineArgs {
     /// When the model cannot be loaded.
     pub(super) fn open_on(&self, device: &Device, dir: &Path) -> anyhow::Result<Timeline> {
         let model = Model::open_on(device, dir, SessionOptions { threads: self.threads() })?;
-        let options = TimelineOptions { capacity: 0, chunk: usize::from(self.prefill_chunk) };
+        let options =
+            TimelineOptions { chunk: usize::from(self.prefill_chunk), ..TimelineOptions::default() };
         let mut timeline = Timeline::new(model, options)?;
         timeline.warm_up()?;
         Ok(timeline)

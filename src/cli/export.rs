@@ -3,15 +3,20 @@
 use std::{
     io::{self, IsTerminal, Write},
     num::NonZeroUsize,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Mutex,
     time::{Duration, Instant},
 };
 
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
 
-use super::{engine::EngineArgs, report::Reporter};
+use super::{
+    engine::EngineArgs,
+    print::{self, Output},
+    report::{Figures, Reporter},
+};
 use crate::{
     export::{
         self, AdapterSource, BlockSize, Existing, Keep, Layout, Options, Progress, Report, Source, Stage,
@@ -92,6 +97,9 @@ pub(super) struct Args {
 
     #[command(flatten)]
     engine: EngineArgs,
+
+    #[command(flatten)]
+    pub(super) output: Output,
 }
 
 /// How to store weights.
@@ -164,12 +172,37 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let reporter = args.report.as_deref().map(|path| Reporter::new(path, &args.engine)).transpose()?;
     let started = Instant::now();
     let report = export::export(&options, &Bars::new())?;
-    let mut out = io::stdout().lock();
-    print_report(&mut out, &report, started.elapsed())?;
+    let made = Made::new(&report, started.elapsed());
+    if args.output.json {
+        let comparison = reporter.map(|reporter| reporter.compare(&options)).transpose()?;
+        return print::document(&Made { comparison: comparison.map(|found| found.figures()), ..made });
+    }
+    print::result(|out| made.print(out))?;
     if let Some(reporter) = reporter {
-        reporter.compare(&options)?.print(&mut out)?;
+        let comparison = reporter.compare(&options)?;
+        print::result(|out| comparison.print(out))?;
     }
     Ok(())
+}
+
+/// What was made, as JSON has it and people read it.
+#[derive(Debug, Serialize)]
+struct Made<'a> {
+    output: &'a Path,
+    parameters: u64,
+    weight_bytes: u64,
+    bits_per_weight: f64,
+    seconds: f64,
+    /// Most resident memory of this process.
+    peak_memory_bytes: Option<u64>,
+    /// Modules that are stored differently.
+    kept: Vec<String>,
+    /// Tensors of the sources that the graph does not need.
+    skipped: &'a [String],
+    notes: &'a [String],
+    has_tokenizer: bool,
+    /// With `--report`.
+    comparison: Option<Figures>,
 }
 
 impl Args {
@@ -223,40 +256,50 @@ fn parse_factor(text: &str) -> Result<f32, String> {
         .ok_or_else(|| "expected a finite number".into())
 }
 
-fn print_report(out: &mut impl Write, report: &Report, time: Duration) -> io::Result<()> {
-    writeln!(out, "{}", report.output.display())?;
-    writeln!(
-        out,
-        "  {:.1} million parameters, {}, {:.2} bits per weight",
-        report.parameters as f64 / 1e6,
-        report.weight_bytes,
-        report.bits_per_weight()
-    )?;
-    write!(out, "  in {:.1} s", time.as_secs_f64())?;
-    match peak_memory() {
-        Some(peak) => writeln!(out, ", with at most {peak} of memory")?,
-        None => writeln!(out)?,
-    }
-    if !report.kept.is_empty() {
-        let kept: Vec<_> = report.kept.iter().map(ToString::to_string).collect();
-        writeln!(out, "  stored differently: {}", kept.join(", "))?;
-    }
-    if !report.skipped.is_empty() {
-        let shown = 4.min(report.skipped.len());
-        let more = report.skipped.len() - shown;
-        write!(out, "  not needed by the graph: {}", report.skipped[..shown].join(", "))?;
-        if more > 0 {
-            write!(out, " and {more} more")?;
+impl<'a> Made<'a> {
+    fn new(report: &'a Report, time: Duration) -> Self {
+        Self {
+            output: &report.output,
+            parameters: report.parameters,
+            weight_bytes: report.weight_bytes.0,
+            bits_per_weight: report.bits_per_weight(),
+            seconds: time.as_secs_f64(),
+            peak_memory_bytes: peak_memory().map(|peak| peak.0),
+            kept: report.kept.iter().map(ToString::to_string).collect(),
+            skipped: &report.skipped,
+            notes: &report.notes,
+            has_tokenizer: report.has_tokenizer,
+            comparison: None,
         }
-        writeln!(out)?;
     }
-    for note in &report.notes {
-        writeln!(out, "  {note}")?;
+
+    fn print(&self, out: &mut dyn Write) -> io::Result<()> {
+        writeln!(out, "{}", self.output.display())?;
+        let (millions, weights) = (self.parameters as f64 / 1e6, Bytes(self.weight_bytes));
+        writeln!(
+            out,
+            "  {millions:.1} million parameters, {weights}, {:.2} bits per weight",
+            self.bits_per_weight
+        )?;
+        let peak = self.peak_memory_bytes.map(|peak| format!(", with at most {} of memory", Bytes(peak)));
+        writeln!(out, "  in {:.1} s{}", self.seconds, peak.unwrap_or_default())?;
+        if !self.kept.is_empty() {
+            writeln!(out, "  stored differently: {}", self.kept.join(", "))?;
+        }
+        if !self.skipped.is_empty() {
+            let shown = 4.min(self.skipped.len());
+            let more = self.skipped.len() - shown;
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            writeln!(out, "  not needed by the graph: {}{more}", self.skipped[..shown].join(", "))?;
+        }
+        for note in self.notes {
+            writeln!(out, "  {note}")?;
+        }
+        if !self.has_tokenizer {
+            writeln!(out, "  without a tokenizer: this model can be measured, not served")?;
+        }
+        Ok(())
     }
-    if !report.has_tokenizer {
-        writeln!(out, "  without a tokenizer: this model can be measured, not served")?;
-    }
-    Ok(())
 }
 
 /// Greatest resident size of this process so far, where the system keeps it.
@@ -289,7 +332,9 @@ impl Progress for Bars {
             Stage::Weights => "writing weights",
         };
         if !io::stderr().is_terminal() {
-            eprintln!("{title}: {total}");
+            return print::note(format_args!("{title}: {total}"));
+        }
+        if print::is_quiet() {
             return;
         }
         let style = ProgressStyle::with_template("{msg:16} {wide_bar} {bytes}/{total_bytes} {eta}");

@@ -1,147 +1,129 @@
-//! `eka generate`: one answer, streamed to the terminal.
-//!
-//! It takes the way that a request takes, without queue and HTTP: the same worker process, the same text.
+//! `eka generate`: one answer, streamed to the terminal, or a conversation with whoever sits there.
 
 use std::{
     io::{self, Read, Write},
-    sync::Arc,
+    process::ExitCode,
 };
 
-use anyhow::{Context, bail, ensure};
-use tokio::sync::mpsc;
+use anyhow::{Context, anyhow, ensure};
 use tokio_util::sync::CancellationToken;
 
-use super::{logging, prepare, worker};
+use super::{
+    answer::{Speaker, interruptible},
+    chat,
+    exit::{EndsAs, Exit},
+    logging,
+    print::{self, Output},
+    sampling::SamplingArgs,
+};
 use crate::{
     config::{self, Config, ConfigArgs},
-    job::{Event, Failure, Finish, Job, JobId, Sampling},
-    metrics::Metrics,
-    supervise::{Runner, Supervisor},
     text::{Message, Text},
+    worker::faults::Plan,
 };
 
-/// Generate one answer and stream it to the terminal
+/// Generate one answer and stream it to the terminal, or talk to the model
+///
+/// Without a prompt, on a terminal, it asks for prompts and keeps the conversation; /help there says how. Without a prompt
+/// elsewhere it reads one from standard input.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The prompt; `-` reads it from standard input
     #[arg(value_name = "PROMPT")]
-    prompt: String,
+    prompt: Option<String>,
 
-    /// Continue the prompt as it stands, without the model's chat template
+    /// Continue prompts as they stand, without the model's chat template
     #[arg(long)]
-    raw: bool,
+    pub(super) raw: bool,
 
     /// A system message before the prompt
     #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
-    system: Option<String>,
+    pub(super) system: Option<String>,
 
-    /// Most tokens to generate [default: engine.default_max_new_tokens]
-    #[arg(long, value_name = "TOKENS")]
-    max_new_tokens: Option<usize>,
+    #[command(flatten)]
+    pub(super) wanted: SamplingArgs,
 
-    /// 0 always takes the most probable token
-    #[arg(long, default_value_t = 0.0)]
-    temperature: f32,
-
-    /// Only the most probable K tokens; 0 is off
-    #[arg(long, value_name = "K", default_value_t = 0)]
-    top_k: usize,
-
-    /// Only the most probable tokens that sum to P
-    #[arg(long, value_name = "P", default_value_t = 1.0)]
-    top_p: f32,
-
-    /// Same seed, same answer [default: a random one]
+    /// Neither read nor keep the prompts typed earlier
     #[arg(long)]
-    seed: Option<u64>,
+    pub(super) no_history: bool,
 
-    /// Stop before this text; may be given several times
-    #[arg(long, value_name = "TEXT")]
-    stop: Vec<String>,
+    #[command(flatten)]
+    pub(super) output: Output,
 
     #[command(flatten)]
     config: ConfigArgs,
+
+    /// Faults that the worker commits, for tests of what happens then; see `eka::worker::faults`
+    #[arg(long, value_name = "SPEC", hide = true)]
+    faults: Option<Plan>,
 }
 
 /// Generates and streams.
 ///
 /// # Errors
 /// When settings, model or prompt cannot be used, or the generation fails.
-pub(super) fn run(args: Args) -> anyhow::Result<()> {
-    let config = config::Settings::load(&args.config)?.config;
-    args.check()?;
+pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let settings = config::Settings::load(&args.config)?;
+    if args.config.print_config {
+        return super::serve::print_config(&settings, args.output.json).map(|()| Exit::Done.into());
+    }
+    let prompt = args.prompt().ends_as(Exit::Usage)?;
     logging::start_quiet()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(generate(args, &config))
+    let exit = runtime.block_on(generate(args, &settings.config, prompt))?;
+    Ok(exit.into())
 }
 
-async fn generate(args: Args, config: &Config) -> anyhow::Result<()> {
-    let model = prepare::model(config)?;
-    let text = Arc::new(Text::open(&model.dir, &model.id)?);
-    let job = args.job(&text, config)?;
-    let command = worker::command(config, std::slice::from_ref(&model))?;
-    let (supervisor, keeping) = Supervisor::new(command, Arc::new(Metrics::new()));
-    tokio::spawn(keeping);
-    let answered = stream(supervisor.runner(), job, &text, args.stop).await;
-    supervisor.stop().await;
-    let finish = answered?;
-    summarize(&finish);
-    Ok(())
+async fn generate(args: &Args, config: &Config, prompt: Option<String>) -> anyhow::Result<Exit> {
+    let mut speaker = Speaker::start(config, args.faults.as_ref()).await?;
+    let answered = match prompt {
+        Some(prompt) => once(&mut speaker, args, &prompt).await,
+        None => chat::talk(&mut speaker, args).await,
+    };
+    speaker.stop().await;
+    answered
 }
 
 impl Args {
-    fn check(&self) -> anyhow::Result<()> {
-        let (t, p) = (self.temperature, self.top_p);
-        ensure!(t.is_finite() && t >= 0.0, "--temperature is {t}: expected 0 or more");
-        ensure!(p > 0.0 && p <= 1.0, "--top-p is {p}: expected more than 0, at most 1");
-        ensure!(self.max_new_tokens != Some(0), "--max-new-tokens is 0: expected 1 or more");
-        ensure!(
-            self.stop.iter().all(|stop| !stop.is_empty()),
-            "--stop is empty: it would stop before anything"
-        );
-        Ok(())
+    /// The prompt, or none for someone who will type them.
+    fn prompt(&self) -> anyhow::Result<Option<String>> {
+        match self.prompt.as_deref() {
+            Some("-") => from_stdin().map(Some),
+            Some(prompt) => Ok(Some(prompt.to_owned())),
+            None if print::is_on_a_terminal() && !self.output.json => Ok(None),
+            None => {
+                ensure!(
+                    !print::stdin_is_a_terminal(),
+                    "no prompt; give one, or leave --json and redirections out to be asked"
+                );
+                let prompt = from_stdin()?;
+                ensure!(!prompt.is_empty(), "no prompt, and nothing on standard input; give one of them");
+                Ok(Some(prompt))
+            }
+        }
     }
 
-    fn job(&self, text: &Text, config: &Config) -> anyhow::Result<Job> {
-        let prompt = self.encode(text)?;
-        let card = text.card();
-        let context =
-            config.engine.context_length.map_or(card.context_length, |n| card.context_length.min(n.0));
-        let room = context.saturating_sub(prompt.len());
-        ensure!(
-            room > 0,
-            "the prompt of {} tokens leaves no room in the context length of {context}",
-            prompt.len()
-        );
-        let asked = self.max_new_tokens.unwrap_or_else(|| room.min(config.engine.default_max_new.0));
-        ensure!(
-            asked <= room,
-            "--max-new-tokens is {asked}: after a prompt of {} there is room for {room} of {context}",
-            prompt.len()
-        );
-        let sampling = Sampling {
-            temperature: self.temperature,
-            top_k: self.top_k,
-            top_p: self.top_p,
-            seed: self.seed.unwrap_or_else(rand::random),
-            ..Sampling::greedy()
-        };
-        let model = card.id.as_str().into();
-        Ok(Job { model, sampling, end_tokens: card.end_tokens.clone(), ..Job::new(JobId(0), prompt, asked) })
-    }
-
-    fn encode(&self, text: &Text) -> anyhow::Result<Vec<u32>> {
-        let prompt = match self.prompt.as_str() {
-            "-" => from_stdin()?,
-            prompt => prompt.to_owned(),
-        };
+    fn encode(&self, text: &Text, prompt: &str) -> anyhow::Result<Vec<u32>> {
         if self.raw || !text.card().has_chat_template {
             ensure!(self.system.is_none(), "the model has no chat template that --system could go into");
-            return Ok(text.encode(&prompt)?);
+            return Ok(text.encode(prompt)?);
         }
         let mut messages: Vec<_> = self.system.iter().map(|system| Message::new("system", system)).collect();
         messages.push(Message::new("user", prompt));
         Ok(text.encode_chat(&messages.into())?)
+    }
+
+    /// Tokens that the answer may have after a prompt of so many.
+    fn max_new(&self, speaker: &Speaker, prompt: usize) -> anyhow::Result<usize> {
+        let context = speaker.context;
+        let room = context.saturating_sub(prompt);
+        ensure!(room > 0, "the prompt of {prompt} tokens leaves no room in the context length of {context}");
+        let asked = self.wanted.max_new_tokens.unwrap_or_else(|| room.min(speaker.default_max_new));
+        ensure!(
+            asked <= room,
+            "--max-new-tokens is {asked}: after a prompt of {prompt} there is room for {room} of {context}"
+        );
+        Ok(asked)
     }
 }
 
@@ -151,52 +133,49 @@ fn from_stdin() -> anyhow::Result<String> {
     Ok(prompt)
 }
 
-/// Runs the job and writes what comes as it comes.
-async fn stream(runner: Runner, job: Job, text: &Arc<Text>, stops: Vec<String>) -> anyhow::Result<Finish> {
-    let mut decoder = text.decoder(stops);
-    let (sender, mut events) = mpsc::unbounded_channel();
+/// One answer, streamed or as a document.
+async fn once(speaker: &mut Speaker, args: &Args, prompt: &str) -> anyhow::Result<Exit> {
+    let prompt = args.encode(&speaker.text, prompt).ends_as(Exit::Usage)?;
+    let max_new = args.max_new(speaker, prompt.len()).ends_as(Exit::Usage)?;
     let cancel = CancellationToken::new();
-    let interrupted = cancel.clone();
-    tokio::spawn(async move {
-        if tokio::signal::ctrl_c().await.is_ok() {
-            interrupted.cancel();
-        }
-    });
-    let running = runner.run(job, sender, cancel.clone());
-    let writing = async {
-        while let Some(event) = events.recv().await {
-            let Event::Token(id) = event else { continue };
-            let chunk = decoder.push(id);
-            write_out(&chunk.text)?;
-            if chunk.stopped {
-                cancel.cancel();
-            }
-        }
-        write_out(&decoder.finish())?;
-        write_out("\n")
+    let mut stream = Stream::new(!args.output.json);
+    let saying = speaker.say((prompt, max_new), &args.wanted, &cancel, |text| stream.write(text));
+    let (answer, was_interrupted) = interruptible(saying, &cancel).await;
+    let answer = match answer {
+        Err(_) if stream.is_closed => return Ok(Exit::Done),
+        answer => answer?,
     };
-    let (finish, written) = tokio::join!(running, writing);
-    written.context("the answer cannot be written")?;
-    match finish {
-        Err(Failure::NoWorker { message }) => bail!("the model cannot be loaded: {message}"),
-        other => Ok(other?),
+    if args.output.json {
+        print::document(&answer.document(&speaker.text.card().id))?;
+    } else {
+        stream.write("\n").or_else(|e| if stream.is_closed { Ok(()) } else { Err(anyhow!(e)) })?;
+        print::note(answer.summary());
     }
+    Ok(if was_interrupted { Exit::Interrupted } else { Exit::Done })
 }
 
-fn write_out(text: &str) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    out.flush()
+/// Stdout, as text comes.
+pub(super) struct Stream {
+    is_wanted: bool,
+    is_terminal: bool,
+    /// Whoever read it has left.
+    is_closed: bool,
 }
 
-fn summarize(finish: &Finish) {
-    let Finish { usage, timings, .. } = finish;
-    let (prefill, decode) = (timings.prefill.as_secs_f64(), timings.decode.as_secs_f64());
-    eprintln!(
-        "prompt {} tokens in {:.0} ms, answer {} tokens in {:.0} ms",
-        usage.prompt_tokens,
-        prefill * 1e3,
-        usage.completion_tokens,
-        decode * 1e3
-    );
+impl Stream {
+    pub(super) fn new(is_wanted: bool) -> Self {
+        Self { is_wanted, is_terminal: print::stdout_is_a_terminal(), is_closed: false }
+    }
+
+    /// Writes at once; to a terminal, nothing that it would obey.
+    pub(super) fn write(&mut self, text: &str) -> io::Result<()> {
+        if !self.is_wanted {
+            return Ok(());
+        }
+        let mut out = io::stdout().lock();
+        let shown = if self.is_terminal { print::printable(text) } else { text.to_owned() };
+        let written = out.write_all(shown.as_bytes()).and_then(|()| out.flush());
+        self.is_closed |= matches!(&written, Err(e) if e.kind() == io::ErrorKind::BrokenPipe);
+        written
+    }
 }

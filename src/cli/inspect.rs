@@ -11,6 +11,10 @@ use std::{
 use anyhow::Context;
 use serde::Serialize;
 
+use super::{
+    exit::{EndsAs, Exit},
+    print::{self, Output},
+};
 use crate::{
     export::{self, Operator},
     manifest::{AdapterSummary, ExportOptions, Manifest, Quantization},
@@ -28,9 +32,8 @@ pub(super) struct Args {
     #[arg(long)]
     hash: bool,
 
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    pub(super) output: Output,
 }
 
 /// A model directory, looked at.
@@ -65,14 +68,11 @@ struct OperatorEntry {
 /// # Errors
 /// When the directory is no model directory, or cannot be read.
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
-    let inspection = inspect(&args.dir, args.hash)?;
-    let mut out = io::stdout().lock();
-    if args.json {
-        writeln!(out, "{}", serde_json::to_string_pretty(&inspection)?)?;
-    } else {
-        print(&mut out, &args.dir, &inspection)?;
+    let inspection = inspect(&args.dir, args.hash).ends_as(Exit::Model)?;
+    if args.output.json {
+        return print::document(&inspection);
     }
-    Ok(())
+    print::result(|out| print(out, &args.dir, &inspection))
 }
 
 fn inspect(dir: &Path, hash: bool) -> anyhow::Result<Inspection> {
@@ -121,7 +121,7 @@ fn kv_bytes_per_token(manifest: &Manifest) -> u64 {
     2 * (dims.layers * dims.kv_heads * dims.head_dim) as u64 * manifest.dtype.bytes()
 }
 
-fn print(out: &mut impl Write, dir: &Path, inspection: &Inspection) -> io::Result<()> {
+fn print(out: &mut dyn Write, dir: &Path, inspection: &Inspection) -> io::Result<()> {
     writeln!(out, "{}", dir.display())?;
     print_model(out, inspection)?;
     print_origin(out, &inspection.manifest)?;
@@ -139,7 +139,7 @@ fn print(out: &mut impl Write, dir: &Path, inspection: &Inspection) -> io::Resul
     Ok(())
 }
 
-fn print_model(out: &mut impl Write, inspection: &Inspection) -> io::Result<()> {
+fn print_model(out: &mut dyn Write, inspection: &Inspection) -> io::Result<()> {
     let Inspection { manifest, bits_per_weight, kv_bytes_per_token, .. } = inspection;
     let dims = manifest.dims;
     let weights = weights(manifest.quantization.as_ref());
@@ -197,7 +197,7 @@ fn flags(options: &ExportOptions) -> String {
     flags
 }
 
-fn print_origin(out: &mut impl Write, manifest: &Manifest) -> io::Result<()> {
+fn print_origin(out: &mut dyn Write, manifest: &Manifest) -> io::Result<()> {
     let provenance = &manifest.provenance;
     writeln!(out, "\nmade by {}", provenance.exporter)?;
     if let Some(options) = &provenance.options {

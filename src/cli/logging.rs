@@ -1,13 +1,11 @@
 //! What is logged, and how: to stderr, so that stdout holds answers alone.
 
-use std::{
-    io::{self, IsTerminal},
-    sync::Arc,
-};
+use std::{io, sync::Arc};
 
 use anyhow::Context;
 use tracing_subscriber::{EnvFilter, reload};
 
+use super::print;
 use crate::config::{Log, LogFormat};
 
 /// Changes what is logged, from the next line on.
@@ -31,11 +29,13 @@ impl LogLevel {
 /// When `log.level` is no filter.
 pub(super) fn start(log: &Log) -> anyhow::Result<LogLevel> {
     let lines = tracing_subscriber::fmt().with_writer(io::stderr).with_target(false);
+    // A reader of stderr who has left is no reason to panic.
+    let lines = lines.log_internal_errors(false);
     let filter = filter(&log.level)?;
     // A second start, in a test of the whole program, keeps the first.
     Ok(match log.format {
         LogFormat::Text => {
-            let lines = lines.with_ansi(io::stderr().is_terminal());
+            let lines = lines.with_ansi(print::stderr_has_colours());
             let lines = lines.with_env_filter(filter).with_filter_reloading();
             let handle = lines.reload_handle();
             let _ = lines.try_init();

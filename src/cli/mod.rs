@@ -3,28 +3,37 @@
 //! Errors come up to here with their reasons and end as one line on stderr; logs go to stderr as well, so stdout holds
 //! what was asked for and nothing else.
 
+mod answer;
 mod bench;
+mod chat;
 mod doctor;
 mod engine;
 mod entry;
+mod exit;
 mod export;
 mod generate;
 mod inspect;
 mod logging;
 mod logits;
+mod pages;
 mod prepare;
+mod print;
 mod report;
+mod sampling;
 mod serve;
 mod verify;
 mod worker;
 
-use std::process::ExitCode;
+use std::{env, process::ExitCode};
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
+
+use exit::Exit;
+use print::Output;
 
 /// Serves one fine-tuned language model, one answer at a time
 #[derive(Debug, Parser)]
-#[command(version, arg_required_else_help = true)]
+#[command(version, arg_required_else_help = true, after_help = exit::epilogue())]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -39,69 +48,79 @@ enum Command {
     Verify(verify::Args),
     Doctor(doctor::Args),
     Bench(bench::Args),
+    Completions(pages::CompletionsArgs),
+    Man(pages::ManArgs),
     /// Run a model for the parent process at the other end of stdin and stdout
     #[command(hide = true)]
     Worker(worker::Args),
 }
 
-/// Runs the command line: 0 when all went well, 1 when not, 2 for a command that is none.
+/// Runs the command line, says on stderr why it failed, and gives the code to end with; `eka help` lists them.
 #[must_use]
 pub fn run() -> ExitCode {
-    match dispatch(Cli::parse().command) {
+    let command = match Cli::try_parse() {
+        Ok(cli) => cli.command,
+        Err(refused) => return refuse(&refused),
+    };
+    let output = command.output();
+    print::keep_to(output);
+    match dispatch(command) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {}", printable(&reasons(&error)));
-            ExitCode::FAILURE
+            let exit = Exit::of(&error);
+            print::error(&error, exit, output.json);
+            exit.into()
         }
     }
 }
 
-/// The error and its causes, except for those that a message before them has said already.
-fn reasons(error: &anyhow::Error) -> String {
-    let add = |said: String, cause: String| match said.as_str() {
-        "" => cause,
-        before if before.contains(&cause) => said,
-        before => format!("{before}: {cause}"),
-    };
-    error.chain().map(ToString::to_string).fold(String::new(), add)
+/// Says what is wrong with the command line, or the help that was asked for.
+fn refuse(refused: &clap::Error) -> ExitCode {
+    let is_json = env::args_os().take_while(|argument| argument != "--").any(|argument| argument == "--json");
+    if !refused.use_stderr() {
+        let _ = refused.print();
+        return Exit::Done.into();
+    }
+    if is_json {
+        let message = refused.to_string();
+        print::error_document(message.trim_start_matches("error: ").trim_end(), Exit::Usage);
+    } else {
+        let _ = refused.print();
+    }
+    Exit::Usage.into()
 }
 
-/// Names that come from a file could tell a terminal what to do.
-fn printable(message: &str) -> String {
-    let shown = |c: char| if c.is_control() && c != '\n' { c.escape_default().to_string() } else { c.into() };
-    message.chars().map(shown).collect()
+impl Command {
+    /// How it says what it has to say.
+    const fn output(&self) -> Output {
+        match self {
+            Self::Serve(args) => args.output(),
+            Self::Generate(args) => args.output,
+            Self::Export(args) => args.output,
+            Self::Inspect(args) => args.output,
+            Self::Verify(args) => args.output,
+            Self::Doctor(args) => args.output,
+            Self::Bench(args) => args.output,
+            Self::Completions(_) | Self::Man(_) | Self::Worker(_) => Output { json: false, quiet: false },
+        }
+    }
 }
 
 fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
-    let done = |()| ExitCode::SUCCESS;
+    let done = |()| Exit::Done.into();
     match command {
         Command::Serve(args) => serve::run(&args),
-        Command::Generate(args) => generate::run(args).map(done),
+        Command::Generate(args) => generate::run(&args),
         Command::Export(args) => export::run(&args).map(done),
         Command::Inspect(args) => inspect::run(&args).map(done),
         Command::Verify(args) => {
             let same = verify::run(&args)?;
-            Ok(if same { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+            Ok(if same { Exit::Done } else { Exit::Failed }.into())
         }
-        Command::Doctor(args) => doctor::run(&args),
-        Command::Worker(args) => worker::run(args).map(done),
+        Command::Doctor(args) => doctor::run(&args).map(ExitCode::from),
         Command::Bench(args) => bench::run(&args).map(done),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_cause_is_said_once() {
-        let error =
-            anyhow::anyhow!("no such file").context("a.json: no such file; download it").context("export");
-        assert_eq!(reasons(&error), "export: a.json: no such file; download it");
-    }
-
-    #[test]
-    fn a_name_cannot_tell_the_terminal_what_to_do() {
-        assert_eq!(printable("\u{1b}[2Jé\n\0"), "\\u{1b}[2Jé\n\\u{0}");
+        Command::Completions(args) => pages::completions(&args, &Cli::command()).map(done),
+        Command::Man(args) => pages::man(&args, &Cli::command()).map(done),
+        Command::Worker(args) => worker::run(args).map(done),
     }
 }

@@ -3,6 +3,9 @@
 //! `models/demo` holds a checkpoint and an adapter, not a graph: exporting is quick enough to be a part of starting. The
 //! cache's key is the content of the sources and the options, so whatever changes is exported anew and nothing is
 //! exported twice.
+//!
+//! A GPU's attention does not take float32, so what is exported for one is float16, or bfloat16 where the sources are and the
+//! GPU can: their range is then kept. That is an option like others, so the exports for CPU and GPU lie side by side.
 
 use std::{
     fs, io,
@@ -11,11 +14,15 @@ use std::{
 
 use anyhow::{Context, ensure};
 
-use super::export::Bars;
+use super::{
+    exit::{EndsAs, Exit},
+    export::Bars,
+};
 use crate::{
     config::{self, Config, Quantize},
     export::{self, AdapterSource, BlockSize, Options, Source, Storage, WeightFormat},
-    manifest::{self},
+    job::GpuReport,
+    manifest::{self, Dtype},
 };
 
 /// A model that can be loaded.
@@ -31,8 +38,13 @@ pub(super) struct Prepared {
 ///
 /// # Errors
 /// When there is neither, or the export fails.
-pub(super) fn model(config: &Config) -> anyhow::Result<Prepared> {
+pub(super) fn model(config: &Config, gpu: Option<GpuReport>) -> anyhow::Result<Prepared> {
     let path = &config.model.path;
+    usable(path).ends_as(Exit::Model)?;
+    prepared(config, path.clone(), config.model.id.clone(), gpu)
+}
+
+fn usable(path: &Path) -> anyhow::Result<()> {
     ensure!(
         is_usable(path),
         "{} is no model: it has neither {} (written by `eka export`) nor genai_config.json (by onnxruntime-genai) nor base/config.json (a checkpoint to export, with \
@@ -40,15 +52,15 @@ pub(super) fn model(config: &Config) -> anyhow::Result<Prepared> {
         path.display(),
         manifest::FILE_NAME
     );
-    prepared(config, path.clone(), config.model.id.clone())
+    Ok(())
 }
 
 /// Finds all models of the settings, that of `model.path` first, and exports those that are source directories.
 ///
 /// # Errors
 /// As [`model`], or when two have the same name.
-pub(super) fn models(config: &Config) -> anyhow::Result<Vec<Prepared>> {
-    let mut models = vec![model(config)?];
+pub(super) fn models(config: &Config, gpu: Option<GpuReport>) -> anyhow::Result<Vec<Prepared>> {
+    let mut models = vec![model(config, gpu)?];
     let Some(dir) = &config.models.dir else { return Ok(models) };
     for (path, id) in others(dir, &config.model.path)? {
         ensure!(
@@ -56,9 +68,17 @@ pub(super) fn models(config: &Config) -> anyhow::Result<Vec<Prepared>> {
             "{}: another model is called {id} as well; rename the directory, or set model.id",
             path.display()
         );
-        models.push(prepared(config, path, id)?);
+        models.push(prepared(config, path, id, gpu)?);
     }
     Ok(models)
+}
+
+/// Whether a model of the settings is a source directory, so that what it is exported for has to be known.
+pub(super) fn is_exporting(config: &Config) -> bool {
+    let is_source = |path: &Path| is_usable(path) && !manifest::is_model(path);
+    let dir = config.models.dir.as_deref();
+    let others = dir.and_then(|dir| others(dir, &config.model.path).ok()).unwrap_or_default();
+    is_source(&config.model.path) || others.iter().any(|(path, _)| is_source(path))
 }
 
 /// The models in `dir` but for the one in `first`, in the order of their names.
@@ -79,18 +99,19 @@ fn is_usable(path: &Path) -> bool {
     manifest::is_model(path) || path.join("base/config.json").is_file()
 }
 
-fn prepared(config: &Config, path: PathBuf, id: String) -> anyhow::Result<Prepared> {
-    let dir = if manifest::is_model(&path) { path } else { exported(config, &path, &id)? };
+fn prepared(config: &Config, path: PathBuf, id: String, gpu: Option<GpuReport>) -> anyhow::Result<Prepared> {
+    let dir = if manifest::is_model(&path) { path } else { exported(config, &path, &id, gpu)? };
     Ok(Prepared { dir, id })
 }
 
 /// The export of a source directory, from the cache or made now.
-fn exported(config: &Config, path: &Path, id: &str) -> anyhow::Result<PathBuf> {
+fn exported(config: &Config, path: &Path, id: &str, gpu: Option<GpuReport>) -> anyhow::Result<PathBuf> {
     let base = path.join("base");
+    let dtype = dtype(gpu, is_bfloat16(&base));
     let adapter = Some(path.join("adapter")).filter(|adapter| adapter.is_dir());
     let adapters = adapter.into_iter().map(|dir| AdapterSource { dir, weight: 1.0 }).collect();
     let source = Source::Checkpoint { base, adapters };
-    let options = Options { weights: weights(&config.model)?, ..Options::new(source, PathBuf::new()) };
+    let options = Options { dtype, weights: weights(&config.model)?, ..Options::new(source, PathBuf::new()) };
     let key = export::fingerprint(&options)?;
     let output = config.model.cache_dir.join("exports").join(format!("{id}-{}", &key[..16]));
     if output.join(manifest::FILE_NAME).is_file() {
@@ -112,6 +133,23 @@ fn exported(config: &Config, path: &Path, id: &str) -> anyhow::Result<PathBuf> {
     }
 }
 
+/// What an export for this device computes in.
+const fn dtype(gpu: Option<GpuReport>, source_is_bfloat16: bool) -> Dtype {
+    match gpu {
+        None => Dtype::Float32,
+        Some(GpuReport { has_bfloat16: true }) if source_is_bfloat16 => Dtype::Bfloat16,
+        Some(_) => Dtype::Float16,
+    }
+}
+
+/// Whether a checkpoint says that it is bfloat16. One that cannot be read is refused by the export, with reasons.
+fn is_bfloat16(base: &Path) -> bool {
+    let config = fs::read(base.join("config.json")).unwrap_or_default();
+    let config: serde_json::Value = serde_json::from_slice(&config).unwrap_or_default();
+    ["dtype", "torch_dtype"].iter().any(|field| config[field] == "bfloat16")
+        || ["dtype", "torch_dtype"].iter().any(|field| config["text_config"][field] == "bfloat16")
+}
+
 fn weights(model: &config::Model) -> anyhow::Result<Storage> {
     let block_size = match model.block_size {
         None => BlockSize::default(),
@@ -123,4 +161,32 @@ fn weights(model: &config::Model) -> anyhow::Result<Storage> {
         Quantize::Int4 => WeightFormat::Int4,
     };
     Ok(Storage { format, block_size, ..Storage::default() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cpu_gets_float32_and_a_gpu_what_its_attention_takes() {
+        let (old, new) = (GpuReport { has_bfloat16: false }, GpuReport { has_bfloat16: true });
+        for source_is_bfloat16 in [false, true] {
+            assert_eq!(dtype(None, source_is_bfloat16), Dtype::Float32);
+            assert_eq!(dtype(Some(old), source_is_bfloat16), Dtype::Float16);
+        }
+        assert_eq!(dtype(Some(new), false), Dtype::Float16);
+        assert_eq!(dtype(Some(new), true), Dtype::Bfloat16);
+    }
+
+    #[test]
+    fn what_a_checkpoint_is_stored_in_is_read_in_both_spellings() {
+        let base = tempfile::tempdir().unwrap();
+        let says = |config: &str| {
+            fs::write(base.path().join("config.json"), config).unwrap();
+            is_bfloat16(base.path())
+        };
+        assert!(says(r#"{"torch_dtype": "bfloat16"}"#) && says(r#"{"dtype": "bfloat16"}"#));
+        assert!(says(r#"{"text_config": {"dtype": "bfloat16"}}"#));
+        assert!(!says(r#"{"torch_dtype": "float16"}"#) && !says("{}") && !says("no JSON") && !says("[]"));
+    }
 }

@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
+use serde::Serialize;
 
 use super::{
     engine::EngineArgs,
@@ -140,19 +141,53 @@ impl Comparison {
         self.divergence / self.difference.positions as f64
     }
 
-    /// Prints it below the figures of the export.
-    pub(super) fn print(&self, out: &mut impl Write) -> io::Result<()> {
+    /// What comes of it.
+    pub(super) fn figures(&self) -> Figures {
         let Difference { positions, max, same_top, .. } = self.difference;
-        let [found, expected] = self.perplexities();
-        writeln!(out, "  against float32, over {positions} tokens of {}", self.path.display())?;
-        writeln!(out, "    max  |difference|  {max:.3e}")?;
+        let [perplexity, float32_perplexity] = self.perplexities();
+        Figures {
+            text: self.path.clone(),
+            positions,
+            max_difference: max,
+            mean_difference: self.difference.mean(),
+            rms_difference: self.difference.rms(),
+            kl_divergence: self.divergence(),
+            same_top,
+            perplexity,
+            float32_perplexity,
+        }
+    }
+
+    /// Prints it below the figures of the export.
+    pub(super) fn print(&self, out: &mut dyn Write) -> io::Result<()> {
+        let Figures { text, positions, same_top, perplexity, float32_perplexity, .. } = self.figures();
+        writeln!(out, "  against float32, over {positions} tokens of {}", text.display())?;
+        writeln!(out, "    max  |difference|  {:.3e}", self.difference.max)?;
         writeln!(out, "    mean |difference|  {:.3e}", self.difference.mean())?;
         writeln!(out, "    rms  |difference|  {:.3e}", self.difference.rms())?;
         writeln!(out, "    KL divergence      {:.3e} nats a token", self.divergence())?;
         let share = 100.0 * same_top as f64 / positions as f64;
         writeln!(out, "    same most probable token at {share:.2} % of positions")?;
-        writeln!(out, "    perplexity {found:.4}, of float32 {expected:.4}: ratio {:.4}", found / expected)
+        let ratio = perplexity / float32_perplexity;
+        writeln!(out, "    perplexity {perplexity:.4}, of float32 {float32_perplexity:.4}: ratio {ratio:.4}")
     }
+}
+
+/// What an export computes, against float32, as JSON has it.
+#[derive(Debug, Serialize)]
+pub(super) struct Figures {
+    text: PathBuf,
+    positions: usize,
+    /// Of logits, like the next two; null when one of them is no number.
+    max_difference: f32,
+    mean_difference: f64,
+    rms_difference: f64,
+    /// In nats a token.
+    kl_divergence: f64,
+    /// Positions with the same most probable token.
+    same_top: usize,
+    perplexity: f64,
+    float32_perplexity: f64,
 }
 
 #[cfg(test)]

@@ -7,24 +7,26 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     entry::{Entry, limits},
+    exit::{EndsAs, Exit},
     logging::{self, LogLevel},
-    prepare::{self, Prepared},
+    prepare::Prepared,
+    print::{self, Output},
     worker,
 };
 use crate::{
     config::{self, Config, ConfigArgs},
     device::host::{self, Pace},
-    executor::{Executor, Switching},
+    executor::{Executor, Routing},
     http::{self, AppState, Catalogue, Life, Orders, Settings},
     job::{ModelId, Readiness},
-    metrics::{MemoryKind, Metrics},
-    supervise::{Foreman, Runner, Supervisor},
+    metrics::{MemoryKind, Metrics, OnDevice},
+    supervise::{Fleet, FleetForeman, FleetRunner, FleetView},
     text::{Text, TextError},
     traces::{Collector, Options},
     worker::faults::Plan,
@@ -38,6 +40,9 @@ const LAST_SPANS: Duration = Duration::from_secs(2);
 pub(super) struct Args {
     #[command(flatten)]
     config: ConfigArgs,
+    /// Print the settings as JSON, with --print-config
+    #[arg(long, requires = "print_config")]
+    json: bool,
     /// Faults that workers commit, for tests of what happens then; see `eka::worker::faults`
     // A flag alone: neither settings nor environment, which others than whoever starts it may write.
     #[arg(long, value_name = "SPEC", hide = true)]
@@ -51,8 +56,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let settings = config::Settings::load(&args.config)?;
     if args.config.print_config {
-        print!("{}", settings.to_toml());
-        return Ok(ExitCode::SUCCESS);
+        return print_config(&settings, args.json).map(|()| ExitCode::SUCCESS);
     }
     let level = logging::start(&settings.config.log)?;
     // Before there are other threads, which inherit it.
@@ -67,31 +71,58 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     runtime.block_on(serve(&config, &faults, entry, level))
 }
 
+impl Args {
+    /// What it says while it serves is the log's.
+    pub(super) const fn output(&self) -> Output {
+        Output { json: self.json, quiet: false }
+    }
+}
+
+/// Prints the settings and where each comes from.
+///
+/// # Errors
+/// When stdout cannot be written to.
+pub(super) fn print_config(settings: &config::Settings, as_json: bool) -> anyhow::Result<()> {
+    if as_json {
+        return print::document(&settings.to_json());
+    }
+    print::result(|out| out.write_all(settings.to_toml().as_bytes()))
+}
+
 async fn serve(config: &Config, faults: &Plan, entry: Entry, level: LogLevel) -> anyhow::Result<ExitCode> {
-    let models = prepare::models(config)?;
+    let (mut models, mut commands): (Vec<_>, Vec<_>) = worker::commands(config).await?.into_iter().unzip();
+    // Text is the same whatever device it is for.
+    let models = models.swap_remove(0);
     let catalogue = catalogue(&models)?;
     let listener = listen(config)?;
-    let metrics = Arc::new(Metrics::new());
+    commands.iter_mut().for_each(|command| command.arguments.extend(worker::faults(faults)));
+    let labels: Vec<String> = commands.iter().filter_map(|command| command.label.clone()).collect();
+    let metrics = Arc::new(Metrics::for_devices(&labels));
     let collector = collector(config, &metrics)?;
-    let mut command = worker::command(config, &models)?;
-    command.arguments.extend(worker::faults(faults));
-    let (supervisor, keeping) = Supervisor::new(command, Arc::clone(&metrics));
-    let readiness = supervisor.readiness();
-    let (executor, working) = executor(config, &metrics, supervisor.runner());
+    let (fleet, keeping) = Fleet::new(commands, &metrics);
+    let readiness = fleet.readiness();
+    let (executor, working) = executor(config, &metrics, fleet.runners());
     tokio::spawn(show_own_memory(Arc::clone(&metrics)));
-    set_order(config, &executor, readiness.clone());
+    executor.limit_overtakes(config.queue.max_overtakes);
+    route(config, &executor, fleet.view());
     let names: Vec<_> = models.iter().map(|model| format!("{:?}", model.id)).collect();
     let scheme = if entry.tls.is_some() { "https" } else { "http" };
     tracing::info!("serving {} on {scheme}://{}", names.join(", "), listener.local_addr()?);
     let drain = CancellationToken::new();
-    let state =
-        AppState::new(catalogue, executor.clone(), metrics, readiness.clone(), Settings::from(config))
-            .with_orders(orders(supervisor.foreman()))
-            .with_door(Arc::clone(&entry.door))
-            .with_tls(entry.tls.clone())
-            .with_deadlines(entry.deadlines())
-            .with_drain(drain.clone())
-            .with_log(Arc::new(move |text| level.set(text).map_err(|error| error.to_string())));
+    let state = AppState::new(
+        catalogue,
+        executor.clone(),
+        Arc::clone(&metrics),
+        readiness.clone(),
+        Settings::from(config),
+    )
+    .with_orders(orders(fleet.foreman()))
+    .with_devices(devices(&fleet.view()))
+    .with_door(Arc::clone(&entry.door))
+    .with_tls(entry.tls.clone())
+    .with_deadlines(entry.deadlines())
+    .with_drain(drain.clone())
+    .with_log(Arc::new(move |text| level.set(text).map_err(|error| error.to_string())));
     tokio::spawn(entry.watch(executor));
     let mut last = Readiness::Starting;
     let served = http::serve(
@@ -103,9 +134,9 @@ async fn serve(config: &Config, faults: &Plan, entry: Entry, level: LogLevel) ->
             },
             shutdown: ended(readiness.clone(), drain),
             finish: async {
-                // Asked before the worker is told to end, which is a state of its own.
+                // Asked before the workers are told to end, which is a state of its own.
                 last = readiness.borrow().clone();
-                supervisor.stop().await;
+                fleet.stop().await;
             },
         },
     )
@@ -115,7 +146,9 @@ async fn serve(config: &Config, faults: &Plan, entry: Entry, level: LogLevel) ->
     }
     served.context("the HTTP server failed")?;
     match last {
-        Readiness::Down { reason, retry_in: None } => bail!("the model cannot be loaded: {reason}"),
+        Readiness::Down { reason, retry_in: None } => {
+            Err(anyhow!("the model cannot be loaded: {reason}")).ends_as(Exit::without_worker(&metrics))
+        }
         _ => Ok(ExitCode::SUCCESS),
     }
 }
@@ -128,22 +161,38 @@ fn catalogue(models: &[Prepared]) -> anyhow::Result<Catalogue> {
     Ok(Catalogue::new(first, texts))
 }
 
-fn orders(foreman: Foreman) -> Orders {
+fn orders(foreman: FleetForeman) -> Orders {
     Arc::new(move |order| {
         let foreman = foreman.clone();
         Box::pin(async move { foreman.give(order).await })
     })
 }
 
-fn set_order(config: &Config, executor: &Executor, readiness: watch::Receiver<Readiness>) {
-    executor.limit_overtakes(config.queue.max_overtakes);
-    let Some(most) = config.queue.max_switches else { return };
-    let is_loaded = Arc::new(move |model: &ModelId| match &*readiness.borrow() {
-        Readiness::Ready(slot) => slot.model(model).is_some(),
-        // A worker that is coming up loads whatever is asked for first.
-        _ => true,
+/// The devices by name, where there are several.
+fn devices(view: &FleetView) -> Vec<(String, watch::Receiver<Readiness>)> {
+    view.devices().filter_map(|(label, readiness)| Some((label?.to_owned(), readiness))).collect()
+}
+
+/// Has jobs wait for the device that suits them, where there is a choice.
+fn route(config: &Config, executor: &Executor, mut view: FleetView) {
+    let most_switches = config.queue.max_switches;
+    let has_one_device = view.devices().count() == 1;
+    if has_one_device && most_switches.is_none() {
+        return;
+    }
+    let (loaded, open) = (view.clone(), view.clone());
+    executor.route(Routing {
+        most_switches,
+        is_loaded: Arc::new(move |slot, model: &ModelId| loaded.is_loaded(slot, model)),
+        is_open: Arc::new(move |slot| has_one_device || open.is_open(slot)),
     });
-    executor.limit_switches(Switching { most, is_loaded });
+    let executor = executor.clone();
+    tokio::spawn(async move {
+        loop {
+            view.changed().await;
+            executor.look_again();
+        }
+    });
 }
 
 /// Where traces go, if they are collected.
@@ -159,17 +208,21 @@ fn listen(config: &Config) -> anyhow::Result<TcpListener> {
     let address = SocketAddr::new(config.server.bind, config.server.port);
     TcpListener::bind(address)
         .with_context(|| format!("cannot listen on {address}; set server.bind or server.port"))
+        .ends_as(Exit::Machine)
 }
 
 fn executor(
     config: &Config,
     metrics: &Arc<Metrics>,
-    runner: Runner,
+    runners: Vec<FleetRunner>,
 ) -> (Executor, impl Future<Output = ()> + Send + use<>) {
-    Executor::new(limits(config), Arc::clone(metrics), move |job, events, cancel| {
-        let runner = runner.clone();
-        async move { runner.run(job, events, cancel).await }
-    })
+    let run = |runner: FleetRunner| {
+        move |job, events, cancel| {
+            let runner = runner.clone();
+            async move { runner.run(job, events, cancel).await }
+        }
+    };
+    Executor::with_slots(limits(config), Arc::clone(metrics), runners.into_iter().map(run).collect())
 }
 
 /// Completes when the server shall end: at a signal, when `/admin/drain` says so, or when no worker will ever run. A
@@ -191,7 +244,7 @@ async fn ended(mut readiness: watch::Receiver<Readiness>, drain: CancellationTok
         tokio::time::sleep(Duration::from_secs(1)).await;
         let name = signal().await;
         tracing::warn!("{name} again: ending at once");
-        process::exit(1);
+        process::exit(Exit::Interrupted.code().into());
     });
 }
 
@@ -225,7 +278,8 @@ async fn show_own_memory(metrics: Arc<Metrics>) {
         let host::HostMemory { resident, anonymous, .. } = host::memory();
         for (kind, bytes) in [("resident", resident), ("anonymous", anonymous)] {
             if let Some(bytes) = bytes {
-                let gauge = metrics.memory.get_or_create(&MemoryKind { process: "parent", kind });
+                let kind = MemoryKind { process: "parent", kind, device: OnDevice::default() };
+                let gauge = metrics.memory.get_or_create(&kind);
                 gauge.set(i64::try_from(bytes.0).unwrap_or(i64::MAX));
             }
         }

@@ -3,12 +3,22 @@
 //! Parity is a number, not a belief: the logits of every position and the greedy continuation are compared with what a
 //! reference implementation computed from the same files.
 
-use std::{fs, io, io::Write, path::PathBuf};
+use std::{
+    fs,
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, bail, ensure};
 use safetensors::{Dtype, SafeTensors};
+use serde::Serialize;
 
-use super::{engine::EngineArgs, logits::Difference};
+use super::{
+    engine::EngineArgs,
+    exit::{EndsAs, Exit},
+    logits::Difference,
+    print::{self, ERROR, GOOD, Output},
+};
 use crate::engine::{Forward, Sampler, Timeline};
 use crate::job::Sampling;
 
@@ -37,6 +47,9 @@ pub(super) struct Args {
 
     #[command(flatten)]
     engine: EngineArgs,
+
+    #[command(flatten)]
+    pub(super) output: Output,
 }
 
 /// Compares and prints; whether all is within the tolerance.
@@ -44,8 +57,8 @@ pub(super) struct Args {
 /// # Errors
 /// When the model or the reference cannot be used.
 pub(super) fn run(args: &Args) -> anyhow::Result<bool> {
-    ensure!(args.atol >= 0.0, "--atol is {}: a difference is not negative; use 0 or more", args.atol);
-    let reference = Reference::read(args)?;
+    args.check().ends_as(Exit::Usage)?;
+    let reference = Reference::read(args).ends_as(Exit::Usage)?;
     let device = args.engine.device()?;
     let mut timeline = args.engine.open_on(&device, &args.model)?;
     let vocabulary = timeline.vocabulary();
@@ -59,7 +72,20 @@ pub(super) fn run(args: &Args) -> anyhow::Result<bool> {
     let difference = compare(&logits, &reference.logits, vocabulary);
     let greedy = reference.greedy.as_deref().map(|expected| continues(&mut timeline, &reference, expected));
     let greedy = greedy.transpose()?;
-    report(args, &difference, greedy)
+    let report = Report::new(args, &difference, greedy);
+    if args.output.json {
+        print::document(&report)?;
+    } else {
+        print::result(|out| report.print(args, out))?;
+    }
+    Ok(report.passed)
+}
+
+impl Args {
+    fn check(&self) -> anyhow::Result<()> {
+        ensure!(self.atol >= 0.0, "--atol is {}: a difference is not negative; use 0 or more", self.atol);
+        Ok(())
+    }
 }
 
 /// What the model should compute.
@@ -153,21 +179,62 @@ fn continues(
     Ok((expected.len(), expected.len()))
 }
 
-fn report(args: &Args, difference: &Difference, greedy: Option<(usize, usize)>) -> anyhow::Result<bool> {
-    let Difference { positions, max, same_top, .. } = difference;
-    let mut out = io::stdout().lock();
-    writeln!(out, "{} against {:?} of {}", args.model.display(), args.logits, args.expected.display())?;
-    let within = *max <= args.atol;
-    let verdict = if within { "within" } else { "BEYOND" };
-    writeln!(out, "  max  |difference|  {max:.3e}   {verdict} {:.0e}", args.atol)?;
-    writeln!(out, "  mean |difference|  {:.3e}", difference.mean())?;
-    writeln!(out, "  same most probable token at {same_top} of {positions} positions")?;
-    let Some((same, all)) = greedy else {
-        writeln!(out, "  no {:?} to compare the greedy continuation with", args.greedy)?;
-        return Ok(within);
-    };
-    writeln!(out, "  greedy continuation: {same} of {all} tokens equal")?;
-    Ok(within && same == all)
+/// What was found, as JSON has it.
+#[derive(Debug, Serialize)]
+struct Report<'a> {
+    model: &'a Path,
+    reference: &'a Path,
+    /// The name of the logits compared with.
+    logits: &'a str,
+    positions: usize,
+    /// Null when a logit is no number.
+    max_difference: f32,
+    mean_difference: f64,
+    atol: f32,
+    /// Positions with the same most probable token.
+    same_top: usize,
+    greedy: Option<Greedy>,
+    passed: bool,
+}
+
+/// Tokens of the greedy continuation, and how many are equal before the first that is not.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Greedy {
+    equal: usize,
+    tokens: usize,
+}
+
+impl<'a> Report<'a> {
+    fn new(args: &'a Args, difference: &Difference, greedy: Option<(usize, usize)>) -> Self {
+        let is_same = greedy.is_none_or(|(equal, tokens)| equal == tokens);
+        Self {
+            model: &args.model,
+            reference: &args.expected,
+            logits: &args.logits,
+            positions: difference.positions,
+            max_difference: difference.max,
+            mean_difference: difference.mean(),
+            atol: args.atol,
+            same_top: difference.same_top,
+            greedy: greedy.map(|(equal, tokens)| Greedy { equal, tokens }),
+            passed: difference.max <= args.atol && is_same,
+        }
+    }
+
+    fn print(&self, args: &Args, out: &mut dyn Write) -> io::Result<()> {
+        let Self { model, reference, logits, positions, max_difference: max, atol, same_top, .. } = self;
+        writeln!(out, "{} against {logits:?} of {}", model.display(), reference.display())?;
+        let (verdict, style) = if max <= atol { ("within", GOOD) } else { ("BEYOND", ERROR) };
+        writeln!(out, "  max  |difference|  {max:.3e}   {style}{verdict}{style:#} {atol:.0e}")?;
+        writeln!(out, "  mean |difference|  {:.3e}", self.mean_difference)?;
+        writeln!(out, "  same most probable token at {same_top} of {positions} positions")?;
+        match self.greedy {
+            None => writeln!(out, "  no {:?} to compare the greedy continuation with", args.greedy),
+            Some(Greedy { equal, tokens }) => {
+                writeln!(out, "  greedy continuation: {equal} of {tokens} tokens equal")
+            }
+        }
+    }
 }
 
 #[cfg(test)]

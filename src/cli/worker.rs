@@ -7,14 +7,18 @@ use std::{
     io::{self, Write},
 };
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 
-use super::{logging, prepare::Prepared};
+use super::{
+    logging,
+    prepare::{self, Prepared},
+};
 use crate::{
+    choice::DeviceChoice,
     config::{self, Config},
     device::host,
-    job::KeepAlive,
-    supervise::{Budgets, Place, Recycle, WorkerCommand},
+    job::{GpuReport, KeepAlive},
+    supervise::{Budgets, Place, Recycle, WorkerCommand, ask_device},
     units::Bytes,
     wire::WorkerSpec,
     worker::{self, faults::Plan},
@@ -63,24 +67,84 @@ pub(super) fn faults(plan: &Plan) -> Vec<OsString> {
     if plan.is_off() { Vec::new() } else { vec!["--faults".into(), plan.to_string().into()] }
 }
 
-/// How to start a worker of this program for these models.
+/// How to start a worker of this program for these models, on the first device of the settings.
 ///
 /// # Errors
 /// When the program or a model's files cannot be found.
 pub(super) fn command(config: &Config, models: &[Prepared]) -> anyhow::Result<WorkerCommand> {
+    command_on(config, config.engine.devices.first(), models)
+}
+
+/// The models to serve on each device of the settings, and how to start a worker for them, in the settings' order. Devices
+/// differ in the exports that they get, and in nothing else.
+///
+/// # Errors
+/// As [`command`] and [`prepare::models`], or when no device can be used that something is to be exported for.
+pub(super) async fn commands(config: &Config) -> anyhow::Result<Vec<(Vec<Prepared>, WorkerCommand)>> {
+    let devices = &config.engine.devices;
+    let mut commands = Vec::new();
+    for (choice, label) in devices.all().iter().zip(devices.labels()) {
+        let models = prepare::models(config, gpu(config, *choice).await?)?;
+        let mut command = shared_out(command_on(config, *choice, &models)?, config);
+        if devices.all().len() > 1 {
+            // Devices differ in speed.
+            let pace_file = format!("pace-{}.json", label.replace(':', "-"));
+            command.pace_file = Some(config.model.cache_dir.join(pace_file));
+            command.label = Some(label);
+        }
+        commands.push((models, command));
+    }
+    Ok(commands)
+}
+
+/// What the GPU can do that a device is, if it is one and that has to be known. A worker says so, as this process loads no
+/// device's libraries.
+///
+/// # Errors
+/// When it is to be a GPU, alone, and cannot be used. Otherwise the keeper of its worker says so, or another device serves.
+pub(super) async fn gpu(config: &Config, choice: DeviceChoice) -> anyhow::Result<Option<GpuReport>> {
+    if choice == DeviceChoice::Cpu || !prepare::is_exporting(config) {
+        return Ok(None);
+    }
+    match ask_device(&command_on(config, choice, &[])?).await {
+        Ok(report) => Ok(report.gpu),
+        Err(reason) if choice != DeviceChoice::Auto && config.engine.devices.all().len() == 1 => {
+            bail!("the model cannot be loaded: {reason}")
+        }
+        Err(_) => Ok(None),
+    }
+}
+
+/// What the settings do not say is shared out among workers on the CPU: its cores, and the machine's memory.
+fn shared_out(mut command: WorkerCommand, config: &Config) -> WorkerCommand {
+    let cpus = config.engine.devices.cpus();
+    if command.spec.device != DeviceChoice::Cpu || cpus < 2 {
+        return command;
+    }
+    command.spec.threads.get_or_insert_with(|| (host::physical_cores() / cpus).max(1));
+    if config.models.memory.is_none() {
+        let share = |all: Bytes| Bytes(all.0 / u64::try_from(cpus).unwrap_or(1));
+        command.model_memory = command.model_memory.map(share);
+    }
+    command
+}
+
+fn command_on(config: &Config, device: DeviceChoice, models: &[Prepared]) -> anyhow::Result<WorkerCommand> {
     let spec = WorkerSpec {
         onnxruntime_dir: config.onnxruntime.dir.clone(),
         threads: config.engine.threads.map(Into::into),
         prefill_chunk: config.engine.prefill_chunk.get(),
         context_length: config.engine.context_length.map(|n| n.0),
-        device: config.engine.device,
+        device,
         device_memory: config.device.memory_limit,
         trim: config.device.trim,
+        kv_keep: config.device.kv_keep,
         host_pool: config.device.host_pool,
     };
     let half = host::machine_memory().map(|(total, _)| Bytes(total.0 / 2));
     let keep_alive = config.models.keep_alive;
     Ok(WorkerCommand {
+        label: None,
         program: env::current_exe().context("this program's own file cannot be found")?,
         arguments: vec![NAME.into()],
         spec,

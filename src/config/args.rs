@@ -39,10 +39,10 @@ pub struct ConfigArgs {
     /// Port to listen on; 0 for any that is free
     #[arg(long, value_name = "PORT")]
     pub port: Option<String>,
-    /// What computes: auto, cpu, cuda, or cuda:N with the number of a GPU
+    /// What computes: auto, cpu, cuda, cuda:N with the number of a GPU, or several such as cuda:0,cuda:1
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<String>,
-    /// Threads that compute [default: physical cores]
+    /// Threads of a worker that compute [default: physical cores, shared out among workers on the CPU]
     #[arg(long, value_name = "N")]
     pub threads: Option<String>,
     /// Most tokens of prompt and answer together, below the model's own limit

@@ -54,7 +54,7 @@ const fn derived(path: &'static str, default: &'static str, kind: Kind) -> Key {
 }
 
 /// Every setting, section by section; printed in this order.
-pub(super) const KEYS: [Key; 53] = [
+pub(super) const KEYS: [Key; 54] = [
     text("server.bind", "127.0.0.1", "an IP address, such as 127.0.0.1, or 0.0.0.0 for every interface"),
     whole("server.port", "8110", 0, 65_535),
     whole("server.grace_ms", "30000", 0, WEEK_MS),
@@ -102,7 +102,11 @@ pub(super) const KEYS: [Key; 53] = [
     whole("queue.total_timeout_ms", "600000", 1, WEEK_MS),
     whole("queue.max_overtakes", "4", 0, 1 << 20),
     derived("queue.max_switches", "no limit", Kind::Whole { least: 1, most: 1 << 20 }),
-    text("engine.device", "auto", "auto, cpu, cuda, or cuda:N with the number of a GPU"),
+    text(
+        "engine.device",
+        "auto",
+        "auto, cpu, cuda, cuda:N with the number of a GPU, or several such as cuda:0,cuda:1",
+    ),
     derived("engine.threads", "physical cores", Kind::Whole { least: 1, most: 1024 }),
     whole("engine.prefill_chunk", "512", 1, 16_384),
     derived("engine.context_length", "the model's", Kind::Whole { least: 2, most: 1 << 24 }),
@@ -117,6 +121,7 @@ pub(super) const KEYS: [Key; 53] = [
         "always",
         "always, above=<bytes>, idle=<milliseconds> or never, and ,keep=<bytes> after it if anything shall stay",
     ),
+    whole("device.kv_keep_bytes", "0", 0, 1 << 50),
     truth("device.host_pool", "false"),
     derived("onnxruntime.dir", "where `eka doctor` looks", Kind::Text("a directory")),
     whole("watchdog.load_ms", "600000", 1, WEEK_MS),

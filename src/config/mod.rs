@@ -29,7 +29,7 @@ use self::{
     raw::RawConfig,
 };
 use crate::{
-    choice::DeviceChoice,
+    choice::Devices,
     trim::TrimPolicy,
     units::{Bytes, Millis, Ratio, Tokens},
 };
@@ -203,8 +203,8 @@ pub struct Queue {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Engine {
     /// What computes.
-    pub device: DeviceChoice,
-    /// Threads that compute; `None` is one for each physical core.
+    pub devices: Devices,
+    /// Threads of one worker that compute; `None` is one for each physical core, shared out among workers on the CPU.
     pub threads: Option<NonZeroUsize>,
     /// Prompt tokens read at once.
     pub prefill_chunk: NonZeroUsize,
@@ -221,6 +221,8 @@ pub struct Device {
     pub memory_limit: Option<Bytes>,
     /// When what is unused goes back.
     pub trim: TrimPolicy,
+    /// Most of it that the key-value cache keeps between two requests.
+    pub kv_keep: Bytes,
     /// Treat the CPU's memory as a GPU's is treated: for tests of that.
     pub host_pool: bool,
 }
@@ -381,6 +383,11 @@ fn list(problems: &[Problem]) -> String {
     problems.iter().map(Problem::to_string).collect::<Vec<_>>().join("\n")
 }
 
+/// Every environment variable that is read, with the setting that it sets.
+pub fn variables() -> impl Iterator<Item = (String, &'static str)> {
+    keys::KEYS.iter().map(|key| (key.variable(), key.path))
+}
+
 /// The proven settings, with where each came from.
 #[derive(Debug)]
 pub struct Settings {
@@ -402,6 +409,12 @@ impl Settings {
     #[must_use]
     pub fn to_toml(&self) -> String {
         print::to_toml(&self.merged)
+    }
+
+    /// The settings as an object of objects: by path, the value and where it came from.
+    #[must_use]
+    pub fn to_json(&self) -> serde_json::Value {
+        print::to_json(&self.merged)
     }
 
     /// The settings whose values differ.

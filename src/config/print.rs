@@ -1,6 +1,9 @@
-//! `--print-config`: the settings as a file, each with where it came from.
+//! `--print-config`: the settings as a file or as JSON, each with where it came from.
 
 use std::fmt::Write;
+
+use config::ValueKind;
+use serde_json::{Map, Value, json};
 
 use super::{
     keys::{Default, KEYS, Key, Kind},
@@ -21,6 +24,26 @@ pub(super) fn to_toml(merged: &Merged) -> String {
         toml += &line(key, name, merged);
     }
     toml
+}
+
+/// One object with every setting by its path: its `value`, or null, and its `origin`, or null; of one that nobody set,
+/// what is done `instead`; of one that is set and not shown, that it is `secret`.
+pub(super) fn to_json(merged: &Merged) -> Value {
+    let entry = |key: &Key| (key.path.to_owned(), document(key, merged));
+    KEYS.iter().map(entry).collect::<Map<_, _>>().into()
+}
+
+fn document(key: &Key, merged: &Merged) -> Value {
+    match (merged.get(key.path), &key.default) {
+        (Some(value), _) => match (&key.kind, &value.kind) {
+            (Kind::Secret(_), _) => json!({"value": null, "origin": merged.origin(key.path), "secret": true}),
+            (_, ValueKind::I64(n)) => json!({"value": n, "origin": merged.origin(key.path)}),
+            (_, ValueKind::Boolean(is)) => json!({"value": is, "origin": merged.origin(key.path)}),
+            (_, other) => json!({"value": other.to_string(), "origin": merged.origin(key.path)}),
+        },
+        (None, Default::Derived(instead)) => json!({"value": null, "origin": null, "instead": instead}),
+        (None, Default::Is(_)) => json!({"value": null, "origin": null}),
+    }
 }
 
 fn line(key: &Key, name: &str, merged: &Merged) -> String {

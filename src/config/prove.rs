@@ -19,6 +19,7 @@ use super::{
     },
 };
 use crate::{
+    choice::{Devices, DevicesError},
     trim::TrimPolicyError,
     units::{Bytes, Millis, Tokens},
 };
@@ -186,7 +187,7 @@ impl Proof<'_> {
     }
 
     fn engine(&mut self, raw: &RawEngine) -> Option<Engine> {
-        let device = self.some("engine.device", raw.device.parse().ok());
+        let devices = self.devices(&raw.device);
         let threads = self.optional(raw.threads, |proof, n| proof.positive("engine.threads", n));
         let prefill_chunk = self.positive("engine.prefill_chunk", raw.prefill_chunk);
         let context_length =
@@ -194,12 +195,23 @@ impl Proof<'_> {
         let default_max_new =
             self.whole("engine.default_max_new_tokens", raw.default_max_new_tokens).map(Tokens);
         Some(Engine {
-            device: device?,
+            devices: devices?,
             threads: threads?,
             prefill_chunk: prefill_chunk?,
             context_length: context_length?,
             default_max_new: default_max_new?,
         })
+    }
+
+    fn devices(&mut self, raw: &str) -> Option<Devices> {
+        match raw.parse() {
+            Ok(devices) => Some(devices),
+            Err(DevicesError::Word(_)) => self.some("engine.device", None),
+            Err(e) => {
+                self.refuse("engine.device", format!("a list of devices: {e}"));
+                None
+            }
+        }
     }
 
     fn device(&mut self, raw: &RawDevice) -> Option<Device> {
@@ -213,7 +225,8 @@ impl Proof<'_> {
                 None
             }
         };
-        Some(Device { memory_limit: limit?, trim: trim?, host_pool: raw.host_pool })
+        let kv_keep = self.whole("device.kv_keep_bytes", raw.kv_keep_bytes).map(Bytes);
+        Some(Device { memory_limit: limit?, trim: trim?, kv_keep: kv_keep?, host_pool: raw.host_pool })
     }
 
     fn onnxruntime(&mut self, raw: &RawOnnxRuntime) -> Option<OnnxRuntime> {

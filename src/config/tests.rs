@@ -4,6 +4,8 @@ use std::{collections::BTreeMap, fs, net::Ipv4Addr};
 
 use clap::Parser;
 
+use crate::choice::DeviceChoice;
+
 use super::{
     keys::{KEYS, Kind},
     *,
@@ -71,8 +73,11 @@ fn without_anything_set_the_defaults_serve_the_demo() {
     assert_eq!((auth.keys_file, auth.keys, auth.open_metrics, tls), (None, None, false, None));
     assert_eq!((cors.origins, limits.requests_per_minute_per_ip), (Origins::These(vec![]), None));
     assert!(!log.prompts);
-    assert_eq!((engine.device, device.memory_limit, device.host_pool), (DeviceChoice::Auto, None, false));
-    assert_eq!(device.trim, TrimPolicy::default());
+    assert_eq!(
+        (engine.devices, device.memory_limit, device.host_pool),
+        (DeviceChoice::Auto.into(), None, false)
+    );
+    assert_eq!((device.trim, device.kv_keep), (TrimPolicy::default(), Bytes(0)));
     assert_eq!((watchdog.decode_floor, watchdog.decode_factor), (Millis(15_000), 50));
     assert_eq!((server.bind, server.port), (IpAddr::from(Ipv4Addr::LOCALHOST), 8110));
     assert_eq!((server.grace, server.heartbeat), (Millis(30_000), Millis(2000)));
@@ -150,7 +155,7 @@ fn flags_of_their_own_set_what_they_say() {
     let Config { server, model, queue, engine, onnxruntime, log, .. } = load("", &[], &flags).config;
     assert_eq!((model.path, model.id.as_str(), model.quantize), ("m".into(), "n", Quantize::Int8));
     assert_eq!((server.bind, server.port), (IpAddr::from(Ipv4Addr::UNSPECIFIED), 0));
-    assert_eq!(engine.device, DeviceChoice::Cuda(2));
+    assert_eq!(engine.devices, DeviceChoice::Cuda(2).into());
     assert_eq!((engine.threads.unwrap().get(), engine.context_length), (4, Some(Tokens(128))));
     assert_eq!((queue.max_jobs.get(), onnxruntime.dir, log.level.as_str()), (1, Some("o".into()), "debug"));
 }
@@ -244,7 +249,12 @@ fn messages_say_what_would_do() {
     );
     assert_eq!(
         one(&["--device=gpu"]),
-        "engine.device is \"gpu\" (--device): expected auto, cpu, cuda, or cuda:N with the number of a GPU"
+        "engine.device is \"gpu\" (--device): expected auto, cpu, cuda, cuda:N with the number of a GPU, or several such as cuda:0,cuda:1"
+    );
+    assert_eq!(
+        one(&["--device=auto,cuda:1"]),
+        "engine.device is \"auto,cuda:1\" (--device): expected a list of devices: auto stands alone, as it may be any of the \
+         others; name each device, such as cuda:0,cuda:1"
     );
     assert!(one(&["--set", "device.trim=often"]).contains("expected always, above=<bytes>"));
     assert!(one(&["--set", "device.trim=always,keep=1GB"]).contains("with KiB, MiB or GiB"));

@@ -7,10 +7,12 @@
 //!
 //! A run is then one call (`RunWithBinding`), which neither allocates nor looks up names. ort's safe `bind_input`
 //! cannot do this: on a borrowed tensor it clones through a hidden session and locks itself out, and on an owned one
-//! the memory is ONNX Runtime's. Invariant: every bound value's memory is owned, through a slot or `Rc`, by the binding,
-//! and `Region`s never move; so what ONNX Runtime reads and writes during a run is mapped.
+//! the memory is ONNX Runtime's. Invariant: during a run every bound value's memory is owned, through a slot or `Rc`, by
+//! the binding, and neither `Region`s nor blocks of a pool move; so what ONNX Runtime reads and writes then is there.
+//! Memory that is updated in place may be let go of between runs and replaced: how a cache grows.
 
 use std::{
+    collections::HashMap,
     ffi::{CString, c_void},
     fmt,
     marker::PhantomData,
@@ -73,7 +75,8 @@ pub struct Binding {
     options: RunOptions<NoSelectedOutputs>,
     memory: MemoryInfo<'static>,
     slots: Vec<Bound>,
-    shared: Vec<Shared>,
+    /// What is updated in place, by the input's name; `None` while it is bound to memory that is no longer owned.
+    in_place: HashMap<CString, Option<Shared>>,
     /// What the session allocates from; it lives as long as the binding, which keeps the session alive.
     pool: Option<Pool>,
     /// Whether what the host writes has to be taken to a GPU.
@@ -100,7 +103,7 @@ impl Binding {
             create().map_err(DeviceError::runtime::<()>("a binding cannot be made"))?;
         let pool = session.pool().cloned();
         let is_on_gpu = pool.as_ref().is_some_and(|pool| pool.gpu_stream().is_some());
-        Ok(Self { inner, options, memory, slots: Vec::new(), shared: Vec::new(), pool, is_on_gpu })
+        Ok(Self { inner, options, memory, slots: Vec::new(), in_place: HashMap::new(), pool, is_on_gpu })
     }
 
     /// Maps zeroed memory for `shape` and binds it to the input `name`.
@@ -137,18 +140,25 @@ impl Binding {
         Ok(slot)
     }
 
-    /// Binds `memory` to the input `past` and to the output `present`, which the graph then updates in place.
+    /// Binds `memory` to the input `past` and to the output `present`, which the graph then updates in place; in the place
+    /// of what was bound to them before.
     ///
     /// # Errors
-    /// [`DeviceError::Runtime`] when the session has no such input or output.
+    /// [`DeviceError::Runtime`] when the session has no such input or output; the binding cannot run then.
     pub fn in_place(&mut self, past: &str, present: &str, memory: &Shared) -> Result<(), DeviceError> {
-        let (shape, dtype) = (memory.shape().to_vec(), memory.dtype());
-        self.shared.push(memory.clone());
-        for (name, side) in [(past, Side::Input), (present, Side::Output)] {
-            let info = memory.described().unwrap_or(&self.memory);
-            self.bind(&c_name(name)?, side, info, memory.place(), &shape, dtype)?;
-        }
-        Ok(())
+        let past = c_name(past)?;
+        let bound =
+            [(&past, Side::Input), (&c_name(present)?, Side::Output)].into_iter().try_for_each(|to| {
+                let info = memory.described().unwrap_or(&self.memory);
+                self.bind(to.0, to.1, info, memory.place(), memory.shape(), memory.dtype())
+            });
+        self.in_place.insert(past, bound.is_ok().then(|| memory.clone()));
+        bound
+    }
+
+    /// Lets go of all memory that is updated in place. Until each has been bound again, the binding does not run.
+    pub fn let_go(&mut self) {
+        self.in_place.values_mut().for_each(|memory| *memory = None);
     }
 
     /// Lays another shape over a slot's memory, from its first element on.
@@ -184,8 +194,8 @@ impl Binding {
             Side::Input => ort::api().BindInput,
             Side::Output => ort::api().BindOutput,
         };
-        // SAFETY: `binding` and `value` live; the memory under `value` is owned by `self` (see the module's invariant)
-        // and outlives every run of this binding, which keeps its own reference to the value.
+        // SAFETY: `binding` and `value` live, and the binding keeps its own reference to the value. Its memory is only
+        // touched by a run, and during that it is owned by `self` (see the module's invariant).
         let status = unsafe { bind(binding, name.as_ptr(), value.0.as_ptr()) };
         // SAFETY: the status comes from the call above and is used once.
         unsafe { ort::Error::result_from_status(status) }.map_err(failed)
@@ -227,12 +237,17 @@ impl Binding {
     /// [`DeviceError::Runtime`] with ONNX Runtime's reason, [`DeviceError::NoRoom`] when it took more memory than the
     /// session's pool has; the outputs then hold anything.
     pub fn run(&mut self, session: &mut Session) -> Result<(), DeviceError> {
+        if self.in_place.values().any(Option::is_none) {
+            let message = "the memory that it updates was given back".into();
+            return Err(DeviceError::Runtime { what: "a run failed", message });
+        }
         if self.is_on_gpu {
             self.take_to_gpu()?;
         }
         let session = session.inner_mut().ptr().cast_mut();
         // SAFETY: session, options and binding live, `&mut` on the first and the last excludes another run of either,
-        // and every bound value's memory is mapped and borrowed by nobody (slots: `&mut self`; shared: never lent).
+        // and every bound value's memory is owned and borrowed by nobody (slots: `&mut self`; in place: all there, as
+        // looked at above, and never lent).
         let status = unsafe { (ort::api().RunWithBinding)(session, self.options.ptr(), self.inner.ptr()) };
         // SAFETY: the status comes from the call above and is used once.
         let ran = unsafe { ort::Error::result_from_status(status) };

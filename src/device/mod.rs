@@ -19,6 +19,7 @@ pub mod host;
 mod open;
 pub mod pool;
 mod region;
+mod rows;
 mod runtime;
 mod session;
 
@@ -82,6 +83,19 @@ impl DeviceError {
         move |e| Self::Runtime { what, message: e.to_string() }
     }
 
+    /// Whether a GPU was asked to run a whole graph and cannot: ONNX Runtime says so of a session that may not fall back to the
+    /// CPU, or the placement of its nodes does.
+    #[must_use]
+    pub fn is_placement(&self) -> bool {
+        match self {
+            Self::Placement { .. } => true,
+            Self::Runtime { message, .. } => {
+                message.contains("assigned to the default CPU EP") || is_missing_kernel(message)
+            }
+            Self::Memory { .. } | Self::NoRoom { .. } | Self::Shape { .. } => false,
+        }
+    }
+
     /// What it means for the device.
     #[must_use]
     pub fn kind(&self) -> Fault {
@@ -89,6 +103,39 @@ impl DeviceError {
             Self::Runtime { message, .. } => Fault::of(message),
             Self::Memory { .. } | Self::NoRoom { .. } => Fault::OutOfMemory,
             Self::Shape { .. } | Self::Placement { .. } => Fault::Other,
+        }
+    }
+}
+
+/// ONNX Runtime has no kernel for a node, of the provider that was asked for or any other.
+fn is_missing_kernel(message: &str) -> bool {
+    message.contains("NOT_IMPLEMENTED") || message.contains("Could not find an implementation for")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(message: &str) -> DeviceError {
+        DeviceError::Runtime { what: "the graph cannot be loaded", message: message.into() }
+    }
+
+    #[test]
+    fn a_graph_that_does_not_fit_the_gpu_is_told_from_one_that_is_broken() {
+        for message in [
+            "This session contains graph nodes that are assigned to the default CPU EP, but fallback to CPU EP has been \
+             explicitly disabled by the user.",
+            "Could not find an implementation for GroupQueryAttention(1) node with name '/model/layers.0/attn'",
+        ] {
+            assert!(said(message).is_placement(), "{message}");
+        }
+        assert!(DeviceError::Placement { found: "3 Shape (CPUExecutionProvider)".into() }.is_placement());
+        for message in [
+            "Protobuf parsing failed.",
+            "CUDA failure 2: out of memory ; GPU=0",
+            "CUDA failure 700: an illegal memory access was encountered ; GPU=0",
+        ] {
+            assert!(!said(message).is_placement(), "{message}");
         }
     }
 }

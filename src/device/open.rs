@@ -59,6 +59,8 @@ pub struct Gpu {
     pub ordinal: u16,
     /// Its name.
     pub name: String,
+    /// It computes in bfloat16 as well as in float16.
+    pub has_bfloat16: bool,
 }
 
 /// A device that computes.
@@ -77,7 +79,7 @@ impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.gpu {
             None => f.write_str("the CPU"),
-            Some(Gpu { ordinal, name }) => write!(f, "cuda:{ordinal} ({name})"),
+            Some(Gpu { ordinal, name, .. }) => write!(f, "cuda:{ordinal} ({name})"),
         }
     }
 }
@@ -126,7 +128,7 @@ impl Device {
             Ok(pool) => Ok(Ok(Self {
                 pool: Some(pool),
                 runtime,
-                gpu: Some(Gpu { ordinal, name }),
+                gpu: Some(Gpu { ordinal, name, has_bfloat16: cuda::has_bfloat16(ordinal) }),
                 choice: options.choice,
                 fell_back: None,
             })),

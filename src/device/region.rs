@@ -21,6 +21,7 @@ use memmap2::{MmapMut, MmapOptions};
 use super::{
     DeviceError, Pool,
     pool::{Buffer, Described},
+    rows::Rows,
 };
 use crate::units::Bytes;
 
@@ -116,6 +117,7 @@ pub struct Shared {
     memory: Rc<Memory>,
     shape: Vec<usize>,
     dtype: ort::sys::ONNXTensorElementDataType,
+    element_bytes: usize,
 }
 
 /// Where a [`Shared`] lies.
@@ -138,7 +140,7 @@ impl Shared {
     pub fn new<T: Element>(shape: &[usize]) -> Result<Self, DeviceError> {
         let elements = elements(shape, usize::MAX)?;
         let memory = Rc::new(Memory::Mapped(Region::new::<T>(elements)?));
-        Ok(Self { memory, shape: shape.to_vec(), dtype: T::ONNX })
+        Ok(Self { memory, shape: shape.to_vec(), dtype: T::ONNX, element_bytes: size_of::<T>() })
     }
 
     /// Takes a tensor of `shape` from `pool`, where its device is. It is not zeroed: it holds anything until written.
@@ -149,7 +151,7 @@ impl Shared {
     pub fn in_pool<T: Element>(pool: &Pool, shape: &[usize]) -> Result<Self, DeviceError> {
         let bytes = elements(shape, usize::MAX)?.max(1).saturating_mul(size_of::<T>());
         let memory = Rc::new(Memory::Pooled(pool.buffer(Bytes::from(bytes))?));
-        Ok(Self { memory, shape: shape.to_vec(), dtype: T::ONNX })
+        Ok(Self { memory, shape: shape.to_vec(), dtype: T::ONNX, element_bytes: size_of::<T>() })
     }
 
     /// Bytes it has; of those that are mapped, the ones never written cost nothing.
@@ -159,6 +161,60 @@ impl Shared {
             Memory::Mapped(region) => Bytes::from(region.bytes()),
             Memory::Pooled(buffer) => buffer.bytes(),
         }
+    }
+
+    /// What it takes of its device while nobody uses it: nothing of what is mapped, as that can be discarded.
+    #[must_use]
+    pub fn held(&self) -> Bytes {
+        match &*self.memory {
+            Memory::Mapped(_) => Bytes(0),
+            Memory::Pooled(buffer) => buffer.held(),
+        }
+    }
+
+    /// Copies the first `kept` of the next-to-last dimension out of `older`, whose other dimensions are the same: rows
+    /// `[.., kept, last]` to their new stride. On a GPU that is one more piece of work on the stream, and nobody waits for
+    /// it. **There it has not run yet.**
+    ///
+    /// # Errors
+    /// [`DeviceError::Shape`] when the two do not go together so; [`DeviceError::Runtime`] when the device fails.
+    pub fn take_over(&self, older: &Self, kept: usize) -> Result<(), DeviceError> {
+        if Rc::ptr_eq(&self.memory, &older.memory) {
+            return Ok(());
+        }
+        let refused = || DeviceError::Shape { shape: older.shape.clone(), needed: kept, room: 0 };
+        let rows = self.rows(older, kept).ok_or_else(refused)?;
+        match (&*older.memory, &*self.memory) {
+            (Memory::Mapped(from), Memory::Mapped(to)) => {
+                let (least, most) = rows.spans().ok_or_else(refused)?;
+                if least > from.bytes() || most > to.bytes() {
+                    return Err(refused());
+                }
+                // SAFETY: the mappings are as long as the spans (looked at above). No reference into either exists, as none
+                // is ever handed out, and no run writes meanwhile, as bindings over them stay on this thread.
+                unsafe { rows.copy(from.pointer(), to.pointer()) };
+                Ok(())
+            }
+            (Memory::Pooled(from), Memory::Pooled(to)) => to.copy_rows(from, rows),
+            _ => Err(refused()),
+        }
+    }
+
+    /// The rows to copy; `None` where the shapes do not allow it.
+    fn rows(&self, older: &Self, kept: usize) -> Option<Rows> {
+        let ([outer @ .., to, last], [older_outer @ .., from, older_last]) = (&*self.shape, &*older.shape)
+        else {
+            return None;
+        };
+        let is_alike = (outer, last, self.dtype) == (older_outer, older_last, older.dtype);
+        let count = elements(outer, usize::MAX).ok()?;
+        let row = self.element_bytes.checked_mul(*last)?;
+        (is_alike && kept <= *from.min(to)).then_some(Rows {
+            count,
+            bytes: row.checked_mul(kept)?,
+            from: row.checked_mul(*from)?,
+            to: row.checked_mul(*to)?,
+        })
     }
 
     /// Forgets the content and gives its pages back; they read as zero, and cost nothing until written again. What comes
@@ -239,6 +295,52 @@ mod tests {
         assert!(matches!(refused, Err(DeviceError::Shape { .. })), "{refused:?}");
         let refused = Shared::new::<f32>(&[isize::MAX as usize / 2]);
         assert!(refused.is_err(), "{refused:?}");
+    }
+
+    /// A tensor that holds 0, 1, 2 and so on.
+    fn counting(shape: &[usize]) -> Shared {
+        let shared = Shared::new::<i32>(shape).unwrap();
+        for n in 0..elements(shape, usize::MAX).unwrap() {
+            let element = shared.place().first.cast::<i32>().wrapping_add(n);
+            // SAFETY: the mapping holds as many elements, and nobody else has a pointer to it.
+            unsafe { element.write(i32::try_from(n).unwrap()) };
+        }
+        shared
+    }
+
+    fn content(shared: &Shared) -> Vec<i32> {
+        let room = elements(shared.shape(), usize::MAX).unwrap();
+        // SAFETY: the mapping holds as many elements, and nobody writes to it.
+        unsafe { slice::from_raw_parts(shared.place().first.cast::<i32>(), room) }.to_vec()
+    }
+
+    #[test]
+    fn a_larger_tensor_takes_over_what_a_smaller_one_holds() {
+        let (older, larger) = (counting(&[1, 2, 3, 2]), Shared::new::<i32>(&[1, 2, 5, 2]).unwrap());
+        larger.take_over(&older, 2).unwrap();
+        assert_eq!(
+            content(&larger),
+            [[0, 1, 2, 3, 0, 0, 0, 0, 0, 0], [6, 7, 8, 9, 0, 0, 0, 0, 0, 0]].concat()
+        );
+        let smaller = Shared::new::<i32>(&[1, 2, 1, 2]).unwrap();
+        smaller.take_over(&older, 1).unwrap();
+        assert_eq!(content(&smaller), [0, 1, 6, 7]);
+    }
+
+    #[test]
+    fn tensors_that_do_not_go_together_are_refused() {
+        let older = counting(&[1, 2, 3, 2]);
+        let refused = |shape: &[usize], kept| {
+            let e = Shared::new::<i32>(shape).unwrap().take_over(&older, kept).unwrap_err();
+            assert!(matches!(e, DeviceError::Shape { .. }), "{e}");
+        };
+        refused(&[1, 2, 5, 2], 4);
+        refused(&[1, 2, 2, 2], 3);
+        refused(&[1, 3, 5, 2], 1);
+        refused(&[1, 2, 5, 3], 1);
+        refused(&[12], 1);
+        let halves = Shared::new::<half::f16>(&[1, 2, 5, 2]).unwrap();
+        assert!(halves.take_over(&older, 1).is_err());
     }
 
     #[test]

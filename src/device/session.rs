@@ -59,15 +59,30 @@ impl Session {
     /// node of it, [`DeviceError::Runtime`] with ONNX Runtime's reason.
     pub fn open_in(pool: &Pool, path: &Path, options: SessionOptions) -> Result<Self, DeviceError> {
         let gpu = pool.gpu_stream();
-        let inner = pool.loading(|| {
-            let builder = Self::builder(pool.environment(), options)
-                .and_then(|builder| Ok(builder.with_env_allocators()?))
-                .and_then(|builder| match gpu {
-                    Some(gpu) => on_gpu(builder, gpu),
-                    None => Ok(builder),
-                });
-            Self::commit(builder, path)
-        })?;
+        let load = |is_whole| {
+            pool.loading(|| {
+                let builder = Self::builder(pool.environment(), options)
+                    .and_then(|builder| Ok(builder.with_env_allocators()?))
+                    .and_then(|builder| match gpu {
+                        Some(gpu) => on_gpu(builder, gpu, is_whole),
+                        None => Ok(builder),
+                    });
+                Self::commit(builder, path)
+            })
+        };
+        let inner = match load(true) {
+            // ONNX Runtime says that there are such nodes, and not which; a session that may have them does.
+            Err(refused) if gpu.is_some() && refused.is_placement() => {
+                let partly = Self {
+                    inner: load(false).map_err(|_| refused)?,
+                    threads: options.threads,
+                    pool: Some(pool.clone()),
+                };
+                let found = misplaced(&partly.placement()?).unwrap_or_else(|| "a part of it".into());
+                return Err(DeviceError::Placement { found });
+            }
+            loaded => loaded?,
+        };
         let session = Self { inner, threads: options.threads, pool: Some(pool.clone()) };
         if gpu.is_some()
             && let Some(found) = misplaced(&session.placement()?)
@@ -159,8 +174,8 @@ impl Session {
     }
 }
 
-/// Asks for the CUDA provider, for all of the graph, on the pool's stream.
-fn on_gpu(builder: SessionBuilder, gpu: GpuStream) -> ort::Result<SessionBuilder> {
+/// Asks for the CUDA provider on the pool's stream, for all of the graph or none of it if that is wanted.
+fn on_gpu(builder: SessionBuilder, gpu: GpuStream, is_whole: bool) -> ort::Result<SessionBuilder> {
     let cuda = ep::CUDA::default().with_device_id(gpu.ordinal.into());
     // SAFETY: the stream belongs to the pool, which the session owns a share of and drops after itself.
     let cuda = unsafe { cuda.with_compute_stream(gpu.stream.as_ptr()) }
@@ -170,7 +185,8 @@ fn on_gpu(builder: SessionBuilder, gpu: GpuStream) -> ort::Result<SessionBuilder
         .with_arbitrary_config("enable_cudnn", "0")
         // The pool's blocks are ordered by the one stream.
         .with_arbitrary_config("use_ep_level_unified_stream", "1");
-    Ok(builder.with_execution_providers([cuda.build().error_on_failure()])?.with_disable_cpu_fallback()?)
+    let builder = builder.with_execution_providers([cuda.build().error_on_failure()])?;
+    if is_whole { Ok(builder.with_disable_cpu_fallback()?) } else { Ok(builder) }
 }
 
 /// Nodes by execution provider and operator.

@@ -98,6 +98,7 @@ impl<'a> Run<'a> {
     ) -> Result<Option<&'m mut [f32]>, EngineError> {
         let context = [&*self.job.prompt, &self.job.answer].concat();
         let total = context.len();
+        model.reserve(total)?;
         // A pass gives the logits of its last token alone.
         let width = if self.scores_prompt() { 1 } else { model.chunk() };
         let last = (total - 1) / width * width;
@@ -233,6 +234,10 @@ mod tests {
 
     impl Forward for Script<'_> {
         fn rewind(&mut self, _: usize) {}
+
+        fn reserve(&mut self, _: usize) -> Result<(), EngineError> {
+            Ok(())
+        }
 
         fn forward(&mut self, _: &[u32]) -> Result<&mut [f32], EngineError> {
             self.1 = [0.0; VOCABULARY];

@@ -29,6 +29,13 @@ pub trait Forward {
     /// Forgets every position from `length` on.
     fn rewind(&mut self, length: usize);
 
+    /// Makes room for `more` positions at once. It need not be called: room is made as it is needed, but step by step.
+    ///
+    /// # Errors
+    /// [`EngineError::Context`] when they do not fit, [`EngineError::Device`] when there is no memory for them: every
+    /// position is forgotten then.
+    fn reserve(&mut self, more: usize) -> Result<(), EngineError>;
+
     /// Appends `tokens` (at least one, at most [`chunk`](Self::chunk)) and returns the logits of the last one,
     /// `[vocab]`, for the caller to read or change.
     ///
@@ -90,7 +97,7 @@ impl EngineError {
         match self {
             Self::Device(DeviceError::NoRoom { .. }) => "",
             _ if self.fault() == Fault::OutOfMemory => {
-                "; use a shorter prompt, lower engine.context_length, or raise device.memory_limit_bytes"
+                "; use a shorter prompt or answer, lower engine.context_length, or raise device.memory_limit_bytes"
             }
             _ => "",
         }

@@ -75,10 +75,13 @@ impl Pace {
 
     /// When a client that was refused should come back: when all that is ahead of it is likely to be done.
     pub(super) fn retry_after(&self, ahead: impl IntoIterator<Item = Work>, slots: usize) -> Duration {
-        let seconds: f64 = ahead.into_iter().map(|work| self.seconds_for(work)).sum();
-        Duration::try_from_secs_f64(seconds / count(Tokens(slots)).max(1.0))
-            .unwrap_or(LONGEST)
-            .clamp(SHORTEST, LONGEST)
+        ahead.into_iter().map(|work| self.share_of(work, slots)).sum::<Duration>().clamp(SHORTEST, LONGEST)
+    }
+
+    /// By how much a job makes those behind it wait, when they wait for the first of so many slots.
+    pub(super) fn share_of(&self, work: Work, slots: usize) -> Duration {
+        let seconds = self.seconds_for(work) / count(Tokens(slots)).max(1.0);
+        Duration::try_from_secs_f64(seconds).unwrap_or(LONGEST).min(LONGEST)
     }
 
     fn seconds_for(&self, work: Work) -> f64 {

@@ -15,6 +15,7 @@
 mod estimate;
 mod order;
 mod queue;
+mod roster;
 mod slot;
 
 use std::{
@@ -36,10 +37,13 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub use self::order::Switching;
 use self::{
     estimate::{Taken, Work},
     queue::{Accepted, Queue},
+};
+pub use self::{
+    queue::Routing,
+    roster::{Caller, Counts, Entry, Outcome, Past, Roster, Running, Waiting},
 };
 use crate::{
     job::{Event, Failure, Finish, Job, JobId, Priority},
@@ -147,7 +151,8 @@ impl Executor {
         Self::with_slots(limits, metrics, vec![run])
     }
 
-    /// As [`Self::new`], with a slot for each of `runs`: whichever is free first takes the next job.
+    /// As [`Self::new`], with a slot for each of `runs`: whichever is free first takes the next job,
+    /// or as [`Self::route`] says.
     pub fn with_slots<R, F>(
         limits: Limits,
         metrics: Arc<Metrics>,
@@ -160,7 +165,8 @@ impl Executor {
         let shared = Arc::new(Shared::new(limits, metrics));
         shared.queue().set_slots(runs.len());
         let deadlines = slot::watch_deadlines(shared.clone());
-        let slots: Vec<_> = runs.into_iter().map(|run| slot::serve(shared.clone(), run)).collect();
+        let slots = runs.into_iter().enumerate();
+        let slots: Vec<_> = slots.map(|(slot, run)| slot::serve(shared.clone(), slot, run)).collect();
         let work = async move {
             tokio::select! {
                 _ = join_all(slots) => {}
@@ -184,9 +190,14 @@ impl Executor {
         executor
     }
 
-    /// Lets a job whose model is loaded go before one whose model is not, now and then.
-    pub fn limit_switches(&self, switching: Switching) {
-        self.shared.queue().limit_switches(switching);
+    /// Lets slots take jobs by what they have loaded, and not by the jobs' order alone.
+    pub fn route(&self, routing: Routing) {
+        self.shared.queue().route(routing);
+    }
+
+    /// Slots that waited look whether there is something for them now.
+    pub fn look_again(&self) {
+        self.shared.arrived.notify_waiters();
     }
 
     /// Lets at most `most` interactive jobs in a row go before a batch job that came earlier.
@@ -218,11 +229,25 @@ impl Executor {
     /// # Errors
     /// [`SubmitError::Busy`] when the queue is full, [`SubmitError::Stopped`] when it is draining.
     pub fn submit(&self, job: Job, terms: impl Into<Terms>) -> Result<Ticket, SubmitError> {
+        self.submit_for(Caller::default(), job, terms)
+    }
+
+    /// As [`Self::submit`], for somebody whom [`Self::roster`] shall name.
+    ///
+    /// # Errors
+    /// As [`Self::submit`] has.
+    pub fn submit_for(
+        &self,
+        caller: Caller,
+        job: Job,
+        terms: impl Into<Terms>,
+    ) -> Result<Ticket, SubmitError> {
         let (sender, events) = unbounded_channel();
         let (id, cancel) = (job.id, CancellationToken::new());
         let accepted = Accepted::new(job, sender, cancel.clone(), Instant::now(), terms.into());
+        let accepted = Accepted { caller, ..accepted };
         self.shared.update(|queue| queue.push(accepted))?;
-        self.shared.arrived.notify_one();
+        self.look_again();
         self.shared.deadlines_changed.notify_one();
         Ok(Ticket { id, events, cancel, shared: self.shared.clone() })
     }
@@ -234,9 +259,15 @@ impl Executor {
         Snapshot {
             queued_jobs: queue.jobs(),
             queued_prompt_tokens: queue.prompt_tokens(),
-            running: queue.running().iter().map(|running| (running.id, running.since.elapsed())).collect(),
+            running: queue.running().iter().map(|one| (one.job.id, one.since.elapsed())).collect(),
             accepting: queue.is_accepting(),
         }
+    }
+
+    /// The queue and the slots now, with everything that runs and waits and the last that ran.
+    #[must_use]
+    pub fn roster(&self) -> Roster {
+        self.shared.queue().roster(Instant::now())
     }
 
     /// Accepts nothing more, finishes what waits and runs, and after `grace` ends the rest with
@@ -244,7 +275,7 @@ impl Executor {
     /// not.
     pub async fn drain(&self, grace: Duration) {
         self.shared.update(Queue::close);
-        self.shared.arrived.notify_one();
+        self.look_again();
         if timeout(grace, self.shared.idle()).await.is_err() {
             self.shared.cut_off();
             let _ = timeout(STOPPING, self.shared.idle()).await;
@@ -272,6 +303,7 @@ impl Ticket {
     pub fn cancel(&self) {
         self.cancel.cancel();
         if let Some(left) = self.shared.update(|queue| queue.remove(self.id)) {
+            self.shared.queue().count(Outcome::Cancelled);
             left.tell_cancelled();
         }
     }
@@ -289,7 +321,7 @@ struct Shared {
     queue: Mutex<Queue>,
     metrics: Arc<Metrics>,
     last_id: AtomicU64,
-    /// A job was accepted, or the queue closed: the slot looks again.
+    /// A job was accepted, or a slot became free, or the queue closed: slots look again.
     arrived: Notify,
     /// A job was accepted that may be the first to give up.
     deadlines_changed: Notify,
@@ -330,16 +362,19 @@ impl Shared {
         changed
     }
 
-    /// The next job that still wants the slot gets it.
-    fn take_next(&self) -> Option<Accepted> {
+    /// The next job for this slot that still wants it gets it.
+    fn take_next(&self, slot: usize) -> Option<Accepted> {
         self.give_up_on_late();
         loop {
-            let next = self.update(|queue| queue.take(Instant::now()))?;
+            let next = self.update(|queue| queue.take(slot, Instant::now()))?;
             if !next.cancel.is_cancelled() {
                 return Some(next);
             }
             next.tell_cancelled();
-            self.update(|queue| queue.release(next.job.id));
+            self.update(|queue| {
+                queue.release(next.job.id);
+                queue.count(Outcome::Cancelled);
+            });
         }
     }
 
@@ -347,18 +382,20 @@ impl Shared {
     fn give_up_on_late(&self) -> Option<Instant> {
         let now = Instant::now();
         while let Some((late, failure)) = self.update(|queue| queue.remove_given_up(now)) {
+            self.queue().count(Outcome::Failed);
             late.tell(Event::Failed(failure));
         }
         self.queue().next_given_up()
     }
 
     fn note_progress(&self, id: JobId, remains: Work) {
-        self.queue().note_progress(id, remains);
+        self.queue().note_progress(id, remains, Instant::now());
     }
 
-    fn release(&self, id: JobId, taken: Taken) {
+    fn release(&self, id: JobId, taken: Taken, past: Past) {
         self.update(|queue| {
             queue.learn(taken);
+            queue.remember(past);
             queue.release(id);
         });
     }
@@ -373,6 +410,7 @@ impl Shared {
     fn cut_off(&self) {
         self.cut_off.cancel();
         while let Some(waiting) = self.update(Queue::remove_first) {
+            self.queue().count(Outcome::Failed);
             waiting.tell(Event::Failed(Failure::ShuttingDown));
         }
     }

@@ -5,45 +5,37 @@
 //! 1. *Priority.* Interactive jobs go before batch jobs. When `max_overtakes` of them in a row went before a batch job that
 //!    came earlier, it is a batch job's turn. So a batch job with `b` others ahead of it sees at most
 //!    `max_overtakes · (b + 1)` later jobs go first, however many come.
-//! 2. *Switches*, among jobs of the priority whose turn it is. After [`Switching::most`] loads in a row, one whose model is
-//!    loaded goes before the first, whose model is not. No job is passed over for this twice while it is first.
+//! 2. *Switches*, among jobs of the priority whose turn it is. After [`SlotRule::most_switches`] loads in a row on a slot, one
+//!    whose model it has goes before the first, whose model it has not. No job is passed over for this by a slot twice.
 //!
 //! The rule says who is next among those that wait, and changes nothing else: a job that was accepted keeps its place also
 //! when the queue is full, because what was promised to one client is not another's to take.
 
-use std::{fmt, num::NonZeroUsize, sync::Arc};
+use std::num::NonZeroUsize;
 
 use crate::job::{ModelId, Priority};
 
 /// How often in a row interactive jobs go before an earlier batch job, unless the settings say otherwise.
 const MAX_OVERTAKES: usize = 4;
 
-/// How often in a row a job may be taken whose model has to be loaded first, while one of its priority waits whose model is
-/// there.
-///
-/// Jobs of two models that alternate would have each of them loaded again and again. Every job that is passed over is
-/// first in line for the next switch, so none waits for more than the jobs of `most` switches and one more.
-#[derive(Clone)]
-pub struct Switching {
-    /// Switches in a row.
-    pub most: NonZeroUsize,
-    /// Whether a model is loaded.
-    pub is_loaded: Arc<dyn Fn(&ModelId) -> bool + Send + Sync>,
-}
-
-impl fmt::Debug for Switching {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Switching").field("most", &self.most).finish_non_exhaustive()
-    }
-}
-
 /// What the rule wants to know of a job that waits.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Candidate<'a> {
     pub(super) priority: Priority,
     pub(super) model: &'a ModelId,
-    /// It was the first of its priority once, and another went because its model was loaded.
-    pub(super) was_passed_over: bool,
+    /// How often it was the first of its priority, and another went because its model was loaded.
+    pub(super) passed_over: usize,
+}
+
+/// What the rule wants to know of the slot that takes a job.
+pub(super) struct SlotRule<'a> {
+    /// Switches of models in a row; `None` is no limit.
+    pub(super) most_switches: Option<NonZeroUsize>,
+    /// So many there were.
+    pub(super) switches: usize,
+    /// How often a job may be passed over: once by each slot.
+    pub(super) most_passes: usize,
+    pub(super) is_loaded: &'a dyn Fn(&ModelId) -> bool,
 }
 
 /// Who is next, by places in the queue.
@@ -52,37 +44,67 @@ pub(super) struct Next {
     pub(super) place: usize,
     /// Whoever was passed over because its model is not loaded.
     pub(super) passed_over: Option<usize>,
+    /// How many switches in a row the slot has made with this one.
+    pub(super) switches: usize,
+    priority: Priority,
+    /// A batch job that came earlier waits on.
+    overtakes: bool,
 }
 
 /// What the rule remembers.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Order {
     pub(super) max_overtakes: usize,
     /// Interactive jobs in a row that went before an earlier batch job.
     overtakes: usize,
-    pub(super) switching: Option<Switching>,
-    /// Jobs taken in a row whose model was not loaded.
-    switches: usize,
 }
 
 impl Order {
     pub(super) const fn new() -> Self {
-        Self { max_overtakes: MAX_OVERTAKES, overtakes: 0, switching: None, switches: 0 }
+        Self { max_overtakes: MAX_OVERTAKES, overtakes: 0 }
     }
 
-    /// The next of those that wait, in the order they came.
-    pub(super) fn next<'a>(&mut self, waiting: impl Iterator<Item = Candidate<'a>> + Clone) -> Option<Next> {
-        let first_batch = waiting.clone().position(|one| one.priority == Priority::Batch);
-        let turn = self.turn(first_batch, waiting.clone())?;
-        let next = self.among(waiting.enumerate().filter(|(_, one)| one.priority == turn))?;
-        match turn {
+    /// The model of the first whose turn it is.
+    pub(super) fn first<'a>(
+        &self,
+        mut waiting: impl Iterator<Item = (usize, Candidate<'a>)> + Clone,
+    ) -> Option<&'a ModelId> {
+        let turn = self.turn(waiting.clone())?;
+        waiting.find(|(_, one)| one.priority == turn).map(|(_, one)| one.model)
+    }
+
+    /// The next of those that wait, with their places in the order they came, for a slot that takes one.
+    pub(super) fn choose<'a>(
+        &self,
+        waiting: impl Iterator<Item = (usize, Candidate<'a>)> + Clone,
+        slot: &SlotRule<'_>,
+    ) -> Option<Next> {
+        let priority = self.turn(waiting.clone())?;
+        let first_batch = place_of(waiting.clone(), Priority::Batch);
+        let mut these = waiting.filter(|(_, one)| one.priority == priority);
+        let (first, candidate) = these.next()?;
+        let is_loaded = |model: &ModelId| (slot.is_loaded)(model);
+        let (place, passed_over, switches) = if is_loaded(candidate.model) {
+            (first, None, 0)
+        } else if slot.most_switches.is_some_and(|most| slot.switches >= most.get())
+            && candidate.passed_over < slot.most_passes
+            && let Some((loaded, _)) = these.find(|(_, one)| is_loaded(one.model))
+        {
+            (loaded, Some(first), 0)
+        } else {
+            (first, None, slot.switches + 1)
+        };
+        let overtakes = priority == Priority::Interactive && first_batch.is_some_and(|batch| batch < place);
+        Some(Next { place, passed_over, switches, priority, overtakes })
+    }
+
+    /// Remembers that this one was taken.
+    pub(super) const fn took(&mut self, next: Next) {
+        match next.priority {
             Priority::Batch => self.overtakes = 0,
-            Priority::Interactive if first_batch.is_some_and(|batch| batch < next.place) => {
-                self.overtakes += 1;
-            }
+            Priority::Interactive if next.overtakes => self.overtakes += 1,
             Priority::Interactive => {}
         }
-        Some(next)
     }
 
     /// How many batch jobs go before an interactive one that has so many interactive ones ahead of it, at most.
@@ -91,13 +113,9 @@ impl Order {
     }
 
     /// The priority whose turn it is.
-    fn turn<'a>(
-        &self,
-        first_batch: Option<usize>,
-        mut waiting: impl Iterator<Item = Candidate<'a>>,
-    ) -> Option<Priority> {
-        let first_interactive = waiting.position(|one| one.priority == Priority::Interactive);
-        match (first_interactive, first_batch) {
+    fn turn<'a>(&self, waiting: impl Iterator<Item = (usize, Candidate<'a>)> + Clone) -> Option<Priority> {
+        let first_batch = place_of(waiting.clone(), Priority::Batch);
+        match (place_of(waiting, Priority::Interactive), first_batch) {
             (None, None) => None,
             (None, Some(_)) => Some(Priority::Batch),
             (Some(later), Some(batch)) if batch < later && self.overtakes >= self.max_overtakes => {
@@ -106,27 +124,13 @@ impl Order {
             (Some(_), _) => Some(Priority::Interactive),
         }
     }
+}
 
-    /// The first of these, unless that would be one switch of models too many.
-    fn among<'a>(&mut self, mut these: impl Iterator<Item = (usize, Candidate<'a>)>) -> Option<Next> {
-        let (place, first) = these.next()?;
-        let Some(Switching { most, is_loaded }) = &self.switching else {
-            return Some(Next { place, passed_over: None });
-        };
-        if is_loaded(first.model) {
-            self.switches = 0;
-            return Some(Next { place, passed_over: None });
-        }
-        if self.switches >= most.get()
-            && !first.was_passed_over
-            && let Some((loaded, _)) = these.find(|(_, one)| is_loaded(one.model))
-        {
-            self.switches = 0;
-            return Some(Next { place: loaded, passed_over: Some(place) });
-        }
-        self.switches += 1;
-        Some(Next { place, passed_over: None })
-    }
+fn place_of<'a>(
+    mut waiting: impl Iterator<Item = (usize, Candidate<'a>)>,
+    priority: Priority,
+) -> Option<usize> {
+    waiting.find(|(_, one)| one.priority == priority).map(|(place, _)| place)
 }
 
 #[cfg(test)]
@@ -142,7 +146,7 @@ mod tests {
         id: usize,
         priority: Priority,
         model: ModelId,
-        was_passed_over: bool,
+        passed_over: usize,
     }
 
     /// Takes jobs of these priorities and models (`iIbB`: upper case is another model), all there from the beginning;
@@ -162,48 +166,57 @@ mod tests {
         if job.model == ModelId::from("upper") { letter.to_ascii_uppercase() } else { letter }
     }
 
-    /// A queue of nothing but what the rule wants to know.
+    /// A queue of nothing but what the rule wants to know, and one slot.
     struct Line {
         order: Order,
         waiting: Vec<Waiting>,
-        loaded: Arc<std::sync::Mutex<ModelId>>,
+        loaded: ModelId,
+        most_switches: Option<NonZeroUsize>,
+        switches: usize,
         came: usize,
     }
 
     impl Line {
         fn new(max_overtakes: usize, most_switches: Option<usize>) -> Self {
-            let loaded = Arc::new(std::sync::Mutex::new(ModelId::from("lower")));
-            let held = Arc::clone(&loaded);
-            let switching = most_switches.and_then(NonZeroUsize::new).map(|most| Switching {
-                most,
-                is_loaded: Arc::new(move |model: &ModelId| *model == *held.lock().unwrap()),
-            });
-            let order = Order { max_overtakes, switching, ..Order::new() };
-            Self { order, waiting: Vec::new(), loaded, came: 0 }
+            Self {
+                order: Order { max_overtakes, ..Order::new() },
+                waiting: Vec::new(),
+                loaded: ModelId::from("lower"),
+                most_switches: most_switches.and_then(NonZeroUsize::new),
+                switches: 0,
+                came: 0,
+            }
         }
 
         fn push(&mut self, job: char) {
             let is_batch = job.eq_ignore_ascii_case(&'b');
             let priority = if is_batch { Priority::Batch } else { Priority::Interactive };
             let model = if job.is_uppercase() { "upper" } else { "lower" }.into();
-            self.waiting.push(Waiting { id: self.came, priority, model, was_passed_over: false });
+            self.waiting.push(Waiting { id: self.came, priority, model, passed_over: 0 });
             self.came += 1;
         }
 
         /// The next job, and those that came before it and still wait.
         fn take(&mut self) -> Option<(Waiting, Vec<usize>)> {
-            let candidates = self.waiting.iter().map(|one| Candidate {
-                priority: one.priority,
-                model: &one.model,
-                was_passed_over: one.was_passed_over,
+            let candidates = self.waiting.iter().enumerate().map(|(place, one)| {
+                let Waiting { priority, model, passed_over, .. } = one;
+                (place, Candidate { priority: *priority, model, passed_over: *passed_over })
             });
-            let next = self.order.next(candidates)?;
+            let rule = SlotRule {
+                most_switches: self.most_switches,
+                switches: self.switches,
+                most_passes: 1,
+                is_loaded: &|model| *model == self.loaded,
+            };
+            let next = self.order.choose(candidates, &rule)?;
+            self.order.took(next);
+            self.switches = next.switches;
             if let Some(passed_over) = next.passed_over {
-                self.waiting[passed_over].was_passed_over = true;
+                self.waiting[passed_over].passed_over += 1;
             }
             let overtaken = self.waiting[..next.place].iter().map(|one| one.id).collect();
             let taken = self.waiting.remove(next.place);
-            *self.loaded.lock().unwrap() = taken.model.clone();
+            self.loaded = taken.model.clone();
             Some((taken, overtaken))
         }
     }

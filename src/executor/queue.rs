@@ -1,6 +1,6 @@
 //! Who waits, who runs, and whether there is room: plain data, told the time, never asking for it.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, fmt, num::NonZeroUsize, sync::Arc};
 
 use tokio::{sync::mpsc::UnboundedSender, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -8,10 +8,13 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Limits, SubmitError, Terms,
     estimate::{Pace, Taken, Work},
-    order::{Candidate, Order, Switching},
+    order::{Candidate, Next, Order, SlotRule},
+    roster::{Caller, Entry, History, Outcome, Past, Roster, Running, Waiting},
 };
 use crate::{
-    job::{Event, Failure, Finish, FinishReason, Job, JobId, MemoryReport, Priority, Timings, Usage},
+    job::{
+        Event, Failure, Finish, FinishReason, Job, JobId, MemoryReport, ModelId, Priority, Timings, Usage,
+    },
     traces::JobSpans,
     units::Tokens,
 };
@@ -20,14 +23,15 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Accepted {
     pub(super) job: Job,
+    pub(super) caller: Caller,
     pub(super) events: UnboundedSender<Event>,
     pub(super) cancel: CancellationToken,
     pub(super) at: Instant,
     pub(super) terms: Terms,
     /// Where its request is traced.
     pub(super) spans: Option<JobSpans>,
-    /// The order of jobs passed it over for one whose model was loaded.
-    was_passed_over: bool,
+    /// How often it was passed over for one whose model was loaded.
+    pub(super) passed_over: usize,
     /// `None` is never: the deadline lies beyond what the clock can say.
     pub(super) queue_deadline: Option<Instant>,
     pub(super) total_deadline: Option<Instant>,
@@ -44,8 +48,20 @@ impl Accepted {
         let queue_deadline = at.checked_add(terms.deadlines.queue);
         let total_deadline = at.checked_add(terms.deadlines.total);
         let spans = JobSpans::begin(&job, terms.priority);
-        let was_passed_over = false;
-        Self { job, events, cancel, at, terms, spans, was_passed_over, queue_deadline, total_deadline }
+        let (caller, passed_over) = (Caller::default(), 0);
+        Self { job, caller, events, cancel, at, terms, spans, passed_over, queue_deadline, total_deadline }
+    }
+
+    /// What others may know of it.
+    pub(super) fn entry(&self) -> Entry {
+        Entry {
+            id: self.job.id,
+            caller: self.caller.clone(),
+            priority: self.terms.priority,
+            model: self.job.model.clone(),
+            prompt: Tokens(self.job.prompt.len()),
+            max_new: Tokens(self.job.max_new_tokens),
+        }
     }
 
     /// Tells the client; one that is gone does not hear it.
@@ -65,7 +81,7 @@ impl Accepted {
 
     fn candidate(&self) -> Candidate<'_> {
         let (priority, model) = (self.terms.priority, &self.job.model);
-        Candidate { priority, model, was_passed_over: self.was_passed_over }
+        Candidate { priority, model, passed_over: self.passed_over }
     }
 
     /// When it no longer wants to wait, for whichever reason comes first.
@@ -92,25 +108,81 @@ impl Accepted {
 }
 
 /// The job in the slot, as far as others need to know.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Running {
-    pub(super) id: JobId,
+#[derive(Clone, Debug)]
+pub(super) struct Occupant {
+    pub(super) job: Entry,
+    pub(super) slot: usize,
     pub(super) since: Instant,
     pub(super) remains: Work,
+    /// When it said its first token.
+    first_token: Option<Instant>,
 }
 
-/// The queue, the slot's occupant, and what is known of the slot's speed.
+impl Occupant {
+    fn show(&self, now: Instant) -> Running {
+        Running {
+            job: self.job.clone(),
+            slot: self.slot,
+            time: now.saturating_duration_since(self.since),
+            read: Tokens(self.job.prompt.0.saturating_sub(self.remains.prompt.0)),
+            generated: self.remains.generated,
+            decoding: self.first_token.map(|at| now.saturating_duration_since(at)),
+        }
+    }
+}
+
+/// Whether a slot, by its number, has a model loaded.
+type IsLoaded = dyn Fn(usize, &ModelId) -> bool + Send + Sync;
+
+/// Which slot takes which job. Without it they take them as they came.
+///
+/// A job goes to a free slot that has its model, or else to the one that has been free for longest.
+///
+/// Jobs of two models that alternate would have each of them loaded again and again. With `most_switches`, a slot takes so
+/// many jobs in a row whose model it has to load first, while one waits whose model it has. Every job that is passed over is
+/// first in line for the next switch, so none waits for more than the jobs of `most_switches` switches and one more.
+#[derive(Clone)]
+pub struct Routing {
+    /// Switches in a row; `None` is no limit.
+    pub most_switches: Option<NonZeroUsize>,
+    /// Whether a slot, by its number, has a model loaded.
+    pub is_loaded: Arc<IsLoaded>,
+    /// Whether a slot is to take jobs. Whoever changes the answer calls [`Executor::look_again`](super::Executor::look_again).
+    pub is_open: Arc<dyn Fn(usize) -> bool + Send + Sync>,
+}
+
+impl fmt::Debug for Routing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Routing").field("most_switches", &self.most_switches).finish_non_exhaustive()
+    }
+}
+
+/// What is remembered of a slot.
+#[derive(Clone, Copy, Debug, Default)]
+struct SlotPast {
+    /// Jobs taken in a row whose model was not loaded.
+    switches: usize,
+    /// Which job it was, of all, that left it last; 0 is none yet.
+    freed: u64,
+}
+
+/// The queue, the slots' occupants, and what is known of the slots' speed.
 #[derive(Debug)]
 pub(super) struct Queue {
     limits: Limits,
     waiting: VecDeque<Accepted>,
     prompt_tokens: usize,
     /// Jobs that have a slot, at most one for each.
-    running: Vec<Running>,
-    slots: usize,
+    running: Vec<Occupant>,
+    /// There is one for each device.
+    slots: Vec<SlotPast>,
     pace: Pace,
+    history: History,
     accepting: bool,
     order: Order,
+    routing: Option<Routing>,
+    /// Jobs that have left a slot.
+    done: u64,
 }
 
 impl Queue {
@@ -120,10 +192,13 @@ impl Queue {
             waiting: VecDeque::new(),
             prompt_tokens: 0,
             running: Vec::new(),
-            slots: 1,
+            slots: vec![SlotPast::default()],
             pace: Pace::default(),
+            history: History::default(),
             accepting: true,
             order: Order::new(),
+            routing: None,
+            done: 0,
         }
     }
 
@@ -144,36 +219,51 @@ impl Queue {
 
     /// There is one slot for each device.
     pub(super) fn set_slots(&mut self, slots: usize) {
-        self.slots = slots;
+        self.slots = vec![SlotPast::default(); slots];
     }
 
     pub(super) fn set_limits(&mut self, limits: Limits) {
         self.limits = limits;
     }
 
-    pub(super) fn limit_switches(&mut self, switching: Switching) {
-        self.order.switching = Some(switching);
+    pub(super) fn route(&mut self, routing: Routing) {
+        self.routing = Some(routing);
     }
 
     pub(super) fn limit_overtakes(&mut self, most: usize) {
         self.order.max_overtakes = most;
     }
 
-    /// The next job takes a slot, of which one must be free.
-    pub(super) fn take(&mut self, now: Instant) -> Option<Accepted> {
-        debug_assert!(self.running.len() < self.slots, "no slot is free");
-        let next = self.order.next(self.waiting.iter().map(Accepted::candidate))?;
+    /// This slot, which is free, takes its next job: the one whose turn it is, unless another free slot has its model, or it
+    /// would be one switch of models too many.
+    pub(super) fn take(&mut self, slot: usize, now: Instant) -> Option<Accepted> {
+        let next = self.next_for(slot)?;
+        self.order.took(next);
+        if let Some(past) = self.slots.get_mut(slot) {
+            past.switches = next.switches;
+        }
         if let Some(passed_over) = next.passed_over.and_then(|place| self.waiting.get_mut(place)) {
-            passed_over.was_passed_over = true;
+            passed_over.passed_over += 1;
         }
         let next = self.remove_at(next.place)?;
-        self.running.push(Running { id: next.job.id, since: now, remains: next.work() });
+        self.running.push(Occupant {
+            job: next.entry(),
+            slot,
+            since: now,
+            remains: next.work(),
+            first_token: None,
+        });
         Some(next)
     }
 
     /// The slot of a job is free again.
     pub(super) fn release(&mut self, id: JobId) {
-        self.running.retain(|running| running.id != id);
+        self.done += 1;
+        for left in self.running.extract_if(.., |running| running.job.id == id) {
+            if let Some(past) = self.slots.get_mut(left.slot) {
+                past.freed = self.done;
+            }
+        }
     }
 
     /// Removes a job that still waits.
@@ -220,19 +310,112 @@ impl Queue {
         Tokens(self.prompt_tokens)
     }
 
-    pub(super) fn running(&self) -> &[Running] {
+    pub(super) fn running(&self) -> &[Occupant] {
         &self.running
     }
 
     /// Notes how far a running job has come.
-    pub(super) fn note_progress(&mut self, id: JobId, remains: Work) {
-        if let Some(running) = self.running.iter_mut().find(|running| running.id == id) {
+    pub(super) fn note_progress(&mut self, id: JobId, remains: Work, now: Instant) {
+        if let Some(running) = self.running.iter_mut().find(|running| running.job.id == id) {
             running.remains = remains;
+            if remains.generated > Tokens(0) {
+                running.first_token.get_or_insert(now);
+            }
         }
     }
 
     pub(super) fn learn(&mut self, taken: Taken) {
         self.pace.learn(taken);
+    }
+
+    /// Remembers a job that had a slot.
+    pub(super) fn remember(&mut self, past: Past) {
+        self.history.add(past);
+    }
+
+    /// Counts a job that never had one.
+    pub(super) const fn count(&mut self, outcome: Outcome) {
+        self.history.count(outcome);
+    }
+
+    /// Everything that is to be seen.
+    pub(super) fn roster(&self, now: Instant) -> Roster {
+        let share = |work| self.pace.share_of(work, self.slots.len());
+        let mut left = self.running.iter().map(|running| share(running.remains)).sum();
+        let wait = |waiting: &Accepted| {
+            let time = now.saturating_duration_since(waiting.at);
+            let shown = Waiting { job: waiting.entry(), time, left };
+            left = left.saturating_add(share(waiting.work()));
+            shown
+        };
+        Roster {
+            slots: self.slots.len(),
+            limits: self.limits,
+            accepting: self.accepting,
+            waiting: self.in_turn().into_iter().map(|place| &self.waiting[place]).map(wait).collect(),
+            running: self.running.iter().map(|running| running.show(now)).collect(),
+            past: self.history.past(),
+            counts: self.history.counts(),
+        }
+    }
+
+    /// Places of all that wait, in the order of their turns: whatever has to be loaded for them.
+    fn in_turn(&self) -> Vec<usize> {
+        let (mut order, mut places) = (self.order, Vec::with_capacity(self.waiting.len()));
+        let rule = SlotRule { most_switches: None, switches: 0, most_passes: 0, is_loaded: &|_| true };
+        while let Some(next) = order.choose(self.candidates(&places), &rule) {
+            order.took(next);
+            places.push(next.place);
+        }
+        places
+    }
+
+    /// Those that wait, with their places, but for the ones that others take.
+    fn candidates<'a>(&'a self, given: &'a [usize]) -> impl Iterator<Item = (usize, Candidate<'a>)> + Clone {
+        let waiting = self.waiting.iter().enumerate().filter(|(place, _)| !given.contains(place));
+        waiting.map(|(place, waiting)| (place, waiting.candidate()))
+    }
+
+    /// The free slots that take jobs.
+    fn free(&self) -> Vec<usize> {
+        let is_open = |slot: &usize| self.routing.as_ref().is_none_or(|routing| (routing.is_open)(*slot));
+        let is_free = |slot: &usize| self.running.iter().all(|running| running.slot != *slot);
+        (0..self.slots.len()).filter(|slot| is_free(slot) && is_open(slot)).collect()
+    }
+
+    /// Where no model is anywhere in particular, it is everywhere.
+    fn has_loaded(&self, slot: usize, model: &ModelId) -> bool {
+        self.routing.as_ref().is_none_or(|routing| (routing.is_loaded)(slot, model))
+    }
+
+    /// What this slot takes: free slots are given jobs one after the other, until it is this one's turn.
+    fn next_for(&self, slot: usize) -> Option<Next> {
+        let (mut order, mut free, mut given) = (self.order, self.free(), Vec::new());
+        while !free.is_empty() {
+            let model = order.first(self.candidates(&given))?;
+            let has_it = free.iter().position(|slot| self.has_loaded(*slot, model));
+            let longest = (0..free.len()).min_by_key(|at| self.slots[free[*at]].freed)?;
+            let taker = free.remove(has_it.unwrap_or(longest));
+            let next = order.choose(
+                self.candidates(&given),
+                &self.rule_of(taker, &|model| self.has_loaded(taker, model)),
+            )?;
+            if taker == slot {
+                return Some(next);
+            }
+            order.took(next);
+            given.push(next.place);
+        }
+        None
+    }
+
+    fn rule_of<'a>(&self, slot: usize, is_loaded: &'a dyn Fn(&ModelId) -> bool) -> SlotRule<'a> {
+        SlotRule {
+            most_switches: self.routing.as_ref().and_then(|routing| routing.most_switches),
+            switches: self.slots[slot].switches,
+            most_passes: self.slots.len(),
+            is_loaded,
+        }
     }
 
     fn remove_at(&mut self, place: usize) -> Option<Accepted> {
@@ -244,7 +427,7 @@ impl Queue {
     /// Jobs that free slots are about to take wait for nothing, and take no place in the queue. One too large for the token
     /// bound has the queue to itself: it is the context length that limits a single prompt.
     fn has_room_for(&self, prompt: Tokens) -> bool {
-        let free = self.slots.saturating_sub(self.running.len());
+        let free = self.free().len();
         if self.waiting.len() < free {
             return true;
         }
@@ -263,7 +446,7 @@ impl Queue {
             max_jobs: self.limits.max_jobs,
             prompt_tokens: self.prompt_tokens(),
             max_prompt_tokens: self.limits.max_prompt_tokens,
-            retry_after: self.pace.retry_after(ahead, self.slots),
+            retry_after: self.pace.retry_after(ahead, self.slots.len()),
         }
     }
 
@@ -306,7 +489,7 @@ mod tests {
         queue.push(job_of(1, 1, FOREVER, now)).unwrap();
         queue.push(job_of(2, 1, FOREVER, now)).unwrap();
         assert!(matches!(queue.push(job_of(3, 1, FOREVER, now)), Err(SubmitError::Busy { jobs: 2, .. })));
-        assert_eq!(queue.take(now).unwrap().job.id, JobId(1));
+        assert_eq!(queue.take(0, now).unwrap().job.id, JobId(1));
         assert!(matches!(queue.push(job_of(3, 1, FOREVER, now)), Err(SubmitError::Busy { jobs: 1, .. })));
     }
 
@@ -318,12 +501,12 @@ mod tests {
             queue.push(job_of(id, 1, FOREVER, now)).unwrap();
         }
         assert!(queue.push(job_of(4, 1, FOREVER, now)).is_err());
-        assert_eq!(queue.take(now).unwrap().job.id, JobId(1));
-        assert_eq!(queue.take(now).unwrap().job.id, JobId(2));
+        assert_eq!(queue.take(0, now).unwrap().job.id, JobId(1));
+        assert_eq!(queue.take(1, now).unwrap().job.id, JobId(2));
         assert!(queue.push(job_of(4, 1, FOREVER, now)).is_err());
         queue.release(JobId(1));
         queue.push(job_of(4, 1, FOREVER, now)).unwrap();
-        let running: Vec<_> = queue.running().iter().map(|running| running.id.0).collect();
+        let running: Vec<_> = queue.running().iter().map(|running| running.job.id.0).collect();
         assert_eq!(running, [2]);
     }
 
@@ -331,7 +514,7 @@ mod tests {
     fn prompt_tokens_bound_the_queue_but_never_a_job_that_is_alone_in_it() {
         let (mut queue, now) = (queue(9, 10), Instant::now());
         queue.push(job_of(1, 50, FOREVER, now)).unwrap();
-        queue.take(now).unwrap();
+        queue.take(0, now).unwrap();
         queue.push(job_of(2, 50, FOREVER, now)).unwrap();
         assert!(queue.push(job_of(3, 1, FOREVER, now)).is_err());
         queue.remove(JobId(2)).unwrap();
@@ -350,7 +533,7 @@ mod tests {
         queue.remove(JobId(2)).unwrap();
         assert!(queue.remove(JobId(2)).is_none());
         let mut order = vec![];
-        while let Some(next) = queue.take(now) {
+        while let Some(next) = queue.take(0, now) {
             order.push(next.job.id.0);
             queue.release(next.job.id);
         }
@@ -364,15 +547,15 @@ mod tests {
         let loaded = Arc::new(std::sync::Mutex::new(ModelId::default()));
         let most = NonZeroUsize::new(most_switches).unwrap();
         let held = Arc::clone(&loaded);
-        let is_loaded = Arc::new(move |model: &ModelId| *model == *held.lock().unwrap());
-        queue.limit_switches(Switching { most, is_loaded });
+        let is_loaded = Arc::new(move |_, model: &ModelId| *model == *held.lock().unwrap());
+        queue.route(Routing { most_switches: Some(most), is_loaded, is_open: Arc::new(|_| true) });
         for (id, model) in (1..).zip(models.chars()) {
             let mut accepted = job_of(id, 1, FOREVER, now);
             accepted.job.model = ModelId(model.into());
             queue.push(accepted).unwrap();
         }
         let mut order = String::new();
-        while let Some(next) = queue.take(now) {
+        while let Some(next) = queue.take(0, now) {
             order += &next.job.model.0;
             queue.release(next.job.id);
             *loaded.lock().unwrap() = next.job.model;
@@ -387,6 +570,76 @@ mod tests {
         assert_eq!(order("ababab", 2), "abbaab");
         assert_eq!(order("aabbcc", 1), "aabbcc");
         assert_eq!(order("abcabc", 3), "abccab");
+    }
+
+    /// A queue of several slots that hold these models, one letter each, with jobs of others; `open` slots take them.
+    fn routed(
+        slots: &'static [&'static str],
+        models: &str,
+        most: Option<usize>,
+        open: &'static [bool],
+    ) -> Queue {
+        let (mut queue, now) = (queue(99, 100), Instant::now());
+        queue.set_slots(slots.len());
+        queue.route(Routing {
+            most_switches: most.and_then(NonZeroUsize::new),
+            is_loaded: Arc::new(|slot, model| slots[slot].contains(&model.0)),
+            is_open: Arc::new(|slot| open[slot]),
+        });
+        for (id, model) in (1..).zip(models.chars()) {
+            let mut accepted = job_of(id, 1, FOREVER, now);
+            accepted.job.model = ModelId(model.into());
+            queue.push(accepted).unwrap();
+        }
+        queue
+    }
+
+    fn takes(queue: &mut Queue, slot: usize) -> Option<u64> {
+        queue.take(slot, Instant::now()).map(|taken| taken.job.id.0)
+    }
+
+    #[test]
+    fn a_job_goes_to_the_free_slot_that_has_its_model_whoever_asks_first() {
+        let mut queue = routed(&["a", "b"], "ba", None, &[true; 2]);
+        assert_eq!((takes(&mut queue, 0), takes(&mut queue, 1)), (Some(2), Some(1)));
+        let mut queue = routed(&["a", "b"], "b", None, &[true; 2]);
+        assert_eq!((takes(&mut queue, 0), takes(&mut queue, 1)), (None, Some(1)));
+    }
+
+    #[test]
+    fn a_job_does_not_wait_for_the_slot_that_has_its_model_while_another_is_free() {
+        let mut queue = routed(&["a", "b"], "bb", None, &[true; 2]);
+        assert_eq!((takes(&mut queue, 1), takes(&mut queue, 0)), (Some(1), Some(2)));
+    }
+
+    #[test]
+    fn a_model_that_is_nowhere_is_loaded_where_nothing_has_run_for_longest() {
+        let mut queue = routed(&["a", "a", "a"], "cdc", None, &[true; 3]);
+        assert_eq!((takes(&mut queue, 1), takes(&mut queue, 0)), (Some(2), Some(1)));
+        queue.release(JobId(2));
+        queue.release(JobId(1));
+        assert_eq!((takes(&mut queue, 0), takes(&mut queue, 1), takes(&mut queue, 2)), (None, None, Some(3)));
+    }
+
+    #[test]
+    fn every_slot_keeps_count_of_its_own_switches() {
+        // Each takes a switch, and then what it has rather than another.
+        let mut queue = routed(&["a", "b"], "ccccab", Some(1), &[true; 2]);
+        assert_eq!((takes(&mut queue, 0), takes(&mut queue, 1)), (Some(1), Some(2)));
+        queue.release(JobId(1));
+        queue.release(JobId(2));
+        assert_eq!((takes(&mut queue, 0), takes(&mut queue, 1)), (Some(5), Some(6)));
+        queue.release(JobId(5));
+        queue.release(JobId(6));
+        assert_eq!((takes(&mut queue, 0), takes(&mut queue, 1)), (Some(3), Some(4)));
+    }
+
+    #[test]
+    fn a_slot_that_is_closed_takes_nothing_and_makes_no_room() {
+        let mut queue = routed(&["a", "a"], "aa", None, &[false, true]);
+        assert_eq!((takes(&mut queue, 0), takes(&mut queue, 1)), (None, Some(1)));
+        queue.set_limits(Limits { max_jobs: NonZeroUsize::MIN, max_prompt_tokens: Tokens(99) });
+        assert!(queue.check_room(Tokens(1), Priority::Interactive).is_err(), "one waits already");
     }
 
     #[test]
@@ -411,7 +664,7 @@ mod tests {
             |accepted: Accepted| Accepted { job: Job { max_new_tokens: 1_000, ..accepted.job }, ..accepted };
         queue.remove(JobId(4)).unwrap();
         queue.push(long(batch_of(4, now))).unwrap();
-        assert_eq!(queue.take(now).unwrap().job.id, JobId(1));
+        assert_eq!(queue.take(0, now).unwrap().job.id, JobId(1));
         let wait = |refused| match refused {
             Err(SubmitError::Busy { retry_after, .. }) => retry_after,
             other => panic!("{other:?}"),

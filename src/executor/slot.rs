@@ -1,6 +1,6 @@
 //! The one slot: takes a job off the queue, runs it, says what happens, takes the next.
 
-use std::{panic::AssertUnwindSafe, sync::Arc};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::SystemTime};
 
 use futures_util::FutureExt;
 use tokio::{
@@ -13,6 +13,7 @@ use super::{
     Shared,
     estimate::{Taken, Work},
     queue::Accepted,
+    roster::{Outcome, Past},
 };
 use crate::{
     job::{Event, Failure, Finish, FinishReason, Job},
@@ -21,21 +22,25 @@ use crate::{
     units::Tokens,
 };
 
-/// Runs jobs in the order they were accepted, until the queue is closed and empty.
-pub(super) async fn serve<R, F>(shared: Arc<Shared>, mut run: R)
+/// Runs the jobs that are this slot's, until the queue is closed and empty.
+pub(super) async fn serve<R, F>(shared: Arc<Shared>, slot: usize, mut run: R)
 where
     R: FnMut(Job, UnboundedSender<Event>, CancellationToken) -> F + Send,
     F: Future<Output = Result<Finish, Failure>> + Send,
 {
     loop {
-        match shared.take_next() {
+        // From before the look, so that nothing arrives unseen in between.
+        let arrived = shared.arrived.notified();
+        tokio::pin!(arrived);
+        arrived.as_mut().enable();
+        match shared.take_next(slot) {
             Some(accepted) => {
-                // One word may stand for several arrivals: whoever hears it passes it on.
-                shared.arrived.notify_one();
-                run_one(&shared, &mut run, accepted).await;
+                run_one(&shared, slot, &mut run, accepted).await;
+                // It may be another slot's turn now, and no job's arrival will tell it.
+                shared.arrived.notify_waiters();
             }
-            None if shared.is_over() => return shared.arrived.notify_one(),
-            None => shared.arrived.notified().await,
+            None if shared.is_over() => return,
+            None => arrived.await,
         }
     }
 }
@@ -51,7 +56,7 @@ pub(super) async fn watch_deadlines(shared: Arc<Shared>) {
     }
 }
 
-async fn run_one<R, F>(shared: &Shared, run: &mut R, accepted: Accepted)
+async fn run_one<R, F>(shared: &Shared, slot: usize, run: &mut R, accepted: Accepted)
 where
     R: FnMut(Job, UnboundedSender<Event>, CancellationToken) -> F + Send,
     F: Future<Output = Result<Finish, Failure>> + Send,
@@ -61,7 +66,7 @@ where
     // The call itself is inside, so that a panic before the first await is caught as well.
     let work = AssertUnwindSafe(async { run(job, sender, cancel).await }).catch_unwind();
     tokio::pin!(work);
-    let mut show = Show::start(shared, accepted);
+    let mut show = Show::start(shared, slot, accepted);
     let ended = loop {
         tokio::select! {
             biased;
@@ -80,6 +85,7 @@ where
 /// One job's time in the slot: what is passed on to the client, and what is learned and counted from it.
 struct Show<'a> {
     shared: &'a Shared,
+    slot: usize,
     accepted: Accepted,
     began: Instant,
     work: Work,
@@ -94,7 +100,7 @@ struct Show<'a> {
 }
 
 impl<'a> Show<'a> {
-    fn start(shared: &'a Shared, mut accepted: Accepted) -> Self {
+    fn start(shared: &'a Shared, slot: usize, mut accepted: Accepted) -> Self {
         let began = Instant::now();
         let queue_wait = began.saturating_duration_since(accepted.at);
         let waiter = Waiter { priority: accepted.terms.priority.as_str() };
@@ -104,6 +110,7 @@ impl<'a> Show<'a> {
         let (work, first_token, last_token) = (accepted.work(), None, began);
         let mut show = Self {
             shared,
+            slot,
             accepted,
             began,
             work,
@@ -211,9 +218,30 @@ impl<'a> Show<'a> {
         self.shared.release(
             self.accepted.job.id,
             Taken { work: self.work, to_first_token, rest: now - first_token },
+            self.past(&ended, now),
         );
         if !self.is_over {
             self.accepted.tell(ended.map_or_else(Event::Failed, Event::Done));
+        }
+    }
+}
+
+impl Show<'_> {
+    /// What is remembered of the job.
+    fn past(&self, ended: &Result<Finish, Failure>, now: Instant) -> Past {
+        let finish = ended.as_ref().ok();
+        // A client that was told of a failure was told of nothing else.
+        let outcome = if self.is_over { Outcome::Failed } else { ended.into() };
+        Past {
+            job: self.accepted.entry(),
+            slot: self.slot,
+            ended: SystemTime::now(),
+            outcome,
+            queue_wait: self.began.saturating_duration_since(self.accepted.at),
+            time: now.saturating_duration_since(self.began),
+            generated: finish.map_or(self.work.generated, |finish| Tokens(finish.usage.completion_tokens)),
+            memory: finish.map(|finish| finish.memory),
+            settled: None,
         }
     }
 }

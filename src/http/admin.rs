@@ -15,13 +15,12 @@ use super::{
 };
 use crate::{
     config::is_log_level,
-    job::{Failure, Order, OrderReport},
+    job::{Failure, Order, OrderOutcome, OrderReport},
     units::Millis,
 };
 
-/// How orders reach the slot.
-pub type Orders =
-    Arc<dyn Fn(Order) -> Pin<Box<dyn Future<Output = Result<OrderReport, Failure>> + Send>> + Send + Sync>;
+/// How orders reach the slots: one outcome for each, at least one.
+pub type Orders = Arc<dyn Fn(Order) -> Pin<Box<dyn Future<Output = Vec<OrderOutcome>> + Send>> + Send + Sync>;
 
 /// How `log.level` is set; the error is why it was not.
 pub type SetLogLevel = Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
@@ -100,9 +99,26 @@ async fn carry_out(request: &HttpRequest, state: &AppState, order: Order) -> Res
         return Err(ApiError::NotFound { path: request.path().to_owned() });
     };
     let patience = state.deadlines().total;
-    let report = timeout(patience, orders(order)).await;
-    let report = report.map_err(|_| Failure::Deadline { elapsed: patience })??;
-    Ok(HttpResponse::Ok().json(describe(&report)))
+    let outcomes = timeout(patience, orders(order)).await;
+    let outcomes = outcomes.map_err(|_| Failure::Deadline { elapsed: patience })?;
+    Ok(HttpResponse::Ok().json(describe_all(outcomes)?))
+}
+
+/// What came of an order, on each device where there are several; an error when it failed on all of them.
+fn describe_all(mut outcomes: Vec<OrderOutcome>) -> Result<Value, Failure> {
+    if outcomes.iter().all(|one| one.device.is_none() || one.outcome.is_err()) {
+        let first = outcomes.drain(..).next().map_or(Err(Failure::ShuttingDown), |one| one.outcome);
+        return first.map(|report| describe(&report));
+    }
+    let on_each = outcomes.into_iter().map(|OrderOutcome { device, outcome }| {
+        let mut told = match outcome {
+            Ok(report) => describe(&report),
+            Err(failure) => json!({ "error": { "code": ApiError::from(failure).code() } }),
+        };
+        told["device"] = json!(device);
+        told
+    });
+    Ok(json!({ "devices": on_each.collect::<Vec<_>>() }))
 }
 
 fn describe(report: &OrderReport) -> Value {

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     constraint::{self, ConstraintError},
-    executor::{Deadlines, SubmitError, Terms},
+    executor::{Caller, Deadlines, SubmitError, Terms},
     job::{Dry, Failure, Job, JobId, Priority, Readiness, Sampling, TraceLink},
     text::{Conversation, Message, Text, TextError},
     units::Tokens,
@@ -28,6 +28,7 @@ pub(super) async fn admit(
     state: &AppState,
     text: &Arc<Text>,
     id: JobId,
+    caller: Caller,
     ask: Ask,
     trace: Option<TraceLink>,
 ) -> Result<VecDeque<Answer>, ApiError> {
@@ -70,7 +71,7 @@ pub(super) async fn admit(
         let Deadlines { queue, total } = ask.terms.deadlines;
         let queue = if answers.is_empty() { queue } else { total };
         let terms = Terms { deadlines: Deadlines { queue, total }, ..ask.terms };
-        let ticket = state.executor.submit(job, terms)?;
+        let ticket = state.executor.submit_for(caller.clone(), job, terms)?;
         let decoder = text.decoder(ask.stop.clone());
         let decoder = match &ask.reading {
             Some(reading) => decoder.with_special(reading.format.marker()),

@@ -116,8 +116,9 @@ fn milliseconds(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e6).round() / 1e3
 }
 
+/// Tokens per second; `None` where nothing was measured.
 #[expect(clippy::cast_precision_loss, reason = "a rate for people to read")]
-fn rate(tokens: usize, time: Duration) -> Option<f64> {
+pub(super) fn rate(tokens: usize, time: Duration) -> Option<f64> {
     let rate = tokens as f64 / time.as_secs_f64();
     (tokens > 0 && rate.is_finite()).then(|| (rate * 1e3).round() / 1e3)
 }

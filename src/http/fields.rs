@@ -103,11 +103,15 @@ impl Fields {
 
     /// A field that is there and not null, left where it is.
     pub(super) fn get(&self, name: &str) -> Option<&Value> {
+        #[cfg(test)]
+        asked::note(&self.prefix, name);
         self.object.get(name).filter(|value| !value.is_null())
     }
 
     /// Takes a field of any type; `None` when it is absent or null.
     pub(super) fn take<T: DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>, FieldError> {
+        #[cfg(test)]
+        asked::note(&self.prefix, name);
         match self.object.shift_remove(name) {
             None | Some(Value::Null) => Ok(None),
             Some(value) => typed(value, &self.path(name)).map(Some),
@@ -197,6 +201,27 @@ pub(super) fn wrong_type(path: &str, expected: &str, found: &Value) -> FieldErro
 )]
 const fn narrow(value: f64) -> f32 {
     value as f32
+}
+
+/// Which fields of bodies were asked for on this thread, to be compared with those that are described.
+#[cfg(test)]
+pub(super) mod asked {
+    use std::{cell::RefCell, collections::BTreeSet};
+
+    thread_local! {
+        static NAMES: RefCell<BTreeSet<String>> = RefCell::default();
+    }
+
+    pub(super) fn note(prefix: &str, name: &str) {
+        if prefix.is_empty() {
+            NAMES.with_borrow_mut(|names| names.insert(name.to_owned()));
+        }
+    }
+
+    /// Those since it was last called.
+    pub(in crate::http) fn take() -> BTreeSet<String> {
+        NAMES.take()
+    }
 }
 
 #[cfg(test)]

@@ -9,12 +9,15 @@ use actix_web::{
     Error, HttpMessage, HttpRequest,
     body::BoxBody,
     dev::{ServiceRequest, ServiceResponse},
-    http::header::{AUTHORIZATION, HeaderMap, HeaderName},
+    http::{
+        Method,
+        header::{AUTHORIZATION, HeaderMap, HeaderName},
+    },
     middleware::Next,
     web,
 };
 
-use super::{AppState, cors, count::Tally, error::ApiError, headers};
+use super::{AppState, cors, count::Tally, error::ApiError, headers, page};
 use crate::{
     access::{Rules, Spent},
     text::Text,
@@ -71,13 +74,14 @@ fn enter(request: &ServiceRequest, state: &AppState, rules: &Rules, tally: &Tall
         let refuse = |wait| ApiError::RateLimited { whose: "this address", what: "requests", limit, wait };
         state.door.enter(rules, address, now).map_err(refuse)?;
     }
-    if rules.keys.is_empty() {
+    if rules.keys.is_empty() || is_of_page(request) {
         return Ok(());
     }
     let shown = shown(request.headers()).ok_or(ApiError::NoKey)?;
     let key = rules.keys.find(shown).ok_or(ApiError::WrongKey)?;
     tally.belongs_to(key);
-    if is_metrics {
+    // Whoever watches the queue should not have to wait for it.
+    if is_metrics || path == "/v1/slot" {
         return Ok(());
     }
     key.enter(now).map_err(|(spent, wait)| {
@@ -88,6 +92,14 @@ fn enter(request: &ServiceRequest, state: &AppState, rules: &Rules, tally: &Tall
         };
         ApiError::RateLimited { whose: "this key", what, limit, wait }
     })
+}
+
+/// Whether a browser asks for the page, which has to be there before a key can be typed.
+fn is_of_page(request: &ServiceRequest) -> bool {
+    let is_read = [Method::GET, Method::HEAD].contains(request.method());
+    let path = request.path();
+    let is_described = ["/docs", "/openapi.json"].contains(&path);
+    is_read && (is_described || page::is_file(path) || (path == "/" && page::is_wanted(request.request())))
 }
 
 /// The key that a request shows.

@@ -24,7 +24,7 @@ use super::{
     count::Tally,
     dialect::{Dialect, Head},
     error::ApiError,
-    gate,
+    gate, slot,
 };
 
 /// A comment by the standard of server-sent events: clients skip it, proxies see life, and a client that is gone is
@@ -69,7 +69,7 @@ pub(super) async fn generate<D: Dialect>(
     }
     tally.iter().for_each(|tally| tell_trace(tally, &ask, D::OPERATION, &text.card().id));
     let trace = tally.as_ref().and_then(Tally::trace);
-    let mut answers = admit(&state, text, id, ask, trace).await?;
+    let mut answers = admit(&state, text, id, slot::caller(&request), ask, trace).await?;
     answers.iter_mut().for_each(|answer| answer.count_for(tally.clone()));
     match delivery {
         Delivery::Whole => whole(answers, &dialect).await,

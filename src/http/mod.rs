@@ -27,11 +27,14 @@ mod headers;
 mod items;
 mod messages;
 mod native;
+mod openapi;
+mod page;
 mod probes;
 mod request_id;
 mod responses;
 mod sampling;
 mod scored;
+mod slot;
 mod strict;
 mod texts;
 mod tls;
@@ -138,6 +141,8 @@ pub struct AppState {
     drain: CancellationToken,
     metrics: Arc<Metrics>,
     readiness: watch::Receiver<Readiness>,
+    /// Of each device by its name, where there are several.
+    devices: Arc<[(String, watch::Receiver<Readiness>)]>,
     settings: Settings,
     /// Of requests that name none, as they are now.
     deadlines: watch::Receiver<Deadlines>,
@@ -170,6 +175,7 @@ impl AppState {
             drain: CancellationToken::new(),
             metrics,
             readiness,
+            devices: Arc::default(),
             settings,
             deadlines,
             encoders: Arc::new(Semaphore::new(ENCODERS)),
@@ -182,6 +188,12 @@ impl AppState {
     #[must_use]
     pub fn with_orders(self, orders: Orders) -> Self {
         Self { orders: Some(orders), ..self }
+    }
+
+    /// With several devices, by their names, whose states are told one by one.
+    #[must_use]
+    pub fn with_devices(self, devices: Vec<(String, watch::Receiver<Readiness>)>) -> Self {
+        Self { devices: devices.into(), ..self }
     }
 
     /// With a door; without one, everybody may come in.
@@ -329,6 +341,7 @@ const ROUTES: &[RouteLine] = &[
     line("POST", "/apply-template", "the prompt that the chat template makes of messages"),
     line("GET", "/v1/models", "the models that are served"),
     line("GET", "/v1/models/{id}", "one of them, by its id"),
+    line("GET", "/v1/slot", "what runs, who waits, and what the last requests took"),
     line("POST", "/admin/models/{id}/load", "loads a model; for whoever runs the server"),
     line("POST", "/admin/models/{id}/unload", "gives a model's memory back; likewise"),
     line("POST", "/admin/trim", "gives back what no job needs; likewise"),
@@ -338,7 +351,10 @@ const ROUTES: &[RouteLine] = &[
     line("GET", "/readyz", "200 while a worker has the model loaded"),
     line("GET", "/startupz", "200 once a worker has had the model loaded"),
     line("GET", "/metrics", "figures in the OpenMetrics text format"),
-    line("GET", "/", "this list"),
+    line("GET", "/openapi.json", "all of this as an OpenAPI document"),
+    line("GET", "/docs", "the same for people"),
+    line("GET", "/", "this list; a page where HTML is asked for"),
+    line("GET", "/page/{file}", "what that page is made of"),
 ];
 
 fn routes(app: &mut web::ServiceConfig) {
@@ -360,7 +376,11 @@ fn routes(app: &mut web::ServiceConfig) {
         .service(get("/readyz", || web::route().to(probes::readyz)))
         .service(get("/startupz", || web::route().to(probes::startupz)))
         .service(get("/metrics", || web::route().to(probes::metrics)))
+        .service(get("/v1/slot", || web::route().to(slot::slot)))
+        .service(get("/openapi.json", || web::route().to(openapi::json)))
+        .service(get("/docs", || web::route().to(page::docs)))
         .service(get("/", || web::route().to(probes::index)))
+        .service(get("/page/{file}", || web::route().to(page::file)))
         .default_service(web::to(not_found));
 }
 

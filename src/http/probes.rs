@@ -5,17 +5,22 @@
 
 use std::{fmt::Write, sync::Arc};
 
-use actix_web::{HttpRequest, HttpResponse, http::header::ContentType, web};
+use actix_web::{
+    HttpRequest, HttpResponse,
+    http::header::{ContentType, VARY},
+    web,
+};
 use serde_json::{Value, json};
 
 use super::{
     AppState, ROUTES,
     error::{ApiError, SOON},
     gate::{self, check_model},
+    page,
 };
 use crate::{
     executor::SubmitError,
-    job::{Memory, ModelReport, Readiness, SlotReport},
+    job::{Memory, ModelId, ModelReport, Readiness, SlotReport},
     metrics::CONTENT_TYPE,
     text::Text,
     units::Millis,
@@ -32,7 +37,7 @@ pub(super) async fn readyz(state: web::Data<AppState>) -> Result<HttpResponse, A
         return Err(SubmitError::Stopped.into());
     }
     match &*state.readiness.borrow() {
-        Readiness::Ready(_) => Ok(HttpResponse::Ok().json(json!({ "status": "ready" }))),
+        Readiness::Ready(_) => Ok(HttpResponse::Ok().json(ready(&state))),
         Readiness::Starting => Err(ApiError::Loading),
         Readiness::Restarting { reason } => {
             Err(ApiError::WorkerDown { reason: reason.clone(), retry_in: Some(SOON) })
@@ -42,6 +47,16 @@ pub(super) async fn readyz(state: web::Data<AppState>) -> Result<HttpResponse, A
         }
         Readiness::Stopping => Err(SubmitError::Stopped.into()),
     }
+}
+
+/// That a device is ready, and where there are several, how each of them is.
+fn ready(state: &AppState) -> Value {
+    let mut ready = json!({ "status": "ready" });
+    if !state.devices.is_empty() {
+        let states = state.devices.iter().map(|(name, seen)| (name.clone(), json!(seen.borrow().as_str())));
+        ready["devices"] = Value::Object(states.collect());
+    }
+    ready
 }
 
 /// `GET /startupz`: the model was loaded once, so that liveness may be judged from now on.
@@ -75,15 +90,18 @@ pub(super) async fn model(
     Ok(HttpResponse::Ok().json(model_object(&state, text)))
 }
 
-/// `GET /`: what is served where.
+/// `GET /`: what is served where; for browsers, the page.
 pub(super) async fn index(request: HttpRequest, state: web::Data<AppState>) -> HttpResponse {
+    if page::is_wanted(&request) {
+        return page::document(&request);
+    }
     let models: Vec<_> = usable(&request, &state).map(|text| text.card().id.as_str()).collect();
-    let mut page = format!("eka serves {}, one answer at a time.\n\n", models.join(", "));
+    let mut list = format!("eka serves {}, one answer at a time.\n\n", models.join(", "));
     for route in ROUTES {
         // Writing to a `String` does not fail.
-        let _ = writeln!(page, "{:4} {:25} {}", route.method, route.path, route.about);
+        let _ = writeln!(list, "{:4} {:25} {}", route.method, route.path, route.about);
     }
-    HttpResponse::Ok().insert_header(ContentType::plaintext()).body(page)
+    HttpResponse::Ok().insert_header(ContentType::plaintext()).insert_header((VARY, "accept")).body(list)
 }
 
 /// The models that whoever asks may use.
@@ -95,11 +113,8 @@ fn usable<'a>(request: &'a HttpRequest, state: &'a AppState) -> impl Iterator<It
 fn model_object(state: &AppState, text: &Text) -> Value {
     let card = text.card();
     let readiness = state.readiness.borrow();
-    let loaded = match &*readiness {
-        Readiness::Ready(slot) => slot.model(&card.id.as_str().into()).map(loaded),
-        _ => None,
-    };
-    json!({
+    let id = card.id.as_str().into();
+    let mut object = json!({
         "id": card.id,
         "object": "model",
         "created": card.created,
@@ -108,10 +123,25 @@ fn model_object(state: &AppState, text: &Text) -> Value {
             "context_length": state.context_length(text),
             "vocabulary": card.vocabulary,
             "has_chat_template": card.has_chat_template,
-            "loaded": loaded,
+            "loaded": loaded_in(&readiness, &id),
             "worker": worker(&readiness),
         },
-    })
+    });
+    if !state.devices.is_empty() {
+        let devices = state.devices.iter().map(|(name, seen)| {
+            let seen = seen.borrow();
+            json!({ "device": name, "loaded": loaded_in(&seen, &id), "worker": worker(&seen) })
+        });
+        object["eka"]["devices"] = devices.collect();
+    }
+    object
+}
+
+fn loaded_in(readiness: &Readiness, id: &ModelId) -> Option<Value> {
+    match readiness {
+        Readiness::Ready(slot) => slot.model(id).map(loaded),
+        _ => None,
+    }
 }
 
 /// What is known of a model that is loaded.
@@ -129,17 +159,14 @@ fn loaded(report: &ModelReport) -> Value {
 fn worker(readiness: &Readiness) -> Value {
     match readiness {
         Readiness::Ready(SlotReport { runtime, memory, .. }) => json!({
-            "state": "ready",
+            "state": readiness.as_str(),
             "runtime": runtime.runtime,
             "device": runtime.device,
             "threads": runtime.threads,
             "memory": held(*memory),
         }),
-        Readiness::Starting => json!({ "state": "starting" }),
         // Their reasons may name paths of this machine, and are in the log.
-        Readiness::Restarting { .. } => json!({ "state": "restarting" }),
-        Readiness::Down { .. } => json!({ "state": "down" }),
-        Readiness::Stopping => json!({ "state": "stopping" }),
+        _ => json!({ "state": readiness.as_str() }),
     }
 }
 

@@ -38,8 +38,10 @@ const ADD_GENERATION_PROMPT: Known =
     Known { name: "add_generation_prompt", asks_for_nothing: |v| v == true, only: "true" };
 
 /// llama.cpp's and vLLM's fields with the only value that eka has for them.
-const OF_TOKENIZE: &[Known] =
+pub(super) const OF_TOKENIZE: &[Known] =
     &[Known { name: "parse_special", asks_for_nothing: |v| v == true, only: "true" }, ADD_GENERATION_PROMPT];
+
+pub(super) const OF_TEMPLATES: &[Known] = &[ADD_GENERATION_PROMPT];
 
 /// What to cut into tokens.
 enum Source {
@@ -91,7 +93,7 @@ pub(super) async fn apply_template(
 ) -> Result<HttpResponse, ApiError> {
     let (text, mut fields) = begin(&request, payload, &state).await?;
     let conversation = take_conversation(&mut fields)?;
-    fields.finish(&[ADD_GENERATION_PROMPT])?;
+    fields.finish(OF_TEMPLATES)?;
     let prompt = aside(&state, UNKNOWN, move || text.render(&conversation)).await?;
     Ok(HttpResponse::Ok().json(json!({ "prompt": prompt })))
 }

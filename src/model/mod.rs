@@ -3,14 +3,16 @@
 //! What the manifest promises is compared with what the graph declares before anything runs: a graph and a manifest of
 //! two exports, or a file edited by hand, is an error at load that names the tensor, not nonsense at the first request.
 
+mod cache;
 mod check;
 mod pass;
 
 use std::path::{Path, PathBuf};
 
+pub use cache::Cache;
 pub use check::GraphError;
+pub use pass::Pass;
 use pass::Rows;
-pub use pass::{Cache, Pass};
 
 use crate::{
     device::{Device, DeviceError, Pool, Runtime, Session, SessionOptions},
@@ -73,6 +75,13 @@ pub enum ModelError {
     },
 }
 
+impl ModelError {
+    /// Whether it is about the device and not about the model.
+    fn is_for_another_device(&self) -> bool {
+        matches!(self, Self::Load { source, .. } if source.is_placement())
+    }
+}
+
 impl Model {
     /// Loads the model in `dir`.
     ///
@@ -104,11 +113,27 @@ impl Model {
                 if !device.may_leave_to_cpu() {
                     return Err(why);
                 }
-                tracing::warn!("on the CPU, not on {device}: {why}");
-                return Self::open(device.runtime(), &dir, options);
+                return Self::fall_back(device, &dir, options, &why);
             }
         }
-        Self::open_by(dir, device.gpu().is_some(), |graph| device.session(graph, options))
+        match Self::open_by(dir, device.gpu().is_some(), |graph| device.session(graph, options)) {
+            Err(why)
+                if device.may_leave_to_cpu() && device.gpu().is_some() && why.is_for_another_device() =>
+            {
+                Self::fall_back(device, dir, options, &why)
+            }
+            opened => opened,
+        }
+    }
+
+    fn fall_back(
+        device: &Device,
+        dir: &Path,
+        options: SessionOptions,
+        why: &ModelError,
+    ) -> Result<Self, ModelError> {
+        tracing::warn!("on the CPU, not on {device}: {why}");
+        Self::open(device.runtime(), dir, options)
     }
 
     fn open_by(

@@ -1,35 +1,10 @@
 //! One pass over the graph: its tensors bound once, then run as often as one likes.
 
-use half::{bf16, f16};
-
-use super::{Model, check::of_layer};
+use super::{Cache, Model, check::of_layer};
 use crate::{
-    device::{Binding, DeviceError, Element, Pool, Shared, Slot},
-    manifest::{Dtype, Lengths},
+    device::{Binding, DeviceError, Slot},
+    manifest::Lengths,
 };
-
-/// The key-value cache of one timeline, `[1, kv_heads, capacity, head_dim]` for each layer's keys and values.
-///
-/// The graph updates it in place; which of its positions count is said with each pass, so forgetting the last ones
-/// costs nothing.
-#[derive(Debug)]
-pub struct Cache {
-    layers: Vec<[Shared; 2]>,
-    capacity: usize,
-}
-
-impl Cache {
-    /// Positions that it has room for.
-    #[must_use]
-    pub fn capacity(&self) -> usize {
-        self.capacity
-    }
-
-    /// Gives its memory back; it can be used again at once, from position 0.
-    pub fn discard(&self) {
-        self.layers.iter().flatten().for_each(Shared::discard);
-    }
-}
 
 /// Of which positions a graph gives logits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,40 +38,21 @@ enum LengthSlots {
 }
 
 impl Model {
-    /// A cache with room for `capacity` positions: from the model's pool, where it has one; else mapped, and then only
-    /// positions that are used cost memory.
-    ///
-    /// # Errors
-    /// [`DeviceError::Memory`] or [`DeviceError::NoRoom`] when there is no room for it.
-    pub fn cache(&self, capacity: usize) -> Result<Cache, DeviceError> {
-        let dims = &self.manifest().dims;
-        let shape = [1, dims.kv_heads, capacity, dims.head_dim];
-        let dtype = self.manifest().dtype;
-        let pool = self.session().pool();
-        let layer = |_| Ok([tensor(dtype, &shape, pool)?, tensor(dtype, &shape, pool)?]);
-        Ok(Cache { layers: (0..dims.layers).map(layer).collect::<Result<_, DeviceError>>()?, capacity })
-    }
-
-    /// Binds a pass of up to `width` tokens over `cache`, with logits of up to `rows` of them; fewer where the graph
-    /// gives only those of the last token.
+    /// A pass of up to `width` tokens with logits of up to `rows` of them, fewer where the graph gives only those of the
+    /// last token, over caches of up to `most` positions. It runs once it is [attached](Pass::attach) to one.
     ///
     /// # Errors
     /// [`DeviceError`] when memory cannot be mapped or bound.
-    pub fn pass(&self, cache: &Cache, width: usize, rows: usize) -> Result<Pass, DeviceError> {
+    pub fn pass(&self, width: usize, rows: usize, most: usize) -> Result<Pass, DeviceError> {
         let names = &self.manifest().graph;
         let vocab = self.manifest().dims.vocab;
         let rows = if self.rows() == Rows::Last { 1 } else { rows };
         let mut binding = Binding::new(self.session())?;
         let input_ids = binding.input(&names.input_ids, &[1, width])?;
-        let lengths = LengthSlots::bind(&mut binding, &names.lengths, rows, cache.capacity, self.rows())?;
+        let lengths = LengthSlots::bind(&mut binding, &names.lengths, rows, most, self.rows())?;
         let given = if self.rows() == Rows::All { width } else { rows };
         let logits = binding.output(&names.logits, &[1, given, vocab])?;
-        for (i, [key, value]) in cache.layers.iter().enumerate() {
-            binding.in_place(&of_layer(&names.past_key, i), &of_layer(&names.present_key, i), key)?;
-            binding.in_place(&of_layer(&names.past_value, i), &of_layer(&names.present_value, i), value)?;
-        }
-        let capacity = cache.capacity;
-        Ok(Pass { binding, input_ids, lengths, logits, width, rows, vocab, capacity })
+        Ok(Pass { binding, input_ids, lengths, logits, width, rows, vocab, capacity: 0 })
     }
 }
 
@@ -105,7 +61,7 @@ impl LengthSlots {
         binding: &mut Binding,
         names: &Lengths,
         rows: usize,
-        capacity: usize,
+        most: usize,
         gives: Rows,
     ) -> Result<Self, DeviceError> {
         Ok(match names {
@@ -115,7 +71,7 @@ impl LengthSlots {
                 logits_index: binding.input(logits_index, &[rows])?,
             },
             Lengths::Mask { attention_mask } => {
-                let attention_mask = binding.input(attention_mask, &[1, capacity])?;
+                let attention_mask = binding.input(attention_mask, &[1, most])?;
                 binding.write(attention_mask).fill(1);
                 Self::Mask { attention_mask, gives_all: gives == Rows::All }
             }
@@ -124,6 +80,31 @@ impl LengthSlots {
 }
 
 impl Pass {
+    /// Binds `cache`, in the place of the one before. What else is bound stays as it is.
+    ///
+    /// # Errors
+    /// [`DeviceError::Runtime`] when the graph does not take it; the pass has no cache then.
+    pub fn attach(&mut self, model: &Model, cache: &Cache) -> Result<(), DeviceError> {
+        let names = &model.manifest().graph;
+        self.capacity = 0;
+        for (i, [key, value]) in cache.layers().iter().enumerate() {
+            self.binding.in_place(&of_layer(&names.past_key, i), &of_layer(&names.present_key, i), key)?;
+            self.binding.in_place(
+                &of_layer(&names.past_value, i),
+                &of_layer(&names.present_value, i),
+                value,
+            )?;
+        }
+        self.capacity = cache.capacity();
+        Ok(())
+    }
+
+    /// Lets go of the cache, whose memory then is whose else it is. The pass has room for nothing until it has another.
+    pub fn detach(&mut self) {
+        self.capacity = 0;
+        self.binding.let_go();
+    }
+
     /// Feeds `tokens`, the first at position `past`, and returns the logits of the last `rows` of them,
     /// `[rows, vocab]`, to be read or changed.
     ///
@@ -182,21 +163,6 @@ impl Pass {
             self.binding.reshape(self.logits, &[1, rows, self.vocab])?;
         }
         Ok(())
-    }
-}
-
-fn tensor(dtype: Dtype, shape: &[usize], pool: Option<&Pool>) -> Result<Shared, DeviceError> {
-    match dtype {
-        Dtype::Float32 => of::<f32>(shape, pool),
-        Dtype::Float16 => of::<f16>(shape, pool),
-        Dtype::Bfloat16 => of::<bf16>(shape, pool),
-    }
-}
-
-fn of<T: Element>(shape: &[usize], pool: Option<&Pool>) -> Result<Shared, DeviceError> {
-    match pool {
-        Some(pool) => Shared::in_pool::<T>(pool, shape),
-        None => Shared::new::<T>(shape),
     }
 }
 

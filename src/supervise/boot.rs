@@ -80,6 +80,19 @@ pub(super) async fn boot(command: Arc<WorkerCommand>, models: Vec<ModelId>) -> R
     }
 }
 
+/// Starts a worker, asks what computes there, and ends it.
+pub(super) async fn ask(command: &WorkerCommand) -> Result<RuntimeReport, String> {
+    let start = Process::start(command);
+    let mut process = start.map_err(|e| format!("{} cannot be started: {e}", command.program.display()))?;
+    match exchange::start(&mut process, command).await {
+        Ok(report) => {
+            process.shut_down().await;
+            Ok(report)
+        }
+        Err(lost) => Err(lost.see_off(process).await.reason),
+    }
+}
+
 type Filled = (RuntimeReport, Vec<(ModelId, ModelReport)>, Option<(ModelId, String)>);
 
 async fn fill(process: &mut Process, command: &WorkerCommand, models: &[ModelId]) -> Result<Filled, Lost> {

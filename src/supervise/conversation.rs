@@ -22,24 +22,41 @@ pub(super) struct Request {
     pub(super) job: Job,
     pub(super) events: mpsc::UnboundedSender<Event>,
     pub(super) cancel: CancellationToken,
-    pub(super) reply: oneshot::Sender<Result<Finish, Failure>>,
+    pub(super) reply: oneshot::Sender<End>,
     pub(super) history: History,
+    /// Cancelled when another device would have it, unless it is running by then.
+    pub(super) recall: CancellationToken,
+}
+
+/// What came of a job.
+#[derive(Debug)]
+pub(super) enum End {
+    /// It is over.
+    Over(Result<Finish, Failure>),
+    /// It is as far as it says, and no worker has it.
+    Returned {
+        job: Job,
+        history: History,
+        /// What to say if nobody else takes it; `None` when it was recalled.
+        why: Option<Failure>,
+    },
 }
 
 impl Request {
     /// Tells its end; nobody may be left to hear it.
     pub(super) fn answer(self, end: Result<Finish, Failure>) {
-        let _ = self.reply.send(end);
+        let _ = self.reply.send(End::Over(end));
+    }
+
+    /// Gives it back as it is.
+    pub(super) fn give_back(self, why: Option<Failure>) {
+        let Self { job, history, reply, .. } = self;
+        let _ = reply.send(End::Returned { job, history, why });
     }
 
     /// Tells the end of a job that was cancelled before a worker saw it.
     pub(super) fn answer_cancelled(self) {
-        self.answer(Ok(Finish {
-            reason: FinishReason::Cancelled,
-            usage: Usage::default(),
-            timings: Timings::default(),
-            memory: MemoryReport::default(),
-        }));
+        self.answer(Ok(cancelled()));
     }
 
     /// Sends the job and passes on what the worker says, until one of them has ended. Tokens are added to the job's answer,
@@ -88,6 +105,16 @@ impl Request {
         timings.prefill = first_token - began;
         timings.decode = first_token.elapsed();
         timings.resumed = self.job.lost;
+    }
+}
+
+/// The end of a job that was cancelled before a worker saw it.
+pub(super) fn cancelled() -> Finish {
+    Finish {
+        reason: FinishReason::Cancelled,
+        usage: Usage::default(),
+        timings: Timings::default(),
+        memory: MemoryReport::default(),
     }
 }
 

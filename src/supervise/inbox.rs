@@ -15,14 +15,21 @@ impl Inbox {
         Self { requests, waiting: None }
     }
 
-    /// Takes a job into the waiting place, or answers the one there when it is cancelled. Never ends while there is
-    /// nothing to do, so it is one branch of a `select!`.
+    /// Takes a job into the waiting place, or answers the one there when it is cancelled, or gives it back when another device
+    /// would have it. Never ends while there is nothing to do, so it is one branch of a `select!`.
     pub(super) async fn receive(&mut self) {
         if let Some(request) = self.waiting.take_if(|request| request.cancel.is_cancelled()) {
             return request.answer_cancelled();
         }
+        if let Some(request) = self.waiting.take_if(|request| request.recall.is_cancelled()) {
+            return request.give_back(None);
+        }
         if let Some(request) = &self.waiting {
-            return request.cancel.cancelled().await;
+            tokio::select! {
+                () = request.cancel.cancelled() => {}
+                () = request.recall.cancelled() => {}
+            }
+            return;
         }
         match self.requests.recv().await {
             Some(request) => self.waiting = Some(request),

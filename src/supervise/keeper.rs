@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
     time::{Instant, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
@@ -13,6 +13,7 @@ use super::{
     boot::{Booted, Spare, Unbooted, Worker, boot, settle},
     conversation::Request,
     exchange::{self, Lost},
+    figures::Figures,
     inbox::Inbox,
     models::{FAR, Models, is_returned},
     pace::Watchdogs,
@@ -23,7 +24,6 @@ use crate::{
         Event, Failure, Memory, ModelId, ModelReport, Order, OrderReport, Readiness, RuntimeReport,
         SlotReport,
     },
-    metrics::{ExitReason, MemoryKind, Metrics, Provider},
     units::Bytes,
     wire::Up,
 };
@@ -33,6 +33,9 @@ pub(super) type OrderRequest = (Order, oneshot::Sender<Result<OrderReport, Failu
 
 /// A worker is not asked to make way again before this has passed, when its successor has failed.
 const AFTER_A_FAILED_SPARE: Duration = Duration::from_secs(30);
+
+/// And when it is another device's worker's turn to make way.
+const AFTER_ANOTHER: Duration = Duration::from_secs(1);
 
 /// A worker that lived for so long was no failure, whatever ended it.
 const A_WHILE: Duration = Duration::from_secs(10);
@@ -45,11 +48,14 @@ pub(super) struct Keeper {
     /// The next worker, where it comes up beside this one.
     spare: Option<Spare>,
     watchdogs: Watchdogs,
-    metrics: Arc<Metrics>,
+    figures: Figures,
     inbox: Inbox,
     orders: mpsc::Receiver<OrderRequest>,
     readiness: watch::Sender<Readiness>,
     stop: CancellationToken,
+    /// What workers that make way take turns by, and this one's turn from when it is due until its successor works.
+    turns: Arc<Semaphore>,
+    turn: Option<OwnedSemaphorePermit>,
     ever_ready: bool,
     /// Workers that ended, in a row, without a job finished in between.
     failures: u32,
@@ -79,7 +85,8 @@ enum Next {
 impl Keeper {
     pub(super) fn new(
         command: WorkerCommand,
-        metrics: Arc<Metrics>,
+        figures: Figures,
+        turns: Arc<Semaphore>,
         requests: mpsc::Receiver<Request>,
         orders: mpsc::Receiver<OrderRequest>,
         readiness: watch::Sender<Readiness>,
@@ -92,11 +99,13 @@ impl Keeper {
             spare: None,
             command: Arc::new(command),
             watchdogs: Watchdogs::default(),
-            metrics,
+            figures,
             inbox: Inbox::new(requests),
             orders,
             readiness,
             stop,
+            turns,
+            turn: None,
             ever_ready: false,
             failures: 0,
             load_losses: 0,
@@ -108,9 +117,11 @@ impl Keeper {
         loop {
             match self.live().await {
                 Life::Stopped => break,
-                Life::Recycled => self.count_exit("recycled"),
+                Life::Recycled => self.figures.exit("recycled"),
                 Life::Ended { end, lost } => {
-                    self.count_exit(lost.label);
+                    self.figures.exit(lost.label);
+                    // While there is no worker here, no other device's makes way.
+                    self.has_turn();
                     self.failures = self.failures.saturating_add(1);
                     tracing::error!("the worker is gone: {lost}");
                     self.give_up_on_model(&lost.reason);
@@ -126,7 +137,7 @@ impl Keeper {
         }
         self.watchdogs.save(&self.command);
         self.readiness.send_replace(Readiness::Stopping);
-        self.count_exit("shutdown");
+        self.figures.exit("shutdown");
     }
 
     /// One worker, from its start to its end.
@@ -138,7 +149,7 @@ impl Keeper {
                 Some(Err(reason)) => tracing::warn!("the next worker did not come up: {reason}"),
             }
         }
-        self.metrics.worker_starts.inc();
+        self.figures.starts.inc();
         let loading = self.to_load();
         match self.meanwhile(boot(Arc::clone(&self.command), loading.clone())).await {
             None => Life::Stopped,
@@ -208,7 +219,7 @@ impl Keeper {
         if worker.since.elapsed() >= A_WHILE {
             self.failures = 0;
         }
-        self.metrics.worker_ready.set(0);
+        self.figures.ready.set(0);
         self.preload = self.models.take_all();
         match life {
             Life::Ended { end, lost } => {
@@ -239,6 +250,7 @@ impl Keeper {
                     Next::Spare(Err(reason)) => {
                         tracing::error!("the next worker did not come up, this one goes on: {reason}");
                         worker.settled_until = Instant::now() + AFTER_A_FAILED_SPARE;
+                        self.turn = None;
                         Ok(())
                     }
                     Next::Lost(lost) => Err(lost),
@@ -267,7 +279,7 @@ impl Keeper {
             frame = worker.process.next() => match frame {
                 Some(Ok(Up::Held { memory, .. })) => {
                     worker.memory = memory;
-                    self.show_memory(memory);
+                    self.figures.show_memory(memory);
                     Next::Something
                 }
                 other => Next::Lost(Lost::by(other)),
@@ -328,11 +340,7 @@ impl Keeper {
                     worker.jobs += 1;
                     worker.idle_since = Instant::now();
                     worker.memory = finish.memory.after;
-                    self.show_memory(finish.memory.after);
-                    self.show("peak_resident", finish.memory.peak_resident);
-                    let peak = finish.memory.device_peak;
-                    self.show("device_peak_used", peak.map(|peak| peak.used));
-                    self.show("device_peak_reserved", peak.map(|peak| peak.reserved));
+                    self.figures.show_job(&finish.memory);
                 }
                 request.answer(end);
                 Ok(())
@@ -348,7 +356,7 @@ impl Keeper {
         request.job.lost += 1;
         match policy::after_loss(request.job.lost) {
             AfterLoss::Resume => {
-                self.metrics.jobs_resumed.inc();
+                self.figures.resumed.inc();
                 let (job, tokens) = (request.job.id.0, request.job.answer.len());
                 tracing::warn!(job, tokens, "its worker is gone; the next one goes on with it");
                 self.inbox.waiting = Some(request);
@@ -436,14 +444,19 @@ impl Keeper {
     /// Whether a worker that works is replaced now. If that is due, its successor is started beside it where there is room,
     /// and takes over when it is up; otherwise it has to go first, at a moment when nobody waits for it.
     fn makes_way(&mut self, worker: &mut Worker) -> bool {
-        if worker.is_spoilt {
-            return true;
-        }
-        if worker.settled_until > Instant::now() {
+        if !worker.is_spoilt && worker.settled_until > Instant::now() {
             return false;
         }
         let service = self.service(worker);
-        let Some(why) = policy::recycle(&self.command.recycle, &service) else { return false };
+        let due = policy::recycle(&self.command.recycle, &service);
+        if (worker.is_spoilt || due.is_some()) && !self.has_turn() {
+            worker.settled_until = Instant::now() + AFTER_ANOTHER;
+            return false;
+        }
+        if worker.is_spoilt {
+            return true;
+        }
+        let Some(why) = due else { return false };
         if worker.due_at.is_none() {
             tracing::info!("the worker is replaced: {why}");
             worker.due_at = Some(worker.jobs);
@@ -460,6 +473,14 @@ impl Keeper {
         leaves
     }
 
+    /// Whether this device's worker may make way now: not while another's does, unless every job is to have its own.
+    fn has_turn(&mut self) -> bool {
+        if self.turn.is_none() {
+            self.turn = Arc::clone(&self.turns).try_acquire_owned().ok();
+        }
+        self.turn.is_some() || self.command.recycle.between_requests
+    }
+
     fn service(&self, worker: &Worker) -> Service {
         let runtime = worker.runtime.memory.anonymous;
         let expected =
@@ -470,7 +491,7 @@ impl Keeper {
     /// Starts the next worker beside this one, where there is room for both.
     fn start_spare(&mut self, worker: &Worker) {
         if self.spare.is_none() && policy::fits_twice((self.command.available_memory)(), worker.memory) {
-            self.metrics.worker_starts.inc();
+            self.figures.starts.inc();
             self.spare = Some(Spare::start(Arc::clone(&self.command), self.models.by_use()));
         }
     }
@@ -482,7 +503,7 @@ impl Keeper {
             "{model} is loaded: {} held",
             shown(report.after)
         );
-        self.metrics.model_load_seconds.set(report.load_time.as_secs_f64());
+        self.figures.load_seconds.set(report.load_time.as_secs_f64());
         worker.memory = report.after;
         self.models.add(model, report, Instant::now());
     }
@@ -492,13 +513,14 @@ impl Keeper {
         let why = fell_back.as_ref().map(|why| format!(", as {why}")).unwrap_or_default();
         tracing::info!(threads, "the worker is ready: {runtime} ({}) on {device}{why}", library.display());
         self.ever_ready = true;
-        self.metrics.worker_ready.set(1);
+        self.turn = None;
+        self.figures.ready.set(1);
         self.tell_ready(worker);
     }
 
     fn tell_ready(&self, worker: &Worker) {
-        self.show_memory(worker.memory);
-        self.show_nodes();
+        self.figures.show_memory(worker.memory);
+        self.figures.show_nodes(&self.models.reports());
         self.readiness.send_replace(Readiness::Ready(SlotReport {
             runtime: worker.runtime.clone(),
             models: self.models.reports(),
@@ -528,11 +550,12 @@ impl Keeper {
 
     /// Answers every job with the reason until told to stop.
     async fn give_up(mut self, reason: String) {
+        self.turn = None;
         self.readiness.send_replace(Readiness::Down { reason: reason.clone(), retry_in: None });
         let failure = || Failure::NoWorker { message: reason.clone() };
         loop {
             if let Some(request) = self.inbox.waiting.take() {
-                request.answer(Err(failure()));
+                request.give_back(Some(failure()));
             }
             tokio::select! {
                 () = self.stop.cancelled() => return,
@@ -541,38 +564,6 @@ impl Keeper {
                     let _ = reply.send(Err(failure()));
                 }
             }
-        }
-    }
-
-    fn count_exit(&self, reason: &'static str) {
-        self.metrics.worker_ready.set(0);
-        self.metrics.worker_exits.get_or_create(&ExitReason { reason }).inc();
-    }
-
-    fn show_memory(&self, memory: Memory) {
-        self.show("resident", memory.resident);
-        self.show("anonymous", memory.anonymous);
-        self.show("device_used", memory.device.map(|device| device.used));
-        self.show("device_reserved", memory.device.map(|device| device.reserved));
-        self.show("device_free", memory.device.and_then(|device| device.free));
-    }
-
-    /// Where the nodes of all loaded graphs run.
-    fn show_nodes(&self) {
-        self.metrics.graph_nodes.clear();
-        for (_, report) in self.models.reports() {
-            for (provider, nodes) in report.placement.nodes() {
-                let provider = Provider { provider: provider.to_owned() };
-                let nodes = i64::try_from(nodes).unwrap_or(i64::MAX);
-                self.metrics.graph_nodes.get_or_create(&provider).inc_by(nodes);
-            }
-        }
-    }
-
-    fn show(&self, kind: &'static str, bytes: Option<Bytes>) {
-        if let Some(bytes) = bytes {
-            let gauge = self.metrics.memory.get_or_create(&MemoryKind { process: "worker", kind });
-            gauge.set(i64::try_from(bytes.0).unwrap_or(i64::MAX));
         }
     }
 }

@@ -18,12 +18,17 @@
 //! the job, and the least recently used leave for it. A worker that works is replaced as well, if the settings say so: its
 //! successor is loaded beside it where memory allows two, so that nobody waits.
 //!
+//! There is one worker for each device, and a supervisor for each worker. A [`Fleet`] is all of them: while one device has no
+//! worker, its job may go on on another.
+//!
 //! A worker that hangs is one that is silent for too long: it says a frame for every chunk it reads and every token it
 //! writes, and `watchdog` knows how long each may take on this machine. It is killed and replaced like one that died.
 
 mod boot;
 mod conversation;
 mod exchange;
+mod figures;
+mod fleet;
 mod inbox;
 mod keeper;
 mod models;
@@ -35,16 +40,19 @@ mod watchdog;
 
 use std::{ffi::OsString, path::PathBuf, sync::Arc, time::Duration};
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use crate::{
-    job::{Event, Failure, Finish, Job, KeepAlive, ModelId, Order, OrderReport, Readiness},
+    job::{Event, Failure, Finish, Job, KeepAlive, ModelId, Order, OrderReport, Readiness, RuntimeReport},
     metrics::Metrics,
     units::Bytes,
     wire::WorkerSpec,
 };
-use conversation::{History, Request};
+use conversation::{End, History, Request};
+use figures::Figures;
+pub use fleet::{Fleet, FleetForeman, FleetRunner, FleetView};
 use keeper::{Keeper, OrderRequest};
 pub use watchdog::Budgets;
 
@@ -54,6 +62,8 @@ const ORDERS: usize = 16;
 /// How to start a worker, and what it is for.
 #[derive(Clone, Debug)]
 pub struct WorkerCommand {
+    /// What its device is called where there are several, in the log and in the metrics.
+    pub label: Option<String>,
     /// The program, usually this one.
     pub program: PathBuf,
     /// Its arguments.
@@ -106,6 +116,14 @@ pub struct Recycle {
     pub between_requests: bool,
 }
 
+/// Starts a worker as `command` says, and ends it when it has said what computes there.
+///
+/// # Errors
+/// The worker's own words when its device cannot be used, else how it ended.
+pub async fn ask_device(command: &WorkerCommand) -> Result<RuntimeReport, String> {
+    boot::ask(command).await
+}
+
 /// Keeps one worker alive and runs jobs on it.
 #[derive(Debug)]
 pub struct Supervisor {
@@ -149,16 +167,30 @@ impl Supervisor {
         command: WorkerCommand,
         metrics: Arc<Metrics>,
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
+        Self::in_turn(command, metrics, Arc::new(Semaphore::new(1)))
+    }
+
+    /// As [`new`](Self::new), with workers that make way one after the other, in `turns` with those of others.
+    fn in_turn(
+        command: WorkerCommand,
+        metrics: Arc<Metrics>,
+        turns: Arc<Semaphore>,
+    ) -> (Self, impl Future<Output = ()> + Send + 'static) {
+        let label = command.label.clone();
+        let span =
+            label.as_ref().map_or_else(tracing::Span::none, |device| tracing::error_span!("worker", %device));
+        let figures = Figures::new(metrics, label.as_deref().into());
         let (requests, receiver) = mpsc::channel(1);
         let (orders, ordered) = mpsc::channel(ORDERS);
         let (state, readiness) = watch::channel(Readiness::Starting);
         let stop = CancellationToken::new();
-        let keeper = Keeper::new(command, metrics, receiver, ordered, state, stop.clone());
+        let keeper = Keeper::new(command, figures, turns, receiver, ordered, state, stop.clone());
         let (keeping, kept) = oneshot::channel();
         let work = async move {
             keeper.keep().await;
             drop(keeping);
-        };
+        }
+        .instrument(span);
         (Self { requests, orders, readiness, stop, kept }, work)
     }
 
@@ -201,15 +233,25 @@ impl Runner {
         events: mpsc::UnboundedSender<Event>,
         cancel: CancellationToken,
     ) -> Result<Finish, Failure> {
-        let (reply, answer) = oneshot::channel();
-        if self
-            .requests
-            .send(Request { job, events, cancel, reply, history: History::default() })
-            .await
-            .is_err()
-        {
-            return Err(Failure::ShuttingDown);
+        match self.attempt((job, History::default()), events, cancel, CancellationToken::new()).await {
+            End::Over(end) => end,
+            End::Returned { why, .. } => Err(why.unwrap_or(Failure::ShuttingDown)),
         }
-        answer.await.unwrap_or(Err(Failure::ShuttingDown))
+    }
+
+    /// As [`run`](Self::run), for a job that may have run before, and that comes back when it is recalled in time.
+    async fn attempt(
+        &self,
+        (job, history): (Job, History),
+        events: mpsc::UnboundedSender<Event>,
+        cancel: CancellationToken,
+        recall: CancellationToken,
+    ) -> End {
+        let (reply, answer) = oneshot::channel();
+        let request = Request { job, events, cancel, reply, history, recall };
+        if self.requests.send(request).await.is_err() {
+            return End::Over(Err(Failure::ShuttingDown));
+        }
+        answer.await.unwrap_or(End::Over(Err(Failure::ShuttingDown)))
     }
 }

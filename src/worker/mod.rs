@@ -37,8 +37,9 @@ use crate::{
         host::{self, Pace},
     },
     engine::{self, EngineError, Forward, Step, Timeline, TimelineOptions},
-    job::{Failure, Finish, Job, MemoryReport, ModelId, ModelReport, Placement, RuntimeReport},
+    job::{Failure, Finish, GpuReport, Job, MemoryReport, ModelId, ModelReport, Placement, RuntimeReport},
     model::{Model, ModelError},
+    units::Bytes,
     wire::{self, Down, PROTOCOL, Up, WireError, WorkerSpec},
 };
 use faults::{Faults, Outlet, Plan, Point};
@@ -132,6 +133,7 @@ pub fn run(
         runtime: device.runtime().version(),
         library: device.runtime().path().to_path_buf(),
         device: device.to_string(),
+        gpu: device.gpu().map(|gpu| GpuReport { has_bfloat16: gpu.has_bfloat16 }),
         fell_back: device.fell_back().map(ToString::to_string),
         threads,
         memory: holdings.idle(),
@@ -205,7 +207,7 @@ impl<W: Write> Worker<W> {
                     wire::write(&Up::Unloaded { model, memory }, &mut self.output)?;
                 }
                 Some(Down::Trim) => {
-                    self.models.values_mut().for_each(|loaded| loaded.timeline.clear());
+                    self.clear_others(None);
                     let memory = self.holdings.trim();
                     wire::write(&Up::Trimmed { memory }, &mut self.output)?;
                 }
@@ -256,13 +258,16 @@ impl<W: Write> Worker<W> {
     fn try_load(&mut self, id: &ModelId, dir: &Path) -> Result<ModelReport, LoadError> {
         let (started, before) = (Instant::now(), self.holdings.idle());
         self.faults.at(Point::Load)?;
+        self.clear_others(None);
         let model = Model::open_on(&self.device, dir, SessionOptions { threads: self.threads })?;
         let capacity = self.spec.context_length.unwrap_or(0);
-        let options = TimelineOptions { capacity, chunk: self.spec.prefill_chunk };
+        let options = TimelineOptions { capacity, chunk: self.spec.prefill_chunk, keep: self.spec.kv_keep };
         let mut timeline = Timeline::new(model, options).map_err(EngineError::from)?;
         wire::write(&Up::Loaded(id.clone()), &mut self.output)?;
         self.faults.at(Point::WarmUp)?;
         timeline.warm_up()?;
+        // What the model itself takes is what is reported; a cache is only kept for the next job.
+        timeline.clear_to(Bytes(0));
         let placement = timeline.model().session().placement().map_err(EngineError::from)?;
         let capacity = timeline.capacity();
         let guides = Guides::new(dir.to_path_buf(), timeline.vocabulary());
@@ -273,8 +278,15 @@ impl<W: Write> Worker<W> {
         Ok(ModelReport { placement, capacity, load_time: started.elapsed(), before, after })
     }
 
+    /// Gives back what models other than this one keep for their next jobs: one cache at a time is kept.
+    fn clear_others(&mut self, but: Option<&ModelId>) {
+        let others = self.models.iter_mut().filter(|(id, _)| but != Some(*id));
+        others.for_each(|(_, loaded)| loaded.timeline.clear_to(Bytes(0)));
+    }
+
     fn generate(&mut self, job: &Job) -> Result<(), WorkerError> {
         let before = self.holdings.idle();
+        self.clear_others(Some(&job.model));
         self.holdings.begin();
         let mut broken = None;
         let Self { models, noted, output, faults, .. } = self;

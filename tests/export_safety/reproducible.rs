@@ -82,7 +82,7 @@ fn inspect_prints_for_people_and_refuses_what_is_no_model() {
     fs::write(out.join("model.onnx"), "no graph").unwrap();
     for dir in [&out, sources.path()] {
         let refused = run(&["inspect", argument(dir)]);
-        assert_eq!(refused.status.code(), Some(1));
+        assert_eq!(refused.status.code(), Some(4));
         assert!(text(&refused.stderr).contains("export"), "{}", text(&refused.stderr));
     }
 }

@@ -251,6 +251,16 @@ fn driver_version() -> Result<CudaVersion, result::DriverError> {
     Ok(CudaVersion::of_driver(version))
 }
 
+/// Whether a GPU computes in bfloat16: from compute capability 8.0 on. `false` when the driver does not say. Only after
+/// [`probe`] has found it.
+pub(super) fn has_bfloat16(ordinal: u16) -> bool {
+    const MAJOR: sys::CUdevice_attribute =
+        sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR;
+    let Ok(device) = result::device::get(ordinal.into()) else { return false };
+    // SAFETY: the driver has given this device, and is initialized.
+    unsafe { result::device::get_attribute(device, MAJOR) }.is_ok_and(|major| major >= 8)
+}
+
 fn names() -> Result<Vec<String>, result::DriverError> {
     result::init()?;
     (0..result::device::get_count()?)

@@ -26,6 +26,7 @@ use super::{
     free_list::FreeList,
     sizes::block_size,
 };
+use crate::device::{DeviceError, rows::Rows};
 
 /// From where a block will be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,6 +138,26 @@ impl<B: Backend> Allocator<B> {
         self.loads -= 1;
         let refused = self.refusal.take();
         refused.or(self.take_overrun()).map_or(Ok(()), Err)
+    }
+
+    /// The size of a block that is out, which may be more than was asked for.
+    pub(super) fn size(&self, block: Block) -> usize {
+        self.live.get(&block).map_or(0, |live| live.size)
+    }
+
+    /// Copies rows from one block that is out to another, after all work that was submitted before.
+    ///
+    /// # Errors
+    /// [`DeviceError::Shape`] when they do not fit into the blocks; [`DeviceError::Runtime`] when the device fails.
+    pub(super) fn copy_rows(&mut self, from: Block, to: Block, rows: Rows) -> Result<(), DeviceError> {
+        let (least, most) = rows.spans().unwrap_or((usize::MAX, usize::MAX));
+        for (block, needed) in [(from, least), (to, most)] {
+            let room = self.size(block);
+            if needed > room {
+                return Err(DeviceError::Shape { shape: vec![rows.count, rows.bytes], needed, room });
+            }
+        }
+        self.backend.copy_rows(from, to, rows)
     }
 
     /// Takes a block back. One that is not out is left alone and said, as to free it twice would be worse.

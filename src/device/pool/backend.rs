@@ -2,6 +2,8 @@
 
 use std::ptr::NonNull;
 
+use crate::device::{DeviceError, rows::Rows};
+
 /// What every block's address is a multiple of: the most that ONNX Runtime's kernels ask for.
 pub(super) const ALIGNMENT: usize = 256;
 
@@ -55,6 +57,10 @@ pub(super) trait Backend: Send {
     /// Gives freed memory back to the device, as far as more than `keep` bytes of scratch are taken from it.
     fn trim(&mut self, keep: usize);
 
+    /// Copies rows from one block to another, after all work that was submitted before. Both must hold them: the
+    /// allocator has looked.
+    fn copy_rows(&mut self, from: Block, to: Block, rows: Rows) -> Result<(), DeviceError>;
+
     /// What the device says.
     fn held(&self) -> Held;
 
@@ -92,6 +98,10 @@ impl<B: Backend + ?Sized> Backend for Box<B> {
 
     fn trim(&mut self, keep: usize) {
         (**self).trim(keep);
+    }
+
+    fn copy_rows(&mut self, from: Block, to: Block, rows: Rows) -> Result<(), DeviceError> {
+        (**self).copy_rows(from, to, rows)
     }
 
     fn held(&self) -> Held {

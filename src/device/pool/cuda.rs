@@ -12,7 +12,7 @@ use std::{ptr::NonNull, sync::Arc};
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 
 use super::backend::{Backend, Block, Held, Kind, OutOfMemory};
-use crate::device::DeviceError;
+use crate::device::{DeviceError, rows::Rows};
 
 /// Which GPU, and who uses its memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,10 +101,9 @@ impl CudaBackend {
             // SAFETY: it comes from `spill`, is freed once, and all work that used it is done.
             return unsafe { result::free_host(block.0.as_ptr().cast()) };
         }
-        let address = block.0.as_ptr().expose_provenance() as sys::CUdeviceptr;
         // SAFETY: it comes from `allocate_in` and is freed once; work on the stream that was submitted before still has
         // it, and the allocator hands it to nobody else.
-        unsafe { result::free_async(address, self.stream.cu_stream()) }
+        unsafe { result::free_async(address(block), self.stream.cu_stream()) }
     }
 
     fn try_trim(&self, keep: usize) -> Result<(), DriverError> {
@@ -113,6 +112,21 @@ impl CudaBackend {
         self.stream.synchronize()?;
         self.scratch.trim(keep)?;
         self.weights.trim(0)
+    }
+
+    fn try_copy(&self, from: Block, to: Block, rows: Rows) -> Result<(), DriverError> {
+        self.context.bind_to_thread()?;
+        // SAFETY: a plain C structure for which all zeros is valid: no offsets, no arrays, no host memory.
+        let mut copy: sys::CUDA_MEMCPY2D = unsafe { std::mem::zeroed() };
+        copy.srcMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
+        copy.dstMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
+        (copy.srcDevice, copy.srcPitch) = (address(from), rows.from);
+        (copy.dstDevice, copy.dstPitch) = (address(to), rows.to);
+        (copy.WidthInBytes, copy.Height) = (rows.bytes, rows.count);
+        // SAFETY: both blocks are out and as long as the rows' spans, which the allocator has looked at; the driver reads
+        // `copy` before it returns. On the one stream, it comes after what writes the rows and before what reads them,
+        // and before whatever gets a block that is freed from now on.
+        unsafe { sys::cuMemcpy2DAsync_v2(&raw const copy, self.stream.cu_stream()) }.result()
     }
 
     fn try_held(&self) -> Result<Held, DriverError> {
@@ -142,6 +156,13 @@ impl Backend for CudaBackend {
 
     fn trim(&mut self, keep: usize) {
         note("memory is not given back", self.try_trim(keep));
+    }
+
+    fn copy_rows(&mut self, from: Block, to: Block, rows: Rows) -> Result<(), DeviceError> {
+        self.try_copy(from, to, rows).map_err(|e| DeviceError::Runtime {
+            what: "memory cannot be copied on the device",
+            message: e.to_string(),
+        })
     }
 
     fn held(&self) -> Held {
@@ -175,6 +196,10 @@ fn note(what: &str, result: Result<(), DriverError>) {
 
 fn unavailable(message: &str) -> DeviceError {
     DeviceError::Runtime { what: "a pool of GPU memory", message: message.into() }
+}
+
+fn address(block: Block) -> sys::CUdeviceptr {
+    block.0.as_ptr().expose_provenance() as sys::CUdeviceptr
 }
 
 fn block(address: sys::CUdeviceptr) -> Result<Block, DriverError> {

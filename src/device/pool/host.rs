@@ -13,6 +13,7 @@ use std::{
 use memmap2::{MmapMut, MmapOptions};
 
 use super::backend::{ALIGNMENT, Backend, Block, Held, Kind, OutOfMemory};
+use crate::device::{DeviceError, rows::Rows};
 
 /// From which size on a block is mapped. A mapping costs a system call and a fault per page, so it must be rare or
 /// large; the C library draws the line at the same size.
@@ -105,6 +106,13 @@ impl Backend for HostBackend {
         if !cfg!(miri) {
             crate::device::host::release_free_heap();
         }
+    }
+
+    fn copy_rows(&mut self, from: Block, to: Block, rows: Rows) -> Result<(), DeviceError> {
+        // SAFETY: both blocks are out and as long as the rows' spans, which the allocator has looked at; whoever has them
+        // asked for this, and no run is under way, as its caller would be busy with that.
+        unsafe { rows.copy(from.0.as_ptr(), to.0.as_ptr()) };
+        Ok(())
     }
 
     fn held(&self) -> Held {

@@ -43,7 +43,7 @@ use face::{Claim, Registration};
 pub use figures::Figures;
 use ort::memory::AllocationDevice;
 
-use super::{DeviceError, Runtime};
+use super::{DeviceError, Runtime, rows::Rows};
 use crate::units::Bytes;
 
 /// Why a pool gave no memory of the device.
@@ -70,7 +70,10 @@ impl fmt::Display for NoRoom {
             (_, Some(said)) => write!(f, " in use, and the device has no more ({said});")?,
             (None, None) => write!(f, " in use, and no device has as much;")?,
         }
-        write!(f, " use a shorter prompt, a smaller engine.context_length or a smaller quantization")
+        write!(
+            f,
+            " use a shorter prompt or answer, a smaller engine.context_length or a smaller quantization"
+        )
     }
 }
 
@@ -172,11 +175,12 @@ impl Pool {
     /// # Errors
     /// [`DeviceError::NoRoom`] when the limit or the device does not allow it; nothing is spilled.
     pub fn buffer(&self, bytes: Bytes) -> Result<Buffer, DeviceError> {
-        let block = self
-            .allocator()
+        let mut allocator = self.allocator();
+        let block = allocator
             .try_take(size(bytes), User::Anybody)
             .map_err(|source| DeviceError::NoRoom { what: "a buffer", source })?;
-        Ok(Buffer { block, bytes, pool: self.clone() })
+        let held = allocator.size(block).into();
+        Ok(Buffer { block, bytes, held, pool: self.clone() })
     }
 
     /// The GPU whose memory it is, and the stream that orders its blocks; `None` for memory of the host.
@@ -222,6 +226,7 @@ pub(super) type Described<'a> = &'a ort::memory::MemoryInfo<'static>;
 pub struct Buffer {
     block: Block,
     bytes: Bytes,
+    held: Bytes,
     pool: Pool,
 }
 
@@ -236,6 +241,21 @@ impl Buffer {
     #[must_use]
     pub fn bytes(&self) -> Bytes {
         self.bytes
+    }
+
+    /// What the pool counts for it: the size of its block, which may be more than was asked for.
+    #[must_use]
+    pub fn held(&self) -> Bytes {
+        self.held
+    }
+
+    /// Copies rows of another buffer of the same pool, after all work that was submitted before.
+    ///
+    /// # Errors
+    /// [`DeviceError::Shape`] when the buffers do not hold them, or `from` is another pool's; [`DeviceError::Runtime`]
+    /// when the device fails.
+    pub(super) fn copy_rows(&self, from: &Self, rows: Rows) -> Result<(), DeviceError> {
+        self.pool.allocator().copy_rows(from.block, self.block, rows)
     }
 
     /// What ONNX Runtime calls its device.

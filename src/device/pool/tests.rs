@@ -16,7 +16,10 @@ use super::{
     host::{HostBackend, HostOptions},
     sizes::block_size,
 };
-use crate::units::Bytes;
+use crate::{
+    device::{DeviceError, rows::Rows},
+    units::Bytes,
+};
 
 /// What a made-up device has given out: sizes by address, and what it keeps of what came back.
 #[derive(Debug, Default)]
@@ -24,6 +27,7 @@ struct Books {
     out: BTreeMap<usize, (Kind, usize)>,
     kept: usize,
     next: usize,
+    copied: Vec<(Block, Block, Rows)>,
     settled: u32,
     trims: u32,
 }
@@ -70,6 +74,11 @@ impl Backend for MadeUp {
         let known = books.out.remove(&block.0.as_ptr().addr());
         assert_eq!(known, Some((kind, bytes)), "freed as what it is, once");
         books.kept += if kind == Kind::Spill { 0 } else { bytes };
+    }
+
+    fn copy_rows(&mut self, from: Block, to: Block, rows: Rows) -> Result<(), DeviceError> {
+        self.books().copied.push((from, to, rows));
+        Ok(())
     }
 
     fn trim(&mut self, keep: usize) {
@@ -144,8 +153,8 @@ fn what_does_not_fit_is_spilled_said_once_and_leaves_no_trace() {
     let said = pool.take_overrun().unwrap().to_string();
     assert_eq!(
         said,
-        "no room for 2.00 KiB: 3.00 KiB of 4.00 KiB in use; raise device.memory_limit_bytes, use a shorter prompt, a \
-         smaller engine.context_length or a smaller quantization"
+        "no room for 2.00 KiB: 3.00 KiB of 4.00 KiB in use; raise device.memory_limit_bytes, use a shorter prompt or \
+         answer, a smaller engine.context_length or a smaller quantization"
     );
     assert_eq!(pool.take_overrun(), None);
     pool.give(spilled);

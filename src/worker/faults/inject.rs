@@ -199,6 +199,10 @@ impl<M: Forward> Forward for Faulty<'_, M> {
         self.model.rewind(length);
     }
 
+    fn reserve(&mut self, more: usize) -> Result<(), EngineError> {
+        self.model.reserve(more)
+    }
+
     fn forward(&mut self, tokens: &[u32]) -> Result<&mut [f32], EngineError> {
         if self.planned.is_empty() {
             return self.model.forward(tokens);
@@ -243,6 +247,9 @@ mod tests {
 
     impl Forward for Script {
         fn rewind(&mut self, _: usize) {}
+        fn reserve(&mut self, _: usize) -> Result<(), EngineError> {
+            Ok(())
+        }
         fn forward(&mut self, _: &[u32]) -> Result<&mut [f32], EngineError> {
             Ok(&mut self.0)
         }

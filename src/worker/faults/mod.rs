@@ -1,8 +1,9 @@
 //! Faults on purpose, to see that the server lives through what devices and drivers do by accident.
 //!
-//! Off unless a hidden flag of `eka serve` names a [`Plan`]; no request, setting or environment variable can. The
-//! parent hands the plan on to each worker it starts, and the worker does the damage to itself, at the very place where
-//! a real fault would: before a pass through the model, so that the parent sees nothing but a worker that is broken.
+//! Off unless a hidden flag of `eka serve` or `eka generate` names a [`Plan`]; no request, setting or environment
+//! variable can. The parent hands the plan on to each worker it starts, and the worker does the damage to itself, at the
+//! very place where a real fault would: before a pass through the model, so that the parent sees nothing but a worker
+//! that is broken.
 //!
 //! ```text
 //! crash@decode:3,every=5        every fifth job kills its worker before its third decode step, in its first attempt

@@ -1,0 +1,193 @@
+//! How the program ends: one number for each kind of end, the same in every command.
+
+use std::{error::Error, fmt, process::ExitCode};
+
+use crate::{
+    access::KeysError,
+    config::ConfigError,
+    device::{OpenError, RuntimeError},
+    export::{ExportError, FillError, StagingError},
+    http::TlsError,
+    job::Failure,
+    manifest::ManifestError,
+    metrics::Metrics,
+    model::ModelError,
+    text::TextError,
+};
+
+/// A way to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Exit {
+    /// All went well.
+    Done = 0,
+    /// Something else went wrong, or what was compared differs.
+    Failed = 1,
+    /// The command line or the settings.
+    Usage = 2,
+    /// What the machine lacks.
+    Machine = 3,
+    /// What is wrong with a model or what it is made from.
+    Model = 4,
+    /// Ctrl-C: 128 and the number of SIGINT, as shells say it.
+    Interrupted = 130,
+}
+
+impl Exit {
+    /// Every way to end, in the order of their codes.
+    pub(super) const ALL: [Self; 6] =
+        [Self::Done, Self::Failed, Self::Usage, Self::Machine, Self::Model, Self::Interrupted];
+
+    /// The number.
+    pub(super) const fn code(self) -> u8 {
+        self as u8
+    }
+
+    /// The name, as JSON errors have it.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Failed => "failed",
+            Self::Usage => "usage",
+            Self::Machine => "machine",
+            Self::Model => "model",
+            Self::Interrupted => "interrupted",
+        }
+    }
+
+    /// What it means, for people.
+    pub(super) const fn meaning(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Failed => "failed, or what was compared differs",
+            Self::Usage => "a flag, a prompt or a setting cannot be used",
+            Self::Machine => {
+                "this machine lacks something: ONNX Runtime, a GPU, a free port, a worker that starts"
+            }
+            Self::Model => "the model, or what it is made from, is missing, damaged or not supported",
+            Self::Interrupted => "interrupted by Ctrl-C",
+        }
+    }
+
+    /// The kind of end that an error is.
+    pub(super) fn of(error: &anyhow::Error) -> Self {
+        error.chain().find_map(Self::of_cause).unwrap_or(Self::Failed)
+    }
+
+    fn of_cause(cause: &(dyn Error + 'static)) -> Option<Self> {
+        if let Some(told) = cause.downcast_ref::<Told>() {
+            return Some(told.exit);
+        }
+        if let Some(error) = cause.downcast_ref::<ExportError>() {
+            return Some(Self::of_export(error));
+        }
+        if let Some(failure) = cause.downcast_ref::<Failure>() {
+            return Self::of_failure(failure);
+        }
+        let usage = cause.is::<ConfigError>() || cause.is::<KeysError>() || cause.is::<TlsError>();
+        let machine = cause.is::<OpenError>() || cause.is::<RuntimeError>();
+        let model = cause.is::<ModelError>() || cause.is::<ManifestError>() || cause.is::<TextError>();
+        [(usage, Self::Usage), (machine, Self::Machine), (model, Self::Model)]
+            .into_iter()
+            .find_map(|(is, exit)| is.then_some(exit))
+    }
+
+    fn of_export(error: &ExportError) -> Self {
+        match error {
+            ExportError::Context { .. }
+            | ExportError::NoSuchModule(_)
+            | ExportError::Fill(FillError::TooGreat { .. }) => Self::Usage,
+            ExportError::Staging(
+                StagingError::Full { .. } | StagingError::TooLarge { .. } | StagingError::Write { .. },
+            )
+            | ExportError::Fill(FillError::Write { .. }) => Self::Failed,
+            ExportError::Staging(_) => Self::Usage,
+            _ => Self::Model,
+        }
+    }
+
+    const fn of_failure(failure: &Failure) -> Option<Self> {
+        match failure {
+            Failure::Context { .. } => Some(Self::Usage),
+            Failure::Model { .. } => Some(Self::Model),
+            Failure::NoWorker { .. } => Some(Self::Machine),
+            _ => None,
+        }
+    }
+
+    /// Why there will never be a worker: the machine, unless one came up and refused the model.
+    pub(super) fn without_worker(metrics: &Metrics) -> Self {
+        if metrics.exits("load_failed") > 0 { Self::Model } else { Self::Machine }
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        exit.code().into()
+    }
+}
+
+/// The table, for the end of `eka help`.
+pub(super) fn epilogue() -> String {
+    let line = |exit: Exit| format!("  {:>3}  {}", exit.code(), exit.meaning());
+    format!("Exit codes:\n{}", Exit::ALL.map(line).join("\n"))
+}
+
+/// An error of which it was told where it happened how the program is to end.
+#[derive(Debug)]
+struct Told {
+    exit: Exit,
+    error: anyhow::Error,
+}
+
+impl fmt::Display for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl Error for Told {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.error.source()
+    }
+}
+
+/// Says of an error how the program is to end.
+pub(super) trait EndsAs<T> {
+    /// With `exit`, whatever the cause.
+    ///
+    /// # Errors
+    /// The same as before.
+    fn ends_as(self, exit: Exit) -> anyhow::Result<T>;
+}
+
+impl<T, E: Into<anyhow::Error>> EndsAs<T> for Result<T, E> {
+    fn ends_as(self, exit: Exit) -> anyhow::Result<T> {
+        self.map_err(|error| Told { exit, error: error.into() }.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::{Context, anyhow};
+
+    use super::*;
+
+    #[test]
+    fn what_was_told_counts_before_the_causes_below_it() {
+        let failure = || Failure::Model { model: "a".into(), message: "b".into() };
+        let told = Err::<(), _>(failure()).ends_as(Exit::Usage).context("c").unwrap_err();
+        assert_eq!((Exit::of(&told), told.chain().count()), (Exit::Usage, 2));
+        assert_eq!(Exit::of(&anyhow!(failure()).context("c")), Exit::Model);
+        assert_eq!(Exit::of(&anyhow!("c")), Exit::Failed);
+    }
+
+    #[test]
+    fn the_readme_has_the_same_table() {
+        let readme = include_str!("../../README.md");
+        for exit in Exit::ALL {
+            let row = format!("| {} | `{}` | {} |", exit.code(), exit.name(), exit.meaning());
+            assert!(readme.contains(&row), "the README has no line\n{row}");
+        }
+    }
+}

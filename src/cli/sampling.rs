@@ -1,0 +1,188 @@
+//! How answers on the terminal are picked: flags of `eka generate`, and what `/set` changes.
+
+use std::{fmt::Display, str::FromStr};
+
+use crate::job::Sampling;
+
+/// How tokens are picked, and when an answer ends.
+#[derive(Clone, Debug, PartialEq, clap::Args)]
+pub(super) struct SamplingArgs {
+    /// Most tokens to generate [default: engine.default_max_new_tokens]
+    #[arg(long, value_name = "TOKENS", value_parser = count)]
+    pub(super) max_new_tokens: Option<usize>,
+
+    /// 0 always takes the most probable token
+    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = temperature)]
+    temperature: f32,
+
+    /// Only the most probable K tokens; 0 is off
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    top_k: usize,
+
+    /// Only the most probable tokens that sum to P
+    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = share)]
+    top_p: f32,
+
+    /// Only tokens at least P times as probable as the most probable one; 0 is off
+    #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = fraction)]
+    min_p: f32,
+
+    /// Tokens that came before are so many times less likely; 1 is off
+    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = penalty)]
+    repetition_penalty: f32,
+
+    /// Same seed, same answer [default: a random one]
+    #[arg(long)]
+    seed: Option<u64>,
+
+    /// Stop before this text; may be given several times
+    #[arg(long, value_name = "TEXT", value_parser = text)]
+    pub(super) stop: Vec<String>,
+}
+
+/// What `/set` changes.
+pub(super) const NAMES: [&str; 8] =
+    ["max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop"];
+
+impl SamplingArgs {
+    /// For one job; without a seed, with another one each time.
+    pub(super) fn sampling(&self) -> Sampling {
+        Sampling {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            seed: self.seed.unwrap_or_else(rand::random),
+            ..Sampling::greedy()
+        }
+    }
+
+    /// Changes one of [`NAMES`]; `none` takes back what need not be there.
+    ///
+    /// # Errors
+    /// What would do, when there is no such name or it cannot have this value.
+    pub(super) fn set(&mut self, name: &str, value: &str) -> Result<(), String> {
+        let refused = |why| format!("{name} is {value:?}: {why}");
+        let set = match name {
+            "max_new_tokens" => optional(value, count).map(|tokens| self.max_new_tokens = tokens),
+            "temperature" => temperature(value).map(|t| self.temperature = t),
+            "top_k" => parse(value, "expected a whole number, 0 or more").map(|k| self.top_k = k),
+            "top_p" => share(value).map(|p| self.top_p = p),
+            "min_p" => fraction(value).map(|p| self.min_p = p),
+            "repetition_penalty" => penalty(value).map(|x| self.repetition_penalty = x),
+            "seed" => optional(value, |value| parse(value, "expected a whole number, 0 or more, or none"))
+                .map(|seed| self.seed = seed),
+            "stop" => optional(value, text).map(|stop| self.stop = stop.into_iter().collect()),
+            _ => return Err(format!("there is no {name:?} to set; there are {}", NAMES.join(", "))),
+        };
+        set.map_err(refused)
+    }
+
+    /// A line for each of [`NAMES`].
+    pub(super) fn lines(&self) -> Vec<String> {
+        let or_none = |value: Option<&dyn Display>| value.map_or("none".into(), ToString::to_string);
+        let stop = self.stop.iter().map(|stop| format!("{stop:?}")).collect::<Vec<_>>().join(" ");
+        let values = [
+            or_none(self.max_new_tokens.as_ref().map(|n| n as _)),
+            self.temperature.to_string(),
+            self.top_k.to_string(),
+            self.top_p.to_string(),
+            self.min_p.to_string(),
+            self.repetition_penalty.to_string(),
+            or_none(self.seed.as_ref().map(|n| n as _)),
+            if stop.is_empty() { "none".into() } else { stop },
+        ];
+        NAMES.iter().zip(values).map(|(name, value)| format!("{name:<20}{value}")).collect()
+    }
+}
+
+fn optional<T>(value: &str, read: impl FnOnce(&str) -> Result<T, String>) -> Result<Option<T>, String> {
+    if value == "none" { Ok(None) } else { read(value).map(Some) }
+}
+
+fn parse<T: FromStr>(value: &str, expected: &str) -> Result<T, String> {
+    value.trim().parse().map_err(|_| expected.to_owned())
+}
+
+fn within(value: &str, expected: &str, is: impl FnOnce(f32) -> bool) -> Result<f32, String> {
+    let number = parse::<f32>(value, expected)?;
+    if number.is_finite() && is(number) { Ok(number) } else { Err(expected.to_owned()) }
+}
+
+fn temperature(value: &str) -> Result<f32, String> {
+    within(value, "expected a number, 0 or more", |t| t >= 0.0)
+}
+
+fn share(value: &str) -> Result<f32, String> {
+    within(value, "expected a number more than 0, at most 1", |p| p > 0.0 && p <= 1.0)
+}
+
+fn fraction(value: &str) -> Result<f32, String> {
+    within(value, "expected a number from 0 to 1", |p| (0.0..=1.0).contains(&p))
+}
+
+fn penalty(value: &str) -> Result<f32, String> {
+    within(value, "expected a number more than 0", |x| x > 0.0)
+}
+
+fn count(value: &str) -> Result<usize, String> {
+    let expected = "expected a whole number, 1 or more";
+    parse(value, expected).and_then(|n| if n > 0 { Ok(n) } else { Err(expected.to_owned()) })
+}
+
+fn text(value: &str) -> Result<String, String> {
+    if value.is_empty() { Err("it would stop before anything".into()) } else { Ok(value.to_owned()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        wanted: SamplingArgs,
+    }
+
+    fn wanted() -> SamplingArgs {
+        Command::parse_from(["test"]).wanted
+    }
+
+    #[test]
+    fn every_name_can_be_set_and_is_shown_as_it_was_set() {
+        let mut wanted = wanted();
+        for name in NAMES {
+            let value = if name == "stop" { "x" } else { "1" };
+            assert_eq!(wanted.set(name, value), Ok(()), "{name}");
+        }
+        let values: Vec<_> =
+            wanted.lines().iter().map(|line| line.split_whitespace().nth(1).unwrap().to_owned()).collect();
+        assert_eq!(values, ["1", "1", "1", "1", "1", "1", "1", "\"x\""]);
+    }
+
+    #[test]
+    fn a_value_that_cannot_be_changes_nothing_and_is_named() {
+        let mut wanted = wanted();
+        let before = wanted.clone();
+        for (name, value) in [
+            ("temperature", "-1"),
+            ("temperature", "NaN"),
+            ("temperature", "inf"),
+            ("top_p", "0"),
+            ("min_p", "2"),
+            ("top_k", "-1"),
+            ("repetition_penalty", "0"),
+            ("seed", "x"),
+            ("max_new_tokens", "0"),
+            ("stop", ""),
+            ("heat", "1"),
+        ] {
+            let refused = wanted.set(name, value).unwrap_err();
+            assert!(refused.contains(name), "{refused}");
+        }
+        assert_eq!(wanted, before);
+    }
+}

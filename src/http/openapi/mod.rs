@@ -1,0 +1,142 @@
+//! `GET /openapi.json`: what is served, as an OpenAPI 3.1 document made from types, and `GET /docs`: the same for people.
+//!
+//! ```text
+//! requests, messages, items, texts, answers (types) ─► paths (routes) ─► Document ─► + what is let pass ─► JSON ─► HTML
+//! ```
+//!
+//! Types describe requests; the parser reads them field by field, for the sake of its errors. Tests hold the two together:
+//! every field that is described is read, every field that is read is described, and what the server answers is valid.
+
+#[expect(dead_code, reason = "the types are described and never made")]
+mod answers;
+mod docs;
+#[expect(dead_code, reason = "the types are described and never made")]
+mod items;
+#[expect(dead_code, reason = "the types are described and never made")]
+mod messages;
+#[expect(dead_code, reason = "the functions carry what is said of routes")]
+mod paths;
+#[expect(dead_code, reason = "the types are described and never made")]
+mod requests;
+#[cfg(test)]
+mod tests;
+#[expect(dead_code, reason = "the types are described and never made")]
+mod texts;
+
+use std::sync::LazyLock;
+
+use actix_web::HttpResponse;
+use serde_json::{Value, json};
+use utoipa::{
+    Modify, OpenApi,
+    openapi::{
+        self,
+        security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
+    },
+};
+
+pub(super) use self::docs::PAGE;
+use super::{
+    chat::Chat,
+    completions::Completions,
+    dialect::Dialect,
+    fields::Known,
+    native::Native,
+    responses::Responses,
+    texts::{OF_TEMPLATES, OF_TOKENIZE},
+};
+
+/// All of it, as utoipa makes it.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "eka",
+        description = "Serves fine-tuned language models, one answer at a time. Fields that are null are as absent; fields \
+                       that are not described are refused by name."
+    ),
+    paths(
+        paths::generate_lite, paths::completions, paths::chat_completions, paths::responses, paths::tokenize,
+        paths::detokenize, paths::apply_template, paths::models, paths::model, paths::load_model, paths::unload_model,
+        paths::trim, paths::log, paths::drain, paths::livez, paths::readyz, paths::startupz, paths::metrics,
+        paths::index, paths::openapi, paths::docs, paths::slot, paths::page_file,
+    ),
+    components(schemas(answers::ChatCompletionChunk, answers::GeneratedDelta)),
+    tags(
+        (name = "openai", description = "As OpenAI has it."),
+        (name = "eka", description = "eka's own."),
+        (name = "texts", description = "Texts, tokens and templates, without a model's work."),
+        (name = "admin", description = "For whoever runs the server: with an admin key, or where there are no keys, from the \
+                                        machine itself."),
+        (name = "operation", description = "For orchestrators, scrapers and the curious. Probes want no key."),
+    ),
+    modifiers(&Keys),
+)]
+struct Document;
+
+/// How keys are shown. A server without keys wants none.
+struct Keys;
+
+impl Modify for Keys {
+    fn modify(&self, document: &mut openapi::OpenApi) {
+        let components = document.components.get_or_insert_default();
+        let bearer = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
+        let header = SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::new("X-Api-Key")));
+        components.add_security_scheme("bearer", bearer);
+        components.add_security_scheme("header", header);
+        let none: [&str; 0] = [];
+        document.security = Some(vec![
+            SecurityRequirement::default(),
+            SecurityRequirement::new("bearer", none),
+            SecurityRequirement::new("header", none),
+        ]);
+    }
+}
+
+/// The document: the types', and the fields that are let pass where they ask for nothing.
+static DOCUMENT: LazyLock<Value> = LazyLock::new(|| {
+    // Its types are maps with texts for keys, which JSON always has.
+    let mut document = serde_json::to_value(Document::openapi()).unwrap_or_default();
+    let bodies = [
+        ("GenerateLiteRequest", Native::KNOWN),
+        ("CompletionRequest", Completions::KNOWN),
+        ("ChatRequest", Chat::KNOWN),
+        ("ResponseRequest", Responses::KNOWN),
+        ("TokenizeRequest", OF_TOKENIZE),
+        ("ApplyTemplateRequest", OF_TEMPLATES),
+    ];
+    for (name, known) in bodies {
+        close(&mut document["components"]["schemas"][name], known);
+    }
+    document
+});
+
+/// Describes the fields that are let pass, and says that there are no others.
+fn close(schema: &mut Value, known: &[Known]) {
+    let own = match schema["allOf"].as_array_mut() {
+        Some(all) => all.iter_mut().find(|part| part.get("properties").is_some()),
+        None => Some(&mut *schema),
+    };
+    if let Some(Value::Object(properties)) = own.map(|own| &mut own["properties"]) {
+        properties.extend(known.iter().map(|known| (known.name.to_owned(), describe(known))));
+    }
+    if let Value::Object(schema) = schema {
+        schema.remove("additionalProperties");
+        schema.insert("unevaluatedProperties".into(), false.into());
+    }
+}
+
+fn describe(known: &Known) -> Value {
+    let is_anything = |value: Value| (known.asks_for_nothing)(&value);
+    if is_anything(json!({ "a": "b" })) && is_anything(json!("a")) {
+        return json!({ "description": "Accepted; it changes nothing in an answer." });
+    }
+    let only: Value = serde_json::from_str(known.only).unwrap_or_default();
+    let mut values = vec![Value::Null];
+    values.extend(Some(only).filter(|only| !only.is_null()));
+    json!({ "description": "Accepted where it asks for nothing.", "enum": values })
+}
+
+/// `GET /openapi.json`.
+pub(super) async fn json() -> HttpResponse {
+    HttpResponse::Ok().json(&*DOCUMENT)
+}

@@ -1,0 +1,226 @@
+//! Bodies of the routes that turn texts into tokens and back, and of those for whoever runs the server.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde_json::Value;
+use utoipa::ToSchema;
+
+use crate::job::Memory;
+
+use super::{
+    messages::{Message, Tool},
+    requests::KeepAlive,
+};
+
+/// A request of `/tokenize`: one of `content`, `prompt` and `messages`.
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TokenizeRequest {
+    model: Option<String>,
+    /// A text, which gets no special tokens unless `add_special` asks for them.
+    content: Option<String>,
+    /// A text, which gets the special tokens of a prompt unless `add_special` is false.
+    prompt: Option<String>,
+    /// A conversation, to which the chat template is applied.
+    #[schema(min_items = 1)]
+    messages: Option<Vec<Message>>,
+    /// Functions that the chat template tells the model of; for `messages`.
+    #[schema(max_items = 128)]
+    tools: Option<Vec<Tool>>,
+    add_special: Option<bool>,
+    /// Another name of `add_special`.
+    add_special_tokens: Option<bool>,
+    /// Tokens come with their texts.
+    #[schema(default = false)]
+    with_pieces: Option<bool>,
+}
+
+/// Tokens of a text.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Tokenized {
+    count: usize,
+    /// Ids, or with `with_pieces` ids and texts.
+    tokens: Tokens,
+    /// The context length.
+    max_model_len: usize,
+}
+
+/// Ids, or ids and texts.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+pub(super) enum Tokens {
+    Ids(Vec<u32>),
+    Pieces(Vec<Piece>),
+}
+
+/// A token.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Piece {
+    id: u32,
+    /// Its text; its bytes where they are no whole characters.
+    piece: PieceText,
+}
+
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+pub(super) enum PieceText {
+    Text(String),
+    Bytes(Vec<u8>),
+}
+
+/// A request of `/detokenize`.
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DetokenizeRequest {
+    model: Option<String>,
+    tokens: Vec<u32>,
+}
+
+/// The text of tokens, under two names.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Detokenized {
+    content: String,
+    prompt: String,
+}
+
+/// A request of `/apply-template`.
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ApplyTemplateRequest {
+    model: Option<String>,
+    #[schema(min_items = 1)]
+    messages: Vec<Message>,
+    /// Functions that the chat template tells the model of.
+    #[schema(max_items = 128)]
+    tools: Option<Vec<Tool>>,
+}
+
+/// What the chat template makes of messages.
+#[derive(Serialize, ToSchema)]
+pub(super) struct TemplateApplied {
+    prompt: String,
+}
+
+/// A request of `/admin/models/{id}/load`; there need not be any body.
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct LoadRequest {
+    keep_alive: Option<KeepAlive>,
+}
+
+/// A request of `/admin/log`.
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct LogRequest {
+    /// `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `info,eka=debug`.
+    level: String,
+}
+
+/// What is logged from now on.
+#[derive(Serialize, ToSchema)]
+pub(super) struct LogLevel {
+    level: String,
+}
+
+/// What an order did; with several devices, on each of them.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+pub(super) enum Outcome {
+    Done(Done),
+    OnEach(OnEach),
+}
+
+/// What an order did on each device.
+#[derive(Serialize, ToSchema)]
+pub(super) struct OnEach {
+    devices: Vec<OnOne>,
+}
+
+/// What an order did on one of several devices, or why it did not.
+#[derive(Serialize, ToSchema)]
+pub(super) struct OnOne {
+    device: String,
+    /// With the code of what went wrong, and then nothing else is there.
+    #[schema(value_type = Option<Object>)]
+    error: Option<Value>,
+    loaded: Option<Vec<String>>,
+    took_ms: Option<u64>,
+    memory: Option<BeforeAfter>,
+}
+
+/// What an order did.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Done {
+    /// Models that are loaded now.
+    loaded: Vec<String>,
+    took_ms: u64,
+    memory: BeforeAfter,
+}
+
+/// The worker's memory.
+#[derive(Serialize, ToSchema)]
+pub(super) struct BeforeAfter {
+    before: Memory,
+    after: Memory,
+}
+
+/// What is left to do before the server ends.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Draining {
+    draining: bool,
+    /// Requests that wait.
+    queued: usize,
+    /// Requests that run.
+    running: usize,
+    /// They have this long.
+    grace_ms: u64,
+}
+
+/// How a probe went.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Status {
+    /// `alive`, `ready` or `started`.
+    status: String,
+    /// Of `/readyz`, where there are several devices: the state of each.
+    devices: Option<BTreeMap<String, String>>,
+}
+
+/// The models that are served.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ModelList {
+    /// Always `list`.
+    object: String,
+    data: Vec<Model>,
+}
+
+/// OpenAI's model object, with what eka knows besides.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Model {
+    id: String,
+    /// Always `model`.
+    object: String,
+    /// When it was exported, in seconds since 1970.
+    created: u64,
+    owned_by: String,
+    eka: ModelDetails,
+}
+
+/// What eka knows of a model.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ModelDetails {
+    /// Most tokens of prompt and answer together.
+    context_length: usize,
+    /// Number of token ids.
+    vocabulary: usize,
+    has_chat_template: bool,
+    /// Null while it is not loaded.
+    #[schema(value_type = Option<Object>)]
+    loaded: Option<Value>,
+    /// The worker's state, device, threads and memory.
+    #[schema(value_type = Object)]
+    worker: Value,
+    /// Where there are several devices, `loaded` and `worker` of each.
+    #[schema(value_type = Option<Vec<Object>>)]
+    devices: Option<Vec<Value>>,
+}
