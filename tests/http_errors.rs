@@ -171,7 +171,7 @@ async fn prompts_and_messages_that_make_no_sense_are_named() {
         (json!([{ "content": "a" }]), "missing_field", "messages[0].role"),
         (json!([{ "role": "user", "content": 7 }]), "invalid_type", "messages[0].content"),
         (json!([{ "role": "user", "content": "a", "mood": "good" }]), "unknown_field", "messages[0].mood"),
-        (json!([{ "role": "user", "content": "a", "name": "b" }]), "unsupported_field", "messages[0].name"),
+        (json!([{ "role": "user", "content": "a", "name": 7 }]), "invalid_type", "messages[0].name"),
         (
             json!([{ "role": "user", "content": [{ "type": "image_url" }] }]),
             "invalid_value",

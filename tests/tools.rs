@@ -219,6 +219,20 @@ async fn calls_and_results_go_back_to_the_model_as_transformers_passes_them() {
     }
 }
 
+/// As transformers passes them: whether a name is told to the model is up to its template.
+#[tokio::test]
+async fn names_of_those_who_speak_reach_the_template() {
+    let template = "{% for m in messages %}{{ m.name or m.role }}: {{ m.content }}\n{% endfor %}";
+    let server = server(template, "Yes.");
+    let messages = json!([
+        { "role": "system", "content": "Be kind.", "name": null },
+        { "role": "user", "name": "ann", "content": "Hello." },
+        { "role": "assistant", "name": "bot", "content": "Yes?" },
+    ]);
+    let (status, answer) = server.ask("/apply-template", &json!({ "messages": messages })).await;
+    assert_eq!((status, &answer["prompt"]), (200, &json!("system: Be kind.\nann: Hello.\nbot: Yes?\n")));
+}
+
 #[tokio::test]
 async fn what_cannot_be_done_is_refused_by_name() {
     let qwen = server(QWEN, ONE);

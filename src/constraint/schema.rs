@@ -14,22 +14,64 @@ const OPTIONS: &str = "x-guidance";
 
 /// The schema with the compiler's options.
 pub(super) fn prepare(schema: &str) -> Result<Value, ConstraintError> {
-    let mut object: Map<String, Value> =
+    let object: Map<String, Value> =
         serde_json::from_str(schema).map_err(|e| invalid(&format!("a schema must be an object: {e}")))?;
     if object.contains_key(OPTIONS) {
         return Err(ConstraintError::Keyword { keyword: OPTIONS.into(), place: "#".into() });
     }
-    object.insert(OPTIONS.into(), json!({ "whitespace_pattern": WHITE_SPACE }));
-    Ok(Value::Object(object))
+    Ok(embedded(Value::Object(object)))
 }
 
 /// A schema to stand within a grammar after `%json`, with what is set for schemas that stand alone.
 #[must_use]
 pub fn embedded(mut schema: Value) -> Value {
+    tighten(&mut schema);
     if let Value::Object(object) = &mut schema {
         object.insert(OPTIONS.into(), json!({ "whitespace_pattern": WHITE_SPACE }));
     }
     schema
+}
+
+/// Years from 0001, 29 February in leap years alone; which months and days there are, the compiler knows.
+const DATE: &str = "(?:(?:[0-9]{3}[1-9]|[0-9]{2}[1-9][0-9]|[0-9][1-9][0-9]{2}|[1-9][0-9]{3})-(?:(?:0[13-9]|1[0-2])-[0-9]{2}\
+    |02-(?:[01][0-9]|2[0-8]))|(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:0[48]|[2468][048]|[13579][26])00)-02-29)";
+
+/// No leap seconds, of which there are few, and no more digits than nanoseconds have.
+const TIME: &str = r"[0-9]{2}:[0-9]{2}:[0-5][0-9](?:\.[0-9]{1,9})?(?:Z|[+-][0-9]{2}:[0-9]{2})";
+
+/// Takes from dates and times what RFC 3339 forbids, though the compiler does not, and what many who read them do: small
+/// letters, leap seconds and the year 0.
+fn tighten(schema: &mut Value) {
+    each_inner(schema, &mut tighten);
+    let Value::Object(object) = schema else { return };
+    let pattern = match object.get("format").and_then(Value::as_str) {
+        Some("date") => format!("^{DATE}$"),
+        Some("time") => format!("^{TIME}$"),
+        Some("date-time") => format!("^{DATE}T{TIME}$"),
+        _ => return,
+    };
+    if let Value::Array(all) = object.entry("allOf").or_insert_with(|| json!([])) {
+        all.push(json!({ "pattern": pattern }));
+    }
+}
+
+/// Every schema right within this one. The names of properties and values of the client's own are no schemas.
+fn each_inner(schema: &mut Value, act: &mut dyn FnMut(&mut Value)) {
+    match schema {
+        Value::Object(object) => {
+            for (name, value) in object {
+                match (name.as_str(), value) {
+                    ("const" | "enum" | "default" | "examples" | "example", _) => {}
+                    ("properties" | "patternProperties" | "$defs" | "definitions", Value::Object(named)) => {
+                        named.values_mut().for_each(&mut *act);
+                    }
+                    (_, value) => act(value),
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(act),
+        _ => {}
+    }
 }
 
 /// The keyword that the compiler's words complain about, and where it stands.

@@ -167,6 +167,52 @@ fn a_random_model_keeps_a_schema_in_every_kind_of_tokenizer() {
     }
 }
 
+/// Whether an answer that begins with `text` can be one to `schema`, and may end there.
+fn may_be(model: &Random, schema: &Value, text: &str) -> bool {
+    let answer = model.vocabulary.cut(text.as_bytes()).unwrap();
+    let constraint = Some(Constraint::Schema(schema.to_string()));
+    let job = Job { constraint, answer, ..Job::new(JobId(1), vec![1], 500) };
+    model.guides.begin(&job).unwrap().unwrap().choice().is_ok_and(|choice| match choice {
+        Choice::Nothing => true,
+        Choice::Forced(_) => false,
+        Choice::Among(allowed) => {
+            let mut logits = vec![0.0; model.size];
+            allowed.mask(&mut logits, &[END]);
+            logits[END as usize] == 0.0
+        }
+    })
+}
+
+/// Those that the compiler alone would let through as well.
+#[test]
+fn dates_and_times_are_those_that_every_reader_takes() {
+    let model = Random::demo();
+    for (format, text, is_one) in [
+        ("date", "2024-02-29", true),
+        ("date", "2000-02-29", true),
+        ("date", "2023-02-28", true),
+        ("date", "2023-02-29", false),
+        ("date", "1900-02-29", false),
+        ("date", "0000-01-01", false),
+        ("date", "2023-04-31", false),
+        ("time", "23:59:59.5Z", true),
+        ("time", "23:59:59+05:30", true),
+        ("time", "23:59:59z", false),
+        ("time", "23:00:60Z", false),
+        ("time", "24:00:00Z", false),
+        ("date-time", "2024-02-29T01:02:03Z", true),
+        ("date-time", "2023-02-29T01:02:03Z", false),
+        ("date-time", "2024-02-29t01:02:03Z", false),
+    ] {
+        let one = json!({ "type": "string", "format": format });
+        let schema = json!({ "type": "array", "items": { "$ref": "#/$defs/one" }, "maxItems": 1, "$defs": { "one": one } });
+        assert_eq!(may_be(&model, &schema, &format!("[\"{text}\"]")), is_one, "{format}: {text}");
+    }
+    let named = json!({ "type": "object", "properties": { "format": { "const": { "format": "date" } } },
+        "required": ["format"], "additionalProperties": false });
+    assert!(may_be(&model, &named, r#"{"format":{"format":"date"}}"#));
+}
+
 #[test]
 fn a_regular_expression_is_matched_as_a_whole_from_its_first_space() {
     let constraint = Constraint::Regex(" ?[कखग]{2,5}(தமிழ்|na)!".into());

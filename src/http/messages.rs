@@ -24,7 +24,6 @@ pub(super) fn conversation_of(value: Value, path: &str) -> Result<Conversation, 
 
 /// Fields of a message that eka has no use for; empty ones are what some clients always send.
 const OF_A_MESSAGE: &[Known] = &[
-    Known { name: "name", asks_for_nothing: Value::is_null, only: "" },
     Known { name: "refusal", asks_for_nothing: Value::is_null, only: "" },
     Known { name: "audio", asks_for_nothing: Value::is_null, only: "" },
     Known { name: "annotations", asks_for_nothing: is_empty_array, only: "[]" },
@@ -35,13 +34,12 @@ const OF_A_MESSAGE: &[Known] = &[
 
 fn message_of(value: Value, path: &str) -> Result<Message, FieldError> {
     let mut fields = Fields::nested(value, path)?;
-    let mut message = Message { role: fields.require("role")?, ..Message::default() };
+    // Whom a name stands for, the model's chat template decides; most do without.
+    let mut message =
+        Message { role: fields.require("role")?, name: fields.take("name")?, ..Message::default() };
     match message.role.as_str() {
         "assistant" => message.tool_calls = take_calls(&mut fields)?,
-        "tool" => {
-            message.tool_call_id = fields.take("tool_call_id")?;
-            message.name = fields.take("name")?;
-        }
+        "tool" => message.tool_call_id = fields.take("tool_call_id")?,
         _ => {}
     }
     let content: Option<Value> = fields.take("content")?;

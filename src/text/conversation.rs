@@ -27,7 +27,7 @@ pub struct Message {
     /// The call whose result this is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tool_call_id: Option<String>,
-    /// The tool whose result this is.
+    /// Who of several in that role said it, or the tool whose result this is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
 }
