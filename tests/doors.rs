@@ -414,7 +414,12 @@ async fn the_access_log_says_who_asked_for_what_and_how_it_went_and_nothing_that
     let post = |key: &str, id: &str, body: Value| {
         program.post(COMPLETIONS, &body).bearer_auth(key).header("x-request-id", id).send()
     };
-    post(ASHA, "whole", json!({ "prompt": secret, "max_tokens": 3 })).await.unwrap().text().await.unwrap();
+    post(ASHA, "whole", json!({ "prompt": secret, "max_tokens": 3, "ignore_eos": true }))
+        .await
+        .unwrap()
+        .text()
+        .await
+        .unwrap();
     let line = line_of(&program, "whole").await;
     assert_eq!((&line["key"], &line["status"], &line["code"]), (&json!("asha"), &json!(200), &json!("ok")));
     assert_eq!(
@@ -423,7 +428,8 @@ async fn the_access_log_says_who_asked_for_what_and_how_it_went_and_nothing_that
     );
     assert!(line["tokens_in"].as_u64() > Some(3) && line["took_ms"].is_u64(), "{line}");
     assert_eq!(line["peer"], "127.0.0.1");
-    let stream = json!({ "prompt": secret, "max_tokens": 4, "stream": true });
+    let stream =
+        json!({ "prompt": secret, "max_tokens": 4, "stream": true, "temperature": 0, "ignore_eos": true });
     post(ASHA, "streamed", stream).await.unwrap().text().await.unwrap();
     assert_eq!(line_of(&program, "streamed").await["tokens_out"], 4);
     post("x", "unknown", json!({ "prompt": secret })).await.unwrap();

@@ -264,7 +264,7 @@ fn a_list_that_cannot_be_is_refused_before_anything_starts() {
     for (list, said) in [("auto,cpu", "auto stands alone"), ("cuda:1,cuda:1", "cuda:1 is named twice")] {
         let refused = run(&["serve", "--device", list]);
         let error = text(&refused.stderr);
-        assert!(refused.status.code() == Some(1) && error.contains(said), "{error}");
+        assert!(refused.status.code() == Some(2) && error.contains(said), "{error}");
     }
 }
 

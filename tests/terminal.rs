@@ -23,6 +23,8 @@ struct Terminal {
     child: Child,
     pty: Arc<pty_process::blocking::Pty>,
     shown: Arc<Mutex<Vec<u8>>>,
+    /// Ends with the terminal.
+    reader: Option<thread::JoinHandle<()>>,
     /// Bytes that a test has looked at.
     seen: usize,
 }
@@ -52,14 +54,14 @@ impl Terminal {
         let child = command.spawn(pts).unwrap();
         let (pty, shown) = (Arc::new(pty), Arc::new(Mutex::new(Vec::new())));
         let (screen, keys) = (Arc::clone(&shown), Arc::clone(&pty));
-        thread::spawn(move || {
+        let reader = thread::spawn(move || {
             let mut bytes = [0; 4096];
             // An error is how a terminal says that nobody writes to it any more.
             while let Ok(count @ 1..) = (&*keys).read(&mut bytes) {
                 screen.lock().unwrap().extend_from_slice(&bytes[..count]);
             }
         });
-        Self { child, pty, shown, seen: 0 }
+        Self { child, pty, shown, reader: Some(reader), seen: 0 }
     }
 
     /// `eka generate` on the demonstration, with its state in `state`, when it has asked for a prompt.
@@ -104,6 +106,8 @@ impl Terminal {
     /// Waits for the end; its code and all that was shown.
     fn ends(mut self) -> (Option<i32>, String) {
         let code = self.child.wait().unwrap().code();
+        // What was written last may not have been read yet.
+        self.reader.take().into_iter().for_each(|reader| reader.join().unwrap());
         let shown = String::from_utf8_lossy(&self.shown.lock().unwrap()).into_owned();
         (code, shown)
     }

@@ -1,6 +1,6 @@
 //! How the program ends: one number for each kind of end, the same in every command.
 
-use std::{error::Error, fmt, process::ExitCode};
+use std::{error::Error, fmt, io, process::ExitCode};
 
 use crate::{
     access::KeysError,
@@ -71,6 +71,14 @@ impl Exit {
 
     /// The kind of end that an error is.
     pub(super) fn of(error: &anyhow::Error) -> Self {
+        // Wherever it comes up, a full disk is the fault of neither flag nor model.
+        let is_full = error
+            .chain()
+            .filter_map(|cause| cause.downcast_ref::<io::Error>())
+            .any(|error| matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded));
+        if is_full {
+            return Self::Failed;
+        }
         error.chain().find_map(Self::of_cause).unwrap_or(Self::Failed)
     }
 

@@ -7,9 +7,10 @@ use std::{
     io::{self, Write},
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow};
 
 use super::{
+    exit::{EndsAs, Exit},
     logging,
     prepare::{self, Prepared},
 };
@@ -109,7 +110,7 @@ pub(super) async fn gpu(config: &Config, choice: DeviceChoice) -> anyhow::Result
     match ask_device(&command_on(config, choice, &[])?).await {
         Ok(report) => Ok(report.gpu),
         Err(reason) if choice != DeviceChoice::Auto && config.engine.devices.all().len() == 1 => {
-            bail!("the model cannot be loaded: {reason}")
+            Err(anyhow!("the model cannot be loaded: {reason}")).ends_as(Exit::Machine)
         }
         Err(_) => Ok(None),
     }

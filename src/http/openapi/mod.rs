@@ -112,11 +112,11 @@ static DOCUMENT: LazyLock<Value> = LazyLock::new(|| {
 
 /// Describes the fields that are let pass, and says that there are no others.
 fn close(schema: &mut Value, known: &[Known]) {
-    let own = match schema["allOf"].as_array_mut() {
-        Some(all) => all.iter_mut().find(|part| part.get("properties").is_some()),
-        None => Some(&mut *schema),
-    };
-    if let Some(Value::Object(properties)) = own.map(|own| &mut own["properties"]) {
+    let is_flat = schema.get("allOf").is_none();
+    let parts = schema.get_mut("allOf").and_then(Value::as_array_mut).into_iter().flatten();
+    let own = parts.into_iter().find(|part| part.get("properties").is_some());
+    let own = if is_flat { Some(&mut *schema) } else { own };
+    if let Some(properties) = own.and_then(|own| own.get_mut("properties")?.as_object_mut()) {
         properties.extend(known.iter().map(|known| (known.name.to_owned(), describe(known))));
     }
     if let Value::Object(schema) = schema {

@@ -41,7 +41,7 @@ pub(super) struct TokenizeRequest {
 pub(super) struct Tokenized {
     count: usize,
     /// Ids, or with `with_pieces` ids and texts.
-    tokens: Tokens,
+    tokens: TokenList,
     /// The context length.
     max_model_len: usize,
 }
@@ -49,7 +49,7 @@ pub(super) struct Tokenized {
 /// Ids, or ids and texts.
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
-pub(super) enum Tokens {
+pub(super) enum TokenList {
     Ids(Vec<u32>),
     Pieces(Vec<Piece>),
 }
