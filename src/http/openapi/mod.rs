@@ -107,6 +107,12 @@ static DOCUMENT: LazyLock<Value> = LazyLock::new(|| {
     for (name, known) in bodies {
         close(&mut document["components"]["schemas"][name], known);
     }
+    // A stream is no single text: what its events are, the words say.
+    for path in document["paths"].as_object_mut().into_iter().flat_map(|paths| paths.values_mut()) {
+        if let Some(content) = path.pointer_mut("/post/responses/200/content/text~1event-stream") {
+            *content = json!({});
+        }
+    }
     document
 });
 

@@ -2,7 +2,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use serde_json::{Value, json};
 
-use super::DOCUMENT;
+use super::{DOCUMENT, PAGE};
 use crate::{
     executor::Deadlines,
     http::{
@@ -97,4 +97,14 @@ fn fields_that_are_let_pass_are_described_with_what_they_may_be() {
     assert_eq!(own["store"]["enum"], json!([null, false]));
     assert_eq!(own["audio"]["enum"], json!([null]));
     assert_eq!(own["user"].get("enum"), None);
+}
+
+#[test]
+fn the_page_for_people_has_every_route_and_every_shape() {
+    let page = PAGE.as_ref().unwrap();
+    let shapes = DOCUMENT["components"]["schemas"].as_object().unwrap();
+    // As minijinja escapes it.
+    let shown = |path: &str| page.contains(&format!("<code>{}</code>", path.replace('/', "&#x2f;")));
+    assert!(ROUTES.iter().all(|route| shown(route.path)));
+    assert!(shapes.keys().all(|name| page.contains(&format!("id=\"schema-{name}\""))));
 }
