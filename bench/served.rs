@@ -139,7 +139,8 @@ fn words(n: usize) -> Value {
 
 fn load(dir: &Path) -> Outcome<Timeline> {
     let runtime = Runtime::load(None)?;
-    let model = Model::open(&runtime, dir, SessionOptions { threads: host::physical_cores() })?;
+    let model =
+        Model::open(&runtime, dir, SessionOptions { threads: host::physical_cores(), own_operators: true })?;
     let mut timeline = Timeline::new(model, TimelineOptions::default())?;
     timeline.warm_up()?;
     Ok(timeline)

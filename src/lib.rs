@@ -37,6 +37,8 @@ pub mod wire;
 #[expect(unsafe_code, reason = "the one folder where it is allowed")]
 pub mod device;
 
+mod onnx;
+
 pub mod export;
 
 pub mod model;

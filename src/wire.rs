@@ -60,6 +60,8 @@ pub struct WorkerSpec {
     pub onnxruntime_dir: Option<PathBuf>,
     /// Threads that compute; `None` is one for each physical core.
     pub threads: Option<usize>,
+    /// Whether operators of our own compute on the CPU where they can.
+    pub own_operators: bool,
     /// Most prompt tokens in one pass.
     pub prefill_chunk: usize,
     /// Most positions to make room for; `None` is the model's context length.

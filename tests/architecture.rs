@@ -20,8 +20,9 @@ const LAYERS: &str = "
     constraint: job text
     wire: choice job trim units
     device: choice units
-    export: manifest units
-    model: device manifest units
+    onnx:
+    export: manifest onnx units
+    model: device manifest onnx units
     engine: constraint device job model units
     worker: constraint device engine job model trim wire units
     traces: job metrics units

@@ -109,8 +109,14 @@ pub(crate) fn runtime() -> &'static Runtime {
     RUNTIME.get_or_init(|| Runtime::load(None).unwrap())
 }
 
+const OPTIONS: SessionOptions = SessionOptions { threads: 1, own_operators: true };
+
 fn open_directory(dir: &Path, chunk: usize) -> Timeline {
-    let model = Model::open(runtime(), dir, SessionOptions { threads: 1 }).unwrap();
+    open_with(dir, chunk, OPTIONS)
+}
+
+fn open_with(dir: &Path, chunk: usize, options: SessionOptions) -> Timeline {
+    let model = Model::open(runtime(), dir, options).unwrap();
     Timeline::new(model, TimelineOptions { chunk, ..TimelineOptions::default() }).unwrap()
 }
 
@@ -284,6 +290,44 @@ fn half_precision_and_integers_stay_close_on_every_architecture() {
         let worst = seen.values().copied().fold(0.0, f32::max);
         assert!(worst <= tolerance, "{weights:?}, {dtype:?}: {seen:?}");
     }
+}
+
+#[test]
+fn our_own_operators_are_as_close_to_single_precision_as_onnx_runtimes() {
+    let mut replaced = 0;
+    for case in cases() {
+        for (layout, block_size) in [(Layout::Eka, "32"), (Layout::Genai, "128")] {
+            let dir = tempfile::tempdir().unwrap();
+            let output = dir.path().join("model");
+            let weights = Storage {
+                format: WeightFormat::Int4,
+                block_size: block_size.parse().unwrap(),
+                ..Storage::default()
+            };
+            let options = Options { weights, layout, ..Options::new(case.merged_source(), output.clone()) };
+            export(&options, &()).unwrap();
+            let own = open_directory(&output, 64);
+            let theirs = open_with(&output, 64, SessionOptions { own_operators: false, ..OPTIONS });
+            let [own_nodes, their_nodes] = [&own, &theirs].map(products);
+            assert_eq!(own_nodes[0] + own_nodes[1], their_nodes[1], "{}", case.name);
+            assert_eq!(their_nodes[0], 0, "{}", case.name);
+            replaced += own_nodes[0];
+            let [own, theirs] = [own, theirs].map(|mut timeline| {
+                let logits = timeline.forward_all(&case.prompt).unwrap();
+                let errors: Vec<f32> = logits.iter().zip(&case.merged).map(|(a, b)| a - b).collect();
+                size(&errors) / size(&case.merged)
+            });
+            assert!(own <= theirs * 1.05, "{} at {block_size}: {own}, ONNX Runtime {theirs}", case.name);
+        }
+    }
+    assert!(replaced > 100, "only {replaced} nodes were ours");
+}
+
+/// Products with quantized weights: by our operator, by ONNX Runtime's.
+fn products(timeline: &Timeline) -> [usize; 2] {
+    let placement = timeline.model().session().placement().unwrap();
+    ["MatMulInt4", "MatMulNBits"]
+        .map(|operator| placement.values().filter_map(|operators| operators.get(operator)).sum())
 }
 
 /// Root of the mean square.

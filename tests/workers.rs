@@ -324,6 +324,7 @@ pub(crate) fn worker_spec(prefill_chunk: usize, context_length: Option<usize>) -
     WorkerSpec {
         onnxruntime_dir: None,
         threads: Some(1),
+        own_operators: true,
         prefill_chunk,
         context_length,
         device: DeviceChoice::Cpu,

@@ -133,7 +133,8 @@ pub(crate) fn run(runtime: &Runtime, dir: &Path, asked: Asked) -> Outcome<Report
 }
 
 fn open(pool: &Pool, dir: &Path, keep: Bytes) -> Outcome<Timeline> {
-    let model = Model::open_in(pool, dir, SessionOptions { threads: host::physical_cores() })?;
+    let model =
+        Model::open_in(pool, dir, SessionOptions { threads: host::physical_cores(), own_operators: true })?;
     let mut timeline = Timeline::new(model, TimelineOptions { keep, ..TimelineOptions::default() })?;
     timeline.warm_up()?;
     Ok(timeline)

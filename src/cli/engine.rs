@@ -25,6 +25,10 @@ pub(super) struct EngineArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
 
+    /// On a CPU, whether eka's own operators compute where they can
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    own_operators: bool,
+
     /// Most prompt tokens in one pass
     #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = clap::value_parser!(u16).range(1..=16384))]
     prefill_chunk: u16,
@@ -54,7 +58,8 @@ impl EngineArgs {
     /// # Errors
     /// When the model cannot be loaded.
     pub(super) fn open_on(&self, device: &Device, dir: &Path) -> anyhow::Result<Timeline> {
-        let model = Model::open_on(device, dir, SessionOptions { threads: self.threads() })?;
+        let session = SessionOptions { threads: self.threads(), own_operators: self.own_operators };
+        let model = Model::open_on(device, dir, session)?;
         let options =
             TimelineOptions { chunk: usize::from(self.prefill_chunk), ..TimelineOptions::default() };
         let mut timeline = Timeline::new(model, options)?;

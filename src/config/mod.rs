@@ -206,6 +206,8 @@ pub struct Engine {
     pub devices: Devices,
     /// Threads of one worker that compute; `None` is one for each physical core, shared out among workers on the CPU.
     pub threads: Option<NonZeroUsize>,
+    /// Whether operators of our own compute on the CPU where they can.
+    pub own_operators: bool,
     /// Prompt tokens read at once.
     pub prefill_chunk: NonZeroUsize,
     /// Lowers the model's context length; at least 2.

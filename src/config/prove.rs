@@ -197,6 +197,7 @@ impl Proof<'_> {
         Some(Engine {
             devices: devices?,
             threads: threads?,
+            own_operators: raw.own_operators,
             prefill_chunk: prefill_chunk?,
             context_length: context_length?,
             default_max_new: default_max_new?,

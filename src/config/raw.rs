@@ -100,6 +100,7 @@ pub(super) struct RawQueue {
 pub(super) struct RawEngine {
     pub(super) device: String,
     pub(super) threads: Option<i64>,
+    pub(super) own_operators: bool,
     pub(super) prefill_chunk: i64,
     pub(super) context_length: Option<i64>,
     pub(super) default_max_new_tokens: i64,

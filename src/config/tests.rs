@@ -7,7 +7,7 @@ use clap::Parser;
 use crate::choice::DeviceChoice;
 
 use super::{
-    keys::{KEYS, Kind},
+    keys::{Default, KEYS, Kind},
     *,
 };
 
@@ -117,7 +117,7 @@ fn every_setting_has_a_variable_and_can_be_set_by_path() {
             ("model.block_size", _) => "64".to_owned(),
             ("queue.total_timeout_ms", _) => "600001".to_owned(),
             (_, Kind::Whole { least, .. }) => least.max(&101).to_string(),
-            (_, Kind::Truth) => "true".to_owned(),
+            (_, Kind::Truth) => (!matches!(key.default, Default::Is("true"))).to_string(),
             (_, Kind::Ratio) => "0.5".to_owned(),
             ("server.bind", _) => "::1".to_owned(),
             ("trace.otlp_endpoint", _) => "http://[::1]:4318".to_owned(),

@@ -9,6 +9,7 @@
 //! - [`Shared`]: memory that only the device reads and writes, such as a key-value cache.
 //! - [`host`]: what this process holds of the host's memory, and giving it back.
 //! - [`Pool`]: memory that ONNX Runtime allocates from, counted, limited, and given back when asked.
+//! - [`operators`]: operators of our own, that sessions on the CPU may have.
 //! - [`Fault`]: what an error means for the device: try again with less, or never again.
 //! - [`cuda`]: whether there is a GPU, asked without loading ONNX Runtime.
 
@@ -17,6 +18,7 @@ pub mod cuda;
 mod faults;
 pub mod host;
 mod open;
+pub mod operators;
 pub mod pool;
 mod region;
 mod rows;
@@ -29,7 +31,7 @@ pub use open::{CUDA_PROVIDER, Device, Gpu, OpenError, OpenOptions};
 pub use pool::Pool;
 pub use region::{Element, Shared};
 pub use runtime::{Attempt, LIBRARY_MINOR, Runtime, RuntimeError, candidates};
-pub use session::{Placement, Port, Session, SessionOptions};
+pub use session::{Graph, Placement, Port, Session, SessionOptions};
 
 /// What the device could not do.
 #[derive(Debug, thiserror::Error)]

@@ -11,7 +11,7 @@
 use std::{fmt, path::Path};
 
 use super::{
-    DeviceError, Pool, Runtime, RuntimeError, Session, SessionOptions,
+    DeviceError, Graph, Pool, Runtime, RuntimeError, Session, SessionOptions,
     cuda::{self, NoCuda},
     pool::{CudaOptions, PoolOptions},
 };
@@ -183,14 +183,14 @@ impl Device {
         self.fell_back.as_ref()
     }
 
-    /// Loads the graph at `path` on this device.
+    /// Loads `graph` on this device.
     ///
     /// # Errors
     /// As [`Session::open_in`] and [`Session::open`].
-    pub fn session(&self, path: &Path, options: SessionOptions) -> Result<Session, DeviceError> {
+    pub fn session(&self, graph: &Graph, options: SessionOptions) -> Result<Session, DeviceError> {
         match &self.pool {
-            Some(pool) => Session::open_in(pool, path, options),
-            None => Session::open(&self.runtime, path, options),
+            Some(pool) => Session::open_in(pool, graph, options),
+            None => Session::open(&self.runtime, graph, options),
         }
     }
 }

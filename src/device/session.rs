@@ -10,13 +10,36 @@ use ort::{
     value::{Outlet, TensorElementType, ValueType},
 };
 
-use super::{CUDA_PROVIDER, DeviceError, Pool, Runtime, pool::GpuStream};
+use super::{CUDA_PROVIDER, DeviceError, Pool, Runtime, operators::Operators, pool::GpuStream};
 
 /// How a session computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionOptions {
     /// Threads of one operator, the calling one included.
     pub threads: usize,
+    /// Whether [operators of our own](super::operators) compute on the CPU where they can.
+    pub own_operators: bool,
+}
+
+/// A graph to load.
+#[derive(Debug)]
+pub struct Graph<'a> {
+    path: &'a Path,
+    changed: Option<(Vec<u8>, Operators)>,
+}
+
+impl<'a> Graph<'a> {
+    /// The one at `path`, as it is there.
+    #[must_use]
+    pub fn at(path: &'a Path) -> Self {
+        Self { path, changed: None }
+    }
+
+    /// `content` in place of the one at `path`, with weights beside that and `operators` of our own.
+    #[must_use]
+    pub fn with_operators(path: &'a Path, content: Vec<u8>, operators: Operators) -> Self {
+        Self { path, changed: Some((content, operators)) }
+    }
 }
 
 /// An input or output of the graph as the graph declares it.
@@ -42,22 +65,22 @@ pub struct Session {
 }
 
 impl Session {
-    /// Loads the graph at `path`, with memory that ONNX Runtime manages. Weights beside the graph are mapped, not read.
+    /// Loads `graph`, with memory that ONNX Runtime manages. Weights beside the graph are mapped, not read.
     ///
     /// # Errors
     /// [`DeviceError::Runtime`] with ONNX Runtime's reason.
-    pub fn open(runtime: &Runtime, path: &Path, options: SessionOptions) -> Result<Self, DeviceError> {
-        let inner = Self::commit(Self::builder(runtime.environment(), options), path)?;
+    pub fn open(runtime: &Runtime, graph: &Graph, options: SessionOptions) -> Result<Self, DeviceError> {
+        let inner = Self::commit(Self::builder(runtime.environment(), options), graph, options)?;
         Ok(Self { inner, threads: options.threads, pool: None })
     }
 
-    /// Loads the graph at `path`, with memory from `pool`: on the CPU for a pool of the host's, on the GPU for a GPU's,
+    /// Loads `graph`, with memory from `pool`: on the CPU for a pool of the host's, on the GPU for a GPU's,
     /// and there as a whole. **On a GPU this has not run yet.**
     ///
     /// # Errors
     /// [`DeviceError::NoRoom`] when the pool has no room for it, [`DeviceError::Placement`] when the GPU cannot run every
     /// node of it, [`DeviceError::Runtime`] with ONNX Runtime's reason.
-    pub fn open_in(pool: &Pool, path: &Path, options: SessionOptions) -> Result<Self, DeviceError> {
+    pub fn open_in(pool: &Pool, graph: &Graph, options: SessionOptions) -> Result<Self, DeviceError> {
         let gpu = pool.gpu_stream();
         let load = |is_whole| {
             pool.loading(|| {
@@ -67,7 +90,7 @@ impl Session {
                         Some(gpu) => on_gpu(builder, gpu, is_whole),
                         None => Ok(builder),
                     });
-                Self::commit(builder, path)
+                Self::commit(builder, graph, options)
             })
         };
         let inner = match load(true) {
@@ -94,10 +117,32 @@ impl Session {
 
     fn commit(
         builder: ort::Result<SessionBuilder>,
-        path: &Path,
+        graph: &Graph,
+        options: SessionOptions,
     ) -> Result<ort::session::Session, DeviceError> {
         let mut builder = builder.map_err(DeviceError::runtime("the session's options"))?;
-        builder.commit_from_file(path).map_err(DeviceError::runtime("the graph cannot be loaded"))
+        let loaded = match &graph.changed {
+            None => builder.commit_from_file(graph.path),
+            Some((content, operators)) => {
+                Self::commit_changed(builder, content, operators, graph.path, options)
+            }
+        };
+        loaded.map_err(DeviceError::runtime("the graph cannot be loaded"))
+    }
+
+    fn commit_changed(
+        builder: SessionBuilder,
+        content: &[u8],
+        operators: &Operators,
+        path: &Path,
+        options: SessionOptions,
+    ) -> ort::Result<ort::session::Session> {
+        let folder =
+            path.parent().and_then(Path::to_str).ok_or_else(|| ort::Error::new("its path is not UTF-8"))?;
+        builder
+            .with_operators(operators.domain(options.threads)?)?
+            .with_config_entry("session.model_external_initializers_file_folder_path", folder)?
+            .commit_from_memory(content)
     }
 
     fn builder(environment: &Environment, options: SessionOptions) -> ort::Result<SessionBuilder> {

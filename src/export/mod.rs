@@ -53,7 +53,6 @@ mod graph;
 mod input;
 mod inspect;
 mod numbers;
-mod onnx;
 mod param;
 mod plan;
 mod positioned;
@@ -80,6 +79,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     manifest::{self, Dtype, ExportOptions, GraphNames, Manifest, Provenance, SourceFile},
+    onnx,
     units::Bytes,
 };
 

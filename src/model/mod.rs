@@ -5,6 +5,7 @@
 
 mod cache;
 mod check;
+mod own;
 mod pass;
 
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ pub use pass::Pass;
 use pass::Rows;
 
 use crate::{
-    device::{Device, DeviceError, Pool, Runtime, Session, SessionOptions},
+    device::{Device, DeviceError, Graph, Pool, Runtime, Session, SessionOptions},
     manifest::{Dtype, Lengths, Manifest, ManifestError},
 };
 
@@ -88,7 +89,7 @@ impl Model {
     /// # Errors
     /// [`ModelError`] when manifest or graph are missing, cannot be loaded, or disagree.
     pub fn open(runtime: &Runtime, dir: &Path, options: SessionOptions) -> Result<Self, ModelError> {
-        Self::open_by(dir, false, |graph| Session::open(runtime, graph, options))
+        Self::open_by(dir, options, false, |graph| Session::open(runtime, graph, options))
     }
 
     /// Loads the model in `dir`, with memory from `pool`.
@@ -96,7 +97,8 @@ impl Model {
     /// # Errors
     /// As [`open`](Self::open), and [`ModelError::Load`] when the pool has no room for it.
     pub fn open_in(pool: &Pool, dir: &Path, options: SessionOptions) -> Result<Self, ModelError> {
-        Self::open_by(dir, pool.gpu_stream().is_some(), |graph| Session::open_in(pool, graph, options))
+        let is_on_gpu = pool.gpu_stream().is_some();
+        Self::open_by(dir, options, is_on_gpu, |graph| Session::open_in(pool, graph, options))
     }
 
     /// Loads the model in `dir` on a device; where a GPU cannot compute it and need not, on the CPU.
@@ -116,7 +118,7 @@ impl Model {
                 return Self::fall_back(device, &dir, options, &why);
             }
         }
-        match Self::open_by(dir, device.gpu().is_some(), |graph| device.session(graph, options)) {
+        match Self::open_by(dir, options, device.gpu().is_some(), |graph| device.session(graph, options)) {
             Err(why)
                 if device.may_leave_to_cpu() && device.gpu().is_some() && why.is_for_another_device() =>
             {
@@ -138,8 +140,9 @@ impl Model {
 
     fn open_by(
         dir: &Path,
+        options: SessionOptions,
         on_gpu: bool,
-        session: impl FnOnce(&Path) -> Result<Session, DeviceError>,
+        session: impl FnOnce(&Graph) -> Result<Session, DeviceError>,
     ) -> Result<Self, ModelError> {
         let mut manifest = Manifest::read(dir)?;
         // ONNX Runtime computes float16 on a CPU, by way of single precision where it must.
@@ -147,7 +150,12 @@ impl Model {
             return Err(ModelError::Dtype { dir: dir.into(), dtype: manifest.dtype });
         }
         let path = dir.join(&manifest.graph.file);
-        let session = session(&path).map_err(|source| ModelError::Load { path: path.clone(), source })?;
+        let changed = if on_gpu || !options.own_operators { None } else { own::change(&path) };
+        let graph = match changed {
+            Some(changed) => Graph::with_operators(&path, changed.content, changed.operators),
+            None => Graph::at(&path),
+        };
+        let session = session(&graph).map_err(|source| ModelError::Load { path: path.clone(), source })?;
         check::adopt_dtype(&mut manifest, &session.inputs());
         check::graph(&manifest, &session.inputs(), &session.outputs())
             .map_err(|source| ModelError::Graph { path, source: Box::new(source) })?;

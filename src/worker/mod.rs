@@ -259,7 +259,8 @@ impl<W: Write> Worker<W> {
         let (started, before) = (Instant::now(), self.holdings.idle());
         self.faults.at(Point::Load)?;
         self.clear_others(None);
-        let model = Model::open_on(&self.device, dir, SessionOptions { threads: self.threads })?;
+        let options = SessionOptions { threads: self.threads, own_operators: self.spec.own_operators };
+        let model = Model::open_on(&self.device, dir, options)?;
         let capacity = self.spec.context_length.unwrap_or(0);
         let options = TimelineOptions { capacity, chunk: self.spec.prefill_chunk, keep: self.spec.kv_keep };
         let mut timeline = Timeline::new(model, options).map_err(EngineError::from)?;

@@ -7,11 +7,11 @@
 use prost::Message;
 
 /// Format of the file: the version that came with opset 21.
-pub(super) const IR_VERSION: i64 = 10;
+pub(crate) const IR_VERSION: i64 = 10;
 
 /// `ModelProto`.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Model {
+pub(crate) struct Model {
     #[prost(int64, tag = "1")]
     pub ir_version: i64,
     #[prost(string, tag = "2")]
@@ -26,7 +26,7 @@ pub(super) struct Model {
 
 /// `OperatorSetIdProto`.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct OperatorSet {
+pub(crate) struct OperatorSet {
     /// Empty for ONNX itself.
     #[prost(string, tag = "1")]
     pub domain: String,
@@ -36,7 +36,7 @@ pub(super) struct OperatorSet {
 
 /// `GraphProto`.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Graph {
+pub(crate) struct Graph {
     #[prost(message, repeated, tag = "1")]
     pub node: Vec<Node>,
     #[prost(string, tag = "2")]
@@ -51,7 +51,7 @@ pub(super) struct Graph {
 
 /// `NodeProto`. An empty input or output is one that is left out.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Node {
+pub(crate) struct Node {
     #[prost(string, repeated, tag = "1")]
     pub input: Vec<String>,
     #[prost(string, repeated, tag = "2")]
@@ -68,7 +68,7 @@ pub(super) struct Node {
 
 /// `AttributeProto`.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Attribute {
+pub(crate) struct Attribute {
     #[prost(string, tag = "1")]
     pub name: String,
     #[prost(float, optional, tag = "2")]
@@ -82,7 +82,7 @@ pub(super) struct Attribute {
 /// `AttributeProto.AttributeType`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
 #[repr(i32)]
-pub(super) enum AttributeType {
+pub(crate) enum AttributeType {
     Undefined = 0,
     Float = 1,
     Int = 2,
@@ -90,7 +90,7 @@ pub(super) enum AttributeType {
 
 /// `TensorProto`, with its data in another file or, for a few numbers, within.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Tensor {
+pub(crate) struct Tensor {
     #[prost(int64, repeated, packed = "false", tag = "1")]
     pub dims: Vec<i64>,
     #[prost(enumeration = "ElementType", tag = "2")]
@@ -109,7 +109,7 @@ pub(super) struct Tensor {
 /// `TensorProto.DataType`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
 #[repr(i32)]
-pub(super) enum ElementType {
+pub(crate) enum ElementType {
     Undefined = 0,
     Float = 1,
     Uint8 = 2,
@@ -122,14 +122,14 @@ pub(super) enum ElementType {
 /// `TensorProto.DataLocation`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
 #[repr(i32)]
-pub(super) enum DataLocation {
+pub(crate) enum DataLocation {
     Default = 0,
     External = 1,
 }
 
 /// `StringStringEntryProto`.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct StringEntry {
+pub(crate) struct StringEntry {
     #[prost(string, tag = "1")]
     pub key: String,
     #[prost(string, tag = "2")]
@@ -138,7 +138,7 @@ pub(super) struct StringEntry {
 
 /// `ValueInfoProto`.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct ValueInfo {
+pub(crate) struct ValueInfo {
     #[prost(string, tag = "1")]
     pub name: String,
     #[prost(message, optional, tag = "2")]
@@ -147,14 +147,14 @@ pub(super) struct ValueInfo {
 
 /// `TypeProto`.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Type {
+pub(crate) struct Type {
     #[prost(message, optional, tag = "1")]
     pub tensor_type: Option<TensorType>,
 }
 
 /// `TypeProto.Tensor`.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct TensorType {
+pub(crate) struct TensorType {
     #[prost(enumeration = "ElementType", tag = "1")]
     pub elem_type: i32,
     #[prost(message, optional, tag = "2")]
@@ -163,21 +163,21 @@ pub(super) struct TensorType {
 
 /// `TensorShapeProto`; no dimensions is a scalar.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Shape {
+pub(crate) struct Shape {
     #[prost(message, repeated, tag = "1")]
     pub dim: Vec<Dimension>,
 }
 
 /// `TensorShapeProto.Dimension`.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Dimension {
+pub(crate) struct Dimension {
     #[prost(oneof = "Extent", tags = "1, 2")]
     pub value: Option<Extent>,
 }
 
 /// The oneof in `TensorShapeProto.Dimension`.
 #[derive(Clone, PartialEq, prost::Oneof)]
-pub(super) enum Extent {
+pub(crate) enum Extent {
     /// `dim_value`.
     #[prost(int64, tag = "1")]
     Known(i64),

@@ -1,0 +1,161 @@
+//! Operators of our own, where ONNX Runtime leaves time on the table; for CPUs.
+//!
+//! - [`Matrix`]: int4 weights, laid out for one product only: 4.5 bits each, float16 scales beside them.
+//! - `eka:MatMulInt4`: what `com.microsoft:MatMulNBits` computes at accuracy level 4, over such a matrix.
+//!
+//! ONNX Runtime calls them as it calls its own, on its own threads. Which nodes of a graph they stand in for is decided
+//! above, in [`model`](crate::model); a directory under `models/` knows nothing of them, and loads without them.
+
+mod lanes;
+mod matrix;
+mod product;
+#[cfg(test)]
+mod tests;
+
+use std::{fmt, sync::Arc};
+
+use ort::{
+    operator::{
+        BoxedKernel, ComputeContext, Kernel, KernelContext, Operator, OperatorDomain, OperatorInput,
+        OperatorOutput,
+    },
+    value::TensorElementType,
+};
+
+pub use matrix::{Blocks, Matrix};
+pub use product::Kind;
+use product::{Parts, Product, Rounded, Rounding};
+
+/// The domain of our operators.
+pub const DOMAIN: &str = "eka";
+
+/// The operator that multiplies by a [`Matrix`].
+pub const MATMUL: &str = "MatMulInt4";
+
+/// The attribute of [`MATMUL`] that says by which, counted from zero.
+pub const MATRIX: &str = "matrix";
+
+/// The matrices that a graph multiplies by.
+#[derive(Default)]
+pub struct Operators {
+    matrices: Vec<Arc<Matrix>>,
+}
+
+impl fmt::Debug for Operators {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Operators").field("matrices", &self.matrices.len()).finish()
+    }
+}
+
+impl Operators {
+    /// Adds a matrix; its number.
+    pub fn add(&mut self, matrix: Matrix) -> usize {
+        self.matrices.push(Arc::new(matrix));
+        self.matrices.len() - 1
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.matrices.is_empty()
+    }
+
+    /// As ONNX Runtime wants them, for sessions of `threads` threads.
+    pub(super) fn domain(&self, threads: usize) -> ort::Result<OperatorDomain> {
+        let matrices = self.matrices.clone();
+        OperatorDomain::new(DOMAIN)?.add(MatMul { matrices, threads, kind: Kind::detect() })
+    }
+}
+
+/// `eka:MatMulInt4`: input `[.., depth]`, output `[.., columns]`, both float32.
+struct MatMul {
+    matrices: Vec<Arc<Matrix>>,
+    threads: usize,
+    kind: Kind,
+}
+
+impl Operator for MatMul {
+    type Kernel<'a> = BoxedKernel<'a>;
+
+    fn name(&self) -> &str {
+        MATMUL
+    }
+
+    fn execution_provider_type(&self) -> Option<&str> {
+        Some("CPUExecutionProvider")
+    }
+
+    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
+        [OperatorInput::required(TensorElementType::Float32)]
+    }
+
+    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
+        [OperatorOutput::required(TensorElementType::Float32)]
+    }
+
+    fn create_kernel<'a>(&self, context: &KernelContext<'a>) -> ort::Result<BoxedKernel<'a>> {
+        let number = context.get::<i64>(MATRIX).and_then(|number| usize::try_from(number).ok());
+        let matrix = number.and_then(|number| self.matrices.get(number));
+        let matrix = matrix.ok_or_else(|| ort::Error::new("it names no matrix of this graph"))?;
+        Ok(Box::new(Multiply {
+            matrix: Arc::clone(matrix),
+            rounded: Rounded::default(),
+            threads: self.threads,
+            kind: self.kind,
+        }))
+    }
+}
+
+/// One node.
+struct Multiply {
+    matrix: Arc<Matrix>,
+    /// Kept from run to run.
+    rounded: Rounded,
+    threads: usize,
+    kind: Kind,
+}
+
+impl Kernel for Multiply {
+    fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
+        let (matrix, kind) = (&*self.matrix, self.kind);
+        let input = context.input(0)?.ok_or_else(|| ort::Error::new("there is no input"))?;
+        let (shape, input) = input.try_extract_tensor::<f32>()?;
+        let depth = matrix.depth();
+        if shape.last().is_none_or(|last| usize::try_from(*last) != Ok(depth)) {
+            return Err(ort::Error::new(format!("an input of {shape:?} for a matrix of depth {depth}")));
+        }
+        let mut output_shape = shape.to_vec();
+        if let Some(last) = output_shape.last_mut() {
+            *last = i64::try_from(matrix.columns()).unwrap_or(i64::MAX);
+        }
+        let mut output = context
+            .output(0, output_shape.as_slice())?
+            .ok_or_else(|| ort::Error::new("there is no output"))?;
+        let (_, output) = output.try_extract_tensor_mut::<f32>()?;
+        let rows = input.len() / depth;
+        self.rounded.resize(rows, matrix);
+        let rounding = Rounding::new(input, matrix, &mut self.rounded);
+        if rows == 1 {
+            // SAFETY: one call, for the one row; the processor was asked what it can do.
+            unsafe { rounding.row(kind, 0) };
+        } else {
+            // SAFETY: a call for each row; the processor was asked what it can do.
+            context.par_for(rows, 0, |row| unsafe { rounding.row(kind, row) })?;
+        }
+        let product = Product { matrix, rounded: &self.rounded, output: Parts::of(output) };
+        let panels = matrix.panels();
+        // More tasks than threads, so that a thread that has been interrupted does not make the others wait.
+        let tasks = if self.threads == 1 { 1 } else { panels.min(self.threads * TASKS_PER_THREAD) };
+        let share = |task: usize| panels * task / tasks..panels * (task + 1) / tasks;
+        if tasks == 1 {
+            // SAFETY: one call, for all panels; the processor was asked what it can do.
+            unsafe { product.panels(kind, 0..panels) };
+            return Ok(());
+        }
+        // SAFETY: shares do not overlap; the processor was asked what it can do.
+        context.par_for(tasks, 0, |task| unsafe { product.panels(kind, share(task)) })
+    }
+}
+
+/// Into how many tasks a thread's share of a product is split.
+const TASKS_PER_THREAD: usize = 4;
