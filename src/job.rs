@@ -57,6 +57,8 @@ pub struct Job {
     pub scores: Option<ScoresAsked>,
     /// Where its part of a trace hangs, if its request is traced.
     pub trace: Option<TraceLink>,
+    /// Whether it may begin with what is kept of earlier prompts, and may be kept itself.
+    pub cache_prompt: bool,
     /// Ids that end the generation. The one that does is counted, but not reported as a token: it has no text.
     pub end_tokens: Vec<u32>,
 }
@@ -77,6 +79,7 @@ impl Job {
             constraint: None,
             scores: None,
             trace: None,
+            cache_prompt: true,
             end_tokens: Vec::new(),
         }
     }
@@ -234,6 +237,8 @@ pub enum Event {
         done: usize,
         /// Prompt tokens in all.
         total: usize,
+        /// Of those read, how many are kept from an earlier job.
+        cached: usize,
     },
     /// What the model thought of a token: one of the prompt, or the one that [`Event::Token`] says next. Said twice when a
     /// worker is lost in between.
@@ -277,6 +282,8 @@ pub struct Usage {
     pub prompt_tokens: usize,
     /// Tokens generated, an end token included.
     pub completion_tokens: usize,
+    /// Tokens of the prompt that were kept from an earlier job, and not computed again.
+    pub cached_tokens: usize,
 }
 
 /// Time spent in the engine.
@@ -330,8 +337,20 @@ pub struct Memory {
     pub resident: Option<Bytes>,
     /// Anonymous pages alone: what cannot be dropped and read again from a file.
     pub anonymous: Option<Bytes>,
+    /// Of these, or of the device's: keys and values that are kept for prompts that begin alike.
+    pub prefix_cache: Bytes,
     /// The device's, where it comes from a pool: on a GPU.
     pub device: Option<DeviceMemory>,
+}
+
+impl Memory {
+    /// Anonymous pages but for what is kept for prompts that begin alike, which a trim gives back: what must not grow.
+    #[must_use]
+    pub fn lasting(&self) -> Option<Bytes> {
+        // A pool has bounds of its own.
+        let kept = if self.device.is_none() { self.prefix_cache } else { Bytes(0) };
+        self.anonymous.map(|anonymous| Bytes(anonymous.0.saturating_sub(kept.0)))
+    }
 }
 
 /// Why a job could not be finished.
@@ -484,6 +503,7 @@ impl ModelReport {
         Memory {
             resident: grown(self.before.resident, self.after.resident),
             anonymous: grown(self.before.anonymous, self.after.anonymous),
+            prefix_cache: Bytes(0),
             device: self.before.device.zip(self.after.device).map(|(before, after)| on_device(before, after)),
         }
     }
