@@ -203,7 +203,8 @@ impl Timeline {
     /// favour to later sequences, so that there is no memory for it is no error.
     fn save(&mut self, known: usize) {
         let length = self.tokens.len().min(self.cache.most_within(self.bound));
-        if self.cache.is_pooled() || length < known + LEAST_KEPT {
+        // A copy is of the whole sequence, so what is lost must be a fair part of it.
+        if self.cache.is_pooled() || length < known + LEAST_KEPT.max(length / 8) {
             return;
         }
         match self.model.copy(&self.cache, length) {
