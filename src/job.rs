@@ -3,10 +3,13 @@
 //! Both sides of the queue and both processes import these; they import nothing but units. Everything here is token
 //! ids: text stays on the parent's side of the pipe.
 
+mod memory;
+
 use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+
+pub use memory::{DeviceMemory, DevicePeak, Memory, MemoryReport};
 
 use crate::units::{Bytes, Tokens};
 
@@ -57,6 +60,8 @@ pub struct Job {
     pub scores: Option<ScoresAsked>,
     /// Where its part of a trace hangs, if its request is traced.
     pub trace: Option<TraceLink>,
+    /// Whether it may begin with what is kept of earlier prompts, and may be kept itself.
+    pub cache_prompt: bool,
     /// Ids that end the generation. The one that does is counted, but not reported as a token: it has no text.
     pub end_tokens: Vec<u32>,
 }
@@ -77,6 +82,7 @@ impl Job {
             constraint: None,
             scores: None,
             trace: None,
+            cache_prompt: true,
             end_tokens: Vec::new(),
         }
     }
@@ -217,6 +223,7 @@ pub struct Dry {
 }
 
 /// What the slot says about a job; the last one is always `Done` or `Failed`.
+#[expect(clippy::large_enum_variant, reason = "it is moved a few times a token, which costs less than a box")]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// The job has the slot, after waiting this long in the queue.
@@ -234,6 +241,8 @@ pub enum Event {
         done: usize,
         /// Prompt tokens in all.
         total: usize,
+        /// Of those read, how many are kept from an earlier job.
+        cached: usize,
     },
     /// What the model thought of a token: one of the prompt, or the one that [`Event::Token`] says next. Said twice when a
     /// worker is lost in between.
@@ -277,6 +286,8 @@ pub struct Usage {
     pub prompt_tokens: usize,
     /// Tokens generated, an end token included.
     pub completion_tokens: usize,
+    /// Tokens of the prompt that were kept from an earlier job, and not computed again.
+    pub cached_tokens: usize,
 }
 
 /// Time spent in the engine.
@@ -288,50 +299,6 @@ pub struct Timings {
     pub decode: Duration,
     /// How often the job was taken up again after its worker was lost. Both times then include the interruption.
     pub resumed: u32,
-}
-
-/// The worker's memory around one job. `None` where the operating system does not say.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MemoryReport {
-    /// When the job arrived.
-    pub before: Memory,
-    /// Greatest resident size while it ran; the operating system keeps no peak of anonymous memory.
-    pub peak_resident: Option<Bytes>,
-    /// When it was over and its memory given back; that of the device to its pool, which is trimmed once the answer is out.
-    pub after: Memory,
-    /// Most that its pool held of the device while it ran; `None` where there is no pool.
-    pub device_peak: Option<DevicePeak>,
-}
-
-/// Most that a pool held of its device's memory during a job.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct DevicePeak {
-    /// In use: weights, cache and work.
-    pub used: Bytes,
-    /// Taken from the device, in use or not.
-    pub reserved: Bytes,
-}
-
-/// What a pool holds of its device's memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct DeviceMemory {
-    /// In use: weights, cache and work.
-    pub used: Bytes,
-    /// Taken from the device, in use or not.
-    pub reserved: Bytes,
-    /// Free on the device, for anybody; `None` where it does not say.
-    pub free: Option<Bytes>,
-}
-
-/// What a process holds of the host's memory, and of its device's.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Memory {
-    /// Resident set: anonymous pages and mapped files together.
-    pub resident: Option<Bytes>,
-    /// Anonymous pages alone: what cannot be dropped and read again from a file.
-    pub anonymous: Option<Bytes>,
-    /// The device's, where it comes from a pool: on a GPU.
-    pub device: Option<DeviceMemory>,
 }
 
 /// Why a job could not be finished.
@@ -484,6 +451,7 @@ impl ModelReport {
         Memory {
             resident: grown(self.before.resident, self.after.resident),
             anonymous: grown(self.before.anonymous, self.after.anonymous),
+            prefix_cache: Bytes(0),
             device: self.before.device.zip(self.after.device).map(|(before, after)| on_device(before, after)),
         }
     }

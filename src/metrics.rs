@@ -144,6 +144,8 @@ pub struct Metrics {
     pub job_duration: Histogram,
     /// Prompt tokens of finished jobs.
     pub prompt_tokens: Counter,
+    /// Of these, tokens that were kept from an earlier job.
+    pub prompt_tokens_cached: Counter,
     /// Tokens generated.
     pub generated_tokens: Counter,
     /// Answered requests by route and code.
@@ -216,6 +218,7 @@ impl Metrics {
             inter_token_latency: steps(),
             job_duration: waits(),
             prompt_tokens: Counter::default(),
+            prompt_tokens_cached: Counter::default(),
             generated_tokens: Counter::default(),
             requests: Family::default(),
             worker_ready: PerDevice::new(&devices),
@@ -246,6 +249,8 @@ impl Metrics {
         let help = "From accepted to the end";
         r.register_with_unit("job_duration", help, seconds, self.job_duration.clone());
         r.register("prompt_tokens", "Prompt tokens of finished jobs", self.prompt_tokens.clone());
+        let help = "Prompt tokens of finished jobs that were kept from earlier ones";
+        r.register("prompt_tokens_cached", help, self.prompt_tokens_cached.clone());
         r.register("generated_tokens", "Tokens generated", self.generated_tokens.clone());
         r.register("requests", "Answered requests by route and code", self.requests.clone());
         r.register(

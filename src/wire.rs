@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Version of the frames below; both ends must have the same.
-pub const PROTOCOL: u32 = 7;
+pub const PROTOCOL: u32 = 8;
 
 /// Longest payload that is sent or read: room for a prompt of some three million tokens.
 pub const MAX_FRAME: Bytes = Bytes::mib(16);
@@ -74,6 +74,8 @@ pub struct WorkerSpec {
     pub trim: TrimPolicy,
     /// Most of it that the key-value cache keeps between two jobs.
     pub kv_keep: Bytes,
+    /// Most memory of earlier prompts and answers that are kept for later ones to begin with.
+    pub prefix_cache: Bytes,
     /// Treat the CPU's memory as a GPU's is treated.
     pub host_pool: bool,
 }
@@ -117,6 +119,8 @@ pub enum Up {
         done: usize,
         /// Prompt tokens in all.
         total: usize,
+        /// Of those read, how many are kept from an earlier job.
+        cached: usize,
     },
     /// What the model thought of a token; sent only where it was asked for.
     Score {

@@ -83,7 +83,7 @@ async fn whatever_befalls_a_worker_in_an_answer_the_answer_is_the_same() {
         match fate {
             Unharmed | Resumed => {
                 assert_eq!((status, &answer["text"]), (200, &right), "{kind}: {}", program.log());
-                assert_eq!(answer["usage"], undisturbed["usage"], "{kind}");
+                assert_eq!(answer["usage"]["total_tokens"], undisturbed["usage"]["total_tokens"], "{kind}");
                 assert_eq!(answer["timings"]["resumed"], u32::from(fate == Resumed), "{kind}");
             }
             Refused => {

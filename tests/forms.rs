@@ -122,7 +122,8 @@ async fn a_form_outlives_its_worker() {
             let (documents, is_done) = crate::workers::stream_and_kill(&program, &request, every, 1).await;
             let last = documents.last().unwrap();
             assert!(is_done, "{last}");
-            assert_eq!((&last["text"], &last["usage"]), (&undisturbed["text"], &undisturbed["usage"]));
+            assert_eq!(last["text"], undisturbed["text"]);
+            assert_eq!(last["usage"]["total_tokens"], undisturbed["usage"]["total_tokens"]);
         }
     }
 }

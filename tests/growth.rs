@@ -32,7 +32,7 @@ const STEPS: [usize; 17] =
     [64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024, 1280, 1536, 1792, 2048, usize::MAX];
 
 /// A model of 2048 positions, exported once for all tests.
-fn directory() -> &'static Path {
+pub(crate) fn directory() -> &'static Path {
     static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
     DIRECTORY.get_or_init(|| exported("long", |options| options))
 }

@@ -22,6 +22,7 @@ mod openapi;
 mod overload;
 mod people;
 mod pools;
+mod prefixes;
 mod program;
 mod responses;
 mod scores;

@@ -100,7 +100,7 @@ impl Server {
         }
         let executor = Executor::start(limits, metrics.clone(), move |job, says, cancel| {
             if wish.progress {
-                says.send(Event::Progress { done: 2, total: 5 }).unwrap();
+                says.send(Event::Progress { done: 2, total: 5, cached: 1 }).unwrap();
             }
             speak(script.clone(), job, says, cancel, wish.step)
         });
@@ -228,10 +228,11 @@ async fn speak(
 }
 
 fn finish(job: &Job, reason: FinishReason, completion_tokens: usize) -> Finish {
-    let memory = Memory { resident: Some(Bytes::mib(300)), anonymous: Some(Bytes::mib(100)), device: None };
+    let memory =
+        Memory { resident: Some(Bytes::mib(300)), anonymous: Some(Bytes::mib(100)), ..Memory::default() };
     Finish {
         reason,
-        usage: Usage { prompt_tokens: job.prompt.len(), completion_tokens },
+        usage: Usage { prompt_tokens: job.prompt.len(), completion_tokens, cached_tokens: 1 },
         timings: Timings {
             prefill: Duration::from_millis(20),
             decode: Duration::from_millis(100),

@@ -204,6 +204,7 @@ impl Answer {
             "seed": seed,
             "usage": {
                 "prompt_tokens": usage.prompt_tokens,
+                "prompt_tokens_details": { "cached_tokens": usage.cached_tokens },
                 "completion_tokens": usage.completion_tokens,
                 "total_tokens": usage.prompt_tokens + usage.completion_tokens,
             },
@@ -211,7 +212,7 @@ impl Answer {
                 "prefill_ms": prefill * 1e3,
                 "decode_ms": decode * 1e3,
                 "resumed": timings.resumed,
-                "prefill_tokens_per_second": rate(usage.prompt_tokens, prefill),
+                "prefill_tokens_per_second": rate(usage.prompt_tokens - usage.cached_tokens.min(usage.prompt_tokens), prefill),
                 "decode_tokens_per_second": rate(usage.completion_tokens.saturating_sub(1), decode),
             },
         })

@@ -169,7 +169,7 @@ fn round(timeline: &mut Timeline, prompt: usize, args: &Args) -> anyhow::Result<
     let mut pipe = io::sink();
     let outcome = engine::generate(timeline, &job, None, |step| {
         let frame = match step {
-            Step::Progress { done, total } => Up::Progress { job: job.id, done, total },
+            Step::Progress { done, total, cached } => Up::Progress { job: job.id, done, total, cached },
             Step::Score(score) => Up::Score { job: job.id, score },
             Step::Token(id) => Up::Token { job: job.id, id },
         };

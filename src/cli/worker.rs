@@ -141,6 +141,7 @@ fn command_on(config: &Config, device: DeviceChoice, models: &[Prepared]) -> any
         device_memory: config.device.memory_limit,
         trim: config.device.trim,
         kv_keep: config.device.kv_keep,
+        prefix_cache: config.engine.prefix_cache,
         host_pool: config.device.host_pool,
     };
     let half = host::machine_memory().map(|(total, _)| Bytes(total.0 / 2));

@@ -212,6 +212,8 @@ pub struct Engine {
     pub prefill_chunk: NonZeroUsize,
     /// Lowers the model's context length; at least 2.
     pub context_length: Option<Tokens>,
+    /// Most memory of earlier prompts and answers, kept for requests that begin alike; 0 keeps none.
+    pub prefix_cache: Bytes,
     /// Most new tokens of a request that does not say.
     pub default_max_new: Tokens,
 }

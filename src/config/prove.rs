@@ -192,6 +192,7 @@ impl Proof<'_> {
         let prefill_chunk = self.positive("engine.prefill_chunk", raw.prefill_chunk);
         let context_length =
             self.optional(raw.context_length, |proof, n| proof.whole("engine.context_length", n).map(Tokens));
+        let prefix_cache = self.whole("engine.prefix_cache_bytes", raw.prefix_cache_bytes).map(Bytes);
         let default_max_new =
             self.whole("engine.default_max_new_tokens", raw.default_max_new_tokens).map(Tokens);
         Some(Engine {
@@ -200,6 +201,7 @@ impl Proof<'_> {
             own_operators: raw.own_operators,
             prefill_chunk: prefill_chunk?,
             context_length: context_length?,
+            prefix_cache: prefix_cache?,
             default_max_new: default_max_new?,
         })
     }

@@ -22,6 +22,8 @@ pub enum Step {
         done: usize,
         /// In all.
         total: usize,
+        /// Of those read, how many are kept from an earlier job.
+        cached: usize,
     },
     /// What the model thought of a token of the prompt, or of the one that is said next; only where that was asked for.
     Score(Score),
@@ -40,7 +42,7 @@ pub struct Outcome {
     pub timings: Timings,
 }
 
-/// Runs `job` from an empty context and says each step to `emit`, until it ends or `emit` breaks. `guide` is the one that
+/// Runs `job`, from what is kept of a context that begins alike, and says each step to `emit`, until it ends or `emit` breaks. `guide` is the one that
 /// was begun for the job, if it has a constraint.
 ///
 /// # Errors
@@ -52,7 +54,6 @@ pub fn generate(
     mut emit: impl FnMut(Step) -> ControlFlow<()>,
 ) -> Result<Outcome, EngineError> {
     check(model, job)?;
-    model.rewind(0);
     let mut run = Run::new(job, guide);
     if run.written >= job.max_new_tokens {
         return Ok(run.outcome(FinishReason::Length));
@@ -78,7 +79,9 @@ struct Run<'a> {
     next: Vec<u32>,
     started: Instant,
     prefilled: Option<Duration>,
+    /// Tokens of the context that are in the cache, and of those the ones that were there before.
     read: usize,
+    cached: usize,
     written: usize,
 }
 
@@ -87,7 +90,8 @@ impl<'a> Run<'a> {
         let sampler = Sampler::resume(&job.sampling, &job.prompt, &job.answer);
         let scorer = job.scores.map(Scorer::new);
         let (started, written) = (Instant::now(), job.answer.len());
-        Self { job, sampler, guide, scorer, next: Vec::new(), started, prefilled: None, read: 0, written }
+        let (next, prefilled, read, cached) = (Vec::new(), None, 0, 0);
+        Self { job, sampler, guide, scorer, next, started, prefilled, read, cached, written }
     }
 
     /// Feeds the prompt, and what there is of the answer; `None` when it was cancelled on the way.
@@ -98,17 +102,25 @@ impl<'a> Run<'a> {
     ) -> Result<Option<&'m mut [f32]>, EngineError> {
         let context = [&*self.job.prompt, &self.job.answer].concat();
         let total = context.len();
-        model.reserve(total)?;
+        // What the model thinks of a prompt's tokens is not kept.
+        let most = if self.job.cache_prompt && !self.scores_prompt() { total } else { 0 };
+        self.cached = model.begin(&context, most);
+        self.read = self.cached;
+        model.reserve(total - self.read)?;
+        // Said before anything is computed, so that nobody takes these for tokens that were read as fast.
+        if self.cached > 0 && emit(self.progress(total)).is_break() {
+            return Ok(None);
+        }
         // A pass gives the logits of its last token alone.
         let width = if self.scores_prompt() { 1 } else { model.chunk() };
-        let last = (total - 1) / width * width;
-        for chunk in context[..last].chunks(width) {
+        let last = self.read + (total - self.read - 1) / width * width;
+        for chunk in context[self.read..last].chunks(width) {
             let logits = model.forward(chunk)?;
             self.read += chunk.len();
             if self.score_prompt(logits, emit).is_break() {
                 return Ok(None);
             }
-            if emit(Step::Progress { done: self.read, total }).is_break() {
+            if emit(self.progress(total)).is_break() {
                 return Ok(None);
             }
         }
@@ -116,6 +128,10 @@ impl<'a> Run<'a> {
         self.read = total;
         self.prefilled = Some(self.started.elapsed());
         Ok(Some(logits))
+    }
+
+    const fn progress(&self, total: usize) -> Step {
+        Step::Progress { done: self.read, total, cached: self.cached }
     }
 
     fn scores_prompt(&self) -> bool {
@@ -202,6 +218,7 @@ impl<'a> Run<'a> {
             usage: Usage {
                 prompt_tokens: self.read.min(self.job.prompt.len()),
                 completion_tokens: self.written,
+                cached_tokens: self.cached.min(self.job.prompt.len()),
             },
             timings: Timings { prefill, decode: elapsed.saturating_sub(prefill), resumed: 0 },
         }
@@ -282,7 +299,7 @@ mod tests {
     fn the_end_token_is_counted_and_not_spoken() {
         let (said, outcome) = run(says(&[3, 4]), &job(2, 20));
         assert_eq!((said, outcome.reason), (vec![3, 4], FinishReason::EndToken));
-        assert_eq!(outcome.usage, Usage { prompt_tokens: 2, completion_tokens: 3 });
+        assert_eq!(outcome.usage, Usage { prompt_tokens: 2, completion_tokens: 3, cached_tokens: 0 });
     }
 
     #[test]
@@ -296,7 +313,7 @@ mod tests {
         let begun = Job { answer: vec![3, 4], ..job(2, 4) };
         let (said, outcome) = run(says(&[5, 6, 7]), &begun);
         assert_eq!((said, outcome.reason), (vec![5, 6], FinishReason::Length));
-        assert_eq!(outcome.usage, Usage { prompt_tokens: 2, completion_tokens: 4 });
+        assert_eq!(outcome.usage, Usage { prompt_tokens: 2, completion_tokens: 4, cached_tokens: 0 });
         let complete = Job { answer: vec![3, 4, 5, 6], ..job(2, 4) };
         let outcome = generate(&mut says(&[]), &complete, None, |_| panic!("it ran")).unwrap();
         assert_eq!((outcome.reason, outcome.usage.completion_tokens), (FinishReason::Length, 4));
@@ -311,7 +328,7 @@ mod tests {
         };
         let outcome = generate(&mut says(&[3, 4]), &job(9, 20), None, leave).unwrap();
         assert_eq!((steps, outcome.reason), (1, FinishReason::Cancelled));
-        assert_eq!(outcome.usage, Usage { prompt_tokens: 4, completion_tokens: 0 });
+        assert_eq!(outcome.usage, Usage { prompt_tokens: 4, ..Usage::default() });
     }
 
     #[test]

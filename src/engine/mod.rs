@@ -10,6 +10,7 @@
 
 mod dry;
 mod generate;
+mod prefixes;
 mod sampler;
 mod scores;
 mod timeline;
@@ -28,6 +29,15 @@ use crate::{
 pub trait Forward {
     /// Forgets every position from `length` on.
     fn rewind(&mut self, length: usize);
+
+    /// Begins the sequence `tokens`: forgets what was fed before, but for what is kept of a sequence that begins alike. How
+    /// many positions of it are there already: at most `most`, and fewer than there are tokens, as the logits of the last
+    /// one are always wanted.
+    fn begin(&mut self, tokens: &[u32], most: usize) -> usize {
+        let _ = (tokens, most);
+        self.rewind(0);
+        0
+    }
 
     /// Makes room for `more` positions at once. It need not be called: room is made as it is needed, but step by step.
     ///

@@ -13,10 +13,20 @@
 //!
 //! Memory of the host that is not from a pool is mapped, and what is never written costs nothing, however large it is: a
 //! smaller cache saves nothing. There the first step is the whole context, on the same path.
+//!
+//! # What is kept of it
+//! The keys and values of a position depend on its token and those before it alone, so a sequence that begins like an
+//! earlier one starts where the two part. The last sequence stays in the cache as it is. Where the cache is mapped, what a
+//! new sequence would write over is copied first, to be copied back when its turn comes: no more than the rows in use, and
+//! all of it together within a bound. In a pool only the last one stays, as a copy would stand in the way of a cache that
+//! grows.
 
 use std::{fmt, mem};
 
-use super::{EngineError, Forward};
+use super::{
+    EngineError, Forward,
+    prefixes::{Prefixes, common},
+};
 use crate::{
     device::DeviceError,
     model::{Cache, Model, Pass},
@@ -25,6 +35,9 @@ use crate::{
 
 /// The fewest positions that a cache in a pool grows by: a fraction of a megabyte in most models.
 const LEAST_STEP: usize = 64;
+
+/// The fewest positions that are worth a copy: reading as many again takes no longer than a token or two.
+const LEAST_KEPT: usize = 16;
 
 /// How a timeline is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,11 +48,13 @@ pub struct TimelineOptions {
     pub chunk: usize,
     /// Most of a pool's memory that the cache keeps when it is cleared.
     pub keep: Bytes,
+    /// Most memory of sequences that later ones may begin with; in a pool within `keep`. 0 is none.
+    pub prefixes: Bytes,
 }
 
 impl Default for TimelineOptions {
     fn default() -> Self {
-        Self { capacity: 0, chunk: 512, keep: Bytes(0) }
+        Self { capacity: 0, chunk: 512, keep: Bytes(0), prefixes: Bytes(0) }
     }
 }
 
@@ -52,16 +67,23 @@ pub struct Timeline {
     cache: Cache,
     decode: Pass,
     prefill: Pass,
-    length: usize,
+    /// What was fed, one for each position in use.
+    tokens: Vec<u32>,
+    /// Positions that were written since the cache's memory was given back.
+    written: usize,
     chunk: usize,
     most: usize,
     keep: Bytes,
+    /// Earlier sequences, copied.
+    prefixes: Prefixes<Cache>,
+    /// Most that these and the sequence in the cache may take between two jobs.
+    bound: Bytes,
 }
 
 impl fmt::Debug for Timeline {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Timeline")
-            .field("length", &self.length)
+            .field("length", &self.length())
             .field("room", &self.room())
             .field("most", &self.most)
             .finish_non_exhaustive()
@@ -79,8 +101,21 @@ impl Timeline {
         let chunk = model.widest_pass(options.chunk.clamp(1, most));
         let decode = model.pass(1, 1, most)?;
         let prefill = model.pass(chunk, 1, most)?;
-        let cache = Cache::default();
-        let mut timeline = Self { model, cache, decode, prefill, length: 0, chunk, most, keep: options.keep };
+        let TimelineOptions { keep, prefixes, .. } = options;
+        let bound = if model.session().pool().is_some() { prefixes.min(keep) } else { prefixes };
+        let mut timeline = Self {
+            model,
+            cache: Cache::default(),
+            decode,
+            prefill,
+            tokens: Vec::new(),
+            written: 0,
+            chunk,
+            most,
+            keep,
+            prefixes: Prefixes::new(bound),
+            bound,
+        };
         if timeline.model.session().pool().is_none() {
             // What cannot even be mapped shall be known at load.
             timeline.grow(most)?;
@@ -97,7 +132,7 @@ impl Timeline {
     /// Positions in use.
     #[must_use]
     pub fn length(&self) -> usize {
-        self.length
+        self.tokens.len()
     }
 
     /// Runs both passes once, so that the first request does not pay for pages and kernels touched for the first time.
@@ -128,15 +163,71 @@ impl Timeline {
     /// Forgets everything, and gives the cache's memory back where it is more than `keep`: all of it, as a smaller one
     /// would have to be taken anew.
     pub fn clear_to(&mut self, keep: Bytes) {
-        self.length = 0;
+        self.prefixes.clear();
+        self.forget(keep);
+    }
+
+    /// Ends a sequence: keeps it for those that begin like it, if it `may_be_kept`, and as much of it and of earlier ones
+    /// as there may be. What is not kept gives its memory back as [`clear`](Self::clear) does.
+    pub fn settle(&mut self, may_be_kept: bool) {
+        let spent = self.cache.spent(self.written);
+        if may_be_kept && !self.tokens.is_empty() && spent <= self.bound {
+            self.prefixes.supersede(&self.tokens);
+            self.prefixes.make_room(Bytes(self.bound.0 - spent.0));
+            return;
+        }
+        if may_be_kept {
+            self.save(self.prefixes.longest(&self.tokens));
+        }
+        self.forget(self.keep);
+    }
+
+    /// What is kept of sequences that are over.
+    #[must_use]
+    pub fn kept(&self) -> Bytes {
+        let of_cache = if self.tokens.is_empty() { Bytes(0) } else { self.cache.spent(self.written) };
+        self.prefixes.bytes() + of_cache
+    }
+
+    /// Forgets the sequence in the cache.
+    fn forget(&mut self, keep: Bytes) {
+        self.tokens.clear();
+        self.written = 0;
         self.cache.discard();
         if self.cache.held() > keep {
             self.release();
         }
     }
 
+    /// Copies what is in the cache, if that is more than `known` from another place; as much as there may be. It is a
+    /// favour to later sequences, so that there is no memory for it is no error.
+    fn save(&mut self, known: usize) {
+        let length = self.tokens.len().min(self.cache.most_within(self.bound));
+        // A copy is of the whole sequence, so what is lost must be a fair part of it.
+        if self.cache.is_pooled() || length < known + LEAST_KEPT.max(length / 8) {
+            return;
+        }
+        match self.model.copy(&self.cache, length) {
+            Ok(copy) => {
+                let bytes = copy.spent(length);
+                self.prefixes.keep(self.tokens[..length].to_vec(), copy, bytes);
+            }
+            Err(e) => tracing::debug!("a sequence is not kept: {e}"),
+        }
+    }
+
+    /// Puts what is kept of a sequence that begins with `tokens` into the cache.
+    fn restore(&mut self, tokens: &[u32]) -> Result<(), DeviceError> {
+        let Some(kept) = self.prefixes.find(tokens) else { return Ok(()) };
+        self.cache.take_over(kept, tokens.len())?;
+        self.written = self.written.max(tokens.len());
+        tokens.clone_into(&mut self.tokens);
+        Ok(())
+    }
+
     fn release(&mut self) {
-        self.length = 0;
+        self.tokens.clear();
+        self.written = 0;
         self.decode.detach();
         self.prefill.detach();
         self.cache = Cache::default();
@@ -155,23 +246,24 @@ impl Timeline {
         pass.attach(&self.model, &self.cache)?;
         let mut all = Vec::with_capacity(tokens.len() * self.vocabulary());
         for chunk in tokens.chunks(width) {
-            all.extend_from_slice(pass.run(&mut self.model, chunk, self.length)?);
-            self.length += chunk.len();
+            all.extend_from_slice(pass.run(&mut self.model, chunk, self.tokens.len())?);
+            self.tokens.extend_from_slice(chunk);
+            self.written = self.written.max(self.tokens.len());
         }
         Ok(all)
     }
 
     /// Grows the cache to `capacity` positions, with those in use. When that fails, all of it is given back.
     fn grow(&mut self, capacity: usize) -> Result<(), DeviceError> {
-        let (older, used) = (mem::take(&mut self.cache), self.length);
+        let (older, tokens) = (mem::take(&mut self.cache), mem::take(&mut self.tokens));
         self.release();
-        let grown = self.model.cache(capacity, older, used).and_then(|cache| {
+        let grown = self.model.cache(capacity, older, tokens.len()).and_then(|cache| {
             self.decode.attach(&self.model, &cache)?;
             self.prefill.attach(&self.model, &cache)?;
             Ok(cache)
         });
         match grown {
-            Ok(cache) => (self.cache, self.length) = (cache, used),
+            Ok(cache) => (self.cache, self.written, self.tokens) = (cache, tokens.len(), tokens),
             Err(e) => {
                 self.release();
                 return Err(e);
@@ -189,11 +281,37 @@ fn step(positions: usize, most: usize) -> usize {
 
 impl Forward for Timeline {
     fn rewind(&mut self, length: usize) {
-        self.length = self.length.min(length);
+        self.tokens.truncate(length);
+    }
+
+    fn begin(&mut self, tokens: &[u32], most: usize) -> usize {
+        if self.bound == Bytes(0) {
+            self.rewind(0);
+            return 0;
+        }
+        let tokens = &tokens[..most.min(tokens.len().saturating_sub(1))];
+        let is_enough = |found: usize| found >= LEAST_KEPT.min(tokens.len().max(1));
+        let (here, saved) = (common(&self.tokens, tokens), self.prefixes.longest(&self.tokens));
+        if here >= self.prefixes.longest(tokens) && is_enough(here) {
+            self.save(saved.max(here));
+            self.rewind(here);
+            return here;
+        }
+        self.save(saved);
+        self.forget(Bytes(u64::MAX));
+        // Looked up again: for what was saved just now another may have gone.
+        let kept = self.prefixes.longest(tokens);
+        if is_enough(kept)
+            && let Err(e) = self.restore(&tokens[..kept])
+        {
+            tracing::warn!("what is kept of a sequence cannot be used: {e}");
+            self.clear();
+        }
+        self.length()
     }
 
     fn reserve(&mut self, more: usize) -> Result<(), EngineError> {
-        let (used, capacity) = (self.length, self.most);
+        let (used, capacity) = (self.tokens.len(), self.most);
         if more > capacity - used {
             return Err(EngineError::Context { used, asked: more, capacity });
         }
@@ -206,8 +324,9 @@ impl Forward for Timeline {
     fn forward(&mut self, tokens: &[u32]) -> Result<&mut [f32], EngineError> {
         self.reserve(tokens.len())?;
         let pass = if tokens.len() == 1 { &mut self.decode } else { &mut self.prefill };
-        let logits = pass.run(&mut self.model, tokens, self.length)?;
-        self.length += tokens.len();
+        let logits = pass.run(&mut self.model, tokens, self.tokens.len())?;
+        self.tokens.extend_from_slice(tokens);
+        self.written = self.written.max(self.tokens.len());
         Ok(logits)
     }
 

@@ -209,15 +209,19 @@ impl<'a> Show<'a> {
         metrics.job_duration.observe((now - self.accepted.at).as_secs_f64());
         if let Ok(finish) = &ended {
             metrics.prompt_tokens.inc_by(self.work.prompt.0 as u64);
+            metrics.prompt_tokens_cached.inc_by(finish.usage.cached_tokens as u64);
             // The token that ended it, which had no event.
             let unheard = finish.usage.completion_tokens.saturating_sub(self.work.generated.0);
             metrics.generated_tokens.inc_by(unheard as u64);
         }
         let first_token = self.first_token.unwrap_or(now);
         let to_first_token = first_token - self.began;
+        // What was not computed says nothing about speed.
+        let cached = ended.as_ref().map_or(0, |finish| finish.usage.cached_tokens);
+        let prompt = Tokens(self.work.prompt.0.saturating_sub(cached));
         self.shared.release(
             self.accepted.job.id,
-            Taken { work: self.work, to_first_token, rest: now - first_token },
+            Taken { work: Work { prompt, ..self.work }, to_first_token, rest: now - first_token },
             self.past(&ended, now),
         );
         if !self.is_over {

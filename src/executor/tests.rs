@@ -15,7 +15,7 @@ fn limits(max_jobs: usize) -> Limits {
 }
 
 fn finish(reason: FinishReason, completion_tokens: usize) -> Finish {
-    let usage = Usage { prompt_tokens: 3, completion_tokens };
+    let usage = Usage { prompt_tokens: 3, completion_tokens, cached_tokens: 0 };
     Finish { reason, usage, timings: Timings::default(), memory: MemoryReport::default() }
 }
 
@@ -69,7 +69,7 @@ fn done(reason: FinishReason, tokens: usize) -> Event {
 #[tokio::test(start_paused = true)]
 async fn a_job_is_started_spoken_and_done_in_that_order() {
     let executor = Executor::start(limits(1), Arc::new(Metrics::new()), |_, says, _| async move {
-        says.send(Event::Progress { done: 3, total: 3 }).unwrap();
+        says.send(Event::Progress { done: 3, total: 3, cached: 1 }).unwrap();
         says.send(Event::Token(7)).unwrap();
         Ok(finish(FinishReason::EndToken, 1))
     });
@@ -79,7 +79,7 @@ async fn a_job_is_started_spoken_and_done_in_that_order() {
         heard.push(event);
     }
     let started = Event::Started { queue_wait: Duration::ZERO };
-    let progress = Event::Progress { done: 3, total: 3 };
+    let progress = Event::Progress { done: 3, total: 3, cached: 1 };
     assert_eq!(heard, [started, progress, Event::Token(7), done(FinishReason::EndToken, 1)]);
 }
 

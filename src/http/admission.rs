@@ -62,6 +62,7 @@ pub(super) async fn admit(
         constraint,
         scores,
         trace,
+        cache_prompt: ask.cache_prompt,
         end_tokens,
         ..Job::new(id, prompt, max_new_tokens)
     };

@@ -88,6 +88,8 @@ pub(super) struct Progress {
     pub(super) done: usize,
     /// Tokens in all.
     pub(super) total: usize,
+    /// Of those read, how many are kept from an earlier request.
+    pub(super) cached: usize,
     /// Time since the job got the slot.
     pub(super) since: Duration,
 }
@@ -223,10 +225,10 @@ impl Answer {
                 self.is_loading = true;
                 return Ok(Some(Piece::Loading));
             }
-            Event::Progress { done, total } if self.tells_progress => {
+            Event::Progress { done, total, cached } if self.tells_progress => {
                 self.is_loading = false;
                 let since = self.began.elapsed();
-                return Ok(Some(Piece::Progress(Progress { done, total, since })));
+                return Ok(Some(Piece::Progress(Progress { done, total, cached, since })));
             }
             Event::Score(score) if score.position >= self.prompt_tokens => self.scores.next = Some(score),
             // A worker that took over says those of the prompt again.
@@ -273,20 +275,21 @@ impl Answer {
             // Nobody but this answer cancels its job, unless everything ends.
             FinishReason::Cancelled => return Err(Failure::ShuttingDown),
         };
-        Ok(Piece::End(Box::new(self.end(
-            reason,
-            finish.usage.completion_tokens,
-            finish.timings,
-            finish.memory,
-        ))))
+        Ok(Piece::End(Box::new(self.end(reason, &finish))))
     }
 
     fn stopped(&mut self) -> Piece {
-        let generated = self.completion_tokens;
-        Piece::End(Box::new(self.end(Reason::Stop, generated, Timings::default(), MemoryReport::default())))
+        let finish = Finish {
+            reason: FinishReason::Cancelled,
+            usage: Usage { completion_tokens: self.completion_tokens, ..Usage::default() },
+            timings: Timings::default(),
+            memory: MemoryReport::default(),
+        };
+        Piece::End(Box::new(self.end(Reason::Stop, &finish)))
     }
 
-    fn end(&mut self, reason: Reason, generated: usize, timings: Timings, memory: MemoryReport) -> Ending {
+    /// `finish`: what its job says. A job that was stopped for a stop string has generated more.
+    fn end(&mut self, reason: Reason, finish: &Finish) -> Ending {
         let rest = match self.speech {
             Speech::Speaking => self.decoder.finish(),
             Speech::Stopped => String::new(),
@@ -305,12 +308,16 @@ impl Answer {
             calls,
             scored: std::mem::take(&mut self.scores.all),
             unsaid,
-            usage: Usage { prompt_tokens: self.prompt_tokens, completion_tokens: self.completion_tokens },
+            usage: Usage {
+                prompt_tokens: self.prompt_tokens,
+                completion_tokens: self.completion_tokens,
+                cached_tokens: finish.usage.cached_tokens,
+            },
             queue_wait: self.queue_wait,
             total: self.arrived.elapsed(),
-            generated,
-            timings,
-            memory,
+            generated: finish.usage.completion_tokens,
+            timings: finish.timings,
+            memory: finish.memory,
         }
     }
 

@@ -46,6 +46,8 @@ pub(super) struct Ask {
     pub(super) stop: Vec<String>,
     pub(super) stop_token_ids: Vec<u32>,
     pub(super) ignore_eos: bool,
+    /// Whether it may begin with what is kept of earlier prompts, and be kept.
+    pub(super) cache_prompt: bool,
     pub(super) delivery: Delivery,
     pub(super) terms: Terms,
     /// How long the model stays loaded afterwards.
@@ -112,6 +114,7 @@ impl Ask {
         let form = Form::take(fields)?;
         let stop = take_stop(fields)?;
         let ignore_eos = fields.take("ignore_eos")?.unwrap_or(false);
+        let cache_prompt = fields.take("cache_prompt")?.unwrap_or(true);
         let ask = Self {
             prompt,
             max_new,
@@ -126,6 +129,7 @@ impl Ask {
             stop,
             stop_token_ids,
             ignore_eos,
+            cache_prompt,
             delivery: take_delivery(fields)?,
             terms: take_terms(fields, rules.deadlines)?,
             keep_alive: take_keep_alive(fields)?,
@@ -349,7 +353,8 @@ mod tests {
         tools: ToolRules { support: ToolSupport::None, is_marker_special: false },
     };
 
-    const NAMES: [&str; 27] = [
+    const NAMES: [&str; 28] = [
+        "cache_prompt",
         "priority",
         "service_tier",
         "max_time_ms",

@@ -81,8 +81,14 @@ pub(super) struct Head {
 /// OpenAI's `usage`: the prompt once, however many choices were made of it.
 pub(super) fn usage(endings: &[Ending]) -> Value {
     let prompt = endings.first().map_or(0, |ending| ending.usage.prompt_tokens);
+    let cached = endings.first().map_or(0, |ending| ending.usage.cached_tokens);
     let completion: usize = endings.iter().map(|ending| ending.usage.completion_tokens).sum();
-    json!({ "prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion })
+    json!({
+        "prompt_tokens": prompt,
+        "prompt_tokens_details": { "cached_tokens": cached },
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    })
 }
 
 /// Where the time went, of all choices together: they are made one after another. Rates are null where nothing was
@@ -92,7 +98,8 @@ pub(super) fn timings(endings: &[Ending]) -> Value {
     let (prefill, decode) = (sum(|ending| ending.timings.prefill), sum(|ending| ending.timings.decode));
     let queue = endings.first().map_or(Duration::ZERO, |ending| ending.queue_wait);
     let total = endings.iter().map(|ending| ending.total).max().unwrap_or_default();
-    let prompt = endings.iter().map(|ending| ending.usage.prompt_tokens).sum();
+    let prompt: usize = endings.iter().map(|ending| ending.usage.prompt_tokens).sum();
+    let cached: usize = endings.iter().map(|ending| ending.usage.cached_tokens).sum();
     let stepped = endings.iter().map(|ending| ending.generated.saturating_sub(1)).sum();
     json!({
         "queue_ms": milliseconds(queue),
@@ -100,15 +107,16 @@ pub(super) fn timings(endings: &[Ending]) -> Value {
         "decode_ms": milliseconds(decode),
         "total_ms": milliseconds(total),
         "resumed": endings.iter().map(|ending| ending.timings.resumed).sum::<u32>(),
-        "prefill_tokens_per_second": rate(prompt, prefill),
+        "cached_tokens": cached,
+        "prefill_tokens_per_second": rate(prompt.saturating_sub(cached), prefill),
         "decode_tokens_per_second": rate(stepped, decode),
     })
 }
 
-/// llama.cpp's `prompt_progress`. Nothing of a prompt is kept from one request to the next, so `cache` is 0.
+/// llama.cpp's `prompt_progress`.
 pub(super) fn prompt_progress(progress: &Progress) -> Value {
-    let Progress { done, total, since } = progress;
-    json!({ "total": total, "cache": 0, "processed": done, "time_ms": milliseconds(*since) })
+    let Progress { done, total, cached, since } = progress;
+    json!({ "total": total, "cache": cached, "processed": done, "time_ms": milliseconds(*since) })
 }
 
 /// To the microsecond; more digits would be noise.

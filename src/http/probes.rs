@@ -172,5 +172,6 @@ fn worker(readiness: &Readiness) -> Value {
 
 /// Memory in bytes.
 pub(super) fn held(memory: Memory) -> Value {
-    json!({ "resident": memory.resident, "anonymous": memory.anonymous, "device": memory.device })
+    let Memory { resident, anonymous, prefix_cache, device } = memory;
+    json!({ "resident": resident, "anonymous": anonymous, "prefix_cache": prefix_cache, "device": device })
 }

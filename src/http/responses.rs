@@ -177,7 +177,7 @@ impl Responses {
         let (input, output) = (ending.usage.prompt_tokens, ending.usage.completion_tokens);
         document["usage"] = json!({
             "input_tokens": input,
-            "input_tokens_details": { "cached_tokens": 0 },
+            "input_tokens_details": { "cached_tokens": ending.usage.cached_tokens },
             "output_tokens": output,
             "output_tokens_details": { "reasoning_tokens": 0 },
             "total_tokens": input + output,

@@ -328,6 +328,7 @@ fn held(metrics: &Metrics, process: &'static str, device: OnDevice) -> Memory {
     Memory {
         resident: read("resident"),
         anonymous: read("anonymous"),
+        prefix_cache: read("prefix_cache").unwrap_or_default(),
         device: used.map(|(used, reserved)| DeviceMemory { used, reserved, free: read("device_free") }),
     }
 }

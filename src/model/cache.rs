@@ -17,7 +17,11 @@ use crate::{
 pub struct Cache {
     layers: Vec<[Shared; 2]>,
     capacity: usize,
+    heads: usize,
 }
+
+/// What mapped memory is given out by.
+const PAGE: u64 = 4096;
 
 impl Cache {
     /// Positions that it has room for.
@@ -30,6 +34,47 @@ impl Cache {
     #[must_use]
     pub fn held(&self) -> Bytes {
         Bytes(self.layers.iter().flatten().map(|tensor| tensor.held().0).sum())
+    }
+
+    /// What it takes with its first `positions` written: all of a pool's memory, and the pages of what is mapped.
+    #[must_use]
+    pub fn spent(&self, positions: usize) -> Bytes {
+        let of = |tensor: &Shared| match tensor.held() {
+            Bytes(0) => {
+                let rows = (self.capacity * self.heads).max(1) as u64;
+                let written = (tensor.bytes().0 / rows * positions as u64).next_multiple_of(PAGE);
+                // Each head's rows begin somewhere within a page.
+                let pages = if positions == 0 { 0 } else { (written + PAGE) * self.heads as u64 };
+                pages.min(tensor.bytes().0.next_multiple_of(PAGE))
+            }
+            Bytes(held) => held,
+        };
+        Bytes(self.layers.iter().flatten().map(of).sum())
+    }
+
+    /// Whether it comes from a pool.
+    #[must_use]
+    pub fn is_pooled(&self) -> bool {
+        self.held() > Bytes(0)
+    }
+
+    /// Most positions whose [copy](Model::copy) takes no more than `most`.
+    #[must_use]
+    pub fn most_within(&self, most: Bytes) -> usize {
+        let tensors = self.layers.len() as u64 * 2;
+        let whole: u64 = self.layers.iter().flatten().map(|tensor| tensor.bytes().0).sum();
+        let position = whole / self.capacity.max(1) as u64;
+        let room = most.0.saturating_sub(tensors * PAGE).checked_div(position).unwrap_or(0);
+        usize::try_from(room).unwrap_or(usize::MAX).min(self.capacity)
+    }
+
+    /// Writes the first `positions` of `other` over its own.
+    ///
+    /// # Errors
+    /// [`DeviceError`] when one of the two has fewer, or they are of different models or places.
+    pub fn take_over(&self, other: &Self, positions: usize) -> Result<(), DeviceError> {
+        let pairs = self.layers.iter().flatten().zip(other.layers.iter().flatten());
+        pairs.into_iter().try_for_each(|(to, from)| to.take_over(from, positions))
     }
 
     /// Forgets its content and gives mapped memory back; it can be used again at once, from position 0.
@@ -70,7 +115,16 @@ impl Model {
             older.into_iter().map(|layer| layer.map(Some)).chain(std::iter::repeat_with(|| [None, None]));
         let layers = older.take(dims.layers).map(|[key, value]| Ok([larger(key)?, larger(value)?]));
         let layers = layers.collect::<Result<_, DeviceError>>().map_err(unable_to_grow)?;
-        Ok(Cache { layers, capacity })
+        Ok(Cache { layers, capacity, heads: dims.kv_heads })
+    }
+
+    /// A cache of the first `positions` of another, with room for no more.
+    ///
+    /// # Errors
+    /// As [`cache`](Self::cache).
+    pub fn copy(&self, cache: &Cache, positions: usize) -> Result<Cache, DeviceError> {
+        let copy = self.cache(positions, Cache::default(), 0)?;
+        copy.take_over(cache, positions).map(|()| copy)
     }
 
     fn tensor(&self, shape: &[usize]) -> Result<Shared, DeviceError> {

@@ -144,8 +144,8 @@ fn pass_on(
 ) -> Result<Option<Result<Finish, Failure>>, Lost> {
     // A listener who has left cancels the job by other means.
     match frame {
-        Some(Ok(Up::Progress { job, done, total })) if job == running => {
-            let _ = events.send(Event::Progress { done, total });
+        Some(Ok(Up::Progress { job, done, total, cached })) if job == running => {
+            let _ = events.send(Event::Progress { done, total, cached });
             Ok(None)
         }
         // Said after the last job, before it heard of this one.

@@ -46,6 +46,7 @@ impl Figures {
     pub(super) fn show_memory(&self, memory: Memory) {
         self.show("resident", memory.resident);
         self.show("anonymous", memory.anonymous);
+        self.show("prefix_cache", Some(memory.prefix_cache));
         self.show("device_used", memory.device.map(|device| device.used));
         self.show("device_reserved", memory.device.map(|device| device.reserved));
         self.show("device_free", memory.device.and_then(|device| device.free));

@@ -485,7 +485,7 @@ impl Keeper {
         let runtime = worker.runtime.memory.anonymous;
         let expected =
             runtime.zip(self.models.anonymous()).map(|(runtime, models)| Bytes(runtime.0 + models.0));
-        Service { jobs: worker.jobs, age: worker.since.elapsed(), expected, held: worker.memory.anonymous }
+        Service { jobs: worker.jobs, age: worker.since.elapsed(), expected, held: worker.memory.lasting() }
     }
 
     /// Starts the next worker beside this one, where there is room for both.

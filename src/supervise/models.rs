@@ -157,7 +157,7 @@ fn size(took: Memory) -> Option<Bytes> {
 /// about the model.
 pub(super) fn is_returned(took: Memory, before: Memory, after: Memory) -> bool {
     const NOISE: u64 = 16 << 20;
-    let (Some(took), Some(before), Some(after)) = (took.anonymous, before.anonymous, after.anonymous) else {
+    let (Some(took), Some(before), Some(after)) = (took.lasting(), before.lasting(), after.lasting()) else {
         return true;
     };
     let returned = before.0.saturating_sub(after.0);
@@ -175,7 +175,8 @@ mod tests {
     const GIB: u64 = 1 << 30;
 
     fn took(resident: u64) -> ModelReport {
-        let memory = |n| Memory { resident: Some(Bytes(n)), anonymous: Some(Bytes(n / 2)), device: None };
+        let memory =
+            |n| Memory { resident: Some(Bytes(n)), anonymous: Some(Bytes(n / 2)), ..Memory::default() };
         ModelReport {
             placement: Placement::default(),
             capacity: 64,

@@ -75,7 +75,7 @@ pub(super) struct Service {
     pub(super) age: Duration,
     /// Anonymous memory that it should hold: what it started with, and what its models took.
     pub(super) expected: Option<Bytes>,
-    /// What it holds after its last trim.
+    /// What it holds after its last trim, but for prompts that it keeps.
     pub(super) held: Option<Bytes>,
 }
 
@@ -178,7 +178,7 @@ mod tests {
     #[test]
     fn a_second_worker_is_started_only_where_it_is_known_to_fit() {
         let worker =
-            Memory { resident: Some(Bytes::mib(900)), anonymous: Some(Bytes::mib(100)), device: None };
+            Memory { resident: Some(Bytes::mib(900)), anonymous: Some(Bytes::mib(100)), ..Memory::default() };
         assert!(fits_twice(Some(Bytes::mib(110)), worker));
         assert!(!fits_twice(Some(Bytes::mib(109)), worker));
         assert!(!fits_twice(None, worker));

@@ -20,6 +20,8 @@ pub(super) struct Holdings {
     trim: TrimPolicy,
     /// What was held when it was last looked at, and so before the next job: asking again would delay the first token.
     idle: Memory,
+    /// Of it, what is kept for prompts that begin alike.
+    prefix_cache: Bytes,
     /// Whether something has happened since the pool was last trimmed.
     is_used: bool,
 }
@@ -27,7 +29,8 @@ pub(super) struct Holdings {
 impl Holdings {
     /// Looks at what is held now.
     pub(super) fn new(pool: Option<Pool>, trim: TrimPolicy) -> Self {
-        let mut holdings = Self { pool, trim, idle: Memory::default(), is_used: true };
+        let (idle, prefix_cache) = (Memory::default(), Bytes(0));
+        let mut holdings = Self { pool, trim, idle, prefix_cache, is_used: true };
         holdings.settle();
         holdings
     }
@@ -45,6 +48,11 @@ impl Holdings {
         }
     }
 
+    /// So much is kept for prompts that begin alike; said with the next figures.
+    pub(super) const fn keep(&mut self, prefix_cache: Bytes) {
+        self.prefix_cache = prefix_cache;
+    }
+
     /// Most that the pool held since the job began.
     pub(super) fn peak(&self) -> Option<DevicePeak> {
         let figures = self.pool.as_ref()?.figures();
@@ -56,7 +64,8 @@ impl Holdings {
         host::release_free_heap();
         host::reset_peak();
         let host::HostMemory { resident, anonymous, .. } = host::memory();
-        self.idle = Memory { resident, anonymous, device: self.device() };
+        let (prefix_cache, device) = (self.prefix_cache, self.device());
+        self.idle = Memory { resident, anonymous, prefix_cache, device };
         self.idle
     }
 

@@ -202,6 +202,7 @@ impl<W: Write> Worker<W> {
                 Some(Down::Unload(model)) => {
                     // Its session frees weights as it is dropped; heap and pool then have what they can give back.
                     drop(self.models.remove(&model));
+                    self.note_kept();
                     let held = self.holdings.settle();
                     let memory = self.holdings.trim_if_due(Duration::ZERO).unwrap_or(held);
                     wire::write(&Up::Unloaded { model, memory }, &mut self.output)?;
@@ -256,13 +257,16 @@ impl<W: Write> Worker<W> {
     }
 
     fn try_load(&mut self, id: &ModelId, dir: &Path) -> Result<ModelReport, LoadError> {
-        let (started, before) = (Instant::now(), self.holdings.idle());
-        self.faults.at(Point::Load)?;
+        let (started, was_kept) = (Instant::now(), self.holdings.idle().prefix_cache > Bytes(0));
         self.clear_others(None);
+        // What was kept until now would count for the model.
+        let before = if was_kept { self.holdings.settle() } else { self.holdings.idle() };
+        self.faults.at(Point::Load)?;
         let options = SessionOptions { threads: self.threads, own_operators: self.spec.own_operators };
         let model = Model::open_on(&self.device, dir, options)?;
         let capacity = self.spec.context_length.unwrap_or(0);
-        let options = TimelineOptions { capacity, chunk: self.spec.prefill_chunk, keep: self.spec.kv_keep };
+        let WorkerSpec { prefill_chunk: chunk, kv_keep: keep, prefix_cache: prefixes, .. } = self.spec;
+        let options = TimelineOptions { capacity, chunk, keep, prefixes };
         let mut timeline = Timeline::new(model, options).map_err(EngineError::from)?;
         wire::write(&Up::Loaded(id.clone()), &mut self.output)?;
         self.faults.at(Point::WarmUp)?;
@@ -283,6 +287,13 @@ impl<W: Write> Worker<W> {
     fn clear_others(&mut self, but: Option<&ModelId>) {
         let others = self.models.iter_mut().filter(|(id, _)| but != Some(*id));
         others.for_each(|(_, loaded)| loaded.timeline.clear_to(Bytes(0)));
+        self.note_kept();
+    }
+
+    /// What is kept for prompts that begin alike, from here on.
+    fn note_kept(&mut self) {
+        let kept = self.models.values().map(|loaded| loaded.timeline.kept().0).sum();
+        self.holdings.keep(Bytes(kept));
     }
 
     fn generate(&mut self, job: &Job) -> Result<(), WorkerError> {
@@ -318,7 +329,13 @@ impl<W: Write> Worker<W> {
         }
         let peak_resident = host::memory().peak_resident;
         let device_peak = self.holdings.peak();
-        timeline.clear();
+        match &outcome {
+            Ok(_) => timeline.settle(job.cache_prompt),
+            // Refused before anything was computed, or by its constraint: what is kept is sound.
+            Err(EngineError::Job(_)) => timeline.settle(false),
+            Err(_) => timeline.clear(),
+        }
+        self.note_kept();
         let memory = MemoryReport { before, peak_resident, after: self.holdings.settle(), device_peak };
         let fault = outcome.as_ref().map_or_else(EngineError::fault, |_| Fault::Other);
         let poisoned = fault == Fault::Poisoned;
@@ -338,7 +355,7 @@ impl<W: Write> Worker<W> {
 
 fn step_frame(job: &Job, step: Step) -> Up {
     match step {
-        Step::Progress { done, total } => Up::Progress { job: job.id, done, total },
+        Step::Progress { done, total, cached } => Up::Progress { job: job.id, done, total, cached },
         Step::Score(score) => Up::Score { job: job.id, score },
         Step::Token(id) => Up::Token { job: job.id, id },
     }

@@ -73,7 +73,7 @@ impl Accepted {
     pub(super) fn tell_cancelled(&self) {
         self.tell(Event::Done(Finish {
             reason: FinishReason::Cancelled,
-            usage: Usage { prompt_tokens: self.job.prompt.len(), completion_tokens: 0 },
+            usage: Usage { prompt_tokens: self.job.prompt.len(), ..Usage::default() },
             timings: Timings::default(),
             memory: MemoryReport::default(),
         }));

@@ -35,6 +35,7 @@ pub(super) struct ErrorDetails {
 pub(super) struct Usage {
     /// Counted once, however many choices were made of it.
     prompt_tokens: usize,
+    prompt_tokens_details: InputDetails,
     completion_tokens: usize,
     total_tokens: usize,
 }
@@ -49,6 +50,8 @@ pub(super) struct Timings {
     total_ms: f64,
     /// How many workers were lost on the way.
     resumed: u32,
+    /// Of the prompt, counted with each choice: tokens that were kept from earlier requests, and took no time.
+    cached_tokens: usize,
     #[schema(required)]
     prefill_tokens_per_second: Option<f64>,
     /// Null for a single token, which needs no decode step.
@@ -391,6 +394,7 @@ pub(super) struct ResponseUsage {
 /// Of the tokens that were read.
 #[derive(Serialize, ToSchema)]
 pub(super) struct InputDetails {
+    /// Kept from earlier requests, and not computed again.
     cached_tokens: usize,
 }
 

@@ -76,6 +76,9 @@ pub(super) struct Generation {
     /// For streams alone: events say how much of a long prompt is read.
     #[schema(default = false)]
     return_progress: Option<bool>,
+    /// The prompt may begin with what is kept of earlier ones, and be kept for later ones; `false` keeps them apart.
+    #[schema(default = true)]
+    cache_prompt: Option<bool>,
     /// Longest wait in the queue, in milliseconds; at most what the server is set to.
     #[schema(minimum = 1)]
     queue_timeout_ms: Option<u64>,

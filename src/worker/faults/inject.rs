@@ -199,6 +199,12 @@ impl<M: Forward> Forward for Faulty<'_, M> {
         self.model.rewind(length);
     }
 
+    fn begin(&mut self, tokens: &[u32], most: usize) -> usize {
+        let kept = self.model.begin(tokens, most);
+        self.unread -= kept.min(self.unread);
+        kept
+    }
+
     fn reserve(&mut self, more: usize) -> Result<(), EngineError> {
         self.model.reserve(more)
     }
@@ -279,7 +285,7 @@ mod tests {
 
     #[test]
     fn a_fault_strikes_before_its_chunk_or_step() {
-        let (read, token) = (|done| Step::Progress { done, total: 10 }, || Step::Token(1));
+        let (read, token) = (|done| Step::Progress { done, total: 10, cached: 0 }, || Step::Token(1));
         for (plan, before, fault) in [
             ("fail@prefill:1", vec![], device::Fault::Other),
             ("poison@prefill:3", vec![read(4), read(8)], device::Fault::Poisoned),
