@@ -345,6 +345,12 @@ pub enum Failure {
         /// What the runtime said.
         message: String,
     },
+    /// The device has no memory for what the job needs; the worker goes on, and so does whoever needs less.
+    #[error("the device has no room for this request: {message}")]
+    OutOfMemory {
+        /// How much was asked for and what there is, and the way out.
+        message: String,
+    },
     /// The worker process ended while it ran the job.
     #[error("the worker process was lost: {message}")]
     WorkerLost {

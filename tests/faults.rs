@@ -1,6 +1,6 @@
 //! Faults on purpose, through the real program: what the worker does to itself, nobody at the other end may notice.
 
-use std::{fs, time::Duration};
+use std::{fs, sync::LazyLock, time::Duration};
 
 use serde_json::{Value, json};
 
@@ -25,6 +25,12 @@ enum Fate {
 }
 
 use Fate::{Refused, Resumed, Unharmed};
+
+/// Status and code of an error.
+fn refusal(kind: &str) -> (u16, &'static Value) {
+    static CODES: LazyLock<[Value; 2]> = LazyLock::new(|| [json!("device_error"), json!("out_of_memory")]);
+    if kind == "starve" { (413, &CODES[1]) } else { (500, &CODES[0]) }
+}
 
 /// Each kind, what becomes of the job, and what the log says of it.
 const KINDS: [(&str, Fate, &str); 15] = [
@@ -86,9 +92,7 @@ async fn whatever_befalls_a_worker_in_an_answer_the_answer_is_the_same() {
                 assert_eq!(answer["usage"]["total_tokens"], undisturbed["usage"]["total_tokens"], "{kind}");
                 assert_eq!(answer["timings"]["resumed"], u32::from(fate == Resumed), "{kind}");
             }
-            Refused => {
-                assert_eq!((status, &answer["error"]["code"]), (500, &json!("device_error")), "{kind}");
-            }
+            Refused => assert_eq!((status, &answer["error"]["code"]), refusal(kind), "{kind}: {answer}"),
         }
         if matches!(fate, Unharmed | Refused) {
             assert_eq!(worker_of(program.pid()), worker, "{kind}");
@@ -120,7 +124,7 @@ async fn whatever_befalls_a_worker_before_an_answer_the_stream_is_the_same() {
             assert_eq!((&spoken, &last["text"]), (right, &json!(right)), "{kind}");
             assert_eq!(last["timings"]["resumed"], u32::from(fate == Resumed), "{kind}");
         } else {
-            assert_eq!((spoken.as_str(), &last["error"]["code"]), ("", &json!("device_error")), "{kind}");
+            assert_eq!((spoken.as_str(), &last["error"]["code"]), ("", refusal(kind).1), "{kind}");
         }
     }
     assert_eq!(ask(&program).await.1["text"], json!(right), "{}", program.log());

@@ -133,7 +133,9 @@ async fn a_request_that_needs_more_than_there_is_fails_alone_and_says_what_to_do
     let worker = worker_of(program.pid());
     for _ in 0..3 {
         let (status, body) = ask(&program, 40, 2).await;
-        assert_eq!((status, &body["error"]["code"]), (500, &json!("device_error")), "{body}");
+        assert_eq!((status, &body["error"]["code"]), (413, &json!("out_of_memory")), "{body}");
+        let said = body["error"]["message"].as_str().unwrap();
+        assert!(said.contains("shorten the prompt"), "{said}");
         for word in ["no room for ", "device.memory_limit_bytes", "shorter prompt", "engine.context_length"] {
             eventually(word, || program.log().contains(word)).await;
         }
@@ -147,7 +149,7 @@ async fn a_device_without_memory_fails_the_request_and_a_lost_one_is_replaced() 
     let program = Program::start(&["--faults", "starve@decode:1,job=1;poison@decode:1,job=2"]).await;
     let worker = worker_of(program.pid());
     let (status, body) = ask(&program, 1, 3).await;
-    assert_eq!(status, 500, "{body}");
+    assert_eq!(status, 413, "{body}");
     eventually("the way out in the log", || program.log().contains("use a shorter prompt")).await;
     assert_eq!(worker_of(program.pid()), worker);
     answered(&program, 1, 3).await;

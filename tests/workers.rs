@@ -174,7 +174,7 @@ async fn a_request_that_memory_does_not_suffice_for_fails_alone_and_the_worker_g
     limit_memory(worker, &((kib + 512) << 10).to_string());
     for _ in 0..2 {
         let (status, answer) = program.ask("/generate-lite", &long).await;
-        assert_eq!((status, &answer["error"]["code"]), (500, &json!("device_error")), "{answer}");
+        assert_eq!((status, &answer["error"]["code"]), (413, &json!("out_of_memory")), "{answer}");
         assert_eq!(program.ask("/generate-lite", &short).await.0, 200);
     }
     limit_memory(worker, "unlimited");

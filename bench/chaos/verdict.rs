@@ -38,7 +38,7 @@ pub(crate) enum Fate {
 const fn fate(kind: Kind) -> Fate {
     match kind {
         Kind::Slow(_) | Kind::Leak(_) | Kind::Flood(_) | Kind::Chatter => Fate::Unharmed,
-        Kind::Fail => Fate::Refused,
+        Kind::Fail | Kind::Starve => Fate::Refused,
         _ => Fate::Resumed,
     }
 }
@@ -101,7 +101,7 @@ fn wrong_answer(answer: &Answer, undisturbed: &Answer, plan: &Plan) -> Option<St
 fn wrong_refusal(refusal: &Refusal, job: u64, undisturbed: &Answer, plan: &Plan) -> Option<String> {
     let kind = struck(plan, job, undisturbed);
     let right = kind.map(fate) == Some(Fate::Refused)
-        && refusal.code == "device_error"
+        && refusal.code == if kind == Some(Kind::Starve) { "out_of_memory" } else { "device_error" }
         && undisturbed.text.starts_with(&refusal.said);
     (!right).then(|| format!("job {job}, with {kind:?}, got {refusal:?}"))
 }

@@ -106,10 +106,9 @@ impl EngineError {
     fn way_out(&self) -> &'static str {
         match self {
             Self::Device(DeviceError::NoRoom { .. }) => "",
-            _ if self.fault() == Fault::OutOfMemory => {
+            _ => {
                 "; use a shorter prompt or answer, lower engine.context_length, or raise device.memory_limit_bytes"
             }
-            _ => "",
         }
     }
 }
@@ -118,7 +117,10 @@ impl From<EngineError> for Failure {
     fn from(e: EngineError) -> Self {
         match e {
             EngineError::Job(failure) => failure,
-            other => Self::Device { message: format!("{other}{}", other.way_out()) },
+            other if other.fault() == Fault::OutOfMemory => {
+                Self::OutOfMemory { message: format!("{other}{}", other.way_out()) }
+            }
+            other => Self::Device { message: other.to_string() },
         }
     }
 }

@@ -178,6 +178,10 @@ impl ApiError {
             }
             Self::Failure(Failure::Model { model, .. }) => format!("model {model} cannot be loaded"),
             Self::Failure(Failure::Device { .. }) => "the device failed".into(),
+            Self::Failure(Failure::OutOfMemory { .. }) => {
+                "the device has no room for this request; shorten the prompt or ask for fewer new tokens"
+                    .into()
+            }
             Self::Failure(Failure::WorkerLost { .. }) => "the worker process was lost".into(),
             Self::Internal { .. } => "an internal task failed".into(),
             _ => return None,
@@ -241,6 +245,8 @@ fn failure_row(failure: &Failure) -> (StatusCode, &'static str) {
         Failure::Model { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "model_load_failed"),
         Failure::Constraint { .. } => (StatusCode::BAD_REQUEST, "constraint_failed"),
         Failure::Device { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "device_error"),
+        // Not one of 5xx: clients send those again by themselves, and the same request needs as much the next time.
+        Failure::OutOfMemory { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "out_of_memory"),
         Failure::WorkerLost { .. } => (StatusCode::BAD_GATEWAY, "worker_lost"),
         Failure::NoWorker { .. } => (StatusCode::SERVICE_UNAVAILABLE, "worker_down"),
         Failure::QueueTimeout { .. } => (StatusCode::GATEWAY_TIMEOUT, "queue_timeout"),

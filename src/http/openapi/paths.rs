@@ -40,7 +40,7 @@ pub(super) enum RefusedBody {
     /// The body did not arrive in time.
     #[response(status = 408)]
     TooSlow(ErrorBody),
-    /// The body is larger than `server.body_limit_bytes`.
+    /// The body is larger than `server.body_limit_bytes`, or the device has no room for what was asked.
     #[response(status = 413)]
     TooLarge(ErrorBody),
     /// The address or the key has used up its allowance. `Retry-After` says when there is more.
