@@ -101,6 +101,24 @@ async fn the_least_recently_used_model_leaves_when_memory_is_short() {
 }
 
 #[tokio::test]
+async fn a_device_has_room_for_the_models_that_fit_its_limit_and_others_leave() {
+    let pool = ["--device", "cpu", "--set", "device.host_pool=true"];
+    let two = Two::start(&pool).await;
+    let bytes = |answer: &Value, when: &str| answer["memory"][when]["device"]["used"].as_u64().unwrap();
+    let alone = bytes(&two.ask("demo").await, "peak");
+    let both = bytes(&two.ask("base-only").await, "after");
+    assert!(alone < both, "a request takes less than a model: {alone}, {both}");
+    drop(two);
+
+    let limit = format!("device.memory_limit_bytes={}", u64::midpoint(alone, both));
+    let two = Two::start(&[&pool[..], &["--set", &limit]].concat()).await;
+    for model in ["demo", "base-only", "demo"] {
+        two.ask(model).await;
+        assert_eq!(two.loaded().await, [model], "{}", two.program.log());
+    }
+}
+
+#[tokio::test]
 async fn whoever_waits_for_a_model_is_told_that_it_is_loaded() {
     let two = Two::start(&ONE_AT_A_TIME).await;
     let request = json!({ "model": "base-only", "prompt": "Once", "max_new_tokens": 3, "stream": true });

@@ -15,7 +15,7 @@ use super::{
     exchange::{self, Lost},
     figures::Figures,
     inbox::Inbox,
-    models::{FAR, Models, is_returned},
+    models::{FAR, Models, device_room, is_returned},
     pace::Watchdogs,
     policy::{self, Action, AfterLoss, End, Service},
 };
@@ -373,7 +373,8 @@ impl Keeper {
     /// Loads a model, after those have left that must; the inner error is the model's own.
     async fn load(&mut self, worker: &mut Worker, model: &ModelId) -> Result<Result<(), String>, Lost> {
         let on_disk = self.command.place(model).map_or(Bytes(0), |place| place.on_disk);
-        for leaving in self.models.leaving_for(model, on_disk) {
+        let room = device_room(self.command.spec.device_memory, worker.memory);
+        for leaving in self.models.leaving_for(model, on_disk, room) {
             self.unload(worker, &leaving).await?;
         }
         tracing::info!("loading {model}");

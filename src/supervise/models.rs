@@ -29,7 +29,23 @@ pub(super) struct Models {
     default_keep_alive: KeepAlive,
     keep_alive: HashMap<ModelId, KeepAlive>,
     /// What each took when it was last loaded, by this worker or one before.
-    took: HashMap<ModelId, Bytes>,
+    took: HashMap<ModelId, Took>,
+}
+
+/// What a model took.
+#[derive(Clone, Copy, Debug)]
+struct Took {
+    /// Of the host's memory. Mapped weights count: a model whose pages are dropped and read again at every step is not
+    /// loaded in any useful sense.
+    host: Option<Bytes>,
+    /// Of its device's pool, where there is one.
+    device: Option<Bytes>,
+}
+
+impl From<Memory> for Took {
+    fn from(memory: Memory) -> Self {
+        Self { host: memory.resident.max(memory.anonymous), device: memory.device.map(|device| device.used) }
+    }
 }
 
 impl Models {
@@ -74,9 +90,7 @@ impl Models {
     /// Notes that a model is loaded.
     pub(super) fn add(&mut self, id: ModelId, report: ModelReport, now: Instant) {
         self.remove(&id);
-        if let Some(size) = size(report.took()) {
-            self.took.insert(id.clone(), size);
-        }
+        self.took.insert(id.clone(), report.took().into());
         self.loaded.push(Loaded { id, report, used: now });
     }
 
@@ -98,23 +112,34 @@ impl Models {
         self.keep_alive.insert(id.clone(), keep_alive);
     }
 
-    /// What has to leave before `wanted` is loaded, the least recently used first. Its size is what it took the last time,
-    /// else `on_disk`. One that is larger than the budget by itself gets the slot to itself: refusing it would answer
-    /// nobody.
-    pub(super) fn leaving_for(&self, wanted: &ModelId, on_disk: Bytes) -> Vec<ModelId> {
-        let Some(budget) = self.budget else { return Vec::new() };
-        let mut needed = self.size_of(wanted).unwrap_or(on_disk).0;
-        needed +=
-            self.loaded.iter().filter_map(|loaded| self.size_of(&loaded.id)).map(|size| size.0).sum::<u64>();
+    /// What has to leave before `wanted` is loaded, the least recently used first, so that neither the budget nor
+    /// `device_room`, what its device has left, is exceeded. Its size is what it took the last time, else `on_disk`. One
+    /// that is larger by itself gets the slot to itself: refusing it would answer nobody.
+    pub(super) fn leaving_for(
+        &self,
+        wanted: &ModelId,
+        on_disk: Bytes,
+        device_room: Option<Bytes>,
+    ) -> Vec<ModelId> {
+        let size = |id, of: fn(&Took) -> Option<Bytes>| self.took.get(id).and_then(of).map(|size| size.0);
+        let on_host = |id| size(id, |took| took.host);
+        let on_device = |id| size(id, |took| took.device);
+        let loaded: u64 = self.loaded.iter().filter_map(|loaded| on_host(&loaded.id)).sum();
+        let mut host_lacks = self
+            .budget
+            .map_or(0, |most| (on_host(wanted).unwrap_or(on_disk.0) + loaded).saturating_sub(most.0));
+        let mut device_lacks =
+            device_room.map_or(0, |room| on_device(wanted).unwrap_or(on_disk.0).saturating_sub(room.0));
         let mut oldest: Vec<&Loaded> = self.loaded.iter().filter(|loaded| loaded.id != *wanted).collect();
         oldest.sort_by_key(|loaded| loaded.used);
         let mut leaving = Vec::new();
-        for loaded in oldest {
-            if needed <= budget.0 {
+        for Loaded { id, .. } in oldest {
+            if host_lacks == 0 && device_lacks == 0 {
                 break;
             }
-            needed -= self.size_of(&loaded.id).map_or(0, |size| size.0);
-            leaving.push(loaded.id.clone());
+            host_lacks = host_lacks.saturating_sub(on_host(id).unwrap_or(0));
+            device_lacks = device_lacks.saturating_sub(on_device(id).unwrap_or(0));
+            leaving.push(id.clone());
         }
         leaving
     }
@@ -142,26 +167,29 @@ impl Models {
             KeepAlive::For(duration) => loaded.used.checked_add(*duration),
         }
     }
-
-    fn size_of(&self, id: &ModelId) -> Option<Bytes> {
-        self.took.get(id).copied()
-    }
 }
 
-/// Mapped weights count: a model whose pages are dropped and read again at every step is not loaded in any useful sense.
-fn size(took: Memory) -> Option<Bytes> {
-    took.resident.max(took.anonymous)
+/// What a device's pool may still hand out: of its limit, and of what is free on the device. `None` where there is no
+/// pool, or nothing bounds it that is known.
+pub(super) fn device_room(limit: Option<Bytes>, held: Memory) -> Option<Bytes> {
+    let device = held.device?;
+    // What is reserved and not in use is given back when something else needs it.
+    let unused = device.reserved.0.saturating_sub(device.used.0);
+    let limit = limit.map(|limit| limit.0.saturating_sub(device.used.0));
+    let free = device.free.map(|free| free.0.saturating_add(unused));
+    limit.into_iter().chain(free).min().map(Bytes)
 }
 
-/// Whether an unload gave back what the load had taken, but for a twentieth. Small amounts say more about the heap than
-/// about the model.
+/// Whether an unload gave back what the load had taken, on host and device, but for a twentieth. Small amounts say more
+/// about the heap than about the model. What is not known is taken to be returned.
 pub(super) fn is_returned(took: Memory, before: Memory, after: Memory) -> bool {
     const NOISE: u64 = 16 << 20;
-    let (Some(took), Some(before), Some(after)) = (took.lasting(), before.lasting(), after.lasting()) else {
-        return true;
+    let is_back = |of: fn(Memory) -> Option<Bytes>| {
+        let (Some(took), Some(before), Some(after)) = (of(took), of(before), of(after)) else { return true };
+        let returned = before.0.saturating_sub(after.0);
+        took.0.saturating_sub(returned) <= (took.0 / 20).max(NOISE)
     };
-    let returned = before.0.saturating_sub(after.0);
-    took.0.saturating_sub(returned) <= (took.0 / 20).max(NOISE)
+    is_back(|memory| memory.lasting()) && is_back(|memory| Some(memory.device?.used))
 }
 
 /// Rather than to wake up for nothing, a far future.
@@ -170,7 +198,7 @@ pub(super) const FAR: Duration = Duration::from_secs(1 << 30);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::Placement;
+    use crate::job::{DeviceMemory, Placement};
 
     const GIB: u64 = 1 << 30;
 
@@ -201,7 +229,7 @@ mod tests {
     #[test]
     fn without_a_budget_nothing_has_to_leave() {
         let models = models(None, &[("a", 9 * GIB), ("b", 9 * GIB)], Instant::now());
-        assert_eq!(models.leaving_for(&"c".into(), Bytes(99 * GIB)), []);
+        assert_eq!(models.leaving_for(&"c".into(), Bytes(99 * GIB), None), []);
     }
 
     #[test]
@@ -209,10 +237,10 @@ mod tests {
         let now = Instant::now();
         let mut models = models(Some(10 * GIB), &[("a", 4 * GIB), ("b", 3 * GIB), ("c", 3 * GIB)], now);
         models.touch(&"a".into(), now + Duration::from_secs(9));
-        assert_eq!(models.leaving_for(&"d".into(), Bytes(3 * GIB)), ids(&["b"]));
-        assert_eq!(models.leaving_for(&"d".into(), Bytes(4 * GIB)), ids(&["b", "c"]));
+        assert_eq!(models.leaving_for(&"d".into(), Bytes(3 * GIB), None), ids(&["b"]));
+        assert_eq!(models.leaving_for(&"d".into(), Bytes(4 * GIB), None), ids(&["b", "c"]));
         assert_eq!(
-            models.leaving_for(&"d".into(), Bytes(99 * GIB)),
+            models.leaving_for(&"d".into(), Bytes(99 * GIB), None),
             ids(&["b", "c", "a"]),
             "it is alone then"
         );
@@ -224,7 +252,35 @@ mod tests {
         let mut models = models(Some(10 * GIB), &[("a", 6 * GIB)], now);
         models.remove(&"a".into()).unwrap();
         models.add("b".into(), took(5 * GIB), now);
-        assert_eq!(models.leaving_for(&"a".into(), Bytes(1)), ids(&["b"]));
+        assert_eq!(models.leaving_for(&"a".into(), Bytes(1), None), ids(&["b"]));
+    }
+
+    #[test]
+    fn a_device_that_lacks_room_makes_models_leave_whatever_the_host_has() {
+        let now = Instant::now();
+        let mut models = models(None, &[], now);
+        for (second, id) in (0..).zip(["a", "b", "c"]) {
+            let mut report = took(1);
+            let device = |used| Some(DeviceMemory { used: Bytes(used), ..DeviceMemory::default() });
+            (report.before.device, report.after.device) = (device(GIB), device(3 * GIB));
+            models.add(id.into(), report, now + Duration::from_secs(second));
+        }
+        let leaving = |room| models.leaving_for(&"d".into(), Bytes(3 * GIB), Some(Bytes(room)));
+        assert_eq!(leaving(3 * GIB), []);
+        assert_eq!(leaving(GIB), ids(&["a"]));
+        assert_eq!(leaving(GIB - 1), ids(&["a", "b"]));
+    }
+
+    #[test]
+    fn room_on_a_device_is_bounded_by_the_limit_and_by_what_is_free() {
+        let device = DeviceMemory { used: Bytes(3), reserved: Bytes(5), free: Some(Bytes(10)) };
+        let held = Memory { device: Some(device), ..Memory::default() };
+        assert_eq!(device_room(None, held), Some(Bytes(12)));
+        assert_eq!(device_room(Some(Bytes(9)), held), Some(Bytes(6)));
+        assert_eq!(device_room(Some(Bytes(2)), held), Some(Bytes(0)));
+        let unknown = Memory { device: Some(DeviceMemory { free: None, ..device }), ..held };
+        assert_eq!(device_room(None, unknown), None);
+        assert_eq!(device_room(Some(Bytes(9)), Memory::default()), None, "there is no pool");
     }
 
     #[test]
