@@ -55,7 +55,8 @@ pub(crate) async fn stream_and_kill(
     stream_and(program, request, "KILL", [every, times]).await
 }
 
-/// Streams an answer, and sends the worker a signal after every so many pieces of it, up to `times`.
+/// Streams an answer, and sends the worker a signal after every so many pieces of it, up to `times`. Pieces of a worker that
+/// is gone may still arrive: the next one gets its signal when it is there.
 async fn stream_and(
     program: &Program,
     request: &Value,
@@ -70,7 +71,8 @@ async fn stream_and(
         let piece = piece.unwrap();
         pieces += usize::from(piece.starts_with(b"data: "));
         received.extend(piece);
-        if kills < times && pieces > kills * every {
+        let workers = || program.log().matches("the worker is ready").count();
+        if kills < times && pieces > kills * every && workers() > kills {
             kills += 1;
             send(signal, program.worker_pid());
         }
