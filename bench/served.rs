@@ -16,7 +16,7 @@ use std::{
 
 use eka::{
     device::{Runtime, SessionOptions, host},
-    engine::{self, Step, Timeline, TimelineOptions},
+    engine::{self, Speculation, Step, Timeline, TimelineOptions},
     job::{Job, JobId},
     manifest::Manifest,
     model::Model,
@@ -150,7 +150,7 @@ fn in_process(timeline: &mut Timeline, prompt: &[u32], max_new_tokens: usize) ->
     let job = Job::new(JobId(0), prompt.to_vec(), max_new_tokens);
     let started = Instant::now();
     let mut first = None;
-    let outcome = engine::generate(timeline, &job, None, |step| {
+    let outcome = engine::generate(timeline, &job, None, &mut Speculation::new(), |step| {
         if matches!(step, Step::Token(_)) {
             first.get_or_insert_with(|| started.elapsed());
         }

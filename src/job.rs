@@ -299,6 +299,17 @@ pub struct Timings {
     pub decode: Duration,
     /// How often the job was taken up again after its worker was lost. Both times then include the interruption.
     pub resumed: u32,
+    /// Tokens that were guessed.
+    pub drafted: Drafted,
+}
+
+/// Tokens that were guessed and computed along with others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drafted {
+    /// All of them.
+    pub tokens: usize,
+    /// Those that the answer then had.
+    pub right: usize,
 }
 
 /// Why a job could not be finished.

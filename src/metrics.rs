@@ -146,6 +146,10 @@ pub struct Metrics {
     pub prompt_tokens: Counter,
     /// Of these, tokens that were kept from an earlier job.
     pub prompt_tokens_cached: Counter,
+    /// Tokens that were guessed and computed along with others.
+    pub draft_tokens: Counter,
+    /// Of these, tokens that the answer then had.
+    pub draft_tokens_accepted: Counter,
     /// Tokens generated.
     pub generated_tokens: Counter,
     /// Answered requests by route and code.
@@ -219,6 +223,8 @@ impl Metrics {
             job_duration: waits(),
             prompt_tokens: Counter::default(),
             prompt_tokens_cached: Counter::default(),
+            draft_tokens: Counter::default(),
+            draft_tokens_accepted: Counter::default(),
             generated_tokens: Counter::default(),
             requests: Family::default(),
             worker_ready: PerDevice::new(&devices),
@@ -251,6 +257,10 @@ impl Metrics {
         r.register("prompt_tokens", "Prompt tokens of finished jobs", self.prompt_tokens.clone());
         let help = "Prompt tokens of finished jobs that were kept from earlier ones";
         r.register("prompt_tokens_cached", help, self.prompt_tokens_cached.clone());
+        let help = "Tokens that were guessed from the text at hand and computed along with others";
+        r.register("draft_tokens", help, self.draft_tokens.clone());
+        let help = "Guessed tokens that the answer then had";
+        r.register("draft_tokens_accepted", help, self.draft_tokens_accepted.clone());
         r.register("generated_tokens", "Tokens generated", self.generated_tokens.clone());
         r.register("requests", "Answered requests by route and code", self.requests.clone());
         r.register(

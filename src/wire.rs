@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Version of the frames below; both ends must have the same.
-pub const PROTOCOL: u32 = 9;
+pub const PROTOCOL: u32 = 10;
 
 /// Longest payload that is sent or read: room for a prompt of some three million tokens.
 pub const MAX_FRAME: Bytes = Bytes::mib(16);
@@ -76,6 +76,8 @@ pub struct WorkerSpec {
     pub kv_keep: Bytes,
     /// Most memory of earlier prompts and answers that are kept for later ones to begin with.
     pub prefix_cache: Bytes,
+    /// Most tokens that are guessed and verified in one pass; 0 is none.
+    pub draft_tokens: usize,
     /// Treat the CPU's memory as a GPU's is treated.
     pub host_pool: bool,
 }

@@ -31,6 +31,7 @@ mod several;
 mod slot;
 #[path = "../bench/pool_soak/soak.rs"]
 mod soak;
+mod speculation;
 #[cfg(unix)]
 mod terminal;
 mod texts;

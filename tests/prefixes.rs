@@ -3,7 +3,7 @@
 use std::{cell::RefCell, ops::ControlFlow};
 
 use eka::{
-    engine::{self, Outcome, Step, Timeline, TimelineOptions},
+    engine::{self, Outcome, Speculation, Step, Timeline, TimelineOptions},
     job::{FinishReason, Job, JobId, Sampling},
     model::Model,
     units::Bytes,
@@ -39,7 +39,7 @@ fn tokens(seed: u64, length: usize) -> Vec<u32> {
 /// Runs a job until its listener has heard so many steps; what it said.
 fn run(timeline: &mut Timeline, job: &Job, patience: usize) -> (Vec<u32>, Outcome) {
     let (mut said, mut heard) = (Vec::new(), 0);
-    let outcome = engine::generate(timeline, job, None, |step| {
+    let outcome = engine::generate(timeline, job, None, &mut Speculation::new(), |step| {
         if let Step::Token(token) = step {
             said.push(token);
         }

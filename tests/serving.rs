@@ -14,8 +14,8 @@ use eka::{
     executor::{Deadlines, Executor, Limits},
     http::{AppState, Life, Settings, serve},
     job::{
-        Event, Failure, Finish, FinishReason, Job, Memory, MemoryReport, ModelReport, Placement, Readiness,
-        RuntimeReport, SlotReport, Timings, Usage,
+        Drafted, Event, Failure, Finish, FinishReason, Job, Memory, MemoryReport, ModelReport, Placement,
+        Readiness, RuntimeReport, SlotReport, Timings, Usage,
     },
     manifest::{Dims, Dtype, FILE_NAME, GraphNames, Manifest, Provenance, SCHEMA},
     metrics::Metrics,
@@ -237,6 +237,7 @@ fn finish(job: &Job, reason: FinishReason, completion_tokens: usize) -> Finish {
             prefill: Duration::from_millis(20),
             decode: Duration::from_millis(100),
             resumed: 0,
+            drafted: Drafted { tokens: 9, right: 4 },
         },
         memory: MemoryReport {
             before: memory,

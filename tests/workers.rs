@@ -334,6 +334,7 @@ pub(crate) fn worker_spec(prefill_chunk: usize, context_length: Option<usize>) -
         trim: TrimPolicy::default(),
         kv_keep: Bytes(0),
         prefix_cache: Bytes(0),
+        draft_tokens: 0,
         host_pool: false,
     }
 }

@@ -9,7 +9,7 @@ use std::{
 
 use eka::{
     device::{Pool, Runtime, SessionOptions, host, pool::PoolOptions},
-    engine::{self, Forward, Timeline, TimelineOptions},
+    engine::{self, Forward, Speculation, Timeline, TimelineOptions},
     export::{self, Options, Source},
     job::{Job, JobId},
     model::Model,
@@ -145,7 +145,8 @@ fn request(timeline: &mut Timeline, random: &mut StdRng, id: u64, report: &mut R
     let length = random.random_range(1..=LONGEST_PROMPT);
     let answer = random.random_range(1..=LONGEST_ANSWER).min(timeline.capacity() - length);
     let job = Job::new(JobId(id), prompt(random, length), answer);
-    let done = engine::generate(timeline, &job, None, |_| ControlFlow::Continue(()))?;
+    let done =
+        engine::generate(timeline, &job, None, &mut Speculation::new(), |_| ControlFlow::Continue(()))?;
     timeline.clear();
     report.prompt_tokens += done.usage.prompt_tokens;
     report.answer_tokens += done.usage.completion_tokens;

@@ -212,6 +212,8 @@ impl Answer {
                 "prefill_ms": prefill * 1e3,
                 "decode_ms": decode * 1e3,
                 "resumed": timings.resumed,
+                "draft_n": timings.drafted.tokens,
+                "draft_n_accepted": timings.drafted.right,
                 "prefill_tokens_per_second": rate(usage.prompt_tokens - usage.cached_tokens.min(usage.prompt_tokens), prefill),
                 "decode_tokens_per_second": rate(usage.completion_tokens.saturating_sub(1), decode),
             },

@@ -22,7 +22,7 @@ use super::{
     print::{self, Output},
 };
 use crate::{
-    engine::{self, Forward, Step, Timeline},
+    engine::{self, Forward, Speculation, Step, Timeline},
     job::{Job, JobId},
     wire::{self, Up},
 };
@@ -167,7 +167,7 @@ fn round(timeline: &mut Timeline, prompt: usize, args: &Args) -> anyhow::Result<
     let vocabulary = timeline.vocabulary();
     let job = job(prompt, args.generate, vocabulary);
     let mut pipe = io::sink();
-    let outcome = engine::generate(timeline, &job, None, |step| {
+    let outcome = engine::generate(timeline, &job, None, &mut Speculation::new(), |step| {
         let frame = match step {
             Step::Progress { done, total, cached } => Up::Progress { job: job.id, done, total, cached },
             Step::Score(score) => Up::Score { job: job.id, score },

@@ -142,6 +142,7 @@ fn command_on(config: &Config, device: DeviceChoice, models: &[Prepared]) -> any
         trim: config.device.trim,
         kv_keep: config.device.kv_keep,
         prefix_cache: config.engine.prefix_cache,
+        draft_tokens: config.engine.draft_tokens,
         host_pool: config.device.host_pool,
     };
     let half = host::machine_memory().map(|(total, _)| Bytes(total.0 / 2));

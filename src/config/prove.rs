@@ -193,6 +193,7 @@ impl Proof<'_> {
         let context_length =
             self.optional(raw.context_length, |proof, n| proof.whole("engine.context_length", n).map(Tokens));
         let prefix_cache = self.whole("engine.prefix_cache_bytes", raw.prefix_cache_bytes).map(Bytes);
+        let draft_tokens = self.whole("engine.draft_tokens", raw.draft_tokens);
         let default_max_new =
             self.whole("engine.default_max_new_tokens", raw.default_max_new_tokens).map(Tokens);
         Some(Engine {
@@ -202,6 +203,7 @@ impl Proof<'_> {
             prefill_chunk: prefill_chunk?,
             context_length: context_length?,
             prefix_cache: prefix_cache?,
+            draft_tokens: draft_tokens?,
             default_max_new: default_max_new?,
         })
     }

@@ -5,10 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{EngineError, Forward, Sampler, scores::Scorer};
+use super::{EngineError, Forward, Sampler, Speculation, scores::Scorer, speculation::Drafter};
 use crate::{
     constraint::{Choice, Guide},
-    job::{Failure, FinishReason, Job, Score, Timings, Usage},
+    job::{Drafted, Failure, FinishReason, Job, Score, Timings, Usage},
     units::Tokens,
 };
 
@@ -42,8 +42,9 @@ pub struct Outcome {
     pub timings: Timings,
 }
 
-/// Runs `job`, from what is kept of a context that begins alike, and says each step to `emit`, until it ends or `emit` breaks. `guide` is the one that
-/// was begun for the job, if it has a constraint.
+/// Runs `job`, from what is kept of a context that begins alike, and says each step to `emit`, until it ends or `emit`
+/// breaks. `guide` is the one that was begun for the job, if it has a constraint; `speculation` is what earlier jobs of this
+/// model have taught.
 ///
 /// # Errors
 /// [`EngineError::Job`] when the job does not fit the model, before anything is computed; others when the device fails.
@@ -51,22 +52,29 @@ pub fn generate(
     model: &mut impl Forward,
     job: &Job,
     guide: Option<Guide>,
+    speculation: &mut Speculation,
     mut emit: impl FnMut(Step) -> ControlFlow<()>,
 ) -> Result<Outcome, EngineError> {
     check(model, job)?;
-    let mut run = Run::new(job, guide);
+    let mut run = Run::new(job, guide, Drafter::new(speculation, model.rows()));
     if run.written >= job.max_new_tokens {
         return Ok(run.outcome(FinishReason::Length));
     }
-    let Some(mut logits) = run.prefill(model, &mut emit)? else {
+    let Some(logits) = run.prefill(model, &mut emit)? else {
         return Ok(run.outcome(FinishReason::Cancelled));
     };
+    run.choose(logits)?;
     loop {
-        run.choose(logits)?;
         if let Some(reason) = run.say(&mut emit) {
             return Ok(run.outcome(reason));
         }
-        logits = run.feed(model)?;
+        let draft = run.draft();
+        if draft.is_empty() {
+            let logits = run.feed(model)?;
+            run.choose(logits)?;
+        } else if let Some(reason) = run.verify(model, &draft, &mut emit)? {
+            return Ok(run.outcome(reason));
+        }
     }
 }
 
@@ -75,23 +83,40 @@ struct Run<'a> {
     sampler: Sampler<'a>,
     guide: Option<Guide>,
     scorer: Option<Scorer>,
+    drafter: Drafter<'a>,
     /// What follows, not said and not read yet: one token, or more where the constraint leaves no choice.
     next: Vec<u32>,
     started: Instant,
     prefilled: Option<Duration>,
-    /// Tokens of the context that are in the cache, and of those the ones that were there before.
+    /// Tokens that are in the cache for good, and of those the ones that were there before.
     read: usize,
     cached: usize,
     written: usize,
+    drafted: Drafted,
 }
 
 impl<'a> Run<'a> {
-    fn new(job: &'a Job, guide: Option<Guide>) -> Self {
+    fn new(job: &'a Job, guide: Option<Guide>, mut drafter: Drafter<'a>) -> Self {
         let sampler = Sampler::resume(&job.sampling, &job.prompt, &job.answer);
         let scorer = job.scores.map(Scorer::new);
+        drafter.read(&job.prompt);
+        drafter.read(&job.answer);
         let (started, written) = (Instant::now(), job.answer.len());
-        let (next, prefilled, read, cached) = (Vec::new(), None, 0, 0);
-        Self { job, sampler, guide, scorer, next, started, prefilled, read, cached, written }
+        let (next, prefilled, read, cached, drafted) = (Vec::new(), None, 0, 0, Drafted::default());
+        Self {
+            job,
+            sampler,
+            guide,
+            scorer,
+            drafter,
+            next,
+            started,
+            prefilled,
+            read,
+            cached,
+            written,
+            drafted,
+        }
     }
 
     /// Feeds the prompt, and what there is of the answer; `None` when it was cancelled on the way.
@@ -172,7 +197,7 @@ impl<'a> Run<'a> {
             None => {}
         }
         let picked = self.sampler.pick(logits);
-        let picked = picked.ok_or(EngineError::NoNumber { after: Tokens(self.read + self.written) })?;
+        let picked = picked.ok_or(EngineError::NoNumber { after: Tokens(self.read) })?;
         self.next.push(picked);
         if let Some(guide) = &self.guide
             && !self.job.end_tokens.contains(&picked)
@@ -186,6 +211,7 @@ impl<'a> Run<'a> {
     fn say(&mut self, emit: &mut impl FnMut(Step) -> ControlFlow<()>) -> Option<FinishReason> {
         for token in &self.next {
             self.written += 1;
+            self.drafter.take(*token);
             if self.job.end_tokens.contains(token) {
                 return Some(FinishReason::EndToken);
             }
@@ -202,12 +228,57 @@ impl<'a> Run<'a> {
     }
 
     /// Feeds what follows.
-    fn feed<'m, M: Forward>(&self, model: &'m mut M) -> Result<&'m mut [f32], EngineError> {
+    fn feed<'m, M: Forward>(&mut self, model: &'m mut M) -> Result<&'m mut [f32], EngineError> {
         let last = (self.next.len() - 1) / model.chunk() * model.chunk();
         for chunk in self.next[..last].chunks(model.chunk()) {
             model.forward(chunk)?;
         }
-        model.forward(&self.next[last..])
+        self.read += self.next.len();
+        let (rest, began) = (&self.next[last..], Instant::now());
+        let logits = model.forward(rest)?;
+        self.drafter.took(rest.len(), began.elapsed());
+        Ok(logits)
+    }
+
+    /// What may come after what follows, if it is worth being fed along.
+    fn draft(&self) -> Vec<u32> {
+        // The last pass gives a token of its own.
+        let most = self.job.max_new_tokens - self.written - 1;
+        self.drafter.draft(self.next.len(), most)
+    }
+
+    /// Feeds what follows and a draft, and says as much of the draft as would have been picked anyway; then picks what
+    /// follows that. The reason to end where there is one.
+    fn verify(
+        &mut self,
+        model: &mut impl Forward,
+        draft: &[u32],
+        emit: &mut impl FnMut(Step) -> ControlFlow<()>,
+    ) -> Result<Option<FinishReason>, EngineError> {
+        let vocabulary = model.vocabulary();
+        let fed = [&*self.next, draft].concat();
+        self.read += self.next.len();
+        let began = Instant::now();
+        let logits = model.forward_rows(&fed, draft.len() + 1)?;
+        self.drafter.took(fed.len(), began.elapsed());
+        let (mut right, mut end) = (0, None);
+        loop {
+            self.choose(&mut logits[right * vocabulary..][..vocabulary])?;
+            // Where the constraint leaves no choice, several at once may be what was guessed.
+            if self.next.is_empty() || !draft[right..].starts_with(&self.next) {
+                break;
+            }
+            right += self.next.len();
+            end = self.say(emit);
+            if end.is_some() {
+                break;
+            }
+        }
+        self.read += right;
+        self.drafted.tokens += draft.len();
+        self.drafted.right += right;
+        model.rewind(self.read);
+        Ok(end)
     }
 
     fn outcome(&self, reason: FinishReason) -> Outcome {
@@ -220,7 +291,12 @@ impl<'a> Run<'a> {
                 completion_tokens: self.written,
                 cached_tokens: self.cached.min(self.job.prompt.len()),
             },
-            timings: Timings { prefill, decode: elapsed.saturating_sub(prefill), resumed: 0 },
+            timings: Timings {
+                prefill,
+                decode: elapsed.saturating_sub(prefill),
+                resumed: 0,
+                drafted: self.drafted,
+            },
         }
     }
 }
@@ -286,7 +362,7 @@ mod tests {
 
     fn run(mut script: Script<'_>, job: &Job) -> (Vec<u32>, Outcome) {
         let mut said = Vec::new();
-        let outcome = generate(&mut script, job, None, |step| {
+        let outcome = generate(&mut script, job, None, &mut Speculation::new(), |step| {
             if let Step::Token(id) = step {
                 said.push(id);
             }
@@ -315,7 +391,8 @@ mod tests {
         assert_eq!((said, outcome.reason), (vec![5, 6], FinishReason::Length));
         assert_eq!(outcome.usage, Usage { prompt_tokens: 2, completion_tokens: 4, cached_tokens: 0 });
         let complete = Job { answer: vec![3, 4, 5, 6], ..job(2, 4) };
-        let outcome = generate(&mut says(&[]), &complete, None, |_| panic!("it ran")).unwrap();
+        let outcome =
+            generate(&mut says(&[]), &complete, None, &mut Speculation::new(), |_| panic!("it ran")).unwrap();
         assert_eq!((outcome.reason, outcome.usage.completion_tokens), (FinishReason::Length, 4));
     }
 
@@ -326,7 +403,8 @@ mod tests {
             steps += 1;
             ControlFlow::Break(())
         };
-        let outcome = generate(&mut says(&[3, 4]), &job(9, 20), None, leave).unwrap();
+        let outcome =
+            generate(&mut says(&[3, 4]), &job(9, 20), None, &mut Speculation::new(), leave).unwrap();
         assert_eq!((steps, outcome.reason), (1, FinishReason::Cancelled));
         assert_eq!(outcome.usage, Usage { prompt_tokens: 4, ..Usage::default() });
     }
@@ -341,27 +419,31 @@ mod tests {
                 }
                 ControlFlow::Continue(())
             };
-            generate(&mut says(&[]), &job(prompt, 1), None, listen).unwrap();
+            generate(&mut says(&[]), &job(prompt, 1), None, &mut Speculation::new(), listen).unwrap();
             assert_eq!(progress, expected, "a prompt of {prompt}");
         }
     }
 
     #[test]
     fn a_job_that_cannot_fit_is_refused_with_the_numbers_before_anything_runs() {
-        let refused = generate(&mut says(&[]), &job(30, 3), None, |_| panic!("it ran"));
+        let refused =
+            generate(&mut says(&[]), &job(30, 3), None, &mut Speculation::new(), |_| panic!("it ran"));
         let Err(EngineError::Job(Failure::Context { prompt, max_new, capacity })) = refused else {
             panic!("{refused:?}")
         };
         assert_eq!((prompt, max_new, capacity), (Tokens(30), Tokens(3), Tokens(32)));
         for empty in [job(0, 3), job(3, 0)] {
-            assert!(generate(&mut says(&[]), &empty, None, |_| panic!("it ran")).is_err());
+            assert!(
+                generate(&mut says(&[]), &empty, None, &mut Speculation::new(), |_| panic!("it ran"))
+                    .is_err()
+            );
         }
     }
 
     #[test]
     fn a_token_that_the_model_does_not_have_is_refused_by_its_id() {
         let job = Job { prompt: vec![1, 10], ..job(2, 3) };
-        let refused = generate(&mut says(&[]), &job, None, |_| panic!("it ran"));
+        let refused = generate(&mut says(&[]), &job, None, &mut Speculation::new(), |_| panic!("it ran"));
         assert!(matches!(refused, Err(EngineError::Job(Failure::UnknownToken { id: 10, vocabulary: 10 }))));
     }
 
@@ -371,7 +453,9 @@ mod tests {
         let sampling =
             Sampling { logit_bias: (0..10).map(|id| (id, f32::NAN)).collect(), ..Sampling::greedy() };
         let refused =
-            generate(&mut script, &Job { sampling, ..job(2, 3) }, None, |_| ControlFlow::Continue(()));
+            generate(&mut script, &Job { sampling, ..job(2, 3) }, None, &mut Speculation::new(), |_| {
+                ControlFlow::Continue(())
+            });
         assert!(matches!(refused, Err(EngineError::NoNumber { .. })), "{refused:?}");
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! ```text
 //! Job ─► generate ──► Forward (a Timeline: model + cache) ──► logits ──► Sampler ─► token ─► emit
+//!           ▲                                                                        │
+//!           └───────────── Drafter: what may follow, fed along where it pays ◄───────┘
 //! ```
 //!
 //! [`generate`] knows neither sessions nor pipes: it is given something that can be fed tokens and somewhere to say what
@@ -13,10 +15,12 @@ mod generate;
 mod prefixes;
 mod sampler;
 mod scores;
+mod speculation;
 mod timeline;
 
 pub use generate::{Outcome, Step, generate};
 pub use sampler::Sampler;
+pub use speculation::Speculation;
 pub use timeline::{Timeline, TimelineOptions};
 
 use crate::{
@@ -52,6 +56,21 @@ pub trait Forward {
     /// # Errors
     /// [`EngineError::Context`] when they do not fit, [`EngineError::Device`] when the device fails.
     fn forward(&mut self, tokens: &[u32]) -> Result<&mut [f32], EngineError>;
+
+    /// Appends `tokens` and returns the logits of the last `rows` of them, `[rows, vocab]`; at most [`rows`](Self::rows)
+    /// tokens where that is more than one.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    fn forward_rows(&mut self, tokens: &[u32], rows: usize) -> Result<&mut [f32], EngineError> {
+        let _ = rows;
+        self.forward(tokens)
+    }
+
+    /// Most tokens whose logits one call gives.
+    fn rows(&self) -> usize {
+        1
+    }
 
     /// Most tokens of one call.
     fn chunk(&self) -> usize;

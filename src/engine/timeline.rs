@@ -50,28 +50,34 @@ pub struct TimelineOptions {
     pub keep: Bytes,
     /// Most memory of sequences that later ones may begin with; in a pool within `keep`. 0 is none.
     pub prefixes: Bytes,
+    /// Most tokens that are guessed and verified in one pass; 0 is none. With none either where the graph gives only the
+    /// logits of the last token.
+    pub drafts: usize,
 }
 
 impl Default for TimelineOptions {
     fn default() -> Self {
-        Self { capacity: 0, chunk: 512, keep: Bytes(0), prefixes: Bytes(0) }
+        Self { capacity: 0, chunk: 512, keep: Bytes(0), prefixes: Bytes(0), drafts: 0 }
     }
 }
 
 /// A model and one sequence fed to it.
 ///
-/// Two passes are bound over one cache: one token wide for decode, `chunk` wide for prefill. Neither is bound again
-/// but when the cache grows, so a decode step is three integers written and one call.
+/// Passes are bound over one cache: one token wide for decode, `chunk` wide for prefill, and one that gives the logits of
+/// every token to verify guesses. None is bound again but when the cache grows, so a decode step is three integers
+/// written and one call.
 pub struct Timeline {
     model: Model,
     cache: Cache,
     decode: Pass,
     prefill: Pass,
+    verify: Option<Pass>,
     /// What was fed, one for each position in use.
     tokens: Vec<u32>,
     /// Positions that were written since the cache's memory was given back.
     written: usize,
     chunk: usize,
+    rows: usize,
     most: usize,
     keep: Bytes,
     /// Earlier sequences, copied.
@@ -101,6 +107,8 @@ impl Timeline {
         let chunk = model.widest_pass(options.chunk.clamp(1, most));
         let decode = model.pass(1, 1, most)?;
         let prefill = model.pass(chunk, 1, most)?;
+        let rows = if model.gives_every_row() { (options.drafts + 1).min(chunk) } else { 1 };
+        let verify = (rows > 1).then(|| model.pass(rows, rows, most)).transpose()?;
         let TimelineOptions { keep, prefixes, .. } = options;
         let bound = if model.session().pool().is_some() { prefixes.min(keep) } else { prefixes };
         let mut timeline = Self {
@@ -108,9 +116,11 @@ impl Timeline {
             cache: Cache::default(),
             decode,
             prefill,
+            verify,
             tokens: Vec::new(),
             written: 0,
             chunk,
+            rows,
             most,
             keep,
             prefixes: Prefixes::new(bound),
@@ -225,11 +235,14 @@ impl Timeline {
         Ok(())
     }
 
+    fn passes(&mut self) -> impl Iterator<Item = &mut Pass> {
+        [&mut self.decode, &mut self.prefill].into_iter().chain(&mut self.verify)
+    }
+
     fn release(&mut self) {
         self.tokens.clear();
         self.written = 0;
-        self.decode.detach();
-        self.prefill.detach();
+        self.passes().for_each(Pass::detach);
         self.cache = Cache::default();
     }
 
@@ -258,8 +271,8 @@ impl Timeline {
         let (older, tokens) = (mem::take(&mut self.cache), mem::take(&mut self.tokens));
         self.release();
         let grown = self.model.cache(capacity, older, tokens.len()).and_then(|cache| {
-            self.decode.attach(&self.model, &cache)?;
-            self.prefill.attach(&self.model, &cache)?;
+            let mut passes = [Some(&mut self.decode), Some(&mut self.prefill), self.verify.as_mut()];
+            passes.iter_mut().flatten().try_for_each(|pass| pass.attach(&self.model, &cache))?;
             Ok(cache)
         });
         match grown {
@@ -322,12 +335,26 @@ impl Forward for Timeline {
     }
 
     fn forward(&mut self, tokens: &[u32]) -> Result<&mut [f32], EngineError> {
+        self.forward_rows(tokens, 1)
+    }
+
+    fn forward_rows(&mut self, tokens: &[u32], rows: usize) -> Result<&mut [f32], EngineError> {
         self.reserve(tokens.len())?;
-        let pass = if tokens.len() == 1 { &mut self.decode } else { &mut self.prefill };
+        let pass = match &mut self.verify {
+            Some(verify) if rows > 1 => verify,
+            _ if tokens.len() == 1 => &mut self.decode,
+            _ => &mut self.prefill,
+        };
         let logits = pass.run(&mut self.model, tokens, self.tokens.len())?;
         self.tokens.extend_from_slice(tokens);
         self.written = self.written.max(self.tokens.len());
-        Ok(logits)
+        // What was verified along with tokens that follow for certain has more rows.
+        let more = logits.len().saturating_sub(rows * self.model.manifest().dims.vocab);
+        Ok(&mut logits[more..])
+    }
+
+    fn rows(&self) -> usize {
+        self.rows
     }
 
     fn chunk(&self) -> usize {

@@ -16,7 +16,7 @@ use super::{
     roster::{Outcome, Past},
 };
 use crate::{
-    job::{Event, Failure, Finish, FinishReason, Job},
+    job::{Drafted, Event, Failure, Finish, FinishReason, Job},
     metrics::Waiter,
     traces::JobSpans,
     units::Tokens,
@@ -210,6 +210,9 @@ impl<'a> Show<'a> {
         if let Ok(finish) = &ended {
             metrics.prompt_tokens.inc_by(self.work.prompt.0 as u64);
             metrics.prompt_tokens_cached.inc_by(finish.usage.cached_tokens as u64);
+            let Drafted { tokens, right } = finish.timings.drafted;
+            metrics.draft_tokens.inc_by(tokens as u64);
+            metrics.draft_tokens_accepted.inc_by(right as u64);
             // The token that ended it, which had no event.
             let unheard = finish.usage.completion_tokens.saturating_sub(self.work.generated.0);
             metrics.generated_tokens.inc_by(unheard as u64);

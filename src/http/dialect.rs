@@ -108,6 +108,8 @@ pub(super) fn timings(endings: &[Ending]) -> Value {
         "total_ms": milliseconds(total),
         "resumed": endings.iter().map(|ending| ending.timings.resumed).sum::<u32>(),
         "cached_tokens": cached,
+        "draft_n": endings.iter().map(|ending| ending.timings.drafted.tokens).sum::<usize>(),
+        "draft_n_accepted": endings.iter().map(|ending| ending.timings.drafted.right).sum::<usize>(),
         "prefill_tokens_per_second": rate(prompt.saturating_sub(cached), prefill),
         "decode_tokens_per_second": rate(stepped, decode),
     })

@@ -36,7 +36,7 @@ use crate::{
         Device, Fault, OpenError, OpenOptions, SessionOptions,
         host::{self, Pace},
     },
-    engine::{self, EngineError, Forward, Step, Timeline, TimelineOptions},
+    engine::{self, EngineError, Forward, Speculation, Step, Timeline, TimelineOptions},
     job::{Failure, Finish, GpuReport, Job, MemoryReport, ModelId, ModelReport, Placement, RuntimeReport},
     model::{Model, ModelError},
     units::Bytes,
@@ -175,9 +175,10 @@ fn read_frames(mut input: impl Read + Send + 'static, noted: Arc<Noted>) -> mpsc
     receiver
 }
 
-/// A model, and what keeps its answers in a form.
+/// A model, what keeps its answers in a form, and what its jobs have taught about guessing.
 struct Loaded {
     timeline: Timeline,
+    speculation: Speculation,
     guides: Guides,
 }
 
@@ -266,7 +267,8 @@ impl<W: Write> Worker<W> {
         let model = Model::open_on(&self.device, dir, options)?;
         let capacity = self.spec.context_length.unwrap_or(0);
         let WorkerSpec { prefill_chunk: chunk, kv_keep: keep, prefix_cache: prefixes, .. } = self.spec;
-        let options = TimelineOptions { capacity, chunk, keep, prefixes };
+        let drafts = self.spec.draft_tokens;
+        let options = TimelineOptions { capacity, chunk, keep, prefixes, drafts };
         let mut timeline = Timeline::new(model, options).map_err(EngineError::from)?;
         wire::write(&Up::Loaded(id.clone()), &mut self.output)?;
         self.faults.at(Point::WarmUp)?;
@@ -276,7 +278,7 @@ impl<W: Write> Worker<W> {
         let placement = timeline.model().session().placement().map_err(EngineError::from)?;
         let capacity = timeline.capacity();
         let guides = Guides::new(dir.to_path_buf(), timeline.vocabulary());
-        self.models.insert(id.clone(), Loaded { timeline, guides });
+        self.models.insert(id.clone(), Loaded { timeline, speculation: Speculation::new(), guides });
         let held = self.holdings.settle();
         let after = self.holdings.trim_if_due(Duration::ZERO).unwrap_or(held);
         let placement = Placement(placement);
@@ -302,14 +304,14 @@ impl<W: Write> Worker<W> {
         self.holdings.begin();
         let mut broken = None;
         let Self { models, noted, output, faults, .. } = self;
-        let Some(Loaded { timeline, guides }) = models.get_mut(&job.model) else {
+        let Some(Loaded { timeline, speculation, guides }) = models.get_mut(&job.model) else {
             let failure = Failure::Model { model: job.model.clone(), message: "it is not loaded".into() };
             return Ok(wire::write(&Up::Failed { job: job.id, failure, poisoned: false }, output)?);
         };
         let guide = guides.begin(job);
         let mut model = faults.around(timeline, job);
         let outcome = guide.map_err(EngineError::Job).and_then(|guide| {
-            engine::generate(&mut model, job, guide, |step| {
+            engine::generate(&mut model, job, guide, speculation, |step| {
                 match wire::write(&step_frame(job, step), output) {
                     Ok(()) if noted.stops(job) => ControlFlow::Break(()),
                     Ok(()) => {

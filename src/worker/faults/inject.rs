@@ -210,18 +210,27 @@ impl<M: Forward> Forward for Faulty<'_, M> {
     }
 
     fn forward(&mut self, tokens: &[u32]) -> Result<&mut [f32], EngineError> {
+        self.forward_rows(tokens, 1)
+    }
+
+    fn forward_rows(&mut self, tokens: &[u32], rows: usize) -> Result<&mut [f32], EngineError> {
         if self.planned.is_empty() {
-            return self.model.forward(tokens);
+            return self.model.forward_rows(tokens, rows);
         }
         if let Some(point) = self.advance(tokens.len()) {
             self.strike(point)?;
         }
         let began = Instant::now();
-        let logits = self.model.forward(tokens)?;
+        let logits = self.model.forward_rows(tokens, rows)?;
         if let Some(times) = self.slowed {
             thread::sleep(began.elapsed().saturating_mul(times.get() - 1));
         }
         Ok(logits)
+    }
+
+    /// A fault strikes at a step: with one planned there is a step for each token.
+    fn rows(&self) -> usize {
+        if self.planned.is_empty() { self.model.rows() } else { 1 }
     }
 
     fn chunk(&self) -> usize {
@@ -244,7 +253,7 @@ mod tests {
     use super::*;
     use crate::{
         device,
-        engine::{self, Step},
+        engine::{self, Speculation, Step},
         job::JobId,
     };
 
@@ -276,10 +285,16 @@ mod tests {
         let job = Job { lost, ..Job::new(JobId(1), vec![1; 10], 3) };
         let mut said = Vec::new();
         let mut model = Script([0.0, 1.0]);
-        let ended = engine::generate(&mut faults.around(&mut model, &job), &job, None, |step| {
-            said.push(step);
-            ControlFlow::Continue(())
-        });
+        let ended = engine::generate(
+            &mut faults.around(&mut model, &job),
+            &job,
+            None,
+            &mut Speculation::new(),
+            |step| {
+                said.push(step);
+                ControlFlow::Continue(())
+            },
+        );
         (said, ended.err().map(|e| e.fault()))
     }
 
