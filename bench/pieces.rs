@@ -12,6 +12,7 @@ use std::{
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use eka::{
+    access::Keys,
     constraint::{Choice, Guide, Guides},
     engine::Sampler,
     job::{Constraint, Failure, Job, JobId, Sampling},
@@ -180,5 +181,22 @@ fn constraint(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(pieces, sampler, frames, detokenizer, constraint);
+/// Whether the time to refuse a key tells how much of it was right: what is looked up is its digest.
+fn keys(c: &mut Criterion) {
+    const RIGHT: &str = "0123456789abcdef0123456789abcdef0123456789abcdef";
+    let keys = Keys::read(None, Some(RIGHT)).expect("a key that is long enough");
+    let wrong = |at: usize| format!("{}x{}", &RIGHT[..at], &RIGHT[at + 1..]);
+    let mut group = c.benchmark_group("look a key of 48 letters up");
+    for (name, shown) in [
+        ("wrong from the first letter on", wrong(0)),
+        ("wrong in the middle", wrong(24)),
+        ("wrong in the last letter", wrong(47)),
+        ("right", RIGHT.to_owned()),
+    ] {
+        group.bench_function(name, |b| b.iter(|| keys.find(black_box(shown.as_bytes())).is_some()));
+    }
+    group.finish();
+}
+
+criterion_group!(pieces, sampler, frames, detokenizer, constraint, keys);
 criterion_main!(pieces);

@@ -166,7 +166,10 @@ impl Ask {
 pub(super) fn take_keep_alive(fields: &mut Fields) -> Result<Option<KeepAlive>, FieldError> {
     let path = fields.path("keep_alive");
     let wrong = || {
-        FieldError::value(&path, "is no duration; send seconds, \"90s\", \"10m\", \"24h\", or -1 for ever")
+        FieldError::value(
+            &path,
+            "is no duration of at most 1000000000 seconds; send seconds, \"90s\", \"10m\", \"24h\", or -1 for ever",
+        )
     };
     match fields.take::<Value>("keep_alive")? {
         None => Ok(None),
@@ -178,11 +181,15 @@ pub(super) fn take_keep_alive(fields: &mut Fields) -> Result<Option<KeepAlive>, 
     }
 }
 
+/// Some thirty years; who means for ever says so.
+const MOST_SECONDS: f64 = 1e9;
+
 fn keep_alive_of(seconds: f64) -> Option<KeepAlive> {
     if seconds < 0.0 {
         return Some(KeepAlive::Forever);
     }
-    Duration::try_from_secs_f64(seconds).ok().map(KeepAlive::For)
+    let longest = seconds <= MOST_SECONDS;
+    Duration::try_from_secs_f64(seconds).ok().filter(|_| longest).map(KeepAlive::For)
 }
 
 /// A number with a unit, or without one for seconds.
@@ -281,7 +288,12 @@ fn take_delivery(fields: &mut Fields) -> Result<Delivery, FieldError> {
             let include_usage = options.take("include_usage")?.unwrap_or(false);
             let obfuscation = |value: &Value| value == false;
             let only = "false";
-            options.finish(&[Known { name: "include_obfuscation", asks_for_nothing: obfuscation, only }])?;
+            options.finish(&[Known {
+                name: "include_obfuscation",
+                asks_for_nothing: obfuscation,
+                only,
+                kind: None,
+            }])?;
             Ok(Delivery::Streamed { include_usage, progress })
         }
     }

@@ -133,37 +133,32 @@ pub(super) fn rate(tokens: usize, time: Duration) -> Option<f64> {
     (tokens > 0 && rate.is_finite()).then(|| (rate * 1e3).round() / 1e3)
 }
 
-const fn anything(_: &Value) -> bool {
-    true
-}
-
 fn is_false(value: &Value) -> bool {
     value == false
 }
 
-/// OpenAI's fields of both completion routes. Those about who asks, and how it is kept or billed, ask nothing of an
-/// answer.
-const fn harmless(name: &'static str) -> Known {
-    Known { name, asks_for_nothing: anything, only: "" }
-}
-
 /// OpenAI's fields of `/v1/completions` that eka does not do.
 pub(super) const OF_COMPLETIONS: &[Known] =
-    &[harmless("user"), Known { name: "suffix", asks_for_nothing: |v| v == "", only: "null" }];
+    &[Known::text("user"), Known { name: "suffix", asks_for_nothing: |v| v == "", only: "null", kind: None }];
 
 /// OpenAI's fields of `/v1/chat/completions` that eka does not do.
 pub(super) const OF_CHAT: &[Known] = &[
-    harmless("user"),
-    harmless("metadata"),
-    harmless("safety_identifier"),
-    harmless("prompt_cache_key"),
-    Known { name: "store", asks_for_nothing: is_false, only: "false" },
-    Known { name: "functions", asks_for_nothing: is_empty_array, only: "[]" },
-    Known { name: "function_call", asks_for_nothing: |v| v == "none" || v == "auto", only: "\"none\"" },
-    Known { name: "modalities", asks_for_nothing: |v| *v == json!(["text"]), only: "[\"text\"]" },
-    Known { name: "reasoning_effort", asks_for_nothing: |v| v == "none", only: "\"none\"" },
-    Known { name: "audio", asks_for_nothing: Value::is_null, only: "" },
-    Known { name: "prediction", asks_for_nothing: Value::is_null, only: "" },
-    Known { name: "verbosity", asks_for_nothing: |v| v == "medium", only: "\"medium\"" },
-    Known { name: "web_search_options", asks_for_nothing: Value::is_null, only: "" },
+    Known::text("user"),
+    Known::object("metadata"),
+    Known::text("safety_identifier"),
+    Known::text("prompt_cache_key"),
+    Known { name: "store", asks_for_nothing: is_false, only: "false", kind: None },
+    Known { name: "functions", asks_for_nothing: is_empty_array, only: "[]", kind: None },
+    Known {
+        name: "function_call",
+        asks_for_nothing: |v| v == "none" || v == "auto",
+        only: "\"none\"",
+        kind: None,
+    },
+    Known { name: "modalities", asks_for_nothing: |v| *v == json!(["text"]), only: "[\"text\"]", kind: None },
+    Known { name: "reasoning_effort", asks_for_nothing: |v| v == "none", only: "\"none\"", kind: None },
+    Known { name: "audio", asks_for_nothing: Value::is_null, only: "", kind: None },
+    Known { name: "prediction", asks_for_nothing: Value::is_null, only: "", kind: None },
+    Known { name: "verbosity", asks_for_nothing: |v| v == "medium", only: "\"medium\"", kind: None },
+    Known { name: "web_search_options", asks_for_nothing: Value::is_null, only: "", kind: None },
 ];

@@ -67,6 +67,20 @@ pub(super) struct Known {
     pub(super) asks_for_nothing: fn(&Value) -> bool,
     /// These values in words, for the error.
     pub(super) only: &'static str,
+    /// The type that it must have as JSON schema calls it, whatever its value, of one that asks nothing of an answer.
+    pub(super) kind: Option<&'static str>,
+}
+
+impl Known {
+    /// A text that asks nothing of an answer.
+    pub(super) const fn text(name: &'static str) -> Self {
+        Self { name, asks_for_nothing: Value::is_string, only: "", kind: Some("string") }
+    }
+
+    /// An object that asks nothing of an answer.
+    pub(super) const fn object(name: &'static str) -> Self {
+        Self { name, asks_for_nothing: Value::is_object, only: "", kind: Some("object") }
+    }
 }
 
 /// What is left of a JSON object, and where in the body it stands.
@@ -151,6 +165,10 @@ impl Fields {
             let param = self.path(name);
             match known.iter().find(|known| known.name == name) {
                 Some(known) if value.is_null() || (known.asks_for_nothing)(value) => {}
+                Some(Known { kind: Some("object"), .. }) => {
+                    return Err(wrong_type(&param, "an object", value));
+                }
+                Some(Known { kind: Some(_), .. }) => return Err(wrong_type(&param, "a string", value)),
                 Some(known) => return Err(FieldError::Unsupported { param, only: known.only }),
                 None => return Err(FieldError::Unknown { param }),
             }
@@ -276,7 +294,7 @@ mod tests {
 
     #[test]
     fn what_is_left_is_unknown_unless_it_asks_for_nothing() {
-        let known = || [Known { name: "n", asks_for_nothing: |v| v == 1, only: "1" }];
+        let known = || [Known { name: "n", asks_for_nothing: |v| v == 1, only: "1", kind: None }];
         fields(r#"{"n": 1}"#).finish(&known()).unwrap();
         fields(r#"{"n": null}"#).finish(&known()).unwrap();
         let more = fields(r#"{"n": 2}"#).finish(&known()).unwrap_err();

@@ -10,13 +10,13 @@ use crate::text::{Conversation, Message};
 
 /// What the client sends back of an item that it was sent, and that says nothing to a model.
 const OF_AN_ITEM: &[Known] = &[
-    Known { name: "id", asks_for_nothing: Value::is_string, only: "" },
-    Known { name: "status", asks_for_nothing: Value::is_string, only: "" },
+    Known { name: "id", asks_for_nothing: Value::is_string, only: "", kind: None },
+    Known { name: "status", asks_for_nothing: Value::is_string, only: "", kind: None },
 ];
 
 const OF_A_PART: &[Known] = &[
-    Known { name: "annotations", asks_for_nothing: Value::is_array, only: "[]" },
-    Known { name: "logprobs", asks_for_nothing: Value::is_array, only: "[]" },
+    Known { name: "annotations", asks_for_nothing: Value::is_array, only: "[]", kind: None },
+    Known { name: "logprobs", asks_for_nothing: Value::is_array, only: "[]", kind: None },
 ];
 
 /// Takes `instructions` and `input`.

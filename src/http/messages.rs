@@ -24,12 +24,12 @@ pub(super) fn conversation_of(value: Value, path: &str) -> Result<Conversation, 
 
 /// Fields of a message that eka has no use for; empty ones are what some clients always send.
 const OF_A_MESSAGE: &[Known] = &[
-    Known { name: "refusal", asks_for_nothing: Value::is_null, only: "" },
-    Known { name: "audio", asks_for_nothing: Value::is_null, only: "" },
-    Known { name: "annotations", asks_for_nothing: is_empty_array, only: "[]" },
-    Known { name: "tool_calls", asks_for_nothing: is_empty_array, only: "[]" },
-    Known { name: "tool_call_id", asks_for_nothing: Value::is_null, only: "" },
-    Known { name: "function_call", asks_for_nothing: Value::is_null, only: "" },
+    Known { name: "refusal", asks_for_nothing: Value::is_null, only: "", kind: None },
+    Known { name: "audio", asks_for_nothing: Value::is_null, only: "", kind: None },
+    Known { name: "annotations", asks_for_nothing: is_empty_array, only: "[]", kind: None },
+    Known { name: "tool_calls", asks_for_nothing: is_empty_array, only: "[]", kind: None },
+    Known { name: "tool_call_id", asks_for_nothing: Value::is_null, only: "", kind: None },
+    Known { name: "function_call", asks_for_nothing: Value::is_null, only: "", kind: None },
 ];
 
 fn message_of(value: Value, path: &str) -> Result<Message, FieldError> {
@@ -91,7 +91,7 @@ fn call_of(value: Value, path: &str) -> Result<Value, FieldError> {
     let name: String = function.require("name")?;
     let arguments = arguments_of(function.take("arguments")?, &function.path("arguments"))?;
     function.finish(&[])?;
-    let index = Known { name: "index", asks_for_nothing: Value::is_number, only: "" };
+    let index = Known { name: "index", asks_for_nothing: Value::is_number, only: "", kind: None };
     call.finish(&[index])?;
     Ok(told_call(id, &name, arguments))
 }

@@ -39,10 +39,6 @@ impl From<Head> for Responses {
     }
 }
 
-const fn harmless(name: &'static str) -> Known {
-    Known { name, asks_for_nothing: |_| true, only: "" }
-}
-
 impl Dialect for Responses {
     const ROUTE: &'static str = "/v1/responses";
     const ID_PREFIX: &'static str = "resp";
@@ -50,20 +46,20 @@ impl Dialect for Responses {
     const TEMPERATURE: f32 = 1.0;
     const TYPED_EVENTS: bool = true;
     const KNOWN: &'static [Known] = &[
-        harmless("user"),
-        harmless("metadata"),
-        harmless("safety_identifier"),
-        harmless("prompt_cache_key"),
-        Known { name: "store", asks_for_nothing: |v| v == false, only: "false" },
-        Known { name: "background", asks_for_nothing: |v| v == false, only: "false" },
-        Known { name: "include", asks_for_nothing: is_empty_array, only: "[]" },
-        Known { name: "truncation", asks_for_nothing: |v| v == "disabled", only: "\"disabled\"" },
-        Known { name: "top_logprobs", asks_for_nothing: |v| v == 0, only: "0" },
-        Known { name: "previous_response_id", asks_for_nothing: Value::is_null, only: "" },
-        Known { name: "conversation", asks_for_nothing: Value::is_null, only: "" },
-        Known { name: "reasoning", asks_for_nothing: |v| *v == json!({}), only: "{}" },
-        Known { name: "max_tool_calls", asks_for_nothing: Value::is_null, only: "" },
-        Known { name: "prompt", asks_for_nothing: Value::is_null, only: "" },
+        Known::text("user"),
+        Known::object("metadata"),
+        Known::text("safety_identifier"),
+        Known::text("prompt_cache_key"),
+        Known { name: "store", asks_for_nothing: |v| v == false, only: "false", kind: None },
+        Known { name: "background", asks_for_nothing: |v| v == false, only: "false", kind: None },
+        Known { name: "include", asks_for_nothing: is_empty_array, only: "[]", kind: None },
+        Known { name: "truncation", asks_for_nothing: |v| v == "disabled", only: "\"disabled\"", kind: None },
+        Known { name: "top_logprobs", asks_for_nothing: |v| v == 0, only: "0", kind: None },
+        Known { name: "previous_response_id", asks_for_nothing: Value::is_null, only: "", kind: None },
+        Known { name: "conversation", asks_for_nothing: Value::is_null, only: "", kind: None },
+        Known { name: "reasoning", asks_for_nothing: |v| *v == json!({}), only: "{}", kind: None },
+        Known { name: "max_tool_calls", asks_for_nothing: Value::is_null, only: "", kind: None },
+        Known { name: "prompt", asks_for_nothing: Value::is_null, only: "", kind: None },
     ];
 
     fn ask(fields: &mut Fields, rules: &Rules) -> Result<Ask, FieldError> {
@@ -308,6 +304,11 @@ fn take_text(fields: &mut Fields) -> Result<Option<Form>, FieldError> {
     let Some(text) = fields.take::<Value>("text")? else { return Ok(None) };
     let mut text = Fields::nested(text, &fields.path("text"))?;
     let form = Form::take_flat(&mut text)?;
-    text.finish(&[Known { name: "verbosity", asks_for_nothing: |v| v == "medium", only: "\"medium\"" }])?;
+    text.finish(&[Known {
+        name: "verbosity",
+        asks_for_nothing: |v| v == "medium",
+        only: "\"medium\"",
+        kind: None,
+    }])?;
     Ok(form)
 }

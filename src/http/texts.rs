@@ -35,11 +35,13 @@ const UNKNOWN: usize = usize::MAX;
 
 /// Templates always ask for the next answer here.
 const ADD_GENERATION_PROMPT: Known =
-    Known { name: "add_generation_prompt", asks_for_nothing: |v| v == true, only: "true" };
+    Known { name: "add_generation_prompt", asks_for_nothing: |v| v == true, only: "true", kind: None };
 
 /// llama.cpp's and vLLM's fields with the only value that eka has for them.
-pub(super) const OF_TOKENIZE: &[Known] =
-    &[Known { name: "parse_special", asks_for_nothing: |v| v == true, only: "true" }, ADD_GENERATION_PROMPT];
+pub(super) const OF_TOKENIZE: &[Known] = &[
+    Known { name: "parse_special", asks_for_nothing: |v| v == true, only: "true", kind: None },
+    ADD_GENERATION_PROMPT,
+];
 
 pub(super) const OF_TEMPLATES: &[Known] = &[ADD_GENERATION_PROMPT];
 

@@ -65,10 +65,8 @@ pub(super) struct InputPart {
     kind: InputPartKind,
     text: String,
     /// Of a part that is sent back; says nothing to a model.
-    #[schema(value_type = Option<Vec<Object>>)]
     annotations: Option<Vec<Value>>,
     /// Likewise.
-    #[schema(value_type = Option<Vec<Object>>)]
     logprobs: Option<Vec<Value>>,
 }
 

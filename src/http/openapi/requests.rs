@@ -163,9 +163,8 @@ pub(super) enum KeepAlive {
     Duration(Duration),
 }
 
-/// Less than 0 is for ever.
+/// Less than 0 is for ever; at most 1000000000.
 #[derive(Serialize, ToSchema)]
-#[schema(maximum = 1_000_000_000.0)]
 pub(super) struct Seconds(f64);
 
 #[derive(Serialize, ToSchema)]
