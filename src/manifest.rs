@@ -8,6 +8,7 @@
 mod genai;
 
 use std::{
+    fmt,
     fs::{self, File},
     io::{self, Read},
     path::{Path, PathBuf},
@@ -89,6 +90,17 @@ pub enum Dtype {
     Float16,
     /// The upper half of a single.
     Bfloat16,
+}
+
+/// As settings and flags spell it.
+impl fmt::Display for Dtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Float32 => "float32",
+            Self::Float16 => "float16",
+            Self::Bfloat16 => "bfloat16",
+        })
+    }
 }
 
 impl Dtype {

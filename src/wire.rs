@@ -78,6 +78,8 @@ pub struct WorkerSpec {
     pub prefix_cache: Bytes,
     /// Most tokens that are guessed and verified in one pass; 0 is none.
     pub draft_tokens: usize,
+    /// Whether decode steps are captured as CUDA graphs on a GPU.
+    pub cuda_graphs: bool,
     /// Treat the CPU's memory as a GPU's is treated.
     pub host_pool: bool,
 }

@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::{
     commands::OLD_LIBRARY,
     models::runtime,
-    program::{Program, argument, cache, eka, text},
+    program::{Program, argument, cache, eka, root, text},
 };
 
 /// The least that answers as a driver does: one GPU or as many as are asked for, which then cannot be opened.
@@ -33,7 +33,7 @@ int cuGetErrorString(int error, const char **said) { (void)error; *said = "a sta
 const CUDA: [&str; 4] = ["libcudart.so.13", "libcublasLt.so.13", "libcublas.so.13", "libcurand.so.10"];
 
 /// What the driver has besides, none of which does anything.
-const REST: [&str; 25] = [
+const REST: [&str; 31] = [
     "cuDeviceGetAttribute",
     "cuDevicePrimaryCtxRetain",
     "cuDevicePrimaryCtxRelease_v2",
@@ -56,6 +56,12 @@ const REST: [&str; 25] = [
     "cuMemAllocFromPoolAsync",
     "cuMemFreeAsync",
     "cuMemGetInfo_v2",
+    "cuMemcpyHtoDAsync_v2",
+    "cuMemcpyDtoHAsync_v2",
+    "cuMemcpyDtoDAsync_v2",
+    "cuMemcpy2DAsync_v2",
+    "cuMemHostRegister_v2",
+    "cuMemHostUnregister",
     "cuMemHostAlloc",
     "cuMemFreeHost",
     "cuThreadExchangeStreamCaptureMode",
@@ -271,4 +277,26 @@ async fn the_log_says_once_why_the_cpu_computes_and_the_models_say_where_their_n
 
 fn eka_doctor(model: &Path) -> String {
     text(&eka(&["doctor", "--device", "cpu", "--model", argument(model)]).output().unwrap().stdout)
+}
+
+#[test]
+fn the_check_of_a_gpu_says_that_there_is_none() {
+    let script = root().join("scripts/gpu-check");
+    let has_gpu = fs::read_dir("/dev").unwrap().any(|entry| {
+        entry.unwrap().file_name().to_string_lossy().strip_prefix("nvidia").is_some_and(|n| n.parse::<u8>().is_ok())
+    });
+    let run = |arguments: &[&str]| Command::new(&script).args(arguments).output().unwrap();
+    if !has_gpu {
+        let without = run(&[]);
+        assert_eq!((without.status.code(), text(&without.stdout).trim()), (Some(3), "no GPU"));
+    }
+    for (arguments, said) in [
+        (&["--device", "tpu"][..], "--device needs cuda, cuda:N or cpu, not 'tpu'"),
+        (&["--libraries", "/nowhere"], "--libraries needs a folder that exists, not '/nowhere'"),
+        (&["--device", "cpu", "--eka", "/bin/true"], "--eka and --checks go together"),
+    ] {
+        let refused = run(arguments);
+        assert_eq!(refused.status.code(), Some(1));
+        assert!(text(&refused.stderr).contains(said), "{}", text(&refused.stderr));
+    }
 }

@@ -220,8 +220,8 @@ fn sequences_of_any_lengths_are_those_of_a_large_cache_and_the_books_are_exact()
 #[test]
 fn a_short_soak_of_requests_of_all_lengths_leaves_nothing_behind() {
     let _turn = turn();
-    let asked = Asked { requests: 40, seed: 3, kv_keep: Bytes::mib(1) };
-    let report = soak::run(runtime(), directory(), asked).unwrap();
+    let asked = Asked { requests: 40, seed: 3, kv_keep: Bytes::mib(1), captures: false };
+    let report = soak::run(&pool(None), directory(), asked).unwrap();
     assert_eq!(report.wrong(), Vec::<String>::new(), "{report:?}");
     assert!((1..40).contains(&report.times_kept), "{report:?}");
     assert!(report.prompt_tokens > 40 * 500 && report.answer_tokens >= 40, "{report:?}");

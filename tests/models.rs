@@ -109,7 +109,7 @@ pub(crate) fn runtime() -> &'static Runtime {
     RUNTIME.get_or_init(|| Runtime::load(None).unwrap())
 }
 
-const OPTIONS: SessionOptions = SessionOptions { threads: 1, own_operators: true };
+const OPTIONS: SessionOptions = SessionOptions { threads: 1, own_operators: true, captures: false };
 
 fn open_directory(dir: &Path, chunk: usize) -> Timeline {
     open_with(dir, chunk, OPTIONS)

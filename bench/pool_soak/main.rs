@@ -9,7 +9,10 @@ mod soak;
 use std::{fs, path::PathBuf, process::ExitCode, time::Instant};
 
 use clap::Parser;
-use eka::{device::Runtime, units::Bytes};
+use eka::{
+    device::{Pool, Runtime, pool::PoolOptions},
+    units::Bytes,
+};
 use soak::{Asked, LONGEST_PROMPT, Outcome, Report};
 
 /// Runs requests of all lengths over a pool of the host's memory, and looks for what does not come back
@@ -46,9 +49,10 @@ fn main() -> Outcome<ExitCode> {
     let directory = tempfile::tempdir()?;
     let dir = directory.path().join("model");
     soak::model(&dir, |options| options)?;
-    let asked = Asked { requests, seed: args.seed, kv_keep: Bytes(args.kv_keep) };
-    let (runtime, began) = (Runtime::load(None)?, Instant::now());
-    let report = soak::run(&runtime, &dir, asked)?;
+    let asked = Asked { requests, seed: args.seed, kv_keep: Bytes(args.kv_keep), captures: false };
+    let pool = Pool::on_host(&Runtime::load(None)?, PoolOptions::default())?;
+    let began = Instant::now();
+    let report = soak::run(&pool, &dir, asked)?;
     print(&report, began.elapsed().as_secs());
     if let Some(file) = args.json {
         fs::write(file, serde_json::to_string_pretty(&report)? + "\n")?;

@@ -8,7 +8,7 @@ use std::{
 };
 
 use eka::{
-    device::{Pool, Runtime, SessionOptions, host, pool::PoolOptions},
+    device::{Pool, SessionOptions, host},
     engine::{self, Forward, Speculation, Timeline, TimelineOptions},
     export::{self, Options, Source},
     job::{Job, JobId},
@@ -36,6 +36,8 @@ pub(crate) struct Asked {
     pub(crate) seed: u64,
     /// What the cache may keep.
     pub(crate) kv_keep: Bytes,
+    /// Whether steps are captured, where the pool is a GPU's.
+    pub(crate) captures: bool,
 }
 
 /// What came of it. Bytes, but where something else is said.
@@ -65,6 +67,10 @@ pub(crate) struct Report {
     /// The least anonymous memory that the system saw between requests, in the second tenth of them and in the last.
     pub(crate) anonymous_early: u64,
     pub(crate) anonymous_late: u64,
+    /// What the device had free after a trim, at least and at most, the first tenth of the requests left out; `None` where
+    /// it does not say.
+    pub(crate) free_least: Option<u64>,
+    pub(crate) free_most: Option<u64>,
 }
 
 impl Report {
@@ -100,12 +106,15 @@ pub(crate) fn prompt(random: &mut StdRng, length: usize) -> Vec<u32> {
     (0..length).map(|_| random.random_range(3..1024)).collect()
 }
 
-/// Asks for everything, and closes the books. A process has one pool of the host's at a time.
-pub(crate) fn run(runtime: &Runtime, dir: &Path, asked: Asked) -> Outcome<Report> {
-    let pool = Pool::on_host(runtime, PoolOptions::default())?;
+/// Asks for everything, and closes the books.
+pub(crate) fn run(pool: &Pool, dir: &Path, asked: Asked) -> Outcome<Report> {
     let mut report = Report { requests: asked.requests, kv_keep: asked.kv_keep.0, ..Report::default() };
-    let mut timeline = open(&pool, dir, asked.kv_keep)?;
-    report.weights = pool.figures().weights.0;
+    let mut timeline = open(pool, dir, asked)?;
+    timeline.clear_to(Bytes(0));
+    timeline.release_captured();
+    pool.trim(Bytes(0));
+    // As the device counts them, which gives memory out in larger pieces.
+    report.weights = pool.figures().reserved.0;
     let mut random = StdRng::seed_from_u64(asked.seed);
     let (mut trims, mut anonymous) = (Vec::new(), Vec::new());
     for number in 0..asked.requests {
@@ -113,11 +122,20 @@ pub(crate) fn run(runtime: &Runtime, dir: &Path, asked: Asked) -> Outcome<Report
         request(&mut timeline, &mut random, number as u64, &mut report)?;
         report.peak = report.peak.max(pool.figures().reserved_peak.0);
         let began = Instant::now();
+        if pool.has_to_trim(Bytes(0)) {
+            timeline.release_captured();
+        }
         pool.trim(Bytes(0));
         trims.push(began.elapsed());
         let after = pool.figures();
-        report.times_above += usize::from(after.reserved > after.weights + asked.kv_keep);
-        report.times_kept += usize::from(after.reserved > after.weights);
+        report.times_above += usize::from(after.reserved.0 > report.weights + asked.kv_keep.0);
+        report.times_kept += usize::from(after.reserved.0 > report.weights);
+        if number >= asked.requests / 10
+            && let Some(Bytes(free)) = after.device_free
+        {
+            report.free_least = Some(report.free_least.map_or(free, |least| least.min(free)));
+            report.free_most = Some(report.free_most.map_or(free, |most| most.max(free)));
+        }
         report.most_after_trim = report.most_after_trim.max(after.reserved.0);
         anonymous.push(host::memory().anonymous.unwrap_or_default().0);
     }
@@ -132,9 +150,10 @@ pub(crate) fn run(runtime: &Runtime, dir: &Path, asked: Asked) -> Outcome<Report
     Ok(report)
 }
 
-fn open(pool: &Pool, dir: &Path, keep: Bytes) -> Outcome<Timeline> {
-    let model =
-        Model::open_in(pool, dir, SessionOptions { threads: host::physical_cores(), own_operators: true })?;
+fn open(pool: &Pool, dir: &Path, asked: Asked) -> Outcome<Timeline> {
+    let Asked { kv_keep: keep, captures, .. } = asked;
+    let session = SessionOptions { threads: host::physical_cores(), own_operators: true, captures };
+    let model = Model::open_in(pool, dir, session)?;
     let mut timeline = Timeline::new(model, TimelineOptions { keep, ..TimelineOptions::default() })?;
     timeline.warm_up()?;
     Ok(timeline)

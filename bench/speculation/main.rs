@@ -87,7 +87,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Some(dir) => PathBuf::from(dir),
         None => small(&temporary.path().join("model"))?,
     };
-    let session = SessionOptions { threads: host::physical_cores(), own_operators: true };
+    let session = SessionOptions { threads: host::physical_cores(), own_operators: true, captures: false };
     let model = Model::open(&Runtime::load(None)?, &dir, session)?;
     let vocabulary = model.manifest().dims.vocab;
     if vocabulary < 32_000 {

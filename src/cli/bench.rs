@@ -24,6 +24,7 @@ use super::{
 use crate::{
     engine::{self, Forward, Speculation, Step, Timeline},
     job::{Job, JobId},
+    units::Bytes,
     wire::{self, Up},
 };
 
@@ -57,6 +58,10 @@ pub(super) struct Args {
     engine: EngineArgs,
 }
 
+/// To measure the memory's speed: more than any cache holds, little enough to be there.
+const COPIED: Bytes = Bytes::mib(256);
+const COPIES: u32 = 20;
+
 /// Everything that was measured.
 #[derive(Debug, Serialize)]
 struct Report {
@@ -66,6 +71,12 @@ struct Report {
     nodes: BTreeMap<String, usize>,
     threads: usize,
     load_seconds: f64,
+    /// Weights that every step reads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    weight_bytes_per_step: Option<u64>,
+    /// How fast the device's memory is, where it comes from a pool: bytes that copies within it read and write.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory_bytes_per_second: Option<f64>,
     results: Vec<Lengths>,
 }
 
@@ -76,6 +87,9 @@ struct Lengths {
     generated_tokens: usize,
     prefill_tokens_per_second: Spread,
     decode_tokens_per_second: Spread,
+    /// Of the memory's speed, what reading the weights takes of it at the median.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    decode_share_of_bandwidth: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     bare_decode_tokens_per_second: Option<Spread>,
     /// Of each round, the engine's decode speed over the bare loop's.
@@ -125,14 +139,23 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
             rounds.push(round(&mut timeline, *prompt, args)?);
         }
     }
-    let results =
-        args.prompt.iter().zip(&rounds).map(|(prompt, rounds)| summarize(*prompt, args.generate, rounds));
+    let weights = timeline.model().weights_read(&args.model);
+    let bandwidth = device.pool().map(|pool| pool.bandwidth(COPIED, COPIES)).transpose()?;
+    #[expect(clippy::cast_precision_loss, reason = "sizes of weights are far below 2^52")]
+    let most = bandwidth.zip(weights).map(|(bandwidth, weights)| bandwidth / weights.0 as f64);
+    let results = args.prompt.iter().zip(&rounds).map(|(prompt, rounds)| {
+        let mut lengths = summarize(*prompt, args.generate, rounds);
+        lengths.decode_share_of_bandwidth = most.map(|most| lengths.decode_tokens_per_second.median / most);
+        lengths
+    });
     let report = Report {
         model: args.model.display().to_string(),
         device: device.to_string(),
         nodes: nodes(&timeline)?,
         threads: args.engine.threads(),
         load_seconds,
+        weight_bytes_per_step: weights.map(|weights| weights.0),
+        memory_bytes_per_second: bandwidth,
         results: results.collect(),
     };
     if args.output.json {
@@ -215,6 +238,7 @@ fn summarize(prompt: usize, generated: usize, rounds: &[Round]) -> Lengths {
         generated_tokens: generated,
         prefill_tokens_per_second: Spread::of(rounds.iter().map(|r| speed(prompt, r.prefill))),
         decode_tokens_per_second: Spread::of(rounds.iter().map(|r| speed(steps, r.decode))),
+        decode_share_of_bandwidth: None,
         decode_over_bare: measured_bare.then(|| Spread::of(ratios)),
         bare_decode_tokens_per_second: measured_bare.then(|| Spread::of(all_bare)),
     }
@@ -223,6 +247,10 @@ fn summarize(prompt: usize, generated: usize, rounds: &[Round]) -> Lengths {
 fn print(out: &mut dyn Write, report: &Report) -> io::Result<()> {
     let Report { model, device, threads, load_seconds, .. } = report;
     writeln!(out, "{model} on {device}, {threads} threads, loaded in {load_seconds:.2} s")?;
+    if let (Some(bandwidth), Some(weights)) = (report.memory_bytes_per_second, report.weight_bytes_per_step) {
+        let weights = Bytes(weights);
+        writeln!(out, "its memory copies {:.0} GB/s; a step reads {weights} of weights", bandwidth / 1e9)?;
+    }
     writeln!(out, "tokens per second: median (least to most)")?;
     writeln!(out, "{:>8} {:>9}  {:>26}  {:>26}", "prompt", "generated", "prefill", "decode")?;
     for r in &report.results {
@@ -230,6 +258,9 @@ fn print(out: &mut dyn Write, report: &Report) -> io::Result<()> {
         write!(out, "{:>8} {:>9}  {prefill:>26}  {decode:>26}", r.prompt_tokens, r.generated_tokens)?;
         if let (Some(bare), Some(ratio)) = (r.bare_decode_tokens_per_second, r.decode_over_bare) {
             write!(out, "  bare {}, ratio {}", text(bare, 1), text(ratio, 3))?;
+        }
+        if let Some(share) = r.decode_share_of_bandwidth {
+            write!(out, "  {:.0} % of bandwidth", share * 100.0)?;
         }
         writeln!(out)?;
     }

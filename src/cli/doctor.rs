@@ -237,7 +237,8 @@ fn library(device: &Device) -> Result<String, String> {
 /// Loads the model and says where its nodes run, by provider and operator.
 fn placement(device: &Device, config: &Config) -> Result<String, String> {
     let threads = config.engine.threads.map_or_else(host::physical_cores, Into::into);
-    let options = SessionOptions { threads, own_operators: config.engine.own_operators };
+    let own_operators = config.engine.own_operators;
+    let options = SessionOptions { threads, own_operators, captures: config.device.cuda_graphs };
     let model = Model::open_on(device, &config.model.path, options);
     let placement = model.map_err(|e| e.to_string())?.session().placement().map_err(|e| e.to_string())?;
     Ok(described(&placement))
@@ -275,9 +276,9 @@ fn model(path: &Path) -> Result<String, String> {
         let size =
             |file: &Path| fs::metadata(file).map(|m| m.len()).map_err(|e| format!("{}: {e}", file.display()));
         let bytes = Bytes(size(&graph)?) + Bytes(size(&path.join(format!("{}.data", manifest.graph.file)))?);
-        let weights = manifest.quantization.map_or_else(|| "float32".into(), |q| format!("int{}", q.bits));
-        let (architecture, context) = (&manifest.architecture, manifest.context_length);
-        return Ok(format!("{name}: {architecture}, {weights}, {bytes}, context length {context}"));
+        let weights = manifest.quantization.map(|q| format!(" with int{} weights", q.bits)).unwrap_or_default();
+        let Manifest { architecture, dtype, context_length: context, .. } = &manifest;
+        return Ok(format!("{name}: {architecture}, {dtype}{weights}, {bytes}, context length {context}"));
     }
     if path.join("base/config.json").is_file() {
         let adapter = if path.join("adapter").is_dir() { "and its adapter" } else { "without an adapter" };

@@ -29,6 +29,10 @@ pub(super) struct EngineArgs {
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     own_operators: bool,
 
+    /// On a GPU, whether decode steps are captured as CUDA graphs
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    cuda_graphs: bool,
+
     /// Most prompt tokens in one pass
     #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = clap::value_parser!(u16).range(1..=16384))]
     prefill_chunk: u16,
@@ -58,7 +62,11 @@ impl EngineArgs {
     /// # Errors
     /// When the model cannot be loaded.
     pub(super) fn open_on(&self, device: &Device, dir: &Path) -> anyhow::Result<Timeline> {
-        let session = SessionOptions { threads: self.threads(), own_operators: self.own_operators };
+        let session = SessionOptions {
+            threads: self.threads(),
+            own_operators: self.own_operators,
+            captures: self.cuda_graphs,
+        };
         let model = Model::open_on(device, dir, session)?;
         let options =
             TimelineOptions { chunk: usize::from(self.prefill_chunk), ..TimelineOptions::default() };

@@ -143,6 +143,7 @@ fn command_on(config: &Config, device: DeviceChoice, models: &[Prepared]) -> any
         kv_keep: config.device.kv_keep,
         prefix_cache: config.engine.prefix_cache,
         draft_tokens: config.engine.draft_tokens,
+        cuda_graphs: config.device.cuda_graphs,
         host_pool: config.device.host_pool,
     };
     let half = host::machine_memory().map(|(total, _)| Bytes(total.0 / 2));

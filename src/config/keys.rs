@@ -54,7 +54,7 @@ const fn derived(path: &'static str, default: &'static str, kind: Kind) -> Key {
 }
 
 /// Every setting, section by section; printed in this order.
-pub(super) const KEYS: [Key; 57] = [
+pub(super) const KEYS: [Key; 58] = [
     text("server.bind", "127.0.0.1", "an IP address, such as 127.0.0.1, or 0.0.0.0 for every interface"),
     whole("server.port", "8110", 0, 65_535),
     whole("server.grace_ms", "30000", 0, WEEK_MS),
@@ -125,6 +125,7 @@ pub(super) const KEYS: [Key; 57] = [
         "always, above=<bytes>, idle=<milliseconds> or never, and ,keep=<bytes> after it if anything shall stay",
     ),
     whole("device.kv_keep_bytes", "0", 0, 1 << 50),
+    truth("device.cuda_graphs", "true"),
     truth("device.host_pool", "false"),
     derived("onnxruntime.dir", "where `eka doctor` looks", Kind::Text("a directory")),
     whole("watchdog.load_ms", "600000", 1, WEEK_MS),

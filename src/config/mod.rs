@@ -229,6 +229,8 @@ pub struct Device {
     pub trim: TrimPolicy,
     /// Most of it that the key-value cache keeps between two requests.
     pub kv_keep: Bytes,
+    /// Whether decode steps are captured as CUDA graphs on a GPU.
+    pub cuda_graphs: bool,
     /// Treat the CPU's memory as a GPU's is treated: for tests of that.
     pub host_pool: bool,
 }

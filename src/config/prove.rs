@@ -231,7 +231,8 @@ impl Proof<'_> {
             }
         };
         let kv_keep = self.whole("device.kv_keep_bytes", raw.kv_keep_bytes).map(Bytes);
-        Some(Device { memory_limit: limit?, trim: trim?, kv_keep: kv_keep?, host_pool: raw.host_pool })
+        let RawDevice { cuda_graphs, host_pool, .. } = *raw;
+        Some(Device { memory_limit: limit?, trim: trim?, kv_keep: kv_keep?, cuda_graphs, host_pool })
     }
 
     fn onnxruntime(&mut self, raw: &RawOnnxRuntime) -> Option<OnnxRuntime> {

@@ -114,6 +114,7 @@ pub(super) struct RawDevice {
     pub(super) memory_limit_bytes: Option<i64>,
     pub(super) trim: String,
     pub(super) kv_keep_bytes: i64,
+    pub(super) cuda_graphs: bool,
     pub(super) host_pool: bool,
 }
 

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! Binding ── slots: Region + OrtValue over it ──► read/write between runs, by Slot<T>
+//!         │         └─ Buffer in the pool: what was written goes there before a run, what the run wrote comes back
 //!         └─ shared: Rc<Region>               ──► past and present of the key-value cache, the device's alone
 //! ```
 //!
@@ -10,13 +11,22 @@
 //! the memory is ONNX Runtime's. Invariant: during a run every bound value's memory is owned, through a slot or `Rc`, by
 //! the binding, and neither `Region`s nor blocks of a pool move; so what ONNX Runtime reads and writes then is there.
 //! Memory that is updated in place may be let go of between runs and replaced: how a cache grows.
+//!
+//! With a pool, a slot has a block of it besides, which is what the graph is bound to: bound to the host's memory, ONNX
+//! Runtime would copy each input at each run, into memory of its own, and wait for it. What the host has written is copied
+//! before the run and what the run has written after it, on the stream of the run, and the host waits once, at the end.
+//! What the host has to know of a run on a GPU, such as a length, stays with the host: the session says which inputs are so.
+//!
+//! On a GPU a run may be [captured](Binding::capture): then its addresses must stay the same, which they do.
 
 use std::{
     collections::HashMap,
     ffi::{CString, c_void},
     fmt,
     marker::PhantomData,
+    mem,
     ptr::{self, NonNull},
+    sync::atomic::{AtomicI32, Ordering},
 };
 
 use ort::{
@@ -26,9 +36,12 @@ use ort::{
 };
 
 use super::{
-    DeviceError, Element, Pool, Session, Shared,
+    DeviceError, Element, Fault, Pool, Session, Shared,
+    capture::{Capture, Way},
+    pool::{Buffer, Pinned},
     region::{Place, Region, elements},
 };
+use crate::units::Bytes;
 
 /// A tensor of a [`Binding`] that the host may read and write between runs.
 ///
@@ -61,11 +74,33 @@ enum Side {
 struct Bound {
     name: CString,
     side: Side,
+    /// Where the graph reads or writes it, if not in `region`.
+    staged: Option<Buffer>,
+    // Declared before the memory that it pins: fields are dropped in order.
+    _pinned: Option<Pinned>,
     region: Region,
+    /// Whether the host has written to `region` since the last run.
+    is_written: bool,
     dtype: ort::sys::ONNXTensorElementDataType,
+    element_bytes: usize,
     room: usize,
     elements: usize,
-    shape: Vec<usize>,
+}
+
+impl Bound {
+    /// What the graph is bound to.
+    fn place(&self) -> Place {
+        match &self.staged {
+            Some(buffer) => {
+                Place { first: buffer.address().as_ptr(), bytes: self.region.bytes() }
+            }
+            None => self.region.place(),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.elements * self.element_bytes
+    }
 }
 
 /// Inputs and outputs of a session over fixed memory.
@@ -79,8 +114,42 @@ pub struct Binding {
     in_place: HashMap<CString, Option<Shared>>,
     /// What the session allocates from; it lives as long as the binding, which keeps the session alive.
     pool: Option<Pool>,
-    /// Whether what the host writes has to be taken to a GPU.
-    is_on_gpu: bool,
+    /// Names of inputs and outputs that the session wants in a pool.
+    staged: Vec<String>,
+    capture: Capture,
+    /// How to run a graph that is captured, or was.
+    captured: Option<Captured>,
+    next: Way,
+}
+
+/// A CUDA graph in the session's keeping.
+struct Captured {
+    options: RunOptions<NoSelectedOutputs>,
+    id: i32,
+    /// Whether the session has it.
+    is_held: bool,
+}
+
+/// ONNX Runtime numbers graphs by session; they are told apart throughout the process here.
+static NEXT_GRAPH: AtomicI32 = AtomicI32::new(1);
+
+impl Captured {
+    fn new() -> ort::Result<Self> {
+        let id = NEXT_GRAPH.fetch_add(1, Ordering::Relaxed);
+        Ok(Self { options: run_options(true, Some(id))?, id, is_held: false })
+    }
+}
+
+/// `graph` is the one to capture or to run again; without one it has to be said that there is none, as ONNX Runtime would
+/// capture the run otherwise.
+fn run_options(is_on_gpu: bool, graph: Option<i32>) -> ort::Result<RunOptions<NoSelectedOutputs>> {
+    let mut options = RunOptions::new()?;
+    if is_on_gpu {
+        options.set("gpu_graph_id", graph.unwrap_or(-1).to_string())?;
+        // The host waits for the copy of what the run has written, and so for the run.
+        options.disable_device_sync()?;
+    }
+    Ok(options)
 }
 
 impl fmt::Debug for Binding {
@@ -95,15 +164,55 @@ impl Binding {
     /// # Errors
     /// [`DeviceError::Runtime`] when ONNX Runtime has no memory for it.
     pub fn new(session: &Session) -> Result<Self, DeviceError> {
+        let pool = session.pool().cloned();
+        let is_on_gpu = pool.as_ref().is_some_and(|pool| pool.gpu_stream().is_some());
         let create = || {
             let cpu = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::Default)?;
-            Ok((session.inner().create_binding()?, RunOptions::new()?, cpu))
+            Ok((session.inner().create_binding()?, run_options(is_on_gpu, None)?, cpu))
         };
         let (inner, options, memory) =
             create().map_err(DeviceError::runtime::<()>("a binding cannot be made"))?;
-        let pool = session.pool().cloned();
-        let is_on_gpu = pool.as_ref().is_some_and(|pool| pool.gpu_stream().is_some());
-        Ok(Self { inner, options, memory, slots: Vec::new(), in_place: HashMap::new(), pool, is_on_gpu })
+        let staged = if pool.is_some() { session.staged(is_on_gpu)? } else { Vec::new() };
+        Ok(Self {
+            inner,
+            options,
+            memory,
+            slots: Vec::new(),
+            in_place: HashMap::new(),
+            pool,
+            staged,
+            capture: Capture::new(false),
+            captured: None,
+            next: Way::Eager,
+        })
+    }
+
+    /// Lets runs be captured as a CUDA graph, where the session was loaded for that: one submission in place of one for each
+    /// operator. For a binding whose runs repeat with the same shapes. Which runs are is said by
+    /// [`is_captured_next`](Self::is_captured_next).
+    ///
+    /// # Errors
+    /// [`DeviceError::Runtime`] when ONNX Runtime has no memory for it.
+    pub fn capture(&mut self, session: &Session) -> Result<(), DeviceError> {
+        if session.captures() && self.captured.is_none() {
+            let captured = Captured::new().map_err(DeviceError::runtime("a run's options"))?;
+            (self.captured, self.capture) = (Some(captured), Capture::new(true));
+        }
+        Ok(())
+    }
+
+    /// Decides how the next run is done, and says whether it will be the same as the ones before in all that the host
+    /// knows of it: values that it alone reads, such as a length, are then those of the run that was captured.
+    pub fn is_captured_next(&mut self) -> bool {
+        let epoch = self.pool.as_ref().map_or(0, Pool::epoch);
+        self.next = self.capture.next(epoch);
+        self.next == Way::Captured
+    }
+
+    /// Gives back what is held for a captured run. To be called before the pool is trimmed of its scratch.
+    pub fn release_captured(&mut self, session: &mut Session) {
+        self.capture.end();
+        self.drop_captured(session);
     }
 
     /// Maps zeroed memory for `shape` and binds it to the input `name`.
@@ -125,14 +234,20 @@ impl Binding {
     fn slot<T: Element>(&mut self, name: &str, side: Side, shape: &[usize]) -> Result<Slot<T>, DeviceError> {
         let room = elements(shape, usize::MAX)?;
         let region = Region::new::<T>(room)?;
+        let pool = self.pool.as_ref().filter(|_| self.staged.iter().any(|staged| staged == name));
+        let staged = pool.map(|pool| pool.buffer(Bytes::from(region.bytes()))).transpose()?;
+        let pinned = pool.and_then(|pool| pool.pin(NonNull::new(region.pointer())?, region.bytes()));
         let bound = Bound {
             name: c_name(name)?,
             side,
+            staged,
+            _pinned: pinned,
             region,
+            is_written: true,
             dtype: T::ONNX,
+            element_bytes: size_of::<T>(),
             room,
             elements: room,
-            shape: Vec::new(),
         };
         self.slots.push(bound);
         let slot = Slot { index: self.slots.len() - 1, element: PhantomData };
@@ -146,6 +261,7 @@ impl Binding {
     /// # Errors
     /// [`DeviceError::Runtime`] when the session has no such input or output; the binding cannot run then.
     pub fn in_place(&mut self, past: &str, present: &str, memory: &Shared) -> Result<(), DeviceError> {
+        self.capture.end();
         let past = c_name(past)?;
         let bound =
             [(&past, Side::Input), (&c_name(present)?, Side::Output)].into_iter().try_for_each(|to| {
@@ -158,6 +274,7 @@ impl Binding {
 
     /// Lets go of all memory that is updated in place. Until each has been bound again, the binding does not run.
     pub fn let_go(&mut self) {
+        self.capture.end();
         self.in_place.values_mut().for_each(|memory| *memory = None);
     }
 
@@ -169,12 +286,14 @@ impl Binding {
     /// # Panics
     /// When `slot` is another binding's and this one has no such slot.
     pub fn reshape<T: Element>(&mut self, slot: Slot<T>, shape: &[usize]) -> Result<(), DeviceError> {
+        self.capture.end();
         let bound = &self.slots[slot.index];
         let count = elements(shape, bound.room)?;
-        self.bind(&bound.name, bound.side, &self.memory, bound.region.place(), shape, bound.dtype)?;
+        let info = bound.staged.as_ref().map_or(&self.memory, Buffer::described);
+        self.bind(&bound.name, bound.side, info, bound.place(), shape, bound.dtype)?;
         let bound = &mut self.slots[slot.index];
         bound.elements = count;
-        shape.clone_into(&mut bound.shape);
+        bound.is_written = true;
         Ok(())
     }
 
@@ -201,13 +320,28 @@ impl Binding {
         unsafe { ort::Error::result_from_status(status) }.map_err(failed)
     }
 
-    /// Binds what the host has written anew: ONNX Runtime copies an input to the GPU when it is bound, and not again.
-    /// **Has not run on a GPU yet.**
-    fn take_to_gpu(&self) -> Result<(), DeviceError> {
-        self.slots.iter().filter(|bound| matches!(bound.side, Side::Input)).try_for_each(|bound| {
-            let place = bound.region.place();
-            self.bind(&bound.name, bound.side, &self.memory, place, &bound.shape, bound.dtype)
-        })
+    /// Copies what the host has written since the last run to where the graph reads it.
+    fn upload(&mut self) -> Result<(), DeviceError> {
+        for bound in &mut self.slots {
+            if let (Side::Input, true, Some(buffer)) = (bound.side, bound.is_written, &bound.staged) {
+                // SAFETY: the region holds what its shape says, and is ours until the run has been waited for.
+                unsafe { buffer.upload(bound.region.pointer(), bound.bytes()) }?;
+                bound.is_written = false;
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies what a run has written to where the host reads it.
+    fn download(&mut self) -> Result<(), DeviceError> {
+        for bound in &self.slots {
+            if let (Side::Output, Some(buffer)) = (bound.side, &bound.staged) {
+                // SAFETY: the region holds what its shape says, and `&mut` keeps others away until the run has been
+                // waited for.
+                unsafe { buffer.download(bound.region.pointer(), bound.bytes()) }?;
+            }
+        }
+        Ok(())
     }
 
     /// What is in a slot.
@@ -228,6 +362,7 @@ impl Binding {
     pub fn write<T: Element>(&mut self, slot: Slot<T>) -> &mut [T] {
         let bound = &mut self.slots[slot.index];
         assert!(bound.dtype == T::ONNX, "a slot is only of use with the binding that made it");
+        bound.is_written = true;
         bound.region.as_mut_slice(bound.elements)
     }
 
@@ -235,26 +370,69 @@ impl Binding {
     ///
     /// # Errors
     /// [`DeviceError::Runtime`] with ONNX Runtime's reason, [`DeviceError::NoRoom`] when it took more memory than the
-    /// session's pool has; the outputs then hold anything.
+    /// session's pool has; the outputs then hold anything. Of a run that was to be [captured](Self::is_captured_next) it may
+    /// be the capture that failed: the next one is done operator by operator.
     pub fn run(&mut self, session: &mut Session) -> Result<(), DeviceError> {
+        let way = mem::replace(&mut self.next, Way::Eager);
         if self.in_place.values().any(Option::is_none) {
             let message = "the memory that it updates was given back".into();
             return Err(DeviceError::Runtime { what: "a run failed", message });
         }
-        if self.is_on_gpu {
-            self.take_to_gpu()?;
+        // What was captured over other memory is of no more use.
+        if matches!(self.capture, Capture::Counting(runs) if runs > 0) {
+            self.drop_captured(session);
         }
+        let (epoch, blocks) = self.pool.as_ref().map_or((0, 0), |pool| (pool.epoch(), pool.blocks()));
+        let ran = self.upload().and_then(|()| self.run_once(session, way)).and_then(|()| self.download());
+        let Some(pool) = &self.pool else { return ran };
+        // Also after a failure: what was submitted reads and writes our memory until it is done.
+        let done = pool.wait();
+        if pool.blocks() > blocks {
+            pool.note_kept();
+        }
+        // Asked after a failure as well, so that the next run is not blamed for it.
+        let ran = match pool.take_overrun() {
+            Some(source) => Err(DeviceError::NoRoom { what: "a run failed", source }),
+            None => ran.and(done),
+        };
+        if way == Way::Captured {
+            self.note_captured(session, epoch, &ran);
+        }
+        ran
+    }
+
+    fn run_once(&mut self, session: &mut Session, way: Way) -> Result<(), DeviceError> {
+        let options = match (&mut self.captured, way) {
+            (Some(captured), Way::Captured) => {
+                captured.is_held = true;
+                &captured.options
+            }
+            _ => &self.options,
+        };
         let session = session.inner_mut().ptr().cast_mut();
         // SAFETY: session, options and binding live, `&mut` on the first and the last excludes another run of either,
         // and every bound value's memory is owned and borrowed by nobody (slots: `&mut self`; in place: all there, as
-        // looked at above, and never lent).
-        let status = unsafe { (ort::api().RunWithBinding)(session, self.options.ptr(), self.inner.ptr()) };
+        // the caller has looked, and never lent).
+        let status = unsafe { (ort::api().RunWithBinding)(session, options.ptr(), self.inner.ptr()) };
         // SAFETY: the status comes from the call above and is used once.
-        let ran = unsafe { ort::Error::result_from_status(status) };
-        // Asked after a failure as well, so that the next run is not blamed for it.
-        match self.pool.as_ref().and_then(Pool::take_overrun) {
-            Some(source) => Err(DeviceError::NoRoom { what: "a run failed", source }),
-            None => ran.map_err(DeviceError::runtime("a run failed")),
+        unsafe { ort::Error::result_from_status(status) }.map_err(DeviceError::runtime("a run failed"))
+    }
+
+    fn note_captured(&mut self, session: &mut Session, epoch: u64, ran: &Result<(), DeviceError>) {
+        match ran {
+            Ok(()) => return self.capture.ran(epoch),
+            Err(DeviceError::NoRoom { .. }) => self.capture.end(),
+            Err(e) if e.kind() == Fault::Poisoned => return,
+            Err(_) => self.capture.refuse(),
+        }
+        self.drop_captured(session);
+    }
+
+    fn drop_captured(&mut self, session: &mut Session) {
+        let Some(captured) = self.captured.as_mut().filter(|captured| captured.is_held) else { return };
+        captured.is_held = false;
+        if let Err(e) = session.release_captured(captured.id) {
+            tracing::debug!("{e}");
         }
     }
 }

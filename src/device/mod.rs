@@ -14,6 +14,7 @@
 //! - [`cuda`]: whether there is a GPU, asked without loading ONNX Runtime.
 
 mod binding;
+mod capture;
 pub mod cuda;
 mod faults;
 pub mod host;

@@ -19,6 +19,8 @@ pub struct SessionOptions {
     pub threads: usize,
     /// Whether [operators of our own](super::operators) compute on the CPU where they can.
     pub own_operators: bool,
+    /// Whether runs that repeat over the same memory may be captured, on a GPU, as one CUDA graph each.
+    pub captures: bool,
 }
 
 /// A graph to load.
@@ -62,6 +64,7 @@ pub struct Session {
     inner: ort::session::Session,
     threads: usize,
     pool: Option<Pool>,
+    captures: bool,
 }
 
 impl Session {
@@ -71,42 +74,38 @@ impl Session {
     /// [`DeviceError::Runtime`] with ONNX Runtime's reason.
     pub fn open(runtime: &Runtime, graph: &Graph, options: SessionOptions) -> Result<Self, DeviceError> {
         let inner = Self::commit(Self::builder(runtime.environment(), options), graph, options)?;
-        Ok(Self { inner, threads: options.threads, pool: None })
+        Ok(Self { inner, threads: options.threads, pool: None, captures: false })
     }
 
     /// Loads `graph`, with memory from `pool`: on the CPU for a pool of the host's, on the GPU for a GPU's,
-    /// and there as a whole. **On a GPU this has not run yet.**
+    /// and there as a whole.
     ///
     /// # Errors
     /// [`DeviceError::NoRoom`] when the pool has no room for it, [`DeviceError::Placement`] when the GPU cannot run every
     /// node of it, [`DeviceError::Runtime`] with ONNX Runtime's reason.
     pub fn open_in(pool: &Pool, graph: &Graph, options: SessionOptions) -> Result<Self, DeviceError> {
         let gpu = pool.gpu_stream();
-        let load = |is_whole| {
-            pool.loading(|| {
+        let load = |is_whole, captures| {
+            let inner = pool.loading(|| {
                 let builder = Self::builder(pool.environment(), options)
                     .and_then(|builder| Ok(builder.with_env_allocators()?))
                     .and_then(|builder| match gpu {
-                        Some(gpu) => on_gpu(builder, gpu, is_whole),
+                        Some(gpu) => on_gpu(builder, gpu, is_whole, captures),
                         None => Ok(builder),
                     });
                 Self::commit(builder, graph, options)
-            })
+            })?;
+            Ok(Self { inner, threads: options.threads, pool: Some(pool.clone()), captures })
         };
-        let inner = match load(true) {
+        let session = match load(true, options.captures && gpu.is_some()) {
             // ONNX Runtime says that there are such nodes, and not which; a session that may have them does.
-            Err(refused) if gpu.is_some() && refused.is_placement() => {
-                let partly = Self {
-                    inner: load(false).map_err(|_| refused)?,
-                    threads: options.threads,
-                    pool: Some(pool.clone()),
-                };
+            Err(refused) if gpu.is_some() && DeviceError::is_placement(&refused) => {
+                let partly = load(false, false).map_err(|_| refused)?;
                 let found = misplaced(&partly.placement()?).unwrap_or_else(|| "a part of it".into());
                 return Err(DeviceError::Placement { found });
             }
             loaded => loaded?,
         };
-        let session = Self { inner, threads: options.threads, pool: Some(pool.clone()) };
         if gpu.is_some()
             && let Some(found) = misplaced(&session.placement()?)
         {
@@ -159,6 +158,43 @@ impl Session {
     #[must_use]
     pub fn pool(&self) -> Option<&Pool> {
         self.pool.as_ref()
+    }
+
+    /// Whether it was loaded so that its runs may be captured.
+    #[must_use]
+    pub fn captures(&self) -> bool {
+        self.captures
+    }
+
+    /// Forgets what was captured as `graph`, and gives its memory back.
+    pub(super) fn release_captured(&mut self, graph: i32) -> Result<(), DeviceError> {
+        // SAFETY: the session lives, and `&mut` excludes a run of it.
+        let status = unsafe { (ort::api().SessionReleaseCapturedGraph)(self.inner.ptr().cast_mut(), graph) };
+        // SAFETY: the status comes from the call above and is used once.
+        unsafe { ort::Error::result_from_status(status) }
+            .map_err(DeviceError::runtime("a captured graph cannot be released"))
+    }
+
+    /// Names of the inputs and outputs that it reads and writes on a GPU, if it is on one; else all. On a GPU the others are
+    /// what the host has to know before it submits work, such as lengths.
+    pub(super) fn staged(&self, is_on_gpu: bool) -> Result<Vec<String>, DeviceError> {
+        let api = ort::api();
+        let sides = [
+            (self.inner.inputs(), api.SessionGetMemoryInfoForInputs),
+            (self.inner.outputs(), api.SessionGetMemoryInfoForOutputs),
+        ];
+        let mut staged = Vec::new();
+        for (outlets, ask) in sides {
+            let mut places = vec![ptr::null(); outlets.len()];
+            // SAFETY: the session lives; there is room for as many descriptions as it has inputs or outputs.
+            let status = unsafe { ask(self.inner.ptr(), places.as_mut_ptr(), places.len()) };
+            // SAFETY: the status comes from the call above and is used once.
+            unsafe { ort::Error::result_from_status(status) }
+                .map_err(DeviceError::runtime("where inputs and outputs lie"))?;
+            let there = outlets.iter().zip(places).filter(|(_, place)| !is_on_gpu || !is_on_host(*place));
+            staged.extend(there.map(|(outlet, _)| outlet.name().to_owned()));
+        }
+        Ok(staged)
     }
 
     /// Threads of one operator.
@@ -219,13 +255,36 @@ impl Session {
     }
 }
 
+fn is_on_host(place: *const ort::sys::OrtMemoryInfo) -> bool {
+    let mut device = ort::sys::OrtMemoryInfoDeviceType::OrtMemoryInfoDeviceType_CPU;
+    if !place.is_null() {
+        // SAFETY: the session owns the description and lives; the out-parameter is valid for the call.
+        unsafe { (ort::api().MemoryInfoGetDeviceType)(place, &raw mut device) };
+    }
+    device == ort::sys::OrtMemoryInfoDeviceType::OrtMemoryInfoDeviceType_CPU
+}
+
+/// The kernels of attention that are asked for: flash, memory-efficient, and operator by operator. cuDNN's is left out: it
+/// is what ONNX Runtime 1.31.1 prefers on Hopper, also where it is told to do without cuDNN, and then fails.
+fn attention() -> ep::cuda::AttentionBackend {
+    use ep::cuda::AttentionBackend;
+    AttentionBackend::FLASH_ATTENTION | AttentionBackend::EFFICIENT_ATTENTION | AttentionBackend::MATH
+}
+
 /// Asks for the CUDA provider on the pool's stream, for all of the graph or none of it if that is wanted.
-fn on_gpu(builder: SessionBuilder, gpu: GpuStream, is_whole: bool) -> ort::Result<SessionBuilder> {
+fn on_gpu(
+    builder: SessionBuilder,
+    gpu: GpuStream,
+    is_whole: bool,
+    captures: bool,
+) -> ort::Result<SessionBuilder> {
     let cuda = ep::CUDA::default().with_device_id(gpu.ordinal.into());
     // SAFETY: the stream belongs to the pool, which the session owns a share of and drops after itself.
     let cuda = unsafe { cuda.with_compute_stream(gpu.stream.as_ptr()) }
         // What single precision there is, such as the logits, is meant as such.
         .with_tf32(false)
+        .with_attention_backend(attention())
+        .with_cuda_graph(captures)
         // No operator of a language model needs it, and it is another half gigabyte to install.
         .with_arbitrary_config("enable_cudnn", "0")
         // The pool's blocks are ordered by the one stream.

@@ -137,14 +137,20 @@ impl<'a> Sampler<'a> {
 }
 
 /// The greatest logit that is a number, of the lowest id among equals.
+///
+/// In two passes that the compiler makes vectors of: one that remembers where the greatest was takes ten times as long, and
+/// a vocabulary has 150,000 entries.
 fn greatest(logits: &[f32]) -> Option<Candidate> {
-    let mut best: Option<Candidate> = None;
-    for (id, &logit) in (0u32..).zip(logits) {
-        if logit > best.map_or(f32::NEG_INFINITY, |(_, most)| most) {
-            best = Some((id, logit));
-        }
+    // What is not a number is greater than nothing.
+    let greater = |most: f32, logit: f32| if logit > most { logit } else { most };
+    let mut lanes = [f32::NEG_INFINITY; 32];
+    let (blocks, rest) = logits.as_chunks::<32>();
+    for block in blocks {
+        lanes.iter_mut().zip(block).for_each(|(lane, logit)| *lane = greater(*lane, *logit));
     }
-    best
+    let most = lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |most, logit| greater(most, *logit));
+    let id = logits.iter().position(|logit| *logit == most).filter(|_| most > f32::NEG_INFINITY)?;
+    Some((u32::try_from(id).ok()?, most))
 }
 
 /// Greater weights first, lower ids first among equals.

@@ -8,7 +8,8 @@
 //! So at most a quarter of it is unused, or one small step. From one step to the next it grows by a seventh or more, and
 //! so what is copied on the way to `n` positions is less than `7 n` of them, where the steps on that way read `n² / 2`.
 //! Steps of a constant size would copy `n²` as well, doubling would leave half unused; and each step means that inputs
-//! are bound anew, hence none for less than [`LEAST_STEP`]. Tensors grow one after the other, so growing takes no more
+//! are bound anew, hence none for less than [`LEAST_STEP`], and where steps are captured anew as well, for less than
+//! [`LEAST_STEP_CAPTURED`]. Tensors grow one after the other, so growing takes no more
 //! than the larger cache and one tensor of the smaller.
 //!
 //! Memory of the host that is not from a pool is mapped, and what is never written costs nothing, however large it is: a
@@ -35,6 +36,12 @@ use crate::{
 
 /// The fewest positions that a cache in a pool grows by: a fraction of a megabyte in most models.
 const LEAST_STEP: usize = 64;
+
+/// The same where steps are captured, as each larger cache means to capture them anew.
+const LEAST_STEP_CAPTURED: usize = 256;
+
+/// Decode steps over the same cache of which the last one is captured, if any is.
+const WARM_UP_STEPS: usize = 6;
 
 /// The fewest positions that are worth a copy: reading as many again takes no longer than a token or two.
 const LEAST_KEPT: usize = 16;
@@ -105,7 +112,7 @@ impl Timeline {
         let context = model.manifest().context_length;
         let most = if options.capacity == 0 { context } else { options.capacity.min(context) };
         let chunk = model.widest_pass(options.chunk.clamp(1, most));
-        let decode = model.pass(1, 1, most)?;
+        let decode = model.pass(1, 1, most)?.captured(&model)?;
         let prefill = model.pass(chunk, 1, most)?;
         let rows = if model.gives_every_row() { (options.drafts + 1).min(chunk) } else { 1 };
         let verify = (rows > 1).then(|| model.pass(rows, rows, most)).transpose()?;
@@ -151,12 +158,21 @@ impl Timeline {
     /// [`EngineError::Device`] when the model does not run.
     pub fn warm_up(&mut self) -> Result<(), EngineError> {
         let tokens = vec![0; self.chunk.min(8)];
-        for tokens in [&tokens[..], &tokens[..1]] {
+        self.rewind(0);
+        self.forward(&tokens)?;
+        // As many steps as it takes until one is captured, so that what cannot be is known before the first request.
+        let steps = if self.model.session().captures() { WARM_UP_STEPS } else { 1 };
+        for _ in 0..steps.min(self.most) {
             self.rewind(0);
-            self.forward(tokens)?;
+            self.forward(&tokens[..1])?;
         }
         self.clear();
         Ok(())
+    }
+
+    /// Gives back what is held for captured steps: to be called before the pool is trimmed of their scratch.
+    pub fn release_captured(&mut self) {
+        self.decode.release_captured(&mut self.model);
     }
 
     /// Positions that the cache has room for now.
@@ -266,6 +282,15 @@ impl Timeline {
         Ok(all)
     }
 
+    /// How large a cache for `positions` is made.
+    fn room_for(&self, positions: usize) -> usize {
+        if self.model.session().captures() {
+            // A prompt alone would leave no room for the first step, which would then be the first of another cache.
+            return step(positions.saturating_add(LEAST_STEP), self.most, LEAST_STEP_CAPTURED);
+        }
+        step(positions, self.most, LEAST_STEP)
+    }
+
     /// Grows the cache to `capacity` positions, with those in use. When that fails, all of it is given back.
     fn grow(&mut self, capacity: usize) -> Result<(), DeviceError> {
         let (older, tokens) = (mem::take(&mut self.cache), mem::take(&mut self.tokens));
@@ -286,9 +311,9 @@ impl Timeline {
     }
 }
 
-/// The step that has room for `positions`, of `most` in all.
-fn step(positions: usize, most: usize) -> usize {
-    let step = (positions.next_power_of_two() / 8).max(LEAST_STEP);
+/// The step that has room for `positions`, of `most` in all, and is no smaller than `least`.
+fn step(positions: usize, most: usize, least: usize) -> usize {
+    let step = (positions.next_power_of_two() / 8).max(least);
     positions.next_multiple_of(step).min(most)
 }
 
@@ -329,7 +354,7 @@ impl Forward for Timeline {
             return Err(EngineError::Context { used, asked: more, capacity });
         }
         if used + more > self.room() {
-            self.grow(step(used + more, capacity))?;
+            self.grow(self.room_for(used + more))?;
         }
         Ok(())
     }
@@ -377,13 +402,13 @@ mod tests {
     #[test]
     fn steps_have_room_and_leave_no_more_than_a_quarter_unused() {
         assert_eq!(
-            [1, 64, 65, 512, 513, 1024, 1025].map(|n| step(n, 4096)),
+            [1, 64, 65, 512, 513, 1024, 1025].map(|n| step(n, 4096, LEAST_STEP)),
             [64, 64, 128, 512, 640, 1024, 1280]
         );
-        assert_eq!([1, 100, 101].map(|n| step(n, 101)), [64, 101, 101], "never more than there may be");
+        assert_eq!([1, 100, 101].map(|n| step(n, 101, LEAST_STEP)), [64, 101, 101], "never more than there may be");
         let mut moved = 0;
         for n in 1..100_000 {
-            let (room, before) = (step(n, usize::MAX), step(n - 1, usize::MAX));
+            let (room, before) = (step(n, usize::MAX, LEAST_STEP), step(n - 1, usize::MAX, LEAST_STEP));
             assert!(room >= n && (room - n < LEAST_STEP || (room - n) * 4 <= n), "{n}: {room}");
             moved += if room > before { n - 1 } else { 0 };
             assert!(moved < 7 * n, "{n}: {moved} were copied");

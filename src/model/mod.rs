@@ -5,8 +5,10 @@
 
 mod cache;
 mod check;
+mod fixed;
 mod own;
 mod pass;
+mod step;
 
 use std::path::{Path, PathBuf};
 
@@ -18,6 +20,7 @@ use pass::Rows;
 use crate::{
     device::{Device, DeviceError, Graph, Pool, Runtime, Session, SessionOptions},
     manifest::{Dtype, Lengths, Manifest, ManifestError},
+    units::Bytes,
 };
 
 /// A loaded model.
@@ -89,7 +92,7 @@ impl Model {
     /// # Errors
     /// [`ModelError`] when manifest or graph are missing, cannot be loaded, or disagree.
     pub fn open(runtime: &Runtime, dir: &Path, options: SessionOptions) -> Result<Self, ModelError> {
-        Self::open_by(dir, options, false, |graph| Session::open(runtime, graph, options))
+        Self::open_by(dir, options, false, |graph, options| Session::open(runtime, graph, options))
     }
 
     /// Loads the model in `dir`, with memory from `pool`.
@@ -98,7 +101,7 @@ impl Model {
     /// As [`open`](Self::open), and [`ModelError::Load`] when the pool has no room for it.
     pub fn open_in(pool: &Pool, dir: &Path, options: SessionOptions) -> Result<Self, ModelError> {
         let is_on_gpu = pool.gpu_stream().is_some();
-        Self::open_by(dir, options, is_on_gpu, |graph| Session::open_in(pool, graph, options))
+        Self::open_by(dir, options, is_on_gpu, |graph, options| Session::open_in(pool, graph, options))
     }
 
     /// Loads the model in `dir` on a device; where a GPU cannot compute it and need not, on the CPU.
@@ -118,7 +121,9 @@ impl Model {
                 return Self::fall_back(device, &dir, options, &why);
             }
         }
-        match Self::open_by(dir, options, device.gpu().is_some(), |graph| device.session(graph, options)) {
+        match Self::open_by(dir, options, device.gpu().is_some(), |graph, options| {
+            device.session(graph, options)
+        }) {
             Err(why)
                 if device.may_leave_to_cpu() && device.gpu().is_some() && why.is_for_another_device() =>
             {
@@ -142,7 +147,7 @@ impl Model {
         dir: &Path,
         options: SessionOptions,
         on_gpu: bool,
-        session: impl FnOnce(&Graph) -> Result<Session, DeviceError>,
+        session: impl FnOnce(&Graph, SessionOptions) -> Result<Session, DeviceError>,
     ) -> Result<Self, ModelError> {
         let mut manifest = Manifest::read(dir)?;
         // ONNX Runtime computes float16 on a CPU, by way of single precision where it must.
@@ -155,7 +160,9 @@ impl Model {
             Some(changed) => Graph::with_operators(&path, changed.content, changed.operators),
             None => Graph::at(&path),
         };
-        let session = session(&graph).map_err(|source| ModelError::Load { path: path.clone(), source })?;
+        let captures = options.captures && on_gpu && fixed::has_steps_alike(&path, &manifest.graph);
+        let options = SessionOptions { captures, ..options };
+        let session = session(&graph, options).map_err(|source| ModelError::Load { path: path.clone(), source })?;
         check::adopt_dtype(&mut manifest, &session.inputs());
         check::graph(&manifest, &session.inputs(), &session.outputs())
             .map_err(|source| ModelError::Graph { path, source: Box::new(source) })?;
@@ -195,6 +202,13 @@ impl Model {
             Rows::Chosen | Rows::Last => chunk,
             Rows::All => chunk.min(MOST_LOGITS / self.manifest.dims.vocab).max(1),
         }
+    }
+
+    /// The bytes of weights that every step reads; `None` where the graph cannot be read again. The directory must be the one
+    /// that the model was loaded from.
+    #[must_use]
+    pub fn weights_read(&self, dir: &Path) -> Option<Bytes> {
+        step::weights_read(&dir.join(&self.manifest.graph.file))
     }
 
     /// The session that runs its graph.

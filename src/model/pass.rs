@@ -2,7 +2,7 @@
 
 use super::{Cache, Model, check::of_layer};
 use crate::{
-    device::{Binding, DeviceError, Slot},
+    device::{Binding, DeviceError, Fault, Slot},
     manifest::Lengths,
 };
 
@@ -53,6 +53,25 @@ impl Model {
         let given = if self.rows() == Rows::All { width } else { rows };
         let logits = binding.output(&names.logits, &[1, given, vocab])?;
         Ok(Pass { binding, input_ids, lengths, logits, width, rows, vocab, capacity: 0 })
+    }
+}
+
+impl Pass {
+    /// Lets its runs be [captured](Binding::capture): for a pass that is run again and again with as many tokens.
+    ///
+    /// # Errors
+    /// As [`Binding::capture`].
+    pub fn captured(mut self, model: &Model) -> Result<Self, DeviceError> {
+        // With a mask, shapes change from run to run.
+        if matches!(self.lengths, LengthSlots::Given { .. }) {
+            self.binding.capture(model.session())?;
+        }
+        Ok(self)
+    }
+
+    /// Gives back what is held for captured runs.
+    pub fn release_captured(&mut self, model: &mut Model) {
+        self.binding.release_captured(&mut model.session);
     }
 }
 
@@ -117,11 +136,28 @@ impl Pass {
         for (slot, token) in self.binding.write(self.input_ids).iter_mut().zip(tokens) {
             *slot = i64::from(*token);
         }
-        self.binding.run(&mut model.session)?;
+        let is_captured = self.binding.is_captured_next();
+        self.tell_host(if is_captured { self.capacity } else { past + tokens.len() });
+        match self.binding.run(&mut model.session) {
+            Err(e) if is_captured && e.kind() != Fault::Poisoned => {
+                tracing::warn!("a run is not captured, and done operator by operator: {e}");
+                self.tell_host(past + tokens.len());
+                self.binding.run(&mut model.session)?;
+            }
+            ran => ran?,
+        }
         let wanted = self.rows.min(tokens.len()) * self.vocab;
         let logits = self.binding.write(self.logits);
         let skipped = logits.len().saturating_sub(wanted);
         Ok(&mut logits[skipped..])
+    }
+
+    /// Says the total length that attention reads on the host. It is an upper bound, which the device's own length is
+    /// within: in a captured run it is that of the whole cache, as it is read when the run is captured and never again.
+    fn tell_host(&mut self, total: usize) {
+        if let LengthSlots::Given { total_sequence_length, .. } = self.lengths {
+            self.binding.write(total_sequence_length)[0] = length(total);
+        }
     }
 
     fn check(&self, new: usize, past: usize) -> Result<(), DeviceError> {
@@ -140,14 +176,15 @@ impl Pass {
         }
         let rows = self.rows.min(new);
         match self.lengths {
-            LengthSlots::Given { seqlens_k, total_sequence_length, logits_index } => {
+            LengthSlots::Given { seqlens_k, logits_index, .. } => {
                 self.binding.write(seqlens_k)[0] = length(total - 1);
-                self.binding.write(total_sequence_length)[0] = length(total);
                 if self.binding.read(logits_index).len() != rows {
                     self.binding.reshape(logits_index, &[rows])?;
                 }
-                for (slot, position) in self.binding.write(logits_index).iter_mut().zip(new - rows..) {
-                    *slot = i64::try_from(position).unwrap_or(i64::MAX);
+                // What is written is copied to the device, so what stays the same is not.
+                let positions = (new - rows..).map(|position| i64::try_from(position).unwrap_or(i64::MAX));
+                if !self.binding.read(logits_index).iter().copied().eq(positions.clone().take(rows)) {
+                    self.binding.write(logits_index).iter_mut().zip(positions).for_each(|(slot, n)| *slot = n);
                 }
                 self.lay_out_logits(rows)
             }

@@ -75,18 +75,18 @@ impl Holdings {
         Some(DeviceMemory { used, reserved: figures.reserved, free })
     }
 
-    /// Gives back all that the pool does not use.
-    pub(super) fn trim(&mut self) -> Memory {
-        self.trim_to(Bytes(0))
+    /// Down to how much the policy says to trim, when nothing has run for `idle`, if anything is due.
+    pub(super) fn due(&self, idle: Duration) -> Option<Bytes> {
+        self.trim.due(self.idle.device?.reserved, idle)
     }
 
-    /// Gives back what the policy says, when nothing has run for `idle`; what is held then, if anything was due.
-    pub(super) fn trim_if_due(&mut self, idle: Duration) -> Option<Memory> {
-        let keep = self.trim.due(self.idle.device?.reserved, idle)?;
-        Some(self.trim_to(keep))
+    /// Whether a trim to `keep` takes scratch away that captured runs have the addresses of.
+    pub(super) fn has_to_trim(&self, keep: Bytes) -> bool {
+        self.pool.as_ref().is_some_and(|pool| pool.has_to_trim(keep))
     }
 
-    fn trim_to(&mut self, keep: Bytes) -> Memory {
+    /// Gives back all that the pool does not use but for `keep`; what is held then.
+    pub(super) fn trim_to(&mut self, keep: Bytes) -> Memory {
         if let Some(pool) = &self.pool {
             pool.trim(keep);
         }
@@ -94,7 +94,7 @@ impl Holdings {
         self.settle()
     }
 
-    /// How long nothing must happen before [`trim_if_due`](Self::trim_if_due) can say something new; `None` when waiting
+    /// How long nothing must happen before [`due`](Self::due) can say something new; `None` when waiting
     /// makes no difference.
     pub(super) fn wait(&self) -> Option<Duration> {
         (self.is_used && self.pool.is_some()).then(|| self.trim.wait()).flatten()
@@ -110,7 +110,7 @@ mod tests {
         let mut holdings = Holdings::new(None, "idle=1".parse().unwrap());
         holdings.begin();
         assert_eq!((holdings.idle().device, holdings.peak(), holdings.wait()), (None, None, None));
-        assert_eq!(holdings.trim_if_due(Duration::MAX), None);
-        assert_eq!(holdings.trim().device, None);
+        assert_eq!(holdings.due(Duration::MAX), None);
+        assert_eq!(holdings.trim_to(Bytes(0)).device, None);
     }
 }

@@ -37,7 +37,7 @@ use crate::{
         host::{self, Pace},
     },
     engine::{self, EngineError, Forward, Speculation, Step, Timeline, TimelineOptions},
-    job::{Failure, Finish, GpuReport, Job, MemoryReport, ModelId, ModelReport, Placement, RuntimeReport},
+    job::{Failure, Finish, GpuReport, Job, Memory, MemoryReport, ModelId, ModelReport, Placement, RuntimeReport},
     model::{Model, ModelError},
     units::Bytes,
     wire::{self, Down, PROTOCOL, Up, WireError, WorkerSpec},
@@ -205,12 +205,12 @@ impl<W: Write> Worker<W> {
                     drop(self.models.remove(&model));
                     self.note_kept();
                     let held = self.holdings.settle();
-                    let memory = self.holdings.trim_if_due(Duration::ZERO).unwrap_or(held);
+                    let memory = self.trim_to_due(Duration::ZERO).unwrap_or(held);
                     wire::write(&Up::Unloaded { model, memory }, &mut self.output)?;
                 }
                 Some(Down::Trim) => {
                     self.clear_others(None);
-                    let memory = self.holdings.trim();
+                    let memory = self.trim(Bytes(0));
                     wire::write(&Up::Trimmed { memory }, &mut self.output)?;
                 }
                 Some(Down::Cancel(_) | Down::Start(_)) => {}
@@ -235,8 +235,21 @@ impl<W: Write> Worker<W> {
     /// Gives memory of the device back, if that is due, and says what is held then.
     fn trim_if_due(&mut self, idle: Duration) -> Result<(), WorkerError> {
         let began = Instant::now();
-        let Some(memory) = self.holdings.trim_if_due(idle) else { return Ok(()) };
+        let Some(memory) = self.trim_to_due(idle) else { return Ok(()) };
         Ok(wire::write(&Up::Held { memory, took: began.elapsed() }, &mut self.output)?)
+    }
+
+    fn trim_to_due(&mut self, idle: Duration) -> Option<Memory> {
+        let keep = self.holdings.due(idle)?;
+        Some(self.trim(keep))
+    }
+
+    /// Gives memory of the device back, down to `keep`; what captured steps hold first, if it takes their scratch away.
+    fn trim(&mut self, keep: Bytes) -> Memory {
+        if self.holdings.has_to_trim(keep) {
+            self.models.values_mut().for_each(|loaded| loaded.timeline.release_captured());
+        }
+        self.holdings.trim_to(keep)
     }
 
     fn load(&mut self, model: ModelId, dir: &Path) -> Result<(), WorkerError> {
@@ -250,7 +263,7 @@ impl<W: Write> Worker<W> {
             }
             Err(e) => {
                 self.holdings.settle();
-                self.holdings.trim_if_due(Duration::ZERO);
+                self.trim_to_due(Duration::ZERO);
                 Up::LoadFailed { model, message: e.to_string() }
             }
         };
@@ -263,7 +276,8 @@ impl<W: Write> Worker<W> {
         // What was kept until now would count for the model.
         let before = if was_kept { self.holdings.settle() } else { self.holdings.idle() };
         self.faults.at(Point::Load)?;
-        let options = SessionOptions { threads: self.threads, own_operators: self.spec.own_operators };
+        let WorkerSpec { own_operators, cuda_graphs: captures, .. } = self.spec;
+        let options = SessionOptions { threads: self.threads, own_operators, captures };
         let model = Model::open_on(&self.device, dir, options)?;
         let capacity = self.spec.context_length.unwrap_or(0);
         let WorkerSpec { prefill_chunk: chunk, kv_keep: keep, prefix_cache: prefixes, .. } = self.spec;
@@ -280,7 +294,7 @@ impl<W: Write> Worker<W> {
         let guides = Guides::new(dir.to_path_buf(), timeline.vocabulary());
         self.models.insert(id.clone(), Loaded { timeline, speculation: Speculation::new(), guides });
         let held = self.holdings.settle();
-        let after = self.holdings.trim_if_due(Duration::ZERO).unwrap_or(held);
+        let after = self.trim_to_due(Duration::ZERO).unwrap_or(held);
         let placement = Placement(placement);
         Ok(ModelReport { placement, capacity, load_time: started.elapsed(), before, after })
     }

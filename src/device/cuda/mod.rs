@@ -38,7 +38,7 @@ const FIRST: [&str; 7] = [
 ];
 
 /// What is called to compute.
-const REST: [&str; 25] = [
+const REST: [&str; 31] = [
     "cuDeviceGetAttribute",
     "cuDevicePrimaryCtxRetain",
     "cuDevicePrimaryCtxRelease_v2",
@@ -61,6 +61,12 @@ const REST: [&str; 25] = [
     "cuMemAllocFromPoolAsync",
     "cuMemFreeAsync",
     "cuMemGetInfo_v2",
+    "cuMemcpyHtoDAsync_v2",
+    "cuMemcpyDtoHAsync_v2",
+    "cuMemcpyDtoDAsync_v2",
+    "cuMemcpy2DAsync_v2",
+    "cuMemHostRegister_v2",
+    "cuMemHostUnregister",
     "cuMemHostAlloc",
     "cuMemFreeHost",
     "cuThreadExchangeStreamCaptureMode",

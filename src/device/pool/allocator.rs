@@ -53,6 +53,7 @@ pub(super) struct Allocator<B> {
     free: FreeList,
     counts: Counts,
     loads: usize,
+    epoch: u64,
     overrun: Option<NoRoom>,
     refusal: Option<NoRoom>,
 }
@@ -67,6 +68,7 @@ impl<B: Backend> Allocator<B> {
             free: FreeList::new(most_cached),
             counts: Counts::default(),
             loads: 0,
+            epoch: 0,
             overrun: None,
             refusal: None,
         }
@@ -109,6 +111,31 @@ impl<B: Backend> Allocator<B> {
         Ok(self.hand_out(block, Live { kind: Kind::Scratch, size, asked }))
     }
 
+    /// A block of scratch that is kept from one run to the next.
+    ///
+    /// # Errors
+    /// As [`try_take`](Self::try_take).
+    pub(super) fn try_keep(&mut self, asked: usize) -> Result<Block, NoRoom> {
+        self.epoch += 1;
+        self.try_take(asked, User::Anybody)
+    }
+
+    /// Changes when a block that runs used as scratch has gone to somebody who keeps it, or back to the device: what was
+    /// captured of a run before may then no longer be run again, as it has the addresses of its scratch in it.
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// How many blocks are out.
+    pub(super) fn blocks(&self) -> usize {
+        self.live.len()
+    }
+
+    /// Somebody keeps blocks that were scratch.
+    pub(super) fn note_kept(&mut self) {
+        self.epoch += 1;
+    }
+
     /// A block that ONNX Runtime reserves: for weights while a graph is loaded, for a kernel otherwise.
     ///
     /// # Errors
@@ -128,6 +155,7 @@ impl<B: Backend> Allocator<B> {
     /// A graph is about to be loaded: what is reserved until [`load_ends`](Self::load_ends) is weights.
     pub(super) fn load_begins(&mut self) {
         self.loads += 1;
+        self.epoch += 1;
     }
 
     /// A load has ended, well or not.
@@ -151,13 +179,43 @@ impl<B: Backend> Allocator<B> {
     /// [`DeviceError::Shape`] when they do not fit into the blocks; [`DeviceError::Runtime`] when the device fails.
     pub(super) fn copy_rows(&mut self, from: Block, to: Block, rows: Rows) -> Result<(), DeviceError> {
         let (least, most) = rows.spans().unwrap_or((usize::MAX, usize::MAX));
-        for (block, needed) in [(from, least), (to, most)] {
-            let room = self.size(block);
-            if needed > room {
-                return Err(DeviceError::Shape { shape: vec![rows.count, rows.bytes], needed, room });
-            }
-        }
+        self.check_room(from, least)?;
+        self.check_room(to, most)?;
         self.backend.copy_rows(from, to, rows)
+    }
+
+    /// Copies `bytes` of the host's memory into a block that is out, after all work that was submitted before.
+    ///
+    /// # Errors
+    /// [`DeviceError::Shape`] when the block is smaller; [`DeviceError::Runtime`] when the device fails.
+    ///
+    /// # Safety
+    /// As for [`Backend::upload`], but for the block's size.
+    pub(super) unsafe fn upload(&mut self, from: *const u8, to: Block, bytes: usize) -> Result<(), DeviceError> {
+        self.check_room(to, bytes)?;
+        // SAFETY: the block holds them (looked at above), the rest is the caller's promise.
+        unsafe { self.backend.upload(from, to, bytes) }
+    }
+
+    /// Copies `bytes` of a block that is out into the host's memory, after all work that was submitted before.
+    ///
+    /// # Errors
+    /// As [`upload`](Self::upload).
+    ///
+    /// # Safety
+    /// As for [`Backend::download`], but for the block's size.
+    pub(super) unsafe fn download(&mut self, from: Block, to: *mut u8, bytes: usize) -> Result<(), DeviceError> {
+        self.check_room(from, bytes)?;
+        // SAFETY: the block holds them (looked at above), the rest is the caller's promise.
+        unsafe { self.backend.download(from, to, bytes) }
+    }
+
+    fn check_room(&self, block: Block, needed: usize) -> Result<(), DeviceError> {
+        let room = self.size(block);
+        if needed > room {
+            return Err(DeviceError::Shape { shape: vec![needed], needed, room });
+        }
+        Ok(())
     }
 
     /// Takes a block back. One that is not out is left alone and said, as to free it twice would be worse.
@@ -201,6 +259,15 @@ impl<B: Backend> Allocator<B> {
 
     pub(super) fn backend(&self) -> &B {
         &self.backend
+    }
+
+    pub(super) fn backend_mut(&mut self) -> &mut B {
+        &mut self.backend
+    }
+
+    /// Whether [`trim`](Self::trim) to `keep` would give blocks back that runs use as scratch.
+    pub(super) fn has_to_trim(&self, keep: usize) -> bool {
+        self.free.bytes() > keep.saturating_sub(self.counts.on_device())
     }
 
     /// The most that may be held.
@@ -256,6 +323,7 @@ impl<B: Backend> Allocator<B> {
     }
 
     fn release(&mut self, block: Block, size: usize) {
+        self.epoch += 1;
         self.check_untouched(block, size);
         self.backend.free(Kind::Scratch, block, size);
     }

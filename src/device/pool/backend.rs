@@ -61,6 +61,37 @@ pub(super) trait Backend: Send {
     /// allocator has looked.
     fn copy_rows(&mut self, from: Block, to: Block, rows: Rows) -> Result<(), DeviceError>;
 
+    /// Copies `bytes` of the host's memory into a block, after all work that was submitted before.
+    ///
+    /// # Safety
+    /// `from` must be valid for reads of as many bytes, and what is there must stay until [`wait`](Self::wait) has
+    /// returned; the block must hold them.
+    unsafe fn upload(&mut self, from: *const u8, to: Block, bytes: usize) -> Result<(), DeviceError>;
+
+    /// Copies `bytes` of a block into the host's memory, after all work that was submitted before.
+    ///
+    /// # Safety
+    /// `to` must be valid for writes of as many bytes, and nobody else may look at it until [`wait`](Self::wait) has
+    /// returned; the block must hold them.
+    unsafe fn download(&mut self, from: Block, to: *mut u8, bytes: usize) -> Result<(), DeviceError>;
+
+    /// Waits until all work that was submitted is done.
+    fn wait(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    /// Keeps memory of the host where it is, so that copies of it are fast and nobody waits for them; `false` where that
+    /// makes no difference or cannot be had.
+    fn pin(&mut self, first: NonNull<u8>, bytes: usize) -> bool {
+        let _ = (first, bytes);
+        false
+    }
+
+    /// Ends what [`pin`](Self::pin) began.
+    fn unpin(&mut self, first: NonNull<u8>) {
+        let _ = first;
+    }
+
     /// What the device says.
     fn held(&self) -> Held;
 
@@ -102,6 +133,28 @@ impl<B: Backend + ?Sized> Backend for Box<B> {
 
     fn copy_rows(&mut self, from: Block, to: Block, rows: Rows) -> Result<(), DeviceError> {
         (**self).copy_rows(from, to, rows)
+    }
+
+    unsafe fn upload(&mut self, from: *const u8, to: Block, bytes: usize) -> Result<(), DeviceError> {
+        // SAFETY: the caller's promises are those that are asked for.
+        unsafe { (**self).upload(from, to, bytes) }
+    }
+
+    unsafe fn download(&mut self, from: Block, to: *mut u8, bytes: usize) -> Result<(), DeviceError> {
+        // SAFETY: as in `upload`.
+        unsafe { (**self).download(from, to, bytes) }
+    }
+
+    fn wait(&mut self) -> Result<(), DeviceError> {
+        (**self).wait()
+    }
+
+    fn pin(&mut self, first: NonNull<u8>, bytes: usize) -> bool {
+        (**self).pin(first, bytes)
+    }
+
+    fn unpin(&mut self, first: NonNull<u8>) {
+        (**self).unpin(first);
     }
 
     fn held(&self) -> Held {

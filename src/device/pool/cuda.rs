@@ -116,17 +116,61 @@ impl CudaBackend {
 
     fn try_copy(&self, from: Block, to: Block, rows: Rows) -> Result<(), DriverError> {
         self.context.bind_to_thread()?;
-        // SAFETY: a plain C structure for which all zeros is valid: no offsets, no arrays, no host memory.
-        let mut copy: sys::CUDA_MEMCPY2D = unsafe { std::mem::zeroed() };
-        copy.srcMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
-        copy.dstMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
-        (copy.srcDevice, copy.srcPitch) = (address(from), rows.from);
-        (copy.dstDevice, copy.dstPitch) = (address(to), rows.to);
-        (copy.WidthInBytes, copy.Height) = (rows.bytes, rows.count);
+        if rows.count == 1 {
+            // SAFETY: as below; a plain copy, as fast as the memory is.
+            return unsafe {
+                result::memcpy_dtod_async(address(to), address(from), rows.bytes, self.stream.cu_stream())
+            };
+        }
+        let copy = sys::CUDA_MEMCPY2D {
+            srcXInBytes: 0,
+            srcY: 0,
+            srcMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
+            srcHost: std::ptr::null(),
+            srcDevice: address(from),
+            srcArray: std::ptr::null_mut(),
+            srcPitch: rows.from,
+            dstXInBytes: 0,
+            dstY: 0,
+            dstMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
+            dstHost: std::ptr::null_mut(),
+            dstDevice: address(to),
+            dstArray: std::ptr::null_mut(),
+            dstPitch: rows.to,
+            WidthInBytes: rows.bytes,
+            Height: rows.count,
+        };
         // SAFETY: both blocks are out and as long as the rows' spans, which the allocator has looked at; the driver reads
         // `copy` before it returns. On the one stream, it comes after what writes the rows and before what reads them,
         // and before whatever gets a block that is freed from now on.
         unsafe { sys::cuMemcpy2DAsync_v2(&raw const copy, self.stream.cu_stream()) }.result()
+    }
+
+    /// # Safety
+    /// As for [`Backend::upload`].
+    unsafe fn try_upload(&self, from: *const u8, to: Block, bytes: usize) -> Result<(), DriverError> {
+        self.context.bind_to_thread()?;
+        // SAFETY: the caller promises that both hold as many bytes and stay; on the one stream, it comes after what reads
+        // the block and before what is submitted from now on.
+        unsafe {
+            sys::cuMemcpyHtoDAsync_v2(address(to), from.cast(), bytes, self.stream.cu_stream()).result()
+        }
+    }
+
+    /// # Safety
+    /// As for [`Backend::download`].
+    unsafe fn try_download(&self, from: Block, to: *mut u8, bytes: usize) -> Result<(), DriverError> {
+        self.context.bind_to_thread()?;
+        // SAFETY: as in `try_upload`.
+        unsafe {
+            sys::cuMemcpyDtoHAsync_v2(to.cast(), address(from), bytes, self.stream.cu_stream()).result()
+        }
+    }
+
+    fn try_pin(&self, first: NonNull<u8>, bytes: usize) -> Result<(), DriverError> {
+        self.context.bind_to_thread()?;
+        // SAFETY: it only keeps the pages where they are; the driver refuses what is not mapped.
+        unsafe { sys::cuMemHostRegister_v2(first.as_ptr().cast(), bytes, sys::CU_MEMHOSTREGISTER_PORTABLE) }.result()
     }
 
     fn try_held(&self) -> Result<Held, DriverError> {
@@ -159,10 +203,33 @@ impl Backend for CudaBackend {
     }
 
     fn copy_rows(&mut self, from: Block, to: Block, rows: Rows) -> Result<(), DeviceError> {
-        self.try_copy(from, to, rows).map_err(|e| DeviceError::Runtime {
-            what: "memory cannot be copied on the device",
-            message: e.to_string(),
-        })
+        self.try_copy(from, to, rows).map_err(failed("memory cannot be copied on the device"))
+    }
+
+    unsafe fn upload(&mut self, from: *const u8, to: Block, bytes: usize) -> Result<(), DeviceError> {
+        // SAFETY: the caller's promises are those that are asked for.
+        unsafe { self.try_upload(from, to, bytes) }.map_err(failed("what the host wrote cannot be copied"))
+    }
+
+    unsafe fn download(&mut self, from: Block, to: *mut u8, bytes: usize) -> Result<(), DeviceError> {
+        // SAFETY: as in `upload`.
+        unsafe { self.try_download(from, to, bytes) }.map_err(failed("what the device wrote cannot be copied"))
+    }
+
+    fn wait(&mut self) -> Result<(), DeviceError> {
+        self.stream.synchronize().map_err(failed("the device did not finish"))
+    }
+
+    fn pin(&mut self, first: NonNull<u8>, bytes: usize) -> bool {
+        self.try_pin(first, bytes).inspect_err(|e| tracing::debug!("memory of the host is not pinned: {e}")).is_ok()
+    }
+
+    fn unpin(&mut self, first: NonNull<u8>) {
+        let unpinned = self.context.bind_to_thread().and_then(|()| {
+            // SAFETY: it was pinned by `pin`, and is still mapped: whoever has it unpins it first.
+            unsafe { sys::cuMemHostUnregister(first.as_ptr().cast()) }.result()
+        });
+        note("memory of the host stays pinned", unpinned);
     }
 
     fn held(&self) -> Held {
@@ -192,6 +259,10 @@ fn note(what: &str, result: Result<(), DriverError>) {
     if let Err(e) = result {
         tracing::warn!("{what}: {e}");
     }
+}
+
+fn failed(what: &'static str) -> impl Fn(DriverError) -> DeviceError {
+    move |e| DeviceError::Runtime { what, message: e.to_string() }
 }
 
 fn unavailable(message: &str) -> DeviceError {

@@ -115,6 +115,18 @@ impl Backend for HostBackend {
         Ok(())
     }
 
+    unsafe fn upload(&mut self, from: *const u8, to: Block, bytes: usize) -> Result<(), DeviceError> {
+        // SAFETY: the caller promises that both hold as many bytes; a block is nobody's memory but the pool's.
+        unsafe { to.0.as_ptr().copy_from(from, bytes) };
+        Ok(())
+    }
+
+    unsafe fn download(&mut self, from: Block, to: *mut u8, bytes: usize) -> Result<(), DeviceError> {
+        // SAFETY: as in `upload`.
+        unsafe { from.0.as_ptr().copy_to(to, bytes) };
+        Ok(())
+    }
+
     fn held(&self) -> Held {
         let Self { reserved, reserved_peak, .. } = *self;
         Held { reserved, reserved_peak, ..Held::default() }

@@ -33,10 +33,12 @@ mod tests;
 
 use std::{
     fmt,
+    ptr::NonNull,
     sync::{Arc, MutexGuard},
+    time::Instant,
 };
 
-use allocator::{Allocator, User};
+use allocator::Allocator;
 use backend::{Backend, Block, Held};
 pub use cuda::CudaOptions;
 use face::{Claim, Registration};
@@ -98,7 +100,7 @@ pub struct GpuStream {
     /// The GPU's number, as the driver counts them.
     pub ordinal: u16,
     /// The stream, as ONNX Runtime's CUDA provider takes it for `user_compute_stream`.
-    pub stream: std::ptr::NonNull<()>,
+    pub stream: NonNull<()>,
 }
 
 fn size(bytes: Bytes) -> usize {
@@ -170,6 +172,33 @@ impl Pool {
         self.allocator().trim(size(keep));
     }
 
+    /// Whether [`trim`](Self::trim) to `keep` would give back what runs use as scratch, and so end what was
+    /// [captured](super::Binding) of them.
+    #[must_use]
+    pub fn has_to_trim(&self, keep: Bytes) -> bool {
+        self.allocator().has_to_trim(size(keep))
+    }
+
+    /// How fast its memory is: bytes read and written in a second by `copies` of `bytes` from one place to another, one of
+    /// them not counted.
+    ///
+    /// # Errors
+    /// [`DeviceError::NoRoom`] when there is no room for two such places; [`DeviceError::Runtime`] when the device fails.
+    pub fn bandwidth(&self, bytes: Bytes, copies: u32) -> Result<f64, DeviceError> {
+        let (from, to) = (self.buffer(bytes)?, self.buffer(bytes)?);
+        let one = Rows { count: 1, bytes: size(bytes), from: size(bytes), to: size(bytes) };
+        to.copy_rows(&from, one)?;
+        self.wait()?;
+        let began = Instant::now();
+        for _ in 0..copies {
+            to.copy_rows(&from, one)?;
+        }
+        self.wait()?;
+        #[expect(clippy::cast_precision_loss, reason = "sizes of memory are far below 2^52")]
+        let moved = bytes.0 as f64 * 2.0 * f64::from(copies);
+        Ok(moved / began.elapsed().as_secs_f64())
+    }
+
     /// Memory for something else than a session's graph, such as a key-value cache.
     ///
     /// # Errors
@@ -177,7 +206,7 @@ impl Pool {
     pub fn buffer(&self, bytes: Bytes) -> Result<Buffer, DeviceError> {
         let mut allocator = self.allocator();
         let block = allocator
-            .try_take(size(bytes), User::Anybody)
+            .try_keep(size(bytes))
             .map_err(|source| DeviceError::NoRoom { what: "a buffer", source })?;
         let held = allocator.size(block).into();
         Ok(Buffer { block, bytes, held, pool: self.clone() })
@@ -194,6 +223,34 @@ impl Pool {
     /// there is, and must fail.
     pub(super) fn take_overrun(&self) -> Option<NoRoom> {
         self.allocator().take_overrun()
+    }
+
+    /// Changes when what was captured of a run before can no longer be run again, as its scratch is somebody else's.
+    pub(super) fn epoch(&self) -> u64 {
+        self.allocator().epoch()
+    }
+
+    /// How many blocks are out.
+    pub(super) fn blocks(&self) -> usize {
+        self.allocator().blocks()
+    }
+
+    /// A run has kept some of its scratch.
+    pub(super) fn note_kept(&self) {
+        self.allocator().note_kept();
+    }
+
+    /// Waits until all work that was submitted is done.
+    ///
+    /// # Errors
+    /// [`DeviceError::Runtime`] when the device fails, also with what was submitted long before.
+    pub(super) fn wait(&self) -> Result<(), DeviceError> {
+        self.allocator().backend_mut().wait()
+    }
+
+    /// Keeps memory of the host where it is, for fast copies, until what this gives is dropped.
+    pub(super) fn pin(&self, first: NonNull<u8>, bytes: usize) -> Option<Pinned> {
+        self.allocator().backend_mut().pin(first, bytes).then(|| Pinned { first, pool: self.clone() })
     }
 
     /// Loads a graph with `load`, whose memory is then counted as weights.
@@ -216,6 +273,18 @@ impl Pool {
 
     fn allocator(&self) -> MutexGuard<'_, Allocator<Box<dyn Backend>>> {
         self.registration.face().allocator()
+    }
+}
+
+/// Memory of the host that stays where it is until this is dropped, which must be before it is unmapped.
+pub(super) struct Pinned {
+    first: NonNull<u8>,
+    pool: Pool,
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        self.pool.allocator().backend_mut().unpin(self.first);
     }
 }
 
@@ -258,6 +327,30 @@ impl Buffer {
         self.pool.allocator().copy_rows(from.block, self.block, rows)
     }
 
+    /// Copies `bytes` of the host's memory into its start, after all work that was submitted before.
+    ///
+    /// # Errors
+    /// [`DeviceError::Shape`] when it is smaller; [`DeviceError::Runtime`] when the device fails.
+    ///
+    /// # Safety
+    /// `from` must be valid for reads of as many bytes, and what is there must stay until [`Pool::wait`] has returned.
+    pub(super) unsafe fn upload(&self, from: *const u8, bytes: usize) -> Result<(), DeviceError> {
+        // SAFETY: the caller's promises are those that are asked for.
+        unsafe { self.pool.allocator().upload(from, self.block, bytes) }
+    }
+
+    /// Copies `bytes` from its start into the host's memory, after all work that was submitted before.
+    ///
+    /// # Errors
+    /// As [`upload`](Self::upload).
+    ///
+    /// # Safety
+    /// `to` must be valid for writes of as many bytes, and nobody may look at it until [`Pool::wait`] has returned.
+    pub(super) unsafe fn download(&self, to: *mut u8, bytes: usize) -> Result<(), DeviceError> {
+        // SAFETY: the caller's promises are those that are asked for.
+        unsafe { self.pool.allocator().download(self.block, to, bytes) }
+    }
+
     /// What ONNX Runtime calls its device.
     pub(super) fn described(&self) -> Described<'_> {
         self.pool.registration.face().info()
@@ -265,7 +358,7 @@ impl Buffer {
 
     /// Where it is on its device.
     #[must_use]
-    pub fn address(&self) -> std::ptr::NonNull<u8> {
+    pub fn address(&self) -> NonNull<u8> {
         self.block.0
     }
 }

@@ -1,0 +1,104 @@
+//! Whether the device computes what transformers and the CPU do.
+
+use std::{fs, ops::ControlFlow, path::Path};
+
+use eka::{
+    engine::{self, Forward, Speculation, Step, Timeline, TimelineOptions},
+    job::{Job, JobId},
+    manifest::Dtype,
+    model::Model,
+    units::Bytes,
+};
+use serde_json::Value;
+
+use crate::{Ground, session, soak::Outcome, table::Table};
+
+/// Most that logits in half precision may differ from single precision's: the demo's are within ±30.
+const TOLERANCE: f64 = 0.15;
+
+pub(crate) fn run(ground: &Ground, table: &mut Table) -> Outcome<()> {
+    for fixture in ["llama", "llama3-rope-rslora"] {
+        verify(ground, table, fixture)?;
+    }
+    let types: &[Dtype] =
+        if ground.is_gpu() { &[Dtype::Float16, Dtype::Bfloat16] } else { &[Dtype::Float32] };
+    for &dtype in types {
+        prompts(ground, table, dtype)?;
+    }
+    Ok(())
+}
+
+fn verify(ground: &Ground, table: &mut Table, fixture: &str) -> Outcome<()> {
+    let from = ground.root.join("tests/fixtures").join(fixture);
+    let dir = ground.export(&from, fixture, &["--dtype", &ground.dtype().to_string()])?;
+    let mut command = ground.on_device(&["verify", "--json"]);
+    command.arg("--atol").arg(TOLERANCE.to_string()).arg(&dir).arg(from.join("expected.safetensors"));
+    let output = command.output()?;
+    let report: Value = serde_json::from_slice(&output.stdout)
+        .map_err(|_| String::from_utf8_lossy(&output.stderr).into_owned())?;
+    let found = format!(
+        "logits differ by {:.2e} at most, greedy {}",
+        report["max_difference"].as_f64().unwrap_or(f64::NAN),
+        report["greedy"]
+    );
+    let bar = format!("within {TOLERANCE}");
+    table.held(&format!("{fixture} against transformers"), &bar, &found, report["passed"] == true);
+    Ok(())
+}
+
+/// The ten prompts: logits beside those of the CPU in single precision, and the greedy answers.
+fn prompts(ground: &Ground, table: &mut Table, dtype: Dtype) -> Outcome<()> {
+    let mut device = ground.open(&ground.demo(dtype)?, Bytes(0))?;
+    let mut single = on_cpu(ground, &ground.demo(Dtype::Float32)?)?;
+    let file = fs::read(ground.root.join("tests/fixtures/demo/expected.json"))?;
+    let document: Value = serde_json::from_slice(&file)?;
+    let ends = ids(&document["stop_ids"]);
+    let (mut same, mut all, mut most, mut squares, mut count) = (0, 0, 0f32, 0f64, 0usize);
+    for entry in document["prompts"].as_array().into_iter().flatten() {
+        let (prompt, wanted) = (ids(&entry["prompt_ids"]), ids(&entry["merged"]["ids"]));
+        let text = [&*prompt, &wanted].concat();
+        let (here, there) = (logits(&mut device, &text)?, logits(&mut single, &text)?);
+        for (here, there) in here.iter().zip(&there) {
+            most = most.max((here - there).abs());
+            squares += f64::from(here - there).powi(2);
+        }
+        count += there.len();
+        all += 1;
+        let said = answer(&mut device, prompt, &ends, wanted.len())?;
+        same += usize::from(wanted.starts_with(&said) && said.len() + 1 >= wanted.len());
+    }
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+    let rms = (squares / count.max(1) as f64).sqrt();
+    let found = format!("{same} of {all}");
+    table.held(&format!("greedy answers to the ten prompts in {dtype}"), "all as on the CPU", &found, same == all);
+    let found = format!("{most:.3} at most, {rms:.4} rms");
+    table.told(&format!("logits of those, {dtype} against float32 on the CPU"), &found);
+    Ok(())
+}
+
+fn on_cpu(ground: &Ground, dir: &Path) -> Outcome<Timeline> {
+    let model = Model::open(ground.device.runtime(), dir, session(false))?;
+    Ok(Timeline::new(model, TimelineOptions::default())?)
+}
+
+fn ids(value: &Value) -> Vec<u32> {
+    let numbers = value.as_array().into_iter().flatten().filter_map(Value::as_u64);
+    numbers.filter_map(|id| u32::try_from(id).ok()).collect()
+}
+
+fn logits(timeline: &mut Timeline, tokens: &[u32]) -> Outcome<Vec<f32>> {
+    timeline.rewind(0);
+    Ok(timeline.forward_all(tokens)?)
+}
+
+fn answer(timeline: &mut Timeline, prompt: Vec<u32>, ends: &[u32], most: usize) -> Outcome<Vec<u32>> {
+    let job = Job { end_tokens: ends.to_vec(), ..Job::new(JobId(0), prompt, most) };
+    let mut said = Vec::new();
+    engine::generate(timeline, &job, None, &mut Speculation::new(), |step| {
+        if let Step::Token(id) = step {
+            said.push(id);
+        }
+        ControlFlow::Continue(())
+    })?;
+    Ok(said)
+}

@@ -1,0 +1,78 @@
+//! What was found, beside what it is held to.
+
+use std::{fmt, fs, path::Path};
+
+use serde::Serialize;
+
+use crate::{Ground, soak::Outcome};
+
+/// One finding.
+#[derive(Debug, Serialize)]
+struct Row {
+    check: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bar: Option<String>,
+    found: String,
+    /// `None` where there is no bar.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    met: Option<bool>,
+}
+
+/// All findings of a run.
+#[derive(Debug, Serialize)]
+pub(crate) struct Table {
+    device: String,
+    eka: &'static str,
+    rows: Vec<Row>,
+}
+
+impl Table {
+    pub(crate) fn new(ground: &Ground) -> Self {
+        Self { device: ground.device.to_string(), eka: env!("CARGO_PKG_VERSION"), rows: Vec::new() }
+    }
+
+    /// A figure that is held to nothing.
+    pub(crate) fn told(&mut self, check: &str, found: &str) {
+        self.rows.push(Row { check: check.into(), bar: None, found: found.into(), met: None });
+    }
+
+    /// A figure and its bar.
+    pub(crate) fn held(&mut self, check: &str, bar: &str, found: &str, met: bool) {
+        self.rows.push(Row { check: check.into(), bar: Some(bar.into()), found: found.into(), met: Some(met) });
+    }
+
+    /// A check that could not be carried out.
+    pub(crate) fn failed(&mut self, check: &str, why: &str) {
+        self.held(check, "can be checked", why, false);
+    }
+
+    pub(crate) fn is_good(&self) -> bool {
+        self.rows.iter().all(|row| row.met != Some(false))
+    }
+
+    /// Writes it to `directory`, for people and for programs.
+    pub(crate) fn write(&self, directory: Option<&Path>) -> Outcome<()> {
+        let Some(directory) = directory else { return Ok(()) };
+        fs::create_dir_all(directory)?;
+        fs::write(directory.join("gpu-check.json"), serde_json::to_string_pretty(self)? + "\n")?;
+        fs::write(directory.join("gpu-check.md"), self.to_string())?;
+        Ok(())
+    }
+}
+
+/// As Markdown.
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "eka {} on {}\n", self.eka, self.device)?;
+        writeln!(f, "| check | found | bar | |\n|---|---|---|---|")?;
+        for Row { check, bar, found, met } in &self.rows {
+            let verdict = match met {
+                None => "",
+                Some(true) => "met",
+                Some(false) => "**MISSED**",
+            };
+            writeln!(f, "| {check} | {found} | {} | {verdict} |", bar.as_deref().unwrap_or_default())?;
+        }
+        Ok(())
+    }
+}
