@@ -26,7 +26,6 @@ use std::{
     marker::PhantomData,
     mem,
     ptr::{self, NonNull},
-    sync::atomic::{AtomicI32, Ordering},
 };
 
 use ort::{
@@ -36,9 +35,9 @@ use ort::{
 };
 
 use super::{
-    DeviceError, Element, Fault, Pool, Session, Shared,
+    DeviceError, Element, Pool, Session, Shared,
     capture::{Capture, Way},
-    pool::{Buffer, Pinned},
+    pool::{Buffer, Pinned, Recording},
     region::{Place, Region, elements},
 };
 use crate::units::Bytes;
@@ -105,7 +104,7 @@ impl Bound {
 
 /// Inputs and outputs of a session over fixed memory.
 pub struct Binding {
-    // Declared before the memory that it refers to: fields are dropped in order.
+    // Declared before the memory that they refer to: fields are dropped in order.
     inner: IoBinding,
     options: RunOptions<NoSelectedOutputs>,
     memory: MemoryInfo<'static>,
@@ -117,39 +116,9 @@ pub struct Binding {
     /// Names of inputs and outputs that the session wants in a pool.
     staged: Vec<String>,
     capture: Capture,
-    /// How to run a graph that is captured, or was.
-    captured: Option<Captured>,
+    /// What is run again in place of the graph, where it was captured.
+    recording: Option<Recording>,
     next: Way,
-}
-
-/// A CUDA graph in the session's keeping.
-struct Captured {
-    options: RunOptions<NoSelectedOutputs>,
-    id: i32,
-    /// Whether the session has it.
-    is_held: bool,
-}
-
-/// ONNX Runtime numbers graphs by session; they are told apart throughout the process here.
-static NEXT_GRAPH: AtomicI32 = AtomicI32::new(1);
-
-impl Captured {
-    fn new() -> ort::Result<Self> {
-        let id = NEXT_GRAPH.fetch_add(1, Ordering::Relaxed);
-        Ok(Self { options: run_options(true, Some(id))?, id, is_held: false })
-    }
-}
-
-/// `graph` is the one to capture or to run again; without one it has to be said that there is none, as ONNX Runtime would
-/// capture the run otherwise.
-fn run_options(is_on_gpu: bool, graph: Option<i32>) -> ort::Result<RunOptions<NoSelectedOutputs>> {
-    let mut options = RunOptions::new()?;
-    if is_on_gpu {
-        options.set("gpu_graph_id", graph.unwrap_or(-1).to_string())?;
-        // The host waits for the copy of what the run has written, and so for the run.
-        options.disable_device_sync()?;
-    }
-    Ok(options)
 }
 
 impl fmt::Debug for Binding {
@@ -168,7 +137,12 @@ impl Binding {
         let is_on_gpu = pool.as_ref().is_some_and(|pool| pool.gpu_stream().is_some());
         let create = || {
             let cpu = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::Default)?;
-            Ok((session.inner().create_binding()?, run_options(is_on_gpu, None)?, cpu))
+            let mut options = RunOptions::new()?;
+            if is_on_gpu {
+                // The host waits for the copy of what the run has written, and so for the run.
+                options.disable_device_sync()?;
+            }
+            Ok((session.inner().create_binding()?, options, cpu))
         };
         let (inner, options, memory) =
             create().map_err(DeviceError::runtime::<()>("a binding cannot be made"))?;
@@ -182,7 +156,7 @@ impl Binding {
             pool,
             staged,
             capture: Capture::new(false),
-            captured: None,
+            recording: None,
             next: Way::Eager,
         })
     }
@@ -190,15 +164,10 @@ impl Binding {
     /// Lets runs be captured as a CUDA graph, where the session was loaded for that: one submission in place of one for each
     /// operator. For a binding whose runs repeat with the same shapes. Which runs are is said by
     /// [`is_captured_next`](Self::is_captured_next).
-    ///
-    /// # Errors
-    /// [`DeviceError::Runtime`] when ONNX Runtime has no memory for it.
-    pub fn capture(&mut self, session: &Session) -> Result<(), DeviceError> {
-        if session.captures() && self.captured.is_none() {
-            let captured = Captured::new().map_err(DeviceError::runtime("a run's options"))?;
-            (self.captured, self.capture) = (Some(captured), Capture::new(true));
+    pub fn capture(&mut self, session: &Session) {
+        if session.captures() && self.capture == Capture::Refused {
+            self.capture = Capture::new(true);
         }
-        Ok(())
     }
 
     /// Decides how the next run is done, and says whether it will be the same as the ones before in all that the host
@@ -206,13 +175,19 @@ impl Binding {
     pub fn is_captured_next(&mut self) -> bool {
         let epoch = self.pool.as_ref().map_or(0, Pool::epoch);
         self.next = self.capture.next(epoch);
-        self.next == Way::Captured
+        self.next != Way::Eager
     }
 
     /// Gives back what is held for a captured run. To be called before the pool is trimmed of its scratch.
-    pub fn release_captured(&mut self, session: &mut Session) {
+    pub fn release_captured(&mut self) {
         self.capture.end();
-        self.drop_captured(session);
+        self.recording = None;
+    }
+
+    /// Has no run captured any more.
+    pub fn refuse_capture(&mut self) {
+        self.capture.refuse();
+        self.recording = None;
     }
 
     /// Maps zeroed memory for `shape` and binds it to the input `name`.
@@ -261,7 +236,7 @@ impl Binding {
     /// # Errors
     /// [`DeviceError::Runtime`] when the session has no such input or output; the binding cannot run then.
     pub fn in_place(&mut self, past: &str, present: &str, memory: &Shared) -> Result<(), DeviceError> {
-        self.capture.end();
+        self.release_captured();
         let past = c_name(past)?;
         let bound =
             [(&past, Side::Input), (&c_name(present)?, Side::Output)].into_iter().try_for_each(|to| {
@@ -274,7 +249,7 @@ impl Binding {
 
     /// Lets go of all memory that is updated in place. Until each has been bound again, the binding does not run.
     pub fn let_go(&mut self) {
-        self.capture.end();
+        self.release_captured();
         self.in_place.values_mut().for_each(|memory| *memory = None);
     }
 
@@ -286,7 +261,7 @@ impl Binding {
     /// # Panics
     /// When `slot` is another binding's and this one has no such slot.
     pub fn reshape<T: Element>(&mut self, slot: Slot<T>, shape: &[usize]) -> Result<(), DeviceError> {
-        self.capture.end();
+        self.release_captured();
         let bound = &self.slots[slot.index];
         let count = elements(shape, bound.room)?;
         let info = bound.staged.as_ref().map_or(&self.memory, Buffer::described);
@@ -378,13 +353,17 @@ impl Binding {
             let message = "the memory that it updates was given back".into();
             return Err(DeviceError::Runtime { what: "a run failed", message });
         }
-        // What was captured over other memory is of no more use.
-        if matches!(self.capture, Capture::Counting(runs) if runs > 0) {
-            self.drop_captured(session);
+        let Some(pool) = self.pool.clone() else { return self.run_once(session) };
+        if way != Way::Captured {
+            // Its scratch is somebody else's.
+            self.recording = None;
         }
-        let (epoch, blocks) = self.pool.as_ref().map_or((0, 0), |pool| (pool.epoch(), pool.blocks()));
-        let ran = self.upload().and_then(|()| self.run_once(session, way)).and_then(|()| self.download());
-        let Some(pool) = &self.pool else { return ran };
+        let (epoch, blocks) = (pool.epoch(), pool.blocks());
+        let ran = self.upload().and_then(|()| match way {
+            Way::Eager | Way::Rehearsal => self.run_once(session),
+            Way::Captured => self.run_captured(session, &pool),
+        });
+        let ran = ran.and_then(|()| self.download());
         // Also after a failure: what was submitted reads and writes our memory until it is done.
         let done = pool.wait();
         if pool.blocks() > blocks {
@@ -396,44 +375,31 @@ impl Binding {
             None => ran.and(done),
         };
         if way == Way::Captured {
-            self.note_captured(session, epoch, &ran);
+            match &ran {
+                Ok(()) => self.capture.ran(epoch),
+                Err(DeviceError::NoRoom { .. }) => self.release_captured(),
+                Err(_) => self.refuse_capture(),
+            }
         }
         ran
     }
 
-    fn run_once(&mut self, session: &mut Session, way: Way) -> Result<(), DeviceError> {
-        let options = match (&mut self.captured, way) {
-            (Some(captured), Way::Captured) => {
-                captured.is_held = true;
-                &captured.options
-            }
-            _ => &self.options,
-        };
+    fn run_once(&mut self, session: &mut Session) -> Result<(), DeviceError> {
         let session = session.inner_mut().ptr().cast_mut();
         // SAFETY: session, options and binding live, `&mut` on the first and the last excludes another run of either,
         // and every bound value's memory is owned and borrowed by nobody (slots: `&mut self`; in place: all there, as
         // the caller has looked, and never lent).
-        let status = unsafe { (ort::api().RunWithBinding)(session, options.ptr(), self.inner.ptr()) };
+        let status = unsafe { (ort::api().RunWithBinding)(session, self.options.ptr(), self.inner.ptr()) };
         // SAFETY: the status comes from the call above and is used once.
         unsafe { ort::Error::result_from_status(status) }.map_err(DeviceError::runtime("a run failed"))
     }
 
-    fn note_captured(&mut self, session: &mut Session, epoch: u64, ran: &Result<(), DeviceError>) {
-        match ran {
-            Ok(()) => return self.capture.ran(epoch),
-            Err(DeviceError::NoRoom { .. }) => self.capture.end(),
-            Err(e) if e.kind() == Fault::Poisoned => return,
-            Err(_) => self.capture.refuse(),
+    /// Runs what was captured, which is done first where it was not.
+    fn run_captured(&mut self, session: &mut Session, pool: &Pool) -> Result<(), DeviceError> {
+        if self.recording.is_none() {
+            self.recording = Some(pool.record(|| self.run_once(session))?);
         }
-        self.drop_captured(session);
-    }
-
-    fn drop_captured(&mut self, session: &mut Session) {
-        let Some(captured) = self.captured.as_mut().filter(|captured| captured.is_held) else { return };
-        captured.is_held = false;
-        if let Err(e) = session.release_captured(captured.id) {
-            tracing::debug!("{e}");
-        }
+        self.recording.as_ref().map_or(Ok(()), Recording::replay)
     }
 }
 

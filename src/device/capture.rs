@@ -7,17 +7,24 @@
 //! - its scratch stays scratch: a block that goes to somebody who keeps it, or back to the device, ends it. The pool counts
 //!   such events ([epoch](super::Pool)); other runs may use the blocks in between, as all work is on one stream.
 //!
-//! To capture takes as long as several runs (ONNX Runtime runs twice before, and once after), so it is done when a few
-//! runs in a row have had the same memory: an answer of a token or two does not pay for it.
+//! The graph is recorded by us and not by ONNX Runtime, which can do it as well (`enable_cuda_graph`) but keeps what it has
+//! captured until the session ends: its `SessionReleaseCapturedGraph` does nothing for CUDA in 1.31.1, and what was captured
+//! before is run instead of what is bound now. With a stream, an allocator and inputs of our own on the device, and nobody
+//! waiting in between, a run of ONNX Runtime's is nothing but work on that stream, and can be recorded there.
+//!
+//! A run is rehearsed before it is recorded: done once as it will be recorded, so that all the scratch that it takes is in
+//! the pool, from which nothing can be had while work is recorded. And an answer of a token or two does not pay for it.
 
-/// Runs over the same memory after which the next one is captured.
-const RUNS_BEFORE: u32 = 3;
+/// Runs over the same memory before one is captured, the last of them its rehearsal.
+pub(super) const RUNS_BEFORE: u32 = 2;
 
 /// How to do the next run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Way {
     /// Operator by operator.
     Eager,
+    /// Operator by operator, and else as it will be captured.
+    Rehearsal,
     /// As the graph that it is captured as, or was before.
     Captured,
 }
@@ -41,22 +48,22 @@ impl Capture {
     /// How to do the next run, with the pool at `epoch`.
     pub(super) fn next(&mut self, epoch: u64) -> Way {
         match *self {
-            Self::Refused => Way::Eager,
-            Self::Captured(then) if then == epoch => Way::Captured,
+            Self::Refused => return Way::Eager,
+            Self::Captured(then) if then == epoch => return Way::Captured,
             // Its scratch is somebody else's.
-            Self::Captured(_) => {
-                *self = Self::Counting(1);
-                Way::Eager
-            }
+            Self::Captured(_) => *self = Self::Counting(0),
+            Self::Counting(_) => {}
+        }
+        match *self {
             Self::Counting(runs) if runs < RUNS_BEFORE => {
                 *self = Self::Counting(runs + 1);
-                Way::Eager
+                if runs + 1 == RUNS_BEFORE { Way::Rehearsal } else { Way::Eager }
             }
-            Self::Counting(_) => Way::Captured,
+            _ => Way::Captured,
         }
     }
 
-    /// A run has been captured, or what was captured has run again; the pool is at `epoch` now.
+    /// A run has been captured, or what was captured has run again; the pool was at `epoch` before.
     pub(super) fn ran(&mut self, epoch: u64) {
         *self = Self::Captured(epoch);
     }
@@ -78,39 +85,36 @@ impl Capture {
 mod tests {
     use super::*;
 
-    /// A capture after as many runs as it takes.
-    fn captured(epoch: u64) -> Capture {
-        let mut capture = Capture::new(true);
-        for _ in 0..RUNS_BEFORE {
-            assert_eq!(capture.next(epoch), Way::Eager);
+    /// The ways of the next runs until one is captured.
+    fn until_captured(capture: &mut Capture, epoch: u64) -> Vec<Way> {
+        let mut ways = Vec::new();
+        while ways.last() != Some(&Way::Captured) {
+            ways.push(capture.next(epoch));
         }
-        assert_eq!(capture.next(epoch), Way::Captured);
         capture.ran(epoch);
-        capture
+        ways
     }
 
     #[test]
-    fn a_run_is_captured_after_a_few_over_the_same_memory_and_then_run_again() {
-        let mut capture = captured(7);
+    fn a_run_is_rehearsed_captured_and_then_run_again() {
+        let mut capture = Capture::new(true);
+        assert_eq!(until_captured(&mut capture, 7), [Way::Eager, Way::Rehearsal, Way::Captured]);
         assert_eq!([capture.next(7), capture.next(7)], [Way::Captured; 2]);
     }
 
     #[test]
     fn scratch_that_has_gone_ends_it_and_so_does_other_memory() {
-        let mut capture = captured(7);
-        assert_eq!(capture.next(8), Way::Eager);
-        for _ in 1..RUNS_BEFORE {
-            assert_eq!(capture.next(8), Way::Eager);
-        }
-        assert_eq!(capture.next(8), Way::Captured);
-        capture.ran(8);
+        let mut capture = Capture::new(true);
+        until_captured(&mut capture, 7);
+        assert_eq!(until_captured(&mut capture, 8), [Way::Eager, Way::Rehearsal, Way::Captured]);
         capture.end();
         assert_eq!(capture.next(8), Way::Eager);
     }
 
     #[test]
     fn what_is_refused_stays_so() {
-        let mut capture = captured(1);
+        let mut capture = Capture::new(true);
+        until_captured(&mut capture, 1);
         capture.refuse();
         capture.end();
         assert_eq!(capture.next(1), Way::Eager);

@@ -85,22 +85,23 @@ impl Session {
     /// node of it, [`DeviceError::Runtime`] with ONNX Runtime's reason.
     pub fn open_in(pool: &Pool, graph: &Graph, options: SessionOptions) -> Result<Self, DeviceError> {
         let gpu = pool.gpu_stream();
-        let load = |is_whole, captures| {
+        let load = |is_whole| {
             let inner = pool.loading(|| {
                 let builder = Self::builder(pool.environment(), options)
                     .and_then(|builder| Ok(builder.with_env_allocators()?))
                     .and_then(|builder| match gpu {
-                        Some(gpu) => on_gpu(builder, gpu, is_whole, captures),
+                        Some(gpu) => on_gpu(builder, gpu, is_whole),
                         None => Ok(builder),
                     });
                 Self::commit(builder, graph, options)
             })?;
+            let captures = options.captures && gpu.is_some();
             Ok(Self { inner, threads: options.threads, pool: Some(pool.clone()), captures })
         };
-        let session = match load(true, options.captures && gpu.is_some()) {
+        let session = match load(true) {
             // ONNX Runtime says that there are such nodes, and not which; a session that may have them does.
             Err(refused) if gpu.is_some() && DeviceError::is_placement(&refused) => {
-                let partly = load(false, false).map_err(|_| refused)?;
+                let partly = load(false).map_err(|_| refused)?;
                 let found = misplaced(&partly.placement()?).unwrap_or_else(|| "a part of it".into());
                 return Err(DeviceError::Placement { found });
             }
@@ -164,15 +165,6 @@ impl Session {
     #[must_use]
     pub fn captures(&self) -> bool {
         self.captures
-    }
-
-    /// Forgets what was captured as `graph`, and gives its memory back.
-    pub(super) fn release_captured(&mut self, graph: i32) -> Result<(), DeviceError> {
-        // SAFETY: the session lives, and `&mut` excludes a run of it.
-        let status = unsafe { (ort::api().SessionReleaseCapturedGraph)(self.inner.ptr().cast_mut(), graph) };
-        // SAFETY: the status comes from the call above and is used once.
-        unsafe { ort::Error::result_from_status(status) }
-            .map_err(DeviceError::runtime("a captured graph cannot be released"))
     }
 
     /// Names of the inputs and outputs that it reads and writes on a GPU, if it is on one; else all. On a GPU the others are
@@ -272,19 +264,13 @@ fn attention() -> ep::cuda::AttentionBackend {
 }
 
 /// Asks for the CUDA provider on the pool's stream, for all of the graph or none of it if that is wanted.
-fn on_gpu(
-    builder: SessionBuilder,
-    gpu: GpuStream,
-    is_whole: bool,
-    captures: bool,
-) -> ort::Result<SessionBuilder> {
+fn on_gpu(builder: SessionBuilder, gpu: GpuStream, is_whole: bool) -> ort::Result<SessionBuilder> {
     let cuda = ep::CUDA::default().with_device_id(gpu.ordinal.into());
     // SAFETY: the stream belongs to the pool, which the session owns a share of and drops after itself.
     let cuda = unsafe { cuda.with_compute_stream(gpu.stream.as_ptr()) }
         // What single precision there is, such as the logits, is meant as such.
         .with_tf32(false)
         .with_attention_backend(attention())
-        .with_cuda_graph(captures)
         // No operator of a language model needs it, and it is another half gigabyte to install.
         .with_arbitrary_config("enable_cudnn", "0")
         // The pool's blocks are ordered by the one stream.

@@ -58,20 +58,23 @@ impl Model {
 
 impl Pass {
     /// Lets its runs be [captured](Binding::capture): for a pass that is run again and again with as many tokens.
-    ///
-    /// # Errors
-    /// As [`Binding::capture`].
-    pub fn captured(mut self, model: &Model) -> Result<Self, DeviceError> {
+    #[must_use]
+    pub fn captured(mut self, model: &Model) -> Self {
         // With a mask, shapes change from run to run.
         if matches!(self.lengths, LengthSlots::Given { .. }) {
-            self.binding.capture(model.session())?;
+            self.binding.capture(model.session());
         }
-        Ok(self)
+        self
+    }
+
+    /// Has no run captured any more.
+    pub fn refuse_capture(&mut self) {
+        self.binding.refuse_capture();
     }
 
     /// Gives back what is held for captured runs.
-    pub fn release_captured(&mut self, model: &mut Model) {
-        self.binding.release_captured(&mut model.session);
+    pub fn release_captured(&mut self) {
+        self.binding.release_captured();
     }
 }
 

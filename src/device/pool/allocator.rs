@@ -21,7 +21,7 @@ use std::collections::HashMap;
 
 use super::{
     Figures, NoRoom,
-    backend::{Backend, Block, Kind, OutOfMemory},
+    backend::{Backend, Block, Kind, OutOfMemory, Recorded},
     figures::Counts,
     free_list::FreeList,
     sizes::block_size,
@@ -54,6 +54,7 @@ pub(super) struct Allocator<B> {
     counts: Counts,
     loads: usize,
     epoch: u64,
+    is_capturing: bool,
     overrun: Option<NoRoom>,
     refusal: Option<NoRoom>,
 }
@@ -69,6 +70,7 @@ impl<B: Backend> Allocator<B> {
             counts: Counts::default(),
             loads: 0,
             epoch: 0,
+            is_capturing: false,
             overrun: None,
             refusal: None,
         }
@@ -124,6 +126,25 @@ impl<B: Backend> Allocator<B> {
     /// captured of a run before may then no longer be run again, as it has the addresses of its scratch in it.
     pub(super) fn epoch(&self) -> u64 {
         self.epoch
+    }
+
+    /// From here on, work is recorded in place of being done. Blocks come from the free list alone meanwhile.
+    ///
+    /// # Errors
+    /// [`DeviceError::Runtime`] when the device does not.
+    pub(super) fn begin_capture(&mut self) -> Result<(), DeviceError> {
+        self.backend.begin_capture()?;
+        self.is_capturing = true;
+        Ok(())
+    }
+
+    /// Ends what [`begin_capture`](Self::begin_capture) began, and gives what was recorded a number.
+    ///
+    /// # Errors
+    /// [`DeviceError::Runtime`] when it cannot be run again.
+    pub(super) fn end_capture(&mut self) -> Result<Recorded, DeviceError> {
+        self.is_capturing = false;
+        self.backend.end_capture()
     }
 
     /// How many blocks are out.
@@ -231,7 +252,10 @@ impl<B: Backend> Allocator<B> {
         }
         self.backend.mark_free(block, size);
         self.free.put(block, size);
-        while let Some(free) = self.free.surplus() {
+        // What is freed while work is recorded would be freed again at each replay.
+        while !self.is_capturing
+            && let Some(free) = self.free.surplus()
+        {
             self.release(free.block, free.size);
         }
     }
@@ -282,6 +306,10 @@ impl<B: Backend> Allocator<B> {
 
     /// Takes a new block from the device, freeing what is unused where that is what it takes.
     fn obtain(&mut self, kind: Kind, size: usize) -> Result<Block, NoRoom> {
+        if self.is_capturing {
+            let said = "a step is being captured, whose memory must be there already";
+            return Err(self.no_room(size, Some(OutOfMemory(said.into()))));
+        }
         let room = self.limit.saturating_sub(self.counts.on_device());
         if size > room {
             return Err(self.no_room(size, None));

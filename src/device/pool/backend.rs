@@ -30,6 +30,10 @@ pub(super) enum Kind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct OutOfMemory(pub(super) String);
 
+/// The number of what was recorded by a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Recorded(pub(super) u64);
+
 /// What the device says about memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Held {
@@ -78,6 +82,28 @@ pub(super) trait Backend: Send {
     /// Waits until all work that was submitted is done.
     fn wait(&mut self) -> Result<(), DeviceError> {
         Ok(())
+    }
+
+    /// From here on, work is recorded in place of being done, until [`end_capture`](Self::end_capture).
+    fn begin_capture(&mut self) -> Result<(), DeviceError> {
+        let message = "only a GPU's work can be".into();
+        Err(DeviceError::Runtime { what: "work cannot be captured", message })
+    }
+
+    /// Ends what [`begin_capture`](Self::begin_capture) began, and gives what was recorded a number.
+    fn end_capture(&mut self) -> Result<Recorded, DeviceError> {
+        self.begin_capture().map(|()| Recorded(0))
+    }
+
+    /// Submits what was recorded, after all work that was submitted before.
+    fn replay(&mut self, recorded: Recorded) -> Result<(), DeviceError> {
+        let _ = recorded;
+        self.begin_capture()
+    }
+
+    /// Gives back what a recording takes; it must not run any more.
+    fn forget(&mut self, recorded: Recorded) {
+        let _ = recorded;
     }
 
     /// Keeps memory of the host where it is, so that copies of it are fast and nobody waits for them; `false` where that
@@ -147,6 +173,22 @@ impl<B: Backend + ?Sized> Backend for Box<B> {
 
     fn wait(&mut self) -> Result<(), DeviceError> {
         (**self).wait()
+    }
+
+    fn begin_capture(&mut self) -> Result<(), DeviceError> {
+        (**self).begin_capture()
+    }
+
+    fn end_capture(&mut self) -> Result<Recorded, DeviceError> {
+        (**self).end_capture()
+    }
+
+    fn replay(&mut self, recorded: Recorded) -> Result<(), DeviceError> {
+        (**self).replay(recorded)
+    }
+
+    fn forget(&mut self, recorded: Recorded) {
+        (**self).forget(recorded);
     }
 
     fn pin(&mut self, first: NonNull<u8>, bytes: usize) -> bool {

@@ -7,11 +7,11 @@
 //! scratch, which keeps what is freed until it is trimmed, and weights, which keeps nothing. What is spilled is pinned
 //! memory of the host, which a GPU reads over the bus at the same address.
 
-use std::{ptr::NonNull, sync::Arc};
+use std::{collections::HashMap, ptr::NonNull, sync::Arc};
 
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 
-use super::backend::{Backend, Block, Held, Kind, OutOfMemory};
+use super::backend::{Backend, Block, Held, Kind, OutOfMemory, Recorded};
 use crate::device::{DeviceError, rows::Rows};
 
 /// Which GPU, and who uses its memory.
@@ -27,6 +27,9 @@ pub struct CudaOptions {
 
 /// Memory pools of one GPU, and the stream that orders them.
 pub(super) struct CudaBackend {
+    /// Work that was recorded on the stream, by number.
+    graphs: HashMap<Recorded, Graph>,
+    next_graph: u64,
     // Declared before the context that they belong to: fields are dropped in order.
     scratch: MemoryPool,
     weights: MemoryPool,
@@ -59,7 +62,8 @@ impl CudaBackend {
         let ordinal = options.ordinal.into();
         let scratch = MemoryPool::new(ordinal, u64::MAX)?;
         let weights = MemoryPool::new(ordinal, 0)?;
-        Ok(Self { scratch, weights, stream, context, is_sole_stream: options.is_sole_stream })
+        let (graphs, next_graph, is_sole_stream) = (HashMap::new(), 0, options.is_sole_stream);
+        Ok(Self { graphs, next_graph, scratch, weights, stream, context, is_sole_stream })
     }
 
     fn allocate_in(&self, pool: &MemoryPool, bytes: usize) -> Result<Block, DriverError> {
@@ -146,6 +150,40 @@ impl CudaBackend {
         unsafe { sys::cuMemcpy2DAsync_v2(&raw const copy, self.stream.cu_stream()) }.result()
     }
 
+    fn try_begin_capture(&self) -> Result<(), DriverError> {
+        self.context.bind_to_thread()?;
+        // Relaxed: what this thread does meanwhile that is no work of the stream, such as pinning memory, is done at once.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: the stream lives as long as `self`.
+        unsafe { result::stream::begin_capture(self.stream.cu_stream(), mode) }
+    }
+
+    fn try_end_capture(&mut self) -> Result<Recorded, DriverError> {
+        self.context.bind_to_thread()?;
+        // SAFETY: the stream lives as long as `self`.
+        let graph = unsafe { result::stream::end_capture(self.stream.cu_stream()) }?;
+        if graph.is_null() {
+            return Err(DriverError(sys::CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED));
+        }
+        // SAFETY: the driver has just given the graph.
+        let executable = unsafe { result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0)) };
+        // SAFETY: as above; what is executable does not need it any more.
+        note("what was captured stays", unsafe { result::graph::destroy(graph) });
+        let recorded = Recorded(self.next_graph);
+        self.next_graph += 1;
+        self.graphs.insert(recorded, Graph { executable: executable? });
+        Ok(recorded)
+    }
+
+    fn try_replay(&self, recorded: Recorded) -> Result<(), DriverError> {
+        let unknown = DriverError(sys::CUresult::CUDA_ERROR_INVALID_HANDLE);
+        let graph = self.graphs.get(&recorded).ok_or(unknown)?;
+        self.context.bind_to_thread()?;
+        // SAFETY: graph and stream live as long as `self`. That the memory whose addresses are in it is still what it was is
+        // for the binding that recorded it to know, which drops the recording when it is not.
+        unsafe { result::graph::launch(graph.executable, self.stream.cu_stream()) }
+    }
+
     /// # Safety
     /// As for [`Backend::upload`].
     unsafe fn try_upload(&self, from: *const u8, to: Block, bytes: usize) -> Result<(), DriverError> {
@@ -220,6 +258,23 @@ impl Backend for CudaBackend {
         self.stream.synchronize().map_err(failed("the device did not finish"))
     }
 
+    fn begin_capture(&mut self) -> Result<(), DeviceError> {
+        self.try_begin_capture().map_err(failed("work cannot be captured"))
+    }
+
+    fn end_capture(&mut self) -> Result<Recorded, DeviceError> {
+        self.try_end_capture().map_err(failed("work was not captured"))
+    }
+
+    fn replay(&mut self, recorded: Recorded) -> Result<(), DeviceError> {
+        self.try_replay(recorded).map_err(failed("what was captured does not run"))
+    }
+
+    fn forget(&mut self, recorded: Recorded) {
+        note("what was captured stays", self.context.bind_to_thread());
+        drop(self.graphs.remove(&recorded));
+    }
+
     fn pin(&mut self, first: NonNull<u8>, bytes: usize) -> bool {
         self.try_pin(first, bytes).inspect_err(|e| tracing::debug!("memory of the host is not pinned: {e}")).is_ok()
     }
@@ -278,6 +333,21 @@ fn block(address: sys::CUdeviceptr) -> Result<Block, DriverError> {
     NonNull::new(std::ptr::with_exposed_provenance_mut(address))
         .map(Block)
         .ok_or(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY))
+}
+
+/// A `CUgraphExec` of our own.
+struct Graph {
+    executable: sys::CUgraphExec,
+}
+
+// SAFETY: the driver's functions on it may be called from any thread, one at a time, which the pool's lock sees to.
+unsafe impl Send for Graph {}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        // SAFETY: it is ours and destroyed once; the driver waits with that until it does not run.
+        note("what was captured stays", unsafe { result::graph::exec_destroy(self.executable) });
+    }
 }
 
 /// A `CUmemoryPool` of our own.

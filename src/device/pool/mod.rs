@@ -39,7 +39,7 @@ use std::{
 };
 
 use allocator::Allocator;
-use backend::{Backend, Block, Held};
+use backend::{Backend, Block, Held, Recorded};
 pub use cuda::CudaOptions;
 use face::{Claim, Registration};
 pub use figures::Figures;
@@ -248,6 +248,22 @@ impl Pool {
         self.allocator().backend_mut().wait()
     }
 
+    /// Records what `submit` submits, in place of having it done.
+    ///
+    /// # Errors
+    /// What `submit` says; [`DeviceError::Runtime`] when the device cannot record it.
+    pub(super) fn record(
+        &self,
+        submit: impl FnOnce() -> Result<(), DeviceError>,
+    ) -> Result<Recording, DeviceError> {
+        self.allocator().begin_capture()?;
+        let submitted = submit();
+        // Ended in any case: a stream that records does nothing else.
+        let recorded = self.allocator().end_capture();
+        let recording = recorded.map(|recorded| Recording { recorded, pool: self.clone() });
+        submitted.and(recording)
+    }
+
     /// Keeps memory of the host where it is, for fast copies, until what this gives is dropped.
     pub(super) fn pin(&self, first: NonNull<u8>, bytes: usize) -> Option<Pinned> {
         self.allocator().backend_mut().pin(first, bytes).then(|| Pinned { first, pool: self.clone() })
@@ -273,6 +289,28 @@ impl Pool {
 
     fn allocator(&self) -> MutexGuard<'_, Allocator<Box<dyn Backend>>> {
         self.registration.face().allocator()
+    }
+}
+
+/// Work that was recorded, with the addresses of its memory in it.
+pub(super) struct Recording {
+    recorded: Recorded,
+    pool: Pool,
+}
+
+impl Recording {
+    /// Submits it again, after all work that was submitted before. All memory that the work has used must be what it was.
+    ///
+    /// # Errors
+    /// [`DeviceError::Runtime`] when the device fails.
+    pub(super) fn replay(&self) -> Result<(), DeviceError> {
+        self.pool.allocator().backend_mut().replay(self.recorded)
+    }
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        self.pool.allocator().backend_mut().forget(self.recorded);
     }
 }
 
