@@ -139,8 +139,11 @@ fn words(n: usize) -> Value {
 
 fn load(dir: &Path) -> Outcome<Timeline> {
     let runtime = Runtime::load(None)?;
-    let model =
-        Model::open(&runtime, dir, SessionOptions { threads: host::physical_cores(), own_operators: true, captures: false })?;
+    let model = Model::open(
+        &runtime,
+        dir,
+        SessionOptions { threads: host::physical_cores(), own_operators: true, captures: false },
+    )?;
     let mut timeline = Timeline::new(model, TimelineOptions::default())?;
     timeline.warm_up()?;
     Ok(timeline)

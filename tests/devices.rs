@@ -283,7 +283,12 @@ fn eka_doctor(model: &Path) -> String {
 fn the_check_of_a_gpu_says_that_there_is_none() {
     let script = root().join("scripts/gpu-check");
     let has_gpu = fs::read_dir("/dev").unwrap().any(|entry| {
-        entry.unwrap().file_name().to_string_lossy().strip_prefix("nvidia").is_some_and(|n| n.parse::<u8>().is_ok())
+        entry
+            .unwrap()
+            .file_name()
+            .to_string_lossy()
+            .strip_prefix("nvidia")
+            .is_some_and(|n| n.parse::<u8>().is_ok())
     });
     let run = |arguments: &[&str]| Command::new(&script).args(arguments).output().unwrap();
     if !has_gpu {

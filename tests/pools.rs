@@ -17,7 +17,8 @@ use eka::{
 
 use crate::{models::runtime, workers::exported};
 
-pub(crate) const ONE_THREAD: SessionOptions = SessionOptions { threads: 1, own_operators: true, captures: false };
+pub(crate) const ONE_THREAD: SessionOptions =
+    SessionOptions { threads: 1, own_operators: true, captures: false };
 
 /// A process has one pool of the host's memory at a time: the tests take turns.
 pub(crate) fn turn() -> MutexGuard<'static, ()> {

@@ -151,7 +151,8 @@ impl Ground {
     /// Opens a model on the device as a worker does.
     fn open(&self, dir: &Path, kv_keep: Bytes) -> Outcome<Timeline> {
         let model = Model::open_on(&self.device, dir, session(true))?;
-        let mut timeline = Timeline::new(model, TimelineOptions { keep: kv_keep, ..TimelineOptions::default() })?;
+        let mut timeline =
+            Timeline::new(model, TimelineOptions { keep: kv_keep, ..TimelineOptions::default() })?;
         timeline.warm_up()?;
         Ok(timeline)
     }
@@ -231,7 +232,8 @@ fn doctor(ground: &Ground, table: &mut Table) -> Outcome<()> {
     let report: Value = serde_json::from_slice(&output.stdout)
         .map_err(|_| String::from_utf8_lossy(&output.stderr).into_owned())?;
     for finding in report["findings"].as_array().into_iter().flatten() {
-        let (what, detail) = (finding["what"].as_str().unwrap_or("?"), finding["detail"].as_str().unwrap_or_default());
+        let (what, detail) =
+            (finding["what"].as_str().unwrap_or("?"), finding["detail"].as_str().unwrap_or_default());
         if ["gpu", "onnxruntime", "device", "placement"].contains(&what) {
             table.told(&format!("doctor: {what}"), &detail.replace('\n', "; "));
         }

@@ -70,7 +70,12 @@ fn prompts(ground: &Ground, table: &mut Table, dtype: Dtype) -> Outcome<()> {
     #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
     let rms = (squares / count.max(1) as f64).sqrt();
     let found = format!("{same} of {all}");
-    table.held(&format!("greedy answers to the ten prompts in {dtype}"), "all as on the CPU", &found, same == all);
+    table.held(
+        &format!("greedy answers to the ten prompts in {dtype}"),
+        "all as on the CPU",
+        &found,
+        same == all,
+    );
     let found = format!("{most:.3} at most, {rms:.4} rms");
     table.told(&format!("logits of those, {dtype} against float32 on the CPU"), &found);
     Ok(())

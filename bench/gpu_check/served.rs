@@ -122,16 +122,32 @@ pub(crate) fn killed(ground: &Ground, table: &mut Table) -> Outcome<()> {
     };
     said.extend(texts(lines)?);
     let resumed = killed.elapsed();
-    let found = format!("{} pieces of {}, the end {:.2} s after the kill", said.len(), whole.len(), resumed.as_secs_f64());
-    table.held("an answer whose worker is killed", "goes on, the same text", &found, said.concat() == whole.concat());
+    let found = format!(
+        "{} pieces of {}, the end {:.2} s after the kill",
+        said.len(),
+        whole.len(),
+        resumed.as_secs_f64()
+    );
+    table.held(
+        "an answer whose worker is killed",
+        "goes on, the same text",
+        &found,
+        said.concat() == whole.concat(),
+    );
     if let (Some(returned), Some(serving)) = (returned, serving) {
-        let found = returned.map_or("never seen".into(), |after| format!("{:.0} ms after", after.as_secs_f64() * 1e3));
+        let found = returned
+            .map_or("never seen".into(), |after| format!("{:.0} ms after", after.as_secs_f64() * 1e3));
         let is_soon = returned.is_some_and(|after| after <= SOON);
         table.held("its memory is the driver's again", "within a second", &found, is_soon);
         // The next worker holds what the first one did.
         let moved = free().unwrap_or_default().abs_diff(serving);
         let found = eka::units::Bytes(moved).to_string();
-        table.held("free memory with the next worker against the first", "within 64 MiB", &found, moved <= 64 << 20);
+        table.held(
+            "free memory with the next worker against the first",
+            "within 64 MiB",
+            &found,
+            moved <= 64 << 20,
+        );
     }
     Ok(())
 }

@@ -4,11 +4,7 @@ use std::{fs, path::PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::{
-    Ground, run as run_program,
-    soak::Outcome,
-    table::Table,
-};
+use crate::{Ground, run as run_program, soak::Outcome, table::Table};
 
 /// What peers were seen to reach with the smallest shape in int4 on such a card.
 const GOAL_SMALLEST: f64 = 600.0;
@@ -74,7 +70,16 @@ impl Shape {
     /// One that a CPU runs in no time.
     pub(crate) const fn small() -> Self {
         let [_, llama, _] = Self::all();
-        Self { name: "a small one", hidden: 128, intermediate: 256, layers: 2, heads: 4, kv_heads: 2, vocabulary: 1024, ..llama }
+        Self {
+            name: "a small one",
+            hidden: 128,
+            intermediate: 256,
+            layers: 2,
+            heads: 4,
+            kv_heads: 2,
+            vocabulary: 1024,
+            ..llama
+        }
     }
 
     pub(crate) const fn name(&self) -> &'static str {
@@ -93,7 +98,8 @@ impl Shape {
         }
         let config = out.with_extension("json");
         fs::write(&config, self.config().to_string())?;
-        let mut command = ground.command(&["export", "--dtype", &ground.dtype().to_string(), "--quantize", quantize]);
+        let mut command =
+            ground.command(&["export", "--dtype", &ground.dtype().to_string(), "--quantize", quantize]);
         run_program(command.arg("--random-weights").arg(&config).arg("--out").arg(&out))?;
         Ok(out)
     }

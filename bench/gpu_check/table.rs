@@ -38,7 +38,12 @@ impl Table {
 
     /// A figure and its bar.
     pub(crate) fn held(&mut self, check: &str, bar: &str, found: &str, met: bool) {
-        self.rows.push(Row { check: check.into(), bar: Some(bar.into()), found: found.into(), met: Some(met) });
+        self.rows.push(Row {
+            check: check.into(),
+            bar: Some(bar.into()),
+            found: found.into(),
+            met: Some(met),
+        });
     }
 
     /// A check that could not be carried out.

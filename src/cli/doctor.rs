@@ -276,7 +276,8 @@ fn model(path: &Path) -> Result<String, String> {
         let size =
             |file: &Path| fs::metadata(file).map(|m| m.len()).map_err(|e| format!("{}: {e}", file.display()));
         let bytes = Bytes(size(&graph)?) + Bytes(size(&path.join(format!("{}.data", manifest.graph.file)))?);
-        let weights = manifest.quantization.map(|q| format!(" with int{} weights", q.bits)).unwrap_or_default();
+        let weights =
+            manifest.quantization.map(|q| format!(" with int{} weights", q.bits)).unwrap_or_default();
         let Manifest { architecture, dtype, context_length: context, .. } = &manifest;
         return Ok(format!("{name}: {architecture}, {dtype}{weights}, {bytes}, context length {context}"));
     }

@@ -90,9 +90,7 @@ impl Bound {
     /// What the graph is bound to.
     fn place(&self) -> Place {
         match &self.staged {
-            Some(buffer) => {
-                Place { first: buffer.address().as_ptr(), bytes: self.region.bytes() }
-            }
+            Some(buffer) => Place { first: buffer.address().as_ptr(), bytes: self.region.bytes() },
             None => self.region.place(),
         }
     }
@@ -210,7 +208,7 @@ impl Binding {
         let room = elements(shape, usize::MAX)?;
         let region = Region::new::<T>(room)?;
         let pool = self.pool.as_ref().filter(|_| self.staged.iter().any(|staged| staged == name));
-        let staged = pool.map(|pool| pool.buffer(Bytes::from(region.bytes()))).transpose()?;
+        let staged = pool.map(|pool| pool.lasting(Bytes::from(region.bytes()))).transpose()?;
         let pinned = pool.and_then(|pool| pool.pin(NonNull::new(region.pointer())?, region.bytes()));
         let bound = Bound {
             name: c_name(name)?,

@@ -5,7 +5,7 @@
 //!   ├── owned by a Binding's slot   host reads and writes it between runs (`Slot<T>`)
 //!   └── Shared (Rc)                 only the device touches it: no reference into it is ever handed out
 //! Buffer: a block of a pool, on a GPU or on the host
-//!   └── Shared (Rc)                 as above
+//!   └── Shared (Rc)                 as above, several of them in one block
 //! ```
 //!
 //! A mapping instead of the heap: the address is aligned for every kernel, pages that no request has touched cost
@@ -20,7 +20,7 @@ use memmap2::{MmapMut, MmapOptions};
 
 use super::{
     DeviceError, Pool,
-    pool::{Buffer, Described},
+    pool::{ALIGNMENT, Buffer, Described},
     rows::Rows,
 };
 use crate::units::Bytes;
@@ -57,10 +57,6 @@ elements! {
 pub(super) struct Place {
     pub(super) first: *mut u8,
     pub(super) bytes: usize,
-}
-
-fn size(bytes: Bytes) -> usize {
-    usize::try_from(bytes.0).unwrap_or(usize::MAX)
 }
 
 /// A zeroed, page-aligned mapping with a fixed address.
@@ -115,6 +111,10 @@ impl Region {
 #[derive(Clone)]
 pub struct Shared {
     memory: Rc<Memory>,
+    /// Where it begins in `memory`, its length there, and its part of what a pool counts for that.
+    offset: usize,
+    bytes: usize,
+    held: Bytes,
     shape: Vec<usize>,
     dtype: ort::sys::ONNXTensorElementDataType,
     element_bytes: usize,
@@ -139,47 +139,61 @@ impl Shared {
     /// [`DeviceError::Memory`] when the system refuses; [`DeviceError::Shape`] when its size cannot be counted.
     pub fn new<T: Element>(shape: &[usize]) -> Result<Self, DeviceError> {
         let elements = elements(shape, usize::MAX)?;
-        let memory = Rc::new(Memory::Mapped(Region::new::<T>(elements)?));
-        Ok(Self { memory, shape: shape.to_vec(), dtype: T::ONNX, element_bytes: size_of::<T>() })
+        let region = Region::new::<T>(elements)?;
+        let bytes = region.bytes();
+        let memory = Rc::new(Memory::Mapped(region));
+        Ok(Self::part::<T>(memory, shape, (0, bytes), Bytes(0)))
     }
 
-    /// Takes a tensor of `shape` from `pool`, where its device is. It is not zeroed: it holds anything until written.
-    /// **With a GPU's pool this has not run yet.**
+    /// Takes `count` tensors of `shape` from `pool`, where its device is, as one block. They are not zeroed: they hold
+    /// anything until written. The block goes back when the last of them is dropped.
     ///
     /// # Errors
-    /// [`DeviceError::NoRoom`] when the pool has none; [`DeviceError::Shape`] when its size cannot be counted.
-    pub fn in_pool<T: Element>(pool: &Pool, shape: &[usize]) -> Result<Self, DeviceError> {
+    /// [`DeviceError::NoRoom`] when the pool has none; [`DeviceError::Shape`] when their size cannot be counted.
+    pub fn in_pool<T: Element>(pool: &Pool, shape: &[usize], count: usize) -> Result<Vec<Self>, DeviceError> {
         let bytes = elements(shape, usize::MAX)?.max(1).saturating_mul(size_of::<T>());
-        let memory = Rc::new(Memory::Pooled(pool.buffer(Bytes::from(bytes))?));
-        Ok(Self { memory, shape: shape.to_vec(), dtype: T::ONNX, element_bytes: size_of::<T>() })
+        let stride = bytes.checked_next_multiple_of(ALIGNMENT).unwrap_or(usize::MAX);
+        let buffer = pool.buffer(Bytes::from(stride.saturating_mul(count)))?;
+        let (held, parts) = (buffer.held().0, count.max(1) as u64);
+        let memory = Rc::new(Memory::Pooled(buffer));
+        let part = |number: usize| {
+            let rest = if number == 0 { held % parts } else { 0 };
+            let place = (number * stride, bytes);
+            Self::part::<T>(Rc::clone(&memory), shape, place, Bytes(held / parts + rest))
+        };
+        Ok((0..count).map(part).collect())
+    }
+
+    fn part<T: Element>(
+        memory: Rc<Memory>,
+        shape: &[usize],
+        (offset, bytes): (usize, usize),
+        held: Bytes,
+    ) -> Self {
+        let (shape, dtype, element_bytes) = (shape.to_vec(), T::ONNX, size_of::<T>());
+        Self { memory, offset, bytes, held, shape, dtype, element_bytes }
     }
 
     /// Bytes it has; of those that are mapped, the ones never written cost nothing.
     #[must_use]
     pub fn bytes(&self) -> Bytes {
-        match &*self.memory {
-            Memory::Mapped(region) => Bytes::from(region.bytes()),
-            Memory::Pooled(buffer) => buffer.bytes(),
-        }
+        Bytes::from(self.bytes)
     }
 
     /// What it takes of its device while nobody uses it: nothing of what is mapped, as that can be discarded.
     #[must_use]
     pub fn held(&self) -> Bytes {
-        match &*self.memory {
-            Memory::Mapped(_) => Bytes(0),
-            Memory::Pooled(buffer) => buffer.held(),
-        }
+        self.held
     }
 
     /// Copies the first `kept` of the next-to-last dimension out of `older`, whose other dimensions are the same: rows
     /// `[.., kept, last]` to their new stride. On a GPU that is one more piece of work on the stream, and nobody waits for
-    /// it. **There it has not run yet.**
+    /// it.
     ///
     /// # Errors
     /// [`DeviceError::Shape`] when the two do not go together so; [`DeviceError::Runtime`] when the device fails.
     pub fn take_over(&self, older: &Self, kept: usize) -> Result<(), DeviceError> {
-        if Rc::ptr_eq(&self.memory, &older.memory) {
+        if Rc::ptr_eq(&self.memory, &older.memory) && self.offset == older.offset {
             return Ok(());
         }
         let refused = || DeviceError::Shape { shape: older.shape.clone(), needed: kept, room: 0 };
@@ -195,7 +209,7 @@ impl Shared {
                 unsafe { rows.copy(from.pointer(), to.pointer()) };
                 Ok(())
             }
-            (Memory::Pooled(from), Memory::Pooled(to)) => to.copy_rows(from, rows),
+            (Memory::Pooled(from), Memory::Pooled(to)) => to.copy_rows(self.offset, from, older.offset, rows),
             _ => Err(refused()),
         }
     }
@@ -245,7 +259,9 @@ impl Shared {
     pub(super) fn place(&self) -> Place {
         match &*self.memory {
             Memory::Mapped(region) => region.place(),
-            Memory::Pooled(buffer) => Place { first: buffer.address().as_ptr(), bytes: size(buffer.bytes()) },
+            Memory::Pooled(buffer) => {
+                Place { first: buffer.address().as_ptr().wrapping_add(self.offset), bytes: self.bytes }
+            }
         }
     }
 

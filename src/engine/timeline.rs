@@ -169,7 +169,9 @@ impl Timeline {
             said.push(self.forward(&tokens[..1])?.to_vec());
         }
         if !said.windows(2).all(|two| is_alike(&two[0], &two[1])) {
-            tracing::warn!("captured steps compute something else here, so steps are done operator by operator");
+            tracing::warn!(
+                "captured steps compute something else here, so steps are done operator by operator"
+            );
             self.decode.refuse_capture();
         }
         self.clear();
@@ -417,7 +419,11 @@ mod tests {
             [1, 64, 65, 512, 513, 1024, 1025].map(|n| step(n, 4096, LEAST_STEP)),
             [64, 64, 128, 512, 640, 1024, 1280]
         );
-        assert_eq!([1, 100, 101].map(|n| step(n, 101, LEAST_STEP)), [64, 101, 101], "never more than there may be");
+        assert_eq!(
+            [1, 100, 101].map(|n| step(n, 101, LEAST_STEP)),
+            [64, 101, 101],
+            "never more than there may be"
+        );
         let mut moved = 0;
         for n in 1..100_000 {
             let (room, before) = (step(n, usize::MAX, LEAST_STEP), step(n - 1, usize::MAX, LEAST_STEP));

@@ -20,6 +20,10 @@ pub struct Cache {
     heads: usize,
 }
 
+/// How many blocks of a pool a cache is at most: one for each tensor would be a hundred trips to the device before the
+/// first token, where memory was trimmed; one for all would be there twice when it grows.
+const BLOCKS: usize = 8;
+
 /// What mapped memory is given out by.
 const PAGE: u64 = 4096;
 
@@ -91,19 +95,15 @@ impl Model {
     /// A cache with room for `capacity` positions and the first `used` of `older`: from the model's pool, where it has
     /// one; else mapped, and then only positions that are used cost memory.
     ///
-    /// Tensors grow one after the other, so that there is never more than one of them twice. That needs passes to have
-    /// let go of `older` before; and when there is no room for a larger one, what was there is gone as well.
+    /// It is [some blocks](BLOCKS) of memory, and grows one after the other, so that no more than that part of it is there
+    /// twice. That needs passes to have let go of `older` before; and when there is no room for a larger one, what was there
+    /// is gone as well.
     ///
     /// # Errors
     /// [`DeviceError::Memory`] or [`DeviceError::NoRoom`] when there is no room for it.
     pub fn cache(&self, capacity: usize, older: Cache, used: usize) -> Result<Cache, DeviceError> {
         let dims = &self.manifest().dims;
         let shape = [1, dims.kv_heads, capacity, dims.head_dim];
-        let larger = |older: Option<Shared>| {
-            let tensor = self.tensor(&shape)?;
-            older.map_or(Ok(()), |older| tensor.take_over(&older, used))?;
-            Ok(tensor)
-        };
         // With nothing to copy, the old makes room first.
         let older = if used == 0 {
             drop(older);
@@ -111,10 +111,18 @@ impl Model {
         } else {
             older.layers
         };
-        let older =
-            older.into_iter().map(|layer| layer.map(Some)).chain(std::iter::repeat_with(|| [None, None]));
-        let layers = older.take(dims.layers).map(|[key, value]| Ok([larger(key)?, larger(value)?]));
-        let layers = layers.collect::<Result<_, DeviceError>>().map_err(unable_to_grow)?;
+        let mut older = older.into_iter();
+        let mut layers = Vec::with_capacity(dims.layers);
+        while layers.len() < dims.layers {
+            let count = dims.layers.div_ceil(BLOCKS).min(dims.layers - layers.len());
+            let tensors = self.tensors(&shape, count * 2).map_err(unable_to_grow)?;
+            for layer in tensors.as_chunks::<2>().0 {
+                for (larger, older) in layer.iter().zip(older.next().into_iter().flatten()) {
+                    larger.take_over(&older, used)?;
+                }
+                layers.push(layer.clone());
+            }
+        }
         Ok(Cache { layers, capacity, heads: dims.kv_heads })
     }
 
@@ -127,20 +135,20 @@ impl Model {
         copy.take_over(cache, positions).map(|()| copy)
     }
 
-    fn tensor(&self, shape: &[usize]) -> Result<Shared, DeviceError> {
+    fn tensors(&self, shape: &[usize], count: usize) -> Result<Vec<Shared>, DeviceError> {
         let pool = self.session().pool();
         match self.manifest().dtype {
-            Dtype::Float32 => of::<f32>(shape, pool),
-            Dtype::Float16 => of::<f16>(shape, pool),
-            Dtype::Bfloat16 => of::<bf16>(shape, pool),
+            Dtype::Float32 => of::<f32>(shape, count, pool),
+            Dtype::Float16 => of::<f16>(shape, count, pool),
+            Dtype::Bfloat16 => of::<bf16>(shape, count, pool),
         }
     }
 }
 
-fn of<T: Element>(shape: &[usize], pool: Option<&Pool>) -> Result<Shared, DeviceError> {
+fn of<T: Element>(shape: &[usize], count: usize, pool: Option<&Pool>) -> Result<Vec<Shared>, DeviceError> {
     match pool {
-        Some(pool) => Shared::in_pool::<T>(pool, shape),
-        None => Shared::new::<T>(shape),
+        Some(pool) => Shared::in_pool::<T>(pool, shape, count),
+        None => (0..count).map(|_| Shared::new::<T>(shape)).collect(),
     }
 }
 

@@ -19,6 +19,10 @@ pub(super) fn has_steps_alike(path: &Path, names: &GraphNames) -> bool {
     let Lengths::Given { total_sequence_length: total, .. } = &names.lengths else { return false };
     let graph = std::fs::read(path).ok().and_then(|content| onnx::Model::decode(&*content).ok()?.graph);
     graph.is_some_and(|graph| {
-        graph.node.iter().filter(|node| node.input.contains(total)).all(|node| node.op_type == "GroupQueryAttention")
+        graph
+            .node
+            .iter()
+            .filter(|node| node.input.contains(total))
+            .all(|node| node.op_type == "GroupQueryAttention")
     })
 }

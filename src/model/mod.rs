@@ -162,7 +162,8 @@ impl Model {
         };
         let captures = options.captures && on_gpu && fixed::has_steps_alike(&path, &manifest.graph);
         let options = SessionOptions { captures, ..options };
-        let session = session(&graph, options).map_err(|source| ModelError::Load { path: path.clone(), source })?;
+        let session =
+            session(&graph, options).map_err(|source| ModelError::Load { path: path.clone(), source })?;
         check::adopt_dtype(&mut manifest, &session.inputs());
         check::graph(&manifest, &session.inputs(), &session.outputs())
             .map_err(|source| ModelError::Graph { path, source: Box::new(source) })?;

@@ -187,7 +187,11 @@ impl Pass {
                 // What is written is copied to the device, so what stays the same is not.
                 let positions = (new - rows..).map(|position| i64::try_from(position).unwrap_or(i64::MAX));
                 if !self.binding.read(logits_index).iter().copied().eq(positions.clone().take(rows)) {
-                    self.binding.write(logits_index).iter_mut().zip(positions).for_each(|(slot, n)| *slot = n);
+                    self.binding
+                        .write(logits_index)
+                        .iter_mut()
+                        .zip(positions)
+                        .for_each(|(slot, n)| *slot = n);
                 }
                 self.lay_out_logits(rows)
             }

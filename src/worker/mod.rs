@@ -37,7 +37,9 @@ use crate::{
         host::{self, Pace},
     },
     engine::{self, EngineError, Forward, Speculation, Step, Timeline, TimelineOptions},
-    job::{Failure, Finish, GpuReport, Job, Memory, MemoryReport, ModelId, ModelReport, Placement, RuntimeReport},
+    job::{
+        Failure, Finish, GpuReport, Job, Memory, MemoryReport, ModelId, ModelReport, Placement, RuntimeReport,
+    },
     model::{Model, ModelError},
     units::Bytes,
     wire::{self, Down, PROTOCOL, Up, WireError, WorkerSpec},

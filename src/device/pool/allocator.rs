@@ -17,7 +17,7 @@
 //! What ONNX Runtime *reserves* is weights only while a graph is loaded. Some kernels reserve their workspace in every
 //! run (`MatMulNBits` does, a hundred times per token), and that is scratch like any other.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, ptr::NonNull};
 
 use super::{
     Figures, NoRoom,
@@ -122,6 +122,17 @@ impl<B: Backend> Allocator<B> {
         self.try_take(asked, User::Anybody)
     }
 
+    /// A block that lives as long as a model, and is counted with its weights: among scratch it would keep its neighbours'
+    /// memory from going back.
+    ///
+    /// # Errors
+    /// As [`try_take`](Self::try_take).
+    pub(super) fn try_keep_for_good(&mut self, asked: usize) -> Result<Block, NoRoom> {
+        let size = block_size(asked).ok_or_else(|| self.no_room(asked, None))?;
+        let block = self.obtain(Kind::Weights, size)?;
+        Ok(self.hand_out(block, Live { kind: Kind::Weights, size, asked }))
+    }
+
     /// Changes when a block that runs used as scratch has gone to somebody who keeps it, or back to the device: what was
     /// captured of a run before may then no longer be run again, as it has the addresses of its scratch in it.
     pub(super) fn epoch(&self) -> u64 {
@@ -194,15 +205,25 @@ impl<B: Backend> Allocator<B> {
         self.live.get(&block).map_or(0, |live| live.size)
     }
 
-    /// Copies rows from one block that is out to another, after all work that was submitted before.
+    /// Copies rows from one block that is out to another, each from so many bytes behind its start on, after all work that
+    /// was submitted before.
     ///
     /// # Errors
     /// [`DeviceError::Shape`] when they do not fit into the blocks; [`DeviceError::Runtime`] when the device fails.
-    pub(super) fn copy_rows(&mut self, from: Block, to: Block, rows: Rows) -> Result<(), DeviceError> {
+    pub(super) fn copy_rows(
+        &mut self,
+        from: (Block, usize),
+        to: (Block, usize),
+        rows: Rows,
+    ) -> Result<(), DeviceError> {
         let (least, most) = rows.spans().unwrap_or((usize::MAX, usize::MAX));
-        self.check_room(from, least)?;
-        self.check_room(to, most)?;
-        self.backend.copy_rows(from, to, rows)
+        self.check_room(from.0, least.saturating_add(from.1))?;
+        self.check_room(to.0, most.saturating_add(to.1))?;
+        // Within the blocks, so far from null.
+        let place = |(Block(first), at): (Block, usize)| {
+            NonNull::new(first.as_ptr().wrapping_add(at)).map_or(Block(first), Block)
+        };
+        self.backend.copy_rows(place(from), place(to), rows)
     }
 
     /// Copies `bytes` of the host's memory into a block that is out, after all work that was submitted before.
@@ -212,7 +233,12 @@ impl<B: Backend> Allocator<B> {
     ///
     /// # Safety
     /// As for [`Backend::upload`], but for the block's size.
-    pub(super) unsafe fn upload(&mut self, from: *const u8, to: Block, bytes: usize) -> Result<(), DeviceError> {
+    pub(super) unsafe fn upload(
+        &mut self,
+        from: *const u8,
+        to: Block,
+        bytes: usize,
+    ) -> Result<(), DeviceError> {
         self.check_room(to, bytes)?;
         // SAFETY: the block holds them (looked at above), the rest is the caller's promise.
         unsafe { self.backend.upload(from, to, bytes) }
@@ -225,7 +251,12 @@ impl<B: Backend> Allocator<B> {
     ///
     /// # Safety
     /// As for [`Backend::download`], but for the block's size.
-    pub(super) unsafe fn download(&mut self, from: Block, to: *mut u8, bytes: usize) -> Result<(), DeviceError> {
+    pub(super) unsafe fn download(
+        &mut self,
+        from: Block,
+        to: *mut u8,
+        bytes: usize,
+    ) -> Result<(), DeviceError> {
         self.check_room(from, bytes)?;
         // SAFETY: the block holds them (looked at above), the rest is the caller's promise.
         unsafe { self.backend.download(from, to, bytes) }

@@ -5,7 +5,7 @@ use std::ptr::NonNull;
 use crate::device::{DeviceError, rows::Rows};
 
 /// What every block's address is a multiple of: the most that ONNX Runtime's kernels ask for.
-pub(super) const ALIGNMENT: usize = 256;
+pub(in crate::device) const ALIGNMENT: usize = 256;
 
 /// The address of a block; on a GPU the host cannot read what is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

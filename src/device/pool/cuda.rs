@@ -208,7 +208,8 @@ impl CudaBackend {
     fn try_pin(&self, first: NonNull<u8>, bytes: usize) -> Result<(), DriverError> {
         self.context.bind_to_thread()?;
         // SAFETY: it only keeps the pages where they are; the driver refuses what is not mapped.
-        unsafe { sys::cuMemHostRegister_v2(first.as_ptr().cast(), bytes, sys::CU_MEMHOSTREGISTER_PORTABLE) }.result()
+        unsafe { sys::cuMemHostRegister_v2(first.as_ptr().cast(), bytes, sys::CU_MEMHOSTREGISTER_PORTABLE) }
+            .result()
     }
 
     fn try_held(&self) -> Result<Held, DriverError> {
@@ -251,7 +252,8 @@ impl Backend for CudaBackend {
 
     unsafe fn download(&mut self, from: Block, to: *mut u8, bytes: usize) -> Result<(), DeviceError> {
         // SAFETY: as in `upload`.
-        unsafe { self.try_download(from, to, bytes) }.map_err(failed("what the device wrote cannot be copied"))
+        unsafe { self.try_download(from, to, bytes) }
+            .map_err(failed("what the device wrote cannot be copied"))
     }
 
     fn wait(&mut self) -> Result<(), DeviceError> {
@@ -276,7 +278,9 @@ impl Backend for CudaBackend {
     }
 
     fn pin(&mut self, first: NonNull<u8>, bytes: usize) -> bool {
-        self.try_pin(first, bytes).inspect_err(|e| tracing::debug!("memory of the host is not pinned: {e}")).is_ok()
+        self.try_pin(first, bytes)
+            .inspect_err(|e| tracing::debug!("memory of the host is not pinned: {e}"))
+            .is_ok()
     }
 
     fn unpin(&mut self, first: NonNull<u8>) {

@@ -39,9 +39,10 @@ use std::{
 };
 
 use allocator::Allocator;
+pub(in crate::device) use backend::ALIGNMENT;
 use backend::{Backend, Block, Held, Recorded};
 pub use cuda::CudaOptions;
-use face::{Claim, Registration};
+use face::{AnyAllocator, Claim, Registration};
 pub use figures::Figures;
 use ort::memory::AllocationDevice;
 
@@ -187,11 +188,11 @@ impl Pool {
     pub fn bandwidth(&self, bytes: Bytes, copies: u32) -> Result<f64, DeviceError> {
         let (from, to) = (self.buffer(bytes)?, self.buffer(bytes)?);
         let one = Rows { count: 1, bytes: size(bytes), from: size(bytes), to: size(bytes) };
-        to.copy_rows(&from, one)?;
+        to.copy_rows(0, &from, 0, one)?;
         self.wait()?;
         let began = Instant::now();
         for _ in 0..copies {
-            to.copy_rows(&from, one)?;
+            to.copy_rows(0, &from, 0, one)?;
         }
         self.wait()?;
         #[expect(clippy::cast_precision_loss, reason = "sizes of memory are far below 2^52")]
@@ -204,9 +205,24 @@ impl Pool {
     /// # Errors
     /// [`DeviceError::NoRoom`] when the limit or the device does not allow it; nothing is spilled.
     pub fn buffer(&self, bytes: Bytes) -> Result<Buffer, DeviceError> {
+        self.buffer_by(bytes, AnyAllocator::try_keep)
+    }
+
+    /// Memory that stays for as long as a model does, and is counted with its weights.
+    ///
+    /// # Errors
+    /// As [`buffer`](Self::buffer).
+    pub(super) fn lasting(&self, bytes: Bytes) -> Result<Buffer, DeviceError> {
+        self.buffer_by(bytes, AnyAllocator::try_keep_for_good)
+    }
+
+    fn buffer_by(
+        &self,
+        bytes: Bytes,
+        take: impl FnOnce(&mut AnyAllocator, usize) -> Result<Block, NoRoom>,
+    ) -> Result<Buffer, DeviceError> {
         let mut allocator = self.allocator();
-        let block = allocator
-            .try_keep(size(bytes))
+        let block = take(&mut allocator, size(bytes))
             .map_err(|source| DeviceError::NoRoom { what: "a buffer", source })?;
         let held = allocator.size(block).into();
         Ok(Buffer { block, bytes, held, pool: self.clone() })
@@ -287,7 +303,7 @@ impl Pool {
         self.registration.environment()
     }
 
-    fn allocator(&self) -> MutexGuard<'_, Allocator<Box<dyn Backend>>> {
+    fn allocator(&self) -> MutexGuard<'_, AnyAllocator> {
         self.registration.face().allocator()
     }
 }
@@ -356,13 +372,20 @@ impl Buffer {
         self.held
     }
 
-    /// Copies rows of another buffer of the same pool, after all work that was submitted before.
+    /// Copies rows of another buffer of the same pool, after all work that was submitted before: from so many bytes behind
+    /// its start to `at` bytes behind this one's.
     ///
     /// # Errors
     /// [`DeviceError::Shape`] when the buffers do not hold them, or `from` is another pool's; [`DeviceError::Runtime`]
     /// when the device fails.
-    pub(super) fn copy_rows(&self, from: &Self, rows: Rows) -> Result<(), DeviceError> {
-        self.pool.allocator().copy_rows(from.block, self.block, rows)
+    pub(super) fn copy_rows(
+        &self,
+        at: usize,
+        from: &Self,
+        from_at: usize,
+        rows: Rows,
+    ) -> Result<(), DeviceError> {
+        self.pool.allocator().copy_rows((from.block, from_at), (self.block, at), rows)
     }
 
     /// Copies `bytes` of the host's memory into its start, after all work that was submitted before.
