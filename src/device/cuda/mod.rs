@@ -2,7 +2,7 @@
 //!
 //! The driver's library is opened, and looked through for every function that eka calls, before any of them is called:
 //! `cudarc` panics without the library and on the first function that is missing. Nothing here creates a context, so
-//! asking costs no device memory. **Has not run on a GPU yet**: a stand-in for the driver has answered in its place.
+//! asking costs no device memory. Seen with the driver 580 of an H100; in tests a stand-in for the driver answers.
 
 mod libraries;
 
