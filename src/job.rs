@@ -463,7 +463,7 @@ impl ModelReport {
         let on_device = |before: DeviceMemory, after: DeviceMemory| DeviceMemory {
             used: Bytes(after.used.0.saturating_sub(before.used.0)),
             reserved: Bytes(after.reserved.0.saturating_sub(before.reserved.0)),
-            free: None,
+            ..DeviceMemory::default()
         };
         Memory {
             resident: grown(self.before.resident, self.after.resident),

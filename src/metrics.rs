@@ -45,7 +45,7 @@ pub struct MemoryKind {
     /// `parent` or `worker`.
     pub process: &'static str,
     /// `resident`, `anonymous` or, of the last job, `peak_resident`; with a pool, `device_used`, `device_reserved`,
-    /// `device_free` and, of the last job, `device_peak_used` and `device_peak_reserved`.
+    /// `device_free`, `device_other` (neither free nor the pool's) and, of the last job, `device_peak_used` and `device_peak_reserved`.
     pub kind: &'static str,
     /// Whose.
     #[prometheus(flatten)]

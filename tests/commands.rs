@@ -68,6 +68,30 @@ fn bench_measures_every_length_and_refuses_what_does_not_fit() {
 }
 
 #[test]
+fn bench_says_what_a_pool_held_and_what_part_of_its_speed_a_step_takes() {
+    let model = exported("llama");
+    let arguments =
+        ["bench", &model, "--prompt", "16", "--generate", "4", "--rounds", "1", "--device", "cpu"];
+    let pooled = |more: &[&str]| run(&[&arguments[..], &["--host-pool"], more].concat());
+    let report: serde_json::Value = serde_json::from_slice(&pooled(&["--json"]).stdout).unwrap();
+    let bytes = |path: &str| report.pointer(path).and_then(serde_json::Value::as_u64).unwrap();
+    assert_eq!(bytes("/memory/before/used"), bytes("/memory/after/used"), "{report}");
+    assert_eq!(bytes("/memory/after/used"), bytes("/memory/after/reserved"), "{report}");
+    assert!(bytes("/memory/peak_used") > bytes("/memory/before/used"), "{report}");
+    // Every matrix is read, and of the table of embeddings a row.
+    let weights = bytes("/weight_bytes_per_step");
+    assert!(weights > 0 && weights < bytes("/memory/before/used"), "{report}");
+    let share = report["results"][0]["decode_share_of_bandwidth"].as_f64().unwrap();
+    let speed = report["results"][0]["decode_tokens_per_second"]["median"].as_f64().unwrap();
+    let most = report["memory_bytes_per_second"].as_f64().unwrap();
+    #[expect(clippy::cast_precision_loss, reason = "a small model")]
+    let expected = speed * weights as f64 / most;
+    assert!((share - expected).abs() < 1e-9 * expected, "{report}");
+    let said = text(&pooled(&[]).stdout);
+    assert!(said.contains("memory in use, reserved: ") && said.contains(" % of bandwidth"), "{said}");
+}
+
+#[test]
 fn a_missing_or_wrong_library_is_an_error_with_the_paths_tried() {
     let empty = tempfile::tempdir().unwrap();
     let dir = argument(empty.path());

@@ -79,9 +79,7 @@ pub(crate) fn trim(ground: &Ground, table: &mut Table) -> Outcome<()> {
     for (shape, prompt) in asked {
         cost(ground, table, shape, prompt)?;
     }
-    let memory = pool.figures();
-    if let (Some(free), Some(total)) = (memory.device_free, memory.device_total) {
-        let other = Bytes(total.0 - free.0 - memory.reserved.0);
+    if let Some(other) = pool.figures().device_other() {
         table.told("memory beside the pool: context, modules, workspaces", &other.to_string());
     }
     Ok(())

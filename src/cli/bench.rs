@@ -22,6 +22,7 @@ use super::{
     print::{self, Output},
 };
 use crate::{
+    device::Pool,
     engine::{self, Forward, Speculation, Step, Timeline},
     job::{Job, JobId},
     units::Bytes,
@@ -77,7 +78,48 @@ struct Report {
     /// How fast the device's memory is, where it comes from a pool: bytes that copies within it read and write.
     #[serde(skip_serializing_if = "Option::is_none")]
     memory_bytes_per_second: Option<f64>,
+    /// What was held of the device, where its memory comes from a pool.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory: Option<Memory>,
     results: Vec<Lengths>,
+}
+
+/// What a pool held, in bytes.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Memory {
+    /// With the model loaded and nothing running.
+    before: Held,
+    /// Most in use, and most taken from the device, while it was measured.
+    peak_used: u64,
+    peak_reserved: u64,
+    /// When all was done, and trimmed.
+    after: Held,
+    /// How long that trim took.
+    trim_seconds: f64,
+}
+
+/// What a pool held at one moment.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Held {
+    used: u64,
+    reserved: u64,
+    /// As the driver says; absent where the memory is the host's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    free: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    other: Option<u64>,
+}
+
+impl Held {
+    fn by(pool: &Pool) -> Self {
+        let figures = pool.figures();
+        Self {
+            used: figures.in_use().0,
+            reserved: figures.reserved.0,
+            free: figures.device_free.map(|free| free.0),
+            other: figures.device_other().map(|other| other.0),
+        }
+    }
 }
 
 /// What was measured with one prompt length.
@@ -133,12 +175,24 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let mut timeline = args.engine.open_on(&device, &args.model)?;
     let load_seconds = started.elapsed().as_secs_f64();
     check(args, timeline.capacity()).ends_as(Exit::Usage)?;
+    let before = device.pool().map(|pool| idle(pool, &mut timeline));
     let mut rounds: Vec<Vec<Round>> = args.prompt.iter().map(|_| Vec::new()).collect();
     for _ in 0..args.rounds {
         for (prompt, rounds) in args.prompt.iter().zip(&mut rounds) {
             rounds.push(round(&mut timeline, *prompt, args)?);
         }
     }
+    let memory = device.pool().zip(before).map(|(pool, (before, _))| {
+        let peaks = pool.figures();
+        let (after, trim) = idle(pool, &mut timeline);
+        Memory {
+            before,
+            peak_used: peaks.in_use_peak.0,
+            peak_reserved: peaks.reserved_peak.0,
+            after,
+            trim_seconds: trim.as_secs_f64(),
+        }
+    });
     let weights = timeline.model().weights_read(&args.model);
     let bandwidth = device.pool().map(|pool| pool.bandwidth(COPIED, COPIES)).transpose()?;
     #[expect(clippy::cast_precision_loss, reason = "sizes of weights are far below 2^52")]
@@ -156,12 +210,25 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         load_seconds,
         weight_bytes_per_step: weights.map(|weights| weights.0),
         memory_bytes_per_second: bandwidth,
+        memory,
         results: results.collect(),
     };
     if args.output.json {
         return print::document(&report);
     }
     print::result(|out| print(out, &report))
+}
+
+/// Gives back what only requests need, as the server does between two of them; what is held then, and how long that took.
+/// New peaks start there.
+fn idle(pool: &Pool, timeline: &mut Timeline) -> (Held, Duration) {
+    timeline.clear_to(Bytes(0));
+    let began = Instant::now();
+    timeline.release_captured();
+    pool.trim(Bytes(0));
+    let took = began.elapsed();
+    pool.reset_peaks();
+    (Held::by(pool), took)
 }
 
 fn nodes(timeline: &Timeline) -> anyhow::Result<BTreeMap<String, usize>> {
@@ -250,6 +317,29 @@ fn print(out: &mut dyn Write, report: &Report) -> io::Result<()> {
     if let (Some(bandwidth), Some(weights)) = (report.memory_bytes_per_second, report.weight_bytes_per_step) {
         let weights = Bytes(weights);
         writeln!(out, "its memory copies {:.0} GB/s; a step reads {weights} of weights", bandwidth / 1e9)?;
+    }
+    if let Some(Memory { before, peak_used, peak_reserved, after, trim_seconds }) = report.memory {
+        let size = |bytes: u64| Bytes(bytes).to_string();
+        writeln!(
+            out,
+            "memory in use, reserved: {}, {} before; {}, {} at most; {}, {} after a trim of {:.2} ms",
+            size(before.used),
+            size(before.reserved),
+            size(peak_used),
+            size(peak_reserved),
+            size(after.used),
+            size(after.reserved),
+            trim_seconds * 1e3
+        )?;
+        if let (Some(first), Some(last), Some(other)) = (before.free, after.free, after.other) {
+            writeln!(
+                out,
+                "free on the device: {} before, {} after; neither free nor the pool's: {}",
+                size(first),
+                size(last),
+                size(other)
+            )?;
+        }
     }
     writeln!(out, "tokens per second: median (least to most)")?;
     writeln!(out, "{:>8} {:>9}  {:>26}  {:>26}", "prompt", "generated", "prefill", "decode")?;

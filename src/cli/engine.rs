@@ -33,6 +33,10 @@ pub(super) struct EngineArgs {
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     cuda_graphs: bool,
 
+    /// Treat the CPU's memory as a GPU's is treated, as device.host_pool does
+    #[arg(long, hide = true)]
+    host_pool: bool,
+
     /// Most prompt tokens in one pass
     #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = clap::value_parser!(u16).range(1..=16384))]
     prefill_chunk: u16,
@@ -49,8 +53,8 @@ impl EngineArgs {
     /// # Errors
     /// When there is no such device, or no library that can be used.
     pub(super) fn device(&self) -> anyhow::Result<Device> {
-        let (choice, libraries) = (self.device, self.onnxruntime.as_deref());
-        let device = Device::open(OpenOptions { choice, libraries, ..OpenOptions::default() })?;
+        let (choice, libraries, host_pool) = (self.device, self.onnxruntime.as_deref(), self.host_pool);
+        let device = Device::open(OpenOptions { choice, libraries, host_pool, memory_limit: None })?;
         if let Some(why) = device.fell_back() {
             print::note(format_args!("on {device}, as {why}"));
         }

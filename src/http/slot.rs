@@ -329,7 +329,12 @@ fn held(metrics: &Metrics, process: &'static str, device: OnDevice) -> Memory {
         resident: read("resident"),
         anonymous: read("anonymous"),
         prefix_cache: read("prefix_cache").unwrap_or_default(),
-        device: used.map(|(used, reserved)| DeviceMemory { used, reserved, free: read("device_free") }),
+        device: used.map(|(used, reserved)| DeviceMemory {
+            used,
+            reserved,
+            free: read("device_free"),
+            other: read("device_other"),
+        }),
     }
 }
 

@@ -36,6 +36,9 @@ pub struct DeviceMemory {
     pub reserved: Bytes,
     /// Free on the device, for anybody; `None` where it does not say.
     pub free: Option<Bytes>,
+    /// Neither free nor the pool's: contexts, kernels, libraries' workspaces, and whatever other programs hold; `None` where
+    /// the device does not say.
+    pub other: Option<Bytes>,
 }
 
 /// What a process holds of the host's memory, and of its device's.

@@ -95,7 +95,7 @@ impl Model {
     /// A cache with room for `capacity` positions and the first `used` of `older`: from the model's pool, where it has
     /// one; else mapped, and then only positions that are used cost memory.
     ///
-    /// It is [some blocks](BLOCKS) of memory, and grows one after the other, so that no more than that part of it is there
+    /// It is a few blocks of memory, which grow one after the other, so that no more than that part of it is there
     /// twice. That needs passes to have let go of `older` before; and when there is no room for a larger one, what was there
     /// is gone as well.
     ///

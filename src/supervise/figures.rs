@@ -50,6 +50,7 @@ impl Figures {
         self.show("device_used", memory.device.map(|device| device.used));
         self.show("device_reserved", memory.device.map(|device| device.reserved));
         self.show("device_free", memory.device.and_then(|device| device.free));
+        self.show("device_other", memory.device.and_then(|device| device.other));
     }
 
     /// What a job has left, and the most that it held.

@@ -273,7 +273,7 @@ mod tests {
 
     #[test]
     fn room_on_a_device_is_bounded_by_the_limit_and_by_what_is_free() {
-        let device = DeviceMemory { used: Bytes(3), reserved: Bytes(5), free: Some(Bytes(10)) };
+        let device = DeviceMemory { used: Bytes(3), reserved: Bytes(5), free: Some(Bytes(10)), other: None };
         let held = Memory { device: Some(device), ..Memory::default() };
         assert_eq!(device_room(None, held), Some(Bytes(12)));
         assert_eq!(device_room(Some(Bytes(9)), held), Some(Bytes(6)));

@@ -71,8 +71,8 @@ impl Holdings {
 
     fn device(&self) -> Option<DeviceMemory> {
         let figures = self.pool.as_ref()?.figures();
-        let (used, free) = (figures.in_use(), figures.device_free);
-        Some(DeviceMemory { used, reserved: figures.reserved, free })
+        let (used, reserved, free) = (figures.in_use(), figures.reserved, figures.device_free);
+        Some(DeviceMemory { used, reserved, free, other: figures.device_other() })
     }
 
     /// Down to how much the policy says to trim, when nothing has run for `idle`, if anything is due.

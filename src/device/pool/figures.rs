@@ -51,6 +51,14 @@ impl Figures {
     pub fn in_use(&self) -> Bytes {
         self.weights + self.scratch + self.spilled
     }
+
+    /// Neither free on the device nor the pool's: contexts, kernels, libraries' workspaces, and whatever other programs
+    /// hold; `None` where the device does not say.
+    #[must_use]
+    pub fn device_other(&self) -> Option<Bytes> {
+        let (Bytes(total), Bytes(free)) = self.device_total.zip(self.device_free)?;
+        Some(Bytes(total.saturating_sub(free).saturating_sub(self.reserved.0)))
+    }
 }
 
 /// The running sums.
