@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use super::{
     NoRoom,
     allocator::{Allocator, User},
-    backend::{ALIGNMENT, Backend, Block, Held, Kind, OutOfMemory},
+    backend::{ALIGNMENT, Backend, Block, Held, Kind, OutOfMemory, Recorded},
     host::{HostBackend, HostOptions},
     sizes::block_size,
 };
@@ -87,6 +87,14 @@ impl Backend for MadeUp {
 
     unsafe fn download(&mut self, _: Block, _: *mut u8, _: usize) -> Result<(), DeviceError> {
         Ok(())
+    }
+
+    fn begin_capture(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn end_capture(&mut self) -> Result<Recorded, DeviceError> {
+        Ok(Recorded(0))
     }
 
     fn trim(&mut self, keep: usize) {
@@ -287,6 +295,62 @@ fn more_than_may_be_cached_goes_back_at_once() {
     assert_eq!(pool.figures().cached, Bytes(1 << 10));
     assert_eq!(device.books().out.len(), 2);
     pool.trim(0);
+}
+
+#[test]
+fn what_was_captured_ends_when_its_scratch_is_kept_or_given_back_and_not_before() {
+    let (mut pool, _) = pool(usize::MAX, usize::MAX);
+    // A run, and the same again out of what it left.
+    for _ in 0..2 {
+        let scratch = [4 << 10, 1 << 10].map(|bytes| on_stream(&mut pool, bytes));
+        scratch.into_iter().for_each(|block| pool.give(block));
+    }
+    let captured = pool.epoch();
+    assert!(pool.has_to_trim(4 << 10) && !pool.has_to_trim(5 << 10));
+    pool.trim(5 << 10);
+    let again = on_stream(&mut pool, 1 << 10);
+    pool.give(again);
+    assert_eq!(pool.epoch(), captured, "the blocks are still scratch");
+
+    let kept = pool.try_keep(1 << 10).unwrap();
+    assert_ne!(pool.epoch(), captured, "one of them is a cache now");
+    pool.give(kept);
+    let captured = pool.epoch();
+    let loaded = weights(&mut pool, 1 << 10).unwrap();
+    assert_ne!(pool.epoch(), captured, "a kernel may keep what it is given at load");
+    let captured = pool.epoch();
+    pool.trim(0);
+    assert_ne!(pool.epoch(), captured, "they are the device's");
+    pool.load_begins();
+    assert!(pool.load_ends().is_ok());
+    let lasting = pool.try_keep_for_good(600).unwrap();
+    assert_eq!(pool.figures().weights, Bytes((1 << 10) + 768), "weights, and what lasts as long");
+    pool.give(lasting);
+    pool.give(loaded);
+}
+
+#[test]
+fn while_work_is_recorded_the_device_is_neither_asked_for_memory_nor_given_any() {
+    let device = MadeUp::new(usize::MAX);
+    // It keeps one block of 4 KiB and no more.
+    let mut pool = Allocator::new(device.clone(), usize::MAX, 4 << 10);
+    let rehearsed = on_stream(&mut pool, 4 << 10);
+    let other = on_stream(&mut pool, 2 << 10);
+    pool.give(rehearsed);
+    pool.begin_capture().unwrap();
+    assert_eq!(on_stream(&mut pool, 4 << 10), rehearsed);
+    let missed = on_stream(&mut pool, 8 << 10);
+    let refused = pool.take_overrun().unwrap().to_string();
+    assert!(refused.contains("a step is being captured"), "{refused}");
+    assert_eq!(device.books().on_device(), 6 << 10);
+    for block in [rehearsed, other, missed] {
+        pool.give(block);
+    }
+    assert_eq!(device.books().on_device(), 6 << 10, "more is kept than may be");
+    pool.end_capture().unwrap();
+    let next = on_stream(&mut pool, 256);
+    pool.give(next);
+    assert!(device.books().on_device() <= 4 << 10);
 }
 
 #[test]
