@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use crate::{
     program::{Program, expected, send},
     serving::{Server, Wish, events},
+    workers::{hanging, stream_and},
 };
 
 const NATIVE: &str = "/generate-lite";
@@ -105,7 +106,8 @@ async fn an_answer_that_is_cut_says_so_and_is_the_beginning_of_one_with_the_form
 
 #[tokio::test]
 async fn a_form_outlives_its_worker() {
-    let program = Program::start(&[]).await;
+    let plan = hanging([(2, 1), (3, 4), (4, 8), (6, 1), (7, 4), (8, 8)]);
+    let program = Program::start(&["--faults", &plan]).await;
     // A value of many tokens that are picked between two runs of forced ones.
     let schema = json!({
         "type": "object",
@@ -118,8 +120,8 @@ async fn a_form_outlives_its_worker() {
         let (_, undisturbed) = program.ask(NATIVE, &request).await;
         let text = undisturbed["text"].as_str().unwrap();
         assert!(serde_json::from_str::<Value>(text).is_ok(), "{undisturbed}");
-        for every in [1, 20, 60] {
-            let (documents, is_done) = crate::workers::stream_and_kill(&program, &request, every, 1).await;
+        for _ in 0..3 {
+            let (documents, is_done) = stream_and(&program, &request, "KILL", 1).await;
             let last = documents.last().unwrap();
             assert!(is_done, "{last}");
             assert_eq!(last["text"], undisturbed["text"]);
