@@ -283,6 +283,7 @@ async fn a_star_is_for_all_pages_and_nothing_is_for_none() {
     assert!(!answer.headers().contains_key("vary"));
     let none = for_origin(&[]);
     assert_eq!(preflight(&none, "https://anything.example", NATIVE).await.status(), 403);
+    none.has_counted(NATIVE, "origin_not_allowed", 1).await;
 }
 
 /// Where this machine keeps things, as an error might say it.

@@ -95,9 +95,8 @@ async fn what_is_kept_follows_from_the_policy() {
     let memory = answered(&idle, 40, 2).await;
     let [after, weights] = ["reserved", "used"].map(|figure| bytes(&memory["after"]["device"][figure]));
     assert!(after > weights);
-    tokio::time::sleep(Duration::from_millis(600)).await;
     let mut reserved = after;
-    for _ in 0..100 {
+    for _ in 0..500 {
         reserved = scraped(&idle, "device_reserved").await.unwrap();
         if reserved == weights {
             break;

@@ -15,7 +15,7 @@ use tokio::{
 
 use crate::{
     program::{Program, resident_kib},
-    serving::{Server, Wish, events},
+    serving::{Server, Wish, events, eventually},
 };
 
 const ROUTES: [&str; 3] = ["/generate-lite", "/v1/completions", "/v1/chat/completions"];
@@ -23,7 +23,7 @@ const ROUTES: [&str; 3] = ["/generate-lite", "/v1/completions", "/v1/chat/comple
 /// Asked at once.
 const CLIENTS: usize = 16;
 
-/// What is sent, and whether HTTP itself is broken, so that the answer has no words.
+/// What is sent, and whether HTTP itself is broken, so that there may be more than one status, or a reset.
 struct Wrong {
     bytes: Vec<u8>,
     is_http: bool,
@@ -138,14 +138,14 @@ async fn attack(address: &str, seed: u64) {
             text.is_empty() || text.starts_with("HTTP/1.1 4") || text.starts_with("HTTP/1.0 4"),
             "{shown}\n{text}"
         );
-        assert_eq!(
-            text.matches("HTTP/1.").count(),
-            usize::from(!text.is_empty()),
-            "two answers: {shown}\n{text}"
-        );
-        return;
+        assert!(text.matches("HTTP/1.1 4").count() <= 1, "two answers: {shown}\n{text}");
+        // What a server has not read resets the connection, perhaps before its answer is there.
+        if text.is_empty() {
+            return;
+        }
+    } else {
+        assert!(text.starts_with("HTTP/1.1 400 "), "seed {seed}: {shown}\n{text}");
     }
-    assert!(text.starts_with("HTTP/1.1 400 "), "seed {seed}: {shown}\n{text}");
     let body = text.split_once("\r\n\r\n").unwrap().1;
     let error: Value = serde_json::from_str(body).unwrap();
     assert!(error["error"]["code"].is_string(), "{shown}\n{text}");
@@ -253,11 +253,72 @@ async fn clients_that_dribble_their_heads_are_cut_off_and_others_are_served_mean
     };
     let (answers, ()) =
         timeout(Duration::from_secs(60), futures_util::future::join(lorises, others)).await.unwrap();
-    assert!(
-        answers.iter().all(|answer| answer.is_empty() || answer.starts_with("HTTP/1.1 408")),
-        "{:?}",
-        answers[0]
-    );
+    let is_told = |answer: &String| answer.starts_with("HTTP/1.1 408") && answer.contains("head_too_slow");
+    assert!(answers.iter().all(|answer| answer.is_empty() || is_told(answer)), "{:?}", answers[0]);
+    assert!(answers.iter().any(is_told));
+}
+
+#[tokio::test]
+async fn a_request_that_is_no_http_is_told_why_and_counted() {
+    let server = Server::start(Wish::default());
+    let address = server.url.strip_prefix("http://").unwrap();
+    let head = |lines: &str| format!("POST /generate-lite HTTP/1.1\r\nhost: x\r\n{lines}\r\n\r\n");
+    let many: Vec<_> = (0..120).map(|n| format!("x-{n}: {n}")).collect();
+    for (sent, status, code, words) in [
+        (head("nocolon"), 400, "malformed_http", "begins with \"nocolon\" has no colon"),
+        (
+            head("content-length: 5\r\ncontent-length: 5") + "hello",
+            400,
+            "malformed_http",
+            "Content-Length more than once",
+        ),
+        (
+            head("content-length: 5\r\ntransfer-encoding: chunked"),
+            400,
+            "malformed_http",
+            "both Content-Length and Transfer-Encoding",
+        ),
+        (head(&many.join("\r\n")), 431, "head_too_large", "more than 96 lines"),
+        // After a request that is answered, on the same connection.
+        (
+            format!("GET /livez HTTP/1.1\r\nhost: x\r\n\r\n{}", head("nocolon")),
+            400,
+            "malformed_http",
+            "is not HTTP",
+        ),
+    ] {
+        let answer = String::from_utf8(exchange(address, sent.as_bytes()).await).unwrap();
+        let place = answer.rfind("HTTP/1.1 ").unwrap();
+        let (head, body) = answer[place..].split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{sent}: {answer}");
+        for field in ["x-request-id: ", "connection: close", "content-type: application/json"] {
+            assert!(head.contains(&format!("\r\n{field}")), "{head}");
+        }
+        let error: Value = serde_json::from_str(body).unwrap();
+        assert_eq!(
+            (&error["error"]["code"], &error["error"]["type"]),
+            (&json!(code), &json!("invalid_request_error"))
+        );
+        assert!(error["error"]["message"].as_str().unwrap().contains(words), "{error}");
+    }
+    server.has_counted("other", "malformed_http", 4).await;
+    server.has_counted("other", "head_too_large", 1).await;
+}
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_of_what_it_is_sent_is_left_and_others_come_in() {
+    let read_patience = Duration::from_millis(200);
+    let server = Server::start(Wish { read_patience, max_connections: 1, ..Wish::default() });
+    let address = server.url.strip_prefix("http://").unwrap();
+    let mut stuck = TcpStream::connect(address).await.unwrap();
+    // Far more than a system keeps for a reader who does not read.
+    let asked = "GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n".repeat(400);
+    stuck.write_all(asked.as_bytes()).await.unwrap();
+    let next = timeout(Duration::from_secs(60), server.get("/openapi.json").send()).await;
+    let size = next.expect("there is room for the next").unwrap().bytes().await.unwrap().len();
+    let mut received = Vec::new();
+    let _ = timeout(Duration::from_secs(60), stuck.read_to_end(&mut received)).await.unwrap();
+    assert!(received.len() < 400 * size, "all of it was sent: {} B", received.len());
 }
 
 #[tokio::test]
@@ -293,6 +354,7 @@ async fn a_reader_that_stops_reading_holds_a_bounded_answer_and_not_the_slot() {
     let mut stuck = TcpStream::connect(address).await.unwrap();
     let head = format!("POST /generate-lite HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", body.len());
     stuck.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
-    server.is_idle().await;
+    let is_over = || server.metrics.render().unwrap().contains("eka_job_duration_seconds_count 1\n");
+    eventually("the answer that nobody reads", is_over).await;
     assert_eq!(server.ask("/generate-lite", &json!({ "prompt": "x" })).await.0, 200);
 }

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use crate::{
     program::{Program, expected},
     serving::{CONTEXT_LENGTH, Server, Wish, events},
+    workers::{hanging, signal_when_hung},
 };
 
 const COMPLETIONS: &str = "/v1/completions";
@@ -124,16 +125,13 @@ async fn completions_echo_the_prompt_and_score_it() {
 
 #[tokio::test]
 async fn scores_outlive_their_worker() {
-    let program = Program::start(&[]).await;
+    let program = Program::start(&["--faults", &hanging([(2, 8)])]).await;
     let request = json!({ "prompt": "Once", "ignore_eos": true, "max_tokens": 120, "temperature": 0, "echo": true, "logprobs": 1 });
     let (_, undisturbed) = program.ask(COMPLETIONS, &request).await;
     let disturbed = program.post(COMPLETIONS, &request).send();
-    let kill = async {
-        tokio::time::sleep(std::time::Duration::from_millis(60)).await;
-        crate::program::send("KILL", program.worker_pid());
-    };
-    let (disturbed, ()) = tokio::join!(disturbed, kill);
+    let (disturbed, ()) = tokio::join!(disturbed, signal_when_hung(&program, "KILL", 1));
     let disturbed: Value = disturbed.unwrap().json().await.unwrap();
+    assert_eq!(disturbed["timings"]["resumed"], 1);
     let (whole, resumed) = (&undisturbed["choices"][0], &disturbed["choices"][0]);
     assert_eq!(whole["text"], resumed["text"]);
     assert_eq!(whole["logprobs"]["tokens"], resumed["logprobs"]["tokens"]);

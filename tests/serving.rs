@@ -46,6 +46,8 @@ pub(crate) struct Wish {
     /// Between two tokens.
     pub(crate) step: Duration,
     pub(crate) heartbeat: Duration,
+    pub(crate) read_patience: Duration,
+    pub(crate) max_connections: usize,
     pub(crate) grace: Duration,
     pub(crate) readiness: fn() -> Readiness,
     /// Every prompt is read in two chunks, and the first one told.
@@ -62,6 +64,8 @@ impl Default for Wish {
             max_jobs: 8,
             step: Duration::from_millis(1),
             heartbeat: Duration::from_secs(10),
+            read_patience: Duration::from_secs(60),
+            max_connections: 512,
             grace: Duration::from_secs(30),
             readiness: || Readiness::Ready(ready_report()),
             progress: false,
@@ -108,7 +112,8 @@ impl Server {
         let settings = Settings {
             body_limit: Bytes::kib(64),
             heartbeat: wish.heartbeat,
-            max_connections: NonZeroUsize::new(512).unwrap(),
+            max_connections: NonZeroUsize::new(wish.max_connections).unwrap(),
+            read_patience: wish.read_patience,
             grace: wish.grace,
             deadlines: Deadlines { queue: Duration::from_secs(60), total: Duration::from_secs(120) },
             context_length: None,

@@ -17,10 +17,10 @@ use reqwest::StatusCode;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::workers::worker_spec;
 use crate::{
     program::{Program, argument, expected, root, send},
     serving::{events, eventually},
+    workers::{hanging, stream_and, worker_spec},
 };
 
 /// A directory with the demo's base alone, as a second model, which says other things than the demo.
@@ -136,17 +136,15 @@ async fn whoever_waits_for_a_model_is_told_that_it_is_loaded() {
 
 #[tokio::test]
 async fn an_answer_goes_on_where_it_stopped_also_on_a_model_that_was_loaded_for_it() {
-    let two = Two::start(&ONE_AT_A_TIME).await;
+    let plan = hanging([(2, 8)]);
+    let two = Two::start(&[&ONE_AT_A_TIME[..], &["--faults", &plan]].concat()).await;
     let request =
         json!({ "model": "base-only", "prompt": "Once", "max_new_tokens": 200, "ignore_eos": true });
     let (_, undisturbed) = two.program.ask("/generate-lite", &request).await;
-    let worker = two.program.worker_pid();
-    let killer = async {
-        tokio::time::sleep(Duration::from_millis(60)).await;
-        send("KILL", worker);
-    };
-    let ((status, answer), ()) = tokio::join!(two.program.ask("/generate-lite", &request), killer);
-    assert_eq!((status, &answer["text"]), (200, &undisturbed["text"]), "{}", two.program.log());
+    let (documents, is_done) = stream_and(&two.program, &request, "KILL", 1).await;
+    let answer = documents.last().unwrap();
+    assert!(is_done, "{answer}\n{}", two.program.log());
+    assert_eq!(answer["text"], undisturbed["text"], "{}", two.program.log());
     assert_eq!(answer["timings"]["resumed"], 1);
     assert_eq!(two.loaded().await, ["base-only"], "the new worker has what the job needs and no more");
 }

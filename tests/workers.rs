@@ -46,38 +46,35 @@ async fn a_worker_killed_between_two_requests_is_replaced_and_nobody_notices() {
     assert_ne!(program.worker_pid(), killed);
 }
 
-pub(crate) async fn stream_and_kill(
-    program: &Program,
-    request: &Value,
-    every: usize,
-    times: usize,
-) -> (Vec<Value>, bool) {
-    stream_and(program, request, "KILL", [every, times]).await
+/// A plan of faults: each of these jobs hangs at a decode step of its own, in its first attempt. A signal that comes then
+/// comes in an answer, however fast or busy this machine is.
+pub(crate) fn hanging<const N: usize>(jobs_and_steps: [(u64, u32); N]) -> String {
+    jobs_and_steps.map(|(job, step)| format!("hang@decode:{step},job={job}")).join(";")
 }
 
-/// Streams an answer, and sends the worker a signal after every so many pieces of it, up to `times`. Pieces of a worker that
-/// is gone may still arrive: the next one gets its signal when it is there.
-async fn stream_and(
+/// Streams an answer whose worker hangs so many times, and sends it a signal each time.
+pub(crate) async fn stream_and(
     program: &Program,
     request: &Value,
     signal: &str,
-    [every, times]: [usize; 2],
+    times: usize,
 ) -> (Vec<Value>, bool) {
     let mut request = request.clone();
     request["stream"] = json!(true);
-    let mut stream = program.post("/generate-lite", &request).send().await.unwrap().bytes_stream();
-    let (mut received, mut pieces, mut kills) = (Vec::new(), 0, 0);
-    while let Some(piece) = stream.next().await {
-        let piece = piece.unwrap();
-        pieces += usize::from(piece.starts_with(b"data: "));
-        received.extend(piece);
-        let workers = || program.log().matches("the worker is ready").count();
-        if kills < times && pieces > kills * every && workers() > kills {
-            kills += 1;
-            send(signal, program.worker_pid());
-        }
+    let stream =
+        async { program.post("/generate-lite", &request).send().await.unwrap().text().await.unwrap() };
+    let (received, ()) = tokio::join!(stream, signal_when_hung(program, signal, times));
+    events(&received)
+}
+
+/// Sends the worker a signal each of the next so many times that it hangs.
+pub(crate) async fn signal_when_hung(program: &Program, signal: &str, times: usize) {
+    let hung = || program.log().matches("injected fault: hang@").count();
+    let before = hung();
+    for time in 1..=times {
+        eventually("the worker to hang", || hung() >= before + time).await;
+        send(signal, program.worker_pid());
     }
-    events(&text(&received))
 }
 
 fn spoken(documents: &[Value]) -> String {
@@ -86,7 +83,8 @@ fn spoken(documents: &[Value]) -> String {
 
 #[tokio::test]
 async fn a_worker_killed_in_an_answer_is_replaced_and_the_answer_goes_on() {
-    let program = Program::start(&[]).await;
+    let plan = hanging([(2, 1), (3, 3), (4, 8), (6, 1), (7, 3), (8, 8)]);
+    let program = Program::start(&["--faults", &plan]).await;
     for sampling in [
         json!({}),
         json!({ "temperature": 1.2, "seed": 7, "top_k": 50, "repetition_penalty": 1.1, "typical_p": 0.9, "dry_multiplier": 0.8 }),
@@ -97,8 +95,8 @@ async fn a_worker_killed_in_an_answer_is_replaced_and_the_answer_goes_on() {
         request["max_new_tokens"] = json!(150);
         let (_, undisturbed) = program.ask("/generate-lite", &request).await;
         assert_eq!(undisturbed["timings"]["resumed"], 0);
-        for every in [1, 7, 40] {
-            let (documents, is_done) = stream_and_kill(&program, &request, every, 1).await;
+        for _ in 0..3 {
+            let (documents, is_done) = stream_and(&program, &request, "KILL", 1).await;
             let (last, pieces) = documents.split_last().unwrap();
             assert!(is_done, "{last}");
             assert_eq!(last["text"], undisturbed["text"]);
@@ -114,7 +112,8 @@ async fn a_worker_killed_in_an_answer_is_replaced_and_the_answer_goes_on() {
 async fn a_worker_that_hangs_is_replaced_in_an_answer_and_before_one() {
     // Short enough for a test, long enough for a busy machine.
     let settings = ["watchdog.decode_floor_ms=2000", "watchdog.prefill_base_ms=2000"];
-    let program = Program::start(&["--set", settings[0], "--set", settings[1]]).await;
+    let plan = hanging([(3, 8)]);
+    let program = Program::start(&["--set", settings[0], "--set", settings[1], "--faults", &plan]).await;
     let mut request = long();
     request["stream"] = json!(false);
     request["max_new_tokens"] = json!(100);
@@ -128,7 +127,7 @@ async fn a_worker_that_hangs_is_replaced_in_an_answer_and_before_one() {
     assert_eq!(answer["timings"]["resumed"], 1);
     assert_ne!(program.worker_pid(), hung);
 
-    let (documents, is_done) = stream_and(&program, &request, "STOP", [30, 1]).await;
+    let (documents, is_done) = stream_and(&program, &request, "STOP", 1).await;
     let (last, pieces) = documents.split_last().unwrap();
     assert!(is_done, "{last}");
     assert_eq!(json!(spoken(pieces)), undisturbed["text"]);
@@ -147,16 +146,14 @@ fn a_worker_that_does_not_load_in_time_is_tried_three_times_and_said_once() {
 
 #[tokio::test]
 async fn a_job_that_loses_two_workers_fails_and_the_queue_goes_on() {
-    let program = Program::start(&[]).await;
-    let waiting = {
-        let request = program.post("/generate-lite", &json!({ "prompt": "Once", "max_new_tokens": 4 }));
-        async move {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            request.send().await.unwrap().status()
-        }
-    };
+    let program = Program::start(&["--faults", "hang@decode:5,job=1,always"]).await;
     let request = long();
-    let ((documents, is_done), status) = tokio::join!(stream_and_kill(&program, &request, 5, 2), waiting);
+    let waiting = async {
+        eventually("the first to run", || program.log().contains("injected fault: hang@")).await;
+        let short = json!({ "prompt": "Once", "max_new_tokens": 4 });
+        program.post("/generate-lite", &short).send().await.unwrap().status()
+    };
+    let ((documents, is_done), status) = tokio::join!(stream_and(&program, &request, "KILL", 2), waiting);
     assert!(!is_done, "a broken answer does not claim to be whole");
     assert_eq!(documents.last().unwrap()["error"]["code"], "worker_lost");
     assert_eq!(status, 200);

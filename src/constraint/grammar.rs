@@ -173,14 +173,25 @@ fn explain(constraint: &Constraint, said: &str) -> ConstraintError {
     {
         return keyword;
     }
-    invalid(&plain(said))
+    match (constraint, reason(said)) {
+        // Where it stands in the grammar that is made of it is nothing that a client has seen.
+        (Constraint::Regex(_), Some(reason)) => invalid(reason),
+        _ => invalid(&plain(said)),
+    }
+}
+
+/// Why a regular expression is none: what follows the lines that point at the place.
+fn reason(said: &str) -> Option<&str> {
+    said.contains("regex parse error:").then(|| said.lines().find_map(|line| line.strip_prefix("error: ")))?
 }
 
 /// What the compiler or a matcher says, without the state and the excerpts that it adds for its own developers.
 pub(super) fn plain(said: &str) -> String {
     const MOST: usize = 300;
     let line = said.lines().next().unwrap_or_default();
-    if line.starts_with(NO_TOKEN) {
+    if let Some(reason) = reason(said) {
+        format!("{line} {reason}").chars().take(MOST).collect()
+    } else if line.starts_with(NO_TOKEN) {
         "nothing can follow".into()
     } else if line.starts_with("panic") {
         "it is beyond what can be compiled".into()

@@ -58,7 +58,8 @@ pub fn generate(
     check(model, job)?;
     let mut run = Run::new(job, guide, Drafter::new(speculation, model.rows()));
     if run.written >= job.max_new_tokens {
-        return Ok(run.outcome(FinishReason::Length));
+        let reason = run.at_length();
+        return Ok(run.outcome(reason));
     }
     let Some(logits) = run.prefill(model, &mut emit)? else {
         return Ok(run.outcome(FinishReason::Cancelled));
@@ -209,22 +210,33 @@ impl<'a> Run<'a> {
 
     /// Says what follows; the reason to end where there is one.
     fn say(&mut self, emit: &mut impl FnMut(Step) -> ControlFlow<()>) -> Option<FinishReason> {
-        for token in &self.next {
+        for place in 0..self.next.len() {
+            let token = self.next[place];
             self.written += 1;
-            self.drafter.take(*token);
-            if self.job.end_tokens.contains(token) {
+            self.drafter.take(token);
+            if self.job.end_tokens.contains(&token) {
                 return Some(FinishReason::EndToken);
             }
             let position = self.job.prompt.len() + self.written - 1;
-            let score = self.scorer.as_mut().map(|scorer| Step::Score(scorer.score(*token, position)));
-            if score.into_iter().chain([Step::Token(*token)]).any(|step| emit(step).is_break()) {
+            let score = self.scorer.as_mut().map(|scorer| Step::Score(scorer.score(token, position)));
+            if score.into_iter().chain([Step::Token(token)]).any(|step| emit(step).is_break()) {
                 return Some(FinishReason::Cancelled);
             }
             if self.written >= self.job.max_new_tokens {
-                return Some(FinishReason::Length);
+                let is_cut = place + 1 < self.next.len();
+                return Some(if is_cut { FinishReason::Length } else { self.at_length() });
             }
         }
         self.next.is_empty().then_some(FinishReason::EndToken)
+    }
+
+    /// Why an answer ends that is as long as it may be: one that its constraint lets nothing follow is complete, and nothing
+    /// was cut off.
+    fn at_length(&mut self) -> FinishReason {
+        match self.guide.as_mut().map(Guide::choice) {
+            Some(Ok(Choice::Nothing)) => FinishReason::EndToken,
+            _ => FinishReason::Length,
+        }
     }
 
     /// Feeds what follows.

@@ -5,7 +5,11 @@
 
 use std::time::Duration;
 
-use actix_web::web::{Bytes, Payload};
+use actix_web::{
+    Error,
+    error::PayloadError,
+    web::{Bytes, Payload},
+};
 use tokio::time::timeout;
 
 use super::{error::ApiError, fields::Fields};
@@ -34,5 +38,13 @@ async fn bytes(payload: Payload, limit: units::Bytes) -> Result<Bytes, ApiError>
     let read = timeout(PATIENCE, payload.to_bytes_limited(most)).await;
     read.map_err(|_| ApiError::BodyTooSlow { limit: PATIENCE })?
         .map_err(|_| ApiError::BodyTooLarge { limit })?
-        .map_err(|error| ApiError::BodyBroken { message: error.to_string() })
+        .map_err(|error| ApiError::BodyBroken { why: why(&error) })
+}
+
+/// What became of a body that did not come as it was announced.
+fn why(error: &Error) -> &'static str {
+    match error.as_error::<PayloadError>() {
+        Some(PayloadError::EncodingCorrupted) => "its chunks are not those of HTTP/1.1",
+        _ => "it is shorter than it was said to be, or its chunks are not those of HTTP/1.1",
+    }
 }

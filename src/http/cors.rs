@@ -4,7 +4,7 @@
 //! origin. Cookies are never part of it: who may ask is decided by keys, which a page has to be given.
 
 use actix_web::{
-    HttpRequest, HttpResponse, ResponseError,
+    HttpRequest, HttpResponse,
     dev::ServiceRequest,
     http::{
         Method,
@@ -41,9 +41,9 @@ pub(super) fn is_preflight(request: &ServiceRequest) -> bool {
 }
 
 /// What a browser is told. Needs no key, for browsers do not send any with it.
-pub(super) fn preflight(request: &ServiceRequest, is_allowed: bool) -> HttpResponse {
+pub(super) fn preflight(request: &ServiceRequest, is_allowed: bool) -> Result<HttpResponse, ApiError> {
     if !is_allowed {
-        return ApiError::OriginNotAllowed.error_response();
+        return Err(ApiError::OriginNotAllowed);
     }
     let mut answer = HttpResponse::NoContent();
     answer.insert_header((header::ACCESS_CONTROL_ALLOW_METHODS, "GET, HEAD, POST"));
@@ -52,7 +52,7 @@ pub(super) fn preflight(request: &ServiceRequest, is_allowed: bool) -> HttpRespo
     if let Some(wanted) = request.headers().get(header::ACCESS_CONTROL_REQUEST_HEADERS) {
         answer.insert_header((header::ACCESS_CONTROL_ALLOW_HEADERS, wanted.clone()));
     }
-    answer.finish()
+    Ok(answer.finish())
 }
 
 /// Shows the answer to the page that asked, if it may see it.

@@ -7,13 +7,13 @@
 
 use std::{
     cell::{OnceCell, RefCell},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     rc::Rc,
     sync::Arc,
     time::Instant,
 };
 
-use actix_web::{HttpMessage, dev::ServiceRequest, http::Method, http::StatusCode};
+use actix_web::{HttpMessage, ResponseError, dev::ServiceRequest, http::Method, http::StatusCode};
 
 use super::{ROUTES, RouteLine, answer::Reason, error::ApiError, line, request_id::RequestId};
 use crate::{
@@ -220,6 +220,29 @@ impl Visit {
         }
         span.tell("eka.request.id", self.id.as_str().to_owned());
     }
+}
+
+/// Counts and logs a request of which no more is known than that it was refused; where nothing was sent at all, which is what
+/// browsers' spare connections look like, there was none.
+pub(super) fn refused_unread(
+    metrics: &Metrics,
+    peer: Option<SocketAddr>,
+    id: &RequestId,
+    error: &ApiError,
+    was_sent: bool,
+) {
+    if !was_sent {
+        return;
+    }
+    metrics.requests.get_or_create(&Outcome { route: OTHER.path, code: error.code() }).inc();
+    tracing::info!(
+        request_id = id.as_str(),
+        route = OTHER.path,
+        status = error.status_code().as_u16(),
+        code = error.code(),
+        peer = peer.map(|peer| tracing::field::display(peer.ip())),
+        "request"
+    );
 }
 
 /// Somebody was turned away.

@@ -30,6 +30,12 @@ const LATER: Duration = Duration::from_secs(60);
 /// Why a request was not answered.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ApiError {
+    #[error("the request is not HTTP: {problem}")]
+    NotHttp { problem: String },
+    #[error("the head of the request did not arrive within {} s", limit.as_secs())]
+    HeadTooSlow { limit: Duration },
+    #[error("the head of the request is larger than 128 KiB or has more than 96 lines; send fewer headers")]
+    HeadTooLarge,
     #[error("nothing is served under {path}; GET / lists what is")]
     NotFound { path: String },
     #[error("this path takes {allow} only")]
@@ -38,8 +44,8 @@ pub(super) enum ApiError {
     BodyTooLarge { limit: Bytes },
     #[error("the body did not arrive within {} s", limit.as_secs())]
     BodyTooSlow { limit: Duration },
-    #[error("the body could not be read: {message}")]
-    BodyBroken { message: String },
+    #[error("the body could not be read: {why}")]
+    BodyBroken { why: &'static str },
     #[error("the body is not JSON: {message}")]
     NotJson { message: String },
     #[error(transparent)]
@@ -89,6 +95,9 @@ impl ApiError {
     fn row(&self) -> (StatusCode, &'static str) {
         use StatusCode as S;
         match self {
+            Self::NotHttp { .. } => (S::BAD_REQUEST, "malformed_http"),
+            Self::HeadTooSlow { .. } => (S::REQUEST_TIMEOUT, "head_too_slow"),
+            Self::HeadTooLarge => (S::REQUEST_HEADER_FIELDS_TOO_LARGE, "head_too_large"),
             Self::NotFound { .. } => (S::NOT_FOUND, "not_found"),
             Self::MethodNotAllowed { .. } => (S::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Self::BodyTooLarge { .. } => (S::PAYLOAD_TOO_LARGE, "body_too_large"),

@@ -39,8 +39,10 @@ pub(super) async fn pass(
     request.extensions_mut().insert(tally.clone());
     let origin = cors::origin(&request, &rules);
     let mut response = if cors::is_preflight(&request) {
-        let answer = cors::preflight(&request, origin.is_some());
-        request.into_response(answer)
+        match cors::preflight(&request, origin.is_some()) {
+            Ok(answer) => request.into_response(answer),
+            Err(refusal) => request.error_response(refusal),
+        }
     } else if let Err(refusal) = enter(&request, &state, &rules, &tally) {
         request.error_response(refusal)
     } else {

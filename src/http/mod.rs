@@ -1,6 +1,6 @@
 //! The HTTP side: routes, request and answer types, server-sent events, and the one table from error to status.
 //!
-//! A request goes down this list: `gate` lets it in, `body` reads it, `fields` takes it apart, `dialect` and `ask` prove it,
+//! `listen` accepts connections and `connection` stands between them and actix-web. A request goes down this list: `gate` lets it in, `body` reads it, `fields` takes it apart, `dialect` and `ask` prove it,
 //! `admission` makes it a job, `answer` makes text of what comes back, and `generate` sends it. `error` is
 //! where each of them says no.
 //!
@@ -15,6 +15,7 @@ mod body;
 mod catalogue;
 mod chat;
 mod completions;
+mod connection;
 mod cors;
 mod count;
 mod dialect;
@@ -25,11 +26,13 @@ mod gate;
 mod generate;
 mod headers;
 mod items;
+mod listen;
 mod messages;
 mod native;
 mod openapi;
 mod page;
 mod probes;
+mod refusal;
 mod request_id;
 mod responses;
 mod sampling;
@@ -51,7 +54,7 @@ use std::{
     time::Duration,
 };
 
-use actix_web::{App, HttpRequest, HttpServer, Resource, Route, middleware::from_fn, web};
+use actix_web::{HttpRequest, Resource, Route, web};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -77,15 +80,8 @@ use crate::{
 /// Prompts that are encoded at once; long ones, which are encoded on threads of their own.
 const ENCODERS: usize = 2;
 
-/// For the head of a request to arrive.
-const HEAD_PATIENCE: Duration = Duration::from_secs(5);
-
-/// For the next request on a connection. Proxies give up idle connections after 60 s at most by default; whoever does
-/// so second sends a request into a closing connection, and that should not be them.
-const IDLE_PATIENCE: Duration = Duration::from_secs(75);
-
-/// For the last bytes of finished answers to leave, at shutdown.
-const FLUSH_SECONDS: u64 = 2;
+/// For a client to take something of what it is sent, by default.
+const READ_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the server needs to know.
 #[derive(Clone, Debug)]
@@ -96,6 +92,8 @@ pub struct Settings {
     pub heartbeat: Duration,
     /// Most connections at once; further ones wait to be accepted.
     pub max_connections: NonZeroUsize,
+    /// A client that takes nothing of its answer for so long is left.
+    pub read_patience: Duration,
     /// At shutdown, what waits and runs has this long to finish.
     pub grace: Duration,
     /// Of requests that name none. They may ask for less, not for more.
@@ -115,6 +113,7 @@ impl From<&Config> for Settings {
             body_limit: server.body_limit,
             heartbeat: server.heartbeat.into(),
             max_connections: server.max_connections,
+            read_patience: READ_PATIENCE,
             grace: server.grace.into(),
             deadlines: Deadlines { queue: queue.timeout.into(), total: queue.total_timeout.into() },
             context_length: engine.context_length,
@@ -277,34 +276,12 @@ where
 {
     let Life { beside, shutdown, finish } = life;
     let beside = Arc::new(Mutex::new(Some(beside)));
-    let data = web::Data::new(state.clone());
-    let app = move || {
-        // Called once, as there is one thread, and on that thread.
+    let begin = move || {
         if let Some(beside) = beside.lock().unwrap_or_else(PoisonError::into_inner).take() {
             actix_web::rt::spawn(beside);
         }
-        App::new().app_data(data.clone()).wrap(from_fn(gate::pass)).configure(routes)
     };
-    let server = HttpServer::new(app)
-        .workers(1)
-        .max_connections(state.settings.max_connections.get())
-        .client_request_timeout(HEAD_PATIENCE)
-        .shutdown_timeout(FLUSH_SECONDS)
-        .keep_alive(IDLE_PATIENCE)
-        // A token is a small write, which Nagle's algorithm would hold back until the one before is acknowledged.
-        .tcp_nodelay(true)
-        // With the default, a client that leaves during prefill is noticed when we next write (measured: 15 s against
-        // 1 s). We would rather lose clients that close their sending side and still want an answer.
-        .h1_allow_half_closed(false)
-        // Who ends the process decides what a signal means.
-        .disable_signals();
-    let server = match &state.tls {
-        Some(tls) => {
-            let config = Arc::clone(tls).server_config().map_err(io::Error::other)?;
-            server.tls_handshake_timeout(HEAD_PATIENCE).listen_rustls_0_23(listener, config)?.run()
-        }
-        None => server.listen(listener)?.run(),
-    };
+    let server = listen::listen(listener, state.clone(), begin)?;
     let handle = server.handle();
     let ending = async {
         shutdown.await;

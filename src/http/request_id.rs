@@ -19,6 +19,11 @@ impl RequestId {
         Self(given.filter(|id| is_fit(id)).map_or_else(made, str::to_owned))
     }
 
+    /// Of a request that none can be read of.
+    pub(super) fn made() -> Self {
+        Self(made())
+    }
+
     pub(super) fn as_str(&self) -> &str {
         &self.0
     }

@@ -115,11 +115,13 @@ impl Tls {
     }
 
     /// What the HTTP server needs.
-    pub(super) fn server_config(self: Arc<Self>) -> Result<ServerConfig, TlsError> {
+    pub(super) fn server_config(self: Arc<Self>) -> Result<Arc<ServerConfig>, TlsError> {
         let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_protocol_versions(&[&TLS13, &TLS12])
             .map_err(TlsError::Setup)?;
-        Ok(config.with_no_client_auth().with_cert_resolver(self))
+        let mut config = config.with_no_client_auth().with_cert_resolver(self);
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Arc::new(config))
     }
 
     fn current(&self) -> Arc<CertifiedKey> {
