@@ -19,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::task::JoinSet;
+use tokio::{sync::mpsc, task::JoinSet};
 
 pub use self::{
     ask::Outcome,
@@ -63,38 +63,51 @@ pub async fn run(
         // Other requests than those that are measured, which a server could know from here.
         ask::ask(client, plan.api, &plan.body(u64::MAX - number), now, now).await;
     }
-    let began = Instant::now();
+    let asker = Asker { client: client.clone(), plan: Arc::clone(plan), until, began: Instant::now() };
     let outcomes = match plan.pace {
-        Pace::Closed { clients } => closed(client, plan, clients, until, began, tell).await,
-        Pace::Open { rate } => open(client, plan, rate, until, began, tell).await,
+        Pace::Closed { clients } => closed(&asker, clients, tell).await,
+        Pace::Open { rate } => open(&asker, rate, tell).await,
     };
-    Run { outcomes, took: began.elapsed() }
+    Run { outcomes, took: asker.began.elapsed() }
+}
+
+/// What all requests of a run share.
+#[derive(Clone)]
+struct Asker {
+    client: Client,
+    plan: Arc<Plan>,
+    until: Until,
+    began: Instant,
+}
+
+impl Asker {
+    async fn ask(&self, number: u64, due: Instant) -> Outcome {
+        ask::ask(&self.client, self.plan.api, &self.plan.body(number), self.began, due).await
+    }
+
+    /// Whether request `number` is one too many, or `elapsed` is too late for it.
+    fn is_over(&self, number: u64, elapsed: Duration) -> bool {
+        match self.until {
+            Until::Requests(requests) => number >= requests,
+            Until::Elapsed(most) => elapsed >= most,
+        }
+    }
 }
 
 /// Clients that ask again when they have their answer.
-async fn closed(
-    client: &Client,
-    plan: &Arc<Plan>,
-    clients: usize,
-    until: Until,
-    began: Instant,
-    mut tell: impl FnMut(usize),
-) -> Vec<Outcome> {
+async fn closed(asker: &Asker, clients: usize, mut tell: impl FnMut(usize)) -> Vec<Outcome> {
     let next = Arc::new(AtomicU64::new(0));
-    let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
+    let (sender, mut receiver) = mpsc::unbounded_channel();
     let mut asking = JoinSet::new();
     for _ in 0..clients {
-        let (client, plan, next, sender) =
-            (client.clone(), Arc::clone(plan), Arc::clone(&next), sender.clone());
+        let (asker, next, sender) = (asker.clone(), Arc::clone(&next), sender.clone());
         asking.spawn(async move {
             loop {
                 let number = next.fetch_add(1, Ordering::Relaxed);
-                if is_over(until, number, began.elapsed()) {
+                if asker.is_over(number, asker.began.elapsed()) {
                     return;
                 }
-                let body = plan.body(number);
-                let outcome = ask::ask(&client, plan.api, &body, began, Instant::now()).await;
-                if sender.send(outcome).is_err() {
+                if sender.send(asker.ask(number, Instant::now()).await).is_err() {
                     return;
                 }
             }
@@ -110,21 +123,13 @@ async fn closed(
 }
 
 /// Requests at moments of their own.
-async fn open(
-    client: &Client,
-    plan: &Arc<Plan>,
-    rate: f64,
-    until: Until,
-    began: Instant,
-    mut tell: impl FnMut(usize),
-) -> Vec<Outcome> {
+async fn open(asker: &Asker, rate: f64, mut tell: impl FnMut(usize)) -> Vec<Outcome> {
     let (mut asking, mut outcomes) = (JoinSet::new(), Vec::new());
-    for (number, at) in (0..).zip(plan.moments(rate)) {
-        if is_over(until, number, at) {
+    for (number, at) in (0..).zip(asker.plan.moments(rate)) {
+        if asker.is_over(number, at) {
             break;
         }
-        let Some(due) = began.checked_add(at) else { break };
-        let body = plan.body(number);
+        let Some(due) = asker.began.checked_add(at) else { break };
         let mut sleep = std::pin::pin!(tokio::time::sleep_until(due.into()));
         loop {
             tokio::select! {
@@ -136,8 +141,8 @@ async fn open(
                 }
             }
         }
-        let (client, plan) = (client.clone(), Arc::clone(plan));
-        asking.spawn(async move { ask::ask(&client, plan.api, &body, began, due).await });
+        let asker = asker.clone();
+        asking.spawn(async move { asker.ask(number, due).await });
     }
     while let Some(ended) = asking.join_next().await {
         // A task of ours neither panics nor is cancelled.
@@ -147,11 +152,4 @@ async fn open(
         }
     }
     outcomes
-}
-
-fn is_over(until: Until, number: u64, elapsed: Duration) -> bool {
-    match until {
-        Until::Requests(requests) => number >= requests,
-        Until::Elapsed(most) => elapsed >= most,
-    }
 }
