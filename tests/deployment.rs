@@ -58,8 +58,19 @@ async fn every_metric_and_code_that_an_alert_or_the_autoscaler_reads_is_there() 
     let program = Program::start(&["--device", "cpu"]).await;
     let (status, _) = program.ask("/generate-lite", &serde_json::json!({"prompt": "Once"})).await;
     assert_eq!(status, 200, "families have no members before the first request");
-    let has =
-        program.client.get(format!("{}/metrics", program.url)).send().await.unwrap().text().await.unwrap();
+    // So has the end of a worker.
+    crate::program::send("KILL", program.worker_pid());
+    let metrics = async || {
+        program.client.get(format!("{}/metrics", program.url)).send().await.unwrap().text().await.unwrap()
+    };
+    let mut has = metrics().await;
+    for _ in 0..600 {
+        if has.contains("eka_worker_exits_total{") {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        has = metrics().await;
+    }
     let kinds = |name: &str| {
         ["_bucket", "_total"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name).to_owned()
     };

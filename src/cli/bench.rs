@@ -58,7 +58,7 @@ pub(super) struct Args {
     engine: EngineArgs,
 
     #[command(flatten)]
-    load: load::Args,
+    load: load::LoadArgs,
 }
 
 /// Everything that was measured.

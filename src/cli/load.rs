@@ -24,7 +24,7 @@ use crate::{
 /// What load, on which server.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Load on a server")]
-pub(super) struct Args {
+pub(super) struct LoadArgs {
     /// Load this server, which speaks OpenAI's language, instead of running a model
     #[arg(long, value_name = "URL", conflicts_with_all = ["model", "prompt", "generate", "rounds", "bare"])]
     url: Option<String>,
@@ -127,7 +127,7 @@ enum Api {
     Completions,
 }
 
-impl Args {
+impl LoadArgs {
     /// Whether load is asked for, or a comparison of it.
     pub(super) const fn is_wanted(&self) -> bool {
         self.url.is_some() || self.compare.is_some()
@@ -212,7 +212,7 @@ impl Args {
 ///
 /// # Errors
 /// When nobody answers, or no request has a whole answer.
-pub(super) fn run(args: &Args, output: Output) -> anyhow::Result<()> {
+pub(super) fn run(args: &LoadArgs, output: Output) -> anyhow::Result<()> {
     if let Some([first, second]) = args.compare.as_deref() {
         return compare(first, second, args.plot.as_deref(), output);
     }
@@ -234,7 +234,7 @@ pub(super) fn run(args: &Args, output: Output) -> anyhow::Result<()> {
     args.plot.iter().try_for_each(|file| draw(file, &[(String::new(), &result)]))
 }
 
-async fn measured(args: &Args, client: &Client) -> anyhow::Result<LoadResult> {
+async fn measured(args: &LoadArgs, client: &Client) -> anyhow::Result<LoadResult> {
     let model = match &args.served_model {
         Some(model) => Some(model.clone()),
         None => {
