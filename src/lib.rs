@@ -55,4 +55,10 @@ pub mod executor;
 
 pub mod http;
 
+pub mod client;
+
+pub mod smoke;
+
+pub mod load;
+
 pub mod cli;

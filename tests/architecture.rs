@@ -29,7 +29,10 @@ const LAYERS: &str = "
     supervise: job metrics traces wire units
     executor: job metrics traces units
     http: access config constraint executor job metrics text traces units
-    cli: access choice config constraint device engine executor export http job manifest metrics model supervise text traces units wire worker
+    client:
+    smoke: client
+    load: client
+    cli: access choice client config constraint device engine executor export http job load manifest metrics model smoke supervise text traces units wire worker
 ";
 
 /// The only module with `unsafe`.

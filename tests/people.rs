@@ -12,8 +12,19 @@ use crate::{
     workers::exported,
 };
 
-const COMMANDS: [&str; 9] =
-    ["serve", "generate", "export", "inspect", "verify", "doctor", "bench", "completions", "man"];
+const COMMANDS: [&str; 11] = [
+    "serve",
+    "generate",
+    "export",
+    "inspect",
+    "verify",
+    "doctor",
+    "bench",
+    "smoke",
+    "health",
+    "completions",
+    "man",
+];
 
 const REFERENCE: &str = "tests/fixtures/llama/expected.safetensors";
 

@@ -1,4 +1,4 @@
-//! `eka bench`: tokens per second of the engine, without queue, pipe or HTTP.
+//! `eka bench`: tokens per second of the engine, without queue, pipe or HTTP; with `--url`, load on a server (`load`).
 //!
 //! Every round measures every length once, in order, so that a machine which gets slower or busier while it is measured
 //! shows as spread and not as a trend. With `--bare` each decode is followed by the same steps as a bare loop: the one
@@ -13,12 +13,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use serde::Serialize;
 
 use super::{
     engine::EngineArgs,
     exit::{EndsAs, Exit},
+    load,
     print::{self, Output},
 };
 use crate::{
@@ -29,12 +30,12 @@ use crate::{
     wire::{self, Up},
 };
 
-/// Measure a model's prefill and decode speed
+/// Measure a model's prefill and decode speed, or a server under load
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Model directory written by `eka export`
-    #[arg(value_name = "MODEL_DIR")]
-    model: PathBuf,
+    #[arg(value_name = "MODEL_DIR", required_unless_present_any = ["url", "compare"])]
+    model: Option<PathBuf>,
 
     /// Prompt lengths
     #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_value = "128,512")]
@@ -57,6 +58,9 @@ pub(super) struct Args {
 
     #[command(flatten)]
     engine: EngineArgs,
+
+    #[command(flatten)]
+    load: load::LoadArgs,
 }
 
 /// To measure the memory's speed: more than any cache holds, little enough to be there.
@@ -170,9 +174,13 @@ struct Round {
 /// # Errors
 /// When the model cannot be loaded or run, or the lengths do not fit it.
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
+    if args.load.is_wanted() {
+        return load::run(&args.load, args.output);
+    }
+    let model = args.model.as_deref().context("no model directory was named")?;
     let started = Instant::now();
     let device = args.engine.device()?;
-    let mut timeline = args.engine.open_on(&device, &args.model)?;
+    let mut timeline = args.engine.open_on(&device, model)?;
     let load_seconds = started.elapsed().as_secs_f64();
     check(args, timeline.capacity()).ends_as(Exit::Usage)?;
     let before = device.pool().map(|pool| idle(pool, &mut timeline));
@@ -203,7 +211,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         lengths
     });
     let report = Report {
-        model: args.model.display().to_string(),
+        model: model.display().to_string(),
         device: device.to_string(),
         nodes: nodes(&timeline)?,
         threads: args.engine.threads(),

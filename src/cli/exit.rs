@@ -143,9 +143,16 @@ pub(super) fn epilogue() -> String {
 
 /// An error of which it was told where it happened how the program is to end.
 #[derive(Debug)]
-struct Told {
+pub(super) struct Told {
     exit: Exit,
     error: anyhow::Error,
+}
+
+impl Told {
+    /// An error with which the program is to end as `exit`.
+    pub(super) fn of(error: anyhow::Error, exit: Exit) -> anyhow::Error {
+        Self { exit, error }.into()
+    }
 }
 
 impl fmt::Display for Told {
@@ -171,7 +178,7 @@ pub(super) trait EndsAs<T> {
 
 impl<T, E: Into<anyhow::Error>> EndsAs<T> for Result<T, E> {
     fn ends_as(self, exit: Exit) -> anyhow::Result<T> {
-        self.map_err(|error| Told { exit, error: error.into() }.into())
+        self.map_err(|error| Told::of(error.into(), exit))
     }
 }
 

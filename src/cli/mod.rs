@@ -12,15 +12,21 @@ mod entry;
 mod exit;
 mod export;
 mod generate;
+mod health;
 mod inspect;
+mod load;
 mod logging;
 mod logits;
+#[cfg(unix)]
+mod notify;
+mod own_server;
 mod pages;
 mod prepare;
 mod print;
 mod report;
 mod sampling;
 mod serve;
+mod smoke;
 mod verify;
 mod worker;
 
@@ -48,6 +54,8 @@ enum Command {
     Verify(verify::Args),
     Doctor(doctor::Args),
     Bench(bench::Args),
+    Smoke(smoke::Args),
+    Health(health::Args),
     Completions(pages::CompletionsArgs),
     Man(pages::ManArgs),
     /// Run a model for the parent process at the other end of stdin and stdout
@@ -101,6 +109,8 @@ impl Command {
             Self::Verify(args) => args.output,
             Self::Doctor(args) => args.output,
             Self::Bench(args) => args.output,
+            Self::Smoke(args) => args.output,
+            Self::Health(args) => args.output,
             Self::Completions(_) | Self::Man(_) | Self::Worker(_) => Output { json: false, quiet: false },
         }
     }
@@ -119,6 +129,8 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Doctor(args) => doctor::run(&args).map(ExitCode::from),
         Command::Bench(args) => bench::run(&args).map(done),
+        Command::Smoke(args) => smoke::run(&args).map(ExitCode::from),
+        Command::Health(args) => health::run(&args).map(done),
         Command::Completions(args) => pages::completions(&args, &Cli::command()).map(done),
         Command::Man(args) => pages::man(&args, &Cli::command()).map(done),
         Command::Worker(args) => worker::run(args).map(done),

@@ -124,6 +124,8 @@ async fn serve(config: &Config, faults: &Plan, entry: Entry, level: LogLevel) ->
     .with_drain(drain.clone())
     .with_log(Arc::new(move |text| level.set(text).map_err(|error| error.to_string())));
     tokio::spawn(entry.watch(executor));
+    #[cfg(unix)]
+    tokio::spawn(super::notify::tell(readiness.clone()));
     let mut last = Readiness::Starting;
     let served = http::serve(
         listener,
@@ -234,6 +236,8 @@ async fn ended(mut readiness: watch::Receiver<Readiness>, drain: CancellationTok
         () = drain.cancelled() => tracing::info!("/admin/drain: finishing what waits and runs"),
         _ = readiness.wait_for(hopeless) => {}
     }
+    #[cfg(unix)]
+    super::notify::stopping();
     tokio::spawn(async move {
         if drain.is_cancelled() {
             // Kubernetes sends SIGTERM when its preStop hook, which may be /admin/drain, has returned.
@@ -248,13 +252,14 @@ async fn ended(mut readiness: watch::Receiver<Readiness>, drain: CancellationTok
     });
 }
 
+/// Completes with the name of the signal that asks this process to end, when it comes.
 #[cfg(unix)]
-async fn signal() -> &'static str {
+pub(super) async fn signal() -> &'static str {
     use tokio::signal::unix::{SignalKind, signal};
     let (Ok(mut terminate), Ok(mut interrupt)) =
         (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
-        tracing::error!("signals cannot be received: this server ends only when killed");
+        tracing::error!("signals cannot be received: this process ends only when killed");
         return std::future::pending().await;
     };
     tokio::select! {
@@ -263,10 +268,11 @@ async fn signal() -> &'static str {
     }
 }
 
+/// Completes with the name of the signal that asks this process to end, when it comes.
 #[cfg(not(unix))]
-async fn signal() -> &'static str {
+pub(super) async fn signal() -> &'static str {
     if let Err(e) = tokio::signal::ctrl_c().await {
-        tracing::error!("Ctrl-C cannot be received: {e}; this server ends only when killed");
+        tracing::error!("Ctrl-C cannot be received: {e}; this process ends only when killed");
         return std::future::pending().await;
     }
     "Ctrl-C"

@@ -1,6 +1,6 @@
 //! The settings that can be given on the command line.
 
-use std::path::PathBuf;
+use std::{ffi::OsString, path::PathBuf};
 
 use clap::Args;
 
@@ -77,6 +77,20 @@ impl ConfigArgs {
             ("--log", "log.level", &self.log),
         ];
         flags.into_iter().filter_map(|(flag, path, value)| Some((flag, path, value.as_deref()?)))
+    }
+
+    /// The arguments that a program is started with to have the same settings, but for some flags (`("port", "0")`).
+    #[must_use]
+    pub fn arguments(&self, but: &[(&str, &str)]) -> Vec<OsString> {
+        let given = self.direct().filter(|(flag, ..)| !but.iter().any(|(other, _)| flag[2..] == **other));
+        let mut arguments: Vec<OsString> =
+            given.map(|(flag, _, value)| format!("{flag}={value}").into()).collect();
+        if let Some(file) = &self.config {
+            arguments.extend(["--config".into(), file.clone().into_os_string()]);
+        }
+        arguments.extend(self.set.iter().map(|(path, value)| format!("--set={path}={value}").into()));
+        arguments.extend(but.iter().map(|(flag, value)| format!("--{flag}={value}").into()));
+        arguments
     }
 }
 

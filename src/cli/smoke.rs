@@ -1,0 +1,230 @@
+//! `eka smoke`: asks a server for answers that are known, in ten languages or from a file, and reports.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Instant,
+};
+
+use anyhow::{Context, ensure};
+
+use super::{
+    exit::{EndsAs, Exit},
+    own_server::OwnServer,
+    print::{self, Output},
+    serve,
+};
+use crate::{
+    client::{Client, PATIENCE},
+    config::{self, ConfigArgs},
+    smoke::{self, Mode, Outcome, Report, Run, Suite},
+};
+
+/// Ask for answers that are known, and check script, text and limits
+///
+/// Starts a server by itself unless --url names one. Each prompt is asked with the model loaded, and with all others at
+/// once; the first one also of a server that has just been started. The report, in Markdown, goes to standard output.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Ask this eka, such as http://127.0.0.1:8110, instead of starting one
+    #[arg(long, value_name = "URL")]
+    url: Option<String>,
+
+    /// TOML file of prompts and what is expected of their answers [default: the ten languages of models/demo]
+    #[arg(long, value_name = "FILE")]
+    suite: Option<PathBuf>,
+
+    /// How many prompts have to be right, such as 9/10 [default: all]
+    #[arg(long, value_name = "N/M")]
+    require: Option<Required>,
+
+    /// Also ask a second server, which replaces its worker after every answer, and compare
+    #[arg(long, value_name = "HOW", conflicts_with = "url")]
+    isolate: Option<Isolate>,
+
+    /// Write the report to smoke.md and smoke.json in this directory as well
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+
+    /// API key, where the server wants one
+    #[arg(long, value_name = "KEY", env = "OPENAI_API_KEY", hide_env_values = true)]
+    api_key: Option<String>,
+
+    #[command(flatten)]
+    pub(super) output: Output,
+
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+/// What is recycled, and when.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Isolate {
+    /// The worker, after every answer
+    PerRequest,
+}
+
+/// So many of so many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Required {
+    right: usize,
+    of: usize,
+}
+
+impl FromStr for Required {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts = text.split_once('/');
+        let numbers = parts.and_then(|(right, of)| Some((right.parse().ok()?, of.parse().ok()?)));
+        let (right, of) = numbers.ok_or("expected two numbers such as 9/10")?;
+        if right > of {
+            return Err(format!("{right} of {of} cannot be right"));
+        }
+        Ok(Self { right, of })
+    }
+}
+
+/// Asks, checks and reports.
+///
+/// # Errors
+/// When there is no server or no suite; an answer that is wrong is no error, but an [`Exit::Failed`].
+pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
+    let began = Instant::now();
+    if args.config.print_config {
+        let settings = config::Settings::load(&args.config)?;
+        return serve::print_config(&settings, args.output.json).map(|()| Exit::Done);
+    }
+    let suite = args.suite().ends_as(Exit::Usage)?;
+    let required = args.required(&suite).ends_as(Exit::Usage)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let run = runtime.block_on(async {
+        tokio::select! {
+            run = asked(args, &suite) => run.map(Some),
+            _ = serve::signal() => Ok(None),
+        }
+    })?;
+    let Some(run) = run else { return Ok(Exit::Interrupted) };
+    let report = Report::of(Run { required, took_seconds: began.elapsed().as_secs_f64(), ..run });
+    args.out.iter().try_for_each(|dir| write(dir, &report))?;
+    if args.output.json {
+        print::document(&report)?;
+    } else {
+        print::result(|out| out.write_all(report.markdown().as_bytes()))?;
+    }
+    Ok(if report.passed { Exit::Done } else { Exit::Failed })
+}
+
+impl Args {
+    fn suite(&self) -> anyhow::Result<Suite> {
+        Ok(self.suite.as_deref().map_or_else(Suite::demo, Suite::read)?)
+    }
+
+    fn required(&self, suite: &Suite) -> anyhow::Result<usize> {
+        let of = suite.cases.len();
+        let Some(required) = self.require else { return Ok(of) };
+        ensure!(
+            required.of == of,
+            "--require is about {} prompts, and the suite {} has {of}",
+            required.of,
+            suite.name
+        );
+        Ok(required.right)
+    }
+}
+
+/// Everything that is asked.
+async fn asked(args: &Args, suite: &Suite) -> anyhow::Result<Run> {
+    let key = args.api_key.as_deref();
+    let Some(url) = &args.url else { return of_own_servers(args, suite, key).await };
+    ensure_no_settings(&args.config).ends_as(Exit::Usage)?;
+    let client = Client::new(url, key, PATIENCE).ends_as(Exit::Usage)?;
+    client.get("/readyz").await.context("the server is not ready").ends_as(Exit::Machine)?;
+    let mut run = described(&client, suite).await?;
+    run.outcomes = loaded(&client, suite).await;
+    Ok(run)
+}
+
+fn ensure_no_settings(config: &ConfigArgs) -> anyhow::Result<()> {
+    ensure!(
+        *config == ConfigArgs::default(),
+        "--url asks a server that has its settings already; give them to `eka serve`, or leave --url out"
+    );
+    Ok(())
+}
+
+async fn of_own_servers(args: &Args, suite: &Suite, key: Option<&str>) -> anyhow::Result<Run> {
+    let mut server = OwnServer::start(&args.config, &[], key).await?;
+    let ready = server.ready().await?;
+    print::note(format_args!("ready after {:.1} s: {}", ready.as_secs_f64(), server.client.url()));
+    let mut run = described(&server.client, suite).await?;
+    run.ready_ms = Some(ready.as_secs_f64() * 1e3);
+    run.outcomes = smoke::cold(&server.client, suite, server.began, tell).await;
+    run.outcomes.extend(loaded(&server.client, suite).await);
+    server.stop().await;
+    if let Some(Isolate::PerRequest) = args.isolate {
+        let mut server = OwnServer::start(&args.config, &["recycle.between_requests=true"], key).await?;
+        server.ready().await?;
+        run.outcomes.extend(smoke::one_by_one(&server.client, suite, Mode::Isolated, tell).await);
+        server.stop().await;
+    }
+    Ok(run)
+}
+
+/// With the model loaded: one by one, then all at once.
+async fn loaded(client: &Client, suite: &Suite) -> Vec<Outcome> {
+    let mut outcomes = smoke::one_by_one(client, suite, Mode::Cached, tell).await;
+    outcomes.extend(smoke::all_at_once(client, suite, tell).await);
+    outcomes
+}
+
+fn tell(outcome: &Outcome) {
+    let Outcome { name, mode, problems, answer, .. } = outcome;
+    let took = answer.as_ref().map(|seen| format!(" {:.0} ms", seen.response_ms)).unwrap_or_default();
+    let state = if outcome.is_right() { "right".into() } else { format!("WRONG: {}", problems.join("; ")) };
+    print::note(print::printable(&format!("{:<8} {name:<12}{took} {state}", mode.as_str())));
+}
+
+/// A run in which nothing has been asked, of the server at the other end.
+async fn described(client: &Client, suite: &Suite) -> anyhow::Result<Run> {
+    let models = client.get_json("/v1/models").await.ends_as(Exit::Machine)?;
+    let model = &models["data"][0];
+    let runtime = &model["eka"]["worker"];
+    let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
+    let device = text(&runtime["device"]).or_else(|| text(&model["eka"]["devices"][0]["worker"]["device"]));
+    Ok(Run {
+        eka: env!("CARGO_PKG_VERSION"),
+        suite: suite.name.clone(),
+        server: client.url().to_owned(),
+        model: text(&model["id"]).unwrap_or_default(),
+        device,
+        ready_ms: None,
+        required: 0,
+        took_seconds: 0.0,
+        outcomes: Vec::new(),
+    })
+}
+
+fn write(dir: &Path, report: &Report) -> anyhow::Result<()> {
+    let json = serde_json::to_string_pretty(report)? + "\n";
+    fs::create_dir_all(dir).with_context(|| format!("--out: {} cannot be made", dir.display()))?;
+    for (name, content) in [("smoke.md", report.markdown()), ("smoke.json", json)] {
+        let path = dir.join(name);
+        fs::write(&path, content).with_context(|| format!("{} cannot be written", path.display()))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_required_is_two_numbers() {
+        assert_eq!("9/10".parse(), Ok(Required { right: 9, of: 10 }));
+        for refused in ["10", "11/10", "a/b", "-1/3", "1/2/3"] {
+            assert!(refused.parse::<Required>().is_err(), "{refused}");
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! A run, or several, as a picture: percentiles of the waits, and their course.
+
+use plotters::{
+    coord::Shift,
+    prelude::{
+        ChartBuilder, Circle, Color, DrawingArea, IntoDrawingArea, IntoLogRange, LineSeries, PathElement,
+        RGBColor, SVGBackend, WHITE,
+    },
+};
+
+use super::result::{LoadResult, Wait};
+
+/// Pixels.
+const SIZE: (u32, u32) = (1000, 420);
+
+/// Colours that the colour-blind tell apart as well (Okabe and Ito).
+const COLOURS: [RGBColor; 6] = [
+    RGBColor(0, 114, 178),
+    RGBColor(213, 94, 0),
+    RGBColor(0, 158, 115),
+    RGBColor(204, 121, 167),
+    RGBColor(230, 159, 0),
+    RGBColor(86, 180, 233),
+];
+
+type Drawn = Result<(), Box<dyn std::error::Error>>;
+
+/// The picture of runs by their names, in SVG.
+///
+/// # Errors
+/// When there is nothing to draw.
+pub fn svg(runs: &[(String, &LoadResult)]) -> Result<String, String> {
+    let mut out = String::new();
+    {
+        let area = SVGBackend::with_string(&mut out, SIZE).into_drawing_area();
+        draw(&area, runs).map_err(|error| format!("the picture cannot be drawn: {error}"))?;
+    }
+    Ok(out)
+}
+
+fn draw(area: &DrawingArea<SVGBackend<'_>, Shift>, runs: &[(String, &LoadResult)]) -> Drawn {
+    area.fill(&WHITE)?;
+    let (left, right) = area.split_horizontally(SIZE.0 / 2);
+    percentiles(&left, runs)?;
+    course(&right, runs)?;
+    area.present()?;
+    Ok(())
+}
+
+/// A percentile's place on an axis on which 90, 99 and 99.9 are as far from one another.
+fn nines(percentile: f64) -> f64 {
+    -((100.0 - percentile).max(0.01) / 100.0).log10()
+}
+
+fn percentiles(area: &DrawingArea<SVGBackend<'_>, Shift>, runs: &[(String, &LoadResult)]) -> Drawn {
+    let waits: [(&str, Wait); 3] = [("TTFT", |r| &r.ttft_ms), ("ITL", |r| &r.itl_ms), ("E2E", |r| &r.e2e_ms)];
+    let all = runs.iter().flat_map(|(_, run)| waits.iter().flat_map(|(_, wait)| &wait(run).percentiles));
+    let (least, most) = bounds(all.map(|(_, ms)| *ms))?;
+    let mut chart = ChartBuilder::on(area)
+        .caption("Waits by percentile, ms", ("sans-serif", 16))
+        .margin(10)
+        .x_label_area_size(30)
+        .y_label_area_size(55)
+        .build_cartesian_2d(0.0..4.0, (least..most).log_scale())?;
+    let label = |x: &f64| match x.round() {
+        n if n < 1.0 => "0".to_owned(),
+        n => format!("{}", 100.0 - 10f64.powf(2.0 - n)),
+    };
+    chart.configure_mesh().x_labels(5).x_label_formatter(&label).y_label_formatter(&|y| shown(*y)).draw()?;
+    let mut colours = COLOURS.iter().cycle();
+    for (name, run) in runs {
+        for (wait, of) in waits {
+            let Some(colour) = colours.next() else { continue };
+            let points = of(run).percentiles.iter().map(|(percentile, ms)| (nines(*percentile), *ms));
+            let title = if runs.len() > 1 { format!("{name}: {wait}") } else { wait.to_owned() };
+            chart
+                .draw_series(LineSeries::new(points, colour.stroke_width(2)))?
+                .label(title)
+                .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 16, y)], colour.stroke_width(2)));
+        }
+    }
+    chart
+        .configure_series_labels()
+        .border_style(RGBColor(160, 160, 160))
+        .background_style(WHITE.mix(0.8))
+        .draw()?;
+    Ok(())
+}
+
+fn course(area: &DrawingArea<SVGBackend<'_>, Shift>, runs: &[(String, &LoadResult)]) -> Drawn {
+    let points = || runs.iter().flat_map(|(_, run)| &run.course);
+    let (least, most) = bounds(points().flat_map(|[_, first, total]| [*first, *total]))?;
+    let end = points().map(|point| point[0]).fold(0.0, f64::max).max(0.001);
+    let mut chart = ChartBuilder::on(area)
+        .caption("First token and end by time of asking", ("sans-serif", 16))
+        .margin(10)
+        .x_label_area_size(30)
+        .y_label_area_size(55)
+        .build_cartesian_2d(0.0..end, (least..most).log_scale())?;
+    chart
+        .configure_mesh()
+        .x_label_formatter(&|x| format!("{} s", shown(*x)))
+        .y_label_formatter(&|y| shown(*y))
+        .draw()?;
+    for (at, (_, run)) in runs.iter().enumerate() {
+        for (which, lane) in [(1, 2 * at), (2, 2 * at + 1)] {
+            let colour = COLOURS[lane % COLOURS.len()].mix(0.5);
+            chart.draw_series(
+                run.course.iter().map(|point| Circle::new((point[0], point[which]), 2, colour.filled())),
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// Least and most of what is above nothing, with some room.
+fn bounds(values: impl Iterator<Item = f64>) -> Result<(f64, f64), &'static str> {
+    let (least, most) =
+        values.filter(|v| *v > 0.0).fold((f64::INFINITY, 0.0), |(a, b), v| (f64::min(a, v), f64::max(b, v)));
+    if most > 0.0 { Ok((least / 1.3, most * 1.3)) } else { Err("there is no whole answer") }
+}
+
+fn shown(value: f64) -> String {
+    let digits = if value >= 10.0 {
+        0
+    } else if value >= 1.0 {
+        1
+    } else {
+        2
+    };
+    format!("{value:.digits$}")
+}

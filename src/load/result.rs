@@ -1,0 +1,307 @@
+//! What a run came to: histograms of the waits, rates, and errors by name; kept in a file, so that two can be compared.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+
+use super::ask::Outcome;
+
+/// One of the waits of a run.
+pub(super) type Wait = fn(&LoadResult) -> &Summary;
+
+/// Of the form of result files; one that is newer is refused.
+const SCHEMA: u32 = 1;
+
+/// Longest wait that histograms tell apart, in microseconds: an hour.
+const LONGEST_US: u64 = 3_600_000_000;
+
+/// Percentiles that are kept, for curves.
+const PERCENTILES: [f64; 21] = [
+    0.0, 5.0, 10.0, 20.0, 25.0, 30.0, 40.0, 50.0, 60.0, 70.0, 75.0, 80.0, 85.0, 90.0, 95.0, 97.5, 99.0, 99.5,
+    99.9, 99.99, 100.0,
+];
+
+/// A wait may be so long at most for its request to be a good one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Milliseconds to the first text.
+    pub ttft_ms: Option<f64>,
+    /// Milliseconds for each token after the first, on average over the request.
+    pub tpot_ms: Option<f64>,
+    /// Milliseconds to the end.
+    pub e2e_ms: Option<f64>,
+}
+
+impl Limits {
+    fn are_kept_by(self, outcome: &Outcome) -> bool {
+        let within = |limit: Option<f64>, took: Option<Duration>| {
+            limit.is_none_or(|limit| took.is_none_or(|took| millis(took) <= limit))
+        };
+        within(self.ttft_ms, outcome.first.or(Some(outcome.total)))
+            && within(self.tpot_ms, outcome.per_token())
+            && within(self.e2e_ms, Some(outcome.total))
+    }
+}
+
+/// A run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LoadResult {
+    /// Of this form.
+    pub schema: u32,
+    /// When it began, in seconds since 1970.
+    pub began: u64,
+    /// The server's address.
+    pub server: String,
+    /// How requests were made, as the command line says it.
+    pub settings: BTreeMap<String, String>,
+    /// From the first request to the last answer, warm-up apart, in seconds.
+    pub seconds: f64,
+    /// Requests, warm-up apart.
+    pub requests: u64,
+    /// Whole answers.
+    pub completed: u64,
+    /// Requests without one, by what the server or the network said.
+    pub errors: BTreeMap<String, u64>,
+    /// Whole answers in a second.
+    pub requests_per_second: f64,
+    /// Tokens of whole answers in a second.
+    pub output_tokens_per_second: f64,
+    /// The same and their prompts' tokens.
+    pub total_tokens_per_second: f64,
+    /// Tokens of all prompts that were answered.
+    pub prompt_tokens: u64,
+    /// Tokens of all whole answers.
+    pub output_tokens: u64,
+    /// What made an answer a good one.
+    pub limits: Limits,
+    /// Good answers in a second.
+    pub goodput: f64,
+    /// To the first text.
+    pub ttft_ms: Summary,
+    /// Between two pieces of text.
+    pub itl_ms: Summary,
+    /// For each token after the first, on average over a request.
+    pub tpot_ms: Summary,
+    /// To the end.
+    pub e2e_ms: Summary,
+    /// Of every whole answer, when it was asked for in seconds and how long its first text and its end took in milliseconds.
+    pub course: Vec<[f64; 3]>,
+}
+
+/// What a histogram says, in milliseconds; three digits of each are right.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Values.
+    pub count: u64,
+    /// Their mean.
+    pub mean: f64,
+    /// Percentile and value, from the least to the most.
+    pub percentiles: Vec<(f64, f64)>,
+}
+
+impl Summary {
+    fn of(histogram: &Histogram<u64>) -> Self {
+        if histogram.is_empty() {
+            return Self::default();
+        }
+        let at = |percentile| (percentile, microseconds(histogram.value_at_percentile(percentile)));
+        Self {
+            count: histogram.len(),
+            mean: histogram.mean() / 1e3,
+            percentiles: PERCENTILES.into_iter().map(at).collect(),
+        }
+    }
+
+    /// The value of one of the percentiles that are kept.
+    #[must_use]
+    pub fn at(&self, percentile: f64) -> Option<f64> {
+        let same = |other: f64| (other - percentile).abs() < 1e-9;
+        self.percentiles.iter().find(|(other, _)| same(*other)).map(|(_, value)| *value)
+    }
+}
+
+/// The waits of a run.
+struct Waits {
+    ttft: Histogram<u64>,
+    itl: Histogram<u64>,
+    tpot: Histogram<u64>,
+    e2e: Histogram<u64>,
+}
+
+impl Waits {
+    fn new() -> Result<Self, hdrhistogram::CreationError> {
+        let histogram = || Histogram::new_with_bounds(1, LONGEST_US, 3);
+        Ok(Self { ttft: histogram()?, itl: histogram()?, tpot: histogram()?, e2e: histogram()? })
+    }
+
+    fn note(&mut self, outcome: &Outcome) {
+        let note = |histogram: &mut Histogram<u64>, wait: Duration| {
+            histogram.saturating_record(u64::try_from(wait.as_micros()).unwrap_or(u64::MAX).max(1));
+        };
+        outcome.first.into_iter().for_each(|first| note(&mut self.ttft, first));
+        outcome.gaps.iter().for_each(|gap| note(&mut self.itl, *gap));
+        outcome.per_token().into_iter().for_each(|wait| note(&mut self.tpot, wait));
+        note(&mut self.e2e, outcome.total);
+    }
+}
+
+/// What is known before anything is asked.
+#[derive(Clone, Debug)]
+pub struct Heading {
+    /// When it began, in seconds since 1970.
+    pub began: u64,
+    /// The server's address.
+    pub server: String,
+    /// How requests are made.
+    pub settings: BTreeMap<String, String>,
+    /// What makes an answer a good one.
+    pub limits: Limits,
+}
+
+impl LoadResult {
+    /// Sums up what was asked in `seconds`.
+    ///
+    /// # Errors
+    /// Never in practice: the histograms' bounds are constants.
+    pub fn of(
+        heading: Heading,
+        outcomes: &[Outcome],
+        seconds: f64,
+    ) -> Result<Self, hdrhistogram::CreationError> {
+        let Heading { began, server, settings, limits } = heading;
+        let (mut waits, mut errors) = (Waits::new()?, BTreeMap::new());
+        let (mut prompt_tokens, mut output_tokens, mut completed, mut good) = (0, 0, 0, 0_u64);
+        let mut course = Vec::new();
+        for outcome in outcomes {
+            if let Some(error) = &outcome.error {
+                *errors.entry(error.clone()).or_default() += 1;
+                continue;
+            }
+            waits.note(outcome);
+            completed += 1;
+            prompt_tokens += outcome.prompt_tokens;
+            output_tokens += outcome.output_tokens;
+            good += u64::from(limits.are_kept_by(outcome));
+            let first = outcome.first.unwrap_or(outcome.total);
+            course.push([outcome.at.as_secs_f64(), millis(first), millis(outcome.total)]);
+        }
+        #[expect(clippy::cast_precision_loss, reason = "counts of a run")]
+        let rate = |count: u64| if seconds > 0.0 { count as f64 / seconds } else { 0.0 };
+        Ok(Self {
+            schema: SCHEMA,
+            began,
+            server,
+            settings,
+            seconds,
+            requests: outcomes.len() as u64,
+            completed,
+            errors,
+            requests_per_second: rate(completed),
+            output_tokens_per_second: rate(output_tokens),
+            total_tokens_per_second: rate(output_tokens + prompt_tokens),
+            prompt_tokens,
+            output_tokens,
+            limits,
+            goodput: rate(good),
+            ttft_ms: Summary::of(&waits.ttft),
+            itl_ms: Summary::of(&waits.itl),
+            tpot_ms: Summary::of(&waits.tpot),
+            e2e_ms: Summary::of(&waits.e2e),
+            course,
+        })
+    }
+
+    /// Reads a result file.
+    ///
+    /// # Errors
+    /// When it is none, or of a newer form.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let result: Self = serde_json::from_str(text)
+            .map_err(|error| format!("it is no result of eka bench --url: {error}"))?;
+        if result.schema > SCHEMA {
+            return Err(format!(
+                "its form is {}, and this eka knows {SCHEMA}: use a newer one",
+                result.schema
+            ));
+        }
+        Ok(result)
+    }
+}
+
+fn millis(wait: Duration) -> f64 {
+    wait.as_secs_f64() * 1e3
+}
+
+#[expect(clippy::cast_precision_loss, reason = "an hour at most")]
+fn microseconds(value: u64) -> f64 {
+    value as f64 / 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ms(n: u64) -> Duration {
+        Duration::from_millis(n)
+    }
+
+    pub(crate) fn result(outcomes: &[Outcome], limits: Limits) -> LoadResult {
+        let heading = Heading { began: 0, server: "http://x".into(), settings: BTreeMap::new(), limits };
+        LoadResult::of(heading, outcomes, 2.0).unwrap()
+    }
+
+    fn answer(first: u64, total: u64) -> Outcome {
+        Outcome {
+            first: Some(ms(first)),
+            gaps: vec![ms(10); 4],
+            total: ms(total),
+            prompt_tokens: 7,
+            output_tokens: 5,
+            ..Outcome::default()
+        }
+    }
+
+    #[test]
+    fn rates_are_of_whole_answers_and_errors_have_names() {
+        let failed = Outcome { error: Some("queue_full".into()), total: ms(1), ..Outcome::default() };
+        let result = result(&[answer(100, 500), failed.clone(), failed], Limits::default());
+        assert_eq!((result.requests, result.completed, result.errors["queue_full"]), (3, 1, 2));
+        assert_eq!((result.requests_per_second, result.output_tokens_per_second), (0.5, 2.5));
+        assert_eq!(result.total_tokens_per_second, 6.0);
+        assert_eq!(result.e2e_ms.count, 1, "what failed at once is no short answer");
+        assert_eq!((result.itl_ms.count, result.tpot_ms.at(50.0)), (4, Some(100.0)));
+    }
+
+    #[test]
+    fn a_good_answer_keeps_every_limit() {
+        let answers = [answer(100, 500), answer(300, 500), answer(100, 900)];
+        let goodput =
+            |ttft_ms, tpot_ms, e2e_ms| result(&answers, Limits { ttft_ms, tpot_ms, e2e_ms }).goodput * 2.0;
+        assert_eq!(goodput(None, None, None), 3.0);
+        assert_eq!(goodput(Some(200.0), None, None), 2.0);
+        assert_eq!(goodput(Some(200.0), None, Some(600.0)), 1.0);
+        assert_eq!(goodput(None, Some(50.0), None), 1.0);
+    }
+
+    #[test]
+    fn percentiles_are_right_to_three_digits() {
+        let answers: Vec<_> = (1..=1000).map(|n| answer(n, 2 * n)).collect();
+        let result = result(&answers, Limits::default());
+        for (percentile, value) in [(50.0, 500.0), (90.0, 900.0), (99.0, 990.0), (100.0, 1000.0)] {
+            let got = result.ttft_ms.at(percentile).unwrap();
+            assert!((got / value - 1.0).abs() < 0.002, "{percentile}: {got}");
+        }
+    }
+
+    #[test]
+    fn a_result_comes_back_from_its_file_and_what_is_none_is_refused() {
+        let result = result(&[answer(100, 500)], Limits { ttft_ms: Some(5.0), ..Limits::default() });
+        let text = serde_json::to_string(&result).unwrap();
+        assert_eq!(LoadResult::parse(&text), Ok(result));
+        assert!(LoadResult::parse("{}").unwrap_err().contains("no result"));
+        assert!(
+            LoadResult::parse(&text.replace("\"schema\":1", "\"schema\":2")).unwrap_err().contains("newer")
+        );
+    }
+}

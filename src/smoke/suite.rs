@@ -1,0 +1,258 @@
+//! What is asked, and what an answer has to be like: a file in TOML, as typed and then proven.
+
+use std::{collections::BTreeSet, num::NonZeroU64, path::Path};
+
+use fancy_regex::Regex;
+use serde::Deserialize;
+use unicode_script::Script;
+
+/// The suite of the demonstration model.
+const DEMO: &str = include_str!("demo.toml");
+
+/// Why a suite cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SuiteError {
+    /// The file cannot be read.
+    #[error("{path}: {source}; name a suite with --suite")]
+    Read {
+        /// Which.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It has not the form of a suite.
+    #[error("{path}: {message}")]
+    Form {
+        /// Which.
+        path: String,
+        /// What is wrong, and where.
+        message: String,
+    },
+    /// A prompt wants something that cannot be.
+    #[error("{path}: prompt {name:?}: {message}")]
+    Prompt {
+        /// Which file.
+        path: String,
+        /// Which prompt.
+        name: String,
+        /// What is wrong with it.
+        message: String,
+    },
+}
+
+/// Prompts, and what is expected of their answers.
+#[derive(Clone, Debug)]
+pub struct Suite {
+    /// What it is called.
+    pub name: String,
+    /// At least one, each with a name of its own.
+    pub cases: Vec<Case>,
+}
+
+/// One prompt.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// What it is called: a language, mostly.
+    pub name: String,
+    /// A system message.
+    pub system: Option<String>,
+    /// The message to answer.
+    pub prompt: String,
+    /// Where the answer is cut; the server decides if nothing is said.
+    pub max_new_tokens: Option<NonZeroU64>,
+    /// What the answer has to be like.
+    pub expected: Expected,
+}
+
+/// What an answer has to be like. That it has text and no U+FFFD goes without saying.
+#[derive(Clone, Debug)]
+pub struct Expected {
+    /// A script, and which share of the letters has to be in it.
+    pub script: Option<(Script, f64)>,
+    /// The whole answer.
+    pub text: Option<String>,
+    /// What is found in it.
+    pub regex: Option<Regex>,
+    /// Longest response time.
+    pub max_ms: Option<f64>,
+    /// Fewest tokens of the answer.
+    pub min_tokens: Option<u64>,
+    /// Most tokens of the answer.
+    pub max_tokens: Option<u64>,
+    /// It is in the normal form C.
+    pub is_nfc: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawSuite {
+    name: Option<String>,
+    max_new_tokens: Option<NonZeroU64>,
+    prompt: Vec<RawCase>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawCase {
+    name: String,
+    prompt: String,
+    system: Option<String>,
+    max_new_tokens: Option<NonZeroU64>,
+    script: Option<String>,
+    script_share: Option<f64>,
+    text: Option<String>,
+    regex: Option<String>,
+    max_ms: Option<f64>,
+    min_tokens: Option<u64>,
+    max_tokens: Option<u64>,
+    #[serde(default = "yes")]
+    nfc: bool,
+}
+
+const fn yes() -> bool {
+    true
+}
+
+impl Suite {
+    /// The ten languages of the demonstration model.
+    ///
+    /// # Errors
+    /// Never: a test reads it.
+    pub fn demo() -> Result<Self, SuiteError> {
+        Self::parse(DEMO, "the suite of the demonstration model", "demo")
+    }
+
+    /// That of a file.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is no suite.
+    pub fn read(path: &Path) -> Result<Self, SuiteError> {
+        let shown = path.display().to_string();
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| SuiteError::Read { path: shown.clone(), source })?;
+        let name = path.file_stem().map_or_else(|| shown.clone(), |stem| stem.to_string_lossy().into_owned());
+        Self::parse(&text, &shown, &name)
+    }
+
+    fn parse(text: &str, path: &str, name: &str) -> Result<Self, SuiteError> {
+        let wrong = |message: String| SuiteError::Form { path: path.to_owned(), message };
+        let raw: RawSuite =
+            toml::from_str(text).map_err(|error| wrong(error.to_string().trim_end().to_owned()))?;
+        if raw.prompt.is_empty() {
+            return Err(wrong("there is no [[prompt]]: nothing would be asked".into()));
+        }
+        let mut names = BTreeSet::new();
+        let (default, mut cases) = (raw.max_new_tokens, Vec::new());
+        for case in raw.prompt {
+            let name = case.name.clone();
+            if !names.insert(name.clone()) {
+                return Err(wrong(format!("two prompts are called {name:?}")));
+            }
+            let prompt = |message| SuiteError::Prompt { path: path.to_owned(), name, message };
+            cases.push(case.proven(default).map_err(prompt)?);
+        }
+        Ok(Self { name: raw.name.unwrap_or_else(|| name.to_owned()), cases })
+    }
+}
+
+impl RawCase {
+    fn proven(self, default: Option<NonZeroU64>) -> Result<Case, String> {
+        let script = self.script()?;
+        if let (Some(min), Some(max)) = (self.min_tokens, self.max_tokens)
+            && min > max
+        {
+            return Err(format!("min_tokens {min} is more than max_tokens {max}"));
+        }
+        if self.max_ms.is_some_and(|ms| ms.is_nan() || ms <= 0.0) {
+            return Err("max_ms has to be more than 0".into());
+        }
+        let regex = self.regex.as_deref().map(Regex::new).transpose().map_err(|e| format!("regex: {e}"))?;
+        let expected = Expected {
+            script,
+            text: self.text,
+            regex,
+            max_ms: self.max_ms,
+            min_tokens: self.min_tokens,
+            max_tokens: self.max_tokens,
+            is_nfc: self.nfc,
+        };
+        let max_new_tokens = self.max_new_tokens.or(default);
+        Ok(Case { name: self.name, system: self.system, prompt: self.prompt, max_new_tokens, expected })
+    }
+
+    fn script(&self) -> Result<Option<(Script, f64)>, String> {
+        let share = self.script_share.unwrap_or(1.0);
+        let Some(name) = &self.script else {
+            return if self.script_share.is_some() {
+                Err("script_share needs a script".into())
+            } else {
+                Ok(None)
+            };
+        };
+        // Names as Unicode spells them: "Latin", "Ol_Chiki", "Deva".
+        let known = Script::from_full_name(name).or_else(|| Script::from_short_name(name));
+        let script = known.filter(|script| !matches!(script, Script::Common | Script::Inherited));
+        let script = script.ok_or_else(|| {
+            format!("script {name:?} is none of Unicode's, such as \"Devanagari\", \"Latin\" or \"Deva\"")
+        })?;
+        if !(share > 0.0 && share <= 1.0) {
+            return Err(format!("script_share {share} is not above 0 and at most 1"));
+        }
+        Ok(Some((script, share)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(text: &str) -> String {
+        Suite::parse(text, "s.toml", "s").unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_with_its_name() {
+        let prompt = |line: &str| format!("[[prompt]]\nname = \"a\"\nprompt = \"b\"\n{line}\n");
+        for (line, said) in [
+            ("script = \"Klingon\"", "\"Klingon\""),
+            ("script = \"Common\"", "\"Common\""),
+            ("script_share = 0.5", "needs a script"),
+            ("script = \"Latin\"\nscript_share = 1.5", "1.5"),
+            ("script = \"Latin\"\nscript_share = nan", "NaN"),
+            ("min_tokens = 3\nmax_tokens = 2", "min_tokens 3"),
+            ("max_ms = 0.0", "max_ms"),
+            ("max_ms = nan", "max_ms"),
+            ("regex = \"(\"", "regex"),
+            ("max_new_tokens = 0", "max_new_tokens"),
+            ("txt = \"c\"", "txt"),
+        ] {
+            let message = refused(&prompt(line));
+            assert!(message.contains(said) && message.starts_with("s.toml"), "{line}: {message}");
+        }
+        assert!(refused("prompt = []").contains("nothing would be asked"));
+        assert!(refused(&[prompt(""), prompt("")].concat()).contains("two prompts"));
+    }
+
+    #[test]
+    fn a_script_has_two_names() {
+        let script = |name: &str| {
+            let text = format!("[[prompt]]\nname = \"a\"\nprompt = \"b\"\nscript = \"{name}\"");
+            Suite::parse(&text, "s", "s").unwrap().cases[0].expected.script
+        };
+        assert_eq!(script("Devanagari"), script("Deva"));
+        assert_eq!(script("Ol_Chiki"), Some((Script::Ol_Chiki, 1.0)));
+    }
+
+    #[test]
+    fn the_demos_suite_is_what_transformers_and_peft_computed() {
+        let computed: serde_json::Value =
+            serde_json::from_str(include_str!("../../tests/fixtures/demo/expected.json")).unwrap();
+        let suite = Suite::demo().unwrap();
+        assert_eq!(suite.cases.len(), 10);
+        for (case, computed) in suite.cases.iter().zip(computed["prompts"].as_array().unwrap()) {
+            assert_eq!(computed["prompt"], case.prompt.as_str());
+            assert_eq!(computed["merged"]["text"], case.expected.text.as_deref().unwrap());
+            assert!(case.expected.script.is_some());
+        }
+    }
+}
