@@ -201,7 +201,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
             trim_seconds: trim.as_secs_f64(),
         }
     });
-    let weights = timeline.model().weights_read(&args.model);
+    let weights = timeline.model().weights_read(model);
     let bandwidth = device.pool().map(|pool| pool.bandwidth(COPIED, COPIES)).transpose()?;
     #[expect(clippy::cast_precision_loss, reason = "sizes of weights are far below 2^52")]
     let most = bandwidth.zip(weights).map(|(bandwidth, weights)| bandwidth / weights.0 as f64);
