@@ -199,6 +199,7 @@ async fn ten_thousand_wrong_requests_are_refused_while_streams_run_undisturbed()
     let metrics = program.client.get(format!("{}/metrics", program.url)).send().await.unwrap();
     let metrics = metrics.text().await.unwrap();
     assert!(!metrics.contains("internal_error") && !metrics.contains("worker_lost"), "{metrics}");
+    assert!(!program.log().contains("ERROR"), "what clients do wrong is no error of the server's");
 }
 
 #[tokio::test]

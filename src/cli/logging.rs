@@ -59,8 +59,9 @@ pub(super) fn start_quiet() -> anyhow::Result<()> {
 }
 
 fn filter(level: &str) -> anyhow::Result<EnvFilter> {
-    // The HTTP library greets at info; a filter that names it has the last word.
-    EnvFilter::try_new(format!("actix_server=warn,{level}")).with_context(|| {
+    // The HTTP library greets at info, and calls what clients do wrong errors, which is in the access log; a filter that names
+    // it has the last word.
+    EnvFilter::try_new(format!("actix_server=warn,actix_http=off,{level}")).with_context(|| {
         format!("log.level is {level:?}: expected error, warn, info, debug, trace, or a tracing filter")
     })
 }

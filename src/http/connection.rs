@@ -30,9 +30,6 @@ use tokio::{
 use super::{count, refusal, request_id::RequestId};
 use crate::metrics::Metrics;
 
-/// Most of a request's head that is kept, to say what is wrong with it.
-const MOST_HEARD: usize = 16 << 10;
-
 /// Longer heads of answers are none of actix-web's refusals.
 const LONGEST_REFUSAL: usize = 256;
 
@@ -82,7 +79,7 @@ pub(super) struct Connection<T> {
     io: T,
     peer: Option<SocketAddr>,
     metrics: Arc<Metrics>,
-    /// What was read since something was last written, as far as [`MOST_HEARD`].
+    /// What was read since something was last written, as far as it is looked at.
     heard: Vec<u8>,
     /// What was taken and is not written yet: the rest of a refusal's words.
     owed: Vec<u8>,
@@ -191,7 +188,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Connection<T> {
         let read = &buffer.filled()[before..];
         let turn = self.turn.after(read);
         self.turn_to(turn);
-        let room = MOST_HEARD.saturating_sub(self.heard.len());
+        let room = refusal::MOST_HEARD.saturating_sub(self.heard.len());
         self.heard.extend_from_slice(&read[..read.len().min(room)]);
         Poll::Ready(Ok(()))
     }

@@ -35,8 +35,8 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 /// For the last bytes of finished answers to leave, at shutdown.
 const FLUSH_SECONDS: u64 = 2;
 
-/// What is read from and written to.
-type Stream = Connection<Either<TcpStream, TlsStream<TcpStream>>>;
+/// What is read from and written to. A connection without TLS should not be as large as one with it.
+type Stream = Connection<Either<TcpStream, Box<TlsStream<TcpStream>>>>;
 
 /// The server, which runs while it is awaited. `begin` is called once, on the thread of the handlers.
 pub(super) fn listen(
@@ -89,7 +89,7 @@ async fn accept(
     let io = match acceptor {
         Some(acceptor) => {
             let shaken = timeout(HEAD_PATIENCE, acceptor.accept(io)).await;
-            Either::Right(shaken.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??)
+            Either::Right(Box::new(shaken.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??))
         }
         None => Either::Left(io),
     };

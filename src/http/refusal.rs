@@ -10,6 +10,9 @@ use super::error::ApiError;
 /// For the head of a request to arrive.
 pub(super) const HEAD_PATIENCE: Duration = Duration::from_secs(5);
 
+/// Most of a request that is looked at, to say what is wrong with it.
+pub(super) const MOST_HEARD: usize = 16 << 10;
+
 /// What actix-web refuses without words.
 pub(super) const STATUSES: [u16; 3] = [400, 408, 431];
 
@@ -33,14 +36,24 @@ fn problem(heard: &[u8]) -> String {
     if heard.starts_with(&[0x16, 3]) {
         return "it is TLS, and this port speaks HTTP without TLS; ask http://, not https://".into();
     }
+    // Of a line that is not there as a whole nothing can be said, but of the first one.
+    let whole = heard.iter().rposition(|byte| *byte == b'\n').filter(|_| heard.len() >= MOST_HEARD);
+    let heard = &heard[..whole.unwrap_or(heard.len())];
+    if heard.len() >= MOST_HEARD {
+        return TOO_LONG.into();
+    }
     let mut lines = heard.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
     let first = lines.by_ref().find(|line| !line.is_empty()).unwrap_or_default();
-    let fields: Vec<_> = lines.take_while(|line| !line.is_empty()).collect();
+    let rest: Vec<_> = lines.collect();
+    let end = rest.iter().position(|line| line.is_empty());
+    let fields = &rest[..end.unwrap_or(rest.len())];
     let found = of_first_line(first)
         .or_else(|| fields.iter().find_map(|line| of_field(line)))
-        .or_else(|| of_fields(first, &fields));
+        .or_else(|| end.and_then(|_| of_fields(first, fields)));
     found.unwrap_or_else(|| GENERAL.into())
 }
+
+const TOO_LONG: &str = "its target is longer than a URL may be, or has characters that no URL has";
 
 fn of_first_line(line: &[u8]) -> Option<String> {
     let words: Vec<_> = line.split(|byte| *byte == b' ').collect();
@@ -61,7 +74,7 @@ fn of_first_line(line: &[u8]) -> Option<String> {
     }
     let is_target = |byte: &u8| byte.is_ascii_graphic();
     if target.is_empty() || !target.iter().all(is_target) || target.len() > usize::from(u16::MAX) - 1 {
-        return Some("its target is longer than a URL may be, or has characters that no URL has".into());
+        return Some(TOO_LONG.into());
     }
     None
 }
@@ -120,9 +133,9 @@ fn is_of_token(byte: u8) -> bool {
 /// The beginning of what was sent, such that a person can read it.
 fn shown(bytes: &[u8]) -> String {
     const MOST: usize = 24;
-    let begin = String::from_utf8_lossy(&bytes[..bytes.len().min(MOST)]);
+    let begin = bytes[..bytes.len().min(MOST)].escape_ascii();
     let dots = if bytes.len() > MOST { "…" } else { "" };
-    format!("{:?}{dots}", begin.trim_end_matches('\u{fffd}'))
+    format!("\"{begin}\"{dots}")
 }
 
 #[cfg(test)]
@@ -173,6 +186,17 @@ mod tests {
             let said = problem(sent);
             assert!(said.contains(words), "{:?}: {said}", String::from_utf8_lossy(sent));
         }
+    }
+
+    #[test]
+    fn nothing_is_said_of_a_line_that_was_not_heard_to_its_end() {
+        let long = format!("GET /{}", "a".repeat(MOST_HEARD - 5));
+        assert!(problem(long.as_bytes()).contains("longer than a URL"));
+        let mut many = format!("GET / HTTP/1.1\r\nhost: x\r\n{}", "x-a: b\r\n".repeat(2_500));
+        many.truncate(MOST_HEARD - 2);
+        many.push_str("\nx");
+        assert_eq!(many.len(), MOST_HEARD);
+        assert!(problem(many.as_bytes()).contains("cannot be read"), "{}", problem(many.as_bytes()));
     }
 
     #[test]
