@@ -15,6 +15,7 @@ use std::{
 };
 
 use eka::{
+    choice::CacheChoice,
     device::{Runtime, SessionOptions, host},
     engine::{self, Speculation, Step, Timeline, TimelineOptions},
     job::{Job, JobId},
@@ -139,8 +140,11 @@ fn words(n: usize) -> Value {
 
 fn load(dir: &Path) -> Outcome<Timeline> {
     let runtime = Runtime::load(None)?;
-    let model =
-        Model::open(&runtime, dir, SessionOptions { threads: host::physical_cores(), own_operators: true })?;
+    let model = Model::open(
+        &runtime,
+        dir,
+        SessionOptions { threads: host::physical_cores(), own_operators: true, cache: CacheChoice::Auto },
+    )?;
     let mut timeline = Timeline::new(model, TimelineOptions::default())?;
     timeline.warm_up()?;
     Ok(timeline)

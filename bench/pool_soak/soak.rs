@@ -8,6 +8,7 @@ use std::{
 };
 
 use eka::{
+    choice::CacheChoice,
     device::{Pool, Runtime, SessionOptions, host, pool::PoolOptions},
     engine::{self, Forward, Speculation, Timeline, TimelineOptions},
     export::{self, Options, Source},
@@ -133,8 +134,11 @@ pub(crate) fn run(runtime: &Runtime, dir: &Path, asked: Asked) -> Outcome<Report
 }
 
 fn open(pool: &Pool, dir: &Path, keep: Bytes) -> Outcome<Timeline> {
-    let model =
-        Model::open_in(pool, dir, SessionOptions { threads: host::physical_cores(), own_operators: true })?;
+    let model = Model::open_in(
+        pool,
+        dir,
+        SessionOptions { threads: host::physical_cores(), own_operators: true, cache: CacheChoice::Auto },
+    )?;
     let mut timeline = Timeline::new(model, TimelineOptions { keep, ..TimelineOptions::default() })?;
     timeline.warm_up()?;
     Ok(timeline)

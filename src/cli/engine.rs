@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::print;
 use crate::{
-    choice::DeviceChoice,
+    choice::{CacheChoice, DeviceChoice},
     device::{Device, OpenOptions, SessionOptions, host},
     engine::{Timeline, TimelineOptions},
     model::Model,
@@ -28,6 +28,10 @@ pub(super) struct EngineArgs {
     /// On a CPU, whether eka's own operators compute where they can
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     own_operators: bool,
+
+    /// What the key-value cache is stored in where they do: auto, float32, float16 or int8
+    #[arg(long, value_name = "FORMAT", default_value_t = CacheChoice::Auto)]
+    kv_cache: CacheChoice,
 
     /// Most prompt tokens in one pass
     #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = clap::value_parser!(u16).range(1..=16384))]
@@ -58,7 +62,11 @@ impl EngineArgs {
     /// # Errors
     /// When the model cannot be loaded.
     pub(super) fn open_on(&self, device: &Device, dir: &Path) -> anyhow::Result<Timeline> {
-        let session = SessionOptions { threads: self.threads(), own_operators: self.own_operators };
+        let session = SessionOptions {
+            threads: self.threads(),
+            own_operators: self.own_operators,
+            cache: self.kv_cache,
+        };
         let model = Model::open_on(device, dir, session)?;
         let options =
             TimelineOptions { chunk: usize::from(self.prefill_chunk), ..TimelineOptions::default() };

@@ -4,12 +4,13 @@ use half::{bf16, f16};
 
 use super::Model;
 use crate::{
-    device::{DeviceError, Element, Pool, Shared},
+    device::{DeviceError, Element, Pool, Shared, operators::Format},
     manifest::Dtype,
     units::Bytes,
 };
 
-/// The key-value cache of one timeline, `[1, kv_heads, capacity, head_dim]` for each layer's keys and values.
+/// The key-value cache of one timeline, `[1, kv_heads, capacity, head_dim]` for each layer's keys and values, or rows of
+/// another [`Format`] in place of `head_dim` numbers.
 ///
 /// The graph updates it in place; which of its positions count is said with each pass, so forgetting the last ones
 /// costs nothing. The default one has room for nothing.
@@ -98,7 +99,8 @@ impl Model {
     /// [`DeviceError::Memory`] or [`DeviceError::NoRoom`] when there is no room for it.
     pub fn cache(&self, capacity: usize, older: Cache, used: usize) -> Result<Cache, DeviceError> {
         let dims = &self.manifest().dims;
-        let shape = [1, dims.kv_heads, capacity, dims.head_dim];
+        let row = self.cache_format().map_or(dims.head_dim, |format| format.elements(dims.head_dim));
+        let shape = [1, dims.kv_heads, capacity, row];
         let larger = |older: Option<Shared>| {
             let tensor = self.tensor(&shape)?;
             older.map_or(Ok(()), |older| tensor.take_over(&older, used))?;
@@ -129,10 +131,11 @@ impl Model {
 
     fn tensor(&self, shape: &[usize]) -> Result<Shared, DeviceError> {
         let pool = self.session().pool();
-        match self.manifest().dtype {
-            Dtype::Float32 => of::<f32>(shape, pool),
-            Dtype::Float16 => of::<f16>(shape, pool),
-            Dtype::Bfloat16 => of::<bf16>(shape, pool),
+        match (self.cache_format(), self.manifest().dtype) {
+            (Some(Format::Int8), _) => of::<i8>(shape, pool),
+            (Some(Format::Float16), _) | (None, Dtype::Float16) => of::<f16>(shape, pool),
+            (Some(Format::Float32), _) | (None, Dtype::Float32) => of::<f32>(shape, pool),
+            (None, Dtype::Bfloat16) => of::<bf16>(shape, pool),
         }
     }
 }

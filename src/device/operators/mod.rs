@@ -2,15 +2,18 @@
 //!
 //! - [`Matrix`]: int4 weights, laid out for one product only: 4.5 bits each, float16 scales beside them.
 //! - `eka:MatMulInt4`: what `com.microsoft:MatMulNBits` computes at accuracy level 4, over such a matrix.
+//! - [`eka:Attention`](attention): what `com.microsoft:GroupQueryAttention` computes, over a cache in half the bytes or less.
 //!
 //! ONNX Runtime calls them as it calls its own, on its own threads. Which nodes of a graph they stand in for is decided
 //! above, in [`model`](crate::model); a directory under `models/` knows nothing of them, and loads without them.
 
+mod attention;
 mod lanes;
 mod matrix;
 mod product;
 #[cfg(test)]
 mod tests;
+mod vector;
 
 use std::{fmt, sync::Arc};
 
@@ -22,6 +25,8 @@ use ort::{
     value::TensorElementType,
 };
 
+use attention::Attention;
+pub use attention::{ATTENTION, Format};
 pub use matrix::{Blocks, Matrix};
 pub use product::Kind;
 use product::{Parts, Product, Rounded, Rounding};
@@ -35,15 +40,19 @@ pub const MATMUL: &str = "MatMulInt4";
 /// The attribute of [`MATMUL`] that says by which, counted from zero.
 pub const MATRIX: &str = "matrix";
 
-/// The matrices that a graph multiplies by.
+/// What the operators of a graph work with.
 #[derive(Default)]
 pub struct Operators {
     matrices: Vec<Arc<Matrix>>,
+    cache: Option<Format>,
 }
 
 impl fmt::Debug for Operators {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Operators").field("matrices", &self.matrices.len()).finish()
+        f.debug_struct("Operators")
+            .field("matrices", &self.matrices.len())
+            .field("cache", &self.cache)
+            .finish()
     }
 }
 
@@ -54,16 +63,31 @@ impl Operators {
         self.matrices.len() - 1
     }
 
+    /// Says that there is attention of ours, and what the key-value cache is in.
+    pub fn attend(&mut self, cache: Format) {
+        self.cache = Some(cache);
+    }
+
+    /// What the key-value cache is in, if attention is ours.
+    #[must_use]
+    pub fn cache(&self) -> Option<Format> {
+        self.cache
+    }
+
     /// Whether there is none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.matrices.is_empty()
+        self.matrices.is_empty() && self.cache.is_none()
     }
 
     /// As ONNX Runtime wants them, for sessions of `threads` threads.
     pub(super) fn domain(&self, threads: usize) -> ort::Result<OperatorDomain> {
-        let matrices = self.matrices.clone();
-        OperatorDomain::new(DOMAIN)?.add(MatMul { matrices, threads, kind: Kind::detect() })
+        let (matrices, kind) = (self.matrices.clone(), Kind::detect());
+        let domain = OperatorDomain::new(DOMAIN)?.add(MatMul { matrices, threads, kind })?;
+        match self.cache {
+            Some(format) => domain.add(Attention { format, threads, kind }),
+            None => Ok(domain),
+        }
     }
 }
 
