@@ -9,10 +9,11 @@
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
     fs::File,
-    io::{Read, Seek, SeekFrom},
+    io,
     path::Path,
 };
 
+use bytemuck::Pod;
 use prost::Message;
 
 use crate::{
@@ -64,10 +65,11 @@ pub(super) fn change(path: &Path, cache: CacheChoice) -> Option<Changed> {
 fn replace(graph: &mut Graph, dir: &Path) -> Option<Operators> {
     let mut operators = Operators::default();
     let mut data = Data { dir, files: BTreeMap::new() };
+    let mut room = Room::default();
     let initializers: BTreeMap<&str, &Tensor> =
         graph.initializer.iter().map(|tensor| (&*tensor.name, tensor)).collect();
     for node in &mut graph.node {
-        let Some(matrix) = matrix(node, &initializers, &mut data) else { continue };
+        let Some(matrix) = matrix(node, &initializers, &mut data, &mut room) else { continue };
         let number = i64::try_from(operators.add(matrix)).ok()?;
         node.input.truncate(1);
         (node.domain, node.op_type) = (DOMAIN.into(), MATMUL.into());
@@ -78,7 +80,12 @@ fn replace(graph: &mut Graph, dir: &Path) -> Option<Operators> {
 }
 
 /// What `node` multiplies by, if it is a product that an operator of ours computes as well.
-fn matrix(node: &Node, initializers: &BTreeMap<&str, &Tensor>, data: &mut Data) -> Option<Matrix> {
+fn matrix(
+    node: &Node,
+    initializers: &BTreeMap<&str, &Tensor>,
+    data: &mut Data,
+    room: &mut Room,
+) -> Option<Matrix> {
     let number = |name: &str| {
         let attribute = node.attribute.iter().find(|attribute| attribute.name == name)?;
         usize::try_from(attribute.i?).ok()
@@ -92,9 +99,18 @@ fn matrix(node: &Node, initializers: &BTreeMap<&str, &Tensor>, data: &mut Data) 
         return None;
     }
     let (columns, depth, block) = (number("N")?, number("K")?, number("block_size")?);
-    let scales: Vec<f32> =
-        data.of(scales)?.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
-    Matrix::new(Blocks { columns, depth, block, codes: &data.of(codes)?, scales: &scales })
+    data.read(codes, &mut room.codes)?;
+    data.read(scales, &mut room.scales)?;
+    // Files are little-endian.
+    room.scales.iter_mut().for_each(|scale| *scale = f32::from_bits(u32::from_le(scale.to_bits())));
+    Matrix::new(Blocks { columns, depth, block, codes: &room.codes, scales: &room.scales })
+}
+
+/// Where a tensor is read to, kept from one to the next: memory that is new is dearer than what is read into it.
+#[derive(Default)]
+struct Room {
+    codes: Vec<u8>,
+    scales: Vec<f32>,
 }
 
 /// Makes attention ours where it can be; what the key-value cache is in then: `format`, or float32 where some of it is not
@@ -191,8 +207,8 @@ struct Data<'a> {
 }
 
 impl Data<'_> {
-    /// The bytes of `tensor`, if they lie in a file beside the graph.
-    fn of(&mut self, tensor: &Tensor) -> Option<Vec<u8>> {
+    /// Reads `tensor` into `room`, if it lies in a file beside the graph.
+    fn read<T: Pod>(&mut self, tensor: &Tensor, room: &mut Vec<T>) -> Option<()> {
         let entry =
             |key: &str| tensor.external_data.iter().find(|entry| entry.key == key).map(|entry| &*entry.value);
         let number = |key: &str| entry(key)?.parse::<u64>().ok();
@@ -204,12 +220,30 @@ impl Data<'_> {
             Entry::Occupied(open) => open.into_mut(),
             Entry::Vacant(place) => place.insert(File::open(self.dir.join(name)).ok()?),
         };
-        if file.metadata().ok()?.len() < start.checked_add(length)? {
+        let bytes = usize::try_from(length).ok()?;
+        if file.metadata().ok()?.len() < start.checked_add(length)? || !bytes.is_multiple_of(size_of::<T>()) {
             return None;
         }
-        let mut bytes = vec![0; usize::try_from(length).ok()?];
-        file.seek(SeekFrom::Start(start)).ok()?;
-        file.read_exact(&mut bytes).ok()?;
-        Some(bytes)
+        room.resize(bytes / size_of::<T>(), T::zeroed());
+        read_at(file, bytemuck::cast_slice_mut(room), start).ok()
     }
+}
+
+/// Fills `bytes` from `start` on, by all threads at once.
+#[cfg(unix)]
+fn read_at(file: &File, bytes: &mut [u8], start: u64) -> io::Result<()> {
+    use rayon::prelude::*;
+    const PIECE: usize = 1 << 20;
+    bytes.par_chunks_mut(PIECE).enumerate().try_for_each(|(i, piece)| {
+        std::os::unix::fs::FileExt::read_exact_at(file, piece, start + (i * PIECE) as u64)
+    })
+}
+
+/// Fills `bytes` from `start` on.
+#[cfg(not(unix))]
+fn read_at(file: &File, bytes: &mut [u8], start: u64) -> io::Result<()> {
+    use io::{Read, Seek};
+    let mut file = file;
+    file.seek(io::SeekFrom::Start(start))?;
+    file.read_exact(bytes)
 }

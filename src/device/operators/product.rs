@@ -37,9 +37,11 @@ impl Rounded {
     /// Makes room for `rows` of activations for `matrix`; what was there is lost.
     pub(super) fn resize(&mut self, rows: usize, matrix: &Matrix) {
         (self.rows, self.blocks) = (rows, matrix.blocks);
-        self.values.resize(rows * self.blocks * BLOCK, 0);
-        self.scales.resize(rows * self.blocks, 0.0);
-        self.starts.resize(rows * self.blocks, 0);
+        // Never less, as the next matrix may need more again.
+        let count = rows * self.blocks;
+        self.values.resize(self.values.len().max(count * BLOCK), 0);
+        self.scales.resize(self.scales.len().max(count), 0.0);
+        self.starts.resize(self.starts.len().max(count), 0);
     }
 }
 

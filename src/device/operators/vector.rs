@@ -3,6 +3,11 @@
 //! [`attention`](super::attention) is written once over this, as [`product`](super::product) is over
 //! [`Lanes`](super::lanes::Lanes).
 
+#![expect(
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "vector instructions, all under one condition: that the processor has them"
+)]
+
 use half::f16;
 
 use super::lanes::Portable;
@@ -56,6 +61,12 @@ pub(super) trait Vector {
     unsafe fn within(at: f32, first: Self::Floats, end: Self::Floats, a: Self::Floats) -> Self::Floats;
     /// Of all sixteen.
     unsafe fn sum(a: Self::Floats) -> f32;
+    /// The same two numbers eight times.
+    unsafe fn splat_pair(from: *const f32) -> Self::Floats;
+    /// The sum of each two; the last eight may be anything that is a number where `a` is.
+    unsafe fn sum_pairs(a: Self::Floats) -> Self::Floats;
+    /// Asks for what will be read soon.
+    unsafe fn fetch(from: *const u8);
 }
 
 /// `e^x` for `x` of zero or less, as softmax has it; no less than 1e-38. What is not a number stays so.
@@ -220,6 +231,21 @@ impl Vector for Portable {
     unsafe fn sum(a: [f32; LANES]) -> f32 {
         a.iter().sum()
     }
+
+    #[inline(always)]
+    unsafe fn splat_pair(from: *const f32) -> [f32; LANES] {
+        // SAFETY: the caller has two there.
+        let pair = unsafe { from.cast::<[f32; 2]>().read_unaligned() };
+        std::array::from_fn(|i| pair[i % 2])
+    }
+
+    #[inline(always)]
+    unsafe fn sum_pairs(a: [f32; LANES]) -> [f32; LANES] {
+        std::array::from_fn(|i| a[i % 8 * 2] + a[i % 8 * 2 + 1])
+    }
+
+    #[inline(always)]
+    unsafe fn fetch(_: *const u8) {}
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -322,6 +348,25 @@ mod x86 {
         #[inline(always)]
         unsafe fn sum(a: __m512) -> f32 {
             unsafe { _mm512_reduce_add_ps(a) }
+        }
+
+        #[inline(always)]
+        unsafe fn splat_pair(from: *const f32) -> __m512 {
+            unsafe { _mm512_castpd_ps(_mm512_set1_pd(from.cast::<f64>().read_unaligned())) }
+        }
+
+        #[inline(always)]
+        unsafe fn sum_pairs(a: __m512) -> __m512 {
+            unsafe {
+                let sums = _mm512_add_ps(a, _mm512_permute_ps::<0b10_11_00_01>(a));
+                let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 0, 2, 4, 6, 8, 10, 12, 14);
+                _mm512_permutexvar_ps(even, sums)
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn fetch(from: *const u8) {
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
         }
     }
 
@@ -436,6 +481,25 @@ mod x86 {
             let mut all = [0.0; LANES];
             unsafe { Self::store(a, all.as_mut_ptr()) };
             all.iter().sum()
+        }
+
+        #[inline(always)]
+        unsafe fn splat_pair(from: *const f32) -> [__m256; 2] {
+            unsafe { [_mm256_castpd_ps(_mm256_set1_pd(from.cast::<f64>().read_unaligned())); 2] }
+        }
+
+        #[inline(always)]
+        unsafe fn sum_pairs(a: [__m256; 2]) -> [__m256; 2] {
+            unsafe {
+                // Two of the first, two of the second, and again.
+                let sums = _mm256_castps_pd(_mm256_hadd_ps(a[0], a[1]));
+                [_mm256_castpd_ps(_mm256_permute4x64_pd::<0b11_01_10_00>(sums)); 2]
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn fetch(from: *const u8) {
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
         }
     }
 }

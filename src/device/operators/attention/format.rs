@@ -9,6 +9,11 @@
 //! int8     [head_dim] i8, [head_dim / 32] f16    a scale for each 32, rounded up
 //! ```
 
+#![expect(
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "vector instructions, all under one condition: that the processor has them"
+)]
+
 use half::{f16, slice::HalfFloatSliceExt};
 
 use super::super::vector::{LANES, Vector};

@@ -9,7 +9,8 @@
 //! sums[row][..]         += scores · values     a few rows by a few registers of values
 //! ```
 //!
-//! One to three rows would leave most of a register empty: their scores are dots of rows. A softmax needs no second look
+//! Up to eight rows, what a token has in most models, would leave half of a register empty: there each has two lanes, for two
+//! numbers of a key. One to three have all of it, as their scores are dots. A softmax needs no second look
 //! at anything, and parts of a range, computed by several threads, are put together by what they have as their greatest.
 
 #![expect(
@@ -34,6 +35,9 @@ use super::{
 /// Positions whose scores are computed before their values are read: few enough that all of it stays in the first cache.
 pub(super) const KEYS: usize = 32;
 
+/// Bytes that a processor reads at once.
+const LINE: usize = 64;
+
 /// Tiles of rows that a block of keys and values is read for.
 const TILES: usize = 4;
 
@@ -42,6 +46,9 @@ pub(super) const MOST_ROWS: usize = TILES * LANES;
 
 /// Most rows whose scores are dots.
 const FEW: usize = 3;
+
+/// Most rows that fill a register in pairs.
+const PAIRS: usize = LANES / 2;
 
 /// What a node computes, the same in every pass.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -298,6 +305,10 @@ impl Pass<'_> {
             query.iter_mut().for_each(|number| *number *= scale);
             if share.rows.len() <= FEW {
                 queries[i * padded..][..head_dim].copy_from_slice(query);
+            } else if share.rows.len() <= PAIRS {
+                for (lanes, pair) in queries.as_chunks_mut::<LANES>().0.iter_mut().zip(query.chunks(2)) {
+                    lanes[2 * i..][..pair.len()].copy_from_slice(pair);
+                }
             } else {
                 let tile = &mut queries[i / LANES * head_dim * LANES..][..head_dim * LANES];
                 for (lanes, number) in tile.as_chunks_mut::<LANES>().0.iter_mut().zip(&*query) {
@@ -332,9 +343,12 @@ impl Pass<'_> {
             unsafe {
                 if rows <= FEW {
                     dots::<V>(scratch.queries, keys, [rows, count, padded], scratch.scores);
+                } else if rows <= PAIRS {
+                    let queries = &scratch.queries[..form.head_dim.div_ceil(2) * LANES];
+                    scores::<V, true>(queries, keys, count, scratch.scores);
                 } else {
                     let queries = &scratch.queries[first * form.head_dim..][..form.head_dim * LANES];
-                    scores::<V>(queries, keys, count, scratch.scores);
+                    scores::<V, false>(queries, keys, count, scratch.scores);
                 }
                 if let Some(cap) = form.cap {
                     soften::<V>(scratch.scores, count, cap);
@@ -368,6 +382,11 @@ impl Pass<'_> {
         let start = (head * self.capacity + block.start) * bytes;
         // SAFETY: as the caller promises.
         let rows = unsafe { cache.read(start, block.len() * bytes) };
+        // The block after this one: rows are read in order, but not pages.
+        for line in (0..rows.len()).step_by(LINE) {
+            // SAFETY: nothing is read; as the caller promises.
+            unsafe { V::fetch(rows.as_ptr().wrapping_add(rows.len() + line)) };
+        }
         if self.format == Format::Float32
             && head_dim == padded
             && let Ok(numbers) = bytemuck::try_cast_slice(rows)

@@ -14,21 +14,26 @@ pub(super) struct Matrix<'a> {
     pub(super) stride: usize,
 }
 
-/// Scores of sixteen rows, `queries` being `[dim][16]`.
+/// Scores of sixteen rows, `queries` being `[dim][16]`; or of eight, in pairs: `[dim / 2][8][2]`.
 ///
 /// # Safety
 /// As of [`Vector`].
 #[inline(always)]
-pub(super) unsafe fn scores<V: Vector>(queries: &[f32], keys: Matrix, count: usize, scores: &mut [f32]) {
+pub(super) unsafe fn scores<V: Vector, const PAIRED: bool>(
+    queries: &[f32],
+    keys: Matrix,
+    count: usize,
+    scores: &mut [f32],
+) {
     let mut at = 0;
     while at < count {
         // SAFETY: as the caller promises.
         at += unsafe {
             match V::SUMS {
-                8 if at + 8 <= count => some_scores::<V, 8>(queries, keys, at, scores),
-                4.. if at + 4 <= count => some_scores::<V, 4>(queries, keys, at, scores),
-                2.. if at + 2 <= count => some_scores::<V, 2>(queries, keys, at, scores),
-                _ => some_scores::<V, 1>(queries, keys, at, scores),
+                8 if at + 8 <= count => some_scores::<V, PAIRED, 8>(queries, keys, at, scores),
+                4.. if at + 4 <= count => some_scores::<V, PAIRED, 4>(queries, keys, at, scores),
+                2.. if at + 2 <= count => some_scores::<V, PAIRED, 2>(queries, keys, at, scores),
+                _ => some_scores::<V, PAIRED, 1>(queries, keys, at, scores),
             }
         };
     }
@@ -36,25 +41,28 @@ pub(super) unsafe fn scores<V: Vector>(queries: &[f32], keys: Matrix, count: usi
 
 /// Those of `P` positions from `at` on; `P`.
 #[inline(always)]
-unsafe fn some_scores<V: Vector, const P: usize>(
+unsafe fn some_scores<V: Vector, const PAIRED: bool, const P: usize>(
     queries: &[f32],
     keys: Matrix,
     at: usize,
     scores: &mut [f32],
 ) -> usize {
-    let dim = queries.len() / LANES;
-    let keys_here = &keys.numbers[at * keys.stride..][..(P - 1) * keys.stride + dim];
+    let (steps, width) = (queries.len() / LANES, if PAIRED { 2 } else { 1 });
+    let keys_here = &keys.numbers[at * keys.stride..][..(P - 1) * keys.stride + steps * width];
     let scores = &mut scores[at * LANES..][..P * LANES];
     // SAFETY: all that is read and written lies within the three slices; as the caller promises.
     unsafe {
         let mut sums = [V::splat(0.0); P];
-        for d in 0..dim {
-            let query = V::load(queries.as_ptr().add(d * LANES));
+        for step in 0..steps {
+            let query = V::load(queries.as_ptr().add(step * LANES));
             for (p, sum) in sums.iter_mut().enumerate() {
-                *sum = V::fma(V::splat(*keys_here.as_ptr().add(p * keys.stride + d)), query, *sum);
+                let key = keys_here.as_ptr().add(p * keys.stride + step * width);
+                let key = if PAIRED { V::splat_pair(key) } else { V::splat(*key) };
+                *sum = V::fma(key, query, *sum);
             }
         }
         for (p, sum) in sums.into_iter().enumerate() {
+            let sum = if PAIRED { V::sum_pairs(sum) } else { sum };
             V::store(sum, scores.as_mut_ptr().add(p * LANES));
         }
     }
