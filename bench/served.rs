@@ -15,6 +15,7 @@ use std::{
 };
 
 use eka::{
+    choice::CacheChoice,
     device::{Runtime, SessionOptions, host},
     engine::{self, Speculation, Step, Timeline, TimelineOptions},
     job::{Job, JobId},
@@ -142,7 +143,12 @@ fn load(dir: &Path) -> Outcome<Timeline> {
     let model = Model::open(
         &runtime,
         dir,
-        SessionOptions { threads: host::physical_cores(), own_operators: true, captures: false },
+        SessionOptions {
+            threads: host::physical_cores(),
+            own_operators: true,
+            captures: false,
+            cache: CacheChoice::Auto,
+        },
     )?;
     let mut timeline = Timeline::new(model, TimelineOptions::default())?;
     timeline.warm_up()?;

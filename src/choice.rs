@@ -1,4 +1,4 @@
-//! Which devices are to compute: words in the settings, obeyed by whoever opens the devices.
+//! What is to compute, and how: words in the settings, obeyed by whoever opens devices and models.
 
 use std::{fmt, str::FromStr};
 
@@ -52,6 +52,56 @@ impl FromStr for DeviceChoice {
             Some(("cuda", number)) => number.parse().map(Self::Cuda).map_err(|_| refused()),
             _ => Err(refused()),
         }
+    }
+}
+
+/// What the key-value cache is stored in on a CPU, where attention is eka's own. Spelled as `auto`, `float32`, `float16` or
+/// `int8`.
+///
+/// ```
+/// # use eka::choice::CacheChoice;
+/// assert_eq!("int8".parse(), Ok(CacheChoice::Int8));
+/// assert!("int4".parse::<CacheChoice>().is_err());
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CacheChoice {
+    /// float16 where the weights are quantized, else float32.
+    #[default]
+    Auto,
+    /// As keys and values are computed.
+    Float32,
+    /// In half as many bytes.
+    Float16,
+    /// In a little more than a quarter, with scales.
+    Int8,
+}
+
+impl fmt::Display for CacheChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Float32 => "float32",
+            Self::Float16 => "float16",
+            Self::Int8 => "int8",
+        })
+    }
+}
+
+/// Why a text names no format of a cache.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{word:?} is no format of a key-value cache; use auto, float32, float16 or int8")]
+pub struct CacheChoiceError {
+    /// The text.
+    pub word: String,
+}
+
+impl FromStr for CacheChoice {
+    type Err = CacheChoiceError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let all = [Self::Auto, Self::Float32, Self::Float16, Self::Int8];
+        let found = all.into_iter().find(|choice| choice.to_string() == text);
+        found.ok_or_else(|| CacheChoiceError { word: text.into() })
     }
 }
 

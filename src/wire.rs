@@ -17,7 +17,7 @@ use std::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
-    choice::DeviceChoice,
+    choice::{CacheChoice, DeviceChoice},
     job::{Failure, Finish, Job, JobId, Memory, ModelId, ModelReport, RuntimeReport, Score},
     trim::TrimPolicy,
     units::Bytes,
@@ -62,6 +62,8 @@ pub struct WorkerSpec {
     pub threads: Option<usize>,
     /// Whether operators of our own compute on the CPU where they can.
     pub own_operators: bool,
+    /// What the key-value cache is stored in where they do.
+    pub kv_cache: CacheChoice,
     /// Most prompt tokens in one pass.
     pub prefill_chunk: usize,
     /// Most positions to make room for; `None` is the model's context length.

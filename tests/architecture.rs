@@ -22,7 +22,7 @@ const LAYERS: &str = "
     device: choice units
     onnx:
     export: manifest onnx units
-    model: device manifest onnx units
+    model: choice device manifest onnx units
     engine: constraint device job model units
     worker: constraint device engine job model trim wire units
     traces: job metrics units

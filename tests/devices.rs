@@ -261,7 +261,7 @@ async fn the_log_says_once_why_the_cpu_computes_and_the_models_say_where_their_n
     let eka = &models["data"][0]["eka"];
     let operators = eka["loaded"]["operators"]["CPUExecutionProvider"].as_object().unwrap();
     let nodes: u64 = operators.values().map(|count| count.as_u64().unwrap()).sum();
-    assert!(operators.contains_key("GroupQueryAttention"), "{eka}");
+    assert!(operators.contains_key("Attention"), "{eka}");
     assert_eq!(eka["loaded"]["placement"], json!({ "CPUExecutionProvider": nodes }));
     assert_eq!(eka["worker"]["device"], "the CPU");
     let metrics = program.client.get(format!("{}/metrics", program.url)).send().await.unwrap();
@@ -272,7 +272,7 @@ async fn the_log_says_once_why_the_cpu_computes_and_the_models_say_where_their_n
     let export = program.export();
     let doctor = eka_doctor(&export);
     assert!(doctor.contains(&format!("{nodes} nodes on CPUExecutionProvider")), "{doctor}");
-    assert!(doctor.contains("GroupQueryAttention "), "{doctor}");
+    assert!(doctor.contains("Attention "), "{doctor}");
 }
 
 fn eka_doctor(model: &Path) -> String {

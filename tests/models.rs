@@ -11,6 +11,7 @@ use std::{
 };
 
 use eka::{
+    choice::CacheChoice,
     device::{Runtime, SessionOptions},
     engine::{Forward, Timeline, TimelineOptions},
     export::{AdapterSource, Layout, Options, Source, Storage, WeightFormat, export},
@@ -109,7 +110,8 @@ pub(crate) fn runtime() -> &'static Runtime {
     RUNTIME.get_or_init(|| Runtime::load(None).unwrap())
 }
 
-const OPTIONS: SessionOptions = SessionOptions { threads: 1, own_operators: true, captures: false };
+const OPTIONS: SessionOptions =
+    SessionOptions { threads: 1, own_operators: true, captures: false, cache: CacheChoice::Auto };
 
 fn open_directory(dir: &Path, chunk: usize) -> Timeline {
     open_with(dir, chunk, OPTIONS)
@@ -325,9 +327,54 @@ fn our_own_operators_are_as_close_to_single_precision_as_onnx_runtimes() {
 
 /// Products with quantized weights: by our operator, by ONNX Runtime's.
 fn products(timeline: &Timeline) -> [usize; 2] {
+    nodes(timeline, ["MatMulInt4", "MatMulNBits"])
+}
+
+fn nodes(timeline: &Timeline, operators: [&str; 2]) -> [usize; 2] {
     let placement = timeline.model().session().placement().unwrap();
-    ["MatMulInt4", "MatMulNBits"]
-        .map(|operator| placement.values().filter_map(|operators| operators.get(operator)).sum())
+    operators.map(|operator| placement.values().filter_map(|operators| operators.get(operator)).sum())
+}
+
+/// Logits of the prompt, which is fed in pieces of several lengths: a prompt, guesses, single tokens.
+fn fed_in_pieces(timeline: &mut Timeline, case: &Case) -> Vec<f32> {
+    let (first, rest) = case.prompt.split_at(case.prompt.len() / 2);
+    let (guesses, single) = rest.split_at(rest.len() / 2);
+    let mut logits = timeline.forward_all(first).unwrap();
+    logits.extend(timeline.forward_all(guesses).unwrap());
+    for token in single {
+        logits.extend_from_slice(timeline.forward(&[*token]).unwrap());
+    }
+    logits
+}
+
+#[test]
+fn attention_of_ours_computes_what_onnx_runtimes_does_and_in_fewer_bytes_stays_close() {
+    // Shares of the logits' own size.
+    let closeness = [(CacheChoice::Auto, 1e-5), (CacheChoice::Float16, 2e-3), (CacheChoice::Int8, 0.05)];
+    let mut seen = BTreeMap::new();
+    for case in cases() {
+        for layout in [Layout::Eka, Layout::Genai] {
+            let dir = tempfile::tempdir().unwrap();
+            let output = dir.path().join("model");
+            export(&Options { layout, ..Options::new(case.merged_source(), output.clone()) }, &()).unwrap();
+            let mut theirs = open_with(&output, 64, SessionOptions { own_operators: false, ..OPTIONS });
+            let expected = fed_in_pieces(&mut theirs, &case);
+            for (cache, most) in closeness {
+                let mut own = open_with(&output, 64, SessionOptions { cache, ..OPTIONS });
+                let [ours, others] = nodes(&own, ["Attention", "GroupQueryAttention"]);
+                let layers = own.model().manifest().dims.layers;
+                // Scores of ALiBi have a bias.
+                let wanted = if case.name.starts_with("bloom") { [0, layers] } else { [layers, 0] };
+                assert_eq!([ours, others], wanted, "{}", case.name);
+                let logits = fed_in_pieces(&mut own, &case);
+                let errors: Vec<f32> = logits.iter().zip(&expected).map(|(a, b)| a - b).collect();
+                let off = size(&errors) / size(&expected);
+                assert!(off <= most, "{} with {cache}: {off}", case.name);
+                seen.insert((case.name.clone(), cache.to_string()), off);
+            }
+        }
+    }
+    println!("{seen:.6?}");
 }
 
 /// Root of the mean square.

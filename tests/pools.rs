@@ -6,6 +6,7 @@ use std::{
 };
 
 use eka::{
+    choice::CacheChoice,
     device::{
         DeviceError, Fault, Pool, SessionOptions,
         pool::{Figures, PoolOptions},
@@ -18,7 +19,7 @@ use eka::{
 use crate::{models::runtime, workers::exported};
 
 pub(crate) const ONE_THREAD: SessionOptions =
-    SessionOptions { threads: 1, own_operators: true, captures: false };
+    SessionOptions { threads: 1, own_operators: true, captures: false, cache: CacheChoice::Auto };
 
 /// A process has one pool of the host's memory at a time: the tests take turns.
 pub(crate) fn turn() -> MutexGuard<'static, ()> {

@@ -3,7 +3,7 @@
 use std::{io::Write, process::Stdio, time::Duration};
 
 use eka::{
-    choice::DeviceChoice,
+    choice::{CacheChoice, DeviceChoice},
     job::{Failure, FinishReason, Job, JobId, ModelId},
     trim::TrimPolicy,
     units::Bytes,
@@ -324,6 +324,7 @@ pub(crate) fn worker_spec(prefill_chunk: usize, context_length: Option<usize>) -
         onnxruntime_dir: None,
         threads: Some(1),
         own_operators: true,
+        kv_cache: CacheChoice::Auto,
         prefill_chunk,
         context_length,
         device: DeviceChoice::Cpu,

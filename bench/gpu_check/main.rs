@@ -21,7 +21,7 @@ use std::{
 
 use clap::Parser;
 use eka::{
-    choice::DeviceChoice,
+    choice::{CacheChoice, DeviceChoice},
     device::{Device, OpenError, OpenOptions, SessionOptions, host},
     engine::{Timeline, TimelineOptions},
     manifest::Dtype,
@@ -159,7 +159,12 @@ impl Ground {
 }
 
 fn session(captures: bool) -> SessionOptions {
-    SessionOptions { threads: host::physical_cores(), own_operators: true, captures }
+    SessionOptions {
+        threads: host::physical_cores(),
+        own_operators: true,
+        captures,
+        cache: CacheChoice::Auto,
+    }
 }
 
 /// Runs a program to its end; what it printed.

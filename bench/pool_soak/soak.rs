@@ -8,6 +8,7 @@ use std::{
 };
 
 use eka::{
+    choice::CacheChoice,
     device::{Pool, SessionOptions, host},
     engine::{self, Forward, Speculation, Timeline, TimelineOptions},
     export::{self, Options, Source},
@@ -157,7 +158,12 @@ pub(crate) fn run(pool: &Pool, dir: &Path, asked: Asked) -> Outcome<Report> {
 
 fn open(pool: &Pool, dir: &Path, asked: Asked) -> Outcome<Timeline> {
     let Asked { kv_keep: keep, captures, .. } = asked;
-    let session = SessionOptions { threads: host::physical_cores(), own_operators: true, captures };
+    let session = SessionOptions {
+        threads: host::physical_cores(),
+        own_operators: true,
+        captures,
+        cache: CacheChoice::Auto,
+    };
     let model = Model::open_in(pool, dir, session)?;
     let mut timeline = Timeline::new(model, TimelineOptions { keep, ..TimelineOptions::default() })?;
     timeline.warm_up()?;

@@ -8,6 +8,7 @@
 use std::{env, fs, ops::ControlFlow, path::PathBuf};
 
 use eka::{
+    choice::CacheChoice,
     device::{Runtime, SessionOptions, host},
     engine::{self, EngineError, Forward, Outcome, Speculation, Timeline, TimelineOptions},
     export::{self, Options, Source},
@@ -87,7 +88,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Some(dir) => PathBuf::from(dir),
         None => small(&temporary.path().join("model"))?,
     };
-    let session = SessionOptions { threads: host::physical_cores(), own_operators: true, captures: false };
+    let session = SessionOptions {
+        threads: host::physical_cores(),
+        own_operators: true,
+        captures: false,
+        cache: CacheChoice::Auto,
+    };
     let model = Model::open(&Runtime::load(None)?, &dir, session)?;
     let vocabulary = model.manifest().dims.vocab;
     if vocabulary < 32_000 {

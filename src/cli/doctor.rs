@@ -237,8 +237,8 @@ fn library(device: &Device) -> Result<String, String> {
 /// Loads the model and says where its nodes run, by provider and operator.
 fn placement(device: &Device, config: &Config) -> Result<String, String> {
     let threads = config.engine.threads.map_or_else(host::physical_cores, Into::into);
-    let own_operators = config.engine.own_operators;
-    let options = SessionOptions { threads, own_operators, captures: config.device.cuda_graphs };
+    let config::Engine { own_operators, kv_cache: cache, .. } = config.engine;
+    let options = SessionOptions { threads, own_operators, captures: config.device.cuda_graphs, cache };
     let model = Model::open_on(device, &config.model.path, options);
     let placement = model.map_err(|e| e.to_string())?.session().placement().map_err(|e| e.to_string())?;
     Ok(described(&placement))

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::print;
 use crate::{
-    choice::DeviceChoice,
+    choice::{CacheChoice, DeviceChoice},
     device::{Device, OpenOptions, SessionOptions, host},
     engine::{Timeline, TimelineOptions},
     model::Model,
@@ -36,6 +36,10 @@ pub(super) struct EngineArgs {
     /// Treat the CPU's memory as a GPU's is treated, as device.host_pool does
     #[arg(long, hide = true)]
     host_pool: bool,
+
+    /// What the key-value cache is stored in where they do: auto, float32, float16 or int8
+    #[arg(long, value_name = "FORMAT", default_value_t = CacheChoice::Auto)]
+    kv_cache: CacheChoice,
 
     /// Most prompt tokens in one pass
     #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = clap::value_parser!(u16).range(1..=16384))]
@@ -70,6 +74,7 @@ impl EngineArgs {
             threads: self.threads(),
             own_operators: self.own_operators,
             captures: self.cuda_graphs,
+            cache: self.kv_cache,
         };
         let model = Model::open_on(device, dir, session)?;
         let options =

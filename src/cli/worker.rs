@@ -135,6 +135,7 @@ fn command_on(config: &Config, device: DeviceChoice, models: &[Prepared]) -> any
         onnxruntime_dir: config.onnxruntime.dir.clone(),
         threads: config.engine.threads.map(Into::into),
         own_operators: config.engine.own_operators,
+        kv_cache: config.engine.kv_cache,
         prefill_chunk: config.engine.prefill_chunk.get(),
         context_length: config.engine.context_length.map(|n| n.0),
         device,

@@ -29,7 +29,7 @@ use self::{
     raw::RawConfig,
 };
 use crate::{
-    choice::Devices,
+    choice::{CacheChoice, Devices},
     trim::TrimPolicy,
     units::{Bytes, Millis, Ratio, Tokens},
 };
@@ -208,6 +208,8 @@ pub struct Engine {
     pub threads: Option<NonZeroUsize>,
     /// Whether operators of our own compute on the CPU where they can.
     pub own_operators: bool,
+    /// What the key-value cache is stored in where they do.
+    pub kv_cache: CacheChoice,
     /// Prompt tokens read at once.
     pub prefill_chunk: NonZeroUsize,
     /// Lowers the model's context length; at least 2.

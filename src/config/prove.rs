@@ -189,6 +189,7 @@ impl Proof<'_> {
     fn engine(&mut self, raw: &RawEngine) -> Option<Engine> {
         let devices = self.devices(&raw.device);
         let threads = self.optional(raw.threads, |proof, n| proof.positive("engine.threads", n));
+        let kv_cache = self.some("engine.kv_cache", raw.kv_cache.parse().ok());
         let prefill_chunk = self.positive("engine.prefill_chunk", raw.prefill_chunk);
         let context_length =
             self.optional(raw.context_length, |proof, n| proof.whole("engine.context_length", n).map(Tokens));
@@ -200,6 +201,7 @@ impl Proof<'_> {
             devices: devices?,
             threads: threads?,
             own_operators: raw.own_operators,
+            kv_cache: kv_cache?,
             prefill_chunk: prefill_chunk?,
             context_length: context_length?,
             prefix_cache: prefix_cache?,

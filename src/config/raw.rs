@@ -101,6 +101,7 @@ pub(super) struct RawEngine {
     pub(super) device: String,
     pub(super) threads: Option<i64>,
     pub(super) own_operators: bool,
+    pub(super) kv_cache: String,
     pub(super) prefill_chunk: i64,
     pub(super) context_length: Option<i64>,
     pub(super) prefix_cache_bytes: i64,

@@ -126,6 +126,7 @@ fn every_setting_has_a_variable_and_can_be_set_by_path() {
             ("model.quantize", _) => "int4".to_owned(),
             ("log.level", _) => "warn,eka=trace".to_owned(),
             ("engine.device", _) => "cuda:1".to_owned(),
+            ("engine.kv_cache", _) => "int8".to_owned(),
             ("device.trim", _) => "idle=500,keep=65536".to_owned(),
             ("log.format", _) => "json".to_owned(),
             _ => "else".to_owned(),

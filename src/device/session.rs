@@ -10,6 +10,8 @@ use ort::{
     value::{Outlet, TensorElementType, ValueType},
 };
 
+use crate::choice::CacheChoice;
+
 use super::{CUDA_PROVIDER, DeviceError, Pool, Runtime, operators::Operators, pool::GpuStream};
 
 /// How a session computes.
@@ -21,6 +23,8 @@ pub struct SessionOptions {
     pub own_operators: bool,
     /// Whether runs that repeat over the same memory may be captured, on a GPU, as one CUDA graph each.
     pub captures: bool,
+    /// What the key-value cache is stored in where they do.
+    pub cache: CacheChoice,
 }
 
 /// A graph to load.
@@ -340,6 +344,7 @@ fn element_name(ty: TensorElementType) -> String {
         TensorElementType::Float32 => "float32".into(),
         TensorElementType::Float16 => "float16".into(),
         TensorElementType::Bfloat16 => "bfloat16".into(),
+        TensorElementType::Int8 => "int8".into(),
         TensorElementType::Int32 => "int32".into(),
         TensorElementType::Int64 => "int64".into(),
         other => other.to_string(),

@@ -4,12 +4,13 @@ use half::{bf16, f16};
 
 use super::Model;
 use crate::{
-    device::{DeviceError, Element, Pool, Shared},
+    device::{DeviceError, Element, Pool, Shared, operators::Format},
     manifest::Dtype,
     units::Bytes,
 };
 
-/// The key-value cache of one timeline, `[1, kv_heads, capacity, head_dim]` for each layer's keys and values.
+/// The key-value cache of one timeline, `[1, kv_heads, capacity, head_dim]` for each layer's keys and values, or rows of
+/// another [`Format`] in place of `head_dim` numbers.
 ///
 /// The graph updates it in place; which of its positions count is said with each pass, so forgetting the last ones
 /// costs nothing. The default one has room for nothing.
@@ -103,7 +104,8 @@ impl Model {
     /// [`DeviceError::Memory`] or [`DeviceError::NoRoom`] when there is no room for it.
     pub fn cache(&self, capacity: usize, older: Cache, used: usize) -> Result<Cache, DeviceError> {
         let dims = &self.manifest().dims;
-        let shape = [1, dims.kv_heads, capacity, dims.head_dim];
+        let row = self.cache_format().map_or(dims.head_dim, |format| format.elements(dims.head_dim));
+        let shape = [1, dims.kv_heads, capacity, row];
         // With nothing to copy, the old makes room first.
         let older = if used == 0 {
             drop(older);
@@ -137,10 +139,11 @@ impl Model {
 
     fn tensors(&self, shape: &[usize], count: usize) -> Result<Vec<Shared>, DeviceError> {
         let pool = self.session().pool();
-        match self.manifest().dtype {
-            Dtype::Float32 => of::<f32>(shape, count, pool),
-            Dtype::Float16 => of::<f16>(shape, count, pool),
-            Dtype::Bfloat16 => of::<bf16>(shape, count, pool),
+        match (self.cache_format(), self.manifest().dtype) {
+            (Some(Format::Int8), _) => of::<i8>(shape, count, pool),
+            (Some(Format::Float16), _) | (None, Dtype::Float16) => of::<f16>(shape, count, pool),
+            (Some(Format::Float32), _) | (None, Dtype::Float32) => of::<f32>(shape, count, pool),
+            (None, Dtype::Bfloat16) => of::<bf16>(shape, count, pool),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Whether a graph is the one that its manifest describes.
 
 use crate::{
-    device::Port,
+    device::{Port, operators::Format},
     manifest::{Dtype, Lengths, Manifest},
 };
 
@@ -56,15 +56,22 @@ pub(super) fn adopt_dtype(manifest: &mut Manifest, inputs: &[Port]) {
 }
 
 /// Compares what the graph declares with what the manifest promises.
-pub(super) fn graph(manifest: &Manifest, inputs: &[Port], outputs: &[Port]) -> Result<(), GraphError> {
-    let expected = expected_inputs(manifest);
+///
+/// `format` is what the cache is in where attention is ours.
+pub(super) fn graph(
+    manifest: &Manifest,
+    format: Option<Format>,
+    inputs: &[Port],
+    outputs: &[Port],
+) -> Result<(), GraphError> {
+    let expected = expected_inputs(manifest, format);
     for port in inputs {
         if !expected.iter().any(|e| e.name == port.name) {
             return Err(GraphError::Unknown { name: port.name.clone() });
         }
     }
     expected.iter().try_for_each(|e| one("input", e, inputs))?;
-    expected_outputs(manifest).iter().try_for_each(|e| one("output", e, outputs))
+    expected_outputs(manifest, format).iter().try_for_each(|e| one("output", e, outputs))
 }
 
 fn one(side: &'static str, expected: &Expected, ports: &[Port]) -> Result<(), GraphError> {
@@ -85,7 +92,7 @@ fn one(side: &'static str, expected: &Expected, ports: &[Port]) -> Result<(), Gr
     })
 }
 
-fn expected_inputs(manifest: &Manifest) -> Vec<Expected> {
+fn expected_inputs(manifest: &Manifest, format: Option<Format>) -> Vec<Expected> {
     let names = &manifest.graph;
     let tensor =
         |name: &str, element, shape: &[i64]| Expected { name: name.into(), element, shape: shape.into() };
@@ -98,11 +105,11 @@ fn expected_inputs(manifest: &Manifest) -> Vec<Expected> {
         ]),
         Lengths::Mask { attention_mask } => all.push(tensor(attention_mask, "int64", &[1, -1])),
     }
-    all.extend(cache(manifest, [&names.past_key, &names.past_value]));
+    all.extend(cache(manifest, format, [&names.past_key, &names.past_value]));
     all
 }
 
-fn expected_outputs(manifest: &Manifest) -> Vec<Expected> {
+fn expected_outputs(manifest: &Manifest, format: Option<Format>) -> Vec<Expected> {
     let names = &manifest.graph;
     let logits = Expected {
         name: names.logits.clone(),
@@ -110,16 +117,23 @@ fn expected_outputs(manifest: &Manifest) -> Vec<Expected> {
         shape: vec![1, -1, size(manifest.dims.vocab)],
     };
     let mut all = vec![logits];
-    all.extend(cache(manifest, [&names.present_key, &names.present_value]));
+    all.extend(cache(manifest, format, [&names.present_key, &names.present_value]));
     all
 }
 
-fn cache<'a>(manifest: &'a Manifest, names: [&'a str; 2]) -> impl Iterator<Item = Expected> + use<'a> {
-    let shape = vec![1, size(manifest.dims.kv_heads), -1, size(manifest.dims.head_dim)];
-    let element = match manifest.dtype {
-        Dtype::Float32 => "float32",
-        Dtype::Float16 => "float16",
-        Dtype::Bfloat16 => "bfloat16",
+fn cache<'a>(
+    manifest: &'a Manifest,
+    format: Option<Format>,
+    names: [&'a str; 2],
+) -> impl Iterator<Item = Expected> + use<'a> {
+    let head_dim = manifest.dims.head_dim;
+    let row = format.map_or(head_dim, |format| format.elements(head_dim));
+    let shape = vec![1, size(manifest.dims.kv_heads), -1, size(row)];
+    let element = match (format, manifest.dtype) {
+        (Some(Format::Int8), _) => "int8",
+        (Some(Format::Float16), _) | (None, Dtype::Float16) => "float16",
+        (Some(Format::Float32), _) | (None, Dtype::Float32) => "float32",
+        (None, Dtype::Bfloat16) => "bfloat16",
     };
     (0..manifest.dims.layers).flat_map(move |layer| {
         let shape = shape.clone();

@@ -18,7 +18,7 @@ pub use pass::Pass;
 use pass::Rows;
 
 use crate::{
-    device::{Device, DeviceError, Graph, Pool, Runtime, Session, SessionOptions},
+    device::{Device, DeviceError, Graph, Pool, Runtime, Session, SessionOptions, operators::Format},
     manifest::{Dtype, Lengths, Manifest, ManifestError},
     units::Bytes,
 };
@@ -28,6 +28,8 @@ use crate::{
 pub struct Model {
     manifest: Manifest,
     session: Session,
+    /// What the key-value cache is in, where attention is ours.
+    cache: Option<Format>,
     /// Whatever is fed, the graph gives the logits of the last token.
     gives_last_alone: bool,
 }
@@ -155,7 +157,8 @@ impl Model {
             return Err(ModelError::Dtype { dir: dir.into(), dtype: manifest.dtype });
         }
         let path = dir.join(&manifest.graph.file);
-        let changed = if on_gpu || !options.own_operators { None } else { own::change(&path) };
+        let changed = if on_gpu || !options.own_operators { None } else { own::change(&path, options.cache) };
+        let cache = changed.as_ref().and_then(|changed| changed.operators.cache());
         let graph = match changed {
             Some(changed) => Graph::with_operators(&path, changed.content, changed.operators),
             None => Graph::at(&path),
@@ -165,17 +168,23 @@ impl Model {
         let session =
             session(&graph, options).map_err(|source| ModelError::Load { path: path.clone(), source })?;
         check::adopt_dtype(&mut manifest, &session.inputs());
-        check::graph(&manifest, &session.inputs(), &session.outputs())
+        check::graph(&manifest, cache, &session.inputs(), &session.outputs())
             .map_err(|source| ModelError::Graph { path, source: Box::new(source) })?;
         let logits = session.outputs().into_iter().find(|port| port.name == manifest.graph.logits);
         let gives_last_alone = logits.is_some_and(|port| port.shape.get(1) == Some(&1));
-        Ok(Self { manifest, session, gives_last_alone })
+        Ok(Self { manifest, session, cache, gives_last_alone })
     }
 
     /// What the directory says about itself.
     #[must_use]
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// What the key-value cache is in, where attention is ours; else it has the graph's type.
+    #[must_use]
+    pub fn cache_format(&self) -> Option<Format> {
+        self.cache
     }
 
     /// Of which positions the graph gives logits.

@@ -2,21 +2,27 @@
 //!
 //! The graph is changed in memory, when it is loaded: a node that multiplies by int4 weights becomes one of
 //! [`operators`](crate::device::operators), and its weights are read from the data file into the layout that it wants, so
-//! that ONNX Runtime never maps them. Only what is understood to the last byte is changed: a graph that we cannot write
+//! that ONNX Runtime never maps them. Attention becomes ours as well, and where all of it does, the key-value cache may be
+//! stored in fewer bytes: its inputs and outputs are declared anew. Only what is understood to the last byte is changed: a graph that we cannot write
 //! back exactly as it is, such as one made by others, is left alone, and so is every node of another kind.
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
     fs::File,
-    io::{Read, Seek, SeekFrom},
+    io,
     path::Path,
 };
 
+use bytemuck::Pod;
 use prost::Message;
 
 use crate::{
-    device::operators::{Blocks, DOMAIN, MATMUL, MATRIX, Matrix, Operators},
-    onnx::{Attribute, AttributeType, DataLocation, ElementType, Graph, Model, Node, OperatorSet, Tensor},
+    choice::CacheChoice,
+    device::operators::{ATTENTION, Blocks, DOMAIN, Format, MATMUL, MATRIX, Matrix, Operators},
+    onnx::{
+        Attribute, AttributeType, DataLocation, Dimension, ElementType, Extent, Graph, Model, Node,
+        OperatorSet, Tensor, TensorType, ValueInfo,
+    },
 };
 
 /// A graph with operators of ours in it.
@@ -27,15 +33,26 @@ pub(super) struct Changed {
 }
 
 /// The graph at `path` with our operators where they do the same; `None` where there is nothing to change, or something
-/// that is not understood, about which ONNX Runtime will say more than we could.
-pub(super) fn change(path: &Path) -> Option<Changed> {
+/// that is not understood, about which ONNX Runtime will say more than we could. The key-value cache is stored as `cache`
+/// says, if attention is ours.
+pub(super) fn change(path: &Path, cache: CacheChoice) -> Option<Changed> {
     let content = std::fs::read(path).ok()?;
     let mut model = Model::decode(&*content).ok()?;
     if model.encode_to_vec() != content {
         return None;
     }
     let graph = model.graph.as_mut()?;
-    let operators = replace(graph, path.parent()?)?;
+    let is_quantized = graph.node.iter().any(|node| node.op_type == "MatMulNBits");
+    let mut operators = replace(graph, path.parent()?)?;
+    let format = match cache {
+        CacheChoice::Float32 => Format::Float32,
+        CacheChoice::Auto if !is_quantized => Format::Float32,
+        CacheChoice::Auto | CacheChoice::Float16 => Format::Float16,
+        CacheChoice::Int8 => Format::Int8,
+    };
+    if let Some(format) = attend(graph, format) {
+        operators.attend(format);
+    }
     if operators.is_empty() {
         return None;
     }
@@ -48,10 +65,11 @@ pub(super) fn change(path: &Path) -> Option<Changed> {
 fn replace(graph: &mut Graph, dir: &Path) -> Option<Operators> {
     let mut operators = Operators::default();
     let mut data = Data { dir, files: BTreeMap::new() };
+    let mut room = Room::default();
     let initializers: BTreeMap<&str, &Tensor> =
         graph.initializer.iter().map(|tensor| (&*tensor.name, tensor)).collect();
     for node in &mut graph.node {
-        let Some(matrix) = matrix(node, &initializers, &mut data) else { continue };
+        let Some(matrix) = matrix(node, &initializers, &mut data, &mut room) else { continue };
         let number = i64::try_from(operators.add(matrix)).ok()?;
         node.input.truncate(1);
         (node.domain, node.op_type) = (DOMAIN.into(), MATMUL.into());
@@ -62,7 +80,12 @@ fn replace(graph: &mut Graph, dir: &Path) -> Option<Operators> {
 }
 
 /// What `node` multiplies by, if it is a product that an operator of ours computes as well.
-fn matrix(node: &Node, initializers: &BTreeMap<&str, &Tensor>, data: &mut Data) -> Option<Matrix> {
+fn matrix(
+    node: &Node,
+    initializers: &BTreeMap<&str, &Tensor>,
+    data: &mut Data,
+    room: &mut Room,
+) -> Option<Matrix> {
     let number = |name: &str| {
         let attribute = node.attribute.iter().find(|attribute| attribute.name == name)?;
         usize::try_from(attribute.i?).ok()
@@ -76,9 +99,99 @@ fn matrix(node: &Node, initializers: &BTreeMap<&str, &Tensor>, data: &mut Data) 
         return None;
     }
     let (columns, depth, block) = (number("N")?, number("K")?, number("block_size")?);
-    let scales: Vec<f32> =
-        data.of(scales)?.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
-    Matrix::new(Blocks { columns, depth, block, codes: &data.of(codes)?, scales: &scales })
+    data.read(codes, &mut room.codes)?;
+    data.read(scales, &mut room.scales)?;
+    // Files are little-endian.
+    room.scales.iter_mut().for_each(|scale| *scale = f32::from_bits(u32::from_le(scale.to_bits())));
+    Matrix::new(Blocks { columns, depth, block, codes: &room.codes, scales: &room.scales })
+}
+
+/// Where a tensor is read to, kept from one to the next: memory that is new is dearer than what is read into it.
+#[derive(Default)]
+struct Room {
+    codes: Vec<u8>,
+    scales: Vec<f32>,
+}
+
+/// Makes attention ours where it can be; what the key-value cache is in then: `format`, or float32 where some of it is not
+/// ours. `None` where none is.
+fn attend(graph: &mut Graph, format: Format) -> Option<Format> {
+    let is_attention = |node: &&mut Node| node.op_type == "GroupQueryAttention";
+    let (nodes, declared) = (&mut graph.node, graph.input.iter().chain(&graph.output));
+    let heads: BTreeMap<String, u64> =
+        declared.filter_map(|value| Some((value.name.clone(), cached_floats(value)?))).collect();
+    let (mut cached, mut is_whole) = (BTreeSet::new(), true);
+    for node in nodes.iter_mut().filter(is_attention) {
+        let places = node.input.get(3..5).into_iter().chain(node.output.get(1..3)).flatten();
+        let places: Vec<String> = places.cloned().collect();
+        if !is_ours(node) || places.len() != 4 || !places.iter().all(|place| heads.contains_key(place)) {
+            is_whole = false;
+            continue;
+        }
+        (node.domain, node.op_type) = (DOMAIN.into(), ATTENTION.into());
+        node.input.truncate(9);
+        cached.extend(places);
+    }
+    if cached.is_empty() {
+        return None;
+    }
+    let format = if is_whole { format } else { Format::Float32 };
+    let element = match format {
+        Format::Float32 => ElementType::Float,
+        Format::Float16 => ElementType::Float16,
+        Format::Int8 => ElementType::Int8,
+    };
+    for value in graph.input.iter_mut().chain(&mut graph.output).filter(|value| cached.contains(&value.name))
+    {
+        let Some(declared) = value.r#type.as_mut().and_then(|declared| declared.tensor_type.as_mut()) else {
+            continue;
+        };
+        declared.elem_type = element.into();
+        if let (Some(row), Some(head_dim)) = (last_dimension(declared), heads.get(&value.name)) {
+            let elements = format.elements(usize::try_from(*head_dim).unwrap_or(usize::MAX));
+            row.value = Some(Extent::Known(i64::try_from(elements).unwrap_or(i64::MAX)));
+        }
+    }
+    Some(format)
+}
+
+/// The size of a head, if this may be a key-value cache in float32 of which it is known.
+fn cached_floats(value: &ValueInfo) -> Option<u64> {
+    let declared = value.r#type.as_ref()?.tensor_type.as_ref()?;
+    let dimensions = &declared.shape.as_ref()?.dim;
+    match dimensions.last()?.value {
+        Some(Extent::Known(head_dim))
+            if declared.elem_type == i32::from(ElementType::Float) && dimensions.len() == 4 =>
+        {
+            u64::try_from(head_dim).ok()
+        }
+        _ => None,
+    }
+}
+
+fn last_dimension(declared: &mut TensorType) -> Option<&mut Dimension> {
+    declared.shape.as_mut()?.dim.last_mut()
+}
+
+/// Whether our attention computes what this node does: no bias, no sinks, no quantized cache, nothing that it has not heard
+/// of.
+fn is_ours(node: &Node) -> bool {
+    let is_given = |i: usize| node.input.get(i).is_some_and(|name| !name.is_empty());
+    let number = |name: &str| node.attribute.iter().find(|attribute| attribute.name == name)?.i;
+    let is_known = |attribute: &Attribute| match &*attribute.name {
+        "num_heads" | "kv_num_heads" | "do_rotary" | "local_window_size" => attribute.i.is_some(),
+        "scale" | "softcap" => attribute.f.is_some(),
+        "rotary_interleaved" => attribute.i == Some(0),
+        _ => false,
+    };
+    let is_rotary = number("do_rotary") == Some(1);
+    [0, 3, 4, 5, 6].into_iter().all(is_given)
+        && is_given(1) == is_given(2)
+        && (9..node.input.len()).all(|i| !is_given(i))
+        && is_rotary == is_given(7)
+        && is_rotary == is_given(8)
+        && node.output.len() == 3
+        && node.attribute.iter().all(is_known)
 }
 
 /// Drops initializers that no node reads any more.
@@ -94,8 +207,8 @@ struct Data<'a> {
 }
 
 impl Data<'_> {
-    /// The bytes of `tensor`, if they lie in a file beside the graph.
-    fn of(&mut self, tensor: &Tensor) -> Option<Vec<u8>> {
+    /// Reads `tensor` into `room`, if it lies in a file beside the graph.
+    fn read<T: Pod>(&mut self, tensor: &Tensor, room: &mut Vec<T>) -> Option<()> {
         let entry =
             |key: &str| tensor.external_data.iter().find(|entry| entry.key == key).map(|entry| &*entry.value);
         let number = |key: &str| entry(key)?.parse::<u64>().ok();
@@ -107,12 +220,30 @@ impl Data<'_> {
             Entry::Occupied(open) => open.into_mut(),
             Entry::Vacant(place) => place.insert(File::open(self.dir.join(name)).ok()?),
         };
-        if file.metadata().ok()?.len() < start.checked_add(length)? {
+        let bytes = usize::try_from(length).ok()?;
+        if file.metadata().ok()?.len() < start.checked_add(length)? || !bytes.is_multiple_of(size_of::<T>()) {
             return None;
         }
-        let mut bytes = vec![0; usize::try_from(length).ok()?];
-        file.seek(SeekFrom::Start(start)).ok()?;
-        file.read_exact(&mut bytes).ok()?;
-        Some(bytes)
+        room.resize(bytes / size_of::<T>(), T::zeroed());
+        read_at(file, bytemuck::cast_slice_mut(room), start).ok()
     }
+}
+
+/// Fills `bytes` from `start` on, by all threads at once.
+#[cfg(unix)]
+fn read_at(file: &File, bytes: &mut [u8], start: u64) -> io::Result<()> {
+    use rayon::prelude::*;
+    const PIECE: usize = 1 << 20;
+    bytes.par_chunks_mut(PIECE).enumerate().try_for_each(|(i, piece)| {
+        std::os::unix::fs::FileExt::read_exact_at(file, piece, start + (i * PIECE) as u64)
+    })
+}
+
+/// Fills `bytes` from `start` on.
+#[cfg(not(unix))]
+fn read_at(file: &File, bytes: &mut [u8], start: u64) -> io::Result<()> {
+    use io::{Read, Seek};
+    let mut file = file;
+    file.seek(io::SeekFrom::Start(start))?;
+    file.read_exact(bytes)
 }

@@ -278,8 +278,8 @@ impl<W: Write> Worker<W> {
         // What was kept until now would count for the model.
         let before = if was_kept { self.holdings.settle() } else { self.holdings.idle() };
         self.faults.at(Point::Load)?;
-        let WorkerSpec { own_operators, cuda_graphs: captures, .. } = self.spec;
-        let options = SessionOptions { threads: self.threads, own_operators, captures };
+        let WorkerSpec { own_operators, cuda_graphs: captures, kv_cache: cache, .. } = self.spec;
+        let options = SessionOptions { threads: self.threads, own_operators, captures, cache };
         let model = Model::open_on(&self.device, dir, options)?;
         let capacity = self.spec.context_length.unwrap_or(0);
         let WorkerSpec { prefill_chunk: chunk, kv_keep: keep, prefix_cache: prefixes, .. } = self.spec;

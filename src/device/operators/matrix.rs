@@ -13,7 +13,9 @@
 //! is `0..=15` and means `code - 8`; the eight goes into what a sum starts with. Longer blocks are blocks of 32 with the
 //! same scale.
 
-use half::f16;
+use half::{f16, slice::HalfFloatSliceExt};
+
+use super::pages::Pages;
 
 /// Weights that share a scale.
 pub(super) const BLOCK: usize = 32;
@@ -43,14 +45,14 @@ pub struct Matrix {
     pub(super) depth: usize,
     /// Blocks of 32 in a column.
     pub(super) blocks: usize,
-    pub(super) codes: Box<[u8]>,
-    pub(super) scales: Box<[f16]>,
+    pub(super) codes: Pages<u8>,
+    pub(super) scales: Pages<f16>,
     /// What every scale has been divided by, so that float16 has room for them: a power of two.
     pub(super) unit: f32,
 }
 
 impl Matrix {
-    /// Lays `source` out; `None` where its sizes do not belong together.
+    /// Lays `source` out; `None` where its sizes do not belong together, or there is no memory for it.
     #[must_use]
     pub fn new(source: Blocks) -> Option<Self> {
         let Blocks { columns, depth, block, codes, scales } = source;
@@ -70,9 +72,8 @@ impl Matrix {
             columns,
             depth,
             blocks,
-            // Eight means zero, and so do the columns that fill the last panel.
-            codes: vec![0x88; panels * blocks * BLOCK * PANEL / 2].into(),
-            scales: vec![f16::ZERO; panels * blocks * PANEL].into(),
+            codes: Pages::zeroed(panels * blocks * BLOCK * PANEL / 2)?,
+            scales: Pages::zeroed(panels * blocks * PANEL)?,
             unit,
         };
         matrix.fill(source);
@@ -84,24 +85,25 @@ impl Matrix {
         let (blocks, unit) = (self.blocks, self.unit);
         let source_blocks = source.depth.div_ceil(source.block);
         let of_panel = blocks * BLOCK * PANEL / 2;
+        // Columns that fill the last panel: a code of eight means zero.
+        let none = vec![0x88; if source.columns.is_multiple_of(PANEL) { 0 } else { blocks * BLOCK / 2 }];
         let panels = self.codes.par_chunks_mut(of_panel).zip(self.scales.par_chunks_mut(blocks * PANEL));
         panels.enumerate().for_each(|(panel, (codes, scales))| {
-            let columns = source.columns.min((panel + 1) * PANEL) - panel * PANEL;
-            for c in 0..columns {
-                let column = panel * PANEL + c;
-                let row = &source.codes[column * source_blocks * source.block / 2..][..blocks * BLOCK / 2];
-                let (lane, shift) = (c % 16, if c < 16 { 0 } else { 4 });
-                for (four, pairs) in codes.as_chunks_mut::<64>().0.iter_mut().zip(row.as_chunks::<2>().0) {
-                    let four = &mut four[lane * 4..][..4];
-                    let weights = [pairs[0] & 15, pairs[0] >> 4, pairs[1] & 15, pairs[1] >> 4];
-                    for (byte, weight) in four.iter_mut().zip(weights) {
-                        *byte = *byte & (0xF0 >> shift) | weight << shift;
-                    }
+            let column = |c: usize| Some(panel * PANEL + c).filter(|column| *column < source.columns);
+            let row = |c| match column(c) {
+                Some(column) => {
+                    &source.codes[column * source_blocks * source.block / 2..][..blocks * BLOCK / 2]
                 }
-                let own = &source.scales[column * source_blocks..][..source_blocks];
-                for (block, scales) in scales.as_chunks_mut::<PANEL>().0.iter_mut().enumerate() {
-                    scales[c] = f16::from_f32(own[block * BLOCK / source.block] / unit);
-                }
+                None => &none[..],
+            };
+            for lane in 0..PANEL / 2 {
+                interleave([row(lane), row(lane + PANEL / 2)], lane, codes);
+            }
+            for (block, scales) in scales.as_chunks_mut::<PANEL>().0.iter_mut().enumerate() {
+                let at = block * BLOCK / source.block;
+                let scale =
+                    |c| column(c).map_or(0.0, |column| source.scales[column * source_blocks + at] / unit);
+                scales.convert_from_f32_slice(&std::array::from_fn::<f32, PANEL, _>(scale));
             }
         });
     }
@@ -134,4 +136,22 @@ impl Matrix {
 fn unit(scales: &[f32]) -> f32 {
     let most = scales.iter().fold(0f32, |most, scale| most.max(scale.abs()));
     if most < f32::MIN_POSITIVE { 1.0 } else { (most.log2().ceil() - 15.0).exp2() }
+}
+
+/// Puts the codes of two columns where a panel has those of `lane`: the first in the low halves, the second in the high ones.
+fn interleave([low, high]: [&[u8]; 2], lane: usize, codes: &mut [u8]) {
+    let columns = low.as_chunks::<4>().0.iter().zip(high.as_chunks::<4>().0);
+    for (fours, (low, high)) in codes.as_chunks_mut::<128>().0.iter_mut().zip(columns) {
+        let eight = (spread(*low) | spread(*high) << 4).to_le_bytes();
+        fours[lane * 4..][..4].copy_from_slice(&eight[..4]);
+        fours[64 + lane * 4..][..4].copy_from_slice(&eight[4..]);
+    }
+}
+
+/// Eight codes, two a byte, as eight bytes.
+fn spread(codes: [u8; 4]) -> u64 {
+    let codes = u64::from(u32::from_le_bytes(codes));
+    let pairs = (codes | codes << 16) & 0x0000_FFFF_0000_FFFF;
+    let bytes = (pairs | pairs << 8) & 0x00FF_00FF_00FF_00FF;
+    (bytes | bytes << 4) & 0x0F0F_0F0F_0F0F_0F0F
 }

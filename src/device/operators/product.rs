@@ -37,9 +37,11 @@ impl Rounded {
     /// Makes room for `rows` of activations for `matrix`; what was there is lost.
     pub(super) fn resize(&mut self, rows: usize, matrix: &Matrix) {
         (self.rows, self.blocks) = (rows, matrix.blocks);
-        self.values.resize(rows * self.blocks * BLOCK, 0);
-        self.scales.resize(rows * self.blocks, 0.0);
-        self.starts.resize(rows * self.blocks, 0);
+        // Never less, as the next matrix may need more again.
+        let count = rows * self.blocks;
+        self.values.resize(self.values.len().max(count * BLOCK), 0);
+        self.scales.resize(self.scales.len().max(count), 0.0);
+        self.starts.resize(self.starts.len().max(count), 0);
     }
 }
 
@@ -63,11 +65,21 @@ impl<'a, T> Parts<'a, T> {
     /// # Safety
     /// No other part that overlaps with it may be in use.
     #[expect(clippy::mut_from_ref, reason = "the caller promises that parts do not overlap")]
-    unsafe fn part(&self, start: usize, len: usize) -> &mut [T] {
+    pub(super) unsafe fn part(&self, start: usize, len: usize) -> &mut [T] {
         assert!(start <= self.len && len <= self.len - start, "a part of the slice");
         // SAFETY: within the slice (asserted above), which is borrowed mutably as long as `self` lives; no other part
         // overlaps, as the caller promises.
         unsafe { slice::from_raw_parts_mut(self.first.add(start), len) }
+    }
+
+    /// The part that starts at `start`, to be read.
+    ///
+    /// # Safety
+    /// No part to be written that overlaps with it may be in use.
+    pub(super) unsafe fn read(&self, start: usize, len: usize) -> &[T] {
+        assert!(start <= self.len && len <= self.len - start, "a part of the slice");
+        // SAFETY: as in `part`, but that nobody writes to it.
+        unsafe { slice::from_raw_parts(self.first.add(start), len) }
     }
 }
 

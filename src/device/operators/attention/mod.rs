@@ -1,0 +1,382 @@
+//! `eka:Attention`: what `com.microsoft:GroupQueryAttention` computes without a bias, over a cache that it updates in
+//! place.
+//!
+//! - [`Format`]: how keys and values lie in the cache: in float32, float16 or int8.
+//! - [`pass`]: the keys and values of new tokens appended, and what queries see, in shares that threads take.
+//! - [`steps`]: what a share does with a block of positions.
+//!
+//! In decode, reading the cache is the work: keys and values are read once for all query heads that share them, and heads
+//! are split into ranges of positions where there are fewer of them than threads could take. In prefill the same steps
+//! serve 64 rows with every block that they read, and none computes what the mask would hide.
+
+mod format;
+mod pass;
+mod steps;
+#[cfg(test)]
+mod tests;
+
+use std::{ffi::c_void, ptr, slice};
+
+use ort::{
+    AsPointer,
+    operator::{BoxedKernel, ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput},
+    value::{TensorElementType, ValueRef},
+};
+
+pub use format::Format;
+use pass::{Form, Heads, KEYS, MOST_ROWS, Pass, Rotary, Share};
+
+use super::product::{Kind, Parts};
+
+/// The operator's name.
+pub const ATTENTION: &str = "Attention";
+
+/// `eka:Attention`, with the inputs, outputs and attributes of `GroupQueryAttention`.
+pub(super) struct Attention {
+    pub(super) format: Format,
+    pub(super) threads: usize,
+    pub(super) kind: Kind,
+}
+
+impl Attention {
+    fn element(&self) -> TensorElementType {
+        match self.format {
+            Format::Float32 => TensorElementType::Float32,
+            Format::Float16 => TensorElementType::Float16,
+            Format::Int8 => TensorElementType::Int8,
+        }
+    }
+}
+
+impl Operator for Attention {
+    type Kernel<'a> = BoxedKernel<'a>;
+
+    fn name(&self) -> &str {
+        ATTENTION
+    }
+
+    fn execution_provider_type(&self) -> Option<&str> {
+        Some("CPUExecutionProvider")
+    }
+
+    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
+        let (float, int, cache) = (TensorElementType::Float32, TensorElementType::Int32, self.element());
+        [
+            OperatorInput::required(float),
+            OperatorInput::optional(float),
+            OperatorInput::optional(float),
+            OperatorInput::required(cache),
+            OperatorInput::required(cache),
+            OperatorInput::required(int),
+            OperatorInput::required(int),
+            OperatorInput::optional(float),
+            OperatorInput::optional(float),
+        ]
+    }
+
+    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
+        [
+            OperatorOutput::required(TensorElementType::Float32),
+            OperatorOutput::required(self.element()),
+            OperatorOutput::required(self.element()),
+        ]
+    }
+
+    fn create_kernel<'a>(&self, context: &KernelContext<'a>) -> ort::Result<BoxedKernel<'a>> {
+        let number = |name: &str| context.get::<i64>(name).and_then(|number| usize::try_from(number).ok());
+        let float = |name: &str| context.get::<f32>(name).filter(|number| *number != 0.0);
+        let (Some(heads), Some(kv_heads)) = (number("num_heads"), number("kv_num_heads")) else {
+            return Err(ort::Error::new("it does not say how many heads there are"));
+        };
+        if kv_heads == 0 || heads == 0 || !heads.is_multiple_of(kv_heads) {
+            return Err(ort::Error::new(format!("{heads} heads cannot share {kv_heads}")));
+        }
+        Ok(Box::new(Node {
+            heads,
+            kv_heads,
+            window: number("local_window_size").filter(|window| *window > 0),
+            scale: float("scale"),
+            cap: float("softcap"),
+            is_rotary: number("do_rotary") == Some(1),
+            format: self.format,
+            threads: self.threads,
+            kind: self.kind,
+            shares: Vec::new(),
+            parts: Vec::new(),
+        }))
+    }
+}
+
+/// One node.
+struct Node {
+    heads: usize,
+    kv_heads: usize,
+    window: Option<usize>,
+    /// One over the root of a head's size where there is none.
+    scale: Option<f32>,
+    cap: Option<f32>,
+    is_rotary: bool,
+    format: Format,
+    threads: usize,
+    kind: Kind,
+    /// Kept from run to run.
+    shares: Vec<Share>,
+    /// As `shares`.
+    parts: Vec<f32>,
+}
+
+/// A tensor of a run.
+struct Tensor<'a, T> {
+    shape: Vec<usize>,
+    numbers: &'a [T],
+}
+
+/// Past or present keys or values.
+#[derive(Clone, Copy)]
+struct Place {
+    first: *mut u8,
+    bytes: usize,
+}
+
+impl Kernel for Node {
+    fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
+        let input = |i: usize| context.input(i);
+        let (query, key, value) = (input(0)?, input(1)?, input(2)?);
+        let (last, cosines, sines) = (input(5)?, input(7)?, input(8)?);
+        let query = floats(query.as_ref())?.ok_or_else(|| missing("query"))?;
+        let (key, value) = (floats(key.as_ref())?, floats(value.as_ref())?);
+        let (cosines, sines) = (floats(cosines.as_ref())?, floats(sines.as_ref())?);
+        let last = last.ok_or_else(|| missing("length"))?;
+        let last = last.try_extract_tensor::<i32>()?.1.first().copied();
+        let [_, new, width] = query.shape[..] else { return Err(shapes("query", &query.shape)) };
+
+        let past_shape = cache_shape(context)?;
+        let [1, kv_heads, capacity, row] = past_shape[..] else { return Err(shapes("past", &past_shape)) };
+        let head_dim =
+            if key.is_some() { width / self.heads } else { width / (self.heads + 2 * self.kv_heads) };
+        let total = last.and_then(|last| usize::try_from(last).ok()).map_or(0, |last| last + 1);
+        let fits = query.shape[0] == 1
+            && kv_heads == self.kv_heads
+            && head_dim > 0
+            && row == self.format.elements(head_dim)
+            && new > 0
+            && (new..=capacity).contains(&total);
+        if !fits {
+            let message = format!("{:?} and a cache of {past_shape:?}, {total} in use", query.shape);
+            return Err(ort::Error::new(message));
+        }
+        let form = Form {
+            heads: self.heads,
+            kv_heads,
+            head_dim,
+            window: self.window,
+            #[expect(clippy::cast_precision_loss, reason = "a head's size")]
+            scale: self.scale.unwrap_or(1.0 / (head_dim as f32).sqrt()),
+            cap: self.cap,
+        };
+        let [queries, new_keys, new_values] = split(&form, new, &query, key.as_ref(), value.as_ref())?;
+        let rotary = if self.is_rotary { Some(tables(head_dim, total, cosines, sines)?) } else { None };
+
+        let output_shape = [1, new, self.heads * head_dim].map(signed);
+        let mut output = context.output(0, output_shape.as_slice())?.ok_or_else(|| missing("output"))?;
+        let (_, output) = output.try_extract_tensor_mut::<f32>()?;
+        let bytes = kv_heads * capacity * self.format.bytes(head_dim);
+        let keys = in_place(context, [3, 1], &past_shape, bytes)?;
+        let values = in_place(context, [4, 2], &past_shape, bytes)?;
+        let mut pass = Pass {
+            form,
+            format: self.format,
+            past: total - new,
+            new,
+            capacity,
+            queries,
+            new_keys,
+            new_values,
+            rotary,
+            // SAFETY: the whole output of this run, which nothing else refers to while it is computed: past is the same
+            // memory, and only its address was looked at.
+            keys: Parts::of(unsafe { slice::from_raw_parts_mut(keys.first, keys.bytes) }),
+            // SAFETY: as above.
+            values: Parts::of(unsafe { slice::from_raw_parts_mut(values.first, values.bytes) }),
+            output: Parts::of(output),
+            parts: Parts::of(&mut []),
+        };
+        let parts = plan(&pass, self.threads, &mut self.shares);
+        self.parts.resize(parts * pass.part(), 0.0);
+        pass.parts = Parts::of(&mut self.parts);
+        run(&pass, self.kind, &self.shares, context)
+    }
+}
+
+/// Appends, computes all shares, and puts parts together.
+fn run(pass: &Pass, kind: Kind, shares: &[Share], context: &ComputeContext) -> ort::Result<()> {
+    if pass.new < MOST_ROWS {
+        // SAFETY: one call at a time, and no share is being computed yet.
+        (0..pass.new).for_each(|token| unsafe { pass.append(token) });
+    } else {
+        // SAFETY: a call for each token, and no share is being computed yet.
+        context.par_for(pass.new, 0, |token| unsafe { pass.append(token) })?;
+    }
+    if let [share] = shares {
+        // SAFETY: all has been appended; one call; the processor was asked what it can do.
+        unsafe { pass.share(kind, share) };
+        return Ok(());
+    }
+    // SAFETY: all has been appended; shares have rows, or parts, of their own; the processor was asked what it can do.
+    context.par_for(shares.len(), 0, |share| unsafe { pass.share(kind, &shares[share]) })?;
+    for parts in shares.chunk_by(|a, b| (a.head, &a.rows) == (b.head, &b.rows)) {
+        if let ([Share { head, rows, part: Some(first), .. }, ..], Some(Share { part: Some(last), .. })) =
+            (parts, parts.last())
+        {
+            // SAFETY: all shares have been computed.
+            unsafe { pass.join(*head, rows, *first..last + 1) };
+        }
+    }
+    Ok(())
+}
+
+/// Numbers multiplied in scores that are worth a thread's being asked.
+const WORTH_A_THREAD: usize = 1 << 16;
+
+/// Fewest positions that are split from others.
+const LEAST_RANGE: usize = 4 * KEYS;
+
+/// Splits a pass into shares, of one thread where there is little to do; how many parts they have.
+fn plan(pass: &Pass, threads: usize, shares: &mut Vec<Share>) -> usize {
+    shares.clear();
+    let (rows, form) = (pass.rows(), &pass.form);
+    let groups = rows.div_ceil(MOST_ROWS);
+    let seen = pass.seen(&(0..rows)).len();
+    let work = (rows * seen * form.kv_heads).saturating_mul(form.head_dim);
+    let wanted = if work < threads * WORTH_A_THREAD { 1 } else { threads * SHARES_PER_THREAD };
+    let ranges = wanted.div_ceil(form.kv_heads * groups).min(seen / LEAST_RANGE).max(1);
+    let mut parts = 0;
+    for head in 0..form.kv_heads {
+        for group in 0..groups {
+            let rows = group * MOST_ROWS..((group + 1) * MOST_ROWS).min(rows);
+            let seen = pass.seen(&rows);
+            if ranges == 1 {
+                shares.push(Share { head, rows, keys: seen, part: None });
+                continue;
+            }
+            let cut = |i: usize| {
+                if i == ranges { seen.end } else { seen.start + seen.len() / KEYS * i / ranges * KEYS }
+            };
+            for i in 0..ranges {
+                shares.push(Share { head, rows: rows.clone(), keys: cut(i)..cut(i + 1), part: Some(parts) });
+                parts += 1;
+            }
+        }
+    }
+    parts
+}
+
+/// Shares for each thread, so that one that has been interrupted does not make the others wait.
+const SHARES_PER_THREAD: usize = 4;
+
+/// Where queries, keys and values are, in one tensor or in three.
+fn split<'a>(
+    form: &Form,
+    new: usize,
+    query: &Tensor<'a, f32>,
+    key: Option<&Tensor<'a, f32>>,
+    value: Option<&Tensor<'a, f32>>,
+) -> ort::Result<[Heads<'a>; 3]> {
+    let [queries, others] = [form.heads, form.kv_heads].map(|heads| heads * form.head_dim);
+    let (Some(key), Some(value)) = (key, value) else {
+        let stride = queries + 2 * others;
+        if query.numbers.len() != new * stride {
+            return Err(shapes("query", &query.shape));
+        }
+        return Ok([0, queries, queries + others].map(|start| Heads {
+            numbers: query.numbers,
+            start,
+            stride,
+        }));
+    };
+    let one = |what: &str, tensor: &Tensor<'a, f32>, stride: usize| {
+        if tensor.numbers.len() != new * stride {
+            return Err(shapes(what, &tensor.shape));
+        }
+        Ok(Heads { numbers: tensor.numbers, start: 0, stride })
+    };
+    Ok([one("query", query, queries)?, one("key", key, others)?, one("value", value, others)?])
+}
+
+/// The tables for heads of `head_dim`, which must reach `total` positions.
+fn tables<'a>(
+    head_dim: usize,
+    total: usize,
+    cosines: Option<Tensor<'a, f32>>,
+    sines: Option<Tensor<'a, f32>>,
+) -> ort::Result<Rotary<'a>> {
+    let (Some(cosines), Some(sines)) = (cosines, sines) else { return Err(missing("table of angles")) };
+    match cosines.shape[..] {
+        [positions, pairs] if sines.shape == cosines.shape && positions >= total && 2 * pairs <= head_dim => {
+            Ok(Rotary { pairs, cosines: cosines.numbers, sines: sines.numbers })
+        }
+        _ => Err(shapes("table of angles", &cosines.shape)),
+    }
+}
+
+/// A float32 input, where there is one.
+fn floats<'a>(input: Option<&'a ValueRef<'_>>) -> ort::Result<Option<Tensor<'a, f32>>> {
+    let Some(input) = input else { return Ok(None) };
+    let (shape, numbers) = input.try_extract_tensor::<f32>()?;
+    Ok(Some(Tensor { shape: sizes(shape), numbers }))
+}
+
+/// The shape of the past keys, which must be that of the values.
+fn cache_shape(context: &ComputeContext) -> ort::Result<Vec<usize>> {
+    let shape = |i: usize| -> ort::Result<Vec<usize>> {
+        let input = context.input(i)?.ok_or_else(|| missing("past"))?;
+        let shape = input.dtype().tensor_shape().map(|shape| sizes(shape));
+        shape.ok_or_else(|| missing("shape of past"))
+    };
+    let (keys, values) = (shape(3)?, shape(4)?);
+    if keys == values { Ok(keys) } else { Err(shapes("past", &values)) }
+}
+
+/// The present keys or values, which are the past ones: `input` and `output` are one piece of memory, or become alike.
+fn in_place(
+    context: &ComputeContext,
+    [input, output]: [usize; 2],
+    shape: &[usize],
+    bytes: usize,
+) -> ort::Result<Place> {
+    let shape: Vec<i64> = shape.iter().copied().map(signed).collect();
+    let past = context.input(input)?.ok_or_else(|| missing("past"))?;
+    let present = context.output(output, shape.as_slice())?.ok_or_else(|| missing("present"))?;
+    let (past, present) = (address(past.ptr())?, address(present.ptr())?);
+    if past != present {
+        // SAFETY: both are tensors of this shape, whose size in bytes this is; `copy` allows them to overlap.
+        unsafe { ptr::copy(past, present, bytes) };
+    }
+    Ok(Place { first: present, bytes })
+}
+
+/// Where a tensor's numbers are.
+fn address(value: *const ort::sys::OrtValue) -> ort::Result<*mut u8> {
+    let mut address: *mut c_void = ptr::null_mut();
+    // SAFETY: the value belongs to the run that is under way; the out-parameter is valid for the call.
+    let status = unsafe { (ort::api().GetTensorMutableData)(value.cast_mut(), &raw mut address) };
+    // SAFETY: the status comes from the call above and is used once.
+    unsafe { ort::Error::result_from_status(status) }?;
+    Ok(address.cast())
+}
+
+fn sizes(shape: &[i64]) -> Vec<usize> {
+    shape.iter().map(|size| usize::try_from(*size).unwrap_or(0)).collect()
+}
+
+fn signed(size: usize) -> i64 {
+    i64::try_from(size).unwrap_or(i64::MAX)
+}
+
+fn missing(what: &str) -> ort::Error {
+    ort::Error::new(format!("there is no {what}"))
+}
+
+fn shapes(what: &str, shape: &[usize]) -> ort::Error {
+    ort::Error::new(format!("a {what} of {shape:?}, which does not go with the rest"))
+}

@@ -1,0 +1,234 @@
+//! The steps of attention over a block of positions, for sixteen rows at once.
+
+#![expect(
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "vector instructions, all under one condition: that the processor has them"
+)]
+
+use super::super::vector::{LANES, Vector, exp, tanh};
+
+/// Rows of numbers.
+#[derive(Clone, Copy)]
+pub(super) struct Matrix<'a> {
+    pub(super) numbers: &'a [f32],
+    pub(super) stride: usize,
+}
+
+/// Scores of sixteen rows, `queries` being `[dim][16]`; or of eight, in pairs: `[dim / 2][8][2]`.
+///
+/// # Safety
+/// As of [`Vector`].
+#[inline(always)]
+pub(super) unsafe fn scores<V: Vector, const PAIRED: bool>(
+    queries: &[f32],
+    keys: Matrix,
+    count: usize,
+    scores: &mut [f32],
+) {
+    let mut at = 0;
+    while at < count {
+        // SAFETY: as the caller promises.
+        at += unsafe {
+            match V::SUMS {
+                8 if at + 8 <= count => some_scores::<V, PAIRED, 8>(queries, keys, at, scores),
+                4.. if at + 4 <= count => some_scores::<V, PAIRED, 4>(queries, keys, at, scores),
+                2.. if at + 2 <= count => some_scores::<V, PAIRED, 2>(queries, keys, at, scores),
+                _ => some_scores::<V, PAIRED, 1>(queries, keys, at, scores),
+            }
+        };
+    }
+}
+
+/// Those of `P` positions from `at` on; `P`.
+#[inline(always)]
+unsafe fn some_scores<V: Vector, const PAIRED: bool, const P: usize>(
+    queries: &[f32],
+    keys: Matrix,
+    at: usize,
+    scores: &mut [f32],
+) -> usize {
+    let (steps, width) = (queries.len() / LANES, if PAIRED { 2 } else { 1 });
+    let keys_here = &keys.numbers[at * keys.stride..][..(P - 1) * keys.stride + steps * width];
+    let scores = &mut scores[at * LANES..][..P * LANES];
+    // SAFETY: all that is read and written lies within the three slices; as the caller promises.
+    unsafe {
+        let mut sums = [V::splat(0.0); P];
+        for step in 0..steps {
+            let query = V::load(queries.as_ptr().add(step * LANES));
+            for (p, sum) in sums.iter_mut().enumerate() {
+                let key = keys_here.as_ptr().add(p * keys.stride + step * width);
+                let key = if PAIRED { V::splat_pair(key) } else { V::splat(*key) };
+                *sum = V::fma(key, query, *sum);
+            }
+        }
+        for (p, sum) in sums.into_iter().enumerate() {
+            let sum = if PAIRED { V::sum_pairs(sum) } else { sum };
+            V::store(sum, scores.as_mut_ptr().add(p * LANES));
+        }
+    }
+    P
+}
+
+/// Scores of a few rows, `queries` being `[rows][padded]`; those of other lanes stay as they are.
+///
+/// # Safety
+/// As of [`Vector`].
+#[inline(always)]
+pub(super) unsafe fn dots<V: Vector>(
+    queries: &[f32],
+    keys: Matrix,
+    [rows, count, padded]: [usize; 3],
+    scores: &mut [f32],
+) {
+    for (at, scores) in scores.as_chunks_mut::<LANES>().0.iter_mut().take(count).enumerate() {
+        let key = &keys.numbers[at * keys.stride..][..padded];
+        for (score, query) in scores.iter_mut().zip(queries.chunks_exact(padded)).take(rows) {
+            // SAFETY: both are `padded` long, a multiple of sixteen; as the caller promises.
+            *score = unsafe {
+                let mut sum = V::splat(0.0);
+                for d in (0..padded).step_by(LANES) {
+                    sum = V::fma(V::load(query.as_ptr().add(d)), V::load(key.as_ptr().add(d)), sum);
+                }
+                V::sum(sum)
+            };
+        }
+    }
+}
+
+/// Keeps scores below `cap`.
+///
+/// # Safety
+/// As of [`Vector`].
+#[inline(always)]
+pub(super) unsafe fn soften<V: Vector>(scores: &mut [f32], count: usize, cap: f32) {
+    for scores in scores.as_chunks_mut::<LANES>().0.iter_mut().take(count) {
+        // SAFETY: sixteen scores; as the caller promises.
+        unsafe {
+            let capped = tanh::<V>(V::mul(V::load(scores.as_ptr()), V::splat(1.0 / cap)));
+            V::store(V::mul(capped, V::splat(cap)), scores.as_mut_ptr());
+        }
+    }
+}
+
+/// Turns scores into weights relative to the greatest so far, adds them to totals, and says what sums are multiplied by.
+///
+/// # Safety
+/// As of [`Vector`].
+#[inline(always)]
+pub(super) unsafe fn exponentials<V: Vector>(
+    scores: &mut [f32],
+    count: usize,
+    [tops, totals]: [&mut [f32]; 2],
+    factors: &mut [f32],
+) {
+    let scores = &mut scores[..count * LANES];
+    // SAFETY: sixteen numbers each, `count` times sixteen scores; as the caller promises.
+    unsafe {
+        let before = V::load(tops.as_ptr());
+        let mut top = before;
+        for at in 0..count {
+            top = V::most(top, V::load(scores.as_ptr().add(at * LANES)));
+        }
+        let factor = exp::<V>(V::sub(before, top));
+        let mut total = V::mul(V::load(totals.as_ptr()), factor);
+        for at in 0..count {
+            let place = scores.as_mut_ptr().add(at * LANES);
+            let weight = exp::<V>(V::sub(V::load(place), top));
+            total = V::add(total, weight);
+            V::store(weight, place);
+        }
+        V::store(top, tops.as_mut_ptr());
+        V::store(total, totals.as_mut_ptr());
+        V::store(factor, factors.as_mut_ptr());
+    }
+}
+
+/// Adds `weights` times values to each row's sums, which are multiplied by its factor before.
+///
+/// # Safety
+/// As of [`Vector`].
+#[inline(always)]
+pub(super) unsafe fn accumulate<V: Vector>(
+    sums: &mut [f32],
+    padded: usize,
+    factors: &[f32],
+    weights: &[f32],
+    values: Matrix,
+    count: usize,
+) {
+    let rows = sums.len() / padded;
+    assert!(rows <= LANES && factors.len() >= LANES && weights.len() >= count * LANES, "a tile");
+    assert!(values.numbers.len() >= count * values.stride && values.stride >= padded, "a block of values");
+    let [most_rows, most_columns] = V::TILE;
+    let mut row = 0;
+    while row < rows {
+        let height = if rows - row >= most_rows { most_rows } else { 1 };
+        let mut column = 0;
+        while column < padded {
+            let width = if padded - column >= most_columns * LANES { most_columns } else { 1 };
+            // SAFETY: within what was asserted above; as the caller promises.
+            unsafe {
+                let sums = sums.as_mut_ptr().add(row * padded + column);
+                let (factors, weights) = (factors.as_ptr().add(row), weights.as_ptr().add(row));
+                let (values, strides) = (values.numbers.as_ptr().add(column), [padded, values.stride]);
+                let to = Target { sums, factors, weights, values, strides, count };
+                match (height, width) {
+                    (4, 4) => to.add::<V, 4, 4>(),
+                    (4, _) => to.add::<V, 4, 1>(),
+                    (2, 2) => to.add::<V, 2, 2>(),
+                    (2, _) => to.add::<V, 2, 1>(),
+                    (_, 4) => to.add::<V, 1, 4>(),
+                    (_, 2) => to.add::<V, 1, 2>(),
+                    _ => to.add::<V, 1, 1>(),
+                }
+            }
+            column += width * LANES;
+        }
+        row += height;
+    }
+}
+
+/// A few rows by a few registers of columns, and what is added there.
+struct Target {
+    sums: *mut f32,
+    factors: *const f32,
+    weights: *const f32,
+    values: *const f32,
+    /// From one row of sums, and of values, to the next.
+    strides: [usize; 2],
+    count: usize,
+}
+
+impl Target {
+    #[inline(always)]
+    unsafe fn add<V: Vector, const R: usize, const J: usize>(&self) {
+        // SAFETY: `R` rows by `J` times sixteen columns, as the caller promises.
+        unsafe {
+            let place = |r: usize, j: usize| self.sums.add(r * self.strides[0] + j * LANES);
+            let mut sums = [[V::splat(0.0); J]; R];
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let factor = V::splat(*self.factors.add(r));
+                for (j, sum) in sums.iter_mut().enumerate() {
+                    *sum = V::mul(V::load(place(r, j)), factor);
+                }
+            }
+            for at in 0..self.count {
+                let mut values = [V::splat(0.0); J];
+                for (j, value) in values.iter_mut().enumerate() {
+                    *value = V::load(self.values.add(at * self.strides[1] + j * LANES));
+                }
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    let weight = V::splat(*self.weights.add(at * LANES + r));
+                    for (sum, value) in sums.iter_mut().zip(values) {
+                        *sum = V::fma(weight, value, *sum);
+                    }
+                }
+            }
+            for (r, sums) in sums.into_iter().enumerate() {
+                for (j, sum) in sums.into_iter().enumerate() {
+                    V::store(sum, place(r, j));
+                }
+            }
+        }
+    }
+}
