@@ -34,7 +34,7 @@ use crate::{
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Model directory written by `eka export`
-    #[arg(value_name = "MODEL_DIR", required_unless_present_any = ["url", "compare"])]
+    #[arg(value_name = "MODEL_DIR", required_unless_present_any = ["url", "compare"], conflicts_with_all = load::FLAGS)]
     model: Option<PathBuf>,
 
     /// Prompt lengths

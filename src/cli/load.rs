@@ -21,6 +21,32 @@ use crate::{
     load::{self, Heading, Lengths, Limits, LoadResult, Pace, Plan, Prompts, Until},
 };
 
+/// Flags that mean nothing where a model is run. That each requires `url` does not say so: what conflicts with an argument that is
+/// there is not required.
+pub(super) const FLAGS: [&str; 21] = [
+    "url",
+    "compare",
+    "api",
+    "served_model",
+    "prompt_length",
+    "output_length",
+    "prompts",
+    "token_ids",
+    "ignore_eos",
+    "field",
+    "clients",
+    "rate",
+    "requests",
+    "duration",
+    "warm_up",
+    "seed",
+    "good_ttft",
+    "good_tpot",
+    "good_e2e",
+    "out",
+    "plot",
+];
+
 /// What load, on which server.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Load on a server")]
