@@ -15,6 +15,7 @@ use crate::{
     commands::OLD_LIBRARY,
     models::runtime,
     program::{Program, argument, cache, eka, root, text},
+    serving::eventually,
 };
 
 /// The least that answers as a driver does: one GPU or as many as are asked for, which then cannot be opened.
@@ -249,6 +250,8 @@ fn whoever_asks_for_a_gpu_gets_the_reason_and_no_answer_from_the_cpu() {
 async fn the_log_says_once_why_the_cpu_computes_and_the_models_say_where_their_nodes_are() {
     let program = Program::start(&["--device", "auto"]).await;
     if probe() == Err(NoCuda::NoDriver) {
+        // The line comes by a pipe of its own.
+        eventually("the log says why", || program.log().contains("NVIDIA driver")).await;
         let log = program.log();
         let told: Vec<_> = log.lines().filter(|line| line.contains("NVIDIA driver")).collect();
         assert!(
