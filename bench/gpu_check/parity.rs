@@ -25,7 +25,57 @@ pub(crate) fn run(ground: &Ground, table: &mut Table) -> Outcome<()> {
     for &dtype in types {
         prompts(ground, table, dtype)?;
     }
+    ways(ground, table)
+}
+
+/// One text read in every way that there is: in chunks, token by token (whose steps are captured on a GPU), the same after
+/// memory was trimmed and steps had to be captured again, and from the middle on after a rewind.
+fn ways(ground: &Ground, table: &mut Table) -> Outcome<()> {
+    let mut timeline = ground.open(&ground.demo(ground.dtype())?, Bytes(0))?;
+    let vocabulary = timeline.vocabulary();
+    let text: Vec<u32> = texts(ground)?.concat().into_iter().take(300).collect();
+    let chunks = logits(&mut timeline, &text)?;
+    let steps = stepped(&mut timeline, &text)?;
+    timeline.clear();
+    timeline.release_captured();
+    ground.device.pool().ok_or("the device has no pool")?.trim(Bytes(0));
+    let again = stepped(&mut timeline, &text)?;
+    let half = text.len() / 2;
+    timeline.rewind(half);
+    let rest = timeline.forward(&text[half..])?.to_vec();
+    let last = &chunks[chunks.len() - vocabulary..];
+    for (name, here, there) in [
+        ("token by token against chunks", &steps[..], &chunks[..]),
+        ("the same after a trim", &again, &steps),
+        ("half of it read again after a rewind", &rest, last),
+    ] {
+        let most = here.iter().zip(there).map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max);
+        let met = here.len() == there.len() && most <= TOLERANCE;
+        table.held(
+            &format!("logits of {} tokens, {name}", text.len()),
+            "within 0.15",
+            &format!("{most:.2e} at most"),
+            met,
+        );
+    }
     Ok(())
+}
+
+fn stepped(timeline: &mut Timeline, text: &[u32]) -> Outcome<Vec<f32>> {
+    timeline.rewind(0);
+    let mut all = Vec::new();
+    for token in text {
+        all.extend_from_slice(timeline.forward(&[*token])?);
+    }
+    Ok(all)
+}
+
+/// The ten prompts, each with its answer.
+fn texts(ground: &Ground) -> Outcome<Vec<Vec<u32>>> {
+    let file = fs::read(ground.root.join("tests/fixtures/demo/expected.json"))?;
+    let document: Value = serde_json::from_slice(&file)?;
+    let entries = document["prompts"].as_array().into_iter().flatten();
+    Ok(entries.map(|entry| [ids(&entry["prompt_ids"]), ids(&entry["merged"]["ids"])].concat()).collect())
 }
 
 fn verify(ground: &Ground, table: &mut Table, fixture: &str) -> Outcome<()> {
