@@ -135,10 +135,12 @@ class Traffic:
         seen = Seen("bad", time.monotonic() - self.began)
         try:
             connection, response = self.post(body)
-            found = response.status
-            response.read()
+            found, said = response.status, response.read()
             connection.close()
-            seen.wrong = None if found == status else f"{str(body)[:40]} is answered with {found}, not {status}"
+            # What is wrong with some shows when they are read whole, for which a full queue does not wait.
+            seen.refused = found == 429 and json.loads(said)["error"]["code"] == FULL
+            if found != status and not seen.refused:
+                seen.wrong = f"{str(body)[:40]} is answered with {found}, not {status}"
         except OSError as error:
             seen.wrong = f"{type(error).__name__}: {error}"
         self.note(seen)
