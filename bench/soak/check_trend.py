@@ -46,7 +46,7 @@ def main():
     # Five minutes: a heap with two levels, the higher one at the end; and a leak.
     levels = [(at, 21_200 + (6_800 if at % 70 > 40 or at > 180 else 0)) for at in range(300)]
     assert judge(seen, samples(levels), 300)["wrong"] == []
-    assert "parent_kib" in judge(seen, samples(noisy(52.0, 1, length=300)), 300)["wrong"][0]
+    assert "parent_kib" in judge(seen, samples(noisy(100.0, 1, length=300)), 300)["wrong"][0]
     slower = [asked(at, 0.1 if at < 1500 else 0.12) for at in range(2000)]
     assert "99th percentile" in judge(slower, samples(noisy(0.0, 1)), 2000)["wrong"][0]
     lost = judge(seen + [asked(5, None, "the stream breaks off")], samples(noisy(0.0, 1)), 2000)

@@ -5,9 +5,9 @@ from .trend import buckets, percentile, slope
 # A figure whose slope is above nothing for certain has to come to this over the run before it counts as growth: less is
 # an allocator's last pages.
 LEAST_GROWTH = {"parent_kib": 1024, "worker_kib": 4096, "files": 4, "threads": 2}
-# In minutes, a crowd that has just left is growth to any slope: the parent's heap then stays some 6 MiB higher for as long as
-# its last page is in use, falls, and rises with the next crowd. A leak of 2 KiB a request is seen in five minutes all the same.
-LEAST_GROWTH_SHORT = LEAST_GROWTH | {"parent_kib": 14 << 10, "worker_kib": 14 << 10}
+# In minutes, a crowd that has just left is growth to any slope: the parent's heap then stays 6 to 9 MiB higher for as long as
+# its last page is in use, falls, and rises with the next crowd. A leak of 4 KiB a request is seen in five minutes all the same.
+LEAST_GROWTH_SHORT = LEAST_GROWTH | {"parent_kib": 24 << 10, "worker_kib": 24 << 10}
 # Below this, the quarters have too few requests for a 99th percentile to mean anything.
 LONG_S = 1800
 
