@@ -8,7 +8,7 @@ use std::{
     process::{Command, Output},
 };
 
-use eka::device::cuda::{NoCuda, probe};
+use eka::device::cuda::{FUNCTIONS, NoCuda, probe};
 use serde_json::json;
 
 use crate::{
@@ -32,41 +32,6 @@ int cuGetErrorString(int error, const char **said) { (void)error; *said = "a sta
 "#;
 
 const CUDA: [&str; 4] = ["libcudart.so.13", "libcublasLt.so.13", "libcublas.so.13", "libcurand.so.10"];
-
-/// What the driver has besides, none of which does anything.
-const REST: [&str; 31] = [
-    "cuDeviceGetAttribute",
-    "cuDevicePrimaryCtxRetain",
-    "cuDevicePrimaryCtxRelease_v2",
-    "cuCtxGetCurrent",
-    "cuCtxSetCurrent",
-    "cuCtxSynchronize",
-    "cuStreamCreate",
-    "cuStreamDestroy_v2",
-    "cuStreamSynchronize",
-    "cuStreamIsCapturing",
-    "cuStreamWaitEvent",
-    "cuEventCreate",
-    "cuEventRecord",
-    "cuEventDestroy_v2",
-    "cuMemPoolCreate",
-    "cuMemPoolDestroy",
-    "cuMemPoolSetAttribute",
-    "cuMemPoolGetAttribute",
-    "cuMemPoolTrimTo",
-    "cuMemAllocFromPoolAsync",
-    "cuMemFreeAsync",
-    "cuMemGetInfo_v2",
-    "cuMemcpyHtoDAsync_v2",
-    "cuMemcpyDtoHAsync_v2",
-    "cuMemcpyDtoDAsync_v2",
-    "cuMemcpy2DAsync_v2",
-    "cuMemHostRegister_v2",
-    "cuMemHostUnregister",
-    "cuMemHostAlloc",
-    "cuMemFreeHost",
-    "cuThreadExchangeStreamCaptureMode",
-];
 
 /// Compiles a shared object.
 fn compile(source: &str, library: &Path) {
@@ -93,9 +58,10 @@ impl Machine {
         machine
     }
 
-    /// With a driver that has a GPU.
+    /// With a driver that has a GPU, and every function besides, none of which does anything.
     fn with_driver() -> Self {
-        let rest: String = REST.iter().map(|name| format!("int {name}(void) {{ return 999; }}\n")).collect();
+        let rest: String =
+            FUNCTIONS.iter().map(|name| format!("int {name}(void) {{ return 999; }}\n")).collect();
         let machine = Self::new();
         compile(&format!("{DRIVER}{rest}"), &machine.path("driver/libcuda.so.1"));
         machine

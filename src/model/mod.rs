@@ -5,10 +5,9 @@
 
 mod cache;
 mod check;
-mod fixed;
 mod own;
 mod pass;
-mod step;
+mod steps;
 
 use std::path::{Path, PathBuf};
 
@@ -163,7 +162,7 @@ impl Model {
             Some(changed) => Graph::with_operators(&path, changed.content, changed.operators),
             None => Graph::at(&path),
         };
-        let captures = options.captures && on_gpu && fixed::has_steps_alike(&path, &manifest.graph);
+        let captures = options.captures && on_gpu && steps::are_alike(&path, &manifest.graph);
         let options = SessionOptions { captures, ..options };
         let session =
             session(&graph, options).map_err(|source| ModelError::Load { path: path.clone(), source })?;
@@ -218,7 +217,7 @@ impl Model {
     /// that the model was loaded from.
     #[must_use]
     pub fn weights_read(&self, dir: &Path) -> Option<Bytes> {
-        step::weights_read(&dir.join(&self.manifest.graph.file))
+        steps::weights_read(&dir.join(&self.manifest.graph.file))
     }
 
     /// The session that runs its graph.

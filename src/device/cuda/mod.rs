@@ -37,8 +37,8 @@ const FIRST: [&str; 7] = [
     "cuGetErrorString",
 ];
 
-/// What is called to compute.
-const REST: [&str; 31] = [
+/// The driver's functions that are called to compute.
+pub const FUNCTIONS: [&str; 31] = [
     "cuDeviceGetAttribute",
     "cuDevicePrimaryCtxRetain",
     "cuDevicePrimaryCtxRelease_v2",
@@ -207,7 +207,7 @@ pub fn probe() -> Result<Gpus, NoCuda> {
     if version < OLDEST {
         return Err(NoCuda::OldDriver { found: version });
     }
-    has_all(driver, &REST)?;
+    has_all(driver, &FUNCTIONS)?;
     match names() {
         Ok(names) if !names.is_empty() => Ok(Gpus { driver: version, names }),
         Ok(_) | Err(result::DriverError(sys::CUresult::CUDA_ERROR_NO_DEVICE)) => Err(NoCuda::NoDevice),
