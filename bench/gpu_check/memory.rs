@@ -87,7 +87,6 @@ pub(crate) fn trim(ground: &Ground, table: &mut Table) -> Outcome<()> {
 
 /// Turns of requests, each with its memory trimmed before or not.
 fn cost(ground: &Ground, table: &mut Table, shape: Shape, prompt: usize) -> Outcome<()> {
-    let pool = pool(ground)?;
     let dir = shape.export(ground, "int4")?;
     let mut timeline = ground.open(&dir, Bytes(0))?;
     let rounds = if ground.is_quick { 3 } else { 100 };
@@ -99,8 +98,7 @@ fn cost(ground: &Ground, table: &mut Table, shape: Shape, prompt: usize) -> Outc
             timeline.clear();
             if is_trimmed {
                 let began = Instant::now();
-                timeline.release_captured();
-                pool.trim(Bytes(0));
+                timeline.trim(Bytes(0));
                 trims.push(began.elapsed().as_secs_f64());
             }
             let ttft = request(&mut timeline, shape.vocabulary(), prompt)?;

@@ -33,12 +33,11 @@ pub(crate) fn run(ground: &Ground, table: &mut Table) -> Outcome<()> {
 fn ways(ground: &Ground, table: &mut Table) -> Outcome<()> {
     let mut timeline = ground.open(&ground.demo(ground.dtype())?, Bytes(0))?;
     let vocabulary = timeline.vocabulary();
-    let text: Vec<u32> = texts(ground)?.concat().into_iter().take(300).collect();
+    let text: Vec<u32> = asked(ground)?.0.iter().flat_map(Asked::text).take(300).collect();
     let chunks = logits(&mut timeline, &text)?;
     let steps = stepped(&mut timeline, &text)?;
     timeline.clear();
-    timeline.release_captured();
-    ground.device.pool().ok_or("the device has no pool")?.trim(Bytes(0));
+    timeline.trim(Bytes(0));
     let again = stepped(&mut timeline, &text)?;
     let half = text.len() / 2;
     timeline.rewind(half);
@@ -70,12 +69,26 @@ fn stepped(timeline: &mut Timeline, text: &[u32]) -> Outcome<Vec<f32>> {
     Ok(all)
 }
 
-/// The ten prompts, each with its answer.
-fn texts(ground: &Ground) -> Outcome<Vec<Vec<u32>>> {
+/// One of the ten prompts, and its greedy answer in single precision.
+struct Asked {
+    prompt: Vec<u32>,
+    answer: Vec<u32>,
+}
+
+impl Asked {
+    fn text(&self) -> Vec<u32> {
+        [&*self.prompt, &self.answer].concat()
+    }
+}
+
+/// The ten prompts, and the tokens that end an answer.
+fn asked(ground: &Ground) -> Outcome<(Vec<Asked>, Vec<u32>)> {
     let file = fs::read(ground.root.join("tests/fixtures/demo/expected.json"))?;
     let document: Value = serde_json::from_slice(&file)?;
-    let entries = document["prompts"].as_array().into_iter().flatten();
-    Ok(entries.map(|entry| [ids(&entry["prompt_ids"]), ids(&entry["merged"]["ids"])].concat()).collect())
+    let entries = document["prompts"].as_array().ok_or("no prompts")?;
+    let one =
+        |entry: &Value| Asked { prompt: ids(&entry["prompt_ids"]), answer: ids(&entry["merged"]["ids"]) };
+    Ok((entries.iter().map(one).collect(), ids(&document["stop_ids"])))
 }
 
 fn verify(ground: &Ground, table: &mut Table, fixture: &str) -> Outcome<()> {
@@ -100,23 +113,20 @@ fn verify(ground: &Ground, table: &mut Table, fixture: &str) -> Outcome<()> {
 fn prompts(ground: &Ground, table: &mut Table, dtype: Dtype) -> Outcome<()> {
     let mut device = ground.open(&ground.demo(dtype)?, Bytes(0))?;
     let mut single = on_cpu(ground, &ground.demo(Dtype::Float32)?)?;
-    let file = fs::read(ground.root.join("tests/fixtures/demo/expected.json"))?;
-    let document: Value = serde_json::from_slice(&file)?;
-    let ends = ids(&document["stop_ids"]);
-    let (mut same, mut all, mut most, mut squares, mut count) = (0, 0, 0f32, 0f64, 0usize);
-    for entry in document["prompts"].as_array().into_iter().flatten() {
-        let (prompt, wanted) = (ids(&entry["prompt_ids"]), ids(&entry["merged"]["ids"]));
-        let text = [&*prompt, &wanted].concat();
+    let (asked, ends) = asked(ground)?;
+    let (mut same, mut most, mut squares, mut count) = (0, 0f32, 0f64, 0usize);
+    for one in &asked {
+        let text = one.text();
         let (here, there) = (logits(&mut device, &text)?, logits(&mut single, &text)?);
         for (here, there) in here.iter().zip(&there) {
             most = most.max((here - there).abs());
             squares += f64::from(here - there).powi(2);
         }
         count += there.len();
-        all += 1;
-        let said = answer(&mut device, prompt, &ends, wanted.len())?;
-        same += usize::from(wanted.starts_with(&said) && said.len() + 1 >= wanted.len());
+        let said = answer(&mut device, one.prompt.clone(), &ends, one.answer.len())?;
+        same += usize::from(one.answer.starts_with(&said) && said.len() + 1 >= one.answer.len());
     }
+    let all = asked.len();
     #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
     let rms = (squares / count.max(1) as f64).sqrt();
     let found = format!("{same} of {all}");

@@ -114,8 +114,7 @@ pub(crate) fn run(pool: &Pool, dir: &Path, asked: Asked) -> Outcome<Report> {
     let mut report = Report { requests: asked.requests, kv_keep: asked.kv_keep.0, ..Report::default() };
     let mut timeline = open(pool, dir, asked)?;
     timeline.clear_to(Bytes(0));
-    timeline.release_captured();
-    pool.trim(Bytes(0));
+    timeline.trim(Bytes(0));
     // As the device counts them, which gives memory out in larger pieces.
     report.weights = pool.figures().reserved.0;
     let mut random = StdRng::seed_from_u64(asked.seed);
@@ -127,10 +126,7 @@ pub(crate) fn run(pool: &Pool, dir: &Path, asked: Asked) -> Outcome<Report> {
         report.peak = report.peak.max(in_it.reserved_peak.0);
         report.most_in_use = report.most_in_use.max(in_it.in_use_peak.0);
         let began = Instant::now();
-        if pool.has_to_trim(Bytes(0)) {
-            timeline.release_captured();
-        }
-        pool.trim(Bytes(0));
+        timeline.trim(Bytes(0));
         trims.push(began.elapsed());
         let after = pool.figures();
         report.times_above += usize::from(after.reserved.0 > report.weights + asked.kv_keep.0);

@@ -25,9 +25,10 @@ use super::{
 use crate::{
     device::Pool,
     engine::{self, Forward, Speculation, Step, Timeline},
-    job::{Job, JobId},
+    job::{DeviceMemory, DevicePeak, Job, JobId},
     units::Bytes,
     wire::{self, Up},
+    worker,
 };
 
 /// Measure a model's prefill and decode speed, or a server under load
@@ -92,38 +93,14 @@ struct Report {
 #[derive(Clone, Copy, Debug, Serialize)]
 struct Memory {
     /// With the model loaded and nothing running.
-    before: Held,
+    before: DeviceMemory,
     /// Most in use, and most taken from the device, while it was measured.
-    peak_used: u64,
-    peak_reserved: u64,
+    peak_used: Bytes,
+    peak_reserved: Bytes,
     /// When all was done, and trimmed.
-    after: Held,
+    after: DeviceMemory,
     /// How long that trim took.
     trim_seconds: f64,
-}
-
-/// What a pool held at one moment.
-#[derive(Clone, Copy, Debug, Serialize)]
-struct Held {
-    used: u64,
-    reserved: u64,
-    /// As the driver says; absent where the memory is the host's.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    free: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    other: Option<u64>,
-}
-
-impl Held {
-    fn by(pool: &Pool) -> Self {
-        let figures = pool.figures();
-        Self {
-            used: figures.in_use().0,
-            reserved: figures.reserved.0,
-            free: figures.device_free.map(|free| free.0),
-            other: figures.device_other().map(|other| other.0),
-        }
-    }
 }
 
 /// What was measured with one prompt length.
@@ -191,15 +168,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         }
     }
     let memory = device.pool().zip(before).map(|(pool, (before, _))| {
-        let peaks = pool.figures();
+        let DevicePeak { used: peak_used, reserved: peak_reserved } = worker::device_peak(pool);
         let (after, trim) = idle(pool, &mut timeline);
-        Memory {
-            before,
-            peak_used: peaks.in_use_peak.0,
-            peak_reserved: peaks.reserved_peak.0,
-            after,
-            trim_seconds: trim.as_secs_f64(),
-        }
+        Memory { before, peak_used, peak_reserved, after, trim_seconds: trim.as_secs_f64() }
     });
     let weights = timeline.model().weights_read(model);
     let bandwidth = device.pool().map(|pool| pool.bandwidth(COPIED, COPIES)).transpose()?;
@@ -229,14 +200,13 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
 
 /// Gives back what only requests need, as the server does between two of them; what is held then, and how long that took.
 /// New peaks start there.
-fn idle(pool: &Pool, timeline: &mut Timeline) -> (Held, Duration) {
+fn idle(pool: &Pool, timeline: &mut Timeline) -> (DeviceMemory, Duration) {
     timeline.clear_to(Bytes(0));
     let began = Instant::now();
-    timeline.release_captured();
-    pool.trim(Bytes(0));
+    timeline.trim(Bytes(0));
     let took = began.elapsed();
     pool.reset_peaks();
-    (Held::by(pool), took)
+    (worker::device_memory(pool), took)
 }
 
 fn nodes(timeline: &Timeline) -> anyhow::Result<BTreeMap<String, usize>> {
@@ -327,25 +297,22 @@ fn print(out: &mut dyn Write, report: &Report) -> io::Result<()> {
         writeln!(out, "its memory copies {:.0} GB/s; a step reads {weights} of weights", bandwidth / 1e9)?;
     }
     if let Some(Memory { before, peak_used, peak_reserved, after, trim_seconds }) = report.memory {
-        let size = |bytes: u64| Bytes(bytes).to_string();
         writeln!(
             out,
             "memory in use, reserved: {}, {} before; {}, {} at most; {}, {} after a trim of {:.2} ms",
-            size(before.used),
-            size(before.reserved),
-            size(peak_used),
-            size(peak_reserved),
-            size(after.used),
-            size(after.reserved),
+            before.used,
+            before.reserved,
+            peak_used,
+            peak_reserved,
+            after.used,
+            after.reserved,
             trim_seconds * 1e3
         )?;
         if let (Some(first), Some(last), Some(other)) = (before.free, after.free, after.other) {
             writeln!(
                 out,
                 "free on the device: {} before, {} after; neither free nor the pool's: {}",
-                size(first),
-                size(last),
-                size(other)
+                first, last, other
             )?;
         }
     }

@@ -183,6 +183,16 @@ impl Timeline {
         self.decode.release_captured();
     }
 
+    /// Gives memory of its pool back until at most `keep` is held, and before that what captured steps hold, if it takes
+    /// their scratch away. Nothing where memory comes from no pool.
+    pub fn trim(&mut self, keep: Bytes) {
+        let Some(pool) = self.model.session().pool().cloned() else { return };
+        if pool.has_to_trim(keep) {
+            self.release_captured();
+        }
+        pool.trim(keep);
+    }
+
     /// Positions that the cache has room for now.
     #[must_use]
     pub fn room(&self) -> usize {

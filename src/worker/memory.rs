@@ -13,6 +13,21 @@ use crate::{
     units::Bytes,
 };
 
+/// What a pool holds now, as it is told.
+#[must_use]
+pub fn device_memory(pool: &Pool) -> DeviceMemory {
+    let figures = pool.figures();
+    let (used, reserved, free) = (figures.in_use(), figures.reserved, figures.device_free);
+    DeviceMemory { used, reserved, free, other: figures.device_other() }
+}
+
+/// Most that a pool held since its peaks were new, as it is told.
+#[must_use]
+pub fn device_peak(pool: &Pool) -> DevicePeak {
+    let figures = pool.figures();
+    DevicePeak { used: figures.in_use_peak, reserved: figures.reserved_peak }
+}
+
 /// What is held, and the rules by which it is given back.
 #[derive(Debug)]
 pub(super) struct Holdings {
@@ -55,8 +70,7 @@ impl Holdings {
 
     /// Most that the pool held since the job began.
     pub(super) fn peak(&self) -> Option<DevicePeak> {
-        let figures = self.pool.as_ref()?.figures();
-        Some(DevicePeak { used: figures.in_use_peak, reserved: figures.reserved_peak })
+        Some(device_peak(self.pool.as_ref()?))
     }
 
     /// What is left when the heap has given back what is free; a new peak of the host's memory starts here.
@@ -70,9 +84,7 @@ impl Holdings {
     }
 
     fn device(&self) -> Option<DeviceMemory> {
-        let figures = self.pool.as_ref()?.figures();
-        let (used, reserved, free) = (figures.in_use(), figures.reserved, figures.device_free);
-        Some(DeviceMemory { used, reserved, free, other: figures.device_other() })
+        Some(device_memory(self.pool.as_ref()?))
     }
 
     /// Down to how much the policy says to trim, when nothing has run for `idle`, if anything is due.

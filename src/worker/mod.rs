@@ -46,6 +46,7 @@ use crate::{
 };
 use faults::{Faults, Outlet, Plan, Point};
 use memory::Holdings;
+pub use memory::{device_memory, device_peak};
 
 /// Why a worker ended early.
 #[derive(Debug, thiserror::Error)]
