@@ -4,13 +4,13 @@
 //! tokenizer: one of as many made-up words is put beside it for the time of the bench. Figures are medians of rounds,
 //! and only their ratios and differences mean anything on a machine that does other things as well.
 
+mod server;
+
 use std::{
     env, fs,
-    io::{BufRead, BufReader, Write},
-    net::TcpStream,
     ops::ControlFlow,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -23,6 +23,7 @@ use eka::{
     model::Model,
 };
 use serde_json::{Value, json};
+use server::Server;
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
@@ -48,14 +49,16 @@ fn main() -> Outcome<()> {
     let ids: Vec<u32> = (0..prompt)
         .map(|i| u32::try_from((i * 7919 + 13) % manifest.dims.vocab))
         .collect::<Result<_, _>>()?;
-    let server = Server::start(&dir)?;
+    let mut serve = Command::new(env!("CARGO_BIN_EXE_eka"));
+    serve.args(["serve", "--port", "0", "--model-id", "bench", "--model"]).arg(&dir);
+    let server = Server::start(&mut serve)?;
     let mut timeline = load(&dir)?;
     let (mut served, mut alone) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
         settle();
         alone.push(in_process(&mut timeline, &ids, steps)?);
         settle();
-        served.push(server.ask(&ids, steps)?);
+        served.push(ask(&server, &ids, steps)?);
     }
     report(&served, &alone, prompt, steps);
     Ok(())
@@ -170,75 +173,33 @@ fn in_process(timeline: &mut Timeline, prompt: &[u32], max_new_tokens: usize) ->
     Ok(Sight { first, rest: total - first, prefill: outcome.timings.prefill })
 }
 
-struct Server {
-    child: Child,
-    address: String,
+/// Asks `server`; what came when.
+fn ask(server: &Server, prompt: &[u32], max_tokens: usize) -> Outcome<Sight> {
+    // A real client has a machine of its own; this one must not wait for the cores that it keeps busy by asking.
+    host::set_pace(host::Pace::Prompt);
+    let sight = ask_in_a_hurry(server, prompt, max_tokens);
+    host::set_pace(host::Pace::Steady);
+    sight
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Server {
-    fn start(dir: &Path) -> Outcome<Self> {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_eka"))
-            .args(["serve", "--port", "0", "--model-id", "bench", "--model"])
-            .arg(dir)
-            .stderr(Stdio::piped())
-            .spawn()?;
-        let mut log = BufReader::new(child.stderr.take().ok_or("no log")?).lines();
-        let (mut address, mut said) = (None, String::new());
-        for line in log.by_ref() {
-            let line = line?;
-            address = address.or_else(|| Some(line.split_once("on http://")?.1.trim().to_owned()));
-            if line.contains("the worker is ready") {
-                break;
-            }
-            said.push_str(&line);
+fn ask_in_a_hurry(server: &Server, prompt: &[u32], max_tokens: usize) -> Outcome<Sight> {
+    let body = json!({
+        "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": true, "stream": true,
+    });
+    let started = Instant::now();
+    let (mut first, mut last, mut prefill) = (None, started, None);
+    for line in server.post("/v1/completions", &body)? {
+        let line = line?;
+        let Some(event) = line.strip_prefix("data: {").map(|rest| format!("{{{rest}")) else { continue };
+        let event: Value = serde_json::from_str(&event)?;
+        if let Some(ms) = event["timings"]["prefill_ms"].as_f64() {
+            prefill = Some(Duration::from_secs_f64(ms / 1e3));
+        } else if event["choices"][0]["text"].as_str().is_some_and(|text| !text.is_empty()) {
+            last = Instant::now();
+            first.get_or_insert(last);
         }
-        std::thread::spawn(move || log.for_each(drop));
-        Ok(Self { child, address: address.ok_or_else(|| format!("the server did not start: {said}"))? })
     }
-
-    fn ask(&self, prompt: &[u32], max_tokens: usize) -> Outcome<Sight> {
-        // A real client has a machine of its own; this one must not wait for the cores that it keeps busy by asking.
-        host::set_pace(host::Pace::Prompt);
-        let sight = self.ask_in_a_hurry(prompt, max_tokens);
-        host::set_pace(host::Pace::Steady);
-        sight
-    }
-
-    fn ask_in_a_hurry(&self, prompt: &[u32], max_tokens: usize) -> Outcome<Sight> {
-        let body = json!({
-            "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": true, "stream": true,
-        })
-        .to_string();
-        // In one piece: `write!` to a socket sends every part of the format by itself.
-        let request = format!(
-            "POST /v1/completions HTTP/1.1\r\nhost: bench\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        let started = Instant::now();
-        let mut connection = TcpStream::connect(&self.address)?;
-        connection.set_nodelay(true)?;
-        connection.write_all(request.as_bytes())?;
-        let (mut first, mut last, mut prefill) = (None, started, None);
-        for line in BufReader::new(connection).lines() {
-            let line = line?;
-            let Some(event) = line.strip_prefix("data: {").map(|rest| format!("{{{rest}")) else { continue };
-            let event: Value = serde_json::from_str(&event)?;
-            if let Some(ms) = event["timings"]["prefill_ms"].as_f64() {
-                prefill = Some(Duration::from_secs_f64(ms / 1e3));
-            } else if event["choices"][0]["text"].as_str().is_some_and(|text| !text.is_empty()) {
-                last = Instant::now();
-                first.get_or_insert(last);
-            }
-        }
-        let first = first.ok_or("no text came")?;
-        let prefill = prefill.ok_or("no timings came")?;
-        Ok(Sight { first: first - started, rest: last - first, prefill })
-    }
+    let first = first.ok_or("no text came")?;
+    let prefill = prefill.ok_or("no timings came")?;
+    Ok(Sight { first: first - started, rest: last - first, prefill })
 }

@@ -7,6 +7,8 @@
 mod memory;
 mod parity;
 mod served;
+#[path = "../server.rs"]
+mod server;
 #[path = "../pool_soak/soak.rs"]
 mod soak;
 mod speed;
