@@ -161,16 +161,16 @@ impl Binding {
 
     /// Lets runs be captured as a CUDA graph, where the session was loaded for that: one submission in place of one for each
     /// operator. For a binding whose runs repeat with the same shapes. Which runs are is said by
-    /// [`is_captured_next`](Self::is_captured_next).
+    /// [`plan_run`](Self::plan_run).
     pub fn capture(&mut self, session: &Session) {
         if session.captures() && self.capture == Capture::Refused {
             self.capture = Capture::new(true);
         }
     }
 
-    /// Decides how the next run is done, and says whether it will be the same as the ones before in all that the host
-    /// knows of it: values that it alone reads, such as a length, are then those of the run that was captured.
-    pub fn is_captured_next(&mut self) -> bool {
+    /// Decides how the next run is done, and says whether it repeats an earlier one, or may be repeated, in all that the
+    /// host knows of it: values that the host alone reads, such as a length, have to be the same each time then.
+    pub fn plan_run(&mut self) -> bool {
         let epoch = self.pool.as_ref().map_or(0, Pool::epoch);
         self.next = self.capture.next(epoch);
         self.next != Way::Eager
@@ -343,7 +343,7 @@ impl Binding {
     ///
     /// # Errors
     /// [`DeviceError::Runtime`] with ONNX Runtime's reason, [`DeviceError::NoRoom`] when it took more memory than the
-    /// session's pool has; the outputs then hold anything. Of a run that was to be [captured](Self::is_captured_next) it may
+    /// session's pool has; the outputs then hold anything. Of a run that was to be [captured](Self::plan_run) it may
     /// be the capture that failed: the next one is done operator by operator.
     pub fn run(&mut self, session: &mut Session) -> Result<(), DeviceError> {
         let way = mem::replace(&mut self.next, Way::Eager);

@@ -262,7 +262,7 @@ fn is_on_host(place: *const ort::sys::OrtMemoryInfo) -> bool {
 
 /// The kernels of attention that are asked for: flash, memory-efficient, and operator by operator. cuDNN's is left out: it
 /// is what ONNX Runtime 1.31.1 prefers on Hopper, also where it is told to do without cuDNN, and then fails.
-fn attention() -> ep::cuda::AttentionBackend {
+fn attention_kernels() -> ep::cuda::AttentionBackend {
     use ep::cuda::AttentionBackend;
     AttentionBackend::FLASH_ATTENTION | AttentionBackend::EFFICIENT_ATTENTION | AttentionBackend::MATH
 }
@@ -274,7 +274,7 @@ fn on_gpu(builder: SessionBuilder, gpu: GpuStream, is_whole: bool) -> ort::Resul
     let cuda = unsafe { cuda.with_compute_stream(gpu.stream.as_ptr()) }
         // What single precision there is, such as the logits, is meant as such.
         .with_tf32(false)
-        .with_attention_backend(attention())
+        .with_attention_backend(attention_kernels())
         // No operator of a language model needs it, and it is another half gigabyte to install.
         .with_arbitrary_config("enable_cudnn", "0")
         // The pool's blocks are ordered by the one stream.

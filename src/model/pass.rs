@@ -139,10 +139,10 @@ impl Pass {
         for (slot, token) in self.binding.write(self.input_ids).iter_mut().zip(tokens) {
             *slot = i64::from(*token);
         }
-        let is_captured = self.binding.is_captured_next();
-        self.tell_host(if is_captured { self.capacity } else { past + tokens.len() });
+        let repeats = self.binding.plan_run();
+        self.tell_host(if repeats { self.capacity } else { past + tokens.len() });
         match self.binding.run(&mut model.session) {
-            Err(e) if is_captured && e.kind() != Fault::Poisoned => {
+            Err(e) if repeats && e.kind() != Fault::Poisoned => {
                 tracing::warn!("a run is not captured, and done operator by operator: {e}");
                 self.tell_host(past + tokens.len());
                 self.binding.run(&mut model.session)?;

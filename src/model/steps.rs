@@ -44,3 +44,62 @@ pub(super) fn weights_read(path: &Path) -> Option<Bytes> {
     };
     Some(Bytes(tensors.filter_map(length).sum()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::onnx::{Node, StringEntry};
+
+    fn node(op_type: &str, input: &[&str]) -> Node {
+        let input = input.iter().map(|name| (*name).into()).collect();
+        Node { op_type: op_type.into(), input, ..Node::default() }
+    }
+
+    fn weight(name: &str, length: u64) -> Tensor {
+        let external_data = vec![StringEntry { key: "length".into(), value: length.to_string() }];
+        Tensor { name: name.into(), external_data, ..Tensor::default() }
+    }
+
+    fn names() -> GraphNames {
+        serde_json::from_value(serde_json::json!({
+            "file": "model.onnx", "input_ids": "input_ids", "logits": "logits",
+            "lengths": { "given": {
+                "seqlens_k": "last", "total_sequence_length": "total", "logits_index": "rows"
+            } },
+            "past_key": "k", "past_value": "v", "present_key": "pk", "present_value": "pv",
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn steps_are_alike_where_attention_alone_reads_the_total_and_tables_of_rows_are_not_read_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("model.onnx");
+        let attention = node("GroupQueryAttention", &["qkv", "", "", "k", "v", "last", "total", "cos"]);
+        let mut graph = Graph {
+            node: vec![
+                node("Gather", &["table", "input_ids"]),
+                node("MatMulNBits", &["x", "codes", "scales"]),
+                attention,
+                node("FusedMatMul", &["y", "head"]),
+            ],
+            initializer: [("table", 1000), ("codes", 40), ("scales", 5), ("cos", 300), ("head", 70)]
+                .map(|(name, length)| weight(name, length))
+                .into(),
+            ..Graph::default()
+        };
+        let write = |graph: &Graph| {
+            let model = Model { graph: Some(graph.clone()), ..Model::default() };
+            std::fs::write(&path, model.encode_to_vec()).unwrap();
+        };
+        write(&graph);
+        assert!(are_alike(&path, &names()));
+        assert_eq!(weights_read(&path), Some(Bytes(115)));
+        // Positions that are biased by their distance.
+        graph.node.push(node("Range", &["zero", "total", "one"]));
+        write(&graph);
+        assert!(!are_alike(&path, &names()));
+        std::fs::write(&path, "no graph").unwrap();
+        assert!(!are_alike(&path, &names()) && weights_read(&path).is_none());
+    }
+}
