@@ -134,11 +134,15 @@ mod tests {
     #[test]
     #[cfg(target_os = "linux")]
     fn touched_memory_shows_in_the_peak_after_it_is_gone() {
-        reset_peak();
-        let before = memory();
-        let block = std::hint::black_box(vec![1u8; 64 << 20]);
-        drop(block);
-        let grown = memory().peak_resident.unwrap().0 - before.resident.unwrap().0;
-        assert!(grown >= 60 << 20, "only {grown} bytes seen");
+        let grown = || {
+            reset_peak();
+            let before = memory();
+            let block = std::hint::black_box(vec![1u8; 64 << 20]);
+            drop(block);
+            memory().peak_resident.unwrap().0.saturating_sub(before.resident.unwrap().0)
+        };
+        // Other tests of this process take and give memory meanwhile, and one of them starts new peaks.
+        let grown = (0..20).map(|_| grown()).find(|grown| *grown >= 60 << 20);
+        assert!(grown.is_some(), "64 MiB were never seen");
     }
 }
