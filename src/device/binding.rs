@@ -375,7 +375,7 @@ impl Binding {
         if way == Way::Captured {
             match &ran {
                 Ok(()) => self.capture.ran(epoch),
-                Err(DeviceError::NoRoom { .. }) => self.release_captured(),
+                // Its rehearsal did not fail, so it would again.
                 Err(_) => self.refuse_capture(),
             }
         }

@@ -138,8 +138,8 @@ impl<'a> Sampler<'a> {
 
 /// The greatest logit that is a number, of the lowest id among equals.
 ///
-/// In two passes that the compiler makes vectors of: one that remembers where the greatest was takes ten times as long, and
-/// a vocabulary has 150,000 entries.
+/// In two passes, the first of which the compiler makes vectors of: one that remembers where the greatest was takes two to
+/// five times as long, 0.2 ms of a step where a vocabulary has 150,000 entries.
 fn greatest(logits: &[f32]) -> Option<Candidate> {
     // What is not a number is greater than nothing.
     let greater = |most: f32, logit: f32| if logit > most { logit } else { most };

@@ -9,8 +9,8 @@
 //! so what is copied on the way to `n` positions is less than `7 n` of them, where the steps on that way read `n² / 2`.
 //! Steps of a constant size would copy `n²` as well, doubling would leave half unused; and each step means that inputs
 //! are bound anew, hence none for less than [`LEAST_STEP`], and where steps are captured anew as well, for less than
-//! [`LEAST_STEP_CAPTURED`]. Tensors grow one after the other, so growing takes no more
-//! than the larger cache and one tensor of the smaller.
+//! [`LEAST_STEP_CAPTURED`]. The cache is a few blocks that grow one after the other, so growing takes no more than the larger
+//! cache and one block of the smaller.
 //!
 //! Memory of the host that is not from a pool is mapped, and what is never written costs nothing, however large it is: a
 //! smaller cache saves nothing. There the first step is the whole context, on the same path.

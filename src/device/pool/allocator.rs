@@ -55,6 +55,8 @@ pub(super) struct Allocator<B> {
     loads: usize,
     epoch: u64,
     is_capturing: bool,
+    /// What was given back while work was recorded, and is not scratch: freeing it may wait for the device.
+    deferred: Vec<(Kind, Block, usize)>,
     overrun: Option<NoRoom>,
     refusal: Option<NoRoom>,
 }
@@ -71,6 +73,7 @@ impl<B: Backend> Allocator<B> {
             loads: 0,
             epoch: 0,
             is_capturing: false,
+            deferred: Vec::new(),
             overrun: None,
             refusal: None,
         }
@@ -155,7 +158,11 @@ impl<B: Backend> Allocator<B> {
     /// [`DeviceError::Runtime`] when it cannot be run again.
     pub(super) fn end_capture(&mut self) -> Result<Recorded, DeviceError> {
         self.is_capturing = false;
-        self.backend.end_capture()
+        let recorded = self.backend.end_capture();
+        for (kind, block, size) in std::mem::take(&mut self.deferred) {
+            self.backend.free(kind, block, size);
+        }
+        recorded
     }
 
     /// How many blocks are out.
@@ -278,7 +285,11 @@ impl<B: Backend> Allocator<B> {
         };
         self.counts.take_back(kind, size, asked);
         if kind != Kind::Scratch {
-            self.backend.free(kind, block, size);
+            if self.is_capturing {
+                self.deferred.push((kind, block, size));
+            } else {
+                self.backend.free(kind, block, size);
+            }
             return;
         }
         self.backend.mark_free(block, size);

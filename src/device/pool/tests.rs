@@ -347,7 +347,9 @@ fn while_work_is_recorded_the_device_is_neither_asked_for_memory_nor_given_any()
         pool.give(block);
     }
     assert_eq!(device.books().on_device(), 6 << 10, "more is kept than may be");
+    assert_eq!(device.books().out.len(), 3, "to free what was spilled is to wait for the device");
     pool.end_capture().unwrap();
+    assert_eq!(device.books().out.len(), 2);
     let next = on_stream(&mut pool, 256);
     pool.give(next);
     assert!(device.books().on_device() <= 4 << 10);
