@@ -446,6 +446,10 @@ pub struct ModelReport {
     pub placement: Placement,
     /// Most positions, prompt and answer together.
     pub capacity: usize,
+    /// Threads that compute passes of one token, where that was tried.
+    pub decode_threads: Option<usize>,
+    /// The same for passes of more.
+    pub prefill_threads: Option<usize>,
     /// Time from being told to load to being warm.
     pub load_time: Duration,
     /// Memory held before.

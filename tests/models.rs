@@ -12,7 +12,7 @@ use std::{
 
 use eka::{
     choice::CacheChoice,
-    device::{Runtime, SessionOptions},
+    device::{Runtime, SessionOptions, Threads},
     engine::{Forward, Timeline, TimelineOptions},
     export::{AdapterSource, Layout, Options, Source, Storage, WeightFormat, export},
     manifest::Dtype,
@@ -333,6 +333,34 @@ fn products(timeline: &Timeline) -> [usize; 2] {
 fn nodes(timeline: &Timeline, operators: [&str; 2]) -> [usize; 2] {
     let placement = timeline.model().session().placement().unwrap();
     operators.map(|operator| placement.values().filter_map(|operators| operators.get(operator)).sum())
+}
+
+#[test]
+fn how_many_threads_compute_changes_no_bit() {
+    let ways = [(4, 4), (1, 1), (2, 3), (3, 2)].map(|(decode, prefill)| Threads { decode, prefill });
+    for case in cases() {
+        let dir = tempfile::tempdir().unwrap();
+        let output = dir.path().join("model");
+        let weights = Storage { format: WeightFormat::Int4, ..Storage::default() };
+        export(&Options { weights, ..Options::new(case.merged_source(), output.clone()) }, &()).unwrap();
+        let logits = ways.map(|threads| {
+            let mut model =
+                Model::open(runtime(), &output, SessionOptions { threads: 4, ..OPTIONS }).unwrap();
+            model.set_threads(threads);
+            assert_eq!(model.session().threads(), Some(threads), "{}", case.name);
+            let options = TimelineOptions { chunk: 64, ..TimelineOptions::default() };
+            fed_in_pieces(&mut Timeline::new(model, options).unwrap(), &case)
+        });
+        assert!(logits.iter().all(|some| *some == logits[0]), "{}", case.name);
+        let mut warm = open_with(&output, 64, SessionOptions { threads: 4, ..OPTIONS });
+        warm.warm_up().unwrap();
+        let learned = warm.model().session().threads().unwrap();
+        assert!([learned.decode, learned.prefill].iter().all(|n| (1..=4).contains(n)), "{learned:?}");
+        assert_eq!(fed_in_pieces(&mut warm, &case), logits[0], "{}, {learned:?}", case.name);
+        // ONNX Runtime's own cannot be told.
+        let theirs = open_with(&output, 64, SessionOptions { own_operators: false, ..OPTIONS });
+        assert_eq!(theirs.model().session().threads(), None);
+    }
 }
 
 /// Logits of the prompt, which is fed in pieces of several lengths: a prompt, guesses, single tokens.

@@ -268,6 +268,8 @@ pub(crate) fn ready_report() -> SlotReport {
     let model = ModelReport {
         placement: Placement([("CPUExecutionProvider".into(), operators)].into()),
         capacity: CONTEXT_LENGTH,
+        decode_threads: None,
+        prefill_threads: None,
         load_time: Duration::from_millis(1_500),
         before: memory(100),
         after: memory(300),

@@ -76,6 +76,12 @@ struct Report {
     /// Nodes of the graph by what computes them.
     nodes: BTreeMap<String, usize>,
     threads: usize,
+    /// How many of them compute passes of one token, where that was tried.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    decode_threads: Option<usize>,
+    /// The same for passes of more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prefill_threads: Option<usize>,
     load_seconds: f64,
     /// Weights that every step reads.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -181,11 +187,14 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         lengths.decode_share_of_bandwidth = most.map(|most| lengths.decode_tokens_per_second.median / most);
         lengths
     });
+    let learned = timeline.model().session().threads();
     let report = Report {
         model: model.display().to_string(),
         device: device.to_string(),
         nodes: nodes(&timeline)?,
         threads: args.engine.threads(),
+        decode_threads: learned.map(|threads| threads.decode),
+        prefill_threads: learned.map(|threads| threads.prefill),
         load_seconds,
         weight_bytes_per_step: weights.map(|weights| weights.0),
         memory_bytes_per_second: bandwidth,
@@ -291,7 +300,13 @@ fn summarize(prompt: usize, generated: usize, rounds: &[Round]) -> Lengths {
 
 fn print(out: &mut dyn Write, report: &Report) -> io::Result<()> {
     let Report { model, device, threads, load_seconds, .. } = report;
-    writeln!(out, "{model} on {device}, {threads} threads, loaded in {load_seconds:.2} s")?;
+    let fewer = match (report.decode_threads, report.prefill_threads) {
+        (Some(decode), Some(prefill)) if decode.min(prefill) < *threads => {
+            format!(" ({decode} of them for decode, {prefill} for prefill)")
+        }
+        _ => String::new(),
+    };
+    writeln!(out, "{model} on {device}, {threads} threads{fewer}, loaded in {load_seconds:.2} s")?;
     if let (Some(bandwidth), Some(weights)) = (report.memory_bytes_per_second, report.weight_bytes_per_step) {
         let weights = Bytes(weights);
         writeln!(out, "its memory copies {:.0} GB/s; a step reads {weights} of weights", bandwidth / 1e9)?;

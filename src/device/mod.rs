@@ -25,6 +25,7 @@ mod region;
 mod rows;
 mod runtime;
 mod session;
+mod threads;
 
 pub use binding::{Binding, Slot};
 pub use faults::Fault;
@@ -33,6 +34,7 @@ pub use pool::Pool;
 pub use region::{Element, Shared};
 pub use runtime::{Attempt, LIBRARY_MINOR, Runtime, RuntimeError, candidates};
 pub use session::{Graph, Placement, Port, Session, SessionOptions};
+pub use threads::Threads;
 
 /// What the device could not do.
 #[derive(Debug, thiserror::Error)]

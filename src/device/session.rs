@@ -12,7 +12,12 @@ use ort::{
 
 use crate::choice::CacheChoice;
 
-use super::{CUDA_PROVIDER, DeviceError, Pool, Runtime, operators::Operators, pool::GpuStream};
+use super::{
+    CUDA_PROVIDER, DeviceError, Pool, Runtime,
+    operators::Operators,
+    pool::GpuStream,
+    threads::{Crew, Threads},
+};
 
 /// How a session computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +51,11 @@ impl<'a> Graph<'a> {
     pub fn with_operators(path: &'a Path, content: Vec<u8>, operators: Operators) -> Self {
         Self { path, changed: Some((content, operators)) }
     }
+
+    /// Whether products are computed by an operator of ours, which most of the time of a pass goes to.
+    fn has_products(&self) -> bool {
+        self.changed.as_ref().is_some_and(|(_, operators)| operators.multiplies())
+    }
 }
 
 /// An input or output of the graph as the graph declares it.
@@ -66,7 +76,7 @@ pub struct Port {
 pub struct Session {
     // Declared before the pool that it allocates from: fields are dropped in order.
     inner: ort::session::Session,
-    threads: usize,
+    crew: Option<Crew>,
     pool: Option<Pool>,
     captures: bool,
 }
@@ -77,8 +87,9 @@ impl Session {
     /// # Errors
     /// [`DeviceError::Runtime`] with ONNX Runtime's reason.
     pub fn open(runtime: &Runtime, graph: &Graph, options: SessionOptions) -> Result<Self, DeviceError> {
-        let inner = Self::commit(Self::builder(runtime.environment(), options), graph, options)?;
-        Ok(Self { inner, threads: options.threads, pool: None, captures: false })
+        let crew = Crew::new(options.threads);
+        let inner = Self::commit(Self::builder(runtime.environment(), options), graph, &crew)?;
+        Ok(Self { inner, crew: graph.has_products().then_some(crew), pool: None, captures: false })
     }
 
     /// Loads `graph`, with memory from `pool`: on the CPU for a pool of the host's, on the GPU for a GPU's,
@@ -89,6 +100,7 @@ impl Session {
     /// node of it, [`DeviceError::Runtime`] with ONNX Runtime's reason.
     pub fn open_in(pool: &Pool, graph: &Graph, options: SessionOptions) -> Result<Self, DeviceError> {
         let gpu = pool.gpu_stream();
+        let crew = Crew::new(options.threads);
         let load = |is_whole| {
             let inner = pool.loading(|| {
                 let builder = Self::builder(pool.environment(), options)
@@ -97,10 +109,11 @@ impl Session {
                         Some(gpu) => on_gpu(builder, gpu, is_whole),
                         None => Ok(builder),
                     });
-                Self::commit(builder, graph, options)
+                Self::commit(builder, graph, &crew)
             })?;
+            let crew = graph.has_products().then(|| crew.clone());
             let captures = options.captures && gpu.is_some();
-            Ok(Self { inner, threads: options.threads, pool: Some(pool.clone()), captures })
+            Ok(Self { inner, crew, pool: Some(pool.clone()), captures })
         };
         let session = match load(true) {
             // ONNX Runtime says that there are such nodes, and not which; a session that may have them does.
@@ -122,14 +135,12 @@ impl Session {
     fn commit(
         builder: ort::Result<SessionBuilder>,
         graph: &Graph,
-        options: SessionOptions,
+        crew: &Crew,
     ) -> Result<ort::session::Session, DeviceError> {
         let mut builder = builder.map_err(DeviceError::runtime("the session's options"))?;
         let loaded = match &graph.changed {
             None => builder.commit_from_file(graph.path),
-            Some((content, operators)) => {
-                Self::commit_changed(builder, content, operators, graph.path, options)
-            }
+            Some((content, operators)) => Self::commit_changed(builder, content, operators, graph.path, crew),
         };
         loaded.map_err(DeviceError::runtime("the graph cannot be loaded"))
     }
@@ -139,12 +150,12 @@ impl Session {
         content: &[u8],
         operators: &Operators,
         path: &Path,
-        options: SessionOptions,
+        crew: &Crew,
     ) -> ort::Result<ort::session::Session> {
         let folder =
             path.parent().and_then(Path::to_str).ok_or_else(|| ort::Error::new("its path is not UTF-8"))?;
         builder
-            .with_operators(operators.domain(options.threads)?)?
+            .with_operators(operators.domain(crew)?)?
             .with_config_entry("session.model_external_initializers_file_folder_path", folder)?
             .commit_from_memory(content)
     }
@@ -193,10 +204,17 @@ impl Session {
         Ok(staged)
     }
 
-    /// Threads of one operator.
+    /// How many threads compute, if it can be told.
     #[must_use]
-    pub fn threads(&self) -> usize {
-        self.threads
+    pub fn threads(&self) -> Option<Threads> {
+        self.crew.as_ref().map(Crew::threads)
+    }
+
+    /// How many threads compute from now on: of those that it was opened with, if it can be told.
+    pub fn set_threads(&mut self, threads: Threads) {
+        if let Some(crew) = &self.crew {
+            crew.set(threads);
+        }
     }
 
     /// The graph's inputs.

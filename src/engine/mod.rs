@@ -16,6 +16,7 @@ mod prefixes;
 mod sampler;
 mod scores;
 mod speculation;
+mod threads;
 mod timeline;
 
 pub use generate::{Outcome, Step, generate};

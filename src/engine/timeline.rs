@@ -22,14 +22,15 @@
 //! all of it together within a bound. In a pool only the last one stays, as a copy would stand in the way of a cache that
 //! grows.
 
-use std::{fmt, mem};
+use std::{fmt, mem, time::Instant};
 
 use super::{
     EngineError, Forward,
     prefixes::{Prefixes, common},
+    threads::fastest,
 };
 use crate::{
-    device::DeviceError,
+    device::{DeviceError, Threads},
     model::{Cache, Model, Pass},
     units::Bytes,
 };
@@ -152,7 +153,8 @@ impl Timeline {
         self.tokens.len()
     }
 
-    /// Runs both passes once, so that the first request does not pay for pages and kernels touched for the first time.
+    /// Runs both passes once, so that the first request does not pay for pages and kernels touched for the first time, and
+    /// tries with how many threads they are fastest.
     ///
     /// # Errors
     /// [`EngineError::Device`] when the model does not run.
@@ -174,7 +176,24 @@ impl Timeline {
             );
             self.decode.refuse_capture();
         }
+        self.learn_threads(&tokens)?;
         self.clear();
+        Ok(())
+    }
+
+    /// Tries how many of its threads passes of one token and of `tokens` are fastest with, where that can be told.
+    fn learn_threads(&mut self, tokens: &[u32]) -> Result<(), EngineError> {
+        let Some(Threads { decode: all, .. }) = self.model.session().threads() else { return Ok(()) };
+        let mut pass = |threads, tokens: &[u32]| {
+            self.model.set_threads(threads);
+            self.rewind(0);
+            let began = Instant::now();
+            self.forward(tokens)?;
+            Ok::<_, EngineError>(began.elapsed())
+        };
+        let decode = fastest(all, |threads| pass(Threads::all(threads), &tokens[..1]))?;
+        let prefill = fastest(all, |threads| pass(Threads::all(threads), tokens))?;
+        self.model.set_threads(Threads { decode, prefill });
         Ok(())
     }
 

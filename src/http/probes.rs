@@ -151,6 +151,8 @@ fn loaded(report: &ModelReport) -> Value {
         "placement": Value::Object(placement.collect()),
         "operators": report.placement,
         "capacity": report.capacity,
+        "decode_threads": report.decode_threads,
+        "prefill_threads": report.prefill_threads,
         "load_ms": Millis::from(report.load_time),
         "memory": held(report.took()),
     })

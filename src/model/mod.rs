@@ -17,7 +17,9 @@ pub use pass::Pass;
 use pass::Rows;
 
 use crate::{
-    device::{Device, DeviceError, Graph, Pool, Runtime, Session, SessionOptions, operators::Format},
+    device::{
+        Device, DeviceError, Graph, Pool, Runtime, Session, SessionOptions, Threads, operators::Format,
+    },
     manifest::{Dtype, Lengths, Manifest, ManifestError},
     units::Bytes,
 };
@@ -224,5 +226,10 @@ impl Model {
     #[must_use]
     pub fn session(&self) -> &Session {
         &self.session
+    }
+
+    /// How many threads compute from now on, if that [can be told](Session::threads).
+    pub fn set_threads(&mut self, threads: Threads) {
+        self.session.set_threads(threads);
     }
 }

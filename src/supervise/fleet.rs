@@ -355,6 +355,8 @@ mod tests {
         let report = ModelReport {
             placement: Placement::default(),
             capacity: 64,
+            decode_threads: None,
+            prefill_threads: None,
             load_time: Duration::ZERO,
             before: memory,
             after: memory,

@@ -501,6 +501,8 @@ impl Keeper {
         tracing::info!(
             load_ms = u64::try_from(report.load_time.as_millis()).unwrap_or(u64::MAX),
             placement = %report.placement,
+            decode_threads = report.decode_threads,
+            prefill_threads = report.prefill_threads,
             "{model} is loaded: {} held",
             shown(report.after)
         );

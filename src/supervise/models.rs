@@ -208,6 +208,8 @@ mod tests {
         ModelReport {
             placement: Placement::default(),
             capacity: 64,
+            decode_threads: None,
+            prefill_threads: None,
             load_time: Duration::ZERO,
             before: memory(GIB),
             after: memory(GIB + resident),

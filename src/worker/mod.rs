@@ -294,12 +294,21 @@ impl<W: Write> Worker<W> {
         timeline.clear_to(Bytes(0));
         let placement = timeline.model().session().placement().map_err(EngineError::from)?;
         let capacity = timeline.capacity();
+        let threads = timeline.model().session().threads();
         let guides = Guides::new(dir.to_path_buf(), timeline.vocabulary());
         self.models.insert(id.clone(), Loaded { timeline, speculation: Speculation::new(), guides });
         let held = self.holdings.settle();
         let after = self.trim_to_due(Duration::ZERO).unwrap_or(held);
         let placement = Placement(placement);
-        Ok(ModelReport { placement, capacity, load_time: started.elapsed(), before, after })
+        Ok(ModelReport {
+            placement,
+            capacity,
+            decode_threads: threads.map(|threads| threads.decode),
+            prefill_threads: threads.map(|threads| threads.prefill),
+            load_time: started.elapsed(),
+            before,
+            after,
+        })
     }
 
     /// Gives back what models other than this one keep for their next jobs: one cache at a time is kept.

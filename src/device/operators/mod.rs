@@ -46,6 +46,7 @@ use ort::{
     value::TensorElementType,
 };
 
+use super::threads::Crew;
 use attention::Attention;
 pub use attention::{ATTENTION, Format};
 pub use matrix::{Blocks, Matrix};
@@ -95,19 +96,25 @@ impl Operators {
         self.cache
     }
 
+    /// Whether any of them multiplies.
+    #[must_use]
+    pub fn multiplies(&self) -> bool {
+        !self.matrices.is_empty()
+    }
+
     /// Whether there is none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.matrices.is_empty() && self.cache.is_none()
     }
 
-    /// As ONNX Runtime wants them, for sessions of `threads` threads.
-    pub(super) fn domain(&self, threads: usize) -> ort::Result<OperatorDomain> {
+    /// As ONNX Runtime wants them, for a session with the threads of `crew`.
+    pub(super) fn domain(&self, crew: &Crew) -> ort::Result<OperatorDomain> {
         let (matrices, kind) = (self.matrices.clone(), Kind::detect());
-        let domain =
-            OperatorDomain::new(DOMAIN)?.add(MatMul { matrices, rounded: Arc::default(), threads, kind })?;
+        let product = MatMul { matrices, rounded: Arc::default(), crew: crew.clone(), kind };
+        let domain = OperatorDomain::new(DOMAIN)?.add(product)?;
         match self.cache {
-            Some(format) => domain.add(Attention { format, threads, kind }),
+            Some(format) => domain.add(Attention { format, crew: crew.clone(), kind }),
             None => Ok(domain),
         }
     }
@@ -119,7 +126,7 @@ struct MatMul {
     /// Of the node that runs, kept from one to the next: nodes of a graph run one after the other, and each with its own
     /// would keep a third as much memory as the weights take.
     rounded: Arc<Mutex<Rounded>>,
-    threads: usize,
+    crew: Crew,
     kind: Kind,
 }
 
@@ -149,7 +156,7 @@ impl Operator for MatMul {
         Ok(Box::new(Multiply {
             matrix: Arc::clone(matrix),
             rounded: Arc::clone(&self.rounded),
-            threads: self.threads,
+            crew: self.crew.clone(),
             kind: self.kind,
         }))
     }
@@ -159,7 +166,7 @@ impl Operator for MatMul {
 struct Multiply {
     matrix: Arc<Matrix>,
     rounded: Arc<Mutex<Rounded>>,
-    threads: usize,
+    crew: Crew,
     kind: Kind,
 }
 
@@ -190,12 +197,13 @@ impl Kernel for Multiply {
             unsafe { rounding.row(kind, 0) };
         } else {
             // SAFETY: a call for each row; the processor was asked what it can do.
-            context.par_for(rows, 0, |row| unsafe { rounding.row(kind, row) })?;
+            context.par_for(rows, self.crew.batches(rows), |row| unsafe { rounding.row(kind, row) })?;
         }
         let product = Product { matrix, rounded: &rounded, output: Parts::of(output) };
         let panels = matrix.panels();
         // More tasks than threads, so that a thread that has been interrupted does not make the others wait.
-        let tasks = if self.threads == 1 { 1 } else { panels.min(self.threads * TASKS_PER_THREAD) };
+        let threads = self.crew.of(rows);
+        let tasks = if threads == 1 { 1 } else { panels.min(threads * TASKS_PER_THREAD) };
         let share = |task: usize| panels * task / tasks..panels * (task + 1) / tasks;
         if tasks == 1 {
             // SAFETY: one call, for all panels; the processor was asked what it can do.
@@ -203,7 +211,7 @@ impl Kernel for Multiply {
             return Ok(());
         }
         // SAFETY: shares do not overlap; the processor was asked what it can do.
-        context.par_for(tasks, 0, |task| unsafe { product.panels(kind, share(task)) })
+        context.par_for(tasks, self.crew.batches(rows), |task| unsafe { product.panels(kind, share(task)) })
     }
 }
 

@@ -26,7 +26,10 @@ use ort::{
 pub use format::Format;
 use pass::{Form, Heads, KEYS, MOST_ROWS, Pass, Rotary, Share};
 
-use super::product::{Kind, Parts};
+use super::{
+    super::threads::Crew,
+    product::{Kind, Parts},
+};
 
 /// The operator's name.
 pub const ATTENTION: &str = "Attention";
@@ -34,7 +37,7 @@ pub const ATTENTION: &str = "Attention";
 /// `eka:Attention`, with the inputs, outputs and attributes of `GroupQueryAttention`.
 pub(super) struct Attention {
     pub(super) format: Format,
-    pub(super) threads: usize,
+    pub(super) crew: Crew,
     pub(super) kind: Kind,
 }
 
@@ -99,7 +102,7 @@ impl Operator for Attention {
             cap: float("softcap"),
             is_rotary: number("do_rotary") == Some(1),
             format: self.format,
-            threads: self.threads,
+            crew: self.crew.clone(),
             kind: self.kind,
             shares: Vec::new(),
             parts: Vec::new(),
@@ -117,7 +120,7 @@ struct Node {
     cap: Option<f32>,
     is_rotary: bool,
     format: Format,
-    threads: usize,
+    crew: Crew,
     kind: Kind,
     /// Kept from run to run.
     shares: Vec<Share>,
@@ -201,21 +204,27 @@ impl Kernel for Node {
             output: Parts::of(output),
             parts: Parts::of(&mut []),
         };
-        let parts = plan(&pass, self.threads, &mut self.shares);
+        let parts = plan(&pass, self.crew.all(), &mut self.shares);
         self.parts.resize(parts * pass.part(), 0.0);
         pass.parts = Parts::of(&mut self.parts);
-        run(&pass, self.kind, &self.shares, context)
+        run(&pass, self.kind, &self.shares, self.crew.batches(new), context)
     }
 }
 
 /// Appends, computes all shares, and puts parts together.
-fn run(pass: &Pass, kind: Kind, shares: &[Share], context: &ComputeContext) -> ort::Result<()> {
+fn run(
+    pass: &Pass,
+    kind: Kind,
+    shares: &[Share],
+    batches: usize,
+    context: &ComputeContext,
+) -> ort::Result<()> {
     if pass.new < MOST_ROWS {
         // SAFETY: one call at a time, and no share is being computed yet.
         (0..pass.new).for_each(|token| unsafe { pass.append(token) });
     } else {
         // SAFETY: a call for each token, and no share is being computed yet.
-        context.par_for(pass.new, 0, |token| unsafe { pass.append(token) })?;
+        context.par_for(pass.new, batches, |token| unsafe { pass.append(token) })?;
     }
     if let [share] = shares {
         // SAFETY: all has been appended; one call; the processor was asked what it can do.
@@ -223,7 +232,7 @@ fn run(pass: &Pass, kind: Kind, shares: &[Share], context: &ComputeContext) -> o
         return Ok(());
     }
     // SAFETY: all has been appended; shares have rows, or parts, of their own; the processor was asked what it can do.
-    context.par_for(shares.len(), 0, |share| unsafe { pass.share(kind, &shares[share]) })?;
+    context.par_for(shares.len(), batches, |share| unsafe { pass.share(kind, &shares[share]) })?;
     for parts in shares.chunk_by(|a, b| (a.head, &a.rows) == (b.head, &b.rows)) {
         if let ([Share { head, rows, part: Some(first), .. }, ..], Some(Share { part: Some(last), .. })) =
             (parts, parts.last())
@@ -241,7 +250,8 @@ const WORTH_A_THREAD: usize = 1 << 16;
 /// Fewest positions that are split from others.
 const LEAST_RANGE: usize = 4 * KEYS;
 
-/// Splits a pass into shares, of one thread where there is little to do; how many parts they have.
+/// Splits a pass into shares, of one thread where there is little to do; how many parts they have. `threads` is how many
+/// there are, and not how many compute now: parts that are put together otherwise differ in the last bit.
 fn plan(pass: &Pass, threads: usize, shares: &mut Vec<Share>) -> usize {
     shares.clear();
     let (rows, form) = (pass.rows(), &pass.form);

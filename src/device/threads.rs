@@ -1,0 +1,94 @@
+//! How many of a session's threads compute at a time.
+//!
+//! More threads are not always faster: a few of them already read weights as fast as memory gives them, which is what a
+//! decode step waits for, and from there on the others only wait for one another. Which number is best depends on the
+//! machine and on what else runs there, so it is tried when a model is loaded, for passes of one token and of many apart.
+//!
+//! Only [operators of ours](super::operators) can be told: ONNX Runtime's own use all threads of the session. How work is
+//! split into tasks stays the same where that could be seen in the last bit of a result (shares of attention), so an answer
+//! does not depend on what was learned, and goes on the same on another worker.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering::Relaxed},
+};
+
+/// Threads that compute a node, the calling one included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Threads {
+    /// In passes of one token.
+    pub decode: usize,
+    /// In passes of more.
+    pub prefill: usize,
+}
+
+impl Threads {
+    /// So many in every pass.
+    #[must_use]
+    pub const fn all(threads: usize) -> Self {
+        Self { decode: threads, prefill: threads }
+    }
+}
+
+/// The threads of a session, as its operators ask for them.
+#[derive(Clone, Debug)]
+pub(super) struct Crew {
+    all: usize,
+    decode: Arc<AtomicUsize>,
+    prefill: Arc<AtomicUsize>,
+}
+
+impl Crew {
+    /// All of `all`.
+    pub(super) fn new(all: usize) -> Self {
+        let all = all.max(1);
+        Self { all, decode: Arc::new(all.into()), prefill: Arc::new(all.into()) }
+    }
+
+    /// How many there are.
+    pub(super) fn all(&self) -> usize {
+        self.all
+    }
+
+    /// How many compute from now on; at least one, at most all.
+    pub(super) fn set(&self, threads: Threads) {
+        self.decode.store(threads.decode.clamp(1, self.all), Relaxed);
+        self.prefill.store(threads.prefill.clamp(1, self.all), Relaxed);
+    }
+
+    /// How many compute.
+    pub(super) fn threads(&self) -> Threads {
+        Threads { decode: self.decode.load(Relaxed), prefill: self.prefill.load(Relaxed) }
+    }
+
+    /// How many compute a node whose input has so many rows.
+    pub(super) fn of(&self, rows: usize) -> usize {
+        let threads = self.threads();
+        if rows == 1 { threads.decode } else { threads.prefill }
+    }
+
+    /// Into how many batches ONNX Runtime is to put the tasks of such a node, each for one thread; 0 where it may give
+    /// them to all of its threads one by one.
+    pub(super) fn batches(&self, rows: usize) -> usize {
+        let threads = self.of(rows);
+        if threads < self.all { threads } else { 0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn operators_are_told_how_many_and_never_none_or_more_than_there_are() {
+        let crew = Crew::new(8);
+        let operator = crew.clone();
+        assert_eq!((operator.threads(), operator.of(1), operator.batches(1)), (Threads::all(8), 8, 0));
+        crew.set(Threads { decode: 3, prefill: 99 });
+        assert_eq!((operator.of(1), operator.batches(1)), (3, 3));
+        assert_eq!((operator.of(2), operator.batches(2)), (8, 0));
+        crew.set(Threads::all(0));
+        assert_eq!(operator.threads(), Threads::all(1));
+        assert_eq!(Crew::new(0).all(), 1);
+    }
+}
