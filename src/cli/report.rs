@@ -230,7 +230,7 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let (path, float32) = (dir.path().join("text.txt"), dir.path().join("float32"));
             fs::write(&path, text).unwrap();
-            let bench = Self { engine: Command::parse_from(["test"]).engine, text: path, float32, dir };
+            let bench = Self { engine: engine(""), text: path, float32, dir };
             bench.export(&bench.float32, Storage::default());
             bench
         }
@@ -259,6 +259,33 @@ mod tests {
     fn int4(block_size: usize, zero_points: ZeroPoints, rounding: Rounding) -> Storage {
         let block_size = block_size.try_into().unwrap();
         Storage { format: WeightFormat::Int4, block_size, zero_points, rounding, keep: Vec::new() }
+    }
+
+    fn engine(arguments: &str) -> EngineArgs {
+        Command::parse_from(["test"].into_iter().chain(arguments.split_whitespace())).engine
+    }
+
+    /// The same weights by operators of ours over every cache, and by ONNX Runtime's: the text is as likely to all of them.
+    #[test]
+    fn neither_our_operators_nor_a_smaller_cache_cost_perplexity() {
+        let bench = Bench::new(&chats(10));
+        let weights = int4(32, ZeroPoints::Middle, Rounding::LeastError);
+        let mut reporter = bench.reporter();
+        let ways = ["--own-operators false", "--kv-cache float32", "--kv-cache float16", "--kv-cache int8"];
+        let engines = ways.map(engine);
+        let found = engines.each_ref().map(|engine| {
+            reporter.engine = engine;
+            bench.compare(&reporter, weights.clone()).perplexities()[0]
+        });
+        for (way, perplexity) in ways.iter().zip(found) {
+            let ratio = perplexity / found[0];
+            println!("{way}: {perplexity:.4}, {ratio:.5} of ONNX Runtime's");
+            assert!((ratio - 1.0).abs() < 0.005, "{way}: {ratio}");
+        }
+        assert!(
+            found[1..].iter().any(|perplexity| *perplexity != found[0]),
+            "nothing but ONNX Runtime computed"
+        );
     }
 
     /// What is within reach of the demonstration's text: the same logits, close ones, and the better of two roundings.
