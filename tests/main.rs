@@ -38,6 +38,7 @@ mod smoke;
 mod soak;
 mod speculation;
 #[cfg(unix)]
+mod telemetry;
 mod terminal;
 mod texts;
 mod tls;

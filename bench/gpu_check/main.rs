@@ -180,6 +180,7 @@ fn run(command: &mut Command) -> Outcome<String> {
 }
 
 fn main() -> Outcome<ExitCode> {
+    eka::device::refuse_telemetry();
     let mut args = Args::parse();
     // As cargo means it: a test run of the benches is short, and on what every machine has.
     if args.test || !args.bench {

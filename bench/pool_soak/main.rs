@@ -43,6 +43,7 @@ struct Args {
 const NOISE: u64 = 256 << 10;
 
 fn main() -> Outcome<ExitCode> {
+    eka::device::refuse_telemetry();
     let args = Args::parse();
     // As cargo means it: a test run of the benches is short.
     let requests = if args.test || !args.bench { 20 } else { usize::try_from(args.requests)? };

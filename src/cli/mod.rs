@@ -37,6 +37,8 @@ use clap::{CommandFactory, Parser};
 use exit::Exit;
 use print::Output;
 
+use crate::device;
+
 /// Serves one fine-tuned language model, one answer at a time
 #[derive(Debug, Parser)]
 #[command(version, arg_required_else_help = true, after_help = exit::epilogue())]
@@ -66,6 +68,7 @@ enum Command {
 /// Runs the command line, says on stderr why it failed, and gives the code to end with; `eka help` lists them.
 #[must_use]
 pub fn run() -> ExitCode {
+    device::refuse_telemetry();
     let command = match Cli::try_parse() {
         Ok(cli) => cli.command,
         Err(refused) => return refuse(&refused),

@@ -32,7 +32,7 @@ pub use faults::Fault;
 pub use open::{CUDA_PROVIDER, Device, Gpu, OpenError, OpenOptions};
 pub use pool::Pool;
 pub use region::{Element, Shared};
-pub use runtime::{Attempt, LIBRARY_MINOR, Runtime, RuntimeError, candidates};
+pub use runtime::{Attempt, LIBRARY_MINOR, Runtime, RuntimeError, candidates, refuse_telemetry};
 pub use session::{Graph, Placement, Port, Session, SessionOptions};
 pub use threads::Threads;
 

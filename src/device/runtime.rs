@@ -9,6 +9,13 @@
 //! parts do not mix. One that is for GPUs also serves the CPU, but is a gigabyte with all that it needs.
 //!
 //! `ort` panics when its own search fails, so it is never asked to search: it is given a file.
+//!
+//! # Telemetry
+//! From 1.29 on, the builds of ONNX Runtime for Linux that most people have tell their maker what is run: names and hashes of
+//! models, the machine, an identifier that they leave in the home directory ([pull request
+//! 27379](https://github.com/microsoft/onnxruntime/pull/27379)). What an environment is told comes too late: it has begun
+//! by then. Only the variable `ORT_DISABLE_TELEMETRY` keeps it from beginning at all, so without it nothing is loaded here,
+//! and [`refuse_telemetry`] sets it.
 
 use std::{
     env,
@@ -27,6 +34,23 @@ use super::{
 
 /// The oldest minor version of ONNX Runtime 1.x that eka's binding is made for.
 pub const LIBRARY_MINOR: u32 = ort::MINOR_VERSION;
+
+/// The variable that keeps ONNX Runtime from sending telemetry, where it is 1.
+const NO_TELEMETRY: &str = "ORT_DISABLE_TELEMETRY";
+
+/// Keeps ONNX Runtime from sending telemetry, in this process and those that it starts. For the beginning of `main`: once
+/// there is a second thread, who may be reading the environment, nothing is done.
+pub fn refuse_telemetry() {
+    let is_alone = || fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() == 1);
+    if !is_telemetry_refused() && is_alone() {
+        // SAFETY: there is no other thread that could read the environment while it is written.
+        unsafe { env::set_var(NO_TELEMETRY, "1") };
+    }
+}
+
+fn is_telemetry_refused() -> bool {
+    env::var_os(NO_TELEMETRY).is_some_and(|value| value == "1")
+}
 
 /// ONNX Runtime, loaded. There is one environment in a process; it lives as long as its sessions.
 #[derive(Debug)]
@@ -62,6 +86,9 @@ pub enum RuntimeError {
         /// Every place, in order.
         attempts: Vec<Attempt>,
     },
+    /// It would send telemetry.
+    #[error("ONNX Runtime is not loaded, as it would send telemetry: set {NO_TELEMETRY}=1")]
+    Telemetry,
     /// It was loaded but did not start.
     #[error(transparent)]
     Start(#[from] DeviceError),
@@ -71,8 +98,12 @@ impl Runtime {
     /// Loads the first library that can be used. `configured`, when given, is the only directory looked in.
     ///
     /// # Errors
-    /// [`RuntimeError::NotFound`] with every path tried and the version seen there.
+    /// [`RuntimeError::NotFound`] with every path tried and the version seen there, [`RuntimeError::Telemetry`] where that
+    /// is not refused.
     pub fn load(configured: Option<&Path>) -> Result<Self, RuntimeError> {
+        if !is_telemetry_refused() {
+            return Err(RuntimeError::Telemetry);
+        }
         let mut attempts = Vec::new();
         let mut places = directories(configured, "cpu");
         for place in directories(configured, "gpu") {
@@ -103,6 +134,9 @@ impl Runtime {
     /// The outer one when the library does not start; [`NoCuda`] when there is none or something that it needs is missing:
     /// then nothing of ONNX Runtime is loaded, and [`load`](Self::load) may be.
     pub(super) fn load_cuda(configured: Option<&Path>) -> Result<Result<Self, NoCuda>, RuntimeError> {
+        if !is_telemetry_refused() {
+            return Err(RuntimeError::Telemetry);
+        }
         let mut attempts = Vec::new();
         for directory in directories(configured, "gpu") {
             let libraries = candidates(&directory);
