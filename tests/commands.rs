@@ -53,13 +53,19 @@ fn bench_measures_every_length_and_refuses_what_does_not_fit() {
     let model = exported("llama");
     let arguments =
         ["bench", &model, "--prompt", "8,16", "--generate", "4", "--rounds", "2", "--bare", "--json"];
-    let measured = run(&arguments);
+    let directory = tempfile::tempdir().unwrap();
+    let picture = directory.path().join("lengths.svg");
+    let measured = run(&[&arguments[..], &["--plot", argument(&picture)]].concat());
     let report: serde_json::Value = serde_json::from_slice(&measured.stdout).unwrap();
     for (result, prompt) in report["results"].as_array().unwrap().iter().zip([8, 16]) {
         assert_eq!(result["prompt_tokens"], prompt);
         for figure in ["prefill_tokens_per_second", "decode_tokens_per_second", "decode_over_bare"] {
             assert!(result[figure]["median"].as_f64().unwrap() > 0.0, "{figure}: {report}");
         }
+    }
+    let picture = std::fs::read_to_string(picture).unwrap();
+    for part in ["<svg", "Tokens per second over context", "TTFT over prompt length, ms", "<polyline"] {
+        assert!(picture.contains(part), "{part}: {picture}");
     }
     for refused in [["--prompt", "100000"], ["--generate", "1"], ["--rounds", "0"], ["--prompt", "0"]] {
         let refused = run(&[&["bench", &model], &refused[..]].concat());

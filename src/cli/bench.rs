@@ -9,11 +9,11 @@ use std::{
     collections::BTreeMap,
     io::{self, Write},
     ops::ControlFlow,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
 use serde::Serialize;
 
 use super::{
@@ -26,6 +26,7 @@ use crate::{
     device::Pool,
     engine::{self, Forward, Speculation, Step, Timeline},
     job::{DeviceMemory, DevicePeak, Job, JobId},
+    load::{LengthCost, lengths_svg},
     units::Bytes,
     wire::{self, Up},
     worker,
@@ -202,9 +203,26 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         results: results.collect(),
     };
     if args.output.json {
-        return print::document(&report);
+        print::document(&report)?;
+    } else {
+        print::result(|out| print(out, &report))?;
     }
-    print::result(|out| print(out, &report))
+    args.load.plot.iter().try_for_each(|file| draw(file, &report.results))
+}
+
+/// What lengths cost, as a picture.
+#[expect(clippy::cast_precision_loss, reason = "token counts")]
+fn draw(file: &Path, results: &[Lengths]) -> anyhow::Result<()> {
+    let costs: Vec<_> = results
+        .iter()
+        .map(|lengths| {
+            let Spread { median, min, max } = lengths.prefill_tokens_per_second;
+            let ttft_ms = [max, median, min].map(|speed| lengths.prompt_tokens as f64 / speed * 1e3);
+            let Spread { median, min, max } = lengths.decode_tokens_per_second;
+            LengthCost { tokens: lengths.prompt_tokens, ttft_ms, decode: [min, median, max] }
+        })
+        .collect();
+    load::write(file, &lengths_svg(&costs).map_err(|why| anyhow!("--plot: {why}"))?)
 }
 
 /// Gives back what only requests need, as the server does between two of them; what is held then, and how long that took.

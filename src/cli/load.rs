@@ -23,7 +23,7 @@ use crate::{
 
 /// Flags that mean nothing where a model is run. That each requires `url` does not say so: what conflicts with an argument that is
 /// there is not required.
-pub(super) const FLAGS: [&str; 21] = [
+pub(super) const FLAGS: [&str; 20] = [
     "url",
     "compare",
     "api",
@@ -44,7 +44,6 @@ pub(super) const FLAGS: [&str; 21] = [
     "good_tpot",
     "good_e2e",
     "out",
-    "plot",
 ];
 
 /// What load, on which server.
@@ -135,9 +134,9 @@ pub(super) struct LoadArgs {
     #[arg(long, value_name = "FILE", requires = "url")]
     out: Option<PathBuf>,
 
-    /// Draw the waits into this file, in SVG; also of two results
+    /// Draw the waits into this file, in SVG; also of two results. Of a model: what prompt and context cost
     #[arg(long, value_name = "FILE")]
-    plot: Option<PathBuf>,
+    pub(super) plot: Option<PathBuf>,
 
     /// API key, where the server wants one
     #[arg(long, value_name = "KEY", env = "OPENAI_API_KEY", hide_env_values = true)]
@@ -313,7 +312,7 @@ fn draw(file: &Path, runs: &[(String, &LoadResult)]) -> anyhow::Result<()> {
     write(file, &picture)
 }
 
-fn write(file: &Path, text: &str) -> anyhow::Result<()> {
+pub(super) fn write(file: &Path, text: &str) -> anyhow::Result<()> {
     fs::write(file, text).with_context(|| format!("{} cannot be written", file.display()))
 }
 

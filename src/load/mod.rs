@@ -25,7 +25,7 @@ pub use self::{
     ask::Outcome,
     lengths::Lengths,
     plan::{Api, Pace, Plan, Prompts},
-    plot::svg,
+    plot::{LengthCost, lengths_svg, svg},
     report::{comparison, table},
     result::{Heading, Limits, LoadResult, Summary},
 };

@@ -1,4 +1,4 @@
-//! A run, or several, as a picture: percentiles of the waits, and their course.
+//! A run, or several, as a picture: percentiles of the waits, and their course. And what lengths cost a model.
 
 use plotters::{
     coord::Shift,
@@ -36,6 +36,69 @@ pub fn svg(runs: &[(String, &LoadResult)]) -> Result<String, String> {
         draw(&area, runs).map_err(|error| format!("the picture cannot be drawn: {error}"))?;
     }
     Ok(out)
+}
+
+/// What a length costs: least, median and most of several rounds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LengthCost {
+    /// Tokens of the prompt, and of the context that an answer begins with.
+    pub tokens: usize,
+    /// Time to the first token.
+    pub ttft_ms: [f64; 3],
+    /// Tokens per second of the answer.
+    pub decode: [f64; 3],
+}
+
+/// The picture of what lengths cost, in SVG: tokens per second over context, and time to the first token over prompt length.
+///
+/// # Errors
+/// When there is nothing to draw.
+pub fn lengths_svg(costs: &[LengthCost]) -> Result<String, String> {
+    let mut out = String::new();
+    {
+        let area = SVGBackend::with_string(&mut out, SIZE).into_drawing_area();
+        let (left, right) = area.split_horizontally(SIZE.0 / 2);
+        area.fill(&WHITE)
+            .map_err(Into::into)
+            .and_then(|()| over_length(&left, "Tokens per second over context", costs, |cost| cost.decode))
+            .and_then(|()| over_length(&right, "TTFT over prompt length, ms", costs, |cost| cost.ttft_ms))
+            .and_then(|()| Ok(area.present()?))
+            .map_err(|error| format!("the picture cannot be drawn: {error}"))?;
+    }
+    Ok(out)
+}
+
+/// One figure over the length, from nothing up: where a line bends is what there is to see.
+#[expect(clippy::cast_precision_loss, reason = "token counts")]
+fn over_length(
+    area: &DrawingArea<SVGBackend<'_>, Shift>,
+    caption: &str,
+    costs: &[LengthCost],
+    of: impl Fn(&LengthCost) -> [f64; 3],
+) -> Drawn {
+    let (_, most) = bounds(costs.iter().flat_map(&of))?;
+    let end = costs.iter().map(|cost| cost.tokens).max().unwrap_or(1) as f64;
+    let mut chart = ChartBuilder::on(area)
+        .caption(caption, ("sans-serif", 16))
+        .margin(10)
+        .x_label_area_size(30)
+        .y_label_area_size(55)
+        .build_cartesian_2d(0.0..end * 1.05, 0.0..most)?;
+    chart
+        .configure_mesh()
+        .x_label_formatter(&|x| format!("{x:.0}"))
+        .y_label_formatter(&|y| format!("{y:.0}"))
+        .draw()?;
+    let colour = COLOURS[0];
+    let mut costs: Vec<_> = costs.iter().collect();
+    costs.sort_by_key(|cost| cost.tokens);
+    let medians = costs.iter().map(|cost| (cost.tokens as f64, of(cost)[1]));
+    chart.draw_series(LineSeries::new(medians, colour.stroke_width(2)).point_size(3))?;
+    chart.draw_series(costs.iter().map(|cost| {
+        let (at, [least, _, most]) = (cost.tokens as f64, of(cost));
+        PathElement::new(vec![(at, least), (at, most)], colour.mix(0.6))
+    }))?;
+    Ok(())
 }
 
 fn draw(area: &DrawingArea<SVGBackend<'_>, Shift>, runs: &[(String, &LoadResult)]) -> Drawn {
@@ -117,7 +180,7 @@ fn course(area: &DrawingArea<SVGBackend<'_>, Shift>, runs: &[(String, &LoadResul
 fn bounds(values: impl Iterator<Item = f64>) -> Result<(f64, f64), &'static str> {
     let (least, most) =
         values.filter(|v| *v > 0.0).fold((f64::INFINITY, 0.0), |(a, b), v| (f64::min(a, v), f64::max(b, v)));
-    if most > 0.0 { Ok((least / 1.3, most * 1.3)) } else { Err("there is no whole answer") }
+    if most > 0.0 { Ok((least / 1.3, most * 1.3)) } else { Err("nothing was measured") }
 }
 
 fn shown(value: f64) -> String {
