@@ -121,7 +121,7 @@ class Eka(Peer):
 
 
 class LlamaCpp(Peer):
-    """llama.cpp's llama-bench and llama-server, with Q4_0 throughout: 4.5 bits a weight."""
+    """llama.cpp's llama-bench, and llama-server if it is there, with Q4_0 throughout: 4.5 bits a weight."""
 
     name = "llama.cpp"
 
@@ -129,8 +129,8 @@ class LlamaCpp(Peer):
         find = lambda program: shutil.which(program, path=folder) if folder else shutil.which(program)
         self.bench, self.server, self.quantize = map(find, ("llama-bench", "llama-server", "llama-quantize"))
         self.given = given
-        if not (self.bench and self.server):
-            self.why_not = "no llama-bench and llama-server in " + (str(folder) if folder else "PATH") + ": name their folder with --llama-cpp"
+        if not self.bench:
+            self.why_not = "no llama-bench in " + (str(folder) if folder else "PATH") + ": name their folder with --llama-cpp"
         elif given is None and not random_weights:
             self.why_not = "needs the checkpoint as a GGUF file: llama.cpp's convert_hf_to_gguf.py makes one for --gguf"
         elif given is None and not self.quantize:
@@ -161,6 +161,8 @@ class LlamaCpp(Peer):
         return {"prefill": prefill[0]["avg_ts"]} | {f"decode_{result['n_depth']}": result["avg_ts"] for result in decode}
 
     def serve(self, settings, port):
+        if not self.server:
+            return None
         # With more slots than one, each has its share of the context.
         room = (max(settings.contexts) + settings.steps + 256) * settings.llama_slots
         return [self.server, "-m", self.model, "-t", settings.threads, "-ngl", 0, "-np", settings.llama_slots, "-c", room,
