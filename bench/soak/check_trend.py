@@ -49,6 +49,13 @@ def main():
     assert "parent_kib" in judge(seen, samples(noisy(100.0, 1, length=300)), 300)["wrong"][0]
     slower = [asked(at, 0.1 if at < 1500 else 0.12) for at in range(2000)]
     assert "99th percentile" in judge(slower, samples(noisy(0.0, 1)), 2000)["wrong"][0]
+    # Crowds that come now and then, more of them in the last quarter by chance; and a server that does get slower.
+    crowd = lambda at, quarters: 0.4 if any(start <= at % 500 < start + 12 for start in quarters[at // 500]) else 0.05
+    chance = [asked(at, crowd(at, {0: [50, 300], 1: [100], 2: [100], 3: [60, 160, 310]})) for at in range(2000)]
+    assert judge(chance, samples(noisy(0.0, 1)), 2000)["wrong"] == []
+    pick = random.Random(3)
+    worse = [asked(at, pick.uniform(0.05, 0.1) * (1 + at / 4000)) for at in range(2000)]
+    assert "99th percentile" in judge(worse, samples(noisy(0.0, 1)), 2000)["wrong"][0]
     lost = judge(seen + [asked(5, None, "the stream breaks off")], samples(noisy(0.0, 1)), 2000)
     assert lost["wrong"] == ["ask at 5.0 s: the stream breaks off"]
     print("soak: trends are found, and only those")

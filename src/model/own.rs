@@ -18,7 +18,7 @@ use prost::Message;
 
 use crate::{
     choice::CacheChoice,
-    device::operators::{ATTENTION, Blocks, DOMAIN, Format, MATMUL, MATRIX, Matrix, Operators},
+    device::operators::{ATTENTION, Blocks, DOMAIN, Format, MATMUL, MATRIX, Matrix, Operators, Store},
     onnx::{
         Attribute, AttributeType, DataLocation, Dimension, ElementType, Extent, Graph, Model, Node,
         OperatorSet, Tensor, TensorType, ValueInfo,
@@ -103,14 +103,17 @@ fn matrix(
     data.read(scales, &mut room.scales)?;
     // Files are little-endian.
     room.scales.iter_mut().for_each(|scale| *scale = f32::from_bits(u32::from_le(scale.to_bits())));
-    Matrix::new(Blocks { columns, depth, block, codes: &room.codes, scales: &room.scales })
+    let source = Blocks { columns, depth, block, codes: &room.codes, scales: &room.scales };
+    Matrix::new(source, &mut room.laid_out)
 }
 
-/// Where a tensor is read to, kept from one to the next: memory that is new is dearer than what is read into it.
+/// Where a tensor is read to, kept from one to the next: memory that is new is dearer than what is read into it; and where
+/// matrices are laid out.
 #[derive(Default)]
 struct Room {
     codes: Vec<u8>,
     scales: Vec<f32>,
+    laid_out: Store,
 }
 
 /// Makes attention ours where it can be; what the key-value cache is in then: `format`, or float32 where some of it is not

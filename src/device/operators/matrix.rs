@@ -15,7 +15,7 @@
 
 use half::{f16, slice::HalfFloatSliceExt};
 
-use super::pages::Pages;
+use super::pages::{Pages, Store};
 
 /// Weights that share a scale.
 pub(super) const BLOCK: usize = 32;
@@ -52,9 +52,9 @@ pub struct Matrix {
 }
 
 impl Matrix {
-    /// Lays `source` out; `None` where its sizes do not belong together, or there is no memory for it.
+    /// Lays `source` out in memory of `store`; `None` where its sizes do not belong together, or there is none.
     #[must_use]
-    pub fn new(source: Blocks) -> Option<Self> {
+    pub fn new(source: Blocks, store: &mut Store) -> Option<Self> {
         let Blocks { columns, depth, block, codes, scales } = source;
         let source_blocks = depth.div_ceil(block.max(1));
         let fits = block.is_multiple_of(BLOCK)
@@ -72,8 +72,8 @@ impl Matrix {
             columns,
             depth,
             blocks,
-            codes: Pages::zeroed(panels * blocks * BLOCK * PANEL / 2)?,
-            scales: Pages::zeroed(panels * blocks * PANEL)?,
+            codes: Pages::zeroed(panels * blocks * BLOCK * PANEL / 2, store)?,
+            scales: Pages::zeroed(panels * blocks * PANEL, store)?,
             unit,
         };
         matrix.fill(source);

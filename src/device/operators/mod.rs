@@ -50,6 +50,7 @@ use super::threads::Crew;
 use attention::Attention;
 pub use attention::{ATTENTION, Format};
 pub use matrix::{Blocks, Matrix};
+pub use pages::Store;
 pub use product::Kind;
 use product::{Parts, Product, Rounded, Rounding};
 
