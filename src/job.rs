@@ -62,6 +62,8 @@ pub struct Job {
     pub trace: Option<TraceLink>,
     /// Whether it may begin with what is kept of earlier prompts, and may be kept itself.
     pub cache_prompt: bool,
+    /// Its prompt is read and put into a file, and nothing is generated.
+    pub save: Option<SaveAs>,
     /// Ids that end the generation. The one that does is counted, but not reported as a token: it has no text.
     pub end_tokens: Vec<u32>,
 }
@@ -83,9 +85,19 @@ impl Job {
             scores: None,
             trace: None,
             cache_prompt: true,
+            save: None,
             end_tokens: Vec::new(),
         }
     }
+}
+
+/// Where a prompt that was read is put.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SaveAs {
+    /// What it is called.
+    pub name: String,
+    /// The directory of saved prompts.
+    pub dir: PathBuf,
 }
 
 /// The span of a trace, by the names of W3C Trace Context; one that is recorded.
@@ -301,6 +313,8 @@ pub struct Timings {
     pub resumed: u32,
     /// Tokens that were guessed.
     pub drafted: Drafted,
+    /// To put a prompt into a file, where that was asked for.
+    pub saving: Duration,
 }
 
 /// Tokens that were guessed and computed along with others.
@@ -360,6 +374,22 @@ pub enum Failure {
     #[error("the device has no room for this request: {message}")]
     OutOfMemory {
         /// How much was asked for and what there is, and the way out.
+        message: String,
+    },
+    /// A saved prompt cannot be used as it is.
+    #[error("saved prompt {name:?} cannot be used: {message}")]
+    SavedPrompt {
+        /// What it is called.
+        name: String,
+        /// Why not, and the way out.
+        message: String,
+    },
+    /// A saved prompt's file could not be written or read.
+    #[error("saved prompt {name:?}: {message}")]
+    SavedFile {
+        /// What it is called.
+        name: String,
+        /// What the system said.
         message: String,
     },
     /// The worker process ended while it ran the job.
@@ -510,6 +540,20 @@ pub enum Order {
     },
     /// Give back what no job needs.
     Trim,
+    /// Keep a saved prompt for jobs that begin like it.
+    Restore {
+        /// The model that it is of.
+        model: ModelId,
+        /// What it is called.
+        name: String,
+        /// Its file.
+        file: PathBuf,
+    },
+    /// Let go of a saved prompt that was restored.
+    Forget {
+        /// What it is called.
+        name: String,
+    },
 }
 
 /// What an order came to.

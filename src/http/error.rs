@@ -191,6 +191,9 @@ impl ApiError {
                 "the device has no room for this request; shorten the prompt or ask for fewer new tokens"
                     .into()
             }
+            Self::Failure(Failure::SavedFile { name, .. }) => {
+                format!("the file of saved prompt {name:?} cannot be written or read")
+            }
             Self::Failure(Failure::WorkerLost { .. }) => "the worker process was lost".into(),
             Self::Internal { .. } => "an internal task failed".into(),
             _ => return None,
@@ -256,6 +259,8 @@ fn failure_row(failure: &Failure) -> (StatusCode, &'static str) {
         Failure::Device { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "device_error"),
         // Not one of 5xx: clients send those again by themselves, and the same request needs as much the next time.
         Failure::OutOfMemory { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "out_of_memory"),
+        Failure::SavedPrompt { .. } => (StatusCode::CONFLICT, "saved_prompt_unusable"),
+        Failure::SavedFile { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "saved_prompt_failed"),
         Failure::WorkerLost { .. } => (StatusCode::BAD_GATEWAY, "worker_lost"),
         Failure::NoWorker { .. } => (StatusCode::SERVICE_UNAVAILABLE, "worker_down"),
         Failure::QueueTimeout { .. } => (StatusCode::GATEWAY_TIMEOUT, "queue_timeout"),
