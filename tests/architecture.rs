@@ -33,7 +33,7 @@ const LAYERS: &str = "
     client:
     smoke: client
     load: client
-    cli: access choice client config constraint device engine executor export http job load manifest metrics model smoke supervise text traces units wire worker
+    cli: access choice client config constraint device engine executor export http job load manifest metrics model saved smoke supervise text traces units wire worker
 ";
 
 /// The only module with `unsafe`.

@@ -50,6 +50,8 @@ pub(super) enum ApiError {
     NotJson { message: String },
     #[error(transparent)]
     Field(#[from] FieldError),
+    #[error("there is no saved prompt {name:?} here; GET /admin/cache lists those that there are")]
+    SavedPromptNotFound { name: String },
     #[error("there is no model {asked:?} here; this server serves {served}")]
     ModelNotFound { asked: String, served: String },
     #[error(
@@ -105,6 +107,7 @@ impl ApiError {
             Self::BodyBroken { .. } => (S::BAD_REQUEST, "body_broken"),
             Self::NotJson { .. } => (S::BAD_REQUEST, "invalid_json"),
             Self::Field(field) => (S::BAD_REQUEST, field.code()),
+            Self::SavedPromptNotFound { .. } => (S::NOT_FOUND, "saved_prompt_not_found"),
             Self::ModelNotFound { .. } => (S::NOT_FOUND, "model_not_found"),
             Self::NotFromHere => (S::FORBIDDEN, "not_from_here"),
             Self::NoKey | Self::WrongKey => (S::UNAUTHORIZED, "invalid_api_key"),
@@ -139,6 +142,7 @@ impl ApiError {
             Self::Field(field) => Some(field.param()),
             Self::ModelNotFound { .. } | Self::ModelNotAllowed { .. } => Some("model"),
             Self::EmptyPrompt => Some("prompt"),
+            Self::SavedPromptNotFound { .. } | Self::Failure(Failure::SavedPrompt { .. }) => Some("name"),
             Self::Constraint { param, .. } => Some(param),
             Self::Text(TextError::NoTable) => None,
             Self::Text(TextError::NoTools { .. }) => Some("tools"),

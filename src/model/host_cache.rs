@@ -1,11 +1,14 @@
 //! Keys and values in the host's memory, wherever the model computes: what comes from a file and goes to one.
 
+use std::path::Path;
+
 use half::{bf16, f16};
 
-use super::{Cache, Model};
+use super::{Cache, Model, check::of_layer, own};
 use crate::{
+    choice::CacheChoice,
     device::{DeviceError, HostCopy, operators::Format},
-    manifest::Dtype,
+    manifest::{Dtype, Manifest},
     saved::{Kind, Shape},
     units::Bytes,
 };
@@ -33,19 +36,35 @@ impl HostCache {
     }
 }
 
+/// The sizes of the key-value cache that the model in `dir` would have, without loading it: stored as `cache` says where
+/// attention is ours, and as the graph declares it where none is to be, or its attention cannot be.
+#[must_use]
+pub fn expected_cache_shape(dir: &Path, manifest: &Manifest, cache: Option<CacheChoice>) -> Shape {
+    let path = dir.join(&manifest.graph.file);
+    let format = cache.and_then(|cache| own::cache_format(&path, cache));
+    let declared = own::declared_dtype(&path, &of_layer(&manifest.graph.past_key, 0));
+    let manifest = Manifest { dtype: declared.unwrap_or(manifest.dtype), ..manifest.clone() };
+    shape_of(&manifest, format)
+}
+
+/// With attention of our own, the cache is in its format; else it has the graph's type.
+fn shape_of(manifest: &Manifest, format: Option<Format>) -> Shape {
+    let dims = &manifest.dims;
+    let kind = match (format, manifest.dtype) {
+        (Some(Format::Int8), _) => Kind::Int8,
+        (Some(Format::Float16), _) | (None, Dtype::Float16) => Kind::Float16,
+        (Some(Format::Float32), _) | (None, Dtype::Float32) => Kind::Float32,
+        (None, Dtype::Bfloat16) => Kind::Bfloat16,
+    };
+    let row = format.map_or(dims.head_dim, |format| format.elements(dims.head_dim));
+    Shape { layers: dims.layers, heads: dims.kv_heads, row, kind }
+}
+
 impl Model {
     /// The sizes of its key-value cache, but for its positions.
     #[must_use]
     pub fn cache_shape(&self) -> Shape {
-        let dims = &self.manifest().dims;
-        let kind = match (self.cache_format(), self.manifest().dtype) {
-            (Some(Format::Int8), _) => Kind::Int8,
-            (Some(Format::Float16), _) | (None, Dtype::Float16) => Kind::Float16,
-            (Some(Format::Float32), _) | (None, Dtype::Float32) => Kind::Float32,
-            (None, Dtype::Bfloat16) => Kind::Bfloat16,
-        };
-        let row = self.cache_format().map_or(dims.head_dim, |format| format.elements(dims.head_dim));
-        Shape { layers: dims.layers, heads: dims.kv_heads, row, kind }
+        shape_of(self.manifest(), self.cache_format())
     }
 
     /// Room for so many positions.
@@ -53,9 +72,8 @@ impl Model {
     /// # Errors
     /// [`DeviceError::Memory`] when the system has none.
     pub fn host_cache(&self, positions: usize) -> Result<HostCache, DeviceError> {
-        let layers = (0..self.cache_shape().layers).map(|_| {
-            Ok([self.host_copy(positions)?, self.host_copy(positions)?])
-        });
+        let layers = (0..self.cache_shape().layers)
+            .map(|_| Ok([self.host_copy(positions)?, self.host_copy(positions)?]));
         Ok(HostCache { layers: layers.collect::<Result<_, DeviceError>>()? })
     }
 

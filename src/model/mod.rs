@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 pub use cache::Cache;
 pub use check::GraphError;
-pub use host_cache::HostCache;
+pub use host_cache::{HostCache, expected_cache_shape};
 pub use pass::Pass;
 use pass::Rows;
 

@@ -172,7 +172,8 @@ impl Header {
         if format != FORMAT {
             return Err(SavedError::Format { found: format });
         }
-        let missing = || refused("it does not say which model it is of, when it was saved and what its sum is");
+        let missing =
+            || refused("it does not say which model it is of, when it was saved and what its sum is");
         let (tokens, shape) = described(&metadata).ok_or_else(|| refused("it has other tensors"))?;
         let head = Head {
             model: text(MODEL_KEY).ok_or_else(missing)?,

@@ -62,7 +62,9 @@ pub enum SavedError {
         found: String,
     },
     /// It is not as long as its header says.
-    #[error("it has {found} bytes and its header tells of {expected}, so it was cut or damaged; save it again")]
+    #[error(
+        "it has {found} bytes and its header tells of {expected}, so it was cut or damaged; save it again"
+    )]
     Length {
         /// Bytes of the file.
         found: u64,
@@ -81,7 +83,9 @@ pub enum SavedError {
         model: String,
     },
     /// The model's cache is of another type.
-    #[error("its keys and values are {found}, and the cache is {expected} here; save it again, or set engine.kv_cache")]
+    #[error(
+        "its keys and values are {found}, and the cache is {expected} here; save it again, or set engine.kv_cache"
+    )]
     Kind {
         /// The file's type.
         found: Kind,
@@ -107,7 +111,9 @@ pub enum SavedError {
         capacity: Tokens,
     },
     /// A token that the model does not have.
-    #[error("it has the token id {id}, which is outside the model's vocabulary of {vocabulary}; save it again")]
+    #[error(
+        "it has the token id {id}, which is outside the model's vocabulary of {vocabulary}; save it again"
+    )]
     Token {
         /// The id.
         id: u32,

@@ -19,13 +19,7 @@ fn head() -> Head {
 }
 
 fn expected() -> Expected {
-    Expected {
-        model: "demo".into(),
-        identity: "abc".into(),
-        shape: SHAPE,
-        capacity: 64,
-        vocabulary: 50,
-    }
+    Expected { model: "demo".into(), identity: "abc".into(), shape: SHAPE, capacity: 64, vocabulary: 50 }
 }
 
 fn name(text: &str) -> Name {

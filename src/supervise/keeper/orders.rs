@@ -13,7 +13,11 @@ use crate::{
 };
 
 impl Keeper {
-    pub(super) async fn obey(&mut self, worker: &mut Worker, (order, reply): OrderRequest) -> Result<(), Lost> {
+    pub(super) async fn obey(
+        &mut self,
+        worker: &mut Worker,
+        (order, reply): OrderRequest,
+    ) -> Result<(), Lost> {
         let (before, began) = (worker.memory, Instant::now());
         let done = self.carry_out(worker, order).await;
         let outcome = match &done {
@@ -88,7 +92,11 @@ impl Keeper {
     }
 
     /// Has saved prompts of these models restored that the worker does not have any more.
-    pub(super) async fn restore_lost(&mut self, worker: &mut Worker, model: Option<&ModelId>) -> Result<(), Lost> {
+    pub(super) async fn restore_lost(
+        &mut self,
+        worker: &mut Worker,
+        model: Option<&ModelId>,
+    ) -> Result<(), Lost> {
         while let Some(prompt) = self.lost_prompt(model) {
             let name = prompt.name.clone();
             if let Err(failure) = self.restore(worker, prompt).await? {
