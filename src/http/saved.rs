@@ -59,7 +59,8 @@ pub(super) struct SavedPrompt {
     kv_cache: Option<String>,
     /// When, in seconds since 1970.
     saved_at: Option<u64>,
-    /// Why the file cannot be used; null where it can.
+    /// Why the file cannot be used; not there where it can.
+    #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
 }
 
