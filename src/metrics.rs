@@ -52,6 +52,18 @@ pub struct MemoryKind {
     pub device: OnDevice,
 }
 
+/// What was done with a saved prompt.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PromptFile {
+    /// `save` or `restore`.
+    pub action: &'static str,
+    /// `ok` or `failed`.
+    pub outcome: &'static str,
+    /// Where it was restored, also of its own accord after a worker was replaced; a save is nobody's.
+    #[prometheus(flatten)]
+    pub device: OnDevice,
+}
+
 /// What computes nodes of a graph.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Provider {
@@ -164,6 +176,8 @@ pub struct Metrics {
     pub worker_exits: Family<ExitReason, Counter>,
     /// Seconds that the last load of the model took.
     pub model_load_seconds: PerDevice<Gauge<f64, AtomicU64>>,
+    /// Prompts that were put into files, and read from them.
+    pub saved_prompts: Family<PromptFile, Counter>,
     /// Nodes of the loaded graphs by what computes them.
     pub graph_nodes: Family<Provider, Gauge>,
     /// Memory of the processes.
@@ -232,6 +246,7 @@ impl Metrics {
             jobs_resumed: PerDevice::new(&devices),
             worker_exits: Family::default(),
             model_load_seconds: PerDevice::new(&devices),
+            saved_prompts: Family::default(),
             graph_nodes: Family::default(),
             memory: Family::default(),
             trace_spans_dropped: Counter::default(),
@@ -273,6 +288,8 @@ impl Metrics {
         r.register("worker_exits", "Worker processes ended, by reason", self.worker_exits.clone());
         let help = "Time that the last load of the model took";
         r.register_with_unit("model_load", help, Unit::Seconds, self.model_load_seconds.clone());
+        let help = "Prompts put into files and read from them, by action and outcome";
+        r.register("saved_prompts", help, self.saved_prompts.clone());
         let help = "Nodes of the loaded graphs by execution provider";
         r.register("graph_nodes", help, self.graph_nodes.clone());
         let help = "Memory of the parent and the worker process";

@@ -29,6 +29,7 @@ mod program;
 #[cfg(unix)]
 mod readme;
 mod responses;
+mod saved;
 mod scores;
 mod serving;
 mod several;

@@ -216,6 +216,8 @@ pub struct Engine {
     pub context_length: Option<Tokens>,
     /// Most memory of earlier prompts and answers, kept for requests that begin alike; 0 keeps none.
     pub prefix_cache: Bytes,
+    /// Where prompts are saved that `/admin/cache` is told to.
+    pub prefix_cache_dir: PathBuf,
     /// Most tokens that are guessed and verified in one pass; 0 guesses none.
     pub draft_tokens: usize,
     /// Most new tokens of a request that does not say.

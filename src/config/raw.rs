@@ -105,6 +105,7 @@ pub(super) struct RawEngine {
     pub(super) prefill_chunk: i64,
     pub(super) context_length: Option<i64>,
     pub(super) prefix_cache_bytes: i64,
+    pub(super) prefix_cache_dir: Option<String>,
     pub(super) draft_tokens: i64,
     pub(super) default_max_new_tokens: i64,
 }

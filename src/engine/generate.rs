@@ -43,8 +43,8 @@ pub struct Outcome {
 }
 
 /// Runs `job`, from what is kept of a context that begins alike, and says each step to `emit`, until it ends or `emit`
-/// breaks. `guide` is the one that was begun for the job, if it has a constraint; `speculation` is what earlier jobs of this
-/// model have taught.
+/// breaks. Of a job that is to be saved the prompt is read, and that is all. `guide` is the one that was begun for the job, if
+/// it has a constraint; `speculation` is what earlier jobs of this model have taught.
 ///
 /// # Errors
 /// [`EngineError::Job`] when the job does not fit the model, before anything is computed; others when the device fails.
@@ -64,6 +64,9 @@ pub fn generate(
     let Some(logits) = run.prefill(model, &mut emit)? else {
         return Ok(run.outcome(FinishReason::Cancelled));
     };
+    if job.save.is_some() {
+        return Ok(run.outcome(FinishReason::EndToken));
+    }
     run.choose(logits)?;
     loop {
         if let Some(reason) = run.say(&mut emit) {
@@ -308,6 +311,7 @@ impl<'a> Run<'a> {
                 decode: elapsed.saturating_sub(prefill),
                 resumed: 0,
                 drafted: self.drafted,
+                saving: Duration::ZERO,
             },
         }
     }

@@ -122,7 +122,7 @@ pub(super) fn prompt_progress(progress: &Progress) -> Value {
 }
 
 /// To the microsecond; more digits would be noise.
-fn milliseconds(time: Duration) -> f64 {
+pub(super) fn milliseconds(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e6).round() / 1e3
 }
 

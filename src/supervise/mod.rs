@@ -35,6 +35,7 @@ mod models;
 mod pace;
 mod policy;
 mod process;
+mod restored;
 mod stderr;
 mod watchdog;
 

@@ -14,6 +14,7 @@
 
 pub mod faults;
 mod memory;
+mod saved;
 
 use std::{
     collections::BTreeMap,
@@ -36,10 +37,12 @@ use crate::{
         Device, Fault, OpenError, OpenOptions, SessionOptions,
         host::{self, Pace},
     },
-    engine::{self, EngineError, Forward, Speculation, Step, Timeline, TimelineOptions},
+    engine::{self, EngineError, Forward, Outcome, Speculation, Step, Timeline, TimelineOptions},
     job::{
-        Failure, Finish, GpuReport, Job, Memory, MemoryReport, ModelId, ModelReport, Placement, RuntimeReport,
+        Failure, Finish, FinishReason, GpuReport, Job, Memory, MemoryReport, ModelId, ModelReport, Placement,
+        RuntimeReport, SaveAs,
     },
+    manifest,
     model::{Model, ModelError},
     units::Bytes,
     wire::{self, Down, PROTOCOL, Up, WireError, WorkerSpec},
@@ -47,6 +50,7 @@ use crate::{
 use faults::{Faults, Outlet, Plan, Point};
 use memory::Holdings;
 pub use memory::{device_memory, device_peak};
+use saved::NotSaved;
 
 /// Why a worker ended early.
 #[derive(Debug, thiserror::Error)]
@@ -183,6 +187,8 @@ struct Loaded {
     timeline: Timeline,
     speculation: Speculation,
     guides: Guides,
+    /// What the model is, as files of its prompts name it.
+    identity: String,
 }
 
 struct Worker<W> {
@@ -212,9 +218,16 @@ impl<W: Write> Worker<W> {
                     wire::write(&Up::Unloaded { model, memory }, &mut self.output)?;
                 }
                 Some(Down::Trim) => {
+                    self.forget(None);
                     self.clear_others(None);
                     let memory = self.trim(Bytes(0));
                     wire::write(&Up::Trimmed { memory }, &mut self.output)?;
+                }
+                Some(Down::Restore { model, name, file }) => self.restore(&model, &name, &file)?,
+                Some(Down::Forget(name)) => {
+                    self.forget(Some(&name));
+                    let memory = self.holdings.settle();
+                    wire::write(&Up::Forgotten { memory }, &mut self.output)?;
                 }
                 Some(Down::Cancel(_) | Down::Start(_)) => {}
                 Some(Down::Shutdown) | None => return Ok(()),
@@ -279,6 +292,7 @@ impl<W: Write> Worker<W> {
         // What was kept until now would count for the model.
         let before = if was_kept { self.holdings.settle() } else { self.holdings.idle() };
         self.faults.at(Point::Load)?;
+        let identity = manifest::identity(dir).map_err(ModelError::from)?;
         let WorkerSpec { own_operators, cuda_graphs: captures, kv_cache: cache, .. } = self.spec;
         let options = SessionOptions { threads: self.threads, own_operators, captures, cache };
         let model = Model::open_on(&self.device, dir, options)?;
@@ -296,7 +310,8 @@ impl<W: Write> Worker<W> {
         let capacity = timeline.capacity();
         let threads = timeline.model().session().threads();
         let guides = Guides::new(dir.to_path_buf(), timeline.vocabulary());
-        self.models.insert(id.clone(), Loaded { timeline, speculation: Speculation::new(), guides });
+        let speculation = Speculation::new();
+        self.models.insert(id.clone(), Loaded { timeline, speculation, guides, identity });
         let held = self.holdings.settle();
         let after = self.trim_to_due(Duration::ZERO).unwrap_or(held);
         let placement = Placement(placement);
@@ -324,14 +339,61 @@ impl<W: Write> Worker<W> {
         self.holdings.keep(Bytes(kept));
     }
 
+    fn restore(&mut self, model: &ModelId, name: &str, file: &Path) -> Result<(), WorkerError> {
+        let restored = match self.models.get_mut(model) {
+            Some(loaded) => saved::restore(loaded, model, name, file),
+            None => Err(not_loaded(model)),
+        };
+        self.note_kept();
+        let memory = self.holdings.settle();
+        let frame = match restored {
+            Ok(_) => Up::Restored { memory },
+            Err(failure) => Up::NotRestored { failure },
+        };
+        Ok(wire::write(&frame, &mut self.output)?)
+    }
+
+    /// Lets go of saved prompts that were restored: of those of a name, or of all.
+    fn forget(&mut self, name: Option<&str>) {
+        self.models.values_mut().for_each(|loaded| loaded.timeline.forget_restored(name));
+        self.note_kept();
+    }
+
+    /// Puts a job's prompt into its file, if it was read to its end.
+    fn save(
+        &mut self,
+        job: &Job,
+        to: &SaveAs,
+        read: Result<Outcome, EngineError>,
+    ) -> Result<Result<Outcome, EngineError>, WorkerError> {
+        let Self { models, noted, output, .. } = self;
+        let (Some(loaded), Ok(outcome)) = (models.get(&job.model), &read) else { return Ok(read) };
+        if outcome.reason == FinishReason::Cancelled {
+            return Ok(read);
+        }
+        let (mut outcome, began) = (*outcome, Instant::now());
+        let written = saved::save(loaded, &job.model, &job.prompt, to, |written| {
+            wire::write(&Up::Saving { job: job.id, written }, output).map_err(NotSaved::Pipe)?;
+            if noted.stops(job) { Err(NotSaved::Stopped) } else { Ok(()) }
+        });
+        outcome.timings.saving = began.elapsed();
+        match written {
+            Ok(_) => Ok(Ok(outcome)),
+            Err(e) => Ok(match e.into_failure(&to.name)? {
+                None => Ok(Outcome { reason: FinishReason::Cancelled, ..outcome }),
+                Some(failure) => Err(failure),
+            }),
+        }
+    }
+
     fn generate(&mut self, job: &Job) -> Result<(), WorkerError> {
         let before = self.holdings.idle();
         self.clear_others(Some(&job.model));
         self.holdings.begin();
         let mut broken = None;
         let Self { models, noted, output, faults, .. } = self;
-        let Some(Loaded { timeline, speculation, guides }) = models.get_mut(&job.model) else {
-            let failure = Failure::Model { model: job.model.clone(), message: "it is not loaded".into() };
+        let Some(Loaded { timeline, speculation, guides, .. }) = models.get_mut(&job.model) else {
+            let failure = not_loaded(&job.model);
             return Ok(wire::write(&Up::Failed { job: job.id, failure, poisoned: false }, output)?);
         };
         let guide = guides.begin(job);
@@ -355,8 +417,13 @@ impl<W: Write> Worker<W> {
         if let Some(e) = broken {
             return Err(e.into());
         }
+        let outcome = match &job.save {
+            Some(to) => self.save(job, to, outcome)?,
+            None => outcome,
+        };
         let peak_resident = host::memory().peak_resident;
         let device_peak = self.holdings.peak();
+        let Some(Loaded { timeline, .. }) = self.models.get_mut(&job.model) else { return Ok(()) };
         match &outcome {
             Ok(_) => timeline.settle(job.cache_prompt),
             // Refused before anything was computed, or by its constraint: what is kept is sound.
@@ -368,7 +435,7 @@ impl<W: Write> Worker<W> {
         let fault = outcome.as_ref().map_or_else(EngineError::fault, |_| Fault::Other);
         let poisoned = fault == Fault::Poisoned;
         let last = match outcome {
-            Ok(engine::Outcome { reason, usage, timings }) => {
+            Ok(Outcome { reason, usage, timings }) => {
                 Up::Done { job: job.id, finish: Finish { reason, usage, timings, memory } }
             }
             Err(e) => Up::Failed { job: job.id, failure: Failure::from(e), poisoned },
@@ -379,6 +446,10 @@ impl<W: Write> Worker<W> {
         }
         self.trim_if_due(Duration::ZERO)
     }
+}
+
+fn not_loaded(model: &ModelId) -> Failure {
+    Failure::Model { model: model.clone(), message: "it is not loaded".into() }
 }
 
 fn step_frame(job: &Job, step: Step) -> Up {
