@@ -301,6 +301,8 @@ pub struct Timings {
     pub resumed: u32,
     /// Tokens that were guessed.
     pub drafted: Drafted,
+    /// Of these, the ones that a draft model guessed.
+    pub drafted_by_model: Drafted,
 }
 
 /// Tokens that were guessed and computed along with others.

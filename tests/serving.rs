@@ -243,6 +243,7 @@ fn finish(job: &Job, reason: FinishReason, completion_tokens: usize) -> Finish {
             decode: Duration::from_millis(100),
             resumed: 0,
             drafted: Drafted { tokens: 9, right: 4 },
+            drafted_by_model: Drafted { tokens: 5, right: 3 },
         },
         memory: MemoryReport {
             before: memory,
