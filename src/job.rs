@@ -448,11 +448,13 @@ pub struct ModelReport {
     pub placement: Placement,
     /// Most positions, prompt and answer together.
     pub capacity: usize,
+    /// The draft model that is loaded with it.
+    pub draft: Option<ModelId>,
     /// Time from being told to load to being warm.
     pub load_time: Duration,
     /// Memory held before.
     pub before: Memory,
-    /// Memory held with the model loaded and warm.
+    /// Memory held with the model loaded and warm, and its draft model.
     pub after: Memory,
 }
 

@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Version of the frames below; both ends must have the same.
-pub const PROTOCOL: u32 = 10;
+pub const PROTOCOL: u32 = 11;
 
 /// Longest payload that is sent or read: room for a prompt of some three million tokens.
 pub const MAX_FRAME: Bytes = Bytes::mib(16);
@@ -40,6 +40,8 @@ pub enum Down {
         model: ModelId,
         /// Its directory.
         dir: PathBuf,
+        /// What guesses for it.
+        draft: Option<DraftModel>,
     },
     /// Give a model's memory back; answered by [`Up::Unloaded`], also when it is not loaded.
     Unload(ModelId),
@@ -51,6 +53,15 @@ pub enum Down {
     Trim,
     /// End with exit code 0, after the current step.
     Shutdown,
+}
+
+/// A smaller model that guesses for another, with the same tokens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DraftModel {
+    /// Its name, for people.
+    pub id: ModelId,
+    /// Its directory.
+    pub dir: PathBuf,
 }
 
 /// How a worker runs whatever it loads.

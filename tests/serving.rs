@@ -269,6 +269,7 @@ pub(crate) fn ready_report() -> SlotReport {
     let model = ModelReport {
         placement: Placement([("CPUExecutionProvider".into(), operators)].into()),
         capacity: CONTEXT_LENGTH,
+        draft: None,
         load_time: Duration::from_millis(1_500),
         before: memory(100),
         after: memory(300),

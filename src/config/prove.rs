@@ -195,6 +195,8 @@ impl Proof<'_> {
             self.optional(raw.context_length, |proof, n| proof.whole("engine.context_length", n).map(Tokens));
         let prefix_cache = self.whole("engine.prefix_cache_bytes", raw.prefix_cache_bytes).map(Bytes);
         let draft_tokens = self.whole("engine.draft_tokens", raw.draft_tokens);
+        let draft_model = self
+            .optional(raw.draft_model.as_deref(), |proof, dir| proof.directory("engine.draft_model", dir));
         let default_max_new =
             self.whole("engine.default_max_new_tokens", raw.default_max_new_tokens).map(Tokens);
         Some(Engine {
@@ -206,6 +208,7 @@ impl Proof<'_> {
             context_length: context_length?,
             prefix_cache: prefix_cache?,
             draft_tokens: draft_tokens?,
+            draft_model: draft_model?,
             default_max_new: default_max_new?,
         })
     }

@@ -60,7 +60,8 @@ pub fn generate<D: Forward>(
     mut emit: impl FnMut(Step) -> ControlFlow<()>,
 ) -> Result<Outcome, EngineError> {
     check(model, job)?;
-    let bounds = Bounds { rows: model.rows(), vocabulary: model.vocabulary(), may_be_kept: job.cache_prompt };
+    let (rows, vocabulary) = (model.rows(), model.vocabulary());
+    let bounds = Bounds { rows, vocabulary, may_be_kept: job.cache_prompt, ends: &job.end_tokens };
     let mut run = Run::new(job, guide, Drafter::new(speculation, bounds));
     if run.written >= job.max_new_tokens {
         let reason = run.at_length();

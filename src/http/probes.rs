@@ -151,6 +151,7 @@ fn loaded(report: &ModelReport) -> Value {
         "placement": Value::Object(placement.collect()),
         "operators": report.placement,
         "capacity": report.capacity,
+        "draft_model": report.draft,
         "load_ms": Millis::from(report.load_time),
         "memory": held(report.took()),
     })

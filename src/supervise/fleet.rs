@@ -355,6 +355,7 @@ mod tests {
         let report = ModelReport {
             placement: Placement::default(),
             capacity: 64,
+            draft: None,
             load_time: Duration::ZERO,
             before: memory,
             after: memory,

@@ -208,6 +208,7 @@ mod tests {
         ModelReport {
             placement: Placement::default(),
             capacity: 64,
+            draft: None,
             load_time: Duration::ZERO,
             before: memory(GIB),
             after: memory(GIB + resident),

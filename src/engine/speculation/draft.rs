@@ -1,8 +1,9 @@
 //! A smaller model that guesses what a larger one will say.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{
+    Bounds,
     pace::{Pace, Passes, Plan},
     worth::{Ask, Next, Worth},
 };
@@ -14,13 +15,16 @@ use crate::{
 /// Tokens of the pass that is measured before the first guess.
 const MEASURED: usize = 16;
 
+/// How often: what was interrupted says nothing.
+const TIMES: usize = 3;
+
 /// A draft model, and how far it has come in the text at hand.
 #[derive(Debug)]
 pub(super) struct DraftModel<M> {
     model: M,
     worth: Worth,
     /// Tokens of the text that it has read.
-    read: usize,
+    pub(super) read: usize,
     /// What it has read of its own last guess besides.
     ahead: Vec<u32>,
     has_begun: bool,
@@ -36,10 +40,7 @@ pub(super) struct Text<'a> {
     pub(super) tokens: &'a [u32],
     /// Of these, tokens of the answer.
     pub(super) said: usize,
-    /// Token ids of the model that it guesses for.
-    pub(super) vocabulary: usize,
-    /// Whether what is kept of earlier texts may be used.
-    pub(super) may_be_kept: bool,
+    pub(super) bounds: Bounds<'a>,
 }
 
 impl<M: Forward> DraftModel<M> {
@@ -48,14 +49,18 @@ impl<M: Forward> DraftModel<M> {
     /// # Errors
     /// As [`Forward::forward`].
     pub(super) fn new(mut model: M) -> Result<Self, EngineError> {
-        let mut passes = Passes::default();
-        let measured = MEASURED.min(model.chunk()).min(model.capacity());
-        for tokens in [1, 1, measured] {
-            let began = Instant::now();
-            model.forward(&vec![0; tokens])?;
-            passes.took(tokens, began.elapsed());
-            model.rewind(0);
-        }
+        let wide = MEASURED.min(model.chunk()).min(model.capacity());
+        let mut measure = |tokens: usize| {
+            let mut least = Duration::MAX;
+            for _ in 0..TIMES {
+                let began = Instant::now();
+                model.forward(&vec![0; tokens])?;
+                least = least.min(began.elapsed());
+                model.rewind(0);
+            }
+            Ok::<_, EngineError>(least)
+        };
+        let passes = Passes::measured(measure(1)?, wide, measure(wide)?);
         Ok(Self {
             model,
             worth: Worth::new(passes),
@@ -128,13 +133,13 @@ impl<M: Forward> DraftModel<M> {
     }
 
     /// Forgets what was guessed wrong; how many tokens are not read then, at least one.
-    fn catch_up(&mut self, Text { tokens, may_be_kept, .. }: Text<'_>) -> usize {
+    fn catch_up(&mut self, Text { tokens, bounds, .. }: Text<'_>) -> usize {
         if self.has_begun {
             let right = common(&self.ahead, &tokens[self.read..tokens.len() - 1]);
             self.read += right;
             self.model.rewind(self.read);
         } else {
-            let most = if may_be_kept { tokens.len() } else { 0 };
+            let most = if bounds.may_be_kept { tokens.len() } else { 0 };
             self.read = self.model.begin(tokens, most);
             self.has_begun = true;
         }
@@ -154,16 +159,16 @@ impl<M: Forward> DraftModel<M> {
         self.model.reserve(reads)?;
         let mut guess = None;
         for chunk in text.tokens[start..end].chunks(self.model.chunk()) {
-            guess = self.pass(chunk, passes, text.vocabulary)?;
+            guess = self.pass(chunk, passes, text.bounds.vocabulary)?;
             self.read += chunk.len();
         }
         let mut guesses = Vec::new();
         while let Some(token) = guess.filter(|_| end == text.tokens.len()) {
             guesses.push(token);
-            if guesses.len() == plan.tokens {
+            if guesses.len() == plan.tokens || text.bounds.ends.contains(&token) {
                 break;
             }
-            guess = self.pass(&[token], passes, text.vocabulary)?;
+            guess = self.pass(&[token], passes, text.bounds.vocabulary)?;
             self.ahead.push(token);
         }
         Ok(guesses)

@@ -33,6 +33,8 @@
 mod draft;
 mod lookup;
 mod pace;
+#[cfg(test)]
+mod tests;
 mod worth;
 
 use std::{fmt, time::Duration};
@@ -135,13 +137,15 @@ pub(super) enum Guesser {
 
 /// What a job allows for.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Bounds {
+pub(super) struct Bounds<'a> {
     /// Most tokens that one pass gives logits of; with 1 nothing is guessed.
     pub(super) rows: usize,
     /// Token ids of the model.
     pub(super) vocabulary: usize,
     /// Whether what is kept of earlier texts may be used.
     pub(super) may_be_kept: bool,
+    /// Tokens that end the answer: nothing is guessed behind them.
+    pub(super) ends: &'a [u32],
 }
 
 /// Guesses the tokens of one job.
@@ -150,14 +154,14 @@ pub(super) struct Drafter<'a, D> {
     pace: &'a mut Pace,
     lookup: Lookup,
     draft: Option<&'a mut DraftModel<D>>,
-    bounds: Bounds,
+    bounds: Bounds<'a>,
     /// Tokens of the answer so far.
     said: usize,
 }
 
 impl<'a, D: Forward> Drafter<'a, D> {
     /// A drafter for one job.
-    pub(super) fn new(learned: &'a mut Speculation<D>, bounds: Bounds) -> Self {
+    pub(super) fn new(learned: &'a mut Speculation<D>, bounds: Bounds<'a>) -> Self {
         let mut draft = learned.draft.as_mut();
         if let Some(draft) = &mut draft {
             draft.begin();
@@ -203,8 +207,7 @@ impl<'a, D: Forward> Drafter<'a, D> {
             self.pace.best(due, length, most)
         });
         if let Some(draft) = &mut self.draft {
-            let Bounds { vocabulary, may_be_kept, .. } = self.bounds;
-            let text = Text { tokens: self.lookup.text(), said: self.said, vocabulary, may_be_kept };
+            let text = Text { tokens: self.lookup.text(), said: self.said, bounds: self.bounds };
             let tokens = draft.guess(text, self.pace, found, (due, most, rest))?;
             if !tokens.is_empty() {
                 return Ok(Guess { tokens, by: Guesser::Model });

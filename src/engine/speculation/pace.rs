@@ -78,6 +78,12 @@ pub(super) struct Passes {
 }
 
 impl Passes {
+    /// Those of a model of which a pass of one token and one of `tokens` were measured.
+    pub(super) fn measured(step: Duration, tokens: usize, wide: Duration) -> Self {
+        let further = wide.saturating_sub(step).as_secs_f64() / number(tokens.saturating_sub(1).max(1));
+        Self { step: Some(step.as_secs_f64()), further: Some(further) }
+    }
+
     /// Notes what a pass of so many tokens took.
     pub(super) fn took(&mut self, tokens: usize, time: Duration) {
         let time = time.as_secs_f64();
