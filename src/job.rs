@@ -317,6 +317,8 @@ pub struct Timings {
     pub drafted: Drafted,
     /// To put a prompt into a file, where that was asked for.
     pub saving: Duration,
+    /// Of these, the ones that a draft model guessed.
+    pub drafted_by_model: Drafted,
 }
 
 /// Tokens that were guessed and computed along with others.
@@ -482,11 +484,13 @@ pub struct ModelReport {
     pub decode_threads: Option<usize>,
     /// The same for passes of more.
     pub prefill_threads: Option<usize>,
+    /// The draft model that is loaded with it.
+    pub draft: Option<ModelId>,
     /// Time from being told to load to being warm.
     pub load_time: Duration,
     /// Memory held before.
     pub before: Memory,
-    /// Memory held with the model loaded and warm.
+    /// Memory held with the model loaded and warm, and its draft model.
     pub after: Memory,
 }
 

@@ -39,6 +39,20 @@ pub struct Waiter {
     pub priority: &'static str,
 }
 
+/// Who guessed tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Guesser {
+    /// `text`, what the text at hand said before, or `model`, a draft model.
+    pub source: &'static str,
+}
+
+impl Guesser {
+    /// The text at hand.
+    pub const TEXT: Self = Self { source: "text" };
+    /// A draft model.
+    pub const MODEL: Self = Self { source: "model" };
+}
+
 /// Which process a figure is about, and which kind of memory.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct MemoryKind {
@@ -158,10 +172,10 @@ pub struct Metrics {
     pub prompt_tokens: Counter,
     /// Of these, tokens that were kept from an earlier job.
     pub prompt_tokens_cached: Counter,
-    /// Tokens that were guessed and computed along with others.
-    pub draft_tokens: Counter,
+    /// Tokens that were guessed and computed along with others, by who guessed.
+    pub draft_tokens: Family<Guesser, Counter>,
     /// Of these, tokens that the answer then had.
-    pub draft_tokens_accepted: Counter,
+    pub draft_tokens_accepted: Family<Guesser, Counter>,
     /// Tokens generated.
     pub generated_tokens: Counter,
     /// Answered requests by route and code.
@@ -237,8 +251,8 @@ impl Metrics {
             job_duration: waits(),
             prompt_tokens: Counter::default(),
             prompt_tokens_cached: Counter::default(),
-            draft_tokens: Counter::default(),
-            draft_tokens_accepted: Counter::default(),
+            draft_tokens: Family::default(),
+            draft_tokens_accepted: Family::default(),
             generated_tokens: Counter::default(),
             requests: Family::default(),
             worker_ready: PerDevice::new(&devices),
@@ -272,7 +286,13 @@ impl Metrics {
         r.register("prompt_tokens", "Prompt tokens of finished jobs", self.prompt_tokens.clone());
         let help = "Prompt tokens of finished jobs that were kept from earlier ones";
         r.register("prompt_tokens_cached", help, self.prompt_tokens_cached.clone());
-        let help = "Tokens that were guessed from the text at hand and computed along with others";
+        for guesser in [Guesser::TEXT, Guesser::MODEL] {
+            // From the start, as a rate of what is not there is none.
+            for guessed in [&self.draft_tokens, &self.draft_tokens_accepted] {
+                drop(guessed.get_or_create(&guesser));
+            }
+        }
+        let help = "Tokens that were guessed and computed along with others, by who guessed";
         r.register("draft_tokens", help, self.draft_tokens.clone());
         let help = "Guessed tokens that the answer then had";
         r.register("draft_tokens_accepted", help, self.draft_tokens_accepted.clone());

@@ -40,6 +40,8 @@ pub enum Down {
         model: ModelId,
         /// Its directory.
         dir: PathBuf,
+        /// What guesses for it.
+        draft: Option<DraftModel>,
     },
     /// Give a model's memory back; answered by [`Up::Unloaded`], also when it is not loaded.
     Unload(ModelId),
@@ -62,6 +64,15 @@ pub enum Down {
     Forget(String),
     /// End with exit code 0, after the current step.
     Shutdown,
+}
+
+/// A smaller model that guesses for another, with the same tokens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DraftModel {
+    /// Its name, for people.
+    pub id: ModelId,
+    /// Its directory.
+    pub dir: PathBuf,
 }
 
 /// How a worker runs whatever it loads.

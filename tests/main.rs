@@ -9,6 +9,7 @@ mod commands;
 mod deployment;
 mod devices;
 mod doors;
+mod drafts;
 mod export_safety;
 mod faults;
 mod flow;

@@ -113,6 +113,11 @@ pub(super) const KEYS: [Key; 60] = [
     whole("engine.prefix_cache_bytes", "268435456", 0, 1 << 50),
     derived("engine.prefix_cache_dir", "prompts/ in model.cache_dir", Kind::Text("a directory")),
     whole("engine.draft_tokens", "15", 0, 255),
+    derived(
+        "engine.draft_model",
+        "guesses come from the text at hand alone",
+        Kind::Text("a directory, or the name of one in models.dir: a model with the same tokens"),
+    ),
     whole("engine.default_max_new_tokens", "256", 1, 1 << 24),
     truth("engine.own_operators", "true"),
     text("engine.kv_cache", "auto", "auto, float32, float16 or int8"),

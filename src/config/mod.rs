@@ -220,6 +220,9 @@ pub struct Engine {
     pub prefix_cache_dir: PathBuf,
     /// Most tokens that are guessed and verified in one pass; 0 guesses none.
     pub draft_tokens: usize,
+    /// A smaller model with the same tokens that guesses for the one of `model.path`: a directory, or the name of one in
+    /// `models.dir`.
+    pub draft_model: Option<PathBuf>,
     /// Most new tokens of a request that does not say.
     pub default_max_new: Tokens,
 }

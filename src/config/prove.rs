@@ -200,6 +200,8 @@ impl Proof<'_> {
             None => cache_dir.map(|dir| dir.join("prompts")),
         };
         let draft_tokens = self.whole("engine.draft_tokens", raw.draft_tokens);
+        let draft_model = self
+            .optional(raw.draft_model.as_deref(), |proof, dir| proof.directory("engine.draft_model", dir));
         let default_max_new =
             self.whole("engine.default_max_new_tokens", raw.default_max_new_tokens).map(Tokens);
         Some(Engine {
@@ -212,6 +214,7 @@ impl Proof<'_> {
             prefix_cache: prefix_cache?,
             prefix_cache_dir: prefix_cache_dir?,
             draft_tokens: draft_tokens?,
+            draft_model: draft_model?,
             default_max_new: default_max_new?,
         })
     }

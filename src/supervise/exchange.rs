@@ -105,7 +105,8 @@ pub(super) async fn load(
 ) -> Result<Result<ModelReport, String>, Lost> {
     let Some(place) = command.place(model) else { return Ok(Err("there is no such model here".into())) };
     let budgets = &command.budgets;
-    send(worker, &Down::Load { model: model.clone(), dir: place.dir.clone() }, budgets).await?;
+    let (dir, draft) = (place.dir.clone(), place.draft.clone());
+    send(worker, &Down::Load { model: model.clone(), dir, draft }, budgets).await?;
     let doing = format!("loaded {model}");
     match hear(worker, budgets.load, &doing).await? {
         Up::Loaded(loaded) if loaded == *model => {}
