@@ -4,12 +4,14 @@
 //! ids: text stays on the parent's side of the pipe.
 
 mod memory;
+mod orders;
 
 use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
 pub use memory::{DeviceMemory, DevicePeak, Memory, MemoryReport};
+pub use orders::{Order, OrderOutcome, OrderReport};
 
 use crate::units::{Bytes, Tokens};
 
@@ -62,6 +64,8 @@ pub struct Job {
     pub trace: Option<TraceLink>,
     /// Whether it may begin with what is kept of earlier prompts, and may be kept itself.
     pub cache_prompt: bool,
+    /// Its prompt is read and put into a file, and nothing is generated.
+    pub save: Option<SaveAs>,
     /// Ids that end the generation. The one that does is counted, but not reported as a token: it has no text.
     pub end_tokens: Vec<u32>,
 }
@@ -83,9 +87,19 @@ impl Job {
             scores: None,
             trace: None,
             cache_prompt: true,
+            save: None,
             end_tokens: Vec::new(),
         }
     }
+}
+
+/// Where a prompt that was read is put.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SaveAs {
+    /// What it is called.
+    pub name: String,
+    /// The directory of saved prompts.
+    pub dir: PathBuf,
 }
 
 /// The span of a trace, by the names of W3C Trace Context; one that is recorded.
@@ -301,6 +315,10 @@ pub struct Timings {
     pub resumed: u32,
     /// Tokens that were guessed.
     pub drafted: Drafted,
+    /// To put a prompt into a file, where that was asked for.
+    pub saving: Duration,
+    /// Of these, the ones that a draft model guessed.
+    pub drafted_by_model: Drafted,
 }
 
 /// Tokens that were guessed and computed along with others.
@@ -360,6 +378,22 @@ pub enum Failure {
     #[error("the device has no room for this request: {message}")]
     OutOfMemory {
         /// How much was asked for and what there is, and the way out.
+        message: String,
+    },
+    /// A saved prompt cannot be used as it is.
+    #[error("saved prompt {name:?} cannot be used: {message}")]
+    SavedPrompt {
+        /// What it is called.
+        name: String,
+        /// Why not, and the way out.
+        message: String,
+    },
+    /// A saved prompt's file could not be written or read.
+    #[error("saved prompt {name:?}: {message}")]
+    SavedFile {
+        /// What it is called.
+        name: String,
+        /// What the system said.
         message: String,
     },
     /// The worker process ended while it ran the job.
@@ -450,11 +484,13 @@ pub struct ModelReport {
     pub decode_threads: Option<usize>,
     /// The same for passes of more.
     pub prefill_threads: Option<usize>,
+    /// The draft model that is loaded with it.
+    pub draft: Option<ModelId>,
     /// Time from being told to load to being warm.
     pub load_time: Duration,
     /// Memory held before.
     pub before: Memory,
-    /// Memory held with the model loaded and warm.
+    /// Memory held with the model loaded and warm, and its draft model.
     pub after: Memory,
 }
 
@@ -495,47 +531,6 @@ impl SlotReport {
     pub fn model(&self, id: &ModelId) -> Option<&ModelReport> {
         self.models.iter().find(|(loaded, _)| loaded == id).map(|(_, report)| report)
     }
-}
-
-/// Something to be done in the slot between two jobs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Order {
-    /// Load a model, if it is not.
-    Load {
-        /// The model.
-        model: ModelId,
-        /// How long it stays; `None` leaves it as it is.
-        keep_alive: Option<KeepAlive>,
-    },
-    /// Give a model's memory back, if it is loaded.
-    Unload {
-        /// The model.
-        model: ModelId,
-    },
-    /// Give back what no job needs.
-    Trim,
-}
-
-/// What an order came to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OrderReport {
-    /// The worker's memory before.
-    pub before: Memory,
-    /// And after.
-    pub after: Memory,
-    /// How long it took, waiting for the slot not included.
-    pub took: Duration,
-    /// What is loaded now.
-    pub loaded: Vec<ModelId>,
-}
-
-/// What came of an order on one device.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OrderOutcome {
-    /// Its name; `None` where there is but one.
-    pub device: Option<String>,
-    /// What the order came to there, or why it did not.
-    pub outcome: Result<OrderReport, Failure>,
 }
 
 /// Whether the slot can run jobs, as supervision last saw it.

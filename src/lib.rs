@@ -28,6 +28,8 @@ pub mod access;
 
 pub mod manifest;
 
+pub mod saved;
+
 pub mod text;
 
 pub mod constraint;

@@ -6,6 +6,7 @@
 //! much.
 
 mod genai;
+mod identity;
 
 use std::{
     fmt,
@@ -14,6 +15,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+pub use identity::identity;
 use serde::{Deserialize, Serialize};
 
 /// The manifest's file name in a model directory.

@@ -39,6 +39,20 @@ pub struct Waiter {
     pub priority: &'static str,
 }
 
+/// Who guessed tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Guesser {
+    /// `text`, what the text at hand said before, or `model`, a draft model.
+    pub source: &'static str,
+}
+
+impl Guesser {
+    /// The text at hand.
+    pub const TEXT: Self = Self { source: "text" };
+    /// A draft model.
+    pub const MODEL: Self = Self { source: "model" };
+}
+
 /// Which process a figure is about, and which kind of memory.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct MemoryKind {
@@ -48,6 +62,18 @@ pub struct MemoryKind {
     /// `device_free`, `device_other` (neither free nor the pool's) and, of the last job, `device_peak_used` and `device_peak_reserved`.
     pub kind: &'static str,
     /// Whose.
+    #[prometheus(flatten)]
+    pub device: OnDevice,
+}
+
+/// What was done with a saved prompt.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PromptFile {
+    /// `save` or `restore`.
+    pub action: &'static str,
+    /// `ok` or `failed`.
+    pub outcome: &'static str,
+    /// Where it was restored, also of its own accord after a worker was replaced; a save is nobody's.
     #[prometheus(flatten)]
     pub device: OnDevice,
 }
@@ -146,10 +172,10 @@ pub struct Metrics {
     pub prompt_tokens: Counter,
     /// Of these, tokens that were kept from an earlier job.
     pub prompt_tokens_cached: Counter,
-    /// Tokens that were guessed and computed along with others.
-    pub draft_tokens: Counter,
+    /// Tokens that were guessed and computed along with others, by who guessed.
+    pub draft_tokens: Family<Guesser, Counter>,
     /// Of these, tokens that the answer then had.
-    pub draft_tokens_accepted: Counter,
+    pub draft_tokens_accepted: Family<Guesser, Counter>,
     /// Tokens generated.
     pub generated_tokens: Counter,
     /// Answered requests by route and code.
@@ -164,6 +190,8 @@ pub struct Metrics {
     pub worker_exits: Family<ExitReason, Counter>,
     /// Seconds that the last load of the model took.
     pub model_load_seconds: PerDevice<Gauge<f64, AtomicU64>>,
+    /// Prompts that were put into files, and read from them.
+    pub saved_prompts: Family<PromptFile, Counter>,
     /// Nodes of the loaded graphs by what computes them.
     pub graph_nodes: Family<Provider, Gauge>,
     /// Memory of the processes.
@@ -223,8 +251,8 @@ impl Metrics {
             job_duration: waits(),
             prompt_tokens: Counter::default(),
             prompt_tokens_cached: Counter::default(),
-            draft_tokens: Counter::default(),
-            draft_tokens_accepted: Counter::default(),
+            draft_tokens: Family::default(),
+            draft_tokens_accepted: Family::default(),
             generated_tokens: Counter::default(),
             requests: Family::default(),
             worker_ready: PerDevice::new(&devices),
@@ -232,6 +260,7 @@ impl Metrics {
             jobs_resumed: PerDevice::new(&devices),
             worker_exits: Family::default(),
             model_load_seconds: PerDevice::new(&devices),
+            saved_prompts: Family::default(),
             graph_nodes: Family::default(),
             memory: Family::default(),
             trace_spans_dropped: Counter::default(),
@@ -257,7 +286,13 @@ impl Metrics {
         r.register("prompt_tokens", "Prompt tokens of finished jobs", self.prompt_tokens.clone());
         let help = "Prompt tokens of finished jobs that were kept from earlier ones";
         r.register("prompt_tokens_cached", help, self.prompt_tokens_cached.clone());
-        let help = "Tokens that were guessed from the text at hand and computed along with others";
+        for guesser in [Guesser::TEXT, Guesser::MODEL] {
+            // From the start, as a rate of what is not there is none.
+            for guessed in [&self.draft_tokens, &self.draft_tokens_accepted] {
+                drop(guessed.get_or_create(&guesser));
+            }
+        }
+        let help = "Tokens that were guessed and computed along with others, by who guessed";
         r.register("draft_tokens", help, self.draft_tokens.clone());
         let help = "Guessed tokens that the answer then had";
         r.register("draft_tokens_accepted", help, self.draft_tokens_accepted.clone());
@@ -273,6 +308,8 @@ impl Metrics {
         r.register("worker_exits", "Worker processes ended, by reason", self.worker_exits.clone());
         let help = "Time that the last load of the model took";
         r.register_with_unit("model_load", help, Unit::Seconds, self.model_load_seconds.clone());
+        let help = "Prompts put into files and read from them, by action and outcome";
+        r.register("saved_prompts", help, self.saved_prompts.clone());
         let help = "Nodes of the loaded graphs by execution provider";
         r.register("graph_nodes", help, self.graph_nodes.clone());
         let help = "Memory of the parent and the worker process";

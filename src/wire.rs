@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Version of the frames below; both ends must have the same.
-pub const PROTOCOL: u32 = 10;
+pub const PROTOCOL: u32 = 11;
 
 /// Longest payload that is sent or read: room for a prompt of some three million tokens.
 pub const MAX_FRAME: Bytes = Bytes::mib(16);
@@ -40,6 +40,8 @@ pub enum Down {
         model: ModelId,
         /// Its directory.
         dir: PathBuf,
+        /// What guesses for it.
+        draft: Option<DraftModel>,
     },
     /// Give a model's memory back; answered by [`Up::Unloaded`], also when it is not loaded.
     Unload(ModelId),
@@ -47,10 +49,30 @@ pub enum Down {
     Generate(Box<Job>),
     /// Stop this job after the current step. For a job that is over or not known, nothing.
     Cancel(JobId),
-    /// Give back memory that no job needs; answered by [`Up::Trimmed`].
+    /// Give back memory that no job needs, saved prompts that were restored among it; answered by [`Up::Trimmed`].
     Trim,
+    /// Keep a saved prompt for jobs that begin like it; answered by [`Up::Restored`] or [`Up::NotRestored`].
+    Restore {
+        /// A model that is loaded.
+        model: ModelId,
+        /// What the prompt is called.
+        name: String,
+        /// Its file.
+        file: PathBuf,
+    },
+    /// Let go of a saved prompt that was restored, for whichever models; answered by [`Up::Forgotten`], also where it was not.
+    Forget(String),
     /// End with exit code 0, after the current step.
     Shutdown,
+}
+
+/// A smaller model that guesses for another, with the same tokens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DraftModel {
+    /// Its name, for people.
+    pub id: ModelId,
+    /// Its directory.
+    pub dir: PathBuf,
 }
 
 /// How a worker runs whatever it loads.
@@ -142,6 +164,13 @@ pub enum Up {
         /// The token.
         id: u32,
     },
+    /// A job's prompt is read, and so much of it is in its file.
+    Saving {
+        /// Whose.
+        job: JobId,
+        /// Bytes so far.
+        written: Bytes,
+    },
     /// The job is over.
     Done {
         /// Whose.
@@ -171,6 +200,21 @@ pub enum Up {
         memory: Memory,
         /// How long that took.
         took: Duration,
+    },
+    /// A saved prompt is kept for jobs that begin like it.
+    Restored {
+        /// What is held now.
+        memory: Memory,
+    },
+    /// A saved prompt cannot be; the worker goes on.
+    NotRestored {
+        /// Why not, and the way out.
+        failure: Failure,
+    },
+    /// A saved prompt is kept no longer.
+    Forgotten {
+        /// What is held now.
+        memory: Memory,
     },
     /// Memory was given back.
     Trimmed {

@@ -16,23 +16,24 @@ const LAYERS: &str = "
     config: choice trim units
     access: config
     manifest: units
+    saved: units
     text: job manifest units
     constraint: job text
     wire: choice job trim units
     device: choice units
     onnx:
     export: manifest onnx units
-    model: choice device manifest onnx units
+    model: choice device manifest onnx saved units
     engine: constraint device job model units
-    worker: constraint device engine job model trim wire units
+    worker: constraint device engine job manifest model saved trim wire units
     traces: job metrics units
     supervise: job metrics traces wire units
     executor: job metrics traces units
-    http: access config constraint executor job metrics text traces units
+    http: access config constraint executor job metrics saved text traces units
     client:
     smoke: client
     load: client
-    cli: access choice client config constraint device engine executor export http job load manifest metrics model smoke supervise text traces units wire worker
+    cli: access choice client config constraint device engine executor export http job load manifest metrics model saved smoke supervise text traces units wire worker
 ";
 
 /// The only module with `unsafe`.

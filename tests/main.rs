@@ -9,6 +9,7 @@ mod commands;
 mod deployment;
 mod devices;
 mod doors;
+mod drafts;
 mod export_safety;
 mod faults;
 mod flow;
@@ -29,6 +30,7 @@ mod program;
 #[cfg(unix)]
 mod readme;
 mod responses;
+mod saved;
 mod scores;
 mod serving;
 mod several;

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::serving::{Server, Wish, events};
 
 /// A document whose schemas allow no field that they do not describe, so that a forgotten one is found.
-fn closed(mut document: Value) -> Value {
+pub(crate) fn closed(mut document: Value) -> Value {
     let schemas = document["components"]["schemas"].as_object_mut().unwrap();
     // What is part of another schema cannot be closed by itself.
     let parts: Vec<String> = schemas
@@ -27,7 +27,7 @@ fn closed(mut document: Value) -> Value {
     document
 }
 
-fn validator(document: &Value, schema: &Value) -> Validator {
+pub(crate) fn validator(document: &Value, schema: &Value) -> Validator {
     let mut schema = schema.clone();
     schema["components"] = document["components"].clone();
     jsonschema::validator_for(&schema).unwrap()
@@ -38,7 +38,7 @@ fn named(document: &Value, name: &str) -> Validator {
 }
 
 #[track_caller]
-fn check(validator: &Validator, found: &Value, what: &str) {
+pub(crate) fn check(validator: &Validator, found: &Value, what: &str) {
     let wrong: Vec<_> = validator.iter_errors(found).map(|error| error.to_string()).collect();
     assert!(wrong.is_empty(), "{what}: {wrong:#?} in {found:#}");
 }
@@ -50,13 +50,13 @@ async fn document(server: &Server) -> Value {
 }
 
 /// Of an answer with this status, as the document has it.
-fn schema_of(operation: &Value, status: u16) -> &Value {
+pub(crate) fn schema_of(operation: &Value, status: u16) -> &Value {
     let answer = &operation["responses"][status.to_string()];
     assert!(answer.is_object(), "{status} is not described for {}", operation["operationId"]);
     &answer["content"]["application/json"]["schema"]
 }
 
-fn examples(operation: &Value) -> impl Iterator<Item = &Value> {
+pub(crate) fn examples(operation: &Value) -> impl Iterator<Item = &Value> {
     let body = &operation["requestBody"]["content"]["application/json"];
     body["examples"].as_object().into_iter().flat_map(|examples| examples.values().map(|one| &one["value"]))
 }

@@ -243,6 +243,8 @@ fn finish(job: &Job, reason: FinishReason, completion_tokens: usize) -> Finish {
             decode: Duration::from_millis(100),
             resumed: 0,
             drafted: Drafted { tokens: 9, right: 4 },
+            saving: Duration::ZERO,
+            drafted_by_model: Drafted { tokens: 5, right: 3 },
         },
         memory: MemoryReport {
             before: memory,
@@ -270,6 +272,7 @@ pub(crate) fn ready_report() -> SlotReport {
         capacity: CONTEXT_LENGTH,
         decode_threads: None,
         prefill_threads: None,
+        draft: None,
         load_time: Duration::from_millis(1_500),
         before: memory(100),
         after: memory(300),

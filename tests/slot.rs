@@ -249,7 +249,7 @@ fn workers_of(program: &Program) -> Vec<u32> {
 
 /// A worker for the model in `dir` that makes way after every job, on a machine that has no room for a second one.
 pub(crate) fn recycling(dir: PathBuf) -> WorkerCommand {
-    let place = Place { id: "demo".into(), dir, on_disk: Bytes::mib(4) };
+    let place = Place { id: "demo".into(), dir, draft: None, on_disk: Bytes::mib(4) };
     let second = Duration::from_secs(1);
     WorkerCommand {
         label: None,

@@ -22,7 +22,7 @@ fn options(drafts: usize) -> TimelineOptions {
     TimelineOptions { chunk: 48, drafts, ..TimelineOptions::default() }
 }
 
-fn timeline(dir: &Path, drafts: usize) -> Timeline {
+pub(crate) fn timeline(dir: &Path, drafts: usize) -> Timeline {
     Timeline::new(Model::open(runtime(), dir, ONE_THREAD).unwrap(), options(drafts)).unwrap()
 }
 
@@ -38,7 +38,7 @@ fn run(timeline: &mut Timeline, guides: &Guides, job: &Job, patience: usize) -> 
 }
 
 /// Prompts that repeat themselves, of a few tokens that the answer is made of as well: much is guessed, some of it right.
-fn jobs() -> impl Iterator<Item = Job> {
+pub(crate) fn jobs() -> impl Iterator<Item = Job> {
     let mut random = StdRng::seed_from_u64(3);
     let sampled = |seed| Sampling { temperature: 0.8, top_k: 40, seed, ..Sampling::greedy() };
     (0..24).map(move |id: u64| {
@@ -64,7 +64,7 @@ fn jobs() -> impl Iterator<Item = Job> {
 }
 
 /// The same tokens with the same probabilities, but for what arithmetic in another order makes of them.
-fn assert_same(guessed: &[Step], plain: &[Step], job: &Job) {
+pub(crate) fn assert_same(guessed: &[Step], plain: &[Step], job: &Job) {
     assert_eq!(guessed.len(), plain.len(), "{job:?}");
     for pair in guessed.iter().zip(plain) {
         match pair {
@@ -158,5 +158,8 @@ async fn answers_of_the_whole_program_are_the_same_and_say_what_was_guessed() {
     }
     let metrics = guessing.client.get(format!("{}/metrics", guessing.url)).send().await.unwrap();
     let metrics = metrics.text().await.unwrap();
-    assert!(metrics.contains(&format!("eka_draft_tokens_total {made}\n")), "{made}: {metrics}");
+    assert!(
+        metrics.contains(&format!("eka_draft_tokens_total{{source=\"text\"}} {made}\n")),
+        "{made}: {metrics}"
+    );
 }

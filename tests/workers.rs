@@ -340,7 +340,7 @@ pub(crate) fn worker_spec(prefill_chunk: usize, context_length: Option<usize>) -
 }
 
 fn load(model_dir: &str) -> Down {
-    Down::Load { model: ModelId::default(), dir: model_dir.into() }
+    Down::Load { model: ModelId::default(), dir: model_dir.into(), draft: None }
 }
 
 fn generate(id: u64, prompt: usize, max_new_tokens: usize) -> Down {

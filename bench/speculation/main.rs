@@ -4,6 +4,9 @@
 //! `texts.json`: prompts and answers in the ids of Llama 2's vocabulary, which the model must have room for. Whatever the
 //! model itself would say, each answer is what the text says: the time is that of real passes, and the text is one that
 //! people ask for. With guesses and without, in turns; only ratios mean anything on a machine that does other things.
+//!
+//! Then the same with a draft model (`BENCH_DRAFT=models/NAME`; without it, a smaller one of random weights) that says what the
+//! text says but for every so many-th token, and so is right as often as one likes, at the price of its own passes.
 
 use std::{env, fs, ops::ControlFlow, path::PathBuf};
 
@@ -17,6 +20,8 @@ use eka::{
 };
 use serde::Deserialize;
 use serde_json::json;
+
+mod draft;
 
 /// As `engine.draft_tokens` has it.
 const DRAFTS: usize = 15;
@@ -35,6 +40,16 @@ struct Told<'a> {
     sequence: Vec<u32>,
     fed: usize,
     rows: usize,
+    passes: usize,
+    /// Each so many-th token is another; 0 is none.
+    wrong: usize,
+}
+
+impl<'a> Told<'a> {
+    fn new(timeline: &'a mut Timeline, text: &Text, rows: usize, wrong: usize) -> Self {
+        let sequence = [&*text.prompt, &text.answer].concat();
+        Self { timeline, sequence, fed: 0, rows, passes: 0, wrong }
+    }
 }
 
 impl Forward for Told<'_> {
@@ -54,10 +69,12 @@ impl Forward for Told<'_> {
     fn forward_rows(&mut self, tokens: &[u32], rows: usize) -> Result<&mut [f32], EngineError> {
         let vocabulary = self.vocabulary();
         self.fed += tokens.len();
-        let said = &self.sequence[self.fed + 1 - rows..];
+        self.passes += 1;
+        let first = self.fed + 1 - rows;
         let logits = self.timeline.forward_rows(tokens, rows)?;
-        for (logits, token) in logits.chunks_mut(vocabulary).zip(said) {
-            logits[*token as usize] = f32::MAX;
+        for (place, logits) in (first..self.sequence.len()).zip(logits.chunks_mut(vocabulary)) {
+            let is_wrong = self.wrong > 0 && place.is_multiple_of(self.wrong);
+            logits[(self.sequence[place] as usize + usize::from(is_wrong)) % vocabulary] = f32::MAX;
         }
         Ok(logits)
     }
@@ -87,7 +104,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let temporary = tempfile::tempdir()?;
     let dir = match env::var_os("BENCH_MODEL") {
         Some(dir) => PathBuf::from(dir),
-        None => small(&temporary.path().join("model"))?,
+        None => small(&temporary.path().join("model"), 2)?,
     };
     let session = SessionOptions {
         threads: host::physical_cores(),
@@ -95,7 +112,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         captures: false,
         cache: CacheChoice::Auto,
     };
-    let model = Model::open(&Runtime::load(None)?, &dir, session)?;
+    let runtime = Runtime::load(None)?;
+    let model = Model::open(&runtime, &dir, session)?;
     let vocabulary = model.manifest().dims.vocab;
     if vocabulary < 32_000 {
         return Err(format!("{} has {vocabulary} tokens; the texts need 32000", dir.display()).into());
@@ -108,8 +126,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for text in &texts {
         let (mut plain, mut guessing, mut accepted) = (Vec::new(), Vec::new(), String::new());
         for _ in 0..rounds {
-            plain.push(speed(&run(&mut timeline, text, 1, &mut Speculation::new())?));
-            let outcome = run(&mut timeline, text, DRAFTS + 1, &mut learned)?;
+            plain.push(speed(&run(&mut timeline, text, 1, &mut Speculation::new())?.0));
+            let (outcome, _) = run(&mut timeline, text, DRAFTS + 1, &mut learned)?;
             accepted = format!("{} of {}", outcome.timings.drafted.right, outcome.timings.drafted.tokens);
             guessing.push(speed(&outcome));
         }
@@ -125,18 +143,25 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             text.answer.len()
         );
     }
-    Ok(())
+    let dir = match env::var_os("BENCH_DRAFT") {
+        Some(dir) => PathBuf::from(dir),
+        None => small(&temporary.path().join("draft"), 1)?,
+    };
+    let mut draft = Timeline::new(Model::open(&runtime, &dir, session)?, TimelineOptions::default())?;
+    draft.warm_up()?;
+    println!("with {} as its draft model", dir.display());
+    draft::measure((&mut timeline, &mut draft), &texts, rounds)
 }
 
-fn run(
+/// What came of a text, and in how many passes.
+fn run<D: Forward>(
     timeline: &mut Timeline,
     text: &Text,
     rows: usize,
-    speculation: &mut Speculation,
-) -> Result<Outcome, Box<dyn std::error::Error>> {
+    speculation: &mut Speculation<D>,
+) -> Result<(Outcome, usize), Box<dyn std::error::Error>> {
     let job = Job::new(JobId(0), text.prompt.clone(), text.answer.len());
-    let sequence = [&*text.prompt, &text.answer].concat();
-    let mut told = Told { timeline, sequence, fed: 0, rows };
+    let mut told = Told::new(timeline, text, rows, 0);
     let mut said = Vec::new();
     let outcome = engine::generate(&mut told, &job, None, speculation, |step| {
         if let engine::Step::Token(token) = step {
@@ -147,7 +172,7 @@ fn run(
     if said != text.answer {
         return Err(format!("{}: something else was said", text.name).into());
     }
-    Ok(outcome)
+    Ok((outcome, told.passes))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "token counts")]
@@ -161,11 +186,11 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 /// A model in which a pass is over in a moment.
-fn small(dir: &std::path::Path) -> Result<PathBuf, Box<dyn std::error::Error>> {
+fn small(dir: &std::path::Path, layers: usize) -> Result<PathBuf, Box<dyn std::error::Error>> {
     let config = dir.with_extension("json");
     let llama = json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": 128,
-        "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "intermediate_size": 256, "num_hidden_layers": layers, "num_attention_heads": 4, "num_key_value_heads": 2,
         "head_dim": 32, "vocab_size": 32000, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0, "tie_word_embeddings": true, "bos_token_id": 1, "eos_token_id": 2,
     });

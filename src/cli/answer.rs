@@ -214,6 +214,8 @@ impl Answer {
                 "resumed": timings.resumed,
                 "draft_n": timings.drafted.tokens,
                 "draft_n_accepted": timings.drafted.right,
+                "draft_model_n": timings.drafted_by_model.tokens,
+                "draft_model_n_accepted": timings.drafted_by_model.right,
                 "prefill_tokens_per_second": rate(usage.prompt_tokens - usage.cached_tokens.min(usage.prompt_tokens), prefill),
                 "decode_tokens_per_second": rate(usage.completion_tokens.saturating_sub(1), decode),
             },

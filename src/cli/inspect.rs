@@ -16,8 +16,11 @@ use super::{
     print::{self, Output},
 };
 use crate::{
+    choice::CacheChoice,
+    config::{ConfigArgs, Settings},
     export::{self, Operator},
     manifest::{AdapterSummary, ExportOptions, Manifest, Quantization},
+    model::expected_cache_shape,
     units::Bytes,
 };
 
@@ -32,6 +35,10 @@ pub(super) struct Args {
     #[arg(long)]
     hash: bool,
 
+    /// What the key-value cache is stored in: auto, float32, float16 or int8 [default: engine.kv_cache of the settings]
+    #[arg(long, value_name = "FORMAT")]
+    kv_cache: Option<CacheChoice>,
+
     #[command(flatten)]
     pub(super) output: Output,
 }
@@ -43,8 +50,10 @@ struct Inspection {
     files: Vec<FileEntry>,
     /// Of all weights' files, for each parameter.
     bits_per_weight: f64,
-    /// Keys and values of one position.
+    /// Keys and values of one position, as the settings have them stored.
     kv_bytes_per_token: u64,
+    /// What they are stored in.
+    kv_cache: String,
     operators: Vec<OperatorEntry>,
 }
 
@@ -68,14 +77,24 @@ struct OperatorEntry {
 /// # Errors
 /// When the directory is no model directory, or cannot be read.
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
-    let inspection = inspect(&args.dir, args.hash).ends_as(Exit::Model)?;
+    let cache = stored(args)?;
+    let inspection = inspect(&args.dir, args.hash, cache).ends_as(Exit::Model)?;
     if args.output.json {
         return print::document(&inspection);
     }
     print::result(|out| print(out, &args.dir, &inspection))
 }
 
-fn inspect(dir: &Path, hash: bool) -> anyhow::Result<Inspection> {
+/// How the key-value cache is to be stored where our operators compute, if they do.
+fn stored(args: &Args) -> anyhow::Result<Option<CacheChoice>> {
+    if args.kv_cache.is_some() {
+        return Ok(args.kv_cache);
+    }
+    let engine = Settings::load(&ConfigArgs::default())?.config.engine;
+    Ok(engine.own_operators.then_some(engine.kv_cache))
+}
+
+fn inspect(dir: &Path, hash: bool, cache: Option<CacheChoice>) -> anyhow::Result<Inspection> {
     let manifest = Manifest::read(dir)?;
     let graph = dir.join(&manifest.graph.file);
     let content = fs::read(&graph).with_context(|| graph.display().to_string())?;
@@ -83,9 +102,11 @@ fn inspect(dir: &Path, hash: bool) -> anyhow::Result<Inspection> {
     let files = files(dir, hash).with_context(|| dir.display().to_string())?;
     let weights = format!("{}.data", manifest.graph.file);
     let weight_bytes = files.iter().find(|file| file.name == weights).map_or(0, |file| file.bytes);
+    let shape = expected_cache_shape(dir, &manifest, cache);
     Ok(Inspection {
         bits_per_weight: weight_bytes as f64 * 8.0 / manifest.parameters.max(1) as f64,
-        kv_bytes_per_token: kv_bytes_per_token(&manifest),
+        kv_bytes_per_token: shape.bytes(1).0,
+        kv_cache: shape.kind.to_string(),
         operators: operators.into_iter().map(OperatorEntry::from).collect(),
         manifest,
         files,
@@ -115,12 +136,6 @@ fn files(dir: &Path, hash: bool) -> anyhow::Result<Vec<FileEntry>> {
     Ok(files)
 }
 
-/// Sizes of a manifest are bounded, so this stays far inside 64 bits.
-fn kv_bytes_per_token(manifest: &Manifest) -> u64 {
-    let dims = manifest.dims;
-    2 * (dims.layers * dims.kv_heads * dims.head_dim) as u64 * manifest.dtype.bytes()
-}
-
 fn print(out: &mut dyn Write, dir: &Path, inspection: &Inspection) -> io::Result<()> {
     writeln!(out, "{}", dir.display())?;
     print_model(out, inspection)?;
@@ -140,7 +155,7 @@ fn print(out: &mut dyn Write, dir: &Path, inspection: &Inspection) -> io::Result
 }
 
 fn print_model(out: &mut dyn Write, inspection: &Inspection) -> io::Result<()> {
-    let Inspection { manifest, bits_per_weight, kv_bytes_per_token, .. } = inspection;
+    let Inspection { manifest, bits_per_weight, kv_bytes_per_token, kv_cache, .. } = inspection;
     let dims = manifest.dims;
     let weights = weights(manifest.quantization.as_ref());
     let others = manifest.overrides.iter();
@@ -159,7 +174,7 @@ fn print_model(out: &mut dyn Write, inspection: &Inspection) -> io::Result<()> {
         ("heads", heads),
         ("vocabulary", dims.vocab.to_string()),
         ("context", format!("{} tokens", manifest.context_length)),
-        ("KV cache", format!("{} per token", Bytes(*kv_bytes_per_token))),
+        ("KV cache", format!("{} per token, in {kv_cache}", Bytes(*kv_bytes_per_token))),
         ("end tokens", format!("{:?}", manifest.end_tokens)),
     ] {
         writeln!(out, "  {what:<14} {is}")?;

@@ -23,6 +23,7 @@ use crate::{
     export::{self, AdapterSource, BlockSize, Options, Source, Storage, WeightFormat},
     job::GpuReport,
     manifest::{self, Dtype},
+    text,
 };
 
 /// A model that can be loaded.
@@ -32,16 +33,44 @@ pub(super) struct Prepared {
     pub(super) dir: PathBuf,
     /// What clients call it.
     pub(super) id: String,
+    /// The model that guesses for it.
+    pub(super) draft: Option<Box<Self>>,
 }
 
-/// Finds the model of `model.path`, and exports it if it is a source directory.
+/// Finds the model of `model.path`, and its draft model if there is one, and exports those that are source directories.
 ///
 /// # Errors
-/// When there is neither, or the export fails.
+/// When there is neither, the export fails, or the draft model has other tokens.
 pub(super) fn model(config: &Config, gpu: Option<GpuReport>) -> anyhow::Result<Prepared> {
     let path = &config.model.path;
     usable(path).ends_as(Exit::Model)?;
-    prepared(config, path.clone(), config.model.id.clone(), gpu)
+    let mut model = prepared(config, path.clone(), config.model.id.clone(), gpu)?;
+    if let Some(path) = draft_path(config) {
+        let draft = draft(config, path, gpu).ends_as(Exit::Model)?;
+        text::check_same_tokens(&model.dir, &draft.dir).context("engine.draft_model").ends_as(Exit::Model)?;
+        model.draft = Some(Box::new(draft));
+    }
+    Ok(model)
+}
+
+/// Where the draft model is, if one is wanted: a directory, or one in that of all models.
+fn draft_path(config: &Config) -> Option<PathBuf> {
+    let path = config.engine.draft_model.as_ref().filter(|_| config.engine.draft_tokens > 0)?;
+    let named = config.models.dir.as_ref().map(|dir| dir.join(path));
+    Some(named.filter(|named| !is_usable(path) && is_usable(named)).unwrap_or_else(|| path.clone()))
+}
+
+fn draft(config: &Config, path: PathBuf, gpu: Option<GpuReport>) -> anyhow::Result<Prepared> {
+    ensure!(
+        is_usable(&path),
+        "{} is no model: it has neither {} (written by `eka export`) nor base/config.json (a checkpoint to export); set \
+         engine.draft_model or --draft-model to a directory, or to the name of one in models.dir",
+        path.display(),
+        manifest::FILE_NAME
+    );
+    let whole = fs::canonicalize(&path).with_context(|| path.display().to_string())?;
+    let id = whole.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    prepared(config, path, id, gpu)
 }
 
 fn usable(path: &Path) -> anyhow::Result<()> {
@@ -78,7 +107,10 @@ pub(super) fn is_exporting(config: &Config) -> bool {
     let is_source = |path: &Path| is_usable(path) && !manifest::is_model(path);
     let dir = config.models.dir.as_deref();
     let others = dir.and_then(|dir| others(dir, &config.model.path).ok()).unwrap_or_default();
-    is_source(&config.model.path) || others.iter().any(|(path, _)| is_source(path))
+    let draft = draft_path(config);
+    is_source(&config.model.path)
+        || draft.is_some_and(|path| is_source(&path))
+        || others.iter().any(|(path, _)| is_source(path))
 }
 
 /// The models in `dir` but for the one in `first`, in the order of their names.
@@ -101,7 +133,7 @@ fn is_usable(path: &Path) -> bool {
 
 fn prepared(config: &Config, path: PathBuf, id: String, gpu: Option<GpuReport>) -> anyhow::Result<Prepared> {
     let dir = if manifest::is_model(&path) { path } else { exported(config, &path, &id, gpu)? };
-    Ok(Prepared { dir, id })
+    Ok(Prepared { dir, id, draft: None })
 }
 
 /// The export of a source directory, from the cache or made now.

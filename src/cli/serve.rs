@@ -26,6 +26,7 @@ use crate::{
     http::{self, AppState, Catalogue, Life, Orders, Settings},
     job::{ModelId, Readiness},
     metrics::{MemoryKind, Metrics, OnDevice},
+    saved::Store,
     supervise::{Fleet, FleetForeman, FleetRunner, FleetView},
     text::{Text, TextError},
     traces::{Collector, Options},
@@ -108,6 +109,8 @@ async fn serve(config: &Config, faults: &Plan, entry: Entry, level: LogLevel) ->
     let names: Vec<_> = models.iter().map(|model| format!("{:?}", model.id)).collect();
     let scheme = if entry.tls.is_some() { "https" } else { "http" };
     tracing::info!("serving {} on {scheme}://{}", names.join(", "), listener.local_addr()?);
+    // Workers have the same, whatever directory they look at it from.
+    let saved_prompts = std::path::absolute(&config.engine.prefix_cache_dir)?;
     let drain = CancellationToken::new();
     let state = AppState::new(
         catalogue,
@@ -117,6 +120,7 @@ async fn serve(config: &Config, faults: &Plan, entry: Entry, level: LogLevel) ->
         Settings::from(config),
     )
     .with_orders(orders(fleet.foreman()))
+    .with_saved_prompts(Store::new(saved_prompts))
     .with_devices(devices(&fleet.view()))
     .with_door(Arc::clone(&entry.door))
     .with_tls(entry.tls.clone())

@@ -5,6 +5,7 @@ use std::{
     ffi::OsString,
     fs,
     io::{self, Write},
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context, anyhow};
@@ -21,7 +22,7 @@ use crate::{
     job::{GpuReport, KeepAlive},
     supervise::{Budgets, Place, Recycle, WorkerCommand, ask_device},
     units::Bytes,
-    wire::WorkerSpec,
+    wire::{DraftModel, WorkerSpec},
     worker::{self, faults::Plan},
 };
 
@@ -165,11 +166,23 @@ fn command_on(config: &Config, device: DeviceChoice, models: &[Prepared]) -> any
 }
 
 fn place(model: &Prepared) -> anyhow::Result<Place> {
-    let sizes = fs::read_dir(&model.dir)?.map(|entry| Ok::<_, io::Error>(entry?.metadata()?.len()));
-    let on_disk = sizes.sum::<Result<u64, _>>().with_context(|| model.dir.display().to_string())?;
+    let (dir, own) = found(&model.dir)?;
+    let mut place = Place { id: model.id.as_str().into(), dir, draft: None, on_disk: own };
+    if let Some(draft) = &model.draft {
+        let (dir, more) = found(&draft.dir)?;
+        place.draft = Some(DraftModel { id: draft.id.as_str().into(), dir });
+        place.on_disk = own + more;
+    }
+    Ok(place)
+}
+
+/// A model's directory by its whole path, and the size of its files.
+fn found(dir: &Path) -> anyhow::Result<(PathBuf, Bytes)> {
+    let sizes = fs::read_dir(dir)?.map(|entry| Ok::<_, io::Error>(entry?.metadata()?.len()));
+    let on_disk = sizes.sum::<Result<u64, _>>().with_context(|| dir.display().to_string())?;
     // The key of what is learned about it, so it is the same whatever directory the server is started in.
-    let dir = fs::canonicalize(&model.dir).with_context(|| model.dir.display().to_string())?;
-    Ok(Place { id: model.id.as_str().into(), dir, on_disk: Bytes(on_disk) })
+    let dir = fs::canonicalize(dir).with_context(|| dir.display().to_string())?;
+    Ok((dir, Bytes(on_disk)))
 }
 
 fn budgets(watchdog: &config::Watchdog) -> Budgets {

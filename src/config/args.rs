@@ -33,6 +33,9 @@ pub struct ConfigArgs {
     /// Weights of a source directory's export: none, int8 or int4
     #[arg(long, value_name = "TYPE")]
     pub quantize: Option<String>,
+    /// A smaller model with the same tokens, to guess what comes next: a directory, or the name of one in --models
+    #[arg(long, value_name = "DIR")]
+    pub draft_model: Option<String>,
     /// IP address to listen on; 0.0.0.0 for every interface
     #[arg(long, value_name = "ADDRESS")]
     pub bind: Option<String>,
@@ -67,6 +70,7 @@ impl ConfigArgs {
             ("--models", "models.dir", &self.models),
             ("--model-id", "model.id", &self.model_id),
             ("--quantize", "model.quantize", &self.quantize),
+            ("--draft-model", "engine.draft_model", &self.draft_model),
             ("--bind", "server.bind", &self.bind),
             ("--port", "server.port", &self.port),
             ("--device", "engine.device", &self.device),

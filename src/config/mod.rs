@@ -216,8 +216,13 @@ pub struct Engine {
     pub context_length: Option<Tokens>,
     /// Most memory of earlier prompts and answers, kept for requests that begin alike; 0 keeps none.
     pub prefix_cache: Bytes,
+    /// Where prompts are saved that `/admin/cache` is told to.
+    pub prefix_cache_dir: PathBuf,
     /// Most tokens that are guessed and verified in one pass; 0 guesses none.
     pub draft_tokens: usize,
+    /// A smaller model with the same tokens that guesses for the one of `model.path`: a directory, or the name of one in
+    /// `models.dir`.
+    pub draft_model: Option<PathBuf>,
     /// Most new tokens of a request that does not say.
     pub default_max_new: Tokens,
 }

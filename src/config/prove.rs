@@ -42,7 +42,7 @@ impl Proof<'_> {
         let model = self.model(&raw.model);
         let models = self.models(&raw.models);
         let queue = self.queue(&raw.queue);
-        let engine = self.engine(&raw.engine);
+        let engine = self.engine(&raw.engine, model.as_ref().map(|model| model.cache_dir.as_path()));
         let device = self.device(&raw.device);
         let onnxruntime = self.onnxruntime(&raw.onnxruntime);
         let watchdog = self.watchdog(&raw.watchdog);
@@ -186,7 +186,7 @@ impl Proof<'_> {
         })
     }
 
-    fn engine(&mut self, raw: &RawEngine) -> Option<Engine> {
+    fn engine(&mut self, raw: &RawEngine, cache_dir: Option<&Path>) -> Option<Engine> {
         let devices = self.devices(&raw.device);
         let threads = self.optional(raw.threads, |proof, n| proof.positive("engine.threads", n));
         let kv_cache = self.some("engine.kv_cache", raw.kv_cache.parse().ok());
@@ -194,7 +194,14 @@ impl Proof<'_> {
         let context_length =
             self.optional(raw.context_length, |proof, n| proof.whole("engine.context_length", n).map(Tokens));
         let prefix_cache = self.whole("engine.prefix_cache_bytes", raw.prefix_cache_bytes).map(Bytes);
+        let prefix_cache_dir = match &raw.prefix_cache_dir {
+            Some(dir) => self.directory("engine.prefix_cache_dir", dir),
+            // Beside the exports, which a service that may write nowhere else may write as well.
+            None => cache_dir.map(|dir| dir.join("prompts")),
+        };
         let draft_tokens = self.whole("engine.draft_tokens", raw.draft_tokens);
+        let draft_model = self
+            .optional(raw.draft_model.as_deref(), |proof, dir| proof.directory("engine.draft_model", dir));
         let default_max_new =
             self.whole("engine.default_max_new_tokens", raw.default_max_new_tokens).map(Tokens);
         Some(Engine {
@@ -205,7 +212,9 @@ impl Proof<'_> {
             prefill_chunk: prefill_chunk?,
             context_length: context_length?,
             prefix_cache: prefix_cache?,
+            prefix_cache_dir: prefix_cache_dir?,
             draft_tokens: draft_tokens?,
+            draft_model: draft_model?,
             default_max_new: default_max_new?,
         })
     }

@@ -88,7 +88,8 @@ fn without_anything_set_the_defaults_serve_the_demo() {
     assert_eq!((queue.timeout, queue.total_timeout), (Millis(60_000), Millis(600_000)));
     assert_eq!((engine.threads, engine.context_length), (None, None));
     assert_eq!((engine.prefill_chunk.get(), engine.default_max_new), (512, Tokens(256)));
-    assert_eq!((engine.prefix_cache, engine.draft_tokens), (Bytes::mib(256), 15));
+    assert_eq!((engine.prefix_cache, engine.draft_tokens, engine.draft_model), (Bytes::mib(256), 15, None));
+    assert_eq!(engine.prefix_cache_dir, model.cache_dir.join("prompts"));
     assert_eq!((models.dir, models.memory, models.keep_alive, queue.max_switches), (None, None, None, None));
     assert_eq!((recycle.after_jobs, recycle.after, recycle.between_requests), (None, None, false));
     assert_eq!(recycle.memory_growth, Bytes::mib(1024));

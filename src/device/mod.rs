@@ -7,6 +7,7 @@
 //! - [`Session`]: a graph, loaded, with the placement of its nodes.
 //! - [`Binding`]: a graph's inputs and outputs over memory that stays where it is, run without allocating or rebinding.
 //! - [`Shared`]: memory that only the device reads and writes, such as a key-value cache.
+//! - [`HostCopy`]: rows of such memory in the host's, to be written to a file or read from one.
 //! - [`host`]: what this process holds of the host's memory, and giving it back.
 //! - [`Pool`]: memory that ONNX Runtime allocates from, counted, limited, and given back when asked.
 //! - [`operators`]: operators of our own, that sessions on the CPU may have.
@@ -18,6 +19,7 @@ mod capture;
 pub mod cuda;
 mod faults;
 pub mod host;
+mod host_copy;
 mod open;
 pub mod operators;
 pub mod pool;
@@ -29,6 +31,7 @@ mod threads;
 
 pub use binding::{Binding, Slot};
 pub use faults::Fault;
+pub use host_copy::HostCopy;
 pub use open::{CUDA_PROVIDER, Device, Gpu, OpenError, OpenOptions};
 pub use pool::Pool;
 pub use region::{Element, Shared};

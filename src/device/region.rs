@@ -111,18 +111,18 @@ impl Region {
 /// no reference, so nothing in Rust can observe the device writing.
 #[derive(Clone)]
 pub struct Shared {
-    memory: Rc<Memory>,
+    pub(super) memory: Rc<Memory>,
     /// Where it begins in `memory`, its length there, and its part of what a pool counts for that.
     offset: usize,
     bytes: usize,
     held: Bytes,
-    shape: Vec<usize>,
+    pub(super) shape: Vec<usize>,
     dtype: ort::sys::ONNXTensorElementDataType,
     element_bytes: usize,
 }
 
 /// Where a [`Shared`] lies.
-enum Memory {
+pub(super) enum Memory {
     Mapped(Region),
     Pooled(Buffer),
 }
@@ -163,6 +163,14 @@ impl Shared {
             Self::part::<T>(Rc::clone(&memory), shape, place, Bytes(held / parts + rest))
         };
         Ok((0..count).map(part).collect())
+    }
+
+    /// A tensor of the same elements in `pool`, of another shape.
+    pub(super) fn alike_in(&self, pool: &Pool, shape: &[usize]) -> Result<Self, DeviceError> {
+        let bytes = elements(shape, usize::MAX)?.max(1).saturating_mul(self.element_bytes);
+        let buffer = pool.buffer(Bytes::from(bytes))?;
+        let (held, memory) = (buffer.held(), Rc::new(Memory::Pooled(buffer)));
+        Ok(Self { memory, offset: 0, bytes, held, shape: shape.to_vec(), ..*self })
     }
 
     fn part<T: Element>(

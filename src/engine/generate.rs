@@ -5,7 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{EngineError, Forward, Sampler, Speculation, scores::Scorer, speculation::Drafter};
+use super::{
+    EngineError, Forward, Sampler, Speculation,
+    scores::Scorer,
+    speculation::{Bounds, Drafter, Guess, Guesser},
+};
 use crate::{
     constraint::{Choice, Guide},
     job::{Drafted, Failure, FinishReason, Job, Score, Timings, Usage},
@@ -43,20 +47,22 @@ pub struct Outcome {
 }
 
 /// Runs `job`, from what is kept of a context that begins alike, and says each step to `emit`, until it ends or `emit`
-/// breaks. `guide` is the one that was begun for the job, if it has a constraint; `speculation` is what earlier jobs of this
-/// model have taught.
+/// breaks. Of a job that is to be saved the prompt is read, and that is all. `guide` is the one that was begun for the job, if
+/// it has a constraint; `speculation` is what earlier jobs of this model have taught.
 ///
 /// # Errors
 /// [`EngineError::Job`] when the job does not fit the model, before anything is computed; others when the device fails.
-pub fn generate(
+pub fn generate<D: Forward>(
     model: &mut impl Forward,
     job: &Job,
     guide: Option<Guide>,
-    speculation: &mut Speculation,
+    speculation: &mut Speculation<D>,
     mut emit: impl FnMut(Step) -> ControlFlow<()>,
 ) -> Result<Outcome, EngineError> {
     check(model, job)?;
-    let mut run = Run::new(job, guide, Drafter::new(speculation, model.rows()));
+    let (rows, vocabulary) = (model.rows(), model.vocabulary());
+    let bounds = Bounds { rows, vocabulary, may_be_kept: job.cache_prompt, ends: &job.end_tokens };
+    let mut run = Run::new(job, guide, Drafter::new(speculation, bounds));
     if run.written >= job.max_new_tokens {
         let reason = run.at_length();
         return Ok(run.outcome(reason));
@@ -64,27 +70,30 @@ pub fn generate(
     let Some(logits) = run.prefill(model, &mut emit)? else {
         return Ok(run.outcome(FinishReason::Cancelled));
     };
+    if job.save.is_some() {
+        return Ok(run.outcome(FinishReason::EndToken));
+    }
     run.choose(logits)?;
     loop {
         if let Some(reason) = run.say(&mut emit) {
             return Ok(run.outcome(reason));
         }
-        let draft = run.draft();
-        if draft.is_empty() {
+        let guess = run.draft()?;
+        if guess.tokens.is_empty() {
             let logits = run.feed(model)?;
             run.choose(logits)?;
-        } else if let Some(reason) = run.verify(model, &draft, &mut emit)? {
+        } else if let Some(reason) = run.verify(model, &guess, &mut emit)? {
             return Ok(run.outcome(reason));
         }
     }
 }
 
-struct Run<'a> {
+struct Run<'a, D> {
     job: &'a Job,
     sampler: Sampler<'a>,
     guide: Option<Guide>,
     scorer: Option<Scorer>,
-    drafter: Drafter<'a>,
+    drafter: Drafter<'a, D>,
     /// What follows, not said and not read yet: one token, or more where the constraint leaves no choice.
     next: Vec<u32>,
     started: Instant,
@@ -94,14 +103,14 @@ struct Run<'a> {
     cached: usize,
     written: usize,
     drafted: Drafted,
+    drafted_by_model: Drafted,
 }
 
-impl<'a> Run<'a> {
-    fn new(job: &'a Job, guide: Option<Guide>, mut drafter: Drafter<'a>) -> Self {
+impl<'a, D: Forward> Run<'a, D> {
+    fn new(job: &'a Job, guide: Option<Guide>, mut drafter: Drafter<'a, D>) -> Self {
         let sampler = Sampler::resume(&job.sampling, &job.prompt, &job.answer);
         let scorer = job.scores.map(Scorer::new);
-        drafter.read(&job.prompt);
-        drafter.read(&job.answer);
+        drafter.read(&job.prompt, &job.answer);
         let (started, written) = (Instant::now(), job.answer.len());
         let (next, prefilled, read, cached, drafted) = (Vec::new(), None, 0, 0, Drafted::default());
         Self {
@@ -117,6 +126,7 @@ impl<'a> Run<'a> {
             cached,
             written,
             drafted,
+            drafted_by_model: drafted,
         }
     }
 
@@ -253,23 +263,21 @@ impl<'a> Run<'a> {
     }
 
     /// What may come after what follows, if it is worth being fed along.
-    fn draft(&self) -> Vec<u32> {
-        // The last pass gives a token of its own.
-        let most = self.job.max_new_tokens - self.written - 1;
-        self.drafter.draft(self.next.len(), most)
+    fn draft(&mut self) -> Result<Guess, EngineError> {
+        self.drafter.draft(self.next.len(), self.job.max_new_tokens - self.written)
     }
 
-    /// Feeds what follows and a draft, and says as much of the draft as would have been picked anyway; then picks what
+    /// Feeds what follows and a guess, and says as much of the guess as would have been picked anyway; then picks what
     /// follows that. The reason to end where there is one.
     fn verify(
         &mut self,
         model: &mut impl Forward,
-        draft: &[u32],
+        guess: &Guess,
         emit: &mut impl FnMut(Step) -> ControlFlow<()>,
     ) -> Result<Option<FinishReason>, EngineError> {
-        let vocabulary = model.vocabulary();
+        let (vocabulary, draft, due) = (model.vocabulary(), &*guess.tokens, self.next.len());
         let fed = [&*self.next, draft].concat();
-        self.read += self.next.len();
+        self.read += due;
         let began = Instant::now();
         let logits = model.forward_rows(&fed, draft.len() + 1)?;
         self.drafter.took(fed.len(), began.elapsed());
@@ -287,8 +295,17 @@ impl<'a> Run<'a> {
             }
         }
         self.read += right;
-        self.drafted.tokens += draft.len();
-        self.drafted.right += right;
+        let is_by_model = guess.by == Guesser::Model;
+        for drafted in
+            [&mut self.drafted].into_iter().chain(is_by_model.then_some(&mut self.drafted_by_model))
+        {
+            drafted.tokens += draft.len();
+            drafted.right += right;
+        }
+        // Where the answer ends, nobody knows of the rest.
+        let was_wrong = end.is_none()
+            && self.next.first().is_some_and(|token| draft.get(right).is_some_and(|guess| guess != token));
+        self.drafter.judge(guess, due, right, was_wrong);
         model.rewind(self.read);
         Ok(end)
     }
@@ -308,6 +325,8 @@ impl<'a> Run<'a> {
                 decode: elapsed.saturating_sub(prefill),
                 resumed: 0,
                 drafted: self.drafted,
+                saving: Duration::ZERO,
+                drafted_by_model: self.drafted_by_model,
             },
         }
     }

@@ -13,6 +13,7 @@
 mod dry;
 mod generate;
 mod prefixes;
+mod restored;
 mod sampler;
 mod scores;
 mod speculation;

@@ -25,6 +25,12 @@ impl<T> Prefixes<T> {
         Self { entries: Vec::new(), most }
     }
 
+    /// Never more than `most` from now on.
+    pub(super) fn bound_by(&mut self, most: Bytes) {
+        self.most = most;
+        self.make_room(most);
+    }
+
     /// What all of them take.
     pub(super) fn bytes(&self) -> Bytes {
         Bytes(self.entries.iter().map(|entry| entry.bytes.0).sum())

@@ -21,17 +21,21 @@
 //! new sequence would write over is copied first, to be copied back when its turn comes: no more than the rows in use, and
 //! all of it together within a bound. In a pool only the last one stays, as a copy would stand in the way of a cache that
 //! grows.
+//!
+//! What came from a file is there besides, in the host's memory and within the same bound, and is copied into the cache like
+//! what was copied before.
 
 use std::{fmt, mem, time::Instant};
 
 use super::{
     EngineError, Forward,
     prefixes::{Prefixes, common},
+    restored::Restored,
     threads::fastest,
 };
 use crate::{
     device::{DeviceError, Threads},
-    model::{Cache, Model, Pass},
+    model::{Cache, HostCache, Model, Pass},
     units::Bytes,
 };
 
@@ -56,7 +60,8 @@ pub struct TimelineOptions {
     pub chunk: usize,
     /// Most of a pool's memory that the cache keeps when it is cleared.
     pub keep: Bytes,
-    /// Most memory of sequences that later ones may begin with; in a pool within `keep`. 0 is none.
+    /// Most memory of sequences that later ones may begin with; in a pool within `keep`, but for those that came from files.
+    /// 0 is none.
     pub prefixes: Bytes,
     /// Most tokens that are guessed and verified in one pass; 0 is none. With none either where the graph gives only the
     /// logits of the last token.
@@ -92,6 +97,9 @@ pub struct Timeline {
     prefixes: Prefixes<Cache>,
     /// Most that these and the sequence in the cache may take between two jobs.
     bound: Bytes,
+    /// Sequences that came from files, and most that they may take.
+    restored: Restored,
+    most_restored: Bytes,
 }
 
 impl fmt::Debug for Timeline {
@@ -133,6 +141,8 @@ impl Timeline {
             keep,
             prefixes: Prefixes::new(bound),
             bound,
+            restored: Restored::default(),
+            most_restored: prefixes,
         };
         if timeline.model.session().pool().is_none() {
             // What cannot even be mapped shall be known at load.
@@ -218,13 +228,13 @@ impl Timeline {
         self.cache.capacity()
     }
 
-    /// Forgets everything and gives the cache's memory back, but for what is to be kept.
+    /// Forgets everything but what came from files, and gives the cache's memory back, but for what is to be kept.
     pub fn clear(&mut self) {
         self.clear_to(self.keep);
     }
 
-    /// Forgets everything, and gives the cache's memory back where it is more than `keep`: all of it, as a smaller one
-    /// would have to be taken anew.
+    /// Forgets everything but what came from files, and gives the cache's memory back where it is more than `keep`: all of
+    /// it, as a smaller one would have to be taken anew.
     pub fn clear_to(&mut self, keep: Bytes) {
         self.prefixes.clear();
         self.forget(keep);
@@ -240,16 +250,61 @@ impl Timeline {
             return;
         }
         if may_be_kept {
-            self.save(self.prefixes.longest(&self.tokens));
+            self.save(self.elsewhere(&self.tokens));
         }
         self.forget(self.keep);
     }
 
-    /// What is kept of sequences that are over.
+    /// What is kept of sequences that are over, those that came from files among them.
     #[must_use]
     pub fn kept(&self) -> Bytes {
         let of_cache = if self.tokens.is_empty() { Bytes(0) } else { self.cache.spent(self.written) };
-        self.prefixes.bytes() + of_cache
+        self.prefixes.bytes() + of_cache + self.restored.bytes()
+    }
+
+    /// Hands out the keys and values of everything that was fed, as [`Model::copy_out`] does.
+    ///
+    /// # Errors
+    /// As it has.
+    pub fn copy_out<E: From<DeviceError>>(&self, each: impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
+        self.model.copy_out(&self.cache, self.tokens.len(), each)
+    }
+
+    /// What another sequence from a file may take that is called `name`, one of that name having gone.
+    #[must_use]
+    pub fn room_to_restore(&self, name: &str) -> Bytes {
+        Bytes(self.most_restored.0.saturating_sub(self.restored.bytes_beside(name).0))
+    }
+
+    /// Keeps what came from a file for sequences that begin like it, until it is [forgotten](Self::forget_restored) by its
+    /// name. What else is kept makes room for it.
+    pub fn restore(&mut self, name: String, tokens: Vec<u32>, kept: HostCache) {
+        self.restored.add(name, tokens, kept);
+        self.bound_others();
+    }
+
+    /// Forgets what came from the file of a name; of all files without one.
+    pub fn forget_restored(&mut self, name: Option<&str>) {
+        match name {
+            Some(name) => self.restored.remove(name),
+            None => self.restored.clear(),
+        }
+        self.bound_others();
+    }
+
+    /// Leaves what is not from a file the rest of the bound. A pool's memory is another than the host's.
+    fn bound_others(&mut self) {
+        if self.model.session().pool().is_some() {
+            return;
+        }
+        self.bound = Bytes(self.most_restored.0.saturating_sub(self.restored.bytes().0));
+        self.prefixes.bound_by(self.bound);
+        self.settle(true);
+    }
+
+    /// Of how many of its first tokens something is kept outside of the cache.
+    fn elsewhere(&self, tokens: &[u32]) -> usize {
+        self.prefixes.longest(tokens).max(self.restored.longest(tokens))
     }
 
     /// Forgets the sequence in the cache.
@@ -279,10 +334,18 @@ impl Timeline {
         }
     }
 
-    /// Puts what is kept of a sequence that begins with `tokens` into the cache.
-    fn restore(&mut self, tokens: &[u32]) -> Result<(), DeviceError> {
-        let Some(kept) = self.prefixes.find(tokens) else { return Ok(()) };
-        self.cache.take_over(kept, tokens.len())?;
+    /// Puts what is kept of a sequence that begins with `tokens`, and will have so many, into the cache.
+    fn resume(&mut self, tokens: &[u32], of: usize) -> Result<(), DeviceError> {
+        if self.room() < of.min(self.most) {
+            self.grow(self.room_for(of))?;
+        }
+        if let Some(kept) = self.restored.find(tokens) {
+            self.cache.fill(kept, tokens.len())?;
+        } else if let Some(kept) = self.prefixes.find(tokens) {
+            self.cache.take_over(kept, tokens.len())?;
+        } else {
+            return Ok(());
+        }
         self.written = self.written.max(tokens.len());
         tokens.clone_into(&mut self.tokens);
         Ok(())
@@ -366,14 +429,15 @@ impl Forward for Timeline {
     }
 
     fn begin(&mut self, tokens: &[u32], most: usize) -> usize {
-        if self.bound == Bytes(0) {
+        if self.bound == Bytes(0) && self.restored.is_empty() {
             self.rewind(0);
             return 0;
         }
-        let tokens = &tokens[..most.min(tokens.len().saturating_sub(1))];
+        let all = tokens.len();
+        let tokens = &tokens[..most.min(all.saturating_sub(1))];
         let is_enough = |found: usize| found >= LEAST_KEPT.min(tokens.len().max(1));
-        let (here, saved) = (common(&self.tokens, tokens), self.prefixes.longest(&self.tokens));
-        if here >= self.prefixes.longest(tokens) && is_enough(here) {
+        let (here, saved) = (common(&self.tokens, tokens), self.elsewhere(&self.tokens));
+        if here >= self.elsewhere(tokens) && is_enough(here) {
             self.save(saved.max(here));
             self.rewind(here);
             return here;
@@ -381,9 +445,9 @@ impl Forward for Timeline {
         self.save(saved);
         self.forget(Bytes(u64::MAX));
         // Looked up again: for what was saved just now another may have gone.
-        let kept = self.prefixes.longest(tokens);
+        let kept = self.elsewhere(tokens);
         if is_enough(kept)
-            && let Err(e) = self.restore(&tokens[..kept])
+            && let Err(e) = self.resume(&tokens[..kept], all)
         {
             tracing::warn!("what is kept of a sequence cannot be used: {e}");
             self.clear();

@@ -16,8 +16,8 @@ use super::{
     roster::{Outcome, Past},
 };
 use crate::{
-    job::{Drafted, Event, Failure, Finish, FinishReason, Job},
-    metrics::Waiter,
+    job::{Drafted, Event, Failure, Finish, FinishReason, Job, Timings},
+    metrics::{Guesser, Metrics, Waiter},
     traces::JobSpans,
     units::Tokens,
 };
@@ -210,9 +210,7 @@ impl<'a> Show<'a> {
         if let Ok(finish) = &ended {
             metrics.prompt_tokens.inc_by(self.work.prompt.0 as u64);
             metrics.prompt_tokens_cached.inc_by(finish.usage.cached_tokens as u64);
-            let Drafted { tokens, right } = finish.timings.drafted;
-            metrics.draft_tokens.inc_by(tokens as u64);
-            metrics.draft_tokens_accepted.inc_by(right as u64);
+            count_guesses(metrics, &finish.timings);
             // The token that ended it, which had no event.
             let unheard = finish.usage.completion_tokens.saturating_sub(self.work.generated.0);
             metrics.generated_tokens.inc_by(unheard as u64);
@@ -250,6 +248,15 @@ impl Show<'_> {
             memory: finish.map(|finish| finish.memory),
             settled: None,
         }
+    }
+}
+
+fn count_guesses(metrics: &Metrics, timings: &Timings) {
+    let Timings { drafted: all, drafted_by_model: by_model, .. } = timings;
+    let [tokens, right] = [all.tokens - by_model.tokens, all.right - by_model.right];
+    for (guesser, drafted) in [(Guesser::TEXT, Drafted { tokens, right }), (Guesser::MODEL, *by_model)] {
+        metrics.draft_tokens.get_or_create(&guesser).inc_by(drafted.tokens as u64);
+        metrics.draft_tokens_accepted.get_or_create(&guesser).inc_by(drafted.right as u64);
     }
 }
 

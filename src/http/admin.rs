@@ -95,17 +95,26 @@ pub(super) async fn drain(
 }
 
 async fn carry_out(request: &HttpRequest, state: &AppState, order: Order) -> Result<HttpResponse, ApiError> {
+    let outcomes = give(request, state, order).await?;
+    Ok(HttpResponse::Ok().json(describe_all(outcomes)?))
+}
+
+/// Has an order carried out, and waits for what came of it.
+pub(super) async fn give(
+    request: &HttpRequest,
+    state: &AppState,
+    order: Order,
+) -> Result<Vec<OrderOutcome>, ApiError> {
     let Some(orders) = &state.orders else {
         return Err(ApiError::NotFound { path: request.path().to_owned() });
     };
     let patience = state.deadlines().total;
     let outcomes = timeout(patience, orders(order)).await;
-    let outcomes = outcomes.map_err(|_| Failure::Deadline { elapsed: patience })?;
-    Ok(HttpResponse::Ok().json(describe_all(outcomes)?))
+    Ok(outcomes.map_err(|_| Failure::Deadline { elapsed: patience })?)
 }
 
 /// What came of an order, on each device where there are several; an error when it failed on all of them.
-fn describe_all(mut outcomes: Vec<OrderOutcome>) -> Result<Value, Failure> {
+pub(super) fn describe_all(mut outcomes: Vec<OrderOutcome>) -> Result<Value, Failure> {
     if outcomes.iter().all(|one| one.device.is_none() || one.outcome.is_err()) {
         let first = outcomes.drain(..).next().map_or(Err(Failure::ShuttingDown), |one| one.outcome);
         return first.map(|report| describe(&report));

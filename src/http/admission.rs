@@ -104,7 +104,7 @@ fn choices(first: &Job, most: usize, mut new_id: impl FnMut() -> JobId) -> impl 
 }
 
 /// A worker that is being replaced is worth waiting for: the queue holds until it is there.
-fn check_readiness(readiness: &Readiness) -> Result<(), ApiError> {
+pub(super) fn check_readiness(readiness: &Readiness) -> Result<(), ApiError> {
     match readiness {
         Readiness::Ready(_) | Readiness::Restarting { .. } => Ok(()),
         Readiness::Starting => Err(ApiError::Loading),
@@ -194,7 +194,7 @@ fn encode_now(text: &Text, prompt: Prompt) -> Result<Vec<u32>, TextError> {
 }
 
 /// How many tokens to generate: those asked for, which must fit, else as many of the default as fit.
-fn room(
+pub(super) fn room(
     prompt: Tokens,
     asked: Option<Tokens>,
     default: Tokens,

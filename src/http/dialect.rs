@@ -110,6 +110,9 @@ pub(super) fn timings(endings: &[Ending]) -> Value {
         "cached_tokens": cached,
         "draft_n": endings.iter().map(|ending| ending.timings.drafted.tokens).sum::<usize>(),
         "draft_n_accepted": endings.iter().map(|ending| ending.timings.drafted.right).sum::<usize>(),
+        "draft_model_n": endings.iter().map(|ending| ending.timings.drafted_by_model.tokens).sum::<usize>(),
+        "draft_model_n_accepted":
+            endings.iter().map(|ending| ending.timings.drafted_by_model.right).sum::<usize>(),
         "prefill_tokens_per_second": rate(prompt.saturating_sub(cached), prefill),
         "decode_tokens_per_second": rate(stepped, decode),
     })
@@ -122,7 +125,7 @@ pub(super) fn prompt_progress(progress: &Progress) -> Value {
 }
 
 /// To the microsecond; more digits would be noise.
-fn milliseconds(time: Duration) -> f64 {
+pub(super) fn milliseconds(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e6).round() / 1e3
 }
 

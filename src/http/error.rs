@@ -50,6 +50,8 @@ pub(super) enum ApiError {
     NotJson { message: String },
     #[error(transparent)]
     Field(#[from] FieldError),
+    #[error("there is no saved prompt {name:?} here; GET /admin/cache lists those that there are")]
+    SavedPromptNotFound { name: String },
     #[error("there is no model {asked:?} here; this server serves {served}")]
     ModelNotFound { asked: String, served: String },
     #[error(
@@ -105,6 +107,7 @@ impl ApiError {
             Self::BodyBroken { .. } => (S::BAD_REQUEST, "body_broken"),
             Self::NotJson { .. } => (S::BAD_REQUEST, "invalid_json"),
             Self::Field(field) => (S::BAD_REQUEST, field.code()),
+            Self::SavedPromptNotFound { .. } => (S::NOT_FOUND, "saved_prompt_not_found"),
             Self::ModelNotFound { .. } => (S::NOT_FOUND, "model_not_found"),
             Self::NotFromHere => (S::FORBIDDEN, "not_from_here"),
             Self::NoKey | Self::WrongKey => (S::UNAUTHORIZED, "invalid_api_key"),
@@ -139,6 +142,7 @@ impl ApiError {
             Self::Field(field) => Some(field.param()),
             Self::ModelNotFound { .. } | Self::ModelNotAllowed { .. } => Some("model"),
             Self::EmptyPrompt => Some("prompt"),
+            Self::SavedPromptNotFound { .. } | Self::Failure(Failure::SavedPrompt { .. }) => Some("name"),
             Self::Constraint { param, .. } => Some(param),
             Self::Text(TextError::NoTable) => None,
             Self::Text(TextError::NoTools { .. }) => Some("tools"),
@@ -190,6 +194,9 @@ impl ApiError {
             Self::Failure(Failure::OutOfMemory { .. }) => {
                 "the device has no room for this request; shorten the prompt or ask for fewer new tokens"
                     .into()
+            }
+            Self::Failure(Failure::SavedFile { name, .. }) => {
+                format!("the file of saved prompt {name:?} cannot be written or read")
             }
             Self::Failure(Failure::WorkerLost { .. }) => "the worker process was lost".into(),
             Self::Internal { .. } => "an internal task failed".into(),
@@ -256,6 +263,8 @@ fn failure_row(failure: &Failure) -> (StatusCode, &'static str) {
         Failure::Device { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "device_error"),
         // Not one of 5xx: clients send those again by themselves, and the same request needs as much the next time.
         Failure::OutOfMemory { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "out_of_memory"),
+        Failure::SavedPrompt { .. } => (StatusCode::CONFLICT, "saved_prompt_unusable"),
+        Failure::SavedFile { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "saved_prompt_failed"),
         Failure::WorkerLost { .. } => (StatusCode::BAD_GATEWAY, "worker_lost"),
         Failure::NoWorker { .. } => (StatusCode::SERVICE_UNAVAILABLE, "worker_down"),
         Failure::QueueTimeout { .. } => (StatusCode::GATEWAY_TIMEOUT, "queue_timeout"),

@@ -36,6 +36,7 @@ mod refusal;
 mod request_id;
 mod responses;
 mod sampling;
+mod saved;
 mod scored;
 mod slot;
 mod strict;
@@ -73,6 +74,7 @@ use crate::{
     executor::{Deadlines, Executor},
     job::Readiness,
     metrics::Metrics,
+    saved::Store,
     text::Text,
     units::{Bytes, Tokens},
 };
@@ -134,6 +136,8 @@ pub struct AppState {
     tls: Option<Arc<Tls>>,
     /// `None` where nobody takes any.
     orders: Option<Orders>,
+    /// Where prompts are saved; `None` where none are.
+    saved: Option<Store>,
     /// `None` where it cannot be changed.
     set_log_level: Option<SetLogLevel>,
     /// Cancelled when `/admin` is told that the server shall end.
@@ -170,6 +174,7 @@ impl AppState {
             door: Arc::default(),
             tls: None,
             orders: None,
+            saved: None,
             set_log_level: None,
             drain: CancellationToken::new(),
             metrics,
@@ -187,6 +192,12 @@ impl AppState {
     #[must_use]
     pub fn with_orders(self, orders: Orders) -> Self {
         Self { orders: Some(orders), ..self }
+    }
+
+    /// With a place for saved prompts.
+    #[must_use]
+    pub fn with_saved_prompts(self, store: Store) -> Self {
+        Self { saved: Some(store), ..self }
     }
 
     /// With several devices, by their names, whose states are told one by one.
@@ -322,6 +333,8 @@ const ROUTES: &[RouteLine] = &[
     line("POST", "/admin/models/{id}/load", "loads a model; for whoever runs the server"),
     line("POST", "/admin/models/{id}/unload", "gives a model's memory back; likewise"),
     line("POST", "/admin/trim", "gives back what no job needs; likewise"),
+    line("POST", "/admin/cache", "saves a prompt to a file, restores or deletes one; likewise"),
+    line("GET", "/admin/cache", "the prompts that are saved; likewise"),
     line("POST", "/admin/log", "sets log.level; likewise"),
     line("POST", "/admin/drain", "ends the server when its work is done; likewise"),
     line("GET", "/livez", "200 while this process answers"),
@@ -347,6 +360,7 @@ fn routes(app: &mut web::ServiceConfig) {
         .service(post("/admin/models/{id}/load", web::post().to(admin::load)))
         .service(post("/admin/models/{id}/unload", web::post().to(admin::unload)))
         .service(post("/admin/trim", web::post().to(admin::trim)))
+        .service(admin_cache())
         .service(post("/admin/log", web::post().to(admin::log)))
         .service(post("/admin/drain", web::post().to(admin::drain)))
         .service(get("/livez", || web::route().to(probes::livez)))
@@ -372,6 +386,15 @@ fn get(path: &str, route: fn() -> Route) -> Resource {
         .route(route().guard(Get()))
         .route(route().guard(Head()))
         .default_service(web::to(|| refuse_method("GET, HEAD")))
+}
+
+fn admin_cache() -> Resource {
+    use actix_web::guard::{Get, Head};
+    web::resource("/admin/cache")
+        .route(web::post().to(saved::cache))
+        .route(web::route().guard(Get()).to(saved::list))
+        .route(web::route().guard(Head()).to(saved::list))
+        .default_service(web::to(|| refuse_method("GET, HEAD, POST")))
 }
 
 async fn refuse_method(allow: &'static str) -> Result<(), ApiError> {

@@ -153,6 +153,7 @@ fn loaded(report: &ModelReport) -> Value {
         "capacity": report.capacity,
         "decode_threads": report.decode_threads,
         "prefill_threads": report.prefill_threads,
+        "draft_model": report.draft,
         "load_ms": Millis::from(report.load_time),
         "memory": held(report.took()),
     })

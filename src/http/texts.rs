@@ -111,7 +111,7 @@ async fn begin(
 }
 
 /// Does what may take long on a thread of its own, as prompts are encoded: a few at a time.
-async fn aside<T: Send + 'static>(
+pub(super) async fn aside<T: Send + 'static>(
     state: &AppState,
     length: usize,
     work: impl FnOnce() -> Result<T, TextError> + Send + 'static,
@@ -163,7 +163,7 @@ impl Source {
     }
 }
 
-fn take_conversation(fields: &mut Fields) -> Result<Conversation, FieldError> {
+pub(super) fn take_conversation(fields: &mut Fields) -> Result<Conversation, FieldError> {
     let conversation = conversation_of(fields.require("messages")?, "messages")?;
     let tools = take_tools(fields, Shape::Nested)?.into_iter().map(|tool| tool.told).collect();
     Ok(Conversation { tools, ..conversation })

@@ -2,10 +2,10 @@
 
 use half::{bf16, f16};
 
-use super::Model;
+use super::{HostCache, Model};
 use crate::{
-    device::{DeviceError, Element, Pool, Shared, operators::Format},
-    manifest::Dtype,
+    device::{DeviceError, Element, Pool, Shared},
+    saved::{Kind, Shape},
     units::Bytes,
 };
 
@@ -87,6 +87,18 @@ impl Cache {
         self.layers.iter().flatten().for_each(Shared::discard);
     }
 
+    /// Writes the first `positions` of what the host has over its own.
+    ///
+    /// # Errors
+    /// As [`take_over`](Self::take_over).
+    pub fn fill(&self, from: &HostCache, positions: usize) -> Result<(), DeviceError> {
+        let pairs = self.layers.iter().zip(from.layers());
+        pairs.into_iter().try_for_each(|([key, value], [from_key, from_value])| {
+            key.copy_in(from_key, positions)?;
+            value.copy_in(from_value, positions)
+        })
+    }
+
     pub(super) fn layers(&self) -> &[[Shared; 2]] {
         &self.layers
     }
@@ -103,9 +115,8 @@ impl Model {
     /// # Errors
     /// [`DeviceError::Memory`] or [`DeviceError::NoRoom`] when there is no room for it.
     pub fn cache(&self, capacity: usize, older: Cache, used: usize) -> Result<Cache, DeviceError> {
-        let dims = &self.manifest().dims;
-        let row = self.cache_format().map_or(dims.head_dim, |format| format.elements(dims.head_dim));
-        let shape = [1, dims.kv_heads, capacity, row];
+        let Shape { layers: count_of_layers, heads, row, .. } = self.cache_shape();
+        let shape = [1, heads, capacity, row];
         // With nothing to copy, the old makes room first.
         let older = if used == 0 {
             drop(older);
@@ -114,9 +125,9 @@ impl Model {
             older.layers
         };
         let mut older = older.into_iter();
-        let mut layers = Vec::with_capacity(dims.layers);
-        while layers.len() < dims.layers {
-            let count = dims.layers.div_ceil(BLOCKS).min(dims.layers - layers.len());
+        let mut layers = Vec::with_capacity(count_of_layers);
+        while layers.len() < count_of_layers {
+            let count = count_of_layers.div_ceil(BLOCKS).min(count_of_layers - layers.len());
             let tensors = self.tensors(&shape, count * 2).map_err(unable_to_grow)?;
             for layer in tensors.as_chunks::<2>().0 {
                 for (larger, older) in layer.iter().zip(older.next().into_iter().flatten()) {
@@ -125,7 +136,7 @@ impl Model {
                 layers.push(layer.clone());
             }
         }
-        Ok(Cache { layers, capacity, heads: dims.kv_heads })
+        Ok(Cache { layers, capacity, heads })
     }
 
     /// A cache of the first `positions` of another, with room for no more.
@@ -137,13 +148,26 @@ impl Model {
         copy.take_over(cache, positions).map(|()| copy)
     }
 
+    /// What a position of its cache takes.
+    #[must_use]
+    pub fn position(&self) -> Bytes {
+        let dims = &self.manifest().dims;
+        let row = self.cache_format().map_or(dims.head_dim, |format| format.elements(dims.head_dim));
+        let element = match (self.cache_format(), self.manifest().dtype) {
+            (Some(Format::Int8), _) => 1,
+            (Some(Format::Float16), _) | (None, Dtype::Float16 | Dtype::Bfloat16) => 2,
+            (Some(Format::Float32), _) | (None, Dtype::Float32) => 4,
+        };
+        Bytes::from(2 * dims.layers * dims.kv_heads * row * element)
+    }
+
     fn tensors(&self, shape: &[usize], count: usize) -> Result<Vec<Shared>, DeviceError> {
         let pool = self.session().pool();
-        match (self.cache_format(), self.manifest().dtype) {
-            (Some(Format::Int8), _) => of::<i8>(shape, count, pool),
-            (Some(Format::Float16), _) | (None, Dtype::Float16) => of::<f16>(shape, count, pool),
-            (Some(Format::Float32), _) | (None, Dtype::Float32) => of::<f32>(shape, count, pool),
-            (None, Dtype::Bfloat16) => of::<bf16>(shape, count, pool),
+        match self.cache_shape().kind {
+            Kind::Int8 => of::<i8>(shape, count, pool),
+            Kind::Float16 => of::<f16>(shape, count, pool),
+            Kind::Float32 => of::<f32>(shape, count, pool),
+            Kind::Bfloat16 => of::<bf16>(shape, count, pool),
         }
     }
 }

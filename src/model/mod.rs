@@ -5,6 +5,7 @@
 
 mod cache;
 mod check;
+mod host_cache;
 mod own;
 mod pass;
 mod steps;
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 pub use cache::Cache;
 pub use check::GraphError;
+pub use host_cache::{HostCache, expected_cache_shape};
 pub use pass::Pass;
 use pass::Rows;
 

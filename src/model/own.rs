@@ -19,6 +19,7 @@ use prost::Message;
 use crate::{
     choice::CacheChoice,
     device::operators::{ATTENTION, Blocks, DOMAIN, Format, MATMUL, MATRIX, Matrix, Operators, Store},
+    manifest::Dtype,
     onnx::{
         Attribute, AttributeType, DataLocation, Dimension, ElementType, Extent, Graph, Model, Node,
         OperatorSet, Tensor, TensorType, ValueInfo,
@@ -42,14 +43,8 @@ pub(super) fn change(path: &Path, cache: CacheChoice) -> Option<Changed> {
         return None;
     }
     let graph = model.graph.as_mut()?;
-    let is_quantized = graph.node.iter().any(|node| node.op_type == "MatMulNBits");
+    let format = format(graph, cache);
     let mut operators = replace(graph, path.parent()?)?;
-    let format = match cache {
-        CacheChoice::Float32 => Format::Float32,
-        CacheChoice::Auto if !is_quantized => Format::Float32,
-        CacheChoice::Auto | CacheChoice::Float16 => Format::Float16,
-        CacheChoice::Int8 => Format::Int8,
-    };
     if let Some(format) = attend(graph, format) {
         operators.attend(format);
     }
@@ -59,6 +54,43 @@ pub(super) fn change(path: &Path, cache: CacheChoice) -> Option<Changed> {
     drop_unused(graph);
     model.opset_import.push(OperatorSet { domain: DOMAIN.into(), version: 1 });
     Some(Changed { content: model.encode_to_vec(), operators })
+}
+
+/// What the key-value cache of the graph at `path` is stored in where our operators compute; `None` where its attention is
+/// not ours.
+pub(super) fn cache_format(path: &Path, cache: CacheChoice) -> Option<Format> {
+    let content = std::fs::read(path).ok()?;
+    let mut model = Model::decode(&*content).ok()?;
+    if model.encode_to_vec() != content {
+        return None;
+    }
+    let graph = model.graph.as_mut()?;
+    let format = format(graph, cache);
+    attend(graph, format)
+}
+
+/// What the graph at `path` declares an input to be made of; `None` where there is none, or it is no floating-point number.
+pub(super) fn declared_dtype(path: &Path, input: &str) -> Option<Dtype> {
+    let graph = Model::decode(&*std::fs::read(path).ok()?).ok()?.graph?;
+    let declared = graph.input.iter().find(|value| value.name == input)?.r#type.as_ref()?;
+    let element = declared.tensor_type.as_ref()?.elem_type;
+    [
+        (ElementType::Float, Dtype::Float32),
+        (ElementType::Float16, Dtype::Float16),
+        (ElementType::Bfloat16, Dtype::Bfloat16),
+    ]
+    .into_iter()
+    .find_map(|(one, dtype)| (element == i32::from(one)).then_some(dtype))
+}
+
+fn format(graph: &Graph, cache: CacheChoice) -> Format {
+    let is_quantized = graph.node.iter().any(|node| node.op_type == "MatMulNBits");
+    match cache {
+        CacheChoice::Float32 => Format::Float32,
+        CacheChoice::Auto if !is_quantized => Format::Float32,
+        CacheChoice::Auto | CacheChoice::Float16 => Format::Float16,
+        CacheChoice::Int8 => Format::Int8,
+    }
 }
 
 /// Replaces the nodes that it can.

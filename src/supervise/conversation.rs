@@ -132,6 +132,7 @@ fn heard_of(running: JobId, frame: &Up) -> Option<Heard> {
     match frame {
         Up::Progress { job, done, .. } if *job == running => Some(Heard::Progress(*done)),
         Up::Token { job, .. } if *job == running => Some(Heard::Token),
+        Up::Saving { job, .. } if *job == running => Some(Heard::Saving),
         _ => None,
     }
 }
@@ -150,6 +151,8 @@ fn pass_on(
         }
         // Said after the last job, before it heard of this one.
         Some(Ok(Up::Held { .. })) => Ok(None),
+        // A sign of life, and for nobody else.
+        Some(Ok(Up::Saving { job, .. })) if job == running => Ok(None),
         Some(Ok(Up::Score { job, score })) if job == running => {
             let _ = events.send(Event::Score(score));
             Ok(None)

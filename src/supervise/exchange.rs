@@ -1,12 +1,12 @@
 //! What is said to a worker and what it has to answer, frame by frame and each within its time.
 
-use std::{fmt, time::Duration};
+use std::{fmt, path::Path, time::Duration};
 
 use tokio::time::timeout;
 
 use super::{WorkerCommand, process::Process, watchdog::Budgets};
 use crate::{
-    job::{Memory, ModelId, ModelReport, RuntimeReport},
+    job::{Failure, Memory, ModelId, ModelReport, RuntimeReport},
     wire::{Down, PROTOCOL, Up, WireError},
 };
 
@@ -105,7 +105,8 @@ pub(super) async fn load(
 ) -> Result<Result<ModelReport, String>, Lost> {
     let Some(place) = command.place(model) else { return Ok(Err("there is no such model here".into())) };
     let budgets = &command.budgets;
-    send(worker, &Down::Load { model: model.clone(), dir: place.dir.clone() }, budgets).await?;
+    let (dir, draft) = (place.dir.clone(), place.draft.clone());
+    send(worker, &Down::Load { model: model.clone(), dir, draft }, budgets).await?;
     let doing = format!("loaded {model}");
     match hear(worker, budgets.load, &doing).await? {
         Up::Loaded(loaded) if loaded == *model => {}
@@ -140,6 +141,39 @@ pub(super) async fn trim(worker: &mut Process, command: &WorkerCommand) -> Resul
     let doing = "gave memory back";
     match hear(worker, command.budgets.warm_up, doing).await? {
         Up::Trimmed { memory } => Ok(memory),
+        other => Err(unexpected(&other, doing)),
+    }
+}
+
+/// Has a saved prompt kept for jobs that begin like it; what is held then. The inner error is the file's own. It may be as
+/// large as a model, and has as long.
+pub(super) async fn restore(
+    worker: &mut Process,
+    command: &WorkerCommand,
+    model: &ModelId,
+    name: &str,
+    file: &Path,
+) -> Result<Result<Memory, Failure>, Lost> {
+    let order = Down::Restore { model: model.clone(), name: name.to_owned(), file: file.to_path_buf() };
+    send(worker, &order, &command.budgets).await?;
+    let doing = format!("restored the saved prompt {name}");
+    match hear(worker, command.budgets.load, &doing).await? {
+        Up::Restored { memory } => Ok(Ok(memory)),
+        Up::NotRestored { failure } => Ok(Err(failure)),
+        other => Err(unexpected(&other, &doing)),
+    }
+}
+
+/// Has a saved prompt let go of; what is held then.
+pub(super) async fn forget(
+    worker: &mut Process,
+    command: &WorkerCommand,
+    name: String,
+) -> Result<Memory, Lost> {
+    send(worker, &Down::Forget(name), &command.budgets).await?;
+    let doing = "let go of a saved prompt";
+    match hear(worker, command.budgets.warm_up, doing).await? {
+        Up::Forgotten { memory } => Ok(memory),
         other => Err(unexpected(&other, doing)),
     }
 }

@@ -6,7 +6,7 @@ use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 
 use crate::{
     job::{Memory, MemoryReport, ModelId, ModelReport},
-    metrics::{ExitReason, MemoryKind, Metrics, OnDevice, Provider},
+    metrics::{ExitReason, MemoryKind, Metrics, OnDevice, PromptFile, Provider},
     units::Bytes,
 };
 
@@ -40,6 +40,12 @@ impl Figures {
         self.ready.set(0);
         let reason = ExitReason { reason, device: self.device.clone() };
         self.metrics.worker_exits.get_or_create(&reason).inc();
+    }
+
+    /// A saved prompt was restored, or could not be.
+    pub(super) fn restored(&self, outcome: &'static str) {
+        let restore = PromptFile { action: "restore", outcome, device: self.device.clone() };
+        self.metrics.saved_prompts.get_or_create(&restore).inc();
     }
 
     /// What is held between two jobs.

@@ -357,6 +357,7 @@ mod tests {
             capacity: 64,
             decode_threads: None,
             prefill_threads: None,
+            draft: None,
             load_time: Duration::ZERO,
             before: memory,
             after: memory,

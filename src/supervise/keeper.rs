@@ -1,5 +1,7 @@
 //! The task that keeps a worker alive, with the right models in it, and runs one job at a time on it.
 
+mod orders;
+
 use std::{sync::Arc, time::Duration};
 
 use tokio::{
@@ -18,6 +20,7 @@ use super::{
     models::{FAR, Models, device_room, is_returned},
     pace::Watchdogs,
     policy::{self, Action, AfterLoss, End, Service},
+    restored::Restored,
 };
 use crate::{
     job::{
@@ -43,6 +46,7 @@ const A_WHILE: Duration = Duration::from_secs(10);
 pub(super) struct Keeper {
     command: Arc<WorkerCommand>,
     models: Models,
+    restored: Restored,
     /// What the next worker loads before it is asked to.
     preload: Vec<ModelId>,
     /// The next worker, where it comes up beside this one.
@@ -95,6 +99,7 @@ impl Keeper {
         let first = command.models.first().map(|place| place.id.clone()).unwrap_or_default();
         Self {
             models: Models::new(command.model_memory, command.keep_alive),
+            restored: Restored::default(),
             preload: vec![first],
             spare: None,
             command: Arc::new(command),
@@ -221,6 +226,7 @@ impl Keeper {
         }
         self.figures.ready.set(0);
         self.preload = self.models.take_all();
+        self.restored.lost(None);
         match life {
             Life::Ended { end, lost } => {
                 return Life::Ended { end, lost: lost.see_off(worker.process).await };
@@ -242,6 +248,8 @@ impl Keeper {
                 self.run(worker, request).await
             } else if let Some(model) = self.models.expired(Instant::now()) {
                 self.unload(worker, &model).await
+            } else if self.lost_prompt(None).is_some() {
+                self.restore_lost(worker, None).await
             } else {
                 match self.next(worker).await {
                     Next::Something => Ok(()),
@@ -313,6 +321,13 @@ impl Keeper {
                     return Err(lost);
                 }
             }
+        }
+        // One that another worker has begun does not wait for what it may not need: it is read again at once.
+        if request.job.lost == 0
+            && let Err(lost) = self.restore_lost(worker, Some(&model)).await
+        {
+            self.inbox.waiting = Some(request);
+            return Err(lost);
         }
         if self.command.recycle.between_requests {
             self.start_spare(worker);
@@ -395,6 +410,7 @@ impl Keeper {
     /// Gives a model's memory back, by a new worker if it does not come back otherwise.
     async fn unload(&mut self, worker: &mut Worker, model: &ModelId) -> Result<(), Lost> {
         let Some(report) = self.models.remove(model) else { return Ok(()) };
+        self.restored.lost(Some(model));
         let before = worker.memory;
         worker.memory = exchange::unload(&mut worker.process, &self.command, model).await?;
         tracing::info!("{model} is unloaded: {} held", shown(worker.memory));
@@ -404,42 +420,6 @@ impl Keeper {
             worker.is_spoilt = true;
         }
         Ok(())
-    }
-
-    async fn obey(&mut self, worker: &mut Worker, (order, reply): OrderRequest) -> Result<(), Lost> {
-        let (before, began) = (worker.memory, Instant::now());
-        let done = self.carry_out(worker, order).await;
-        let outcome = match &done {
-            Ok(outcome) => outcome.clone(),
-            Err(lost) => Err(Failure::WorkerLost { message: lost.reason.clone() }),
-        };
-        let report =
-            OrderReport { before, after: worker.memory, took: began.elapsed(), loaded: self.models.ids() };
-        // Whoever asked may have left.
-        let _ = reply.send(outcome.map(|()| report));
-        done.map(drop)
-    }
-
-    async fn carry_out(&mut self, worker: &mut Worker, order: Order) -> Result<Result<(), Failure>, Lost> {
-        match order {
-            Order::Load { model, keep_alive } => {
-                if let Some(keep_alive) = keep_alive {
-                    self.models.keep(&model, keep_alive);
-                }
-                if !self.models.is_loaded(&model)
-                    && let Err(message) = self.load(worker, &model).await?
-                {
-                    return Ok(Err(Failure::Model { model, message }));
-                }
-                self.models.touch(&model, Instant::now());
-            }
-            Order::Unload { model } => self.unload(worker, &model).await?,
-            Order::Trim => {
-                worker.memory = exchange::trim(&mut worker.process, &self.command).await?;
-                self.tell_ready(worker);
-            }
-        }
-        Ok(Ok(()))
     }
 
     /// Whether a worker that works is replaced now. If that is due, its successor is started beside it where there is room,

@@ -35,6 +35,7 @@ mod models;
 mod pace;
 mod policy;
 mod process;
+mod restored;
 mod stderr;
 mod watchdog;
 
@@ -48,7 +49,7 @@ use crate::{
     job::{Event, Failure, Finish, Job, KeepAlive, ModelId, Order, OrderReport, Readiness, RuntimeReport},
     metrics::Metrics,
     units::Bytes,
-    wire::WorkerSpec,
+    wire::{DraftModel, WorkerSpec},
 };
 use conversation::{End, History, Request};
 use figures::Figures;
@@ -99,7 +100,9 @@ pub struct Place {
     pub id: ModelId,
     /// Its directory.
     pub dir: PathBuf,
-    /// The size of its files: what it is taken to need before it was ever loaded.
+    /// What guesses for it.
+    pub draft: Option<DraftModel>,
+    /// The size of its files, and of its draft model's: what it is taken to need before it was ever loaded.
     pub on_disk: Bytes,
 }
 

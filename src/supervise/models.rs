@@ -210,6 +210,7 @@ mod tests {
             capacity: 64,
             decode_threads: None,
             prefill_threads: None,
+            draft: None,
             load_time: Duration::ZERO,
             before: memory(GIB),
             after: memory(GIB + resident),

@@ -107,6 +107,7 @@ impl Watchdog {
                 prefill_base.saturating_add(expected.saturating_mul(tokens))
             }
             Awaited::Step => decode_floor.max(self.slow_step().saturating_mul(decode_factor)),
+            Awaited::Piece => self.budgets.warm_up,
         }
     }
 
@@ -124,6 +125,8 @@ impl Watchdog {
                 (&mut self.prefill, took / u32::try_from(tokens).unwrap_or(u32::MAX).max(1))
             }
             Awaited::Step => (&mut self.steps, took),
+            // How fast a disk is says nothing of the model.
+            Awaited::Piece => return,
         };
         if memory.len() == REMEMBERED {
             memory.pop_front();
@@ -139,6 +142,8 @@ enum Awaited {
     Chunk(usize),
     /// A token.
     Step,
+    /// A piece of a file that a prompt is saved in: some megabytes, and their way to the disk.
+    Piece,
 }
 
 /// What was heard of a job.
@@ -148,6 +153,8 @@ pub(super) enum Heard {
     Progress(usize),
     /// A token.
     Token,
+    /// The context is read, and some of it saved.
+    Saving,
 }
 
 /// One job on one worker, as the watchdog sees it.
@@ -180,6 +187,7 @@ impl Watch {
         match self.awaited {
             Awaited::Chunk(tokens) => format!("no word for {seconds:.1} s while it read {tokens} tokens"),
             Awaited::Step => format!("no word for {seconds:.1} s while it computed a token"),
+            Awaited::Piece => format!("no word for {seconds:.1} s while it saved a prompt"),
         }
     }
 
@@ -187,16 +195,18 @@ impl Watch {
     pub(super) fn hear(&mut self, heard: Heard, now: Instant, watchdog: &mut Watchdog) {
         let read = match heard {
             Heard::Progress(done) => done.clamp(self.read, self.context),
-            Heard::Token => self.context,
+            Heard::Token | Heard::Saving => self.context,
         };
         let done = match self.awaited {
             // A worker may read fewer at a time than it was told to.
             Awaited::Chunk(_) => Awaited::Chunk(read - self.read),
             Awaited::Step => Awaited::Step,
+            Awaited::Piece => Awaited::Piece,
         };
         watchdog.learn(done, now.saturating_duration_since(self.since));
         (self.since, self.read) = (now, read);
         self.awaited = match self.context - read {
+            0 if heard == Heard::Saving => Awaited::Piece,
             0 => Awaited::Step,
             rest => Awaited::Chunk(rest.min(self.chunk)),
         };
@@ -305,6 +315,21 @@ mod tests {
         let mut next = Watchdog::with(BUDGETS, first.learned().unwrap());
         let budgets = run(&mut next, 512, ms(1), &[ms(1)]);
         assert_eq!(budgets, [Duration::from_secs(30) + ms(100 * 512), Duration::from_secs(100)]);
+    }
+
+    #[test]
+    fn a_prompt_that_is_saved_has_time_for_each_piece_and_teaches_nothing_of_steps() {
+        let mut watchdog = Watchdog::new(BUDGETS);
+        let mut now = Instant::now();
+        let mut watch = Watch::start(512, 512, now);
+        for _ in 0..3 {
+            now += ms(5_120);
+            watch.hear(Heard::Saving, now, &mut watchdog);
+            assert_eq!(watch.deadline(&watchdog) - now, BUDGETS.warm_up);
+        }
+        // What was learned is the chunk: 10 ms a token, ten times that.
+        let budgets = run(&mut watchdog, 512, ms(1), &[ms(1)]);
+        assert_eq!(budgets, [Duration::from_secs(30) + ms(100 * 512), BUDGETS.decode_floor]);
     }
 
     #[test]

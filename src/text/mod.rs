@@ -5,6 +5,7 @@
 //! in [`decoder`](Text::decoder): text leaves only as whole UTF-8 characters, whatever the ids are. One piece crosses the
 //! pipe: [`Vocabulary`], which a worker reads for its first answer with a constraint.
 
+mod alike;
 mod conversation;
 mod date;
 mod decoder;
@@ -31,6 +32,7 @@ use sha2::{Digest, Sha256};
 use tokenizers::Tokenizer;
 
 pub use self::{
+    alike::{AlikeError, check_same_tokens},
     conversation::{Conversation, Message},
     decoder::{Chunk, Decoder},
     token::TokenText,

@@ -13,7 +13,9 @@
 //! knows what they took the last time, also when this process is a new one.
 
 pub mod faults;
+mod loaded;
 mod memory;
+mod saved;
 
 use std::{
     collections::BTreeMap,
@@ -31,22 +33,24 @@ use std::{
 };
 
 use crate::{
-    constraint::Guides,
     device::{
-        Device, Fault, OpenError, OpenOptions, SessionOptions,
+        Device, Fault, OpenError, OpenOptions,
         host::{self, Pace},
     },
-    engine::{self, EngineError, Forward, Speculation, Step, Timeline, TimelineOptions},
+    engine::{self, EngineError, Forward, Outcome, Step},
     job::{
-        Failure, Finish, GpuReport, Job, Memory, MemoryReport, ModelId, ModelReport, Placement, RuntimeReport,
+        Failure, Finish, FinishReason, GpuReport, Job, Memory, MemoryReport, ModelId, ModelReport, Placement,
+        RuntimeReport, SaveAs,
     },
-    model::{Model, ModelError},
+    model::ModelError,
     units::Bytes,
-    wire::{self, Down, PROTOCOL, Up, WireError, WorkerSpec},
+    wire::{self, Down, DraftModel, PROTOCOL, Up, WireError, WorkerSpec},
 };
 use faults::{Faults, Outlet, Plan, Point};
+use loaded::{Loaded, Opening};
 use memory::Holdings;
 pub use memory::{device_memory, device_peak};
+use saved::NotSaved;
 
 /// Why a worker ended early.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +76,10 @@ enum LoadError {
     Model(#[from] ModelError),
     #[error("the model does not run: {0}")]
     Engine(#[from] EngineError),
+    #[error(
+        "the model gives the logits of the last token alone, so no guess of a draft model can be verified"
+    )]
+    Unverifiable,
     #[error(transparent)]
     Pipe(#[from] WireError),
 }
@@ -82,7 +90,7 @@ impl LoadError {
         match self {
             Self::Model(ModelError::Load { source, .. }) => source.kind(),
             Self::Engine(e) => e.fault(),
-            Self::Model(_) | Self::Pipe(_) => Fault::Other,
+            Self::Model(_) | Self::Unverifiable | Self::Pipe(_) => Fault::Other,
         }
     }
 }
@@ -178,13 +186,6 @@ fn read_frames(mut input: impl Read + Send + 'static, noted: Arc<Noted>) -> mpsc
     receiver
 }
 
-/// A model, what keeps its answers in a form, and what its jobs have taught about guessing.
-struct Loaded {
-    timeline: Timeline,
-    speculation: Speculation,
-    guides: Guides,
-}
-
 struct Worker<W> {
     // Declared before the device that they are loaded on: fields are dropped in order.
     models: BTreeMap<ModelId, Loaded>,
@@ -202,7 +203,7 @@ impl<W: Write> Worker<W> {
         loop {
             match self.next(frames)? {
                 Some(Down::Generate(job)) => self.generate(&job)?,
-                Some(Down::Load { model, dir }) => self.load(model, &dir)?,
+                Some(Down::Load { model, dir, draft }) => self.load(model, &dir, draft.as_ref())?,
                 Some(Down::Unload(model)) => {
                     // Its session frees weights as it is dropped; heap and pool then have what they can give back.
                     drop(self.models.remove(&model));
@@ -212,9 +213,16 @@ impl<W: Write> Worker<W> {
                     wire::write(&Up::Unloaded { model, memory }, &mut self.output)?;
                 }
                 Some(Down::Trim) => {
+                    self.forget(None);
                     self.clear_others(None);
                     let memory = self.trim(Bytes(0));
                     wire::write(&Up::Trimmed { memory }, &mut self.output)?;
+                }
+                Some(Down::Restore { model, name, file }) => self.restore(&model, &name, &file)?,
+                Some(Down::Forget(name)) => {
+                    self.forget(Some(&name));
+                    let memory = self.holdings.settle();
+                    wire::write(&Up::Forgotten { memory }, &mut self.output)?;
                 }
                 Some(Down::Cancel(_) | Down::Start(_)) => {}
                 Some(Down::Shutdown) | None => return Ok(()),
@@ -250,13 +258,13 @@ impl<W: Write> Worker<W> {
     /// Gives memory of the device back, down to `keep`; what captured steps hold first, if it takes their scratch away.
     fn trim(&mut self, keep: Bytes) -> Memory {
         if self.holdings.has_to_trim(keep) {
-            self.models.values_mut().for_each(|loaded| loaded.timeline.release_captured());
+            self.models.values_mut().for_each(Loaded::release_captured);
         }
         self.holdings.trim_to(keep)
     }
 
-    fn load(&mut self, model: ModelId, dir: &Path) -> Result<(), WorkerError> {
-        let frame = match self.try_load(&model, dir) {
+    fn load(&mut self, model: ModelId, dir: &Path, draft: Option<&DraftModel>) -> Result<(), WorkerError> {
+        let frame = match self.try_load(&model, dir, draft) {
             Ok(report) => Up::Ready { model, report },
             Err(LoadError::Pipe(e)) => return Err(e.into()),
             // Another worker may well load it: it is this one that cannot.
@@ -273,30 +281,26 @@ impl<W: Write> Worker<W> {
         Ok(wire::write(&frame, &mut self.output)?)
     }
 
-    fn try_load(&mut self, id: &ModelId, dir: &Path) -> Result<ModelReport, LoadError> {
+    fn try_load(
+        &mut self,
+        id: &ModelId,
+        dir: &Path,
+        draft: Option<&DraftModel>,
+    ) -> Result<ModelReport, LoadError> {
         let (started, was_kept) = (Instant::now(), self.holdings.idle().prefix_cache > Bytes(0));
         self.clear_others(None);
         // What was kept until now would count for the model.
         let before = if was_kept { self.holdings.settle() } else { self.holdings.idle() };
         self.faults.at(Point::Load)?;
-        let WorkerSpec { own_operators, cuda_graphs: captures, kv_cache: cache, .. } = self.spec;
-        let options = SessionOptions { threads: self.threads, own_operators, captures, cache };
-        let model = Model::open_on(&self.device, dir, options)?;
-        let capacity = self.spec.context_length.unwrap_or(0);
-        let WorkerSpec { prefill_chunk: chunk, kv_keep: keep, prefix_cache: prefixes, .. } = self.spec;
-        let drafts = self.spec.draft_tokens;
-        let options = TimelineOptions { capacity, chunk, keep, prefixes, drafts };
-        let mut timeline = Timeline::new(model, options).map_err(EngineError::from)?;
+        let opening = Opening { device: &self.device, spec: &self.spec, threads: self.threads };
+        let opened = opening.open(dir, draft)?;
         wire::write(&Up::Loaded(id.clone()), &mut self.output)?;
         self.faults.at(Point::WarmUp)?;
-        timeline.warm_up()?;
-        // What the model itself takes is what is reported; a cache is only kept for the next job.
-        timeline.clear_to(Bytes(0));
-        let placement = timeline.model().session().placement().map_err(EngineError::from)?;
-        let capacity = timeline.capacity();
-        let threads = timeline.model().session().threads();
-        let guides = Guides::new(dir.to_path_buf(), timeline.vocabulary());
-        self.models.insert(id.clone(), Loaded { timeline, speculation: Speculation::new(), guides });
+        let loaded = opened.warm_up(dir)?;
+        let placement = loaded.timeline.model().session().placement().map_err(EngineError::from)?;
+        let (capacity, draft) = (loaded.timeline.capacity(), loaded.draft.clone());
+        let threads = loaded.timeline.model().session().threads();
+        self.models.insert(id.clone(), loaded);
         let held = self.holdings.settle();
         let after = self.trim_to_due(Duration::ZERO).unwrap_or(held);
         let placement = Placement(placement);
@@ -305,6 +309,7 @@ impl<W: Write> Worker<W> {
             capacity,
             decode_threads: threads.map(|threads| threads.decode),
             prefill_threads: threads.map(|threads| threads.prefill),
+            draft,
             load_time: started.elapsed(),
             before,
             after,
@@ -314,14 +319,61 @@ impl<W: Write> Worker<W> {
     /// Gives back what models other than this one keep for their next jobs: one cache at a time is kept.
     fn clear_others(&mut self, but: Option<&ModelId>) {
         let others = self.models.iter_mut().filter(|(id, _)| but != Some(*id));
-        others.for_each(|(_, loaded)| loaded.timeline.clear_to(Bytes(0)));
+        others.for_each(|(_, loaded)| loaded.clear_to(Bytes(0)));
         self.note_kept();
     }
 
     /// What is kept for prompts that begin alike, from here on.
     fn note_kept(&mut self) {
-        let kept = self.models.values().map(|loaded| loaded.timeline.kept().0).sum();
+        let kept = self.models.values().map(|loaded| loaded.kept().0).sum();
         self.holdings.keep(Bytes(kept));
+    }
+
+    fn restore(&mut self, model: &ModelId, name: &str, file: &Path) -> Result<(), WorkerError> {
+        let restored = match self.models.get_mut(model) {
+            Some(loaded) => saved::restore(loaded, model, name, file),
+            None => Err(not_loaded(model)),
+        };
+        self.note_kept();
+        let memory = self.holdings.settle();
+        let frame = match restored {
+            Ok(_) => Up::Restored { memory },
+            Err(failure) => Up::NotRestored { failure },
+        };
+        Ok(wire::write(&frame, &mut self.output)?)
+    }
+
+    /// Lets go of saved prompts that were restored: of those of a name, or of all.
+    fn forget(&mut self, name: Option<&str>) {
+        self.models.values_mut().for_each(|loaded| loaded.timeline.forget_restored(name));
+        self.note_kept();
+    }
+
+    /// Puts a job's prompt into its file, if it was read to its end.
+    fn save(
+        &mut self,
+        job: &Job,
+        to: &SaveAs,
+        read: Result<Outcome, EngineError>,
+    ) -> Result<Result<Outcome, EngineError>, WorkerError> {
+        let Self { models, noted, output, .. } = self;
+        let (Some(loaded), Ok(outcome)) = (models.get(&job.model), &read) else { return Ok(read) };
+        if outcome.reason == FinishReason::Cancelled {
+            return Ok(read);
+        }
+        let (mut outcome, began) = (*outcome, Instant::now());
+        let written = saved::save(loaded, &job.model, &job.prompt, to, |written| {
+            wire::write(&Up::Saving { job: job.id, written }, output).map_err(NotSaved::Pipe)?;
+            if noted.stops(job) { Err(NotSaved::Stopped) } else { Ok(()) }
+        });
+        outcome.timings.saving = began.elapsed();
+        match written {
+            Ok(_) => Ok(Ok(outcome)),
+            Err(e) => Ok(match e.into_failure(&to.name)? {
+                None => Ok(Outcome { reason: FinishReason::Cancelled, ..outcome }),
+                Some(failure) => Err(failure),
+            }),
+        }
     }
 
     fn generate(&mut self, job: &Job) -> Result<(), WorkerError> {
@@ -330,10 +382,11 @@ impl<W: Write> Worker<W> {
         self.holdings.begin();
         let mut broken = None;
         let Self { models, noted, output, faults, .. } = self;
-        let Some(Loaded { timeline, speculation, guides }) = models.get_mut(&job.model) else {
-            let failure = Failure::Model { model: job.model.clone(), message: "it is not loaded".into() };
+        let Some(loaded) = models.get_mut(&job.model) else {
+            let failure = not_loaded(&job.model);
             return Ok(wire::write(&Up::Failed { job: job.id, failure, poisoned: false }, output)?);
         };
+        let Loaded { timeline, speculation, guides, .. } = loaded;
         let guide = guides.begin(job);
         let mut model = faults.around(timeline, job);
         let outcome = guide.map_err(EngineError::Job).and_then(|guide| {
@@ -355,20 +408,25 @@ impl<W: Write> Worker<W> {
         if let Some(e) = broken {
             return Err(e.into());
         }
+        let outcome = match &job.save {
+            Some(to) => self.save(job, to, outcome)?,
+            None => outcome,
+        };
         let peak_resident = host::memory().peak_resident;
         let device_peak = self.holdings.peak();
+        let Some(loaded) = self.models.get_mut(&job.model) else { return Ok(()) };
         match &outcome {
-            Ok(_) => timeline.settle(job.cache_prompt),
+            Ok(_) => loaded.settle(job.cache_prompt),
             // Refused before anything was computed, or by its constraint: what is kept is sound.
-            Err(EngineError::Job(_)) => timeline.settle(false),
-            Err(_) => timeline.clear(),
+            Err(EngineError::Job(_)) => loaded.settle(false),
+            Err(_) => loaded.clear(),
         }
         self.note_kept();
         let memory = MemoryReport { before, peak_resident, after: self.holdings.settle(), device_peak };
         let fault = outcome.as_ref().map_or_else(EngineError::fault, |_| Fault::Other);
         let poisoned = fault == Fault::Poisoned;
         let last = match outcome {
-            Ok(engine::Outcome { reason, usage, timings }) => {
+            Ok(Outcome { reason, usage, timings }) => {
                 Up::Done { job: job.id, finish: Finish { reason, usage, timings, memory } }
             }
             Err(e) => Up::Failed { job: job.id, failure: Failure::from(e), poisoned },
@@ -379,6 +437,10 @@ impl<W: Write> Worker<W> {
         }
         self.trim_if_due(Duration::ZERO)
     }
+}
+
+fn not_loaded(model: &ModelId) -> Failure {
+    Failure::Model { model: model.clone(), message: "it is not loaded".into() }
 }
 
 fn step_frame(job: &Job, step: Step) -> Up {

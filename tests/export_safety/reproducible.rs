@@ -2,11 +2,11 @@
 
 use std::fs;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::{Sources, content, finish};
-use crate::program::{argument, run, text};
+use crate::program::{argument, eka, run, text};
 
 const OPTIONS: [&[&str]; 3] =
     [&[], &["--quantize", "int4"], &["--quantize", "int8", "--block-size", "64", "--dtype", "float16"]];
@@ -60,8 +60,26 @@ fn inspect_says_what_a_model_is_and_what_it_was_made_from() {
     };
     assert_eq!(count("com.microsoft.GroupQueryAttention"), 3);
     assert!(count("com.microsoft.MatMulNBits") >= 12);
-    // Three layers of two heads of sixteen float32 numbers, keys and values.
-    assert_eq!(document["kv_bytes_per_token"], 3 * 2 * 16 * 4 * 2);
+    // Three layers of two heads of sixteen numbers, keys and values: float16 where weights are quantized.
+    assert_eq!(
+        (&document["kv_bytes_per_token"], &document["kv_cache"]),
+        (&json!(3 * 2 * 16 * 2 * 2), &json!("float16"))
+    );
+    let with = |variables: &[(&str, &str)], flags: &[&str]| {
+        let mut command = eka(&[&["inspect", argument(&out), "--json"], flags].concat());
+        let inspected = command.envs(variables.iter().copied()).output().unwrap();
+        let document: Value = serde_json::from_slice(&inspected.stdout).unwrap();
+        (document["kv_cache"].as_str().unwrap().to_owned(), document["kv_bytes_per_token"].as_u64().unwrap())
+    };
+    // A scale of two bytes for each row.
+    let int8 = ("int8".to_owned(), 3 * 2 * (16 + 2) * 2);
+    assert_eq!(with(&[("EKA_ENGINE_KV_CACHE", "int8")], &[]), int8);
+    assert_eq!(with(&[("EKA_ENGINE_KV_CACHE", "float16")], &["--kv-cache", "int8"]), int8);
+    let plain = ("float32".to_owned(), 3 * 2 * 16 * 4 * 2);
+    assert_eq!(with(&[("EKA_ENGINE_KV_CACHE", "float32")], &[]), plain);
+    assert_eq!(with(&[("EKA_ENGINE_OWN_OPERATORS", "false")], &[]), plain);
+    let unusable = eka(&["inspect", argument(&out), "--kv-cache", "int3"]).output().unwrap();
+    assert_eq!(unusable.status.code(), Some(2));
 }
 
 #[test]
@@ -75,7 +93,7 @@ fn inspect_prints_for_people_and_refuses_what_is_no_model() {
         "int8 in blocks of 32",
         "rank 8, alpha 16, times 1, on q_proj, v_proj",
         "GroupQueryAttention",
-        "768 B per token",
+        "384 B per token, in float16",
     ] {
         assert!(said.contains(words), "{words} is not in:\n{said}");
     }

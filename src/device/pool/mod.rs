@@ -372,6 +372,11 @@ impl Buffer {
         self.held
     }
 
+    /// Where it comes from.
+    pub(super) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
     /// Copies rows of another buffer of the same pool, after all work that was submitted before: from so many bytes behind
     /// its start to `at` bytes behind this one's.
     ///

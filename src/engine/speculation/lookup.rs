@@ -58,6 +58,11 @@ impl Lookup {
         there.zip(here).take(MOST).take_while(|(there, here)| there == here).count()
     }
 
+    /// All of it.
+    pub(super) fn text(&self) -> &[u32] {
+        &self.tokens
+    }
+
     /// How many tokens are alike, where there is anything to guess from.
     pub(super) fn match_length(&self) -> Option<usize> {
         self.found.map(|found| found.length)

@@ -30,26 +30,23 @@ const FIRST: f64 = 4.0;
 /// What is known of a model's passes and of guesses.
 #[derive(Clone, Debug)]
 pub(super) struct Pace {
-    /// Seconds of a pass of one token.
-    step: Option<f64>,
-    /// Seconds more for each further one.
-    further: Option<f64>,
-    kinds: [Kind; KINDS.len()],
+    pub(super) passes: Passes,
+    kinds: [Tally; KINDS.len()],
     /// Whether it pays is not asked.
-    is_eager: bool,
+    pub(super) is_eager: bool,
 }
 
-/// Guesses of one kind, older ones counted less.
-#[derive(Clone, Copy, Debug)]
-struct Kind {
-    made: f64,
-    right: f64,
+/// How many tokens to guess, and how fast the answer is expected to be then, in tokens a second.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Plan {
+    pub(super) tokens: usize,
+    pub(super) speed: f64,
 }
 
 impl Default for Pace {
     fn default() -> Self {
-        let kinds = KINDS.map(|(_, believed)| Kind { made: FIRST, right: FIRST * believed });
-        Self { step: None, further: None, kinds, is_eager: false }
+        let kinds = KINDS.map(|(_, believed)| Tally::new(believed));
+        Self { passes: Passes::default(), kinds, is_eager: false }
     }
 }
 
@@ -57,6 +54,34 @@ impl Pace {
     /// One that takes every guess to pay.
     pub(super) fn eager() -> Self {
         Self { is_eager: true, ..Self::default() }
+    }
+
+    /// Notes whether a guess that followed `length` alike tokens was right.
+    pub(super) fn judge(&mut self, length: usize, was_right: bool) {
+        self.kinds[kind(length)].note(was_right);
+    }
+
+    /// How many tokens to guess behind `due` others, at most `most`, after `length` alike ones; `None` where none pays.
+    pub(super) fn best(&self, due: usize, length: usize, most: usize) -> Option<Plan> {
+        let right = |guessed| self.kinds[kind(length + guessed - 1)].share();
+        self.passes.best(due, most, right, |_| 0.0)
+    }
+}
+
+/// What passes of a model take, in seconds.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Passes {
+    /// One of one token.
+    step: Option<f64>,
+    /// More for each further one.
+    further: Option<f64>,
+}
+
+impl Passes {
+    /// Those of a model of which a pass of one token and one of `tokens` were measured.
+    pub(super) fn measured(step: Duration, tokens: usize, wide: Duration) -> Self {
+        let further = wide.saturating_sub(step).as_secs_f64() / number(tokens.saturating_sub(1).max(1));
+        Self { step: Some(step.as_secs_f64()), further: Some(further) }
     }
 
     /// Notes what a pass of so many tokens took.
@@ -77,41 +102,67 @@ impl Pace {
         }
     }
 
-    /// Notes whether a guess that followed `length` alike tokens was right.
-    pub(super) fn judge(&mut self, length: usize, was_right: bool) {
-        let kind = &mut self.kinds[kind(length)];
-        let keeps = 1.0 - 1.0 / GUESSES;
-        kind.made = kind.made * keeps + 1.0;
-        kind.right = kind.right * keeps + f64::from(u8::from(was_right));
+    /// A pass of one token; `None` before one was seen.
+    pub(super) const fn step(&self) -> Option<f64> {
+        self.step
     }
 
-    /// How many tokens to guess behind `due` others, at most `most`, after `length` alike ones; 0 where none pays.
-    pub(super) fn best(&self, due: usize, length: usize, most: usize) -> usize {
-        if self.is_eager {
-            return most;
-        }
+    /// One of so many tokens; 0 before a step was seen.
+    pub(super) fn time(&self, tokens: usize) -> f64 {
+        let step = self.step.unwrap_or(0.0);
+        step + self.further.unwrap_or(step * UNKNOWN) * number(tokens.saturating_sub(1))
+    }
+
+    /// The length of a guess behind `due` tokens, at most `most`, that is expected to make the answer fastest: the `n`th
+    /// token of it is right with the chance `right(n)` if those before it are, and making `n` of them takes `making(n)`
+    /// seconds. `None` where none pays, or nothing is known yet.
+    pub(super) fn best(
+        &self,
+        due: usize,
+        most: usize,
+        right: impl Fn(usize) -> f64,
+        making: impl Fn(usize) -> f64,
+    ) -> Option<Plan> {
         // Before the first step was seen there is nothing to compare to.
-        let Some(step) = self.step else { return 0 };
-        let further = self.further.unwrap_or(step * UNKNOWN);
-        let time = |tokens: usize| step + further * number(tokens - 1);
+        self.step?;
         let due = due.max(1);
-        let alone = 1.0 / time(due);
-        let (mut best, mut fastest) = (0, alone * MARGIN);
+        let (mut best, mut fastest) = (None, MARGIN / self.time(due));
         let (mut reached, mut said) = (1.0, 1.0);
-        for guessed in 1..=most {
-            reached *= self.right(length + guessed - 1);
+        for tokens in 1..=most {
+            reached *= right(tokens);
             said += reached;
-            let speed = said / time(due + guessed);
+            let speed = said / (self.time(due + tokens) + making(tokens));
             if speed > fastest {
-                (best, fastest) = (guessed, speed);
+                (best, fastest) = (Some(Plan { tokens, speed }), speed);
             }
         }
         best
     }
+}
 
-    fn right(&self, length: usize) -> f64 {
-        let Kind { made, right } = self.kinds[kind(length)];
-        right / made
+/// How often guesses were right lately, older ones counted less.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tally {
+    made: f64,
+    right: f64,
+}
+
+impl Tally {
+    /// Nothing was made yet, and such a share is believed to be right.
+    pub(super) const fn new(believed: f64) -> Self {
+        Self { made: FIRST, right: FIRST * believed }
+    }
+
+    /// Notes one more.
+    pub(super) fn note(&mut self, was_right: bool) {
+        let keeps = 1.0 - 1.0 / GUESSES;
+        self.made = self.made * keeps + 1.0;
+        self.right = self.right * keeps + f64::from(u8::from(was_right));
+    }
+
+    /// The share that is right.
+    pub(super) const fn share(&self) -> f64 {
+        self.right / self.made
     }
 }
 
@@ -121,7 +172,7 @@ fn kind(length: usize) -> usize {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "tokens of one pass")]
-fn number(tokens: usize) -> f64 {
+pub(super) fn number(tokens: usize) -> f64 {
     tokens as f64
 }
 
@@ -135,10 +186,15 @@ mod tests {
     fn pace(further: u64) -> Pace {
         let mut pace = Pace::default();
         for _ in 0..50 {
-            pace.took(1, STEP);
-            pace.took(9, STEP + Duration::from_millis(8 * further));
+            pace.passes.took(1, STEP);
+            pace.passes.took(9, STEP + Duration::from_millis(8 * further));
         }
         pace
+    }
+
+    /// How many tokens are guessed.
+    fn best(pace: &Pace, due: usize, length: usize, most: usize) -> usize {
+        pace.best(due, length, most).map_or(0, |plan| plan.tokens)
     }
 
     fn judged(mut pace: Pace, right: usize, of: usize) -> Pace {
@@ -150,22 +206,22 @@ mod tests {
 
     #[test]
     fn nothing_is_guessed_before_a_step_was_seen() {
-        assert_eq!(Pace::default().best(1, 20, 15), 0);
+        assert_eq!(best(&Pace::default(), 1, 20, 15), 0);
     }
 
     #[test]
     fn guesses_that_are_right_are_long_and_ones_that_are_wrong_are_not_made() {
-        assert_eq!(judged(pace(4), 1, 1).best(1, 3, 15), 15);
-        assert_eq!(judged(pace(4), 0, 1).best(1, 20, 15), 0);
-        let half = judged(pace(4), 1, 2).best(1, 3, 15);
+        assert_eq!(best(&judged(pace(4), 1, 1), 1, 3, 15), 15);
+        assert_eq!(best(&judged(pace(4), 0, 1), 1, 20, 15), 0);
+        let half = best(&judged(pace(4), 1, 2), 1, 3, 15);
         assert!((1..5).contains(&half), "{half}");
     }
 
     #[test]
     fn what_passes_take_decides_as_well() {
-        assert!(judged(pace(0), 1, 10).best(1, 3, 15) > 0, "for nothing, anything is worth a try");
+        assert!(best(&judged(pace(0), 1, 10), 1, 3, 15) > 0, "for nothing, anything is worth a try");
         assert_eq!(
-            judged(pace(40), 1, 1).best(1, 20, 15),
+            best(&judged(pace(40), 1, 1), 1, 20, 15),
             0,
             "as long as steps of their own: nothing is gained"
         );
@@ -174,16 +230,16 @@ mod tests {
     #[test]
     fn a_pass_that_was_interrupted_does_not_end_them_for_good() {
         let mut pace = judged(pace(4), 9, 10);
-        (0..8).for_each(|_| pace.took(9, Duration::from_secs(3)));
-        assert_eq!(pace.best(1, 3, 15), 0);
-        (0..4000).for_each(|_| pace.took(1, STEP));
-        assert!(pace.best(1, 3, 15) > 0);
+        (0..8).for_each(|_| pace.passes.took(9, Duration::from_secs(3)));
+        assert_eq!(best(&pace, 1, 3, 15), 0);
+        (0..4000).for_each(|_| pace.passes.took(1, STEP));
+        assert!(best(&pace, 1, 3, 15) > 0);
     }
 
     #[test]
     fn never_more_than_asked_for() {
         for most in 0..9 {
-            assert!(judged(pace(0), 1, 1).best(1, 9, most) <= most);
+            assert!(best(&judged(pace(0), 1, 1), 1, 9, most) <= most);
         }
     }
 }

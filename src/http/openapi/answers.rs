@@ -52,10 +52,14 @@ pub(super) struct Timings {
     resumed: u32,
     /// Of the prompt, counted with each choice: tokens that were kept from earlier requests, and took no time.
     cached_tokens: usize,
-    /// Tokens that were guessed from the text at hand and computed along with others.
+    /// Tokens that were guessed and computed along with others.
     draft_n: usize,
     /// Of these, the ones that the answer then had.
     draft_n_accepted: usize,
+    /// Of those that were guessed, the ones that a draft model did; the text at hand did the others.
+    draft_model_n: usize,
+    /// Of these, the ones that the answer then had.
+    draft_model_n_accepted: usize,
     #[schema(required)]
     prefill_tokens_per_second: Option<f64>,
     /// Null for a single token, which needs no decode step.

@@ -57,7 +57,7 @@ use super::{
     paths(
         paths::generate_lite, paths::completions, paths::chat_completions, paths::responses, paths::tokenize,
         paths::detokenize, paths::apply_template, paths::models, paths::model, paths::load_model, paths::unload_model,
-        paths::trim, paths::log, paths::drain, paths::livez, paths::readyz, paths::startupz, paths::metrics,
+        paths::trim, paths::cache, paths::cached, paths::log, paths::drain, paths::livez, paths::readyz, paths::startupz, paths::metrics,
         paths::index, paths::openapi, paths::docs, paths::slot, paths::page_file,
     ),
     components(schemas(answers::ChatCompletionChunk, answers::GeneratedDelta)),

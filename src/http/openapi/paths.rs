@@ -182,6 +182,36 @@ pub(super) fn unload_model() {}
 )]
 pub(super) fn trim() {}
 
+/// Saves a prompt to a file, restores it from there, or deletes it; for whoever runs the server.
+///
+/// Requests that begin like a restored prompt start after it, as `cached_tokens` tells. To save takes its turn in the queue; to restore
+/// waits for the running request alone, and is done by every device.
+#[utoipa::path(
+    post, path = "/admin/cache", tag = "admin",
+    request_body(content = CacheRequest, examples(
+        ("save" = (summary = "A system prompt", value = json!({ "action": "save", "name": "support", "messages": [{ "role": "system", "content": "You translate what travellers say into the language they ask for." }] }))),
+        ("restore" = (summary = "After a restart", value = json!({ "action": "restore", "name": "support" }))),
+        ("delete" = (summary = "For good", value = json!({ "action": "delete", "name": "support" }))),
+    )),
+    responses(
+        (status = 200, description = "It is done.", body = CacheAnswer),
+        (status = 409, description = "The file is damaged, or not of this model or its kind of cache, or there is no room for it.", body = ErrorBody),
+        RefusedBody, NotGenerated,
+    ),
+)]
+pub(super) fn cache() {}
+
+/// The prompts that are saved; for whoever runs the server.
+#[utoipa::path(
+    get, path = "/admin/cache", tag = "admin",
+    responses(
+        (status = 200, description = "They.", body = SavedPromptList),
+        (status = 500, description = "Their directory cannot be read.", body = ErrorBody),
+        Refused,
+    ),
+)]
+pub(super) fn cached() {}
+
 /// Sets what is logged; for whoever runs the server.
 #[utoipa::path(
     post, path = "/admin/log", tag = "admin",

@@ -6,11 +6,11 @@ use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use crate::job::Memory;
+use crate::{http::saved::SavedPrompt, job::Memory};
 
 use super::{
     messages::{Message, Tool},
-    requests::KeepAlive,
+    requests::{KeepAlive, Prompt},
 };
 
 /// A request of `/tokenize`: one of `content`, `prompt` and `messages`.
@@ -107,6 +107,78 @@ pub(super) struct TemplateApplied {
 #[serde(deny_unknown_fields)]
 pub(super) struct LoadRequest {
     keep_alive: Option<KeepAlive>,
+}
+
+/// A request of `/admin/cache`.
+#[derive(Serialize, ToSchema)]
+#[serde(tag = "action", rename_all = "snake_case", deny_unknown_fields)]
+pub(super) enum CacheRequest {
+    /// Reads a prompt, in its turn, and puts it into a file.
+    Save {
+        /// Letters from a to z, digits, `.`, `_` and `-`; a file of this name is replaced.
+        #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+        name: String,
+        model: Option<String>,
+        /// A text or token ids, as in `/v1/completions`; or `messages`.
+        prompt: Option<Prompt>,
+        /// What conversations begin with; or `prompt`.
+        #[schema(min_items = 1)]
+        messages: Option<Vec<Message>>,
+        /// Functions that the chat template tells the model of; for `messages`.
+        #[schema(max_items = 128)]
+        tools: Option<Vec<Tool>>,
+    },
+    /// Keeps a saved prompt in memory for requests that begin like it.
+    Restore {
+        #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+        name: String,
+        /// Without it, the one that computed it.
+        model: Option<String>,
+    },
+    /// Removes the file, and what was restored from it.
+    Delete {
+        #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+        name: String,
+    },
+}
+
+/// What was done with a saved prompt.
+#[derive(Serialize, ToSchema)]
+#[serde(tag = "action", rename_all = "snake_case")]
+pub(super) enum CacheAnswer {
+    Save {
+        saved: SavedPrompt,
+        /// Tokens that were kept from earlier requests, and took no time.
+        cached_tokens: usize,
+        timings: SaveTimings,
+    },
+    Restore {
+        saved: SavedPrompt,
+        done: Outcome,
+    },
+    Delete {
+        name: String,
+        /// Null where no worker is there that could have anything of it.
+        #[schema(required)]
+        done: Option<Outcome>,
+    },
+}
+
+/// Where the time went.
+#[derive(Serialize, ToSchema)]
+pub(super) struct SaveTimings {
+    queue_ms: f64,
+    prefill_ms: f64,
+    /// To write the file and bring it to the disk.
+    saving_ms: f64,
+}
+
+/// The prompts that are saved.
+#[derive(Serialize, ToSchema)]
+pub(super) struct SavedPromptList {
+    /// Always `list`.
+    object: String,
+    data: Vec<SavedPrompt>,
 }
 
 /// A request of `/admin/log`.

@@ -1,0 +1,157 @@
+//! A copy of a tensor's first positions in the host's memory, apart from every graph: what files are written from and
+//! read into, wherever the tensor itself is.
+//!
+//! ```text
+//! Shared, mapped    ──rows──────────────────────────────► HostCopy ──bytes──► a file
+//! Shared, in a pool ──rows──► a tensor as tight ──whole──►
+//! ```
+//!
+//! On a GPU it goes by way of a tensor as tight as the copy: the device moves the rows, and one piece crosses to the host. Both
+//! steps are those of growing caches and of inputs and outputs, which have run on a GPU; the two together have not.
+
+use std::rc::Rc;
+
+use super::{
+    DeviceError, Element, Shared,
+    pool::Buffer,
+    region::{Memory, Region},
+};
+
+/// A tensor `[.., positions, last]` in memory that no graph is bound to and nothing else has a share of.
+#[derive(Debug)]
+pub struct HostCopy(Shared);
+
+impl HostCopy {
+    /// Maps a zeroed one of `shape`.
+    ///
+    /// # Errors
+    /// As [`Shared::new`].
+    pub fn new<T: Element>(shape: &[usize]) -> Result<Self, DeviceError> {
+        Shared::new::<T>(shape).map(Self)
+    }
+
+    /// What is in it, in the order of the shape.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        match &*self.0.memory {
+            Memory::Mapped(region) => bytemuck::cast_slice(region.as_slice::<i8>(region.bytes())),
+            // It is mapped when it is made.
+            Memory::Pooled(_) => &[],
+        }
+    }
+
+    /// As [`bytes`](Self::bytes), to write.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        match Rc::get_mut(&mut self.0.memory) {
+            Some(Memory::Mapped(region)) => {
+                let length = region.bytes();
+                bytemuck::cast_slice_mut(region.as_mut_slice::<i8>(length))
+            }
+            // As above; and nobody else has a share, as it is handed out to none.
+            Some(Memory::Pooled(_)) | None => &mut [],
+        }
+    }
+}
+
+impl Shared {
+    /// Copies as many positions as `copy` has, the first ones, out of this tensor.
+    ///
+    /// # Errors
+    /// [`DeviceError::Shape`] when it has fewer, or the two do not go together; [`DeviceError::NoRoom`] when its pool has no
+    /// room for the rows a second time; [`DeviceError::Runtime`] when the device fails.
+    pub fn copy_out(&self, copy: &mut HostCopy) -> Result<(), DeviceError> {
+        let positions = copy.positions();
+        match (&*self.memory, &*copy.0.memory) {
+            (Memory::Pooled(buffer), Memory::Mapped(region)) => {
+                let tight = self.alike_in(buffer.pool(), &copy.0.shape)?;
+                tight.take_over(self, positions)?;
+                // SAFETY: the region is as long, is this copy's alone, and is not looked at before `across` has returned.
+                across(&tight, region, |buffer, host, bytes| unsafe { buffer.download(host, bytes) })
+            }
+            _ => copy.0.take_over(self, positions),
+        }
+    }
+
+    /// Copies the first `positions` of `copy` into the first ones of this tensor.
+    ///
+    /// # Errors
+    /// As [`copy_out`](Self::copy_out), when one of the two has fewer.
+    pub fn copy_in(&self, copy: &HostCopy, positions: usize) -> Result<(), DeviceError> {
+        match (&*self.memory, &*copy.0.memory) {
+            (Memory::Pooled(buffer), Memory::Mapped(region)) => {
+                let tight = self.alike_in(buffer.pool(), &copy.0.shape)?;
+                // SAFETY: the region is as long, and nobody writes it while `copy` is borrowed, which is until `across` has
+                // returned.
+                across(&tight, region, |buffer, host, bytes| unsafe { buffer.upload(host, bytes) })?;
+                self.take_over(&tight, positions)
+            }
+            _ => self.take_over(&copy.0, positions),
+        }
+    }
+}
+
+impl HostCopy {
+    fn positions(&self) -> usize {
+        match *self.0.shape {
+            [.., positions, _] => positions,
+            _ => 0,
+        }
+    }
+}
+
+/// Has all of `tight` copied from or to the host's memory as `copy` does, and waits until it is.
+fn across(
+    tight: &Shared,
+    region: &Region,
+    copy: impl FnOnce(&Buffer, *mut u8, usize) -> Result<(), DeviceError>,
+) -> Result<(), DeviceError> {
+    let Memory::Pooled(buffer) = &*tight.memory else { return Ok(()) };
+    let bytes = region.bytes();
+    if tight.bytes().0 != bytes as u64 {
+        return Err(DeviceError::Shape { shape: tight.shape.clone(), needed: bytes, room: bytes });
+    }
+    let copied = copy(buffer, region.pointer(), bytes);
+    // Waited for in any case: what was submitted still has the region's address.
+    let waited = buffer.pool().wait();
+    copied.and(waited)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHAPE: [usize; 4] = [1, 2, 5, 3];
+
+    /// What is put in comes out again, though its rows lie further apart meanwhile.
+    fn there_and_back(tensor: &Shared) {
+        let mut copy = HostCopy::new::<i8>(&[1, 2, 4, 3]).unwrap();
+        assert_eq!(copy.bytes(), [0; 24]);
+        copy.bytes_mut().iter_mut().zip(1..).for_each(|(byte, n)| *byte = n);
+        tensor.copy_in(&copy, 4).unwrap();
+        let mut first = HostCopy::new::<i8>(&[1, 2, 2, 3]).unwrap();
+        tensor.copy_out(&mut first).unwrap();
+        assert_eq!(first.bytes(), [1, 2, 3, 4, 5, 6, 13, 14, 15, 16, 17, 18]);
+        // Fewer than there are.
+        copy.bytes_mut().fill(9);
+        tensor.copy_in(&copy, 1).unwrap();
+        tensor.copy_out(&mut first).unwrap();
+        assert_eq!(first.bytes(), [9, 9, 9, 4, 5, 6, 9, 9, 9, 16, 17, 18]);
+    }
+
+    #[test]
+    fn rows_come_back_as_they_went() {
+        there_and_back(&Shared::new::<i8>(&SHAPE).unwrap());
+    }
+
+    #[test]
+    fn what_does_not_go_together_is_refused() {
+        let tensor = Shared::new::<i8>(&SHAPE).unwrap();
+        for shape in [[1, 2, 6, 3], [1, 3, 4, 3], [1, 2, 4, 2]] {
+            let mut copy = HostCopy::new::<i8>(&shape).unwrap();
+            assert!(tensor.copy_out(&mut copy).is_err(), "{shape:?}");
+        }
+        let mut floats = HostCopy::new::<f32>(&[1, 2, 4, 3]).unwrap();
+        assert!(tensor.copy_out(&mut floats).is_err());
+        assert!(tensor.copy_in(&HostCopy::new::<i8>(&[1, 2, 4, 3]).unwrap(), 5).is_err());
+    }
+}

@@ -1,0 +1,60 @@
+//! Sequences that came from files, to stay until somebody says otherwise.
+//!
+//! Unlike what is [kept](super::prefixes) of earlier sequences they have names, no longer sequence takes their place, and none
+//! has to go for another: who restores a system prompt counts on it. They lie in the host's memory, also where a GPU computes:
+//! a copy across takes milliseconds where reading the prompt takes seconds, and the device's memory stays what the pool makes
+//! of it.
+
+use super::prefixes::common;
+use crate::{model::HostCache, units::Bytes};
+
+/// Sequences by name.
+#[derive(Debug, Default)]
+pub(super) struct Restored(Vec<Entry>);
+
+#[derive(Debug)]
+struct Entry {
+    name: String,
+    tokens: Vec<u32>,
+    kept: HostCache,
+}
+
+impl Restored {
+    /// What all of them take.
+    pub(super) fn bytes(&self) -> Bytes {
+        self.0.iter().map(|entry| entry.kept.bytes()).sum()
+    }
+
+    /// What those of other names take.
+    pub(super) fn bytes_beside(&self, name: &str) -> Bytes {
+        self.0.iter().filter(|entry| entry.name != name).map(|entry| entry.kept.bytes()).sum()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Of how many of its first tokens there is something.
+    pub(super) fn longest(&self, tokens: &[u32]) -> usize {
+        self.0.iter().map(|entry| common(&entry.tokens, tokens)).max().unwrap_or(0)
+    }
+
+    /// What there is of a sequence that begins with these tokens.
+    pub(super) fn find(&self, tokens: &[u32]) -> Option<&HostCache> {
+        self.0.iter().find(|entry| entry.tokens.starts_with(tokens)).map(|entry| &entry.kept)
+    }
+
+    /// Adds one, in the place of another of its name.
+    pub(super) fn add(&mut self, name: String, tokens: Vec<u32>, kept: HostCache) {
+        self.remove(&name);
+        self.0.push(Entry { name, tokens, kept });
+    }
+
+    pub(super) fn remove(&mut self, name: &str) {
+        self.0.retain(|entry| entry.name != name);
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+}

@@ -1,0 +1,131 @@
+//! Writing a file: whole or not at all.
+
+use std::{
+    fs::{self, File},
+    io::{Seek, Write},
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use sha2::{Digest, Sha256};
+use tempfile::NamedTempFile;
+
+use super::{Head, Name, SavedError, Store, failed, head::Header};
+use crate::units::Bytes;
+
+/// How the names of files end that are being written.
+const UNFINISHED: &str = ".part";
+
+/// What is written before the system is asked to bring it to the disk: asked at the end alone, it would be silent for as long
+/// as gigabytes take.
+const SYNC_EVERY: u64 = 32 << 20;
+
+/// A file that nobody has written to for so long is what a worker left behind that was killed.
+const ABANDONED: Duration = Duration::from_secs(3600);
+
+/// A file that is being written. Dropped before it is finished, it is gone.
+#[derive(Debug)]
+pub struct Writer {
+    file: NamedTempFile,
+    path: PathBuf,
+    header: Header,
+    sum: Sha256,
+    written: u64,
+    unsynced: u64,
+}
+
+impl Writer {
+    /// Begins the file of `name` in `dir`, which is made if need be, with its tokens. The tensors follow, each layer's keys and
+    /// then its values.
+    ///
+    /// # Errors
+    /// [`SavedError::Io`] when the system refuses.
+    pub fn create(dir: &Path, name: &Name, head: Head, tokens: &[u32]) -> Result<Self, SavedError> {
+        private_dir(dir).map_err(failed(dir))?;
+        sweep(dir);
+        let prefix = format!(".{name}.");
+        // Nobody but its owner may read what it makes.
+        let file = tempfile::Builder::new().prefix(&prefix).suffix(UNFINISHED).tempfile_in(dir);
+        let file = file.map_err(failed(dir))?;
+        let header = Header { head, sum: "0".repeat(2 * <Sha256 as Digest>::output_size()) };
+        let path = Store::new(dir).path(name);
+        let mut writer = Self { file, path, header, sum: Sha256::new(), written: 0, unsynced: 0 };
+        let header = writer.header.encode()?;
+        writer.file.write_all(&header).map_err(failed(dir))?;
+        let ids: Vec<u8> = tokens.iter().flat_map(|id| id.to_le_bytes()).collect();
+        writer.append(&ids)?;
+        Ok(writer)
+    }
+
+    /// Adds the bytes that follow; how many there are so far.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub fn append(&mut self, bytes: &[u8]) -> Result<Bytes, SavedError> {
+        for piece in bytes.chunks(1 << 20) {
+            self.sum.update(piece);
+            self.file.write_all(piece).map_err(failed(&self.path))?;
+        }
+        self.written += bytes.len() as u64;
+        self.unsynced += bytes.len() as u64;
+        if self.unsynced >= SYNC_EVERY {
+            self.file.as_file().sync_data().map_err(failed(&self.path))?;
+            self.unsynced = 0;
+        }
+        Ok(Bytes(self.written))
+    }
+
+    /// Puts the file in its place, where it is found from now on; its size.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub fn finish(self) -> Result<Bytes, SavedError> {
+        let Self { mut file, path, mut header, sum, .. } = self;
+        header.sum = hexadecimal(sum);
+        let header = header.encode()?;
+        let write = |file: &mut File| {
+            file.rewind()?;
+            file.write_all(&header)?;
+            file.sync_all()?;
+            file.metadata().map(|metadata| metadata.len())
+        };
+        let bytes = write(file.as_file_mut()).map_err(failed(&path))?;
+        file.persist(&path).map_err(|e| failed(&path)(e.error))?;
+        // The name is as lasting as the content then. Not every system can do so, and the file is there all the same.
+        #[cfg(unix)]
+        if let Some(dir) = path.parent()
+            && let Err(e) = File::open(dir).and_then(|dir| dir.sync_all())
+        {
+            tracing::debug!("{}: {e}", dir.display());
+        }
+        Ok(Bytes(bytes))
+    }
+}
+
+pub(super) fn hexadecimal(sum: Sha256) -> String {
+    sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Makes a directory that nobody else may look into; one that is there stays as it is.
+fn private_dir(dir: &Path) -> std::io::Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(dir)
+}
+
+/// Removes what was never finished. It is nobody's loss if that fails.
+fn sweep(dir: &Path) {
+    let is_abandoned = |path: &Path| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let modified = fs::metadata(path).and_then(|metadata| metadata.modified());
+        let age = modified.ok().and_then(|at| SystemTime::now().duration_since(at).ok());
+        name.starts_with('.') && name.ends_with(UNFINISHED) && age.is_some_and(|age| age >= ABANDONED)
+    };
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if is_abandoned(&entry.path()) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! A model that a worker holds, and the draft model that guesses for it.
+//!
+//! The two are loaded, trimmed and unloaded together, and what they take is told as one. A draft model that cannot be loaded
+//! is a warning and no error: answers are the same without it, only later.
+
+use std::path::Path;
+
+use super::LoadError;
+use crate::{
+    constraint::Guides,
+    device::{Device, Fault, SessionOptions},
+    engine::{EngineError, Forward, Speculation, Timeline, TimelineOptions},
+    job::ModelId,
+    manifest,
+    model::{Model, ModelError},
+    units::Bytes,
+    wire::{DraftModel, WorkerSpec},
+};
+
+/// A model, what keeps its answers in a form, what its jobs have taught about guessing, and what guesses for it.
+pub(super) struct Loaded {
+    pub(super) timeline: Timeline,
+    pub(super) speculation: Speculation,
+    pub(super) guides: Guides,
+    /// What the model is, as files of its prompts name it.
+    pub(super) identity: String,
+    /// The draft model within `speculation`.
+    pub(super) draft: Option<ModelId>,
+}
+
+impl Loaded {
+    /// Ends a job, as [`Timeline::settle`] does.
+    pub(super) fn settle(&mut self, may_be_kept: bool) {
+        self.timeline.settle(may_be_kept);
+        self.speculation.settle(may_be_kept);
+    }
+
+    /// Forgets everything, as after an error.
+    pub(super) fn clear(&mut self) {
+        self.timeline.clear();
+        self.speculation.clear_to(Bytes(0));
+    }
+
+    /// As [`Timeline::clear_to`].
+    pub(super) fn clear_to(&mut self, keep: Bytes) {
+        self.timeline.clear_to(keep);
+        self.speculation.clear_to(keep);
+    }
+
+    /// What is kept of texts that are over.
+    pub(super) fn kept(&self) -> Bytes {
+        self.timeline.kept() + self.speculation.kept()
+    }
+
+    /// As [`Timeline::release_captured`].
+    pub(super) fn release_captured(&mut self) {
+        self.timeline.release_captured();
+        self.speculation.release_captured();
+    }
+}
+
+/// How models are opened.
+pub(super) struct Opening<'a> {
+    pub(super) device: &'a Device,
+    pub(super) spec: &'a WorkerSpec,
+    pub(super) threads: usize,
+}
+
+/// Models that have not run yet.
+pub(super) struct Opened {
+    identity: String,
+    timeline: Timeline,
+    draft: Option<(ModelId, Timeline)>,
+}
+
+impl Opening<'_> {
+    /// Opens the model in `dir`, and `draft` if it can be.
+    pub(super) fn open(&self, dir: &Path, draft: Option<&DraftModel>) -> Result<Opened, LoadError> {
+        let identity = manifest::identity(dir).map_err(ModelError::from)?;
+        let model = self.model(dir)?;
+        let draft = draft.map(|draft| (&draft.id, self.draft(&model, draft)));
+        let draft = draft.and_then(|(id, opened)| optional(id, opened).transpose()).transpose()?;
+        let Some((id, draft)) = draft else {
+            let timeline = self.timeline(model, self.spec.draft_tokens, None)?;
+            return Ok(Opened { identity, timeline, draft: None });
+        };
+        let positions = [model.position(), draft.position()];
+        let timeline = self.timeline(model, self.spec.draft_tokens, Some(positions))?;
+        let [of_model, of_draft] = positions;
+        let draft = optional(&id, self.timeline(draft, 0, Some([of_draft, of_model])))?;
+        Ok(Opened { identity, timeline, draft })
+    }
+
+    fn model(&self, dir: &Path) -> Result<Model, LoadError> {
+        let WorkerSpec { own_operators, cuda_graphs: captures, kv_cache: cache, .. } = *self.spec;
+        let options = SessionOptions { threads: self.threads, own_operators, captures, cache };
+        Ok(Model::open_on(self.device, dir, options)?)
+    }
+
+    fn draft(&self, model: &Model, draft: &DraftModel) -> Result<Model, LoadError> {
+        if !model.gives_every_row() {
+            return Err(LoadError::Unverifiable);
+        }
+        self.model(&draft.dir)
+    }
+
+    /// A timeline of `model`. What may be kept is shared out by what a position takes, of its cache and of the other one's,
+    /// so that of both as many positions are kept.
+    fn timeline(
+        &self,
+        model: Model,
+        drafts: usize,
+        positions: Option<[Bytes; 2]>,
+    ) -> Result<Timeline, LoadError> {
+        let WorkerSpec { prefill_chunk: chunk, kv_keep, prefix_cache, .. } = *self.spec;
+        let [keep, prefixes] = [kv_keep, prefix_cache].map(|all| match positions {
+            Some([own, other]) => share(all, own, other),
+            None => all,
+        });
+        let capacity = self.spec.context_length.unwrap_or(0);
+        let options = TimelineOptions { capacity, chunk, keep, prefixes, drafts };
+        Ok(Timeline::new(model, options).map_err(EngineError::from)?)
+    }
+}
+
+impl Opened {
+    /// Runs the models for the first time.
+    pub(super) fn warm_up(self, dir: &Path) -> Result<Loaded, LoadError> {
+        let Self { identity, mut timeline, draft } = self;
+        timeline.warm_up()?;
+        let ready = draft.map(|(id, mut draft)| {
+            let ready = draft.warm_up().and_then(|()| Speculation::new().with_draft(draft));
+            optional(&id, ready.map_err(LoadError::from))
+        });
+        let (draft, speculation) = ready.transpose()?.flatten().unzip();
+        let guides = Guides::new(dir.to_path_buf(), timeline.vocabulary());
+        let speculation = speculation.unwrap_or_default();
+        let mut loaded = Loaded { timeline, speculation, guides, identity, draft };
+        // What the models themselves take is what is reported; a cache is only kept for the next job.
+        loaded.clear_to(Bytes(0));
+        Ok(loaded)
+    }
+}
+
+/// A draft model, or none where it cannot be had; an error where the device can no longer be used.
+fn optional<T>(id: &ModelId, opened: Result<T, LoadError>) -> Result<Option<(ModelId, T)>, LoadError> {
+    match opened {
+        Ok(opened) => Ok(Some((id.clone(), opened))),
+        Err(e) if e.fault() == Fault::Poisoned => Err(e),
+        Err(e) => {
+            tracing::warn!("answers go on without the guesses of {id}, which cannot be loaded: {e}");
+            Ok(None)
+        }
+    }
+}
+
+/// `own` of what both take, of `all`.
+fn share(all: Bytes, own: Bytes, other: Bytes) -> Bytes {
+    let share = u128::from(all.0) * u128::from(own.0) / u128::from((own.0 + other.0).max(1));
+    Bytes(u64::try_from(share).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_be_kept_is_shared_out_by_what_a_position_takes() {
+        let (model, draft) = (Bytes::kib(30), Bytes::kib(10));
+        assert_eq!(share(Bytes::mib(256), model, draft), Bytes::mib(192));
+        assert_eq!(share(Bytes::mib(256), draft, model), Bytes::mib(64));
+        assert_eq!(share(Bytes(u64::MAX), model, Bytes(0)), Bytes(u64::MAX));
+        assert_eq!(share(Bytes(0), model, draft), Bytes(0));
+    }
+}

@@ -1,0 +1,138 @@
+//! Prompts that go to files and come from there.
+
+use std::path::Path;
+
+use super::{Loaded, WorkerError};
+use crate::{
+    device::DeviceError,
+    engine::{EngineError, Forward, Timeline},
+    job::{Failure, ModelId, SaveAs},
+    saved::{Expected, Head, Name, NameError, Reader, SavedError, Writer},
+    units::Bytes,
+    wire::WireError,
+};
+
+/// What is written between two signs of life.
+const PIECE: usize = 16 << 20;
+
+/// Why a prompt was not saved.
+#[derive(Debug)]
+pub(super) enum NotSaved {
+    /// Whoever wanted it has gone.
+    Stopped,
+    Name(NameError),
+    File(SavedError),
+    Device(DeviceError),
+    Pipe(WireError),
+}
+
+impl From<SavedError> for NotSaved {
+    fn from(e: SavedError) -> Self {
+        Self::File(e)
+    }
+}
+
+impl From<DeviceError> for NotSaved {
+    fn from(e: DeviceError) -> Self {
+        Self::Device(e)
+    }
+}
+
+impl NotSaved {
+    /// What it means for the job; nothing for one that nobody wants.
+    pub(super) fn into_failure(self, name: &str) -> Result<Option<EngineError>, WorkerError> {
+        let failed = |message: String| Failure::SavedFile { name: name.to_owned(), message };
+        Ok(match self {
+            Self::Stopped => None,
+            Self::Name(e) => Some(EngineError::Job(failed(e.to_string()))),
+            Self::File(e) => Some(EngineError::Job(failed(e.to_string()))),
+            Self::Device(e) => Some(EngineError::Device(e)),
+            Self::Pipe(e) => return Err(e.into()),
+        })
+    }
+}
+
+/// Puts `tokens`, which are what was fed to the timeline, with their keys and values into a file. `beat` hears how much is
+/// written, and says whether to go on.
+pub(super) fn save(
+    loaded: &Loaded,
+    model: &ModelId,
+    tokens: &[u32],
+    to: &SaveAs,
+    mut beat: impl FnMut(Bytes) -> Result<(), NotSaved>,
+) -> Result<Bytes, NotSaved> {
+    beat(Bytes(0))?;
+    let Loaded { timeline, identity, .. } = loaded;
+    let name = Name::try_from(to.name.as_str()).map_err(NotSaved::Name)?;
+    let head = Head {
+        model: model.0.clone(),
+        identity: identity.clone(),
+        saved_at: Head::now(),
+        tokens: tokens.len(),
+        shape: timeline.model().cache_shape(),
+    };
+    let mut writer = Writer::create(&to.dir, &name, head, tokens)?;
+    timeline.copy_out(|tensor| {
+        for piece in tensor.chunks(PIECE) {
+            beat(writer.append(piece)?)?;
+        }
+        Ok::<_, NotSaved>(())
+    })?;
+    Ok(writer.finish()?)
+}
+
+/// Keeps what is in a file for sequences that begin like it; how many tokens those are.
+pub(super) fn restore(
+    loaded: &mut Loaded,
+    model: &ModelId,
+    name: &str,
+    file: &Path,
+) -> Result<usize, Failure> {
+    let Loaded { timeline, identity, .. } = loaded;
+    let expected = Expected {
+        model: model.0.clone(),
+        identity: identity.clone(),
+        shape: timeline.model().cache_shape(),
+        capacity: timeline.capacity(),
+        vocabulary: timeline.vocabulary(),
+    };
+    try_restore(timeline, &expected, name, file).map_err(|e| {
+        let (name, message) = (name.to_owned(), e.to_string());
+        if matches!(e, NotRestored::File(ref e) if !e.is_io()) {
+            Failure::SavedPrompt { name, message }
+        } else {
+            Failure::SavedFile { name, message }
+        }
+    })
+}
+
+/// Why a prompt was not restored.
+#[derive(Debug, thiserror::Error)]
+enum NotRestored {
+    #[error(transparent)]
+    File(#[from] SavedError),
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}
+
+fn try_restore(
+    timeline: &mut Timeline,
+    expected: &Expected,
+    name: &str,
+    file: &Path,
+) -> Result<usize, NotRestored> {
+    let mut reader = Reader::open(file)?;
+    // Before there is room for it: tokens are few, and sizes are the model's then.
+    let tokens = reader.tokens(expected)?;
+    let needed = expected.shape.bytes(tokens.len());
+    let room = timeline.room_to_restore(name);
+    if needed > room {
+        return Err(SavedError::Room { needed, room }.into());
+    }
+    let mut kept = timeline.model().host_cache(tokens.len())?;
+    kept.tensors_mut().try_for_each(|tensor| reader.tensor(tensor))?;
+    reader.finish()?;
+    let count = tokens.len();
+    timeline.restore(name.to_owned(), tokens, kept);
+    Ok(count)
+}
