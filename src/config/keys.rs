@@ -54,7 +54,7 @@ const fn derived(path: &'static str, default: &'static str, kind: Kind) -> Key {
 }
 
 /// Every setting, section by section; printed in this order.
-pub(super) const KEYS: [Key; 60] = [
+pub(super) const KEYS: [Key; 61] = [
     text("server.bind", "127.0.0.1", "an IP address, such as 127.0.0.1, or 0.0.0.0 for every interface"),
     whole("server.port", "8110", 0, 65_535),
     whole("server.grace_ms", "30000", 0, WEEK_MS),

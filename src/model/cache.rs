@@ -151,14 +151,7 @@ impl Model {
     /// What a position of its cache takes.
     #[must_use]
     pub fn position(&self) -> Bytes {
-        let dims = &self.manifest().dims;
-        let row = self.cache_format().map_or(dims.head_dim, |format| format.elements(dims.head_dim));
-        let element = match (self.cache_format(), self.manifest().dtype) {
-            (Some(Format::Int8), _) => 1,
-            (Some(Format::Float16), _) | (None, Dtype::Float16 | Dtype::Bfloat16) => 2,
-            (Some(Format::Float32), _) | (None, Dtype::Float32) => 4,
-        };
-        Bytes::from(2 * dims.layers * dims.kv_heads * row * element)
+        self.cache_shape().bytes(1)
     }
 
     fn tensors(&self, shape: &[usize], count: usize) -> Result<Vec<Shared>, DeviceError> {

@@ -68,7 +68,9 @@ mod tests {
 
     fn restored() -> Restored {
         let mut restored = Restored::default();
-        [("a", "x"), ("b", "y"), ("a", "z")].map(|(model, name)| restored.note(prompt(model, name)));
+        for (model, name) in [("a", "x"), ("b", "y"), ("a", "z")] {
+            restored.note(prompt(model, name));
+        }
         restored
     }
 

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
-use super::{Blocks, Kind, Matrix, Parts, Product, Rounded, Rounding};
+use super::{Blocks, Kind, Matrix, Parts, Product, Rounded, Rounding, Store};
 
 /// Weights as `MatMulNBits` has them.
 struct Weights {
@@ -76,7 +76,7 @@ proptest! {
         let mut rng = StdRng::seed_from_u64(seed);
         let weights = Weights::random(columns, depth, block, scale, &mut rng);
         let input: Vec<f32> = (0..rows * depth).map(|_| rng.random_range(-3.0..3.0)).collect();
-        let matrix = Matrix::new(weights.blocks()).unwrap();
+        let matrix = Matrix::new(weights.blocks(), &mut Store::default()).unwrap();
         let exact = weights.product(&input);
         let most: f64 = f64::from(scale) * 8.0 * 3.0;
         for kind in Kind::all() {
@@ -97,7 +97,7 @@ fn what_int8_can_hold_is_exact_and_all_processors_agree() {
     weights.scales.iter_mut().for_each(|scale| *scale = 0.5);
     let mut input: Vec<f32> = (0..14 * 96).map(|_| f32::from(rng.random_range(-127i8..=127))).collect();
     input.iter_mut().step_by(32).for_each(|x| *x = 127.0);
-    let matrix = Matrix::new(weights.blocks()).unwrap();
+    let matrix = Matrix::new(weights.blocks(), &mut Store::default()).unwrap();
     let exact = weights.product(&input);
     for kind in Kind::all() {
         let output: Vec<f64> = multiply(kind, &matrix, &input).into_iter().map(f64::from).collect();
@@ -108,7 +108,7 @@ fn what_int8_can_hold_is_exact_and_all_processors_agree() {
 #[test]
 fn what_is_not_finite_stays_so_and_does_not_spread_to_other_rows() {
     let weights = Weights::random(33, 64, 32, 1.0, &mut StdRng::seed_from_u64(6));
-    let matrix = Matrix::new(weights.blocks()).unwrap();
+    let matrix = Matrix::new(weights.blocks(), &mut Store::default()).unwrap();
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let mut input = vec![1.0; 2 * 64];
         input[40] = bad;
@@ -126,7 +126,7 @@ fn what_is_not_finite_stays_so_and_does_not_spread_to_other_rows() {
 fn sizes_that_do_not_belong_together_make_no_matrix() {
     let weights = Weights::random(4, 64, 32, 1.0, &mut StdRng::seed_from_u64(7));
     let good = weights.blocks();
-    assert!(Matrix::new(good).is_some());
+    assert!(Matrix::new(good, &mut Store::default()).is_some());
     let nan = vec![f32::NAN; good.scales.len()];
     let wrong = [
         Blocks { columns: 5, ..good },
@@ -140,6 +140,12 @@ fn sizes_that_do_not_belong_together_make_no_matrix() {
         Blocks { scales: &nan, ..good },
     ];
     for blocks in wrong {
-        assert!(Matrix::new(blocks).is_none(), "{} x {} by {}", blocks.columns, blocks.depth, blocks.block);
+        assert!(
+            Matrix::new(blocks, &mut Store::default()).is_none(),
+            "{} x {} by {}",
+            blocks.columns,
+            blocks.depth,
+            blocks.block
+        );
     }
 }
