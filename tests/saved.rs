@@ -472,7 +472,7 @@ async fn it_is_described_and_the_examples_do_what_they_say() {
     let route = &document["paths"][CACHE];
     let request = &route["post"]["requestBody"]["content"]["application/json"]["schema"];
     // They are described in the order of their names, and make sense in this one.
-    let mut examples: Vec<_> = openapi::examples(&route["post"]).into_iter().collect();
+    let mut examples: Vec<_> = openapi::examples(&route["post"]).collect();
     examples.sort_by_key(|example| ["save", "restore", "delete"].map(|action| example["action"] != action));
     for example in examples {
         check(&validator(&document, request), example, "an example");

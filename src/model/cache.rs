@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// The key-value cache of one timeline, `[1, kv_heads, capacity, head_dim]` for each layer's keys and values, or rows of
-/// another [`Format`] in place of `head_dim` numbers.
+/// another [`Format`](crate::device::operators::Format) in place of `head_dim` numbers.
 ///
 /// The graph updates it in place; which of its positions count is said with each pass, so forgetting the last ones
 /// costs nothing. The default one has room for nothing.
