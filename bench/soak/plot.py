@@ -17,7 +17,9 @@ def panel(place, title, unit, points, trend=None):
         parts.append(f'<line x1="{LEFT}" x2="{WIDTH - 20}" y1="{up(value):.1f}" y2="{up(value):.1f}" stroke="#ddd"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{up(value) + 4:.1f}" text-anchor="end">{value:,.4g} {unit}</text>')
         parts.append(f'<text x="{across(end * step / 4):.1f}" y="{top + HEIGHT + 16}" text-anchor="middle">{end * step / 4:.0f} s</text>')
-    parts += [f'<circle cx="{across(x):.1f}" cy="{up(y):.1f}" r="1.5" fill="#0072b2" fill-opacity="0.5"/>' for x, y in points]
+    # One picture does not need more dots than it has pixels across.
+    drawn = points[::max(1, len(points) // (WIDTH - LEFT))]
+    parts += [f'<circle cx="{across(x):.1f}" cy="{up(y):.1f}" r="1.5" fill="#0072b2" fill-opacity="0.5"/>' for x, y in drawn]
     if trend and points:
         # The line of the median slope goes through the middle of the points.
         ordered = sorted(y - trend["per_hour"] / 3600 * x for x, y in points)
@@ -35,8 +37,6 @@ def svg(document, samples, seen):
         return found and {"per_hour": found["per_hour"] / 1024}
 
     first = [(one.at, 1000 * one.first) for one in seen if one.first]
-    # One picture does not need more dots than it has pixels.
-    first = first[::max(1, len(first) // 4000)]
     panels = [
         panel(0, "Anonymous memory of the parent", "MiB", of("parent_kib", 1024), trend("parent_kib")),
         panel(1, "Anonymous memory of the worker", "MiB", of("worker_kib", 1024), trend("worker_kib")),
