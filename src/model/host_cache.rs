@@ -4,7 +4,7 @@ use std::path::Path;
 
 use half::{bf16, f16};
 
-use super::{Cache, Model, check::of_layer, own};
+use super::{Cache, Model, check::of_layer, own, steps};
 use crate::{
     choice::CacheChoice,
     device::{DeviceError, HostCopy, operators::Format},
@@ -42,7 +42,7 @@ impl HostCache {
 pub fn expected_cache_shape(dir: &Path, manifest: &Manifest, cache: Option<CacheChoice>) -> Shape {
     let path = dir.join(&manifest.graph.file);
     let format = cache.and_then(|cache| own::cache_format(&path, cache));
-    let declared = own::declared_dtype(&path, &of_layer(&manifest.graph.past_key, 0));
+    let declared = steps::declared_dtype(&path, &of_layer(&manifest.graph.past_key, 0));
     let manifest = Manifest { dtype: declared.unwrap_or(manifest.dtype), ..manifest.clone() };
     shape_of(&manifest, format)
 }

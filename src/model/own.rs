@@ -19,7 +19,6 @@ use prost::Message;
 use crate::{
     choice::CacheChoice,
     device::operators::{ATTENTION, Blocks, DOMAIN, Format, MATMUL, MATRIX, Matrix, Operators, Store},
-    manifest::Dtype,
     onnx::{
         Attribute, AttributeType, DataLocation, Dimension, ElementType, Extent, Graph, Model, Node,
         OperatorSet, Tensor, TensorType, ValueInfo,
@@ -37,11 +36,7 @@ pub(super) struct Changed {
 /// that is not understood, about which ONNX Runtime will say more than we could. The key-value cache is stored as `cache`
 /// says, if attention is ours.
 pub(super) fn change(path: &Path, cache: CacheChoice) -> Option<Changed> {
-    let content = std::fs::read(path).ok()?;
-    let mut model = Model::decode(&*content).ok()?;
-    if model.encode_to_vec() != content {
-        return None;
-    }
+    let mut model = understood(path)?;
     let graph = model.graph.as_mut()?;
     let format = format(graph, cache);
     let mut operators = replace(graph, path.parent()?)?;
@@ -59,28 +54,16 @@ pub(super) fn change(path: &Path, cache: CacheChoice) -> Option<Changed> {
 /// What the key-value cache of the graph at `path` is stored in where our operators compute; `None` where its attention is
 /// not ours.
 pub(super) fn cache_format(path: &Path, cache: CacheChoice) -> Option<Format> {
-    let content = std::fs::read(path).ok()?;
-    let mut model = Model::decode(&*content).ok()?;
-    if model.encode_to_vec() != content {
-        return None;
-    }
-    let graph = model.graph.as_mut()?;
-    let format = format(graph, cache);
-    attend(graph, format)
+    let mut graph = understood(path)?.graph?;
+    let format = format(&graph, cache);
+    attend(&mut graph, format)
 }
 
-/// What the graph at `path` declares an input to be made of; `None` where there is none, or it is no floating-point number.
-pub(super) fn declared_dtype(path: &Path, input: &str) -> Option<Dtype> {
-    let graph = Model::decode(&*std::fs::read(path).ok()?).ok()?.graph?;
-    let declared = graph.input.iter().find(|value| value.name == input)?.r#type.as_ref()?;
-    let element = declared.tensor_type.as_ref()?.elem_type;
-    [
-        (ElementType::Float, Dtype::Float32),
-        (ElementType::Float16, Dtype::Float16),
-        (ElementType::Bfloat16, Dtype::Bfloat16),
-    ]
-    .into_iter()
-    .find_map(|(one, dtype)| (element == i32::from(one)).then_some(dtype))
+/// The file at `path`, if it can be written back exactly as it is.
+fn understood(path: &Path) -> Option<Model> {
+    let content = std::fs::read(path).ok()?;
+    let model = Model::decode(&*content).ok()?;
+    (model.encode_to_vec() == content).then_some(model)
 }
 
 fn format(graph: &Graph, cache: CacheChoice) -> Format {

@@ -1,12 +1,13 @@
-//! What a graph says about its steps: whether they can be captured, and what bounds how fast they can be.
+//! What a graph says about its steps: whether they can be captured, what bounds how fast they can be, and what their inputs are
+//! made of.
 
 use std::{collections::BTreeSet, path::Path};
 
 use prost::Message;
 
 use crate::{
-    manifest::{GraphNames, Lengths},
-    onnx::{Graph, Model, Tensor},
+    manifest::{Dtype, GraphNames, Lengths},
+    onnx::{ElementType, Graph, Model, Tensor},
     units::Bytes,
 };
 
@@ -43,6 +44,20 @@ pub(super) fn weights_read(path: &Path) -> Option<Bytes> {
         entry.value.parse::<u64>().ok()
     };
     Some(Bytes(tensors.filter_map(length).sum()))
+}
+
+/// What the graph at `path` declares an input to be made of; `None` where there is none, or it is no floating-point number.
+pub(super) fn declared_dtype(path: &Path, input: &str) -> Option<Dtype> {
+    let graph = read(path)?;
+    let declared = graph.input.iter().find(|value| value.name == input)?.r#type.as_ref()?;
+    let element = declared.tensor_type.as_ref()?.elem_type;
+    [
+        (ElementType::Float, Dtype::Float32),
+        (ElementType::Float16, Dtype::Float16),
+        (ElementType::Bfloat16, Dtype::Bfloat16),
+    ]
+    .into_iter()
+    .find_map(|(one, dtype)| (element == i32::from(one)).then_some(dtype))
 }
 
 #[cfg(test)]
