@@ -315,10 +315,10 @@ pub struct Timings {
     pub resumed: u32,
     /// Tokens that were guessed.
     pub drafted: Drafted,
-    /// To put a prompt into a file, where that was asked for.
-    pub saving: Duration,
     /// Of these, the ones that a draft model guessed.
     pub drafted_by_model: Drafted,
+    /// To put a prompt into a file, where that was asked for.
+    pub saving: Duration,
 }
 
 /// Tokens that were guessed and computed along with others.
@@ -480,7 +480,7 @@ pub struct ModelReport {
     pub placement: Placement,
     /// Most positions, prompt and answer together.
     pub capacity: usize,
-    /// Threads that compute passes of one token, where that was tried.
+    /// Threads that compute passes of one token, where they can be told.
     pub decode_threads: Option<usize>,
     /// The same for passes of more.
     pub prefill_threads: Option<usize>,

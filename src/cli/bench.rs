@@ -77,7 +77,7 @@ struct Report {
     /// Nodes of the graph by what computes them.
     nodes: BTreeMap<String, usize>,
     threads: usize,
-    /// How many of them compute passes of one token, where that was tried.
+    /// How many of them compute passes of one token, where they can be told.
     #[serde(skip_serializing_if = "Option::is_none")]
     decode_threads: Option<usize>,
     /// The same for passes of more.

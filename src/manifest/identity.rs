@@ -1,7 +1,6 @@
 //! What a model directory is, whatever it is called and wherever it lies.
 
 use std::{
-    fmt::Write,
     fs, io,
     path::Path,
     time::{SystemTime, UNIX_EPOCH},
@@ -36,11 +35,7 @@ pub fn identity(model_dir: &Path) -> Result<String, ManifestError> {
         Ok(sum.finalize())
     };
     let sum = identify().map_err(|source| ManifestError::Read { path: manifest.clone(), source })?;
-    Ok(sum.iter().fold(String::new(), |mut digits, byte| {
-        // A text takes whatever is written.
-        let _ = write!(digits, "{byte:02x}");
-        digits
-    }))
+    Ok(sum.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// Name, size and time (nanoseconds since 1970) of each file, in the order of their names.
