@@ -1,11 +1,11 @@
-//! Trying how many threads are fastest.
+//! Trying how long passes take, and how many threads are fastest.
 
 use std::time::{Duration, Instant};
 
 /// Fewer threads than this are not tried without: two or three cores have never read all that memory gives.
 const LEAST: usize = 4;
 
-/// How many times a number is tried: the fastest counts, as others of the machine only make it slower.
+/// How many times a pass is tried: the fastest counts, as others of the machine only make it slower.
 const TIMES: usize = 3;
 
 /// How much faster fewer have to be. What is within it is chance.
@@ -32,11 +32,7 @@ pub(super) fn fastest<E>(all: usize, mut pass: impl FnMut(usize) -> Result<Durat
         if began.elapsed() > LONGEST {
             break;
         }
-        let mut took = Duration::MAX;
-        for _ in 0..TIMES {
-            took = took.min(pass(threads)?);
-        }
-        let took = took.as_secs_f64();
+        let took = least(|| pass(threads))?.as_secs_f64();
         if took > best.1 * HOPELESS {
             break;
         }
@@ -45,6 +41,14 @@ pub(super) fn fastest<E>(all: usize, mut pass: impl FnMut(usize) -> Result<Durat
         }
     }
     Ok(best.0)
+}
+
+/// What a pass takes that nothing interrupts. `pass` says how long it took.
+///
+/// # Errors
+/// What `pass` fails with.
+pub(super) fn least<E>(mut pass: impl FnMut() -> Result<Duration, E>) -> Result<Duration, E> {
+    (0..TIMES).try_fold(Duration::MAX, |least, _| Ok(least.min(pass()?)))
 }
 
 #[cfg(test)]

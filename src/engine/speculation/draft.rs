@@ -1,6 +1,6 @@
 //! A smaller model that guesses what a larger one will say.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::{
     Bounds,
@@ -9,14 +9,11 @@ use super::{
 };
 use crate::{
     device::Fault,
-    engine::{EngineError, Forward, prefixes::common},
+    engine::{EngineError, Forward, prefixes::common, threads::least},
 };
 
 /// Tokens of the pass that is measured before the first guess.
 const MEASURED: usize = 16;
-
-/// How often: what was interrupted says nothing.
-const TIMES: usize = 3;
 
 /// A draft model, and how far it has come in the text at hand.
 #[derive(Debug)]
@@ -51,14 +48,14 @@ impl<M: Forward> DraftModel<M> {
     pub(super) fn new(mut model: M) -> Result<Self, EngineError> {
         let wide = MEASURED.min(model.chunk()).min(model.capacity());
         let mut measure = |tokens: usize| {
-            let mut least = Duration::MAX;
-            for _ in 0..TIMES {
+            let tokens = vec![0; tokens];
+            least(|| {
                 let began = Instant::now();
-                model.forward(&vec![0; tokens])?;
-                least = least.min(began.elapsed());
+                model.forward(&tokens)?;
+                let took = began.elapsed();
                 model.rewind(0);
-            }
-            Ok::<_, EngineError>(least)
+                Ok::<_, EngineError>(took)
+            })
         };
         let passes = Passes::measured(measure(1)?, wide, measure(wide)?);
         Ok(Self {
