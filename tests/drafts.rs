@@ -63,10 +63,6 @@ impl Forward for Counted<'_> {
         self.timeline.reserve(more)
     }
 
-    fn forward(&mut self, tokens: &[u32]) -> Result<&mut [f32], EngineError> {
-        self.forward_rows(tokens, 1)
-    }
-
     fn forward_rows(&mut self, tokens: &[u32], rows: usize) -> Result<&mut [f32], EngineError> {
         self.passes += 1;
         self.timeline.forward_rows(tokens, rows)

@@ -62,10 +62,6 @@ impl Forward for Told<'_> {
         self.timeline.reserve(more)
     }
 
-    fn forward(&mut self, tokens: &[u32]) -> Result<&mut [f32], EngineError> {
-        self.forward_rows(tokens, 1)
-    }
-
     fn forward_rows(&mut self, tokens: &[u32], rows: usize) -> Result<&mut [f32], EngineError> {
         let vocabulary = self.vocabulary();
         self.fed += tokens.len();

@@ -363,7 +363,7 @@ mod tests {
             Ok(())
         }
 
-        fn forward(&mut self, _: &[u32]) -> Result<&mut [f32], EngineError> {
+        fn forward_rows(&mut self, _: &[u32], _: usize) -> Result<&mut [f32], EngineError> {
             self.1 = [0.0; VOCABULARY];
             self.1[*self.0.next().unwrap_or(&END) as usize] = 1.0;
             Ok(&mut self.1)

@@ -57,17 +57,16 @@ pub trait Forward {
     ///
     /// # Errors
     /// [`EngineError::Context`] when they do not fit, [`EngineError::Device`] when the device fails.
-    fn forward(&mut self, tokens: &[u32]) -> Result<&mut [f32], EngineError>;
+    fn forward(&mut self, tokens: &[u32]) -> Result<&mut [f32], EngineError> {
+        self.forward_rows(tokens, 1)
+    }
 
     /// Appends `tokens` and returns the logits of the last `rows` of them, `[rows, vocab]`; at most [`rows`](Self::rows)
     /// tokens where that is more than one.
     ///
     /// # Errors
     /// As [`forward`](Self::forward).
-    fn forward_rows(&mut self, tokens: &[u32], rows: usize) -> Result<&mut [f32], EngineError> {
-        let _ = rows;
-        self.forward(tokens)
-    }
+    fn forward_rows(&mut self, tokens: &[u32], rows: usize) -> Result<&mut [f32], EngineError>;
 
     /// Most tokens whose logits one call gives.
     fn rows(&self) -> usize {

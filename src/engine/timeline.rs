@@ -466,10 +466,6 @@ impl Forward for Timeline {
         Ok(())
     }
 
-    fn forward(&mut self, tokens: &[u32]) -> Result<&mut [f32], EngineError> {
-        self.forward_rows(tokens, 1)
-    }
-
     fn forward_rows(&mut self, tokens: &[u32], rows: usize) -> Result<&mut [f32], EngineError> {
         self.reserve(tokens.len())?;
         let pass = match &mut self.verify {

@@ -39,10 +39,6 @@ impl Forward for Rule {
         Ok(())
     }
 
-    fn forward(&mut self, tokens: &[u32]) -> Result<&mut [f32], EngineError> {
-        self.forward_rows(tokens, 1)
-    }
-
     fn forward_rows(&mut self, tokens: &[u32], rows: usize) -> Result<&mut [f32], EngineError> {
         self.passes += 1;
         if let Some((_, message)) = self.fails.filter(|(after, _)| self.passes > *after) {

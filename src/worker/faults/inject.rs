@@ -209,10 +209,6 @@ impl<M: Forward> Forward for Faulty<'_, M> {
         self.model.reserve(more)
     }
 
-    fn forward(&mut self, tokens: &[u32]) -> Result<&mut [f32], EngineError> {
-        self.forward_rows(tokens, 1)
-    }
-
     fn forward_rows(&mut self, tokens: &[u32], rows: usize) -> Result<&mut [f32], EngineError> {
         if self.planned.is_empty() {
             return self.model.forward_rows(tokens, rows);
@@ -265,7 +261,7 @@ mod tests {
         fn reserve(&mut self, _: usize) -> Result<(), EngineError> {
             Ok(())
         }
-        fn forward(&mut self, _: &[u32]) -> Result<&mut [f32], EngineError> {
+        fn forward_rows(&mut self, _: &[u32], _: usize) -> Result<&mut [f32], EngineError> {
             Ok(&mut self.0)
         }
         fn chunk(&self) -> usize {
