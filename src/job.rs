@@ -330,6 +330,14 @@ pub struct Drafted {
     pub right: usize,
 }
 
+impl Drafted {
+    /// Counts a guess of so many tokens, of which so many were right.
+    pub fn add(&mut self, tokens: usize, right: usize) {
+        self.tokens += tokens;
+        self.right += right;
+    }
+}
+
 /// Why a job could not be finished.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Failure {

@@ -192,6 +192,8 @@ pub(super) struct Figures {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Mutex, MutexGuard, PoisonError};
+
     use clap::Parser;
 
     use super::*;
@@ -218,19 +220,26 @@ mod tests {
         rows.map(chat).collect()
     }
 
+    /// Held by the test that has ONNX Runtime, of which a process has one environment at a time.
+    static TURN: Mutex<()> = Mutex::new(());
+
     struct Bench {
         dir: tempfile::TempDir,
         engine: EngineArgs,
         text: PathBuf,
         float32: PathBuf,
+        /// Until the reporter, which borrows from the rest, has gone.
+        _turn: MutexGuard<'static, ()>,
     }
 
     impl Bench {
         fn new(text: &str) -> Self {
+            // One that failed in its turn has dropped what it had as well.
+            let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
             let dir = tempfile::tempdir().unwrap();
             let (path, float32) = (dir.path().join("text.txt"), dir.path().join("float32"));
             fs::write(&path, text).unwrap();
-            let bench = Self { engine: engine(""), text: path, float32, dir };
+            let bench = Self { engine: engine(""), text: path, float32, dir, _turn: turn };
             bench.export(&bench.float32, Storage::default());
             bench
         }
@@ -244,7 +253,7 @@ mod tests {
             export::export(&options, &()).unwrap();
         }
 
-        /// ONNX Runtime is loaded once in a process, so one of these serves every comparison.
+        /// One serves every comparison.
         fn reporter(&self) -> Reporter<'_> {
             Reporter::new(&self.text, &self.engine).unwrap()
         }

@@ -295,12 +295,9 @@ impl<'a, D: Forward> Run<'a, D> {
             }
         }
         self.read += right;
-        let is_by_model = guess.by == Guesser::Model;
-        for drafted in
-            [&mut self.drafted].into_iter().chain(is_by_model.then_some(&mut self.drafted_by_model))
-        {
-            drafted.tokens += draft.len();
-            drafted.right += right;
+        self.drafted.add(draft.len(), right);
+        if guess.by == Guesser::Model {
+            self.drafted_by_model.add(draft.len(), right);
         }
         // Where the answer ends, nobody knows of the rest.
         let was_wrong = end.is_none()

@@ -205,7 +205,7 @@ pub(super) fn cache() {}
 #[utoipa::path(
     get, path = "/admin/cache", tag = "admin",
     responses(
-        (status = 200, description = "They.", body = SavedPromptList),
+        (status = 200, description = "The list.", body = SavedPromptList),
         (status = 500, description = "Their directory cannot be read.", body = ErrorBody),
         Refused,
     ),
