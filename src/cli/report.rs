@@ -192,8 +192,6 @@ pub(super) struct Figures {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Mutex, MutexGuard, PoisonError};
-
     use clap::Parser;
 
     use super::*;
@@ -220,26 +218,19 @@ mod tests {
         rows.map(chat).collect()
     }
 
-    /// Held by the test that has ONNX Runtime, of which a process has one environment at a time.
-    static TURN: Mutex<()> = Mutex::new(());
-
     struct Bench {
         dir: tempfile::TempDir,
         engine: EngineArgs,
         text: PathBuf,
         float32: PathBuf,
-        /// Until the reporter, which borrows from the rest, has gone.
-        _turn: MutexGuard<'static, ()>,
     }
 
     impl Bench {
         fn new(text: &str) -> Self {
-            // One that failed in its turn has dropped what it had as well.
-            let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
             let dir = tempfile::tempdir().unwrap();
             let (path, float32) = (dir.path().join("text.txt"), dir.path().join("float32"));
             fs::write(&path, text).unwrap();
-            let bench = Self { engine: engine(""), text: path, float32, dir, _turn: turn };
+            let bench = Self { engine: engine(""), text: path, float32, dir };
             bench.export(&bench.float32, Storage::default());
             bench
         }
@@ -274,35 +265,18 @@ mod tests {
         Command::parse_from(["test"].into_iter().chain(arguments.split_whitespace())).engine
     }
 
-    /// The same weights by operators of ours over every cache, and by ONNX Runtime's: the text is as likely to all of them.
+    /// One test, because a process opens its device once.
     #[test]
-    fn neither_our_operators_nor_a_smaller_cache_cost_perplexity() {
+    fn reports_find_what_formats_operators_and_caches_change_and_no_more() {
         let bench = Bench::new(&chats(10));
-        let weights = int4(32, ZeroPoints::Middle, Rounding::LeastError);
-        let mut reporter = bench.reporter();
-        let ways = ["--own-operators false", "--kv-cache float32", "--kv-cache float16", "--kv-cache int8"];
-        let engines = ways.map(engine);
-        let found = engines.each_ref().map(|engine| {
-            reporter.engine = engine;
-            bench.compare(&reporter, weights.clone()).perplexities()[0]
-        });
-        for (way, perplexity) in ways.iter().zip(found) {
-            let ratio = perplexity / found[0];
-            println!("{way}: {perplexity:.4}, {ratio:.5} of ONNX Runtime's");
-            assert!((ratio - 1.0).abs() < 0.005, "{way}: {ratio}");
-        }
-        assert!(
-            found[1..].iter().any(|perplexity| *perplexity != found[0]),
-            "nothing but ONNX Runtime computed"
-        );
+        let reporter = bench.reporter();
+        figures_are_what_formats_and_roundings_promise(&bench, &reporter);
+        neither_our_operators_nor_a_smaller_cache_cost_perplexity(&bench, reporter);
     }
 
     /// What is within reach of the demonstration's text: the same logits, close ones, and the better of two roundings.
-    #[test]
-    fn figures_are_what_formats_and_roundings_promise() {
-        let bench = Bench::new(&chats(10));
-        let reporter = bench.reporter();
-        let same = bench.compare(&reporter, Storage::default());
+    fn figures_are_what_formats_and_roundings_promise(bench: &Bench, reporter: &Reporter) {
+        let same = bench.compare(reporter, Storage::default());
         assert_eq!((same.difference.max, same.divergence()), (0.0, 0.0));
         let [found, expected] = same.perplexities();
         assert!(found == expected && (1.0..20.0).contains(&found), "{found} {expected}");
@@ -311,7 +285,7 @@ mod tests {
         for zero_points in [ZeroPoints::Middle, ZeroPoints::PerBlock] {
             for block_size in [32, 64, 128] {
                 let [plain, fitted] = [Rounding::Plain, Rounding::LeastError]
-                    .map(|rounding| bench.compare(&reporter, int4(block_size, zero_points, rounding)));
+                    .map(|rounding| bench.compare(reporter, int4(block_size, zero_points, rounding)));
                 for (name, figures) in [("plain", &plain), ("least error", &fitted)] {
                     let [found, expected] = figures.perplexities();
                     let (divergence, rms) = (figures.divergence(), figures.difference.rms());
@@ -329,5 +303,26 @@ mod tests {
             }
         }
         assert!(better >= 5, "least error gives the smaller differences in {better} of 6 formats");
+    }
+
+    /// The same weights by operators of ours over every cache, and by ONNX Runtime's: the text is as likely to all of them.
+    fn neither_our_operators_nor_a_smaller_cache_cost_perplexity(bench: &Bench, reporter: Reporter) {
+        let weights = int4(32, ZeroPoints::Middle, Rounding::LeastError);
+        let ways = ["--own-operators false", "--kv-cache float32", "--kv-cache float16", "--kv-cache int8"];
+        let engines = ways.map(engine);
+        let mut reporter = reporter;
+        let found = engines.each_ref().map(|engine| {
+            reporter.engine = engine;
+            bench.compare(&reporter, weights.clone()).perplexities()[0]
+        });
+        for (way, perplexity) in ways.iter().zip(found) {
+            let ratio = perplexity / found[0];
+            println!("{way}: {perplexity:.4}, {ratio:.5} of ONNX Runtime's");
+            assert!((ratio - 1.0).abs() < 0.005, "{way}: {ratio}");
+        }
+        assert!(
+            found[1..].iter().any(|perplexity| *perplexity != found[0]),
+            "nothing but ONNX Runtime computed"
+        );
     }
 }
