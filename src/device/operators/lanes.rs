@@ -3,6 +3,8 @@
 //! Sixteen columns of a matrix are computed side by side. What differs between processors is how wide a register is and
 //! whether one instruction multiplies and adds four bytes; [`product`](super::product) is written once over this.
 
+use super::matrix::BLOCK;
+
 /// Rows of activations that one pass over the weights serves at most, on any processor.
 pub(super) const MOST_ROWS: usize = 6;
 
@@ -20,6 +22,10 @@ pub(super) trait Lanes {
     /// Rows whose sums, for twice sixteen columns, stay in registers.
     const ROWS: usize;
 
+    /// The bits of the greatest magnitude; those of infinity or more where one is not finite.
+    unsafe fn greatest(input: &[f32; BLOCK]) -> u32;
+    /// `input · factor` rounded to the nearest whole numbers, four int8 in each, and their sum; none beyond ±127.
+    unsafe fn round(input: &[f32; BLOCK], factor: f32) -> ([i32; BLOCK / 4], i32);
     /// Reads 64 bytes.
     unsafe fn bytes(from: *const u8) -> Self::Bytes;
     /// The low and the high half of each byte.
@@ -34,6 +40,8 @@ pub(super) trait Lanes {
     unsafe fn zeros() -> Self::Floats;
     /// Reads sixteen float16.
     unsafe fn halfs(from: *const half::f16) -> Self::Floats;
+    /// Reads sixteen float32.
+    unsafe fn floats(from: *const f32) -> Self::Floats;
     /// Each of `floats` times `factor`.
     unsafe fn times(floats: Self::Floats, factor: f32) -> Self::Floats;
     /// `total + sums · scales`, column by column.
@@ -52,6 +60,27 @@ impl Lanes for Portable {
     type Sums = [i32; 16];
     type Floats = [f32; 16];
     const ROWS: usize = 2;
+
+    #[inline(always)]
+    unsafe fn greatest(input: &[f32; BLOCK]) -> u32 {
+        // Of numbers without a sign, the greater one has the greater bits.
+        input.iter().fold(0, |most, x| most.max(x.abs().to_bits()))
+    }
+
+    #[inline(always)]
+    unsafe fn round(input: &[f32; BLOCK], factor: f32) -> ([i32; BLOCK / 4], i32) {
+        // Adding this to a number of fewer than 23 bits leaves it rounded in the low bits.
+        const SHIFT: f32 = 12_582_912.0;
+        let mut sum = 0;
+        let mut byte = |x: f32| {
+            let rounded = (x * factor + SHIFT).to_bits().cast_signed() - SHIFT.to_bits().cast_signed();
+            sum += rounded;
+            rounded.to_le_bytes()[0]
+        };
+        let fours: [[f32; 4]; BLOCK / 4] = bytemuck::cast(*input);
+        let fours = fours.map(|four| i32::from_le_bytes(four.map(&mut byte)));
+        (fours, sum)
+    }
 
     #[inline(always)]
     unsafe fn bytes(from: *const u8) -> [u8; 64] {
@@ -99,6 +128,12 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    unsafe fn floats(from: *const f32) -> [f32; 16] {
+        // SAFETY: the caller has sixteen there.
+        unsafe { from.cast::<[f32; 16]>().read_unaligned() }
+    }
+
+    #[inline(always)]
     unsafe fn times(floats: [f32; 16], factor: f32) -> [f32; 16] {
         floats.map(|float| float * factor)
     }
@@ -136,7 +171,7 @@ mod x86 {
 
     use std::arch::x86_64::*;
 
-    use super::Lanes;
+    use super::{BLOCK, Lanes};
 
     /// AVX-512 with VNNI: four bytes multiplied and added by one instruction, sixteen columns a register.
     pub(in super::super) struct Avx512;
@@ -146,6 +181,33 @@ mod x86 {
         type Sums = __m512i;
         type Floats = __m512;
         const ROWS: usize = 6;
+
+        #[inline(always)]
+        unsafe fn greatest(input: &[f32; BLOCK]) -> u32 {
+            unsafe {
+                let magnitude = |at: usize| {
+                    let bits = _mm512_loadu_si512(input.as_ptr().add(at).cast());
+                    _mm512_and_si512(bits, _mm512_set1_epi32(i32::MAX))
+                };
+                _mm512_reduce_max_epu32(_mm512_max_epu32(magnitude(0), magnitude(16)))
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn round(input: &[f32; BLOCK], factor: f32) -> ([i32; BLOCK / 4], i32) {
+            unsafe {
+                let half = |at: usize| {
+                    let input = _mm512_loadu_ps(input.as_ptr().add(at));
+                    _mm512_cvtps_epi32(_mm512_mul_ps(input, _mm512_set1_ps(factor)))
+                };
+                let [low, high] = [half(0), half(16)];
+                let mut fours = [0; BLOCK / 4];
+                let to = fours.as_mut_ptr().cast::<__m128i>();
+                _mm_storeu_si128(to, _mm512_cvtepi32_epi8(low));
+                _mm_storeu_si128(to.add(1), _mm512_cvtepi32_epi8(high));
+                (fours, _mm512_reduce_add_epi32(_mm512_add_epi32(low, high)))
+            }
+        }
 
         #[inline(always)]
         unsafe fn bytes(from: *const u8) -> __m512i {
@@ -186,6 +248,11 @@ mod x86 {
         }
 
         #[inline(always)]
+        unsafe fn floats(from: *const f32) -> __m512 {
+            unsafe { _mm512_loadu_ps(from) }
+        }
+
+        #[inline(always)]
         unsafe fn times(floats: __m512, factor: f32) -> __m512 {
             unsafe { _mm512_mul_ps(floats, _mm512_set1_ps(factor)) }
         }
@@ -214,6 +281,41 @@ mod x86 {
         type Sums = [__m256i; 2];
         type Floats = [__m256; 2];
         const ROWS: usize = 2;
+
+        #[inline(always)]
+        unsafe fn greatest(input: &[f32; BLOCK]) -> u32 {
+            unsafe {
+                let magnitude = |at: usize| {
+                    let bits = _mm256_loadu_si256(input.as_ptr().add(at).cast());
+                    _mm256_and_si256(bits, _mm256_set1_epi32(i32::MAX))
+                };
+                let pair = |at: usize| _mm256_max_epu32(magnitude(at), magnitude(at + 8));
+                let most = _mm256_max_epu32(pair(0), pair(16));
+                let mut all = [0u32; 8];
+                _mm256_storeu_si256(all.as_mut_ptr().cast(), most);
+                all.into_iter().fold(0, u32::max)
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn round(input: &[f32; BLOCK], factor: f32) -> ([i32; BLOCK / 4], i32) {
+            unsafe {
+                let eight = |at: usize| {
+                    let input = _mm256_loadu_ps(input.as_ptr().add(at));
+                    _mm256_cvtps_epi32(_mm256_mul_ps(input, _mm256_set1_ps(factor)))
+                };
+                let [a, b, c, d] = [eight(0), eight(8), eight(16), eight(24)];
+                // Packing works within halves of a register: fours come out as a0 b0 c0 d0 a1 b1 c1 d1.
+                let bytes = _mm256_packs_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
+                let bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+                let mut fours = [0; BLOCK / 4];
+                _mm256_storeu_si256(fours.as_mut_ptr().cast(), bytes);
+                let mut sums = [0i32; 8];
+                let sum = _mm256_add_epi32(_mm256_add_epi32(a, b), _mm256_add_epi32(c, d));
+                _mm256_storeu_si256(sums.as_mut_ptr().cast(), sum);
+                (fours, sums.into_iter().sum())
+            }
+        }
 
         #[inline(always)]
         unsafe fn bytes(from: *const u8) -> [__m256i; 2] {
@@ -265,6 +367,11 @@ mod x86 {
                 let half = |at: usize| _mm256_cvtph_ps(_mm_loadu_si128(from.add(at).cast()));
                 [half(0), half(8)]
             }
+        }
+
+        #[inline(always)]
+        unsafe fn floats(from: *const f32) -> [__m256; 2] {
+            unsafe { [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))] }
         }
 
         #[inline(always)]

@@ -192,19 +192,22 @@ impl Kernel for Multiply {
         // What a panic left half-written is written anew.
         let mut rounded = self.rounded.lock().unwrap_or_else(PoisonError::into_inner);
         rounded.resize(rows, matrix);
-        let rounding = Rounding::new(input, matrix, &mut rounded);
-        if rows == 1 {
-            // SAFETY: one call, for the one row; the processor was asked what it can do.
-            unsafe { rounding.row(kind, 0) };
+        // SAFETY: the processor was asked what it can do.
+        let rounding = unsafe { Rounding::new(input, matrix, kind, &mut rounded) };
+        let groups = rounding.groups();
+        if groups == 1 {
+            // SAFETY: one call, for the one group.
+            unsafe { rounding.group(0) };
         } else {
-            // SAFETY: a call for each row; the processor was asked what it can do.
-            context.par_for(rows, self.crew.batches(rows), |row| unsafe { rounding.row(kind, row) })?;
+            // SAFETY: a call for each group.
+            context.par_for(groups, self.crew.batches(rows), |group| unsafe { rounding.group(group) })?;
         }
         let product = Product { matrix, rounded: &rounded, output: Parts::of(output) };
         let panels = matrix.panels();
-        // More tasks than threads, so that a thread that has been interrupted does not make the others wait.
+        // More tasks than threads, so that a thread that has been interrupted does not make the others wait; the more the
+        // longer a panel takes.
         let threads = self.crew.of(rows);
-        let tasks = if threads == 1 { 1 } else { panels.min(threads * TASKS_PER_THREAD) };
+        let tasks = if threads == 1 { 1 } else { panels.min(threads * TASKS_PER_THREAD * rows) };
         let share = |task: usize| panels * task / tasks..panels * (task + 1) / tasks;
         if tasks == 1 {
             // SAFETY: one call, for all panels; the processor was asked what it can do.
@@ -216,5 +219,5 @@ impl Kernel for Multiply {
     }
 }
 
-/// Into how many tasks a thread's share of a product is split.
+/// Into how many tasks a thread's share of a product is split, for each row.
 const TASKS_PER_THREAD: usize = 4;

@@ -20,28 +20,32 @@ use super::{
     matrix::{BLOCK, Matrix, PANEL},
 };
 
-/// Activations, rounded.
+/// Activations, rounded, in the order in which a product reads them: one row of numbers for the processor to run ahead on,
+/// where values, scales and starts in arrays of their own would be eighteen.
+///
+/// Rows are in groups of as many as one pass over the weights serves; the last may have fewer. Of a group of `r` rows, block
+/// by block, in words of four bytes:
+///
+/// ```text
+/// values  [8][r]  four int8 each
+/// starts  [r]     int32: what a block's sum starts with, as codes are eight too large
+/// scales  [r]     float32
+/// ```
 #[derive(Debug, Default)]
 pub(super) struct Rounded {
     rows: usize,
-    blocks: usize,
-    /// `[rows, blocks, 32]`.
-    values: Vec<i8>,
-    /// `[rows, blocks]`.
-    scales: Vec<f32>,
-    /// `[rows, blocks]`: what a block's sum starts with, as codes are eight too large.
-    starts: Vec<i32>,
+    words: Vec<i32>,
 }
+
+/// Words of a row's block.
+const WORDS: usize = BLOCK / 4 + 2;
 
 impl Rounded {
     /// Makes room for `rows` of activations for `matrix`; what was there is lost.
     pub(super) fn resize(&mut self, rows: usize, matrix: &Matrix) {
-        (self.rows, self.blocks) = (rows, matrix.blocks);
+        self.rows = rows;
         // Never less, as the next matrix may need more again.
-        let count = rows * self.blocks;
-        self.values.resize(self.values.len().max(count * BLOCK), 0);
-        self.scales.resize(self.scales.len().max(count), 0.0);
-        self.starts.resize(self.starts.len().max(count), 0);
+        self.words.resize(self.words.len().max(rows * matrix.blocks * WORDS), 0);
     }
 }
 
@@ -83,113 +87,105 @@ impl<'a, T> Parts<'a, T> {
     }
 }
 
-/// Rounding of rows of activations, one row a task.
+/// Rounding of rows of activations, one group a task.
 pub(super) struct Rounding<'a> {
+    /// `[rows, depth]`.
     input: &'a [f32],
+    rows: usize,
     depth: usize,
     blocks: usize,
     unit: f32,
-    values: Parts<'a, i8>,
-    scales: Parts<'a, f32>,
-    starts: Parts<'a, i32>,
+    kind: Kind,
+    words: Parts<'a, i32>,
 }
 
 impl<'a> Rounding<'a> {
-    /// Of `input`, `[rows, depth]`.
-    pub(super) fn new(input: &'a [f32], matrix: &Matrix, into: &'a mut Rounded) -> Self {
-        Self {
-            input,
-            depth: matrix.depth,
-            blocks: matrix.blocks,
-            unit: matrix.unit,
-            values: Parts::of(&mut into.values),
-            scales: Parts::of(&mut into.scales),
-            starts: Parts::of(&mut into.starts),
-        }
-    }
-
-    /// Rounds row number `row`.
+    /// Of `input`, `[rows, depth]`, for a processor of `kind`.
     ///
     /// # Safety
-    /// No two calls at once may be for the same row, and the processor must be of `kind`.
-    pub(super) unsafe fn row(&self, kind: Kind, row: usize) {
-        // SAFETY: as the caller promises.
+    /// The processor must be of that kind.
+    pub(super) unsafe fn new(input: &'a [f32], matrix: &Matrix, kind: Kind, into: &'a mut Rounded) -> Self {
+        let &Matrix { depth, blocks, unit, .. } = matrix;
+        Self { input, rows: into.rows, depth, blocks, unit, kind, words: Parts::of(&mut into.words) }
+    }
+
+    /// How many groups there are.
+    pub(super) fn groups(&self) -> usize {
+        self.rows.div_ceil(self.kind.rows())
+    }
+
+    /// Rounds group number `group`.
+    ///
+    /// # Safety
+    /// No two calls at once may be for the same group.
+    pub(super) unsafe fn group(&self, group: usize) {
+        // SAFETY: as the caller promises, and that of `new`.
         unsafe {
-            match kind {
-                Kind::Portable => self.row_by(row),
+            match self.kind {
+                Kind::Portable => self.group_by::<Portable>(group),
                 #[cfg(target_arch = "x86_64")]
-                Kind::Avx2 => self.row_avx2(row),
+                Kind::Avx2 => self.group_avx2(group),
                 #[cfg(target_arch = "x86_64")]
-                Kind::Avx512 => self.row_avx512(row),
+                Kind::Avx512 => self.group_avx512(group),
             }
         }
     }
 
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn row_avx2(&self, row: usize) {
+    unsafe fn group_avx2(&self, group: usize) {
         // SAFETY: as the caller promises.
-        unsafe { self.row_by(row) }
+        unsafe { self.group_by::<Avx2>(group) }
     }
 
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-    unsafe fn row_avx512(&self, row: usize) {
+    unsafe fn group_avx512(&self, group: usize) {
         // SAFETY: as the caller promises.
-        unsafe { self.row_by(row) }
+        unsafe { self.group_by::<Avx512>(group) }
     }
 
     #[inline(always)]
-    unsafe fn row_by(&self, row: usize) {
-        let input = &self.input[row * self.depth..][..self.depth];
-        // SAFETY: parts of one row, which no other call is about, as the caller promises.
-        let values = unsafe { self.values.part(row * self.blocks * BLOCK, self.blocks * BLOCK) };
-        // SAFETY: as above.
-        let scales = unsafe { self.scales.part(row * self.blocks, self.blocks) };
-        // SAFETY: as above.
-        let starts = unsafe { self.starts.part(row * self.blocks, self.blocks) };
-        let (whole, rest) = input.as_chunks::<BLOCK>();
-        let mut last = [0.0; BLOCK];
-        last[..rest.len()].copy_from_slice(rest);
-        let inputs = whole.iter().chain((!rest.is_empty()).then_some(&last));
-        let outputs = values.as_chunks_mut::<BLOCK>().0.iter_mut().zip(scales.iter_mut().zip(starts));
-        for (input, (values, (scale, start))) in inputs.zip(outputs) {
-            let (greatest, sum) = round(input, values);
-            (*scale, *start) = (greatest * self.unit, -8 * sum);
+    unsafe fn group_by<L: Lanes>(&self, group: usize) {
+        let first = group * L::ROWS;
+        let rows = (self.rows - first).min(L::ROWS);
+        let of_row = self.blocks * WORDS;
+        // SAFETY: the words of one group, which no other call is about, as the caller promises.
+        let words = unsafe { self.words.part(first * of_row, rows * of_row) };
+        for row in 0..rows {
+            let (whole, rest) = self.input[(first + row) * self.depth..][..self.depth].as_chunks::<BLOCK>();
+            let mut last = [0.0; BLOCK];
+            last[..rest.len()].copy_from_slice(rest);
+            let inputs = whole.iter().chain((!rest.is_empty()).then_some(&last));
+            for (input, words) in inputs.zip(words.chunks_exact_mut(rows * WORDS)) {
+                // SAFETY: the instructions are there, as the caller promises.
+                let (values, sum, scale) = unsafe { round::<L>(input) };
+                for (at, value) in values.into_iter().enumerate() {
+                    words[at * rows + row] = value;
+                }
+                words[BLOCK / 4 * rows + row] = -8 * sum;
+                words[(BLOCK / 4 + 1) * rows + row] = (scale * self.unit).to_bits().cast_signed();
+            }
         }
     }
 }
 
-/// Rounds a block to int8; its scale, which is not a number where an activation is not finite, and the sum of its values.
+/// Rounds a block to int8: its values, their sum, and its scale, which is not a number where an activation is not finite.
+///
+/// # Safety
+/// The processor must have the instructions of `L`.
 #[inline(always)]
-fn round(input: &[f32; BLOCK], values: &mut [i8; BLOCK]) -> (f32, i32) {
-    // Adding this to a number of fewer than 23 bits leaves it rounded in the low bits.
-    const SHIFT: f32 = 12_582_912.0;
-    let mut greatest = [0f32; 16];
-    // Zero, or not a number: comparisons alone would overlook it.
-    let mut none = [0f32; 16];
-    for half in input.as_chunks::<16>().0 {
-        for ((greatest, none), x) in greatest.iter_mut().zip(&mut none).zip(half) {
-            let magnitude = x.abs();
-            *greatest = if magnitude > *greatest { magnitude } else { *greatest };
-            *none += x * 0.0;
-        }
+unsafe fn round<L: Lanes>(input: &[f32; BLOCK]) -> ([i32; BLOCK / 4], i32, f32) {
+    // SAFETY: as the caller promises.
+    let greatest = unsafe { L::greatest(input) };
+    if greatest >= f32::INFINITY.to_bits() {
+        return ([0; BLOCK / 4], 0, f32::NAN);
     }
-    let none: f32 = none.iter().sum();
-    let greatest = greatest.iter().fold(0f32, |a, b| if *b > a { *b } else { a });
+    let greatest = f32::from_bits(greatest);
     let inverse = if greatest > f32::MIN_POSITIVE { 127.0 / greatest } else { 0.0 };
-    let mut sum = 0;
-    for (value, x) in values.iter_mut().zip(input) {
-        let rounded = (x * inverse + SHIFT).to_bits().cast_signed() - SHIFT.to_bits().cast_signed();
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "between -127 and 127; of numbers that are none it does not matter"
-        )]
-        let byte = rounded as i8;
-        *value = byte;
-        sum += i32::from(byte);
-    }
-    (greatest / 127.0 + none, sum)
+    // SAFETY: as the caller promises.
+    let (values, sum) = unsafe { L::round(input, inverse) };
+    (values, sum, greatest / 127.0)
 }
 
 /// What a processor can do.
@@ -206,6 +202,17 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Rows of activations that one pass over the weights serves.
+    const fn rows(self) -> usize {
+        match self {
+            Self::Portable => Portable::ROWS,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => Avx2::ROWS,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => Avx512::ROWS,
+        }
+    }
+
     /// Of this machine's.
     #[must_use]
     pub fn detect() -> Self {
@@ -279,29 +286,27 @@ impl Product<'_> {
 
     #[inline(always)]
     unsafe fn panels_by<L: Lanes>(&self, panels: Range<usize>) {
-        let of_panel = self.matrix.blocks * BLOCK * PANEL / 2;
+        let blocks = self.matrix.blocks;
         let unpacks = self.rounded.rows >= 2 * L::ROWS;
         let mut scratch = if unpacks { SCRATCH.take() } else { Vec::new() };
         for panel in panels {
-            let codes = &self.matrix.codes[panel * of_panel..][..of_panel];
-            let scales = &self.matrix.scales[panel * self.matrix.blocks * PANEL..];
+            let codes = &self.matrix.codes[panel * blocks * CODES..][..blocks * CODES];
+            let scales = &self.matrix.scales[panel * blocks * PANEL..][..blocks * PANEL];
             if unpacks {
-                scratch.resize(2 * of_panel, 0);
+                scratch.resize(blocks, Unpacked::default());
                 // SAFETY: as the caller promises.
-                unsafe { unpack::<L>(codes, &mut scratch) };
+                unsafe { unpack::<L>(codes, scales, &mut scratch) };
             }
-            let mut row = 0;
-            while row < self.rounded.rows {
-                let rows = (self.rounded.rows - row).min(L::ROWS);
+            for first in (0..self.rounded.rows).step_by(L::ROWS) {
+                let rows = first..self.rounded.rows.min(first + L::ROWS);
                 // SAFETY: as the caller promises.
                 unsafe {
                     if unpacks {
-                        self.rows::<L, false>(panel, [row, rows], &scratch, scales);
+                        self.rows::<L, _>(panel, rows, &scratch[..]);
                     } else {
-                        self.rows::<L, true>(panel, [row, rows], codes, scales);
+                        self.rows::<L, _>(panel, rows, Packed { codes, scales });
                     }
                 }
-                row += rows;
             }
         }
         if unpacks {
@@ -310,71 +315,46 @@ impl Product<'_> {
     }
 
     #[inline(always)]
-    unsafe fn rows<L: Lanes, const PACKED: bool>(
-        &self,
-        panel: usize,
-        [row, rows]: [usize; 2],
-        weights: &[u8],
-        scales: &[f16],
-    ) {
+    unsafe fn rows<L: Lanes, W: Weights<L>>(&self, panel: usize, rows: Range<usize>, weights: W) {
         // SAFETY: as the caller promises.
         unsafe {
-            match rows {
-                1 => self.tile::<L, 1, PACKED>(panel, row, weights, scales),
-                2 => self.tile::<L, 2, PACKED>(panel, row, weights, scales),
-                3 => self.tile::<L, 3, PACKED>(panel, row, weights, scales),
-                4 => self.tile::<L, 4, PACKED>(panel, row, weights, scales),
-                5 => self.tile::<L, 5, PACKED>(panel, row, weights, scales),
-                _ => self.tile::<L, MOST_ROWS, PACKED>(panel, row, weights, scales),
+            match rows.len() {
+                1 => self.tile::<L, W, 1>(panel, rows.start, weights),
+                2 => self.tile::<L, W, 2>(panel, rows.start, weights),
+                3 => self.tile::<L, W, 3>(panel, rows.start, weights),
+                4 => self.tile::<L, W, 4>(panel, rows.start, weights),
+                5 => self.tile::<L, W, 5>(panel, rows.start, weights),
+                _ => self.tile::<L, W, MOST_ROWS>(panel, rows.start, weights),
             }
         }
     }
 
     /// `R` rows from `row` on, by the columns of a panel.
     #[inline(always)]
-    unsafe fn tile<L: Lanes, const R: usize, const PACKED: bool>(
-        &self,
-        panel: usize,
-        row: usize,
-        weights: &[u8],
-        scales: &[f16],
-    ) {
+    unsafe fn tile<L: Lanes, W: Weights<L>, const R: usize>(&self, panel: usize, row: usize, weights: W) {
         let blocks = self.matrix.blocks;
-        let of_block = if PACKED { BLOCK * PANEL / 2 } else { BLOCK * PANEL };
-        assert!(weights.len() >= blocks * of_block && scales.len() >= blocks * PANEL, "a panel of weights");
-        let values = self.rounded.values[row * blocks * BLOCK..][..R * blocks * BLOCK].as_ptr();
-        let row_scales = self.rounded.scales[row * blocks..][..R * blocks].as_ptr();
-        let starts = self.rounded.starts[row * blocks..][..R * blocks].as_ptr();
-        // SAFETY: all that is read lies within the lengths asserted above, block by block; the instructions are there,
-        // as the caller promises.
+        let words = &self.rounded.words[row * blocks * WORDS..][..R * blocks * WORDS];
+        assert!(weights.blocks() >= blocks, "a panel of weights");
+        // SAFETY: all that is read lies within the lengths above, block by block; the instructions are there, as the caller
+        // promises.
         let totals = unsafe {
             let mut totals = [[L::zeros(); 2]; R];
             for block in 0..blocks {
+                let words = words.as_ptr().add(block * R * WORDS);
                 let mut sums = [[L::sums(0); 2]; R];
                 for (r, sums) in sums.iter_mut().enumerate() {
-                    *sums = [L::sums(*starts.add(r * blocks + block)); 2];
+                    *sums = [L::sums(*words.add(BLOCK / 4 * R + r)); 2];
                 }
-                let weights = weights.as_ptr().add(block * of_block);
                 for four in 0..BLOCK / 4 {
-                    let [low, high] = if PACKED {
-                        let at = weights.add(four * 64);
-                        if R == 1 {
-                            L::fetch(at.wrapping_add(AHEAD));
-                        }
-                        L::halves(L::bytes(at))
-                    } else {
-                        [L::bytes(weights.add(four * 128)), L::bytes(weights.add(four * 128 + 64))]
-                    };
+                    let [low, high] = weights.four::<R>(block, four);
                     for (r, sums) in sums.iter_mut().enumerate() {
-                        let at = values.add((r * blocks + block) * BLOCK + four * 4);
-                        let activations = at.cast::<i32>().read_unaligned();
+                        let activations = *words.add(four * R + r);
                         *sums = [L::dot(sums[0], low, activations), L::dot(sums[1], high, activations)];
                     }
                 }
-                let scales = scales.as_ptr().add(block * PANEL);
-                let scales = [L::halfs(scales), L::halfs(scales.add(16))];
+                let scales = weights.scales(block);
                 for (r, (totals, sums)) in totals.iter_mut().zip(sums).enumerate() {
-                    let scale = *row_scales.add(r * blocks + block);
+                    let scale = f32::from_bits((*words.add((BLOCK / 4 + 1) * R + r)).cast_unsigned());
                     totals[0] = L::add(totals[0], sums[0], L::times(scales[0], scale));
                     totals[1] = L::add(totals[1], sums[1], L::times(scales[1], scale));
                 }
@@ -382,17 +362,123 @@ impl Product<'_> {
             totals
         };
         let columns = (self.matrix.columns - panel * PANEL).min(PANEL);
-        for (r, [low, high]) in totals.into_iter().enumerate() {
+        for (r, totals) in totals.into_iter().enumerate() {
             // SAFETY: the panel's columns of this row, which no other call is about, as the caller promises.
             let output =
                 unsafe { self.output.part((row + r) * self.matrix.columns + panel * PANEL, columns) };
-            let mut whole = [0f32; PANEL];
-            // SAFETY: there is room for 32; the instructions are there, as the caller promises.
-            unsafe {
-                L::put(low, whole.as_mut_ptr());
-                L::put(high, whole.as_mut_ptr().add(16));
+            if let Some(output) = output.as_mut_array::<PANEL>() {
+                // SAFETY: the instructions are there, as the caller promises.
+                unsafe { put::<L>(totals, output) };
+            } else {
+                let mut whole = [0.0; PANEL];
+                // SAFETY: as above.
+                unsafe { put::<L>(totals, &mut whole) };
+                output.copy_from_slice(&whole[..columns]);
             }
-            output.copy_from_slice(&whole[..columns]);
+        }
+    }
+}
+
+/// Writes the totals of a row.
+///
+/// # Safety
+/// The processor must have the instructions of `L`.
+#[inline(always)]
+unsafe fn put<L: Lanes>([low, high]: [L::Floats; 2], to: &mut [f32; PANEL]) {
+    // SAFETY: there is room for 32; the instructions are there, as the caller promises.
+    unsafe {
+        L::put(low, to.as_mut_ptr());
+        L::put(high, to.as_mut_ptr().add(PANEL / 2));
+    }
+}
+
+/// Bytes of a panel's block of codes.
+const CODES: usize = BLOCK * PANEL / 2;
+
+/// A panel of weights, as a tile reads it.
+///
+/// # Safety
+/// Every method needs the instructions of `L`, and a block that there is.
+trait Weights<L: Lanes>: Copy {
+    /// How many blocks there are.
+    fn blocks(self) -> usize;
+    /// Four consecutive weights, the `four`-th of a block, of the first sixteen columns and of the others, for `R` rows.
+    unsafe fn four<const R: usize>(self, block: usize, four: usize) -> [L::Bytes; 2];
+    /// The scales of a block.
+    unsafe fn scales(self, block: usize) -> [L::Floats; 2];
+}
+
+/// As a matrix has them.
+#[derive(Clone, Copy)]
+struct Packed<'a> {
+    codes: &'a [u8],
+    scales: &'a [f16],
+}
+
+impl<L: Lanes> Weights<L> for Packed<'_> {
+    #[inline(always)]
+    fn blocks(self) -> usize {
+        (self.codes.len() / CODES).min(self.scales.len() / PANEL)
+    }
+
+    #[inline(always)]
+    unsafe fn four<const R: usize>(self, block: usize, four: usize) -> [L::Bytes; 2] {
+        // SAFETY: the caller promises that there is such a block.
+        unsafe {
+            let at = self.codes.as_ptr().add(block * CODES + four * 64);
+            if R == 1 {
+                L::fetch(at.wrapping_add(AHEAD));
+            }
+            L::halves(L::bytes(at))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn scales(self, block: usize) -> [L::Floats; 2] {
+        // SAFETY: as above.
+        unsafe {
+            let at = self.scales.as_ptr().add(block * PANEL);
+            [L::halfs(at), L::halfs(at.add(PANEL / 2))]
+        }
+    }
+}
+
+/// A panel's block, a byte a weight: what serves many rows is unpacked once.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Unpacked {
+    /// Of each four consecutive weights those of the first sixteen columns, then those of the others.
+    weights: [u8; BLOCK * PANEL],
+    scales: [f32; PANEL],
+}
+
+impl Default for Unpacked {
+    fn default() -> Self {
+        Self { weights: [0; BLOCK * PANEL], scales: [0.0; PANEL] }
+    }
+}
+
+impl<L: Lanes> Weights<L> for &[Unpacked] {
+    #[inline(always)]
+    fn blocks(self) -> usize {
+        self.len()
+    }
+
+    #[inline(always)]
+    unsafe fn four<const R: usize>(self, block: usize, four: usize) -> [L::Bytes; 2] {
+        // SAFETY: the caller promises that there is such a block.
+        unsafe {
+            let at = self.get_unchecked(block).weights.as_ptr().add(four * 128);
+            [L::bytes(at), L::bytes(at.add(64))]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn scales(self, block: usize) -> [L::Floats; 2] {
+        // SAFETY: as above.
+        unsafe {
+            let at = self.get_unchecked(block).scales.as_ptr();
+            [L::floats(at), L::floats(at.add(PANEL / 2))]
         }
     }
 }
@@ -402,21 +488,29 @@ const AHEAD: usize = 1024;
 
 thread_local! {
     /// A panel, unpacked; kept, because mapping it anew for each would cost more than filling it.
-    static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+    static SCRATCH: Cell<Vec<Unpacked>> = const { Cell::new(Vec::new()) };
 }
 
-/// Spreads `codes`, two a byte, over twice as many bytes: 64 low halves, 64 high ones, and so on.
+/// Spreads a panel's `codes`, two a byte, over twice as many bytes, and its `scales` beside them.
 ///
 /// # Safety
 /// The processor must have the instructions of `L`.
 #[inline(always)]
-unsafe fn unpack<L: Lanes>(codes: &[u8], bytes: &mut [u8]) {
-    for (codes, bytes) in codes.as_chunks::<64>().0.iter().zip(bytes.as_chunks_mut::<128>().0) {
-        // SAFETY: 64 bytes are read, 128 written; the instructions are there, as the caller promises.
+unsafe fn unpack<L: Lanes>(codes: &[u8], scales: &[f16], blocks: &mut [Unpacked]) {
+    let sources = codes.as_chunks::<CODES>().0.iter().zip(scales.as_chunks::<PANEL>().0);
+    for ((codes, scales), block) in sources.zip(blocks) {
+        for (codes, weights) in codes.as_chunks::<64>().0.iter().zip(block.weights.as_chunks_mut::<128>().0) {
+            // SAFETY: 64 bytes are read, 128 written; the instructions are there, as the caller promises.
+            unsafe {
+                let [low, high] = L::halves(L::bytes(codes.as_ptr()));
+                L::put_bytes(low, weights.as_mut_ptr());
+                L::put_bytes(high, weights.as_mut_ptr().add(64));
+            }
+        }
+        // SAFETY: 32 are read and written; the instructions are there, as the caller promises.
         unsafe {
-            let [low, high] = L::halves(L::bytes(codes.as_ptr()));
-            L::put_bytes(low, bytes.as_mut_ptr());
-            L::put_bytes(high, bytes.as_mut_ptr().add(64));
+            let at = scales.as_ptr();
+            put::<L>([L::halfs(at), L::halfs(at.add(PANEL / 2))], &mut block.scales);
         }
     }
 }

@@ -48,13 +48,14 @@ fn multiply(kind: Kind, matrix: &Matrix, input: &[f32]) -> Vec<f32> {
     let mut output = vec![f32::NAN; rows * matrix.columns()];
     let mut rounded = Rounded::default();
     rounded.resize(rows, matrix);
-    let rounding = Rounding::new(input, matrix, &mut rounded);
-    for row in 0..rows {
-        // SAFETY: one call at a time, for a kind that this machine has.
-        unsafe { rounding.row(kind, row) };
+    // SAFETY: this machine has that kind.
+    let rounding = unsafe { Rounding::new(input, matrix, kind, &mut rounded) };
+    for group in 0..rounding.groups() {
+        // SAFETY: one call at a time.
+        unsafe { rounding.group(group) };
     }
     let product = Product { matrix, rounded: &rounded, output: Parts::of(&mut output) };
-    // SAFETY: as above.
+    // SAFETY: one call, for a kind that this machine has.
     unsafe { product.panels(kind, 0..matrix.panels()) };
     output
 }
