@@ -16,7 +16,7 @@ use super::{
 };
 
 impl Emitter {
-    /// `bias` is added to scores.
+    /// What each head sees, side by side, not multiplied by the output weights yet. `bias` is added to scores.
     pub(super) fn attention(
         &mut self,
         layer: usize,
@@ -51,7 +51,7 @@ impl Emitter {
         let outputs = [&*scope, &present_key, &present_value];
         let attributes = self.attention_attributes(attention);
         self.graph.add(Op::microsoft("GroupQueryAttention", &inputs, &outputs).with(attributes));
-        self.linear(&format!("{scope}.output"), &[&attention.output], &scope)
+        Ok(scope)
     }
 
     fn attention_attributes(&self, attention: &Attention) -> Vec<Attribute> {
