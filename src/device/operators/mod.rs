@@ -25,13 +25,18 @@
 //! above, in [`model`](crate::model); a directory under `models/` knows nothing of them, and loads without them.
 
 mod attention;
+mod kind;
 mod lanes;
 mod matrix;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod pages;
 mod product;
 #[cfg(test)]
 mod tests;
 mod vector;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 use std::{
     fmt,
@@ -49,9 +54,9 @@ use ort::{
 use super::threads::Crew;
 use attention::Attention;
 pub use attention::{ATTENTION, Format};
+pub use kind::Kind;
 pub use matrix::{Blocks, Matrix};
 pub use pages::Store;
-pub use product::Kind;
 use product::{Parts, Product, Rounded, Rounding};
 
 /// The domain of our operators.

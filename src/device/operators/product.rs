@@ -13,11 +13,11 @@ use std::{cell::Cell, marker::PhantomData, ops::Range, slice};
 
 use half::f16;
 
-#[cfg(target_arch = "x86_64")]
-use super::lanes::{Avx2, Avx512};
 use super::{
-    lanes::{Lanes, MOST_ROWS, Portable},
+    kind::{Kind, Task},
+    lanes::{Lanes, MOST_ROWS},
     matrix::{BLOCK, Matrix, PANEL},
+    vector::Vector,
 };
 
 /// Activations, rounded, in the order in which a product reads them: one row of numbers for the processor to run ahead on,
@@ -120,51 +120,39 @@ impl<'a> Rounding<'a> {
     /// No two calls at once may be for the same group.
     pub(super) unsafe fn group(&self, group: usize) {
         // SAFETY: as the caller promises, and that of `new`.
-        unsafe {
-            match self.kind {
-                Kind::Portable => self.group_by::<Portable>(group),
-                #[cfg(target_arch = "x86_64")]
-                Kind::Avx2 => self.group_avx2(group),
-                #[cfg(target_arch = "x86_64")]
-                Kind::Avx512 => self.group_avx512(group),
-            }
-        }
+        unsafe { self.kind.run(Group { rounding: self, group }) }
     }
+}
 
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn group_avx2(&self, group: usize) {
-        // SAFETY: as the caller promises.
-        unsafe { self.group_by::<Avx2>(group) }
-    }
+/// Rounding of a group.
+struct Group<'a> {
+    rounding: &'a Rounding<'a>,
+    group: usize,
+}
 
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-    unsafe fn group_avx512(&self, group: usize) {
-        // SAFETY: as the caller promises.
-        unsafe { self.group_by::<Avx512>(group) }
-    }
-
+impl Task for Group<'_> {
     #[inline(always)]
-    unsafe fn group_by<L: Lanes>(&self, group: usize) {
-        let first = group * L::ROWS;
-        let rows = (self.rows - first).min(L::ROWS);
-        let of_row = self.blocks * WORDS;
+    unsafe fn run<P: Lanes + Vector>(self) {
+        let Self { rounding, group } = self;
+        let first = group * P::ROWS;
+        let rows = (rounding.rows - first).min(P::ROWS);
+        let of_row = rounding.blocks * WORDS;
         // SAFETY: the words of one group, which no other call is about, as the caller promises.
-        let words = unsafe { self.words.part(first * of_row, rows * of_row) };
+        let words = unsafe { rounding.words.part(first * of_row, rows * of_row) };
         for row in 0..rows {
-            let (whole, rest) = self.input[(first + row) * self.depth..][..self.depth].as_chunks::<BLOCK>();
+            let (whole, rest) =
+                rounding.input[(first + row) * rounding.depth..][..rounding.depth].as_chunks::<BLOCK>();
             let mut last = [0.0; BLOCK];
             last[..rest.len()].copy_from_slice(rest);
             let inputs = whole.iter().chain((!rest.is_empty()).then_some(&last));
             for (input, words) in inputs.zip(words.chunks_exact_mut(rows * WORDS)) {
                 // SAFETY: the instructions are there, as the caller promises.
-                let (values, sum, scale) = unsafe { round::<L>(input) };
+                let (values, sum, scale) = unsafe { round::<P>(input) };
                 for (at, value) in values.into_iter().enumerate() {
                     words[at * rows + row] = value;
                 }
                 words[BLOCK / 4 * rows + row] = -8 * sum;
-                words[(BLOCK / 4 + 1) * rows + row] = (scale * self.unit).to_bits().cast_signed();
+                words[(BLOCK / 4 + 1) * rows + row] = (scale * rounding.unit).to_bits().cast_signed();
             }
         }
     }
@@ -188,59 +176,17 @@ unsafe fn round<L: Lanes>(input: &[f32; BLOCK]) -> ([i32; BLOCK / 4], i32, f32) 
     (values, sum, greatest / 127.0)
 }
 
-/// What a processor can do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// No instructions of its own are used.
-    Portable,
-    /// AVX2, FMA and F16C.
-    #[cfg(target_arch = "x86_64")]
-    Avx2,
-    /// AVX-512 with VNNI.
-    #[cfg(target_arch = "x86_64")]
-    Avx512,
+/// Some panels of a product.
+struct Panels<'a> {
+    product: &'a Product<'a>,
+    panels: Range<usize>,
 }
 
-impl Kind {
-    /// Rows of activations that one pass over the weights serves.
-    const fn rows(self) -> usize {
-        match self {
-            Self::Portable => Portable::ROWS,
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => Avx2::ROWS,
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => Avx512::ROWS,
-        }
-    }
-
-    /// Of this machine's.
-    #[must_use]
-    pub fn detect() -> Self {
-        Self::all().into_iter().next_back().unwrap_or(Self::Portable)
-    }
-
-    /// All that this machine's processor can do, the slowest first.
-    #[must_use]
-    pub fn all() -> Vec<Self> {
-        #[cfg_attr(not(target_arch = "x86_64"), expect(unused_mut, reason = "there is nothing else"))]
-        let mut kinds = vec![Self::Portable];
-        #[cfg(target_arch = "x86_64")]
-        {
-            if is_x86_feature_detected!("avx2")
-                && is_x86_feature_detected!("fma")
-                && is_x86_feature_detected!("f16c")
-            {
-                kinds.push(Self::Avx2);
-                let wide = is_x86_feature_detected!("avx512f")
-                    && is_x86_feature_detected!("avx512bw")
-                    && is_x86_feature_detected!("avx512dq")
-                    && is_x86_feature_detected!("avx512vl");
-                if wide && is_x86_feature_detected!("avx512vnni") {
-                    kinds.push(Self::Avx512);
-                }
-            }
-        }
-        kinds
+impl Task for Panels<'_> {
+    #[inline(always)]
+    unsafe fn run<P: Lanes + Vector>(self) {
+        // SAFETY: as the caller promises.
+        unsafe { self.product.panels_by::<P>(self.panels) }
     }
 }
 
@@ -259,29 +205,7 @@ impl Product<'_> {
     /// No two calls at once may be for the same panel, and the processor must be of `kind`.
     pub(super) unsafe fn panels(&self, kind: Kind, panels: Range<usize>) {
         // SAFETY: as the caller promises.
-        unsafe {
-            match kind {
-                Kind::Portable => self.panels_by::<Portable>(panels),
-                #[cfg(target_arch = "x86_64")]
-                Kind::Avx2 => self.panels_avx2(panels),
-                #[cfg(target_arch = "x86_64")]
-                Kind::Avx512 => self.panels_avx512(panels),
-            }
-        }
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn panels_avx2(&self, panels: Range<usize>) {
-        // SAFETY: as the caller promises.
-        unsafe { self.panels_by::<Avx2>(panels) }
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-    unsafe fn panels_avx512(&self, panels: Range<usize>) {
-        // SAFETY: as the caller promises.
-        unsafe { self.panels_by::<Avx512>(panels) }
+        unsafe { kind.run(Panels { product: self, panels }) }
     }
 
     #[inline(always)]
@@ -366,7 +290,7 @@ impl Product<'_> {
             // SAFETY: the panel's columns of this row, which no other call is about, as the caller promises.
             let output =
                 unsafe { self.output.part((row + r) * self.matrix.columns + panel * PANEL, columns) };
-            if let Some(output) = output.as_mut_array::<PANEL>() {
+            if let Ok(output) = <&mut [f32; PANEL]>::try_from(&mut *output) {
                 // SAFETY: the instructions are there, as the caller promises.
                 unsafe { put::<L>(totals, output) };
             } else {

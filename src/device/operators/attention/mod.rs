@@ -26,10 +26,7 @@ use ort::{
 pub use format::Format;
 use pass::{Form, Heads, KEYS, MOST_ROWS, Pass, Rotary, Share};
 
-use super::{
-    super::threads::Crew,
-    product::{Kind, Parts},
-};
+use super::{super::threads::Crew, kind::Kind, product::Parts};
 
 /// The operator's name.
 pub const ATTENTION: &str = "Attention";

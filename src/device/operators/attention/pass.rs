@@ -20,12 +20,11 @@
 
 use std::{cell::Cell, mem, ops::Range};
 
-#[cfg(target_arch = "x86_64")]
-use super::super::lanes::{Avx2, Avx512};
 use super::{
     super::{
-        lanes::Portable,
-        product::{Kind, Parts},
+        kind::{Kind, Task},
+        lanes::Lanes,
+        product::Parts,
         vector::{LANES, Vector},
     },
     format::Format,
@@ -153,6 +152,20 @@ pub(super) struct Share {
     pub(super) part: Option<usize>,
 }
 
+/// A share of a pass.
+struct ShareOf<'a> {
+    pass: &'a Pass<'a>,
+    share: &'a Share,
+}
+
+impl Task for ShareOf<'_> {
+    #[inline(always)]
+    unsafe fn run<P: Lanes + Vector>(self) {
+        // SAFETY: as the caller promises.
+        unsafe { self.pass.share_by::<P>(self.share) }
+    }
+}
+
 thread_local! {
     static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
@@ -247,29 +260,7 @@ impl Pass<'_> {
     /// rows unless they are for different parts.
     pub(super) unsafe fn share(&self, kind: Kind, share: &Share) {
         // SAFETY: as the caller promises.
-        unsafe {
-            match kind {
-                Kind::Portable => self.share_by::<Portable>(share),
-                #[cfg(target_arch = "x86_64")]
-                Kind::Avx2 => self.share_avx2(share),
-                #[cfg(target_arch = "x86_64")]
-                Kind::Avx512 => self.share_avx512(share),
-            }
-        }
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn share_avx2(&self, share: &Share) {
-        // SAFETY: as the caller promises.
-        unsafe { self.share_by::<Avx2>(share) }
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-    unsafe fn share_avx512(&self, share: &Share) {
-        // SAFETY: as the caller promises.
-        unsafe { self.share_by::<Avx512>(share) }
+        unsafe { kind.run(ShareOf { pass: self, share }) }
     }
 
     #[inline(always)]

@@ -1,0 +1,339 @@
+//! ARM processors of 64 bits, all of which have NEON.
+//!
+//! Tested in an emulator; how fast it is on a real one has not been measured.
+//!
+//! Where Rust has no stable name for an instruction, it is written as one: dot products of bytes, and what makes float32 of
+//! float16, which every such processor has.
+
+#![expect(
+    clippy::undocumented_unsafe_blocks,
+    reason = "one condition for all: that of the traits, and that of their pointers, which need no alignment"
+)]
+#![expect(clippy::multiple_unsafe_ops_per_block, reason = "as above")]
+
+use std::{
+    arch::{aarch64::*, asm},
+    array,
+};
+
+use half::f16;
+
+use super::{
+    lanes::Lanes,
+    matrix::BLOCK,
+    vector::{LANES, Vector},
+};
+
+/// NEON; `DOT` where four bytes are multiplied and added by one instruction.
+pub(super) struct Neon<const DOT: bool>;
+
+/// Numbers in a register.
+const FOUR: usize = 4;
+
+/// Sixteen float32.
+type Floats = [float32x4_t; LANES / FOUR];
+
+/// Register by register.
+#[inline(always)]
+fn each(f: impl Fn(usize) -> float32x4_t) -> Floats {
+    array::from_fn(f)
+}
+
+/// Sixteen float16 as float32.
+#[inline(always)]
+unsafe fn widen(from: *const f16) -> Floats {
+    let eight = |at: usize| {
+        let (low, high): (float32x4_t, float32x4_t);
+        unsafe {
+            let halfs = vld1q_u16(from.add(at).cast());
+            asm!(
+                "fcvtl {low:v}.4s, {halfs:v}.4h",
+                "fcvtl2 {high:v}.4s, {halfs:v}.8h",
+                halfs = in(vreg) halfs,
+                low = out(vreg) low,
+                high = lateout(vreg) high,
+                options(pure, nomem, nostack, preserves_flags)
+            );
+        }
+        [low, high]
+    };
+    let [[a, b], [c, d]] = [eight(0), eight(8)];
+    [a, b, c, d]
+}
+
+/// Asks for what will be read soon.
+#[inline(always)]
+unsafe fn prefetch(from: *const u8) {
+    unsafe {
+        asm!("prfm pldl1keep, [{from}]", from = in(reg) from, options(nostack, preserves_flags, readonly));
+    }
+}
+
+/// Adds to each of `sums` the product of four weights with four activations, the same for all.
+#[inline]
+#[target_feature(enable = "dotprod")]
+unsafe fn dot(mut sums: int32x4_t, weights: uint8x16_t, activations: int8x16_t) -> int32x4_t {
+    unsafe {
+        // Weights are at most 15, so that they have no sign either way.
+        asm!(
+            "sdot {sums:v}.4s, {weights:v}.16b, {activations:v}.16b",
+            sums = inout(vreg) sums,
+            weights = in(vreg) weights,
+            activations = in(vreg) activations,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    sums
+}
+
+/// As [`dot`], by pairs, which do not overflow because a weight is at most 15.
+#[inline(always)]
+unsafe fn dot_by_pairs(sums: int32x4_t, weights: uint8x16_t, activations: int8x16_t) -> int32x4_t {
+    unsafe {
+        let weights = vreinterpretq_s8_u8(weights);
+        let low = vmull_s8(vget_low_s8(weights), vget_low_s8(activations));
+        vpadalq_s16(sums, vpaddq_s16(low, vmull_high_s8(weights, activations)))
+    }
+}
+
+impl<const DOT: bool> Lanes for Neon<DOT> {
+    type Bytes = [uint8x16_t; 4];
+    type Sums = [int32x4_t; 4];
+    type Floats = Floats;
+    const ROWS: usize = 2;
+
+    #[inline(always)]
+    unsafe fn greatest(input: &[f32; BLOCK]) -> u32 {
+        unsafe {
+            let magnitude = |at: usize| vreinterpretq_u32_f32(vabsq_f32(vld1q_f32(input.as_ptr().add(at))));
+            let rest = (FOUR..BLOCK).step_by(FOUR);
+            vmaxvq_u32(rest.fold(magnitude(0), |most, at| vmaxq_u32(most, magnitude(at))))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn round(input: &[f32; BLOCK], factor: f32) -> ([i32; BLOCK / 4], i32) {
+        let mut fours = [0; BLOCK / 4];
+        let mut sum = 0;
+        for (input, fours) in input.as_chunks::<LANES>().0.iter().zip(fours.as_chunks_mut::<FOUR>().0) {
+            unsafe {
+                let four = |at: usize| vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(input.as_ptr().add(at)), factor));
+                let [a, b, c, d] = [four(0), four(4), four(8), four(12)];
+                sum += vaddvq_s32(vaddq_s32(vaddq_s32(a, b), vaddq_s32(c, d)));
+                let narrow = |a, b| vmovn_s16(vcombine_s16(vmovn_s32(a), vmovn_s32(b)));
+                vst1q_s32(fours.as_mut_ptr(), vreinterpretq_s32_s8(vcombine_s8(narrow(a, b), narrow(c, d))));
+            }
+        }
+        (fours, sum)
+    }
+
+    #[inline(always)]
+    unsafe fn bytes(from: *const u8) -> [uint8x16_t; 4] {
+        array::from_fn(|i| unsafe { vld1q_u8(from.add(16 * i)) })
+    }
+
+    #[inline(always)]
+    unsafe fn halves(bytes: [uint8x16_t; 4]) -> [[uint8x16_t; 4]; 2] {
+        unsafe {
+            [bytes.map(|bytes| vandq_u8(bytes, vdupq_n_u8(15))), bytes.map(|bytes| vshrq_n_u8::<4>(bytes))]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn put_bytes(bytes: [uint8x16_t; 4], to: *mut u8) {
+        for (i, bytes) in bytes.into_iter().enumerate() {
+            unsafe { vst1q_u8(to.add(16 * i), bytes) }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn sums(start: i32) -> [int32x4_t; 4] {
+        unsafe { [vdupq_n_s32(start); 4] }
+    }
+
+    #[inline(always)]
+    unsafe fn dot(sums: [int32x4_t; 4], weights: [uint8x16_t; 4], activations: i32) -> [int32x4_t; 4] {
+        unsafe {
+            let activations = vreinterpretq_s8_s32(vdupq_n_s32(activations));
+            let ([a, b, c, d], [v, w, x, y]) = (sums, weights);
+            // No closure, which would not be compiled with the instruction.
+            if DOT {
+                [
+                    dot(a, v, activations),
+                    dot(b, w, activations),
+                    dot(c, x, activations),
+                    dot(d, y, activations),
+                ]
+            } else {
+                [
+                    dot_by_pairs(a, v, activations),
+                    dot_by_pairs(b, w, activations),
+                    dot_by_pairs(c, x, activations),
+                    dot_by_pairs(d, y, activations),
+                ]
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn zeros() -> Floats {
+        unsafe { <Self as Vector>::splat(0.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn halfs(from: *const f16) -> Floats {
+        unsafe { widen(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn floats(from: *const f32) -> Floats {
+        unsafe { <Self as Vector>::load(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn times(floats: Floats, factor: f32) -> Floats {
+        each(|i| unsafe { vmulq_n_f32(floats[i], factor) })
+    }
+
+    #[inline(always)]
+    unsafe fn add(total: Floats, sums: [int32x4_t; 4], scales: Floats) -> Floats {
+        each(|i| unsafe { vfmaq_f32(total[i], vcvtq_f32_s32(sums[i]), scales[i]) })
+    }
+
+    #[inline(always)]
+    unsafe fn put(floats: Floats, to: *mut f32) {
+        unsafe { <Self as Vector>::store(floats, to) }
+    }
+
+    #[inline(always)]
+    unsafe fn fetch(from: *const u8) {
+        unsafe { prefetch(from) }
+    }
+}
+
+impl<const DOT: bool> Vector for Neon<DOT> {
+    type Floats = Floats;
+    const SUMS: usize = 4;
+    const TILE: [usize; 2] = [2, 2];
+
+    #[inline(always)]
+    unsafe fn splat(number: f32) -> Floats {
+        unsafe { [vdupq_n_f32(number); 4] }
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Floats {
+        each(|i| unsafe { vld1q_f32(from.add(FOUR * i)) })
+    }
+
+    #[inline(always)]
+    unsafe fn store(floats: Floats, to: *mut f32) {
+        for (i, floats) in floats.into_iter().enumerate() {
+            unsafe { vst1q_f32(to.add(FOUR * i), floats) }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn halfs(from: *const f16) -> Floats {
+        unsafe { widen(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn bytes(from: *const i8) -> Floats {
+        unsafe {
+            let bytes = vld1q_s8(from);
+            let (low, high) = (vmovl_s8(vget_low_s8(bytes)), vmovl_high_s8(bytes));
+            let fours = [
+                vmovl_s16(vget_low_s16(low)),
+                vmovl_high_s16(low),
+                vmovl_s16(vget_low_s16(high)),
+                vmovl_high_s16(high),
+            ];
+            fours.map(|four| vcvtq_f32_s32(four))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add(a: Floats, b: Floats) -> Floats {
+        each(|i| unsafe { vaddq_f32(a[i], b[i]) })
+    }
+
+    #[inline(always)]
+    unsafe fn sub(a: Floats, b: Floats) -> Floats {
+        each(|i| unsafe { vsubq_f32(a[i], b[i]) })
+    }
+
+    #[inline(always)]
+    unsafe fn mul(a: Floats, b: Floats) -> Floats {
+        each(|i| unsafe { vmulq_f32(a[i], b[i]) })
+    }
+
+    #[inline(always)]
+    unsafe fn div(a: Floats, b: Floats) -> Floats {
+        each(|i| unsafe { vdivq_f32(a[i], b[i]) })
+    }
+
+    #[inline(always)]
+    unsafe fn fma(a: Floats, b: Floats, c: Floats) -> Floats {
+        each(|i| unsafe { vfmaq_f32(c[i], a[i], b[i]) })
+    }
+
+    #[inline(always)]
+    unsafe fn most(a: Floats, b: Floats) -> Floats {
+        // The instruction for it gives what is no number where either is none.
+        each(|i| unsafe { vbslq_f32(vcgtq_f32(a[i], b[i]), a[i], b[i]) })
+    }
+
+    #[inline(always)]
+    unsafe fn least(a: Floats, b: Floats) -> Floats {
+        each(|i| unsafe { vbslq_f32(vcltq_f32(a[i], b[i]), a[i], b[i]) })
+    }
+
+    #[inline(always)]
+    unsafe fn round(a: Floats) -> Floats {
+        each(|i| unsafe { vrndnq_f32(a[i]) })
+    }
+
+    #[inline(always)]
+    unsafe fn shift(a: Floats, n: Floats) -> Floats {
+        each(|i| unsafe {
+            let exponent = vaddq_s32(vcvtnq_s32_f32(n[i]), vdupq_n_s32(127));
+            vmulq_f32(a[i], vreinterpretq_f32_s32(vshlq_n_s32::<23>(exponent)))
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn within(at: f32, first: Floats, end: Floats, a: Floats) -> Floats {
+        each(|i| unsafe {
+            let at = vdupq_n_f32(at);
+            let inside = vandq_u32(vcleq_f32(first[i], at), vcltq_f32(at, end[i]));
+            vbslq_f32(inside, a[i], vdupq_n_f32(f32::NEG_INFINITY))
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn sum(a: Floats) -> f32 {
+        unsafe { vaddvq_f32(vaddq_f32(vaddq_f32(a[0], a[1]), vaddq_f32(a[2], a[3]))) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat_pair(from: *const f32) -> Floats {
+        unsafe {
+            let pair = vld1_f32(from);
+            [vcombine_f32(pair, pair); 4]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn sum_pairs(a: Floats) -> Floats {
+        unsafe {
+            let [low, high] = [vpaddq_f32(a[0], a[1]), vpaddq_f32(a[2], a[3])];
+            [low, high, low, high]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn fetch(from: *const u8) {
+        unsafe { prefetch(from) }
+    }
+}
