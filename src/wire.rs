@@ -82,6 +82,8 @@ pub struct WorkerSpec {
     pub onnxruntime_dir: Option<PathBuf>,
     /// Threads that compute; `None` is one for each physical core.
     pub threads: Option<usize>,
+    /// Logical processors that it is kept to; none leaves that to the system.
+    pub processors: Vec<usize>,
     /// Whether operators of our own compute on the CPU where they can.
     pub own_operators: bool,
     /// What the key-value cache is stored in where they do.

@@ -1,9 +1,12 @@
 //! Several devices, each with a worker: the CPU, named twice.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use eka::{
-    device::cuda::{NoCuda, probe},
+    device::{
+        cores::cores,
+        cuda::{NoCuda, probe},
+    },
     job::{Job, JobId, Readiness},
     metrics::Metrics,
     supervise::{Fleet, WorkerCommand},
@@ -295,4 +298,26 @@ async fn workers_that_make_way_do_so_one_after_the_other() {
     }
     fleet.stop().await;
     kept.await.unwrap();
+}
+
+#[tokio::test]
+#[cfg(target_os = "linux")]
+async fn workers_are_kept_to_cores_of_their_own_where_that_is_wanted_and_possible() {
+    let pinned = ["--set", "engine.pin_cores=true", "--threads"];
+    let refused = run(&[&["serve", "--port", "0"], &BOTH[..], &pinned, &["1024"]].concat());
+    assert_eq!(refused.status.code(), Some(3));
+    let error = text(&refused.stderr);
+    assert!(error.contains("engine.pin_cores") && error.contains("need 2048 physical cores"), "{error}");
+
+    let cores = cores().unwrap();
+    let [first, second, ..] = cores[..] else { return };
+    let program = start(&[&pinned[..], &["1"]].concat()).await;
+    let allowed = |pid: u32| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
+        list.trim().parse::<usize>().unwrap()
+    };
+    let mut found: Vec<_> = workers_of(program.pid()).into_iter().map(allowed).collect();
+    found.sort_unstable();
+    assert_eq!(found, [first, second]);
 }

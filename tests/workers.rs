@@ -324,6 +324,7 @@ pub(crate) fn worker_spec(prefill_chunk: usize, context_length: Option<usize>) -
     WorkerSpec {
         onnxruntime_dir: None,
         threads: Some(1),
+        processors: Vec::new(),
         own_operators: true,
         kv_cache: CacheChoice::Auto,
         prefill_chunk,

@@ -2,10 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::Context;
+
 use super::print;
 use crate::{
     choice::{CacheChoice, DeviceChoice},
-    device::{Device, OpenOptions, SessionOptions, host},
+    device::{Device, OpenOptions, SessionOptions, cores, host},
     engine::{Timeline, TimelineOptions},
     model::Model,
 };
@@ -24,6 +26,10 @@ pub(super) struct EngineArgs {
     /// Threads that compute [default: physical cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
+
+    /// Keep threads to physical cores of their own
+    #[arg(long)]
+    pin_cores: bool,
 
     /// On a CPU, whether eka's own operators compute where they can
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
@@ -57,6 +63,12 @@ impl EngineArgs {
     /// # Errors
     /// When there is no such device, or no library that can be used.
     pub(super) fn device(&self) -> anyhow::Result<Device> {
+        if self.pin_cores {
+            let all = cores::cores().context("--pin-cores: which processors are cores is not known")?;
+            share(&all, [0, 1], self.threads())
+                .and_then(|cores| Ok(cores::keep_to(cores)?))
+                .context("--pin-cores")?;
+        }
         let (choice, libraries, host_pool) = (self.device, self.onnxruntime.as_deref(), self.host_pool);
         let device = Device::open(OpenOptions { choice, libraries, host_pool, memory_limit: None })?;
         if let Some(why) = device.fell_back() {
@@ -83,4 +95,20 @@ impl EngineArgs {
         timeline.warm_up()?;
         Ok(timeline)
     }
+}
+
+/// The cores of worker `number` of so `many`, `threads` each.
+///
+/// # Errors
+/// When there are too few.
+pub(super) fn share(all: &[usize], [number, many]: [usize; 2], threads: usize) -> anyhow::Result<&[usize]> {
+    let found = all.get(number * threads..(number + 1) * threads).filter(|_| many * threads <= all.len());
+    found.with_context(|| {
+        format!(
+            "{many} workers of {threads} threads on cores of their own need {} physical cores, and this process may use {}: \
+             lower engine.threads, or do without",
+            many * threads,
+            all.len()
+        )
+    })
 }

@@ -11,6 +11,7 @@ use std::{
 use anyhow::{Context, anyhow};
 
 use super::{
+    engine,
     exit::{EndsAs, Exit},
     logging,
     prepare::{self, Prepared},
@@ -18,7 +19,7 @@ use super::{
 use crate::{
     choice::DeviceChoice,
     config::{self, Config},
-    device::host,
+    device::{cores, host},
     job::{GpuReport, KeepAlive},
     supervise::{Budgets, Place, Recycle, WorkerCommand, ask_device},
     units::Bytes,
@@ -96,7 +97,25 @@ pub(super) async fn commands(config: &Config) -> anyhow::Result<Vec<(Vec<Prepare
         }
         commands.push((models, command));
     }
+    if config.engine.pin_cores {
+        pin(commands.iter_mut().map(|(_, command)| &mut command.spec))
+            .context("engine.pin_cores")
+            .ends_as(Exit::Machine)?;
+    }
     Ok(commands)
+}
+
+/// Gives each of `workers` that may compute on the CPU cores of its own.
+fn pin<'a>(workers: impl Iterator<Item = &'a mut WorkerSpec>) -> anyhow::Result<()> {
+    let all = cores::cores().context("which processors are cores is not known")?;
+    let mut workers: Vec<_> =
+        workers.filter(|spec| matches!(spec.device, DeviceChoice::Auto | DeviceChoice::Cpu)).collect();
+    let many = workers.len();
+    for (number, spec) in workers.iter_mut().enumerate() {
+        let threads = spec.threads.unwrap_or_else(host::physical_cores);
+        spec.processors = engine::share(&all, [number, many], threads)?.to_vec();
+    }
+    Ok(())
 }
 
 /// What the GPU can do that a device is, if it is one and that has to be known. A worker says so, as this process loads no
@@ -135,6 +154,7 @@ fn command_on(config: &Config, device: DeviceChoice, models: &[Prepared]) -> any
     let spec = WorkerSpec {
         onnxruntime_dir: config.onnxruntime.dir.clone(),
         threads: config.engine.threads.map(Into::into),
+        processors: Vec::new(),
         own_operators: config.engine.own_operators,
         kv_cache: config.engine.kv_cache,
         prefill_chunk: config.engine.prefill_chunk.get(),

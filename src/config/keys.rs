@@ -54,7 +54,7 @@ const fn derived(path: &'static str, default: &'static str, kind: Kind) -> Key {
 }
 
 /// Every setting, section by section; printed in this order.
-pub(super) const KEYS: [Key; 61] = [
+pub(super) const KEYS: [Key; 62] = [
     text("server.bind", "127.0.0.1", "an IP address, such as 127.0.0.1, or 0.0.0.0 for every interface"),
     whole("server.port", "8110", 0, 65_535),
     whole("server.grace_ms", "30000", 0, WEEK_MS),
@@ -119,6 +119,7 @@ pub(super) const KEYS: [Key; 61] = [
         Kind::Text("a directory, or the name of one in models.dir: a model with the same tokens"),
     ),
     whole("engine.default_max_new_tokens", "256", 1, 1 << 24),
+    truth("engine.pin_cores", "false"),
     truth("engine.own_operators", "true"),
     text("engine.kv_cache", "auto", "auto, float32, float16 or int8"),
     derived(

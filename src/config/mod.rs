@@ -206,6 +206,8 @@ pub struct Engine {
     pub devices: Devices,
     /// Threads of one worker that compute; `None` is one for each physical core, shared out among workers on the CPU.
     pub threads: Option<NonZeroUsize>,
+    /// Whether the threads of a worker on the CPU are kept to physical cores of their own.
+    pub pin_cores: bool,
     /// Whether operators of our own compute on the CPU where they can.
     pub own_operators: bool,
     /// What the key-value cache is stored in where they do.

@@ -207,6 +207,7 @@ impl Proof<'_> {
         Some(Engine {
             devices: devices?,
             threads: threads?,
+            pin_cores: raw.pin_cores,
             own_operators: raw.own_operators,
             kv_cache: kv_cache?,
             prefill_chunk: prefill_chunk?,

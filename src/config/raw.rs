@@ -100,6 +100,7 @@ pub(super) struct RawQueue {
 pub(super) struct RawEngine {
     pub(super) device: String,
     pub(super) threads: Option<i64>,
+    pub(super) pin_cores: bool,
     pub(super) own_operators: bool,
     pub(super) kv_cache: String,
     pub(super) prefill_chunk: i64,

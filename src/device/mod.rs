@@ -16,6 +16,7 @@
 
 mod binding;
 mod capture;
+pub mod cores;
 pub mod cuda;
 mod faults;
 pub mod host;

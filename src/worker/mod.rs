@@ -34,7 +34,7 @@ use std::{
 
 use crate::{
     device::{
-        Device, Fault, OpenError, OpenOptions,
+        Device, Fault, OpenError, OpenOptions, cores,
         host::{self, Pace},
     },
     engine::{self, EngineError, Forward, Outcome, Step},
@@ -154,6 +154,12 @@ pub fn run(
 }
 
 fn open(spec: &WorkerSpec) -> Result<Device, OpenError> {
+    // Before anything is loaded, so that all threads that compute are started by one that is kept there.
+    if !spec.processors.is_empty()
+        && let Err(e) = cores::keep_to(&spec.processors)
+    {
+        tracing::warn!("threads are not kept to processors {:?}: {e}", spec.processors);
+    }
     Device::open(OpenOptions {
         choice: spec.device,
         libraries: spec.onnxruntime_dir.as_deref(),

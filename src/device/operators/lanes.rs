@@ -15,7 +15,7 @@ pub(super) const MOST_ROWS: usize = 6;
 pub(super) trait Lanes {
     /// 64 weights: four consecutive ones of each column.
     type Bytes: Copy;
-    /// An int32 a column.
+    /// What a column's products of a block add up to.
     type Sums: Copy;
     /// A float32 a column.
     type Floats: Copy;
@@ -30,9 +30,7 @@ pub(super) trait Lanes {
     unsafe fn bytes(from: *const u8) -> Self::Bytes;
     /// The low and the high half of each byte.
     unsafe fn halves(bytes: Self::Bytes) -> [Self::Bytes; 2];
-    /// Writes 64 bytes.
-    unsafe fn put_bytes(bytes: Self::Bytes, to: *mut u8);
-    /// The same number for every column.
+    /// The sums of a block that start with `start`, or with nothing where it is [added at the end](Self::add).
     unsafe fn sums(start: i32) -> Self::Sums;
     /// Adds the product of four activations, int8, with each column's four weights, none above 15.
     unsafe fn dot(sums: Self::Sums, weights: Self::Bytes, activations: i32) -> Self::Sums;
@@ -40,12 +38,10 @@ pub(super) trait Lanes {
     unsafe fn zeros() -> Self::Floats;
     /// Reads sixteen float16.
     unsafe fn halfs(from: *const half::f16) -> Self::Floats;
-    /// Reads sixteen float32.
-    unsafe fn floats(from: *const f32) -> Self::Floats;
     /// Each of `floats` times `factor`.
     unsafe fn times(floats: Self::Floats, factor: f32) -> Self::Floats;
-    /// `total + sums · scales`, column by column.
-    unsafe fn add(total: Self::Floats, sums: Self::Sums, scales: Self::Floats) -> Self::Floats;
+    /// `total + sums · scales`, column by column; `start` is what the sums were to start with.
+    unsafe fn add(total: Self::Floats, sums: Self::Sums, start: i32, scales: Self::Floats) -> Self::Floats;
     /// Writes sixteen floats.
     unsafe fn put(floats: Self::Floats, to: *mut f32);
     /// Asks for what will be read soon.
@@ -94,12 +90,6 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    unsafe fn put_bytes(bytes: [u8; 64], to: *mut u8) {
-        // SAFETY: the caller has room for 64 bytes there.
-        unsafe { to.cast::<[u8; 64]>().write(bytes) }
-    }
-
-    #[inline(always)]
     unsafe fn sums(start: i32) -> [i32; 16] {
         [start; 16]
     }
@@ -128,19 +118,13 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    unsafe fn floats(from: *const f32) -> [f32; 16] {
-        // SAFETY: the caller has sixteen there.
-        unsafe { from.cast::<[f32; 16]>().read_unaligned() }
-    }
-
-    #[inline(always)]
     unsafe fn times(floats: [f32; 16], factor: f32) -> [f32; 16] {
         floats.map(|float| float * factor)
     }
 
     #[inline(always)]
     #[expect(clippy::cast_precision_loss, reason = "sums of a block are far below 2^24")]
-    unsafe fn add(mut total: [f32; 16], sums: [i32; 16], scales: [f32; 16]) -> [f32; 16] {
+    unsafe fn add(mut total: [f32; 16], sums: [i32; 16], _: i32, scales: [f32; 16]) -> [f32; 16] {
         for ((total, sum), scale) in total.iter_mut().zip(sums).zip(scales) {
             *total += sum as f32 * scale;
         }

@@ -140,13 +140,6 @@ impl<const DOT: bool> Lanes for Neon<DOT> {
     }
 
     #[inline(always)]
-    unsafe fn put_bytes(bytes: [uint8x16_t; 4], to: *mut u8) {
-        for (i, bytes) in bytes.into_iter().enumerate() {
-            unsafe { vst1q_u8(to.add(16 * i), bytes) }
-        }
-    }
-
-    #[inline(always)]
     unsafe fn sums(start: i32) -> [int32x4_t; 4] {
         unsafe { [vdupq_n_s32(start); 4] }
     }
@@ -186,17 +179,12 @@ impl<const DOT: bool> Lanes for Neon<DOT> {
     }
 
     #[inline(always)]
-    unsafe fn floats(from: *const f32) -> Floats {
-        unsafe { <Self as Vector>::load(from) }
-    }
-
-    #[inline(always)]
     unsafe fn times(floats: Floats, factor: f32) -> Floats {
         each(|i| unsafe { vmulq_n_f32(floats[i], factor) })
     }
 
     #[inline(always)]
-    unsafe fn add(total: Floats, sums: [int32x4_t; 4], scales: Floats) -> Floats {
+    unsafe fn add(total: Floats, sums: [int32x4_t; 4], _: i32, scales: Floats) -> Floats {
         each(|i| unsafe { vfmaq_f32(total[i], vcvtq_f32_s32(sums[i]), scales[i]) })
     }
 

@@ -2,16 +2,14 @@
 //!
 //! Activations are rounded to int8, a scale for each 32 of a row, as ONNX Runtime does at accuracy level 4; a block's sum
 //! is exact in int32, and blocks are added up in float32. One row (decode) is bound by reading the weights, once;
-//! many rows (prefill, verification) by arithmetic: there a panel is unpacked to bytes once, and serves all rows.
+//! many rows (prefill, verification) by arithmetic.
 
 #![expect(
     clippy::multiple_unsafe_ops_per_block,
     reason = "vector instructions, all under one condition: that the processor has them"
 )]
 
-use std::{cell::Cell, marker::PhantomData, ops::Range, slice};
-
-use half::f16;
+use std::{marker::PhantomData, ops::Range, slice};
 
 use super::{
     kind::{Kind, Task},
@@ -210,77 +208,63 @@ impl Product<'_> {
 
     #[inline(always)]
     unsafe fn panels_by<L: Lanes>(&self, panels: Range<usize>) {
-        let blocks = self.matrix.blocks;
-        let unpacks = self.rounded.rows >= 2 * L::ROWS;
-        let mut scratch = if unpacks { SCRATCH.take() } else { Vec::new() };
+        let rows = self.rounded.rows;
         for panel in panels {
-            let codes = &self.matrix.codes[panel * blocks * CODES..][..blocks * CODES];
-            let scales = &self.matrix.scales[panel * blocks * PANEL..][..blocks * PANEL];
-            if unpacks {
-                scratch.resize(blocks, Unpacked::default());
-                // SAFETY: as the caller promises.
-                unsafe { unpack::<L>(codes, scales, &mut scratch) };
-            }
-            for first in (0..self.rounded.rows).step_by(L::ROWS) {
-                let rows = first..self.rounded.rows.min(first + L::ROWS);
+            for first in (0..rows).step_by(L::ROWS) {
                 // SAFETY: as the caller promises.
                 unsafe {
-                    if unpacks {
-                        self.rows::<L, _>(panel, rows, &scratch[..]);
-                    } else {
-                        self.rows::<L, _>(panel, rows, Packed { codes, scales });
+                    match (rows - first).min(L::ROWS) {
+                        1 => self.tile::<L, 1>(panel, first),
+                        2 => self.tile::<L, 2>(panel, first),
+                        3 => self.tile::<L, 3>(panel, first),
+                        4 => self.tile::<L, 4>(panel, first),
+                        5 => self.tile::<L, 5>(panel, first),
+                        _ => self.tile::<L, MOST_ROWS>(panel, first),
                     }
                 }
-            }
-        }
-        if unpacks {
-            SCRATCH.set(scratch);
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn rows<L: Lanes, W: Weights<L>>(&self, panel: usize, rows: Range<usize>, weights: W) {
-        // SAFETY: as the caller promises.
-        unsafe {
-            match rows.len() {
-                1 => self.tile::<L, W, 1>(panel, rows.start, weights),
-                2 => self.tile::<L, W, 2>(panel, rows.start, weights),
-                3 => self.tile::<L, W, 3>(panel, rows.start, weights),
-                4 => self.tile::<L, W, 4>(panel, rows.start, weights),
-                5 => self.tile::<L, W, 5>(panel, rows.start, weights),
-                _ => self.tile::<L, W, MOST_ROWS>(panel, rows.start, weights),
             }
         }
     }
 
     /// `R` rows from `row` on, by the columns of a panel.
+    ///
+    /// Codes are taken apart anew for each few rows: a panel of them stays in the processor's cache, and one that was taken
+    /// apart for all rows, at twice the size, was slower at any number of rows (1.5 times so at 12, by a tenth at 512).
     #[inline(always)]
-    unsafe fn tile<L: Lanes, W: Weights<L>, const R: usize>(&self, panel: usize, row: usize, weights: W) {
+    unsafe fn tile<L: Lanes, const R: usize>(&self, panel: usize, row: usize) {
         let blocks = self.matrix.blocks;
+        let codes = &self.matrix.codes[panel * blocks * CODES..][..blocks * CODES];
+        let scales = &self.matrix.scales[panel * blocks * PANEL..][..blocks * PANEL];
         let words = &self.rounded.words[row * blocks * WORDS..][..R * blocks * WORDS];
-        assert!(weights.blocks() >= blocks, "a panel of weights");
         // SAFETY: all that is read lies within the lengths above, block by block; the instructions are there, as the caller
         // promises.
         let totals = unsafe {
             let mut totals = [[L::zeros(); 2]; R];
             for block in 0..blocks {
                 let words = words.as_ptr().add(block * R * WORDS);
+                let start = |r: usize| *words.add(BLOCK / 4 * R + r);
                 let mut sums = [[L::sums(0); 2]; R];
                 for (r, sums) in sums.iter_mut().enumerate() {
-                    *sums = [L::sums(*words.add(BLOCK / 4 * R + r)); 2];
+                    *sums = [L::sums(start(r)); 2];
                 }
                 for four in 0..BLOCK / 4 {
-                    let [low, high] = weights.four::<R>(block, four);
+                    let codes = codes.as_ptr().add(block * CODES + four * 64);
+                    if R == 1 {
+                        L::fetch(codes.wrapping_add(AHEAD));
+                    }
+                    let [low, high] = L::halves(L::bytes(codes));
                     for (r, sums) in sums.iter_mut().enumerate() {
                         let activations = *words.add(four * R + r);
                         *sums = [L::dot(sums[0], low, activations), L::dot(sums[1], high, activations)];
                     }
                 }
-                let scales = weights.scales(block);
+                let scales = scales.as_ptr().add(block * PANEL);
+                let scales = [L::halfs(scales), L::halfs(scales.add(PANEL / 2))];
                 for (r, (totals, sums)) in totals.iter_mut().zip(sums).enumerate() {
                     let scale = f32::from_bits((*words.add((BLOCK / 4 + 1) * R + r)).cast_unsigned());
-                    totals[0] = L::add(totals[0], sums[0], L::times(scales[0], scale));
-                    totals[1] = L::add(totals[1], sums[1], L::times(scales[1], scale));
+                    for (half, total) in totals.iter_mut().enumerate() {
+                        *total = L::add(*total, sums[half], start(r), L::times(scales[half], scale));
+                    }
                 }
             }
             totals
@@ -319,122 +303,5 @@ unsafe fn put<L: Lanes>([low, high]: [L::Floats; 2], to: &mut [f32; PANEL]) {
 /// Bytes of a panel's block of codes.
 const CODES: usize = BLOCK * PANEL / 2;
 
-/// A panel of weights, as a tile reads it.
-///
-/// # Safety
-/// Every method needs the instructions of `L`, and a block that there is.
-trait Weights<L: Lanes>: Copy {
-    /// How many blocks there are.
-    fn blocks(self) -> usize;
-    /// Four consecutive weights, the `four`-th of a block, of the first sixteen columns and of the others, for `R` rows.
-    unsafe fn four<const R: usize>(self, block: usize, four: usize) -> [L::Bytes; 2];
-    /// The scales of a block.
-    unsafe fn scales(self, block: usize) -> [L::Floats; 2];
-}
-
-/// As a matrix has them.
-#[derive(Clone, Copy)]
-struct Packed<'a> {
-    codes: &'a [u8],
-    scales: &'a [f16],
-}
-
-impl<L: Lanes> Weights<L> for Packed<'_> {
-    #[inline(always)]
-    fn blocks(self) -> usize {
-        (self.codes.len() / CODES).min(self.scales.len() / PANEL)
-    }
-
-    #[inline(always)]
-    unsafe fn four<const R: usize>(self, block: usize, four: usize) -> [L::Bytes; 2] {
-        // SAFETY: the caller promises that there is such a block.
-        unsafe {
-            let at = self.codes.as_ptr().add(block * CODES + four * 64);
-            if R == 1 {
-                L::fetch(at.wrapping_add(AHEAD));
-            }
-            L::halves(L::bytes(at))
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn scales(self, block: usize) -> [L::Floats; 2] {
-        // SAFETY: as above.
-        unsafe {
-            let at = self.scales.as_ptr().add(block * PANEL);
-            [L::halfs(at), L::halfs(at.add(PANEL / 2))]
-        }
-    }
-}
-
-/// A panel's block, a byte a weight: what serves many rows is unpacked once.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Unpacked {
-    /// Of each four consecutive weights those of the first sixteen columns, then those of the others.
-    weights: [u8; BLOCK * PANEL],
-    scales: [f32; PANEL],
-}
-
-impl Default for Unpacked {
-    fn default() -> Self {
-        Self { weights: [0; BLOCK * PANEL], scales: [0.0; PANEL] }
-    }
-}
-
-impl<L: Lanes> Weights<L> for &[Unpacked] {
-    #[inline(always)]
-    fn blocks(self) -> usize {
-        self.len()
-    }
-
-    #[inline(always)]
-    unsafe fn four<const R: usize>(self, block: usize, four: usize) -> [L::Bytes; 2] {
-        // SAFETY: the caller promises that there is such a block.
-        unsafe {
-            let at = self.get_unchecked(block).weights.as_ptr().add(four * 128);
-            [L::bytes(at), L::bytes(at.add(64))]
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn scales(self, block: usize) -> [L::Floats; 2] {
-        // SAFETY: as above.
-        unsafe {
-            let at = self.get_unchecked(block).scales.as_ptr();
-            [L::floats(at), L::floats(at.add(PANEL / 2))]
-        }
-    }
-}
-
 /// How far ahead of what is read the next is asked for, in bytes: reading one row's weights once is all that decode does.
 const AHEAD: usize = 1024;
-
-thread_local! {
-    /// A panel, unpacked; kept, because mapping it anew for each would cost more than filling it.
-    static SCRATCH: Cell<Vec<Unpacked>> = const { Cell::new(Vec::new()) };
-}
-
-/// Spreads a panel's `codes`, two a byte, over twice as many bytes, and its `scales` beside them.
-///
-/// # Safety
-/// The processor must have the instructions of `L`.
-#[inline(always)]
-unsafe fn unpack<L: Lanes>(codes: &[u8], scales: &[f16], blocks: &mut [Unpacked]) {
-    let sources = codes.as_chunks::<CODES>().0.iter().zip(scales.as_chunks::<PANEL>().0);
-    for ((codes, scales), block) in sources.zip(blocks) {
-        for (codes, weights) in codes.as_chunks::<64>().0.iter().zip(block.weights.as_chunks_mut::<128>().0) {
-            // SAFETY: 64 bytes are read, 128 written; the instructions are there, as the caller promises.
-            unsafe {
-                let [low, high] = L::halves(L::bytes(codes.as_ptr()));
-                L::put_bytes(low, weights.as_mut_ptr());
-                L::put_bytes(high, weights.as_mut_ptr().add(64));
-            }
-        }
-        // SAFETY: 32 are read and written; the instructions are there, as the caller promises.
-        unsafe {
-            let at = scales.as_ptr();
-            put::<L>([L::halfs(at), L::halfs(at.add(PANEL / 2))], &mut block.scales);
-        }
-    }
-}

@@ -6,7 +6,7 @@
 )]
 #![expect(clippy::multiple_unsafe_ops_per_block, reason = "as above")]
 
-use std::arch::x86_64::*;
+use std::arch::{asm, x86_64::*};
 
 use half::f16;
 
@@ -66,11 +66,6 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn put_bytes(bytes: __m512i, to: *mut u8) {
-        unsafe { _mm512_storeu_si512(to.cast(), bytes) }
-    }
-
-    #[inline(always)]
     unsafe fn sums(start: i32) -> __m512i {
         unsafe { _mm512_set1_epi32(start) }
     }
@@ -91,17 +86,12 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn floats(from: *const f32) -> __m512 {
-        unsafe { _mm512_loadu_ps(from) }
-    }
-
-    #[inline(always)]
     unsafe fn times(floats: __m512, factor: f32) -> __m512 {
         unsafe { _mm512_mul_ps(floats, _mm512_set1_ps(factor)) }
     }
 
     #[inline(always)]
-    unsafe fn add(total: __m512, sums: __m512i, scales: __m512) -> __m512 {
+    unsafe fn add(total: __m512, sums: __m512i, _: i32, scales: __m512) -> __m512 {
         unsafe { _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), scales, total) }
     }
 
@@ -226,8 +216,19 @@ impl Vector for Avx512 {
     }
 }
 
-/// AVX2 with FMA and F16C: pairs of bytes first, which do not overflow because a weight is at most 15.
+/// AVX2 with FMA and F16C: pairs of bytes, and sums of them in 16 bits. A weight is at most 15, so that all eight pairs of a
+/// block have room there: 16 · 15 · 127 is 30,480.
 pub(super) struct Avx2;
+
+/// `sums` as they are. Else the compiler adds up in an order that needs all weights of a block at once, which have no room.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn settled(mut sums: __m256i) -> __m256i {
+    unsafe {
+        asm!("/* {sums} */", sums = inout(ymm_reg) sums, options(pure, nomem, nostack, preserves_flags));
+    }
+    sums
+}
 
 impl Lanes for Avx2 {
     type Bytes = [__m256i; 2];
@@ -285,26 +286,16 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn put_bytes([first, second]: [__m256i; 2], to: *mut u8) {
-        unsafe {
-            _mm256_storeu_si256(to.cast(), first);
-            _mm256_storeu_si256(to.add(32).cast(), second);
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn sums(start: i32) -> [__m256i; 2] {
-        unsafe { [_mm256_set1_epi32(start); 2] }
+    unsafe fn sums(_: i32) -> [__m256i; 2] {
+        unsafe { [_mm256_setzero_si256(); 2] }
     }
 
     #[inline(always)]
     unsafe fn dot(sums: [__m256i; 2], weights: [__m256i; 2], activations: i32) -> [__m256i; 2] {
         unsafe {
             let activations = _mm256_set1_epi32(activations);
-            let one = |sums, weights| {
-                let pairs = _mm256_maddubs_epi16(weights, activations);
-                _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
-            };
+            let one =
+                |sums, weights| settled(_mm256_add_epi16(sums, _mm256_maddubs_epi16(weights, activations)));
             [one(sums[0], weights[0]), one(sums[1], weights[1])]
         }
     }
@@ -323,11 +314,6 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn floats(from: *const f32) -> [__m256; 2] {
-        unsafe { [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))] }
-    }
-
-    #[inline(always)]
     unsafe fn times(floats: [__m256; 2], factor: f32) -> [__m256; 2] {
         unsafe {
             let factor = _mm256_set1_ps(factor);
@@ -336,9 +322,13 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn add(total: [__m256; 2], sums: [__m256i; 2], scales: [__m256; 2]) -> [__m256; 2] {
+    unsafe fn add(total: [__m256; 2], sums: [__m256i; 2], start: i32, scales: [__m256; 2]) -> [__m256; 2] {
         unsafe {
-            let one = |at: usize| _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[at]), scales[at], total[at]);
+            let one = |at: usize| {
+                let sums = _mm256_madd_epi16(sums[at], _mm256_set1_epi16(1));
+                let sums = _mm256_add_epi32(sums, _mm256_set1_epi32(start));
+                _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums), scales[at], total[at])
+            };
             [one(0), one(1)]
         }
     }
