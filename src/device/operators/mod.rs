@@ -5,21 +5,22 @@
 //! - `eka:Attention`: what `com.microsoft:GroupQueryAttention` computes, over a cache in half the bytes or less.
 //!
 //! # What a step is made of
-//! By ONNX Runtime's profiler, TinyLlama-1.1B's shape in int4 on two threads of an AMD EPYC (Zen 4) that others used as well,
-//! medians in milliseconds; a decode step without context and after 1,536 tokens, and prefill of 512 tokens without context:
+//! TinyLlama-1.1B's shape in int4 on two threads of an AMD EPYC (Zen 4) that others used as well, medians in milliseconds:
+//! a decode step without context and after 1,536 tokens, by ONNX Runtime's profiler, and prefill of 512 tokens without
+//! context, by where the processor was found (norms and SwiGLU as the profiler had them):
 //!
 //! | operator | nodes | decode | after 1,536 | prefill |
 //! |---|---|---|---|---|
-//! | `eka:MatMulInt4` | 111 | 28.1 | 28.9 | 2,196 |
-//! | `eka:Attention` | 22 | 0.55 | 7.5 | 225 |
+//! | `eka:MatMulInt4` | 111 | 28.1 | 28.9 | 1,390 |
+//! | `eka:Attention` | 22 | 0.55 | 7.5 | 130 |
 //! | `SkipSimplifiedLayerNormalization` | 44 | 0.49 | 0.51 | 40 |
 //! | `QuickGelu` and `Mul`, which are SwiGLU | 44 | 0.37 | 0.40 | 50 |
-//! | all others | 4 | 0.04 | 0.04 | 3 |
+//! | all others | 4 | 0.04 | 0.04 | 50 |
 //!
-//! Norms take 1.7 % of a step, and SwiGLU 1.3 % (2.0 % of prefill). An operator that computes one of the two together with
-//! the rounding of activations cannot save more than that, so there is none: 3 % was the least that would pay for one. With
-//! ONNX Runtime's own attention a token after 1,536 others takes 10 to 11 ms more than the first, with ours 5 to 6 since the
-//! query heads of a token are computed in pairs of lanes, as they were not yet for this table.
+//! Norms take 1.7 % of a step, and SwiGLU 1.3 % (2.4 and 3.0 % of prefill). An operator that computes one of the two together
+//! with the rounding of activations would save a part of that, so there is none: 3 % was the least that would pay for one.
+//! With ONNX Runtime's own attention a token after 1,536 others takes 10 to 11 ms more than the first, with ours 5 to 6 since
+//! the query heads of a token are computed in pairs of lanes, as they were not yet for this table.
 //!
 //! ONNX Runtime calls them as it calls its own, on its own threads. Which nodes of a graph they stand in for is decided
 //! above, in [`model`](crate::model); a directory under `models/` knows nothing of them, and loads without them.

@@ -229,7 +229,7 @@ impl Product<'_> {
     /// `R` rows from `row` on, by the columns of a panel.
     ///
     /// Codes are taken apart anew for each few rows: a panel of them stays in the processor's cache, and one that was taken
-    /// apart for all rows, at twice the size, was slower at any number of rows (1.5 times so at 12, by a tenth at 512).
+    /// apart for all rows, at twice the size, was slower at any number of rows (1.5 times so at 12, by 3 % at 512).
     #[inline(always)]
     unsafe fn tile<L: Lanes, const R: usize>(&self, panel: usize, row: usize) {
         let blocks = self.matrix.blocks;
