@@ -1,13 +1,10 @@
 //! Which instructions a processor has, and what is written once for all of them run with those.
 
+use super::lanes::{Lanes, Portable};
 #[cfg(target_arch = "aarch64")]
 use super::neon::Neon;
 #[cfg(target_arch = "x86_64")]
 use super::x86::{Avx2, Avx512};
-use super::{
-    lanes::{Lanes, Portable},
-    vector::Vector,
-};
 
 /// What a processor can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,7 +99,7 @@ pub(super) trait Task {
     ///
     /// # Safety
     /// The processor must have the instructions of `P`; and as the task says.
-    unsafe fn run<P: Lanes + Vector>(self);
+    unsafe fn run<P: Lanes>(self);
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -3,7 +3,7 @@
 //! Sixteen columns of a matrix are computed side by side. What differs between processors is how wide a register is and
 //! whether one instruction multiplies and adds four bytes; [`product`](super::product) is written once over this.
 
-use super::matrix::BLOCK;
+use super::{matrix::BLOCK, vector::Vector};
 
 /// Rows of activations that one pass over the weights serves at most, on any processor.
 pub(super) const MOST_ROWS: usize = 6;
@@ -12,49 +12,41 @@ pub(super) const MOST_ROWS: usize = 6;
 ///
 /// # Safety
 /// Every method needs the instructions that its implementor is named after.
-pub(super) trait Lanes {
+pub(super) trait Lanes: Vector {
     /// 64 weights: four consecutive ones of each column.
-    type Bytes: Copy;
+    type Codes: Copy;
     /// What a column's products of a block add up to.
     type Sums: Copy;
-    /// A float32 a column.
-    type Floats: Copy;
     /// Rows whose sums, for twice sixteen columns, stay in registers.
     const ROWS: usize;
 
     /// The bits of the greatest magnitude; those of infinity or more where one is not finite.
     unsafe fn greatest(input: &[f32; BLOCK]) -> u32;
     /// `input · factor` rounded to the nearest whole numbers, four int8 in each, and their sum; none beyond ±127.
-    unsafe fn round(input: &[f32; BLOCK], factor: f32) -> ([i32; BLOCK / 4], i32);
+    unsafe fn rounded(input: &[f32; BLOCK], factor: f32) -> ([i32; BLOCK / 4], i32);
     /// Reads 64 bytes.
-    unsafe fn bytes(from: *const u8) -> Self::Bytes;
+    unsafe fn codes(from: *const u8) -> Self::Codes;
     /// The low and the high half of each byte.
-    unsafe fn halves(bytes: Self::Bytes) -> [Self::Bytes; 2];
-    /// The sums of a block that start with `start`, or with nothing where it is [added at the end](Self::add).
+    unsafe fn halves(bytes: Self::Codes) -> [Self::Codes; 2];
+    /// The sums of a block that start with `start`, or with nothing where it is [added at the end](Self::add_scaled).
     unsafe fn sums(start: i32) -> Self::Sums;
     /// Adds the product of four activations, int8, with each column's four weights, none above 15.
-    unsafe fn dot(sums: Self::Sums, weights: Self::Bytes, activations: i32) -> Self::Sums;
-    /// Zeros.
-    unsafe fn zeros() -> Self::Floats;
-    /// Reads sixteen float16.
-    unsafe fn halfs(from: *const half::f16) -> Self::Floats;
-    /// Each of `floats` times `factor`.
-    unsafe fn times(floats: Self::Floats, factor: f32) -> Self::Floats;
+    unsafe fn dot(sums: Self::Sums, weights: Self::Codes, activations: i32) -> Self::Sums;
     /// `total + sums · scales`, column by column; `start` is what the sums were to start with.
-    unsafe fn add(total: Self::Floats, sums: Self::Sums, start: i32, scales: Self::Floats) -> Self::Floats;
-    /// Writes sixteen floats.
-    unsafe fn put(floats: Self::Floats, to: *mut f32);
-    /// Asks for what will be read soon.
-    unsafe fn fetch(from: *const u8);
+    unsafe fn add_scaled(
+        total: Self::Floats,
+        sums: Self::Sums,
+        start: i32,
+        scales: Self::Floats,
+    ) -> Self::Floats;
 }
 
 /// Any processor: what the compiler makes of plain loops.
 pub(super) struct Portable;
 
 impl Lanes for Portable {
-    type Bytes = [u8; 64];
+    type Codes = [u8; 64];
     type Sums = [i32; 16];
-    type Floats = [f32; 16];
     const ROWS: usize = 2;
 
     #[inline(always)]
@@ -64,7 +56,7 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    unsafe fn round(input: &[f32; BLOCK], factor: f32) -> ([i32; BLOCK / 4], i32) {
+    unsafe fn rounded(input: &[f32; BLOCK], factor: f32) -> ([i32; BLOCK / 4], i32) {
         // Adding this to a number of fewer than 23 bits leaves it rounded in the low bits.
         const SHIFT: f32 = 12_582_912.0;
         let mut sum = 0;
@@ -79,7 +71,7 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    unsafe fn bytes(from: *const u8) -> [u8; 64] {
+    unsafe fn codes(from: *const u8) -> [u8; 64] {
         // SAFETY: the caller has 64 bytes there; an array of bytes needs no alignment.
         unsafe { *from.cast() }
     }
@@ -106,37 +98,11 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    unsafe fn zeros() -> [f32; 16] {
-        [0.0; 16]
-    }
-
-    #[inline(always)]
-    unsafe fn halfs(from: *const half::f16) -> [f32; 16] {
-        // SAFETY: the caller has sixteen there.
-        let halfs: [half::f16; 16] = unsafe { from.cast::<[half::f16; 16]>().read_unaligned() };
-        halfs.map(half::f16::to_f32)
-    }
-
-    #[inline(always)]
-    unsafe fn times(floats: [f32; 16], factor: f32) -> [f32; 16] {
-        floats.map(|float| float * factor)
-    }
-
-    #[inline(always)]
     #[expect(clippy::cast_precision_loss, reason = "sums of a block are far below 2^24")]
-    unsafe fn add(mut total: [f32; 16], sums: [i32; 16], _: i32, scales: [f32; 16]) -> [f32; 16] {
+    unsafe fn add_scaled(mut total: [f32; 16], sums: [i32; 16], _: i32, scales: [f32; 16]) -> [f32; 16] {
         for ((total, sum), scale) in total.iter_mut().zip(sums).zip(scales) {
             *total += sum as f32 * scale;
         }
         total
     }
-
-    #[inline(always)]
-    unsafe fn put(floats: [f32; 16], to: *mut f32) {
-        // SAFETY: the caller has room for sixteen there.
-        unsafe { to.cast::<[f32; 16]>().write_unaligned(floats) }
-    }
-
-    #[inline(always)]
-    unsafe fn fetch(_: *const u8) {}
 }

@@ -39,36 +39,6 @@ fn each(f: impl Fn(usize) -> float32x4_t) -> Floats {
     array::from_fn(f)
 }
 
-/// Sixteen float16 as float32.
-#[inline(always)]
-unsafe fn widen(from: *const f16) -> Floats {
-    let eight = |at: usize| {
-        let (low, high): (float32x4_t, float32x4_t);
-        unsafe {
-            let halfs = vld1q_u16(from.add(at).cast());
-            asm!(
-                "fcvtl {low:v}.4s, {halfs:v}.4h",
-                "fcvtl2 {high:v}.4s, {halfs:v}.8h",
-                halfs = in(vreg) halfs,
-                low = out(vreg) low,
-                high = lateout(vreg) high,
-                options(pure, nomem, nostack, preserves_flags)
-            );
-        }
-        [low, high]
-    };
-    let [[a, b], [c, d]] = [eight(0), eight(8)];
-    [a, b, c, d]
-}
-
-/// Asks for what will be read soon.
-#[inline(always)]
-unsafe fn prefetch(from: *const u8) {
-    unsafe {
-        asm!("prfm pldl1keep, [{from}]", from = in(reg) from, options(nostack, preserves_flags, readonly));
-    }
-}
-
 /// Adds to each of `sums` the product of four weights with four activations, the same for all.
 #[inline]
 #[target_feature(enable = "dotprod")]
@@ -97,9 +67,8 @@ unsafe fn dot_by_pairs(sums: int32x4_t, weights: uint8x16_t, activations: int8x1
 }
 
 impl<const DOT: bool> Lanes for Neon<DOT> {
-    type Bytes = [uint8x16_t; 4];
+    type Codes = [uint8x16_t; 4];
     type Sums = [int32x4_t; 4];
-    type Floats = Floats;
     const ROWS: usize = 2;
 
     #[inline(always)]
@@ -112,7 +81,7 @@ impl<const DOT: bool> Lanes for Neon<DOT> {
     }
 
     #[inline(always)]
-    unsafe fn round(input: &[f32; BLOCK], factor: f32) -> ([i32; BLOCK / 4], i32) {
+    unsafe fn rounded(input: &[f32; BLOCK], factor: f32) -> ([i32; BLOCK / 4], i32) {
         let mut fours = [0; BLOCK / 4];
         let mut sum = 0;
         for (input, fours) in input.as_chunks::<LANES>().0.iter().zip(fours.as_chunks_mut::<FOUR>().0) {
@@ -128,7 +97,7 @@ impl<const DOT: bool> Lanes for Neon<DOT> {
     }
 
     #[inline(always)]
-    unsafe fn bytes(from: *const u8) -> [uint8x16_t; 4] {
+    unsafe fn codes(from: *const u8) -> [uint8x16_t; 4] {
         array::from_fn(|i| unsafe { vld1q_u8(from.add(16 * i)) })
     }
 
@@ -169,33 +138,8 @@ impl<const DOT: bool> Lanes for Neon<DOT> {
     }
 
     #[inline(always)]
-    unsafe fn zeros() -> Floats {
-        unsafe { <Self as Vector>::splat(0.0) }
-    }
-
-    #[inline(always)]
-    unsafe fn halfs(from: *const f16) -> Floats {
-        unsafe { widen(from) }
-    }
-
-    #[inline(always)]
-    unsafe fn times(floats: Floats, factor: f32) -> Floats {
-        each(|i| unsafe { vmulq_n_f32(floats[i], factor) })
-    }
-
-    #[inline(always)]
-    unsafe fn add(total: Floats, sums: [int32x4_t; 4], _: i32, scales: Floats) -> Floats {
+    unsafe fn add_scaled(total: Floats, sums: [int32x4_t; 4], _: i32, scales: Floats) -> Floats {
         each(|i| unsafe { vfmaq_f32(total[i], vcvtq_f32_s32(sums[i]), scales[i]) })
-    }
-
-    #[inline(always)]
-    unsafe fn put(floats: Floats, to: *mut f32) {
-        unsafe { <Self as Vector>::store(floats, to) }
-    }
-
-    #[inline(always)]
-    unsafe fn fetch(from: *const u8) {
-        unsafe { prefetch(from) }
     }
 }
 
@@ -223,7 +167,23 @@ impl<const DOT: bool> Vector for Neon<DOT> {
 
     #[inline(always)]
     unsafe fn halfs(from: *const f16) -> Floats {
-        unsafe { widen(from) }
+        let eight = |at: usize| {
+            let (low, high): (float32x4_t, float32x4_t);
+            unsafe {
+                let halfs = vld1q_u16(from.add(at).cast());
+                asm!(
+                    "fcvtl {low:v}.4s, {halfs:v}.4h",
+                    "fcvtl2 {high:v}.4s, {halfs:v}.8h",
+                    halfs = in(vreg) halfs,
+                    low = out(vreg) low,
+                    high = lateout(vreg) high,
+                    options(pure, nomem, nostack, preserves_flags)
+                );
+            }
+            [low, high]
+        };
+        let [[a, b], [c, d]] = [eight(0), eight(8)];
+        [a, b, c, d]
     }
 
     #[inline(always)]
@@ -322,6 +282,8 @@ impl<const DOT: bool> Vector for Neon<DOT> {
 
     #[inline(always)]
     unsafe fn fetch(from: *const u8) {
-        unsafe { prefetch(from) }
+        unsafe {
+            asm!("prfm pldl1keep, [{from}]", from = in(reg) from, options(nostack, preserves_flags, readonly));
+        }
     }
 }

@@ -15,7 +15,6 @@ use super::{
     kind::{Kind, Task},
     lanes::{Lanes, MOST_ROWS},
     matrix::{BLOCK, Matrix, PANEL},
-    vector::Vector,
 };
 
 /// Activations, rounded, in the order in which a product reads them: one row of numbers for the processor to run ahead on,
@@ -130,7 +129,7 @@ struct Group<'a> {
 
 impl Task for Group<'_> {
     #[inline(always)]
-    unsafe fn run<P: Lanes + Vector>(self) {
+    unsafe fn run<P: Lanes>(self) {
         let Self { rounding, group } = self;
         let first = group * P::ROWS;
         let rows = (rounding.rows - first).min(P::ROWS);
@@ -170,7 +169,7 @@ unsafe fn round<L: Lanes>(input: &[f32; BLOCK]) -> ([i32; BLOCK / 4], i32, f32) 
     let greatest = f32::from_bits(greatest);
     let inverse = if greatest > f32::MIN_POSITIVE { 127.0 / greatest } else { 0.0 };
     // SAFETY: as the caller promises.
-    let (values, sum) = unsafe { L::round(input, inverse) };
+    let (values, sum) = unsafe { L::rounded(input, inverse) };
     (values, sum, greatest / 127.0)
 }
 
@@ -182,7 +181,7 @@ struct Panels<'a> {
 
 impl Task for Panels<'_> {
     #[inline(always)]
-    unsafe fn run<P: Lanes + Vector>(self) {
+    unsafe fn run<P: Lanes>(self) {
         // SAFETY: as the caller promises.
         unsafe { self.product.panels_by::<P>(self.panels) }
     }
@@ -239,7 +238,7 @@ impl Product<'_> {
         // SAFETY: all that is read lies within the lengths above, block by block; the instructions are there, as the caller
         // promises.
         let totals = unsafe {
-            let mut totals = [[L::zeros(); 2]; R];
+            let mut totals = [[L::splat(0.0); 2]; R];
             for block in 0..blocks {
                 let words = words.as_ptr().add(block * R * WORDS);
                 let start = |r: usize| *words.add(BLOCK / 4 * R + r);
@@ -252,7 +251,7 @@ impl Product<'_> {
                     if R == 1 {
                         L::fetch(codes.wrapping_add(AHEAD));
                     }
-                    let [low, high] = L::halves(L::bytes(codes));
+                    let [low, high] = L::halves(L::codes(codes));
                     for (r, sums) in sums.iter_mut().enumerate() {
                         let activations = *words.add(four * R + r);
                         *sums = [L::dot(sums[0], low, activations), L::dot(sums[1], high, activations)];
@@ -261,9 +260,10 @@ impl Product<'_> {
                 let scales = scales.as_ptr().add(block * PANEL);
                 let scales = [L::halfs(scales), L::halfs(scales.add(PANEL / 2))];
                 for (r, (totals, sums)) in totals.iter_mut().zip(sums).enumerate() {
-                    let scale = f32::from_bits((*words.add((BLOCK / 4 + 1) * R + r)).cast_unsigned());
+                    let scale =
+                        L::splat(f32::from_bits((*words.add((BLOCK / 4 + 1) * R + r)).cast_unsigned()));
                     for (half, total) in totals.iter_mut().enumerate() {
-                        *total = L::add(*total, sums[half], start(r), L::times(scales[half], scale));
+                        *total = L::add_scaled(*total, sums[half], start(r), L::mul(scales[half], scale));
                     }
                 }
             }
@@ -295,8 +295,8 @@ impl Product<'_> {
 unsafe fn put<L: Lanes>([low, high]: [L::Floats; 2], to: &mut [f32; PANEL]) {
     // SAFETY: there is room for 32; the instructions are there, as the caller promises.
     unsafe {
-        L::put(low, to.as_mut_ptr());
-        L::put(high, to.as_mut_ptr().add(PANEL / 2));
+        L::store(low, to.as_mut_ptr());
+        L::store(high, to.as_mut_ptr().add(PANEL / 2));
     }
 }
 

@@ -20,9 +20,8 @@ use super::{
 pub(super) struct Avx512;
 
 impl Lanes for Avx512 {
-    type Bytes = __m512i;
+    type Codes = __m512i;
     type Sums = __m512i;
-    type Floats = __m512;
     const ROWS: usize = 6;
 
     #[inline(always)]
@@ -37,7 +36,7 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn round(input: &[f32; BLOCK], factor: f32) -> ([i32; BLOCK / 4], i32) {
+    unsafe fn rounded(input: &[f32; BLOCK], factor: f32) -> ([i32; BLOCK / 4], i32) {
         unsafe {
             let half = |at: usize| {
                 let input = _mm512_loadu_ps(input.as_ptr().add(at));
@@ -53,7 +52,7 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn bytes(from: *const u8) -> __m512i {
+    unsafe fn codes(from: *const u8) -> __m512i {
         unsafe { _mm512_loadu_si512(from.cast()) }
     }
 
@@ -76,33 +75,8 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn zeros() -> __m512 {
-        unsafe { _mm512_setzero_ps() }
-    }
-
-    #[inline(always)]
-    unsafe fn halfs(from: *const f16) -> __m512 {
-        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
-    }
-
-    #[inline(always)]
-    unsafe fn times(floats: __m512, factor: f32) -> __m512 {
-        unsafe { _mm512_mul_ps(floats, _mm512_set1_ps(factor)) }
-    }
-
-    #[inline(always)]
-    unsafe fn add(total: __m512, sums: __m512i, _: i32, scales: __m512) -> __m512 {
+    unsafe fn add_scaled(total: __m512, sums: __m512i, _: i32, scales: __m512) -> __m512 {
         unsafe { _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), scales, total) }
-    }
-
-    #[inline(always)]
-    unsafe fn put(floats: __m512, to: *mut f32) {
-        unsafe { _mm512_storeu_ps(to, floats) }
-    }
-
-    #[inline(always)]
-    unsafe fn fetch(from: *const u8) {
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
     }
 }
 
@@ -231,9 +205,8 @@ unsafe fn settled(mut sums: __m256i) -> __m256i {
 }
 
 impl Lanes for Avx2 {
-    type Bytes = [__m256i; 2];
+    type Codes = [__m256i; 2];
     type Sums = [__m256i; 2];
-    type Floats = [__m256; 2];
     const ROWS: usize = 2;
 
     #[inline(always)]
@@ -252,7 +225,7 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn round(input: &[f32; BLOCK], factor: f32) -> ([i32; BLOCK / 4], i32) {
+    unsafe fn rounded(input: &[f32; BLOCK], factor: f32) -> ([i32; BLOCK / 4], i32) {
         unsafe {
             let eight = |at: usize| {
                 let input = _mm256_loadu_ps(input.as_ptr().add(at));
@@ -272,7 +245,7 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn bytes(from: *const u8) -> [__m256i; 2] {
+    unsafe fn codes(from: *const u8) -> [__m256i; 2] {
         unsafe { [_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(32).cast())] }
     }
 
@@ -301,28 +274,12 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn zeros() -> [__m256; 2] {
-        unsafe { [_mm256_setzero_ps(); 2] }
-    }
-
-    #[inline(always)]
-    unsafe fn halfs(from: *const f16) -> [__m256; 2] {
-        unsafe {
-            let half = |at: usize| _mm256_cvtph_ps(_mm_loadu_si128(from.add(at).cast()));
-            [half(0), half(8)]
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn times(floats: [__m256; 2], factor: f32) -> [__m256; 2] {
-        unsafe {
-            let factor = _mm256_set1_ps(factor);
-            [_mm256_mul_ps(floats[0], factor), _mm256_mul_ps(floats[1], factor)]
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn add(total: [__m256; 2], sums: [__m256i; 2], start: i32, scales: [__m256; 2]) -> [__m256; 2] {
+    unsafe fn add_scaled(
+        total: [__m256; 2],
+        sums: [__m256i; 2],
+        start: i32,
+        scales: [__m256; 2],
+    ) -> [__m256; 2] {
         unsafe {
             let one = |at: usize| {
                 let sums = _mm256_madd_epi16(sums[at], _mm256_set1_epi16(1));
@@ -331,19 +288,6 @@ impl Lanes for Avx2 {
             };
             [one(0), one(1)]
         }
-    }
-
-    #[inline(always)]
-    unsafe fn put(floats: [__m256; 2], to: *mut f32) {
-        unsafe {
-            _mm256_storeu_ps(to, floats[0]);
-            _mm256_storeu_ps(to.add(8), floats[1]);
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn fetch(from: *const u8) {
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
     }
 }
 

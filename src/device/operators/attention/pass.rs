@@ -160,7 +160,7 @@ struct ShareOf<'a> {
 
 impl Task for ShareOf<'_> {
     #[inline(always)]
-    unsafe fn run<P: Lanes + Vector>(self) {
+    unsafe fn run<P: Lanes>(self) {
         // SAFETY: as the caller promises.
         unsafe { self.pass.share_by::<P>(self.share) }
     }
