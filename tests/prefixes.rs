@@ -66,7 +66,7 @@ struct Asked {
 }
 
 fn asked() -> impl Strategy<Value = Asked> {
-    let lengths = (0u64..4, 0usize..160, 0usize..60, 1usize..24);
+    let lengths = (0u64..2, 0usize..160, 0usize..60, 1usize..24);
     let turns =
         (any::<bool>(), prop_oneof![4 => Just(usize::MAX), 1 => 1usize..12], prop::bool::weighted(0.8));
     (lengths, turns, prop::bool::weighted(0.2)).prop_map(
