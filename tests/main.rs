@@ -19,6 +19,7 @@ mod holdings;
 mod hostile;
 mod http_api;
 mod http_errors;
+mod isolation;
 mod load;
 mod models;
 mod openapi;
@@ -29,6 +30,7 @@ mod prefixes;
 mod program;
 #[cfg(unix)]
 mod readme;
+mod rebinding;
 mod responses;
 mod saved;
 mod scores;

@@ -13,12 +13,13 @@ use super::{
     ask::{Ask, Delivery, Prompt},
     error::ApiError,
     form::Form,
+    offload::Cost,
 };
 use crate::{
     constraint::{self, ConstraintError},
     executor::{Caller, Deadlines, SubmitError, Terms},
     job::{Dry, Failure, Job, JobId, Priority, Readiness, Sampling, TraceLink},
-    text::{Conversation, Message, Text, TextError},
+    text::Text,
     units::Tokens,
 };
 
@@ -37,11 +38,9 @@ pub(super) async fn admit(
     if let Some(form) = &ask.form {
         check_form(state, text, form, ask.terms.priority).await?;
     }
-    let echo = if ask.echo { ask.prompt.text() } else { None };
-    let prompt = encode(state, text, ask.prompt, ask.terms.priority).await?;
+    let Encoded { ids: prompt, echo } = encode(state, text, ask.prompt, ask.echo, ask.terms.priority).await?;
     let default = state.settings.default_max_new;
     let max_new_tokens = room(Tokens(prompt.len()), ask.max_new, default, state.context_length(text))?.0;
-    let echo = ask.echo.then(|| echo.unwrap_or_else(|| text.decode(&prompt)));
     let first_scored = ask.scores.filter(|asked| asked.prompt).and_then(|_| prompt.first().copied());
     let mut end_tokens = ask.stop_token_ids;
     if !ask.ignore_eos {
@@ -50,7 +49,7 @@ pub(super) async fn admit(
     let progress = matches!(ask.delivery, Delivery::Streamed { progress: true, .. });
     // What may be text is read as text is.
     let is_formed = ask.form.as_ref().is_some_and(|form| form.parts.is_empty());
-    let sampling = with_breakers(text, ask.sampling, ask.breakers).await?;
+    let sampling = with_breakers(state, text, ask.sampling, ask.breakers).await?;
     let prompt_tokens = prompt.len();
     let (model, keep_alive) = (text.card().id.as_str().into(), ask.keep_alive);
     let constraint = ask.form.map(|form| form.constraint);
@@ -139,57 +138,70 @@ fn check_parts(form: &Form) -> Result<(), (String, ConstraintError)> {
 
 /// Looks up the tokens that a repetition does not reach across: through the whole vocabulary, and so on another thread.
 async fn with_breakers(
+    state: &AppState,
     text: &Arc<Text>,
     sampling: Sampling,
     breakers: Vec<String>,
 ) -> Result<Sampling, ApiError> {
     let Some(dry) = sampling.dry.clone() else { return Ok(sampling) };
     let text = Arc::clone(text);
-    let tokens = web::block(move || text.tokens_with(&breakers)).await;
-    let breakers = tokens.map_err(|error| ApiError::Internal { message: error.to_string() })?;
+    let look_up = move || Ok::<_, ApiError>(text.tokens_with(&breakers));
+    let breakers = state.offload.run(Cost::Light, look_up).await?;
     Ok(Sampling { dry: Some(Dry { breakers, ..dry }), ..sampling })
 }
 
-/// Encodes a long prompt on a thread of its own, because it takes long enough to stall every stream of this one. A few at
-/// a time, and not when the queue is full anyway: a crowd that will be refused must not take the worker's processors.
+/// A prompt as tokens.
+struct Encoded {
+    ids: Vec<u32>,
+    /// Its text, where the answer begins with it.
+    echo: Option<String>,
+}
+
+/// Encodes a prompt, on another thread where that takes long. Not when the queue is full: a crowd that will be refused must
+/// not take the worker's processors.
 async fn encode(
     state: &AppState,
     text: &Arc<Text>,
     prompt: Prompt,
+    echo: bool,
     priority: Priority,
-) -> Result<Vec<u32>, ApiError> {
-    let internal = |error: &dyn std::fmt::Display| ApiError::Internal { message: error.to_string() };
-    let _permit = state.encoders.acquire().await.map_err(|error| internal(&error))?;
+) -> Result<Encoded, ApiError> {
     state.executor.check_room(Tokens(1), priority)?;
-    let ids = if is_short(&prompt) {
-        encode_now(text, prompt)?
-    } else {
-        let text = Arc::clone(text);
-        web::block(move || encode_now(&text, prompt)).await.map_err(|error| internal(&error))??
+    let (text, most, cost) = (Arc::clone(text), state.context_length(text), cost(&prompt));
+    let work = move || {
+        let told = if echo { prompt.text() } else { None };
+        let ids = encode_within(&text, prompt, most)?;
+        let echo = echo.then(|| told.unwrap_or_else(|| text.decode(&ids)));
+        Ok::<_, ApiError>(Encoded { ids, echo })
     };
-    if ids.is_empty() { Err(ApiError::EmptyPrompt) } else { Ok(ids) }
+    let encoded = state.offload.run(cost, work).await?;
+    if encoded.ids.is_empty() { Err(ApiError::EmptyPrompt) } else { Ok(encoded) }
 }
 
-/// Whether it is encoded sooner than another thread has taken it up.
-fn is_short(prompt: &Prompt) -> bool {
-    const MOST: usize = 1024;
+/// What it costs to encode a prompt, and to decode it where it is echoed.
+fn cost(prompt: &Prompt) -> Cost {
     match prompt {
-        Prompt::Ids(_) => true,
-        Prompt::Text(text) => text.len() <= MOST,
-        Prompt::Conversation(Conversation { messages, tools, .. }) => {
-            let length = |message: &Message| message.content.as_ref().map_or(0, String::len);
-            tools.is_empty() && messages.iter().map(|message| 16 + length(message)).sum::<usize>() <= MOST
-        }
+        Prompt::Ids(ids) => Cost::of_text(ids.len()),
+        Prompt::Text(text) => Cost::of_text(text.len()),
+        Prompt::Conversation(conversation) => Cost::of_template(conversation.text_bytes()),
     }
 }
 
-fn encode_now(text: &Text, prompt: Prompt) -> Result<Vec<u32>, TextError> {
+/// Encodes a prompt that has `most` tokens at most; one that has more is refused before it is tokenized, where it can be
+/// known.
+pub(super) fn encode_within(text: &Text, prompt: Prompt, most: Tokens) -> Result<Vec<u32>, ApiError> {
     match prompt {
         // Some tokenizers would make a beginning-of-text token of it.
         Prompt::Text(prompt) if prompt.is_empty() => Ok(Vec::new()),
-        Prompt::Text(prompt) => text.encode(&prompt),
+        Prompt::Text(prompt) => {
+            text.check_length(&prompt, most.0)?;
+            Ok(text.encode(&prompt)?)
+        }
+        Prompt::Ids(ids) if ids.len() >= most.0 => {
+            Err(ApiError::NoRoom { prompt: Tokens(ids.len()), capacity: most })
+        }
         Prompt::Ids(ids) => Ok(ids),
-        Prompt::Conversation(conversation) => text.encode_chat(&conversation),
+        Prompt::Conversation(conversation) => Ok(text.encode_chat_within(&conversation, most.0)?),
     }
 }
 

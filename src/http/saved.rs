@@ -23,7 +23,7 @@ use utoipa::ToSchema;
 use super::{
     AppState,
     admin::{describe_all, give},
-    admission::{check_readiness, room},
+    admission::{check_readiness, encode_within, room},
     ask::{Prompt, check_ids, prompt_of},
     body,
     count::Tally,
@@ -31,8 +31,9 @@ use super::{
     error::ApiError,
     fields::{FieldError, Fields},
     gate::{self, check_admin},
+    offload::Cost,
     slot::caller,
-    texts::{aside, take_conversation},
+    texts::take_conversation,
 };
 use crate::{
     executor::Terms,
@@ -112,7 +113,7 @@ pub(super) async fn cache(
 ) -> Result<HttpResponse, ApiError> {
     check_admin(&request, &state)?;
     let store = store(&request, &state)?;
-    let mut fields = body::read(payload, state.settings.body_limit).await?;
+    let mut fields = body::read(&request, payload, &state).await?;
     let action: String = fields.require("action")?;
     let name: String = fields.require("name")?;
     let name = Name::try_from(name.as_str()).map_err(|e| FieldError::value("name", e.to_string()))?;
@@ -146,8 +147,8 @@ async fn save(
     fields.finish(&[])?;
     check_readiness(&state.readiness.borrow())?;
     let tokens = {
-        let text = Arc::clone(text);
-        aside(state, usize::MAX, move || encode(&text, prompt)).await?
+        let (text, most) = (Arc::clone(text), state.context_length(text));
+        state.offload.run(Cost::of_template(usize::MAX), move || encode(&text, prompt, most)).await?
     };
     if tokens.is_empty() {
         return Err(ApiError::EmptyPrompt);
@@ -273,27 +274,24 @@ fn take_prompt(fields: &mut Fields, text: &Text) -> Result<Prompt, FieldError> {
     Ok(prompt)
 }
 
-fn encode(text: &Text, prompt: Prompt) -> Result<Vec<u32>, TextError> {
+fn encode(text: &Text, prompt: Prompt, most: Tokens) -> Result<Vec<u32>, ApiError> {
     match prompt {
-        // Some tokenizers would make a beginning-of-text token of it.
-        Prompt::Text(prompt) if prompt.is_empty() => Ok(Vec::new()),
-        Prompt::Text(prompt) => text.encode(&prompt),
-        Prompt::Ids(ids) => Ok(ids),
-        Prompt::Conversation(conversation) => stem(text, &conversation),
+        Prompt::Conversation(conversation) => Ok(stem(text, &conversation, most.0)?),
+        other => encode_within(text, other, most),
     }
 }
 
 /// What prompts begin with whose conversations begin with this one. Of one that ends with what the model is to answer, that is
 /// all of it.
-fn stem(text: &Text, conversation: &Conversation) -> Result<Vec<u32>, TextError> {
+fn stem(text: &Text, conversation: &Conversation, most: usize) -> Result<Vec<u32>, TextError> {
     let is_open = |message: &Message| matches!(message.role.as_str(), "user" | "tool");
     if conversation.messages.last().is_some_and(is_open) {
-        return text.encode_chat(conversation);
+        return text.encode_chat_within(conversation, most);
     }
     let mut prompts = BEGINNINGS.iter().map(|beginning| {
         let mut longer = conversation.clone();
         longer.messages.push(Message::new("user", *beginning));
-        text.encode_chat(&longer)
+        text.encode_chat_within(&longer, most)
     });
     let first = prompts.next().unwrap_or_else(|| Ok(Vec::new()))?;
     prompts.try_fold(first, |mut shared, prompt| {

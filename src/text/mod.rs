@@ -11,6 +11,7 @@ mod date;
 mod decoder;
 mod files;
 mod json;
+mod length;
 mod spelling;
 mod stops;
 mod template;
@@ -52,6 +53,8 @@ pub struct Text {
     tokenizer: Tokenizer,
     /// `None` when the tokenizer's decoder is of a kind that has no table.
     spelling: Option<Spelling>,
+    /// Most bytes of text that one token stands for; `None` where a token may stand for any number.
+    longest_token: Option<usize>,
     template: Option<ChatTemplate>,
     bos: Option<SpecialToken>,
 }
@@ -158,6 +161,16 @@ pub enum TextError {
          the constraint out"
     )]
     NoTable,
+    /// A text has more tokens than it may have. The client's.
+    #[error(
+        "this model's maximum context length is {most} tokens, and this text of {bytes} bytes has more; shorten it"
+    )]
+    TooLong {
+        /// Its length.
+        bytes: usize,
+        /// Tokens that it may have.
+        most: usize,
+    },
     /// The tokenizer failed on a text.
     #[error("the model's tokenizer cannot encode this text: {message}; is its tokenizer.json complete?")]
     Encode {
@@ -170,7 +183,14 @@ impl TextError {
     /// Whether other input would have helped; otherwise the model directory's files are at fault.
     #[must_use]
     pub const fn is_the_clients(&self) -> bool {
-        matches!(self, Self::NoTemplate { .. } | Self::NoTools { .. } | Self::Messages { .. } | Self::NoTable)
+        matches!(
+            self,
+            Self::NoTemplate { .. }
+                | Self::NoTools { .. }
+                | Self::Messages { .. }
+                | Self::NoTable
+                | Self::TooLong { .. }
+        )
     }
 
     /// Whether it says where the model's files are, which is nobody's business but the log's.
@@ -188,6 +208,7 @@ impl TextError {
             | Self::Template { .. }
             | Self::TemplateSteps { .. }
             | Self::NoTable
+            | Self::TooLong { .. }
             | Self::Encode { .. } => false,
         }
     }
@@ -221,8 +242,10 @@ impl Text {
             has_chat_template: template.is_some(),
         };
         let spelling = Spelling::of(&tokenizer, card.vocabulary);
+        let longest_token =
+            spelling.as_ref().and_then(|_| length::longest_token(&tokenizer, card.vocabulary));
         let bos = find_bos(&tokenizer, &config, &GenerationConfig::read(model_dir)?);
-        Ok(Self { card, tokenizer, spelling, template, bos })
+        Ok(Self { card, tokenizer, spelling, longest_token, template, bos })
     }
 
     /// What the model says about itself.
@@ -260,6 +283,20 @@ impl Text {
     /// Those of [`Text::render`], and [`TextError::Encode`].
     pub fn encode_chat(&self, conversation: &Conversation) -> Result<Vec<u32>, TextError> {
         self.ids(&self.render(conversation)?, false)
+    }
+
+    /// As [`Text::encode_chat`], of a conversation that has `most` tokens at most.
+    ///
+    /// # Errors
+    /// Those of [`Text::encode_chat`], and those of [`Text::check_length`].
+    pub fn encode_chat_within(
+        &self,
+        conversation: &Conversation,
+        most: usize,
+    ) -> Result<Vec<u32>, TextError> {
+        let prompt = self.render(conversation)?;
+        self.check_length(&prompt, most)?;
+        self.ids(&prompt, false)
     }
 
     /// The text of a conversation whose next message is the model's.
