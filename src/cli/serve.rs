@@ -17,7 +17,7 @@ use super::{
     logging::{self, LogLevel},
     prepare::Prepared,
     print::{self, Output},
-    worker,
+    sandbox, worker,
 };
 use crate::{
     config::{self, Config, ConfigArgs},
@@ -124,6 +124,7 @@ async fn serve(config: &Config, faults: &Plan, entry: Entry, level: LogLevel) ->
         readiness.clone(),
         Settings::from(config),
     )
+    .with_sandbox(sandbox::of_this_program(&metrics)?)
     .with_orders(orders(fleet.foreman()))
     .with_saved_prompts(Store::new(saved_prompts))
     .with_devices(devices(&fleet.view()))

@@ -65,7 +65,7 @@ fn die_with_parent() {
 /// Stdout for frames alone: whatever else prints there, as native libraries do, from here on prints to stderr.
 /// Unbuffered: a frame is one write, and the parent shall see it at once.
 #[cfg(unix)]
-fn private_stdout() -> io::Result<impl Write + 'static> {
+pub(super) fn private_stdout() -> io::Result<impl Write + Send + 'static> {
     use std::{fs::File, os::fd::AsFd};
 
     let frames = io::stdout().as_fd().try_clone_to_owned()?;
@@ -74,7 +74,7 @@ fn private_stdout() -> io::Result<impl Write + 'static> {
 }
 
 #[cfg(not(unix))]
-fn private_stdout() -> io::Result<impl Write + 'static> {
+pub(super) fn private_stdout() -> io::Result<impl Write + Send + 'static> {
     Ok(io::stdout())
 }
 
