@@ -21,6 +21,8 @@ mod http_api;
 mod http_errors;
 mod isolation;
 mod load;
+#[cfg(unix)]
+mod logging;
 mod models;
 mod openapi;
 mod overload;
@@ -32,6 +34,7 @@ mod program;
 mod readme;
 mod rebinding;
 mod responses;
+mod sandbox;
 mod saved;
 mod scores;
 mod serving;

@@ -18,7 +18,7 @@ use super::{
     logging::{self, LogLevel},
     prepare::Prepared,
     print::{self, Output},
-    worker,
+    sandbox, worker,
 };
 use crate::{
     config::{self, Config, ConfigArgs},
@@ -26,6 +26,7 @@ use crate::{
     executor::{Executor, Routing},
     http::{self, AppState, Catalogue, Life, Orders, Settings},
     job::{ModelId, Readiness},
+    log_queue,
     metrics::{MemoryKind, Metrics, OnDevice},
     saved::Store,
     supervise::{Fleet, FleetForeman, FleetRunner, FleetView},
@@ -36,6 +37,9 @@ use crate::{
 
 /// For the last spans to reach their collector, at shutdown.
 const LAST_SPANS: Duration = Duration::from_secs(2);
+
+/// For the last lines of the log to be written, when the process is told to end at once.
+const LAST_LINES_AT_ONCE: Duration = Duration::from_millis(200);
 
 /// Serve a model over HTTP
 #[derive(Debug, clap::Args)]
@@ -60,6 +64,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if args.config.print_config {
         return print_config(&settings, args.json).map(|()| ExitCode::SUCCESS);
     }
+    log_queue::start().context("the thread that writes the log cannot be started")?;
     let level = logging::start(&settings.config.log)?;
     // Before there are other threads, which inherit it.
     host::set_pace(Pace::Prompt);
@@ -123,6 +128,7 @@ async fn serve(config: &Config, faults: &Plan, entry: Entry, level: LogLevel) ->
         readiness.clone(),
         Settings { max_connections, ..http },
     )
+    .with_sandbox(sandbox::of_this_program(&metrics)?)
     .with_orders(orders(fleet.foreman()))
     .with_saved_prompts(Store::new(saved_prompts))
     .with_devices(devices(&fleet.view()))
@@ -256,6 +262,7 @@ async fn ended(mut readiness: watch::Receiver<Readiness>, drain: CancellationTok
         tokio::time::sleep(Duration::from_secs(1)).await;
         let name = signal().await;
         tracing::warn!("{name} again: ending at once");
+        log_queue::flush(LAST_LINES_AT_ONCE);
         process::exit(Exit::Interrupted.code().into());
     });
 }

@@ -5,8 +5,6 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Instant};
 
-use actix_web::web;
-
 use super::{
     AppState,
     answer::Answer,
@@ -14,9 +12,10 @@ use super::{
     error::ApiError,
     form::Form,
     offload::Cost,
+    rendering::render,
+    tokenizing::{Special, Untokenized, tokenize},
 };
 use crate::{
-    constraint::{self, ConstraintError},
     executor::{Caller, Deadlines, SubmitError, Terms},
     job::{Dry, Failure, Job, JobId, Priority, Readiness, Sampling, TraceLink},
     text::Text,
@@ -38,9 +37,14 @@ pub(super) async fn admit(
     if let Some(form) = &ask.form {
         check_form(state, text, form, ask.terms.priority).await?;
     }
-    let Encoded { ids: prompt, echo } = encode(state, text, ask.prompt, ask.echo, ask.terms.priority).await?;
+    let echo = if ask.echo { ask.prompt.text() } else { None };
+    let prompt = encode(state, text, ask.prompt, ask.terms.priority).await?;
     let default = state.settings.default_max_new;
     let max_new_tokens = room(Tokens(prompt.len()), ask.max_new, default, state.context_length(text))?.0;
+    let echo = match echo {
+        None if ask.echo => Some(decode(state, text, &prompt).await?),
+        echo => echo,
+    };
     let first_scored = ask.scores.filter(|asked| asked.prompt).and_then(|_| prompt.first().copied());
     let mut end_tokens = ask.stop_token_ids;
     if !ask.ignore_eos {
@@ -114,26 +118,19 @@ pub(super) fn check_readiness(readiness: &Readiness) -> Result<(), ApiError> {
     }
 }
 
-/// Compiles a constraint once to see that a worker can, on a thread of its own: it takes milliseconds, and what a stranger
-/// thinks of may take seconds. As with prompts, a few at a time and not when the queue is full.
+/// Has the sandbox compile a constraint once, to see that a worker can; not when the queue is full anyway.
 async fn check_form(state: &AppState, text: &Text, form: &Form, priority: Priority) -> Result<(), ApiError> {
-    let internal = |error: &dyn std::fmt::Display| ApiError::Internal { message: error.to_string() };
     text.check_table()?;
-    let permit = state.encoders.acquire().await.map_err(|error| internal(&error))?;
     state.executor.check_room(Tokens(1), priority)?;
-    let form = form.clone();
-    let checked = web::block(move || check_parts(&form)).await.map_err(|error| internal(&error))?;
-    drop(permit);
-    checked.map_err(|(param, source)| ApiError::Constraint { param, source })
-}
-
-/// Checks a form; where it cannot be kept, says which field is at fault.
-fn check_parts(form: &Form) -> Result<(), (String, ConstraintError)> {
-    let Err(whole) = constraint::check(&form.constraint) else { return Ok(()) };
-    for (param, part) in &form.parts {
-        constraint::check(part).map_err(|source| (param.clone(), source))?;
+    let sandbox = state.sandbox()?;
+    let Err(whole) = sandbox.check(&form.constraint).await? else { return Ok(()) };
+    if !whole.is_limit() {
+        for (param, part) in &form.parts {
+            let checked = sandbox.check(part).await?;
+            checked.map_err(|source| ApiError::Constraint { param: param.clone(), source })?;
+        }
     }
-    Err((form.param.clone(), whole))
+    Err(ApiError::Constraint { param: form.param.clone(), source: whole })
 }
 
 /// Looks up the tokens that a repetition does not reach across: through the whole vocabulary, and so on another thread.
@@ -150,59 +147,30 @@ async fn with_breakers(
     Ok(Sampling { dry: Some(Dry { breakers, ..dry }), ..sampling })
 }
 
-/// A prompt as tokens.
-struct Encoded {
-    ids: Vec<u32>,
-    /// Its text, where the answer begins with it.
-    echo: Option<String>,
-}
-
-/// Encodes a prompt, on another thread where that takes long. Not when the queue is full: a crowd that will be refused must
-/// not take the worker's processors.
+/// Makes tokens of a prompt. Not when the queue is full: a crowd that will be refused must not take the worker's processors.
 async fn encode(
     state: &AppState,
     text: &Arc<Text>,
     prompt: Prompt,
-    echo: bool,
     priority: Priority,
-) -> Result<Encoded, ApiError> {
+) -> Result<Vec<u32>, ApiError> {
     state.executor.check_room(Tokens(1), priority)?;
-    let (text, most, cost) = (Arc::clone(text), state.context_length(text), cost(&prompt));
-    let work = move || {
-        let told = if echo { prompt.text() } else { None };
-        let ids = encode_within(&text, prompt, most)?;
-        let echo = echo.then(|| told.unwrap_or_else(|| text.decode(&ids)));
-        Ok::<_, ApiError>(Encoded { ids, echo })
-    };
-    let encoded = state.offload.run(cost, work).await?;
-    if encoded.ids.is_empty() { Err(ApiError::EmptyPrompt) } else { Ok(encoded) }
-}
-
-/// What it costs to encode a prompt, and to decode it where it is echoed.
-fn cost(prompt: &Prompt) -> Cost {
-    match prompt {
-        Prompt::Ids(ids) => Cost::of_text(ids.len()),
-        Prompt::Text(text) => Cost::of_text(text.len()),
-        Prompt::Conversation(conversation) => Cost::of_template(conversation.text_bytes()),
-    }
-}
-
-/// Encodes a prompt that has `most` tokens at most; one that has more is refused before it is tokenized, where it can be
-/// known.
-pub(super) fn encode_within(text: &Text, prompt: Prompt, most: Tokens) -> Result<Vec<u32>, ApiError> {
-    match prompt {
+    let (prompt, special) = match prompt {
+        Prompt::Ids(ids) if ids.is_empty() => return Err(ApiError::EmptyPrompt),
+        Prompt::Ids(ids) => return Ok(ids),
         // Some tokenizers would make a beginning-of-text token of it.
-        Prompt::Text(prompt) if prompt.is_empty() => Ok(Vec::new()),
-        Prompt::Text(prompt) => {
-            text.check_length(&prompt, most.0)?;
-            Ok(text.encode(&prompt)?)
-        }
-        Prompt::Ids(ids) if ids.len() >= most.0 => {
-            Err(ApiError::NoRoom { prompt: Tokens(ids.len()), capacity: most })
-        }
-        Prompt::Ids(ids) => Ok(ids),
-        Prompt::Conversation(conversation) => Ok(text.encode_chat_within(&conversation, most.0)?),
-    }
+        Prompt::Text(prompt) if prompt.is_empty() => return Err(ApiError::EmptyPrompt),
+        Prompt::Text(prompt) => (prompt, Special::Added),
+        Prompt::Conversation(conversation) => (render(state, text, conversation).await?, Special::Written),
+    };
+    let ids = tokenize(state, text, Untokenized { text: prompt, special }).await?;
+    if ids.is_empty() { Err(ApiError::EmptyPrompt) } else { Ok(ids) }
+}
+
+/// The text that an answer begins with, of a prompt that was not given as text.
+async fn decode(state: &AppState, text: &Arc<Text>, ids: &[u32]) -> Result<String, ApiError> {
+    let (text, ids) = (Arc::clone(text), ids.to_vec());
+    state.offload.run(Cost::of_text(ids.len()), move || Ok::<_, ApiError>(text.decode(&ids))).await
 }
 
 /// How many tokens to generate: those asked for, which must fit, else as many of the default as fit.

@@ -14,10 +14,10 @@
 //! | heads, hosts, origins, keys, allowances | 128 KiB | HTTP thread |
 //! | reading a body | `server.body_limit_bytes` each, `server.body_memory_bytes` in all | HTTP thread, copied once |
 //! | gzip, JSON, fields, their errors | `server.body_limit_bytes` | offload, above 16 KiB |
-//! | chat templates (generating, `/tokenize`, `/apply-template`, `/admin/cache`) | steps are limited | offload, always |
+//! | chat templates (generating, `/tokenize`, `/apply-template`, `/admin/cache`) | steps, time and memory are limited | `sandbox`, a process of its own |
 //! | tokenizing, prompts and `/tokenize` | what the context holds, and a little more | offload, above 1 KiB |
 //! | `/detokenize` | as many ids as a body holds | offload, above 1,024 |
-//! | schemas, grammars, regular expressions | time and memory are limited | `constraint` |
+//! | schemas, grammars, regular expressions | time and memory are limited | `sandbox`, a process of its own |
 //! | `dry_sequence_breakers`: a search through the vocabulary | 16 strings of 64 bytes | offload, always |
 //! | logging prompts (`log.prompts`) | a prompt | offload, with the fields |
 //! | a token on its way to a stream: stop strings, calls | 16 stop strings; tokens are short | HTTP thread |
@@ -46,6 +46,7 @@ mod dialect;
 mod error;
 mod fields;
 mod form;
+pub mod fuzzing;
 mod gate;
 mod generate;
 mod headers;
@@ -59,6 +60,7 @@ mod openapi;
 mod page;
 mod probes;
 mod refusal;
+mod rendering;
 mod request_id;
 mod responses;
 mod sampling;
@@ -68,6 +70,7 @@ mod slot;
 mod strict;
 mod texts;
 mod tls;
+mod tokenizing;
 mod tools;
 
 use std::{
@@ -82,7 +85,7 @@ use std::{
 };
 
 use actix_web::{HttpRequest, Resource, Route, web};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::connections::SPARE as SPARE_CONNECTIONS;
@@ -101,13 +104,11 @@ use crate::{
     executor::{Deadlines, Executor},
     job::Readiness,
     metrics::Metrics,
+    sandbox::{Sandbox, SandboxError},
     saved::Store,
     text::Text,
     units::{Bytes, Tokens},
 };
-
-/// Schemas that are checked at once.
-const ENCODERS: usize = 2;
 
 /// For a client to take something of what it is sent, by default.
 const READ_PATIENCE: Duration = Duration::from_secs(60);
@@ -164,6 +165,8 @@ pub struct AppState {
     door: Arc<Door>,
     /// `None` is HTTP without TLS.
     tls: Option<Arc<Tls>>,
+    /// `None` where there is no program to start one with.
+    sandbox: Option<Sandbox>,
     /// `None` where nobody takes any.
     orders: Option<Orders>,
     /// Where prompts are saved; `None` where none are.
@@ -179,8 +182,6 @@ pub struct AppState {
     settings: Settings,
     /// Of requests that name none, as they are now.
     deadlines: watch::Receiver<Deadlines>,
-    /// Schemas are checked [`ENCODERS`] at a time.
-    encoders: Arc<Semaphore>,
     /// Where work is done that takes long.
     offload: Offload,
     /// What the bodies that are being read take.
@@ -208,6 +209,7 @@ impl AppState {
             executor,
             door: Arc::default(),
             tls: None,
+            sandbox: None,
             orders: None,
             saved: None,
             set_log_level: None,
@@ -217,12 +219,17 @@ impl AppState {
             devices: Arc::default(),
             settings,
             deadlines,
-            encoders: Arc::new(Semaphore::new(ENCODERS)),
             offload: Offload::default(),
             body_memory,
             instance: rand::random(),
             was_ready: Arc::default(),
         }
+    }
+
+    /// With processes that compile schemas and render chat templates; without, requests that need one are refused.
+    #[must_use]
+    pub fn with_sandbox(self, sandbox: Sandbox) -> Self {
+        Self { sandbox: Some(sandbox), ..self }
     }
 
     /// With somebody to take the orders of `/admin`.
@@ -271,6 +278,11 @@ impl AppState {
     #[must_use]
     pub fn with_drain(self, drain: CancellationToken) -> Self {
         Self { drain, ..self }
+    }
+
+    fn sandbox(&self) -> Result<&Sandbox, SandboxError> {
+        let missing = || SandboxError::Unavailable { reason: "there is none".into() };
+        self.sandbox.as_ref().ok_or_else(missing)
     }
 
     fn deadlines(&self) -> Deadlines {
@@ -328,7 +340,10 @@ where
     // Made now, and not by the first request that asks for it.
     std::thread::spawn(openapi::prepare);
     let beside = Arc::new(Mutex::new(Some(beside)));
+    let sandbox = state.sandbox.clone();
     let begin = move || {
+        // Its processes end with the thread that starts them.
+        sandbox.iter().for_each(Sandbox::warm_up);
         if let Some(beside) = beside.lock().unwrap_or_else(PoisonError::into_inner).take() {
             actix_web::rt::spawn(beside);
         }

@@ -1,6 +1,6 @@
 //! Work that takes longer than an HTTP thread may be held, done on other threads.
 //!
-//! Everything runs in one of two lanes. *Light* work takes milliseconds (a chat template, a page of text to tokenize), and
+//! Everything runs in one of two lanes. *Light* work takes milliseconds (a page of text to tokenize), and
 //! [`LIGHT`] pieces of it run at once. *Heavy* work may take a second and hundreds of megabytes (a body of megabytes to
 //! parse, a long prompt to tokenize), and only one piece of it runs at a time, because its memory adds up. A request with a
 //! short prompt never waits for one with a long prompt.
@@ -44,11 +44,6 @@ impl Cost {
     pub(super) const fn of_text(bytes: usize) -> Self {
         const MOST_TRIVIAL: usize = 1 << 10;
         Self::beyond(MOST_TRIVIAL, bytes)
-    }
-
-    /// Of rendering a chat template, which is a program of whoever made the model: never trivial.
-    pub(super) const fn of_template(bytes: usize) -> Self {
-        Self::beyond(0, bytes.saturating_add(1))
     }
 
     const fn beyond(most_trivial: usize, bytes: usize) -> Self {
@@ -162,8 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_template_is_never_run_on_an_http_thread() {
-        assert_eq!(Cost::of_template(0), Cost::Light);
+    fn what_takes_above_a_millisecond_is_not_trivial() {
         assert_eq!([Cost::of_json(16 << 10), Cost::of_json((16 << 10) + 1)], [Cost::Trivial, Cost::Light]);
         assert_eq!([Cost::of_text(1 << 10), Cost::of_text(4 << 20)], [Cost::Trivial, Cost::Heavy]);
     }

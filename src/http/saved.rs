@@ -23,7 +23,7 @@ use utoipa::ToSchema;
 use super::{
     AppState,
     admin::{describe_all, give},
-    admission::{check_readiness, encode_within, room},
+    admission::{check_readiness, room},
     ask::{Prompt, check_ids, prompt_of},
     body,
     count::Tally,
@@ -31,16 +31,17 @@ use super::{
     error::ApiError,
     fields::{FieldError, Fields},
     gate::{self, check_admin},
-    offload::Cost,
+    rendering::render,
     slot::caller,
     texts::take_conversation,
+    tokenizing::{Special, Untokenized, tokenize},
 };
 use crate::{
     executor::Terms,
     job::{Event, Failure, Finish, FinishReason, Job, Order, SaveAs},
     metrics::{OnDevice, PromptFile},
     saved::{Head, Listed, Name, SavedError, Store},
-    text::{Conversation, Message, Text, TextError},
+    text::{Conversation, Message, Text},
     units::{Bytes, Tokens},
 };
 
@@ -146,10 +147,7 @@ async fn save(
     let prompt = take_prompt(&mut fields, text)?;
     fields.finish(&[])?;
     check_readiness(&state.readiness.borrow())?;
-    let tokens = {
-        let (text, most) = (Arc::clone(text), state.context_length(text));
-        state.offload.run(Cost::of_template(usize::MAX), move || encode(&text, prompt, most)).await?
-    };
+    let tokens = encode(state, text, prompt).await?;
     if tokens.is_empty() {
         return Err(ApiError::EmptyPrompt);
     }
@@ -274,29 +272,48 @@ fn take_prompt(fields: &mut Fields, text: &Text) -> Result<Prompt, FieldError> {
     Ok(prompt)
 }
 
-fn encode(text: &Text, prompt: Prompt, most: Tokens) -> Result<Vec<u32>, ApiError> {
+async fn encode(state: &AppState, text: &Arc<Text>, prompt: Prompt) -> Result<Vec<u32>, ApiError> {
     match prompt {
-        Prompt::Conversation(conversation) => Ok(stem(text, &conversation, most.0)?),
-        other => encode_within(text, other, most),
+        // Some tokenizers would make a beginning-of-text token of it.
+        Prompt::Text(prompt) if prompt.is_empty() => Ok(Vec::new()),
+        Prompt::Text(prompt) => {
+            tokenize(state, text, Untokenized { text: prompt, special: Special::Added }).await
+        }
+        Prompt::Ids(ids) => Ok(ids),
+        Prompt::Conversation(conversation) => stem(state, text, conversation).await,
     }
 }
 
 /// What prompts begin with whose conversations begin with this one. Of one that ends with what the model is to answer, that is
 /// all of it.
-fn stem(text: &Text, conversation: &Conversation, most: usize) -> Result<Vec<u32>, TextError> {
+async fn stem(state: &AppState, text: &Arc<Text>, conversation: Conversation) -> Result<Vec<u32>, ApiError> {
     let is_open = |message: &Message| matches!(message.role.as_str(), "user" | "tool");
     if conversation.messages.last().is_some_and(is_open) {
-        return text.encode_chat_within(conversation, most);
+        return encode_chat(state, text, conversation).await;
     }
-    let mut prompts = BEGINNINGS.iter().map(|beginning| {
+    let mut shared: Option<Vec<u32>> = None;
+    for beginning in BEGINNINGS {
         let mut longer = conversation.clone();
-        longer.messages.push(Message::new("user", *beginning));
-        text.encode_chat_within(&longer, most)
-    });
-    let first = prompts.next().unwrap_or_else(|| Ok(Vec::new()))?;
-    prompts.try_fold(first, |mut shared, prompt| {
-        let alike = shared.iter().zip(&prompt?).take_while(|(one, other)| one == other).count();
-        shared.truncate(alike);
-        Ok(shared)
-    })
+        longer.messages.push(Message::new("user", beginning));
+        let prompt = encode_chat(state, text, longer).await?;
+        shared = Some(match shared {
+            None => prompt,
+            Some(shared) => shared
+                .into_iter()
+                .zip(prompt)
+                .take_while(|(one, other)| one == other)
+                .map(|(one, _)| one)
+                .collect(),
+        });
+    }
+    Ok(shared.unwrap_or_default())
+}
+
+async fn encode_chat(
+    state: &AppState,
+    text: &Arc<Text>,
+    conversation: Conversation,
+) -> Result<Vec<u32>, ApiError> {
+    let prompt = render(state, text, conversation).await?;
+    tokenize(state, text, Untokenized { text: prompt, special: Special::Written }).await
 }

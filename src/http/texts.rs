@@ -21,9 +21,14 @@ use super::{
     fields::{FieldError, Fields, Known},
     messages::conversation_of,
     offload::Cost,
+    rendering::render,
+    tokenizing::{Special, Untokenized, tokenize_within},
     tools::{Shape, take_tools},
 };
-use crate::text::{Conversation, Text, TextError};
+use crate::{
+    text::{Conversation, Text},
+    units::Tokens,
+};
 
 /// Tokens that a text may have which is only counted, where the context holds fewer: people measure documents before they
 /// cut them. Tokenizing takes hundreds of bytes of memory for each.
@@ -60,14 +65,18 @@ pub(super) async fn tokenize(
         Ok((source, with_pieces))
     });
     let Taken { text, value: (source, with_pieces), share } = taken.await?;
-    let max_model_len = state.context_length(&text);
-    let json = state.offload.run(source.cost(), move || {
-        let ids = source.encode(&text, max_model_len.0.max(MOST_TOKENS))?;
+    let (source, special) = match source {
+        Source::Text { text, add_special: true } => (text, Special::Added),
+        Source::Text { text, add_special: false } => (text, Special::Written),
+        Source::Conversation(conversation) => (render(&state, &text, conversation).await?, Special::Written),
+    };
+    let most = state.context_length(&text);
+    let counted = Tokens(most.0.max(MOST_TOKENS));
+    let ids = tokenize_within(&state, &text, Untokenized { text: source, special }, counted).await?;
+    drop(share);
+    let json = state.offload.run(Cost::of_text(ids.len()), move || {
         let tokens = if with_pieces { pieces(&text, &ids) } else { json!(ids) };
-        drop(share);
-        Ok::<_, TextError>(
-            json!({ "count": ids.len(), "tokens": tokens, "max_model_len": max_model_len }).to_string(),
-        )
+        Ok::<_, ApiError>(json!({ "count": ids.len(), "tokens": tokens, "max_model_len": most }).to_string())
     });
     Ok(send(json.await?))
 }
@@ -105,11 +114,10 @@ pub(super) async fn apply_template(
         Ok(conversation)
     });
     let Taken { text, value: conversation, share } = taken.await?;
-    let json = state.offload.run(Cost::of_template(conversation.text_bytes()), move || {
-        let prompt = text.render(&conversation)?;
-        drop(share);
-        Ok::<_, TextError>(json!({ "prompt": prompt }).to_string())
-    });
+    let prompt = render(&state, &text, conversation).await?;
+    drop(share);
+    let cost = Cost::of_json(prompt.len());
+    let json = state.offload.run(cost, move || Ok::<_, ApiError>(json!({ "prompt": prompt }).to_string()));
     Ok(send(json.await?))
 }
 
@@ -138,24 +146,6 @@ impl Source {
                 let add_special = add_special.unwrap_or(name == "prompt");
                 Ok(Self::Text { text: fields.require(name)?, add_special })
             }
-        }
-    }
-
-    fn cost(&self) -> Cost {
-        match self {
-            Self::Text { text, .. } => Cost::of_text(text.len()),
-            Self::Conversation(conversation) => Cost::of_template(conversation.text_bytes()),
-        }
-    }
-
-    fn encode(&self, text: &Text, most: usize) -> Result<Vec<u32>, TextError> {
-        if let Self::Text { text: source, .. } = self {
-            text.check_length(source, most)?;
-        }
-        match self {
-            Self::Text { text: source, add_special: true } => text.encode(source),
-            Self::Text { text: source, add_special: false } => text.encode_bare(source),
-            Self::Conversation(conversation) => text.encode_chat_within(conversation, most),
         }
     }
 }

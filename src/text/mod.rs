@@ -10,8 +10,10 @@ mod conversation;
 mod date;
 mod decoder;
 mod files;
+pub mod fuzzing;
 mod json;
 mod length;
+mod rendering;
 mod spelling;
 mod stops;
 mod template;
@@ -36,6 +38,7 @@ pub use self::{
     alike::{AlikeError, check_same_tokens},
     conversation::{Conversation, Message},
     decoder::{Chunk, Decoder},
+    rendering::{RenderRequest, Renderer, TemplateFault, TemplateSource},
     token::TokenText,
     tools::{Call, CallReader, Calls, Reading, Told, ToolFormat, ToolSupport},
     vocabulary::Vocabulary,
@@ -43,7 +46,6 @@ pub use self::{
 use self::{
     files::{GenerationConfig, TokenizerConfig},
     spelling::Spelling,
-    template::ChatTemplate,
 };
 use crate::manifest::{self, Manifest, ManifestError};
 
@@ -55,7 +57,7 @@ pub struct Text {
     spelling: Option<Spelling>,
     /// Most bytes of text that one token stands for; `None` where a token may stand for any number.
     longest_token: Option<usize>,
-    template: Option<ChatTemplate>,
+    template: Option<TemplateFile>,
     bos: Option<SpecialToken>,
 }
 
@@ -155,6 +157,14 @@ pub enum TextError {
         /// Steps that it may take.
         most: u64,
     },
+    /// The chat template needed more time, memory or nesting than one rendering may use, and its process was killed.
+    #[error(
+        "the model's chat template {what} for these messages; send fewer or shorter messages, or a plain `prompt`"
+    )]
+    TemplateLimit {
+        /// The limit that it passed.
+        what: String,
+    },
     /// The tokenizer's decoder is of a kind that has no table, and a constraint needs one.
     #[error(
         "the model's tokenizer has a decoder whose tokens have no bytes of their own, so no answer can be constrained; leave \
@@ -207,11 +217,19 @@ impl TextError {
             | Self::Messages { .. }
             | Self::Template { .. }
             | Self::TemplateSteps { .. }
+            | Self::TemplateLimit { .. }
             | Self::NoTable
             | Self::TooLong { .. }
             | Self::Encode { .. } => false,
         }
     }
+}
+
+/// A chat template and the file that it was read from.
+struct TemplateFile {
+    path: PathBuf,
+    source: TemplateSource,
+    tools: ToolSupport,
 }
 
 /// A special token, as text and as id.
@@ -225,12 +243,14 @@ impl Text {
     ///
     /// # Errors
     /// [`TextError`] when the manifest or the tokenizer is missing, or any of the files is malformed. A missing chat
-    /// template is an error of the requests that need it.
+    /// template is an error of the requests that need it. Whether a template compiles is not looked at here, because a
+    /// compiler that overflows its stack takes its process with it: `Sandbox::check_template` and
+    /// [`Text::check_template`] do that.
     pub fn open(model_dir: &Path, id: &str) -> Result<Self, TextError> {
         let manifest = Manifest::read(model_dir)?;
         let tokenizer = files::read_tokenizer(model_dir)?;
         let config = TokenizerConfig::read(model_dir)?;
-        let template = compile_template(model_dir, &config)?;
+        let template = read_template(model_dir, &config)?;
         let fingerprint = fingerprint(&manifest);
         let card = ModelCard {
             fingerprint,
@@ -277,49 +297,72 @@ impl Text {
         self.ids(text, false)
     }
 
-    /// Encodes a conversation whose next message is the model's.
+    /// Encodes a conversation whose next message is the model's. Renders in this process, as [`Text::render`] does.
     ///
     /// # Errors
     /// Those of [`Text::render`], and [`TextError::Encode`].
     pub fn encode_chat(&self, conversation: &Conversation) -> Result<Vec<u32>, TextError> {
-        self.ids(&self.render(conversation)?, false)
+        self.encode_bare(&self.render(conversation)?)
     }
 
-    /// As [`Text::encode_chat`], of a conversation that has `most` tokens at most.
+    /// The text of a conversation whose next message is the model's, rendered in this process. A server renders in a child
+    /// process instead (see [`Text::render_request`]); commands whose process serves nobody else use this.
     ///
     /// # Errors
-    /// Those of [`Text::encode_chat`], and those of [`Text::check_length`].
-    pub fn encode_chat_within(
-        &self,
-        conversation: &Conversation,
-        most: usize,
-    ) -> Result<Vec<u32>, TextError> {
-        let prompt = self.render(conversation)?;
-        self.check_length(&prompt, most)?;
-        self.ids(&prompt, false)
-    }
-
-    /// The text of a conversation whose next message is the model's.
-    ///
-    /// # Errors
-    /// [`TextError::NoTemplate`], [`TextError::NoTools`] and [`TextError::Messages`], which are the client's,
+    /// Those of [`Text::render_request`], and what the template makes of the messages: [`TextError::Messages`],
     /// [`TextError::Template`] and [`TextError::TemplateSteps`].
     pub fn render(&self, conversation: &Conversation) -> Result<String, TextError> {
+        let request = self.render_request(conversation)?;
+        Renderer::default().render(&request).map_err(|fault| self.fault(fault))
+    }
+
+    /// What is needed to render a conversation in another process.
+    ///
+    /// # Errors
+    /// [`TextError::NoTemplate`] and [`TextError::NoTools`], which are the client's.
+    pub fn render_request(&self, conversation: &Conversation) -> Result<RenderRequest, TextError> {
         let missing = || TextError::NoTemplate { id: self.card.id.clone() };
         let template = self.template.as_ref().ok_or_else(missing)?;
-        let Conversation { messages, tools, opening } = conversation;
-        if template.tools() == ToolSupport::None
-            && (!tools.is_empty() || messages.iter().any(Message::is_about_tools))
-        {
+        if template.tools == ToolSupport::None && conversation.is_about_tools() {
             return Err(TextError::NoTools { id: self.card.id.clone() });
         }
-        Ok(template.render(messages, tools)? + opening)
+        Ok(RenderRequest::new(&template.source, conversation))
+    }
+
+    /// The chat template, to be compiled in another process; `None` where there is none.
+    #[must_use]
+    pub fn template_source(&self) -> Option<&TemplateSource> {
+        self.template.as_ref().map(|template| &template.source)
+    }
+
+    /// Compiles the chat template in this process, to see that it can be. A server uses `Sandbox::check_template`.
+    ///
+    /// # Errors
+    /// [`TextError::TemplateFile`] when it does not compile.
+    pub fn check_template(&self) -> Result<(), TextError> {
+        let Some(source) = self.template_source() else { return Ok(()) };
+        Renderer::default().check(source).map_err(|fault| self.fault(fault))
+    }
+
+    /// What a renderer reported, as an error of this model.
+    #[must_use]
+    pub fn fault(&self, fault: TemplateFault) -> TextError {
+        let path = || self.template.as_ref().map(|template| template.path.clone()).unwrap_or_default();
+        match fault {
+            TemplateFault::Compile { message } => TextError::TemplateFile { path: path(), message },
+            TemplateFault::Refused { message } => TextError::Messages { message },
+            TemplateFault::Failed { message } => TextError::Template { message },
+            TemplateFault::Steps { most } => TextError::TemplateSteps { most },
+            TemplateFault::TooLong { found, most } => {
+                TextError::TemplateLimit { what: format!("made {found} of text, at most {most} are read,") }
+            }
+        }
     }
 
     /// What the chat template says about tools.
     #[must_use]
     pub fn tools(&self) -> ToolSupport {
-        self.template.as_ref().map_or(ToolSupport::None, ChatTemplate::tools)
+        self.template.as_ref().map_or(ToolSupport::None, |template| template.tools)
     }
 
     /// Whether this is the name of a special token, which has no text of its own.
@@ -349,10 +392,10 @@ impl Text {
     }
 }
 
-fn compile_template(model_dir: &Path, config: &TokenizerConfig) -> Result<Option<ChatTemplate>, TextError> {
-    let Some((path, source)) = files::read_template(model_dir, config)? else { return Ok(None) };
-    let compiled = ChatTemplate::compile(&source, config.special_tokens());
-    compiled.map(Some).map_err(|e| TextError::TemplateFile { path, message: e.to_string() })
+fn read_template(model_dir: &Path, config: &TokenizerConfig) -> Result<Option<TemplateFile>, TextError> {
+    let Some((path, text)) = files::read_template(model_dir, config)? else { return Ok(None) };
+    let tools = ToolSupport::of(&text);
+    Ok(Some(TemplateFile { path, source: TemplateSource { text, tokens: config.special_tokens() }, tools }))
 }
 
 fn find_bos(

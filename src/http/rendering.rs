@@ -1,0 +1,17 @@
+//! Conversations to prompts, by the sandbox: a chat template is a program from the model's folder.
+
+use std::sync::Arc;
+
+use super::{AppState, error::ApiError, offload::Cost};
+use crate::text::{Conversation, Text};
+
+/// The text of a conversation whose next message is the model's.
+pub(super) async fn render(
+    state: &AppState,
+    text: &Arc<Text>,
+    conversation: Conversation,
+) -> Result<String, ApiError> {
+    let (model, cost) = (Arc::clone(text), Cost::of_json(conversation.text_bytes()));
+    let request = state.offload.run(cost, move || model.render_request(&conversation)).await?;
+    Ok(state.sandbox()?.render(text, request).await??)
+}
