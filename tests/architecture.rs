@@ -11,7 +11,8 @@ const LAYERS: &str = "
     units:
     trim: units
     choice:
-    metrics:
+    log_queue:
+    metrics: log_queue
     job: units
     config: choice trim units
     access: config
@@ -28,13 +29,13 @@ const LAYERS: &str = "
     engine: constraint device job model units
     worker: constraint device engine job manifest model saved trim wire units
     traces: job metrics units
-    supervise: job metrics traces wire units
+    supervise: job log_queue metrics traces wire units
     executor: job metrics traces units
     http: access config constraint executor job metrics sandbox saved text traces units
     client:
     smoke: client
     load: client
-    cli: access choice client config constraint device engine executor export http job load manifest metrics model sandbox saved smoke supervise text traces units wire worker
+    cli: access choice client config constraint device engine executor export http job load log_queue manifest metrics model sandbox saved smoke supervise text traces units wire worker
 ";
 
 /// The only module with `unsafe`.

@@ -20,6 +20,8 @@ mod hostile;
 mod http_api;
 mod http_errors;
 mod load;
+#[cfg(unix)]
+mod logging;
 mod models;
 mod openapi;
 mod overload;
