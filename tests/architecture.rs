@@ -9,31 +9,32 @@ use std::{
 /// Each module and what it may import. A line may only name modules of earlier lines.
 const LAYERS: &str = "
     units:
+    files: units
     trim: units
     choice:
     metrics:
     job: units
-    config: choice trim units
-    access: config
-    manifest: units
-    saved: units
-    text: job manifest units
+    config: choice files trim units
+    access: config files units
+    manifest: files units
+    saved: files units
+    text: files job manifest units
     constraint: job text
     wire: choice job trim units
     device: choice units
     onnx:
-    export: manifest onnx units
-    model: choice device manifest onnx saved units
+    export: files manifest onnx units
+    model: choice device files manifest onnx saved units
     engine: constraint device job model units
     worker: constraint device engine job manifest model saved trim wire units
     traces: job metrics units
-    supervise: job metrics traces wire units
+    supervise: files job metrics traces wire units
     executor: job metrics traces units
-    http: access config constraint executor job metrics saved text traces units
+    http: access config constraint executor files job metrics saved text traces units
     client:
     smoke: client
     load: client
-    cli: access choice client config constraint device engine executor export http job load manifest metrics model saved smoke supervise text traces units wire worker
+    cli: access choice client config constraint device engine executor export files http job load manifest metrics model saved smoke supervise text traces units wire worker
 ";
 
 /// The only module with `unsafe`.

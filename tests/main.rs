@@ -20,6 +20,7 @@ mod hostile;
 mod http_api;
 mod http_errors;
 mod load;
+mod model_folders;
 mod models;
 mod openapi;
 mod overload;

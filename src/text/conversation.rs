@@ -14,6 +14,13 @@ pub struct Conversation {
     pub opening: &'static str,
 }
 
+impl Conversation {
+    /// Whether it has tools, calls of them, or results: what only a template with tools can pass on.
+    pub(super) fn has_tools(&self) -> bool {
+        !self.tools.is_empty() || self.messages.iter().any(Message::is_about_tools)
+    }
+}
+
 /// One message of a conversation. A template sees the fields that are there, in this order.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Message {
@@ -39,7 +46,7 @@ impl Message {
     }
 
     /// Whether it says something that only a template with tools can pass on.
-    pub(super) fn is_about_tools(&self) -> bool {
+    fn is_about_tools(&self) -> bool {
         !self.tool_calls.is_empty() || self.tool_call_id.is_some() || self.role == "tool"
     }
 }

@@ -11,9 +11,11 @@ mod date;
 mod decoder;
 mod files;
 mod json;
+mod special_tokens;
 mod spelling;
 mod stops;
 mod template;
+mod templates;
 #[cfg(test)]
 mod tests;
 mod token;
@@ -41,8 +43,9 @@ pub use self::{
 };
 use self::{
     files::{GenerationConfig, TokenizerConfig},
+    special_tokens::SpecialTokens,
     spelling::Spelling,
-    template::ChatTemplate,
+    templates::Templates,
 };
 use crate::manifest::{self, Manifest, ManifestError};
 
@@ -52,7 +55,7 @@ pub struct Text {
     tokenizer: Tokenizer,
     /// `None` when the tokenizer's decoder is of a kind that has no table.
     spelling: Option<Spelling>,
-    template: Option<ChatTemplate>,
+    templates: Templates,
     bos: Option<SpecialToken>,
 }
 
@@ -173,6 +176,19 @@ impl TextError {
         matches!(self, Self::NoTemplate { .. } | Self::NoTools { .. } | Self::Messages { .. } | Self::NoTable)
     }
 
+    /// The file that it is about, if it is about one.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Manifest(error) => Some(error.path()),
+            Self::Read { path, .. }
+            | Self::Json { path, .. }
+            | Self::Tokenizer { path, .. }
+            | Self::TemplateFile { path, .. } => Some(path),
+            _ => None,
+        }
+    }
+
     /// Whether it says where the model's files are, which is nobody's business but the log's.
     #[must_use]
     pub const fn names_a_file(&self) -> bool {
@@ -209,20 +225,22 @@ impl Text {
         let manifest = Manifest::read(model_dir)?;
         let tokenizer = files::read_tokenizer(model_dir)?;
         let config = TokenizerConfig::read(model_dir)?;
-        let template = compile_template(model_dir, &config)?;
+        let map = files::read_special_tokens_map(model_dir)?;
+        let tokens = special_tokens::named(&config, &map, &manifest.architecture, &tokenizer);
+        let templates = Templates::read(model_dir, &config, &tokens)?;
         let fingerprint = fingerprint(&manifest);
         let card = ModelCard {
             fingerprint,
             id: id.to_owned(),
             context_length: manifest.context_length,
             vocabulary: manifest.dims.vocab,
-            end_tokens: manifest.end_tokens,
+            end_tokens: end_tokens(&manifest, &tokenizer, &tokens),
             created: modified(&manifest::path(model_dir))?,
-            has_chat_template: template.is_some(),
+            has_chat_template: !templates.is_empty(),
         };
         let spelling = Spelling::of(&tokenizer, card.vocabulary);
-        let bos = find_bos(&tokenizer, &config, &GenerationConfig::read(model_dir)?);
-        Ok(Self { card, tokenizer, spelling, template, bos })
+        let bos = find_bos(&tokenizer, &tokens, &GenerationConfig::read(model_dir)?);
+        Ok(Self { card, tokenizer, spelling, templates, bos })
     }
 
     /// What the model says about itself.
@@ -269,11 +287,9 @@ impl Text {
     /// [`TextError::Template`] and [`TextError::TemplateSteps`].
     pub fn render(&self, conversation: &Conversation) -> Result<String, TextError> {
         let missing = || TextError::NoTemplate { id: self.card.id.clone() };
-        let template = self.template.as_ref().ok_or_else(missing)?;
+        let template = self.templates.of(conversation).ok_or_else(missing)?;
         let Conversation { messages, tools, opening } = conversation;
-        if template.tools() == ToolSupport::None
-            && (!tools.is_empty() || messages.iter().any(Message::is_about_tools))
-        {
+        if template.tools() == ToolSupport::None && conversation.has_tools() {
             return Err(TextError::NoTools { id: self.card.id.clone() });
         }
         Ok(template.render(messages, tools)? + opening)
@@ -282,7 +298,7 @@ impl Text {
     /// What the chat template says about tools.
     #[must_use]
     pub fn tools(&self) -> ToolSupport {
-        self.template.as_ref().map_or(ToolSupport::None, ChatTemplate::tools)
+        self.templates.tools()
     }
 
     /// Whether this is the name of a special token, which has no text of its own.
@@ -312,18 +328,21 @@ impl Text {
     }
 }
 
-fn compile_template(model_dir: &Path, config: &TokenizerConfig) -> Result<Option<ChatTemplate>, TextError> {
-    let Some((path, source)) = files::read_template(model_dir, config)? else { return Ok(None) };
-    let compiled = ChatTemplate::compile(&source, config.special_tokens());
-    compiled.map(Some).map_err(|e| TextError::TemplateFile { path, message: e.to_string() })
+/// Those of the manifest, and the tokenizer's own `eos_token`: configurations may name one without the other, and a chat
+/// template ends turns with the tokenizer's.
+fn end_tokens(manifest: &Manifest, tokenizer: &Tokenizer, tokens: &SpecialTokens) -> Vec<u32> {
+    let mut ids = manifest.end_tokens.clone();
+    let own = tokens.get("eos_token").and_then(|token| tokenizer.token_to_id(token));
+    ids.extend(own.filter(|id| (*id as usize) < manifest.dims.vocab && !manifest.end_tokens.contains(id)));
+    ids
 }
 
 fn find_bos(
     tokenizer: &Tokenizer,
-    config: &TokenizerConfig,
+    tokens: &SpecialTokens,
     generation: &GenerationConfig,
 ) -> Option<SpecialToken> {
-    let named = config.special_tokens().remove("bos_token");
+    let named = tokens.get("bos_token").cloned();
     let text = named.or_else(|| tokenizer.id_to_token(generation.bos_token_id?))?;
     let id = tokenizer.token_to_id(&text)?;
     Some(SpecialToken { text, id })

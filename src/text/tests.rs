@@ -56,10 +56,11 @@ fn model_dir(vocab: usize) -> tempfile::TempDir {
         quantization: None,
         overrides: Vec::new(),
         context_length: 512,
-        end_tokens: END_TOKENS.into(),
+        end_tokens: END_TOKENS.into_iter().filter(|id| (*id as usize) < vocab).collect(),
         parameters: 1,
         graph: GraphNames::default(),
         provenance,
+        files: Vec::new(),
     };
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join(manifest::FILE_NAME), manifest.to_json()).unwrap();
