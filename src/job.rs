@@ -415,6 +415,8 @@ pub enum Failure {
     NoWorker {
         /// Why not.
         message: String,
+        /// When the next one is tried; `None` where none will be.
+        retry_in: Option<Duration>,
     },
     /// It waited in the queue for longer than it was willing to.
     #[error("waited {} ms in the queue, the limit of this request", waited.as_millis())]

@@ -20,6 +20,8 @@ pub mod trim;
 
 pub mod choice;
 
+pub mod log_queue;
+
 pub mod metrics;
 
 pub mod job;

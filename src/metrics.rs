@@ -20,6 +20,8 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
+use crate::log_queue;
+
 /// Content type of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -198,6 +200,8 @@ pub struct Metrics {
     pub memory: Family<MemoryKind, Gauge>,
     /// Spans of traces that did not reach the collector.
     pub trace_spans_dropped: Counter,
+    /// Log lines of this process that were dropped, because stderr was not read.
+    pub log_lines_dropped: Counter,
 }
 
 impl fmt::Debug for Metrics {
@@ -264,6 +268,7 @@ impl Metrics {
             graph_nodes: Family::default(),
             memory: Family::default(),
             trace_spans_dropped: Counter::default(),
+            log_lines_dropped: log_queue::dropped(),
         }
         .registered()
     }
@@ -316,6 +321,8 @@ impl Metrics {
         r.register_with_unit("memory", help, Unit::Bytes, self.memory.clone());
         let help = "Spans of traces that did not reach the collector";
         r.register("trace_spans_dropped", help, self.trace_spans_dropped.clone());
+        let help = "Log lines that were dropped because stderr was not read";
+        r.register("log_lines_dropped", help, self.log_lines_dropped.clone());
         self
     }
 

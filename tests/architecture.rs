@@ -12,7 +12,8 @@ const LAYERS: &str = "
     files: units
     trim: units
     choice:
-    metrics:
+    log_queue:
+    metrics: log_queue
     job: units
     config: choice files trim units
     access: config files units
@@ -28,13 +29,13 @@ const LAYERS: &str = "
     engine: constraint device job model units
     worker: constraint device engine job manifest model saved trim wire units
     traces: job metrics units
-    supervise: files job metrics traces wire units
+    supervise: files job log_queue metrics traces wire units
     executor: job metrics traces units
     http: access config constraint executor files job metrics saved text traces units
     client:
     smoke: client
     load: client
-    cli: access choice client config constraint device engine executor export files http job load manifest metrics model saved smoke supervise text traces units wire worker
+    cli: access choice client config constraint device engine executor export files http job load log_queue manifest metrics model saved smoke supervise text traces units wire worker
 ";
 
 /// The only module with `unsafe`.

@@ -20,6 +20,9 @@ mod hostile;
 mod http_api;
 mod http_errors;
 mod load;
+#[cfg(unix)]
+mod logging;
+#[cfg(unix)]
 mod model_folders;
 mod models;
 mod openapi;

@@ -267,6 +267,7 @@ pub(crate) fn recycling(dir: PathBuf) -> WorkerCommand {
             decode_floor: 60 * second,
             decode_factor: 10,
             pipe: 60 * second,
+            idle: 60 * second,
         },
         recycle: Recycle {
             after_jobs: Some(1),

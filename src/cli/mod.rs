@@ -31,14 +31,17 @@ mod smoke;
 mod verify;
 mod worker;
 
-use std::{env, process::ExitCode};
+use std::{env, process::ExitCode, time::Duration};
 
 use clap::{CommandFactory, Parser};
 
 use exit::Exit;
 use print::Output;
 
-use crate::device;
+use crate::{device, log_queue};
+
+/// For the last lines of the log to be written: a process whose stderr nobody reads ends all the same.
+const LAST_LINES: Duration = Duration::from_secs(2);
 
 /// Serves one fine-tuned language model, one answer at a time
 #[derive(Debug, Parser)]
@@ -76,14 +79,16 @@ pub fn run() -> ExitCode {
     };
     let output = command.output();
     print::keep_to(output);
-    match dispatch(command) {
+    let code = match dispatch(command) {
         Ok(code) => code,
         Err(error) => {
             let exit = Exit::of(&error);
             print::error(&error, exit, output.json);
             exit.into()
         }
-    }
+    };
+    log_queue::flush(LAST_LINES);
+    code
 }
 
 /// Says what is wrong with the command line, or the help that was asked for.

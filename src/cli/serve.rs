@@ -24,6 +24,7 @@ use crate::{
     executor::{Executor, Routing},
     http::{self, AppState, Life, Orders, Settings},
     job::{ModelId, Readiness},
+    log_queue,
     metrics::{MemoryKind, Metrics, OnDevice},
     saved::Store,
     supervise::{Fleet, FleetForeman, FleetRunner, FleetView},
@@ -33,6 +34,9 @@ use crate::{
 
 /// For the last spans to reach their collector, at shutdown.
 const LAST_SPANS: Duration = Duration::from_secs(2);
+
+/// For the last lines of the log to be written, when the process is told to end at once.
+const LAST_LINES_AT_ONCE: Duration = Duration::from_millis(200);
 
 /// Serve a model over HTTP
 #[derive(Debug, clap::Args)]
@@ -57,6 +61,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if args.config.print_config {
         return print_config(&settings, args.json).map(|()| ExitCode::SUCCESS);
     }
+    log_queue::start().context("the thread that writes the log cannot be started")?;
     let level = logging::start(&settings.config.log)?;
     // Before there are other threads, which inherit it.
     host::set_pace(Pace::Prompt);
@@ -238,6 +243,7 @@ async fn ended(mut readiness: watch::Receiver<Readiness>, drain: CancellationTok
         tokio::time::sleep(Duration::from_secs(1)).await;
         let name = signal().await;
         tracing::warn!("{name} again: ending at once");
+        log_queue::flush(LAST_LINES_AT_ONCE);
         process::exit(Exit::Interrupted.code().into());
     });
 }

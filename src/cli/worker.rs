@@ -47,8 +47,21 @@ pub(super) struct Args {
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
     // To stderr, which the parent passes on.
     logging::start_quiet()?;
+    die_with_parent();
     let frames = private_stdout().context("stdout cannot be kept apart for frames")?;
     Ok(worker::run(io::stdin(), frames, args.faults.unwrap_or_default())?)
+}
+
+/// Has the system kill this process when its parent is gone. The end of stdin says so as well, on every system, but a
+/// process that is stopped or hangs in a driver does not read it: only Linux ends that one too.
+///
+/// A parent that ended before this call is no gap, as stdin has ended then. The signal comes when the *thread* that started
+/// this process ends: see [`WorkerCommand`].
+fn die_with_parent() {
+    #[cfg(target_os = "linux")]
+    if let Err(e) = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)) {
+        tracing::warn!("this worker ends with its parent only while it reads its input: {e}");
+    }
 }
 
 /// Stdout for frames alone: whatever else prints there, as native libraries do, from here on prints to stderr.
@@ -222,6 +235,7 @@ fn budgets(watchdog: &config::Watchdog) -> Budgets {
         decode_floor: watchdog.decode_floor.into(),
         decode_factor: watchdog.decode_factor,
         pipe: watchdog.pipe.into(),
+        idle: watchdog.idle.into(),
     }
 }
 

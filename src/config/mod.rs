@@ -270,6 +270,8 @@ pub struct Watchdog {
     pub decode_factor: u32,
     /// While it is sent something.
     pub pipe: Millis,
+    /// While it is idle, to answer a ping.
+    pub idle: Millis,
 }
 
 /// When a worker that works is replaced all the same.

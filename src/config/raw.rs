@@ -139,6 +139,7 @@ pub(super) struct RawWatchdog {
     pub(super) decode_floor_ms: i64,
     pub(super) decode_factor: i64,
     pub(super) pipe_ms: i64,
+    pub(super) idle_ms: i64,
 }
 
 #[derive(Debug, Deserialize)]

@@ -162,11 +162,13 @@ impl ApiError {
             Self::Submit(SubmitError::Busy { retry_after: wait, .. }) | Self::RateLimited { wait, .. } => {
                 Some(*wait)
             }
-            Self::WorkerDown { retry_in, .. } => Some(retry_in.unwrap_or(LATER)),
+            Self::WorkerDown { retry_in, .. } | Self::Failure(Failure::NoWorker { retry_in, .. }) => {
+                Some(retry_in.unwrap_or(LATER))
+            }
             Self::Loading
             | Self::Constraint { source: ConstraintError::Busy { .. }, .. }
             | Self::Submit(SubmitError::Stopped)
-            | Self::Failure(Failure::NoWorker { .. } | Failure::ShuttingDown) => Some(SOON),
+            | Self::Failure(Failure::ShuttingDown) => Some(SOON),
             _ => None,
         }
     }
@@ -188,10 +190,12 @@ impl ApiError {
     fn public(&self) -> Option<String> {
         let told = match self {
             Self::Text(text) if text.names_a_file() => "the model's files cannot be used".into(),
-            Self::WorkerDown { retry_in: Some(_), .. } => {
+            Self::WorkerDown { retry_in: Some(_), .. }
+            | Self::Failure(Failure::NoWorker { retry_in: Some(_), .. }) => {
                 "no worker is running; the next one is being started".into()
             }
-            Self::WorkerDown { retry_in: None, .. } | Self::Failure(Failure::NoWorker { .. }) => {
+            Self::WorkerDown { retry_in: None, .. }
+            | Self::Failure(Failure::NoWorker { retry_in: None, .. }) => {
                 "no worker is running, and none will be started".into()
             }
             Self::Failure(Failure::Model { model, .. }) => format!("model {model} cannot be loaded"),

@@ -22,6 +22,7 @@ mod dialect;
 mod error;
 mod fields;
 mod form;
+pub mod fuzzing;
 mod gate;
 mod generate;
 mod headers;

@@ -10,6 +10,7 @@ mod conversation;
 mod date;
 mod decoder;
 mod files;
+pub mod fuzzing;
 mod json;
 mod special_tokens;
 mod spelling;
