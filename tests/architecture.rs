@@ -20,8 +20,9 @@ const LAYERS: &str = "
     manifest: files units
     saved: files units
     text: files job manifest units
-    constraint: job text
+    constraint: job text units
     wire: choice job trim units
+    sandbox: constraint job metrics text units wire
     device: choice units
     onnx:
     export: files manifest onnx units
@@ -31,11 +32,11 @@ const LAYERS: &str = "
     traces: job metrics units
     supervise: files job log_queue metrics traces wire units
     executor: job metrics traces units
-    http: access config constraint executor files job metrics saved text traces units
+    http: access config constraint executor files job metrics sandbox saved text traces units
     client:
     smoke: client
     load: client
-    cli: access choice client config constraint device engine executor export files http job load log_queue manifest metrics model saved smoke supervise text traces units wire worker
+    cli: access choice client config constraint device engine executor export files http job load log_queue manifest metrics model sandbox saved smoke supervise text traces units wire worker
 ";
 
 /// The only module with `unsafe`.

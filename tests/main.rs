@@ -34,6 +34,7 @@ mod program;
 #[cfg(unix)]
 mod readme;
 mod responses;
+mod sandbox;
 mod saved;
 mod scores;
 mod serving;

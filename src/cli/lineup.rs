@@ -14,6 +14,7 @@ use crate::{
     http::{Catalogue, Unavailable},
     manifest::ManifestError,
     model::ModelError,
+    sandbox::Sandbox,
     text::{Text, TextError},
 };
 
@@ -27,14 +28,15 @@ pub(super) struct Lineup {
 
 impl Lineup {
     /// Opens the text sides of the models that were found for each device. The devices have the same models in the same
-    /// order.
+    /// order. Chat templates are compiled by `sandbox`.
     ///
     /// # Errors
     /// The first model's error, when none can be used.
-    pub(super) fn open(devices: Vec<Vec<Candidate>>) -> anyhow::Result<Self> {
+    pub(super) async fn open(devices: Vec<Vec<Candidate>>, sandbox: &Sandbox) -> anyhow::Result<Self> {
         let order: Vec<String> = devices.iter().take(1).flatten().map(|one| one.id.clone()).collect();
         let (devices, mut errors) = split(devices);
-        let mut texts = open_texts(devices.first().map_or(&[], Vec::as_slice), &mut errors);
+        let models = devices.first().map_or(&[][..], Vec::as_slice);
+        let mut texts = open_texts(models, sandbox, &mut errors).await;
         if texts.is_empty() {
             let first = order.first().and_then(|id| errors.remove(id));
             errors.iter().for_each(|(id, error)| tracing::error!("model {id:?} cannot be served: {error:#}"));
@@ -71,8 +73,9 @@ fn split(devices: Vec<Vec<Candidate>>) -> (Vec<Vec<Prepared>>, BTreeMap<String, 
 }
 
 /// Opens the text sides of `models`. They are the same whatever device a model is for.
-fn open_texts(
+async fn open_texts(
     models: &[Prepared],
+    sandbox: &Sandbox,
     errors: &mut BTreeMap<String, anyhow::Error>,
 ) -> BTreeMap<String, Arc<Text>> {
     let mut texts = BTreeMap::new();
@@ -80,7 +83,7 @@ fn open_texts(
         if errors.contains_key(id) {
             continue;
         }
-        match open_text(dir, id) {
+        match open_text(dir, id, sandbox).await {
             Ok(text) => drop(texts.insert(id.clone(), Arc::new(text))),
             Err(error) => drop(errors.insert(id.clone(), error)),
         }
@@ -90,14 +93,16 @@ fn open_texts(
 
 /// Opens the text side of a model and encodes a word, as every request will. Libraries have assertions about files that they
 /// wrote themselves, and this one may come from anywhere.
-fn open_text(dir: &Path, id: &str) -> anyhow::Result<Text> {
+async fn open_text(dir: &Path, id: &str, sandbox: &Sandbox) -> anyhow::Result<Text> {
     let opened = panic::catch_unwind(|| {
         let text = Text::open(dir, id)?;
         text.encode("a word")?;
         Ok::<_, TextError>(text)
     });
     let panicked = |_| anyhow!("{}: its tokenizer.json is not consistent; copy it again", dir.display());
-    Ok(opened.map_err(panicked)??)
+    let text = opened.map_err(panicked)??;
+    sandbox.check_templates(&text).await??;
+    Ok(text)
 }
 
 /// What clients are told of a model that cannot be used, and what the log is.
@@ -137,6 +142,7 @@ mod tests {
     use std::io;
 
     use super::*;
+    use crate::{metrics::Metrics, sandbox::Command};
 
     fn failed(id: &str, error: impl Into<anyhow::Error>) -> Candidate {
         Candidate { id: id.into(), model: Err(error.into()) }
@@ -152,10 +158,12 @@ mod tests {
         assert!(!reason.contains("secret"), "{reason}");
     }
 
-    #[test]
-    fn where_no_model_can_be_used_the_first_ones_error_is_returned() {
+    #[tokio::test]
+    async fn where_no_model_can_be_used_the_first_ones_error_is_returned() {
         let devices = vec![vec![failed("a", anyhow!("the first")), failed("b", anyhow!("the second"))]];
-        let error = Lineup::open(devices).err().unwrap();
+        let command = Command { program: "nowhere".into(), arguments: Vec::new() };
+        let sandbox = Sandbox::new(command, Arc::new(Metrics::new()));
+        let error = Lineup::open(devices, &sandbox).await.err().unwrap();
         assert_eq!(error.to_string(), "the first");
     }
 }

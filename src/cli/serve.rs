@@ -16,7 +16,7 @@ use super::{
     exit::{EndsAs, Exit},
     logging::{self, LogLevel},
     print::{self, Output},
-    worker,
+    sandbox, worker,
 };
 use crate::{
     config::{self, Config, ConfigArgs},
@@ -94,11 +94,11 @@ pub(super) fn print_config(settings: &config::Settings, as_json: bool) -> anyhow
 }
 
 async fn serve(config: &Config, faults: &Plan, entry: Entry, level: LogLevel) -> anyhow::Result<ExitCode> {
-    let (catalogue, mut commands) = worker::commands(config).await?;
+    let metrics = Arc::new(Metrics::for_devices(&worker::labels(config)));
+    let sandbox = sandbox::of_this_program(&metrics)?;
+    let (catalogue, mut commands) = worker::commands(config, &sandbox).await?;
     let listener = listen(config)?;
     commands.iter_mut().for_each(|command| command.arguments.extend(worker::faults(faults)));
-    let labels: Vec<String> = commands.iter().filter_map(|command| command.label.clone()).collect();
-    let metrics = Arc::new(Metrics::for_devices(&labels));
     let collector = collector(config, &metrics)?;
     let (fleet, keeping) = Fleet::new(commands, &metrics);
     let readiness = fleet.readiness();
@@ -118,6 +118,7 @@ async fn serve(config: &Config, faults: &Plan, entry: Entry, level: LogLevel) ->
         readiness.clone(),
         Settings::from(config),
     )
+    .with_sandbox(sandbox)
     .with_orders(orders(fleet.foreman()))
     .with_saved_prompts(Store::new(saved_prompts))
     .with_devices(devices(&fleet.view()))

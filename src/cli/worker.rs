@@ -23,6 +23,7 @@ use crate::{
     device::{cores, host},
     http::Catalogue,
     job::{GpuReport, KeepAlive},
+    sandbox::Sandbox,
     supervise::{Budgets, Place, Recycle, WorkerCommand, ask_device},
     units::Bytes,
     wire::{DraftModel, WorkerSpec},
@@ -67,7 +68,7 @@ fn die_with_parent() {
 /// Stdout for frames alone: whatever else prints there, as native libraries do, from here on prints to stderr.
 /// Unbuffered: a frame is one write, and the parent shall see it at once.
 #[cfg(unix)]
-fn private_stdout() -> io::Result<impl Write + 'static> {
+pub(super) fn private_stdout() -> io::Result<impl Write + Send + 'static> {
     use std::{fs::File, os::fd::AsFd};
 
     let frames = io::stdout().as_fd().try_clone_to_owned()?;
@@ -76,7 +77,7 @@ fn private_stdout() -> io::Result<impl Write + 'static> {
 }
 
 #[cfg(not(unix))]
-fn private_stdout() -> io::Result<impl Write + 'static> {
+pub(super) fn private_stdout() -> io::Result<impl Write + Send + 'static> {
     Ok(io::stdout())
 }
 
@@ -93,18 +94,27 @@ pub(super) fn command(config: &Config, models: &[Prepared]) -> anyhow::Result<Wo
     command_on(config, config.engine.devices.first(), models)
 }
 
+/// The devices of the settings by name, where there are several.
+pub(super) fn labels(config: &Config) -> Vec<String> {
+    let devices = &config.engine.devices;
+    if devices.all().len() > 1 { devices.labels() } else { Vec::new() }
+}
+
 /// The models to serve, and how to start a worker for them on each device of the settings, in the settings' order. Devices
 /// differ in the exports that they get, and in nothing else.
 ///
 /// # Errors
 /// As [`command`] and [`prepare::models`], when no model can be used, or no device that something is to be exported for.
-pub(super) async fn commands(config: &Config) -> anyhow::Result<(Catalogue, Vec<WorkerCommand>)> {
+pub(super) async fn commands(
+    config: &Config,
+    sandbox: &Sandbox,
+) -> anyhow::Result<(Catalogue, Vec<WorkerCommand>)> {
     let devices = &config.engine.devices;
     let mut found = Vec::new();
     for choice in devices.all() {
         found.push(prepare::models(config, gpu(config, *choice).await?)?);
     }
-    let lineup = Lineup::open(found)?;
+    let lineup = Lineup::open(found, sandbox).await?;
     let mut commands = Vec::new();
     for ((choice, label), models) in devices.all().iter().zip(devices.labels()).zip(&lineup.devices) {
         let mut command = shared_out(command_on(config, *choice, models)?, config);

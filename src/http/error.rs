@@ -17,6 +17,7 @@ use crate::{
     constraint::ConstraintError,
     executor::SubmitError,
     job::Failure,
+    sandbox::SandboxError,
     text::TextError,
     units::{Bytes, Tokens},
 };
@@ -81,6 +82,8 @@ pub(super) enum ApiError {
     #[error("{param} {source}")]
     Constraint { param: String, source: ConstraintError },
     #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    #[error(transparent)]
     Text(#[from] TextError),
     #[error("the model is being loaded")]
     Loading,
@@ -120,10 +123,11 @@ impl ApiError {
             Self::RateLimited { .. } => (S::TOO_MANY_REQUESTS, "rate_limit_exceeded"),
             Self::EmptyPrompt => (S::BAD_REQUEST, "empty_prompt"),
             Self::NoRoom { .. } => (S::BAD_REQUEST, "context_length_exceeded"),
-            Self::Constraint { source: ConstraintError::Busy { .. }, .. } => {
-                (S::SERVICE_UNAVAILABLE, "constraint_busy")
-            }
             Self::Constraint { .. } => (S::BAD_REQUEST, "invalid_constraint"),
+            Self::Sandbox(SandboxError::Busy) => (S::TOO_MANY_REQUESTS, "preparation_busy"),
+            Self::Sandbox(SandboxError::Unavailable { .. }) => {
+                (S::SERVICE_UNAVAILABLE, "preparation_unavailable")
+            }
             Self::Text(text) => text_row(text),
             Self::Loading => (S::SERVICE_UNAVAILABLE, "not_ready"),
             Self::WorkerDown { .. } => (S::SERVICE_UNAVAILABLE, "worker_down"),
@@ -166,7 +170,7 @@ impl ApiError {
                 Some(retry_in.unwrap_or(LATER))
             }
             Self::Loading
-            | Self::Constraint { source: ConstraintError::Busy { .. }, .. }
+            | Self::Sandbox(_)
             | Self::Submit(SubmitError::Stopped)
             | Self::Failure(Failure::ShuttingDown) => Some(SOON),
             _ => None,
@@ -208,6 +212,10 @@ impl ApiError {
                 format!("the file of saved prompt {name:?} cannot be written or read")
             }
             Self::Failure(Failure::WorkerLost { .. }) => "the worker process was lost".into(),
+            Self::Sandbox(SandboxError::Unavailable { .. }) => {
+                "schemas and conversations cannot be prepared now; retry later, or send a plain `prompt`"
+                    .into()
+            }
             Self::Internal { .. } => "an internal task failed".into(),
             _ => return None,
         };
@@ -259,7 +267,16 @@ fn text_row(error: &TextError) -> (StatusCode, &'static str) {
         TextError::NoTools { .. } => (StatusCode::BAD_REQUEST, "tools_unsupported"),
         TextError::NoTable => (StatusCode::BAD_REQUEST, "constraint_unsupported"),
         TextError::Messages { .. } => (StatusCode::BAD_REQUEST, "messages_refused"),
-        _ => (StatusCode::INTERNAL_SERVER_ERROR, "model_files"),
+        TextError::Template { .. } => (StatusCode::BAD_REQUEST, "chat_template_failed"),
+        TextError::TemplateSteps { .. } | TextError::TemplateLimit { .. } => {
+            (StatusCode::BAD_REQUEST, "chat_template_limit")
+        }
+        TextError::Encode { .. } => (StatusCode::BAD_REQUEST, "not_encodable"),
+        TextError::Manifest(_)
+        | TextError::Read { .. }
+        | TextError::Json { .. }
+        | TextError::Tokenizer { .. }
+        | TextError::TemplateFile { .. } => (StatusCode::SERVICE_UNAVAILABLE, "model_files"),
     }
 }
 

@@ -34,6 +34,7 @@ mod openapi;
 mod page;
 mod probes;
 mod refusal;
+mod rendering;
 mod request_id;
 mod responses;
 mod sampling;
@@ -75,6 +76,7 @@ use crate::{
     executor::{Deadlines, Executor},
     job::Readiness,
     metrics::Metrics,
+    sandbox::{Sandbox, SandboxError},
     saved::Store,
     text::Text,
     units::{Bytes, Tokens},
@@ -135,6 +137,8 @@ pub struct AppState {
     door: Arc<Door>,
     /// `None` is HTTP without TLS.
     tls: Option<Arc<Tls>>,
+    /// `None` where there is no program to start one with.
+    sandbox: Option<Sandbox>,
     /// `None` where nobody takes any.
     orders: Option<Orders>,
     /// Where prompts are saved; `None` where none are.
@@ -174,6 +178,7 @@ impl AppState {
             executor,
             door: Arc::default(),
             tls: None,
+            sandbox: None,
             orders: None,
             saved: None,
             set_log_level: None,
@@ -187,6 +192,12 @@ impl AppState {
             instance: rand::random(),
             was_ready: Arc::default(),
         }
+    }
+
+    /// With processes that compile schemas and render chat templates; without, requests that need one are refused.
+    #[must_use]
+    pub fn with_sandbox(self, sandbox: Sandbox) -> Self {
+        Self { sandbox: Some(sandbox), ..self }
     }
 
     /// With somebody to take the orders of `/admin`.
@@ -235,6 +246,11 @@ impl AppState {
     #[must_use]
     pub fn with_drain(self, drain: CancellationToken) -> Self {
         Self { drain, ..self }
+    }
+
+    fn sandbox(&self) -> Result<&Sandbox, SandboxError> {
+        let missing = || SandboxError::Unavailable { reason: "there is none".into() };
+        self.sandbox.as_ref().ok_or_else(missing)
     }
 
     fn deadlines(&self) -> Deadlines {
@@ -288,7 +304,10 @@ where
 {
     let Life { beside, shutdown, finish } = life;
     let beside = Arc::new(Mutex::new(Some(beside)));
+    let sandbox = state.sandbox.clone();
     let begin = move || {
+        // Its processes end with the thread that starts them.
+        sandbox.iter().for_each(Sandbox::warm_up);
         if let Some(beside) = beside.lock().unwrap_or_else(PoisonError::into_inner).take() {
             actix_web::rt::spawn(beside);
         }

@@ -12,6 +12,7 @@ mod decoder;
 mod files;
 pub mod fuzzing;
 mod json;
+mod rendering;
 mod special_tokens;
 mod spelling;
 mod stops;
@@ -38,6 +39,8 @@ pub use self::{
     alike::{AlikeError, check_same_tokens},
     conversation::{Conversation, Message},
     decoder::{Chunk, Decoder},
+    rendering::{RenderRequest, Renderer, TemplateFault, TemplateSource},
+    templates::TemplateFile,
     token::TokenText,
     tools::{Call, CallReader, Calls, Reading, Told, ToolFormat, ToolSupport},
     vocabulary::Vocabulary,
@@ -156,6 +159,14 @@ pub enum TextError {
         /// Steps that it may take.
         most: u64,
     },
+    /// The chat template needed more time, memory or nesting than one rendering may use, and its process was killed.
+    #[error(
+        "the model's chat template {what} for these messages; send fewer or shorter messages, or a plain `prompt`"
+    )]
+    TemplateLimit {
+        /// The limit that it passed.
+        what: String,
+    },
     /// The tokenizer's decoder is of a kind that has no table, and a constraint needs one.
     #[error(
         "the model's tokenizer has a decoder whose tokens have no bytes of their own, so no answer can be constrained; leave \
@@ -204,6 +215,7 @@ impl TextError {
             | Self::Messages { .. }
             | Self::Template { .. }
             | Self::TemplateSteps { .. }
+            | Self::TemplateLimit { .. }
             | Self::NoTable
             | Self::Encode { .. } => false,
         }
@@ -221,7 +233,9 @@ impl Text {
     ///
     /// # Errors
     /// [`TextError`] when the manifest or the tokenizer is missing, or any of the files is malformed. A missing chat
-    /// template is an error of the requests that need it.
+    /// template is an error of the requests that need it. Whether a template compiles is not looked at here, because a
+    /// compiler that overflows its stack takes its process with it: `Sandbox::check_templates` and
+    /// [`Text::check_templates`] do that.
     pub fn open(model_dir: &Path, id: &str) -> Result<Self, TextError> {
         let manifest = Manifest::read(model_dir)?;
         let tokenizer = files::read_tokenizer(model_dir)?;
@@ -273,27 +287,66 @@ impl Text {
         self.ids(text, false)
     }
 
-    /// Encodes a conversation whose next message is the model's.
+    /// Encodes a conversation whose next message is the model's. Renders in this process, as [`Text::render`] does.
     ///
     /// # Errors
     /// Those of [`Text::render`], and [`TextError::Encode`].
     pub fn encode_chat(&self, conversation: &Conversation) -> Result<Vec<u32>, TextError> {
-        self.ids(&self.render(conversation)?, false)
+        self.encode_bare(&self.render(conversation)?)
     }
 
-    /// The text of a conversation whose next message is the model's.
+    /// The text of a conversation whose next message is the model's, rendered in this process. A server renders in a child
+    /// process instead (see [`Text::render_request`]); commands whose process serves nobody else use this.
     ///
     /// # Errors
-    /// [`TextError::NoTemplate`], [`TextError::NoTools`] and [`TextError::Messages`], which are the client's,
+    /// Those of [`Text::render_request`], and what the template makes of the messages: [`TextError::Messages`],
     /// [`TextError::Template`] and [`TextError::TemplateSteps`].
     pub fn render(&self, conversation: &Conversation) -> Result<String, TextError> {
+        let template = self.template(conversation)?;
+        let request = RenderRequest::new(template.source(), conversation);
+        Renderer::default().render(&request).map_err(|fault| template.fault(fault))
+    }
+
+    /// What is needed to render a conversation in another process.
+    ///
+    /// # Errors
+    /// [`TextError::NoTemplate`] and [`TextError::NoTools`], which are the client's.
+    pub fn render_request(&self, conversation: &Conversation) -> Result<RenderRequest, TextError> {
+        Ok(RenderRequest::new(self.template(conversation)?.source(), conversation))
+    }
+
+    /// The template of a conversation.
+    fn template(&self, conversation: &Conversation) -> Result<&TemplateFile, TextError> {
         let missing = || TextError::NoTemplate { id: self.card.id.clone() };
         let template = self.templates.of(conversation).ok_or_else(missing)?;
-        let Conversation { messages, tools, opening } = conversation;
-        if template.tools() == ToolSupport::None && conversation.has_tools() {
+        if template.tools() == ToolSupport::None && conversation.is_about_tools() {
             return Err(TextError::NoTools { id: self.card.id.clone() });
         }
-        Ok(template.render(messages, tools)? + opening)
+        Ok(template)
+    }
+
+    /// The chat templates that conversations may get, to be compiled in another process.
+    pub fn templates(&self) -> impl Iterator<Item = &TemplateFile> {
+        self.templates.all()
+    }
+
+    /// Compiles the chat templates in this process, to see that they can be. A server uses `Sandbox::check_templates`.
+    ///
+    /// # Errors
+    /// [`TextError::TemplateFile`] when one does not compile.
+    pub fn check_templates(&self) -> Result<(), TextError> {
+        let mut renderer = Renderer::default();
+        self.templates()
+            .try_for_each(|template| renderer.check(template.source()).map_err(|fault| template.fault(fault)))
+    }
+
+    /// What a renderer reported of a conversation, as an error of this model.
+    #[must_use]
+    pub fn fault(&self, fault: TemplateFault) -> TextError {
+        match self.templates().next() {
+            Some(template) => template.fault(fault),
+            None => TextError::NoTemplate { id: self.card.id.clone() },
+        }
     }
 
     /// What the chat template says about tools.

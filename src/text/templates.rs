@@ -13,47 +13,62 @@
 use std::path::{Path, PathBuf};
 
 use super::{
-    Conversation, TextError, ToolSupport,
+    Conversation, TemplateFault, TemplateSource, TextError, ToolSupport,
     files::{self, Templates as Written, TokenizerConfig},
     special_tokens::SpecialTokens,
-    template::ChatTemplate,
 };
 use crate::manifest::layout::{PROCESSOR_TEMPLATE, TEMPLATE, TOKENIZER_CONFIG, TOOL_TEMPLATE};
 
 /// The templates that conversations get.
 #[derive(Default)]
 pub(super) struct Templates {
-    default: Option<ChatTemplate>,
+    default: Option<TemplateFile>,
     /// For conversations with tools.
-    tool_use: Option<ChatTemplate>,
+    tool_use: Option<TemplateFile>,
+}
+
+/// A chat template, and the file that it was found in.
+pub struct TemplateFile {
+    path: PathBuf,
+    source: TemplateSource,
+    tools: ToolSupport,
 }
 
 /// A template's text, and the file that it was found in.
-struct Source {
+struct Found {
     path: PathBuf,
     text: String,
 }
 
 impl Templates {
-    /// Reads and compiles the templates in `model_dir`.
+    /// Reads the templates in `model_dir`. Whether they compile is looked at elsewhere.
     pub(super) fn read(
         model_dir: &Path,
         config: &TokenizerConfig,
         tokens: &SpecialTokens,
     ) -> Result<Self, TextError> {
+        let file = |Found { path, text }| TemplateFile {
+            path,
+            tools: ToolSupport::of(&text),
+            source: TemplateSource { text, tokens: tokens.clone() },
+        };
         let [default, tool_use] = find(model_dir, config)?;
-        let compile = |source: Option<Source>| source.map(|source| compile(source, tokens)).transpose();
-        Ok(Self { default: compile(default)?, tool_use: compile(tool_use)? })
+        Ok(Self { default: default.map(file), tool_use: tool_use.map(file) })
     }
 
     /// The template for `conversation`, if there is one.
-    pub(super) fn of(&self, conversation: &Conversation) -> Option<&ChatTemplate> {
-        if conversation.has_tools() { self.with_tools() } else { self.default.as_ref() }
+    pub(super) fn of(&self, conversation: &Conversation) -> Option<&TemplateFile> {
+        if conversation.is_about_tools() { self.with_tools() } else { self.default.as_ref() }
+    }
+
+    /// Those that there are.
+    pub(super) fn all(&self) -> impl Iterator<Item = &TemplateFile> {
+        self.default.iter().chain(&self.tool_use)
     }
 
     /// What conversations with tools can have.
     pub(super) fn tools(&self) -> ToolSupport {
-        self.with_tools().map_or(ToolSupport::None, ChatTemplate::tools)
+        self.with_tools().map_or(ToolSupport::None, TemplateFile::tools)
     }
 
     /// Whether there is one for any conversation.
@@ -61,22 +76,46 @@ impl Templates {
         self.default.is_none() && self.tool_use.is_none()
     }
 
-    fn with_tools(&self) -> Option<&ChatTemplate> {
+    fn with_tools(&self) -> Option<&TemplateFile> {
         self.tool_use.as_ref().or(self.default.as_ref())
     }
 }
 
-fn compile(Source { path, text }: Source, tokens: &SpecialTokens) -> Result<ChatTemplate, TextError> {
-    ChatTemplate::compile(&text, tokens.clone())
-        .map_err(|e| TextError::TemplateFile { path, message: e.to_string() })
+impl TemplateFile {
+    /// What a renderer needs of it.
+    #[must_use]
+    pub const fn source(&self) -> &TemplateSource {
+        &self.source
+    }
+
+    /// What it says about tools.
+    pub(super) const fn tools(&self) -> ToolSupport {
+        self.tools
+    }
+
+    /// What a renderer reported of it, as an error of its model.
+    #[must_use]
+    pub fn fault(&self, fault: TemplateFault) -> TextError {
+        match fault {
+            TemplateFault::Compile { message } => {
+                TextError::TemplateFile { path: self.path.clone(), message }
+            }
+            TemplateFault::Refused { message } => TextError::Messages { message },
+            TemplateFault::Failed { message } => TextError::Template { message },
+            TemplateFault::Steps { most } => TextError::TemplateSteps { most },
+            TemplateFault::TooLong { found, most } => {
+                TextError::TemplateLimit { what: format!("made {found} of text, at most {most} are read,") }
+            }
+        }
+    }
 }
 
 /// `default` and `tool_use`.
-fn find(model_dir: &Path, config: &TokenizerConfig) -> Result<[Option<Source>; 2], TextError> {
+fn find(model_dir: &Path, config: &TokenizerConfig) -> Result<[Option<Found>; 2], TextError> {
     let of_files = [TEMPLATE, TOOL_TEMPLATE].map(|name| {
         let path = model_dir.join(name);
         let text = files::read_template(&path)?;
-        Ok::<_, TextError>(text.map(|text| Source { path, text }))
+        Ok::<_, TextError>(text.map(|text| Found { path, text }))
     });
     let [default, tool_use] = of_files;
     let of_files = [default?, tool_use?];
@@ -92,9 +131,9 @@ fn find(model_dir: &Path, config: &TokenizerConfig) -> Result<[Option<Source>; 2
 }
 
 /// The templates that are written in a JSON file at `path`.
-fn within(written: &Written, path: &Path) -> [Option<Source>; 2] {
+fn within(written: &Written, path: &Path) -> [Option<Found>; 2] {
     ["default", "tool_use"].map(|name| {
         let text = written.named(name)?.to_owned();
-        Some(Source { path: path.into(), text })
+        Some(Found { path: path.into(), text })
     })
 }

@@ -1,0 +1,32 @@
+//! `eka sandbox`: the child process that compiles schemas and renders templates, and how a server starts it.
+
+use std::{env, io, sync::Arc};
+
+use anyhow::Context;
+
+use super::worker::private_stdout;
+use crate::{
+    metrics::Metrics,
+    sandbox::{self, Command, Sandbox},
+};
+
+/// The subcommand's name.
+const NAME: &str = "sandbox";
+
+/// Serves the parent over stdin and stdout.
+///
+/// # Errors
+/// When the pipe fails.
+pub(super) fn run() -> anyhow::Result<()> {
+    let replies = private_stdout().context("stdout cannot be kept apart for replies")?;
+    Ok(sandbox::run(io::stdin(), replies)?)
+}
+
+/// A sandbox of this program.
+///
+/// # Errors
+/// When the program's own file cannot be found.
+pub(super) fn of_this_program(metrics: &Arc<Metrics>) -> anyhow::Result<Sandbox> {
+    let program = env::current_exe().context("this program's own file cannot be found")?;
+    Ok(Sandbox::new(Command { program, arguments: vec![NAME.into()] }, Arc::clone(metrics)))
+}
