@@ -22,6 +22,8 @@ mod http_errors;
 mod load;
 #[cfg(unix)]
 mod logging;
+#[cfg(unix)]
+mod model_folders;
 mod models;
 mod openapi;
 mod overload;

@@ -63,7 +63,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::{
     admin::{Orders, SetLogLevel},
-    catalogue::Catalogue,
+    catalogue::{Catalogue, Unavailable},
     tls::{Tls, TlsError},
 };
 use self::{

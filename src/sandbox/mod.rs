@@ -36,7 +36,7 @@ use crate::{
     constraint::{self, ConstraintError},
     job::Constraint,
     metrics::Metrics,
-    text::{RenderRequest, Text, TextError},
+    text::{RenderRequest, TemplateFault, Text, TextError},
 };
 
 /// At a quantum each, the last that waits does so for some seconds at worst.
@@ -134,20 +134,35 @@ impl Sandbox {
         }
     }
 
-    /// Checks that the chat template of `text` compiles, for a server that starts; a model without one has nothing to check.
+    /// Checks that the chat templates of `text` compile, for a server that starts; a model without one has nothing to check.
     /// The inner result is the verdict: a model whose template is at fault is left out by itself.
     ///
     /// # Errors
     /// [`SandboxError`] when no verdict could be had.
-    pub async fn check_template(&self, text: &Text) -> Result<Result<(), TextError>, SandboxError> {
-        let Some(source) = text.template_source() else { return Ok(Ok(())) };
-        match self.0.templates.run(Task::Compile(source.clone())).await {
-            Ok(Answer::Compiled(compiled)) => Ok(compiled.map_err(|fault| text.fault(fault))),
-            Ok(other) => Err(unexpected(&other)),
-            Err(Failure::Limit(limit)) => Ok(Err(template_limit(limit))),
-            Err(Failure::Sandbox(error)) => Err(error),
+    pub async fn check_templates(&self, text: &Text) -> Result<Result<(), TextError>, SandboxError> {
+        for template in text.templates() {
+            let compiled = match self.0.templates.run(Task::Compile(template.source().clone())).await {
+                Ok(Answer::Compiled(compiled)) => compiled.map_err(|fault| template.fault(fault)),
+                Ok(other) => return Err(unexpected(&other)),
+                Err(Failure::Limit(limit)) => Err(template.fault(compile_limit(limit))),
+                Err(Failure::Sandbox(error)) => return Err(error),
+            };
+            if compiled.is_err() {
+                return Ok(compiled);
+            }
         }
+        Ok(Ok(()))
     }
+}
+
+fn compile_limit(limit: Limit) -> TemplateFault {
+    let message = match limit {
+        Limit::Time(limit) => format!("it takes more than {} s to compile", limit.as_secs()),
+        Limit::Memory(limit) => {
+            format!("it needs more than {limit} of memory to compile, or nests too deeply")
+        }
+    };
+    TemplateFault::Compile { message }
 }
 
 fn template_limit(limit: Limit) -> TextError {
