@@ -15,6 +15,8 @@
 
 pub mod units;
 
+pub mod files;
+
 pub mod trim;
 
 pub mod choice;

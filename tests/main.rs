@@ -23,6 +23,8 @@ mod isolation;
 mod load;
 #[cfg(unix)]
 mod logging;
+#[cfg(unix)]
+mod model_folders;
 mod models;
 mod openapi;
 mod overload;

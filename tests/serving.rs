@@ -329,5 +329,6 @@ fn manifest() -> Manifest {
         parameters: 1,
         graph: GraphNames::default(),
         provenance: Provenance { exporter: "test".into(), sources: vec![], adapters: vec![], options: None },
+        files: vec![],
     }
 }

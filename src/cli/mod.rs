@@ -15,6 +15,7 @@ mod export;
 mod generate;
 mod health;
 mod inspect;
+mod lineup;
 mod load;
 mod logging;
 mod logits;

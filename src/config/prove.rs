@@ -104,12 +104,14 @@ impl Proof<'_> {
             Some(dir) => self.directory("model.cache_dir", dir),
             None => Some(default_cache_dir(self.around)),
         };
+        let verify = self.some("model.verify", raw.verify.parse().ok());
         Some(Model {
             path: path?,
             id: id?,
             quantize: quantize?,
             block_size: block_size?,
             cache_dir: cache_dir?,
+            verify: verify?,
         })
     }
 

@@ -12,7 +12,7 @@ use actix_web::{
 };
 use serde_json::{Value, json};
 
-use super::fields::FieldError;
+use super::{catalogue::Unavailable, fields::FieldError};
 use crate::{
     constraint::ConstraintError,
     executor::SubmitError,
@@ -74,6 +74,8 @@ pub(super) enum ApiError {
     SavedPromptNotFound { name: String },
     #[error("there is no model {asked:?} here; this server serves {served}")]
     ModelNotFound { asked: String, served: String },
+    #[error("model {:?} is not available: {}", .0.id, .0.reason)]
+    ModelUnavailable(Unavailable),
     #[error(
         "admin endpoints accept local requests only, not through a proxy and not from web pages of other origins; or use an \
          admin key"
@@ -137,6 +139,7 @@ impl ApiError {
             Self::Field(field) => (S::BAD_REQUEST, field.code()),
             Self::SavedPromptNotFound { .. } => (S::NOT_FOUND, "saved_prompt_not_found"),
             Self::ModelNotFound { .. } => (S::NOT_FOUND, "model_not_found"),
+            Self::ModelUnavailable(_) => (S::SERVICE_UNAVAILABLE, "model_unavailable"),
             Self::NotFromHere => (S::FORBIDDEN, "not_from_here"),
             Self::NoKey | Self::WrongKey => (S::UNAUTHORIZED, "invalid_api_key"),
             Self::NotAdmin => (S::FORBIDDEN, "admin_key_required"),
@@ -169,7 +172,9 @@ impl ApiError {
     fn param(&self) -> Option<&str> {
         match self {
             Self::Field(field) => Some(field.param()),
-            Self::ModelNotFound { .. } | Self::ModelNotAllowed { .. } => Some("model"),
+            Self::ModelNotFound { .. } | Self::ModelUnavailable(_) | Self::ModelNotAllowed { .. } => {
+                Some("model")
+            }
             Self::EmptyPrompt => Some("prompt"),
             Self::SavedPromptNotFound { .. } | Self::Failure(Failure::SavedPrompt { .. }) => Some("name"),
             Self::Constraint { param, .. } => Some(param),
@@ -310,7 +315,7 @@ fn failure_row(failure: &Failure) -> (StatusCode, &'static str) {
     match failure {
         Failure::Context { .. } => (StatusCode::BAD_REQUEST, "context_length_exceeded"),
         Failure::UnknownToken { .. } => (StatusCode::BAD_REQUEST, "unknown_token"),
-        Failure::Model { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "model_load_failed"),
+        Failure::Model { .. } => (StatusCode::SERVICE_UNAVAILABLE, "model_load_failed"),
         Failure::Constraint { .. } => (StatusCode::BAD_REQUEST, "constraint_failed"),
         Failure::Device { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "device_error"),
         // Not one of 5xx: clients send those again by themselves, and the same request needs as much the next time.

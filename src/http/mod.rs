@@ -1,7 +1,7 @@
 //! The HTTP side: routes, request and answer types, server-sent events, and the one table from error to status.
 //!
 //! `listen` accepts connections and `connection` stands between them and actix-web. A request goes down this list: `gate` lets it in, `body` reads it, `fields` takes it apart, `dialect` and `ask` prove it,
-//! `admission` makes it a job, `answer` makes text of what comes back, and `generate` sends it. `error` is
+//! `rendering` has the sandbox make a prompt of its messages, `admission` makes it a job, `answer` makes text of what comes back, and `generate` sends it. `error` is
 //! where each of them says no.
 //!
 //! # What runs where
@@ -91,7 +91,7 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use self::connections::SPARE as SPARE_CONNECTIONS;
 pub use self::{
     admin::{Orders, SetLogLevel},
-    catalogue::Catalogue,
+    catalogue::{Catalogue, Unavailable},
     tls::{Tls, TlsError},
 };
 use self::{

@@ -28,16 +28,22 @@ use std::{ffi::OsString, path::PathBuf, sync::Arc};
 
 pub use self::child::run;
 use self::{
-    pool::{Failure, Limit, Pool},
+    pool::{Failure, Kind, Limit, Pool},
     task::{Answer, Task},
     verdicts::Verdicts,
 };
 use crate::{
-    constraint::ConstraintError,
+    constraint::{self, ConstraintError},
     job::Constraint,
     metrics::Metrics,
-    text::{RenderRequest, Text, TextError},
+    text::{RenderRequest, TemplateFault, Text, TextError},
 };
+
+/// At a quantum each, the last that waits does so for some seconds at worst.
+const CONSTRAINTS: Kind = Kind { name: "constraint", most_waiting: 64 };
+
+/// A conversation on each connection that a server has by default, and each is rendered in less than a millisecond.
+const TEMPLATES: Kind = Kind { name: "template", most_waiting: 512 };
 
 /// How a child is started.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,7 +84,7 @@ impl Sandbox {
     #[must_use]
     pub fn new(command: Command, metrics: Arc<Metrics>) -> Self {
         let pool = |kind| Pool::new(kind, command.clone(), Arc::clone(&metrics));
-        let (constraints, templates) = (pool("constraint"), pool("template"));
+        let (constraints, templates) = (pool(CONSTRAINTS), pool(TEMPLATES));
         Self(Arc::new(Inner { constraints, templates, verdicts: Verdicts::default() }))
     }
 
@@ -93,11 +99,14 @@ impl Sandbox {
     /// # Errors
     /// [`SandboxError`] when no verdict could be had.
     pub async fn check(&self, constraint: &Constraint) -> Result<Result<(), ConstraintError>, SandboxError> {
+        if let Err(refused) = constraint::check_size(constraint) {
+            return Ok(Err(refused));
+        }
         let key = verdicts::Key::of(constraint);
         if let Some(known) = self.0.verdicts.get(&key) {
             return Ok(known);
         }
-        let verdict = match self.0.constraints.run(&Task::Check(constraint.clone())).await {
+        let verdict = match self.0.constraints.run(Task::Check(constraint.clone())).await {
             Ok(Answer::Checked(verdict)) => verdict,
             Ok(other) => return Err(unexpected(&other)),
             Err(Failure::Limit(Limit::Time(limit))) => Err(ConstraintError::TooSlow { limit }),
@@ -117,7 +126,7 @@ impl Sandbox {
         text: &Text,
         request: RenderRequest,
     ) -> Result<Result<String, TextError>, SandboxError> {
-        match self.0.templates.run(&Task::Render(request)).await {
+        match self.0.templates.run(Task::Render(request)).await {
             Ok(Answer::Rendered(rendered)) => Ok(rendered.map_err(|fault| text.fault(fault))),
             Ok(other) => Err(unexpected(&other)),
             Err(Failure::Limit(limit)) => Ok(Err(template_limit(limit))),
@@ -125,20 +134,35 @@ impl Sandbox {
         }
     }
 
-    /// Checks that the chat template of `text` compiles, for a server that starts; a model without one has nothing to check.
+    /// Checks that the chat templates of `text` compile, for a server that starts; a model without one has nothing to check.
     /// The inner result is the verdict: a model whose template is at fault is left out by itself.
     ///
     /// # Errors
     /// [`SandboxError`] when no verdict could be had.
-    pub async fn check_template(&self, text: &Text) -> Result<Result<(), TextError>, SandboxError> {
-        let Some(source) = text.template_source() else { return Ok(Ok(())) };
-        match self.0.templates.run(&Task::Compile(source.clone())).await {
-            Ok(Answer::Compiled(compiled)) => Ok(compiled.map_err(|fault| text.fault(fault))),
-            Ok(other) => Err(unexpected(&other)),
-            Err(Failure::Limit(limit)) => Ok(Err(template_limit(limit))),
-            Err(Failure::Sandbox(error)) => Err(error),
+    pub async fn check_templates(&self, text: &Text) -> Result<Result<(), TextError>, SandboxError> {
+        for template in text.templates() {
+            let compiled = match self.0.templates.run(Task::Compile(template.source().clone())).await {
+                Ok(Answer::Compiled(compiled)) => compiled.map_err(|fault| template.fault(fault)),
+                Ok(other) => return Err(unexpected(&other)),
+                Err(Failure::Limit(limit)) => Err(template.fault(compile_limit(limit))),
+                Err(Failure::Sandbox(error)) => return Err(error),
+            };
+            if compiled.is_err() {
+                return Ok(compiled);
+            }
         }
+        Ok(Ok(()))
     }
+}
+
+fn compile_limit(limit: Limit) -> TemplateFault {
+    let message = match limit {
+        Limit::Time(limit) => format!("it takes more than {} s to compile", limit.as_secs()),
+        Limit::Memory(limit) => {
+            format!("it needs more than {limit} of memory to compile, or nests too deeply")
+        }
+    };
+    TemplateFault::Compile { message }
 }
 
 fn template_limit(limit: Limit) -> TextError {

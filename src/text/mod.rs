@@ -14,9 +14,11 @@ pub mod fuzzing;
 mod json;
 mod length;
 mod rendering;
+mod special_tokens;
 mod spelling;
 mod stops;
 mod template;
+mod templates;
 #[cfg(test)]
 mod tests;
 mod token;
@@ -39,13 +41,16 @@ pub use self::{
     conversation::{Conversation, Message},
     decoder::{Chunk, Decoder},
     rendering::{RenderRequest, Renderer, TemplateFault, TemplateSource},
+    templates::TemplateFile,
     token::TokenText,
     tools::{Call, CallReader, Calls, Reading, Told, ToolFormat, ToolSupport},
     vocabulary::Vocabulary,
 };
 use self::{
     files::{GenerationConfig, TokenizerConfig},
+    special_tokens::SpecialTokens,
     spelling::Spelling,
+    templates::Templates,
 };
 use crate::manifest::{self, Manifest, ManifestError};
 
@@ -57,7 +62,7 @@ pub struct Text {
     spelling: Option<Spelling>,
     /// Most bytes of text that one token stands for; `None` where a token may stand for any number.
     longest_token: Option<usize>,
-    template: Option<TemplateFile>,
+    templates: Templates,
     bos: Option<SpecialToken>,
 }
 
@@ -203,6 +208,19 @@ impl TextError {
         )
     }
 
+    /// The file that it is about, if it is about one.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Manifest(error) => Some(error.path()),
+            Self::Read { path, .. }
+            | Self::Json { path, .. }
+            | Self::Tokenizer { path, .. }
+            | Self::TemplateFile { path, .. } => Some(path),
+            _ => None,
+        }
+    }
+
     /// Whether it says where the model's files are, which is nobody's business but the log's.
     #[must_use]
     pub const fn names_a_file(&self) -> bool {
@@ -225,13 +243,6 @@ impl TextError {
     }
 }
 
-/// A chat template and the file that it was read from.
-struct TemplateFile {
-    path: PathBuf,
-    source: TemplateSource,
-    tools: ToolSupport,
-}
-
 /// A special token, as text and as id.
 struct SpecialToken {
     text: String,
@@ -244,28 +255,30 @@ impl Text {
     /// # Errors
     /// [`TextError`] when the manifest or the tokenizer is missing, or any of the files is malformed. A missing chat
     /// template is an error of the requests that need it. Whether a template compiles is not looked at here, because a
-    /// compiler that overflows its stack takes its process with it: `Sandbox::check_template` and
-    /// [`Text::check_template`] do that.
+    /// compiler that overflows its stack takes its process with it: `Sandbox::check_templates` and
+    /// [`Text::check_templates`] do that.
     pub fn open(model_dir: &Path, id: &str) -> Result<Self, TextError> {
         let manifest = Manifest::read(model_dir)?;
         let tokenizer = files::read_tokenizer(model_dir)?;
         let config = TokenizerConfig::read(model_dir)?;
-        let template = read_template(model_dir, &config)?;
+        let map = files::read_special_tokens_map(model_dir)?;
+        let tokens = special_tokens::named(&config, &map, &manifest.architecture, &tokenizer);
+        let templates = Templates::read(model_dir, &config, &tokens)?;
         let fingerprint = fingerprint(&manifest);
         let card = ModelCard {
             fingerprint,
             id: id.to_owned(),
             context_length: manifest.context_length,
             vocabulary: manifest.dims.vocab,
-            end_tokens: manifest.end_tokens,
+            end_tokens: end_tokens(&manifest, &tokenizer, &tokens),
             created: modified(&manifest::path(model_dir))?,
-            has_chat_template: template.is_some(),
+            has_chat_template: !templates.is_empty(),
         };
         let spelling = Spelling::of(&tokenizer, card.vocabulary);
         let longest_token =
             spelling.as_ref().and_then(|_| length::longest_token(&tokenizer, card.vocabulary));
-        let bos = find_bos(&tokenizer, &config, &GenerationConfig::read(model_dir)?);
-        Ok(Self { card, tokenizer, spelling, longest_token, template, bos })
+        let bos = find_bos(&tokenizer, &tokens, &GenerationConfig::read(model_dir)?);
+        Ok(Self { card, tokenizer, spelling, longest_token, templates, bos })
     }
 
     /// What the model says about itself.
@@ -312,8 +325,9 @@ impl Text {
     /// Those of [`Text::render_request`], and what the template makes of the messages: [`TextError::Messages`],
     /// [`TextError::Template`] and [`TextError::TemplateSteps`].
     pub fn render(&self, conversation: &Conversation) -> Result<String, TextError> {
-        let request = self.render_request(conversation)?;
-        Renderer::default().render(&request).map_err(|fault| self.fault(fault))
+        let template = self.template(conversation)?;
+        let request = RenderRequest::new(template.source(), conversation);
+        Renderer::default().render(&request).map_err(|fault| template.fault(fault))
     }
 
     /// What is needed to render a conversation in another process.
@@ -321,48 +335,47 @@ impl Text {
     /// # Errors
     /// [`TextError::NoTemplate`] and [`TextError::NoTools`], which are the client's.
     pub fn render_request(&self, conversation: &Conversation) -> Result<RenderRequest, TextError> {
+        Ok(RenderRequest::new(self.template(conversation)?.source(), conversation))
+    }
+
+    /// The template of a conversation.
+    fn template(&self, conversation: &Conversation) -> Result<&TemplateFile, TextError> {
         let missing = || TextError::NoTemplate { id: self.card.id.clone() };
-        let template = self.template.as_ref().ok_or_else(missing)?;
-        if template.tools == ToolSupport::None && conversation.is_about_tools() {
+        let template = self.templates.of(conversation).ok_or_else(missing)?;
+        if template.tools() == ToolSupport::None && conversation.is_about_tools() {
             return Err(TextError::NoTools { id: self.card.id.clone() });
         }
-        Ok(RenderRequest::new(&template.source, conversation))
+        Ok(template)
     }
 
-    /// The chat template, to be compiled in another process; `None` where there is none.
-    #[must_use]
-    pub fn template_source(&self) -> Option<&TemplateSource> {
-        self.template.as_ref().map(|template| &template.source)
+    /// The chat templates that conversations may get, to be compiled in another process.
+    pub fn templates(&self) -> impl Iterator<Item = &TemplateFile> {
+        self.templates.all()
     }
 
-    /// Compiles the chat template in this process, to see that it can be. A server uses `Sandbox::check_template`.
+    /// Compiles the chat templates in this process, to see that they can be. A server uses `Sandbox::check_templates`.
     ///
     /// # Errors
-    /// [`TextError::TemplateFile`] when it does not compile.
-    pub fn check_template(&self) -> Result<(), TextError> {
-        let Some(source) = self.template_source() else { return Ok(()) };
-        Renderer::default().check(source).map_err(|fault| self.fault(fault))
+    /// [`TextError::TemplateFile`] when one does not compile.
+    pub fn check_templates(&self) -> Result<(), TextError> {
+        let mut renderer = Renderer::default();
+        self.templates()
+            .try_for_each(|template| renderer.check(template.source()).map_err(|fault| template.fault(fault)))
     }
 
-    /// What a renderer reported, as an error of this model.
+    /// What a renderer reported of a conversation, as an error of this model.
     #[must_use]
     pub fn fault(&self, fault: TemplateFault) -> TextError {
-        let path = || self.template.as_ref().map(|template| template.path.clone()).unwrap_or_default();
-        match fault {
-            TemplateFault::Compile { message } => TextError::TemplateFile { path: path(), message },
-            TemplateFault::Refused { message } => TextError::Messages { message },
-            TemplateFault::Failed { message } => TextError::Template { message },
-            TemplateFault::Steps { most } => TextError::TemplateSteps { most },
-            TemplateFault::TooLong { found, most } => {
-                TextError::TemplateLimit { what: format!("made {found} of text, at most {most} are read,") }
-            }
+        match self.templates().next() {
+            Some(template) => template.fault(fault),
+            None => TextError::NoTemplate { id: self.card.id.clone() },
         }
     }
 
     /// What the chat template says about tools.
     #[must_use]
     pub fn tools(&self) -> ToolSupport {
-        self.template.as_ref().map_or(ToolSupport::None, |template| template.tools)
+        self.templates.tools()
     }
 
     /// Whether this is the name of a special token, which has no text of its own.
@@ -392,18 +405,21 @@ impl Text {
     }
 }
 
-fn read_template(model_dir: &Path, config: &TokenizerConfig) -> Result<Option<TemplateFile>, TextError> {
-    let Some((path, text)) = files::read_template(model_dir, config)? else { return Ok(None) };
-    let tools = ToolSupport::of(&text);
-    Ok(Some(TemplateFile { path, source: TemplateSource { text, tokens: config.special_tokens() }, tools }))
+/// Those of the manifest, and the tokenizer's own `eos_token`: configurations may name one without the other, and a chat
+/// template ends turns with the tokenizer's.
+fn end_tokens(manifest: &Manifest, tokenizer: &Tokenizer, tokens: &SpecialTokens) -> Vec<u32> {
+    let mut ids = manifest.end_tokens.clone();
+    let own = tokens.get("eos_token").and_then(|token| tokenizer.token_to_id(token));
+    ids.extend(own.filter(|id| (*id as usize) < manifest.dims.vocab && !manifest.end_tokens.contains(id)));
+    ids
 }
 
 fn find_bos(
     tokenizer: &Tokenizer,
-    config: &TokenizerConfig,
+    tokens: &SpecialTokens,
     generation: &GenerationConfig,
 ) -> Option<SpecialToken> {
-    let named = config.special_tokens().remove("bos_token");
+    let named = tokens.get("bos_token").cloned();
     let text = named.or_else(|| tokenizer.id_to_token(generation.bos_token_id?))?;
     let id = tokenizer.token_to_id(&text)?;
     Some(SpecialToken { text, id })
