@@ -244,7 +244,7 @@ async fn bombs_are_refused_or_harmless() {
 }
 
 /// Templates of a hostile model folder.
-const HOSTILE: [(&str, &str); 10] = [
+const HOSTILE: [(&str, &str); 9] = [
     (
         "loops",
         "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}",
@@ -262,10 +262,6 @@ const HOSTILE: [(&str, &str); 10] = [
     ("indent", "{{ 'a\nb' | indent(10**10) }}"),
     ("center", "{{ 'a' | center(10**10) }}"),
     ("recursion", "{% macro m(n) %}{{ m(n + 1) }}{% endmacro %}{{ m(0) }}"),
-    (
-        "nested value",
-        "{% set n = namespace(l=[]) %}{% for i in range(90000) %}{% set n.l = [n.l] %}{% endfor %}{{ n.l }}",
-    ),
     ("does not compile", "{% for %}"),
 ];
 
@@ -274,7 +270,7 @@ async fn a_template_that_takes_for_ever_or_all_memory_fails_its_own_request_alon
     for (name, template) in HOSTILE {
         let server = Server::start(Wish { template: Some(template), ..Wish::default() });
         let conversation = json!({ "messages": [{ "role": "user", "content": "a" }] });
-        for route in ["/apply-template", "/tokenize", "/v1/chat/completions"] {
+        for route in ["/apply-template", "/v1/chat/completions"] {
             let (status, answer) = server.ask(route, &conversation).await;
             assert!(status != 200 && status != 500, "{name} at {route}: {status} {answer}");
         }
@@ -288,7 +284,10 @@ async fn a_template_nested_a_hundred_thousand_deep_fails_its_own_request_alone()
     let wrapped = |before: &str, inner: &str, after: &str| {
         format!("{{{{ {}{inner}{} }}}}", before.repeat(100_000), after.repeat(100_000))
     };
-    let blocks = "{% if true %}".repeat(100_000) + &"{% endif %}".repeat(100_000);
+    let value =
+        "{% set n = namespace(l=[]) %}{% for i in range(90000) %}{% set n.l = [n.l] %}{% endfor %}{{ n.l }}";
+    // As many as the largest template that is read has room for.
+    let blocks = "{%if 1%}".repeat(60_000) + &"{%endif%}".repeat(60_000);
     for (name, template) in [
         ("parentheses", wrapped("(", "1", ")")),
         ("lists", wrapped("[", "1", "]")),
@@ -297,6 +296,7 @@ async fn a_template_nested_a_hundred_thousand_deep_fails_its_own_request_alone()
         ("attributes", wrapped("", "a", ".b")),
         ("filters", wrapped("", "1", "|string")),
         ("blocks", blocks),
+        ("a value", value.to_owned()),
     ] {
         let server = Server::start(Wish { template: Some(template.leak()), ..Wish::default() });
         let conversation = json!({ "messages": [{ "role": "user", "content": "a" }] });
@@ -311,7 +311,7 @@ async fn a_template_nested_a_hundred_thousand_deep_fails_its_own_request_alone()
 async fn a_conversation_comes_back_from_the_child_as_it_was_rendered_there() {
     let template = "{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}";
     let server = Server::start(Wish { template: Some(template), ..Wish::default() });
-    let long = "नमस्ते \u{0}\n".repeat(3_000);
+    let long = "नमस्ते \u{0}\n".repeat(1_200);
     let conversation = json!({ "messages": [{ "role": "user", "content": long }] });
     let (status, answer) = server.ask("/apply-template", &conversation).await;
     assert_eq!((status, answer["prompt"].as_str().unwrap()), (200, format!("user:{long};").as_str()));

@@ -88,7 +88,7 @@ impl Sandbox {
         Self(Arc::new(Inner { constraints, templates, verdicts: Verdicts::default() }))
     }
 
-    /// Starts children ahead of the first task. Needs a tokio runtime, on whose thread they then live.
+    /// Starts children ahead of the first task, for this thread alone. Needs a tokio runtime; the children end with the thread.
     pub fn warm_up(&self) {
         self.0.constraints.warm_up();
         self.0.templates.warm_up();

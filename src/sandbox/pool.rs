@@ -118,11 +118,17 @@ impl Pool {
         }
     }
 
-    /// Has a child ready for the next task, if one can be started.
+    /// Has a child ready for the next task, if one can be started. Children of another thread are ended: that thread would
+    /// watch their pipes, and each reply would have to be handed over.
     pub(super) fn warm_up(&self) {
+        self.idle().clear();
+        self.refill();
+    }
+
+    fn refill(&self) {
         if self.idle().is_empty() {
             match self.start() {
-                Ok(process) => self.idle().push(process),
+                Ok(process) => self.put_back(process),
                 // The next task says so to somebody.
                 Err(failure) => {
                     tracing::warn!(?failure, kind = self.kind.name, "no sandbox process can be started")
@@ -184,12 +190,12 @@ impl Pool {
             }
             Some((_, Err(_))) if !is_new => Attempt::Retry,
             Some((_, Err(lost))) => {
-                self.warm_up();
+                self.refill();
                 Attempt::Failed(lost.into())
             }
             None => {
                 drop(place);
-                self.warm_up();
+                self.refill();
                 id.into_iter().for_each(lower_priority);
                 self.go_on(answering).await
             }
