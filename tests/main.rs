@@ -19,6 +19,7 @@ mod holdings;
 mod hostile;
 mod http_api;
 mod http_errors;
+mod isolation;
 mod load;
 #[cfg(unix)]
 mod logging;
@@ -33,6 +34,7 @@ mod prefixes;
 mod program;
 #[cfg(unix)]
 mod readme;
+mod rebinding;
 mod responses;
 mod sandbox;
 mod saved;

@@ -1,6 +1,10 @@
 //! `eka sandbox`: the child process that compiles schemas and renders templates, and how a server starts it.
 
-use std::{env, io, sync::Arc};
+use std::{
+    env, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::Context;
 
@@ -27,6 +31,12 @@ pub(super) fn run() -> anyhow::Result<()> {
 /// # Errors
 /// When the program's own file cannot be found.
 pub(super) fn of_this_program(metrics: &Arc<Metrics>) -> anyhow::Result<Sandbox> {
-    let program = env::current_exe().context("this program's own file cannot be found")?;
+    let program = own_file().context("this program's own file cannot be found")?;
     Ok(Sandbox::new(Command { program, arguments: vec![NAME.into()] }, Arc::clone(metrics)))
+}
+
+/// The file that runs. Children speak the protocol of this version, also when an upgrade has put another in its place.
+fn own_file() -> io::Result<PathBuf> {
+    let running = Path::new("/proc/self/exe");
+    if running.exists() { Ok(running.into()) } else { env::current_exe() }
 }

@@ -5,6 +5,8 @@
 //! patterns in one string take tenths of a second, forty take minutes; 64 pattern properties a third of a second, 300 more
 //! than half a minute; a divisor of 10,007 a fifth of a second, one of 1,000,003 half a minute.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value};
 
 use super::{
@@ -21,9 +23,6 @@ const MOST_PATTERN_PROPERTIES: usize = 64;
 
 /// Remainders that a decimal number has with a divisor, but for its factors of two and five: one state each.
 const MOST_REMAINDERS: u64 = 1 << 14;
-
-/// Deepest chain of references and `allOf` that is followed; the compiler has a limit like it.
-const MOST_LEVELS: usize = 64;
 
 /// Refuses what would explode in `root`, whose bounds have been cut.
 pub(super) fn check(root: &Value) -> Result<(), ConstraintError> {
@@ -43,7 +42,7 @@ pub(super) fn check(root: &Value) -> Result<(), ConstraintError> {
 type Found = Result<(), (&'static str, String)>;
 
 fn check_patterns(root: &Value, object: &Map<String, Value>) -> Found {
-    let patterns = intersected(root, object, &["pattern", "format"], 0).len();
+    let patterns = intersected(root, object, &["pattern", "format"]).len();
     if patterns > MOST_PATTERNS {
         let reason = format!(
             "makes one string match {patterns} patterns and formats at once, at most {MOST_PATTERNS}; join them into one pattern"
@@ -61,7 +60,7 @@ fn check_patterns(root: &Value, object: &Map<String, Value>) -> Found {
 }
 
 fn check_divisors(root: &Value, object: &Map<String, Value>) -> Found {
-    let divisors = intersected(root, object, &["multipleOf"], 0);
+    let divisors = intersected(root, object, &["multipleOf"]);
     let mut product = 1_u64;
     for divisor in divisors.iter().filter_map(|value| value.as_f64()) {
         if divisor == 0.0 {
@@ -133,27 +132,38 @@ fn check_values(object: &Map<String, Value>) -> Found {
 
 /// The values of these keywords that hold for one and the same value: those of the schema itself, of everything in its
 /// `allOf`, of what it refers to, and of the worst branch of each choice.
-fn intersected<'a>(
+fn intersected<'a>(root: &'a Value, object: &'a Map<String, Value>, keywords: &[&str]) -> Vec<&'a Value> {
+    Intersection { root, keywords, seen: BTreeSet::new() }.of(object)
+}
+
+struct Intersection<'a, 'k> {
     root: &'a Value,
-    object: &'a Map<String, Value>,
-    keywords: &[&str],
-    level: usize,
-) -> Vec<&'a Value> {
-    let mut found: Vec<_> = keywords.iter().filter_map(|keyword| object.get(*keyword)).collect();
-    if level == MOST_LEVELS {
-        return found;
+    keywords: &'k [&'k str],
+    /// References that were followed: what holds twice holds once, and references may go round in circles.
+    seen: BTreeSet<&'a str>,
+}
+
+impl<'a> Intersection<'a, '_> {
+    fn of(&mut self, object: &'a Map<String, Value>) -> Vec<&'a Value> {
+        let list = |keyword: &str| object.get(keyword).and_then(Value::as_array).into_iter().flatten();
+        let mut found: Vec<_> = self.keywords.iter().filter_map(|keyword| object.get(*keyword)).collect();
+        for part in list("allOf") {
+            found.extend(self.within(part));
+        }
+        for choice in ["anyOf", "oneOf"] {
+            let branches = list(choice).map(|branch| self.within(branch));
+            found.extend(branches.max_by_key(Vec::len).unwrap_or_default());
+        }
+        let reference =
+            object.get("$ref").and_then(Value::as_str).filter(|reference| self.seen.insert(reference));
+        let target = reference.and_then(|reference| self.root.pointer(reference.strip_prefix('#')?));
+        found.extend(target.map(|target| self.within(target)).unwrap_or_default());
+        found
     }
-    let within = |value: &'a Value| {
-        value.as_object().map(|inner| intersected(root, inner, keywords, level + 1)).unwrap_or_default()
-    };
-    let list = |keyword: &str| object.get(keyword).and_then(Value::as_array).into_iter().flatten();
-    found.extend(list("allOf").flat_map(within));
-    for choice in ["anyOf", "oneOf"] {
-        found.extend(list(choice).map(within).max_by_key(Vec::len).unwrap_or_default());
+
+    fn within(&mut self, value: &'a Value) -> Vec<&'a Value> {
+        value.as_object().map(|object| self.of(object)).unwrap_or_default()
     }
-    let target = object.get("$ref").and_then(Value::as_str).and_then(|reference| reference.strip_prefix('#'));
-    found.extend(target.and_then(|pointer| root.pointer(pointer)).map(within).unwrap_or_default());
-    found
 }
 
 #[cfg(test)]
@@ -172,6 +182,14 @@ mod tests {
 
     fn patterns(n: usize) -> Vec<Value> {
         (0..n).map(|i| json!({ "pattern": format!(".*{i}.*") })).collect()
+    }
+
+    /// Each part refers to the next one twice: there are 2^n ways through them.
+    fn shared_parts(n: usize) -> Value {
+        let part =
+            |i: usize| json!({ "allOf": vec![json!({ "$ref": format!("#/$defs/{}", (i + 1) % n) }); 2] });
+        let parts: Map<String, Value> = (0..n).map(|i| (i.to_string(), part(i))).collect();
+        json!({ "$ref": "#/$defs/0", "$defs": parts })
     }
 
     #[test]
@@ -194,6 +212,7 @@ mod tests {
             json!({ "anyOf": patterns(100) }),
             json!({ "properties": { "pattern": { "const": { "allOf": patterns(9) } } } }),
             json!({ "items": { "$ref": "#" } }),
+            shared_parts(100),
         ] {
             assert_eq!(refused(&schema), None, "{schema}");
         }

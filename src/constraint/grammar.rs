@@ -124,7 +124,11 @@ fn bytes() -> TokEnv {
     Arc::new(ApproximateTokEnv::new(TokTrie::from(&TokRxInfo::new(256, INVALID_TOKEN), &words)))
 }
 
-fn check_size(constraint: &Constraint) -> Result<(), ConstraintError> {
+/// Checks how long `constraint` is and how deeply its brackets nest, which takes microseconds.
+///
+/// # Errors
+/// [`ConstraintError::TooLong`] and [`ConstraintError::TooDeep`].
+pub fn check_size(constraint: &Constraint) -> Result<(), ConstraintError> {
     let (Constraint::Schema(text) | Constraint::Lark(text) | Constraint::Regex(text)) = constraint;
     if text.len() > MOST_BYTES {
         return Err(ConstraintError::TooLong { found: text.len(), most: MOST_BYTES });

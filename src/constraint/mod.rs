@@ -31,7 +31,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    grammar::check,
+    grammar::{check, check_size},
     guide::{Allowed, Choice, Guide, Guides},
     schema::embedded,
 };

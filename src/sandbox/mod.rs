@@ -28,16 +28,22 @@ use std::{ffi::OsString, path::PathBuf, sync::Arc};
 
 pub use self::child::run;
 use self::{
-    pool::{Failure, Limit, Pool},
+    pool::{Failure, Kind, Limit, Pool},
     task::{Answer, Task},
     verdicts::Verdicts,
 };
 use crate::{
-    constraint::ConstraintError,
+    constraint::{self, ConstraintError},
     job::Constraint,
     metrics::Metrics,
     text::{RenderRequest, TemplateFault, Text, TextError},
 };
+
+/// At a quantum each, the last that waits does so for some seconds at worst.
+const CONSTRAINTS: Kind = Kind { name: "constraint", most_waiting: 64 };
+
+/// A conversation on each connection that a server has by default, and each is rendered in less than a millisecond.
+const TEMPLATES: Kind = Kind { name: "template", most_waiting: 512 };
 
 /// How a child is started.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,7 +84,7 @@ impl Sandbox {
     #[must_use]
     pub fn new(command: Command, metrics: Arc<Metrics>) -> Self {
         let pool = |kind| Pool::new(kind, command.clone(), Arc::clone(&metrics));
-        let (constraints, templates) = (pool("constraint"), pool("template"));
+        let (constraints, templates) = (pool(CONSTRAINTS), pool(TEMPLATES));
         Self(Arc::new(Inner { constraints, templates, verdicts: Verdicts::default() }))
     }
 
@@ -93,11 +99,14 @@ impl Sandbox {
     /// # Errors
     /// [`SandboxError`] when no verdict could be had.
     pub async fn check(&self, constraint: &Constraint) -> Result<Result<(), ConstraintError>, SandboxError> {
+        if let Err(refused) = constraint::check_size(constraint) {
+            return Ok(Err(refused));
+        }
         let key = verdicts::Key::of(constraint);
         if let Some(known) = self.0.verdicts.get(&key) {
             return Ok(known);
         }
-        let verdict = match self.0.constraints.run(&Task::Check(constraint.clone())).await {
+        let verdict = match self.0.constraints.run(Task::Check(constraint.clone())).await {
             Ok(Answer::Checked(verdict)) => verdict,
             Ok(other) => return Err(unexpected(&other)),
             Err(Failure::Limit(Limit::Time(limit))) => Err(ConstraintError::TooSlow { limit }),
@@ -117,7 +126,7 @@ impl Sandbox {
         text: &Text,
         request: RenderRequest,
     ) -> Result<Result<String, TextError>, SandboxError> {
-        match self.0.templates.run(&Task::Render(request)).await {
+        match self.0.templates.run(Task::Render(request)).await {
             Ok(Answer::Rendered(rendered)) => Ok(rendered.map_err(|fault| text.fault(fault))),
             Ok(other) => Err(unexpected(&other)),
             Err(Failure::Limit(limit)) => Ok(Err(template_limit(limit))),
@@ -132,7 +141,7 @@ impl Sandbox {
     /// [`SandboxError`] when no verdict could be had.
     pub async fn check_templates(&self, text: &Text) -> Result<Result<(), TextError>, SandboxError> {
         for template in text.templates() {
-            let compiled = match self.0.templates.run(&Task::Compile(template.source().clone())).await {
+            let compiled = match self.0.templates.run(Task::Compile(template.source().clone())).await {
                 Ok(Answer::Compiled(compiled)) => compiled.map_err(|fault| template.fault(fault)),
                 Ok(other) => return Err(unexpected(&other)),
                 Err(Failure::Limit(limit)) => Err(template.fault(compile_limit(limit))),

@@ -1,7 +1,7 @@
 //! Which child does which task, and for how long.
 //!
 //! ```text
-//! run ─► queue (WAITING) ─► fast lane (FAST places, QUANTUM each) ─► done
+//! run ─► queue (most_waiting) ─► fast lane (FAST places, QUANTUM each) ─► done
 //!            └─ full: busy           └─► slow lane (SLOW places, DEADLINE) ─► done, or killed
 //!                                            └─ full: killed, busy
 //! ```
@@ -22,7 +22,7 @@ use tokio::{
 
 use super::{
     Command, SandboxError, limits,
-    process::{Lost, Process, cpu_time_of, lower_priority},
+    process::{Lost, Process, SHORT, cpu_time_of, lower_priority},
     task::{Answer, Task},
 };
 use crate::{
@@ -37,8 +37,14 @@ const FAST: usize = 2;
 /// Tasks that run for longer at once. Their memory is what an attack can take of the machine.
 const SLOW: usize = 2;
 
-/// Tasks that wait for the fast lane: at a quantum each, the last of them waits for some seconds at worst.
-const WAITING: usize = 64;
+/// What a pool does.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Kind {
+    /// What its tasks are called in the metrics.
+    pub(super) name: &'static str,
+    /// Most tasks that wait for the fast lane.
+    pub(super) most_waiting: usize,
+}
 
 /// Processor time in the fast lane. Time on the clock would call any task slow on a busy machine.
 const QUANTUM: Duration = Duration::from_millis(250);
@@ -82,8 +88,7 @@ impl From<Lost> for Failure {
 /// The children for one kind of task.
 #[derive(Debug)]
 pub(super) struct Pool {
-    /// What its tasks are called in the metrics.
-    kind: &'static str,
+    kind: Kind,
     command: Command,
     idle: Mutex<Vec<Process>>,
     waiting: Semaphore,
@@ -101,12 +106,12 @@ enum Attempt {
 }
 
 impl Pool {
-    pub(super) fn new(kind: &'static str, command: Command, metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(kind: Kind, command: Command, metrics: Arc<Metrics>) -> Self {
         Self {
             kind,
             command,
             idle: Mutex::default(),
-            waiting: Semaphore::new(FAST + WAITING),
+            waiting: Semaphore::new(FAST + kind.most_waiting),
             fast: Semaphore::new(FAST),
             slow: Semaphore::new(SLOW),
             metrics,
@@ -120,14 +125,14 @@ impl Pool {
                 Ok(process) => self.idle().push(process),
                 // The next task says so to somebody.
                 Err(failure) => {
-                    tracing::warn!(?failure, kind = self.kind, "no sandbox process can be started")
+                    tracing::warn!(?failure, kind = self.kind.name, "no sandbox process can be started")
                 }
             }
         }
     }
 
     /// Does a task. A task whose caller stops waiting is killed.
-    pub(super) async fn run(&self, task: &Task) -> Result<Answer, Failure> {
+    pub(super) async fn run(&self, task: Task) -> Result<Answer, Failure> {
         let done = self.queue(task).await;
         let outcome = match &done {
             Ok(answer) if answer.is_ok() => "ok",
@@ -137,15 +142,14 @@ impl Pool {
             Err(Failure::Sandbox(SandboxError::Busy)) => "busy",
             Err(Failure::Sandbox(SandboxError::Unavailable { .. })) => "unavailable",
         };
-        self.metrics.sandbox_tasks.get_or_create(&SandboxTask { kind: self.kind, outcome }).inc();
+        self.metrics.sandbox_tasks.get_or_create(&SandboxTask { kind: self.kind.name, outcome }).inc();
         done
     }
 
-    async fn queue(&self, task: &Task) -> Result<Answer, Failure> {
-        let mut frame = Vec::new();
-        // Bodies are limited, so a frame that is too long has been asked for by a setting.
-        wire::encode(task, &mut frame).map_err(|_| Failure::Limit(Limit::Memory(wire::MAX_FRAME)))?;
+    async fn queue(&self, task: Task) -> Result<Answer, Failure> {
         let _place = self.waiting.try_acquire().map_err(|_| Failure::Sandbox(SandboxError::Busy))?;
+        // What waits is the frame alone.
+        let frame = encode(task).await?;
         loop {
             match self.attempt(&frame).await {
                 Attempt::Done(answer) => return Ok(answer),
@@ -222,6 +226,23 @@ impl Pool {
     fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Process>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The task as a frame, made elsewhere where it is long: this thread streams answers.
+async fn encode(task: Task) -> Result<Vec<u8>, Failure> {
+    let encode = |task: &Task| {
+        let mut frame = Vec::new();
+        // Bodies are limited, so a frame that is too long has been asked for by a setting.
+        let encoded = wire::encode(task, &mut frame);
+        encoded.map(|()| frame).map_err(|_| Failure::Limit(Limit::Memory(wire::MAX_FRAME)))
+    };
+    if task.length() <= SHORT {
+        return encode(&task);
+    }
+    let encoded = tokio::task::spawn_blocking(move || encode(&task)).await;
+    encoded.unwrap_or_else(|error| {
+        Err(Failure::Sandbox(SandboxError::Unavailable { reason: error.to_string() }))
+    })
 }
 
 /// Completes when a task has had its time in the fast lane.

@@ -21,6 +21,9 @@ use crate::wire::{self, WireError};
 /// For a child whose pipe has ended to be gone.
 const AFTER_PIPE: Duration = Duration::from_secs(1);
 
+/// Bytes of a message that are copied sooner than another thread has taken them up.
+pub(super) const SHORT: usize = 64 << 10;
+
 /// A running child. Dropping it kills the process.
 #[derive(Debug)]
 pub(super) struct Process {
@@ -91,7 +94,12 @@ impl Process {
         self.stdout.read_exact(&mut head).await?;
         let mut payload = vec![0; wire::payload_length(head)?];
         self.stdout.read_exact(&mut payload).await?;
-        wire::decode(&payload)
+        if payload.len() <= SHORT {
+            return wire::decode(&payload);
+        }
+        // This thread streams answers.
+        let decoded = tokio::task::spawn_blocking(move || wire::decode(&payload)).await;
+        decoded.map_err(io::Error::other)?
     }
 
     /// How a child ended whose pipe has.

@@ -21,6 +21,19 @@ pub(super) enum Task {
     Render(RenderRequest),
 }
 
+impl Task {
+    /// Bytes of its text.
+    pub(super) fn length(&self) -> usize {
+        match self {
+            Self::Check(Constraint::Schema(text) | Constraint::Lark(text) | Constraint::Regex(text)) => {
+                text.len()
+            }
+            Self::Compile(template) => template.length(),
+            Self::Render(request) => request.length(),
+        }
+    }
+}
+
 /// From the child, one for each task.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Reply {

@@ -26,6 +26,14 @@ pub struct TemplateSource {
     pub(super) tokens: BTreeMap<String, String>,
 }
 
+impl TemplateSource {
+    /// Bytes of its text.
+    #[must_use]
+    pub const fn length(&self) -> usize {
+        self.text.len()
+    }
+}
+
 /// A conversation to render. Messages and tools are JSON, because the encoding of frames has no values of unknown type.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RenderRequest {
@@ -43,6 +51,12 @@ impl RenderRequest {
             tools: serde_json::json!(conversation.tools).to_string(),
             opening: conversation.opening.to_owned(),
         }
+    }
+
+    /// Bytes of template, messages and tools.
+    #[must_use]
+    pub const fn length(&self) -> usize {
+        self.template.length() + self.messages.len() + self.tools.len()
     }
 }
 
