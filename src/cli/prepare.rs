@@ -87,6 +87,10 @@ fn draft(config: &Config, path: PathBuf, gpu: Option<GpuReport>) -> anyhow::Resu
     );
     let whole = fs::canonicalize(&path).with_context(|| path.display().to_string())?;
     let id = whole.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    if manifest::is_model(&path) {
+        // The worker checks it: answers are the same without guesses, so damage is a warning there and no error here.
+        return Ok(Prepared { dir: path, id, draft: None });
+    }
     prepared(config, path, id, gpu)
 }
 

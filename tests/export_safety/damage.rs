@@ -259,7 +259,7 @@ const SHARDS: &[Damage] = &[
             shard(dir);
             instead(dir, "base/model-2.safetensors", |path| symlink("/dev/zero", path).unwrap());
         },
-        &["model-2.safetensors", "a device, expected a file"],
+        &["model-2.safetensors", "a device, expected a regular file"],
     ),
 ];
 
@@ -424,24 +424,24 @@ const PLACES: &[Damage] = &[
     (
         "a directory where config.json should be",
         |dir| instead(dir, CONFIG, |path| fs::create_dir(path).unwrap()),
-        &["config.json", "a directory, expected a file"],
+        &["config.json", "a directory, expected a regular file"],
     ),
     (
         "a directory where the weights should be",
         |dir| instead(dir, MODEL, |path| fs::create_dir(path).unwrap()),
-        &["model.safetensors", "a directory, expected a file"],
+        &["model.safetensors", "a directory, expected a regular file"],
     ),
     (
         "a directory where the tokenizer should be",
         |dir| instead(dir, "base/tokenizer.json", |path| fs::create_dir(path).unwrap()),
-        &["tokenizer.json", "a directory, expected a file"],
+        &["tokenizer.json", "a directory, expected a regular file"],
     ),
-    ("a pipe as config.json", |dir| instead(dir, CONFIG, pipe), &["config.json", "a pipe"]),
-    ("a pipe as the weights", |dir| instead(dir, MODEL, pipe), &["model.safetensors", "a pipe"]),
+    ("a pipe as config.json", |dir| instead(dir, CONFIG, pipe), &["config.json", "a FIFO"]),
+    ("a pipe as the weights", |dir| instead(dir, MODEL, pipe), &["model.safetensors", "a FIFO"]),
     (
         "a pipe as the tokenizer",
         |dir| instead(dir, "base/tokenizer.json", pipe),
-        &["tokenizer.json", "a pipe"],
+        &["tokenizer.json", "a FIFO"],
     ),
     (
         "an endless device as the weights",

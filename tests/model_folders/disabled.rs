@@ -13,10 +13,18 @@ use crate::{
 /// A name, what is done to a copy of the model, and a part of the reason that clients see.
 type Damage = (&'static str, fn(&Path), &'static str);
 
-const DAMAGES: [Damage; 7] = [
+const DAMAGES: [Damage; 8] = [
     (
         "template",
         |dir| fs::write(dir.join("chat_template.jinja"), "{% for %}").unwrap(),
+        "chat_template.jinja: the chat template is not valid",
+    ),
+    (
+        "nested",
+        |dir| {
+            let nested = ["(", ")"].map(|bracket| bracket.repeat(100_000)).join("1");
+            fs::write(dir.join("chat_template.jinja"), format!("{{{{ {nested} }}}}")).unwrap();
+        },
         "chat_template.jinja: the chat template is not valid",
     ),
     ("tokenizer", |dir| fs::write(dir.join("tokenizer.json"), "{}").unwrap(), "tokenizer.json: "),
@@ -68,7 +76,7 @@ async fn a_model_that_cannot_be_used_is_disabled_alone_and_its_reason_is_told() 
     assert_eq!((status, &answer["model"]), (200, &json!("model")), "{answer}");
     let list = get(&program, "/v1/models").await;
     let listed = list["data"].as_array().unwrap();
-    assert_eq!((listed.len(), &listed[0]["eka"]["status"]), (8, &json!("available")));
+    assert_eq!((listed.len(), &listed[0]["eka"]["status"]), (9, &json!("available")));
     let folder_name = models.path().file_name().unwrap().to_str().unwrap();
     for (name, _, reason) in DAMAGES {
         let one = get(&program, &format!("/v1/models/{name}")).await;
