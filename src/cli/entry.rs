@@ -23,7 +23,7 @@ use crate::{
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Settings that can change while requests are answered, by section or whole.
-const CHANGEABLE: [&str; 8] = [
+const CHANGEABLE: [&str; 9] = [
     "auth.",
     "cors.",
     "limits.",
@@ -32,6 +32,7 @@ const CHANGEABLE: [&str; 8] = [
     "queue.max_prompt_tokens",
     "queue.timeout_ms",
     "queue.total_timeout_ms",
+    "server.hosts",
 ];
 
 /// The door and all that it is kept by.
@@ -241,7 +242,9 @@ mod tests {
 
     #[test]
     fn what_is_changed_while_requests_are_answered_is_listed() {
-        assert!(["auth.keys_file", "cors.origins", "log.level"].into_iter().all(is_changeable));
+        assert!(
+            ["auth.keys_file", "cors.origins", "log.level", "server.hosts"].into_iter().all(is_changeable)
+        );
         assert!(!["server.port", "log.format", "tls.cert_file"].into_iter().any(is_changeable));
     }
 }
