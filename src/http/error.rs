@@ -144,7 +144,8 @@ impl ApiError {
             Self::EmptyPrompt => Some("prompt"),
             Self::SavedPromptNotFound { .. } | Self::Failure(Failure::SavedPrompt { .. }) => Some("name"),
             Self::Constraint { param, .. } => Some(param),
-            Self::Text(TextError::NoTable) => None,
+            Self::Text(TextError::NoTable | TextError::Encode { .. }) => None,
+            Self::Text(TextError::TemplateUnsupported { .. }) => Some("messages"),
             Self::Text(TextError::NoTools { .. }) => Some("tools"),
             Self::Text(text) if text.is_the_clients() => Some("messages"),
             _ => None,
@@ -250,7 +251,15 @@ fn text_row(error: &TextError) -> (StatusCode, &'static str) {
         TextError::NoTools { .. } => (StatusCode::BAD_REQUEST, "tools_unsupported"),
         TextError::NoTable => (StatusCode::BAD_REQUEST, "constraint_unsupported"),
         TextError::Messages { .. } => (StatusCode::BAD_REQUEST, "messages_refused"),
-        _ => (StatusCode::INTERNAL_SERVER_ERROR, "model_files"),
+        TextError::Template { .. } => (StatusCode::BAD_REQUEST, "chat_template_failed"),
+        TextError::TemplateSteps { .. } => (StatusCode::BAD_REQUEST, "chat_template_limit"),
+        TextError::TemplateUnsupported { .. } => (StatusCode::NOT_IMPLEMENTED, "chat_template_unsupported"),
+        TextError::Encode { .. } => (StatusCode::BAD_REQUEST, "not_encodable"),
+        TextError::Manifest(_)
+        | TextError::Read { .. }
+        | TextError::Json { .. }
+        | TextError::Tokenizer { .. }
+        | TextError::TemplateFile { .. } => (StatusCode::SERVICE_UNAVAILABLE, "model_files"),
     }
 }
 

@@ -7,10 +7,8 @@
 
 mod alike;
 mod conversation;
-mod date;
 mod decoder;
 mod files;
-mod json;
 mod spelling;
 mod stops;
 mod template;
@@ -136,17 +134,26 @@ pub enum TextError {
         /// The template's own words.
         message: String,
     },
-    /// The chat template failed on messages that it did not refuse.
+    /// The chat template failed on messages that it did not refuse. With others it may not.
     #[error(
-        "the model's chat template failed: {message}; correct chat_template.jinja in the model's directory"
+        "the model's chat template failed on these messages: {message}; send messages of the kind that it expects, or a plain \
+         prompt"
     )]
     Template {
-        /// Where and why.
+        /// What failed, and the line.
+        message: String,
+    },
+    /// The chat template uses something that eka does not have.
+    #[error(
+        "this server cannot run the model's chat template: {message}; send a plain prompt, simplify the template, or report it"
+    )]
+    TemplateUnsupported {
+        /// The construct, and the line.
         message: String,
     },
     /// The chat template took more steps than any conversation should need.
     #[error(
-        "the model's chat template did not finish within {most} steps; send fewer messages, or correct a loop in it"
+        "the model's chat template did not finish within {most} steps; send fewer or shorter messages, or a plain prompt"
     )]
     TemplateSteps {
         /// Steps that it may take.
@@ -159,7 +166,7 @@ pub enum TextError {
     )]
     NoTable,
     /// The tokenizer failed on a text.
-    #[error("the model's tokenizer cannot encode this text: {message}; is its tokenizer.json complete?")]
+    #[error("the model's tokenizer cannot encode this text: {message}; send another text, or token ids")]
     Encode {
         /// Why.
         message: String,
@@ -170,7 +177,21 @@ impl TextError {
     /// Whether other input would have helped; otherwise the model directory's files are at fault.
     #[must_use]
     pub const fn is_the_clients(&self) -> bool {
-        matches!(self, Self::NoTemplate { .. } | Self::NoTools { .. } | Self::Messages { .. } | Self::NoTable)
+        match self {
+            Self::NoTemplate { .. }
+            | Self::NoTools { .. }
+            | Self::Messages { .. }
+            | Self::Template { .. }
+            | Self::TemplateSteps { .. }
+            | Self::Encode { .. }
+            | Self::NoTable => true,
+            Self::TemplateUnsupported { .. }
+            | Self::Manifest(_)
+            | Self::Read { .. }
+            | Self::Json { .. }
+            | Self::Tokenizer { .. }
+            | Self::TemplateFile { .. } => false,
+        }
     }
 
     /// Whether it says where the model's files are, which is nobody's business but the log's.
@@ -186,6 +207,7 @@ impl TextError {
             | Self::NoTools { .. }
             | Self::Messages { .. }
             | Self::Template { .. }
+            | Self::TemplateUnsupported { .. }
             | Self::TemplateSteps { .. }
             | Self::NoTable
             | Self::Encode { .. } => false,
@@ -265,8 +287,8 @@ impl Text {
     /// The text of a conversation whose next message is the model's.
     ///
     /// # Errors
-    /// [`TextError::NoTemplate`], [`TextError::NoTools`] and [`TextError::Messages`], which are the client's,
-    /// [`TextError::Template`] and [`TextError::TemplateSteps`].
+    /// [`TextError::NoTemplate`], [`TextError::NoTools`], [`TextError::Messages`], [`TextError::Template`] and
+    /// [`TextError::TemplateSteps`], which are the client's, and [`TextError::TemplateUnsupported`].
     pub fn render(&self, conversation: &Conversation) -> Result<String, TextError> {
         let missing = || TextError::NoTemplate { id: self.card.id.clone() };
         let template = self.template.as_ref().ok_or_else(missing)?;
