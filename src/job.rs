@@ -144,7 +144,7 @@ pub enum KeepAlive {
 }
 
 /// What an answer's text must be, from its first byte to its last.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Constraint {
     /// JSON that this JSON schema, an object as text, describes.
     Schema(String),
@@ -415,6 +415,8 @@ pub enum Failure {
     NoWorker {
         /// Why not.
         message: String,
+        /// When the next one is tried; `None` where none will be.
+        retry_in: Option<Duration>,
     },
     /// It waited in the queue for longer than it was willing to.
     #[error("waited {} ms in the queue, the limit of this request", waited.as_millis())]

@@ -20,6 +20,10 @@ mod hostile;
 mod http_api;
 mod http_errors;
 mod load;
+#[cfg(unix)]
+mod logging;
+#[cfg(unix)]
+mod model_folders;
 mod models;
 mod openapi;
 mod overload;
@@ -30,6 +34,7 @@ mod program;
 #[cfg(unix)]
 mod readme;
 mod responses;
+mod sandbox;
 mod saved;
 mod scores;
 mod serving;

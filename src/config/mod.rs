@@ -29,7 +29,7 @@ use self::{
     raw::RawConfig,
 };
 use crate::{
-    choice::{CacheChoice, Devices},
+    choice::{CacheChoice, Devices, Verify},
     trim::TrimPolicy,
     units::{Bytes, Millis, Ratio, Tokens},
 };
@@ -158,6 +158,8 @@ pub struct Model {
     pub block_size: Option<NonZeroUsize>,
     /// Where exports of source directories are kept.
     pub cache_dir: PathBuf,
+    /// How a model's files are compared with those that it was exported with.
+    pub verify: Verify,
 }
 
 /// What is served besides, and how much of it at once.
@@ -268,6 +270,8 @@ pub struct Watchdog {
     pub decode_factor: u32,
     /// While it is sent something.
     pub pipe: Millis,
+    /// While it is idle, to answer a ping.
+    pub idle: Millis,
 }
 
 /// When a worker that works is replaced all the same.

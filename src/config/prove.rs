@@ -94,12 +94,14 @@ impl Proof<'_> {
             Some(dir) => self.directory("model.cache_dir", dir),
             None => Some(default_cache_dir(self.around)),
         };
+        let verify = self.some("model.verify", raw.verify.parse().ok());
         Some(Model {
             path: path?,
             id: id?,
             quantize: quantize?,
             block_size: block_size?,
             cache_dir: cache_dir?,
+            verify: verify?,
         })
     }
 
@@ -175,6 +177,7 @@ impl Proof<'_> {
         let decode_floor = self.whole("watchdog.decode_floor_ms", raw.decode_floor_ms).map(Millis);
         let decode_factor = self.whole("watchdog.decode_factor", raw.decode_factor);
         let pipe = self.whole("watchdog.pipe_ms", raw.pipe_ms).map(Millis);
+        let idle = self.whole("watchdog.idle_ms", raw.idle_ms).map(Millis);
         Some(Watchdog {
             load: load?,
             warm_up: warm_up?,
@@ -183,6 +186,7 @@ impl Proof<'_> {
             decode_floor: decode_floor?,
             decode_factor: decode_factor?,
             pipe: pipe?,
+            idle: idle?,
         })
     }
 

@@ -31,7 +31,7 @@ use minijinja::{Environment, Error, ErrorKind, Value, context, value::Serde};
 use serde_json::json;
 
 use self::{environment::FUEL, globals::Raised};
-use super::{Message, TextError, ToolSupport};
+use super::{Message, TextError};
 
 /// OpenAI's newer name for the role of whoever sets a model up.
 const DEVELOPER: &str = "developer";
@@ -45,7 +45,6 @@ pub(super) struct ChatTemplate {
     tokens: BTreeMap<String, String>,
     /// It tells a developer's messages from the system's.
     knows_developer: bool,
-    tools: ToolSupport,
     /// What a message of calls alone has as its content; found out when the first one is rendered.
     content_of_calls: OnceLock<Option<String>>,
 }
@@ -55,13 +54,8 @@ impl ChatTemplate {
     pub(super) fn compile(source: &str, tokens: BTreeMap<String, String>) -> Result<Self, Error> {
         let mut environment = environment::new()?;
         environment.add_template_owned(NAME, syntax::translate(source)?)?;
-        let (knows_developer, tools) = (source.contains(DEVELOPER), ToolSupport::of(source));
-        Ok(Self { environment, tokens, knows_developer, tools, content_of_calls: OnceLock::new() })
-    }
-
-    /// What it says about tools.
-    pub(super) const fn tools(&self) -> ToolSupport {
-        self.tools
+        let knows_developer = source.contains(DEVELOPER);
+        Ok(Self { environment, tokens, knows_developer, content_of_calls: OnceLock::new() })
     }
 
     /// The text that asks the model for the next answer.
