@@ -178,7 +178,8 @@ impl ApiError {
             Self::EmptyPrompt => Some("prompt"),
             Self::SavedPromptNotFound { .. } | Self::Failure(Failure::SavedPrompt { .. }) => Some("name"),
             Self::Constraint { param, .. } => Some(param),
-            Self::Text(TextError::NoTable | TextError::TooLong { .. }) => None,
+            Self::Text(TextError::NoTable | TextError::TooLong { .. } | TextError::Encode { .. }) => None,
+            Self::Text(TextError::TemplateUnsupported { .. }) => Some("messages"),
             Self::Text(TextError::NoTools { .. }) => Some("tools"),
             Self::Text(text) if text.is_the_clients() => Some("messages"),
             _ => None,
@@ -302,6 +303,7 @@ fn text_row(error: &TextError) -> (StatusCode, &'static str) {
         TextError::TemplateSteps { .. } | TextError::TemplateLimit { .. } => {
             (StatusCode::BAD_REQUEST, "chat_template_limit")
         }
+        TextError::TemplateUnsupported { .. } => (StatusCode::NOT_IMPLEMENTED, "chat_template_unsupported"),
         TextError::Encode { .. } => (StatusCode::BAD_REQUEST, "not_encodable"),
         TextError::Manifest(_)
         | TextError::Read { .. }
