@@ -144,7 +144,7 @@ pub enum KeepAlive {
 }
 
 /// What an answer's text must be, from its first byte to its last.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Constraint {
     /// JSON that this JSON schema, an object as text, describes.
     Schema(String),
@@ -342,9 +342,11 @@ impl Drafted {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Failure {
     /// Prompt and answer do not fit the model's context.
+    // OpenAI's words, by which client libraries know it.
     #[error(
-        "{prompt} of prompt and {max_new} of answer exceed the context length of {capacity}; shorten the prompt or lower \
-         the number of new tokens"
+        "This model's maximum context length is {capacity}. However, you requested {} ({} in the messages, {} in the \
+         completion). Please reduce the length of the messages or completion.",
+        Tokens(prompt.0.saturating_add(max_new.0)), prompt.0, max_new.0
     )]
     Context {
         /// Length of the prompt.
@@ -415,6 +417,8 @@ pub enum Failure {
     NoWorker {
         /// Why not.
         message: String,
+        /// When the next one is tried; `None` where none will be.
+        retry_in: Option<Duration>,
     },
     /// It waited in the queue for longer than it was willing to.
     #[error("waited {} ms in the queue, the limit of this request", waited.as_millis())]

@@ -20,6 +20,8 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
+use crate::log_queue;
+
 /// Content type of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -96,6 +98,16 @@ pub struct ExitReason {
     /// Whose.
     #[prometheus(flatten)]
     pub device: OnDevice,
+}
+
+/// What a sandbox process was asked, and what came of it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct SandboxTask {
+    /// `constraint` or `template`.
+    pub kind: &'static str,
+    /// `ok`; `refused`, with a reason; `time` and `memory`, the limits for which the process was killed; `busy`, for want of a
+    /// place; or `unavailable`.
+    pub outcome: &'static str,
 }
 
 /// Which of several devices a figure is about, as the label `device`. Where there is but one it has no name, and there is no
@@ -192,12 +204,18 @@ pub struct Metrics {
     pub model_load_seconds: PerDevice<Gauge<f64, AtomicU64>>,
     /// Prompts that were put into files, and read from them.
     pub saved_prompts: Family<PromptFile, Counter>,
+    /// Schemas and conversations given to sandbox processes, by what came of them.
+    pub sandbox_tasks: Family<SandboxTask, Counter>,
+    /// Sandbox processes started; all but the first few replace one that was killed.
+    pub sandbox_starts: Counter,
     /// Nodes of the loaded graphs by what computes them.
     pub graph_nodes: Family<Provider, Gauge>,
     /// Memory of the processes.
     pub memory: Family<MemoryKind, Gauge>,
     /// Spans of traces that did not reach the collector.
     pub trace_spans_dropped: Counter,
+    /// Log lines of this process that were dropped, because stderr was not read.
+    pub log_lines_dropped: Counter,
 }
 
 impl fmt::Debug for Metrics {
@@ -261,9 +279,12 @@ impl Metrics {
             worker_exits: Family::default(),
             model_load_seconds: PerDevice::new(&devices),
             saved_prompts: Family::default(),
+            sandbox_tasks: Family::default(),
+            sandbox_starts: Counter::default(),
             graph_nodes: Family::default(),
             memory: Family::default(),
             trace_spans_dropped: Counter::default(),
+            log_lines_dropped: log_queue::dropped(),
         }
         .registered()
     }
@@ -310,12 +331,17 @@ impl Metrics {
         r.register_with_unit("model_load", help, Unit::Seconds, self.model_load_seconds.clone());
         let help = "Prompts put into files and read from them, by action and outcome";
         r.register("saved_prompts", help, self.saved_prompts.clone());
+        let help = "Schemas and conversations given to sandbox processes, by kind and outcome";
+        r.register("sandbox_tasks", help, self.sandbox_tasks.clone());
+        r.register("sandbox_starts", "Sandbox processes started", self.sandbox_starts.clone());
         let help = "Nodes of the loaded graphs by execution provider";
         r.register("graph_nodes", help, self.graph_nodes.clone());
         let help = "Memory of the parent and the worker process";
         r.register_with_unit("memory", help, Unit::Bytes, self.memory.clone());
         let help = "Spans of traces that did not reach the collector";
         r.register("trace_spans_dropped", help, self.trace_spans_dropped.clone());
+        let help = "Log lines that were dropped because stderr was not read";
+        r.register("log_lines_dropped", help, self.log_lines_dropped.clone());
         self
     }
 

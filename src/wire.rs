@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Version of the frames below; both ends must have the same.
-pub const PROTOCOL: u32 = 11;
+pub const PROTOCOL: u32 = 12;
 
 /// Longest payload that is sent or read: room for a prompt of some three million tokens.
 pub const MAX_FRAME: Bytes = Bytes::mib(16);
@@ -62,6 +62,8 @@ pub enum Down {
     },
     /// Let go of a saved prompt that was restored, for whichever models; answered by [`Up::Forgotten`], also where it was not.
     Forget(String),
+    /// Show that the thread that computes is alive; answered by [`Up::Pong`]. Sent while nothing else is to be done.
+    Ping,
     /// End with exit code 0, after the current step.
     Shutdown,
 }
@@ -189,6 +191,8 @@ pub enum Up {
         /// Whether the device can no longer be used; the worker ends after this.
         poisoned: bool,
     },
+    /// The answer to [`Down::Ping`].
+    Pong,
     /// A model is gone.
     Unloaded {
         /// Which.

@@ -315,7 +315,7 @@ async fn failures_of_orders_do_not_say_where_either() {
         |message| Failure::Model { model: "demo".into(), message },
         |message| Failure::Device { message },
         |message| Failure::WorkerLost { message },
-        |message| Failure::NoWorker { message },
+        |message| Failure::NoWorker { message, retry_in: None },
     ];
     for failure in failures {
         let server = Server::start_with(Wish::default(), |state| {

@@ -6,6 +6,7 @@ mod adapters;
 mod answers;
 mod architecture;
 mod commands;
+mod compat;
 mod deployment;
 mod devices;
 mod doors;
@@ -20,6 +21,10 @@ mod hostile;
 mod http_api;
 mod http_errors;
 mod load;
+#[cfg(unix)]
+mod logging;
+#[cfg(unix)]
+mod model_folders;
 mod models;
 mod openapi;
 mod overload;
@@ -30,6 +35,7 @@ mod program;
 #[cfg(unix)]
 mod readme;
 mod responses;
+mod sandbox;
 mod saved;
 mod scores;
 mod serving;

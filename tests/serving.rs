@@ -11,6 +11,7 @@ use std::{
 };
 
 use eka::{
+    config::UnknownFields,
     executor::{Deadlines, Executor, Limits},
     http::{AppState, Life, Settings, serve},
     job::{
@@ -19,6 +20,7 @@ use eka::{
     },
     manifest::{Dims, Dtype, FILE_NAME, GraphNames, Manifest, Provenance, SCHEMA},
     metrics::Metrics,
+    sandbox::{Command, Sandbox},
     text::Text,
     units::{Bytes, Tokens},
 };
@@ -56,6 +58,7 @@ pub(crate) struct Wish {
     pub(crate) template: Option<&'static str>,
     /// Said instead of [`ANSWER`], then the end.
     pub(crate) answer: Option<&'static str>,
+    pub(crate) unknown_fields: UnknownFields,
 }
 
 impl Default for Wish {
@@ -71,6 +74,7 @@ impl Default for Wish {
             progress: false,
             template: None,
             answer: None,
+            unknown_fields: UnknownFields::Refuse,
         }
     }
 }
@@ -119,8 +123,10 @@ impl Server {
             context_length: None,
             default_max_new: Tokens(64),
             log_prompts: false,
+            unknown_fields: wish.unknown_fields,
         };
-        let state = AppState::new(text, executor.clone(), metrics.clone(), seen, settings);
+        let state = AppState::new(text, executor.clone(), metrics.clone(), seen, settings)
+            .with_sandbox(sandbox(&metrics));
         let state = equip(state);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -185,6 +191,12 @@ impl Server {
         })
         .await;
     }
+}
+
+/// A sandbox of the program under test.
+pub(crate) fn sandbox(metrics: &Arc<Metrics>) -> Sandbox {
+    let program = env!("CARGO_BIN_EXE_eka").into();
+    Sandbox::new(Command { program, arguments: vec!["sandbox".into()] }, Arc::clone(metrics))
 }
 
 /// Waits for something that happens soon on an idle machine and in time on a busy one.
@@ -318,5 +330,6 @@ fn manifest() -> Manifest {
         parameters: 1,
         graph: GraphNames::default(),
         provenance: Provenance { exporter: "test".into(), sources: vec![], adapters: vec![], options: None },
+        files: vec![],
     }
 }

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use crate::{
     program::{Program, argument, cache, eka, expected, resident_kib, run, send, text, worker_of},
     serving::{events, eventually},
+    slot::copy,
 };
 
 /// Fills the demo's context: long enough to be interrupted.
@@ -112,9 +113,11 @@ async fn a_worker_killed_in_an_answer_is_replaced_and_the_answer_goes_on() {
 #[tokio::test]
 async fn a_worker_that_hangs_is_replaced_in_an_answer_and_before_one() {
     // Short enough for a test, long enough for a busy machine.
-    let settings = ["watchdog.decode_floor_ms=2000", "watchdog.prefill_base_ms=2000"];
+    let settings =
+        ["watchdog.decode_floor_ms=2000", "watchdog.prefill_base_ms=2000", "watchdog.idle_ms=2000"];
+    let settings: Vec<_> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
     let plan = hanging([(3, 8)]);
-    let program = Program::start(&["--set", settings[0], "--set", settings[1], "--faults", &plan]).await;
+    let program = Program::start(&[&settings[..], &["--faults", &plan]].concat()).await;
     let mut request = long();
     request["stream"] = json!(false);
     request["max_new_tokens"] = json!(100);
@@ -134,6 +137,72 @@ async fn a_worker_that_hangs_is_replaced_in_an_answer_and_before_one() {
     assert_eq!(json!(spoken(pieces)), undisturbed["text"]);
     assert_eq!(last["timings"]["resumed"], 1);
     assert!(program.log().contains("no word for "), "{}", program.log());
+}
+
+#[tokio::test]
+async fn a_worker_that_hangs_while_it_is_idle_is_replaced_without_any_request() {
+    let program = Program::start(&["--set", "watchdog.idle_ms=1000"]).await;
+    let hung = program.worker_pid();
+    send("STOP", hung);
+    let is_another = || worker_of(program.pid()).is_some_and(|worker| worker != hung);
+    eventually("another worker", is_another).await;
+    eventually("it to be ready", || program.log().matches("the worker is ready").count() == 2).await;
+    assert!(program.log().contains("no answer to a ping for 1.0 s while it was idle"), "{}", program.log());
+    let first = &expected()[0];
+    let request = json!({ "messages": [{ "role": "user", "content": first.prompt }] });
+    let (status, answer) = program.ask("/generate-lite", &request).await;
+    assert_eq!((status, &answer["text"]), (200, &json!(first.text)), "{}", program.log());
+    assert_eq!(answer["timings"]["resumed"], 0, "no job was lost");
+}
+
+#[tokio::test]
+async fn a_worker_that_is_idle_for_many_pings_stays_the_same() {
+    let program = Program::start(&["--set", "watchdog.idle_ms=2000"]).await;
+    let worker = program.worker_pid();
+    // Many pings on any machine, as the next is sent half a second after the last was answered.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(program.worker_pid(), worker, "{}", program.log());
+}
+
+#[tokio::test]
+async fn a_stopped_worker_whose_parent_is_killed_is_gone() {
+    let mut program = Program::start(&[]).await;
+    let worker = program.worker_pid();
+    send("STOP", worker);
+    program.end_with("KILL").await;
+    eventually("the worker to be gone", || is_gone(worker)).await;
+}
+
+/// Whether a process has ended, though perhaps nobody has asked yet how.
+fn is_gone(pid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    status.is_empty() || status.contains("State:\tZ")
+}
+
+#[tokio::test]
+async fn a_job_in_flight_when_the_weights_vanish_gets_the_same_503_as_new_ones() {
+    let folder = tempfile::tempdir().unwrap();
+    let (there, gone) = (folder.path().join("demo"), folder.path().join("elsewhere"));
+    copy(&Program::start(&[]).await.export(), &there);
+    let program = Program::start(&["--model", argument(&there), "--faults", &hanging([(1, 5)])]).await;
+    let mut request = long();
+    request["stream"] = json!(false);
+    let in_flight = tokio::spawn(program.post("/generate-lite", &request).send());
+    eventually("the job to run", || program.log().contains("injected fault: hang@")).await;
+    std::fs::rename(&there, &gone).unwrap();
+    send("KILL", program.worker_pid());
+
+    let in_flight = in_flight.await.unwrap().unwrap();
+    let (status, new) = program.ask("/generate-lite", &request).await;
+    assert_eq!((status, &new["error"]["code"]), (503, &json!("worker_down")), "{new}");
+    assert_eq!(in_flight.status(), 503);
+    assert!(in_flight.headers().contains_key("retry-after"));
+    assert_eq!(in_flight.json::<Value>().await.unwrap()["error"], new["error"]);
+
+    std::fs::rename(&gone, &there).unwrap();
+    request["max_new_tokens"] = json!(4);
+    eventually("the next worker", || program.log().matches("the worker is ready").count() == 2).await;
+    assert_eq!(program.ask("/generate-lite", &request).await.0, 200);
 }
 
 #[test]

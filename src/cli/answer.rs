@@ -133,7 +133,7 @@ impl Speaker {
         });
         told.context("the answer cannot be written")?;
         let Finish { reason, usage, timings, .. } = match finish {
-            Err(Failure::NoWorker { message }) => return self.unloadable(&message),
+            Err(Failure::NoWorker { message, .. }) => return self.unloadable(&message),
             finish => finish?,
         };
         let end = match reason {

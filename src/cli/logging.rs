@@ -1,12 +1,15 @@
 //! What is logged, and how: to stderr, so that stdout holds answers alone.
 
-use std::{io, sync::Arc};
+use std::sync::Arc;
 
 use anyhow::Context;
 use tracing_subscriber::{EnvFilter, reload};
 
 use super::print;
-use crate::config::{Log, LogFormat};
+use crate::{
+    config::{Log, LogFormat},
+    log_queue::LineWriter,
+};
 
 /// Changes what is logged, from the next line on.
 #[derive(Clone)]
@@ -28,7 +31,7 @@ impl LogLevel {
 /// # Errors
 /// When `log.level` is no filter.
 pub(super) fn start(log: &Log) -> anyhow::Result<LogLevel> {
-    let lines = tracing_subscriber::fmt().with_writer(io::stderr).with_target(false);
+    let lines = tracing_subscriber::fmt().with_writer(|| LineWriter).with_target(false);
     // A reader of stderr who has left is no reason to panic.
     let lines = lines.log_internal_errors(false);
     let filter = filter(&log.level)?;

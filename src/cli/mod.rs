@@ -14,6 +14,7 @@ mod export;
 mod generate;
 mod health;
 mod inspect;
+mod lineup;
 mod load;
 mod logging;
 mod logits;
@@ -25,19 +26,23 @@ mod prepare;
 mod print;
 mod report;
 mod sampling;
+mod sandbox;
 mod serve;
 mod smoke;
 mod verify;
 mod worker;
 
-use std::{env, process::ExitCode};
+use std::{env, process::ExitCode, time::Duration};
 
 use clap::{CommandFactory, Parser};
 
 use exit::Exit;
 use print::Output;
 
-use crate::device;
+use crate::{device, log_queue};
+
+/// For the last lines of the log to be written: a process whose stderr nobody reads ends all the same.
+const LAST_LINES: Duration = Duration::from_secs(2);
 
 /// Serves one fine-tuned language model, one answer at a time
 #[derive(Debug, Parser)]
@@ -63,6 +68,9 @@ enum Command {
     /// Run a model for the parent process at the other end of stdin and stdout
     #[command(hide = true)]
     Worker(worker::Args),
+    /// Compile schemas and render chat templates for the parent process at the other end of stdin and stdout
+    #[command(hide = true)]
+    Sandbox,
 }
 
 /// Runs the command line, says on stderr why it failed, and gives the code to end with; `eka help` lists them.
@@ -75,14 +83,16 @@ pub fn run() -> ExitCode {
     };
     let output = command.output();
     print::keep_to(output);
-    match dispatch(command) {
+    let code = match dispatch(command) {
         Ok(code) => code,
         Err(error) => {
             let exit = Exit::of(&error);
             print::error(&error, exit, output.json);
             exit.into()
         }
-    }
+    };
+    log_queue::flush(LAST_LINES);
+    code
 }
 
 /// Says what is wrong with the command line, or the help that was asked for.
@@ -114,7 +124,9 @@ impl Command {
             Self::Bench(args) => args.output,
             Self::Smoke(args) => args.output,
             Self::Health(args) => args.output,
-            Self::Completions(_) | Self::Man(_) | Self::Worker(_) => Output { json: false, quiet: false },
+            Self::Completions(_) | Self::Man(_) | Self::Worker(_) | Self::Sandbox => {
+                Output { json: false, quiet: false }
+            }
         }
     }
 }
@@ -137,5 +149,6 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Completions(args) => pages::completions(&args, &Cli::command()).map(done),
         Command::Man(args) => pages::man(&args, &Cli::command()).map(done),
         Command::Worker(args) => worker::run(args).map(done),
+        Command::Sandbox => sandbox::run().map(done),
     }
 }

@@ -14,6 +14,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::exit::Exit;
+use crate::log_queue;
 
 /// How a command says what it has to say.
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
@@ -47,7 +48,7 @@ pub(super) fn is_quiet() -> bool {
 /// Says something on stderr that is neither result nor error, unless it should not be said.
 pub(super) fn note(text: impl fmt::Display) {
     if !is_quiet() {
-        let _ = writeln!(anstream::stderr().lock(), "{FAINT}{text}{FAINT:#}");
+        write_stderr(format_args!("{FAINT}{text}{FAINT:#}"));
     }
 }
 
@@ -84,13 +85,22 @@ pub(super) fn error(error: &anyhow::Error, exit: Exit, as_json: bool) {
 /// Says on stderr what went wrong.
 pub(super) fn problem(message: impl fmt::Display) {
     let message = printable(&message.to_string());
-    let _ = writeln!(anstream::stderr().lock(), "{ERROR}error:{ERROR:#} {message}");
+    write_stderr(format_args!("{ERROR}error:{ERROR:#} {message}"));
 }
 
 /// An error as one line of JSON on stderr.
 pub(super) fn error_document(message: &str, exit: Exit) {
     let error = json!({"error": {"code": exit.name(), "exit_code": exit.code(), "message": message}});
-    let _ = writeln!(io::stderr().lock(), "{error}");
+    write_stderr(format_args!("{error}"));
+}
+
+/// Writes a line to stderr, in colours where it is a terminal that shows them. While the server runs that goes through the
+/// log's queue, as stderr may be a pipe that nobody reads.
+fn write_stderr(line: fmt::Arguments<'_>) {
+    let mut shown = anstream::AutoStream::new(Vec::new(), anstream::AutoStream::choice(&io::stderr()));
+    // Memory takes whatever is written.
+    let _ = writeln!(shown, "{line}");
+    log_queue::write(&shown.into_inner());
 }
 
 /// The error and its causes, except for those that a message before them has said already.

@@ -54,13 +54,14 @@ const fn derived(path: &'static str, default: &'static str, kind: Kind) -> Key {
 }
 
 /// Every setting, section by section; printed in this order.
-pub(super) const KEYS: [Key; 62] = [
+pub(super) const KEYS: [Key; 65] = [
     text("server.bind", "127.0.0.1", "an IP address, such as 127.0.0.1, or 0.0.0.0 for every interface"),
     whole("server.port", "8110", 0, 65_535),
     whole("server.grace_ms", "30000", 0, WEEK_MS),
     whole("server.heartbeat_ms", "2000", 100, 60_000),
     whole("server.body_limit_bytes", "4194304", 1, 1 << 30),
     whole("server.max_connections", "1024", 1, 1 << 20),
+    text("server.unknown_fields", "refuse", "refuse or warn"),
     derived("auth.keys_file", "no keys but those of auth.keys", Kind::Text("a file of [[key]] tables")),
     derived(
         "auth.keys",
@@ -89,6 +90,7 @@ pub(super) const KEYS: [Key; 62] = [
     text("model.quantize", "none", "none, int8 or int4"),
     derived("model.block_size", "the exporter's choice", Kind::Whole { least: 32, most: 128 }),
     derived("model.cache_dir", "the user's cache directory", Kind::Text("a directory")),
+    text("model.verify", "size", "size, or hash to read every byte of a model before it is served"),
     derived("models.dir", "the model of model.path is served alone", Kind::Text("a directory of models")),
     derived("models.memory_bytes", "half of the machine's memory", Kind::Whole { least: 1, most: 1 << 50 }),
     derived(
@@ -143,6 +145,7 @@ pub(super) const KEYS: [Key; 62] = [
     whole("watchdog.decode_floor_ms", "15000", 1, WEEK_MS),
     whole("watchdog.decode_factor", "50", 1, 10_000),
     whole("watchdog.pipe_ms", "10000", 1, WEEK_MS),
+    whole("watchdog.idle_ms", "20000", 100, WEEK_MS),
     derived("recycle.after_jobs", "never", Kind::Whole { least: 1, most: 1 << 40 }),
     derived("recycle.after_ms", "never", Kind::Whole { least: 1000, most: 52 * WEEK_MS }),
     whole("recycle.memory_growth_bytes", "1073741824", 1 << 20, 1 << 50),

@@ -29,7 +29,7 @@ use self::{
     raw::RawConfig,
 };
 use crate::{
-    choice::{CacheChoice, Devices},
+    choice::{CacheChoice, Devices, Verify},
     trim::TrimPolicy,
     units::{Bytes, Millis, Ratio, Tokens},
 };
@@ -84,6 +84,18 @@ pub struct Server {
     pub body_limit: Bytes,
     /// Connections open at once.
     pub max_connections: NonZeroUsize,
+    /// What happens to fields of requests that eka does not have.
+    pub unknown_fields: UnknownFields,
+}
+
+/// What happens to a field of a request that eka does not have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UnknownFields {
+    /// The request is refused, and the error names the field.
+    #[default]
+    Refuse,
+    /// The field is ignored, and a header of the answer names it.
+    Warn,
 }
 
 /// Who may ask. Without any keys, everybody may.
@@ -158,6 +170,8 @@ pub struct Model {
     pub block_size: Option<NonZeroUsize>,
     /// Where exports of source directories are kept.
     pub cache_dir: PathBuf,
+    /// How a model's files are compared with those that it was exported with.
+    pub verify: Verify,
 }
 
 /// What is served besides, and how much of it at once.
@@ -268,6 +282,8 @@ pub struct Watchdog {
     pub decode_factor: u32,
     /// While it is sent something.
     pub pipe: Millis,
+    /// While it is idle, to answer a ping.
+    pub idle: Millis,
 }
 
 /// When a worker that works is replaced all the same.

@@ -10,7 +10,7 @@ use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 
 use super::{
     Config, Device, Engine, Log, LogFormat, Model, Models, OnnxRuntime, Problem, Quantize, Queue, Recycle,
-    Server, Watchdog,
+    Server, UnknownFields, Watchdog,
     keys::{Key, Kind},
     layers::{Merged, Surroundings},
     raw::{
@@ -75,6 +75,12 @@ impl Proof<'_> {
         let heartbeat = self.whole("server.heartbeat_ms", raw.heartbeat_ms).map(Millis);
         let body_limit = self.whole("server.body_limit_bytes", raw.body_limit_bytes).map(Bytes);
         let max_connections = self.positive("server.max_connections", raw.max_connections);
+        let unknown_fields = match raw.unknown_fields.as_str() {
+            "refuse" => Some(UnknownFields::Refuse),
+            "warn" => Some(UnknownFields::Warn),
+            _ => None,
+        };
+        let unknown_fields = self.some("server.unknown_fields", unknown_fields);
         Some(Server {
             bind: bind?,
             port: port?,
@@ -82,6 +88,7 @@ impl Proof<'_> {
             heartbeat: heartbeat?,
             body_limit: body_limit?,
             max_connections: max_connections?,
+            unknown_fields: unknown_fields?,
         })
     }
 
@@ -94,12 +101,14 @@ impl Proof<'_> {
             Some(dir) => self.directory("model.cache_dir", dir),
             None => Some(default_cache_dir(self.around)),
         };
+        let verify = self.some("model.verify", raw.verify.parse().ok());
         Some(Model {
             path: path?,
             id: id?,
             quantize: quantize?,
             block_size: block_size?,
             cache_dir: cache_dir?,
+            verify: verify?,
         })
     }
 
@@ -175,6 +184,7 @@ impl Proof<'_> {
         let decode_floor = self.whole("watchdog.decode_floor_ms", raw.decode_floor_ms).map(Millis);
         let decode_factor = self.whole("watchdog.decode_factor", raw.decode_factor);
         let pipe = self.whole("watchdog.pipe_ms", raw.pipe_ms).map(Millis);
+        let idle = self.whole("watchdog.idle_ms", raw.idle_ms).map(Millis);
         Some(Watchdog {
             load: load?,
             warm_up: warm_up?,
@@ -183,6 +193,7 @@ impl Proof<'_> {
             decode_floor: decode_floor?,
             decode_factor: decode_factor?,
             pipe: pipe?,
+            idle: idle?,
         })
     }
 

@@ -37,6 +37,7 @@ pub(super) struct RawServer {
     pub(super) heartbeat_ms: i64,
     pub(super) body_limit_bytes: i64,
     pub(super) max_connections: i64,
+    pub(super) unknown_fields: String,
 }
 
 #[derive(Deserialize)]
@@ -74,6 +75,7 @@ pub(super) struct RawModel {
     pub(super) quantize: String,
     pub(super) block_size: Option<i64>,
     pub(super) cache_dir: Option<String>,
+    pub(super) verify: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -138,6 +140,7 @@ pub(super) struct RawWatchdog {
     pub(super) decode_floor_ms: i64,
     pub(super) decode_factor: i64,
     pub(super) pipe_ms: i64,
+    pub(super) idle_ms: i64,
 }
 
 #[derive(Debug, Deserialize)]

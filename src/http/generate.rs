@@ -24,7 +24,7 @@ use super::{
     count::Tally,
     dialect::{Dialect, Head},
     error::ApiError,
-    gate, slot,
+    gate, id, slot,
 };
 
 /// A comment by the standard of server-sent events: clients skip it, proxies see life, and a client that is gone is
@@ -40,7 +40,8 @@ pub(super) async fn generate<D: Dialect>(
     payload: web::Payload,
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, ApiError> {
-    let mut fields = body::read(payload, state.settings.body_limit).await?;
+    let fields = body::read(payload, state.settings.body_limit).await?;
+    let mut fields = fields.with_unknown(state.settings.unknown_fields);
     let text = gate::model(&request, &state, fields.take::<String>("model")?.as_deref())?;
     let rules = Rules {
         vocabulary: text.card().vocabulary,
@@ -49,11 +50,11 @@ pub(super) async fn generate<D: Dialect>(
         tools: text.as_ref().into(),
     };
     let mut ask = D::ask(&mut fields, &rules)?;
-    fields.finish(D::KNOWN)?;
-    let id = state.executor.new_id();
+    let ignored = fields.finish(D::OTHERS)?;
+    let job = state.executor.new_id();
     let delivery = ask.delivery;
     let dialect = D::from(Head {
-        id: format!("{}-{:08x}-{}", D::ID_PREFIX, state.instance, id.0),
+        id: id::new(D::ID_PREFIX),
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         model: text.card().id.clone(),
         seed: ask.sampling.seed,
@@ -69,16 +70,17 @@ pub(super) async fn generate<D: Dialect>(
     }
     tally.iter().for_each(|tally| tell_trace(tally, &ask, D::OPERATION, &text.card().id));
     let trace = tally.as_ref().and_then(Tally::trace);
-    let mut answers = admit(&state, text, id, slot::caller(&request), ask, trace).await?;
+    let mut answers = admit(&state, text, job, slot::caller(&request), ask, trace).await?;
     answers.iter_mut().for_each(|answer| answer.count_for(tally.clone()));
-    match delivery {
-        Delivery::Whole => whole(answers, &dialect).await,
+    let response = match delivery {
+        Delivery::Whole => whole(answers, &dialect).await?,
         Delivery::Streamed { .. } => {
             let tally = Tally::take(&request);
             let telling = Telling { answers, dialect, tally, endings: Vec::new(), told: Told::Nothing };
-            Ok(streamed(telling, state.settings.heartbeat))
+            streamed(telling, state.settings.heartbeat)
         }
-    }
+    };
+    Ok(ignored.name_in(response))
 }
 
 /// What is asked for, by the semantic conventions for generative AI; what is said is nobody's business.

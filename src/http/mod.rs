@@ -1,7 +1,9 @@
 //! The HTTP side: routes, request and answer types, server-sent events, and the one table from error to status.
 //!
-//! `listen` accepts connections and `connection` stands between them and actix-web. A request goes down this list: `gate` lets it in, `body` reads it, `fields` takes it apart, `dialect` and `ask` prove it,
-//! `admission` makes it a job, `answer` makes text of what comes back, and `generate` sends it. `error` is
+//! `listen` accepts connections and `connection` stands between them and actix-web. A request goes down this list: `gate` lets
+//! it in, `body` reads it, `fields` takes it apart, `dialect` and `ask` prove it (`compat` has the fields of other servers,
+//! `ignored` those that were left out), `rendering` has the sandbox make a prompt of its messages, `admission` makes it a
+//! job, `answer` makes text of what comes back, and `generate` sends it. `error` is
 //! where each of them says no.
 //!
 //! A client that leaves is noticed because everything made for it is dropped: its handler or stream, the answer within,
@@ -14,6 +16,7 @@ mod ask;
 mod body;
 mod catalogue;
 mod chat;
+mod compat;
 mod completions;
 mod connection;
 mod cors;
@@ -22,9 +25,12 @@ mod dialect;
 mod error;
 mod fields;
 mod form;
+pub mod fuzzing;
 mod gate;
 mod generate;
 mod headers;
+mod id;
+mod ignored;
 mod items;
 mod listen;
 mod messages;
@@ -33,6 +39,7 @@ mod openapi;
 mod page;
 mod probes;
 mod refusal;
+mod rendering;
 mod request_id;
 mod responses;
 mod sampling;
@@ -61,7 +68,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::{
     admin::{Orders, SetLogLevel},
-    catalogue::Catalogue,
+    catalogue::{Catalogue, Unavailable},
     tls::{Tls, TlsError},
 };
 use self::{
@@ -70,10 +77,11 @@ use self::{
 };
 use crate::{
     access::Door,
-    config::Config,
+    config::{Config, UnknownFields},
     executor::{Deadlines, Executor},
     job::Readiness,
     metrics::Metrics,
+    sandbox::{Sandbox, SandboxError},
     saved::Store,
     text::Text,
     units::{Bytes, Tokens},
@@ -106,6 +114,8 @@ pub struct Settings {
     pub default_max_new: Tokens,
     /// What clients ask is logged as well.
     pub log_prompts: bool,
+    /// What happens to fields of requests that eka does not have.
+    pub unknown_fields: UnknownFields,
 }
 
 impl From<&Config> for Settings {
@@ -121,6 +131,7 @@ impl From<&Config> for Settings {
             context_length: engine.context_length,
             default_max_new: engine.default_max_new,
             log_prompts: log.prompts,
+            unknown_fields: server.unknown_fields,
         }
     }
 }
@@ -134,6 +145,8 @@ pub struct AppState {
     door: Arc<Door>,
     /// `None` is HTTP without TLS.
     tls: Option<Arc<Tls>>,
+    /// `None` where there is no program to start one with.
+    sandbox: Option<Sandbox>,
     /// `None` where nobody takes any.
     orders: Option<Orders>,
     /// Where prompts are saved; `None` where none are.
@@ -151,8 +164,6 @@ pub struct AppState {
     deadlines: watch::Receiver<Deadlines>,
     /// Prompts are encoded [`ENCODERS`] at a time.
     encoders: Arc<Semaphore>,
-    /// Tells this process' answer ids from those of the one before.
-    instance: u32,
     /// A worker has been ready at some time.
     was_ready: Arc<AtomicBool>,
 }
@@ -173,6 +184,7 @@ impl AppState {
             executor,
             door: Arc::default(),
             tls: None,
+            sandbox: None,
             orders: None,
             saved: None,
             set_log_level: None,
@@ -183,9 +195,14 @@ impl AppState {
             settings,
             deadlines,
             encoders: Arc::new(Semaphore::new(ENCODERS)),
-            instance: rand::random(),
             was_ready: Arc::default(),
         }
+    }
+
+    /// With processes that compile schemas and render chat templates; without, requests that need one are refused.
+    #[must_use]
+    pub fn with_sandbox(self, sandbox: Sandbox) -> Self {
+        Self { sandbox: Some(sandbox), ..self }
     }
 
     /// With somebody to take the orders of `/admin`.
@@ -234,6 +251,11 @@ impl AppState {
     #[must_use]
     pub fn with_drain(self, drain: CancellationToken) -> Self {
         Self { drain, ..self }
+    }
+
+    fn sandbox(&self) -> Result<&Sandbox, SandboxError> {
+        let missing = || SandboxError::Unavailable { reason: "there is none".into() };
+        self.sandbox.as_ref().ok_or_else(missing)
     }
 
     fn deadlines(&self) -> Deadlines {
@@ -287,7 +309,10 @@ where
 {
     let Life { beside, shutdown, finish } = life;
     let beside = Arc::new(Mutex::new(Some(beside)));
+    let sandbox = state.sandbox.clone();
     let begin = move || {
+        // Its processes end with the thread that starts them.
+        sandbox.iter().for_each(Sandbox::warm_up);
         if let Some(beside) = beside.lock().unwrap_or_else(PoisonError::into_inner).take() {
             actix_web::rt::spawn(beside);
         }

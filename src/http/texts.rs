@@ -18,32 +18,18 @@ use serde_json::{Value, json};
 use super::{
     AppState,
     ask::check_ids,
-    body,
+    body, compat,
     error::ApiError,
-    fields::{FieldError, Fields, Known},
+    fields::{FieldError, Fields},
     gate,
-    messages::conversation_of,
+    messages::take_messages,
+    rendering::render,
     tools::{Shape, take_tools},
 };
 use crate::text::{Conversation, Text, TextError};
 
 /// Characters or tokens that are worked on sooner than another thread has taken them up.
 const FEW: usize = 1024;
-
-/// Length of what a chat template makes: it is a program, whose time nobody knows.
-const UNKNOWN: usize = usize::MAX;
-
-/// Templates always ask for the next answer here.
-const ADD_GENERATION_PROMPT: Known =
-    Known { name: "add_generation_prompt", asks_for_nothing: |v| v == true, only: "true", kind: None };
-
-/// llama.cpp's and vLLM's fields with the only value that eka has for them.
-pub(super) const OF_TOKENIZE: &[Known] = &[
-    Known { name: "parse_special", asks_for_nothing: |v| v == true, only: "true", kind: None },
-    ADD_GENERATION_PROMPT,
-];
-
-pub(super) const OF_TEMPLATES: &[Known] = &[ADD_GENERATION_PROMPT];
 
 /// What to cut into tokens.
 enum Source {
@@ -60,17 +46,21 @@ pub(super) async fn tokenize(
     let (text, mut fields) = begin(&request, payload, &state).await?;
     let source = Source::take(&mut fields)?;
     let with_pieces = fields.take("with_pieces")?.unwrap_or(false);
-    fields.finish(OF_TOKENIZE)?;
+    let ignored = fields.finish(&[compat::TOKENIZE])?;
     let max_model_len = state.context_length(&text);
-    let tokens = aside(&state, source.length(), move || {
-        let ids = source.encode(&text)?;
+    let (source, special) = match source {
+        Source::Text { text, add_special } => (text, add_special),
+        Source::Conversation(conversation) => (render(&state, &text, conversation).await?, false),
+    };
+    let tokens = aside(&state, source.len(), move || {
+        let ids = if special { text.encode(&source)? } else { text.encode_bare(&source)? };
         Ok(
             json!({ "count": ids.len(), "tokens": if with_pieces { pieces(&text, &ids) } else { json!(ids) } }),
         )
     });
     let mut answer = tokens.await?;
     answer["max_model_len"] = json!(max_model_len);
-    Ok(HttpResponse::Ok().json(answer))
+    Ok(ignored.name_in(HttpResponse::Ok().json(answer)))
 }
 
 /// `POST /detokenize`.
@@ -80,11 +70,12 @@ pub(super) async fn detokenize(
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, ApiError> {
     let (text, mut fields) = begin(&request, payload, &state).await?;
-    let ids: Vec<u32> = fields.require("tokens")?;
+    let ids = fields.ids("tokens")?.ok_or_else(|| FieldError::Missing { param: "tokens".into() })?;
     check_ids(&ids, "tokens", text.card().vocabulary)?;
-    fields.finish(&[])?;
+    let ignored = fields.finish(&[])?;
     let spelled = aside(&state, ids.len(), move || Ok(text.spell(&ids))).await?;
-    Ok(HttpResponse::Ok().json(json!({ "content": spelled, "prompt": spelled })))
+    let answer = json!({ "content": spelled, "prompt": spelled });
+    Ok(ignored.name_in(HttpResponse::Ok().json(answer)))
 }
 
 /// `POST /apply-template`.
@@ -95,9 +86,9 @@ pub(super) async fn apply_template(
 ) -> Result<HttpResponse, ApiError> {
     let (text, mut fields) = begin(&request, payload, &state).await?;
     let conversation = take_conversation(&mut fields)?;
-    fields.finish(OF_TEMPLATES)?;
-    let prompt = aside(&state, UNKNOWN, move || text.render(&conversation)).await?;
-    Ok(HttpResponse::Ok().json(json!({ "prompt": prompt })))
+    let ignored = fields.finish(&[compat::TEMPLATE])?;
+    let prompt = render(&state, &text, conversation).await?;
+    Ok(ignored.name_in(HttpResponse::Ok().json(json!({ "prompt": prompt }))))
 }
 
 async fn begin(
@@ -105,7 +96,8 @@ async fn begin(
     payload: web::Payload,
     state: &AppState,
 ) -> Result<(Arc<Text>, Fields), ApiError> {
-    let mut fields = body::read(payload, state.settings.body_limit).await?;
+    let fields = body::read(payload, state.settings.body_limit).await?;
+    let mut fields = fields.with_unknown(state.settings.unknown_fields);
     let text = gate::model(request, state, fields.take::<String>("model")?.as_deref())?;
     Ok((Arc::clone(text), fields))
 }
@@ -146,25 +138,10 @@ impl Source {
             }
         }
     }
-
-    fn length(&self) -> usize {
-        match self {
-            Self::Text { text, .. } => text.len(),
-            Self::Conversation(_) => UNKNOWN,
-        }
-    }
-
-    fn encode(&self, text: &Text) -> Result<Vec<u32>, TextError> {
-        match self {
-            Self::Text { text: source, add_special: true } => text.encode(source),
-            Self::Text { text: source, add_special: false } => text.encode_bare(source),
-            Self::Conversation(conversation) => text.encode_chat(conversation),
-        }
-    }
 }
 
 pub(super) fn take_conversation(fields: &mut Fields) -> Result<Conversation, FieldError> {
-    let conversation = conversation_of(fields.require("messages")?, "messages")?;
+    let conversation = take_messages(fields)?;
     let tools = take_tools(fields, Shape::Nested)?.into_iter().map(|tool| tool.told).collect();
     Ok(Conversation { tools, ..conversation })
 }

@@ -10,6 +10,7 @@ use super::{
     exchange::{self, Lost},
     policy::End,
     process::Process,
+    watchdog::{Budgets, Pings},
 };
 use crate::job::{Memory, ModelId, ModelReport, RuntimeReport};
 
@@ -32,6 +33,9 @@ pub(super) struct Worker {
     pub(super) jobs: u64,
     pub(super) memory: Memory,
     pub(super) idle_since: Instant,
+    pub(super) pings: Pings,
+    /// When it is looked at next, if it is idle then.
+    pub(super) look_at: Instant,
     /// Jobs that it had run when it was found to be due for replacement.
     pub(super) due_at: Option<u64>,
     /// It holds memory that no model of it accounts for, and no model.
@@ -41,7 +45,7 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    pub(super) fn new(process: Process, runtime: RuntimeReport) -> Self {
+    pub(super) fn new(process: Process, runtime: RuntimeReport, budgets: &Budgets) -> Self {
         let now = Instant::now();
         Self {
             process,
@@ -49,6 +53,8 @@ impl Worker {
             jobs: 0,
             memory: runtime.memory,
             idle_since: now,
+            pings: Pings::default(),
+            look_at: now + budgets.ping_interval(),
             due_at: None,
             is_spoilt: false,
             settled_until: now,

@@ -7,7 +7,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    exchange::{Lost, send},
+    exchange::{Lost, send, send_unasked},
     process::Process,
     watchdog::{Heard, Watch, Watchdog},
 };
@@ -70,15 +70,15 @@ impl Request {
         let Self { job, events, cancel, history, .. } = self;
         let (id, budgets) = (job.id, watchdog.budgets());
         let mut cancelled = false;
-        let mut watch = Watch::start(job.prompt.len() + job.answer.len(), chunk, Instant::now());
         send(worker, &Down::Generate(Box::new(job.clone())), &budgets).await?;
+        let mut watch = Watch::start(job.prompt.len() + job.answer.len(), chunk, Instant::now());
         loop {
             let frame = tokio::select! {
                 biased;
                 frame = worker.next() => frame,
                 () = cancel.cancelled(), if !cancelled => {
                     cancelled = true;
-                    send(worker, &Down::Cancel(id), &budgets).await?;
+                    send_unasked(worker, &Down::Cancel(id), &budgets).await?;
                     continue;
                 }
                 () = sleep_until(watch.deadline(watchdog)) => return Err(Lost::hung(watch.describe(watchdog))),

@@ -4,7 +4,7 @@ use std::{fmt, path::Path, time::Duration};
 
 use tokio::time::timeout;
 
-use super::{WorkerCommand, process::Process, watchdog::Budgets};
+use super::{WorkerCommand, policy, process::Process, watchdog::Budgets};
 use crate::{
     job::{Failure, Memory, ModelId, ModelReport, RuntimeReport},
     wire::{Down, PROTOCOL, Up, WireError},
@@ -64,8 +64,28 @@ impl Lost {
     }
 }
 
-/// Sends a frame.
+/// Sends a frame to a worker that is known to be alive: one that has been silent is pinged first, so that nothing waits
+/// longer for one that hangs than for the answer to a ping.
 pub(super) async fn send(worker: &mut Process, message: &Down, budgets: &Budgets) -> Result<(), Lost> {
+    let is_silent = worker.silence().is_some_and(|silence| silence >= policy::IDLE);
+    if is_silent && !worker.is_pinged() {
+        send_unasked(worker, &Down::Ping, budgets).await?;
+    }
+    if worker.is_pinged() {
+        match hear(worker, budgets.idle, "was idle").await? {
+            Up::Pong => {}
+            other => return Err(unexpected(&other, "was idle")),
+        }
+    }
+    send_unasked(worker, message, budgets).await
+}
+
+/// Sends a frame whatever is known of the worker.
+pub(super) async fn send_unasked(
+    worker: &mut Process,
+    message: &Down,
+    budgets: &Budgets,
+) -> Result<(), Lost> {
     let patience = budgets.pipe;
     match timeout(patience, worker.send(message)).await {
         Ok(sent) => sent.map_err(|e| Lost::new("crashed", e.to_string())),

@@ -21,6 +21,7 @@ use super::{
     pace::Watchdogs,
     policy::{self, Action, AfterLoss, End, Service},
     restored::Restored,
+    watchdog::Idle,
 };
 use crate::{
     job::{
@@ -28,7 +29,7 @@ use crate::{
         SlotReport,
     },
     units::Bytes,
-    wire::Up,
+    wire::{Down, Up},
 };
 
 /// An order, and where its outcome is told.
@@ -82,6 +83,8 @@ enum Next {
     Something,
     Order(OrderRequest),
     Spare(Result<(), String>),
+    /// It has been idle for a while.
+    Look,
     Lost(Lost),
     Stop,
 }
@@ -131,7 +134,7 @@ impl Keeper {
                     tracing::error!("the worker is gone: {lost}");
                     self.give_up_on_model(&lost.reason);
                     match policy::after(end, self.ever_ready, self.failures) {
-                        Action::RestartAfter(wait) => self.wait(wait, lost.reason).await,
+                        Action::RestartAfter(wait) => self.wait(wait, end, lost.reason).await,
                         Action::GiveUp => return self.give_up(lost.reason).await,
                     }
                 }
@@ -207,7 +210,7 @@ impl Keeper {
     /// Runs jobs on a worker until it ends or makes way.
     async fn serve(&mut self, booted: Booted) -> Life {
         let Booted { process, runtime, loaded, failed } = booted;
-        let mut worker = Worker::new(process, runtime);
+        let mut worker = Worker::new(process, runtime, &self.command.budgets);
         for (model, report) in loaded {
             self.now_loaded(&mut worker, model, report);
         }
@@ -252,7 +255,7 @@ impl Keeper {
                 self.restore_lost(worker, None).await
             } else {
                 match self.next(worker).await {
-                    Next::Something => Ok(()),
+                    Next::Something => continue,
                     Next::Order(order) => self.obey(worker, order).await,
                     Next::Spare(Ok(())) => return Life::Recycled,
                     Next::Spare(Err(reason)) => {
@@ -261,6 +264,7 @@ impl Keeper {
                         self.turn = None;
                         Ok(())
                     }
+                    Next::Look => self.look(worker).await,
                     Next::Lost(lost) => Err(lost),
                     Next::Stop => return Life::Stopped,
                 }
@@ -268,8 +272,25 @@ impl Keeper {
             if let Err(lost) = done {
                 break lost;
             }
+            worker.look_at = Instant::now() + self.command.budgets.ping_interval();
         };
         Life::Ended { end: End::AfterReady, lost }
+    }
+
+    /// Looks whether an idle worker is alive.
+    async fn look(&self, worker: &mut Worker) -> Result<(), Lost> {
+        if !worker.process.is_pinged() {
+            worker.pings.answered();
+        }
+        let budgets = &self.command.budgets;
+        match worker.pings.look() {
+            Idle::Ping => exchange::send_unasked(&mut worker.process, &Down::Ping, budgets).await,
+            Idle::Wait => Ok(()),
+            Idle::Hung => {
+                let seconds = budgets.idle.as_secs_f64();
+                Err(Lost::hung(format!("no answer to a ping for {seconds:.1} s while it was idle")))
+            }
+        }
     }
 
     /// Waits for something to happen.
@@ -290,9 +311,11 @@ impl Keeper {
                     self.figures.show_memory(memory);
                     Next::Something
                 }
+                Some(Ok(Up::Pong)) => Next::Something,
                 other => Next::Lost(Lost::by(other)),
             },
             settled = settle(&mut self.spare) => Next::Spare(settled),
+            () = sleep_until(worker.look_at) => Next::Look,
             () = sleep_until(wake) => Next::Something,
         }
     }
@@ -511,11 +534,14 @@ impl Keeper {
         }));
     }
 
-    async fn wait(&mut self, wait: Duration, reason: String) {
-        let state = if self.ever_ready && self.failures <= 2 {
-            Readiness::Restarting { reason }
-        } else if self.ever_ready {
+    async fn wait(&mut self, wait: Duration, end: End, reason: String) {
+        let is_down = self.ever_ready && policy::is_down(self.failures);
+        let gives_back = is_down && policy::gives_jobs_back(end, self.failures);
+        let why = Failure::NoWorker { message: reason.clone(), retry_in: Some(wait) };
+        let state = if is_down {
             Readiness::Down { reason, retry_in: Some(wait) }
+        } else if self.ever_ready {
+            Readiness::Restarting { reason }
         } else {
             Readiness::Starting
         };
@@ -523,6 +549,9 @@ impl Keeper {
         let over = sleep(wait);
         tokio::pin!(over);
         loop {
+            if gives_back && let Some(request) = self.inbox.waiting.take() {
+                request.give_back(Some(why.clone()));
+            }
             tokio::select! {
                 () = &mut over => return,
                 () = self.stop.cancelled() => return,
@@ -535,7 +564,7 @@ impl Keeper {
     async fn give_up(mut self, reason: String) {
         self.turn = None;
         self.readiness.send_replace(Readiness::Down { reason: reason.clone(), retry_in: None });
-        let failure = || Failure::NoWorker { message: reason.clone() };
+        let failure = || Failure::NoWorker { message: reason.clone(), retry_in: None };
         loop {
             if let Some(request) = self.inbox.waiting.take() {
                 request.give_back(Some(failure()));

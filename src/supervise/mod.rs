@@ -22,7 +22,8 @@
 //! worker, its job may go on on another.
 //!
 //! A worker that hangs is one that is silent for too long: it says a frame for every chunk it reads and every token it
-//! writes, and `watchdog` knows how long each may take on this machine. It is killed and replaced like one that died.
+//! writes, and `watchdog` knows how long each may take on this machine. While it has nothing to do it is pinged. One that
+//! hangs is killed and replaced like one that died.
 
 mod boot;
 mod conversation;
@@ -61,6 +62,9 @@ pub use watchdog::Budgets;
 const ORDERS: usize = 16;
 
 /// How to start a worker, and what it is for.
+///
+/// On Linux a worker is killed when the thread that started it ends (`PR_SET_PDEATHSIG`), so that it never outlives this
+/// process. Hence the future of a [`Supervisor`] is run by a thread that ends no sooner than the workers shall.
 #[derive(Clone, Debug)]
 pub struct WorkerCommand {
     /// What its device is called where there are several, in the log and in the metrics.

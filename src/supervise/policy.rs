@@ -59,6 +59,21 @@ pub(super) fn after(end: End, ever_ready: bool, failures: u32) -> Action {
     }
 }
 
+/// Whether jobs that wait for a worker are answered instead, as new ones are while there is none. Where the worker itself says
+/// that the model cannot be loaded, the next one says the same; a driver that restarts is worth some seconds.
+pub(super) const fn gives_jobs_back(end: End, failures: u32) -> bool {
+    const FAILURES_WORTH_WAITING_FOR: u32 = 8;
+    match end {
+        End::LoadFailed => is_down(failures),
+        End::BeforeReady | End::AfterReady => failures > FAILURES_WORTH_WAITING_FOR,
+    }
+}
+
+/// Whether so many failures in a row are told as an outage.
+pub(super) const fn is_down(failures: u32) -> bool {
+    failures > 2
+}
+
 /// Whether a job is given up because workers keep ending while they load its model; `losses`: how many, in a row. Where
 /// there are other models their jobs must not wait for it; where there is none, the next attempt may do better and the
 /// job's own deadline decides.
@@ -131,6 +146,13 @@ mod tests {
     #[test]
     fn a_job_gets_a_second_worker_and_no_third() {
         assert_eq!([1, 2, 3].map(after_loss), [AfterLoss::Resume, AfterLoss::Fail, AfterLoss::Fail]);
+    }
+
+    #[test]
+    fn a_job_is_given_back_when_the_model_cannot_be_loaded_and_waits_through_a_short_outage() {
+        let gives_back = |end| [1, 2, 3, 8, 9].map(|failures| gives_jobs_back(end, failures));
+        assert_eq!(gives_back(End::LoadFailed), [false, false, true, true, true]);
+        assert_eq!(gives_back(End::BeforeReady), [false, false, false, false, true]);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, BufReader},
     process::{Child, ChildStdin, ChildStdout, Command},
     sync::mpsc,
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 use super::{WorkerCommand, stderr::Stderr};
@@ -38,6 +38,10 @@ pub(super) struct Process {
     stderr: Stderr,
     /// Where its last job's part of a trace hangs.
     trace: Option<TraceLink>,
+    /// A ping that it has not answered.
+    is_pinged: bool,
+    /// When it last said something.
+    last_heard: Option<Instant>,
 }
 
 impl Process {
@@ -57,7 +61,7 @@ impl Process {
         let stderr = Stderr::pass_on(child.stderr.take().ok_or(io::ErrorKind::BrokenPipe)?);
         let (sender, frames) = mpsc::channel(READ_AHEAD);
         tokio::spawn(read_frames(stdout, sender));
-        Ok(Self { child, stdin, frames, stderr, trace: None })
+        Ok(Self { child, stdin, frames, stderr, trace: None, is_pinged: false, last_heard: None })
     }
 
     /// Sends a frame.
@@ -65,15 +69,28 @@ impl Process {
         if let Down::Generate(job) = message {
             self.trace.clone_from(&job.trace);
         }
+        self.is_pinged |= *message == Down::Ping;
         let mut frame = Vec::new();
         wire::encode(message, &mut frame)?;
         self.stdin.write_all(&frame).await?;
         Ok(self.stdin.flush().await?)
     }
 
+    /// For how long it has said nothing, if it has said something before.
+    pub(super) fn silence(&self) -> Option<Duration> {
+        self.last_heard.map(|at| at.elapsed())
+    }
+
+    /// Whether the answer to a ping is still to come.
+    pub(super) const fn is_pinged(&self) -> bool {
+        self.is_pinged
+    }
+
     /// The next frame; `None` when the pipe has ended. Safe to abandon while waiting.
     pub(super) async fn next(&mut self) -> Option<Result<Up, WireError>> {
         let frame = self.frames.recv().await;
+        self.last_heard = Some(Instant::now());
+        self.is_pinged &= !matches!(frame, Some(Ok(Up::Pong)));
         // Here, because a trim that follows a job is heard by whoever listens then.
         if let (Some(Ok(Up::Held { took, .. })), Some(link)) = (&frame, &self.trace) {
             traces::trimmed(link, *took);

@@ -6,7 +6,6 @@
 
 use std::{
     collections::VecDeque,
-    io::{self, Write},
     mem,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -18,7 +17,7 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-use crate::units::Bytes;
+use crate::{log_queue, units::Bytes};
 
 /// How long a limit holds before it starts anew.
 const WHILE: Duration = Duration::from_secs(10);
@@ -224,8 +223,8 @@ async fn pass_on(mut pipe: impl AsyncRead + Unpin, sieve: Arc<Mutex<Sieve>>) {
 fn say(said: Said<'_>) {
     match said {
         Said::Line(line) => {
-            // In one piece, as another thread may be saying something; if nobody listens, nobody is told.
-            let _ = io::stderr().lock().write_all(&[line, b"\n"].concat());
+            // Not written here: the frames of the worker's answers are read on this thread as well.
+            log_queue::write(&[line, b"\n"].concat());
         }
         Said::LeftOut(LeftOut { lines, bytes }) => {
             tracing::warn!(

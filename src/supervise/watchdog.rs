@@ -4,7 +4,8 @@
 //! need: prefill by the slowest of the last chunks, decode by the slowest of the last steps. Neither counts what passed
 //! before the last frame, so a long prompt or a long answer is never out of time as a whole.
 //!
-//! There is no asking first: a worker looks at a cancellation between steps, and one that hangs is within a step.
+//! A running job is not asked first: a worker looks at a cancellation between steps, and one that hangs is within a step.
+//! A worker that has nothing to do says nothing by itself, so it is pinged: [`Pings`].
 
 use std::{collections::VecDeque, mem, time::Duration};
 
@@ -28,6 +29,54 @@ pub struct Budgets {
     pub decode_factor: u32,
     /// To take a frame off the pipe.
     pub pipe: Duration,
+    /// To answer a ping while there is nothing else to do.
+    pub idle: Duration,
+}
+
+/// Parts that the budget of an idle worker is counted in, and so the number of pings before it is over.
+const IDLE_PARTS: u32 = 4;
+
+impl Budgets {
+    /// How often an idle worker is looked at.
+    pub(super) fn ping_interval(&self) -> Duration {
+        self.idle / IDLE_PARTS
+    }
+}
+
+/// What is due for an idle worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Idle {
+    /// To send it a ping.
+    Ping,
+    /// Its answer may still come.
+    Wait,
+    /// It is to be replaced.
+    Hung,
+}
+
+/// Whether an idle worker answers. The budget is counted in looks at it and not by the clock: when a machine or a container
+/// is paused, hours may pass between two looks, and the worker was paused as well.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Pings {
+    /// Looks since a ping that has no answer; 0 when there is none.
+    unanswered: u32,
+}
+
+impl Pings {
+    /// Looks at it, a [`ping_interval`](Budgets::ping_interval) after the last look.
+    pub(super) const fn look(&mut self) -> Idle {
+        self.unanswered += 1;
+        match self.unanswered {
+            1 => Idle::Ping,
+            looks if looks <= IDLE_PARTS => Idle::Wait,
+            _ => Idle::Hung,
+        }
+    }
+
+    /// It has answered.
+    pub(super) const fn answered(&mut self) {
+        self.unanswered = 0;
+    }
 }
 
 /// How fast a model was.
@@ -235,7 +284,49 @@ mod tests {
         decode_floor: Duration::from_secs(15),
         decode_factor: 50,
         pipe: Duration::from_secs(10),
+        idle: Duration::from_secs(20),
     };
+
+    /// Looks at an idle worker until it is found to hang; it takes so long to answer each ping.
+    async fn found_hung(answer_after: Duration, most: Duration) -> Option<Duration> {
+        let (began, mut pings, mut answer_at) = (Instant::now(), Pings::default(), None);
+        while began.elapsed() < most {
+            tokio::time::sleep(BUDGETS.ping_interval()).await;
+            if answer_at.is_some_and(|at| at <= Instant::now()) {
+                (pings, answer_at) = (Pings::default(), None);
+            }
+            match pings.look() {
+                Idle::Ping => answer_at = Some(Instant::now() + answer_after),
+                Idle::Wait => {}
+                Idle::Hung => return Some(began.elapsed()),
+            }
+        }
+        None
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_worker_that_never_answers_is_found_within_its_budget_and_one_ping() {
+        let hour = Duration::from_secs(3600);
+        let found = found_hung(Duration::MAX / 4, hour).await.unwrap();
+        assert!(found >= BUDGETS.idle && found <= BUDGETS.idle + BUDGETS.ping_interval(), "{found:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_worker_that_is_slow_to_answer_because_the_machine_swaps_is_left_alone() {
+        let hour = Duration::from_secs(3600);
+        for seconds in [0, 5, 15, 19] {
+            assert_eq!(found_hung(Duration::from_secs(seconds), hour).await, None, "{seconds} s");
+        }
+    }
+
+    #[test]
+    fn a_machine_that_was_paused_for_hours_counts_as_one_look() {
+        let mut pings = Pings::default();
+        assert_eq!(pings.look(), Idle::Ping);
+        assert_eq!(pings.look(), Idle::Wait, "whatever the clock says");
+        pings.answered();
+        assert_eq!(pings.look(), Idle::Ping);
+    }
 
     const fn ms(n: u64) -> Duration {
         Duration::from_millis(n)

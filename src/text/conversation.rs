@@ -1,7 +1,9 @@
 //! What is said so far, as chat templates want it.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+use super::ToolCall;
 
 /// Messages, and what the model is told besides.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -15,15 +17,16 @@ pub struct Conversation {
 }
 
 /// One message of a conversation. A template sees the fields that are there, in this order.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Message {
     /// Who said it; which roles there are, the model's chat template decides.
     pub role: String,
     /// What was said; a message of calls alone has none.
     pub content: Option<String>,
-    /// Calls that an assistant made, each an object as OpenAI has it but with its arguments as an object.
+    /// Calls that an assistant made.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub tool_calls: Vec<Value>,
+    pub tool_calls: Vec<ToolCall>,
     /// The call whose result this is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tool_call_id: Option<String>,
@@ -39,8 +42,15 @@ impl Message {
     }
 
     /// Whether it says something that only a template with tools can pass on.
-    pub(super) fn is_about_tools(&self) -> bool {
+    fn is_about_tools(&self) -> bool {
         !self.tool_calls.is_empty() || self.tool_call_id.is_some() || self.role == "tool"
+    }
+}
+
+impl Conversation {
+    /// Whether it says something that only a template with tools can pass on.
+    pub(super) fn is_about_tools(&self) -> bool {
+        !self.tools.is_empty() || self.messages.iter().any(Message::is_about_tools)
     }
 }
 

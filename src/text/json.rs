@@ -4,14 +4,17 @@ use std::io;
 
 use minijinja::{
     Error, ErrorKind, Value,
-    value::{Kwargs, Serde},
+    value::{Kwargs, ValueKind},
 };
 use serde::Serialize;
 use serde_json::ser::{CharEscape, Formatter, Serializer};
 
+use super::tool_call::WrittenArguments;
+
 /// Writes `value` as JSON, with `json.dumps`' arguments `indent`, `ensure_ascii`, `separators` and `sort_keys`.
-pub(super) fn tojson(value: Serde<serde_json::Value>, arguments: Kwargs) -> Result<Value, Error> {
-    let Serde(mut value) = value;
+pub(super) fn tojson(value: Value, arguments: Kwargs) -> Result<Value, Error> {
+    let mut written = Vec::new();
+    let mut value = with_places(&value, &mut written)?;
     let style = Style::from_arguments(&arguments)?;
     if arguments.get::<Option<bool>>("sort_keys")?.unwrap_or(false) {
         value.sort_all_objects();
@@ -19,7 +22,31 @@ pub(super) fn tojson(value: Serde<serde_json::Value>, arguments: Kwargs) -> Resu
     arguments.assert_all_used()?;
     let mut json = Vec::new();
     value.serialize(&mut Serializer::with_formatter(&mut json, style)).map_err(not_json)?;
-    String::from_utf8(json).map(Value::from_safe_string).map_err(not_json)
+    let mut json = String::from_utf8(json).map_err(not_json)?;
+    for (place, text) in written {
+        json = json.replacen(&format!("\"{place}\""), &text, 1);
+    }
+    Ok(Value::from_safe_string(json))
+}
+
+/// A value with a string of its own in the place of each text of arguments; which text belongs there.
+fn with_places(value: &Value, written: &mut Vec<(String, String)>) -> Result<serde_json::Value, Error> {
+    if let Some(text) = WrittenArguments::text_of(value) {
+        let place = format!("{:032x}", rand::random::<u128>());
+        written.push((place.clone(), text.to_owned()));
+        return Ok(place.into());
+    }
+    match value.kind() {
+        ValueKind::Map => {
+            let pairs = value.try_iter()?.map(|key| {
+                let item = with_places(&value.get_item(&key)?, written)?;
+                Ok((key.to_string(), item))
+            });
+            pairs.collect::<Result<_, Error>>().map(serde_json::Value::Object)
+        }
+        ValueKind::Seq => value.try_iter()?.map(|item| with_places(&item, written)).collect(),
+        _ => serde_json::to_value(value).map_err(not_json),
+    }
 }
 
 fn not_json(error: impl std::error::Error + Send + Sync + 'static) -> Error {

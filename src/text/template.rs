@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, fmt, time::SystemTime};
 use minijinja::{Environment, Error, ErrorKind, Value, context, syntax::SyntaxConfig, value::Serde};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
-use super::{Message, TextError, ToolSupport, date, json};
+use super::{Message, TextError, date, json, tool_call::WrittenArguments};
 
 /// Steps that one rendering may take: hundreds for a usual message, so this is a long conversation or a loop.
 const FUEL: u64 = 5_000_000;
@@ -26,7 +26,6 @@ pub(super) struct ChatTemplate {
     tokens: BTreeMap<String, String>,
     /// It tells a developer's messages from the system's.
     knows_developer: bool,
-    tools: ToolSupport,
 }
 
 impl ChatTemplate {
@@ -39,14 +38,10 @@ impl ChatTemplate {
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", |format: &str| date::format(SystemTime::now(), format));
         environment.add_filter("tojson", json::tojson);
+        environment
+            .add_test("string", |value: &Value| value.as_str().is_some() || WrittenArguments::is_text(value));
         environment.add_template_owned(NAME, without_generation_marks(source))?;
-        let (knows_developer, tools) = (source.contains(DEVELOPER), ToolSupport::of(source));
-        Ok(Self { environment, tokens, knows_developer, tools })
-    }
-
-    /// What it says about tools.
-    pub(super) const fn tools(&self) -> ToolSupport {
-        self.tools
+        Ok(Self { environment, tokens, knows_developer: source.contains(DEVELOPER) })
     }
 
     /// The text that asks the model for the next answer.
@@ -140,6 +135,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::text::{Arguments, ToolCall};
 
     fn messages(contents: &[(&str, &str)]) -> Vec<Message> {
         contents.iter().map(|&(role, content)| Message::new(role, content)).collect()
@@ -197,7 +193,8 @@ mod tests {
              {{ c.function.arguments | tojson }}{% for k, v in c.function.arguments.items() %}{{ k }}={{ v }}{% endfor %}\
              {% endfor %}{% elif 'tool_call_id' in m %}{{ m.tool_call_id }}{% else %}{{ m.content is none }}{% endif %}{% endfor %}";
         let template = ChatTemplate::compile(source, BTreeMap::new()).unwrap();
-        let call = json!({ "function": { "name": "add", "arguments": { "b": 1, "a": "é" } } });
+        let serde_json::Value::Object(arguments) = json!({ "b": 1, "a": "é" }) else { panic!() };
+        let call = ToolCall::new(None, "add", Arguments::Object(arguments));
         let messages = [
             Message::new("user", "x"),
             Message { tool_calls: vec![call], content: None, ..Message::new("assistant", "") },

@@ -56,10 +56,11 @@ fn model_dir(vocab: usize) -> tempfile::TempDir {
         quantization: None,
         overrides: Vec::new(),
         context_length: 512,
-        end_tokens: END_TOKENS.into(),
+        end_tokens: END_TOKENS.into_iter().filter(|id| (*id as usize) < vocab).collect(),
         parameters: 1,
         graph: GraphNames::default(),
         provenance,
+        files: Vec::new(),
     };
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join(manifest::FILE_NAME), manifest.to_json()).unwrap();
@@ -201,7 +202,8 @@ fn a_special_token_is_text_where_it_is_asked_to_be_and_ends_a_character_that_is_
 #[test]
 fn tools_and_calls_are_refused_where_the_template_has_none() {
     let user = Message::new("user", "hello");
-    let called = Message { tool_calls: vec![json!({})], ..Message::new("assistant", "") };
+    let call = ToolCall::new(None, "now", Arguments::Written("{}".into()));
+    let called = Message { tool_calls: vec![call], ..Message::new("assistant", "") };
     for (messages, tools) in [
         (vec![user.clone()], vec![json!({})]),
         (vec![user.clone(), called], Vec::new()),
@@ -314,7 +316,9 @@ fn files_that_are_missing_or_wrong_are_named() {
     assert!(matches!(Text::open(dir.path(), "m"), Err(TextError::Tokenizer { .. })));
     let dir = demo_dir();
     fs::write(dir.path().join("chat_template.jinja"), "{% for %}").unwrap();
-    assert!(matches!(Text::open(dir.path(), "m"), Err(TextError::TemplateFile { .. })));
+    let text = Text::open(dir.path(), "m").unwrap();
+    assert!(matches!(text.check_templates(), Err(TextError::TemplateFile { .. })));
+    assert!(matches!(text.render(&Conversation::default()), Err(TextError::TemplateFile { .. })));
     fs::remove_file(dir.path().join("chat_template.jinja")).unwrap();
     fs::write(dir.path().join("tokenizer_config.json"), "[").unwrap();
     assert!(matches!(Text::open(dir.path(), "m"), Err(TextError::Json { .. })));

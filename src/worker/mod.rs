@@ -230,21 +230,29 @@ impl<W: Write> Worker<W> {
                     let memory = self.holdings.settle();
                     wire::write(&Up::Forgotten { memory }, &mut self.output)?;
                 }
-                Some(Down::Cancel(_) | Down::Start(_)) => {}
+                Some(Down::Cancel(_) | Down::Start(_) | Down::Ping) => {}
                 Some(Down::Shutdown) | None => return Ok(()),
             }
         }
     }
 
-    /// The next frame; `None` when there will be no more. While none comes, what the trim policy says.
+    /// The next frame that asks for work; `None` when there will be no more. While none comes, what the trim policy says,
+    /// and an answer to every ping: from this thread, as the one that reads frames would answer while this one hangs.
     fn next(&mut self, frames: &mpsc::Receiver<Down>) -> Result<Option<Down>, WorkerError> {
-        let Some(wait) = self.holdings.wait() else { return Ok(frames.recv().ok()) };
-        match frames.recv_timeout(wait) {
-            Ok(frame) => Ok(Some(frame)),
-            Err(mpsc::RecvTimeoutError::Disconnected) => Ok(None),
-            Err(mpsc::RecvTimeoutError::Timeout) => {
-                self.trim_if_due(wait)?;
-                Ok(frames.recv().ok())
+        let idle_since = Instant::now();
+        let mut patience = self.holdings.wait();
+        loop {
+            let received = match patience {
+                Some(wait) => frames.recv_timeout(wait.saturating_sub(idle_since.elapsed())),
+                None => frames.recv().map_err(Into::into),
+            };
+            match received {
+                Ok(Down::Ping) => wire::write(&Up::Pong, &mut self.output)?,
+                Ok(frame) => return Ok(Some(frame)),
+                Err(mpsc::RecvTimeoutError::Disconnected) => return Ok(None),
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    self.trim_if_due(patience.take().unwrap_or_default())?;
+                }
             }
         }
     }
