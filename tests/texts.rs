@@ -137,3 +137,94 @@ async fn what_makes_no_sense_is_named() {
     assert_eq!((status, &answer["error"]["code"]), (404, &json!("model_not_found")));
     assert_eq!(server.get(TOKENIZE).send().await.unwrap().status(), 405);
 }
+
+fn with_template(template: &'static str) -> Server {
+    Server::start(Wish { template: Some(template), ..Wish::default() })
+}
+
+/// What Qwen3 and QwQ do with every content.
+const THINKING: &str = "{% for m in messages %}{{ m.role }}:{% if '</think>' in m.content %}{{ m.content.split('</think>')[-1] }}\
+     {% else %}{{ m.content }}{% endif %}{% for call in m.tool_calls %}[{{ call.function.name }}]{% endfor %};{% endfor %}\
+     {% for tool in tools or [] %}{{ tool.function.name }}{% endfor %}";
+
+#[tokio::test]
+async fn a_message_of_calls_with_content_null_is_rendered_by_templates_that_search_in_contents() {
+    let server = with_template(THINKING);
+    let call = json!({ "id": "1", "type": "function", "function": { "name": "now", "arguments": "{}" } });
+    for assistant in [
+        json!({ "role": "assistant", "content": null, "tool_calls": [call] }),
+        json!({ "role": "assistant", "tool_calls": [call] }),
+    ] {
+        let messages = json!([
+            { "role": "user", "content": "time?" }, assistant,
+            { "role": "tool", "tool_call_id": "1", "content": "noon" },
+        ]);
+        let prompt = ok(&server, APPLY, json!({ "messages": messages })).await["prompt"].clone();
+        assert_eq!(prompt, "user:time?;assistant:[now];tool:noon;");
+    }
+    let items = json!([
+        { "role": "user", "content": "time?" },
+        { "type": "function_call", "call_id": "1", "name": "now", "arguments": "{}" },
+        { "type": "function_call_output", "call_id": "1", "output": "noon" },
+    ]);
+    ok(&server, "/v1/responses", json!({ "input": items })).await;
+}
+
+#[tokio::test]
+async fn templates_that_test_whether_tools_are_iterable_work_without_tools() {
+    const TEMPLATE: &str =
+        "{% if tools is iterable and tools | length > 0 %}tools{% endif %}{{ messages[0].content }}";
+    let server = with_template(TEMPLATE);
+    let prompt = ok(&server, APPLY, json!({ "messages": conversation() })).await["prompt"].clone();
+    assert_eq!(prompt, "Please speak slowly.");
+}
+
+#[tokio::test]
+async fn what_a_template_raises_is_a_400_with_the_templates_words() {
+    const TEMPLATE: &str = "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}\
+         {{ raise_exception('Roles must alternate') }}{% endif %}{{ m.content }}{% endfor %}";
+    let server = with_template(TEMPLATE);
+    let twice = json!([{ "role": "user", "content": "a" }, { "role": "user", "content": "b" }]);
+    for route in [APPLY, TOKENIZE, "/v1/chat/completions"] {
+        let said =
+            refused(&server, route, json!({ "messages": twice }), "messages_refused", "messages").await;
+        assert!(said.contains("Roles must alternate"), "{said}");
+    }
+    let body = json!({ "input": twice });
+    let said = refused(&server, "/v1/responses", body, "messages_refused", "messages").await;
+    assert!(said.contains("Roles must alternate"), "{said}");
+}
+
+#[tokio::test]
+async fn a_template_that_fails_on_these_messages_is_a_400_that_names_the_line() {
+    let server = with_template("a\n{{ messages[0].nothing.more }}{{ messages[0].content }}");
+    let body = json!({ "messages": conversation() });
+    for route in [APPLY, TOKENIZE, "/v1/chat/completions"] {
+        let said = refused(&server, route, body.clone(), "chat_template_failed", "messages").await;
+        assert!(said.contains("chat:2") && said.contains("plain prompt"), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn a_template_that_takes_too_many_steps_is_a_400() {
+    let server =
+        with_template("{% for a in range(9999) %}{% for b in range(9999) %}a{% endfor %}{% endfor %}");
+    let said =
+        refused(&server, APPLY, json!({ "messages": conversation() }), "chat_template_limit", "messages")
+            .await;
+    assert!(said.contains("steps"), "{said}");
+}
+
+#[tokio::test]
+async fn a_template_that_eka_cannot_run_is_a_501_with_construct_line_and_way_out() {
+    let server = with_template("a\n{{ messages[0].content | frobnicate }}");
+    for route in [APPLY, "/v1/chat/completions"] {
+        let (status, answer) = server.ask(route, &json!({ "messages": conversation() })).await;
+        let error = &answer["error"];
+        assert_eq!((status, &error["code"]), (501, &json!("chat_template_unsupported")), "{answer}");
+        let said = error["message"].as_str().unwrap();
+        for part in ["frobnicate", "chat:2", "plain prompt", "report it"] {
+            assert!(said.contains(part), "{said:?} does not contain {part:?}");
+        }
+    }
+}

@@ -7,11 +7,10 @@
 
 mod alike;
 mod conversation;
-mod date;
 mod decoder;
 mod files;
 pub mod fuzzing;
-mod json;
+mod length;
 mod rendering;
 mod special_tokens;
 mod spelling;
@@ -61,6 +60,8 @@ pub struct Text {
     tokenizer: Tokenizer,
     /// `None` when the tokenizer's decoder is of a kind that has no table.
     spelling: Option<Spelling>,
+    /// Most bytes of text that one token stands for; `None` where a token may stand for any number.
+    longest_token: Option<usize>,
     templates: Templates,
     bos: Option<SpecialToken>,
 }
@@ -145,17 +146,26 @@ pub enum TextError {
         /// The template's own words.
         message: String,
     },
-    /// The chat template failed on messages that it did not refuse.
+    /// The chat template failed on messages that it did not refuse. With others it may not.
     #[error(
-        "the model's chat template failed: {message}; correct chat_template.jinja in the model's directory"
+        "the model's chat template failed on these messages: {message}; send messages of the kind that it expects, or a plain \
+         prompt"
     )]
     Template {
-        /// Where and why.
+        /// What failed, and the line.
+        message: String,
+    },
+    /// The chat template uses something that eka does not have.
+    #[error(
+        "this server cannot run the model's chat template: {message}; send a plain prompt, simplify the template, or report it"
+    )]
+    TemplateUnsupported {
+        /// The construct, and the line.
         message: String,
     },
     /// The chat template took more steps than any conversation should need.
     #[error(
-        "the model's chat template did not finish within {most} steps; send fewer messages, or correct a loop in it"
+        "the model's chat template did not finish within {most} steps; send fewer or shorter messages, or a plain prompt"
     )]
     TemplateSteps {
         /// Steps that it may take.
@@ -175,8 +185,18 @@ pub enum TextError {
          the constraint out"
     )]
     NoTable,
+    /// A text has more tokens than it may have. The client's.
+    #[error(
+        "this model's maximum context length is {most} tokens, and this text of {bytes} bytes has more; shorten it"
+    )]
+    TooLong {
+        /// Its length.
+        bytes: usize,
+        /// Tokens that it may have.
+        most: usize,
+    },
     /// The tokenizer failed on a text.
-    #[error("the model's tokenizer cannot encode this text: {message}; is its tokenizer.json complete?")]
+    #[error("the model's tokenizer cannot encode this text: {message}; send another text, or token ids")]
     Encode {
         /// Why.
         message: String,
@@ -187,7 +207,23 @@ impl TextError {
     /// Whether other input would have helped; otherwise the model directory's files are at fault.
     #[must_use]
     pub const fn is_the_clients(&self) -> bool {
-        matches!(self, Self::NoTemplate { .. } | Self::NoTools { .. } | Self::Messages { .. } | Self::NoTable)
+        match self {
+            Self::NoTemplate { .. }
+            | Self::NoTools { .. }
+            | Self::Messages { .. }
+            | Self::Template { .. }
+            | Self::TemplateSteps { .. }
+            | Self::TemplateLimit { .. }
+            | Self::Encode { .. }
+            | Self::NoTable
+            | Self::TooLong { .. } => true,
+            Self::TemplateUnsupported { .. }
+            | Self::Manifest(_)
+            | Self::Read { .. }
+            | Self::Json { .. }
+            | Self::Tokenizer { .. }
+            | Self::TemplateFile { .. } => false,
+        }
     }
 
     /// The file that it is about, if it is about one.
@@ -216,9 +252,11 @@ impl TextError {
             | Self::NoTools { .. }
             | Self::Messages { .. }
             | Self::Template { .. }
+            | Self::TemplateUnsupported { .. }
             | Self::TemplateSteps { .. }
             | Self::TemplateLimit { .. }
             | Self::NoTable
+            | Self::TooLong { .. }
             | Self::Encode { .. } => false,
         }
     }
@@ -256,8 +294,10 @@ impl Text {
             has_chat_template: !templates.is_empty(),
         };
         let spelling = Spelling::of(&tokenizer, card.vocabulary);
+        let longest_token =
+            spelling.as_ref().and_then(|_| length::longest_token(&tokenizer, card.vocabulary));
         let bos = find_bos(&tokenizer, &tokens, &GenerationConfig::read(model_dir)?);
-        Ok(Self { card, tokenizer, spelling, templates, bos })
+        Ok(Self { card, tokenizer, spelling, longest_token, templates, bos })
     }
 
     /// What the model says about itself.
@@ -302,7 +342,7 @@ impl Text {
     ///
     /// # Errors
     /// Those of [`Text::render_request`], and what the template makes of the messages: [`TextError::Messages`],
-    /// [`TextError::Template`] and [`TextError::TemplateSteps`].
+    /// [`TextError::Template`], [`TextError::TemplateUnsupported`] and [`TextError::TemplateSteps`].
     pub fn render(&self, conversation: &Conversation) -> Result<String, TextError> {
         let template = self.template(conversation)?;
         let request = RenderRequest::new(template.source(), conversation);

@@ -78,6 +78,11 @@ pub enum TemplateFault {
         /// Where and why.
         message: String,
     },
+    /// It uses something that eka does not have.
+    Unsupported {
+        /// The construct, and where.
+        message: String,
+    },
     /// It took too many steps.
     Steps {
         /// Steps that it may take.
@@ -97,6 +102,7 @@ impl From<TextError> for TemplateFault {
         match error {
             TextError::Messages { message } => Self::Refused { message },
             TextError::Template { message } => Self::Failed { message },
+            TextError::TemplateUnsupported { message } => Self::Unsupported { message },
             TextError::TemplateSteps { most } => Self::Steps { most },
             other => Self::Failed { message: other.to_string() },
         }

@@ -102,6 +102,7 @@ impl TemplateFile {
             }
             TemplateFault::Refused { message } => TextError::Messages { message },
             TemplateFault::Failed { message } => TextError::Template { message },
+            TemplateFault::Unsupported { message } => TextError::TemplateUnsupported { message },
             TemplateFault::Steps { most } => TextError::TemplateSteps { most },
             TemplateFault::TooLong { found, most } => {
                 TextError::TemplateLimit { what: format!("made {found} of text, at most {most} are read,") }

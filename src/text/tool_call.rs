@@ -117,3 +117,49 @@ impl Object for WrittenArguments {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(text: &str) -> ToolCall {
+        ToolCall::new(Some("1".into()), "now", Arguments::Written(text.into()))
+    }
+
+    fn seen(call: &ToolCall) -> Value {
+        Value::from(Serde(call)).get_attr("function").unwrap().get_attr("arguments").unwrap()
+    }
+
+    #[test]
+    fn arguments_are_an_object_to_a_template_and_keep_their_text() {
+        let text = r#"{"b":1.0, "a": "\u0061", "b": 2}"#;
+        let arguments = seen(&written(text));
+        assert_eq!(WrittenArguments::text_of(&arguments), Some(text));
+        assert_eq!(arguments.get_attr("a").unwrap().as_str(), Some("a"));
+        assert_eq!(arguments.get_attr("b").unwrap().to_string(), "2", "the last of two, as in Python");
+        assert_eq!(arguments.try_iter().unwrap().count(), 2);
+        assert!(!WrittenArguments::is_text(&arguments) && arguments.get_attr("c").unwrap().is_undefined());
+    }
+
+    #[test]
+    fn arguments_that_are_no_object_are_a_string_to_a_template() {
+        for text in [r#"{"a": True}"#, r#"{"a": 1"#, "[1]", "{\"a\": \"b\nc\"}", r#"{"a": 1e400}"#] {
+            let arguments = seen(&written(text));
+            assert_eq!(WrittenArguments::text_of(&arguments), Some(text));
+            assert!(WrittenArguments::is_text(&arguments) && arguments.to_string() == text);
+        }
+        let object = Arguments::Object(Map::new());
+        assert_eq!(WrittenArguments::text_of(&seen(&ToolCall::new(None, "now", object))), None);
+    }
+
+    #[test]
+    fn calls_cross_a_pipe_as_they_were_written() {
+        let object = serde_json::json!({ "b": 1.0, "a": {} }).as_object().cloned().unwrap();
+        for call in
+            [written("{\"a\": 1e400,}"), written("{}"), ToolCall::new(None, "a", Arguments::Object(object))]
+        {
+            let json = serde_json::to_string(&call).unwrap();
+            assert_eq!(serde_json::from_str::<ToolCall>(&json).unwrap(), call, "{json}");
+        }
+    }
+}

@@ -25,7 +25,7 @@ mod texts;
 
 use std::sync::LazyLock;
 
-use actix_web::HttpResponse;
+use actix_web::{HttpResponse, http::header::ContentType};
 use serde_json::{Map, Value, json};
 use utoipa::{
     Modify, OpenApi,
@@ -38,7 +38,7 @@ use utoipa::{
 pub(super) use self::docs::PAGE;
 use super::{
     chat::Chat,
-    compat::{self, Off, OtherField},
+    compat::{self, Kind, Off, OtherField},
     completions::Completions,
     dialect::Dialect,
     native::Native,
@@ -160,6 +160,7 @@ fn close(schema: &mut Value, others: &[&[OtherField]]) {
 
 fn describe(off: &Off) -> Value {
     let mut described = match off {
+        Off::Any(Kind::List) => json!({ "type": ["array", "null"], "items": {} }),
         Off::Any(kind) => match kind.schema() {
             Some(kind) => json!({ "type": [kind, "null"] }),
             None => json!({}),
@@ -171,7 +172,7 @@ fn describe(off: &Off) -> Value {
         Off::Object(fields) => {
             let fields: Map<_, _> =
                 fields.iter().map(|field| (field.name.to_owned(), describe(&field.off))).collect();
-            json!({ "type": ["object", "null"], "properties": fields, "additionalProperties": { "type": "null" } })
+            json!({ "type": ["object", "null"], "properties": fields, "unevaluatedProperties": { "type": "null" } })
         }
         Off::Items(items) => json!({ "type": ["array", "null"], "items": { "enum": items } }),
     };
@@ -179,7 +180,16 @@ fn describe(off: &Off) -> Value {
     described
 }
 
+/// The document as it is sent.
+static JSON: LazyLock<String> = LazyLock::new(|| DOCUMENT.to_string());
+
+/// Makes what is sent as it is, so that no request waits for it.
+pub(super) fn prepare() {
+    LazyLock::force(&JSON);
+    LazyLock::force(&PAGE);
+}
+
 /// `GET /openapi.json`.
 pub(super) async fn json() -> HttpResponse {
-    HttpResponse::Ok().json(&*DOCUMENT)
+    HttpResponse::Ok().content_type(ContentType::json()).body(JSON.as_str())
 }

@@ -49,6 +49,9 @@ pub(super) enum RefusedBody {
     /// The server is at fault, and its log says why.
     #[response(status = 500)]
     Failed(ErrorBody),
+    /// The model's chat template uses something that the server does not have.
+    #[response(status = 501)]
+    TemplateUnsupported(ErrorBody),
 }
 
 /// What a request for an answer may be refused with, besides.

@@ -1,0 +1,74 @@
+//! minijinja, set up as `transformers` sets up Jinja2: an immutable sandbox with `trim_blocks`, `lstrip_blocks` and loop
+//! controls.
+
+use minijinja::{
+    AutoEscape, Environment, Error, ErrorKind, State, Value,
+    syntax::SyntaxConfig,
+    value::{Rest, ValueOrKwargs},
+};
+
+use super::{
+    filters, globals, methods, operators, predicates,
+    repr::{charge_text, to_text},
+};
+
+/// Steps that one rendering may take: hundreds for a usual message, so this is a long conversation or a loop.
+pub(super) const FUEL: u64 = 5_000_000;
+
+/// An environment without templates.
+///
+/// # Errors
+/// None that depends on anything: the syntax is fixed.
+pub(super) fn new() -> Result<Environment<'static>, Error> {
+    let mut environment = Environment::new();
+    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+    environment.set_fuel(Some(FUEL));
+    environment.set_auto_escape_callback(|_| AutoEscape::None);
+    environment.set_formatter(|output, state, value| {
+        let mut text = to_text(value);
+        charge_text(state, value, &text)?;
+        if !matches!(state.auto_escape(), AutoEscape::None) && !value.is_safe() {
+            text = filters::escape_text(&text);
+        }
+        output.write_str(&text).map_err(|_| Error::new(ErrorKind::WriteFailure, "the text cannot be written"))
+    });
+    environment.set_unknown_method_callback(methods::call);
+    operators::add(&mut environment);
+    filters::add(&mut environment);
+    predicates::add(&mut environment);
+    globals::add(&mut environment);
+    Ok(environment)
+}
+
+/// Adds a function that takes its arguments as they come.
+pub(super) fn add_function(
+    environment: &mut Environment<'_>,
+    name: &'static str,
+    function: impl Fn(&mut State<'_, '_>, &[Value]) -> Result<Value, Error> + Send + Sync + 'static,
+) {
+    environment.add_function(name, move |state: &mut State<'_, '_>, given: Rest<ValueOrKwargs>| {
+        function(state, &given.into_values())
+    });
+}
+
+/// Adds a filter that takes its arguments as they come; the first is what it filters.
+pub(super) fn add_filter(
+    environment: &mut Environment<'_>,
+    name: &'static str,
+    filter: impl Fn(&mut State<'_, '_>, &[Value]) -> Result<Value, Error> + Send + Sync + 'static,
+) {
+    environment.add_filter(name, move |state: &mut State<'_, '_>, given: Rest<ValueOrKwargs>| {
+        filter(state, &given.into_values())
+    });
+}
+
+/// Adds a test that takes its arguments as they come; the first is what it looks at.
+pub(super) fn add_test(
+    environment: &mut Environment<'_>,
+    name: &'static str,
+    test: impl Fn(&mut State<'_, '_>, &[Value]) -> Result<bool, Error> + Send + Sync + 'static,
+) {
+    environment.add_test(name, move |state: &mut State<'_, '_>, given: Rest<ValueOrKwargs>| {
+        test(state, &given.into_values())
+    });
+}

@@ -1,0 +1,141 @@
+//! Chat templates: messages to the text that the model was trained on.
+//!
+//! Templates come with models and are written against Python's Jinja2 as `transformers` sets it up, so that is what this
+//! module gives them, on top of minijinja: `syntax` rewrites what minijinja does not read, `environment` puts together
+//! filters, tests, functions and methods with Python's behaviour. `tests/fixtures/jinja/table.json` holds what Jinja2 made
+//! of more than a thousand templates.
+//! They are programs by strangers: steps and sizes are bounded, and nothing that they do can panic.
+
+mod arguments;
+mod braces;
+mod case;
+mod date;
+mod environment;
+mod filters;
+mod globals;
+mod methods;
+mod objects;
+mod operators;
+mod percent;
+mod predicates;
+mod repr;
+mod spec;
+mod syntax;
+#[cfg(test)]
+mod tests;
+mod tojson;
+
+use std::{collections::BTreeMap, sync::OnceLock};
+
+use minijinja::{Environment, Error, ErrorKind, Value, context, value::Serde};
+use serde_json::Map;
+
+use self::{environment::FUEL, globals::Raised};
+use super::{Arguments, Message, TextError, ToolCall};
+
+/// OpenAI's newer name for the role of whoever sets a model up.
+const DEVELOPER: &str = "developer";
+
+const NAME: &str = "chat";
+
+/// A chat template, ready to render.
+pub(super) struct ChatTemplate {
+    environment: Environment<'static>,
+    /// `bos_token` and its like.
+    tokens: BTreeMap<String, String>,
+    /// It tells a developer's messages from the system's.
+    knows_developer: bool,
+    /// What a message of calls alone has as its content; found out when the first one is rendered.
+    content_of_calls: OnceLock<Option<String>>,
+}
+
+impl ChatTemplate {
+    /// Compiles `source`; `tokens` are the names under which it finds special tokens.
+    pub(super) fn compile(source: &str, tokens: BTreeMap<String, String>) -> Result<Self, Error> {
+        let mut environment = environment::new()?;
+        environment.add_template_owned(NAME, syntax::translate(source)?)?;
+        let knows_developer = source.contains(DEVELOPER);
+        Ok(Self { environment, tokens, knows_developer, content_of_calls: OnceLock::new() })
+    }
+
+    /// The text that asks the model for the next answer.
+    pub(super) fn render(
+        &self,
+        messages: &[Message],
+        tools: &[serde_json::Value],
+    ) -> Result<String, TextError> {
+        let mut messages = messages.to_vec();
+        self.rename_developers(&mut messages);
+        self.fill_empty_contents(&mut messages);
+        self.render_exactly(&messages, tools)
+    }
+
+    /// Renders messages as they are.
+    fn render_exactly(&self, messages: &[Message], tools: &[serde_json::Value]) -> Result<String, TextError> {
+        let none = Value::from(());
+        // `apply_chat_template` passes None for tools and documents that are not there, and templates are written for that:
+        // some test `tools is none`, some `tools is defined and tools`.
+        let tools = if tools.is_empty() { none.clone() } else { Value::from(Serde(tools)) };
+        let conversation = context! {
+            messages => Serde(messages), add_generation_prompt => true, tools => tools, documents => none,
+        };
+        let context = context! { ..conversation, ..Value::from(Serde(&self.tokens)) };
+        let template = self.environment.get_template(NAME);
+        template.and_then(|template| template.render(context)).map_err(to_text_error)
+    }
+
+    /// OpenAI's newer name for the system's role becomes the older one where the template does not mention it: most templates
+    /// pass on any role, and the model would read one that it was not trained on.
+    fn rename_developers(&self, messages: &mut [Message]) {
+        for message in
+            messages.iter_mut().filter(|message| !self.knows_developer && message.role == DEVELOPER)
+        {
+            message.role = "system".into();
+        }
+    }
+
+    /// Null and absent contents become empty strings, as in vLLM and llama-server, because templates search in contents
+    /// and cut them (`'</think>' in message.content`).
+    fn fill_empty_contents(&self, messages: &mut [Message]) {
+        for message in messages.iter_mut().filter(|message| message.content.is_none()) {
+            message.content = if message.tool_calls.is_empty() {
+                Some(String::new())
+            } else {
+                self.content_of_calls.get_or_init(|| self.find_content_of_calls()).clone()
+            };
+        }
+    }
+
+    /// The exception: DeepSeek's templates write calls only where `message['content'] is none`. A small conversation tells
+    /// (llama.cpp finds it out in the same way).
+    fn find_content_of_calls(&self) -> Option<String> {
+        const PROBE: &str = "eka_probe";
+        let call = ToolCall::new(Some(PROBE.into()), PROBE, Arguments::Object(Map::new()));
+        let writes_the_call = |content: Option<String>| {
+            let calls = Message { content, tool_calls: vec![call.clone()], ..Message::new("assistant", "") };
+            let text = self.render_exactly(&[Message::new("user", "a"), calls], &[]);
+            text.is_ok_and(|text| text.contains(PROBE))
+        };
+        let empty = Some(String::new());
+        if !writes_the_call(empty.clone()) && writes_the_call(None) { None } else { empty }
+    }
+}
+
+fn to_text_error(error: Error) -> TextError {
+    if error.kind() == ErrorKind::OutOfFuel {
+        return TextError::TemplateSteps { most: FUEL };
+    }
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+    while let Some(e) = cause {
+        if let Some(Raised(message)) = e.downcast_ref() {
+            return TextError::Messages { message: message.clone() };
+        }
+        cause = e.source();
+    }
+    let message = error.to_string();
+    match error.kind() {
+        // Functions and methods may be missing because a value is not what the template expects.
+        ErrorKind::UnknownFilter | ErrorKind::UnknownTest => TextError::TemplateUnsupported { message },
+        _ => TextError::Template { message },
+    }
+}

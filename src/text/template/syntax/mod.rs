@@ -1,0 +1,126 @@
+//! Jinja2's syntax, rewritten to what minijinja has.
+//!
+//! minijinja reads nearly the same language, and what is missing has to be expressed in it before it is compiled:
+//! operators that mean more in Python (`'%s' % x`) become calls of the functions in `operators`; tuples without parentheses
+//! get some; a macro that reads `kwargs` or `varargs` collects them; `generation` marks become a scope. Lines stay where
+//! they are, so that errors name the template's own. A tag that is no Jinja2 is left as it is, and minijinja says what is
+//! wrong with it; one that its recursive parser could not take is refused here.
+
+mod expression;
+mod lexer;
+mod statement;
+
+use minijinja::{Error, ErrorKind};
+
+use self::{
+    expression::Parser,
+    lexer::{End, Tag},
+    statement::Macros,
+};
+
+/// Branches of conditions in a template. minijinja's parser goes one level deeper with each.
+const MAX_BRANCHES: usize = 1_000;
+
+/// Rewrites a template.
+///
+/// # Errors
+/// A tag that does not end or holds what is no token, expressions nested too deep, and too many branches.
+pub(super) fn translate(source: &str) -> Result<String, Error> {
+    // Jinja2 reads every end of a line as one line feed.
+    let source = source.replace("\r\n", "\n").replace('\r', "\n");
+    let mut pieces = Vec::new();
+    let mut macros = Macros::default();
+    let mut rest = source.as_str();
+    while let Some(start) = find_tag(rest) {
+        let (before, from) = rest.split_at(start);
+        pieces.push(before.to_owned());
+        let line = 1 + source[..source.len() - from.len()].matches('\n').count();
+        let refuse =
+            |problem: &str| Error::new(ErrorKind::SyntaxError, format!("{problem} (in chat:{line})"));
+        let (found, after) = read(from).ok_or_else(|| refuse("a tag that does not end, or is no Jinja2"))?;
+        rest = after;
+        let place = pieces.len();
+        let text = match found {
+            Found::Verbatim(text) => text.to_owned(),
+            Found::Tag(tag) => rewrite(&tag, &mut macros, place).map_err(refuse)?,
+        };
+        pieces.push(text);
+        macros.patch(&mut pieces);
+    }
+    pieces.push(rest.to_owned());
+    Ok(pieces.concat())
+}
+
+/// Where the next tag or comment begins.
+fn find_tag(source: &str) -> Option<usize> {
+    let bytes = source.as_bytes();
+    source
+        .match_indices('{')
+        .map(|(place, _)| place)
+        .find(|place| matches!(bytes.get(place + 1), Some(b'{' | b'%' | b'#')))
+}
+
+/// What begins with a brace.
+enum Found<'a> {
+    /// A comment, or text between `raw` marks.
+    Verbatim(&'a str),
+    Tag(Tag<'a>),
+}
+
+/// The tag or comment that a text begins with, and what follows.
+fn read(source: &str) -> Option<(Found<'_>, &str)> {
+    let verbatim = if source.starts_with("{#") { comment(source) } else { raw(source) };
+    if let Some(length) = verbatim {
+        let (text, after) = source.split_at(length);
+        return Some((Found::Verbatim(text), after));
+    }
+    let end = if source.starts_with("{{") { End::Expression } else { End::Statement };
+    let tag = Tag::read(source, end)?;
+    let after = &source[tag.source.len()..];
+    Some((Found::Tag(tag), after))
+}
+
+fn comment(source: &str) -> Option<usize> {
+    Some(source.find("#}").map_or(source.len(), |end| end + 2))
+}
+
+/// The length of a `raw` block.
+fn raw(source: &str) -> Option<usize> {
+    let name = |tag: &str| {
+        let inside = tag.strip_prefix("{%")?.split_once("%}")?;
+        Some((
+            inside.0.trim_matches(|c: char| c.is_whitespace() || "-+".contains(c)).to_owned(),
+            inside.0.len() + 4,
+        ))
+    };
+    let (opening, mut place) = name(source)?;
+    if opening != "raw" {
+        return None;
+    }
+    while let Some(next) = source[place..].find("{%") {
+        place += next;
+        match name(&source[place..]) {
+            Some((closing, length)) if closing == "endraw" => return Some(place + length),
+            _ => place += 2,
+        }
+    }
+    Some(source.len())
+}
+
+/// A tag in minijinja's syntax, on as many lines.
+fn rewrite(tag: &Tag<'_>, macros: &mut Macros, place: usize) -> Result<String, &'static str> {
+    let mut parser = Parser::new(&tag.tokens);
+    let body = match tag.end {
+        End::Expression => macros.expression(&mut parser),
+        End::Statement => macros.statement(&mut parser, tag, place),
+    };
+    if parser.is_too_deep() {
+        return Err("an expression is nested too deep, or too long");
+    }
+    if macros.branches > MAX_BRANCHES {
+        return Err("there are too many branches");
+    }
+    let Some(body) = body else { return Ok(tag.source.to_owned()) };
+    let lines = tag.source.matches('\n').count().saturating_sub(body.matches('\n').count());
+    Ok(format!("{} {body}{} {}", tag.open, "\n".repeat(lines), tag.close))
+}
