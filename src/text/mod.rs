@@ -12,6 +12,8 @@ mod files;
 pub mod fuzzing;
 mod length;
 mod rendering;
+#[cfg(test)]
+mod round_trip;
 mod special_tokens;
 mod spelling;
 mod stops;
