@@ -342,9 +342,11 @@ impl Drafted {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Failure {
     /// Prompt and answer do not fit the model's context.
+    // OpenAI's words, by which client libraries know it.
     #[error(
-        "{prompt} of prompt and {max_new} of answer exceed the context length of {capacity}; shorten the prompt or lower \
-         the number of new tokens"
+        "This model's maximum context length is {capacity}. However, you requested {} ({} in the messages, {} in the \
+         completion). Please reduce the length of the messages or completion.",
+        Tokens(prompt.0.saturating_add(max_new.0)), prompt.0, max_new.0
     )]
     Context {
         /// Length of the prompt.

@@ -91,8 +91,8 @@ async fn numbers_out_of_range_are_named_with_value_and_limit() {
         ("temperature", json!(1e300)),
         ("top_p", json!(1.5)),
         ("min_p", json!(-0.5)),
-        ("top_k", json!(-1)),
-        ("top_k", json!(VOCABULARY + 1)),
+        ("top_k", json!(-2)),
+        ("top_k", json!(1.5)),
         ("repetition_penalty", json!(0)),
         ("presence_penalty", json!(2.5)),
         ("frequency_penalty", json!(-2.5)),
@@ -204,6 +204,30 @@ async fn a_request_that_cannot_fit_is_refused_with_the_numbers_before_it_waits()
     let (status, answer) = server.ask(NATIVE, &json!({ "prompt": full })).await;
     assert_eq!((status, &answer["error"]["code"]), (400, &json!("context_length_exceeded")));
     assert!(server.executor.snapshot().running.is_empty());
+}
+
+/// LiteLLM looks for "this model's maximum context length is", others for "maximum context length" or for the code.
+#[tokio::test]
+async fn a_context_overflow_is_said_in_the_words_by_which_client_libraries_know_it() {
+    let server = Server::start(Wish::default());
+    for (route, body) in [
+        (COMPLETIONS, json!({ "prompt": vec![20; 200], "max_tokens": 57 })),
+        (COMPLETIONS, json!({ "prompt": vec![20; CONTEXT_LENGTH + 1] })),
+        (CHAT, json!({ "messages": [{ "role": "user", "content": "word ".repeat(400) }] })),
+        ("/v1/responses", json!({ "input": "word ".repeat(400) })),
+    ] {
+        let (status, answer) = server.ask(route, &body).await;
+        let error = &answer["error"];
+        assert_eq!((status, &error["code"]), (400, &json!("context_length_exceeded")), "{route}: {answer}");
+        assert_eq!(error["type"], "invalid_request_error");
+        let message = error["message"].as_str().unwrap();
+        let known = format!("this model's maximum context length is {CONTEXT_LENGTH} tokens");
+        assert!(message.to_lowercase().starts_with(&known), "{message}");
+    }
+    let body = json!({ "prompt": vec![20; 200], "max_tokens": 57 });
+    let message = server.ask(COMPLETIONS, &body).await.1["error"]["message"].clone();
+    let numbers = "you requested 257 tokens (200 in the messages, 57 in the completion)";
+    assert!(message.as_str().unwrap().contains(numbers), "{message}");
 }
 
 #[tokio::test]

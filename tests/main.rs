@@ -6,6 +6,7 @@ mod adapters;
 mod answers;
 mod architecture;
 mod commands;
+mod compat;
 mod deployment;
 mod devices;
 mod doors;

@@ -467,7 +467,7 @@ def _(client):
 
 @call("extras: out of range is refused by name")
 def _(client):
-    for name, wrong in [("min_p", 2), ("top_k", -1), ("typical_p", "a"), ("dry_base", 0), ("timeout_ms", 0), ("keep_alive", "soon")]:
+    for name, wrong in [("min_p", 2), ("top_k", -2), ("typical_p", "a"), ("dry_base", 0), ("timeout_ms", 0), ("keep_alive", "soon")]:
         code = "invalid_type" if wrong == "a" else "invalid_value"
         refused(BadRequestError, code, name, lambda name=name, wrong=wrong: chat(client, extra_body={name: wrong}))
 

@@ -400,7 +400,11 @@ async fn what_cannot_be_done_is_said_by_name_value_and_way_out() {
         (save(json!({ "prompt": "" })), "empty_prompt", "empty"),
         (save(json!({ "prompt": [1, 999_999] })), "invalid_value", "prompt[1] is 999999"),
         (save(json!({ "prompt": "a", "max_tokens": 4 })), "unknown_field", "max_tokens"),
-        (save(json!({ "prompt": vec![5; 512] })), "context_length_exceeded", "512 tokens of prompt"),
+        (
+            save(json!({ "prompt": vec![5; 512] })),
+            "context_length_exceeded",
+            "your messages resulted in 512 tokens",
+        ),
         (json!({ "action": "restore", "name": "a", "prompt": "b" }), "unknown_field", "prompt"),
         (json!({ "action": "delete", "name": "a", "model": "demo" }), "unknown_field", "model"),
     ];

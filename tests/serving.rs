@@ -11,6 +11,7 @@ use std::{
 };
 
 use eka::{
+    config::UnknownFields,
     executor::{Deadlines, Executor, Limits},
     http::{AppState, Life, Settings, serve},
     job::{
@@ -58,6 +59,7 @@ pub(crate) struct Wish {
     pub(crate) template: Option<&'static str>,
     /// Said instead of [`ANSWER`], then the end.
     pub(crate) answer: Option<&'static str>,
+    pub(crate) unknown_fields: UnknownFields,
 }
 
 impl Default for Wish {
@@ -74,6 +76,7 @@ impl Default for Wish {
             progress: false,
             template: None,
             answer: None,
+            unknown_fields: UnknownFields::Refuse,
         }
     }
 }
@@ -123,6 +126,7 @@ impl Server {
             context_length: None,
             default_max_new: Tokens(64),
             log_prompts: false,
+            unknown_fields: wish.unknown_fields,
         };
         let state = AppState::new(text, executor.clone(), metrics.clone(), seen, settings)
             .with_sandbox(sandbox(&metrics));

@@ -54,7 +54,7 @@ const fn derived(path: &'static str, default: &'static str, kind: Kind) -> Key {
 }
 
 /// Every setting, section by section; printed in this order.
-pub(super) const KEYS: [Key; 66] = [
+pub(super) const KEYS: [Key; 67] = [
     text("server.bind", "127.0.0.1", "an IP address, such as 127.0.0.1, or 0.0.0.0 for every interface"),
     whole("server.port", "8110", 0, 65_535),
     whole("server.grace_ms", "30000", 0, WEEK_MS),
@@ -67,6 +67,7 @@ pub(super) const KEYS: [Key; 66] = [
         "addresses, localhost and names of private networks",
         Kind::Text("names without ports, separated by commas, such as chat.example.org, or * for any"),
     ),
+    text("server.unknown_fields", "refuse", "refuse or warn"),
     derived("auth.keys_file", "no keys but those of auth.keys", Kind::Text("a file of [[key]] tables")),
     derived(
         "auth.keys",

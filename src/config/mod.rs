@@ -88,6 +88,18 @@ pub struct Server {
     pub max_connections: NonZeroUsize,
     /// Names that requests may call it by, besides those of private networks.
     pub hosts: Hosts,
+    /// What happens to fields of requests that eka does not have.
+    pub unknown_fields: UnknownFields,
+}
+
+/// What happens to a field of a request that eka does not have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UnknownFields {
+    /// The request is refused, and the error names the field.
+    #[default]
+    Refuse,
+    /// The field is ignored, and a header of the answer names it.
+    Warn,
 }
 
 /// Names that a server may be called by in `Host`.

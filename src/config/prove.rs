@@ -10,7 +10,7 @@ use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 
 use super::{
     Config, Device, Engine, Log, LogFormat, Model, Models, OnnxRuntime, Problem, Quantize, Queue, Recycle,
-    Server, Watchdog,
+    Server, UnknownFields, Watchdog,
     keys::{Key, Kind},
     layers::{Merged, Surroundings},
     raw::{
@@ -83,6 +83,12 @@ impl Proof<'_> {
         }
         let max_connections = self.positive("server.max_connections", raw.max_connections);
         let hosts = self.hosts(raw.hosts.as_deref());
+        let unknown_fields = match raw.unknown_fields.as_str() {
+            "refuse" => Some(UnknownFields::Refuse),
+            "warn" => Some(UnknownFields::Warn),
+            _ => None,
+        };
+        let unknown_fields = self.some("server.unknown_fields", unknown_fields);
         Some(Server {
             bind: bind?,
             port: port?,
@@ -92,6 +98,7 @@ impl Proof<'_> {
             body_memory: body_memory?,
             max_connections: max_connections?,
             hosts: hosts?,
+            unknown_fields: unknown_fields?,
         })
     }
 

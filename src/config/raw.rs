@@ -39,6 +39,7 @@ pub(super) struct RawServer {
     pub(super) body_memory_bytes: i64,
     pub(super) max_connections: i64,
     pub(super) hosts: Option<String>,
+    pub(super) unknown_fields: String,
 }
 
 #[derive(Deserialize)]

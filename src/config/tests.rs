@@ -82,6 +82,7 @@ fn without_anything_set_the_defaults_serve_the_demo() {
     assert_eq!((server.bind, server.port), (IpAddr::from(Ipv4Addr::LOCALHOST), 8110));
     assert_eq!((server.grace, server.heartbeat), (Millis(30_000), Millis(2000)));
     assert_eq!((server.body_limit, server.max_connections.get()), (Bytes::mib(4), 1024));
+    assert_eq!(server.unknown_fields, UnknownFields::Refuse);
     assert_eq!((model.path, model.id.as_str()), ("models/demo".into(), "demo"));
     assert_eq!((model.quantize, model.block_size, model.verify), (Quantize::None, None, Verify::Size));
     assert_eq!((queue.max_jobs.get(), queue.max_prompt_tokens), (32, Tokens(65_536)));
@@ -125,6 +126,7 @@ fn every_setting_has_a_variable_and_can_be_set_by_path() {
             ("server.bind", _) => "::1".to_owned(),
             ("trace.otlp_endpoint", _) => "http://[::1]:4318".to_owned(),
             ("cors.origins", _) => "*".to_owned(),
+            ("server.unknown_fields", _) => "warn".to_owned(),
             ("model.quantize", _) => "int4".to_owned(),
             ("model.verify", _) => "hash".to_owned(),
             ("log.level", _) => "warn,eka=trace".to_owned(),

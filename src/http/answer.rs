@@ -138,11 +138,11 @@ impl Ending {
 /// Why an answer is complete, in the words of the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reason {
-    /// An end token or a stop string.
+    /// An end token or a stop string; where there are calls, the last one is cut.
     Stop,
     /// The number of tokens asked for.
     Length,
-    /// It is complete, and calls tools.
+    /// It is complete, and calls tools with whole arguments.
     ToolCalls,
 }
 
@@ -153,6 +153,13 @@ impl Reason {
             Self::Length => "length",
             Self::ToolCalls => "tool_calls",
         }
+    }
+}
+
+impl Ending {
+    /// Whether its last part ended before it was complete.
+    pub(super) fn is_cut(&self) -> bool {
+        self.reason == Reason::Length || (self.reason == Reason::Stop && !self.calls.is_empty())
     }
 }
 
@@ -310,7 +317,10 @@ impl Answer {
         }
         let unsaid = self.said(rest);
         let Told { content, calls } = std::mem::take(&mut self.told);
-        let reason = if reason == Reason::Stop && !calls.is_empty() { Reason::ToolCalls } else { reason };
+        // A call that a stop string cut is not to be carried out.
+        let is_cut = self.reader.as_ref().is_some_and(CallReader::is_cut);
+        let calls_tools = reason == Reason::Stop && !calls.is_empty() && !is_cut;
+        let reason = if calls_tools { Reason::ToolCalls } else { reason };
         self.tally.iter().for_each(|tally| tally.completed(reason));
         Ending {
             text: content,

@@ -9,7 +9,8 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use super::{
-    fields::{FieldError, Fields, Known, typed, wrong_type},
+    compat,
+    fields::{FieldError, Fields, ids_of, typed, whole_of, wrong_type},
     form::Form,
     sampling,
     tools::ToolRules,
@@ -115,7 +116,7 @@ impl Ask {
         if let Prompt::Ids(ids) = &prompt {
             check_ids(ids, "prompt", rules.vocabulary)?;
         }
-        let stop_token_ids: Vec<u32> = fields.take("stop_token_ids")?.unwrap_or_default();
+        let stop_token_ids = fields.ids("stop_token_ids")?.unwrap_or_default();
         if stop_token_ids.len() > MOST_STOP_TOKENS {
             let said = format!("{} token ids, at most {MOST_STOP_TOKENS}", stop_token_ids.len());
             return Err(FieldError::value(fields.path("stop_token_ids"), said));
@@ -211,8 +212,12 @@ fn seconds_of(text: &str) -> Option<f64> {
     number.is_finite().then_some(number * unit)
 }
 
-/// Takes a number of tokens to generate.
+/// Takes a number of tokens to generate; -1, with which peers ask for no limit, is as absent.
 pub(super) fn take_tokens(fields: &mut Fields, name: &str) -> Result<Option<Tokens>, FieldError> {
+    if fields.get(name).and_then(Value::as_number).and_then(whole_of) == Some(-1) {
+        fields.take::<Value>(name)?;
+        return Ok(None);
+    }
     // The context length is the real limit, and is checked with the prompt's length at hand.
     let tokens = fields.whole(name, 1..=u64::from(u32::MAX))?;
     Ok(tokens.map(|tokens| Tokens(usize::try_from(tokens).unwrap_or(usize::MAX))))
@@ -238,7 +243,7 @@ pub(super) fn prompt_of(value: Value, path: &str) -> Result<Prompt, FieldError> 
             Some(Value::String(_) | Value::Array(_)) => {
                 only(items, path).and_then(|item| prompt_of(item, path))
             }
-            _ => typed(Value::Array(items), path).map(Prompt::Ids),
+            _ => ids_of(items, path).map(Prompt::Ids),
         },
         other => Err(wrong_type(path, "a string or an array of token ids", &other)),
     }
@@ -255,10 +260,6 @@ fn only(mut items: Vec<Value>, path: &str) -> Result<Value, FieldError> {
             Err(FieldError::value(path, said))
         }
     }
-}
-
-pub(super) fn is_empty_array(value: &Value) -> bool {
-    value.as_array().is_some_and(Vec::is_empty)
 }
 
 fn take_stop(fields: &mut Fields) -> Result<Vec<String>, FieldError> {
@@ -302,23 +303,21 @@ fn take_delivery(fields: &mut Fields) -> Result<Delivery, FieldError> {
         let said = "is for streams; send \"stream\": true with it";
         return Err(FieldError::value(fields.path("return_progress"), said));
     }
-    match (streamed, options) {
-        (false, None) => Ok(Delivery::Whole),
-        (false, Some(_)) => Err(FieldError::value(path, "is for streams; send \"stream\": true with it")),
-        (true, None) => Ok(Delivery::Streamed { include_usage: false, progress }),
-        (true, Some(options)) => {
-            let mut options = Fields::nested(options, &path)?;
+    let include_usage = match options {
+        None => false,
+        Some(options) => {
+            let mut options = fields.nested(options, &path)?;
             let include_usage = options.take("include_usage")?.unwrap_or(false);
-            let obfuscation = |value: &Value| value == false;
-            let only = "false";
-            options.finish(&[Known {
-                name: "include_obfuscation",
-                asks_for_nothing: obfuscation,
-                only,
-                kind: None,
-            }])?;
-            Ok(Delivery::Streamed { include_usage, progress })
+            options.finish(&[compat::STREAM_OPTIONS])?;
+            include_usage
         }
+    };
+    match streamed {
+        true => Ok(Delivery::Streamed { include_usage, progress }),
+        false if include_usage => {
+            Err(FieldError::value(path, "is for streams; send \"stream\": true with it"))
+        }
+        false => Ok(Delivery::Whole),
     }
 }
 
@@ -338,7 +337,10 @@ fn take_terms(fields: &mut Fields, most: Deadlines) -> Result<Terms, FieldError>
 /// Takes `priority`, or what OpenAI's `service_tier` says of it: a request on the tier `flex` may wait.
 fn take_priority(fields: &mut Fields) -> Result<Priority, FieldError> {
     let tier = fields.take::<String>("service_tier")?;
-    let asked = fields.take::<String>("priority")?;
+    // vLLM's priorities are numbers, and 0 is its default.
+    let is_vllms = fields.get("priority").and_then(Value::as_number).and_then(whole_of) == Some(0);
+    let asked = fields.take::<Value>("priority")?.filter(|_| !is_vllms);
+    let asked: Option<String> = asked.map(|asked| typed(asked, &fields.path("priority"))).transpose()?;
     let refuse = |name, said: &str| Err(FieldError::value(fields.path(name), said));
     match (asked.as_deref(), tier.as_deref()) {
         (Some(_), Some(_)) => refuse("priority", "is given together with service_tier; send one of them"),

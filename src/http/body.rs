@@ -23,7 +23,8 @@ use futures_util::StreamExt;
 use tokio::time::timeout;
 
 use super::{
-    AppState, body_memory::Share, connections::Place, error::ApiError, fields::Fields, gate, offload::Cost,
+    AppState, body_memory::Share, connections::Place, error::ApiError, fields::Fields, gate,
+    ignored::Ignored, offload::Cost,
 };
 use crate::{text::Text, units};
 
@@ -54,6 +55,8 @@ pub(super) struct Taken<T> {
     pub(super) text: Arc<Text>,
     pub(super) value: T,
     pub(super) share: Share,
+    /// Names of the fields that were ignored.
+    pub(super) ignored: Ignored,
 }
 
 /// Reads a body that is a JSON object.
@@ -95,12 +98,15 @@ pub(super) async fn take<T: Send + 'static>(
     let body = receive(request, payload, state).await?;
     let cost = body.cost();
     let (key, catalogue) = (gate::key(request), state.catalogue.clone());
+    let unknown = state.settings.unknown_fields;
     let work = move || {
-        let (mut fields, share) = body.parse()?;
+        let (fields, share) = body.parse()?;
+        let mut fields = fields.with_unknown(unknown);
+        let ignored = fields.ignored();
         let asked = fields.take::<String>("model")?;
         let text = Arc::clone(gate::model_for(key.as_deref(), &catalogue, asked.as_deref())?);
         let value = take(&mut fields, &text)?;
-        Ok::<_, ApiError>(Taken { text, value, share })
+        Ok::<_, ApiError>(Taken { text, value, share, ignored })
     };
     state.offload.run(cost, work).await
 }

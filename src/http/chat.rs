@@ -5,9 +5,10 @@ use serde_json::{Map, Value, json};
 use super::{
     answer::{Ending, Progress, Said},
     ask::{Ask, Prompt, Rules, asked, take_choices, take_tokens},
-    dialect::{Dialect, Head, OF_CHAT, prompt_progress, timings, usage},
-    fields::{FieldError, Fields, Known},
-    messages::conversation_of,
+    compat::{self, OtherField},
+    dialect::{Dialect, Head, prompt_progress, timings, usage},
+    fields::{FieldError, Fields},
+    messages::take_messages,
     scored::{Scored, content},
     tools::{Shape, Toolbox},
 };
@@ -52,13 +53,13 @@ impl Chat {
 
 impl Dialect for Chat {
     const ROUTE: &'static str = "/v1/chat/completions";
-    const ID_PREFIX: &'static str = "chatcmpl";
+    const ID_PREFIX: &'static str = "chatcmpl-";
     const OPERATION: &'static str = "chat";
     const TEMPERATURE: f32 = 1.0;
-    const KNOWN: &'static [Known] = OF_CHAT;
+    const OTHERS: &'static [&'static [OtherField]] = &[compat::OPENAI, compat::CHAT, compat::PEERS];
 
     fn ask(fields: &mut Fields, rules: &Rules) -> Result<Ask, FieldError> {
-        let conversation = conversation_of(fields.require("messages")?, "messages")?;
+        let conversation = take_messages(fields)?;
         let toolbox = Toolbox::take(fields, Shape::Nested)?;
         let conversation = match &toolbox {
             Some(toolbox) => toolbox.tell(conversation, &rules.tools),

@@ -5,8 +5,9 @@ use serde_json::{Value, json};
 use super::{
     answer::{Ending, Progress, Said},
     ask::{Ask, Rules, asked, prompt_of, take_choices, take_tokens},
-    dialect::{Dialect, Head, OF_COMPLETIONS, prompt_progress, timings, usage},
-    fields::{FieldError, Fields, Known},
+    compat::{self, OtherField},
+    dialect::{Dialect, Head, prompt_progress, timings, usage},
+    fields::{FieldError, Fields, whole_of},
     scored::{Scored, lists},
 };
 use crate::job::ScoresAsked;
@@ -49,9 +50,9 @@ impl Completions {
 
 impl Dialect for Completions {
     const ROUTE: &'static str = "/v1/completions";
-    const ID_PREFIX: &'static str = "cmpl";
+    const ID_PREFIX: &'static str = "cmpl-";
     const TEMPERATURE: f32 = 1.0;
-    const KNOWN: &'static [Known] = OF_COMPLETIONS;
+    const OTHERS: &'static [&'static [OtherField]] = &[compat::OPENAI, compat::COMPLETIONS, compat::PEERS];
 
     fn ask(fields: &mut Fields, rules: &Rules) -> Result<Ask, FieldError> {
         let prompt = prompt_of(fields.require("prompt")?, "prompt")?;
@@ -120,7 +121,8 @@ fn take_scores(fields: &mut Fields, echo: bool) -> Result<Option<ScoresAsked>, F
     match fields.take::<Value>("logprobs")? {
         None | Some(Value::Bool(false)) => Ok(None),
         Some(top) => {
-            let allowed = top.as_u64().filter(|top| *top <= MOST);
+            let allowed = top.as_number().and_then(whole_of).and_then(|top| u64::try_from(top).ok());
+            let allowed = allowed.filter(|top| *top <= MOST);
             let range = || format!("0 to {MOST}");
             let wrong =
                 || FieldError::Range { param: "logprobs".into(), found: top.to_string(), range: range() };

@@ -9,8 +9,9 @@ use serde_json::{Map, Value, json};
 
 use super::{
     answer::{Ending, Progress, Said},
-    ask::{Ask, Rules, is_empty_array},
-    fields::{FieldError, Fields, Known},
+    ask::{Ask, Rules},
+    compat::OtherField,
+    fields::{FieldError, Fields},
 };
 
 /// One spelling of requests and answers.
@@ -30,8 +31,8 @@ pub(super) trait Dialect: From<Head> + Send + 'static {
     /// The events of a stream have their type on a line of its own as well, and the last of them says that it is.
     const TYPED_EVENTS: bool = false;
 
-    /// Fields that are refused unless they ask for nothing.
-    const KNOWN: &'static [Known];
+    /// Fields that it does not have, in tables.
+    const OTHERS: &'static [&'static [OtherField]];
 
     /// Takes a request's fields, except `model`.
     fn ask(fields: &mut Fields, rules: &Rules) -> Result<Ask, FieldError>;
@@ -135,33 +136,3 @@ pub(super) fn rate(tokens: usize, time: Duration) -> Option<f64> {
     let rate = tokens as f64 / time.as_secs_f64();
     (tokens > 0 && rate.is_finite()).then(|| (rate * 1e3).round() / 1e3)
 }
-
-fn is_false(value: &Value) -> bool {
-    value == false
-}
-
-/// OpenAI's fields of `/v1/completions` that eka does not do.
-pub(super) const OF_COMPLETIONS: &[Known] =
-    &[Known::text("user"), Known { name: "suffix", asks_for_nothing: |v| v == "", only: "null", kind: None }];
-
-/// OpenAI's fields of `/v1/chat/completions` that eka does not do.
-pub(super) const OF_CHAT: &[Known] = &[
-    Known::text("user"),
-    Known::object("metadata"),
-    Known::text("safety_identifier"),
-    Known::text("prompt_cache_key"),
-    Known { name: "store", asks_for_nothing: is_false, only: "false", kind: None },
-    Known { name: "functions", asks_for_nothing: is_empty_array, only: "[]", kind: None },
-    Known {
-        name: "function_call",
-        asks_for_nothing: |v| v == "none" || v == "auto",
-        only: "\"none\"",
-        kind: None,
-    },
-    Known { name: "modalities", asks_for_nothing: |v| *v == json!(["text"]), only: "[\"text\"]", kind: None },
-    Known { name: "reasoning_effort", asks_for_nothing: |v| v == "none", only: "\"none\"", kind: None },
-    Known { name: "audio", asks_for_nothing: Value::is_null, only: "", kind: None },
-    Known { name: "prediction", asks_for_nothing: Value::is_null, only: "", kind: None },
-    Known { name: "verbosity", asks_for_nothing: |v| v == "medium", only: "\"medium\"", kind: None },
-    Known { name: "web_search_options", asks_for_nothing: Value::is_null, only: "", kind: None },
-];

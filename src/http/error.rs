@@ -95,8 +95,11 @@ pub(super) enum ApiError {
     RateLimited { whose: &'static str, what: &'static str, limit: u32, wait: Duration },
     #[error("the prompt is empty; a model continues at least one token")]
     EmptyPrompt,
+    // OpenAI's words: LiteLLM, LangChain and others know by "maximum context length is" when to shorten a conversation or to
+    // ask a model with more room.
     #[error(
-        "{prompt} of prompt leave no room for an answer in the context length of {capacity}; shorten the prompt"
+        "This model's maximum context length is {capacity}. However, your messages resulted in {prompt}, which leaves no \
+         room for an answer. Please reduce the length of the messages."
     )]
     NoRoom { prompt: Tokens, capacity: Tokens },
     #[error("{param} {source}")]

@@ -1,15 +1,23 @@
 //! A request's body, taken apart field by field.
 //!
 //! Every field that a route understands is taken out by name; what then remains is an error, so that nothing is ever
-//! ignored in silence and no list of accepted names can drift from the code. `null` is the same as absent, as OpenAI
-//! has it. Errors name the field with its path (`messages[2].content`), the value and the limit.
+//! ignored in silence and no list of accepted names can drift from the code. `null` is the same as absent, whatever the
+//! field is called and wherever it stands. A whole number may be written as `5`, `5.0` or `5e0`. Errors name the field
+//! with its path (`messages[2].content`), the value and the limit.
+//!
+//! With `server.unknown_fields = warn`, fields that eka does not have are left out and noted in [`Ignored`] instead.
 
 use std::ops::RangeInclusive;
 
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Number, Value};
 
-use super::strict;
+use super::{
+    compat::{Off, OtherField},
+    ignored::Ignored,
+    strict,
+};
+use crate::config::UnknownFields;
 
 /// What is wrong with a field.
 #[derive(Debug, thiserror::Error)]
@@ -22,9 +30,12 @@ pub(super) enum FieldError {
     Range { param: String, found: String, range: String },
     #[error("{param}: {message}")]
     Value { param: String, message: String },
-    #[error("{param} is a field of OpenAI's API that eka does not do yet; leave it out{}", harmless(only))]
-    Unsupported { param: String, only: &'static str },
-    #[error("{param} is not a field that eka knows here; leave it out, or correct its name")]
+    #[error("{param} is not supported with this value; leave it out{instead}")]
+    Unsupported { param: String, instead: String },
+    #[error(
+        "unknown field {param}; leave it out or correct its name (with the setting server.unknown_fields = warn, unknown \
+         fields are ignored)"
+    )]
     Unknown { param: String },
 }
 
@@ -57,52 +68,45 @@ impl FieldError {
     }
 }
 
-fn harmless(only: &str) -> String {
-    if only.is_empty() { String::new() } else { format!(" or send {only}") }
-}
-
-/// A field that OpenAI has and eka does not do, with the values that ask for nothing.
-pub(super) struct Known {
-    pub(super) name: &'static str,
-    pub(super) asks_for_nothing: fn(&Value) -> bool,
-    /// These values in words, for the error.
-    pub(super) only: &'static str,
-    /// The type that it must have as JSON schema calls it, whatever its value, of one that asks nothing of an answer.
-    pub(super) kind: Option<&'static str>,
-}
-
-impl Known {
-    /// A text that asks nothing of an answer.
-    pub(super) const fn text(name: &'static str) -> Self {
-        Self { name, asks_for_nothing: Value::is_string, only: "", kind: Some("string") }
-    }
-
-    /// An object that asks nothing of an answer.
-    pub(super) const fn object(name: &'static str) -> Self {
-        Self { name, asks_for_nothing: Value::is_object, only: "", kind: Some("object") }
-    }
-}
-
 /// What is left of a JSON object, and where in the body it stands.
 #[derive(Debug, Default)]
 pub(super) struct Fields {
     object: Map<String, Value>,
     /// Empty at the top, else for example `messages[2].`.
     prefix: String,
+    /// `None` where unknown fields are refused. Objects within the body share it.
+    ignored: Option<Ignored>,
 }
 
 impl Fields {
     /// The fields of the body.
     pub(super) fn parse(body: &[u8]) -> Result<Self, serde_json::Error> {
-        Ok(Self { object: strict::object(body)?, prefix: String::new() })
+        Ok(Self { object: strict::object(body)?, prefix: String::new(), ignored: None })
     }
 
-    /// The fields of an object within the body, at `path`.
-    pub(super) fn nested(value: Value, path: &str) -> Result<Self, FieldError> {
+    /// With this treatment of fields that eka does not have; without, they are refused.
+    pub(super) fn with_unknown(self, unknown: UnknownFields) -> Self {
+        let ignored = match unknown {
+            UnknownFields::Refuse => None,
+            UnknownFields::Warn => Some(Ignored::default()),
+        };
+        Self { ignored, ..self }
+    }
+
+    /// The fields of an object within this one, at `path` in the body.
+    pub(super) fn nested(&self, value: Value, path: &str) -> Result<Self, FieldError> {
         match value {
-            Value::Object(object) => Ok(Self { object, prefix: format!("{path}.") }),
+            Value::Object(object) => {
+                Ok(Self { object, prefix: format!("{path}."), ignored: self.ignored.clone() })
+            }
             other => Err(wrong_type(path, "an object", &other)),
         }
+    }
+
+    /// Takes an object that must be there.
+    pub(super) fn require_nested(&mut self, name: &str) -> Result<Self, FieldError> {
+        let value = self.require(name)?;
+        self.nested(value, &self.path(name))
     }
 
     /// The full path of a field of this object.
@@ -156,25 +160,48 @@ impl Fields {
         range: RangeInclusive<u64>,
     ) -> Result<Option<u64>, FieldError> {
         let Some(found) = self.take::<Number>(name)? else { return Ok(None) };
-        let value = found.as_u64().filter(|value| range.contains(value));
+        let value = whole_of(&found).and_then(|value| u64::try_from(value).ok());
+        let value = value.filter(|value| range.contains(value));
         value.map(Some).ok_or_else(|| out_of_range(&self.path(name), &found, &range))
     }
 
-    /// Checks that nothing is left but `known` fields that ask for nothing.
-    pub(super) fn finish(self, known: &[Known]) -> Result<(), FieldError> {
+    /// Takes an array of token ids.
+    pub(super) fn ids(&mut self, name: &str) -> Result<Option<Vec<u32>>, FieldError> {
+        let Some(items) = self.take::<Vec<Value>>(name)? else { return Ok(None) };
+        ids_of(items, &self.path(name)).map(Some)
+    }
+
+    /// Where the fields are noted that are ignored, here and in objects within.
+    pub(super) fn ignored(&self) -> Ignored {
+        self.ignored.clone().unwrap_or_default()
+    }
+
+    /// Checks that nothing is left but fields of `others` that are off.
+    pub(super) fn finish(self, others: &[&[OtherField]]) -> Result<(), FieldError> {
         for (name, value) in &self.object {
-            let param = self.path(name);
-            match known.iter().find(|known| known.name == name) {
-                Some(known) if value.is_null() || (known.asks_for_nothing)(value) => {}
-                Some(Known { kind: Some("object"), .. }) => {
-                    return Err(wrong_type(&param, "an object", value));
-                }
-                Some(Known { kind: Some(_), .. }) => return Err(wrong_type(&param, "a string", value)),
-                Some(known) => return Err(FieldError::Unsupported { param, only: known.only }),
-                None => return Err(FieldError::Unknown { param }),
+            match (self.check_left(name, value, others), &self.ignored) {
+                (Ok(()), _) => {}
+                (Err(_), Some(ignored)) => ignored.note(&self.path(name)),
+                (Err(error), None) => return Err(error),
             }
         }
         Ok(())
+    }
+
+    /// Whether a field that no route takes changes nothing in an answer.
+    fn check_left(&self, name: &str, value: &Value, others: &[&[OtherField]]) -> Result<(), FieldError> {
+        if value.is_null() {
+            return Ok(());
+        }
+        let param = || self.path(name);
+        match others.iter().copied().flatten().find(|field| field.name == name) {
+            None => Err(FieldError::Unknown { param: param() }),
+            Some(field) if field.off.allows(value) => Ok(()),
+            Some(OtherField { off: Off::Any(kind), .. }) => {
+                Err(wrong_type(&param(), kind.described(), value))
+            }
+            Some(field) => Err(FieldError::Unsupported { param: param(), instead: field.instead() }),
+        }
     }
 }
 
@@ -191,6 +218,29 @@ pub(super) fn number_within(
 fn out_of_range<T: std::fmt::Display>(param: &str, found: &Number, range: &RangeInclusive<T>) -> FieldError {
     let range = format!("{} to {}", range.start(), range.end());
     FieldError::Range { param: param.to_owned(), found: found.to_string(), range }
+}
+
+/// The whole number that this is, however it is written; `None` where it has a fraction.
+pub(super) fn whole_of(number: &Number) -> Option<i128> {
+    let written = number.as_u64().map(i128::from).or_else(|| number.as_i64().map(i128::from));
+    written.or_else(|| number.as_f64().and_then(whole))
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "it has no fraction, and the cast saturates")]
+fn whole(number: f64) -> Option<i128> {
+    (number.fract() == 0.0).then_some(number as i128)
+}
+
+/// Reads an array of token ids; an error names the place within it.
+pub(super) fn ids_of(items: Vec<Value>, path: &str) -> Result<Vec<u32>, FieldError> {
+    let id = |(place, item): (usize, Value)| {
+        let id = item.as_number().and_then(whole_of).and_then(|id| u32::try_from(id).ok());
+        id.ok_or_else(|| FieldError::Type {
+            param: format!("{path}[{place}]"),
+            message: format!("expected a token id, found {item}"),
+        })
+    };
+    items.into_iter().enumerate().map(id).collect()
 }
 
 /// Reads a value as a `T`; an error names the place within it.
@@ -268,7 +318,7 @@ mod tests {
     fn taking_every_field_of_a_large_object_moves_no_other_field() {
         let names: Vec<String> = (0..40_000).map(|n| format!("field_{n}")).collect();
         let object = names.iter().map(|name| (name.clone(), Value::from(1))).collect();
-        let mut fields = Fields::nested(Value::Object(object), "logit_bias").unwrap();
+        let mut fields = fields("{}").nested(Value::Object(object), "logit_bias").unwrap();
         assert_eq!(fields.take::<u32>(&names[0]).unwrap(), Some(1));
         // `shift_remove` would have put the second field in the first place.
         assert_eq!(fields.object.keys().next(), names.last());
@@ -282,7 +332,7 @@ mod tests {
     fn an_error_names_the_place_within_a_field() {
         let error = fields(r#"{"ids": [1, "two"]}"#).take::<Vec<u32>>("ids").unwrap_err();
         assert_eq!((error.param(), error.code()), ("ids[1]", "invalid_type"));
-        let mut nested = Fields::nested(serde_json::json!({"role": 7}), "messages[2]").unwrap();
+        let mut nested = fields("{}").nested(serde_json::json!({"role": 7}), "messages[2]").unwrap();
         assert_eq!(nested.require::<String>("role").unwrap_err().param(), "messages[2].role");
         assert_eq!(nested.require::<String>("content").unwrap_err().code(), "missing_field");
     }
@@ -313,14 +363,43 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_is_unknown_unless_it_asks_for_nothing() {
-        let known = || [Known { name: "n", asks_for_nothing: |v| v == 1, only: "1", kind: None }];
-        fields(r#"{"n": 1}"#).finish(&known()).unwrap();
-        fields(r#"{"n": null}"#).finish(&known()).unwrap();
-        let more = fields(r#"{"n": 2}"#).finish(&known()).unwrap_err();
-        assert_eq!((more.param(), more.code()), ("n", "unsupported_field"));
-        assert!(more.to_string().ends_with("leave it out or send 1"), "{more}");
-        let typo = fields(r#"{"temprature": 1}"#).finish(&known()).unwrap_err();
+    fn whole_numbers_may_be_written_with_a_point_or_an_exponent() {
+        for (body, found) in [(r#"{"n": 5.0}"#, 5), (r#"{"n": 1e2}"#, 100), (r#"{"n": -0.0}"#, 0)] {
+            assert_eq!(fields(body).whole("n", 0..=100).unwrap(), Some(found), "{body}");
+        }
+        for body in [r#"{"n": 5.5}"#, r#"{"n": 1e40}"#, r#"{"n": -1.0}"#] {
+            assert_eq!(fields(body).whole("n", 0..=100).unwrap_err().code(), "invalid_value", "{body}");
+        }
+        assert_eq!(fields(r#"{"ids": [1, 2.0, 3e0]}"#).ids("ids").unwrap(), Some(vec![1, 2, 3]));
+        for ids in ["[1, 2.5]", "[1, -1]", "[1, 4294967296]", "[1, \"2\"]"] {
+            let error = fields(&format!("{{\"ids\": {ids}}}")).ids("ids").unwrap_err();
+            assert_eq!((error.param(), error.code()), ("ids[1]", "invalid_type"));
+        }
+    }
+
+    const OTHERS: &[OtherField] = &[OtherField::off("mirostat", &["0"], "; eka does not have it")];
+
+    #[test]
+    fn a_field_that_no_route_takes_is_refused_unless_it_is_null_or_off() {
+        for body in
+            [r#"{"mirostat": 0}"#, r#"{"mirostat": 0.0}"#, r#"{"mirostat": null}"#, r#"{"new": null}"#]
+        {
+            fields(body).finish(&[OTHERS]).unwrap();
+        }
+        let more = fields(r#"{"mirostat": 2}"#).finish(&[OTHERS]).unwrap_err();
+        assert_eq!((more.param(), more.code()), ("mirostat", "unsupported_field"));
+        assert!(more.to_string().ends_with("leave it out or send 0; eka does not have it"), "{more}");
+        let typo = fields(r#"{"temprature": 1}"#).finish(&[OTHERS]).unwrap_err();
         assert_eq!((typo.param(), typo.code()), ("temprature", "unknown_field"));
+    }
+
+    #[test]
+    fn with_warn_fields_are_noted_instead_of_refused_nested_ones_too() {
+        let all = fields(r#"{"mirostat": 2, "seed": null, "new": 1}"#).with_unknown(UnknownFields::Warn);
+        all.nested(serde_json::json!({ "b": 1, "c": null }), "a[0]").unwrap().finish(&[]).unwrap();
+        let ignored = all.ignored();
+        all.finish(&[OTHERS]).unwrap();
+        let header = ignored.to_header().unwrap();
+        assert_eq!(header.to_str().unwrap(), "a[0].b, mirostat, new");
     }
 }

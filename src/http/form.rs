@@ -52,7 +52,7 @@ impl Form {
     pub(super) fn take_flat(fields: &mut Fields) -> Result<Option<Self>, FieldError> {
         let Some(format) = fields.take::<Value>("format")? else { return Ok(None) };
         let param = fields.path("format");
-        let mut format = Fields::nested(format, &param)?;
+        let mut format = fields.nested(format, &param)?;
         let constraint = constraint_of(&mut format, take_schema)?;
         format.finish(&[])?;
         Ok(constraint.map(|constraint| Self { constraint, param, parts: Vec::new() }))
@@ -76,7 +76,7 @@ impl Form {
 }
 
 fn format_of(format: Value, fields: &Fields) -> Result<Option<Constraint>, FieldError> {
-    let mut format = Fields::nested(format, &fields.path("response_format"))?;
+    let mut format = fields.nested(format, &fields.path("response_format"))?;
     let constraint = constraint_of(&mut format, named_schema)?;
     format.finish(&[])?;
     Ok(constraint)
@@ -103,7 +103,7 @@ fn constraint_of(
 
 /// OpenAI's envelope of a schema. Name and description are for models that are told them, which no chat template does.
 fn named_schema(format: &mut Fields) -> Result<Constraint, FieldError> {
-    let mut named = Fields::nested(format.require("json_schema")?, &format.path("json_schema"))?;
+    let mut named = format.require_nested("json_schema")?;
     let constraint = take_schema(&mut named)?;
     named.finish(&[])?;
     Ok(constraint)

@@ -33,5 +33,5 @@ fn parse<D: Dialect>(body: &[u8], rules: &Rules) -> bool {
     let Ok(mut fields) = Fields::parse(body) else { return false };
     fields.take::<String>("model").is_ok()
         && D::ask(&mut fields, rules).is_ok()
-        && fields.finish(D::KNOWN).is_ok()
+        && fields.finish(D::OTHERS).is_ok()
 }

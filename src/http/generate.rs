@@ -25,6 +25,7 @@ use super::{
     dialect::{Dialect, Head},
     error::ApiError,
     fields::Fields,
+    id,
     offload::Cost,
     slot,
 };
@@ -45,11 +46,11 @@ pub(super) async fn generate<D: Dialect>(
 ) -> Result<HttpResponse, ApiError> {
     let (deadlines, log_as) = (state.deadlines(), state.settings.log_prompts.then(|| request_id(&request)));
     let take = move |fields: &mut Fields, text: &Text| ask::<D>(fields, text, deadlines, log_as);
-    let Taken { text, value: mut ask, share } = body::take(&request, payload, &state, take).await?;
-    let id = state.executor.new_id();
+    let Taken { text, value: mut ask, share, ignored } = body::take(&request, payload, &state, take).await?;
+    let job = state.executor.new_id();
     let delivery = ask.delivery;
     let dialect = D::from(Head {
-        id: format!("{}-{:08x}-{}", D::ID_PREFIX, state.instance, id.0),
+        id: id::new(D::ID_PREFIX),
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         model: text.card().id.clone(),
         seed: ask.sampling.seed,
@@ -61,18 +62,19 @@ pub(super) async fn generate<D: Dialect>(
     let tally = Tally::of(&request);
     tally.iter().for_each(|tally| tell_trace(tally, &ask, D::OPERATION, &text.card().id));
     let trace = tally.as_ref().and_then(Tally::trace);
-    let mut answers = admit(&state, &text, id, slot::caller(&request), ask, trace).await?;
+    let mut answers = admit(&state, &text, job, slot::caller(&request), ask, trace).await?;
     // The prompt is tokens now, which the queue counts.
     drop(share);
     answers.iter_mut().for_each(|answer| answer.count_for(tally.clone()));
-    match delivery {
-        Delivery::Whole => whole(&state, answers, dialect).await,
+    let response = match delivery {
+        Delivery::Whole => whole(&state, answers, dialect).await?,
         Delivery::Streamed { .. } => {
             let tally = Tally::take(&request);
             let telling = Telling { answers, dialect, tally, endings: Vec::new(), told: Told::Nothing };
-            Ok(streamed(telling, state.settings.heartbeat))
+            streamed(telling, state.settings.heartbeat)
         }
-    }
+    };
+    Ok(ignored.name_in(response))
 }
 
 /// Takes all fields of a request but `model`, and logs the prompt under the request's id where that is wanted.
@@ -89,7 +91,7 @@ fn ask<D: Dialect>(
         tools: text.into(),
     };
     let ask = D::ask(fields, &rules)?;
-    std::mem::take(fields).finish(D::KNOWN)?;
+    std::mem::take(fields).finish(D::OTHERS)?;
     if let Some(request_id) = log_as {
         tracing::info!(request_id, prompt = ?ask.prompt, "prompt");
     }

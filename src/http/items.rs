@@ -1,23 +1,13 @@
-//! `input` and `tools` of OpenAI's responses, which are flatter than those of its chat completions.
+//! `input` of OpenAI's responses, whose items are flatter than the messages of its chat completions.
 
 use serde_json::Value;
 
 use super::{
-    fields::{FieldError, Fields, Known, wrong_type},
-    messages::{arguments_of, check_kind, told_call},
+    compat,
+    fields::{FieldError, Fields, wrong_type},
+    messages::take_arguments,
 };
-use crate::text::{Conversation, Message};
-
-/// What the client sends back of an item that it was sent, and that says nothing to a model.
-const OF_AN_ITEM: &[Known] = &[
-    Known { name: "id", asks_for_nothing: Value::is_string, only: "", kind: None },
-    Known { name: "status", asks_for_nothing: Value::is_string, only: "", kind: None },
-];
-
-const OF_A_PART: &[Known] = &[
-    Known { name: "annotations", asks_for_nothing: Value::is_array, only: "[]", kind: None },
-    Known { name: "logprobs", asks_for_nothing: Value::is_array, only: "[]", kind: None },
-];
+use crate::text::{Conversation, Message, ToolCall};
 
 /// Takes `instructions` and `input`.
 pub(super) fn take_input(fields: &mut Fields) -> Result<Conversation, FieldError> {
@@ -31,7 +21,7 @@ pub(super) fn take_input(fields: &mut Fields) -> Result<Conversation, FieldError
         }
         Value::Array(items) => {
             for (place, item) in items.into_iter().enumerate() {
-                take_item(item, &format!("input[{place}]"), &mut messages)?;
+                take_item(fields.nested(item, &format!("input[{place}]"))?, &mut messages)?;
             }
         }
         other => return Err(wrong_type("input", "a string or an array of items", &other)),
@@ -39,8 +29,7 @@ pub(super) fn take_input(fields: &mut Fields) -> Result<Conversation, FieldError
     Ok(messages.into())
 }
 
-fn take_item(value: Value, path: &str, messages: &mut Vec<Message>) -> Result<(), FieldError> {
-    let mut item = Fields::nested(value, path)?;
+fn take_item(mut item: Fields, messages: &mut Vec<Message>) -> Result<(), FieldError> {
     let kind: Option<String> = item.take("type")?;
     match kind.as_deref().unwrap_or("message") {
         "message" => {
@@ -49,8 +38,8 @@ fn take_item(value: Value, path: &str, messages: &mut Vec<Message>) -> Result<()
         "function_call" => {
             let id = item.require("call_id")?;
             let name: String = item.require("name")?;
-            let arguments = arguments_of(item.take("arguments")?, &item.path("arguments"))?;
-            add_call(messages, told_call(Some(id), &name, arguments));
+            let arguments = take_arguments(&mut item)?;
+            add_call(messages, ToolCall::new(Some(id), name, arguments));
         }
         "function_call_output" => {
             let call: String = item.require("call_id")?;
@@ -59,16 +48,17 @@ fn take_item(value: Value, path: &str, messages: &mut Vec<Message>) -> Result<()
         }
         other => {
             let said = format!(
-                "{other:?} is not an item that eka can read; it reads message, function_call and function_call_output"
+                "unsupported item type {other:?}; message, function_call and function_call_output are supported"
             );
             return Err(FieldError::value(item.path("type"), said));
         }
     }
-    item.finish(OF_AN_ITEM)
+    item.finish(&[compat::ITEM])?;
+    Ok(())
 }
 
 /// A call belongs to what the assistant said before it.
-fn add_call(messages: &mut Vec<Message>, call: Value) {
+fn add_call(messages: &mut Vec<Message>, call: ToolCall) {
     match messages.last_mut() {
         Some(last) if last.role == "assistant" => last.tool_calls.push(call),
         _ => {
@@ -83,28 +73,20 @@ fn text_of(item: &mut Fields, name: &str) -> Result<String, FieldError> {
         Value::String(text) => Ok(text),
         Value::Array(parts) => {
             let parts = parts.into_iter().enumerate();
-            parts.map(|(place, part)| part_of(part, &format!("{path}[{place}]"))).collect()
+            parts.map(|(place, part)| part_of(item.nested(part, &format!("{path}[{place}]"))?)).collect()
         }
         other => Err(wrong_type(&path, "a string or an array of text parts", &other)),
     }
 }
 
-fn part_of(value: Value, path: &str) -> Result<String, FieldError> {
-    let mut part = Fields::nested(value, path)?;
+fn part_of(mut part: Fields) -> Result<String, FieldError> {
     let kind: String = part.require("type")?;
     if !matches!(kind.as_str(), "input_text" | "output_text" | "text") {
         let said =
-            format!("{kind:?} is not a part that eka can read; it reads \"input_text\" and \"output_text\"");
+            format!("unsupported part type {kind:?}; \"input_text\" and \"output_text\" are supported");
         return Err(FieldError::value(part.path("type"), said));
     }
     let text = part.require("text")?;
-    part.finish(OF_A_PART)?;
+    part.finish(&[compat::PART])?;
     Ok(text)
-}
-
-/// The fields of a tool, whose function stands beside its type.
-pub(super) fn flat_tool(value: Value, path: &str) -> Result<Fields, FieldError> {
-    let mut tool = Fields::nested(value, path)?;
-    check_kind(&tool.require::<String>("type")?, &tool.path("type"))?;
-    Ok(tool)
 }

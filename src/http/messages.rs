@@ -1,39 +1,30 @@
 //! `messages`: who said what, with contents as strings or arrays of text parts, and with calls of tools and their results.
 
-use std::fmt::Display;
-
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::{
-    ask::is_empty_array,
-    fields::{FieldError, Fields, Known, wrong_type},
+    compat,
+    fields::{FieldError, Fields, wrong_type},
 };
-use crate::text::{Conversation, Message};
+use crate::text::{Arguments, Conversation, Message, ToolCall};
 
 /// Takes `messages`.
-pub(super) fn conversation_of(value: Value, path: &str) -> Result<Conversation, FieldError> {
-    let Value::Array(items) = value else { return Err(wrong_type(path, "an array of messages", &value)) };
+pub(super) fn take_messages(fields: &mut Fields) -> Result<Conversation, FieldError> {
+    let path = fields.path("messages");
+    let items = match fields.require("messages")? {
+        Value::Array(items) => items,
+        other => return Err(wrong_type(&path, "an array of messages", &other)),
+    };
     if items.is_empty() {
         return Err(FieldError::value(path, "there must be at least one message"));
     }
     let messages = items.into_iter().enumerate();
     let messages: Result<Vec<_>, _> =
-        messages.map(|(place, item)| message_of(item, &format!("{path}[{place}]"))).collect();
+        messages.map(|(place, item)| message_of(fields.nested(item, &format!("{path}[{place}]"))?)).collect();
     Ok(messages?.into())
 }
 
-/// Fields of a message that eka has no use for; empty ones are what some clients always send.
-const OF_A_MESSAGE: &[Known] = &[
-    Known { name: "refusal", asks_for_nothing: Value::is_null, only: "", kind: None },
-    Known { name: "audio", asks_for_nothing: Value::is_null, only: "", kind: None },
-    Known { name: "annotations", asks_for_nothing: is_empty_array, only: "[]", kind: None },
-    Known { name: "tool_calls", asks_for_nothing: is_empty_array, only: "[]", kind: None },
-    Known { name: "tool_call_id", asks_for_nothing: Value::is_null, only: "", kind: None },
-    Known { name: "function_call", asks_for_nothing: Value::is_null, only: "", kind: None },
-];
-
-fn message_of(value: Value, path: &str) -> Result<Message, FieldError> {
-    let mut fields = Fields::nested(value, path)?;
+fn message_of(mut fields: Fields) -> Result<Message, FieldError> {
     // Whom a name stands for, the model's chat template decides; most do without.
     let mut message =
         Message { role: fields.require("role")?, name: fields.take("name")?, ..Message::default() };
@@ -46,79 +37,63 @@ fn message_of(value: Value, path: &str) -> Result<Message, FieldError> {
     if content.is_none() && message.tool_calls.is_empty() {
         return Err(FieldError::Missing { param: fields.path("content") });
     }
-    message.content = content.map(|content| content_of(content, &fields.path("content"))).transpose()?;
-    fields.finish(OF_A_MESSAGE)?;
+    message.content = content.map(|content| content_of(content, &fields)).transpose()?;
+    fields.finish(&[compat::MESSAGE])?;
     Ok(message)
 }
 
-fn content_of(value: Value, path: &str) -> Result<String, FieldError> {
+fn content_of(value: Value, message: &Fields) -> Result<String, FieldError> {
+    let path = message.path("content");
     match value {
         Value::String(text) => Ok(text),
         Value::Array(parts) => parts
             .into_iter()
             .enumerate()
-            .map(|(place, part)| part_of(part, &format!("{path}[{place}]")))
+            .map(|(place, part)| part_of(message.nested(part, &format!("{path}[{place}]"))?))
             .collect(),
-        other => Err(wrong_type(path, "a string or an array of text parts", &other)),
+        other => Err(wrong_type(&path, "a string or an array of text parts", &other)),
     }
 }
 
-fn part_of(value: Value, path: &str) -> Result<String, FieldError> {
-    let mut fields = Fields::nested(value, path)?;
-    let kind: String = fields.require("type")?;
+fn part_of(mut part: Fields) -> Result<String, FieldError> {
+    let kind: String = part.require("type")?;
     if kind != "text" {
-        let said = format!("{kind:?} is not a part that eka can read; it reads \"text\"");
-        return Err(FieldError::value(fields.path("type"), said));
+        let said = format!("unsupported part type {kind:?}; only \"text\" is supported");
+        return Err(FieldError::value(part.path("type"), said));
     }
-    let text = fields.require("text")?;
-    fields.finish(&[])?;
+    let text = part.require("text")?;
+    part.finish(&[compat::PART])?;
     Ok(text)
 }
 
-fn take_calls(fields: &mut Fields) -> Result<Vec<Value>, FieldError> {
+fn take_calls(fields: &mut Fields) -> Result<Vec<ToolCall>, FieldError> {
     let path = fields.path("tool_calls");
     let calls: Vec<Value> = fields.take("tool_calls")?.unwrap_or_default();
-    calls.into_iter().enumerate().map(|(place, call)| call_of(call, &format!("{path}[{place}]"))).collect()
+    let calls = calls.into_iter().enumerate();
+    calls.map(|(place, call)| call_of(fields.nested(call, &format!("{path}[{place}]"))?)).collect()
 }
 
-/// A call as templates have it: like OpenAI's, but with arguments as an object.
-fn call_of(value: Value, path: &str) -> Result<Value, FieldError> {
-    let mut call = Fields::nested(value, path)?;
+fn call_of(mut call: Fields) -> Result<ToolCall, FieldError> {
     let id: Option<String> = call.take("id")?;
     let kind: Option<String> = call.take("type")?;
     check_kind(kind.as_deref().unwrap_or("function"), &call.path("type"))?;
-    let mut function = Fields::nested(call.require("function")?, &call.path("function"))?;
+    let mut function = call.require_nested("function")?;
     let name: String = function.require("name")?;
-    let arguments = arguments_of(function.take("arguments")?, &function.path("arguments"))?;
-    function.finish(&[])?;
-    let index = Known { name: "index", asks_for_nothing: Value::is_number, only: "", kind: None };
-    call.finish(&[index])?;
-    Ok(told_call(id, &name, arguments))
+    let arguments = take_arguments(&mut function)?;
+    function.finish(&[compat::CALLED_FUNCTION])?;
+    call.finish(&[compat::CALL])?;
+    Ok(ToolCall::new(id, name, arguments))
 }
 
-/// A call as templates have it.
-pub(super) fn told_call(id: Option<String>, name: &str, arguments: Map<String, Value>) -> Value {
-    let mut told = Map::new();
-    told.extend(id.map(|id| ("id".to_owned(), Value::from(id))));
-    told.insert("type".into(), "function".into());
-    told.insert("function".into(), json!({ "name": name, "arguments": arguments }));
-    told.into()
-}
-
-/// The arguments of a call, which OpenAI writes as the text of an object.
-pub(super) fn arguments_of(value: Option<Value>, path: &str) -> Result<Map<String, Value>, FieldError> {
-    let wrong = |why: &dyn Display| {
-        FieldError::value(
-            path,
-            format!("is not the text of a JSON object ({why}); send for example \"{{}}\""),
-        )
-    };
-    match value {
-        None => Ok(Map::new()),
-        Some(Value::Object(arguments)) => Ok(arguments),
-        Some(Value::String(text)) if text.trim().is_empty() => Ok(Map::new()),
-        Some(Value::String(text)) => serde_json::from_str(&text).map_err(|error| wrong(&error)),
-        Some(other) => Err(wrong_type(path, "the text of a JSON object", &other)),
+/// Takes the `arguments` of a call. OpenAI writes them as the text of an object; any text is accepted, because a model may
+/// have written any, and what eka sent comes back with the next request.
+pub(super) fn take_arguments(fields: &mut Fields) -> Result<Arguments, FieldError> {
+    match fields.take("arguments")? {
+        None => Ok(Arguments::Object(Map::new())),
+        Some(Value::Object(arguments)) => Ok(Arguments::Object(arguments)),
+        Some(Value::String(text)) if text.trim().is_empty() => Ok(Arguments::Object(Map::new())),
+        Some(Value::String(text)) => Ok(Arguments::Written(text)),
+        Some(other) => Err(wrong_type(&fields.path("arguments"), "the text of a JSON object", &other)),
     }
 }
 
@@ -127,5 +102,5 @@ pub(super) fn check_kind(kind: &str, path: &str) -> Result<(), FieldError> {
     if kind == "function" {
         return Ok(());
     }
-    Err(FieldError::value(path, format!("{kind:?} is not a tool that eka can do; it does \"function\"")))
+    Err(FieldError::value(path, format!("unsupported tool type {kind:?}; only \"function\" is supported")))
 }

@@ -1,7 +1,9 @@
 //! The HTTP side: routes, request and answer types, server-sent events, and the one table from error to status.
 //!
-//! `listen` accepts connections and `connection` stands between them and actix-web. A request goes down this list: `gate` lets it in, `body` reads it, `fields` takes it apart, `dialect` and `ask` prove it,
-//! `rendering` has the sandbox make a prompt of its messages, `admission` makes it a job, `answer` makes text of what comes back, and `generate` sends it. `error` is
+//! `listen` accepts connections and `connection` stands between them and actix-web. A request goes down this list: `gate` lets
+//! it in, `body` reads it, `fields` takes it apart, `dialect` and `ask` prove it (`compat` has the fields of other servers,
+//! `ignored` those that were left out), `rendering` has the sandbox make a prompt of its messages, `admission` makes it a
+//! job, `answer` makes text of what comes back, and `generate` sends it. `error` is
 //! where each of them says no.
 //!
 //! # What runs where
@@ -37,6 +39,7 @@ mod body;
 mod body_memory;
 mod catalogue;
 mod chat;
+mod compat;
 mod completions;
 mod connection;
 mod connections;
@@ -51,6 +54,8 @@ mod gate;
 mod generate;
 mod headers;
 mod host;
+mod id;
+mod ignored;
 mod items;
 mod listen;
 mod messages;
@@ -100,7 +105,7 @@ use self::{
 };
 use crate::{
     access::Door,
-    config::Config,
+    config::{Config, UnknownFields},
     executor::{Deadlines, Executor},
     job::Readiness,
     metrics::Metrics,
@@ -136,6 +141,8 @@ pub struct Settings {
     pub default_max_new: Tokens,
     /// What clients ask is logged as well.
     pub log_prompts: bool,
+    /// What happens to fields of requests that eka does not have.
+    pub unknown_fields: UnknownFields,
 }
 
 impl From<&Config> for Settings {
@@ -152,6 +159,7 @@ impl From<&Config> for Settings {
             context_length: engine.context_length,
             default_max_new: engine.default_max_new,
             log_prompts: log.prompts,
+            unknown_fields: server.unknown_fields,
         }
     }
 }
@@ -186,8 +194,6 @@ pub struct AppState {
     offload: Offload,
     /// What the bodies that are being read take.
     body_memory: BodyMemory,
-    /// Tells this process' answer ids from those of the one before.
-    instance: u32,
     /// A worker has been ready at some time.
     was_ready: Arc<AtomicBool>,
 }
@@ -221,7 +227,6 @@ impl AppState {
             deadlines,
             offload: Offload::default(),
             body_memory,
-            instance: rand::random(),
             was_ready: Arc::default(),
         }
     }

@@ -5,9 +5,10 @@ use serde_json::{Value, json};
 use super::{
     answer::{Ending, Progress, Said},
     ask::{Ask, Prompt, Rules, prompt_of, take_tokens},
+    compat::{self, OtherField},
     dialect::{Dialect, Head, prompt_progress, timings, usage},
-    fields::{FieldError, Fields, Known},
-    messages::conversation_of,
+    fields::{FieldError, Fields},
+    messages::take_messages,
     probes::held,
 };
 use crate::job::MemoryReport;
@@ -40,9 +41,9 @@ impl Native {
 
 impl Dialect for Native {
     const ROUTE: &'static str = "/generate-lite";
-    const ID_PREFIX: &'static str = "gen";
+    const ID_PREFIX: &'static str = "gen-";
     const TEMPERATURE: f32 = 0.0;
-    const KNOWN: &'static [Known] = &[];
+    const OTHERS: &'static [&'static [OtherField]] = &[compat::OPENAI, compat::PEERS];
 
     fn ask(fields: &mut Fields, rules: &Rules) -> Result<Ask, FieldError> {
         let prompt = take_prompt(fields)?;
@@ -77,13 +78,11 @@ impl Dialect for Native {
 }
 
 fn take_prompt(fields: &mut Fields) -> Result<Prompt, FieldError> {
-    match (fields.take("prompt")?, fields.take("messages")?) {
-        (Some(prompt), None) => prompt_of(prompt, "prompt"),
-        (None, Some(messages)) => conversation_of(messages, "messages").map(Prompt::Conversation),
-        (Some(_), Some(_)) => {
-            Err(FieldError::value("messages", "is given together with prompt; send one of them"))
-        }
-        (None, None) => Err(FieldError::Missing { param: "prompt or messages".into() }),
+    match (fields.has("prompt"), fields.has("messages")) {
+        (true, false) => prompt_of(fields.require("prompt")?, "prompt"),
+        (false, true) => take_messages(fields).map(Prompt::Conversation),
+        (true, true) => Err(FieldError::value("messages", "is given together with prompt; send one of them")),
+        (false, false) => Err(FieldError::Missing { param: "prompt or messages".into() }),
     }
 }
 

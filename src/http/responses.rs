@@ -8,14 +8,19 @@ use serde_json::{Map, Value, json};
 
 use super::{
     answer::{Ending, Progress, Reason, Said},
-    ask::{Ask, Prompt, Rules, is_empty_array, take_tokens},
+    ask::{Ask, Prompt, Rules, take_tokens},
+    compat::{self, OtherField},
     dialect::{Dialect, Head, prompt_progress, timings},
-    fields::{FieldError, Fields, Known},
+    fields::{FieldError, Fields},
     form::Form,
+    id,
     items::take_input,
     tools::{Shape, Toolbox},
 };
 use crate::text::Call;
+
+const COMPLETED: &str = "completed";
+const INCOMPLETE: &str = "incomplete";
 
 /// OpenAI's responses.
 pub(super) struct Responses {
@@ -28,9 +33,34 @@ pub(super) struct Responses {
 }
 
 /// One item of the output.
-enum Item {
+struct Item {
+    id: String,
+    part: Part,
+}
+
+enum Part {
     Message(String),
     Call(Call),
+}
+
+impl Item {
+    fn new(part: Part) -> Self {
+        let prefix = if matches!(part, Part::Message(_)) { "msg_" } else { "fc_" };
+        Self { id: id::new(prefix), part }
+    }
+
+    fn document(&self, status: &str) -> Value {
+        let id = &self.id;
+        match &self.part {
+            Part::Message(text) => {
+                let content = json!([part(text)]);
+                json!({ "id": id, "type": "message", "status": status, "role": "assistant", "content": content })
+            }
+            Part::Call(Call { id: call, name, arguments, .. }) => json!({
+                "id": id, "type": "function_call", "status": status, "call_id": call, "name": name, "arguments": arguments,
+            }),
+        }
+    }
 }
 
 impl From<Head> for Responses {
@@ -41,26 +71,11 @@ impl From<Head> for Responses {
 
 impl Dialect for Responses {
     const ROUTE: &'static str = "/v1/responses";
-    const ID_PREFIX: &'static str = "resp";
+    const ID_PREFIX: &'static str = "resp_";
     const OPERATION: &'static str = "chat";
     const TEMPERATURE: f32 = 1.0;
     const TYPED_EVENTS: bool = true;
-    const KNOWN: &'static [Known] = &[
-        Known::text("user"),
-        Known::object("metadata"),
-        Known::text("safety_identifier"),
-        Known::text("prompt_cache_key"),
-        Known { name: "store", asks_for_nothing: |v| v == false, only: "false", kind: None },
-        Known { name: "background", asks_for_nothing: |v| v == false, only: "false", kind: None },
-        Known { name: "include", asks_for_nothing: is_empty_array, only: "[]", kind: None },
-        Known { name: "truncation", asks_for_nothing: |v| v == "disabled", only: "\"disabled\"", kind: None },
-        Known { name: "top_logprobs", asks_for_nothing: |v| v == 0, only: "0", kind: None },
-        Known { name: "previous_response_id", asks_for_nothing: Value::is_null, only: "", kind: None },
-        Known { name: "conversation", asks_for_nothing: Value::is_null, only: "", kind: None },
-        Known { name: "reasoning", asks_for_nothing: |v| *v == json!({}), only: "{}", kind: None },
-        Known { name: "max_tool_calls", asks_for_nothing: Value::is_null, only: "", kind: None },
-        Known { name: "prompt", asks_for_nothing: Value::is_null, only: "", kind: None },
-    ];
+    const OTHERS: &'static [&'static [OtherField]] = &[compat::OPENAI, compat::RESPONSES, compat::PEERS];
 
     fn ask(fields: &mut Fields, rules: &Rules) -> Result<Ask, FieldError> {
         let echoed = echo(fields);
@@ -85,9 +100,9 @@ impl Dialect for Responses {
         let Some(ending) = endings.first() else { return Value::Null };
         let mut items = Vec::new();
         if !ending.text.is_empty() || ending.calls.is_empty() {
-            items.push(Item::Message(ending.text.clone()));
+            items.push(Item::new(Part::Message(ending.text.clone())));
         }
-        items.extend(ending.calls.iter().cloned().map(Item::Call));
+        items.extend(ending.calls.iter().cloned().map(|call| Item::new(Part::Call(call))));
         self.complete(&items, ending)
     }
 
@@ -118,7 +133,7 @@ impl Dialect for Responses {
         if self.items.is_empty() {
             self.say("", &mut events);
         }
-        self.close(ending.reason, &mut events);
+        self.close(if ending.is_cut() { INCOMPLETE } else { COMPLETED }, &mut events);
         let response = self.complete(&self.items, ending);
         let kind = if ending.reason == Reason::Length { "response.incomplete" } else { "response.completed" };
         events.push(self.event(kind, json!({ "response": response })));
@@ -161,13 +176,13 @@ impl Responses {
     }
 
     fn complete(&self, items: &[Item], ending: &Ending) -> Value {
-        let is_cut = ending.reason == Reason::Length;
-        let status = if is_cut { "incomplete" } else { "completed" };
+        let is_out_of_tokens = ending.reason == Reason::Length;
+        let status = if is_out_of_tokens { INCOMPLETE } else { COMPLETED };
         let last = items.len().saturating_sub(1);
-        let status_of = |place: usize| if place == last { status } else { "completed" };
-        let output = items.iter().enumerate().map(|(place, item)| self.item(place, item, status_of(place)));
+        let status_of = |place: usize| if place == last && ending.is_cut() { INCOMPLETE } else { COMPLETED };
+        let output = items.iter().enumerate().map(|(place, item)| item.document(status_of(place)));
         let mut document = self.document(status, &output.collect::<Vec<_>>());
-        if is_cut {
+        if is_out_of_tokens {
             document["incomplete_details"] = json!({ "reason": "max_output_tokens" });
         }
         let (input, output) = (ending.usage.prompt_tokens, ending.usage.completion_tokens);
@@ -182,24 +197,6 @@ impl Responses {
         document
     }
 
-    fn item(&self, place: usize, item: &Item, status: &str) -> Value {
-        let id = self.item_id(place, item);
-        match item {
-            Item::Message(text) => {
-                let content = json!([part(text)]);
-                json!({ "id": id, "type": "message", "status": status, "role": "assistant", "content": content })
-            }
-            Item::Call(Call { id: call, name, arguments, .. }) => json!({
-                "id": id, "type": "function_call", "status": status, "call_id": call, "name": name, "arguments": arguments,
-            }),
-        }
-    }
-
-    fn item_id(&self, place: usize, item: &Item) -> String {
-        let prefix = if matches!(item, Item::Message(_)) { "msg" } else { "fc" };
-        format!("{prefix}-{}-{place}", self.head.id.trim_start_matches("resp-"))
-    }
-
     fn event(&mut self, kind: &str, mut event: Value) -> Value {
         event["type"] = kind.into();
         event["sequence_number"] = self.events.into();
@@ -210,20 +207,20 @@ impl Responses {
     /// An event about the last item; `place` says where in it.
     fn event_of_last(&mut self, kind: &str, mut event: Value) -> Value {
         let place = self.items.len() - 1;
-        event["item_id"] = self.item_id(place, &self.items[place]).into();
+        event["item_id"] = self.items[place].id.as_str().into();
         event["output_index"] = place.into();
-        if matches!(self.items[place], Item::Message(_)) {
+        if matches!(self.items[place].part, Part::Message(_)) {
             event["content_index"] = 0.into();
         }
         self.event(kind, event)
     }
 
     fn say(&mut self, text: &str, events: &mut Vec<Value>) {
-        if !self.is_open || !matches!(self.items.last(), Some(Item::Message(_))) {
-            self.open(Item::Message(String::new()), events);
+        if !self.is_open || !matches!(self.items.last(), Some(Item { part: Part::Message(_), .. })) {
+            self.open(Part::Message(String::new()), events);
             events.push(self.event_of_last("response.content_part.added", json!({ "part": part("") })));
         }
-        if let Some(Item::Message(whole)) = self.items.last_mut() {
+        if let Some(Item { part: Part::Message(whole), .. }) = self.items.last_mut() {
             whole.push_str(text);
         }
         if !text.is_empty() {
@@ -234,20 +231,21 @@ impl Responses {
 
     fn call(&mut self, call: &Call, events: &mut Vec<Value>) {
         if call.id.is_some() {
-            self.open(Item::Call(Call { arguments: String::new(), ..call.clone() }), events);
+            self.open(Part::Call(Call { arguments: String::new(), ..call.clone() }), events);
         }
-        if let Some(Item::Call(whole)) = self.items.last_mut() {
+        if let Some(Item { part: Part::Call(whole), .. }) = self.items.last_mut() {
             whole.arguments.push_str(&call.arguments);
         }
         let delta = json!({ "delta": call.arguments });
         events.push(self.event_of_last("response.function_call_arguments.delta", delta));
     }
 
-    fn open(&mut self, item: Item, events: &mut Vec<Value>) {
-        self.close(Reason::Stop, events);
+    fn open(&mut self, part: Part, events: &mut Vec<Value>) {
+        self.close(COMPLETED, events);
         let place = self.items.len();
-        let mut shown = self.item(place, &item, "in_progress");
-        if matches!(item, Item::Message(_)) {
+        let item = Item::new(part);
+        let mut shown = item.document("in_progress");
+        if matches!(item.part, Part::Message(_)) {
             shown["content"] = json!([]);
         }
         self.items.push(item);
@@ -257,24 +255,23 @@ impl Responses {
     }
 
     /// Says that the last item is over, if that was not said.
-    fn close(&mut self, reason: Reason, events: &mut Vec<Value>) {
+    fn close(&mut self, status: &str, events: &mut Vec<Value>) {
         if !std::mem::replace(&mut self.is_open, false) {
             return;
         }
         let place = self.items.len() - 1;
-        match &self.items[place] {
-            Item::Message(text) => {
+        match &self.items[place].part {
+            Part::Message(text) => {
                 let (done, part) = (json!({ "text": text, "logprobs": [] }), json!({ "part": part(text) }));
                 events.push(self.event_of_last("response.output_text.done", done));
                 events.push(self.event_of_last("response.content_part.done", part));
             }
-            Item::Call(call) => {
+            Part::Call(call) => {
                 let done = json!({ "name": call.name, "arguments": call.arguments });
                 events.push(self.event_of_last("response.function_call_arguments.done", done));
             }
         }
-        let status = if reason == Reason::Length { "incomplete" } else { "completed" };
-        let item = self.item(place, &self.items[place], status);
+        let item = self.items[place].document(status);
         events.push(self.event("response.output_item.done", json!({ "output_index": place, "item": item })));
     }
 }
@@ -302,13 +299,8 @@ fn echo(fields: &Fields) -> Map<String, Value> {
 /// Takes `text`, which says the form of the answer.
 fn take_text(fields: &mut Fields) -> Result<Option<Form>, FieldError> {
     let Some(text) = fields.take::<Value>("text")? else { return Ok(None) };
-    let mut text = Fields::nested(text, &fields.path("text"))?;
+    let mut text = fields.nested(text, &fields.path("text"))?;
     let form = Form::take_flat(&mut text)?;
-    text.finish(&[Known {
-        name: "verbosity",
-        asks_for_nothing: |v| v == "medium",
-        only: "\"medium\"",
-        kind: None,
-    }])?;
+    text.finish(&[compat::TEXT_OPTIONS])?;
     Ok(form)
 }

@@ -1,14 +1,17 @@
 //! How a token is picked, as requests say it: OpenAI's fields, and those of llama.cpp and vLLM that people miss there.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, ops::RangeInclusive};
 
 use serde_json::{Map, Number, Value};
 
 use super::{
     ask::{Rules, check_id, check_strings},
-    fields::{FieldError, Fields, number_within, typed},
+    fields::{FieldError, Fields, number_within, typed, whole_of},
 };
 use crate::job::{Dry, Sampling};
+
+/// Those that are told apart.
+const SEEDS: RangeInclusive<i128> = i64::MIN as i128..=u64::MAX as i128;
 
 /// Most tokens with a bias. OpenAI's limit is 300; lists of the tokens of several hundred words to avoid need more. Every
 /// step of every answer adds them all, and each is sent to the worker.
@@ -16,7 +19,6 @@ const MOST_BIASES: usize = 1024;
 
 /// Takes the fields that say how a token is picked.
 pub(super) fn take(fields: &mut Fields, rules: &Rules) -> Result<Sampling, FieldError> {
-    let top_k = fields.whole("top_k", 0..=rules.vocabulary as u64)?.unwrap_or(0);
     Ok(Sampling {
         logit_bias: take_logit_bias(fields, rules.vocabulary)?,
         repetition_penalty: fields.number("repetition_penalty", 0.1..=10.0)?.unwrap_or(1.0),
@@ -24,7 +26,7 @@ pub(super) fn take(fields: &mut Fields, rules: &Rules) -> Result<Sampling, Field
         frequency_penalty: fields.number("frequency_penalty", -2.0..=2.0)?.unwrap_or(0.0),
         dry: take_dry(fields)?,
         temperature: fields.number("temperature", 0.0..=2.0)?.unwrap_or(rules.temperature),
-        top_k: usize::try_from(top_k).unwrap_or(usize::MAX),
+        top_k: take_top_k(fields, rules.vocabulary)?,
         typical_p: fields.number("typical_p", 0.0..=1.0)?.unwrap_or(1.0),
         // OpenAI allows 0, which must still leave the most probable token.
         top_p: fields.number("top_p", 0.0..=1.0)?.unwrap_or(1.0).max(f32::MIN_POSITIVE),
@@ -33,18 +35,35 @@ pub(super) fn take(fields: &mut Fields, rules: &Rules) -> Result<Sampling, Field
     })
 }
 
-/// A seed of the request's own, else a random one that every JSON reader can hold exactly.
+/// 0 keeps all tokens, and so does -1, which is what vLLM and llama-server call it, or more than there are.
+fn take_top_k(fields: &mut Fields, vocabulary: usize) -> Result<usize, FieldError> {
+    let Some(found) = fields.take::<Number>("top_k")? else { return Ok(0) };
+    match whole_of(&found) {
+        Some(-1) => Ok(0),
+        Some(top_k @ 0..) => Ok(usize::try_from(top_k).unwrap_or(usize::MAX).min(vocabulary)),
+        _ => {
+            let range = "-1 and whole numbers from 0".into();
+            Err(FieldError::Range { param: fields.path("top_k"), found: found.to_string(), range })
+        }
+    }
+}
+
+/// A seed of the request's own, else a random one that every JSON reader can hold exactly. -1 asks for a random one, as in
+/// llama-server.
 fn take_seed(fields: &mut Fields) -> Result<u64, FieldError> {
     const EXACT_IN_A_DOUBLE: u64 = (1 << 53) - 1;
-    let Some(seed) = fields.take::<Number>("seed")? else {
-        return Ok(rand::random::<u64>() & EXACT_IN_A_DOUBLE);
-    };
-    // OpenAI's seeds may be negative; as bits they are as good as any.
-    let bits = seed.as_u64().or_else(|| seed.as_i64().map(i64::cast_unsigned));
-    bits.ok_or_else(|| {
+    let random = || rand::random::<u64>() & EXACT_IN_A_DOUBLE;
+    let Some(found) = fields.take::<Number>("seed")? else { return Ok(random()) };
+    let Some(seed) = whole_of(&found).filter(|seed| SEEDS.contains(seed)) else {
         let range = format!("{} to {}, whole numbers", i64::MIN, u64::MAX);
-        FieldError::Range { param: fields.path("seed"), found: seed.to_string(), range }
-    })
+        return Err(FieldError::Range { param: fields.path("seed"), found: found.to_string(), range });
+    };
+    if seed == -1 {
+        return Ok(random());
+    }
+    // OpenAI's seeds may be negative; as bits they are as good as any.
+    let negative = i64::try_from(seed).map(i64::cast_unsigned);
+    Ok(u64::try_from(seed).or(negative).unwrap_or_default())
 }
 
 /// Takes `logit_bias` in one pass. The same token may be written in several ways ("7", "07"), and a bias for each of them

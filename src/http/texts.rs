@@ -17,9 +17,10 @@ use super::{
     AppState,
     ask::check_ids,
     body::{self, Taken},
+    compat,
     error::ApiError,
-    fields::{FieldError, Fields, Known},
-    messages::conversation_of,
+    fields::{FieldError, Fields},
+    messages::take_messages,
     offload::Cost,
     rendering::render,
     tokenizing::{Special, Untokenized, tokenize_within},
@@ -33,18 +34,6 @@ use crate::{
 /// Tokens that a text may have which is only counted, where the context holds fewer: people measure documents before they
 /// cut them. Tokenizing takes hundreds of bytes of memory for each.
 const MOST_TOKENS: usize = 1 << 17;
-
-/// Templates always ask for the next answer here.
-const ADD_GENERATION_PROMPT: Known =
-    Known { name: "add_generation_prompt", asks_for_nothing: |v| v == true, only: "true", kind: None };
-
-/// llama.cpp's and vLLM's fields with the only value that eka has for them.
-pub(super) const OF_TOKENIZE: &[Known] = &[
-    Known { name: "parse_special", asks_for_nothing: |v| v == true, only: "true", kind: None },
-    ADD_GENERATION_PROMPT,
-];
-
-pub(super) const OF_TEMPLATES: &[Known] = &[ADD_GENERATION_PROMPT];
 
 /// What to cut into tokens.
 enum Source {
@@ -61,10 +50,10 @@ pub(super) async fn tokenize(
     let taken = body::take(&request, payload, &state, |fields, _| {
         let source = Source::take(fields)?;
         let with_pieces = fields.take("with_pieces")?.unwrap_or(false);
-        std::mem::take(fields).finish(OF_TOKENIZE)?;
+        std::mem::take(fields).finish(&[compat::TOKENIZE])?;
         Ok((source, with_pieces))
     });
-    let Taken { text, value: (source, with_pieces), share } = taken.await?;
+    let Taken { text, value: (source, with_pieces), share, ignored } = taken.await?;
     let (source, special) = match source {
         Source::Text { text, add_special: true } => (text, Special::Added),
         Source::Text { text, add_special: false } => (text, Special::Written),
@@ -78,7 +67,7 @@ pub(super) async fn tokenize(
         let tokens = if with_pieces { pieces(&text, &ids) } else { json!(ids) };
         Ok::<_, ApiError>(json!({ "count": ids.len(), "tokens": tokens, "max_model_len": most }).to_string())
     });
-    Ok(send(json.await?))
+    Ok(ignored.name_in(send(json.await?)))
 }
 
 /// `POST /detokenize`.
@@ -88,18 +77,18 @@ pub(super) async fn detokenize(
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, ApiError> {
     let taken = body::take(&request, payload, &state, |fields, text| {
-        let ids: Vec<u32> = fields.require("tokens")?;
+        let ids = fields.ids("tokens")?.ok_or_else(|| FieldError::Missing { param: "tokens".into() })?;
         check_ids(&ids, "tokens", text.card().vocabulary)?;
         std::mem::take(fields).finish(&[])?;
         Ok(ids)
     });
-    let Taken { text, value: ids, share } = taken.await?;
+    let Taken { text, value: ids, share, ignored } = taken.await?;
     let json = state.offload.run(Cost::of_text(ids.len()), move || {
         let spelled = text.spell(&ids);
         drop(share);
         Ok::<_, ApiError>(json!({ "content": spelled, "prompt": spelled }).to_string())
     });
-    Ok(send(json.await?))
+    Ok(ignored.name_in(send(json.await?)))
 }
 
 /// `POST /apply-template`.
@@ -110,15 +99,15 @@ pub(super) async fn apply_template(
 ) -> Result<HttpResponse, ApiError> {
     let taken = body::take(&request, payload, &state, |fields, _| {
         let conversation = take_conversation(fields)?;
-        std::mem::take(fields).finish(OF_TEMPLATES)?;
+        std::mem::take(fields).finish(&[compat::TEMPLATE])?;
         Ok(conversation)
     });
-    let Taken { text, value: conversation, share } = taken.await?;
+    let Taken { text, value: conversation, share, ignored } = taken.await?;
     let prompt = render(&state, &text, conversation).await?;
     drop(share);
     let cost = Cost::of_json(prompt.len());
     let json = state.offload.run(cost, move || Ok::<_, ApiError>(json!({ "prompt": prompt }).to_string()));
-    Ok(send(json.await?))
+    Ok(ignored.name_in(send(json.await?)))
 }
 
 /// JSON that was written where it was made, as it may be long.
@@ -151,7 +140,7 @@ impl Source {
 }
 
 pub(super) fn take_conversation(fields: &mut Fields) -> Result<Conversation, FieldError> {
-    let conversation = conversation_of(fields.require("messages")?, "messages")?;
+    let conversation = take_messages(fields)?;
     let tools = take_tools(fields, Shape::Nested)?.into_iter().map(|tool| tool.told).collect();
     Ok(Conversation { tools, ..conversation })
 }

@@ -14,9 +14,9 @@ use serde_json::{Map, Value, json};
 
 use super::{
     ask::{Ask, Rules},
+    compat,
     fields::{FieldError, Fields, wrong_type},
     form::Form,
-    items::flat_tool,
     messages::check_kind,
 };
 use crate::{
@@ -63,10 +63,10 @@ pub(super) fn take_tools(fields: &mut Fields, shape: Shape) -> Result<Vec<Tool>,
     }
     let mut tools: Vec<Tool> = Vec::with_capacity(items.len());
     for (place, item) in items.into_iter().enumerate() {
-        let path = format!("{path}[{place}]");
+        let item = fields.nested(item, &format!("{path}[{place}]"))?;
         let tool = match shape {
-            Shape::Nested => tool_of(item, &path)?,
-            Shape::Flat => flat_tool_of(item, &path)?,
+            Shape::Nested => tool_of(item)?,
+            Shape::Flat => flat_tool_of(item)?,
         };
         if tools.iter().any(|other| other.name == tool.name) {
             let said = format!("{:?} is the name of another tool as well; give each its own", tool.name);
@@ -77,21 +77,19 @@ pub(super) fn take_tools(fields: &mut Fields, shape: Shape) -> Result<Vec<Tool>,
     Ok(tools)
 }
 
-fn tool_of(value: Value, path: &str) -> Result<Tool, FieldError> {
-    let mut tool = Fields::nested(value, path)?;
+fn tool_of(mut tool: Fields) -> Result<Tool, FieldError> {
     check_kind(&tool.require::<String>("type")?, &tool.path("type"))?;
-    let function: Value = tool.require("function")?;
-    let mut function = Fields::nested(function, &tool.path("function"))?;
-    tool.finish(&[])?;
+    let mut function = tool.require_nested("function")?;
+    tool.finish(&[compat::TOOL])?;
     let tool = function_of(&mut function)?;
     function.finish(&[])?;
     Ok(tool)
 }
 
-fn flat_tool_of(value: Value, path: &str) -> Result<Tool, FieldError> {
-    let mut function = flat_tool(value, path)?;
+fn flat_tool_of(mut function: Fields) -> Result<Tool, FieldError> {
+    check_kind(&function.require::<String>("type")?, &function.path("type"))?;
     let tool = function_of(&mut function)?;
-    function.finish(&[])?;
+    function.finish(&[compat::TOOL])?;
     Ok(tool)
 }
 
@@ -264,7 +262,7 @@ fn take_choice(fields: &mut Fields, tools: &[Tool]) -> Result<Option<Choice>, Fi
     let path = fields.path("tool_choice");
     let wrong = |found: &str| {
         let said = format!(
-            "{found:?} is no choice that eka can do; it does \"none\", \"auto\", \"required\" and \
+            "invalid tool_choice {found:?}; expected \"none\", \"auto\", \"required\" or \
              {{\"type\": \"function\", \"function\": {{\"name\": …}}}}"
         );
         FieldError::value(&path, said)
@@ -277,7 +275,7 @@ fn take_choice(fields: &mut Fields, tools: &[Tool]) -> Result<Option<Choice>, Fi
             "required" => Choice::Required,
             other => return Err(wrong(other)),
         },
-        Some(choice) => Choice::Named(name_of(choice, &path, tools)?),
+        Some(choice) => Choice::Named(name_of(fields.nested(choice, &path)?, tools)?),
     };
     if choice != Choice::Auto && tools.is_empty() {
         return Err(FieldError::value(path, "asks for a call, and there are no tools; send tools with it"));
@@ -286,11 +284,10 @@ fn take_choice(fields: &mut Fields, tools: &[Tool]) -> Result<Option<Choice>, Fi
 }
 
 /// The function that `tool_choice` names: within `function` in chat completions, beside `type` in responses.
-fn name_of(choice: Value, path: &str, tools: &[Tool]) -> Result<String, FieldError> {
-    let mut choice = Fields::nested(choice, path)?;
+fn name_of(mut choice: Fields, tools: &[Tool]) -> Result<String, FieldError> {
     check_kind(&choice.require::<String>("type")?, &choice.path("type"))?;
     let (name, path): (String, _) = if choice.has("function") {
-        let mut function = Fields::nested(choice.require("function")?, &choice.path("function"))?;
+        let mut function = choice.require_nested("function")?;
         let taken = (function.require("name")?, function.path("name"));
         function.finish(&[])?;
         taken
@@ -301,7 +298,7 @@ fn name_of(choice: Value, path: &str, tools: &[Tool]) -> Result<String, FieldErr
     if tools.iter().any(|tool| tool.name == name) {
         return Ok(name);
     }
-    Err(FieldError::value(path, format!("{name:?} is none of the tools; name one of them")))
+    Err(FieldError::value(path, format!("tool_choice names an unknown tool {name:?}; name one of tools")))
 }
 
 #[cfg(test)]

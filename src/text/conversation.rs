@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::ToolCall;
+
 /// Messages, and what the model is told besides.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Conversation {
@@ -37,9 +39,9 @@ pub struct Message {
     pub role: String,
     /// What was said; a message of calls alone has none.
     pub content: Option<String>,
-    /// Calls that an assistant made, each an object as OpenAI has it but with its arguments as an object.
+    /// Calls that an assistant made.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub tool_calls: Vec<Value>,
+    pub tool_calls: Vec<ToolCall>,
     /// The call whose result this is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tool_call_id: Option<String>,

@@ -4,15 +4,14 @@ use std::collections::BTreeMap;
 
 use serde_json::json;
 
-use super::{Message, template::ChatTemplate};
+use super::{Arguments, Message, ToolCall, template::ChatTemplate};
 
 /// Compiles `source` as a chat template and renders a conversation with a tool and a call. Says whether both worked.
 #[must_use]
 pub fn template(source: &[u8]) -> bool {
     let Ok(source) = std::str::from_utf8(source) else { return false };
     let tokens = BTreeMap::from([("bos_token".to_owned(), "<s>".to_owned())]);
-    let call =
-        json!({ "id": "1", "type": "function", "function": { "name": "add", "arguments": { "a": 1.5 } } });
+    let call = ToolCall::new(Some("1".into()), "add", Arguments::Written(r#"{"a": 1.5}"#.into()));
     let messages = [
         Message::new("system", "Be brief."),
         Message::new("user", "नमस्ते"),

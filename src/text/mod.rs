@@ -12,6 +12,8 @@ mod files;
 pub mod fuzzing;
 mod length;
 mod rendering;
+#[cfg(test)]
+mod round_trip;
 mod special_tokens;
 mod spelling;
 mod stops;
@@ -20,6 +22,7 @@ mod templates;
 #[cfg(test)]
 mod tests;
 mod token;
+mod tool_call;
 mod tools;
 mod utf8;
 mod vocabulary;
@@ -41,6 +44,7 @@ pub use self::{
     rendering::{RenderRequest, Renderer, TemplateFault, TemplateSource},
     templates::TemplateFile,
     token::TokenText,
+    tool_call::{Arguments, CalledFunction, ToolCall},
     tools::{Call, CallReader, Calls, Reading, Told, ToolFormat, ToolSupport},
     vocabulary::Vocabulary,
 };

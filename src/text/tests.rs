@@ -202,7 +202,8 @@ fn a_special_token_is_text_where_it_is_asked_to_be_and_ends_a_character_that_is_
 #[test]
 fn tools_and_calls_are_refused_where_the_template_has_none() {
     let user = Message::new("user", "hello");
-    let called = Message { tool_calls: vec![json!({})], ..Message::new("assistant", "") };
+    let call = ToolCall::new(None, "now", Arguments::Written("{}".into()));
+    let called = Message { tool_calls: vec![call], ..Message::new("assistant", "") };
     for (messages, tools) in [
         (vec![user.clone()], vec![json!({})]),
         (vec![user.clone(), called], Vec::new()),

@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::messages::{Function, ToolMode};
+use super::messages::{CalledArguments, Function, ToolMode};
 
 /// A text, or the conversation so far.
 #[derive(Serialize, ToSchema)]
@@ -86,9 +86,8 @@ pub(super) struct InputCall {
     kind: CallKind,
     call_id: String,
     name: String,
-    /// The text of a JSON object.
-    #[schema(examples(json!("{\"city\": \"Pune\"}")))]
-    arguments: Option<String>,
+    /// As the model wrote them, mostly the text of a JSON object; an object may be sent as well.
+    arguments: Option<CalledArguments>,
     /// Of a call that is sent back; says nothing to a model.
     id: Option<String>,
     /// Likewise.

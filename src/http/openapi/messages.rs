@@ -57,9 +57,18 @@ pub(super) enum Function {
 #[serde(deny_unknown_fields)]
 pub(super) struct CalledFunction {
     name: String,
-    /// The text of a JSON object.
-    #[schema(examples(json!("{\"city\": \"Pune\"}")))]
-    arguments: Option<String>,
+    /// As the model wrote them, mostly the text of a JSON object; an object may be sent as well.
+    arguments: Option<CalledArguments>,
+}
+
+/// Arguments of a call: their text, or an object.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+pub(super) enum CalledArguments {
+    #[schema(examples("{\"city\": \"Pune\"}"))]
+    Written(String),
+    #[schema(value_type = Object)]
+    Object(Value),
 }
 
 /// A function that the model may call.

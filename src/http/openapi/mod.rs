@@ -26,7 +26,7 @@ mod texts;
 use std::sync::LazyLock;
 
 use actix_web::{HttpResponse, http::header::ContentType};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use utoipa::{
     Modify, OpenApi,
     openapi::{
@@ -38,12 +38,11 @@ use utoipa::{
 pub(super) use self::docs::PAGE;
 use super::{
     chat::Chat,
+    compat::{self, Kind, Off, OtherField},
     completions::Completions,
     dialect::Dialect,
-    fields::Known,
     native::Native,
     responses::Responses,
-    texts::{OF_TEMPLATES, OF_TOKENIZE},
 };
 
 /// All of it, as utoipa makes it.
@@ -51,8 +50,9 @@ use super::{
 #[openapi(
     info(
         title = "eka",
-        description = "Serves fine-tuned language models, one answer at a time. Fields that are null are as absent; fields \
-                       that are not described are refused by name."
+        description = "Serves fine-tuned language models, one answer at a time. Fields that are null are as absent, and whole \
+                       numbers may be written as 5.0. Fields that are not described are refused by name, unless the \
+                       server is set to ignore them; it then names them in the header x-eka-ignored-fields."
     ),
     paths(
         paths::generate_lite, paths::completions, paths::chat_completions, paths::responses, paths::tokenize,
@@ -92,20 +92,34 @@ impl Modify for Keys {
     }
 }
 
-/// The document: the types', and the fields that are let pass where they ask for nothing.
+/// The document: the types', and the fields that eka does not have.
 static DOCUMENT: LazyLock<Value> = LazyLock::new(|| {
     // Its types are maps with texts for keys, which JSON always has.
     let mut document = serde_json::to_value(Document::openapi()).unwrap_or_default();
-    let bodies = [
-        ("GenerateLiteRequest", Native::KNOWN),
-        ("CompletionRequest", Completions::KNOWN),
-        ("ChatRequest", Chat::KNOWN),
-        ("ResponseRequest", Responses::KNOWN),
-        ("TokenizeRequest", OF_TOKENIZE),
-        ("ApplyTemplateRequest", OF_TEMPLATES),
+    let objects: [(_, &[&[OtherField]]); 20] = [
+        ("GenerateLiteRequest", Native::OTHERS),
+        ("CompletionRequest", Completions::OTHERS),
+        ("ChatRequest", Chat::OTHERS),
+        ("ResponseRequest", Responses::OTHERS),
+        ("TokenizeRequest", &[compat::TOKENIZE]),
+        ("ApplyTemplateRequest", &[compat::TEMPLATE]),
+        ("StreamOptions", &[compat::STREAM_OPTIONS]),
+        ("TextOptions", &[compat::TEXT_OPTIONS]),
+        ("NamedSchema", &[]),
+        ("Message", &[compat::MESSAGE]),
+        ("ToolCall", &[compat::CALL]),
+        ("CalledFunction", &[compat::CALLED_FUNCTION]),
+        ("Tool", &[compat::TOOL]),
+        ("ToolFunction", &[]),
+        ("FlatTool", &[compat::TOOL]),
+        ("NamedTool", &[]),
+        ("InputMessage", &[compat::ITEM]),
+        ("InputCall", &[compat::ITEM]),
+        ("InputResult", &[compat::ITEM]),
+        ("InputPart", &[compat::PART]),
     ];
-    for (name, known) in bodies {
-        close(&mut document["components"]["schemas"][name], known);
+    for (name, others) in objects {
+        close(&mut document["components"]["schemas"][name], others);
     }
     // An empty list is both.
     if let Some(list) = document["components"]["schemas"]["TokenList"].as_object_mut()
@@ -126,29 +140,44 @@ static DOCUMENT: LazyLock<Value> = LazyLock::new(|| {
     document
 });
 
-/// Describes the fields that are let pass, and says that there are no others.
-fn close(schema: &mut Value, known: &[Known]) {
+/// Describes the fields that eka does not have with the values at which that changes nothing, and says that all others
+/// must be null.
+fn close(schema: &mut Value, others: &[&[OtherField]]) {
     let is_flat = schema.get("allOf").is_none();
     let parts = schema.get_mut("allOf").and_then(Value::as_array_mut).into_iter().flatten();
     let own = parts.into_iter().find(|part| part.get("properties").is_some());
     let own = if is_flat { Some(&mut *schema) } else { own };
     if let Some(properties) = own.and_then(|own| own.get_mut("properties")?.as_object_mut()) {
-        properties.extend(known.iter().map(|known| (known.name.to_owned(), describe(known))));
+        for field in others.iter().copied().flatten() {
+            properties.entry(field.name).or_insert_with(|| describe(&field.off));
+        }
     }
     if let Value::Object(schema) = schema {
         schema.remove("additionalProperties");
-        schema.insert("unevaluatedProperties".into(), false.into());
+        schema.insert("unevaluatedProperties".into(), json!({ "type": "null" }));
     }
 }
 
-fn describe(known: &Known) -> Value {
-    if let Some(kind) = known.kind {
-        return json!({ "description": "Accepted; it changes nothing in an answer.", "type": [kind, "null"] });
-    }
-    let only: Value = serde_json::from_str(known.only).unwrap_or_default();
-    let mut values = vec![Value::Null];
-    values.extend(Some(only).filter(|only| !only.is_null()));
-    json!({ "description": "Accepted where it asks for nothing.", "enum": values })
+fn describe(off: &Off) -> Value {
+    let mut described = match off {
+        Off::Any(Kind::List) => json!({ "type": ["array", "null"], "items": {} }),
+        Off::Any(kind) => match kind.schema() {
+            Some(kind) => json!({ "type": [kind, "null"] }),
+            None => json!({}),
+        },
+        Off::Values(values) => {
+            let values = values.iter().map(|value| serde_json::from_str(value).unwrap_or_default());
+            json!({ "enum": std::iter::once(Value::Null).chain(values).collect::<Vec<_>>() })
+        }
+        Off::Object(fields) => {
+            let fields: Map<_, _> =
+                fields.iter().map(|field| (field.name.to_owned(), describe(&field.off))).collect();
+            json!({ "type": ["object", "null"], "properties": fields, "unevaluatedProperties": { "type": "null" } })
+        }
+        Off::Items(items) => json!({ "type": ["array", "null"], "items": { "enum": items } }),
+    };
+    described["description"] = "Accepted; at these values it changes nothing in an answer.".into();
+    described
 }
 
 /// The document as it is sent.

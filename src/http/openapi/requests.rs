@@ -25,9 +25,9 @@ pub(super) struct Generation {
     /// Keeps the most probable tokens that together have this probability.
     #[schema(minimum = 0.0, maximum = 1.0, default = 1.0)]
     top_p: Option<f32>,
-    /// Keeps so many of the most probable tokens; 0 keeps all. At most the size of the vocabulary.
-    #[schema(minimum = 0, default = 0)]
-    top_k: Option<u32>,
+    /// Keeps so many of the most probable tokens; 0 and -1 keep all.
+    #[schema(minimum = -1, default = 0)]
+    top_k: Option<i64>,
     /// Keeps tokens at least this fraction as probable as the most probable one.
     #[schema(minimum = 0.0, maximum = 1.0, default = 0.0)]
     min_p: Option<f32>,
@@ -58,7 +58,7 @@ pub(super) struct Generation {
     /// Added to the logits of tokens, by their ids: -100 to 100.
     #[schema(value_type = Option<BTreeMap<String, Bias>>)]
     logit_bias: Option<BTreeMap<String, f32>>,
-    /// The same seed gives the same answer, as long as model and program are the same. Random where it is absent.
+    /// The same seed gives the same answer, as long as model and program are the same. Random where it is absent or -1.
     #[schema(value_type = Option<i64>)]
     seed: Option<i64>,
     /// The answer ends before any of these; at most 16, none of them empty.

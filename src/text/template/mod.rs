@@ -28,10 +28,10 @@ mod tojson;
 use std::{collections::BTreeMap, sync::OnceLock};
 
 use minijinja::{Environment, Error, ErrorKind, Value, context, value::Serde};
-use serde_json::json;
+use serde_json::Map;
 
 use self::{environment::FUEL, globals::Raised};
-use super::{Message, TextError};
+use super::{Arguments, Message, TextError, ToolCall};
 
 /// OpenAI's newer name for the role of whoever sets a model up.
 const DEVELOPER: &str = "developer";
@@ -110,7 +110,7 @@ impl ChatTemplate {
     /// (llama.cpp finds it out in the same way).
     fn find_content_of_calls(&self) -> Option<String> {
         const PROBE: &str = "eka_probe";
-        let call = json!({ "id": PROBE, "type": "function", "function": { "name": PROBE, "arguments": {} } });
+        let call = ToolCall::new(Some(PROBE.into()), PROBE, Arguments::Object(Map::new()));
         let writes_the_call = |content: Option<String>| {
             let calls = Message { content, tool_calls: vec![call.clone()], ..Message::new("assistant", "") };
             let text = self.render_exactly(&[Message::new("user", "a"), calls], &[]);

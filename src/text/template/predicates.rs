@@ -13,6 +13,7 @@ use super::{
     operators::{contains, ordered, remainder},
     repr::{as_float, is_builtin, to_text, type_name},
 };
+use crate::text::tool_call::WrittenArguments;
 
 /// Adds every test but those that minijinja has as Jinja2 has them.
 pub(super) fn add(environment: &mut Environment<'_>) {
@@ -44,7 +45,9 @@ fn add_kinds(environment: &mut Environment<'_>) {
     add_test(environment, "number", |_, a| Ok(matches!(a[0].kind(), ValueKind::Number | ValueKind::Bool)));
     add_test(environment, "integer", |_, a| Ok(type_name(&a[0]) == "int"));
     add_test(environment, "float", |_, a| Ok(as_float(&a[0]).is_some()));
-    add_test(environment, "string", |_, a| Ok(a[0].kind() == ValueKind::String));
+    add_test(environment, "string", |_, a| {
+        Ok(a[0].kind() == ValueKind::String || WrittenArguments::is_text(&a[0]))
+    });
 }
 
 fn argument(given: &[Value]) -> Result<Value, Error> {

@@ -1,5 +1,7 @@
 //! Templates, and what Jinja2 made of them.
 
+use serde_json::json;
+
 use super::*;
 
 fn messages(contents: &[(&str, &str)]) -> Vec<Message> {
@@ -58,7 +60,7 @@ fn tools_and_calls_are_lists_and_arguments_an_object() {
          {{ c.function.arguments | tojson }}{% for k, v in c.function.arguments.items() %}{{ k }}={{ v }}{% endfor %}\
          {% endfor %}{% elif 'tool_call_id' in m %}{{ m.tool_call_id }}{% else %}{{ m.content is none }}{% endif %}{% endfor %}";
     let template = ChatTemplate::compile(source, BTreeMap::new()).unwrap();
-    let call = json!({ "function": { "name": "add", "arguments": { "b": 1, "a": "é" } } });
+    let call = call(json!({ "b": 1, "a": "é" }));
     let messages = [
         Message::new("user", "x"),
         Message { tool_calls: vec![call], content: None, ..Message::new("assistant", "") },
@@ -97,9 +99,31 @@ fn what_python_lacks_is_a_failure_on_these_messages_with_its_line() {
     }
 }
 
+/// A call of `add`.
+fn call(arguments: serde_json::Value) -> ToolCall {
+    let arguments = arguments.as_object().cloned().unwrap();
+    ToolCall::new(None, "add", Arguments::Object(arguments))
+}
+
+#[test]
+fn arguments_that_a_model_wrote_are_written_as_they_are_and_looked_into_as_an_object() {
+    let source = "{% for m in messages %}{% for c in m.tool_calls %}{{ c.function | tojson }} {{ c.function.arguments | tojson(indent=2) }}\
+         {% if c.function.arguments is string %} string{% else %}{% for k, v in c.function.arguments.items() %} {{ k }}={{ v }}\
+         {% endfor %}{% endif %}{% endfor %}{% endfor %}";
+    let template = ChatTemplate::compile(source, BTreeMap::new()).unwrap();
+    let render = |text: &str| {
+        let call = ToolCall::new(None, "add", Arguments::Written(text.into()));
+        template.render(&[Message { tool_calls: vec![call], ..Message::new("assistant", "") }], &[]).unwrap()
+    };
+    let object = r#"{"b":1.0,"a":"\u00e9"}"#;
+    assert_eq!(render(object), format!(r#"{{"name": "add", "arguments": {object}}} {object} b=1.0 a=é"#));
+    let none = r#"{"a": True, 1e400"#;
+    assert_eq!(render(none), format!(r#"{{"name": "add", "arguments": {none}}} {none} string"#));
+}
+
 /// A conversation with a call that has no text beside it.
 fn with_a_call_alone() -> [Message; 3] {
-    let call = json!({ "function": { "name": "add", "arguments": {} } });
+    let call = call(json!({}));
     [
         Message::new("user", "x"),
         Message { tool_calls: vec![call], content: None, ..Message::new("assistant", "") },

@@ -11,6 +11,7 @@ use super::{
     objects::{DictView, Generator, Range},
     repr::{as_float, float, is_builtin, to_text, type_name},
 };
+use crate::text::tool_call::WrittenArguments;
 
 /// Containers in containers; the parser of JSON allows 128 levels.
 const MAX_DEPTH: usize = 150;
@@ -79,6 +80,10 @@ impl Style {
             return Err(refuse("tojson: the value is nested too deep"));
         }
         state.consume_fuel(1)?;
+        if let Some(written) = WrittenArguments::text_of(value) {
+            json.push_str(written);
+            return Ok(());
+        }
         match value.kind() {
             ValueKind::None => json.push_str("null"),
             ValueKind::Bool => json.push_str(if value.is_true() { "true" } else { "false" }),

@@ -15,6 +15,8 @@ mod tests;
 
 use std::fmt;
 
+use rand::distr::{Alphanumeric, SampleString};
+
 pub use self::reader::{Call, CallReader, Reading, Told};
 
 /// All formats, the more particular first.
@@ -102,10 +104,10 @@ impl ToolFormat {
 
     /// An id that no other call has.
     fn new_id(&self) -> String {
-        const DIGITS: &[u8] = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
         let (prefix, length) = self.id;
-        let digit = |_| char::from(DIGITS[rand::random_range(..DIGITS.len())]);
-        prefix.chars().chain((0..length).map(digit)).collect()
+        let mut id = prefix.to_owned();
+        Alphanumeric.append_string(&mut rand::rng(), &mut id, length);
+        id
     }
 }
 

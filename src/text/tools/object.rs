@@ -1,14 +1,29 @@
 //! The object of a call, read character by character: its arguments are told before it is complete.
+//!
+//! It becomes a call when its name and the beginning of its arguments are read, whichever comes last, and nothing that
+//! follows changes that: a client may have been sent its beginning. Every decision is made at a character, so it does not
+//! depend on how the text was cut into tokens.
 
 /// How far the object has been read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     /// More is to come.
     More,
+    /// Its name was read, and more is to come.
+    Named,
     /// Its last brace was read.
     Complete,
-    /// It is no call.
+    /// The character cannot be part of it.
     Broken,
+}
+
+/// What a value is of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Slot {
+    Name,
+    Arguments,
+    #[default]
+    Other,
 }
 
 /// The object of a call.
@@ -16,12 +31,15 @@ pub(super) enum Step {
 pub(super) struct Object {
     place: Place,
     key: String,
-    /// The value that is being read.
-    value: String,
+    /// What the value that is being read is of.
+    slot: Slot,
+    /// A name that is being read, with its quotation marks.
+    spelled: String,
     nesting: Nesting,
     name: Option<String>,
     /// As the model writes them.
     arguments: Option<String>,
+    has_whole_arguments: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -73,6 +91,16 @@ impl Object {
         self.arguments.as_deref()
     }
 
+    /// Whether it is a call, whatever follows.
+    pub(super) const fn is_call(&self) -> bool {
+        self.name.is_some() && self.arguments.is_some()
+    }
+
+    /// Whether it is a call whose arguments have begun and not ended.
+    pub(super) const fn is_cut(&self) -> bool {
+        self.is_call() && !self.has_whole_arguments
+    }
+
     /// Reads the next character.
     pub(super) fn take(&mut self, c: char) -> Step {
         if c.is_ascii_whitespace() && !matches!(self.place, Place::Key | Place::Value) {
@@ -99,24 +127,31 @@ impl Object {
         Step::More
     }
 
-    fn is_arguments(&self) -> bool {
-        // Models that were trained on one of the names write the other now and then.
-        matches!(self.key.as_str(), "arguments" | "parameters")
-    }
-
     fn begin_value(&mut self, c: char) -> Step {
-        let is_fit = match self.key.as_str() {
-            "name" => c == '"' && self.name.is_none(),
-            _ if self.is_arguments() => c == '{' && self.arguments.is_none(),
-            _ => !matches!(c, ',' | '}' | ']' | ':'),
+        let Some(slot) = self.next_slot() else { return Step::Broken };
+        let is_fit = match slot {
+            Slot::Name => c == '"',
+            Slot::Arguments => c == '{',
+            Slot::Other => !matches!(c, ',' | '}' | ']' | ':'),
         };
         if !is_fit {
             return Step::Broken;
         }
-        (self.value, self.nesting, self.place) = (String::new(), Nesting::default(), Place::Value);
+        (self.slot, self.nesting, self.place) = (slot, Nesting::default(), Place::Value);
         self.nesting.take(c);
         self.push(c);
         Step::More
+    }
+
+    /// What the value of the last key is of; `None` for one that came before.
+    fn next_slot(&self) -> Option<Slot> {
+        match self.key.as_str() {
+            _ if self.is_call() => Some(Slot::Other),
+            "name" => self.name.is_none().then_some(Slot::Name),
+            // Models that were trained on one of the names write the other now and then.
+            "arguments" | "parameters" => self.arguments.is_none().then_some(Slot::Arguments),
+            _ => Some(Slot::Other),
+        }
     }
 
     fn go_on(&mut self, c: char) -> Step {
@@ -128,25 +163,41 @@ impl Object {
         }
         self.nesting.take(c);
         self.push(c);
-        if !was_word && self.nesting.is_over() {
-            self.place = Place::AfterValue;
-            if self.key == "name" {
-                self.name = serde_json::from_str(&self.value).ok();
-                return if self.name.is_some() { Step::More } else { Step::Broken };
-            }
+        if was_word || !self.nesting.is_over() {
+            return Step::More;
         }
-        Step::More
+        self.place = Place::AfterValue;
+        self.end_value()
+    }
+
+    fn end_value(&mut self) -> Step {
+        match self.slot {
+            Slot::Name => {
+                self.name = serde_json::from_str(&self.spelled).ok();
+                if self.name.is_some() { Step::Named } else { Step::Broken }
+            }
+            Slot::Arguments => {
+                self.has_whole_arguments = true;
+                Step::More
+            }
+            Slot::Other => Step::More,
+        }
     }
 
     fn push(&mut self, c: char) {
-        if self.is_arguments() {
-            self.arguments.get_or_insert_default().push(c);
-        } else {
-            self.value.push(c);
+        match self.slot {
+            Slot::Name => self.spelled.push(c),
+            Slot::Arguments => self.arguments.get_or_insert_default().push(c),
+            Slot::Other => {}
         }
     }
 
-    const fn complete(&self) -> Step {
-        if self.name.is_some() { Step::Complete } else { Step::Broken }
+    fn complete(&mut self) -> Step {
+        if self.name.is_none() {
+            return Step::Broken;
+        }
+        self.arguments.get_or_insert_with(|| "{}".to_owned());
+        self.has_whole_arguments = true;
+        Step::Complete
     }
 }

@@ -1,7 +1,20 @@
 //! An answer's text, taken apart into content and calls while it comes.
 //!
-//! What could become a call is held back until it is one or cannot be one any more; then it is content, to the letter. It
-//! is one as soon as it names a tool that was sent and its arguments begin, for from there on it is told as it comes.
+//! What could become a call is held back until it is one or cannot be one any more. The rules, for every format:
+//!
+//! - **A call** is an object where calls may stand, that names a tool of the request. It is one as soon as its name and the
+//!   beginning of its arguments are read, and is told from there on as it comes. An object without arguments is one when
+//!   it is complete, with `{}` for arguments.
+//! - **Content** is everything else, to the letter: text around calls, and what looked like a call and names no tool, is
+//!   no object, or ends before it has become a call. White space before a marker and after the last call is layout.
+//! - **An object that is broken behind its arguments** (its last brace is missing, something else stands there) is a
+//!   call, and complete: its arguments are. What stands there is read as if the object had ended.
+//! - **Closing brackets that close nothing** directly behind a call's object are dropped.
+//! - **A call whose arguments do not end**, because of a stop string, the limit of tokens, or the model, is told as far as
+//!   it came. [`CallReader::is_cut`] then holds, and the answer's `finish_reason` is `stop` or `length`, never `tool_calls`:
+//!   with `tool_calls` every call has whole arguments.
+//!
+//! Each rule is applied at a character, and so the result does not depend on how the text was cut into tokens.
 
 use std::sync::Arc;
 
@@ -123,13 +136,28 @@ impl CallReader {
         told
     }
 
+    /// Whether the last call ended before its arguments did.
+    #[must_use]
+    pub const fn is_cut(&self) -> bool {
+        matches!(&self.place, Place::Call { object, .. } if object.is_cut())
+    }
+
     /// Tells what was held back. A call that is not complete stays so.
     pub fn finish(&mut self) -> Told {
-        let begun = matches!(self.place, Place::Call { told: 1.., .. } | Place::AfterCall | Place::Over);
         let text = std::mem::take(&mut self.held) + &std::mem::take(&mut self.rest);
-        let is_layout = self.calls > 0 && text.trim().is_empty();
-        let content = if begun || is_layout { String::new() } else { text };
-        Told { content, calls: Vec::new() }
+        let is_told = match &self.place {
+            Place::Call { object, .. } => object.is_call(),
+            Place::AfterCall | Place::Over => true,
+            Place::BeforeCall => self.calls > 0 && text.trim_matches(self.separators()).is_empty(),
+            Place::Start | Place::Content | Place::Opened => self.calls > 0 && text.trim().is_empty(),
+        };
+        Told { content: if is_told { String::new() } else { text }, calls: Vec::new() }
+    }
+
+    /// What stands between two calls.
+    fn separators(&self) -> impl Fn(char) -> bool + use<> {
+        let between = self.reading.format.between;
+        move |c| c.is_whitespace() || between.contains(&c)
     }
 
     /// Looks at the rest; whether anything is left to look at.
@@ -204,32 +232,56 @@ impl CallReader {
     }
 
     fn call(&mut self, told: &mut Told) -> bool {
-        let Place::Call { object, told: sent } = &mut self.place else { return false };
+        let place = std::mem::replace(&mut self.place, Place::AfterCall);
+        let Place::Call { mut object, told: sent } = place else { return false };
         let rest = std::mem::take(&mut self.rest);
-        for (at, c) in rest.char_indices() {
-            let mut step = object.take(c);
-            let is_named = |name: &str| self.reading.names.iter().any(|other| other == name);
-            if object.name().is_some_and(|name| !is_named(name)) {
-                step = Step::Broken;
-            }
-            if step == Step::More {
-                continue;
-            }
-            // What breaks an object is no part of it once it is told.
-            let end = if step == Step::Complete { at + c.len_utf8() } else { at };
-            self.held.push_str(&rest[..end]);
-            self.rest = rest[end..].to_owned();
-            if step == Step::Broken && *sent == 0 {
-                return self.give_up(told);
-            }
-            tell(object, sent, &self.reading, &mut self.calls, step, told);
-            self.held.clear();
-            self.place = if self.reading.single { Place::Over } else { Place::AfterCall };
-            return true;
+        let Some(End { at, is_call }) = self.read(&mut object, &rest) else {
+            self.held.push_str(&rest);
+            let sent = self.tell(&object, sent, told);
+            self.place = Place::Call { object, told: sent };
+            return false;
+        };
+        self.held.push_str(&rest[..at]);
+        self.rest = rest[at..].to_owned();
+        if !is_call {
+            return self.give_up(told);
         }
-        self.held.push_str(&rest);
-        tell(object, sent, &self.reading, &mut self.calls, Step::More, told);
-        false
+        self.tell(&object, sent, told);
+        self.held.clear();
+        if self.reading.single {
+            self.place = Place::Over;
+        }
+        true
+    }
+
+    /// Reads `text` up to the end of the object, if it has one.
+    fn read(&self, object: &mut Object, text: &str) -> Option<End> {
+        text.char_indices().find_map(|(at, c)| match object.take(c) {
+            Step::More => None,
+            Step::Named => (!self.is_tool(object.name())).then_some(End { at, is_call: false }),
+            Step::Complete => Some(End { at: at + c.len_utf8(), is_call: true }),
+            // What breaks an object is no part of it.
+            Step::Broken => Some(End { at, is_call: object.is_call() }),
+        })
+    }
+
+    fn is_tool(&self, name: Option<&str>) -> bool {
+        self.reading.names.iter().any(|other| Some(other.as_str()) == name)
+    }
+
+    /// Tells what is new of a call, of which `sent` bytes of arguments were told; how many are now.
+    fn tell(&mut self, object: &Object, sent: usize, told: &mut Told) -> usize {
+        let (Some(name), Some(arguments)) = (object.name(), object.arguments()) else { return sent };
+        let mut call = Call { arguments: arguments[sent..].to_owned(), ..Call::default() };
+        if sent == 0 {
+            self.calls += 1;
+            (call.id, call.name) = (Some(self.reading.format.new_id()), Some(name.to_owned()));
+        }
+        call.index = self.calls - 1;
+        if !call.arguments.is_empty() {
+            told.calls.push(call);
+        }
+        arguments.len()
     }
 
     fn after_call(&mut self) -> bool {
@@ -238,7 +290,7 @@ impl CallReader {
         let Some(first) = rest.chars().next() else { return false };
         let space = self.rest.len() - rest.len();
         if between.contains(&first) {
-            self.rest.drain(..=space);
+            self.hold(space + first.len_utf8());
             self.place = Place::BeforeCall;
         } else if *bare && first == '{' {
             self.place = Place::BeforeCall;
@@ -247,6 +299,8 @@ impl CallReader {
             self.place = Place::Content;
         } else if close.starts_with(rest) {
             return false;
+        } else if matches!(first, '}' | ']') {
+            self.rest.drain(..=space);
         } else {
             self.place = Place::Content;
         }
@@ -262,27 +316,10 @@ impl CallReader {
     }
 }
 
-/// Tells what is new of a call, once its name is known and its arguments begin, or it is complete without any.
-fn tell(
-    object: &Object,
-    sent: &mut usize,
-    reading: &Reading,
-    calls: &mut usize,
-    step: Step,
-    told: &mut Told,
-) {
-    let without = if step == Step::Complete { Some("{}") } else { None };
-    let (Some(name), Some(arguments)) = (object.name(), object.arguments().or(without)) else { return };
-    let mut call = Call { arguments: arguments[*sent..].to_owned(), ..Call::default() };
-    if *sent == 0 {
-        *calls += 1;
-        (call.id, call.name) = (Some(reading.format.new_id()), Some(name.to_owned()));
-    }
-    call.index = *calls - 1;
-    *sent = arguments.len();
-    if call.id.is_some() || !call.arguments.is_empty() {
-        told.calls.push(call);
-    }
+/// Where an object ends.
+struct End {
+    at: usize,
+    is_call: bool,
 }
 
 /// How many bytes at the end of `text` could be the beginning of `marker`.

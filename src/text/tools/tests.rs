@@ -16,17 +16,33 @@ fn reader(format: &'static ToolFormat) -> CallReader {
     CallReader::new(Reading { format, names, single: false, opened: false })
 }
 
-/// What is told when the text comes in pieces of so many characters, ids left out.
-fn told_by(format: &'static ToolFormat, text: &str, size: usize) -> Told {
+/// What is told of a text that comes in these pieces, ids left out, and whether its last call is cut.
+fn told_of<'a>(format: &'static ToolFormat, pieces: impl Iterator<Item = &'a str>) -> (Told, bool) {
     let mut reader = reader(format);
     let mut all = Told::default();
-    let characters: Vec<char> = text.chars().collect();
-    for piece in characters.chunks(size) {
-        all.append(&reader.push(&piece.iter().collect::<String>()));
-    }
+    pieces.for_each(|piece| all.append(&reader.push(piece)));
     all.append(&reader.finish());
     all.calls.iter_mut().for_each(|call| call.id = None);
-    all
+    (all, reader.is_cut())
+}
+
+/// The same when the pieces have so many characters.
+fn told_by(format: &'static ToolFormat, text: &str, size: usize) -> Told {
+    let characters: Vec<char> = text.chars().collect();
+    let pieces: Vec<String> = characters.chunks(size).map(|piece| piece.iter().collect()).collect();
+    told_of(format, pieces.iter().map(String::as_str)).0
+}
+
+/// Checks that a text is told in the same way however it is cut into three pieces, two and one among them.
+fn check_every_cut(format: &'static ToolFormat, text: &str) {
+    let whole = told_of(format, [text].into_iter());
+    let cuts: Vec<usize> = text.char_indices().map(|(at, _)| at).chain([text.len()]).collect();
+    for (place, first) in cuts.iter().enumerate() {
+        for second in &cuts[place..] {
+            let pieces = [&text[..*first], &text[*first..*second], &text[*second..]];
+            assert_eq!(told_of(format, pieces.into_iter()), whole, "{pieces:?}");
+        }
+    }
 }
 
 /// The same at every size, in short: the content, and each call as `name(arguments)`.
@@ -168,7 +184,98 @@ fn one_call_is_all_that_is_told_where_one_is_wanted() {
     assert!(reader.push("more").is_empty() && reader.finish().is_empty());
 }
 
+/// Of a format: what stands before and behind an object that is a call.
+fn around(format: &ToolFormat) -> (String, String) {
+    (format!("{}{}", format.opening, format.open), format.close.to_owned())
+}
+
+fn object(format: &ToolFormat, arguments: &str) -> String {
+    format!("{{\"name\": \"now\", \"{}\": {arguments}", format.arguments)
+}
+
+#[test]
+fn what_is_a_call_does_not_depend_on_how_the_text_was_cut() {
+    for format in FORMATS {
+        let (before, after) = around(format);
+        for text in [
+            object(format, "{}}"),
+            object(format, "{\"a\": \"}\"}"),
+            object(format, "{}}}"),
+            object(format, "{}}]}"),
+            object(format, "{\"a\": [1}}"),
+            object(format, "{\"a\": \"b"),
+            object(format, "{}, \"name\": \"no\"}"),
+            object(format, "{}, \"arguments\": {}}"),
+            object(format, "{} x}"),
+            "{\"arguments\": {\"a\": 1}, \"name\": \"now\"".to_owned(),
+            "{\"arguments\": {}, \"name\": \"none\"}".to_owned(),
+            "{\"name\": \"now\"".to_owned(),
+            "{\"name\": \"now\", \"name\": \"now\"}".to_owned(),
+        ] {
+            check_every_cut(format, &format!("{before}{text}{after}"));
+            check_every_cut(format, &format!("a {before}{text}{after} b"));
+            check_every_cut(format, &format!("{before}{text}"));
+        }
+    }
+}
+
+#[test]
+fn an_object_without_its_last_brace_is_a_call() {
+    for format in FORMATS {
+        let (before, after) = around(format);
+        for rest in [after.as_str(), "", "\n"] {
+            let text = format!("{before}{}{rest}", object(format, "{\"a\": 1}"));
+            check(format, &text, "", &["now({\"a\": 1})"]);
+        }
+    }
+}
+
+#[test]
+fn brackets_that_close_nothing_behind_a_call_are_dropped() {
+    for format in FORMATS {
+        let (before, after) = around(format);
+        let text = format!("{before}{}}}}}{after}", object(format, "{\"a\": 1}"));
+        check(format, &text, "", &["now({\"a\": 1})"]);
+        let text = format!("{before}{}}}}}{after} So.", object(format, "{}"));
+        check(format, &text, " So.", &["now({})"]);
+    }
+}
+
+#[test]
+fn a_call_is_cut_as_long_as_its_arguments_have_not_ended() {
+    for format in FORMATS {
+        let (before, after) = around(format);
+        let text = format!("{before}{}{after}", object(format, "{\"a\": {\"b\": \"}\"}}}"));
+        let begins = text.find("{\"a\"").unwrap() + 1;
+        let ends = text.find("}}}").unwrap() + 2;
+        for at in 0..=text.len() {
+            let (told, is_cut) = told_of(format, [&text[..at]].into_iter());
+            assert_eq!(is_cut, (begins..ends).contains(&at), "{:?}", &text[..at]);
+            assert_eq!(told.calls.len(), usize::from(at >= begins), "{:?}", &text[..at]);
+        }
+    }
+}
+
+#[test]
+fn a_separator_behind_which_no_call_comes_is_content() {
+    let one = "{\"name\": \"now\", \"parameters\": {}}";
+    check(&llama::FORMAT, &format!("{one}; "), "", &["now({})"]);
+    check(&llama::FORMAT, &format!("{one}, so be it"), ", so be it", &["now({})"]);
+}
+
 proptest! {
+    #[test]
+    fn any_text_is_told_the_same_at_every_cut(
+        pieces in prop::collection::vec(prop::sample::select(&["<tool_call>\n{\"name\": \"now\", \"arguments\": {", "</tool_call>",
+            "[TOOL_CALLS] [{\"name\": \"now\", \"arguments\": {", "{\"name\": \"now\", \"parameters\": {", "{", "}", "[", "]", "\"", "\"a\": ",
+            ":", ",", ";", " ", "1", "é", "\\"][..]), 0..7),
+    ) {
+        let text = pieces.concat();
+        for format in FORMATS {
+            check_every_cut(format, &text);
+        }
+    }
+
     #[test]
     fn nothing_is_lost_and_cuts_change_nothing(
         pieces in prop::collection::vec(prop::sample::select(&["<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>",

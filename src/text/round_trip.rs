@@ -1,0 +1,60 @@
+//! Calls through every format and back: rendered, read as an answer, and rendered again, they are the same bytes.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+
+use super::{
+    Arguments, Message, ToolCall,
+    template::ChatTemplate,
+    tools::{CallReader, Reading, ToolSupport},
+};
+
+/// A template of each format.
+const TEMPLATES: [&str; 3] = [
+    include_str!("../../tests/fixtures/templates/qwen2.5.jinja"),
+    include_str!("../../tests/fixtures/templates/llama3.2.jinja"),
+    include_str!("../../tests/fixtures/templates/mistral-v3.jinja"),
+];
+
+/// As models write them: JSON that nobody else would write so, and what is no JSON.
+const WRITTEN: [&str; 11] = [
+    r#"{"city": "Pune"}"#,
+    r#"{"city":"Pune","days":3}"#,
+    "{\"note\": \"two\nlines\"}",
+    r#"{"city": "Pune",}"#,
+    r#"{"rain": True, "wind": None}"#,
+    r#"{"big": 1e400, "id": 10000000000000000000000, "one": 1.0, "small": 1E-7}"#,
+    r#"{"b": 1, "a": 2, "b": 3}"#,
+    r#"{"city": "\u092a\u0941", "slash": "a\/b"}"#,
+    r#"{ "city" : [ 1,2 ] }"#,
+    r#"{"nested": {"a": "{\"b\": 1}"}, "empty": {}}"#,
+    r#"{"bad": "\q", "lone": "\ud800"}"#,
+];
+
+fn render(template: &ChatTemplate, arguments: &str) -> String {
+    let call = ToolCall::new(Some("123456789".into()), "now", Arguments::Written(arguments.into()));
+    let assistant = Message { role: "assistant".into(), tool_calls: vec![call], ..Message::default() };
+    let tool = json!({ "type": "function", "function": { "name": "now" } });
+    template.render(&[Message::new("user", "When?"), assistant], &[tool]).unwrap()
+}
+
+#[test]
+fn calls_that_are_rendered_read_and_rendered_again_are_the_same_bytes() {
+    for source in TEMPLATES {
+        let ToolSupport::Read(format) = ToolSupport::of(source) else { panic!("{source}") };
+        let names = ["bos_token", "eos_token"].map(|name| (name.to_owned(), format!("<{name}>")));
+        let template = ChatTemplate::compile(source, BTreeMap::from(names)).unwrap();
+        for written in WRITTEN {
+            let first = render(&template, written);
+            let call = first.rfind("{\"name\": \"now\", ").unwrap();
+            let begins = first[..call].rfind(format.marker()).unwrap_or(call);
+            let names = ["now".to_owned()].into();
+            let mut reader = CallReader::new(Reading { format, names, single: false, opened: false });
+            let mut told = reader.push(&first[begins..]);
+            told.append(&reader.finish());
+            assert_eq!((told.calls[0].arguments.as_str(), reader.is_cut()), (written, false), "{first}");
+            assert_eq!(render(&template, &told.calls[0].arguments), first);
+        }
+    }
+}
