@@ -5,6 +5,7 @@
 mod adapters;
 mod answers;
 mod architecture;
+mod cache_salt;
 mod commands;
 mod deployment;
 mod devices;

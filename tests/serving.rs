@@ -119,6 +119,7 @@ impl Server {
             context_length: None,
             default_max_new: Tokens(64),
             log_prompts: false,
+            prefix_cache_shared: false,
         };
         let state = AppState::new(text, executor.clone(), metrics.clone(), seen, settings);
         let state = equip(state);

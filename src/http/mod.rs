@@ -35,6 +35,7 @@ mod probes;
 mod refusal;
 mod request_id;
 mod responses;
+mod salt;
 mod sampling;
 mod saved;
 mod scored;
@@ -106,6 +107,8 @@ pub struct Settings {
     pub default_max_new: Tokens,
     /// What clients ask is logged as well.
     pub log_prompts: bool,
+    /// Whether different keys may begin with one another's prompts.
+    pub prefix_cache_shared: bool,
 }
 
 impl From<&Config> for Settings {
@@ -121,6 +124,7 @@ impl From<&Config> for Settings {
             context_length: engine.context_length,
             default_max_new: engine.default_max_new,
             log_prompts: log.prompts,
+            prefix_cache_shared: engine.prefix_cache_shared,
         }
     }
 }
