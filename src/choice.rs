@@ -55,6 +55,43 @@ impl FromStr for DeviceChoice {
     }
 }
 
+/// How the files of a model are compared with those that it was exported with. Spelled as `size` or `hash`; `size` is the
+/// default.
+///
+/// ```
+/// # use eka::choice::Verify;
+/// assert_eq!("hash".parse(), Ok(Verify::Hash));
+/// assert!("full".parse::<Verify>().is_err());
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Verify {
+    /// By their lengths.
+    #[default]
+    Size,
+    /// By their lengths and their SHA-256, for which they are read.
+    Hash,
+}
+
+/// Why a text names no way to verify.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("invalid value {word:?}; expected size or hash")]
+pub struct VerifyError {
+    /// The text.
+    pub word: String,
+}
+
+impl FromStr for Verify {
+    type Err = VerifyError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "size" => Ok(Self::Size),
+            "hash" => Ok(Self::Hash),
+            _ => Err(VerifyError { word: text.into() }),
+        }
+    }
+}
+
 /// What the key-value cache is stored in on a CPU, where attention is eka's own. Spelled as `auto`, `float32`, `float16` or
 /// `int8`.
 ///

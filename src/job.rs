@@ -149,7 +149,7 @@ pub enum KeepAlive {
 }
 
 /// What an answer's text must be, from its first byte to its last.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Constraint {
     /// JSON that this JSON schema, an object as text, describes.
     Schema(String),

@@ -8,11 +8,14 @@
 //! ```
 //!
 //! The parent process (`eka serve`) does text, queueing and supervision. It never loads ONNX Runtime and never touches
-//! the device. The child (`eka worker`) does ids in, ids out; it may die at any moment.
+//! the device. The child (`eka worker`) does ids in, ids out; it may die at any moment. Other children (`eka sandbox`) compile
+//! schemas and render chat templates for the parent, under limits.
 //!
 //! The modules below are in layer order: each imports only from those above it, as `tests/architecture.rs` lists.
 
 pub mod units;
+
+pub mod files;
 
 pub mod trim;
 
@@ -37,6 +40,8 @@ pub mod text;
 pub mod constraint;
 
 pub mod wire;
+
+pub mod sandbox;
 
 #[expect(unsafe_code, reason = "the one folder where it is allowed")]
 pub mod device;

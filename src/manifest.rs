@@ -5,39 +5,44 @@
 //! A directory without one that onnxruntime-genai's builder wrote is read by its `genai_config.json`, which says nearly as
 //! much.
 
+mod check;
 mod genai;
 mod identity;
+pub mod layout;
 
 use std::{
-    fmt,
-    fs::{self, File},
-    io::{self, Read},
+    fmt, io,
     path::{Path, PathBuf},
 };
 
+pub use check::MOST_LAYERS;
 pub use identity::identity;
 use serde::{Deserialize, Serialize};
+
+use crate::{files, units::Bytes};
 
 /// The manifest's file name in a model directory.
 pub const FILE_NAME: &str = "eka.json";
 
-/// The schema that this version writes and reads.
-pub const SCHEMA: u32 = 2;
+/// The schema that this version writes.
+///
+/// | schema | since |
+/// |---|---|
+/// | 2 | the first release |
+/// | 3 | `files` are recorded |
+pub const SCHEMA: u32 = 3;
 
-/// More layers than any published decoder has: each has names and tensors, so millions would exhaust memory.
-pub const MOST_LAYERS: usize = 1024;
-
-/// No dimension of a model is larger.
-const MOST_SIZE: usize = 1 << 24;
+/// The oldest schema that this version reads.
+pub const OLDEST_SCHEMA: u32 = 2;
 
 /// No manifest is larger; a hash of each of a thousand shards is a hundredth of this.
-const MOST_BYTES: u64 = 16 << 20;
+const MOST_BYTES: Bytes = Bytes::mib(16);
 
 /// The manifest of a model directory.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
-    /// Version of this file's layout: [`SCHEMA`].
+    /// Version of this file's layout: [`OLDEST_SCHEMA`] to [`SCHEMA`].
     pub schema: u32,
     /// `model_type` of the source configuration, for example `llama`.
     pub architecture: String,
@@ -60,6 +65,9 @@ pub struct Manifest {
     pub graph: GraphNames,
     /// Where all this came from.
     pub provenance: Provenance,
+    /// The other files of the directory when it was written, in the order of their names; none where nobody recorded them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<FileRecord>,
 }
 
 /// Sizes of a decoder.
@@ -218,7 +226,7 @@ pub struct Provenance {
     /// `eka` and its version.
     pub exporter: String,
     /// Every file that was read, in the order of their names.
-    pub sources: Vec<SourceFile>,
+    pub sources: Vec<FileRecord>,
     /// The adapters that were merged.
     pub adapters: Vec<AdapterSummary>,
     /// What was asked for; absent where nobody says.
@@ -247,11 +255,11 @@ pub struct ExportOptions {
     pub random_seed: Option<u64>,
 }
 
-/// A source file, by content.
+/// A file, by content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct SourceFile {
-    /// Path within the source directories: `base/…`, `adapter/…`, `adapter2/…`.
+pub struct FileRecord {
+    /// Path in the model directory, or of a source: `base/…`, `adapter/…`, `adapter2/…`.
     pub path: String,
     /// Its size in bytes.
     pub bytes: u64,
@@ -311,12 +319,30 @@ pub enum ManifestError {
         file: String,
     },
     /// It was written by another version.
-    #[error("{}: schema {found}, this version of eka reads schema {SCHEMA}; export the model again", path.display())]
+    #[error("{}: schema {found}, this version of eka reads schemas {OLDEST_SCHEMA} to {SCHEMA}; export the model again", path.display())]
     Schema {
         /// The manifest's path.
         path: PathBuf,
         /// The schema that it names.
         found: u32,
+    },
+    /// A recorded file would be outside of the directory.
+    #[error("{}: a file is recorded as {file:?}, expected a path within the directory; export the model again", path.display())]
+    RecordedFile {
+        /// The manifest's path.
+        path: PathBuf,
+        /// What it names.
+        file: String,
+    },
+    /// An end token that the model cannot generate.
+    #[error("{}: end token {id} does not exist, the vocabulary has {vocab} tokens; correct end_tokens", path.display())]
+    EndToken {
+        /// The manifest's path.
+        path: PathBuf,
+        /// The id.
+        id: u32,
+        /// Number of token ids.
+        vocab: usize,
     },
     /// A size that no model has.
     #[error("{}: {field} is {value}, {expected}; export the model again", path.display())]
@@ -330,6 +356,23 @@ pub enum ManifestError {
         /// What it may hold.
         expected: &'static str,
     },
+}
+
+impl ManifestError {
+    /// The manifest's path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Read { path, .. }
+            | Self::Parse { path, .. }
+            | Self::Genai { path, .. }
+            | Self::GraphFile { path, .. }
+            | Self::Schema { path, .. }
+            | Self::RecordedFile { path, .. }
+            | Self::EndToken { path, .. }
+            | Self::Value { path, .. } => path,
+        }
+    }
 }
 
 impl Manifest {
@@ -354,7 +397,7 @@ impl Manifest {
         // The schema first: a newer layout should be called newer, not malformed.
         let failed = |source| ManifestError::Parse { path: path.into(), source };
         let Schema { schema } = serde_json::from_slice(json).map_err(failed)?;
-        if schema != SCHEMA {
+        if !(OLDEST_SCHEMA..=SCHEMA).contains(&schema) {
             return Err(ManifestError::Schema { path: path.into(), found: schema });
         }
         let manifest: Self = serde_json::from_slice(json).map_err(failed)?;
@@ -369,49 +412,6 @@ impl Manifest {
         let mut json = serde_json::to_string_pretty(self).expect("plain data serialises");
         json.push('\n');
         json
-    }
-
-    fn check(&self, path: &Path) -> Result<(), ManifestError> {
-        if Path::new(&self.graph.file).file_name().is_none_or(|name| name != self.graph.file.as_str()) {
-            return Err(ManifestError::GraphFile { path: path.into(), file: self.graph.file.clone() });
-        }
-        match self.impossible() {
-            Some((field, value, expected)) => {
-                Err(ManifestError::Value { path: path.into(), field, value, expected })
-            }
-            None => Ok(()),
-        }
-    }
-
-    /// The first size that no model has, and what it may be: readers multiply them without looking.
-    fn impossible(&self) -> Option<(&'static str, usize, &'static str)> {
-        let Dims { layers, hidden, heads, kv_heads, head_dim, vocab, .. } = self.dims;
-        let sizes = [
-            ("layers", layers),
-            ("hidden", hidden),
-            ("heads", heads),
-            ("kv_heads", kv_heads),
-            ("head_dim", head_dim),
-            ("vocab", vocab),
-            ("context_length", self.context_length),
-        ];
-        if let Some((field, value)) = sizes.into_iter().find(|(_, value)| !(1..=MOST_SIZE).contains(value)) {
-            return Some((field, value, "expected 1 to 16777216"));
-        }
-        if layers > MOST_LAYERS {
-            return Some(("layers", layers, "expected at most 1024"));
-        }
-        if heads * head_dim > MOST_SIZE {
-            return Some(("head_dim", head_dim, "expected heads that are together at most 16777216 wide"));
-        }
-        if !heads.is_multiple_of(kv_heads) {
-            return Some(("kv_heads", kv_heads, "expected a divisor of heads"));
-        }
-        let Quantization { bits, block_size, .. } = self.quantization?;
-        if !matches!(bits, 4 | 8) {
-            return Some(("bits", bits.into(), "expected 4 or 8"));
-        }
-        (!matches!(block_size, 32 | 64 | 128)).then_some(("block_size", block_size, "expected 32, 64 or 128"))
     }
 }
 
@@ -429,16 +429,7 @@ pub fn path(model_dir: &Path) -> PathBuf {
 }
 
 fn read(path: &Path) -> io::Result<Vec<u8>> {
-    // Asked before, because opening a pipe waits for its other end.
-    if !fs::metadata(path)?.is_file() {
-        return Err(io::Error::other("it is not a file"));
-    }
-    let mut json = Vec::new();
-    File::open(path)?.take(MOST_BYTES + 1).read_to_end(&mut json)?;
-    if json.len() as u64 > MOST_BYTES {
-        return Err(io::Error::other("it is larger than any manifest"));
-    }
-    Ok(json)
+    files::read(path, MOST_BYTES)
 }
 
 #[derive(Deserialize)]
@@ -460,6 +451,30 @@ mod tests {
 
     fn parse(json: &str) -> Result<Manifest, ManifestError> {
         Manifest::parse(Path::new(FILE_NAME), json.as_bytes())
+    }
+
+    #[test]
+    fn a_manifest_of_the_first_release_is_read_and_one_of_today_records_files() {
+        let older = parse(PLAIN).unwrap();
+        assert_eq!((older.schema, &older.files[..]), (2, &[][..]));
+        let record = |path: &str| FileRecord { path: path.into(), bytes: 3, sha256: "ab".into() };
+        let files = vec![record("additional_chat_templates/tool_use.jinja"), record("model.onnx")];
+        let newer = Manifest { schema: SCHEMA, files, ..older.clone() };
+        assert_eq!(parse(&newer.to_json()).unwrap(), newer);
+        for path in ["../model.onnx", "/etc/passwd", ""] {
+            let outside = Manifest { files: vec![record(path)], ..older.clone() };
+            let error = parse(&outside.to_json()).unwrap_err();
+            assert!(error.to_string().contains("within the directory"), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_end_token_outside_of_the_vocabulary_is_refused_with_both_numbers() {
+        let error = parse(&PLAIN.replace("\"end_tokens\": [2]", "\"end_tokens\": [2, 50]")).unwrap_err();
+        assert!(
+            error.to_string().contains("end token 50") && error.to_string().contains("50 tokens"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -487,7 +502,9 @@ mod tests {
 
     #[test]
     fn another_schema_is_called_that_whatever_else_it_holds() {
-        let error = parse(r#"{"schema": 3, "new": true}"#).unwrap_err();
-        assert!(matches!(error, ManifestError::Schema { found: 3, .. }), "{error}");
+        for found in [1, 4] {
+            let error = parse(&format!(r#"{{"schema": {found}, "new": true}}"#)).unwrap_err();
+            assert!(error.to_string().contains(&format!("schema {found}, ")), "{error}");
+        }
     }
 }

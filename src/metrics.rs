@@ -100,6 +100,16 @@ pub struct ExitReason {
     pub device: OnDevice,
 }
 
+/// What a sandbox process was asked, and what came of it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct SandboxTask {
+    /// `constraint` or `template`.
+    pub kind: &'static str,
+    /// `ok`; `refused`, with a reason; `time` and `memory`, the limits for which the process was killed; `busy`, for want of a
+    /// place; or `unavailable`.
+    pub outcome: &'static str,
+}
+
 /// Which of several devices a figure is about, as the label `device`. Where there is but one it has no name, and there is no
 /// such label.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -194,6 +204,10 @@ pub struct Metrics {
     pub model_load_seconds: PerDevice<Gauge<f64, AtomicU64>>,
     /// Prompts that were put into files, and read from them.
     pub saved_prompts: Family<PromptFile, Counter>,
+    /// Schemas and conversations given to sandbox processes, by what came of them.
+    pub sandbox_tasks: Family<SandboxTask, Counter>,
+    /// Sandbox processes started; all but the first few replace one that was killed.
+    pub sandbox_starts: Counter,
     /// Nodes of the loaded graphs by what computes them.
     pub graph_nodes: Family<Provider, Gauge>,
     /// Memory of the processes.
@@ -265,6 +279,8 @@ impl Metrics {
             worker_exits: Family::default(),
             model_load_seconds: PerDevice::new(&devices),
             saved_prompts: Family::default(),
+            sandbox_tasks: Family::default(),
+            sandbox_starts: Counter::default(),
             graph_nodes: Family::default(),
             memory: Family::default(),
             trace_spans_dropped: Counter::default(),
@@ -315,6 +331,9 @@ impl Metrics {
         r.register_with_unit("model_load", help, Unit::Seconds, self.model_load_seconds.clone());
         let help = "Prompts put into files and read from them, by action and outcome";
         r.register("saved_prompts", help, self.saved_prompts.clone());
+        let help = "Schemas and conversations given to sandbox processes, by kind and outcome";
+        r.register("sandbox_tasks", help, self.sandbox_tasks.clone());
+        r.register("sandbox_starts", "Sandbox processes started", self.sandbox_starts.clone());
         let help = "Nodes of the loaded graphs by execution provider";
         r.register("graph_nodes", help, self.graph_nodes.clone());
         let help = "Memory of the parent and the worker process";

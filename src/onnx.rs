@@ -4,6 +4,8 @@
 //! schema would bring a code generator and a build script for the thirteen messages below. Values of attributes are
 //! optional here though proto3 would not need it, because a value of zero has to be written to be seen.
 
+pub(crate) mod external;
+
 use prost::Message;
 
 /// Format of the file: the version that came with opset 21.

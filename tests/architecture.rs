@@ -9,32 +9,34 @@ use std::{
 /// Each module and what it may import. A line may only name modules of earlier lines.
 const LAYERS: &str = "
     units:
+    files: units
     trim: units
     choice:
     log_queue:
     metrics: log_queue
     job: units
-    config: choice trim units
-    access: config
-    manifest: units
-    saved: units
-    text: job manifest units
-    constraint: job text
+    config: choice files trim units
+    access: config files units
+    manifest: files units
+    saved: files units
+    text: files job manifest units
+    constraint: job text units
     wire: choice job trim units
+    sandbox: constraint job metrics text units wire
     device: choice units
     onnx:
-    export: manifest onnx units
-    model: choice device manifest onnx saved units
+    export: files manifest onnx units
+    model: choice device files manifest onnx saved units
     engine: constraint device job model units
     worker: constraint device engine job manifest model saved trim wire units
     traces: job metrics units
-    supervise: job log_queue metrics traces wire units
+    supervise: files job log_queue metrics traces wire units
     executor: job metrics traces units
-    http: access config constraint executor job metrics saved text traces units
+    http: access config constraint executor files job metrics sandbox saved text traces units
     client:
     smoke: client
     load: client
-    cli: access choice client config constraint device engine executor export http job load log_queue manifest metrics model saved smoke supervise text traces units wire worker
+    cli: access choice client config constraint device engine executor export files http job load log_queue manifest metrics model sandbox saved smoke supervise text traces units wire worker
 ";
 
 /// The only module with `unsafe`.

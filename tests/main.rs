@@ -23,6 +23,8 @@ mod http_errors;
 mod load;
 #[cfg(unix)]
 mod logging;
+#[cfg(unix)]
+mod model_folders;
 mod models;
 mod openapi;
 mod overload;
@@ -33,6 +35,7 @@ mod program;
 #[cfg(unix)]
 mod readme;
 mod responses;
+mod sandbox;
 mod saved;
 mod scores;
 mod serving;
@@ -42,6 +45,8 @@ mod smoke;
 #[path = "../bench/pool_soak/soak.rs"]
 mod soak;
 mod speculation;
+#[cfg(unix)]
+mod surroundings;
 #[cfg(unix)]
 mod telemetry;
 mod terminal;

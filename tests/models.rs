@@ -110,14 +110,14 @@ pub(crate) fn runtime() -> &'static Runtime {
     RUNTIME.get_or_init(|| Runtime::load(None).unwrap())
 }
 
-const OPTIONS: SessionOptions =
+pub(crate) const OPTIONS: SessionOptions =
     SessionOptions { threads: 1, own_operators: true, captures: false, cache: CacheChoice::Auto };
 
-fn open_directory(dir: &Path, chunk: usize) -> Timeline {
+pub(crate) fn open_directory(dir: &Path, chunk: usize) -> Timeline {
     open_with(dir, chunk, OPTIONS)
 }
 
-fn open_with(dir: &Path, chunk: usize, options: SessionOptions) -> Timeline {
+pub(crate) fn open_with(dir: &Path, chunk: usize, options: SessionOptions) -> Timeline {
     let model = Model::open(runtime(), dir, options).unwrap();
     Timeline::new(model, TimelineOptions { chunk, ..TimelineOptions::default() }).unwrap()
 }

@@ -212,6 +212,15 @@ pub(crate) fn workers_of(parent: u32) -> Vec<u32> {
     children(parent).into_iter().filter(is_worker).collect()
 }
 
+/// The children of a process whose command line has `words` in it.
+pub(crate) fn subcommands_of(parent: u32, words: &str) -> Vec<u32> {
+    let has_words = |pid: &u32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).replace('\0', " ").contains(words)
+    };
+    children(parent).into_iter().filter(has_words).collect()
+}
+
 fn children(parent: u32) -> Vec<u32> {
     let entries = std::fs::read_dir("/proc").unwrap().filter_map(Result::ok);
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());

@@ -19,6 +19,7 @@ use eka::{
     },
     manifest::{Dims, Dtype, FILE_NAME, GraphNames, Manifest, Provenance, SCHEMA},
     metrics::Metrics,
+    sandbox::{Command, Sandbox},
     text::Text,
     units::{Bytes, Tokens},
 };
@@ -121,7 +122,8 @@ impl Server {
             log_prompts: false,
             prefix_cache_shared: false,
         };
-        let state = AppState::new(text, executor.clone(), metrics.clone(), seen, settings);
+        let state = AppState::new(text, executor.clone(), metrics.clone(), seen, settings)
+            .with_sandbox(sandbox(&metrics));
         let state = equip(state);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -186,6 +188,12 @@ impl Server {
         })
         .await;
     }
+}
+
+/// A sandbox of the program under test.
+pub(crate) fn sandbox(metrics: &Arc<Metrics>) -> Sandbox {
+    let program = env!("CARGO_BIN_EXE_eka").into();
+    Sandbox::new(Command { program, arguments: vec!["sandbox".into()] }, Arc::clone(metrics))
 }
 
 /// Waits for something that happens soon on an idle machine and in time on a busy one.
@@ -319,5 +327,6 @@ fn manifest() -> Manifest {
         parameters: 1,
         graph: GraphNames::default(),
         provenance: Provenance { exporter: "test".into(), sources: vec![], adapters: vec![], options: None },
+        files: vec![],
     }
 }

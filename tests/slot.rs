@@ -213,7 +213,7 @@ async fn a_model_that_cannot_be_loaded_fails_its_own_requests_and_no_others() {
     let program = Program::start(&["--models", argument(models.path())]).await;
     let worker = program.worker_pid();
     let (status, error) = program.ask("/generate-lite", &json!({ "model": "broken", "prompt": "a" })).await;
-    assert_eq!((status, &error["error"]["code"]), (500, &json!("model_load_failed")), "{error}");
+    assert_eq!((status, &error["error"]["code"]), (503, &json!("model_unavailable")), "{error}");
     let (status, _) = program.ask("/generate-lite", &json!({ "prompt": "a", "max_new_tokens": 2 })).await;
     assert_eq!((status, program.worker_pid()), (200, worker));
 }

@@ -194,6 +194,9 @@ async fn a_job_in_flight_when_the_weights_vanish_gets_the_same_503_as_new_ones()
     assert!(in_flight.headers().contains_key("retry-after"));
     assert_eq!(in_flight.json::<Value>().await.unwrap()["error"], new["error"]);
 
+    let (status, trim) = program.ask("/admin/trim", &json!({})).await;
+    assert_eq!((status, &trim["error"]), (503, &new["error"]), "orders are answered as well");
+
     std::fs::rename(&gone, &there).unwrap();
     request["max_new_tokens"] = json!(4);
     eventually("the next worker", || program.log().matches("the worker is ready").count() >= 2).await;

@@ -5,7 +5,7 @@
 
 use std::{
     collections::HashMap,
-    fmt, fs, io,
+    fmt, io,
     num::NonZeroU32,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -16,6 +16,10 @@ use serde::{Deserialize, Deserializer, de};
 use sha2::{Digest, Sha256};
 
 use super::bucket::{Bucket, Standing};
+use crate::{files, units::Bytes};
+
+/// A hundred thousand keys are smaller.
+const MOST_FILE: Bytes = Bytes::mib(16);
 
 /// Shorter ones can be guessed.
 const LEAST_CHARACTERS: usize = 16;
@@ -234,7 +238,8 @@ fn digest(shown: &[u8]) -> [u8; 32] {
 }
 
 fn entries(path: &Path) -> Result<Vec<Entry>, KeysError> {
-    let text = fs::read_to_string(path).map_err(|source| KeysError::Read { path: path.into(), source })?;
+    let text =
+        files::read_text(path, MOST_FILE).map_err(|source| KeysError::Read { path: path.into(), source })?;
     let file: File = toml::from_str(&text).map_err(|error| {
         // The error's own text quotes the line, which may hold a key.
         let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
@@ -332,6 +337,8 @@ fn from_hex(hex: &str) -> Option<[u8; 32]> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     const SECRET: &str = "hush-0123456789abcdef";

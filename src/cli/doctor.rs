@@ -271,7 +271,7 @@ fn model(path: &Path) -> Result<String, String> {
     let name = path.display();
     if manifest::is_model(path) {
         let manifest = Manifest::read(path).map_err(|e| e.to_string())?;
-        Text::open(path, "doctor").map_err(|e| e.to_string())?;
+        Text::open(path, "doctor").and_then(|text| text.check_templates()).map_err(|e| e.to_string())?;
         let graph = path.join(&manifest.graph.file);
         let size =
             |file: &Path| fs::metadata(file).map(|m| m.len()).map_err(|e| format!("{}: {e}", file.display()));

@@ -330,6 +330,7 @@ impl Progress for Bars {
         let title = match stage {
             Stage::Sources => "reading sources",
             Stage::Weights => "writing weights",
+            Stage::Checksums => "computing checksums",
         };
         if !io::stderr().is_terminal() {
             return print::note(format_args!("{title}: {total}"));

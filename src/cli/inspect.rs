@@ -3,12 +3,12 @@
 //! It only reads, and needs no ONNX Runtime: a directory can be looked at where it could not run.
 
 use std::{
-    fs,
+    fmt, fs,
     io::{self, Write},
     path::{Path, PathBuf},
 };
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use serde::Serialize;
 
 use super::{
@@ -16,13 +16,17 @@ use super::{
     print::{self, Output},
 };
 use crate::{
-    choice::CacheChoice,
+    choice::{CacheChoice, Verify},
     config::{ConfigArgs, Settings},
     export::{self, Operator},
-    manifest::{AdapterSummary, ExportOptions, Manifest, Quantization},
-    model::expected_cache_shape,
+    files,
+    manifest::{AdapterSummary, ExportOptions, FileRecord, Manifest, Quantization, layout},
+    model::{self, Scope, expected_cache_shape},
     units::Bytes,
 };
+
+/// Protocol Buffers have no larger messages.
+const MOST_GRAPH: Bytes = Bytes::mib(2048);
 
 /// Say what a model directory is, what it was made from, and what its graph computes
 #[derive(Debug, clap::Args)]
@@ -34,6 +38,10 @@ pub(super) struct Args {
     /// Compute the SHA-256 of every file in the directory too
     #[arg(long)]
     hash: bool,
+
+    /// Compare every file with the size and SHA-256 that were recorded when the model was exported
+    #[arg(long)]
+    verify: bool,
 
     /// What the key-value cache is stored in: auto, float32, float16 or int8 [default: engine.kv_cache of the settings]
     #[arg(long, value_name = "FORMAT")]
@@ -64,6 +72,30 @@ struct FileEntry {
     bytes: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     sha256: Option<String>,
+    /// With --verify, how it compares with what was recorded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state: Option<State>,
+}
+
+/// How a file compares with what was recorded of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum State {
+    Unchanged,
+    Changed,
+    Missing,
+    NotRecorded,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Unchanged => "unchanged",
+            Self::Changed => "CHANGED",
+            Self::Missing => "MISSING",
+            Self::NotRecorded => "not recorded",
+        })
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -78,11 +110,57 @@ struct OperatorEntry {
 /// When the directory is no model directory, or cannot be read.
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let cache = stored(args)?;
-    let inspection = inspect(&args.dir, args.hash, cache).ends_as(Exit::Model)?;
-    if args.output.json {
-        return print::document(&inspection);
+    let mut inspection = inspect(&args.dir, args.hash || args.verify, cache).ends_as(Exit::Model)?;
+    if args.verify {
+        compare(&mut inspection);
     }
-    print::result(|out| print(out, &args.dir, &inspection))
+    if args.output.json {
+        print::document(&inspection)?;
+    } else {
+        print::result(|out| print(out, &args.dir, &inspection))?;
+    }
+    if args.verify { verified(&args.dir, &inspection).ends_as(Exit::Model) } else { Ok(()) }
+}
+
+/// Compares the files with what the manifest recorded.
+fn compare(inspection: &mut Inspection) {
+    let Inspection { manifest, files, .. } = inspection;
+    for file in &mut *files {
+        let record = manifest.files.iter().find(|record| record.path == file.name);
+        file.state = Some(match record {
+            None => State::NotRecorded,
+            Some(record) if file.sha256.as_ref() == Some(&record.sha256) => State::Unchanged,
+            Some(_) => State::Changed,
+        });
+    }
+    let missing = manifest.files.iter().filter(|record| !files.iter().any(|file| file.name == record.path));
+    let entry = |record: &FileRecord| FileEntry {
+        name: record.path.clone(),
+        bytes: record.bytes,
+        sha256: None,
+        state: Some(State::Missing),
+    };
+    let missing: Vec<_> = missing.map(entry).collect();
+    files.extend(missing);
+}
+
+/// Fails when a file is not the one that was recorded, or nothing was.
+fn verified(dir: &Path, inspection: &Inspection) -> anyhow::Result<()> {
+    model::check_directory(dir, Verify::Size, Scope::Weights)?;
+    ensure!(
+        !inspection.manifest.files.is_empty(),
+        "{}: no hashes were recorded when it was made; export the model again to have them",
+        dir.display()
+    );
+    let is_wrong = |file: &&FileEntry| matches!(file.state, Some(State::Changed | State::Missing));
+    let wrong: Vec<&str> = inspection.files.iter().filter(is_wrong).map(|file| &*file.name).collect();
+    ensure!(
+        wrong.is_empty(),
+        "{}: not as it was exported: {}; copy the directory again, or export the model again",
+        dir.display(),
+        wrong.join(", ")
+    );
+    Ok(())
 }
 
 /// How the key-value cache is to be stored where our operators compute, if they do.
@@ -97,7 +175,7 @@ fn stored(args: &Args) -> anyhow::Result<Option<CacheChoice>> {
 fn inspect(dir: &Path, hash: bool, cache: Option<CacheChoice>) -> anyhow::Result<Inspection> {
     let manifest = Manifest::read(dir)?;
     let graph = dir.join(&manifest.graph.file);
-    let content = fs::read(&graph).with_context(|| graph.display().to_string())?;
+    let content = files::read(&graph, MOST_GRAPH).with_context(|| graph.display().to_string())?;
     let operators = export::operators(&content).with_context(|| graph.display().to_string())?;
     let files = files(dir, hash).with_context(|| dir.display().to_string())?;
     let weights = format!("{}.data", manifest.graph.file);
@@ -120,19 +198,31 @@ impl From<Operator> for OperatorEntry {
     }
 }
 
+/// The files of a model directory; templates lie in a directory of their own within it.
 fn files(dir: &Path, hash: bool) -> anyhow::Result<Vec<FileEntry>> {
+    let mut files = entries(dir, "", hash)?;
+    let (templates, _) = layout::TOOL_TEMPLATE.split_once('/').unwrap_or_default();
+    if dir.join(templates).is_dir() {
+        files.extend(entries(&dir.join(templates), &format!("{templates}/"), hash)?);
+    }
+    files.sort_by(|one, other| one.name.cmp(&other.name));
+    Ok(files)
+}
+
+/// The files of one directory, whose names begin with `prefix`.
+fn entries(dir: &Path, prefix: &str, hash: bool) -> anyhow::Result<Vec<FileEntry>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
-        let metadata = fs::metadata(entry.path())?;
+        // A link that leads nowhere is no file.
+        let Ok(metadata) = fs::metadata(entry.path()) else { continue };
         if !metadata.is_file() {
             continue;
         }
         let sha256 = if hash { Some(export::identify(&entry.path())?.sha256) } else { None };
-        let name = entry.file_name().to_string_lossy().into_owned();
-        files.push(FileEntry { name, bytes: metadata.len(), sha256 });
+        let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
+        files.push(FileEntry { name, bytes: metadata.len(), sha256, state: None });
     }
-    files.sort_by(|one, other| one.name.cmp(&other.name));
     Ok(files)
 }
 
@@ -141,9 +231,12 @@ fn print(out: &mut dyn Write, dir: &Path, inspection: &Inspection) -> io::Result
     print_model(out, inspection)?;
     print_origin(out, &inspection.manifest)?;
     writeln!(out, "\nfiles")?;
-    for FileEntry { name, bytes, sha256 } in &inspection.files {
+    let width = inspection.files.iter().map(|file| file.name.len()).max().unwrap_or(0).max(24);
+    for FileEntry { name, bytes, sha256, state } in &inspection.files {
         let sha256 = sha256.as_deref().unwrap_or_default();
-        writeln!(out, "{}", format!("  {name:<24} {:>12}  {sha256}", Bytes(*bytes).to_string()).trim_end())?;
+        let state = state.map(|state| format!("  {state:<12}")).unwrap_or_default();
+        let line = format!("  {name:<width$} {:>12}{state}  {sha256}", Bytes(*bytes).to_string());
+        writeln!(out, "{}", line.trim_end())?;
     }
     let total: usize = inspection.operators.iter().map(|entry| entry.nodes).sum();
     writeln!(out, "\noperators, {total} nodes")?;

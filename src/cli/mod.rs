@@ -14,6 +14,7 @@ mod export;
 mod generate;
 mod health;
 mod inspect;
+mod lineup;
 mod load;
 mod logging;
 mod logits;
@@ -26,6 +27,7 @@ mod print;
 mod private_dir;
 mod report;
 mod sampling;
+mod sandbox;
 mod serve;
 mod smoke;
 mod verify;
@@ -67,6 +69,9 @@ enum Command {
     /// Run a model for the parent process at the other end of stdin and stdout
     #[command(hide = true)]
     Worker(worker::Args),
+    /// Compile schemas and render chat templates for the parent process at the other end of stdin and stdout
+    #[command(hide = true)]
+    Sandbox,
 }
 
 /// Runs the command line, says on stderr why it failed, and gives the code to end with; `eka help` lists them.
@@ -120,7 +125,9 @@ impl Command {
             Self::Bench(args) => args.output,
             Self::Smoke(args) => args.output,
             Self::Health(args) => args.output,
-            Self::Completions(_) | Self::Man(_) | Self::Worker(_) => Output { json: false, quiet: false },
+            Self::Completions(_) | Self::Man(_) | Self::Worker(_) | Self::Sandbox => {
+                Output { json: false, quiet: false }
+            }
         }
     }
 }
@@ -143,5 +150,6 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Completions(args) => pages::completions(&args, &Cli::command()).map(done),
         Command::Man(args) => pages::man(&args, &Cli::command()).map(done),
         Command::Worker(args) => worker::run(args).map(done),
+        Command::Sandbox => sandbox::run().map(done),
     }
 }

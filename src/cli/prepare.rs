@@ -4,6 +4,9 @@
 //! cache's key is the content of the sources and the options, so whatever changes is exported anew and nothing is
 //! exported twice.
 //!
+//! What is in the cache is eka's own. It is compared with what was recorded when it was written, and made again where it is
+//! damaged. A directory that somebody else made is compared as well, and never written to.
+//!
 //! A GPU's attention does not take float32, so what is exported for one is float16, or bfloat16 where the sources are and the
 //! GPU can: their range is then kept. That is an option like others, so the exports for CPU and GPU lie side by side.
 
@@ -19,12 +22,23 @@ use super::{
     export::Bars,
 };
 use crate::{
+    choice::Verify,
     config::{self, Config, Quantize},
-    export::{self, AdapterSource, BlockSize, Options, Source, Storage, WeightFormat},
+    export::{self, AdapterSource, BlockSize, Existing, Options, Source, Storage, WeightFormat},
+    files,
     job::GpuReport,
-    manifest::{self, Dtype},
+    manifest::{self, Dtype, layout::MOST_JSON},
+    model::{self, ModelError, Scope},
     text,
 };
+
+/// A model of the settings, and whether it can be served.
+pub(super) struct Candidate {
+    /// What clients call it.
+    pub(super) id: String,
+    /// The model, or why it cannot be served.
+    pub(super) model: anyhow::Result<Prepared>,
+}
 
 /// A model that can be loaded.
 #[derive(Debug)]
@@ -40,17 +54,20 @@ pub(super) struct Prepared {
 /// Finds the model of `model.path`, and its draft model if there is one, and exports those that are source directories.
 ///
 /// # Errors
-/// When there is neither, the export fails, or the draft model has other tokens.
+/// When there is neither, its files are damaged, the export fails, or the draft model has other tokens.
 pub(super) fn model(config: &Config, gpu: Option<GpuReport>) -> anyhow::Result<Prepared> {
     let path = &config.model.path;
     usable(path).ends_as(Exit::Model)?;
-    let mut model = prepared(config, path.clone(), config.model.id.clone(), gpu)?;
-    if let Some(path) = draft_path(config) {
-        let draft = draft(config, path, gpu).ends_as(Exit::Model)?;
-        text::check_same_tokens(&model.dir, &draft.dir).context("engine.draft_model").ends_as(Exit::Model)?;
-        model.draft = Some(Box::new(draft));
-    }
-    Ok(model)
+    let model = prepared(config, path.clone(), config.model.id.clone(), gpu)?;
+    with_draft(config, model, gpu)
+}
+
+/// Adds the draft model of the settings, if there is one.
+fn with_draft(config: &Config, model: Prepared, gpu: Option<GpuReport>) -> anyhow::Result<Prepared> {
+    let Some(path) = draft_path(config) else { return Ok(model) };
+    let draft = draft(config, path, gpu).ends_as(Exit::Model)?;
+    text::check_same_tokens(&model.dir, &draft.dir).context("engine.draft_model").ends_as(Exit::Model)?;
+    Ok(Prepared { draft: Some(Box::new(draft)), ..model })
 }
 
 /// Where the draft model is, if one is wanted: a directory, or one in that of all models.
@@ -84,20 +101,29 @@ fn usable(path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Finds all models of the settings, that of `model.path` first, and exports those that are source directories.
+/// Finds all models of the settings, that of `model.path` first, and exports those that are source directories. One that
+/// cannot be served is no error of the others.
 ///
 /// # Errors
-/// As [`model`], or when two have the same name.
-pub(super) fn models(config: &Config, gpu: Option<GpuReport>) -> anyhow::Result<Vec<Prepared>> {
-    let mut models = vec![model(config, gpu)?];
+/// When `model.path` is no model, the draft model cannot be used, or two models have the same name: settings, and not files,
+/// are wrong then.
+pub(super) fn models(config: &Config, gpu: Option<GpuReport>) -> anyhow::Result<Vec<Candidate>> {
+    let path = &config.model.path;
+    usable(path).ends_as(Exit::Model)?;
+    let first = match prepared(config, path.clone(), config.model.id.clone(), gpu) {
+        Ok(model) => Ok(with_draft(config, model, gpu)?),
+        Err(error) => Err(error),
+    };
+    let mut models = vec![Candidate { id: config.model.id.clone(), model: first }];
     let Some(dir) = &config.models.dir else { return Ok(models) };
-    for (path, id) in others(dir, &config.model.path)? {
+    for (path, id) in others(dir, path)? {
         ensure!(
             id != config.model.id,
             "{}: another model is called {id} as well; rename the directory, or set model.id",
             path.display()
         );
-        models.push(prepared(config, path, id, gpu)?);
+        let model = usable(&path).and_then(|()| prepared(config, path, id.clone(), gpu));
+        models.push(Candidate { id, model });
     }
     Ok(models)
 }
@@ -121,7 +147,7 @@ fn others(dir: &Path, first: &Path) -> anyhow::Result<Vec<(PathBuf, String)>> {
     let mut found: Vec<_> = entries
         .into_iter()
         .map(|entry| (entry.path(), entry.file_name().to_string_lossy().into_owned()))
-        .filter(|(path, name)| !name.starts_with('.') && is_usable(path) && !is_first(path))
+        .filter(|(path, name)| !name.starts_with('.') && is_meant(path) && !is_first(path))
         .collect();
     found.sort();
     Ok(found)
@@ -131,9 +157,19 @@ fn is_usable(path: &Path) -> bool {
     manifest::is_model(path) || path.join("base/config.json").is_file()
 }
 
+/// Whether a directory is a model, or looks as if it was to be one: leaving it out without a word would only puzzle.
+fn is_meant(path: &Path) -> bool {
+    const PARTS: [&str; 3] = ["model.onnx", "tokenizer.json", "config.json"];
+    is_usable(path) || PARTS.iter().any(|name| files::exists(&path.join(name)))
+}
+
 fn prepared(config: &Config, path: PathBuf, id: String, gpu: Option<GpuReport>) -> anyhow::Result<Prepared> {
-    let dir = if manifest::is_model(&path) { path } else { exported(config, &path, &id, gpu)? };
-    Ok(Prepared { dir, id, draft: None })
+    if !manifest::is_model(&path) {
+        return Ok(Prepared { dir: exported(config, &path, &id, gpu)?, id, draft: None });
+    }
+    // Whoever made it may have changed texts, and nobody but them may replace it.
+    model::check_directory(&path, config.model.verify, Scope::Weights)?;
+    Ok(Prepared { dir: path, id, draft: None })
 }
 
 /// The export of a source directory, from the cache or made now.
@@ -146,23 +182,57 @@ fn exported(config: &Config, path: &Path, id: &str, gpu: Option<GpuReport>) -> a
     let options = Options { dtype, weights: weights(&config.model)?, ..Options::new(source, PathBuf::new()) };
     let key = export::fingerprint(&options)?;
     let output = config.model.cache_dir.join("exports").join(format!("{id}-{}", &key[..16]));
-    if output.join(manifest::FILE_NAME).is_file() {
-        tracing::info!("using the export of {} in {}", path.display(), output.display());
-        return Ok(output);
-    }
+    let existing = match cached(&output, config.model.verify) {
+        Cached::Whole => {
+            tracing::info!("using the export of {} in {}", path.display(), output.display());
+            return Ok(output);
+        }
+        Cached::Absent => Existing::Keep,
+        Cached::Damaged(why) => {
+            tracing::warn!("a cached export is damaged and will be made again: {why}");
+            clear_without_manifest(&output)?;
+            Existing::Replace
+        }
+    };
     fs::create_dir_all(config.model.cache_dir.join("exports")).with_context(|| {
         format!("{} cannot be made; set model.cache_dir", config.model.cache_dir.display())
     })?;
     tracing::info!("exporting {} to {}", path.display(), output.display());
-    match export::export(&Options { output: output.clone(), ..options }, &Bars::new()) {
+    match export::export(&Options { output: output.clone(), existing, ..options }, &Bars::new()) {
         Ok(report) => {
             report.notes.iter().for_each(|note| tracing::warn!("{note}"));
             Ok(output)
         }
         // Another server that started at the same moment was quicker; what it wrote is complete, or would not be there.
-        Err(_) if output.join(manifest::FILE_NAME).is_file() => Ok(output),
+        Err(_) if matches!(cached(&output, Verify::Size), Cached::Whole) => Ok(output),
         Err(e) => Err(e).with_context(|| format!("{} cannot be exported", path.display())),
     }
+}
+
+/// An export in the cache.
+enum Cached {
+    Absent,
+    Whole,
+    Damaged(ModelError),
+}
+
+/// Looks at the export in `output`, all of whose files are eka's own.
+fn cached(output: &Path, verify: Verify) -> Cached {
+    if !files::exists(output) {
+        return Cached::Absent;
+    }
+    match model::check_directory(output, verify, Scope::All) {
+        Ok(()) => Cached::Whole,
+        Err(why) => Cached::Damaged(why),
+    }
+}
+
+/// An export replaces nothing that has no manifest, as it could be anything; in the cache it is an export without one.
+fn clear_without_manifest(output: &Path) -> anyhow::Result<()> {
+    if output.join(manifest::FILE_NAME).is_file() {
+        return Ok(());
+    }
+    fs::remove_dir_all(output).with_context(|| format!("{} cannot be removed; remove it", output.display()))
 }
 
 /// What an export for this device computes in.
@@ -176,7 +246,7 @@ const fn dtype(gpu: Option<GpuReport>, source_is_bfloat16: bool) -> Dtype {
 
 /// Whether a checkpoint says that it is bfloat16. One that cannot be read is refused by the export, with reasons.
 fn is_bfloat16(base: &Path) -> bool {
-    let config = fs::read(base.join("config.json")).unwrap_or_default();
+    let config = files::read(&base.join("config.json"), MOST_JSON).unwrap_or_default();
     let config: serde_json::Value = serde_json::from_slice(&config).unwrap_or_default();
     ["dtype", "torch_dtype"].iter().any(|field| config[field] == "bfloat16")
         || ["dtype", "torch_dtype"].iter().any(|field| config["text_config"][field] == "bfloat16")

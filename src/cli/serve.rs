@@ -15,21 +15,19 @@ use super::{
     entry::{Entry, limits},
     exit::{EndsAs, Exit},
     logging::{self, LogLevel},
-    prepare::Prepared,
     print::{self, Output},
-    worker,
+    sandbox, worker,
 };
 use crate::{
     config::{self, Config, ConfigArgs},
     device::host::{self, Pace},
     executor::{Executor, Routing},
-    http::{self, AppState, Catalogue, Life, Orders, Settings},
+    http::{self, AppState, Life, Orders, Settings},
     job::{ModelId, Readiness},
     log_queue,
     metrics::{MemoryKind, Metrics, OnDevice},
     saved::Store,
     supervise::{Fleet, FleetForeman, FleetRunner, FleetView},
-    text::{Text, TextError},
     traces::{Collector, Options},
     worker::faults::Plan,
 };
@@ -97,14 +95,11 @@ pub(super) fn print_config(settings: &config::Settings, as_json: bool) -> anyhow
 }
 
 async fn serve(config: &Config, faults: &Plan, entry: Entry, level: LogLevel) -> anyhow::Result<ExitCode> {
-    let (mut models, mut commands): (Vec<_>, Vec<_>) = worker::commands(config).await?.into_iter().unzip();
-    // Text is the same whatever device it is for.
-    let models = models.swap_remove(0);
-    let catalogue = catalogue(&models)?;
+    let metrics = Arc::new(Metrics::for_devices(&worker::labels(config)));
+    let sandbox = sandbox::of_this_program(&metrics)?;
+    let (catalogue, mut commands) = worker::commands(config, &sandbox).await?;
     let listener = listen(config)?;
     commands.iter_mut().for_each(|command| command.arguments.extend(worker::faults(faults)));
-    let labels: Vec<String> = commands.iter().filter_map(|command| command.label.clone()).collect();
-    let metrics = Arc::new(Metrics::for_devices(&labels));
     let collector = collector(config, &metrics)?;
     let (fleet, keeping) = Fleet::new(commands, &metrics);
     let readiness = fleet.readiness();
@@ -112,9 +107,8 @@ async fn serve(config: &Config, faults: &Plan, entry: Entry, level: LogLevel) ->
     tokio::spawn(show_own_memory(Arc::clone(&metrics)));
     executor.limit_overtakes(config.queue.max_overtakes);
     route(config, &executor, fleet.view());
-    let names: Vec<_> = models.iter().map(|model| format!("{:?}", model.id)).collect();
     let scheme = if entry.tls.is_some() { "https" } else { "http" };
-    tracing::info!("serving {} on {scheme}://{}", names.join(", "), listener.local_addr()?);
+    tracing::info!("serving {} on {scheme}://{}", catalogue.names(), listener.local_addr()?);
     // Workers have the same, whatever directory they look at it from.
     let saved_prompts = std::path::absolute(&config.engine.prefix_cache_dir)?;
     let drain = CancellationToken::new();
@@ -125,6 +119,7 @@ async fn serve(config: &Config, faults: &Plan, entry: Entry, level: LogLevel) ->
         readiness.clone(),
         Settings::from(config),
     )
+    .with_sandbox(sandbox)
     .with_orders(orders(fleet.foreman()))
     .with_saved_prompts(Store::new(saved_prompts))
     .with_devices(devices(&fleet.view()))
@@ -163,14 +158,6 @@ async fn serve(config: &Config, faults: &Plan, entry: Entry, level: LogLevel) ->
         }
         _ => Ok(ExitCode::SUCCESS),
     }
-}
-
-/// The text sides of the models, in the same order.
-fn catalogue(models: &[Prepared]) -> anyhow::Result<Catalogue> {
-    let open = |model: &Prepared| Ok::<_, TextError>(Arc::new(Text::open(&model.dir, &model.id)?));
-    let mut texts = models.iter().map(open).collect::<Result<Vec<_>, _>>()?;
-    let first = texts.remove(0);
-    Ok(Catalogue::new(first, texts))
 }
 
 fn orders(foreman: FleetForeman) -> Orders {

@@ -13,6 +13,7 @@ use anyhow::{Context, anyhow};
 use super::{
     engine,
     exit::{EndsAs, Exit},
+    lineup::Lineup,
     logging,
     prepare::{self, Prepared},
     private_dir,
@@ -21,7 +22,9 @@ use crate::{
     choice::DeviceChoice,
     config::{self, Config},
     device::{cores, host},
+    http::Catalogue,
     job::{GpuReport, KeepAlive},
+    sandbox::Sandbox,
     supervise::{Budgets, Place, Recycle, WorkerCommand, ask_device},
     units::Bytes,
     wire::{DraftModel, WorkerSpec},
@@ -66,7 +69,7 @@ fn die_with_parent() {
 /// Stdout for frames alone: whatever else prints there, as native libraries do, from here on prints to stderr.
 /// Unbuffered: a frame is one write, and the parent shall see it at once.
 #[cfg(unix)]
-fn private_stdout() -> io::Result<impl Write + 'static> {
+pub(super) fn private_stdout() -> io::Result<impl Write + Send + 'static> {
     use std::{fs::File, os::fd::AsFd};
 
     let frames = io::stdout().as_fd().try_clone_to_owned()?;
@@ -75,7 +78,7 @@ fn private_stdout() -> io::Result<impl Write + 'static> {
 }
 
 #[cfg(not(unix))]
-fn private_stdout() -> io::Result<impl Write + 'static> {
+pub(super) fn private_stdout() -> io::Result<impl Write + Send + 'static> {
     Ok(io::stdout())
 }
 
@@ -103,31 +106,44 @@ pub(super) fn command(config: &Config, models: &[Prepared]) -> anyhow::Result<Wo
     command_on(config, config.engine.devices.first(), models)
 }
 
-/// The models to serve on each device of the settings, and how to start a worker for them, in the settings' order. Devices
+/// The devices of the settings by name, where there are several.
+pub(super) fn labels(config: &Config) -> Vec<String> {
+    let devices = &config.engine.devices;
+    if devices.all().len() > 1 { devices.labels() } else { Vec::new() }
+}
+
+/// The models to serve, and how to start a worker for them on each device of the settings, in the settings' order. Devices
 /// differ in the exports that they get, and in nothing else.
 ///
 /// # Errors
-/// As [`command`] and [`prepare::models`], or when no device can be used that something is to be exported for.
-pub(super) async fn commands(config: &Config) -> anyhow::Result<Vec<(Vec<Prepared>, WorkerCommand)>> {
+/// As [`command`] and [`prepare::models`], when no model can be used, or no device that something is to be exported for.
+pub(super) async fn commands(
+    config: &Config,
+    sandbox: &Sandbox,
+) -> anyhow::Result<(Catalogue, Vec<WorkerCommand>)> {
     let devices = &config.engine.devices;
+    let mut found = Vec::new();
+    for choice in devices.all() {
+        found.push(prepare::models(config, gpu(config, *choice).await?)?);
+    }
+    let lineup = Lineup::open(found, sandbox).await?;
     let mut commands = Vec::new();
-    for (choice, label) in devices.all().iter().zip(devices.labels()) {
-        let models = prepare::models(config, gpu(config, *choice).await?)?;
-        let mut command = shared_out(command_on(config, *choice, &models)?, config);
+    for ((choice, label), models) in devices.all().iter().zip(devices.labels()).zip(&lineup.devices) {
+        let mut command = shared_out(command_on(config, *choice, models)?, config);
         if devices.all().len() > 1 {
             // Devices differ in speed.
             let pace_file = format!("pace-{}.json", label.replace(':', "-"));
             command.pace_file = Some(config.model.cache_dir.join(pace_file));
             command.label = Some(label);
         }
-        commands.push((models, command));
+        commands.push(command);
     }
     if config.engine.pin_cores {
-        pin(commands.iter_mut().map(|(_, command)| &mut command.spec))
+        pin(commands.iter_mut().map(|command| &mut command.spec))
             .context("engine.pin_cores")
             .ends_as(Exit::Machine)?;
     }
-    Ok(commands)
+    Ok((lineup.catalogue, commands))
 }
 
 /// Gives each of `workers` that may compute on the CPU cores of its own.
@@ -223,7 +239,9 @@ fn place(model: &Prepared) -> anyhow::Result<Place> {
 
 /// A model's directory by its whole path, and the size of its files.
 fn found(dir: &Path) -> anyhow::Result<(PathBuf, Bytes)> {
-    let sizes = fs::read_dir(dir)?.map(|entry| Ok::<_, io::Error>(entry?.metadata()?.len()));
+    // Of links, the size of what they lead to; one that leads nowhere is no file of the model.
+    let size = |path: PathBuf| fs::metadata(path).map_or(0, |metadata| metadata.len());
+    let sizes = fs::read_dir(dir)?.map(|entry| Ok::<_, io::Error>(size(entry?.path())));
     let on_disk = sizes.sum::<Result<u64, _>>().with_context(|| dir.display().to_string())?;
     // The key of what is learned about it, so it is the same whatever directory the server is started in.
     let dir = fs::canonicalize(dir).with_context(|| dir.display().to_string())?;

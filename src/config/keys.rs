@@ -54,7 +54,7 @@ const fn derived(path: &'static str, default: &'static str, kind: Kind) -> Key {
 }
 
 /// Every setting, section by section; printed in this order.
-pub(super) const KEYS: [Key; 64] = [
+pub(super) const KEYS: [Key; 65] = [
     text("server.bind", "127.0.0.1", "an IP address, such as 127.0.0.1, or 0.0.0.0 for every interface"),
     whole("server.port", "8110", 0, 65_535),
     whole("server.grace_ms", "30000", 0, WEEK_MS),
@@ -89,6 +89,7 @@ pub(super) const KEYS: [Key; 64] = [
     text("model.quantize", "none", "none, int8 or int4"),
     derived("model.block_size", "the exporter's choice", Kind::Whole { least: 32, most: 128 }),
     derived("model.cache_dir", "the user's cache directory", Kind::Text("a directory")),
+    text("model.verify", "size", "size, or hash to read every byte of a model before it is served"),
     derived("models.dir", "the model of model.path is served alone", Kind::Text("a directory of models")),
     derived("models.memory_bytes", "half of the machine's memory", Kind::Whole { least: 1, most: 1 << 50 }),
     derived(

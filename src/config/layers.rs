@@ -1,6 +1,6 @@
 //! Defaults, file, environment and flags, one over the other; each value remembers where it came from.
 
-use std::{collections::BTreeMap, env, fs, io, path::PathBuf};
+use std::{collections::BTreeMap, env, io, path::PathBuf};
 
 use config::{FileFormat, FileSourceString, Map, Source, Value, ValueKind};
 
@@ -8,6 +8,7 @@ use super::{
     ConfigArgs, ConfigError, Problem,
     keys::{Default, KEYS, Key, nearest},
 };
+use crate::{files, units::Bytes};
 
 const PREFIX: &str = "EKA_";
 
@@ -15,6 +16,9 @@ const PREFIX: &str = "EKA_";
 const FILE_VARIABLE: &str = "EKA_CONFIG";
 
 const FILE_NAME: &str = "eka.toml";
+
+/// A file with every setting is a thousandth of this.
+const MOST_FILE: Bytes = Bytes::mib(4);
 
 /// What a process starts with; a value, so that tests need not change their own process.
 pub(super) struct Surroundings {
@@ -99,7 +103,7 @@ impl Layers {
     fn add_file(&mut self, args: &ConfigArgs, around: &Surroundings) -> Result<(), ConfigError> {
         let named = args.config.clone().or_else(|| around.variables.get(FILE_VARIABLE).map(PathBuf::from));
         let path = named.clone().unwrap_or_else(|| FILE_NAME.into());
-        let text = match fs::read_to_string(around.directory.join(&path)) {
+        let text = match files::read_text(&around.directory.join(&path), MOST_FILE) {
             Ok(text) => text,
             Err(e) if e.kind() == io::ErrorKind::NotFound && named.is_none() => return Ok(()),
             Err(source) => return Err(ConfigError::Read { path, source }),

@@ -29,7 +29,7 @@ use self::{
     raw::RawConfig,
 };
 use crate::{
-    choice::{CacheChoice, Devices},
+    choice::{CacheChoice, Devices, Verify},
     trim::TrimPolicy,
     units::{Bytes, Millis, Ratio, Tokens},
 };
@@ -160,6 +160,8 @@ pub struct Model {
     pub cache_dir: PathBuf,
     /// Nobody said so: nobody has looked at who else may write there.
     pub is_default_cache_dir: bool,
+    /// How a model's files are compared with those that it was exported with.
+    pub verify: Verify,
 }
 
 /// What is served besides, and how much of it at once.

@@ -95,6 +95,7 @@ impl Proof<'_> {
             None => Some(default_cache_dir(self.around)),
         };
         let is_default_cache_dir = raw.cache_dir.is_none();
+        let verify = self.some("model.verify", raw.verify.parse().ok());
         Some(Model {
             path: path?,
             id: id?,
@@ -102,6 +103,7 @@ impl Proof<'_> {
             block_size: block_size?,
             cache_dir: cache_dir?,
             is_default_cache_dir,
+            verify: verify?,
         })
     }
 

@@ -74,6 +74,7 @@ pub(super) struct RawModel {
     pub(super) quantize: String,
     pub(super) block_size: Option<i64>,
     pub(super) cache_dir: Option<String>,
+    pub(super) verify: String,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fs, net::Ipv4Addr};
 
 use clap::Parser;
 
-use crate::choice::DeviceChoice;
+use crate::choice::{DeviceChoice, Verify};
 
 use super::{
     keys::{Default, KEYS, Kind},
@@ -83,7 +83,7 @@ fn without_anything_set_the_defaults_serve_the_demo() {
     assert_eq!((server.grace, server.heartbeat), (Millis(30_000), Millis(2000)));
     assert_eq!((server.body_limit, server.max_connections.get()), (Bytes::mib(4), 1024));
     assert_eq!((model.path, model.id.as_str()), ("models/demo".into(), "demo"));
-    assert_eq!((model.quantize, model.block_size), (Quantize::None, None));
+    assert_eq!((model.quantize, model.block_size, model.verify), (Quantize::None, None, Verify::Size));
     assert_eq!((queue.max_jobs.get(), queue.max_prompt_tokens), (32, Tokens(65_536)));
     assert_eq!((queue.timeout, queue.total_timeout), (Millis(60_000), Millis(600_000)));
     assert_eq!((engine.threads, engine.context_length), (None, None));
@@ -125,6 +125,7 @@ fn every_setting_has_a_variable_and_can_be_set_by_path() {
             ("trace.otlp_endpoint", _) => "http://[::1]:4318".to_owned(),
             ("cors.origins", _) => "*".to_owned(),
             ("model.quantize", _) => "int4".to_owned(),
+            ("model.verify", _) => "hash".to_owned(),
             ("log.level", _) => "warn,eka=trace".to_owned(),
             ("engine.device", _) => "cuda:1".to_owned(),
             ("engine.kv_cache", _) => "int8".to_owned(),

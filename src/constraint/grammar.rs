@@ -1,14 +1,10 @@
 //! From a constraint's text to something that can be followed byte by byte, or the reason why not.
 
 use std::{
+    num::NonZeroUsize,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-        mpsc,
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
-    time::Duration,
 };
 
 use llguidance::{
@@ -17,6 +13,7 @@ use llguidance::{
     earley::SlicedBiasComputer,
     toktrie::{ApproximateTokEnv, INVALID_TOKEN, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie},
 };
+use lru::LruCache;
 
 use super::{ConstraintError, schema};
 use crate::job::Constraint;
@@ -28,21 +25,25 @@ const MOST_BYTES: usize = 64 << 10;
 /// Deepest brackets of a grammar or a regular expression; JSON has a limit of its own.
 const MOST_LEVELS: usize = 128;
 
-/// For the parent to compile a constraint, which the limits below keep far under it but for what they do not count.
-const PATIENCE: Duration = Duration::from_secs(5);
-
 /// What a matcher says when no token can follow.
 pub(super) const NO_TOKEN: &str = "NoExtensionBias";
-
-/// Checks that run at once, those among them that nobody waits for any more.
-const MOST_AT_ONCE: usize = 8;
 
 /// Grammars are compiled, and bytes followed, by recursion, whose depth is up to a stranger. Only what is touched of it
 /// is ever memory.
 const STACK: usize = 256 << 20;
 
+/// Compiled constraints that are kept: clients send the same few again and again.
+const MOST_KEPT: NonZeroUsize = NonZeroUsize::new(16).unwrap();
+
+/// Largest of them, by what the compiler says of its automata: all together are small beside a model.
+const LARGEST_KEPT: usize = 4 << 20;
+
 /// Compiles constraints over one set of tokens.
-pub(super) struct Compiler(ParserFactory);
+pub(super) struct Compiler {
+    factory: ParserFactory,
+    /// Before their first bytes.
+    compiled: Mutex<LruCache<Constraint, Matcher>>,
+}
 
 impl Compiler {
     /// A compiler over the tokens of `environment`.
@@ -55,64 +56,47 @@ impl Compiler {
             ParserFactory::new(environment, capabilities, &slices).map_err(|e| invalid(&e.to_string()))?;
         factory.quiet();
         *factory.limits_mut() = ParserLimits { verbose_errors: false, ..ParserLimits::default() };
-        Ok(Self(factory))
+        Ok(Self { factory, compiled: Mutex::new(LruCache::new(MOST_KEPT)) })
     }
 
     /// Something that follows an answer under `constraint`, before its first byte.
     pub(super) fn compile(&self, constraint: &Constraint) -> Result<Matcher, ConstraintError> {
+        if let Some(matcher) = self.compiled().get(constraint) {
+            return Ok(matcher.deep_clone().into_cancellable());
+        }
         let grammar = match constraint {
             Constraint::Schema(schema) => TopLevelGrammar::from_json_schema(schema::prepare(schema)?),
             Constraint::Lark(grammar) => TopLevelGrammar::from_lark(grammar.clone()),
             Constraint::Regex(regex) => TopLevelGrammar::from_regex(regex),
         };
-        let parser = self.0.create_parser(grammar).map_err(|e| explain(constraint, &e.to_string()))?;
-        Ok(Matcher::new(Ok(parser)).into_cancellable())
+        let parser = self.factory.create_parser(grammar).map_err(|e| explain(constraint, &e.to_string()))?;
+        let is_small = parser.parser.lexer_stats().num_bytes <= LARGEST_KEPT;
+        let matcher = Matcher::new(Ok(parser));
+        if is_small {
+            self.compiled().put(constraint.clone(), matcher.deep_clone());
+        }
+        Ok(matcher.into_cancellable())
+    }
+
+    /// How many are kept.
+    #[cfg(test)]
+    pub(super) fn kept(&self) -> usize {
+        self.compiled().len()
+    }
+
+    fn compiled(&self) -> MutexGuard<'_, LruCache<Constraint, Matcher>> {
+        self.compiled.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Checks that a worker can keep `constraint`. Takes milliseconds, and seconds at worst: not for a thread that others
-/// wait for.
+/// Checks that a worker can keep `constraint`. Usually takes milliseconds, but time, memory and stack have no bound: a
+/// server calls it in a process that can be killed (`sandbox`), on a thread with room for deep recursion.
 ///
 /// # Errors
 /// [`ConstraintError`] when it cannot.
 pub fn check(constraint: &Constraint) -> Result<(), ConstraintError> {
     check_size(constraint)?;
-    let place = Place::take()?;
-    let constraint = constraint.clone();
-    let (tell, told) = mpsc::sync_channel(1);
-    spawn("check", move || {
-        let _place = place;
-        let _ = tell.send(compile_over_bytes(&constraint));
-    })?;
-    match told.recv_timeout(PATIENCE) {
-        Ok(checked) => checked,
-        Err(mpsc::RecvTimeoutError::Timeout) => Err(ConstraintError::TooSlow { limit: PATIENCE }),
-        Err(mpsc::RecvTimeoutError::Disconnected) => Err(invalid("it cannot be compiled")),
-    }
-}
-
-/// One of the few checks that may run at once. Nothing can end one that takes too long, but they can be kept from taking
-/// every processor.
-struct Place;
-
-static TAKEN: AtomicUsize = AtomicUsize::new(0);
-
-impl Place {
-    fn take() -> Result<Self, ConstraintError> {
-        // Given back when dropped, also where there is none.
-        let place = Self;
-        if TAKEN.fetch_add(1, Ordering::Relaxed) < MOST_AT_ONCE {
-            Ok(place)
-        } else {
-            Err(ConstraintError::Busy { most: MOST_AT_ONCE })
-        }
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        TAKEN.fetch_sub(1, Ordering::Relaxed);
-    }
+    compile_over_bytes(constraint)
 }
 
 fn compile_over_bytes(constraint: &Constraint) -> Result<(), ConstraintError> {
@@ -126,10 +110,10 @@ fn compile_over_bytes(constraint: &Constraint) -> Result<(), ConstraintError> {
 }
 
 /// Starts a thread with room for deep recursion.
-pub(super) fn spawn(
+pub(super) fn spawn<T: Send + 'static>(
     name: &str,
-    work: impl FnOnce() + Send + 'static,
-) -> Result<thread::JoinHandle<()>, ConstraintError> {
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<thread::JoinHandle<T>, ConstraintError> {
     let thread = thread::Builder::new().name(name.into()).stack_size(STACK).spawn(work);
     thread.map_err(|e| invalid(&format!("no thread could be started for it: {e}")))
 }
@@ -140,7 +124,11 @@ fn bytes() -> TokEnv {
     Arc::new(ApproximateTokEnv::new(TokTrie::from(&TokRxInfo::new(256, INVALID_TOKEN), &words)))
 }
 
-fn check_size(constraint: &Constraint) -> Result<(), ConstraintError> {
+/// Checks how long `constraint` is and how deeply its brackets nest, which takes microseconds.
+///
+/// # Errors
+/// [`ConstraintError::TooLong`] and [`ConstraintError::TooDeep`].
+pub fn check_size(constraint: &Constraint) -> Result<(), ConstraintError> {
     let (Constraint::Schema(text) | Constraint::Lark(text) | Constraint::Regex(text)) = constraint;
     if text.len() > MOST_BYTES {
         return Err(ConstraintError::TooLong { found: text.len(), most: MOST_BYTES });

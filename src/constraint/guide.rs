@@ -109,6 +109,12 @@ impl Guides {
         Self { model_dir, vocabulary, compiler: Arc::default() }
     }
 
+    /// How many compiled constraints are kept.
+    #[cfg(test)]
+    pub(super) fn kept(&self) -> usize {
+        self.compiler.get().and_then(|compiler| compiler.as_ref().ok()).map_or(0, Compiler::kept)
+    }
+
     /// Begins to work for `job`, on a thread of its own; `None` for a job without a constraint.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{ConstraintError, grammar::invalid};
+use super::{ConstraintError, bounds, caps, grammar::invalid};
 
 /// White space between JSON's parts: a space, or a new line and some indentation. A model that may write any amount of it
 /// may write nothing else until its tokens are used up, and small models do.
@@ -19,7 +19,9 @@ pub(super) fn prepare(schema: &str) -> Result<Value, ConstraintError> {
     if object.contains_key(OPTIONS) {
         return Err(ConstraintError::Keyword { keyword: OPTIONS.into(), place: "#".into() });
     }
-    Ok(embedded(Value::Object(object)))
+    let schema = embedded(Value::Object(object));
+    caps::check(&schema)?;
+    Ok(schema)
 }
 
 /// A schema to stand within a grammar after `%json`, with what is set for schemas that stand alone.
@@ -39,11 +41,12 @@ const DATE: &str = "(?:(?:[0-9]{3}[1-9]|[0-9]{2}[1-9][0-9]|[0-9][1-9][0-9]{2}|[1
 /// No leap seconds, of which there are few, and no more digits than nanoseconds have.
 const TIME: &str = r"[0-9]{2}:[0-9]{2}:[0-5][0-9](?:\.[0-9]{1,9})?(?:Z|[+-][0-9]{2}:[0-9]{2})";
 
-/// Takes from dates and times what RFC 3339 forbids, though the compiler does not, and what many who read them do: small
-/// letters, leap seconds and the year 0.
+/// Cuts bounds to what the compiler can do, and takes from dates and times what RFC 3339 forbids, though the compiler does
+/// not, and what many who read them do: small letters, leap seconds and the year 0.
 fn tighten(schema: &mut Value) {
     each_inner(schema, &mut tighten);
     let Value::Object(object) = schema else { return };
+    bounds::cut(object);
     let pattern = match object.get("format").and_then(Value::as_str) {
         Some("date") => format!("^{DATE}$"),
         Some("time") => format!("^{TIME}$"),
@@ -74,8 +77,22 @@ fn each_inner(schema: &mut Value, act: &mut dyn FnMut(&mut Value)) {
     }
 }
 
+/// What the compiler says of patterns that it gives up on.
+const UNDECIDED: &str = "Unable to determine if regex is empty";
+
 /// The keyword that the compiler's words complain about, and where it stands.
 pub(super) fn unenforceable(schema: &str, said: &str) -> Option<ConstraintError> {
+    if said.contains(UNDECIDED) {
+        let schema = serde_json::from_str(schema).ok()?;
+        let reason =
+            "with the other patterns and lengths of the same string, is too complex to compile; simplify it"
+                .into();
+        return Some(ConstraintError::Cap {
+            keyword: "pattern".into(),
+            place: find(&schema, "pattern", "#")?,
+            reason,
+        });
+    }
     let keyword = if said.starts_with("oneOf constraints are not supported") {
         "oneOf"
     } else {
@@ -86,21 +103,38 @@ pub(super) fn unenforceable(schema: &str, said: &str) -> Option<ConstraintError>
     Some(ConstraintError::Keyword { keyword: keyword.into(), place })
 }
 
-/// Where the first schema with this keyword is. The names of properties and values of the client's own are no keywords.
+/// Where the first schema with this keyword is.
 fn find(schema: &Value, keyword: &str, place: &str) -> Option<String> {
+    each(schema, place, &mut |object, place| {
+        if object.contains_key(keyword) { Err(place.to_owned()) } else { Ok(()) }
+    })
+    .err()
+}
+
+/// Does `act` for `schema` and every schema within, with the place where each stands, until one fails. The names of
+/// properties and values of the client's own are no schemas.
+///
+/// # Errors
+/// That of `act`.
+pub(super) fn each<E, F>(schema: &Value, place: &str, act: &mut F) -> Result<(), E>
+where
+    F: FnMut(&Map<String, Value>, &str) -> Result<(), E>,
+{
     match schema {
-        Value::Object(object) if object.contains_key(keyword) => Some(place.to_owned()),
-        Value::Object(object) => object.iter().find_map(|(name, value)| match (name.as_str(), value) {
-            ("const" | "enum" | "default" | "examples" | "example", _) => None,
-            ("properties" | "patternProperties" | "$defs" | "definitions", Value::Object(named)) => named
-                .iter()
-                .find_map(|(inner, value)| find(value, keyword, &format!("{place}/{name}/{inner}"))),
-            _ => find(value, keyword, &format!("{place}/{name}")),
-        }),
-        Value::Array(items) => {
-            let items = items.iter().enumerate();
-            items.into_iter().find_map(|(at, item)| find(item, keyword, &format!("{place}/{at}")))
+        Value::Object(object) => {
+            act(object, place)?;
+            object.iter().try_for_each(|(name, value)| match (name.as_str(), value) {
+                ("const" | "enum" | "default" | "examples" | "example", _) => Ok(()),
+                ("properties" | "patternProperties" | "$defs" | "definitions", Value::Object(named)) => named
+                    .iter()
+                    .try_for_each(|(inner, value)| each(value, &format!("{place}/{name}/{inner}"), act)),
+                _ => each(value, &format!("{place}/{name}"), act),
+            })
         }
-        _ => None,
+        Value::Array(items) => {
+            let mut items = items.iter().enumerate();
+            items.try_for_each(|(at, item)| each(item, &format!("{place}/{at}"), act))
+        }
+        _ => Ok(()),
     }
 }

@@ -131,6 +131,12 @@ impl Random {
     }
 }
 
+/// Checks where there is room for deep recursion, as the sandbox does.
+fn check(constraint: &Constraint) -> Result<(), ConstraintError> {
+    let constraint = constraint.clone();
+    grammar::spawn("check", move || super::check(&constraint)).unwrap().join().unwrap()
+}
+
 fn schema(schema: Value) -> Constraint {
     Constraint::Schema(schema.to_string())
 }
@@ -254,6 +260,53 @@ fn an_answer_taken_up_at_any_token_goes_on_as_it_would_have() {
 }
 
 #[test]
+fn a_constraint_is_compiled_once_and_every_answer_under_it_begins_at_its_start() {
+    let model = Random::demo();
+    let first = model.go_on(&person(), 5, Vec::new(), 4_000).unwrap();
+    let again = model.go_on(&person(), 5, Vec::new(), 4_000).unwrap();
+    let other = model.go_on(&person(), 6, Vec::new(), 4_000).unwrap();
+    assert_eq!((&first, model.guides.kept()), (&again, 1));
+    check_person(&model.text(&other.0));
+    assert_eq!(other, Random::demo().go_on(&person(), 6, Vec::new(), 4_000).unwrap(), "as if compiled anew");
+}
+
+/// The bounds that people write for "any", and their siblings. What is answered keeps the schema as it was written.
+#[test]
+fn bounds_beyond_what_the_compiler_can_do_are_cut_and_not_refused() {
+    let model = Random::demo();
+    for text in [
+        r#"{"type":"integer","minimum":-9223372036854775808}"#,
+        r#"{"type":"integer","minimum":-9223372036854775808,"maximum":9223372036854775807}"#,
+        r#"{"type":"integer","exclusiveMinimum":-9223372036854775808,"exclusiveMaximum":18446744073709551615}"#,
+        r#"{"type":"integer","minimum":0,"maximum":18446744073709551615}"#,
+        r#"{"type":"integer","maximum":1e300}"#,
+        r#"{"type":"integer","minimum":-1e300}"#,
+        r#"{"type":"number","minimum":-1.7976931348623157e308,"maximum":1.7976931348623157e308}"#,
+        r#"{"type":"number","exclusiveMinimum":1e-300,"maximum":1}"#,
+        r#"{"type":"number","minimum":-1,"maximum":-1e-300}"#,
+        r#"{"type":"number","minimum":5e-324,"maximum":2}"#,
+        r#"{"type":"integer","minimum":9007199254740993,"maximum":9007199254741001}"#,
+        r#"{"type":"string","maxLength":18446744073709551615,"pattern":"^a{0,3}$"}"#,
+        r#"{"type":"string","minLength":1.0,"maxLength":5.0}"#,
+        r#"{"type":"array","items":{"const":1},"minItems":1,"maxItems":1e30}"#,
+        r#"{"type":"object","properties":{"a":{"const":1}},"required":["a"],"additionalProperties":false,
+            "maxProperties":18446744073709551615}"#,
+        r#"{"type":"integer","multipleOf":1000000,"minimum":-9223372036854775808}"#,
+        r#"{"type":["integer","null"],"minimum":-9223372036854775808}"#,
+        r##"{"$ref":"#/$defs/id","$defs":{"id":{"type":"integer","minimum":1,"maximum":9223372036854775807}}}"##,
+    ] {
+        let constraint = Constraint::Schema(text.into());
+        check(&constraint).unwrap_or_else(|e| panic!("{text}: {e}"));
+        let schema: Value = serde_json::from_str(text).unwrap();
+        for seed in 0..3 {
+            let Ok((answer, true, _)) = model.go_on(&constraint, seed, Vec::new(), 400) else { continue };
+            let said: Value = serde_json::from_str(&model.text(&answer)).unwrap();
+            assert!(jsonschema::is_valid(&schema, &said), "{said} under {text}");
+        }
+    }
+}
+
+#[test]
 fn an_answer_may_end_exactly_where_the_constraint_is_met() {
     let model = Random::demo();
     let constraint = Constraint::Regex("(aa)+".into());
@@ -300,8 +353,6 @@ fn text_is_cut_as_the_tokenizer_cuts_it_and_never_becomes_other_text() {
 }
 
 mod refused {
-    use std::time::Instant;
-
     use super::*;
 
     fn why(constraint: &Constraint) -> ConstraintError {
@@ -345,57 +396,6 @@ mod refused {
         ] {
             let why = why(&constraint).to_string();
             assert!(why.contains(said) && !why.contains('<'), "{constraint:?}: {why}");
-        }
-    }
-
-    /// As many rules, each of the next one alone, as a text may have.
-    fn short_chain() -> String {
-        let name = |i: u32| {
-            (0..3)
-                .map(|digit| char::from_u32(u32::from('a') + i / 26_u32.pow(digit) % 26).unwrap())
-                .collect::<String>()
-        };
-        let rules = (0..8_000).map(|i| format!("{}:{}\n", name(i), name(i + 1)));
-        format!("start:aaa\n{}{}:\"x\"", rules.collect::<String>(), name(8_000))
-    }
-
-    /// Each would take minutes, gigabytes or the whole stack if nothing kept it from that.
-    #[test]
-    fn bombs_are_refused_or_harmless_within_seconds() {
-        let deep = |open: &str, n: usize| Constraint::Lark(format!("start: {}\"a\"", open.repeat(n)));
-        let many = |n: usize| (0..n).map(|i| format!("r{i}: r{}\n", i + 1)).collect::<String>();
-        let nested =
-            (0..60).fold(json!({"type": "string"}), |inner, _| json!({"anyOf": [inner, {"type": "null"}]}));
-        let all_of: Vec<Value> = (0..2_000).map(|i| json!({"pattern": format!("a{{{i}}}")})).collect();
-        let references: serde_json::Map<String, Value> = (0..2_000)
-            .map(|i| (format!("a{i}"), json!({"$ref": format!("#/$defs/a{}", (i + 1) % 2_000)})))
-            .collect();
-        let names: serde_json::Map<String, Value> =
-            (0..2_500).map(|i| (format!("a{i}"), json!({"$ref": "#"}))).collect();
-        for (name, constraint) in [
-            ("deep brackets", deep("(", 100_000)),
-            ("brackets that are deep enough", deep("(", 5_000)),
-            ("not", deep("~", 100_000)),
-            ("a chain of rules", Constraint::Lark(format!("start: r0\n{}r4500: \"a\"", many(4_500)))),
-            ("a chain of short rules", Constraint::Lark(short_chain())),
-            ("a chain of references", schema(json!({"$ref": "#/$defs/a0", "$defs": references}))),
-            ("a loop of rules", Constraint::Lark("start: a\na: b\nb: a".into())),
-            ("counted twice", Constraint::Regex("((a{1,1000}){1,1000}){1,1000}".into())),
-            ("counted once", Constraint::Regex("(.*a.{5000}){1,50000}".into())),
-            ("or", Constraint::Regex("(a|b|ab|.)*".repeat(3_000))),
-            ("many items", schema(json!({"type": "array", "minItems": 100_000_000, "items": {"$ref": "#"}}))),
-            ("a long string", schema(json!({"type": "string", "minLength": 100_000_000}))),
-            ("patterns that are all wanted", schema(json!({"type": "string", "allOf": all_of}))),
-            ("nested choices", schema(nested)),
-            ("it refers to itself", schema(json!({"$ref": "#"}))),
-            ("many properties", schema(json!({"type": "object", "properties": names}))),
-            ("many digits", schema(json!({"type": "integer", "multipleOf": 999_999_937, "minimum": 1}))),
-        ] {
-            let begun = Instant::now();
-            let checked = check(&constraint);
-            let took = begun.elapsed();
-            eprintln!("{name}: {took:?}: {}", checked.map_or_else(|e| e.to_string(), |()| "accepted".into()));
-            assert!(took.as_secs() < 6, "{name} took {took:?}");
         }
     }
 

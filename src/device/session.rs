@@ -1,6 +1,11 @@
 //! A graph, loaded into ONNX Runtime.
 
-use std::{collections::BTreeMap, ffi::CStr, path::Path, ptr, slice};
+use std::{
+    collections::BTreeMap,
+    ffi::CStr,
+    path::{Path, PathBuf},
+    ptr, slice,
+};
 
 use ort::{
     AsPointer,
@@ -36,7 +41,16 @@ pub struct SessionOptions {
 #[derive(Debug)]
 pub struct Graph<'a> {
     path: &'a Path,
-    changed: Option<(Vec<u8>, Operators)>,
+    changed: Option<Changed>,
+}
+
+/// What is loaded in place of a graph's file.
+#[derive(Debug)]
+struct Changed {
+    content: Vec<u8>,
+    /// Where its weights are.
+    folder: PathBuf,
+    operators: Option<Operators>,
 }
 
 impl<'a> Graph<'a> {
@@ -46,15 +60,21 @@ impl<'a> Graph<'a> {
         Self { path, changed: None }
     }
 
-    /// `content` in place of the one at `path`, with weights beside that and `operators` of our own.
+    /// `content` in place of the one at `path`, with weights in `folder` and, if they are given, `operators` of our own.
     #[must_use]
-    pub fn with_operators(path: &'a Path, content: Vec<u8>, operators: Operators) -> Self {
-        Self { path, changed: Some((content, operators)) }
+    pub fn in_place_of(
+        path: &'a Path,
+        content: Vec<u8>,
+        folder: PathBuf,
+        operators: Option<Operators>,
+    ) -> Self {
+        Self { path, changed: Some(Changed { content, folder, operators }) }
     }
 
     /// Whether products are computed by an operator of ours, which most of the time of a pass goes to.
     fn has_products(&self) -> bool {
-        self.changed.as_ref().is_some_and(|(_, operators)| operators.multiplies())
+        let operators = self.changed.as_ref().and_then(|changed| changed.operators.as_ref());
+        operators.is_some_and(Operators::multiplies)
     }
 }
 
@@ -140,22 +160,21 @@ impl Session {
         let mut builder = builder.map_err(DeviceError::runtime("the session's options"))?;
         let loaded = match &graph.changed {
             None => builder.commit_from_file(graph.path),
-            Some((content, operators)) => Self::commit_changed(builder, content, operators, graph.path, crew),
+            Some(changed) => Self::commit_changed(builder, changed, crew),
         };
         loaded.map_err(DeviceError::runtime("the graph cannot be loaded"))
     }
 
     fn commit_changed(
-        builder: SessionBuilder,
-        content: &[u8],
-        operators: &Operators,
-        path: &Path,
+        mut builder: SessionBuilder,
+        Changed { content, folder, operators }: &Changed,
         crew: &Crew,
     ) -> ort::Result<ort::session::Session> {
-        let folder =
-            path.parent().and_then(Path::to_str).ok_or_else(|| ort::Error::new("its path is not UTF-8"))?;
+        let folder = folder.to_str().ok_or_else(|| ort::Error::new("its path is not UTF-8"))?;
+        if let Some(operators) = operators {
+            builder = builder.with_operators(operators.domain(crew)?)?;
+        }
         builder
-            .with_operators(operators.domain(crew)?)?
             .with_config_entry("session.model_external_initializers_file_folder_path", folder)?
             .commit_from_memory(content)
     }

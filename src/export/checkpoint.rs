@@ -15,10 +15,10 @@ use serde_json::Value;
 use super::{
     blueprint::{Blueprint, Head},
     param::Param,
-    regular,
     settings::{Settings, SettingsError},
     tensors::{TensorFile, TensorsError},
 };
+use crate::files;
 
 /// The file of a checkpoint that is not sharded.
 const SINGLE: &str = "model.safetensors";
@@ -342,10 +342,10 @@ fn some(names: &[String]) -> String {
 /// The single file wins over an index, as it does in transformers.
 fn open_files(dir: &Path) -> Result<(Vec<TensorFile>, Option<PathBuf>), CheckpointError> {
     let (single, index) = (dir.join(SINGLE), dir.join(INDEX));
-    if regular::is_there(&single) {
+    if files::exists(&single) {
         return Ok((vec![TensorFile::open(&single)?], None));
     }
-    if regular::is_there(&index) {
+    if files::exists(&index) {
         return Ok((open_shards(dir, &index)?, Some(index)));
     }
     Err(no_tensors(dir))
@@ -354,7 +354,7 @@ fn open_files(dir: &Path) -> Result<(Vec<TensorFile>, Option<PathBuf>), Checkpoi
 /// The error for a directory without safetensors, by what it has instead.
 fn no_tensors(dir: &Path) -> CheckpointError {
     for file in ["pytorch_model.bin", "pytorch_model.bin.index.json"] {
-        if regular::is_there(&dir.join(file)) {
+        if files::exists(&dir.join(file)) {
             return CheckpointError::OnlyPickle { dir: dir.into(), file };
         }
     }

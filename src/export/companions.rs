@@ -1,9 +1,12 @@
-//! The files beside the weights: tokenizer, chat template and generation settings.
+//! The files beside the weights: tokenizer, chat templates and generation settings.
 //!
-//! An adapter that was trained with tokens or a template of its own brings them, so its files win over the base's.
+//! An adapter that was trained with tokens or templates of its own brings them, so its files win over the base's. Templates
+//! are taken together, from the first directory that has any: the adapter's `default` and the base's `tool_use` would be
+//! two formats. In the export each is a file of its own, wherever it was found: `chat_template.jinja`, and
+//! `additional_chat_templates/tool_use.jinja` for conversations with tools. The order is that of `transformers`.
 
 use std::{
-    io::{self, BufReader},
+    io,
     path::{Path, PathBuf},
 };
 
@@ -11,17 +14,20 @@ use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use super::{
-    regular,
     settings::{Settings, SettingsError},
     staging::{Staging, StagingError},
 };
+use crate::{
+    files,
+    manifest::layout::{
+        GENERATION_CONFIG, MOST_JSON, MOST_TEMPLATE, MOST_TOKENIZER, PROCESSOR_TEMPLATE, SPECIAL_TOKENS_MAP,
+        TEMPLATE, TOKENIZER, TOKENIZER_CONFIG, TOOL_TEMPLATE,
+    },
+    units::Bytes,
+};
 
-const TOKENIZER: &str = "tokenizer.json";
-const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
-const CHAT_TEMPLATE: &str = "chat_template.jinja";
-
-/// Where end tokens are said, if anywhere.
-pub(super) const GENERATION_CONFIG: &str = "generation_config.json";
+/// Templates by the files that they become, with their names in JSON files.
+const TEMPLATES: [(&str, &str); 2] = [(TEMPLATE, "default"), (TOOL_TEMPLATE, "tool_use")];
 
 /// Why the files beside the weights cannot be copied.
 #[derive(Debug, thiserror::Error)]
@@ -61,9 +67,12 @@ pub enum CompanionsError {
 /// The files that were found, each where it is to be taken from.
 #[derive(Debug)]
 pub(super) struct Companions {
+    /// Files by their names in a model directory.
     copied: Vec<(&'static str, PathBuf)>,
-    /// A template that only exists within the tokenizer's settings.
-    template: Option<String>,
+    /// Templates that only exist within JSON files, by the names of the files that they become.
+    written: Vec<(&'static str, String)>,
+    /// Files that are read and not copied.
+    read: Vec<(&'static str, PathBuf)>,
     /// The settings of generation, if there are any.
     pub generation: Option<Settings>,
 }
@@ -71,96 +80,117 @@ pub(super) struct Companions {
 impl Companions {
     /// Looks in `dirs`, the first that has a file wins.
     pub(super) fn find(dirs: &[&Path]) -> Result<Self, CompanionsError> {
-        let first = |name: &'static str| {
-            dirs.iter()
-                .map(|dir| dir.join(name))
-                .find(|path| regular::is_there(path))
-                .map(|path| (name, path))
-        };
+        let first = |name: &'static str| dirs.iter().find_map(|dir| file(dir, name));
         let tokenizer = first(TOKENIZER).ok_or_else(|| no_tokenizer(dirs))?;
-        let generation = first(GENERATION_CONFIG);
-        let (template_file, template) = match find_template(dirs)? {
-            Template::File(path) => (Some((CHAT_TEMPLATE, path)), None),
-            Template::Text(text) => (None, Some(text)),
-            Template::None => (None, None),
-        };
         let config = first(TOKENIZER_CONFIG);
-        for (_, path) in [&tokenizer].into_iter().chain(&config) {
-            check_json(path)?;
+        // One belongs to the other: an older map would take the tokens of a newer configuration away.
+        let map = match &config {
+            Some((_, path)) => path.parent().and_then(|dir| file(dir, SPECIAL_TOKENS_MAP)),
+            None => first(SPECIAL_TOKENS_MAP),
+        };
+        for (name, path) in [&tokenizer].into_iter().chain(&config).chain(&map) {
+            check_json(path, most(name))?;
         }
-        let copied = [Some(tokenizer), config, template_file, generation.clone()];
+        let generation = first(GENERATION_CONFIG);
+        let Found { copied: templates, written, read } = find_templates(dirs)?;
+        let copied = [Some(tokenizer), config, map, generation.clone()].into_iter().flatten();
+        let copied = copied.chain(templates).collect();
         let generation = generation.map(|(_, path)| Settings::read(&path)).transpose()?;
-        Ok(Self { copied: copied.into_iter().flatten().collect(), template, generation })
+        Ok(Self { copied, written, read, generation })
     }
 
-    /// The files that are read.
-    pub(super) fn paths(&self) -> impl Iterator<Item = PathBuf> {
-        self.copied.iter().map(|(_, path)| path.clone())
+    /// The files that are read, by their names in a model directory.
+    pub(super) fn paths(&self) -> impl Iterator<Item = &(&'static str, PathBuf)> {
+        self.copied.iter().chain(&self.read)
     }
 
-    /// Copies them to `staging`; a template that only exists within the tokenizer's settings becomes a file.
+    /// Copies them to `staging`; a template that only exists within a JSON file becomes a file.
     pub(super) fn write(&self, staging: &Staging) -> Result<(), CompanionsError> {
         for (name, path) in &self.copied {
-            let mut file =
-                regular::open(path).map_err(|source| CompanionsError::Read { path: path.clone(), source })?;
-            staging.copy(name, &mut file)?;
+            let content = files::read(path, most(name))
+                .map_err(|source| CompanionsError::Read { path: path.clone(), source })?;
+            staging.write(name, &content)?;
         }
-        if let Some(template) = &self.template {
-            staging.write(CHAT_TEMPLATE, template.as_bytes())?;
+        for (name, template) in &self.written {
+            staging.write(name, template.as_bytes())?;
         }
         Ok(())
     }
 }
 
+/// The file `name` in `dir`, if something has this name.
+fn file(dir: &Path, name: &'static str) -> Option<(&'static str, PathBuf)> {
+    let path = dir.join(name);
+    files::exists(&path).then_some((name, path))
+}
+
+/// The largest file that is read.
+fn most(name: &str) -> Bytes {
+    match name {
+        TOKENIZER => MOST_TOKENIZER,
+        TEMPLATE | TOOL_TEMPLATE => MOST_TEMPLATE,
+        _ => MOST_JSON,
+    }
+}
+
 /// A file that is cut off would only be noticed by whoever serves the model.
-fn check_json(path: &Path) -> Result<(), CompanionsError> {
-    let file = regular::open(path).map_err(|source| CompanionsError::Read { path: path.into(), source })?;
-    let parsed: Result<IgnoredAny, _> = serde_json::from_reader(BufReader::new(file));
+fn check_json(path: &Path, most: Bytes) -> Result<(), CompanionsError> {
+    let json =
+        files::read(path, most).map_err(|source| CompanionsError::Read { path: path.into(), source })?;
+    let parsed: Result<IgnoredAny, _> = serde_json::from_slice(&json);
     Ok(parsed.map(drop).map_err(|source| SettingsError::Parse { path: path.into(), source })?)
 }
 
 fn no_tokenizer(dirs: &[&Path]) -> CompanionsError {
-    if let Some(dir) = dirs.iter().find(|dir| regular::is_there(&dir.join("tokenizer.model"))) {
+    if let Some(dir) = dirs.iter().find(|dir| files::exists(&dir.join("tokenizer.model"))) {
         return CompanionsError::OnlySentencePiece { dir: dir.to_path_buf() };
     }
     CompanionsError::NoTokenizer { dir: dirs.last().map(|dir| dir.to_path_buf()).unwrap_or_default() }
 }
 
-enum Template {
-    None,
-    File(PathBuf),
-    Text(String),
+/// The templates of a directory, as the fields of [`Companions`] have them.
+#[derive(Default)]
+struct Found {
+    copied: Vec<(&'static str, PathBuf)>,
+    written: Vec<(&'static str, String)>,
+    read: Vec<(&'static str, PathBuf)>,
 }
 
-/// In each directory the file wins over the text within the tokenizer's settings, as it does in transformers.
-fn find_template(dirs: &[&Path]) -> Result<Template, SettingsError> {
+/// In each directory files win over the text within the tokenizer's settings, and those over a processor's.
+fn find_templates(dirs: &[&Path]) -> Result<Found, SettingsError> {
     for dir in dirs {
-        let file = dir.join(CHAT_TEMPLATE);
-        if regular::is_there(&file) {
-            return Ok(Template::File(file));
+        let copied: Vec<_> = TEMPLATES.iter().filter_map(|(name, _)| file(dir, name)).collect();
+        if !copied.is_empty() {
+            return Ok(Found { copied, ..Found::default() });
         }
-        let config = dir.join(TOKENIZER_CONFIG);
-        if regular::is_there(&config)
-            && let Some(text) = template_within(&Settings::read(&config)?)?
-        {
-            return Ok(Template::Text(text));
+        for source in [TOKENIZER_CONFIG, PROCESSOR_TEMPLATE].into_iter().filter_map(|name| file(dir, name)) {
+            let written = templates_within(&Settings::read(&source.1)?)?;
+            if !written.is_empty() {
+                return Ok(Found { written, read: vec![source], ..Found::default() });
+            }
         }
     }
-    Ok(Template::None)
+    Ok(Found::default())
 }
 
-/// `chat_template` is a string, or a list of named ones, of which `default` is for chat.
-fn template_within(config: &Settings) -> Result<Option<String>, SettingsError> {
+/// `chat_template` is a string, or a list of named ones, of which `default` is for chat and `tool_use` for chat with tools.
+fn templates_within(config: &Settings) -> Result<Vec<(&'static str, String)>, SettingsError> {
     const FIELD: &str = "chat_template";
     let text = |value: &Value| value.as_str().map(str::to_owned);
     match config.get(FIELD) {
-        None => Ok(None),
+        None => Ok(Vec::new()),
         Some(Value::Array(named)) => {
-            let default = named.iter().find(|entry| entry.get("name").is_some_and(|name| name == "default"));
-            let template = default.and_then(|entry| entry.get("template")).and_then(text);
-            template.map(Some).ok_or_else(|| config.wrong(FIELD, "a list with a template named default"))
+            let template =
+                |name: &str| text(named.iter().find(|entry| entry["name"] == name)?.get("template")?);
+            let found = TEMPLATES.iter().filter_map(|&(file, name)| Some((file, template(name)?)));
+            let found: Vec<_> = found.collect();
+            let expected = "a list with a template named default or tool_use";
+            if found.is_empty() { Err(config.wrong(FIELD, expected)) } else { Ok(found) }
         }
-        Some(value) => text(value).map(Some).ok_or_else(|| config.wrong(FIELD, "a string")),
+        Some(value) => match text(value) {
+            Some(template) => Ok(vec![(TEMPLATE, template)]),
+            None => Err(config.wrong(FIELD, "a string, or a list of templates with names")),
+        },
     }
 }
 
@@ -189,24 +219,55 @@ mod tests {
     #[test]
     fn the_adapters_files_win() {
         let base = dir(&[(TOKENIZER, "1"), (TOKENIZER_CONFIG, r#"{"chat_template": "base"}"#)]);
-        let adapter = dir(&[(TOKENIZER, "2"), (CHAT_TEMPLATE, "adapter")]);
+        let adapter = dir(&[(TOKENIZER, "2"), (TEMPLATE, "adapter")]);
         let dirs = [adapter.path(), base.path()];
         assert_eq!(written(&dirs, TOKENIZER).unwrap(), "2");
-        assert_eq!(written(&dirs, CHAT_TEMPLATE).unwrap(), "adapter");
-        assert_eq!(written(&[base.path()], CHAT_TEMPLATE).unwrap(), "base");
+        assert_eq!(written(&dirs, TEMPLATE).unwrap(), "adapter");
+        assert_eq!(written(&[base.path()], TEMPLATE).unwrap(), "base");
     }
 
     #[test]
-    fn a_list_of_templates_gives_the_default_one() {
-        let list = r#"{"chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]}"#;
+    fn a_list_of_templates_becomes_a_file_for_chat_and_one_for_chat_with_tools() {
+        let list = r#"{"chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"},
+            {"name": "rag", "template": "r"}]}"#;
         let base = dir(&[(TOKENIZER, "{}"), (TOKENIZER_CONFIG, list)]);
-        assert_eq!(written(&[base.path()], CHAT_TEMPLATE).unwrap(), "d");
+        let dirs = [base.path()];
+        assert_eq!(written(&dirs, TEMPLATE).unwrap(), "d");
+        assert_eq!(written(&dirs, TOOL_TEMPLATE).unwrap(), "t");
+        let neither = r#"{"chat_template": [{"name": "rag", "template": "r"}]}"#;
+        let base = dir(&[(TOKENIZER, "{}"), (TOKENIZER_CONFIG, neither)]);
+        let message = Companions::find(&[base.path()]).unwrap_err().to_string();
+        assert!(message.contains("default or tool_use"), "{message}");
+    }
+
+    #[test]
+    fn a_template_of_a_processor_and_templates_in_files_are_copied() {
+        let base = dir(&[(TOKENIZER, "{}"), (PROCESSOR_TEMPLATE, r#"{"chat_template": "p"}"#)]);
+        let found = Companions::find(&[base.path()]).unwrap();
+        assert!(found.paths().any(|(name, _)| *name == PROCESSOR_TEMPLATE), "it is a source");
+        assert_eq!(written(&[base.path()], TEMPLATE).unwrap(), "p");
+        fs::write(base.path().join(TOKENIZER_CONFIG), r#"{"chat_template": "c"}"#).unwrap();
+        assert_eq!(written(&[base.path()], TEMPLATE).unwrap(), "c");
+        fs::create_dir(base.path().join("additional_chat_templates")).unwrap();
+        for (name, content) in [(TEMPLATE, "f"), (TOOL_TEMPLATE, "t")] {
+            fs::write(base.path().join(name), content).unwrap();
+            assert_eq!(written(&[base.path()], name).unwrap(), content);
+        }
+    }
+
+    #[test]
+    fn a_map_of_special_tokens_comes_from_where_the_tokenizers_configuration_does() {
+        let base =
+            dir(&[(TOKENIZER, "{}"), (TOKENIZER_CONFIG, "{}"), (SPECIAL_TOKENS_MAP, r#"{"base": 1}"#)]);
+        let adapter = dir(&[(TOKENIZER_CONFIG, "{}")]);
+        assert_eq!(written(&[base.path()], SPECIAL_TOKENS_MAP).unwrap(), r#"{"base": 1}"#);
+        assert_eq!(written(&[adapter.path(), base.path()], SPECIAL_TOKENS_MAP), None);
     }
 
     #[test]
     fn a_model_may_have_neither_template_nor_generation_settings() {
         let base = dir(&[(TOKENIZER, "{}")]);
-        assert_eq!(written(&[base.path()], CHAT_TEMPLATE), None);
+        assert_eq!(written(&[base.path()], TEMPLATE), None);
         assert!(Companions::find(&[base.path()]).unwrap().generation.is_none());
     }
 

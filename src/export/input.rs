@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::manifest::{AdapterSummary, SourceFile};
+use crate::manifest::{AdapterSummary, FileRecord};
 
 use super::{
     AdapterSource, ExportError, Progress, Source,
@@ -27,6 +27,8 @@ pub(super) struct Input {
     /// Random weights come without a tokenizer.
     pub companions: Option<Companions>,
     pub end_tokens: Vec<u32>,
+    /// End tokens of the configuration that the vocabulary does not have.
+    beyond: Vec<u32>,
     /// Names of tensors that are not used.
     pub skipped: Vec<String>,
     sources: Sources,
@@ -41,7 +43,7 @@ impl Input {
     }
 
     /// Hashes every file that the export reads.
-    pub(super) fn identify(&mut self, progress: &dyn Progress) -> Result<Vec<SourceFile>, ExportError> {
+    pub(super) fn identify(&mut self, progress: &dyn Progress) -> Result<Vec<FileRecord>, ExportError> {
         Ok(std::mem::take(&mut self.sources).identify(progress)?)
     }
 
@@ -52,7 +54,11 @@ impl Input {
 
     /// What a user should know about the merge.
     pub(super) fn notes(&self) -> Vec<String> {
-        self.blend().map(|blend| blend.notes.clone()).unwrap_or_default()
+        let mut notes = self.blend().map(|blend| blend.notes.clone()).unwrap_or_default();
+        notes.extend(self.beyond.iter().map(|id| {
+            format!("end token {id} is left out: the vocabulary has {} tokens", self.blueprint.dims.vocab)
+        }));
+        notes
     }
 
     fn blend(&self) -> Option<&Blend> {
@@ -74,18 +80,20 @@ impl Input {
         skipped.extend(opened.iter().flat_map(Adapter::buffers));
         let dirs: Vec<&Path> = adapters.iter().map(|adapter| &*adapter.dir).chain([base]).collect();
         let companions = Companions::find(&dirs)?;
-        let end_tokens = end_tokens(companions.generation.as_ref(), &config)?;
+        let mut end_tokens = end_tokens(companions.generation.as_ref(), &config)?;
+        let beyond: Vec<u32> = end_tokens.extract_if(.., |id| *id as usize >= blueprint.dims.vocab).collect();
         let mut sources = Sources::default();
         sources.add("base", [config.path().to_owned()].into_iter().chain(checkpoint.paths()));
-        sources.add("base", beside(&companions, base));
+        sources.add_named("base", beside(&companions, base));
         for (number, (adapter, dir)) in opened.iter().zip(&dirs).enumerate() {
             let origin = adapter_origin(number);
-            sources.add(&origin, adapter.paths().into_iter().chain(beside(&companions, dir)));
+            sources.add(&origin, adapter.paths());
+            sources.add_named(&origin, beside(&companions, dir));
         }
         let (blend, blueprint) = Blend::new(opened, blueprint)?;
         let merged = Merged::new(checkpoint, blend, blueprint.embedding.tables())?;
         let weights = Weights::Merged(Box::new(merged));
-        Ok(Self { blueprint, weights, companions: Some(companions), end_tokens, skipped, sources })
+        Ok(Self { blueprint, weights, companions: Some(companions), end_tokens, beyond, skipped, sources })
     }
 
     fn open_random(config: &Path, seed: u64) -> Result<Self, ExportError> {
@@ -97,15 +105,17 @@ impl Input {
             weights: Weights::Random(RandomWeights { seed }),
             companions: None,
             end_tokens: end_tokens(None, &config)?,
+            beyond: Vec::new(),
             skipped: Vec::new(),
             sources,
         })
     }
 }
 
-/// The companions that lie in `dir`.
-fn beside(companions: &Companions, dir: &Path) -> Vec<PathBuf> {
-    companions.paths().filter(|path| path.parent() == Some(dir)).collect()
+/// The companions that lie in `dir`, by their names there.
+fn beside(companions: &Companions, dir: &Path) -> impl Iterator<Item = (&'static str, PathBuf)> {
+    let all = companions.paths().filter(move |(name, path)| dir.join(name) == *path);
+    all.cloned()
 }
 
 /// What the directory of an adapter is called in provenance.

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use prost::Message;
 
-use crate::manifest::SourceFile;
+use crate::manifest::FileRecord;
 
 use super::{
     SourceError,
@@ -47,6 +47,6 @@ pub fn operators(graph: &[u8]) -> Result<Vec<Operator>, InspectError> {
 ///
 /// # Errors
 /// [`SourceError`] when it cannot be read.
-pub fn identify(path: &Path) -> Result<SourceFile, SourceError> {
+pub fn identify(path: &Path) -> Result<FileRecord, SourceError> {
     super::sources::identify("", path, &())
 }

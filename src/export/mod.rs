@@ -59,7 +59,6 @@ mod positioned;
 mod progress;
 mod quantize;
 mod random;
-mod regular;
 mod rope;
 mod settings;
 mod siblings;
@@ -78,7 +77,7 @@ use std::{
 use sha2::{Digest, Sha256};
 
 use crate::{
-    manifest::{self, Dtype, ExportOptions, GraphNames, Manifest, Provenance, SourceFile},
+    manifest::{self, Dtype, ExportOptions, FileRecord, GraphNames, Manifest, Provenance},
     onnx,
     units::Bytes,
 };
@@ -117,7 +116,7 @@ const DATA_FILE: &str = "model.onnx.data";
 const EXPORTER: &str = concat!("eka ", env!("CARGO_PKG_VERSION"));
 
 /// Counts changes of what is written between two versions of eka, so that cached exports are not taken for current.
-const REVISION: u32 = 3;
+const REVISION: u32 = 4;
 
 /// What to export, and how.
 #[derive(Clone, Debug)]
@@ -326,11 +325,12 @@ pub fn export(options: &Options, progress: &dyn Progress) -> Result<Report, Expo
     if let Some(companions) = &input.companions {
         companions.write(&staging)?;
     }
-    let manifest = describe(&input, options, sources);
+    let mut manifest = describe(&input, options, sources);
     if options.layout == Layout::Genai {
         let generation = input.companions.as_ref().and_then(|companions| companions.generation.as_ref());
         staging.write(genai::CONFIG, format!("{:#}\n", genai::config(&manifest, generation)).as_bytes())?;
     }
+    manifest.files = sources::identify_all(&staging.files()?, Stage::Checksums, progress)?;
     staging.write(manifest::FILE_NAME, manifest.to_json().as_bytes())?;
     staging.commit()?;
     Ok(Report {
@@ -358,7 +358,7 @@ pub fn fingerprint(options: &Options) -> Result<String, ExportError> {
         Source::Random { .. } => Vec::new(),
     };
     hash.update(format!("{EXPORTER} {REVISION}\n{:?} {scales:?}\n", options.asked()));
-    for SourceFile { path, bytes, sha256 } in input.identify(&())? {
+    for FileRecord { path, bytes, sha256 } in input.identify(&())? {
         hash.update(format!("{path} {bytes} {sha256}\n"));
     }
     Ok(sources::hexadecimal(hash))
@@ -377,7 +377,7 @@ fn open(options: &Options) -> Result<Input, ExportError> {
     Ok(input)
 }
 
-fn describe(input: &Input, options: &Options, sources: Vec<SourceFile>) -> Manifest {
+fn describe(input: &Input, options: &Options, sources: Vec<FileRecord>) -> Manifest {
     Manifest {
         schema: manifest::SCHEMA,
         architecture: input.blueprint.architecture.into(),
@@ -395,6 +395,7 @@ fn describe(input: &Input, options: &Options, sources: Vec<SourceFile>) -> Manif
             adapters: input.adapter_summaries(),
             options: Some(options.asked()),
         },
+        files: Vec::new(),
     }
 }
 

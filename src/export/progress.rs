@@ -9,6 +9,8 @@ pub enum Stage {
     Sources,
     /// Weights are merged, quantized and written.
     Weights,
+    /// The files that were written are read once for their SHA-256.
+    Checksums,
 }
 
 /// Told how far an export has come, from several threads. `()` listens to nothing.

@@ -6,20 +6,20 @@
 //! transformers.
 
 use std::{
-    io::{self, Read},
+    io,
     path::{Path, PathBuf},
 };
 
 use serde_json::{Map, Value};
 
-use super::regular;
+use crate::{files, units::Bytes};
 
 /// No dimension of a model is larger; products of two stay far inside 64 bits.
 pub(super) const MOST_SIZE: usize = 1 << 24;
 
 /// The largest settings file that is read, as large as a few hundred megabytes once parsed. The largest that models come
 /// with, tokenizers' settings, are a tenth of this.
-const MOST_BYTES: u64 = 16 << 20;
+const MOST_BYTES: Bytes = Bytes::mib(16);
 
 /// Why a settings file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -33,7 +33,7 @@ pub enum SettingsError {
         source: io::Error,
     },
     /// It is far larger than any such file.
-    #[error("{}: larger than {MOST_BYTES} bytes, which no settings file is; download it again", path.display())]
+    #[error("{}: larger than {MOST_BYTES}, which no settings file is; download it again", path.display())]
     TooLarge {
         /// The file.
         path: PathBuf,
@@ -93,14 +93,10 @@ pub(super) struct Settings {
 impl Settings {
     /// Reads the object in the file at `path`.
     pub(super) fn read(path: &Path) -> Result<Self, SettingsError> {
-        let failed = |source| SettingsError::Read { path: path.into(), source };
-        let mut json = Vec::new();
-        regular::open(path)
-            .and_then(|file| file.take(MOST_BYTES + 1).read_to_end(&mut json))
-            .map_err(failed)?;
-        if json.len() as u64 > MOST_BYTES {
-            return Err(SettingsError::TooLarge { path: path.into() });
-        }
+        let json = files::read(path, MOST_BYTES).map_err(|source| match source.kind() {
+            io::ErrorKind::FileTooLarge => SettingsError::TooLarge { path: path.into() },
+            _ => SettingsError::Read { path: path.into(), source },
+        })?;
         Self::parse(path, &json)
     }
 

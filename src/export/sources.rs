@@ -1,21 +1,18 @@
 //! Which files an export was made from, by their content.
 
 use std::{
-    io::{self, Read},
+    io,
     path::{Path, PathBuf},
 };
 
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use crate::{manifest::SourceFile, units::Bytes};
+use crate::{files, manifest::FileRecord, units::Bytes};
 
-use super::{Progress, Stage, regular};
+use super::{Progress, Stage};
 
-/// Read at once while hashing.
-const BUFFER_BYTES: usize = 1 << 20;
-
-/// A source cannot be read.
+/// A file cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {source}", path.display())]
 pub struct SourceError {
@@ -38,14 +35,32 @@ impl Sources {
         }));
     }
 
+    /// Adds files of the directory that is called `origin`, by their names in it.
+    pub(super) fn add_named(
+        &mut self,
+        origin: &str,
+        files: impl IntoIterator<Item = (&'static str, PathBuf)>,
+    ) {
+        self.0.extend(files.into_iter().map(|(name, path)| (format!("{origin}/{name}"), path)));
+    }
+
     /// Reads every file once, in pieces, and gives what identifies it, in the order of the names.
-    pub(super) fn identify(mut self, progress: &dyn Progress) -> Result<Vec<SourceFile>, SourceError> {
+    pub(super) fn identify(mut self, progress: &dyn Progress) -> Result<Vec<FileRecord>, SourceError> {
         self.0.sort();
         self.0.dedup();
-        let sizes: Vec<u64> = self.0.iter().map(|(_, path)| size(path)).collect::<Result<_, _>>()?;
-        progress.begin(Stage::Sources, sizes.iter().copied().map(Bytes).sum());
-        self.0.par_iter().map(|(name, path)| identify(name, path, progress)).collect()
+        identify_all(&self.0, Stage::Sources, progress)
     }
+}
+
+/// Identifies files by their names, all at once.
+pub(super) fn identify_all(
+    files: &[(String, PathBuf)],
+    stage: Stage,
+    progress: &dyn Progress,
+) -> Result<Vec<FileRecord>, SourceError> {
+    let sizes: Vec<u64> = files.iter().map(|(_, path)| size(path)).collect::<Result<_, _>>()?;
+    progress.begin(stage, sizes.iter().copied().map(Bytes).sum());
+    files.par_iter().map(|(name, path)| identify(name, path, progress)).collect()
 }
 
 fn size(path: &Path) -> Result<u64, SourceError> {
@@ -53,23 +68,10 @@ fn size(path: &Path) -> Result<u64, SourceError> {
     Ok(metadata.len())
 }
 
-pub(super) fn identify(name: &str, path: &Path, progress: &dyn Progress) -> Result<SourceFile, SourceError> {
-    let failed = |source| SourceError { path: path.into(), source };
-    let mut file = regular::open(path).map_err(failed)?;
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; BUFFER_BYTES];
-    let mut bytes = 0;
-    loop {
-        let read = match file.read(&mut buffer) {
-            Ok(0) => break,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            read => read.map_err(failed)?,
-        };
-        hash.update(&buffer[..read]);
-        bytes += read as u64;
-        progress.advance(Bytes::from(read));
-    }
-    Ok(SourceFile { path: name.into(), bytes, sha256: hexadecimal(hash) })
+pub(super) fn identify(name: &str, path: &Path, progress: &dyn Progress) -> Result<FileRecord, SourceError> {
+    let hashed = files::hash(path, |by| progress.advance(by));
+    let (bytes, sha256) = hashed.map_err(|source| SourceError { path: path.into(), source })?;
+    Ok(FileRecord { path: name.into(), bytes: bytes.0, sha256 })
 }
 
 /// The digest in lower-case hexadecimal.

@@ -10,10 +10,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{manifest, units::Bytes};
+use crate::{files, manifest, units::Bytes};
 
 use super::{
-    disk, regular,
+    disk,
     siblings::{self, Sibling},
 };
 
@@ -162,11 +162,22 @@ impl Staging {
     pub(super) fn copy(&self, name: &str, content: &mut impl io::Read) -> Result<(), StagingError> {
         let path = self.path(name);
         let mut write = || {
+            fs::create_dir_all(parent(&path))?;
             let mut file = File::create_new(&path)?;
             io::copy(content, &mut file)?;
-            file.sync_all()
+            file.sync_all()?;
+            if name.contains('/') { sync_dir(parent(&path)) } else { Ok(()) }
         };
         write().map_err(|source| StagingError::Write { path: path.clone(), source })
+    }
+
+    /// The files that were written, by their names, in the order of these.
+    pub(super) fn files(&self) -> Result<Vec<(String, PathBuf)>, StagingError> {
+        let mut files = Vec::new();
+        collect_files(self.dir.path(), "", &mut files)
+            .map_err(|source| StagingError::Write { path: self.dir.path().into(), source })?;
+        files.sort();
+        Ok(files)
     }
 
     /// Puts the directory in its place.
@@ -174,7 +185,7 @@ impl Staging {
         check_existing(&self.output, self.existing)?;
         let failed = |source| StagingError::Write { path: self.output.clone(), source };
         sync_dir(self.dir.path()).map_err(failed)?;
-        if regular::is_there(&self.output) {
+        if files::exists(&self.output) {
             self.replace()?;
         } else {
             disk::rename_new(self.dir.path(), &self.output).map_err(failed)?;
@@ -205,6 +216,20 @@ impl Staging {
     }
 }
 
+/// Adds the files in `dir`, whose names begin with `prefix`.
+fn collect_files(dir: &Path, prefix: &str, files: &mut Vec<(String, PathBuf)>) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
+        if entry.file_type()?.is_dir() {
+            collect_files(&entry.path(), &format!("{name}/"), files)?;
+        } else {
+            files.push((name, entry.path()));
+        }
+    }
+    Ok(())
+}
+
 /// Fails when `output` is the directory `source`, or would be made within it.
 pub(super) fn check_apart(output: &Path, source: &Path) -> Result<(), StagingError> {
     let above = output.ancestors().map(|dir| if dir.as_os_str().is_empty() { Path::new(".") } else { dir });
@@ -219,7 +244,7 @@ pub(super) fn check_apart(output: &Path, source: &Path) -> Result<(), StagingErr
 
 fn check_existing(output: &Path, existing: Existing) -> Result<(), StagingError> {
     let path = || output.to_owned();
-    if !regular::is_there(output) {
+    if !files::exists(output) {
         return Ok(());
     }
     match existing {

@@ -22,8 +22,8 @@ use serde::{
 use super::{
     param::{Param, Shape},
     positioned::Positioned,
-    regular,
 };
+use crate::files;
 
 /// As the safetensors library itself refuses.
 const MOST_HEADER_BYTES: u64 = 100_000_000;
@@ -144,7 +144,7 @@ impl TensorFile {
     /// Opens the file at `path` and reads its header.
     pub(super) fn open(path: &Path) -> Result<Self, TensorsError> {
         let failed = |source| TensorsError::Read { path: path.into(), source };
-        let mut file = regular::open(path).map_err(failed)?;
+        let mut file = files::open(path).map_err(failed)?;
         let file_bytes = file.metadata().map_err(failed)?.len();
         let Header { data_start, tensors } = Header::read(&mut file, path, file_bytes)?;
         Ok(Self { path: path.into(), file: Positioned::new(file), data_start, tensors })

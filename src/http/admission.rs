@@ -13,13 +13,14 @@ use super::{
     ask::{Ask, Delivery, Prompt},
     error::ApiError,
     form::Form,
+    rendering::render,
     salt,
+    texts::aside,
 };
 use crate::{
-    constraint::{self, ConstraintError},
     executor::{Caller, Deadlines, SubmitError, Terms},
     job::{Dry, Failure, Job, JobId, Priority, Readiness, Sampling, TraceLink},
-    text::{Conversation, Message, Text, TextError},
+    text::Text,
     units::Tokens,
 };
 
@@ -117,26 +118,19 @@ pub(super) fn check_readiness(readiness: &Readiness) -> Result<(), ApiError> {
     }
 }
 
-/// Compiles a constraint once to see that a worker can, on a thread of its own: it takes milliseconds, and what a stranger
-/// thinks of may take seconds. As with prompts, a few at a time and not when the queue is full.
+/// Has the sandbox compile a constraint once, to see that a worker can; not when the queue is full anyway.
 async fn check_form(state: &AppState, text: &Text, form: &Form, priority: Priority) -> Result<(), ApiError> {
-    let internal = |error: &dyn std::fmt::Display| ApiError::Internal { message: error.to_string() };
     text.check_table()?;
-    let permit = state.encoders.acquire().await.map_err(|error| internal(&error))?;
     state.executor.check_room(Tokens(1), priority)?;
-    let form = form.clone();
-    let checked = web::block(move || check_parts(&form)).await.map_err(|error| internal(&error))?;
-    drop(permit);
-    checked.map_err(|(param, source)| ApiError::Constraint { param, source })
-}
-
-/// Checks a form; where it cannot be kept, says which field is at fault.
-fn check_parts(form: &Form) -> Result<(), (String, ConstraintError)> {
-    let Err(whole) = constraint::check(&form.constraint) else { return Ok(()) };
-    for (param, part) in &form.parts {
-        constraint::check(part).map_err(|source| (param.clone(), source))?;
+    let sandbox = state.sandbox()?;
+    let Err(whole) = sandbox.check(&form.constraint).await? else { return Ok(()) };
+    if !whole.is_limit() {
+        for (param, part) in &form.parts {
+            let checked = sandbox.check(part).await?;
+            checked.map_err(|source| ApiError::Constraint { param: param.clone(), source })?;
+        }
     }
-    Err((form.param.clone(), whole))
+    Err(ApiError::Constraint { param: form.param.clone(), source: whole })
 }
 
 /// Looks up the tokens that a repetition does not reach across: through the whole vocabulary, and so on another thread.
@@ -152,47 +146,43 @@ async fn with_breakers(
     Ok(Sampling { dry: Some(Dry { breakers, ..dry }), ..sampling })
 }
 
-/// Encodes a long prompt on a thread of its own, because it takes long enough to stall every stream of this one. A few at
-/// a time, and not when the queue is full anyway: a crowd that will be refused must not take the worker's processors.
+/// Renders a conversation, and encodes a long prompt on a thread of its own, because it takes long enough to stall every
+/// stream of this one. A few at a time, and not when the queue is full anyway: a crowd that will be refused must not take the
+/// worker's processors.
 async fn encode(
     state: &AppState,
     text: &Arc<Text>,
     prompt: Prompt,
     priority: Priority,
 ) -> Result<Vec<u32>, ApiError> {
-    let internal = |error: &dyn std::fmt::Display| ApiError::Internal { message: error.to_string() };
-    let _permit = state.encoders.acquire().await.map_err(|error| internal(&error))?;
     state.executor.check_room(Tokens(1), priority)?;
-    let ids = if is_short(&prompt) {
-        encode_now(text, prompt)?
-    } else {
-        let text = Arc::clone(text);
-        web::block(move || encode_now(&text, prompt)).await.map_err(|error| internal(&error))??
+    let (prompt, special) = match prompt {
+        Prompt::Ids(ids) if ids.is_empty() => return Err(ApiError::EmptyPrompt),
+        Prompt::Ids(ids) => return Ok(ids),
+        // Some tokenizers would make a beginning-of-text token of it.
+        Prompt::Text(prompt) if prompt.is_empty() => return Err(ApiError::EmptyPrompt),
+        Prompt::Text(prompt) => (prompt, Special::Added),
+        // A chat template writes its own.
+        Prompt::Conversation(conversation) => (render(state, text, conversation).await?, Special::Written),
     };
+    let encoding = aside(state, prompt.len(), {
+        let text = Arc::clone(text);
+        move || match special {
+            Special::Added => text.encode(&prompt),
+            Special::Written => text.encode_bare(&prompt),
+        }
+    });
+    let ids = encoding.await?;
     if ids.is_empty() { Err(ApiError::EmptyPrompt) } else { Ok(ids) }
 }
 
-/// Whether it is encoded sooner than another thread has taken it up.
-fn is_short(prompt: &Prompt) -> bool {
-    const MOST: usize = 1024;
-    match prompt {
-        Prompt::Ids(_) => true,
-        Prompt::Text(text) => text.len() <= MOST,
-        Prompt::Conversation(Conversation { messages, tools, .. }) => {
-            let length = |message: &Message| message.content.as_ref().map_or(0, String::len);
-            tools.is_empty() && messages.iter().map(|message| 16 + length(message)).sum::<usize>() <= MOST
-        }
-    }
-}
-
-fn encode_now(text: &Text, prompt: Prompt) -> Result<Vec<u32>, TextError> {
-    match prompt {
-        // Some tokenizers would make a beginning-of-text token of it.
-        Prompt::Text(prompt) if prompt.is_empty() => Ok(Vec::new()),
-        Prompt::Text(prompt) => text.encode(&prompt),
-        Prompt::Ids(ids) => Ok(ids),
-        Prompt::Conversation(conversation) => text.encode_chat(&conversation),
-    }
+/// Who puts special tokens around a prompt.
+#[derive(Clone, Copy)]
+enum Special {
+    /// The tokenizer.
+    Added,
+    /// Whoever wrote the prompt.
+    Written,
 }
 
 /// How many tokens to generate: those asked for, which must fit, else as many of the default as fit.

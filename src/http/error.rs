@@ -12,11 +12,12 @@ use actix_web::{
 };
 use serde_json::{Value, json};
 
-use super::fields::FieldError;
+use super::{catalogue::Unavailable, fields::FieldError};
 use crate::{
     constraint::ConstraintError,
     executor::SubmitError,
     job::Failure,
+    sandbox::SandboxError,
     text::TextError,
     units::{Bytes, Tokens},
 };
@@ -54,6 +55,8 @@ pub(super) enum ApiError {
     SavedPromptNotFound { name: String },
     #[error("there is no model {asked:?} here; this server serves {served}")]
     ModelNotFound { asked: String, served: String },
+    #[error("model {:?} is not available: {}", .0.id, .0.reason)]
+    ModelUnavailable(Unavailable),
     #[error(
         "this path is for whoever runs the server: send the request from the machine it runs on, and not from a page"
     )]
@@ -78,6 +81,8 @@ pub(super) enum ApiError {
     NoRoom { prompt: Tokens, capacity: Tokens },
     #[error("{param} {source}")]
     Constraint { param: String, source: ConstraintError },
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
     #[error(transparent)]
     Text(#[from] TextError),
     #[error("the model is being loaded")]
@@ -109,6 +114,7 @@ impl ApiError {
             Self::Field(field) => (S::BAD_REQUEST, field.code()),
             Self::SavedPromptNotFound { .. } => (S::NOT_FOUND, "saved_prompt_not_found"),
             Self::ModelNotFound { .. } => (S::NOT_FOUND, "model_not_found"),
+            Self::ModelUnavailable(_) => (S::SERVICE_UNAVAILABLE, "model_unavailable"),
             Self::NotFromHere => (S::FORBIDDEN, "not_from_here"),
             Self::NoKey | Self::WrongKey => (S::UNAUTHORIZED, "invalid_api_key"),
             Self::NotAdmin => (S::FORBIDDEN, "admin_key_required"),
@@ -117,10 +123,11 @@ impl ApiError {
             Self::RateLimited { .. } => (S::TOO_MANY_REQUESTS, "rate_limit_exceeded"),
             Self::EmptyPrompt => (S::BAD_REQUEST, "empty_prompt"),
             Self::NoRoom { .. } => (S::BAD_REQUEST, "context_length_exceeded"),
-            Self::Constraint { source: ConstraintError::Busy { .. }, .. } => {
-                (S::SERVICE_UNAVAILABLE, "constraint_busy")
-            }
             Self::Constraint { .. } => (S::BAD_REQUEST, "invalid_constraint"),
+            Self::Sandbox(SandboxError::Busy) => (S::TOO_MANY_REQUESTS, "preparation_busy"),
+            Self::Sandbox(SandboxError::Unavailable { .. }) => {
+                (S::SERVICE_UNAVAILABLE, "preparation_unavailable")
+            }
             Self::Text(text) => text_row(text),
             Self::Loading => (S::SERVICE_UNAVAILABLE, "not_ready"),
             Self::WorkerDown { .. } => (S::SERVICE_UNAVAILABLE, "worker_down"),
@@ -140,7 +147,9 @@ impl ApiError {
     fn param(&self) -> Option<&str> {
         match self {
             Self::Field(field) => Some(field.param()),
-            Self::ModelNotFound { .. } | Self::ModelNotAllowed { .. } => Some("model"),
+            Self::ModelNotFound { .. } | Self::ModelUnavailable(_) | Self::ModelNotAllowed { .. } => {
+                Some("model")
+            }
             Self::EmptyPrompt => Some("prompt"),
             Self::SavedPromptNotFound { .. } | Self::Failure(Failure::SavedPrompt { .. }) => Some("name"),
             Self::Constraint { param, .. } => Some(param),
@@ -161,7 +170,7 @@ impl ApiError {
                 Some(retry_in.unwrap_or(LATER))
             }
             Self::Loading
-            | Self::Constraint { source: ConstraintError::Busy { .. }, .. }
+            | Self::Sandbox(_)
             | Self::Submit(SubmitError::Stopped)
             | Self::Failure(Failure::ShuttingDown) => Some(SOON),
             _ => None,
@@ -203,6 +212,10 @@ impl ApiError {
                 format!("the file of saved prompt {name:?} cannot be written or read")
             }
             Self::Failure(Failure::WorkerLost { .. }) => "the worker process was lost".into(),
+            Self::Sandbox(SandboxError::Unavailable { .. }) => {
+                "schemas and conversations cannot be prepared now; retry later, or send a plain `prompt`"
+                    .into()
+            }
             Self::Internal { .. } => "an internal task failed".into(),
             _ => return None,
         };
@@ -254,7 +267,16 @@ fn text_row(error: &TextError) -> (StatusCode, &'static str) {
         TextError::NoTools { .. } => (StatusCode::BAD_REQUEST, "tools_unsupported"),
         TextError::NoTable => (StatusCode::BAD_REQUEST, "constraint_unsupported"),
         TextError::Messages { .. } => (StatusCode::BAD_REQUEST, "messages_refused"),
-        _ => (StatusCode::INTERNAL_SERVER_ERROR, "model_files"),
+        TextError::Template { .. } => (StatusCode::BAD_REQUEST, "chat_template_failed"),
+        TextError::TemplateSteps { .. } | TextError::TemplateLimit { .. } => {
+            (StatusCode::BAD_REQUEST, "chat_template_limit")
+        }
+        TextError::Encode { .. } => (StatusCode::BAD_REQUEST, "not_encodable"),
+        TextError::Manifest(_)
+        | TextError::Read { .. }
+        | TextError::Json { .. }
+        | TextError::Tokenizer { .. }
+        | TextError::TemplateFile { .. } => (StatusCode::SERVICE_UNAVAILABLE, "model_files"),
     }
 }
 
@@ -262,7 +284,7 @@ fn failure_row(failure: &Failure) -> (StatusCode, &'static str) {
     match failure {
         Failure::Context { .. } => (StatusCode::BAD_REQUEST, "context_length_exceeded"),
         Failure::UnknownToken { .. } => (StatusCode::BAD_REQUEST, "unknown_token"),
-        Failure::Model { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "model_load_failed"),
+        Failure::Model { .. } => (StatusCode::SERVICE_UNAVAILABLE, "model_load_failed"),
         Failure::Constraint { .. } => (StatusCode::BAD_REQUEST, "constraint_failed"),
         Failure::Device { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "device_error"),
         // Not one of 5xx: clients send those again by themselves, and the same request needs as much the next time.

@@ -84,7 +84,7 @@ impl Known {
 }
 
 /// What is left of a JSON object, and where in the body it stands.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Fields {
     object: Map<String, Value>,
     /// Empty at the top, else for example `messages[2].`.
@@ -123,10 +123,12 @@ impl Fields {
     }
 
     /// Takes a field of any type; `None` when it is absent or null.
+    ///
+    /// In constant time: `shift_remove` would keep the order of the others, and move up to all of them for each field taken.
     pub(super) fn take<T: DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>, FieldError> {
         #[cfg(test)]
         asked::note(&self.prefix, name);
-        match self.object.shift_remove(name) {
+        match self.object.swap_remove(name) {
             None | Some(Value::Null) => Ok(None),
             Some(value) => typed(value, &self.path(name)).map(Some),
         }
@@ -144,8 +146,7 @@ impl Fields {
         range: RangeInclusive<f32>,
     ) -> Result<Option<f32>, FieldError> {
         let Some(found) = self.take::<Number>(name)? else { return Ok(None) };
-        let value = found.as_f64().map(narrow).filter(|value| range.contains(value));
-        value.map(Some).ok_or_else(|| self.out_of_range(name, &found, &range))
+        number_within(&found, &self.path(name), &range).map(Some)
     }
 
     /// Takes a whole number within `range`.
@@ -156,7 +157,7 @@ impl Fields {
     ) -> Result<Option<u64>, FieldError> {
         let Some(found) = self.take::<Number>(name)? else { return Ok(None) };
         let value = found.as_u64().filter(|value| range.contains(value));
-        value.map(Some).ok_or_else(|| self.out_of_range(name, &found, &range))
+        value.map(Some).ok_or_else(|| out_of_range(&self.path(name), &found, &range))
     }
 
     /// Checks that nothing is left but `known` fields that ask for nothing.
@@ -175,16 +176,21 @@ impl Fields {
         }
         Ok(())
     }
+}
 
-    fn out_of_range<T: std::fmt::Display>(
-        &self,
-        name: &str,
-        found: &Number,
-        range: &RangeInclusive<T>,
-    ) -> FieldError {
-        let range = format!("{} to {}", range.start(), range.end());
-        FieldError::Range { param: self.path(name), found: found.to_string(), range }
-    }
+/// A number within `range`; the error names it `param`.
+pub(super) fn number_within(
+    found: &Number,
+    param: &str,
+    range: &RangeInclusive<f32>,
+) -> Result<f32, FieldError> {
+    let value = found.as_f64().map(narrow).filter(|value| range.contains(value));
+    value.ok_or_else(|| out_of_range(param, found, range))
+}
+
+fn out_of_range<T: std::fmt::Display>(param: &str, found: &Number, range: &RangeInclusive<T>) -> FieldError {
+    let range = format!("{} to {}", range.start(), range.end());
+    FieldError::Range { param: param.to_owned(), found: found.to_string(), range }
 }
 
 /// Reads a value as a `T`; an error names the place within it.
@@ -255,6 +261,20 @@ mod tests {
         let mut fields = fields(r#"{"a": null}"#);
         assert_eq!(fields.take::<String>("a").unwrap(), None);
         assert_eq!(fields.take::<String>("b").unwrap(), None);
+        fields.finish(&[]).unwrap();
+    }
+
+    #[test]
+    fn taking_every_field_of_a_large_object_moves_no_other_field() {
+        let names: Vec<String> = (0..40_000).map(|n| format!("field_{n}")).collect();
+        let object = names.iter().map(|name| (name.clone(), Value::from(1))).collect();
+        let mut fields = Fields::nested(Value::Object(object), "logit_bias").unwrap();
+        assert_eq!(fields.take::<u32>(&names[0]).unwrap(), Some(1));
+        // `shift_remove` would have put the second field in the first place.
+        assert_eq!(fields.object.keys().next(), names.last());
+        for name in &names[1..] {
+            assert_eq!(fields.take::<u32>(name).unwrap(), Some(1));
+        }
         fields.finish(&[]).unwrap();
     }
 

@@ -1,7 +1,7 @@
 //! The HTTP side: routes, request and answer types, server-sent events, and the one table from error to status.
 //!
 //! `listen` accepts connections and `connection` stands between them and actix-web. A request goes down this list: `gate` lets it in, `body` reads it, `fields` takes it apart, `dialect` and `ask` prove it,
-//! `admission` makes it a job, `answer` makes text of what comes back, and `generate` sends it. `error` is
+//! `rendering` has the sandbox make a prompt of its messages, `admission` makes it a job, `answer` makes text of what comes back, and `generate` sends it. `error` is
 //! where each of them says no.
 //!
 //! A client that leaves is noticed because everything made for it is dropped: its handler or stream, the answer within,
@@ -22,6 +22,7 @@ mod dialect;
 mod error;
 mod fields;
 mod form;
+pub mod fuzzing;
 mod gate;
 mod generate;
 mod headers;
@@ -33,6 +34,7 @@ mod openapi;
 mod page;
 mod probes;
 mod refusal;
+mod rendering;
 mod request_id;
 mod responses;
 mod salt;
@@ -62,7 +64,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::{
     admin::{Orders, SetLogLevel},
-    catalogue::Catalogue,
+    catalogue::{Catalogue, Unavailable},
     tls::{Tls, TlsError},
 };
 use self::{
@@ -75,6 +77,7 @@ use crate::{
     executor::{Deadlines, Executor},
     job::Readiness,
     metrics::Metrics,
+    sandbox::{Sandbox, SandboxError},
     saved::Store,
     text::Text,
     units::{Bytes, Tokens},
@@ -138,6 +141,8 @@ pub struct AppState {
     door: Arc<Door>,
     /// `None` is HTTP without TLS.
     tls: Option<Arc<Tls>>,
+    /// `None` where there is no program to start one with.
+    sandbox: Option<Sandbox>,
     /// `None` where nobody takes any.
     orders: Option<Orders>,
     /// Where prompts are saved; `None` where none are.
@@ -177,6 +182,7 @@ impl AppState {
             executor,
             door: Arc::default(),
             tls: None,
+            sandbox: None,
             orders: None,
             saved: None,
             set_log_level: None,
@@ -190,6 +196,12 @@ impl AppState {
             instance: rand::random(),
             was_ready: Arc::default(),
         }
+    }
+
+    /// With processes that compile schemas and render chat templates; without, requests that need one are refused.
+    #[must_use]
+    pub fn with_sandbox(self, sandbox: Sandbox) -> Self {
+        Self { sandbox: Some(sandbox), ..self }
     }
 
     /// With somebody to take the orders of `/admin`.
@@ -238,6 +250,11 @@ impl AppState {
     #[must_use]
     pub fn with_drain(self, drain: CancellationToken) -> Self {
         Self { drain, ..self }
+    }
+
+    fn sandbox(&self) -> Result<&Sandbox, SandboxError> {
+        let missing = || SandboxError::Unavailable { reason: "there is none".into() };
+        self.sandbox.as_ref().ok_or_else(missing)
     }
 
     fn deadlines(&self) -> Deadlines {
@@ -291,7 +308,10 @@ where
 {
     let Life { beside, shutdown, finish } = life;
     let beside = Arc::new(Mutex::new(Some(beside)));
+    let sandbox = state.sandbox.clone();
     let begin = move || {
+        // Its processes end with the thread that starts them.
+        sandbox.iter().for_each(Sandbox::warm_up);
         if let Some(beside) = beside.lock().unwrap_or_else(PoisonError::into_inner).take() {
             actix_web::rt::spawn(beside);
         }

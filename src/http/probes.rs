@@ -3,7 +3,7 @@
 //! Alive, ready and full are three different things. A process that answers is alive, whatever its worker does; a
 //! server is ready when a worker has the model loaded; and a full queue is neither's business.
 
-use std::{fmt::Write, sync::Arc};
+use std::fmt::Write;
 
 use actix_web::{
     HttpRequest, HttpResponse,
@@ -13,9 +13,10 @@ use actix_web::{
 use serde_json::{Value, json};
 
 use super::{
-    AppState, ROUTES,
+    AppState, ROUTES, Unavailable,
+    catalogue::{self, Entry},
     error::{ApiError, SOON},
-    gate::{self, check_model},
+    gate::check_model,
     page,
 };
 use crate::{
@@ -76,7 +77,7 @@ pub(super) async fn metrics(state: web::Data<AppState>) -> Result<HttpResponse, 
 
 /// `GET /v1/models`.
 pub(super) async fn models(request: HttpRequest, state: web::Data<AppState>) -> HttpResponse {
-    let data: Vec<_> = usable(&request, &state).map(|text| model_object(&state, text)).collect();
+    let data: Vec<_> = allowed(&request, &state).map(|entry| model_object(&state, entry)).collect();
     HttpResponse::Ok().json(json!({ "object": "list", "data": data }))
 }
 
@@ -86,8 +87,9 @@ pub(super) async fn model(
     state: web::Data<AppState>,
     path: web::Path<String>,
 ) -> Result<HttpResponse, ApiError> {
-    let text = gate::model(&request, &state, Some(&path.into_inner()))?;
-    Ok(HttpResponse::Ok().json(model_object(&state, text)))
+    let asked = path.into_inner();
+    check_model(&request, &asked)?;
+    Ok(HttpResponse::Ok().json(model_object(&state, state.catalogue.entry(Some(&asked))?)))
 }
 
 /// `GET /`: what is served where; for browsers, the page.
@@ -95,7 +97,7 @@ pub(super) async fn index(request: HttpRequest, state: web::Data<AppState>) -> H
     if page::is_wanted(&request) {
         return page::document(&request);
     }
-    let models: Vec<_> = usable(&request, &state).map(|text| text.card().id.as_str()).collect();
+    let models: Vec<_> = allowed(&request, &state).filter(|entry| entry.is_ok()).map(catalogue::id).collect();
     let mut list = format!("eka serves {}, one answer at a time.\n\n", models.join(", "));
     for route in ROUTES {
         // Writing to a `String` does not fail.
@@ -104,13 +106,26 @@ pub(super) async fn index(request: HttpRequest, state: web::Data<AppState>) -> H
     HttpResponse::Ok().insert_header(ContentType::plaintext()).insert_header((VARY, "accept")).body(list)
 }
 
-/// The models that whoever asks may use.
-fn usable<'a>(request: &'a HttpRequest, state: &'a AppState) -> impl Iterator<Item = &'a Arc<Text>> {
-    state.catalogue.all().filter(|text| check_model(request, &text.card().id).is_ok())
+/// The models that the key of a request may use.
+fn allowed<'a>(request: &'a HttpRequest, state: &'a AppState) -> impl Iterator<Item = &'a Entry> {
+    state.catalogue.entries().filter(|entry| check_model(request, catalogue::id(entry)).is_ok())
 }
 
 /// OpenAI's model object, with what eka knows besides.
-fn model_object(state: &AppState, text: &Text) -> Value {
+fn model_object(state: &AppState, entry: &Entry) -> Value {
+    match entry {
+        Ok(text) => available(state, text),
+        Err(Unavailable { id, reason }) => json!({
+            "id": id,
+            "object": "model",
+            "created": 0,
+            "owned_by": "eka",
+            "eka": { "status": "unavailable", "error": reason },
+        }),
+    }
+}
+
+fn available(state: &AppState, text: &Text) -> Value {
     let card = text.card();
     let readiness = state.readiness.borrow();
     let id = card.id.as_str().into();
@@ -120,6 +135,7 @@ fn model_object(state: &AppState, text: &Text) -> Value {
         "created": card.created,
         "owned_by": "eka",
         "eka": {
+            "status": "available",
             "context_length": state.context_length(text),
             "vocabulary": card.vocabulary,
             "has_chat_template": card.has_chat_template,

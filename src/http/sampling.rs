@@ -1,12 +1,18 @@
 //! How a token is picked, as requests say it: OpenAI's fields, and those of llama.cpp and vLLM that people miss there.
 
+use std::collections::HashSet;
+
 use serde_json::{Map, Number, Value};
 
 use super::{
     ask::{Rules, check_id},
-    fields::{FieldError, Fields},
+    fields::{FieldError, Fields, number_within, typed},
 };
 use crate::job::{Dry, Sampling};
+
+/// Most tokens with a bias. OpenAI's limit is 300; lists of the tokens of several hundred words to avoid need more. Every
+/// step of every answer adds them all, and each is sent to the worker.
+const MOST_BIASES: usize = 1024;
 
 /// Takes the fields that say how a token is picked.
 pub(super) fn take(fields: &mut Fields, rules: &Rules) -> Result<Sampling, FieldError> {
@@ -41,16 +47,31 @@ fn take_seed(fields: &mut Fields) -> Result<u64, FieldError> {
     })
 }
 
+/// Takes `logit_bias` in one pass. The same token may be written in several ways ("7", "07"), and a bias for each of them
+/// has no one meaning.
 fn take_logit_bias(fields: &mut Fields, vocabulary: usize) -> Result<Vec<(u32, f32)>, FieldError> {
     let Some(biases) = fields.take::<Map<String, Value>>("logit_bias")? else { return Ok(Vec::new()) };
-    let ids: Vec<String> = biases.keys().cloned().collect();
-    let mut biases = Fields::nested(Value::Object(biases), &fields.path("logit_bias"))?;
-    let mut taken = Vec::with_capacity(ids.len());
-    for id in &ids {
-        let path = biases.path(id);
+    let path = fields.path("logit_bias");
+    if biases.len() > MOST_BIASES {
+        let said = format!(
+            "{} entries, at most {MOST_BIASES}; to restrict an answer to some characters, send regex or grammar",
+            biases.len()
+        );
+        return Err(FieldError::value(path, said));
+    }
+    let mut seen = HashSet::with_capacity(biases.len());
+    let mut taken = Vec::with_capacity(biases.len());
+    for (id, bias) in biases {
+        let path = format!("{path}.{id}");
         let token = id.parse().map_err(|_| FieldError::value(&path, "is not a token id"))?;
         check_id(token, &path, vocabulary)?;
-        taken.extend(biases.number(id, -100.0..=100.0)?.map(|bias| (token, bias)));
+        if !seen.insert(token) {
+            return Err(FieldError::value(path, format!("token {token} has more than one bias")));
+        }
+        let bias: Option<Number> = typed(bias, &path)?;
+        if let Some(bias) = bias {
+            taken.push((token, number_within(&bias, &path, &(-100.0..=100.0))?));
+        }
     }
     Ok(taken)
 }
@@ -79,5 +100,34 @@ pub(super) fn take_breakers(fields: &mut Fields) -> Result<Vec<String>, FieldErr
             Err(FieldError::value(path, format!("string {place} is empty and would stand everywhere")))
         }
         None => Ok(breakers),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn biases(object: Value) -> Result<Vec<(u32, f32)>, FieldError> {
+        let mut fields = Fields::parse(json!({ "logit_bias": object }).to_string().as_bytes()).unwrap();
+        take_logit_bias(&mut fields, 1_000_000)
+    }
+
+    #[test]
+    fn one_request_has_at_most_so_many_biases_and_the_error_names_the_limit() {
+        let many = |n: usize| (0..n).map(|id| (format!("{id:0>9}"), json!(1))).collect::<Map<_, _>>();
+        assert_eq!(biases(many(MOST_BIASES).into()).unwrap().len(), MOST_BIASES);
+        let error = biases(many(40_960).into()).unwrap_err();
+        assert_eq!((error.param(), error.code()), ("logit_bias", "invalid_value"));
+        assert!(error.to_string().contains("40960 entries, at most 1024"), "{error}");
+    }
+
+    #[test]
+    fn one_token_in_two_spellings_is_refused() {
+        let error = biases(json!({ "1": 1, "01": 2 })).unwrap_err();
+        assert_eq!(error.param(), "logit_bias.01");
+        assert!(error.to_string().contains("token 1 has more than one bias"), "{error}");
+        assert_eq!(biases(json!({ "1": 1, "2": null, "3": -2.5 })).unwrap(), [(1, 1.0), (3, -2.5)]);
     }
 }

@@ -35,6 +35,7 @@ use super::{
     error::ApiError,
     fields::{FieldError, Fields},
     gate::{self, check_admin},
+    rendering::render,
     salt,
     slot::caller,
     texts::{aside, take_conversation},
@@ -44,7 +45,7 @@ use crate::{
     job::{CacheSalt, Event, Failure, Finish, FinishReason, Job, Order, SaveAs},
     metrics::{OnDevice, PromptFile},
     saved::{Head, Listed, Name, SavedError, Store},
-    text::{Conversation, Message, Text, TextError},
+    text::{Conversation, Message, Text},
     units::{Bytes, Tokens},
 };
 
@@ -151,10 +152,7 @@ async fn save(
     let salt = salt::take(&mut fields)?;
     fields.finish(&[])?;
     check_readiness(&state.readiness.borrow())?;
-    let tokens = {
-        let text = Arc::clone(text);
-        aside(state, usize::MAX, move || encode(&text, prompt)).await?
-    };
+    let tokens = encode(state, text, prompt).await?;
     if tokens.is_empty() {
         return Err(ApiError::EmptyPrompt);
     }
@@ -304,32 +302,50 @@ fn take_prompt(fields: &mut Fields, text: &Text) -> Result<Prompt, FieldError> {
     Ok(prompt)
 }
 
-fn encode(text: &Text, prompt: Prompt) -> Result<Vec<u32>, TextError> {
+async fn encode(state: &AppState, text: &Arc<Text>, prompt: Prompt) -> Result<Vec<u32>, ApiError> {
     match prompt {
         // Some tokenizers would make a beginning-of-text token of it.
         Prompt::Text(prompt) if prompt.is_empty() => Ok(Vec::new()),
-        Prompt::Text(prompt) => text.encode(&prompt),
+        Prompt::Text(prompt) => {
+            let text = Arc::clone(text);
+            aside(state, prompt.len(), move || text.encode(&prompt)).await
+        }
         Prompt::Ids(ids) => Ok(ids),
-        Prompt::Conversation(conversation) => stem(text, &conversation),
+        Prompt::Conversation(conversation) => stem(state, text, conversation).await,
     }
 }
 
 /// What prompts begin with whose conversations begin with this one. Of one that ends with what the model is to answer, that is
 /// all of it.
-fn stem(text: &Text, conversation: &Conversation) -> Result<Vec<u32>, TextError> {
+async fn stem(state: &AppState, text: &Arc<Text>, conversation: Conversation) -> Result<Vec<u32>, ApiError> {
     let is_open = |message: &Message| matches!(message.role.as_str(), "user" | "tool");
     if conversation.messages.last().is_some_and(is_open) {
-        return text.encode_chat(conversation);
+        return encode_chat(state, text, conversation).await;
     }
-    let mut prompts = BEGINNINGS.iter().map(|beginning| {
+    let mut shared: Option<Vec<u32>> = None;
+    for beginning in BEGINNINGS {
         let mut longer = conversation.clone();
-        longer.messages.push(Message::new("user", *beginning));
-        text.encode_chat(&longer)
-    });
-    let first = prompts.next().unwrap_or_else(|| Ok(Vec::new()))?;
-    prompts.try_fold(first, |mut shared, prompt| {
-        let alike = shared.iter().zip(&prompt?).take_while(|(one, other)| one == other).count();
-        shared.truncate(alike);
-        Ok(shared)
-    })
+        longer.messages.push(Message::new("user", beginning));
+        let prompt = encode_chat(state, text, longer).await?;
+        shared = Some(match shared {
+            None => prompt,
+            Some(shared) => shared
+                .into_iter()
+                .zip(prompt)
+                .take_while(|(one, other)| one == other)
+                .map(|(one, _)| one)
+                .collect(),
+        });
+    }
+    Ok(shared.unwrap_or_default())
+}
+
+async fn encode_chat(
+    state: &AppState,
+    text: &Arc<Text>,
+    conversation: Conversation,
+) -> Result<Vec<u32>, ApiError> {
+    let prompt = render(state, text, conversation).await?;
+    let text = Arc::clone(text);
+    aside(state, prompt.len(), move || text.encode_bare(&prompt)).await
 }

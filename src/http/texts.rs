@@ -23,15 +23,13 @@ use super::{
     fields::{FieldError, Fields, Known},
     gate,
     messages::conversation_of,
+    rendering::render,
     tools::{Shape, take_tools},
 };
 use crate::text::{Conversation, Text, TextError};
 
 /// Characters or tokens that are worked on sooner than another thread has taken them up.
 const FEW: usize = 1024;
-
-/// Length of what a chat template makes: it is a program, whose time nobody knows.
-const UNKNOWN: usize = usize::MAX;
 
 /// Templates always ask for the next answer here.
 const ADD_GENERATION_PROMPT: Known =
@@ -62,8 +60,12 @@ pub(super) async fn tokenize(
     let with_pieces = fields.take("with_pieces")?.unwrap_or(false);
     fields.finish(OF_TOKENIZE)?;
     let max_model_len = state.context_length(&text);
-    let tokens = aside(&state, source.length(), move || {
-        let ids = source.encode(&text)?;
+    let (source, special) = match source {
+        Source::Text { text, add_special } => (text, add_special),
+        Source::Conversation(conversation) => (render(&state, &text, conversation).await?, false),
+    };
+    let tokens = aside(&state, source.len(), move || {
+        let ids = if special { text.encode(&source)? } else { text.encode_bare(&source)? };
         Ok(
             json!({ "count": ids.len(), "tokens": if with_pieces { pieces(&text, &ids) } else { json!(ids) } }),
         )
@@ -96,7 +98,7 @@ pub(super) async fn apply_template(
     let (text, mut fields) = begin(&request, payload, &state).await?;
     let conversation = take_conversation(&mut fields)?;
     fields.finish(OF_TEMPLATES)?;
-    let prompt = aside(&state, UNKNOWN, move || text.render(&conversation)).await?;
+    let prompt = render(&state, &text, conversation).await?;
     Ok(HttpResponse::Ok().json(json!({ "prompt": prompt })))
 }
 
@@ -144,21 +146,6 @@ impl Source {
                 let add_special = add_special.unwrap_or(name == "prompt");
                 Ok(Self::Text { text: fields.require(name)?, add_special })
             }
-        }
-    }
-
-    fn length(&self) -> usize {
-        match self {
-            Self::Text { text, .. } => text.len(),
-            Self::Conversation(_) => UNKNOWN,
-        }
-    }
-
-    fn encode(&self, text: &Text) -> Result<Vec<u32>, TextError> {
-        match self {
-            Self::Text { text: source, add_special: true } => text.encode(source),
-            Self::Text { text: source, add_special: false } => text.encode_bare(source),
-            Self::Conversation(conversation) => text.encode_chat(conversation),
         }
     }
 }

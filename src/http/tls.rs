@@ -4,7 +4,7 @@
 //! nothing older.
 
 use std::{
-    fs, io,
+    io,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
     time::SystemTime,
@@ -22,6 +22,8 @@ use rustls::{
     version::{TLS12, TLS13},
 };
 use x509_cert::{Certificate, der::Decode};
+
+use crate::{files, units::Bytes};
 
 /// The certificate that is shown to whoever connects.
 #[derive(Debug)]
@@ -150,6 +152,9 @@ fn read(cert_file: &Path, key_file: &Path) -> Result<CertifiedKey, TlsError> {
     })
 }
 
+/// A chain of many certificates is a hundredth of this.
+const MOST_FILE: Bytes = Bytes::mib(4);
+
 const CERT: &str = "tls.cert_file";
 const KEY: &str = "tls.key_file";
 
@@ -173,7 +178,7 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
 }
 
 fn bytes(setting: &'static str, path: &Path) -> Result<Vec<u8>, TlsError> {
-    fs::read(path).map_err(|source| TlsError::Read { setting, path: path.into(), source })
+    files::read(path, MOST_FILE).map_err(|source| TlsError::Read { setting, path: path.into(), source })
 }
 
 fn content(setting: &'static str, path: &Path, problem: &str) -> TlsError {

@@ -98,11 +98,13 @@ pub(super) fn parse(path: &Path, json: &[u8]) -> Result<Manifest, ManifestError>
         intermediate: 0,
         vocab: vocab_size,
     };
-    let end_tokens = match eos_token_id {
+    let mut end_tokens = match eos_token_id {
         Ids::None => Vec::new(),
         Ids::One(id) => vec![id],
         Ids::Several(ids) => ids,
     };
+    // Others made this file; an id that the model cannot generate ends nothing.
+    end_tokens.retain(|id| (*id as usize) < vocab_size);
     let manifest = Manifest {
         schema: SCHEMA,
         architecture: r#type,
@@ -120,6 +122,7 @@ pub(super) fn parse(path: &Path, json: &[u8]) -> Result<Manifest, ManifestError>
             adapters: Vec::new(),
             options: None,
         },
+        files: Vec::new(),
     };
     manifest.check(path)?;
     Ok(manifest)

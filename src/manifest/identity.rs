@@ -43,7 +43,8 @@ fn files(dir: &Path) -> io::Result<Vec<(String, u64, u128)>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
-        let metadata = fs::metadata(entry.path())?;
+        // A link that leads nowhere is no file of the model.
+        let Ok(metadata) = fs::metadata(entry.path()) else { continue };
         if metadata.is_file() {
             let modified: SystemTime = metadata.modified()?;
             let modified = modified.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());

@@ -1,8 +1,12 @@
 //! Whether a graph is the one that its manifest describes.
 
+use std::collections::BTreeSet;
+
+use super::graph_file::GraphFile;
 use crate::{
     device::{Port, operators::Format},
     manifest::{Dtype, Lengths, Manifest},
+    onnx::{Dimension, ElementType, Extent, Graph, ValueInfo},
 };
 
 /// Where graph and manifest disagree.
@@ -36,7 +40,92 @@ pub enum GraphError {
         /// The contract's shape.
         expected_shape: Vec<i64>,
     },
+    /// The context would be longer than what the graph has of positions.
+    #[error(
+        "context_length is {context_length}, and {table:?} has {rows} positions; set context_length to {rows} or less in \
+         the manifest"
+    )]
+    Positions {
+        /// The shortest table of positions.
+        table: String,
+        /// Its rows.
+        rows: i64,
+        /// What the manifest promises.
+        context_length: usize,
+    },
 }
+
+/// Whether the file of a graph is the one that its manifest describes, as far as that is declared in it. What eka cannot
+/// decode is left to ONNX Runtime.
+pub(super) fn declared(manifest: &Manifest, file: &GraphFile) -> Result<(), GraphError> {
+    let Some(graph) = file.decode().and_then(|model| model.graph) else { return Ok(()) };
+    let is_initialized = |name: &str| graph.initializer.iter().any(|tensor| tensor.name == name);
+    let inputs: Vec<Port> =
+        graph.input.iter().filter(|input| !is_initialized(&input.name)).map(port).collect();
+    let outputs: Vec<Port> = graph.output.iter().map(port).collect();
+    // ONNX Runtime works out shapes that are not declared.
+    if graph.input.iter().chain(&graph.output).all(|value| shape(value).is_some()) {
+        let mut manifest = manifest.clone();
+        adopt_dtype(&mut manifest, &inputs);
+        self::graph(&manifest, None, &inputs, &outputs)?;
+    }
+    positions(manifest, file)
+}
+
+/// Whether the tables of positions in a graph are as long as the manifest promises: reading beyond their end would fail in the
+/// middle of an answer.
+pub(super) fn positions(manifest: &Manifest, file: &GraphFile) -> Result<(), GraphError> {
+    let Some(graph) = file.decode().and_then(|model| model.graph) else { return Ok(()) };
+    let shortest = tables(&graph).min_by_key(|(_, rows)| *rows);
+    match shortest {
+        Some((table, rows)) if rows < size(manifest.context_length) => Err(GraphError::Positions {
+            table: table.to_owned(),
+            rows,
+            context_length: manifest.context_length,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// The tables with a row for each position, and their rows: cosines and sines of rotary positions, and learned positions.
+fn tables(graph: &Graph) -> impl Iterator<Item = (&str, i64)> {
+    let rotary = graph.node.iter().filter_map(|node| match &*node.op_type {
+        "GroupQueryAttention" => node.input.get(7..9),
+        "RotaryEmbedding" => node.input.get(2..4),
+        _ => None,
+    });
+    let names: BTreeSet<&str> = rotary.flatten().map(String::as_str).chain([LEARNED_POSITIONS]).collect();
+    let tables = graph.initializer.iter().filter(move |tensor| names.contains(&*tensor.name));
+    tables.filter_map(|tensor| Some((&*tensor.name, *tensor.dims.first()?)))
+}
+
+/// An input or output as a graph declares it.
+fn port(value: &ValueInfo) -> Port {
+    let declared = value.r#type.as_ref().and_then(|declared| declared.tensor_type.as_ref());
+    let element = match declared.and_then(|tensor| ElementType::try_from(tensor.elem_type).ok()) {
+        Some(ElementType::Float) => "float32",
+        Some(ElementType::Float16) => "float16",
+        Some(ElementType::Bfloat16) => "bfloat16",
+        Some(ElementType::Int8) => "int8",
+        Some(ElementType::Int32) => "int32",
+        Some(ElementType::Int64) => "int64",
+        Some(ElementType::Uint8 | ElementType::Undefined) | None => "not supported",
+    };
+    Port { name: value.name.clone(), element: element.into(), shape: shape(value).unwrap_or_default() }
+}
+
+/// The shape of an input or output, if it is declared; −1 where a dimension is open.
+fn shape(value: &ValueInfo) -> Option<Vec<i64>> {
+    let size = |dimension: &Dimension| match dimension.value {
+        Some(Extent::Known(size)) => size,
+        Some(Extent::Named(_)) | None => -1,
+    };
+    let declared = value.r#type.as_ref()?.tensor_type.as_ref()?;
+    Some(declared.shape.as_ref()?.dim.iter().map(size).collect())
+}
+
+/// The table of learned positions in graphs of eka's own.
+const LEARNED_POSITIONS: &str = "positions.weight";
 
 struct Expected {
     name: String,

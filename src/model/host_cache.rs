@@ -4,7 +4,7 @@ use std::path::Path;
 
 use half::{bf16, f16};
 
-use super::{Cache, Model, check::of_layer, own, steps};
+use super::{Cache, Model, check::of_layer, graph_file::GraphFile, own, steps};
 use crate::{
     choice::CacheChoice,
     device::{DeviceError, HostCopy, operators::Format},
@@ -40,9 +40,11 @@ impl HostCache {
 /// attention is ours, and as the graph declares it where none is to be, or its attention cannot be.
 #[must_use]
 pub fn expected_cache_shape(dir: &Path, manifest: &Manifest, cache: Option<CacheChoice>) -> Shape {
-    let path = dir.join(&manifest.graph.file);
-    let format = cache.and_then(|cache| own::cache_format(&path, cache));
-    let declared = steps::declared_dtype(&path, &of_layer(&manifest.graph.past_key, 0));
+    let file = GraphFile::read(dir, &manifest.graph.file).ok();
+    let format = cache.and_then(|cache| own::cache_format(file.as_ref()?, cache));
+    let graph = file.as_ref().and_then(GraphFile::decode).and_then(|model| model.graph);
+    let declared =
+        graph.and_then(|graph| steps::declared_dtype(&graph, &of_layer(&manifest.graph.past_key, 0)));
     let manifest = Manifest { dtype: declared.unwrap_or(manifest.dtype), ..manifest.clone() };
     shape_of(&manifest, format)
 }

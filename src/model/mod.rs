@@ -5,7 +5,9 @@
 
 mod cache;
 mod check;
+mod graph_file;
 mod host_cache;
+mod integrity;
 mod own;
 mod pass;
 mod steps;
@@ -14,7 +16,9 @@ use std::path::{Path, PathBuf};
 
 pub use cache::Cache;
 pub use check::GraphError;
+use graph_file::{GraphFile, Relocated};
 pub use host_cache::{HostCache, expected_cache_shape};
+pub use integrity::{IntegrityError, Scope, check_directory};
 pub use pass::Pass;
 use pass::Rows;
 
@@ -74,6 +78,9 @@ pub enum ModelError {
         /// What ONNX Runtime said.
         source: DeviceError,
     },
+    /// A file is not what it should be.
+    #[error(transparent)]
+    Integrity(#[from] IntegrityError),
     /// Graph and manifest disagree.
     #[error("{}: {source}; export the model again", path.display())]
     Graph {
@@ -84,7 +91,29 @@ pub enum ModelError {
     },
 }
 
+/// The graph in `file`, as it was `changed` and with its weights where they are.
+fn graph(file: &GraphFile, changed: Option<own::Changed>) -> Graph<'_> {
+    let (content, operators) = changed.map(|changed| (changed.content, changed.operators)).unzip();
+    let (content, folder) = match (file.relocated(content.as_deref()), content) {
+        (Some(Relocated { folder, content }), _) => (content, folder),
+        (None, Some(content)) => (content, file.dir().to_path_buf()),
+        (None, None) => return Graph::at(file.path()),
+    };
+    Graph::in_place_of(file.path(), content, folder, operators)
+}
+
 impl ModelError {
+    /// The file, or the directory, that it is about.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        Some(match self {
+            Self::Manifest(error) => error.path(),
+            Self::Integrity(error) => error.path(),
+            Self::Dtype { dir, .. } | Self::NotForGpu { dir, .. } => dir,
+            Self::Load { path, .. } | Self::Graph { path, .. } => path,
+        })
+    }
+
     /// Whether it is about the device and not about the model.
     fn is_for_another_device(&self) -> bool {
         matches!(self, Self::Load { source, .. } if source.is_placement())
@@ -159,20 +188,19 @@ impl Model {
         if manifest.dtype == Dtype::Bfloat16 && !on_gpu {
             return Err(ModelError::Dtype { dir: dir.into(), dtype: manifest.dtype });
         }
-        let path = dir.join(&manifest.graph.file);
-        let changed = if on_gpu || !options.own_operators { None } else { own::change(&path, options.cache) };
+        let file = GraphFile::read(dir, &manifest.graph.file)?;
+        integrity::check_sizes(dir, &manifest, &file, Scope::Weights)?;
+        let wrong = |source| ModelError::Graph { path: file.path().into(), source: Box::new(source) };
+        check::positions(&manifest, &file).map_err(wrong)?;
+        let changed = if on_gpu || !options.own_operators { None } else { own::change(&file, options.cache) };
         let cache = changed.as_ref().and_then(|changed| changed.operators.cache());
-        let graph = match changed {
-            Some(changed) => Graph::with_operators(&path, changed.content, changed.operators),
-            None => Graph::at(&path),
-        };
-        let captures = options.captures && on_gpu && steps::are_alike(&path, &manifest.graph);
+        let graph = graph(&file, changed);
+        let captures = options.captures && on_gpu && file.has_equal_steps(&manifest.graph);
         let options = SessionOptions { captures, ..options };
-        let session =
-            session(&graph, options).map_err(|source| ModelError::Load { path: path.clone(), source })?;
+        let session = session(&graph, options)
+            .map_err(|source| ModelError::Load { path: file.path().into(), source })?;
         check::adopt_dtype(&mut manifest, &session.inputs());
-        check::graph(&manifest, cache, &session.inputs(), &session.outputs())
-            .map_err(|source| ModelError::Graph { path, source: Box::new(source) })?;
+        check::graph(&manifest, cache, &session.inputs(), &session.outputs()).map_err(wrong)?;
         let logits = session.outputs().into_iter().find(|port| port.name == manifest.graph.logits);
         let gives_last_alone = logits.is_some_and(|port| port.shape.get(1) == Some(&1));
         Ok(Self { manifest, session, cache, gives_last_alone })
@@ -221,7 +249,8 @@ impl Model {
     /// that the model was loaded from.
     #[must_use]
     pub fn weights_read(&self, dir: &Path) -> Option<Bytes> {
-        steps::weights_read(&dir.join(&self.manifest.graph.file))
+        let graph = GraphFile::read(dir, &self.manifest.graph.file).ok()?.decode()?.graph?;
+        Some(steps::weights_read(&graph))
     }
 
     /// The session that runs its graph.

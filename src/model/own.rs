@@ -16,9 +16,11 @@ use std::{
 use bytemuck::Pod;
 use prost::Message;
 
+use super::graph_file::GraphFile;
 use crate::{
     choice::CacheChoice,
     device::operators::{ATTENTION, Blocks, DOMAIN, Format, MATMUL, MATRIX, Matrix, Operators, Store},
+    files,
     onnx::{
         Attribute, AttributeType, DataLocation, Dimension, ElementType, Extent, Graph, Model, Node,
         OperatorSet, Tensor, TensorType, ValueInfo,
@@ -32,14 +34,14 @@ pub(super) struct Changed {
     pub(super) operators: Operators,
 }
 
-/// The graph at `path` with our operators where they do the same; `None` where there is nothing to change, or something
+/// The graph in `file` with our operators where they do the same; `None` where there is nothing to change, or something
 /// that is not understood, about which ONNX Runtime will say more than we could. The key-value cache is stored as `cache`
 /// says, if attention is ours.
-pub(super) fn change(path: &Path, cache: CacheChoice) -> Option<Changed> {
-    let mut model = understood(path)?;
+pub(super) fn change(file: &GraphFile, cache: CacheChoice) -> Option<Changed> {
+    let mut model = understood(file)?;
     let graph = model.graph.as_mut()?;
     let format = format(graph, cache);
-    let mut operators = replace(graph, path.parent()?)?;
+    let mut operators = replace(graph, file.path().parent()?)?;
     if let Some(format) = attend(graph, format) {
         operators.attend(format);
     }
@@ -51,19 +53,18 @@ pub(super) fn change(path: &Path, cache: CacheChoice) -> Option<Changed> {
     Some(Changed { content: model.encode_to_vec(), operators })
 }
 
-/// What the key-value cache of the graph at `path` is stored in where our operators compute; `None` where its attention is
+/// What the key-value cache of the graph in `file` is stored in where our operators compute; `None` where its attention is
 /// not ours.
-pub(super) fn cache_format(path: &Path, cache: CacheChoice) -> Option<Format> {
-    let mut graph = understood(path)?.graph?;
+pub(super) fn cache_format(file: &GraphFile, cache: CacheChoice) -> Option<Format> {
+    let mut graph = understood(file)?.graph?;
     let format = format(&graph, cache);
     attend(&mut graph, format)
 }
 
-/// The file at `path`, if it can be written back exactly as it is.
-fn understood(path: &Path) -> Option<Model> {
-    let content = std::fs::read(path).ok()?;
-    let model = Model::decode(&*content).ok()?;
-    (model.encode_to_vec() == content).then_some(model)
+/// The graph in `file`, if it can be written back exactly as it is.
+fn understood(file: &GraphFile) -> Option<Model> {
+    let model = file.decode()?;
+    (model.encode_to_vec() == file.content()?).then_some(model)
 }
 
 fn format(graph: &Graph, cache: CacheChoice) -> Format {
@@ -236,7 +237,7 @@ impl Data<'_> {
         let (name, start, length) = (entry("location")?, number("offset")?, number("length")?);
         let file = match self.files.entry(name.into()) {
             Entry::Occupied(open) => open.into_mut(),
-            Entry::Vacant(place) => place.insert(File::open(self.dir.join(name)).ok()?),
+            Entry::Vacant(place) => place.insert(files::open(&self.dir.join(name)).ok()?),
         };
         let bytes = usize::try_from(length).ok()?;
         if file.metadata().ok()?.len() < start.checked_add(length)? || !bytes.is_multiple_of(size_of::<T>()) {

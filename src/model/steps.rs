@@ -1,41 +1,31 @@
 //! What a graph says about its steps: whether they can be captured, what bounds how fast they can be, and what their inputs are
 //! made of.
 
-use std::{collections::BTreeSet, path::Path};
-
-use prost::Message;
+use std::collections::BTreeSet;
 
 use crate::{
     manifest::{Dtype, GraphNames, Lengths},
-    onnx::{ElementType, Graph, Model, Tensor},
+    onnx::{ElementType, Graph, Tensor},
     units::Bytes,
 };
 
 /// Operators that read a few rows of what they are given.
 const READ_ROWS: [&str; 3] = ["Gather", "GatherBlockQuantized", "GroupQueryAttention"];
 
-/// The graph at `path`; `None` where it cannot be read, about which ONNX Runtime says more.
-fn read(path: &Path) -> Option<Graph> {
-    Model::decode(&*std::fs::read(path).ok()?).ok()?.graph
-}
-
-/// Whether the steps of the graph at `path` can be captured as a CUDA graph and run again at another length: whether
+/// Whether the steps of `graph` can be captured as a CUDA graph and run again at another length: whether
 /// attention alone reads the total length.
 ///
 /// Only the device's own length may tell one step from the next. The total length is read on the host, when work is submitted:
 /// attention takes it for an upper bound, so the whole cache's will do for every step. Whatever else reads it would compute
 /// a step of that length: positions that are biased by their distance have a tensor of the total's shape.
-pub(super) fn are_alike(path: &Path, names: &GraphNames) -> bool {
+pub(super) fn are_alike(graph: &Graph, names: &GraphNames) -> bool {
     let Lengths::Given { total_sequence_length: total, .. } = &names.lengths else { return false };
-    read(path).is_some_and(|graph| {
-        let mut reading = graph.node.iter().filter(|node| node.input.contains(total));
-        reading.all(|node| node.op_type == "GroupQueryAttention")
-    })
+    let mut reading = graph.node.iter().filter(|node| node.input.contains(total));
+    reading.all(|node| node.op_type == "GroupQueryAttention")
 }
 
-/// The bytes beside the graph at `path` that every step reads, whatever it computes; `None` where the graph cannot be read.
-pub(super) fn weights_read(path: &Path) -> Option<Bytes> {
-    let graph = read(path)?;
+/// The bytes beside `graph` that every step reads, whatever it computes.
+pub(super) fn weights_read(graph: &Graph) -> Bytes {
     let reading = graph.node.iter().filter(|node| !READ_ROWS.contains(&&*node.op_type));
     let read: BTreeSet<&str> = reading.flat_map(|node| &node.input).map(String::as_str).collect();
     let tensors = graph.initializer.iter().filter(|tensor| read.contains(&*tensor.name));
@@ -43,12 +33,11 @@ pub(super) fn weights_read(path: &Path) -> Option<Bytes> {
         let entry = tensor.external_data.iter().find(|entry| entry.key == "length")?;
         entry.value.parse::<u64>().ok()
     };
-    Some(Bytes(tensors.filter_map(length).sum()))
+    Bytes(tensors.filter_map(length).sum())
 }
 
-/// What the graph at `path` declares an input to be made of; `None` where there is none, or it is no floating-point number.
-pub(super) fn declared_dtype(path: &Path, input: &str) -> Option<Dtype> {
-    let graph = read(path)?;
+/// What `graph` declares an input to be made of; `None` where there is none, or it is no floating-point number.
+pub(super) fn declared_dtype(graph: &Graph, input: &str) -> Option<Dtype> {
     let declared = graph.input.iter().find(|value| value.name == input)?.r#type.as_ref()?;
     let element = declared.tensor_type.as_ref()?.elem_type;
     [
@@ -88,8 +77,6 @@ mod tests {
 
     #[test]
     fn steps_are_alike_where_attention_alone_reads_the_total_and_tables_of_rows_are_not_read_whole() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("model.onnx");
         let attention = node("GroupQueryAttention", &["qkv", "", "", "k", "v", "last", "total", "cos"]);
         let mut graph = Graph {
             node: vec![
@@ -103,18 +90,10 @@ mod tests {
                 .into(),
             ..Graph::default()
         };
-        let write = |graph: &Graph| {
-            let model = Model { graph: Some(graph.clone()), ..Model::default() };
-            std::fs::write(&path, model.encode_to_vec()).unwrap();
-        };
-        write(&graph);
-        assert!(are_alike(&path, &names()));
-        assert_eq!(weights_read(&path), Some(Bytes(115)));
+        assert!(are_alike(&graph, &names()));
+        assert_eq!(weights_read(&graph), Bytes(115));
         // Positions that are biased by their distance.
         graph.node.push(node("Range", &["zero", "total", "one"]));
-        write(&graph);
-        assert!(!are_alike(&path, &names()));
-        std::fs::write(&path, "no graph").unwrap();
-        assert!(!are_alike(&path, &names()) && weights_read(&path).is_none());
+        assert!(!are_alike(&graph, &names()));
     }
 }

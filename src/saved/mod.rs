@@ -16,6 +16,7 @@
 //!
 //! Rows are in the order of this machine's bytes, which is little-endian wherever ONNX Runtime is published for.
 
+pub mod fuzzing;
 mod head;
 mod name;
 mod reader;

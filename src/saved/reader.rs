@@ -1,7 +1,7 @@
 //! Reading a file: nothing in it is believed before it was looked at.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io::{self, Read},
     path::Path,
 };
@@ -13,7 +13,7 @@ use super::{
     head::{Header, PREFIX},
     writer::hexadecimal,
 };
-use crate::units::Tokens;
+use crate::{files, units::Tokens};
 
 /// The longest header that is read: that of a thousand layers has less than a third of it.
 const MOST_HEADER: u64 = 1 << 20;
@@ -142,13 +142,9 @@ fn within(bytes: u64, expected: u64) -> Result<(), SavedError> {
     if bytes < expected { Err(SavedError::Length { found: bytes, expected }) } else { Ok(()) }
 }
 
-/// Opens what is a file, and its length.
+/// Opens a regular file and asks for its length.
 fn open(path: &Path) -> io::Result<(File, u64)> {
-    // Asked before, because opening a pipe waits for its other end.
-    if !fs::metadata(path)?.is_file() {
-        return Err(io::Error::other("it is not a file"));
-    }
-    let file = File::open(path)?;
+    let file = files::open(path)?;
     let bytes = file.metadata()?.len();
     Ok((file, bytes))
 }

@@ -540,6 +540,9 @@ impl Keeper {
                 () = &mut over => return,
                 () = self.stop.cancelled() => return,
                 () = self.inbox.receive() => {}
+                Some((_, reply)) = self.orders.recv(), if gives_back => {
+                    let _ = reply.send(Err(why.clone()));
+                }
             }
         }
     }

@@ -15,7 +15,10 @@ use super::{
     WorkerCommand,
     watchdog::{Learned, Watchdog},
 };
-use crate::job::ModelId;
+use crate::{files, job::ModelId, units::Bytes};
+
+/// Thousands of models are smaller.
+const MOST_FILE: Bytes = Bytes::mib(16);
 
 /// A watchdog for each model, for no two are equally fast.
 #[derive(Debug, Default)]
@@ -81,7 +84,7 @@ fn write(file: &Path, learned: BTreeMap<PathBuf, Learned>) -> io::Result<()> {
 }
 
 fn read_all(file: &Path) -> Paces {
-    let read = fs::read(file).and_then(|bytes| Ok(serde_json::from_slice(&bytes)?));
+    let read = files::read(file, MOST_FILE).and_then(|bytes| Ok(serde_json::from_slice(&bytes)?));
     read.unwrap_or_else(|e| {
         tracing::debug!("{}: {e}; nothing is known of this machine's speed", file.display());
         Paces::default()

@@ -1,6 +1,6 @@
 //! What is said so far, as chat templates want it.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// Messages, and what the model is told besides.
@@ -15,7 +15,8 @@ pub struct Conversation {
 }
 
 /// One message of a conversation. A template sees the fields that are there, in this order.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Message {
     /// Who said it; which roles there are, the model's chat template decides.
     pub role: String,
@@ -39,8 +40,15 @@ impl Message {
     }
 
     /// Whether it says something that only a template with tools can pass on.
-    pub(super) fn is_about_tools(&self) -> bool {
+    fn is_about_tools(&self) -> bool {
         !self.tool_calls.is_empty() || self.tool_call_id.is_some() || self.role == "tool"
+    }
+}
+
+impl Conversation {
+    /// Whether it says something that only a template with tools can pass on.
+    pub(super) fn is_about_tools(&self) -> bool {
+        !self.tools.is_empty() || self.messages.iter().any(Message::is_about_tools)
     }
 }
 

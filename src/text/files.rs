@@ -1,21 +1,26 @@
 //! The text files of a model directory, as `transformers` writes them.
 
-use std::{
-    collections::BTreeMap,
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::{io, path::Path};
 
 use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
 use super::TextError;
+use crate::{
+    files,
+    manifest::layout::{
+        GENERATION_CONFIG, MOST_JSON, MOST_TEMPLATE, MOST_TOKENIZER, SPECIAL_TOKENS_MAP, TOKENIZER,
+        TOKENIZER_CONFIG,
+    },
+};
 
 /// Reads `tokenizer.json`, without the truncation and padding that it may ask for: training needs them, and in a
 /// prompt they would lose or invent text without a word.
 pub(super) fn read_tokenizer(model_dir: &Path) -> Result<Tokenizer, TextError> {
-    let path = model_dir.join("tokenizer.json");
-    let json = fs::read(&path).map_err(|source| TextError::Read { path: path.clone(), source })?;
+    let path = model_dir.join(TOKENIZER);
+    let json = files::read(&path, MOST_TOKENIZER)
+        .map_err(|source| TextError::Read { path: path.clone(), source })?;
     let parse =
         |source: tokenizers::Error| TextError::Tokenizer { path: path.clone(), message: source.to_string() };
     let mut tokenizer = Tokenizer::from_bytes(json).map_err(parse)?;
@@ -27,59 +32,77 @@ pub(super) fn read_tokenizer(model_dir: &Path) -> Result<Tokenizer, TextError> {
 #[derive(Default, Deserialize)]
 pub(super) struct TokenizerConfig {
     chat_template: Option<Templates>,
+    tokenizer_class: Option<String>,
     #[serde(flatten)]
-    rest: serde_json::Map<String, serde_json::Value>,
+    rest: Map<String, Value>,
 }
 
+/// One template, or several by name.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Templates {
+pub(super) enum Templates {
     One(String),
     Named(Vec<NamedTemplate>),
 }
 
 #[derive(Deserialize)]
-struct NamedTemplate {
+pub(super) struct NamedTemplate {
     name: String,
     template: String,
 }
 
+impl Templates {
+    /// The template with this name; one without a name is the default one.
+    pub(super) fn named(&self, name: &str) -> Option<&str> {
+        match self {
+            Self::One(template) => (name == "default").then_some(template),
+            Self::Named(all) => all.iter().find(|one| one.name == name).map(|one| &*one.template),
+        }
+    }
+}
+
 impl TokenizerConfig {
     pub(super) fn read(model_dir: &Path) -> Result<Self, TextError> {
-        Ok(read_json(&model_dir.join("tokenizer_config.json"))?.unwrap_or_default())
+        Ok(read_json(&model_dir.join(TOKENIZER_CONFIG))?.unwrap_or_default())
     }
 
-    /// The special tokens by the names that chat templates know them under: `bos_token`, `eos_token` and so on.
-    pub(super) fn special_tokens(&self) -> BTreeMap<String, String> {
-        let named = self.rest.iter().filter(|(name, _)| name.ends_with("_token"));
-        named.filter_map(|(name, value)| Some((name.clone(), content(value)?))).collect()
+    pub(super) const fn templates(&self) -> Option<&Templates> {
+        self.chat_template.as_ref()
+    }
+
+    /// The Python class of the tokenizer.
+    pub(super) fn class(&self) -> Option<&str> {
+        self.tokenizer_class.as_deref()
+    }
+
+    /// All fields but those that have a method of their own.
+    pub(super) const fn fields(&self) -> &Map<String, Value> {
+        &self.rest
     }
 }
 
-/// A token is written as a string, or as an object that says more about it.
-fn content(token: &serde_json::Value) -> Option<String> {
-    token.as_str().or_else(|| token.get("content")?.as_str()).map(str::to_owned)
+/// The fields of `special_tokens_map.json`; none where there is no such file.
+pub(super) fn read_special_tokens_map(model_dir: &Path) -> Result<Map<String, Value>, TextError> {
+    Ok(read_json(&model_dir.join(SPECIAL_TOKENS_MAP))?.unwrap_or_default())
 }
 
-/// The chat template and the file it is in; `chat_template.jinja` wins, as in `transformers`.
-pub(super) fn read_template(
-    model_dir: &Path,
-    config: &TokenizerConfig,
-) -> Result<Option<(PathBuf, String)>, TextError> {
-    let path = model_dir.join("chat_template.jinja");
-    if let Some(source) = read_if_there(&path)? {
-        let source = String::from_utf8(source)
-            .map_err(|_| TextError::TemplateFile { path: path.clone(), message: "it is not UTF-8".into() })?;
-        return Ok(Some((path, source)));
-    }
-    let source = match &config.chat_template {
-        None => None,
-        Some(Templates::One(source)) => Some(source),
-        Some(Templates::Named(templates)) => {
-            templates.iter().find(|named| named.name == "default").map(|named| &named.template)
+/// The template in the file at `path`, if there is one.
+pub(super) fn read_template(path: &Path) -> Result<Option<String>, TextError> {
+    files::optional(files::read_text(path, MOST_TEMPLATE)).map_err(|source| match source.kind() {
+        io::ErrorKind::InvalidData => {
+            TextError::TemplateFile { path: path.into(), message: source.to_string() }
         }
-    };
-    Ok(source.map(|source| (model_dir.join("tokenizer_config.json"), source.clone())))
+        _ => TextError::Read { path: path.into(), source },
+    })
+}
+
+/// The templates in the file of a processor at `path`, if there is one.
+pub(super) fn read_processor_templates(path: &Path) -> Result<Option<Templates>, TextError> {
+    #[derive(Deserialize)]
+    struct Processor {
+        chat_template: Option<Templates>,
+    }
+    Ok(read_json::<Processor>(path)?.and_then(|processor| processor.chat_template))
 }
 
 /// What eka reads of `generation_config.json`.
@@ -90,19 +113,13 @@ pub(super) struct GenerationConfig {
 
 impl GenerationConfig {
     pub(super) fn read(model_dir: &Path) -> Result<Self, TextError> {
-        Ok(read_json(&model_dir.join("generation_config.json"))?.unwrap_or_default())
+        Ok(read_json(&model_dir.join(GENERATION_CONFIG))?.unwrap_or_default())
     }
 }
 
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, TextError> {
-    let Some(json) = read_if_there(path)? else { return Ok(None) };
+    let json = files::optional(files::read(path, MOST_JSON))
+        .map_err(|source| TextError::Read { path: path.into(), source })?;
+    let Some(json) = json else { return Ok(None) };
     serde_json::from_slice(&json).map(Some).map_err(|source| TextError::Json { path: path.into(), source })
-}
-
-fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, TextError> {
-    match fs::read(path) {
-        Ok(content) => Ok(Some(content)),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(TextError::Read { path: path.into(), source }),
-    }
 }

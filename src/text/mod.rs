@@ -10,10 +10,14 @@ mod conversation;
 mod date;
 mod decoder;
 mod files;
+pub mod fuzzing;
 mod json;
+mod rendering;
+mod special_tokens;
 mod spelling;
 mod stops;
 mod template;
+mod templates;
 #[cfg(test)]
 mod tests;
 mod token;
@@ -35,14 +39,17 @@ pub use self::{
     alike::{AlikeError, check_same_tokens},
     conversation::{Conversation, Message},
     decoder::{Chunk, Decoder},
+    rendering::{RenderRequest, Renderer, TemplateFault, TemplateSource},
+    templates::TemplateFile,
     token::TokenText,
     tools::{Call, CallReader, Calls, Reading, Told, ToolFormat, ToolSupport},
     vocabulary::Vocabulary,
 };
 use self::{
     files::{GenerationConfig, TokenizerConfig},
+    special_tokens::SpecialTokens,
     spelling::Spelling,
-    template::ChatTemplate,
+    templates::Templates,
 };
 use crate::manifest::{self, Manifest, ManifestError};
 
@@ -52,7 +59,7 @@ pub struct Text {
     tokenizer: Tokenizer,
     /// `None` when the tokenizer's decoder is of a kind that has no table.
     spelling: Option<Spelling>,
-    template: Option<ChatTemplate>,
+    templates: Templates,
     bos: Option<SpecialToken>,
 }
 
@@ -152,6 +159,14 @@ pub enum TextError {
         /// Steps that it may take.
         most: u64,
     },
+    /// The chat template needed more time, memory or nesting than one rendering may use, and its process was killed.
+    #[error(
+        "the model's chat template {what} for these messages; send fewer or shorter messages, or a plain `prompt`"
+    )]
+    TemplateLimit {
+        /// The limit that it passed.
+        what: String,
+    },
     /// The tokenizer's decoder is of a kind that has no table, and a constraint needs one.
     #[error(
         "the model's tokenizer has a decoder whose tokens have no bytes of their own, so no answer can be constrained; leave \
@@ -173,6 +188,19 @@ impl TextError {
         matches!(self, Self::NoTemplate { .. } | Self::NoTools { .. } | Self::Messages { .. } | Self::NoTable)
     }
 
+    /// The file that it is about, if it is about one.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Manifest(error) => Some(error.path()),
+            Self::Read { path, .. }
+            | Self::Json { path, .. }
+            | Self::Tokenizer { path, .. }
+            | Self::TemplateFile { path, .. } => Some(path),
+            _ => None,
+        }
+    }
+
     /// Whether it says where the model's files are, which is nobody's business but the log's.
     #[must_use]
     pub const fn names_a_file(&self) -> bool {
@@ -187,6 +215,7 @@ impl TextError {
             | Self::Messages { .. }
             | Self::Template { .. }
             | Self::TemplateSteps { .. }
+            | Self::TemplateLimit { .. }
             | Self::NoTable
             | Self::Encode { .. } => false,
         }
@@ -204,25 +233,29 @@ impl Text {
     ///
     /// # Errors
     /// [`TextError`] when the manifest or the tokenizer is missing, or any of the files is malformed. A missing chat
-    /// template is an error of the requests that need it.
+    /// template is an error of the requests that need it. Whether a template compiles is not looked at here, because a
+    /// compiler that overflows its stack takes its process with it: `Sandbox::check_templates` and
+    /// [`Text::check_templates`] do that.
     pub fn open(model_dir: &Path, id: &str) -> Result<Self, TextError> {
         let manifest = Manifest::read(model_dir)?;
         let tokenizer = files::read_tokenizer(model_dir)?;
         let config = TokenizerConfig::read(model_dir)?;
-        let template = compile_template(model_dir, &config)?;
+        let map = files::read_special_tokens_map(model_dir)?;
+        let tokens = special_tokens::named(&config, &map, &manifest.architecture, &tokenizer);
+        let templates = Templates::read(model_dir, &config, &tokens)?;
         let fingerprint = fingerprint(&manifest);
         let card = ModelCard {
             fingerprint,
             id: id.to_owned(),
             context_length: manifest.context_length,
             vocabulary: manifest.dims.vocab,
-            end_tokens: manifest.end_tokens,
+            end_tokens: end_tokens(&manifest, &tokenizer, &tokens),
             created: modified(&manifest::path(model_dir))?,
-            has_chat_template: template.is_some(),
+            has_chat_template: !templates.is_empty(),
         };
         let spelling = Spelling::of(&tokenizer, card.vocabulary);
-        let bos = find_bos(&tokenizer, &config, &GenerationConfig::read(model_dir)?);
-        Ok(Self { card, tokenizer, spelling, template, bos })
+        let bos = find_bos(&tokenizer, &tokens, &GenerationConfig::read(model_dir)?);
+        Ok(Self { card, tokenizer, spelling, templates, bos })
     }
 
     /// What the model says about itself.
@@ -254,35 +287,72 @@ impl Text {
         self.ids(text, false)
     }
 
-    /// Encodes a conversation whose next message is the model's.
+    /// Encodes a conversation whose next message is the model's. Renders in this process, as [`Text::render`] does.
     ///
     /// # Errors
     /// Those of [`Text::render`], and [`TextError::Encode`].
     pub fn encode_chat(&self, conversation: &Conversation) -> Result<Vec<u32>, TextError> {
-        self.ids(&self.render(conversation)?, false)
+        self.encode_bare(&self.render(conversation)?)
     }
 
-    /// The text of a conversation whose next message is the model's.
+    /// The text of a conversation whose next message is the model's, rendered in this process. A server renders in a child
+    /// process instead (see [`Text::render_request`]); commands whose process serves nobody else use this.
     ///
     /// # Errors
-    /// [`TextError::NoTemplate`], [`TextError::NoTools`] and [`TextError::Messages`], which are the client's,
+    /// Those of [`Text::render_request`], and what the template makes of the messages: [`TextError::Messages`],
     /// [`TextError::Template`] and [`TextError::TemplateSteps`].
     pub fn render(&self, conversation: &Conversation) -> Result<String, TextError> {
+        let template = self.template(conversation)?;
+        let request = RenderRequest::new(template.source(), conversation);
+        Renderer::default().render(&request).map_err(|fault| template.fault(fault))
+    }
+
+    /// What is needed to render a conversation in another process.
+    ///
+    /// # Errors
+    /// [`TextError::NoTemplate`] and [`TextError::NoTools`], which are the client's.
+    pub fn render_request(&self, conversation: &Conversation) -> Result<RenderRequest, TextError> {
+        Ok(RenderRequest::new(self.template(conversation)?.source(), conversation))
+    }
+
+    /// The template of a conversation.
+    fn template(&self, conversation: &Conversation) -> Result<&TemplateFile, TextError> {
         let missing = || TextError::NoTemplate { id: self.card.id.clone() };
-        let template = self.template.as_ref().ok_or_else(missing)?;
-        let Conversation { messages, tools, opening } = conversation;
-        if template.tools() == ToolSupport::None
-            && (!tools.is_empty() || messages.iter().any(Message::is_about_tools))
-        {
+        let template = self.templates.of(conversation).ok_or_else(missing)?;
+        if template.tools() == ToolSupport::None && conversation.is_about_tools() {
             return Err(TextError::NoTools { id: self.card.id.clone() });
         }
-        Ok(template.render(messages, tools)? + opening)
+        Ok(template)
+    }
+
+    /// The chat templates that conversations may get, to be compiled in another process.
+    pub fn templates(&self) -> impl Iterator<Item = &TemplateFile> {
+        self.templates.all()
+    }
+
+    /// Compiles the chat templates in this process, to see that they can be. A server uses `Sandbox::check_templates`.
+    ///
+    /// # Errors
+    /// [`TextError::TemplateFile`] when one does not compile.
+    pub fn check_templates(&self) -> Result<(), TextError> {
+        let mut renderer = Renderer::default();
+        self.templates()
+            .try_for_each(|template| renderer.check(template.source()).map_err(|fault| template.fault(fault)))
+    }
+
+    /// What a renderer reported of a conversation, as an error of this model.
+    #[must_use]
+    pub fn fault(&self, fault: TemplateFault) -> TextError {
+        match self.templates().next() {
+            Some(template) => template.fault(fault),
+            None => TextError::NoTemplate { id: self.card.id.clone() },
+        }
     }
 
     /// What the chat template says about tools.
     #[must_use]
     pub fn tools(&self) -> ToolSupport {
-        self.template.as_ref().map_or(ToolSupport::None, ChatTemplate::tools)
+        self.templates.tools()
     }
 
     /// Whether this is the name of a special token, which has no text of its own.
@@ -312,18 +382,21 @@ impl Text {
     }
 }
 
-fn compile_template(model_dir: &Path, config: &TokenizerConfig) -> Result<Option<ChatTemplate>, TextError> {
-    let Some((path, source)) = files::read_template(model_dir, config)? else { return Ok(None) };
-    let compiled = ChatTemplate::compile(&source, config.special_tokens());
-    compiled.map(Some).map_err(|e| TextError::TemplateFile { path, message: e.to_string() })
+/// Those of the manifest, and the tokenizer's own `eos_token`: configurations may name one without the other, and a chat
+/// template ends turns with the tokenizer's.
+fn end_tokens(manifest: &Manifest, tokenizer: &Tokenizer, tokens: &SpecialTokens) -> Vec<u32> {
+    let mut ids = manifest.end_tokens.clone();
+    let own = tokens.get("eos_token").and_then(|token| tokenizer.token_to_id(token));
+    ids.extend(own.filter(|id| (*id as usize) < manifest.dims.vocab && !manifest.end_tokens.contains(id)));
+    ids
 }
 
 fn find_bos(
     tokenizer: &Tokenizer,
-    config: &TokenizerConfig,
+    tokens: &SpecialTokens,
     generation: &GenerationConfig,
 ) -> Option<SpecialToken> {
-    let named = config.special_tokens().remove("bos_token");
+    let named = tokens.get("bos_token").cloned();
     let text = named.or_else(|| tokenizer.id_to_token(generation.bos_token_id?))?;
     let id = tokenizer.token_to_id(&text)?;
     Some(SpecialToken { text, id })

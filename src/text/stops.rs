@@ -2,6 +2,11 @@
 //!
 //! A stop string may begin in one token and end in another, so the end of the text is held back while it could be
 //! the beginning of one, and no longer: what cannot become a stop string any more leaves at once.
+//!
+//! Each stop string is matched by the algorithm of Knuth, Morris and Pratt, which reads every byte of the answer once and
+//! knows at every byte how much of the stop string is matched so far. That number is also what has to be held back, which
+//! is why this is not the `aho-corasick` crate: it does not tell the depth of its states. The work for a byte grows with
+//! the number of stop strings and not with their lengths.
 
 use super::decoder::Chunk;
 
@@ -11,7 +16,7 @@ use super::decoder::Chunk;
 /// outcome does not depend on how the text was cut into pieces.
 #[derive(Debug)]
 pub(super) struct Stops {
-    stops: Vec<String>,
+    matchers: Vec<Matcher>,
     /// A proper prefix of some stop string, between two pushes.
     held: String,
     stopped: bool,
@@ -19,9 +24,9 @@ pub(super) struct Stops {
 
 impl Stops {
     /// Watches for `stops`; an empty string never matches.
-    pub(super) fn new(mut stops: Vec<String>) -> Self {
-        stops.retain(|stop| !stop.is_empty());
-        Self { stops, held: String::new(), stopped: false }
+    pub(super) fn new(stops: Vec<String>) -> Self {
+        let matchers = stops.into_iter().filter(|stop| !stop.is_empty()).map(Matcher::new).collect();
+        Self { matchers, held: String::new(), stopped: false }
     }
 
     /// What may leave now that `fresh` has arrived.
@@ -29,18 +34,20 @@ impl Stops {
         if self.stopped {
             return Chunk { text: String::new(), stopped: true };
         }
-        let mut text = std::mem::take(&mut self.held);
-        text.push_str(fresh);
-        self.stopped = match self.first_match(&text) {
-            Some(start) => {
-                text.truncate(start);
-                true
+        let arrived = self.held.len();
+        self.held.push_str(fresh);
+        let leaving = match self.first_match(fresh) {
+            Some((end, length)) => {
+                self.stopped = true;
+                self.held.truncate(arrived + end);
+                arrived + end - length
             }
-            None => {
-                self.held = text.split_off(self.safe_length(&text));
-                false
-            }
+            None => self.held.len() - self.matchers.iter().map(|matcher| matcher.matched).max().unwrap_or(0),
         };
+        let text = self.held.drain(..leaving).collect();
+        if self.stopped {
+            self.held.clear();
+        }
         Chunk { text, stopped: self.stopped }
     }
 
@@ -49,19 +56,53 @@ impl Stops {
         std::mem::take(&mut self.held)
     }
 
-    /// Where the winning match begins.
-    fn first_match(&self, text: &str) -> Option<usize> {
-        let found =
-            self.stops.iter().filter_map(|stop| text.find(stop).map(|start| (start + stop.len(), start)));
-        found.min().map(|(_, start)| start)
+    /// Where in `fresh` the winning match ends, and its length.
+    fn first_match(&mut self, fresh: &str) -> Option<(usize, usize)> {
+        fresh.bytes().enumerate().find_map(|(at, byte)| {
+            // All of them read the byte, also after one of them has matched.
+            let lengths = self.matchers.iter_mut().map(|matcher| matcher.read(byte));
+            let longest = lengths.fold(0, usize::max);
+            (longest > 0).then_some((at + 1, longest))
+        })
+    }
+}
+
+/// One stop string, and how much of it the text so far ends with.
+#[derive(Debug)]
+struct Matcher {
+    stop: Box<[u8]>,
+    /// For each number of matched bytes but none, the next smaller number that the text ends with as well.
+    shorter: Box<[usize]>,
+    /// Always less than the length of `stop`, between two reads.
+    matched: usize,
+}
+
+impl Matcher {
+    fn new(stop: String) -> Self {
+        let stop = stop.into_bytes().into_boxed_slice();
+        let mut shorter = vec![0; stop.len()];
+        let mut matched = 0;
+        for at in 1..stop.len() {
+            while matched > 0 && stop[at] != stop[matched] {
+                matched = shorter[matched - 1];
+            }
+            matched += usize::from(stop[at] == stop[matched]);
+            shorter[at] = matched;
+        }
+        Self { stop, shorter: shorter.into_boxed_slice(), matched: 0 }
     }
 
-    /// Length of `text` without the longest end that begins a stop string.
-    fn safe_length(&self, text: &str) -> usize {
-        let longest = self.stops.iter().map(String::len).max().unwrap_or(0);
-        let from = text.ceil_char_boundary(text.len().saturating_sub(longest));
-        let mut starts = text[from..].char_indices().map(|(at, _)| from + at);
-        starts.find(|&at| self.stops.iter().any(|stop| stop.starts_with(&text[at..]))).unwrap_or(text.len())
+    /// Length of the stop string when this byte completes it, else 0.
+    fn read(&mut self, byte: u8) -> usize {
+        while self.matched > 0 && self.stop[self.matched] != byte {
+            self.matched = self.shorter[self.matched - 1];
+        }
+        self.matched += usize::from(self.stop[self.matched] == byte);
+        if self.matched < self.stop.len() {
+            return 0;
+        }
+        self.matched = self.shorter[self.matched - 1];
+        self.stop.len()
     }
 }
 
@@ -113,7 +154,29 @@ mod tests {
         assert_eq!(watch(&["", ""], &["a", "", "b"]), ("ab".into(), false));
     }
 
+    #[test]
+    fn the_work_for_a_token_does_not_grow_with_the_length_of_the_stop_strings() {
+        let stops = (0..16).map(|n| "a".repeat(250_000) + &n.to_string()).collect();
+        let mut watch = Stops::new(stops);
+        let begun = std::time::Instant::now();
+        for _ in 0..200_000 {
+            assert!(!watch.push("a").stopped);
+        }
+        assert_eq!(watch.finish().len(), 200_000);
+        // Comparing each stop string at each position, which is what this is not, takes hours.
+        assert!(begun.elapsed().as_secs() < 60, "{:?}", begun.elapsed());
+    }
+
     proptest! {
+        #[test]
+        fn it_finds_what_a_search_through_the_whole_text_finds(text in "[abक]{0,24}", stops in proptest::collection::vec("[abक]{1,4}", 0..4)) {
+            let ends = stops.iter().filter_map(|stop| text.find(stop).map(|at| (at + stop.len(), at)));
+            let expected = ends.min().map_or((text.as_str(), false), |(_, at)| (&text[..at], true));
+            let stops: Vec<&str> = stops.iter().map(String::as_str).collect();
+            let found = watch(&stops, &[&text]);
+            prop_assert_eq!((found.0.as_str(), found.1), expected);
+        }
+
         #[test]
         fn cuts_change_nothing(text in "[abक]{0,24}", stops in proptest::collection::vec("[abक]{0,4}", 0..4), n in 1_usize..5) {
             let stops: Vec<&str> = stops.iter().map(String::as_str).collect();

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, fmt, time::SystemTime};
 use minijinja::{Environment, Error, ErrorKind, Value, context, syntax::SyntaxConfig, value::Serde};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
-use super::{Message, TextError, ToolSupport, date, json};
+use super::{Message, TextError, date, json};
 
 /// Steps that one rendering may take: hundreds for a usual message, so this is a long conversation or a loop.
 const FUEL: u64 = 5_000_000;
@@ -26,7 +26,6 @@ pub(super) struct ChatTemplate {
     tokens: BTreeMap<String, String>,
     /// It tells a developer's messages from the system's.
     knows_developer: bool,
-    tools: ToolSupport,
 }
 
 impl ChatTemplate {
@@ -40,13 +39,7 @@ impl ChatTemplate {
         environment.add_function("strftime_now", |format: &str| date::format(SystemTime::now(), format));
         environment.add_filter("tojson", json::tojson);
         environment.add_template_owned(NAME, without_generation_marks(source))?;
-        let (knows_developer, tools) = (source.contains(DEVELOPER), ToolSupport::of(source));
-        Ok(Self { environment, tokens, knows_developer, tools })
-    }
-
-    /// What it says about tools.
-    pub(super) const fn tools(&self) -> ToolSupport {
-        self.tools
+        Ok(Self { environment, tokens, knows_developer: source.contains(DEVELOPER) })
     }
 
     /// The text that asks the model for the next answer.

@@ -56,10 +56,11 @@ fn model_dir(vocab: usize) -> tempfile::TempDir {
         quantization: None,
         overrides: Vec::new(),
         context_length: 512,
-        end_tokens: END_TOKENS.into(),
+        end_tokens: END_TOKENS.into_iter().filter(|id| (*id as usize) < vocab).collect(),
         parameters: 1,
         graph: GraphNames::default(),
         provenance,
+        files: Vec::new(),
     };
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join(manifest::FILE_NAME), manifest.to_json()).unwrap();
@@ -314,7 +315,9 @@ fn files_that_are_missing_or_wrong_are_named() {
     assert!(matches!(Text::open(dir.path(), "m"), Err(TextError::Tokenizer { .. })));
     let dir = demo_dir();
     fs::write(dir.path().join("chat_template.jinja"), "{% for %}").unwrap();
-    assert!(matches!(Text::open(dir.path(), "m"), Err(TextError::TemplateFile { .. })));
+    let text = Text::open(dir.path(), "m").unwrap();
+    assert!(matches!(text.check_templates(), Err(TextError::TemplateFile { .. })));
+    assert!(matches!(text.render(&Conversation::default()), Err(TextError::TemplateFile { .. })));
     fs::remove_file(dir.path().join("chat_template.jinja")).unwrap();
     fs::write(dir.path().join("tokenizer_config.json"), "[").unwrap();
     assert!(matches!(Text::open(dir.path(), "m"), Err(TextError::Json { .. })));

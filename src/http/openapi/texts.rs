@@ -292,17 +292,21 @@ pub(super) struct Model {
 /// What eka knows of a model.
 #[derive(Serialize, ToSchema)]
 pub(super) struct ModelDetails {
+    /// `available`, or `unavailable` where its files cannot be used: then there is an error, and nothing else.
+    status: String,
+    /// Why it is not available.
+    error: Option<String>,
     /// Most tokens of prompt and answer together.
-    context_length: usize,
+    context_length: Option<usize>,
     /// Number of token ids.
-    vocabulary: usize,
-    has_chat_template: bool,
+    vocabulary: Option<usize>,
+    has_chat_template: Option<bool>,
     /// Null while it is not loaded.
     #[schema(value_type = Option<Object>)]
     loaded: Option<Value>,
     /// The worker's state, device, threads and memory.
-    #[schema(value_type = Object)]
-    worker: Value,
+    #[schema(value_type = Option<Object>)]
+    worker: Option<Value>,
     /// Where there are several devices, `loaded` and `worker` of each.
     #[schema(value_type = Option<Vec<Object>>)]
     devices: Option<Vec<Value>>,

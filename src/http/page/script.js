@@ -206,10 +206,16 @@ async function start() {
 function listModels(models) {
   const chosen = $("model").value;
   state.models = models;
-  $("model").replaceChildren(...models.map(({ id }) => element("option", { value: id }, id)));
+  $("model").replaceChildren(...models.map(modelOption));
   if (models.some(({ id }) => id === chosen)) $("model").value = chosen;
   if (!models.length) $("model").append(element("option", { value: "" }, "none for this key"));
   chooseModel();
+}
+
+/** A model whose files cannot be used is shown with the reason, and cannot be chosen. */
+function modelOption({ id, eka: { status, error } }) {
+  if (status !== "unavailable") return element("option", { value: id }, id);
+  return element("option", { value: id, title: error, disabled: "" }, `${id} (unavailable)`);
 }
 
 function model() {

@@ -1,0 +1,226 @@
+//! Bounded reads of regular files.
+//!
+//! Model directories, key files and settings come from elsewhere. A FIFO in place of a file makes `open` wait for ever, a
+//! device such as `/dev/zero` never ends, and a file of a terabyte takes all memory. Everything in eka that reads a whole
+//! file does it here: the file is opened without waiting, its type is asked of the descriptor and not of the path, which
+//! could be replaced in between, and at most a given number of bytes is read.
+//!
+//! Symbolic links are followed: all of the Hugging Face cache consists of them.
+
+use std::{
+    fs::{self, File, FileType},
+    io::{self, Read},
+    path::Path,
+};
+
+use sha2::{Digest, Sha256};
+
+use crate::units::Bytes;
+
+/// Read at once while hashing.
+const PIECE_BYTES: usize = 1 << 20;
+
+/// Opens the regular file at `path` for reading, without ever waiting.
+///
+/// # Errors
+/// [`io::Error`] when it cannot be opened, or is a directory, a FIFO, a socket or a device.
+pub fn open(path: &Path) -> io::Result<File> {
+    // Opening a device can have effects, and opening a socket fails with a message that nobody understands.
+    check_type(fs::metadata(path)?.file_type())?;
+    let file = open_without_waiting(path)?;
+    // Something else may be at `path` by now.
+    check_type(file.metadata()?.file_type())?;
+    Ok(file)
+}
+
+/// Reads the regular file at `path`, which may have `most` bytes.
+///
+/// # Errors
+/// As [`open`], and [`io::ErrorKind::FileTooLarge`] when it is larger.
+pub fn read(path: &Path, most: Bytes) -> io::Result<Vec<u8>> {
+    let file = open(path)?;
+    let too_large = |found: &dyn std::fmt::Display| {
+        let problem = format!("it has {found}, and at most {most} are read");
+        io::Error::new(io::ErrorKind::FileTooLarge, problem)
+    };
+    let length = Bytes(file.metadata()?.len());
+    if length > most {
+        return Err(too_large(&length));
+    }
+    let mut content = Vec::with_capacity(usize::try_from(length.0).unwrap_or(0));
+    // The file may grow while it is read.
+    file.take(most.0.saturating_add(1)).read_to_end(&mut content)?;
+    if Bytes::from(content.len()) > most { Err(too_large(&"grown")) } else { Ok(content) }
+}
+
+/// The length of the regular file at `path` and its SHA-256 in lower-case hexadecimal. `advance` is called with the length of
+/// each piece that was read.
+///
+/// # Errors
+/// As [`open`], and when it cannot be read.
+pub fn hash(path: &Path, advance: impl Fn(Bytes)) -> io::Result<(Bytes, String)> {
+    let mut file = open(path)?;
+    let (mut sum, mut length) = (Sha256::new(), Bytes(0));
+    let mut piece = vec![0; PIECE_BYTES];
+    loop {
+        let read = match file.read(&mut piece) {
+            Ok(0) => break,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            read => read?,
+        };
+        sum.update(&piece[..read]);
+        length = length + Bytes::from(read);
+        advance(Bytes::from(read));
+    }
+    Ok((length, sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect()))
+}
+
+/// Reads the regular file at `path` as UTF-8; it may have `most` bytes.
+///
+/// # Errors
+/// As [`read`], and [`io::ErrorKind::InvalidData`] when it is not UTF-8.
+pub fn read_text(path: &Path, most: Bytes) -> io::Result<String> {
+    String::from_utf8(read(path, most)?)
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8"))
+}
+
+/// `None` where there is no file.
+///
+/// # Errors
+/// Every error but [`io::ErrorKind::NotFound`].
+pub fn optional<T>(read: io::Result<T>) -> io::Result<Option<T>> {
+    match read {
+        Ok(content) => Ok(Some(content)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Whether something has this name, if only a link that leads nowhere: it was meant to be used, so an error says why it
+/// cannot be.
+#[must_use]
+pub fn exists(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
+}
+
+fn check_type(file_type: FileType) -> io::Result<()> {
+    if file_type.is_file() {
+        return Ok(());
+    }
+    let found = if file_type.is_dir() { "a directory" } else { special(file_type) };
+    Err(io::Error::other(format!("it is {found}, expected a regular file")))
+}
+
+#[cfg(unix)]
+fn special(file_type: FileType) -> &'static str {
+    use std::os::unix::fs::FileTypeExt;
+    if file_type.is_fifo() {
+        "a FIFO"
+    } else if file_type.is_socket() {
+        "a socket"
+    } else {
+        "a device"
+    }
+}
+
+#[cfg(not(unix))]
+fn special(_: FileType) -> &'static str {
+    "no file"
+}
+
+/// Opening a FIFO waits for a writer unless it is opened so; regular files are read in the same way as ever.
+#[cfg(unix)]
+fn open_without_waiting(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOCTTY;
+    let flags = i32::try_from(flags.bits()).map_err(io::Error::other)?;
+    File::options().read(true).custom_flags(flags).open(path)
+}
+
+#[cfg(not(unix))]
+fn open_without_waiting(path: &Path) -> io::Result<File> {
+    File::open(path)
+}
+
+#[cfg(unix)]
+#[cfg(test)]
+mod tests {
+    use std::os::unix::{fs::symlink, net::UnixListener};
+
+    use super::*;
+
+    /// A directory with a file, links, and everything that is no file.
+    fn directory() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::write(at("file"), "12345").unwrap();
+        symlink("file", at("link")).unwrap();
+        symlink("/dev/zero", at("device")).unwrap();
+        symlink("gone", at("dangling")).unwrap();
+        make_fifo(&at("fifo"));
+        UnixListener::bind(at("socket")).unwrap();
+        dir
+    }
+
+    fn make_fifo(path: &Path) {
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+        mknodat(CWD, path, FileType::Fifo, Mode::RUSR, 0).unwrap();
+    }
+
+    #[test]
+    fn a_fifo_a_device_a_socket_and_a_directory_are_refused_at_once() {
+        let dir = directory();
+        let error = |name: &str| open(&dir.path().join(name)).unwrap_err().to_string();
+        for (name, found) in
+            [("fifo", "a FIFO"), ("device", "a device"), ("socket", "a socket"), ("", "a directory")]
+        {
+            assert_eq!(error(name), format!("it is {found}, expected a regular file"));
+        }
+        let dangling = dir.path().join("dangling");
+        assert_eq!(open(&dangling).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert!(exists(&dangling) && !exists(&dir.path().join("gone")));
+        assert_eq!(optional(read(&dangling, Bytes(1))).unwrap(), None);
+    }
+
+    #[test]
+    fn a_fifo_that_appears_between_look_and_open_does_not_block() {
+        let dir = directory();
+        let fifo = open_without_waiting(&dir.path().join("fifo")).unwrap();
+        check_type(fifo.metadata().unwrap().file_type()).unwrap_err();
+    }
+
+    #[test]
+    fn no_more_than_the_limit_is_read() {
+        let dir = directory();
+        for name in ["file", "link"] {
+            let path = dir.path().join(name);
+            assert_eq!(read(&path, Bytes(5)).unwrap(), b"12345");
+            let error = read(&path, Bytes(4)).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
+            assert_eq!(error.to_string(), "it has 5 B, and at most 4 B are read");
+        }
+        let sparse = dir.path().join("sparse");
+        File::create(&sparse).unwrap().set_len(1 << 40).unwrap();
+        read(&sparse, Bytes::mib(1)).unwrap_err();
+    }
+
+    #[test]
+    fn a_file_is_hashed_in_pieces_and_its_length_counted() {
+        let dir = directory();
+        let path = dir.path().join("abc");
+        fs::write(&path, "abc").unwrap();
+        let sum = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(hash(&path, |_| {}).unwrap(), (Bytes(3), sum.to_owned()));
+        hash(&dir.path().join("device"), |_| {}).unwrap_err();
+    }
+
+    #[test]
+    fn text_is_utf_8() {
+        let dir = directory();
+        let path = dir.path().join("text");
+        fs::write(&path, b"\xff").unwrap();
+        assert_eq!(read_text(&path, Bytes(9)).unwrap_err().to_string(), "it is not UTF-8");
+        fs::write(&path, "é").unwrap();
+        assert_eq!(read_text(&path, Bytes(9)).unwrap(), "é");
+    }
+}

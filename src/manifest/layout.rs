@@ -1,0 +1,35 @@
+//! Names and largest sizes of the files beside a model's weights, as `transformers` writes them.
+//!
+//! `export` copies them and `text` reads them; the sizes are several times those of the largest published ones.
+
+use crate::units::Bytes;
+
+/// The tokenizer, in the format of the `tokenizers` library.
+pub const TOKENIZER: &str = "tokenizer.json";
+
+/// What `transformers` knows of the tokenizer besides.
+pub const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+
+/// Special tokens by name, where older versions kept them.
+pub const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
+
+/// How to sample, and where to end.
+pub const GENERATION_CONFIG: &str = "generation_config.json";
+
+/// The chat template named `default`.
+pub const TEMPLATE: &str = "chat_template.jinja";
+
+/// The chat template named `tool_use`.
+pub const TOOL_TEMPLATE: &str = "additional_chat_templates/tool_use.jinja";
+
+/// Chat templates of a processor, which images need as well, in JSON.
+pub const PROCESSOR_TEMPLATE: &str = "chat_template.json";
+
+/// Most of a tokenizer. Gemma 3's, the largest of a common model, has 33 MB.
+pub const MOST_TOKENIZER: Bytes = Bytes::mib(256);
+
+/// Most of another JSON file. Configurations of tokenizers list every special token; thousands are some hundred kilobytes.
+pub const MOST_JSON: Bytes = Bytes::mib(16);
+
+/// Most of a chat template. Published ones have up to some tens of kilobytes.
+pub const MOST_TEMPLATE: Bytes = Bytes::mib(1);

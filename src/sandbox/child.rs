@@ -1,0 +1,75 @@
+//! The child: reads tasks, does them under limits, writes replies.
+
+use std::{
+    any::Any,
+    io::{Read, Write},
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    thread,
+};
+
+use super::{
+    limits,
+    task::{Answer, Reply, Task},
+};
+use crate::{
+    constraint::{self, ConstraintError},
+    text::{Renderer, TemplateFault},
+    units::Bytes,
+    wire::{self, WireError},
+};
+
+/// Compilers and template engines recurse as deeply as their input nests. Only what is touched of it is ever memory.
+pub(super) const STACK: Bytes = Bytes::mib(256);
+
+/// Limits this process, then does tasks from `input` and answers to `output` until `input` ends.
+///
+/// # Errors
+/// [`WireError`] when the pipe fails, or when the thread that does the tasks cannot be started.
+pub fn run(input: impl Read + Send, output: impl Write + Send) -> Result<(), WireError> {
+    limits::apply();
+    thread::scope(|scope| {
+        let stack = usize::try_from(STACK.0).unwrap_or(usize::MAX);
+        let builder = thread::Builder::new().name("tasks".into()).stack_size(stack);
+        let tasks = builder.spawn_scoped(scope, || serve(input, output))?;
+        tasks.join().unwrap_or_else(|panic| resume_unwind(panic))
+    })
+}
+
+fn serve(mut input: impl Read, mut output: impl Write) -> Result<(), WireError> {
+    let mut renderer = Renderer::default();
+    while let Some(task) = wire::read(&mut input)? {
+        limits::allow_cpu_time();
+        let answer = answer(&mut renderer, &task);
+        wire::write(&Reply { answer, cpu_time: limits::cpu_time() }, &mut output)?;
+    }
+    Ok(())
+}
+
+/// Does a task. A panic in a library is an answer as well.
+fn answer(renderer: &mut Renderer, task: &Task) -> Answer {
+    match task {
+        Task::Check(constraint) => Answer::Checked(
+            catch(|| constraint::check(constraint))
+                .unwrap_or_else(|message| Err(ConstraintError::Invalid { message })),
+        ),
+        Task::Compile(template) => Answer::Compiled(
+            catch(|| renderer.check(template))
+                .unwrap_or_else(|message| Err(TemplateFault::Compile { message })),
+        ),
+        Task::Render(request) => Answer::Rendered(
+            catch(|| renderer.render(request))
+                .unwrap_or_else(|message| Err(TemplateFault::Failed { message })),
+        ),
+    }
+}
+
+/// What `work` gives, or the words that it panicked with.
+fn catch<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| words(&*panic))
+}
+
+fn words(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("the library that does it panicked").to_owned()
+}

@@ -1,0 +1,87 @@
+//! What children said about constraints, by their content.
+
+use std::{
+    num::NonZeroUsize,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use lru::LruCache;
+use sha2::{Digest, Sha256};
+
+use crate::{constraint::ConstraintError, job::Constraint};
+
+/// Verdicts that are kept: a hundred bytes each.
+const MOST: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
+
+/// A limit that was passed may have been passed because the machine was busy, so that verdict is not kept for good.
+const LIMITS_FOR: Duration = Duration::from_secs(60);
+
+/// A constraint's content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Key([u8; 32]);
+
+impl Key {
+    pub(super) fn of(constraint: &Constraint) -> Self {
+        let (kind, text) = match constraint {
+            Constraint::Schema(text) => ("schema", text),
+            Constraint::Lark(text) => ("lark", text),
+            Constraint::Regex(text) => ("regex", text),
+        };
+        Self(Sha256::new().chain_update(kind).chain_update([0]).chain_update(text).finalize().into())
+    }
+}
+
+/// A verdict, and until when it holds.
+#[derive(Debug)]
+struct Kept {
+    verdict: Result<(), ConstraintError>,
+    until: Option<Instant>,
+}
+
+/// The verdicts that were used last.
+#[derive(Debug)]
+pub(super) struct Verdicts(Mutex<LruCache<Key, Kept>>);
+
+impl Default for Verdicts {
+    fn default() -> Self {
+        Self(Mutex::new(LruCache::new(MOST)))
+    }
+}
+
+impl Verdicts {
+    pub(super) fn get(&self, key: &Key) -> Option<Result<(), ConstraintError>> {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Kept { verdict, until } = kept.get(key)?;
+        until.is_none_or(|until| Instant::now() < until).then(|| verdict.clone())
+    }
+
+    pub(super) fn keep(&self, key: Key, verdict: Result<(), ConstraintError>) {
+        let is_limit = verdict.as_ref().is_err_and(ConstraintError::is_limit);
+        let until = is_limit.then(|| Instant::now() + LIMITS_FOR);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).put(key, Kept { verdict, until });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_verdict_is_kept_by_kind_and_content() {
+        let verdicts = Verdicts::default();
+        let key = |constraint| Key::of(&constraint);
+        verdicts.keep(key(Constraint::Regex("a".into())), Ok(()));
+        assert_eq!(verdicts.get(&key(Constraint::Regex("a".into()))), Some(Ok(())));
+        assert_eq!(verdicts.get(&key(Constraint::Lark("a".into()))), None);
+        assert_eq!(verdicts.get(&key(Constraint::Regex("b".into()))), None);
+    }
+
+    #[test]
+    fn so_many_verdicts_are_kept_and_no_more() {
+        let verdicts = Verdicts::default();
+        let key = |n: usize| Key::of(&Constraint::Regex(n.to_string()));
+        (0..=MOST.get()).for_each(|n| verdicts.keep(key(n), Ok(())));
+        assert_eq!((verdicts.get(&key(0)), verdicts.get(&key(MOST.get()))), (None, Some(Ok(()))));
+    }
+}

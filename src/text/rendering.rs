@@ -1,0 +1,155 @@
+//! Chat templates and conversations as they cross a pipe, and what renders them at its other end.
+//!
+//! A template is a program from a model's folder, compiled and run by a library that bounds its steps, but neither its
+//! memory nor its stack. A server therefore compiles and renders in a child process (`sandbox`), which can be killed. That
+//! process keeps nothing but compiled templates: every [`RenderRequest`] carries its template's text, a few kilobytes, and
+//! so a process that was just started can render any of them.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{Conversation, Message, TextError, template::ChatTemplate};
+use crate::units::Bytes;
+
+/// Compiled templates that are kept: as many as a server is likely to have models in use.
+const MOST_COMPILED: usize = 8;
+
+/// Longest text that a template may make: tens of times what the longest context holds, and short enough for a frame.
+const MOST_TEXT: Bytes = Bytes::mib(12);
+
+/// A chat template's text, and the names under which it finds special tokens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TemplateSource {
+    pub(super) text: String,
+    pub(super) tokens: BTreeMap<String, String>,
+}
+
+impl TemplateSource {
+    /// Bytes of its text.
+    #[must_use]
+    pub const fn length(&self) -> usize {
+        self.text.len()
+    }
+}
+
+/// A conversation to render. Messages and tools are JSON, because the encoding of frames has no values of unknown type.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RenderRequest {
+    template: TemplateSource,
+    messages: String,
+    tools: String,
+    opening: String,
+}
+
+impl RenderRequest {
+    pub(super) fn new(template: &TemplateSource, conversation: &Conversation) -> Self {
+        Self {
+            template: template.clone(),
+            messages: serde_json::json!(conversation.messages).to_string(),
+            tools: serde_json::json!(conversation.tools).to_string(),
+            opening: conversation.opening.to_owned(),
+        }
+    }
+
+    /// Bytes of template, messages and tools.
+    #[must_use]
+    pub const fn length(&self) -> usize {
+        self.template.length() + self.messages.len() + self.tools.len()
+    }
+}
+
+/// Why a template could not be compiled or rendered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TemplateFault {
+    /// It does not compile.
+    Compile {
+        /// Where and why.
+        message: String,
+    },
+    /// It refused the messages.
+    Refused {
+        /// Its own words.
+        message: String,
+    },
+    /// It failed on messages that it did not refuse.
+    Failed {
+        /// Where and why.
+        message: String,
+    },
+    /// It took too many steps.
+    Steps {
+        /// Steps that it may take.
+        most: u64,
+    },
+    /// What it made is too long to be a prompt.
+    TooLong {
+        /// Length of what it made.
+        found: Bytes,
+        /// Longest text that is read.
+        most: Bytes,
+    },
+}
+
+impl From<TextError> for TemplateFault {
+    fn from(error: TextError) -> Self {
+        match error {
+            TextError::Messages { message } => Self::Refused { message },
+            TextError::Template { message } => Self::Failed { message },
+            TextError::TemplateSteps { most } => Self::Steps { most },
+            other => Self::Failed { message: other.to_string() },
+        }
+    }
+}
+
+/// Compiles and renders, and keeps what it compiled.
+#[derive(Default)]
+pub struct Renderer {
+    /// The one that was used last stands first.
+    compiled: VecDeque<(TemplateSource, ChatTemplate)>,
+}
+
+impl Renderer {
+    /// Compiles `template`, and keeps it for requests to come.
+    ///
+    /// # Errors
+    /// [`TemplateFault::Compile`] when it cannot be.
+    pub fn check(&mut self, template: &TemplateSource) -> Result<(), TemplateFault> {
+        self.compile(template).map(|_| ())
+    }
+
+    /// The text that asks the model for the next answer.
+    ///
+    /// # Errors
+    /// [`TemplateFault`] when the template does not compile, refuses the messages, fails, takes too many steps or makes
+    /// too long a text.
+    pub fn render(&mut self, request: &RenderRequest) -> Result<String, TemplateFault> {
+        let messages: Vec<Message> = parse(&request.messages)?;
+        let tools: Vec<Value> = parse(&request.tools)?;
+        let text = self.compile(&request.template)?.render(&messages, &tools)?;
+        let found = Bytes::from(text.len() + request.opening.len());
+        if found > MOST_TEXT {
+            return Err(TemplateFault::TooLong { found, most: MOST_TEXT });
+        }
+        Ok(text + &request.opening)
+    }
+
+    fn compile(&mut self, source: &TemplateSource) -> Result<&ChatTemplate, TemplateFault> {
+        if let Some(known) = self.compiled.iter().position(|(known, _)| known == source) {
+            self.compiled.swap(0, known);
+        } else {
+            let template = ChatTemplate::compile(&source.text, source.tokens.clone());
+            let template = template.map_err(|e| TemplateFault::Compile { message: e.to_string() })?;
+            self.compiled.truncate(MOST_COMPILED - 1);
+            self.compiled.push_front((source.clone(), template));
+        }
+        let first = self.compiled.front().map(|(_, template)| template);
+        first.ok_or_else(|| TemplateFault::Failed { message: "no template is compiled".into() })
+    }
+}
+
+/// Reads what [`RenderRequest::new`] wrote.
+fn parse<T: serde::de::DeserializeOwned>(json: &str) -> Result<T, TemplateFault> {
+    serde_json::from_str(json).map_err(|e| TemplateFault::Failed { message: e.to_string() })
+}

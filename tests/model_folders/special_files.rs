@@ -1,0 +1,97 @@
+//! FIFOs, devices, directories and endless files in place of a model's files.
+
+use std::{fs, os::unix::fs::symlink, path::Path, sync::mpsc, thread, time::Duration};
+
+use eka::{
+    choice::Verify,
+    model::{Scope, check_directory},
+    text::Text,
+};
+
+use super::{Folder, make_fifo};
+use crate::program::{argument, run, text};
+
+/// What is read of a model's folder, by the server and by a worker.
+const FILES: [&str; 9] = [
+    "eka.json",
+    "model.onnx",
+    "model.onnx.data",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "additional_chat_templates/tool_use.jinja",
+];
+
+/// What is no file of a model, and how it is made.
+type Special = (&'static str, fn(&Path));
+
+const OTHERS: [Special; 4] = [
+    ("a FIFO", make_fifo),
+    ("a device", |path| symlink("/dev/zero", path).unwrap()),
+    ("a directory", |path| fs::create_dir(path).unwrap()),
+    ("a file of a terabyte", |path| fs::File::create(path).unwrap().set_len(1 << 40).unwrap()),
+];
+
+/// Opens all of a model but ONNX Runtime's part; `None` when that does not end.
+fn open(dir: &Path) -> Option<Result<(), String>> {
+    let (done, result) = mpsc::channel();
+    let dir = dir.to_path_buf();
+    thread::spawn(move || {
+        let checked = check_directory(&dir, Verify::Size, Scope::Weights).map_err(|e| e.to_string());
+        let opened = checked.and_then(|()| Text::open(&dir, "model").map(drop).map_err(|e| e.to_string()));
+        done.send(opened)
+    });
+    result.recv_timeout(Duration::from_secs(60)).ok()
+}
+
+#[test]
+fn a_fifo_a_device_a_directory_or_an_endless_file_is_refused_in_every_place() {
+    let folder = Folder::new();
+    fs::create_dir_all(folder.file("additional_chat_templates")).unwrap();
+    assert_eq!(open(&folder.path()), Some(Ok(())));
+    for name in FILES {
+        let (path, aside) = (folder.file(name), folder.file("aside"));
+        let was_there = fs::rename(&path, &aside).is_ok();
+        for (what, place) in OTHERS {
+            place(&path);
+            let problem = open(&folder.path()).expect("it does not end").expect_err(what);
+            assert!(problem.contains(name), "{what} as {name}: {problem}");
+            let _ = fs::remove_file(&path).or_else(|_| fs::remove_dir(&path));
+        }
+        if was_there {
+            fs::rename(&aside, &path).unwrap();
+        }
+    }
+}
+
+#[test]
+fn keys_certificates_and_settings_are_read_from_regular_files_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let fifo = folder.path().join("fifo");
+    make_fifo(&fifo);
+    let fifo = argument(&fifo);
+    for arguments in [
+        vec!["serve".to_owned(), "--config".into(), fifo.into()],
+        vec!["serve".into(), "--set".into(), format!("auth.keys_file={fifo}")],
+        vec![
+            "serve".into(),
+            "--set".into(),
+            format!("tls.cert_file={fifo}"),
+            "--set".into(),
+            format!("tls.key_file={fifo}"),
+        ],
+    ] {
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let refused = run(&[&arguments[..], &["--port", "0", "--print-config"]].concat());
+        let refused = if refused.status.success() {
+            run(&[&arguments[..], &["--port", "0"]].concat())
+        } else {
+            refused
+        };
+        let error = text(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(2), "{arguments:?}: {error}");
+        assert!(error.contains("a FIFO, expected a regular file"), "{error}");
+    }
+}
