@@ -11,12 +11,12 @@ const ASHA: &str = "asha-0123456789abcdef";
 const RAVI: &str = "ravi-0123456789abcdef";
 const HEAD: &str = "head-0123456789abcdef";
 
-/// Every generating route with a prompt of its own form, as long as another route's.
-const ROUTES: [(&str, &str); 4] = [
-    ("/generate-lite", "messages"),
-    ("/v1/completions", "prompt"),
-    ("/v1/chat/completions", "messages"),
-    ("/v1/responses", "input"),
+/// Every generating route, the field of its prompt, and how that begins: as no other route's.
+const ROUTES: [(&str, &str, &str); 4] = [
+    ("/generate-lite", "messages", "Rivers"),
+    ("/v1/completions", "prompt", "Mountains"),
+    ("/v1/chat/completions", "messages", "Forests"),
+    ("/v1/responses", "input", "Oceans"),
 ];
 
 /// A server with three keys. The file may go when it is read.
@@ -78,8 +78,8 @@ async fn keys_that_trust_one_another_share_their_prompts() {
 #[tokio::test]
 async fn a_cache_salt_keeps_prompts_apart_on_every_route() {
     let program = Program::start(&[]).await;
-    for (path, field) in ROUTES {
-        let text = format!("The way to {path} is long, and nobody has gone it to its end before.");
+    for (path, field, beginning) in ROUTES {
+        let text = format!("{beginning} have been there for longer than anybody who has ever seen them.");
         let of = |salt: Value| {
             let messages = json!([{ "role": "user", "content": text }]);
             let prompt = if field == "prompt" { json!(text) } else { messages };
@@ -143,8 +143,9 @@ async fn a_restored_prompt_belongs_to_the_key_that_it_is_restored_for() {
     };
     assert_eq!(restore(json!({})).await.0, 200);
     assert_eq!(beginning(RAVI, 100).await, 0, "it was restored for the admin's key");
-    let worker = program.worker_pid();
-    send("KILL", worker);
+    // A trim forgets what was kept and what was restored.
+    let trim = async || assert_eq!(ask(&program, HEAD, "/admin/trim", &json!({})).await.0, 200);
+    trim().await;
     assert_eq!(restore(json!({ "key": "asha" })).await.0, 200);
     assert_eq!(beginning(ASHA, 100).await, 40);
     assert_eq!(beginning(RAVI, 150).await, 0);
@@ -153,7 +154,7 @@ async fn a_restored_prompt_belongs_to_the_key_that_it_is_restored_for() {
     send("KILL", program.worker_pid());
     assert_eq!(beginning(RAVI, 200).await, 0);
     assert_eq!(beginning(ASHA, 200).await, 40);
-    send("KILL", program.worker_pid());
+    trim().await;
     assert_eq!(restore(json!({ "shared": true })).await.0, 200);
     assert_eq!(beginning(RAVI, 250).await, 40, "it is everybody's now");
 
