@@ -143,7 +143,7 @@ async fn without_keys_admin_routes_are_for_this_machine_and_for_no_page() {
     let server = with_orders(Rules::default());
     assert_eq!(server.ask("/admin/trim", &json!({})).await.0, 200);
     let page = server.post("/admin/trim", &json!({})).header("origin", "http://evil.example");
-    assert_eq!(told(page.send().await.unwrap()).await, (403, "not_from_here".into()));
+    assert_eq!(told(page.send().await.unwrap()).await, (403, "origin_not_allowed".into()));
     assert_eq!(server.ask("/admin/log", &json!({ "level": "debug" })).await.0, 200);
     let (status, answer) = server.ask("/admin/log", &json!({ "level": "loud" })).await;
     assert_eq!((status, &answer["error"]["param"]), (400, &json!("level")));
@@ -219,7 +219,7 @@ async fn every_answer_has_the_requests_id_and_says_what_browsers_must_not_do() {
         (Method::GET, "/livez", "", 200),
         (Method::GET, "/nowhere", ASHA, 404),
         (Method::PUT, NATIVE, ASHA, 405),
-        (Method::POST, NATIVE, ASHA, 400),
+        (Method::POST, NATIVE, ASHA, 415),
         (Method::POST, NATIVE, "wrong", 401),
         (Method::POST, "/admin/trim", ASHA, 403),
     ] {

@@ -37,8 +37,8 @@ fn wrong(seed: u64) -> Wrong {
         return Wrong { bytes: broken_http(&mut random, route), is_http: true };
     }
     let body = broken_body(&mut random);
-    let (length, close) = (body.len(), "connection: close");
-    let head = format!("POST {route} HTTP/1.1\r\nhost: x\r\n{close}\r\ncontent-length: {length}\r\n\r\n");
+    let (length, json) = (body.len(), "connection: close\r\ncontent-type: application/json");
+    let head = format!("POST {route} HTTP/1.1\r\nhost: x\r\n{json}\r\ncontent-length: {length}\r\n\r\n");
     Wrong { bytes: [head.as_bytes(), &body].concat(), is_http: false }
 }
 
@@ -315,6 +315,7 @@ async fn a_client_that_takes_nothing_of_what_it_is_sent_is_left_and_others_come_
     // Far more than a system keeps for a reader who does not read.
     let asked = "GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n".repeat(400);
     stuck.write_all(asked.as_bytes()).await.unwrap();
+    tokio::time::sleep(5 * read_patience).await;
     let next = timeout(Duration::from_secs(60), server.get("/openapi.json").send()).await;
     let size = next.expect("there is room for the next").unwrap().bytes().await.unwrap().len();
     let mut received = Vec::new();
@@ -353,7 +354,11 @@ async fn a_reader_that_stops_reading_holds_a_bounded_answer_and_not_the_slot() {
     let address = server.url.strip_prefix("http://").unwrap();
     let body = r#"{"prompt": "x", "stream": true, "ignore_eos": true, "max_new_tokens": 200}"#;
     let mut stuck = TcpStream::connect(address).await.unwrap();
-    let head = format!("POST /generate-lite HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", body.len());
+    let json = "content-type: application/json";
+    let head = format!(
+        "POST /generate-lite HTTP/1.1\r\nhost: x\r\n{json}\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
     stuck.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
     let is_over = || server.metrics.render().unwrap().contains("eka_job_duration_seconds_count 1\n");
     eventually("the answer that nobody reads", is_over).await;

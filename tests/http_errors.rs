@@ -285,6 +285,7 @@ async fn garbage_is_a_400_and_never_a_500() {
         let shown = String::from_utf8_lossy(&body[..body.len().min(40)]).into_owned();
         for route in [NATIVE, COMPLETIONS, CHAT] {
             let request = server.client.post(format!("{}{route}", server.url)).body(body.clone());
+            let request = request.header("content-type", "application/json");
             let response = request.send().await.unwrap();
             assert_eq!(response.status(), 400, "{shown}");
             let answer: Value = response.json().await.unwrap();

@@ -20,6 +20,7 @@ mod holdings;
 mod hostile;
 mod http_api;
 mod http_errors;
+mod isolation;
 mod load;
 #[cfg(unix)]
 mod logging;
@@ -34,6 +35,7 @@ mod prefixes;
 mod program;
 #[cfg(unix)]
 mod readme;
+mod rebinding;
 mod responses;
 mod sandbox;
 mod saved;

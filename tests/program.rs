@@ -55,6 +55,13 @@ pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
+fn serve(flags: &[&str]) -> Command {
+    let cache = format!("model.cache_dir={}", cache().display());
+    let mut command = eka(&["serve", "--port", "0", "--set", &cache]);
+    command.args(flags);
+    command
+}
+
 /// `eka serve` on a port of its own. Dropping it kills it.
 pub(crate) struct Program {
     child: Child,
@@ -73,7 +80,26 @@ impl Drop for Program {
 impl Program {
     /// Starts it with these flags and waits until it is ready.
     pub(crate) async fn start(flags: &[&str]) -> Self {
-        let mut program = Self::start_listening(flags).await;
+        Self::start_listening(flags).await.ready().await
+    }
+
+    /// Starts it with these flags where it may open so many files, and waits until it is ready.
+    pub(crate) async fn start_with_files(files: usize, flags: &[&str]) -> Self {
+        let program = serve(flags);
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("ulimit -n {files}; exec \"$0\" \"$@\"")]).arg(program.get_program());
+        shell.args(program.get_args()).current_dir(root()).stdin(Stdio::null());
+        for (name, value) in program.get_envs() {
+            match value {
+                Some(value) => shell.env(name, value),
+                None => shell.env_remove(name),
+            };
+        }
+        Self::listening(shell).await.ready().await
+    }
+
+    async fn ready(self) -> Self {
+        let mut program = self;
         let readyz = format!("{}/readyz", program.url);
         loop {
             if let Ok(response) = program.client.get(&readyz).send().await
@@ -88,9 +114,11 @@ impl Program {
 
     /// Starts it with these flags and waits until it listens.
     pub(crate) async fn start_listening(flags: &[&str]) -> Self {
-        let cache = format!("model.cache_dir={}", cache().display());
-        let mut command = eka(&["serve", "--port", "0", "--set", &cache]);
-        let mut child = command.args(flags).stderr(Stdio::piped()).spawn().unwrap();
+        Self::listening(serve(flags)).await
+    }
+
+    async fn listening(mut command: Command) -> Self {
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let log = collect(BufReader::new(child.stderr.take().unwrap()));
         let mut program = Self { child, url: String::new(), client: reqwest::Client::new(), log };
         program.url = program.address().await;

@@ -50,6 +50,7 @@ pub(crate) struct Wish {
     pub(crate) read_patience: Duration,
     pub(crate) max_connections: usize,
     pub(crate) grace: Duration,
+    pub(crate) body_limit: Bytes,
     pub(crate) readiness: fn() -> Readiness,
     /// Every prompt is read in two chunks, and the first one told.
     pub(crate) progress: bool,
@@ -68,6 +69,7 @@ impl Default for Wish {
             read_patience: Duration::from_secs(60),
             max_connections: 512,
             grace: Duration::from_secs(30),
+            body_limit: Bytes::kib(64),
             readiness: || Readiness::Ready(ready_report()),
             progress: false,
             template: None,
@@ -111,7 +113,8 @@ impl Server {
         });
         let (readiness, seen) = watch::channel((wish.readiness)());
         let settings = Settings {
-            body_limit: Bytes::kib(64),
+            body_limit: wish.body_limit,
+            body_memory: Bytes::mib(16),
             heartbeat: wish.heartbeat,
             max_connections: NonZeroUsize::new(wish.max_connections).unwrap(),
             read_patience: wish.read_patience,

@@ -17,7 +17,7 @@ pub use self::{
     bucket::{Bucket, Standing},
     keys::{Key, Keys, KeysError, Spent},
 };
-use crate::config::{Config, Origins};
+use crate::config::{Config, Hosts, Origins};
 
 /// What decides who may come in.
 #[derive(Debug, Default)]
@@ -28,6 +28,8 @@ pub struct Rules {
     pub open_metrics: bool,
     /// Pages that may ask.
     pub origins: Origins,
+    /// Names that the server may be called by, besides those of private networks.
+    pub hosts: Hosts,
     /// From one address.
     pub requests_per_minute_per_ip: Option<NonZeroU32>,
 }
@@ -38,12 +40,13 @@ impl Rules {
     /// # Errors
     /// [`KeysError`] when the keys cannot be used.
     pub fn read(config: &Config) -> Result<Self, KeysError> {
-        let Config { auth, cors, limits, .. } = config;
+        let Config { server, auth, cors, limits, .. } = config;
         let listed = auth.keys.as_ref().map(|secret| secret.0.as_str());
         Ok(Self {
             keys: Keys::read(auth.keys_file.as_deref(), listed)?,
             open_metrics: auth.open_metrics,
             origins: cors.origins.clone(),
+            hosts: server.hosts.clone(),
             requests_per_minute_per_ip: limits.requests_per_minute_per_ip,
         })
     }
@@ -51,8 +54,14 @@ impl Rules {
     /// Whether a page of this origin may ask.
     #[must_use]
     pub fn allows_origin(&self, origin: &str) -> bool {
+        self.origins == Origins::Any || self.lists_origin(origin)
+    }
+
+    /// Whether this origin is listed by its name.
+    #[must_use]
+    pub fn lists_origin(&self, origin: &str) -> bool {
         match &self.origins {
-            Origins::Any => true,
+            Origins::Any => false,
             Origins::These(these) => these.iter().any(|one| one.eq_ignore_ascii_case(origin)),
         }
     }

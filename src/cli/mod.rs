@@ -6,6 +6,7 @@
 mod answer;
 mod bench;
 mod chat;
+mod descriptors;
 mod doctor;
 mod engine;
 mod entry;

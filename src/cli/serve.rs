@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    descriptors,
     entry::{Entry, limits},
     exit::{EndsAs, Exit},
     logging::{self, LogLevel},
@@ -107,6 +108,9 @@ async fn serve(config: &Config, faults: &Plan, entry: Entry, level: LogLevel) ->
     tokio::spawn(show_own_memory(Arc::clone(&metrics)));
     executor.limit_overtakes(config.queue.max_overtakes);
     route(config, &executor, fleet.view());
+    let http = Settings::from(config);
+    let (wanted, workers) = (http.max_connections, fleet.runners().len());
+    let max_connections = descriptors::fit(wanted, descriptors::raise_limit(), workers);
     let scheme = if entry.tls.is_some() { "https" } else { "http" };
     tracing::info!("serving {} on {scheme}://{}", catalogue.names(), listener.local_addr()?);
     // Workers have the same, whatever directory they look at it from.
@@ -117,7 +121,7 @@ async fn serve(config: &Config, faults: &Plan, entry: Entry, level: LogLevel) ->
         executor.clone(),
         Arc::clone(&metrics),
         readiness.clone(),
-        Settings::from(config),
+        Settings { max_connections, ..http },
     )
     .with_sandbox(sandbox)
     .with_orders(orders(fleet.foreman()))

@@ -3,7 +3,7 @@
 use std::num::NonZeroU32;
 
 use super::{
-    Auth, Cors, Limits, Origins, Secret, Tls, Trace,
+    Auth, Cors, Hosts, Limits, Origins, Secret, Tls, Trace,
     prove::Proof,
     raw::{RawAuth, RawCors, RawLimits, RawTls, RawTrace},
 };
@@ -48,6 +48,13 @@ impl Proof<'_> {
         Some(Cors { origins: origins? })
     }
 
+    pub(super) fn hosts(&mut self, raw: Option<&str>) -> Option<Hosts> {
+        match raw {
+            None => Some(Hosts::default()),
+            Some(typed) => self.some("server.hosts", hosts(typed)),
+        }
+    }
+
     pub(super) fn trace(&mut self, raw: &RawTrace) -> Option<Trace> {
         let endpoint = self.optional(raw.otlp_endpoint.as_deref(), |proof, typed| {
             proof.some("trace.otlp_endpoint", collector(typed))
@@ -74,6 +81,16 @@ fn collector(typed: &str) -> Option<String> {
     let is_plain = |text: &str| text.chars().all(|c| c.is_ascii_graphic() && !"\"<>\\^`{|}@#".contains(c));
     let path = if path.is_empty() { "v1/traces" } else { path };
     (!host.is_empty() && is_plain(host) && is_plain(path)).then(|| format!("http://{host}/{path}"))
+}
+
+fn hosts(typed: &str) -> Option<Hosts> {
+    let list: Vec<_> = typed.split(',').map(str::trim).filter(|one| !one.is_empty()).collect();
+    if list == ["*"] {
+        return Some(Hosts::Any);
+    }
+    let is_name = |name: &str| name.chars().all(|c| c.is_alphanumeric() || "-._".contains(c));
+    let is_listed = !list.is_empty() && list.iter().all(|name| is_name(name));
+    is_listed.then(|| Hosts::These(list.iter().map(|name| name.to_ascii_lowercase()).collect()))
 }
 
 fn origins(typed: &str) -> Option<Origins> {

@@ -54,13 +54,19 @@ const fn derived(path: &'static str, default: &'static str, kind: Kind) -> Key {
 }
 
 /// Every setting, section by section; printed in this order.
-pub(super) const KEYS: [Key; 65] = [
+pub(super) const KEYS: [Key; 67] = [
     text("server.bind", "127.0.0.1", "an IP address, such as 127.0.0.1, or 0.0.0.0 for every interface"),
     whole("server.port", "8110", 0, 65_535),
     whole("server.grace_ms", "30000", 0, WEEK_MS),
     whole("server.heartbeat_ms", "2000", 100, 60_000),
     whole("server.body_limit_bytes", "4194304", 1, 1 << 30),
+    whole("server.body_memory_bytes", "67108864", 1, 1 << 40),
     whole("server.max_connections", "1024", 1, 1 << 20),
+    derived(
+        "server.hosts",
+        "addresses, localhost and names of private networks",
+        Kind::Text("names without ports, separated by commas, such as chat.example.org, or * for any"),
+    ),
     derived("auth.keys_file", "no keys but those of auth.keys", Kind::Text("a file of [[key]] tables")),
     derived(
         "auth.keys",

@@ -82,8 +82,27 @@ pub struct Server {
     pub heartbeat: Millis,
     /// Greatest body of a request.
     pub body_limit: Bytes,
+    /// What the bodies of all requests may take together; at least `body_limit`.
+    pub body_memory: Bytes,
     /// Connections open at once.
     pub max_connections: NonZeroUsize,
+    /// Names that requests may call it by, besides those of private networks.
+    pub hosts: Hosts,
+}
+
+/// Names that a server may be called by in `Host`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Hosts {
+    /// All of them.
+    Any,
+    /// These, in lower case and without ports.
+    These(Vec<String>),
+}
+
+impl Default for Hosts {
+    fn default() -> Self {
+        Self::These(Vec::new())
+    }
 }
 
 /// Who may ask. Without any keys, everybody may.

@@ -74,14 +74,24 @@ impl Proof<'_> {
         let grace = self.whole("server.grace_ms", raw.grace_ms).map(Millis);
         let heartbeat = self.whole("server.heartbeat_ms", raw.heartbeat_ms).map(Millis);
         let body_limit = self.whole("server.body_limit_bytes", raw.body_limit_bytes).map(Bytes);
+        let body_memory = self.whole("server.body_memory_bytes", raw.body_memory_bytes).map(Bytes);
+        if body_memory < body_limit && body_memory.is_some() {
+            let origin = self.merged.origin("server.body_limit_bytes");
+            let expected =
+                format!("at least server.body_limit_bytes, which is {} ({origin})", raw.body_limit_bytes);
+            self.refuse("server.body_memory_bytes", expected);
+        }
         let max_connections = self.positive("server.max_connections", raw.max_connections);
+        let hosts = self.hosts(raw.hosts.as_deref());
         Some(Server {
             bind: bind?,
             port: port?,
             grace: grace?,
             heartbeat: heartbeat?,
             body_limit: body_limit?,
+            body_memory: body_memory?,
             max_connections: max_connections?,
+            hosts: hosts?,
         })
     }
 

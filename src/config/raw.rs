@@ -36,7 +36,9 @@ pub(super) struct RawServer {
     pub(super) grace_ms: i64,
     pub(super) heartbeat_ms: i64,
     pub(super) body_limit_bytes: i64,
+    pub(super) body_memory_bytes: i64,
     pub(super) max_connections: i64,
+    pub(super) hosts: Option<String>,
 }
 
 #[derive(Deserialize)]

@@ -117,6 +117,7 @@ fn every_setting_has_a_variable_and_can_be_set_by_path() {
     for key in alone {
         let value = match (key.path, &key.kind) {
             ("model.block_size", _) => "64".to_owned(),
+            ("server.body_memory_bytes", _) => "8388608".to_owned(),
             ("queue.total_timeout_ms", _) => "600001".to_owned(),
             (_, Kind::Whole { least, .. }) => least.max(&101).to_string(),
             (_, Kind::Truth) => (!matches!(key.default, Default::Is("true"))).to_string(),

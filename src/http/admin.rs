@@ -34,7 +34,7 @@ pub(super) async fn load(
 ) -> Result<HttpResponse, ApiError> {
     check_admin(&request, &state)?;
     let model = state.catalogue.id(&path.into_inner())?;
-    let mut fields = body::read_optional(payload, state.settings.body_limit).await?;
+    let mut fields = body::read_optional(&request, payload, &state).await?;
     let keep_alive = take_keep_alive(&mut fields)?;
     fields.finish(&[])?;
     carry_out(&request, &state, Order::Load { model, keep_alive }).await
@@ -64,7 +64,7 @@ pub(super) async fn log(
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, ApiError> {
     check_admin(&request, &state)?;
-    let mut fields = body::read(payload, state.settings.body_limit).await?;
+    let mut fields = body::read(&request, payload, &state).await?;
     let level = fields.require::<String>("level")?;
     fields.finish(&[])?;
     if !is_log_level(&level) {

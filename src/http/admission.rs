@@ -5,17 +5,16 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Instant};
 
-use actix_web::web;
-
 use super::{
     AppState,
     answer::Answer,
     ask::{Ask, Delivery, Prompt},
     error::ApiError,
     form::Form,
+    offload::Cost,
     rendering::render,
     salt,
-    texts::aside,
+    tokenizing::{Special, Untokenized, tokenize},
 };
 use crate::{
     executor::{Caller, Deadlines, SubmitError, Terms},
@@ -43,7 +42,10 @@ pub(super) async fn admit(
     let prompt = encode(state, text, ask.prompt, ask.terms.priority).await?;
     let default = state.settings.default_max_new;
     let max_new_tokens = room(Tokens(prompt.len()), ask.max_new, default, state.context_length(text))?.0;
-    let echo = ask.echo.then(|| echo.unwrap_or_else(|| text.decode(&prompt)));
+    let echo = match echo {
+        None if ask.echo => Some(decode(state, text, &prompt).await?),
+        echo => echo,
+    };
     let first_scored = ask.scores.filter(|asked| asked.prompt).and_then(|_| prompt.first().copied());
     let mut end_tokens = ask.stop_token_ids;
     if !ask.ignore_eos {
@@ -52,7 +54,7 @@ pub(super) async fn admit(
     let progress = matches!(ask.delivery, Delivery::Streamed { progress: true, .. });
     // What may be text is read as text is.
     let is_formed = ask.form.as_ref().is_some_and(|form| form.parts.is_empty());
-    let sampling = with_breakers(text, ask.sampling, ask.breakers).await?;
+    let sampling = with_breakers(state, text, ask.sampling, ask.breakers).await?;
     let prompt_tokens = prompt.len();
     let (model, keep_alive) = (text.card().id.as_str().into(), ask.keep_alive);
     let constraint = ask.form.map(|form| form.constraint);
@@ -135,20 +137,19 @@ async fn check_form(state: &AppState, text: &Text, form: &Form, priority: Priori
 
 /// Looks up the tokens that a repetition does not reach across: through the whole vocabulary, and so on another thread.
 async fn with_breakers(
+    state: &AppState,
     text: &Arc<Text>,
     sampling: Sampling,
     breakers: Vec<String>,
 ) -> Result<Sampling, ApiError> {
     let Some(dry) = sampling.dry.clone() else { return Ok(sampling) };
     let text = Arc::clone(text);
-    let tokens = web::block(move || text.tokens_with(&breakers)).await;
-    let breakers = tokens.map_err(|error| ApiError::Internal { message: error.to_string() })?;
+    let look_up = move || Ok::<_, ApiError>(text.tokens_with(&breakers));
+    let breakers = state.offload.run(Cost::Light, look_up).await?;
     Ok(Sampling { dry: Some(Dry { breakers, ..dry }), ..sampling })
 }
 
-/// Renders a conversation, and encodes a long prompt on a thread of its own, because it takes long enough to stall every
-/// stream of this one. A few at a time, and not when the queue is full anyway: a crowd that will be refused must not take the
-/// worker's processors.
+/// Makes tokens of a prompt. Not when the queue is full: a crowd that will be refused must not take the worker's processors.
 async fn encode(
     state: &AppState,
     text: &Arc<Text>,
@@ -162,27 +163,16 @@ async fn encode(
         // Some tokenizers would make a beginning-of-text token of it.
         Prompt::Text(prompt) if prompt.is_empty() => return Err(ApiError::EmptyPrompt),
         Prompt::Text(prompt) => (prompt, Special::Added),
-        // A chat template writes its own.
         Prompt::Conversation(conversation) => (render(state, text, conversation).await?, Special::Written),
     };
-    let encoding = aside(state, prompt.len(), {
-        let text = Arc::clone(text);
-        move || match special {
-            Special::Added => text.encode(&prompt),
-            Special::Written => text.encode_bare(&prompt),
-        }
-    });
-    let ids = encoding.await?;
+    let ids = tokenize(state, text, Untokenized { text: prompt, special }).await?;
     if ids.is_empty() { Err(ApiError::EmptyPrompt) } else { Ok(ids) }
 }
 
-/// Who puts special tokens around a prompt.
-#[derive(Clone, Copy)]
-enum Special {
-    /// The tokenizer.
-    Added,
-    /// Whoever wrote the prompt.
-    Written,
+/// The text that an answer begins with, of a prompt that was not given as text.
+async fn decode(state: &AppState, text: &Arc<Text>, ids: &[u32]) -> Result<String, ApiError> {
+    let (text, ids) = (Arc::clone(text), ids.to_vec());
+    state.offload.run(Cost::of_text(ids.len()), move || Ok::<_, ApiError>(text.decode(&ids))).await
 }
 
 /// How many tokens to generate: those asked for, which must fit, else as many of the default as fit.

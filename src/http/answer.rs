@@ -125,6 +125,16 @@ pub(super) struct Ending {
     pub(super) memory: MemoryReport,
 }
 
+impl Ending {
+    /// About as many bytes as it has as JSON, for judging what it costs to write it.
+    pub(super) fn json_bytes(&self) -> usize {
+        const SCORE: usize = 128;
+        let calls: usize = self.calls.iter().map(|call| call.arguments.len()).sum();
+        let scores: usize = self.scored.iter().map(Scored::alternatives).sum();
+        self.text.len() + calls + (self.scored.len() + scores) * SCORE
+    }
+}
+
 /// Why an answer is complete, in the words of the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reason {

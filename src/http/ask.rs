@@ -24,6 +24,12 @@ use crate::{
 /// Most stop strings of one request.
 const MOST_STOPS: usize = 16;
 
+/// Most bytes of one stop string. What is held back of an answer, until it cannot become a stop string any more, is as long.
+const MOST_STOP_BYTES: usize = 1024;
+
+/// Most tokens that end an answer. A worker compares each token of the answer with all of them.
+const MOST_STOP_TOKENS: usize = 1024;
+
 /// What to generate, and under which conditions.
 #[derive(Debug)]
 pub(super) struct Ask {
@@ -112,6 +118,10 @@ impl Ask {
             check_ids(ids, "prompt", rules.vocabulary)?;
         }
         let stop_token_ids: Vec<u32> = fields.take("stop_token_ids")?.unwrap_or_default();
+        if stop_token_ids.len() > MOST_STOP_TOKENS {
+            let said = format!("{} token ids, at most {MOST_STOP_TOKENS}", stop_token_ids.len());
+            return Err(FieldError::value(fields.path("stop_token_ids"), said));
+        }
         check_ids(&stop_token_ids, &fields.path("stop_token_ids"), rules.vocabulary)?;
         let form = Form::take(fields)?;
         let stop = take_stop(fields)?;
@@ -262,15 +272,28 @@ fn take_stop(fields: &mut Fields) -> Result<Vec<String>, FieldError> {
         Some(stops @ Value::Array(_)) => typed(stops, &path)?,
         Some(other) => return Err(wrong_type(&path, "a string or an array of strings", &other)),
     };
-    if stops.len() > MOST_STOPS {
-        return Err(FieldError::value(path, format!("{} strings, at most {MOST_STOPS}", stops.len())));
+    let empty = "an empty stop string would match before anything";
+    check_strings(&stops, &path, [MOST_STOPS, MOST_STOP_BYTES], empty)?;
+    Ok(stops)
+}
+
+/// Checks a list of strings: how many there are, how long each is, and that none is empty; `empty` says why not.
+pub(super) fn check_strings(
+    strings: &[String],
+    path: &str,
+    [most, most_bytes]: [usize; 2],
+    empty: &str,
+) -> Result<(), FieldError> {
+    if strings.len() > most {
+        return Err(FieldError::value(path, format!("{} strings, at most {most}", strings.len())));
     }
-    match stops.iter().position(String::is_empty) {
-        Some(place) => {
-            Err(FieldError::value(path, format!("string {place} is empty and would stop before anything")))
-        }
-        None => Ok(stops),
-    }
+    let wrong = strings.iter().enumerate().find(|(_, text)| text.is_empty() || text.len() > most_bytes);
+    let Some((place, text)) = wrong else { return Ok(()) };
+    let said = match text.len() {
+        0 => format!("string {place} is empty; {empty}"),
+        bytes => format!("string {place} has {bytes} bytes, at most {most_bytes}"),
+    };
+    Err(FieldError::value(path, said))
 }
 
 fn take_delivery(fields: &mut Fields) -> Result<Delivery, FieldError> {
@@ -427,6 +450,31 @@ mod tests {
         assert!((1..=8).contains(&ask.choices) && ask.scores.is_none_or(|asked| asked.top <= 20));
         assert!(ask.stop.iter().all(|stop| !stop.is_empty()));
         assert!(ask.terms.deadlines.total <= RULES.deadlines.total && ask.max_new != Some(Tokens(0)));
+    }
+
+    fn stop(stop: Value) -> Result<Vec<String>, FieldError> {
+        let mut fields = Fields::parse(json!({ "stop": stop }).to_string().as_bytes()).unwrap();
+        take_stop(&mut fields)
+    }
+
+    #[test]
+    fn stop_strings_are_few_and_short_and_the_error_names_the_limit() {
+        assert_eq!(stop(json!(vec!["क".repeat(341); 16])).unwrap().len(), 16);
+        for (refused, words) in [
+            (json!(vec!["a".repeat(250_000); 16]), "string 0 has 250000 bytes, at most 1024"),
+            (json!(vec!["a"; 17]), "17 strings, at most 16"),
+            (json!(["a", ""]), "string 1 is empty"),
+        ] {
+            let error = stop(refused).unwrap_err();
+            assert!(error.param() == "stop" && error.to_string().contains(words), "{error}");
+        }
+    }
+
+    #[test]
+    fn tokens_that_end_an_answer_are_few() {
+        let body = json!({ "prompt": "a", "stop_token_ids": vec![1; 1025] }).to_string();
+        let error = Native::ask(&mut Fields::parse(body.as_bytes()).unwrap(), &RULES).unwrap_err();
+        assert!(error.to_string().contains("1025 token ids, at most 1024"), "{error}");
     }
 
     proptest! {

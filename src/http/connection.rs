@@ -1,4 +1,4 @@
-//! A connection as actix-web sees it: what is read and written passes here, and three things are made good on the way.
+//! A connection as actix-web sees it: what is read and written passes here, and four things are made good on the way.
 //!
 //! **Refusals get words.** A request that breaks HTTP itself, that is too large in its head or too slow with it, is refused
 //! by actix-web below every hook that it offers, with an empty body. Such an answer is known by its form: it is the last of
@@ -11,6 +11,9 @@
 //!
 //! **So are those who never finish a request.** actix-web bounds the time of a connection's first head; whoever had sent one
 //! good request could take for ever over the second.
+//!
+//! **An idle connection makes room for a new one.** What its client does is noted in its [`Place`], and when that is
+//! cancelled, the connection ends as if its client had closed it.
 
 use std::{
     io, mem,
@@ -26,8 +29,13 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::{Sleep, sleep},
 };
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use super::{count, refusal, request_id::RequestId};
+use super::{
+    connections::{Phase, Place},
+    count, refusal,
+    request_id::RequestId,
+};
 use crate::metrics::Metrics;
 
 /// Longer heads of answers are none of actix-web's refusals.
@@ -89,12 +97,28 @@ pub(super) struct Connection<T> {
     stalled: Option<Pin<Box<Sleep>>>,
     /// Runs while it is its turn.
     awaited: Option<Pin<Box<Sleep>>>,
+    place: Place,
+    /// Completes when it shall make room for another one.
+    closing: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 impl<T> Connection<T> {
-    pub(super) fn new(io: T, peer: Option<SocketAddr>, metrics: Arc<Metrics>, patience: Patience) -> Self {
+    pub(super) fn new(
+        io: T,
+        peer: Option<SocketAddr>,
+        metrics: Arc<Metrics>,
+        patience: Patience,
+        place: Place,
+    ) -> Self {
+        place.turn_to(Phase::Idle);
+        let closing = Box::pin(place.closing().clone().cancelled_owned());
         let (heard, owed, turn) = (Vec::new(), Vec::new(), Turn::Awaited);
-        Self { io, peer, metrics, heard, owed, turn, patience, stalled: None, awaited: None }
+        Self { io, peer, metrics, heard, owed, turn, patience, stalled: None, awaited: None, place, closing }
+    }
+
+    /// Its place among all connections.
+    pub(super) const fn place(&self) -> &Place {
+        &self.place
     }
 
     /// What is written instead of `refusal`, an answer of actix-web's without a body.
@@ -117,12 +141,21 @@ impl<T: AsyncWrite + Unpin> Connection<T> {
     fn turn_to(&mut self, turn: Turn) {
         if mem::discriminant(&self.turn) != mem::discriminant(&turn) {
             self.awaited = None;
+            self.place.turn_to(match turn {
+                Turn::Awaited | Turn::Over => Phase::Idle,
+                Turn::Head { .. } => Phase::Head,
+                Turn::Answering => Phase::Waiting,
+            });
         }
         self.turn = turn;
     }
 
     /// Waits for the client as long as there is patience; then it is as if it had left.
     fn poll_awaited(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.closing.as_mut().poll(cx).is_ready() {
+            self.turn_to(Turn::Over);
+            return Poll::Ready(());
+        }
         let patience = match self.turn {
             Turn::Awaited => self.patience.idle,
             Turn::Head { .. } => self.patience.head,
@@ -248,6 +281,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
     use super::*;
+    use crate::http::connections::Connections;
 
     const REFUSAL: &str =
         "HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\ndate: today\r\n\r\n";
@@ -255,8 +289,12 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn connection<T>(io: T) -> Connection<T> {
+        connection_at(io, Connections::new(8).enter())
+    }
+
+    fn connection_at<T>(io: T, place: Place) -> Connection<T> {
         let patience = Patience { read: 60 * SECOND, head: 5 * SECOND, idle: 80 * SECOND };
-        Connection::new(io, None, Arc::new(Metrics::new()), patience)
+        Connection::new(io, None, Arc::new(Metrics::new()), patience, place)
     }
 
     /// What the other side gets of `written`, when it has sent `sent`, through a pipe that holds `room` bytes.
@@ -328,6 +366,25 @@ mod tests {
         server.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
         client.read_exact(&mut [0; 19]).await.unwrap();
         (client, server)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_connection_ends_when_its_place_is_wanted_and_one_that_is_owed_an_answer_goes_on() {
+        let all = Connections::new(2);
+        let (mut client, server) = duplex(64);
+        let mut busy = connection_at(server, all.enter());
+        client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        assert!(busy.read(&mut [0; 64]).await.unwrap() > 0);
+        let (_other, server) = duplex(64);
+        let mut idle = connection_at(server, all.enter());
+        let begun = tokio::time::Instant::now();
+        let mut buffer = [0; 64];
+        let (read, _newcomer) = tokio::join!(idle.read(&mut buffer), async {
+            sleep(SECOND).await;
+            all.enter()
+        });
+        assert_eq!((read.unwrap(), begun.elapsed()), (0, SECOND), "not after the 80 s of its patience");
+        tokio::time::timeout(SECOND, busy.read(&mut [0; 64])).await.unwrap_err();
     }
 
     #[tokio::test(start_paused = true)]

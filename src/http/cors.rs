@@ -2,6 +2,14 @@
 //!
 //! Browsers ask before they let a page of another origin send a key or JSON, and show it the answer only if we name its
 //! origin. Cookies are never part of it: who may ask is decided by keys, which a page has to be given.
+//!
+//! Not showing an answer is not enough where there are no keys: a page may still have the server work, or end it. So what
+//! a page of another origin sends is refused, unless `cors.origins` lists the origin. Browsers say where a request comes
+//! from with `Origin`, which they send with every POST, and with `Sec-Fetch-Site`. What `GET` and `HEAD` do can be seen by
+//! nobody else and changes nothing, so they may come from anywhere: a link to this page is no attack.
+//!
+//! `Sec-Fetch-Site: same-site` is refused as `cross-site` is: to a browser, all ports of `localhost` are one site, and
+//! another program's page is still another's.
 
 use actix_web::{
     HttpRequest, HttpResponse,
@@ -28,10 +36,41 @@ pub(super) fn origin(request: &ServiceRequest, rules: &Rules) -> Option<HeaderVa
     rules.allows_origin(origin.to_str().ok()?).then(|| origin.clone())
 }
 
-/// Whether a browser asks on behalf of a page that may not.
-pub(super) fn is_foreign(request: &HttpRequest, rules: &Rules) -> bool {
-    let origin = request.headers().get(header::ORIGIN);
-    origin.is_some_and(|origin| !origin.to_str().is_ok_and(|origin| rules.allows_origin(origin)))
+/// Whether a page that may not has its browser send something.
+pub(super) fn is_refused(request: &ServiceRequest, rules: &Rules) -> bool {
+    ![Method::GET, Method::HEAD].contains(request.method())
+        && is_foreign(request.headers(), |origin| rules.allows_origin(origin))
+}
+
+/// Whether a page of another origin has its browser send this, and the origin is not among those that are listed by name:
+/// `*` opens nothing that is for whoever runs the server.
+pub(super) fn is_unlisted(request: &HttpRequest, rules: &Rules) -> bool {
+    is_foreign(request.headers(), |origin| rules.lists_origin(origin))
+}
+
+/// Whether a browser sends this for a page of another origin, which `allows` does not allow.
+fn is_foreign(headers: &HeaderMap, allows: impl Fn(&str) -> bool) -> bool {
+    if let Some(origin) = headers.get(header::ORIGIN) {
+        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+        return !origin
+            .to_str()
+            .is_ok_and(|origin| allows(origin) || host.is_some_and(|host| is_same(origin, host)));
+    }
+    let site = headers.get("sec-fetch-site").map(HeaderValue::as_bytes);
+    site.is_some_and(|site| ![&b"same-origin"[..], b"none"].contains(&site))
+}
+
+/// Whether a page of `origin` is one of this server, which the request calls `host`. A proxy may have taken TLS off, so the
+/// scheme says nothing.
+fn is_same(origin: &str, host: &str) -> bool {
+    let Some((scheme, authority)) = origin.split_once("://") else { return false };
+    let port = match scheme {
+        "http" => ":80",
+        "https" => ":443",
+        _ => return false,
+    };
+    let bare = |name: &str| name.strip_suffix(port).unwrap_or(name).to_ascii_lowercase();
+    bare(authority) == bare(host)
 }
 
 /// Whether a browser asks if a page may ask.
@@ -65,5 +104,42 @@ pub(super) fn add(headers: &mut HeaderMap, origin: Option<&HeaderValue>, rules: 
     }
     if !is_any && rules.origins != Origins::default() {
         headers.append(header::VARY, HeaderValue::from_static("origin"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_foreign(pairs: &[(&'static str, &'static str)]) -> bool {
+        let mut headers = HeaderMap::new();
+        for &(name, value) in pairs {
+            headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        super::is_foreign(&headers, |origin| origin == "https://listed.example")
+    }
+
+    #[test]
+    fn what_a_page_of_another_origin_sends_is_foreign_and_what_our_own_page_sends_is_not() {
+        let host = ("host", "127.0.0.1:8000");
+        assert!(!is_foreign(&[host]), "no browser");
+        assert!(!is_foreign(&[host, ("origin", "http://127.0.0.1:8000")]));
+        assert!(!is_foreign(&[("host", "chat.example"), ("origin", "https://chat.example")]));
+        assert!(!is_foreign(&[("host", "chat.example:443"), ("origin", "https://Chat.example")]));
+        assert!(!is_foreign(&[host, ("origin", "https://listed.example"), ("sec-fetch-site", "cross-site")]));
+        for origin in [
+            "http://evil.example",
+            "null",
+            "http://127.0.0.1:3000",
+            "https://127.0.0.1",
+            "file://127.0.0.1:8000",
+        ] {
+            assert!(is_foreign(&[host, ("origin", origin)]), "{origin}");
+        }
+        for (site, foreign) in
+            [("cross-site", true), ("same-site", true), ("same-origin", false), ("none", false)]
+        {
+            assert_eq!(is_foreign(&[host, ("sec-fetch-site", site)]), foreign, "{site}");
+        }
     }
 }

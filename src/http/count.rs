@@ -15,7 +15,14 @@ use std::{
 
 use actix_web::{HttpMessage, ResponseError, dev::ServiceRequest, http::Method, http::StatusCode};
 
-use super::{ROUTES, RouteLine, answer::Reason, error::ApiError, line, request_id::RequestId};
+use super::{
+    ROUTES, RouteLine,
+    answer::Reason,
+    connections::{During, Place},
+    error::ApiError,
+    line,
+    request_id::RequestId,
+};
 use crate::{
     access::Key,
     job::TraceLink,
@@ -41,6 +48,8 @@ struct Visit {
     peer: Option<IpAddr>,
     id: RequestId,
     begun: Instant,
+    /// Its connection is not closed for others meanwhile.
+    _answer: Option<During>,
     key: OnceCell<Arc<Key>>,
     /// Where it is traced.
     span: RefCell<Option<RequestSpan>>,
@@ -81,6 +90,7 @@ impl Tally {
             peer: request.peer_addr().map(|peer| peer.ip()),
             id: RequestId::of(request.headers()),
             begun: Instant::now(),
+            _answer: request.conn_data::<Place>().map(Place::answer),
             key: OnceCell::new(),
             told: RefCell::new(told),
         }))

@@ -14,7 +14,7 @@ use super::{
 };
 
 /// One spelling of requests and answers.
-pub(super) trait Dialect: From<Head> + 'static {
+pub(super) trait Dialect: From<Head> + Send + 'static {
     /// Where it is spoken.
     const ROUTE: &'static str;
 

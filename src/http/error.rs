@@ -41,8 +41,27 @@ pub(super) enum ApiError {
     NotFound { path: String },
     #[error("this path takes {allow} only")]
     MethodNotAllowed { allow: &'static str },
-    #[error("the body is larger than {limit}, the limit of this server")]
+    #[error("the body is larger than {limit}, the limit of this server (server.body_limit_bytes)")]
     BodyTooLarge { limit: Bytes },
+    #[error(
+        "the bodies of other requests hold all of the {limit} that server.body_memory_bytes allows; retry later, or send a \
+         smaller body"
+    )]
+    BodyMemoryFull { limit: Bytes },
+    #[error(
+        "the body must be JSON and its Content-Type {}; send -H 'Content-Type: application/json' (curl -d alone calls it a form)",
+        found.as_deref().map_or("is missing".into(), |found| format!("is {found:?}"))
+    )]
+    NotJsonType { found: Option<String> },
+    #[error("Content-Encoding {found:?} is not supported; send gzip or identity")]
+    EncodingUnsupported { found: String },
+    #[error("the body is not valid gzip, though its Content-Encoding says so: {message}")]
+    NotGzip { message: String },
+    #[error(
+        "this server does not answer to the name {host:?}; call it by its address or as localhost, or add the name to \
+         server.hosts"
+    )]
+    HostNotAllowed { host: String },
     #[error("the body did not arrive within {} s", limit.as_secs())]
     BodyTooSlow { limit: Duration },
     #[error("the body could not be read: {why}")]
@@ -58,7 +77,8 @@ pub(super) enum ApiError {
     #[error("model {:?} is not available: {}", .0.id, .0.reason)]
     ModelUnavailable(Unavailable),
     #[error(
-        "this path is for whoever runs the server: send the request from the machine it runs on, and not from a page"
+        "admin endpoints accept local requests only, not through a proxy and not from web pages of other origins; or use an \
+         admin key"
     )]
     NotFromHere,
     #[error("this server wants an API key: send `Authorization: Bearer KEY` or `X-Api-Key: KEY`")]
@@ -69,7 +89,7 @@ pub(super) enum ApiError {
     NotAdmin,
     #[error("this API key may not use model {model:?}; it may use {allowed}")]
     ModelNotAllowed { model: String, allowed: String },
-    #[error("pages of this origin may not ask; whoever runs the server can add it to cors.origins")]
+    #[error("requests from web pages of this origin are not allowed; add the origin to cors.origins")]
     OriginNotAllowed,
     #[error("{whose} has used up its {limit} {what} a minute; the next is free in {} s", whole_seconds(*wait))]
     RateLimited { whose: &'static str, what: &'static str, limit: u32, wait: Duration },
@@ -108,6 +128,11 @@ impl ApiError {
             Self::NotFound { .. } => (S::NOT_FOUND, "not_found"),
             Self::MethodNotAllowed { .. } => (S::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Self::BodyTooLarge { .. } => (S::PAYLOAD_TOO_LARGE, "body_too_large"),
+            Self::BodyMemoryFull { .. } => (S::SERVICE_UNAVAILABLE, "body_memory_full"),
+            Self::NotJsonType { .. } => (S::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
+            Self::EncodingUnsupported { .. } => (S::UNSUPPORTED_MEDIA_TYPE, "unsupported_content_encoding"),
+            Self::NotGzip { .. } => (S::BAD_REQUEST, "invalid_gzip"),
+            Self::HostNotAllowed { .. } => (S::FORBIDDEN, "host_not_allowed"),
             Self::BodyTooSlow { .. } => (S::REQUEST_TIMEOUT, "body_too_slow"),
             Self::BodyBroken { .. } => (S::BAD_REQUEST, "body_broken"),
             Self::NotJson { .. } => (S::BAD_REQUEST, "invalid_json"),
@@ -153,7 +178,7 @@ impl ApiError {
             Self::EmptyPrompt => Some("prompt"),
             Self::SavedPromptNotFound { .. } | Self::Failure(Failure::SavedPrompt { .. }) => Some("name"),
             Self::Constraint { param, .. } => Some(param),
-            Self::Text(TextError::NoTable) => None,
+            Self::Text(TextError::NoTable | TextError::TooLong { .. }) => None,
             Self::Text(TextError::NoTools { .. }) => Some("tools"),
             Self::Text(text) if text.is_the_clients() => Some("messages"),
             _ => None,
@@ -170,6 +195,7 @@ impl ApiError {
                 Some(retry_in.unwrap_or(LATER))
             }
             Self::Loading
+            | Self::BodyMemoryFull { .. }
             | Self::Sandbox(_)
             | Self::Submit(SubmitError::Stopped)
             | Self::Failure(Failure::ShuttingDown) => Some(SOON),
@@ -181,7 +207,7 @@ impl ApiError {
     fn message(&self) -> String {
         match self.public() {
             Some(public) => format!("{public}; the log of the server says why"),
-            None => self.to_string(),
+            None => shortened(self.to_string()),
         }
     }
 
@@ -230,7 +256,8 @@ impl ApiError {
             status if status.is_server_error() => "server_error",
             _ => "invalid_request_error",
         };
-        json!({ "error": { "message": self.message(), "type": kind, "code": code, "param": self.param() } })
+        let param = self.param().map(|param| shortened(param.to_owned()));
+        json!({ "error": { "message": self.message(), "type": kind, "code": code, "param": param } })
     }
 }
 
@@ -247,6 +274,9 @@ impl ResponseError for ApiError {
         match self {
             Self::MethodNotAllowed { allow } => {
                 response.insert_header((header::ALLOW, *allow));
+            }
+            Self::EncodingUnsupported { .. } => {
+                response.insert_header((header::ACCEPT_ENCODING, "gzip, identity"));
             }
             Self::NoKey => {
                 response.insert_header((header::WWW_AUTHENTICATE, r#"Bearer realm="eka""#));
@@ -267,6 +297,7 @@ fn text_row(error: &TextError) -> (StatusCode, &'static str) {
         TextError::NoTools { .. } => (StatusCode::BAD_REQUEST, "tools_unsupported"),
         TextError::NoTable => (StatusCode::BAD_REQUEST, "constraint_unsupported"),
         TextError::Messages { .. } => (StatusCode::BAD_REQUEST, "messages_refused"),
+        TextError::TooLong { .. } => (StatusCode::BAD_REQUEST, "context_length_exceeded"),
         TextError::Template { .. } => (StatusCode::BAD_REQUEST, "chat_template_failed"),
         TextError::TemplateSteps { .. } | TextError::TemplateLimit { .. } => {
             (StatusCode::BAD_REQUEST, "chat_template_limit")
@@ -297,6 +328,16 @@ fn failure_row(failure: &Failure) -> (StatusCode, &'static str) {
         Failure::Deadline { .. } => (StatusCode::GATEWAY_TIMEOUT, "deadline_exceeded"),
         Failure::ShuttingDown => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),
     }
+}
+
+/// An error repeats what was sent, which may be megabytes.
+fn shortened(mut text: String) -> String {
+    const MOST: usize = 2_000;
+    if text.len() > MOST {
+        text.truncate(text.floor_char_boundary(MOST));
+        text.push('…');
+    }
+    text
 }
 
 /// Rounded up, for a client that comes back too early is refused again.

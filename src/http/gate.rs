@@ -1,7 +1,7 @@
 //! The one way in and out: every request passes here before its handler, and every answer after it.
 //!
-//! In: pages of other origins, then the address' allowance, then the key, then the key's allowance. Out: the headers that
-//! all answers have. Probes always pass: an orchestrator that is turned away would kill a healthy server.
+//! In: the name that the server is called by, pages of other origins, then the address' allowance, then the key, then the
+//! key's allowance. Out: the headers that all answers have. Probes always pass: an orchestrator that is turned away would kill a healthy server.
 
 use std::{sync::Arc, time::Instant};
 
@@ -11,15 +11,15 @@ use actix_web::{
     dev::{ServiceRequest, ServiceResponse},
     http::{
         Method,
-        header::{AUTHORIZATION, HeaderMap, HeaderName},
+        header::{AUTHORIZATION, HOST, HeaderMap, HeaderName, HeaderValue},
     },
     middleware::Next,
     web,
 };
 
-use super::{AppState, cors, count::Tally, error::ApiError, headers, page};
+use super::{AppState, Catalogue, cors, count::Tally, error::ApiError, headers, host, page};
 use crate::{
-    access::{Rules, Spent},
+    access::{Key, Rules, Spent},
     text::Text,
 };
 
@@ -70,6 +70,12 @@ fn enter(request: &ServiceRequest, state: &AppState, rules: &Rules, tally: &Tall
     if ["/livez", "/readyz", "/startupz"].contains(&path) || (is_metrics && rules.open_metrics) {
         return Ok(());
     }
+    if !host::is_allowed(request.headers(), request.uri(), rules) {
+        return Err(ApiError::HostNotAllowed { host: called(request.headers()) });
+    }
+    if cors::is_refused(request, rules) {
+        return Err(ApiError::OriginNotAllowed);
+    }
     let now = Instant::now();
     if let Some(address) = tally.peer().filter(|_| !is_metrics) {
         let limit = rules.requests_per_minute_per_ip.map_or(0, u32::from);
@@ -104,6 +110,12 @@ fn is_of_page(request: &ServiceRequest) -> bool {
     is_read && (is_described || page::is_file(path) || (path == "/" && page::is_wanted(request.request())))
 }
 
+/// What the request calls this server, cut to what an error should repeat.
+fn called(headers: &HeaderMap) -> String {
+    let host = headers.get(HOST).map_or(&b""[..], HeaderValue::as_bytes);
+    host::without_port(&String::from_utf8_lossy(host)).chars().take(128).collect()
+}
+
 /// The key that a request shows.
 fn shown(headers: &HeaderMap) -> Option<&[u8]> {
     let bearer = headers.get(AUTHORIZATION).and_then(|value| {
@@ -115,36 +127,57 @@ fn shown(headers: &HeaderMap) -> Option<&[u8]> {
 }
 
 /// Whether the request comes from whoever runs the server: with an admin key from anywhere, and where there are no keys,
-/// from this machine. Asked by the handlers themselves, so that no spelling of a path gets around it.
+/// from this machine; never from a page whose origin is not listed by name. Asked by the handlers themselves, so that no
+/// spelling of a path gets around it.
 pub(super) fn check_admin(request: &HttpRequest, state: &AppState) -> Result<(), ApiError> {
     let rules = state.door.rules();
+    if cors::is_unlisted(request, &rules) {
+        return Err(ApiError::NotFromHere);
+    }
     match Tally::of(request).as_ref().and_then(Tally::key) {
         Some(key) if key.is_admin() => Ok(()),
         Some(_) => Err(ApiError::NotAdmin),
         None if !rules.keys.is_empty() => Err(ApiError::NoKey),
-        None if is_from_here(request) && !cors::is_foreign(request, &rules) => Ok(()),
+        None if is_from_here(request) => Ok(()),
         None => Err(ApiError::NotFromHere),
     }
 }
 
-/// The model that is asked for, if whoever asks may use it. A key learns of no model but its own, not even that there is
-/// none.
+/// The key of a request that has shown one.
+pub(super) fn key(request: &HttpRequest) -> Option<Arc<Key>> {
+    Tally::of(request).and_then(|tally| tally.key().cloned())
+}
+
+/// The model that is asked for, if whoever asks may use it.
 pub(super) fn model<'a>(
     request: &HttpRequest,
     state: &'a AppState,
     asked: Option<&str>,
 ) -> Result<&'a Arc<Text>, ApiError> {
+    model_for(key(request).as_deref(), &state.catalogue, asked)
+}
+
+/// The model that is asked for, if `key` may use it. A key learns of no model but its own, not even that there is none.
+pub(super) fn model_for<'a>(
+    key: Option<&Key>,
+    catalogue: &'a Catalogue,
+    asked: Option<&str>,
+) -> Result<&'a Arc<Text>, ApiError> {
     if let Some(asked) = asked {
-        check_model(request, asked)?;
+        check_model_for(key, asked)?;
     }
-    let text = state.catalogue.find(asked)?;
-    check_model(request, &text.card().id)?;
+    let text = catalogue.find(asked)?;
+    check_model_for(key, &text.card().id)?;
     Ok(text)
 }
 
 /// Whether whoever asks may use this model.
 pub(super) fn check_model(request: &HttpRequest, model: &str) -> Result<(), ApiError> {
-    match Tally::of(request).as_ref().and_then(Tally::key) {
+    check_model_for(key(request).as_deref(), model)
+}
+
+fn check_model_for(key: Option<&Key>, model: &str) -> Result<(), ApiError> {
+    match key {
         Some(key) if !key.opens(model) => {
             let allowed = key.models().unwrap_or_default().iter().map(|model| format!("{model:?}"));
             let allowed = allowed.collect::<Vec<_>>().join(", ");
@@ -154,8 +187,16 @@ pub(super) fn check_model(request: &HttpRequest, model: &str) -> Result<(), ApiE
     }
 }
 
+/// Whether the request comes from this machine, and through no proxy on it: whoever asked a proxy may be anywhere.
 fn is_from_here(request: &HttpRequest) -> bool {
-    request.peer_addr().is_some_and(|peer| peer.ip().to_canonical().is_loopback())
+    let is_local = request.peer_addr().is_some_and(|peer| peer.ip().to_canonical().is_loopback());
+    is_local && !request.headers().keys().any(|name| is_of_a_proxy(name.as_str()))
+}
+
+/// Whether proxies add this header to the requests that they pass on.
+fn is_of_a_proxy(name: &str) -> bool {
+    name.starts_with("x-forwarded")
+        || ["forwarded", "via", "x-real-ip", "x-client-ip", "cf-connecting-ip"].contains(&name)
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::{
 
 use actix_web::{
     HttpRequest, HttpResponse,
-    http::header::{CACHE_CONTROL, CONTENT_TYPE},
+    http::header::{CACHE_CONTROL, CONTENT_TYPE, ContentType},
     web::{self, Bytes},
 };
 use futures_util::{Stream, stream};
@@ -20,12 +20,15 @@ use super::{
     admission::admit,
     answer::{Answer, Ending, Piece, Progress, Said},
     ask::{Ask, Delivery, Rules},
-    body,
+    body::{self, Taken},
     count::Tally,
     dialect::{Dialect, Head},
     error::ApiError,
-    gate, slot,
+    fields::Fields,
+    offload::Cost,
+    slot,
 };
+use crate::{executor::Deadlines, text::Text};
 
 /// A comment by the standard of server-sent events: clients skip it, proxies see life, and a client that is gone is
 /// noticed by what does not get through.
@@ -40,16 +43,9 @@ pub(super) async fn generate<D: Dialect>(
     payload: web::Payload,
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, ApiError> {
-    let mut fields = body::read(payload, state.settings.body_limit).await?;
-    let text = gate::model(&request, &state, fields.take::<String>("model")?.as_deref())?;
-    let rules = Rules {
-        vocabulary: text.card().vocabulary,
-        deadlines: state.deadlines(),
-        temperature: D::TEMPERATURE,
-        tools: text.as_ref().into(),
-    };
-    let mut ask = D::ask(&mut fields, &rules)?;
-    fields.finish(D::KNOWN)?;
+    let (deadlines, log_as) = (state.deadlines(), state.settings.log_prompts.then(|| request_id(&request)));
+    let take = move |fields: &mut Fields, text: &Text| ask::<D>(fields, text, deadlines, log_as);
+    let Taken { text, value: mut ask, share } = body::take(&request, payload, &state, take).await?;
     let id = state.executor.new_id();
     let delivery = ask.delivery;
     let dialect = D::from(Head {
@@ -63,22 +59,45 @@ pub(super) async fn generate<D: Dialect>(
         echoed: std::mem::take(&mut ask.echoed),
     });
     let tally = Tally::of(&request);
-    if state.settings.log_prompts {
-        let request_id = tally.as_ref().map(|tally| tally.id().as_str());
-        tracing::info!(request_id, prompt = ?ask.prompt, "prompt");
-    }
     tally.iter().for_each(|tally| tell_trace(tally, &ask, D::OPERATION, &text.card().id));
     let trace = tally.as_ref().and_then(Tally::trace);
-    let mut answers = admit(&state, text, id, slot::caller(&request), ask, trace).await?;
+    let mut answers = admit(&state, &text, id, slot::caller(&request), ask, trace).await?;
+    // The prompt is tokens now, which the queue counts.
+    drop(share);
     answers.iter_mut().for_each(|answer| answer.count_for(tally.clone()));
     match delivery {
-        Delivery::Whole => whole(answers, &dialect).await,
+        Delivery::Whole => whole(&state, answers, dialect).await,
         Delivery::Streamed { .. } => {
             let tally = Tally::take(&request);
             let telling = Telling { answers, dialect, tally, endings: Vec::new(), told: Told::Nothing };
             Ok(streamed(telling, state.settings.heartbeat))
         }
     }
+}
+
+/// Takes all fields of a request but `model`, and logs the prompt under the request's id where that is wanted.
+fn ask<D: Dialect>(
+    fields: &mut Fields,
+    text: &Text,
+    deadlines: Deadlines,
+    log_as: Option<String>,
+) -> Result<Ask, ApiError> {
+    let rules = Rules {
+        vocabulary: text.card().vocabulary,
+        deadlines,
+        temperature: D::TEMPERATURE,
+        tools: text.into(),
+    };
+    let ask = D::ask(fields, &rules)?;
+    std::mem::take(fields).finish(D::KNOWN)?;
+    if let Some(request_id) = log_as {
+        tracing::info!(request_id, prompt = ?ask.prompt, "prompt");
+    }
+    Ok(ask)
+}
+
+fn request_id(request: &HttpRequest) -> String {
+    Tally::of(request).map_or_else(String::new, |tally| tally.id().as_str().to_owned())
 }
 
 /// What is asked for, by the semantic conventions for generative AI; what is said is nobody's business.
@@ -96,7 +115,11 @@ fn tell_trace(tally: &Tally, ask: &Ask, operation: &'static str, model: &str) {
     });
 }
 
-async fn whole<D: Dialect>(mut answers: VecDeque<Answer>, dialect: &D) -> Result<HttpResponse, ApiError> {
+async fn whole<D: Dialect>(
+    state: &AppState,
+    mut answers: VecDeque<Answer>,
+    dialect: D,
+) -> Result<HttpResponse, ApiError> {
     let mut endings = Vec::with_capacity(answers.len());
     while let Some(answer) = answers.front_mut() {
         if let Piece::End(ending) = answer.next().await? {
@@ -104,7 +127,11 @@ async fn whole<D: Dialect>(mut answers: VecDeque<Answer>, dialect: &D) -> Result
             answers.pop_front();
         }
     }
-    Ok(HttpResponse::Ok().json(dialect.whole(&endings)))
+    let bytes = endings.iter().map(Ending::json_bytes).sum();
+    let json = state
+        .offload
+        .run(Cost::of_json(bytes), move || Ok::<_, ApiError>(dialect.whole(&endings).to_string()));
+    Ok(HttpResponse::Ok().content_type(ContentType::json()).body(json.await?))
 }
 
 /// An answer on its way to a client, event by event.

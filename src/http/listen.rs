@@ -5,11 +5,12 @@
 
 use std::{io, net, time::Duration};
 
-use actix_http::{HttpService, Protocol, error::DispatchError};
+use actix_http::{ConnectionType, HttpMessage, HttpService, Protocol, Request, error::DispatchError};
 use actix_service::{IntoServiceFactory, ServiceFactoryExt, fn_service, map_config};
 use actix_web::{
-    App, Error,
+    App, Error, ResponseError,
     dev::{AppConfig, Server},
+    error::InternalError,
     middleware::from_fn,
     web,
 };
@@ -18,10 +19,12 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::either::Either;
 
 use super::{
-    AppState,
+    AppState, body,
     connection::{Connection, Patience},
-    gate,
+    connections::{Connections, Place, SPARE},
+    count, gate,
     refusal::HEAD_PATIENCE,
+    request_id::{REQUEST_ID, RequestId},
     routes,
 };
 
@@ -48,7 +51,8 @@ pub(super) fn listen(
     let acceptor = tls.map(TlsAcceptor::from);
     let builder = Server::build()
         .workers(1)
-        .max_concurrent_connections(state.settings.max_connections.get())
+        // Beyond it, connections wait to be accepted; at the limit of the settings, an idle one is closed for each.
+        .max_concurrent_connections(state.settings.max_connections.get().saturating_add(SPARE))
         .shutdown_timeout(FLUSH_SECONDS)
         // Who ends the process decides what a signal means.
         .disable_signals();
@@ -57,6 +61,8 @@ pub(super) fn listen(
     let service = move || {
         begin();
         let (acceptor, data, ending) = (acceptor.clone(), data.clone(), ending.clone());
+        let expecting = data.clone();
+        let connections = Connections::new(data.settings.max_connections.get());
         let app = App::new().app_data(data.clone()).wrap(from_fn(gate::pass)).configure(routes);
         let http = HttpService::build()
             .client_request_timeout(HEAD_PATIENCE)
@@ -65,6 +71,10 @@ pub(super) fn listen(
             // With the default, a client that leaves during prefill is noticed when we next write (measured: 15 s against
             // 1 s). We would rather lose clients that close their sending side and still want an answer.
             .h1_allow_half_closed(false)
+            .expect(move |request| std::future::ready(continue_or_refuse(request, &expecting)))
+            .on_connect_ext(|connection: &Stream, data| {
+                data.insert(connection.place().clone());
+            })
             .graceful_shutdown_signal(move || {
                 let ending = ending.clone();
                 async move { ending.notified().await }
@@ -72,9 +82,23 @@ pub(super) fn listen(
             .finish(map_config(app.into_factory().map_err(|error: Error| error.error_response()), |_| {
                 AppConfig::default()
             }));
-        fn_service(move |io| accept(io, acceptor.clone(), data.clone())).and_then(http)
+        fn_service(move |io| accept(io, acceptor.clone(), data.clone(), connections.enter())).and_then(http)
     };
     Ok(builder.listen("http", listener, service)?.run())
+}
+
+/// Whether a client that holds its body back until it is asked for it (`Expect: 100-continue`) is asked for it. By default
+/// actix-web asks for every body, and its client sends megabytes only to learn that they are too many.
+fn continue_or_refuse(request: Request, state: &AppState) -> Result<Request, Error> {
+    let Err(error) = body::check_length(request.headers(), state.settings.body_limit) else {
+        return Ok(request);
+    };
+    let id = RequestId::of(request.headers());
+    count::refused_unread(&state.metrics, request.peer_addr(), &id, &error, true);
+    let mut answer = error.error_response();
+    answer.head_mut().set_connection_type(ConnectionType::Close);
+    answer.headers_mut().insert(REQUEST_ID, id.to_header());
+    Err(InternalError::from_response(error, answer).into())
 }
 
 /// Makes of a client that has come one that can be talked to.
@@ -82,14 +106,17 @@ async fn accept(
     io: TcpStream,
     acceptor: Option<TlsAcceptor>,
     state: web::Data<AppState>,
+    place: Place,
 ) -> Result<(Stream, Protocol, Option<net::SocketAddr>), DispatchError> {
     // A token is a small write, which Nagle's algorithm would hold back until the one before is acknowledged.
     io.set_nodelay(true)?;
     let peer = io.peer_addr().ok();
     let io = match acceptor {
         Some(acceptor) => {
-            let shaken = timeout(HEAD_PATIENCE, acceptor.accept(io)).await;
-            Either::Right(Box::new(shaken.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??))
+            let shaken = timeout(HEAD_PATIENCE, acceptor.accept(io));
+            let shaken = place.closing().run_until_cancelled(shaken).await;
+            let shaken = shaken.and_then(Result::ok).ok_or(io::ErrorKind::TimedOut);
+            Either::Right(Box::new(shaken.map_err(io::Error::from)??))
         }
         None => Either::Left(io),
     };
@@ -98,6 +125,6 @@ async fn accept(
         head: HEAD_PATIENCE,
         idle: (IDLE_PATIENCE + HEAD_PATIENCE).max(2 * state.settings.heartbeat),
     };
-    let connection = Connection::new(io, peer, state.metrics.clone(), patience);
+    let connection = Connection::new(io, peer, state.metrics.clone(), patience, place);
     Ok((connection, Protocol::Http1, peer))
 }

@@ -4,6 +4,28 @@
 //! `rendering` has the sandbox make a prompt of its messages, `admission` makes it a job, `answer` makes text of what comes back, and `generate` sends it. `error` is
 //! where each of them says no.
 //!
+//! # What runs where
+//!
+//! What may take more than a millisecond, whatever a client sends, is not done on the HTTP thread. `offload` bounds how
+//! much of it is done at once.
+//!
+//! | work | most of it | where |
+//! |---|---|---|
+//! | heads, hosts, origins, keys, allowances | 128 KiB | HTTP thread |
+//! | reading a body | `server.body_limit_bytes` each, `server.body_memory_bytes` in all | HTTP thread, copied once |
+//! | gzip, JSON, fields, their errors | `server.body_limit_bytes` | offload, above 16 KiB |
+//! | chat templates (generating, `/tokenize`, `/apply-template`, `/admin/cache`) | steps, time and memory are limited | `sandbox`, a process of its own |
+//! | tokenizing, prompts and `/tokenize` | what the context holds, and a little more | offload, above 1 KiB |
+//! | `/detokenize` | as many ids as a body holds | offload, above 1,024 |
+//! | schemas, grammars, regular expressions | time and memory are limited | `sandbox`, a process of its own |
+//! | `dry_sequence_breakers`: a search through the vocabulary | 16 strings of 64 bytes | offload, always |
+//! | logging prompts (`log.prompts`) | a prompt | offload, with the fields |
+//! | a token on its way to a stream: stop strings, calls | 16 stop strings; tokens are short | HTTP thread |
+//! | whole answers as JSON | choices × tokens × alternatives | offload, above 16 KiB |
+//! | `/v1/slot`, `/v1/models`, `/metrics` | bounded by the queue, 64 past requests, and labels that are fixed | HTTP thread |
+//! | `/openapi.json`, `/docs`, `/` | made once, when the server starts | HTTP thread, a copy of 100 KiB |
+//! | files of saved prompts | disks may be slow | a thread of their own |
+//!
 //! A client that leaves is noticed because everything made for it is dropped: its handler or stream, the answer within,
 //! and the ticket within that. Nothing polls for it.
 
@@ -12,10 +34,12 @@ mod admission;
 mod answer;
 mod ask;
 mod body;
+mod body_memory;
 mod catalogue;
 mod chat;
 mod completions;
 mod connection;
+mod connections;
 mod cors;
 mod count;
 mod dialect;
@@ -26,10 +50,12 @@ pub mod fuzzing;
 mod gate;
 mod generate;
 mod headers;
+mod host;
 mod items;
 mod listen;
 mod messages;
 mod native;
+mod offload;
 mod openapi;
 mod page;
 mod probes;
@@ -45,6 +71,7 @@ mod slot;
 mod strict;
 mod texts;
 mod tls;
+mod tokenizing;
 mod tools;
 
 use std::{
@@ -59,17 +86,18 @@ use std::{
 };
 
 use actix_web::{HttpRequest, Resource, Route, web};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::connections::SPARE as SPARE_CONNECTIONS;
 pub use self::{
     admin::{Orders, SetLogLevel},
     catalogue::{Catalogue, Unavailable},
     tls::{Tls, TlsError},
 };
 use self::{
-    chat::Chat, completions::Completions, dialect::Dialect, error::ApiError, generate::generate,
-    native::Native, responses::Responses,
+    body_memory::BodyMemory, chat::Chat, completions::Completions, dialect::Dialect, error::ApiError,
+    generate::generate, native::Native, offload::Offload, responses::Responses,
 };
 use crate::{
     access::Door,
@@ -83,9 +111,6 @@ use crate::{
     units::{Bytes, Tokens},
 };
 
-/// Prompts that are encoded at once; long ones, which are encoded on threads of their own.
-const ENCODERS: usize = 2;
-
 /// For a client to take something of what it is sent, by default.
 const READ_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -94,9 +119,11 @@ const READ_PATIENCE: Duration = Duration::from_secs(60);
 pub struct Settings {
     /// Largest body of a request.
     pub body_limit: Bytes,
+    /// What the bodies of all requests may take together.
+    pub body_memory: Bytes,
     /// A stream that has nothing to say says so this often.
     pub heartbeat: Duration,
-    /// Most connections at once; further ones wait to be accepted.
+    /// Most connections at once; for a further one, an idle one is closed.
     pub max_connections: NonZeroUsize,
     /// A client that takes nothing of its answer for so long is left.
     pub read_patience: Duration,
@@ -119,6 +146,7 @@ impl From<&Config> for Settings {
         let Config { server, queue, engine, log, .. } = config;
         Self {
             body_limit: server.body_limit,
+            body_memory: server.body_memory,
             heartbeat: server.heartbeat.into(),
             max_connections: server.max_connections,
             read_patience: READ_PATIENCE,
@@ -158,8 +186,10 @@ pub struct AppState {
     settings: Settings,
     /// Of requests that name none, as they are now.
     deadlines: watch::Receiver<Deadlines>,
-    /// Prompts are encoded [`ENCODERS`] at a time.
-    encoders: Arc<Semaphore>,
+    /// Where work is done that takes long.
+    offload: Offload,
+    /// What the bodies that are being read take.
+    body_memory: BodyMemory,
     /// Tells this process' answer ids from those of the one before.
     instance: u32,
     /// A worker has been ready at some time.
@@ -177,6 +207,7 @@ impl AppState {
         settings: Settings,
     ) -> Self {
         let deadlines = watch::channel(settings.deadlines).1;
+        let body_memory = BodyMemory::new(settings.body_memory);
         Self {
             catalogue: catalogue.into(),
             executor,
@@ -192,7 +223,8 @@ impl AppState {
             devices: Arc::default(),
             settings,
             deadlines,
-            encoders: Arc::new(Semaphore::new(ENCODERS)),
+            offload: Offload::default(),
+            body_memory,
             instance: rand::random(),
             was_ready: Arc::default(),
         }
@@ -296,7 +328,9 @@ pub struct Life<B, S, F> {
 /// the settings, and returns. Probes are answered until the end.
 ///
 /// One thread does all of it, and what runs beside it: a token that is handed from thread to thread waits for a core each
-/// time, and the cores are the worker's. It never works for long, as long prompts are encoded elsewhere.
+/// time, and the cores are the worker's. More HTTP threads would not help against a request that holds one for long: a few
+/// such requests hold them all. So nothing that a client sends may take more than a millisecond on it; the table in the
+/// module's documentation says where such work is done instead.
 ///
 /// # Errors
 /// [`io::Error`] when the listener cannot be used.
@@ -307,6 +341,8 @@ where
     F: Future<Output = ()>,
 {
     let Life { beside, shutdown, finish } = life;
+    // Made now, and not by the first request that asks for it.
+    std::thread::spawn(openapi::prepare);
     let beside = Arc::new(Mutex::new(Some(beside)));
     let sandbox = state.sandbox.clone();
     let begin = move || {

@@ -2,13 +2,8 @@
 
 use std::sync::Arc;
 
-use actix_web::web;
-
-use super::{AppState, error::ApiError};
-use crate::text::{Conversation, Message, Text};
-
-/// Bytes of messages that are made ready sooner than another thread has taken them up.
-const FEW: usize = 16 << 10;
+use super::{AppState, error::ApiError, offload::Cost};
+use crate::text::{Conversation, Text};
 
 /// The text of a conversation whose next message is the model's.
 pub(super) async fn render(
@@ -16,20 +11,7 @@ pub(super) async fn render(
     text: &Arc<Text>,
     conversation: Conversation,
 ) -> Result<String, ApiError> {
-    let request = if is_short(&conversation) {
-        text.render_request(&conversation)?
-    } else {
-        let text = Arc::clone(text);
-        let request = web::block(move || text.render_request(&conversation)).await;
-        request.map_err(|error| ApiError::Internal { message: error.to_string() })??
-    };
+    let (model, cost) = (Arc::clone(text), Cost::of_json(conversation.text_bytes()));
+    let request = state.offload.run(cost, move || model.render_request(&conversation)).await?;
     Ok(state.sandbox()?.render(text, request).await??)
-}
-
-fn is_short(conversation: &Conversation) -> bool {
-    let length = |message: &Message| message.content.as_ref().map_or(0, String::len);
-    let is_text = conversation.messages.iter().all(|message| message.tool_calls.is_empty());
-    is_text
-        && conversation.tools.is_empty()
-        && conversation.messages.iter().map(|message| 64 + length(message)).sum::<usize>() <= FEW
 }

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use serde_json::{Map, Number, Value};
 
 use super::{
-    ask::{Rules, check_id},
+    ask::{Rules, check_id, check_strings},
     fields::{FieldError, Fields, number_within, typed},
 };
 use crate::job::{Dry, Sampling};
@@ -88,19 +88,14 @@ fn take_dry(fields: &mut Fields) -> Result<Option<Dry>, FieldError> {
 /// What a repetition does not reach across: as in llama.cpp, the ends of lines, of names and of quotations.
 pub(super) fn take_breakers(fields: &mut Fields) -> Result<Vec<String>, FieldError> {
     const MOST: usize = 16;
+    // Longer than a token is, whose text it has to stand in.
+    const MOST_BYTES: usize = 64;
     let path = fields.path("dry_sequence_breakers");
     let Some(breakers) = fields.take::<Vec<String>>("dry_sequence_breakers")? else {
         return Ok(["\n", ":", "\"", "*"].map(str::to_owned).into());
     };
-    if breakers.len() > MOST {
-        return Err(FieldError::value(path, format!("{} strings, at most {MOST}", breakers.len())));
-    }
-    match breakers.iter().position(String::is_empty) {
-        Some(place) => {
-            Err(FieldError::value(path, format!("string {place} is empty and would stand everywhere")))
-        }
-        None => Ok(breakers),
-    }
+    check_strings(&breakers, &path, [MOST, MOST_BYTES], "an empty sequence breaker would match everywhere")?;
+    Ok(breakers)
 }
 
 #[cfg(test)]

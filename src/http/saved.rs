@@ -38,7 +38,8 @@ use super::{
     rendering::render,
     salt,
     slot::caller,
-    texts::{aside, take_conversation},
+    texts::take_conversation,
+    tokenizing::{Special, Untokenized, tokenize},
 };
 use crate::{
     executor::Terms,
@@ -118,7 +119,7 @@ pub(super) async fn cache(
 ) -> Result<HttpResponse, ApiError> {
     check_admin(&request, &state)?;
     let store = store(&request, &state)?;
-    let mut fields = body::read(payload, state.settings.body_limit).await?;
+    let mut fields = body::read(&request, payload, &state).await?;
     let action: String = fields.require("action")?;
     let name: String = fields.require("name")?;
     let name = Name::try_from(name.as_str()).map_err(|e| FieldError::value("name", e.to_string()))?;
@@ -307,8 +308,7 @@ async fn encode(state: &AppState, text: &Arc<Text>, prompt: Prompt) -> Result<Ve
         // Some tokenizers would make a beginning-of-text token of it.
         Prompt::Text(prompt) if prompt.is_empty() => Ok(Vec::new()),
         Prompt::Text(prompt) => {
-            let text = Arc::clone(text);
-            aside(state, prompt.len(), move || text.encode(&prompt)).await
+            tokenize(state, text, Untokenized { text: prompt, special: Special::Added }).await
         }
         Prompt::Ids(ids) => Ok(ids),
         Prompt::Conversation(conversation) => stem(state, text, conversation).await,
@@ -346,6 +346,5 @@ async fn encode_chat(
     conversation: Conversation,
 ) -> Result<Vec<u32>, ApiError> {
     let prompt = render(state, text, conversation).await?;
-    let text = Arc::clone(text);
-    aside(state, prompt.len(), move || text.encode_bare(&prompt)).await
+    tokenize(state, text, Untokenized { text: prompt, special: Special::Written }).await
 }

@@ -18,6 +18,13 @@ pub(super) struct Scored {
     offset: usize,
 }
 
+impl Scored {
+    /// Other tokens that it is told with.
+    pub(super) const fn alternatives(&self) -> usize {
+        self.top.len()
+    }
+}
+
 /// Makes them one after another.
 #[derive(Debug, Default)]
 pub(super) struct Scoring {

@@ -10,26 +10,29 @@
 //! `prompt` is vLLM's and gets them unless it does not want them. A chat template writes its own. `add_special_tokens` is
 //! vLLM's name for the field.
 
-use std::sync::Arc;
-
-use actix_web::{HttpRequest, HttpResponse, web};
+use actix_web::{HttpRequest, HttpResponse, http::header::ContentType, web};
 use serde_json::{Value, json};
 
 use super::{
     AppState,
     ask::check_ids,
-    body,
+    body::{self, Taken},
     error::ApiError,
     fields::{FieldError, Fields, Known},
-    gate,
     messages::conversation_of,
+    offload::Cost,
     rendering::render,
+    tokenizing::{Special, Untokenized, tokenize_within},
     tools::{Shape, take_tools},
 };
-use crate::text::{Conversation, Text, TextError};
+use crate::{
+    text::{Conversation, Text},
+    units::Tokens,
+};
 
-/// Characters or tokens that are worked on sooner than another thread has taken them up.
-const FEW: usize = 1024;
+/// Tokens that a text may have which is only counted, where the context holds fewer: people measure documents before they
+/// cut them. Tokenizing takes hundreds of bytes of memory for each.
+const MOST_TOKENS: usize = 1 << 17;
 
 /// Templates always ask for the next answer here.
 const ADD_GENERATION_PROMPT: Known =
@@ -55,24 +58,27 @@ pub(super) async fn tokenize(
     payload: web::Payload,
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, ApiError> {
-    let (text, mut fields) = begin(&request, payload, &state).await?;
-    let source = Source::take(&mut fields)?;
-    let with_pieces = fields.take("with_pieces")?.unwrap_or(false);
-    fields.finish(OF_TOKENIZE)?;
-    let max_model_len = state.context_length(&text);
-    let (source, special) = match source {
-        Source::Text { text, add_special } => (text, add_special),
-        Source::Conversation(conversation) => (render(&state, &text, conversation).await?, false),
-    };
-    let tokens = aside(&state, source.len(), move || {
-        let ids = if special { text.encode(&source)? } else { text.encode_bare(&source)? };
-        Ok(
-            json!({ "count": ids.len(), "tokens": if with_pieces { pieces(&text, &ids) } else { json!(ids) } }),
-        )
+    let taken = body::take(&request, payload, &state, |fields, _| {
+        let source = Source::take(fields)?;
+        let with_pieces = fields.take("with_pieces")?.unwrap_or(false);
+        std::mem::take(fields).finish(OF_TOKENIZE)?;
+        Ok((source, with_pieces))
     });
-    let mut answer = tokens.await?;
-    answer["max_model_len"] = json!(max_model_len);
-    Ok(HttpResponse::Ok().json(answer))
+    let Taken { text, value: (source, with_pieces), share } = taken.await?;
+    let (source, special) = match source {
+        Source::Text { text, add_special: true } => (text, Special::Added),
+        Source::Text { text, add_special: false } => (text, Special::Written),
+        Source::Conversation(conversation) => (render(&state, &text, conversation).await?, Special::Written),
+    };
+    let most = state.context_length(&text);
+    let counted = Tokens(most.0.max(MOST_TOKENS));
+    let ids = tokenize_within(&state, &text, Untokenized { text: source, special }, counted).await?;
+    drop(share);
+    let json = state.offload.run(Cost::of_text(ids.len()), move || {
+        let tokens = if with_pieces { pieces(&text, &ids) } else { json!(ids) };
+        Ok::<_, ApiError>(json!({ "count": ids.len(), "tokens": tokens, "max_model_len": most }).to_string())
+    });
+    Ok(send(json.await?))
 }
 
 /// `POST /detokenize`.
@@ -81,12 +87,19 @@ pub(super) async fn detokenize(
     payload: web::Payload,
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, ApiError> {
-    let (text, mut fields) = begin(&request, payload, &state).await?;
-    let ids: Vec<u32> = fields.require("tokens")?;
-    check_ids(&ids, "tokens", text.card().vocabulary)?;
-    fields.finish(&[])?;
-    let spelled = aside(&state, ids.len(), move || Ok(text.spell(&ids))).await?;
-    Ok(HttpResponse::Ok().json(json!({ "content": spelled, "prompt": spelled })))
+    let taken = body::take(&request, payload, &state, |fields, text| {
+        let ids: Vec<u32> = fields.require("tokens")?;
+        check_ids(&ids, "tokens", text.card().vocabulary)?;
+        std::mem::take(fields).finish(&[])?;
+        Ok(ids)
+    });
+    let Taken { text, value: ids, share } = taken.await?;
+    let json = state.offload.run(Cost::of_text(ids.len()), move || {
+        let spelled = text.spell(&ids);
+        drop(share);
+        Ok::<_, ApiError>(json!({ "content": spelled, "prompt": spelled }).to_string())
+    });
+    Ok(send(json.await?))
 }
 
 /// `POST /apply-template`.
@@ -95,35 +108,22 @@ pub(super) async fn apply_template(
     payload: web::Payload,
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, ApiError> {
-    let (text, mut fields) = begin(&request, payload, &state).await?;
-    let conversation = take_conversation(&mut fields)?;
-    fields.finish(OF_TEMPLATES)?;
+    let taken = body::take(&request, payload, &state, |fields, _| {
+        let conversation = take_conversation(fields)?;
+        std::mem::take(fields).finish(OF_TEMPLATES)?;
+        Ok(conversation)
+    });
+    let Taken { text, value: conversation, share } = taken.await?;
     let prompt = render(&state, &text, conversation).await?;
-    Ok(HttpResponse::Ok().json(json!({ "prompt": prompt })))
+    drop(share);
+    let cost = Cost::of_json(prompt.len());
+    let json = state.offload.run(cost, move || Ok::<_, ApiError>(json!({ "prompt": prompt }).to_string()));
+    Ok(send(json.await?))
 }
 
-async fn begin(
-    request: &HttpRequest,
-    payload: web::Payload,
-    state: &AppState,
-) -> Result<(Arc<Text>, Fields), ApiError> {
-    let mut fields = body::read(payload, state.settings.body_limit).await?;
-    let text = gate::model(request, state, fields.take::<String>("model")?.as_deref())?;
-    Ok((Arc::clone(text), fields))
-}
-
-/// Does what may take long on a thread of its own, as prompts are encoded: a few at a time.
-pub(super) async fn aside<T: Send + 'static>(
-    state: &AppState,
-    length: usize,
-    work: impl FnOnce() -> Result<T, TextError> + Send + 'static,
-) -> Result<T, ApiError> {
-    let internal = |error: &dyn std::fmt::Display| ApiError::Internal { message: error.to_string() };
-    let _permit = state.encoders.acquire().await.map_err(|error| internal(&error))?;
-    if length <= FEW {
-        return Ok(work()?);
-    }
-    Ok(web::block(work).await.map_err(|error| internal(&error))??)
+/// JSON that was written where it was made, as it may be long.
+fn send(json: String) -> HttpResponse {
+    HttpResponse::Ok().content_type(ContentType::json()).body(json)
 }
 
 impl Source {

@@ -14,6 +14,21 @@ pub struct Conversation {
     pub opening: &'static str,
 }
 
+impl Conversation {
+    /// About how much text it is, for judging what it costs to render and tokenize it: a tool or a call counts as much as
+    /// most of them have.
+    #[must_use]
+    pub fn text_bytes(&self) -> usize {
+        const TOOL: usize = 2 << 10;
+        let message = |message: &Message| {
+            message.role.len()
+                + message.content.as_ref().map_or(0, String::len)
+                + message.tool_calls.len() * TOOL
+        };
+        self.tools.len() * TOOL + self.messages.iter().map(message).sum::<usize>()
+    }
+}
+
 /// One message of a conversation. A template sees the fields that are there, in this order.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]

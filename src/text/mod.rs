@@ -12,6 +12,7 @@ mod decoder;
 mod files;
 pub mod fuzzing;
 mod json;
+mod length;
 mod rendering;
 mod special_tokens;
 mod spelling;
@@ -59,6 +60,8 @@ pub struct Text {
     tokenizer: Tokenizer,
     /// `None` when the tokenizer's decoder is of a kind that has no table.
     spelling: Option<Spelling>,
+    /// Most bytes of text that one token stands for; `None` where a token may stand for any number.
+    longest_token: Option<usize>,
     templates: Templates,
     bos: Option<SpecialToken>,
 }
@@ -173,6 +176,16 @@ pub enum TextError {
          the constraint out"
     )]
     NoTable,
+    /// A text has more tokens than it may have. The client's.
+    #[error(
+        "this model's maximum context length is {most} tokens, and this text of {bytes} bytes has more; shorten it"
+    )]
+    TooLong {
+        /// Its length.
+        bytes: usize,
+        /// Tokens that it may have.
+        most: usize,
+    },
     /// The tokenizer failed on a text.
     #[error("the model's tokenizer cannot encode this text: {message}; is its tokenizer.json complete?")]
     Encode {
@@ -185,7 +198,14 @@ impl TextError {
     /// Whether other input would have helped; otherwise the model directory's files are at fault.
     #[must_use]
     pub const fn is_the_clients(&self) -> bool {
-        matches!(self, Self::NoTemplate { .. } | Self::NoTools { .. } | Self::Messages { .. } | Self::NoTable)
+        matches!(
+            self,
+            Self::NoTemplate { .. }
+                | Self::NoTools { .. }
+                | Self::Messages { .. }
+                | Self::NoTable
+                | Self::TooLong { .. }
+        )
     }
 
     /// The file that it is about, if it is about one.
@@ -217,6 +237,7 @@ impl TextError {
             | Self::TemplateSteps { .. }
             | Self::TemplateLimit { .. }
             | Self::NoTable
+            | Self::TooLong { .. }
             | Self::Encode { .. } => false,
         }
     }
@@ -254,8 +275,10 @@ impl Text {
             has_chat_template: !templates.is_empty(),
         };
         let spelling = Spelling::of(&tokenizer, card.vocabulary);
+        let longest_token =
+            spelling.as_ref().and_then(|_| length::longest_token(&tokenizer, card.vocabulary));
         let bos = find_bos(&tokenizer, &tokens, &GenerationConfig::read(model_dir)?);
-        Ok(Self { card, tokenizer, spelling, templates, bos })
+        Ok(Self { card, tokenizer, spelling, longest_token, templates, bos })
     }
 
     /// What the model says about itself.

@@ -25,7 +25,7 @@ mod texts;
 
 use std::sync::LazyLock;
 
-use actix_web::HttpResponse;
+use actix_web::{HttpResponse, http::header::ContentType};
 use serde_json::{Value, json};
 use utoipa::{
     Modify, OpenApi,
@@ -151,7 +151,16 @@ fn describe(known: &Known) -> Value {
     json!({ "description": "Accepted where it asks for nothing.", "enum": values })
 }
 
+/// The document as it is sent.
+static JSON: LazyLock<String> = LazyLock::new(|| DOCUMENT.to_string());
+
+/// Makes what is sent as it is, so that no request waits for it.
+pub(super) fn prepare() {
+    LazyLock::force(&JSON);
+    LazyLock::force(&PAGE);
+}
+
 /// `GET /openapi.json`.
 pub(super) async fn json() -> HttpResponse {
-    HttpResponse::Ok().json(&*DOCUMENT)
+    HttpResponse::Ok().content_type(ContentType::json()).body(JSON.as_str())
 }

@@ -1,0 +1,101 @@
+//! How much memory the bodies of all requests may take together.
+//!
+//! A body is paid for as it arrives and not as it is announced: a client that announces megabytes and sends nothing must not
+//! keep others out. The first [`FREE`] bytes of each are free, so that requests of ordinary length are served also while
+//! large ones have used up the rest; what is free is bounded by the number of connections.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use super::error::ApiError;
+use crate::units::Bytes;
+
+/// Bytes of each body that are not counted.
+const FREE: u64 = 64 << 10;
+
+/// What the bodies of all requests may take.
+#[derive(Clone, Debug)]
+pub(super) struct BodyMemory {
+    used: Arc<AtomicU64>,
+    limit: Bytes,
+}
+
+/// What one body takes; given back when it is dropped.
+#[derive(Debug)]
+pub(super) struct Share {
+    memory: BodyMemory,
+    /// Bytes that it holds, free ones included.
+    held: u64,
+}
+
+impl BodyMemory {
+    pub(super) fn new(limit: Bytes) -> Self {
+        Self { used: Arc::default(), limit }
+    }
+
+    /// The share of a body of which nothing has arrived.
+    pub(super) fn share(&self) -> Share {
+        Share { memory: self.clone(), held: 0 }
+    }
+
+    #[cfg(test)]
+    pub(super) fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+}
+
+impl Share {
+    /// Takes so many bytes more.
+    ///
+    /// # Errors
+    /// [`ApiError::BodyMemoryFull`] when other bodies hold them.
+    pub(super) fn grow(&mut self, more: usize) -> Result<(), ApiError> {
+        let held = self.held.saturating_add(more as u64);
+        let counted = held.saturating_sub(FREE) - self.held.saturating_sub(FREE);
+        let limit = self.memory.limit;
+        let add = |used: u64| used.checked_add(counted).filter(|used| *used <= limit.0);
+        let added = self.memory.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+        added.map_err(|_| ApiError::BodyMemoryFull { limit })?;
+        self.held = held;
+        Ok(())
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.memory.used.fetch_sub(self.held.saturating_sub(FREE), Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: usize = 1 << 20;
+
+    #[test]
+    fn bodies_share_one_limit_and_give_back_what_they_held() {
+        let memory = BodyMemory::new(Bytes::mib(4));
+        let mut first = memory.share();
+        first.grow(3 * MIB).unwrap();
+        let mut second = memory.share();
+        let refused = second.grow(2 * MIB).unwrap_err();
+        assert_eq!(refused.code(), "body_memory_full");
+        assert!(refused.to_string().contains("4.00 MiB"), "{refused}");
+        drop(first);
+        second.grow(2 * MIB).unwrap();
+        drop(second);
+        assert_eq!(memory.used(), 0);
+    }
+
+    #[test]
+    fn a_small_body_is_read_also_when_large_ones_hold_all_memory() {
+        let memory = BodyMemory::new(Bytes::mib(1));
+        let mut large = memory.share();
+        large.grow(MIB + (64 << 10)).unwrap();
+        memory.share().grow(64 << 10).unwrap();
+        memory.share().grow((64 << 10) + 1).unwrap_err();
+    }
+}

@@ -1,0 +1,164 @@
+//! Work that takes longer than an HTTP thread may be held, done on other threads.
+//!
+//! Everything runs in one of two lanes. *Light* work takes milliseconds (a page of text to tokenize), and
+//! [`LIGHT`] pieces of it run at once. *Heavy* work may take a second and hundreds of megabytes (a body of megabytes to
+//! parse, a long prompt to tokenize), and only one piece of it runs at a time, because its memory adds up. A request with a
+//! short prompt never waits for one with a long prompt.
+//!
+//! A permit belongs to the work and not to the request: a client that leaves does not stop its work, and must not make room
+//! for more of it.
+
+use std::sync::Arc;
+
+use tokio::{sync::Semaphore, task::spawn_blocking};
+
+use super::error::ApiError;
+use crate::executor::SubmitError;
+
+/// Pieces of light work that run at once. The processors are the worker's.
+const LIGHT: usize = 2;
+
+/// Pieces of heavy work that run at once.
+const HEAVY: usize = 1;
+
+/// Bytes from which a body or a prompt is heavy.
+const HEAVY_BYTES: usize = 256 << 10;
+
+/// What a piece of work is expected to cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Cost {
+    /// Less than it costs to hand it to another thread; done where it is asked for.
+    Trivial,
+    Light,
+    Heavy,
+}
+
+impl Cost {
+    /// Of parsing JSON, or writing it.
+    pub(super) const fn of_json(bytes: usize) -> Self {
+        const MOST_TRIVIAL: usize = 16 << 10;
+        Self::beyond(MOST_TRIVIAL, bytes)
+    }
+
+    /// Of tokenizing text, or of making text of tokens. A tokenizer reads one or two bytes in a microsecond.
+    pub(super) const fn of_text(bytes: usize) -> Self {
+        const MOST_TRIVIAL: usize = 1 << 10;
+        Self::beyond(MOST_TRIVIAL, bytes)
+    }
+
+    const fn beyond(most_trivial: usize, bytes: usize) -> Self {
+        match bytes {
+            bytes if bytes <= most_trivial => Self::Trivial,
+            bytes if bytes < HEAVY_BYTES => Self::Light,
+            _ => Self::Heavy,
+        }
+    }
+}
+
+/// The two lanes.
+#[derive(Clone, Debug)]
+pub(super) struct Offload {
+    light: Arc<Semaphore>,
+    heavy: Arc<Semaphore>,
+}
+
+impl Default for Offload {
+    fn default() -> Self {
+        Self { light: Arc::new(Semaphore::new(LIGHT)), heavy: Arc::new(Semaphore::new(HEAVY)) }
+    }
+}
+
+impl Offload {
+    /// Does `work`, when its lane has room.
+    ///
+    /// # Errors
+    /// Those of `work`, [`SubmitError::Stopped`] when the process ends, and [`ApiError::Internal`] when `work` panics.
+    pub(super) async fn run<T, E>(
+        &self,
+        cost: Cost,
+        work: impl FnOnce() -> Result<T, E> + Send + 'static,
+    ) -> Result<T, ApiError>
+    where
+        T: Send + 'static,
+        E: Into<ApiError> + Send + 'static,
+    {
+        let lane = match cost {
+            Cost::Trivial => return work().map_err(Into::into),
+            Cost::Light => &self.light,
+            Cost::Heavy => &self.heavy,
+        };
+        let permit = Arc::clone(lane).acquire_owned().await.map_err(|_| SubmitError::Stopped)?;
+        let done = spawn_blocking(move || {
+            let _permit = permit;
+            work()
+        });
+        match done.await {
+            Ok(done) => done.map_err(Into::into),
+            Err(error) if error.is_panic() => Err(ApiError::Internal { message: error.to_string() }),
+            Err(_) => Err(SubmitError::Stopped.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::{
+            atomic::{AtomicUsize, Ordering},
+            mpsc,
+        },
+        time::Duration,
+    };
+
+    use super::*;
+
+    #[tokio::test]
+    async fn heavy_work_runs_one_at_a_time_also_when_its_clients_have_left() {
+        let offload = Offload::default();
+        let running = Arc::new(AtomicUsize::new(0));
+        let most = Arc::new(AtomicUsize::new(0));
+        let work = || {
+            let (running, most) = (Arc::clone(&running), Arc::clone(&most));
+            move || {
+                most.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                std::thread::sleep(Duration::from_millis(20));
+                running.fetch_sub(1, Ordering::SeqCst);
+                Ok::<_, ApiError>(())
+            }
+        };
+        for _ in 0..5 {
+            let left = offload.run(Cost::Heavy, work());
+            tokio::time::timeout(Duration::from_millis(5), left).await.unwrap_err();
+        }
+        offload.run(Cost::Heavy, work()).await.unwrap();
+        assert_eq!(most.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn short_prompts_do_not_wait_for_long_ones() {
+        let offload = Offload::default();
+        let (done, wait) = mpsc::channel::<()>();
+        let long = tokio::spawn({
+            let offload = offload.clone();
+            async move {
+                offload
+                    .run(Cost::of_text(4 << 20), move || wait.recv().map_err(|_| SubmitError::Stopped))
+                    .await
+            }
+        });
+        while offload.heavy.available_permits() > 0 {
+            tokio::task::yield_now().await;
+        }
+        for bytes in [10, 10 << 10] {
+            offload.run(Cost::of_text(bytes), || Ok::<_, ApiError>(())).await.unwrap();
+        }
+        done.send(()).unwrap();
+        long.await.unwrap().unwrap();
+    }
+
+    #[test]
+    fn what_takes_above_a_millisecond_is_not_trivial() {
+        assert_eq!([Cost::of_json(16 << 10), Cost::of_json((16 << 10) + 1)], [Cost::Trivial, Cost::Light]);
+        assert_eq!([Cost::of_text(1 << 10), Cost::of_text(4 << 20)], [Cost::Trivial, Cost::Heavy]);
+    }
+}

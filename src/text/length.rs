@@ -1,0 +1,82 @@
+//! Whether a text can have as few tokens as a context holds, found out before it is tokenized.
+//!
+//! Tokenizing four megabytes takes seconds and a gigabyte, and nearly every text of that length has too many tokens. Two
+//! bounds find most of them out sooner. The first needs no tokenizing: no token stands for more bytes than the longest of
+//! the vocabulary. The second tokenizes piece by piece and stops when there are too many; what a piece ends in may come out
+//! as other tokens than in the whole text, which is why some more are let pass. What passes both is tokenized as a whole,
+//! and only that decides.
+
+use tokenizers::{ModelWrapper, Tokenizer};
+
+use super::{Text, TextError};
+
+/// Length of the pieces; also of texts that are simply tokenized.
+const PIECE: usize = 64 << 10;
+
+/// Normalizers make text shorter: a syllable of three characters of Hangul becomes one.
+const NORMALIZED: usize = 4;
+
+impl Text {
+    /// Checks that `text` may have `most` tokens or fewer. A text that passes may still have more.
+    ///
+    /// # Errors
+    /// [`TextError::TooLong`] when it has more for certain, and [`TextError::Encode`] when it cannot be tokenized.
+    pub fn check_length(&self, text: &str, most: usize) -> Result<(), TextError> {
+        let too_long = || TextError::TooLong { bytes: text.len(), most };
+        let longest = self.longest_token.unwrap_or(usize::MAX);
+        if text.len() > most.saturating_mul(longest).saturating_mul(NORMALIZED) {
+            return Err(too_long());
+        }
+        if text.len() <= 2 * PIECE {
+            return Ok(());
+        }
+        let enough = most.saturating_add(most / 4).saturating_add(64);
+        let mut tokens = 0;
+        for piece in pieces(text) {
+            tokens += self.encode_bare(piece)?.len();
+            if tokens > enough {
+                return Err(too_long());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Cuts a text into pieces of whole characters.
+fn pieces(mut text: &str) -> impl Iterator<Item = &str> {
+    std::iter::from_fn(move || {
+        let (piece, rest) = text.split_at(text.floor_char_boundary(PIECE));
+        text = rest;
+        (!piece.is_empty()).then_some(piece)
+    })
+}
+
+/// Most bytes that one token of this tokenizer stands for; `None` where there is no telling: a token for whatever is unknown
+/// may stand for a word of any length.
+pub(super) fn longest_token(tokenizer: &Tokenizer, vocabulary: usize) -> Option<usize> {
+    let knows_all = match tokenizer.get_model() {
+        ModelWrapper::BPE(model) => model.byte_fallback || model.get_unk_token().is_none(),
+        ModelWrapper::Unigram(model) => model.byte_fallback(),
+        ModelWrapper::WordPiece(_) | ModelWrapper::WordLevel(_) => false,
+    };
+    if !knows_all {
+        return None;
+    }
+    let longest =
+        (0_u32..).take(vocabulary).filter_map(|id| tokenizer.id_to_token(id).map(|token| token.len()));
+    longest.max()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_whole_characters_and_together_the_text() {
+        for text in ["", "a", &"क".repeat(PIECE), &"ab".repeat(PIECE)] {
+            let all: Vec<&str> = pieces(text).collect();
+            assert_eq!(all.concat(), text);
+            assert!(all.iter().all(|piece| !piece.is_empty() && piece.len() <= PIECE));
+        }
+    }
+}
