@@ -8,6 +8,9 @@ if [[ -n ${CARGO_TARGET_DIR:-} && $CARGO_TARGET_DIR != /* ]]; then
   export CARGO_TARGET_DIR=$PWD/$CARGO_TARGET_DIR
 fi
 
+# eka never looks in the directory that it is started in; .cargo/config.toml says the same to what cargo runs.
+export ORT_DYLIB_PATH=${ORT_DYLIB_PATH:-$root/.onnxruntime}
+
 die() {
   printf '%s: %s\n' "${0##*/}" "$*" >&2
   exit 1

@@ -3,6 +3,7 @@
 //! Both sides of the queue and both processes import these; they import nothing but units. Everything here is token
 //! ids: text stays on the parent's side of the pipe.
 
+mod cache_salt;
 mod memory;
 mod orders;
 
@@ -10,6 +11,7 @@ use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+pub use cache_salt::CacheSalt;
 pub use memory::{DeviceMemory, DevicePeak, Memory, MemoryReport};
 pub use orders::{Order, OrderOutcome, OrderReport};
 
@@ -64,6 +66,8 @@ pub struct Job {
     pub trace: Option<TraceLink>,
     /// Whether it may begin with what is kept of earlier prompts, and may be kept itself.
     pub cache_prompt: bool,
+    /// Which of the kept prompts it may begin with, and which jobs may begin with it.
+    pub cache_salt: CacheSalt,
     /// Its prompt is read and put into a file, and nothing is generated.
     pub save: Option<SaveAs>,
     /// Ids that end the generation. The one that does is counted, but not reported as a token: it has no text.
@@ -87,6 +91,7 @@ impl Job {
             scores: None,
             trace: None,
             cache_prompt: true,
+            cache_salt: CacheSalt::default(),
             save: None,
             end_tokens: Vec::new(),
         }

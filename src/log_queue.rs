@@ -19,7 +19,6 @@
 //! Until [`start`] is called lines are written at once: a command that prints a result and ends has nobody to hold up.
 
 use std::{
-    fs::File,
     io::{self, ErrorKind, Write},
     mem,
     panic::PanicHookInfo,
@@ -104,7 +103,7 @@ impl Write for LineWriter {
 fn own_stderr() -> Box<dyn Write + Send> {
     #[cfg(unix)]
     if let Ok(descriptor) = std::os::fd::AsFd::as_fd(&io::stderr()).try_clone_to_owned() {
-        return Box::new(File::from(descriptor));
+        return Box::new(std::fs::File::from(descriptor));
     }
     Box::new(io::stderr())
 }

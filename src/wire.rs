@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     choice::{CacheChoice, DeviceChoice},
-    job::{Failure, Finish, Job, JobId, Memory, ModelId, ModelReport, RuntimeReport, Score},
+    job::{CacheSalt, Failure, Finish, Job, JobId, Memory, ModelId, ModelReport, RuntimeReport, Score},
     trim::TrimPolicy,
     units::Bytes,
 };
@@ -59,6 +59,8 @@ pub enum Down {
         name: String,
         /// Its file.
         file: PathBuf,
+        /// Which jobs may begin with it; `None` is all of them.
+        salt: Option<CacheSalt>,
     },
     /// Let go of a saved prompt that was restored, for whichever models; answered by [`Up::Forgotten`], also where it was not.
     Forget(String),

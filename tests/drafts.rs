@@ -11,7 +11,7 @@ use eka::{
     constraint::Guides,
     engine::{self, EngineError, Forward, Outcome, Speculation, Step, Timeline},
     export::{self, Options, Source},
-    job::{Constraint, Job, JobId, Sampling},
+    job::{CacheSalt, Constraint, Job, JobId, Sampling},
     text::{AlikeError, check_same_tokens},
 };
 use futures_util::StreamExt;
@@ -55,8 +55,8 @@ impl Forward for Counted<'_> {
         self.timeline.rewind(length);
     }
 
-    fn begin(&mut self, tokens: &[u32], most: usize) -> usize {
-        self.timeline.begin(tokens, most)
+    fn begin(&mut self, tokens: &[u32], most: usize, salt: CacheSalt) -> usize {
+        self.timeline.begin(tokens, most, salt)
     }
 
     fn reserve(&mut self, more: usize) -> Result<(), EngineError> {

@@ -5,6 +5,7 @@
 mod adapters;
 mod answers;
 mod architecture;
+mod cache_salt;
 mod commands;
 mod compat;
 mod deployment;
@@ -47,6 +48,8 @@ mod smoke;
 #[path = "../bench/pool_soak/soak.rs"]
 mod soak;
 mod speculation;
+#[cfg(unix)]
+mod surroundings;
 #[cfg(unix)]
 mod telemetry;
 mod terminal;

@@ -70,7 +70,7 @@ fn restore(timeline: &mut Timeline, name: &str, prompt: &[u32], tensors: &[Vec<u
     let mut kept = timeline.model().host_cache(prompt.len()).unwrap();
     assert_eq!(kept.bytes(), timeline.model().cache_shape().bytes(prompt.len()));
     kept.tensors_mut().zip(tensors).for_each(|(to, from)| to.copy_from_slice(from));
-    timeline.restore(name.into(), prompt.to_vec(), kept);
+    timeline.restore(name.into(), None, prompt.to_vec(), kept);
 }
 
 /// What one timeline has saved another goes on with, and what it is asked between does not drive it out.

@@ -127,6 +127,7 @@ impl Server {
             default_max_new: Tokens(64),
             log_prompts: false,
             unknown_fields: wish.unknown_fields,
+            prefix_cache_shared: false,
         };
         let state = AppState::new(text, executor.clone(), metrics.clone(), seen, settings)
             .with_sandbox(sandbox(&metrics));

@@ -17,7 +17,8 @@ use serde_json::Value;
 use crate::Outcome;
 
 /// A hang costs this long, and a step that takes longer on a busy machine would be taken for one.
-const PATIENCE: [&str; 2] = ["watchdog.decode_floor_ms=1000", "watchdog.prefill_base_ms=1000"];
+const PATIENCE: [&str; 3] =
+    ["watchdog.decode_floor_ms=1000", "watchdog.prefill_base_ms=1000", "watchdog.idle_ms=3000"];
 
 /// A request that takes longer is lost.
 const LOST: Duration = Duration::from_secs(120);

@@ -24,6 +24,7 @@ class Server:
         command += [f"--set={name}={value}" for name, value in (SETTINGS | {"model.cache_dir": work / "cache"}).items()]
         command += ["--faults", faults] if faults else []
         environment = {name: value for name, value in os.environ.items() if not name.startswith("EKA_")}
+        environment.setdefault("ORT_DYLIB_PATH", str(root / ".onnxruntime"))
         self.process = subprocess.Popen(list(map(str, command)), cwd=root, env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         self.address, self.listening = None, threading.Event()
         threading.Thread(target=self.read_log, daemon=True).start()

@@ -190,6 +190,12 @@ impl Keys {
         self.by_digest.get(&digest(shown))
     }
 
+    /// Whether one of them has this name.
+    #[must_use]
+    pub fn has_name(&self, name: &str) -> bool {
+        self.by_digest.values().any(|key| key.name == name)
+    }
+
     /// Lets keys that were there before, with the same limits, go on with what is left of their allowances.
     pub(super) fn take_over(&mut self, before: &Self) {
         for (digest, key) in &mut self.by_digest {

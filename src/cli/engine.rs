@@ -15,7 +15,7 @@ use crate::{
 /// How to run the model.
 #[derive(Debug, clap::Args)]
 pub(super) struct EngineArgs {
-    /// Directory of ONNX Runtime's library; without it, `lib/` beside the binary, then `.onnxruntime/`
+    /// Directory of ONNX Runtime's library; without it, ORT_DYLIB_PATH, then `lib/` beside the binary, then `.onnxruntime/` above it
     #[arg(long, value_name = "DIR", env = "EKA_ONNXRUNTIME_DIR")]
     onnxruntime: Option<PathBuf>,
 

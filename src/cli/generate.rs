@@ -69,6 +69,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let prompt = args.prompt().ends_as(Exit::Usage)?;
     logging::start_quiet()?;
+    super::worker::check_cache(&settings.config)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let exit = runtime.block_on(generate(args, &settings.config, prompt))?;
     Ok(exit.into())

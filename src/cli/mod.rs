@@ -25,6 +25,7 @@ mod own_server;
 mod pages;
 mod prepare;
 mod print;
+mod private_dir;
 mod report;
 mod sampling;
 mod sandbox;

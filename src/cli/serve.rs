@@ -64,6 +64,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     log_queue::start().context("the thread that writes the log cannot be started")?;
     let level = logging::start(&settings.config.log)?;
+    worker::check_cache(&settings.config)?;
     // Before there are other threads, which inherit it.
     host::set_pace(Pace::Prompt);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -16,6 +16,7 @@ use super::{
     lineup::Lineup,
     logging,
     prepare::{self, Prepared},
+    private_dir,
 };
 use crate::{
     choice::DeviceChoice,
@@ -84,6 +85,17 @@ pub(super) fn private_stdout() -> io::Result<impl Write + Send + 'static> {
 /// What to add to a worker's arguments for it to commit these faults.
 pub(super) fn faults(plan: &Plan) -> Vec<OsString> {
     if plan.is_off() { Vec::new() } else { vec!["--faults".into(), plan.to_string().into()] }
+}
+
+/// Sees to it that nobody else has put anything into a cache directory that nobody chose.
+///
+/// # Errors
+/// When somebody could have.
+pub(super) fn check_cache(config: &Config) -> anyhow::Result<()> {
+    if config.model.is_default_cache_dir {
+        private_dir::ensure(&config.model.cache_dir, "set model.cache_dir").ends_as(Exit::Usage)?;
+    }
+    Ok(())
 }
 
 /// How to start a worker of this program for these models, on the first device of the settings.

@@ -54,7 +54,7 @@ const fn derived(path: &'static str, default: &'static str, kind: Kind) -> Key {
 }
 
 /// Every setting, section by section; printed in this order.
-pub(super) const KEYS: [Key; 67] = [
+pub(super) const KEYS: [Key; 68] = [
     text("server.bind", "127.0.0.1", "an IP address, such as 127.0.0.1, or 0.0.0.0 for every interface"),
     whole("server.port", "8110", 0, 65_535),
     whole("server.grace_ms", "30000", 0, WEEK_MS),
@@ -120,6 +120,7 @@ pub(super) const KEYS: [Key; 67] = [
     derived("engine.context_length", "the model's", Kind::Whole { least: 2, most: 1 << 24 }),
     whole("engine.prefix_cache_bytes", "268435456", 0, 1 << 50),
     derived("engine.prefix_cache_dir", "prompts/ in model.cache_dir", Kind::Text("a directory")),
+    truth("engine.prefix_cache_shared", "false"),
     whole("engine.draft_tokens", "15", 0, 255),
     derived(
         "engine.draft_model",

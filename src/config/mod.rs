@@ -189,6 +189,8 @@ pub struct Model {
     pub block_size: Option<NonZeroUsize>,
     /// Where exports of source directories are kept.
     pub cache_dir: PathBuf,
+    /// Nobody said so: nobody has looked at who else may write there.
+    pub is_default_cache_dir: bool,
     /// How a model's files are compared with those that it was exported with.
     pub verify: Verify,
 }
@@ -253,6 +255,8 @@ pub struct Engine {
     pub prefix_cache: Bytes,
     /// Where prompts are saved that `/admin/cache` is told to.
     pub prefix_cache_dir: PathBuf,
+    /// Whether requests with different API keys may begin with what is kept of one another's prompts.
+    pub prefix_cache_shared: bool,
     /// Most tokens that are guessed and verified in one pass; 0 guesses none.
     pub draft_tokens: usize,
     /// A smaller model with the same tokens that guesses for the one of `model.path`: a directory, or the name of one in

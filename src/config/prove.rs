@@ -111,6 +111,7 @@ impl Proof<'_> {
             Some(dir) => self.directory("model.cache_dir", dir),
             None => Some(default_cache_dir(self.around)),
         };
+        let is_default_cache_dir = raw.cache_dir.is_none();
         let verify = self.some("model.verify", raw.verify.parse().ok());
         Some(Model {
             path: path?,
@@ -118,6 +119,7 @@ impl Proof<'_> {
             quantize: quantize?,
             block_size: block_size?,
             cache_dir: cache_dir?,
+            is_default_cache_dir,
             verify: verify?,
         })
     }
@@ -235,6 +237,7 @@ impl Proof<'_> {
             context_length: context_length?,
             prefix_cache: prefix_cache?,
             prefix_cache_dir: prefix_cache_dir?,
+            prefix_cache_shared: raw.prefix_cache_shared,
             draft_tokens: draft_tokens?,
             draft_model: draft_model?,
             default_max_new: default_max_new?,
@@ -357,8 +360,9 @@ fn directory_name(path: &Path) -> Option<String> {
 
 /// Where this platform keeps what can be made again.
 fn default_cache_dir(around: &Surroundings) -> PathBuf {
+    // A relative path would be another directory for each directory that eka is started in; XDG says to ignore those.
     let variable =
-        |name: &str| around.variables.get(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        |name: &str| around.variables.get(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let home = |below: &str| variable("HOME").map(|home| home.join(below));
     let base = if cfg!(windows) {
         variable("LOCALAPPDATA")
@@ -367,6 +371,14 @@ fn default_cache_dir(around: &Surroundings) -> PathBuf {
     } else {
         variable("XDG_CACHE_HOME").or_else(|| home(".cache"))
     };
-    // A container's user often has no home; it has a place for what does not last.
-    base.unwrap_or_else(std::env::temp_dir).join("eka")
+    // A container's user often has no home; it has a place for what does not last, but shares that with other users.
+    base.map_or_else(|| std::env::temp_dir().join(own_name()), |base| base.join("eka"))
+}
+
+/// What this user calls a directory where others have theirs.
+fn own_name() -> String {
+    #[cfg(unix)]
+    return format!("eka-{}", rustix::process::geteuid().as_raw());
+    #[cfg(not(unix))]
+    "eka".into()
 }

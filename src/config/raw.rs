@@ -111,6 +111,7 @@ pub(super) struct RawEngine {
     pub(super) context_length: Option<i64>,
     pub(super) prefix_cache_bytes: i64,
     pub(super) prefix_cache_dir: Option<String>,
+    pub(super) prefix_cache_shared: bool,
     pub(super) draft_tokens: i64,
     pub(super) draft_model: Option<String>,
     pub(super) default_max_new_tokens: i64,

@@ -328,7 +328,11 @@ fn the_cache_is_where_the_platform_keeps_caches() {
     assert_eq!(dir(&[]), PathBuf::from("/home/asha/.cache/eka"));
     assert_eq!(dir(&[("XDG_CACHE_HOME", "/var/cache")]), PathBuf::from("/var/cache/eka"));
     assert_eq!(dir(&[("EKA_MODEL_CACHE_DIR", "here")]), PathBuf::from("here"));
-    assert_eq!(dir(&[("HOME", "")]), std::env::temp_dir().join("eka"));
+    assert_eq!(dir(&[("XDG_CACHE_HOME", "relative")]), PathBuf::from("/home/asha/.cache/eka"));
+    let own = std::env::temp_dir().join(format!("eka-{}", rustix::process::geteuid().as_raw()));
+    for no_home in ["", "relative"] {
+        assert_eq!(dir(&[("HOME", no_home)]), own, "no other user's");
+    }
 }
 
 #[test]

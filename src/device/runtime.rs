@@ -1,9 +1,10 @@
 //! ONNX Runtime's library: found, checked and loaded, once for the process.
 //!
-//! Looked for in a configured directory alone, when there is one; else beside the binary (`lib/`), then in
-//! `.onnxruntime/` of the working directory and of the directories above the binary, which finds a checkout's copy from
-//! `target/release/eka`. Never on the system's search path: a library that happens to lie there is how a service ends
-//! up on another version than it was tested with.
+//! Looked for in a configured directory alone, when there is one; else where `ORT_DYLIB_PATH` says, alone as well; else beside
+//! the binary (`lib/`), then in `.onnxruntime/` of the directories above the binary, which finds a checkout's copy from
+//! `target/release/eka`. Such a directory has to be this user's or root's: a binary in `/tmp/x` has `/tmp` above it, where any
+//! user may put one. Never in the working directory, which anybody's download may be, and never on the system's search path: a
+//! library that happens to lie there is how a service ends up on another version than it was tested with.
 //!
 //! There are libraries for the CPU alone and such for GPUs as well, each in a folder of its own (`cpu`, `gpu`), as their
 //! parts do not mix. One that is for GPUs also serves the CPU, but is a gigabyte with all that it needs.
@@ -34,6 +35,9 @@ use super::{
 
 /// The oldest minor version of ONNX Runtime 1.x that eka's binding is made for.
 pub const LIBRARY_MINOR: u32 = ort::MINOR_VERSION;
+
+/// The variable that names the library: a file, as for everything that is built with `ort`, or a directory as configured.
+const LIBRARY: &str = "ORT_DYLIB_PATH";
 
 /// The variable that keeps ONNX Runtime from sending telemetry, where it is 1.
 const NO_TELEMETRY: &str = "ORT_DISABLE_TELEMETRY";
@@ -112,7 +116,7 @@ impl Runtime {
             }
         }
         for directory in places {
-            let libraries = candidates(&directory);
+            let libraries = libraries(&directory);
             if libraries.is_empty() {
                 attempts.push(Attempt { path: directory, found: "no ONNX Runtime library".into() });
                 continue;
@@ -138,18 +142,18 @@ impl Runtime {
             return Err(RuntimeError::Telemetry);
         }
         let mut attempts = Vec::new();
-        for directory in directories(configured, "gpu") {
-            let libraries = candidates(&directory);
-            if libraries.is_empty() {
-                attempts.push(Attempt { path: directory, found: "no ONNX Runtime library".into() });
+        for place in directories(configured, "gpu") {
+            let libraries = libraries(&place);
+            let Some(directory) = libraries.first().and_then(|library| library.parent()) else {
+                attempts.push(Attempt { path: place, found: "no ONNX Runtime library".into() });
                 continue;
-            }
+            };
             if !directory.join(cuda::PROVIDER).is_file() {
                 let found = format!("an ONNX Runtime for the CPU alone: no {} beside it", cuda::PROVIDER);
-                attempts.push(Attempt { path: directory, found });
+                attempts.push(Attempt { path: place, found });
                 continue;
             }
-            if let Err(missing) = cuda::preload(&directory) {
+            if let Err(missing) = cuda::preload(directory) {
                 return Ok(Err(missing));
             }
             for path in libraries {
@@ -246,25 +250,42 @@ fn describe(error: &ort::LoadDynamicError) -> String {
 
 /// Where libraries of a kind, `cpu` or `gpu`, are looked for, in order.
 fn directories(configured: Option<&Path>, kind: &str) -> Vec<PathBuf> {
-    if let Some(directory) = configured {
-        return vec![directory.to_path_buf(), directory.join(kind)];
-    }
-    let store = Path::new(".onnxruntime").join(kind);
-    let mut all = Vec::new();
+    let named = env::var_os(LIBRARY).filter(|named| !named.is_empty()).map(PathBuf::from);
     let binary = env::current_exe().ok();
-    if let Some(beside) = binary.as_deref().and_then(Path::parent) {
-        all.extend([beside.join("lib"), beside.join("lib").join(kind)]);
+    directories_of(configured.map(Path::to_path_buf).or(named), binary.as_deref(), kind)
+}
+
+fn directories_of(named: Option<PathBuf>, binary: Option<&Path>, kind: &str) -> Vec<PathBuf> {
+    if let Some(named) = named {
+        // By its whole path: the system would look a name without one up on its search path.
+        let named = std::path::absolute(&named).unwrap_or(named);
+        return if named.is_file() { vec![named] } else { vec![named.clone(), named.join(kind)] };
     }
-    if let Ok(here) = env::current_dir() {
-        all.push(here.join(&store));
-    }
-    let above = binary.iter().flat_map(|binary| binary.ancestors().skip(1));
-    for directory in above.map(|directory| directory.join(&store)).filter(|d| d.is_dir()) {
-        if !all.contains(&directory) {
-            all.push(directory);
-        }
-    }
-    all
+    let Some(beside) = binary.and_then(Path::parent) else { return Vec::new() };
+    let above = beside.ancestors().map(|directory| directory.join(".onnxruntime"));
+    let above = above.filter(|store| is_trusted(store)).map(|store| store.join(kind));
+    [beside.join("lib"), beside.join("lib").join(kind)].into_iter().chain(above).collect()
+}
+
+/// Whether a directory, and the link to it if it is one, are this user's or root's.
+#[cfg(unix)]
+fn is_trusted(directory: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+
+    let own = rustix::process::geteuid().as_raw();
+    let is_ours = |found: &fs::Metadata| [0, own].contains(&found.uid());
+    let (link, target) = (fs::symlink_metadata(directory), fs::metadata(directory));
+    link.is_ok_and(|link| is_ours(&link)) && target.is_ok_and(|target| target.is_dir() && is_ours(&target))
+}
+
+#[cfg(not(unix))]
+fn is_trusted(directory: &Path) -> bool {
+    directory.is_dir()
+}
+
+/// The library files of a place: those in a directory, or the one that it is.
+fn libraries(place: &Path) -> Vec<PathBuf> {
+    if place.is_file() { vec![place.to_path_buf()] } else { candidates(place) }
 }
 
 /// The library files in a directory, the newest version first.
@@ -321,6 +342,44 @@ mod tests {
             .map(|path| path.file_name().unwrap().to_string_lossy().into_owned())
             .collect();
         assert_eq!(names, ["libonnxruntime.so.1.31.1", "libonnxruntime.so.1.9.0", "libonnxruntime.so"]);
+    }
+
+    #[test]
+    fn a_library_is_looked_for_beside_the_binary_and_above_it_and_never_where_the_binary_is_started() {
+        let checkout = tempfile::tempdir().unwrap();
+        let binary = checkout.path().join("target/release/eka");
+        fs::create_dir_all(checkout.path().join(".onnxruntime/cpu")).unwrap();
+        let places = directories_of(None, Some(&binary), "cpu");
+        let below = |path: &str| checkout.path().join(path);
+        assert_eq!(
+            places[..3],
+            [below("target/release/lib"), below("target/release/lib/cpu"), below(".onnxruntime/cpu")]
+        );
+        let here = env::current_dir().unwrap();
+        assert!(!places.iter().any(|place| place.starts_with(&here)), "{places:?}");
+    }
+
+    #[test]
+    fn a_library_that_is_named_is_the_only_place_and_has_a_whole_path() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("libonnxruntime.so");
+        fs::write(&file, "").unwrap();
+        assert_eq!(directories_of(Some(file.clone()), None, "cpu"), std::slice::from_ref(&file));
+        assert_eq!(libraries(&file), [file]);
+        let named = directories_of(Some("libonnxruntime.so".into()), None, "gpu");
+        let here = env::current_dir().unwrap();
+        assert_eq!(named, [here.join("libonnxruntime.so"), here.join("libonnxruntime.so/gpu")]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_store_above_the_binary_that_another_user_made_is_not_trusted() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(is_trusted(folder.path()) && !is_trusted(&folder.path().join("nothing")));
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(folder.path(), Some(12_345), None).unwrap();
+            assert!(!is_trusted(folder.path()));
+        }
     }
 
     #[test]

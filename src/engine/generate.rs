@@ -61,7 +61,13 @@ pub fn generate<D: Forward>(
 ) -> Result<Outcome, EngineError> {
     check(model, job)?;
     let (rows, vocabulary) = (model.rows(), model.vocabulary());
-    let bounds = Bounds { rows, vocabulary, may_be_kept: job.cache_prompt, ends: &job.end_tokens };
+    let bounds = Bounds {
+        rows,
+        vocabulary,
+        may_be_kept: job.cache_prompt,
+        salt: job.cache_salt,
+        ends: &job.end_tokens,
+    };
     let mut run = Run::new(job, guide, Drafter::new(speculation, bounds));
     if run.written >= job.max_new_tokens {
         let reason = run.at_length();
@@ -140,7 +146,7 @@ impl<'a, D: Forward> Run<'a, D> {
         let total = context.len();
         // What the model thinks of a prompt's tokens is not kept.
         let most = if self.job.cache_prompt && !self.scores_prompt() { total } else { 0 };
-        self.cached = model.begin(&context, most);
+        self.cached = model.begin(&context, most, self.job.cache_salt);
         self.read = self.cached;
         model.reserve(total - self.read)?;
         // Said before anything is computed, so that nobody takes these for tokens that were read as fast.

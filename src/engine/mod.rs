@@ -27,7 +27,7 @@ pub use timeline::{Timeline, TimelineOptions};
 
 use crate::{
     device::{DeviceError, Fault},
-    job::Failure,
+    job::{CacheSalt, Failure},
     units::Tokens,
 };
 
@@ -36,11 +36,11 @@ pub trait Forward {
     /// Forgets every position from `length` on.
     fn rewind(&mut self, length: usize);
 
-    /// Begins the sequence `tokens`: forgets what was fed before, but for what is kept of a sequence that begins alike. How
-    /// many positions of it are there already: at most `most`, and fewer than there are tokens, as the logits of the last
-    /// one are always wanted.
-    fn begin(&mut self, tokens: &[u32], most: usize) -> usize {
-        let _ = (tokens, most);
+    /// Begins the sequence `tokens`: forgets what was fed before, but for what is kept of a sequence of the same `salt` that
+    /// begins alike. How many positions of it are there already: at most `most`, and fewer than there are tokens, as the
+    /// logits of the last one are always wanted.
+    fn begin(&mut self, tokens: &[u32], most: usize, salt: CacheSalt) -> usize {
+        let _ = (tokens, most, salt);
         self.rewind(0);
         0
     }

@@ -2,8 +2,11 @@
 //!
 //! A few entries within a bound of bytes, the least recently used first to go. With so few, comparing a prompt to each of
 //! them takes microseconds, where reading it takes seconds: a tree would save nothing.
+//!
+//! Sequences of another salt are not there for whoever looks: what a client is told of its cached tokens would otherwise tell
+//! it, token by token, how another client's prompt goes on. The bound is one for all salts.
 
-use crate::units::Bytes;
+use crate::{job::CacheSalt, units::Bytes};
 
 /// Sequences and what belongs to them, the least recently used first.
 #[derive(Debug)]
@@ -14,6 +17,7 @@ pub(super) struct Prefixes<T> {
 
 #[derive(Debug)]
 struct Entry<T> {
+    salt: CacheSalt,
     tokens: Vec<u32>,
     kept: T,
     bytes: Bytes,
@@ -37,30 +41,32 @@ impl<T> Prefixes<T> {
     }
 
     /// Of how many of its first tokens something is kept.
-    pub(super) fn longest(&self, tokens: &[u32]) -> usize {
-        self.entries.iter().map(|entry| common(&entry.tokens, tokens)).max().unwrap_or(0)
+    pub(super) fn longest(&self, salt: CacheSalt, tokens: &[u32]) -> usize {
+        let entries = self.entries.iter().filter(|entry| entry.salt == salt);
+        entries.map(|entry| common(&entry.tokens, tokens)).max().unwrap_or(0)
     }
 
     /// What is kept of a sequence that begins with these tokens. It is the most recently used one then.
-    pub(super) fn find(&mut self, tokens: &[u32]) -> Option<&T> {
-        let found = self.entries.iter().position(|entry| entry.tokens.starts_with(tokens))?;
+    pub(super) fn find(&mut self, salt: CacheSalt, tokens: &[u32]) -> Option<&T> {
+        let is_it = |entry: &Entry<T>| entry.salt == salt && entry.tokens.starts_with(tokens);
+        let found = self.entries.iter().position(is_it)?;
         self.entries[found..].rotate_left(1);
         self.entries.last().map(|entry| &entry.kept)
     }
 
     /// Keeps one more, where there is room for it at all. Those that it goes on with are part of it, and go.
-    pub(super) fn keep(&mut self, tokens: Vec<u32>, kept: T, bytes: Bytes) {
-        if bytes > self.most || self.find(&tokens).is_some() {
+    pub(super) fn keep(&mut self, salt: CacheSalt, tokens: Vec<u32>, kept: T, bytes: Bytes) {
+        if bytes > self.most || self.find(salt, &tokens).is_some() {
             return;
         }
-        self.supersede(&tokens);
+        self.supersede(salt, &tokens);
         self.make_room(Bytes(self.most.0 - bytes.0));
-        self.entries.push(Entry { tokens, kept, bytes });
+        self.entries.push(Entry { salt, tokens, kept, bytes });
     }
 
     /// Drops those that this one goes on with.
-    pub(super) fn supersede(&mut self, tokens: &[u32]) {
-        self.entries.retain(|entry| !tokens.starts_with(&entry.tokens));
+    pub(super) fn supersede(&mut self, salt: CacheSalt, tokens: &[u32]) {
+        self.entries.retain(|entry| entry.salt != salt || !tokens.starts_with(&entry.tokens));
     }
 
     /// Drops the least recently used until no more than `most` is left.
@@ -86,10 +92,12 @@ mod tests {
 
     use super::*;
 
+    const ANY: CacheSalt = CacheSalt([0; 32]);
+
     fn kept(most: u64, sequences: &[&[u32]]) -> Prefixes<usize> {
         let mut prefixes = Prefixes::new(Bytes(most));
         for (i, tokens) in sequences.iter().enumerate() {
-            prefixes.keep(tokens.to_vec(), i, Bytes::from(tokens.len()));
+            prefixes.keep(ANY, tokens.to_vec(), i, Bytes::from(tokens.len()));
         }
         prefixes
     }
@@ -97,26 +105,38 @@ mod tests {
     #[test]
     fn the_longest_beginning_is_found_and_what_is_used_stays_longest() {
         let mut prefixes = kept(9, &[&[1, 2, 3], &[1, 5, 6], &[7, 8, 9]]);
-        assert_eq!(prefixes.longest(&[1, 5, 9, 9]), 2);
-        assert_eq!(prefixes.longest(&[2]), 0);
-        assert_eq!(prefixes.find(&[1, 2]), Some(&0));
-        assert_eq!(prefixes.find(&[2]), None);
-        prefixes.keep(vec![4], 3, Bytes(1));
-        assert_eq!([prefixes.longest(&[1, 2, 3]), prefixes.longest(&[1, 5, 6])], [3, 1]);
+        assert_eq!(prefixes.longest(ANY, &[1, 5, 9, 9]), 2);
+        assert_eq!(prefixes.longest(ANY, &[2]), 0);
+        assert_eq!(prefixes.find(ANY, &[1, 2]), Some(&0));
+        assert_eq!(prefixes.find(ANY, &[2]), None);
+        prefixes.keep(ANY, vec![4], 3, Bytes(1));
+        assert_eq!([prefixes.longest(ANY, &[1, 2, 3]), prefixes.longest(ANY, &[1, 5, 6])], [3, 1]);
         assert_eq!(prefixes.bytes(), Bytes(7));
     }
 
     #[test]
     fn what_goes_on_with_another_takes_its_place() {
         let mut prefixes = kept(9, &[&[1, 2], &[1, 2, 3]]);
-        assert_eq!((prefixes.bytes(), prefixes.find(&[1, 2])), (Bytes(3), Some(&1)));
-        prefixes.supersede(&[1, 2, 3, 4]);
+        assert_eq!((prefixes.bytes(), prefixes.find(ANY, &[1, 2])), (Bytes(3), Some(&1)));
+        prefixes.supersede(ANY, &[1, 2, 3, 4]);
         assert_eq!(prefixes.bytes(), Bytes(0));
     }
 
     #[test]
     fn what_is_larger_than_the_bound_is_not_kept_and_drives_nobody_out() {
-        assert_eq!(kept(3, &[&[1, 2], &[5, 6, 7, 8]]).longest(&[1, 2]), 2);
+        assert_eq!(kept(3, &[&[1, 2], &[5, 6, 7, 8]]).longest(ANY, &[1, 2]), 2);
+    }
+
+    #[test]
+    fn what_is_kept_for_one_salt_is_neither_found_nor_superseded_by_another() {
+        let mut prefixes = kept(9, &[&[1, 2, 3]]);
+        let other = CacheSalt([1; 32]);
+        assert_eq!((prefixes.longest(other, &[1, 2, 3]), prefixes.find(other, &[1, 2])), (0, None));
+        prefixes.supersede(other, &[1, 2, 3, 4]);
+        prefixes.keep(other, vec![1, 2, 3], 7, Bytes(3));
+        assert_eq!(prefixes.find(ANY, &[1, 2]), Some(&0));
+        assert_eq!(prefixes.find(other, &[1, 2]), Some(&7));
+        assert_eq!(prefixes.bytes(), Bytes(6), "each has its own copy");
     }
 
     proptest! {
@@ -126,9 +146,9 @@ mod tests {
         ) {
             let mut prefixes = Prefixes::new(Bytes(most));
             for tokens in sequences {
-                prefixes.keep(tokens.clone(), (), Bytes::from(tokens.len()));
+                prefixes.keep(ANY, tokens.clone(), (), Bytes::from(tokens.len()));
                 prop_assert!(prefixes.bytes() <= Bytes(most));
-                prop_assert_eq!(prefixes.longest(&tokens) == tokens.len(), tokens.len() as u64 <= most);
+                prop_assert_eq!(prefixes.longest(ANY, &tokens) == tokens.len(), tokens.len() as u64 <= most);
             }
         }
     }

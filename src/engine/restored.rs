@@ -6,7 +6,7 @@
 //! of it.
 
 use super::prefixes::common;
-use crate::{model::HostCache, units::Bytes};
+use crate::{job::CacheSalt, model::HostCache, units::Bytes};
 
 /// Sequences by name.
 #[derive(Debug, Default)]
@@ -15,6 +15,8 @@ pub(super) struct Restored(Vec<Entry>);
 #[derive(Debug)]
 struct Entry {
     name: String,
+    /// Of which sequences; `None` is all of them.
+    salt: Option<CacheSalt>,
     tokens: Vec<u32>,
     kept: HostCache,
 }
@@ -34,20 +36,24 @@ impl Restored {
         self.0.is_empty()
     }
 
-    /// Of how many of its first tokens there is something.
-    pub(super) fn longest(&self, tokens: &[u32]) -> usize {
-        self.0.iter().map(|entry| common(&entry.tokens, tokens)).max().unwrap_or(0)
+    /// Of how many of its first tokens there is something for a sequence of `salt`.
+    pub(super) fn longest(&self, salt: CacheSalt, tokens: &[u32]) -> usize {
+        self.of(salt).map(|entry| common(&entry.tokens, tokens)).max().unwrap_or(0)
     }
 
-    /// What there is of a sequence that begins with these tokens.
-    pub(super) fn find(&self, tokens: &[u32]) -> Option<&HostCache> {
-        self.0.iter().find(|entry| entry.tokens.starts_with(tokens)).map(|entry| &entry.kept)
+    /// What there is for a sequence of `salt` that begins with these tokens.
+    pub(super) fn find(&self, salt: CacheSalt, tokens: &[u32]) -> Option<&HostCache> {
+        self.of(salt).find(|entry| entry.tokens.starts_with(tokens)).map(|entry| &entry.kept)
+    }
+
+    fn of(&self, salt: CacheSalt) -> impl Iterator<Item = &Entry> {
+        self.0.iter().filter(move |entry| entry.salt.is_none_or(|own| own == salt))
     }
 
     /// Adds one, in the place of another of its name.
-    pub(super) fn add(&mut self, name: String, tokens: Vec<u32>, kept: HostCache) {
+    pub(super) fn add(&mut self, name: String, salt: Option<CacheSalt>, tokens: Vec<u32>, kept: HostCache) {
         self.remove(&name);
-        self.0.push(Entry { name, tokens, kept });
+        self.0.push(Entry { name, salt, tokens, kept });
     }
 
     pub(super) fn remove(&mut self, name: &str) {

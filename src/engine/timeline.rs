@@ -17,7 +17,7 @@
 //!
 //! # What is kept of it
 //! The keys and values of a position depend on its token and those before it alone, so a sequence that begins like an
-//! earlier one starts where the two part. The last sequence stays in the cache as it is. Where the cache is mapped, what a
+//! earlier one of the same salt starts where the two part. The last sequence stays in the cache as it is. Where the cache is mapped, what a
 //! new sequence would write over is copied first, to be copied back when its turn comes: no more than the rows in use, and
 //! all of it together within a bound. In a pool only the last one stays, as a copy would stand in the way of a cache that
 //! grows.
@@ -35,6 +35,7 @@ use super::{
 };
 use crate::{
     device::{DeviceError, Threads},
+    job::CacheSalt,
     model::{Cache, HostCache, Model, Pass},
     units::Bytes,
 };
@@ -85,8 +86,9 @@ pub struct Timeline {
     decode: Pass,
     prefill: Pass,
     verify: Option<Pass>,
-    /// What was fed, one for each position in use.
+    /// What was fed, one for each position in use, and for whom.
     tokens: Vec<u32>,
+    salt: CacheSalt,
     /// Positions that were written since the cache's memory was given back.
     written: usize,
     chunk: usize,
@@ -134,6 +136,7 @@ impl Timeline {
             prefill,
             verify,
             tokens: Vec::new(),
+            salt: CacheSalt::default(),
             written: 0,
             chunk,
             rows,
@@ -245,12 +248,12 @@ impl Timeline {
     pub fn settle(&mut self, may_be_kept: bool) {
         let spent = self.cache.spent(self.written);
         if may_be_kept && !self.tokens.is_empty() && spent <= self.bound {
-            self.prefixes.supersede(&self.tokens);
+            self.prefixes.supersede(self.salt, &self.tokens);
             self.prefixes.make_room(Bytes(self.bound.0 - spent.0));
             return;
         }
         if may_be_kept {
-            self.save(self.elsewhere(&self.tokens));
+            self.save(self.elsewhere(self.salt, &self.tokens));
         }
         self.forget(self.keep);
     }
@@ -276,10 +279,10 @@ impl Timeline {
         Bytes(self.most_restored.0.saturating_sub(self.restored.bytes_beside(name).0))
     }
 
-    /// Keeps what came from a file for sequences that begin like it, until it is [forgotten](Self::forget_restored) by its
-    /// name. What else is kept makes room for it.
-    pub fn restore(&mut self, name: String, tokens: Vec<u32>, kept: HostCache) {
-        self.restored.add(name, tokens, kept);
+    /// Keeps what came from a file for sequences of `salt`, or of all without one, that begin like it, until it is
+    /// [forgotten](Self::forget_restored) by its name. What else is kept makes room for it.
+    pub fn restore(&mut self, name: String, salt: Option<CacheSalt>, tokens: Vec<u32>, kept: HostCache) {
+        self.restored.add(name, salt, tokens, kept);
         self.bound_others();
     }
 
@@ -303,8 +306,8 @@ impl Timeline {
     }
 
     /// Of how many of its first tokens something is kept outside of the cache.
-    fn elsewhere(&self, tokens: &[u32]) -> usize {
-        self.prefixes.longest(tokens).max(self.restored.longest(tokens))
+    fn elsewhere(&self, salt: CacheSalt, tokens: &[u32]) -> usize {
+        self.prefixes.longest(salt, tokens).max(self.restored.longest(salt, tokens))
     }
 
     /// Forgets the sequence in the cache.
@@ -328,7 +331,7 @@ impl Timeline {
         match self.model.copy(&self.cache, length) {
             Ok(copy) => {
                 let bytes = copy.spent(length);
-                self.prefixes.keep(self.tokens[..length].to_vec(), copy, bytes);
+                self.prefixes.keep(self.salt, self.tokens[..length].to_vec(), copy, bytes);
             }
             Err(e) => tracing::debug!("a sequence is not kept: {e}"),
         }
@@ -339,9 +342,9 @@ impl Timeline {
         if self.room() < of.min(self.most) {
             self.grow(self.room_for(of))?;
         }
-        if let Some(kept) = self.restored.find(tokens) {
+        if let Some(kept) = self.restored.find(self.salt, tokens) {
             self.cache.fill(kept, tokens.len())?;
-        } else if let Some(kept) = self.prefixes.find(tokens) {
+        } else if let Some(kept) = self.prefixes.find(self.salt, tokens) {
             self.cache.take_over(kept, tokens.len())?;
         } else {
             return Ok(());
@@ -428,24 +431,27 @@ impl Forward for Timeline {
         self.tokens.truncate(length);
     }
 
-    fn begin(&mut self, tokens: &[u32], most: usize) -> usize {
+    fn begin(&mut self, tokens: &[u32], most: usize, salt: CacheSalt) -> usize {
         if self.bound == Bytes(0) && self.restored.is_empty() {
             self.rewind(0);
+            self.salt = salt;
             return 0;
         }
         let all = tokens.len();
         let tokens = &tokens[..most.min(all.saturating_sub(1))];
         let is_enough = |found: usize| found >= LEAST_KEPT.min(tokens.len().max(1));
-        let (here, saved) = (common(&self.tokens, tokens), self.elsewhere(&self.tokens));
-        if here >= self.elsewhere(tokens) && is_enough(here) {
+        let here = if salt == self.salt { common(&self.tokens, tokens) } else { 0 };
+        let saved = self.elsewhere(self.salt, &self.tokens);
+        if here >= self.elsewhere(salt, tokens) && is_enough(here) {
             self.save(saved.max(here));
             self.rewind(here);
             return here;
         }
         self.save(saved);
         self.forget(Bytes(u64::MAX));
+        self.salt = salt;
         // Looked up again: for what was saved just now another may have gone.
-        let kept = self.elsewhere(tokens);
+        let kept = self.elsewhere(salt, tokens);
         if is_enough(kept)
             && let Err(e) = self.resume(&tokens[..kept], all)
         {

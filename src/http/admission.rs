@@ -13,6 +13,7 @@ use super::{
     form::Form,
     offload::Cost,
     rendering::render,
+    salt,
     tokenizing::{Special, Untokenized, tokenize},
 };
 use crate::{
@@ -66,6 +67,7 @@ pub(super) async fn admit(
         scores,
         trace,
         cache_prompt: ask.cache_prompt,
+        cache_salt: salt::digest(state, caller.key.as_deref(), ask.cache_salt.as_deref()),
         end_tokens,
         ..Job::new(id, prompt, max_new_tokens)
     };

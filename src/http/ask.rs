@@ -12,7 +12,7 @@ use super::{
     compat,
     fields::{FieldError, Fields, ids_of, typed, whole_of, wrong_type},
     form::Form,
-    sampling,
+    salt, sampling,
     tools::ToolRules,
 };
 use crate::{
@@ -55,6 +55,8 @@ pub(super) struct Ask {
     pub(super) ignore_eos: bool,
     /// Whether it may begin with what is kept of earlier prompts, and be kept.
     pub(super) cache_prompt: bool,
+    /// Sets the prompt apart from those with another salt, or with none.
+    pub(super) cache_salt: Option<String>,
     pub(super) delivery: Delivery,
     pub(super) terms: Terms,
     /// How long the model stays loaded afterwards.
@@ -141,6 +143,7 @@ impl Ask {
             stop_token_ids,
             ignore_eos,
             cache_prompt,
+            cache_salt: salt::take(fields)?,
             delivery: take_delivery(fields)?,
             terms: take_terms(fields, rules.deadlines)?,
             keep_alive: take_keep_alive(fields)?,
@@ -390,8 +393,9 @@ mod tests {
         tools: ToolRules { support: ToolSupport::None, is_marker_special: false },
     };
 
-    const NAMES: [&str; 28] = [
+    const NAMES: [&str; 29] = [
         "cache_prompt",
+        "cache_salt",
         "priority",
         "service_tier",
         "max_time_ms",

@@ -68,6 +68,7 @@ mod refusal;
 mod rendering;
 mod request_id;
 mod responses;
+mod salt;
 mod sampling;
 mod saved;
 mod scored;
@@ -143,6 +144,8 @@ pub struct Settings {
     pub log_prompts: bool,
     /// What happens to fields of requests that eka does not have.
     pub unknown_fields: UnknownFields,
+    /// Whether different keys may begin with one another's prompts.
+    pub prefix_cache_shared: bool,
 }
 
 impl From<&Config> for Settings {
@@ -160,6 +163,7 @@ impl From<&Config> for Settings {
             default_max_new: engine.default_max_new,
             log_prompts: log.prompts,
             unknown_fields: server.unknown_fields,
+            prefix_cache_shared: engine.prefix_cache_shared,
         }
     }
 }

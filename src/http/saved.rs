@@ -10,6 +10,10 @@
 //! back by `POST /admin/trim` as all that is kept. llama-server has `save` and `restore` of a slot as it happens to be; here a
 //! prompt is named by what it says, so nobody has to know what a slot holds, and there is no slot to choose.
 //!
+//! Where there are API keys, a restored prompt is there for requests with the key that restores it, as every kept prompt is
+//! (`salt`). Whoever runs the server may restore it for another key by its name (`key`), for requests with a `cache_salt`, or for
+//! everybody (`shared`): who may begin with it can find out what it says.
+//!
 //! The messages of a conversation are followed by others in the requests that shall begin like them, so what is saved of them
 //! is what their chat template makes of them whatever follows: up to the place where the next user's words stand.
 
@@ -32,13 +36,14 @@ use super::{
     fields::{FieldError, Fields},
     gate::{self, check_admin},
     rendering::render,
+    salt,
     slot::caller,
     texts::take_conversation,
     tokenizing::{Special, Untokenized, tokenize},
 };
 use crate::{
     executor::Terms,
-    job::{Event, Failure, Finish, FinishReason, Job, Order, SaveAs},
+    job::{CacheSalt, Event, Failure, Finish, FinishReason, Job, Order, SaveAs},
     metrics::{OnDevice, PromptFile},
     saved::{Head, Listed, Name, SavedError, Store},
     text::{Conversation, Message, Text},
@@ -145,6 +150,7 @@ async fn save(
 ) -> Result<HttpResponse, ApiError> {
     let text = gate::model(request, state, fields.take::<String>("model")?.as_deref())?;
     let prompt = take_prompt(&mut fields, text)?;
+    let salt = salt::take(&mut fields)?;
     fields.finish(&[])?;
     check_readiness(&state.readiness.borrow())?;
     let tokens = encode(state, text, prompt).await?;
@@ -155,7 +161,8 @@ async fn save(
     room(read, Some(Tokens(1)), Tokens(1), state.context_length(text))?;
     let save = SaveAs { name: name.to_string(), dir: store.dir().to_path_buf() };
     let model = text.card().id.as_str().into();
-    let job = Job { model, save: Some(save), ..Job::new(state.executor.new_id(), tokens, 1) };
+    let cache_salt = salt::digest(state, caller(request).key.as_deref(), salt.as_deref());
+    let job = Job { model, cache_salt, save: Some(save), ..Job::new(state.executor.new_id(), tokens, 1) };
     let (finish, queue_wait) = run(request, state, job).await?;
     if let Some(tally) = Tally::of(request) {
         tally.add_tokens(read.0, 0);
@@ -201,17 +208,41 @@ async fn restore(
     mut fields: Fields,
 ) -> Result<HttpResponse, ApiError> {
     let asked = fields.take::<String>("model")?;
+    let salt = take_audience(request, state, &mut fields)?;
     fields.finish(&[])?;
     let file = store.path(&name);
     let (head, bytes) = head(store, &name).await?;
     let text = gate::model(request, state, Some(asked.as_ref().unwrap_or(&head.model)))?;
     let (model, called) = (text.card().id.as_str().into(), name.to_string());
-    let outcomes = give(request, state, Order::Restore { model, name: called, file }).await?;
+    let outcomes = give(request, state, Order::Restore { model, name: called, file, salt }).await?;
     Ok(HttpResponse::Ok().json(json!({
         "action": "restore",
         "saved": SavedPrompt::new(&name, head, bytes),
         "done": describe_all(outcomes)?,
     })))
+}
+
+/// Takes which requests may begin with a restored prompt: those of the key that restores it, or of another; `None` is all.
+fn take_audience(
+    request: &HttpRequest,
+    state: &AppState,
+    fields: &mut Fields,
+) -> Result<Option<CacheSalt>, FieldError> {
+    let shared = fields.take::<bool>("shared")?.unwrap_or(false);
+    let key = fields.take::<String>("key")?;
+    let salt = salt::take(fields)?;
+    if let (true, Some(other)) = (shared, key.as_ref().map(|_| "key").or(salt.as_ref().map(|_| "cache_salt")))
+    {
+        let said = format!("is given together with {other}; send one of them");
+        return Err(FieldError::value("shared", said));
+    }
+    if let Some(name) = &key
+        && !state.door.rules().keys.has_name(name)
+    {
+        return Err(FieldError::value("key", format!("no API key has the name {name:?}")));
+    }
+    let key = key.or_else(|| caller(request).key);
+    Ok((!shared).then(|| salt::digest(state, key.as_deref(), salt.as_deref())))
 }
 
 /// Removes a saved prompt, and what was restored from it.

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use super::{Failure, KeepAlive, Memory, ModelId};
+use super::{CacheSalt, Failure, KeepAlive, Memory, ModelId};
 
 /// Something to be done in the slot between two jobs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +29,8 @@ pub enum Order {
         name: String,
         /// Its file.
         file: PathBuf,
+        /// Which jobs may begin with it; `None` is all of them.
+        salt: Option<CacheSalt>,
     },
     /// Let go of a saved prompt that was restored.
     Forget {

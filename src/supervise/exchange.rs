@@ -1,10 +1,10 @@
 //! What is said to a worker and what it has to answer, frame by frame and each within its time.
 
-use std::{fmt, path::Path, time::Duration};
+use std::{fmt, time::Duration};
 
 use tokio::time::timeout;
 
-use super::{WorkerCommand, policy, process::Process, watchdog::Budgets};
+use super::{WorkerCommand, policy, process::Process, restored::Prompt, watchdog::Budgets};
 use crate::{
     job::{Failure, Memory, ModelId, ModelReport, RuntimeReport},
     wire::{Down, PROTOCOL, Up, WireError},
@@ -170,13 +170,12 @@ pub(super) async fn trim(worker: &mut Process, command: &WorkerCommand) -> Resul
 pub(super) async fn restore(
     worker: &mut Process,
     command: &WorkerCommand,
-    model: &ModelId,
-    name: &str,
-    file: &Path,
+    prompt: &Prompt,
 ) -> Result<Result<Memory, Failure>, Lost> {
-    let order = Down::Restore { model: model.clone(), name: name.to_owned(), file: file.to_path_buf() };
-    send(worker, &order, &command.budgets).await?;
+    let Prompt { model, name, file, salt } = prompt.clone();
     let doing = format!("restored the saved prompt {name}");
+    let order = Down::Restore { model, name, file, salt };
+    send(worker, &order, &command.budgets).await?;
     match hear(worker, command.budgets.load, &doing).await? {
         Up::Restored { memory } => Ok(Ok(memory)),
         Up::NotRestored { failure } => Ok(Err(failure)),

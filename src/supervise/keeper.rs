@@ -1,5 +1,6 @@
 //! The task that keeps a worker alive, with the right models in it, and runs one job at a time on it.
 
+mod idle;
 mod orders;
 
 use std::{sync::Arc, time::Duration};
@@ -21,7 +22,6 @@ use super::{
     pace::Watchdogs,
     policy::{self, Action, AfterLoss, End, Service},
     restored::Restored,
-    watchdog::Idle,
 };
 use crate::{
     job::{
@@ -29,7 +29,7 @@ use crate::{
         SlotReport,
     },
     units::Bytes,
-    wire::{Down, Up},
+    wire::Up,
 };
 
 /// An order, and where its outcome is told.
@@ -275,22 +275,6 @@ impl Keeper {
             worker.look_at = Instant::now() + self.command.budgets.ping_interval();
         };
         Life::Ended { end: End::AfterReady, lost }
-    }
-
-    /// Looks whether an idle worker is alive.
-    async fn look(&self, worker: &mut Worker) -> Result<(), Lost> {
-        if !worker.process.is_pinged() {
-            worker.pings.answered();
-        }
-        let budgets = &self.command.budgets;
-        match worker.pings.look() {
-            Idle::Ping => exchange::send_unasked(&mut worker.process, &Down::Ping, budgets).await,
-            Idle::Wait => Ok(()),
-            Idle::Hung => {
-                let seconds = budgets.idle.as_secs_f64();
-                Err(Lost::hung(format!("no answer to a ping for {seconds:.1} s while it was idle")))
-            }
-        }
     }
 
     /// Waits for something to happen.
@@ -556,6 +540,9 @@ impl Keeper {
                 () = &mut over => return,
                 () = self.stop.cancelled() => return,
                 () = self.inbox.receive() => {}
+                Some((_, reply)) = self.orders.recv(), if gives_back => {
+                    let _ = reply.send(Err(why.clone()));
+                }
             }
         }
     }

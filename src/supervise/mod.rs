@@ -158,7 +158,7 @@ impl Foreman {
     /// Has `order` done as soon as the slot is free, before the next job.
     ///
     /// # Errors
-    /// [`Failure::Model`] when a model cannot be loaded, [`Failure::NoWorker`] when there will be none,
+    /// [`Failure::Model`] when a model cannot be loaded, [`Failure::NoWorker`] while there is none,
     /// [`Failure::WorkerLost`] when it ended meanwhile, [`Failure::ShuttingDown`].
     pub async fn give(&self, order: Order) -> Result<OrderReport, Failure> {
         let (reply, outcome) = oneshot::channel();

@@ -69,7 +69,7 @@ impl Process {
         if let Down::Generate(job) = message {
             self.trace.clone_from(&job.trace);
         }
-        self.is_pinged |= *message == Down::Ping;
+        self.is_pinged |= matches!(message, Down::Ping);
         let mut frame = Vec::new();
         wire::encode(message, &mut frame)?;
         self.stdin.write_all(&frame).await?;

@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use crate::job::ModelId;
+use crate::job::{CacheSalt, ModelId};
 
 /// A saved prompt that was restored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,6 +13,8 @@ pub(super) struct Prompt {
     pub(super) model: ModelId,
     pub(super) name: String,
     pub(super) file: PathBuf,
+    /// Which jobs may begin with it; `None` is all of them.
+    pub(super) salt: Option<CacheSalt>,
 }
 
 /// All of them, in the order in which they were restored.
@@ -63,7 +65,7 @@ mod tests {
     use super::*;
 
     fn prompt(model: &str, name: &str) -> Prompt {
-        Prompt { model: model.into(), name: name.into(), file: name.into() }
+        Prompt { model: model.into(), name: name.into(), file: name.into(), salt: None }
     }
 
     fn restored() -> Restored {

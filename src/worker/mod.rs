@@ -50,7 +50,7 @@ use faults::{Faults, Outlet, Plan, Point};
 use loaded::{Loaded, Opening};
 use memory::Holdings;
 pub use memory::{device_memory, device_peak};
-use saved::NotSaved;
+use saved::{NotSaved, SavedPrompt};
 
 /// Why a worker ended early.
 #[derive(Debug, thiserror::Error)]
@@ -224,7 +224,9 @@ impl<W: Write> Worker<W> {
                     let memory = self.trim(Bytes(0));
                     wire::write(&Up::Trimmed { memory }, &mut self.output)?;
                 }
-                Some(Down::Restore { model, name, file }) => self.restore(&model, &name, &file)?,
+                Some(Down::Restore { model, name, file, salt }) => {
+                    self.restore(&model, SavedPrompt { name: &name, file: &file, salt })?;
+                }
                 Some(Down::Forget(name)) => {
                     self.forget(Some(&name));
                     let memory = self.holdings.settle();
@@ -343,9 +345,9 @@ impl<W: Write> Worker<W> {
         self.holdings.keep(Bytes(kept));
     }
 
-    fn restore(&mut self, model: &ModelId, name: &str, file: &Path) -> Result<(), WorkerError> {
+    fn restore(&mut self, model: &ModelId, prompt: SavedPrompt<'_>) -> Result<(), WorkerError> {
         let restored = match self.models.get_mut(model) {
-            Some(loaded) => saved::restore(loaded, model, name, file),
+            Some(loaded) => saved::restore(loaded, model, prompt),
             None => Err(not_loaded(model)),
         };
         self.note_kept();

@@ -6,7 +6,7 @@ use super::{Loaded, WorkerError};
 use crate::{
     device::DeviceError,
     engine::{EngineError, Forward, Timeline},
-    job::{Failure, ModelId, SaveAs},
+    job::{CacheSalt, Failure, ModelId, SaveAs},
     saved::{Expected, Head, Name, NameError, Reader, SavedError, Writer},
     units::Bytes,
     wire::WireError,
@@ -81,12 +81,20 @@ pub(super) fn save(
     Ok(writer.finish()?)
 }
 
+/// A prompt in a file.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SavedPrompt<'a> {
+    pub(super) name: &'a str,
+    pub(super) file: &'a Path,
+    /// Which jobs may begin with it; `None` is all of them.
+    pub(super) salt: Option<CacheSalt>,
+}
+
 /// Keeps what is in a file for sequences that begin like it; how many tokens those are.
 pub(super) fn restore(
     loaded: &mut Loaded,
     model: &ModelId,
-    name: &str,
-    file: &Path,
+    prompt: SavedPrompt<'_>,
 ) -> Result<usize, Failure> {
     let Loaded { timeline, identity, .. } = loaded;
     let expected = Expected {
@@ -96,8 +104,8 @@ pub(super) fn restore(
         capacity: timeline.capacity(),
         vocabulary: timeline.vocabulary(),
     };
-    try_restore(timeline, &expected, name, file).map_err(|e| {
-        let (name, message) = (name.to_owned(), e.to_string());
+    try_restore(timeline, &expected, prompt).map_err(|e| {
+        let (name, message) = (prompt.name.to_owned(), e.to_string());
         if matches!(e, NotRestored::File(ref e) if !e.is_io()) {
             Failure::SavedPrompt { name, message }
         } else {
@@ -118,8 +126,7 @@ enum NotRestored {
 fn try_restore(
     timeline: &mut Timeline,
     expected: &Expected,
-    name: &str,
-    file: &Path,
+    SavedPrompt { name, file, salt }: SavedPrompt<'_>,
 ) -> Result<usize, NotRestored> {
     let mut reader = Reader::open(file)?;
     // Before there is room for it: tokens are few, and sizes are the model's then.
@@ -133,6 +140,6 @@ fn try_restore(
     kept.tensors_mut().try_for_each(|tensor| reader.tensor(tensor))?;
     reader.finish()?;
     let count = tokens.len();
-    timeline.restore(name.to_owned(), tokens, kept);
+    timeline.restore(name.to_owned(), salt, tokens, kept);
     Ok(count)
 }

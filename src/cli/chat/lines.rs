@@ -2,7 +2,7 @@
 //! several are meant.
 
 use std::{
-    env, fs, io,
+    env, io,
     path::{Path, PathBuf},
 };
 
@@ -19,6 +19,7 @@ use rustyline::{
 };
 
 use super::command::COMMANDS;
+use crate::cli::private_dir;
 
 /// Stands around a prompt of several lines.
 const QUOTES: &str = r#"""""#;
@@ -70,7 +71,7 @@ impl Lines {
 
     fn load(&mut self, path: &Path) -> anyhow::Result<()> {
         if let Some(dir) = path.parent() {
-            fs::create_dir_all(dir).with_context(|| format!("{} cannot be made", dir.display()))?;
+            private_dir::ensure(dir, "use --no-history")?;
         }
         let editor = self.editor.as_mut().context("the terminal is in use")?;
         match editor.load_history(path) {

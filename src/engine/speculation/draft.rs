@@ -137,7 +137,7 @@ impl<M: Forward> DraftModel<M> {
             self.model.rewind(self.read);
         } else {
             let most = if bounds.may_be_kept { tokens.len() } else { 0 };
-            self.read = self.model.begin(tokens, most);
+            self.read = self.model.begin(tokens, most, bounds.salt);
             self.has_begun = true;
         }
         self.ahead.clear();

@@ -44,7 +44,7 @@ use lookup::Lookup;
 use pace::{Pace, Plan};
 
 use super::{EngineError, Forward, Timeline};
-use crate::units::Bytes;
+use crate::{job::CacheSalt, units::Bytes};
 
 /// What one model's jobs teach about guessing, and the draft model if there is one; kept from job to job.
 pub struct Speculation<D = Timeline> {
@@ -144,6 +144,8 @@ pub(super) struct Bounds<'a> {
     pub(super) vocabulary: usize,
     /// Whether what is kept of earlier texts may be used.
     pub(super) may_be_kept: bool,
+    /// Which of those.
+    pub(super) salt: CacheSalt,
     /// Tokens that end the answer: nothing is guessed behind them.
     pub(super) ends: &'a [u32],
 }

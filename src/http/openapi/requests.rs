@@ -79,6 +79,9 @@ pub(super) struct Generation {
     /// The prompt may begin with what is kept of earlier ones, and be kept for later ones; `false` keeps them apart.
     #[schema(default = true)]
     cache_prompt: Option<bool>,
+    /// The prompt may begin with prompts of the same salt alone. It should be a random text that others cannot guess.
+    #[schema(min_length = 1, max_length = 256)]
+    cache_salt: Option<String>,
     /// Longest wait in the queue, in milliseconds; at most what the server is set to.
     #[schema(minimum = 1)]
     queue_timeout_ms: Option<u64>,

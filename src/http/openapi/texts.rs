@@ -127,6 +127,9 @@ pub(super) enum CacheRequest {
         /// Functions that the chat template tells the model of; for `messages`.
         #[schema(max_items = 128)]
         tools: Option<Vec<Tool>>,
+        /// As in a request for an answer.
+        #[schema(min_length = 1, max_length = 256)]
+        cache_salt: Option<String>,
     },
     /// Keeps a saved prompt in memory for requests that begin like it.
     Restore {
@@ -134,6 +137,14 @@ pub(super) enum CacheRequest {
         name: String,
         /// Without it, the one that computed it.
         model: Option<String>,
+        /// Name of the API key whose requests may begin with it. Without it, the key of this request.
+        key: Option<String>,
+        /// Requests with this salt alone may begin with it.
+        #[schema(min_length = 1, max_length = 256)]
+        cache_salt: Option<String>,
+        /// Every request may begin with it, whatever its key and salt; excludes `key` and `cache_salt`.
+        #[schema(default = false)]
+        shared: Option<bool>,
     },
     /// Removes the file, and what was restored from it.
     Delete {

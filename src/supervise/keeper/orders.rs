@@ -45,11 +45,11 @@ impl Keeper {
                 worker.memory = exchange::trim(&mut worker.process, &self.command).await?;
                 self.tell_ready(worker);
             }
-            Order::Restore { model, name, file } => {
+            Order::Restore { model, name, file, salt } => {
                 if let Err(failure) = self.have(worker, model.clone()).await? {
                     return Ok(Err(failure));
                 }
-                return self.restore(worker, Prompt { model, name, file }).await;
+                return self.restore(worker, Prompt { model, name, file, salt }).await;
             }
             Order::Forget { name } => {
                 self.restored.forget(Some(&name));
@@ -75,8 +75,8 @@ impl Keeper {
     async fn restore(&mut self, worker: &mut Worker, prompt: Prompt) -> Result<Result<(), Failure>, Lost> {
         // Taken off the list until it is there: a file that ends a worker shall not end the next one.
         self.restored.give_up(&prompt);
-        let Prompt { model, name, file } = &prompt;
-        let told = exchange::restore(&mut worker.process, &self.command, model, name, file).await;
+        let Prompt { model, name, .. } = &prompt;
+        let told = exchange::restore(&mut worker.process, &self.command, &prompt).await;
         let outcome = if matches!(told, Ok(Ok(_))) { "ok" } else { "failed" };
         self.figures.restored(outcome);
         match told? {

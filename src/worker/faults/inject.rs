@@ -16,7 +16,7 @@ use super::{Fault, Kind, Plan, Point};
 use crate::{
     device::DeviceError,
     engine::{EngineError, Forward},
-    job::Job,
+    job::{CacheSalt, Job},
     units::Bytes,
 };
 
@@ -199,8 +199,8 @@ impl<M: Forward> Forward for Faulty<'_, M> {
         self.model.rewind(length);
     }
 
-    fn begin(&mut self, tokens: &[u32], most: usize) -> usize {
-        let kept = self.model.begin(tokens, most);
+    fn begin(&mut self, tokens: &[u32], most: usize, salt: CacheSalt) -> usize {
+        let kept = self.model.begin(tokens, most, salt);
         self.unread -= kept.min(self.unread);
         kept
     }
