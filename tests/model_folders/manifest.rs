@@ -54,7 +54,7 @@ fn a_manifest_that_lies_is_refused_at_load_or_the_model_works_up_to_its_last_pos
             loaded += 1;
             let mut timeline = open_directory(&folder.path(), 64);
             let prompt = vec![1; timeline.capacity()];
-            timeline.forward(&prompt).unwrap_or_else(|e| panic!("{place} is {damage}: {e}"));
+            timeline.forward_all(&prompt).unwrap_or_else(|e| panic!("{place} is {damage}: {e}"));
         }
     }
     assert!(loaded > 10, "only {loaded} of them do not matter");
