@@ -453,7 +453,7 @@ async fn prompts_are_logged_when_somebody_wants_that() {
 #[tokio::test]
 async fn the_program_warns_when_the_world_may_come_in() {
     let open = Program::start(&["--bind", "0.0.0.0"]).await;
-    assert!(open.log().contains("without API keys"), "{}", open.log());
+    open.has_logged("without API keys").await;
     let (_directory, setting) = keys_file(&three_keys());
     let kept = Program::start(&["--bind", "0.0.0.0", "--set", &setting]).await;
     assert!(!kept.log().contains("without API keys"), "{}", kept.log());

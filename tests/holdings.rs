@@ -153,5 +153,5 @@ async fn a_device_without_memory_fails_the_request_and_a_lost_one_is_replaced() 
     assert_eq!(worker_of(program.pid()), worker);
     answered(&program, 1, 3).await;
     eventually("another worker", || worker_of(program.pid()).is_some_and(|pid| Some(pid) != worker)).await;
-    assert!(program.log().contains("the device can no longer be used"), "{}", program.log());
+    program.has_logged("the device can no longer be used").await;
 }

@@ -99,7 +99,7 @@ fn broken_body(random: &mut ChaCha8Rng) -> Vec<u8> {
         7 => format!("{{\"prompt\": [{digits}]}}"),
         8 => format!("{{\"prompt\": \"a\", \"max_tokens\": {digits}, \"max_new_tokens\": {digits}}}"),
         9 => "{\"prompt\": \"a\", \"temperature\": 1e999}".into(),
-        10 => format!("{{\"prompt\": \"a\", \"seed\": 0.{digits}}}"),
+        10 => format!("{{\"prompt\": \"a\", \"seed\": 0.5{digits}}}"),
         11 => "{\"prompt\": \"a\"} {}".into(),
         12 => "{\"prompt\": \"a\", }".into(),
         13 => "// a\n{\"prompt\": \"a\"}".into(),

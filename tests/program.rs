@@ -151,6 +151,11 @@ impl Program {
         self.log.lock().unwrap().clone()
     }
 
+    /// Waits until the log holds this: a line is written after the answer that it is about may have left.
+    pub(crate) async fn has_logged(&self, words: &str) {
+        eventually(words, || self.log().contains(words)).await;
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }

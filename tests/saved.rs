@@ -307,7 +307,7 @@ async fn a_save_whose_worker_is_lost_goes_on_with_the_next_one() {
     let program = place.start(&["--faults", "crash@prefill:1", "--set", "engine.prefill_chunk=8"]).await;
     let saved = save(&program, "greeting", 0).await;
     assert!(place.file("greeting").exists(), "{saved}");
-    assert!(program.log().contains("the next one goes on with it"), "{}", program.log());
+    program.has_logged("the next one goes on with it").await;
     restored(&program, "greeting").await;
     let left: Vec<_> = fs::read_dir(place.file("").parent().unwrap()).unwrap().collect();
     assert_eq!(left.len(), 1, "{left:?}");
@@ -430,7 +430,7 @@ async fn what_cannot_be_done_is_said_by_name_value_and_way_out() {
     let (status, code, message) = refused(&program, &save(json!({ "prompt": "a" }))).await;
     assert_eq!((status, code.as_str()), (500, "saved_prompt_failed"), "{message}");
     assert!(!message.contains(argument(place.dir.path())), "{message}");
-    assert!(program.log().contains("saved_prompt_failed"), "{}", program.log());
+    program.has_logged("saved_prompt_failed").await;
     let method = program.client.put(format!("{}{CACHE}", program.url)).send().await.unwrap();
     assert_eq!(method.status(), 405);
     assert_eq!(method.headers()["allow"], "GET, HEAD, POST");

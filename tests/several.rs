@@ -164,7 +164,7 @@ async fn an_answer_whose_device_gets_no_worker_goes_on_on_the_other() {
     }
     let last = answer.ends().await;
     assert_eq!((&last["text"], &last["timings"]["resumed"]), (&right, &json!(1)), "{}", program.log());
-    assert!(program.log().contains("its device has no worker; cpu:"), "{}", program.log());
+    program.has_logged("its device has no worker; cpu:").await;
 }
 
 #[tokio::test]
@@ -197,6 +197,7 @@ async fn two_models_stay_where_they_are_and_their_requests_find_them() {
             assert_eq!((status, &answer["model"]), (200, &json!(model)), "{}", program.log());
         }
     }
+    program.has_logged(": loading ").await;
     assert_eq!(program.log().matches(": loading ").count(), 1, "{}", program.log());
 
     let list: Value = get(&program, "/v1/models").await.json().await.unwrap();

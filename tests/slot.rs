@@ -343,12 +343,19 @@ async fn a_server_whose_model_is_gone_says_so_and_goes_on_when_it_is_back() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     };
     assert!(!down.to_string().contains("eka.json"), "where files lie is for the log: {down}");
+    assert_eq!(
+        waiting.await.unwrap().unwrap().status(),
+        503,
+        "what was queued has the answer of what comes now"
+    );
     eventually_refused(&program, &request).await;
     let live = program.client.get(format!("{}/livez", program.url)).send().await.unwrap();
     assert_eq!(live.status(), 200);
 
     std::fs::rename(&gone, &there).unwrap();
-    assert_eq!(waiting.await.unwrap().unwrap().status(), 200, "what was queued has waited");
+    while program.client.get(&readyz).send().await.unwrap().status() != 200 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     assert_eq!(program.ask("/generate-lite", &request).await.0, 200);
 }
 

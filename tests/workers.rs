@@ -140,7 +140,7 @@ async fn a_worker_that_hangs_is_replaced_in_an_answer_and_before_one() {
     assert!(is_done, "{last}");
     assert_eq!(json!(spoken(pieces)), undisturbed["text"]);
     assert_eq!(last["timings"]["resumed"], 1);
-    assert!(program.log().contains("no word for "), "{}", program.log());
+    program.has_logged("no word for ").await;
 }
 
 #[tokio::test]
@@ -151,7 +151,7 @@ async fn a_worker_that_hangs_while_it_is_idle_is_replaced_without_any_request() 
     let is_another = || worker_of(program.pid()).is_some_and(|worker| worker != hung);
     eventually("another worker", is_another).await;
     eventually("it to be ready", || program.log().matches("the worker is ready").count() >= 2).await;
-    assert!(program.log().contains("no answer to a ping for 2.0 s while it was idle"), "{}", program.log());
+    program.has_logged("no answer to a ping for 2.0 s while it was idle").await;
     let first = &expected()[0];
     let request = json!({ "messages": [{ "role": "user", "content": first.prompt }] });
     let (status, answer) = program.ask("/generate-lite", &request).await;

@@ -87,7 +87,7 @@ async fn a_model_that_cannot_be_used_is_disabled_alone_and_its_reason_is_told() 
         assert_eq!((status, &refused["error"]["code"]), (503, &json!("model_unavailable")), "{refused}");
         assert!(refused["error"]["message"].as_str().unwrap().contains(reason), "{refused}");
         assert!(!refused.to_string().contains(folder_name), "{refused}");
-        assert!(program.log().contains(&format!("model \"{name}\" is not served: ")), "{}", program.log());
+        program.has_logged(&format!("model \"{name}\" is not served: ")).await;
     }
 }
 

@@ -13,7 +13,7 @@ use crate::{export_safety::copy, program::root};
 
 const DEFAULT: &str =
     "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}";
-const TOOL_USE: &str = "{% for t in tools %}<{{ t.function.name }}>{% endfor %}{% for m in messages %}({{ m.role }}){{ m.content }}{% endfor %}";
+const TOOL_USE: &str = "{% for t in tools or [] %}<{{ t.function.name }}>{% endfor %}{% for m in messages %}({{ m.role }}){{ m.content }}{% endfor %}";
 
 fn chat(tools: Vec<Value>) -> Conversation {
     Conversation { messages: vec![Message::new("user", "hi")], tools, ..Conversation::default() }
