@@ -25,7 +25,7 @@ const PIECE_BYTES: usize = 1 << 20;
 /// # Errors
 /// [`io::Error`] when it cannot be opened, or is a directory, a FIFO, a socket or a device.
 pub fn open(path: &Path) -> io::Result<File> {
-    // Opening a device can have effects, and opening a socket fails with a message that nobody understands.
+    // Opening a device can have effects, and opening a socket fails with an obscure message.
     check_type(fs::metadata(path)?.file_type())?;
     let file = open_without_waiting(path)?;
     // Something else may be at `path` by now.
@@ -96,8 +96,8 @@ pub fn optional<T>(read: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
-/// Whether something has this name, if only a link that leads nowhere: it was meant to be used, so an error says why it
-/// cannot be.
+/// Whether a directory entry has this name. A dangling link counts: reading it then fails with an error, where skipping it
+/// would hide the mistake.
 #[must_use]
 pub fn exists(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
@@ -149,7 +149,7 @@ mod tests {
 
     use super::*;
 
-    /// A directory with a file, links, and everything that is no file.
+    /// A directory with a file, links, and everything that is not a regular file.
     fn directory() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);

@@ -1,4 +1,4 @@
-//! Writing to stderr without ever waiting for whoever reads it.
+//! Writing to stderr without ever waiting for its reader.
 //!
 //! A pipe holds 64 KiB. When its reader stops reading, the next write blocks, and with it the thread that logs: in a
 //! server that is the thread that answers every request. So lines go into a bounded queue, and one thread writes them.
@@ -11,12 +11,12 @@
 //!   until the writer has taken those that wait, so the notice of how many are missing stands where they are missing.
 //! - The writer has a descriptor of its own. [`std::io::Stderr`] has a lock, which would be held while the pipe is full, and
 //!   would block every thread that prints in any other way.
-//! - A process that ends calls [`flush`], which waits for a limited time. Lines in a pipe that nobody reads are lost then.
+//! - A process that ends calls [`flush`], which waits for a limited time. Lines in a pipe that is not read are lost then.
 //!
 //! `tracing-appender` has a queue as well. It is bounded by lines and not by bytes, counts drops without a notice, and
 //! a shutdown with a full pipe prints to stdout, where eka's answers are.
 //!
-//! Until [`start`] is called lines are written at once: a command that prints a result and ends has nobody to hold up.
+//! Until [`start`] is called lines are written at once: a command that prints a result and exits blocks nothing else.
 
 use std::{
     io::{self, ErrorKind, Write},
@@ -74,12 +74,12 @@ pub fn write(lines: &[u8]) {
                 DROPPED.inc();
             }
         }
-        // A reader who has left is no error.
+        // A closed pipe is not an error.
         None => drop(io::stderr().lock().write_all(lines)),
     }
 }
 
-/// Waits until everything is written, for at most `patience`. Whether it is.
+/// Waits until everything is written, for at most `patience`. Returns whether it was.
 pub fn flush(patience: Duration) -> bool {
     QUEUE.get().is_none_or(|queue| queue.flush(patience))
 }
@@ -115,7 +115,7 @@ fn notify_dropped(lines: u64) {
     );
 }
 
-/// As the standard library's own hook says it.
+/// A panic message in the format of the standard library's hook.
 fn panic_message(panic: &PanicHookInfo<'_>) -> String {
     let thread = thread::current();
     let backtrace = std::backtrace::Backtrace::capture();

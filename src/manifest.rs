@@ -65,7 +65,7 @@ pub struct Manifest {
     pub graph: GraphNames,
     /// Where all this came from.
     pub provenance: Provenance,
-    /// The other files of the directory when it was written, in the order of their names; none where nobody recorded them.
+    /// The other files of the directory when it was written, in the order of their names; empty if they were not recorded.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<FileRecord>,
 }

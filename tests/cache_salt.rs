@@ -135,7 +135,7 @@ async fn a_restored_prompt_belongs_to_the_key_that_it_is_restored_for() {
         body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         admin(&program, body).await
     };
-    // Nobody's own prompt begins like it, so what is cached was restored.
+    // No request has sent a prompt that begins like it, so what is cached was restored.
     let beginning = |key: &'static str, next: u32| {
         let prompt = [&saved[..], &prompt(next)].concat();
         let program = &program;

@@ -109,7 +109,7 @@ async fn an_error_does_not_repeat_megabytes() {
     }
 }
 
-/// The head of a request whose body is announced to have so many bytes.
+/// The head of a request that announces a body of `length` bytes.
 fn head(length: usize, more: &str) -> String {
     format!(
         "POST {NATIVE} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n{more}\r\n"
@@ -150,7 +150,7 @@ async fn stalled_bodies_share_a_limit_and_small_requests_are_served_beside_them(
     for _ in 0..4 {
         stalled.push(begin().await);
     }
-    // 16 MiB are not enough for a fifth, and it is told so at once.
+    // 16 MiB are not enough for a fifth, which is refused at once.
     let refused = async {
         loop {
             let mut socket = begin().await;

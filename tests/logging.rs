@@ -1,4 +1,4 @@
-//! Stderr may be a pipe that nobody reads; the server goes on.
+//! The server goes on when stderr is a pipe that is not read.
 
 use std::{
     io::Read,

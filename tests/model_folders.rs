@@ -44,7 +44,7 @@ impl Folder {
         self.path().join(name)
     }
 
-    /// What `check_directory` says of it; it is not all right.
+    /// The error of `check_directory`.
     pub(crate) fn problem(&self, verify: Verify, scope: Scope) -> String {
         check_directory(&self.path(), verify, scope).unwrap_err().to_string()
     }

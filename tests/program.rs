@@ -83,7 +83,7 @@ impl Program {
         Self::start_listening(flags).await.ready().await
     }
 
-    /// Starts it with these flags where it may open so many files, and waits until it is ready.
+    /// Starts it with these flags under a limit of `files` open files, and waits until it is ready.
     pub(crate) async fn start_with_files(files: usize, flags: &[&str]) -> Self {
         let program = serve(flags);
         let mut shell = Command::new("sh");

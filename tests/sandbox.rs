@@ -114,7 +114,7 @@ async fn eight_exponential_schemas_at_once_do_not_keep_another_clients_schema_fr
         assert_eq!(status, 200, "{answer}");
         answered += 1;
     }
-    assert!(answered > 1, "nobody else was answered meanwhile");
+    assert!(answered > 1, "no other request was answered meanwhile");
     for attacker in attackers {
         for (status, code) in attacker.await.unwrap() {
             let known = [(400, "invalid_constraint"), (429, "preparation_busy")];
@@ -123,7 +123,7 @@ async fn eight_exponential_schemas_at_once_do_not_keep_another_clients_schema_fr
     }
 }
 
-/// A program that takes tasks and answers none. It is told apart from others by how long it would sleep.
+/// A program that takes tasks and answers none. Its seconds of sleep identify it.
 fn silent(seconds: &str, metrics: &Arc<Metrics>) -> Sandbox {
     Sandbox::new(Command { program: "sleep".into(), arguments: vec![seconds.into()] }, Arc::clone(metrics))
 }

@@ -219,7 +219,7 @@ async fn calls_and_results_go_back_to_the_model_as_transformers_passes_them() {
     }
 }
 
-/// What models write where an object should stand: some of it is JSON that nobody else would write so, some is none.
+/// What models write in place of an object: unusual JSON, and text that is not JSON.
 const WRITTEN: [&str; 12] = [
     r#"{"city": "Pune"}"#,
     r#"{"city":"Pune","days":3}"#,

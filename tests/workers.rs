@@ -168,7 +168,7 @@ async fn a_stopped_worker_whose_parent_is_killed_is_gone() {
     eventually("the worker to be gone", || is_gone(worker)).await;
 }
 
-/// Whether a process has ended, though perhaps nobody has asked yet how.
+/// Whether a process has ended; a zombie counts.
 fn is_gone(pid: u32) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     status.is_empty() || status.contains("State:\tZ")
@@ -509,7 +509,7 @@ fn a_worker_answers_every_ping_between_two_jobs() {
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
-/// A ping is no work: an idle worker gives memory back though it is pinged sooner than it would be idle for long enough.
+/// Pings are more frequent than the idle time after which a worker gives memory back, and must not reset it.
 #[test]
 fn pings_do_not_keep_an_idle_worker_from_giving_memory_back() {
     let spec = WorkerSpec {

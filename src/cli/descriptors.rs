@@ -1,8 +1,8 @@
 //! File descriptors: as many as the process may have, shared out between connections and everything else.
 //!
 //! Most systems start a process with a limit of 1,024 that it may raise itself, up to a hard one. A server that has used up
-//! its descriptors on connections can neither accept a probe nor start a worker in place of one that fell, so some are kept
-//! back for that.
+//! its descriptors on connections can neither accept a probe nor start a worker in place of one that died, so some are
+//! reserved for that.
 
 use std::num::NonZeroUsize;
 
@@ -14,7 +14,7 @@ const OWN: usize = 64;
 /// Descriptors of a worker, of the one that takes its place, and of both while they start.
 const WORKER: usize = 16;
 
-/// Fewer connections are no server, whatever the limit says.
+/// At least this many connections are served, even if the limit is too low for the reserve.
 const LEAST: usize = 8;
 
 /// Raises the limit of descriptors as far as allowed. Returns the limit, or `None` where there is none or it is unknown.

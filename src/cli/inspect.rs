@@ -214,7 +214,7 @@ fn entries(dir: &Path, prefix: &str, hash: bool) -> anyhow::Result<Vec<FileEntry
     let mut files = Vec::new();
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
-        // A link that leads nowhere is no file.
+        // A dangling link is skipped.
         let Ok(metadata) = fs::metadata(entry.path()) else { continue };
         if !metadata.is_file() {
             continue;

@@ -105,7 +105,7 @@ async fn open_text(dir: &Path, id: &str, sandbox: &Sandbox) -> anyhow::Result<Te
     Ok(text)
 }
 
-/// What clients are told of a model that cannot be used, and what the log is.
+/// Logs why a model is not served, and makes the entry that clients see.
 fn unavailable(id: &str, error: Option<&anyhow::Error>) -> Unavailable {
     let reason = error.map_or_else(|| "its files cannot be used".into(), public_reason);
     if let Some(error) = error {

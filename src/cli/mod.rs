@@ -43,7 +43,7 @@ use print::Output;
 
 use crate::{device, log_queue};
 
-/// For the last lines of the log to be written: a process whose stderr nobody reads ends all the same.
+/// Longest wait for the last lines of the log to be written. A process whose stderr is not read exits after it.
 const LAST_LINES: Duration = Duration::from_secs(2);
 
 /// Serves one fine-tuned language model, one answer at a time

@@ -105,12 +105,12 @@ fn usable(path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Finds all models of the settings, that of `model.path` first, and exports those that are source directories. One that
-/// cannot be served is no error of the others.
+/// Finds all models of the settings, that of `model.path` first, and exports those that are source directories. A model
+/// that cannot be served does not affect the others.
 ///
 /// # Errors
-/// When `model.path` is no model, the draft model cannot be used, or two models have the same name: settings, and not files,
-/// are wrong then.
+/// When `model.path` is not a model, the draft model cannot be used, or two models have the same name. These are errors in
+/// the settings, not in a model's files.
 pub(super) fn models(config: &Config, gpu: Option<GpuReport>) -> anyhow::Result<Vec<Candidate>> {
     let path = &config.model.path;
     usable(path).ends_as(Exit::Model)?;
@@ -161,7 +161,7 @@ fn is_usable(path: &Path) -> bool {
     manifest::is_model(path) || path.join("base/config.json").is_file()
 }
 
-/// Whether a directory is a model, or looks as if it was to be one: leaving it out without a word would only puzzle.
+/// Whether a directory is a model, or looks like an incomplete one, which must not be skipped silently.
 fn is_meant(path: &Path) -> bool {
     const PARTS: [&str; 3] = ["model.onnx", "tokenizer.json", "config.json"];
     is_usable(path) || PARTS.iter().any(|name| files::exists(&path.join(name)))
@@ -171,7 +171,7 @@ fn prepared(config: &Config, path: PathBuf, id: String, gpu: Option<GpuReport>) 
     if !manifest::is_model(&path) {
         return Ok(Prepared { dir: exported(config, &path, &id, gpu)?, id, draft: None });
     }
-    // Whoever made it may have changed texts, and nobody but them may replace it.
+    // Its owner may have edited the text files, so only graph and weights are compared, and eka never replaces it.
     model::check_directory(&path, config.model.verify, Scope::Weights)?;
     Ok(Prepared { dir: path, id, draft: None })
 }

@@ -95,7 +95,7 @@ pub(super) fn error_document(message: &str, exit: Exit) {
 }
 
 /// Writes a line to stderr, in colours where it is a terminal that shows them. While the server runs that goes through the
-/// log's queue, as stderr may be a pipe that nobody reads.
+/// log's queue, as stderr may be a pipe that is not read.
 fn write_stderr(line: fmt::Arguments<'_>) {
     let mut shown = anstream::AutoStream::new(Vec::new(), anstream::AutoStream::choice(&io::stderr()));
     // Memory takes whatever is written.

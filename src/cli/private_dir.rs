@@ -1,9 +1,9 @@
 //! Directories that no other user may put anything into.
 //!
-//! What lies in the cache is believed: exports are served, prompts are restored. Without a home directory it lies in the
+//! Files in the cache are trusted: exports are served, prompts are restored. Without a home directory it lies in the
 //! temporary directory, where any user may make a directory of the name that eka expects, or a link of that name, before
-//! eka does. So a directory that nobody chose is made with mode 0700, and one that is there already has to be this user's.
-//! What the settings name is taken as it is: whoever names it knows who may write there.
+//! eka does. So the default directory is created with mode 0700, and an existing one must belong to this user. A directory
+//! named in the settings is not checked: choosing it is the operator's decision.
 
 use std::{
     fs, io,
@@ -42,7 +42,7 @@ pub(super) enum PrivateDirError {
         way_out: &'static str,
     },
     /// It is something else.
-    #[error("{} is no directory; {way_out}, or have it removed", dir.display())]
+    #[error("{} is not a directory; {way_out}, or have it removed", dir.display())]
     NoDirectory {
         /// What is not one.
         dir: PathBuf,
@@ -54,15 +54,15 @@ pub(super) enum PrivateDirError {
     Unknown {
         /// The directory.
         dir: PathBuf,
-        /// What it said.
+        /// The system's error.
         source: io::Error,
         /// What to set instead.
         way_out: &'static str,
     },
 }
 
-/// Makes `dir` for this user alone, or sees to it that it is this user's. One that cannot be made is no error here: whoever
-/// has something to put there says so. `way_out` is for the error's reader.
+/// Creates `dir` for this user alone, or checks that an existing one belongs to this user. Failure to create it is not an
+/// error here, because writing to it fails later with a better message. `way_out` ends the error message.
 ///
 /// # Errors
 /// [`PrivateDirError`] when somebody else may have put something there.

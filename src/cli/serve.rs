@@ -36,7 +36,7 @@ use crate::{
 /// For the last spans to reach their collector, at shutdown.
 const LAST_SPANS: Duration = Duration::from_secs(2);
 
-/// For the last lines of the log to be written, when the process is told to end at once.
+/// Longest wait for the last lines of the log to be written after the signal to exit immediately.
 const LAST_LINES_AT_ONCE: Duration = Duration::from_millis(200);
 
 /// Serve a model over HTTP

@@ -57,8 +57,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
 /// Has the system kill this process when its parent is gone. The end of stdin says so as well, on every system, but a
 /// process that is stopped or hangs in a driver does not read it: only Linux ends that one too.
 ///
-/// A parent that ended before this call is no gap, as stdin has ended then. The signal comes when the *thread* that started
-/// this process ends: see [`WorkerCommand`].
+/// If the parent ended before this call, stdin has ended too, so that case is covered. The signal comes when the *thread*
+/// that started this process ends: see [`WorkerCommand`].
 fn die_with_parent() {
     #[cfg(target_os = "linux")]
     if let Err(e) = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)) {
@@ -87,10 +87,10 @@ pub(super) fn faults(plan: &Plan) -> Vec<OsString> {
     if plan.is_off() { Vec::new() } else { vec!["--faults".into(), plan.to_string().into()] }
 }
 
-/// Sees to it that nobody else has put anything into a cache directory that nobody chose.
+/// Checks that no other user can write to the default cache directory.
 ///
 /// # Errors
-/// When somebody could have.
+/// When another user can.
 pub(super) fn check_cache(config: &Config) -> anyhow::Result<()> {
     if config.model.is_default_cache_dir {
         private_dir::ensure(&config.model.cache_dir, "set model.cache_dir").ends_as(Exit::Usage)?;
@@ -239,7 +239,7 @@ fn place(model: &Prepared) -> anyhow::Result<Place> {
 
 /// A model's directory by its whole path, and the size of its files.
 fn found(dir: &Path) -> anyhow::Result<(PathBuf, Bytes)> {
-    // Of links, the size of what they lead to; one that leads nowhere is no file of the model.
+    // Links are followed; a dangling one counts nothing.
     let size = |path: PathBuf| fs::metadata(path).map_or(0, |metadata| metadata.len());
     let sizes = fs::read_dir(dir)?.map(|entry| Ok::<_, io::Error>(size(entry?.path())));
     let on_disk = sizes.sum::<Result<u64, _>>().with_context(|| dir.display().to_string())?;

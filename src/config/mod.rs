@@ -189,7 +189,7 @@ pub struct Model {
     pub block_size: Option<NonZeroUsize>,
     /// Where exports of source directories are kept.
     pub cache_dir: PathBuf,
-    /// Nobody said so: nobody has looked at who else may write there.
+    /// Whether `cache_dir` is the default. Its owner and mode are checked then; a configured directory is trusted.
     pub is_default_cache_dir: bool,
     /// How a model's files are compared with those that it was exported with.
     pub verify: Verify,

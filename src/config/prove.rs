@@ -375,7 +375,7 @@ fn default_cache_dir(around: &Surroundings) -> PathBuf {
     base.map_or_else(|| std::env::temp_dir().join(own_name()), |base| base.join("eka"))
 }
 
-/// What this user calls a directory where others have theirs.
+/// Name of this user's directory within a directory that all users share.
 fn own_name() -> String {
     #[cfg(unix)]
     return format!("eka-{}", rustix::process::geteuid().as_raw());

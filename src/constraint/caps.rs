@@ -77,8 +77,8 @@ fn check_divisors(root: &Value, object: &Map<String, Value>) -> Found {
     Ok(())
 }
 
-/// What a divisor leaves of its digits without factors of two and five. One that is no decimal number is the compiler's to
-/// refuse.
+/// The divisor's digits as a whole number, without its factors of two and five. A divisor without a decimal form is left to
+/// the compiler, which refuses it.
 fn remainders(divisor: f64) -> u64 {
     let digits: String = format!("{divisor}").chars().filter(char::is_ascii_digit).collect();
     let Ok(mut left) = digits.parse::<u64>() else { return 1 };

@@ -37,7 +37,7 @@ pub use self::{
 };
 use crate::units::Bytes;
 
-/// Why a constraint is not one that eka keeps. Always the client's.
+/// Why a constraint is refused. Always the client's error.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum ConstraintError {
     /// Its text is too long.

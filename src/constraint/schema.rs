@@ -111,8 +111,8 @@ fn find(schema: &Value, keyword: &str, place: &str) -> Option<String> {
     .err()
 }
 
-/// Does `act` for `schema` and every schema within, with the place where each stands, until one fails. The names of
-/// properties and values of the client's own are no schemas.
+/// Does `act` for `schema` and every schema within, with the place where each stands, until one fails. Property names and
+/// literal values (`const`, `enum`) are not schemas.
 ///
 /// # Errors
 /// That of `act`.

@@ -3,8 +3,8 @@
 //! A few entries within a bound of bytes, the least recently used first to go. With so few, comparing a prompt to each of
 //! them takes microseconds, where reading it takes seconds: a tree would save nothing.
 //!
-//! Sequences of another salt are not there for whoever looks: what a client is told of its cached tokens would otherwise tell
-//! it, token by token, how another client's prompt goes on. The bound is one for all salts.
+//! A lookup never finds sequences of another salt: the number of cached tokens in an answer would otherwise reveal another
+//! client's prompt, token by token. All salts share one memory bound.
 
 use crate::{job::CacheSalt, units::Bytes};
 

@@ -15,7 +15,7 @@ pub(super) struct Restored(Vec<Entry>);
 #[derive(Debug)]
 struct Entry {
     name: String,
-    /// Of which sequences; `None` is all of them.
+    /// Salt of the sequences that may use it; `None` means all sequences.
     salt: Option<CacheSalt>,
     tokens: Vec<u32>,
     kept: HostCache,
@@ -36,12 +36,12 @@ impl Restored {
         self.0.is_empty()
     }
 
-    /// Of how many of its first tokens there is something for a sequence of `salt`.
+    /// Length of the longest prefix of `tokens` that is restored for sequences of `salt`.
     pub(super) fn longest(&self, salt: CacheSalt, tokens: &[u32]) -> usize {
         self.of(salt).map(|entry| common(&entry.tokens, tokens)).max().unwrap_or(0)
     }
 
-    /// What there is for a sequence of `salt` that begins with these tokens.
+    /// The restored entry for sequences of `salt` that begins with these tokens.
     pub(super) fn find(&self, salt: CacheSalt, tokens: &[u32]) -> Option<&HostCache> {
         self.of(salt).find(|entry| entry.tokens.starts_with(tokens)).map(|entry| &entry.kept)
     }

@@ -31,7 +31,7 @@ use crate::{text::Text, units};
 /// For a whole body to arrive. actix-web bounds the time of the head alone.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Text is rarely deflated to less than one part in so many; what was is found out at the limit.
+/// Expected compression ratio of text. A body that expands further is still stopped at the limit.
 const DEFLATED: usize = 16;
 
 /// What a body's bytes are.
@@ -179,7 +179,7 @@ async fn bytes(request: &HttpRequest, payload: Payload, state: &AppState) -> Res
     let limit = state.settings.body_limit;
     check_length(request.headers(), limit)?;
     let encoding = encoding(request.headers())?;
-    // Whoever takes long over a body can be spared when there are too many connections.
+    // A connection that sends its body slowly may be closed when there are too many connections.
     let _reading = request.conn_data::<Place>().map(Place::body);
     let body = Body { bytes: Vec::new(), encoding, limit, share: state.body_memory.share() };
     let read = timeout(PATIENCE, body.filled(payload, announced(request.headers()))).await;

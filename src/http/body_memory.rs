@@ -47,10 +47,10 @@ impl BodyMemory {
 }
 
 impl Share {
-    /// Takes so many bytes more.
+    /// Reserves `more` bytes.
     ///
     /// # Errors
-    /// [`ApiError::BodyMemoryFull`] when other bodies hold them.
+    /// [`ApiError::BodyMemoryFull`] when other bodies take too much of the memory.
     pub(super) fn grow(&mut self, more: usize) -> Result<(), ApiError> {
         let held = self.held.saturating_add(more as u64);
         let counted = held.saturating_sub(FREE) - self.held.saturating_sub(FREE);

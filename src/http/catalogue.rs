@@ -1,8 +1,8 @@
 //! The models that are served, by the names that requests call them.
 //!
-//! A model whose files cannot be used is listed as well: whoever asks for it gets the reason, which says more than that
-//! there is no such model. Requests that name no model mean the first one, also where that cannot be used: an answer of
-//! another model would be worse than none.
+//! A model whose files cannot be used is listed as well: its requests get the reason, which helps more than "no such
+//! model". Requests that name no model get the first one, even if that cannot be used: an answer from another model would
+//! be worse than an error.
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ pub(super) type Entry = Result<Arc<Text>, Unavailable>;
 /// model, and a request is refused before it waits.
 #[derive(Clone)]
 pub struct Catalogue {
-    /// The first is meant by requests that name none.
+    /// The first is the default model.
     entries: Arc<[Entry]>,
 }
 
@@ -36,7 +36,7 @@ impl From<Arc<Text>> for Catalogue {
 }
 
 impl Catalogue {
-    /// The first of `entries` is meant by requests that name no model; there is at least one.
+    /// The first of `entries`, of which there is at least one, is the default model.
     #[must_use]
     pub fn new(entries: Vec<Result<Arc<Text>, Unavailable>>) -> Self {
         Self { entries: entries.into() }

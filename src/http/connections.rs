@@ -92,7 +92,7 @@ impl Connections {
         Self { open: Rc::default(), next: Rc::default(), most }
     }
 
-    /// The place of a new connection. If there are too many now, one that can be spared is told to close.
+    /// The place of a new connection. If there are too many now, the one that can best be spared is asked to close.
     pub(super) fn enter(&self) -> Place {
         let id = self.next.replace(self.next.get() + 1);
         let state = Rc::new(State::new());

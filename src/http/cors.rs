@@ -3,10 +3,10 @@
 //! Browsers ask before they let a page of another origin send a key or JSON, and show it the answer only if we name its
 //! origin. Cookies are never part of it: who may ask is decided by keys, which a page has to be given.
 //!
-//! Not showing an answer is not enough where there are no keys: a page may still have the server work, or end it. So what
-//! a page of another origin sends is refused, unless `cors.origins` lists the origin. Browsers say where a request comes
-//! from with `Origin`, which they send with every POST, and with `Sec-Fetch-Site`. What `GET` and `HEAD` do can be seen by
-//! nobody else and changes nothing, so they may come from anywhere: a link to this page is no attack.
+//! Not showing an answer is not enough where there are no keys: a page may still have the server work, or end it. So what a
+//! page of another origin sends is refused, unless `cors.origins` lists the origin. Browsers say where a request comes from
+//! with `Origin`, which they send with every POST, and with `Sec-Fetch-Site`. `GET` and `HEAD` change nothing and the page
+//! cannot read the answer, so they are allowed from anywhere: a link to this server is harmless.
 //!
 //! `Sec-Fetch-Site: same-site` is refused as `cross-site` is: to a browser, all ports of `localhost` are one site, and
 //! another program's page is still another's.
@@ -36,19 +36,19 @@ pub(super) fn origin(request: &ServiceRequest, rules: &Rules) -> Option<HeaderVa
     rules.allows_origin(origin.to_str().ok()?).then(|| origin.clone())
 }
 
-/// Whether a page that may not has its browser send something.
+/// Whether this is a cross-origin request that must be refused.
 pub(super) fn is_refused(request: &ServiceRequest, rules: &Rules) -> bool {
     ![Method::GET, Method::HEAD].contains(request.method())
         && is_foreign(request.headers(), |origin| rules.allows_origin(origin))
 }
 
-/// Whether a page of another origin has its browser send this, and the origin is not among those that are listed by name:
-/// `*` opens nothing that is for whoever runs the server.
+/// Whether this comes from a page of another origin that is not listed by name. `*` does not count, as it must not open
+/// `/admin`.
 pub(super) fn is_unlisted(request: &HttpRequest, rules: &Rules) -> bool {
     is_foreign(request.headers(), |origin| rules.lists_origin(origin))
 }
 
-/// Whether a browser sends this for a page of another origin, which `allows` does not allow.
+/// Whether a browser sends this for a page of another origin that `allows` rejects.
 fn is_foreign(headers: &HeaderMap, allows: impl Fn(&str) -> bool) -> bool {
     if let Some(origin) = headers.get(header::ORIGIN) {
         let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
@@ -60,8 +60,8 @@ fn is_foreign(headers: &HeaderMap, allows: impl Fn(&str) -> bool) -> bool {
     site.is_some_and(|site| ![&b"same-origin"[..], b"none"].contains(&site))
 }
 
-/// Whether a page of `origin` is one of this server, which the request calls `host`. A proxy may have taken TLS off, so the
-/// scheme says nothing.
+/// Whether `origin` is this server, which the request calls `host`. A proxy may have terminated TLS, so schemes are not
+/// compared.
 fn is_same(origin: &str, host: &str) -> bool {
     let Some((scheme, authority)) = origin.split_once("://") else { return false };
     let port = match scheme {

@@ -110,7 +110,7 @@ fn is_of_page(request: &ServiceRequest) -> bool {
     is_read && (is_described || page::is_file(path) || (path == "/" && page::is_wanted(request.request())))
 }
 
-/// What the request calls this server, cut to what an error should repeat.
+/// The name that the request has for this server, truncated for error messages.
 fn called(headers: &HeaderMap) -> String {
     let host = headers.get(HOST).map_or(&b""[..], HeaderValue::as_bytes);
     host::without_port(&String::from_utf8_lossy(host)).chars().take(128).collect()
@@ -126,7 +126,7 @@ fn shown(headers: &HeaderMap) -> Option<&[u8]> {
     (!shown.is_empty()).then_some(shown)
 }
 
-/// Whether the request comes from whoever runs the server: with an admin key from anywhere, and where there are no keys,
+/// Checks that the request comes from the server's operator: with an admin key from anywhere, and where there are no keys,
 /// from this machine; never from a page whose origin is not listed by name. Asked by the handlers themselves, so that no
 /// spelling of a path gets around it.
 pub(super) fn check_admin(request: &HttpRequest, state: &AppState) -> Result<(), ApiError> {
@@ -148,7 +148,7 @@ pub(super) fn key(request: &HttpRequest) -> Option<Arc<Key>> {
     Tally::of(request).and_then(|tally| tally.key().cloned())
 }
 
-/// The model that is asked for, if whoever asks may use it.
+/// The model that is asked for, if the request may use it.
 pub(super) fn model<'a>(
     request: &HttpRequest,
     state: &'a AppState,
@@ -157,7 +157,8 @@ pub(super) fn model<'a>(
     model_for(key(request).as_deref(), &state.catalogue, asked)
 }
 
-/// The model that is asked for, if `key` may use it. A key learns of no model but its own, not even that there is none.
+/// The model that is asked for, if `key` may use it. A key gets the same error for other keys' models as for models that do
+/// not exist.
 pub(super) fn model_for<'a>(
     key: Option<&Key>,
     catalogue: &'a Catalogue,
@@ -187,7 +188,8 @@ fn check_model_for(key: Option<&Key>, model: &str) -> Result<(), ApiError> {
     }
 }
 
-/// Whether the request comes from this machine, and through no proxy on it: whoever asked a proxy may be anywhere.
+/// Whether the request comes directly from this machine. A proxy's client may be anywhere, so proxied requests do not
+/// count.
 fn is_from_here(request: &HttpRequest) -> bool {
     let is_local = request.peer_addr().is_some_and(|peer| peer.ip().to_canonical().is_loopback());
     is_local && !request.headers().keys().any(|name| is_of_a_proxy(name.as_str()))

@@ -1,8 +1,8 @@
 //! Which names a request may call this server by, against DNS rebinding.
 //!
-//! A page at `http://evil.example` may have its own name resolve to 127.0.0.1 once it is loaded. The browser then takes this
-//! server for the page's own: no header tells of another origin, and the page may read every answer. What remains is the
-//! page's name in `Host`. So where no API keys keep strangers out, `Host` has to be a name that nobody can register:
+//! A page at `http://evil.example` may have its own name resolve to 127.0.0.1 once it is loaded. The browser then takes
+//! this server for the page's own: no header tells of another origin, and the page may read every answer. What remains is
+//! the page's name in `Host`. So where no API keys keep strangers out, `Host` must be a name that cannot be registered:
 //!
 //! - an address, because a page that is served from an address cannot rebind it; Kubernetes' probes and most scrapers send one;
 //! - `localhost`, a name without a dot (a container's or a machine's), or one below `localhost`, `local`, `internal` or
@@ -10,8 +10,8 @@
 //! - or what `server.hosts` lists, for a server with a public name. `*` there is any.
 //!
 //! With API keys a rebound page gets a 401, because it has no key. The names are not checked then, so that a proxy in front
-//! of the server may send whatever it likes; unless `server.hosts` is set, which is obeyed always. Probes are never checked:
-//! they tell nothing and do nothing.
+//! of the server may send whatever it likes; unless `server.hosts` is set, which is obeyed always. Probes are never
+//! checked: they reveal nothing and change nothing.
 
 use std::net::Ipv6Addr;
 
@@ -46,7 +46,7 @@ fn is_ours(host: &str, hosts: &Hosts) -> bool {
     is_private(name) || listed.iter().any(|one| one.eq_ignore_ascii_case(name))
 }
 
-/// Whether nobody can register this name: an address, or a name that only a private network has.
+/// Whether this name cannot be registered: an address, or a name that exists only in private networks.
 fn is_private(name: &str) -> bool {
     if name.is_empty() || is_address(name) || !name.contains('.') {
         return true;

@@ -177,7 +177,7 @@ pub struct AppState {
     door: Arc<Door>,
     /// `None` is HTTP without TLS.
     tls: Option<Arc<Tls>>,
-    /// `None` where there is no program to start one with.
+    /// Without one, requests that need it are refused.
     sandbox: Option<Sandbox>,
     /// `None` where nobody takes any.
     orders: Option<Orders>,

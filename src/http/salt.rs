@@ -1,8 +1,9 @@
 //! Whose prompts a request may begin with: vLLM's `cache_salt`, and the key that the request came with.
 //!
-//! An answer says how many tokens of its prompt were cached. Who may try prompts against what others have sent reads theirs
-//! token by token from that number, so a prompt is kept for its own key alone, unless `engine.prefix_cache_shared` says that the
-//! keys trust one another. Within that, a salt sets the prompts of whoever knows it apart.
+//! An answer says how many tokens of its prompt were cached. From that number, a client that tries out prompts could read
+//! other clients' prompts token by token, so a prompt is kept for its own key alone, unless `engine.prefix_cache_shared`
+//! says that the keys trust one another. Within that, prompts with a salt are shared only with requests that have the same
+//! salt.
 //!
 //! | keys | `prefix_cache_shared` | `cache_salt` | begins with prompts of |
 //! |---|---|---|---|
@@ -68,6 +69,6 @@ mod tests {
         let pairs = texts.iter().flat_map(|key| texts.map(|salt| (*key, salt)));
         let digests: HashSet<_> = pairs.map(|(key, salt)| digest_of(key, salt)).collect();
         assert_eq!(digests.len(), texts.len() * texts.len());
-        assert!(digests.contains(&CacheSalt::default()), "that of nobody in particular");
+        assert!(digests.contains(&CacheSalt::default()), "that of no key and no salt");
     }
 }

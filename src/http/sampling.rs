@@ -10,7 +10,7 @@ use super::{
 };
 use crate::job::{Dry, Sampling};
 
-/// Those that are told apart.
+/// Range of distinct seeds.
 const SEEDS: RangeInclusive<i128> = i64::MIN as i128..=u64::MAX as i128;
 
 /// Most tokens with a bias. OpenAI's limit is 300; lists of the tokens of several hundred words to avoid need more. Every

@@ -11,8 +11,8 @@
 //! prompt is named by what it says, so nobody has to know what a slot holds, and there is no slot to choose.
 //!
 //! Where there are API keys, a restored prompt is there for requests with the key that restores it, as every kept prompt is
-//! (`salt`). Whoever runs the server may restore it for another key by its name (`key`), for requests with a `cache_salt`, or for
-//! everybody (`shared`): who may begin with it can find out what it says.
+//! (`salt`). An admin may restore it for another key by its name (`key`), for requests with a `cache_salt`, or for all
+//! requests (`shared`): requests that may begin with it can find out what it says.
 //!
 //! The messages of a conversation are followed by others in the requests that shall begin like them, so what is saved of them
 //! is what their chat template makes of them whatever follows: up to the place where the next user's words stand.

@@ -19,7 +19,7 @@ pub(super) struct Scored {
 }
 
 impl Scored {
-    /// Other tokens that it is told with.
+    /// Number of alternative tokens that are reported with it.
     pub(super) const fn alternatives(&self) -> usize {
         self.top.len()
     }

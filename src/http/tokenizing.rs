@@ -1,4 +1,4 @@
-//! Texts to tokens, off the HTTP thread where that takes long, and not at all where it would be for nothing.
+//! Tokenizes texts: on another thread where that takes long, and not at all where a text cannot fit.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::{
 pub(super) enum Special {
     /// The tokenizer.
     Added,
-    /// Whoever wrote it; a chat template does.
+    /// The text's author, such as a chat template.
     Written,
 }
 

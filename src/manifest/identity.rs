@@ -43,7 +43,7 @@ fn files(dir: &Path) -> io::Result<Vec<(String, u64, u128)>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
-        // A link that leads nowhere is no file of the model.
+        // A dangling link is skipped.
         let Ok(metadata) = fs::metadata(entry.path()) else { continue };
         if metadata.is_file() {
             let modified: SystemTime = metadata.modified()?;

@@ -74,7 +74,7 @@ impl GraphFile {
         self.content.as_deref()
     }
 
-    /// What eka knows of it; `None` for what is no graph, about which ONNX Runtime says more.
+    /// The decoded graph; `None` if it is not one, for which ONNX Runtime has the better error.
     pub(super) fn decode(&self) -> Option<onnx::Model> {
         onnx::Model::decode(self.content()?).ok()
     }

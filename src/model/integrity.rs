@@ -5,8 +5,8 @@
 //! reads of its weights, so that directories of older versions and of others are covered as well. Hashes find bytes that
 //! changed, and take a second for a gigabyte or two: they are computed when they are asked for.
 //!
-//! Texts beside the weights may be edited by whoever owns a directory, as error messages even advise. So opening a model
-//! looks at graph and weights alone; all files count for exports that eka keeps in its own cache, and for `eka inspect
+//! The owner of a directory may edit the text files beside the weights, and error messages even advise it. So opening a
+//! model checks graph and weights alone; all files are checked for exports in eka's own cache, and by `eka inspect
 //! --verify`.
 
 use std::{
@@ -37,7 +37,7 @@ pub enum Scope {
 /// A file of a model directory that is not what it should be.
 #[derive(Debug, thiserror::Error)]
 pub enum IntegrityError {
-    /// It is not there, is no regular file, or cannot be read.
+    /// It is missing, is not a regular file, or cannot be read.
     #[error("{}: {source}; copy the whole directory again, or export the model again", path.display())]
     Read {
         /// The file.
@@ -45,7 +45,7 @@ pub enum IntegrityError {
         /// What the system said.
         source: io::Error,
     },
-    /// The graph is none.
+    /// The graph is not an ONNX model.
     #[error("{}: {source}; copy it again, or export the model again", path.display())]
     Graph {
         /// The graph.

@@ -36,7 +36,8 @@ pub(super) fn weights_read(graph: &Graph) -> Bytes {
     Bytes(tensors.filter_map(length).sum())
 }
 
-/// What `graph` declares an input to be made of; `None` where there is none, or it is no floating-point number.
+/// The element type that `graph` declares for an input; `None` if there is no such input, or its type is not
+/// floating-point.
 pub(super) fn declared_dtype(graph: &Graph, input: &str) -> Option<Dtype> {
     let declared = graph.input.iter().find(|value| value.name == input)?.r#type.as_ref()?;
     let element = declared.tensor_type.as_ref()?.elem_type;

@@ -1,4 +1,4 @@
-//! The limits that a child puts on itself, so that they hold whoever waits for it.
+//! The limits that a child sets on itself, so that they hold even if its parent fails.
 
 use std::time::Duration;
 

@@ -6,9 +6,10 @@
 //!                                            └─ full: killed, busy
 //! ```
 //!
-//! Nearly all tasks take milliseconds, and a few take seconds or for ever; which, nobody knows before. So each has a short time
-//! in the fast lane. One that needs longer leaves that lane with its child, which then runs at the lowest priority, and the
-//! fast lane gets a fresh child. However many slow tasks come, others wait for as many quanta at most, never for a deadline.
+//! Nearly all tasks take milliseconds, and a few take seconds or never end, which cannot be known in advance. So each has a
+//! short time in the fast lane. One that needs longer leaves that lane with its child, which then runs at the lowest
+//! priority, and the fast lane gets a fresh child. However many slow tasks come, others wait for as many quanta at most,
+//! never for a deadline.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -160,7 +161,7 @@ impl Pool {
             match self.attempt(&frame).await {
                 Attempt::Done(answer) => return Ok(answer),
                 Attempt::Failed(failure) => return Err(failure),
-                // There are only so many old children, and each try uses one up.
+                // This ends: the number of old children is limited, and each try uses one up.
                 Attempt::Retry => {}
             }
         }

@@ -51,7 +51,7 @@ impl Process {
         let mut program = tokio::process::Command::new(&command.program);
         program.args(&command.arguments).kill_on_drop(true);
         program.stdin(Stdio::piped()).stdout(Stdio::piped());
-        // Its last words are the library's, of no use to anybody, and as long as the client wants them to be.
+        // Libraries write to stderr when they abort. That is of no use, and a client decides how long it is.
         program.stderr(Stdio::null());
         program.env_remove("EKA_AUTH_KEYS");
         // Ctrl-C in a terminal goes to the whole process group, and conversations go on until the server has ended.

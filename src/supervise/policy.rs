@@ -69,7 +69,7 @@ pub(super) const fn gives_jobs_back(end: End, failures: u32) -> bool {
     }
 }
 
-/// Whether so many failures in a row are told as an outage.
+/// Whether this many failures in a row are reported as an outage.
 pub(super) const fn is_down(failures: u32) -> bool {
     failures > 2
 }

@@ -81,7 +81,7 @@ impl TokenizerConfig {
     }
 }
 
-/// The fields of `special_tokens_map.json`; none where there is no such file.
+/// The fields of `special_tokens_map.json`; empty if there is no such file.
 pub(super) fn read_special_tokens_map(model_dir: &Path) -> Result<Map<String, Value>, TextError> {
     Ok(read_json(&model_dir.join(SPECIAL_TOKENS_MAP))?.unwrap_or_default())
 }

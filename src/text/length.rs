@@ -51,8 +51,8 @@ fn pieces(mut text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// Most bytes that one token of this tokenizer stands for; `None` where there is no telling: a token for whatever is unknown
-/// may stand for a word of any length.
+/// Most bytes that one token of this tokenizer stands for; `None` if there is no bound: a token for unknown words may stand
+/// for a word of any length.
 pub(super) fn longest_token(tokenizer: &Tokenizer, vocabulary: usize) -> Option<usize> {
     let knows_all = match tokenizer.get_model() {
         ModelWrapper::BPE(model) => model.byte_fallback || model.get_unk_token().is_none(),

@@ -340,7 +340,7 @@ impl Text {
     }
 
     /// The text of a conversation whose next message is the model's, rendered in this process. A server renders in a child
-    /// process instead (see [`Text::render_request`]); commands whose process serves nobody else use this.
+    /// process instead (see [`Text::render_request`]); commands whose process serves no other clients use this.
     ///
     /// # Errors
     /// Those of [`Text::render_request`], and what the template makes of the messages: [`TextError::Messages`],

@@ -17,7 +17,7 @@ const TEMPLATES: [&str; 3] = [
     include_str!("../../tests/fixtures/templates/mistral-v3.jinja"),
 ];
 
-/// As models write them: JSON that nobody else would write so, and what is no JSON.
+/// As models write them: unusual JSON, and text that is not JSON.
 const WRITTEN: [&str; 11] = [
     r#"{"city": "Pune"}"#,
     r#"{"city":"Pune","days":3}"#,

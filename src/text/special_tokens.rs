@@ -36,7 +36,7 @@ const CLASSES: [(&str, Defaults); 7] = [
     ("Qwen2Tokenizer", QWEN2),
 ];
 
-/// The defaults of an architecture whose tokenizer's class nobody names.
+/// The defaults of an architecture, for tokenizers that name no class.
 const ARCHITECTURES: [(&str, Defaults); 9] = [
     ("bloom", LLAMA),
     ("gemma2", GEMMA),

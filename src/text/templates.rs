@@ -61,7 +61,7 @@ impl Templates {
         if conversation.is_about_tools() { self.with_tools() } else { self.default.as_ref() }
     }
 
-    /// Those that there are.
+    /// All of them.
     pub(super) fn all(&self) -> impl Iterator<Item = &TemplateFile> {
         self.default.iter().chain(&self.tool_use)
     }

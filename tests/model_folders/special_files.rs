@@ -24,7 +24,7 @@ const FILES: [&str; 9] = [
     "additional_chat_templates/tool_use.jinja",
 ];
 
-/// What is no file of a model, and how it is made.
+/// Everything that is not a regular file, and how it is made.
 type Special = (&'static str, fn(&Path));
 
 const OTHERS: [Special; 4] = [

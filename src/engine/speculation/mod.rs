@@ -144,7 +144,7 @@ pub(super) struct Bounds<'a> {
     pub(super) vocabulary: usize,
     /// Whether what is kept of earlier texts may be used.
     pub(super) may_be_kept: bool,
-    /// Which of those.
+    /// Only earlier texts of this salt are used.
     pub(super) salt: CacheSalt,
     /// Tokens that end the answer: nothing is guessed behind them.
     pub(super) ends: &'a [u32],

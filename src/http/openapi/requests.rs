@@ -25,7 +25,7 @@ pub(super) struct Generation {
     /// Keeps the most probable tokens that together have this probability.
     #[schema(minimum = 0.0, maximum = 1.0, default = 1.0)]
     top_p: Option<f32>,
-    /// Keeps so many of the most probable tokens; 0 and -1 keep all.
+    /// Number of most probable tokens to sample from; 0 and -1 keep all.
     #[schema(minimum = -1, default = 0)]
     top_k: Option<i64>,
     /// Keeps tokens at least this fraction as probable as the most probable one.

@@ -18,7 +18,7 @@ pub(super) const FUEL: u64 = 5_000_000;
 /// An environment without templates.
 ///
 /// # Errors
-/// None that depends on anything: the syntax is fixed.
+/// None in practice: the syntax is fixed and valid.
 pub(super) fn new() -> Result<Environment<'static>, Error> {
     let mut environment = Environment::new();
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);

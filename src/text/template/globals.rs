@@ -51,7 +51,7 @@ fn strftime_now(_: &mut State<'_, '_>, given: &[Value]) -> Result<Value, Error> 
 
 fn range(_: &mut State<'_, '_>, given: &[Value]) -> Result<Value, Error> {
     let bounds =
-        given.iter().map(|bound| integer(bound).ok_or_else(|| refuse("range: a bound is no integer")));
+        given.iter().map(|bound| integer(bound).ok_or_else(|| refuse("range: bounds must be integers")));
     let range = match bounds.collect::<Result<Vec<_>, Error>>()?.as_slice() {
         [stop] => Range::new(0, *stop, 1),
         [start, stop] => Range::new(*start, *stop, 1),

@@ -33,7 +33,7 @@ use serde_json::Map;
 use self::{environment::FUEL, globals::Raised};
 use super::{Arguments, Message, TextError, ToolCall};
 
-/// OpenAI's newer name for the role of whoever sets a model up.
+/// OpenAI's newer name for the system role.
 const DEVELOPER: &str = "developer";
 
 const NAME: &str = "chat";

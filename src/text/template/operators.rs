@@ -37,7 +37,7 @@ pub(super) fn add(environment: &mut Environment<'_>) {
     add_operator(environment, "eka_collect", 4, |_, a| Collector::value(a));
 }
 
-/// Adds a function that has at least so many operands: a template may call it by its name, too.
+/// Adds a function and checks its number of operands, because a template may call it by name as well.
 fn add_operator(
     environment: &mut Environment<'_>,
     name: &'static str,
@@ -163,7 +163,7 @@ fn places(start: Option<i64>, stop: Option<i64>, step: i64, length: usize) -> im
         .filter_map(|place| usize::try_from(place).ok())
 }
 
-/// `value[key]` with a key that is no literal string: no float is an index, and a view has no items.
+/// `value[key]` with a key that is not a literal string: a float is not an index, and a view has no items.
 fn item(_: &mut State<'_, '_>, operands: &[Value]) -> Result<Value, Error> {
     let [value, key] = operands else { return Err(undefined()) };
     let is_map = value.as_object().is_some_and(|object| object.repr() == ObjectRepr::Map);

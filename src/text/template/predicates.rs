@@ -51,7 +51,7 @@ fn add_kinds(environment: &mut Environment<'_>) {
 }
 
 fn argument(given: &[Value]) -> Result<Value, Error> {
-    given.get(1).cloned().ok_or_else(|| refuse("the test wants an argument"))
+    given.get(1).cloned().ok_or_else(|| refuse("the test requires an argument"))
 }
 
 /// None is not iterable, and an undefined value is.

@@ -125,7 +125,7 @@ fn push_map(text: &mut String, map: &Value, depth: usize) {
     text.push_str(if is_namespace { "}>" } else { "}" });
 }
 
-/// The value, if it is a number that is no integer.
+/// The value, if it is a number and not an integer.
 pub(super) fn as_float(value: &Value) -> Option<f64> {
     if value.kind() == ValueKind::Number && !value.is_integer() {
         f64::try_from(value.clone()).ok()

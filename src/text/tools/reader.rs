@@ -3,16 +3,16 @@
 //! What could become a call is held back until it is one or cannot be one any more. The rules, for every format:
 //!
 //! - **A call** is an object where calls may stand, that names a tool of the request. It is one as soon as its name and the
-//!   beginning of its arguments are read, and is told from there on as it comes. An object without arguments is one when
-//!   it is complete, with `{}` for arguments.
-//! - **Content** is everything else, to the letter: text around calls, and what looked like a call and names no tool, is
-//!   no object, or ends before it has become a call. White space before a marker and after the last call is layout.
+//!   beginning of its arguments are read, and is streamed from there on. An object without arguments is one when it is
+//!   complete, with `{}` for arguments.
+//! - **Content** is everything else, to the letter: text around calls, and what looked like a call but names no tool, is
+//!   not an object, or ends before it has become a call. White space before a marker and after the last call is layout.
 //! - **An object that is broken behind its arguments** (its last brace is missing, something else stands there) is a
 //!   call, and complete: its arguments are. What stands there is read as if the object had ended.
 //! - **Closing brackets that close nothing** directly behind a call's object are dropped.
-//! - **A call whose arguments do not end**, because of a stop string, the limit of tokens, or the model, is told as far as
-//!   it came. [`CallReader::is_cut`] then holds, and the answer's `finish_reason` is `stop` or `length`, never `tool_calls`:
-//!   with `tool_calls` every call has whole arguments.
+//! - **A call whose arguments do not end**, because of a stop string, the limit of tokens, or the model, is sent as far as
+//!   it came. [`CallReader::is_cut`] then holds, and the answer's `finish_reason` is `stop` or `length`, never
+//!   `tool_calls`: with `tool_calls` every call has whole arguments.
 //!
 //! Each rule is applied at a character, and so the result does not depend on how the text was cut into tokens.
 
@@ -260,7 +260,7 @@ impl CallReader {
             Step::More => None,
             Step::Named => (!self.is_tool(object.name())).then_some(End { at, is_call: false }),
             Step::Complete => Some(End { at: at + c.len_utf8(), is_call: true }),
-            // What breaks an object is no part of it.
+            // The character that breaks an object does not belong to it.
             Step::Broken => Some(End { at, is_call: object.is_call() }),
         })
     }
@@ -269,7 +269,8 @@ impl CallReader {
         self.reading.names.iter().any(|other| Some(other.as_str()) == name)
     }
 
-    /// Tells what is new of a call, of which `sent` bytes of arguments were told; how many are now.
+    /// Adds to `told` what is new of a call, of which `sent` bytes of arguments were sent before. Returns how many are sent
+    /// now.
     fn tell(&mut self, object: &Object, sent: usize, told: &mut Told) -> usize {
         let (Some(name), Some(arguments)) = (object.name(), object.arguments()) else { return sent };
         let mut call = Call { arguments: arguments[sent..].to_owned(), ..Call::default() };

@@ -16,7 +16,7 @@ fn reader(format: &'static ToolFormat) -> CallReader {
     CallReader::new(Reading { format, names, single: false, opened: false })
 }
 
-/// What is told of a text that comes in these pieces, ids left out, and whether its last call is cut.
+/// What is read from a text that comes in these pieces, without ids, and whether its last call is cut.
 fn told_of<'a>(format: &'static ToolFormat, pieces: impl Iterator<Item = &'a str>) -> (Told, bool) {
     let mut reader = reader(format);
     let mut all = Told::default();
@@ -26,14 +26,14 @@ fn told_of<'a>(format: &'static ToolFormat, pieces: impl Iterator<Item = &'a str
     (all, reader.is_cut())
 }
 
-/// The same when the pieces have so many characters.
+/// The same for pieces of `size` characters.
 fn told_by(format: &'static ToolFormat, text: &str, size: usize) -> Told {
     let characters: Vec<char> = text.chars().collect();
     let pieces: Vec<String> = characters.chunks(size).map(|piece| piece.iter().collect()).collect();
     told_of(format, pieces.iter().map(String::as_str)).0
 }
 
-/// Checks that a text is told in the same way however it is cut into three pieces, two and one among them.
+/// Checks that a text is read in the same way whole and at every cut into two or three pieces.
 fn check_every_cut(format: &'static ToolFormat, text: &str) {
     let whole = told_of(format, [text].into_iter());
     let cuts: Vec<usize> = text.char_indices().map(|(at, _)| at).chain([text.len()]).collect();

@@ -125,7 +125,7 @@ fn round(_: &mut State<'_, '_>, given: &[Value]) -> Result<Value, Error> {
     let value = arguments.value(0);
     defined(&value)?;
     if !is_number(&value) {
-        return Err(refuse(format!("round: {} is no number", type_name(&value))));
+        return Err(refuse(format!("round: {} is not a number", type_name(&value))));
     }
     let precision = arguments.integer(1)?.unwrap_or(0).clamp(-400, 400);
     let digits = i32::try_from(precision).unwrap_or_default();
@@ -175,7 +175,7 @@ fn file_size(_: &mut State<'_, '_>, given: &[Value]) -> Result<Value, Error> {
         None if is_number(&value) => f64::try_from(value).ok(),
         None => None,
     };
-    let bytes = bytes.ok_or_else(|| refuse("filesizeformat: no number"))?;
+    let bytes = bytes.ok_or_else(|| refuse("filesizeformat: expected a number"))?;
     let (base, units) = if arguments.flag(1) { (1024.0, BINARY) } else { (1000.0, DECIMAL) };
     if bytes == 1.0 {
         return Ok(Value::from("1 Byte"));

@@ -93,7 +93,7 @@ fn items_if_true(value: &Value) -> Result<Vec<Value>, Error> {
 
 fn map(state: &mut State<'_, '_>, given: &[Value]) -> Result<Value, Error> {
     let Given { positional, named } = split(given)?;
-    let [value, rest @ ..] = positional else { return Err(refuse("map wants items")) };
+    let [value, rest @ ..] = positional else { return Err(refuse("map requires items")) };
     let items = items_if_true(value)?;
     let find = |name: &str| named.iter().find(|(other, _)| other == name).map(|(_, value)| value);
     if rest.is_empty() {
@@ -119,7 +119,7 @@ struct Choice {
 }
 
 fn choose(state: &mut State<'_, '_>, given: &[Value], choice: Choice) -> Result<Value, Error> {
-    let [value, rest @ ..] = given else { return Err(refuse("select wants items")) };
+    let [value, rest @ ..] = given else { return Err(refuse("select requires items")) };
     let (attribute, rest) = match (choice.by_attribute, rest) {
         (false, rest) => (None, rest),
         (true, [attribute, rest @ ..]) => (Some(attribute), rest),

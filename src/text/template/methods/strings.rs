@@ -240,7 +240,7 @@ fn starts_or_ends(text: &str, name: &str, given: &[Value]) -> Result<Value, Erro
         _ if start == usize::MAX => Ok(false),
         Some(affix) if name == "startswith" => Ok(text.starts_with(affix)),
         Some(affix) => Ok(text.ends_with(affix)),
-        None => Err(refuse(format!("{name} wants str or a tuple of str, not {}", type_name(affix)))),
+        None => Err(refuse(format!("{name} requires str or a tuple of str, not {}", type_name(affix)))),
     };
     let affix = arguments.value(0);
     if !affix.is_tuple() {

@@ -1,7 +1,7 @@
 //! Expressions, read by Jinja2's grammar and written in minijinja's.
 //!
-//! Operands are written without parentheses of their own wherever the grammars agree: minijinja allows only so many levels,
-//! and prompts are put together from long chains of `+`.
+//! Operands are written without parentheses of their own wherever the grammars agree: minijinja limits the levels of
+//! nesting, and templates build prompts by long chains of `+`.
 
 use super::{super::methods, lexer::Token};
 

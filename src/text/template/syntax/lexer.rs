@@ -48,7 +48,7 @@ const SIGNS: &[&str] = &[
 ];
 
 impl<'a> Tag<'a> {
-    /// Reads a tag from its opening on. `None` where it does not end, or holds what is no token.
+    /// Reads a tag from its opening on. `None` if it does not end, or has an invalid token.
     pub(super) fn read(source: &'a str, end: End) -> Option<Self> {
         let opening = if matches!(source.as_bytes().get(2), Some(b'-' | b'+')) { 3 } else { 2 };
         // minijinja would take the plus of `{{+` for a sign; it asks for nothing there.
@@ -169,7 +169,7 @@ fn escape(rest: &mut std::str::CharIndices<'_>, written: &mut String) -> Option<
         'u' => push_code(rest, 4, 16, written)?,
         'U' => push_code(rest, 8, 16, written)?,
         '0'..='7' => push_octal(c, rest, written)?,
-        // A character by its name, for which there is no table here: an escape that minijinja refuses too.
+        // A character by its Unicode name, which needs a table that eka does not have. minijinja refuses this escape.
         'N' => written.push_str("\\u"),
         other => written.extend(['\\', '\\', other]),
     }

@@ -1,9 +1,9 @@
 //! Jinja2's syntax, rewritten to what minijinja has.
 //!
-//! minijinja reads nearly the same language, and what is missing has to be expressed in it before it is compiled:
-//! operators that mean more in Python (`'%s' % x`) become calls of the functions in `operators`; tuples without parentheses
-//! get some; a macro that reads `kwargs` or `varargs` collects them; `generation` marks become a scope. Lines stay where
-//! they are, so that errors name the template's own. A tag that is no Jinja2 is left as it is, and minijinja says what is
+//! minijinja reads nearly the same language, and what is missing has to be expressed in it before it is compiled: operators
+//! that mean more in Python (`'%s' % x`) become calls of the functions in `operators`; tuples without parentheses get some;
+//! a macro that reads `kwargs` or `varargs` collects them; `generation` marks become a scope. Lines stay where they are, so
+//! that errors name the template's own. A tag that is not valid Jinja2 is left as it is, and minijinja reports what is
 //! wrong with it; one that its recursive parser could not take is refused here.
 
 mod expression;
@@ -24,7 +24,7 @@ const MAX_BRANCHES: usize = 1_000;
 /// Rewrites a template.
 ///
 /// # Errors
-/// A tag that does not end or holds what is no token, expressions nested too deep, and too many branches.
+/// A tag that does not end or has an invalid token, expressions nested too deeply, and too many branches.
 pub(super) fn translate(source: &str) -> Result<String, Error> {
     // Jinja2 reads every end of a line as one line feed.
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
@@ -37,7 +37,7 @@ pub(super) fn translate(source: &str) -> Result<String, Error> {
         let line = 1 + source[..source.len() - from.len()].matches('\n').count();
         let refuse =
             |problem: &str| Error::new(ErrorKind::SyntaxError, format!("{problem} (in chat:{line})"));
-        let (found, after) = read(from).ok_or_else(|| refuse("a tag that does not end, or is no Jinja2"))?;
+        let (found, after) = read(from).ok_or_else(|| refuse("a tag that does not end, or is not valid Jinja2"))?;
         rest = after;
         let place = pieces.len();
         let text = match found {
