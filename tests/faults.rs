@@ -104,7 +104,7 @@ async fn whatever_befalls_a_worker_in_an_answer_the_answer_is_the_same() {
     }
     let (status, answer) = ask(&program).await;
     assert_eq!((status, &answer["text"]), (200, &right), "{}", program.log());
-    for (kind, _, said) in KINDS {
+    for (_, _, said) in KINDS {
         program.has_logged(said).await;
     }
     assert!(program.log().len() < 1 << 20, "a flood drowned the log");

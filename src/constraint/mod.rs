@@ -19,6 +19,7 @@
 
 mod bounds;
 mod caps;
+pub mod fuzzing;
 mod grammar;
 mod guide;
 mod schema;

@@ -1,10 +1,12 @@
 //! Ways into what reads a model's folder and a model's answers, for `tests/fuzz`.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde_json::json;
 
-use super::{Arguments, Message, ToolCall, template::ChatTemplate};
+use super::{
+    Arguments, CallReader, Message, Reading, Told, ToolCall, template::ChatTemplate, tools::FORMATS,
+};
 
 /// Compiles `source` as a chat template and renders a conversation with a tool and a call. Says whether both worked.
 #[must_use]
@@ -21,4 +23,40 @@ pub fn template(source: &[u8]) -> bool {
     let parameters = json!({ "type": "object", "properties": { "a": { "type": "number" } } });
     let tool = json!({ "type": "function", "function": { "name": "add", "description": "Adds.", "parameters": parameters } });
     ChatTemplate::compile(source, tokens).is_ok_and(|template| template.render(&messages, &[tool]).is_ok())
+}
+
+/// Reads an answer with every tool format, whole and in two pieces at every place, and compares. The first byte says whether the
+/// answer may have several calls, and whether the prompt has opened the first. Says whether a call was found.
+///
+/// # Panics
+/// When what is read depends on where the text is cut.
+#[must_use]
+pub fn tool_calls(bytes: &[u8]) -> bool {
+    let Some((flags, answer)) = bytes.split_first() else { return false };
+    let Ok(answer) = std::str::from_utf8(answer) else { return false };
+    // Every place is a text of its own.
+    let answer = &answer[..answer.floor_char_boundary(200)];
+    let names: Arc<[String]> = ["add".to_owned(), "now".to_owned()].into();
+    FORMATS.into_iter().any(|format| {
+        let (single, opened) = (flags & 1 != 0, flags & 2 != 0);
+        let reading = Reading { format, names: Arc::clone(&names), single, opened };
+        let whole = read(&reading, &[answer]);
+        for (cut, _) in answer.char_indices() {
+            let (before, after) = answer.split_at(cut);
+            assert_eq!(read(&reading, &[before, after]), whole, "cut at {cut}");
+        }
+        !whole.calls.is_empty()
+    })
+}
+
+/// What an answer tells, without the ids of its calls, which are random.
+fn read(reading: &Reading, pieces: &[&str]) -> Told {
+    let mut reader = CallReader::new(reading.clone());
+    let mut told = Told::default();
+    for piece in pieces {
+        told.append(&reader.push(piece));
+    }
+    told.append(&reader.finish());
+    told.calls.iter_mut().for_each(|call| call.id = None);
+    told
 }

@@ -20,7 +20,7 @@ use rand::distr::{Alphanumeric, SampleString};
 pub use self::reader::{Call, CallReader, Reading, Told};
 
 /// All formats, the more particular first.
-const FORMATS: [&ToolFormat; 3] = [&hermes::FORMAT, &mistral::FORMAT, &llama::FORMAT];
+pub(super) const FORMATS: [&ToolFormat; 3] = [&hermes::FORMAT, &mistral::FORMAT, &llama::FORMAT];
 
 /// How a model writes calls.
 pub struct ToolFormat {

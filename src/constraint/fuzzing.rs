@@ -1,0 +1,14 @@
+//! A way into what reads schemas before they are compiled, for `tests/fuzz`.
+
+use super::{grammar::check_size, schema};
+use crate::job::Constraint;
+
+/// Checks the size of `text` and prepares it as a JSON schema: bounds are cut, and what explodes is refused. Gives the constraint
+/// that would be compiled, in a process that can be killed.
+#[must_use]
+pub fn schema(text: &[u8]) -> Option<Constraint> {
+    let constraint = Constraint::Schema(String::from_utf8(text.to_vec()).ok()?);
+    check_size(&constraint).ok()?;
+    let Constraint::Schema(text) = &constraint else { return None };
+    schema::prepare(text).is_ok().then_some(constraint)
+}
