@@ -28,7 +28,8 @@ const REMEMBER: &str = "600";
 
 /// What scripts see of an answer's head besides what they always see.
 const EXPOSED: &str = "x-request-id, retry-after, x-ratelimit-limit-requests, x-ratelimit-remaining-requests, \
-     x-ratelimit-reset-requests, x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens";
+     x-ratelimit-reset-requests, x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens, \
+     x-eka-ignored-fields";
 
 /// The origin of the page that asks, if it may.
 pub(super) fn origin(request: &ServiceRequest, rules: &Rules) -> Option<HeaderValue> {
