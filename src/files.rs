@@ -72,7 +72,13 @@ pub fn hash(path: &Path, advance: impl Fn(Bytes)) -> io::Result<(Bytes, String)>
         length = length + Bytes::from(read);
         advance(Bytes::from(read));
     }
-    Ok((length, sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect()))
+    Ok((length, hexadecimal(sum)))
+}
+
+/// A SHA-256 in lower-case hexadecimal.
+#[must_use]
+pub fn hexadecimal(sum: Sha256) -> String {
+    sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Reads the regular file at `path` as UTF-8; it may have `most` bytes.

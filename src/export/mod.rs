@@ -77,6 +77,7 @@ use std::{
 use sha2::{Digest, Sha256};
 
 use crate::{
+    files,
     manifest::{self, Dtype, ExportOptions, FileRecord, GraphNames, Manifest, Provenance},
     onnx,
     units::Bytes,
@@ -361,7 +362,7 @@ pub fn fingerprint(options: &Options) -> Result<String, ExportError> {
     for FileRecord { path, bytes, sha256 } in input.identify(&())? {
         hash.update(format!("{path} {bytes} {sha256}\n"));
     }
-    Ok(sources::hexadecimal(hash))
+    Ok(files::hexadecimal(hash))
 }
 
 /// Opens the sources and applies what concerns the whole model.

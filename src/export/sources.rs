@@ -6,7 +6,6 @@ use std::{
 };
 
 use rayon::prelude::*;
-use sha2::{Digest, Sha256};
 
 use crate::{files, manifest::FileRecord, units::Bytes};
 
@@ -72,11 +71,6 @@ pub(super) fn identify(name: &str, path: &Path, progress: &dyn Progress) -> Resu
     let hashed = files::hash(path, |by| progress.advance(by));
     let (bytes, sha256) = hashed.map_err(|source| SourceError { path: path.into(), source })?;
     Ok(FileRecord { path: name.into(), bytes: bytes.0, sha256 })
-}
-
-/// The digest in lower-case hexadecimal.
-pub(super) fn hexadecimal(hash: Sha256) -> String {
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

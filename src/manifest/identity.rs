@@ -9,6 +9,7 @@ use std::{
 use sha2::{Digest, Sha256};
 
 use super::{FILE_NAME, ManifestError, path, read};
+use crate::files::hexadecimal;
 
 /// What tells one export from every other: 64 hexadecimal digits.
 ///
@@ -32,10 +33,10 @@ pub fn identity(model_dir: &Path) -> Result<String, ManifestError> {
                 sum.update(format!("\n{name} {bytes} {modified}"));
             }
         }
-        Ok(sum.finalize())
+        Ok(sum)
     };
     let sum = identify().map_err(|source| ManifestError::Read { path: manifest.clone(), source })?;
-    Ok(sum.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hexadecimal(sum))
 }
 
 /// Name, size and time (nanoseconds since 1970) of each file, in the order of their names.

@@ -11,9 +11,11 @@ use sha2::{Digest, Sha256};
 use super::{
     Head, SavedError, Shape, failed,
     head::{Header, PREFIX},
-    writer::hexadecimal,
 };
-use crate::{files, units::Tokens};
+use crate::{
+    files::{self, hexadecimal},
+    units::Tokens,
+};
 
 /// The longest header that is read: that of a thousand layers has less than a third of it.
 const MOST_HEADER: u64 = 1 << 20;

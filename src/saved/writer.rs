@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
 
 use super::{Head, Name, SavedError, Store, failed, head::Header};
-use crate::units::Bytes;
+use crate::{files::hexadecimal, units::Bytes};
 
 /// How the names of files end that are being written.
 const UNFINISHED: &str = ".part";
@@ -100,10 +100,6 @@ impl Writer {
         }
         Ok(Bytes(bytes))
     }
-}
-
-pub(super) fn hexadecimal(sum: Sha256) -> String {
-    sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Makes a directory that nobody else may look into; one that is there stays as it is.
