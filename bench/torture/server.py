@@ -12,6 +12,8 @@ import subprocess
 import time
 from pathlib import Path
 
+from soak.server import children, command_line
+
 # Address space and descriptors of the server and all its children, as `ulimit -v` and `ulimit -n` set them.
 ADDRESS_SPACE_BYTES = 8 << 30
 DESCRIPTORS = 1024
@@ -165,24 +167,6 @@ def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def children(pid):
-    """The child processes that any thread of this process has started."""
-    found = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            found += map(int, task.read_text().split())
-        except OSError:
-            continue
-    return found
-
-
-def command_line(pid):
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
 
 
 def is_alive(pid):
