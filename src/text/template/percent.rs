@@ -118,7 +118,12 @@ fn size(
     align: &mut Option<char>,
 ) -> Result<Option<usize>, Error> {
     if rest.next_if_eq(&'*').is_some() {
-        let size = operands.values.next().as_ref().and_then(integer).ok_or_else(|| refuse("* requires an integer"))?;
+        let size = operands
+            .values
+            .next()
+            .as_ref()
+            .and_then(integer)
+            .ok_or_else(|| refuse("* requires an integer"))?;
         if size < 0 {
             *align = Some('<');
         }

@@ -37,7 +37,8 @@ pub(super) fn translate(source: &str) -> Result<String, Error> {
         let line = 1 + source[..source.len() - from.len()].matches('\n').count();
         let refuse =
             |problem: &str| Error::new(ErrorKind::SyntaxError, format!("{problem} (in chat:{line})"));
-        let (found, after) = read(from).ok_or_else(|| refuse("a tag that does not end, or is not valid Jinja2"))?;
+        let (found, after) =
+            read(from).ok_or_else(|| refuse("a tag that does not end, or is not valid Jinja2"))?;
         rest = after;
         let place = pieces.len();
         let text = match found {
