@@ -90,7 +90,7 @@ pub fn read_text(path: &Path, most: Bytes) -> io::Result<String> {
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8"))
 }
 
-/// `None` where there is no file.
+/// `None` if the file does not exist.
 ///
 /// # Errors
 /// Every error but [`io::ErrorKind::NotFound`].

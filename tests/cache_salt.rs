@@ -1,4 +1,4 @@
-//! What one client learns of another's prompts from the tokens that were cached: nothing.
+//! The number of cached tokens reveals nothing of another client's prompts.
 
 use std::fs;
 

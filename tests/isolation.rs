@@ -1,4 +1,4 @@
-//! What one client does to all others: nothing.
+//! One client cannot hold up the others.
 
 use std::{sync::Arc, time::Duration};
 

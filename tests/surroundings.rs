@@ -1,4 +1,4 @@
-//! What lies where eka happens to be started is not trusted.
+//! The working directory and directories that all users share are not trusted.
 
 use std::{
     fs,

@@ -55,7 +55,7 @@ impl Lineup {
     }
 }
 
-/// The models that were prepared on each device, and the errors of those that one device or more could not have.
+/// The models that were prepared on each device, and the errors of those that failed on any device.
 fn split(devices: Vec<Vec<Candidate>>) -> (Vec<Vec<Prepared>>, BTreeMap<String, anyhow::Error>) {
     let mut errors = BTreeMap::new();
     let mut prepared = Vec::new();

@@ -36,9 +36,9 @@ pub trait Forward {
     /// Forgets every position from `length` on.
     fn rewind(&mut self, length: usize);
 
-    /// Begins the sequence `tokens`: forgets what was fed before, but for what is kept of a sequence of the same `salt` that
-    /// begins alike. How many positions of it are there already: at most `most`, and fewer than there are tokens, as the
-    /// logits of the last one are always wanted.
+    /// Begins the sequence `tokens`: forgets what was fed before, except what is kept of a sequence of the same `salt` with
+    /// the same beginning. Returns how many positions are already filled: at most `most`, and fewer than there are tokens,
+    /// because the logits of the last one are always needed.
     fn begin(&mut self, tokens: &[u32], most: usize, salt: CacheSalt) -> usize {
         let _ = (tokens, most, salt);
         self.rewind(0);

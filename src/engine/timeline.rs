@@ -86,7 +86,7 @@ pub struct Timeline {
     decode: Pass,
     prefill: Pass,
     verify: Option<Pass>,
-    /// What was fed, one for each position in use, and for whom.
+    /// The tokens that were fed, one for each position in use, and the salt of their job.
     tokens: Vec<u32>,
     salt: CacheSalt,
     /// Positions that were written since the cache's memory was given back.

@@ -25,7 +25,7 @@ use crate::{
 /// Most stop strings of one request.
 const MOST_STOPS: usize = 16;
 
-/// Most bytes of one stop string. What is held back of an answer, until it cannot become a stop string any more, is as long.
+/// Most bytes of one stop string. Up to as many bytes of a streamed answer are held back.
 const MOST_STOP_BYTES: usize = 1024;
 
 /// Most tokens that end an answer. A worker compares each token of the answer with all of them.

@@ -218,7 +218,7 @@ impl Body {
     }
 }
 
-/// What bytes may grow to.
+/// How far a buffer may grow.
 struct Room<'a> {
     share: &'a mut Share,
     limit: units::Bytes,

@@ -98,7 +98,7 @@ pub(super) struct Connection<T> {
     /// Runs while it is its turn.
     awaited: Option<Pin<Box<Sleep>>>,
     place: Place,
-    /// Completes when it shall make room for another one.
+    /// Completes when it must make room for a new connection.
     closing: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 

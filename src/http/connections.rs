@@ -104,7 +104,7 @@ impl Connections {
         Place(Rc::new(Inner { state, id, all: self.clone() }))
     }
 
-    /// Tells the connection to close that can best be spared; it counts no more.
+    /// Asks the connection that can best be spared to close, and no longer counts it.
     fn spare_one(&self) {
         let mut open = self.open.borrow_mut();
         let spared = open
@@ -137,7 +137,7 @@ impl Place {
         During::begin(&self.0.state, |state| &state.bodies)
     }
 
-    /// Cancelled when the connection shall close.
+    /// Cancelled when the connection must close.
     pub(super) fn closing(&self) -> &CancellationToken {
         &self.0.state.closing
     }

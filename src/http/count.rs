@@ -48,7 +48,7 @@ struct Visit {
     peer: Option<IpAddr>,
     id: RequestId,
     begun: Instant,
-    /// Its connection is not closed for others meanwhile.
+    /// Keeps the connection from being closed for a new one while the answer is due.
     _answer: Option<During>,
     key: OnceCell<Arc<Key>>,
     /// Where it is traced.

@@ -31,7 +31,7 @@ pub(super) trait Dialect: From<Head> + Send + 'static {
     /// The events of a stream have their type on a line of its own as well, and the last of them says that it is.
     const TYPED_EVENTS: bool = false;
 
-    /// Fields that it does not have, in tables.
+    /// Tables of the fields that eka does not have in this dialect.
     const OTHERS: &'static [&'static [OtherField]];
 
     /// Takes a request's fields, except `model`.

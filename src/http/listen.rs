@@ -87,8 +87,8 @@ pub(super) fn listen(
     Ok(builder.listen("http", listener, service)?.run())
 }
 
-/// Whether a client that holds its body back until it is asked for it (`Expect: 100-continue`) is asked for it. By default
-/// actix-web asks for every body, and its client sends megabytes only to learn that they are too many.
+/// Whether a client with `Expect: 100-continue` is asked for its body. By default actix-web always asks, and a client sends
+/// megabytes only to learn that they are too many.
 fn continue_or_refuse(request: Request, state: &AppState) -> Result<Request, Error> {
     let Err(error) = body::check_length(request.headers(), state.settings.body_limit) else {
         return Ok(request);

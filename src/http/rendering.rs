@@ -1,11 +1,11 @@
-//! Conversations to prompts, by the sandbox: a chat template is a program from the model's folder.
+//! Renders conversations to prompts in the sandbox, because a chat template is a program from the model's folder.
 
 use std::sync::Arc;
 
 use super::{AppState, error::ApiError, offload::Cost};
 use crate::text::{Conversation, Text};
 
-/// The text of a conversation whose next message is the model's.
+/// The prompt of a conversation, up to the model's next message.
 pub(super) async fn render(
     state: &AppState,
     text: &Arc<Text>,

@@ -66,8 +66,8 @@ fn take_seed(fields: &mut Fields) -> Result<u64, FieldError> {
     Ok(u64::try_from(seed).or(negative).unwrap_or_default())
 }
 
-/// Takes `logit_bias` in one pass. The same token may be written in several ways ("7", "07"), and a bias for each of them
-/// has no one meaning.
+/// Takes `logit_bias` in one pass. The same token may be written in several ways ("7", "07"), and several biases for it
+/// would be ambiguous.
 fn take_logit_bias(fields: &mut Fields, vocabulary: usize) -> Result<Vec<(u32, f32)>, FieldError> {
     let Some(biases) = fields.take::<Map<String, Value>>("logit_bias")? else { return Ok(Vec::new()) };
     let path = fields.path("logit_bias");

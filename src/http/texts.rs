@@ -31,8 +31,8 @@ use crate::{
     units::Tokens,
 };
 
-/// Tokens that a text may have which is only counted, where the context holds fewer: people measure documents before they
-/// cut them. Tokenizing takes hundreds of bytes of memory for each.
+/// Most tokens of a text for `/tokenize`, even if the context holds fewer: clients measure documents before they cut them.
+/// Tokenizing takes hundreds of bytes of memory for each token.
 const MOST_TOKENS: usize = 1 << 17;
 
 /// What to cut into tokens.
@@ -110,7 +110,7 @@ pub(super) async fn apply_template(
     Ok(ignored.name_in(send(json.await?)))
 }
 
-/// JSON that was written where it was made, as it may be long.
+/// An answer with JSON that was serialized off the HTTP thread.
 fn send(json: String) -> HttpResponse {
     HttpResponse::Ok().content_type(ContentType::json()).body(json)
 }

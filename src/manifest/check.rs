@@ -32,7 +32,7 @@ impl Manifest {
         }
     }
 
-    /// The first size that no model has, and what it may be: readers multiply them without looking.
+    /// The first size that is out of range, and its range. Readers multiply sizes without checking them again.
     fn impossible(&self) -> Option<(&'static str, usize, &'static str)> {
         let Dims { layers, hidden, heads, kv_heads, head_dim, vocab, .. } = self.dims;
         let sizes = [

@@ -84,8 +84,8 @@ impl GraphFile {
         self.weights.iter().map(|(location, least)| (&**location, *least))
     }
 
-    /// `content`, or the graph as it is, with its weights named by where links lead to; `None` where there are no links
-    /// out of the directory.
+    /// `content`, or the graph as it is, with its weights named by the targets of links; `None` if no link leads out of the
+    /// directory.
     pub(super) fn relocated(&self, content: Option<&[u8]>) -> Option<Relocated> {
         let dir = self.dir.canonicalize().ok()?;
         let targets: BTreeMap<&str, PathBuf> = self

@@ -63,7 +63,7 @@ fn answer(renderer: &mut Renderer, task: &Task) -> Answer {
     }
 }
 
-/// What `work` gives, or the words that it panicked with.
+/// The result of `work`, or its panic message.
 fn catch<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|panic| words(&*panic))
 }

@@ -21,7 +21,7 @@ use crate::wire::{self, WireError};
 /// For a child whose pipe has ended to be gone.
 const AFTER_PIPE: Duration = Duration::from_secs(1);
 
-/// Bytes of a message that are copied sooner than another thread has taken them up.
+/// Messages up to this many bytes are copied on this thread, which is faster than handing them to another.
 pub(super) const SHORT: usize = 64 << 10;
 
 /// A running child. Dropping it kills the process.

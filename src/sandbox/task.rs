@@ -42,7 +42,7 @@ pub(super) struct Reply {
     pub(super) cpu_time: Duration,
 }
 
-/// What a task came to.
+/// The outcome of a task.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Answer {
     Checked(Result<(), ConstraintError>),

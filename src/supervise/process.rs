@@ -38,7 +38,7 @@ pub(super) struct Process {
     stderr: Stderr,
     /// Where its last job's part of a trace hangs.
     trace: Option<TraceLink>,
-    /// A ping that it has not answered.
+    /// Whether a ping is unanswered.
     is_pinged: bool,
     /// When it last said something.
     last_heard: Option<Instant>,

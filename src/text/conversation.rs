@@ -56,14 +56,14 @@ impl Message {
         Self { role: role.into(), content: Some(content.into()), ..Self::default() }
     }
 
-    /// Whether it says something that only a template with tools can pass on.
+    /// Whether it has calls or is a result, which need a template with tools.
     fn is_about_tools(&self) -> bool {
         !self.tool_calls.is_empty() || self.tool_call_id.is_some() || self.role == "tool"
     }
 }
 
 impl Conversation {
-    /// Whether it says something that only a template with tools can pass on.
+    /// Whether it has tools, calls or results, which need a template with tools.
     pub(super) fn is_about_tools(&self) -> bool {
         !self.tools.is_empty() || self.messages.iter().any(Message::is_about_tools)
     }

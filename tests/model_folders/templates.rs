@@ -47,7 +47,7 @@ fn the_template_named_tool_use_is_used_with_tools_wherever_it_is_found() {
     let folder = Folder::new();
     fs::write(folder.file("tokenizer_config.json"), config(&json!({ "chat_template": listed() }))).unwrap();
     assert_eq!(rendered(&folder.path()), RIGHT);
-    // Results of tools alone are told by it as well.
+    // It also renders conversations that have only results of tools.
     let result = Message { tool_call_id: Some("a".into()), ..Message::new("tool", "4") };
     let text = Text::open(&folder.path(), "model").unwrap();
     let followed = Conversation { messages: vec![result], ..Conversation::default() };

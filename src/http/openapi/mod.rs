@@ -183,7 +183,7 @@ fn describe(off: &Off) -> Value {
 /// The document as it is sent.
 static JSON: LazyLock<String> = LazyLock::new(|| DOCUMENT.to_string());
 
-/// Makes what is sent as it is, so that no request waits for it.
+/// Builds the static documents, so that no request waits for them.
 pub(super) fn prepare() {
     LazyLock::force(&JSON);
     LazyLock::force(&PAGE);

@@ -202,7 +202,7 @@ fn what_differs_from_jinja2_is_listed_with_what_eka_does_instead() {
         let rendered = render_with(entry["template"].as_str().unwrap(), &table["context"]);
         let eka = rendered.unwrap_or_else(|_| "error".into());
         assert_eq!(Some(eka.as_str()), entry["eka"].as_str(), "{entry}");
-        assert_ne!(entry["output"].as_str(), Some(eka.as_str()), "{entry} is no difference");
+        assert_ne!(entry["output"].as_str(), Some(eka.as_str()), "{entry} does not differ");
     }
 }
 

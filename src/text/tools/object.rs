@@ -1,4 +1,4 @@
-//! The object of a call, read character by character: its arguments are told before it is complete.
+//! The object of a call, read character by character: its arguments are streamed before it is complete.
 //!
 //! It becomes a call when its name and the beginning of its arguments are read, whichever comes last, and nothing that
 //! follows changes that: a client may have been sent its beginning. Every decision is made at a character, so it does not
@@ -17,7 +17,7 @@ pub(super) enum Step {
     Broken,
 }
 
-/// What a value is of.
+/// Which member of the object a value belongs to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Slot {
     Name,
@@ -31,7 +31,7 @@ enum Slot {
 pub(super) struct Object {
     place: Place,
     key: String,
-    /// What the value that is being read is of.
+    /// The member whose value is being read.
     slot: Slot,
     /// A name that is being read, with its quotation marks.
     spelled: String,
@@ -143,7 +143,7 @@ impl Object {
         Step::More
     }
 
-    /// What the value of the last key is of; `None` for one that came before.
+    /// The member of the last key; `None` for a key that occurred before.
     fn next_slot(&self) -> Option<Slot> {
         match self.key.as_str() {
             _ if self.is_call() => Some(Slot::Other),

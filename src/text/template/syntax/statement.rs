@@ -30,7 +30,7 @@ struct Macro {
 struct Parameter {
     name: String,
     default: Option<String>,
-    /// The default is made of parameters before it, which minijinja does not see there.
+    /// The default uses earlier parameters, which are not in scope there in minijinja.
     is_late: bool,
 }
 
@@ -66,7 +66,7 @@ impl Macros {
             "endgeneration" => "endwith".into(),
             // minijinja's own, which Jinja2 has as an extension that transformers does not load.
             "do" => "do_is_not_loaded".into(),
-            // There are no other templates; Jinja2 has no loader for them either.
+            // A template cannot load others: `transformers` gives Jinja2 no loader either.
             "include" | "extends" | "import" | "from" => return Some(format!("{name}_has_no_template")),
             _ => return None,
         };
