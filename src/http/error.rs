@@ -49,8 +49,8 @@ pub(super) enum ApiError {
     )]
     BodyMemoryFull { limit: Bytes },
     #[error(
-        "the body must be JSON and its Content-Type {}; send -H 'Content-Type: application/json' (curl -d alone calls it a form)",
-        found.as_deref().map_or("is missing".into(), |found| format!("is {found:?}"))
+        "expected Content-Type application/json, {}; with curl, add -H 'Content-Type: application/json'",
+        found.as_deref().map_or("found none".into(), |found| format!("found {found:?}"))
     )]
     NotJsonType { found: Option<String> },
     #[error("Content-Encoding {found:?} is not supported; send gzip or identity")]
