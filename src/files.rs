@@ -38,19 +38,29 @@ pub fn open(path: &Path) -> io::Result<File> {
 /// # Errors
 /// As [`open`], and [`io::ErrorKind::FileTooLarge`] when it is larger.
 pub fn read(path: &Path, most: Bytes) -> io::Result<Vec<u8>> {
-    let file = open(path)?;
-    let too_large = |found: &dyn std::fmt::Display| {
-        let problem = format!("it has {found}, and at most {most} are read");
-        io::Error::new(io::ErrorKind::FileTooLarge, problem)
-    };
-    let length = Bytes(file.metadata()?.len());
-    if length > most {
-        return Err(too_large(&length));
-    }
+    let (file, length) = open_within(path, most)?;
     let mut content = Vec::with_capacity(usize::try_from(length.0).unwrap_or(0));
     // The file may grow while it is read.
     file.take(most.0.saturating_add(1)).read_to_end(&mut content)?;
-    if Bytes::from(content.len()) > most { Err(too_large(&"grown")) } else { Ok(content) }
+    if Bytes::from(content.len()) > most { Err(too_large("grown", most)) } else { Ok(content) }
+}
+
+/// Checks that a regular file at `path` can be opened and has at most `most` bytes, without reading it.
+///
+/// # Errors
+/// Those of [`read`].
+pub fn check(path: &Path, most: Bytes) -> io::Result<()> {
+    open_within(path, most).map(drop)
+}
+
+fn open_within(path: &Path, most: Bytes) -> io::Result<(File, Bytes)> {
+    let file = open(path)?;
+    let length = Bytes(file.metadata()?.len());
+    if length > most { Err(too_large(&length.to_string(), most)) } else { Ok((file, length)) }
+}
+
+fn too_large(found: &str, most: Bytes) -> io::Error {
+    io::Error::new(io::ErrorKind::FileTooLarge, format!("it has {found}, and at most {most} are read"))
 }
 
 /// The length of the regular file at `path` and its SHA-256 in lower-case hexadecimal. `advance` is called with the length of

@@ -265,6 +265,20 @@ async fn eleven_hundred_clients_at_a_limit_of_1024_files_keep_out_neither_probes
     assert!(!program.log().contains("Too many open files"), "{}", program.log());
 }
 
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn five_hundred_clients_that_connect_while_the_server_is_busy_all_wait_in_its_queue() {
+    let program = Program::start(&[]).await;
+    let address = program.url.strip_prefix("http://").unwrap().parse().unwrap();
+    // A server that accepts nothing for a while. The client that finds the queue full would try again after a second.
+    send("STOP", program.pid());
+    let connect = |_| std::net::TcpStream::connect_timeout(&address, Duration::from_millis(900));
+    let clients: Vec<_> = (0..500).map(connect).collect();
+    send("CONT", program.pid());
+    let refused = clients.iter().filter(|client| client.is_err()).count();
+    assert_eq!(refused, 0, "of 500 clients");
+}
+
 #[tokio::test]
 async fn a_large_answer_is_written_beside_the_http_thread() {
     let server = Server::start(Wish { body_limit: Bytes::mib(4), ..Wish::default() });

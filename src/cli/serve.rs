@@ -1,6 +1,7 @@
 //! `eka serve`: settings, model, worker, queue and HTTP, wired together.
 
 use std::{
+    io,
     net::{SocketAddr, TcpListener},
     process::{self, ExitCode},
     sync::Arc,
@@ -8,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, anyhow};
-use tokio::sync::watch;
+use tokio::{net::TcpSocket, sync::watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -38,6 +39,10 @@ const LAST_SPANS: Duration = Duration::from_secs(2);
 
 /// Longest wait for the last lines of the log to be written after the signal to exit immediately.
 const LAST_LINES_AT_ONCE: Duration = Duration::from_millis(200);
+
+/// Connections that may wait to be accepted; the system lowers it to its own limit. The client of one too many tries again after a
+/// second, which for a probe is a failure.
+const BACKLOG: u32 = 4096;
 
 /// Serve a model over HTTP
 #[derive(Debug, clap::Args)]
@@ -209,9 +214,19 @@ fn collector(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<Option<C
 
 fn listen(config: &Config) -> anyhow::Result<TcpListener> {
     let address = SocketAddr::new(config.server.bind, config.server.port);
-    TcpListener::bind(address)
+    bind(address)
         .with_context(|| format!("cannot listen on {address}; set server.bind or server.port"))
         .ends_as(Exit::Machine)
+}
+
+/// As [`TcpListener::bind`], whose queue of 128 connections a burst of clients fills.
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // A server that is started again takes its port from connections that have ended. On Windows the option means sharing it.
+    #[cfg(not(windows))]
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)?.into_std()
 }
 
 fn executor(

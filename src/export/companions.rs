@@ -96,7 +96,17 @@ impl Companions {
         let copied = [Some(tokenizer), config, map, generation.clone()].into_iter().flatten();
         let copied = copied.chain(templates).collect();
         let generation = generation.map(|(_, path)| Settings::read(&path)).transpose()?;
-        Ok(Self { copied, written, read, generation })
+        let found = Self { copied, written, read, generation };
+        found.check_sizes()?;
+        Ok(found)
+    }
+
+    /// Before any of them is hashed for provenance: a file of 100 GiB would be read to its end.
+    fn check_sizes(&self) -> Result<(), CompanionsError> {
+        self.paths().try_for_each(|(name, path)| {
+            files::check(path, most(name))
+                .map_err(|source| CompanionsError::Read { path: path.clone(), source })
+        })
     }
 
     /// The files that are read, by their names in a model directory.
@@ -269,6 +279,16 @@ mod tests {
         let base = dir(&[(TOKENIZER, "{}")]);
         assert_eq!(written(&[base.path()], TEMPLATE), None);
         assert!(Companions::find(&[base.path()]).unwrap().generation.is_none());
+    }
+
+    #[test]
+    fn a_file_of_100_gigabytes_is_refused_before_it_is_read() {
+        for name in [TOKENIZER_CONFIG, TEMPLATE, GENERATION_CONFIG, PROCESSOR_TEMPLATE] {
+            let base = dir(&[(TOKENIZER, "{}")]);
+            std::fs::File::create(base.path().join(name)).unwrap().set_len(100 << 30).unwrap();
+            let error = Companions::find(&[base.path()]).unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains("100 GiB"), "{error}");
+        }
     }
 
     #[test]
