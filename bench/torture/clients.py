@@ -175,6 +175,8 @@ def idle_connections(torture):
     """1,020 connections that say nothing, then the worker dies: it is replaced."""
     clients = open_connections(torture.server, 1020)
     try:
+        # The worker that computes the stream: its pause is that of a restart.
+        torture.row.is_stream_disturbed = True
         old = torture.server.workers()
         os.kill(old[0], signal.SIGKILL)
         took = eventually("a new worker", 60, lambda: set(torture.server.workers()) - set(old))
