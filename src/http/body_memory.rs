@@ -110,4 +110,29 @@ mod tests {
         memory.share().grow(64 << 10).unwrap();
         memory.share().grow((64 << 10) + 1).unwrap_err();
     }
+
+    #[tokio::test]
+    async fn a_hundred_bodies_that_arrive_at_once_leave_the_thread_to_others_between_two_chunks() {
+        let memory = BodyMemory::new(Bytes::mib(1));
+        let chunks = Arc::new(AtomicU64::new(0));
+        let bodies: Vec<_> = (0..100)
+            .map(|_| {
+                let (share, chunks) = (memory.share(), Arc::clone(&chunks));
+                tokio::spawn(async move {
+                    for _ in 0..20 {
+                        share.turn().await;
+                        chunks.fetch_add(1, Ordering::Relaxed);
+                    }
+                })
+            })
+            .collect();
+        let (mut seen, mut most) = (0, 0);
+        while bodies.iter().any(|body| !body.is_finished()) {
+            tokio::task::yield_now().await;
+            let now = chunks.load(Ordering::Relaxed);
+            (seen, most) = (now, most.max(now - seen));
+        }
+        assert_eq!(seen.max(chunks.load(Ordering::Relaxed)), 2_000);
+        assert!(most <= 3, "{most} chunks while another task waited");
+    }
 }
