@@ -39,7 +39,10 @@ pub(super) struct TokenizerConfig {
 
 /// One template, or several by name.
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "chat_template is neither a string nor a list of objects with `name` and `template`, both strings"
+)]
 pub(super) enum Templates {
     One(String),
     Named(Vec<NamedTemplate>),
