@@ -26,7 +26,7 @@ const PIECE_BYTES: usize = 1 << 20;
 /// [`io::Error`] when it cannot be opened, or is a directory, a FIFO, a socket or a device.
 pub fn open(path: &Path) -> io::Result<File> {
     // Opening a device can have effects, and opening a socket fails with an obscure message.
-    check_type(fs::metadata(path)?.file_type())?;
+    check_type(metadata(path)?.file_type())?;
     let file = open_without_waiting(path)?;
     // Something else may be at `path` by now.
     check_type(file.metadata()?.file_type())?;
@@ -119,6 +119,17 @@ pub fn exists(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
 }
 
+/// What is at `path`. A link that leads nowhere is no absent file: somebody meant one to be there, such as a Hugging Face cache
+/// that lost a blob, and a model without it would answer differently.
+fn metadata(path: &Path) -> io::Result<fs::Metadata> {
+    fs::metadata(path).map_err(|e| match fs::read_link(path) {
+        Ok(target) if e.kind() == io::ErrorKind::NotFound => {
+            io::Error::other(format!("it is a link to {}, which does not exist", target.display()))
+        }
+        _ => e,
+    })
+}
+
 fn check_type(file_type: FileType) -> io::Result<()> {
     if file_type.is_file() {
         return Ok(());
@@ -193,9 +204,16 @@ mod tests {
             assert_eq!(error(name), format!("it is {found}, expected a regular file"));
         }
         let dangling = dir.path().join("dangling");
-        assert_eq!(open(&dangling).unwrap_err().kind(), io::ErrorKind::NotFound);
         assert!(exists(&dangling) && !exists(&dir.path().join("gone")));
-        assert_eq!(optional(read(&dangling, Bytes(1))).unwrap(), None);
+    }
+
+    #[test]
+    fn a_link_that_leads_nowhere_is_an_error_and_no_absent_file() {
+        let dir = directory();
+        let read = |name: &str| optional(read(&dir.path().join(name), Bytes(1)));
+        assert_eq!(read("gone").unwrap(), None);
+        let refused = read("dangling").unwrap_err().to_string();
+        assert_eq!(refused, "it is a link to gone, which does not exist");
     }
 
     #[test]

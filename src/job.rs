@@ -377,6 +377,15 @@ pub enum Failure {
         /// Why, and the way out.
         message: String,
     },
+    /// The model computes no numbers: its weights are damaged, or were never right. The worker goes on.
+    #[error(
+        "after {after} the model computed no number that a token could be picked from, so its weights are damaged; check \
+         them with `eka inspect --verify`, or export the model again"
+    )]
+    NoNumber {
+        /// How many tokens it had been fed.
+        after: Tokens,
+    },
     /// No token goes on with the answer as its constraint wants it; the worker goes on.
     #[error("the answer's constraint cannot be kept: {message}; simplify it or leave it out")]
     Constraint {

@@ -316,3 +316,15 @@ async fn a_conversation_comes_back_from_the_child_as_it_was_rendered_there() {
     let (status, answer) = server.ask("/apply-template", &conversation).await;
     assert_eq!((status, answer["prompt"].as_str().unwrap()), (200, format!("user:{long};").as_str()));
 }
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_process_that_was_stopped_while_idle_is_replaced_and_its_task_is_not_refused() {
+    let program = Program::start(&[]).await;
+    let idle = subcommands_of(program.pid(), "sandbox");
+    assert!(!idle.is_empty());
+    idle.into_iter().for_each(|pid| send("STOP", pid));
+    let body = json!({ "prompt": "a", "max_new_tokens": 4, "json_schema": ordinary(0) });
+    let (status, answer) = program.ask("/generate-lite", &body).await;
+    assert_eq!(status, 200, "{answer}");
+}

@@ -168,6 +168,8 @@ fn is_meant(path: &Path) -> bool {
 }
 
 fn prepared(config: &Config, path: PathBuf, id: String, gpu: Option<GpuReport>) -> anyhow::Result<Prepared> {
+    // The worker is told of paths, and ids are made of names, in UTF-8.
+    ensure!(path.to_str().is_some(), "the path {} is not UTF-8; rename the directory", path.display());
     if !manifest::is_model(&path) {
         return Ok(Prepared { dir: exported(config, &path, &id, gpu)?, id, draft: None });
     }
@@ -180,7 +182,8 @@ fn prepared(config: &Config, path: PathBuf, id: String, gpu: Option<GpuReport>) 
 fn exported(config: &Config, path: &Path, id: &str, gpu: Option<GpuReport>) -> anyhow::Result<PathBuf> {
     let base = path.join("base");
     let dtype = dtype(gpu, is_bfloat16(&base));
-    let adapter = Some(path.join("adapter")).filter(|adapter| adapter.is_dir());
+    // A link that leads nowhere was meant to be an adapter: without it, other answers would be given, and nobody told.
+    let adapter = Some(path.join("adapter")).filter(|adapter| files::exists(adapter));
     let adapters = adapter.into_iter().map(|dir| AdapterSource { dir, weight: 1.0 }).collect();
     let source = Source::Checkpoint { base, adapters };
     let options = Options { dtype, weights: weights(&config.model)?, ..Options::new(source, PathBuf::new()) };
@@ -231,12 +234,15 @@ fn cached(output: &Path, verify: Verify) -> Cached {
     }
 }
 
-/// An export replaces nothing that has no manifest, as it could be anything; in the cache it is an export without one.
+/// An export replaces nothing that has no manifest, as it could be anything; in the cache it is an export without one, or
+/// what a repair of the file system left.
 fn clear_without_manifest(output: &Path) -> anyhow::Result<()> {
     if output.join(manifest::FILE_NAME).is_file() {
         return Ok(());
     }
-    fs::remove_dir_all(output).with_context(|| format!("{} cannot be removed; remove it", output.display()))
+    let is_dir = fs::symlink_metadata(output).is_ok_and(|found| found.is_dir());
+    let removed = if is_dir { fs::remove_dir_all(output) } else { fs::remove_file(output) };
+    removed.with_context(|| format!("{} cannot be removed; remove it", output.display()))
 }
 
 /// What an export for this device computes in.

@@ -76,7 +76,8 @@ pub(super) fn ensure(dir: &Path, way_out: &'static str) -> Result<(), PrivateDir
     }
     let unknown = |source| PrivateDirError::Unknown { dir: dir.into(), source, way_out };
     match fs::symlink_metadata(dir) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        // Nothing can be below a file either: service users often have HOME=/dev/null.
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(()),
         Err(e) => Err(unknown(e)),
         Ok(found) => check(dir, &found, &fs::metadata(dir).map_err(unknown)?, way_out),
     }
@@ -180,8 +181,9 @@ mod tests {
         }
         symlink(folder.path().join("nowhere"), &dangling).unwrap();
         assert!(matches!(ensure(&dangling, WAY_OUT), Err(PrivateDirError::Unknown { .. })));
-        assert!(matches!(ensure(&file.join("below"), WAY_OUT), Err(PrivateDirError::Unknown { .. })));
-        ensure(Path::new("/proc/eka"), WAY_OUT).unwrap();
+        for impossible in [file.join("below"), "/proc/eka".into(), "/dev/null/.cache/eka".into()] {
+            ensure(&impossible, WAY_OUT).unwrap();
+        }
     }
 
     /// A stranger's directory takes another user to make, so the check is given what the system would say.

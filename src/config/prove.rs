@@ -372,7 +372,13 @@ fn default_cache_dir(around: &Surroundings) -> PathBuf {
         variable("XDG_CACHE_HOME").or_else(|| home(".cache"))
     };
     // A container's user often has no home; it has a place for what does not last, but shares that with other users.
-    base.map_or_else(|| std::env::temp_dir().join(own_name()), |base| base.join("eka"))
+    base.map_or_else(|| temporary_dir().join(own_name()), |base| base.join("eka"))
+}
+
+/// The temporary directory; one of the working directory's is none, as `TMPDIR=` would name.
+fn temporary_dir() -> PathBuf {
+    let dir = std::env::temp_dir();
+    if cfg!(unix) && dir.is_relative() { "/tmp".into() } else { dir }
 }
 
 /// Name of this user's directory within a directory that all users share.

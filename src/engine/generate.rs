@@ -214,7 +214,7 @@ impl<'a, D: Forward> Run<'a, D> {
             None => {}
         }
         let picked = self.sampler.pick(logits);
-        let picked = picked.ok_or(EngineError::NoNumber { after: Tokens(self.read) })?;
+        let picked = picked.ok_or(EngineError::Job(Failure::NoNumber { after: Tokens(self.read) }))?;
         self.next.push(picked);
         if let Some(guide) = &self.guide
             && !self.job.end_tokens.contains(&picked)
@@ -490,6 +490,6 @@ mod tests {
             generate(&mut script, &Job { sampling, ..job(2, 3) }, None, &mut Speculation::new(), |_| {
                 ControlFlow::Continue(())
             });
-        assert!(matches!(refused, Err(EngineError::NoNumber { .. })), "{refused:?}");
+        assert!(matches!(refused, Err(EngineError::Job(Failure::NoNumber { .. }))), "{refused:?}");
     }
 }

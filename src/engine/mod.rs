@@ -28,7 +28,6 @@ pub use timeline::{Timeline, TimelineOptions};
 use crate::{
     device::{DeviceError, Fault},
     job::{CacheSalt, Failure},
-    units::Tokens,
 };
 
 /// Something that can be fed tokens: a [`Timeline`], or a script in a test.
@@ -102,14 +101,6 @@ pub enum EngineError {
     /// The device failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
-    /// The model's output is not numbers.
-    #[error(
-        "after {after} the model put out no number that could be picked from; its weights may be damaged"
-    )]
-    NoNumber {
-        /// How many it had been fed.
-        after: Tokens,
-    },
 }
 
 impl EngineError {

@@ -102,7 +102,7 @@ pub(super) struct Pool {
 enum Attempt {
     Done(Answer),
     Failed(Failure),
-    /// A child that had been running before was lost, which may be what earlier tasks left behind.
+    /// A child that had been running before was lost or had been stopped, which is nothing that this task did.
     Retry,
 }
 
@@ -181,20 +181,20 @@ impl Pool {
         let first_quantum = quantum(id, process.cpu_time());
         let mut answering = Box::pin(process.answer(frame));
         let first = tokio::select! {
-            answer = &mut answering => Some(answer),
-            () = first_quantum => None,
+            answer = &mut answering => Ok(answer),
+            quantum = first_quantum => Err(quantum),
         };
         match first {
-            Some((process, Ok(answer))) => {
+            Ok((process, Ok(answer))) => {
                 self.put_back(process);
                 Attempt::Done(answer)
             }
-            Some((_, Err(_))) if !is_new => Attempt::Retry,
-            Some((_, Err(lost))) => {
+            Ok((_, Err(_))) | Err(Quantum::NotRun) if !is_new => Attempt::Retry,
+            Ok((_, Err(lost))) => {
                 self.refill();
                 Attempt::Failed(lost.into())
             }
-            None => {
+            Err(_) => {
                 drop(place);
                 self.refill();
                 id.into_iter().for_each(lower_priority);
@@ -252,14 +252,27 @@ async fn encode(task: Task) -> Result<Vec<u8>, Failure> {
     })
 }
 
+/// What a process did with its time in the fast lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Quantum {
+    /// It has run, as far as the system says.
+    Run,
+    /// It was never given the processor, as a stopped process is. That says nothing about its task.
+    NotRun,
+}
+
 /// Completes when a task has had its time in the fast lane.
-async fn quantum(id: Option<u32>, cpu_time_before: Duration) {
+async fn quantum(id: Option<u32>, cpu_time_before: Duration) -> Quantum {
     let begun = Instant::now();
     sleep(QUANTUM).await;
-    while begun.elapsed() < LONGEST_QUANTUM {
-        let cpu_time = id.and_then(cpu_time_of).map(|now| now.saturating_sub(cpu_time_before));
-        if cpu_time.is_none_or(|spent| spent >= QUANTUM) {
-            return;
+    loop {
+        let Some(now) = id.and_then(cpu_time_of) else { return Quantum::Run };
+        let spent = now.saturating_sub(cpu_time_before);
+        if begun.elapsed() >= LONGEST_QUANTUM {
+            return if spent.is_zero() { Quantum::NotRun } else { Quantum::Run };
+        }
+        if spent >= QUANTUM {
+            return Quantum::Run;
         }
         sleep(LOOK_EVERY).await;
     }

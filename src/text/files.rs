@@ -6,7 +6,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
-use super::TextError;
+use super::{TextError, growth};
 use crate::{
     files,
     manifest::layout::{
@@ -25,6 +25,10 @@ pub(super) fn read_tokenizer(model_dir: &Path) -> Result<Tokenizer, TextError> {
         |source: tokenizers::Error| TextError::Tokenizer { path: path.clone(), message: source.to_string() };
     let mut tokenizer = Tokenizer::from_bytes(json).map_err(parse)?;
     tokenizer.with_padding(None).with_truncation(None).map_err(parse)?;
+    let too_long = |message| TextError::Tokenizer { path: path.clone(), message };
+    let as_json = |json: serde_json::Result<Value>| json.map_err(|source| too_long(source.to_string()));
+    growth::check(&as_json(serde_json::to_value(tokenizer.get_normalizer()))?).map_err(too_long)?;
+    growth::check(&as_json(serde_json::to_value(tokenizer.get_decoder()))?).map_err(too_long)?;
     Ok(tokenizer)
 }
 
@@ -39,7 +43,10 @@ pub(super) struct TokenizerConfig {
 
 /// One template, or several by name.
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "chat_template is neither a string nor a list of objects with `name` and `template`, both strings"
+)]
 pub(super) enum Templates {
     One(String),
     Named(Vec<NamedTemplate>),

@@ -10,6 +10,7 @@ mod conversation;
 mod decoder;
 mod files;
 pub mod fuzzing;
+mod growth;
 mod length;
 mod rendering;
 #[cfg(test)]

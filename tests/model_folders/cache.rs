@@ -74,6 +74,39 @@ fn a_damaged_export_in_the_cache_is_made_again_and_that_is_said() {
 }
 
 #[test]
+fn what_is_no_directory_in_the_place_of_a_cached_export_is_replaced() {
+    let source = Source::new();
+    let first = source.generate("size");
+    let export = source.export();
+    let places: [&dyn Fn(); 2] = [&|| fs::write(&export, "").unwrap(), &|| super::make_fifo(&export)];
+    for place in places {
+        fs::remove_dir_all(&export).unwrap();
+        place();
+        let again = source.generate("size");
+        assert!(again.status.success(), "{}", text(&again.stderr));
+        assert_eq!(again.stdout, first.stdout);
+    }
+}
+
+#[test]
+fn an_adapter_that_cannot_be_read_is_an_error_and_its_model_is_not_served_without_it() {
+    let source = Source::new();
+    let adapter = source.dir.path().join("small/adapter");
+    let places: [&dyn Fn(); 3] =
+        [&|| fs::write(&adapter, "").unwrap(), &|| super::make_fifo(&adapter), &|| {
+            std::os::unix::fs::symlink("nowhere", &adapter).unwrap()
+        }];
+    for place in places {
+        place();
+        let refused = source.generate("size");
+        let error = text(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(4), "{error}");
+        assert!(error.contains("adapter"), "{error}");
+        fs::remove_file(&adapter).unwrap();
+    }
+}
+
+#[test]
 fn a_damaged_folder_of_the_users_own_is_named_with_both_sizes_and_left_alone() {
     let folder = Folder::new();
     let weights = folder.file("model.onnx.data");

@@ -120,3 +120,23 @@ fn where_no_model_can_be_used_the_server_does_not_start_and_says_why() {
         "{error}"
     );
 }
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_model_whose_name_is_not_utf_8_is_disabled_alone_and_no_worker_ends() {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+
+    let folder = Folder::new();
+    let models = tempfile::tempdir().unwrap();
+    copy(&folder.path(), &models.path().join("good"));
+    copy(&folder.path(), &models.path().join(OsStr::from_bytes(b"bad\xff")));
+    let path = folder.path();
+    let flags = ["--model", argument(&path), "--model-id", "first", "--models", argument(models.path())];
+    let program = Program::start(&flags).await;
+    for (model, status) in [("bad\u{fffd}", 503), ("good", 200), ("first", 200)] {
+        let (answered, answer) = program
+            .ask("/v1/completions", &json!({ "model": model, "prompt": "Once", "max_tokens": 2 }))
+            .await;
+        assert_eq!(answered, status, "{model}: {answer}");
+    }
+}
