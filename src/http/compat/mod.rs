@@ -14,8 +14,8 @@ use serde_json::Value;
 
 pub(super) use self::{
     openai::{
-        CALL, CALLED_FUNCTION, CHAT, COMPLETIONS, ITEM, MESSAGE, OPENAI, PART, RESPONSES, STREAM_OPTIONS,
-        TEMPLATE, TEXT_OPTIONS, TOKENIZE, TOOL,
+        CALL, CALLED_FUNCTION, CHAT, COMPLETIONS, ITEM, MESSAGE, OPENAI, PART, RESPONSES, SINGLE,
+        STREAM_OPTIONS, TEMPLATE, TEXT_OPTIONS, TOKENIZE, TOOL, WITHOUT_TOOLS,
     },
     peers::PEERS,
 };
@@ -177,6 +177,8 @@ mod tests {
             COMPLETIONS,
             CHAT,
             RESPONSES,
+            WITHOUT_TOOLS,
+            SINGLE,
             MESSAGE,
             PART,
             CALL,
