@@ -128,7 +128,10 @@ fn off_everywhere() -> Value {
         "kv_transfer_params": null, "ebnf": null, "no_stop_trim": false, "separate_reasoning": true, "rid": "abc",
         "custom_params": null, "seed": -1, "watermark": false, "do_sample": true, "think": false, "options": {}, "format": "",
         "user": "u", "store": false, "safety_identifier": "s", "prompt_cache_key": "k", "prompt_cache_retention": "24h",
-        "metadata": { "a": "b" }, "verbosity": "low", "speculative.n_max": 16, "stream_options": {}
+        "metadata": { "a": "b" }, "verbosity": "low", "speculative.n_max": 16, "stream_options": {},
+        "n": 1.0, "logprobs": null, "tools": [], "tool_choice": "none", "parallel_tool_calls": true, "grammar": "",
+        "num_beams": 1, "bad_words_ids": [], "extra_body": {}, "safe_prompt": false, "thinking": { "type": "disabled" },
+        "usage": { "include": true }, "provider": {}
     }"#;
     serde_json::from_str(fields).unwrap()
 }

@@ -52,7 +52,8 @@ impl Dialect for Completions {
     const ROUTE: &'static str = "/v1/completions";
     const ID_PREFIX: &'static str = "cmpl-";
     const TEMPERATURE: f32 = 1.0;
-    const OTHERS: &'static [&'static [OtherField]] = &[compat::OPENAI, compat::COMPLETIONS, compat::PEERS];
+    const OTHERS: &'static [&'static [OtherField]] =
+        &[compat::OPENAI, compat::COMPLETIONS, compat::WITHOUT_TOOLS, compat::PEERS];
 
     fn ask(fields: &mut Fields, rules: &Rules) -> Result<Ask, FieldError> {
         let prompt = prompt_of(fields.require("prompt")?, "prompt")?;

@@ -35,7 +35,11 @@ impl Form {
         let asked = [
             ("response_format", format.transpose()?.flatten()),
             ("json_schema", schema.map(|schema| schema_of(&schema, "json_schema")).transpose()?),
-            ("grammar", fields.take("grammar")?.map(Constraint::Lark)),
+            // llama-server's clients send "" for no grammar.
+            (
+                "grammar",
+                fields.take("grammar")?.filter(|text: &String| !text.is_empty()).map(Constraint::Lark),
+            ),
             ("regex", fields.take("regex")?.map(Constraint::Regex)),
         ];
         let mut forms = asked.into_iter().filter_map(|(param, constraint)| Some((param, constraint?)));
@@ -154,7 +158,12 @@ mod tests {
 
     #[test]
     fn text_asks_for_nothing() {
-        for body in [json!({}), json!({ "response_format": { "type": "text" } }), json!({ "regex": null })] {
+        for body in [
+            json!({}),
+            json!({ "response_format": { "type": "text" } }),
+            json!({ "regex": null }),
+            json!({ "grammar": "" }),
+        ] {
             assert_eq!(form(&body).unwrap(), None);
         }
     }

@@ -11,7 +11,7 @@ use actix_web::{
     dev::{ServiceRequest, ServiceResponse},
     http::{
         Method,
-        header::{AUTHORIZATION, HOST, HeaderMap, HeaderName, HeaderValue},
+        header::{AUTHORIZATION, HeaderMap, HeaderName},
     },
     middleware::Next,
     web,
@@ -62,6 +62,9 @@ pub(super) async fn pass(
     Ok(response)
 }
 
+/// Most characters of a host that an error repeats.
+const LONGEST_SHOWN_HOST: usize = 128;
+
 /// Whether the request may come in.
 fn enter(request: &ServiceRequest, state: &AppState, rules: &Rules, tally: &Tally) -> Result<(), ApiError> {
     // By the path as it was sent: one that is spelt otherwise is open to nobody by that.
@@ -70,8 +73,9 @@ fn enter(request: &ServiceRequest, state: &AppState, rules: &Rules, tally: &Tall
     if ["/livez", "/readyz", "/startupz"].contains(&path) || (is_metrics && rules.open_metrics) {
         return Ok(());
     }
-    if !host::is_allowed(request.headers(), request.uri(), rules) {
-        return Err(ApiError::HostNotAllowed { host: called(request.headers()) });
+    if let Some(name) = host::foreign_name(request.headers(), request.uri(), rules) {
+        let host = host::without_port(name).chars().take(LONGEST_SHOWN_HOST).collect();
+        return Err(ApiError::HostNotAllowed { host });
     }
     if cors::is_refused(request, rules) {
         return Err(ApiError::OriginNotAllowed);
@@ -108,12 +112,6 @@ fn is_of_page(request: &ServiceRequest) -> bool {
     let path = request.path();
     let is_described = ["/docs", "/openapi.json"].contains(&path);
     is_read && (is_described || page::is_file(path) || (path == "/" && page::is_wanted(request.request())))
-}
-
-/// The name that the request has for this server, truncated for error messages.
-fn called(headers: &HeaderMap) -> String {
-    let host = headers.get(HOST).map_or(&b""[..], HeaderValue::as_bytes);
-    host::without_port(&String::from_utf8_lossy(host)).chars().take(128).collect()
 }
 
 /// The key that a request shows.

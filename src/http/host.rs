@@ -25,18 +25,16 @@ use crate::{access::Rules, config::Hosts};
 /// What the names of private networks end in.
 const PRIVATE: [&str; 4] = ["localhost", "local", "internal", "home.arpa"];
 
-/// Whether the request calls this server by a name that it may have. Every name is checked that a handler could take for
-/// the server's: `Host`, and the target where it is a whole URL.
-pub(super) fn is_allowed(headers: &HeaderMap, target: &Uri, rules: &Rules) -> bool {
+/// The name by which the request calls this server, if it may not have it. Every name is checked that a handler could take
+/// for the server's: `Host`, and the target where it is a whole URL.
+pub(super) fn foreign_name<'a>(headers: &'a HeaderMap, target: &'a Uri, rules: &Rules) -> Option<&'a str> {
     if rules.hosts == Hosts::default() && !rules.keys.is_empty() {
-        return true;
+        return None;
     }
     let host = headers.get(header::HOST).map(|host| host.to_str().unwrap_or("?"));
     // HTTP/1.0 has no `Host`, and no browser sends it.
-    [host, target.authority().map(|authority| authority.as_str())]
-        .into_iter()
-        .flatten()
-        .all(|name| is_ours(name, &rules.hosts))
+    let names = [host, target.authority().map(|authority| authority.as_str())];
+    names.into_iter().flatten().find(|name| !is_ours(name, &rules.hosts))
 }
 
 fn is_ours(host: &str, hosts: &Hosts) -> bool {
@@ -113,5 +111,17 @@ mod tests {
         }
         assert!(is_ours("Chat.Example.org:443", &these(&["chat.example.org"])));
         assert!(!is_ours("chat.example.com", &these(&["chat.example.org"])));
+    }
+
+    #[test]
+    fn the_name_that_is_not_allowed_is_named_wherever_it_stands() {
+        let rules = Rules { hosts: these(&[]), ..Rules::default() };
+        let mut headers = HeaderMap::new();
+        headers.insert(header::HOST, header::HeaderValue::from_static("localhost"));
+        let name = |target: &'static str| {
+            foreign_name(&headers, &Uri::from_static(target), &rules).map(str::to_owned)
+        };
+        assert_eq!(name("/v1/models"), None);
+        assert_eq!(name("http://evil.example/v1/models").as_deref(), Some("evil.example"));
     }
 }

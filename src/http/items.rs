@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::{
     compat,
     fields::{FieldError, Fields, wrong_type},
-    messages::take_arguments,
+    messages::{part_of, take_arguments},
 };
 use crate::text::{Conversation, Message, ToolCall};
 
@@ -77,16 +77,4 @@ fn text_of(item: &mut Fields, name: &str) -> Result<String, FieldError> {
         }
         other => Err(wrong_type(&path, "a string or an array of text parts", &other)),
     }
-}
-
-fn part_of(mut part: Fields) -> Result<String, FieldError> {
-    let kind: String = part.require("type")?;
-    if !matches!(kind.as_str(), "input_text" | "output_text" | "text") {
-        let said =
-            format!("unsupported part type {kind:?}; \"input_text\" and \"output_text\" are supported");
-        return Err(FieldError::value(part.path("type"), said));
-    }
-    let text = part.require("text")?;
-    part.finish(&[compat::PART])?;
-    Ok(text)
 }

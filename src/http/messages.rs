@@ -34,7 +34,9 @@ fn message_of(mut fields: Fields) -> Result<Message, FieldError> {
         _ => {}
     }
     let content: Option<Value> = fields.take("content")?;
-    if content.is_none() && message.tool_calls.is_empty() {
+    // An answer may be empty, and a tool may have nothing to say; a question without words is a mistake.
+    let may_be_empty = matches!(message.role.as_str(), "assistant" | "tool");
+    if content.is_none() && !may_be_empty {
         return Err(FieldError::Missing { param: fields.path("content") });
     }
     message.content = content.map(|content| content_of(content, &fields)).transpose()?;
@@ -55,13 +57,20 @@ fn content_of(value: Value, message: &Fields) -> Result<String, FieldError> {
     }
 }
 
-fn part_of(mut part: Fields) -> Result<String, FieldError> {
+/// The text of a part, in the spellings of chat completions and of responses.
+pub(super) fn part_of(mut part: Fields) -> Result<String, FieldError> {
     let kind: String = part.require("type")?;
-    if kind != "text" {
-        let said = format!("unsupported part type {kind:?}; only \"text\" is supported");
-        return Err(FieldError::value(part.path("type"), said));
-    }
-    let text = part.require("text")?;
+    let text = match kind.as_str() {
+        "text" | "input_text" | "output_text" => part.require("text")?,
+        "refusal" => part.require("refusal")?,
+        _ => {
+            let said = format!(
+                "unsupported part type {kind:?}; only text is supported (\"text\", \"input_text\", \"output_text\" and \
+                 \"refusal\")"
+            );
+            return Err(FieldError::value(part.path("type"), said));
+        }
+    };
     part.finish(&[compat::PART])?;
     Ok(text)
 }
@@ -103,4 +112,45 @@ pub(super) fn check_kind(kind: &str, path: &str) -> Result<(), FieldError> {
         return Ok(());
     }
     Err(FieldError::value(path, format!("unsupported tool type {kind:?}; only \"function\" is supported")))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn take(messages: Value) -> Result<Conversation, FieldError> {
+        let body = json!({ "messages": messages }).to_string();
+        take_messages(&mut Fields::parse(body.as_bytes()).unwrap())
+    }
+
+    #[test]
+    fn content_that_is_null_or_absent_is_accepted_of_the_assistant_and_of_tools() {
+        for message in [
+            json!({ "role": "assistant" }),
+            json!({ "role": "assistant", "content": null, "refusal": null }),
+            json!({ "role": "tool", "tool_call_id": "a", "content": null }),
+        ] {
+            assert_eq!(take(json!([message])).unwrap().messages[0].content, None);
+        }
+        for role in ["user", "system", "developer"] {
+            let error = take(json!([{ "role": role, "content": null }])).unwrap_err();
+            assert_eq!((error.param(), error.code()), ("messages[0].content", "missing_field"));
+        }
+    }
+
+    #[test]
+    fn parts_of_text_are_accepted_in_every_spelling() {
+        let parts = json!([
+            { "type": "text", "text": "a" },
+            { "type": "input_text", "text": "b" },
+            { "type": "output_text", "text": "c", "annotations": [] },
+            { "type": "refusal", "refusal": "d" },
+        ]);
+        let taken = take(json!([{ "role": "assistant", "content": parts }])).unwrap();
+        assert_eq!(taken.messages[0].content.as_deref(), Some("abcd"));
+        let error = take(json!([{ "role": "user", "content": [{ "type": "image_url" }] }])).unwrap_err();
+        assert_eq!(error.param(), "messages[0].content[0].type");
+    }
 }

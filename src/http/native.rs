@@ -43,7 +43,8 @@ impl Dialect for Native {
     const ROUTE: &'static str = "/generate-lite";
     const ID_PREFIX: &'static str = "gen-";
     const TEMPERATURE: f32 = 0.0;
-    const OTHERS: &'static [&'static [OtherField]] = &[compat::OPENAI, compat::PEERS];
+    const OTHERS: &'static [&'static [OtherField]] =
+        &[compat::OPENAI, compat::SINGLE, compat::WITHOUT_TOOLS, compat::PEERS];
 
     fn ask(fields: &mut Fields, rules: &Rules) -> Result<Ask, FieldError> {
         let prompt = take_prompt(fields)?;

@@ -75,7 +75,8 @@ impl Dialect for Responses {
     const OPERATION: &'static str = "chat";
     const TEMPERATURE: f32 = 1.0;
     const TYPED_EVENTS: bool = true;
-    const OTHERS: &'static [&'static [OtherField]] = &[compat::OPENAI, compat::RESPONSES, compat::PEERS];
+    const OTHERS: &'static [&'static [OtherField]] =
+        &[compat::OPENAI, compat::RESPONSES, compat::SINGLE, compat::PEERS];
 
     fn ask(fields: &mut Fields, rules: &Rules) -> Result<Ask, FieldError> {
         let echoed = echo(fields);

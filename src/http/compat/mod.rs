@@ -14,8 +14,8 @@ use serde_json::Value;
 
 pub(super) use self::{
     openai::{
-        CALL, CALLED_FUNCTION, CHAT, COMPLETIONS, ITEM, MESSAGE, OPENAI, PART, RESPONSES, STREAM_OPTIONS,
-        TEMPLATE, TEXT_OPTIONS, TOKENIZE, TOOL,
+        CALL, CALLED_FUNCTION, CHAT, COMPLETIONS, ITEM, MESSAGE, OPENAI, PART, RESPONSES, SINGLE,
+        STREAM_OPTIONS, TEMPLATE, TEXT_OPTIONS, TOKENIZE, TOOL, WITHOUT_TOOLS,
     },
     peers::PEERS,
 };
@@ -111,8 +111,12 @@ fn find<'a>(fields: &'a [OtherField], name: &str) -> &'a Off {
     fields.iter().find(|field| field.name == name).map_or(NONE, |field| &field.off)
 }
 
+/// Whether a value is what `off` is; fields of it that are null are absent.
 fn is_same(off: &str, value: &Value) -> bool {
     let off: Value = serde_json::from_str(off).unwrap_or_default();
+    if let (Some(off), Some(value)) = (off.as_object(), value.as_object()) {
+        return off.iter().eq(value.iter().filter(|(_, value)| !value.is_null()));
+    }
     off == *value || (off.is_number() && off.as_f64() == value.as_f64())
 }
 
@@ -177,6 +181,8 @@ mod tests {
             COMPLETIONS,
             CHAT,
             RESPONSES,
+            WITHOUT_TOOLS,
+            SINGLE,
             MESSAGE,
             PART,
             CALL,
@@ -200,6 +206,13 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn an_object_whose_fields_are_null_is_empty() {
+        let empty = Off::Values(&["{}"]);
+        assert!(empty.allows(&json!({ "enable_thinking": null })) && empty.allows(&json!({})));
+        assert!(!empty.allows(&json!({ "enable_thinking": false })));
     }
 
     #[test]

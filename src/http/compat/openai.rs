@@ -26,7 +26,19 @@ pub(in crate::http) const OPENAI: &[OtherField] = &[
 ];
 
 /// OpenAI's completions.
-pub(in crate::http) const COMPLETIONS: &[OtherField] = &[off("suffix", &["\"\""], "")];
+pub(in crate::http) const COMPLETIONS: &[OtherField] =
+    &[off("suffix", &["\"\""], ""), off("add_special_tokens", &["true"], "; send token ids as prompt")];
+
+/// Chat completions' about tools, of routes that have none.
+pub(in crate::http) const WITHOUT_TOOLS: &[OtherField] = &[
+    off("tools", &["[]"], "; use /v1/chat/completions"),
+    off("tool_choice", &["\"none\"", "\"auto\""], "; use /v1/chat/completions"),
+    inert("parallel_tool_calls", Flag),
+];
+
+/// Chat completions' about choices and their scores, of routes that answer once and without scores.
+pub(in crate::http) const SINGLE: &[OtherField] =
+    &[off("n", &["1"], "; send the request once for each answer"), off("logprobs", &["false"], "")];
 
 /// OpenAI's chat completions.
 pub(in crate::http) const CHAT: &[OtherField] = &[
@@ -34,6 +46,7 @@ pub(in crate::http) const CHAT: &[OtherField] = &[
     off("function_call", &["\"none\"", "\"auto\""], "; use tool_choice"),
     off("modalities", &["[\"text\"]"], ""),
     off("reasoning_effort", &["\"none\""], ""),
+    off("add_special_tokens", &["false"], ""),
     unsupported("audio", ""),
     // A guess at the answer that makes it come sooner.
     inert("prediction", Object),

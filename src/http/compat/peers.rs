@@ -2,7 +2,7 @@
 
 use super::{
     Kind::{Flag, Number, Text},
-    OtherField, inert, off, unsupported,
+    OtherField, inert, object, off, unsupported,
 };
 
 /// Other servers', of all generating routes.
@@ -54,6 +54,7 @@ pub(in crate::http) const PEERS: &[OtherField] = &[
     // Beam search and choices.
     off("best_of", &["1"], "; use n"),
     off("use_beam_search", &["false"], ""),
+    off("num_beams", &["1"], ""),
     inert("length_penalty", Number),
     inert("early_stopping", Flag),
     off("n_cmpl", &["1"], "; use n"),
@@ -74,6 +75,7 @@ pub(in crate::http) const PEERS: &[OtherField] = &[
     off("ban_eos_token", &["false"], "; use ignore_eos"),
     // Which tokens may come.
     off("bad_words", &["[]"], "; use logit_bias"),
+    off("bad_words_ids", &["[]"], "; use logit_bias"),
     unsupported("allowed_token_ids", "; use logit_bias"),
     off("custom_token_bans", &["\"\"", "[]"], "; use logit_bias"),
     off("logits_processors", &["[]"], ""),
@@ -123,9 +125,12 @@ pub(in crate::http) const PEERS: &[OtherField] = &[
     off("context", &["[]"], ""),
     off("raw", &["false"], ""),
     off("options", &["{}"], "; send its fields beside the others"),
+    off("extra_body", &["{}"], "; send its fields beside the others"),
+    off("safe_prompt", &["false"], "; send a message of the role system"),
     off("transforms", &["[]"], ""),
     // Thinking.
     off("think", &["false"], ""),
+    off("thinking", &["{\"type\":\"disabled\"}"], ""),
     off("include_reasoning", &["true"], ""),
     off("thinking_forced_open", &["false"], ""),
     inert("separate_reasoning", Flag),
@@ -135,6 +140,7 @@ pub(in crate::http) const PEERS: &[OtherField] = &[
     inert("parse_tool_calls", Flag),
     // What is returned besides.
     off("n_probs", &["0"], "; use logprobs"),
+    object("usage", &[inert("include", Flag)]),
     inert("post_sampling_probs", Flag),
     unsupported("prompt_logprobs", ""),
     off("top_n_tokens", &["0"], "; use logprobs"),
@@ -154,6 +160,7 @@ pub(in crate::http) const PEERS: &[OtherField] = &[
     unsupported("lora_path", "; send the adapter's model as model"),
     unsupported("adapter_id", "; send the adapter's model as model"),
     off("models", &["[]"], ""),
+    off("provider", &["{}"], ""),
     off("plugins", &["[]"], ""),
     off("custom_params", &["{}"], ""),
     off("vllm_xargs", &["{}"], ""),

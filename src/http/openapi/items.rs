@@ -63,7 +63,9 @@ pub(super) enum InputContent {
 pub(super) struct InputPart {
     #[serde(rename = "type")]
     kind: InputPartKind,
-    text: String,
+    /// Of all parts but a refusal.
+    text: Option<String>,
+    refusal: Option<String>,
     /// Of a part that is sent back; says nothing to a model.
     annotations: Option<Vec<Value>>,
     /// Likewise.
@@ -76,6 +78,7 @@ pub(super) enum InputPartKind {
     InputText,
     OutputText,
     Text,
+    Refusal,
 }
 
 /// A call that the assistant made.

@@ -33,6 +33,9 @@ pub(super) enum Content {
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub(super) enum Part {
     Text { text: String },
+    InputText { text: String },
+    OutputText { text: String },
+    Refusal { refusal: String },
 }
 
 /// A call that the assistant made.

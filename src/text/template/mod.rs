@@ -13,6 +13,7 @@ mod date;
 mod environment;
 mod filters;
 mod globals;
+mod lenient;
 mod methods;
 mod objects;
 mod operators;
@@ -67,17 +68,34 @@ impl ChatTemplate {
         let mut messages = messages.to_vec();
         self.rename_developers(&mut messages);
         self.fill_empty_contents(&mut messages);
-        self.render_exactly(&messages, tools)
+        match self.render_exactly(&messages, tools) {
+            Err(error @ TextError::Template { .. }) => self.render_leniently(&messages, tools).ok_or(error),
+            rendered => rendered,
+        }
     }
 
     /// Renders messages as they are.
     fn render_exactly(&self, messages: &[Message], tools: &[serde_json::Value]) -> Result<String, TextError> {
-        let none = Value::from(());
         // `apply_chat_template` passes None for tools and documents that are not there, and templates are written for that:
         // some test `tools is none`, some `tools is defined and tools`.
-        let tools = if tools.is_empty() { none.clone() } else { Value::from(Serde(tools)) };
+        let tools = if tools.is_empty() { Value::from(()) } else { Value::from(Serde(tools)) };
+        self.render_values(Value::from(Serde(messages)), tools)
+    }
+
+    /// The text of a template that fails on what `transformers` passes, if it does not fail on what llama-server passes.
+    fn render_leniently(&self, messages: &[Message], tools: &[serde_json::Value]) -> Option<String> {
+        let tools = lenient::tools(tools);
+        let exact = self.render_values(Value::from(Serde(messages)), tools.clone());
+        exact.ok().or_else(|| {
+            let has_calls = messages.iter().any(|message| !message.tool_calls.is_empty());
+            let messages = has_calls.then(|| lenient::with_text_arguments(messages)).flatten()?;
+            self.render_values(messages, tools).ok()
+        })
+    }
+
+    fn render_values(&self, messages: Value, tools: Value) -> Result<String, TextError> {
         let conversation = context! {
-            messages => Serde(messages), add_generation_prompt => true, tools => tools, documents => none,
+            messages => messages, add_generation_prompt => true, tools => tools, documents => Value::from(()),
         };
         let context = context! { ..conversation, ..Value::from(Serde(&self.tokens)) };
         let template = self.environment.get_template(NAME);

@@ -72,6 +72,42 @@ fn tools_and_calls_are_lists_and_arguments_an_object() {
 }
 
 #[test]
+fn a_template_that_loops_over_absent_tools_renders_without_tools() {
+    let source = "{% for tool in tools %}{{ tool.function.name }}{% endfor %}{{ messages[0].content }}";
+    let said = ChatTemplate::compile(source, BTreeMap::new()).unwrap();
+    assert_eq!(said.render(&[Message::new("user", "x")], &[]).unwrap(), "x");
+}
+
+#[test]
+fn a_template_that_joins_a_description_renders_a_tool_that_has_none() {
+    let source = "{% for t in tools %}{{ t.function.name + ': ' + t.function.description }} {{ t.function.parameters.type }}{% endfor %}";
+    let template = ChatTemplate::compile(source, BTreeMap::new()).unwrap();
+    let tools = [json!({ "type": "function", "function": { "name": "add" } })];
+    assert_eq!(template.render(&[Message::new("user", "x")], &tools).unwrap(), "add:  object");
+}
+
+#[test]
+fn a_template_that_joins_arguments_renders_them_as_they_were_written() {
+    let source = "{% for c in messages[0].tool_calls %}{% set a = c.function.arguments %}\
+         {{ 'call ' + (a if a is string else a | tojson) }}{% endfor %}";
+    let always_text = "{% for c in messages[0].tool_calls %}{{ 'call ' + c.function.arguments }}{% endfor %}";
+    for source in [source, always_text] {
+        let template = ChatTemplate::compile(source, BTreeMap::new()).unwrap();
+        for text in [r#"{"a": True"#, r#"{"b":1.0, "a": 2}"#] {
+            let call = ToolCall::new(None, "add", Arguments::Written(text.into()));
+            let message = Message { tool_calls: vec![call], ..Message::new("assistant", "") };
+            assert_eq!(template.render(&[message], &[]).unwrap(), format!("call {text}"));
+        }
+    }
+}
+
+#[test]
+fn a_template_that_fails_on_any_conversation_says_what_failed_first() {
+    let error = render("{% for tool in tools %}{% endfor %}{{ messages[0].content + 1 }}").unwrap_err();
+    assert!(error.to_string().contains("NoneType is not iterable"), "{error}");
+}
+
+#[test]
 fn a_raised_exception_is_the_clients_with_the_templates_words_even_from_within_a_macro() {
     let source =
         "{% macro check() %}{{ raise_exception('roles must alternate') }}{% endmacro %}{{ check() }}";

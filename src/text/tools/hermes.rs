@@ -10,8 +10,12 @@
 use super::{Calls, ToolFormat};
 
 pub(super) const FORMAT: ToolFormat = ToolFormat {
-    // Qwen3-Coder has the tag as well, around parameters in tags of their own.
-    is_of: |template| template.contains("<tool_call>") && !template.contains("<function="),
+    // Qwen3-Coder and GLM have the tag as well, around parameters in tags of their own.
+    is_of: |template| {
+        template.contains("<tool_call>")
+            && !template.contains("<function=")
+            && !template.contains("<arg_key>")
+    },
     marker: "<tool_call>",
     bare: false,
     open: "",

@@ -79,7 +79,12 @@ fn a_template_says_by_its_text_which_format_its_model_writes() {
     assert_eq!(format(&format!("{llama}<|python_tag|>")), &llama::FORMAT);
     assert_eq!(format(mistral), &mistral::FORMAT);
     assert_eq!(ToolSupport::of("{{ messages[0].content }}"), ToolSupport::None);
-    for other in ["{{ tools }}<tool_call>\n<function=", "{{ tools }}[TOOL_CALLS]name[ARGS]", "{{ tools }}"] {
+    for other in [
+        "{{ tools }}<tool_call>\n<function=",
+        "{{ tools }}<tool_call>name\n<arg_key>",
+        "{{ tools }}[TOOL_CALLS]name[ARGS]",
+        "{{ tools }}",
+    ] {
         assert_eq!(ToolSupport::of(other), ToolSupport::Unread, "{other}");
     }
 }
