@@ -123,15 +123,13 @@ async fn eight_exponential_schemas_at_once_do_not_keep_another_clients_schema_fr
     }
 }
 
-/// A program that takes tasks and answers none. Its seconds of sleep identify it.
-fn silent(seconds: &str, metrics: &Arc<Metrics>) -> Sandbox {
-    Sandbox::new(Command { program: "sleep".into(), arguments: vec![seconds.into()] }, Arc::clone(metrics))
-}
-
 #[tokio::test]
 async fn slow_tasks_have_few_places_and_one_too_many_is_killed_and_told_to_come_back() {
     let metrics = Arc::new(Metrics::new());
-    let sandbox = silent("600", &metrics);
+    // It computes without end: a process that is never given the processor would be replaced instead.
+    let command =
+        Command { program: "sh".into(), arguments: vec!["-c".into(), "while :; do :; done".into()] };
+    let sandbox = Sandbox::new(command, Arc::clone(&metrics));
     let checks = (0..4).map(|n| {
         let sandbox = sandbox.clone();
         tokio::spawn(async move { sandbox.check(&Constraint::Regex(n.to_string())).await })
@@ -151,7 +149,9 @@ async fn slow_tasks_have_few_places_and_one_too_many_is_killed_and_told_to_come_
 
 #[tokio::test]
 async fn a_task_whose_client_has_left_is_killed() {
-    let sandbox = silent("601", &Arc::new(Metrics::new()));
+    // Its seconds of sleep identify it.
+    let command = Command { program: "sleep".into(), arguments: vec!["601".into()] };
+    let sandbox = Sandbox::new(command, Arc::new(Metrics::new()));
     let constraint = Constraint::Regex("a".into());
     let left = tokio::time::timeout(Duration::from_millis(300), sandbox.check(&constraint)).await;
     assert!(left.is_err(), "{left:?}");
@@ -187,6 +187,14 @@ async fn one_process_does_many_tasks_and_one_that_died_between_them_is_replaced(
     send("KILL", idle[0]);
     sandbox.check(&json_schema(ordinary(20))).await.unwrap().unwrap();
     assert_eq!(metrics.sandbox_starts.get(), 2);
+}
+
+#[tokio::test]
+async fn a_process_that_is_killed_from_outside_is_no_fault_of_the_client() {
+    let command = Command { program: "sh".into(), arguments: vec!["-c".into(), "kill -9 $$".into()] };
+    let sandbox = Sandbox::new(command, Arc::new(Metrics::new()));
+    let checked = sandbox.check(&Constraint::Regex("a".into())).await;
+    assert!(matches!(checked, Err(SandboxError::Unavailable { .. })), "{checked:?}");
 }
 
 /// As many rules, each of the next one alone, as a text may have.

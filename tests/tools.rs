@@ -385,7 +385,7 @@ async fn what_cannot_be_done_is_refused_by_name() {
             "invalid_type",
             "messages[0].tool_calls[0].function.arguments",
         ),
-        (json!({ "messages": [{ "role": "assistant" }] }), "missing_field", "messages[0].content"),
+        (json!({ "messages": [{ "role": "user" }] }), "missing_field", "messages[0].content"),
     ] {
         let (status, answer) = qwen.ask(CHAT, &request(&fields)).await;
         let error = &answer["error"];

@@ -41,6 +41,10 @@ use crate::metrics::Metrics;
 /// Longer heads of answers are none of actix-web's refusals.
 const LONGEST_REFUSAL: usize = 256;
 
+/// Bytes that are read of one connection before others have their turn. actix-web reads as long as anything comes, up to 128 KiB, and
+/// goes on to read what a refused client still sends: hundreds of fast senders would keep the thread from all others.
+const MOST_READ: usize = 16 << 10;
+
 /// What asks a client for a body that it holds back; the answer is yet to come.
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
@@ -71,6 +75,10 @@ enum Turn {
 impl Turn {
     /// After `bytes` have come.
     fn after(self, bytes: &[u8]) -> Self {
+        // A body has megabytes, of which none says more.
+        if matches!(self, Self::Answering | Self::Over) {
+            return self;
+        }
         bytes.iter().fold(self, |turn, byte| match (turn, byte) {
             (Self::Awaited, b'\r' | b'\n') | (Self::Head { .. }, b'\r') => turn,
             (Self::Awaited, _) => Self::Head { last_line: 1 },
@@ -95,6 +103,8 @@ pub(super) struct Connection<T> {
     patience: Patience,
     /// Runs while the client takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
+    /// Bytes that were read since other connections last had their turn.
+    read: usize,
     /// Runs while it is its turn.
     awaited: Option<Pin<Box<Sleep>>>,
     place: Place,
@@ -113,7 +123,20 @@ impl<T> Connection<T> {
         place.turn_to(Phase::Idle);
         let closing = Box::pin(place.closing().clone().cancelled_owned());
         let (heard, owed, turn) = (Vec::new(), Vec::new(), Turn::Awaited);
-        Self { io, peer, metrics, heard, owed, turn, patience, stalled: None, awaited: None, place, closing }
+        Self {
+            io,
+            peer,
+            metrics,
+            heard,
+            owed,
+            turn,
+            patience,
+            stalled: None,
+            read: 0,
+            awaited: None,
+            place,
+            closing,
+        }
     }
 
     /// Its place among all connections.
@@ -214,11 +237,20 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Connection<T> {
         if self.turn == Turn::Over {
             return Poll::Ready(Ok(()));
         }
+        if self.read >= MOST_READ {
+            self.read = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         match Pin::new(&mut self.io).poll_read(cx, buffer) {
             Poll::Ready(read) => read?,
-            Poll::Pending => return self.poll_awaited(cx).map(Ok),
+            Poll::Pending => {
+                self.read = 0;
+                return self.poll_awaited(cx).map(Ok);
+            }
         }
         let read = &buffer.filled()[before..];
+        self.read += read.len();
         let turn = self.turn.after(read);
         self.turn_to(turn);
         let room = refusal::MOST_HEARD.saturating_sub(self.heard.len());
@@ -278,6 +310,8 @@ fn refusal_in(written: &[u8]) -> Option<(usize, u16)> {
 
 #[cfg(test)]
 mod tests {
+    use std::{future::poll_fn, pin::pin};
+
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
     use super::*;
@@ -339,6 +373,25 @@ mod tests {
         for written in ["", "0\r\n\r\n", "HTTP/1.1 100 Continue\r\n\r\n", &ours, &quoted, &accepted] {
             assert_eq!(passed(b"", written.as_bytes(), 16).await, written);
         }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_sends_without_end_leaves_the_thread_to_others() {
+        let (mut client, server) = duplex(1 << 20);
+        client.write_all(&vec![b'a'; 8 * MOST_READ]).await.unwrap();
+        let mut server = connection(server);
+        let mut turns = 0;
+        let mut read = pin!(async {
+            for _ in 0..8 * MOST_READ / 1024 {
+                server.read_exact(&mut [0; 1024]).await.unwrap();
+            }
+        });
+        poll_fn(|cx| {
+            turns += 1;
+            read.as_mut().poll(cx)
+        })
+        .await;
+        assert!(turns >= 8, "all was read in {turns} turns");
     }
 
     #[tokio::test(start_paused = true)]

@@ -118,7 +118,9 @@ fn reason(status: ExitStatus) -> Lost {
     use std::os::unix::process::ExitStatusExt;
     match status.signal() {
         Some(signal) if signal == Signal::XCPU.as_raw() => Lost::CpuTime,
-        // An allocation or a stack that fails ends in an abort; the system's own killer uses SIGKILL.
+        // Its own limits never end it so: somebody did, or the system, which is short of memory.
+        Some(signal) if signal == Signal::KILL.as_raw() => Lost::Broken("it was killed from outside".into()),
+        // An allocation or a stack that fails ends in an abort.
         Some(_) => Lost::Memory,
         None => Lost::Broken(format!("it ended with {status}")),
     }

@@ -216,7 +216,7 @@ const SHARDS: &[Damage] = &[
             shard(dir);
             instead(dir, "base/model-2.safetensors", |path| symlink("../blobs/0123", path).unwrap());
         },
-        &["model-2.safetensors", "No such file"],
+        &["model-2.safetensors", "which does not exist"],
     ),
     (
         "an index that promises what its shard lacks",
@@ -415,7 +415,7 @@ const COMPANIONS: &[Damage] = &[
     (
         "a link to settings that were never downloaded",
         |dir| instead(dir, "base/generation_config.json", |path| symlink("../blobs/0123", path).unwrap()),
-        &["generation_config.json", "No such file"],
+        &["generation_config.json", "which does not exist"],
     ),
 ];
 
