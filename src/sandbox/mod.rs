@@ -7,11 +7,11 @@
 //! ```
 //!
 //! The libraries that compile and run these bound their steps, and neither their memory, their stack nor all of their time. A
-//! thread that has gone astray cannot be ended; a process can. So the server hands each [`Task`](task::Task) to a child that
+//! thread that has gone astray cannot be ended; a process can. So the server hands each `Task` to a child that
 //! limits its own memory and processor time, and kills it at a deadline. A child is started ahead of need and serves one
 //! task after another, so that a task costs a message each way and no process start. It never loads ONNX Runtime.
 //!
-//! Constraints and templates have a [`Pool`] each: schemas that take long must not delay conversations. What the child says
+//! Constraints and templates have a `Pool` each: schemas that take long must not delay conversations. What the child says
 //! about a constraint is kept by its content, as clients send the same schema with every request.
 //!
 //! Limits of a child, by system: on Linux its address space, processor time and lifetime (it dies with its parent); on other
