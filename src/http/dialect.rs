@@ -12,7 +12,9 @@ use super::{
     ask::{Ask, Rules},
     compat::OtherField,
     fields::{FieldError, Fields},
+    id,
 };
+use crate::job::JobId;
 
 /// One spelling of requests and answers.
 pub(super) trait Dialect: From<Head> + Send + 'static {
@@ -21,6 +23,11 @@ pub(super) trait Dialect: From<Head> + Send + 'static {
 
     /// What its ids begin with.
     const ID_PREFIX: &'static str;
+
+    /// The id of the answer to this job.
+    fn id(_: JobId) -> String {
+        id::new(Self::ID_PREFIX)
+    }
 
     /// What it does, as traces call it.
     const OPERATION: &'static str = "text_completion";

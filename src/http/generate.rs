@@ -25,7 +25,6 @@ use super::{
     dialect::{Dialect, Head},
     error::ApiError,
     fields::Fields,
-    id,
     offload::Cost,
     slot,
 };
@@ -50,7 +49,7 @@ pub(super) async fn generate<D: Dialect>(
     let job = state.executor.new_id();
     let delivery = ask.delivery;
     let dialect = D::from(Head {
-        id: id::new(D::ID_PREFIX),
+        id: D::id(job),
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         model: text.card().id.clone(),
         seed: ask.sampling.seed,

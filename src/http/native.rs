@@ -8,10 +8,11 @@ use super::{
     compat::{self, OtherField},
     dialect::{Dialect, Head, prompt_progress, timings, usage},
     fields::{FieldError, Fields},
+    id,
     messages::take_messages,
     probes::held,
 };
-use crate::job::MemoryReport;
+use crate::job::{JobId, MemoryReport};
 
 /// eka's own dialect.
 pub(super) struct Native(Head);
@@ -42,6 +43,12 @@ impl Native {
 impl Dialect for Native {
     const ROUTE: &'static str = "/generate-lite";
     const ID_PREFIX: &'static str = "gen-";
+
+    /// With the job's number, in which order the queue took them: for tests of the queue and of faults.
+    fn id(job: JobId) -> String {
+        format!("{}-{}", id::new(Self::ID_PREFIX), job.0)
+    }
+
     const TEMPERATURE: f32 = 0.0;
     const OTHERS: &'static [&'static [OtherField]] =
         &[compat::OPENAI, compat::SINGLE, compat::WITHOUT_TOOLS, compat::PEERS];
