@@ -168,7 +168,7 @@ fn is_meant(path: &Path) -> bool {
 }
 
 fn prepared(config: &Config, path: PathBuf, id: String, gpu: Option<GpuReport>) -> anyhow::Result<Prepared> {
-    // The worker is told of paths, and ids are made of names, in UTF-8.
+    // Paths are sent to the worker, and ids are made of names, as UTF-8.
     ensure!(path.to_str().is_some(), "the path {} is not UTF-8; rename the directory", path.display());
     if !manifest::is_model(&path) {
         return Ok(Prepared { dir: exported(config, &path, &id, gpu)?, id, draft: None });
@@ -182,7 +182,7 @@ fn prepared(config: &Config, path: PathBuf, id: String, gpu: Option<GpuReport>) 
 fn exported(config: &Config, path: &Path, id: &str, gpu: Option<GpuReport>) -> anyhow::Result<PathBuf> {
     let base = path.join("base");
     let dtype = dtype(gpu, is_bfloat16(&base));
-    // A link that leads nowhere was meant to be an adapter: without it, other answers would be given, and nobody told.
+    // A link that leads nowhere was meant to be an adapter: without it the answers would silently be others.
     let adapter = Some(path.join("adapter")).filter(|adapter| files::exists(adapter));
     let adapters = adapter.into_iter().map(|dir| AdapterSource { dir, weight: 1.0 }).collect();
     let source = Source::Checkpoint { base, adapters };
