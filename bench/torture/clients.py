@@ -288,4 +288,4 @@ CASES = [
     ("A7", "strange JSON", templates_of_requests),
     ("C15", "gzip, and bombs of 1 GB", gzip_bombs),
 ]
-OWN_SERVER = [("A3", "a log pipe that nobody reads", a_full_log_pipe)]
+OWN_SERVER = [("A3", "a log pipe without a reader", a_full_log_pipe)]
