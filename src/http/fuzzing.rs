@@ -9,7 +9,6 @@ use super::{
 use crate::{executor::Deadlines, text::ToolSupport};
 
 /// Parses `body` as a request of every generating route, for a model with tools and for one without. Says whether any took it.
-#[must_use]
 pub fn request(body: &[u8]) -> bool {
     let template = "{% if tools %}<tool_call>{% endif %}";
     [ToolSupport::None, ToolSupport::Unread, ToolSupport::of(template)].into_iter().any(|support| {

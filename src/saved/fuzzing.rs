@@ -5,7 +5,6 @@ use std::{fs, path::Path};
 use super::{Expected, Reader};
 
 /// Writes `bytes` to `path` and reads them as a saved prompt of the model that they name themselves. Says whether they are one.
-#[must_use]
 pub fn prompt(bytes: &[u8], path: &Path) -> bool {
     if fs::write(path, bytes).is_err() {
         return false;

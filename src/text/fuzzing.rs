@@ -9,7 +9,6 @@ use super::{
 };
 
 /// Compiles `source` as a chat template and renders a conversation with a tool and a call. Says whether both worked.
-#[must_use]
 pub fn template(source: &[u8]) -> bool {
     let Ok(source) = std::str::from_utf8(source) else { return false };
     let tokens = BTreeMap::from([("bos_token".to_owned(), "<s>".to_owned())]);
@@ -30,7 +29,6 @@ pub fn template(source: &[u8]) -> bool {
 ///
 /// # Panics
 /// When what is read depends on where the text is cut.
-#[must_use]
 pub fn tool_calls(bytes: &[u8]) -> bool {
     let Some((flags, answer)) = bytes.split_first() else { return false };
     let Ok(answer) = std::str::from_utf8(answer) else { return false };
