@@ -12,8 +12,8 @@ use std::{
 };
 
 use eka::{
-    choice::CacheChoice,
     device::{Runtime, SessionOptions, host},
+    device_spec::CacheChoice,
     engine::{Forward, Timeline, TimelineOptions},
     export::{self, Options, Source},
     job::CacheSalt,

@@ -12,7 +12,7 @@ use std::{
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use eka::{
-    access::Keys,
+    auth::Keys,
     constraint::{Choice, Guide, Guides},
     engine::Sampler,
     job::{Constraint, Failure, Job, JobId, Sampling},

@@ -15,8 +15,8 @@ use std::{
 };
 
 use eka::{
-    choice::CacheChoice,
     device::{Runtime, SessionOptions, host},
+    device_spec::CacheChoice,
     engine::{self, Speculation, Step, Timeline, TimelineOptions},
     job::{Job, JobId},
     manifest::Manifest,

@@ -17,9 +17,9 @@ pub mod units;
 
 pub mod files;
 
-pub mod trim;
+pub mod trim_policy;
 
-pub mod choice;
+pub mod device_spec;
 
 pub mod log_queue;
 
@@ -29,11 +29,11 @@ pub mod job;
 
 pub mod config;
 
-pub mod access;
+pub mod auth;
 
 pub mod manifest;
 
-pub mod saved;
+pub mod prompt_store;
 
 pub mod text;
 
@@ -56,7 +56,7 @@ pub mod engine;
 
 pub mod worker;
 
-pub mod traces;
+pub mod otel;
 
 pub mod supervise;
 
@@ -68,6 +68,6 @@ pub mod client;
 
 pub mod smoke;
 
-pub mod load;
+pub mod loadgen;
 
 pub mod cli;

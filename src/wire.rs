@@ -17,9 +17,9 @@ use std::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
-    choice::{CacheChoice, DeviceChoice},
+    device_spec::{CacheChoice, DeviceChoice},
     job::{CacheSalt, Failure, Finish, Job, JobId, Memory, ModelId, ModelReport, RuntimeReport, Score},
-    trim::TrimPolicy,
+    trim_policy::TrimPolicy,
     units::Bytes,
 };
 

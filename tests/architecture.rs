@@ -10,33 +10,33 @@ use std::{
 const LAYERS: &str = "
     units:
     files: units
-    trim: units
-    choice:
+    trim_policy: units
+    device_spec:
     log_queue:
     metrics: log_queue
     job: units
-    config: choice files trim units
-    access: config files units
+    config: device_spec files trim_policy units
+    auth: config files units
     manifest: files units
-    saved: files units
+    prompt_store: files units
     text: files job manifest units
     constraint: job text units
-    wire: choice job trim units
+    wire: device_spec job trim_policy units
     sandbox: constraint job metrics text units wire
-    device: choice units
+    device: device_spec units
     onnx:
     export: files manifest onnx units
-    model: choice device files manifest onnx saved units
+    model: device_spec device files manifest onnx prompt_store units
     engine: constraint device job model units
-    worker: constraint device engine job manifest model saved trim wire units
-    traces: job metrics units
-    supervise: files job log_queue metrics traces wire units
-    executor: job metrics traces units
-    http: access config constraint executor files job metrics sandbox saved text traces units
+    worker: constraint device engine job manifest model prompt_store trim_policy wire units
+    otel: job metrics units
+    supervise: files job log_queue metrics otel wire units
+    executor: job metrics otel units
+    http: auth config constraint executor files job metrics sandbox prompt_store text otel units
     client:
     smoke: client
-    load: client
-    cli: access choice client config constraint device engine executor export files http job load log_queue manifest metrics model sandbox saved smoke supervise text traces units wire worker
+    loadgen: client
+    cli: auth device_spec client config constraint device engine executor export files http job loadgen log_queue manifest metrics model sandbox prompt_store smoke supervise text otel units wire worker
 ";
 
 /// The only module with `unsafe`.

@@ -3,7 +3,7 @@
 use std::{fs, io::Write, sync::Arc, time::Duration};
 
 use eka::{
-    access::{Door, Keys, Rules},
+    auth::{Door, Keys, Rules},
     config::Origins,
     job::{Failure, Memory, OrderOutcome, OrderReport, Readiness},
     text::TextError,

@@ -13,7 +13,7 @@ use std::{
 };
 
 use eka::{
-    choice::Verify,
+    device_spec::Verify,
     export::{Options, Source, export},
     model::{Scope, check_directory},
 };

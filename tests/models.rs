@@ -11,8 +11,8 @@ use std::{
 };
 
 use eka::{
-    choice::CacheChoice,
     device::{Runtime, SessionOptions, Threads},
+    device_spec::CacheChoice,
     engine::{Forward, Timeline, TimelineOptions},
     export::{AdapterSource, Layout, Options, Source, Storage, WeightFormat, export},
     manifest::Dtype,

@@ -6,11 +6,11 @@ use std::{
 };
 
 use eka::{
-    choice::CacheChoice,
     device::{
         DeviceError, Fault, Pool, SessionOptions,
         pool::{Figures, PoolOptions},
     },
+    device_spec::CacheChoice,
     engine::{EngineError, Forward, Timeline, TimelineOptions},
     model::{Model, ModelError},
     units::Bytes,

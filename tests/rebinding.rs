@@ -3,7 +3,7 @@
 use std::{io::Write, sync::Arc};
 
 use eka::{
-    access::{Door, Keys, Rules},
+    auth::{Door, Keys, Rules},
     config::{Hosts, Origins},
     job::{Memory, OrderOutcome, OrderReport},
 };

@@ -6,8 +6,8 @@ use std::{
 };
 
 use eka::{
-    choice::CacheChoice,
     device::{DeviceError, HostCopy, SessionOptions, Shared},
+    device_spec::CacheChoice,
     engine::{self, Forward, Speculation, Timeline, TimelineOptions},
     job::{Job, JobId},
     model::Model,

@@ -3,7 +3,7 @@
 use std::{fs, sync::Arc};
 
 use eka::{
-    access::{Door, Keys, Rules},
+    auth::{Door, Keys, Rules},
     job::Readiness,
     units::Bytes,
 };

@@ -7,9 +7,9 @@ use std::{
 };
 
 use eka::{
-    choice::{CacheChoice, DeviceChoice},
+    device_spec::{CacheChoice, DeviceChoice},
     job::{Failure, FinishReason, Job, JobId, ModelId},
-    trim::TrimPolicy,
+    trim_policy::TrimPolicy,
     units::Bytes,
     wire::{self, Down, PROTOCOL, Up, WorkerSpec},
 };

@@ -23,8 +23,8 @@ use std::{
 
 use clap::Parser;
 use eka::{
-    choice::{CacheChoice, DeviceChoice},
     device::{Device, OpenError, OpenOptions, SessionOptions, host},
+    device_spec::{CacheChoice, DeviceChoice},
     engine::{Timeline, TimelineOptions},
     manifest::Dtype,
     model::Model,

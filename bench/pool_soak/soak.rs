@@ -8,8 +8,8 @@ use std::{
 };
 
 use eka::{
-    choice::CacheChoice,
     device::{Pool, SessionOptions, host},
+    device_spec::CacheChoice,
     engine::{self, Forward, Speculation, Timeline, TimelineOptions},
     export::{self, Options, Source},
     job::{Job, JobId},

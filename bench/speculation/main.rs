@@ -11,8 +11,8 @@
 use std::{env, fs, ops::ControlFlow, path::PathBuf};
 
 use eka::{
-    choice::CacheChoice,
     device::{Runtime, SessionOptions, host},
+    device_spec::CacheChoice,
     engine::{self, EngineError, Forward, Outcome, Speculation, Timeline, TimelineOptions},
     export::{self, Options, Source},
     job::{Job, JobId},

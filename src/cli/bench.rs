@@ -26,7 +26,7 @@ use crate::{
     device::Pool,
     engine::{self, Forward, Speculation, Step, Timeline},
     job::{DeviceMemory, DevicePeak, Job, JobId},
-    load::{LengthCost, lengths_svg},
+    loadgen::{LengthCost, lengths_svg},
     units::Bytes,
     wire::{self, Up},
     worker,

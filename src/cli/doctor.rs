@@ -17,9 +17,9 @@ use super::{
     print::{self, ERROR, GOOD, Output},
 };
 use crate::{
-    choice::DeviceChoice,
     config::{self, Config, ConfigArgs},
     device::{Device, OpenError, OpenOptions, Placement, SessionOptions, cuda, host},
+    device_spec::DeviceChoice,
     manifest::{self, Manifest},
     model::Model,
     text::Text,

@@ -6,8 +6,8 @@ use anyhow::Context;
 
 use super::print;
 use crate::{
-    choice::{CacheChoice, DeviceChoice},
     device::{Device, OpenOptions, SessionOptions, cores, host},
+    device_spec::{CacheChoice, DeviceChoice},
     engine::{Timeline, TimelineOptions},
     model::Model,
 };

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use super::logging::LogLevel;
 use crate::{
-    access::{Door, KeysError, Rules},
+    auth::{Door, KeysError, Rules},
     config::{Config, ConfigArgs, Settings},
     executor::{Deadlines, Executor, Limits},
     http::{self, Tls, TlsError},

@@ -3,7 +3,7 @@
 use std::{error::Error, fmt, io, process::ExitCode};
 
 use crate::{
-    access::KeysError,
+    auth::KeysError,
     config::ConfigError,
     device::{OpenError, RuntimeError},
     export::{ExportError, FillError, StagingError},

@@ -16,8 +16,8 @@ use super::{
     print::{self, Output},
 };
 use crate::{
-    choice::{CacheChoice, Verify},
     config::{ConfigArgs, Settings},
+    device_spec::{CacheChoice, Verify},
     export::{self, Operator},
     files,
     manifest::{AdapterSummary, ExportOptions, FileRecord, Manifest, Quantization, layout},

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     client::Client,
-    load::{self, Heading, Lengths, Limits, LoadResult, Pace, Plan, Prompts, Until},
+    loadgen::{self, Heading, Lengths, Limits, LoadResult, Pace, Plan, Prompts, Until},
 };
 
 /// Flags that mean nothing where a model is run. That each requires `url` does not say so: what conflicts with an argument that is
@@ -160,14 +160,14 @@ impl LoadArgs {
 
     fn plan(&self, model: Option<String>) -> anyhow::Result<Plan> {
         let api = match self.api {
-            Api::Chat => load::Api::Chat,
-            Api::Completions => load::Api::Completions,
+            Api::Chat => loadgen::Api::Chat,
+            Api::Completions => loadgen::Api::Completions,
         };
         let prompts = match (&self.prompts, self.token_ids) {
             (Some(file), _) => Prompts::Given(lines(file)?),
             (None, Some(vocabulary)) => {
                 ensure!(
-                    api == load::Api::Completions,
+                    api == loadgen::Api::Completions,
                     "--token-ids goes with --api completions: chats are text"
                 );
                 Prompts::Ids(vocabulary)
@@ -252,7 +252,7 @@ pub(super) fn run(args: &LoadArgs, output: Output) -> anyhow::Result<()> {
     if output.json {
         print::document(&result)?;
     } else {
-        print::result(|out| out.write_all(print::printable(&load::table(&result)).as_bytes()))?;
+        print::result(|out| out.write_all(print::printable(&loadgen::table(&result)).as_bytes()))?;
     }
     let failed: Vec<_> = result.errors.iter().map(|(code, times)| format!("{times} {code}")).collect();
     ensure!(result.completed > 0, "no request has a whole answer: {}", failed.join(", "));
@@ -274,7 +274,7 @@ async fn measured(args: &LoadArgs, client: &Client) -> anyhow::Result<LoadResult
     let heading = Heading { began, server: client.url().into(), settings: args.settings(&plan), limits };
     let bar = progress(args.until());
     let run =
-        load::run(client, &plan, args.warm_up, args.until(), |ended| bar.set_position(ended as u64)).await;
+        loadgen::run(client, &plan, args.warm_up, args.until(), |ended| bar.set_position(ended as u64)).await;
     bar.finish_and_clear();
     Ok(LoadResult::of(heading, &run.outcomes, run.took.as_secs_f64())?)
 }
@@ -304,11 +304,11 @@ fn compare(first: &Path, second: &Path, plot: Option<&Path>, output: Output) -> 
     if output.json {
         return print::document(&serde_json::json!({ "first": a, "second": b }));
     }
-    print::result(|out| out.write_all(print::printable(&load::comparison(&a, &b)).as_bytes()))
+    print::result(|out| out.write_all(print::printable(&loadgen::comparison(&a, &b)).as_bytes()))
 }
 
 fn draw(file: &Path, runs: &[(String, &LoadResult)]) -> anyhow::Result<()> {
-    let picture = load::svg(runs).map_err(|why| anyhow!("--plot: {why}"))?;
+    let picture = loadgen::svg(runs).map_err(|why| anyhow!("--plot: {why}"))?;
     write(file, &picture)
 }
 

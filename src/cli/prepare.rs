@@ -22,8 +22,8 @@ use super::{
     export::Bars,
 };
 use crate::{
-    choice::Verify,
     config::{self, Config, Quantize},
+    device_spec::Verify,
     export::{self, AdapterSource, BlockSize, Existing, Options, Source, Storage, WeightFormat},
     files,
     job::GpuReport,

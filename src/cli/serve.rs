@@ -28,9 +28,9 @@ use crate::{
     job::{ModelId, Readiness},
     log_queue,
     metrics::{MemoryKind, Metrics, OnDevice},
-    saved::Store,
+    otel::{Collector, Options},
+    prompt_store::Store,
     supervise::{Fleet, FleetForeman, FleetRunner, FleetView},
-    traces::{Collector, Options},
     worker::faults::Plan,
 };
 

@@ -19,9 +19,9 @@ use super::{
     private_dir,
 };
 use crate::{
-    choice::DeviceChoice,
     config::{self, Config},
     device::{cores, host},
+    device_spec::DeviceChoice,
     http::Catalogue,
     job::{GpuReport, KeepAlive},
     sandbox::Sandbox,

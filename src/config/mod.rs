@@ -29,8 +29,8 @@ use self::{
     raw::RawConfig,
 };
 use crate::{
-    choice::{CacheChoice, Devices, Verify},
-    trim::TrimPolicy,
+    device_spec::{CacheChoice, Devices, Verify},
+    trim_policy::TrimPolicy,
     units::{Bytes, Millis, Ratio, Tokens},
 };
 

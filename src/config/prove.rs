@@ -19,8 +19,8 @@ use super::{
     },
 };
 use crate::{
-    choice::{Devices, DevicesError},
-    trim::TrimPolicyError,
+    device_spec::{Devices, DevicesError},
+    trim_policy::TrimPolicyError,
     units::{Bytes, Millis, Tokens},
 };
 

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fs, net::Ipv4Addr};
 
 use clap::Parser;
 
-use crate::choice::{DeviceChoice, Verify};
+use crate::device_spec::{DeviceChoice, Verify};
 
 use super::{
     keys::{Default, KEYS, Kind},

@@ -15,7 +15,7 @@ use super::{
     cuda::{self, NoCuda},
     pool::{CudaOptions, PoolOptions},
 };
-use crate::{choice::DeviceChoice, units::Bytes};
+use crate::{device_spec::DeviceChoice, units::Bytes};
 
 /// What ONNX Runtime calls its provider for NVIDIA's GPUs.
 pub const CUDA_PROVIDER: &str = "CUDAExecutionProvider";

@@ -15,7 +15,7 @@ use ort::{
     value::{Outlet, TensorElementType, ValueType},
 };
 
-use crate::choice::CacheChoice;
+use crate::device_spec::CacheChoice;
 
 use super::{
     CUDA_PROVIDER, DeviceError, Pool, Runtime,

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     job::{Drafted, Event, Failure, Finish, FinishReason, Job, Timings},
     metrics::{Guesser, Metrics, Waiter},
-    traces::JobSpans,
+    otel::JobSpans,
     units::Tokens,
 };
 

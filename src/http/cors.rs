@@ -21,7 +21,7 @@ use actix_web::{
 };
 
 use super::error::ApiError;
-use crate::{access::Rules, config::Origins};
+use crate::{auth::Rules, config::Origins};
 
 /// For which a browser need not ask again, in seconds.
 const REMEMBER: &str = "600";

@@ -24,10 +24,10 @@ use super::{
     request_id::RequestId,
 };
 use crate::{
-    access::Key,
+    auth::Key,
     job::TraceLink,
     metrics::{Metrics, Outcome},
-    traces::RequestSpan,
+    otel::RequestSpan,
     units::Millis,
 };
 

@@ -19,7 +19,7 @@ use actix_web::{
 
 use super::{AppState, Catalogue, cors, count::Tally, error::ApiError, headers, host, page};
 use crate::{
-    access::{Key, Rules, Spent},
+    auth::{Key, Rules, Spent},
     text::Text,
 };
 

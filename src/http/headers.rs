@@ -8,7 +8,7 @@ use actix_web::http::header::{
 };
 
 use super::{count::Tally, request_id::REQUEST_ID};
-use crate::access::{Door, Rules, Standing};
+use crate::auth::{Door, Rules, Standing};
 
 /// OpenAI's names, which clients know: limit, remaining, reset.
 const REQUESTS: [HeaderName; 3] = [

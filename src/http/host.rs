@@ -20,7 +20,7 @@ use actix_web::http::{
     header::{self, HeaderMap},
 };
 
-use crate::{access::Rules, config::Hosts};
+use crate::{auth::Rules, config::Hosts};
 
 /// What the names of private networks end in.
 const PRIVATE: [&str; 4] = ["localhost", "local", "internal", "home.arpa"];

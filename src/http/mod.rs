@@ -105,13 +105,13 @@ use self::{
     generate::generate, native::Native, offload::Offload, responses::Responses,
 };
 use crate::{
-    access::Door,
+    auth::Door,
     config::{Config, UnknownFields},
     executor::{Deadlines, Executor},
     job::Readiness,
     metrics::Metrics,
+    prompt_store::Store,
     sandbox::{Sandbox, SandboxError},
-    saved::Store,
     text::Text,
     units::{Bytes, Tokens},
 };

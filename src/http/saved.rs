@@ -45,7 +45,7 @@ use crate::{
     executor::Terms,
     job::{CacheSalt, Event, Failure, Finish, FinishReason, Job, Order, SaveAs},
     metrics::{OnDevice, PromptFile},
-    saved::{Head, Listed, Name, SavedError, Store},
+    prompt_store::{Head, Listed, Name, SavedError, Store},
     text::{Conversation, Message, Text},
     units::{Bytes, Tokens},
 };

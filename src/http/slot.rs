@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 
 use super::{AppState, count::Tally, dialect::rate, gate::check_model};
 use crate::{
-    access::Key,
+    auth::Key,
     executor::{self, Caller, Counts, Entry, Outcome, Past, Roster},
     job::{DeviceMemory, DevicePeak, Memory, MemoryReport, Readiness},
     metrics::{MemoryKind, Metrics, OnDevice},

@@ -5,7 +5,7 @@ use half::{bf16, f16};
 use super::{HostCache, Model};
 use crate::{
     device::{DeviceError, Element, Pool, Shared},
-    saved::{Kind, Shape},
+    prompt_store::{Kind, Shape},
     units::Bytes,
 };
 

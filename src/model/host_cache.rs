@@ -6,10 +6,10 @@ use half::{bf16, f16};
 
 use super::{Cache, Model, check::of_layer, graph_file::GraphFile, own, steps};
 use crate::{
-    choice::CacheChoice,
     device::{DeviceError, HostCopy, operators::Format},
+    device_spec::CacheChoice,
     manifest::{Dtype, Manifest},
-    saved::{Kind, Shape},
+    prompt_store::{Kind, Shape},
     units::Bytes,
 };
 

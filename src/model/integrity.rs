@@ -18,7 +18,7 @@ use rayon::prelude::*;
 
 use super::{ModelError, check, graph_file::GraphFile};
 use crate::{
-    choice::Verify,
+    device_spec::Verify,
     files,
     manifest::{FileRecord, Manifest},
     onnx::external::Malformed,

@@ -18,8 +18,8 @@ use prost::Message;
 
 use super::graph_file::GraphFile;
 use crate::{
-    choice::CacheChoice,
     device::operators::{ATTENTION, Blocks, DOMAIN, Format, MATMUL, MATRIX, Matrix, Operators, Store},
+    device_spec::CacheChoice,
     files,
     onnx::{
         Attribute, AttributeType, DataLocation, Dimension, ElementType, Extent, Graph, Model, Node,

@@ -16,7 +16,7 @@ use tokio::{
 use super::{WorkerCommand, stderr::Stderr};
 use crate::{
     job::TraceLink,
-    traces,
+    otel,
     wire::{self, Down, Up, WireError},
 };
 
@@ -93,7 +93,7 @@ impl Process {
         self.is_pinged &= !matches!(frame, Some(Ok(Up::Pong)));
         // Here, because a trim that follows a job is heard by whoever listens then.
         if let (Some(Ok(Up::Held { took, .. })), Some(link)) = (&frame, &self.trace) {
-            traces::trimmed(link, *took);
+            otel::trimmed(link, *took);
         }
         frame
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::{
     device::{Pool, host},
     job::{DeviceMemory, DevicePeak, Memory},
-    trim::TrimPolicy,
+    trim_policy::TrimPolicy,
     units::Bytes,
 };
 

@@ -7,7 +7,7 @@ use crate::{
     device::DeviceError,
     engine::{EngineError, Forward, Timeline},
     job::{CacheSalt, Failure, ModelId, SaveAs},
-    saved::{Expected, Head, Name, NameError, Reader, SavedError, Writer},
+    prompt_store::{Expected, Head, Name, NameError, Reader, SavedError, Writer},
     units::Bytes,
     wire::WireError,
 };

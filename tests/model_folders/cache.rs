@@ -6,7 +6,7 @@ use std::{
     process::Output,
 };
 
-use eka::{choice::Verify, model::Scope};
+use eka::{device_spec::Verify, model::Scope};
 
 use super::{Folder, cut, flip};
 use crate::program::{argument, root, run, text};

@@ -3,8 +3,8 @@
 use std::{fs, os::unix::fs::symlink, path::Path};
 
 use eka::{
-    choice::Verify,
     device::SessionOptions,
+    device_spec::Verify,
     engine::Forward,
     export::{Options, Source, Storage, WeightFormat, export},
     model::{Model, Scope, check_directory},

@@ -1,7 +1,7 @@
 //! `eka.json`, damaged field by field.
 
 use eka::{
-    choice::Verify,
+    device_spec::Verify,
     engine::Forward,
     model::{Model, Scope},
 };

@@ -3,7 +3,7 @@
 use std::{fs, os::unix::fs::symlink, path::Path, sync::mpsc, thread, time::Duration};
 
 use eka::{
-    choice::Verify,
+    device_spec::Verify,
     model::{Scope, check_directory},
     text::Text,
 };

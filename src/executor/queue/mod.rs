@@ -15,7 +15,7 @@ use crate::{
     job::{
         Event, Failure, Finish, FinishReason, Job, JobId, MemoryReport, ModelId, Priority, Timings, Usage,
     },
-    traces::JobSpans,
+    otel::JobSpans,
     units::Tokens,
 };
 

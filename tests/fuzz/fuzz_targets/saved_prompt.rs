@@ -12,5 +12,5 @@ static PATH: LazyLock<std::path::PathBuf> = LazyLock::new(|| {
 });
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    eka::saved::fuzzing::prompt(bytes, &PATH);
+    eka::prompt_store::fuzzing::prompt(bytes, &PATH);
 });

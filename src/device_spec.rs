@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// The device asked for. Spelled as `auto`, `cpu`, `cuda` or `cuda:N`; `auto` is the default.
 ///
 /// ```
-/// # use eka::choice::DeviceChoice;
+/// # use eka::device_spec::DeviceChoice;
 /// assert_eq!("cuda".parse(), Ok(DeviceChoice::Cuda(0)));
 /// assert_eq!(DeviceChoice::Cuda(1).to_string(), "cuda:1");
 /// ```
@@ -59,7 +59,7 @@ impl FromStr for DeviceChoice {
 /// default.
 ///
 /// ```
-/// # use eka::choice::Verify;
+/// # use eka::device_spec::Verify;
 /// assert_eq!("hash".parse(), Ok(Verify::Hash));
 /// assert!("full".parse::<Verify>().is_err());
 /// ```
@@ -96,7 +96,7 @@ impl FromStr for Verify {
 /// `int8`.
 ///
 /// ```
-/// # use eka::choice::CacheChoice;
+/// # use eka::device_spec::CacheChoice;
 /// assert_eq!("int8".parse(), Ok(CacheChoice::Int8));
 /// assert!("int4".parse::<CacheChoice>().is_err());
 /// ```
@@ -147,7 +147,7 @@ impl FromStr for CacheChoice {
 /// Each is to have a worker of its own, so only the CPU may come more than once.
 ///
 /// ```
-/// # use eka::choice::Devices;
+/// # use eka::device_spec::Devices;
 /// let both: Devices = "cuda:0,cuda:1".parse().unwrap();
 /// assert_eq!(both.labels(), ["cuda:0", "cuda:1"]);
 /// assert_eq!("cpu,cpu".parse::<Devices>().unwrap().labels(), ["cpu:0", "cpu:1"]);

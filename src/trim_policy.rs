@@ -27,7 +27,7 @@ pub enum TrimWhen {
 /// behind it if anything is to stay; `always` is the default.
 ///
 /// ```
-/// # use eka::{trim::TrimPolicy, units::Bytes};
+/// # use eka::{trim_policy::TrimPolicy, units::Bytes};
 /// # use std::time::Duration;
 /// let policy: TrimPolicy = "above=2GiB,keep=512MiB".parse().unwrap();
 /// assert_eq!(policy.due(Bytes::mib(1000), Duration::ZERO), None);
