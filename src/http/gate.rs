@@ -19,7 +19,7 @@ use actix_web::{
 
 use super::{AppState, Catalogue, cors, count::Tally, error::ApiError, headers, host, page};
 use crate::{
-    auth::{Key, Rules, Spent},
+    auth::{ExhaustedLimit, Key, Rules},
     text::Text,
 };
 
@@ -34,7 +34,7 @@ pub(super) async fn pass(
     let Some(state) = request.app_data::<web::Data<AppState>>().cloned() else {
         return next.call(request).await;
     };
-    let rules = state.door.rules();
+    let rules = state.access.rules();
     let tally = Tally::new(&request, state.metrics.clone());
     request.extensions_mut().insert(tally.clone());
     let origin = cors::origin(&request, &rules);
@@ -57,7 +57,7 @@ pub(super) async fn pass(
     }
     let out = response.headers_mut();
     headers::add(out, &tally);
-    headers::add_standing(out, &state.door, &rules, &tally);
+    headers::add_standing(out, &state.access, &rules, &tally);
     cors::add(out, origin.as_ref(), &rules);
     Ok(response)
 }
@@ -84,7 +84,7 @@ fn enter(request: &ServiceRequest, state: &AppState, rules: &Rules, tally: &Tall
     if let Some(address) = tally.peer().filter(|_| !is_metrics) {
         let limit = rules.requests_per_minute_per_ip.map_or(0, u32::from);
         let refuse = |wait| ApiError::RateLimited { whose: "this address", what: "requests", limit, wait };
-        state.door.enter(rules, address, now).map_err(refuse)?;
+        state.access.admit(rules, address, now).map_err(refuse)?;
     }
     if rules.keys.is_empty() || is_of_page(request) {
         return Ok(());
@@ -96,11 +96,11 @@ fn enter(request: &ServiceRequest, state: &AppState, rules: &Rules, tally: &Tall
     if is_metrics || path == "/v1/slot" {
         return Ok(());
     }
-    key.enter(now).map_err(|(spent, wait)| {
-        let [requests, tokens] = key.standing(now).map(|standing| standing.map_or(0, |s| s.limit));
+    key.admit(now).map_err(|(spent, wait)| {
+        let [requests, tokens] = key.rate_limit_status(now).map(|status| status.map_or(0, |s| s.limit));
         let (what, limit) = match spent {
-            Spent::Requests => ("requests", requests),
-            Spent::Tokens => ("tokens", tokens),
+            ExhaustedLimit::Requests => ("requests", requests),
+            ExhaustedLimit::Tokens => ("tokens", tokens),
         };
         ApiError::RateLimited { whose: "this key", what, limit, wait }
     })
@@ -128,7 +128,7 @@ fn shown(headers: &HeaderMap) -> Option<&[u8]> {
 /// from this machine; never from a page whose origin is not listed by name. Asked by the handlers themselves, so that no
 /// spelling of a path gets around it.
 pub(super) fn check_admin(request: &HttpRequest, state: &AppState) -> Result<(), ApiError> {
-    let rules = state.door.rules();
+    let rules = state.access.rules();
     if cors::is_unlisted(request, &rules) {
         return Err(ApiError::NotFromHere);
     }
@@ -177,7 +177,7 @@ pub(super) fn check_model(request: &HttpRequest, model: &str) -> Result<(), ApiE
 
 fn check_model_for(key: Option<&Key>, model: &str) -> Result<(), ApiError> {
     match key {
-        Some(key) if !key.opens(model) => {
+        Some(key) if !key.allows_model(model) => {
             let allowed = key.models().unwrap_or_default().iter().map(|model| format!("{model:?}"));
             let allowed = allowed.collect::<Vec<_>>().join(", ");
             Err(ApiError::ModelNotAllowed { model: model.to_owned(), allowed })

@@ -105,7 +105,7 @@ use self::{
     generate::generate, native::Native, offload::Offload, responses::Responses,
 };
 use crate::{
-    auth::Door,
+    auth::AccessControl,
     config::{Config, UnknownFields},
     executor::{Deadlines, Executor},
     job::Readiness,
@@ -174,7 +174,7 @@ pub struct AppState {
     catalogue: Catalogue,
     executor: Executor,
     /// Who may come in.
-    door: Arc<Door>,
+    access: Arc<AccessControl>,
     /// `None` is HTTP without TLS.
     tls: Option<Arc<Tls>>,
     /// Without one, requests that need it are refused.
@@ -217,7 +217,7 @@ impl AppState {
         Self {
             catalogue: catalogue.into(),
             executor,
-            door: Arc::default(),
+            access: Arc::default(),
             tls: None,
             sandbox: None,
             orders: None,
@@ -259,10 +259,10 @@ impl AppState {
         Self { devices: devices.into(), ..self }
     }
 
-    /// With a door; without one, everybody may come in.
+    /// With access rules; without them, every request is admitted.
     #[must_use]
-    pub fn with_door(self, door: Arc<Door>) -> Self {
-        Self { door, ..self }
+    pub fn with_access_control(self, access: Arc<AccessControl>) -> Self {
+        Self { access, ..self }
     }
 
     /// With TLS; without, whoever listens on the way reads along.

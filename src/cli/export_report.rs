@@ -13,7 +13,7 @@ use anyhow::{Context, ensure};
 use serde::Serialize;
 
 use super::{
-    engine::EngineArgs,
+    engine_args::EngineArgs,
     export::Bars,
     logits::{Difference, divergence, log_softmax},
 };

@@ -11,7 +11,7 @@ struct Turn {
 
 /// A conversation.
 #[derive(Clone, Debug)]
-pub(super) struct Turns {
+pub(super) struct Conversation {
     /// What is said before all else.
     pub(super) system: Option<String>,
     turns: Vec<Turn>,
@@ -19,14 +19,14 @@ pub(super) struct Turns {
 
 /// What the model reads next.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Next {
+pub(super) struct NextPrompt {
     /// Token ids.
     pub(super) prompt: Vec<u32>,
     /// Turns that are no longer in it.
     pub(super) left_out: usize,
 }
 
-impl Turns {
+impl Conversation {
     /// Nothing said yet but the system message.
     pub(super) const fn new(system: Option<String>) -> Self {
         Self { system, turns: Vec::new() }
@@ -37,13 +37,13 @@ impl Turns {
     ///
     /// # Errors
     /// When the model's template refuses the messages, or the tokenizer fails.
-    pub(super) fn next(&mut self, text: &Text, asked: &str, most: usize) -> Result<Next, TextError> {
+    pub(super) fn next(&mut self, text: &Text, asked: &str, most: usize) -> Result<NextPrompt, TextError> {
         let mut left_out = 0;
         loop {
             let prompt = text.encode_chat(&self.messages(asked, left_out).into())?;
             if prompt.len() <= most || left_out == self.turns.len() {
                 self.turns.drain(..left_out);
-                return Ok(Next { prompt, left_out });
+                return Ok(NextPrompt { prompt, left_out });
             }
             left_out += 1;
         }

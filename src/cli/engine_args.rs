@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use super::print;
+use super::output;
 use crate::{
     device::{Device, OpenOptions, SessionOptions, cores, host},
     device_spec::{CacheChoice, DeviceChoice},
@@ -72,7 +72,7 @@ impl EngineArgs {
         let (choice, libraries, host_pool) = (self.device, self.onnxruntime.as_deref(), self.host_pool);
         let device = Device::open(OpenOptions { choice, libraries, host_pool, memory_limit: None })?;
         if let Some(why) = device.fell_back() {
-            print::note(format_args!("on {device}, as {why}"));
+            output::note(format_args!("on {device}, as {why}"));
         }
         Ok(device)
     }

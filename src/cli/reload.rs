@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use super::logging::LogLevel;
 use crate::{
-    auth::{Door, KeysError, Rules},
+    auth::{AccessControl, KeysError, Rules},
     config::{Config, ConfigArgs, Settings},
     executor::{Deadlines, Executor, Limits},
     http::{self, Tls, TlsError},
@@ -36,8 +36,8 @@ const CHANGEABLE: [&str; 9] = [
 ];
 
 /// The door and all that it is kept by.
-pub(super) struct Entry {
-    pub(super) door: Arc<Door>,
+pub(super) struct LiveSettings {
+    pub(super) access: Arc<AccessControl>,
     pub(super) tls: Option<Arc<Tls>>,
     args: ConfigArgs,
     settings: Mutex<Settings>,
@@ -45,7 +45,7 @@ pub(super) struct Entry {
     deadlines: watch::Sender<Deadlines>,
 }
 
-impl Entry {
+impl LiveSettings {
     /// Reads keys and certificates.
     ///
     /// # Errors
@@ -57,9 +57,9 @@ impl Entry {
         let open = |tls: &crate::config::Tls| Tls::open(&tls.cert_file, &tls.key_file);
         let tls = config.tls.as_ref().map(open).transpose()?.map(Arc::new);
         tls.iter().for_each(|tls| warn_of_dates(tls));
-        let door = Arc::new(Door::new(rules));
+        let access = Arc::new(AccessControl::new(rules));
         let deadlines = watch::Sender::new(deadlines(config));
-        Ok(Self { door, tls, args: args.clone(), settings: Mutex::new(settings), level, deadlines })
+        Ok(Self { access, tls, args: args.clone(), settings: Mutex::new(settings), level, deadlines })
     }
 
     /// The deadlines as they are now.
@@ -141,7 +141,7 @@ impl Entry {
 
     fn keep_to(&self, config: &Config, rules: Rules) {
         warn_if_open(config, &rules);
-        self.door.replace(rules);
+        self.access.replace(rules);
     }
 
     fn reload_tls(&self) {

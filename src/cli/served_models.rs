@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, panic, path::Path, sync::Arc};
 
 use anyhow::anyhow;
 
-use super::prepare::{Candidate, Prepared};
+use super::resolve_model::{Candidate, ResolvedModel};
 use crate::{
     http::{Catalogue, Unavailable},
     manifest::ManifestError,
@@ -19,14 +19,14 @@ use crate::{
 };
 
 /// What is served, and on which files.
-pub(super) struct Lineup {
+pub(super) struct ServedModels {
     /// The models that can be used, for each device.
-    pub(super) devices: Vec<Vec<Prepared>>,
+    pub(super) devices: Vec<Vec<ResolvedModel>>,
     /// All of them, as clients see them.
     pub(super) catalogue: Catalogue,
 }
 
-impl Lineup {
+impl ServedModels {
     /// Opens the text sides of the models that were found for each device. The devices have the same models in the same
     /// order. Chat templates are compiled by `sandbox`.
     ///
@@ -49,14 +49,14 @@ impl Lineup {
             (_, error) => Err(unavailable(id, error)),
         });
         let catalogue = Catalogue::new(entries.collect());
-        let is_usable = |model: &Prepared| !errors.contains_key(&model.id);
+        let is_usable = |model: &ResolvedModel| !errors.contains_key(&model.id);
         let devices = devices.into_iter().map(|models| models.into_iter().filter(is_usable).collect());
         Ok(Self { devices: devices.collect(), catalogue })
     }
 }
 
 /// The models that were prepared on each device, and the errors of those that failed on any device.
-fn split(devices: Vec<Vec<Candidate>>) -> (Vec<Vec<Prepared>>, BTreeMap<String, anyhow::Error>) {
+fn split(devices: Vec<Vec<Candidate>>) -> (Vec<Vec<ResolvedModel>>, BTreeMap<String, anyhow::Error>) {
     let mut errors = BTreeMap::new();
     let mut prepared = Vec::new();
     for candidates in devices {
@@ -74,12 +74,12 @@ fn split(devices: Vec<Vec<Candidate>>) -> (Vec<Vec<Prepared>>, BTreeMap<String, 
 
 /// Opens the text sides of `models`. They are the same whatever device a model is for.
 async fn open_texts(
-    models: &[Prepared],
+    models: &[ResolvedModel],
     sandbox: &Sandbox,
     errors: &mut BTreeMap<String, anyhow::Error>,
 ) -> BTreeMap<String, Arc<Text>> {
     let mut texts = BTreeMap::new();
-    for Prepared { dir, id, .. } in models {
+    for ResolvedModel { dir, id, .. } in models {
         if errors.contains_key(id) {
             continue;
         }
@@ -163,7 +163,7 @@ mod tests {
         let devices = vec![vec![failed("a", anyhow!("the first")), failed("b", anyhow!("the second"))]];
         let command = Command { program: "nowhere".into(), arguments: Vec::new() };
         let sandbox = Sandbox::new(command, Arc::new(Metrics::new()));
-        let error = Lineup::open(devices, &sandbox).await.err().unwrap();
+        let error = ServedModels::open(devices, &sandbox).await.err().unwrap();
         assert_eq!(error.to_string(), "the first");
     }
 }

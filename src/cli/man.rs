@@ -1,5 +1,4 @@
-//! What the program says of itself to shells and to `man`: completions and pages, made from the command line's own
-//! definition so that they cannot say anything else.
+//! `eka man` and `eka completions`: man pages and shell completions, generated from the command line's definition.
 
 use std::{
     fs,
@@ -15,7 +14,7 @@ use clap_mangen::{
     roff::{Roff, bold, roman},
 };
 
-use super::{exit::Exit, print};
+use super::{exit::Exit, output};
 use crate::config;
 
 /// Print a shell's completions
@@ -33,14 +32,14 @@ pub(super) struct ManArgs {
     dir: Option<PathBuf>,
 }
 
-/// Prints completions for the commands and flags that people use.
+/// Prints completions for the visible commands and flags.
 ///
 /// # Errors
 /// When they cannot be printed.
 pub(super) fn completions(args: &CompletionsArgs, program: &Command) -> anyhow::Result<()> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut shown(program), "eka", &mut script);
-    print::result(|out| out.write_all(&script))
+    output::result(|out| out.write_all(&script))
 }
 
 /// Prints the program's page, or writes all of them.
@@ -51,13 +50,13 @@ pub(super) fn man(args: &ManArgs, program: &Command) -> anyhow::Result<()> {
     let mut program = shown(program);
     program.build();
     let Some(dir) = &args.dir else {
-        return print::result(|out| page(&program, out));
+        return output::result(|out| page(&program, out));
     };
     fs::create_dir_all(dir).with_context(|| format!("{} cannot be made", dir.display()))?;
     for command in std::iter::once(&program).chain(program.get_subcommands()) {
         let path = dir.join(Man::new(command.clone()).get_filename());
         write(&path, command).with_context(|| format!("{} cannot be written", path.display()))?;
-        print::result(|out| writeln!(out, "{}", path.display()))?;
+        output::result(|out| writeln!(out, "{}", path.display()))?;
     }
     Ok(())
 }
@@ -68,7 +67,7 @@ fn write(path: &Path, command: &Command) -> io::Result<()> {
     fs::write(path, content)
 }
 
-/// The program without what is hidden from people: the worker, and flags for tests.
+/// The command line without hidden commands and flags.
 fn shown(program: &Command) -> Command {
     let mut shown = Command::new("eka")
         .version(env!("CARGO_PKG_VERSION"))

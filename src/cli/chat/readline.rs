@@ -1,5 +1,4 @@
-//! Lines that a person types: edited by whole characters of any script, kept for the next time, and several of them where
-//! several are meant.
+//! Line editing for `eka generate`: whole characters of any script, a history file, and prompts of several lines.
 
 use std::{
     env, io,
@@ -29,7 +28,7 @@ const KEPT: usize = 1000;
 
 /// What came.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Line {
+pub(super) enum Input {
     /// A line, or several that belong together.
     Text(String),
     /// What stood between quotes: a prompt, whatever it begins with.
@@ -41,14 +40,14 @@ pub(super) enum Line {
 }
 
 /// The terminal, as a source of lines.
-pub(super) struct Lines {
+pub(super) struct LineReader {
     // Lent to a thread of its own while it waits for keys.
     editor: Option<Editor<Typing, FileHistory>>,
     /// `None` keeps nothing.
     history: Option<PathBuf>,
 }
 
-impl Lines {
+impl LineReader {
     /// Opens the terminal, with what was typed before in `history`.
     ///
     /// # Errors
@@ -84,7 +83,7 @@ impl Lines {
     ///
     /// # Errors
     /// When the terminal fails.
-    pub(super) async fn next(&mut self) -> anyhow::Result<Line> {
+    pub(super) async fn next(&mut self) -> anyhow::Result<Input> {
         let mut editor = self.editor.take().context("the terminal is in use")?;
         // The worker is looked after meanwhile.
         let (editor, read) = tokio::task::spawn_blocking(move || {
@@ -98,8 +97,8 @@ impl Lines {
                 self.keep(&typed);
                 Ok(meant(&typed))
             }
-            Err(ReadlineError::Interrupted) => Ok(Line::Interrupt),
-            Err(ReadlineError::Eof) => Ok(Line::End),
+            Err(ReadlineError::Interrupted) => Ok(Input::Interrupt),
+            Err(ReadlineError::Eof) => Ok(Input::End),
             Err(e) => Err(anyhow!(e).context("the terminal cannot be read")),
         }
     }
@@ -141,14 +140,14 @@ fn is_open(typed: &str) -> bool {
 }
 
 /// What was meant: without the signs that several lines need.
-fn meant(typed: &str) -> Line {
+fn meant(typed: &str) -> Input {
     let quoted = typed.trim().strip_prefix(QUOTES).and_then(|rest| rest.strip_suffix(QUOTES));
     match quoted {
         Some(quoted) => {
             let inside = quoted.strip_prefix('\n').unwrap_or(quoted);
-            Line::Quoted(inside.strip_suffix('\n').unwrap_or(inside).to_owned())
+            Input::Quoted(inside.strip_suffix('\n').unwrap_or(inside).to_owned())
         }
-        None => Line::Text(typed.replace("\\\n", "\n")),
+        None => Input::Text(typed.replace("\\\n", "\n")),
     }
 }
 
@@ -195,7 +194,7 @@ mod tests {
 
     #[test]
     fn several_lines_are_one_prompt() {
-        let (text, quoted) = (|text: &str| Line::Text(text.into()), |text: &str| Line::Quoted(text.into()));
+        let (text, quoted) = (|text: &str| Input::Text(text.into()), |text: &str| Input::Quoted(text.into()));
         for (typed, line) in [
             ("a", text("a")),
             ("a\\\nb", text("a\nb")),

@@ -18,7 +18,7 @@ use crate::log_queue;
 
 /// How a command says what it has to say.
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
-pub(super) struct Output {
+pub(super) struct OutputFlags {
     /// Print one JSON document on stdout; an error is one as well, on stderr
     #[arg(long)]
     pub(super) json: bool,
@@ -36,7 +36,7 @@ pub(super) const FAINT: Style = Style::new().dimmed();
 static QUIET: AtomicBool = AtomicBool::new(false);
 
 /// Says no notes from here on, if told so.
-pub(super) fn keep_to(output: Output) {
+pub(super) fn keep_to(output: OutputFlags) {
     QUIET.store(output.quiet, Ordering::Relaxed);
 }
 

@@ -18,7 +18,7 @@ use std::{
 use anyhow::{Context, ensure};
 
 use super::{
-    exit::{EndsAs, Exit},
+    exit::{Exit, WithExit},
     export::Bars,
 };
 use crate::{
@@ -37,12 +37,12 @@ pub(super) struct Candidate {
     /// What clients call it.
     pub(super) id: String,
     /// The model, or why it cannot be served.
-    pub(super) model: anyhow::Result<Prepared>,
+    pub(super) model: anyhow::Result<ResolvedModel>,
 }
 
 /// A model that can be loaded.
 #[derive(Debug)]
-pub(super) struct Prepared {
+pub(super) struct ResolvedModel {
     /// Its directory.
     pub(super) dir: PathBuf,
     /// What clients call it.
@@ -55,19 +55,23 @@ pub(super) struct Prepared {
 ///
 /// # Errors
 /// When there is neither, its files are damaged, the export fails, or the draft model has other tokens.
-pub(super) fn model(config: &Config, gpu: Option<GpuReport>) -> anyhow::Result<Prepared> {
+pub(super) fn model(config: &Config, gpu: Option<GpuReport>) -> anyhow::Result<ResolvedModel> {
     let path = &config.model.path;
-    usable(path).ends_as(Exit::Model)?;
+    usable(path).with_exit(Exit::Model)?;
     let model = prepared(config, path.clone(), config.model.id.clone(), gpu)?;
     with_draft(config, model, gpu)
 }
 
 /// Adds the draft model of the settings, if there is one.
-fn with_draft(config: &Config, model: Prepared, gpu: Option<GpuReport>) -> anyhow::Result<Prepared> {
+fn with_draft(
+    config: &Config,
+    model: ResolvedModel,
+    gpu: Option<GpuReport>,
+) -> anyhow::Result<ResolvedModel> {
     let Some(path) = draft_path(config) else { return Ok(model) };
-    let draft = draft(config, path, gpu).ends_as(Exit::Model)?;
-    text::check_same_tokens(&model.dir, &draft.dir).context("engine.draft_model").ends_as(Exit::Model)?;
-    Ok(Prepared { draft: Some(Box::new(draft)), ..model })
+    let draft = draft(config, path, gpu).with_exit(Exit::Model)?;
+    text::check_same_tokens(&model.dir, &draft.dir).context("engine.draft_model").with_exit(Exit::Model)?;
+    Ok(ResolvedModel { draft: Some(Box::new(draft)), ..model })
 }
 
 /// Where the draft model is, if one is wanted: a directory, or one in that of all models.
@@ -77,7 +81,7 @@ fn draft_path(config: &Config) -> Option<PathBuf> {
     Some(named.filter(|named| !is_usable(path) && is_usable(named)).unwrap_or_else(|| path.clone()))
 }
 
-fn draft(config: &Config, path: PathBuf, gpu: Option<GpuReport>) -> anyhow::Result<Prepared> {
+fn draft(config: &Config, path: PathBuf, gpu: Option<GpuReport>) -> anyhow::Result<ResolvedModel> {
     ensure!(
         is_usable(&path),
         "{} is no model: it has neither {} (written by `eka export`) nor base/config.json (a checkpoint to export); set \
@@ -89,7 +93,7 @@ fn draft(config: &Config, path: PathBuf, gpu: Option<GpuReport>) -> anyhow::Resu
     let id = whole.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
     if manifest::is_model(&path) {
         // The worker checks it: answers are the same without guesses, so damage is a warning there and no error here.
-        return Ok(Prepared { dir: path, id, draft: None });
+        return Ok(ResolvedModel { dir: path, id, draft: None });
     }
     prepared(config, path, id, gpu)
 }
@@ -113,7 +117,7 @@ fn usable(path: &Path) -> anyhow::Result<()> {
 /// the settings, not in a model's files.
 pub(super) fn models(config: &Config, gpu: Option<GpuReport>) -> anyhow::Result<Vec<Candidate>> {
     let path = &config.model.path;
-    usable(path).ends_as(Exit::Model)?;
+    usable(path).with_exit(Exit::Model)?;
     let first = match prepared(config, path.clone(), config.model.id.clone(), gpu) {
         Ok(model) => Ok(with_draft(config, model, gpu)?),
         Err(error) => Err(error),
@@ -167,15 +171,20 @@ fn is_meant(path: &Path) -> bool {
     is_usable(path) || PARTS.iter().any(|name| files::exists(&path.join(name)))
 }
 
-fn prepared(config: &Config, path: PathBuf, id: String, gpu: Option<GpuReport>) -> anyhow::Result<Prepared> {
+fn prepared(
+    config: &Config,
+    path: PathBuf,
+    id: String,
+    gpu: Option<GpuReport>,
+) -> anyhow::Result<ResolvedModel> {
     // Paths are sent to the worker, and ids are made of names, as UTF-8.
     ensure!(path.to_str().is_some(), "the path {} is not UTF-8; rename the directory", path.display());
     if !manifest::is_model(&path) {
-        return Ok(Prepared { dir: exported(config, &path, &id, gpu)?, id, draft: None });
+        return Ok(ResolvedModel { dir: exported(config, &path, &id, gpu)?, id, draft: None });
     }
     // Its owner may have edited the text files, so only graph and weights are compared, and eka never replaces it.
     model::check_directory(&path, config.model.verify, Scope::Weights)?;
-    Ok(Prepared { dir: path, id, draft: None })
+    Ok(ResolvedModel { dir: path, id, draft: None })
 }
 
 /// The export of a source directory, from the cache or made now.

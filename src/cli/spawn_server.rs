@@ -15,7 +15,7 @@ use tokio::{
     sync::watch,
 };
 
-use super::exit::{EndsAs, Exit, Told};
+use super::exit::{ErrorWithExit, Exit, WithExit};
 use crate::{
     client::{Client, PATIENCE},
     config::ConfigArgs,
@@ -28,7 +28,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 const LINES: usize = 30;
 
 /// The server's process. Dropping it kills it.
-pub(super) struct OwnServer {
+pub(super) struct SpawnedServer {
     child: Child,
     pub(super) client: Client,
     /// When its process was started.
@@ -36,7 +36,7 @@ pub(super) struct OwnServer {
     log: Log,
 }
 
-impl OwnServer {
+impl SpawnedServer {
     /// Starts `eka serve` with the settings of this command, these besides, and a free port, and waits until it listens.
     ///
     /// # Errors
@@ -63,7 +63,7 @@ impl OwnServer {
         // An error is the end of the log, and so of the process.
         let url = found.wait_for(Option::is_some).await.ok().and_then(|url| url.clone());
         let Some(url) = url else { return Err(failure(&log, child.wait().await?.code())) };
-        Ok(Self { child, client: Client::new(&url, key, PATIENCE).ends_as(Exit::Usage)?, began, log })
+        Ok(Self { child, client: Client::new(&url, key, PATIENCE).with_exit(Exit::Usage)?, began, log })
     }
 
     /// Waits until a request would be worked on; how long that took from the start of the process.
@@ -120,7 +120,7 @@ fn failure(log: &Log, code: Option<i32>) -> anyhow::Error {
     let error = lines.iter().rposition(|line| line.starts_with("error: "));
     let said = lines.get(error.unwrap_or(lines.len().saturating_sub(1))..).unwrap_or_default().join("\n");
     let said = if said.is_empty() { "it said nothing" } else { said.trim_start_matches("error: ") };
-    Told::of(anyhow!("the server did not start: {said}"), ended_as(code))
+    ErrorWithExit::of(anyhow!("the server did not start: {said}"), ended_as(code))
 }
 
 /// The end that a process' exit code stands for.

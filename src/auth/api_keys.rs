@@ -1,7 +1,7 @@
-//! API keys: reading them, and finding the one that a request shows.
+//! API keys: parsing them and looking up the key of a request.
 //!
-//! Only digests are kept. A shown key is digested and the digest looked up: how long that takes says something about
-//! digests at most, and a digest opens nothing.
+//! Only SHA-256 digests are kept. A key is looked up by its digest, so the timing of a lookup reveals nothing that would
+//! help to guess a key.
 
 use std::{
     collections::HashMap,
@@ -15,24 +15,24 @@ use std::{
 use serde::{Deserialize, Deserializer, de};
 use sha2::{Digest, Sha256};
 
-use super::bucket::{Bucket, Standing};
+use super::token_bucket::{RateLimitStatus, TokenBucket};
 use crate::{files, units::Bytes};
 
-/// A hundred thousand keys are smaller.
-const MOST_FILE: Bytes = Bytes::mib(16);
+/// Enough for 100,000 keys.
+const MAX_FILE: Bytes = Bytes::mib(16);
 
-/// Shorter ones can be guessed.
-const LEAST_CHARACTERS: usize = 16;
+/// Shorter keys could be guessed.
+const MIN_KEY_LENGTH: usize = 16;
 
-/// One key: who it is for, and what it opens.
+/// One API key: its name, rights and rate limits.
 pub struct Key {
     name: String,
     digest: [u8; 32],
     admin: bool,
-    /// `None` is all of them.
+    /// `None` allows every model.
     models: Option<Vec<String>>,
-    requests: Option<Mutex<Bucket>>,
-    tokens: Option<Mutex<Bucket>>,
+    requests: Option<Mutex<TokenBucket>>,
+    tokens: Option<Mutex<TokenBucket>>,
 }
 
 impl fmt::Debug for Key {
@@ -41,92 +41,92 @@ impl fmt::Debug for Key {
     }
 }
 
-/// Which allowance of a key is used up.
+/// The rate limit of a key that is used up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Spent {
-    /// Requests a minute.
+pub enum ExhaustedLimit {
+    /// Requests per minute.
     Requests,
-    /// Tokens a minute.
+    /// Tokens per minute.
     Tokens,
 }
 
 impl Key {
-    /// Whose it is, for the log.
+    /// The key's name, as it appears in the log.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Whether it opens what is for whoever runs the server.
+    /// Whether the key may use the admin endpoints.
     #[must_use]
     pub const fn is_admin(&self) -> bool {
         self.admin
     }
 
-    /// The models it opens; `None` is all of them.
+    /// The models that the key may use; `None` allows every model.
     #[must_use]
     pub fn models(&self) -> Option<&[String]> {
         self.models.as_deref()
     }
 
-    /// Whether it opens this model.
+    /// Whether the key may use `model`.
     #[must_use]
-    pub fn opens(&self, model: &str) -> bool {
+    pub fn allows_model(&self, model: &str) -> bool {
         self.models.as_ref().is_none_or(|models| models.iter().any(|one| one == model))
     }
 
-    /// Takes one request from its allowance. Tokens are taken when it is known how many there were.
+    /// Counts one request. Tokens are counted by [`Self::spend_tokens`] when the answer is finished.
     ///
     /// # Errors
-    /// When an allowance is used up: which, and how long until something is left of it.
-    pub fn enter(&self, now: Instant) -> Result<(), (Spent, Duration)> {
+    /// When a rate limit is used up: which one, and the time to wait.
+    pub fn admit(&self, now: Instant) -> Result<(), (ExhaustedLimit, Duration)> {
         if let Some(tokens) = &self.tokens {
-            lock(tokens).check(now).map_err(|wait| (Spent::Tokens, wait))?;
+            lock(tokens).check(now).map_err(|wait| (ExhaustedLimit::Tokens, wait))?;
         }
         match &self.requests {
-            Some(requests) => lock(requests).take(now).map_err(|wait| (Spent::Requests, wait)),
+            Some(requests) => lock(requests).take(now).map_err(|wait| (ExhaustedLimit::Requests, wait)),
             None => Ok(()),
         }
     }
 
-    /// Takes the tokens of prompt and answer from its allowance, which may leave it in debt.
+    /// Counts the tokens of prompt and answer, which may exceed what is left.
     pub fn spend_tokens(&self, tokens: u32, now: Instant) {
         if let Some(bucket) = &self.tokens {
             lock(bucket).spend(tokens, now);
         }
     }
 
-    /// How its allowances stand: requests, tokens.
+    /// The key's rate limits: requests, tokens.
     #[must_use]
-    pub fn standing(&self, now: Instant) -> [Option<Standing>; 2] {
-        let standing = |bucket: &Option<Mutex<Bucket>>| Some(lock(bucket.as_ref()?).standing(now));
-        [standing(&self.requests), standing(&self.tokens)]
+    pub fn rate_limit_status(&self, now: Instant) -> [Option<RateLimitStatus>; 2] {
+        let status = |bucket: &Option<Mutex<TokenBucket>>| Some(lock(bucket.as_ref()?).status(now));
+        [status(&self.requests), status(&self.tokens)]
     }
 }
 
-/// A bucket is whole whenever its lock is released.
-fn lock(bucket: &Mutex<Bucket>) -> MutexGuard<'_, Bucket> {
+/// Poisoning is ignored: no code panics with a half-updated bucket.
+fn lock(bucket: &Mutex<TokenBucket>) -> MutexGuard<'_, TokenBucket> {
     bucket.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// All keys.
+/// All configured keys.
 #[derive(Debug, Default)]
 pub struct Keys {
     by_digest: HashMap<[u8; 32], Arc<Key>>,
 }
 
-/// Why keys cannot be used. Says where and what, and nothing of any key.
+/// Why the keys cannot be used. Messages never contain a key.
 #[derive(Debug, thiserror::Error)]
 pub enum KeysError {
     /// The file cannot be read.
-    #[error("auth.keys_file {}: {source}; name a file that eka may read", path.display())]
+    #[error("auth.keys_file {}: {source}; check the path and its permissions", path.display())]
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// The file is not TOML, or has fields that keys have not.
+    /// The file is not TOML, or has an unknown field.
     #[error("auth.keys_file {}, line {line}: {message}", path.display())]
     Shape {
         /// The file.
@@ -136,7 +136,7 @@ pub enum KeysError {
         /// What is wrong.
         message: String,
     },
-    /// The file has no keys, which would shut everybody out.
+    /// The file has no keys, so every request would be refused.
     #[error("auth.keys_file {} has no [[key]]; add one, or unset auth.keys_file", path.display())]
     Empty {
         /// The file.
@@ -145,15 +145,15 @@ pub enum KeysError {
     /// One key cannot be used.
     #[error("{place}: {problem}")]
     Key {
-        /// Which one.
+        /// Where the key is.
         place: String,
-        /// What is wrong with it, and what would do.
+        /// What is wrong, and how to fix it.
         problem: &'static str,
     },
 }
 
 impl Keys {
-    /// Reads the keys of the file and those of `listed`, which is `name:key` or `key`, separated by commas.
+    /// Reads the keys of `file` and those of `listed`: `name:key` or `key`, separated by commas.
     ///
     /// # Errors
     /// [`KeysError`] for the first that cannot be used.
@@ -162,42 +162,42 @@ impl Keys {
         if let Some(path) = file {
             for (number, entry) in entries(path)?.into_iter().enumerate() {
                 let place = format!("auth.keys_file {}, key {}", path.display(), number + 1);
-                keys.add(entry.prove(), place)?;
+                keys.add(entry.validate(), place)?;
             }
         }
         let listed = listed.unwrap_or_default().split(',').map(str::trim).filter(|one| !one.is_empty());
         for (number, one) in listed.enumerate() {
-            keys.add(Entry::listed(one, number + 1).prove(), format!("auth.keys, key {}", number + 1))?;
+            keys.add(Entry::listed(one, number + 1).validate(), format!("auth.keys, key {}", number + 1))?;
         }
         Ok(keys)
     }
 
-    /// Whether there are none, so that everybody may come in.
+    /// Whether there are no keys, so that no request needs one.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.by_digest.is_empty()
     }
 
-    /// How many there are.
+    /// The number of keys.
     #[must_use]
     pub fn len(&self) -> usize {
         self.by_digest.len()
     }
 
-    /// The key that was shown.
+    /// The key that a request sent, if it is known.
     #[must_use]
     pub fn find(&self, shown: &[u8]) -> Option<&Arc<Key>> {
         self.by_digest.get(&digest(shown))
     }
 
-    /// Whether one of them has this name.
+    /// Whether a key has this name.
     #[must_use]
     pub fn has_name(&self, name: &str) -> bool {
         self.by_digest.values().any(|key| key.name == name)
     }
 
-    /// Lets keys that were there before, with the same limits, go on with what is left of their allowances.
-    pub(super) fn take_over(&mut self, before: &Self) {
+    /// Copies the rate-limit state of `before` to keys that are unchanged.
+    pub(super) fn inherit_limits(&mut self, before: &Self) {
         for (digest, key) in &mut self.by_digest {
             let Some(old) = before.by_digest.get(digest) else { continue };
             let Some(key) = Arc::get_mut(key) else { continue };
@@ -213,21 +213,21 @@ impl Keys {
             Err(problem) => return Err(refuse(problem)),
         };
         if self.by_digest.values().any(|other| other.name == key.name) {
-            return Err(refuse("its name is that of another key; the log would not tell them apart"));
+            return Err(refuse("its name is already used by another key; names must be unique"));
         }
         if self.by_digest.contains_key(&key.digest) {
-            return Err(refuse("it is the same key as another one; make a new one, or remove it"));
+            return Err(refuse("it duplicates another key; remove it, or generate a new one"));
         }
         self.by_digest.insert(key.digest, Arc::new(key));
         Ok(())
     }
 }
 
-fn inherit(bucket: &mut Option<Mutex<Bucket>>, old: &Option<Mutex<Bucket>>) {
+fn inherit(bucket: &mut Option<Mutex<TokenBucket>>, old: &Option<Mutex<TokenBucket>>) {
     if let (Some(bucket), Some(old)) = (bucket, old) {
         let old = *lock(old);
         let bucket = bucket.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if bucket.has_limit_of(&old) {
+        if bucket.has_same_limit(&old) {
             *bucket = old;
         }
     }
@@ -239,7 +239,7 @@ fn digest(shown: &[u8]) -> [u8; 32] {
 
 fn entries(path: &Path) -> Result<Vec<Entry>, KeysError> {
     let text =
-        files::read_text(path, MOST_FILE).map_err(|source| KeysError::Read { path: path.into(), source })?;
+        files::read_text(path, MAX_FILE).map_err(|source| KeysError::Read { path: path.into(), source })?;
     let file: File = toml::from_str(&text).map_err(|error| {
         // The error's own text quotes the line, which may hold a key.
         let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
@@ -248,11 +248,11 @@ fn entries(path: &Path) -> Result<Vec<Entry>, KeysError> {
     if file.key.is_empty() { Err(KeysError::Empty { path: path.into() }) } else { Ok(file.key) }
 }
 
-/// `message` without what it quotes, where that is long enough to be a key and no name of a field.
+/// `message` with quoted text replaced where it could be a key.
 fn without_keys(message: &str) -> String {
     const FIELDS: [&str; 2] = ["requests_per_minute", "tokens_per_minute"];
     let quoted = message.split('`').enumerate().map(|(at, part)| match at % 2 {
-        1 if part.len() >= LEAST_CHARACTERS && !FIELDS.contains(&part) => "…",
+        1 if part.len() >= MIN_KEY_LENGTH && !FIELDS.contains(&part) => "…",
         _ => part,
     });
     quoted.collect::<Vec<_>>().join("`")
@@ -265,7 +265,7 @@ struct File {
     key: Vec<Entry>,
 }
 
-/// A key as typed.
+/// A `[[key]]` table before validation.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Entry {
@@ -282,7 +282,7 @@ struct Entry {
     tokens_per_minute: Option<NonZeroU32>,
 }
 
-/// Text, or an error that does not quote what is there instead.
+/// A string. The error for another type does not quote the value, which may be a key.
 fn text<'de, D: Deserializer<'de>>(value: D) -> Result<Option<String>, D::Error> {
     match toml::Value::deserialize(value)? {
         toml::Value::String(text) => Ok(Some(text)),
@@ -297,17 +297,17 @@ impl Entry {
         Self { name, key: Some(key.trim().to_owned()), ..Self::default() }
     }
 
-    fn prove(self) -> Result<Key, &'static str> {
+    fn validate(self) -> Result<Key, &'static str> {
         if self.name.is_empty() || self.name.chars().any(char::is_control) {
-            return Err("it needs a name, for the log");
+            return Err("it has no name; add `name`, which the log shows");
         }
         let digest = match (&self.key, &self.sha256) {
             (Some(key), None) => digest(plain(key)?),
             (None, Some(hex)) => from_hex(hex).ok_or("sha256 is not 64 hexadecimal digits")?,
-            _ => return Err("it needs either key or sha256"),
+            _ => return Err("it needs either `key` or `sha256`"),
         };
         let now = Instant::now();
-        let bucket = |per_minute: NonZeroU32| Mutex::new(Bucket::full(per_minute, now));
+        let bucket = |per_minute: NonZeroU32| Mutex::new(TokenBucket::full(per_minute, now));
         Ok(Key {
             name: self.name,
             digest,
@@ -320,12 +320,12 @@ impl Entry {
 }
 
 fn plain(key: &str) -> Result<&[u8], &'static str> {
-    if key.len() < LEAST_CHARACTERS {
-        Err("it has fewer than 16 characters and could be guessed; `openssl rand -hex 24` makes a good one")
+    if key.len() < MIN_KEY_LENGTH {
+        Err("it has fewer than 16 characters and could be guessed; generate one with `openssl rand -hex 24`")
     } else if key.bytes().all(|byte| byte.is_ascii_graphic()) {
         Ok(key.as_bytes())
     } else {
-        Err("it has characters that no HTTP header can carry; use letters, digits and signs of ASCII")
+        Err("it has characters that are not valid in an HTTP header; use visible ASCII only")
     }
 }
 
@@ -361,9 +361,9 @@ mod tests {
         ))
         .unwrap();
         let a = keys.find(SECRET.as_bytes()).unwrap();
-        assert!(a.is_admin() && a.opens("anything") && a.name() == "a");
+        assert!(a.is_admin() && a.allows_model("anything") && a.name() == "a");
         let b = keys.find(b"other-0123456789abcdef").unwrap();
-        assert!(!b.is_admin() && b.opens("demo") && !b.opens("else"));
+        assert!(!b.is_admin() && b.allows_model("demo") && !b.allows_model("else"));
         assert!(keys.find(b"").is_none() && keys.find(&SECRET.as_bytes()[1..]).is_none());
     }
 
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_named_with_their_place() {
+    fn errors_name_the_line_or_the_key() {
         assert!(refused("").contains("has no [[key]]"));
         assert!(refused("[[key]]\nname = \"a\"\nkey = \"short\"\n").contains("key 1: it has fewer than 16"));
         let unknown = refused("[[key]]\nname = \"a\"\nadmn = true\n");
@@ -410,16 +410,16 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_are_read_again_keep_what_is_left_of_their_allowances() {
+    fn reloaded_keys_keep_their_rate_limit_state() {
         let text = format!("[[key]]\nname = \"a\"\nkey = \"{SECRET}\"\nrequests_per_minute = 1\n");
         let before = read(&text).unwrap();
         let now = Instant::now();
-        before.find(SECRET.as_bytes()).unwrap().enter(now).unwrap();
+        before.find(SECRET.as_bytes()).unwrap().admit(now).unwrap();
         let mut after = read(&text).unwrap();
-        after.take_over(&before);
-        after.find(SECRET.as_bytes()).unwrap().enter(now).unwrap_err();
+        after.inherit_limits(&before);
+        after.find(SECRET.as_bytes()).unwrap().admit(now).unwrap_err();
         let mut raised = read(&text.replace("= 1\n", "= 2\n")).unwrap();
-        raised.take_over(&before);
-        raised.find(SECRET.as_bytes()).unwrap().enter(now).unwrap();
+        raised.inherit_limits(&before);
+        raised.find(SECRET.as_bytes()).unwrap().admit(now).unwrap();
     }
 }

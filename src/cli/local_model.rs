@@ -8,8 +8,8 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    exit::{EndsAs, Exit},
-    prepare,
+    exit::{Exit, WithExit},
+    resolve_model,
     sampling::SamplingArgs,
     worker,
 };
@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// A model with a worker of its own.
-pub(super) struct Speaker {
+pub(super) struct LocalModel {
     /// The model's text side.
     pub(super) text: Arc<Text>,
     /// Most positions, prompt and answer together.
@@ -39,7 +39,7 @@ pub(super) struct Speaker {
 #[derive(Clone, Debug)]
 pub(super) struct Answer {
     pub(super) text: String,
-    pub(super) end: End,
+    pub(super) end: StopReason,
     pub(super) seed: u64,
     pub(super) usage: Usage,
     pub(super) timings: Timings,
@@ -47,7 +47,7 @@ pub(super) struct Answer {
 
 /// Why an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
+pub(super) enum StopReason {
     /// By itself, or at a text to stop at.
     Stop,
     /// No more tokens were wanted.
@@ -56,7 +56,7 @@ pub(super) enum End {
     Cancelled,
 }
 
-impl End {
+impl StopReason {
     /// As `/generate-lite` says it.
     const fn as_str(self) -> &'static str {
         match self {
@@ -67,14 +67,14 @@ impl End {
     }
 }
 
-impl Speaker {
+impl LocalModel {
     /// Prepares the model of the settings and starts a worker, which loads it.
     ///
     /// # Errors
     /// When there is no model, or it cannot be exported.
     pub(super) async fn start(config: &Config, faults: Option<&Plan>) -> anyhow::Result<Self> {
         let gpu = worker::gpu(config, config.engine.devices.first()).await?;
-        let model = prepare::model(config, gpu)?;
+        let model = resolve_model::model(config, gpu)?;
         let text = Arc::new(Text::open(&model.dir, &model.id)?);
         let mut command = worker::command(config, std::slice::from_ref(&model))?;
         command.arguments.extend(faults.into_iter().flat_map(worker::faults));
@@ -107,7 +107,7 @@ impl Speaker {
     }
 
     fn unloadable<T>(&self, reason: &str) -> anyhow::Result<T> {
-        Err(anyhow!("the model cannot be loaded: {reason}")).ends_as(Exit::without_worker(&self.metrics))
+        Err(anyhow!("the model cannot be loaded: {reason}")).with_exit(Exit::without_worker(&self.metrics))
     }
 
     /// Answers `prompt` with `max_new` tokens at most, and gives the text to `out` as it comes, whole characters at a time.
@@ -123,7 +123,7 @@ impl Speaker {
     ) -> anyhow::Result<Answer> {
         let job = self.job(prompt, max_new, wanted);
         let seed = job.sampling.seed;
-        let mut telling = Telling { out, text: String::new(), stopped: false };
+        let mut telling = TextStream { out, text: String::new(), stopped: false };
         let (sender, mut events) = mpsc::unbounded_channel();
         let runner = self.supervisor.runner();
         let (finish, told) = tokio::join!(runner.run(job, sender, cancel.clone()), async {
@@ -137,10 +137,10 @@ impl Speaker {
             finish => finish?,
         };
         let end = match reason {
-            _ if telling.stopped => End::Stop,
-            FinishReason::EndToken => End::Stop,
-            FinishReason::Length => End::Length,
-            FinishReason::Cancelled => End::Cancelled,
+            _ if telling.stopped => StopReason::Stop,
+            FinishReason::EndToken => StopReason::Stop,
+            FinishReason::Length => StopReason::Length,
+            FinishReason::Cancelled => StopReason::Cancelled,
         };
         Ok(Answer { text: telling.text, end, seed, usage, timings })
     }
@@ -159,14 +159,14 @@ impl Speaker {
 }
 
 /// From tokens to whoever reads.
-struct Telling<W> {
+struct TextStream<W> {
     out: W,
     text: String,
     /// A text to stop at came.
     stopped: bool,
 }
 
-impl<W: FnMut(&str) -> io::Result<()>> Telling<W> {
+impl<W: FnMut(&str) -> io::Result<()>> TextStream<W> {
     async fn tell(
         &mut self,
         mut decoder: crate::text::Decoder,
