@@ -11,7 +11,7 @@ use anyhow::anyhow;
 
 use super::prepare::{Candidate, Prepared};
 use crate::{
-    http::{Catalogue, Unavailable},
+    http::{ModelRegistry, Unavailable},
     manifest::ManifestError,
     model::ModelError,
     sandbox::Sandbox,
@@ -23,7 +23,7 @@ pub(super) struct Lineup {
     /// The models that can be used, for each device.
     pub(super) devices: Vec<Vec<Prepared>>,
     /// All of them, as clients see them.
-    pub(super) catalogue: Catalogue,
+    pub(super) catalogue: ModelRegistry,
 }
 
 impl Lineup {
@@ -48,7 +48,7 @@ impl Lineup {
             (Some(text), None) => Ok(text),
             (_, error) => Err(unavailable(id, error)),
         });
-        let catalogue = Catalogue::new(entries.collect());
+        let catalogue = ModelRegistry::new(entries.collect());
         let is_usable = |model: &Prepared| !errors.contains_key(&model.id);
         let devices = devices.into_iter().map(|models| models.into_iter().filter(is_usable).collect());
         Ok(Self { devices: devices.collect(), catalogue })
