@@ -1,10 +1,11 @@
 //! The layer map, checked: which module may import which, and where `unsafe` may stand.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    path::{Path, PathBuf},
-};
+mod file_circles;
+mod source;
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use self::source::{source_files, words};
 
 /// Each module and what it may import. A line may only name modules of earlier lines.
 const LAYERS: &str = "
@@ -109,74 +110,6 @@ fn group_heads(words: &[String]) -> Vec<String> {
     heads
 }
 
-/// Identifiers, `::` and single signs of `source`, without comments, strings and character literals.
-fn words(source: &str) -> Vec<String> {
-    let (mut words, mut rest) = (Vec::new(), source);
-    while let Some(first) = rest.chars().next() {
-        let length = skipped(rest).unwrap_or_else(|| {
-            let identifier = rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len());
-            let length = if rest.starts_with("::") { 2 } else { identifier.max(first.len_utf8()) };
-            words.push(rest[..length].to_owned());
-            length
-        });
-        rest = &rest[length..];
-    }
-    words
-}
-
-/// How many bytes of comment, literal or white space `rest` starts with, if it does.
-fn skipped(rest: &str) -> Option<usize> {
-    let upto = |end: &str, from: usize| rest[from..].find(end).map_or(rest.len(), |at| from + at + end.len());
-    let space = rest.len() - rest.trim_start().len();
-    if space > 0 {
-        Some(space)
-    } else if rest.starts_with("//") {
-        Some(upto("\n", 2))
-    } else if rest.starts_with("/*") {
-        Some(upto("*/", 2))
-    } else if rest.starts_with("r\"") {
-        Some(upto("\"", 2))
-    } else if rest.starts_with("r#\"") {
-        Some(upto("\"#", 3))
-    } else if rest.starts_with('"') {
-        Some(string_length(rest))
-    } else {
-        character_length(rest)
-    }
-}
-
-/// Bytes of the string literal at the start of `rest`, both quotes included.
-fn string_length(rest: &str) -> usize {
-    let mut escaped = false;
-    let end = rest[1..].find(|c| {
-        let ends = c == '"' && !escaped;
-        escaped = c == '\\' && !escaped;
-        ends
-    });
-    end.map_or(rest.len(), |at| at + 2)
-}
-
-/// Bytes of the character literal at the start of `rest`; a lifetime is none.
-fn character_length(rest: &str) -> Option<usize> {
-    let inside = rest.strip_prefix('\'')?;
-    if inside.starts_with('\\') {
-        return inside[2..].find('\'').map(|at| at + 4);
-    }
-    let character = inside.chars().next()?;
-    inside[character.len_utf8()..].starts_with('\'').then(|| character.len_utf8() + 2)
-}
-
-fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).expect("a folder of this package") {
-        let path = entry.expect("an entry of that folder").path();
-        if path.is_dir() {
-            rust_files(&path, found);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            found.push(path);
-        }
-    }
-}
-
 /// The first component of a path under src/, without `.rs`.
 fn module_of(file: &Path) -> String {
     let first = file.components().next().expect("a path with a file name").as_os_str();
@@ -205,17 +138,13 @@ fn misplaced(library: &str) -> Vec<String> {
 
 #[test]
 fn every_import_points_down() {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let (mut files, mut wrong) = (Vec::new(), upward_lines(LAYERS));
-    rust_files(&source, &mut files);
-    for path in files {
-        let file = path.strip_prefix(&source).expect("a path under src");
-        let module = module_of(file);
-        if module == "main" || module == "lib" {
-            continue;
+    let mut wrong = upward_lines(LAYERS);
+    for (file, text) in source_files() {
+        let module = module_of(&file);
+        if module != "main" && module != "lib" {
+            let found = violations(&module, &text);
+            wrong.extend(found.iter().map(|what| format!("src/{}: {what}", file.display())));
         }
-        let text = fs::read_to_string(&path).expect("a readable source file");
-        wrong.extend(violations(&module, &text).iter().map(|what| format!("src/{}: {what}", file.display())));
     }
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
