@@ -11,7 +11,7 @@ use anyhow::anyhow;
 
 use super::resolve_model::{Candidate, ResolvedModel};
 use crate::{
-    http::{Catalogue, Unavailable},
+    http::{ModelRegistry, Unavailable},
     manifest::ManifestError,
     model::ModelError,
     sandbox::Sandbox,
@@ -23,7 +23,7 @@ pub(super) struct ServedModels {
     /// The models that can be used, for each device.
     pub(super) devices: Vec<Vec<ResolvedModel>>,
     /// All of them, as clients see them.
-    pub(super) catalogue: Catalogue,
+    pub(super) catalogue: ModelRegistry,
 }
 
 impl ServedModels {
@@ -48,7 +48,7 @@ impl ServedModels {
             (Some(text), None) => Ok(text),
             (_, error) => Err(unavailable(id, error)),
         });
-        let catalogue = Catalogue::new(entries.collect());
+        let catalogue = ModelRegistry::new(entries.collect());
         let is_usable = |model: &ResolvedModel| !errors.contains_key(&model.id);
         let devices = devices.into_iter().map(|models| models.into_iter().filter(is_usable).collect());
         Ok(Self { devices: devices.collect(), catalogue })

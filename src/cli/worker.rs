@@ -21,7 +21,7 @@ use crate::{
     config::{self, Config},
     device::{cores, host},
     device_spec::DeviceChoice,
-    http::Catalogue,
+    http::ModelRegistry,
     job::{GpuReport, KeepAlive},
     sandbox::Sandbox,
     supervise::{Budgets, Place, Recycle, WorkerCommand, ask_device},
@@ -119,7 +119,7 @@ pub(super) fn labels(config: &Config) -> Vec<String> {
 pub(super) async fn commands(
     config: &Config,
     sandbox: &Sandbox,
-) -> anyhow::Result<(Catalogue, Vec<WorkerCommand>)> {
+) -> anyhow::Result<(ModelRegistry, Vec<WorkerCommand>)> {
     let devices = &config.engine.devices;
     let mut found = Vec::new();
     for choice in devices.all() {
