@@ -169,7 +169,7 @@ struct Telling<W> {
 impl<W: FnMut(&str) -> io::Result<()>> Telling<W> {
     async fn tell(
         &mut self,
-        mut decoder: crate::text::Decoder,
+        mut decoder: crate::text::Detokenizer,
         events: &mut mpsc::UnboundedReceiver<Event>,
         cancel: &CancellationToken,
     ) -> io::Result<()> {
