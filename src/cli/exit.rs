@@ -6,7 +6,7 @@ use crate::{
     auth::KeysError,
     config::ConfigError,
     device::{OpenError, RuntimeError},
-    export::{ExportError, FillError, StagingError},
+    export::{ExportError, StagingError, WriteWeightsError},
     http::TlsError,
     job::Failure,
     manifest::ManifestError,
@@ -104,11 +104,11 @@ impl Exit {
         match error {
             ExportError::Context { .. }
             | ExportError::NoSuchModule(_)
-            | ExportError::Fill(FillError::TooGreat { .. }) => Self::Usage,
+            | ExportError::WriteWeights(WriteWeightsError::TooGreat { .. }) => Self::Usage,
             ExportError::Staging(
                 StagingError::Full { .. } | StagingError::TooLarge { .. } | StagingError::Write { .. },
             )
-            | ExportError::Fill(FillError::Write { .. }) => Self::Failed,
+            | ExportError::WriteWeights(WriteWeightsError::Write { .. }) => Self::Failed,
             ExportError::Staging(_) => Self::Usage,
             _ => Self::Model,
         }

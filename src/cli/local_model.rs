@@ -169,7 +169,7 @@ struct TextStream<W> {
 impl<W: FnMut(&str) -> io::Result<()>> TextStream<W> {
     async fn tell(
         &mut self,
-        mut decoder: crate::text::Decoder,
+        mut decoder: crate::text::Detokenizer,
         events: &mut mpsc::UnboundedReceiver<Event>,
         cancel: &CancellationToken,
     ) -> io::Result<()> {

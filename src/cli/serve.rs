@@ -29,7 +29,7 @@ use crate::{
     log_queue,
     metrics::{MemoryKind, Metrics, OnDevice},
     otel::{Collector, Options},
-    prompt_store::Store,
+    prompt_store::PromptStore,
     supervise::{Fleet, FleetForeman, FleetRunner, FleetView},
     worker::faults::Plan,
 };
@@ -135,7 +135,7 @@ async fn serve(
     )
     .with_sandbox(sandbox)
     .with_orders(orders(fleet.foreman()))
-    .with_saved_prompts(Store::new(saved_prompts))
+    .with_saved_prompts(PromptStore::new(saved_prompts))
     .with_devices(devices(&fleet.view()))
     .with_access_control(Arc::clone(&entry.access))
     .with_tls(entry.tls.clone())

@@ -20,7 +20,7 @@ use crate::{
     executor::{Deadlines, Executor},
     job::{Order, OrderOutcome, Readiness},
     metrics::Metrics,
-    prompt_store::Store,
+    prompt_store::PromptStore,
     sandbox::{Sandbox, SandboxError},
     text::Text,
     units::{Bytes, Tokens},
@@ -98,7 +98,7 @@ pub struct AppState {
     /// `None` where nobody takes any.
     pub(crate) orders: Option<Orders>,
     /// Where prompts are saved; `None` where none are.
-    pub(crate) saved: Option<Store>,
+    pub(crate) saved: Option<PromptStore>,
     /// `None` where it cannot be changed.
     pub(crate) set_log_level: Option<SetLogLevel>,
     /// Cancelled when `/admin` is told that the server shall end.
@@ -165,7 +165,7 @@ impl AppState {
 
     /// With a place for saved prompts.
     #[must_use]
-    pub fn with_saved_prompts(self, store: Store) -> Self {
+    pub fn with_saved_prompts(self, store: PromptStore) -> Self {
         Self { saved: Some(store), ..self }
     }
 

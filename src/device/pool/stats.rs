@@ -1,6 +1,6 @@
 //! What a pool holds, counted exactly.
 
-use super::{Backend, Held, backend::Kind};
+use super::{Backend, BackendStats, backend::BlockKind};
 use crate::units::Bytes;
 
 /// What a pool holds at one moment.
@@ -8,7 +8,7 @@ use crate::units::Bytes;
 /// Invariant: `held = weights + scratch + cached`, and `held` is never above the pool's limit. Sizes are those of
 /// blocks, as the device gave them, except `asked`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Figures {
+pub struct PoolStats {
     /// Handed out for weights.
     pub weights: Bytes,
     /// Handed out for everything else.
@@ -45,7 +45,7 @@ pub struct Figures {
     pub device_total: Option<Bytes>,
 }
 
-impl Figures {
+impl PoolStats {
     /// Bytes of blocks that are out, on the device or spilled.
     #[must_use]
     pub fn in_use(&self) -> Bytes {
@@ -63,7 +63,7 @@ impl Figures {
 
 /// The running sums.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Counts {
+pub(super) struct Counters {
     weights: usize,
     scratch: usize,
     spilled: usize,
@@ -76,27 +76,27 @@ pub(super) struct Counts {
     pub(super) writes_after_free: u64,
 }
 
-impl Counts {
+impl Counters {
     /// A block of `size` goes out for a request of `asked`.
-    pub(super) fn hand_out(&mut self, kind: Kind, size: usize, asked: usize) {
+    pub(super) fn hand_out(&mut self, kind: BlockKind, size: usize, asked: usize) {
         *self.sum(kind) += size;
         self.asked += asked;
         self.allocations += 1;
-        self.spills += u64::from(kind == Kind::Spill);
+        self.spills += u64::from(kind == BlockKind::Spill);
         self.in_use_peak = self.in_use_peak.max(self.in_use());
     }
 
     /// It comes back.
-    pub(super) fn take_back(&mut self, kind: Kind, size: usize, asked: usize) {
+    pub(super) fn take_back(&mut self, kind: BlockKind, size: usize, asked: usize) {
         *self.sum(kind) -= size;
         self.asked -= asked;
     }
 
-    fn sum(&mut self, kind: Kind) -> &mut usize {
+    fn sum(&mut self, kind: BlockKind) -> &mut usize {
         match kind {
-            Kind::Weights => &mut self.weights,
-            Kind::Scratch => &mut self.scratch,
-            Kind::Spill => &mut self.spilled,
+            BlockKind::Weights => &mut self.weights,
+            BlockKind::Scratch => &mut self.scratch,
+            BlockKind::Spill => &mut self.spilled,
         }
     }
 
@@ -123,10 +123,10 @@ impl Counts {
         self.held_peak = self.on_device() + cached;
     }
 
-    pub(super) fn figures(&self, cached: usize, blocks: usize, backend: &impl Backend) -> Figures {
-        let Held { reserved, reserved_peak, device_free, device_total } = backend.held();
+    pub(super) fn figures(&self, cached: usize, blocks: usize, backend: &impl Backend) -> PoolStats {
+        let BackendStats { reserved, reserved_peak, device_free, device_total } = backend.held();
         let known = |n: usize| (device_total > 0).then(|| Bytes::from(n));
-        Figures {
+        PoolStats {
             weights: self.weights.into(),
             scratch: self.scratch.into(),
             asked: self.asked.into(),

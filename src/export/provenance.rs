@@ -23,9 +23,9 @@ pub struct SourceError {
 
 /// Files that an export reads, each with the name that provenance gives it.
 #[derive(Debug, Default)]
-pub(super) struct Sources(Vec<(String, PathBuf)>);
+pub(super) struct SourceFiles(Vec<(String, PathBuf)>);
 
-impl Sources {
+impl SourceFiles {
     /// Adds `paths`, as files of the directory that is called `origin`.
     pub(super) fn add(&mut self, origin: &str, paths: impl IntoIterator<Item = PathBuf>) {
         self.0.extend(paths.into_iter().map(|path| {
@@ -85,7 +85,7 @@ mod tests {
         for name in ["b.json", "a.json"] {
             fs::write(dir.path().join(name), "abc").unwrap();
         }
-        let mut sources = Sources::default();
+        let mut sources = SourceFiles::default();
         sources.add("base", ["b.json", "a.json", "b.json"].map(|name| dir.path().join(name)));
         let files = sources.identify(&()).unwrap();
         assert_eq!(files.iter().map(|file| &*file.path).collect::<Vec<_>>(), ["base/a.json", "base/b.json"]);

@@ -11,8 +11,8 @@ use tokenizers::Tokenizer;
 
 use super::{
     Text,
-    spelling::{Spelling, visible},
-    stops::Stops,
+    stop_strings::StopStrings,
+    token_bytes::{TokenBytes, visible},
     utf8::{Utf8, push_real},
 };
 
@@ -26,10 +26,10 @@ pub struct Chunk {
 }
 
 /// Turns the token ids of one answer into text.
-pub struct Decoder {
+pub struct Detokenizer {
     text: Arc<Text>,
     source: Source,
-    stops: Stops,
+    stops: StopStrings,
     /// Special tokens that are text all the same.
     shown: Shown,
 }
@@ -40,10 +40,10 @@ enum Shown {
     These(Vec<u32>),
 }
 
-impl Decoder {
+impl Detokenizer {
     pub(super) fn new(text: Arc<Text>, stops: Vec<String>) -> Self {
         let source = text.spelling.as_ref().map_or_else(|| Source::Stream(Stream::default()), Source::table);
-        Self { text, source, stops: Stops::new(stops), shown: Shown::These(Vec::new()) }
+        Self { text, source, stops: StopStrings::new(stops), shown: Shown::These(Vec::new()) }
     }
 
     /// The answer's text is the bytes of its tokens and loses no space at its beginning: what a constraint was told.
@@ -116,7 +116,7 @@ enum Source {
 }
 
 impl Source {
-    fn table(spelling: &Spelling) -> Self {
+    fn table(spelling: &TokenBytes) -> Self {
         let strip = spelling.strip().map_or(0, |(_, most)| most);
         Self::Table { utf8: Utf8::default(), at_start: true, strip }
     }

@@ -1,7 +1,7 @@
 //! Sixteen numbers at once, for each kind of processor.
 //!
-//! [`attention`](super::attention) is written once over this, as [`product`](super::product) is over
-//! [`Lanes`](super::lanes::Lanes).
+//! [`attention`](super::attention) is written once over this, as [`product`](super::gemm_int4) is over
+//! [`SimdI8`](super::simd_i8::SimdI8).
 
 #![expect(
     clippy::multiple_unsafe_ops_per_block,
@@ -10,16 +10,16 @@
 
 use half::f16;
 
-use super::lanes::Portable;
+use super::simd_i8::Portable;
 
-/// How many numbers a [`Vector`] computes with at once.
+/// How many numbers a [`SimdF32`] computes with at once.
 pub(super) const LANES: usize = 16;
 
 /// Sixteen float32.
 ///
 /// # Safety
 /// Every method needs the instructions that its implementor is named after, and pointers to as many numbers as it says.
-pub(super) trait Vector {
+pub(super) trait SimdF32 {
     /// Sixteen of them.
     type Floats: Copy;
     /// Vectors of sums that stay in registers beside one that is read.
@@ -70,9 +70,9 @@ pub(super) trait Vector {
 /// `e^x` for `x` of zero or less, as softmax has it; no less than 1e-38. What is not a number stays so.
 ///
 /// # Safety
-/// As of [`Vector`].
+/// As of [`SimdF32`].
 #[inline(always)]
-pub(super) unsafe fn exp<V: Vector>(x: V::Floats) -> V::Floats {
+pub(super) unsafe fn exp<V: SimdF32>(x: V::Floats) -> V::Floats {
     // Cephes' polynomial, to 2 units in the last place.
     const TERMS: [f32; 6] = [1.987_569_2e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
     // SAFETY: as the caller promises.
@@ -93,9 +93,9 @@ pub(super) unsafe fn exp<V: Vector>(x: V::Floats) -> V::Floats {
 /// The hyperbolic tangent.
 ///
 /// # Safety
-/// As of [`Vector`].
+/// As of [`SimdF32`].
 #[inline(always)]
-pub(super) unsafe fn tanh<V: Vector>(x: V::Floats) -> V::Floats {
+pub(super) unsafe fn tanh<V: SimdF32>(x: V::Floats) -> V::Floats {
     // Eigen's rational function, exact to a few units in the last place; beyond the limit it is 1.
     const LIMIT: f32 = 7.905_311;
     const ABOVE: [f32; 7] = [
@@ -130,7 +130,7 @@ fn each(a: [f32; LANES], b: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> [f32; 
     result
 }
 
-impl Vector for Portable {
+impl SimdF32 for Portable {
     type Floats = [f32; LANES];
     const SUMS: usize = 2;
     const TILE: [usize; 2] = [2, 1];

@@ -12,9 +12,9 @@
 use std::{marker::PhantomData, ops::Range, slice};
 
 use super::{
-    kind::{Kind, Task},
-    lanes::{Lanes, MOST_ROWS},
-    matrix::{BLOCK, Matrix, PANEL},
+    cpu_isa::{CpuIsa, Task},
+    packed_int4::{BLOCK, PANEL, PackedInt4},
+    simd_i8::{MOST_ROWS, SimdI8},
 };
 
 /// Activations, rounded, in the order in which a product reads them: one row of numbers for the processor to run ahead on,
@@ -39,7 +39,7 @@ const WORDS: usize = BLOCK / 4 + 2;
 
 impl Rounded {
     /// Makes room for `rows` of activations for `matrix`; what was there is lost.
-    pub(super) fn resize(&mut self, rows: usize, matrix: &Matrix) {
+    pub(super) fn resize(&mut self, rows: usize, matrix: &PackedInt4) {
         self.rows = rows;
         // Never less, as the next matrix may need more again.
         self.words.resize(self.words.len().max(rows * matrix.blocks * WORDS), 0);
@@ -92,7 +92,7 @@ pub(super) struct Rounding<'a> {
     depth: usize,
     blocks: usize,
     unit: f32,
-    kind: Kind,
+    kind: CpuIsa,
     words: Parts<'a, i32>,
 }
 
@@ -101,8 +101,13 @@ impl<'a> Rounding<'a> {
     ///
     /// # Safety
     /// The processor must be of that kind.
-    pub(super) unsafe fn new(input: &'a [f32], matrix: &Matrix, kind: Kind, into: &'a mut Rounded) -> Self {
-        let &Matrix { depth, blocks, unit, .. } = matrix;
+    pub(super) unsafe fn new(
+        input: &'a [f32],
+        matrix: &PackedInt4,
+        kind: CpuIsa,
+        into: &'a mut Rounded,
+    ) -> Self {
+        let &PackedInt4 { depth, blocks, unit, .. } = matrix;
         Self { input, rows: into.rows, depth, blocks, unit, kind, words: Parts::of(&mut into.words) }
     }
 
@@ -129,7 +134,7 @@ struct Group<'a> {
 
 impl Task for Group<'_> {
     #[inline(always)]
-    unsafe fn run<P: Lanes>(self) {
+    unsafe fn run<P: SimdI8>(self) {
         let Self { rounding, group } = self;
         let first = group * P::ROWS;
         let rows = (rounding.rows - first).min(P::ROWS);
@@ -160,7 +165,7 @@ impl Task for Group<'_> {
 /// # Safety
 /// The processor must have the instructions of `L`.
 #[inline(always)]
-unsafe fn round<L: Lanes>(input: &[f32; BLOCK]) -> ([i32; BLOCK / 4], i32, f32) {
+unsafe fn round<L: SimdI8>(input: &[f32; BLOCK]) -> ([i32; BLOCK / 4], i32, f32) {
     // SAFETY: as the caller promises.
     let greatest = unsafe { L::greatest(input) };
     if greatest >= f32::INFINITY.to_bits() {
@@ -181,7 +186,7 @@ struct Panels<'a> {
 
 impl Task for Panels<'_> {
     #[inline(always)]
-    unsafe fn run<P: Lanes>(self) {
+    unsafe fn run<P: SimdI8>(self) {
         // SAFETY: as the caller promises.
         unsafe { self.product.panels_by::<P>(self.panels) }
     }
@@ -189,7 +194,7 @@ impl Task for Panels<'_> {
 
 /// A product under way, one panel of columns a task.
 pub(super) struct Product<'a> {
-    pub(super) matrix: &'a Matrix,
+    pub(super) matrix: &'a PackedInt4,
     pub(super) rounded: &'a Rounded,
     /// `[rows, columns]`.
     pub(super) output: Parts<'a, f32>,
@@ -200,13 +205,13 @@ impl Product<'_> {
     ///
     /// # Safety
     /// No two calls at once may be for the same panel, and the processor must be of `kind`.
-    pub(super) unsafe fn panels(&self, kind: Kind, panels: Range<usize>) {
+    pub(super) unsafe fn panels(&self, kind: CpuIsa, panels: Range<usize>) {
         // SAFETY: as the caller promises.
         unsafe { kind.run(Panels { product: self, panels }) }
     }
 
     #[inline(always)]
-    unsafe fn panels_by<L: Lanes>(&self, panels: Range<usize>) {
+    unsafe fn panels_by<L: SimdI8>(&self, panels: Range<usize>) {
         let rows = self.rounded.rows;
         for panel in panels {
             for first in (0..rows).step_by(L::ROWS) {
@@ -230,7 +235,7 @@ impl Product<'_> {
     /// Codes are taken apart anew for each few rows: a panel of them stays in the processor's cache, and one that was taken
     /// apart for all rows, at twice the size, was slower at any number of rows (1.5 times so at 12, by 3 % at 512).
     #[inline(always)]
-    unsafe fn tile<L: Lanes, const R: usize>(&self, panel: usize, row: usize) {
+    unsafe fn tile<L: SimdI8, const R: usize>(&self, panel: usize, row: usize) {
         let blocks = self.matrix.blocks;
         let codes = &self.matrix.codes[panel * blocks * CODES..][..blocks * CODES];
         let scales = &self.matrix.scales[panel * blocks * PANEL..][..blocks * PANEL];
@@ -292,7 +297,7 @@ impl Product<'_> {
 /// # Safety
 /// The processor must have the instructions of `L`.
 #[inline(always)]
-unsafe fn put<L: Lanes>([low, high]: [L::Floats; 2], to: &mut [f32; PANEL]) {
+unsafe fn put<L: SimdI8>([low, high]: [L::Floats; 2], to: &mut [f32; PANEL]) {
     // SAFETY: there is room for 32; the instructions are there, as the caller promises.
     unsafe {
         L::store(low, to.as_mut_ptr());

@@ -1,9 +1,9 @@
 //! The few vector instructions that a product needs, for each kind of processor.
 //!
 //! Sixteen columns of a matrix are computed side by side. What differs between processors is how wide a register is and
-//! whether one instruction multiplies and adds four bytes; [`product`](super::product) is written once over this.
+//! whether one instruction multiplies and adds four bytes; [`product`](super::gemm_int4) is written once over this.
 
-use super::{matrix::BLOCK, vector::Vector};
+use super::{packed_int4::BLOCK, simd_f32::SimdF32};
 
 /// Rows of activations that one pass over the weights serves at most, on any processor.
 pub(super) const MOST_ROWS: usize = 6;
@@ -12,7 +12,7 @@ pub(super) const MOST_ROWS: usize = 6;
 ///
 /// # Safety
 /// Every method needs the instructions that its implementor is named after.
-pub(super) trait Lanes: Vector {
+pub(super) trait SimdI8: SimdF32 {
     /// 64 weights: four consecutive ones of each column.
     type Codes: Copy;
     /// What a column's products of a block add up to.
@@ -44,7 +44,7 @@ pub(super) trait Lanes: Vector {
 /// Any processor: what the compiler makes of plain loops.
 pub(super) struct Portable;
 
-impl Lanes for Portable {
+impl SimdI8 for Portable {
     type Codes = [u8; 64];
     type Sums = [i32; 16];
     const ROWS: usize = 2;

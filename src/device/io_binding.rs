@@ -9,7 +9,7 @@
 //! A run is then one call (`RunWithBinding`), which neither allocates nor looks up names. ort's safe `bind_input`
 //! cannot do this: on a borrowed tensor it clones through a hidden session and locks itself out, and on an owned one
 //! the memory is ONNX Runtime's. Invariant: during a run every bound value's memory is owned, through a slot or `Rc`, by
-//! the binding, and neither `Region`s nor blocks of a pool move; so what ONNX Runtime reads and writes then is there.
+//! the binding, and neither `HostBuffer`s nor blocks of a pool move; so what ONNX Runtime reads and writes then is there.
 //! Memory that is updated in place may be let go of between runs and replaced: how a cache grows.
 //!
 //! With a pool, a slot has a block of it besides, which is what the graph is bound to: bound to the host's memory, ONNX
@@ -35,10 +35,10 @@ use ort::{
 };
 
 use super::{
-    DeviceError, Element, Pool, Session, Shared,
-    capture::{Capture, Way},
+    DeviceError, DeviceTensor, Element, Pool, Session,
+    cuda_graph::{CaptureState, RunMode},
+    host_buffer::{HostBuffer, MemorySpan, elements},
     pool::{Buffer, Pinned, Recording},
-    region::{Place, Region, elements},
 };
 use crate::units::Bytes;
 
@@ -77,7 +77,7 @@ struct Bound {
     staged: Option<Buffer>,
     // Declared before the memory that it pins: fields are dropped in order.
     _pinned: Option<Pinned>,
-    region: Region,
+    region: HostBuffer,
     /// Whether the host has written to `region` since the last run.
     is_written: bool,
     dtype: ort::sys::ONNXTensorElementDataType,
@@ -88,9 +88,9 @@ struct Bound {
 
 impl Bound {
     /// What the graph is bound to.
-    fn place(&self) -> Place {
+    fn place(&self) -> MemorySpan {
         match &self.staged {
-            Some(buffer) => Place { first: buffer.address().as_ptr(), bytes: self.region.bytes() },
+            Some(buffer) => MemorySpan { first: buffer.address().as_ptr(), bytes: self.region.bytes() },
             None => self.region.place(),
         }
     }
@@ -108,15 +108,15 @@ pub struct Binding {
     memory: MemoryInfo<'static>,
     slots: Vec<Bound>,
     /// What is updated in place, by the input's name; `None` while it is bound to memory that is no longer owned.
-    in_place: HashMap<CString, Option<Shared>>,
+    in_place: HashMap<CString, Option<DeviceTensor>>,
     /// What the session allocates from; it lives as long as the binding, which keeps the session alive.
     pool: Option<Pool>,
     /// Names of inputs and outputs that the session wants in a pool.
     staged: Vec<String>,
-    capture: Capture,
+    capture: CaptureState,
     /// What is run again in place of the graph, where it was captured.
     recording: Option<Recording>,
-    next: Way,
+    next: RunMode,
 }
 
 impl fmt::Debug for Binding {
@@ -153,9 +153,9 @@ impl Binding {
             in_place: HashMap::new(),
             pool,
             staged,
-            capture: Capture::new(false),
+            capture: CaptureState::new(false),
             recording: None,
-            next: Way::Eager,
+            next: RunMode::Eager,
         })
     }
 
@@ -163,8 +163,8 @@ impl Binding {
     /// operator. For a binding whose runs repeat with the same shapes. Which runs are is said by
     /// [`plan_run`](Self::plan_run).
     pub fn capture(&mut self, session: &Session) {
-        if session.captures() && self.capture == Capture::Refused {
-            self.capture = Capture::new(true);
+        if session.captures() && self.capture == CaptureState::Refused {
+            self.capture = CaptureState::new(true);
         }
     }
 
@@ -173,7 +173,7 @@ impl Binding {
     pub fn plan_run(&mut self) -> bool {
         let epoch = self.pool.as_ref().map_or(0, Pool::epoch);
         self.next = self.capture.next(epoch);
-        self.next != Way::Eager
+        self.next != RunMode::Eager
     }
 
     /// Gives back what is held for a captured run. To be called before the pool is trimmed of its scratch.
@@ -206,7 +206,7 @@ impl Binding {
 
     fn slot<T: Element>(&mut self, name: &str, side: Side, shape: &[usize]) -> Result<Slot<T>, DeviceError> {
         let room = elements(shape, usize::MAX)?;
-        let region = Region::new::<T>(room)?;
+        let region = HostBuffer::new::<T>(room)?;
         let pool = self.pool.as_ref().filter(|_| self.staged.iter().any(|staged| staged == name));
         let staged = pool.map(|pool| pool.lasting(Bytes::from(region.bytes()))).transpose()?;
         let pinned = pool.and_then(|pool| pool.pin(NonNull::new(region.pointer())?, region.bytes()));
@@ -233,7 +233,7 @@ impl Binding {
     ///
     /// # Errors
     /// [`DeviceError::Runtime`] when the session has no such input or output; the binding cannot run then.
-    pub fn in_place(&mut self, past: &str, present: &str, memory: &Shared) -> Result<(), DeviceError> {
+    pub fn in_place(&mut self, past: &str, present: &str, memory: &DeviceTensor) -> Result<(), DeviceError> {
         self.release_captured();
         let past = c_name(past)?;
         let bound =
@@ -275,7 +275,7 @@ impl Binding {
         name: &CString,
         side: Side,
         info: &MemoryInfo<'_>,
-        place: Place,
+        place: MemorySpan,
         shape: &[usize],
         dtype: ort::sys::ONNXTensorElementDataType,
     ) -> Result<(), DeviceError> {
@@ -346,20 +346,20 @@ impl Binding {
     /// session's pool has; the outputs then hold anything. Of a run that was to be [captured](Self::plan_run) it may
     /// be the capture that failed: the next one is done operator by operator.
     pub fn run(&mut self, session: &mut Session) -> Result<(), DeviceError> {
-        let way = mem::replace(&mut self.next, Way::Eager);
+        let way = mem::replace(&mut self.next, RunMode::Eager);
         if self.in_place.values().any(Option::is_none) {
             let message = "the memory that it updates was given back".into();
             return Err(DeviceError::Runtime { what: "a run failed", message });
         }
         let Some(pool) = self.pool.clone() else { return self.run_once(session) };
-        if way != Way::Captured {
+        if way != RunMode::Captured {
             // Its scratch is somebody else's.
             self.recording = None;
         }
         let (epoch, blocks) = (pool.epoch(), pool.blocks());
         let ran = self.upload().and_then(|()| match way {
-            Way::Eager | Way::Rehearsal => self.run_once(session),
-            Way::Captured => self.run_captured(session, &pool),
+            RunMode::Eager | RunMode::Rehearsal => self.run_once(session),
+            RunMode::Captured => self.run_captured(session, &pool),
         });
         let ran = ran.and_then(|()| self.download());
         // Also after a failure: what was submitted reads and writes our memory until it is done.
@@ -372,7 +372,7 @@ impl Binding {
             Some(source) => Err(DeviceError::NoRoom { what: "a run failed", source }),
             None => ran.and(done),
         };
-        if way == Way::Captured {
+        if way == RunMode::Captured {
             match &ran {
                 Ok(()) => self.capture.ran(epoch),
                 // Its rehearsal did not fail, so it would again.
@@ -412,7 +412,7 @@ impl Value {
     /// A tensor of `shape` over the start of `place`, which must hold it.
     fn over(
         info: &MemoryInfo<'_>,
-        place: Place,
+        place: MemorySpan,
         shape: &[usize],
         dtype: ort::sys::ONNXTensorElementDataType,
     ) -> ort::Result<Self> {

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use tokenizers::Tokenizer;
 
 /// The bytes of every token, and what happens at the beginning of a text.
-pub(super) struct Spelling {
+pub(super) struct TokenBytes {
     rule: Rule,
     /// Leading occurrences of a character that the text loses, and how many at most.
     strip: Option<(char, usize)>,
@@ -18,7 +18,7 @@ pub(super) struct Spelling {
     ends: Vec<usize>,
 }
 
-impl Spelling {
+impl TokenBytes {
     /// The spelling of ids below `vocabulary`, `None` when the tokenizer's decoder is of another kind.
     pub(super) fn of(tokenizer: &Tokenizer, vocabulary: usize) -> Option<Self> {
         let (rule, strip) = read_steps(tokenizer)?;

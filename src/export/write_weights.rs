@@ -12,10 +12,11 @@ use rayon::prelude::*;
 use crate::{manifest::Dtype, units::Bytes};
 
 use super::{
-    Progress, Stage, numbers,
+    Progress, Stage,
+    data_layout::{DataLayout, QuantizedAt, Stack, TensorJob},
+    dtype_encoding,
     param::Param,
-    plan::{Fill, Plan, QuantizedAt, Stack},
-    positioned::Positioned,
+    positioned_io::PositionedFile,
     quantize::{PackedRow, Quantizer},
     rope::{Angles, Table},
     weights::{Weights, WeightsError},
@@ -26,14 +27,14 @@ const PIECE: usize = 1 << 20;
 
 /// Why the data file could not be filled.
 #[derive(Debug, thiserror::Error)]
-pub enum FillError {
+pub enum WriteWeightsError {
     /// A weight cannot be had.
     #[error(transparent)]
     Weights(#[from] WeightsError),
     /// A weight is too great for the type that it is to be stored in.
     #[error(
         "{tensor}: {value} is beyond what {dtype:?} holds, which ends at {}; export with --dtype bfloat16 or float32",
-        numbers::greatest(*dtype)
+        dtype_encoding::greatest(*dtype)
     )]
     TooGreat {
         /// The weight, without prefixes.
@@ -56,18 +57,18 @@ pub enum FillError {
 /// Writes to the file at `path`, which has its length already, as `plan` has it. `angles` are those of the rotary positions, in their order.
 pub(super) fn fill(
     path: &Path,
-    plan: &Plan,
+    plan: &DataLayout,
     (weights, angles): (&Weights, &[Angles]),
     progress: &dyn Progress,
-) -> Result<(), FillError> {
-    let failed = |source| FillError::Write { path: path.into(), source };
+) -> Result<(), WriteWeightsError> {
+    let failed = |source| WriteWeightsError::Write { path: path.into(), source };
     let file = File::options().write(true).open(path).map_err(failed)?;
-    let writer = Writer { file: Positioned::new(file), path, weights, angles };
+    let writer = Writer { file: PositionedFile::new(file), path, weights, angles };
     progress.begin(Stage::Weights, Bytes(plan.bytes()));
     let pieces: Vec<Piece> = plan.fills.iter().flat_map(cut).collect();
     pieces.into_par_iter().try_for_each(|piece| {
         progress.advance(writer.write(&piece)?);
-        Ok::<_, FillError>(())
+        Ok::<_, WriteWeightsError>(())
     })?;
     writer.file.into_file().and_then(|file| file.sync_all()).map_err(failed)
 }
@@ -99,15 +100,15 @@ struct Slice<'a> {
     elements_before: u64,
 }
 
-fn cut(fill: &Fill) -> Vec<Piece<'_>> {
+fn cut(fill: &TensorJob) -> Vec<Piece<'_>> {
     match *fill {
-        Fill::Floats { ref stack, dtype, at } => slices(stack)
+        TensorJob::Floats { ref stack, dtype, at } => slices(stack)
             .map(|Slice { param, rows, elements_before, .. }| {
                 let offset = at.offset + elements_before * dtype.bytes();
                 Piece::Floats { param, rows, dtype, offset }
             })
             .collect(),
-        Fill::Quantized { ref stack, quantizer, row_bytes, dtype, at } => {
+        TensorJob::Quantized { ref stack, quantizer, row_bytes, dtype, at } => {
             let QuantizedAt { codes, scales, zero_points } = at;
             let scale_bytes = quantizer.blocks(stack.cols()) as u64 * dtype.bytes();
             let zero_point_bytes = quantizer.zero_point_row_bytes(stack.cols()) as u64;
@@ -124,7 +125,7 @@ fn cut(fill: &Fill) -> Vec<Piece<'_>> {
             };
             slices(stack).map(place).collect()
         }
-        Fill::Rotary { rotary, table, positions, pairs, dtype, at } => {
+        TensorJob::Rotary { rotary, table, positions, pairs, dtype, at } => {
             let place = |positions: Range<usize>| {
                 let offset = at.offset + (positions.start * pairs) as u64 * dtype.bytes();
                 Piece::Rotary { rotary, table, positions, dtype, offset }
@@ -157,7 +158,7 @@ fn ranges(rows: usize, cols: usize) -> impl Iterator<Item = Range<usize>> {
 }
 
 struct Writer<'a> {
-    file: Positioned,
+    file: PositionedFile,
     path: &'a Path,
     weights: &'a Weights,
     angles: &'a [Angles],
@@ -165,7 +166,7 @@ struct Writer<'a> {
 
 impl Writer<'_> {
     /// Gives the bytes written.
-    fn write(&self, piece: &Piece) -> Result<Bytes, FillError> {
+    fn write(&self, piece: &Piece) -> Result<Bytes, WriteWeightsError> {
         match *piece {
             Piece::Floats { param, ref rows, dtype, offset } => {
                 let weights = self.weights.rows(param, rows.clone())?;
@@ -182,7 +183,12 @@ impl Writer<'_> {
         }
     }
 
-    fn write_quantized(&self, weights: &[f32], param: &Param, to: &Codes) -> Result<Bytes, FillError> {
+    fn write_quantized(
+        &self,
+        weights: &[f32],
+        param: &Param,
+        to: &Codes,
+    ) -> Result<Bytes, WriteWeightsError> {
         let cols = param.shape.cols();
         let rows = weights.len() / cols;
         let blocks = to.quantizer.blocks(cols);
@@ -209,18 +215,18 @@ impl Writer<'_> {
         dtype: Dtype,
         offset: u64,
         tensor: &str,
-    ) -> Result<Bytes, FillError> {
-        let greatest = numbers::greatest(dtype);
+    ) -> Result<Bytes, WriteWeightsError> {
+        let greatest = dtype_encoding::greatest(dtype);
         if dtype != Dtype::Float32
             && let Some(&value) = values.iter().find(|value| value.abs() > greatest)
         {
-            return Err(FillError::TooGreat { tensor: tensor.into(), value, dtype });
+            return Err(WriteWeightsError::TooGreat { tensor: tensor.into(), value, dtype });
         }
-        self.write_bytes(&numbers::encode(values, dtype), offset)
+        self.write_bytes(&dtype_encoding::encode(values, dtype), offset)
     }
 
-    fn write_bytes(&self, bytes: &[u8], offset: u64) -> Result<Bytes, FillError> {
-        let failed = |source| FillError::Write { path: self.path.into(), source };
+    fn write_bytes(&self, bytes: &[u8], offset: u64) -> Result<Bytes, WriteWeightsError> {
+        let failed = |source| WriteWeightsError::Write { path: self.path.into(), source };
         self.file.write_all_at(bytes, offset).map_err(failed)?;
         Ok(Bytes::from(bytes.len()))
     }

@@ -6,14 +6,14 @@ use crate::manifest::{AdapterSummary, FileRecord};
 
 use super::{
     AdapterSource, ExportError, Progress, Source,
-    adapter::{Adapter, Blend},
+    adapter::{Adapter, MergePlan},
     architectures,
     blueprint::Blueprint,
     checkpoint::Checkpoint,
-    companions::Companions,
+    json_config::{JsonConfig, JsonConfigError},
+    provenance::SourceFiles,
     random::RandomWeights,
-    settings::{Settings, SettingsError},
-    sources::Sources,
+    tokenizer_files::TokenizerFiles,
     weights::{Merged, Weights},
 };
 
@@ -21,20 +21,20 @@ const CONFIG: &str = "config.json";
 
 /// A model to export, checked.
 #[derive(Debug)]
-pub(super) struct Input {
+pub(super) struct LoadedSources {
     pub blueprint: Blueprint,
     pub weights: Weights,
     /// Random weights come without a tokenizer.
-    pub companions: Option<Companions>,
+    pub companions: Option<TokenizerFiles>,
     pub end_tokens: Vec<u32>,
     /// End tokens of the configuration that the vocabulary does not have.
     beyond: Vec<u32>,
     /// Names of tensors that are not used.
     pub skipped: Vec<String>,
-    sources: Sources,
+    sources: SourceFiles,
 }
 
-impl Input {
+impl LoadedSources {
     pub(super) fn open(source: &Source) -> Result<Self, ExportError> {
         match source {
             Source::Checkpoint { base, adapters } => Self::open_checkpoint(base, adapters),
@@ -61,7 +61,7 @@ impl Input {
         notes
     }
 
-    fn blend(&self) -> Option<&Blend> {
+    fn blend(&self) -> Option<&MergePlan> {
         match &self.weights {
             Weights::Merged(merged) => Some(merged.blend()),
             Weights::Random(_) => None,
@@ -69,7 +69,7 @@ impl Input {
     }
 
     fn open_checkpoint(base: &Path, adapters: &[AdapterSource]) -> Result<Self, ExportError> {
-        let config = Settings::read(&base.join(CONFIG))?;
+        let config = JsonConfig::read(&base.join(CONFIG))?;
         let blueprint = architectures::read(&config)?;
         let checkpoint = Checkpoint::open(base)?;
         let mut skipped = checkpoint.check(&blueprint)?;
@@ -79,10 +79,10 @@ impl Input {
             .collect::<Result<_, _>>()?;
         skipped.extend(opened.iter().flat_map(Adapter::buffers));
         let dirs: Vec<&Path> = adapters.iter().map(|adapter| &*adapter.dir).chain([base]).collect();
-        let companions = Companions::find(&dirs)?;
+        let companions = TokenizerFiles::find(&dirs)?;
         let mut end_tokens = end_tokens(companions.generation.as_ref(), &config)?;
         let beyond: Vec<u32> = end_tokens.extract_if(.., |id| *id as usize >= blueprint.dims.vocab).collect();
-        let mut sources = Sources::default();
+        let mut sources = SourceFiles::default();
         sources.add("base", [config.path().to_owned()].into_iter().chain(checkpoint.paths()));
         sources.add_named("base", beside(&companions, base));
         for (number, (adapter, dir)) in opened.iter().zip(&dirs).enumerate() {
@@ -90,15 +90,15 @@ impl Input {
             sources.add(&origin, adapter.paths());
             sources.add_named(&origin, beside(&companions, dir));
         }
-        let (blend, blueprint) = Blend::new(opened, blueprint)?;
+        let (blend, blueprint) = MergePlan::new(opened, blueprint)?;
         let merged = Merged::new(checkpoint, blend, blueprint.embedding.tables())?;
         let weights = Weights::Merged(Box::new(merged));
         Ok(Self { blueprint, weights, companions: Some(companions), end_tokens, beyond, skipped, sources })
     }
 
     fn open_random(config: &Path, seed: u64) -> Result<Self, ExportError> {
-        let config = Settings::read(config)?;
-        let mut sources = Sources::default();
+        let config = JsonConfig::read(config)?;
+        let mut sources = SourceFiles::default();
         sources.add("base", [config.path().to_owned()]);
         Ok(Self {
             blueprint: architectures::read(&config)?,
@@ -113,7 +113,7 @@ impl Input {
 }
 
 /// The companions that lie in `dir`, by their names there.
-fn beside(companions: &Companions, dir: &Path) -> impl Iterator<Item = (&'static str, PathBuf)> {
+fn beside(companions: &TokenizerFiles, dir: &Path) -> impl Iterator<Item = (&'static str, PathBuf)> {
     let all = companions.paths().filter(move |(name, path)| dir.join(name) == *path);
     all.cloned()
 }
@@ -124,7 +124,7 @@ fn adapter_origin(number: usize) -> String {
 }
 
 /// The first that says any counts: settings of generation, the configuration, that of the text model within it.
-fn end_tokens(generation: Option<&Settings>, config: &Settings) -> Result<Vec<u32>, SettingsError> {
+fn end_tokens(generation: Option<&JsonConfig>, config: &JsonConfig) -> Result<Vec<u32>, JsonConfigError> {
     let text = config.section(architectures::TEXT)?;
     for settings in generation.into_iter().chain([config]).chain(&text) {
         let said = settings.ids("eos_token_id")?;

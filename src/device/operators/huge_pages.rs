@@ -25,13 +25,13 @@ const LINE: usize = 64;
 
 /// Mappings that pages are taken from, the last one in use.
 #[derive(Debug, Default)]
-pub struct Store {
+pub struct PackedStorage {
     mapping: Option<Arc<MmapRaw>>,
     /// Of it, in bytes, what has not been taken.
     free: Range<usize>,
 }
 
-impl Store {
+impl PackedStorage {
     /// The next so many bytes; `None` where there is no memory.
     fn take(&mut self, bytes: usize) -> Option<(Arc<MmapRaw>, Range<usize>)> {
         let end = |start: usize| start.checked_add(bytes);
@@ -54,16 +54,16 @@ impl Store {
 
 /// Some `T`, zeroed at first.
 #[derive(Debug)]
-pub(super) struct Pages<T> {
+pub(super) struct HugePages<T> {
     mapping: Arc<MmapRaw>,
     /// In bytes, where the first `T` is, and where the last one ends: no other pages of the mapping have any of it.
     range: Range<usize>,
     element: PhantomData<T>,
 }
 
-impl<T: Pod> Pages<T> {
+impl<T: Pod> HugePages<T> {
     /// Room for `len` from `store`; `None` where there is none.
-    pub(super) fn zeroed(len: usize, store: &mut Store) -> Option<Self> {
+    pub(super) fn zeroed(len: usize, store: &mut PackedStorage) -> Option<Self> {
         const { assert!(align_of::<T>() <= LINE) };
         let (mapping, range) = store.take(len.checked_mul(size_of::<T>())?)?;
         Some(Self { mapping, range, element: PhantomData })
@@ -75,7 +75,7 @@ impl<T: Pod> Pages<T> {
     }
 }
 
-impl<T: Pod> Deref for Pages<T> {
+impl<T: Pod> Deref for HugePages<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
@@ -84,7 +84,7 @@ impl<T: Pod> Deref for Pages<T> {
     }
 }
 
-impl<T: Pod> DerefMut for Pages<T> {
+impl<T: Pod> DerefMut for HugePages<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         // SAFETY: as in `deref`, and nobody else refers to it, as `self` is borrowed mutably.
         unsafe { slice::from_raw_parts_mut(self.first(), self.range.len() / size_of::<T>()) }
@@ -104,11 +104,11 @@ mod tests {
         fn pages_are_zeroed_at_first_and_share_no_byte(
             lengths in prop::collection::vec((0usize..300_000, any::<bool>()), 1..30),
         ) {
-            let mut store = Store::default();
+            let mut store = PackedStorage::default();
             let mut all = Vec::new();
             for (i, (len, is_large)) in lengths.into_iter().enumerate() {
                 let len = if is_large { len * 64 } else { len };
-                let mut pages = Pages::<u16>::zeroed(len, &mut store).unwrap();
+                let mut pages = HugePages::<u16>::zeroed(len, &mut store).unwrap();
                 prop_assert_eq!(pages.as_ptr().align_offset(LINE), 0);
                 prop_assert!(pages.len() == len && pages.iter().all(|word| *word == 0));
                 pages.fill(u16::try_from(i).unwrap() + 1);
@@ -123,11 +123,11 @@ mod tests {
 
     #[test]
     fn what_there_is_no_memory_for_is_none() {
-        assert!(Pages::<u32>::zeroed(usize::MAX, &mut Store::default()).is_none());
-        assert!(Pages::<u8>::zeroed(usize::MAX - LARGE, &mut Store::default()).is_none());
-        let mut store = Store::default();
-        let first = Pages::<u8>::zeroed(1, &mut store).unwrap();
-        assert!(Pages::<u8>::zeroed(usize::MAX - LARGE, &mut store).is_none());
-        assert_eq!((first.len(), Pages::<u8>::zeroed(1, &mut store).unwrap().len()), (1, 1));
+        assert!(HugePages::<u32>::zeroed(usize::MAX, &mut PackedStorage::default()).is_none());
+        assert!(HugePages::<u8>::zeroed(usize::MAX - LARGE, &mut PackedStorage::default()).is_none());
+        let mut store = PackedStorage::default();
+        let first = HugePages::<u8>::zeroed(1, &mut store).unwrap();
+        assert!(HugePages::<u8>::zeroed(usize::MAX - LARGE, &mut store).is_none());
+        assert_eq!((first.len(), HugePages::<u8>::zeroed(1, &mut store).unwrap().len()), (1, 1));
     }
 }

@@ -14,7 +14,7 @@ use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use super::{
-    settings::{Settings, SettingsError},
+    json_config::{JsonConfig, JsonConfigError},
     staging::{Staging, StagingError},
 };
 use crate::{
@@ -31,7 +31,7 @@ const TEMPLATES: [(&str, &str); 2] = [(TEMPLATE, "default"), (TOOL_TEMPLATE, "to
 
 /// Why the files beside the weights cannot be copied.
 #[derive(Debug, thiserror::Error)]
-pub enum CompanionsError {
+pub enum TokenizerFilesError {
     /// The tokenizer is only there in SentencePiece's format.
     #[error(
         "{}: only tokenizer.model is there, and {TOKENIZER} is needed; in Python, \
@@ -58,7 +58,7 @@ pub enum CompanionsError {
     },
     /// One of them is not what it should be.
     #[error(transparent)]
-    Settings(#[from] SettingsError),
+    JsonConfig(#[from] JsonConfigError),
     /// The output cannot be written.
     #[error(transparent)]
     Staging(#[from] StagingError),
@@ -66,7 +66,7 @@ pub enum CompanionsError {
 
 /// The files that were found, each where it is to be taken from.
 #[derive(Debug)]
-pub(super) struct Companions {
+pub(super) struct TokenizerFiles {
     /// Files by their names in a model directory.
     copied: Vec<(&'static str, PathBuf)>,
     /// Templates that only exist within JSON files, by the names of the files that they become.
@@ -74,12 +74,12 @@ pub(super) struct Companions {
     /// Files that are read and not copied.
     read: Vec<(&'static str, PathBuf)>,
     /// The settings of generation, if there are any.
-    pub generation: Option<Settings>,
+    pub generation: Option<JsonConfig>,
 }
 
-impl Companions {
+impl TokenizerFiles {
     /// Looks in `dirs`, the first that has a file wins.
-    pub(super) fn find(dirs: &[&Path]) -> Result<Self, CompanionsError> {
+    pub(super) fn find(dirs: &[&Path]) -> Result<Self, TokenizerFilesError> {
         let first = |name: &'static str| dirs.iter().find_map(|dir| file(dir, name));
         let tokenizer = first(TOKENIZER).ok_or_else(|| no_tokenizer(dirs))?;
         let config = first(TOKENIZER_CONFIG);
@@ -95,17 +95,17 @@ impl Companions {
         let Found { copied: templates, written, read } = find_templates(dirs)?;
         let copied = [Some(tokenizer), config, map, generation.clone()].into_iter().flatten();
         let copied = copied.chain(templates).collect();
-        let generation = generation.map(|(_, path)| Settings::read(&path)).transpose()?;
+        let generation = generation.map(|(_, path)| JsonConfig::read(&path)).transpose()?;
         let found = Self { copied, written, read, generation };
         found.check_sizes()?;
         Ok(found)
     }
 
     /// Before any of them is hashed for provenance: a file of 100 GiB would be read to its end.
-    fn check_sizes(&self) -> Result<(), CompanionsError> {
+    fn check_sizes(&self) -> Result<(), TokenizerFilesError> {
         self.paths().try_for_each(|(name, path)| {
             files::check(path, most(name))
-                .map_err(|source| CompanionsError::Read { path: path.clone(), source })
+                .map_err(|source| TokenizerFilesError::Read { path: path.clone(), source })
         })
     }
 
@@ -115,10 +115,10 @@ impl Companions {
     }
 
     /// Copies them to `staging`; a template that only exists within a JSON file becomes a file.
-    pub(super) fn write(&self, staging: &Staging) -> Result<(), CompanionsError> {
+    pub(super) fn write(&self, staging: &Staging) -> Result<(), TokenizerFilesError> {
         for (name, path) in &self.copied {
             let content = files::read(path, most(name))
-                .map_err(|source| CompanionsError::Read { path: path.clone(), source })?;
+                .map_err(|source| TokenizerFilesError::Read { path: path.clone(), source })?;
             staging.write(name, &content)?;
         }
         for (name, template) in &self.written {
@@ -144,21 +144,21 @@ fn most(name: &str) -> Bytes {
 }
 
 /// A file that is cut off would only be noticed by whoever serves the model.
-fn check_json(path: &Path, most: Bytes) -> Result<(), CompanionsError> {
+fn check_json(path: &Path, most: Bytes) -> Result<(), TokenizerFilesError> {
     let json =
-        files::read(path, most).map_err(|source| CompanionsError::Read { path: path.into(), source })?;
+        files::read(path, most).map_err(|source| TokenizerFilesError::Read { path: path.into(), source })?;
     let parsed: Result<IgnoredAny, _> = serde_json::from_slice(&json);
-    Ok(parsed.map(drop).map_err(|source| SettingsError::Parse { path: path.into(), source })?)
+    Ok(parsed.map(drop).map_err(|source| JsonConfigError::Parse { path: path.into(), source })?)
 }
 
-fn no_tokenizer(dirs: &[&Path]) -> CompanionsError {
+fn no_tokenizer(dirs: &[&Path]) -> TokenizerFilesError {
     if let Some(dir) = dirs.iter().find(|dir| files::exists(&dir.join("tokenizer.model"))) {
-        return CompanionsError::OnlySentencePiece { dir: dir.to_path_buf() };
+        return TokenizerFilesError::OnlySentencePiece { dir: dir.to_path_buf() };
     }
-    CompanionsError::NoTokenizer { dir: dirs.last().map(|dir| dir.to_path_buf()).unwrap_or_default() }
+    TokenizerFilesError::NoTokenizer { dir: dirs.last().map(|dir| dir.to_path_buf()).unwrap_or_default() }
 }
 
-/// The templates of a directory, as the fields of [`Companions`] have them.
+/// The templates of a directory, as the fields of [`TokenizerFiles`] have them.
 #[derive(Default)]
 struct Found {
     copied: Vec<(&'static str, PathBuf)>,
@@ -167,14 +167,14 @@ struct Found {
 }
 
 /// In each directory files win over the text within the tokenizer's settings, and those over a processor's.
-fn find_templates(dirs: &[&Path]) -> Result<Found, SettingsError> {
+fn find_templates(dirs: &[&Path]) -> Result<Found, JsonConfigError> {
     for dir in dirs {
         let copied: Vec<_> = TEMPLATES.iter().filter_map(|(name, _)| file(dir, name)).collect();
         if !copied.is_empty() {
             return Ok(Found { copied, ..Found::default() });
         }
         for source in [TOKENIZER_CONFIG, PROCESSOR_TEMPLATE].into_iter().filter_map(|name| file(dir, name)) {
-            let written = templates_within(&Settings::read(&source.1)?)?;
+            let written = templates_within(&JsonConfig::read(&source.1)?)?;
             if !written.is_empty() {
                 return Ok(Found { written, read: vec![source], ..Found::default() });
             }
@@ -184,7 +184,7 @@ fn find_templates(dirs: &[&Path]) -> Result<Found, SettingsError> {
 }
 
 /// `chat_template` is a string, or a list of named ones, of which `default` is for chat and `tool_use` for chat with tools.
-fn templates_within(config: &Settings) -> Result<Vec<(&'static str, String)>, SettingsError> {
+fn templates_within(config: &JsonConfig) -> Result<Vec<(&'static str, String)>, JsonConfigError> {
     const FIELD: &str = "chat_template";
     let text = |value: &Value| value.as_str().map(str::to_owned);
     match config.get(FIELD) {
@@ -222,7 +222,7 @@ mod tests {
     fn written(dirs: &[&Path], name: &str) -> Option<String> {
         let out = tempfile::tempdir().unwrap();
         let staging = Staging::new(&out.path().join("model"), Existing::Keep).unwrap();
-        Companions::find(dirs).unwrap().write(&staging).unwrap();
+        TokenizerFiles::find(dirs).unwrap().write(&staging).unwrap();
         fs::read_to_string(staging.path(name)).ok()
     }
 
@@ -246,14 +246,14 @@ mod tests {
         assert_eq!(written(&dirs, TOOL_TEMPLATE).unwrap(), "t");
         let neither = r#"{"chat_template": [{"name": "rag", "template": "r"}]}"#;
         let base = dir(&[(TOKENIZER, "{}"), (TOKENIZER_CONFIG, neither)]);
-        let message = Companions::find(&[base.path()]).unwrap_err().to_string();
+        let message = TokenizerFiles::find(&[base.path()]).unwrap_err().to_string();
         assert!(message.contains("default or tool_use"), "{message}");
     }
 
     #[test]
     fn a_template_of_a_processor_and_templates_in_files_are_copied() {
         let base = dir(&[(TOKENIZER, "{}"), (PROCESSOR_TEMPLATE, r#"{"chat_template": "p"}"#)]);
-        let found = Companions::find(&[base.path()]).unwrap();
+        let found = TokenizerFiles::find(&[base.path()]).unwrap();
         assert!(found.paths().any(|(name, _)| *name == PROCESSOR_TEMPLATE), "it is a source");
         assert_eq!(written(&[base.path()], TEMPLATE).unwrap(), "p");
         fs::write(base.path().join(TOKENIZER_CONFIG), r#"{"chat_template": "c"}"#).unwrap();
@@ -278,7 +278,7 @@ mod tests {
     fn a_model_may_have_neither_template_nor_generation_settings() {
         let base = dir(&[(TOKENIZER, "{}")]);
         assert_eq!(written(&[base.path()], TEMPLATE), None);
-        assert!(Companions::find(&[base.path()]).unwrap().generation.is_none());
+        assert!(TokenizerFiles::find(&[base.path()]).unwrap().generation.is_none());
     }
 
     #[test]
@@ -286,7 +286,7 @@ mod tests {
         for name in [TOKENIZER_CONFIG, TEMPLATE, GENERATION_CONFIG, PROCESSOR_TEMPLATE] {
             let base = dir(&[(TOKENIZER, "{}")]);
             std::fs::File::create(base.path().join(name)).unwrap().set_len(100 << 30).unwrap();
-            let error = Companions::find(&[base.path()]).unwrap_err().to_string();
+            let error = TokenizerFiles::find(&[base.path()]).unwrap_err().to_string();
             assert!(
                 error.contains(name) && (error.contains("100 GiB") || error.contains("larger than")),
                 "{error}"
@@ -296,7 +296,7 @@ mod tests {
 
     #[test]
     fn a_tokenizer_in_another_format_is_refused_with_the_way_out() {
-        let error = |files| Companions::find(&[dir(files).path()]).unwrap_err().to_string();
+        let error = |files| TokenizerFiles::find(&[dir(files).path()]).unwrap_err().to_string();
         assert!(error(&[("tokenizer.model", "")]).contains("save_pretrained"));
         assert!(error(&[]).contains("tokenizer.json is not there"));
     }

@@ -7,7 +7,7 @@ use std::{fs::File, io};
 
 /// A file without a cursor.
 #[derive(Debug)]
-pub(super) struct Positioned {
+pub(super) struct PositionedFile {
     #[cfg(unix)]
     file: File,
     // Elsewhere there is one cursor, which only one thread at a time may move.
@@ -16,7 +16,7 @@ pub(super) struct Positioned {
 }
 
 #[cfg(unix)]
-impl Positioned {
+impl PositionedFile {
     pub(super) fn new(file: File) -> Self {
         Self { file }
     }
@@ -35,7 +35,7 @@ impl Positioned {
 }
 
 #[cfg(not(unix))]
-impl Positioned {
+impl PositionedFile {
     pub(super) fn new(file: File) -> Self {
         Self { file: std::sync::Mutex::new(file) }
     }

@@ -6,7 +6,7 @@
 
 /// What can be done after an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
+pub enum DeviceErrorKind {
     /// There was not enough memory. The device is well; a smaller request may succeed, or the same one after a trim.
     OutOfMemory,
     /// The device is lost to this process, whatever it is asked next: the process must be replaced.
@@ -68,7 +68,7 @@ const MEMORY_WORDS: [&str; 10] = [
     "Available memory of",
 ];
 
-impl Fault {
+impl DeviceErrorKind {
     /// Reads it from what ONNX Runtime or the driver said.
     #[must_use]
     pub fn of(message: &str) -> Self {
@@ -135,23 +135,27 @@ mod tests {
             "226: an error was contained",
             "999: unknown error",
         ] {
-            assert_eq!(Fault::of(&call("CUDA", said, "cudaStreamSynchronize(s)")), Fault::Poisoned, "{said}");
+            assert_eq!(
+                DeviceErrorKind::of(&call("CUDA", said, "cudaStreamSynchronize(s)")),
+                DeviceErrorKind::Poisoned,
+                "{said}"
+            );
         }
         let gemm = call("CUBLAS", "13: CUBLAS_STATUS_EXECUTION_FAILED", "cublasGemmEx(h)");
-        assert_eq!(Fault::of(&gemm), Fault::Poisoned);
+        assert_eq!(DeviceErrorKind::of(&gemm), DeviceErrorKind::Poisoned);
         let cudnn = call("CUDNN", "5000: CUDNN_STATUS_EXECUTION_FAILED", "cudnnExecute(h)");
-        assert_eq!(Fault::of(&cudnn), Fault::Poisoned);
+        assert_eq!(DeviceErrorKind::of(&cudnn), DeviceErrorKind::Poisoned);
     }
 
     #[test]
     fn what_the_driver_names_without_a_number_is_understood_too() {
         let driver = r#"DriverError(CUDA_ERROR_ILLEGAL_ADDRESS, "an illegal memory access was encountered")"#;
-        assert_eq!(Fault::of(driver), Fault::Poisoned);
+        assert_eq!(DeviceErrorKind::of(driver), DeviceErrorKind::Poisoned);
         let driver = r#"DriverError(CUDA_ERROR_OUT_OF_MEMORY, "out of memory")"#;
-        assert_eq!(Fault::of(driver), Fault::OutOfMemory);
+        assert_eq!(DeviceErrorKind::of(driver), DeviceErrorKind::OutOfMemory);
         let older =
             "CUDA failure 77: an illegal memory access was encountered ; GPU=0 ; expr=cudaEventDestroy(e);";
-        assert_eq!(Fault::of(older), Fault::Poisoned);
+        assert_eq!(DeviceErrorKind::of(older), DeviceErrorKind::Poisoned);
     }
 
     #[test]
@@ -166,7 +170,7 @@ mod tests {
             "std::bad_alloc".into(),
             "Memory allocation failed. Size=4096".into(),
         ] {
-            assert_eq!(Fault::of(&message), Fault::OutOfMemory, "{message}");
+            assert_eq!(DeviceErrorKind::of(&message), DeviceErrorKind::OutOfMemory, "{message}");
         }
     }
 
@@ -176,7 +180,7 @@ mod tests {
             "{}\nFailed to allocate memory for requested buffer of size 4096",
             call("CUDA", "700: an illegal memory access was encountered", "cudaFreeAsync(p, s)")
         );
-        assert_eq!(Fault::of(&both), Fault::Poisoned);
+        assert_eq!(DeviceErrorKind::of(&both), DeviceErrorKind::Poisoned);
     }
 
     #[test]
@@ -198,7 +202,7 @@ mod tests {
             "CUDA failure ",
             "",
         ] {
-            assert_eq!(Fault::of(message), Fault::Other, "{message}");
+            assert_eq!(DeviceErrorKind::of(message), DeviceErrorKind::Other, "{message}");
         }
     }
 
@@ -207,8 +211,8 @@ mod tests {
         use crate::device::DeviceError;
         let lost =
             DeviceError::Runtime { what: "a run failed", message: "CUDA failure 719: unspecified".into() };
-        assert_eq!(lost.kind(), Fault::Poisoned);
+        assert_eq!(lost.kind(), DeviceErrorKind::Poisoned);
         let shape = DeviceError::Shape { shape: vec![1], needed: 2, room: 1 };
-        assert_eq!(shape.kind(), Fault::Other);
+        assert_eq!(shape.kind(), DeviceErrorKind::Other);
     }
 }

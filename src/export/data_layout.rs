@@ -21,7 +21,7 @@ pub struct TooLarge;
 
 /// Bytes of the data file that hold one tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Region {
+pub(super) struct DataRange {
     pub offset: u64,
     pub bytes: u64,
 }
@@ -50,41 +50,41 @@ impl Stack {
 
 /// One tensor's worth of work.
 #[derive(Clone, Debug)]
-pub(super) enum Fill {
+pub(super) enum TensorJob {
     /// Weights as they are.
-    Floats { stack: Stack, dtype: Dtype, at: Region },
+    Floats { stack: Stack, dtype: Dtype, at: DataRange },
     /// Weights as codes, `row_bytes` a row, scales of `dtype`, and perhaps zero points.
     Quantized { stack: Stack, quantizer: Quantizer, row_bytes: usize, dtype: Dtype, at: QuantizedAt },
     /// A table of the rotary positions number `rotary`.
-    Rotary { rotary: usize, table: Table, positions: usize, pairs: usize, dtype: Dtype, at: Region },
+    Rotary { rotary: usize, table: Table, positions: usize, pairs: usize, dtype: Dtype, at: DataRange },
 }
 
 /// Where a quantized matrix is.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct QuantizedAt {
-    pub codes: Region,
-    pub scales: Region,
+    pub codes: DataRange,
+    pub scales: DataRange,
     /// Empty when all are in the middle.
-    pub zero_points: Region,
+    pub zero_points: DataRange,
 }
 
 /// The data file.
 #[derive(Debug, Default)]
-pub(super) struct Plan {
-    pub fills: Vec<Fill>,
+pub(super) struct DataLayout {
+    pub fills: Vec<TensorJob>,
     end: u64,
 }
 
-impl Plan {
+impl DataLayout {
     /// Its length in bytes.
     pub(super) fn bytes(&self) -> u64 {
         self.end
     }
 
-    pub(super) fn floats(&mut self, stack: Stack, dtype: Dtype) -> Result<Region, TooLarge> {
+    pub(super) fn floats(&mut self, stack: Stack, dtype: Dtype) -> Result<DataRange, TooLarge> {
         let elements = stack.0.iter().map(|param| param.shape.elements()).sum();
         let at = self.reserve(elements, dtype.bytes())?;
-        self.fills.push(Fill::Floats { stack, dtype, at });
+        self.fills.push(TensorJob::Floats { stack, dtype, at });
         Ok(at)
     }
 
@@ -101,7 +101,7 @@ impl Plan {
         let scales = self.reserve(rows, quantizer.blocks(stack.cols()) as u64 * dtype.bytes())?;
         let zero_points = self.reserve(rows, quantizer.zero_point_row_bytes(stack.cols()) as u64)?;
         let at = QuantizedAt { codes, scales, zero_points };
-        self.fills.push(Fill::Quantized { stack, quantizer, row_bytes, dtype, at });
+        self.fills.push(TensorJob::Quantized { stack, quantizer, row_bytes, dtype, at });
         Ok(at)
     }
 
@@ -111,21 +111,21 @@ impl Plan {
         table: Table,
         [positions, pairs]: [usize; 2],
         dtype: Dtype,
-    ) -> Result<Region, TooLarge> {
+    ) -> Result<DataRange, TooLarge> {
         let at = self.reserve(positions as u64, pairs as u64 * dtype.bytes())?;
-        self.fills.push(Fill::Rotary { rotary, table, positions, pairs, dtype, at });
+        self.fills.push(TensorJob::Rotary { rotary, table, positions, pairs, dtype, at });
         Ok(at)
     }
 
-    fn reserve(&mut self, rows: u64, row_bytes: u64) -> Result<Region, TooLarge> {
+    fn reserve(&mut self, rows: u64, row_bytes: u64) -> Result<DataRange, TooLarge> {
         if row_bytes == 0 {
-            return Ok(Region { offset: self.end, bytes: 0 });
+            return Ok(DataRange { offset: self.end, bytes: 0 });
         }
         let offset = self.end.checked_next_multiple_of(ALIGNMENT).ok_or(TooLarge)?;
         let bytes = rows.checked_mul(row_bytes).ok_or(TooLarge)?;
         let end = offset.checked_add(bytes).filter(|end| i64::try_from(*end).is_ok());
         self.end = end.ok_or(TooLarge)?;
-        Ok(Region { offset, bytes })
+        Ok(DataRange { offset, bytes })
     }
 }
 
@@ -135,18 +135,18 @@ mod tests {
 
     #[test]
     fn tensors_start_on_pages_and_do_not_overlap() {
-        let mut plan = Plan::default();
+        let mut plan = DataLayout::default();
         let stack = |rows| Stack(vec![Param::matrix("a.weight", rows, 3)]);
         let first = plan.floats(stack(5), Dtype::Float32).unwrap();
         let second = plan.floats(stack(1), Dtype::Float32).unwrap();
-        assert_eq!(first, Region { offset: 0, bytes: 60 });
-        assert_eq!(second, Region { offset: 4096, bytes: 12 });
+        assert_eq!(first, DataRange { offset: 0, bytes: 60 });
+        assert_eq!(second, DataRange { offset: 4096, bytes: 12 });
         assert_eq!(plan.bytes(), 4108);
     }
 
     #[test]
     fn sizes_that_no_file_has_are_an_error() {
-        let mut plan = Plan::default();
+        let mut plan = DataLayout::default();
         let huge = || Stack(vec![Param::matrix("a.weight", 1 << 24, 1 << 24)]);
         let result = (0..10_000).try_for_each(|_| plan.floats(huge(), Dtype::Float32).map(drop));
         assert!(result.is_err());

@@ -8,21 +8,21 @@
 //! is why this is not the `aho-corasick` crate: it does not tell the depth of its states. The work for a byte grows with
 //! the number of stop strings and not with their lengths.
 
-use super::decoder::Chunk;
+use super::detokenizer::Chunk;
 
 /// Watches a stream of text for stop strings.
 ///
 /// The match that is complete first wins, and among those that end together the longest: that is the one rule whose
 /// outcome does not depend on how the text was cut into pieces.
 #[derive(Debug)]
-pub(super) struct Stops {
+pub(super) struct StopStrings {
     matchers: Vec<Matcher>,
     /// A proper prefix of some stop string, between two pushes.
     held: String,
     stopped: bool,
 }
 
-impl Stops {
+impl StopStrings {
     /// Watches for `stops`; an empty string never matches.
     pub(super) fn new(stops: Vec<String>) -> Self {
         let matchers = stops.into_iter().filter(|stop| !stop.is_empty()).map(Matcher::new).collect();
@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     fn watch(stops: &[&str], pieces: &[&str]) -> (String, bool) {
-        let mut watch = Stops::new(stops.iter().map(ToString::to_string).collect());
+        let mut watch = StopStrings::new(stops.iter().map(ToString::to_string).collect());
         let mut text = String::new();
         for piece in pieces {
             text += &watch.push(piece).text;
@@ -129,7 +129,7 @@ mod tests {
 
     #[test]
     fn what_only_looked_like_a_stop_string_leaves_as_soon_as_it_cannot_be_one() {
-        let mut watch = Stops::new(vec!["aab".into()]);
+        let mut watch = StopStrings::new(vec!["aab".into()]);
         assert_eq!(watch.push("xaa").text, "x");
         assert_eq!(watch.push("a").text, "a", "the last two may still begin one");
         assert_eq!(watch.push("c").text, "aac");
@@ -157,7 +157,7 @@ mod tests {
     #[test]
     fn the_work_for_a_token_does_not_grow_with_the_length_of_the_stop_strings() {
         let stops = (0..16).map(|n| "a".repeat(250_000) + &n.to_string()).collect();
-        let mut watch = Stops::new(stops);
+        let mut watch = StopStrings::new(stops);
         let begun = std::time::Instant::now();
         for _ in 0..200_000 {
             assert!(!watch.push("a").stopped);

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use super::{
     Adapter, AdapterError,
+    adapter_config::is_or_is_within,
     merge::{Change, LowRank, Magnitude},
     patterns::ends_with,
-    places::{Kind, Place},
-    settings::is_or_is_within,
+    target_modules::{ModuleKind, TargetModule},
     tensors::{Module, Part},
 };
 use crate::export::{checkpoint::canonical, tensors::TensorFile};
@@ -17,7 +17,7 @@ impl Adapter {
     pub(super) fn edits(
         &self,
         module: &Module,
-        place: &Place,
+        place: &TargetModule,
         is_head: bool,
     ) -> Result<Vec<(bool, Change)>, AdapterError> {
         let mut edits = Vec::new();
@@ -37,10 +37,10 @@ impl Adapter {
     fn product(
         &self,
         module: &Module,
-        place: &Place,
+        place: &TargetModule,
         is_head: bool,
     ) -> Result<Option<LowRank>, AdapterError> {
-        let is_embedding = place.kind == Kind::Embedding;
+        let is_embedding = place.kind == ModuleKind::Embedding;
         let (a, b) =
             if is_embedding { (Part::EmbeddingA, Part::EmbeddingB) } else { (Part::LoraA, Part::LoraB) };
         let beside =
@@ -66,8 +66,8 @@ impl Adapter {
         Ok(Some(LowRank { a: tensor_a.clone(), b: tensor_b.clone(), rank, scale, is_embedding }))
     }
 
-    fn magnitude(&self, module: &Module, place: &Place) -> Result<Option<Magnitude>, AdapterError> {
-        let is_embedding = place.kind == Kind::Embedding;
+    fn magnitude(&self, module: &Module, place: &TargetModule) -> Result<Option<Magnitude>, AdapterError> {
+        let is_embedding = place.kind == ModuleKind::Embedding;
         match (module.parts.get(&Part::Magnitude), self.settings.is_dora) {
             (None, false) => Ok(None),
             (None, true) => {
@@ -86,9 +86,9 @@ impl Adapter {
         }
     }
 
-    fn tokens(&self, module: &Module, place: &Place) -> Result<Option<Change>, AdapterError> {
+    fn tokens(&self, module: &Module, place: &TargetModule) -> Result<Option<Change>, AdapterError> {
         let Some(tensor) = module.parts.get(&Part::Tokens) else { return Ok(None) };
-        let is_embedding = place.kind == Kind::Embedding;
+        let is_embedding = place.kind == ModuleKind::Embedding;
         let tokens = self.settings.tokens(&module.name, is_embedding);
         let tokens = tokens.ok_or_else(|| {
             self.contradiction(tensor, "trainable_token_indices does not say of which tokens it is")
@@ -103,7 +103,7 @@ impl Adapter {
     }
 
     /// Checks that what the settings name has tensors.
-    pub(super) fn check_complete(&self, places: &BTreeMap<&str, Place>) -> Result<(), AdapterError> {
+    pub(super) fn check_complete(&self, places: &BTreeMap<&str, TargetModule>) -> Result<(), AdapterError> {
         let holds =
             |module: &Module, parts: [Part; 2]| parts.iter().any(|part| module.parts.contains_key(part));
         let missing = |field, name: &str| AdapterError::NoTensors {
@@ -131,14 +131,14 @@ impl Adapter {
     }
 
     /// Whether the base has a module of this name that the settings do not exclude, however its prefixes are.
-    fn expects(&self, name: &str, places: &BTreeMap<&str, Place>) -> Result<bool, AdapterError> {
+    fn expects(&self, name: &str, places: &BTreeMap<&str, TargetModule>) -> Result<bool, AdapterError> {
         let prefixes =
             self.modules.iter().filter_map(|(canonical, module)| module.name.strip_suffix(canonical));
         let mut prefixes: Vec<&str> = prefixes.chain([""]).collect();
         prefixes.sort_unstable();
         prefixes.dedup();
         let name = canonical(name);
-        for (place, _) in places.iter().filter(|(_, place)| place.kind != Kind::Norm) {
+        for (place, _) in places.iter().filter(|(_, place)| place.kind != ModuleKind::Norm) {
             let mut excluded = false;
             for prefix in &prefixes {
                 excluded |= self.settings.targets.exclusion(&format!("{prefix}{place}"))?.is_some();

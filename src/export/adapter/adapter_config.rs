@@ -10,7 +10,7 @@ use super::{
     AdapterError,
     patterns::{ByModule, Targets, ends_with},
 };
-use crate::export::settings::{Settings, SettingsError};
+use crate::export::json_config::{JsonConfig, JsonConfigError};
 
 /// Settings about training, loading or bookkeeping: any value leaves the merged weights alone, or shows in the tensors'
 /// names.
@@ -55,7 +55,7 @@ const INITIALISATIONS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
 
 /// An adapter's settings.
 #[derive(Debug)]
-pub(super) struct AdapterSettings {
+pub(super) struct AdapterConfig {
     ranks: ByModule<usize>,
     alphas: ByModule<f32>,
     is_rank_stabilized: bool,
@@ -77,8 +77,8 @@ struct Tokens {
     tokens: Vec<usize>,
 }
 
-impl AdapterSettings {
-    pub(super) fn read(config: &Settings) -> Result<Self, AdapterError> {
+impl AdapterConfig {
+    pub(super) fn read(config: &JsonConfig) -> Result<Self, AdapterError> {
         refuse_unsupported(config)?;
         let (rank, alpha) = (config.size("r")?, config.positive("lora_alpha")?);
         let saved = config.texts("modules_to_save")?.unwrap_or_default();
@@ -141,7 +141,7 @@ pub(super) fn is_or_is_within(module: &str, end: &str) -> bool {
         .any(|around| around.ends_with(end))
 }
 
-fn read_tokens(config: &Settings) -> Result<Vec<Tokens>, SettingsError> {
+fn read_tokens(config: &JsonConfig) -> Result<Vec<Tokens>, JsonConfigError> {
     const FIELD: &str = "trainable_token_indices";
     let positions = |ids: Vec<u32>| ids.into_iter().map(|id| id as usize).collect();
     if !config.get(FIELD).is_some_and(Value::is_object) {
@@ -155,7 +155,7 @@ fn read_tokens(config: &Settings) -> Result<Vec<Tokens>, SettingsError> {
         .collect()
 }
 
-fn refuse_unsupported(config: &Settings) -> Result<(), SettingsError> {
+fn refuse_unsupported(config: &JsonConfig) -> Result<(), JsonConfigError> {
     if config.text("peft_type")? != Some("LORA") {
         let supported = "LORA, also with DoRA, rank-stabilized, with patterns, biases, modules_to_save and \
                          trainable_token_indices";
@@ -202,12 +202,12 @@ mod tests {
 
     const QUERY: &str = "model.layers.1.self_attn.q_proj";
 
-    fn read(more: &str) -> Result<AdapterSettings, AdapterError> {
+    fn read(more: &str) -> Result<AdapterConfig, AdapterError> {
         let json = format!(
             r#"{{"peft_type": "LORA", "r": 2, "lora_alpha": 8, "bias": "none", "init_lora_weights": true,
             "loftq_config": {{}}, "something_new": false, {more}}}"#
         );
-        AdapterSettings::read(&Settings::parse(Path::new("adapter_config.json"), json.as_bytes()).unwrap())
+        AdapterConfig::read(&JsonConfig::parse(Path::new("adapter_config.json"), json.as_bytes()).unwrap())
     }
 
     #[test]

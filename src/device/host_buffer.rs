@@ -21,7 +21,7 @@ use memmap2::{MmapMut, MmapOptions};
 use super::{
     DeviceError, Pool,
     pool::{ALIGNMENT, Buffer, Described},
-    rows::Rows,
+    strided_copy::StridedCopy,
 };
 use crate::units::Bytes;
 
@@ -55,17 +55,17 @@ elements! {
 
 /// The start of a piece of memory, on whatever device, and its length.
 #[derive(Clone, Copy)]
-pub(super) struct Place {
+pub(super) struct MemorySpan {
     pub(super) first: *mut u8,
     pub(super) bytes: usize,
 }
 
 /// A zeroed, page-aligned mapping with a fixed address.
-pub(super) struct Region {
+pub(super) struct HostBuffer {
     map: MmapMut,
 }
 
-impl Region {
+impl HostBuffer {
     /// Maps room for `elements` of `T`.
     pub(super) fn new<T: Element>(elements: usize) -> Result<Self, DeviceError> {
         // A mapping of nothing is refused by the system; one element costs a page.
@@ -81,8 +81,8 @@ impl Region {
         self.map.len()
     }
 
-    pub(super) fn place(&self) -> Place {
-        Place { first: self.pointer(), bytes: self.bytes() }
+    pub(super) fn place(&self) -> MemorySpan {
+        MemorySpan { first: self.pointer(), bytes: self.bytes() }
     }
 
     pub(super) fn pointer(&self) -> *mut u8 {
@@ -110,7 +110,7 @@ impl Region {
 /// It is not `Send`, so all bindings over it stay on one thread, where their runs exclude each other; and it hands out
 /// no reference, so nothing in Rust can observe the device writing.
 #[derive(Clone)]
-pub struct Shared {
+pub struct DeviceTensor {
     pub(super) memory: Rc<Memory>,
     /// Where it begins in `memory`, its length there, and its part of what a pool counts for that.
     offset: usize,
@@ -121,26 +121,26 @@ pub struct Shared {
     element_bytes: usize,
 }
 
-/// Where a [`Shared`] lies.
+/// Where a [`DeviceTensor`] lies.
 pub(super) enum Memory {
-    Mapped(Region),
+    Mapped(HostBuffer),
     Pooled(Buffer),
 }
 
-impl std::fmt::Debug for Shared {
+impl std::fmt::Debug for DeviceTensor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared").field("shape", &self.shape).finish_non_exhaustive()
+        f.debug_struct("DeviceTensor").field("shape", &self.shape).finish_non_exhaustive()
     }
 }
 
-impl Shared {
+impl DeviceTensor {
     /// Maps a zeroed tensor of `shape`.
     ///
     /// # Errors
     /// [`DeviceError::Memory`] when the system refuses; [`DeviceError::Shape`] when its size cannot be counted.
     pub fn new<T: Element>(shape: &[usize]) -> Result<Self, DeviceError> {
         let elements = elements(shape, usize::MAX)?;
-        let region = Region::new::<T>(elements)?;
+        let region = HostBuffer::new::<T>(elements)?;
         let bytes = region.bytes();
         let memory = Rc::new(Memory::Mapped(region));
         Ok(Self::part::<T>(memory, shape, (0, bytes), Bytes(0)))
@@ -224,7 +224,7 @@ impl Shared {
     }
 
     /// The rows to copy; `None` where the shapes do not allow it.
-    fn rows(&self, older: &Self, kept: usize) -> Option<Rows> {
+    fn rows(&self, older: &Self, kept: usize) -> Option<StridedCopy> {
         let ([outer @ .., to, last], [older_outer @ .., from, older_last]) = (&*self.shape, &*older.shape)
         else {
             return None;
@@ -232,7 +232,7 @@ impl Shared {
         let is_alike = (outer, last, self.dtype) == (older_outer, older_last, older.dtype);
         let count = elements(outer, usize::MAX).ok()?;
         let row = self.element_bytes.checked_mul(*last)?;
-        (is_alike && kept <= *from.min(to)).then_some(Rows {
+        (is_alike && kept <= *from.min(to)).then_some(StridedCopy {
             count,
             bytes: row.checked_mul(kept)?,
             from: row.checked_mul(*from)?,
@@ -265,11 +265,11 @@ impl Shared {
     }
 
     /// Where it is, and how long.
-    pub(super) fn place(&self) -> Place {
+    pub(super) fn place(&self) -> MemorySpan {
         match &*self.memory {
             Memory::Mapped(region) => region.place(),
             Memory::Pooled(buffer) => {
-                Place { first: buffer.address().as_ptr().wrapping_add(self.offset), bytes: self.bytes }
+                MemorySpan { first: buffer.address().as_ptr().wrapping_add(self.offset), bytes: self.bytes }
             }
         }
     }
@@ -307,7 +307,7 @@ mod tests {
 
     #[test]
     fn a_region_is_zeroed_aligned_and_keeps_what_is_written() {
-        let mut region = Region::new::<f32>(1000).unwrap();
+        let mut region = HostBuffer::new::<f32>(1000).unwrap();
         assert!(region.pointer().addr().is_multiple_of(4096));
         assert!(region.as_slice::<f32>(1000).iter().all(|x| *x == 0.0));
         region.as_mut_slice::<f32>(1000)[999] = 1.5;
@@ -316,15 +316,15 @@ mod tests {
 
     #[test]
     fn a_shape_that_overflows_is_an_error_and_not_a_small_mapping() {
-        let refused = Shared::new::<f32>(&[usize::MAX, 2, usize::MAX]);
+        let refused = DeviceTensor::new::<f32>(&[usize::MAX, 2, usize::MAX]);
         assert!(matches!(refused, Err(DeviceError::Shape { .. })), "{refused:?}");
-        let refused = Shared::new::<f32>(&[isize::MAX as usize / 2]);
+        let refused = DeviceTensor::new::<f32>(&[isize::MAX as usize / 2]);
         assert!(refused.is_err(), "{refused:?}");
     }
 
     /// A tensor that holds 0, 1, 2 and so on.
-    fn counting(shape: &[usize]) -> Shared {
-        let shared = Shared::new::<i32>(shape).unwrap();
+    fn counting(shape: &[usize]) -> DeviceTensor {
+        let shared = DeviceTensor::new::<i32>(shape).unwrap();
         for n in 0..elements(shape, usize::MAX).unwrap() {
             let element = shared.place().first.cast::<i32>().wrapping_add(n);
             // SAFETY: the mapping holds as many elements, and nobody else has a pointer to it.
@@ -333,7 +333,7 @@ mod tests {
         shared
     }
 
-    fn content(shared: &Shared) -> Vec<i32> {
+    fn content(shared: &DeviceTensor) -> Vec<i32> {
         let room = elements(shared.shape(), usize::MAX).unwrap();
         // SAFETY: the mapping holds as many elements, and nobody writes to it.
         unsafe { slice::from_raw_parts(shared.place().first.cast::<i32>(), room) }.to_vec()
@@ -341,13 +341,13 @@ mod tests {
 
     #[test]
     fn a_larger_tensor_takes_over_what_a_smaller_one_holds() {
-        let (older, larger) = (counting(&[1, 2, 3, 2]), Shared::new::<i32>(&[1, 2, 5, 2]).unwrap());
+        let (older, larger) = (counting(&[1, 2, 3, 2]), DeviceTensor::new::<i32>(&[1, 2, 5, 2]).unwrap());
         larger.take_over(&older, 2).unwrap();
         assert_eq!(
             content(&larger),
             [[0, 1, 2, 3, 0, 0, 0, 0, 0, 0], [6, 7, 8, 9, 0, 0, 0, 0, 0, 0]].concat()
         );
-        let smaller = Shared::new::<i32>(&[1, 2, 1, 2]).unwrap();
+        let smaller = DeviceTensor::new::<i32>(&[1, 2, 1, 2]).unwrap();
         smaller.take_over(&older, 1).unwrap();
         assert_eq!(content(&smaller), [0, 1, 6, 7]);
     }
@@ -356,7 +356,7 @@ mod tests {
     fn tensors_that_do_not_go_together_are_refused() {
         let older = counting(&[1, 2, 3, 2]);
         let refused = |shape: &[usize], kept| {
-            let e = Shared::new::<i32>(shape).unwrap().take_over(&older, kept).unwrap_err();
+            let e = DeviceTensor::new::<i32>(shape).unwrap().take_over(&older, kept).unwrap_err();
             assert!(matches!(e, DeviceError::Shape { .. }), "{e}");
         };
         refused(&[1, 2, 5, 2], 4);
@@ -364,13 +364,13 @@ mod tests {
         refused(&[1, 3, 5, 2], 1);
         refused(&[1, 2, 5, 3], 1);
         refused(&[12], 1);
-        let halves = Shared::new::<half::f16>(&[1, 2, 5, 2]).unwrap();
+        let halves = DeviceTensor::new::<half::f16>(&[1, 2, 5, 2]).unwrap();
         assert!(halves.take_over(&older, 1).is_err());
     }
 
     #[test]
     fn an_empty_shape_is_a_scalar_and_an_empty_tensor_still_has_an_address() {
         assert_eq!(elements(&[], 1).unwrap(), 1);
-        assert!(!Shared::new::<f32>(&[0, 4]).unwrap().place().first.is_null());
+        assert!(!DeviceTensor::new::<f32>(&[0, 4]).unwrap().place().first.is_null());
     }
 }

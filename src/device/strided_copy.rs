@@ -8,7 +8,7 @@ use std::ptr;
 
 /// Rows, where they lie and where they go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Rows {
+pub(super) struct StridedCopy {
     /// How many.
     pub(super) count: usize,
     /// Of each, the bytes that move: no more than either stride.
@@ -19,7 +19,7 @@ pub(super) struct Rows {
     pub(super) to: usize,
 }
 
-impl Rows {
+impl StridedCopy {
     /// Bytes from the first row's start to the last row's end where they lie, and where they go; `None` when they
     /// overlap or cannot be counted.
     pub(super) fn spans(self) -> Option<(usize, usize)> {
@@ -51,7 +51,7 @@ mod tests {
 
     #[test]
     fn rows_move_to_their_new_stride_and_what_lies_between_them_stays() {
-        let rows = Rows { count: 3, bytes: 2, from: 3, to: 5 };
+        let rows = StridedCopy { count: 3, bytes: 2, from: 3, to: 5 };
         assert_eq!(rows.spans(), Some((8, 12)));
         let (from, mut to) = (*b"ab.cd.ef", *b"------------");
         // SAFETY: both are as long as the spans.
@@ -61,9 +61,9 @@ mod tests {
 
     #[test]
     fn rows_that_overlap_or_cannot_be_counted_have_no_spans() {
-        assert_eq!(Rows { count: 0, bytes: 9, from: 1, to: 1 }.spans(), Some((0, 0)));
-        assert_eq!(Rows { count: 2, bytes: 4, from: 3, to: 8 }.spans(), None);
-        assert_eq!(Rows { count: 2, bytes: 4, from: 8, to: 3 }.spans(), None);
-        assert_eq!(Rows { count: 3, bytes: 1, from: usize::MAX, to: 1 }.spans(), None);
+        assert_eq!(StridedCopy { count: 0, bytes: 9, from: 1, to: 1 }.spans(), Some((0, 0)));
+        assert_eq!(StridedCopy { count: 2, bytes: 4, from: 3, to: 8 }.spans(), None);
+        assert_eq!(StridedCopy { count: 2, bytes: 4, from: 8, to: 3 }.spans(), None);
+        assert_eq!(StridedCopy { count: 3, bytes: 1, from: usize::MAX, to: 1 }.spans(), None);
     }
 }

@@ -11,7 +11,7 @@ use safetensors::{
     tensor::{Metadata, TensorInfo},
 };
 
-use super::SavedError;
+use super::PromptStoreError;
 use crate::units::Bytes;
 
 /// The format that is written, and the only one that is read.
@@ -32,7 +32,7 @@ pub(super) const PREFIX: usize = size_of::<u64>();
 
 /// What is in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Head {
+pub struct PromptInfo {
     /// What the model was called that computed it.
     pub model: String,
     /// What that model is, whatever it is called.
@@ -42,12 +42,12 @@ pub struct Head {
     /// Positions, one a token.
     pub tokens: usize,
     /// The keys and values of one position.
-    pub shape: Shape,
+    pub shape: CacheShape,
 }
 
 /// The sizes of a model's key-value cache, but for its positions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shape {
+pub struct CacheShape {
     /// Layers, each with keys and values.
     pub layers: usize,
     /// Heads of keys, and of values.
@@ -55,12 +55,12 @@ pub struct Shape {
     /// Elements of one head's row, scales included.
     pub row: usize,
     /// What an element is.
-    pub kind: Kind,
+    pub kind: CacheDtype,
 }
 
 /// What keys and values are stored in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum CacheDtype {
     /// IEEE 754 single precision.
     Float32,
     /// IEEE 754 half precision.
@@ -72,7 +72,7 @@ pub enum Kind {
 }
 
 /// As settings spell it.
-impl fmt::Display for Kind {
+impl fmt::Display for CacheDtype {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Float32 => "float32",
@@ -83,7 +83,7 @@ impl fmt::Display for Kind {
     }
 }
 
-impl Kind {
+impl CacheDtype {
     const fn dtype(self) -> Dtype {
         match self {
             Self::Float32 => Dtype::F32,
@@ -109,7 +109,7 @@ impl Kind {
     }
 }
 
-impl Shape {
+impl CacheShape {
     /// Layers, heads and elements a row.
     #[must_use]
     pub const fn sizes(self) -> [usize; 3] {
@@ -123,7 +123,7 @@ impl Shape {
     }
 }
 
-impl Shape {
+impl CacheShape {
     /// Bytes of all keys and values of so many positions; as many as can be counted where those cannot.
     #[must_use]
     pub fn bytes(self, positions: usize) -> Bytes {
@@ -135,15 +135,15 @@ impl Shape {
 /// A header, and the sum that it tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Header {
-    pub(super) head: Head,
+    pub(super) head: PromptInfo,
     pub(super) sum: String,
 }
 
 impl Header {
     /// The first bytes of the file, up to its tensors. Their number does not depend on the sum.
-    pub(super) fn encode(&self) -> Result<Vec<u8>, SavedError> {
+    pub(super) fn encode(&self) -> Result<Vec<u8>, PromptStoreError> {
         let Self { head, sum } = self;
-        let refused = |message: String| SavedError::Header { message };
+        let refused = |message: String| PromptStoreError::Header { message };
         let infos = head.tensors().ok_or_else(|| refused("its size cannot be counted".into()))?;
         let texts = [
             (FORMAT_KEY, FORMAT.into()),
@@ -161,21 +161,21 @@ impl Header {
     }
 
     /// Reads what [`encode`](Self::encode) wrote, without the length that stands before it; and how many bytes follow it.
-    pub(super) fn decode(json: &[u8]) -> Result<(Self, u64), SavedError> {
-        let refused = |message: &str| SavedError::Header { message: message.into() };
+    pub(super) fn decode(json: &[u8]) -> Result<(Self, u64), PromptStoreError> {
+        let refused = |message: &str| PromptStoreError::Header { message: message.into() };
         let metadata: Metadata =
-            serde_json::from_slice(json).map_err(|e| SavedError::Header { message: e.to_string() })?;
+            serde_json::from_slice(json).map_err(|e| PromptStoreError::Header { message: e.to_string() })?;
         let none = HashMap::new();
         let texts = metadata.metadata().as_ref().unwrap_or(&none);
         let text = |key: &str| texts.get(key).cloned();
         let format = text(FORMAT_KEY).ok_or_else(|| refused("it does not say that it is a saved prompt"))?;
         if format != FORMAT {
-            return Err(SavedError::Format { found: format });
+            return Err(PromptStoreError::Format { found: format });
         }
         let missing =
             || refused("it does not say which model it is of, when it was saved and what its sum is");
         let (tokens, shape) = described(&metadata).ok_or_else(|| refused("it has other tensors"))?;
-        let head = Head {
+        let head = PromptInfo {
             model: text(MODEL_KEY).ok_or_else(missing)?,
             identity: text(IDENTITY_KEY).ok_or_else(missing)?,
             saved_at: text(SAVED_AT_KEY).and_then(|text| text.parse().ok()).ok_or_else(missing)?,
@@ -199,12 +199,12 @@ impl Header {
 }
 
 /// Positions and sizes by the first tensors; the rest is compared with them.
-fn described(metadata: &Metadata) -> Option<(usize, Shape)> {
+fn described(metadata: &Metadata) -> Option<(usize, CacheShape)> {
     let [tokens] = *metadata.info(TOKENS)?.shape else { return None };
     let key = metadata.info(&key_name(0))?;
     let [heads, _, row] = *key.shape else { return None };
     let layers = metadata.tensors().len().checked_sub(1)? / 2;
-    let shape = Shape { layers, heads, row, kind: Kind::of(key.dtype)? };
+    let shape = CacheShape { layers, heads, row, kind: CacheDtype::of(key.dtype)? };
     (tokens > 0 && heads > 0 && row > 0).then_some((tokens, shape))
 }
 
@@ -212,7 +212,7 @@ fn key_name(layer: usize) -> String {
     format!("past_key_values.{layer}.key")
 }
 
-impl Head {
+impl PromptInfo {
     /// The time as [`saved_at`](Self::saved_at) has it.
     #[must_use]
     pub fn now() -> u64 {
@@ -221,7 +221,7 @@ impl Head {
 
     /// All tensors in the order in which they lie; `None` where their sizes cannot be counted.
     fn tensors(&self) -> Option<Vec<(String, TensorInfo)>> {
-        let Self { tokens, shape: Shape { layers, heads, row, kind }, .. } = *self;
+        let Self { tokens, shape: CacheShape { layers, heads, row, kind }, .. } = *self;
         let mut end = tokens.checked_mul(size_of::<u32>())?;
         let of_tokens = TensorInfo { dtype: Dtype::U32, shape: vec![tokens], data_offsets: (0, end) };
         let mut infos = vec![(TOKENS.to_owned(), of_tokens)];

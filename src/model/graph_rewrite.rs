@@ -18,7 +18,9 @@ use prost::Message;
 
 use super::graph_file::GraphFile;
 use crate::{
-    device::operators::{ATTENTION, Blocks, DOMAIN, Format, MATMUL, MATRIX, Matrix, Operators, Store},
+    device::operators::{
+        ATTENTION, DOMAIN, Format, Int4Blocks, MATMUL, MATRIX, Operators, PackedInt4, PackedStorage,
+    },
     device_spec::CacheChoice,
     files,
     onnx::{
@@ -28,7 +30,7 @@ use crate::{
 };
 
 /// A graph with operators of ours in it.
-pub(super) struct Changed {
+pub(super) struct RewrittenGraph {
     /// In place of the content of `model.onnx`.
     pub(super) content: Vec<u8>,
     pub(super) operators: Operators,
@@ -37,7 +39,7 @@ pub(super) struct Changed {
 /// The graph in `file` with our operators where they do the same; `None` where there is nothing to change, or something
 /// that is not understood, about which ONNX Runtime will say more than we could. The key-value cache is stored as `cache`
 /// says, if attention is ours.
-pub(super) fn change(file: &GraphFile, cache: CacheChoice) -> Option<Changed> {
+pub(super) fn change(file: &GraphFile, cache: CacheChoice) -> Option<RewrittenGraph> {
     let mut model = understood(file)?;
     let graph = model.graph.as_mut()?;
     let format = format(graph, cache);
@@ -50,7 +52,7 @@ pub(super) fn change(file: &GraphFile, cache: CacheChoice) -> Option<Changed> {
     }
     drop_unused(graph);
     model.opset_import.push(OperatorSet { domain: DOMAIN.into(), version: 1 });
-    Some(Changed { content: model.encode_to_vec(), operators })
+    Some(RewrittenGraph { content: model.encode_to_vec(), operators })
 }
 
 /// What the key-value cache of the graph in `file` is stored in where our operators compute; `None` where its attention is
@@ -80,8 +82,8 @@ fn format(graph: &Graph, cache: CacheChoice) -> Format {
 /// Replaces the nodes that it can.
 fn replace(graph: &mut Graph, dir: &Path) -> Option<Operators> {
     let mut operators = Operators::default();
-    let mut data = Data { dir, files: BTreeMap::new() };
-    let mut room = Room::default();
+    let mut data = ExternalData { dir, files: BTreeMap::new() };
+    let mut room = Scratch::default();
     let initializers: BTreeMap<&str, &Tensor> =
         graph.initializer.iter().map(|tensor| (&*tensor.name, tensor)).collect();
     for node in &mut graph.node {
@@ -99,9 +101,9 @@ fn replace(graph: &mut Graph, dir: &Path) -> Option<Operators> {
 fn matrix(
     node: &Node,
     initializers: &BTreeMap<&str, &Tensor>,
-    data: &mut Data,
-    room: &mut Room,
-) -> Option<Matrix> {
+    data: &mut ExternalData,
+    room: &mut Scratch,
+) -> Option<PackedInt4> {
     let number = |name: &str| {
         let attribute = node.attribute.iter().find(|attribute| attribute.name == name)?;
         usize::try_from(attribute.i?).ok()
@@ -119,17 +121,17 @@ fn matrix(
     data.read(scales, &mut room.scales)?;
     // Files are little-endian.
     room.scales.iter_mut().for_each(|scale| *scale = f32::from_bits(u32::from_le(scale.to_bits())));
-    let source = Blocks { columns, depth, block, codes: &room.codes, scales: &room.scales };
-    Matrix::new(source, &mut room.laid_out)
+    let source = Int4Blocks { columns, depth, block, codes: &room.codes, scales: &room.scales };
+    PackedInt4::new(source, &mut room.laid_out)
 }
 
 /// Where a tensor is read to, kept from one to the next: memory that is new is dearer than what is read into it; and where
 /// matrices are laid out.
 #[derive(Default)]
-struct Room {
+struct Scratch {
     codes: Vec<u8>,
     scales: Vec<f32>,
-    laid_out: Store,
+    laid_out: PackedStorage,
 }
 
 /// Makes attention ours where it can be; what the key-value cache is in then: `format`, or float32 where some of it is not
@@ -220,12 +222,12 @@ fn drop_unused(graph: &mut Graph) {
 }
 
 /// The files beside a graph. They are read and not mapped: what is read is laid out anew and not looked at again.
-struct Data<'a> {
+struct ExternalData<'a> {
     dir: &'a Path,
     files: BTreeMap<String, File>,
 }
 
-impl Data<'_> {
+impl ExternalData<'_> {
     /// Reads `tensor` into `room`, if it lies in a file beside the graph.
     fn read<T: Pod>(&mut self, tensor: &Tensor, room: &mut Vec<T>) -> Option<()> {
         let entry =

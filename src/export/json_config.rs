@@ -23,7 +23,7 @@ const MOST_BYTES: Bytes = Bytes::mib(16);
 
 /// Why a settings file cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum SettingsError {
+pub enum JsonConfigError {
     /// It is not there, or cannot be read.
     #[error("{}: {source}; is this a directory downloaded from Hugging Face?", path.display())]
     Read {
@@ -84,26 +84,26 @@ pub enum SettingsError {
 
 /// A JSON object, with where it came from.
 #[derive(Clone, Debug)]
-pub(super) struct Settings {
+pub(super) struct JsonConfig {
     path: PathBuf,
     section: String,
     fields: Map<String, Value>,
 }
 
-impl Settings {
+impl JsonConfig {
     /// Reads the object in the file at `path`.
-    pub(super) fn read(path: &Path) -> Result<Self, SettingsError> {
+    pub(super) fn read(path: &Path) -> Result<Self, JsonConfigError> {
         let json = files::read(path, MOST_BYTES).map_err(|source| match source.kind() {
-            io::ErrorKind::FileTooLarge => SettingsError::TooLarge { path: path.into() },
-            _ => SettingsError::Read { path: path.into(), source },
+            io::ErrorKind::FileTooLarge => JsonConfigError::TooLarge { path: path.into() },
+            _ => JsonConfigError::Read { path: path.into(), source },
         })?;
         Self::parse(path, &json)
     }
 
     /// Parses `json`, which came from `path`.
-    pub(super) fn parse(path: &Path, json: &[u8]) -> Result<Self, SettingsError> {
+    pub(super) fn parse(path: &Path, json: &[u8]) -> Result<Self, JsonConfigError> {
         let fields = serde_json::from_slice(json)
-            .map_err(|source| SettingsError::Parse { path: path.into(), source })?;
+            .map_err(|source| JsonConfigError::Parse { path: path.into(), source })?;
         Ok(Self { path: path.into(), section: String::new(), fields })
     }
 
@@ -123,7 +123,7 @@ impl Settings {
     }
 
     /// The object in `field`, if there is one.
-    pub(super) fn section(&self, field: &str) -> Result<Option<Self>, SettingsError> {
+    pub(super) fn section(&self, field: &str) -> Result<Option<Self>, JsonConfigError> {
         self.read_as(field, "an object", Value::as_object).map(|found| {
             found.map(|fields| Self {
                 path: self.path.clone(),
@@ -134,12 +134,12 @@ impl Settings {
     }
 
     /// A size of at least one.
-    pub(super) fn size(&self, field: &str) -> Result<usize, SettingsError> {
+    pub(super) fn size(&self, field: &str) -> Result<usize, JsonConfigError> {
         self.optional_size(field)?.ok_or_else(|| self.missing(field, SIZE))
     }
 
     /// A number of things, which may be none.
-    pub(super) fn count(&self, field: &str) -> Result<usize, SettingsError> {
+    pub(super) fn count(&self, field: &str) -> Result<usize, JsonConfigError> {
         let count = self.read_as(field, COUNT, |value| {
             value.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| *n <= MOST_SIZE)
         })?;
@@ -147,26 +147,26 @@ impl Settings {
     }
 
     /// A size of at least one, if the field is there.
-    pub(super) fn optional_size(&self, field: &str) -> Result<Option<usize>, SettingsError> {
+    pub(super) fn optional_size(&self, field: &str) -> Result<Option<usize>, JsonConfigError> {
         self.read_as(field, SIZE, |value| {
             value.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| (1..=MOST_SIZE).contains(n))
         })
     }
 
     /// A positive number.
-    pub(super) fn positive(&self, field: &str) -> Result<f32, SettingsError> {
+    pub(super) fn positive(&self, field: &str) -> Result<f32, JsonConfigError> {
         self.optional_positive(field)?.ok_or_else(|| self.missing(field, POSITIVE))
     }
 
     /// A positive number, if the field is there.
-    pub(super) fn optional_positive(&self, field: &str) -> Result<Option<f32>, SettingsError> {
+    pub(super) fn optional_positive(&self, field: &str) -> Result<Option<f32>, JsonConfigError> {
         self.read_as(field, POSITIVE, |value| {
             value.as_f64().map(to_single).filter(|n| n.is_finite() && *n > 0.0)
         })
     }
 
     /// A list of positive numbers; nothing when the field is absent.
-    pub(super) fn positives(&self, field: &str) -> Result<Vec<f32>, SettingsError> {
+    pub(super) fn positives(&self, field: &str) -> Result<Vec<f32>, JsonConfigError> {
         let number = |value: &Value| value.as_f64().map(to_single).filter(|n| n.is_finite() && *n > 0.0);
         let numbers = self.read_as(field, "a list of positive numbers", |value| {
             value.as_array()?.iter().map(number).collect::<Option<_>>()
@@ -175,7 +175,7 @@ impl Settings {
     }
 
     /// A list of strings, if the field is there.
-    pub(super) fn texts(&self, field: &str) -> Result<Option<Vec<&str>>, SettingsError> {
+    pub(super) fn texts(&self, field: &str) -> Result<Option<Vec<&str>>, JsonConfigError> {
         self.read_as(field, "a list of strings", |value| {
             value.as_array()?.iter().map(Value::as_str).collect()
         })
@@ -198,17 +198,17 @@ impl Settings {
     }
 
     /// A truth value; `default` when the field is absent.
-    pub(super) fn flag(&self, field: &str, default: bool) -> Result<bool, SettingsError> {
+    pub(super) fn flag(&self, field: &str, default: bool) -> Result<bool, JsonConfigError> {
         Ok(self.read_as(field, "true or false", Value::as_bool)?.unwrap_or(default))
     }
 
     /// A string, if the field is there.
-    pub(super) fn text(&self, field: &str) -> Result<Option<&str>, SettingsError> {
+    pub(super) fn text(&self, field: &str) -> Result<Option<&str>, JsonConfigError> {
         self.read_as(field, "a string", Value::as_str)
     }
 
     /// One id or a list of ids; nothing when the field is absent.
-    pub(super) fn ids(&self, field: &str) -> Result<Vec<u32>, SettingsError> {
+    pub(super) fn ids(&self, field: &str) -> Result<Vec<u32>, JsonConfigError> {
         let id = |value: &Value| value.as_u64().and_then(|n| u32::try_from(n).ok());
         let ids = self.read_as(field, "a token id or a list of them", |value| match value {
             Value::Array(list) => list.iter().map(id).collect(),
@@ -218,8 +218,8 @@ impl Settings {
     }
 
     /// The error for a `field` that has no default.
-    pub(super) fn missing(&self, field: &str, expected: impl Into<String>) -> SettingsError {
-        SettingsError::Missing {
+    pub(super) fn missing(&self, field: &str, expected: impl Into<String>) -> JsonConfigError {
+        JsonConfigError::Missing {
             path: self.path.clone(),
             field: self.full_name(field),
             expected: expected.into(),
@@ -227,8 +227,8 @@ impl Settings {
     }
 
     /// The error for a `field` whose value cannot be.
-    pub(super) fn wrong(&self, field: &str, expected: impl Into<String>) -> SettingsError {
-        SettingsError::Wrong {
+    pub(super) fn wrong(&self, field: &str, expected: impl Into<String>) -> JsonConfigError {
+        JsonConfigError::Wrong {
             path: self.path.clone(),
             field: self.full_name(field),
             value: self.shown(field),
@@ -237,8 +237,8 @@ impl Settings {
     }
 
     /// The error for a `field` whose value means something that is not implemented.
-    pub(super) fn unsupported(&self, field: &str, supported: impl Into<String>) -> SettingsError {
-        SettingsError::Unsupported {
+    pub(super) fn unsupported(&self, field: &str, supported: impl Into<String>) -> JsonConfigError {
+        JsonConfigError::Unsupported {
             path: self.path.clone(),
             field: self.full_name(field),
             value: self.shown(field),
@@ -264,7 +264,7 @@ impl Settings {
         field: &str,
         expected: &str,
         read: impl FnOnce(&'a Value) -> Option<T>,
-    ) -> Result<Option<T>, SettingsError> {
+    ) -> Result<Option<T>, JsonConfigError> {
         match self.get(field) {
             None => Ok(None),
             Some(value) => read(value).map(Some).ok_or_else(|| self.wrong(field, expected)),
@@ -288,8 +288,8 @@ fn to_single(n: f64) -> f32 {
 mod tests {
     use super::*;
 
-    fn settings(json: &str) -> Settings {
-        Settings::parse(Path::new("config.json"), json.as_bytes()).unwrap()
+    fn settings(json: &str) -> JsonConfig {
+        JsonConfig::parse(Path::new("config.json"), json.as_bytes()).unwrap()
     }
 
     #[test]

@@ -23,12 +23,12 @@ const TRIES: usize = 8;
 
 /// A hidden directory beside an output. Dropped, it is removed with whatever is at its place then.
 #[derive(Debug)]
-pub(super) struct Sibling {
+pub(super) struct TempSibling {
     dir: TempDir,
     _lock: Option<File>,
 }
 
-impl Sibling {
+impl TempSibling {
     /// Makes one in `parent` for the output `name`.
     pub(super) fn new(parent: &Path, name: &OsStr) -> io::Result<Self> {
         let mut builder = tempfile::Builder::new();
@@ -55,7 +55,7 @@ impl Sibling {
     }
 }
 
-impl Drop for Sibling {
+impl Drop for TempSibling {
     fn drop(&mut self) {
         unmake(self.path());
     }
@@ -133,7 +133,7 @@ mod tests {
     #[test]
     fn what_a_killed_export_left_is_removed_and_what_a_running_one_has_is_not() {
         let dir = tempfile::tempdir().unwrap();
-        let running = Sibling::new(dir.path(), "model".as_ref()).unwrap();
+        let running = TempSibling::new(dir.path(), "model".as_ref()).unwrap();
         let left = killed(dir.path(), "model");
         fs::write(left.join("model.onnx"), "").unwrap();
         let other = killed(dir.path(), "models");

@@ -19,7 +19,7 @@ use ort::{
 };
 
 use super::{
-    Figures, NoRoom,
+    NoRoom, PoolStats,
     allocator::{Allocator, User},
     backend::{Backend, Block},
 };
@@ -30,14 +30,14 @@ pub(super) type AnyAllocator = Allocator<Box<dyn Backend>>;
 
 /// What ONNX Runtime holds a pointer to.
 #[repr(C)]
-pub(super) struct Face {
+pub(super) struct PoolAllocator {
     /// First, so that a pointer to the whole is one to this, and back.
     functions: OrtAllocator,
     info: MemoryInfo<'static>,
     allocator: Mutex<AnyAllocator>,
 }
 
-impl Face {
+impl PoolAllocator {
     fn new(info: MemoryInfo<'static>, allocator: AnyAllocator) -> Self {
         // SAFETY: the structure of functions that are all absent; those that ONNX Runtime needs follow at once.
         let mut functions = unsafe { OrtAllocator::default() };
@@ -83,10 +83,10 @@ fn nothing_left(asked: usize, refused: &NoRoom) -> ! {
 ///
 /// # Safety
 /// `this` must come from [`Registration::new`], and its registration must live.
-unsafe fn face<'a>(this: *const OrtAllocator) -> &'a Face {
-    // SAFETY: `this` points at the whole of a `Face` (`repr(C)`, and registered as such), which lives as long as its
+unsafe fn face<'a>(this: *const OrtAllocator) -> &'a PoolAllocator {
+    // SAFETY: `this` points at the whole of a `PoolAllocator` (`repr(C)`, and registered as such), which lives as long as its
     // registration and is only ever borrowed shared.
-    unsafe { &*this.cast::<Face>() }
+    unsafe { &*this.cast::<PoolAllocator>() }
 }
 
 unsafe extern "system" fn alloc(this: *mut OrtAllocator, size: usize) -> *mut c_void {
@@ -158,7 +158,7 @@ unsafe extern "system" fn statistics(
 }
 
 /// The figures by the names that ONNX Runtime's own arenas use.
-fn named(figures: &Figures, limit: usize) -> [(&'static str, u64); 6] {
+fn named(figures: &PoolStats, limit: usize) -> [(&'static str, u64); 6] {
     [
         ("Limit", limit as u64),
         ("InUse", figures.in_use().0),
@@ -217,7 +217,7 @@ impl Drop for Claim {
 
 /// A face that ONNX Runtime knows of. Dropping it takes it back.
 pub(super) struct Registration {
-    face: NonNull<Face>,
+    face: NonNull<PoolAllocator>,
     environment: Environment,
     claim: Claim,
 }
@@ -239,8 +239,8 @@ impl Registration {
         allocator: AnyAllocator,
     ) -> Result<Self, DeviceError> {
         let info = claim.memory_info()?;
-        let face = NonNull::from(Box::leak(Box::new(Face::new(info, allocator))));
-        // SAFETY: `face` is a live `Face`, which starts with an `OrtAllocator`; it stays until it is unregistered.
+        let face = NonNull::from(Box::leak(Box::new(PoolAllocator::new(info, allocator))));
+        // SAFETY: `face` is a live `PoolAllocator`, which starts with an `OrtAllocator`; it stays until it is unregistered.
         let status =
             unsafe { (ort::api().RegisterAllocator)(environment.ptr().cast_mut(), face.as_ptr().cast()) };
         // SAFETY: the status comes from the call above and is used once.
@@ -252,7 +252,7 @@ impl Registration {
         Ok(Self { face, environment, claim })
     }
 
-    pub(super) fn face(&self) -> &Face {
+    pub(super) fn face(&self) -> &PoolAllocator {
         // SAFETY: it lives until `drop`, and is only ever borrowed shared.
         unsafe { self.face.as_ref() }
     }

@@ -15,7 +15,7 @@
 
 use half::{f16, slice::HalfFloatSliceExt};
 
-use super::pages::{Pages, Store};
+use super::huge_pages::{HugePages, PackedStorage};
 
 /// Weights that share a scale.
 pub(super) const BLOCK: usize = 32;
@@ -25,7 +25,7 @@ pub(super) const PANEL: usize = 32;
 
 /// Weights as `MatMulNBits` has them.
 #[derive(Clone, Copy, Debug)]
-pub struct Blocks<'a> {
+pub struct Int4Blocks<'a> {
     /// Columns of the product.
     pub columns: usize,
     /// Weights of each, what is multiplied with an activation.
@@ -40,22 +40,22 @@ pub struct Blocks<'a> {
 
 /// A matrix to multiply with.
 #[derive(Debug)]
-pub struct Matrix {
+pub struct PackedInt4 {
     pub(super) columns: usize,
     pub(super) depth: usize,
     /// Blocks of 32 in a column.
     pub(super) blocks: usize,
-    pub(super) codes: Pages<u8>,
-    pub(super) scales: Pages<f16>,
+    pub(super) codes: HugePages<u8>,
+    pub(super) scales: HugePages<f16>,
     /// What every scale has been divided by, so that float16 has room for them: a power of two.
     pub(super) unit: f32,
 }
 
-impl Matrix {
+impl PackedInt4 {
     /// Lays `source` out in memory of `store`; `None` where its sizes do not belong together, or there is none.
     #[must_use]
-    pub fn new(source: Blocks, store: &mut Store) -> Option<Self> {
-        let Blocks { columns, depth, block, codes, scales } = source;
+    pub fn new(source: Int4Blocks, store: &mut PackedStorage) -> Option<Self> {
+        let Int4Blocks { columns, depth, block, codes, scales } = source;
         let source_blocks = depth.div_ceil(block.max(1));
         let fits = block.is_multiple_of(BLOCK)
             && block > 0
@@ -72,15 +72,15 @@ impl Matrix {
             columns,
             depth,
             blocks,
-            codes: Pages::zeroed(panels * blocks * BLOCK * PANEL / 2, store)?,
-            scales: Pages::zeroed(panels * blocks * PANEL, store)?,
+            codes: HugePages::zeroed(panels * blocks * BLOCK * PANEL / 2, store)?,
+            scales: HugePages::zeroed(panels * blocks * PANEL, store)?,
             unit,
         };
         matrix.fill(source);
         Some(matrix)
     }
 
-    fn fill(&mut self, source: Blocks) {
+    fn fill(&mut self, source: Int4Blocks) {
         use rayon::prelude::*;
         let (blocks, unit) = (self.blocks, self.unit);
         let source_blocks = source.depth.div_ceil(source.block);

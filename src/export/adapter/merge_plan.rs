@@ -4,15 +4,15 @@ use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use super::{
     Adapter, AdapterError,
-    edits::check_shape,
-    merge::{Change, Edit, MergeError, add_squares},
-    places::{Ends, Place, Tie, places},
+    deltas::check_shape,
+    merge::{Change, Delta, MergeError, add_squares},
+    target_modules::{EmbeddingAndHead, TargetModule, WeightTie, places},
     tensors::{Part, equal},
 };
 use crate::export::{
-    blueprint::{Blueprint, Head},
+    blueprint::{Blueprint, LmHead},
+    json_config::MOST_SIZE,
     param::Param,
-    settings::MOST_SIZE,
     tensors::TensorFile,
 };
 
@@ -24,12 +24,12 @@ const MEASURED: usize = 1 << 20;
 pub(in crate::export) enum Origin {
     /// The base's tensor of this name.
     Base(String),
-    Adapter(Held),
+    Adapter(AdapterTensor),
 }
 
 /// A tensor of an adapter, in place of one of the base.
 #[derive(Clone, Debug)]
-pub(in crate::export) struct Held {
+pub(in crate::export) struct AdapterTensor {
     /// Which of the adapters.
     adapter: usize,
     pub file: Arc<TensorFile>,
@@ -40,15 +40,15 @@ pub(in crate::export) struct Held {
 
 /// Adapters, laid out over the tensors of a base.
 #[derive(Debug, Default)]
-pub(in crate::export) struct Blend {
+pub(in crate::export) struct MergePlan {
     adapters: Vec<Adapter>,
     origins: BTreeMap<String, Origin>,
-    edits: BTreeMap<String, Vec<Edit>>,
+    edits: BTreeMap<String, Vec<Delta>>,
     /// What a user should know about the merge.
     pub notes: Vec<String>,
 }
 
-impl Blend {
+impl MergePlan {
     /// Lays `adapters` out over the model of `blueprint`; gives the blueprint of the merged model, whose vocabulary may
     /// be another and whose head may no longer be tied.
     pub(in crate::export) fn new(
@@ -58,14 +58,14 @@ impl Blend {
         if adapters.is_empty() {
             return Ok((Self::default(), blueprint));
         }
-        let ends = Ends::new(
+        let ends = EmbeddingAndHead::new(
             &blueprint,
             |module| adapters.iter().any(|adapter| adapter.saves(module)),
             |one, other| both_equal(&adapters, one, other),
         )?;
         let mut blend = Self { adapters, ..Self::default() };
         blend.find_origins(&ends)?;
-        let blueprint = if ends.tie == Tie::Kept { blueprint } else { blueprint.untied() };
+        let blueprint = if ends.tie == WeightTie::Kept { blueprint } else { blueprint.untied() };
         let blueprint = blend.grow(blueprint)?;
         let places = places(&blueprint);
         blend.check_use(&places)?;
@@ -135,8 +135,8 @@ impl Blend {
     }
 
     /// Finds the tensors that the adapters hold in place of the base's.
-    fn find_origins(&mut self, ends: &Ends) -> Result<(), AdapterError> {
-        if ends.tie == Tie::OnlyEmbeddingSaved {
+    fn find_origins(&mut self, ends: &EmbeddingAndHead) -> Result<(), AdapterError> {
+        if ends.tie == WeightTie::OnlyEmbeddingSaved {
             let base = Origin::Base(format!("{}.weight", ends.embedding));
             self.origins.insert(format!("{}.weight", ends.head), base);
         }
@@ -149,7 +149,10 @@ impl Blend {
             let held = |(name, part, tensor, is_saved): (&String, Part, &String, bool)| {
                 let is_saved = is_saved && matches!(part, Part::Weight | Part::Bias);
                 let slot = slot(name, part, is_saved, ends)?;
-                Some((slot, Held { adapter, file: Arc::clone(file), tensor: tensor.clone(), is_saved }))
+                Some((
+                    slot,
+                    AdapterTensor { adapter, file: Arc::clone(file), tensor: tensor.clone(), is_saved },
+                ))
             };
             for (slot, held) in parts.filter_map(held).collect::<Vec<_>>() {
                 self.add_origin(slot, held)?;
@@ -159,7 +162,7 @@ impl Blend {
     }
 
     /// A module that is saved whole wins over a copy of the base's; two of a kind have to be the same.
-    fn add_origin(&mut self, slot: String, held: Held) -> Result<(), AdapterError> {
+    fn add_origin(&mut self, slot: String, held: AdapterTensor) -> Result<(), AdapterError> {
         match self.origins.get(&slot) {
             Some(Origin::Adapter(other)) if other.is_saved == held.is_saved => {
                 self.check_same(other, &held, &slot)
@@ -172,7 +175,7 @@ impl Blend {
         }
     }
 
-    fn check_same(&self, one: &Held, other: &Held, slot: &str) -> Result<(), AdapterError> {
+    fn check_same(&self, one: &AdapterTensor, other: &AdapterTensor, slot: &str) -> Result<(), AdapterError> {
         let are_equal = equal((&one.file, &one.tensor), (&other.file, &other.tensor))?;
         if one.adapter != other.adapter && (one.is_saved || !are_equal) {
             return Err(self.conflict([one.adapter, other.adapter], slot, "modules that are saved whole"));
@@ -187,19 +190,19 @@ impl Blend {
     /// Gives the model as many tokens as the adapters' tables have.
     fn grow(&self, blueprint: Blueprint) -> Result<Blueprint, AdapterError> {
         let rows = |param: &Param| match self.origins.get(&param.name) {
-            Some(Origin::Adapter(Held { file, tensor, .. })) => {
+            Some(Origin::Adapter(AdapterTensor { file, tensor, .. })) => {
                 file.shape(tensor).first().copied().unwrap_or(0)
             }
             _ => blueprint.dims.vocab,
         };
         let table = &blueprint.embedding.table;
         let embedding_rows = rows(table);
-        if let Some(Origin::Adapter(Held { file, tensor, .. })) = self.origins.get(&table.name)
+        if let Some(Origin::Adapter(AdapterTensor { file, tensor, .. })) = self.origins.get(&table.name)
             && !(1..=MOST_SIZE).contains(&embedding_rows)
         {
             return Err(file.shape_error(tensor, format!("a table of 1 to {MOST_SIZE} rows")).into());
         }
-        if let Head::Own(head) = &blueprint.head
+        if let LmHead::Separate(head) = &blueprint.head
             && rows(&head.weight) != embedding_rows
         {
             return Err(AdapterError::VocabularyDiffers {
@@ -214,7 +217,7 @@ impl Blend {
     }
 
     /// Checks that there is a place for every tensor.
-    fn check_use(&self, places: &BTreeMap<&str, Place>) -> Result<(), AdapterError> {
+    fn check_use(&self, places: &BTreeMap<&str, TargetModule>) -> Result<(), AdapterError> {
         for Adapter { file, modules, .. } in &self.adapters {
             let has = |name: &str, part: &Part| places.get(name).is_some_and(|place| place.has(*part));
             let unused: Vec<String> = modules
@@ -234,14 +237,18 @@ impl Blend {
 
     fn check_origins(&self, blueprint: &Blueprint) -> Result<(), AdapterError> {
         for param in blueprint.params() {
-            if let Some(Origin::Adapter(Held { file, tensor, .. })) = self.origins.get(&param.name) {
+            if let Some(Origin::Adapter(AdapterTensor { file, tensor, .. })) = self.origins.get(&param.name) {
                 check_shape(file, tensor, &param.stored_shape())?;
             }
         }
         Ok(())
     }
 
-    fn find_edits(&mut self, places: &BTreeMap<&str, Place>, ends: &Ends) -> Result<(), AdapterError> {
+    fn find_edits(
+        &mut self,
+        places: &BTreeMap<&str, TargetModule>,
+        ends: &EmbeddingAndHead,
+    ) -> Result<(), AdapterError> {
         for (adapter, of) in self.adapters.iter().enumerate() {
             // PEFT merges the head last, which matters where it shares the embedding's table.
             let is_head = |name: &&String| **name == ends.head;
@@ -251,7 +258,7 @@ impl Blend {
                 let edits = of.edits(&of.modules[name], place, *name == ends.head)?;
                 for (is_bias, change) in edits {
                     let slot = if is_bias { format!("{name}.bias") } else { ends.changed(name) };
-                    let edit = Edit { adapter, file: Arc::clone(&of.file), change };
+                    let edit = Delta { adapter, file: Arc::clone(&of.file), change };
                     self.edits.entry(slot).or_default().push(edit);
                 }
             }
@@ -262,7 +269,8 @@ impl Blend {
     /// Checks that what several adapters do to one tensor is a sum.
     fn check_conflicts(&self) -> Result<(), AdapterError> {
         for (slot, edits) in &self.edits {
-            if let Some(Origin::Adapter(Held { adapter, is_saved: true, .. })) = self.origins.get(slot)
+            if let Some(Origin::Adapter(AdapterTensor { adapter, is_saved: true, .. })) =
+                self.origins.get(slot)
                 && let Some(other) = edits.iter().find(|edit| edit.adapter != *adapter)
             {
                 return Err(self.conflict([*adapter, other.adapter], slot, "modules that are saved whole"));
@@ -278,7 +286,7 @@ impl Blend {
     }
 
     /// Where rows are replaced, PEFT loses what low-rank matrices add to the table, of the embedding or of a tied head.
-    fn check_rows(&self, edits: &[Edit]) -> Result<(), AdapterError> {
+    fn check_rows(&self, edits: &[Delta]) -> Result<(), AdapterError> {
         const REASON: &str = "trainable_token_indices is of the same table";
         let are_rows_replaced = edits.iter().any(|edit| matches!(edit.change, Change::Tokens { .. }));
         for edit in edits.iter().filter(|_| are_rows_replaced) {
@@ -289,10 +297,10 @@ impl Blend {
         Ok(())
     }
 
-    fn note_shared(&mut self, ends: &Ends) {
+    fn note_shared(&mut self, ends: &EmbeddingAndHead) {
         let table = format!("{}.weight", ends.embedding);
-        let is_product = |edit: &Edit| matches!(edit.change, Change::LowRank { .. });
-        if ends.tie == Tie::Kept && self.edits.get(&table).into_iter().flatten().any(is_product) {
+        let is_product = |edit: &Delta| matches!(edit.change, Change::LowRank { .. });
+        if ends.tie == WeightTie::Kept && self.edits.get(&table).into_iter().flatten().any(is_product) {
             self.notes.push(format!(
                 "{} and {} are tied: what the adapter adds to one changes both, as in PEFT when it merges",
                 ends.embedding, ends.head
@@ -335,7 +343,7 @@ fn pieces(table: &Param) -> impl Iterator<Item = Range<usize>> {
 
 /// The base's tensor that a part of the module `name` takes the place of; none for low-rank matrices, and for a copy
 /// that is of no use any more.
-fn slot(name: &str, part: Part, is_saved: bool, ends: &Ends) -> Option<String> {
+fn slot(name: &str, part: Part, is_saved: bool, ends: &EmbeddingAndHead) -> Option<String> {
     match part {
         Part::Weight if is_saved => Some(ends.changed(name)),
         Part::Weight | Part::BaseWeight => ends.kept(name),

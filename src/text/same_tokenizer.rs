@@ -9,7 +9,7 @@ use crate::manifest::{Manifest, ManifestError};
 
 /// Why one model cannot guess for another.
 #[derive(Debug, thiserror::Error)]
-pub enum AlikeError {
+pub enum TokenizerMismatch {
     /// A tokenizer cannot be used.
     #[error(transparent)]
     Text(#[from] TextError),
@@ -46,11 +46,11 @@ pub enum AlikeError {
 /// that are no token, with which graphs are padded, need not be there.
 ///
 /// # Errors
-/// [`AlikeError`] with the first token that is not the same in both.
-pub fn check_same_tokens(model_dir: &Path, draft_dir: &Path) -> Result<(), AlikeError> {
+/// [`TokenizerMismatch`] with the first token that is not the same in both.
+pub fn check_same_tokens(model_dir: &Path, draft_dir: &Path) -> Result<(), TokenizerMismatch> {
     let [model, draft] = [model_dir, draft_dir].map(|dir| {
         let tokenizer = files::read_tokenizer(dir)?;
-        Ok::<_, AlikeError>((tokenizer, Manifest::read(dir)?.dims.vocab))
+        Ok::<_, TokenizerMismatch>((tokenizer, Manifest::read(dir)?.dims.vocab))
     });
     let ((own, size), (other, vocabulary)) = (model?, draft?);
     let named = |tokenizer: &Tokenizer| tokenizer.get_vocab_size(true);
@@ -60,12 +60,12 @@ pub fn check_same_tokens(model_dir: &Path, draft_dir: &Path) -> Result<(), Alike
         let spelled = [&own, &other].map(|tokenizer| tokenizer.id_to_token(id));
         if spelled[0] != spelled[1] {
             let [own, other] = spelled.map(|token| token.map_or("none".into(), |token| format!("{token:?}")));
-            return Err(AlikeError::Other { id, own, other });
+            return Err(TokenizerMismatch::Other { id, own, other });
         }
         last = if spelled[0].is_some() { id } else { last };
     }
     if last as usize >= vocabulary {
-        return Err(AlikeError::Fewer { vocabulary, last });
+        return Err(TokenizerMismatch::Fewer { vocabulary, last });
     }
     Ok(())
 }

@@ -20,7 +20,7 @@ pub(super) const RUNS_BEFORE: u32 = 2;
 
 /// How to do the next run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Way {
+pub(super) enum RunMode {
     /// Operator by operator.
     Eager,
     /// Operator by operator, and else as it will be captured.
@@ -31,7 +31,7 @@ pub(super) enum Way {
 
 /// What is known of the runs of one binding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Capture {
+pub(super) enum CaptureState {
     /// Not to be captured, or no more.
     Refused,
     /// So many runs over the same memory.
@@ -40,16 +40,16 @@ pub(super) enum Capture {
     Captured(u64),
 }
 
-impl Capture {
+impl CaptureState {
     pub(super) const fn new(may_capture: bool) -> Self {
         if may_capture { Self::Counting(0) } else { Self::Refused }
     }
 
     /// How to do the next run, with the pool at `epoch`.
-    pub(super) fn next(&mut self, epoch: u64) -> Way {
+    pub(super) fn next(&mut self, epoch: u64) -> RunMode {
         match *self {
-            Self::Refused => return Way::Eager,
-            Self::Captured(then) if then == epoch => return Way::Captured,
+            Self::Refused => return RunMode::Eager,
+            Self::Captured(then) if then == epoch => return RunMode::Captured,
             // Its scratch is somebody else's.
             Self::Captured(_) => *self = Self::Counting(0),
             Self::Counting(_) => {}
@@ -57,9 +57,9 @@ impl Capture {
         match *self {
             Self::Counting(runs) if runs < RUNS_BEFORE => {
                 *self = Self::Counting(runs + 1);
-                if runs + 1 == RUNS_BEFORE { Way::Rehearsal } else { Way::Eager }
+                if runs + 1 == RUNS_BEFORE { RunMode::Rehearsal } else { RunMode::Eager }
             }
-            _ => Way::Captured,
+            _ => RunMode::Captured,
         }
     }
 
@@ -86,9 +86,9 @@ mod tests {
     use super::*;
 
     /// The ways of the next runs until one is captured.
-    fn until_captured(capture: &mut Capture, epoch: u64) -> Vec<Way> {
+    fn until_captured(capture: &mut CaptureState, epoch: u64) -> Vec<RunMode> {
         let mut ways = Vec::new();
-        while ways.last() != Some(&Way::Captured) {
+        while ways.last() != Some(&RunMode::Captured) {
             ways.push(capture.next(epoch));
         }
         capture.ran(epoch);
@@ -97,27 +97,27 @@ mod tests {
 
     #[test]
     fn a_run_is_rehearsed_captured_and_then_run_again() {
-        let mut capture = Capture::new(true);
-        assert_eq!(until_captured(&mut capture, 7), [Way::Eager, Way::Rehearsal, Way::Captured]);
-        assert_eq!([capture.next(7), capture.next(7)], [Way::Captured; 2]);
+        let mut capture = CaptureState::new(true);
+        assert_eq!(until_captured(&mut capture, 7), [RunMode::Eager, RunMode::Rehearsal, RunMode::Captured]);
+        assert_eq!([capture.next(7), capture.next(7)], [RunMode::Captured; 2]);
     }
 
     #[test]
     fn scratch_that_has_gone_ends_it_and_so_does_other_memory() {
-        let mut capture = Capture::new(true);
+        let mut capture = CaptureState::new(true);
         until_captured(&mut capture, 7);
-        assert_eq!(until_captured(&mut capture, 8), [Way::Eager, Way::Rehearsal, Way::Captured]);
+        assert_eq!(until_captured(&mut capture, 8), [RunMode::Eager, RunMode::Rehearsal, RunMode::Captured]);
         capture.end();
-        assert_eq!(capture.next(8), Way::Eager);
+        assert_eq!(capture.next(8), RunMode::Eager);
     }
 
     #[test]
     fn what_is_refused_stays_so() {
-        let mut capture = Capture::new(true);
+        let mut capture = CaptureState::new(true);
         until_captured(&mut capture, 1);
         capture.refuse();
         capture.end();
-        assert_eq!(capture.next(1), Way::Eager);
-        assert_eq!(Capture::new(false), Capture::Refused);
+        assert_eq!(capture.next(1), RunMode::Eager);
+        assert_eq!(CaptureState::new(false), CaptureState::Refused);
     }
 }

@@ -1,14 +1,14 @@
 //! Which instructions a processor has, and what is written once for all of them run with those.
 
-use super::lanes::{Lanes, Portable};
 #[cfg(target_arch = "aarch64")]
 use super::neon::Neon;
+use super::simd_i8::{Portable, SimdI8};
 #[cfg(target_arch = "x86_64")]
 use super::x86::{Avx2, Avx512};
 
 /// What a processor can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum CpuIsa {
     /// No instructions of its own are used.
     Portable,
     /// AVX2, FMA and F16C.
@@ -25,7 +25,7 @@ pub enum Kind {
     NeonDot,
 }
 
-impl Kind {
+impl CpuIsa {
     /// Of this machine's.
     #[must_use]
     pub fn detect() -> Self {
@@ -99,7 +99,7 @@ pub(super) trait Task {
     ///
     /// # Safety
     /// The processor must have the instructions of `P`; and as the task says.
-    unsafe fn run<P: Lanes>(self);
+    unsafe fn run<P: SimdI8>(self);
 }
 
 #[cfg(target_arch = "x86_64")]
