@@ -13,11 +13,11 @@ use tokio::{net::TcpSocket, sync::watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    descriptors,
-    entry::{Entry, limits},
-    exit::{EndsAs, Exit},
+    exit::{Exit, WithExit},
+    fd_limit,
     logging::{self, LogLevel},
-    print::{self, Output},
+    output::{self, OutputFlags},
+    reload::{LiveSettings, limits},
     sandbox, worker,
 };
 use crate::{
@@ -29,7 +29,7 @@ use crate::{
     log_queue,
     metrics::{MemoryKind, Metrics, OnDevice},
     otel::{Collector, Options},
-    prompt_store::Store,
+    prompt_store::PromptStore,
     supervise::{Fleet, FleetForeman, FleetRunner, FleetView},
     worker::faults::Plan,
 };
@@ -74,7 +74,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     host::set_pace(Pace::Prompt);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let config = settings.config.clone();
-    let entry = Entry::open(&args.config, settings, level.clone())?;
+    let entry = LiveSettings::open(&args.config, settings, level.clone())?;
     let faults = args.faults.clone().unwrap_or_default();
     if !faults.is_off() {
         tracing::warn!("workers commit faults on purpose: {faults}");
@@ -84,8 +84,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 impl Args {
     /// What it says while it serves is the log's.
-    pub(super) const fn output(&self) -> Output {
-        Output { json: self.json, quiet: false }
+    pub(super) const fn output(&self) -> OutputFlags {
+        OutputFlags { json: self.json, quiet: false }
     }
 }
 
@@ -95,12 +95,17 @@ impl Args {
 /// When stdout cannot be written to.
 pub(super) fn print_config(settings: &config::Settings, as_json: bool) -> anyhow::Result<()> {
     if as_json {
-        return print::document(&settings.to_json());
+        return output::document(&settings.to_json());
     }
-    print::result(|out| out.write_all(settings.to_toml().as_bytes()))
+    output::result(|out| out.write_all(settings.to_toml().as_bytes()))
 }
 
-async fn serve(config: &Config, faults: &Plan, entry: Entry, level: LogLevel) -> anyhow::Result<ExitCode> {
+async fn serve(
+    config: &Config,
+    faults: &Plan,
+    entry: LiveSettings,
+    level: LogLevel,
+) -> anyhow::Result<ExitCode> {
     let metrics = Arc::new(Metrics::for_devices(&worker::labels(config)));
     let sandbox = sandbox::of_this_program(&metrics)?;
     let (catalogue, mut commands) = worker::commands(config, &sandbox).await?;
@@ -115,7 +120,7 @@ async fn serve(config: &Config, faults: &Plan, entry: Entry, level: LogLevel) ->
     route(config, &executor, fleet.view());
     let http = Settings::from(config);
     let (wanted, workers) = (http.max_connections, fleet.runners().len());
-    let max_connections = descriptors::fit(wanted, descriptors::raise_limit(), workers);
+    let max_connections = fd_limit::fit(wanted, fd_limit::raise_limit(), workers);
     let scheme = if entry.tls.is_some() { "https" } else { "http" };
     tracing::info!("serving {} on {scheme}://{}", catalogue.names(), listener.local_addr()?);
     // Workers have the same, whatever directory they look at it from.
@@ -130,16 +135,16 @@ async fn serve(config: &Config, faults: &Plan, entry: Entry, level: LogLevel) ->
     )
     .with_sandbox(sandbox)
     .with_orders(orders(fleet.foreman()))
-    .with_saved_prompts(Store::new(saved_prompts))
+    .with_saved_prompts(PromptStore::new(saved_prompts))
     .with_devices(devices(&fleet.view()))
-    .with_door(Arc::clone(&entry.door))
+    .with_access_control(Arc::clone(&entry.access))
     .with_tls(entry.tls.clone())
     .with_deadlines(entry.deadlines())
     .with_drain(drain.clone())
     .with_log(Arc::new(move |text| level.set(text).map_err(|error| error.to_string())));
     tokio::spawn(entry.watch(executor));
     #[cfg(unix)]
-    tokio::spawn(super::notify::tell(readiness.clone()));
+    tokio::spawn(super::systemd::tell(readiness.clone()));
     let mut last = Readiness::Starting;
     let served = http::serve(
         listener,
@@ -163,7 +168,7 @@ async fn serve(config: &Config, faults: &Plan, entry: Entry, level: LogLevel) ->
     served.context("the HTTP server failed")?;
     match last {
         Readiness::Down { reason, retry_in: None } => {
-            Err(anyhow!("the model cannot be loaded: {reason}")).ends_as(Exit::without_worker(&metrics))
+            Err(anyhow!("the model cannot be loaded: {reason}")).with_exit(Exit::without_worker(&metrics))
         }
         _ => Ok(ExitCode::SUCCESS),
     }
@@ -216,7 +221,7 @@ fn listen(config: &Config) -> anyhow::Result<TcpListener> {
     let address = SocketAddr::new(config.server.bind, config.server.port);
     bind(address)
         .with_context(|| format!("cannot listen on {address}; set server.bind or server.port"))
-        .ends_as(Exit::Machine)
+        .with_exit(Exit::Machine)
 }
 
 /// As [`TcpListener::bind`], whose queue of 128 connections a burst of clients fills.
@@ -253,7 +258,7 @@ async fn ended(mut readiness: watch::Receiver<Readiness>, drain: CancellationTok
         _ = readiness.wait_for(hopeless) => {}
     }
     #[cfg(unix)]
-    super::notify::stopping();
+    super::systemd::stopping();
     tokio::spawn(async move {
         if drain.is_cancelled() {
             // Kubernetes sends SIGTERM when its preStop hook, which may be /admin/drain, has returned.

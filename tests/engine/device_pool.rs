@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use eka::{
     device::{
-        DeviceError, Fault, Pool,
-        pool::{Figures, PoolOptions},
+        DeviceError, DeviceErrorKind, Pool,
+        pool::{PoolOptions, PoolStats},
     },
     engine::{EngineError, Forward, Timeline, TimelineOptions},
     model::{Model, ModelError},
@@ -54,7 +54,7 @@ fn a_generation_in_a_pool_is_the_same_to_the_bit_and_every_byte_comes_back() {
     let expected = generate(&mut plain, &prompt, 10);
 
     let pool = pool(None);
-    assert_eq!(pool.figures(), Figures::default());
+    assert_eq!(pool.figures(), PoolStats::default());
     let mut timeline = in_pool(&pool, 16);
     let loaded = pool.figures();
     assert!(loaded.weights > Bytes::kib(1), "{loaded:?}");
@@ -122,7 +122,7 @@ fn a_pass_that_needs_more_than_the_limit_fails_and_a_smaller_one_goes_on() {
         timeline.rewind(0);
         let refused = timeline.forward(&prompt(60)).unwrap_err();
         let EngineError::Device(refused) = refused else { panic!("{refused}") };
-        assert_eq!(refused.kind(), Fault::OutOfMemory);
+        assert_eq!(refused.kind(), DeviceErrorKind::OutOfMemory);
         let said = refused.to_string();
         let expected = format!("of {limit} in use; raise device.memory_limit");
         assert!(said.starts_with("a run failed: no room for ") && said.contains(&expected), "{said}");

@@ -12,7 +12,7 @@ use eka::{
     engine::{self, EngineError, Forward, Outcome, Speculation, Step, Timeline},
     export::{self, Options, Source},
     job::{CacheSalt, Constraint, Job, JobId, Sampling},
-    text::{AlikeError, check_same_tokens},
+    text::{TokenizerMismatch, check_same_tokens},
 };
 use futures_util::StreamExt;
 use serde_json::{Value, json};
@@ -304,7 +304,10 @@ async fn a_model_with_other_tokens_is_refused_with_the_first_that_differs() {
     manifest["dims"]["vocab"] = json!(100);
     fs::write(fewer.path().join("eka.json"), manifest.to_string()).unwrap();
     let refused = check_same_tokens(&dir, fewer.path()).unwrap_err();
-    assert!(matches!(refused, AlikeError::Fewer { vocabulary: 100, last } if last >= 100), "{refused}");
+    assert!(
+        matches!(refused, TokenizerMismatch::Fewer { vocabulary: 100, last } if last >= 100),
+        "{refused}"
+    );
     // What is no model at all, by the setting's name.
     let refused = run(&["generate", "Hello", "--set", &cache, "--draft-model", "models/none"]);
     let error = text(&refused.stderr);

@@ -3,7 +3,7 @@
 use std::{cell::RefCell, path::Path};
 
 use eka::{
-    device::Fault,
+    device::DeviceErrorKind,
     engine::{EngineError, Forward, Timeline, TimelineOptions},
     export::{Layout, Options},
     manifest::Dtype,
@@ -153,7 +153,7 @@ fn a_cache_that_cannot_grow_fails_its_request_and_the_next_one_goes_on() {
                 break refused;
             }
         };
-        assert_eq!(refused.fault(), Fault::OutOfMemory);
+        assert_eq!(refused.fault(), DeviceErrorKind::OutOfMemory);
         let said = refused.to_string();
         let expected = "the key-value cache cannot grow: no room for ";
         assert!(said.starts_with(expected) && said.contains("a shorter prompt or answer"), "{said}");

@@ -6,7 +6,7 @@ use std::{
 };
 
 use eka::{
-    device::{DeviceError, HostCopy, SessionOptions, Shared},
+    device::{DeviceError, DeviceTensor, HostCopy, SessionOptions},
     device_spec::CacheChoice,
     engine::{self, Forward, Speculation, Timeline, TimelineOptions},
     job::{Job, JobId},
@@ -144,7 +144,7 @@ fn in_a_pool_it_lies_beside_and_is_copied_into_the_cache() {
 fn rows_cross_from_a_pool_and_back_as_they_were() {
     let _lock = lock_host_pool();
     let pool = pool(None);
-    let tensors = Shared::in_pool::<i8>(&pool, &[1, 2, 5, 3], 2).unwrap();
+    let tensors = DeviceTensor::in_pool::<i8>(&pool, &[1, 2, 5, 3], 2).unwrap();
     let mut copies = [0, 1].map(|_| HostCopy::new::<i8>(&[1, 2, 4, 3]).unwrap());
     for (n, (tensor, copy)) in (0..).zip(tensors.iter().zip(&mut copies)) {
         copy.bytes_mut().iter_mut().zip(100 * n..).for_each(|(byte, n)| *byte = n);

@@ -3,7 +3,7 @@
 use std::{fs, io::Write, sync::Arc, time::Duration};
 
 use eka::{
-    auth::{Door, Keys, Rules},
+    auth::{AccessControl, Keys, Rules},
     config::Origins,
     job::{Failure, Memory, OrderOutcome, OrderReport, Readiness},
     text::TextError,
@@ -40,7 +40,9 @@ fn keys(text: &str) -> Keys {
 }
 
 fn behind(rules: Rules) -> Server {
-    Server::start_with(ServerOptions::default(), |state| state.with_door(Arc::new(Door::new(rules))))
+    Server::start_with(ServerOptions::default(), |state| {
+        state.with_access_control(Arc::new(AccessControl::new(rules)))
+    })
 }
 
 fn with_keys(text: &str) -> Server {
@@ -120,7 +122,7 @@ fn alone(outcome: Result<OrderReport, Failure>) -> Vec<OrderOutcome> {
 fn with_orders(rules: Rules) -> Server {
     Server::start_with(ServerOptions::default(), |state| {
         state
-            .with_door(Arc::new(Door::new(rules)))
+            .with_access_control(Arc::new(AccessControl::new(rules)))
             .with_log(Arc::new(|_| Ok(())))
             .with_orders(Arc::new(|_| Box::pin(async { alone(Ok(done())) })))
     })

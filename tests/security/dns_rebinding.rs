@@ -3,7 +3,7 @@
 use std::{io::Write, sync::Arc};
 
 use eka::{
-    auth::{Door, Keys, Rules},
+    auth::{AccessControl, Keys, Rules},
     config::{Hosts, Origins},
     job::{Memory, OrderOutcome, OrderReport},
 };
@@ -24,7 +24,7 @@ fn behind(rules: Rules) -> Server {
         loaded: vec![],
     };
     Server::start_with(ServerOptions::default(), |state| {
-        state.with_door(Arc::new(Door::new(rules))).with_orders(Arc::new(move |_| {
+        state.with_access_control(Arc::new(AccessControl::new(rules))).with_orders(Arc::new(move |_| {
             let outcome = Ok(outcome.clone());
             Box::pin(async { vec![OrderOutcome { device: None, outcome }] })
         }))
