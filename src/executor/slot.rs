@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     job::{Drafted, Event, Failure, Finish, FinishReason, Job, Timings},
-    metrics::{Guesser, Metrics, Waiter},
+    metrics::{DraftSourceLabel, Metrics, PriorityLabel},
     otel::JobSpans,
     units::Tokens,
 };
@@ -103,7 +103,7 @@ impl<'a> Show<'a> {
     fn start(shared: &'a Shared, slot: usize, mut accepted: Accepted) -> Self {
         let began = Instant::now();
         let queue_wait = began.saturating_duration_since(accepted.at);
-        let waiter = Waiter { priority: accepted.terms.priority.as_str() };
+        let waiter = PriorityLabel { priority: accepted.terms.priority.as_str() };
         shared.metrics.queue_wait.get_or_create(&waiter).observe(queue_wait.as_secs_f64());
         accepted.tell(Event::Started { queue_wait });
         accepted.spans.iter_mut().for_each(JobSpans::started);
@@ -254,7 +254,9 @@ impl Show<'_> {
 fn count_guesses(metrics: &Metrics, timings: &Timings) {
     let Timings { drafted: all, drafted_by_model: by_model, .. } = timings;
     let [tokens, right] = [all.tokens - by_model.tokens, all.right - by_model.right];
-    for (guesser, drafted) in [(Guesser::TEXT, Drafted { tokens, right }), (Guesser::MODEL, *by_model)] {
+    for (guesser, drafted) in
+        [(DraftSourceLabel::TEXT, Drafted { tokens, right }), (DraftSourceLabel::MODEL, *by_model)]
+    {
         metrics.draft_tokens.get_or_create(&guesser).inc_by(drafted.tokens as u64);
         metrics.draft_tokens_accepted.get_or_create(&guesser).inc_by(drafted.right as u64);
     }
