@@ -5,7 +5,7 @@ use std::{fs, io::Write, sync::Arc, time::Duration};
 use eka::{
     auth::{Door, Keys, Rules},
     config::Origins,
-    job::{Failure, Memory, OrderOutcome, OrderReport, Readiness},
+    job::{CommandOutcome, CommandReport, Failure, Memory, Readiness},
     text::TextError,
 };
 use reqwest::{Method, Response};
@@ -105,14 +105,14 @@ async fn a_key_opens_its_models_alone() {
     assert!(list(ASHA).await.contains(MODEL));
 }
 
-fn done() -> OrderReport {
+fn done() -> CommandReport {
     let memory = Memory::default();
-    OrderReport { before: memory, after: memory, took: Duration::ZERO, loaded: vec![] }
+    CommandReport { before: memory, after: memory, took: Duration::ZERO, loaded: vec![] }
 }
 
 /// What comes of an order on the only device.
-fn alone(outcome: Result<OrderReport, Failure>) -> Vec<OrderOutcome> {
-    vec![OrderOutcome { device: None, outcome }]
+fn alone(outcome: Result<CommandReport, Failure>) -> Vec<CommandOutcome> {
+    vec![CommandOutcome { device: None, outcome }]
 }
 
 /// A state whose orders are carried out by nobody, in no time.

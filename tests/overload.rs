@@ -85,7 +85,7 @@ async fn a_client_that_waits_for_too_long_is_told_so_while_the_slot_is_still_tak
     let (errors, is_done) = events(&server.stream(NATIVE, &streamed).await);
     assert_eq!(errors[0]["error"]["code"], "queue_timeout");
     assert!(!is_done, "an answer that failed is not done");
-    assert!(server.executor.snapshot().running.len() == 1);
+    assert!(server.executor.summary().running.len() == 1);
     server.has_counted(NATIVE, "queue_timeout", 2).await;
     running.abort();
 }
@@ -182,7 +182,7 @@ async fn a_shutdown_finishes_what_runs_and_refuses_what_comes() {
     let running = server.post(NATIVE, &request).send().await.unwrap();
     server.has_queued(0).await;
     let ended = server.shut_down();
-    eventually("the queue to close", || !server.executor.snapshot().accepting).await;
+    eventually("the queue to close", || !server.executor.summary().accepting).await;
     let (status, answer) = server.ask(NATIVE, &json!({ "prompt": "x" })).await;
     assert_eq!((status, &answer["error"]["code"]), (503, &json!("shutting_down")));
     assert_eq!(server.get("/readyz").send().await.unwrap().status(), 503);

@@ -10,7 +10,7 @@ use std::{
 use eka::{
     job::{Job, JobId, KeepAlive, Readiness},
     metrics::Metrics,
-    supervise::{Budgets, Place, Recycle, Supervisor, WorkerCommand},
+    supervise::{Budgets, ModelSource, Recycle, WorkerConfig, WorkerPool},
     units::Bytes,
 };
 use reqwest::StatusCode;
@@ -248,10 +248,10 @@ fn workers_of(program: &Program) -> Vec<u32> {
 }
 
 /// A worker for the model in `dir` that makes way after every job, on a machine that has no room for a second one.
-pub(crate) fn recycling(dir: PathBuf) -> WorkerCommand {
-    let place = Place { id: "demo".into(), dir, draft: None, on_disk: Bytes::mib(4) };
+pub(crate) fn recycling(dir: PathBuf) -> WorkerConfig {
+    let place = ModelSource { id: "demo".into(), dir, draft: None, on_disk: Bytes::mib(4) };
     let second = Duration::from_secs(1);
-    WorkerCommand {
+    WorkerConfig {
         label: None,
         program: env!("CARGO_BIN_EXE_eka").into(),
         arguments: vec!["worker".into()],
@@ -275,7 +275,7 @@ pub(crate) fn recycling(dir: PathBuf) -> WorkerCommand {
             growth: Bytes::mib(1024),
             between_requests: false,
         },
-        pace_file: None,
+        speed_file: None,
         available_memory: || None,
     }
 }
@@ -284,20 +284,20 @@ pub(crate) fn recycling(dir: PathBuf) -> WorkerCommand {
 #[tokio::test]
 async fn a_worker_without_room_for_a_second_makes_way_when_nobody_waits() {
     let command = recycling(Program::start(&[]).await.export());
-    let (supervisor, keeping) = Supervisor::new(command, Arc::new(Metrics::new()));
-    let kept = tokio::spawn(keeping);
-    let mut readiness = supervisor.readiness();
+    let (workers, supervision) = WorkerPool::new(vec![command], &Arc::new(Metrics::new()));
+    let supervised = tokio::spawn(supervision);
+    let mut readiness = workers.readiness();
     let is_recycled = |seen: &Readiness| matches!(seen, Readiness::Restarting { reason } if reason.contains("after 1 jobs"));
     for _ in 0..2 {
         let job = Job { model: "demo".into(), ..Job::new(JobId(1), vec![1, 2, 3], 4) };
         let (events, _) = tokio::sync::mpsc::unbounded_channel();
-        let finish = supervisor.runner().run(job, events, CancellationToken::new()).await.unwrap();
+        let finish = workers.run(0, job, events, CancellationToken::new()).await.unwrap();
         assert_eq!(finish.usage.completion_tokens, 4);
         readiness.wait_for(is_recycled).await.unwrap();
         readiness.wait_for(|seen| matches!(seen, Readiness::Ready(_))).await.unwrap();
     }
-    supervisor.stop().await;
-    kept.await.unwrap();
+    workers.stop().await;
+    supervised.await.unwrap();
 }
 
 #[tokio::test]

@@ -4,8 +4,8 @@ use std::{ops::ControlFlow, path::Path};
 
 use eka::{
     constraint::Guides,
-    engine::{self, Forward, Outcome, Speculation, Step, Timeline, TimelineOptions},
-    job::{Constraint, Dry, Job, JobId, Sampling, ScoresAsked},
+    engine::{self, Forward, GenerationSummary, Speculation, Step, Timeline, TimelineOptions},
+    job::{Constraint, Dry, Job, JobId, LogprobOptions, Sampling},
     model::Model,
 };
 use rand::{RngExt, SeedableRng, rngs::StdRng};
@@ -27,7 +27,12 @@ pub(crate) fn timeline(dir: &Path, drafts: usize) -> Timeline {
 }
 
 /// What a job says, scores apart, and how it ended; `patience` steps are heard of it.
-fn run(timeline: &mut Timeline, guides: &Guides, job: &Job, patience: usize) -> (Vec<Step>, Outcome) {
+fn run(
+    timeline: &mut Timeline,
+    guides: &Guides,
+    job: &Job,
+    patience: usize,
+) -> (Vec<Step>, GenerationSummary) {
     let mut said = Vec::new();
     let guide = guides.begin(job).unwrap();
     let outcome = engine::generate(timeline, job, guide, &mut Speculation::eager(), |step| {
@@ -57,9 +62,9 @@ pub(crate) fn jobs() -> impl Iterator<Item = Job> {
             _ => {}
         }
         let end_tokens = if id.is_multiple_of(3) { vec![few[1]] } else { Vec::new() };
-        let scores = (id % 4 == 1).then_some(ScoresAsked { top: 2, prompt: id % 8 == 1 });
+        let logprobs = (id % 4 == 1).then_some(LogprobOptions { top: 2, prompt: id % 8 == 1 });
         let max_new_tokens = random.random_range(1..80);
-        Job { sampling, end_tokens, scores, ..Job::new(JobId(id), prompt, max_new_tokens) }
+        Job { sampling, end_tokens, logprobs, ..Job::new(JobId(id), prompt, max_new_tokens) }
     })
 }
 
@@ -68,7 +73,7 @@ pub(crate) fn assert_same(guessed: &[Step], plain: &[Step], job: &Job) {
     assert_eq!(guessed.len(), plain.len(), "{job:?}");
     for pair in guessed.iter().zip(plain) {
         match pair {
-            (Step::Score(guessed), Step::Score(plain)) => {
+            (Step::Logprobs(guessed), Step::Logprobs(plain)) => {
                 assert_eq!((guessed.position, guessed.token), (plain.position, plain.token));
                 assert!((guessed.logprob - plain.logprob).abs() < 1e-4, "{guessed:?} {plain:?}");
             }
@@ -88,7 +93,7 @@ fn compare(guessing: &mut Timeline, plain: &mut Timeline) -> [usize; 2] {
         assert_eq!((with.reason, with.usage), (without.reason, without.usage));
         assert_eq!(without.timings.drafted.tokens, 0);
         drafted[0] += with.timings.drafted.tokens;
-        drafted[1] += with.timings.drafted.right;
+        drafted[1] += with.timings.drafted.accepted;
         // One who leaves in the middle of what was guessed.
         let heard = expected.len() / 2 + 1;
         assert_same(&run(guessing, &guides, &job, heard).0, &expected[..heard.min(expected.len())], &job);
@@ -133,7 +138,7 @@ async fn a_constraint_is_kept_by_what_is_guessed() {
         let (expected, without) = run(&mut plain, &guides, &job, usize::MAX);
         let (said, with) = run(&mut guessing, &guides, &job, usize::MAX);
         assert_eq!((said, with.reason, with.usage), (expected, without.reason, without.usage));
-        assert!(with.timings.drafted.right > 0, "{with:?}");
+        assert!(with.timings.drafted.accepted > 0, "{with:?}");
     }
 }
 

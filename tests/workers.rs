@@ -8,10 +8,10 @@ use std::{
 
 use eka::{
     device_spec::{CacheChoice, DeviceChoice},
-    job::{Failure, FinishReason, Job, JobId, ModelId},
+    job::{Failure, FinishReason, Job, JobId, ModelId, Step},
     trim_policy::TrimPolicy,
     units::Bytes,
-    wire::{self, Down, PROTOCOL, Up, WorkerSpec},
+    wire::{self, FromWorker, PROTOCOL, ToWorker, WorkerSpec},
 };
 use futures_util::StreamExt;
 use serde_json::{Value, json};
@@ -140,7 +140,7 @@ async fn a_worker_that_hangs_is_replaced_in_an_answer_and_before_one() {
     assert!(is_done, "{last}");
     assert_eq!(json!(spoken(pieces)), undisturbed["text"]);
     assert_eq!(last["timings"]["resumed"], 1);
-    program.has_logged("no word for ").await;
+    program.has_logged("no answer for ").await;
 }
 
 #[tokio::test]
@@ -151,7 +151,7 @@ async fn a_worker_that_hangs_while_it_is_idle_is_replaced_without_any_request() 
     let is_another = || worker_of(program.pid()).is_some_and(|worker| worker != hung);
     eventually("another worker", is_another).await;
     eventually("it to be ready", || program.log().matches("the worker is ready").count() >= 2).await;
-    program.has_logged("no answer to a ping for 2.0 s while it was idle").await;
+    program.has_logged("no answer to a ping for 2.0 s while the worker was idle").await;
     let first = &expected()[0];
     let request = json!({ "messages": [{ "role": "user", "content": first.prompt }] });
     let (status, answer) = program.ask("/generate-lite", &request).await;
@@ -209,7 +209,7 @@ fn a_worker_that_does_not_load_in_time_is_tried_three_times_and_said_once() {
     let refused = run(&["serve", "--port", "0", "--set", &cache, "--set", "watchdog.load_ms=1"]);
     assert_eq!(refused.status.code(), Some(3));
     let said = text(&refused.stderr);
-    assert!(said.contains("no word for 0.0 s while it started"), "{said}");
+    assert!(said.contains("no answer for 0.0 s while the worker started"), "{said}");
 }
 
 #[tokio::test]
@@ -366,7 +366,7 @@ async fn a_worker_whose_parent_is_killed_ends_by_itself() {
 }
 
 /// Feeds a worker these frames and gives what it says until it ends.
-fn converse(frames: &[Down], then: &[u8]) -> (Vec<Up>, Option<i32>) {
+fn converse(frames: &[ToWorker], then: &[u8]) -> (Vec<FromWorker>, Option<i32>) {
     let mut child =
         eka(&["worker"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
@@ -376,14 +376,14 @@ fn converse(frames: &[Down], then: &[u8]) -> (Vec<Up>, Option<i32>) {
     stdin.write_all(then).unwrap();
     let mut stdout = child.stdout.take().unwrap();
     let mut said = Vec::new();
-    while let Some(frame) = wire::read::<Up>(&mut stdout).unwrap() {
+    while let Some(frame) = wire::read::<FromWorker>(&mut stdout).unwrap() {
         said.push(frame);
     }
     (said, child.wait().unwrap().code())
 }
 
-fn start() -> Down {
-    Down::Start(worker_spec(4, Some(64)))
+fn start() -> ToWorker {
+    ToWorker::Start(worker_spec(4, Some(64)))
 }
 
 /// A worker with one thread on the CPU.
@@ -407,32 +407,38 @@ pub(crate) fn worker_spec(prefill_chunk: usize, context_length: Option<usize>) -
     }
 }
 
-fn load(model_dir: &str) -> Down {
-    Down::Load { model: ModelId::default(), dir: model_dir.into(), draft: None }
+fn load(model_dir: &str) -> ToWorker {
+    ToWorker::Load { model: ModelId::default(), dir: model_dir.into(), draft: None }
 }
 
-fn generate(id: u64, prompt: usize, max_new_tokens: usize) -> Down {
-    Down::Generate(Box::new(Job::new(JobId(id), vec![1; prompt], max_new_tokens)))
+fn generate(id: u64, prompt: usize, max_new_tokens: usize) -> ToWorker {
+    ToWorker::Generate(Box::new(Job::new(JobId(id), vec![1; prompt], max_new_tokens)))
 }
 
 #[test]
 fn a_worker_says_a_frame_for_every_chunk_and_every_step() {
     let model = exported("llama");
-    let (said, code) = converse(&[start(), load(&model), generate(7, 10, 5), Down::Shutdown], &[]);
+    let (said, code) = converse(&[start(), load(&model), generate(7, 10, 5), ToWorker::Shutdown], &[]);
     assert_eq!(code, Some(0));
-    assert_eq!(said[0], Up::Hello { protocol: PROTOCOL });
+    assert_eq!(said[0], FromWorker::Hello { protocol: PROTOCOL });
     assert!(
-        matches!(&said[1..4], [Up::Started(_), Up::Loaded(_), Up::Ready { report, .. }] if report.capacity == 64),
+        matches!(&said[1..4], [FromWorker::Started(_), FromWorker::Loaded(_), FromWorker::Ready { report, .. }] if report.capacity == 64),
         "{:?}",
         &said[1..4]
     );
     // Told to end while it works, it may stop after any step, but not skip one.
     let progress: Vec<_> = said
         .iter()
-        .filter_map(|up| if let Up::Progress { done, .. } = up { Some(*done) } else { None })
+        .filter_map(|up| {
+            if let FromWorker::Step { step: Step::Progress { done, .. }, .. } = up {
+                Some(*done)
+            } else {
+                None
+            }
+        })
         .collect();
     assert!([4, 8].starts_with(&progress), "{progress:?}");
-    assert!(matches!(said.last(), Some(Up::Done { job: JobId(7), .. })), "{said:?}");
+    assert!(matches!(said.last(), Some(FromWorker::Done { job: JobId(7), .. })), "{said:?}");
 }
 
 #[test]
@@ -446,16 +452,18 @@ fn a_job_that_does_not_fit_fails_and_the_next_one_runs() {
     jobs.iter().for_each(|frame| wire::write(frame, &mut stdin).unwrap());
     let mut ends = Vec::new();
     while ends.len() < 2 {
-        let said = wire::read::<Up>(&mut stdout).unwrap().unwrap();
-        if matches!(said, Up::Failed { .. } | Up::Done { .. }) {
+        let said = wire::read::<FromWorker>(&mut stdout).unwrap().unwrap();
+        if matches!(said, FromWorker::Failed { .. } | FromWorker::Done { .. }) {
             ends.push(said);
         }
     }
     assert!(matches!(
         &ends[0],
-        Up::Failed { job: JobId(1), failure: Failure::Context { .. }, poisoned: false }
+        FromWorker::Failed { job: JobId(1), failure: Failure::Context { .. }, poisoned: false }
     ));
-    assert!(matches!(&ends[1], Up::Done { job: JobId(2), finish } if finish.reason == FinishReason::Length));
+    assert!(
+        matches!(&ends[1], FromWorker::Done { job: JobId(2), finish } if finish.reason == FinishReason::Length)
+    );
     drop(stdin);
     assert_eq!(child.wait().unwrap().code(), Some(0), "the end of its input is the end of the worker");
 }
@@ -466,44 +474,45 @@ fn a_worker_gives_memory_back_when_told_to_and_works_on() {
     let mut child =
         eka(&["worker"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
-    for frame in [start(), load(&model), Down::Trim, generate(1, 3, 2)] {
+    for frame in [start(), load(&model), ToWorker::Trim, generate(1, 3, 2)] {
         wire::write(&frame, &mut stdin).unwrap();
     }
     let mut said = Vec::new();
-    while !matches!(said.last(), Some(Up::Done { .. })) {
-        said.push(wire::read::<Up>(&mut stdout).unwrap().unwrap());
+    while !matches!(said.last(), Some(FromWorker::Done { .. })) {
+        said.push(wire::read::<FromWorker>(&mut stdout).unwrap().unwrap());
     }
-    assert!(matches!(&said[4], Up::Trimmed { memory } if memory.resident.is_some()), "{said:?}");
+    assert!(matches!(&said[4], FromWorker::Trimmed { memory } if memory.resident.is_some()), "{said:?}");
     drop(stdin);
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
 /// A worker with these frames behind it, and its pipes.
-fn worker_after(spec: WorkerSpec, frames: &[Down]) -> (Child, ChildStdin, ChildStdout) {
+fn worker_after(spec: WorkerSpec, frames: &[ToWorker]) -> (Child, ChildStdin, ChildStdout) {
     let mut child =
         eka(&["worker"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let (mut stdin, stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
-    for frame in [Down::Start(spec)].iter().chain(frames) {
+    for frame in [ToWorker::Start(spec)].iter().chain(frames) {
         wire::write(frame, &mut stdin).unwrap();
     }
     (child, stdin, stdout)
 }
 
 /// What a worker says until this.
-fn said_until(stdout: &mut ChildStdout, is_last: impl Fn(&Up) -> bool) -> Vec<Up> {
+fn said_until(stdout: &mut ChildStdout, is_last: impl Fn(&FromWorker) -> bool) -> Vec<FromWorker> {
     let mut said = Vec::new();
     while !said.last().is_some_and(&is_last) {
-        said.push(wire::read::<Up>(stdout).unwrap().unwrap());
+        said.push(wire::read::<FromWorker>(stdout).unwrap().unwrap());
     }
     said
 }
 
 #[test]
 fn a_worker_answers_every_ping_between_two_jobs() {
-    let frames = [load(&exported("llama")), Down::Ping, generate(1, 3, 2), Down::Ping, Down::Ping];
+    let frames =
+        [load(&exported("llama")), ToWorker::Ping, generate(1, 3, 2), ToWorker::Ping, ToWorker::Ping];
     let (mut child, stdin, mut stdout) = worker_after(worker_spec(4, Some(64)), &frames);
     for _ in 0..3 {
-        said_until(&mut stdout, |up| *up == Up::Pong);
+        said_until(&mut stdout, |up| *up == FromWorker::Pong);
     }
     drop(stdin);
     assert_eq!(child.wait().unwrap().code(), Some(0));
@@ -520,14 +529,14 @@ fn pings_do_not_keep_an_idle_worker_from_giving_memory_back() {
     };
     let frames = [load(&exported("llama")), generate(1, 3, 2)];
     let (mut child, mut stdin, mut stdout) = worker_after(spec, &frames);
-    said_until(&mut stdout, |up| matches!(up, Up::Done { .. }));
+    said_until(&mut stdout, |up| matches!(up, FromWorker::Done { .. }));
     let began = Instant::now();
     let mut is_held = false;
     while !is_held {
         assert!(began.elapsed() < Duration::from_secs(120), "pinged for ever");
-        wire::write(&Down::Ping, &mut stdin).unwrap();
-        let said = said_until(&mut stdout, |up| *up == Up::Pong);
-        is_held = said.iter().any(|up| matches!(up, Up::Held { .. }));
+        wire::write(&ToWorker::Ping, &mut stdin).unwrap();
+        let said = said_until(&mut stdout, |up| *up == FromWorker::Pong);
+        is_held = said.iter().any(|up| matches!(up, FromWorker::AutoTrimmed { .. }));
         std::thread::sleep(Duration::from_millis(20));
     }
     drop(stdin);
@@ -538,16 +547,16 @@ fn pings_do_not_keep_an_idle_worker_from_giving_memory_back() {
 fn a_worker_that_is_sent_garbage_ends_with_an_error_and_no_panic() {
     for garbage in [&[0xff; 64][..], &[3, 0, 0, 0, 250, 250, 250], b"GET / HTTP/1.1\r\n\r\n"] {
         let (said, code) = converse(&[], garbage);
-        assert_eq!(said, [Up::Hello { protocol: PROTOCOL }]);
+        assert_eq!(said, [FromWorker::Hello { protocol: PROTOCOL }]);
         assert_eq!(code, Some(1), "{garbage:?}");
     }
 }
 
 #[test]
 fn a_model_that_cannot_be_loaded_is_said_with_the_reason_and_not_tried_again() {
-    let (said, code) = converse(&[start(), load("tests/fixtures"), Down::Shutdown], &[]);
+    let (said, code) = converse(&[start(), load("tests/fixtures"), ToWorker::Shutdown], &[]);
     assert_eq!(code, Some(0));
-    let Some(Up::LoadFailed { message, .. }) = said.last() else { panic!("{said:?}") };
+    let Some(FromWorker::LoadFailed { message, .. }) = said.last() else { panic!("{said:?}") };
     assert!(message.contains("eka.json"), "{message}");
 }
 

@@ -142,7 +142,7 @@ mod tests {
     use std::io;
 
     use super::*;
-    use crate::{metrics::Metrics, sandbox::Command};
+    use crate::{metrics::Metrics, sandbox::ChildProgram};
 
     fn failed(id: &str, error: impl Into<anyhow::Error>) -> Candidate {
         Candidate { id: id.into(), model: Err(error.into()) }
@@ -161,7 +161,7 @@ mod tests {
     #[tokio::test]
     async fn where_no_model_can_be_used_the_first_ones_error_is_returned() {
         let devices = vec![vec![failed("a", anyhow!("the first")), failed("b", anyhow!("the second"))]];
-        let command = Command { program: "nowhere".into(), arguments: Vec::new() };
+        let command = ChildProgram { program: "nowhere".into(), arguments: Vec::new() };
         let sandbox = Sandbox::new(command, Arc::new(Metrics::new()));
         let error = Lineup::open(devices, &sandbox).await.err().unwrap();
         assert_eq!(error.to_string(), "the first");

@@ -11,7 +11,7 @@ use anyhow::Context;
 use super::worker::private_stdout;
 use crate::{
     metrics::Metrics,
-    sandbox::{self, Command, Sandbox},
+    sandbox::{self, ChildProgram, Sandbox},
 };
 
 /// The subcommand's name.
@@ -32,7 +32,7 @@ pub(super) fn run() -> anyhow::Result<()> {
 /// When the program's own file cannot be found.
 pub(super) fn of_this_program(metrics: &Arc<Metrics>) -> anyhow::Result<Sandbox> {
     let program = own_file().context("this program's own file cannot be found")?;
-    Ok(Sandbox::new(Command { program, arguments: vec![NAME.into()] }, Arc::clone(metrics)))
+    Ok(Sandbox::new(ChildProgram { program, arguments: vec![NAME.into()] }, Arc::clone(metrics)))
 }
 
 /// The file that runs. Children speak the protocol of this version, also when an upgrade has put another in its place.

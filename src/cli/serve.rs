@@ -30,8 +30,8 @@ use crate::{
     metrics::{MemoryKind, Metrics, OnDevice},
     otel::{Collector, Options},
     prompt_store::Store,
-    supervise::{Fleet, FleetForeman, FleetRunner, FleetView},
-    worker::faults::Plan,
+    supervise::WorkerPool,
+    worker::faults::FaultPlan,
 };
 
 /// For the last spans to reach their collector, at shutdown.
@@ -55,7 +55,7 @@ pub(super) struct Args {
     /// Faults that workers commit, for tests of what happens then; see `eka::worker::faults`
     // A flag alone: neither settings nor environment, which others than whoever starts it may write.
     #[arg(long, value_name = "SPEC", hide = true)]
-    faults: Option<Plan>,
+    faults: Option<FaultPlan>,
 }
 
 /// Serves until SIGTERM or SIGINT.
@@ -100,22 +100,26 @@ pub(super) fn print_config(settings: &config::Settings, as_json: bool) -> anyhow
     print::result(|out| out.write_all(settings.to_toml().as_bytes()))
 }
 
-async fn serve(config: &Config, faults: &Plan, entry: Entry, level: LogLevel) -> anyhow::Result<ExitCode> {
+async fn serve(
+    config: &Config,
+    faults: &FaultPlan,
+    entry: Entry,
+    level: LogLevel,
+) -> anyhow::Result<ExitCode> {
     let metrics = Arc::new(Metrics::for_devices(&worker::labels(config)));
     let sandbox = sandbox::of_this_program(&metrics)?;
     let (catalogue, mut commands) = worker::commands(config, &sandbox).await?;
     let listener = listen(config)?;
     commands.iter_mut().for_each(|command| command.arguments.extend(worker::faults(faults)));
     let collector = collector(config, &metrics)?;
-    let (fleet, keeping) = Fleet::new(commands, &metrics);
-    let readiness = fleet.readiness();
-    let (executor, working) = executor(config, &metrics, fleet.runners());
+    let (workers, supervision) = WorkerPool::new(commands, &metrics);
+    let readiness = workers.readiness();
+    let (executor, working) = executor(config, &metrics, &workers);
     tokio::spawn(show_own_memory(Arc::clone(&metrics)));
     executor.limit_overtakes(config.queue.max_overtakes);
-    route(config, &executor, fleet.view());
+    route(config, &executor, workers.clone());
     let http = Settings::from(config);
-    let (wanted, workers) = (http.max_connections, fleet.runners().len());
-    let max_connections = descriptors::fit(wanted, descriptors::raise_limit(), workers);
+    let max_connections = descriptors::fit(http.max_connections, descriptors::raise_limit(), workers.size());
     let scheme = if entry.tls.is_some() { "https" } else { "http" };
     tracing::info!("serving {} on {scheme}://{}", catalogue.names(), listener.local_addr()?);
     // Workers have the same, whatever directory they look at it from.
@@ -129,9 +133,9 @@ async fn serve(config: &Config, faults: &Plan, entry: Entry, level: LogLevel) ->
         Settings { max_connections, ..http },
     )
     .with_sandbox(sandbox)
-    .with_orders(orders(fleet.foreman()))
+    .with_orders(orders(workers.clone()))
     .with_saved_prompts(Store::new(saved_prompts))
-    .with_devices(devices(&fleet.view()))
+    .with_devices(devices(&workers))
     .with_door(Arc::clone(&entry.door))
     .with_tls(entry.tls.clone())
     .with_deadlines(entry.deadlines())
@@ -146,13 +150,13 @@ async fn serve(config: &Config, faults: &Plan, entry: Entry, level: LogLevel) ->
         state,
         Life {
             beside: async {
-                tokio::join!(keeping, working);
+                tokio::join!(supervision, working);
             },
             shutdown: ended(readiness.clone(), drain),
             finish: async {
                 // Asked before the workers are told to end, which is a state of its own.
                 last = readiness.borrow().clone();
-                fleet.stop().await;
+                workers.stop().await;
             },
         },
     )
@@ -169,26 +173,26 @@ async fn serve(config: &Config, faults: &Plan, entry: Entry, level: LogLevel) ->
     }
 }
 
-fn orders(foreman: FleetForeman) -> Orders {
-    Arc::new(move |order| {
-        let foreman = foreman.clone();
-        Box::pin(async move { foreman.give(order).await })
+fn orders(workers: WorkerPool) -> Orders {
+    Arc::new(move |command| {
+        let workers = workers.clone();
+        Box::pin(async move { workers.command(command).await })
     })
 }
 
 /// The devices by name, where there are several.
-fn devices(view: &FleetView) -> Vec<(String, watch::Receiver<Readiness>)> {
-    view.devices().filter_map(|(label, readiness)| Some((label?.to_owned(), readiness))).collect()
+fn devices(workers: &WorkerPool) -> Vec<(String, watch::Receiver<Readiness>)> {
+    workers.devices().filter_map(|(label, readiness)| Some((label?.to_owned(), readiness))).collect()
 }
 
 /// Has jobs wait for the device that suits them, where there is a choice.
-fn route(config: &Config, executor: &Executor, mut view: FleetView) {
+fn route(config: &Config, executor: &Executor, mut workers: WorkerPool) {
     let most_switches = config.queue.max_switches;
-    let has_one_device = view.devices().count() == 1;
+    let has_one_device = workers.size() == 1;
     if has_one_device && most_switches.is_none() {
         return;
     }
-    let (loaded, open) = (view.clone(), view.clone());
+    let (loaded, open) = (workers.clone(), workers.clone());
     executor.route(Routing {
         most_switches,
         is_loaded: Arc::new(move |slot, model: &ModelId| loaded.is_loaded(slot, model)),
@@ -197,7 +201,7 @@ fn route(config: &Config, executor: &Executor, mut view: FleetView) {
     let executor = executor.clone();
     tokio::spawn(async move {
         loop {
-            view.changed().await;
+            workers.changed().await;
             executor.look_again();
         }
     });
@@ -232,15 +236,16 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 fn executor(
     config: &Config,
     metrics: &Arc<Metrics>,
-    runners: Vec<FleetRunner>,
+    workers: &WorkerPool,
 ) -> (Executor, impl Future<Output = ()> + Send + use<>) {
-    let run = |runner: FleetRunner| {
+    let run = |slot| {
+        let workers = workers.clone();
         move |job, events, cancel| {
-            let runner = runner.clone();
-            async move { runner.run(job, events, cancel).await }
+            let workers = workers.clone();
+            async move { workers.run(slot, job, events, cancel).await }
         }
     };
-    Executor::with_slots(limits(config), Arc::clone(metrics), runners.into_iter().map(run).collect())
+    Executor::with_slots(limits(config), Arc::clone(metrics), (0..workers.size()).map(run).collect())
 }
 
 /// Completes when the server shall end: at a signal, when `/admin/drain` says so, or when no worker will ever run. A

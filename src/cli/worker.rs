@@ -19,16 +19,17 @@ use super::{
     private_dir,
 };
 use crate::{
+    child_process,
     config::{self, Config},
     device::{cores, host},
     device_spec::DeviceChoice,
     http::Catalogue,
     job::{GpuReport, KeepAlive},
     sandbox::Sandbox,
-    supervise::{Budgets, Place, Recycle, WorkerCommand, ask_device},
+    supervise::{Budgets, ModelSource, Recycle, WorkerConfig, probe_device},
     units::Bytes,
     wire::{DraftModel, WorkerSpec},
-    worker::{self, faults::Plan},
+    worker::{self, faults::FaultPlan},
 };
 
 /// The subcommand's name.
@@ -39,7 +40,7 @@ const NAME: &str = "worker";
 pub(super) struct Args {
     /// Faults to commit, for tests of what happens then
     #[arg(long, value_name = "SPEC", hide = true)]
-    faults: Option<Plan>,
+    faults: Option<FaultPlan>,
 }
 
 /// Serves the parent over stdin and stdout.
@@ -49,21 +50,11 @@ pub(super) struct Args {
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
     // To stderr, which the parent passes on.
     logging::start_quiet()?;
-    die_with_parent();
+    if let Err(e) = child_process::end_with_parent() {
+        tracing::warn!("this worker cannot be tied to its parent and may outlive it: {e}");
+    }
     let frames = private_stdout().context("stdout cannot be kept apart for frames")?;
     Ok(worker::run(io::stdin(), frames, args.faults.unwrap_or_default())?)
-}
-
-/// Has the system kill this process when its parent is gone. The end of stdin says so as well, on every system, but a
-/// process that is stopped or hangs in a driver does not read it: only Linux ends that one too.
-///
-/// If the parent ended before this call, stdin has ended too, so that case is covered. The signal comes when the *thread*
-/// that started this process ends: see [`WorkerCommand`].
-fn die_with_parent() {
-    #[cfg(target_os = "linux")]
-    if let Err(e) = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)) {
-        tracing::warn!("this worker ends with its parent only while it reads its input: {e}");
-    }
 }
 
 /// Stdout for frames alone: whatever else prints there, as native libraries do, from here on prints to stderr.
@@ -83,7 +74,7 @@ pub(super) fn private_stdout() -> io::Result<impl Write + Send + 'static> {
 }
 
 /// What to add to a worker's arguments for it to commit these faults.
-pub(super) fn faults(plan: &Plan) -> Vec<OsString> {
+pub(super) fn faults(plan: &FaultPlan) -> Vec<OsString> {
     if plan.is_off() { Vec::new() } else { vec!["--faults".into(), plan.to_string().into()] }
 }
 
@@ -102,7 +93,7 @@ pub(super) fn check_cache(config: &Config) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// When the program or a model's files cannot be found.
-pub(super) fn command(config: &Config, models: &[Prepared]) -> anyhow::Result<WorkerCommand> {
+pub(super) fn command(config: &Config, models: &[Prepared]) -> anyhow::Result<WorkerConfig> {
     command_on(config, config.engine.devices.first(), models)
 }
 
@@ -120,7 +111,7 @@ pub(super) fn labels(config: &Config) -> Vec<String> {
 pub(super) async fn commands(
     config: &Config,
     sandbox: &Sandbox,
-) -> anyhow::Result<(Catalogue, Vec<WorkerCommand>)> {
+) -> anyhow::Result<(Catalogue, Vec<WorkerConfig>)> {
     let devices = &config.engine.devices;
     let mut found = Vec::new();
     for choice in devices.all() {
@@ -132,8 +123,8 @@ pub(super) async fn commands(
         let mut command = shared_out(command_on(config, *choice, models)?, config);
         if devices.all().len() > 1 {
             // Devices differ in speed.
-            let pace_file = format!("pace-{}.json", label.replace(':', "-"));
-            command.pace_file = Some(config.model.cache_dir.join(pace_file));
+            let speed_file = format!("pace-{}.json", label.replace(':', "-"));
+            command.speed_file = Some(config.model.cache_dir.join(speed_file));
             command.label = Some(label);
         }
         commands.push(command);
@@ -168,7 +159,7 @@ pub(super) async fn gpu(config: &Config, choice: DeviceChoice) -> anyhow::Result
     if choice == DeviceChoice::Cpu || !prepare::is_exporting(config) {
         return Ok(None);
     }
-    match ask_device(&command_on(config, choice, &[])?).await {
+    match probe_device(&command_on(config, choice, &[])?).await {
         Ok(report) => Ok(report.gpu),
         Err(reason) if choice != DeviceChoice::Auto && config.engine.devices.all().len() == 1 => {
             Err(anyhow!("the model cannot be loaded: {reason}")).ends_as(Exit::Machine)
@@ -178,7 +169,7 @@ pub(super) async fn gpu(config: &Config, choice: DeviceChoice) -> anyhow::Result
 }
 
 /// What the settings do not say is shared out among workers on the CPU: its cores, and the machine's memory.
-fn shared_out(mut command: WorkerCommand, config: &Config) -> WorkerCommand {
+fn shared_out(mut command: WorkerConfig, config: &Config) -> WorkerConfig {
     let cpus = config.engine.devices.cpus();
     if command.spec.device != DeviceChoice::Cpu || cpus < 2 {
         return command;
@@ -191,7 +182,7 @@ fn shared_out(mut command: WorkerCommand, config: &Config) -> WorkerCommand {
     command
 }
 
-fn command_on(config: &Config, device: DeviceChoice, models: &[Prepared]) -> anyhow::Result<WorkerCommand> {
+fn command_on(config: &Config, device: DeviceChoice, models: &[Prepared]) -> anyhow::Result<WorkerConfig> {
     let spec = WorkerSpec {
         onnxruntime_dir: config.onnxruntime.dir.clone(),
         threads: config.engine.threads.map(Into::into),
@@ -211,7 +202,7 @@ fn command_on(config: &Config, device: DeviceChoice, models: &[Prepared]) -> any
     };
     let half = host::machine_memory().map(|(total, _)| Bytes(total.0 / 2));
     let keep_alive = config.models.keep_alive;
-    Ok(WorkerCommand {
+    Ok(WorkerConfig {
         label: None,
         program: env::current_exe().context("this program's own file cannot be found")?,
         arguments: vec![NAME.into()],
@@ -221,14 +212,14 @@ fn command_on(config: &Config, device: DeviceChoice, models: &[Prepared]) -> any
         keep_alive: keep_alive.map_or(KeepAlive::Forever, |keep_alive| KeepAlive::For(keep_alive.into())),
         budgets: budgets(&config.watchdog),
         recycle: recycle(&config.recycle),
-        pace_file: Some(config.model.cache_dir.join("pace.json")),
+        speed_file: Some(config.model.cache_dir.join("pace.json")),
         available_memory: || host::machine_memory().map(|(_, available)| available),
     })
 }
 
-fn place(model: &Prepared) -> anyhow::Result<Place> {
+fn place(model: &Prepared) -> anyhow::Result<ModelSource> {
     let (dir, own) = found(&model.dir)?;
-    let mut place = Place { id: model.id.as_str().into(), dir, draft: None, on_disk: own };
+    let mut place = ModelSource { id: model.id.as_str().into(), dir, draft: None, on_disk: own };
     if let Some(draft) = &model.draft {
         let (dir, more) = found(&draft.dir)?;
         place.draft = Some(DraftModel { id: draft.id.as_str().into(), dir });

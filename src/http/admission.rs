@@ -64,7 +64,7 @@ pub(super) async fn admit(
         keep_alive,
         sampling,
         constraint,
-        scores,
+        logprobs: scores,
         trace,
         cache_prompt: ask.cache_prompt,
         cache_salt: salt::digest(state, caller.key.as_deref(), ask.cache_salt.as_deref()),

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     executor::{Deadlines, Terms},
-    job::{KeepAlive, Priority, Sampling, ScoresAsked},
+    job::{KeepAlive, LogprobOptions, Priority, Sampling},
     text::{Conversation, Reading},
     units::Tokens,
 };
@@ -47,7 +47,7 @@ pub(super) struct Ask {
     pub(super) echoed: Map<String, Value>,
     /// How many answers to make, one after another.
     pub(super) choices: usize,
-    pub(super) scores: Option<ScoresAsked>,
+    pub(super) scores: Option<LogprobOptions>,
     /// Whether the answer begins with the prompt.
     pub(super) echo: bool,
     pub(super) stop: Vec<String>,
@@ -234,8 +234,8 @@ pub(super) fn take_choices(fields: &mut Fields) -> Result<usize, FieldError> {
 }
 
 /// The scores of the answer's tokens and, where it is echoed, of the prompt's.
-pub(super) fn asked(top: u64, prompt: bool) -> ScoresAsked {
-    ScoresAsked { top: usize::try_from(top).unwrap_or(usize::MAX), prompt }
+pub(super) fn asked(top: u64, prompt: bool) -> LogprobOptions {
+    LogprobOptions { top: usize::try_from(top).unwrap_or(usize::MAX), prompt }
 }
 
 /// Takes `prompt` as OpenAI has it: a string, an array of token ids, or an array of one of either.

@@ -12,7 +12,7 @@ use super::{
     scored::{Scored, content},
     tools::{Shape, Toolbox},
 };
-use crate::{job::ScoresAsked, text::Call, units::Tokens};
+use crate::{job::LogprobOptions, text::Call, units::Tokens};
 
 /// OpenAI's chat completions.
 pub(super) struct Chat(Head);
@@ -149,7 +149,7 @@ fn call_delta(call: &Call) -> Value {
 }
 
 /// `logprobs` and how many others with `top_logprobs`.
-fn take_scores(fields: &mut Fields) -> Result<Option<ScoresAsked>, FieldError> {
+fn take_scores(fields: &mut Fields) -> Result<Option<LogprobOptions>, FieldError> {
     const MOST: u64 = 20;
     let wanted = fields.take("logprobs")?.unwrap_or(false);
     match fields.whole("top_logprobs", 0..=MOST)? {

@@ -10,7 +10,7 @@ use super::{
     fields::{FieldError, Fields, whole_of},
     scored::{Scored, lists},
 };
-use crate::job::ScoresAsked;
+use crate::job::LogprobOptions;
 
 /// OpenAI's completions.
 pub(super) struct Completions(Head);
@@ -117,7 +117,7 @@ fn check_best_of(fields: &mut Fields, choices: usize) -> Result<(), FieldError> 
 }
 
 /// `logprobs`: how many others. `false` is what some clients send for none.
-fn take_scores(fields: &mut Fields, echo: bool) -> Result<Option<ScoresAsked>, FieldError> {
+fn take_scores(fields: &mut Fields, echo: bool) -> Result<Option<LogprobOptions>, FieldError> {
     const MOST: u64 = 5;
     match fields.take::<Value>("logprobs")? {
         None | Some(Value::Bool(false)) => Ok(None),

@@ -34,7 +34,7 @@ pub(super) async fn livez() -> HttpResponse {
 
 /// `GET /readyz`: a request sent now would be worked on.
 pub(super) async fn readyz(state: web::Data<AppState>) -> Result<HttpResponse, ApiError> {
-    if !state.executor.snapshot().accepting {
+    if !state.executor.summary().accepting {
         return Err(SubmitError::Stopped.into());
     }
     match &*state.readiness.borrow() {

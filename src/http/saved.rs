@@ -43,7 +43,7 @@ use super::{
 };
 use crate::{
     executor::Terms,
-    job::{CacheSalt, Event, Failure, Finish, FinishReason, Job, Order, SaveAs},
+    job::{CacheSalt, Command, Event, Failure, Finish, FinishReason, Job, SaveAs},
     metrics::{OnDevice, PromptFile},
     prompt_store::{Head, Listed, Name, SavedError, Store},
     text::{Conversation, Message, Text},
@@ -214,7 +214,7 @@ async fn restore(
     let (head, bytes) = head(store, &name).await?;
     let text = gate::model(request, state, Some(asked.as_ref().unwrap_or(&head.model)))?;
     let (model, called) = (text.card().id.as_str().into(), name.to_string());
-    let outcomes = give(request, state, Order::Restore { model, name: called, file, salt }).await?;
+    let outcomes = give(request, state, Command::Restore { model, name: called, file, salt }).await?;
     Ok(HttpResponse::Ok().json(json!({
         "action": "restore",
         "saved": SavedPrompt::new(&name, head, bytes),
@@ -258,7 +258,7 @@ async fn delete(
     let deleted = blocking(move || store.delete(&called)).await?;
     deleted.map_err(|e| failed(name.as_str(), &e))?;
     // The file is gone in any case, and so is what a worker had that is gone itself.
-    let forgotten = give(request, state, Order::Forget { name: name.to_string() }).await;
+    let forgotten = give(request, state, Command::Forget { name: name.to_string() }).await;
     let done = forgotten.ok().and_then(|outcomes| describe_all(outcomes).ok());
     Ok(HttpResponse::Ok().json(json!({ "action": "delete", "name": name.as_str(), "done": done })))
 }
