@@ -11,7 +11,7 @@
 //! the device. The child (`eka worker`) does ids in, ids out; it may die at any moment. Other children (`eka sandbox`) compile
 //! schemas and render chat templates for the parent, under limits.
 //!
-//! The modules below are in layer order: each imports only from those above it, as `tests/architecture.rs` lists.
+//! The modules below are in layer order: each imports only from those above it, as `tests/architecture` lists.
 
 pub mod units;
 

@@ -9,8 +9,8 @@ use anyhow::ensure;
 use serde_json::Value;
 
 use super::{
-    exit::{EndsAs, Exit},
-    print::{self, Output},
+    exit::{Exit, WithExit},
+    output::{self, OutputFlags},
     serve,
 };
 use crate::{
@@ -37,7 +37,7 @@ pub(super) struct Args {
     timeout: u16,
 
     #[command(flatten)]
-    pub(super) output: Output,
+    pub(super) output: OutputFlags,
 
     #[command(flatten)]
     config: ConfigArgs,
@@ -73,16 +73,16 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     if args.config.print_config {
         return serve::print_config(&settings, args.output.json);
     }
-    let url = args.url.clone().map_or_else(|| address(&settings.config), Ok).ends_as(Exit::Usage)?;
+    let url = args.url.clone().map_or_else(|| address(&settings.config), Ok).with_exit(Exit::Usage)?;
     let patience = Duration::from_secs(args.timeout.max(1).into());
-    let client = Client::new(&url, None, patience).ends_as(Exit::Usage)?;
+    let client = Client::new(&url, None, patience).with_exit(Exit::Usage)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let told: Value = runtime.block_on(client.get_json(args.state.route())).ends_as(Exit::Failed)?;
+    let told: Value = runtime.block_on(client.get_json(args.state.route())).with_exit(Exit::Failed)?;
     if args.output.json {
-        return print::document(&told);
+        return output::document(&told);
     }
     let status = told["status"].as_str().unwrap_or("ok");
-    print::result(|out| writeln!(out, "{}", print::printable(status)))
+    output::result(|out| writeln!(out, "{}", output::printable(status)))
 }
 
 /// Where a server with these settings is reached from its own machine.

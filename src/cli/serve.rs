@@ -13,11 +13,11 @@ use tokio::{net::TcpSocket, sync::watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    descriptors,
-    entry::{Entry, limits},
-    exit::{EndsAs, Exit},
+    exit::{Exit, WithExit},
+    fd_limit,
     logging::{self, LogLevel},
-    print::{self, Output},
+    output::{self, OutputFlags},
+    reload::{LiveSettings, limits},
     sandbox, worker,
 };
 use crate::{
@@ -29,7 +29,7 @@ use crate::{
     log_queue,
     metrics::{MemoryKind, Metrics, OnDevice},
     otel::{Collector, Options},
-    prompt_store::Store,
+    prompt_store::PromptStore,
     supervise::WorkerPool,
     worker::faults::FaultPlan,
 };
@@ -74,7 +74,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     host::set_pace(Pace::Prompt);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let config = settings.config.clone();
-    let entry = Entry::open(&args.config, settings, level.clone())?;
+    let entry = LiveSettings::open(&args.config, settings, level.clone())?;
     let faults = args.faults.clone().unwrap_or_default();
     if !faults.is_off() {
         tracing::warn!("workers commit faults on purpose: {faults}");
@@ -84,8 +84,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 impl Args {
     /// What it says while it serves is the log's.
-    pub(super) const fn output(&self) -> Output {
-        Output { json: self.json, quiet: false }
+    pub(super) const fn output(&self) -> OutputFlags {
+        OutputFlags { json: self.json, quiet: false }
     }
 }
 
@@ -95,15 +95,15 @@ impl Args {
 /// When stdout cannot be written to.
 pub(super) fn print_config(settings: &config::Settings, as_json: bool) -> anyhow::Result<()> {
     if as_json {
-        return print::document(&settings.to_json());
+        return output::document(&settings.to_json());
     }
-    print::result(|out| out.write_all(settings.to_toml().as_bytes()))
+    output::result(|out| out.write_all(settings.to_toml().as_bytes()))
 }
 
 async fn serve(
     config: &Config,
     faults: &FaultPlan,
-    entry: Entry,
+    entry: LiveSettings,
     level: LogLevel,
 ) -> anyhow::Result<ExitCode> {
     let metrics = Arc::new(Metrics::for_devices(&worker::labels(config)));
@@ -119,7 +119,7 @@ async fn serve(
     executor.limit_overtakes(config.queue.max_overtakes);
     route(config, &executor, workers.clone());
     let http = Settings::from(config);
-    let max_connections = descriptors::fit(http.max_connections, descriptors::raise_limit(), workers.size());
+    let max_connections = fd_limit::fit(http.max_connections, fd_limit::raise_limit(), workers.size());
     let scheme = if entry.tls.is_some() { "https" } else { "http" };
     tracing::info!("serving {} on {scheme}://{}", catalogue.names(), listener.local_addr()?);
     // Workers have the same, whatever directory they look at it from.
@@ -134,16 +134,16 @@ async fn serve(
     )
     .with_sandbox(sandbox)
     .with_orders(orders(workers.clone()))
-    .with_saved_prompts(Store::new(saved_prompts))
+    .with_saved_prompts(PromptStore::new(saved_prompts))
     .with_devices(devices(&workers))
-    .with_door(Arc::clone(&entry.door))
+    .with_access_control(Arc::clone(&entry.access))
     .with_tls(entry.tls.clone())
     .with_deadlines(entry.deadlines())
     .with_drain(drain.clone())
     .with_log(Arc::new(move |text| level.set(text).map_err(|error| error.to_string())));
     tokio::spawn(entry.watch(executor));
     #[cfg(unix)]
-    tokio::spawn(super::notify::tell(readiness.clone()));
+    tokio::spawn(super::systemd::tell(readiness.clone()));
     let mut last = Readiness::Starting;
     let served = http::serve(
         listener,
@@ -167,7 +167,7 @@ async fn serve(
     served.context("the HTTP server failed")?;
     match last {
         Readiness::Down { reason, retry_in: None } => {
-            Err(anyhow!("the model cannot be loaded: {reason}")).ends_as(Exit::without_worker(&metrics))
+            Err(anyhow!("the model cannot be loaded: {reason}")).with_exit(Exit::without_worker(&metrics))
         }
         _ => Ok(ExitCode::SUCCESS),
     }
@@ -220,7 +220,7 @@ fn listen(config: &Config) -> anyhow::Result<TcpListener> {
     let address = SocketAddr::new(config.server.bind, config.server.port);
     bind(address)
         .with_context(|| format!("cannot listen on {address}; set server.bind or server.port"))
-        .ends_as(Exit::Machine)
+        .with_exit(Exit::Machine)
 }
 
 /// As [`TcpListener::bind`], whose queue of 128 connections a burst of clients fills.
@@ -258,7 +258,7 @@ async fn ended(mut readiness: watch::Receiver<Readiness>, drain: CancellationTok
         _ = readiness.wait_for(hopeless) => {}
     }
     #[cfg(unix)]
-    super::notify::stopping();
+    super::systemd::stopping();
     tokio::spawn(async move {
         if drain.is_cancelled() {
             // Kubernetes sends SIGTERM when its preStop hook, which may be /admin/drain, has returned.

@@ -1,7 +1,7 @@
 //! Why a generation failed.
 
 use crate::{
-    device::{DeviceError, Fault},
+    device::{DeviceError, DeviceErrorKind},
     job::Failure,
 };
 
@@ -29,10 +29,10 @@ pub enum EngineError {
 impl EngineError {
     /// Whether the device can still be used.
     #[must_use]
-    pub fn fault(&self) -> Fault {
+    pub fn fault(&self) -> DeviceErrorKind {
         match self {
             Self::Device(e) => e.kind(),
-            _ => Fault::Other,
+            _ => DeviceErrorKind::Other,
         }
     }
 
@@ -51,7 +51,7 @@ impl From<EngineError> for Failure {
     fn from(e: EngineError) -> Self {
         match e {
             EngineError::Job(failure) => failure,
-            other if other.fault() == Fault::OutOfMemory => {
+            other if other.fault() == DeviceErrorKind::OutOfMemory => {
                 Self::OutOfMemory { message: format!("{other}{}", other.memory_advice()) }
             }
             other => Self::Device { message: other.to_string() },

@@ -19,7 +19,7 @@ const FREE: u64 = 64 << 10;
 
 /// What the bodies of all requests may take.
 #[derive(Clone, Debug)]
-pub(super) struct BodyMemory {
+pub(crate) struct BodyMemory {
     used: Arc<AtomicU64>,
     limit: Bytes,
     turns: Arc<Semaphore>,
@@ -27,24 +27,24 @@ pub(super) struct BodyMemory {
 
 /// What one body takes; given back when it is dropped.
 #[derive(Debug)]
-pub(super) struct Share {
+pub(crate) struct Share {
     memory: BodyMemory,
     /// Bytes that it holds, free ones included.
     held: u64,
 }
 
 impl BodyMemory {
-    pub(super) fn new(limit: Bytes) -> Self {
+    pub(crate) fn new(limit: Bytes) -> Self {
         Self { used: Arc::default(), limit, turns: Arc::new(Semaphore::new(1)) }
     }
 
     /// The share of a body of which nothing has arrived.
-    pub(super) fn share(&self) -> Share {
+    pub(crate) fn share(&self) -> Share {
         Share { memory: self.clone(), held: 0 }
     }
 
     #[cfg(test)]
-    pub(super) fn used(&self) -> u64 {
+    pub(crate) fn used(&self) -> u64 {
         self.used.load(Ordering::Relaxed)
     }
 }
@@ -53,7 +53,7 @@ impl Share {
     /// Waits until this body may take another chunk, and lets all other tasks of the thread go first. Hundreds of clients that send
     /// as fast as they can would otherwise each have a chunk copied before the thread looks at anything else, which takes a
     /// tenth of a second and more.
-    pub(super) async fn turn(&self) {
+    pub(crate) async fn turn(&self) {
         let turn = self.memory.turns.acquire().await;
         tokio::task::yield_now().await;
         drop(turn);
@@ -63,7 +63,7 @@ impl Share {
     ///
     /// # Errors
     /// [`ApiError::BodyMemoryFull`] when other bodies take too much of the memory.
-    pub(super) fn grow(&mut self, more: usize) -> Result<(), ApiError> {
+    pub(crate) fn grow(&mut self, more: usize) -> Result<(), ApiError> {
         let held = self.held.saturating_add(more as u64);
         let counted = held.saturating_sub(FREE) - self.held.saturating_sub(FREE);
         let limit = self.memory.limit;

@@ -22,7 +22,7 @@ pub(crate) const SPARE: usize = 32;
 
 /// What the client of a connection is doing. Those that come first are closed first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Phase {
+pub(crate) enum Phase {
     /// Nothing; it may send a request.
     Idle,
     /// It is sending a head, or shaking hands.
@@ -35,7 +35,7 @@ pub(super) enum Phase {
 
 /// All connections of one thread.
 #[derive(Clone, Debug)]
-pub(super) struct Connections {
+pub(crate) struct Connections {
     open: Rc<RefCell<HashMap<u64, Rc<State>>>>,
     next: Rc<Cell<u64>>,
     most: usize,
@@ -77,7 +77,7 @@ impl State {
 
 /// One connection's place among all; clones are the same place. It is given back with the last of them.
 #[derive(Clone, Debug)]
-pub(super) struct Place(Rc<Inner>);
+pub(crate) struct Place(Rc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -88,12 +88,12 @@ struct Inner {
 
 impl Connections {
     /// No connections, of which there should be at most `most`.
-    pub(super) fn new(most: usize) -> Self {
+    pub(crate) fn new(most: usize) -> Self {
         Self { open: Rc::default(), next: Rc::default(), most }
     }
 
     /// The place of a new connection. If there are too many now, the one that can best be spared is asked to close.
-    pub(super) fn enter(&self) -> Place {
+    pub(crate) fn enter(&self) -> Place {
         let id = self.next.replace(self.next.get() + 1);
         let state = Rc::new(State::new());
         let is_full = self.open.borrow().len() >= self.most;
@@ -120,7 +120,7 @@ impl Connections {
 
 impl Place {
     /// Notes what the client does now.
-    pub(super) fn turn_to(&self, phase: Phase) {
+    pub(crate) fn turn_to(&self, phase: Phase) {
         let state = &self.0.state;
         if state.phase.replace(phase) != phase {
             state.since.set(Instant::now());
@@ -128,23 +128,23 @@ impl Place {
     }
 
     /// Notes that an answer is due, until what is returned is dropped.
-    pub(super) fn answer(&self) -> During {
+    pub(crate) fn answer(&self) -> During {
         During::begin(&self.0.state, |state| &state.answers)
     }
 
     /// Notes that a body is being read, until what is returned is dropped.
-    pub(super) fn body(&self) -> During {
+    pub(crate) fn body(&self) -> During {
         During::begin(&self.0.state, |state| &state.bodies)
     }
 
     /// Cancelled when the connection must close.
-    pub(super) fn closing(&self) -> &CancellationToken {
+    pub(crate) fn closing(&self) -> &CancellationToken {
         &self.0.state.closing
     }
 }
 
 /// Something that a connection is doing.
-pub(super) struct During {
+pub(crate) struct During {
     state: Rc<State>,
     count: fn(&State) -> &Cell<usize>,
 }

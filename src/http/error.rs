@@ -12,7 +12,7 @@ use actix_web::{
 };
 use serde_json::{Value, json};
 
-use super::{catalogue::Unavailable, fields::FieldError};
+use super::field_error::FieldError;
 use crate::{
     constraint::ConstraintError,
     executor::SubmitError,
@@ -23,14 +23,23 @@ use crate::{
 };
 
 /// When to come back, where nothing better is known.
-pub(super) const SOON: Duration = Duration::from_secs(5);
+pub(crate) const SOON: Duration = Duration::from_secs(5);
 
 /// When to come back to workers that nobody will start again without looking.
 const LATER: Duration = Duration::from_secs(60);
 
+/// A model that is not served because its files cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unavailable {
+    /// What requests call it.
+    pub id: String,
+    /// What is wrong, for clients: without paths of this machine.
+    pub reason: String,
+}
+
 /// Why a request was not answered.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ApiError {
+pub(crate) enum ApiError {
     #[error("the request is not HTTP: {problem}")]
     NotHttp { problem: String },
     #[error("the head of the request did not arrive within {} s", limit.as_secs())]
@@ -167,7 +176,7 @@ impl ApiError {
     }
 
     /// The stable code.
-    pub(super) fn code(&self) -> &'static str {
+    pub(crate) fn code(&self) -> &'static str {
         self.row().1
     }
 
@@ -216,7 +225,7 @@ impl ApiError {
     }
 
     /// What the log says besides, if the client was not told everything.
-    pub(super) fn detail(&self) -> Option<String> {
+    pub(crate) fn detail(&self) -> Option<String> {
         self.public().is_some().then(|| self.to_string())
     }
 
@@ -253,7 +262,7 @@ impl ApiError {
     }
 
     /// The body, and what follows `data:` in a stream.
-    pub(super) fn body(&self) -> Value {
+    pub(crate) fn body(&self) -> Value {
         let (status, code) = self.row();
         let kind = match status {
             StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",

@@ -3,8 +3,11 @@
 use std::time::Duration;
 
 use super::{
-    ask::Rules, chat::Chat, completions::Completions, dialect::Dialect, fields::Fields, native::Native,
-    responses::Responses, tools::ToolRules,
+    formats::{
+        chat::Chat, completions::Completions, format::ApiFormat, generate_lite::GenerateLite,
+        responses::Responses,
+    },
+    request::{fields::Fields, generation::Rules, tools::ToolRules},
 };
 use crate::{executor::Deadlines, text::ToolSupport};
 
@@ -19,7 +22,7 @@ pub fn request(body: &[u8]) -> bool {
             tools: ToolRules { support, is_marker_special: false },
         };
         let taken = [
-            parse::<Native>(body, &rules),
+            parse::<GenerateLite>(body, &rules),
             parse::<Completions>(body, &rules),
             parse::<Chat>(body, &rules),
             parse::<Responses>(body, &rules),
@@ -28,7 +31,7 @@ pub fn request(body: &[u8]) -> bool {
     })
 }
 
-fn parse<D: Dialect>(body: &[u8], rules: &Rules) -> bool {
+fn parse<D: ApiFormat>(body: &[u8], rules: &Rules) -> bool {
     let Ok(mut fields) = Fields::parse(body) else { return false };
     fields.take::<String>("model").is_ok()
         && D::ask(&mut fields, rules).is_ok()

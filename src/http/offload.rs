@@ -26,7 +26,7 @@ const HEAVY_BYTES: usize = 256 << 10;
 
 /// What a piece of work is expected to cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Cost {
+pub(crate) enum Cost {
     /// Less than it costs to hand it to another thread; done where it is asked for.
     Trivial,
     Light,
@@ -35,13 +35,13 @@ pub(super) enum Cost {
 
 impl Cost {
     /// Of parsing JSON, or writing it.
-    pub(super) const fn of_json(bytes: usize) -> Self {
+    pub(crate) const fn of_json(bytes: usize) -> Self {
         const MOST_TRIVIAL: usize = 16 << 10;
         Self::beyond(MOST_TRIVIAL, bytes)
     }
 
     /// Of tokenizing text, or of making text of tokens. A tokenizer reads one or two bytes in a microsecond.
-    pub(super) const fn of_text(bytes: usize) -> Self {
+    pub(crate) const fn of_text(bytes: usize) -> Self {
         const MOST_TRIVIAL: usize = 1 << 10;
         Self::beyond(MOST_TRIVIAL, bytes)
     }
@@ -57,7 +57,7 @@ impl Cost {
 
 /// The two lanes.
 #[derive(Clone, Debug)]
-pub(super) struct Offload {
+pub(crate) struct Offload {
     light: Arc<Semaphore>,
     heavy: Arc<Semaphore>,
 }
@@ -73,7 +73,7 @@ impl Offload {
     ///
     /// # Errors
     /// Those of `work`, [`SubmitError::Stopped`] when the process ends, and [`ApiError::Internal`] when `work` panics.
-    pub(super) async fn run<T, E>(
+    pub(crate) async fn run<T, E>(
         &self,
         cost: Cost,
         work: impl FnOnce() -> Result<T, E> + Send + 'static,

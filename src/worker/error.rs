@@ -1,7 +1,7 @@
 //! Why a worker ended, or a model could not be loaded.
 
 use crate::{
-    device::{Fault, OpenError},
+    device::{DeviceErrorKind, OpenError},
     engine::EngineError,
     model::ModelError,
     wire::WireError,
@@ -42,11 +42,11 @@ pub(super) enum LoadError {
 
 impl LoadError {
     /// Whether the device can still be used.
-    pub(super) fn fault(&self) -> Fault {
+    pub(super) fn fault(&self) -> DeviceErrorKind {
         match self {
             Self::Model(ModelError::Load { source, .. }) => source.kind(),
             Self::Engine(e) => e.fault(),
-            Self::Model(_) | Self::Unverifiable | Self::Pipe(_) => Fault::Other,
+            Self::Model(_) | Self::Unverifiable | Self::Pipe(_) => DeviceErrorKind::Other,
         }
     }
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 use super::error::LoadError;
 use crate::{
     constraint::Guides,
-    device::{Device, Fault, SessionOptions},
+    device::{Device, DeviceErrorKind, SessionOptions},
     engine::{EngineError, Forward, Speculation, Timeline, TimelineOptions},
     job::ModelId,
     manifest,
@@ -146,7 +146,7 @@ impl OpenedModel {
 fn optional<T>(id: &ModelId, opened: Result<T, LoadError>) -> Result<Option<(ModelId, T)>, LoadError> {
     match opened {
         Ok(opened) => Ok(Some((id.clone(), opened))),
-        Err(e) if e.fault() == Fault::Poisoned => Err(e),
+        Err(e) if e.fault() == DeviceErrorKind::Poisoned => Err(e),
         Err(e) => {
             tracing::warn!("cannot load the draft model {id}, continuing without it: {e}");
             Ok(None)

@@ -19,7 +19,7 @@ use super::{
     stop_signals::StopSignals,
 };
 use crate::{
-    device::{Device, Fault, host},
+    device::{Device, DeviceErrorKind, host},
     engine::{self, EngineError, Forward, GenerationSummary},
     job::{
         Failure, Finish, FinishReason, Job, Memory, MemoryReport, ModelId, ModelReport, Placement, SaveAs,
@@ -124,7 +124,7 @@ impl<W: Write> Server<W> {
             Ok(report) => FromWorker::Ready { model, report },
             Err(LoadError::Pipe(e)) => return Err(e.into()),
             // The device has failed, not the model: another worker may be able to load it.
-            Err(e) if e.fault() == Fault::Poisoned => {
+            Err(e) if e.fault() == DeviceErrorKind::Poisoned => {
                 tracing::error!("cannot load {model}: {e}");
                 return Err(WorkerError::Poisoned);
             }
@@ -277,8 +277,8 @@ impl<W: Write> Server<W> {
         }
         self.update_cache_size();
         let memory = MemoryReport { before, peak_resident, after: self.memory.settle(), device_peak };
-        let fault = outcome.as_ref().map_or_else(EngineError::fault, |_| Fault::Other);
-        let poisoned = fault == Fault::Poisoned;
+        let fault = outcome.as_ref().map_or_else(EngineError::fault, |_| DeviceErrorKind::Other);
+        let poisoned = fault == DeviceErrorKind::Poisoned;
         let last = match outcome {
             Ok(GenerationSummary { reason, usage, timings }) => {
                 FromWorker::Done { job: job.id, finish: Finish { reason, usage, timings, memory } }

@@ -4,9 +4,9 @@ use std::{fs, path::Path};
 
 use serde_json::{Value, json};
 
-use super::{Folder, cut, make_fifo};
-use crate::{
-    export_safety::copy,
+use crate::support::{
+    files::{copy, cut, make_fifo},
+    model_folder::Folder,
     program::{Program, argument, run, text},
 };
 

@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use crate::{http::slot::Peak, job::Memory};
+use crate::{http::handlers::slot::Peak, job::Memory};
 
 /// Why a request was not answered, in OpenAI's shape.
 #[derive(Serialize, ToSchema)]

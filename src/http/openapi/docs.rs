@@ -10,7 +10,7 @@ use minijinja::{Environment, context, value::Serde};
 use super::DOCUMENT;
 
 /// The page.
-pub(in crate::http) static PAGE: LazyLock<Result<String, String>> = LazyLock::new(|| {
+pub(crate) static PAGE: LazyLock<Result<String, String>> = LazyLock::new(|| {
     let mut templates = Environment::new();
     minijinja_contrib::add_to_environment(&mut templates);
     templates.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);

@@ -36,13 +36,12 @@ use utoipa::{
 };
 
 pub(super) use self::docs::PAGE;
-use super::{
-    chat::Chat,
-    compat::{self, Kind, Off, OtherField},
-    completions::Completions,
-    dialect::Dialect,
-    native::Native,
-    responses::Responses,
+use crate::http::{
+    formats::{
+        chat::Chat, completions::Completions, format::ApiFormat, generate_lite::GenerateLite,
+        responses::Responses,
+    },
+    request::compat::{self, Kind, Off, OtherField},
 };
 
 /// All of it, as utoipa makes it.
@@ -97,7 +96,7 @@ static DOCUMENT: LazyLock<Value> = LazyLock::new(|| {
     // Its types are maps with texts for keys, which JSON always has.
     let mut document = serde_json::to_value(Document::openapi()).unwrap_or_default();
     let objects: [(_, &[&[OtherField]]); 20] = [
-        ("GenerateLiteRequest", Native::OTHERS),
+        ("GenerateLiteRequest", GenerateLite::OTHERS),
         ("CompletionRequest", Completions::OTHERS),
         ("ChatRequest", Chat::OTHERS),
         ("ResponseRequest", Responses::OTHERS),

@@ -6,7 +6,7 @@
 use utoipa::IntoResponses;
 
 use super::{answers::*, requests::*, texts::*};
-use crate::http::slot::Slot;
+use crate::http::handlers::slot::Slot;
 
 /// What any request may be refused with that wants a key.
 #[derive(IntoResponses)]

@@ -6,15 +6,16 @@ use super::{DOCUMENT, PAGE};
 use crate::{
     executor::Deadlines,
     http::{
-        ROUTES,
-        ask::Rules,
-        chat::Chat,
-        completions::Completions,
-        dialect::Dialect,
-        fields::{Fields, asked},
-        native::Native,
-        responses::Responses,
-        tools::ToolRules,
+        formats::{
+            chat::Chat, completions::Completions, format::ApiFormat, generate_lite::GenerateLite,
+            responses::Responses,
+        },
+        request::{
+            fields::{Fields, asked},
+            generation::Rules,
+            tools::ToolRules,
+        },
+        routes::ROUTES,
     },
     text::ToolSupport,
 };
@@ -46,7 +47,7 @@ fn body_of(route: &str) -> &'static Value {
 }
 
 /// What is described of a dialect's requests is what it reads, and it reads the examples.
-fn check<D: Dialect>(least: &Value) {
+fn check<D: ApiFormat>(least: &Value) {
     let body = body_of(D::ROUTE);
     let mut read = read::<D>(least);
     // Read before the dialect is asked.
@@ -58,7 +59,7 @@ fn check<D: Dialect>(least: &Value) {
     }
 }
 
-fn read_all<D: Dialect>(body: &Value) -> BTreeSet<String> {
+fn read_all<D: ApiFormat>(body: &Value) -> BTreeSet<String> {
     let read = read::<D>(body);
     let mut fields = Fields::parse(body.to_string().as_bytes()).unwrap();
     D::ask(&mut fields, &RULES).unwrap();
@@ -66,7 +67,7 @@ fn read_all<D: Dialect>(body: &Value) -> BTreeSet<String> {
     read
 }
 
-fn read<D: Dialect>(body: &Value) -> BTreeSet<String> {
+fn read<D: ApiFormat>(body: &Value) -> BTreeSet<String> {
     let mut fields = Fields::parse(body.to_string().as_bytes()).unwrap();
     asked::take();
     D::ask(&mut fields, &RULES).unwrap();
@@ -75,7 +76,7 @@ fn read<D: Dialect>(body: &Value) -> BTreeSet<String> {
 
 #[test]
 fn what_is_described_is_what_is_read() {
-    check::<Native>(&json!({ "prompt": "a" }));
+    check::<GenerateLite>(&json!({ "prompt": "a" }));
     check::<Completions>(&json!({ "prompt": "a" }));
     check::<Chat>(&json!({ "messages": [{ "role": "user", "content": "a" }] }));
     check::<Responses>(&json!({ "input": "a" }));

@@ -6,12 +6,11 @@ use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use crate::{http::saved::SavedPrompt, job::Memory};
-
 use super::{
     messages::{Message, Tool},
     requests::{KeepAlive, Prompt},
 };
+use crate::{http::handlers::prompt_cache::SavedPrompt, job::Memory};
 
 /// A request of `/tokenize`: one of `content`, `prompt` and `messages`.
 #[derive(Serialize, ToSchema)]

@@ -288,7 +288,7 @@ mod tests {
     }
 
     /// The steps of a job with ten prompt tokens before its fault strikes, and the error.
-    fn steps(plan: &str, lost: u32) -> (Vec<Step>, Option<device::Fault>) {
+    fn steps(plan: &str, lost: u32) -> (Vec<Step>, Option<device::DeviceErrorKind>) {
         let (mut faults, _) = FaultInjector::new(plan.parse().unwrap(), io::sink());
         let job = Job { lost, ..Job::new(JobId(1), vec![1; 10], 3) };
         let mut steps = Vec::new();
@@ -306,10 +306,10 @@ mod tests {
     fn a_fault_strikes_before_its_chunk_or_step() {
         let (read, token) = (|done| Step::Progress { done, total: 10, cached: 0 }, || Step::Token(1));
         for (plan, before, fault) in [
-            ("fail@prefill:1", vec![], device::Fault::Other),
-            ("poison@prefill:3", vec![read(4), read(8)], device::Fault::Poisoned),
-            ("starve@decode:1", vec![read(4), read(8), token()], device::Fault::OutOfMemory),
-            ("poison@decode:2", vec![read(4), read(8), token(), token()], device::Fault::Poisoned),
+            ("fail@prefill:1", vec![], device::DeviceErrorKind::Other),
+            ("poison@prefill:3", vec![read(4), read(8)], device::DeviceErrorKind::Poisoned),
+            ("starve@decode:1", vec![read(4), read(8), token()], device::DeviceErrorKind::OutOfMemory),
+            ("poison@decode:2", vec![read(4), read(8), token(), token()], device::DeviceErrorKind::Poisoned),
         ] {
             assert_eq!(steps(plan, 0), (before, Some(fault)), "{plan}");
         }

@@ -1,0 +1,10 @@
+//! One file per route or group of routes.
+
+pub(super) mod admin;
+pub(super) mod generate;
+pub(super) mod health;
+pub(super) mod prompt_cache;
+pub(super) mod slot;
+pub(super) mod submit;
+pub(super) mod tokenize;
+pub(super) mod ui;

@@ -1,0 +1,225 @@
+//! From what was asked to a job in the queue, or the reason why not.
+//!
+//! Everything that can be refused is refused here, before it takes a place: a worker that is not there, a prompt that
+//! does not fit, a queue that is full. What is accepted can only fail by what happens to it.
+
+use std::{collections::VecDeque, sync::Arc, time::Instant};
+
+use crate::{
+    executor::{Caller, Deadlines, SubmitError, Terms},
+    http::{
+        error::ApiError,
+        formats::completion_stream::Answer,
+        offload::Cost,
+        request::{
+            cache_salt,
+            generation::{Ask, Delivery, Prompt},
+            prompt_rendering::render,
+            prompt_tokens::{Special, Untokenized, tokenize},
+            response_format::Form,
+        },
+        state::AppState,
+    },
+    job::{Dry, Failure, Job, JobId, Priority, Readiness, Sampling, TraceLink},
+    text::Text,
+    units::Tokens,
+};
+
+/// Puts a job in the queue for each answer that is wanted, and hands out the answers that will come of them. When there is no
+/// room for all of them, those that have a place give it back.
+pub(crate) async fn admit(
+    state: &AppState,
+    text: &Arc<Text>,
+    id: JobId,
+    caller: Caller,
+    ask: Ask,
+    trace: Option<TraceLink>,
+) -> Result<VecDeque<Answer>, ApiError> {
+    let arrived = Instant::now();
+    check_readiness(&state.readiness.borrow())?;
+    if let Some(form) = &ask.form {
+        check_form(state, text, form, ask.terms.priority).await?;
+    }
+    let echo = if ask.echo { ask.prompt.text() } else { None };
+    let prompt = encode(state, text, ask.prompt, ask.terms.priority).await?;
+    let default = state.settings.default_max_new;
+    let max_new_tokens = room(Tokens(prompt.len()), ask.max_new, default, state.context_length(text))?.0;
+    let echo = match echo {
+        None if ask.echo => Some(decode(state, text, &prompt).await?),
+        echo => echo,
+    };
+    let first_scored = ask.scores.filter(|asked| asked.prompt).and_then(|_| prompt.first().copied());
+    let mut end_tokens = ask.stop_token_ids;
+    if !ask.ignore_eos {
+        end_tokens.extend(&text.card().end_tokens);
+    }
+    let progress = matches!(ask.delivery, Delivery::Streamed { progress: true, .. });
+    // What may be text is read as text is.
+    let is_formed = ask.form.as_ref().is_some_and(|form| form.parts.is_empty());
+    let sampling = with_breakers(state, text, ask.sampling, ask.breakers).await?;
+    let prompt_tokens = prompt.len();
+    let (model, keep_alive) = (text.card().id.as_str().into(), ask.keep_alive);
+    let constraint = ask.form.map(|form| form.constraint);
+    let scores = ask.scores;
+    let job = Job {
+        model,
+        keep_alive,
+        sampling,
+        constraint,
+        logprobs: scores,
+        trace,
+        cache_prompt: ask.cache_prompt,
+        cache_salt: cache_salt::digest(state, caller.key.as_deref(), ask.cache_salt.as_deref()),
+        end_tokens,
+        ..Job::new(id, prompt, max_new_tokens)
+    };
+    let mut answers = VecDeque::with_capacity(ask.choices);
+    for job in choices(&job, ask.choices, || state.executor.new_id()) {
+        // The later choices wait for the earlier ones, which is not the queue's fault.
+        let Deadlines { queue, total } = ask.terms.deadlines;
+        let queue = if answers.is_empty() { queue } else { total };
+        let terms = Terms { deadlines: Deadlines { queue, total }, ..ask.terms };
+        let ticket = state.executor.submit_for(caller.clone(), job, terms)?;
+        let decoder = text.decoder(ask.stop.clone());
+        let decoder = match &ask.reading {
+            Some(reading) => decoder.with_special(reading.format.marker()),
+            None => decoder,
+        };
+        let decoder = if is_formed { decoder.verbatim() } else { decoder };
+        let answer = Answer::new(ticket, Arc::clone(text), decoder, prompt_tokens, arrived);
+        let answer = match &ask.reading {
+            Some(reading) => answer.with_calls(reading.clone()),
+            None => answer,
+        };
+        let answer = if progress { answer.with_progress() } else { answer };
+        answers.push_back(match &echo {
+            Some(prompt) => answer.echo(prompt.clone(), first_scored),
+            None => answer,
+        });
+    }
+    Ok(answers)
+}
+
+/// The job, and others that differ from it in their seeds alone.
+fn choices(first: &Job, most: usize, mut new_id: impl FnMut() -> JobId) -> impl Iterator<Item = Job> {
+    let later = (1..most as u64).map(move |choice| {
+        let mut job = Job { id: new_id(), ..first.clone() };
+        job.sampling.seed = job.sampling.seed.wrapping_add(choice);
+        job
+    });
+    std::iter::once(first.clone()).chain(later)
+}
+
+/// A worker that is being replaced is worth waiting for: the queue holds until it is there.
+pub(crate) fn check_readiness(readiness: &Readiness) -> Result<(), ApiError> {
+    match readiness {
+        Readiness::Ready(_) | Readiness::Restarting { .. } => Ok(()),
+        Readiness::Starting => Err(ApiError::Loading),
+        Readiness::Down { reason, retry_in } => {
+            Err(ApiError::WorkerDown { reason: reason.clone(), retry_in: *retry_in })
+        }
+        Readiness::Stopping => Err(SubmitError::Stopped.into()),
+    }
+}
+
+/// Has the sandbox compile a constraint once, to see that a worker can; not when the queue is full anyway.
+async fn check_form(state: &AppState, text: &Text, form: &Form, priority: Priority) -> Result<(), ApiError> {
+    text.check_table()?;
+    state.executor.check_room(Tokens(1), priority)?;
+    let sandbox = state.sandbox()?;
+    let Err(whole) = sandbox.check(&form.constraint).await? else { return Ok(()) };
+    if !whole.is_limit() {
+        for (param, part) in &form.parts {
+            let checked = sandbox.check(part).await?;
+            checked.map_err(|source| ApiError::Constraint { param: param.clone(), source })?;
+        }
+    }
+    Err(ApiError::Constraint { param: form.param.clone(), source: whole })
+}
+
+/// Looks up the tokens that a repetition does not reach across: through the whole vocabulary, and so on another thread.
+async fn with_breakers(
+    state: &AppState,
+    text: &Arc<Text>,
+    sampling: Sampling,
+    breakers: Vec<String>,
+) -> Result<Sampling, ApiError> {
+    let Some(dry) = sampling.dry.clone() else { return Ok(sampling) };
+    let text = Arc::clone(text);
+    let look_up = move || Ok::<_, ApiError>(text.tokens_with(&breakers));
+    let breakers = state.offload.run(Cost::Light, look_up).await?;
+    Ok(Sampling { dry: Some(Dry { breakers, ..dry }), ..sampling })
+}
+
+/// Makes tokens of a prompt. Not when the queue is full: a crowd that will be refused must not take the worker's processors.
+async fn encode(
+    state: &AppState,
+    text: &Arc<Text>,
+    prompt: Prompt,
+    priority: Priority,
+) -> Result<Vec<u32>, ApiError> {
+    state.executor.check_room(Tokens(1), priority)?;
+    let (prompt, special) = match prompt {
+        Prompt::Ids(ids) if ids.is_empty() => return Err(ApiError::EmptyPrompt),
+        Prompt::Ids(ids) => return Ok(ids),
+        // Some tokenizers would make a beginning-of-text token of it.
+        Prompt::Text(prompt) if prompt.is_empty() => return Err(ApiError::EmptyPrompt),
+        Prompt::Text(prompt) => (prompt, Special::Added),
+        Prompt::Conversation(conversation) => (render(state, text, conversation).await?, Special::Written),
+    };
+    let ids = tokenize(state, text, Untokenized { text: prompt, special }).await?;
+    if ids.is_empty() { Err(ApiError::EmptyPrompt) } else { Ok(ids) }
+}
+
+/// The text that an answer begins with, of a prompt that was not given as text.
+async fn decode(state: &AppState, text: &Arc<Text>, ids: &[u32]) -> Result<String, ApiError> {
+    let (text, ids) = (Arc::clone(text), ids.to_vec());
+    state.offload.run(Cost::of_text(ids.len()), move || Ok::<_, ApiError>(text.decode(&ids))).await
+}
+
+/// How many tokens to generate: those asked for, which must fit, else as many of the default as fit.
+pub(crate) fn room(
+    prompt: Tokens,
+    asked: Option<Tokens>,
+    default: Tokens,
+    capacity: Tokens,
+) -> Result<Tokens, ApiError> {
+    let left = Tokens(capacity.0.saturating_sub(prompt.0));
+    match asked {
+        _ if left == Tokens(0) => Err(ApiError::NoRoom { prompt, capacity }),
+        Some(max_new) if max_new > left => Err(Failure::Context { prompt, max_new, capacity }.into()),
+        Some(max_new) => Ok(max_new),
+        None => Ok(default.clamp(Tokens(1), left)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_for_must_fit_and_the_default_is_lowered_until_it_does() {
+        let room = |prompt, asked: Option<usize>, default| {
+            super::room(Tokens(prompt), asked.map(Tokens), Tokens(default), Tokens(16))
+        };
+        assert_eq!(room(10, Some(6), 100).unwrap(), Tokens(6));
+        assert_eq!(room(10, None, 100).unwrap(), Tokens(6));
+        assert_eq!(room(10, None, 3).unwrap(), Tokens(3));
+        assert!(matches!(room(10, Some(7), 100), Err(ApiError::Failure(Failure::Context { .. }))));
+        for prompt in [16, 17, usize::MAX] {
+            assert!(matches!(room(prompt, None, 1), Err(ApiError::NoRoom { .. })));
+        }
+    }
+
+    #[test]
+    fn a_worker_that_is_being_replaced_is_worth_waiting_for_and_one_that_is_down_is_not() {
+        check_readiness(&Readiness::Restarting { reason: "it fell".into() }).unwrap();
+        for refused in [
+            Readiness::Starting,
+            Readiness::Down { reason: "it fell".into(), retry_in: None },
+            Readiness::Stopping,
+        ] {
+            check_readiness(&refused).unwrap_err();
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! The page at `/` for people with a browser: three files and an icon, within the binary.
+//!
+//! Nothing in them is secret and none of them names a model, so they come without a key, and the page asks for the key itself.
+//! The policy lets it load nothing but these files and talk to nobody but this server; what is written inline does not run.
+
+use std::sync::LazyLock;
+
+use actix_web::{
+    HttpRequest, HttpResponse,
+    http::header::{
+        Accept, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, EntityTag, Header, HeaderValue,
+        IfNoneMatch, Quality, REFERRER_POLICY, VARY,
+    },
+    web,
+};
+use sha2::{Digest, Sha256};
+
+use crate::http::{error::ApiError, openapi};
+
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
+     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// What is sent as it is.
+struct File {
+    name: &'static str,
+    kind: &'static str,
+    text: &'static str,
+}
+
+static DOCUMENT: File =
+    File { name: "", kind: "text/html; charset=utf-8", text: include_str!("../page/index.html") };
+
+static FILES: [File; 4] = [
+    File { name: "style.css", kind: "text/css; charset=utf-8", text: include_str!("../page/style.css") },
+    File {
+        name: "script.js",
+        kind: "text/javascript; charset=utf-8",
+        text: include_str!("../page/script.js"),
+    },
+    File { name: "docs.css", kind: "text/css; charset=utf-8", text: include_str!("../page/docs.css") },
+    File { name: "icon.svg", kind: "image/svg+xml", text: include_str!("../page/icon.svg") },
+];
+
+/// Changes with any of the files, which belong together.
+static TAG: LazyLock<String> = LazyLock::new(|| {
+    let mut hash = Sha256::new();
+    std::iter::once(&DOCUMENT).chain(&FILES).for_each(|file| hash.update(file.text));
+    openapi::PAGE.iter().for_each(|page| hash.update(page));
+    hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+});
+
+/// Whether whoever asks would rather have HTML than text. Programs that take anything get text.
+pub(crate) fn is_wanted(request: &HttpRequest) -> bool {
+    let Ok(Accept(kinds)) = Accept::parse(request) else { return false };
+    let quality = |wanted| {
+        let named = kinds.iter().filter(|kind| kind.item.essence_str() == wanted);
+        named.map(|kind| kind.quality).max().unwrap_or(Quality::ZERO)
+    };
+    quality("text/html") > quality("text/plain")
+}
+
+/// Whether this path, as it was sent, is a file of the page, and so open to those who have no key yet.
+pub(crate) fn is_file(path: &str) -> bool {
+    path.strip_prefix("/page/").is_some_and(|name| FILES.iter().any(|file| file.name == name))
+}
+
+/// `GET /` for browsers.
+pub(crate) fn document(request: &HttpRequest) -> HttpResponse {
+    let mut answer = send(request, DOCUMENT.kind, DOCUMENT.text);
+    answer.headers_mut().insert(VARY, HeaderValue::from_static("accept"));
+    answer
+}
+
+/// `GET /page/{file}`.
+pub(crate) async fn file(request: HttpRequest, path: web::Path<String>) -> Result<HttpResponse, ApiError> {
+    let name = path.into_inner();
+    let file = FILES.iter().find(|file| file.name == name);
+    let file = file.ok_or_else(|| ApiError::NotFound { path: request.path().to_owned() })?;
+    Ok(send(&request, file.kind, file.text))
+}
+
+/// `GET /docs`.
+pub(crate) async fn docs(request: HttpRequest) -> Result<HttpResponse, ApiError> {
+    match &*openapi::PAGE {
+        Ok(page) => Ok(send(&request, DOCUMENT.kind, page)),
+        Err(message) => Err(ApiError::Internal { message: message.clone() }),
+    }
+}
+
+fn send(request: &HttpRequest, kind: &'static str, text: &'static str) -> HttpResponse {
+    let tag = EntityTag::new_strong(TAG.clone());
+    let is_known = match IfNoneMatch::parse(request) {
+        Ok(IfNoneMatch::Any) => true,
+        Ok(IfNoneMatch::Items(known)) => known.iter().any(|known| known.weak_eq(&tag)),
+        Err(_) => false,
+    };
+    let mut answer = if is_known { HttpResponse::NotModified() } else { HttpResponse::Ok() };
+    answer
+        .insert_header((ETAG, tag.to_string()))
+        // Kept, and asked for again each time: a new binary has a new page.
+        .insert_header((CACHE_CONTROL, "no-cache"))
+        .insert_header((CONTENT_SECURITY_POLICY, POLICY))
+        .insert_header((REFERRER_POLICY, "no-referrer"));
+    if is_known {
+        return answer.finish();
+    }
+    answer.insert_header((CONTENT_TYPE, kind)).body(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use actix_web::{http::header::ACCEPT, test::TestRequest};
+
+    use super::*;
+
+    #[test]
+    fn html_is_for_those_who_name_it_and_do_not_prefer_text() {
+        let wanted =
+            |accept: &str| is_wanted(&TestRequest::get().insert_header((ACCEPT, accept)).to_http_request());
+        let chromium = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8";
+        assert!(wanted(chromium) && wanted("text/html") && wanted("text/plain;q=0.5, text/html;q=0.6"));
+        for other in
+            ["*/*", "text/plain", "application/json", "text/html;q=0", "text/plain, text/html;q=0.9", "?"]
+        {
+            assert!(!wanted(other), "{other}");
+        }
+        assert!(!is_wanted(&TestRequest::get().to_http_request()));
+    }
+
+    #[test]
+    fn the_whole_page_is_small_and_nothing_in_it_is_inline() {
+        let all = || std::iter::once(&DOCUMENT).chain(&FILES);
+        assert!(all().map(|file| file.text.len()).sum::<usize>() <= 150 << 10);
+        for forbidden in ["<style", " style=", " onclick=", " onload=", "javascript:", "http://", "https://"]
+        {
+            assert!(!DOCUMENT.text.contains(forbidden), "{forbidden} in the document");
+        }
+        for file in &FILES[..2] {
+            assert!(!file.text.contains("https://"), "{} names another host", file.name);
+            assert!(DOCUMENT.text.contains(&format!("page/{}", file.name)));
+        }
+    }
+}

@@ -1,0 +1,350 @@
+//! Reading a request's body: bounded in size, in time and, with all others, in memory.
+//!
+//! What can be refused is refused before the body is read: a content type that is not JSON, an encoding that eka does not
+//! decode, an announced length above the limit. A client with `Expect: 100-continue` is not asked for a body of such a
+//! length ([`check_length`]).
+//!
+//! The content type has to be JSON because a web page may send any other site a form or plain text without being asked,
+//! and may send JSON only to sites that allow it (cross-origin resource sharing). A body without a content type is refused
+//! for the same reason: pages can send that too.
+//!
+//! Decoding and parsing are left to [`Body::parse`], which [`super::offload`] runs on other threads where it takes long.
+
+use std::{io::Read, sync::Arc, time::Duration};
+
+use actix_web::{
+    HttpRequest,
+    error::PayloadError,
+    http::header::{self, HeaderMap},
+    web::Payload,
+};
+use flate2::read::MultiGzDecoder;
+use futures_util::StreamExt;
+use tokio::time::timeout;
+
+use super::{fields::Fields, ignored_fields::Ignored};
+use crate::{
+    http::{
+        body_memory::Share, connections::Place, error::ApiError, middleware::auth, offload::Cost,
+        state::AppState,
+    },
+    text::Text,
+    units,
+};
+
+/// For a whole body to arrive. actix-web bounds the time of the head alone.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Expected compression ratio of text. A body that expands further is still stopped at the limit.
+const DEFLATED: usize = 16;
+
+/// What a body's bytes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Encoding {
+    Identity,
+    Gzip,
+}
+
+/// A body that has arrived.
+#[derive(Debug)]
+pub(crate) struct Body {
+    bytes: Vec<u8>,
+    encoding: Encoding,
+    limit: units::Bytes,
+    share: Share,
+}
+
+/// What a route took of a request, and the memory of its body, which stays counted until this is dropped.
+pub(crate) struct Taken<T> {
+    pub(crate) text: Arc<Text>,
+    pub(crate) value: T,
+    pub(crate) share: Share,
+    /// Names of the fields that were ignored.
+    pub(crate) ignored: Ignored,
+}
+
+/// Reads a body that is a JSON object.
+pub(crate) async fn read(
+    request: &HttpRequest,
+    payload: Payload,
+    state: &AppState,
+) -> Result<Fields, ApiError> {
+    let body = receive(request, payload, state).await?;
+    parse(body, state).await
+}
+
+/// As [`read`], for routes that need no body: none is an empty object.
+pub(crate) async fn read_optional(
+    request: &HttpRequest,
+    payload: Payload,
+    state: &AppState,
+) -> Result<Fields, ApiError> {
+    let body = bytes(request, payload, state).await?;
+    if body.bytes.is_empty() {
+        return Ok(Fields::default());
+    }
+    check_head(request.headers(), state.settings.body_limit)?;
+    parse(body, state).await
+}
+
+async fn parse(body: Body, state: &AppState) -> Result<Fields, ApiError> {
+    state.offload.run(body.cost(), move || body.parse().map(|(fields, _)| fields)).await
+}
+
+/// Reads a body, finds the model that it names, and has `take` take its fields; all of it on another thread where the body
+/// is large.
+pub(crate) async fn take<T: Send + 'static>(
+    request: &HttpRequest,
+    payload: Payload,
+    state: &AppState,
+    take: impl FnOnce(&mut Fields, &Text) -> Result<T, ApiError> + Send + 'static,
+) -> Result<Taken<T>, ApiError> {
+    let body = receive(request, payload, state).await?;
+    let cost = body.cost();
+    let (key, catalogue) = (auth::key(request), state.catalogue.clone());
+    let unknown = state.settings.unknown_fields;
+    let work = move || {
+        let (fields, share) = body.parse()?;
+        let mut fields = fields.with_unknown(unknown);
+        let ignored = fields.ignored();
+        let asked = fields.take::<String>("model")?;
+        let text = Arc::clone(auth::model_for(key.as_deref(), &catalogue, asked.as_deref())?);
+        let value = take(&mut fields, &text)?;
+        Ok::<_, ApiError>(Taken { text, value, share, ignored })
+    };
+    state.offload.run(cost, work).await
+}
+
+/// Checks what a head says of its body.
+///
+/// # Errors
+/// When the body would be refused whatever it says.
+fn check_head(headers: &HeaderMap, limit: units::Bytes) -> Result<(), ApiError> {
+    check_length(headers, limit)?;
+    encoding(headers)?;
+    let kind = headers.get(header::CONTENT_TYPE);
+    match kind {
+        Some(kind) if is_json(kind.as_bytes()) => Ok(()),
+        kind => {
+            let found = kind.map(|kind| kind.as_bytes().escape_ascii().take(64).map(char::from).collect());
+            Err(ApiError::NotJsonType { found })
+        }
+    }
+}
+
+/// Checks the announced length of a body.
+///
+/// # Errors
+/// [`ApiError::BodyTooLarge`] when it is above the limit.
+pub(crate) fn check_length(headers: &HeaderMap, limit: units::Bytes) -> Result<(), ApiError> {
+    match announced(headers) {
+        Some(length) if length > limit.0 => Err(ApiError::BodyTooLarge { limit }),
+        _ => Ok(()),
+    }
+}
+
+fn announced(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
+}
+
+/// Whether this is `application/json` or a type that ends in `+json`, whatever its parameters.
+fn is_json(kind: &[u8]) -> bool {
+    let essence = kind.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
+    let essence = essence.to_ascii_lowercase();
+    essence == b"application/json" || (essence.starts_with(b"application/") && essence.ends_with(b"+json"))
+}
+
+fn encoding(headers: &HeaderMap) -> Result<Encoding, ApiError> {
+    let mut named = headers.get_all(header::CONTENT_ENCODING);
+    let (Some(name), None) = (named.next(), named.next()) else {
+        return if headers.contains_key(header::CONTENT_ENCODING) {
+            Err(ApiError::EncodingUnsupported { found: "several encodings".into() })
+        } else {
+            Ok(Encoding::Identity)
+        };
+    };
+    match name.as_bytes().trim_ascii().to_ascii_lowercase().as_slice() {
+        b"" | b"identity" => Ok(Encoding::Identity),
+        b"gzip" | b"x-gzip" => Ok(Encoding::Gzip),
+        other => {
+            let found = other.escape_ascii().take(64).map(char::from).collect();
+            Err(ApiError::EncodingUnsupported { found })
+        }
+    }
+}
+
+/// Reads a body of which the head says that it can be used.
+async fn receive(request: &HttpRequest, payload: Payload, state: &AppState) -> Result<Body, ApiError> {
+    check_head(request.headers(), state.settings.body_limit)?;
+    bytes(request, payload, state).await
+}
+
+async fn bytes(request: &HttpRequest, payload: Payload, state: &AppState) -> Result<Body, ApiError> {
+    let limit = state.settings.body_limit;
+    check_length(request.headers(), limit)?;
+    let encoding = encoding(request.headers())?;
+    // A connection that sends its body slowly may be closed when there are too many connections.
+    let _reading = request.conn_data::<Place>().map(Place::body);
+    let body = Body { bytes: Vec::new(), encoding, limit, share: state.body_memory.share() };
+    let read = timeout(PATIENCE, body.filled(payload, announced(request.headers()))).await;
+    read.map_err(|_| ApiError::BodyTooSlow { limit: PATIENCE })?
+}
+
+impl Body {
+    async fn filled(mut self, mut payload: Payload, announced: Option<u64>) -> Result<Self, ApiError> {
+        let most = announced.map_or(usize::MAX, |length| usize::try_from(length).unwrap_or(usize::MAX));
+        while let Some(chunk) = payload.next().await {
+            let chunk = chunk.map_err(|error| ApiError::BodyBroken { why: why(&error) })?;
+            if !self.bytes.is_empty() {
+                self.share.turn().await;
+            }
+            append(&mut self.bytes, &chunk, Room { share: &mut self.share, limit: self.limit, most })?;
+        }
+        Ok(self)
+    }
+
+    /// What it costs to parse it. What is within a gzip stream is not known yet.
+    pub(crate) fn cost(&self) -> Cost {
+        match self.encoding {
+            Encoding::Identity => Cost::of_json(self.bytes.len()),
+            Encoding::Gzip => Cost::of_json(self.bytes.len().saturating_mul(DEFLATED)).max(Cost::Light),
+        }
+    }
+
+    /// Decodes and parses it.
+    ///
+    /// # Errors
+    /// When it is not gzip, though it says so, is larger than the limit once it is decoded, or is not a JSON object.
+    pub(crate) fn parse(mut self) -> Result<(Fields, Share), ApiError> {
+        if self.encoding == Encoding::Gzip {
+            self.bytes = gunzip(&self.bytes, self.limit, &mut self.share)?;
+        }
+        let fields =
+            Fields::parse(&self.bytes).map_err(|error| ApiError::NotJson { message: error.to_string() })?;
+        Ok((fields, self.share))
+    }
+}
+
+/// How far a buffer may grow.
+struct Room<'a> {
+    share: &'a mut Share,
+    limit: units::Bytes,
+    /// Known length, if it is known.
+    most: usize,
+}
+
+/// Appends to a body, and counts what the allocation grows by. Twice as much at a time, as vectors do, but no more than is
+/// known to come.
+fn append(bytes: &mut Vec<u8>, chunk: &[u8], room: Room<'_>) -> Result<(), ApiError> {
+    let length = bytes.len() + chunk.len();
+    let limit = usize::try_from(room.limit.0).unwrap_or(usize::MAX);
+    if length > limit {
+        return Err(ApiError::BodyTooLarge { limit: room.limit });
+    }
+    if length > bytes.capacity() {
+        let capacity = length.max(bytes.capacity().saturating_mul(2).min(room.most).min(limit));
+        room.share.grow(capacity - bytes.capacity())?;
+        bytes.reserve_exact(capacity - bytes.len());
+    }
+    bytes.extend_from_slice(chunk);
+    Ok(())
+}
+
+/// Decodes piece by piece, so that a small body that decodes to a large one is found out at the limit and not after it.
+fn gunzip(encoded: &[u8], limit: units::Bytes, share: &mut Share) -> Result<Vec<u8>, ApiError> {
+    let mut decoder = MultiGzDecoder::new(encoded);
+    let mut piece = [0; 8 << 10];
+    let mut decoded = Vec::new();
+    loop {
+        let read = decoder.read(&mut piece);
+        match read.map_err(|error| ApiError::NotGzip { message: error.to_string() })? {
+            0 => return Ok(decoded),
+            read => append(&mut decoded, &piece[..read], Room { share, limit, most: usize::MAX })?,
+        }
+    }
+}
+
+/// Why a body did not arrive as announced.
+const fn why(error: &PayloadError) -> &'static str {
+    match error {
+        PayloadError::EncodingCorrupted => "its chunks are not those of HTTP/1.1",
+        _ => "it is shorter than it was said to be, or its chunks are not those of HTTP/1.1",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use actix_web::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
+    use flate2::{Compression, write::GzEncoder};
+
+    use super::*;
+    use crate::{http::body_memory::BodyMemory, units::Bytes};
+
+    fn head(pairs: &[(HeaderName, &'static str)]) -> Result<(), ApiError> {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(name.clone(), HeaderValue::from_static(value));
+        }
+        check_head(&headers, Bytes::mib(1))
+    }
+
+    fn gzip(text: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(text).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn parse(bytes: Vec<u8>, memory: &BodyMemory) -> Result<(Fields, Share), ApiError> {
+        Body { bytes, encoding: Encoding::Gzip, limit: Bytes::mib(1), share: memory.share() }.parse()
+    }
+
+    #[test]
+    fn a_body_has_to_be_json_and_the_error_says_how_to_send_that() {
+        for kind in ["application/json", "Application/JSON; charset=utf-8", "application/vnd.api+json"] {
+            head(&[(CONTENT_TYPE, kind)]).unwrap();
+        }
+        for kind in ["text/plain", "application/x-www-form-urlencoded", "application/jsonp", "+json", ""] {
+            let refused = head(&[(CONTENT_TYPE, kind)]).unwrap_err();
+            assert_eq!(refused.code(), "unsupported_media_type");
+            assert!(refused.to_string().contains("-H 'Content-Type: application/json'"), "{refused}");
+        }
+        assert_eq!(head(&[]).unwrap_err().code(), "unsupported_media_type");
+    }
+
+    #[test]
+    fn an_announced_length_above_the_limit_is_refused_unread() {
+        let json = (CONTENT_TYPE, "application/json");
+        head(&[json.clone(), (CONTENT_LENGTH, "1048576")]).unwrap();
+        let refused = head(&[json, (CONTENT_LENGTH, "1048577")]).unwrap_err();
+        assert_eq!(refused.code(), "body_too_large");
+    }
+
+    #[test]
+    fn encodings_other_than_gzip_are_refused_with_those_that_are_accepted() {
+        let with = |encoding| head(&[(CONTENT_TYPE, "application/json"), (CONTENT_ENCODING, encoding)]);
+        for accepted in ["gzip", "GZIP", "identity", "x-gzip"] {
+            with(accepted).unwrap();
+        }
+        for other in ["br", "deflate", "zstd", "gzip, gzip"] {
+            let refused = with(other).unwrap_err();
+            assert_eq!(refused.code(), "unsupported_content_encoding");
+            assert!(refused.to_string().contains("gzip or identity"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_gzip_body_is_decoded_and_one_that_decodes_to_more_than_the_limit_is_refused_before_it_is_decoded() {
+        let memory = BodyMemory::new(Bytes::mib(8));
+        let (mut fields, _share) = parse(gzip(br#"{"prompt": "a"}"#), &memory).unwrap();
+        assert_eq!(fields.require::<String>("prompt").unwrap(), "a");
+        let bomb = gzip(&vec![b' '; 64 << 20]);
+        assert!(bomb.len() < 128 << 10, "{}", bomb.len());
+        assert_eq!(parse(bomb, &memory).unwrap_err().code(), "body_too_large");
+        assert_eq!(parse(b"{}".to_vec(), &memory).unwrap_err().code(), "invalid_gzip");
+        let mut cut = gzip(br#"{"prompt": "a"}"#);
+        cut.truncate(cut.len() - 9);
+        assert_eq!(parse(cut, &memory).unwrap_err().code(), "invalid_gzip");
+    }
+}

@@ -1,0 +1,82 @@
+//! Fields of other servers' APIs that eka does not have, and the values at which that makes no difference.
+//!
+//! Clients send every field of the library that they are written for, mostly at the value that turns it off. Such a request
+//! is answered as if the field were absent. At any other value it is refused, because its answer would not be the one that
+//! was asked for. Each line of the tables is a name, what is off, and what to send instead. `null` is off everywhere.
+//!
+//! The names are those of OpenAI, vLLM, llama-server, SGLang, TGI and Ollama, and the samplers of text-generation-webui and
+//! Aphrodite that clients send to all of these.
+
+mod openai;
+mod other_field;
+mod peers;
+
+pub(crate) use self::{
+    openai::{
+        CALL, CALLED_FUNCTION, CHAT, COMPLETIONS, ITEM, MESSAGE, OPENAI, PART, RESPONSES, SINGLE,
+        STREAM_OPTIONS, TEMPLATE, TEXT_OPTIONS, TOKENIZE, TOOL, WITHOUT_TOOLS,
+    },
+    other_field::{Kind, Off, OtherField},
+    peers::PEERS,
+};
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::{Value, json};
+
+    use super::{openai::NO_REASONING, *};
+
+    #[test]
+    fn every_off_value_is_json_and_no_name_stands_twice_in_a_table() {
+        let tables = [
+            OPENAI,
+            COMPLETIONS,
+            CHAT,
+            RESPONSES,
+            WITHOUT_TOOLS,
+            SINGLE,
+            MESSAGE,
+            PART,
+            CALL,
+            CALLED_FUNCTION,
+            ITEM,
+            TOOL,
+            STREAM_OPTIONS,
+            TEXT_OPTIONS,
+            TOKENIZE,
+            TEMPLATE,
+            PEERS,
+        ];
+        for table in tables {
+            let names: BTreeSet<_> = table.iter().map(|field| field.name).collect();
+            assert_eq!(names.len(), table.len());
+            for field in table {
+                let Off::Values(values) = field.off else { continue };
+                for value in values {
+                    let value: Value = serde_json::from_str(value).unwrap();
+                    assert!(field.off.allows(&value), "{}", field.name);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_object_whose_fields_are_null_is_empty() {
+        let empty = Off::Values(&["{}"]);
+        assert!(empty.allows(&json!({ "enable_thinking": null })) && empty.allows(&json!({})));
+        assert!(!empty.allows(&json!({ "enable_thinking": false })));
+    }
+
+    #[test]
+    fn an_object_is_off_where_all_of_its_fields_are() {
+        let reasoning = Off::Object(NO_REASONING);
+        for off in [json!({}), json!({ "effort": null, "summary": "auto" }), json!({ "effort": "none" })] {
+            assert!(reasoning.allows(&off), "{off}");
+        }
+        for on in [json!({ "effort": "high" }), json!({ "budget": 1 }), json!("none")] {
+            assert!(!reasoning.allows(&on), "{on}");
+        }
+    }
+}
