@@ -26,9 +26,7 @@ pub(super) fn raise_limit() -> Option<usize> {
     let limit = match raised {
         Ok(()) => maximum,
         Err(error) => {
-            tracing::warn!(
-                "the limit of open files stays at {current:?}: it cannot be raised to {maximum:?}: {error}"
-            );
+            tracing::warn!("cannot raise the limit of open files from {current:?} to {maximum:?}: {error}");
             current
         }
     };
@@ -48,8 +46,11 @@ pub(super) fn fit(wanted: NonZeroUsize, limit: Option<usize>, workers: usize) ->
     let room = NonZeroUsize::new(limit.saturating_sub(kept).max(LEAST)).unwrap_or(wanted);
     if room < wanted {
         tracing::warn!(
-            "server.max_connections is lowered from {wanted} to {room}: {limit} files may be open, and {kept} are kept for \
-             workers and probes; raise the limit with `ulimit -n`"
+            event = "connections_limited",
+            from = wanted,
+            to = room,
+            "server.max_connections lowered: the process may open {limit} files, and {kept} are reserved for workers and \
+             probes; raise the limit with `ulimit -n`"
         );
     }
     room.min(wanted)

@@ -1,9 +1,6 @@
 //! `eka health`: asks a server how it is, for health checks where there is no curl.
 
-use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    time::Duration,
-};
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::ensure;
 use serde_json::Value;
@@ -11,6 +8,7 @@ use serde_json::Value;
 use super::{
     exit::{Exit, WithExit},
     output::{self, OutputFlags},
+    ready_file::local_address,
     serve,
 };
 use crate::{
@@ -89,10 +87,6 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
 fn address(config: &Config) -> anyhow::Result<String> {
     ensure!(config.tls.is_none(), "the server speaks TLS, and this does not: ask it with another client");
     ensure!(config.server.port != 0, "server.port is 0, so it may be any: name the server with --url");
-    let host = match config.server.bind {
-        bind if !bind.is_unspecified() => bind,
-        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-    };
-    Ok(format!("http://{}", SocketAddr::new(host, config.server.port)))
+    let address = SocketAddr::new(config.server.bind, config.server.port);
+    Ok(format!("http://{}", local_address(address)))
 }

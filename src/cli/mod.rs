@@ -21,6 +21,7 @@ mod logits;
 mod man;
 mod output;
 mod private_dir;
+mod ready_file;
 mod reload;
 mod resolve_model;
 mod sampling;

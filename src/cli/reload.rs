@@ -97,7 +97,9 @@ impl LiveSettings {
     fn reload_all(&self, executor: &Executor) {
         match Settings::load(&self.args) {
             Ok(settings) => self.adopt(settings, executor),
-            Err(error) => tracing::error!("SIGHUP: the settings stay as they were: {error}"),
+            Err(error) => {
+                tracing::error!(event = "settings_reload_failed", "SIGHUP: settings not reloaded: {error}")
+            }
         }
         self.reload_tls();
     }
@@ -107,11 +109,21 @@ impl LiveSettings {
         let changed = self.settings().changed(&new);
         let (live, fixed): (Vec<_>, Vec<_>) = changed.into_iter().partition(|path| is_changeable(path));
         if !fixed.is_empty() {
-            tracing::warn!("SIGHUP: these take effect when eka is started again: {}", fixed.join(", "));
+            let settings = fixed.join(", ");
+            tracing::warn!(
+                event = "settings_need_restart",
+                settings,
+                "SIGHUP: some changed settings take effect only after a restart"
+            );
         }
         let rules = match Rules::read(&new.config) {
             Ok(rules) => rules,
-            Err(error) => return tracing::error!("SIGHUP: the settings stay as they were: {error}"),
+            Err(error) => {
+                return tracing::error!(
+                    event = "settings_reload_failed",
+                    "SIGHUP: settings not reloaded: {error}"
+                );
+            }
         };
         self.keep_to(&new.config, rules);
         executor.set_limits(limits(&new.config));
@@ -121,10 +133,7 @@ impl LiveSettings {
         {
             tracing::error!("SIGHUP: {error}");
         }
-        tracing::info!(
-            "SIGHUP: read again, with {} changed",
-            if live.is_empty() { "nothing".into() } else { live.join(", ") }
-        );
+        tracing::info!(event = "settings_reloaded", settings = live.join(", "), "SIGHUP: settings reloaded");
         *self.settings() = new;
     }
 
@@ -132,10 +141,10 @@ impl LiveSettings {
         let read: Result<Rules, KeysError> = self.with_config(Rules::read);
         match read {
             Ok(rules) => {
-                tracing::info!("the keys were read again: {} of them", rules.keys.len());
+                tracing::info!(event = "keys_reloaded", keys = rules.keys.len(), "API keys reloaded");
                 self.with_config(|config| self.keep_to(config, rules));
             }
-            Err(error) => tracing::error!("the keys stay as they were: {error}"),
+            Err(error) => tracing::error!(event = "keys_reload_failed", "API keys not reloaded: {error}"),
         }
     }
 
@@ -149,10 +158,12 @@ impl LiveSettings {
         let reloaded: Result<(), TlsError> = tls.reload();
         match reloaded {
             Ok(()) => {
-                tracing::info!("the certificate was read again");
+                tracing::info!(event = "certificate_reloaded", "TLS certificate reloaded");
                 warn_of_dates(tls);
             }
-            Err(error) => tracing::error!("the certificate stays the one it was: {error}"),
+            Err(error) => {
+                tracing::error!(event = "certificate_reload_failed", "TLS certificate not reloaded: {error}");
+            }
         }
     }
 
@@ -182,7 +193,8 @@ fn warn_if_open(config: &Config, rules: &Rules) {
     let bind = config.server.bind;
     if rules.keys.is_empty() && !bind.to_canonical().is_loopback() {
         tracing::warn!(
-            "listening on {bind} without API keys: whoever can reach it may use it; set auth.keys_file"
+            event = "no_api_keys",
+            "listening on {bind} without API keys: anyone on the network can use the server; set auth.keys_file"
         );
     }
 }

@@ -200,12 +200,13 @@ fn exported(config: &Config, path: &Path, id: &str, gpu: Option<GpuReport>) -> a
     let output = config.model.cache_dir.join("exports").join(format!("{id}-{}", &key[..16]));
     let existing = match cached(&output, config.model.verify) {
         Cached::Whole => {
-            tracing::info!("using the export of {} in {}", path.display(), output.display());
+            let dir = output.display();
+            tracing::info!(event = "export_reused", %dir, "using the cached export of {}", path.display());
             return Ok(output);
         }
         Cached::Absent => Existing::Keep,
         Cached::Damaged(why) => {
-            tracing::warn!("a cached export is damaged and will be made again: {why}");
+            tracing::warn!(event = "export_damaged", "cached export is damaged and will be replaced: {why}");
             clear_without_manifest(&output)?;
             Existing::Replace
         }
@@ -213,7 +214,7 @@ fn exported(config: &Config, path: &Path, id: &str, gpu: Option<GpuReport>) -> a
     fs::create_dir_all(config.model.cache_dir.join("exports")).with_context(|| {
         format!("{} cannot be made; set model.cache_dir", config.model.cache_dir.display())
     })?;
-    tracing::info!("exporting {} to {}", path.display(), output.display());
+    tracing::info!(event = "export_started", dir = %output.display(), "exporting {}", path.display());
     match export::export(&Options { output: output.clone(), existing, ..options }, &Bars::new()) {
         Ok(report) => {
             report.notes.iter().for_each(|note| tracing::warn!("{note}"));

@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{SocketAddr, TcpListener},
+    path::PathBuf,
     process::{self, ExitCode},
     sync::Arc,
     time::Duration,
@@ -17,6 +18,7 @@ use super::{
     fd_limit,
     logging::{self, LogLevel},
     output::{self, OutputFlags},
+    ready_file::{self, ReadyFile},
     reload::{LiveSettings, limits},
     sandbox, worker,
 };
@@ -52,6 +54,9 @@ pub(super) struct Args {
     /// Print the settings as JSON, with --print-config
     #[arg(long, requires = "print_config")]
     json: bool,
+    /// Write the server's URL, address, process id and state to this file, as JSON, when it listens; removed at exit
+    #[arg(long, value_name = "PATH")]
+    ready_file: Option<PathBuf>,
     /// Faults that workers commit, for tests of what happens then; see `eka::worker::faults`
     // A flag alone: neither settings nor environment, which others than whoever starts it may write.
     #[arg(long, value_name = "SPEC", hide = true)]
@@ -67,6 +72,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if args.config.print_config {
         return print_config(&settings, args.json).map(|()| ExitCode::SUCCESS);
     }
+    if let Some(path) = &args.ready_file {
+        ReadyFile::remove_stale(path).with_exit(Exit::Usage)?;
+    }
     log_queue::start().context("the thread that writes the log cannot be started")?;
     let level = logging::start(&settings.config.log)?;
     worker::check_cache(&settings.config)?;
@@ -75,17 +83,20 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let config = settings.config.clone();
     let entry = LiveSettings::open(&args.config, settings, level.clone())?;
-    let faults = args.faults.clone().unwrap_or_default();
-    if !faults.is_off() {
-        tracing::warn!("workers commit faults on purpose: {faults}");
+    if let Some(faults) = args.faults() {
+        tracing::warn!(event = "faults_enabled", "workers inject faults for testing: {faults}");
     }
-    runtime.block_on(serve(&config, &faults, entry, level))
+    runtime.block_on(serve(args, &config, entry, level))
 }
 
 impl Args {
-    /// What it says while it serves is the log's.
+    /// A running server writes to the log only, so `--quiet` does not apply.
     pub(super) const fn output(&self) -> OutputFlags {
         OutputFlags { json: self.json, quiet: false }
+    }
+
+    fn faults(&self) -> Option<&FaultPlan> {
+        self.faults.as_ref().filter(|plan| !plan.is_off())
     }
 }
 
@@ -101,8 +112,8 @@ pub(super) fn print_config(settings: &config::Settings, as_json: bool) -> anyhow
 }
 
 async fn serve(
+    args: &Args,
     config: &Config,
-    faults: &FaultPlan,
     entry: LiveSettings,
     level: LogLevel,
 ) -> anyhow::Result<ExitCode> {
@@ -110,7 +121,10 @@ async fn serve(
     let sandbox = sandbox::of_this_program(&metrics)?;
     let (catalogue, mut commands) = worker::commands(config, &sandbox).await?;
     let listener = listen(config)?;
-    commands.iter_mut().for_each(|command| command.arguments.extend(worker::faults(faults)));
+    let faults = args.faults().map(worker::faults).unwrap_or_default();
+    commands.iter_mut().for_each(|command| command.arguments.extend(faults.clone()));
+    let models = commands.first().map_or(&[][..], |command| &command.models);
+    let models: Vec<_> = models.iter().map(|model| model.id.0.to_string()).collect();
     let collector = collector(config, &metrics)?;
     let (workers, supervision) = WorkerPool::new(commands, &metrics);
     let readiness = workers.readiness();
@@ -121,7 +135,12 @@ async fn serve(
     let http = Settings::from(config);
     let max_connections = fd_limit::fit(http.max_connections, fd_limit::raise_limit(), workers.size());
     let scheme = if entry.tls.is_some() { "https" } else { "http" };
-    tracing::info!("serving {} on {scheme}://{}", catalogue.names(), listener.local_addr()?);
+    let address = listener.local_addr()?;
+    tracing::info!(event = "listening", "serving {} on {scheme}://{address}", catalogue.names());
+    if let Some(path) = &args.ready_file {
+        let file = ReadyFile::create(path, scheme, address, models).with_exit(Exit::Usage)?;
+        tokio::spawn(file.follow(readiness.clone()));
+    }
     // Workers have the same, whatever directory they look at it from.
     let saved_prompts = std::path::absolute(&config.engine.prefix_cache_dir)?;
     let drain = CancellationToken::new();
@@ -152,7 +171,7 @@ async fn serve(
             beside: async {
                 tokio::join!(supervision, working);
             },
-            shutdown: ended(readiness.clone(), drain),
+            shutdown: ended(readiness.clone(), drain, args.ready_file.clone()),
             finish: async {
                 // Asked before the workers are told to end, which is a state of its own.
                 last = readiness.borrow().clone();
@@ -250,11 +269,20 @@ fn executor(
 
 /// Completes when the server shall end: at a signal, when `/admin/drain` says so, or when no worker will ever run. A
 /// second signal ends the process.
-async fn ended(mut readiness: watch::Receiver<Readiness>, drain: CancellationToken) {
+async fn ended(
+    mut readiness: watch::Receiver<Readiness>,
+    drain: CancellationToken,
+    ready_file: Option<PathBuf>,
+) {
     let hopeless = |state: &Readiness| matches!(state, Readiness::Down { retry_in: None, .. });
     tokio::select! {
-        name = signal() => tracing::info!("{name}: finishing what waits and runs; once more to end at once"),
-        () = drain.cancelled() => tracing::info!("/admin/drain: finishing what waits and runs"),
+        name = signal() => tracing::info!(
+            event = "shutdown_started",
+            "{name}: shutting down gracefully; send the signal again to exit immediately"
+        ),
+        () = drain.cancelled() => {
+            tracing::info!(event = "shutdown_started", "/admin/drain: shutting down gracefully");
+        }
         _ = readiness.wait_for(hopeless) => {}
     }
     #[cfg(unix)]
@@ -263,12 +291,13 @@ async fn ended(mut readiness: watch::Receiver<Readiness>, drain: CancellationTok
         if drain.is_cancelled() {
             // Kubernetes sends SIGTERM when its preStop hook, which may be /admin/drain, has returned.
             let name = signal().await;
-            tracing::info!("{name}: finishing already; once more to end at once");
+            tracing::info!("{name}: already shutting down; send the signal again to exit immediately");
         }
-        // Some senders say it twice at once, to the process and to its group.
+        // Some senders signal twice at once: the process, and its process group.
         tokio::time::sleep(Duration::from_secs(1)).await;
         let name = signal().await;
-        tracing::warn!("{name} again: ending at once");
+        tracing::warn!(event = "shutdown_forced", "{name}: exiting immediately");
+        ready_file.as_deref().inspect(|path| ready_file::remove_own(path));
         log_queue::flush(LAST_LINES_AT_ONCE);
         process::exit(Exit::Interrupted.code().into());
     });

@@ -109,7 +109,7 @@ async fn open_text(dir: &Path, id: &str, sandbox: &Sandbox) -> anyhow::Result<Te
 fn unavailable(id: &str, error: Option<&anyhow::Error>) -> Unavailable {
     let reason = error.map_or_else(|| "its files cannot be used".into(), public_reason);
     if let Some(error) = error {
-        tracing::error!("model {id:?} is not served: {error:#}");
+        tracing::error!(event = "model_unavailable", model = id, "model not served: {error:#}");
     }
     Unavailable { id: id.into(), reason }
 }

@@ -160,7 +160,7 @@ async fn of_own_servers(args: &Args, suite: &Suite, key: Option<&str>) -> anyhow
     output::note(format_args!("ready after {:.1} s: {}", ready.as_secs_f64(), server.client.url()));
     let mut run = described(&server.client, suite).await?;
     run.ready_ms = Some(ready.as_secs_f64() * 1e3);
-    run.outcomes = smoke::cold(&server.client, suite, server.began, tell).await;
+    run.outcomes = smoke::cold(&server.client, suite, server.started_at, tell).await;
     run.outcomes.extend(loaded(&server.client, suite).await);
     server.stop().await;
     if let Some(Isolate::PerRequest) = args.isolate {

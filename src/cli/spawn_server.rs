@@ -1,18 +1,19 @@
-//! A server of this program's own, on a free port of this machine, for a command that needs one.
+//! Starts `eka serve` on a free port, for `eka smoke` and `eka bench`.
 
 use std::{
     collections::VecDeque,
-    env,
+    env, fs,
+    path::Path,
     process::Stdio,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, anyhow};
+use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::{Child, ChildStderr, Command},
-    sync::watch,
 };
 
 use super::exit::{ErrorWithExit, Exit, WithExit};
@@ -21,68 +22,85 @@ use crate::{
     config::ConfigArgs,
 };
 
-/// Between two looks whether it is ready.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// Interval at which the server's state is polled.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Last lines of its log that are kept.
-const LINES: usize = 30;
+/// Last lines of the server's log that an error message shows.
+const LOG_LINES: usize = 30;
 
 /// The server's process. Dropping it kills it.
 pub(super) struct SpawnedServer {
     child: Child,
     pub(super) client: Client,
-    /// When its process was started.
-    pub(super) began: Instant,
+    /// Start of the process.
+    pub(super) started_at: Instant,
     log: Log,
+    /// Holds the ready file, which the server rewrites.
+    _directory: TempDir,
 }
 
 impl SpawnedServer {
-    /// Starts `eka serve` with the settings of this command, these besides, and a free port, and waits until it listens.
+    /// Starts `eka serve` with the settings of this command and `extra_settings`, and waits until it listens.
     ///
     /// # Errors
-    /// When it ends before that, with its last words and its exit code.
+    /// When the server exits before that: its error message and exit code.
     pub(super) async fn start(
         args: &ConfigArgs,
-        besides: &[&str],
+        extra_settings: &[&str],
         key: Option<&str>,
     ) -> anyhow::Result<Self> {
         let program = env::current_exe().context("this program's own file cannot be found")?;
         let mut command = Command::new(program);
         command.arg("serve").args(args.arguments(&[("bind", "127.0.0.1"), ("port", "0"), ("log", "info")]));
-        // Its log says where it listens.
-        for setting in ["log.format=text"].iter().chain(besides) {
+        // An error is quoted from the log, which must be text for that.
+        for setting in ["log.format=text"].iter().chain(extra_settings) {
             command.arg("--set").arg(setting);
         }
+        let directory = tempfile::tempdir().context("a temporary directory cannot be created")?;
+        let ready_file = directory.path().join("ready.json");
+        command.arg("--ready-file").arg(&ready_file);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
-        let began = Instant::now();
+        let started_at = Instant::now();
         let mut child = command.spawn().context("the server cannot be started")?;
         let stderr = child.stderr.take().ok_or_else(|| anyhow!("the server's log cannot be read"))?;
         let log = Arc::new(Mutex::new(VecDeque::new()));
-        let (address, mut found) = watch::channel(None);
-        tokio::spawn(read(stderr, Arc::clone(&log), address));
-        // An error is the end of the log, and so of the process.
-        let url = found.wait_for(Option::is_some).await.ok().and_then(|url| url.clone());
-        let Some(url) = url else { return Err(failure(&log, child.wait().await?.code())) };
-        Ok(Self { child, client: Client::new(&url, key, PATIENCE).with_exit(Exit::Usage)?, began, log })
+        let reader = tokio::spawn(read(stderr, Arc::clone(&log)));
+        let url = loop {
+            if let Some(url) = url(&ready_file) {
+                break url;
+            }
+            if let Some(status) = child.try_wait()? {
+                let _ = reader.await;
+                return Err(failure(&log, status.code()));
+            }
+            tokio::time::sleep(POLL_INTERVAL).await;
+        };
+        Ok(Self {
+            child,
+            client: Client::new(&url, key, PATIENCE).with_exit(Exit::Usage)?,
+            started_at,
+            log,
+            _directory: directory,
+        })
     }
 
-    /// Waits until a request would be worked on; how long that took from the start of the process.
+    /// Waits until the model is loaded. Returns the time since the process was started.
     ///
     /// # Errors
-    /// When it ends before that.
+    /// When the server exits before that.
     pub(super) async fn ready(&mut self) -> anyhow::Result<Duration> {
         while self.client.get("/readyz").await.is_err() {
             if let Some(status) = self.child.try_wait()? {
-                // For the reader of its log to come to the end.
-                tokio::time::sleep(LOOK_EVERY).await;
+                // The log's reader needs a moment for the last lines.
+                tokio::time::sleep(POLL_INTERVAL).await;
                 return Err(failure(&self.log, status.code()));
             }
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
-        Ok(self.began.elapsed())
+        Ok(self.started_at.elapsed())
     }
 
-    /// Ends it, and waits until it has.
+    /// Stops the server and waits until it has exited.
     pub(super) async fn stop(mut self) {
         #[cfg(unix)]
         if let Some(pid) =
@@ -98,33 +116,36 @@ impl SpawnedServer {
 
 type Log = Arc<Mutex<VecDeque<String>>>;
 
-/// Reads the log to its end, so that the server never waits for its reader.
-async fn read(stderr: ChildStderr, log: Log, address: watch::Sender<Option<String>>) {
+/// The URL in the ready file, once the server has written it.
+fn url(ready_file: &Path) -> Option<String> {
+    let document: serde_json::Value = serde_json::from_slice(&fs::read(ready_file).ok()?).ok()?;
+    document["url"].as_str().map(str::to_owned)
+}
+
+/// Reads the log to its end, so that the pipe never fills up.
+async fn read(stderr: ChildStderr, log: Log) {
     let mut lines = BufReader::new(stderr).lines();
     while let Ok(Some(line)) = lines.next_line().await {
-        if let Some((_, url)) = line.split_once(" on http") {
-            address.send_replace(Some(format!("http{}", url.trim())));
-        }
         let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
         log.push_back(line);
-        while log.len() > LINES {
+        while log.len() > LOG_LINES {
             log.pop_front();
         }
     }
 }
 
-/// Why it ended: its error, which may have several lines, or whatever it said last.
+/// The server's error message, which may have several lines, or else the last line of its log.
 fn failure(log: &Log, code: Option<i32>) -> anyhow::Error {
     let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
     let lines = log.make_contiguous();
     let error = lines.iter().rposition(|line| line.starts_with("error: "));
-    let said = lines.get(error.unwrap_or(lines.len().saturating_sub(1))..).unwrap_or_default().join("\n");
-    let said = if said.is_empty() { "it said nothing" } else { said.trim_start_matches("error: ") };
-    ErrorWithExit::of(anyhow!("the server did not start: {said}"), ended_as(code))
+    let last = lines.get(error.unwrap_or(lines.len().saturating_sub(1))..).unwrap_or_default().join("\n");
+    let reason = if last.is_empty() { "its log is empty" } else { last.trim_start_matches("error: ") };
+    ErrorWithExit::of(anyhow!("the server did not start: {reason}"), exit_of(code))
 }
 
-/// The end that a process' exit code stands for.
-fn ended_as(code: Option<i32>) -> Exit {
+/// The [`Exit`] of a process that failed with `code`.
+fn exit_of(code: Option<i32>) -> Exit {
     Exit::ALL
         .into_iter()
         .find(|exit| Some(i32::from(exit.code())) == code && *exit != Exit::Done)

@@ -1,7 +1,9 @@
 //! The server goes on when stderr is a pipe that is not read.
 
 use std::{
+    fs,
     io::Read,
+    path::Path,
     process::{Child, ChildStderr, Stdio},
     thread,
     time::Duration,
@@ -15,7 +17,7 @@ use crate::support::{
     server::eventually,
 };
 
-/// `eka serve`, whose log is read until it says where it listens and no further. Dropping it kills it.
+/// `eka serve` with a log that is not read. Dropping it kills it.
 struct Unread {
     child: Child,
     stderr: Option<ChildStderr>,
@@ -35,9 +37,12 @@ impl Unread {
         let cache = format!("model.cache_dir={}", cache().display());
         let flags = ["--set", "log.level=trace", "--set", "log.prompts=true"];
         let mut command = eka(&["serve", "--port", "0", "--set", &cache]);
+        let directory = tempfile::tempdir().unwrap();
+        let ready_file = directory.path().join("ready.json");
+        command.arg("--ready-file").arg(&ready_file);
         let mut child = command.args(flags).stderr(Stdio::piped()).spawn().unwrap();
-        let mut stderr = child.stderr.take().unwrap();
-        let url = read_address(&mut stderr);
+        let stderr = child.stderr.take().unwrap();
+        let url = read_address(&ready_file);
         let client = reqwest::Client::builder().timeout(Duration::from_secs(60)).build().unwrap();
         Self { child, stderr: Some(stderr), url, client }
     }
@@ -87,17 +92,14 @@ impl Unread {
     }
 }
 
-fn read_address(stderr: &mut ChildStderr) -> String {
-    let (mut log, mut byte) = (String::new(), [0]);
-    while stderr.read(&mut byte).unwrap() == 1 {
-        log.push(char::from(byte[0]));
-        if let Some((_, address)) = log.rsplit_once(" on http")
-            && let Some(address) = address.strip_suffix('\n')
-        {
-            return format!("http{}", address.trim());
+fn read_address(ready_file: &Path) -> String {
+    loop {
+        if let Ok(text) = fs::read(ready_file) {
+            let document: Value = serde_json::from_slice(&text).unwrap();
+            return document["url"].as_str().unwrap().into();
         }
+        thread::sleep(Duration::from_millis(10));
     }
-    panic!("it ended:\n{log}");
 }
 
 fn read_to_end(mut stderr: ChildStderr) -> thread::JoinHandle<String> {
@@ -125,9 +127,9 @@ async fn a_stderr_that_nobody_reads_stops_nothing_and_the_dropped_lines_are_coun
     send_signal("TERM", program.child.id());
     assert_eq!(program.ended().await, Some(0));
     let log = log.join().unwrap();
-    let notices = log.matches("log lines were dropped here, as stderr was not read").count();
+    let notices = log.matches("event=\"log_lines_dropped\"").count();
     assert_eq!(notices, 1, "{} bytes of log", log.len());
-    assert!(log.contains("SIGTERM: finishing"), "the last lines are there");
+    assert!(log.contains("event=\"shutdown_started\""), "the last lines are there");
 }
 
 #[tokio::test]

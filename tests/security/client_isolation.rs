@@ -243,8 +243,8 @@ async fn idle_connections_make_room_for_new_ones_and_streams_go_on() {
 #[tokio::test]
 async fn eleven_hundred_clients_at_a_limit_of_1024_files_keep_out_neither_probes_nor_a_new_worker() {
     let program = Program::start_with_files(1024, &[]).await;
-    let log = program.log();
-    assert!(log.contains("server.max_connections is lowered from 1024 to "), "{log}");
+    let lowered = program.logged("connections_limited");
+    assert!(lowered[0].contains(" from=1024 "), "{lowered:?}");
     let address = program.url.strip_prefix("http://").unwrap();
     let mut clients = Vec::new();
     for _ in 0..1_100 {

@@ -17,7 +17,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::support::{
     program::{Program, argument, run, text},
-    server::{Server, ServerOptions, eventually},
+    server::{Server, ServerOptions},
 };
 
 /// A directory with `cert.pem` and `key.pem`.
@@ -218,7 +218,7 @@ async fn the_program_serves_https_and_reads_its_certificate_again() {
     let address = program.url.strip_prefix("https://").unwrap().to_owned();
     connect(&address, &first).await.unwrap();
     let second = files.replace(CertificateParams::new(names()).unwrap());
-    eventually("the new certificate", || program.log().contains("the certificate was read again")).await;
+    program.has_logged_event("certificate_reloaded").await;
     connect(&address, &second).await.unwrap();
     let mismatched =
         run(&["serve", "--set", &settings[0], "--set", &format!("tls.key_file={}", argument(&files.cert()))]);

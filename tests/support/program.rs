@@ -1,7 +1,7 @@
 //! The real program: `eka serve` with its worker, ONNX Runtime and the demo's model, asked over a real socket.
 
 use std::{
-    env,
+    env, fs,
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
@@ -11,6 +11,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use super::{
     processes::{send_signal, worker_of},
@@ -58,10 +59,13 @@ pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-fn serve(flags: &[&str]) -> Command {
+/// Name of the ready file in [`Program::directory`].
+const READY_FILE: &str = "ready.json";
+
+fn serve(directory: &TempDir, flags: &[&str]) -> Command {
     let cache = format!("model.cache_dir={}", cache().display());
     let mut command = eka(&["serve", "--port", "0", "--set", &cache]);
-    command.args(flags);
+    command.arg("--ready-file").arg(directory.path().join(READY_FILE)).args(flags);
     command
 }
 
@@ -71,6 +75,8 @@ pub(crate) struct Program {
     pub(crate) url: String,
     pub(crate) client: reqwest::Client,
     log: Arc<Mutex<String>>,
+    /// Holds the ready file.
+    directory: TempDir,
 }
 
 impl Drop for Program {
@@ -88,7 +94,8 @@ impl Program {
 
     /// Starts it with these flags under a limit of `files` open files, and waits until it is ready.
     pub(crate) async fn start_with_files(files: usize, flags: &[&str]) -> Self {
-        let program = serve(flags);
+        let directory = tempfile::tempdir().unwrap();
+        let program = serve(&directory, flags);
         let mut shell = Command::new("sh");
         shell.args(["-c", &format!("ulimit -n {files}; exec \"$0\" \"$@\"")]).arg(program.get_program());
         shell.args(program.get_args()).current_dir(root()).stdin(Stdio::null());
@@ -98,7 +105,7 @@ impl Program {
                 None => shell.env_remove(name),
             };
         }
-        Self::listening(shell).await.ready().await
+        Self::listening(shell, directory).await.ready().await
     }
 
     async fn ready(self) -> Self {
@@ -117,41 +124,50 @@ impl Program {
 
     /// Starts it with these flags and waits until it listens.
     pub(crate) async fn start_listening(flags: &[&str]) -> Self {
-        Self::listening(serve(flags)).await
+        let directory = tempfile::tempdir().unwrap();
+        Self::listening(serve(&directory, flags), directory).await
     }
 
-    async fn listening(mut command: Command) -> Self {
+    async fn listening(mut command: Command, directory: TempDir) -> Self {
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let log = collect(BufReader::new(child.stderr.take().unwrap()));
-        let mut program = Self { child, url: String::new(), client: reqwest::Client::new(), log };
+        let mut program = Self { child, url: String::new(), client: reqwest::Client::new(), log, directory };
         program.url = program.address().await;
         program
     }
 
     async fn address(&mut self) -> String {
         let mut found = None;
-        eventually("the address in the log", || {
-            let log = self.log();
-            assert!(self.child.try_wait().unwrap().is_none(), "it ended:\n{log}");
-            found = log
-                .split_once(" on http")
-                .and_then(|(_, rest)| Some(rest.split_once(['\n', '"'])?.0.to_owned()));
+        eventually("the ready file", || {
+            assert!(self.child.try_wait().unwrap().is_none(), "it ended:\n{}", self.log());
+            found = fs::read(self.directory.path().join(READY_FILE)).ok();
             found.is_some()
         })
         .await;
-        format!("http{}", found.unwrap().trim())
+        let document: Value = serde_json::from_slice(&found.unwrap()).unwrap();
+        document["url"].as_str().unwrap().into()
     }
 
-    /// The export that it serves.
+    /// The directory of the export that it serves.
     pub(crate) fn export(&self) -> PathBuf {
-        let log = self.log();
-        let line = log.lines().find(|line| line.contains("export")).unwrap_or_default();
-        // "using the export of … in DIR", "exporting … to DIR"
-        line.rsplit(' ').next().unwrap().into()
+        let lines = [self.logged("export_reused"), self.logged("export_started")].concat();
+        let (_, dir) = lines[0].split_once(" dir=").unwrap();
+        dir.split_whitespace().next().unwrap().into()
     }
 
     pub(crate) fn log(&self) -> String {
         self.log.lock().unwrap().clone()
+    }
+
+    /// The log lines of an event.
+    pub(crate) fn logged(&self, event: &str) -> Vec<String> {
+        let field = format!("event=\"{event}\"");
+        self.log().lines().filter(|line| line.contains(&field)).map(str::to_owned).collect()
+    }
+
+    /// Waits until an event is in the log: its line may be written after the answer was sent.
+    pub(crate) async fn has_logged_event(&self, event: &str) {
+        eventually(event, || !self.logged(event).is_empty()).await;
     }
 
     /// Waits until the log holds this: a line is written after the answer that it is about may have left.
