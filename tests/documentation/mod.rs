@@ -1,0 +1,4 @@
+//! The documentation: its commands run, and what it names exists.
+
+mod commands;
+mod references;
