@@ -16,7 +16,7 @@ use crate::support::{
 };
 
 const NOT_RUN: &str = "# not run in tests: ";
-/// Why a command may be left out: what it starts with.
+/// How a reason may begin.
 const REASONS: [&str; 4] = ["needs ", "downloads ", "takes ", "installs "];
 
 /// The commands of all `sh` blocks of a page, with continued lines joined.

@@ -1,4 +1,4 @@
-//! The documentation: its commands run, and what it names exists.
+//! The documentation: its commands run, and the files and names in it exist.
 
 mod commands;
 mod references;

@@ -1,4 +1,4 @@
-//! What the documentation names: files, headings, settings, metrics, error codes and modules.
+//! Files, headings, settings, metrics, error codes and modules that the documentation names exist.
 
 use std::{collections::BTreeSet, fs, path::Path};
 

@@ -1,4 +1,4 @@
-//! The Markdown pages that people read, and what is in them.
+//! The Markdown pages of the documentation and their parts.
 
 use std::{fs, path::PathBuf};
 
@@ -54,7 +54,7 @@ impl Page {
         self.text.split("```").step_by(2).collect()
     }
 
-    /// What stands between backticks in the prose.
+    /// The code spans (between backticks) of the prose.
     pub(crate) fn code_spans(&self) -> Vec<String> {
         self.prose().split('`').skip(1).step_by(2).map(str::to_owned).collect()
     }
