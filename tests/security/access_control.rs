@@ -242,7 +242,7 @@ async fn every_answer_has_a_request_id_and_security_headers() {
 fn for_origin(origins: &[&str]) -> Server {
     let origins = match origins {
         ["*"] => Origins::Any,
-        these => Origins::These(these.iter().map(|one| (*one).to_owned()).collect()),
+        these => Origins::List(these.iter().map(|one| (*one).to_owned()).collect()),
     };
     behind(Rules { keys: keys(&three_keys()), origins, ..Rules::default() })
 }

@@ -77,7 +77,7 @@ async fn a_public_host_name_is_rejected_except_for_probes() {
 
 #[tokio::test]
 async fn server_hosts_allows_names_and_with_keys_any_host_is_allowed_unless_listed() {
-    let listed = || Hosts::These(vec!["chat.example.org".into()]);
+    let listed = || Hosts::List(vec!["chat.example.org".into()]);
     let server = behind(Rules { hosts: listed(), ..Rules::default() });
     assert_eq!(told(generate(&server).header("host", "Chat.example.org:443")).await.0, 200);
     assert_eq!(told(generate(&server).header("host", "chat.example.com")).await.1, "host_not_allowed");
@@ -147,7 +147,7 @@ async fn cors_star_does_not_open_admin_endpoints() {
     let order = with_keys.post("/admin/trim", &json!({})).bearer_auth(ADMIN);
     assert_eq!(told(order.try_clone().unwrap()).await.0, 200);
     assert_eq!(told(order.header("origin", page)).await.1, "not_from_here");
-    let listed = behind(Rules { origins: Origins::These(vec![page.into()]), ..Rules::default() });
+    let listed = behind(Rules { origins: Origins::List(vec![page.into()]), ..Rules::default() });
     assert_eq!(told(listed.post("/admin/trim", &json!({})).header("origin", page)).await.0, 200);
 }
 
