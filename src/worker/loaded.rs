@@ -148,7 +148,10 @@ fn optional<T>(id: &ModelId, opened: Result<T, LoadError>) -> Result<Option<(Mod
         Ok(opened) => Ok(Some((id.clone(), opened))),
         Err(e) if e.fault() == DeviceErrorKind::Poisoned => Err(e),
         Err(e) => {
-            tracing::warn!("answers go on without the guesses of {id}, which cannot be loaded: {e}");
+            tracing::warn!(
+                event = "draft_model_unavailable",
+                "draft model {id} cannot be loaded and is not used: {e}"
+            );
             Ok(None)
         }
     }

@@ -243,7 +243,7 @@ fn take_audience(
         return Err(FieldError::value("shared", said));
     }
     if let Some(name) = &key
-        && !state.door.rules().keys.has_name(name)
+        && !state.access.rules().keys.has_name(name)
     {
         return Err(FieldError::value("key", format!("no API key has the name {name:?}")));
     }
