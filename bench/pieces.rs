@@ -90,7 +90,7 @@ fn detokenizer(c: &mut Criterion) {
         [("plain", Vec::new()), ("with four stop strings", vec!["</s>", "\n\n", "User:", "।"])]
     {
         let stops: Vec<String> = stops.into_iter().map(str::to_owned).collect();
-        let mut decoder = text.decoder(stops.clone());
+        let mut decoder = text.detokenizer(stops.clone());
         let mut tokens = ids.iter().cycle();
         group.bench_function(name, |b| {
             b.iter(|| black_box(decoder.push(*tokens.next().expect("it cycles"))));
