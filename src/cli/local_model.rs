@@ -126,7 +126,7 @@ impl LocalModel {
         let mut telling = TextStream { out, text: String::new(), stopped: false };
         let (sender, mut events) = mpsc::unbounded_channel();
         let (finish, told) = tokio::join!(self.workers.run(0, job, sender, cancel.clone()), async {
-            let told = telling.tell(self.text.decoder(wanted.stop.clone()), &mut events, cancel).await;
+            let told = telling.tell(self.text.detokenizer(wanted.stop.clone()), &mut events, cancel).await;
             // Nobody listens: no further token is wanted.
             told.inspect_err(|_| cancel.cancel())
         });
