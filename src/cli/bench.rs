@@ -23,11 +23,11 @@ use super::{
 };
 use crate::{
     device::Pool,
-    engine::{self, Forward, Speculation, Step, Timeline},
+    engine::{self, Forward, Speculation, Timeline},
     job::{DeviceMemory, DevicePeak, Job, JobId},
     loadgen::{LengthCost, lengths_svg},
     units::Bytes,
-    wire::{self, Up},
+    wire::{self, FromWorker},
     worker,
 };
 
@@ -260,17 +260,13 @@ fn round(timeline: &mut Timeline, prompt: usize, args: &Args) -> anyhow::Result<
     let vocabulary = timeline.vocabulary();
     let job = job(prompt, args.generate, vocabulary);
     let mut pipe = io::sink();
-    let outcome = engine::generate(timeline, &job, None, &mut Speculation::new(), |step| {
-        let frame = match step {
-            Step::Progress { done, total, cached } => Up::Progress { job: job.id, done, total, cached },
-            Step::Score(score) => Up::Score { job: job.id, score },
-            Step::Token(id) => Up::Token { job: job.id, id },
-        };
-        match wire::write(&frame, &mut pipe) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(_) => ControlFlow::Break(()),
-        }
-    })?;
+    let outcome =
+        engine::generate(timeline, &job, None, &mut Speculation::new(), |step| {
+            match wire::write(&FromWorker::Step { job: job.id, step }, &mut pipe) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(_) => ControlFlow::Break(()),
+            }
+        })?;
     let bare = args.bare.then(|| bare(timeline, &job.prompt, args.generate - 1)).transpose()?;
     Ok(Round { prefill: outcome.timings.prefill, decode: outcome.timings.decode, bare })
 }

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     config::{self, Config, ConfigArgs},
     text::{Message, Text},
-    worker::faults::Plan,
+    worker::faults::FaultPlan,
 };
 
 /// Generate one answer and stream it to the terminal, or start a chat
@@ -55,7 +55,7 @@ pub(super) struct Args {
 
     /// Faults for the worker to inject, for tests; see `eka::worker::faults`
     #[arg(long, value_name = "SPEC", hide = true)]
-    faults: Option<Plan>,
+    faults: Option<FaultPlan>,
 }
 
 /// Generates and streams.

@@ -15,11 +15,11 @@ use super::{
 };
 use crate::{
     config::Config,
-    job::{Event, Failure, Finish, FinishReason, Job, JobId, Readiness, Timings, Usage},
+    job::{Event, Failure, Finish, FinishReason, Job, JobId, Readiness, Step, Timings, Usage},
     metrics::Metrics,
-    supervise::Supervisor,
+    supervise::WorkerPool,
     text::Text,
-    worker::faults::Plan,
+    worker::faults::FaultPlan,
 };
 
 /// A model with its worker process.
@@ -30,7 +30,7 @@ pub(super) struct LocalModel {
     pub(super) context: usize,
     /// Default for the most tokens of an answer.
     pub(super) default_max_new: usize,
-    supervisor: Supervisor,
+    workers: WorkerPool,
     metrics: Arc<Metrics>,
     jobs: u64,
 }
@@ -72,21 +72,21 @@ impl LocalModel {
     ///
     /// # Errors
     /// When there is no model, or it cannot be exported.
-    pub(super) async fn start(config: &Config, faults: Option<&Plan>) -> anyhow::Result<Self> {
+    pub(super) async fn start(config: &Config, faults: Option<&FaultPlan>) -> anyhow::Result<Self> {
         let gpu = worker::gpu(config, config.engine.device.first()).await?;
         let model = resolve_model::model(config, gpu)?;
         let text = Arc::new(Text::open(&model.dir, &model.id)?);
         let mut command = worker::command(config, std::slice::from_ref(&model))?;
         command.arguments.extend(faults.into_iter().flat_map(worker::faults));
         let metrics = Arc::new(Metrics::new());
-        let (supervisor, keeping) = Supervisor::new(command, Arc::clone(&metrics));
-        tokio::spawn(keeping);
+        let (workers, supervision) = WorkerPool::new(vec![command], &metrics);
+        tokio::spawn(supervision);
         let most = text.card().context_length;
         Ok(Self {
             context: config.engine.context_length.map_or(most, |n| most.min(n.0)),
             default_max_new: config.engine.default_max_new_tokens.0,
             text,
-            supervisor,
+            workers,
             metrics,
             jobs: 0,
         })
@@ -97,7 +97,7 @@ impl LocalModel {
     /// # Errors
     /// When the model cannot be loaded.
     pub(super) async fn ready(&self) -> anyhow::Result<()> {
-        let mut readiness = self.supervisor.readiness();
+        let mut readiness = self.workers.readiness();
         let is_settled =
             |state: &Readiness| matches!(state, Readiness::Ready(_) | Readiness::Down { retry_in: None, .. });
         match &*readiness.wait_for(is_settled).await? {
@@ -125,9 +125,8 @@ impl LocalModel {
         let seed = job.sampling.seed;
         let mut stream = TextStream { out, text: String::new(), stopped: false };
         let (sender, mut events) = mpsc::unbounded_channel();
-        let runner = self.supervisor.runner();
-        let (finish, written) = tokio::join!(runner.run(job, sender, cancel.clone()), async {
-            let written = stream.run(self.text.decoder(wanted.stop.clone()), &mut events, cancel).await;
+        let (finish, written) = tokio::join!(self.workers.run(0, job, sender, cancel.clone()), async {
+            let written = stream.run(self.text.detokenizer(wanted.stop.clone()), &mut events, cancel).await;
             // Without a reader, generation stops.
             written.inspect_err(|_| cancel.cancel())
         });
@@ -154,7 +153,7 @@ impl LocalModel {
 
     /// Stops the worker.
     pub(super) async fn stop(self) {
-        self.supervisor.stop().await;
+        self.workers.stop().await;
     }
 }
 
@@ -174,7 +173,7 @@ impl<W: FnMut(&str) -> io::Result<()>> TextStream<W> {
         cancel: &CancellationToken,
     ) -> io::Result<()> {
         while let Some(event) = events.recv().await {
-            let Event::Token(id) = event else { continue };
+            let Event::Step(Step::Token(id)) = event else { continue };
             let chunk = decoder.push(id);
             self.write(&chunk.text)?;
             if chunk.stopped {
@@ -213,9 +212,9 @@ impl Answer {
                 "decode_ms": decode * 1e3,
                 "resumed": timings.resumed,
                 "draft_n": timings.drafted.tokens,
-                "draft_n_accepted": timings.drafted.right,
+                "draft_n_accepted": timings.drafted.accepted,
                 "draft_model_n": timings.drafted_by_model.tokens,
-                "draft_model_n_accepted": timings.drafted_by_model.right,
+                "draft_model_n_accepted": timings.drafted_by_model.accepted,
                 "prefill_tokens_per_second": rate(usage.prompt_tokens - usage.cached_tokens.min(usage.prompt_tokens), prefill),
                 "decode_tokens_per_second": rate(usage.completion_tokens.saturating_sub(1), decode),
             },

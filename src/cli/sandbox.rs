@@ -11,7 +11,7 @@ use anyhow::Context;
 use super::worker::private_stdout;
 use crate::{
     metrics::Metrics,
-    sandbox::{self, Command, Sandbox},
+    sandbox::{self, ChildProgram, Sandbox},
 };
 
 /// The subcommand's name.
@@ -32,7 +32,7 @@ pub(super) fn run() -> anyhow::Result<()> {
 /// When the path of the program is unknown.
 pub(super) fn of_this_program(metrics: &Arc<Metrics>) -> anyhow::Result<Sandbox> {
     let program = own_file().context("cannot find the path of this program")?;
-    Ok(Sandbox::new(Command { program, arguments: vec![NAME.into()] }, Arc::clone(metrics)))
+    Ok(Sandbox::new(ChildProgram { program, arguments: vec![NAME.into()] }, Arc::clone(metrics)))
 }
 
 /// The running executable. Children must have the protocol of this version, even after an upgrade has replaced the file.

@@ -32,8 +32,8 @@ use crate::{
     metrics::{MemoryKind, Metrics, OnDevice},
     otel::{Collector, Options},
     prompt_store::PromptStore,
-    supervise::{Fleet, FleetForeman, FleetRunner, FleetView},
-    worker::faults::Plan,
+    supervise::WorkerPool,
+    worker::faults::FaultPlan,
 };
 
 /// Longest wait for the last spans to be exported at shutdown.
@@ -60,7 +60,7 @@ pub(super) struct Args {
     /// Faults for workers to inject, for tests; see `eka::worker::faults`
     // Only a flag: the file and the environment may be written by other users.
     #[arg(long, value_name = "SPEC", hide = true)]
-    faults: Option<Plan>,
+    faults: Option<FaultPlan>,
 }
 
 /// Runs the server until SIGTERM or SIGINT.
@@ -95,7 +95,7 @@ impl Args {
         OutputFlags { json: self.json, quiet: false }
     }
 
-    fn faults(&self) -> Option<&Plan> {
+    fn faults(&self) -> Option<&FaultPlan> {
         self.faults.as_ref().filter(|plan| !plan.is_off())
     }
 }
@@ -126,15 +126,14 @@ async fn serve(
     let models = commands.first().map_or(&[][..], |command| &command.models);
     let models: Vec<_> = models.iter().map(|model| model.id.0.to_string()).collect();
     let collector = collector(config, &metrics)?;
-    let (fleet, keeping) = Fleet::new(commands, &metrics);
-    let readiness = fleet.readiness();
-    let (executor, working) = executor(config, &metrics, fleet.runners());
+    let (workers, supervision) = WorkerPool::new(commands, &metrics);
+    let readiness = workers.readiness();
+    let (executor, working) = executor(config, &metrics, &workers);
     tokio::spawn(show_own_memory(Arc::clone(&metrics)));
     executor.limit_overtakes(config.queue.max_overtakes);
-    route(config, &executor, fleet.view());
+    route(config, &executor, workers.clone());
     let http = Settings::from(config);
-    let (wanted, workers) = (http.max_connections, fleet.runners().len());
-    let max_connections = fd_limit::fit(wanted, fd_limit::raise_limit(), workers);
+    let max_connections = fd_limit::fit(http.max_connections, fd_limit::raise_limit(), workers.size());
     let scheme = if entry.tls.is_some() { "https" } else { "http" };
     let address = listener.local_addr()?;
     tracing::info!(event = "listening", "serving {} on {scheme}://{address}", catalogue.names());
@@ -153,9 +152,9 @@ async fn serve(
         Settings { max_connections, ..http },
     )
     .with_sandbox(sandbox)
-    .with_orders(orders(fleet.foreman()))
+    .with_orders(orders(workers.clone()))
     .with_saved_prompts(PromptStore::new(saved_prompts))
-    .with_devices(devices(&fleet.view()))
+    .with_devices(devices(&workers))
     .with_access_control(Arc::clone(&entry.access))
     .with_tls(entry.tls.clone())
     .with_deadlines(entry.deadlines())
@@ -170,13 +169,13 @@ async fn serve(
         state,
         Life {
             beside: async {
-                tokio::join!(keeping, working);
+                tokio::join!(supervision, working);
             },
             shutdown: ended(readiness.clone(), drain, args.ready_file.clone()),
             finish: async {
                 // Stopping the workers changes the state.
                 last = readiness.borrow().clone();
-                fleet.stop().await;
+                workers.stop().await;
             },
         },
     )
@@ -193,26 +192,26 @@ async fn serve(
     }
 }
 
-fn orders(foreman: FleetForeman) -> Orders {
-    Arc::new(move |order| {
-        let foreman = foreman.clone();
-        Box::pin(async move { foreman.give(order).await })
+fn orders(workers: WorkerPool) -> Orders {
+    Arc::new(move |command| {
+        let workers = workers.clone();
+        Box::pin(async move { workers.command(command).await })
     })
 }
 
 /// The devices by name, if there are several.
-fn devices(view: &FleetView) -> Vec<(String, watch::Receiver<Readiness>)> {
-    view.devices().filter_map(|(label, readiness)| Some((label?.to_owned(), readiness))).collect()
+fn devices(workers: &WorkerPool) -> Vec<(String, watch::Receiver<Readiness>)> {
+    workers.devices().filter_map(|(label, readiness)| Some((label?.to_owned(), readiness))).collect()
 }
 
 /// Makes the queue wait for the device that has a job's model, if there is a choice.
-fn route(config: &Config, executor: &Executor, mut view: FleetView) {
+fn route(config: &Config, executor: &Executor, mut workers: WorkerPool) {
     let most_switches = config.queue.max_switches;
-    let has_one_device = view.devices().count() == 1;
+    let has_one_device = workers.size() == 1;
     if has_one_device && most_switches.is_none() {
         return;
     }
-    let (loaded, open) = (view.clone(), view.clone());
+    let (loaded, open) = (workers.clone(), workers.clone());
     executor.route(Routing {
         most_switches,
         is_loaded: Arc::new(move |slot, model: &ModelId| loaded.is_loaded(slot, model)),
@@ -221,7 +220,7 @@ fn route(config: &Config, executor: &Executor, mut view: FleetView) {
     let executor = executor.clone();
     tokio::spawn(async move {
         loop {
-            view.changed().await;
+            workers.changed().await;
             executor.look_again();
         }
     });
@@ -257,15 +256,16 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 fn executor(
     config: &Config,
     metrics: &Arc<Metrics>,
-    runners: Vec<FleetRunner>,
+    workers: &WorkerPool,
 ) -> (Executor, impl Future<Output = ()> + Send + use<>) {
-    let run = |runner: FleetRunner| {
+    let run = |slot| {
+        let workers = workers.clone();
         move |job, events, cancel| {
-            let runner = runner.clone();
-            async move { runner.run(job, events, cancel).await }
+            let workers = workers.clone();
+            async move { workers.run(slot, job, events, cancel).await }
         }
     };
-    Executor::with_slots(limits(config), Arc::clone(metrics), runners.into_iter().map(run).collect())
+    Executor::with_slots(limits(config), Arc::clone(metrics), (0..workers.size()).map(run).collect())
 }
 
 /// Completes when the server must shut down: at a signal, after `/admin/drain`, or when no worker can ever start. A second

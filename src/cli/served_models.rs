@@ -137,7 +137,7 @@ mod tests {
     use std::io;
 
     use super::*;
-    use crate::{metrics::Metrics, sandbox::Command};
+    use crate::{metrics::Metrics, sandbox::ChildProgram};
 
     fn failed(id: &str, error: impl Into<anyhow::Error>) -> Candidate {
         Candidate { id: id.into(), model: Err(error.into()) }
@@ -156,7 +156,7 @@ mod tests {
     #[tokio::test]
     async fn if_no_model_is_usable_the_first_error_is_returned() {
         let devices = vec![vec![failed("a", anyhow!("the first")), failed("b", anyhow!("the second"))]];
-        let command = Command { program: "nowhere".into(), arguments: Vec::new() };
+        let command = ChildProgram { program: "nowhere".into(), arguments: Vec::new() };
         let sandbox = Sandbox::new(command, Arc::new(Metrics::new()));
         let error = ServedModels::open(devices, &sandbox).await.err().unwrap();
         assert_eq!(error.to_string(), "the first");

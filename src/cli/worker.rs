@@ -18,16 +18,17 @@ use super::{
     served_models::ServedModels,
 };
 use crate::{
+    child_process,
     config::{self, Config},
     device::{cores, host},
     device_spec::DeviceChoice,
     http::ModelRegistry,
     job::{GpuReport, KeepAlive},
     sandbox::Sandbox,
-    supervise::{Budgets, Place, Recycle, WorkerCommand, ask_device},
+    supervise::{Budgets, ModelSource, Recycle, WorkerConfig, probe_device},
     units::Bytes,
     wire::{DraftModel, WorkerSpec},
-    worker::{self, faults::Plan},
+    worker::{self, faults::FaultPlan},
 };
 
 /// The subcommand's name.
@@ -38,7 +39,7 @@ const NAME: &str = "worker";
 pub(super) struct Args {
     /// Faults to inject, for tests
     #[arg(long, value_name = "SPEC", hide = true)]
-    faults: Option<Plan>,
+    faults: Option<FaultPlan>,
 }
 
 /// Serves the parent over stdin and stdout.
@@ -48,21 +49,11 @@ pub(super) struct Args {
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
     // The parent passes stderr on to its own.
     logging::start_quiet()?;
-    die_with_parent();
+    if let Err(e) = child_process::end_with_parent() {
+        tracing::warn!("this worker cannot be tied to its parent and may outlive it: {e}");
+    }
     let frames = private_stdout().context("cannot reserve stdout for frames")?;
     Ok(worker::run(io::stdin(), frames, args.faults.unwrap_or_default())?)
-}
-
-/// Makes Linux kill this process when its parent exits. On every system the worker also exits when stdin is closed, but not
-/// while it is stopped or hangs in a driver.
-///
-/// If the parent exited before this call, stdin is closed already. The signal is sent when the *thread* that started this
-/// process exits: see [`WorkerCommand`].
-fn die_with_parent() {
-    #[cfg(target_os = "linux")]
-    if let Err(e) = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)) {
-        tracing::warn!("this worker exits with its parent only while it reads its input: {e}");
-    }
 }
 
 /// Reserves stdout for frames. What native libraries print to stdout goes to stderr from here on. Unbuffered, so that a frame
@@ -82,7 +73,7 @@ pub(super) fn private_stdout() -> io::Result<impl Write + Send + 'static> {
 }
 
 /// Arguments that make a worker inject these faults.
-pub(super) fn faults(plan: &Plan) -> Vec<OsString> {
+pub(super) fn faults(plan: &FaultPlan) -> Vec<OsString> {
     if plan.is_off() { Vec::new() } else { vec!["--faults".into(), plan.to_string().into()] }
 }
 
@@ -101,7 +92,7 @@ pub(super) fn check_cache(config: &Config) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// When the program or a model's files are not found.
-pub(super) fn command(config: &Config, models: &[ResolvedModel]) -> anyhow::Result<WorkerCommand> {
+pub(super) fn command(config: &Config, models: &[ResolvedModel]) -> anyhow::Result<WorkerConfig> {
     command_on(config, config.engine.device.first(), models)
 }
 
@@ -119,7 +110,7 @@ pub(super) fn labels(config: &Config) -> Vec<String> {
 pub(super) async fn commands(
     config: &Config,
     sandbox: &Sandbox,
-) -> anyhow::Result<(ModelRegistry, Vec<WorkerCommand>)> {
+) -> anyhow::Result<(ModelRegistry, Vec<WorkerConfig>)> {
     let devices = &config.engine.device;
     let mut found = Vec::new();
     for choice in devices.all() {
@@ -131,8 +122,8 @@ pub(super) async fn commands(
         let mut command = shared_out(command_on(config, *choice, models)?, config);
         if devices.all().len() > 1 {
             // Learned speeds differ between devices.
-            let pace_file = format!("pace-{}.json", label.replace(':', "-"));
-            command.pace_file = Some(config.model.cache_dir.join(pace_file));
+            let speed_file = format!("pace-{}.json", label.replace(':', "-"));
+            command.speed_file = Some(config.model.cache_dir.join(speed_file));
             command.label = Some(label);
         }
         commands.push(command);
@@ -167,7 +158,7 @@ pub(super) async fn gpu(config: &Config, choice: DeviceChoice) -> anyhow::Result
     if choice == DeviceChoice::Cpu || !resolve_model::is_exporting(config) {
         return Ok(None);
     }
-    match ask_device(&command_on(config, choice, &[])?).await {
+    match probe_device(&command_on(config, choice, &[])?).await {
         Ok(report) => Ok(report.gpu),
         Err(reason) if choice != DeviceChoice::Auto && config.engine.device.all().len() == 1 => {
             Err(anyhow!("the model cannot be loaded: {reason}")).with_exit(Exit::Machine)
@@ -177,7 +168,7 @@ pub(super) async fn gpu(config: &Config, choice: DeviceChoice) -> anyhow::Result
 }
 
 /// Divides cores and memory between several workers on the CPU, unless the settings set them.
-fn shared_out(mut command: WorkerCommand, config: &Config) -> WorkerCommand {
+fn shared_out(mut command: WorkerConfig, config: &Config) -> WorkerConfig {
     let cpus = config.engine.device.cpus();
     if command.spec.device != DeviceChoice::Cpu || cpus < 2 {
         return command;
@@ -194,7 +185,7 @@ fn command_on(
     config: &Config,
     device: DeviceChoice,
     models: &[ResolvedModel],
-) -> anyhow::Result<WorkerCommand> {
+) -> anyhow::Result<WorkerConfig> {
     let spec = WorkerSpec {
         onnxruntime_dir: config.onnxruntime.dir.clone(),
         threads: config.engine.threads.map(Into::into),
@@ -214,7 +205,7 @@ fn command_on(
     };
     let half = host::machine_memory().map(|(total, _)| Bytes(total.0 / 2));
     let keep_alive = config.models.keep_alive_ms;
-    Ok(WorkerCommand {
+    Ok(WorkerConfig {
         label: None,
         program: env::current_exe().context("cannot find the path of this program")?,
         arguments: vec![NAME.into()],
@@ -224,14 +215,14 @@ fn command_on(
         keep_alive: keep_alive.map_or(KeepAlive::Forever, |keep_alive| KeepAlive::For(keep_alive.into())),
         budgets: budgets(&config.watchdog),
         recycle: recycle(&config.recycle),
-        pace_file: Some(config.model.cache_dir.join("pace.json")),
+        speed_file: Some(config.model.cache_dir.join("pace.json")),
         available_memory: || host::machine_memory().map(|(_, available)| available),
     })
 }
 
-fn place(model: &ResolvedModel) -> anyhow::Result<Place> {
+fn place(model: &ResolvedModel) -> anyhow::Result<ModelSource> {
     let (dir, own) = found(&model.dir)?;
-    let mut place = Place { id: model.id.as_str().into(), dir, draft: None, on_disk: own };
+    let mut place = ModelSource { id: model.id.as_str().into(), dir, draft: None, on_disk: own };
     if let Some(draft) = &model.draft {
         let (dir, more) = found(&draft.dir)?;
         place.draft = Some(DraftModel { id: draft.id.as_str().into(), dir });

@@ -1,4 +1,4 @@
-//! A server on a real socket, with the demo's tokenizer and a runner that speaks from a script.
+//! A server on a real socket with the demonstration model's tokenizer and a scripted model: fast, and exact about time.
 
 use std::{
     fs,
@@ -15,12 +15,12 @@ use eka::{
     executor::{Deadlines, Executor, Limits},
     http::{AppState, Life, Settings, serve},
     job::{
-        Drafted, Event, Failure, Finish, FinishReason, Job, Memory, MemoryReport, ModelReport, Placement,
-        Readiness, RuntimeReport, SlotReport, Timings, Usage,
+        DraftCounts, Event, Failure, Finish, FinishReason, Job, Memory, MemoryReport, ModelReport, Placement,
+        Readiness, RuntimeReport, SlotReport, Step, Timings, Usage,
     },
     manifest::{Dims, Dtype, FILE_NAME, GraphNames, Manifest, Provenance, SCHEMA},
     metrics::Metrics,
-    sandbox::{Command, Sandbox},
+    sandbox::{ChildProgram, Sandbox},
     text::Text,
     units::{Bytes, Tokens},
 };
@@ -31,7 +31,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// What the demo's model says to "Please speak slowly." in Kannada; some characters are spread over tokens.
+/// The demonstration model's answer to "Please speak slowly." in Kannada; some characters span several tokens.
 pub(crate) const ANSWER: &str = "ದಯವಿಟ್ಟು ನಿಧಾನವಾಗಿ ಮಾತನಾಡಿ.";
 pub(crate) const ANSWER_IDS: [u32; 14] =
     [1270, 485, 325, 107, 650, 2650, 593, 338, 104, 352, 1160, 301, 20, 6];
@@ -53,11 +53,11 @@ pub(crate) struct ServerOptions {
     pub(crate) grace: Duration,
     pub(crate) body_limit: Bytes,
     pub(crate) readiness: fn() -> Readiness,
-    /// Every prompt is read in two chunks, and the first one told.
+    /// Prompts are read in two chunks, with progress after the first.
     pub(crate) progress: bool,
     /// Instead of the demo's own.
     pub(crate) template: Option<&'static str>,
-    /// Said instead of [`ANSWER`], then the end.
+    /// Token ids sent instead of [`ANSWER`], followed by the end token.
     pub(crate) answer: Option<&'static str>,
     pub(crate) unknown_fields: UnknownFields,
 }
@@ -110,7 +110,7 @@ impl Server {
         }
         let executor = Executor::start(limits, metrics.clone(), move |job, says, cancel| {
             if wish.progress {
-                says.send(Event::Progress { done: 2, total: 5, cached: 1 }).unwrap();
+                says.send(Event::Step(Step::Progress { done: 2, total: 5, cached: 1 })).unwrap();
             }
             speak(script.clone(), job, says, cancel, wish.step)
         });
@@ -182,7 +182,7 @@ impl Server {
     /// Waits until this many jobs wait and one runs.
     pub(crate) async fn has_queued(&self, jobs: usize) {
         eventually("the queue to fill", || {
-            let now = self.executor.snapshot();
+            let now = self.executor.summary();
             now.queued_jobs == jobs && now.running.len() == 1
         })
         .await;
@@ -190,7 +190,7 @@ impl Server {
 
     pub(crate) async fn is_idle(&self) {
         eventually("the slot to be free", || {
-            let now = self.executor.snapshot();
+            let now = self.executor.summary();
             now.queued_jobs == 0 && now.running.is_empty()
         })
         .await;
@@ -200,7 +200,7 @@ impl Server {
 /// A sandbox of the program under test.
 pub(crate) fn sandbox(metrics: &Arc<Metrics>) -> Sandbox {
     let program = env!("CARGO_BIN_EXE_eka").into();
-    Sandbox::new(Command { program, arguments: vec!["sandbox".into()] }, Arc::clone(metrics))
+    Sandbox::new(ChildProgram { program, arguments: vec!["sandbox".into()] }, Arc::clone(metrics))
 }
 
 /// Waits for something that happens soon on an idle machine and in time on a busy one.
@@ -212,7 +212,7 @@ pub(crate) async fn eventually(what: &str, mut happens: impl FnMut() -> bool) {
     }
 }
 
-/// The JSON documents of a stream; asserts that it is one, and whether it says that it is complete.
+/// The JSON documents of an event stream, and whether it ends with `[DONE]`.
 pub(crate) fn events(stream: &str) -> (Vec<Value>, bool) {
     let mut documents = vec![];
     let mut is_done = false;
@@ -227,7 +227,7 @@ pub(crate) fn events(stream: &str) -> (Vec<Value>, bool) {
     (documents, is_done)
 }
 
-/// Says the answer, over and over when its end token does not end it.
+/// Sends the answer's tokens, repeatedly if the end token does not end it.
 async fn speak(
     script: Vec<u32>,
     job: Job,
@@ -243,7 +243,7 @@ async fn speak(
         if job.end_tokens.contains(token) {
             return Ok(finish(&job, FinishReason::EndToken, said + 1));
         }
-        says.send(Event::Token(*token)).unwrap();
+        says.send(Event::Step(Step::Token(*token))).unwrap();
     }
     Ok(finish(&job, FinishReason::Length, job.max_new_tokens))
 }
@@ -258,9 +258,9 @@ fn finish(job: &Job, reason: FinishReason, completion_tokens: usize) -> Finish {
             prefill: Duration::from_millis(20),
             decode: Duration::from_millis(100),
             resumed: 0,
-            drafted: Drafted { tokens: 9, right: 4 },
+            drafted: DraftCounts { tokens: 9, accepted: 4 },
             saving: Duration::ZERO,
-            drafted_by_model: Drafted { tokens: 5, right: 3 },
+            drafted_by_model: DraftCounts { tokens: 5, accepted: 3 },
         },
         memory: MemoryReport {
             before: memory,
@@ -296,7 +296,7 @@ pub(crate) fn ready_report() -> SlotReport {
     SlotReport { runtime, models: vec![(MODEL.into(), model)], memory: memory(300) }
 }
 
-/// The demo's tokenizer and template, or another one, in a model directory of their own.
+/// A model directory with the demo's tokenizer and the given or the demo's template.
 fn demo_text(template: Option<&str>) -> Arc<Text> {
     let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo/base");
     let directory = tempfile::tempdir().unwrap();

@@ -66,7 +66,7 @@ pub(crate) async fn admit(
         keep_alive,
         sampling,
         constraint,
-        scores,
+        logprobs: scores,
         trace,
         cache_prompt: ask.cache_prompt,
         cache_salt: cache_salt::digest(state, caller.key.as_deref(), ask.cache_salt.as_deref()),
@@ -80,7 +80,7 @@ pub(crate) async fn admit(
         let queue = if answers.is_empty() { queue } else { total };
         let terms = Terms { deadlines: Deadlines { queue, total }, ..ask.terms };
         let ticket = state.executor.submit_for(caller.clone(), job, terms)?;
-        let decoder = text.decoder(ask.stop.clone());
+        let decoder = text.detokenizer(ask.stop.clone());
         let decoder = match &ask.reading {
             Some(reading) => decoder.with_special(reading.format.marker()),
             None => decoder,
