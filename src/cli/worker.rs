@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     config::{self, Config},
-    device::{cores, host},
+    device::{affinity, process_memory},
     device_spec::DeviceChoice,
     http::ModelRegistry,
     job::{GpuReport, KeepAlive},
@@ -147,12 +147,12 @@ pub(super) async fn commands(
 
 /// Gives each of `workers` that may compute on the CPU cores of its own.
 fn pin<'a>(workers: impl Iterator<Item = &'a mut WorkerSpec>) -> anyhow::Result<()> {
-    let all = cores::cores().context("which processors are cores is not known")?;
+    let all = affinity::core_ids().context("which processors are cores is not known")?;
     let mut workers: Vec<_> =
         workers.filter(|spec| matches!(spec.device, DeviceChoice::Auto | DeviceChoice::Cpu)).collect();
     let many = workers.len();
     for (number, spec) in workers.iter_mut().enumerate() {
-        let threads = spec.threads.unwrap_or_else(host::physical_cores);
+        let threads = spec.threads.unwrap_or_else(affinity::physical_cores);
         spec.processors = engine_args::share(&all, [number, many], threads)?.to_vec();
     }
     Ok(())
@@ -182,7 +182,7 @@ fn shared_out(mut command: WorkerCommand, config: &Config) -> WorkerCommand {
     if command.spec.device != DeviceChoice::Cpu || cpus < 2 {
         return command;
     }
-    command.spec.threads.get_or_insert_with(|| (host::physical_cores() / cpus).max(1));
+    command.spec.threads.get_or_insert_with(|| (affinity::physical_cores() / cpus).max(1));
     if config.models.memory_bytes.is_none() {
         let share = |all: Bytes| Bytes(all.0 / u64::try_from(cpus).unwrap_or(1));
         command.model_memory = command.model_memory.map(share);
@@ -212,7 +212,7 @@ fn command_on(
         cuda_graphs: config.device.cuda_graphs,
         host_pool: config.device.host_pool,
     };
-    let half = host::machine_memory().map(|(total, _)| Bytes(total.0 / 2));
+    let half = process_memory::machine_memory().map(|(total, _)| Bytes(total.0 / 2));
     let keep_alive = config.models.keep_alive_ms;
     Ok(WorkerCommand {
         label: None,
@@ -225,7 +225,7 @@ fn command_on(
         budgets: budgets(&config.watchdog),
         recycle: recycle(&config.recycle),
         pace_file: Some(config.model.cache_dir.join("pace.json")),
-        available_memory: || host::machine_memory().map(|(_, available)| available),
+        available_memory: || process_memory::machine_memory().map(|(_, available)| available),
     })
 }
 

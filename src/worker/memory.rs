@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use crate::{
-    device::{Pool, host},
+    device::{Pool, process_memory},
     job::{DeviceMemory, DevicePeak, Memory},
     trim_policy::TrimPolicy,
     units::Bytes,
@@ -75,9 +75,9 @@ impl Holdings {
 
     /// What is left when the heap has given back what is free; a new peak of the host's memory starts here.
     pub(super) fn settle(&mut self) -> Memory {
-        host::release_free_heap();
-        host::reset_peak();
-        let host::HostMemory { resident, anonymous, .. } = host::memory();
+        process_memory::release_free_heap();
+        process_memory::reset_peak();
+        let process_memory::ProcessMemory { resident, anonymous, .. } = process_memory::memory();
         let (prefix_cache, device) = (self.prefix_cache, self.device());
         self.idle = Memory { resident, anonymous, prefix_cache, device };
         self.idle

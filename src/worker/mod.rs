@@ -34,8 +34,8 @@ use std::{
 
 use crate::{
     device::{
-        Device, DeviceErrorKind, OpenError, OpenOptions, cores,
-        host::{self, Pace},
+        Device, DeviceErrorKind, OpenError, OpenOptions, affinity, process_memory,
+        scheduling::{SchedulingHint, set_scheduling_hint},
     },
     engine::{self, EngineError, Forward, Outcome, Step},
     job::{
@@ -129,7 +129,7 @@ pub fn run(
         Ok(other) => return Err(WorkerError::NoStart(format!("{other:?}"))),
     };
     // What passes tokens on is in a hurry; what computes them is not. Inherited by the threads of ONNX Runtime.
-    host::set_pace(Pace::Steady);
+    set_scheduling_hint(SchedulingHint::Throughput);
     let device = match open(&spec) {
         Ok(device) => device,
         Err(e) => {
@@ -138,7 +138,7 @@ pub fn run(
             return Err(e.into());
         }
     };
-    let threads = spec.threads.unwrap_or_else(host::physical_cores);
+    let threads = spec.threads.unwrap_or_else(affinity::physical_cores);
     let holdings = Holdings::new(device.pool().cloned(), spec.trim);
     let report = RuntimeReport {
         runtime: device.runtime().version(),
@@ -156,7 +156,7 @@ pub fn run(
 fn open(spec: &WorkerSpec) -> Result<Device, OpenError> {
     // Before anything is loaded, so that all threads that compute are started by one that is kept there.
     if !spec.processors.is_empty()
-        && let Err(e) = cores::keep_to(&spec.processors)
+        && let Err(e) = affinity::pin_to(&spec.processors)
     {
         tracing::warn!("threads are not kept to processors {:?}: {e}", spec.processors);
     }
@@ -428,7 +428,7 @@ impl<W: Write> Worker<W> {
             Some(to) => self.save(job, to, outcome)?,
             None => outcome,
         };
-        let peak_resident = host::memory().peak_resident;
+        let peak_resident = process_memory::memory().peak_resident;
         let device_peak = self.holdings.peak();
         let Some(loaded) = self.models.get_mut(&job.model) else { return Ok(()) };
         match &outcome {
