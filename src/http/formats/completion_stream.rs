@@ -11,7 +11,7 @@ use super::logprobs::{Scored, Scoring};
 use crate::{
     executor::Ticket,
     http::middleware::access_log::RequestRecord,
-    job::{Event, Failure, Finish, FinishReason, MemoryReport, Score, Timings, Usage},
+    job::{Event, Failure, Finish, FinishReason, MemoryReport, Step, Timings, TokenLogprobs, Usage},
     text::{AnswerDelta, Call, CallReader, Detokenizer, Reading, Text},
 };
 
@@ -52,7 +52,7 @@ struct Scores {
     text: Arc<Text>,
     scoring: Scoring,
     /// Of the token that comes next.
-    next: Option<Score>,
+    next: Option<TokenLogprobs>,
     all: Vec<Scored>,
     /// So many of them have left with a piece of text.
     said: usize,
@@ -240,18 +240,22 @@ impl Answer {
                 self.is_loading = true;
                 return Ok(Some(Piece::Loading));
             }
-            Event::Progress { done, total, cached } if self.tells_progress => {
+            Event::Step(Step::Progress { done, total, cached }) if self.tells_progress => {
                 self.is_loading = false;
                 let since = self.began.elapsed();
                 return Ok(Some(Piece::Progress(Progress { done, total, cached, since })));
             }
-            Event::Score(score) if score.position >= self.prompt_tokens => self.scores.next = Some(score),
+            Event::Step(Step::Logprobs(score)) if score.position >= self.prompt_tokens => {
+                self.scores.next = Some(score)
+            }
             // A worker that took over says those of the prompt again.
-            Event::Score(score) if score.position == self.scores.all.len() => self.scores.take(&score),
-            Event::Score(_) => {}
+            Event::Step(Step::Logprobs(score)) if score.position == self.scores.all.len() => {
+                self.scores.take(&score)
+            }
+            Event::Step(Step::Logprobs(_)) => {}
             Event::Loaded => self.is_loading = false,
-            Event::Progress { .. } => self.is_loading = false,
-            Event::Token(token) => return Ok(self.take_token(token)),
+            Event::Step(Step::Progress { .. }) => self.is_loading = false,
+            Event::Step(Step::Token(token)) => return Ok(self.take_token(token)),
             Event::Done(finish) => return self.take_finish(finish).map(Some),
             // The answer was complete; how its job ended no longer matters.
             Event::Failed(_) if self.speech == Speech::Stopped => return Ok(Some(self.stopped())),
@@ -364,7 +368,7 @@ impl Said {
 }
 
 impl Scores {
-    fn take(&mut self, score: &Score) {
+    fn take(&mut self, score: &TokenLogprobs) {
         self.all.push(self.scoring.scored(&self.text, score));
     }
 
