@@ -18,7 +18,10 @@ use super::{
 };
 use crate::{
     config::{self, Config, ConfigArgs},
-    device::host::{self, Pace},
+    device::{
+        process_memory,
+        scheduling::{SchedulingHint, set_scheduling_hint},
+    },
     http::{self, AppState, Life, ModelRegistry, Orders, Settings},
     job::Readiness,
     log_queue,
@@ -65,7 +68,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let level = logging::start(&settings.config.log)?;
     worker::check_cache(&settings.config)?;
     // Before other threads start, which inherit it.
-    host::set_pace(Pace::Prompt);
+    set_scheduling_hint(SchedulingHint::LowLatency);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let config = settings.config.clone();
     let live = LiveSettings::open(&args.config, settings, level.clone())?;
@@ -106,7 +109,7 @@ async fn serve(
     let (workers, supervision) = WorkerPool::new(args.with_faults(commands), &metrics);
     let readiness = workers.readiness();
     let (executor, queue) = queue::start(config, &metrics, &workers);
-    tokio::spawn(process_memory(Arc::clone(&metrics)));
+    tokio::spawn(publish_memory(Arc::clone(&metrics)));
     let scheme = if live.tls.is_some() { "https" } else { "http" };
     announce(args, &models, &format!("{scheme}://{}", listener.local_addr()?), &readiness)?;
     let drain = CancellationToken::new();
@@ -195,9 +198,9 @@ fn collector(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<Option<C
 }
 
 /// Updates the metrics of this process's memory. Those of workers come with their answers.
-async fn process_memory(metrics: Arc<Metrics>) {
+async fn publish_memory(metrics: Arc<Metrics>) {
     loop {
-        let host::HostMemory { resident, anonymous, .. } = host::memory();
+        let process_memory::ProcessMemory { resident, anonymous, .. } = process_memory::memory();
         for (kind, bytes) in [("resident", resident), ("anonymous", anonymous)] {
             if let Some(bytes) = bytes {
                 let kind = MemoryKind { process: "parent", kind, device: OnDevice::default() };
