@@ -330,7 +330,7 @@ fn failure_row(failure: &Failure) -> (StatusCode, &'static str) {
         Failure::Context { .. } => (StatusCode::BAD_REQUEST, "context_length_exceeded"),
         Failure::UnknownToken { .. } => (StatusCode::BAD_REQUEST, "unknown_token"),
         Failure::Model { .. } => (StatusCode::SERVICE_UNAVAILABLE, "model_load_failed"),
-        Failure::NoNumber { .. } => (StatusCode::SERVICE_UNAVAILABLE, "model_damaged"),
+        Failure::NanLogits { .. } => (StatusCode::SERVICE_UNAVAILABLE, "model_damaged"),
         Failure::Constraint { .. } => (StatusCode::BAD_REQUEST, "constraint_failed"),
         Failure::Device { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "device_error"),
         // Not one of 5xx: clients send those again by themselves, and the same request needs as much the next time.

@@ -18,7 +18,7 @@ use crate::{
     auth::AccessControl,
     config::{Config, UnknownFields},
     executor::{Deadlines, Executor},
-    job::{Order, OrderOutcome, Readiness},
+    job::{Command, CommandOutcome, Readiness},
     metrics::Metrics,
     prompt_store::PromptStore,
     sandbox::{Sandbox, SandboxError},
@@ -27,7 +27,8 @@ use crate::{
 };
 
 /// How orders reach the slots: one outcome for each, at least one.
-pub type Orders = Arc<dyn Fn(Order) -> Pin<Box<dyn Future<Output = Vec<OrderOutcome>> + Send>> + Send + Sync>;
+pub type Orders =
+    Arc<dyn Fn(Command) -> Pin<Box<dyn Future<Output = Vec<CommandOutcome>> + Send>> + Send + Sync>;
 
 /// How `log.level` is set; the error is why it was not.
 pub type SetLogLevel = Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>;

@@ -1,6 +1,6 @@
 //! Tools: how the prompt describes them, and how calls are returned.
 
-use std::{fs, path::Path};
+use std::fs;
 
 use serde_json::{Value, json};
 

@@ -267,7 +267,7 @@ async fn a_restored_prompt_survives_workers_and_loads_until_trim_or_delete() {
     restored(&program, "greeting").await;
     send_signal("KILL", program.worker_pid());
     // What the worker was given before it was known to be gone would go on without waiting for it.
-    let is_restored = || program.log().matches("saved prompt greeting of demo is restored").count() == 2;
+    let is_restored = || program.log().matches("restored saved prompt greeting of demo").count() == 2;
     eventually("the next worker to have it", is_restored).await;
     assert_eq!(right(&program, 0).await, [length - 1, length], "another worker");
     assert_eq!(program.ask("/admin/models/demo/unload", &json!({})).await.0, 200);
@@ -297,7 +297,7 @@ async fn a_missing_or_damaged_file_is_not_restored_again() {
     fs::write(place.file("greeting"), "damaged").unwrap();
     send_signal("KILL", program.worker_pid());
     assert_eq!(right(&program, 0).await, [0, length]);
-    let is_said = || program.log().contains("saved prompt greeting is not restored again");
+    let is_said = || program.log().contains("cannot restore saved prompt greeting again");
     eventually("it to be given up", is_said).await;
 }
 
@@ -307,7 +307,7 @@ async fn a_save_continues_on_the_next_worker() {
     let program = place.start(&["--faults", "crash@prefill:1", "--set", "engine.prefill_chunk=8"]).await;
     let saved = save(&program, "greeting", 0).await;
     assert!(place.file("greeting").exists(), "{saved}");
-    program.has_logged("the next one goes on with it").await;
+    program.has_logged("the job will resume on the next worker").await;
     restored(&program, "greeting").await;
     let left: Vec<_> = fs::read_dir(place.file("").parent().unwrap()).unwrap().collect();
     assert_eq!(left.len(), 1, "{left:?}");
@@ -361,11 +361,13 @@ async fn saved_prompts_of_another_model_or_cache_type_and_damaged_ones_are_rejec
     let restore = |name: &str| json!({ "action": "restore", "name": name });
     let (status, code, message) = refused(&program, &restore("halves")).await;
     assert_eq!((status, code.as_str()), (409, "saved_prompt_unusable"));
-    assert!(message.contains("are float16, and the cache is float32"), "{message}");
+    assert!(message.contains("are float16, expected float32"), "{message}");
     let other = json!({ "action": "restore", "name": "greeting", "model": "base-only" });
     let (status, _, message) = refused(&program, &other).await;
     assert!(
-        status == 409 && message.contains("another export (demo), not by what base-only is"),
+        status == 409
+            && message
+                .contains("another export of the model (demo), not by the one that is loaded as base-only"),
         "{message}"
     );
     let mut damaged = fs::read(place.file("greeting")).unwrap();
@@ -373,7 +375,7 @@ async fn saved_prompts_of_another_model_or_cache_type_and_damaged_ones_are_rejec
     fs::write(place.file("greeting"), &damaged).unwrap();
     assert!(refused(&program, &restore("greeting")).await.2.contains("SHA-256"));
     fs::write(place.file("cut"), &file[..file.len() / 2]).unwrap();
-    assert!(refused(&program, &restore("cut")).await.2.contains("cut or damaged"));
+    assert!(refused(&program, &restore("cut")).await.2.contains("truncated or corrupt"));
     let listed = list(&program).await;
     assert_eq!(listed.iter().map(|one| one["error"].is_null()).collect::<Vec<_>>(), [false, true, true]);
     // Other prompts are not affected.
@@ -394,7 +396,7 @@ async fn invalid_cache_requests_are_rejected_with_name_value_and_fix() {
         (json!({}), "missing_field", "action is required"),
         (json!({ "action": "save" }), "missing_field", "name is required"),
         (json!({ "action": "erase", "name": "a" }), "invalid_value", "expected save, restore or delete"),
-        (json!({ "action": "save", "name": "../a" }), "invalid_value", "is no name for a saved prompt"),
+        (json!({ "action": "save", "name": "../a" }), "invalid_value", "invalid name for a saved prompt"),
         (save(json!({})), "missing_field", "prompt or messages is required"),
         (save(json!({ "prompt": "a", "messages": messages(0) })), "invalid_value", "send one of them"),
         (save(json!({ "prompt": "" })), "empty_prompt", "empty"),
@@ -423,7 +425,7 @@ async fn invalid_cache_requests_are_rejected_with_name_value_and_fix() {
     // A prompt that exceeds this server's cache is saved too, for a server with more memory.
     done(&program, &save(json!({ "prompt": vec![5; 200] }))).await;
     let (status, _, message) = refused(&program, &json!({ "action": "restore", "name": "a" })).await;
-    assert!(status == 409 && message.contains("engine.prefix_cache_bytes has 8.00 KiB left"), "{message}");
+    assert!(status == 409 && message.contains("engine.prefix_cache_bytes leaves 8.00 KiB"), "{message}");
     // Where nothing can be written.
     fs::remove_dir_all(place.dir.path().join("prompts")).unwrap();
     fs::write(place.dir.path().join("prompts"), "a file in its place").unwrap();

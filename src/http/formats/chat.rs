@@ -18,7 +18,7 @@ use crate::{
             tools::{Shape, Toolbox},
         },
     },
-    job::ScoresAsked,
+    job::LogprobOptions,
     text::Call,
     units::Tokens,
 };
@@ -158,7 +158,7 @@ fn call_delta(call: &Call) -> Value {
 }
 
 /// `logprobs` and how many others with `top_logprobs`.
-fn take_scores(fields: &mut Fields) -> Result<Option<ScoresAsked>, FieldError> {
+fn take_scores(fields: &mut Fields) -> Result<Option<LogprobOptions>, FieldError> {
     const MOST: u64 = 20;
     let wanted = fields.take("logprobs")?.unwrap_or(false);
     match fields.whole("top_logprobs", 0..=MOST)? {

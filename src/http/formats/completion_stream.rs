@@ -11,8 +11,8 @@ use super::logprobs::{Scored, Scoring};
 use crate::{
     executor::Ticket,
     http::middleware::access_log::RequestRecord,
-    job::{Event, Failure, Finish, FinishReason, MemoryReport, Score, Timings, Usage},
-    text::{Call, CallReader, Detokenizer, Reading, Text, Told},
+    job::{Event, Failure, Finish, FinishReason, MemoryReport, Step, Timings, TokenLogprobs, Usage},
+    text::{AnswerDelta, Call, CallReader, Detokenizer, Reading, Text},
 };
 
 /// An answer that is being generated. Dropping it gives up the job.
@@ -36,7 +36,7 @@ pub(crate) struct Answer {
     /// Where tools may be called.
     reader: Option<CallReader>,
     /// What was told of it.
-    told: Told,
+    told: AnswerDelta,
 }
 
 impl Drop for Answer {
@@ -52,7 +52,7 @@ struct Scores {
     text: Arc<Text>,
     scoring: Scoring,
     /// Of the token that comes next.
-    next: Option<Score>,
+    next: Option<TokenLogprobs>,
     all: Vec<Scored>,
     /// So many of them have left with a piece of text.
     said: usize,
@@ -186,7 +186,7 @@ impl Answer {
             lead: String::new(),
             scores,
             reader: None,
-            told: Told::default(),
+            told: AnswerDelta::default(),
         }
     }
 
@@ -240,18 +240,22 @@ impl Answer {
                 self.is_loading = true;
                 return Ok(Some(Piece::Loading));
             }
-            Event::Progress { done, total, cached } if self.tells_progress => {
+            Event::Step(Step::Progress { done, total, cached }) if self.tells_progress => {
                 self.is_loading = false;
                 let since = self.began.elapsed();
                 return Ok(Some(Piece::Progress(Progress { done, total, cached, since })));
             }
-            Event::Score(score) if score.position >= self.prompt_tokens => self.scores.next = Some(score),
+            Event::Step(Step::Logprobs(score)) if score.position >= self.prompt_tokens => {
+                self.scores.next = Some(score)
+            }
             // A worker that took over says those of the prompt again.
-            Event::Score(score) if score.position == self.scores.all.len() => self.scores.take(&score),
-            Event::Score(_) => {}
+            Event::Step(Step::Logprobs(score)) if score.position == self.scores.all.len() => {
+                self.scores.take(&score)
+            }
+            Event::Step(Step::Logprobs(_)) => {}
             Event::Loaded => self.is_loading = false,
-            Event::Progress { .. } => self.is_loading = false,
-            Event::Token(token) => return Ok(self.take_token(token)),
+            Event::Step(Step::Progress { .. }) => self.is_loading = false,
+            Event::Step(Step::Token(token)) => return Ok(self.take_token(token)),
             Event::Done(finish) => return self.take_finish(finish).map(Some),
             // The answer was complete; how its job ended no longer matters.
             Event::Failed(_) if self.speech == Speech::Stopped => return Ok(Some(self.stopped())),
@@ -314,7 +318,7 @@ impl Answer {
             rest.append(&reader.finish());
         }
         let unsaid = self.said(rest);
-        let Told { content, calls } = std::mem::take(&mut self.told);
+        let AnswerDelta { content, calls } = std::mem::take(&mut self.told);
         // A call that a stop string cut is not to be carried out.
         let is_cut = self.reader.as_ref().is_some_and(CallReader::is_cut);
         let calls_tools = reason == Reason::Stop && !calls.is_empty() && !is_cut;
@@ -340,14 +344,14 @@ impl Answer {
     }
 
     /// Takes the calls out of a text.
-    fn read(&mut self, fresh: String) -> Told {
+    fn read(&mut self, fresh: String) -> AnswerDelta {
         match &mut self.reader {
             Some(reader) if !fresh.is_empty() => reader.push(&fresh),
-            _ => Told { content: fresh, calls: Vec::new() },
+            _ => AnswerDelta { content: fresh, calls: Vec::new() },
         }
     }
 
-    fn said(&mut self, mut fresh: Told) -> Said {
+    fn said(&mut self, mut fresh: AnswerDelta) -> Said {
         if !self.lead.is_empty() {
             fresh.content.insert_str(0, &std::mem::take(&mut self.lead));
         }
@@ -364,7 +368,7 @@ impl Said {
 }
 
 impl Scores {
-    fn take(&mut self, score: &Score) {
+    fn take(&mut self, score: &TokenLogprobs) {
         self.all.push(self.scoring.scored(&self.text, score));
     }
 

@@ -16,7 +16,7 @@ use crate::{
             generation::{Ask, Rules, asked, prompt_of, take_choices, take_tokens},
         },
     },
-    job::ScoresAsked,
+    job::LogprobOptions,
 };
 
 /// OpenAI's completions.
@@ -124,7 +124,7 @@ fn check_best_of(fields: &mut Fields, choices: usize) -> Result<(), FieldError> 
 }
 
 /// `logprobs`: how many others. `false` is what some clients send for none.
-fn take_scores(fields: &mut Fields, echo: bool) -> Result<Option<ScoresAsked>, FieldError> {
+fn take_scores(fields: &mut Fields, echo: bool) -> Result<Option<LogprobOptions>, FieldError> {
     const MOST: u64 = 5;
     match fields.take::<Value>("logprobs")? {
         None | Some(Value::Bool(false)) => Ok(None),

@@ -124,10 +124,10 @@ pub(crate) fn timings(endings: &[Ending]) -> Value {
         "resumed": endings.iter().map(|ending| ending.timings.resumed).sum::<u32>(),
         "cached_tokens": cached,
         "draft_n": endings.iter().map(|ending| ending.timings.drafted.tokens).sum::<usize>(),
-        "draft_n_accepted": endings.iter().map(|ending| ending.timings.drafted.right).sum::<usize>(),
+        "draft_n_accepted": endings.iter().map(|ending| ending.timings.drafted.accepted).sum::<usize>(),
         "draft_model_n": endings.iter().map(|ending| ending.timings.drafted_by_model.tokens).sum::<usize>(),
         "draft_model_n_accepted":
-            endings.iter().map(|ending| ending.timings.drafted_by_model.right).sum::<usize>(),
+            endings.iter().map(|ending| ending.timings.drafted_by_model.accepted).sum::<usize>(),
         "prefill_tokens_per_second": rate(prompt.saturating_sub(cached), prefill),
         "decode_tokens_per_second": rate(stepped, decode),
     })

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::{
-    job::Score,
+    job::TokenLogprobs,
     text::{Text, TokenText},
 };
 
@@ -33,7 +33,7 @@ pub(crate) struct Scoring {
 
 impl Scoring {
     /// A token with its score.
-    pub(crate) fn scored(&mut self, text: &Text, score: &Score) -> Scored {
+    pub(crate) fn scored(&mut self, text: &Text, score: &TokenLogprobs) -> Scored {
         let top = score.top.iter().map(|(id, logprob)| (text.token(*id), *logprob)).collect();
         self.next(text.token(score.token), Some(score.logprob), top)
     }

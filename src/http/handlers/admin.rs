@@ -17,7 +17,7 @@ use crate::{
         request::{body, generation::take_keep_alive},
         state::AppState,
     },
-    job::{Failure, Order, OrderOutcome, OrderReport},
+    job::{Command, CommandOutcome, CommandReport, Failure},
     units::Millis,
 };
 
@@ -33,7 +33,7 @@ pub(crate) async fn load(
     let mut fields = body::read_optional(&request, payload, &state).await?;
     let keep_alive = take_keep_alive(&mut fields)?;
     fields.finish(&[])?;
-    carry_out(&request, &state, Order::Load { model, keep_alive }).await
+    carry_out(&request, &state, Command::Load { model, keep_alive }).await
 }
 
 /// `POST /admin/models/{id}/unload`.
@@ -44,13 +44,13 @@ pub(crate) async fn unload(
 ) -> Result<HttpResponse, ApiError> {
     check_admin(&request, &state)?;
     let model = state.catalogue.id(&path.into_inner())?;
-    carry_out(&request, &state, Order::Unload { model }).await
+    carry_out(&request, &state, Command::Unload { model }).await
 }
 
 /// `POST /admin/trim`.
 pub(crate) async fn trim(request: HttpRequest, state: web::Data<AppState>) -> Result<HttpResponse, ApiError> {
     check_admin(&request, &state)?;
-    carry_out(&request, &state, Order::Trim).await
+    carry_out(&request, &state, Command::Trim).await
 }
 
 /// `POST /admin/log` with `{"level": …}`: what is logged until the next start, or SIGHUP with another log.level.
@@ -82,7 +82,7 @@ pub(crate) async fn drain(
 ) -> Result<HttpResponse, ApiError> {
     check_admin(&request, &state)?;
     state.drain.cancel();
-    let now = state.executor.snapshot();
+    let now = state.executor.summary();
     let running = now.running.len();
     let grace_ms = Millis::from(state.settings.grace);
     let left =
@@ -90,7 +90,11 @@ pub(crate) async fn drain(
     Ok(HttpResponse::Accepted().json(left))
 }
 
-async fn carry_out(request: &HttpRequest, state: &AppState, order: Order) -> Result<HttpResponse, ApiError> {
+async fn carry_out(
+    request: &HttpRequest,
+    state: &AppState,
+    order: Command,
+) -> Result<HttpResponse, ApiError> {
     let outcomes = give(request, state, order).await?;
     Ok(HttpResponse::Ok().json(describe_all(outcomes)?))
 }
@@ -99,8 +103,8 @@ async fn carry_out(request: &HttpRequest, state: &AppState, order: Order) -> Res
 pub(crate) async fn give(
     request: &HttpRequest,
     state: &AppState,
-    order: Order,
-) -> Result<Vec<OrderOutcome>, ApiError> {
+    order: Command,
+) -> Result<Vec<CommandOutcome>, ApiError> {
     let Some(orders) = &state.orders else {
         return Err(ApiError::NotFound { path: request.path().to_owned() });
     };
@@ -110,12 +114,12 @@ pub(crate) async fn give(
 }
 
 /// What came of an order, on each device where there are several; an error when it failed on all of them.
-pub(crate) fn describe_all(mut outcomes: Vec<OrderOutcome>) -> Result<Value, Failure> {
+pub(crate) fn describe_all(mut outcomes: Vec<CommandOutcome>) -> Result<Value, Failure> {
     if outcomes.iter().all(|one| one.device.is_none() || one.outcome.is_err()) {
         let first = outcomes.drain(..).next().map_or(Err(Failure::ShuttingDown), |one| one.outcome);
         return first.map(|report| describe(&report));
     }
-    let on_each = outcomes.into_iter().map(|OrderOutcome { device, outcome }| {
+    let on_each = outcomes.into_iter().map(|CommandOutcome { device, outcome }| {
         let mut told = match outcome {
             Ok(report) => describe(&report),
             Err(failure) => json!({ "error": { "code": ApiError::from(failure).code() } }),
@@ -126,7 +130,7 @@ pub(crate) fn describe_all(mut outcomes: Vec<OrderOutcome>) -> Result<Value, Fai
     Ok(json!({ "devices": on_each.collect::<Vec<_>>() }))
 }
 
-fn describe(report: &OrderReport) -> Value {
+fn describe(report: &CommandReport) -> Value {
     json!({
         "loaded": report.loaded,
         "took_ms": Millis::from(report.took),

@@ -49,7 +49,7 @@ use crate::{
         },
         state::AppState,
     },
-    job::{CacheSalt, Event, Failure, Finish, FinishReason, Job, Order, SaveAs},
+    job::{CacheSalt, Command, Event, Failure, Finish, FinishReason, Job, SaveAs},
     metrics::{OnDevice, PromptFile},
     prompt_store::{PromptInfo, PromptName, PromptStore, PromptStoreError, StoredPrompt},
     text::{Conversation, Message, Text},
@@ -220,7 +220,7 @@ async fn restore(
     let (head, bytes) = head(store, &name).await?;
     let text = auth::model(request, state, Some(asked.as_ref().unwrap_or(&head.model)))?;
     let (model, called) = (text.card().id.as_str().into(), name.to_string());
-    let outcomes = give(request, state, Order::Restore { model, name: called, file, salt }).await?;
+    let outcomes = give(request, state, Command::Restore { model, name: called, file, salt }).await?;
     Ok(HttpResponse::Ok().json(json!({
         "action": "restore",
         "saved": SavedPrompt::new(&name, head, bytes),
@@ -264,7 +264,7 @@ async fn delete(
     let deleted = blocking(move || store.delete(&called)).await?;
     deleted.map_err(|e| failed(name.as_str(), &e))?;
     // The file is gone in any case, and so is what a worker had that is gone itself.
-    let forgotten = give(request, state, Order::Forget { name: name.to_string() }).await;
+    let forgotten = give(request, state, Command::Forget { name: name.to_string() }).await;
     let done = forgotten.ok().and_then(|outcomes| describe_all(outcomes).ok());
     Ok(HttpResponse::Ok().json(json!({ "action": "delete", "name": name.as_str(), "done": done })))
 }

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     executor::{Deadlines, Terms},
     http::field_error::FieldError,
-    job::{KeepAlive, Priority, Sampling, ScoresAsked},
+    job::{KeepAlive, LogprobOptions, Priority, Sampling},
     text::{Conversation, Reading},
     units::Tokens,
 };
@@ -48,7 +48,7 @@ pub(crate) struct Ask {
     pub(crate) echoed: Map<String, Value>,
     /// How many answers to make, one after another.
     pub(crate) choices: usize,
-    pub(crate) scores: Option<ScoresAsked>,
+    pub(crate) scores: Option<LogprobOptions>,
     /// Whether the answer begins with the prompt.
     pub(crate) echo: bool,
     pub(crate) stop: Vec<String>,
@@ -235,8 +235,8 @@ pub(crate) fn take_choices(fields: &mut Fields) -> Result<usize, FieldError> {
 }
 
 /// The scores of the answer's tokens and, where it is echoed, of the prompt's.
-pub(crate) fn asked(top: u64, prompt: bool) -> ScoresAsked {
-    ScoresAsked { top: usize::try_from(top).unwrap_or(usize::MAX), prompt }
+pub(crate) fn asked(top: u64, prompt: bool) -> LogprobOptions {
+    LogprobOptions { top: usize::try_from(top).unwrap_or(usize::MAX), prompt }
 }
 
 /// Takes `prompt` as OpenAI has it: a string, an array of token ids, or an array of one of either.
