@@ -1,4 +1,4 @@
-//! `eka worker`: the child process, and how the parent starts it.
+//! `eka worker`: the child process, and its command line.
 
 use std::{
     env,
@@ -20,7 +20,7 @@ use super::{
 use crate::{
     child_process,
     config::{self, Config},
-    device::{cores, host},
+    device::{affinity, process_memory},
     device_spec::DeviceChoice,
     http::ModelRegistry,
     job::{GpuReport, KeepAlive},
@@ -34,10 +34,10 @@ use crate::{
 /// The subcommand's name.
 const NAME: &str = "worker";
 
-/// What `eka serve` says to its workers.
+/// Flags that `eka serve` passes to its workers.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Faults to commit, for tests of what happens then
+    /// Faults to inject, for tests
     #[arg(long, value_name = "SPEC", hide = true)]
     faults: Option<FaultPlan>,
 }
@@ -47,17 +47,17 @@ pub(super) struct Args {
 /// # Errors
 /// When ONNX Runtime cannot be used, the pipe fails, or the device can no longer be used.
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
-    // To stderr, which the parent passes on.
+    // The parent passes stderr on to its own.
     logging::start_quiet()?;
     if let Err(e) = child_process::end_with_parent() {
         tracing::warn!("this worker cannot be tied to its parent and may outlive it: {e}");
     }
-    let frames = private_stdout().context("stdout cannot be kept apart for frames")?;
+    let frames = private_stdout().context("cannot reserve stdout for frames")?;
     Ok(worker::run(io::stdin(), frames, args.faults.unwrap_or_default())?)
 }
 
-/// Stdout for frames alone: whatever else prints there, as native libraries do, from here on prints to stderr.
-/// Unbuffered: a frame is one write, and the parent shall see it at once.
+/// Reserves stdout for frames. What native libraries print to stdout goes to stderr from here on. Unbuffered, so that a frame
+/// is one write.
 #[cfg(unix)]
 pub(super) fn private_stdout() -> io::Result<impl Write + Send + 'static> {
     use std::{fs::File, os::fd::AsFd};
@@ -72,7 +72,7 @@ pub(super) fn private_stdout() -> io::Result<impl Write + Send + 'static> {
     Ok(io::stdout())
 }
 
-/// What to add to a worker's arguments for it to commit these faults.
+/// Arguments that make a worker inject these faults.
 pub(super) fn faults(plan: &FaultPlan) -> Vec<OsString> {
     if plan.is_off() { Vec::new() } else { vec!["--faults".into(), plan.to_string().into()] }
 }
@@ -88,15 +88,15 @@ pub(super) fn check_cache(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// How to start a worker of this program for these models, on the first device of the settings.
+/// The command that starts a worker for these models on the first configured device.
 ///
 /// # Errors
-/// When the program or a model's files cannot be found.
+/// When the program or a model's files are not found.
 pub(super) fn command(config: &Config, models: &[ResolvedModel]) -> anyhow::Result<WorkerConfig> {
     command_on(config, config.engine.device.first(), models)
 }
 
-/// The devices of the settings by name, where there are several.
+/// The names of the configured devices, if there are several.
 pub(super) fn labels(config: &Config) -> Vec<String> {
     let devices = &config.engine.device;
     if devices.all().len() > 1 { devices.labels() } else { Vec::new() }
@@ -121,7 +121,7 @@ pub(super) async fn commands(
     for ((choice, label), models) in devices.all().iter().zip(devices.labels()).zip(&lineup.devices) {
         let mut command = shared_out(command_on(config, *choice, models)?, config);
         if devices.all().len() > 1 {
-            // Devices differ in speed.
+            // Learned speeds differ between devices.
             let speed_file = format!("pace-{}.json", label.replace(':', "-"));
             command.speed_file = Some(config.model.cache_dir.join(speed_file));
             command.label = Some(label);
@@ -136,24 +136,24 @@ pub(super) async fn commands(
     Ok((lineup.catalogue, commands))
 }
 
-/// Gives each of `workers` that may compute on the CPU cores of its own.
+/// Pins each worker that may use the CPU to its own cores.
 fn pin<'a>(workers: impl Iterator<Item = &'a mut WorkerSpec>) -> anyhow::Result<()> {
-    let all = cores::cores().context("which processors are cores is not known")?;
+    let all = affinity::core_ids().context("the physical cores of this machine are unknown")?;
     let mut workers: Vec<_> =
         workers.filter(|spec| matches!(spec.device, DeviceChoice::Auto | DeviceChoice::Cpu)).collect();
     let many = workers.len();
     for (number, spec) in workers.iter_mut().enumerate() {
-        let threads = spec.threads.unwrap_or_else(host::physical_cores);
+        let threads = spec.threads.unwrap_or_else(affinity::physical_cores);
         spec.processors = engine_args::share(&all, [number, many], threads)?.to_vec();
     }
     Ok(())
 }
 
-/// What the GPU can do that a device is, if it is one and that has to be known. A worker says so, as this process loads no
-/// device's libraries.
+/// Capabilities of a device's GPU, if an export depends on them. A worker process finds out, because this process never loads
+/// a device's libraries.
 ///
 /// # Errors
-/// When it is to be a GPU, alone, and cannot be used. Otherwise the keeper of its worker says so, or another device serves.
+/// When the only configured device is a GPU that cannot be used. Otherwise its supervisor reports it, or another device serves.
 pub(super) async fn gpu(config: &Config, choice: DeviceChoice) -> anyhow::Result<Option<GpuReport>> {
     if choice == DeviceChoice::Cpu || !resolve_model::is_exporting(config) {
         return Ok(None);
@@ -167,13 +167,13 @@ pub(super) async fn gpu(config: &Config, choice: DeviceChoice) -> anyhow::Result
     }
 }
 
-/// What the settings do not say is shared out among workers on the CPU: its cores, and the machine's memory.
+/// Divides cores and memory between several workers on the CPU, unless the settings set them.
 fn shared_out(mut command: WorkerConfig, config: &Config) -> WorkerConfig {
     let cpus = config.engine.device.cpus();
     if command.spec.device != DeviceChoice::Cpu || cpus < 2 {
         return command;
     }
-    command.spec.threads.get_or_insert_with(|| (host::physical_cores() / cpus).max(1));
+    command.spec.threads.get_or_insert_with(|| (affinity::physical_cores() / cpus).max(1));
     if config.models.memory_bytes.is_none() {
         let share = |all: Bytes| Bytes(all.0 / u64::try_from(cpus).unwrap_or(1));
         command.model_memory = command.model_memory.map(share);
@@ -203,11 +203,11 @@ fn command_on(
         cuda_graphs: config.device.cuda_graphs,
         host_pool: config.device.host_pool,
     };
-    let half = host::machine_memory().map(|(total, _)| Bytes(total.0 / 2));
+    let half = process_memory::machine_memory().map(|(total, _)| Bytes(total.0 / 2));
     let keep_alive = config.models.keep_alive_ms;
     Ok(WorkerConfig {
         label: None,
-        program: env::current_exe().context("this program's own file cannot be found")?,
+        program: env::current_exe().context("cannot find the path of this program")?,
         arguments: vec![NAME.into()],
         spec,
         models: models.iter().map(place).collect::<Result<_, _>>()?,
@@ -216,7 +216,7 @@ fn command_on(
         budgets: budgets(&config.watchdog),
         recycle: recycle(&config.recycle),
         speed_file: Some(config.model.cache_dir.join("pace.json")),
-        available_memory: || host::machine_memory().map(|(_, available)| available),
+        available_memory: || process_memory::machine_memory().map(|(_, available)| available),
     })
 }
 
@@ -231,13 +231,13 @@ fn place(model: &ResolvedModel) -> anyhow::Result<ModelSource> {
     Ok(place)
 }
 
-/// A model's directory by its whole path, and the size of its files.
+/// A model's canonical directory, and the size of its files.
 fn found(dir: &Path) -> anyhow::Result<(PathBuf, Bytes)> {
-    // Links are followed; a dangling one counts nothing.
+    // Links are followed; a dangling one counts as empty.
     let size = |path: PathBuf| fs::metadata(path).map_or(0, |metadata| metadata.len());
     let sizes = fs::read_dir(dir)?.map(|entry| Ok::<_, io::Error>(size(entry?.path())));
     let on_disk = sizes.sum::<Result<u64, _>>().with_context(|| dir.display().to_string())?;
-    // The key of what is learned about it, so it is the same whatever directory the server is started in.
+    // Canonical, because it is the key of learned speeds, whatever the working directory.
     let dir = fs::canonicalize(dir).with_context(|| dir.display().to_string())?;
     Ok((dir, Bytes(on_disk)))
 }

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     job::{DraftCounts, Event, Failure, Finish, FinishReason, Job, Step, Timings},
-    metrics::{Guesser, Metrics, Waiter},
+    metrics::{DraftSourceLabel, Metrics, PriorityLabel},
     otel::JobSpans,
     units::Tokens,
 };
@@ -103,7 +103,7 @@ impl<'a> RunningJob<'a> {
     fn start(shared: &'a Shared, slot: usize, mut accepted: QueuedJob) -> Self {
         let began = Instant::now();
         let queue_wait = began.saturating_duration_since(accepted.at);
-        let waiter = Waiter { priority: accepted.terms.priority.as_str() };
+        let waiter = PriorityLabel { priority: accepted.terms.priority.as_str() };
         shared.metrics.queue_wait.get_or_create(&waiter).observe(queue_wait.as_secs_f64());
         accepted.send(Event::Started { queue_wait });
         accepted.spans.iter_mut().for_each(JobSpans::started);
@@ -256,7 +256,8 @@ impl RunningJob<'_> {
 fn count_drafts(metrics: &Metrics, timings: &Timings) {
     let Timings { drafted: all, drafted_by_model: by_model, .. } = timings;
     let [tokens, accepted] = [all.tokens - by_model.tokens, all.accepted - by_model.accepted];
-    for (guesser, drafted) in [(Guesser::TEXT, DraftCounts { tokens, accepted }), (Guesser::MODEL, *by_model)]
+    for (guesser, drafted) in
+        [(DraftSourceLabel::TEXT, DraftCounts { tokens, accepted }), (DraftSourceLabel::MODEL, *by_model)]
     {
         metrics.draft_tokens.get_or_create(&guesser).inc_by(drafted.tokens as u64);
         metrics.draft_tokens_accepted.get_or_create(&guesser).inc_by(drafted.accepted as u64);

@@ -12,7 +12,7 @@ use crate::{
     executor::Ticket,
     http::middleware::access_log::RequestRecord,
     job::{Event, Failure, Finish, FinishReason, MemoryReport, Step, Timings, TokenLogprobs, Usage},
-    text::{Call, CallReader, Detokenizer, Reading, Text, Told},
+    text::{AnswerDelta, Call, CallReader, Detokenizer, Reading, Text},
 };
 
 /// An answer that is being generated. Dropping it gives up the job.
@@ -36,7 +36,7 @@ pub(crate) struct Answer {
     /// Where tools may be called.
     reader: Option<CallReader>,
     /// What was told of it.
-    told: Told,
+    told: AnswerDelta,
 }
 
 impl Drop for Answer {
@@ -186,7 +186,7 @@ impl Answer {
             lead: String::new(),
             scores,
             reader: None,
-            told: Told::default(),
+            told: AnswerDelta::default(),
         }
     }
 
@@ -318,7 +318,7 @@ impl Answer {
             rest.append(&reader.finish());
         }
         let unsaid = self.said(rest);
-        let Told { content, calls } = std::mem::take(&mut self.told);
+        let AnswerDelta { content, calls } = std::mem::take(&mut self.told);
         // A call that a stop string cut is not to be carried out.
         let is_cut = self.reader.as_ref().is_some_and(CallReader::is_cut);
         let calls_tools = reason == Reason::Stop && !calls.is_empty() && !is_cut;
@@ -344,14 +344,14 @@ impl Answer {
     }
 
     /// Takes the calls out of a text.
-    fn read(&mut self, fresh: String) -> Told {
+    fn read(&mut self, fresh: String) -> AnswerDelta {
         match &mut self.reader {
             Some(reader) if !fresh.is_empty() => reader.push(&fresh),
-            _ => Told { content: fresh, calls: Vec::new() },
+            _ => AnswerDelta { content: fresh, calls: Vec::new() },
         }
     }
 
-    fn said(&mut self, mut fresh: Told) -> Said {
+    fn said(&mut self, mut fresh: AnswerDelta) -> Said {
         if !self.lead.is_empty() {
             fresh.content.insert_str(0, &std::mem::take(&mut self.lead));
         }

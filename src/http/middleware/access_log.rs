@@ -24,7 +24,7 @@ use crate::{
         routes::{ROUTES, RouteLine, line},
     },
     job::TraceLink,
-    metrics::{Metrics, Outcome},
+    metrics::{Metrics, RequestLabels},
     otel::RequestSpan,
     units::Millis,
 };
@@ -165,7 +165,7 @@ impl RequestRecord {
 impl Drop for Visit {
     fn drop(&mut self) {
         let told = self.told.get_mut();
-        let outcome = Outcome { route: self.route.path, code: told.code };
+        let outcome = RequestLabels { route: self.route.path, code: told.code };
         self.metrics.requests.get_or_create(&outcome).inc();
         let tokens = told.prompt_tokens.unwrap_or(0) + told.completion_tokens.unwrap_or(0);
         if let Some(key) = self.key.get() {
@@ -242,7 +242,7 @@ pub(crate) fn refused_unread(
     if !was_sent {
         return;
     }
-    metrics.requests.get_or_create(&Outcome { route: OTHER.path, code: error.code() }).inc();
+    metrics.requests.get_or_create(&RequestLabels { route: OTHER.path, code: error.code() }).inc();
     tracing::info!(
         request_id = id.as_str(),
         route = OTHER.path,
