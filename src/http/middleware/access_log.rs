@@ -212,21 +212,21 @@ impl Visit {
         let (Some(mut span), told) = (self.span.take(), self.told.get_mut()) else { return };
         let whole = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         if let Some(status) = told.status {
-            span.tell("http.response.status_code", i64::from(status.as_u16()));
+            span.set("http.response.status_code", i64::from(status.as_u16()));
         }
         if let (Some(prompt), Some(completion)) = (told.prompt_tokens, told.completion_tokens) {
-            span.tell("gen_ai.usage.input_tokens", whole(prompt));
-            span.tell("gen_ai.usage.output_tokens", whole(completion));
+            span.set("gen_ai.usage.input_tokens", whole(prompt));
+            span.set("gen_ai.usage.output_tokens", whole(completion));
         }
         if !told.reasons.is_empty() {
-            span.tell_all("gen_ai.response.finish_reasons", &told.reasons);
+            span.set_all("gen_ai.response.finish_reasons", &told.reasons);
         }
         if told.code != "ok" {
             let is_fault =
                 told.status.is_none_or(|status| !status.is_client_error()) && told.code != "client_gone";
             span.fail(told.code, is_fault);
         }
-        span.tell("eka.request.id", self.id.as_str().to_owned());
+        span.set("eka.request.id", self.id.as_str().to_owned());
     }
 }
 

@@ -128,7 +128,7 @@ impl Supervisor {
         self.restored.mark_lost(None);
         match exit {
             WorkerExit::Lost { stage, loss } => {
-                return WorkerExit::Lost { stage, loss: loss.clean_up(worker.process).await };
+                return WorkerExit::Lost { stage, loss: worker.process.clean_up(loss).await };
             }
             // The standby has its own memory, and a hanging driver can delay the exit of the old process.
             WorkerExit::Replaced if self.standby.is_some() => {
