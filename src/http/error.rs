@@ -10,7 +10,8 @@ use actix_web::{
     HttpResponse, HttpResponseBuilder, ResponseError,
     http::{StatusCode, header},
 };
-use serde_json::{Value, json};
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::field_error::FieldError;
 use crate::{
@@ -261,8 +262,8 @@ impl ApiError {
         Some(told)
     }
 
-    /// The body, and what follows `data:` in a stream.
-    pub(crate) fn body(&self) -> Value {
+    /// The body of the answer, and the last event of a stream that fails.
+    pub(crate) fn body(&self) -> ErrorBody {
         let (status, code) = self.row();
         let kind = match status {
             StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
@@ -270,8 +271,30 @@ impl ApiError {
             _ => "invalid_request_error",
         };
         let param = self.param().map(|param| shortened(param.to_owned()));
-        json!({ "error": { "message": self.message(), "type": kind, "code": code, "param": param } })
+        ErrorBody { error: ErrorDetails { message: self.message(), kind, code, param } }
     }
+}
+
+/// The body of an error, in OpenAI's shape.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct ErrorBody {
+    pub(crate) error: ErrorDetails,
+}
+
+/// Why a request failed.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct ErrorDetails {
+    /// For people; may change.
+    pub(crate) message: String,
+    /// `invalid_request_error`, `rate_limit_error` or `server_error`.
+    #[serde(rename = "type")]
+    pub(crate) kind: &'static str,
+    /// For programs; does not change.
+    #[schema(examples("queue_full", "invalid_value", "context_length_exceeded"))]
+    pub(crate) code: &'static str,
+    /// The path of the field at fault.
+    #[schema(required)]
+    pub(crate) param: Option<String>,
 }
 
 impl ResponseError for ApiError {
@@ -381,7 +404,7 @@ mod tests {
         ];
         for error in mendable {
             assert!(error.status_code().is_client_error(), "{error}");
-            assert_eq!(error.body()["error"]["type"], "invalid_request_error");
+            assert_eq!(error.body().error.kind, "invalid_request_error");
         }
     }
 

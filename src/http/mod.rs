@@ -33,6 +33,7 @@
 
 mod body_memory;
 mod connections;
+mod documents;
 mod error;
 mod field_error;
 mod formats;
@@ -43,6 +44,8 @@ mod model_registry;
 mod offload;
 mod openapi;
 mod request;
+mod route;
+mod route_info;
 mod routes;
 mod server;
 mod state;

@@ -21,11 +21,10 @@ use std::{sync::Arc, time::Duration};
 
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Serialize;
-use serde_json::json;
 use utoipa::ToSchema;
 
 use super::{
-    admin::{describe_all, give},
+    admin::{OrderAnswer, give},
     slot::caller,
     submit::{check_readiness, room},
     tokenize::take_conversation,
@@ -35,11 +34,8 @@ use crate::{
     http::{
         error::ApiError,
         field_error::FieldError,
-        formats::format::milliseconds,
-        middleware::{
-            access_log::RequestRecord,
-            auth::{self, check_admin},
-        },
+        formats::usage::milliseconds,
+        middleware::{access_log::RequestRecord, auth},
         request::{
             body, cache_salt,
             fields::Fields,
@@ -108,13 +104,51 @@ impl From<Listed> for SavedPrompt {
     }
 }
 
+/// The saved prompts.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct SavedPromptList {
+    /// Always `list`.
+    object: &'static str,
+    data: Vec<SavedPrompt>,
+}
+
+/// What was done with a saved prompt.
+#[derive(Serialize, ToSchema)]
+#[serde(tag = "action", rename_all = "snake_case")]
+pub(crate) enum CacheAnswer<'a> {
+    Save {
+        saved: SavedPrompt,
+        /// Prompt tokens taken from the prefix cache instead of being computed.
+        cached_tokens: usize,
+        timings: SaveTimings,
+    },
+    Restore {
+        saved: SavedPrompt,
+        done: OrderAnswer,
+    },
+    Delete {
+        name: &'a str,
+        /// Null without a worker that could have the prompt in memory.
+        #[schema(required)]
+        done: Option<OrderAnswer>,
+    },
+}
+
+/// Where the time went.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct SaveTimings {
+    queue_ms: f64,
+    prefill_ms: f64,
+    /// To write the file and sync it to disk.
+    saving_ms: f64,
+}
+
 /// `GET /admin/cache`.
 pub(crate) async fn list(request: HttpRequest, state: web::Data<AppState>) -> Result<HttpResponse, ApiError> {
-    check_admin(&request, &state)?;
     let store = store(&request, &state)?;
     let listed = blocking(move || store.list()).await?.map_err(|e| failed("", &e))?;
-    let data: Vec<_> = listed.into_iter().map(SavedPrompt::from).collect();
-    Ok(HttpResponse::Ok().json(json!({ "object": "list", "data": data })))
+    let data = listed.into_iter().map(SavedPrompt::from).collect();
+    Ok(HttpResponse::Ok().json(SavedPromptList { object: "list", data }))
 }
 
 /// `POST /admin/cache`.
@@ -123,7 +157,6 @@ pub(crate) async fn cache(
     payload: web::Payload,
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, ApiError> {
-    check_admin(&request, &state)?;
     let store = store(&request, &state)?;
     let mut fields = body::read(&request, payload, &state).await?;
     let action: String = fields.require("action")?;
@@ -174,16 +207,15 @@ async fn save(
         tally.add_tokens(read.0, 0);
     }
     let (head, bytes) = head(store, &name).await?;
-    Ok(HttpResponse::Ok().json(json!({
-        "action": "save",
-        "saved": SavedPrompt::new(&name, head, bytes),
-        "cached_tokens": finish.usage.cached_tokens,
-        "timings": {
-            "queue_ms": milliseconds(queue_wait),
-            "prefill_ms": milliseconds(finish.timings.prefill),
-            "saving_ms": milliseconds(finish.timings.saving),
+    Ok(HttpResponse::Ok().json(CacheAnswer::Save {
+        saved: SavedPrompt::new(&name, head, bytes),
+        cached_tokens: finish.usage.cached_tokens,
+        timings: SaveTimings {
+            queue_ms: milliseconds(queue_wait),
+            prefill_ms: milliseconds(finish.timings.prefill),
+            saving_ms: milliseconds(finish.timings.saving),
         },
-    })))
+    }))
 }
 
 /// Waits for a job's end; how long it waited for the slot.
@@ -221,11 +253,8 @@ async fn restore(
     let text = auth::model(request, state, Some(asked.as_ref().unwrap_or(&head.model)))?;
     let (model, called) = (text.card().id.as_str().into(), name.to_string());
     let outcomes = give(request, state, Order::Restore { model, name: called, file, salt }).await?;
-    Ok(HttpResponse::Ok().json(json!({
-        "action": "restore",
-        "saved": SavedPrompt::new(&name, head, bytes),
-        "done": describe_all(outcomes)?,
-    })))
+    let (saved, done) = (SavedPrompt::new(&name, head, bytes), outcomes.try_into()?);
+    Ok(HttpResponse::Ok().json(CacheAnswer::Restore { saved, done }))
 }
 
 /// Takes which requests may begin with a restored prompt: those of the key that restores it, or of another; `None` is all.
@@ -265,8 +294,8 @@ async fn delete(
     deleted.map_err(|e| failed(name.as_str(), &e))?;
     // The file is gone in any case, and so is what a worker had that is gone itself.
     let forgotten = give(request, state, Order::Forget { name: name.to_string() }).await;
-    let done = forgotten.ok().and_then(|outcomes| describe_all(outcomes).ok());
-    Ok(HttpResponse::Ok().json(json!({ "action": "delete", "name": name.as_str(), "done": done })))
+    let done = forgotten.ok().and_then(|outcomes| outcomes.try_into().ok());
+    Ok(HttpResponse::Ok().json(CacheAnswer::Delete { name: name.as_str(), done }))
 }
 
 /// Where saved prompts lie, if there is somebody to take orders.

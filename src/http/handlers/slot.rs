@@ -17,11 +17,11 @@ use crate::{
     auth::Key,
     executor::{self, Caller, Counts, Entry, Outcome, Past, Roster},
     http::{
-        formats::format::rate,
+        formats::usage::{RequestMemory, rate},
         middleware::{access_log::RequestRecord, auth::check_model},
         state::AppState,
     },
-    job::{DeviceMemory, DevicePeak, Memory, MemoryReport, Readiness},
+    job::{DeviceMemory, Memory, Readiness},
     metrics::{MemoryKind, Metrics, OnDevice},
     units::{Bytes, Millis, Tokens},
 };
@@ -151,23 +151,13 @@ struct Finished {
     memory: Option<MemoryAround>,
 }
 
-/// What the worker held around a request, in bytes; null where the operating system does not say.
+/// The worker's memory before, during and after a request.
 #[derive(Debug, Serialize, ToSchema)]
 struct MemoryAround {
-    /// When it arrived.
-    before: Memory,
-    /// At most while it ran.
-    peak: Peak,
-    /// When it was over. A device's memory is then back in its pool, but not yet trimmed.
-    after: Memory,
+    #[serde(flatten)]
+    request: RequestMemory,
     /// After the trim: what the next request found, or what is held now. Null while the next one runs.
     trimmed: Option<Memory>,
-}
-
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Peak {
-    resident: Option<Bytes>,
-    device: Option<DevicePeak>,
 }
 
 /// `GET /v1/slot`.
@@ -282,7 +272,7 @@ impl<'a> Reader<'a> {
             queue_ms: past.queue_wait.into(),
             running_ms: past.time.into(),
             generated_tokens: past.generated,
-            memory: past.memory.map(|report| around(&report, past.settled)),
+            memory: past.memory.map(|report| MemoryAround { request: report.into(), trimmed: past.settled }),
         }
     }
 
@@ -306,15 +296,6 @@ impl<'a> Reader<'a> {
 
     fn ago(&self, time: Duration) -> f64 {
         seconds(self.now.checked_sub(time).unwrap_or(UNIX_EPOCH))
-    }
-}
-
-fn around(report: &MemoryReport, trimmed: Option<Memory>) -> MemoryAround {
-    MemoryAround {
-        before: report.before,
-        peak: Peak { resident: report.peak_resident, device: report.device_peak },
-        after: report.after,
-        trimmed,
     }
 }
 

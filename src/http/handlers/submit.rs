@@ -9,7 +9,7 @@ use crate::{
     executor::{Caller, Deadlines, SubmitError, Terms},
     http::{
         error::ApiError,
-        formats::completion_stream::Answer,
+        formats::completion_stream::CompletionStream,
         offload::Cost,
         request::{
             cache_salt,
@@ -34,7 +34,7 @@ pub(crate) async fn admit(
     caller: Caller,
     ask: Ask,
     trace: Option<TraceLink>,
-) -> Result<VecDeque<Answer>, ApiError> {
+) -> Result<VecDeque<CompletionStream>, ApiError> {
     let arrived = Instant::now();
     check_readiness(&state.readiness.borrow())?;
     if let Some(form) = &ask.form {
@@ -86,7 +86,7 @@ pub(crate) async fn admit(
             None => decoder,
         };
         let decoder = if is_formed { decoder.verbatim() } else { decoder };
-        let answer = Answer::new(ticket, Arc::clone(text), decoder, prompt_tokens, arrived);
+        let answer = CompletionStream::new(ticket, Arc::clone(text), decoder, prompt_tokens, arrived);
         let answer = match &ask.reading {
             Some(reading) => answer.with_calls(reading.clone()),
             None => answer,

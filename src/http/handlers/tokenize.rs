@@ -11,12 +11,14 @@
 //! vLLM's name for the field.
 
 use actix_web::{HttpRequest, HttpResponse, http::header::ContentType, web};
-use serde_json::{Value, json};
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::{
     http::{
         error::ApiError,
         field_error::FieldError,
+        formats::format::to_json,
         offload::Cost,
         request::{
             body::{self, Taken},
@@ -30,13 +32,58 @@ use crate::{
         },
         state::AppState,
     },
-    text::{Conversation, Text},
+    text::{Conversation, Text, TokenText},
     units::Tokens,
 };
 
 /// Most tokens of a text for `/tokenize`, even if the context holds fewer: clients measure documents before they cut them.
 /// Tokenizing takes hundreds of bytes of memory for each token.
 const MOST_TOKENS: usize = 1 << 17;
+
+/// The tokens of a text.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Tokenized {
+    count: usize,
+    tokens: TokenList,
+    /// The context length.
+    max_model_len: Tokens,
+}
+
+/// Token ids, or with `with_pieces` token ids and texts.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+enum TokenList {
+    Ids(Vec<u32>),
+    Pieces(Vec<Piece>),
+}
+
+/// A token.
+#[derive(Serialize, ToSchema)]
+struct Piece {
+    id: u32,
+    piece: PieceText,
+}
+
+/// The text of a token, or its bytes where they are not whole characters, as in llama.cpp.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+enum PieceText {
+    Text(String),
+    Bytes(Vec<u8>),
+}
+
+/// The text of tokens, under two names.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Detokenized<'a> {
+    content: &'a str,
+    prompt: &'a str,
+}
+
+/// The prompt that the chat template renders from messages.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct RenderedPrompt {
+    prompt: String,
+}
 
 /// What to cut into tokens.
 enum Source {
@@ -67,8 +114,12 @@ pub(crate) async fn tokenize(
     let ids = tokenize_within(&state, &text, Untokenized { text: source, special }, counted).await?;
     drop(share);
     let json = state.offload.run(Cost::of_text(ids.len()), move || {
-        let tokens = if with_pieces { pieces(&text, &ids) } else { json!(ids) };
-        Ok::<_, ApiError>(json!({ "count": ids.len(), "tokens": tokens, "max_model_len": most }).to_string())
+        let count = ids.len();
+        let tokens = match with_pieces {
+            true => TokenList::Pieces(ids.into_iter().map(|id| Piece::new(&text, id)).collect()),
+            false => TokenList::Ids(ids),
+        };
+        Ok::<_, ApiError>(to_json(&Tokenized { count, tokens, max_model_len: most }))
     });
     Ok(ignored.name_in(send(json.await?)))
 }
@@ -89,7 +140,7 @@ pub(crate) async fn detokenize(
     let json = state.offload.run(Cost::of_text(ids.len()), move || {
         let spelled = text.spell(&ids);
         drop(share);
-        Ok::<_, ApiError>(json!({ "content": spelled, "prompt": spelled }).to_string())
+        Ok::<_, ApiError>(to_json(&Detokenized { content: &spelled, prompt: &spelled }))
     });
     Ok(ignored.name_in(send(json.await?)))
 }
@@ -109,7 +160,7 @@ pub(crate) async fn apply_template(
     let prompt = render(&state, &text, conversation).await?;
     drop(share);
     let cost = Cost::of_json(prompt.len());
-    let json = state.offload.run(cost, move || Ok::<_, ApiError>(json!({ "prompt": prompt }).to_string()));
+    let json = state.offload.run(cost, move || Ok::<_, ApiError>(to_json(&RenderedPrompt { prompt })));
     Ok(ignored.name_in(send(json.await?)))
 }
 
@@ -148,15 +199,14 @@ pub(crate) fn take_conversation(fields: &mut Fields) -> Result<Conversation, Fie
     Ok(Conversation { tools, ..conversation })
 }
 
-/// As llama.cpp has it: a piece that is no whole characters is an array of bytes.
-fn pieces(text: &Text, ids: &[u32]) -> Value {
-    let piece = |id: &u32| {
-        let token = text.token(*id);
-        let whole = match token.bytes {
-            None => json!(token.text),
-            Some(bytes) => String::from_utf8(bytes).map_or_else(|e| json!(e.into_bytes()), Value::from),
+impl Piece {
+    fn new(text: &Text, id: u32) -> Self {
+        let TokenText { text, bytes } = text.token(id);
+        let piece = match bytes.map(String::from_utf8) {
+            None => PieceText::Text(text),
+            Some(Ok(text)) => PieceText::Text(text),
+            Some(Err(error)) => PieceText::Bytes(error.into_bytes()),
         };
-        json!({ "id": id, "piece": whole })
-    };
-    ids.iter().map(piece).collect()
+        Self { id, piece }
+    }
 }

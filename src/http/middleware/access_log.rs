@@ -21,16 +21,13 @@ use crate::{
     http::{
         connections::{During, Place},
         error::ApiError,
-        routes::{ROUTES, RouteLine, line},
+        route_info::{NO_ROUTE, RouteInfo},
     },
     job::TraceLink,
     metrics::{Metrics, Outcome},
     otel::RequestSpan,
     units::Millis,
 };
-
-/// Paths that are no route: one label for all, or anybody could make the metrics grow.
-static OTHER: RouteLine = line("", "other", "");
 
 /// The status of requests that nobody waited for, by nginx's example; never sent.
 const CLIENT_GONE: u16 = 499;
@@ -41,7 +38,7 @@ pub(crate) struct RequestRecord(Rc<Visit>);
 
 struct Visit {
     metrics: Arc<Metrics>,
-    route: &'static RouteLine,
+    route: &'static RouteInfo,
     method: Method,
     peer: Option<IpAddr>,
     id: RequestId,
@@ -67,7 +64,7 @@ struct Told {
 }
 
 impl RequestRecord {
-    pub(crate) fn new(request: &ServiceRequest, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(route: &'static RouteInfo, request: &ServiceRequest, metrics: Arc<Metrics>) -> Self {
         let told = Told {
             code: "client_gone",
             status: None,
@@ -76,9 +73,8 @@ impl RequestRecord {
             reasons: Vec::new(),
             detail: None,
         };
-        let route = route_of(request.path());
         let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
-        let is_traced = route.method == "POST" && request.method() == Method::POST;
+        let is_traced = route.method == Method::POST && request.method() == Method::POST;
         let span = is_traced.then(|| RequestSpan::begin(route.path, header)).flatten();
         Self(Rc::new(Visit {
             metrics,
@@ -153,6 +149,10 @@ impl RequestRecord {
         self.0.key.get()
     }
 
+    pub(crate) fn route(&self) -> &'static RouteInfo {
+        self.0.route
+    }
+
     pub(crate) fn id(&self) -> &RequestId {
         &self.0.id
     }
@@ -198,7 +198,7 @@ impl Visit {
                 )
             };
         }
-        if self.route.method == "POST" || told.status.is_some_and(is_refusal) {
+        if self.route.method == Method::POST || told.status.is_some_and(is_refusal) {
             say!(info);
         } else {
             say!(debug);
@@ -242,10 +242,10 @@ pub(crate) fn refused_unread(
     if !was_sent {
         return;
     }
-    metrics.requests.get_or_create(&Outcome { route: OTHER.path, code: error.code() }).inc();
+    metrics.requests.get_or_create(&Outcome { route: NO_ROUTE.path, code: error.code() }).inc();
     tracing::info!(
         request_id = id.as_str(),
-        route = OTHER.path,
+        route = NO_ROUTE.path,
         status = error.status_code().as_u16(),
         code = error.code(),
         peer = peer.map(|peer| tracing::field::display(peer.ip())),
@@ -256,30 +256,4 @@ pub(crate) fn refused_unread(
 /// Somebody was turned away.
 fn is_refusal(status: StatusCode) -> bool {
     [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN, StatusCode::TOO_MANY_REQUESTS].contains(&status)
-}
-
-fn route_of(path: &str) -> &'static RouteLine {
-    let is = |route: &str| match route.split_once('{') {
-        Some((prefix, rest)) => {
-            let suffix = rest.split_once('}').map_or("", |(_, suffix)| suffix);
-            path.starts_with(prefix) && path.ends_with(suffix)
-        }
-        None => path == route,
-    };
-    ROUTES.iter().find(|route| is(route.path)).unwrap_or(&OTHER)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn routes_have_labels_and_everything_else_has_one() {
-        assert_eq!(route_of("/v1/completions").path, "/v1/completions");
-        assert_eq!(route_of("/v1/models").path, "/v1/models");
-        assert_eq!(route_of("/v1/models/demo").path, "/v1/models/{id}");
-        assert_eq!(route_of("/admin/models/demo/unload").path, "/admin/models/{id}/unload");
-        assert_eq!(route_of("/v1/completions/../secret").path, "other");
-        assert_eq!(route_of("/wp-login.php").path, "other");
-    }
 }

@@ -9,7 +9,7 @@ use super::messages::{CalledArguments, Function, ToolMode};
 /// A text, or the conversation so far.
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
-pub(super) enum Input {
+pub(crate) enum Input {
     Text(String),
     Items(Items),
 }
@@ -17,12 +17,12 @@ pub(super) enum Input {
 /// At least one item.
 #[derive(Serialize, ToSchema)]
 #[schema(min_items = 1)]
-pub(super) struct Items(Vec<Item>);
+pub(crate) struct Items(Vec<Item>);
 
 /// A message, a call that the assistant made, or the result of one.
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
-pub(super) enum Item {
+pub(crate) enum Item {
     Message(InputMessage),
     Call(InputCall),
     Result(InputResult),
@@ -31,7 +31,7 @@ pub(super) enum Item {
 /// A message of the conversation.
 #[derive(Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct InputMessage {
+pub(crate) struct InputMessage {
     #[serde(rename = "type")]
     kind: Option<MessageKind>,
     /// `system`, `developer`, `user`, `assistant`, or what else the chat template knows.
@@ -45,14 +45,14 @@ pub(super) struct InputMessage {
 
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum MessageKind {
+pub(crate) enum MessageKind {
     Message,
 }
 
 /// A text, or parts of one.
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
-pub(super) enum InputContent {
+pub(crate) enum InputContent {
     Text(String),
     Parts(Vec<InputPart>),
 }
@@ -60,7 +60,7 @@ pub(super) enum InputContent {
 /// A part of a content: texts alone.
 #[derive(Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct InputPart {
+pub(crate) struct InputPart {
     #[serde(rename = "type")]
     kind: InputPartKind,
     /// Of all parts but a refusal.
@@ -74,7 +74,7 @@ pub(super) struct InputPart {
 
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum InputPartKind {
+pub(crate) enum InputPartKind {
     InputText,
     OutputText,
     Text,
@@ -84,7 +84,7 @@ pub(super) enum InputPartKind {
 /// A call that the assistant made.
 #[derive(Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct InputCall {
+pub(crate) struct InputCall {
     #[serde(rename = "type")]
     kind: CallKind,
     call_id: String,
@@ -99,14 +99,14 @@ pub(super) struct InputCall {
 
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum CallKind {
+pub(crate) enum CallKind {
     FunctionCall,
 }
 
 /// The result of a call.
 #[derive(Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct InputResult {
+pub(crate) struct InputResult {
     #[serde(rename = "type")]
     kind: ResultKind,
     call_id: String,
@@ -119,14 +119,14 @@ pub(super) struct InputResult {
 
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum ResultKind {
+pub(crate) enum ResultKind {
     FunctionCallOutput,
 }
 
 /// A function that the model may call.
 #[derive(Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct FlatTool {
+pub(crate) struct FlatTool {
     #[serde(rename = "type")]
     kind: Function,
     #[schema(pattern = "^[a-zA-Z0-9_.-]{1,64}$")]
@@ -143,7 +143,7 @@ pub(super) struct FlatTool {
 /// Whether functions are called.
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
-pub(super) enum FlatToolChoice {
+pub(crate) enum FlatToolChoice {
     Mode(ToolMode),
     Named(FlatNamedTool),
 }
@@ -151,7 +151,7 @@ pub(super) enum FlatToolChoice {
 /// This function is called.
 #[derive(Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct FlatNamedTool {
+pub(crate) struct FlatNamedTool {
     #[serde(rename = "type")]
     kind: Function,
     /// One of `tools`.
@@ -161,14 +161,14 @@ pub(super) struct FlatNamedTool {
 /// The form of the answer.
 #[derive(Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct TextOptions {
+pub(crate) struct TextOptions {
     format: Option<TextFormat>,
 }
 
 /// OpenAI's `text.format`.
 #[derive(Serialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
-pub(super) enum TextFormat {
+pub(crate) enum TextFormat {
     /// Any text.
     Text,
     /// A JSON object.

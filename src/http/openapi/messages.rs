@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 /// A message of a conversation.
 #[derive(Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Message {
+pub(crate) struct Message {
     /// `system`, `developer`, `user`, `assistant`, `tool`, or what else the chat template knows.
     role: String,
     /// May be absent where there are calls.
@@ -23,7 +23,7 @@ pub(super) struct Message {
 /// A text, or parts of one.
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
-pub(super) enum Content {
+pub(crate) enum Content {
     Text(String),
     Parts(Vec<Part>),
 }
@@ -31,7 +31,7 @@ pub(super) enum Content {
 /// A part of a content. Texts alone: there are no images here.
 #[derive(Serialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
-pub(super) enum Part {
+pub(crate) enum Part {
     Text { text: String },
     InputText { text: String },
     OutputText { text: String },
@@ -41,7 +41,7 @@ pub(super) enum Part {
 /// A call that the assistant made.
 #[derive(Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct ToolCall {
+pub(crate) struct ToolCall {
     id: Option<String>,
     #[serde(rename = "type")]
     kind: Option<Function>,
@@ -51,14 +51,14 @@ pub(super) struct ToolCall {
 /// There is no other kind.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Function {
+pub(crate) enum Function {
     Function,
 }
 
 /// What was called, and with which arguments.
 #[derive(Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct CalledFunction {
+pub(crate) struct CalledFunction {
     name: String,
     /// As the model wrote them, mostly the text of a JSON object; an object may be sent as well.
     arguments: Option<CalledArguments>,
@@ -67,7 +67,7 @@ pub(super) struct CalledFunction {
 /// Arguments of a call: their text, or an object.
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
-pub(super) enum CalledArguments {
+pub(crate) enum CalledArguments {
     #[schema(examples("{\"city\": \"Pune\"}"))]
     Written(String),
     #[schema(value_type = Object)]
@@ -77,7 +77,7 @@ pub(super) enum CalledArguments {
 /// A function that the model may call.
 #[derive(Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Tool {
+pub(crate) struct Tool {
     #[serde(rename = "type")]
     kind: Function,
     function: ToolFunction,
@@ -86,7 +86,7 @@ pub(super) struct Tool {
 /// A function: what the model is told of it.
 #[derive(Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct ToolFunction {
+pub(crate) struct ToolFunction {
     #[schema(pattern = "^[a-zA-Z0-9_.-]{1,64}$")]
     name: String,
     description: Option<String>,
@@ -101,7 +101,7 @@ pub(super) struct ToolFunction {
 /// Whether functions are called.
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
-pub(super) enum ToolChoice {
+pub(crate) enum ToolChoice {
     Mode(ToolMode),
     Named(NamedTool),
 }
@@ -109,7 +109,7 @@ pub(super) enum ToolChoice {
 /// `auto` leaves it to the model; `required` makes every answer a call.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum ToolMode {
+pub(crate) enum ToolMode {
     None,
     Auto,
     Required,
@@ -118,7 +118,7 @@ pub(super) enum ToolMode {
 /// This function is called.
 #[derive(Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct NamedTool {
+pub(crate) struct NamedTool {
     #[serde(rename = "type")]
     kind: Function,
     function: FunctionName,
@@ -127,6 +127,6 @@ pub(super) struct NamedTool {
 /// One of `tools`.
 #[derive(Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct FunctionName {
+pub(crate) struct FunctionName {
     name: String,
 }

@@ -16,7 +16,7 @@ use super::{
 
 /// Fields that all generating routes share.
 #[derive(Serialize, ToSchema)]
-pub(super) struct Generation {
+pub(crate) struct Generation {
     /// Id of one of the models of `GET /v1/models`; the first of them where it is absent.
     model: Option<String>,
     /// 0 always takes the most probable token. The default is 1, and 0 on `/generate-lite`.
@@ -111,17 +111,17 @@ pub(super) struct Generation {
 /// At least one character.
 #[derive(Serialize, ToSchema)]
 #[schema(min_length = 1)]
-pub(super) struct NonEmpty(String);
+pub(crate) struct NonEmpty(String);
 
 /// -100 all but forbids a token, 100 all but forces it.
 #[derive(Serialize, ToSchema)]
 #[schema(minimum = -100.0, maximum = 100.0)]
-pub(super) struct Bias(f32);
+pub(crate) struct Bias(f32);
 
 /// One string, or several.
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
-pub(super) enum Stop {
+pub(crate) enum Stop {
     One(NonEmpty),
     Several(Stops),
 }
@@ -129,12 +129,12 @@ pub(super) enum Stop {
 /// Several strings.
 #[derive(Serialize, ToSchema)]
 #[schema(max_items = 16)]
-pub(super) struct Stops(Vec<NonEmpty>);
+pub(crate) struct Stops(Vec<NonEmpty>);
 
 /// Who waits for an answer: somebody who looks on, or nobody.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Priority {
+pub(crate) enum Priority {
     Interactive,
     Batch,
 }
@@ -142,7 +142,7 @@ pub(super) enum Priority {
 /// OpenAI's tiers.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum ServiceTier {
+pub(crate) enum ServiceTier {
     Auto,
     Default,
     Flex,
@@ -152,7 +152,7 @@ pub(super) enum ServiceTier {
 /// Options of a stream.
 #[derive(Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct StreamOptions {
+pub(crate) struct StreamOptions {
     /// A last event has the usage of all choices.
     #[schema(default = false)]
     include_usage: Option<bool>,
@@ -161,23 +161,23 @@ pub(super) struct StreamOptions {
 /// Seconds, or a number with a unit (`ms`, `s`, `m`, `h`).
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
-pub(super) enum KeepAlive {
+pub(crate) enum KeepAlive {
     Seconds(Seconds),
     Duration(Duration),
 }
 
 /// Less than 0 is for ever; at most 1000000000.
 #[derive(Serialize, ToSchema)]
-pub(super) struct Seconds(f64);
+pub(crate) struct Seconds(f64);
 
 #[derive(Serialize, ToSchema)]
 #[schema(pattern = "^[0-9]{1,9}(ms|s|m|h)?$", examples("10m"))]
-pub(super) struct Duration(String);
+pub(crate) struct Duration(String);
 
 /// OpenAI's `response_format`.
 #[derive(Serialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
-pub(super) enum ResponseFormat {
+pub(crate) enum ResponseFormat {
     /// Any text.
     Text,
     /// A JSON object.
@@ -189,7 +189,7 @@ pub(super) enum ResponseFormat {
 /// A JSON schema with a name.
 #[derive(Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct NamedSchema {
+pub(crate) struct NamedSchema {
     name: Option<String>,
     description: Option<String>,
     /// A schema is always kept to the letter.
@@ -201,7 +201,7 @@ pub(super) struct NamedSchema {
 /// A prompt: a text, the ids of its tokens, or an array of one of either.
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
-pub(super) enum Prompt {
+pub(crate) enum Prompt {
     Text(NonEmpty),
     Tokens(Ids),
     OneText(OneText),
@@ -210,16 +210,16 @@ pub(super) enum Prompt {
 /// Ids of tokens, at least one.
 #[derive(Serialize, ToSchema)]
 #[schema(min_items = 1)]
-pub(super) struct Ids(Vec<u32>);
+pub(crate) struct Ids(Vec<u32>);
 
 /// A single text.
 #[derive(Serialize, ToSchema)]
 #[schema(min_items = 1, max_items = 1)]
-pub(super) struct OneText(Vec<NonEmpty>);
+pub(crate) struct OneText(Vec<NonEmpty>);
 
 /// A request of `/generate-lite`.
 #[derive(Serialize, ToSchema)]
-pub(super) struct GenerateLiteRequest {
+pub(crate) struct GenerateLiteRequest {
     #[serde(flatten)]
     generation: Generation,
     /// What to continue; either this or `messages`.
@@ -234,7 +234,7 @@ pub(super) struct GenerateLiteRequest {
 
 /// A request of `/v1/completions`.
 #[derive(Serialize, ToSchema)]
-pub(super) struct CompletionRequest {
+pub(crate) struct CompletionRequest {
     #[serde(flatten)]
     generation: Generation,
     prompt: Prompt,
@@ -257,7 +257,7 @@ pub(super) struct CompletionRequest {
 
 /// A request of `/v1/chat/completions`.
 #[derive(Serialize, ToSchema)]
-pub(super) struct ChatRequest {
+pub(crate) struct ChatRequest {
     #[serde(flatten)]
     generation: Generation,
     #[schema(min_items = 1)]
@@ -288,7 +288,7 @@ pub(super) struct ChatRequest {
 
 /// A request of `/v1/responses`.
 #[derive(Serialize, ToSchema)]
-pub(super) struct ResponseRequest {
+pub(crate) struct ResponseRequest {
     #[serde(flatten)]
     generation: Generation,
     /// A text, or the conversation so far.

@@ -6,10 +6,11 @@
 
 use std::time::Duration;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::{
     cache_salt, compat,
+    echoed_fields::EchoedFields,
     fields::{Fields, ids_of, typed, whole_of, wrong_type},
     response_format::Form,
     sampling,
@@ -45,7 +46,7 @@ pub(crate) struct Ask {
     /// How calls of tools are read, where any may come.
     pub(crate) reading: Option<Reading>,
     /// What the answer repeats of the request.
-    pub(crate) echoed: Map<String, Value>,
+    pub(crate) echoed: EchoedFields,
     /// How many answers to make, one after another.
     pub(crate) choices: usize,
     pub(crate) scores: Option<ScoresAsked>,
@@ -136,7 +137,7 @@ impl Ask {
             breakers: sampling::take_breakers(fields)?,
             form,
             reading: None,
-            echoed: Map::new(),
+            echoed: EchoedFields::default(),
             choices: 1,
             scores: None,
             echo: false,
@@ -486,7 +487,7 @@ mod tests {
         fn no_json_breaks_it_and_what_it_accepts_is_proven(
             fields in prop::collection::vec((prop::sample::select(&NAMES[..]), any_json()), 0..5),
         ) {
-            let object: Map<String, Value> = fields.into_iter().map(|(name, value)| (name.into(), value)).collect();
+            let object: serde_json::Map<String, Value> = fields.into_iter().map(|(name, value)| (name.into(), value)).collect();
             let mut body = Value::Object(object);
             check::<GenerateLite>(&body.to_string());
             body["prompt"] = json!("a");

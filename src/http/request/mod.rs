@@ -3,6 +3,7 @@
 pub(super) mod body;
 pub(super) mod cache_salt;
 pub(super) mod compat;
+pub(super) mod echoed_fields;
 pub(super) mod fields;
 pub(super) mod generation;
 pub(super) mod ignored_fields;

@@ -151,7 +151,7 @@ impl<T> Connection<T> {
         let error = malformed::error(status, &self.heard);
         let id = RequestId::made();
         access_log::refused_unread(&self.metrics, self.peer, &id, &error, !self.heard.is_empty());
-        let body = error.body().to_string();
+        let body = serde_json::to_string(&error.body()).unwrap_or_default();
         let head = refusal.replace("content-length: 0\r\n", &format!("content-length: {}\r\n", body.len()));
         // After a request that was answered, actix-web closes the connection and does not say so.
         let head = head.replace("connection: close\r\n", "");

@@ -8,8 +8,8 @@ use std::{io, net, time::Duration};
 use actix_http::{ConnectionType, HttpMessage, HttpService, Protocol, Request, error::DispatchError};
 use actix_service::{IntoServiceFactory, ServiceFactoryExt, fn_service, map_config};
 use actix_web::{
-    App, Error, ResponseError,
-    dev::{AppConfig, Server},
+    App, Error, HttpRequest, ResponseError,
+    dev::{AppConfig, Server, ServiceRequest},
     error::InternalError,
     middleware::from_fn,
     web,
@@ -24,12 +24,15 @@ use super::{
 };
 use crate::http::{
     connections::{Connections, Place, SPARE},
+    documents::SharedDocuments,
+    error::ApiError,
     middleware::{
-        access_log, auth,
+        access_log, pipeline,
         request_id::{REQUEST_ID, RequestId},
     },
+    openapi,
     request::body,
-    routes::routes,
+    route, routes,
     state::AppState,
 };
 
@@ -68,7 +71,14 @@ pub(crate) fn listen(
         let (acceptor, data, ending) = (acceptor.clone(), data.clone(), ending.clone());
         let expecting = data.clone();
         let connections = Connections::new(data.settings.max_connections.get());
-        let app = App::new().app_data(data.clone()).wrap(from_fn(auth::pass)).configure(routes);
+        let app = App::new()
+            .app_data(data.clone())
+            .app_data(SharedDocuments::new(&openapi::DOCUMENTS))
+            .wrap(from_fn(|request: ServiceRequest, next| {
+                pipeline::handle(routes::find(request.path()), request, next)
+            }))
+            .configure(|app| route::register(&routes::ROUTES, app))
+            .default_service(web::to(not_found));
         let http = HttpService::build()
             .client_request_timeout(HEAD_PATIENCE)
             .client_disconnect_timeout(CLOSE_PATIENCE)
@@ -132,4 +142,8 @@ async fn accept(
     };
     let connection = Connection::new(io, peer, state.metrics.clone(), patience, place);
     Ok((connection, Protocol::Http1, peer))
+}
+
+async fn not_found(request: HttpRequest) -> Result<(), ApiError> {
+    Err(ApiError::NotFound { path: request.path().to_owned() })
 }

@@ -3,7 +3,7 @@
 use std::{
     io,
     net::TcpListener,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, LazyLock, Mutex, PoisonError},
 };
 
 use super::listener;
@@ -40,8 +40,8 @@ where
     F: Future<Output = ()>,
 {
     let Life { beside, shutdown, finish } = life;
-    // Made now, and not by the first request that asks for it.
-    std::thread::spawn(openapi::prepare);
+    // Made now, so that no request waits for it.
+    std::thread::spawn(|| LazyLock::force(&openapi::DOCUMENTS));
     let beside = Arc::new(Mutex::new(Some(beside)));
     let sandbox = state.sandbox.clone();
     let begin = move || {
