@@ -14,7 +14,7 @@ use serde_json::json;
 
 use super::{
     exit::Exit,
-    print::{self, ERROR, GOOD, Output},
+    output::{self, ERROR, GOOD, OutputFlags},
 };
 use crate::{
     config::{self, Config, ConfigArgs},
@@ -30,7 +30,7 @@ use crate::{
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
-    pub(super) output: Output,
+    pub(super) output: OutputFlags,
 
     #[command(flatten)]
     config: ConfigArgs,
@@ -88,9 +88,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
     let exit = findings.iter().find(|finding| finding.state.is_err()).map_or(Exit::Done, |first| first.exit);
     if args.output.json {
         let entries: Vec<_> = findings.iter().map(Finding::entry).collect();
-        print::document(&json!({"healthy": exit == Exit::Done, "findings": entries}))?;
+        output::document(&json!({"healthy": exit == Exit::Done, "findings": entries}))?;
     } else {
-        print::result(|out| print(out, &findings))?;
+        output::result(|out| print(out, &findings))?;
     }
     Ok(exit)
 }
@@ -98,7 +98,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
 fn print(out: &mut dyn Write, findings: &[Finding]) -> io::Result<()> {
     for Finding { what, state, .. } in findings {
         let (word, style, detail) = match state {
-            Ok(_) if print::is_quiet() => continue,
+            Ok(_) if output::is_quiet() => continue,
             Ok(detail) => ("ok", GOOD, detail),
             Err(detail) => ("PROBLEM", ERROR, detail),
         };

@@ -11,12 +11,11 @@ use std::{
 use anyhow::{Context, anyhow};
 
 use super::{
-    engine,
-    exit::{EndsAs, Exit},
-    lineup::Lineup,
-    logging,
-    prepare::{self, Prepared},
-    private_dir,
+    engine_args,
+    exit::{Exit, WithExit},
+    logging, private_dir,
+    resolve_model::{self, ResolvedModel},
+    served_models::ServedModels,
 };
 use crate::{
     config::{self, Config},
@@ -93,7 +92,7 @@ pub(super) fn faults(plan: &Plan) -> Vec<OsString> {
 /// When another user can.
 pub(super) fn check_cache(config: &Config) -> anyhow::Result<()> {
     if config.model.is_default_cache_dir {
-        private_dir::ensure(&config.model.cache_dir, "set model.cache_dir").ends_as(Exit::Usage)?;
+        private_dir::ensure(&config.model.cache_dir, "set model.cache_dir").with_exit(Exit::Usage)?;
     }
     Ok(())
 }
@@ -102,7 +101,7 @@ pub(super) fn check_cache(config: &Config) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// When the program or a model's files cannot be found.
-pub(super) fn command(config: &Config, models: &[Prepared]) -> anyhow::Result<WorkerCommand> {
+pub(super) fn command(config: &Config, models: &[ResolvedModel]) -> anyhow::Result<WorkerCommand> {
     command_on(config, config.engine.devices.first(), models)
 }
 
@@ -116,7 +115,7 @@ pub(super) fn labels(config: &Config) -> Vec<String> {
 /// differ in the exports that they get, and in nothing else.
 ///
 /// # Errors
-/// As [`command`] and [`prepare::models`], when no model can be used, or no device that something is to be exported for.
+/// As [`command`] and [`resolve_model::models`], when no model can be used, or no device that something is to be exported for.
 pub(super) async fn commands(
     config: &Config,
     sandbox: &Sandbox,
@@ -124,9 +123,9 @@ pub(super) async fn commands(
     let devices = &config.engine.devices;
     let mut found = Vec::new();
     for choice in devices.all() {
-        found.push(prepare::models(config, gpu(config, *choice).await?)?);
+        found.push(resolve_model::models(config, gpu(config, *choice).await?)?);
     }
-    let lineup = Lineup::open(found, sandbox).await?;
+    let lineup = ServedModels::open(found, sandbox).await?;
     let mut commands = Vec::new();
     for ((choice, label), models) in devices.all().iter().zip(devices.labels()).zip(&lineup.devices) {
         let mut command = shared_out(command_on(config, *choice, models)?, config);
@@ -141,7 +140,7 @@ pub(super) async fn commands(
     if config.engine.pin_cores {
         pin(commands.iter_mut().map(|command| &mut command.spec))
             .context("engine.pin_cores")
-            .ends_as(Exit::Machine)?;
+            .with_exit(Exit::Machine)?;
     }
     Ok((lineup.catalogue, commands))
 }
@@ -154,7 +153,7 @@ fn pin<'a>(workers: impl Iterator<Item = &'a mut WorkerSpec>) -> anyhow::Result<
     let many = workers.len();
     for (number, spec) in workers.iter_mut().enumerate() {
         let threads = spec.threads.unwrap_or_else(host::physical_cores);
-        spec.processors = engine::share(&all, [number, many], threads)?.to_vec();
+        spec.processors = engine_args::share(&all, [number, many], threads)?.to_vec();
     }
     Ok(())
 }
@@ -165,13 +164,13 @@ fn pin<'a>(workers: impl Iterator<Item = &'a mut WorkerSpec>) -> anyhow::Result<
 /// # Errors
 /// When it is to be a GPU, alone, and cannot be used. Otherwise the keeper of its worker says so, or another device serves.
 pub(super) async fn gpu(config: &Config, choice: DeviceChoice) -> anyhow::Result<Option<GpuReport>> {
-    if choice == DeviceChoice::Cpu || !prepare::is_exporting(config) {
+    if choice == DeviceChoice::Cpu || !resolve_model::is_exporting(config) {
         return Ok(None);
     }
     match ask_device(&command_on(config, choice, &[])?).await {
         Ok(report) => Ok(report.gpu),
         Err(reason) if choice != DeviceChoice::Auto && config.engine.devices.all().len() == 1 => {
-            Err(anyhow!("the model cannot be loaded: {reason}")).ends_as(Exit::Machine)
+            Err(anyhow!("the model cannot be loaded: {reason}")).with_exit(Exit::Machine)
         }
         Err(_) => Ok(None),
     }
@@ -191,7 +190,11 @@ fn shared_out(mut command: WorkerCommand, config: &Config) -> WorkerCommand {
     command
 }
 
-fn command_on(config: &Config, device: DeviceChoice, models: &[Prepared]) -> anyhow::Result<WorkerCommand> {
+fn command_on(
+    config: &Config,
+    device: DeviceChoice,
+    models: &[ResolvedModel],
+) -> anyhow::Result<WorkerCommand> {
     let spec = WorkerSpec {
         onnxruntime_dir: config.onnxruntime.dir.clone(),
         threads: config.engine.threads.map(Into::into),
@@ -226,7 +229,7 @@ fn command_on(config: &Config, device: DeviceChoice, models: &[Prepared]) -> any
     })
 }
 
-fn place(model: &Prepared) -> anyhow::Result<Place> {
+fn place(model: &ResolvedModel) -> anyhow::Result<Place> {
     let (dir, own) = found(&model.dir)?;
     let mut place = Place { id: model.id.as_str().into(), dir, draft: None, on_disk: own };
     if let Some(draft) = &model.draft {

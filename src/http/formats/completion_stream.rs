@@ -15,13 +15,13 @@ use crate::{
     executor::Ticket,
     http::middleware::access_log::RequestRecord,
     job::{self, Event, Failure, Finish, MemoryReport, Score},
-    text::{Call, CallReader, Decoder, Reading, Text, Told},
+    text::{Call, CallReader, Detokenizer, Reading, Text, Told},
 };
 
 /// A choice that is being generated. Dropping it cancels the job.
 pub(crate) struct CompletionStream {
     ticket: Ticket,
-    decoder: Decoder,
+    decoder: Detokenizer,
     arrived: Instant,
     queue_wait: Duration,
     /// When the job got the slot.
@@ -164,7 +164,7 @@ impl CompletionStream {
     pub(crate) fn new(
         ticket: Ticket,
         text: Arc<Text>,
-        decoder: Decoder,
+        decoder: Detokenizer,
         prompt_tokens: usize,
         arrived: Instant,
     ) -> Self {

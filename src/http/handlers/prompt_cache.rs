@@ -47,7 +47,7 @@ use crate::{
     },
     job::{CacheSalt, Event, Failure, Finish, FinishReason, Job, Order, SaveAs},
     metrics::{OnDevice, PromptFile},
-    prompt_store::{Head, Listed, Name, SavedError, Store},
+    prompt_store::{PromptInfo, PromptName, PromptStore, PromptStoreError, StoredPrompt},
     text::{Conversation, Message, Text},
     units::{Bytes, Tokens},
 };
@@ -74,7 +74,7 @@ pub(crate) struct SavedPrompt {
 }
 
 impl SavedPrompt {
-    fn new(name: &Name, head: Head, bytes: u64) -> Self {
+    fn new(name: &PromptName, head: PromptInfo, bytes: u64) -> Self {
         Self {
             name: name.to_string(),
             model: Some(head.model),
@@ -87,8 +87,8 @@ impl SavedPrompt {
     }
 }
 
-impl From<Listed> for SavedPrompt {
-    fn from(Listed { name, found }: Listed) -> Self {
+impl From<StoredPrompt> for SavedPrompt {
+    fn from(StoredPrompt { name, found }: StoredPrompt) -> Self {
         match found {
             Ok((head, bytes)) => Self::new(&name, head, bytes),
             Err(e) => Self {
@@ -161,7 +161,7 @@ pub(crate) async fn cache(
     let mut fields = body::read(&request, payload, &state).await?;
     let action: String = fields.require("action")?;
     let name: String = fields.require("name")?;
-    let name = Name::try_from(name.as_str()).map_err(|e| FieldError::value("name", e.to_string()))?;
+    let name = PromptName::try_from(name.as_str()).map_err(|e| FieldError::value("name", e.to_string()))?;
     match action.as_str() {
         "save" => {
             let saved = save(&request, &state, store, name, fields).await;
@@ -183,8 +183,8 @@ pub(crate) async fn cache(
 async fn save(
     request: &HttpRequest,
     state: &AppState,
-    store: Store,
-    name: Name,
+    store: PromptStore,
+    name: PromptName,
     mut fields: Fields,
 ) -> Result<HttpResponse, ApiError> {
     let text = auth::model(request, state, fields.take::<String>("model")?.as_deref())?;
@@ -241,8 +241,8 @@ async fn run(request: &HttpRequest, state: &AppState, job: Job) -> Result<(Finis
 async fn restore(
     request: &HttpRequest,
     state: &AppState,
-    store: Store,
-    name: Name,
+    store: PromptStore,
+    name: PromptName,
     mut fields: Fields,
 ) -> Result<HttpResponse, ApiError> {
     let asked = fields.take::<String>("model")?;
@@ -272,7 +272,7 @@ fn take_audience(
         return Err(FieldError::value("shared", said));
     }
     if let Some(name) = &key
-        && !state.door.rules().keys.has_name(name)
+        && !state.access.rules().keys.has_name(name)
     {
         return Err(FieldError::value("key", format!("no API key has the name {name:?}")));
     }
@@ -284,8 +284,8 @@ fn take_audience(
 async fn delete(
     request: &HttpRequest,
     state: &AppState,
-    store: Store,
-    name: Name,
+    store: PromptStore,
+    name: PromptName,
     fields: Fields,
 ) -> Result<HttpResponse, ApiError> {
     fields.finish(&[])?;
@@ -299,12 +299,12 @@ async fn delete(
 }
 
 /// Where saved prompts lie, if there is somebody to take orders.
-fn store(request: &HttpRequest, state: &AppState) -> Result<Store, ApiError> {
+fn store(request: &HttpRequest, state: &AppState) -> Result<PromptStore, ApiError> {
     let store = state.saved.clone().filter(|_| state.orders.is_some());
     store.ok_or_else(|| ApiError::NotFound { path: request.path().to_owned() })
 }
 
-async fn head(store: Store, name: &Name) -> Result<(Head, u64), ApiError> {
+async fn head(store: PromptStore, name: &PromptName) -> Result<(PromptInfo, u64), ApiError> {
     let called = name.clone();
     blocking(move || store.head(&called)).await?.map_err(|e| failed(name.as_str(), &e))
 }
@@ -314,10 +314,10 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     web::block(work).await.map_err(|error| ApiError::Internal { message: error.to_string() })
 }
 
-fn failed(name: &str, e: &SavedError) -> ApiError {
+fn failed(name: &str, e: &PromptStoreError) -> ApiError {
     let (name, message) = (name.to_owned(), e.to_string());
     match e {
-        SavedError::Missing => ApiError::SavedPromptNotFound { name },
+        PromptStoreError::Missing => ApiError::SavedPromptNotFound { name },
         e if e.is_io() => Failure::SavedFile { name, message }.into(),
         _ => Failure::SavedPrompt { name, message }.into(),
     }

@@ -16,7 +16,7 @@ use actix_web::{
 
 use super::{access_log::RequestRecord, cors, host};
 use crate::{
-    auth::{Key, Rules, Spent},
+    auth::{ExhaustedLimit, Key, Rules},
     http::{error::ApiError, model_registry::ModelRegistry, route_info::Access, state::AppState},
     text::Text,
 };
@@ -53,7 +53,7 @@ pub(crate) fn check(
     if let Some(address) = record.peer().filter(|_| !is_metrics) {
         let limit = rules.requests_per_minute_per_ip.map_or(0, u32::from);
         let refuse = |wait| ApiError::RateLimited { whose: "this address", what: "requests", limit, wait };
-        state.door.enter(rules, address, now).map_err(refuse)?;
+        state.access.admit(rules, address, now).map_err(refuse)?;
     }
     if rules.keys.is_empty() || is_page(request, access) {
         return Ok(());
@@ -64,11 +64,11 @@ pub(crate) fn check(
     if matches!(access, Access::Metrics | Access::Unmetered) {
         return Ok(());
     }
-    key.enter(now).map_err(|(spent, wait)| {
-        let [requests, tokens] = key.standing(now).map(|standing| standing.map_or(0, |s| s.limit));
+    key.admit(now).map_err(|(spent, wait)| {
+        let [requests, tokens] = key.rate_limit_status(now).map(|status| status.map_or(0, |s| s.limit));
         let (what, limit) = match spent {
-            Spent::Requests => ("requests", requests),
-            Spent::Tokens => ("tokens", tokens),
+            ExhaustedLimit::Requests => ("requests", requests),
+            ExhaustedLimit::Tokens => ("tokens", tokens),
         };
         ApiError::RateLimited { whose: "this key", what, limit, wait }
     })
@@ -95,7 +95,7 @@ pub(crate) async fn admins_only(
     next: Next<BoxBody>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
     let Some(state) = request.app_data::<web::Data<AppState>>() else { return next.call(request).await };
-    match check_admin(request.request(), &state.door.rules()) {
+    match check_admin(request.request(), &state.access.rules()) {
         Ok(()) => next.call(request).await,
         Err(refusal) => Ok(request.error_response(refusal)),
     }
@@ -151,7 +151,7 @@ pub(crate) fn check_model(request: &HttpRequest, model: &str) -> Result<(), ApiE
 
 fn check_model_for(key: Option<&Key>, model: &str) -> Result<(), ApiError> {
     match key {
-        Some(key) if !key.opens(model) => {
+        Some(key) if !key.allows_model(model) => {
             let allowed = key.models().unwrap_or_default().iter().map(|model| format!("{model:?}"));
             let allowed = allowed.collect::<Vec<_>>().join(", ");
             Err(ApiError::ModelNotAllowed { model: model.to_owned(), allowed })

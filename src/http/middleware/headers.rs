@@ -8,7 +8,7 @@ use actix_web::http::header::{
 };
 
 use super::{access_log::RequestRecord, request_id::REQUEST_ID};
-use crate::auth::{Door, Rules, Standing};
+use crate::auth::{AccessControl, RateLimitStatus, Rules};
 
 /// OpenAI's names: limit, remaining, reset.
 const REQUESTS: [HeaderName; 3] = [
@@ -41,16 +41,21 @@ pub(crate) fn add(headers: &mut HeaderMap, record: &RequestRecord) {
 }
 
 /// Adds the rate limits of the key, or else of the address.
-pub(crate) fn add_rate_limits(headers: &mut HeaderMap, door: &Door, rules: &Rules, record: &RequestRecord) {
+pub(crate) fn add_rate_limits(
+    headers: &mut HeaderMap,
+    access: &AccessControl,
+    rules: &Rules,
+    record: &RequestRecord,
+) {
     let now = Instant::now();
-    let [requests, tokens] = record.key().map_or([None, None], |key| key.standing(now));
-    let requests = requests.or_else(|| door.standing(rules, record.peer()?, now));
+    let [requests, tokens] = record.key().map_or([None, None], |key| key.rate_limit_status(now));
+    let requests = requests.or_else(|| access.rate_limit_status(rules, record.peer()?, now));
     insert(headers, REQUESTS, requests);
     insert(headers, TOKENS, tokens);
 }
 
-fn insert(headers: &mut HeaderMap, names: [HeaderName; 3], standing: Option<Standing>) {
-    let Some(Standing { limit, remaining, reset }) = standing else { return };
+fn insert(headers: &mut HeaderMap, names: [HeaderName; 3], status: Option<RateLimitStatus>) {
+    let Some(RateLimitStatus { limit, remaining, reset }) = status else { return };
     let values = [limit.to_string(), remaining.to_string(), duration(reset)];
     for (name, value) in names.into_iter().zip(values) {
         if let Ok(value) = HeaderValue::from_str(&value) {

@@ -20,7 +20,7 @@ pub(crate) async fn handle(
     let Some(state) = request.app_data::<web::Data<AppState>>().cloned() else {
         return next.call(request).await;
     };
-    let rules = state.door.rules();
+    let rules = state.access.rules();
     let record = RequestRecord::new(route, &request, state.metrics.clone());
     request.extensions_mut().insert(record.clone());
     let origin = cors::origin(&request, &rules);
@@ -43,7 +43,7 @@ pub(crate) async fn handle(
     }
     let out = response.headers_mut();
     headers::add(out, &record);
-    headers::add_rate_limits(out, &state.door, &rules, &record);
+    headers::add_rate_limits(out, &state.access, &rules, &record);
     cors::add(out, origin.as_ref(), &rules);
     Ok(response)
 }
