@@ -191,7 +191,7 @@ async fn tokens_are_taken_when_they_were_generated_also_of_clients_that_leave() 
     let refused = ask(&server, ASHA).send().await.unwrap();
     assert_eq!(refused.headers()["x-ratelimit-remaining-tokens"], "0");
     let answer: Value = refused.json().await.unwrap();
-    assert!(answer["error"]["message"].as_str().unwrap().contains("20 tokens a minute"), "{answer}");
+    assert!(answer["error"]["message"].as_str().unwrap().contains("20 tokens per minute"), "{answer}");
 }
 
 #[tokio::test]
@@ -327,7 +327,7 @@ async fn failures_of_orders_do_not_say_where_either() {
         let (status, answer) = server.ask("/admin/trim", &json!({})).await;
         assert!(status >= 500 && !answer.to_string().contains("secret"), "{answer}");
         assert!(
-            answer["error"]["message"].as_str().unwrap().ends_with("the log of the server says why"),
+            answer["error"]["message"].as_str().unwrap().ends_with("see the log of the server"),
             "{answer}"
         );
     }

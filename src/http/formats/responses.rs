@@ -1,8 +1,8 @@
 //! `POST /v1/responses` in OpenAI's wire format, for text and calls of functions.
 //!
-//! Nothing is kept from one request to the next, so each has to send the whole conversation: an absent `store` is read as
-//! false, and `previous_response_id` is refused. A stream is events with a type and a number each, and ends with
-//! `response.completed`, or `response.incomplete` where the tokens ran out.
+//! Responses are not stored, so each request sends the whole conversation: an absent `store` means false, and
+//! `previous_response_id` is refused. A stream has typed, numbered events and ends with `response.completed`, or with
+//! `response.incomplete` at the token limit.
 
 use std::slice;
 

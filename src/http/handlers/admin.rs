@@ -1,7 +1,6 @@
-//! `POST /admin/…`: what is done in the slot between two jobs, for whoever runs the server.
+//! `POST /admin/…`: load and unload models, trim memory, set the log level, shut down.
 //!
-//! An order waits for the running job, and goes before all that are queued. It is taken with an
-//! admin key, or where there are no keys from this machine alone: whoever can unload a model can keep everybody waiting.
+//! Orders run between two jobs: after the running one and before all that are queued.
 
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Serialize;
@@ -85,7 +84,7 @@ pub(crate) struct Draining {
     grace_ms: Millis,
 }
 
-/// `POST /admin/models/{id}/load`, with `{"keep_alive": …}` if it shall not stay as long as others do.
+/// `POST /admin/models/{id}/load`, optionally with `keep_alive`.
 pub(crate) async fn load(
     request: HttpRequest,
     path: web::Path<String>,
@@ -96,7 +95,7 @@ pub(crate) async fn load(
     let mut fields = body::read_optional(&request, payload, &state).await?;
     let keep_alive = take_keep_alive(&mut fields)?;
     fields.finish(&[])?;
-    carry_out(&request, &state, Order::Load { model, keep_alive }).await
+    answer_order(&request, &state, Order::Load { model, keep_alive }).await
 }
 
 /// `POST /admin/models/{id}/unload`.
@@ -106,15 +105,15 @@ pub(crate) async fn unload(
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, ApiError> {
     let model = state.catalogue.id(&path.into_inner())?;
-    carry_out(&request, &state, Order::Unload { model }).await
+    answer_order(&request, &state, Order::Unload { model }).await
 }
 
 /// `POST /admin/trim`.
 pub(crate) async fn trim(request: HttpRequest, state: web::Data<AppState>) -> Result<HttpResponse, ApiError> {
-    carry_out(&request, &state, Order::Trim).await
+    answer_order(&request, &state, Order::Trim).await
 }
 
-/// `POST /admin/log` with `{"level": …}`: what is logged until the next start, or SIGHUP with another log.level.
+/// `POST /admin/log`: sets `log.level` until a restart, or until SIGHUP with another log.level.
 pub(crate) async fn log(
     request: HttpRequest,
     payload: web::Payload,
@@ -125,7 +124,7 @@ pub(crate) async fn log(
     fields.finish(&[])?;
     if !is_log_level(&level) {
         let expected = "expected error, warn, info, debug, trace or a filter such as info,eka=debug";
-        return Err(FieldError::value("level", format!("it is {level:?}; {expected}")).into());
+        return Err(FieldError::value("level", format!("invalid filter {level:?}; {expected}")).into());
     }
     let Some(set) = &state.set_log_level else {
         return Err(ApiError::NotFound { path: request.path().to_owned() });
@@ -135,7 +134,7 @@ pub(crate) async fn log(
     Ok(HttpResponse::Ok().json(LogLevel { level }))
 }
 
-/// `POST /admin/drain`: what SIGTERM does, for whoever cannot send one.
+/// `POST /admin/drain`: the same as SIGTERM.
 pub(crate) async fn drain(state: web::Data<AppState>) -> HttpResponse {
     state.drain.cancel();
     let now = state.executor.snapshot();
@@ -147,13 +146,17 @@ pub(crate) async fn drain(state: web::Data<AppState>) -> HttpResponse {
     })
 }
 
-async fn carry_out(request: &HttpRequest, state: &AppState, order: Order) -> Result<HttpResponse, ApiError> {
-    let outcomes = give(request, state, order).await?;
+async fn answer_order(
+    request: &HttpRequest,
+    state: &AppState,
+    order: Order,
+) -> Result<HttpResponse, ApiError> {
+    let outcomes = send_order(request, state, order).await?;
     Ok(HttpResponse::Ok().json(OrderAnswer::try_from(outcomes)?))
 }
 
-/// Has an order carried out, and waits for what came of it.
-pub(crate) async fn give(
+/// Sends an order to all devices and waits for the outcomes.
+pub(crate) async fn send_order(
     request: &HttpRequest,
     state: &AppState,
     order: Order,
@@ -161,9 +164,9 @@ pub(crate) async fn give(
     let Some(orders) = &state.orders else {
         return Err(ApiError::NotFound { path: request.path().to_owned() });
     };
-    let patience = state.deadlines().total;
-    let outcomes = timeout(patience, orders(order)).await;
-    Ok(outcomes.map_err(|_| Failure::Deadline { elapsed: patience })?)
+    let limit = state.deadlines().total;
+    let outcomes = timeout(limit, orders(order)).await;
+    Ok(outcomes.map_err(|_| Failure::Deadline { elapsed: limit })?)
 }
 
 impl TryFrom<Vec<OrderOutcome>> for OrderAnswer {

@@ -109,7 +109,7 @@ fn request_id(request: &HttpRequest) -> String {
 
 /// Sets the span's attributes by the semantic conventions for generative AI, without the prompt.
 fn trace_request(record: &RequestRecord, ask: &Ask, operation: &'static str, model: &str) {
-    record.tell_trace(|span| {
+    record.trace_with(|span| {
         span.tell("gen_ai.operation.name", operation);
         span.tell("gen_ai.provider.name", "eka");
         span.tell("gen_ai.request.model", model.to_owned());

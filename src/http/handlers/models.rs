@@ -10,7 +10,7 @@ use crate::{
     http::{
         error::{ApiError, Unavailable},
         middleware::auth::check_model,
-        model_registry::{self, Entry},
+        model_registry::{self, ModelEntry},
         state::AppState,
     },
     job::{Memory, ModelId, ModelReport, Readiness, SlotReport},
@@ -130,12 +130,15 @@ pub(crate) async fn model(
 }
 
 /// The models that the key of a request may use.
-pub(crate) fn allowed<'a>(request: &'a HttpRequest, state: &'a AppState) -> impl Iterator<Item = &'a Entry> {
+pub(crate) fn allowed<'a>(
+    request: &'a HttpRequest,
+    state: &'a AppState,
+) -> impl Iterator<Item = &'a ModelEntry> {
     state.catalogue.entries().filter(|entry| check_model(request, model_registry::id(entry)).is_ok())
 }
 
 impl<'a> Model<'a> {
-    fn new(state: &AppState, entry: &'a Entry) -> Self {
+    fn new(state: &AppState, entry: &'a ModelEntry) -> Self {
         let (id, created, eka) = match entry {
             Ok(text) => (&text.card().id, text.card().created, ModelDetails::available(state, text)),
             Err(Unavailable { id, reason }) => (id, 0, ModelDetails::Unavailable { error: reason }),

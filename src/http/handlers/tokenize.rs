@@ -1,14 +1,14 @@
-//! What a model's text side does by itself: text to tokens, tokens to text, messages to a prompt. No worker is needed.
+//! Tokenizing, detokenizing and rendering chat templates, without a worker.
 //!
-//! | route | takes | gives |
+//! | route | request | answer |
 //! |---|---|---|
 //! | `POST /tokenize` | one of `content`, `prompt`, `messages`; `tools`, `add_special`, `with_pieces` | `tokens`, `count`, `max_model_len` |
 //! | `POST /detokenize` | `tokens` | `content`, and the same as `prompt` |
 //! | `POST /apply-template` | `messages`, `tools` | `prompt` |
 //!
-//! Each takes `model` as well. `content` is llama.cpp's name and gets no special tokens unless `add_special` asks for them;
-//! `prompt` is vLLM's and gets them unless it does not want them. A chat template writes its own. `add_special_tokens` is
-//! vLLM's name for the field.
+//! All take `model` as well. `content` is llama.cpp's name and gets no special tokens by default; `prompt` is vLLM's name and
+//! gets them by default; `add_special` overrides both. Chat templates write their own. `add_special_tokens` is vLLM's name of
+//! `add_special`.
 
 use actix_web::{HttpRequest, HttpResponse, http::header::ContentType, web};
 use serde::Serialize;
@@ -36,8 +36,8 @@ use crate::{
     units::Tokens,
 };
 
-/// Most tokens of a text for `/tokenize`, even if the context holds fewer: clients measure documents before they cut them.
-/// Tokenizing takes hundreds of bytes of memory for each token.
+/// Token limit of `/tokenize` for models with a shorter context: clients measure documents before they split them. Tokenizing
+/// takes hundreds of bytes of memory per token.
 const MOST_TOKENS: usize = 1 << 17;
 
 /// The tokens of a text.
@@ -138,9 +138,9 @@ pub(crate) async fn detokenize(
     });
     let Taken { text, value: ids, share, ignored } = taken.await?;
     let json = state.offload.run(Cost::of_text(ids.len()), move || {
-        let spelled = text.spell(&ids);
+        let content = text.spell(&ids);
         drop(share);
-        Ok::<_, ApiError>(to_json(&Detokenized { content: &spelled, prompt: &spelled }))
+        Ok::<_, ApiError>(to_json(&Detokenized { content: &content, prompt: &content }))
     });
     Ok(ignored.name_in(send(json.await?)))
 }
@@ -164,7 +164,7 @@ pub(crate) async fn apply_template(
     Ok(ignored.name_in(send(json.await?)))
 }
 
-/// An answer with JSON that was serialized off the HTTP thread.
+/// An answer with serialized JSON.
 fn send(json: String) -> HttpResponse {
     HttpResponse::Ok().content_type(ContentType::json()).body(json)
 }

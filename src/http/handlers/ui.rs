@@ -1,7 +1,7 @@
-//! The page at `/` for people with a browser: three files and an icon, within the binary.
+//! The web page: files that are compiled into the binary.
 //!
-//! Nothing in them is secret and none of them names a model, so they come without a key, and the page asks for the key itself.
-//! The policy lets it load nothing but these files and talk to nobody but this server; what is written inline does not run.
+//! They contain no secrets and need no key; the page itself asks for one. The content security policy allows these files and
+//! requests to this server only, and no inline scripts or styles.
 
 use actix_web::{
     HttpRequest, HttpResponse,
@@ -18,7 +18,7 @@ use crate::http::{documents::SharedDocuments, error::ApiError};
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
      base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// What is sent as it is.
+/// A static file.
 struct File {
     name: &'static str,
     kind: &'static str,
@@ -96,7 +96,7 @@ fn send(request: &HttpRequest, etag: &str, file: &File) -> HttpResponse {
     let mut answer = if is_known { HttpResponse::NotModified() } else { HttpResponse::Ok() };
     answer
         .insert_header((ETAG, tag.to_string()))
-        // Kept, and asked for again each time: a new binary has a new page.
+        // Cached, but revalidated each time: a new binary has a new page.
         .insert_header((CACHE_CONTROL, "no-cache"))
         .insert_header((CONTENT_SECURITY_POLICY, POLICY))
         .insert_header((REFERRER_POLICY, "no-referrer"));
@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn html_is_for_those_who_name_it_and_do_not_prefer_text() {
+    fn html_is_sent_if_it_is_accepted_and_not_less_than_text() {
         let wanted =
             |accept: &str| is_wanted(&TestRequest::get().insert_header((ACCEPT, accept)).to_http_request());
         let chromium = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8";
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn the_whole_page_is_small_and_nothing_in_it_is_inline() {
+    fn the_page_is_small_and_has_no_inline_code() {
         let all = || std::iter::once(&DOCUMENT).chain(&FILES);
         assert!(all().map(|file| file.text.len()).sum::<usize>() <= 150 << 10);
         for forbidden in ["<style", " style=", " onclick=", " onload=", "javascript:", "http://", "https://"]
