@@ -48,7 +48,7 @@ impl Rules {
     pub fn lists_origin(&self, origin: &str) -> bool {
         match &self.origins {
             Origins::Any => false,
-            Origins::These(these) => these.iter().any(|one| one.eq_ignore_ascii_case(origin)),
+            Origins::List(these) => these.iter().any(|one| one.eq_ignore_ascii_case(origin)),
         }
     }
 }

@@ -80,7 +80,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
         Ok(settings) => {
             findings.push(fine("settings", "can be used; `eka serve --print-config` shows them".into()));
             findings.push(gpu());
-            findings.extend(devices(&settings.config, args.config.model.is_some()));
+            findings.extend(devices(&settings.config, args.config.flags.get("model").is_some()));
             findings.extend(models(&settings.config));
         }
         Err(e) => findings.push(Finding { what: "settings", state: Err(e.to_string()), exit: Exit::Usage }),
@@ -199,7 +199,7 @@ fn devices(config: &Config, with_model: bool) -> Vec<Finding> {
     let mut findings = vec![Finding { what: "onnxruntime", state: library(&device), exit: Exit::Machine }];
     let why = device.fell_back().map(|why| format!(", as {why}")).unwrap_or_default();
     findings.push(fine("device", format!("{device}{why}")));
-    findings.extend(config.engine.devices.all().iter().skip(1).map(|choice| other(*choice)));
+    findings.extend(config.engine.device.all().iter().skip(1).map(|choice| other(*choice)));
     if with_model && manifest::is_model(&config.model.path) {
         findings.push(Finding { what: "placement", state: placement(&device, config), exit: Exit::Model });
     }
@@ -220,9 +220,9 @@ fn other(choice: DeviceChoice) -> Finding {
 
 fn open(config: &Config) -> Result<Device, OpenError> {
     Device::open(OpenOptions {
-        choice: config.engine.devices.first(),
+        choice: config.engine.device.first(),
         libraries: config.onnxruntime.dir.as_deref(),
-        memory_limit: config.device.memory_limit,
+        memory_limit: config.device.memory_limit_bytes,
         host_pool: config.device.host_pool,
     })
 }

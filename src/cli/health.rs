@@ -85,7 +85,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
 
 /// Where a server with these settings is reached from its own machine.
 fn address(config: &Config) -> anyhow::Result<String> {
-    ensure!(config.tls.is_none(), "the server speaks TLS, and this does not: ask it with another client");
+    ensure!(
+        config.tls.files().is_none(),
+        "the server speaks TLS, and this does not: ask it with another client"
+    );
     ensure!(config.server.port != 0, "server.port is 0, so it may be any: name the server with --url");
     let address = SocketAddr::new(config.server.bind, config.server.port);
     Ok(format!("http://{}", local_address(address)))

@@ -73,7 +73,7 @@ impl LocalModel {
     /// # Errors
     /// When there is no model, or it cannot be exported.
     pub(super) async fn start(config: &Config, faults: Option<&Plan>) -> anyhow::Result<Self> {
-        let gpu = worker::gpu(config, config.engine.devices.first()).await?;
+        let gpu = worker::gpu(config, config.engine.device.first()).await?;
         let model = resolve_model::model(config, gpu)?;
         let text = Arc::new(Text::open(&model.dir, &model.id)?);
         let mut command = worker::command(config, std::slice::from_ref(&model))?;
@@ -84,7 +84,7 @@ impl LocalModel {
         let most = text.card().context_length;
         Ok(Self {
             context: config.engine.context_length.map_or(most, |n| most.min(n.0)),
-            default_max_new: config.engine.default_max_new.0,
+            default_max_new: config.engine.default_max_new_tokens.0,
             text,
             supervisor,
             metrics,

@@ -28,6 +28,7 @@ mod sampling;
 mod sandbox;
 mod serve;
 mod served_models;
+mod settings;
 mod smoke;
 mod spawn_server;
 #[cfg(unix)]
@@ -66,6 +67,8 @@ enum Command {
     Bench(bench::Args),
     Smoke(smoke::Args),
     Health(health::Args),
+    /// Print the reference of all settings as Markdown
+    Settings,
     Completions(man::CompletionsArgs),
     Man(man::ManArgs),
     /// Run a model for the parent process at the other end of stdin and stdout
@@ -127,7 +130,7 @@ impl Command {
             Self::Bench(args) => args.output,
             Self::Smoke(args) => args.output,
             Self::Health(args) => args.output,
-            Self::Completions(_) | Self::Man(_) | Self::Worker(_) | Self::Sandbox => {
+            Self::Settings | Self::Completions(_) | Self::Man(_) | Self::Worker(_) | Self::Sandbox => {
                 OutputFlags { json: false, quiet: false }
             }
         }
@@ -149,6 +152,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Bench(args) => bench::run(&args).map(done),
         Command::Smoke(args) => smoke::run(&args).map(ExitCode::from),
         Command::Health(args) => health::run(&args).map(done),
+        Command::Settings => settings::run().map(done),
         Command::Completions(args) => man::completions(&args, &Cli::command()).map(done),
         Command::Man(args) => man::man(&args, &Cli::command()).map(done),
         Command::Worker(args) => worker::run(args).map(done),

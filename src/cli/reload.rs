@@ -54,8 +54,8 @@ impl LiveSettings {
         let config = &settings.config;
         let rules = Rules::read(config)?;
         warn_if_open(config, &rules);
-        let open = |tls: &crate::config::Tls| Tls::open(&tls.cert_file, &tls.key_file);
-        let tls = config.tls.as_ref().map(open).transpose()?.map(Arc::new);
+        let open = |(cert, key): (&Path, &Path)| Tls::open(cert, key);
+        let tls = config.tls.files().map(open).transpose()?.map(Arc::new);
         tls.iter().for_each(|tls| warn_of_dates(tls));
         let access = Arc::new(AccessControl::new(rules));
         let deadlines = watch::Sender::new(deadlines(config));

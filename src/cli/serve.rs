@@ -182,7 +182,7 @@ async fn serve(
     )
     .await;
     if let Some(collector) = collector {
-        collector.finish(LAST_SPANS.min(config.server.grace.into()));
+        collector.finish(LAST_SPANS.min(config.server.grace_ms.into()));
     }
     served.context("the HTTP server failed")?;
     match last {
@@ -229,8 +229,9 @@ fn route(config: &Config, executor: &Executor, mut view: FleetView) {
 
 /// Where traces go, if they are collected.
 fn collector(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<Option<Collector>> {
-    let Some(endpoint) = config.trace.endpoint.clone() else { return Ok(None) };
-    let (sample_ratio, service_name) = (config.trace.sample_ratio, config.trace.service_name.clone());
+    let Some(endpoint) = config.trace.collector_url() else { return Ok(None) };
+    let (sample_ratio, service_name) =
+        (config.trace.sample_ratio, config.trace.service_name.trim().to_owned());
     let options = Options { endpoint, sample_ratio, service_name };
     let collector = Collector::start(options, Arc::clone(metrics));
     Ok(Some(collector.context("traces cannot be sent; set trace.otlp_endpoint")?))

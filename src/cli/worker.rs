@@ -91,7 +91,7 @@ pub(super) fn faults(plan: &Plan) -> Vec<OsString> {
 /// # Errors
 /// When another user can.
 pub(super) fn check_cache(config: &Config) -> anyhow::Result<()> {
-    if config.model.is_default_cache_dir {
+    if config.model.cache_dir.is_default() {
         private_dir::ensure(&config.model.cache_dir, "set model.cache_dir").with_exit(Exit::Usage)?;
     }
     Ok(())
@@ -102,12 +102,12 @@ pub(super) fn check_cache(config: &Config) -> anyhow::Result<()> {
 /// # Errors
 /// When the program or a model's files cannot be found.
 pub(super) fn command(config: &Config, models: &[ResolvedModel]) -> anyhow::Result<WorkerCommand> {
-    command_on(config, config.engine.devices.first(), models)
+    command_on(config, config.engine.device.first(), models)
 }
 
 /// The devices of the settings by name, where there are several.
 pub(super) fn labels(config: &Config) -> Vec<String> {
-    let devices = &config.engine.devices;
+    let devices = &config.engine.device;
     if devices.all().len() > 1 { devices.labels() } else { Vec::new() }
 }
 
@@ -120,7 +120,7 @@ pub(super) async fn commands(
     config: &Config,
     sandbox: &Sandbox,
 ) -> anyhow::Result<(ModelRegistry, Vec<WorkerCommand>)> {
-    let devices = &config.engine.devices;
+    let devices = &config.engine.device;
     let mut found = Vec::new();
     for choice in devices.all() {
         found.push(resolve_model::models(config, gpu(config, *choice).await?)?);
@@ -169,7 +169,7 @@ pub(super) async fn gpu(config: &Config, choice: DeviceChoice) -> anyhow::Result
     }
     match ask_device(&command_on(config, choice, &[])?).await {
         Ok(report) => Ok(report.gpu),
-        Err(reason) if choice != DeviceChoice::Auto && config.engine.devices.all().len() == 1 => {
+        Err(reason) if choice != DeviceChoice::Auto && config.engine.device.all().len() == 1 => {
             Err(anyhow!("the model cannot be loaded: {reason}")).with_exit(Exit::Machine)
         }
         Err(_) => Ok(None),
@@ -178,12 +178,12 @@ pub(super) async fn gpu(config: &Config, choice: DeviceChoice) -> anyhow::Result
 
 /// What the settings do not say is shared out among workers on the CPU: its cores, and the machine's memory.
 fn shared_out(mut command: WorkerCommand, config: &Config) -> WorkerCommand {
-    let cpus = config.engine.devices.cpus();
+    let cpus = config.engine.device.cpus();
     if command.spec.device != DeviceChoice::Cpu || cpus < 2 {
         return command;
     }
     command.spec.threads.get_or_insert_with(|| (host::physical_cores() / cpus).max(1));
-    if config.models.memory.is_none() {
+    if config.models.memory_bytes.is_none() {
         let share = |all: Bytes| Bytes(all.0 / u64::try_from(cpus).unwrap_or(1));
         command.model_memory = command.model_memory.map(share);
     }
@@ -204,23 +204,23 @@ fn command_on(
         prefill_chunk: config.engine.prefill_chunk.get(),
         context_length: config.engine.context_length.map(|n| n.0),
         device,
-        device_memory: config.device.memory_limit,
+        device_memory: config.device.memory_limit_bytes,
         trim: config.device.trim,
-        kv_keep: config.device.kv_keep,
-        prefix_cache: config.engine.prefix_cache,
+        kv_keep: config.device.kv_keep_bytes,
+        prefix_cache: config.engine.prefix_cache_bytes,
         draft_tokens: config.engine.draft_tokens,
         cuda_graphs: config.device.cuda_graphs,
         host_pool: config.device.host_pool,
     };
     let half = host::machine_memory().map(|(total, _)| Bytes(total.0 / 2));
-    let keep_alive = config.models.keep_alive;
+    let keep_alive = config.models.keep_alive_ms;
     Ok(WorkerCommand {
         label: None,
         program: env::current_exe().context("this program's own file cannot be found")?,
         arguments: vec![NAME.into()],
         spec,
         models: models.iter().map(place).collect::<Result<_, _>>()?,
-        model_memory: config.models.memory.or(half),
+        model_memory: config.models.memory_bytes.or(half),
         keep_alive: keep_alive.map_or(KeepAlive::Forever, |keep_alive| KeepAlive::For(keep_alive.into())),
         budgets: budgets(&config.watchdog),
         recycle: recycle(&config.recycle),
@@ -253,22 +253,22 @@ fn found(dir: &Path) -> anyhow::Result<(PathBuf, Bytes)> {
 
 fn budgets(watchdog: &config::Watchdog) -> Budgets {
     Budgets {
-        load: watchdog.load.into(),
-        warm_up: watchdog.warm_up.into(),
-        prefill_base: watchdog.prefill_base.into(),
+        load: watchdog.load_ms.into(),
+        warm_up: watchdog.warm_up_ms.into(),
+        prefill_base: watchdog.prefill_base_ms.into(),
         prefill_factor: watchdog.prefill_factor,
-        decode_floor: watchdog.decode_floor.into(),
+        decode_floor: watchdog.decode_floor_ms.into(),
         decode_factor: watchdog.decode_factor,
-        pipe: watchdog.pipe.into(),
-        idle: watchdog.idle.into(),
+        pipe: watchdog.pipe_ms.into(),
+        idle: watchdog.idle_ms.into(),
     }
 }
 
 fn recycle(rules: &config::Recycle) -> Recycle {
     Recycle {
         after_jobs: rules.after_jobs,
-        after: rules.after.map(Into::into),
-        growth: rules.memory_growth,
+        after: rules.after_ms.map(Into::into),
+        growth: rules.memory_growth_bytes,
         between_requests: rules.between_requests,
     }
 }

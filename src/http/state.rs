@@ -68,15 +68,15 @@ impl From<&Config> for Settings {
     fn from(config: &Config) -> Self {
         let Config { server, queue, engine, log, .. } = config;
         Self {
-            body_limit: server.body_limit,
-            body_memory: server.body_memory,
-            heartbeat: server.heartbeat.into(),
+            body_limit: server.body_limit_bytes,
+            body_memory: server.body_memory_bytes,
+            heartbeat: server.heartbeat_ms.into(),
             max_connections: server.max_connections,
             write_timeout: WRITE_TIMEOUT,
-            grace: server.grace.into(),
-            deadlines: Deadlines { queue: queue.timeout.into(), total: queue.total_timeout.into() },
+            grace: server.grace_ms.into(),
+            deadlines: Deadlines { queue: queue.timeout_ms.into(), total: queue.total_timeout_ms.into() },
             context_length: engine.context_length,
-            default_max_new: engine.default_max_new,
+            default_max_new: engine.default_max_new_tokens,
             log_prompts: log.prompts,
             unknown_fields: server.unknown_fields,
             prefix_cache_shared: engine.prefix_cache_shared,

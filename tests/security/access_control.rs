@@ -242,7 +242,7 @@ async fn every_answer_has_the_requests_id_and_says_what_browsers_must_not_do() {
 fn for_origin(origins: &[&str]) -> Server {
     let origins = match origins {
         ["*"] => Origins::Any,
-        these => Origins::These(these.iter().map(|one| (*one).to_owned()).collect()),
+        these => Origins::List(these.iter().map(|one| (*one).to_owned()).collect()),
     };
     behind(Rules { keys: keys(&three_keys()), origins, ..Rules::default() })
 }

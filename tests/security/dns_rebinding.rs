@@ -77,7 +77,7 @@ async fn a_name_that_anybody_could_register_is_refused_as_host_everywhere_but_fo
 
 #[tokio::test]
 async fn names_of_server_hosts_are_allowed_and_with_keys_all_are_unless_some_are_listed() {
-    let listed = || Hosts::These(vec!["chat.example.org".into()]);
+    let listed = || Hosts::List(vec!["chat.example.org".into()]);
     let server = behind(Rules { hosts: listed(), ..Rules::default() });
     assert_eq!(told(generate(&server).header("host", "Chat.example.org:443")).await.0, 200);
     assert_eq!(told(generate(&server).header("host", "chat.example.com")).await.1, "host_not_allowed");
@@ -147,7 +147,7 @@ async fn a_star_in_cors_origins_does_not_open_admin_endpoints() {
     let order = with_keys.post("/admin/trim", &json!({})).bearer_auth(ADMIN);
     assert_eq!(told(order.try_clone().unwrap()).await.0, 200);
     assert_eq!(told(order.header("origin", page)).await.1, "not_from_here");
-    let listed = behind(Rules { origins: Origins::These(vec![page.into()]), ..Rules::default() });
+    let listed = behind(Rules { origins: Origins::List(vec![page.into()]), ..Rules::default() });
     assert_eq!(told(listed.post("/admin/trim", &json!({})).header("origin", page)).await.0, 200);
 }
 
