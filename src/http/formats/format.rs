@@ -11,20 +11,13 @@ use super::{
     completion_stream::{Ending, Progress, Said},
     response_id,
 };
-use crate::{
-    http::{
-        field_error::FieldError,
-        request::{
-            compat::OtherField,
-            fields::Fields,
-            generation::{Ask, Rules},
-        },
-    },
-    job::JobId,
-};
+use crate::{http::request::generation::GenerateRequest, job::JobId};
 
 /// One spelling of requests and answers.
 pub(crate) trait ApiFormat: From<ResponseMeta> + Send + 'static {
+    /// Its requests.
+    type Request: GenerateRequest;
+
     /// Where it is spoken.
     const ROUTE: &'static str;
 
@@ -39,17 +32,8 @@ pub(crate) trait ApiFormat: From<ResponseMeta> + Send + 'static {
     /// What it does, as traces call it.
     const OPERATION: &'static str = "text_completion";
 
-    /// Temperature of requests that name none.
-    const TEMPERATURE: f32;
-
     /// The events of a stream have their type on a line of its own as well, and the last of them says that it is.
     const TYPED_EVENTS: bool = false;
-
-    /// Tables of the fields that eka does not have in this dialect.
-    const OTHERS: &'static [&'static [OtherField]];
-
-    /// Takes a request's fields, except `model`.
-    fn ask(fields: &mut Fields, rules: &Rules) -> Result<Ask, FieldError>;
 
     /// The whole answer as one document, all of its choices in their order.
     fn whole(&self, endings: &[Ending]) -> Value;

@@ -8,16 +8,7 @@ use super::{
     response_id,
 };
 use crate::{
-    http::{
-        field_error::FieldError,
-        handlers::health::held,
-        request::{
-            compat::{self, OtherField},
-            fields::Fields,
-            generation::{Ask, Prompt, Rules, prompt_of, take_tokens},
-            messages::take_messages,
-        },
-    },
+    http::{handlers::health::held, request::generate_lite::GenerateLiteRequest},
     job::{JobId, MemoryReport},
 };
 
@@ -48,22 +39,14 @@ impl GenerateLite {
 }
 
 impl ApiFormat for GenerateLite {
+    type Request = GenerateLiteRequest;
+
     const ROUTE: &'static str = "/generate-lite";
     const ID_PREFIX: &'static str = "gen-";
 
     /// With the job's number, in which order the queue took them: for tests of the queue and of faults.
     fn id(job: JobId) -> String {
         format!("{}-{}", response_id::new(Self::ID_PREFIX), job.0)
-    }
-
-    const TEMPERATURE: f32 = 0.0;
-    const OTHERS: &'static [&'static [OtherField]] =
-        &[compat::OPENAI, compat::SINGLE, compat::WITHOUT_TOOLS, compat::PEERS];
-
-    fn ask(fields: &mut Fields, rules: &Rules) -> Result<Ask, FieldError> {
-        let prompt = take_prompt(fields)?;
-        let max_new = take_tokens(fields, "max_new_tokens")?;
-        Ask::take(fields, rules, prompt, max_new)
     }
 
     fn whole(&self, endings: &[Ending]) -> Value {
@@ -89,15 +72,6 @@ impl ApiFormat for GenerateLite {
 
     fn summary(&mut self, _: &[Ending]) -> Vec<Value> {
         Vec::new()
-    }
-}
-
-fn take_prompt(fields: &mut Fields) -> Result<Prompt, FieldError> {
-    match (fields.has("prompt"), fields.has("messages")) {
-        (true, false) => prompt_of(fields.require("prompt")?, "prompt"),
-        (false, true) => take_messages(fields).map(Prompt::Conversation),
-        (true, true) => Err(FieldError::value("messages", "is given together with prompt; send one of them")),
-        (false, false) => Err(FieldError::Missing { param: "prompt or messages".into() }),
     }
 }
 

@@ -4,27 +4,14 @@
 //! false, and `previous_response_id` is refused. A stream is events with a type and a number each, and ends with
 //! `response.completed`, or `response.incomplete` where the tokens ran out.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::{
     completion_stream::{Ending, Progress, Reason, Said},
     format::{ApiFormat, ResponseMeta, prompt_progress, timings},
     response_id,
 };
-use crate::{
-    http::{
-        field_error::FieldError,
-        request::{
-            compat::{self, OtherField},
-            fields::Fields,
-            generation::{Ask, Prompt, Rules, take_tokens},
-            input_items::take_input,
-            response_format::Form,
-            tools::{Shape, Toolbox},
-        },
-    },
-    text::Call,
-};
+use crate::{http::request::responses::ResponseCall, text::Call};
 
 const COMPLETED: &str = "completed";
 const INCOMPLETE: &str = "incomplete";
@@ -77,32 +64,12 @@ impl From<ResponseMeta> for Responses {
 }
 
 impl ApiFormat for Responses {
+    type Request = ResponseCall;
+
     const ROUTE: &'static str = "/v1/responses";
     const ID_PREFIX: &'static str = "resp_";
     const OPERATION: &'static str = "chat";
-    const TEMPERATURE: f32 = 1.0;
     const TYPED_EVENTS: bool = true;
-    const OTHERS: &'static [&'static [OtherField]] =
-        &[compat::OPENAI, compat::RESPONSES, compat::SINGLE, compat::PEERS];
-
-    fn ask(fields: &mut Fields, rules: &Rules) -> Result<Ask, FieldError> {
-        let echoed = echo(fields);
-        let conversation = take_input(fields)?;
-        let toolbox = Toolbox::take(fields, Shape::Flat)?;
-        let conversation = match &toolbox {
-            Some(toolbox) => toolbox.tell(conversation, &rules.tools),
-            None => conversation,
-        };
-        let most = take_tokens(fields, "max_output_tokens")?;
-        let form = take_text(fields)?;
-        let ask = Ask::take(fields, rules, Prompt::Conversation(conversation), most)?;
-        let ask = ask.with_form(form, fields)?;
-        let ask = match toolbox {
-            Some(toolbox) => toolbox.equip(ask, rules, fields)?,
-            None => ask,
-        };
-        Ok(Ask { echoed, ..ask })
-    }
 
     fn whole(&self, endings: &[Ending]) -> Value {
         let Some(ending) = endings.first() else { return Value::Null };
@@ -286,29 +253,4 @@ impl Responses {
 
 fn part(text: &str) -> Value {
     json!({ "type": "output_text", "text": text, "annotations": [], "logprobs": [] })
-}
-
-/// What a response repeats of its request, with OpenAI's values where the request has none.
-fn echo(fields: &Fields) -> Map<String, Value> {
-    let defaults = json!({
-        "instructions": null, "max_output_tokens": null, "metadata": {}, "parallel_tool_calls": true, "temperature": 1.0,
-        "text": { "format": { "type": "text" } }, "tool_choice": "auto", "tools": [], "top_p": 1.0,
-        "reasoning": { "effort": null, "summary": null }, "user": null,
-    });
-    let Value::Object(mut echoed) = defaults else { return Map::new() };
-    for (name, value) in &mut echoed {
-        if let Some(given) = fields.get(name) {
-            *value = given.clone();
-        }
-    }
-    echoed
-}
-
-/// Takes `text`, which says the form of the answer.
-fn take_text(fields: &mut Fields) -> Result<Option<Form>, FieldError> {
-    let Some(text) = fields.take::<Value>("text")? else { return Ok(None) };
-    let mut text = fields.nested(text, &fields.path("text"))?;
-    let form = Form::take_flat(&mut text)?;
-    text.finish(&[compat::TEXT_OPTIONS])?;
-    Ok(form)
 }

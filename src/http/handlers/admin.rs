@@ -14,7 +14,10 @@ use crate::{
         error::ApiError,
         field_error::FieldError,
         middleware::auth::check_admin,
-        request::{body, generation::take_keep_alive},
+        request::{
+            admin::{LoadRequest, LogRequest},
+            body,
+        },
         state::AppState,
     },
     job::{Failure, Order, OrderOutcome, OrderReport},
@@ -30,9 +33,7 @@ pub(crate) async fn load(
 ) -> Result<HttpResponse, ApiError> {
     check_admin(&request, &state)?;
     let model = state.catalogue.id(&path.into_inner())?;
-    let mut fields = body::read_optional(&request, payload, &state).await?;
-    let keep_alive = take_keep_alive(&mut fields)?;
-    fields.finish(&[])?;
+    let LoadRequest { keep_alive } = body::read_optional(&request, payload, &state).await?;
     carry_out(&request, &state, Order::Load { model, keep_alive }).await
 }
 
@@ -60,12 +61,10 @@ pub(crate) async fn log(
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, ApiError> {
     check_admin(&request, &state)?;
-    let mut fields = body::read(&request, payload, &state).await?;
-    let level = fields.require::<String>("level")?;
-    fields.finish(&[])?;
+    let LogRequest { level } = body::read(&request, payload, &state).await?;
     if !is_log_level(&level) {
         let expected = "expected error, warn, info, debug, trace or a filter such as info,eka=debug";
-        return Err(FieldError::value("level", format!("it is {level:?}; {expected}")).into());
+        return Err(FieldError::value("level", format!("unsupported value {level:?}; {expected}")).into());
     }
     let Some(set) = &state.set_log_level else {
         return Err(ApiError::NotFound { path: request.path().to_owned() });

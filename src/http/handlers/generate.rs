@@ -28,8 +28,7 @@ use crate::{
         offload::Cost,
         request::{
             body::{self, Taken},
-            fields::Fields,
-            generation::{Ask, Delivery, Rules},
+            generation::{Delivery, GenerateParams, GenerateRequest, RequestContext},
         },
         state::AppState,
     },
@@ -50,7 +49,7 @@ pub(crate) async fn generate<D: ApiFormat>(
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, ApiError> {
     let (deadlines, log_as) = (state.deadlines(), state.settings.log_prompts.then(|| request_id(&request)));
-    let take = move |fields: &mut Fields, text: &Text| ask::<D>(fields, text, deadlines, log_as);
+    let take = move |request: D::Request, text: &Text| resolve(request, text, deadlines, log_as);
     let Taken { text, value: mut ask, share, ignored } = body::take(&request, payload, &state, take).await?;
     let job = state.executor.new_id();
     let delivery = ask.delivery;
@@ -82,25 +81,19 @@ pub(crate) async fn generate<D: ApiFormat>(
     Ok(ignored.name_in(response))
 }
 
-/// Takes all fields of a request but `model`, and logs the prompt under the request's id where that is wanted.
-fn ask<D: ApiFormat>(
-    fields: &mut Fields,
+/// Checks a request, and logs the prompt under the request's id where that is wanted.
+fn resolve<R: GenerateRequest>(
+    request: R,
     text: &Text,
     deadlines: Deadlines,
     log_as: Option<String>,
-) -> Result<Ask, ApiError> {
-    let rules = Rules {
-        vocabulary: text.card().vocabulary,
-        deadlines,
-        temperature: D::TEMPERATURE,
-        tools: text.into(),
-    };
-    let ask = D::ask(fields, &rules)?;
-    std::mem::take(fields).finish(D::OTHERS)?;
+) -> Result<GenerateParams, ApiError> {
+    let context = RequestContext { vocabulary: text.card().vocabulary, deadlines, tools: text.into() };
+    let params = request.resolve(&context)?;
     if let Some(request_id) = log_as {
-        tracing::info!(request_id, prompt = ?ask.prompt, "prompt");
+        tracing::info!(request_id, prompt = ?params.prompt, "prompt");
     }
-    Ok(ask)
+    Ok(params)
 }
 
 fn request_id(request: &HttpRequest) -> String {
@@ -108,7 +101,7 @@ fn request_id(request: &HttpRequest) -> String {
 }
 
 /// What is asked for, by the semantic conventions for generative AI; what is said is nobody's business.
-fn tell_trace(tally: &RequestRecord, ask: &Ask, operation: &'static str, model: &str) {
+fn tell_trace(tally: &RequestRecord, ask: &GenerateParams, operation: &'static str, model: &str) {
     tally.tell_trace(|span| {
         span.tell("gen_ai.operation.name", operation);
         span.tell("gen_ai.provider.name", "eka");

@@ -28,7 +28,6 @@ use super::{
     admin::{describe_all, give},
     slot::caller,
     submit::{check_readiness, room},
-    tokenize::take_conversation,
 };
 use crate::{
     executor::Terms,
@@ -41,11 +40,12 @@ use crate::{
             auth::{self, check_admin},
         },
         request::{
+            admin::{CacheRequest, RestorePrompt, SavePrompt},
             body, cache_salt,
-            fields::Fields,
-            generation::{Prompt, check_ids, prompt_of},
+            prompt::Prompt,
             prompt_rendering::render,
             prompt_tokens::{Special, Untokenized, tokenize},
+            tokenize::with_tools,
         },
         state::AppState,
     },
@@ -125,24 +125,16 @@ pub(crate) async fn cache(
 ) -> Result<HttpResponse, ApiError> {
     check_admin(&request, &state)?;
     let store = store(&request, &state)?;
-    let mut fields = body::read(&request, payload, &state).await?;
-    let action: String = fields.require("action")?;
-    let name: String = fields.require("name")?;
-    let name = Name::try_from(name.as_str()).map_err(|e| FieldError::value("name", e.to_string()))?;
-    match action.as_str() {
-        "save" => {
-            let saved = save(&request, &state, store, name, fields).await;
+    match body::read(&request, payload, &state).await? {
+        CacheRequest::Save(body) => {
+            let saved = save(&request, &state, store, body).await;
             let outcome = if saved.is_ok() { "ok" } else { "failed" };
             let save = PromptFile { action: "save", outcome, device: OnDevice::default() };
             state.metrics.saved_prompts.get_or_create(&save).inc();
             saved
         }
-        "restore" => restore(&request, &state, store, name, fields).await,
-        "delete" => delete(&request, &state, store, name, fields).await,
-        other => {
-            let said = format!("it is {other:?}; expected save, restore or delete");
-            Err(FieldError::value("action", said).into())
-        }
+        CacheRequest::Restore(body) => restore(&request, &state, store, body).await,
+        CacheRequest::Delete(body) => delete(&request, &state, store, body.name).await,
     }
 }
 
@@ -151,13 +143,12 @@ async fn save(
     request: &HttpRequest,
     state: &AppState,
     store: Store,
-    name: Name,
-    mut fields: Fields,
+    body: SavePrompt,
 ) -> Result<HttpResponse, ApiError> {
-    let text = auth::model(request, state, fields.take::<String>("model")?.as_deref())?;
-    let prompt = take_prompt(&mut fields, text)?;
-    let salt = cache_salt::take(&mut fields)?;
-    fields.finish(&[])?;
+    let SavePrompt { name, model, prompt, messages, tools, cache_salt: salt } = body;
+    let text = auth::model(request, state, model.as_deref())?;
+    let prompt = Prompt::choose(prompt, with_tools(messages, tools)?)?;
+    prompt.check(text.card().vocabulary)?;
     check_readiness(&state.readiness.borrow())?;
     let tokens = encode(state, text, prompt).await?;
     if tokens.is_empty() {
@@ -210,12 +201,10 @@ async fn restore(
     request: &HttpRequest,
     state: &AppState,
     store: Store,
-    name: Name,
-    mut fields: Fields,
+    body: RestorePrompt,
 ) -> Result<HttpResponse, ApiError> {
-    let asked = fields.take::<String>("model")?;
-    let salt = take_audience(request, state, &mut fields)?;
-    fields.finish(&[])?;
+    let salt = audience(request, state, &body)?;
+    let RestorePrompt { name, model: asked, .. } = body;
     let file = store.path(&name);
     let (head, bytes) = head(store, &name).await?;
     let text = auth::model(request, state, Some(asked.as_ref().unwrap_or(&head.model)))?;
@@ -228,27 +217,20 @@ async fn restore(
     })))
 }
 
-/// Takes which requests may begin with a restored prompt: those of the key that restores it, or of another; `None` is all.
-fn take_audience(
+/// The salt of the requests that may use a restored prompt: those of the key that restores it, or of another; `None` is all.
+fn audience(
     request: &HttpRequest,
     state: &AppState,
-    fields: &mut Fields,
+    body: &RestorePrompt,
 ) -> Result<Option<CacheSalt>, FieldError> {
-    let shared = fields.take::<bool>("shared")?.unwrap_or(false);
-    let key = fields.take::<String>("key")?;
-    let salt = cache_salt::take(fields)?;
-    if let (true, Some(other)) = (shared, key.as_ref().map(|_| "key").or(salt.as_ref().map(|_| "cache_salt")))
-    {
-        let said = format!("is given together with {other}; send one of them");
-        return Err(FieldError::value("shared", said));
-    }
-    if let Some(name) = &key
+    body.check()?;
+    if let Some(name) = &body.key
         && !state.door.rules().keys.has_name(name)
     {
         return Err(FieldError::value("key", format!("no API key has the name {name:?}")));
     }
-    let key = key.or_else(|| caller(request).key);
-    Ok((!shared).then(|| cache_salt::digest(state, key.as_deref(), salt.as_deref())))
+    let key = body.key.clone().or_else(|| caller(request).key);
+    Ok((!body.shared).then(|| cache_salt::digest(state, key.as_deref(), body.cache_salt.as_deref())))
 }
 
 /// Removes a saved prompt, and what was restored from it.
@@ -257,9 +239,7 @@ async fn delete(
     state: &AppState,
     store: Store,
     name: Name,
-    fields: Fields,
 ) -> Result<HttpResponse, ApiError> {
-    fields.finish(&[])?;
     let called = name.clone();
     let deleted = blocking(move || store.delete(&called)).await?;
     deleted.map_err(|e| failed(name.as_str(), &e))?;
@@ -292,21 +272,6 @@ fn failed(name: &str, e: &SavedError) -> ApiError {
         e if e.is_io() => Failure::SavedFile { name, message }.into(),
         _ => Failure::SavedPrompt { name, message }.into(),
     }
-}
-
-fn take_prompt(fields: &mut Fields, text: &Text) -> Result<Prompt, FieldError> {
-    let prompt = match (fields.take("prompt")?, fields.has("messages")) {
-        (Some(_), true) => {
-            Err(FieldError::value("messages", "is given together with prompt; send one of them"))
-        }
-        (Some(prompt), false) => prompt_of(prompt, "prompt"),
-        (None, true) => take_conversation(fields).map(Prompt::Conversation),
-        (None, false) => Err(FieldError::Missing { param: "prompt or messages".into() }),
-    }?;
-    if let Prompt::Ids(ids) = &prompt {
-        check_ids(ids, "prompt", text.card().vocabulary)?;
-    }
-    Ok(prompt)
 }
 
 async fn encode(state: &AppState, text: &Arc<Text>, prompt: Prompt) -> Result<Vec<u32>, ApiError> {

@@ -343,8 +343,8 @@ pub(super) struct Echoed {
     temperature: f32,
     #[schema(value_type = Object)]
     text: Value,
-    tool_choice: super::items::FlatToolChoice,
-    tools: Vec<super::items::FlatTool>,
+    tool_choice: Value,
+    tools: Vec<Value>,
     top_p: f32,
     #[schema(value_type = Object)]
     reasoning: Value,

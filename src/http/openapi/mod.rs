@@ -1,23 +1,12 @@
 //! `GET /openapi.json`: what is served, as an OpenAPI 3.1 document made from types, and `GET /docs`: the same for people.
 //!
-//! ```text
-//! requests, messages, items, texts, answers (types) ─► paths (routes) ─► Document ─► + what is let pass ─► JSON ─► HTML
-//! ```
-//!
-//! Types describe requests; the parser reads them field by field, for the sake of its errors. Tests hold the two together:
-//! every field that is described is read, every field that is read is described, and what the server answers is valid.
+//! Requests describe themselves ([`shape`](super::request::shape)); the parser reads the same declarations.
 
 #[expect(dead_code, reason = "the types are described and never made")]
 mod answers;
 mod docs;
-#[expect(dead_code, reason = "the types are described and never made")]
-mod items;
-#[expect(dead_code, reason = "the types are described and never made")]
-mod messages;
 #[expect(dead_code, reason = "the functions carry what is said of routes")]
 mod paths;
-#[expect(dead_code, reason = "the types are described and never made")]
-mod requests;
 #[cfg(test)]
 mod tests;
 #[expect(dead_code, reason = "the types are described and never made")]
@@ -26,7 +15,7 @@ mod texts;
 use std::sync::LazyLock;
 
 use actix_web::{HttpResponse, http::header::ContentType};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use utoipa::{
     Modify, OpenApi,
     openapi::{
@@ -36,14 +25,6 @@ use utoipa::{
 };
 
 pub(super) use self::docs::PAGE;
-use crate::http::{
-    formats::{
-        chat::Chat, completions::Completions, format::ApiFormat, generate_lite::GenerateLite,
-        responses::Responses,
-    },
-    request::compat::{self, Kind, Off, OtherField},
-};
-
 /// All of it, as utoipa makes it.
 #[derive(OpenApi)]
 #[openapi(
@@ -91,35 +72,10 @@ impl Modify for Keys {
     }
 }
 
-/// The document: the types', and the fields that eka does not have.
+/// The document.
 static DOCUMENT: LazyLock<Value> = LazyLock::new(|| {
     // Its types are maps with texts for keys, which JSON always has.
     let mut document = serde_json::to_value(Document::openapi()).unwrap_or_default();
-    let objects: [(_, &[&[OtherField]]); 20] = [
-        ("GenerateLiteRequest", GenerateLite::OTHERS),
-        ("CompletionRequest", Completions::OTHERS),
-        ("ChatRequest", Chat::OTHERS),
-        ("ResponseRequest", Responses::OTHERS),
-        ("TokenizeRequest", &[compat::TOKENIZE]),
-        ("ApplyTemplateRequest", &[compat::TEMPLATE]),
-        ("StreamOptions", &[compat::STREAM_OPTIONS]),
-        ("TextOptions", &[compat::TEXT_OPTIONS]),
-        ("NamedSchema", &[]),
-        ("Message", &[compat::MESSAGE]),
-        ("ToolCall", &[compat::CALL]),
-        ("CalledFunction", &[compat::CALLED_FUNCTION]),
-        ("Tool", &[compat::TOOL]),
-        ("ToolFunction", &[]),
-        ("FlatTool", &[compat::TOOL]),
-        ("NamedTool", &[]),
-        ("InputMessage", &[compat::ITEM]),
-        ("InputCall", &[compat::ITEM]),
-        ("InputResult", &[compat::ITEM]),
-        ("InputPart", &[compat::PART]),
-    ];
-    for (name, others) in objects {
-        close(&mut document["components"]["schemas"][name], others);
-    }
     // An empty list is both.
     if let Some(list) = document["components"]["schemas"]["TokenList"].as_object_mut()
         && let Some(either) = list.remove("oneOf")
@@ -138,46 +94,6 @@ static DOCUMENT: LazyLock<Value> = LazyLock::new(|| {
     }
     document
 });
-
-/// Describes the fields that eka does not have with the values at which that changes nothing, and says that all others
-/// must be null.
-fn close(schema: &mut Value, others: &[&[OtherField]]) {
-    let is_flat = schema.get("allOf").is_none();
-    let parts = schema.get_mut("allOf").and_then(Value::as_array_mut).into_iter().flatten();
-    let own = parts.into_iter().find(|part| part.get("properties").is_some());
-    let own = if is_flat { Some(&mut *schema) } else { own };
-    if let Some(properties) = own.and_then(|own| own.get_mut("properties")?.as_object_mut()) {
-        for field in others.iter().copied().flatten() {
-            properties.entry(field.name).or_insert_with(|| describe(&field.off));
-        }
-    }
-    if let Value::Object(schema) = schema {
-        schema.remove("additionalProperties");
-        schema.insert("unevaluatedProperties".into(), json!({ "type": "null" }));
-    }
-}
-
-fn describe(off: &Off) -> Value {
-    let mut described = match off {
-        Off::Any(Kind::List) => json!({ "type": ["array", "null"], "items": {} }),
-        Off::Any(kind) => match kind.schema() {
-            Some(kind) => json!({ "type": [kind, "null"] }),
-            None => json!({}),
-        },
-        Off::Values(values) => {
-            let values = values.iter().map(|value| serde_json::from_str(value).unwrap_or_default());
-            json!({ "enum": std::iter::once(Value::Null).chain(values).collect::<Vec<_>>() })
-        }
-        Off::Object(fields) => {
-            let fields: Map<_, _> =
-                fields.iter().map(|field| (field.name.to_owned(), describe(&field.off))).collect();
-            json!({ "type": ["object", "null"], "properties": fields, "unevaluatedProperties": { "type": "null" } })
-        }
-        Off::Items(items) => json!({ "type": ["array", "null"], "items": { "enum": items } }),
-    };
-    described["description"] = "Accepted; at these values it changes nothing in an answer.".into();
-    described
-}
 
 /// The document as it is sent.
 static JSON: LazyLock<String> = LazyLock::new(|| DOCUMENT.to_string());

@@ -5,8 +5,18 @@
 
 use utoipa::IntoResponses;
 
-use super::{answers::*, requests::*, texts::*};
-use crate::http::handlers::slot::Slot;
+use super::{answers::*, texts::*};
+use crate::http::{
+    handlers::slot::Slot,
+    request::{
+        admin::{CacheRequest, LoadRequest, LogRequest},
+        chat::ChatRequest,
+        completions::CompletionRequest,
+        generate_lite::GenerateLiteRequest,
+        responses::ResponseRequest,
+        tokenize::{ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest},
+    },
+};
 
 /// What any request may be refused with that wants a key.
 #[derive(IntoResponses)]
