@@ -1,6 +1,6 @@
 //! What constrained answers cost: how long the next mask takes, and how often the engine waits for one.
 //!
-//! `cargo bench --bench forms -- [SCHEMAS]`, a JSON schema a line; `python3 tests/schema_check.py generate 500 1` makes 500.
+//! `cargo bench --bench forms -- [SCHEMAS]`, a JSON schema a line; `python3 tests/clients/schema_check.py generate 500 1` makes 500.
 //! Without a file, a handful of usual ones. The vocabulary has 32,000 entries: bytes, then pieces of words in Latin and Indian
 //! letters, numbers, and punctuation as JSON has it. Tokens are drawn at random among those allowed, which is harder than a
 //! model's choice, as it leads into every corner of a schema. Each schema twice: asking for the next mask at once, which

@@ -5,8 +5,9 @@ use std::{
     collections::VecDeque,
     env, fs,
     io::{BufRead, BufReader},
+    path::Path,
     process::{Child, Command, Stdio},
-    sync::{Arc, Mutex, PoisonError, mpsc},
+    sync::{Arc, Mutex, PoisonError},
     thread,
     time::Duration,
 };
@@ -62,17 +63,24 @@ impl Server {
         if !plan.is_off() {
             command.args(["--faults", &plan.to_string()]);
         }
+        let directory = tempfile::tempdir()?;
+        let ready_file = directory.path().join("ready.json");
+        command.arg("--ready-file").arg(&ready_file);
         let mut child = command.stderr(Stdio::piped()).spawn()?;
         let log = Arc::default();
-        let address = collect(BufReader::new(child.stderr.take().ok_or("no log")?), &log);
+        collect(BufReader::new(child.stderr.take().ok_or("no log")?), &log);
         let client = reqwest::Client::builder().timeout(LOST).build()?;
         let mut server = Self { child, url: String::new(), client, count: Cell::new(0), log };
-        let address = address.recv().map_err(|_| format!("it ended: {:?}", server.log()))?;
-        server.url = format!("http://{address}");
-        while server.client.get(format!("{}/readyz", server.url)).send().await?.status() != 200 {
+        loop {
+            if let Some(url) = ready_url(&ready_file) {
+                server.url = url;
+                return Ok(server);
+            }
+            if let Some(status) = server.child.try_wait()? {
+                return Err(format!("the server exited ({status}): {:?}", server.log()).into());
+            }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        Ok(server)
     }
 
     pub(crate) fn post(&self, body: &Value) -> reqwest::RequestBuilder {
@@ -105,18 +113,17 @@ impl Server {
     }
 }
 
-/// Reads the log as it comes, so that the server never waits for its reader; gives its address as soon as it says it.
-fn collect(
-    lines: impl BufRead + Send + 'static,
-    log: &Arc<Mutex<VecDeque<String>>>,
-) -> mpsc::Receiver<String> {
-    let (found, address) = mpsc::channel();
+/// The URL in the ready file of a server that has loaded its model.
+fn ready_url(ready_file: &Path) -> Option<String> {
+    let document: Value = serde_json::from_slice(&fs::read(ready_file).ok()?).ok()?;
+    document["ready"].as_bool()?.then(|| document["url"].as_str().map(str::to_owned))?
+}
+
+/// Reads the log as it is written and keeps its last lines.
+fn collect(lines: impl BufRead + Send + 'static, log: &Arc<Mutex<VecDeque<String>>>) {
     let log = Arc::clone(log);
     thread::spawn(move || {
         for line in lines.lines().map_while(Result::ok) {
-            if let Some((_, address)) = line.split_once("on http://") {
-                let _ = found.send(address.trim().to_owned());
-            }
             let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
             if log.len() == LOG_LINES {
                 log.pop_front();
@@ -124,5 +131,4 @@ fn collect(
             log.push_back(line);
         }
     });
-    address
 }

@@ -17,10 +17,10 @@ use anyhow::{Context, anyhow, ensure};
 use serde::Serialize;
 
 use super::{
-    engine::EngineArgs,
-    exit::{EndsAs, Exit},
+    engine_args::EngineArgs,
+    exit::{Exit, WithExit},
     load,
-    print::{self, Output},
+    output::{self, OutputFlags},
 };
 use crate::{
     device::Pool,
@@ -56,7 +56,7 @@ pub(super) struct Args {
     bare: bool,
 
     #[command(flatten)]
-    pub(super) output: Output,
+    pub(super) output: OutputFlags,
 
     #[command(flatten)]
     engine: EngineArgs,
@@ -166,7 +166,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let device = args.engine.device()?;
     let mut timeline = args.engine.open_on(&device, model)?;
     let load_seconds = started.elapsed().as_secs_f64();
-    check(args, timeline.capacity()).ends_as(Exit::Usage)?;
+    check(args, timeline.capacity()).with_exit(Exit::Usage)?;
     let before = device.pool().map(|pool| idle(pool, &mut timeline));
     let mut rounds: Vec<Vec<Round>> = args.prompt.iter().map(|_| Vec::new()).collect();
     for _ in 0..args.rounds {
@@ -203,9 +203,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         results: results.collect(),
     };
     if args.output.json {
-        print::document(&report)?;
+        output::document(&report)?;
     } else {
-        print::result(|out| print(out, &report))?;
+        output::result(|out| print(out, &report))?;
     }
     args.load.plot.iter().try_for_each(|file| draw(file, &report.results))
 }

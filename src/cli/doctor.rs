@@ -14,7 +14,7 @@ use serde_json::json;
 
 use super::{
     exit::Exit,
-    print::{self, ERROR, GOOD, Output},
+    output::{self, ERROR, GOOD, OutputFlags},
 };
 use crate::{
     config::{self, Config, ConfigArgs},
@@ -30,7 +30,7 @@ use crate::{
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
-    pub(super) output: Output,
+    pub(super) output: OutputFlags,
 
     #[command(flatten)]
     config: ConfigArgs,
@@ -80,7 +80,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
         Ok(settings) => {
             findings.push(fine("settings", "can be used; `eka serve --print-config` shows them".into()));
             findings.push(gpu());
-            findings.extend(devices(&settings.config, args.config.model.is_some()));
+            findings.extend(devices(&settings.config, args.config.flags.get("model").is_some()));
             findings.extend(models(&settings.config));
         }
         Err(e) => findings.push(Finding { what: "settings", state: Err(e.to_string()), exit: Exit::Usage }),
@@ -88,9 +88,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
     let exit = findings.iter().find(|finding| finding.state.is_err()).map_or(Exit::Done, |first| first.exit);
     if args.output.json {
         let entries: Vec<_> = findings.iter().map(Finding::entry).collect();
-        print::document(&json!({"healthy": exit == Exit::Done, "findings": entries}))?;
+        output::document(&json!({"healthy": exit == Exit::Done, "findings": entries}))?;
     } else {
-        print::result(|out| print(out, &findings))?;
+        output::result(|out| print(out, &findings))?;
     }
     Ok(exit)
 }
@@ -98,7 +98,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
 fn print(out: &mut dyn Write, findings: &[Finding]) -> io::Result<()> {
     for Finding { what, state, .. } in findings {
         let (word, style, detail) = match state {
-            Ok(_) if print::is_quiet() => continue,
+            Ok(_) if output::is_quiet() => continue,
             Ok(detail) => ("ok", GOOD, detail),
             Err(detail) => ("PROBLEM", ERROR, detail),
         };
@@ -199,7 +199,7 @@ fn devices(config: &Config, with_model: bool) -> Vec<Finding> {
     let mut findings = vec![Finding { what: "onnxruntime", state: library(&device), exit: Exit::Machine }];
     let why = device.fell_back().map(|why| format!(", as {why}")).unwrap_or_default();
     findings.push(fine("device", format!("{device}{why}")));
-    findings.extend(config.engine.devices.all().iter().skip(1).map(|choice| other(*choice)));
+    findings.extend(config.engine.device.all().iter().skip(1).map(|choice| other(*choice)));
     if with_model && manifest::is_model(&config.model.path) {
         findings.push(Finding { what: "placement", state: placement(&device, config), exit: Exit::Model });
     }
@@ -220,9 +220,9 @@ fn other(choice: DeviceChoice) -> Finding {
 
 fn open(config: &Config) -> Result<Device, OpenError> {
     Device::open(OpenOptions {
-        choice: config.engine.devices.first(),
+        choice: config.engine.device.first(),
         libraries: config.onnxruntime.dir.as_deref(),
-        memory_limit: config.device.memory_limit,
+        memory_limit: config.device.memory_limit_bytes,
         host_pool: config.device.host_pool,
     })
 }

@@ -6,7 +6,7 @@ use crate::{
     auth::KeysError,
     config::ConfigError,
     device::{OpenError, RuntimeError},
-    export::{ExportError, FillError, StagingError},
+    export::{ExportError, StagingError, WriteWeightsError},
     http::TlsError,
     job::Failure,
     manifest::ManifestError,
@@ -83,7 +83,7 @@ impl Exit {
     }
 
     fn of_cause(cause: &(dyn Error + 'static)) -> Option<Self> {
-        if let Some(told) = cause.downcast_ref::<Told>() {
+        if let Some(told) = cause.downcast_ref::<ErrorWithExit>() {
             return Some(told.exit);
         }
         if let Some(error) = cause.downcast_ref::<ExportError>() {
@@ -104,11 +104,11 @@ impl Exit {
         match error {
             ExportError::Context { .. }
             | ExportError::NoSuchModule(_)
-            | ExportError::Fill(FillError::TooGreat { .. }) => Self::Usage,
+            | ExportError::WriteWeights(WriteWeightsError::TooGreat { .. }) => Self::Usage,
             ExportError::Staging(
                 StagingError::Full { .. } | StagingError::TooLarge { .. } | StagingError::Write { .. },
             )
-            | ExportError::Fill(FillError::Write { .. }) => Self::Failed,
+            | ExportError::WriteWeights(WriteWeightsError::Write { .. }) => Self::Failed,
             ExportError::Staging(_) => Self::Usage,
             _ => Self::Model,
         }
@@ -143,42 +143,42 @@ pub(super) fn epilogue() -> String {
 
 /// An error of which it was told where it happened how the program is to end.
 #[derive(Debug)]
-pub(super) struct Told {
+pub(super) struct ErrorWithExit {
     exit: Exit,
     error: anyhow::Error,
 }
 
-impl Told {
+impl ErrorWithExit {
     /// An error with which the program is to end as `exit`.
     pub(super) fn of(error: anyhow::Error, exit: Exit) -> anyhow::Error {
         Self { exit, error }.into()
     }
 }
 
-impl fmt::Display for Told {
+impl fmt::Display for ErrorWithExit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.error.fmt(f)
     }
 }
 
-impl Error for Told {
+impl Error for ErrorWithExit {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         self.error.source()
     }
 }
 
 /// Says of an error how the program is to end.
-pub(super) trait EndsAs<T> {
+pub(super) trait WithExit<T> {
     /// With `exit`, whatever the cause.
     ///
     /// # Errors
     /// The same as before.
-    fn ends_as(self, exit: Exit) -> anyhow::Result<T>;
+    fn with_exit(self, exit: Exit) -> anyhow::Result<T>;
 }
 
-impl<T, E: Into<anyhow::Error>> EndsAs<T> for Result<T, E> {
-    fn ends_as(self, exit: Exit) -> anyhow::Result<T> {
-        self.map_err(|error| Told::of(error.into(), exit))
+impl<T, E: Into<anyhow::Error>> WithExit<T> for Result<T, E> {
+    fn with_exit(self, exit: Exit) -> anyhow::Result<T> {
+        self.map_err(|error| ErrorWithExit::of(error.into(), exit))
     }
 }
 
@@ -191,7 +191,7 @@ mod tests {
     #[test]
     fn what_was_told_counts_before_the_causes_below_it() {
         let failure = || Failure::Model { model: "a".into(), message: "b".into() };
-        let told = Err::<(), _>(failure()).ends_as(Exit::Usage).context("c").unwrap_err();
+        let told = Err::<(), _>(failure()).with_exit(Exit::Usage).context("c").unwrap_err();
         assert_eq!((Exit::of(&told), told.chain().count()), (Exit::Usage, 2));
         assert_eq!(Exit::of(&anyhow!(failure()).context("c")), Exit::Model);
         assert_eq!(Exit::of(&anyhow!("c")), Exit::Failed);

@@ -13,9 +13,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use super::{
-    engine::EngineArgs,
-    print::{self, Output},
-    report::{Figures, Reporter},
+    engine_args::EngineArgs,
+    export_report::{Figures, Reporter},
+    output::{self, OutputFlags},
 };
 use crate::{
     export::{
@@ -99,7 +99,7 @@ pub(super) struct Args {
     engine: EngineArgs,
 
     #[command(flatten)]
-    pub(super) output: Output,
+    pub(super) output: OutputFlags,
 }
 
 /// How to store weights.
@@ -175,12 +175,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let made = Made::new(&report, started.elapsed());
     if args.output.json {
         let comparison = reporter.map(|reporter| reporter.compare(&options)).transpose()?;
-        return print::document(&Made { comparison: comparison.map(|found| found.figures()), ..made });
+        return output::document(&Made { comparison: comparison.map(|found| found.figures()), ..made });
     }
-    print::result(|out| made.print(out))?;
+    output::result(|out| made.print(out))?;
     if let Some(reporter) = reporter {
         let comparison = reporter.compare(&options)?;
-        print::result(|out| comparison.print(out))?;
+        output::result(|out| comparison.print(out))?;
     }
     Ok(())
 }
@@ -333,9 +333,9 @@ impl Progress for Bars {
             Stage::Checksums => "computing checksums",
         };
         if !io::stderr().is_terminal() {
-            return print::note(format_args!("{title}: {total}"));
+            return output::note(format_args!("{title}: {total}"));
         }
-        if print::is_quiet() {
+        if output::is_quiet() {
             return;
         }
         let style = ProgressStyle::with_template("{msg:16} {wide_bar} {bytes}/{total_bytes} {eta}");

@@ -9,11 +9,11 @@ use anyhow::{Context, anyhow, ensure};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    answer::{Speaker, interruptible},
     chat,
-    exit::{EndsAs, Exit},
+    exit::{Exit, WithExit},
+    local_model::{LocalModel, interruptible},
     logging,
-    print::{self, Output},
+    output::{self, OutputFlags},
     sampling::SamplingArgs,
 };
 use crate::{
@@ -48,7 +48,7 @@ pub(super) struct Args {
     pub(super) no_history: bool,
 
     #[command(flatten)]
-    pub(super) output: Output,
+    pub(super) output: OutputFlags,
 
     #[command(flatten)]
     config: ConfigArgs,
@@ -67,7 +67,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if args.config.print_config {
         return super::serve::print_config(&settings, args.output.json).map(|()| Exit::Done.into());
     }
-    let prompt = args.prompt().ends_as(Exit::Usage)?;
+    let prompt = args.prompt().with_exit(Exit::Usage)?;
     logging::start_quiet()?;
     super::worker::check_cache(&settings.config)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -76,7 +76,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 async fn generate(args: &Args, config: &Config, prompt: Option<String>) -> anyhow::Result<Exit> {
-    let mut speaker = Speaker::start(config, args.faults.as_ref()).await?;
+    let mut speaker = LocalModel::start(config, args.faults.as_ref()).await?;
     let answered = match prompt {
         Some(prompt) => once(&mut speaker, args, &prompt).await,
         None => chat::talk(&mut speaker, args).await,
@@ -91,10 +91,10 @@ impl Args {
         match self.prompt.as_deref() {
             Some("-") => from_stdin().map(Some),
             Some(prompt) => Ok(Some(prompt.to_owned())),
-            None if print::is_on_a_terminal() && !self.output.json => Ok(None),
+            None if output::is_on_a_terminal() && !self.output.json => Ok(None),
             None => {
                 ensure!(
-                    !print::stdin_is_a_terminal(),
+                    !output::stdin_is_a_terminal(),
                     "no prompt; give one, or leave --json and redirections out to be asked"
                 );
                 let prompt = from_stdin()?;
@@ -115,7 +115,7 @@ impl Args {
     }
 
     /// Tokens that the answer may have after a prompt of so many.
-    fn max_new(&self, speaker: &Speaker, prompt: usize) -> anyhow::Result<usize> {
+    fn max_new(&self, speaker: &LocalModel, prompt: usize) -> anyhow::Result<usize> {
         let context = speaker.context;
         let room = context.saturating_sub(prompt);
         ensure!(room > 0, "the prompt of {prompt} tokens leaves no room in the context length of {context}");
@@ -135,9 +135,9 @@ fn from_stdin() -> anyhow::Result<String> {
 }
 
 /// One answer, streamed or as a document.
-async fn once(speaker: &mut Speaker, args: &Args, prompt: &str) -> anyhow::Result<Exit> {
-    let prompt = args.encode(&speaker.text, prompt).ends_as(Exit::Usage)?;
-    let max_new = args.max_new(speaker, prompt.len()).ends_as(Exit::Usage)?;
+async fn once(speaker: &mut LocalModel, args: &Args, prompt: &str) -> anyhow::Result<Exit> {
+    let prompt = args.encode(&speaker.text, prompt).with_exit(Exit::Usage)?;
+    let max_new = args.max_new(speaker, prompt.len()).with_exit(Exit::Usage)?;
     let cancel = CancellationToken::new();
     let mut stream = Stream::new(!args.output.json);
     let saying = speaker.say((prompt, max_new), &args.wanted, &cancel, |text| stream.write(text));
@@ -147,10 +147,10 @@ async fn once(speaker: &mut Speaker, args: &Args, prompt: &str) -> anyhow::Resul
         answer => answer?,
     };
     if args.output.json {
-        print::document(&answer.document(&speaker.text.card().id))?;
+        output::document(&answer.document(&speaker.text.card().id))?;
     } else {
         stream.write("\n").or_else(|e| if stream.is_closed { Ok(()) } else { Err(anyhow!(e)) })?;
-        print::note(answer.summary());
+        output::note(answer.summary());
     }
     Ok(if was_interrupted { Exit::Interrupted } else { Exit::Done })
 }
@@ -165,7 +165,7 @@ pub(super) struct Stream {
 
 impl Stream {
     pub(super) fn new(is_wanted: bool) -> Self {
-        Self { is_wanted, is_terminal: print::stdout_is_a_terminal(), is_closed: false }
+        Self { is_wanted, is_terminal: output::stdout_is_a_terminal(), is_closed: false }
     }
 
     /// Writes at once; to a terminal, nothing that it would obey.
@@ -174,7 +174,7 @@ impl Stream {
             return Ok(());
         }
         let mut out = io::stdout().lock();
-        let shown = if self.is_terminal { print::printable(text) } else { text.to_owned() };
+        let shown = if self.is_terminal { output::printable(text) } else { text.to_owned() };
         let written = out.write_all(shown.as_bytes()).and_then(|()| out.flush());
         self.is_closed |= matches!(&written, Err(e) if e.kind() == io::ErrorKind::BrokenPipe);
         written

@@ -1,16 +1,14 @@
 //! `eka health`: asks a server how it is, for health checks where there is no curl.
 
-use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    time::Duration,
-};
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::ensure;
 use serde_json::Value;
 
 use super::{
-    exit::{EndsAs, Exit},
-    print::{self, Output},
+    exit::{Exit, WithExit},
+    output::{self, OutputFlags},
+    ready_file::local_address,
     serve,
 };
 use crate::{
@@ -37,7 +35,7 @@ pub(super) struct Args {
     timeout: u16,
 
     #[command(flatten)]
-    pub(super) output: Output,
+    pub(super) output: OutputFlags,
 
     #[command(flatten)]
     config: ConfigArgs,
@@ -73,26 +71,25 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     if args.config.print_config {
         return serve::print_config(&settings, args.output.json);
     }
-    let url = args.url.clone().map_or_else(|| address(&settings.config), Ok).ends_as(Exit::Usage)?;
+    let url = args.url.clone().map_or_else(|| address(&settings.config), Ok).with_exit(Exit::Usage)?;
     let patience = Duration::from_secs(args.timeout.max(1).into());
-    let client = Client::new(&url, None, patience).ends_as(Exit::Usage)?;
+    let client = Client::new(&url, None, patience).with_exit(Exit::Usage)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let told: Value = runtime.block_on(client.get_json(args.state.route())).ends_as(Exit::Failed)?;
+    let told: Value = runtime.block_on(client.get_json(args.state.route())).with_exit(Exit::Failed)?;
     if args.output.json {
-        return print::document(&told);
+        return output::document(&told);
     }
     let status = told["status"].as_str().unwrap_or("ok");
-    print::result(|out| writeln!(out, "{}", print::printable(status)))
+    output::result(|out| writeln!(out, "{}", output::printable(status)))
 }
 
 /// Where a server with these settings is reached from its own machine.
 fn address(config: &Config) -> anyhow::Result<String> {
-    ensure!(config.tls.is_none(), "the server speaks TLS, and this does not: ask it with another client");
+    ensure!(
+        config.tls.files().is_none(),
+        "the server speaks TLS, and this does not: ask it with another client"
+    );
     ensure!(config.server.port != 0, "server.port is 0, so it may be any: name the server with --url");
-    let host = match config.server.bind {
-        bind if !bind.is_unspecified() => bind,
-        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-    };
-    Ok(format!("http://{}", SocketAddr::new(host, config.server.port)))
+    let address = SocketAddr::new(config.server.bind, config.server.port);
+    Ok(format!("http://{}", local_address(address)))
 }

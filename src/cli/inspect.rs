@@ -12,8 +12,8 @@ use anyhow::{Context, ensure};
 use serde::Serialize;
 
 use super::{
-    exit::{EndsAs, Exit},
-    print::{self, Output},
+    exit::{Exit, WithExit},
+    output::{self, OutputFlags},
 };
 use crate::{
     config::{ConfigArgs, Settings},
@@ -48,7 +48,7 @@ pub(super) struct Args {
     kv_cache: Option<CacheChoice>,
 
     #[command(flatten)]
-    pub(super) output: Output,
+    pub(super) output: OutputFlags,
 }
 
 /// A model directory, looked at.
@@ -110,16 +110,16 @@ struct OperatorEntry {
 /// When the directory is no model directory, or cannot be read.
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let cache = stored(args)?;
-    let mut inspection = inspect(&args.dir, args.hash || args.verify, cache).ends_as(Exit::Model)?;
+    let mut inspection = inspect(&args.dir, args.hash || args.verify, cache).with_exit(Exit::Model)?;
     if args.verify {
         compare(&mut inspection);
     }
     if args.output.json {
-        print::document(&inspection)?;
+        output::document(&inspection)?;
     } else {
-        print::result(|out| print(out, &args.dir, &inspection))?;
+        output::result(|out| print(out, &args.dir, &inspection))?;
     }
-    if args.verify { verified(&args.dir, &inspection).ends_as(Exit::Model) } else { Ok(()) }
+    if args.verify { verified(&args.dir, &inspection).with_exit(Exit::Model) } else { Ok(()) }
 }
 
 /// Compares the files with what the manifest recorded.

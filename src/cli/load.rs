@@ -13,8 +13,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 
 use super::{
-    exit::{EndsAs, Exit},
-    print::{self, Output},
+    exit::{Exit, WithExit},
+    output::{self, OutputFlags},
 };
 use crate::{
     client::Client,
@@ -237,22 +237,22 @@ impl LoadArgs {
 ///
 /// # Errors
 /// When nobody answers, or no request has a whole answer.
-pub(super) fn run(args: &LoadArgs, output: Output) -> anyhow::Result<()> {
+pub(super) fn run(args: &LoadArgs, output: OutputFlags) -> anyhow::Result<()> {
     if let Some([first, second]) = args.compare.as_deref() {
         return compare(first, second, args.plot.as_deref(), output);
     }
     let url = args.url.as_deref().context("no server was named")?;
     let patience = Duration::try_from_secs_f64(args.patience).unwrap_or(Duration::MAX);
-    let client = Client::new(url, args.api_key.as_deref(), patience).ends_as(Exit::Usage)?;
+    let client = Client::new(url, args.api_key.as_deref(), patience).with_exit(Exit::Usage)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(measured(args, &client))?;
     if let Some(file) = &args.out {
         write(file, &(serde_json::to_string(&result)? + "\n"))?;
     }
     if output.json {
-        print::document(&result)?;
+        output::document(&result)?;
     } else {
-        print::result(|out| out.write_all(print::printable(&loadgen::table(&result)).as_bytes()))?;
+        output::result(|out| out.write_all(output::printable(&loadgen::table(&result)).as_bytes()))?;
     }
     let failed: Vec<_> = result.errors.iter().map(|(code, times)| format!("{times} {code}")).collect();
     ensure!(result.completed > 0, "no request has a whole answer: {}", failed.join(", "));
@@ -265,10 +265,10 @@ async fn measured(args: &LoadArgs, client: &Client) -> anyhow::Result<LoadResult
         None => {
             let list = client.get_json("/v1/models").await;
             let list = list.context("the server's models cannot be listed; name one with --served-model");
-            list.ends_as(Exit::Machine)?["data"][0]["id"].as_str().map(str::to_owned)
+            list.with_exit(Exit::Machine)?["data"][0]["id"].as_str().map(str::to_owned)
         }
     };
-    let plan = Arc::new(args.plan(model).ends_as(Exit::Usage)?);
+    let plan = Arc::new(args.plan(model).with_exit(Exit::Usage)?);
     let began = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let limits = Limits { ttft_ms: args.good_ttft, tpot_ms: args.good_tpot, e2e_ms: args.good_e2e };
     let heading = Heading { began, server: client.url().into(), settings: args.settings(&plan), limits };
@@ -280,7 +280,7 @@ async fn measured(args: &LoadArgs, client: &Client) -> anyhow::Result<LoadResult
 }
 
 fn progress(until: Until) -> ProgressBar {
-    if print::is_quiet() {
+    if output::is_quiet() {
         return ProgressBar::hidden();
     }
     let bar = match until {
@@ -291,20 +291,20 @@ fn progress(until: Until) -> ProgressBar {
     bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
-fn compare(first: &Path, second: &Path, plot: Option<&Path>, output: Output) -> anyhow::Result<()> {
+fn compare(first: &Path, second: &Path, plot: Option<&Path>, output: OutputFlags) -> anyhow::Result<()> {
     let read = |file: &Path| {
         let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
         LoadResult::parse(&text).map_err(|why| anyhow!("{}: {why}", file.display()))
     };
-    let (a, b) = (read(first).ends_as(Exit::Usage)?, read(second).ends_as(Exit::Usage)?);
+    let (a, b) = (read(first).with_exit(Exit::Usage)?, read(second).with_exit(Exit::Usage)?);
     if let Some(file) = plot {
         let name = |file: &Path| file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         draw(file, &[(name(first), &a), (name(second), &b)])?;
     }
     if output.json {
-        return print::document(&serde_json::json!({ "first": a, "second": b }));
+        return output::document(&serde_json::json!({ "first": a, "second": b }));
     }
-    print::result(|out| out.write_all(print::printable(&loadgen::comparison(&a, &b)).as_bytes()))
+    output::result(|out| out.write_all(output::printable(&loadgen::comparison(&a, &b)).as_bytes()))
 }
 
 fn draw(file: &Path, runs: &[(String, &LoadResult)]) -> anyhow::Result<()> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use tracing_subscriber::{EnvFilter, reload};
 
-use super::print;
+use super::output;
 use crate::{
     config::{Log, LogFormat},
     log_queue::LineWriter,
@@ -38,7 +38,7 @@ pub(super) fn start(log: &Log) -> anyhow::Result<LogLevel> {
     // A second start, in a test of the whole program, keeps the first.
     Ok(match log.format {
         LogFormat::Text => {
-            let lines = lines.with_ansi(print::stderr_has_colours());
+            let lines = lines.with_ansi(output::stderr_has_colours());
             let lines = lines.with_env_filter(filter).with_filter_reloading();
             let handle = lines.reload_handle();
             let _ = lines.try_init();

@@ -3,34 +3,36 @@
 //! Errors come up to here with their reasons and end as one line on stderr; logs go to stderr as well, so stdout holds
 //! what was asked for and nothing else.
 
-mod answer;
 mod bench;
 mod chat;
-mod descriptors;
 mod doctor;
-mod engine;
-mod entry;
+mod engine_args;
 mod exit;
 mod export;
+mod export_report;
+mod fd_limit;
 mod generate;
 mod health;
 mod inspect;
-mod lineup;
 mod load;
+mod local_model;
 mod logging;
 mod logits;
-#[cfg(unix)]
-mod notify;
-mod own_server;
-mod pages;
-mod prepare;
-mod print;
+mod man;
+mod output;
 mod private_dir;
-mod report;
+mod ready_file;
+mod reload;
+mod resolve_model;
 mod sampling;
 mod sandbox;
 mod serve;
+mod served_models;
+mod settings;
 mod smoke;
+mod spawn_server;
+#[cfg(unix)]
+mod systemd;
 mod verify;
 mod worker;
 
@@ -39,7 +41,7 @@ use std::{env, process::ExitCode, time::Duration};
 use clap::{CommandFactory, Parser};
 
 use exit::Exit;
-use print::Output;
+use output::OutputFlags;
 
 use crate::{device, log_queue};
 
@@ -65,8 +67,10 @@ enum Command {
     Bench(bench::Args),
     Smoke(smoke::Args),
     Health(health::Args),
-    Completions(pages::CompletionsArgs),
-    Man(pages::ManArgs),
+    /// Print the reference of all settings as Markdown
+    Settings,
+    Completions(man::CompletionsArgs),
+    Man(man::ManArgs),
     /// Run a model for the parent process at the other end of stdin and stdout
     #[command(hide = true)]
     Worker(worker::Args),
@@ -84,12 +88,12 @@ pub fn run() -> ExitCode {
         Err(refused) => return refuse(&refused),
     };
     let output = command.output();
-    print::keep_to(output);
+    output::keep_to(output);
     let code = match dispatch(command) {
         Ok(code) => code,
         Err(error) => {
             let exit = Exit::of(&error);
-            print::error(&error, exit, output.json);
+            output::error(&error, exit, output.json);
             exit.into()
         }
     };
@@ -106,7 +110,7 @@ fn refuse(refused: &clap::Error) -> ExitCode {
     }
     if is_json {
         let message = refused.to_string();
-        print::error_document(message.trim_start_matches("error: ").trim_end(), Exit::Usage);
+        output::error_document(message.trim_start_matches("error: ").trim_end(), Exit::Usage);
     } else {
         let _ = refused.print();
     }
@@ -115,7 +119,7 @@ fn refuse(refused: &clap::Error) -> ExitCode {
 
 impl Command {
     /// How it says what it has to say.
-    const fn output(&self) -> Output {
+    const fn output(&self) -> OutputFlags {
         match self {
             Self::Serve(args) => args.output(),
             Self::Generate(args) => args.output,
@@ -126,8 +130,8 @@ impl Command {
             Self::Bench(args) => args.output,
             Self::Smoke(args) => args.output,
             Self::Health(args) => args.output,
-            Self::Completions(_) | Self::Man(_) | Self::Worker(_) | Self::Sandbox => {
-                Output { json: false, quiet: false }
+            Self::Settings | Self::Completions(_) | Self::Man(_) | Self::Worker(_) | Self::Sandbox => {
+                OutputFlags { json: false, quiet: false }
             }
         }
     }
@@ -148,8 +152,9 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Bench(args) => bench::run(&args).map(done),
         Command::Smoke(args) => smoke::run(&args).map(ExitCode::from),
         Command::Health(args) => health::run(&args).map(done),
-        Command::Completions(args) => pages::completions(&args, &Cli::command()).map(done),
-        Command::Man(args) => pages::man(&args, &Cli::command()).map(done),
+        Command::Settings => settings::run().map(done),
+        Command::Completions(args) => man::completions(&args, &Cli::command()).map(done),
+        Command::Man(args) => man::man(&args, &Cli::command()).map(done),
         Command::Worker(args) => worker::run(args).map(done),
         Command::Sandbox => sandbox::run().map(done),
     }

@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{SocketAddr, TcpListener},
+    path::PathBuf,
     process::{self, ExitCode},
     sync::Arc,
     time::Duration,
@@ -13,11 +14,12 @@ use tokio::{net::TcpSocket, sync::watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    descriptors,
-    entry::{Entry, limits},
-    exit::{EndsAs, Exit},
+    exit::{Exit, WithExit},
+    fd_limit,
     logging::{self, LogLevel},
-    print::{self, Output},
+    output::{self, OutputFlags},
+    ready_file::{self, ReadyFile},
+    reload::{LiveSettings, limits},
     sandbox, worker,
 };
 use crate::{
@@ -29,7 +31,7 @@ use crate::{
     log_queue,
     metrics::{MemoryKind, Metrics, OnDevice},
     otel::{Collector, Options},
-    prompt_store::Store,
+    prompt_store::PromptStore,
     supervise::{Fleet, FleetForeman, FleetRunner, FleetView},
     worker::faults::Plan,
 };
@@ -52,6 +54,9 @@ pub(super) struct Args {
     /// Print the settings as JSON, with --print-config
     #[arg(long, requires = "print_config")]
     json: bool,
+    /// Write the server's URL, address, process id and state to this file, as JSON, when it listens; removed at exit
+    #[arg(long, value_name = "PATH")]
+    ready_file: Option<PathBuf>,
     /// Faults that workers commit, for tests of what happens then; see `eka::worker::faults`
     // A flag alone: neither settings nor environment, which others than whoever starts it may write.
     #[arg(long, value_name = "SPEC", hide = true)]
@@ -67,6 +72,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if args.config.print_config {
         return print_config(&settings, args.json).map(|()| ExitCode::SUCCESS);
     }
+    if let Some(path) = &args.ready_file {
+        ReadyFile::remove_stale(path).with_exit(Exit::Usage)?;
+    }
     log_queue::start().context("the thread that writes the log cannot be started")?;
     let level = logging::start(&settings.config.log)?;
     worker::check_cache(&settings.config)?;
@@ -74,18 +82,21 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     host::set_pace(Pace::Prompt);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let config = settings.config.clone();
-    let entry = Entry::open(&args.config, settings, level.clone())?;
-    let faults = args.faults.clone().unwrap_or_default();
-    if !faults.is_off() {
-        tracing::warn!("workers commit faults on purpose: {faults}");
+    let entry = LiveSettings::open(&args.config, settings, level.clone())?;
+    if let Some(faults) = args.faults() {
+        tracing::warn!(event = "faults_enabled", "workers inject faults for testing: {faults}");
     }
-    runtime.block_on(serve(&config, &faults, entry, level))
+    runtime.block_on(serve(args, &config, entry, level))
 }
 
 impl Args {
-    /// What it says while it serves is the log's.
-    pub(super) const fn output(&self) -> Output {
-        Output { json: self.json, quiet: false }
+    /// A running server writes to the log only, so `--quiet` does not apply.
+    pub(super) const fn output(&self) -> OutputFlags {
+        OutputFlags { json: self.json, quiet: false }
+    }
+
+    fn faults(&self) -> Option<&Plan> {
+        self.faults.as_ref().filter(|plan| !plan.is_off())
     }
 }
 
@@ -95,17 +106,25 @@ impl Args {
 /// When stdout cannot be written to.
 pub(super) fn print_config(settings: &config::Settings, as_json: bool) -> anyhow::Result<()> {
     if as_json {
-        return print::document(&settings.to_json());
+        return output::document(&settings.to_json());
     }
-    print::result(|out| out.write_all(settings.to_toml().as_bytes()))
+    output::result(|out| out.write_all(settings.to_toml().as_bytes()))
 }
 
-async fn serve(config: &Config, faults: &Plan, entry: Entry, level: LogLevel) -> anyhow::Result<ExitCode> {
+async fn serve(
+    args: &Args,
+    config: &Config,
+    entry: LiveSettings,
+    level: LogLevel,
+) -> anyhow::Result<ExitCode> {
     let metrics = Arc::new(Metrics::for_devices(&worker::labels(config)));
     let sandbox = sandbox::of_this_program(&metrics)?;
     let (catalogue, mut commands) = worker::commands(config, &sandbox).await?;
     let listener = listen(config)?;
-    commands.iter_mut().for_each(|command| command.arguments.extend(worker::faults(faults)));
+    let faults = args.faults().map(worker::faults).unwrap_or_default();
+    commands.iter_mut().for_each(|command| command.arguments.extend(faults.clone()));
+    let models = commands.first().map_or(&[][..], |command| &command.models);
+    let models: Vec<_> = models.iter().map(|model| model.id.0.to_string()).collect();
     let collector = collector(config, &metrics)?;
     let (fleet, keeping) = Fleet::new(commands, &metrics);
     let readiness = fleet.readiness();
@@ -115,9 +134,14 @@ async fn serve(config: &Config, faults: &Plan, entry: Entry, level: LogLevel) ->
     route(config, &executor, fleet.view());
     let http = Settings::from(config);
     let (wanted, workers) = (http.max_connections, fleet.runners().len());
-    let max_connections = descriptors::fit(wanted, descriptors::raise_limit(), workers);
+    let max_connections = fd_limit::fit(wanted, fd_limit::raise_limit(), workers);
     let scheme = if entry.tls.is_some() { "https" } else { "http" };
-    tracing::info!("serving {} on {scheme}://{}", catalogue.names(), listener.local_addr()?);
+    let address = listener.local_addr()?;
+    tracing::info!(event = "listening", "serving {} on {scheme}://{address}", catalogue.names());
+    if let Some(path) = &args.ready_file {
+        let file = ReadyFile::create(path, scheme, address, models).with_exit(Exit::Usage)?;
+        tokio::spawn(file.follow(readiness.clone()));
+    }
     // Workers have the same, whatever directory they look at it from.
     let saved_prompts = std::path::absolute(&config.engine.prefix_cache_dir)?;
     let drain = CancellationToken::new();
@@ -130,16 +154,16 @@ async fn serve(config: &Config, faults: &Plan, entry: Entry, level: LogLevel) ->
     )
     .with_sandbox(sandbox)
     .with_orders(orders(fleet.foreman()))
-    .with_saved_prompts(Store::new(saved_prompts))
+    .with_saved_prompts(PromptStore::new(saved_prompts))
     .with_devices(devices(&fleet.view()))
-    .with_door(Arc::clone(&entry.door))
+    .with_access_control(Arc::clone(&entry.access))
     .with_tls(entry.tls.clone())
     .with_deadlines(entry.deadlines())
     .with_drain(drain.clone())
     .with_log(Arc::new(move |text| level.set(text).map_err(|error| error.to_string())));
     tokio::spawn(entry.watch(executor));
     #[cfg(unix)]
-    tokio::spawn(super::notify::tell(readiness.clone()));
+    tokio::spawn(super::systemd::tell(readiness.clone()));
     let mut last = Readiness::Starting;
     let served = http::serve(
         listener,
@@ -148,7 +172,7 @@ async fn serve(config: &Config, faults: &Plan, entry: Entry, level: LogLevel) ->
             beside: async {
                 tokio::join!(keeping, working);
             },
-            shutdown: ended(readiness.clone(), drain),
+            shutdown: ended(readiness.clone(), drain, args.ready_file.clone()),
             finish: async {
                 // Asked before the workers are told to end, which is a state of its own.
                 last = readiness.borrow().clone();
@@ -158,12 +182,12 @@ async fn serve(config: &Config, faults: &Plan, entry: Entry, level: LogLevel) ->
     )
     .await;
     if let Some(collector) = collector {
-        collector.finish(LAST_SPANS.min(config.server.grace.into()));
+        collector.finish(LAST_SPANS.min(config.server.grace_ms.into()));
     }
     served.context("the HTTP server failed")?;
     match last {
         Readiness::Down { reason, retry_in: None } => {
-            Err(anyhow!("the model cannot be loaded: {reason}")).ends_as(Exit::without_worker(&metrics))
+            Err(anyhow!("the model cannot be loaded: {reason}")).with_exit(Exit::without_worker(&metrics))
         }
         _ => Ok(ExitCode::SUCCESS),
     }
@@ -205,8 +229,9 @@ fn route(config: &Config, executor: &Executor, mut view: FleetView) {
 
 /// Where traces go, if they are collected.
 fn collector(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<Option<Collector>> {
-    let Some(endpoint) = config.trace.endpoint.clone() else { return Ok(None) };
-    let (sample_ratio, service_name) = (config.trace.sample_ratio, config.trace.service_name.clone());
+    let Some(endpoint) = config.trace.collector_url() else { return Ok(None) };
+    let (sample_ratio, service_name) =
+        (config.trace.sample_ratio, config.trace.service_name.trim().to_owned());
     let options = Options { endpoint, sample_ratio, service_name };
     let collector = Collector::start(options, Arc::clone(metrics));
     Ok(Some(collector.context("traces cannot be sent; set trace.otlp_endpoint")?))
@@ -216,7 +241,7 @@ fn listen(config: &Config) -> anyhow::Result<TcpListener> {
     let address = SocketAddr::new(config.server.bind, config.server.port);
     bind(address)
         .with_context(|| format!("cannot listen on {address}; set server.bind or server.port"))
-        .ends_as(Exit::Machine)
+        .with_exit(Exit::Machine)
 }
 
 /// As [`TcpListener::bind`], whose queue of 128 connections a burst of clients fills.
@@ -245,25 +270,35 @@ fn executor(
 
 /// Completes when the server shall end: at a signal, when `/admin/drain` says so, or when no worker will ever run. A
 /// second signal ends the process.
-async fn ended(mut readiness: watch::Receiver<Readiness>, drain: CancellationToken) {
+async fn ended(
+    mut readiness: watch::Receiver<Readiness>,
+    drain: CancellationToken,
+    ready_file: Option<PathBuf>,
+) {
     let hopeless = |state: &Readiness| matches!(state, Readiness::Down { retry_in: None, .. });
     tokio::select! {
-        name = signal() => tracing::info!("{name}: finishing what waits and runs; once more to end at once"),
-        () = drain.cancelled() => tracing::info!("/admin/drain: finishing what waits and runs"),
+        name = signal() => tracing::info!(
+            event = "shutdown_started",
+            "{name}: shutting down gracefully; send the signal again to exit immediately"
+        ),
+        () = drain.cancelled() => {
+            tracing::info!(event = "shutdown_started", "/admin/drain: shutting down gracefully");
+        }
         _ = readiness.wait_for(hopeless) => {}
     }
     #[cfg(unix)]
-    super::notify::stopping();
+    super::systemd::stopping();
     tokio::spawn(async move {
         if drain.is_cancelled() {
             // Kubernetes sends SIGTERM when its preStop hook, which may be /admin/drain, has returned.
             let name = signal().await;
-            tracing::info!("{name}: finishing already; once more to end at once");
+            tracing::info!("{name}: already shutting down; send the signal again to exit immediately");
         }
-        // Some senders say it twice at once, to the process and to its group.
+        // Some senders signal twice at once: the process, and its process group.
         tokio::time::sleep(Duration::from_secs(1)).await;
         let name = signal().await;
-        tracing::warn!("{name} again: ending at once");
+        tracing::warn!(event = "shutdown_forced", "{name}: exiting immediately");
+        ready_file.as_deref().inspect(|path| ready_file::remove_own(path));
         log_queue::flush(LAST_LINES_AT_ONCE);
         process::exit(Exit::Interrupted.code().into());
     });

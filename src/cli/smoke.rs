@@ -10,10 +10,10 @@ use std::{
 use anyhow::{Context, ensure};
 
 use super::{
-    exit::{EndsAs, Exit},
-    own_server::OwnServer,
-    print::{self, Output},
+    exit::{Exit, WithExit},
+    output::{self, OutputFlags},
     serve,
+    spawn_server::SpawnedServer,
 };
 use crate::{
     client::{Client, PATIENCE},
@@ -52,7 +52,7 @@ pub(super) struct Args {
     api_key: Option<String>,
 
     #[command(flatten)]
-    pub(super) output: Output,
+    pub(super) output: OutputFlags,
 
     #[command(flatten)]
     config: ConfigArgs,
@@ -96,8 +96,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
         let settings = config::Settings::load(&args.config)?;
         return serve::print_config(&settings, args.output.json).map(|()| Exit::Done);
     }
-    let suite = args.suite().ends_as(Exit::Usage)?;
-    let required = args.required(&suite).ends_as(Exit::Usage)?;
+    let suite = args.suite().with_exit(Exit::Usage)?;
+    let required = args.required(&suite).with_exit(Exit::Usage)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let run = runtime.block_on(async {
         tokio::select! {
@@ -109,9 +109,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
     let report = Report::of(Run { required, took_seconds: began.elapsed().as_secs_f64(), ..run });
     args.out.iter().try_for_each(|dir| write(dir, &report))?;
     if args.output.json {
-        print::document(&report)?;
+        output::document(&report)?;
     } else {
-        print::result(|out| out.write_all(report.markdown().as_bytes()))?;
+        output::result(|out| out.write_all(report.markdown().as_bytes()))?;
     }
     Ok(if report.passed { Exit::Done } else { Exit::Failed })
 }
@@ -138,9 +138,9 @@ impl Args {
 async fn asked(args: &Args, suite: &Suite) -> anyhow::Result<Run> {
     let key = args.api_key.as_deref();
     let Some(url) = &args.url else { return of_own_servers(args, suite, key).await };
-    ensure_no_settings(&args.config).ends_as(Exit::Usage)?;
-    let client = Client::new(url, key, PATIENCE).ends_as(Exit::Usage)?;
-    client.get("/readyz").await.context("the server is not ready").ends_as(Exit::Machine)?;
+    ensure_no_settings(&args.config).with_exit(Exit::Usage)?;
+    let client = Client::new(url, key, PATIENCE).with_exit(Exit::Usage)?;
+    client.get("/readyz").await.context("the server is not ready").with_exit(Exit::Machine)?;
     let mut run = described(&client, suite).await?;
     run.outcomes = loaded(&client, suite).await;
     Ok(run)
@@ -155,16 +155,16 @@ fn ensure_no_settings(config: &ConfigArgs) -> anyhow::Result<()> {
 }
 
 async fn of_own_servers(args: &Args, suite: &Suite, key: Option<&str>) -> anyhow::Result<Run> {
-    let mut server = OwnServer::start(&args.config, &[], key).await?;
+    let mut server = SpawnedServer::start(&args.config, &[], key).await?;
     let ready = server.ready().await?;
-    print::note(format_args!("ready after {:.1} s: {}", ready.as_secs_f64(), server.client.url()));
+    output::note(format_args!("ready after {:.1} s: {}", ready.as_secs_f64(), server.client.url()));
     let mut run = described(&server.client, suite).await?;
     run.ready_ms = Some(ready.as_secs_f64() * 1e3);
-    run.outcomes = smoke::cold(&server.client, suite, server.began, tell).await;
+    run.outcomes = smoke::cold(&server.client, suite, server.started_at, tell).await;
     run.outcomes.extend(loaded(&server.client, suite).await);
     server.stop().await;
     if let Some(Isolate::PerRequest) = args.isolate {
-        let mut server = OwnServer::start(&args.config, &["recycle.between_requests=true"], key).await?;
+        let mut server = SpawnedServer::start(&args.config, &["recycle.between_requests=true"], key).await?;
         server.ready().await?;
         run.outcomes.extend(smoke::one_by_one(&server.client, suite, Mode::Isolated, tell).await);
         server.stop().await;
@@ -183,12 +183,12 @@ fn tell(outcome: &Outcome) {
     let Outcome { name, mode, problems, answer, .. } = outcome;
     let took = answer.as_ref().map(|seen| format!(" {:.0} ms", seen.response_ms)).unwrap_or_default();
     let state = if outcome.is_right() { "right".into() } else { format!("WRONG: {}", problems.join("; ")) };
-    print::note(print::printable(&format!("{:<8} {name:<12}{took} {state}", mode.as_str())));
+    output::note(output::printable(&format!("{:<8} {name:<12}{took} {state}", mode.as_str())));
 }
 
 /// A run in which nothing has been asked, of the server at the other end.
 async fn described(client: &Client, suite: &Suite) -> anyhow::Result<Run> {
-    let models = client.get_json("/v1/models").await.ends_as(Exit::Machine)?;
+    let models = client.get_json("/v1/models").await.with_exit(Exit::Machine)?;
     let model = &models["data"][0];
     let runtime = &model["eka"]["worker"];
     let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);

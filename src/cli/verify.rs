@@ -14,10 +14,10 @@ use safetensors::{Dtype, SafeTensors};
 use serde::Serialize;
 
 use super::{
-    engine::EngineArgs,
-    exit::{EndsAs, Exit},
+    engine_args::EngineArgs,
+    exit::{Exit, WithExit},
     logits::Difference,
-    print::{self, ERROR, GOOD, Output},
+    output::{self, ERROR, GOOD, OutputFlags},
 };
 use crate::engine::{Forward, Sampler, Timeline};
 use crate::job::Sampling;
@@ -49,7 +49,7 @@ pub(super) struct Args {
     engine: EngineArgs,
 
     #[command(flatten)]
-    pub(super) output: Output,
+    pub(super) output: OutputFlags,
 }
 
 /// Compares and prints; whether all is within the tolerance.
@@ -57,8 +57,8 @@ pub(super) struct Args {
 /// # Errors
 /// When the model or the reference cannot be used.
 pub(super) fn run(args: &Args) -> anyhow::Result<bool> {
-    args.check().ends_as(Exit::Usage)?;
-    let reference = Reference::read(args).ends_as(Exit::Usage)?;
+    args.check().with_exit(Exit::Usage)?;
+    let reference = Reference::read(args).with_exit(Exit::Usage)?;
     let device = args.engine.device()?;
     let mut timeline = args.engine.open_on(&device, &args.model)?;
     let vocabulary = timeline.vocabulary();
@@ -74,9 +74,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<bool> {
     let greedy = greedy.transpose()?;
     let report = Report::new(args, &difference, greedy);
     if args.output.json {
-        print::document(&report)?;
+        output::document(&report)?;
     } else {
-        print::result(|out| report.print(args, out))?;
+        output::result(|out| report.print(args, out))?;
     }
     Ok(report.passed)
 }

@@ -11,12 +11,11 @@ use std::{
 use anyhow::{Context, anyhow};
 
 use super::{
-    engine,
-    exit::{EndsAs, Exit},
-    lineup::Lineup,
-    logging,
-    prepare::{self, Prepared},
-    private_dir,
+    engine_args,
+    exit::{Exit, WithExit},
+    logging, private_dir,
+    resolve_model::{self, ResolvedModel},
+    served_models::ServedModels,
 };
 use crate::{
     config::{self, Config},
@@ -92,8 +91,8 @@ pub(super) fn faults(plan: &Plan) -> Vec<OsString> {
 /// # Errors
 /// When another user can.
 pub(super) fn check_cache(config: &Config) -> anyhow::Result<()> {
-    if config.model.is_default_cache_dir {
-        private_dir::ensure(&config.model.cache_dir, "set model.cache_dir").ends_as(Exit::Usage)?;
+    if config.model.cache_dir.is_default() {
+        private_dir::ensure(&config.model.cache_dir, "set model.cache_dir").with_exit(Exit::Usage)?;
     }
     Ok(())
 }
@@ -102,13 +101,13 @@ pub(super) fn check_cache(config: &Config) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// When the program or a model's files cannot be found.
-pub(super) fn command(config: &Config, models: &[Prepared]) -> anyhow::Result<WorkerCommand> {
-    command_on(config, config.engine.devices.first(), models)
+pub(super) fn command(config: &Config, models: &[ResolvedModel]) -> anyhow::Result<WorkerCommand> {
+    command_on(config, config.engine.device.first(), models)
 }
 
 /// The devices of the settings by name, where there are several.
 pub(super) fn labels(config: &Config) -> Vec<String> {
-    let devices = &config.engine.devices;
+    let devices = &config.engine.device;
     if devices.all().len() > 1 { devices.labels() } else { Vec::new() }
 }
 
@@ -116,17 +115,17 @@ pub(super) fn labels(config: &Config) -> Vec<String> {
 /// differ in the exports that they get, and in nothing else.
 ///
 /// # Errors
-/// As [`command`] and [`prepare::models`], when no model can be used, or no device that something is to be exported for.
+/// As [`command`] and [`resolve_model::models`], when no model can be used, or no device that something is to be exported for.
 pub(super) async fn commands(
     config: &Config,
     sandbox: &Sandbox,
 ) -> anyhow::Result<(ModelRegistry, Vec<WorkerCommand>)> {
-    let devices = &config.engine.devices;
+    let devices = &config.engine.device;
     let mut found = Vec::new();
     for choice in devices.all() {
-        found.push(prepare::models(config, gpu(config, *choice).await?)?);
+        found.push(resolve_model::models(config, gpu(config, *choice).await?)?);
     }
-    let lineup = Lineup::open(found, sandbox).await?;
+    let lineup = ServedModels::open(found, sandbox).await?;
     let mut commands = Vec::new();
     for ((choice, label), models) in devices.all().iter().zip(devices.labels()).zip(&lineup.devices) {
         let mut command = shared_out(command_on(config, *choice, models)?, config);
@@ -141,7 +140,7 @@ pub(super) async fn commands(
     if config.engine.pin_cores {
         pin(commands.iter_mut().map(|command| &mut command.spec))
             .context("engine.pin_cores")
-            .ends_as(Exit::Machine)?;
+            .with_exit(Exit::Machine)?;
     }
     Ok((lineup.catalogue, commands))
 }
@@ -154,7 +153,7 @@ fn pin<'a>(workers: impl Iterator<Item = &'a mut WorkerSpec>) -> anyhow::Result<
     let many = workers.len();
     for (number, spec) in workers.iter_mut().enumerate() {
         let threads = spec.threads.unwrap_or_else(host::physical_cores);
-        spec.processors = engine::share(&all, [number, many], threads)?.to_vec();
+        spec.processors = engine_args::share(&all, [number, many], threads)?.to_vec();
     }
     Ok(())
 }
@@ -165,13 +164,13 @@ fn pin<'a>(workers: impl Iterator<Item = &'a mut WorkerSpec>) -> anyhow::Result<
 /// # Errors
 /// When it is to be a GPU, alone, and cannot be used. Otherwise the keeper of its worker says so, or another device serves.
 pub(super) async fn gpu(config: &Config, choice: DeviceChoice) -> anyhow::Result<Option<GpuReport>> {
-    if choice == DeviceChoice::Cpu || !prepare::is_exporting(config) {
+    if choice == DeviceChoice::Cpu || !resolve_model::is_exporting(config) {
         return Ok(None);
     }
     match ask_device(&command_on(config, choice, &[])?).await {
         Ok(report) => Ok(report.gpu),
-        Err(reason) if choice != DeviceChoice::Auto && config.engine.devices.all().len() == 1 => {
-            Err(anyhow!("the model cannot be loaded: {reason}")).ends_as(Exit::Machine)
+        Err(reason) if choice != DeviceChoice::Auto && config.engine.device.all().len() == 1 => {
+            Err(anyhow!("the model cannot be loaded: {reason}")).with_exit(Exit::Machine)
         }
         Err(_) => Ok(None),
     }
@@ -179,19 +178,23 @@ pub(super) async fn gpu(config: &Config, choice: DeviceChoice) -> anyhow::Result
 
 /// What the settings do not say is shared out among workers on the CPU: its cores, and the machine's memory.
 fn shared_out(mut command: WorkerCommand, config: &Config) -> WorkerCommand {
-    let cpus = config.engine.devices.cpus();
+    let cpus = config.engine.device.cpus();
     if command.spec.device != DeviceChoice::Cpu || cpus < 2 {
         return command;
     }
     command.spec.threads.get_or_insert_with(|| (host::physical_cores() / cpus).max(1));
-    if config.models.memory.is_none() {
+    if config.models.memory_bytes.is_none() {
         let share = |all: Bytes| Bytes(all.0 / u64::try_from(cpus).unwrap_or(1));
         command.model_memory = command.model_memory.map(share);
     }
     command
 }
 
-fn command_on(config: &Config, device: DeviceChoice, models: &[Prepared]) -> anyhow::Result<WorkerCommand> {
+fn command_on(
+    config: &Config,
+    device: DeviceChoice,
+    models: &[ResolvedModel],
+) -> anyhow::Result<WorkerCommand> {
     let spec = WorkerSpec {
         onnxruntime_dir: config.onnxruntime.dir.clone(),
         threads: config.engine.threads.map(Into::into),
@@ -201,23 +204,23 @@ fn command_on(config: &Config, device: DeviceChoice, models: &[Prepared]) -> any
         prefill_chunk: config.engine.prefill_chunk.get(),
         context_length: config.engine.context_length.map(|n| n.0),
         device,
-        device_memory: config.device.memory_limit,
+        device_memory: config.device.memory_limit_bytes,
         trim: config.device.trim,
-        kv_keep: config.device.kv_keep,
-        prefix_cache: config.engine.prefix_cache,
+        kv_keep: config.device.kv_keep_bytes,
+        prefix_cache: config.engine.prefix_cache_bytes,
         draft_tokens: config.engine.draft_tokens,
         cuda_graphs: config.device.cuda_graphs,
         host_pool: config.device.host_pool,
     };
     let half = host::machine_memory().map(|(total, _)| Bytes(total.0 / 2));
-    let keep_alive = config.models.keep_alive;
+    let keep_alive = config.models.keep_alive_ms;
     Ok(WorkerCommand {
         label: None,
         program: env::current_exe().context("this program's own file cannot be found")?,
         arguments: vec![NAME.into()],
         spec,
         models: models.iter().map(place).collect::<Result<_, _>>()?,
-        model_memory: config.models.memory.or(half),
+        model_memory: config.models.memory_bytes.or(half),
         keep_alive: keep_alive.map_or(KeepAlive::Forever, |keep_alive| KeepAlive::For(keep_alive.into())),
         budgets: budgets(&config.watchdog),
         recycle: recycle(&config.recycle),
@@ -226,7 +229,7 @@ fn command_on(config: &Config, device: DeviceChoice, models: &[Prepared]) -> any
     })
 }
 
-fn place(model: &Prepared) -> anyhow::Result<Place> {
+fn place(model: &ResolvedModel) -> anyhow::Result<Place> {
     let (dir, own) = found(&model.dir)?;
     let mut place = Place { id: model.id.as_str().into(), dir, draft: None, on_disk: own };
     if let Some(draft) = &model.draft {
@@ -250,22 +253,22 @@ fn found(dir: &Path) -> anyhow::Result<(PathBuf, Bytes)> {
 
 fn budgets(watchdog: &config::Watchdog) -> Budgets {
     Budgets {
-        load: watchdog.load.into(),
-        warm_up: watchdog.warm_up.into(),
-        prefill_base: watchdog.prefill_base.into(),
+        load: watchdog.load_ms.into(),
+        warm_up: watchdog.warm_up_ms.into(),
+        prefill_base: watchdog.prefill_base_ms.into(),
         prefill_factor: watchdog.prefill_factor,
-        decode_floor: watchdog.decode_floor.into(),
+        decode_floor: watchdog.decode_floor_ms.into(),
         decode_factor: watchdog.decode_factor,
-        pipe: watchdog.pipe.into(),
-        idle: watchdog.idle.into(),
+        pipe: watchdog.pipe_ms.into(),
+        idle: watchdog.idle_ms.into(),
     }
 }
 
 fn recycle(rules: &config::Recycle) -> Recycle {
     Recycle {
         after_jobs: rules.after_jobs,
-        after: rules.after.map(Into::into),
-        growth: rules.memory_growth,
+        after: rules.after_ms.map(Into::into),
+        growth: rules.memory_growth_bytes,
         between_requests: rules.between_requests,
     }
 }

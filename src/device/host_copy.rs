@@ -12,22 +12,22 @@
 use std::rc::Rc;
 
 use super::{
-    DeviceError, Element, Shared,
+    DeviceError, DeviceTensor, Element,
+    host_buffer::{HostBuffer, Memory},
     pool::Buffer,
-    region::{Memory, Region},
 };
 
 /// A tensor `[.., positions, last]` in memory that no graph is bound to and nothing else has a share of.
 #[derive(Debug)]
-pub struct HostCopy(Shared);
+pub struct HostCopy(DeviceTensor);
 
 impl HostCopy {
     /// Maps a zeroed one of `shape`.
     ///
     /// # Errors
-    /// As [`Shared::new`].
+    /// As [`DeviceTensor::new`].
     pub fn new<T: Element>(shape: &[usize]) -> Result<Self, DeviceError> {
-        Shared::new::<T>(shape).map(Self)
+        DeviceTensor::new::<T>(shape).map(Self)
     }
 
     /// What is in it, in the order of the shape.
@@ -53,7 +53,7 @@ impl HostCopy {
     }
 }
 
-impl Shared {
+impl DeviceTensor {
     /// Copies as many positions as `copy` has, the first ones, out of this tensor.
     ///
     /// # Errors
@@ -101,8 +101,8 @@ impl HostCopy {
 
 /// Has all of `tight` copied from or to the host's memory as `copy` does, and waits until it is.
 fn across(
-    tight: &Shared,
-    region: &Region,
+    tight: &DeviceTensor,
+    region: &HostBuffer,
     copy: impl FnOnce(&Buffer, *mut u8, usize) -> Result<(), DeviceError>,
 ) -> Result<(), DeviceError> {
     let Memory::Pooled(buffer) = &*tight.memory else { return Ok(()) };
@@ -123,7 +123,7 @@ mod tests {
     const SHAPE: [usize; 4] = [1, 2, 5, 3];
 
     /// What is put in comes out again, though its rows lie further apart meanwhile.
-    fn there_and_back(tensor: &Shared) {
+    fn there_and_back(tensor: &DeviceTensor) {
         let mut copy = HostCopy::new::<i8>(&[1, 2, 4, 3]).unwrap();
         assert_eq!(copy.bytes(), [0; 24]);
         copy.bytes_mut().iter_mut().zip(1..).for_each(|(byte, n)| *byte = n);
@@ -140,12 +140,12 @@ mod tests {
 
     #[test]
     fn rows_come_back_as_they_went() {
-        there_and_back(&Shared::new::<i8>(&SHAPE).unwrap());
+        there_and_back(&DeviceTensor::new::<i8>(&SHAPE).unwrap());
     }
 
     #[test]
     fn what_does_not_go_together_is_refused() {
-        let tensor = Shared::new::<i8>(&SHAPE).unwrap();
+        let tensor = DeviceTensor::new::<i8>(&SHAPE).unwrap();
         for shape in [[1, 2, 6, 3], [1, 3, 4, 3], [1, 2, 4, 2]] {
             let mut copy = HostCopy::new::<i8>(&shape).unwrap();
             assert!(tensor.copy_out(&mut copy).is_err(), "{shape:?}");

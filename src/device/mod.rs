@@ -6,37 +6,37 @@
 //! - [`Runtime`]: ONNX Runtime's library, found, checked and loaded once for the process.
 //! - [`Session`]: a graph, loaded, with the placement of its nodes.
 //! - [`Binding`]: a graph's inputs and outputs over memory that stays where it is, run without allocating or rebinding.
-//! - [`Shared`]: memory that only the device reads and writes, such as a key-value cache.
+//! - [`DeviceTensor`]: memory that only the device reads and writes, such as a key-value cache.
 //! - [`HostCopy`]: rows of such memory in the host's, to be written to a file or read from one.
 //! - [`host`]: what this process holds of the host's memory, and giving it back.
 //! - [`Pool`]: memory that ONNX Runtime allocates from, counted, limited, and given back when asked.
 //! - [`operators`]: operators of our own, that sessions on the CPU may have.
-//! - [`Fault`]: what an error means for the device: try again with less, or never again.
+//! - [`DeviceErrorKind`]: what an error means for the device: try again with less, or never again.
 //! - [`cuda`]: whether there is a GPU, asked without loading ONNX Runtime.
 
-mod binding;
-mod capture;
 pub mod cores;
 pub mod cuda;
-mod faults;
+mod cuda_graph;
+mod error_kind;
 pub mod host;
+mod host_buffer;
 mod host_copy;
-mod open;
+mod io_binding;
 pub mod operators;
 pub mod pool;
-mod region;
-mod rows;
 mod runtime;
+mod select;
 mod session;
+mod strided_copy;
 mod threads;
 
-pub use binding::{Binding, Slot};
-pub use faults::Fault;
+pub use error_kind::DeviceErrorKind;
+pub use host_buffer::{DeviceTensor, Element};
 pub use host_copy::HostCopy;
-pub use open::{CUDA_PROVIDER, Device, Gpu, OpenError, OpenOptions};
+pub use io_binding::{Binding, Slot};
 pub use pool::Pool;
-pub use region::{Element, Shared};
 pub use runtime::{Attempt, LIBRARY_MINOR, Runtime, RuntimeError, candidates, refuse_telemetry};
+pub use select::{CUDA_PROVIDER, Device, Gpu, OpenError, OpenOptions};
 pub use session::{Graph, Placement, Port, Session, SessionOptions};
 pub use threads::Threads;
 
@@ -107,11 +107,11 @@ impl DeviceError {
 
     /// What it means for the device.
     #[must_use]
-    pub fn kind(&self) -> Fault {
+    pub fn kind(&self) -> DeviceErrorKind {
         match self {
-            Self::Runtime { message, .. } => Fault::of(message),
-            Self::Memory { .. } | Self::NoRoom { .. } => Fault::OutOfMemory,
-            Self::Shape { .. } | Self::Placement { .. } => Fault::Other,
+            Self::Runtime { message, .. } => DeviceErrorKind::of(message),
+            Self::Memory { .. } | Self::NoRoom { .. } => DeviceErrorKind::OutOfMemory,
+            Self::Shape { .. } | Self::Placement { .. } => DeviceErrorKind::Other,
         }
     }
 }

@@ -21,7 +21,7 @@ use super::{
     CUDA_PROVIDER, DeviceError, Pool, Runtime,
     operators::Operators,
     pool::GpuStream,
-    threads::{Crew, Threads},
+    threads::{ThreadLimits, Threads},
 };
 
 /// How a session computes.
@@ -96,7 +96,7 @@ pub struct Port {
 pub struct Session {
     // Declared before the pool that it allocates from: fields are dropped in order.
     inner: ort::session::Session,
-    crew: Option<Crew>,
+    crew: Option<ThreadLimits>,
     pool: Option<Pool>,
     captures: bool,
 }
@@ -107,7 +107,7 @@ impl Session {
     /// # Errors
     /// [`DeviceError::Runtime`] with ONNX Runtime's reason.
     pub fn open(runtime: &Runtime, graph: &Graph, options: SessionOptions) -> Result<Self, DeviceError> {
-        let crew = Crew::new(options.threads);
+        let crew = ThreadLimits::new(options.threads);
         let inner = Self::commit(Self::builder(runtime.environment(), options), graph, &crew)?;
         Ok(Self { inner, crew: graph.has_products().then_some(crew), pool: None, captures: false })
     }
@@ -120,7 +120,7 @@ impl Session {
     /// node of it, [`DeviceError::Runtime`] with ONNX Runtime's reason.
     pub fn open_in(pool: &Pool, graph: &Graph, options: SessionOptions) -> Result<Self, DeviceError> {
         let gpu = pool.gpu_stream();
-        let crew = Crew::new(options.threads);
+        let crew = ThreadLimits::new(options.threads);
         let load = |is_whole| {
             let inner = pool.loading(|| {
                 let builder = Self::builder(pool.environment(), options)
@@ -155,7 +155,7 @@ impl Session {
     fn commit(
         builder: ort::Result<SessionBuilder>,
         graph: &Graph,
-        crew: &Crew,
+        crew: &ThreadLimits,
     ) -> Result<ort::session::Session, DeviceError> {
         let mut builder = builder.map_err(DeviceError::runtime("the session's options"))?;
         let loaded = match &graph.changed {
@@ -168,7 +168,7 @@ impl Session {
     fn commit_changed(
         mut builder: SessionBuilder,
         Changed { content, folder, operators }: &Changed,
-        crew: &Crew,
+        crew: &ThreadLimits,
     ) -> ort::Result<ort::session::Session> {
         let folder = folder.to_str().ok_or_else(|| ort::Error::new("its path is not UTF-8"))?;
         if let Some(operators) = operators {
@@ -226,7 +226,7 @@ impl Session {
     /// How many threads compute, if it can be told.
     #[must_use]
     pub fn threads(&self) -> Option<Threads> {
-        self.crew.as_ref().map(Crew::threads)
+        self.crew.as_ref().map(ThreadLimits::threads)
     }
 
     /// How many threads compute from now on: of those that it was opened with, if it can be told.

@@ -32,13 +32,13 @@ impl Threads {
 
 /// The threads of a session, as its operators ask for them.
 #[derive(Clone, Debug)]
-pub(super) struct Crew {
+pub(super) struct ThreadLimits {
     all: usize,
     decode: Arc<AtomicUsize>,
     prefill: Arc<AtomicUsize>,
 }
 
-impl Crew {
+impl ThreadLimits {
     /// All of `all`.
     pub(super) fn new(all: usize) -> Self {
         let all = all.max(1);
@@ -81,7 +81,7 @@ mod tests {
 
     #[test]
     fn operators_are_told_how_many_and_never_none_or_more_than_there_are() {
-        let crew = Crew::new(8);
+        let crew = ThreadLimits::new(8);
         let operator = crew.clone();
         assert_eq!((operator.threads(), operator.of(1), operator.batches(1)), (Threads::all(8), 8, 0));
         crew.set(Threads { decode: 3, prefill: 99 });
@@ -89,6 +89,6 @@ mod tests {
         assert_eq!((operator.of(2), operator.batches(2)), (8, 0));
         crew.set(Threads::all(0));
         assert_eq!(operator.threads(), Threads::all(1));
-        assert_eq!(Crew::new(0).all(), 1);
+        assert_eq!(ThreadLimits::new(0).all(), 1);
     }
 }

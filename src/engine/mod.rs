@@ -26,7 +26,7 @@ pub use speculation::Speculation;
 pub use timeline::{Timeline, TimelineOptions};
 
 use crate::{
-    device::{DeviceError, Fault},
+    device::{DeviceError, DeviceErrorKind},
     job::{CacheSalt, Failure},
 };
 
@@ -106,10 +106,10 @@ pub enum EngineError {
 impl EngineError {
     /// What it means for the device.
     #[must_use]
-    pub fn fault(&self) -> Fault {
+    pub fn fault(&self) -> DeviceErrorKind {
         match self {
             Self::Device(e) => e.kind(),
-            _ => Fault::Other,
+            _ => DeviceErrorKind::Other,
         }
     }
 
@@ -128,7 +128,7 @@ impl From<EngineError> for Failure {
     fn from(e: EngineError) -> Self {
         match e {
             EngineError::Job(failure) => failure,
-            other if other.fault() == Fault::OutOfMemory => {
+            other if other.fault() == DeviceErrorKind::OutOfMemory => {
                 Self::OutOfMemory { message: format!("{other}{}", other.way_out()) }
             }
             other => Self::Device { message: other.to_string() },

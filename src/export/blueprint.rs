@@ -25,7 +25,7 @@ pub(super) struct Blueprint {
     pub slopes: Option<Vec<f32>>,
     pub layers: Vec<Layer>,
     pub final_norm: Norm,
-    pub head: Head,
+    pub head: LmHead,
     /// Logits `x` become `cap · tanh(x / cap)`.
     pub logits_cap: Option<f32>,
 }
@@ -44,11 +44,11 @@ pub(super) struct Embedding {
 
 /// How logits come from the last hidden state.
 #[derive(Clone, Debug)]
-pub(super) enum Head {
+pub(super) enum LmHead {
     /// By the embedding's rows. A checkpoint may store this name too, if it holds the same.
     Tied { stored_as: String },
     /// By rows of its own.
-    Own(Linear),
+    Separate(Linear),
 }
 
 /// One decoder layer: each half reads the residual stream through a norm and adds to it, through another if it has one.
@@ -180,8 +180,8 @@ impl Blueprint {
     /// Every linear layer: what an adapter may change.
     pub(super) fn linears(&self) -> impl Iterator<Item = &Linear> {
         let head = match &self.head {
-            Head::Tied { .. } => None,
-            Head::Own(linear) => Some(linear),
+            LmHead::Tied { .. } => None,
+            LmHead::Separate(linear) => Some(linear),
         };
         self.layers.iter().flat_map(Layer::linears).chain(head)
     }
@@ -196,7 +196,7 @@ impl Blueprint {
         let shape = Shape::Matrix { rows: vocab, cols: self.dims.hidden };
         self.dims.vocab = vocab;
         self.embedding.table.shape = shape;
-        if let Head::Own(head) = &mut self.head {
+        if let LmHead::Separate(head) = &mut self.head {
             head.weight.shape = shape;
         }
         self
@@ -204,9 +204,9 @@ impl Blueprint {
 
     /// The same model with a head of its own, of the name that a tied one would be stored as.
     pub(super) fn untied(mut self) -> Self {
-        if let Head::Tied { stored_as } = &self.head {
+        if let LmHead::Tied { stored_as } = &self.head {
             let weight = Param { name: stored_as.clone(), ..self.embedding.table.clone() };
-            self.head = Head::Own(Linear { weight, bias: None });
+            self.head = LmHead::Separate(Linear { weight, bias: None });
         }
         self
     }

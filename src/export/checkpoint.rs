@@ -13,9 +13,9 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    blueprint::{Blueprint, Head},
+    blueprint::{Blueprint, LmHead},
+    json_config::{JsonConfig, JsonConfigError},
     param::Param,
-    settings::{Settings, SettingsError},
     tensors::{TensorFile, TensorsError},
 };
 use crate::files;
@@ -77,7 +77,7 @@ pub enum CheckpointError {
     Tensors(#[from] TensorsError),
     /// Its index cannot be used.
     #[error(transparent)]
-    Settings(#[from] SettingsError),
+    JsonConfig(#[from] JsonConfigError),
     /// There is no safetensors file.
     #[error(
         "{}: neither {SINGLE} nor {INDEX} is there; download the whole checkpoint",
@@ -201,12 +201,12 @@ pub(super) struct Checkpoint {
     dir: PathBuf,
     index: Option<PathBuf>,
     files: Vec<TensorFile>,
-    tensors: BTreeMap<String, Place>,
+    tensors: BTreeMap<String, TensorLocation>,
 }
 
 /// Where a tensor is.
 #[derive(Clone, Debug)]
-struct Place {
+struct TensorLocation {
     file: usize,
     name: String,
 }
@@ -215,10 +215,10 @@ impl Checkpoint {
     /// Opens the checkpoint in `dir` and reads its headers.
     pub(super) fn open(dir: &Path) -> Result<Self, CheckpointError> {
         let (files, index) = open_files(dir)?;
-        let mut tensors: BTreeMap<String, Place> = BTreeMap::new();
+        let mut tensors: BTreeMap<String, TensorLocation> = BTreeMap::new();
         for (file, names) in files.iter().enumerate() {
             for name in names.names() {
-                let place = Place { file, name: name.into() };
+                let place = TensorLocation { file, name: name.into() };
                 if let Some(other) = tensors.insert(canonical(name).into(), place) {
                     let (first, second) = (other.name, name.into());
                     return Err(CheckpointError::Twice { dir: dir.into(), first, second });
@@ -242,7 +242,7 @@ impl Checkpoint {
             self.check_param(param)?;
             unused.remove(param.name.as_str());
         }
-        if let Head::Tied { stored_as } = &blueprint.head
+        if let LmHead::Tied { stored_as } = &blueprint.head
             && unused.remove(stored_as.as_str())
         {
             self.check_tied_head(stored_as, &blueprint.embedding.table)?;
@@ -368,12 +368,12 @@ fn no_tensors(dir: &Path) -> CheckpointError {
 }
 
 fn open_shards(dir: &Path, index: &Path) -> Result<Vec<TensorFile>, CheckpointError> {
-    let shards = read_index(&Settings::read(index)?)?;
+    let shards = read_index(&JsonConfig::read(index)?)?;
     shards.into_iter().map(|(file, tensors)| open_shard(&dir.join(file), &tensors)).collect()
 }
 
 /// The files that an index names, each with the tensors that should be in it.
-pub(super) fn read_index(index: &Settings) -> Result<BTreeMap<String, BTreeSet<String>>, CheckpointError> {
+pub(super) fn read_index(index: &JsonConfig) -> Result<BTreeMap<String, BTreeSet<String>>, CheckpointError> {
     let map = index.section("weight_map")?.ok_or_else(|| index.missing("weight_map", "an object"))?;
     let mut shards: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for (tensor, file) in map.fields() {

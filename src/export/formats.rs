@@ -16,7 +16,7 @@ use std::{
 use crate::manifest::{Override, Quantization};
 
 use super::{
-    blueprint::{Blueprint, Head},
+    blueprint::{Blueprint, LmHead},
     emit::ACCURACY_LEVEL,
     param::{Param, module},
     quantize::{Bits, Quantizer, Rounding, ZeroPoints},
@@ -188,7 +188,7 @@ impl Storage {
 
     /// `keep`, and before it what goes without saying.
     pub(super) fn rules(&self, blueprint: &Blueprint) -> Vec<Keep> {
-        let tied = self.format == WeightFormat::Int4 && matches!(blueprint.head, Head::Tied { .. });
+        let tied = self.format == WeightFormat::Int4 && matches!(blueprint.head, LmHead::Tied { .. });
         let table =
             || Keep { pattern: blueprint.embedding.table.module().into(), format: WeightFormat::Int8 };
         tied.then(table).into_iter().chain(self.keep.iter().cloned()).collect()
@@ -252,8 +252,8 @@ struct Module<'a> {
 impl<'a> Module<'a> {
     fn all(blueprint: &'a Blueprint) -> Vec<Self> {
         let also = match &blueprint.head {
-            Head::Tied { stored_as } => Some(module(stored_as)),
-            Head::Own(_) => None,
+            LmHead::Tied { stored_as } => Some(module(stored_as)),
+            LmHead::Separate(_) => None,
         };
         let table = Self { name: blueprint.embedding.table.module(), also };
         let linears = blueprint.linears().map(|linear| Self { name: linear.weight.module(), also: None });

@@ -8,10 +8,10 @@ use crate::manifest::{Dtype, GraphNames, Manifest};
 
 use super::{
     DATA_FILE, Storage, WeightFormat, adapter, architectures, checkpoint,
-    emit::{Numbers, emit},
+    emit::{Precision, emit},
     inspect::operators,
+    json_config::{JsonConfig, JsonConfigError},
     rope::Rotary,
-    settings::{Settings, SettingsError},
     tensors::Header,
 };
 
@@ -35,7 +35,7 @@ pub fn config(json: &[u8]) -> bool {
     blueprint.is_ok_and(|blueprint| {
         blueprint.rotaries.iter().map(Rotary::angles).for_each(drop);
         let Ok(formats) = storage.formats(&blueprint) else { return false };
-        let numbers = Numbers { dtype: Dtype::Float32, formats };
+        let numbers = Precision { dtype: Dtype::Float32, formats };
         emit(&blueprint, numbers, GraphNames::default(), DATA_FILE).is_ok()
     })
 }
@@ -65,6 +65,6 @@ pub fn graph(onnx: &[u8]) -> bool {
     operators(onnx).is_ok()
 }
 
-fn parse(json: &[u8]) -> Result<Settings, SettingsError> {
-    Settings::parse(Path::new("fuzzed"), json)
+fn parse(json: &[u8]) -> Result<JsonConfig, JsonConfigError> {
+    JsonConfig::parse(Path::new("fuzzed"), json)
 }

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::manifest::{GraphNames, Lengths, Manifest};
 
-use super::settings::Settings;
+use super::json_config::JsonConfig;
 
 pub(super) const CONFIG: &str = "genai_config.json";
 
@@ -12,7 +12,7 @@ pub(super) const CONFIG: &str = "genai_config.json";
 const ANY_DECODER: &str = "decoder";
 
 /// What onnxruntime-genai is told of a model; sampling as `generation` has it.
-pub(super) fn config(manifest: &Manifest, generation: Option<&Settings>) -> Value {
+pub(super) fn config(manifest: &Manifest, generation: Option<&JsonConfig>) -> Value {
     let Manifest { dims, context_length, graph, end_tokens, .. } = manifest;
     let token = |field: &str| generation.and_then(|settings| settings.get(field)).cloned();
     let pad = token("pad_token_id").or_else(|| end_tokens.first().map(|id| json!(id)));
@@ -59,7 +59,7 @@ fn inputs(graph: &GraphNames) -> Value {
     inputs
 }
 
-fn search(context_length: usize, generation: Option<&Settings>) -> Value {
+fn search(context_length: usize, generation: Option<&JsonConfig>) -> Value {
     let mut search = json!({
         "do_sample": false, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "repetition_penalty": 1.0,
         "num_beams": 1, "num_return_sequences": 1, "early_stopping": true, "length_penalty": 1.0, "min_length": 0,

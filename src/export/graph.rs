@@ -3,11 +3,11 @@
 use prost::Message;
 
 use super::{
+    data_layout::DataRange,
     onnx::{
         Attribute, AttributeType, DataLocation, Dimension, ElementType, Extent, Graph, IR_VERSION, Model,
         Node, OperatorSet, Shape, StringEntry, Tensor, TensorType, Type, ValueInfo,
     },
-    plan::Region,
 };
 
 /// Where ONNX Runtime's own operators live.
@@ -69,7 +69,13 @@ impl Builder {
     }
 
     /// A constant of the shape `dims` over the bytes of `region`.
-    pub(super) fn initializer(&mut self, name: &str, element: ElementType, dims: &[usize], region: Region) {
+    pub(super) fn initializer(
+        &mut self,
+        name: &str,
+        element: ElementType,
+        dims: &[usize],
+        region: DataRange,
+    ) {
         let entry = |key: &str, value: String| StringEntry { key: key.into(), value };
         self.graph.initializer.push(Tensor {
             dims: dims.iter().copied().map(int).collect(),

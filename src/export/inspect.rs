@@ -48,5 +48,5 @@ pub fn operators(graph: &[u8]) -> Result<Vec<Operator>, InspectError> {
 /// # Errors
 /// [`SourceError`] when it cannot be read.
 pub fn identify(path: &Path) -> Result<FileRecord, SourceError> {
-    super::sources::identify("", path, &())
+    super::provenance::identify("", path, &())
 }

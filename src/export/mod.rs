@@ -41,33 +41,33 @@ mod adapter;
 mod architectures;
 mod blueprint;
 mod checkpoint;
-mod companions;
+mod data_layout;
 mod disk;
+mod dtype_encoding;
 mod emit;
-mod fill;
 mod formats;
 #[doc(hidden)]
 pub mod fuzzing;
 mod genai;
 mod graph;
-mod input;
 mod inspect;
-mod numbers;
+mod json_config;
+mod load_sources;
 mod param;
-mod plan;
-mod positioned;
+mod positioned_io;
 mod progress;
+mod provenance;
 mod quantize;
 mod random;
 mod rope;
-mod settings;
-mod siblings;
-mod sources;
 mod staging;
+mod temp_dir;
 mod tensors;
 #[cfg(test)]
 mod testing;
+mod tokenizer_files;
 mod weights;
+mod write_weights;
 
 use std::{
     num::NonZeroUsize,
@@ -86,25 +86,25 @@ use crate::{
 pub use self::{
     adapter::AdapterError,
     checkpoint::CheckpointError,
-    companions::CompanionsError,
-    fill::FillError,
+    data_layout::TooLarge,
     formats::{BlockSize, BlockSizeError, Keep, KeepError, NoSuchModule, Storage, WeightFormat},
     inspect::{InspectError, Operator, identify, operators},
-    plan::TooLarge,
+    json_config::JsonConfigError,
     progress::{Progress, Stage},
+    provenance::SourceError,
     quantize::{Rounding, ZeroPoints},
-    settings::SettingsError,
-    sources::SourceError,
     staging::{Existing, StagingError},
     tensors::TensorsError,
+    tokenizer_files::TokenizerFilesError,
     weights::WeightsError,
+    write_weights::WriteWeightsError,
 };
 use self::{
-    emit::{Emitted, Numbers, emit},
-    fill::fill,
-    input::Input,
+    emit::{Emitted, Precision, emit},
+    load_sources::LoadedSources,
     rope::Rotary,
     staging::Staging,
+    write_weights::fill,
 };
 
 /// The graph's file name in a model directory.
@@ -267,7 +267,7 @@ impl Report {
 pub enum ExportError {
     /// The configuration cannot be used.
     #[error(transparent)]
-    Settings(#[from] SettingsError),
+    JsonConfig(#[from] JsonConfigError),
     /// The checkpoint cannot be used.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
@@ -284,7 +284,7 @@ pub enum ExportError {
     },
     /// Tokenizer, template or generation settings cannot be used.
     #[error(transparent)]
-    Companions(#[from] CompanionsError),
+    TokenizerFiles(#[from] TokenizerFilesError),
     /// A format is asked for modules that are not there.
     #[error(transparent)]
     NoSuchModule(#[from] NoSuchModule),
@@ -299,7 +299,7 @@ pub enum ExportError {
     Weights(#[from] WeightsError),
     /// The weights cannot be written.
     #[error(transparent)]
-    Fill(#[from] FillError),
+    WriteWeights(#[from] WriteWeightsError),
     /// The output cannot be written.
     #[error(transparent)]
     Staging(#[from] StagingError),
@@ -312,7 +312,7 @@ pub enum ExportError {
 /// when a weight is not finite, or when the output exists or cannot be written.
 pub fn export(options: &Options, progress: &dyn Progress) -> Result<Report, ExportError> {
     let mut input = open(options)?;
-    let numbers = Numbers { dtype: options.dtype, formats: options.weights.formats(&input.blueprint)? };
+    let numbers = Precision { dtype: options.dtype, formats: options.weights.formats(&input.blueprint)? };
     let Emitted { graph, plan } = emit(&input.blueprint, numbers, options.names(), DATA_FILE)?;
     for dir in options.source.dirs() {
         staging::check_apart(&options.output, dir)?;
@@ -331,7 +331,7 @@ pub fn export(options: &Options, progress: &dyn Progress) -> Result<Report, Expo
         let generation = input.companions.as_ref().and_then(|companions| companions.generation.as_ref());
         staging.write(genai::CONFIG, format!("{:#}\n", genai::config(&manifest, generation)).as_bytes())?;
     }
-    manifest.files = sources::identify_all(&staging.files()?, Stage::Checksums, progress)?;
+    manifest.files = provenance::identify_all(&staging.files()?, Stage::Checksums, progress)?;
     staging.write(manifest::FILE_NAME, manifest.to_json().as_bytes())?;
     staging.commit()?;
     Ok(Report {
@@ -366,8 +366,8 @@ pub fn fingerprint(options: &Options) -> Result<String, ExportError> {
 }
 
 /// Opens the sources and applies what concerns the whole model.
-fn open(options: &Options) -> Result<Input, ExportError> {
-    let mut input = Input::open(&options.source)?;
+fn open(options: &Options) -> Result<LoadedSources, ExportError> {
+    let mut input = LoadedSources::open(&options.source)?;
     if let Some(asked) = options.context_length {
         let most = input.blueprint.context_length;
         if asked.get() > most {
@@ -378,7 +378,7 @@ fn open(options: &Options) -> Result<Input, ExportError> {
     Ok(input)
 }
 
-fn describe(input: &Input, options: &Options, sources: Vec<FileRecord>) -> Manifest {
+fn describe(input: &LoadedSources, options: &Options, sources: Vec<FileRecord>) -> Manifest {
     Manifest {
         schema: manifest::SCHEMA,
         architecture: input.blueprint.architecture.into(),

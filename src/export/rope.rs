@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::settings::{Settings, SettingsError};
+use super::json_config::{JsonConfig, JsonConfigError};
 
 /// The rope types that [`Rotary::read`] accepts, as an error names them.
 const SUPPORTED: &str = "default, linear, dynamic, llama3, yarn, longrope";
@@ -71,7 +71,7 @@ pub(super) enum Table {
 impl Rotary {
     /// Reads `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (transformers 4), for heads of
     /// `head_dim` dimensions.
-    pub(super) fn read(config: &Settings, head_dim: usize) -> Result<Self, SettingsError> {
+    pub(super) fn read(config: &JsonConfig, head_dim: usize) -> Result<Self, JsonConfigError> {
         let rope = match config.section("rope_parameters")? {
             Some(section) => Some(section),
             None => config.section("rope_scaling")?,
@@ -82,11 +82,11 @@ impl Rotary {
 
     /// Reads one section, where `theta` is what counts if it does not say; without one, nothing is scaled.
     pub(super) fn read_section(
-        config: &Settings,
-        rope: Option<&Settings>,
+        config: &JsonConfig,
+        rope: Option<&JsonConfig>,
         theta: f32,
         head_dim: usize,
-    ) -> Result<Self, SettingsError> {
+    ) -> Result<Self, JsonConfigError> {
         const PARTIAL: &str = "partial_rotary_factor";
         let theta = match rope {
             Some(rope) => rope.optional_positive("rope_theta")?.unwrap_or(theta),
@@ -142,7 +142,12 @@ impl Rotary {
 }
 
 impl Scaling {
-    fn read(config: &Settings, rope: &Settings, theta: f32, dims: usize) -> Result<Self, SettingsError> {
+    fn read(
+        config: &JsonConfig,
+        rope: &JsonConfig,
+        theta: f32,
+        dims: usize,
+    ) -> Result<Self, JsonConfigError> {
         let field = if rope.get("rope_type").is_some() { "rope_type" } else { "type" };
         match rope.text(field)?.unwrap_or("default") {
             // Dynamic scaling begins beyond `max_position_embeddings`, which no context here exceeds.
@@ -156,7 +161,7 @@ impl Scaling {
         }
     }
 
-    fn read_llama3(config: &Settings, rope: &Settings) -> Result<Self, SettingsError> {
+    fn read_llama3(config: &JsonConfig, rope: &JsonConfig) -> Result<Self, JsonConfigError> {
         let low_freq_factor = rope.positive("low_freq_factor")?;
         let high_freq_factor = rope.positive("high_freq_factor")?;
         if high_freq_factor <= low_freq_factor {
@@ -171,7 +176,12 @@ impl Scaling {
 
     /// YaRN (<https://arxiv.org/abs/2309.00071>): the pair that turns `beta` times over the original context is where
     /// the change begins or ends.
-    fn read_yarn(config: &Settings, rope: &Settings, theta: f32, dims: usize) -> Result<Self, SettingsError> {
+    fn read_yarn(
+        config: &JsonConfig,
+        rope: &JsonConfig,
+        theta: f32,
+        dims: usize,
+    ) -> Result<Self, JsonConfigError> {
         let original = original_context(config, rope)?;
         let factor = stretch(config, rope, original)?;
         let pair_of = |turns: f32| {
@@ -200,7 +210,7 @@ impl Scaling {
 
     /// LongRoPE (<https://arxiv.org/abs/2402.13753>) has one list of divisors for contexts up to the original one, and
     /// another beyond. A graph has one table, so its context ends there: see [`Rotary::reach`].
-    fn read_long(config: &Settings, rope: &Settings, dims: usize) -> Result<Self, SettingsError> {
+    fn read_long(config: &JsonConfig, rope: &JsonConfig, dims: usize) -> Result<Self, JsonConfigError> {
         const DIVISORS: &str = "short_factor";
         let divisors = rope.positives(DIVISORS)?;
         if divisors.len() != dims / 2 {
@@ -251,7 +261,7 @@ impl Scaling {
 }
 
 /// The context length before the scaling. Beside the section it counts more than within, as in transformers.
-fn original_context(config: &Settings, rope: &Settings) -> Result<usize, SettingsError> {
+fn original_context(config: &JsonConfig, rope: &JsonConfig) -> Result<usize, JsonConfigError> {
     match config.optional_size(ORIGINAL)?.or(rope.optional_size(ORIGINAL)?) {
         Some(original) => Ok(original),
         None => config.size("max_position_embeddings"),
@@ -259,7 +269,7 @@ fn original_context(config: &Settings, rope: &Settings) -> Result<usize, Setting
 }
 
 /// How many times longer the context is than the original one.
-fn stretch(config: &Settings, rope: &Settings, original: usize) -> Result<f32, SettingsError> {
+fn stretch(config: &JsonConfig, rope: &JsonConfig, original: usize) -> Result<f32, JsonConfigError> {
     match rope.optional_positive("factor")? {
         Some(factor) => Ok(factor),
         None => Ok(config.size("max_position_embeddings")? as f32 / original as f32),
@@ -290,8 +300,8 @@ mod tests {
 
     use super::*;
 
-    fn read(json: &str) -> Result<Rotary, SettingsError> {
-        Rotary::read(&Settings::parse(Path::new("config.json"), json.as_bytes()).unwrap(), 16)
+    fn read(json: &str) -> Result<Rotary, JsonConfigError> {
+        Rotary::read(&JsonConfig::parse(Path::new("config.json"), json.as_bytes()).unwrap(), 16)
     }
 
     const LLAMA3: Scaling =

@@ -14,7 +14,7 @@ use crate::{files, manifest, units::Bytes};
 
 use super::{
     disk,
-    siblings::{self, Sibling},
+    temp_dir::{self, TempSibling},
 };
 
 /// Why the output cannot be written.
@@ -114,7 +114,7 @@ fn way_out(error: &io::Error) -> &'static str {
 /// The output while it is being written. Dropped without [`Staging::commit`], it leaves nothing.
 #[derive(Debug)]
 pub(super) struct Staging {
-    dir: Sibling,
+    dir: TempSibling,
     output: PathBuf,
     existing: Existing,
 }
@@ -128,10 +128,10 @@ impl Staging {
         let parent = parent(output);
         let failed = |source| StagingError::Write { path: parent.into(), source };
         fs::create_dir_all(parent).map_err(failed)?;
-        siblings::clear(parent, name);
+        temp_dir::clear(parent, name);
         // What was put aside may be back.
         check_existing(output, existing)?;
-        let dir = Sibling::new(parent, name).map_err(failed)?;
+        let dir = TempSibling::new(parent, name).map_err(failed)?;
         Ok(Self { dir, output: output.into(), existing })
     }
 
@@ -205,7 +205,7 @@ impl Staging {
         let failed = |source| StagingError::Write { path: self.output.clone(), source };
         let name = self.output.file_name().unwrap_or_default();
         // Dropped at the end, with the old directory in it.
-        let aside = Sibling::new(parent(&self.output), name).map_err(failed)?;
+        let aside = TempSibling::new(parent(&self.output), name).map_err(failed)?;
         let old = aside.path().join(name);
         fs::rename(&self.output, &old).map_err(failed)?;
         fs::rename(self.dir.path(), &self.output).map_err(|source| {

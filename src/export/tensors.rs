@@ -21,7 +21,7 @@ use serde::{
 
 use super::{
     param::{Param, Shape},
-    positioned::Positioned,
+    positioned_io::PositionedFile,
 };
 use crate::files;
 
@@ -135,7 +135,7 @@ pub enum TensorsError {
 #[derive(Debug)]
 pub(super) struct TensorFile {
     path: PathBuf,
-    file: Positioned,
+    file: PositionedFile,
     data_start: u64,
     tensors: BTreeMap<String, TensorInfo>,
 }
@@ -147,7 +147,7 @@ impl TensorFile {
         let mut file = files::open(path).map_err(failed)?;
         let file_bytes = file.metadata().map_err(failed)?.len();
         let Header { data_start, tensors } = Header::read(&mut file, path, file_bytes)?;
-        Ok(Self { path: path.into(), file: Positioned::new(file), data_start, tensors })
+        Ok(Self { path: path.into(), file: PositionedFile::new(file), data_start, tensors })
     }
 
     pub(super) fn path(&self) -> &Path {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use safetensors::tensor::{Dtype, TensorView};
 
-use super::{architectures, blueprint::Blueprint, param::Shape, random::normal_row, settings::Settings};
+use super::{architectures, blueprint::Blueprint, json_config::JsonConfig, param::Shape, random::normal_row};
 
 /// `config.json` of the tiny model.
 pub(super) fn config(tied: bool) -> String {
@@ -17,7 +17,8 @@ pub(super) fn config(tied: bool) -> String {
 
 /// The blueprint of the tiny model.
 pub(super) fn blueprint(tied: bool) -> Blueprint {
-    architectures::read(&Settings::parse(Path::new("config.json"), config(tied).as_bytes()).unwrap()).unwrap()
+    architectures::read(&JsonConfig::parse(Path::new("config.json"), config(tied).as_bytes()).unwrap())
+        .unwrap()
 }
 
 /// A float32 tensor.

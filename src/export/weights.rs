@@ -5,7 +5,7 @@ use std::ops::Range;
 use ndarray::ShapeError;
 
 use super::{
-    adapter::{AdapterError, Blend, MergeError, Origin},
+    adapter::{AdapterError, MergeError, MergePlan, Origin},
     checkpoint::{Checkpoint, CheckpointError},
     param::Param,
     random::RandomWeights,
@@ -62,7 +62,7 @@ pub(super) enum Weights {
 #[derive(Debug)]
 pub(super) struct Merged {
     checkpoint: Checkpoint,
-    blend: Blend,
+    blend: MergePlan,
 }
 
 impl Weights {
@@ -79,7 +79,7 @@ impl Merged {
     /// `tables` are the embeddings of the merged model, some of which have to be measured before.
     pub(super) fn new<'a>(
         checkpoint: Checkpoint,
-        mut blend: Blend,
+        mut blend: MergePlan,
         tables: impl Iterator<Item = &'a Param>,
     ) -> Result<Self, WeightsError> {
         for table in tables {
@@ -88,7 +88,7 @@ impl Merged {
         Ok(Self { checkpoint, blend })
     }
 
-    pub(super) fn blend(&self) -> &Blend {
+    pub(super) fn blend(&self) -> &MergePlan {
         &self.blend
     }
 
@@ -107,7 +107,7 @@ impl Merged {
 /// Rows of `param` before anything is added to them.
 fn original(
     checkpoint: &Checkpoint,
-    blend: &Blend,
+    blend: &MergePlan,
     param: &Param,
     rows: Range<usize>,
 ) -> Result<Vec<f32>, WeightsError> {
@@ -159,7 +159,7 @@ mod tests {
         fs::write(dir.join("adapter_config.json"), config).unwrap();
         testing::write(&dir.join("adapter_model.safetensors"), &[lora_a, lora_b]);
         let adapter = Adapter::open(dir, 1.0).unwrap();
-        let (blend, blueprint) = Blend::new(vec![adapter], testing::blueprint(true)).unwrap();
+        let (blend, blueprint) = MergePlan::new(vec![adapter], testing::blueprint(true)).unwrap();
         let tables = blueprint.embedding.tables();
         Weights::Merged(Box::new(Merged::new(Checkpoint::open(dir).unwrap(), blend, tables).unwrap()))
     }

@@ -15,12 +15,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::{body_memory::BodyMemory, model_registry::ModelRegistry, offload::Offload, server::tls::Tls};
 use crate::{
-    auth::Door,
+    auth::AccessControl,
     config::{Config, UnknownFields},
     executor::{Deadlines, Executor},
     job::{Order, OrderOutcome, Readiness},
     metrics::Metrics,
-    prompt_store::Store,
+    prompt_store::PromptStore,
     sandbox::{Sandbox, SandboxError},
     text::Text,
     units::{Bytes, Tokens},
@@ -68,15 +68,15 @@ impl From<&Config> for Settings {
     fn from(config: &Config) -> Self {
         let Config { server, queue, engine, log, .. } = config;
         Self {
-            body_limit: server.body_limit,
-            body_memory: server.body_memory,
-            heartbeat: server.heartbeat.into(),
+            body_limit: server.body_limit_bytes,
+            body_memory: server.body_memory_bytes,
+            heartbeat: server.heartbeat_ms.into(),
             max_connections: server.max_connections,
             read_patience: READ_PATIENCE,
-            grace: server.grace.into(),
-            deadlines: Deadlines { queue: queue.timeout.into(), total: queue.total_timeout.into() },
+            grace: server.grace_ms.into(),
+            deadlines: Deadlines { queue: queue.timeout_ms.into(), total: queue.total_timeout_ms.into() },
             context_length: engine.context_length,
-            default_max_new: engine.default_max_new,
+            default_max_new: engine.default_max_new_tokens,
             log_prompts: log.prompts,
             unknown_fields: server.unknown_fields,
             prefix_cache_shared: engine.prefix_cache_shared,
@@ -90,7 +90,7 @@ pub struct AppState {
     pub(crate) catalogue: ModelRegistry,
     pub(crate) executor: Executor,
     /// Who may come in.
-    pub(crate) door: Arc<Door>,
+    pub(crate) access: Arc<AccessControl>,
     /// `None` is HTTP without TLS.
     pub(crate) tls: Option<Arc<Tls>>,
     /// Without one, requests that need it are refused.
@@ -98,7 +98,7 @@ pub struct AppState {
     /// `None` where nobody takes any.
     pub(crate) orders: Option<Orders>,
     /// Where prompts are saved; `None` where none are.
-    pub(crate) saved: Option<Store>,
+    pub(crate) saved: Option<PromptStore>,
     /// `None` where it cannot be changed.
     pub(crate) set_log_level: Option<SetLogLevel>,
     /// Cancelled when `/admin` is told that the server shall end.
@@ -133,7 +133,7 @@ impl AppState {
         Self {
             catalogue: catalogue.into(),
             executor,
-            door: Arc::default(),
+            access: Arc::default(),
             tls: None,
             sandbox: None,
             orders: None,
@@ -165,7 +165,7 @@ impl AppState {
 
     /// With a place for saved prompts.
     #[must_use]
-    pub fn with_saved_prompts(self, store: Store) -> Self {
+    pub fn with_saved_prompts(self, store: PromptStore) -> Self {
         Self { saved: Some(store), ..self }
     }
 
@@ -175,10 +175,10 @@ impl AppState {
         Self { devices: devices.into(), ..self }
     }
 
-    /// With a door; without one, everybody may come in.
+    /// With access rules; without them, every request is admitted.
     #[must_use]
-    pub fn with_door(self, door: Arc<Door>) -> Self {
-        Self { door, ..self }
+    pub fn with_access_control(self, access: Arc<AccessControl>) -> Self {
+        Self { access, ..self }
     }
 
     /// With TLS; without, whoever listens on the way reads along.

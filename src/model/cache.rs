@@ -4,8 +4,8 @@ use half::{bf16, f16};
 
 use super::{HostCache, Model};
 use crate::{
-    device::{DeviceError, Element, Pool, Shared},
-    prompt_store::{Kind, Shape},
+    device::{DeviceError, DeviceTensor, Element, Pool},
+    prompt_store::{CacheDtype, CacheShape},
     units::Bytes,
 };
 
@@ -16,7 +16,7 @@ use crate::{
 /// costs nothing. The default one has room for nothing.
 #[derive(Debug, Default)]
 pub struct Cache {
-    layers: Vec<[Shared; 2]>,
+    layers: Vec<[DeviceTensor; 2]>,
     capacity: usize,
     heads: usize,
 }
@@ -44,7 +44,7 @@ impl Cache {
     /// What it takes with its first `positions` written: all of a pool's memory, and the pages of what is mapped.
     #[must_use]
     pub fn spent(&self, positions: usize) -> Bytes {
-        let of = |tensor: &Shared| match tensor.held() {
+        let of = |tensor: &DeviceTensor| match tensor.held() {
             Bytes(0) => {
                 let rows = (self.capacity * self.heads).max(1) as u64;
                 let written = (tensor.bytes().0 / rows * positions as u64).next_multiple_of(PAGE);
@@ -84,7 +84,7 @@ impl Cache {
 
     /// Forgets its content and gives mapped memory back; it can be used again at once, from position 0.
     pub fn discard(&self) {
-        self.layers.iter().flatten().for_each(Shared::discard);
+        self.layers.iter().flatten().for_each(DeviceTensor::discard);
     }
 
     /// Writes the first `positions` of what the host has over its own.
@@ -99,7 +99,7 @@ impl Cache {
         })
     }
 
-    pub(super) fn layers(&self) -> &[[Shared; 2]] {
+    pub(super) fn layers(&self) -> &[[DeviceTensor; 2]] {
         &self.layers
     }
 }
@@ -115,7 +115,7 @@ impl Model {
     /// # Errors
     /// [`DeviceError::Memory`] or [`DeviceError::NoRoom`] when there is no room for it.
     pub fn cache(&self, capacity: usize, older: Cache, used: usize) -> Result<Cache, DeviceError> {
-        let Shape { layers: count_of_layers, heads, row, .. } = self.cache_shape();
+        let CacheShape { layers: count_of_layers, heads, row, .. } = self.cache_shape();
         let shape = [1, heads, capacity, row];
         // With nothing to copy, the old makes room first.
         let older = if used == 0 {
@@ -154,21 +154,25 @@ impl Model {
         self.cache_shape().bytes(1)
     }
 
-    fn tensors(&self, shape: &[usize], count: usize) -> Result<Vec<Shared>, DeviceError> {
+    fn tensors(&self, shape: &[usize], count: usize) -> Result<Vec<DeviceTensor>, DeviceError> {
         let pool = self.session().pool();
         match self.cache_shape().kind {
-            Kind::Int8 => of::<i8>(shape, count, pool),
-            Kind::Float16 => of::<f16>(shape, count, pool),
-            Kind::Float32 => of::<f32>(shape, count, pool),
-            Kind::Bfloat16 => of::<bf16>(shape, count, pool),
+            CacheDtype::Int8 => of::<i8>(shape, count, pool),
+            CacheDtype::Float16 => of::<f16>(shape, count, pool),
+            CacheDtype::Float32 => of::<f32>(shape, count, pool),
+            CacheDtype::Bfloat16 => of::<bf16>(shape, count, pool),
         }
     }
 }
 
-fn of<T: Element>(shape: &[usize], count: usize, pool: Option<&Pool>) -> Result<Vec<Shared>, DeviceError> {
+fn of<T: Element>(
+    shape: &[usize],
+    count: usize,
+    pool: Option<&Pool>,
+) -> Result<Vec<DeviceTensor>, DeviceError> {
     match pool {
-        Some(pool) => Shared::in_pool::<T>(pool, shape, count),
-        None => (0..count).map(|_| Shared::new::<T>(shape)).collect(),
+        Some(pool) => DeviceTensor::in_pool::<T>(pool, shape, count),
+        None => (0..count).map(|_| DeviceTensor::new::<T>(shape)).collect(),
     }
 }
 

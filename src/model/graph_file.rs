@@ -13,7 +13,7 @@ use std::{
 
 use prost::Message;
 
-use super::{IntegrityError, steps};
+use super::{IntegrityError, graph_facts};
 use crate::{
     files,
     manifest::GraphNames,
@@ -61,7 +61,7 @@ impl GraphFile {
 
     /// Whether its steps can be captured and repeated.
     pub(super) fn has_equal_steps(&self, names: &GraphNames) -> bool {
-        self.decode().and_then(|model| model.graph).is_some_and(|graph| steps::are_alike(&graph, names))
+        self.decode().and_then(|model| model.graph).is_some_and(|graph| graph_facts::are_alike(&graph, names))
     }
 
     /// Where it was read from.

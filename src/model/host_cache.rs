@@ -4,12 +4,12 @@ use std::path::Path;
 
 use half::{bf16, f16};
 
-use super::{Cache, Model, check::of_layer, graph_file::GraphFile, own, steps};
+use super::{Cache, Model, graph_facts, graph_file::GraphFile, graph_rewrite, validate::of_layer};
 use crate::{
     device::{DeviceError, HostCopy, operators::Format},
     device_spec::CacheChoice,
     manifest::{Dtype, Manifest},
-    prompt_store::{Kind, Shape},
+    prompt_store::{CacheDtype, CacheShape},
     units::Bytes,
 };
 
@@ -39,33 +39,33 @@ impl HostCache {
 /// The sizes of the key-value cache that the model in `dir` would have, without loading it: stored as `cache` says where
 /// attention is ours, and as the graph declares it where none is to be, or its attention cannot be.
 #[must_use]
-pub fn expected_cache_shape(dir: &Path, manifest: &Manifest, cache: Option<CacheChoice>) -> Shape {
+pub fn expected_cache_shape(dir: &Path, manifest: &Manifest, cache: Option<CacheChoice>) -> CacheShape {
     let file = GraphFile::read(dir, &manifest.graph.file).ok();
-    let format = cache.and_then(|cache| own::cache_format(file.as_ref()?, cache));
+    let format = cache.and_then(|cache| graph_rewrite::cache_format(file.as_ref()?, cache));
     let graph = file.as_ref().and_then(GraphFile::decode).and_then(|model| model.graph);
     let declared =
-        graph.and_then(|graph| steps::declared_dtype(&graph, &of_layer(&manifest.graph.past_key, 0)));
+        graph.and_then(|graph| graph_facts::declared_dtype(&graph, &of_layer(&manifest.graph.past_key, 0)));
     let manifest = Manifest { dtype: declared.unwrap_or(manifest.dtype), ..manifest.clone() };
     shape_of(&manifest, format)
 }
 
 /// With attention of our own, the cache is in its format; else it has the graph's type.
-fn shape_of(manifest: &Manifest, format: Option<Format>) -> Shape {
+fn shape_of(manifest: &Manifest, format: Option<Format>) -> CacheShape {
     let dims = &manifest.dims;
     let kind = match (format, manifest.dtype) {
-        (Some(Format::Int8), _) => Kind::Int8,
-        (Some(Format::Float16), _) | (None, Dtype::Float16) => Kind::Float16,
-        (Some(Format::Float32), _) | (None, Dtype::Float32) => Kind::Float32,
-        (None, Dtype::Bfloat16) => Kind::Bfloat16,
+        (Some(Format::Int8), _) => CacheDtype::Int8,
+        (Some(Format::Float16), _) | (None, Dtype::Float16) => CacheDtype::Float16,
+        (Some(Format::Float32), _) | (None, Dtype::Float32) => CacheDtype::Float32,
+        (None, Dtype::Bfloat16) => CacheDtype::Bfloat16,
     };
     let row = format.map_or(dims.head_dim, |format| format.elements(dims.head_dim));
-    Shape { layers: dims.layers, heads: dims.kv_heads, row, kind }
+    CacheShape { layers: dims.layers, heads: dims.kv_heads, row, kind }
 }
 
 impl Model {
     /// The sizes of its key-value cache, but for its positions.
     #[must_use]
-    pub fn cache_shape(&self) -> Shape {
+    pub fn cache_shape(&self) -> CacheShape {
         shape_of(self.manifest(), self.cache_format())
     }
 
@@ -99,13 +99,13 @@ impl Model {
     }
 
     fn host_copy(&self, positions: usize) -> Result<HostCopy, DeviceError> {
-        let Shape { heads, row, kind, .. } = self.cache_shape();
+        let CacheShape { heads, row, kind, .. } = self.cache_shape();
         let shape = [1, heads, positions, row];
         match kind {
-            Kind::Float32 => HostCopy::new::<f32>(&shape),
-            Kind::Float16 => HostCopy::new::<f16>(&shape),
-            Kind::Bfloat16 => HostCopy::new::<bf16>(&shape),
-            Kind::Int8 => HostCopy::new::<i8>(&shape),
+            CacheDtype::Float32 => HostCopy::new::<f32>(&shape),
+            CacheDtype::Float16 => HostCopy::new::<f16>(&shape),
+            CacheDtype::Bfloat16 => HostCopy::new::<bf16>(&shape),
+            CacheDtype::Int8 => HostCopy::new::<i8>(&shape),
         }
     }
 }

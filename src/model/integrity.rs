@@ -16,7 +16,7 @@ use std::{
 
 use rayon::prelude::*;
 
-use super::{ModelError, check, graph_file::GraphFile};
+use super::{ModelError, graph_file::GraphFile, validate};
 use crate::{
     device_spec::Verify,
     files,
@@ -139,7 +139,7 @@ pub fn check_directory(dir: &Path, verify: Verify, scope: Scope) -> Result<(), M
         }
         records.par_iter().try_for_each(|record| check_hash(dir, record))?;
     }
-    check::declared(&manifest, &graph)
+    validate::declared(&manifest, &graph)
         .map_err(|source| ModelError::Graph { path: graph.path().into(), source: Box::new(source) })
 }
 

@@ -4,23 +4,23 @@
 //! two exports, or a file edited by hand, is an error at load that names the tensor, not nonsense at the first request.
 
 mod cache;
-mod check;
+mod graph_facts;
 mod graph_file;
+mod graph_rewrite;
 mod host_cache;
 mod integrity;
-mod own;
 mod pass;
-mod steps;
+mod validate;
 
 use std::path::{Path, PathBuf};
 
 pub use cache::Cache;
-pub use check::GraphError;
 use graph_file::{GraphFile, Relocated};
 pub use host_cache::{HostCache, expected_cache_shape};
 pub use integrity::{IntegrityError, Scope, check_directory};
+use pass::LogitPositions;
 pub use pass::Pass;
-use pass::Rows;
+pub use validate::GraphError;
 
 use crate::{
     device::{
@@ -92,7 +92,7 @@ pub enum ModelError {
 }
 
 /// The graph in `file`, as it was `changed` and with its weights where they are.
-fn graph(file: &GraphFile, changed: Option<own::Changed>) -> Graph<'_> {
+fn graph(file: &GraphFile, changed: Option<graph_rewrite::RewrittenGraph>) -> Graph<'_> {
     let (content, operators) = changed.map(|changed| (changed.content, changed.operators)).unzip();
     let (content, folder) = match (file.relocated(content.as_deref()), content) {
         (Some(Relocated { folder, content }), _) => (content, folder),
@@ -191,16 +191,17 @@ impl Model {
         let file = GraphFile::read(dir, &manifest.graph.file)?;
         integrity::check_sizes(dir, &manifest, &file, Scope::Weights)?;
         let wrong = |source| ModelError::Graph { path: file.path().into(), source: Box::new(source) };
-        check::positions(&manifest, &file).map_err(wrong)?;
-        let changed = if on_gpu || !options.own_operators { None } else { own::change(&file, options.cache) };
+        validate::positions(&manifest, &file).map_err(wrong)?;
+        let changed =
+            if on_gpu || !options.own_operators { None } else { graph_rewrite::change(&file, options.cache) };
         let cache = changed.as_ref().and_then(|changed| changed.operators.cache());
         let graph = graph(&file, changed);
         let captures = options.captures && on_gpu && file.has_equal_steps(&manifest.graph);
         let options = SessionOptions { captures, ..options };
         let session = session(&graph, options)
             .map_err(|source| ModelError::Load { path: file.path().into(), source })?;
-        check::adopt_dtype(&mut manifest, &session.inputs());
-        check::graph(&manifest, cache, &session.inputs(), &session.outputs()).map_err(wrong)?;
+        validate::adopt_dtype(&mut manifest, &session.inputs());
+        validate::graph(&manifest, cache, &session.inputs(), &session.outputs()).map_err(wrong)?;
         let logits = session.outputs().into_iter().find(|port| port.name == manifest.graph.logits);
         let gives_last_alone = logits.is_some_and(|port| port.shape.get(1) == Some(&1));
         Ok(Self { manifest, session, cache, gives_last_alone })
@@ -219,18 +220,18 @@ impl Model {
     }
 
     /// Of which positions the graph gives logits.
-    fn rows(&self) -> Rows {
+    fn rows(&self) -> LogitPositions {
         match &self.manifest.graph.lengths {
-            Lengths::Given { .. } => Rows::Chosen,
-            Lengths::Mask { .. } if self.gives_last_alone => Rows::Last,
-            Lengths::Mask { .. } => Rows::All,
+            Lengths::Given { .. } => LogitPositions::Chosen,
+            Lengths::Mask { .. } if self.gives_last_alone => LogitPositions::Last,
+            Lengths::Mask { .. } => LogitPositions::All,
         }
     }
 
     /// Whether a pass can give the logits of more than its last token.
     #[must_use]
     pub fn gives_every_row(&self) -> bool {
-        self.rows() != Rows::Last
+        self.rows() != LogitPositions::Last
     }
 
     /// Most tokens to feed in one pass where up to `chunk` are asked for.
@@ -240,8 +241,8 @@ impl Model {
     pub fn widest_pass(&self, chunk: usize) -> usize {
         const MOST_LOGITS: usize = 16 << 20;
         match self.rows() {
-            Rows::Chosen | Rows::Last => chunk,
-            Rows::All => chunk.min(MOST_LOGITS / self.manifest.dims.vocab).max(1),
+            LogitPositions::Chosen | LogitPositions::Last => chunk,
+            LogitPositions::All => chunk.min(MOST_LOGITS / self.manifest.dims.vocab).max(1),
         }
     }
 
@@ -250,7 +251,7 @@ impl Model {
     #[must_use]
     pub fn weights_read(&self, dir: &Path) -> Option<Bytes> {
         let graph = GraphFile::read(dir, &self.manifest.graph.file).ok()?.decode()?.graph?;
-        Some(steps::weights_read(&graph))
+        Some(graph_facts::weights_read(&graph))
     }
 
     /// The session that runs its graph.

@@ -1,14 +1,14 @@
 //! One pass over the graph: its tensors bound once, then run as often as one likes.
 
-use super::{Cache, Model, check::of_layer};
+use super::{Cache, Model, validate::of_layer};
 use crate::{
-    device::{Binding, DeviceError, Fault, Slot},
+    device::{Binding, DeviceError, DeviceErrorKind, Slot},
     manifest::Lengths,
 };
 
 /// Of which positions a graph gives logits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Rows {
+pub(super) enum LogitPositions {
     /// Of those that it is asked for.
     Chosen,
     /// Of the last one.
@@ -46,11 +46,11 @@ impl Model {
     pub fn pass(&self, width: usize, rows: usize, most: usize) -> Result<Pass, DeviceError> {
         let names = &self.manifest().graph;
         let vocab = self.manifest().dims.vocab;
-        let rows = if self.rows() == Rows::Last { 1 } else { rows };
+        let rows = if self.rows() == LogitPositions::Last { 1 } else { rows };
         let mut binding = Binding::new(self.session())?;
         let input_ids = binding.input(&names.input_ids, &[1, width])?;
         let lengths = LengthSlots::bind(&mut binding, &names.lengths, rows, most, self.rows())?;
-        let given = if self.rows() == Rows::All { width } else { rows };
+        let given = if self.rows() == LogitPositions::All { width } else { rows };
         let logits = binding.output(&names.logits, &[1, given, vocab])?;
         Ok(Pass { binding, input_ids, lengths, logits, width, rows, vocab, capacity: 0 })
     }
@@ -84,7 +84,7 @@ impl LengthSlots {
         names: &Lengths,
         rows: usize,
         most: usize,
-        gives: Rows,
+        gives: LogitPositions,
     ) -> Result<Self, DeviceError> {
         Ok(match names {
             Lengths::Given { seqlens_k, total_sequence_length, logits_index } => Self::Given {
@@ -95,7 +95,7 @@ impl LengthSlots {
             Lengths::Mask { attention_mask } => {
                 let attention_mask = binding.input(attention_mask, &[1, most])?;
                 binding.write(attention_mask).fill(1);
-                Self::Mask { attention_mask, gives_all: gives == Rows::All }
+                Self::Mask { attention_mask, gives_all: gives == LogitPositions::All }
             }
         })
     }
@@ -142,7 +142,7 @@ impl Pass {
         let repeats = self.binding.plan_run();
         self.tell_host(if repeats { self.capacity } else { past + tokens.len() });
         match self.binding.run(&mut model.session) {
-            Err(e) if repeats && e.kind() != Fault::Poisoned => {
+            Err(e) if repeats && e.kind() != DeviceErrorKind::Poisoned => {
                 tracing::warn!("a run is not captured, and done operator by operator: {e}");
                 self.tell_host(past + tokens.len());
                 self.binding.run(&mut model.session)?;

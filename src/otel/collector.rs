@@ -109,11 +109,12 @@ impl Books {
             self.lost(spans);
             if !self.is_away.swap(true, Ordering::Relaxed) {
                 tracing::warn!(
-                    "spans do not reach the collector and are dropped; eka_trace_spans_dropped_total counts them: {error}"
+                    event = "trace_export_failed",
+                    "trace export failed, spans are dropped and counted in eka_trace_spans_dropped_total: {error}"
                 );
             }
         } else if self.is_away.swap(false, Ordering::Relaxed) {
-            tracing::info!("spans reach the collector again");
+            tracing::info!(event = "trace_export_recovered", "trace export works again");
         }
     }
 }

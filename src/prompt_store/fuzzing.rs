@@ -2,16 +2,16 @@
 
 use std::{fs, path::Path};
 
-use super::{Expected, Reader};
+use super::{ExpectedPrompt, PromptReader};
 
 /// Writes `bytes` to `path` and reads them as a saved prompt of the model that they name themselves. Says whether they are one.
 pub fn prompt(bytes: &[u8], path: &Path) -> bool {
     if fs::write(path, bytes).is_err() {
         return false;
     }
-    let Ok(mut reader) = Reader::open(path) else { return false };
+    let Ok(mut reader) = PromptReader::open(path) else { return false };
     let head = reader.head().clone();
-    let expected = Expected {
+    let expected = ExpectedPrompt {
         model: head.model.clone(),
         identity: head.identity.clone(),
         shape: head.shape,

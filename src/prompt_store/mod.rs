@@ -17,7 +17,7 @@
 //! Rows are in the order of this machine's bytes, which is little-endian wherever ONNX Runtime is published for.
 
 pub mod fuzzing;
-mod head;
+mod header;
 mod name;
 mod reader;
 mod store;
@@ -28,17 +28,17 @@ mod writer;
 use std::{io, path::PathBuf};
 
 pub use self::{
-    head::{Head, Kind, Shape},
-    name::{Name, NameError},
-    reader::{Expected, Reader},
-    store::{Listed, Store},
-    writer::Writer,
+    header::{CacheDtype, CacheShape, PromptInfo},
+    name::{PromptName, PromptNameError},
+    reader::{ExpectedPrompt, PromptReader},
+    store::{PromptStore, StoredPrompt},
+    writer::PromptWriter,
 };
 use crate::units::{Bytes, Tokens};
 
 /// Why a file of a saved prompt cannot be written or used.
 #[derive(Debug, thiserror::Error)]
-pub enum SavedError {
+pub enum PromptStoreError {
     /// There is none.
     #[error("there is none of this name; GET /admin/cache lists those that there are")]
     Missing,
@@ -57,7 +57,7 @@ pub enum SavedError {
         message: String,
     },
     /// It was written by another version.
-    #[error("it has format {found}, and this version of eka reads format {}; save it again", head::FORMAT)]
+    #[error("it has format {found}, and this version of eka reads format {}; save it again", header::FORMAT)]
     Format {
         /// The format that it names.
         found: String,
@@ -87,11 +87,11 @@ pub enum SavedError {
     #[error(
         "its keys and values are {found}, and the cache is {expected} here; save it again, or set engine.kv_cache"
     )]
-    Kind {
+    CacheDtype {
         /// The file's type.
-        found: Kind,
+        found: CacheDtype,
         /// The cache's type.
-        expected: Kind,
+        expected: CacheDtype,
     },
     /// The model's cache has other sizes.
     #[error(
@@ -134,7 +134,7 @@ pub enum SavedError {
     },
 }
 
-impl SavedError {
+impl PromptStoreError {
     /// Whether the system is at fault, and not what was asked for or the file: its words may name places.
     #[must_use]
     pub const fn is_io(&self) -> bool {
@@ -143,6 +143,6 @@ impl SavedError {
 }
 
 /// For errors of the system at a path.
-fn failed(path: &std::path::Path) -> impl Fn(io::Error) -> SavedError + '_ {
-    |source| SavedError::Io { path: path.into(), source }
+fn failed(path: &std::path::Path) -> impl Fn(io::Error) -> PromptStoreError + '_ {
+    |source| PromptStoreError::Io { path: path.into(), source }
 }

@@ -7,7 +7,7 @@ const LONGEST: usize = 64;
 
 /// The name of a saved prompt, which is part of a file's: letters, digits, `.`, `_` and `-`, the first one a letter or digit.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Name(String);
+pub struct PromptName(String);
 
 /// A text that is no name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -15,11 +15,11 @@ pub struct Name(String);
     "{found:?} is no name for a saved prompt: use 1 to {LONGEST} letters from a to z, digits, `.`, `_` and `-`, the first one a \
      letter or digit"
 )]
-pub struct NameError {
+pub struct PromptNameError {
     found: String,
 }
 
-impl Name {
+impl PromptName {
     /// As text.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -27,23 +27,23 @@ impl Name {
     }
 }
 
-impl fmt::Display for Name {
+impl fmt::Display for PromptName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl TryFrom<&str> for Name {
-    type Error = NameError;
+impl TryFrom<&str> for PromptName {
+    type Error = PromptNameError;
 
-    fn try_from(text: &str) -> Result<Self, NameError> {
+    fn try_from(text: &str) -> Result<Self, PromptNameError> {
         let is_plain = |c: char| c.is_ascii_alphanumeric() || ['.', '_', '-'].contains(&c);
         let is_name = text.len() <= LONGEST
             && text.starts_with(|c: char| c.is_ascii_alphanumeric())
             && text.chars().all(is_plain);
         // What is refused is shown, but not all of a book.
         let shown = || text.chars().take(LONGEST + 1).collect();
-        if is_name { Ok(Self(text.to_owned())) } else { Err(NameError { found: shown() }) }
+        if is_name { Ok(Self(text.to_owned())) } else { Err(PromptNameError { found: shown() }) }
     }
 }
 
@@ -54,13 +54,13 @@ mod tests {
     #[test]
     fn a_name_cannot_lead_out_of_its_directory_or_hide() {
         for name in ["a", "support-v2", "2026.11", "A_b", &"x".repeat(64)] {
-            assert_eq!(Name::try_from(name).unwrap().as_str(), name);
+            assert_eq!(PromptName::try_from(name).unwrap().as_str(), name);
         }
         for text in
             ["", ".", "..", ".a", "-a", "a/b", "a\\b", "a b", "a\0", "C:a", "नमस्ते", "a\n", &"x".repeat(65)]
         {
-            assert!(Name::try_from(text).is_err(), "{text:?}");
+            assert!(PromptName::try_from(text).is_err(), "{text:?}");
         }
-        assert!(Name::try_from("/".repeat(1 << 20).as_str()).unwrap_err().to_string().len() < 400);
+        assert!(PromptName::try_from("/".repeat(1 << 20).as_str()).unwrap_err().to_string().len() < 400);
     }
 }

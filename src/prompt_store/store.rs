@@ -5,27 +5,27 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Head, Name, Reader, SavedError, failed};
+use super::{PromptInfo, PromptName, PromptReader, PromptStoreError, failed};
 
 /// How the names of files end.
 const EXTENSION: &str = ".safetensors";
 
 /// A directory of saved prompts, which need not be there.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Store {
+pub struct PromptStore {
     dir: PathBuf,
 }
 
 /// A file that is called as a saved prompt's.
 #[derive(Debug)]
-pub struct Listed {
+pub struct StoredPrompt {
     /// What it is called.
-    pub name: Name,
+    pub name: PromptName,
     /// What is in it and its size in bytes, or why that cannot be told.
-    pub found: Result<(Head, u64), SavedError>,
+    pub found: Result<(PromptInfo, u64), PromptStoreError>,
 }
 
-impl Store {
+impl PromptStore {
     /// That in `dir`.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self { dir: dir.into() }
@@ -39,25 +39,25 @@ impl Store {
 
     /// The file of a name.
     #[must_use]
-    pub fn path(&self, name: &Name) -> PathBuf {
+    pub fn path(&self, name: &PromptName) -> PathBuf {
         self.dir.join(format!("{name}{EXTENSION}"))
     }
 
     /// What is in the file of a name, and its size in bytes.
     ///
     /// # Errors
-    /// As [`Reader::open`].
-    pub fn head(&self, name: &Name) -> Result<(Head, u64), SavedError> {
+    /// As [`PromptReader::open`].
+    pub fn head(&self, name: &PromptName) -> Result<(PromptInfo, u64), PromptStoreError> {
         let path = self.path(name);
-        let reader = Reader::open(&path)?;
+        let reader = PromptReader::open(&path)?;
         Ok((reader.head().clone(), reader.bytes()))
     }
 
     /// All saved prompts, in the order of their names.
     ///
     /// # Errors
-    /// [`SavedError::Io`] when the directory cannot be read.
-    pub fn list(&self) -> Result<Vec<Listed>, SavedError> {
+    /// [`PromptStoreError::Io`] when the directory cannot be read.
+    pub fn list(&self) -> Result<Vec<StoredPrompt>, PromptStoreError> {
         let entries = match fs::read_dir(&self.dir) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries.map_err(failed(&self.dir))?,
@@ -65,21 +65,22 @@ impl Store {
         let mut names = Vec::new();
         for entry in entries {
             let file = entry.map_err(failed(&self.dir))?.file_name();
-            let name = file.to_str().and_then(|file| Name::try_from(file.strip_suffix(EXTENSION)?).ok());
+            let name =
+                file.to_str().and_then(|file| PromptName::try_from(file.strip_suffix(EXTENSION)?).ok());
             names.extend(name);
         }
         names.sort();
-        Ok(names.into_iter().map(|name| Listed { found: self.head(&name), name }).collect())
+        Ok(names.into_iter().map(|name| StoredPrompt { found: self.head(&name), name }).collect())
     }
 
     /// Removes a saved prompt, whatever is in its file.
     ///
     /// # Errors
-    /// [`SavedError::Missing`], or [`SavedError::Io`] when the system refuses.
-    pub fn delete(&self, name: &Name) -> Result<(), SavedError> {
+    /// [`PromptStoreError::Missing`], or [`PromptStoreError::Io`] when the system refuses.
+    pub fn delete(&self, name: &PromptName) -> Result<(), PromptStoreError> {
         let path = self.path(name);
         match fs::remove_file(&path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Err(SavedError::Missing),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Err(PromptStoreError::Missing),
             removed => removed.map_err(failed(&path)),
         }
     }

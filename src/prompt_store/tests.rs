@@ -8,22 +8,28 @@ use proptest::prelude::*;
 
 use super::*;
 
-const SHAPE: Shape = Shape { layers: 2, heads: 3, row: 8, kind: Kind::Float16 };
+const SHAPE: CacheShape = CacheShape { layers: 2, heads: 3, row: 8, kind: CacheDtype::Float16 };
 const TOKENS: [u32; 5] = [4, 8, 15, 16, 23];
 /// Of one layer's keys.
 const TENSOR: usize = 3 * 5 * 8 * 2;
 
-fn head() -> Head {
+fn head() -> PromptInfo {
     let (model, identity) = ("demo".into(), "abc".into());
-    Head { model, identity, saved_at: 1_795_000_000, tokens: TOKENS.len(), shape: SHAPE }
+    PromptInfo { model, identity, saved_at: 1_795_000_000, tokens: TOKENS.len(), shape: SHAPE }
 }
 
-fn expected() -> Expected {
-    Expected { model: "demo".into(), identity: "abc".into(), shape: SHAPE, capacity: 64, vocabulary: 50 }
+fn expected() -> ExpectedPrompt {
+    ExpectedPrompt {
+        model: "demo".into(),
+        identity: "abc".into(),
+        shape: SHAPE,
+        capacity: 64,
+        vocabulary: 50,
+    }
 }
 
-fn name(text: &str) -> Name {
-    Name::try_from(text).unwrap()
+fn name(text: &str) -> PromptName {
+    PromptName::try_from(text).unwrap()
 }
 
 fn tensor(number: usize) -> Vec<u8> {
@@ -31,18 +37,18 @@ fn tensor(number: usize) -> Vec<u8> {
 }
 
 fn save(dir: &Path, called: &str) -> PathBuf {
-    let mut writer = Writer::create(dir, &name(called), head(), &TOKENS).unwrap();
+    let mut writer = PromptWriter::create(dir, &name(called), head(), &TOKENS).unwrap();
     for number in 0..4 {
         writer.append(&tensor(number)).unwrap();
     }
-    let (path, bytes) = (Store::new(dir).path(&name(called)), writer.finish().unwrap());
+    let (path, bytes) = (PromptStore::new(dir).path(&name(called)), writer.finish().unwrap());
     assert_eq!(fs::metadata(&path).unwrap().len(), bytes.0);
     path
 }
 
 /// Reads a file to its end as a worker does.
-fn load(path: &Path, expected: &Expected) -> Result<(Vec<u32>, Vec<Vec<u8>>), SavedError> {
-    let mut reader = Reader::open(path)?;
+fn load(path: &Path, expected: &ExpectedPrompt) -> Result<(Vec<u32>, Vec<Vec<u8>>), PromptStoreError> {
+    let mut reader = PromptReader::open(path)?;
     let tokens = reader.tokens(expected)?;
     let bytes = expected.shape.tensor_bytes(tokens.len()).unwrap();
     let mut tensors = vec![vec![0; bytes]; 2 * expected.shape.layers];
@@ -81,9 +87,12 @@ fn only_the_owner_may_read_it() {
 #[test]
 fn the_store_lists_what_is_there_and_says_what_cannot_be_used() {
     let dir = tempfile::tempdir().unwrap();
-    let store = Store::new(dir.path().join("none"));
-    assert!(store.list().unwrap().is_empty() && matches!(store.delete(&name("a")), Err(SavedError::Missing)));
-    let store = Store::new(dir.path());
+    let store = PromptStore::new(dir.path().join("none"));
+    assert!(
+        store.list().unwrap().is_empty()
+            && matches!(store.delete(&name("a")), Err(PromptStoreError::Missing))
+    );
+    let store = PromptStore::new(dir.path());
     save(dir.path(), "b");
     save(dir.path(), "a");
     fs::write(store.path(&name("broken")), "no such file").unwrap();
@@ -102,7 +111,7 @@ fn saving_again_replaces_the_file_and_one_that_is_not_finished_is_gone() {
     let dir = tempfile::tempdir().unwrap();
     let path = save(dir.path(), "a");
     let before = fs::read(&path).unwrap();
-    drop(Writer::create(dir.path(), &name("a"), head(), &TOKENS).unwrap());
+    drop(PromptWriter::create(dir.path(), &name("a"), head(), &TOKENS).unwrap());
     assert_eq!((fs::read(&path).unwrap(), fs::read_dir(dir.path()).unwrap().count()), (before, 1));
     // What a killed worker has left behind, long ago and just now.
     let left = [".a.old.part", ".a.new.part"].map(|name| dir.path().join(name));
@@ -117,14 +126,17 @@ fn saving_again_replaces_the_file_and_one_that_is_not_finished_is_gone() {
 fn each_thing_that_is_otherwise_than_expected_has_a_sentence_of_its_own() {
     let dir = tempfile::tempdir().unwrap();
     let path = save(dir.path(), "a");
-    let kind = Kind::Int8;
+    let kind = CacheDtype::Int8;
     let others = [
-        (Expected { identity: "abd".into(), ..expected() }, "computed by another export (demo)"),
-        (Expected { shape: Shape { kind, ..SHAPE }, ..expected() }, "are float16, and the cache is int8"),
-        (Expected { shape: Shape { layers: 3, ..SHAPE }, ..expected() }, "it has [2, 3, 8]"),
-        (Expected { shape: Shape { row: 4, ..SHAPE }, ..expected() }, "the model [2, 3, 4]"),
-        (Expected { capacity: 5, ..expected() }, "it has 5 tokens, and the context length is 5 tokens"),
-        (Expected { vocabulary: 23, ..expected() }, "token id 23"),
+        (ExpectedPrompt { identity: "abd".into(), ..expected() }, "computed by another export (demo)"),
+        (
+            ExpectedPrompt { shape: CacheShape { kind, ..SHAPE }, ..expected() },
+            "are float16, and the cache is int8",
+        ),
+        (ExpectedPrompt { shape: CacheShape { layers: 3, ..SHAPE }, ..expected() }, "it has [2, 3, 8]"),
+        (ExpectedPrompt { shape: CacheShape { row: 4, ..SHAPE }, ..expected() }, "the model [2, 3, 4]"),
+        (ExpectedPrompt { capacity: 5, ..expected() }, "it has 5 tokens, and the context length is 5 tokens"),
+        (ExpectedPrompt { vocabulary: 23, ..expected() }, "token id 23"),
     ];
     for (expected, said) in others {
         let refused = load(&path, &expected).unwrap_err();
@@ -150,7 +162,7 @@ fn each_thing_that_is_otherwise_than_expected_has_a_sentence_of_its_own() {
     assert!(with(&text("eka_saved", "eka_other")).contains("does not say that it is"));
     assert!(with(&text("past_key_values.1.key", "past_key_values.7.key")).contains("tensors"));
     assert!(with(&[0xff; 4096]).contains("it would have 18446744073709551615 bytes"));
-    assert!(matches!(load(&dir.path().join("none"), &expected()), Err(SavedError::Missing)));
+    assert!(matches!(load(&dir.path().join("none"), &expected()), Err(PromptStoreError::Missing)));
     let directory = load(dir.path(), &expected()).unwrap_err();
     assert!(directory.is_io(), "{directory}");
 }
@@ -195,6 +207,6 @@ proptest! {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.safetensors");
         fs::write(&path, [&length.to_le_bytes()[..], &bytes].concat()).unwrap();
-        prop_assert!(Reader::open(&path).is_err());
+        prop_assert!(PromptReader::open(&path).is_err());
     }
 }

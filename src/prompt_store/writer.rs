@@ -10,7 +10,7 @@ use std::{
 use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
 
-use super::{Head, Name, SavedError, Store, failed, head::Header};
+use super::{PromptInfo, PromptName, PromptStore, PromptStoreError, failed, header::Header};
 use crate::{files::hexadecimal, units::Bytes};
 
 /// How the names of files end that are being written.
@@ -25,7 +25,7 @@ const ABANDONED: Duration = Duration::from_secs(3600);
 
 /// A file that is being written. Dropped before it is finished, it is gone.
 #[derive(Debug)]
-pub struct Writer {
+pub struct PromptWriter {
     file: NamedTempFile,
     path: PathBuf,
     header: Header,
@@ -34,13 +34,18 @@ pub struct Writer {
     unsynced: u64,
 }
 
-impl Writer {
+impl PromptWriter {
     /// Begins the file of `name` in `dir`, which is made if need be, with its tokens. The tensors follow, each layer's keys and
     /// then its values.
     ///
     /// # Errors
-    /// [`SavedError::Io`] when the system refuses.
-    pub fn create(dir: &Path, name: &Name, head: Head, tokens: &[u32]) -> Result<Self, SavedError> {
+    /// [`PromptStoreError::Io`] when the system refuses.
+    pub fn create(
+        dir: &Path,
+        name: &PromptName,
+        head: PromptInfo,
+        tokens: &[u32],
+    ) -> Result<Self, PromptStoreError> {
         private_dir(dir).map_err(failed(dir))?;
         sweep(dir);
         let prefix = format!(".{name}.");
@@ -48,7 +53,7 @@ impl Writer {
         let file = tempfile::Builder::new().prefix(&prefix).suffix(UNFINISHED).tempfile_in(dir);
         let file = file.map_err(failed(dir))?;
         let header = Header { head, sum: "0".repeat(2 * <Sha256 as Digest>::output_size()) };
-        let path = Store::new(dir).path(name);
+        let path = PromptStore::new(dir).path(name);
         let mut writer = Self { file, path, header, sum: Sha256::new(), written: 0, unsynced: 0 };
         let header = writer.header.encode()?;
         writer.file.write_all(&header).map_err(failed(dir))?;
@@ -61,7 +66,7 @@ impl Writer {
     ///
     /// # Errors
     /// As [`create`](Self::create).
-    pub fn append(&mut self, bytes: &[u8]) -> Result<Bytes, SavedError> {
+    pub fn append(&mut self, bytes: &[u8]) -> Result<Bytes, PromptStoreError> {
         for piece in bytes.chunks(1 << 20) {
             self.sum.update(piece);
             self.file.write_all(piece).map_err(failed(&self.path))?;
@@ -79,7 +84,7 @@ impl Writer {
     ///
     /// # Errors
     /// As [`create`](Self::create).
-    pub fn finish(self) -> Result<Bytes, SavedError> {
+    pub fn finish(self) -> Result<Bytes, PromptStoreError> {
         let Self { mut file, path, mut header, sum, .. } = self;
         header.sum = hexadecimal(sum);
         let header = header.encode()?;

@@ -5,9 +5,8 @@
 //! in [`decoder`](Text::decoder): text leaves only as whole UTF-8 characters, whatever the ids are. One piece crosses the
 //! pipe: [`Vocabulary`], which a worker reads for its first answer with a constraint.
 
-mod alike;
 mod conversation;
-mod decoder;
+mod detokenizer;
 mod files;
 pub mod fuzzing;
 mod growth;
@@ -15,14 +14,15 @@ mod length;
 mod rendering;
 #[cfg(test)]
 mod round_trip;
+mod same_tokenizer;
 mod special_tokens;
-mod spelling;
-mod stops;
+mod stop_strings;
 mod template;
 mod templates;
 #[cfg(test)]
 mod tests;
 mod token;
+mod token_bytes;
 mod tool_call;
 mod tools;
 mod utf8;
@@ -39,10 +39,10 @@ use sha2::{Digest, Sha256};
 use tokenizers::Tokenizer;
 
 pub use self::{
-    alike::{AlikeError, check_same_tokens},
     conversation::{Conversation, Message},
-    decoder::{Chunk, Decoder},
+    detokenizer::{Chunk, Detokenizer},
     rendering::{RenderRequest, Renderer, TemplateFault, TemplateSource},
+    same_tokenizer::{TokenizerMismatch, check_same_tokens},
     templates::TemplateFile,
     token::TokenText,
     tool_call::{Arguments, CalledFunction, ToolCall},
@@ -52,8 +52,8 @@ pub use self::{
 use self::{
     files::{GenerationConfig, TokenizerConfig},
     special_tokens::SpecialTokens,
-    spelling::Spelling,
     templates::Templates,
+    token_bytes::TokenBytes,
 };
 use crate::manifest::{self, Manifest, ManifestError};
 
@@ -62,7 +62,7 @@ pub struct Text {
     card: ModelCard,
     tokenizer: Tokenizer,
     /// `None` when the tokenizer's decoder is of a kind that has no table.
-    spelling: Option<Spelling>,
+    spelling: Option<TokenBytes>,
     /// Most bytes of text that one token stands for; `None` where a token may stand for any number.
     longest_token: Option<usize>,
     templates: Templates,
@@ -296,7 +296,7 @@ impl Text {
             created: modified(&manifest::path(model_dir))?,
             has_chat_template: !templates.is_empty(),
         };
-        let spelling = Spelling::of(&tokenizer, card.vocabulary);
+        let spelling = TokenBytes::of(&tokenizer, card.vocabulary);
         let longest_token =
             spelling.as_ref().and_then(|_| length::longest_token(&tokenizer, card.vocabulary));
         let bos = find_bos(&tokenizer, &tokens, &GenerationConfig::read(model_dir)?);
@@ -416,8 +416,8 @@ impl Text {
 
     /// Starts the text of one answer, which ends before any of `stops`; empty ones never match.
     #[must_use]
-    pub fn decoder(self: &Arc<Self>, stops: Vec<String>) -> Decoder {
-        Decoder::new(Arc::clone(self), stops)
+    pub fn decoder(self: &Arc<Self>, stops: Vec<String>) -> Detokenizer {
+        Detokenizer::new(Arc::clone(self), stops)
     }
 
     fn ids(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TextError> {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Text, spelling::visible};
+use super::{Text, token_bytes::visible};
 
 /// A token as people and programs read it.
 #[derive(Clone, Debug, PartialEq, Eq)]

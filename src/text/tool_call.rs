@@ -20,14 +20,14 @@ pub struct ToolCall {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
     #[serde(rename = "type")]
-    kind: Kind,
+    kind: ToolKind,
     /// What was called.
     pub function: CalledFunction,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Kind {
+enum ToolKind {
     Function,
 }
 
@@ -53,7 +53,7 @@ pub enum Arguments {
 impl ToolCall {
     /// A call of the function `name`.
     pub fn new(id: Option<String>, name: impl Into<String>, arguments: Arguments) -> Self {
-        Self { id, kind: Kind::Function, function: CalledFunction { name: name.into(), arguments } }
+        Self { id, kind: ToolKind::Function, function: CalledFunction { name: name.into(), arguments } }
     }
 }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use tokenizers::Tokenizer;
 
-use super::{TextError, files, spelling::Spelling};
+use super::{TextError, files, token_bytes::TokenBytes};
 
 /// A character that no text has, and so no token has together with others.
 const MARK: &str = "\u{2}";
@@ -16,7 +16,7 @@ const MARK: &str = "\u{2}";
 /// The bytes of every token, and how bytes are cut into tokens.
 pub struct Vocabulary {
     tokenizer: Tokenizer,
-    spelling: Spelling,
+    spelling: TokenBytes,
     size: usize,
 }
 
@@ -27,7 +27,7 @@ impl Vocabulary {
     /// [`TextError`] when it cannot be read, [`TextError::NoTable`] when its tokens have no bytes of their own.
     pub fn open(model_dir: &Path, size: usize) -> Result<Self, TextError> {
         let tokenizer = files::read_tokenizer(model_dir)?;
-        let spelling = Spelling::of(&tokenizer, size).ok_or(TextError::NoTable)?;
+        let spelling = TokenBytes::of(&tokenizer, size).ok_or(TextError::NoTable)?;
         Ok(Self { tokenizer, spelling, size })
     }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 use super::LoadError;
 use crate::{
     constraint::Guides,
-    device::{Device, Fault, SessionOptions},
+    device::{Device, DeviceErrorKind, SessionOptions},
     engine::{EngineError, Forward, Speculation, Timeline, TimelineOptions},
     job::ModelId,
     manifest,
@@ -146,9 +146,12 @@ impl Opened {
 fn optional<T>(id: &ModelId, opened: Result<T, LoadError>) -> Result<Option<(ModelId, T)>, LoadError> {
     match opened {
         Ok(opened) => Ok(Some((id.clone(), opened))),
-        Err(e) if e.fault() == Fault::Poisoned => Err(e),
+        Err(e) if e.fault() == DeviceErrorKind::Poisoned => Err(e),
         Err(e) => {
-            tracing::warn!("answers go on without the guesses of {id}, which cannot be loaded: {e}");
+            tracing::warn!(
+                event = "draft_model_unavailable",
+                "draft model {id} cannot be loaded and is not used: {e}"
+            );
             Ok(None)
         }
     }

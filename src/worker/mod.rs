@@ -34,7 +34,7 @@ use std::{
 
 use crate::{
     device::{
-        Device, Fault, OpenError, OpenOptions, cores,
+        Device, DeviceErrorKind, OpenError, OpenOptions, cores,
         host::{self, Pace},
     },
     engine::{self, EngineError, Forward, Outcome, Step},
@@ -86,11 +86,11 @@ enum LoadError {
 
 impl LoadError {
     /// What it means for the device.
-    fn fault(&self) -> Fault {
+    fn fault(&self) -> DeviceErrorKind {
         match self {
             Self::Model(ModelError::Load { source, .. }) => source.kind(),
             Self::Engine(e) => e.fault(),
-            Self::Model(_) | Self::Unverifiable | Self::Pipe(_) => Fault::Other,
+            Self::Model(_) | Self::Unverifiable | Self::Pipe(_) => DeviceErrorKind::Other,
         }
     }
 }
@@ -284,7 +284,7 @@ impl<W: Write> Worker<W> {
             Ok(report) => Up::Ready { model, report },
             Err(LoadError::Pipe(e)) => return Err(e.into()),
             // Another worker may well load it: it is this one that cannot.
-            Err(e) if e.fault() == Fault::Poisoned => {
+            Err(e) if e.fault() == DeviceErrorKind::Poisoned => {
                 tracing::error!("{model} cannot be loaded: {e}");
                 return Err(WorkerError::Poisoned);
             }
@@ -439,8 +439,8 @@ impl<W: Write> Worker<W> {
         }
         self.note_kept();
         let memory = MemoryReport { before, peak_resident, after: self.holdings.settle(), device_peak };
-        let fault = outcome.as_ref().map_or_else(EngineError::fault, |_| Fault::Other);
-        let poisoned = fault == Fault::Poisoned;
+        let fault = outcome.as_ref().map_or_else(EngineError::fault, |_| DeviceErrorKind::Other);
+        let poisoned = fault == DeviceErrorKind::Poisoned;
         let last = match outcome {
             Ok(Outcome { reason, usage, timings }) => {
                 Up::Done { job: job.id, finish: Finish { reason, usage, timings, memory } }

@@ -7,7 +7,9 @@ use crate::{
     device::DeviceError,
     engine::{EngineError, Forward, Timeline},
     job::{CacheSalt, Failure, ModelId, SaveAs},
-    prompt_store::{Expected, Head, Name, NameError, Reader, SavedError, Writer},
+    prompt_store::{
+        ExpectedPrompt, PromptInfo, PromptName, PromptNameError, PromptReader, PromptStoreError, PromptWriter,
+    },
     units::Bytes,
     wire::WireError,
 };
@@ -20,14 +22,14 @@ const PIECE: usize = 16 << 20;
 pub(super) enum NotSaved {
     /// Whoever wanted it has gone.
     Stopped,
-    Name(NameError),
-    File(SavedError),
+    Name(PromptNameError),
+    File(PromptStoreError),
     Device(DeviceError),
     Pipe(WireError),
 }
 
-impl From<SavedError> for NotSaved {
-    fn from(e: SavedError) -> Self {
+impl From<PromptStoreError> for NotSaved {
+    fn from(e: PromptStoreError) -> Self {
         Self::File(e)
     }
 }
@@ -63,15 +65,15 @@ pub(super) fn save(
 ) -> Result<Bytes, NotSaved> {
     beat(Bytes(0))?;
     let Loaded { timeline, identity, .. } = loaded;
-    let name = Name::try_from(to.name.as_str()).map_err(NotSaved::Name)?;
-    let head = Head {
+    let name = PromptName::try_from(to.name.as_str()).map_err(NotSaved::Name)?;
+    let head = PromptInfo {
         model: model.0.clone(),
         identity: identity.clone(),
-        saved_at: Head::now(),
+        saved_at: PromptInfo::now(),
         tokens: tokens.len(),
         shape: timeline.model().cache_shape(),
     };
-    let mut writer = Writer::create(&to.dir, &name, head, tokens)?;
+    let mut writer = PromptWriter::create(&to.dir, &name, head, tokens)?;
     timeline.copy_out(|tensor| {
         for piece in tensor.chunks(PIECE) {
             beat(writer.append(piece)?)?;
@@ -97,7 +99,7 @@ pub(super) fn restore(
     prompt: SavedPrompt<'_>,
 ) -> Result<usize, Failure> {
     let Loaded { timeline, identity, .. } = loaded;
-    let expected = Expected {
+    let expected = ExpectedPrompt {
         model: model.0.clone(),
         identity: identity.clone(),
         shape: timeline.model().cache_shape(),
@@ -118,23 +120,23 @@ pub(super) fn restore(
 #[derive(Debug, thiserror::Error)]
 enum NotRestored {
     #[error(transparent)]
-    File(#[from] SavedError),
+    File(#[from] PromptStoreError),
     #[error(transparent)]
     Device(#[from] DeviceError),
 }
 
 fn try_restore(
     timeline: &mut Timeline,
-    expected: &Expected,
+    expected: &ExpectedPrompt,
     SavedPrompt { name, file, salt }: SavedPrompt<'_>,
 ) -> Result<usize, NotRestored> {
-    let mut reader = Reader::open(file)?;
+    let mut reader = PromptReader::open(file)?;
     // Before there is room for it: tokens are few, and sizes are the model's then.
     let tokens = reader.tokens(expected)?;
     let needed = expected.shape.bytes(tokens.len());
     let room = timeline.room_to_restore(name);
     if needed > room {
-        return Err(SavedError::Room { needed, room }.into());
+        return Err(PromptStoreError::Room { needed, room }.into());
     }
     let mut kept = timeline.model().host_cache(tokens.len())?;
     kept.tensors_mut().try_for_each(|tensor| reader.tensor(tensor))?;

@@ -8,8 +8,11 @@ use std::{
 
 use eka::{device_spec::Verify, model::Scope};
 
-use super::{Folder, cut, flip};
-use crate::program::{argument, root, run, text};
+use crate::support::{
+    files::{cut, flip, make_fifo},
+    model_folder::Folder,
+    program::{argument, root, run, text},
+};
 
 /// A source directory with a cache of its own.
 struct Source {
@@ -65,12 +68,12 @@ fn a_damaged_export_in_the_cache_is_made_again_and_that_is_said() {
         let again = source.generate(verify);
         let log = text(&again.stderr);
         assert!(again.status.success(), "{number}: {log}");
-        assert!(log.contains("damaged and will be made again"), "{number}: {log}");
+        assert!(log.contains("event=\"export_damaged\""), "{number}: {log}");
         assert_eq!(again.stdout, first.stdout, "{number}");
         assert!(content(&weights) == right, "{number}");
     }
     let undamaged = source.generate("hash");
-    assert!(!text(&undamaged.stderr).contains("damaged"), "{}", text(&undamaged.stderr));
+    assert!(!text(&undamaged.stderr).contains("export_damaged"), "{}", text(&undamaged.stderr));
 }
 
 #[test]
@@ -78,7 +81,7 @@ fn what_is_no_directory_in_the_place_of_a_cached_export_is_replaced() {
     let source = Source::new();
     let first = source.generate("size");
     let export = source.export();
-    let places: [&dyn Fn(); 2] = [&|| fs::write(&export, "").unwrap(), &|| super::make_fifo(&export)];
+    let places: [&dyn Fn(); 2] = [&|| fs::write(&export, "").unwrap(), &|| make_fifo(&export)];
     for place in places {
         fs::remove_dir_all(&export).unwrap();
         place();
@@ -92,10 +95,9 @@ fn what_is_no_directory_in_the_place_of_a_cached_export_is_replaced() {
 fn an_adapter_that_cannot_be_read_is_an_error_and_its_model_is_not_served_without_it() {
     let source = Source::new();
     let adapter = source.dir.path().join("small/adapter");
-    let places: [&dyn Fn(); 3] =
-        [&|| fs::write(&adapter, "").unwrap(), &|| super::make_fifo(&adapter), &|| {
-            std::os::unix::fs::symlink("nowhere", &adapter).unwrap()
-        }];
+    let places: [&dyn Fn(); 3] = [&|| fs::write(&adapter, "").unwrap(), &|| make_fifo(&adapter), &|| {
+        std::os::unix::fs::symlink("nowhere", &adapter).unwrap()
+    }];
     for place in places {
         place();
         let refused = source.generate("size");

@@ -4,10 +4,11 @@ use std::{fs, path::Path};
 
 use serde_json::{Value, json};
 
-use super::{Folder, cut, make_fifo};
-use crate::{
-    export_safety::copy,
+use crate::support::{
+    files::{copy, cut, make_fifo},
+    model_folder::Folder,
     program::{Program, argument, run, text},
+    server::eventually,
 };
 
 /// A name, what is done to a copy of the model, and a part of the reason that clients see.
@@ -87,7 +88,9 @@ async fn a_model_that_cannot_be_used_is_disabled_alone_and_its_reason_is_told() 
         assert_eq!((status, &refused["error"]["code"]), (503, &json!("model_unavailable")), "{refused}");
         assert!(refused["error"]["message"].as_str().unwrap().contains(reason), "{refused}");
         assert!(!refused.to_string().contains(folder_name), "{refused}");
-        program.has_logged(&format!("model \"{name}\" is not served: ")).await;
+        let model = format!("model=\"{name}\"");
+        let is_logged = || program.logged("model_unavailable").iter().any(|line| line.contains(&model));
+        eventually(name, is_logged).await;
     }
 }
 

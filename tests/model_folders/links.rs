@@ -10,8 +10,8 @@ use eka::{
     model::{Model, Scope, check_directory},
 };
 
-use super::Folder;
-use crate::{
+use crate::support::{
+    model_folder::Folder,
     models::{OPTIONS, open_with, runtime},
     program::root,
 };

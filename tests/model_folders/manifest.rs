@@ -7,8 +7,11 @@ use eka::{
 };
 use serde_json::{Value, json};
 
-use super::{Folder, cut};
-use crate::models::{OPTIONS, open_directory, runtime};
+use crate::support::{
+    files::cut,
+    model_folder::Folder,
+    models::{OPTIONS, open_directory, runtime},
+};
 
 /// Every place of a number, a text or a list in the manifest, as JSON pointers.
 fn places(document: &Value, at: &str, found: &mut Vec<String>) {

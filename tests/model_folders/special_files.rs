@@ -8,8 +8,11 @@ use eka::{
     text::Text,
 };
 
-use super::{Folder, make_fifo};
-use crate::program::{argument, run, text};
+use crate::support::{
+    files::make_fifo,
+    model_folder::Folder,
+    program::{argument, run, text},
+};
 
 /// What is read of a model's folder, by the server and by a worker.
 const FILES: [&str; 9] = [

@@ -8,8 +8,7 @@ use eka::{
 };
 use serde_json::{Value, json};
 
-use super::Folder;
-use crate::{export_safety::copy, program::root};
+use crate::support::{files::copy, model_folder::Folder, program::root};
 
 const DEFAULT: &str =
     "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}";

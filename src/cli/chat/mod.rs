@@ -4,8 +4,8 @@
 //! answer is written it is a signal, and only the answer ends by it.
 
 mod command;
-mod lines;
-mod turns;
+mod conversation;
+mod readline;
 
 use std::ops::ControlFlow;
 
@@ -14,14 +14,14 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     command::Command,
-    lines::{Line, Lines},
-    turns::{Next, Turns},
+    conversation::{Conversation, NextPrompt},
+    readline::{Input, LineReader},
 };
 use super::{
-    answer::{Answer, End, Speaker, interruptible},
     exit::Exit,
     generate::{Args, Stream},
-    print::{self, note, problem},
+    local_model::{Answer, LocalModel, StopReason, interruptible},
+    output::{self, note, problem},
     sampling::SamplingArgs,
 };
 
@@ -29,55 +29,55 @@ use super::{
 ///
 /// # Errors
 /// When the model cannot be loaded or the terminal fails. An answer that fails is said, and the conversation goes on.
-pub(super) async fn talk(speaker: &mut Speaker, args: &Args) -> anyhow::Result<Exit> {
+pub(super) async fn talk(speaker: &mut LocalModel, args: &Args) -> anyhow::Result<Exit> {
     note(format_args!("loading {}", speaker.text.card().id));
     tokio::select! {
         loaded = speaker.ready() => loaded?,
         Ok(()) = tokio::signal::ctrl_c() => return Ok(Exit::Interrupted),
     }
-    let mut talk = Talk::new(speaker, args);
-    note(talk.greeting());
-    let history = if args.no_history { None } else { lines::history_file() };
-    let mut lines = Lines::open(history)?;
+    let mut session = ChatSession::new(speaker, args);
+    note(session.greeting());
+    let history = if args.no_history { None } else { readline::history_file() };
+    let mut lines = LineReader::open(history)?;
     let mut wants_to_leave = false;
     loop {
         match lines.next().await? {
-            Line::Text(text) => {
+            Input::Text(text) => {
                 wants_to_leave = false;
-                if talk.hear(&text).await?.is_break() {
+                if session.handle(&text).await?.is_break() {
                     return Ok(Exit::Done);
                 }
             }
-            Line::Quoted(text) => {
+            Input::Quoted(text) => {
                 wants_to_leave = false;
-                talk.answer(&text).await;
+                session.answer(&text).await;
             }
-            Line::Interrupt if !wants_to_leave => {
+            Input::Interrupt if !wants_to_leave => {
                 wants_to_leave = true;
                 note("Ctrl-C once more, or Ctrl-D, to leave");
             }
-            Line::Interrupt | Line::End => return Ok(Exit::Done),
+            Input::Interrupt | Input::End => return Ok(Exit::Done),
         }
     }
 }
 
 /// Both sides of the conversation.
-struct Talk<'a> {
-    speaker: &'a mut Speaker,
+struct ChatSession<'a> {
+    speaker: &'a mut LocalModel,
     wanted: SamplingArgs,
-    turns: Turns,
+    conversation: Conversation,
     /// Prompts are turns of a conversation, not texts to continue.
     is_conversation: bool,
     last: Option<Answer>,
 }
 
-impl<'a> Talk<'a> {
-    fn new(speaker: &'a mut Speaker, args: &Args) -> Self {
+impl<'a> ChatSession<'a> {
+    fn new(speaker: &'a mut LocalModel, args: &Args) -> Self {
         Self {
             is_conversation: speaker.text.card().has_chat_template && !args.raw,
             speaker,
             wanted: args.wanted.clone(),
-            turns: Turns::new(args.system.clone()),
+            conversation: Conversation::new(args.system.clone()),
             last: None,
         }
     }
@@ -92,20 +92,22 @@ impl<'a> Talk<'a> {
     }
 
     /// Does what a line says.
-    async fn hear(&mut self, line: &str) -> anyhow::Result<ControlFlow<()>> {
+    async fn handle(&mut self, line: &str) -> anyhow::Result<ControlFlow<()>> {
         match command::read(line) {
             Command::Say(prompt) if prompt.trim().is_empty() => {}
             Command::Say(prompt) => self.answer(prompt).await,
             Command::Help => show(&command::help())?,
-            Command::Clear => note(format_args!("turns forgotten: {}", self.turns.clear())),
+            Command::Clear => note(format_args!("turns forgotten: {}", self.conversation.clear())),
             Command::System(_) if !self.is_conversation => {
                 problem(
                     "the model has no chat template that a system message could go into, or --raw leaves it out",
                 );
             }
-            Command::System(None) => show(self.turns.system.as_deref().unwrap_or("no system message"))?,
+            Command::System(None) => {
+                show(self.conversation.system.as_deref().unwrap_or("no system message"))?
+            }
             Command::System(Some(text)) => {
-                self.turns.system = Some(text.to_owned()).filter(|text| text != "none");
+                self.conversation.system = Some(text.to_owned()).filter(|text| text != "none");
                 note("from the next prompt on");
             }
             Command::Show => show(&self.wanted.lines().join("\n"))?,
@@ -124,10 +126,10 @@ impl<'a> Talk<'a> {
     /// that was cut short.
     async fn answer(&mut self, asked: &str) {
         match self.say(asked).await {
-            Err(error) => problem(print::reasons(&error)),
+            Err(error) => problem(output::reasons(&error)),
             Ok(answer) => {
                 if self.is_conversation && !answer.text.is_empty() {
-                    self.turns.keep(asked.to_owned(), answer.text.clone());
+                    self.conversation.keep(asked.to_owned(), answer.text.clone());
                 }
                 self.last = Some(answer);
             }
@@ -143,9 +145,11 @@ impl<'a> Talk<'a> {
         let _ = stream.write("\n");
         let answer = answer?;
         match answer.end {
-            End::Stop => {}
-            End::Length => note(format_args!("cut after {max_new} tokens; /set max_new_tokens N for more")),
-            End::Cancelled => note("cancelled"),
+            StopReason::Stop => {}
+            StopReason::Length => {
+                note(format_args!("cut after {max_new} tokens; /set max_new_tokens N for more"))
+            }
+            StopReason::Cancelled => note("cancelled"),
         }
         Ok(answer)
     }
@@ -157,7 +161,7 @@ impl<'a> Talk<'a> {
         let prompt = if self.is_conversation {
             // Rather fewer turns than an answer that is cut at once.
             let most = context - wanted.min(context / 4);
-            let Next { prompt, left_out } = self.turns.next(&self.speaker.text, asked, most)?;
+            let NextPrompt { prompt, left_out } = self.conversation.next(&self.speaker.text, asked, most)?;
             if left_out > 0 {
                 note(format_args!(
                     "turns that no longer fit the context of {context} tokens, and are forgotten: {left_out}"
@@ -176,11 +180,11 @@ impl<'a> Talk<'a> {
         let Some(answer) = &self.last else { return "no answer yet".into() };
         let used = answer.usage.prompt_tokens + answer.usage.completion_tokens;
         let context = self.speaker.context;
-        let turns = self.turns.len();
+        let turns = self.conversation.len();
         format!("{}\n{used} of {context} tokens of context, turns kept: {turns}", answer.summary())
     }
 }
 
 fn show(text: &str) -> anyhow::Result<()> {
-    print::result(|out| writeln!(out, "{}", print::printable(text)))
+    output::result(|out| writeln!(out, "{}", output::printable(text)))
 }

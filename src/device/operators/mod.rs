@@ -1,6 +1,6 @@
 //! Operators of our own, where ONNX Runtime leaves time on the table; for CPUs.
 //!
-//! - [`Matrix`]: int4 weights, laid out for one product only: 4.5 bits each, float16 scales beside them.
+//! - [`PackedInt4`]: int4 weights, laid out for one product only: 4.5 bits each, float16 scales beside them.
 //! - `eka:MatMulInt4`: what `com.microsoft:MatMulNBits` computes at accuracy level 4, over such a matrix.
 //! - `eka:Attention`: what `com.microsoft:GroupQueryAttention` computes, over a cache in half the bytes or less.
 //!
@@ -26,16 +26,16 @@
 //! above, in [`model`](crate::model); a directory under `models/` knows nothing of them, and loads without them.
 
 mod attention;
-mod kind;
-mod lanes;
-mod matrix;
+mod cpu_isa;
+mod gemm_int4;
+mod huge_pages;
 #[cfg(target_arch = "aarch64")]
 mod neon;
-mod pages;
-mod product;
+mod packed_int4;
+mod simd_f32;
+mod simd_i8;
 #[cfg(test)]
 mod tests;
-mod vector;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -52,18 +52,18 @@ use ort::{
     value::TensorElementType,
 };
 
-use super::threads::Crew;
+use super::threads::ThreadLimits;
 use attention::Attention;
 pub use attention::{ATTENTION, Format};
-pub use kind::Kind;
-pub use matrix::{Blocks, Matrix};
-pub use pages::Store;
-use product::{Parts, Product, Rounded, Rounding};
+pub use cpu_isa::CpuIsa;
+use gemm_int4::{Parts, Product, Rounded, Rounding};
+pub use huge_pages::PackedStorage;
+pub use packed_int4::{Int4Blocks, PackedInt4};
 
 /// The domain of our operators.
 pub const DOMAIN: &str = "eka";
 
-/// The operator that multiplies by a [`Matrix`].
+/// The operator that multiplies by a [`PackedInt4`].
 pub const MATMUL: &str = "MatMulInt4";
 
 /// The attribute of [`MATMUL`] that says by which, counted from zero.
@@ -72,7 +72,7 @@ pub const MATRIX: &str = "matrix";
 /// What the operators of a graph work with.
 #[derive(Default)]
 pub struct Operators {
-    matrices: Vec<Arc<Matrix>>,
+    matrices: Vec<Arc<PackedInt4>>,
     cache: Option<Format>,
 }
 
@@ -87,7 +87,7 @@ impl fmt::Debug for Operators {
 
 impl Operators {
     /// Adds a matrix; its number.
-    pub fn add(&mut self, matrix: Matrix) -> usize {
+    pub fn add(&mut self, matrix: PackedInt4) -> usize {
         self.matrices.push(Arc::new(matrix));
         self.matrices.len() - 1
     }
@@ -116,8 +116,8 @@ impl Operators {
     }
 
     /// As ONNX Runtime wants them, for a session with the threads of `crew`.
-    pub(super) fn domain(&self, crew: &Crew) -> ort::Result<OperatorDomain> {
-        let (matrices, kind) = (self.matrices.clone(), Kind::detect());
+    pub(super) fn domain(&self, crew: &ThreadLimits) -> ort::Result<OperatorDomain> {
+        let (matrices, kind) = (self.matrices.clone(), CpuIsa::detect());
         let product = MatMul { matrices, rounded: Arc::default(), crew: crew.clone(), kind };
         let domain = OperatorDomain::new(DOMAIN)?.add(product)?;
         match self.cache {
@@ -129,12 +129,12 @@ impl Operators {
 
 /// `eka:MatMulInt4`: input `[.., depth]`, output `[.., columns]`, both float32.
 struct MatMul {
-    matrices: Vec<Arc<Matrix>>,
+    matrices: Vec<Arc<PackedInt4>>,
     /// Of the node that runs, kept from one to the next: nodes of a graph run one after the other, and each with its own
     /// would keep a third as much memory as the weights take.
     rounded: Arc<Mutex<Rounded>>,
-    crew: Crew,
-    kind: Kind,
+    crew: ThreadLimits,
+    kind: CpuIsa,
 }
 
 impl Operator for MatMul {
@@ -171,10 +171,10 @@ impl Operator for MatMul {
 
 /// One node.
 struct Multiply {
-    matrix: Arc<Matrix>,
+    matrix: Arc<PackedInt4>,
     rounded: Arc<Mutex<Rounded>>,
-    crew: Crew,
-    kind: Kind,
+    crew: ThreadLimits,
+    kind: CpuIsa,
 }
 
 impl Kernel for Multiply {

@@ -19,9 +19,9 @@ use std::{
 use half::f16;
 
 use super::{
-    lanes::Lanes,
-    matrix::BLOCK,
-    vector::{LANES, Vector},
+    packed_int4::BLOCK,
+    simd_f32::{LANES, SimdF32},
+    simd_i8::SimdI8,
 };
 
 /// NEON; `DOT` where four bytes are multiplied and added by one instruction.
@@ -66,7 +66,7 @@ unsafe fn dot_by_pairs(sums: int32x4_t, weights: uint8x16_t, activations: int8x1
     }
 }
 
-impl<const DOT: bool> Lanes for Neon<DOT> {
+impl<const DOT: bool> SimdI8 for Neon<DOT> {
     type Codes = [uint8x16_t; 4];
     type Sums = [int32x4_t; 4];
     const ROWS: usize = 2;
@@ -143,7 +143,7 @@ impl<const DOT: bool> Lanes for Neon<DOT> {
     }
 }
 
-impl<const DOT: bool> Vector for Neon<DOT> {
+impl<const DOT: bool> SimdF32 for Neon<DOT> {
     type Floats = Floats;
     const SUMS: usize = 4;
     const TILE: [usize; 2] = [2, 2];

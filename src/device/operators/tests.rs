@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
-use super::{Blocks, Kind, Matrix, Parts, Product, Rounded, Rounding, Store};
+use super::{CpuIsa, Int4Blocks, PackedInt4, PackedStorage, Parts, Product, Rounded, Rounding};
 
 /// Weights as `MatMulNBits` has them.
 struct Weights {
@@ -22,9 +22,9 @@ impl Weights {
         Self { columns, depth, block, codes, scales }
     }
 
-    fn blocks(&self) -> Blocks<'_> {
+    fn blocks(&self) -> Int4Blocks<'_> {
         let Self { columns, depth, block, ref codes, ref scales } = *self;
-        Blocks { columns, depth, block, codes, scales }
+        Int4Blocks { columns, depth, block, codes, scales }
     }
 
     fn weight(&self, column: usize, at: usize) -> f64 {
@@ -43,7 +43,7 @@ impl Weights {
     }
 }
 
-fn multiply(kind: Kind, matrix: &Matrix, input: &[f32]) -> Vec<f32> {
+fn multiply(kind: CpuIsa, matrix: &PackedInt4, input: &[f32]) -> Vec<f32> {
     let rows = input.len() / matrix.depth();
     let mut output = vec![f32::NAN; rows * matrix.columns()];
     let mut rounded = Rounded::default();
@@ -77,10 +77,10 @@ proptest! {
         let mut rng = StdRng::seed_from_u64(seed);
         let weights = Weights::random(columns, depth, block, scale, &mut rng);
         let input: Vec<f32> = (0..rows * depth).map(|_| rng.random_range(-3.0..3.0)).collect();
-        let matrix = Matrix::new(weights.blocks(), &mut Store::default()).unwrap();
+        let matrix = PackedInt4::new(weights.blocks(), &mut PackedStorage::default()).unwrap();
         let exact = weights.product(&input);
         let most: f64 = f64::from(scale) * 8.0 * 3.0;
-        for kind in Kind::all() {
+        for kind in CpuIsa::all() {
             let output = multiply(kind, &matrix, &input);
             let error = norm(output.iter().zip(&exact).map(|(a, b)| f64::from(*a) - b));
             // Half a step of 127 for each activation, as a root of a sum of squares, with room to spare.
@@ -98,9 +98,9 @@ fn what_int8_can_hold_is_exact_and_all_processors_agree() {
     weights.scales.iter_mut().for_each(|scale| *scale = 0.5);
     let mut input: Vec<f32> = (0..14 * 96).map(|_| f32::from(rng.random_range(-127i8..=127))).collect();
     input.iter_mut().step_by(32).for_each(|x| *x = 127.0);
-    let matrix = Matrix::new(weights.blocks(), &mut Store::default()).unwrap();
+    let matrix = PackedInt4::new(weights.blocks(), &mut PackedStorage::default()).unwrap();
     let exact = weights.product(&input);
-    for kind in Kind::all() {
+    for kind in CpuIsa::all() {
         let output: Vec<f64> = multiply(kind, &matrix, &input).into_iter().map(f64::from).collect();
         assert_eq!(output, exact, "{kind:?}");
     }
@@ -109,17 +109,17 @@ fn what_int8_can_hold_is_exact_and_all_processors_agree() {
 #[test]
 fn what_is_not_finite_stays_so_and_does_not_spread_to_other_rows() {
     let weights = Weights::random(33, 64, 32, 1.0, &mut StdRng::seed_from_u64(6));
-    let matrix = Matrix::new(weights.blocks(), &mut Store::default()).unwrap();
+    let matrix = PackedInt4::new(weights.blocks(), &mut PackedStorage::default()).unwrap();
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let mut input = vec![1.0; 2 * 64];
         input[40] = bad;
-        for kind in Kind::all() {
+        for kind in CpuIsa::all() {
             let output = multiply(kind, &matrix, &input);
             assert!(output[..33].iter().all(|x| x.is_nan()), "{kind:?}, {bad}");
             assert!(output[33..].iter().all(|x| x.is_finite()), "{kind:?}, {bad}");
         }
     }
-    let zeros = multiply(Kind::detect(), &matrix, &[0.0; 64]);
+    let zeros = multiply(CpuIsa::detect(), &matrix, &[0.0; 64]);
     assert!(zeros.iter().all(|x| *x == 0.0));
 }
 
@@ -127,22 +127,22 @@ fn what_is_not_finite_stays_so_and_does_not_spread_to_other_rows() {
 fn sizes_that_do_not_belong_together_make_no_matrix() {
     let weights = Weights::random(4, 64, 32, 1.0, &mut StdRng::seed_from_u64(7));
     let good = weights.blocks();
-    assert!(Matrix::new(good, &mut Store::default()).is_some());
+    assert!(PackedInt4::new(good, &mut PackedStorage::default()).is_some());
     let nan = vec![f32::NAN; good.scales.len()];
     let wrong = [
-        Blocks { columns: 5, ..good },
-        Blocks { columns: usize::MAX, ..good },
-        Blocks { columns: 0, codes: &[], scales: &[], ..good },
-        Blocks { depth: 65, ..good },
-        Blocks { depth: 0, codes: &[], scales: &[], ..good },
-        Blocks { block: 16, ..good },
-        Blocks { block: 0, ..good },
-        Blocks { codes: &good.codes[1..], ..good },
-        Blocks { scales: &nan, ..good },
+        Int4Blocks { columns: 5, ..good },
+        Int4Blocks { columns: usize::MAX, ..good },
+        Int4Blocks { columns: 0, codes: &[], scales: &[], ..good },
+        Int4Blocks { depth: 65, ..good },
+        Int4Blocks { depth: 0, codes: &[], scales: &[], ..good },
+        Int4Blocks { block: 16, ..good },
+        Int4Blocks { block: 0, ..good },
+        Int4Blocks { codes: &good.codes[1..], ..good },
+        Int4Blocks { scales: &nan, ..good },
     ];
     for blocks in wrong {
         assert!(
-            Matrix::new(blocks, &mut Store::default()).is_none(),
+            PackedInt4::new(blocks, &mut PackedStorage::default()).is_none(),
             "{} x {} by {}",
             blocks.columns,
             blocks.depth,

@@ -11,15 +11,15 @@ use std::arch::{asm, x86_64::*};
 use half::f16;
 
 use super::{
-    lanes::Lanes,
-    matrix::BLOCK,
-    vector::{LANES, Vector},
+    packed_int4::BLOCK,
+    simd_f32::{LANES, SimdF32},
+    simd_i8::SimdI8,
 };
 
 /// AVX-512 with VNNI: four bytes multiplied and added by one instruction, sixteen columns a register.
 pub(super) struct Avx512;
 
-impl Lanes for Avx512 {
+impl SimdI8 for Avx512 {
     type Codes = __m512i;
     type Sums = __m512i;
     const ROWS: usize = 6;
@@ -80,7 +80,7 @@ impl Lanes for Avx512 {
     }
 }
 
-impl Vector for Avx512 {
+impl SimdF32 for Avx512 {
     type Floats = __m512;
     const SUMS: usize = 8;
     const TILE: [usize; 2] = [4, 4];
@@ -204,7 +204,7 @@ unsafe fn settled(mut sums: __m256i) -> __m256i {
     sums
 }
 
-impl Lanes for Avx2 {
+impl SimdI8 for Avx2 {
     type Codes = [__m256i; 2];
     type Sums = [__m256i; 2];
     const ROWS: usize = 2;
@@ -291,7 +291,7 @@ impl Lanes for Avx2 {
     }
 }
 
-impl Vector for Avx2 {
+impl SimdF32 for Avx2 {
     type Floats = [__m256; 2];
     const SUMS: usize = 4;
     const TILE: [usize; 2] = [2, 2];

@@ -20,13 +20,13 @@
 use std::{collections::HashMap, ptr::NonNull};
 
 use super::{
-    Figures, NoRoom,
-    backend::{Backend, Block, Kind, OutOfMemory, Recorded},
-    figures::Counts,
+    NoRoom, PoolStats,
+    backend::{Backend, Block, BlockKind, OutOfMemory, Recorded},
     free_list::FreeList,
     sizes::block_size,
+    stats::Counters,
 };
-use crate::device::{DeviceError, rows::Rows};
+use crate::device::{DeviceError, strided_copy::StridedCopy};
 
 /// From where a block will be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +40,7 @@ pub(super) enum User {
 /// A block that is out.
 #[derive(Clone, Copy, Debug)]
 struct Live {
-    kind: Kind,
+    kind: BlockKind,
     size: usize,
     asked: usize,
 }
@@ -51,12 +51,12 @@ pub(super) struct Allocator<B> {
     limit: usize,
     live: HashMap<Block, Live>,
     free: FreeList,
-    counts: Counts,
+    counts: Counters,
     loads: usize,
     epoch: u64,
     is_capturing: bool,
     /// What was given back while work was recorded, and is not scratch: freeing it may wait for the device.
-    deferred: Vec<(Kind, Block, usize)>,
+    deferred: Vec<(BlockKind, Block, usize)>,
     overrun: Option<NoRoom>,
     refusal: Option<NoRoom>,
 }
@@ -69,7 +69,7 @@ impl<B: Backend> Allocator<B> {
             limit,
             live: HashMap::new(),
             free: FreeList::new(most_cached),
-            counts: Counts::default(),
+            counts: Counters::default(),
             loads: 0,
             epoch: 0,
             is_capturing: false,
@@ -89,10 +89,10 @@ impl<B: Backend> Allocator<B> {
             Err(refused) => refused,
         };
         let size = block_size(asked).ok_or_else(|| refused.clone())?;
-        let block = self.backend.allocate(Kind::Spill, size).map_err(|_| refused.clone())?;
+        let block = self.backend.allocate(BlockKind::Spill, size).map_err(|_| refused.clone())?;
         tracing::warn!("spilled to the host's memory: {refused}");
         self.overrun.get_or_insert(refused);
-        Ok(self.hand_out(block, Live { kind: Kind::Spill, size, asked }))
+        Ok(self.hand_out(block, Live { kind: BlockKind::Spill, size, asked }))
     }
 
     /// A block of scratch for somebody who can do without it.
@@ -107,13 +107,13 @@ impl<B: Backend> Allocator<B> {
                 self.check_untouched(free.block, free.size);
                 (free.block, free.size, free.is_settled)
             }
-            None => (self.obtain(Kind::Scratch, size)?, size, false),
+            None => (self.obtain(BlockKind::Scratch, size)?, size, false),
         };
         if user == User::Anybody && !is_settled {
             self.backend.settle();
             self.free.settle();
         }
-        Ok(self.hand_out(block, Live { kind: Kind::Scratch, size, asked }))
+        Ok(self.hand_out(block, Live { kind: BlockKind::Scratch, size, asked }))
     }
 
     /// A block of scratch that is kept from one run to the next.
@@ -132,8 +132,8 @@ impl<B: Backend> Allocator<B> {
     /// As [`try_take`](Self::try_take).
     pub(super) fn try_keep_for_good(&mut self, asked: usize) -> Result<Block, NoRoom> {
         let size = block_size(asked).ok_or_else(|| self.no_room(asked, None))?;
-        let block = self.obtain(Kind::Weights, size)?;
-        Ok(self.hand_out(block, Live { kind: Kind::Weights, size, asked }))
+        let block = self.obtain(BlockKind::Weights, size)?;
+        Ok(self.hand_out(block, Live { kind: BlockKind::Weights, size, asked }))
     }
 
     /// Changes when a block that runs used as scratch has gone to somebody who keeps it, or back to the device: what was
@@ -184,11 +184,11 @@ impl<B: Backend> Allocator<B> {
         if self.loads == 0 {
             return self.take(asked, User::Anybody);
         }
-        let obtained = self.obtain(Kind::Weights, asked);
+        let obtained = self.obtain(BlockKind::Weights, asked);
         if let Err(refused) = &obtained {
             self.refusal.get_or_insert_with(|| refused.clone());
         }
-        Ok(self.hand_out(obtained?, Live { kind: Kind::Weights, size: asked, asked }))
+        Ok(self.hand_out(obtained?, Live { kind: BlockKind::Weights, size: asked, asked }))
     }
 
     /// A graph is about to be loaded: what is reserved until [`load_ends`](Self::load_ends) is weights.
@@ -221,7 +221,7 @@ impl<B: Backend> Allocator<B> {
         &mut self,
         from: (Block, usize),
         to: (Block, usize),
-        rows: Rows,
+        rows: StridedCopy,
     ) -> Result<(), DeviceError> {
         let (least, most) = rows.spans().unwrap_or((usize::MAX, usize::MAX));
         self.check_room(from.0, least.saturating_add(from.1))?;
@@ -284,7 +284,7 @@ impl<B: Backend> Allocator<B> {
             return;
         };
         self.counts.take_back(kind, size, asked);
-        if kind != Kind::Scratch {
+        if kind != BlockKind::Scratch {
             if self.is_capturing {
                 self.deferred.push((kind, block, size));
             } else {
@@ -314,7 +314,7 @@ impl<B: Backend> Allocator<B> {
         self.overrun.take()
     }
 
-    pub(super) fn figures(&self) -> Figures {
+    pub(super) fn figures(&self) -> PoolStats {
         self.counts.figures(self.free.bytes(), self.live.len(), &self.backend)
     }
 
@@ -347,7 +347,7 @@ impl<B: Backend> Allocator<B> {
     }
 
     /// Takes a new block from the device, freeing what is unused where that is what it takes.
-    fn obtain(&mut self, kind: Kind, size: usize) -> Result<Block, NoRoom> {
+    fn obtain(&mut self, kind: BlockKind, size: usize) -> Result<Block, NoRoom> {
         if self.is_capturing {
             let said = "a step is being captured, whose memory must be there already";
             return Err(self.no_room(size, Some(OutOfMemory(said.into()))));
@@ -395,7 +395,7 @@ impl<B: Backend> Allocator<B> {
     fn release(&mut self, block: Block, size: usize) {
         self.epoch += 1;
         self.check_untouched(block, size);
-        self.backend.free(Kind::Scratch, block, size);
+        self.backend.free(BlockKind::Scratch, block, size);
     }
 
     fn check_untouched(&mut self, block: Block, size: usize) {

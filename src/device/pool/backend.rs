@@ -2,7 +2,7 @@
 
 use std::ptr::NonNull;
 
-use crate::device::{DeviceError, rows::Rows};
+use crate::device::{DeviceError, strided_copy::StridedCopy};
 
 /// What every block's address is a multiple of: the most that ONNX Runtime's kernels ask for.
 pub(in crate::device) const ALIGNMENT: usize = 256;
@@ -17,7 +17,7 @@ unsafe impl Send for Block {}
 
 /// What a block is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum BlockKind {
     /// Lives as long as a session. In a pool of its own, as one such block pins the pages of its neighbours.
     Weights,
     /// Lives for a kernel or a request.
@@ -36,7 +36,7 @@ pub(super) struct Recorded(pub(super) u64);
 
 /// What the device says about memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Held {
+pub(super) struct BackendStats {
     /// Taken from the device by the pools, in use or not.
     pub(super) reserved: usize,
     /// Greatest `reserved` since [`Backend::reset_peak`].
@@ -53,17 +53,17 @@ pub(super) struct Held {
 /// which is right for work submitted after to the same stream, and for nobody else until [`settle`](Self::settle).
 pub(super) trait Backend: Send {
     /// A block of `bytes` (at least 1), at a multiple of [`ALIGNMENT`].
-    fn allocate(&mut self, kind: Kind, bytes: usize) -> Result<Block, OutOfMemory>;
+    fn allocate(&mut self, kind: BlockKind, bytes: usize) -> Result<Block, OutOfMemory>;
 
     /// Takes back what [`allocate`](Self::allocate) gave, for the same kind and size.
-    fn free(&mut self, kind: Kind, block: Block, bytes: usize);
+    fn free(&mut self, kind: BlockKind, block: Block, bytes: usize);
 
     /// Gives freed memory back to the device, as far as more than `keep` bytes of scratch are taken from it.
     fn trim(&mut self, keep: usize);
 
     /// Copies rows from one block to another, after all work that was submitted before. Both must hold them: the
     /// allocator has looked.
-    fn copy_rows(&mut self, from: Block, to: Block, rows: Rows) -> Result<(), DeviceError>;
+    fn copy_rows(&mut self, from: Block, to: Block, rows: StridedCopy) -> Result<(), DeviceError>;
 
     /// Copies `bytes` of the host's memory into a block, after all work that was submitted before.
     ///
@@ -119,7 +119,7 @@ pub(super) trait Backend: Send {
     }
 
     /// What the device says.
-    fn held(&self) -> Held;
+    fn held(&self) -> BackendStats;
 
     /// Starts a new peak of `reserved` at the present figure.
     fn reset_peak(&mut self);
@@ -145,11 +145,11 @@ pub(super) trait Backend: Send {
 }
 
 impl<B: Backend + ?Sized> Backend for Box<B> {
-    fn allocate(&mut self, kind: Kind, bytes: usize) -> Result<Block, OutOfMemory> {
+    fn allocate(&mut self, kind: BlockKind, bytes: usize) -> Result<Block, OutOfMemory> {
         (**self).allocate(kind, bytes)
     }
 
-    fn free(&mut self, kind: Kind, block: Block, bytes: usize) {
+    fn free(&mut self, kind: BlockKind, block: Block, bytes: usize) {
         (**self).free(kind, block, bytes);
     }
 
@@ -157,7 +157,7 @@ impl<B: Backend + ?Sized> Backend for Box<B> {
         (**self).trim(keep);
     }
 
-    fn copy_rows(&mut self, from: Block, to: Block, rows: Rows) -> Result<(), DeviceError> {
+    fn copy_rows(&mut self, from: Block, to: Block, rows: StridedCopy) -> Result<(), DeviceError> {
         (**self).copy_rows(from, to, rows)
     }
 
@@ -199,7 +199,7 @@ impl<B: Backend + ?Sized> Backend for Box<B> {
         (**self).unpin(first);
     }
 
-    fn held(&self) -> Held {
+    fn held(&self) -> BackendStats {
         (**self).held()
     }
 

@@ -11,8 +11,8 @@ use std::{collections::HashMap, ptr::NonNull, sync::Arc};
 
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 
-use super::backend::{Backend, Block, Held, Kind, OutOfMemory, Recorded};
-use crate::device::{DeviceError, rows::Rows};
+use super::backend::{Backend, BackendStats, Block, BlockKind, OutOfMemory, Recorded};
+use crate::device::{DeviceError, strided_copy::StridedCopy};
 
 /// Which GPU, and who uses its memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,9 +97,9 @@ impl CudaBackend {
         NonNull::new(pinned.cast()).map(Block).ok_or(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY))
     }
 
-    fn try_free(&self, kind: Kind, block: Block) -> Result<(), DriverError> {
+    fn try_free(&self, kind: BlockKind, block: Block) -> Result<(), DriverError> {
         self.context.bind_to_thread()?;
-        if kind == Kind::Spill {
+        if kind == BlockKind::Spill {
             // Unlike the pools' memory it is not ordered by the stream, which may still read it.
             self.stream.synchronize()?;
             // SAFETY: it comes from `spill`, is freed once, and all work that used it is done.
@@ -118,7 +118,7 @@ impl CudaBackend {
         self.weights.trim(0)
     }
 
-    fn try_copy(&self, from: Block, to: Block, rows: Rows) -> Result<(), DriverError> {
+    fn try_copy(&self, from: Block, to: Block, rows: StridedCopy) -> Result<(), DriverError> {
         self.context.bind_to_thread()?;
         if rows.count == 1 {
             // SAFETY: as below; a plain copy, as fast as the memory is.
@@ -212,28 +212,28 @@ impl CudaBackend {
             .result()
     }
 
-    fn try_held(&self) -> Result<Held, DriverError> {
+    fn try_held(&self) -> Result<BackendStats, DriverError> {
         use sys::CUmemPool_attribute::{
             CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT as NOW, CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH as HIGH,
         };
         let (device_free, device_total) = self.context.mem_get_info()?;
         let both = |figure| Ok(self.scratch.attribute(figure)? + self.weights.attribute(figure)?);
         // The peaks of the two need not have been at the same time: their sum is an upper bound.
-        Ok(Held { reserved: both(NOW)?, reserved_peak: both(HIGH)?, device_free, device_total })
+        Ok(BackendStats { reserved: both(NOW)?, reserved_peak: both(HIGH)?, device_free, device_total })
     }
 }
 
 impl Backend for CudaBackend {
-    fn allocate(&mut self, kind: Kind, bytes: usize) -> Result<Block, OutOfMemory> {
+    fn allocate(&mut self, kind: BlockKind, bytes: usize) -> Result<Block, OutOfMemory> {
         let allocated = match kind {
-            Kind::Weights => self.weights(bytes),
-            Kind::Scratch => self.allocate_in(&self.scratch, bytes),
-            Kind::Spill => self.spill(bytes),
+            BlockKind::Weights => self.weights(bytes),
+            BlockKind::Scratch => self.allocate_in(&self.scratch, bytes),
+            BlockKind::Spill => self.spill(bytes),
         };
         allocated.map_err(|e| OutOfMemory(e.to_string()))
     }
 
-    fn free(&mut self, kind: Kind, block: Block, _bytes: usize) {
+    fn free(&mut self, kind: BlockKind, block: Block, _bytes: usize) {
         note("memory is not freed", self.try_free(kind, block));
     }
 
@@ -241,7 +241,7 @@ impl Backend for CudaBackend {
         note("memory is not given back", self.try_trim(keep));
     }
 
-    fn copy_rows(&mut self, from: Block, to: Block, rows: Rows) -> Result<(), DeviceError> {
+    fn copy_rows(&mut self, from: Block, to: Block, rows: StridedCopy) -> Result<(), DeviceError> {
         self.try_copy(from, to, rows).map_err(failed("memory cannot be copied on the device"))
     }
 
@@ -291,10 +291,10 @@ impl Backend for CudaBackend {
         note("memory of the host stays pinned", unpinned);
     }
 
-    fn held(&self) -> Held {
+    fn held(&self) -> BackendStats {
         self.try_held().unwrap_or_else(|e| {
             note("the driver gives no figures", Err(e));
-            Held::default()
+            BackendStats::default()
         })
     }
 

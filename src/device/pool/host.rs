@@ -12,8 +12,8 @@ use std::{
 
 use memmap2::{MmapMut, MmapOptions};
 
-use super::backend::{ALIGNMENT, Backend, Block, Held, Kind, OutOfMemory};
-use crate::device::{DeviceError, rows::Rows};
+use super::backend::{ALIGNMENT, Backend, BackendStats, Block, BlockKind, OutOfMemory};
+use crate::device::{DeviceError, strided_copy::StridedCopy};
 
 /// From which size on a block is mapped. A mapping costs a system call and a fault per page, so it must be rare or
 /// large; the C library draws the line at the same size.
@@ -74,8 +74,8 @@ fn heap(bytes: usize) -> Result<Block, OutOfMemory> {
 }
 
 impl Backend for HostBackend {
-    fn allocate(&mut self, kind: Kind, bytes: usize) -> Result<Block, OutOfMemory> {
-        let counted = if kind == Kind::Spill { 0 } else { bytes };
+    fn allocate(&mut self, kind: BlockKind, bytes: usize) -> Result<Block, OutOfMemory> {
+        let counted = if kind == BlockKind::Spill { 0 } else { bytes };
         if counted > self.options.capacity - self.reserved {
             return Err(OutOfMemory(format!(
                 "{} of {} bytes are in use",
@@ -88,8 +88,8 @@ impl Backend for HostBackend {
         Ok(block)
     }
 
-    fn free(&mut self, kind: Kind, block: Block, bytes: usize) {
-        if kind != Kind::Spill {
+    fn free(&mut self, kind: BlockKind, block: Block, bytes: usize) {
+        if kind != BlockKind::Spill {
             self.reserved -= bytes;
         }
         if self.mapped.remove(&block).is_some() {
@@ -108,7 +108,7 @@ impl Backend for HostBackend {
         }
     }
 
-    fn copy_rows(&mut self, from: Block, to: Block, rows: Rows) -> Result<(), DeviceError> {
+    fn copy_rows(&mut self, from: Block, to: Block, rows: StridedCopy) -> Result<(), DeviceError> {
         // SAFETY: both blocks are out and as long as the rows' spans, which the allocator has looked at; whoever has them
         // asked for this, and no run is under way, as its caller would be busy with that.
         unsafe { rows.copy(from.0.as_ptr(), to.0.as_ptr()) };
@@ -127,9 +127,9 @@ impl Backend for HostBackend {
         Ok(())
     }
 
-    fn held(&self) -> Held {
+    fn held(&self) -> BackendStats {
         let Self { reserved, reserved_peak, .. } = *self;
-        Held { reserved, reserved_peak, ..Held::default() }
+        BackendStats { reserved, reserved_peak, ..BackendStats::default() }
     }
 
     fn reset_peak(&mut self) {
@@ -167,7 +167,7 @@ mod tests {
     fn blocks_of_the_heap_and_of_mappings_are_aligned_and_can_be_written_to_their_end() {
         let mut backend = backend(usize::MAX);
         for bytes in [1, 255, 256, 4096, MAPPED_FROM - 1, MAPPED_FROM, MAPPED_FROM + 1] {
-            for kind in [Kind::Weights, Kind::Scratch, Kind::Spill] {
+            for kind in [BlockKind::Weights, BlockKind::Scratch, BlockKind::Spill] {
                 let block = backend.allocate(kind, bytes).unwrap();
                 assert!(block.0.as_ptr().addr().is_multiple_of(ALIGNMENT));
                 backend.mark_free(block, bytes);
@@ -180,19 +180,22 @@ mod tests {
                 backend.free(kind, block, bytes);
             }
         }
-        assert_eq!(backend.held(), Held { reserved_peak: MAPPED_FROM + 1, ..Held::default() });
+        assert_eq!(
+            backend.held(),
+            BackendStats { reserved_peak: MAPPED_FROM + 1, ..BackendStats::default() }
+        );
     }
 
     #[test]
     fn a_capacity_is_an_error_beyond_it_and_does_not_count_what_is_spilled() {
         let mut backend = backend(1000);
-        let first = backend.allocate(Kind::Scratch, 900).unwrap();
-        let said = backend.allocate(Kind::Weights, 101).unwrap_err();
+        let first = backend.allocate(BlockKind::Scratch, 900).unwrap();
+        let said = backend.allocate(BlockKind::Weights, 101).unwrap_err();
         assert_eq!(said, OutOfMemory("900 of 1000 bytes are in use".into()));
-        let spilled = backend.allocate(Kind::Spill, 5000).unwrap();
-        backend.free(Kind::Spill, spilled, 5000);
-        backend.free(Kind::Scratch, first, 900);
-        let all = backend.allocate(Kind::Weights, 1000).unwrap();
-        backend.free(Kind::Weights, all, 1000);
+        let spilled = backend.allocate(BlockKind::Spill, 5000).unwrap();
+        backend.free(BlockKind::Spill, spilled, 5000);
+        backend.free(BlockKind::Scratch, first, 900);
+        let all = backend.allocate(BlockKind::Weights, 1000).unwrap();
+        backend.free(BlockKind::Weights, all, 1000);
     }
 }

@@ -22,11 +22,11 @@
 mod allocator;
 mod backend;
 mod cuda;
-mod face;
-mod figures;
 mod free_list;
 mod host;
+mod ort_allocator;
 mod sizes;
+mod stats;
 
 #[cfg(test)]
 mod tests;
@@ -40,13 +40,13 @@ use std::{
 
 use allocator::Allocator;
 pub(in crate::device) use backend::ALIGNMENT;
-use backend::{Backend, Block, Held, Recorded};
+use backend::{Backend, BackendStats, Block, Recorded};
 pub use cuda::CudaOptions;
-use face::{AnyAllocator, Claim, Registration};
-pub use figures::Figures;
 use ort::memory::AllocationDevice;
+use ort_allocator::{AnyAllocator, Claim, Registration};
+pub use stats::PoolStats;
 
-use super::{DeviceError, Runtime, rows::Rows};
+use super::{DeviceError, Runtime, strided_copy::StridedCopy};
 use crate::units::Bytes;
 
 /// Why a pool gave no memory of the device.
@@ -158,7 +158,7 @@ impl Pool {
 
     /// What it holds now.
     #[must_use]
-    pub fn figures(&self) -> Figures {
+    pub fn figures(&self) -> PoolStats {
         self.allocator().figures()
     }
 
@@ -187,7 +187,7 @@ impl Pool {
     /// [`DeviceError::NoRoom`] when there is no room for two such places; [`DeviceError::Runtime`] when the device fails.
     pub fn bandwidth(&self, bytes: Bytes, copies: u32) -> Result<f64, DeviceError> {
         let (from, to) = (self.buffer(bytes)?, self.buffer(bytes)?);
-        let one = Rows { count: 1, bytes: size(bytes), from: size(bytes), to: size(bytes) };
+        let one = StridedCopy { count: 1, bytes: size(bytes), from: size(bytes), to: size(bytes) };
         to.copy_rows(0, &from, 0, one)?;
         self.wait()?;
         let began = Instant::now();
@@ -388,7 +388,7 @@ impl Buffer {
         at: usize,
         from: &Self,
         from_at: usize,
-        rows: Rows,
+        rows: StridedCopy,
     ) -> Result<(), DeviceError> {
         self.pool.allocator().copy_rows((from.block, from_at), (self.block, at), rows)
     }

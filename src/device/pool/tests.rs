@@ -12,29 +12,29 @@ use proptest::prelude::*;
 use super::{
     NoRoom,
     allocator::{Allocator, User},
-    backend::{ALIGNMENT, Backend, Block, Held, Kind, OutOfMemory, Recorded},
+    backend::{ALIGNMENT, Backend, BackendStats, Block, BlockKind, OutOfMemory, Recorded},
     host::{HostBackend, HostOptions},
     sizes::block_size,
 };
 use crate::{
-    device::{DeviceError, rows::Rows},
+    device::{DeviceError, strided_copy::StridedCopy},
     units::Bytes,
 };
 
 /// What a made-up device has given out: sizes by address, and what it keeps of what came back.
 #[derive(Debug, Default)]
 struct Books {
-    out: BTreeMap<usize, (Kind, usize)>,
+    out: BTreeMap<usize, (BlockKind, usize)>,
     kept: usize,
     next: usize,
-    copied: Vec<(Block, Block, Rows)>,
+    copied: Vec<(Block, Block, StridedCopy)>,
     settled: u32,
     trims: u32,
 }
 
 impl Books {
     fn on_device(&self) -> usize {
-        self.out.values().filter(|(kind, _)| *kind != Kind::Spill).map(|(_, bytes)| bytes).sum()
+        self.out.values().filter(|(kind, _)| *kind != BlockKind::Spill).map(|(_, bytes)| bytes).sum()
     }
 }
 
@@ -56,10 +56,10 @@ impl MadeUp {
 }
 
 impl Backend for MadeUp {
-    fn allocate(&mut self, kind: Kind, bytes: usize) -> Result<Block, OutOfMemory> {
+    fn allocate(&mut self, kind: BlockKind, bytes: usize) -> Result<Block, OutOfMemory> {
         let mut books = self.books();
         // Blocks of other sizes are of no use to it, as if it were fragmented throughout.
-        if kind != Kind::Spill && books.on_device() + books.kept + bytes > self.capacity {
+        if kind != BlockKind::Spill && books.on_device() + books.kept + bytes > self.capacity {
             return Err(OutOfMemory("full".into()));
         }
         books.next += ALIGNMENT;
@@ -69,14 +69,14 @@ impl Backend for MadeUp {
         Ok(Block(NonNull::without_provenance(address.try_into().unwrap())))
     }
 
-    fn free(&mut self, kind: Kind, block: Block, bytes: usize) {
+    fn free(&mut self, kind: BlockKind, block: Block, bytes: usize) {
         let mut books = self.books();
         let known = books.out.remove(&block.0.as_ptr().addr());
         assert_eq!(known, Some((kind, bytes)), "freed as what it is, once");
-        books.kept += if kind == Kind::Spill { 0 } else { bytes };
+        books.kept += if kind == BlockKind::Spill { 0 } else { bytes };
     }
 
-    fn copy_rows(&mut self, from: Block, to: Block, rows: Rows) -> Result<(), DeviceError> {
+    fn copy_rows(&mut self, from: Block, to: Block, rows: StridedCopy) -> Result<(), DeviceError> {
         self.books().copied.push((from, to, rows));
         Ok(())
     }
@@ -101,13 +101,13 @@ impl Backend for MadeUp {
         let mut books = self.books();
         books.trims += 1;
         let scratch: usize =
-            books.out.values().filter(|(kind, _)| *kind == Kind::Scratch).map(|(_, bytes)| bytes).sum();
+            books.out.values().filter(|(kind, _)| *kind == BlockKind::Scratch).map(|(_, bytes)| bytes).sum();
         books.kept = books.kept.min(keep.saturating_sub(scratch));
     }
 
-    fn held(&self) -> Held {
+    fn held(&self) -> BackendStats {
         let books = self.books();
-        Held { reserved: books.on_device() + books.kept, ..Held::default() }
+        BackendStats { reserved: books.on_device() + books.kept, ..BackendStats::default() }
     }
 
     fn reset_peak(&mut self) {}
@@ -400,7 +400,7 @@ fn act() -> impl Strategy<Value = Act> {
 
 /// What should be out, known from outside: a list of requests and of the blocks they got.
 struct Oracle {
-    out: Vec<(Block, usize, Kind)>,
+    out: Vec<(Block, usize, BlockKind)>,
     limit: usize,
     in_use_peak: usize,
     held_peak: usize,
@@ -414,7 +414,7 @@ impl Oracle {
 
     /// Bytes of blocks on the device that are out, by the device's own books.
     fn on_device(&self, books: &Books) -> usize {
-        let on_device = self.out.iter().filter(|(_, _, kind)| *kind != Kind::Spill);
+        let on_device = self.out.iter().filter(|(_, _, kind)| *kind != BlockKind::Spill);
         on_device.map(|(block, ..)| books.out[&block.0.as_ptr().addr()].1).sum()
     }
 
@@ -426,7 +426,7 @@ impl Oracle {
     fn check(&mut self, pool: &Allocator<MadeUp>, device: &MadeUp) -> Result<(), TestCaseError> {
         let (figures, books) = (pool.figures(), device.books());
         let spilled: usize =
-            books.out.values().filter(|(kind, _)| *kind == Kind::Spill).map(|(_, bytes)| bytes).sum();
+            books.out.values().filter(|(kind, _)| *kind == BlockKind::Spill).map(|(_, bytes)| bytes).sum();
         let asked: usize = self.out.iter().map(|(_, asked, _)| asked).sum();
         self.in_use_peak = self.in_use_peak.max(self.on_device(&books) + spilled);
         self.held_peak = self.held_peak.max(books.on_device());
@@ -454,19 +454,19 @@ impl Oracle {
                     "spilled if there is no room, and only then"
                 );
                 self.spills.set(self.spills.get() + u64::from(!room));
-                self.out.push((block, asked, if room { Kind::Scratch } else { Kind::Spill }));
+                self.out.push((block, asked, if room { BlockKind::Scratch } else { BlockKind::Spill }));
             }
             Act::TryTake(asked) => {
                 let room = self.has_room(&device.books(), device.capacity, block_size(asked).unwrap());
                 let taken = pool.try_take(asked, User::Anybody);
                 prop_assert_eq!(taken.is_ok(), room);
-                self.out.extend(taken.map(|block| (block, asked, Kind::Scratch)));
+                self.out.extend(taken.map(|block| (block, asked, BlockKind::Scratch)));
             }
             Act::Reserve(asked) => {
                 let room = self.has_room(&device.books(), device.capacity, asked);
                 let taken = weights(pool, asked);
                 prop_assert_eq!(taken.is_ok(), room);
-                self.out.extend(taken.map(|block| (block, asked, Kind::Weights)));
+                self.out.extend(taken.map(|block| (block, asked, BlockKind::Weights)));
             }
             Act::Give(at) if !self.out.is_empty() => {
                 pool.give(self.out.swap_remove(at % self.out.len()).0);

@@ -8,7 +8,7 @@ use super::{
     worth::{Ask, Next, Worth},
 };
 use crate::{
-    device::Fault,
+    device::DeviceErrorKind,
     engine::{EngineError, Forward, prefixes::common, threads::least},
 };
 
@@ -188,7 +188,7 @@ impl<M: Forward> DraftModel<M> {
 
     /// What went wrong is said once. It has read nothing then.
     fn give_up(&mut self, e: EngineError) -> Result<Vec<u32>, EngineError> {
-        if e.fault() == Fault::Poisoned {
+        if e.fault() == DeviceErrorKind::Poisoned {
             return Err(e);
         }
         if !self.was_warned {
@@ -196,7 +196,7 @@ impl<M: Forward> DraftModel<M> {
         }
         self.was_warned = true;
         // What there is no memory for now there may be for the next text.
-        (self.sits_out, self.is_broken) = (true, e.fault() != Fault::OutOfMemory);
+        (self.sits_out, self.is_broken) = (true, e.fault() != DeviceErrorKind::OutOfMemory);
         self.model.rewind(0);
         self.read = 0;
         self.ahead.clear();

@@ -188,5 +188,5 @@ fn a_device_that_it_has_lost_is_lost_for_the_answer_as_well() {
     let words = "CUDA failure 700: an illegal memory access was encountered";
     speculation.draft.as_mut().unwrap().model_mut().fails = Some((0, words));
     let lost = run(&mut speculation, &job(10, 41)).unwrap_err();
-    assert_eq!(lost.fault(), crate::device::Fault::Poisoned, "{lost}");
+    assert_eq!(lost.fault(), crate::device::DeviceErrorKind::Poisoned, "{lost}");
 }

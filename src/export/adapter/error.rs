@@ -2,14 +2,14 @@
 
 use std::path::PathBuf;
 
-use crate::export::{settings::SettingsError, tensors::TensorsError};
+use crate::export::{json_config::JsonConfigError, tensors::TensorsError};
 
 /// Why an adapter cannot be merged.
 #[derive(Debug, thiserror::Error)]
 pub enum AdapterError {
     /// Its settings cannot be used.
     #[error(transparent)]
-    Settings(#[from] SettingsError),
+    JsonConfig(#[from] JsonConfigError),
     /// Its tensors cannot be used.
     #[error(transparent)]
     Tensors(#[from] TensorsError),

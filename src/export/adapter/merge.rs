@@ -15,7 +15,7 @@ use crate::export::{
 
 /// Something that an adapter does to a tensor of the base.
 #[derive(Clone, Debug)]
-pub(super) struct Edit {
+pub(super) struct Delta {
     /// Which of the adapters.
     pub adapter: usize,
     pub file: Arc<TensorFile>,
@@ -52,7 +52,7 @@ pub(super) enum Magnitude {
     Columns { tensor: String, factors: Option<Vec<f32>> },
 }
 
-impl Edit {
+impl Delta {
     /// Whether it can be added to what other adapters do, in any order.
     pub(super) fn is_sum(&self) -> bool {
         matches!(self.change, Change::LowRank { magnitude: None, .. } | Change::Bias { .. })

@@ -18,13 +18,13 @@
 //!   and the biases beside them. What an adapter has whole stays as it is.
 //! - Every tensor of an adapter is used, or the export fails and names it, where PEFT would warn and go on.
 
-mod blend;
-mod edits;
+mod adapter_config;
+mod deltas;
 mod error;
 mod merge;
+mod merge_plan;
 mod patterns;
-mod places;
-mod settings;
+mod target_modules;
 mod tensors;
 #[cfg(test)]
 mod tests;
@@ -36,15 +36,15 @@ use std::{
 };
 
 pub use self::error::AdapterError;
-pub(super) use self::{
-    blend::{Blend, Origin},
-    merge::MergeError,
-};
 use self::{
-    settings::AdapterSettings,
+    adapter_config::AdapterConfig,
     tensors::{Module, Part},
 };
-use super::{checkpoint::is_buffer, settings::Settings, tensors::TensorFile};
+pub(super) use self::{
+    merge::MergeError,
+    merge_plan::{MergePlan, Origin},
+};
+use super::{checkpoint::is_buffer, json_config::JsonConfig, tensors::TensorFile};
 use crate::manifest::AdapterSummary;
 
 /// The adapter's settings.
@@ -58,20 +58,20 @@ pub(super) struct Adapter {
     dir: PathBuf,
     /// What its low-rank products are multiplied with, beside their own scale.
     weight: f32,
-    settings: AdapterSettings,
+    settings: AdapterConfig,
     file: Arc<TensorFile>,
     modules: BTreeMap<String, Module>,
 }
 
 /// Whether `config` are settings of an adapter that can be merged.
-pub(super) fn check_settings(config: &Settings) -> Result<(), AdapterError> {
-    AdapterSettings::read(config).map(drop)
+pub(super) fn check_settings(config: &JsonConfig) -> Result<(), AdapterError> {
+    AdapterConfig::read(config).map(drop)
 }
 
 impl Adapter {
     /// Opens the adapter in `dir`, checks its settings and reads its header.
     pub(super) fn open(dir: &Path, weight: f32) -> Result<Self, AdapterError> {
-        let settings = AdapterSettings::read(&Settings::read(&dir.join(CONFIG))?)?;
+        let settings = AdapterConfig::read(&JsonConfig::read(&dir.join(CONFIG))?)?;
         let path = dir.join(TENSORS);
         if !path.exists() && dir.join("adapter_model.bin").exists() {
             return Err(AdapterError::OnlyPickle { dir: dir.into() });

@@ -6,7 +6,7 @@ use fancy_regex::Regex;
 use serde_json::Value;
 
 use super::AdapterError;
-use crate::export::settings::Settings;
+use crate::export::json_config::JsonConfig;
 
 /// A regular expression, which a module's whole name has to match.
 #[derive(Debug)]
@@ -58,10 +58,10 @@ pub(super) struct ByModule<T> {
 impl<T: Copy> ByModule<T> {
     /// Keys match a whole name or what follows one of its dots.
     pub(super) fn read(
-        config: &Settings,
+        config: &JsonConfig,
         field: &'static str,
         default: T,
-        value: impl Fn(&Settings, &str) -> Result<T, crate::export::SettingsError>,
+        value: impl Fn(&JsonConfig, &str) -> Result<T, crate::export::JsonConfigError>,
     ) -> Result<Self, AdapterError> {
         let Some(section) = config.section(field)? else { return Ok(Self { patterns: Vec::new(), default }) };
         let pattern = |(key, _): (&str, &Value)| {
@@ -92,11 +92,11 @@ enum Names {
     Linear,
     Pattern(Pattern),
     /// By their whole names, or by what follows a dot.
-    Ends(Vec<String>),
+    EmbeddingAndHead(Vec<String>),
 }
 
 impl Names {
-    fn read(config: &Settings, field: &'static str) -> Result<Option<Self>, AdapterError> {
+    fn read(config: &JsonConfig, field: &'static str) -> Result<Option<Self>, AdapterError> {
         match config.get(field) {
             None => Ok(None),
             Some(Value::String(text)) => {
@@ -104,7 +104,7 @@ impl Names {
             }
             Some(_) => {
                 let names = config.texts(field)?.unwrap_or_default();
-                Ok(Some(Self::Ends(names.into_iter().map(Into::into).collect())))
+                Ok(Some(Self::EmbeddingAndHead(names.into_iter().map(Into::into).collect())))
             }
         }
     }
@@ -113,7 +113,7 @@ impl Names {
         match self {
             Self::All | Self::Linear => Ok(true),
             Self::Pattern(pattern) => pattern.matches(module),
-            Self::Ends(names) => Ok(names.iter().any(|name| ends_with(module, name))),
+            Self::EmbeddingAndHead(names) => Ok(names.iter().any(|name| ends_with(module, name))),
         }
     }
 }
@@ -134,7 +134,7 @@ pub(super) struct Targets {
 }
 
 impl Targets {
-    pub(super) fn read(config: &Settings) -> Result<Self, AdapterError> {
+    pub(super) fn read(config: &JsonConfig) -> Result<Self, AdapterError> {
         const TARGETS: &str = "target_modules";
         const SAVED: &str = "modules_to_save";
         let is_shorthand = config
@@ -170,7 +170,7 @@ impl Targets {
     /// What `target_modules` names one by one.
     pub(super) fn listed(&self) -> &[String] {
         match &self.names {
-            Names::Ends(names) => names,
+            Names::EmbeddingAndHead(names) => names,
             _ => &[],
         }
     }
@@ -190,7 +190,7 @@ impl Targets {
 
     /// As in PEFT, a list of layers only narrows what a list of names finds by their ends.
     fn has_layer(&self, module: &str) -> bool {
-        let (Names::Ends(names), Some(layers)) = (&self.names, &self.layers) else { return true };
+        let (Names::EmbeddingAndHead(names), Some(layers)) = (&self.names, &self.layers) else { return true };
         if names.iter().any(|name| name == module) {
             return true;
         }
@@ -208,18 +208,18 @@ impl Names {
         match self {
             Self::All | Self::Linear => false,
             Self::Pattern(pattern) => pattern.text.is_empty(),
-            Self::Ends(names) => names.is_empty(),
+            Self::EmbeddingAndHead(names) => names.is_empty(),
         }
     }
 }
 
-fn read_layers(config: &Settings) -> Result<Option<Vec<usize>>, AdapterError> {
+fn read_layers(config: &JsonConfig) -> Result<Option<Vec<usize>>, AdapterError> {
     const FIELD: &str = "layers_to_transform";
     let layers = config.ids(FIELD)?;
     Ok((!layers.is_empty()).then(|| layers.into_iter().map(|layer| layer as usize).collect()))
 }
 
-fn read_layer_patterns(config: &Settings) -> Result<Vec<Pattern>, AdapterError> {
+fn read_layer_patterns(config: &JsonConfig) -> Result<Vec<Pattern>, AdapterError> {
     const FIELD: &str = "layers_pattern";
     let texts = match config.get(FIELD) {
         Some(Value::String(text)) if text.is_empty() => Vec::new(),
@@ -238,8 +238,8 @@ mod tests {
 
     const QUERY: &str = "model.layers.1.self_attn.q_proj";
 
-    fn settings(json: &str) -> Settings {
-        Settings::parse(Path::new("adapter_config.json"), json.as_bytes()).unwrap()
+    fn settings(json: &str) -> JsonConfig {
+        JsonConfig::parse(Path::new("adapter_config.json"), json.as_bytes()).unwrap()
     }
 
     fn rank(patterns: &str, module: &str) -> usize {

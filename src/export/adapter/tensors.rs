@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::AdapterError;
 use crate::export::{
     checkpoint::{canonical, is_buffer},
-    settings::MOST_SIZE,
+    json_config::MOST_SIZE,
     tensors::{TensorFile, TensorsError},
 };
 

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use super::*;
 use crate::export::{
-    blueprint::{Blueprint, Head},
+    blueprint::{Blueprint, LmHead},
     testing::{self, Tensor},
 };
 
@@ -23,9 +23,9 @@ fn open(dir: &Path, more: &str, tensors: &[Tensor]) -> Result<Adapter, AdapterEr
 }
 
 /// Lays one adapter over a model whose head is tied or not.
-fn blend(tied: bool, more: &str, tensors: &[Tensor]) -> Result<(Blend, Blueprint), AdapterError> {
+fn blend(tied: bool, more: &str, tensors: &[Tensor]) -> Result<(MergePlan, Blueprint), AdapterError> {
     let dir = tempfile::tempdir().unwrap();
-    Blend::new(vec![open(dir.path(), more, tensors)?], testing::blueprint(tied))
+    MergePlan::new(vec![open(dir.path(), more, tensors)?], testing::blueprint(tied))
 }
 
 fn refusal(tied: bool, more: &str, tensors: &[Tensor]) -> String {
@@ -131,7 +131,7 @@ fn a_module_that_the_settings_name_must_have_tensors() {
 #[test]
 fn a_head_that_the_adapter_has_whole_is_no_longer_tied() {
     let is_tied = |more: &str, tensors: &[Tensor]| {
-        matches!(blend(true, more, tensors).unwrap().1.head, Head::Tied { .. })
+        matches!(blend(true, more, tensors).unwrap().1.head, LmHead::Tied { .. })
     };
     let [embedding, head] = [EMBEDDING, "lm_head"].map(|module| table(module, 50));
     assert!(!is_tied(r#""modules_to_save": ["embed_tokens"],"#, std::slice::from_ref(&embedding)));
@@ -198,7 +198,7 @@ fn adapters_are_added_up_where_that_is_a_sum_and_refused_where_not() {
         _ => open(&dir.path().join(name), "", &pair(QUERY, [64, 64])),
     };
     let try_both = |one, other| {
-        Blend::new(vec![open(one).unwrap(), open(other).unwrap()], testing::blueprint(true)).map(drop)
+        MergePlan::new(vec![open(one).unwrap(), open(other).unwrap()], testing::blueprint(true)).map(drop)
     };
     try_both("plain", "other").unwrap();
     try_both("plain", "saved").unwrap();

@@ -5,8 +5,8 @@ use serde_json::json;
 use super::{
     super::{
         blueprint::{Activation, Attention, Blueprint, Embedding, Inner, Layer, Linear, Mlp, Norm},
+        json_config::{JsonConfig, JsonConfigError},
         param::{Lines, Param},
-        settings::{Settings, SettingsError},
     },
     SizeNames, Sizes, check_heads,
     family::{head, linear},
@@ -22,7 +22,7 @@ const NAMES: SizeNames = SizeNames {
 /// What published checkpoints were trained on. ALiBi sets no limit, and neither does the configuration.
 const CONTEXT_LENGTH: usize = 2048;
 
-pub(super) fn read(config: &Settings) -> Result<Blueprint, SettingsError> {
+pub(super) fn read(config: &JsonConfig) -> Result<Blueprint, JsonConfigError> {
     const AFTER_NORM: &str = "apply_residual_connection_post_layernorm";
     let config = &config.clone().or(json!({ "layer_norm_epsilon": 1e-5, "tie_word_embeddings": true }));
     if config.flag(AFTER_NORM, false)? {

@@ -5,10 +5,10 @@ use serde_json::json;
 
 use super::{
     super::{
-        blueprint::{Attention, Blueprint, Embedding, Head, Inner, Layer, Linear, Mlp, Norm},
+        blueprint::{Attention, Blueprint, Embedding, Inner, Layer, Linear, LmHead, Mlp, Norm},
+        json_config::{JsonConfig, JsonConfigError},
         param::Param,
         rope::Rotary,
-        settings::{Settings, SettingsError},
     },
     SizeNames, Sizes, activation, check_heads,
 };
@@ -36,7 +36,7 @@ pub(super) struct Family {
 
 impl Family {
     /// Reads sizes; no biases, no norms of heads, as in Llama.
-    pub(super) fn read(config: &Settings) -> Result<Self, SettingsError> {
+    pub(super) fn read(config: &JsonConfig) -> Result<Self, JsonConfigError> {
         let sizes = Sizes::read(config, &NAMES)?;
         let heads = sizes.heads;
         let kv_heads = config.optional_size("num_key_value_heads")?.unwrap_or(heads);
@@ -65,8 +65,8 @@ impl Family {
     pub(super) fn blueprint(
         &self,
         architecture: &'static str,
-        config: &Settings,
-    ) -> Result<Blueprint, SettingsError> {
+        config: &JsonConfig,
+    ) -> Result<Blueprint, JsonConfigError> {
         let Dims { layers, hidden, vocab, head_dim, .. } = self.dims;
         let layers = (0..layers).map(|layer| self.layer(config, layer)).collect::<Result<_, _>>()?;
         let rotary = Rotary::read(config, head_dim)?;
@@ -95,7 +95,7 @@ impl Family {
         Norm { weight, bias: None, epsilon: self.epsilon }
     }
 
-    fn layer(&self, config: &Settings, layer: usize) -> Result<Layer, SettingsError> {
+    fn layer(&self, config: &JsonConfig, layer: usize) -> Result<Layer, JsonConfigError> {
         let scope = format!("layers.{layer}");
         let norm = |name: &str| self.norm(&format!("{scope}.{name}"), self.dims.hidden);
         Ok(Layer {
@@ -125,7 +125,7 @@ impl Family {
         }
     }
 
-    fn mlp(&self, config: &Settings, module: &str) -> Result<Mlp, SettingsError> {
+    fn mlp(&self, config: &JsonConfig, module: &str) -> Result<Mlp, JsonConfigError> {
         let Dims { hidden, intermediate, .. } = self.dims;
         let linear = |name, shape| linear(module, name, shape, self.mlp_bias);
         Ok(Mlp {
@@ -150,16 +150,16 @@ impl Blueprint {
 }
 
 /// The same settings, with transformers' defaults for what the family leaves out.
-pub(super) fn with_defaults(config: &Settings, activation: &str) -> Settings {
+pub(super) fn with_defaults(config: &JsonConfig, activation: &str) -> JsonConfig {
     config.clone().or(json!({ "rms_norm_eps": 1e-6, activation: "silu" }))
 }
 
-pub(super) fn head(tied: bool, vocab: usize, hidden: usize) -> Head {
+pub(super) fn head(tied: bool, vocab: usize, hidden: usize) -> LmHead {
     let weight = "lm_head.weight".to_owned();
     if tied {
-        return Head::Tied { stored_as: weight };
+        return LmHead::Tied { stored_as: weight };
     }
-    Head::Own(Linear { weight: Param::matrix(weight, vocab, hidden), bias: None })
+    LmHead::Separate(Linear { weight: Param::matrix(weight, vocab, hidden), bias: None })
 }
 
 pub(super) fn linear(module: &str, name: &str, [rows, cols]: [usize; 2], biased: bool) -> Linear {

@@ -6,15 +6,15 @@ use serde_json::{Value, json};
 use super::{
     super::{
         blueprint::Blueprint,
+        json_config::{JsonConfig, JsonConfigError},
         rope::Rotary,
-        settings::{Settings, SettingsError},
     },
     family::Family,
     windows,
 };
 
 /// Gemma 2: caps on scores and logits; every other layer has a window, the first one included.
-pub(super) fn read_2(config: &Settings) -> Result<Blueprint, SettingsError> {
+pub(super) fn read_2(config: &JsonConfig) -> Result<Blueprint, JsonConfigError> {
     let config = &config.clone().or(defaults()).or(json!({
         "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "max_position_embeddings": 8192,
     }));
@@ -25,7 +25,7 @@ pub(super) fn read_2(config: &Settings) -> Result<Blueprint, SettingsError> {
 }
 
 /// Gemma 3: norms of query and key heads; layers with a window turn by other angles than those without.
-pub(super) fn read_3(config: &Settings) -> Result<Blueprint, SettingsError> {
+pub(super) fn read_3(config: &JsonConfig) -> Result<Blueprint, JsonConfigError> {
     // Published files of models that also see leave out what is the default here, sizes included.
     let config = &config.clone().or(defaults()).or(json!({
         "vocab_size": 262_208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
@@ -53,7 +53,7 @@ fn defaults() -> Value {
     })
 }
 
-fn read_family(config: &Settings) -> Result<Family, SettingsError> {
+fn read_family(config: &JsonConfig) -> Result<Family, JsonConfigError> {
     let bias = config.flag("attention_bias", false)?;
     let family = Family::read(config)?;
     Ok(Family {
@@ -66,7 +66,7 @@ fn read_family(config: &Settings) -> Result<Family, SettingsError> {
 }
 
 /// Angles of layers that see every key, and of those that see a window.
-fn read_rotaries(config: &Settings, head_dim: usize) -> Result<Vec<Rotary>, SettingsError> {
+fn read_rotaries(config: &JsonConfig, head_dim: usize) -> Result<Vec<Rotary>, JsonConfigError> {
     let theta = |field, default| Ok(config.optional_positive(field)?.unwrap_or(default));
     let (global, local) = (theta("rope_theta", 1e6)?, theta("rope_local_base_freq", 1e4)?);
     let (full, sliding) = match config.section("rope_parameters")? {
@@ -80,12 +80,16 @@ fn read_rotaries(config: &Settings, head_dim: usize) -> Result<Vec<Rotary>, Sett
 }
 
 /// The family reads one section of rotary positions, and here are two.
-fn without_rope(config: &Settings) -> Settings {
+fn without_rope(config: &JsonConfig) -> JsonConfig {
     config.clone().with("rope_parameters", Value::Null).with("rope_scaling", Value::Null)
 }
 
 /// What both have beyond the family.
-fn finish(mut blueprint: Blueprint, family: &Family, config: &Settings) -> Result<Blueprint, SettingsError> {
+fn finish(
+    mut blueprint: Blueprint,
+    family: &Family,
+    config: &JsonConfig,
+) -> Result<Blueprint, JsonConfigError> {
     let hidden = family.dims.hidden;
     let cap = config.optional_positive("attn_logit_softcapping")?;
     let scale = config.positive("query_pre_attn_scalar")?.sqrt().recip();

@@ -5,8 +5,8 @@ use serde_json::json;
 use super::{
     super::{
         blueprint::{Attention, Blueprint, Embedding, Inner, Layer, Linear, Mlp, Norm},
+        json_config::{JsonConfig, JsonConfigError},
         param::{Lines, Param},
-        settings::{Settings, SettingsError},
     },
     SizeNames, Sizes, activation, check_heads,
     family::head,
@@ -19,7 +19,7 @@ const NAMES: SizeNames = SizeNames {
     heads: &["n_head", "num_attention_heads"],
 };
 
-pub(super) fn read(config: &Settings) -> Result<Blueprint, SettingsError> {
+pub(super) fn read(config: &JsonConfig) -> Result<Blueprint, JsonConfigError> {
     let config = &config.clone().or(json!({
         "layer_norm_epsilon": 1e-5, "activation_function": "gelu_new", "tie_word_embeddings": true,
     }));
@@ -54,7 +54,7 @@ pub(super) fn read(config: &Settings) -> Result<Blueprint, SettingsError> {
 }
 
 struct Gpt<'a> {
-    config: &'a Settings,
+    config: &'a JsonConfig,
     dims: Dims,
     epsilon: f32,
 }
@@ -65,7 +65,7 @@ impl Gpt<'_> {
         Norm { weight: part("weight"), bias: Some(part("bias")), epsilon: self.epsilon }
     }
 
-    fn layer(&self, layer: usize) -> Result<Layer, SettingsError> {
+    fn layer(&self, layer: usize) -> Result<Layer, JsonConfigError> {
         let Dims { hidden, intermediate, .. } = self.dims;
         let scope = format!("h.{layer}");
         let whole = |name: &str, rows, cols| conv(&format!("{scope}.{name}"), [rows, cols], Lines::All);
@@ -98,7 +98,7 @@ impl Gpt<'_> {
     }
 
     /// Some variants scale scores by the layer's number as well, or not at all.
-    fn scale(&self, layer: usize) -> Result<Option<f32>, SettingsError> {
+    fn scale(&self, layer: usize) -> Result<Option<f32>, JsonConfigError> {
         let by_head = if self.config.flag("scale_attn_weights", true)? {
             (self.dims.head_dim as f32).sqrt().recip()
         } else {

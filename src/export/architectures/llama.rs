@@ -3,12 +3,12 @@
 use super::{
     super::{
         blueprint::Blueprint,
-        settings::{Settings, SettingsError},
+        json_config::{JsonConfig, JsonConfigError},
     },
     family::{Family, with_defaults},
 };
 
-pub(super) fn read(config: &Settings) -> Result<Blueprint, SettingsError> {
+pub(super) fn read(config: &JsonConfig) -> Result<Blueprint, JsonConfigError> {
     let config = &with_defaults(config, "hidden_act");
     let bias = config.flag("attention_bias", false)?;
     let mlp_bias = config.flag("mlp_bias", false)?;

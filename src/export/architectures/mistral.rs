@@ -5,13 +5,13 @@ use serde_json::json;
 use super::{
     super::{
         blueprint::Blueprint,
-        settings::{Settings, SettingsError},
+        json_config::{JsonConfig, JsonConfigError},
     },
     family::{Family, with_defaults},
     windows,
 };
 
-pub(super) fn read(config: &Settings) -> Result<Blueprint, SettingsError> {
+pub(super) fn read(config: &JsonConfig) -> Result<Blueprint, JsonConfigError> {
     let defaults = json!({ "num_key_value_heads": 8, "sliding_window": 4096 });
     let config = &with_defaults(config, "hidden_act").or(defaults);
     let family = Family::read(config)?;

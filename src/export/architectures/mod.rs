@@ -14,12 +14,12 @@ mod qwen;
 
 use super::{
     blueprint::{Activation, Blueprint},
-    settings::{MOST_SIZE, Settings, SettingsError},
+    json_config::{JsonConfig, JsonConfigError, MOST_SIZE},
 };
 use crate::manifest::{Dims, MOST_LAYERS};
 
 /// Reads the configuration of one architecture.
-type Read = fn(&Settings) -> Result<Blueprint, SettingsError>;
+type Read = fn(&JsonConfig) -> Result<Blueprint, JsonConfigError>;
 
 /// Every architecture, by its `model_type`.
 const ARCHITECTURES: [(&str, Read); 9] = [
@@ -38,7 +38,7 @@ const ARCHITECTURES: [(&str, Read); 9] = [
 pub(super) const TEXT: &str = "text_config";
 
 /// The blueprint of the model that `config` describes.
-pub(super) fn read(config: &Settings) -> Result<Blueprint, SettingsError> {
+pub(super) fn read(config: &JsonConfig) -> Result<Blueprint, JsonConfigError> {
     if let Some(quantization) = config.section("quantization_config")? {
         return Err(refuse_quantized(config, &quantization));
     }
@@ -49,7 +49,7 @@ pub(super) fn read(config: &Settings) -> Result<Blueprint, SettingsError> {
     }
 }
 
-fn read_text(config: &Settings) -> Result<Blueprint, SettingsError> {
+fn read_text(config: &JsonConfig) -> Result<Blueprint, JsonConfigError> {
     const FIELD: &str = "model_type";
     if let Some(quantization) = config.section("quantization_config")? {
         return Err(refuse_quantized(config, &quantization));
@@ -62,7 +62,7 @@ fn read_text(config: &Settings) -> Result<Blueprint, SettingsError> {
     }
 }
 
-fn refuse_quantized(config: &Settings, quantization: &Settings) -> SettingsError {
+fn refuse_quantized(config: &JsonConfig, quantization: &JsonConfig) -> JsonConfigError {
     let method = quantization.text("quant_method").ok().flatten().unwrap_or("unknown").to_owned();
     config.unsupported(
         "quantization_config",
@@ -89,7 +89,7 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn read(config: &Settings, names: &SizeNames) -> Result<Self, SettingsError> {
+    fn read(config: &JsonConfig, names: &SizeNames) -> Result<Self, JsonConfigError> {
         let layers = named(config, names.layers)?;
         if layers > MOST_LAYERS {
             return Err(config.wrong(present(config, names.layers), format!("at most {MOST_LAYERS}")));
@@ -104,7 +104,7 @@ impl Sizes {
     }
 
     /// Dimensions of a head, where the configuration does not say.
-    fn head_dim(&self, config: &Settings, names: &SizeNames) -> Result<usize, SettingsError> {
+    fn head_dim(&self, config: &JsonConfig, names: &SizeNames) -> Result<usize, JsonConfigError> {
         let Self { hidden, heads, .. } = self;
         if hidden.is_multiple_of(*heads) {
             return Ok(hidden / heads);
@@ -120,21 +120,21 @@ impl Sizes {
 }
 
 /// The first of `names` that is there.
-fn present(config: &Settings, names: &[&'static str]) -> &'static str {
+fn present(config: &JsonConfig, names: &[&'static str]) -> &'static str {
     names.iter().find(|name| config.get(name).is_some()).or(names.first()).copied().unwrap_or_default()
 }
 
-fn named(config: &Settings, names: &[&'static str]) -> Result<usize, SettingsError> {
+fn named(config: &JsonConfig, names: &[&'static str]) -> Result<usize, JsonConfigError> {
     config.size(present(config, names))
 }
 
 /// Checks the width of all heads together, and that ONNX Runtime's attention can be used with it.
 fn check_heads(
-    config: &Settings,
+    config: &JsonConfig,
     field: &str,
     (heads, head_dim): (usize, usize),
     step: usize,
-) -> Result<(), SettingsError> {
+) -> Result<(), JsonConfigError> {
     if !head_dim.is_multiple_of(step) {
         let supported =
             format!("heads of a multiple of {step} dimensions, as ONNX Runtime's attention needs");
@@ -148,7 +148,7 @@ fn check_heads(
 }
 
 /// The nonlinearity in `field`, by the names that transformers gives them.
-fn activation(config: &Settings, field: &str) -> Result<Activation, SettingsError> {
+fn activation(config: &JsonConfig, field: &str) -> Result<Activation, JsonConfigError> {
     Ok(match config.text(field)? {
         Some("silu" | "swish") => Activation::Sigmoid { alpha: 1.0 },
         Some("quick_gelu") => Activation::Sigmoid { alpha: 1.702 },
@@ -167,10 +167,10 @@ fn activation(config: &Settings, field: &str) -> Result<Activation, SettingsErro
 /// Which layers see a window of the keys alone, and how many keys it has. `layer_types` says so, or `is_sliding` of each
 /// layer's number.
 fn windows(
-    config: &Settings,
+    config: &JsonConfig,
     layers: usize,
     is_sliding: impl Fn(usize) -> bool,
-) -> Result<Vec<Option<usize>>, SettingsError> {
+) -> Result<Vec<Option<usize>>, JsonConfigError> {
     const TYPES: &str = "layer_types";
     let Some(window) = config.optional_size("sliding_window")? else { return Ok(vec![None; layers]) };
     let Some(types) = config.texts(TYPES)? else {

@@ -3,15 +3,15 @@
 use super::{
     super::{
         blueprint::{Blueprint, Inner, Layer},
+        json_config::{JsonConfig, JsonConfigError},
         param::{Lines, Param},
-        settings::{Settings, SettingsError},
     },
     family::{Family, with_defaults},
     windows,
 };
 use crate::manifest::Dims;
 
-pub(super) fn read(config: &Settings) -> Result<Blueprint, SettingsError> {
+pub(super) fn read(config: &JsonConfig) -> Result<Blueprint, JsonConfigError> {
     let config = &with_defaults(config, "hidden_act");
     let family = Family::read(config)?;
     let windows = windows(config, family.dims.layers, |_| true)?;

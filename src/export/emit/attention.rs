@@ -8,9 +8,9 @@
 use super::{
     super::{
         blueprint::{Attention, Linear, Norm},
+        data_layout::TooLarge,
         graph::{Op, float_attribute, int_attribute},
         onnx::Attribute,
-        plan::TooLarge,
     },
     Emitter, of_layer, rotary_names,
 };

@@ -6,10 +6,10 @@
 use super::{
     super::{
         blueprint::Linear,
+        data_layout::{DataRange, QuantizedAt, Stack, TooLarge},
         graph::{Op, int_attribute},
         onnx::ElementType,
         param::Param,
-        plan::{QuantizedAt, Region, Stack, TooLarge},
         quantize::Quantizer,
     },
     Emitter,
@@ -21,7 +21,7 @@ pub(in super::super) const ACCURACY_LEVEL: u8 = 4;
 /// A matrix in the data file, as linear layers read it.
 #[derive(Clone, Copy)]
 pub(super) enum Matrix {
-    Floats(Region),
+    Floats(DataRange),
     Quantized(Quantizer, QuantizedAt),
 }
 

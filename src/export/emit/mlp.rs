@@ -5,8 +5,8 @@
 use super::{
     super::{
         blueprint::{Activation, Inner, Mlp},
+        data_layout::TooLarge,
         graph::{Op, float_attribute},
-        plan::TooLarge,
     },
     Emitter,
 };

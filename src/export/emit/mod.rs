@@ -12,12 +12,12 @@ mod positions;
 use crate::manifest::{Dims, Dtype, GraphNames, Lengths};
 
 use super::{
-    blueprint::{Blueprint, Embedding, Head, Norm},
+    blueprint::{Blueprint, Embedding, LmHead, Norm},
+    data_layout::{DataLayout, Stack, TooLarge},
+    dtype_encoding,
     formats::Formats,
     graph::{Builder, Dim, Op, float_attribute, int_attribute},
-    numbers,
     onnx::ElementType,
-    plan::{Plan, Stack, TooLarge},
     rope::Table,
 };
 pub(super) use linear::ACCURACY_LEVEL;
@@ -27,12 +27,12 @@ use linear::Matrix;
 pub(super) struct Emitted {
     /// Content of `model.onnx`.
     pub graph: Vec<u8>,
-    pub plan: Plan,
+    pub plan: DataLayout,
 }
 
 /// How numbers are stored.
 #[derive(Clone, Debug)]
-pub(super) struct Numbers {
+pub(super) struct Precision {
     /// Of activations, of the key-value cache, and of weights that are not quantized.
     pub dtype: Dtype,
     pub formats: Formats,
@@ -41,7 +41,7 @@ pub(super) struct Numbers {
 /// Emits `blueprint` with `numbers` and inputs as `names` has them, over the data file `data_file`.
 pub(super) fn emit(
     blueprint: &Blueprint,
-    numbers: Numbers,
+    numbers: Precision,
     names: GraphNames,
     data_file: &'static str,
 ) -> Result<Emitted, TooLarge> {
@@ -51,7 +51,7 @@ pub(super) fn emit(
         lengths: Length::default(),
         numbers,
         graph: Builder::new(blueprint.architecture, data_file),
-        plan: Plan::default(),
+        plan: DataLayout::default(),
     };
     emitter.model(blueprint)?;
     Ok(Emitted { graph: emitter.graph.encode(), plan: emitter.plan })
@@ -64,9 +64,9 @@ struct Emitter {
     dims: Dims,
     names: GraphNames,
     lengths: Length,
-    numbers: Numbers,
+    numbers: Precision,
     graph: Builder,
-    plan: Plan,
+    plan: DataLayout,
 }
 
 /// Names of the tensors that hold the total length, as attention wants it.
@@ -112,8 +112,8 @@ impl Emitter {
         }
         let normed = self.next_norm("final_norm", &blueprint.final_norm, &mut residual)?;
         let product = match &blueprint.head {
-            Head::Own(linear) => self.linear("head", &[linear], &normed)?,
-            Head::Tied { .. } => self.tied_head(&blueprint.embedding.table, table, &normed)?,
+            LmHead::Separate(linear) => self.linear("head", &[linear], &normed)?,
+            LmHead::Tied { .. } => self.tied_head(&blueprint.embedding.table, table, &normed)?,
         };
         self.logits(product, blueprint.logits_cap);
         Ok(())
@@ -287,7 +287,7 @@ impl Emitter {
 
     /// A number of the activations' type.
     fn scalar(&mut self, name: &str, value: f32) -> String {
-        self.constant(name, self.float(), &[], &numbers::encode(&[value], self.numbers.dtype))
+        self.constant(name, self.float(), &[], &dtype_encoding::encode(&[value], self.numbers.dtype))
     }
 
     /// A few numbers within the graph itself.

@@ -5,11 +5,11 @@
 
 use super::{
     super::{
+        data_layout::{Stack, TooLarge},
+        dtype_encoding,
         graph::{Op, int_attribute},
-        numbers,
         onnx::ElementType,
         param::Param,
-        plan::{Stack, TooLarge},
     },
     Emitter, Length,
 };
@@ -41,7 +41,7 @@ impl Emitter {
         self.graph.add(Op::plain("Sub", &["alibi.keys", "alibi.queries"], &["alibi.steps.single"]));
         // Steps first: single precision holds every position, half precision only the first two thousand.
         self.cast("alibi.steps", "alibi.steps.single", self.float());
-        let bytes = numbers::encode(slopes, self.numbers.dtype);
+        let bytes = dtype_encoding::encode(slopes, self.numbers.dtype);
         let slopes = self.constant("alibi.slopes", self.float(), &[1, slopes.len(), 1, 1], &bytes);
         self.graph.add(Op::plain("Mul", &["alibi.steps", &slopes], &["alibi"]));
         "alibi".into()

@@ -12,13 +12,13 @@ use crate::{
     executor::Ticket,
     http::middleware::access_log::RequestRecord,
     job::{Event, Failure, Finish, FinishReason, MemoryReport, Score, Timings, Usage},
-    text::{Call, CallReader, Decoder, Reading, Text, Told},
+    text::{Call, CallReader, Detokenizer, Reading, Text, Told},
 };
 
 /// An answer that is being generated. Dropping it gives up the job.
 pub(crate) struct Answer {
     ticket: Ticket,
-    decoder: Decoder,
+    decoder: Detokenizer,
     arrived: Instant,
     queue_wait: Duration,
     /// When it got the slot.
@@ -166,7 +166,7 @@ impl Answer {
     pub(crate) fn new(
         ticket: Ticket,
         text: Arc<Text>,
-        decoder: Decoder,
+        decoder: Detokenizer,
         prompt_tokens: usize,
         arrived: Instant,
     ) -> Self {

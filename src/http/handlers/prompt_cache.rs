@@ -51,7 +51,7 @@ use crate::{
     },
     job::{CacheSalt, Event, Failure, Finish, FinishReason, Job, Order, SaveAs},
     metrics::{OnDevice, PromptFile},
-    prompt_store::{Head, Listed, Name, SavedError, Store},
+    prompt_store::{PromptInfo, PromptName, PromptStore, PromptStoreError, StoredPrompt},
     text::{Conversation, Message, Text},
     units::{Bytes, Tokens},
 };
@@ -78,7 +78,7 @@ pub(crate) struct SavedPrompt {
 }
 
 impl SavedPrompt {
-    fn new(name: &Name, head: Head, bytes: u64) -> Self {
+    fn new(name: &PromptName, head: PromptInfo, bytes: u64) -> Self {
         Self {
             name: name.to_string(),
             model: Some(head.model),
@@ -91,8 +91,8 @@ impl SavedPrompt {
     }
 }
 
-impl From<Listed> for SavedPrompt {
-    fn from(Listed { name, found }: Listed) -> Self {
+impl From<StoredPrompt> for SavedPrompt {
+    fn from(StoredPrompt { name, found }: StoredPrompt) -> Self {
         match found {
             Ok((head, bytes)) => Self::new(&name, head, bytes),
             Err(e) => Self {
@@ -142,7 +142,7 @@ pub(crate) async fn cache(
 async fn save(
     request: &HttpRequest,
     state: &AppState,
-    store: Store,
+    store: PromptStore,
     body: SavePrompt,
 ) -> Result<HttpResponse, ApiError> {
     let SavePrompt { name, model, prompt, messages, tools, cache_salt: salt } = body;
@@ -200,7 +200,7 @@ async fn run(request: &HttpRequest, state: &AppState, job: Job) -> Result<(Finis
 async fn restore(
     request: &HttpRequest,
     state: &AppState,
-    store: Store,
+    store: PromptStore,
     body: RestorePrompt,
 ) -> Result<HttpResponse, ApiError> {
     let salt = audience(request, state, &body)?;
@@ -237,8 +237,8 @@ fn audience(
 async fn delete(
     request: &HttpRequest,
     state: &AppState,
-    store: Store,
-    name: Name,
+    store: PromptStore,
+    name: PromptName,
 ) -> Result<HttpResponse, ApiError> {
     let called = name.clone();
     let deleted = blocking(move || store.delete(&called)).await?;
@@ -250,12 +250,12 @@ async fn delete(
 }
 
 /// Where saved prompts lie, if there is somebody to take orders.
-fn store(request: &HttpRequest, state: &AppState) -> Result<Store, ApiError> {
+fn store(request: &HttpRequest, state: &AppState) -> Result<PromptStore, ApiError> {
     let store = state.saved.clone().filter(|_| state.orders.is_some());
     store.ok_or_else(|| ApiError::NotFound { path: request.path().to_owned() })
 }
 
-async fn head(store: Store, name: &Name) -> Result<(Head, u64), ApiError> {
+async fn head(store: PromptStore, name: &PromptName) -> Result<(PromptInfo, u64), ApiError> {
     let called = name.clone();
     blocking(move || store.head(&called)).await?.map_err(|e| failed(name.as_str(), &e))
 }
@@ -265,10 +265,10 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     web::block(work).await.map_err(|error| ApiError::Internal { message: error.to_string() })
 }
 
-fn failed(name: &str, e: &SavedError) -> ApiError {
+fn failed(name: &str, e: &PromptStoreError) -> ApiError {
     let (name, message) = (name.to_owned(), e.to_string());
     match e {
-        SavedError::Missing => ApiError::SavedPromptNotFound { name },
+        PromptStoreError::Missing => ApiError::SavedPromptNotFound { name },
         e if e.is_io() => Failure::SavedFile { name, message }.into(),
         _ => Failure::SavedPrompt { name, message }.into(),
     }

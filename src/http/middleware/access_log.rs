@@ -145,7 +145,7 @@ impl RequestRecord {
 
     /// Whoever asks has shown this key.
     pub(crate) fn belongs_to(&self, key: &Arc<Key>) {
-        // The door is passed once.
+        // Access is checked once.
         let _ = self.0.key.set(Arc::clone(key));
     }
 

@@ -19,7 +19,7 @@ use actix_web::{
 
 use super::{access_log::RequestRecord, cors, headers, host};
 use crate::{
-    auth::{Key, Rules, Spent},
+    auth::{ExhaustedLimit, Key, Rules},
     http::{error::ApiError, handlers::ui, model_registry::ModelRegistry, state::AppState},
     text::Text,
 };
@@ -35,7 +35,7 @@ pub(crate) async fn pass(
     let Some(state) = request.app_data::<web::Data<AppState>>().cloned() else {
         return next.call(request).await;
     };
-    let rules = state.door.rules();
+    let rules = state.access.rules();
     let tally = RequestRecord::new(&request, state.metrics.clone());
     request.extensions_mut().insert(tally.clone());
     let origin = cors::origin(&request, &rules);
@@ -58,7 +58,7 @@ pub(crate) async fn pass(
     }
     let out = response.headers_mut();
     headers::add(out, &tally);
-    headers::add_standing(out, &state.door, &rules, &tally);
+    headers::add_standing(out, &state.access, &rules, &tally);
     cors::add(out, origin.as_ref(), &rules);
     Ok(response)
 }
@@ -90,7 +90,7 @@ fn enter(
     if let Some(address) = tally.peer().filter(|_| !is_metrics) {
         let limit = rules.requests_per_minute_per_ip.map_or(0, u32::from);
         let refuse = |wait| ApiError::RateLimited { whose: "this address", what: "requests", limit, wait };
-        state.door.enter(rules, address, now).map_err(refuse)?;
+        state.access.admit(rules, address, now).map_err(refuse)?;
     }
     if rules.keys.is_empty() || is_of_page(request) {
         return Ok(());
@@ -102,11 +102,11 @@ fn enter(
     if is_metrics || path == "/v1/slot" {
         return Ok(());
     }
-    key.enter(now).map_err(|(spent, wait)| {
-        let [requests, tokens] = key.standing(now).map(|standing| standing.map_or(0, |s| s.limit));
+    key.admit(now).map_err(|(spent, wait)| {
+        let [requests, tokens] = key.rate_limit_status(now).map(|status| status.map_or(0, |s| s.limit));
         let (what, limit) = match spent {
-            Spent::Requests => ("requests", requests),
-            Spent::Tokens => ("tokens", tokens),
+            ExhaustedLimit::Requests => ("requests", requests),
+            ExhaustedLimit::Tokens => ("tokens", tokens),
         };
         ApiError::RateLimited { whose: "this key", what, limit, wait }
     })
@@ -134,7 +134,7 @@ fn shown(headers: &HeaderMap) -> Option<&[u8]> {
 /// from this machine; never from a page whose origin is not listed by name. Asked by the handlers themselves, so that no
 /// spelling of a path gets around it.
 pub(crate) fn check_admin(request: &HttpRequest, state: &AppState) -> Result<(), ApiError> {
-    let rules = state.door.rules();
+    let rules = state.access.rules();
     if cors::is_unlisted(request, &rules) {
         return Err(ApiError::NotFromHere);
     }
@@ -183,7 +183,7 @@ pub(crate) fn check_model(request: &HttpRequest, model: &str) -> Result<(), ApiE
 
 fn check_model_for(key: Option<&Key>, model: &str) -> Result<(), ApiError> {
     match key {
-        Some(key) if !key.opens(model) => {
+        Some(key) if !key.allows_model(model) => {
             let allowed = key.models().unwrap_or_default().iter().map(|model| format!("{model:?}"));
             let allowed = allowed.collect::<Vec<_>>().join(", ");
             Err(ApiError::ModelNotAllowed { model: model.to_owned(), allowed })

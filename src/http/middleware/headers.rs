@@ -8,7 +8,7 @@ use actix_web::http::header::{
 };
 
 use super::{access_log::RequestRecord, request_id::REQUEST_ID};
-use crate::auth::{Door, Rules, Standing};
+use crate::auth::{AccessControl, RateLimitStatus, Rules};
 
 /// OpenAI's names, which clients know: limit, remaining, reset.
 const REQUESTS: [HeaderName; 3] = [
@@ -41,16 +41,21 @@ pub(crate) fn add(headers: &mut HeaderMap, tally: &RequestRecord) {
 }
 
 /// Adds how the allowances of whoever asked stand: the key's, or else the address'.
-pub(crate) fn add_standing(headers: &mut HeaderMap, door: &Door, rules: &Rules, tally: &RequestRecord) {
+pub(crate) fn add_standing(
+    headers: &mut HeaderMap,
+    access: &AccessControl,
+    rules: &Rules,
+    tally: &RequestRecord,
+) {
     let now = Instant::now();
-    let [requests, tokens] = tally.key().map_or([None, None], |key| key.standing(now));
-    let requests = requests.or_else(|| door.standing(rules, tally.peer()?, now));
+    let [requests, tokens] = tally.key().map_or([None, None], |key| key.rate_limit_status(now));
+    let requests = requests.or_else(|| access.rate_limit_status(rules, tally.peer()?, now));
     insert(headers, REQUESTS, requests);
     insert(headers, TOKENS, tokens);
 }
 
-fn insert(headers: &mut HeaderMap, names: [HeaderName; 3], standing: Option<Standing>) {
-    let Some(Standing { limit, remaining, reset }) = standing else { return };
+fn insert(headers: &mut HeaderMap, names: [HeaderName; 3], standing: Option<RateLimitStatus>) {
+    let Some(RateLimitStatus { limit, remaining, reset }) = standing else { return };
     let values = [limit.to_string(), remaining.to_string(), spell(reset)];
     for (name, value) in names.into_iter().zip(values) {
         if let Ok(value) = HeaderValue::from_str(&value) {

@@ -38,7 +38,7 @@ pub(crate) fn foreign_name<'a>(headers: &'a HeaderMap, target: &'a Uri, rules: &
 }
 
 fn is_ours(host: &str, hosts: &Hosts) -> bool {
-    let Hosts::These(listed) = hosts else { return true };
+    let Hosts::List(listed) = hosts else { return true };
     let name = without_port(host);
     let name = name.strip_suffix('.').unwrap_or(name);
     is_private(name) || listed.iter().any(|one| one.eq_ignore_ascii_case(name))
@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     fn these(names: &[&str]) -> Hosts {
-        Hosts::These(names.iter().map(|name| (*name).to_owned()).collect())
+        Hosts::List(names.iter().map(|name| (*name).to_owned()).collect())
     }
 
     #[test]

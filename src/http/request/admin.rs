@@ -10,7 +10,7 @@ use super::{
     shape::{shape, tagged_shape},
     tool_definitions::{Tool, chat_tools},
 };
-use crate::{http::field_error::FieldError, job::KeepAlive, prompt_store::Name, text::Conversation};
+use crate::{http::field_error::FieldError, job::KeepAlive, prompt_store::PromptName, text::Conversation};
 
 shape! {
     /// A request of `/admin/models/{id}/load`; the body may be empty.
@@ -40,7 +40,7 @@ shape! {
     /// Processes a prompt, queued like other requests, and saves it to a file.
     pub(crate) struct SavePrompt {
         /// Letters from a to z, digits, `.`, `_` and `-`; a file of this name is replaced.
-        name: Name = prompt_name();
+        name: PromptName = prompt_name();
         model: Option<String> = string().optional();
         /// A text or token ids, as in `/v1/completions`; either this or `messages`.
         prompt: Option<Prompt> = prompt().optional();
@@ -56,7 +56,7 @@ shape! {
 shape! {
     /// Loads a saved prompt into memory for requests that begin with it.
     pub(crate) struct RestorePrompt {
-        name: Name = prompt_name();
+        name: PromptName = prompt_name();
         /// By default the model that computed it.
         model: Option<String> = string().optional();
         /// Name of the API key whose requests may use it; by default the key of this request.
@@ -71,14 +71,14 @@ shape! {
 shape! {
     /// Removes the file, and what was restored from it.
     pub(crate) struct DeletePrompt {
-        name: Name = prompt_name();
+        name: PromptName = prompt_name();
     }
 }
 
-fn prompt_name() -> impl FieldType<Value = Name> {
+fn prompt_name() -> impl FieldType<Value = PromptName> {
     string()
         .pattern("^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-        .try_map(|name, at| Name::try_from(name.as_str()).map_err(|e| at.invalid(e.to_string())))
+        .try_map(|name, at| PromptName::try_from(name.as_str()).map_err(|e| at.invalid(e.to_string())))
 }
 
 impl RestorePrompt {

@@ -6,10 +6,10 @@ use minijinja::{Environment, Error, ErrorKind, State, Value, value::from_args};
 
 use super::{
     arguments::{Arguments, integer, refuse},
-    date,
     environment::add_function,
     objects::{Cycler, Dict, Joiner, Range},
     repr::to_text,
+    strftime,
 };
 
 /// Adds the functions. `lipsum` is not one of them: no prompt needs filler text, and its words are random.
@@ -46,7 +46,7 @@ fn raise_exception(given: &[Value]) -> Result<Value, Error> {
 
 fn strftime_now(_: &mut State<'_, '_>, given: &[Value]) -> Result<Value, Error> {
     let arguments = Arguments::bind("strftime_now", &["format"], 1, given)?;
-    Ok(Value::from(date::format(SystemTime::now(), arguments.required_text(0)?)))
+    Ok(Value::from(strftime::format(SystemTime::now(), arguments.required_text(0)?)))
 }
 
 fn range(_: &mut State<'_, '_>, given: &[Value]) -> Result<Value, Error> {

@@ -9,7 +9,6 @@
 mod arguments;
 mod braces;
 mod case;
-mod date;
 mod environment;
 mod filters;
 mod globals;
@@ -21,6 +20,7 @@ mod percent;
 mod predicates;
 mod repr;
 mod spec;
+mod strftime;
 mod syntax;
 #[cfg(test)]
 mod tests;

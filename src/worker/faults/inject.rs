@@ -276,7 +276,7 @@ mod tests {
     }
 
     /// What a job of ten prompt tokens says before its plan's fault strikes, and how it ends.
-    fn said(plan: &str, lost: u32) -> (Vec<Step>, Option<device::Fault>) {
+    fn said(plan: &str, lost: u32) -> (Vec<Step>, Option<device::DeviceErrorKind>) {
         let mut faults = Faults::new(plan.parse().unwrap(), Outlet::new(io::sink()));
         let job = Job { lost, ..Job::new(JobId(1), vec![1; 10], 3) };
         let mut said = Vec::new();
@@ -298,10 +298,10 @@ mod tests {
     fn a_fault_strikes_before_its_chunk_or_step() {
         let (read, token) = (|done| Step::Progress { done, total: 10, cached: 0 }, || Step::Token(1));
         for (plan, before, fault) in [
-            ("fail@prefill:1", vec![], device::Fault::Other),
-            ("poison@prefill:3", vec![read(4), read(8)], device::Fault::Poisoned),
-            ("starve@decode:1", vec![read(4), read(8), token()], device::Fault::OutOfMemory),
-            ("poison@decode:2", vec![read(4), read(8), token(), token()], device::Fault::Poisoned),
+            ("fail@prefill:1", vec![], device::DeviceErrorKind::Other),
+            ("poison@prefill:3", vec![read(4), read(8)], device::DeviceErrorKind::Poisoned),
+            ("starve@decode:1", vec![read(4), read(8), token()], device::DeviceErrorKind::OutOfMemory),
+            ("poison@decode:2", vec![read(4), read(8), token(), token()], device::DeviceErrorKind::Poisoned),
         ] {
             assert_eq!(said(plan, 0), (before, Some(fault)), "{plan}");
         }

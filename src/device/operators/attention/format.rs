@@ -16,7 +16,7 @@
 
 use half::{f16, slice::HalfFloatSliceExt};
 
-use super::super::vector::{LANES, Vector};
+use super::super::simd_f32::{LANES, SimdF32};
 
 /// The format of a cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,9 +68,9 @@ impl Format {
     /// Reads a row, and fills the rest of `numbers` with zeros.
     ///
     /// # Safety
-    /// As of [`Vector`].
+    /// As of [`SimdF32`].
     #[inline(always)]
-    pub(super) unsafe fn decode<V: Vector>(self, row: &[u8], head_dim: usize, numbers: &mut [f32]) {
+    pub(super) unsafe fn decode<V: SimdF32>(self, row: &[u8], head_dim: usize, numbers: &mut [f32]) {
         assert!(row.len() >= self.bytes(head_dim) && numbers.len() >= head_dim, "a row of the cache");
         let whole = head_dim / LANES * LANES;
         let (row, to) = (row.as_ptr(), numbers.as_mut_ptr());

@@ -26,7 +26,7 @@ use ort::{
 pub use format::Format;
 use pass::{Form, Heads, KEYS, MOST_ROWS, Pass, Rotary, Share};
 
-use super::{super::threads::Crew, kind::Kind, product::Parts};
+use super::{super::threads::ThreadLimits, cpu_isa::CpuIsa, gemm_int4::Parts};
 
 /// The operator's name.
 pub const ATTENTION: &str = "Attention";
@@ -34,8 +34,8 @@ pub const ATTENTION: &str = "Attention";
 /// `eka:Attention`, with the inputs, outputs and attributes of `GroupQueryAttention`.
 pub(super) struct Attention {
     pub(super) format: Format,
-    pub(super) crew: Crew,
-    pub(super) kind: Kind,
+    pub(super) crew: ThreadLimits,
+    pub(super) kind: CpuIsa,
 }
 
 impl Attention {
@@ -117,8 +117,8 @@ struct Node {
     cap: Option<f32>,
     is_rotary: bool,
     format: Format,
-    crew: Crew,
-    kind: Kind,
+    crew: ThreadLimits,
+    kind: CpuIsa,
     /// Kept from run to run.
     shares: Vec<Share>,
     /// As `shares`.
@@ -211,7 +211,7 @@ impl Kernel for Node {
 /// Appends, computes all shares, and puts parts together.
 fn run(
     pass: &Pass,
-    kind: Kind,
+    kind: CpuIsa,
     shares: &[Share],
     batches: usize,
     context: &ComputeContext,

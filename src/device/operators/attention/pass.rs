@@ -22,10 +22,10 @@ use std::{cell::Cell, mem, ops::Range};
 
 use super::{
     super::{
-        kind::{Kind, Task},
-        lanes::Lanes,
-        product::Parts,
-        vector::{LANES, Vector},
+        cpu_isa::{CpuIsa, Task},
+        gemm_int4::Parts,
+        simd_f32::{LANES, SimdF32},
+        simd_i8::SimdI8,
     },
     format::Format,
     steps::{Matrix, accumulate, dots, exponentials, scores, soften},
@@ -160,7 +160,7 @@ struct ShareOf<'a> {
 
 impl Task for ShareOf<'_> {
     #[inline(always)]
-    unsafe fn run<P: Lanes>(self) {
+    unsafe fn run<P: SimdI8>(self) {
         // SAFETY: as the caller promises.
         unsafe { self.pass.share_by::<P>(self.share) }
     }
@@ -258,13 +258,13 @@ impl Pass<'_> {
     /// # Safety
     /// The processor must be of `kind`, all tokens must have been appended, and no two calls at once may be for the same
     /// rows unless they are for different parts.
-    pub(super) unsafe fn share(&self, kind: Kind, share: &Share) {
+    pub(super) unsafe fn share(&self, kind: CpuIsa, share: &Share) {
         // SAFETY: as the caller promises.
         unsafe { kind.run(ShareOf { pass: self, share }) }
     }
 
     #[inline(always)]
-    unsafe fn share_by<V: Vector>(&self, share: &Share) {
+    unsafe fn share_by<V: SimdF32>(&self, share: &Share) {
         let padded = self.form.padded();
         let mut memory = SCRATCH.take();
         let mut scratch = Scratch::of(&mut memory, share.rows.len(), padded);
@@ -311,7 +311,7 @@ impl Pass<'_> {
 
     /// Adds what the rows see of the positions in `block`.
     #[inline(always)]
-    unsafe fn block<V: Vector>(&self, share: &Share, block: &Range<usize>, scratch: &mut Scratch) {
+    unsafe fn block<V: SimdF32>(&self, share: &Share, block: &Range<usize>, scratch: &mut Scratch) {
         let form = &self.form;
         // SAFETY: nobody writes to the cache while shares are computed; as the caller promises.
         let (keys, values) = unsafe {
@@ -359,9 +359,9 @@ impl Pass<'_> {
     /// Rows of the cache as numbers, decoded into `room` unless they can be read where they are.
     ///
     /// # Safety
-    /// Nobody may write to them, and as of [`Vector`].
+    /// Nobody may write to them, and as of [`SimdF32`].
     #[inline(always)]
-    unsafe fn rows_of<'a, V: Vector>(
+    unsafe fn rows_of<'a, V: SimdF32>(
         &'a self,
         cache: &'a Parts<u8>,
         head: usize,
@@ -393,7 +393,7 @@ impl Pass<'_> {
 
     /// Takes scores of positions that a row does not see.
     #[inline(always)]
-    unsafe fn hide<V: Vector>(&self, rows: &Range<usize>, block: &Range<usize>, scores: &mut [f32]) {
+    unsafe fn hide<V: SimdF32>(&self, rows: &Range<usize>, block: &Range<usize>, scores: &mut [f32]) {
         let (mut first, mut end) = ([0.0; LANES], [0.0; LANES]);
         #[expect(clippy::cast_precision_loss, reason = "no context is longer than 2^24")]
         for (lane, (first, end)) in first.iter_mut().zip(&mut end).enumerate() {

@@ -5,7 +5,7 @@
     reason = "vector instructions, all under one condition: that the processor has them"
 )]
 
-use super::super::vector::{LANES, Vector, exp, tanh};
+use super::super::simd_f32::{LANES, SimdF32, exp, tanh};
 
 /// Rows of numbers.
 #[derive(Clone, Copy)]
@@ -17,9 +17,9 @@ pub(super) struct Matrix<'a> {
 /// Scores of sixteen rows, `queries` being `[dim][16]`; or of eight, in pairs: `[dim / 2][8][2]`.
 ///
 /// # Safety
-/// As of [`Vector`].
+/// As of [`SimdF32`].
 #[inline(always)]
-pub(super) unsafe fn scores<V: Vector, const PAIRED: bool>(
+pub(super) unsafe fn scores<V: SimdF32, const PAIRED: bool>(
     queries: &[f32],
     keys: Matrix,
     count: usize,
@@ -41,7 +41,7 @@ pub(super) unsafe fn scores<V: Vector, const PAIRED: bool>(
 
 /// Those of `P` positions from `at` on; `P`.
 #[inline(always)]
-unsafe fn some_scores<V: Vector, const PAIRED: bool, const P: usize>(
+unsafe fn some_scores<V: SimdF32, const PAIRED: bool, const P: usize>(
     queries: &[f32],
     keys: Matrix,
     at: usize,
@@ -72,9 +72,9 @@ unsafe fn some_scores<V: Vector, const PAIRED: bool, const P: usize>(
 /// Scores of a few rows, `queries` being `[rows][padded]`; those of other lanes stay as they are.
 ///
 /// # Safety
-/// As of [`Vector`].
+/// As of [`SimdF32`].
 #[inline(always)]
-pub(super) unsafe fn dots<V: Vector>(
+pub(super) unsafe fn dots<V: SimdF32>(
     queries: &[f32],
     keys: Matrix,
     [rows, count, padded]: [usize; 3],
@@ -98,9 +98,9 @@ pub(super) unsafe fn dots<V: Vector>(
 /// Keeps scores below `cap`.
 ///
 /// # Safety
-/// As of [`Vector`].
+/// As of [`SimdF32`].
 #[inline(always)]
-pub(super) unsafe fn soften<V: Vector>(scores: &mut [f32], count: usize, cap: f32) {
+pub(super) unsafe fn soften<V: SimdF32>(scores: &mut [f32], count: usize, cap: f32) {
     for scores in scores.as_chunks_mut::<LANES>().0.iter_mut().take(count) {
         // SAFETY: sixteen scores; as the caller promises.
         unsafe {
@@ -113,9 +113,9 @@ pub(super) unsafe fn soften<V: Vector>(scores: &mut [f32], count: usize, cap: f3
 /// Turns scores into weights relative to the greatest so far, adds them to totals, and says what sums are multiplied by.
 ///
 /// # Safety
-/// As of [`Vector`].
+/// As of [`SimdF32`].
 #[inline(always)]
-pub(super) unsafe fn exponentials<V: Vector>(
+pub(super) unsafe fn exponentials<V: SimdF32>(
     scores: &mut [f32],
     count: usize,
     [tops, totals]: [&mut [f32]; 2],
@@ -146,9 +146,9 @@ pub(super) unsafe fn exponentials<V: Vector>(
 /// Adds `weights` times values to each row's sums, which are multiplied by its factor before.
 ///
 /// # Safety
-/// As of [`Vector`].
+/// As of [`SimdF32`].
 #[inline(always)]
-pub(super) unsafe fn accumulate<V: Vector>(
+pub(super) unsafe fn accumulate<V: SimdF32>(
     sums: &mut [f32],
     padded: usize,
     factors: &[f32],
@@ -201,7 +201,7 @@ struct Target {
 
 impl Target {
     #[inline(always)]
-    unsafe fn add<V: Vector, const R: usize, const J: usize>(&self) {
+    unsafe fn add<V: SimdF32, const R: usize, const J: usize>(&self) {
         // SAFETY: `R` rows by `J` times sixteen columns, as the caller promises.
         unsafe {
             let place = |r: usize, j: usize| self.sums.add(r * self.strides[0] + j * LANES);

@@ -5,7 +5,7 @@ use std::ops::Range;
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
-use super::{Form, Format, Heads, KEYS, Kind, Parts, Pass, Rotary, Share, plan};
+use super::{CpuIsa, Form, Format, Heads, KEYS, Parts, Pass, Rotary, Share, plan};
 
 const FORMATS: [Format; 3] = [Format::Float32, Format::Float16, Format::Int8];
 
@@ -83,7 +83,7 @@ impl Case {
     }
 
     /// The same by an operator that is fed `passes` tokens at a time, for `threads` threads.
-    fn computed(&self, kind: Kind, format: Format, passes: &[usize], threads: usize) -> Vec<f32> {
+    fn computed(&self, kind: CpuIsa, format: Format, passes: &[usize], threads: usize) -> Vec<f32> {
         let form = self.form;
         // What was never written may be anything.
         let room = form.kv_heads * self.capacity * format.bytes(form.head_dim);
@@ -125,7 +125,7 @@ impl Case {
     }
 }
 
-fn run(pass: &Pass, kind: Kind, shares: &[Share]) {
+fn run(pass: &Pass, kind: CpuIsa, shares: &[Share]) {
     // SAFETY: one call after the other, for a kind that this machine has.
     (0..pass.new).for_each(|token| unsafe { pass.append(token) });
     // SAFETY: as above.
@@ -164,7 +164,7 @@ proptest! {
         let pairs = if is_rotary { head_dim / 2 } else { 0 };
         let case = Case::random(form, pairs, passes.iter().sum(), seed);
         let exact = case.exact();
-        for kind in Kind::all() {
+        for kind in CpuIsa::all() {
             for (format, most) in FORMATS.into_iter().zip([4e-5, 0.02, 0.3]) {
                 let off = worst(&case.computed(kind, format, &passes, threads), &exact);
                 prop_assert!(off <= most, "{kind:?} in {format:?}: off by {off}");
@@ -182,8 +182,8 @@ fn long_contexts_are_split_among_threads_and_put_together_again() {
         let case = Case::random(form, 32, 40 * KEYS + 17, 9);
         let exact = case.exact();
         let passes = [case.positions() - new, new];
-        let alone = case.computed(Kind::detect(), Format::Float32, &passes, 1);
-        let shared = case.computed(Kind::detect(), Format::Float32, &passes, 4);
+        let alone = case.computed(CpuIsa::detect(), Format::Float32, &passes, 1);
+        let shared = case.computed(CpuIsa::detect(), Format::Float32, &passes, 4);
         assert!(worst(&alone, &exact) <= 4e-5 && worst(&shared, &exact) <= 4e-5, "{form:?}");
     }
 }
@@ -236,7 +236,7 @@ fn shares_cover_every_row_and_every_position_that_it_sees_once() {
 #[test]
 fn what_is_not_a_number_stays_so_and_does_not_spread_to_those_that_do_not_see_it() {
     for format in FORMATS {
-        for kind in Kind::all() {
+        for kind in CpuIsa::all() {
             for group in [1, 8] {
                 let mut case = Case::random(form(1, group, 32), 0, 60, 4);
                 let width = case.width();
@@ -259,7 +259,7 @@ fn numbers_that_a_format_has_no_room_for_become_the_nearest_and_zeros_stay_zeros
         let mut decoded = vec![f32::NAN; 48];
         format.encode(&numbers, &mut row);
         // SAFETY: no instructions of its own are used.
-        unsafe { format.decode::<super::super::lanes::Portable>(&row, 40, &mut decoded) };
+        unsafe { format.decode::<super::super::simd_i8::Portable>(&row, 40, &mut decoded) };
         assert!(
             decoded.iter().all(|x| x.is_finite()) && decoded[40..].iter().all(|x| *x == 0.0),
             "{format:?}"
@@ -273,7 +273,7 @@ fn numbers_that_a_format_has_no_room_for_become_the_nearest_and_zeros_stay_zeros
         }
         format.encode(&[0.0; 40], &mut row);
         // SAFETY: as above.
-        unsafe { format.decode::<super::super::lanes::Portable>(&row, 40, &mut decoded) };
+        unsafe { format.decode::<super::super::simd_i8::Portable>(&row, 40, &mut decoded) };
         assert!(decoded.iter().all(|x| *x == 0.0));
     }
 }
@@ -288,7 +288,7 @@ fn int8_is_off_by_half_a_step_of_each_thirty_two_at_most() {
     let mut decoded = vec![0.0; 80];
     Format::Int8.encode(&numbers, &mut row);
     // SAFETY: no instructions of its own are used.
-    unsafe { Format::Int8.decode::<super::super::lanes::Portable>(&row, 80, &mut decoded) };
+    unsafe { Format::Int8.decode::<super::super::simd_i8::Portable>(&row, 80, &mut decoded) };
     for (i, (a, b)) in numbers.iter().zip(&decoded).enumerate() {
         let most = if i < 32 { 100.0 } else { 0.01 };
         assert!((a - b).abs() <= most / 127.0 * 0.55, "{i}: {a}, {b}");

@@ -1,0 +1,312 @@
+//! Products of activations with int4 weights, in int8 arithmetic.
+//!
+//! Activations are rounded to int8, a scale for each 32 of a row, as ONNX Runtime does at accuracy level 4; a block's sum
+//! is exact in int32, and blocks are added up in float32. One row (decode) is bound by reading the weights, once;
+//! many rows (prefill, verification) by arithmetic.
+
+#![expect(
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "vector instructions, all under one condition: that the processor has them"
+)]
+
+use std::{marker::PhantomData, ops::Range, slice};
+
+use super::{
+    cpu_isa::{CpuIsa, Task},
+    packed_int4::{BLOCK, PANEL, PackedInt4},
+    simd_i8::{MOST_ROWS, SimdI8},
+};
+
+/// Activations, rounded, in the order in which a product reads them: one row of numbers for the processor to run ahead on,
+/// where values, scales and starts in arrays of their own would be eighteen.
+///
+/// Rows are in groups of as many as one pass over the weights serves; the last may have fewer. Of a group of `r` rows, block
+/// by block, in words of four bytes:
+///
+/// ```text
+/// values  [8][r]  four int8 each
+/// starts  [r]     int32: what a block's sum starts with, as codes are eight too large
+/// scales  [r]     float32
+/// ```
+#[derive(Debug, Default)]
+pub(super) struct Rounded {
+    rows: usize,
+    words: Vec<i32>,
+}
+
+/// Words of a row's block.
+const WORDS: usize = BLOCK / 4 + 2;
+
+impl Rounded {
+    /// Makes room for `rows` of activations for `matrix`; what was there is lost.
+    pub(super) fn resize(&mut self, rows: usize, matrix: &PackedInt4) {
+        self.rows = rows;
+        // Never less, as the next matrix may need more again.
+        self.words.resize(self.words.len().max(rows * matrix.blocks * WORDS), 0);
+    }
+}
+
+/// A slice whose parts several threads write, each its own.
+pub(super) struct Parts<'a, T> {
+    first: *mut T,
+    len: usize,
+    slice: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: it is a mutable slice, taken apart by callers of `part`, who promise that no two parts overlap.
+unsafe impl<T: Send> Sync for Parts<'_, T> {}
+
+impl<'a, T> Parts<'a, T> {
+    pub(super) fn of(slice: &'a mut [T]) -> Self {
+        Self { first: slice.as_mut_ptr(), len: slice.len(), slice: PhantomData }
+    }
+
+    /// The part that starts at `start`.
+    ///
+    /// # Safety
+    /// No other part that overlaps with it may be in use.
+    #[expect(clippy::mut_from_ref, reason = "the caller promises that parts do not overlap")]
+    pub(super) unsafe fn part(&self, start: usize, len: usize) -> &mut [T] {
+        assert!(start <= self.len && len <= self.len - start, "a part of the slice");
+        // SAFETY: within the slice (asserted above), which is borrowed mutably as long as `self` lives; no other part
+        // overlaps, as the caller promises.
+        unsafe { slice::from_raw_parts_mut(self.first.add(start), len) }
+    }
+
+    /// The part that starts at `start`, to be read.
+    ///
+    /// # Safety
+    /// No part to be written that overlaps with it may be in use.
+    pub(super) unsafe fn read(&self, start: usize, len: usize) -> &[T] {
+        assert!(start <= self.len && len <= self.len - start, "a part of the slice");
+        // SAFETY: as in `part`, but that nobody writes to it.
+        unsafe { slice::from_raw_parts(self.first.add(start), len) }
+    }
+}
+
+/// Rounding of rows of activations, one group a task.
+pub(super) struct Rounding<'a> {
+    /// `[rows, depth]`.
+    input: &'a [f32],
+    rows: usize,
+    depth: usize,
+    blocks: usize,
+    unit: f32,
+    kind: CpuIsa,
+    words: Parts<'a, i32>,
+}
+
+impl<'a> Rounding<'a> {
+    /// Of `input`, `[rows, depth]`, for a processor of `kind`.
+    ///
+    /// # Safety
+    /// The processor must be of that kind.
+    pub(super) unsafe fn new(
+        input: &'a [f32],
+        matrix: &PackedInt4,
+        kind: CpuIsa,
+        into: &'a mut Rounded,
+    ) -> Self {
+        let &PackedInt4 { depth, blocks, unit, .. } = matrix;
+        Self { input, rows: into.rows, depth, blocks, unit, kind, words: Parts::of(&mut into.words) }
+    }
+
+    /// How many groups there are.
+    pub(super) fn groups(&self) -> usize {
+        self.rows.div_ceil(self.kind.rows())
+    }
+
+    /// Rounds group number `group`.
+    ///
+    /// # Safety
+    /// No two calls at once may be for the same group.
+    pub(super) unsafe fn group(&self, group: usize) {
+        // SAFETY: as the caller promises, and that of `new`.
+        unsafe { self.kind.run(Group { rounding: self, group }) }
+    }
+}
+
+/// Rounding of a group.
+struct Group<'a> {
+    rounding: &'a Rounding<'a>,
+    group: usize,
+}
+
+impl Task for Group<'_> {
+    #[inline(always)]
+    unsafe fn run<P: SimdI8>(self) {
+        let Self { rounding, group } = self;
+        let first = group * P::ROWS;
+        let rows = (rounding.rows - first).min(P::ROWS);
+        let of_row = rounding.blocks * WORDS;
+        // SAFETY: the words of one group, which no other call is about, as the caller promises.
+        let words = unsafe { rounding.words.part(first * of_row, rows * of_row) };
+        for row in 0..rows {
+            let (whole, rest) =
+                rounding.input[(first + row) * rounding.depth..][..rounding.depth].as_chunks::<BLOCK>();
+            let mut last = [0.0; BLOCK];
+            last[..rest.len()].copy_from_slice(rest);
+            let inputs = whole.iter().chain((!rest.is_empty()).then_some(&last));
+            for (input, words) in inputs.zip(words.chunks_exact_mut(rows * WORDS)) {
+                // SAFETY: the instructions are there, as the caller promises.
+                let (values, sum, scale) = unsafe { round::<P>(input) };
+                for (at, value) in values.into_iter().enumerate() {
+                    words[at * rows + row] = value;
+                }
+                words[BLOCK / 4 * rows + row] = -8 * sum;
+                words[(BLOCK / 4 + 1) * rows + row] = (scale * rounding.unit).to_bits().cast_signed();
+            }
+        }
+    }
+}
+
+/// Rounds a block to int8: its values, their sum, and its scale, which is not a number where an activation is not finite.
+///
+/// # Safety
+/// The processor must have the instructions of `L`.
+#[inline(always)]
+unsafe fn round<L: SimdI8>(input: &[f32; BLOCK]) -> ([i32; BLOCK / 4], i32, f32) {
+    // SAFETY: as the caller promises.
+    let greatest = unsafe { L::greatest(input) };
+    if greatest >= f32::INFINITY.to_bits() {
+        return ([0; BLOCK / 4], 0, f32::NAN);
+    }
+    let greatest = f32::from_bits(greatest);
+    let inverse = if greatest > f32::MIN_POSITIVE { 127.0 / greatest } else { 0.0 };
+    // SAFETY: as the caller promises.
+    let (values, sum) = unsafe { L::rounded(input, inverse) };
+    (values, sum, greatest / 127.0)
+}
+
+/// Some panels of a product.
+struct Panels<'a> {
+    product: &'a Product<'a>,
+    panels: Range<usize>,
+}
+
+impl Task for Panels<'_> {
+    #[inline(always)]
+    unsafe fn run<P: SimdI8>(self) {
+        // SAFETY: as the caller promises.
+        unsafe { self.product.panels_by::<P>(self.panels) }
+    }
+}
+
+/// A product under way, one panel of columns a task.
+pub(super) struct Product<'a> {
+    pub(super) matrix: &'a PackedInt4,
+    pub(super) rounded: &'a Rounded,
+    /// `[rows, columns]`.
+    pub(super) output: Parts<'a, f32>,
+}
+
+impl Product<'_> {
+    /// Computes the columns of `panels`.
+    ///
+    /// # Safety
+    /// No two calls at once may be for the same panel, and the processor must be of `kind`.
+    pub(super) unsafe fn panels(&self, kind: CpuIsa, panels: Range<usize>) {
+        // SAFETY: as the caller promises.
+        unsafe { kind.run(Panels { product: self, panels }) }
+    }
+
+    #[inline(always)]
+    unsafe fn panels_by<L: SimdI8>(&self, panels: Range<usize>) {
+        let rows = self.rounded.rows;
+        for panel in panels {
+            for first in (0..rows).step_by(L::ROWS) {
+                // SAFETY: as the caller promises.
+                unsafe {
+                    match (rows - first).min(L::ROWS) {
+                        1 => self.tile::<L, 1>(panel, first),
+                        2 => self.tile::<L, 2>(panel, first),
+                        3 => self.tile::<L, 3>(panel, first),
+                        4 => self.tile::<L, 4>(panel, first),
+                        5 => self.tile::<L, 5>(panel, first),
+                        _ => self.tile::<L, MOST_ROWS>(panel, first),
+                    }
+                }
+            }
+        }
+    }
+
+    /// `R` rows from `row` on, by the columns of a panel.
+    ///
+    /// Codes are taken apart anew for each few rows: a panel of them stays in the processor's cache, and one that was taken
+    /// apart for all rows, at twice the size, was slower at any number of rows (1.5 times so at 12, by 3 % at 512).
+    #[inline(always)]
+    unsafe fn tile<L: SimdI8, const R: usize>(&self, panel: usize, row: usize) {
+        let blocks = self.matrix.blocks;
+        let codes = &self.matrix.codes[panel * blocks * CODES..][..blocks * CODES];
+        let scales = &self.matrix.scales[panel * blocks * PANEL..][..blocks * PANEL];
+        let words = &self.rounded.words[row * blocks * WORDS..][..R * blocks * WORDS];
+        // SAFETY: all that is read lies within the lengths above, block by block; the instructions are there, as the caller
+        // promises.
+        let totals = unsafe {
+            let mut totals = [[L::splat(0.0); 2]; R];
+            for block in 0..blocks {
+                let words = words.as_ptr().add(block * R * WORDS);
+                let start = |r: usize| *words.add(BLOCK / 4 * R + r);
+                let mut sums = [[L::sums(0); 2]; R];
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    *sums = [L::sums(start(r)); 2];
+                }
+                for four in 0..BLOCK / 4 {
+                    let codes = codes.as_ptr().add(block * CODES + four * 64);
+                    if R == 1 {
+                        L::fetch(codes.wrapping_add(AHEAD));
+                    }
+                    let [low, high] = L::halves(L::codes(codes));
+                    for (r, sums) in sums.iter_mut().enumerate() {
+                        let activations = *words.add(four * R + r);
+                        *sums = [L::dot(sums[0], low, activations), L::dot(sums[1], high, activations)];
+                    }
+                }
+                let scales = scales.as_ptr().add(block * PANEL);
+                let scales = [L::halfs(scales), L::halfs(scales.add(PANEL / 2))];
+                for (r, (totals, sums)) in totals.iter_mut().zip(sums).enumerate() {
+                    let scale =
+                        L::splat(f32::from_bits((*words.add((BLOCK / 4 + 1) * R + r)).cast_unsigned()));
+                    for (half, total) in totals.iter_mut().enumerate() {
+                        *total = L::add_scaled(*total, sums[half], start(r), L::mul(scales[half], scale));
+                    }
+                }
+            }
+            totals
+        };
+        let columns = (self.matrix.columns - panel * PANEL).min(PANEL);
+        for (r, totals) in totals.into_iter().enumerate() {
+            // SAFETY: the panel's columns of this row, which no other call is about, as the caller promises.
+            let output =
+                unsafe { self.output.part((row + r) * self.matrix.columns + panel * PANEL, columns) };
+            if let Ok(output) = <&mut [f32; PANEL]>::try_from(&mut *output) {
+                // SAFETY: the instructions are there, as the caller promises.
+                unsafe { put::<L>(totals, output) };
+            } else {
+                let mut whole = [0.0; PANEL];
+                // SAFETY: as above.
+                unsafe { put::<L>(totals, &mut whole) };
+                output.copy_from_slice(&whole[..columns]);
+            }
+        }
+    }
+}
+
+/// Writes the totals of a row.
+///
+/// # Safety
+/// The processor must have the instructions of `L`.
+#[inline(always)]
+unsafe fn put<L: SimdI8>([low, high]: [L::Floats; 2], to: &mut [f32; PANEL]) {
+    // SAFETY: there is room for 32; the instructions are there, as the caller promises.
+    unsafe {
+        L::store(low, to.as_mut_ptr());
+        L::store(high, to.as_mut_ptr().add(PANEL / 2));
+    }
+}
+
+/// Bytes of a panel's block of codes.
+const CODES: usize = BLOCK * PANEL / 2;
+
+/// How far ahead of what is read the next is asked for, in bytes: reading one row's weights once is all that decode does.
+const AHEAD: usize = 1024;

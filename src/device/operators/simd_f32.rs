@@ -1,0 +1,247 @@
+//! Sixteen numbers at once, for each kind of processor.
+//!
+//! [`attention`](super::attention) is written once over this, as [`product`](super::gemm_int4) is over
+//! [`SimdI8`](super::simd_i8::SimdI8).
+
+#![expect(
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "vector instructions, all under one condition: that the processor has them"
+)]
+
+use half::f16;
+
+use super::simd_i8::Portable;
+
+/// How many numbers a [`SimdF32`] computes with at once.
+pub(super) const LANES: usize = 16;
+
+/// Sixteen float32.
+///
+/// # Safety
+/// Every method needs the instructions that its implementor is named after, and pointers to as many numbers as it says.
+pub(super) trait SimdF32 {
+    /// Sixteen of them.
+    type Floats: Copy;
+    /// Vectors of sums that stay in registers beside one that is read.
+    const SUMS: usize;
+    /// A square or so of sums that stays in registers beside a row and a column of factors: its rows and columns.
+    const TILE: [usize; 2];
+
+    /// The same number sixteen times.
+    unsafe fn splat(number: f32) -> Self::Floats;
+    /// Reads sixteen.
+    unsafe fn load(from: *const f32) -> Self::Floats;
+    /// Writes sixteen.
+    unsafe fn store(floats: Self::Floats, to: *mut f32);
+    /// Reads sixteen float16.
+    unsafe fn halfs(from: *const f16) -> Self::Floats;
+    /// Reads sixteen int8.
+    unsafe fn bytes(from: *const i8) -> Self::Floats;
+    /// `a + b`.
+    unsafe fn add(a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// `a - b`.
+    unsafe fn sub(a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// `a · b`.
+    unsafe fn mul(a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// `a / b`.
+    unsafe fn div(a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// `a · b + c`.
+    unsafe fn fma(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
+    /// The greater; `b` where one is not a number.
+    unsafe fn most(a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// The lesser; `b` where one is not a number.
+    unsafe fn least(a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// To the nearest whole number; below 2^22.
+    unsafe fn round(a: Self::Floats) -> Self::Floats;
+    /// `a · 2^n` for whole `n` from -126 to 127.
+    unsafe fn shift(a: Self::Floats, n: Self::Floats) -> Self::Floats;
+    /// `a` where `first <= at < end`, else negative infinity.
+    unsafe fn within(at: f32, first: Self::Floats, end: Self::Floats, a: Self::Floats) -> Self::Floats;
+    /// Of all sixteen.
+    unsafe fn sum(a: Self::Floats) -> f32;
+    /// The same two numbers eight times.
+    unsafe fn splat_pair(from: *const f32) -> Self::Floats;
+    /// The sum of each two; the last eight may be anything that is a number where `a` is.
+    unsafe fn sum_pairs(a: Self::Floats) -> Self::Floats;
+    /// Asks for what will be read soon.
+    unsafe fn fetch(from: *const u8);
+}
+
+/// `e^x` for `x` of zero or less, as softmax has it; no less than 1e-38. What is not a number stays so.
+///
+/// # Safety
+/// As of [`SimdF32`].
+#[inline(always)]
+pub(super) unsafe fn exp<V: SimdF32>(x: V::Floats) -> V::Floats {
+    // Cephes' polynomial, to 2 units in the last place.
+    const TERMS: [f32; 6] = [1.987_569_2e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
+    // SAFETY: as the caller promises.
+    unsafe {
+        let x = V::most(V::splat(-87.0), x);
+        let n = V::round(V::mul(x, V::splat(std::f32::consts::LOG2_E)));
+        let rest = V::fma(n, V::splat(-0.693_359_4), x);
+        let rest = V::fma(n, V::splat(2.121_944_4e-4), rest);
+        let mut sum = V::splat(TERMS[0]);
+        for term in &TERMS[1..] {
+            sum = V::fma(sum, rest, V::splat(*term));
+        }
+        let sum = V::fma(sum, V::mul(rest, rest), V::add(rest, V::splat(1.0)));
+        V::shift(sum, n)
+    }
+}
+
+/// The hyperbolic tangent.
+///
+/// # Safety
+/// As of [`SimdF32`].
+#[inline(always)]
+pub(super) unsafe fn tanh<V: SimdF32>(x: V::Floats) -> V::Floats {
+    // Eigen's rational function, exact to a few units in the last place; beyond the limit it is 1.
+    const LIMIT: f32 = 7.905_311;
+    const ABOVE: [f32; 7] = [
+        -2.760_768_5e-16,
+        2.000_188e-13,
+        -8.604_672e-11,
+        5.122_297e-8,
+        1.485_722_4e-5,
+        6.372_619e-4,
+        4.893_525e-3,
+    ];
+    const BELOW: [f32; 4] = [1.198_258_4e-6, 1.185_347e-4, 2.268_434_6e-3, 4.893_525_3e-3];
+    // SAFETY: as the caller promises.
+    unsafe {
+        let x = V::least(V::splat(LIMIT), V::most(V::splat(-LIMIT), x));
+        let square = V::mul(x, x);
+        let polynomial = |terms: &[f32]| {
+            let sum = V::splat(terms[0]);
+            terms[1..].iter().fold(sum, |sum, term| V::fma(sum, square, V::splat(*term)))
+        };
+        V::div(V::mul(polynomial(&ABOVE), x), polynomial(&BELOW))
+    }
+}
+
+/// Element by element, in whatever instructions the compiler finds.
+#[inline(always)]
+fn each(a: [f32; LANES], b: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> [f32; LANES] {
+    let mut result = a;
+    for (result, b) in result.iter_mut().zip(b) {
+        *result = f(*result, b);
+    }
+    result
+}
+
+impl SimdF32 for Portable {
+    type Floats = [f32; LANES];
+    const SUMS: usize = 2;
+    const TILE: [usize; 2] = [2, 1];
+
+    #[inline(always)]
+    unsafe fn splat(number: f32) -> [f32; LANES] {
+        [number; LANES]
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> [f32; LANES] {
+        // SAFETY: the caller has sixteen there.
+        unsafe { from.cast::<[f32; LANES]>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    unsafe fn store(floats: [f32; LANES], to: *mut f32) {
+        // SAFETY: the caller has room for sixteen there.
+        unsafe { to.cast::<[f32; LANES]>().write_unaligned(floats) }
+    }
+
+    #[inline(always)]
+    unsafe fn halfs(from: *const f16) -> [f32; LANES] {
+        // SAFETY: the caller has sixteen there.
+        let halfs = unsafe { from.cast::<[f16; LANES]>().read_unaligned() };
+        halfs.map(f16::to_f32)
+    }
+
+    #[inline(always)]
+    unsafe fn bytes(from: *const i8) -> [f32; LANES] {
+        // SAFETY: the caller has sixteen there.
+        let bytes = unsafe { from.cast::<[i8; LANES]>().read_unaligned() };
+        bytes.map(f32::from)
+    }
+
+    #[inline(always)]
+    unsafe fn add(a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
+        each(a, b, |a, b| a + b)
+    }
+
+    #[inline(always)]
+    unsafe fn sub(a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
+        each(a, b, |a, b| a - b)
+    }
+
+    #[inline(always)]
+    unsafe fn mul(a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
+        each(a, b, |a, b| a * b)
+    }
+
+    #[inline(always)]
+    unsafe fn div(a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
+        each(a, b, |a, b| a / b)
+    }
+
+    #[inline(always)]
+    unsafe fn fma(a: [f32; LANES], b: [f32; LANES], c: [f32; LANES]) -> [f32; LANES] {
+        // In two steps: where one instruction does both, a compiler's call of a function for it would be far slower.
+        each(each(a, b, |a, b| a * b), c, |product, c| product + c)
+    }
+
+    #[inline(always)]
+    unsafe fn most(a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
+        each(a, b, |a, b| if a > b { a } else { b })
+    }
+
+    #[inline(always)]
+    unsafe fn least(a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
+        each(a, b, |a, b| if a < b { a } else { b })
+    }
+
+    #[inline(always)]
+    unsafe fn round(a: [f32; LANES]) -> [f32; LANES] {
+        // Adding this to a number of fewer than 23 bits leaves it rounded in the low bits.
+        const SHIFT: f32 = 12_582_912.0;
+        a.map(|a| (a + SHIFT) - SHIFT)
+    }
+
+    #[inline(always)]
+    unsafe fn shift(a: [f32; LANES], n: [f32; LANES]) -> [f32; LANES] {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "from -126 to 127; of what is no number the product is none"
+        )]
+        each(a, n, |a, n| a * f32::from_bits(((n as i32).wrapping_add(127) as u32) << 23))
+    }
+
+    #[inline(always)]
+    unsafe fn within(at: f32, first: [f32; LANES], end: [f32; LANES], a: [f32; LANES]) -> [f32; LANES] {
+        let from_first = each(a, first, |a, first| if first <= at { a } else { f32::NEG_INFINITY });
+        each(from_first, end, |a, end| if at < end { a } else { f32::NEG_INFINITY })
+    }
+
+    #[inline(always)]
+    unsafe fn sum(a: [f32; LANES]) -> f32 {
+        a.iter().sum()
+    }
+
+    #[inline(always)]
+    unsafe fn splat_pair(from: *const f32) -> [f32; LANES] {
+        // SAFETY: the caller has two there.
+        let pair = unsafe { from.cast::<[f32; 2]>().read_unaligned() };
+        std::array::from_fn(|i| pair[i % 2])
+    }
+
+    #[inline(always)]
+    unsafe fn sum_pairs(a: [f32; LANES]) -> [f32; LANES] {
+        std::array::from_fn(|i| a[i % 8 * 2] + a[i % 8 * 2 + 1])
+    }
+
+    #[inline(always)]
+    unsafe fn fetch(_: *const u8) {}
+}

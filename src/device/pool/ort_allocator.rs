@@ -1,0 +1,286 @@
+//! The pool as ONNX Runtime sees it: a C structure of functions, and its registration.
+//!
+//! A panic in one of these functions ends the process, as the language guarantees for functions that C calls: it never
+//! unwinds into ONNX Runtime. Nothing here should panic, and if something does then the books are wrong, and a worker
+//! whose books are wrong is better replaced than kept.
+
+use std::{
+    alloc::{Layout, handle_alloc_error},
+    ffi::{CString, c_void},
+    ptr::{self, NonNull},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use ort::{
+    AsPointer,
+    environment::Environment,
+    memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType},
+    sys::{OrtAllocator, OrtKeyValuePairs, OrtMemoryInfo, OrtStatusPtr, OrtSyncStream},
+};
+
+use super::{
+    NoRoom, PoolStats,
+    allocator::{Allocator, User},
+    backend::{Backend, Block},
+};
+use crate::device::DeviceError;
+
+/// Any pool's logic.
+pub(super) type AnyAllocator = Allocator<Box<dyn Backend>>;
+
+/// What ONNX Runtime holds a pointer to.
+#[repr(C)]
+pub(super) struct PoolAllocator {
+    /// First, so that a pointer to the whole is one to this, and back.
+    functions: OrtAllocator,
+    info: MemoryInfo<'static>,
+    allocator: Mutex<AnyAllocator>,
+}
+
+impl PoolAllocator {
+    fn new(info: MemoryInfo<'static>, allocator: AnyAllocator) -> Self {
+        // SAFETY: the structure of functions that are all absent; those that ONNX Runtime needs follow at once.
+        let mut functions = unsafe { OrtAllocator::default() };
+        functions.Alloc = Some(alloc);
+        functions.AllocOnStream = Some(alloc_on_stream);
+        functions.Reserve = Some(reserve);
+        functions.Free = Some(free);
+        functions.Info = Some(describe);
+        functions.GetStats = Some(statistics);
+        Self { functions, info, allocator: Mutex::new(allocator) }
+    }
+
+    /// What ONNX Runtime calls the device.
+    pub(super) fn info(&self) -> &MemoryInfo<'static> {
+        &self.info
+    }
+
+    /// The logic, alone.
+    pub(super) fn allocator(&self) -> MutexGuard<'_, AnyAllocator> {
+        // A panic with the lock held has ended the process, or a test.
+        self.allocator.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self, asked: usize, user: User) -> *mut c_void {
+        if asked == 0 {
+            return ptr::null_mut();
+        }
+        match self.allocator().take(asked, user) {
+            Ok(block) => block.0.as_ptr().cast(),
+            Err(refused) => nothing_left(asked, &refused),
+        }
+    }
+}
+
+/// Ends the process as Rust does when its own heap has no more: a null pointer would end it one kernel later, and say
+/// less about it.
+fn nothing_left(asked: usize, refused: &NoRoom) -> ! {
+    tracing::error!("not even the host has memory left: {refused}");
+    handle_alloc_error(Layout::from_size_align(asked, 1).unwrap_or(Layout::new::<u8>()))
+}
+
+/// The face that `this` is the first part of.
+///
+/// # Safety
+/// `this` must come from [`Registration::new`], and its registration must live.
+unsafe fn face<'a>(this: *const OrtAllocator) -> &'a PoolAllocator {
+    // SAFETY: `this` points at the whole of a `PoolAllocator` (`repr(C)`, and registered as such), which lives as long as its
+    // registration and is only ever borrowed shared.
+    unsafe { &*this.cast::<PoolAllocator>() }
+}
+
+unsafe extern "system" fn alloc(this: *mut OrtAllocator, size: usize) -> *mut c_void {
+    // SAFETY: ONNX Runtime passes the pointer that it was registered with, and stops before the registration ends.
+    unsafe { face(this) }.take(size, User::Anybody)
+}
+
+unsafe extern "system" fn alloc_on_stream(
+    this: *mut OrtAllocator,
+    size: usize,
+    stream: *mut OrtSyncStream,
+) -> *mut c_void {
+    // SAFETY: as in `alloc`.
+    let face = unsafe { face(this) };
+    let handle = if stream.is_null() {
+        ptr::null_mut()
+    } else {
+        // SAFETY: ONNX Runtime passes one of its live streams.
+        unsafe { (ort::api().SyncStream_GetHandle)(stream) }
+    };
+    let own = face.allocator().backend().stream();
+    let is_own = own.is_some() && own == NonNull::new(handle.cast());
+    face.take(size, if is_own { User::OwnStream } else { User::Anybody })
+}
+
+unsafe extern "system" fn reserve(this: *const OrtAllocator, size: usize) -> *mut c_void {
+    if size == 0 {
+        return ptr::null_mut();
+    }
+    // SAFETY: as in `alloc`.
+    let reserved = unsafe { face(this) }.allocator().reserve(size);
+    // Null is an answer here: ONNX Runtime then fails to load the graph, and says so.
+    reserved.map_or(ptr::null_mut(), |block| block.0.as_ptr().cast())
+}
+
+unsafe extern "system" fn free(this: *mut OrtAllocator, block: *mut c_void) {
+    if let Some(first) = NonNull::new(block.cast()) {
+        // SAFETY: as in `alloc`.
+        unsafe { face(this) }.allocator().give(Block(first));
+    }
+}
+
+unsafe extern "system" fn describe(this: *const OrtAllocator) -> *const OrtMemoryInfo {
+    // SAFETY: as in `alloc`.
+    unsafe { face(this) }.info.ptr()
+}
+
+unsafe extern "system" fn statistics(
+    this: *const OrtAllocator,
+    out: *mut *mut OrtKeyValuePairs,
+) -> OrtStatusPtr {
+    // SAFETY: as in `alloc`.
+    let face = unsafe { face(this) };
+    let (figures, limit) = {
+        let allocator = face.allocator();
+        (allocator.figures(), allocator.limit())
+    };
+    let mut pairs = ptr::null_mut();
+    // SAFETY: the out-parameter is valid for the call.
+    unsafe { (ort::api().CreateKeyValuePairs)(&raw mut pairs) };
+    for (name, value) in named(&figures, limit) {
+        let (Ok(name), Ok(value)) = (CString::new(name), CString::new(value.to_string())) else { continue };
+        // SAFETY: `pairs` was just made; both strings live through the call, which copies them.
+        unsafe { (ort::api().AddKeyValuePair)(pairs, name.as_ptr(), value.as_ptr()) };
+    }
+    // SAFETY: ONNX Runtime passes a valid out-parameter, and releases what it is given.
+    unsafe { out.write(pairs) };
+    OrtStatusPtr::default()
+}
+
+/// The figures by the names that ONNX Runtime's own arenas use.
+fn named(figures: &PoolStats, limit: usize) -> [(&'static str, u64); 6] {
+    [
+        ("Limit", limit as u64),
+        ("InUse", figures.in_use().0),
+        ("RequestedInUse", figures.asked.0),
+        ("TotalAllocated", figures.held.0),
+        ("MaxInUse", figures.in_use_peak.0),
+        ("NumAllocs", figures.allocations),
+    ]
+}
+
+/// The right to be the pool of a device, of which there is one in a process.
+///
+/// ONNX Runtime lets a second allocator for a device take the place of the first without a word, and to unregister one
+/// is to unregister whichever it is.
+#[derive(Debug)]
+pub(super) struct Claim {
+    device: AllocationDevice<'static>,
+    ordinal: u16,
+}
+
+static CLAIMED: Mutex<Vec<(AllocationDevice<'static>, u16)>> = Mutex::new(Vec::new());
+
+fn claimed() -> MutexGuard<'static, Vec<(AllocationDevice<'static>, u16)>> {
+    CLAIMED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Claim {
+    /// Claims a device.
+    ///
+    /// # Errors
+    /// [`DeviceError::Runtime`] when it has a pool.
+    pub(super) fn new(device: AllocationDevice<'static>, ordinal: u16) -> Result<Self, DeviceError> {
+        let mut claimed = claimed();
+        if claimed.contains(&(device.clone(), ordinal)) {
+            let message = format!("device {ordinal} ({}) has one; share it", device.as_str());
+            return Err(DeviceError::Runtime { what: "a memory pool cannot be registered", message });
+        }
+        claimed.push((device.clone(), ordinal));
+        Ok(Self { device, ordinal })
+    }
+
+    /// What ONNX Runtime calls it.
+    fn memory_info(&self) -> Result<MemoryInfo<'static>, DeviceError> {
+        // Of type Device and not Arena, whatever there is behind it: ONNX Runtime refuses an arena that is not its own.
+        let (device, ordinal) = (self.device.clone(), i32::from(self.ordinal));
+        MemoryInfo::new(device, ordinal, AllocatorType::Device, MemoryType::Default)
+            .map_err(DeviceError::runtime("a memory pool's description"))
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        claimed().retain(|(device, ordinal)| (device, *ordinal) != (&self.device, self.ordinal));
+    }
+}
+
+/// A face that ONNX Runtime knows of. Dropping it takes it back.
+pub(super) struct Registration {
+    face: NonNull<PoolAllocator>,
+    environment: Environment,
+    claim: Claim,
+}
+
+// SAFETY: the face is only reached shared, its logic is behind a lock, its description is read-only, and its functions
+// are made to be called from any thread, as ONNX Runtime does.
+unsafe impl Send for Registration {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for Registration {}
+
+impl Registration {
+    /// Registers `allocator` for the device that was claimed.
+    ///
+    /// # Errors
+    /// [`DeviceError::Runtime`] with ONNX Runtime's reason.
+    pub(super) fn new(
+        environment: Environment,
+        claim: Claim,
+        allocator: AnyAllocator,
+    ) -> Result<Self, DeviceError> {
+        let info = claim.memory_info()?;
+        let face = NonNull::from(Box::leak(Box::new(PoolAllocator::new(info, allocator))));
+        // SAFETY: `face` is a live `PoolAllocator`, which starts with an `OrtAllocator`; it stays until it is unregistered.
+        let status =
+            unsafe { (ort::api().RegisterAllocator)(environment.ptr().cast_mut(), face.as_ptr().cast()) };
+        // SAFETY: the status comes from the call above and is used once.
+        if let Err(e) = unsafe { ort::Error::result_from_status(status) } {
+            // SAFETY: it comes from a box just above, and ONNX Runtime did not take it.
+            drop(unsafe { Box::from_raw(face.as_ptr()) });
+            return Err(DeviceError::runtime::<()>("a memory pool cannot be registered")(e));
+        }
+        Ok(Self { face, environment, claim })
+    }
+
+    pub(super) fn face(&self) -> &PoolAllocator {
+        // SAFETY: it lives until `drop`, and is only ever borrowed shared.
+        unsafe { self.face.as_ref() }
+    }
+
+    /// The device's number.
+    pub(super) fn ordinal(&self) -> u16 {
+        self.claim.ordinal
+    }
+
+    pub(super) fn environment(&self) -> &Environment {
+        &self.environment
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        let info = self.face().info.ptr();
+        // SAFETY: environment and description live; the pool was registered once and is unregistered once.
+        let status = unsafe { (ort::api().UnregisterAllocator)(self.environment.ptr().cast_mut(), info) };
+        // SAFETY: the status comes from the call above and is used once.
+        let unregistered = unsafe { ort::Error::result_from_status(status) };
+        if unregistered.is_ok() && self.face().allocator().is_idle() {
+            // SAFETY: it comes from a box; ONNX Runtime no longer knows it; no block is out, so nobody has a reason to
+            // call it: every session and binding of it owned a share of this registration, and is gone.
+            drop(unsafe { Box::from_raw(self.face.as_ptr()) });
+        } else {
+            // Whoever still has a block will call `free`: better to leak a pool than to free it under them.
+            tracing::error!("a memory pool is left behind, in use: {:?}", self.face().allocator().figures());
+        }
+    }
+}

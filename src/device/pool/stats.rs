@@ -1,0 +1,149 @@
+//! What a pool holds, counted exactly.
+
+use super::{Backend, BackendStats, backend::BlockKind};
+use crate::units::Bytes;
+
+/// What a pool holds at one moment.
+///
+/// Invariant: `held = weights + scratch + cached`, and `held` is never above the pool's limit. Sizes are those of
+/// blocks, as the device gave them, except `asked`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PoolStats {
+    /// Handed out for weights.
+    pub weights: Bytes,
+    /// Handed out for everything else.
+    pub scratch: Bytes,
+    /// Of both, what was asked for before it was rounded up to blocks; spilled blocks included.
+    pub asked: Bytes,
+    /// Free, and kept for the next request.
+    pub cached: Bytes,
+    /// Taken from the device: weights, scratch and cached together.
+    pub held: Bytes,
+    /// Handed out of the host's memory because the device had no room.
+    pub spilled: Bytes,
+    /// Greatest sum of weights, scratch and spilled since the last reset of peaks.
+    pub in_use_peak: Bytes,
+    /// Greatest `held` since the last reset of peaks.
+    pub held_peak: Bytes,
+    /// Requests answered since the pool was made: all of them.
+    pub allocations: u64,
+    /// Of those, answered with a block that was free already.
+    pub reuses: u64,
+    /// Of those, answered out of the host's memory.
+    pub spills: u64,
+    /// Blocks that are out now.
+    pub blocks: usize,
+    /// Free blocks that were found written to, where the pool looks: a bug of whoever had them.
+    pub writes_after_free: u64,
+    /// What the device says that the pool took from it: more than `held` where it gives memory in larger pieces.
+    pub reserved: Bytes,
+    /// Greatest `reserved` since the last reset of peaks.
+    pub reserved_peak: Bytes,
+    /// Free on the device, for anybody; `None` where it does not say.
+    pub device_free: Option<Bytes>,
+    /// All memory of the device; `None` where it does not say.
+    pub device_total: Option<Bytes>,
+}
+
+impl PoolStats {
+    /// Bytes of blocks that are out, on the device or spilled.
+    #[must_use]
+    pub fn in_use(&self) -> Bytes {
+        self.weights + self.scratch + self.spilled
+    }
+
+    /// Neither free on the device nor the pool's: contexts, kernels, libraries' workspaces, and whatever other programs
+    /// hold; `None` where the device does not say.
+    #[must_use]
+    pub fn device_other(&self) -> Option<Bytes> {
+        let (Bytes(total), Bytes(free)) = self.device_total.zip(self.device_free)?;
+        Some(Bytes(total.saturating_sub(free).saturating_sub(self.reserved.0)))
+    }
+}
+
+/// The running sums.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counters {
+    weights: usize,
+    scratch: usize,
+    spilled: usize,
+    asked: usize,
+    in_use_peak: usize,
+    held_peak: usize,
+    allocations: u64,
+    pub(super) reuses: u64,
+    spills: u64,
+    pub(super) writes_after_free: u64,
+}
+
+impl Counters {
+    /// A block of `size` goes out for a request of `asked`.
+    pub(super) fn hand_out(&mut self, kind: BlockKind, size: usize, asked: usize) {
+        *self.sum(kind) += size;
+        self.asked += asked;
+        self.allocations += 1;
+        self.spills += u64::from(kind == BlockKind::Spill);
+        self.in_use_peak = self.in_use_peak.max(self.in_use());
+    }
+
+    /// It comes back.
+    pub(super) fn take_back(&mut self, kind: BlockKind, size: usize, asked: usize) {
+        *self.sum(kind) -= size;
+        self.asked -= asked;
+    }
+
+    fn sum(&mut self, kind: BlockKind) -> &mut usize {
+        match kind {
+            BlockKind::Weights => &mut self.weights,
+            BlockKind::Scratch => &mut self.scratch,
+            BlockKind::Spill => &mut self.spilled,
+        }
+    }
+
+    fn in_use(&self) -> usize {
+        self.weights + self.scratch + self.spilled
+    }
+
+    pub(super) fn weights(&self) -> usize {
+        self.weights
+    }
+
+    /// On the device and handed out.
+    pub(super) fn on_device(&self) -> usize {
+        self.weights + self.scratch
+    }
+
+    /// Looks whether what is held is more than ever; to be called whenever it has grown.
+    pub(super) fn note_held(&mut self, cached: usize) {
+        self.held_peak = self.held_peak.max(self.on_device() + cached);
+    }
+
+    pub(super) fn reset_peaks(&mut self, cached: usize) {
+        self.in_use_peak = self.in_use();
+        self.held_peak = self.on_device() + cached;
+    }
+
+    pub(super) fn figures(&self, cached: usize, blocks: usize, backend: &impl Backend) -> PoolStats {
+        let BackendStats { reserved, reserved_peak, device_free, device_total } = backend.held();
+        let known = |n: usize| (device_total > 0).then(|| Bytes::from(n));
+        PoolStats {
+            weights: self.weights.into(),
+            scratch: self.scratch.into(),
+            asked: self.asked.into(),
+            cached: cached.into(),
+            held: (self.on_device() + cached).into(),
+            spilled: self.spilled.into(),
+            in_use_peak: self.in_use_peak.into(),
+            held_peak: self.held_peak.into(),
+            allocations: self.allocations,
+            reuses: self.reuses,
+            spills: self.spills,
+            blocks,
+            writes_after_free: self.writes_after_free,
+            reserved: reserved.into(),
+            reserved_peak: reserved_peak.into(),
+            device_free: known(device_free),
+            device_total: known(device_total),
+        }
+    }
+}

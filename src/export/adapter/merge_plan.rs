@@ -1,0 +1,359 @@
+//! What adapters together make of a base: for each tensor, where it comes from and what is done to it.
+
+use std::{collections::BTreeMap, ops::Range, sync::Arc};
+
+use super::{
+    Adapter, AdapterError,
+    deltas::check_shape,
+    merge::{Change, Delta, MergeError, add_squares},
+    target_modules::{EmbeddingAndHead, TargetModule, WeightTie, places},
+    tensors::{Part, equal},
+};
+use crate::export::{
+    blueprint::{Blueprint, LmHead},
+    json_config::MOST_SIZE,
+    param::Param,
+    tensors::TensorFile,
+};
+
+/// Weights of an embedding that are measured at once.
+const MEASURED: usize = 1 << 20;
+
+/// Where a tensor comes from, if not from the base by its own name.
+#[derive(Clone, Debug)]
+pub(in crate::export) enum Origin {
+    /// The base's tensor of this name.
+    Base(String),
+    Adapter(AdapterTensor),
+}
+
+/// A tensor of an adapter, in place of one of the base.
+#[derive(Clone, Debug)]
+pub(in crate::export) struct AdapterTensor {
+    /// Which of the adapters.
+    adapter: usize,
+    pub file: Arc<TensorFile>,
+    pub tensor: String,
+    /// Whether it was trained; else it is the base's, as it was when the adapter was saved.
+    is_saved: bool,
+}
+
+/// Adapters, laid out over the tensors of a base.
+#[derive(Debug, Default)]
+pub(in crate::export) struct MergePlan {
+    adapters: Vec<Adapter>,
+    origins: BTreeMap<String, Origin>,
+    edits: BTreeMap<String, Vec<Delta>>,
+    /// What a user should know about the merge.
+    pub notes: Vec<String>,
+}
+
+impl MergePlan {
+    /// Lays `adapters` out over the model of `blueprint`; gives the blueprint of the merged model, whose vocabulary may
+    /// be another and whose head may no longer be tied.
+    pub(in crate::export) fn new(
+        adapters: Vec<Adapter>,
+        blueprint: Blueprint,
+    ) -> Result<(Self, Blueprint), AdapterError> {
+        if adapters.is_empty() {
+            return Ok((Self::default(), blueprint));
+        }
+        let ends = EmbeddingAndHead::new(
+            &blueprint,
+            |module| adapters.iter().any(|adapter| adapter.saves(module)),
+            |one, other| both_equal(&adapters, one, other),
+        )?;
+        let mut blend = Self { adapters, ..Self::default() };
+        blend.find_origins(&ends)?;
+        let blueprint = if ends.tie == WeightTie::Kept { blueprint } else { blueprint.untied() };
+        let blueprint = blend.grow(blueprint)?;
+        let places = places(&blueprint);
+        blend.check_use(&places)?;
+        blend.check_origins(&blueprint)?;
+        blend.find_edits(&places, &ends)?;
+        blend.check_conflicts()?;
+        for adapter in &blend.adapters {
+            adapter.check_complete(&places)?;
+        }
+        blend.note_shared(&ends);
+        Ok((blend, blueprint))
+    }
+
+    pub(in crate::export) fn adapters(&self) -> &[Adapter] {
+        &self.adapters
+    }
+
+    /// Where the tensor called `name` comes from, if not from the base by that name.
+    pub(in crate::export) fn origin(&self, name: &str) -> Option<&Origin> {
+        self.origins.get(name)
+    }
+
+    /// Whether anything is done to the tensor called `name`.
+    pub(in crate::export) fn changes(&self, name: &str) -> bool {
+        self.origins.contains_key(name) || self.edits.contains_key(name)
+    }
+
+    /// Does to `weights`, the given rows of `param` as they come from their origin, what the adapters do.
+    pub(in crate::export) fn edit(
+        &self,
+        weights: &mut [f32],
+        param: &Param,
+        rows: Range<usize>,
+    ) -> Result<(), MergeError> {
+        for edit in self.edits.get(&param.name).into_iter().flatten() {
+            edit.apply(weights, param, rows.clone())?;
+        }
+        Ok(())
+    }
+
+    /// Measures the columns that DoRA gives a length, which takes every row of their table; `read` gives rows as they
+    /// come from their origin.
+    pub(in crate::export) fn measure<E: From<MergeError>>(
+        &mut self,
+        table: &Param,
+        read: impl Fn(&Self, Range<usize>) -> Result<Vec<f32>, E>,
+    ) -> Result<(), E> {
+        for index in 0..self.edits.get(&table.name).map_or(0, Vec::len) {
+            let edits = &self.edits[&table.name][..=index];
+            let Some(tensor) = edits[index].column_lengths() else { continue };
+            let cols = table.shape.cols();
+            let mut sums = vec![0.0; cols];
+            for piece in pieces(table) {
+                let mut weights = read(self, piece.clone())?;
+                for edit in edits {
+                    edit.apply(&mut weights, table, piece.clone())?;
+                }
+                add_squares(&mut sums, &weights);
+            }
+            let lengths = edits[index].file.read(tensor, 0..cols).map_err(MergeError::from)?;
+            let measured = lengths.iter().zip(sums).map(|(length, sum)| factor(*length, sum)).collect();
+            if let Some(edit) = self.edits.get_mut(&table.name).and_then(|edits| edits.get_mut(index)) {
+                edit.set_factors(measured);
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds the tensors that the adapters hold in place of the base's.
+    fn find_origins(&mut self, ends: &EmbeddingAndHead) -> Result<(), AdapterError> {
+        if ends.tie == WeightTie::OnlyEmbeddingSaved {
+            let base = Origin::Base(format!("{}.weight", ends.embedding));
+            self.origins.insert(format!("{}.weight", ends.head), base);
+        }
+        for adapter in 0..self.adapters.len() {
+            let Adapter { file, modules, settings, .. } = &self.adapters[adapter];
+            let parts = modules.iter().flat_map(|(name, module)| {
+                let is_saved = settings.is_saved(&module.name);
+                module.parts.iter().map(move |(part, tensor)| (name, *part, tensor, is_saved))
+            });
+            let held = |(name, part, tensor, is_saved): (&String, Part, &String, bool)| {
+                let is_saved = is_saved && matches!(part, Part::Weight | Part::Bias);
+                let slot = slot(name, part, is_saved, ends)?;
+                Some((
+                    slot,
+                    AdapterTensor { adapter, file: Arc::clone(file), tensor: tensor.clone(), is_saved },
+                ))
+            };
+            for (slot, held) in parts.filter_map(held).collect::<Vec<_>>() {
+                self.add_origin(slot, held)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A module that is saved whole wins over a copy of the base's; two of a kind have to be the same.
+    fn add_origin(&mut self, slot: String, held: AdapterTensor) -> Result<(), AdapterError> {
+        match self.origins.get(&slot) {
+            Some(Origin::Adapter(other)) if other.is_saved == held.is_saved => {
+                self.check_same(other, &held, &slot)
+            }
+            Some(Origin::Adapter(other)) if other.is_saved => Ok(()),
+            _ => {
+                self.origins.insert(slot, Origin::Adapter(held));
+                Ok(())
+            }
+        }
+    }
+
+    fn check_same(&self, one: &AdapterTensor, other: &AdapterTensor, slot: &str) -> Result<(), AdapterError> {
+        let are_equal = equal((&one.file, &one.tensor), (&other.file, &other.tensor))?;
+        if one.adapter != other.adapter && (one.is_saved || !are_equal) {
+            return Err(self.conflict([one.adapter, other.adapter], slot, "modules that are saved whole"));
+        }
+        if !are_equal {
+            let (first, second) = (one.tensor.clone(), other.tensor.clone());
+            return Err(AdapterError::Twice { path: one.file.path().into(), first, second });
+        }
+        Ok(())
+    }
+
+    /// Gives the model as many tokens as the adapters' tables have.
+    fn grow(&self, blueprint: Blueprint) -> Result<Blueprint, AdapterError> {
+        let rows = |param: &Param| match self.origins.get(&param.name) {
+            Some(Origin::Adapter(AdapterTensor { file, tensor, .. })) => {
+                file.shape(tensor).first().copied().unwrap_or(0)
+            }
+            _ => blueprint.dims.vocab,
+        };
+        let table = &blueprint.embedding.table;
+        let embedding_rows = rows(table);
+        if let Some(Origin::Adapter(AdapterTensor { file, tensor, .. })) = self.origins.get(&table.name)
+            && !(1..=MOST_SIZE).contains(&embedding_rows)
+        {
+            return Err(file.shape_error(tensor, format!("a table of 1 to {MOST_SIZE} rows")).into());
+        }
+        if let LmHead::Separate(head) = &blueprint.head
+            && rows(&head.weight) != embedding_rows
+        {
+            return Err(AdapterError::VocabularyDiffers {
+                path: self.adapters[0].file.path().into(),
+                embedding: table.name.clone(),
+                embedding_rows,
+                head: head.weight.name.clone(),
+                head_rows: rows(&head.weight),
+            });
+        }
+        Ok(blueprint.with_vocabulary(embedding_rows))
+    }
+
+    /// Checks that there is a place for every tensor.
+    fn check_use(&self, places: &BTreeMap<&str, TargetModule>) -> Result<(), AdapterError> {
+        for Adapter { file, modules, .. } in &self.adapters {
+            let has = |name: &str, part: &Part| places.get(name).is_some_and(|place| place.has(*part));
+            let unused: Vec<String> = modules
+                .iter()
+                .flat_map(|(name, module)| {
+                    module.parts.iter().map(move |(part, tensor)| (name, part, tensor))
+                })
+                .filter(|(name, part, _)| !has(name, part))
+                .map(|(.., tensor)| tensor.clone())
+                .collect();
+            if !unused.is_empty() {
+                return Err(AdapterError::Unused { path: file.path().into(), tensors: unused });
+            }
+        }
+        Ok(())
+    }
+
+    fn check_origins(&self, blueprint: &Blueprint) -> Result<(), AdapterError> {
+        for param in blueprint.params() {
+            if let Some(Origin::Adapter(AdapterTensor { file, tensor, .. })) = self.origins.get(&param.name) {
+                check_shape(file, tensor, &param.stored_shape())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn find_edits(
+        &mut self,
+        places: &BTreeMap<&str, TargetModule>,
+        ends: &EmbeddingAndHead,
+    ) -> Result<(), AdapterError> {
+        for (adapter, of) in self.adapters.iter().enumerate() {
+            // PEFT merges the head last, which matters where it shares the embedding's table.
+            let is_head = |name: &&String| **name == ends.head;
+            let others = of.modules.keys().filter(|name| !is_head(name));
+            for name in others.chain(of.modules.keys().filter(is_head)) {
+                let Some(place) = places.get(name.as_str()) else { continue };
+                let edits = of.edits(&of.modules[name], place, *name == ends.head)?;
+                for (is_bias, change) in edits {
+                    let slot = if is_bias { format!("{name}.bias") } else { ends.changed(name) };
+                    let edit = Delta { adapter, file: Arc::clone(&of.file), change };
+                    self.edits.entry(slot).or_default().push(edit);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that what several adapters do to one tensor is a sum.
+    fn check_conflicts(&self) -> Result<(), AdapterError> {
+        for (slot, edits) in &self.edits {
+            if let Some(Origin::Adapter(AdapterTensor { adapter, is_saved: true, .. })) =
+                self.origins.get(slot)
+                && let Some(other) = edits.iter().find(|edit| edit.adapter != *adapter)
+            {
+                return Err(self.conflict([*adapter, other.adapter], slot, "modules that are saved whole"));
+            }
+            for edit in edits.iter().filter(|edit| !edit.is_sum()) {
+                if let Some(other) = edits.iter().find(|other| other.adapter != edit.adapter) {
+                    return Err(self.conflict([edit.adapter, other.adapter], slot, edit.what()));
+                }
+            }
+            self.check_rows(edits)?;
+        }
+        Ok(())
+    }
+
+    /// Where rows are replaced, PEFT loses what low-rank matrices add to the table, of the embedding or of a tied head.
+    fn check_rows(&self, edits: &[Delta]) -> Result<(), AdapterError> {
+        const REASON: &str = "trainable_token_indices is of the same table";
+        let are_rows_replaced = edits.iter().any(|edit| matches!(edit.change, Change::Tokens { .. }));
+        for edit in edits.iter().filter(|_| are_rows_replaced) {
+            if let Change::LowRank { product, .. } = &edit.change {
+                return Err(self.adapters[edit.adapter].contradiction(&product.a, REASON));
+            }
+        }
+        Ok(())
+    }
+
+    fn note_shared(&mut self, ends: &EmbeddingAndHead) {
+        let table = format!("{}.weight", ends.embedding);
+        let is_product = |edit: &Delta| matches!(edit.change, Change::LowRank { .. });
+        if ends.tie == WeightTie::Kept && self.edits.get(&table).into_iter().flatten().any(is_product) {
+            self.notes.push(format!(
+                "{} and {} are tied: what the adapter adds to one changes both, as in PEFT when it merges",
+                ends.embedding, ends.head
+            ));
+        }
+    }
+
+    fn conflict(&self, [one, other]: [usize; 2], tensor: &str, what: &'static str) -> AdapterError {
+        AdapterError::Conflict {
+            first: self.adapters[one].dir.clone(),
+            second: self.adapters[other].dir.clone(),
+            tensor: tensor.into(),
+            what,
+        }
+    }
+}
+
+/// Whether every adapter that has both modules whole has the same for both.
+fn both_equal(adapters: &[Adapter], one: &str, other: &str) -> Result<bool, AdapterError> {
+    let tensors = |module: &str| -> Vec<(&TensorFile, &str)> {
+        let saving = adapters.iter().filter(|adapter| adapter.saves(module));
+        saving.map(|adapter| (&*adapter.file, &*adapter.modules[module].parts[&Part::Weight])).collect()
+    };
+    for first in tensors(one) {
+        for second in tensors(other) {
+            if !equal(first, second)? {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
+}
+
+/// Rows of `table`, some at a time.
+fn pieces(table: &Param) -> impl Iterator<Item = Range<usize>> {
+    let rows = table.shape.rows();
+    let step = (MEASURED / table.shape.cols()).max(1);
+    (0..rows).step_by(step).map(move |start| start..rows.min(start + step))
+}
+
+/// The base's tensor that a part of the module `name` takes the place of; none for low-rank matrices, and for a copy
+/// that is of no use any more.
+fn slot(name: &str, part: Part, is_saved: bool, ends: &EmbeddingAndHead) -> Option<String> {
+    match part {
+        Part::Weight if is_saved => Some(ends.changed(name)),
+        Part::Weight | Part::BaseWeight => ends.kept(name),
+        Part::Bias | Part::BaseBias => Some(format!("{name}.bias")),
+        _ => None,
+    }
+}
+
+/// What makes a column of the given sum of squares `length` long.
+#[expect(clippy::cast_possible_truncation, reason = "a factor of weights in single precision")]
+fn factor(length: f32, squares: f64) -> f32 {
+    (f64::from(length) / squares.sqrt()) as f32
+}

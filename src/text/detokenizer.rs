@@ -1,0 +1,215 @@
+//! Token ids in, text out, one token at a time.
+//!
+//! A byte-level token is often a third of a character, and a stop string may begin in one token and end in another:
+//! between the ids and the reader stand the bytes of each token ([`super::spelling`]), whole characters
+//! ([`super::utf8`]) and the stop strings ([`super::stops`]), in this order. Whatever the ids are, nothing here waits
+//! for more than a character's or a stop string's end.
+
+use std::sync::Arc;
+
+use tokenizers::Tokenizer;
+
+use super::{
+    Text,
+    stop_strings::StopStrings,
+    token_bytes::{TokenBytes, visible},
+    utf8::{Utf8, push_real},
+};
+
+/// What a token adds to an answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Chunk {
+    /// Text that may leave now; whole characters, often none.
+    pub text: String,
+    /// A stop string was completed. Neither it nor anything after it is in any chunk.
+    pub stopped: bool,
+}
+
+/// Turns the token ids of one answer into text.
+pub struct Detokenizer {
+    text: Arc<Text>,
+    source: Source,
+    stops: StopStrings,
+    /// Special tokens that are text all the same.
+    shown: Shown,
+}
+
+/// Which special tokens are told by their names.
+enum Shown {
+    All,
+    These(Vec<u32>),
+}
+
+impl Detokenizer {
+    pub(super) fn new(text: Arc<Text>, stops: Vec<String>) -> Self {
+        let source = text.spelling.as_ref().map_or_else(|| Source::Stream(Stream::default()), Source::table);
+        Self { text, source, stops: StopStrings::new(stops), shown: Shown::These(Vec::new()) }
+    }
+
+    /// The answer's text is the bytes of its tokens and loses no space at its beginning: what a constraint was told.
+    #[must_use]
+    pub fn verbatim(mut self) -> Self {
+        if let Source::Table { at_start, strip, .. } = &mut self.source {
+            (*at_start, *strip) = (false, 0);
+        }
+        self
+    }
+
+    /// Special tokens are told by their names, as in what a chat template makes.
+    #[must_use]
+    pub fn with_all_special(mut self) -> Self {
+        self.shown = Shown::All;
+        self
+    }
+
+    /// The special token called `name`, if there is one, is told by it.
+    #[must_use]
+    pub fn with_special(mut self, name: &str) -> Self {
+        if let (Shown::These(ids), Some(id)) = (&mut self.shown, self.text.tokenizer.token_to_id(name)) {
+            ids.push(id);
+        }
+        self
+    }
+
+    /// Takes the next token and gives the text that may leave now. Ids without text (special tokens, ids that the
+    /// tokenizer does not have) add nothing.
+    pub fn push(&mut self, token: u32) -> Chunk {
+        let fresh = match self.special(token) {
+            // What was before it is complete; the beginning of a character never will be.
+            Some(name) => self.source.finish(&self.text) + &name,
+            None => self.source.push(&self.text, token),
+        };
+        self.stops.push(&fresh)
+    }
+
+    /// The name of a special token that is told by it.
+    fn special(&self, token: u32) -> Option<String> {
+        let is_shown = match &self.shown {
+            Shown::All => true,
+            Shown::These(ids) => ids.contains(&token),
+        };
+        let tokenizer = &self.text.tokenizer;
+        (is_shown && visible(tokenizer, token).is_none()).then(|| tokenizer.id_to_token(token))?
+    }
+
+    /// Gives what was held back because it could have become a stop string; the beginning of a character is dropped.
+    pub fn finish(&mut self) -> String {
+        let fresh = self.source.finish(&self.text);
+        let mut text = self.stops.push(&fresh).text;
+        text += &self.stops.finish();
+        text
+    }
+}
+
+/// Where text comes from.
+enum Source {
+    /// The table of the tokens' bytes.
+    Table {
+        utf8: Utf8,
+        /// The next token with text is the first.
+        at_start: bool,
+        /// Leading characters that may still be stripped.
+        strip: usize,
+    },
+    /// The `tokenizers` crate, for decoders that no table can stand for.
+    Stream(Stream),
+}
+
+impl Source {
+    fn table(spelling: &TokenBytes) -> Self {
+        let strip = spelling.strip().map_or(0, |(_, most)| most);
+        Self::Table { utf8: Utf8::default(), at_start: true, strip }
+    }
+
+    fn push(&mut self, text: &Text, token: u32) -> String {
+        match (self, &text.spelling) {
+            (Self::Stream(stream), _) => stream.push(&text.tokenizer, token),
+            (Self::Table { .. }, None) => String::new(),
+            (Self::Table { utf8, at_start, strip }, Some(spelling)) => {
+                let mut fresh = String::new();
+                if *at_start {
+                    let first = spelling.first_bytes(&text.tokenizer, token);
+                    *at_start = first.is_none();
+                    utf8.push(&first.unwrap_or_default(), &mut fresh);
+                } else {
+                    utf8.push(spelling.bytes(token), &mut fresh);
+                }
+                if let Some((stripped, _)) = spelling.strip() {
+                    strip_start(&mut fresh, stripped, strip);
+                }
+                fresh
+            }
+        }
+    }
+
+    fn finish(&mut self, text: &Text) -> String {
+        match self {
+            Self::Table { utf8, .. } => {
+                *utf8 = Utf8::default();
+                String::new()
+            }
+            Self::Stream(stream) => stream.flush(&text.tokenizer),
+        }
+    }
+}
+
+/// Takes up to `left` leading `stripped` off a text whose beginning this is; another character ends the stripping.
+fn strip_start(fresh: &mut String, stripped: char, left: &mut usize) {
+    while *left > 0 && !fresh.is_empty() {
+        if fresh.starts_with(stripped) {
+            fresh.remove(0);
+            *left -= 1;
+        } else {
+            *left = 0;
+        }
+    }
+}
+
+/// The state of `tokenizers`' incremental decoding, which keeps it in a type that borrows the tokenizer.
+#[derive(Default)]
+struct Stream {
+    ids: Vec<u32>,
+    prefix: String,
+    prefix_index: usize,
+}
+
+impl Stream {
+    /// A character has at most four bytes. Incremental decoding that holds back more tokens than that waits for a
+    /// character that will never be complete.
+    const MOST_HELD: usize = 4;
+
+    fn push(&mut self, tokenizer: &Tokenizer, token: u32) -> String {
+        // A token without text would count as one that is held back.
+        if visible(tokenizer, token).is_none() {
+            return String::new();
+        }
+        let step = tokenizers::step_decode_stream(
+            tokenizer,
+            vec![token],
+            true,
+            &mut self.ids,
+            &mut self.prefix,
+            &mut self.prefix_index,
+        );
+        match step {
+            Ok(Some(fresh)) => without_replacements(&fresh),
+            Ok(None) if self.ids.len() - self.prefix_index.min(self.ids.len()) < Self::MOST_HELD => {
+                String::new()
+            }
+            Ok(None) | Err(_) => self.flush(tokenizer),
+        }
+    }
+
+    /// Gives what is held back and starts anew; what the decoder cannot make into text is dropped.
+    fn flush(&mut self, tokenizer: &Tokenizer) -> String {
+        let held = std::mem::take(self);
+        let text = tokenizer.decode(&held.ids, true).unwrap_or_default();
+        without_replacements(text.strip_prefix(&held.prefix).unwrap_or_default())
+    }
+}
+
+fn without_replacements(fresh: &str) -> String {
+    let mut text = String::with_capacity(fresh.len());
+    push_real(fresh, &mut text);
+    text
+}

@@ -1,0 +1,189 @@
+//! Stop strings: text that ends an answer and is not part of it.
+//!
+//! A stop string may begin in one token and end in another, so the end of the text is held back while it could be
+//! the beginning of one, and no longer: what cannot become a stop string any more leaves at once.
+//!
+//! Each stop string is matched by the algorithm of Knuth, Morris and Pratt, which reads every byte of the answer once and
+//! knows at every byte how much of the stop string is matched so far. That number is also what has to be held back, which
+//! is why this is not the `aho-corasick` crate: it does not tell the depth of its states. The work for a byte grows with
+//! the number of stop strings and not with their lengths.
+
+use super::detokenizer::Chunk;
+
+/// Watches a stream of text for stop strings.
+///
+/// The match that is complete first wins, and among those that end together the longest: that is the one rule whose
+/// outcome does not depend on how the text was cut into pieces.
+#[derive(Debug)]
+pub(super) struct StopStrings {
+    matchers: Vec<Matcher>,
+    /// A proper prefix of some stop string, between two pushes.
+    held: String,
+    stopped: bool,
+}
+
+impl StopStrings {
+    /// Watches for `stops`; an empty string never matches.
+    pub(super) fn new(stops: Vec<String>) -> Self {
+        let matchers = stops.into_iter().filter(|stop| !stop.is_empty()).map(Matcher::new).collect();
+        Self { matchers, held: String::new(), stopped: false }
+    }
+
+    /// What may leave now that `fresh` has arrived.
+    pub(super) fn push(&mut self, fresh: &str) -> Chunk {
+        if self.stopped {
+            return Chunk { text: String::new(), stopped: true };
+        }
+        let arrived = self.held.len();
+        self.held.push_str(fresh);
+        let leaving = match self.first_match(fresh) {
+            Some((end, length)) => {
+                self.stopped = true;
+                self.held.truncate(arrived + end);
+                arrived + end - length
+            }
+            None => self.held.len() - self.matchers.iter().map(|matcher| matcher.matched).max().unwrap_or(0),
+        };
+        let text = self.held.drain(..leaving).collect();
+        if self.stopped {
+            self.held.clear();
+        }
+        Chunk { text, stopped: self.stopped }
+    }
+
+    /// What was held back, when nothing more will come.
+    pub(super) fn finish(&mut self) -> String {
+        std::mem::take(&mut self.held)
+    }
+
+    /// Where in `fresh` the winning match ends, and its length.
+    fn first_match(&mut self, fresh: &str) -> Option<(usize, usize)> {
+        fresh.bytes().enumerate().find_map(|(at, byte)| {
+            // All of them read the byte, also after one of them has matched.
+            let lengths = self.matchers.iter_mut().map(|matcher| matcher.read(byte));
+            let longest = lengths.fold(0, usize::max);
+            (longest > 0).then_some((at + 1, longest))
+        })
+    }
+}
+
+/// One stop string, and how much of it the text so far ends with.
+#[derive(Debug)]
+struct Matcher {
+    stop: Box<[u8]>,
+    /// For each number of matched bytes but none, the next smaller number that the text ends with as well.
+    shorter: Box<[usize]>,
+    /// Always less than the length of `stop`, between two reads.
+    matched: usize,
+}
+
+impl Matcher {
+    fn new(stop: String) -> Self {
+        let stop = stop.into_bytes().into_boxed_slice();
+        let mut shorter = vec![0; stop.len()];
+        let mut matched = 0;
+        for at in 1..stop.len() {
+            while matched > 0 && stop[at] != stop[matched] {
+                matched = shorter[matched - 1];
+            }
+            matched += usize::from(stop[at] == stop[matched]);
+            shorter[at] = matched;
+        }
+        Self { stop, shorter: shorter.into_boxed_slice(), matched: 0 }
+    }
+
+    /// Length of the stop string when this byte completes it, else 0.
+    fn read(&mut self, byte: u8) -> usize {
+        while self.matched > 0 && self.stop[self.matched] != byte {
+            self.matched = self.shorter[self.matched - 1];
+        }
+        self.matched += usize::from(self.stop[self.matched] == byte);
+        if self.matched < self.stop.len() {
+            return 0;
+        }
+        self.matched = self.shorter[self.matched - 1];
+        self.stop.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn watch(stops: &[&str], pieces: &[&str]) -> (String, bool) {
+        let mut watch = StopStrings::new(stops.iter().map(ToString::to_string).collect());
+        let mut text = String::new();
+        for piece in pieces {
+            text += &watch.push(piece).text;
+        }
+        text += &watch.finish();
+        (text, watch.stopped)
+    }
+
+    #[test]
+    fn a_stop_string_across_pieces_is_not_emitted_and_nothing_follows_it() {
+        assert_eq!(watch(&["END"], &["ab", "cE", "N", "Dd", "e"]), ("abc".into(), true));
+    }
+
+    #[test]
+    fn what_only_looked_like_a_stop_string_leaves_as_soon_as_it_cannot_be_one() {
+        let mut watch = StopStrings::new(vec!["aab".into()]);
+        assert_eq!(watch.push("xaa").text, "x");
+        assert_eq!(watch.push("a").text, "a", "the last two may still begin one");
+        assert_eq!(watch.push("c").text, "aac");
+        assert_eq!(watch.finish(), "");
+    }
+
+    #[test]
+    fn a_beginning_that_nothing_completed_is_given_at_the_end() {
+        assert_eq!(watch(&["।\n"], &["नमस्ते", "।"]), ("नमस्ते।".into(), false));
+    }
+
+    #[test]
+    fn the_match_that_is_complete_first_wins_whatever_the_cuts() {
+        for pieces in [&["xabcd"][..], &["xab", "cd"], &["x", "a", "b", "c", "d"]] {
+            assert_eq!(watch(&["abcd", "bc"], pieces), ("xa".into(), true));
+            assert_eq!(watch(&["c", "abc"], pieces), ("x".into(), true), "both end together: the longer");
+        }
+    }
+
+    #[test]
+    fn empty_stop_strings_match_nothing() {
+        assert_eq!(watch(&["", ""], &["a", "", "b"]), ("ab".into(), false));
+    }
+
+    #[test]
+    fn the_work_for_a_token_does_not_grow_with_the_length_of_the_stop_strings() {
+        let stops = (0..16).map(|n| "a".repeat(250_000) + &n.to_string()).collect();
+        let mut watch = StopStrings::new(stops);
+        let begun = std::time::Instant::now();
+        for _ in 0..200_000 {
+            assert!(!watch.push("a").stopped);
+        }
+        assert_eq!(watch.finish().len(), 200_000);
+        // Comparing each stop string at each position, which is what this is not, takes hours.
+        assert!(begun.elapsed().as_secs() < 60, "{:?}", begun.elapsed());
+    }
+
+    proptest! {
+        #[test]
+        fn it_finds_what_a_search_through_the_whole_text_finds(text in "[abक]{0,24}", stops in proptest::collection::vec("[abक]{1,4}", 0..4)) {
+            let ends = stops.iter().filter_map(|stop| text.find(stop).map(|at| (at + stop.len(), at)));
+            let expected = ends.min().map_or((text.as_str(), false), |(_, at)| (&text[..at], true));
+            let stops: Vec<&str> = stops.iter().map(String::as_str).collect();
+            let found = watch(&stops, &[&text]);
+            prop_assert_eq!((found.0.as_str(), found.1), expected);
+        }
+
+        #[test]
+        fn cuts_change_nothing(text in "[abक]{0,24}", stops in proptest::collection::vec("[abक]{0,4}", 0..4), n in 1_usize..5) {
+            let stops: Vec<&str> = stops.iter().map(String::as_str).collect();
+            let chars: Vec<char> = text.chars().collect();
+            let pieces: Vec<String> = chars.chunks(n).map(|piece| piece.iter().collect()).collect();
+            let pieces: Vec<&str> = pieces.iter().map(String::as_str).collect();
+            prop_assert_eq!(watch(&stops, &pieces), watch(&stops, &[&text]));
+        }
+    }
+}

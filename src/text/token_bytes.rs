@@ -1,0 +1,185 @@
+//! How tokens are spelled: from a tokenizer's decoder to the bytes of each token.
+//!
+//! Nearly every language model decodes a token the same way wherever it stands, give or take a space at the very
+//! beginning. For those the bytes are worked out once, when the tokenizer is opened, and an answer is a walk through
+//! a table. The rules below repeat what the `tokenizers` crate does, quirks included; a decoder that they do not
+//! cover is left to that crate, token by token ([`super::decoder`]).
+
+use serde::Deserialize;
+use tokenizers::Tokenizer;
+
+/// The bytes of every token, and what happens at the beginning of a text.
+pub(super) struct TokenBytes {
+    rule: Rule,
+    /// Leading occurrences of a character that the text loses, and how many at most.
+    strip: Option<(char, usize)>,
+    bytes: Vec<u8>,
+    /// Where in `bytes` each token ends; it begins where the one before ends.
+    ends: Vec<usize>,
+}
+
+impl TokenBytes {
+    /// The spelling of ids below `vocabulary`, `None` when the tokenizer's decoder is of another kind.
+    pub(super) fn of(tokenizer: &Tokenizer, vocabulary: usize) -> Option<Self> {
+        let (rule, strip) = read_steps(tokenizer)?;
+        let mut spelling = Self { rule, strip, bytes: Vec::new(), ends: Vec::with_capacity(vocabulary) };
+        for id in (0_u32..).take(vocabulary) {
+            if let Some(token) = visible(tokenizer, id) {
+                spelling.bytes.extend(spelling.rule.spell(&token, false));
+            }
+            spelling.ends.push(spelling.bytes.len());
+        }
+        Some(spelling)
+    }
+
+    /// The bytes of a token that is not the first; none for special tokens and for ids that do not exist.
+    pub(super) fn bytes(&self, id: u32) -> &[u8] {
+        let id = id as usize;
+        let Some(&end) = self.ends.get(id) else { return &[] };
+        let start = if id == 0 { 0 } else { self.ends[id - 1] };
+        &self.bytes[start..end]
+    }
+
+    /// The bytes of a text's first token, `None` when it has none and the next one is the first.
+    pub(super) fn first_bytes(&self, tokenizer: &Tokenizer, id: u32) -> Option<Vec<u8>> {
+        visible(tokenizer, id).map(|token| self.rule.spell(&token, true))
+    }
+
+    /// Leading occurrences of a character that the text loses, and how many at most.
+    pub(super) const fn strip(&self) -> Option<(char, usize)> {
+        self.strip
+    }
+}
+
+/// The token with this id, unless it is special or there is none.
+pub(super) fn visible(tokenizer: &Tokenizer, id: u32) -> Option<String> {
+    let token = tokenizer.id_to_token(id)?;
+    (!tokenizer.get_added_vocabulary().is_special_token(&token)).then_some(token)
+}
+
+/// How one token becomes bytes.
+enum Rule {
+    /// Each character stands for a byte (GPT-2's alphabet).
+    ByteLevel(Alphabet),
+    /// Strings are replaced (▁ by a space), and with `byte_fallback` `<0x41>` stands for a byte.
+    Pieces { replace: Vec<(String, String)>, byte_fallback: bool },
+    /// A mark stands for a space, or in the first token for nothing.
+    Metaspace { mark: char, first: Option<char> },
+}
+
+impl Rule {
+    fn spell(&self, token: &str, is_first: bool) -> Vec<u8> {
+        match self {
+            Self::ByteLevel(alphabet) => alphabet.bytes(token),
+            Self::Pieces { replace, byte_fallback } => {
+                let token =
+                    replace.iter().fold(token.to_owned(), |token, (from, to)| token.replace(from, to));
+                let byte = if *byte_fallback { fallback_byte(&token) } else { None };
+                byte.map_or_else(|| token.into_bytes(), |byte| vec![byte])
+            }
+            Self::Metaspace { mark, first } => {
+                let space = if is_first { *first } else { Some(' ') };
+                let spelled = token.chars().filter_map(|c| if c == *mark { space } else { Some(c) });
+                spelled.collect::<String>().into_bytes()
+            }
+        }
+    }
+}
+
+fn fallback_byte(token: &str) -> Option<u8> {
+    let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
+    (digits.len() == 2).then(|| u8::from_str_radix(digits, 16).ok())?
+}
+
+/// GPT-2's alphabet: printable bytes stand for themselves, the others for the characters from U+0100 on.
+struct Alphabet(Box<[Option<u8>; 0x144]>);
+
+impl Alphabet {
+    fn new() -> Self {
+        let mut bytes = Box::new([None; 0x144]);
+        let mut next = 0x100;
+        for byte in 0..=u8::MAX {
+            let printable = matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+            let at = if printable { usize::from(byte) } else { next };
+            next += usize::from(!printable);
+            bytes[at] = Some(byte);
+        }
+        Self(bytes)
+    }
+
+    /// The token's bytes; a token with a foreign character (an added one) is spelled as it stands.
+    fn bytes(&self, token: &str) -> Vec<u8> {
+        let byte = |c: char| self.0.get(c as usize).copied().flatten();
+        token.chars().map(byte).collect::<Option<_>>().unwrap_or_else(|| token.as_bytes().to_vec())
+    }
+}
+
+/// A decoder as `tokenizer.json` writes it.
+#[derive(Deserialize)]
+#[serde(tag = "type")]
+enum Step {
+    ByteLevel,
+    Replace {
+        pattern: Pattern,
+        content: String,
+    },
+    ByteFallback,
+    Fuse,
+    Strip {
+        content: char,
+        start: usize,
+        stop: usize,
+    },
+    Metaspace {
+        replacement: char,
+        prepend_scheme: String,
+    },
+    Sequence {
+        decoders: Vec<Step>,
+    },
+    #[serde(other)]
+    Other,
+}
+
+/// The other kind, `Regex`, is left out so that a decoder with one is not read: it is beyond a table.
+#[derive(Deserialize)]
+enum Pattern {
+    String(String),
+}
+
+fn read_steps(tokenizer: &Tokenizer) -> Option<(Rule, Option<(char, usize)>)> {
+    // Through JSON, because the crate does not tell what a `Replace` replaces.
+    let decoder = serde_json::to_value(tokenizer.get_decoder()?).ok()?;
+    let steps = match serde_json::from_value(decoder).ok()? {
+        Step::Sequence { decoders } => decoders,
+        step => vec![step],
+    };
+    match &steps[..] {
+        [Step::ByteLevel] | [Step::ByteLevel, Step::Fuse] => Some((Rule::ByteLevel(Alphabet::new()), None)),
+        [Step::Metaspace { replacement, prepend_scheme }] => {
+            let first = (prepend_scheme == "never").then_some(' ');
+            Some((Rule::Metaspace { mark: *replacement, first }, None))
+        }
+        steps => read_pieces(steps),
+    }
+}
+
+/// `Replace`s, then perhaps `ByteFallback`, then `Fuse`, then perhaps a `Strip` at the start. In another order they
+/// would see text across tokens, which a table cannot.
+fn read_pieces(mut steps: &[Step]) -> Option<(Rule, Option<(char, usize)>)> {
+    let mut replace = Vec::new();
+    while let [Step::Replace { pattern: Pattern::String(from), content }, rest @ ..] = steps {
+        if from.is_empty() {
+            return None;
+        }
+        replace.push((from.clone(), content.clone()));
+        steps = rest;
+    }
+    let byte_fallback = matches!(steps, [Step::ByteFallback, ..]);
+    let rule = Rule::Pieces { replace, byte_fallback };
+    match &steps[usize::from(byte_fallback)..] {
+        [] | [Step::Fuse] => Some((rule, None)),
+        [Step::Fuse, Step::Strip { content, start, stop: 0 }] => Some((rule, Some((*content, *start)))),
+        _ => None,
+    }
+}

@@ -1,0 +1,180 @@
+//! `eka worker` by itself: the frames on its pipes, and how it ends.
+
+use std::{
+    io::Write,
+    process::{Child, ChildStdin, ChildStdout, Stdio},
+    time::{Duration, Instant},
+};
+
+use eka::{
+    job::{Failure, FinishReason, Job, JobId, ModelId},
+    units::Bytes,
+    wire::{self, Down, PROTOCOL, Up, WorkerSpec},
+};
+
+use crate::support::{models::exported, program::eka, worker::worker_spec};
+
+/// Feeds a worker these frames and gives what it says until it ends.
+fn converse(frames: &[Down], then: &[u8]) -> (Vec<Up>, Option<i32>) {
+    let mut child =
+        eka(&["worker"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    for frame in frames {
+        wire::write(frame, &mut stdin).unwrap();
+    }
+    stdin.write_all(then).unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    let mut said = Vec::new();
+    while let Some(frame) = wire::read::<Up>(&mut stdout).unwrap() {
+        said.push(frame);
+    }
+    (said, child.wait().unwrap().code())
+}
+
+fn start() -> Down {
+    Down::Start(worker_spec(4, Some(64)))
+}
+
+fn load(model_dir: &str) -> Down {
+    Down::Load { model: ModelId::default(), dir: model_dir.into(), draft: None }
+}
+
+fn generate(id: u64, prompt: usize, max_new_tokens: usize) -> Down {
+    Down::Generate(Box::new(Job::new(JobId(id), vec![1; prompt], max_new_tokens)))
+}
+
+#[test]
+fn a_worker_says_a_frame_for_every_chunk_and_every_step() {
+    let model = exported("llama");
+    let (said, code) = converse(&[start(), load(&model), generate(7, 10, 5), Down::Shutdown], &[]);
+    assert_eq!(code, Some(0));
+    assert_eq!(said[0], Up::Hello { protocol: PROTOCOL });
+    assert!(
+        matches!(&said[1..4], [Up::Started(_), Up::Loaded(_), Up::Ready { report, .. }] if report.capacity == 64),
+        "{:?}",
+        &said[1..4]
+    );
+    // Told to end while it works, it may stop after any step, but not skip one.
+    let progress: Vec<_> = said
+        .iter()
+        .filter_map(|up| if let Up::Progress { done, .. } = up { Some(*done) } else { None })
+        .collect();
+    assert!([4, 8].starts_with(&progress), "{progress:?}");
+    assert!(matches!(said.last(), Some(Up::Done { job: JobId(7), .. })), "{said:?}");
+}
+
+#[test]
+fn a_job_that_does_not_fit_fails_and_the_next_one_runs() {
+    let model = exported("llama");
+    let jobs = [start(), load(&model), generate(1, 60, 5), generate(2, 3, 2)];
+    let mut child =
+        eka(&["worker"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    jobs.iter().for_each(|frame| wire::write(frame, &mut stdin).unwrap());
+    let mut ends = Vec::new();
+    while ends.len() < 2 {
+        let said = wire::read::<Up>(&mut stdout).unwrap().unwrap();
+        if matches!(said, Up::Failed { .. } | Up::Done { .. }) {
+            ends.push(said);
+        }
+    }
+    assert!(matches!(
+        &ends[0],
+        Up::Failed { job: JobId(1), failure: Failure::Context { .. }, poisoned: false }
+    ));
+    assert!(matches!(&ends[1], Up::Done { job: JobId(2), finish } if finish.reason == FinishReason::Length));
+    drop(stdin);
+    assert_eq!(child.wait().unwrap().code(), Some(0), "the end of its input is the end of the worker");
+}
+
+#[test]
+fn a_worker_gives_memory_back_when_told_to_and_works_on() {
+    let model = exported("llama");
+    let mut child =
+        eka(&["worker"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    for frame in [start(), load(&model), Down::Trim, generate(1, 3, 2)] {
+        wire::write(&frame, &mut stdin).unwrap();
+    }
+    let mut said = Vec::new();
+    while !matches!(said.last(), Some(Up::Done { .. })) {
+        said.push(wire::read::<Up>(&mut stdout).unwrap().unwrap());
+    }
+    assert!(matches!(&said[4], Up::Trimmed { memory } if memory.resident.is_some()), "{said:?}");
+    drop(stdin);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+/// A worker with these frames behind it, and its pipes.
+fn worker_after(spec: WorkerSpec, frames: &[Down]) -> (Child, ChildStdin, ChildStdout) {
+    let mut child =
+        eka(&["worker"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let (mut stdin, stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    for frame in [Down::Start(spec)].iter().chain(frames) {
+        wire::write(frame, &mut stdin).unwrap();
+    }
+    (child, stdin, stdout)
+}
+
+/// What a worker says until this.
+fn said_until(stdout: &mut ChildStdout, is_last: impl Fn(&Up) -> bool) -> Vec<Up> {
+    let mut said = Vec::new();
+    while !said.last().is_some_and(&is_last) {
+        said.push(wire::read::<Up>(stdout).unwrap().unwrap());
+    }
+    said
+}
+
+#[test]
+fn a_worker_answers_every_ping_between_two_jobs() {
+    let frames = [load(&exported("llama")), Down::Ping, generate(1, 3, 2), Down::Ping, Down::Ping];
+    let (mut child, stdin, mut stdout) = worker_after(worker_spec(4, Some(64)), &frames);
+    for _ in 0..3 {
+        said_until(&mut stdout, |up| *up == Up::Pong);
+    }
+    drop(stdin);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+/// Pings are more frequent than the idle time after which a worker gives memory back, and must not reset it.
+#[test]
+fn pings_do_not_keep_an_idle_worker_from_giving_memory_back() {
+    let spec = WorkerSpec {
+        host_pool: true,
+        trim: "idle=1000".parse().unwrap(),
+        kv_keep: Bytes::mib(64),
+        ..worker_spec(4, Some(64))
+    };
+    let frames = [load(&exported("llama")), generate(1, 3, 2)];
+    let (mut child, mut stdin, mut stdout) = worker_after(spec, &frames);
+    said_until(&mut stdout, |up| matches!(up, Up::Done { .. }));
+    let began = Instant::now();
+    let mut is_held = false;
+    while !is_held {
+        assert!(began.elapsed() < Duration::from_secs(120), "pinged for ever");
+        wire::write(&Down::Ping, &mut stdin).unwrap();
+        let said = said_until(&mut stdout, |up| *up == Up::Pong);
+        is_held = said.iter().any(|up| matches!(up, Up::Held { .. }));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    drop(stdin);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_worker_that_is_sent_garbage_ends_with_an_error_and_no_panic() {
+    for garbage in [&[0xff; 64][..], &[3, 0, 0, 0, 250, 250, 250], b"GET / HTTP/1.1\r\n\r\n"] {
+        let (said, code) = converse(&[], garbage);
+        assert_eq!(said, [Up::Hello { protocol: PROTOCOL }]);
+        assert_eq!(code, Some(1), "{garbage:?}");
+    }
+}
+
+#[test]
+fn a_model_that_cannot_be_loaded_is_said_with_the_reason_and_not_tried_again() {
+    let (said, code) = converse(&[start(), load("tests/fixtures"), Down::Shutdown], &[]);
+    assert_eq!(code, Some(0));
+    let Some(Up::LoadFailed { message, .. }) = said.last() else { panic!("{said:?}") };
+    assert!(message.contains("eka.json"), "{message}");
+}
