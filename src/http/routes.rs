@@ -25,11 +25,13 @@ use super::{
         tokenize::{self, Detokenized, RenderedPrompt, Tokenized},
         ui,
     },
-    openapi::{
-        requests::{ChatRequest, CompletionRequest, GenerateLiteRequest, ResponseRequest},
-        texts::{
-            ApplyTemplateRequest, CacheRequest, DetokenizeRequest, LoadRequest, LogRequest, TokenizeRequest,
-        },
+    request::{
+        admin::{CacheRequest, LoadRequest, LogRequest},
+        chat::ChatRequest,
+        completions::CompletionRequest,
+        generate_lite::GenerateLiteRequest,
+        responses::ResponseRequest,
+        tokenize::{ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest},
     },
     route::Route,
     route_info::{Access, NO_ROUTE, RouteInfo},

@@ -12,21 +12,7 @@ use super::{
     sse::Frame,
     usage::{PromptProgress, Timings, Usage},
 };
-use crate::{
-    http::{
-        field_error::FieldError,
-        request::{
-            compat::{self, OtherField},
-            fields::Fields,
-            generation::{Ask, Prompt, Rules, asked, take_choices, take_tokens},
-            messages::take_messages,
-            tools::{Shape, Toolbox},
-        },
-    },
-    job::ScoresAsked,
-    text::Call,
-    units::Tokens,
-};
+use crate::{http::request::chat::ChatRequest, text::Call};
 
 /// An answer of `/v1/chat/completions`.
 #[derive(Serialize, ToSchema)]
@@ -223,27 +209,11 @@ impl Chat {
 }
 
 impl ApiFormat for Chat {
+    type Request = ChatRequest;
+
     const ROUTE: &'static str = "/v1/chat/completions";
     const ID_PREFIX: &'static str = "chatcmpl-";
     const OPERATION: &'static str = "chat";
-    const TEMPERATURE: f32 = 1.0;
-    const OTHERS: &'static [&'static [OtherField]] = &[compat::OPENAI, compat::CHAT, compat::PEERS];
-
-    fn ask(fields: &mut Fields, rules: &Rules) -> Result<Ask, FieldError> {
-        let conversation = take_messages(fields)?;
-        let toolbox = Toolbox::take(fields, Shape::Nested)?;
-        let conversation = match &toolbox {
-            Some(toolbox) => toolbox.tell(conversation, &rules.tools),
-            None => conversation,
-        };
-        let most = take_most(fields)?;
-        let ask = Ask::take(fields, rules, Prompt::Conversation(conversation), most)?;
-        let ask = match toolbox {
-            Some(toolbox) => toolbox.equip(ask, rules, fields)?,
-            None => ask,
-        };
-        Ok(Ask { choices: take_choices(fields)?, scores: take_scores(fields)?, ..ask })
-    }
 
     fn whole(&self, choices: &[FinishedChoice]) -> String {
         to_json(&ChatCompletion {
@@ -279,31 +249,5 @@ impl ApiFormat for Chat {
             out.push(&ChatCompletionChunk { usage: Some(Some(Usage::of(choices))), ..self.chunk(None) });
         }
         out.push_done();
-    }
-}
-
-/// `logprobs` and how many others with `top_logprobs`.
-fn take_scores(fields: &mut Fields) -> Result<Option<ScoresAsked>, FieldError> {
-    const MOST: u64 = 20;
-    let wanted = fields.take("logprobs")?.unwrap_or(false);
-    match fields.whole("top_logprobs", 0..=MOST)? {
-        Some(1..) if !wanted => Err(FieldError::value(
-            "top_logprobs",
-            "is for log-probabilities; send \"logprobs\": true with it",
-        )),
-        top => Ok(wanted.then(|| asked(top.unwrap_or(0), false))),
-    }
-}
-
-/// `max_completion_tokens`, or its deprecated name.
-fn take_most(fields: &mut Fields) -> Result<Option<Tokens>, FieldError> {
-    let newer = take_tokens(fields, "max_completion_tokens")?;
-    let older = take_tokens(fields, "max_tokens")?;
-    match (newer, older) {
-        (Some(newer), Some(older)) if newer != older => {
-            let said = format!("is {}, and max_completion_tokens is {}; send one of them", older.0, newer.0);
-            Err(FieldError::value("max_tokens", said))
-        }
-        (newer, older) => Ok(newer.or(older)),
     }
 }

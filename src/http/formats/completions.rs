@@ -3,7 +3,6 @@
 use std::slice;
 
 use serde::Serialize;
-use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::{
@@ -13,17 +12,7 @@ use super::{
     sse::Frame,
     usage::{PromptProgress, Timings, Usage},
 };
-use crate::{
-    http::{
-        field_error::FieldError,
-        request::{
-            compat::{self, OtherField},
-            fields::{Fields, whole_of},
-            generation::{Ask, Rules, asked, prompt_of, take_choices, take_tokens},
-        },
-    },
-    job::ScoresAsked,
-};
+use crate::http::request::completions::CompletionRequest;
 
 /// An answer of `/v1/completions`; in a stream, one of its events.
 #[derive(Serialize, ToSchema)]
@@ -85,22 +74,10 @@ impl Completions {
 }
 
 impl ApiFormat for Completions {
+    type Request = CompletionRequest;
+
     const ROUTE: &'static str = "/v1/completions";
     const ID_PREFIX: &'static str = "cmpl-";
-    const TEMPERATURE: f32 = 1.0;
-    const OTHERS: &'static [&'static [OtherField]] =
-        &[compat::OPENAI, compat::COMPLETIONS, compat::WITHOUT_TOOLS, compat::PEERS];
-
-    fn ask(fields: &mut Fields, rules: &Rules) -> Result<Ask, FieldError> {
-        let prompt = prompt_of(fields.require("prompt")?, "prompt")?;
-        let max_tokens = take_tokens(fields, "max_tokens")?;
-        let ask = Ask::take(fields, rules, prompt, max_tokens)?;
-        let choices = take_choices(fields)?;
-        check_best_of(fields, choices)?;
-        let echo = fields.take("echo")?.unwrap_or(false);
-        let scores = take_scores(fields, echo)?;
-        Ok(Ask { choices, echo, scores, ..ask })
-    }
 
     fn whole(&self, choices: &[FinishedChoice]) -> String {
         to_json(&Completion {
@@ -137,34 +114,5 @@ impl ApiFormat for Completions {
             out.push(&Completion { usage: Some(Some(Usage::of(choices))), ..self.document(Vec::new()) });
         }
         out.push_done();
-    }
-}
-
-/// Every choice that is generated is sent, so the best of more than those is not to be had.
-fn check_best_of(fields: &mut Fields, choices: usize) -> Result<(), FieldError> {
-    match fields.whole("best_of", 1..=u64::from(u32::MAX))? {
-        Some(best_of) if best_of != choices as u64 => {
-            let said = format!(
-                "is {best_of}, and n is {choices}; eka sends every choice that it generates, so leave it out or send {choices}"
-            );
-            Err(FieldError::value("best_of", said))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// `logprobs`: how many others. `false` is what some clients send for none.
-fn take_scores(fields: &mut Fields, echo: bool) -> Result<Option<ScoresAsked>, FieldError> {
-    const MOST: u64 = 5;
-    match fields.take::<Value>("logprobs")? {
-        None | Some(Value::Bool(false)) => Ok(None),
-        Some(top) => {
-            let allowed = top.as_number().and_then(whole_of).and_then(|top| u64::try_from(top).ok());
-            let allowed = allowed.filter(|top| *top <= MOST);
-            let range = || format!("0 to {MOST}");
-            let wrong =
-                || FieldError::Range { param: "logprobs".into(), found: top.to_string(), range: range() };
-            allowed.map(|top| Some(asked(top, echo))).ok_or_else(wrong)
-        }
     }
 }

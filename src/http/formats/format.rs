@@ -1,6 +1,6 @@
 //! What the generating routes share, and the small part in which they differ.
 //!
-//! A format reads its own prompt fields and writes its own answers. It sees completed choices and deltas, never events of a
+//! A format has its own type of requests and writes its own answers. It sees completed choices and deltas, never events of a
 //! job or tokens.
 
 use serde::Serialize;
@@ -14,19 +14,16 @@ use super::{
 use crate::{
     http::{
         error::ErrorBody,
-        field_error::FieldError,
-        request::{
-            compat::OtherField,
-            echoed_fields::EchoedFields,
-            fields::Fields,
-            generation::{Ask, Rules},
-        },
+        request::{echoed_fields::EchoedFields, generation::GenerateRequest},
     },
     job::JobId,
 };
 
 /// The wire format of one generating route.
 pub(crate) trait ApiFormat: From<ResponseMeta> + Send + 'static {
+    /// Its requests.
+    type Request: GenerateRequest;
+
     /// The path of the route.
     const ROUTE: &'static str;
 
@@ -40,15 +37,6 @@ pub(crate) trait ApiFormat: From<ResponseMeta> + Send + 'static {
 
     /// `gen_ai.operation.name` in traces.
     const OPERATION: &'static str = "text_completion";
-
-    /// Temperature of requests that name none.
-    const TEMPERATURE: f32;
-
-    /// Tables of the fields that eka accepts for compatibility.
-    const OTHERS: &'static [&'static [OtherField]];
-
-    /// Takes a request's fields, except `model`.
-    fn ask(fields: &mut Fields, rules: &Rules) -> Result<Ask, FieldError>;
 
     /// The complete answer as JSON, with all choices in order.
     fn whole(&self, choices: &[FinishedChoice]) -> String;

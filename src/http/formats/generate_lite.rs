@@ -12,18 +12,7 @@ use super::{
     sse::Frame,
     usage::{PromptProgress, RequestMemory, Timings, Usage},
 };
-use crate::{
-    http::{
-        field_error::FieldError,
-        request::{
-            compat::{self, OtherField},
-            fields::Fields,
-            generation::{Ask, Prompt, Rules, prompt_of, take_tokens},
-            messages::take_messages,
-        },
-    },
-    job::JobId,
-};
+use crate::{http::request::generate_lite::GenerateLiteRequest, job::JobId};
 
 /// An answer of `/generate-lite`; in a stream, its last event.
 #[derive(Serialize, ToSchema)]
@@ -74,22 +63,14 @@ impl GenerateLite {
 }
 
 impl ApiFormat for GenerateLite {
+    type Request = GenerateLiteRequest;
+
     const ROUTE: &'static str = "/generate-lite";
     const ID_PREFIX: &'static str = "gen-";
 
     /// With the job's number, in which order the queue took them: for tests of the queue and of faults.
     fn id(job: JobId) -> String {
         format!("{}-{}", response_id::new(Self::ID_PREFIX), job.0)
-    }
-
-    const TEMPERATURE: f32 = 0.0;
-    const OTHERS: &'static [&'static [OtherField]] =
-        &[compat::OPENAI, compat::SINGLE, compat::WITHOUT_TOOLS, compat::PEERS];
-
-    fn ask(fields: &mut Fields, rules: &Rules) -> Result<Ask, FieldError> {
-        let prompt = take_prompt(fields)?;
-        let max_new = take_tokens(fields, "max_new_tokens")?;
-        Ask::take(fields, rules, prompt, max_new)
     }
 
     fn whole(&self, choices: &[FinishedChoice]) -> String {
@@ -113,14 +94,5 @@ impl ApiFormat for GenerateLite {
 
     fn end(&mut self, _: &[FinishedChoice], out: &mut Frame) {
         out.push_done();
-    }
-}
-
-fn take_prompt(fields: &mut Fields) -> Result<Prompt, FieldError> {
-    match (fields.has("prompt"), fields.has("messages")) {
-        (true, false) => prompt_of(fields.require("prompt")?, "prompt"),
-        (false, true) => take_messages(fields).map(Prompt::Conversation),
-        (true, true) => Err(FieldError::value("messages", "is given together with prompt; send one of them")),
-        (false, false) => Err(FieldError::Missing { param: "prompt or messages".into() }),
     }
 }

@@ -20,16 +20,7 @@ use super::{
 use crate::{
     http::{
         error::{ErrorBody, ErrorDetails},
-        field_error::FieldError,
-        request::{
-            compat::{self, OtherField},
-            echoed_fields::EchoedFields,
-            fields::Fields,
-            generation::{Ask, Prompt, Rules, take_tokens},
-            input_items::take_input,
-            response_format::Form,
-            tools::{Shape, Toolbox},
-        },
+        request::{echoed_fields::EchoedFields, responses::ResponseCall},
     },
     text::Call,
 };
@@ -266,31 +257,11 @@ impl From<ResponseMeta> for Responses {
 }
 
 impl ApiFormat for Responses {
+    type Request = ResponseCall;
+
     const ROUTE: &'static str = "/v1/responses";
     const ID_PREFIX: &'static str = "resp_";
     const OPERATION: &'static str = "chat";
-    const TEMPERATURE: f32 = 1.0;
-    const OTHERS: &'static [&'static [OtherField]] =
-        &[compat::OPENAI, compat::RESPONSES, compat::SINGLE, compat::PEERS];
-
-    fn ask(fields: &mut Fields, rules: &Rules) -> Result<Ask, FieldError> {
-        let echoed = EchoedFields::of(fields);
-        let conversation = take_input(fields)?;
-        let toolbox = Toolbox::take(fields, Shape::Flat)?;
-        let conversation = match &toolbox {
-            Some(toolbox) => toolbox.tell(conversation, &rules.tools),
-            None => conversation,
-        };
-        let most = take_tokens(fields, "max_output_tokens")?;
-        let form = take_text(fields)?;
-        let ask = Ask::take(fields, rules, Prompt::Conversation(conversation), most)?;
-        let ask = ask.with_form(form, fields)?;
-        let ask = match toolbox {
-            Some(toolbox) => toolbox.equip(ask, rules, fields)?,
-            None => ask,
-        };
-        Ok(Ask { echoed, ..ask })
-    }
 
     fn whole(&self, choices: &[FinishedChoice]) -> String {
         let Some(finished) = choices.first() else { return String::new() };
@@ -464,13 +435,4 @@ impl From<&FinishedChoice> for ResponseUsage {
             total_tokens: usage.prompt_tokens + usage.completion_tokens,
         }
     }
-}
-
-/// Takes `text`, which says the form of the answer.
-fn take_text(fields: &mut Fields) -> Result<Option<Form>, FieldError> {
-    let Some(text) = fields.take::<Value>("text")? else { return Ok(None) };
-    let mut text = fields.nested(text, &fields.path("text"))?;
-    let form = Form::take_flat(&mut text)?;
-    text.finish(&[compat::TEXT_OPTIONS])?;
-    Ok(form)
 }

@@ -12,7 +12,10 @@ use crate::{
     http::{
         error::ApiError,
         field_error::FieldError,
-        request::{body, generation::take_keep_alive},
+        request::{
+            admin::{LoadRequest, LogRequest},
+            body,
+        },
         state::AppState,
     },
     job::{Failure, Memory, Order, OrderOutcome, OrderReport},
@@ -92,9 +95,7 @@ pub(crate) async fn load(
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, ApiError> {
     let model = state.catalogue.id(&path.into_inner())?;
-    let mut fields = body::read_optional(&request, payload, &state).await?;
-    let keep_alive = take_keep_alive(&mut fields)?;
-    fields.finish(&[])?;
+    let LoadRequest { keep_alive } = body::read_optional(&request, payload, &state).await?;
     answer_order(&request, &state, Order::Load { model, keep_alive }).await
 }
 
@@ -119,12 +120,10 @@ pub(crate) async fn log(
     payload: web::Payload,
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, ApiError> {
-    let mut fields = body::read(&request, payload, &state).await?;
-    let level = fields.require::<String>("level")?;
-    fields.finish(&[])?;
+    let LogRequest { level } = body::read(&request, payload, &state).await?;
     if !is_log_level(&level) {
         let expected = "expected error, warn, info, debug, trace or a filter such as info,eka=debug";
-        return Err(FieldError::value("level", format!("invalid filter {level:?}; {expected}")).into());
+        return Err(FieldError::value("level", format!("unsupported value {level:?}; {expected}")).into());
     }
     let Some(set) = &state.set_log_level else {
         return Err(ApiError::NotFound { path: request.path().to_owned() });

@@ -28,8 +28,7 @@ use crate::{
         offload::Cost,
         request::{
             body::{self, Taken},
-            fields::Fields,
-            generation::{Ask, Delivery, Rules},
+            generation::{Delivery, GenerateParams, GenerateRequest, RequestContext},
         },
         state::AppState,
     },
@@ -50,7 +49,7 @@ pub(crate) async fn generate<F: ApiFormat>(
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, ApiError> {
     let (deadlines, log_as) = (state.deadlines(), state.settings.log_prompts.then(|| request_id(&request)));
-    let take = move |fields: &mut Fields, text: &Text| ask::<F>(fields, text, deadlines, log_as);
+    let take = move |request: F::Request, text: &Text| resolve(request, text, deadlines, log_as);
     let Taken { text, value: mut ask, share, ignored } = body::take(&request, payload, &state, take).await?;
     let job = state.executor.new_id();
     let delivery = ask.delivery;
@@ -82,25 +81,19 @@ pub(crate) async fn generate<F: ApiFormat>(
     Ok(ignored.name_in(response))
 }
 
-/// Takes all fields of a request except `model`, and logs the prompt if `log_as` has the request's id.
-fn ask<F: ApiFormat>(
-    fields: &mut Fields,
+/// Checks a request, and logs the prompt if `log_as` has the request's id.
+fn resolve<R: GenerateRequest>(
+    request: R,
     text: &Text,
     deadlines: Deadlines,
     log_as: Option<String>,
-) -> Result<Ask, ApiError> {
-    let rules = Rules {
-        vocabulary: text.card().vocabulary,
-        deadlines,
-        temperature: F::TEMPERATURE,
-        tools: text.into(),
-    };
-    let ask = F::ask(fields, &rules)?;
-    std::mem::take(fields).finish(F::OTHERS)?;
+) -> Result<GenerateParams, ApiError> {
+    let context = RequestContext { vocabulary: text.card().vocabulary, deadlines, tools: text.into() };
+    let params = request.resolve(&context)?;
     if let Some(request_id) = log_as {
-        tracing::info!(request_id, prompt = ?ask.prompt, "prompt");
+        tracing::info!(request_id, prompt = ?params.prompt, "prompt");
     }
-    Ok(ask)
+    Ok(params)
 }
 
 fn request_id(request: &HttpRequest) -> String {
@@ -108,7 +101,7 @@ fn request_id(request: &HttpRequest) -> String {
 }
 
 /// Sets the span's attributes by the semantic conventions for generative AI, without the prompt.
-fn trace_request(record: &RequestRecord, ask: &Ask, operation: &'static str, model: &str) {
+fn trace_request(record: &RequestRecord, ask: &GenerateParams, operation: &'static str, model: &str) {
     record.trace_with(|span| {
         span.tell("gen_ai.operation.name", operation);
         span.tell("gen_ai.provider.name", "eka");

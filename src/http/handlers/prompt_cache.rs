@@ -27,7 +27,6 @@ use super::{
     admin::{OrderAnswer, send_order},
     slot::caller,
     submit::{check_readiness, room},
-    tokenize::take_conversation,
 };
 use crate::{
     executor::Terms,
@@ -37,11 +36,12 @@ use crate::{
         formats::usage::milliseconds,
         middleware::{access_log::RequestRecord, auth},
         request::{
+            admin::{CacheRequest, RestorePrompt, SavePrompt},
             body, cache_salt,
-            fields::Fields,
-            generation::{Prompt, check_ids, prompt_of},
+            prompt::Prompt,
             prompt_rendering::render,
             prompt_tokens::{Special, Untokenized, tokenize},
+            tokenize::with_tools,
         },
         state::AppState,
     },
@@ -158,24 +158,16 @@ pub(crate) async fn cache(
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, ApiError> {
     let store = store(&request, &state)?;
-    let mut fields = body::read(&request, payload, &state).await?;
-    let action: String = fields.require("action")?;
-    let name: String = fields.require("name")?;
-    let name = PromptName::try_from(name.as_str()).map_err(|e| FieldError::value("name", e.to_string()))?;
-    match action.as_str() {
-        "save" => {
-            let saved = save(&request, &state, store, name, fields).await;
+    match body::read(&request, payload, &state).await? {
+        CacheRequest::Save(body) => {
+            let saved = save(&request, &state, store, body).await;
             let outcome = if saved.is_ok() { "ok" } else { "failed" };
             let save = PromptFile { action: "save", outcome, device: OnDevice::default() };
             state.metrics.saved_prompts.get_or_create(&save).inc();
             saved
         }
-        "restore" => restore(&request, &state, store, name, fields).await,
-        "delete" => delete(&request, &state, store, name, fields).await,
-        other => {
-            let message = format!("unknown action {other:?}; expected save, restore or delete");
-            Err(FieldError::value("action", message).into())
-        }
+        CacheRequest::Restore(body) => restore(&request, &state, store, body).await,
+        CacheRequest::Delete(body) => delete(&request, &state, store, body.name).await,
     }
 }
 
@@ -184,13 +176,12 @@ async fn save(
     request: &HttpRequest,
     state: &AppState,
     store: PromptStore,
-    name: PromptName,
-    mut fields: Fields,
+    body: SavePrompt,
 ) -> Result<HttpResponse, ApiError> {
-    let text = auth::model(request, state, fields.take::<String>("model")?.as_deref())?;
-    let prompt = take_prompt(&mut fields, text)?;
-    let salt = cache_salt::take(&mut fields)?;
-    fields.finish(&[])?;
+    let SavePrompt { name, model, prompt, messages, tools, cache_salt: salt } = body;
+    let text = auth::model(request, state, model.as_deref())?;
+    let prompt = Prompt::choose(prompt, with_tools(messages, tools)?)?;
+    prompt.check(text.card().vocabulary)?;
     check_readiness(&state.readiness.borrow())?;
     let tokens = encode(state, text, prompt).await?;
     if tokens.is_empty() {
@@ -242,12 +233,10 @@ async fn restore(
     request: &HttpRequest,
     state: &AppState,
     store: PromptStore,
-    name: PromptName,
-    mut fields: Fields,
+    body: RestorePrompt,
 ) -> Result<HttpResponse, ApiError> {
-    let asked = fields.take::<String>("model")?;
-    let salt = take_audience(request, state, &mut fields)?;
-    fields.finish(&[])?;
+    let salt = audience(request, state, &body)?;
+    let RestorePrompt { name, model: asked, .. } = body;
     let file = store.path(&name);
     let (head, bytes) = head(store, &name).await?;
     let text = auth::model(request, state, Some(asked.as_ref().unwrap_or(&head.model)))?;
@@ -257,27 +246,20 @@ async fn restore(
     Ok(HttpResponse::Ok().json(CacheAnswer::Restore { saved, done }))
 }
 
-/// Takes the salt of the requests that may use a restored prompt; `None` means all.
-fn take_audience(
+/// The salt of the requests that may use a restored prompt; `None` means all.
+fn audience(
     request: &HttpRequest,
     state: &AppState,
-    fields: &mut Fields,
+    body: &RestorePrompt,
 ) -> Result<Option<CacheSalt>, FieldError> {
-    let shared = fields.take::<bool>("shared")?.unwrap_or(false);
-    let key = fields.take::<String>("key")?;
-    let salt = cache_salt::take(fields)?;
-    if let (true, Some(other)) = (shared, key.as_ref().map(|_| "key").or(salt.as_ref().map(|_| "cache_salt")))
-    {
-        let said = format!("is given together with {other}; send one of them");
-        return Err(FieldError::value("shared", said));
-    }
-    if let Some(name) = &key
+    body.check()?;
+    if let Some(name) = &body.key
         && !state.access.rules().keys.has_name(name)
     {
         return Err(FieldError::value("key", format!("no API key has the name {name:?}")));
     }
-    let key = key.or_else(|| caller(request).key);
-    Ok((!shared).then(|| cache_salt::digest(state, key.as_deref(), salt.as_deref())))
+    let key = body.key.clone().or_else(|| caller(request).key);
+    Ok((!body.shared).then(|| cache_salt::digest(state, key.as_deref(), body.cache_salt.as_deref())))
 }
 
 /// Deletes a saved prompt and what was restored from it.
@@ -286,9 +268,7 @@ async fn delete(
     state: &AppState,
     store: PromptStore,
     name: PromptName,
-    fields: Fields,
 ) -> Result<HttpResponse, ApiError> {
-    fields.finish(&[])?;
     let called = name.clone();
     let deleted = blocking(move || store.delete(&called)).await?;
     deleted.map_err(|e| failed(name.as_str(), &e))?;
@@ -321,21 +301,6 @@ fn failed(name: &str, e: &PromptStoreError) -> ApiError {
         e if e.is_io() => Failure::SavedFile { name, message }.into(),
         _ => Failure::SavedPrompt { name, message }.into(),
     }
-}
-
-fn take_prompt(fields: &mut Fields, text: &Text) -> Result<Prompt, FieldError> {
-    let prompt = match (fields.take("prompt")?, fields.has("messages")) {
-        (Some(_), true) => {
-            Err(FieldError::value("messages", "is given together with prompt; send one of them"))
-        }
-        (Some(prompt), false) => prompt_of(prompt, "prompt"),
-        (None, true) => take_conversation(fields).map(Prompt::Conversation),
-        (None, false) => Err(FieldError::Missing { param: "prompt or messages".into() }),
-    }?;
-    if let Prompt::Ids(ids) = &prompt {
-        check_ids(ids, "prompt", text.card().vocabulary)?;
-    }
-    Ok(prompt)
 }
 
 async fn encode(state: &AppState, text: &Arc<Text>, prompt: Prompt) -> Result<Vec<u32>, ApiError> {

@@ -13,10 +13,11 @@ use crate::{
         offload::Cost,
         request::{
             cache_salt,
-            generation::{Ask, Delivery, Prompt},
+            generation::{Delivery, GenerateParams},
+            prompt::Prompt,
             prompt_rendering::render,
             prompt_tokens::{Special, Untokenized, tokenize},
-            response_format::Form,
+            response_format::OutputConstraint,
         },
         state::AppState,
     },
@@ -31,13 +32,13 @@ pub(crate) async fn admit(
     text: &Arc<Text>,
     id: JobId,
     caller: Caller,
-    ask: Ask,
+    ask: GenerateParams,
     trace: Option<TraceLink>,
 ) -> Result<VecDeque<CompletionStream>, ApiError> {
     let arrived = Instant::now();
     check_readiness(&state.readiness.borrow())?;
-    if let Some(form) = &ask.form {
-        check_form(state, text, form, ask.terms.priority).await?;
+    if let Some(constraint) = &ask.constraint {
+        check_constraint(state, text, constraint, ask.terms.priority).await?;
     }
     let echo = if ask.echo { ask.prompt.text() } else { None };
     let prompt = encode(state, text, ask.prompt, ask.terms.priority).await?;
@@ -54,11 +55,11 @@ pub(crate) async fn admit(
     }
     let progress = matches!(ask.delivery, Delivery::Streamed { progress: true, .. });
     // With `parts`, the answer may also be plain text, which is decoded as usual.
-    let is_formed = ask.form.as_ref().is_some_and(|form| form.parts.is_empty());
+    let is_formed = ask.constraint.as_ref().is_some_and(|constraint| constraint.parts.is_empty());
     let sampling = with_breakers(state, text, ask.sampling, ask.breakers).await?;
     let prompt_tokens = prompt.len();
     let (model, keep_alive) = (text.card().id.as_str().into(), ask.keep_alive);
-    let constraint = ask.form.map(|form| form.constraint);
+    let constraint = ask.constraint.map(|output| output.constraint);
     let scores = ask.scores;
     let job = Job {
         model,
@@ -122,18 +123,23 @@ pub(crate) fn check_readiness(readiness: &Readiness) -> Result<(), ApiError> {
 }
 
 /// Compiles a constraint in the sandbox to check it; not if the queue is full.
-async fn check_form(state: &AppState, text: &Text, form: &Form, priority: Priority) -> Result<(), ApiError> {
+async fn check_constraint(
+    state: &AppState,
+    text: &Text,
+    output: &OutputConstraint,
+    priority: Priority,
+) -> Result<(), ApiError> {
     text.check_table()?;
     state.executor.check_room(Tokens(1), priority)?;
     let sandbox = state.sandbox()?;
-    let Err(whole) = sandbox.check(&form.constraint).await? else { return Ok(()) };
+    let Err(whole) = sandbox.check(&output.constraint).await? else { return Ok(()) };
     if !whole.is_limit() {
-        for (param, part) in &form.parts {
+        for (param, part) in &output.parts {
             let checked = sandbox.check(part).await?;
             checked.map_err(|source| ApiError::Constraint { param: param.clone(), source })?;
         }
     }
-    Err(ApiError::Constraint { param: form.param.clone(), source: whole })
+    Err(ApiError::Constraint { param: output.param.clone(), source: whole })
 }
 
 /// Finds the tokens of the sequence breakers; on another thread, because it searches the whole vocabulary.

@@ -17,22 +17,18 @@ use utoipa::ToSchema;
 use crate::{
     http::{
         error::ApiError,
-        field_error::FieldError,
         formats::format::to_json,
         offload::Cost,
         request::{
             body::{self, Taken},
-            compat,
-            fields::Fields,
-            generation::check_ids,
-            messages::take_messages,
+            prompt::check_ids,
             prompt_rendering::render,
             prompt_tokens::{Special, Untokenized, tokenize_within},
-            tools::{Shape, take_tools},
+            tokenize::{ApplyTemplateRequest, DetokenizeRequest, Source, TokenizeRequest},
         },
         state::AppState,
     },
-    text::{Conversation, Text, TokenText},
+    text::{Text, TokenText},
     units::Tokens,
 };
 
@@ -44,24 +40,17 @@ const MOST_TOKENS: usize = 1 << 17;
 #[derive(Serialize, ToSchema)]
 pub(crate) struct Tokenized {
     count: usize,
-    tokens: TokenList,
+    tokens: Vec<Token>,
     /// The context length.
     max_model_len: Tokens,
 }
 
-/// Token ids, or with `with_pieces` token ids and texts.
+/// A token id, or with `with_pieces` a token id and its text.
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
-enum TokenList {
-    Ids(Vec<u32>),
-    Pieces(Vec<Piece>),
-}
-
-/// A token.
-#[derive(Serialize, ToSchema)]
-struct Piece {
-    id: u32,
-    piece: PieceText,
+enum Token {
+    Id(u32),
+    Piece { id: u32, piece: PieceText },
 }
 
 /// The text of a token, or its bytes where they are not whole characters, as in llama.cpp.
@@ -85,23 +74,15 @@ pub(crate) struct RenderedPrompt {
     prompt: String,
 }
 
-/// What to cut into tokens.
-enum Source {
-    Text { text: String, add_special: bool },
-    Conversation(Conversation),
-}
-
 /// `POST /tokenize`.
 pub(crate) async fn tokenize(
     request: HttpRequest,
     payload: web::Payload,
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, ApiError> {
-    let taken = body::take(&request, payload, &state, |fields, _| {
-        let source = Source::take(fields)?;
-        let with_pieces = fields.take("with_pieces")?.unwrap_or(false);
-        std::mem::take(fields).finish(&[compat::TOKENIZE])?;
-        Ok((source, with_pieces))
+    let taken = body::take(&request, payload, &state, |request: TokenizeRequest, _| {
+        let with_pieces = request.with_pieces;
+        Ok((request.source()?, with_pieces))
     });
     let Taken { text, value: (source, with_pieces), share, ignored } = taken.await?;
     let (source, special) = match source {
@@ -115,10 +96,8 @@ pub(crate) async fn tokenize(
     drop(share);
     let json = state.offload.run(Cost::of_text(ids.len()), move || {
         let count = ids.len();
-        let tokens = match with_pieces {
-            true => TokenList::Pieces(ids.into_iter().map(|id| Piece::new(&text, id)).collect()),
-            false => TokenList::Ids(ids),
-        };
+        let token = |id| if with_pieces { Token::piece(&text, id) } else { Token::Id(id) };
+        let tokens = ids.into_iter().map(token).collect();
         Ok::<_, ApiError>(to_json(&Tokenized { count, tokens, max_model_len: most }))
     });
     Ok(ignored.name_in(send(json.await?)))
@@ -130,11 +109,9 @@ pub(crate) async fn detokenize(
     payload: web::Payload,
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, ApiError> {
-    let taken = body::take(&request, payload, &state, |fields, text| {
-        let ids = fields.ids("tokens")?.ok_or_else(|| FieldError::Missing { param: "tokens".into() })?;
-        check_ids(&ids, "tokens", text.card().vocabulary)?;
-        std::mem::take(fields).finish(&[])?;
-        Ok(ids)
+    let taken = body::take(&request, payload, &state, |request: DetokenizeRequest, text| {
+        check_ids(&request.tokens, "tokens", text.card().vocabulary)?;
+        Ok(request.tokens)
     });
     let Taken { text, value: ids, share, ignored } = taken.await?;
     let json = state.offload.run(Cost::of_text(ids.len()), move || {
@@ -151,11 +128,8 @@ pub(crate) async fn apply_template(
     payload: web::Payload,
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, ApiError> {
-    let taken = body::take(&request, payload, &state, |fields, _| {
-        let conversation = take_conversation(fields)?;
-        std::mem::take(fields).finish(&[compat::TEMPLATE])?;
-        Ok(conversation)
-    });
+    let taken =
+        body::take(&request, payload, &state, |request: ApplyTemplateRequest, _| Ok(request.conversation()));
     let Taken { text, value: conversation, share, ignored } = taken.await?;
     let prompt = render(&state, &text, conversation).await?;
     drop(share);
@@ -169,44 +143,14 @@ fn send(json: String) -> HttpResponse {
     HttpResponse::Ok().content_type(ContentType::json()).body(json)
 }
 
-impl Source {
-    fn take(fields: &mut Fields) -> Result<Self, FieldError> {
-        let older: Option<bool> = fields.take("add_special_tokens")?;
-        let add_special = fields.take("add_special")?.or(older);
-        let names = ["content", "prompt", "messages"];
-        let given: Vec<&str> = names.into_iter().filter(|name| fields.has(name)).collect();
-        match given[..] {
-            [] => Err(FieldError::Missing { param: "content, prompt or messages".into() }),
-            [name, other, ..] => {
-                Err(FieldError::value(other, format!("is given together with {name}; send one of them")))
-            }
-            ["messages"] if add_special == Some(true) => Err(FieldError::value(
-                "add_special",
-                "is true, and a chat template writes the special tokens itself; leave it out or send false",
-            )),
-            ["messages"] => take_conversation(fields).map(Self::Conversation),
-            [name] => {
-                let add_special = add_special.unwrap_or(name == "prompt");
-                Ok(Self::Text { text: fields.require(name)?, add_special })
-            }
-        }
-    }
-}
-
-pub(crate) fn take_conversation(fields: &mut Fields) -> Result<Conversation, FieldError> {
-    let conversation = take_messages(fields)?;
-    let tools = take_tools(fields, Shape::Nested)?.into_iter().map(|tool| tool.told).collect();
-    Ok(Conversation { tools, ..conversation })
-}
-
-impl Piece {
-    fn new(text: &Text, id: u32) -> Self {
+impl Token {
+    fn piece(text: &Text, id: u32) -> Self {
         let TokenText { text, bytes } = text.token(id);
         let piece = match bytes.map(String::from_utf8) {
             None => PieceText::Text(text),
             Some(Ok(text)) => PieceText::Text(text),
             Some(Err(error)) => PieceText::Bytes(error.into_bytes()),
         };
-        Self { id, piece }
+        Self::Piece { id, piece }
     }
 }

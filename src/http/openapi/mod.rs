@@ -1,23 +1,14 @@
 //! The OpenAPI 3.1 document and its page, assembled from the route table.
 
-mod closed;
 mod docs;
-#[expect(dead_code, reason = "the types are described and never made")]
-mod items;
-#[expect(dead_code, reason = "the types are described and never made")]
-mod messages;
-#[expect(dead_code, reason = "the types are described and never made")]
-pub(super) mod requests;
 #[cfg(test)]
 mod tests;
-#[expect(dead_code, reason = "the types are described and never made")]
-pub(super) mod texts;
 
 use std::{fmt::Write, sync::LazyLock};
 
 use serde_json::Value;
 use utoipa::openapi::{
-    ComponentsBuilder, InfoBuilder, OpenApi, OpenApiBuilder, PathItem, PathsBuilder,
+    ComponentsBuilder, InfoBuilder, OpenApiBuilder, PathItem, PathsBuilder,
     security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
     tag::TagBuilder,
 };
@@ -52,13 +43,6 @@ pub(super) static DOCUMENTS: LazyLock<Documents> = LazyLock::new(|| {
 
 /// The OpenAPI document.
 fn document() -> Value {
-    // Does not fail: every key is a string.
-    let mut document = serde_json::to_value(assemble()).unwrap_or_default();
-    closed::close_requests(&mut document);
-    document
-}
-
-fn assemble() -> OpenApi {
     let bearer = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
     let header = SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::new("X-Api-Key")));
     let mut components =
@@ -70,7 +54,7 @@ fn assemble() -> OpenApi {
         paths = paths.path(route.info.path, item);
     }
     let none: [&str; 0] = [];
-    OpenApiBuilder::new()
+    let document = OpenApiBuilder::new()
         .info(InfoBuilder::new().title("eka").version(env!("CARGO_PKG_VERSION")).description(Some(ABOUT)))
         .paths(paths)
         .components(Some(components.build()))
@@ -81,5 +65,7 @@ fn assemble() -> OpenApi {
             SecurityRequirement::new("header", none),
         ]))
         .tags(Some(TAGS.map(|(name, about)| TagBuilder::new().name(name).description(Some(about)).build())))
-        .build()
+        .build();
+    // Does not fail: every key is a string.
+    serde_json::to_value(document).unwrap_or_default()
 }

@@ -21,7 +21,7 @@ use flate2::read::MultiGzDecoder;
 use futures_util::StreamExt;
 use tokio::time::timeout;
 
-use super::{fields::Fields, ignored_fields::Ignored};
+use super::{fields::Fields, ignored_fields::Ignored, model_request::ModelRequest, shape::ReadObject};
 use crate::{
     http::{
         body_memory::Share, connections::Place, error::ApiError, middleware::auth, offload::Cost,
@@ -53,7 +53,7 @@ pub(crate) struct Body {
     share: Share,
 }
 
-/// The result of parsing a request. The memory of the body stays counted until `share` is dropped.
+/// A request, its model, and the memory of its body, which stays counted until `share` is dropped.
 pub(crate) struct Taken<T> {
     pub(crate) text: Arc<Text>,
     pub(crate) value: T,
@@ -63,39 +63,39 @@ pub(crate) struct Taken<T> {
 }
 
 /// Reads a body that is a JSON object.
-pub(crate) async fn read(
+pub(crate) async fn read<R: ReadObject + Send + 'static>(
     request: &HttpRequest,
     payload: Payload,
     state: &AppState,
-) -> Result<Fields, ApiError> {
+) -> Result<R, ApiError> {
     let body = receive(request, payload, state).await?;
     parse(body, state).await
 }
 
 /// As [`read`]; a missing body is read as an empty object.
-pub(crate) async fn read_optional(
+pub(crate) async fn read_optional<R: ReadObject + Send + 'static>(
     request: &HttpRequest,
     payload: Payload,
     state: &AppState,
-) -> Result<Fields, ApiError> {
+) -> Result<R, ApiError> {
     let body = bytes(request, payload, state).await?;
     if body.bytes.is_empty() {
-        return Ok(Fields::default());
+        return Ok(R::read(Fields::default())?);
     }
     check_head(request.headers(), state.settings.body_limit)?;
     parse(body, state).await
 }
 
-async fn parse(body: Body, state: &AppState) -> Result<Fields, ApiError> {
-    state.offload.run(body.cost(), move || body.parse().map(|(fields, _)| fields)).await
+async fn parse<R: ReadObject + Send + 'static>(body: Body, state: &AppState) -> Result<R, ApiError> {
+    state.offload.run(body.cost(), move || Ok::<_, ApiError>(R::read(body.parse()?.0)?)).await
 }
 
-/// Reads a body, finds its model and parses it with `take`; on another thread if the body is large.
-pub(crate) async fn take<T: Send + 'static>(
+/// Reads a body, finds its model and checks the request with `resolve`; on another thread if the body is large.
+pub(crate) async fn take<R: ModelRequest, T: Send + 'static>(
     request: &HttpRequest,
     payload: Payload,
     state: &AppState,
-    take: impl FnOnce(&mut Fields, &Text) -> Result<T, ApiError> + Send + 'static,
+    resolve: impl FnOnce(R, &Text) -> Result<T, ApiError> + Send + 'static,
 ) -> Result<Taken<T>, ApiError> {
     let body = receive(request, payload, state).await?;
     let cost = body.cost();
@@ -103,11 +103,11 @@ pub(crate) async fn take<T: Send + 'static>(
     let unknown = state.settings.unknown_fields;
     let work = move || {
         let (fields, share) = body.parse()?;
-        let mut fields = fields.with_unknown(unknown);
+        let fields = fields.with_unknown(unknown);
         let ignored = fields.ignored();
-        let asked = fields.take::<String>("model")?;
-        let text = Arc::clone(auth::model_for(key.as_deref(), &catalogue, asked.as_deref())?);
-        let value = take(&mut fields, &text)?;
+        let request = R::parse(fields)?;
+        let text = Arc::clone(auth::model_for(key.as_deref(), &catalogue, request.model())?);
+        let value = resolve(request, &text)?;
         Ok::<_, ApiError>(Taken { text, value, share, ignored })
     };
     state.offload.run(cost, work).await
@@ -278,7 +278,10 @@ mod tests {
     use flate2::{Compression, write::GzEncoder};
 
     use super::*;
-    use crate::{http::body_memory::BodyMemory, units::Bytes};
+    use crate::{
+        http::{body_memory::BodyMemory, request::field_types::string},
+        units::Bytes,
+    };
 
     fn head(pairs: &[(HeaderName, &'static str)]) -> Result<(), ApiError> {
         let mut headers = HeaderMap::new();
@@ -336,7 +339,7 @@ mod tests {
     fn a_gzip_body_is_decoded_and_refused_at_the_limit() {
         let memory = BodyMemory::new(Bytes::mib(8));
         let (mut fields, _share) = parse(gzip(br#"{"prompt": "a"}"#), &memory).unwrap();
-        assert_eq!(fields.require::<String>("prompt").unwrap(), "a");
+        assert_eq!(fields.take("prompt", string()).unwrap(), "a");
         let bomb = gzip(&vec![b' '; 64 << 20]);
         assert!(bomb.len() < 128 << 10, "{}", bomb.len());
         assert_eq!(parse(bomb, &memory).unwrap_err().code(), "body_too_large");

@@ -16,26 +16,15 @@
 
 use sha2::{Digest, Sha256};
 
-use super::fields::Fields;
-use crate::{
-    http::{field_error::FieldError, state::AppState},
-    job::CacheSalt,
-};
+use super::field_types::{StringType, string};
+use crate::{http::state::AppState, job::CacheSalt};
 
 /// Longest salt in bytes: vLLM recommends 43 characters.
-const MOST_BYTES: usize = 256;
+const MAX_BYTES: usize = 256;
 
-/// Takes `cache_salt`.
-pub(crate) fn take(fields: &mut Fields) -> Result<Option<String>, FieldError> {
-    let salt: Option<String> = fields.take("cache_salt")?;
-    match &salt {
-        Some(salt) if salt.is_empty() || salt.len() > MOST_BYTES => {
-            let said =
-                format!("has {} bytes; send 1 to {MOST_BYTES}, at random, or leave it out", salt.len());
-            Err(FieldError::value(fields.path("cache_salt"), said))
-        }
-        _ => Ok(salt),
-    }
+/// The type of the field: a short string that is not empty.
+pub(crate) const fn cache_salt() -> StringType {
+    string().bytes(1..=MAX_BYTES)
 }
 
 /// What sets the prompts of a key and a salt apart.

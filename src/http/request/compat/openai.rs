@@ -1,47 +1,49 @@
 //! Fields of OpenAI's API that eka does not have, route by route and object by object, and of what clients add to them.
 
-use super::other_field::{
-    Kind::{Anything, Flag, List, Number, Object, Text},
-    OtherField, array, inert, object, off, unsupported,
-};
+use super::compat_field::{CompatField, array, inert, object, off, unsupported};
+use crate::http::request::json_type::JsonType::{Any, Array, Boolean, Number, Object, String};
 
-pub(crate) const NO_REASONING: &[OtherField] = &[
+pub(crate) const NO_REASONING: &[CompatField] = &[
     off("effort", &["\"none\""], ""),
     off("enabled", &["false"], ""),
     off("max_tokens", &["0"], ""),
-    inert("exclude", Flag),
-    inert("summary", Text),
-    inert("generate_summary", Text),
+    inert("exclude", Boolean),
+    inert("summary", String),
+    inert("generate_summary", String),
 ];
 
+/// Of a schema with a name. They are for models that see them, which no chat template shows.
+pub(crate) const NAMED_SCHEMA: &[CompatField] =
+    &[inert("name", String), inert("description", String), inert("strict", Boolean)];
+
 /// OpenAI's, of all generating routes.
-pub(crate) const OPENAI: &[OtherField] = &[
-    inert("user", Text),
+pub(crate) const OPENAI: &[CompatField] = &[
+    inert("user", String),
     inert("metadata", Object),
-    inert("safety_identifier", Text),
-    inert("prompt_cache_key", Text),
-    inert("prompt_cache_retention", Text),
-    inert("verbosity", Text),
+    inert("safety_identifier", String),
+    inert("prompt_cache_key", String),
+    inert("prompt_cache_retention", String),
+    inert("verbosity", String),
     off("store", &["false"], "; no answers are kept"),
 ];
 
 /// OpenAI's completions.
-pub(crate) const COMPLETIONS: &[OtherField] =
+pub(crate) const COMPLETIONS: &[CompatField] =
     &[off("suffix", &["\"\""], ""), off("add_special_tokens", &["true"], "; send token ids as prompt")];
 
 /// Chat completions' about tools, of routes that have none.
-pub(crate) const WITHOUT_TOOLS: &[OtherField] = &[
+pub(crate) const WITHOUT_TOOLS: &[CompatField] = &[
     off("tools", &["[]"], "; use /v1/chat/completions"),
     off("tool_choice", &["\"none\"", "\"auto\""], "; use /v1/chat/completions"),
-    inert("parallel_tool_calls", Flag),
+    inert("parallel_tool_calls", Boolean),
 ];
 
 /// Chat completions' about choices and their scores, of routes that answer once and without scores.
-pub(crate) const SINGLE: &[OtherField] =
+pub(crate) const SINGLE: &[CompatField] =
     &[off("n", &["1"], "; send the request once for each answer"), off("logprobs", &["false"], "")];
 
 /// OpenAI's chat completions.
-pub(crate) const CHAT: &[OtherField] = &[
+pub(crate) const CHAT: &[CompatField] = &[
     off("functions", &["[]"], "; use tools"),
     off("function_call", &["\"none\"", "\"auto\""], "; use tool_choice"),
     off("modalities", &["[\"text\"]"], ""),
@@ -55,7 +57,7 @@ pub(crate) const CHAT: &[OtherField] = &[
 ];
 
 /// OpenAI's responses.
-pub(crate) const RESPONSES: &[OtherField] = &[
+pub(crate) const RESPONSES: &[CompatField] = &[
     off("background", &["false"], ""),
     array("include", NOTHING_TO_INCLUDE),
     off("truncation", &["\"disabled\""], ""),
@@ -81,50 +83,49 @@ const NOTHING_TO_INCLUDE: &[&str] = &[
 ];
 
 /// Of `stream_options`.
-pub(crate) const STREAM_OPTIONS: &[OtherField] =
-    &[inert("include_obfuscation", Flag), off("continuous_usage_stats", &["false"], "")];
+pub(crate) const STREAM_OPTIONS: &[CompatField] =
+    &[inert("include_obfuscation", Boolean), off("continuous_usage_stats", &["false"], "")];
 
 /// Of `text` in responses.
-pub(crate) const TEXT_OPTIONS: &[OtherField] = &[inert("verbosity", Text)];
+pub(crate) const TEXT_OPTIONS: &[CompatField] = &[inert("verbosity", String)];
 
 /// Of a message: what clients send back of an answer, or mark it with.
-pub(crate) const MESSAGE: &[OtherField] = &[
+pub(crate) const MESSAGE: &[CompatField] = &[
     off("refusal", &["\"\""], ""),
     unsupported("audio", ""),
-    inert("annotations", List),
-    off("tool_calls", &["[]"], "; only messages of the assistant have calls"),
-    unsupported("tool_call_id", "; only messages of the role tool have one"),
+    inert("annotations", Array),
     unsupported("function_call", "; use tool_calls"),
     off("reasoning_content", &["\"\""], ""),
     off("reasoning", &["\"\""], ""),
     off("images", &["[]"], ""),
     off("prefix", &["false"], ""),
     off("partial", &["false"], ""),
-    inert("id", Text),
+    inert("id", String),
     inert("cache_control", Object),
     inert("provider_specific_fields", Object),
 ];
 
 /// Of a part of a message.
-pub(crate) const PART: &[OtherField] =
-    &[inert("annotations", List), inert("logprobs", List), inert("cache_control", Object)];
+pub(crate) const PART: &[CompatField] =
+    &[inert("annotations", Array), inert("logprobs", Array), inert("cache_control", Object)];
 
 /// Of a call in a message.
-pub(crate) const CALL: &[OtherField] = &[inert("index", Number), inert("provider_specific_fields", Object)];
+pub(crate) const CALL: &[CompatField] = &[inert("index", Number), inert("provider_specific_fields", Object)];
 
 /// Of the function of a call: what OpenAI's client adds when it parses.
-pub(crate) const CALLED_FUNCTION: &[OtherField] =
-    &[inert("parsed_arguments", Anything), inert("provider_specific_fields", Object)];
+pub(crate) const CALLED_FUNCTION: &[CompatField] =
+    &[inert("parsed_arguments", Any), inert("provider_specific_fields", Object)];
 
 /// Of an item of responses that is sent back.
-pub(crate) const ITEM: &[OtherField] = &[inert("id", Text), inert("status", Text), inert("phase", Text)];
+pub(crate) const ITEM: &[CompatField] =
+    &[inert("id", String), inert("status", String), inert("phase", String)];
 
 /// Of a tool.
-pub(crate) const TOOL: &[OtherField] =
+pub(crate) const TOOL: &[CompatField] =
     &[inert("cache_control", Object), off("defer_loading", &["false"], "")];
 
 /// llama-server's and vLLM's, of `/tokenize`.
-pub(crate) const TOKENIZE: &[OtherField] = &[
+pub(crate) const TOKENIZE: &[CompatField] = &[
     off("parse_special", &["true"], ""),
     off("add_generation_prompt", &["true"], ""),
     off("continue_final_message", &["false"], ""),
@@ -135,7 +136,7 @@ pub(crate) const TOKENIZE: &[OtherField] = &[
 ];
 
 /// The same of `/apply-template`.
-pub(crate) const TEMPLATE: &[OtherField] = &[
+pub(crate) const TEMPLATE: &[CompatField] = &[
     off("add_generation_prompt", &["true"], ""),
     off("continue_final_message", &["false"], ""),
     unsupported("chat_template", ""),
