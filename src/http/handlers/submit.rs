@@ -80,7 +80,7 @@ pub(crate) async fn admit(
         let queue = if answers.is_empty() { queue } else { total };
         let terms = Terms { deadlines: Deadlines { queue, total }, ..ask.terms };
         let ticket = state.executor.submit_for(caller.clone(), job, terms)?;
-        let decoder = text.decoder(ask.stop.clone());
+        let decoder = text.detokenizer(ask.stop.clone());
         let decoder = match &ask.reading {
             Some(reading) => decoder.with_special(reading.format.marker()),
             None => decoder,
