@@ -16,14 +16,14 @@ use super::field_error::FieldError;
 use crate::{
     constraint::ConstraintError,
     executor::SubmitError,
-    job::Failure,
+    job::{Failure, Readiness},
     sandbox::SandboxError,
     text::TextError,
     units::{Bytes, Tokens},
 };
 
 /// Default of `Retry-After`.
-pub(crate) const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(5);
 
 /// `Retry-After` when no worker will be restarted automatically.
 const LATER: Duration = Duration::from_secs(60);
@@ -170,6 +170,18 @@ impl ApiError {
             Self::Submit(SubmitError::Stopped) => (S::SERVICE_UNAVAILABLE, "shutting_down"),
             Self::Failure(failure) => failure_row(failure),
             Self::Internal { .. } => (S::INTERNAL_SERVER_ERROR, "internal_error"),
+        }
+    }
+
+    /// Why a server in this state is not ready; `None` if it is.
+    pub(crate) fn not_ready(readiness: &Readiness) -> Option<Self> {
+        let down = |reason: &String, retry_in| Self::WorkerDown { reason: reason.clone(), retry_in };
+        match readiness {
+            Readiness::Ready(_) => None,
+            Readiness::Starting => Some(Self::Loading),
+            Readiness::Restarting { reason } => Some(down(reason, Some(SOON))),
+            Readiness::Down { reason, retry_in } => Some(down(reason, *retry_in)),
+            Readiness::Stopping => Some(SubmitError::Stopped.into()),
         }
     }
 

@@ -13,7 +13,7 @@ use std::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{body_memory::BodyMemory, model_registry::ModelRegistry, offload::Offload, server::tls::Tls};
+use super::{body_memory::BodyMemory, model_registry::ModelRegistry, offload::Offload, tls::Tls};
 use crate::{
     auth::AccessControl,
     config::{Config, UnknownFields},

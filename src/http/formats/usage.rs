@@ -112,6 +112,38 @@ impl From<Progress> for PromptProgress {
     }
 }
 
+/// The last fields of OpenAI's completion objects, which a stream spreads over its events.
+#[derive(Default, Serialize, ToSchema)]
+pub(crate) struct CompletionTail {
+    /// In a stream, sent with `include_usage` only; null before the last event.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Usage>)]
+    pub(crate) usage: Option<Option<Usage>>,
+    /// In a stream, sent with the end of each choice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) timings: Option<Timings>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) prompt_progress: Option<PromptProgress>,
+}
+
+impl CompletionTail {
+    /// The fields of a complete answer.
+    pub(crate) fn of(choices: &[FinishedChoice]) -> Self {
+        Self { timings: Some(Timings::of(choices)), ..Self::usage(choices) }
+    }
+
+    /// The usage alone.
+    pub(crate) fn usage(choices: &[FinishedChoice]) -> Self {
+        Self { usage: Some(Some(Usage::of(choices))), ..Self::default() }
+    }
+}
+
+impl From<Progress> for CompletionTail {
+    fn from(progress: Progress) -> Self {
+        Self { prompt_progress: Some(progress.into()), ..Self::default() }
+    }
+}
+
 /// The worker's memory before, during and after a request, in bytes; null where the operating system does not report it.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct RequestMemory {
