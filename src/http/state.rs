@@ -87,7 +87,7 @@ impl From<&Config> for Settings {
 /// State shared by all handlers.
 #[derive(Clone)]
 pub struct AppState {
-    pub(crate) catalogue: ModelRegistry,
+    pub(crate) models: ModelRegistry,
     pub(crate) executor: Executor,
     /// API keys, rate limits, allowed hosts and origins.
     pub(crate) access: Arc<AccessControl>,
@@ -120,7 +120,7 @@ impl AppState {
     /// State without the optional parts.
     #[must_use]
     pub fn new(
-        catalogue: impl Into<ModelRegistry>,
+        models: impl Into<ModelRegistry>,
         executor: Executor,
         metrics: Arc<Metrics>,
         readiness: watch::Receiver<Readiness>,
@@ -129,7 +129,7 @@ impl AppState {
         let deadlines = watch::channel(settings.deadlines).1;
         let body_memory = BodyMemory::new(settings.body_memory);
         Self {
-            catalogue: catalogue.into(),
+            models: models.into(),
             executor,
             access: Arc::default(),
             tls: None,

@@ -268,12 +268,12 @@ impl CompletionStream {
             self.scores.take(&score);
         }
         let chunk = self.decoder.push(token);
-        let told = self.read(chunk.text);
+        let content = self.read(chunk.text);
         if chunk.stopped || self.reader.as_ref().is_some_and(CallReader::is_over) {
             self.state = StreamState::Stopped;
             self.ticket.cancel();
         }
-        (!told.is_empty()).then(|| Update::Delta(self.delta(told)))
+        (!content.is_empty()).then(|| Update::Delta(self.delta(content)))
     }
 
     fn take_finish(&mut self, finish: Finish) -> Result<Update, Failure> {

@@ -94,7 +94,7 @@ pub(crate) async fn load(
     payload: web::Payload,
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, ApiError> {
-    let model = state.catalogue.id(&path.into_inner())?;
+    let model = state.models.id(&path.into_inner())?;
     let LoadRequest { keep_alive } = body::read_optional(&request, payload, &state).await?;
     answer_order(&request, &state, Order::Load { model, keep_alive }).await
 }
@@ -105,7 +105,7 @@ pub(crate) async fn unload(
     path: web::Path<String>,
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, ApiError> {
-    let model = state.catalogue.id(&path.into_inner())?;
+    let model = state.models.id(&path.into_inner())?;
     answer_order(&request, &state, Order::Unload { model }).await
 }
 

@@ -194,8 +194,8 @@ async fn save(
     let cache_salt = cache_salt::digest(state, caller(request).key.as_deref(), salt.as_deref());
     let job = Job { model, cache_salt, save: Some(save), ..Job::new(state.executor.new_id(), tokens, 1) };
     let (finish, queue_wait) = run(request, state, job).await?;
-    if let Some(tally) = RequestRecord::of(request) {
-        tally.add_tokens(read.0, 0);
+    if let Some(record) = RequestRecord::of(request) {
+        record.add_tokens(read.0, 0);
     }
     let (head, bytes) = head(store, &name).await?;
     Ok(HttpResponse::Ok().json(CacheAnswer::Save {

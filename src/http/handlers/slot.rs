@@ -167,9 +167,9 @@ pub(crate) async fn slot(request: HttpRequest, state: web::Data<AppState>) -> Ht
 
 /// The caller of a job: request id and key of the request.
 pub(crate) fn caller(request: &HttpRequest) -> Caller {
-    RequestRecord::of(request).map_or_else(Caller::default, |tally| Caller {
-        request_id: tally.id().as_str().to_owned(),
-        key: tally.key().map(|key| key.name().to_owned()),
+    RequestRecord::of(request).map_or_else(Caller::default, |record| Caller {
+        request_id: record.id().as_str().to_owned(),
+        key: record.key().map(|key| key.name().to_owned()),
     })
 }
 
@@ -183,7 +183,7 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn of(request: &'a HttpRequest, state: &'a AppState) -> Self {
-        let key = RequestRecord::of(request).and_then(|tally| tally.key().cloned());
+        let key = RequestRecord::of(request).and_then(|record| record.key().cloned());
         Self { request, state, key, now: SystemTime::now() }
     }
 

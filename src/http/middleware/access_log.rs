@@ -19,7 +19,7 @@ use super::request_id::RequestId;
 use crate::{
     auth::Key,
     http::{
-        connections::{ActivityGuard, Place},
+        connections::{ActivityGuard, ConnectionHandle},
         error::ApiError,
         route_info::{NO_ROUTE, RouteInfo},
     },
@@ -84,7 +84,7 @@ impl RequestRecord {
             peer: request.peer_addr().map(|peer| peer.ip()),
             id: RequestId::of(request.headers()),
             begun: Instant::now(),
-            _answer: request.conn_data::<Place>().map(Place::answer),
+            _answer: request.conn_data::<ConnectionHandle>().map(ConnectionHandle::answer),
             key: OnceCell::new(),
             result: RefCell::new(result),
         }))
