@@ -206,12 +206,12 @@ async fn a_form_that_cannot_be_kept_is_a_400_that_says_what_is_wrong_with_it() {
 }
 
 #[tokio::test]
-async fn what_else_would_end_the_answer_is_refused_by_name() {
+async fn other_fields_that_end_the_answer_are_refused_by_name() {
     let server = Server::start(ServerOptions::default());
     let form = json!({ "regex": "a+" });
     for (name, value) in [("stop", json!("a")), ("stop_token_ids", json!([7])), ("ignore_eos", json!(true))] {
         let said = refused(&server, with(form.clone(), &json!({ name: value })), "invalid_value", name).await;
-        assert!(said.contains("given together with regex"), "{said}");
+        assert!(said.contains("cannot be combined with regex"), "{said}");
     }
     let both = json!({ "regex": "a", "response_format": { "type": "json_object" } });
     refused(&server, both, "invalid_value", "regex").await;

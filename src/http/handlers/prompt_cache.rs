@@ -225,7 +225,7 @@ fn audience(
 ) -> Result<Option<CacheSalt>, FieldError> {
     body.check()?;
     if let Some(name) = &body.key
-        && !state.door.rules().keys.has_name(name)
+        && !state.access.rules().keys.has_name(name)
     {
         return Err(FieldError::value("key", format!("no API key has the name {name:?}")));
     }
