@@ -1,4 +1,4 @@
-//! What a token costs after contexts of several lengths, in turns.
+//! Decode time after contexts of several lengths, measured in turns.
 //!
 //!   BENCH_MODEL=DIR [BENCH_KV_CACHE=float32|float16|int8] [BENCH_OWN_OPERATORS=false] cargo bench --bench contexts
 //!

@@ -1,4 +1,4 @@
-//! What constrained answers cost: how long the next mask takes, and how often the engine waits for one.
+//! Cost of constrained answers: the time for the next token mask, and how often the engine waits for it.
 //!
 //! `cargo bench --bench forms -- [SCHEMAS]`, a JSON schema a line; `python3 tests/clients/schema_check.py generate 500 1` makes 500.
 //! Without a file, a handful of usual ones. The vocabulary has 32,000 entries: bytes, then pieces of words in Latin and Indian

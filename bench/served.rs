@@ -1,4 +1,4 @@
-//! What HTTP, queue and pipe add to the engine: the same job through `eka serve` and in this process, in turns.
+//! Overhead of HTTP, queue and pipe: the same job through `eka serve` and in this process, in turns.
 //!
 //! `BENCH_MODEL=models/NAME cargo bench --bench served`; without it, the demo. A model of random weights has no
 //! tokenizer: one of as many made-up words is put beside it for the time of the bench. Figures are medians of rounds,
@@ -27,14 +27,14 @@ use server::Server;
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
-/// One answer, as whoever asked for it sees it.
+/// One answer as its client sees it.
 #[derive(Clone, Copy)]
 struct Sight {
     /// From asking to the first token.
     first: Duration,
     /// From the first token to the last.
     rest: Duration,
-    /// What the engine itself says that its prefill took.
+    /// The prefill time that the engine reports.
     prefill: Duration,
 }
 
@@ -65,7 +65,7 @@ fn main() -> Outcome<()> {
     Ok(())
 }
 
-/// The threads of the one that has just computed spin for a while in hope of more; the other shall have the cores.
+/// Idle time between turns: threads that have just computed spin for a while and would disturb the other side.
 fn settle() {
     std::thread::sleep(Duration::from_millis(500));
 }
@@ -176,7 +176,7 @@ fn in_process(timeline: &mut Timeline, prompt: &[u32], max_new_tokens: usize) ->
 
 /// Asks `server`; what came when.
 fn ask(server: &Server, prompt: &[u32], max_tokens: usize) -> Outcome<Sight> {
-    // A real client has a machine of its own; this one must not wait for the cores that it keeps busy by asking.
+    // A real client has another machine; this one must not compete with the server for cores.
     host::set_pace(host::Pace::Prompt);
     let sight = ask_in_a_hurry(server, prompt, max_tokens);
     host::set_pace(host::Pace::Steady);

@@ -1,4 +1,4 @@
-//! A real `eka serve` with the demonstration's model.
+//! A real `eka serve` with the demonstration model.
 
 use std::{
     cell::Cell,
@@ -27,7 +27,7 @@ const LOST: Duration = Duration::from_secs(120);
 /// Lines of the log that are kept.
 const LOG_LINES: usize = 40;
 
-/// What the parent held after so many answers.
+/// Memory of the parent after a number of answers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Memory {
     pub(crate) answers: usize,
@@ -87,7 +87,7 @@ impl Server {
         self.client.post(format!("{}/generate-lite", self.url)).json(body)
     }
 
-    /// How many have asked before.
+    /// Number of requests sent so far.
     pub(crate) fn count(&self) -> usize {
         self.count.replace(self.count.get() + 1)
     }
@@ -96,7 +96,7 @@ impl Server {
         Ok(self.client.get(format!("{}/metrics", self.url)).send().await?.text().await?)
     }
 
-    /// What the parent holds after so many answers.
+    /// Records the parent's memory after a number of answers.
     pub(crate) fn memory(&self, answers: usize) -> Outcome<Memory> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
         let kib = |name: &str| -> Option<u64> {

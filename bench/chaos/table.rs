@@ -1,4 +1,4 @@
-//! What a run looked like, for people.
+//! The report of a run as text.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -10,7 +10,7 @@ use crate::{
     verdict::{growth_kib, numbers_of_refused, struck},
 };
 
-/// All jobs that one kind of fault struck.
+/// All jobs that one kind of fault hit.
 #[derive(Default)]
 struct Row {
     count: usize,

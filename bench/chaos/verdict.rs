@@ -1,4 +1,4 @@
-//! What has to hold of a run, whatever befell its workers.
+//! The checks of a run.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,25 +16,25 @@ use crate::{
     server::Memory,
 };
 
-/// The parent may grow by so much in a thousand requests, by the trend of a run's second half: noise, and no leak that
-/// would matter within a year.
+/// Largest accepted growth of the parent per thousand requests, by the trend of the run's second half: noise, or a leak too
+/// small to matter within a year.
 const MOST_GROWTH_KIB: f64 = 256.0;
 
 /// Answers before that trend means anything.
 const ENOUGH: usize = 1_000;
 
-/// What becomes of a job.
+/// The effect of a fault on a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
     /// Its worker answers it.
     Unharmed,
     /// The next worker answers it.
     Resumed,
-    /// It is answered with an error: a device that refuses a step is the job's misfortune.
+    /// It fails with an error, because its device rejected a step.
     Refused,
 }
 
-/// What a fault of this kind does to its job.
+/// The effect of a fault of this kind on its job.
 const fn fate(kind: Kind) -> Fate {
     match kind {
         Kind::Slow(_) | Kind::Leak(_) | Kind::Flood(_) | Kind::Chatter => Fate::Unharmed,
@@ -64,7 +64,7 @@ pub(crate) fn numbers_of_refused(run: &Run) -> BTreeMap<usize, u64> {
     refused.into_iter().zip(missing).collect()
 }
 
-/// Everything that is wrong with a run; nothing is as it should be.
+/// All problems of a run; empty if there are none.
 pub(crate) fn wrong(run: &Run, answers: &[Answer], plan: &Plan) -> Vec<String> {
     let refused = numbers_of_refused(run);
     let mut wrong = Vec::new();
@@ -106,7 +106,7 @@ fn wrong_refusal(refusal: &Refusal, job: u64, undisturbed: &Answer, plan: &Plan)
     (!right).then(|| format!("job {job}, with {kind:?}, got {refusal:?}"))
 }
 
-/// Every number up to the count of requests is somebody's, and nobody else's.
+/// Every job number up to the count of requests belongs to exactly one request.
 fn wrong_numbers(run: &Run) -> Vec<String> {
     let mut times = BTreeMap::<u64, usize>::new();
     let answered = run.asked.iter().filter_map(|asked| Some(asked.answer.as_ref().ok()?.job));

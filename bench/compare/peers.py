@@ -1,4 +1,4 @@
-"""eka and its peers: where each is found, what it runs, and how its speed is asked for.
+"""eka and its peers: where each is installed, what it runs, and how its speed is measured.
 
 A peer has `name`, `why_not` (None, or in a few words why it takes no part), `prepare(checkpoint, settings)`, which makes
 its model and says what it is, and `engine(settings)`, which measures without HTTP. `serve(settings, port)` gives a

@@ -1,4 +1,4 @@
-"""What is measured, and the names that it has in tables and files."""
+"""The measurements, and their names in tables and files."""
 
 import os
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""A real `eka serve` with two names for the demonstration model, and what it and its workers hold."""
+"""A real `eka serve` with two names for the demonstration model, and the memory of it and its workers."""
 
 import http.client
 import json

@@ -1,12 +1,12 @@
-//! What guessing gains where an answer repeats its prompt, and what it costs where nothing repeats.
+//! Gain of speculative decoding where an answer repeats its prompt, and cost where nothing repeats.
 //!
 //! `BENCH_MODEL=models/NAME cargo bench --bench speculation`; without it, a small model of random weights. The texts are
-//! `texts.json`: prompts and answers in the ids of Llama 2's vocabulary, which the model must have room for. Whatever the
-//! model itself would say, each answer is what the text says: the time is that of real passes, and the text is one that
-//! people ask for. With guesses and without, in turns; only ratios mean anything on a machine that does other things.
+//! `texts.json`: prompts and answers in the ids of Llama 2's vocabulary, which the model must have room for. Each
+//! answer is the given text, whatever the model would generate: the time is that of real passes, on realistic text. With and
+//! without drafts, in turns; compare ratios only, unless the machine is idle.
 //!
-//! Then the same with a draft model (`BENCH_DRAFT=models/NAME`; without it, a smaller one of random weights) that says what the
-//! text says but for every so many-th token, and so is right as often as one likes, at the price of its own passes.
+//! Then the same with a draft model (`BENCH_DRAFT=models/NAME`; without it, a smaller one of random weights) that drafts the
+//! given text with every n-th token wrong: any acceptance rate, at the cost of real passes.
 
 use std::{env, fs, ops::ControlFlow, path::PathBuf};
 
@@ -34,14 +34,14 @@ struct Text {
     answer: Vec<u32>,
 }
 
-/// A model that says what it is told, at the price of what it would have said.
+/// A model that generates the given text at the cost of real passes.
 struct Told<'a> {
     timeline: &'a mut Timeline,
     sequence: Vec<u32>,
     fed: usize,
     rows: usize,
     passes: usize,
-    /// Each so many-th token is another; 0 is none.
+    /// Every n-th token is wrong; 0 for none.
     wrong: usize,
 }
 
@@ -149,7 +149,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     draft::measure((&mut timeline, &mut draft), &texts, rounds)
 }
 
-/// What came of a text, and in how many passes.
+/// The result of a text, with the number of passes.
 fn run<D: Forward>(
     timeline: &mut Timeline,
     text: &Text,

@@ -172,7 +172,7 @@ def too_large_a_length(torture):
 
 
 def idle_connections(torture):
-    """1,020 connections that say nothing, then the worker dies: it is replaced."""
+    """1,020 idle connections, then the worker is killed: it is replaced."""
     clients = open_connections(torture.server, 1020)
     try:
         # The worker that computes the stream: its pause is that of a restart.
@@ -229,7 +229,7 @@ def gzip_bombs(torture):
 
 
 def a_full_log_pipe(torture):
-    """A reader of the log that reads nothing: everything goes on, and what is dropped is counted."""
+    """A log pipe that nobody reads: requests are answered, and dropped lines are counted."""
     reading, writing = os.pipe()
     try:
         arguments = ["--set", "log.level=trace"]

@@ -1,4 +1,4 @@
-"""Section B: what a model's folder can do. Each case starts a server on a folder that is damaged or hostile."""
+"""Section B: model folders. Each case starts a server on a folder that is damaged or hostile."""
 
 import json
 import os

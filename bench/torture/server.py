@@ -20,7 +20,7 @@ DESCRIPTORS = 1024
 
 
 class Failure(Exception):
-    """What a case found wrong."""
+    """A problem that a case found."""
 
 
 class Server:

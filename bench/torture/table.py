@@ -14,7 +14,7 @@ class Bars:
 
 @dataclasses.dataclass
 class Row:
-    """One case. What was not measured is `None`: a server that is killed on purpose answers no probe."""
+    """One case. Values that were not measured are `None`: a server that is killed on purpose answers no probe."""
 
     item: str
     title: str

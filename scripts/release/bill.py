@@ -1,4 +1,4 @@
-"""What a release of eka is made of, from cargo's own word: a bill of materials, and the licences.
+"""Writes the bill of materials and the licences of a release, from cargo's metadata.
 
   python3 scripts/release/bill.py --target TRIPLE --library FILE --library-version V --sbom FILE --licences DIR
 

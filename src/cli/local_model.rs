@@ -127,7 +127,7 @@ impl LocalModel {
         let (sender, mut events) = mpsc::unbounded_channel();
         let runner = self.supervisor.runner();
         let (finish, told) = tokio::join!(runner.run(job, sender, cancel.clone()), async {
-            let told = telling.tell(self.text.decoder(wanted.stop.clone()), &mut events, cancel).await;
+            let told = telling.tell(self.text.detokenizer(wanted.stop.clone()), &mut events, cancel).await;
             // Nobody listens: no further token is wanted.
             told.inspect_err(|_| cancel.cancel())
         });

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use super::{
     ConstraintError,
     bounds::{COUNTS, GREATEST, MOST_PARTS},
-    schema,
+    schema_walk,
 };
 
 /// Patterns and formats that one string may have to match at once: the compiler builds the product of their automata.
@@ -26,7 +26,7 @@ const MOST_REMAINDERS: u64 = 1 << 14;
 
 /// Refuses what would explode in `root`, whose bounds have been cut.
 pub(super) fn check(root: &Value) -> Result<(), ConstraintError> {
-    schema::each(root, "#", &mut |object, place| {
+    schema_walk::each(root, "#", &mut |object, place| {
         let refuse = |(keyword, reason): (&str, String)| ConstraintError::Cap {
             keyword: keyword.into(),
             place: place.into(),

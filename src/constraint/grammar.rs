@@ -15,7 +15,7 @@ use llguidance::{
 };
 use lru::LruCache;
 
-use super::{ConstraintError, schema};
+use super::{ConstraintError, error::invalid, schema};
 use crate::job::Constraint;
 
 /// Longest text of a constraint. What people send is a tenth of it, and the worst that fits it compiles for seconds and
@@ -186,8 +186,4 @@ pub(super) fn plain(said: &str) -> String {
     } else {
         line.chars().take(MOST).collect()
     }
-}
-
-pub(super) fn invalid(said: &str) -> ConstraintError {
-    ConstraintError::Invalid { message: said.to_owned() }
 }

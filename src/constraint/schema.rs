@@ -2,7 +2,11 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{ConstraintError, bounds, caps, grammar::invalid};
+use super::{
+    ConstraintError, bounds, caps,
+    error::invalid,
+    schema_walk::{each, each_inner},
+};
 
 /// White space between JSON's parts: a space, or a new line and some indentation. A model that may write any amount of it
 /// may write nothing else until its tokens are used up, and small models do.
@@ -58,25 +62,6 @@ fn tighten(schema: &mut Value) {
     }
 }
 
-/// Every schema right within this one. The names of properties and values of the client's own are no schemas.
-fn each_inner(schema: &mut Value, act: &mut dyn FnMut(&mut Value)) {
-    match schema {
-        Value::Object(object) => {
-            for (name, value) in object {
-                match (name.as_str(), value) {
-                    ("const" | "enum" | "default" | "examples" | "example", _) => {}
-                    ("properties" | "patternProperties" | "$defs" | "definitions", Value::Object(named)) => {
-                        named.values_mut().for_each(&mut *act);
-                    }
-                    (_, value) => act(value),
-                }
-            }
-        }
-        Value::Array(items) => items.iter_mut().for_each(act),
-        _ => {}
-    }
-}
-
 /// What the compiler says of patterns that it gives up on.
 const UNDECIDED: &str = "Unable to determine if regex is empty";
 
@@ -109,32 +94,4 @@ fn find(schema: &Value, keyword: &str, place: &str) -> Option<String> {
         if object.contains_key(keyword) { Err(place.to_owned()) } else { Ok(()) }
     })
     .err()
-}
-
-/// Does `act` for `schema` and every schema within, with the place where each stands, until one fails. Property names and
-/// literal values (`const`, `enum`) are not schemas.
-///
-/// # Errors
-/// That of `act`.
-pub(super) fn each<E, F>(schema: &Value, place: &str, act: &mut F) -> Result<(), E>
-where
-    F: FnMut(&Map<String, Value>, &str) -> Result<(), E>,
-{
-    match schema {
-        Value::Object(object) => {
-            act(object, place)?;
-            object.iter().try_for_each(|(name, value)| match (name.as_str(), value) {
-                ("const" | "enum" | "default" | "examples" | "example", _) => Ok(()),
-                ("properties" | "patternProperties" | "$defs" | "definitions", Value::Object(named)) => named
-                    .iter()
-                    .try_for_each(|(inner, value)| each(value, &format!("{place}/{name}/{inner}"), act)),
-                _ => each(value, &format!("{place}/{name}"), act),
-            })
-        }
-        Value::Array(items) => {
-            let mut items = items.iter().enumerate();
-            items.try_for_each(|(at, item)| each(item, &format!("{place}/{at}"), act))
-        }
-        _ => Ok(()),
-    }
 }

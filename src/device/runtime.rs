@@ -21,7 +21,7 @@
 use std::{
     env,
     ffi::CStr,
-    fmt, fs,
+    fs,
     path::{Path, PathBuf},
     ptr, slice,
 };
@@ -31,6 +31,7 @@ use ort::environment::Environment;
 use super::{
     DeviceError,
     cuda::{self, NoCuda},
+    library_search::{Attempt, numbers},
 };
 
 /// The oldest minor version of ONNX Runtime 1.x that eka's binding is made for.
@@ -61,21 +62,6 @@ fn is_telemetry_refused() -> bool {
 pub struct Runtime {
     environment: Environment,
     path: PathBuf,
-}
-
-/// A place that was tried, and why it would not do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Attempt {
-    /// A library file, or a directory without one.
-    pub path: PathBuf,
-    /// What was found there.
-    pub found: String,
-}
-
-impl fmt::Display for Attempt {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.path.display(), self.found)
-    }
 }
 
 /// Why ONNX Runtime could not be loaded.
@@ -309,11 +295,6 @@ fn is_library(name: &str) -> bool {
     name == "onnxruntime.dll"
         || name.strip_prefix("libonnxruntime.so").is_some_and(versioned)
         || name.strip_prefix("libonnxruntime.").is_some_and(|rest| rest.ends_with("dylib"))
-}
-
-/// The numbers in a file's name: its version, which is compared as such.
-pub(super) fn numbers(name: &str) -> Vec<u32> {
-    name.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse().ok()).collect()
 }
 
 fn version_in(name: &str) -> Option<String> {

@@ -11,14 +11,11 @@
 use std::{fmt, path::Path};
 
 use super::{
-    DeviceError, Graph, Pool, Runtime, RuntimeError, Session, SessionOptions,
+    CUDA_PROVIDER, DeviceError, Graph, Pool, Runtime, RuntimeError, Session, SessionOptions,
     cuda::{self, NoCuda},
     pool::{CudaOptions, PoolOptions},
 };
 use crate::{device_spec::DeviceChoice, units::Bytes};
-
-/// What ONNX Runtime calls its provider for NVIDIA's GPUs.
-pub const CUDA_PROVIDER: &str = "CUDAExecutionProvider";
 
 /// What to open, and how.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -18,11 +18,14 @@ use ort::{
 use crate::device_spec::CacheChoice;
 
 use super::{
-    CUDA_PROVIDER, DeviceError, Pool, Runtime,
+    DeviceError, Pool, Runtime,
     operators::Operators,
     pool::GpuStream,
     threads::{ThreadLimits, Threads},
 };
+
+/// What ONNX Runtime calls its provider for NVIDIA's GPUs.
+pub const CUDA_PROVIDER: &str = "CUDAExecutionProvider";
 
 /// How a session computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

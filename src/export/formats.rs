@@ -17,10 +17,13 @@ use crate::manifest::{Override, Quantization};
 
 use super::{
     blueprint::{Blueprint, LmHead},
-    emit::ACCURACY_LEVEL,
     param::{Param, module},
     quantize::{Bits, Quantizer, Rounding, ZeroPoints},
 };
+
+/// `MatMulNBits`' accuracy level that lets the CPU multiply in int8. Every other level is slower there, up to a hundred times
+/// with 8-bit weights.
+pub(super) const ACCURACY_LEVEL: u8 = 4;
 
 /// How weights are stored.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

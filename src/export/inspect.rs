@@ -5,11 +5,9 @@ use std::{collections::BTreeMap, path::Path};
 use prost::Message;
 
 use crate::manifest::FileRecord;
+use crate::onnx::{Model, Node};
 
-use super::{
-    SourceError,
-    onnx::{Model, Node},
-};
+use super::SourceError;
 
 /// A graph that cannot be looked at.
 #[derive(Debug, thiserror::Error)]

@@ -55,7 +55,7 @@ pub enum WriteWeightsError {
 }
 
 /// Writes to the file at `path`, which has its length already, as `plan` has it. `angles` are those of the rotary positions, in their order.
-pub(super) fn fill(
+pub(super) fn write_weights(
     path: &Path,
     plan: &DataLayout,
     (weights, angles): (&Weights, &[Angles]),

@@ -124,7 +124,7 @@ pub(super) fn parse(path: &Path, json: &[u8]) -> Result<Manifest, ManifestError>
         },
         files: Vec::new(),
     };
-    manifest.check(path)?;
+    manifest.validate(path)?;
     Ok(manifest)
 }
 

@@ -8,7 +8,10 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
-use super::{FILE_NAME, ManifestError, path, read};
+use super::{
+    FILE_NAME, ManifestError,
+    read::{path, read},
+};
 use crate::files::hexadecimal;
 
 /// What tells one export from every other: 64 hexadecimal digits.

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::{HostCache, Model};
+use super::{HostCache, Model, host_cache::host_copy};
 use crate::{
     device::{DeviceError, DeviceTensor, Element, Pool},
     prompt_store::{CacheDtype, CacheShape},
@@ -146,6 +146,33 @@ impl Model {
     pub fn copy(&self, cache: &Cache, positions: usize) -> Result<Cache, DeviceError> {
         let copy = self.cache(positions, Cache::default(), 0)?;
         copy.take_over(cache, positions).map(|()| copy)
+    }
+
+    /// Room in the host's memory for `positions` of a cache.
+    ///
+    /// # Errors
+    /// [`DeviceError::Memory`] when the system has none.
+    pub fn host_cache(&self, positions: usize) -> Result<HostCache, DeviceError> {
+        HostCache::new(self.cache_shape(), positions)
+    }
+
+    /// Copies the first `positions` of `cache` to the host and gives them to `each`: for each layer its keys and then its
+    /// values, `[kv_heads, positions, row]`. Only one tensor at a time exists twice.
+    ///
+    /// # Errors
+    /// [`DeviceError`] when the cache has fewer positions or the device fails, and the errors of `each`.
+    pub fn copy_out<E: From<DeviceError>>(
+        &self,
+        cache: &Cache,
+        positions: usize,
+        mut each: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut copy = host_copy(self.cache_shape(), positions)?;
+        for tensor in cache.layers().iter().flatten() {
+            tensor.copy_out(&mut copy)?;
+            each(copy.bytes())?;
+        }
+        Ok(())
     }
 
     /// What a position of its cache takes.

@@ -18,7 +18,7 @@ const READ_ROWS: [&str; 3] = ["Gather", "GatherBlockQuantized", "GroupQueryAtten
 /// Only the device's own length may tell one step from the next. The total length is read on the host, when work is submitted:
 /// attention takes it for an upper bound, so the whole cache's will do for every step. Whatever else reads it would compute
 /// a step of that length: positions that are biased by their distance have a tensor of the total's shape.
-pub(super) fn are_alike(graph: &Graph, names: &GraphNames) -> bool {
+pub(super) fn can_repeat_steps(graph: &Graph, names: &GraphNames) -> bool {
     let Lengths::Given { total_sequence_length: total, .. } = &names.lengths else { return false };
     let mut reading = graph.node.iter().filter(|node| node.input.contains(total));
     reading.all(|node| node.op_type == "GroupQueryAttention")
@@ -91,10 +91,10 @@ mod tests {
                 .into(),
             ..Graph::default()
         };
-        assert!(are_alike(&graph, &names()));
+        assert!(can_repeat_steps(&graph, &names()));
         assert_eq!(weights_read(&graph), Bytes(115));
         // Positions that are biased by their distance.
         graph.node.push(node("Range", &["zero", "total", "one"]));
-        assert!(!are_alike(&graph, &names()));
+        assert!(!can_repeat_steps(&graph, &names()));
     }
 }

@@ -60,8 +60,10 @@ impl GraphFile {
     }
 
     /// Whether its steps can be captured and repeated.
-    pub(super) fn has_equal_steps(&self, names: &GraphNames) -> bool {
-        self.decode().and_then(|model| model.graph).is_some_and(|graph| graph_facts::are_alike(&graph, names))
+    pub(super) fn can_repeat_steps(&self, names: &GraphNames) -> bool {
+        self.decode()
+            .and_then(|model| model.graph)
+            .is_some_and(|graph| graph_facts::can_repeat_steps(&graph, names))
     }
 
     /// Where it was read from.

@@ -39,7 +39,7 @@ pub(super) struct RewrittenGraph {
 /// The graph in `file` with our operators where they do the same; `None` where there is nothing to change, or something
 /// that is not understood, about which ONNX Runtime will say more than we could. The key-value cache is stored as `cache`
 /// says, if attention is ours.
-pub(super) fn change(file: &GraphFile, cache: CacheChoice) -> Option<RewrittenGraph> {
+pub(super) fn rewrite(file: &GraphFile, cache: CacheChoice) -> Option<RewrittenGraph> {
     let mut model = understood(file)?;
     let graph = model.graph.as_mut()?;
     let format = format(graph, cache);

@@ -1,21 +1,10 @@
 //! One pass over the graph: its tensors bound once, then run as often as one likes.
 
-use super::{Cache, Model, validate::of_layer};
+use super::{Cache, Model, load::LogitPositions, validate::of_layer};
 use crate::{
     device::{Binding, DeviceError, DeviceErrorKind, Slot},
     manifest::Lengths,
 };
-
-/// Of which positions a graph gives logits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum LogitPositions {
-    /// Of those that it is asked for.
-    Chosen,
-    /// Of the last one.
-    Last,
-    /// Of all that are fed.
-    All,
-}
 
 /// A pass of up to `width` tokens, with the logits of up to `rows` of them.
 #[derive(Debug)]

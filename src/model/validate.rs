@@ -2,58 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use super::graph_file::GraphFile;
+use super::{GraphError, graph_file::GraphFile};
 use crate::{
     device::{Port, operators::Format},
     manifest::{Dtype, Lengths, Manifest},
     onnx::{Dimension, ElementType, Extent, Graph, ValueInfo},
 };
-
-/// Where graph and manifest disagree.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum GraphError {
-    /// A tensor of the contract is not there.
-    #[error("the graph has no {side} {name:?}")]
-    Missing {
-        /// `input` or `output`.
-        side: &'static str,
-        /// The tensor.
-        name: String,
-    },
-    /// The graph wants something that eka would not feed.
-    #[error("the graph has an input {name:?} that eka does not know")]
-    Unknown {
-        /// The tensor.
-        name: String,
-    },
-    /// A tensor has another type or shape.
-    #[error("{name:?} is {found} {found_shape:?}, expected {expected} {expected_shape:?} (-1: any)")]
-    Type {
-        /// The tensor.
-        name: String,
-        /// Its element type.
-        found: String,
-        /// Its shape.
-        found_shape: Vec<i64>,
-        /// The contract's element type.
-        expected: &'static str,
-        /// The contract's shape.
-        expected_shape: Vec<i64>,
-    },
-    /// The context would be longer than what the graph has of positions.
-    #[error(
-        "context_length is {context_length}, and {table:?} has {rows} positions; set context_length to {rows} or less in \
-         the manifest"
-    )]
-    Positions {
-        /// The shortest table of positions.
-        table: String,
-        /// Its rows.
-        rows: i64,
-        /// What the manifest promises.
-        context_length: usize,
-    },
-}
 
 /// Whether the file of a graph is the one that its manifest describes, as far as that is declared in it. What eka cannot
 /// decode is left to ONNX Runtime.

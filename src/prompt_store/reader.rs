@@ -9,7 +9,8 @@ use std::{
 use sha2::{Digest, Sha256};
 
 use super::{
-    CacheShape, PromptInfo, PromptStoreError, failed,
+    CacheShape, PromptInfo, PromptStoreError,
+    error::failed,
     header::{Header, PREFIX},
 };
 use crate::{

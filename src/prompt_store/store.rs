@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{PromptInfo, PromptName, PromptReader, PromptStoreError, failed};
+use super::{PromptInfo, PromptName, PromptReader, PromptStoreError, error::failed};
 
 /// How the names of files end.
 const EXTENSION: &str = ".safetensors";

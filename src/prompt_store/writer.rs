@@ -10,7 +10,7 @@ use std::{
 use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
 
-use super::{PromptInfo, PromptName, PromptStore, PromptStoreError, failed, header::Header};
+use super::{PromptInfo, PromptName, PromptStore, PromptStoreError, error::failed, header::Header};
 use crate::{files::hexadecimal, units::Bytes};
 
 /// How the names of files end that are being written.

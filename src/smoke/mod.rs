@@ -1,7 +1,7 @@
-//! Does a server say what it should? Prompts in several scripts, what is expected of their answers, and a report.
+//! Smoke test of a server: prompts in several scripts, expected answers, and a report.
 //!
-//! Each prompt is asked in several ways, which are the steps by which the service that eka grew out of was mended: with
-//! the model not loaded yet, loaded, with all requests at once, and with a new worker for each.
+//! Each prompt is sent in several modes: before the model is loaded, after, all requests at once, and with a new worker
+//! process per request.
 
 mod check;
 mod report;
@@ -20,25 +20,25 @@ pub use self::{
 };
 use crate::client::{Client, ClientError};
 
-/// Requests that are sent at once, at most: half of what a queue holds unless somebody says otherwise.
-const AT_ONCE: usize = 16;
+/// Most concurrent requests: half of the default queue.
+const MAX_CONCURRENT: usize = 16;
 
-/// A way of asking.
+/// How the prompts are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
-    /// The first request to a server that has just been started, its model not loaded.
+    /// First request to a server that is still loading its model.
     Cold,
-    /// One request after the other, the model loaded.
+    /// One request after the other, with the model loaded.
     Cached,
-    /// All requests at once; the response time has the wait in it.
+    /// All requests at once; the response time includes the queue.
     Queued,
-    /// One after the other, each on a worker process of its own.
+    /// One request after the other, each on a new worker process.
     Isolated,
 }
 
 impl Mode {
-    /// As reports name it.
+    /// Its name in reports.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -50,55 +50,55 @@ impl Mode {
     }
 }
 
-/// An answer as whoever asked for it sees it.
+/// An answer as a client sees it.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Seen {
     /// The whole text.
     pub text: String,
-    /// What the pieces of the stream come to.
+    /// The pieces of the stream, concatenated.
     #[serde(skip)]
     pub pieces: String,
-    /// Why it ended.
+    /// Why generation ended.
     pub finish_reason: String,
-    /// Of the prompt.
+    /// Tokens of the prompt.
     pub prompt_tokens: u64,
-    /// Of the answer.
+    /// Tokens of the answer.
     pub completion_tokens: u64,
-    /// From asking to the first text.
+    /// Time from the request to the first text.
     pub first_text_ms: f64,
-    /// From asking to the end.
+    /// Time from the request to the end.
     pub response_ms: f64,
-    /// How fast the answer was computed, as the server says.
+    /// Decode speed, as the server reports it.
     pub tokens_per_second: Option<f64>,
-    /// How often it was taken up again on another worker.
+    /// How often generation was resumed on another worker.
     pub resumed: u64,
     /// Resident memory of the worker around the request, in bytes.
     pub memory: Around,
 }
 
-/// Memory around a request, in bytes; `None` where the server does not say.
+/// Memory around a request, in bytes; `None` if the server does not report it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Around {
-    /// When it arrived.
+    /// Before the request.
     pub before: Option<u64>,
-    /// The most while it ran.
+    /// Peak during the request.
     pub peak: Option<u64>,
-    /// When it was done.
+    /// After the request.
     pub after: Option<u64>,
 }
 
-/// What came of one request.
+/// Result of one request.
 #[derive(Clone, Debug, Serialize)]
 pub struct Outcome {
-    /// The prompt's name.
+    /// Name of the prompt.
     pub name: String,
-    /// How it was asked.
+    /// How it was sent.
     pub mode: Mode,
-    /// The share of the letters that are in the script that is expected, where one is.
+    /// Share of the letters in the expected script.
     pub script_share: Option<f64>,
-    /// What is wrong; nothing is when it is empty.
+    /// All problems; empty if the answer is as expected.
     pub problems: Vec<String>,
-    /// The answer, if there was one.
+    /// The answer, unless the request failed.
     pub answer: Option<Seen>,
 }
 
@@ -119,14 +119,14 @@ impl Outcome {
         }
     }
 
-    /// Whether everything is as expected.
+    /// Whether the answer is as expected.
     #[must_use]
     pub fn is_right(&self) -> bool {
         self.problems.is_empty()
     }
 }
 
-/// Asks the first prompt alone, of a server whose process was started at `began`: the response time counts from there.
+/// Sends the first prompt to a server whose process was started at `began`; the response time starts there.
 pub async fn cold(
     client: &Client,
     suite: &Suite,
@@ -139,7 +139,7 @@ pub async fn cold(
     vec![outcome]
 }
 
-/// Asks every prompt when the one before has its answer.
+/// Sends each prompt after the previous answer.
 pub async fn one_by_one(
     client: &Client,
     suite: &Suite,
@@ -155,12 +155,12 @@ pub async fn one_by_one(
     outcomes
 }
 
-/// Asks all prompts at once. The outcomes are in the suite's order, and told as they come.
+/// Sends all prompts at once. `tell` sees the outcomes as they arrive; the result is in the suite's order.
 pub async fn all_at_once(client: &Client, suite: &Suite, mut tell: impl FnMut(&Outcome)) -> Vec<Outcome> {
     let asking = suite.cases.iter().enumerate().map(|(at, case)| async move {
         (at, Outcome::of(case, Mode::Queued, ask(client, case, Instant::now()).await))
     });
-    let mut asking = stream::iter(asking).buffer_unordered(AT_ONCE);
+    let mut asking = stream::iter(asking).buffer_unordered(MAX_CONCURRENT);
     let mut outcomes = Vec::new();
     while let Some((at, outcome)) = asking.next().await {
         tell(&outcome);
@@ -188,7 +188,7 @@ async fn ask(client: &Client, case: &Case, began: Instant) -> Result<Seen, Clien
     }
     let response = began.elapsed();
     let Some(last) = last else {
-        return Err(ClientError::Garbled("no event has a finish_reason: is the server an eka?".into()));
+        return Err(ClientError::Invalid("no event has a finish_reason; is the server eka?".into()));
     };
     let mut seen = Seen { pieces, ..read(&last) };
     seen.first_text_ms = first.unwrap_or(response).as_secs_f64() * 1e3;
@@ -196,7 +196,7 @@ async fn ask(client: &Client, case: &Case, began: Instant) -> Result<Seen, Clien
     Ok(seen)
 }
 
-/// What the last event says.
+/// The fields of the last event.
 fn read(document: &Value) -> Seen {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let number = |pointer: &str| document.pointer(pointer).and_then(Value::as_u64);

@@ -1,8 +1,8 @@
 //! Token ids in, text out, one token at a time.
 //!
 //! A byte-level token is often a third of a character, and a stop string may begin in one token and end in another:
-//! between the ids and the reader stand the bytes of each token ([`super::spelling`]), whole characters
-//! ([`super::utf8`]) and the stop strings ([`super::stops`]), in this order. Whatever the ids are, nothing here waits
+//! between the ids and the reader stand the bytes of each token ([`super::token_bytes`]), whole characters
+//! ([`super::utf8`]) and the stop strings ([`super::stop_strings`]), in this order. Whatever the ids are, nothing here waits
 //! for more than a character's or a stop string's end.
 
 use std::sync::Arc;
@@ -11,19 +11,10 @@ use tokenizers::Tokenizer;
 
 use super::{
     Text,
-    stop_strings::StopStrings,
+    stop_strings::{Chunk, StopStrings},
     token_bytes::{TokenBytes, visible},
     utf8::{Utf8, push_real},
 };
-
-/// What a token adds to an answer.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Chunk {
-    /// Text that may leave now; whole characters, often none.
-    pub text: String,
-    /// A stop string was completed. Neither it nor anything after it is in any chunk.
-    pub stopped: bool,
-}
 
 /// Turns the token ids of one answer into text.
 pub struct Detokenizer {
@@ -40,9 +31,18 @@ enum Shown {
     These(Vec<u32>),
 }
 
+impl Text {
+    /// Starts the text of one answer, which ends before any of `stops`; empty ones never match.
+    #[must_use]
+    pub fn detokenizer(self: &Arc<Self>, stops: Vec<String>) -> Detokenizer {
+        Detokenizer::new(Arc::clone(self), stops)
+    }
+}
+
 impl Detokenizer {
-    pub(super) fn new(text: Arc<Text>, stops: Vec<String>) -> Self {
-        let source = text.spelling.as_ref().map_or_else(|| Source::Stream(Stream::default()), Source::table);
+    fn new(text: Arc<Text>, stops: Vec<String>) -> Self {
+        let source =
+            text.token_bytes.as_ref().map_or_else(|| Source::Stream(Stream::default()), Source::table);
         Self { text, source, stops: StopStrings::new(stops), shown: Shown::These(Vec::new()) }
     }
 
@@ -116,25 +116,25 @@ enum Source {
 }
 
 impl Source {
-    fn table(spelling: &TokenBytes) -> Self {
-        let strip = spelling.strip().map_or(0, |(_, most)| most);
+    fn table(token_bytes: &TokenBytes) -> Self {
+        let strip = token_bytes.strip().map_or(0, |(_, most)| most);
         Self::Table { utf8: Utf8::default(), at_start: true, strip }
     }
 
     fn push(&mut self, text: &Text, token: u32) -> String {
-        match (self, &text.spelling) {
+        match (self, &text.token_bytes) {
             (Self::Stream(stream), _) => stream.push(&text.tokenizer, token),
             (Self::Table { .. }, None) => String::new(),
-            (Self::Table { utf8, at_start, strip }, Some(spelling)) => {
+            (Self::Table { utf8, at_start, strip }, Some(token_bytes)) => {
                 let mut fresh = String::new();
                 if *at_start {
-                    let first = spelling.first_bytes(&text.tokenizer, token);
+                    let first = token_bytes.first_bytes(&text.tokenizer, token);
                     *at_start = first.is_none();
                     utf8.push(&first.unwrap_or_default(), &mut fresh);
                 } else {
-                    utf8.push(spelling.bytes(token), &mut fresh);
+                    utf8.push(token_bytes.bytes(token), &mut fresh);
                 }
-                if let Some((stripped, _)) = spelling.strip() {
+                if let Some((stripped, _)) = token_bytes.strip() {
                     strip_start(&mut fresh, stripped, strip);
                 }
                 fresh

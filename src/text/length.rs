@@ -6,8 +6,6 @@
 //! as other tokens than in the whole text, which is why some more are let pass. What passes both is tokenized as a whole,
 //! and only that decides.
 
-use tokenizers::{ModelWrapper, Tokenizer};
-
 use super::{Text, TextError};
 
 /// Length of the pieces; also of texts that are simply tokenized.
@@ -49,22 +47,6 @@ fn pieces(mut text: &str) -> impl Iterator<Item = &str> {
         text = rest;
         (!piece.is_empty()).then_some(piece)
     })
-}
-
-/// Most bytes that one token of this tokenizer stands for; `None` if there is no bound: a token for unknown words may stand
-/// for a word of any length.
-pub(super) fn longest_token(tokenizer: &Tokenizer, vocabulary: usize) -> Option<usize> {
-    let knows_all = match tokenizer.get_model() {
-        ModelWrapper::BPE(model) => model.byte_fallback || model.get_unk_token().is_none(),
-        ModelWrapper::Unigram(model) => model.byte_fallback(),
-        ModelWrapper::WordPiece(_) | ModelWrapper::WordLevel(_) => false,
-    };
-    if !knows_all {
-        return None;
-    }
-    let longest =
-        (0_u32..).take(vocabulary).filter_map(|id| tokenizer.id_to_token(id).map(|token| token.len()));
-    longest.max()
 }
 
 #[cfg(test)]

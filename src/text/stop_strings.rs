@@ -8,7 +8,14 @@
 //! is why this is not the `aho-corasick` crate: it does not tell the depth of its states. The work for a byte grows with
 //! the number of stop strings and not with their lengths.
 
-use super::detokenizer::Chunk;
+/// What a token adds to an answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Chunk {
+    /// Text that may leave now; whole characters, often none.
+    pub text: String,
+    /// A stop string was completed. Neither it nor anything after it is in any chunk.
+    pub stopped: bool,
+}
 
 /// Watches a stream of text for stop strings.
 ///

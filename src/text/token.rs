@@ -31,8 +31,8 @@ impl Text {
             let text = self.tokenizer.id_to_token(id).unwrap_or_default();
             return TokenText { text, bytes: None };
         }
-        let bytes = match &self.spelling {
-            Some(spelling) => spelling.bytes(id).to_vec(),
+        let bytes = match &self.token_bytes {
+            Some(token_bytes) => token_bytes.bytes(id).to_vec(),
             None => self.tokenizer.decode(&[id], true).unwrap_or_default().into_bytes(),
         };
         let text = String::from_utf8(bytes.clone()).unwrap_or_else(|_| {
@@ -56,7 +56,7 @@ impl Text {
     /// The text of any tokens, special ones by their names; of characters that are cut nothing.
     #[must_use]
     pub fn spell(self: &Arc<Self>, ids: &[u32]) -> String {
-        let mut decoder = self.decoder(Vec::new()).with_all_special();
+        let mut decoder = self.detokenizer(Vec::new()).with_all_special();
         let mut text: String = ids.iter().map(|id| decoder.push(*id).text).collect();
         text += &decoder.finish();
         text

@@ -3,10 +3,10 @@
 //! Nearly every language model decodes a token the same way wherever it stands, give or take a space at the very
 //! beginning. For those the bytes are worked out once, when the tokenizer is opened, and an answer is a walk through
 //! a table. The rules below repeat what the `tokenizers` crate does, quirks included; a decoder that they do not
-//! cover is left to that crate, token by token ([`super::decoder`]).
+//! cover is left to that crate, token by token ([`super::detokenizer`]).
 
 use serde::Deserialize;
-use tokenizers::Tokenizer;
+use tokenizers::{ModelWrapper, Tokenizer};
 
 /// The bytes of every token, and what happens at the beginning of a text.
 pub(super) struct TokenBytes {
@@ -22,14 +22,14 @@ impl TokenBytes {
     /// The spelling of ids below `vocabulary`, `None` when the tokenizer's decoder is of another kind.
     pub(super) fn of(tokenizer: &Tokenizer, vocabulary: usize) -> Option<Self> {
         let (rule, strip) = read_steps(tokenizer)?;
-        let mut spelling = Self { rule, strip, bytes: Vec::new(), ends: Vec::with_capacity(vocabulary) };
+        let mut token_bytes = Self { rule, strip, bytes: Vec::new(), ends: Vec::with_capacity(vocabulary) };
         for id in (0_u32..).take(vocabulary) {
             if let Some(token) = visible(tokenizer, id) {
-                spelling.bytes.extend(spelling.rule.spell(&token, false));
+                token_bytes.bytes.extend(token_bytes.rule.spell(&token, false));
             }
-            spelling.ends.push(spelling.bytes.len());
+            token_bytes.ends.push(token_bytes.bytes.len());
         }
-        Some(spelling)
+        Some(token_bytes)
     }
 
     /// The bytes of a token that is not the first; none for special tokens and for ids that do not exist.
@@ -182,4 +182,20 @@ fn read_pieces(mut steps: &[Step]) -> Option<(Rule, Option<(char, usize)>)> {
         [Step::Fuse, Step::Strip { content, start, stop: 0 }] => Some((rule, Some((*content, *start)))),
         _ => None,
     }
+}
+
+/// Most bytes that one token of this tokenizer stands for; `None` if there is no bound: a token for unknown words may stand
+/// for a word of any length.
+pub(super) fn longest_token(tokenizer: &Tokenizer, vocabulary: usize) -> Option<usize> {
+    let knows_all = match tokenizer.get_model() {
+        ModelWrapper::BPE(model) => model.byte_fallback || model.get_unk_token().is_none(),
+        ModelWrapper::Unigram(model) => model.byte_fallback(),
+        ModelWrapper::WordPiece(_) | ModelWrapper::WordLevel(_) => false,
+    };
+    if !knows_all {
+        return None;
+    }
+    let longest =
+        (0_u32..).take(vocabulary).filter_map(|id| tokenizer.id_to_token(id).map(|token| token.len()));
+    longest.max()
 }

@@ -16,7 +16,7 @@ const MARK: &str = "\u{2}";
 /// The bytes of every token, and how bytes are cut into tokens.
 pub struct Vocabulary {
     tokenizer: Tokenizer,
-    spelling: TokenBytes,
+    token_bytes: TokenBytes,
     size: usize,
 }
 
@@ -27,13 +27,13 @@ impl Vocabulary {
     /// [`TextError`] when it cannot be read, [`TextError::NoTable`] when its tokens have no bytes of their own.
     pub fn open(model_dir: &Path, size: usize) -> Result<Self, TextError> {
         let tokenizer = files::read_tokenizer(model_dir)?;
-        let spelling = TokenBytes::of(&tokenizer, size).ok_or(TextError::NoTable)?;
-        Ok(Self { tokenizer, spelling, size })
+        let token_bytes = TokenBytes::of(&tokenizer, size).ok_or(TextError::NoTable)?;
+        Ok(Self { tokenizer, token_bytes, size })
     }
 
     /// The bytes of each token in the order of ids; none for special tokens and for ids that do not exist.
     pub fn tokens(&self) -> impl Iterator<Item = &[u8]> {
-        (0_u32..).take(self.size).map(|id| self.spelling.bytes(id))
+        (0_u32..).take(self.size).map(|id| self.token_bytes.bytes(id))
     }
 
     /// Cuts `bytes` as the tokenizer would cut that text within an answer; `None` when it is no text or when the tokenizer
@@ -47,7 +47,7 @@ impl Vocabulary {
         }
         // SentencePiece puts a space before every text. Here that is a mark's, which is then cut off.
         let marked = self.encode(&format!("{MARK}{text}"))?;
-        let mark = marked.iter().position(|id| self.spelling.bytes(*id) == MARK.as_bytes())?;
+        let mark = marked.iter().position(|id| self.token_bytes.bytes(*id) == MARK.as_bytes())?;
         let ids = &marked[mark + 1..];
         self.spells(ids, bytes).then(|| ids.to_vec())
     }
@@ -59,7 +59,7 @@ impl Vocabulary {
     fn spells(&self, ids: &[u32], bytes: &[u8]) -> bool {
         let mut rest = Some(bytes);
         for id in ids {
-            rest = rest.and_then(|rest| rest.strip_prefix(self.spelling.bytes(*id)));
+            rest = rest.and_then(|rest| rest.strip_prefix(self.token_bytes.bytes(*id)));
         }
         rest.is_some_and(<[u8]>::is_empty)
     }

@@ -52,7 +52,7 @@ fn prompt(from: u32) -> Vec<u32> {
 }
 
 #[tokio::test]
-async fn a_prompt_of_one_key_is_cached_for_that_key_alone() {
+async fn a_cached_prompt_is_reused_by_the_same_api_key_only() {
     let (program, _keys) = with_keys(&[]).await;
     let secret = prompt(20);
     for (key, expected) in [(ASHA, 0), (ASHA, 39), (RAVI, 0), (RAVI, 39), (ASHA, 39), (HEAD, 0)] {
@@ -66,7 +66,7 @@ async fn a_prompt_of_one_key_is_cached_for_that_key_alone() {
 }
 
 #[tokio::test]
-async fn keys_that_trust_one_another_share_their_prompts() {
+async fn prefix_cache_shared_shares_prompts_between_api_keys() {
     let (program, _keys) = with_keys(&["--set", "engine.prefix_cache_shared=true"]).await;
     let shared = prompt(20);
     for (key, expected) in [(ASHA, 0), (RAVI, 39), (HEAD, 39)] {
@@ -126,7 +126,7 @@ async fn admin(program: &Program, body: Value) -> (u16, Value) {
 }
 
 #[tokio::test]
-async fn a_restored_prompt_belongs_to_the_key_that_it_is_restored_for() {
+async fn a_restored_prompt_serves_the_api_key_that_restored_it() {
     let dir = TempDir::new().unwrap();
     let prompts = format!("engine.prefix_cache_dir={}", argument(dir.path()));
     let (program, _keys) = with_keys(&["--set", &prompts]).await;
@@ -138,7 +138,7 @@ async fn a_restored_prompt_belongs_to_the_key_that_it_is_restored_for() {
         body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         admin(&program, body).await
     };
-    // No request has sent a prompt that begins like it, so what is cached was restored.
+    // No request has sent a prompt with this beginning, so the cached tokens were restored.
     let beginning = |key: &'static str, next: u32| {
         let prompt = [&saved[..], &prompt(next)].concat();
         let program = &program;
@@ -146,7 +146,7 @@ async fn a_restored_prompt_belongs_to_the_key_that_it_is_restored_for() {
     };
     assert_eq!(restore(json!({})).await.0, 200);
     assert_eq!(beginning(RAVI, 100).await, 0, "it was restored for the admin's key");
-    // A trim forgets what was kept and what was restored.
+    // A trim clears the prefix cache and restored prompts.
     let trim = async || assert_eq!(ask(&program, HEAD, "/admin/trim", &json!({})).await.0, 200);
     trim().await;
     assert_eq!(restore(json!({ "key": "asha" })).await.0, 200);

@@ -30,7 +30,7 @@ async fn accepted(server: &Server, route: &str, fields: &Value) -> Value {
 }
 
 #[tokio::test]
-async fn null_is_absent_for_every_field_nested_ones_too() {
+async fn null_means_absent_for_every_field_also_nested() {
     let server = Server::start(ServerOptions { template: Some(QWEN), ..ServerOptions::default() });
     for fields in [
         json!({ "temperature": null, "stop": null, "logit_bias": null, "tools": null, "tool_choice": null }),
@@ -75,7 +75,7 @@ async fn null_is_absent_for_every_field_nested_ones_too() {
 }
 
 #[tokio::test]
-async fn whole_numbers_may_be_written_with_a_point_or_an_exponent() {
+async fn integers_may_be_written_as_5_0_or_5e0() {
     let server = Server::start(ServerOptions::default());
     for route in [NATIVE, COMPLETIONS, CHAT, RESPONSES] {
         let fields = json!({
@@ -137,7 +137,7 @@ fn off_everywhere() -> Value {
 }
 
 #[tokio::test]
-async fn fields_of_other_servers_are_accepted_where_they_are_off() {
+async fn fields_of_other_servers_are_accepted_at_neutral_values() {
     let server = Server::start(ServerOptions::default());
     for route in [NATIVE, COMPLETIONS, CHAT, RESPONSES] {
         accepted(&server, route, &off_everywhere()).await;
@@ -164,7 +164,7 @@ async fn fields_of_other_servers_are_accepted_where_they_are_off() {
 }
 
 #[tokio::test]
-async fn a_field_that_would_change_the_answer_is_refused_with_what_to_send_instead() {
+async fn an_unsupported_field_is_rejected_with_an_alternative() {
     let server = Server::start(ServerOptions::default());
     for (fields, param, instead) in [
         (json!({ "mirostat": 2 }), "mirostat", "send 0"),
@@ -188,7 +188,7 @@ async fn a_field_that_would_change_the_answer_is_refused_with_what_to_send_inste
 }
 
 #[tokio::test]
-async fn the_openapi_document_describes_the_values_that_are_off_and_they_are_accepted() {
+async fn the_openapi_document_lists_neutral_values_and_they_are_accepted() {
     let server = Server::start(ServerOptions::default());
     let document: Value = server.get("/openapi.json").send().await.unwrap().json().await.unwrap();
     for (route, name) in [
@@ -209,7 +209,7 @@ async fn the_openapi_document_describes_the_values_that_are_off_and_they_are_acc
 }
 
 #[tokio::test]
-async fn with_warn_unknown_fields_are_ignored_and_named_in_a_header() {
+async fn unknown_fields_warn_ignores_them_and_names_them_in_a_header() {
     let server =
         Server::start(ServerOptions { unknown_fields: UnknownFields::Warn, ..ServerOptions::default() });
     let ignored = |response: &reqwest::Response| {
@@ -247,7 +247,7 @@ async fn with_warn_unknown_fields_are_ignored_and_named_in_a_header() {
 }
 
 #[tokio::test]
-async fn ids_are_as_openai_writes_them_and_never_the_same() {
+async fn ids_have_openais_format_and_are_unique() {
     let server = Server::start(ServerOptions { template: Some(QWEN), ..ServerOptions::default() });
     for (route, prefix) in
         [(COMPLETIONS, "cmpl-"), (CHAT, "chatcmpl-"), (RESPONSES, "resp_"), (NATIVE, "gen-")]

@@ -1,4 +1,4 @@
-//! What the routes refuse, and that the refusal says what to do about it.
+//! Rejected requests: status, code, and a message that names the field and the fix.
 
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ async fn refused(server: &Server, route: &str, fields: Value, code: &str, param:
 }
 
 #[tokio::test]
-async fn openais_fields_that_eka_does_not_do_are_named() {
+async fn unsupported_openai_fields_are_named_in_the_error() {
     let server = Server::start(ServerOptions::default());
     for (field, value) in [("suffix", json!("end"))] {
         refused(&server, COMPLETIONS, json!({ field: value }), "unsupported_field", field).await;
@@ -53,7 +53,7 @@ async fn openais_fields_that_eka_does_not_do_are_named() {
 }
 
 #[tokio::test]
-async fn fields_beyond_openais_are_named_with_value_and_limit() {
+async fn errors_of_extension_fields_name_the_value_and_the_limit() {
     let server = Server::start(ServerOptions::default());
     for (fields, param) in [
         (json!({ "typical_p": 1.5 }), "typical_p"),
@@ -70,7 +70,7 @@ async fn fields_beyond_openais_are_named_with_value_and_limit() {
 }
 
 #[tokio::test]
-async fn fields_that_nobody_knows_are_named() {
+async fn unknown_fields_are_named_in_the_error() {
     let server = Server::start(ServerOptions::default());
     for route in [NATIVE, COMPLETIONS, CHAT] {
         refused(&server, route, json!({ "temprature": 1 }), "unknown_field", "temprature").await;
@@ -83,7 +83,7 @@ async fn fields_that_nobody_knows_are_named() {
 }
 
 #[tokio::test]
-async fn numbers_out_of_range_are_named_with_value_and_limit() {
+async fn numbers_out_of_range_are_reported_with_value_and_limit() {
     let server = Server::start(ServerOptions::default());
     for (field, value) in [
         ("temperature", json!(2.1)),
@@ -122,7 +122,7 @@ async fn numbers_out_of_range_are_named_with_value_and_limit() {
 }
 
 #[tokio::test]
-async fn wrong_types_and_values_are_named_with_their_path() {
+async fn wrong_types_and_values_are_reported_with_their_path() {
     let server = Server::start(ServerOptions::default());
     for (field, value, code, param) in [
         ("temperature", json!("hot"), "invalid_type", "temperature"),
@@ -148,7 +148,7 @@ async fn wrong_types_and_values_are_named_with_their_path() {
 }
 
 #[tokio::test]
-async fn prompts_and_messages_that_make_no_sense_are_named() {
+async fn invalid_prompts_and_messages_are_rejected() {
     let server = Server::start(ServerOptions::default());
     for (prompt, code, param) in [
         (json!({}), "invalid_type", "prompt"),
@@ -193,7 +193,7 @@ async fn prompts_and_messages_that_make_no_sense_are_named() {
 }
 
 #[tokio::test]
-async fn a_request_that_cannot_fit_is_refused_with_the_numbers_before_it_waits() {
+async fn a_request_longer_than_the_context_is_rejected_before_queueing() {
     let server = Server::start(ServerOptions::default());
     let prompt = vec![20; 200];
     let (status, answer) = server.ask(NATIVE, &json!({ "prompt": prompt, "max_new_tokens": 57 })).await;
@@ -208,7 +208,7 @@ async fn a_request_that_cannot_fit_is_refused_with_the_numbers_before_it_waits()
 
 /// LiteLLM looks for "this model's maximum context length is", others for "maximum context length" or for the code.
 #[tokio::test]
-async fn a_context_overflow_is_said_in_the_words_by_which_client_libraries_know_it() {
+async fn a_context_overflow_has_openais_message() {
     let server = Server::start(ServerOptions::default());
     for (route, body) in [
         (COMPLETIONS, json!({ "prompt": vec![20; 200], "max_tokens": 57 })),
@@ -231,7 +231,7 @@ async fn a_context_overflow_is_said_in_the_words_by_which_client_libraries_know_
 }
 
 #[tokio::test]
-async fn an_unknown_model_is_answered_with_the_one_that_is_served() {
+async fn an_unknown_model_is_a_404_that_names_the_served_model() {
     let server = Server::start(ServerOptions::default());
     let (status, answer) = server.ask(COMPLETIONS, &json!({ "model": "gpt-4o", "prompt": "x" })).await;
     assert_eq!((status, &answer["error"]["code"]), (404, &json!("model_not_found")));
@@ -256,7 +256,7 @@ async fn paths_and_methods_that_do_not_exist_are_json_errors() {
 }
 
 #[tokio::test]
-async fn requests_are_refused_while_no_worker_can_be_expected() {
+async fn requests_get_a_503_while_no_worker_can_start() {
     let server =
         Server::start(ServerOptions { readiness: || Readiness::Starting, ..ServerOptions::default() });
     let down = |retry_in| Readiness::Down { reason: "it fell six times".into(), retry_in };
@@ -277,7 +277,7 @@ async fn requests_are_refused_while_no_worker_can_be_expected() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_too_large_is_refused_by_its_limit() {
+async fn a_body_over_the_limit_is_a_413() {
     let server = Server::start(ServerOptions::default());
     let (status, answer) = server.ask(NATIVE, &json!({ "prompt": "x".repeat(65 << 10) })).await;
     assert_eq!((status, &answer["error"]["code"]), (413, &json!("body_too_large")));
@@ -285,7 +285,7 @@ async fn a_body_that_is_too_large_is_refused_by_its_limit() {
 }
 
 #[tokio::test]
-async fn garbage_is_a_400_and_never_a_500() {
+async fn invalid_json_is_a_400_and_never_a_500() {
     let server = Server::start(ServerOptions::default());
     let deep = format!("{{\"prompt\": {}", "[".repeat(20_000));
     let deep_and_closed = format!("{{\"prompt\": {}{}}}", "[".repeat(20_000), "]".repeat(20_000));
@@ -320,7 +320,7 @@ async fn garbage_is_a_400_and_never_a_500() {
 }
 
 #[tokio::test]
-async fn bytes_that_are_not_http_do_not_disturb_the_server() {
+async fn bytes_that_are_not_http_do_not_stop_the_server() {
     let server = Server::start(ServerOptions::default());
     let address = server.url.strip_prefix("http://").unwrap();
     for garbage in [

@@ -31,9 +31,9 @@ fn streamed_content(documents: &[Value], choice: usize) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn chat_tells_every_tokens_log_probability_and_the_most_probable_others() {
+async fn chat_returns_log_probabilities_and_top_alternatives_of_every_token() {
     let program = Program::start(&[]).await;
-    // What begins with what is kept is the same but for the last digits.
+    // Answers that use the prefix cache differ in the last digits only.
     let request = chat(&json!({ "logprobs": true, "top_logprobs": 20, "cache_prompt": false }));
     let (status, answer) = program.ask(CHAT, &request).await;
     assert_eq!(status, 200, "{answer}");
@@ -65,7 +65,7 @@ fn bytes_of(entry: &Value) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn log_probabilities_are_the_models_own_whatever_is_done_to_its_choice() {
+async fn log_probabilities_ignore_sampling_settings_and_constraints() {
     let program = Program::start(&[]).await;
     let (_, plain) = program.ask(CHAT, &chat(&json!({ "logprobs": true, "max_tokens": 1 }))).await;
     let first = |answer: &Value| answer["choices"][0]["logprobs"]["content"][0]["logprob"].as_f64().unwrap();
@@ -124,7 +124,7 @@ async fn completions_echo_the_prompt_and_score_it() {
 }
 
 #[tokio::test]
-async fn scores_outlive_their_worker() {
+async fn log_probabilities_continue_on_a_new_worker() {
     let program = Program::start(&["--faults", &hanging([(2, 8)])]).await;
     let request = json!({ "prompt": "Once", "ignore_eos": true, "max_tokens": 120, "temperature": 0, "echo": true, "logprobs": 1 });
     let (_, undisturbed) = program.ask(COMPLETIONS, &request).await;
@@ -138,7 +138,7 @@ async fn scores_outlive_their_worker() {
 }
 
 #[tokio::test]
-async fn several_choices_come_one_after_another_and_differ_in_their_seeds() {
+async fn n_choices_are_generated_in_order_with_different_seeds() {
     let program = Program::start(&[]).await;
     let request = chat(&json!({ "n": 3, "temperature": 1.5, "seed": 5, "max_tokens": 12 }));
     let (status, answer) = program.ask(CHAT, &request).await;
@@ -178,7 +178,7 @@ async fn several_choices_come_one_after_another_and_differ_in_their_seeds() {
 }
 
 #[tokio::test]
-async fn choices_that_do_not_all_fit_the_queue_leave_no_job_behind() {
+async fn n_choices_that_exceed_the_queue_are_rejected_as_a_whole() {
     let server = Server::start(ServerOptions { max_jobs: 2, ..ServerOptions::default() });
     let request = json!({ "prompt": vec![20; CONTEXT_LENGTH - 20], "n": 8, "max_tokens": 4 });
     let (status, answer) = server.ask(COMPLETIONS, &request).await;
@@ -187,7 +187,7 @@ async fn choices_that_do_not_all_fit_the_queue_leave_no_job_behind() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_scored_or_chosen_is_refused_by_name() {
+async fn invalid_logprobs_and_n_are_rejected_by_name() {
     let server = Server::start(ServerOptions::default());
     for (route, fields, param) in [
         (CHAT, json!({ "top_logprobs": 3 }), "top_logprobs"),

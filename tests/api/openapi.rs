@@ -19,14 +19,14 @@ async fn document(server: &Server) -> Value {
 }
 
 #[tokio::test]
-async fn examples_are_accepted_and_answered_as_described() {
+async fn openapi_examples_are_accepted_and_answers_match() {
     let server = Server::start(ServerOptions::default());
     let document = document(&server).await;
     let chunk = named(&document, "ChatCompletionChunk");
     let mut sent = 0;
     for (path, methods) in document["paths"].as_object().unwrap() {
         let operation = &methods["post"];
-        // This server has nobody to take orders.
+        // The scripted server has no workers that could run admin commands.
         if path.starts_with("/admin/") {
             continue;
         }
@@ -49,7 +49,7 @@ async fn examples_are_accepted_and_answered_as_described() {
 }
 
 #[tokio::test]
-async fn what_is_read_is_answered_as_described() {
+async fn get_routes_match_the_openapi_document() {
     let server = Server::start(ServerOptions::default());
     let document = document(&server).await;
     for path in ["/v1/models", "/v1/models/demo", "/livez", "/readyz", "/v1/models/none"] {
@@ -62,7 +62,7 @@ async fn what_is_read_is_answered_as_described() {
 }
 
 #[tokio::test]
-async fn refusals_are_described() {
+async fn error_answers_match_the_openapi_document() {
     let server = Server::start(ServerOptions::default());
     let document = document(&server).await;
     for (path, methods) in document["paths"].as_object().unwrap() {

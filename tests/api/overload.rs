@@ -1,4 +1,4 @@
-//! More clients than the slot can serve, clients that leave, and servers that do.
+//! More clients than the slot can serve, clients that disconnect, and servers that shut down.
 
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ async fn listen(server: &Server, stream: bool) -> tokio::task::JoinHandle<reqwes
 }
 
 #[tokio::test]
-async fn a_full_queue_answers_429_and_says_when_to_come_back() {
+async fn a_full_queue_answers_429_with_retry_after() {
     let server = Server::start(ServerOptions { max_jobs: 1, ..slow() });
     let clients = [leave_later(&server, &endless()), leave_later(&server, &endless())];
     server.has_queued(1).await;
@@ -56,7 +56,7 @@ async fn a_full_queue_answers_429_and_says_when_to_come_back() {
 }
 
 #[tokio::test]
-async fn a_hundred_clients_at_a_queue_of_eight_are_all_answered() {
+async fn a_hundred_clients_all_get_an_answer_from_a_queue_of_eight() {
     let server = Server::start(ServerOptions {
         max_jobs: 8,
         step: Duration::from_millis(3),
@@ -79,7 +79,7 @@ async fn a_hundred_clients_at_a_queue_of_eight_are_all_answered() {
 }
 
 #[tokio::test]
-async fn a_client_that_waits_for_too_long_is_told_so_while_the_slot_is_still_taken() {
+async fn a_queue_timeout_is_reported_while_the_slot_is_busy() {
     let server = Server::start(slow());
     let running = leave_later(&server, &endless());
     server.has_queued(0).await;
@@ -95,7 +95,7 @@ async fn a_client_that_waits_for_too_long_is_told_so_while_the_slot_is_still_tak
 }
 
 #[tokio::test]
-async fn a_running_answer_ends_at_its_deadline_and_the_next_one_runs() {
+async fn a_running_request_ends_at_its_deadline_and_the_next_starts() {
     let server = Server::start(ServerOptions { step: Duration::from_millis(20), ..ServerOptions::default() });
     let mut request = endless();
     request["timeout_ms"] = json!(300);
@@ -105,7 +105,7 @@ async fn a_running_answer_ends_at_its_deadline_and_the_next_one_runs() {
 }
 
 #[tokio::test]
-async fn twenty_clients_that_queue_and_leave_do_not_disturb_the_one_that_streams() {
+async fn twenty_queued_clients_that_disconnect_do_not_affect_the_running_stream() {
     let server = Server::start(ServerOptions {
         max_jobs: 20,
         step: Duration::from_millis(30),
@@ -139,7 +139,7 @@ async fn twenty_clients_that_queue_and_leave_do_not_disturb_the_one_that_streams
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_its_running_answer_gives_the_slot_to_the_next() {
+async fn a_client_that_disconnects_frees_the_slot() {
     let server = Server::start(ServerOptions { step: Duration::from_millis(20), ..ServerOptions::default() });
     for stream in [false, true] {
         let running = listen(&server, stream).await;
@@ -153,7 +153,7 @@ async fn a_client_that_leaves_its_running_answer_gives_the_slot_to_the_next() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_while_its_answer_is_silent_is_noticed() {
+async fn a_client_that_disconnects_between_tokens_is_detected() {
     let server =
         Server::start(ServerOptions { step: Duration::from_secs(3_600), ..ServerOptions::default() });
     for stream in [false, true] {
@@ -168,7 +168,7 @@ async fn a_client_that_leaves_while_its_answer_is_silent_is_noticed() {
 }
 
 #[tokio::test]
-async fn a_stream_that_waits_is_kept_alive_by_comments() {
+async fn a_queued_stream_sends_comments_to_stay_open() {
     let server = Server::start(ServerOptions { heartbeat: Duration::from_millis(20), ..slow() });
     let running = leave_later(&server, &endless());
     server.has_queued(0).await;
@@ -184,7 +184,7 @@ async fn a_stream_that_waits_is_kept_alive_by_comments() {
 }
 
 #[tokio::test]
-async fn a_shutdown_finishes_what_runs_and_refuses_what_comes() {
+async fn shutdown_finishes_running_requests_and_rejects_new_ones() {
     let mut server =
         Server::start(ServerOptions { step: Duration::from_millis(20), ..ServerOptions::default() });
     let mut request = endless();
@@ -205,7 +205,7 @@ async fn a_shutdown_finishes_what_runs_and_refuses_what_comes() {
 }
 
 #[tokio::test]
-async fn a_shutdown_ends_what_does_not_finish_within_its_grace() {
+async fn shutdown_ends_requests_after_the_grace_time() {
     let mut server = Server::start(ServerOptions { grace: Duration::from_millis(50), ..slow() });
     let mut request = endless();
     request["stream"] = json!(true);

@@ -1,4 +1,4 @@
-//! Who goes first, and answers that are cut when their time is up.
+//! Priorities in the queue, and answers that `max_time_ms` ends.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::support::{
 const NATIVE: &str = "/generate-lite";
 const CHAT: &str = "/v1/chat/completions";
 
-/// Asks from a task of its own, and notes when the answer is there.
+/// Sends a request in a separate task and records when its answer arrives.
 fn ask_later(
     server: &Server,
     name: &'static str,
@@ -29,7 +29,7 @@ fn ask_later(
 type Ends = std::sync::Arc<std::sync::Mutex<Vec<&'static str>>>;
 
 #[tokio::test]
-async fn interactive_requests_go_before_batch_requests_that_have_their_turn_all_the_same() {
+async fn interactive_requests_overtake_batch_requests_a_limited_number_of_times() {
     let server = Server::start(ServerOptions { step: Duration::from_millis(20), ..ServerOptions::default() });
     server.executor.limit_overtakes(2);
     let ends = Ends::default();
@@ -63,7 +63,7 @@ async fn interactive_requests_go_before_batch_requests_that_have_their_turn_all_
 }
 
 #[tokio::test]
-async fn a_priority_that_is_none_and_two_of_them_are_refused_by_name() {
+async fn unknown_and_conflicting_priorities_are_rejected() {
     let server = Server::start(ServerOptions::default());
     for (more, param) in [
         (json!({ "priority": "urgent" }), "priority"),
@@ -81,7 +81,7 @@ async fn a_priority_that_is_none_and_two_of_them_are_refused_by_name() {
 }
 
 #[tokio::test]
-async fn an_answer_whose_time_is_up_is_cut_and_not_failed() {
+async fn max_time_ms_cuts_the_answer_without_an_error() {
     let server = Server::start(ServerOptions { step: Duration::from_millis(5), ..ServerOptions::default() });
     let request = json!({
         "messages": [{ "role": "user", "content": "Please" }], "ignore_eos": true, "max_tokens": 200,
@@ -107,7 +107,7 @@ async fn an_answer_whose_time_is_up_is_cut_and_not_failed() {
 }
 
 #[tokio::test]
-async fn the_time_of_an_answer_does_not_count_while_it_waits() {
+async fn max_time_ms_does_not_count_queueing() {
     let server = Server::start(ServerOptions { step: Duration::from_millis(10), ..ServerOptions::default() });
     let long = json!({ "prompt": "Please", "ignore_eos": true, "max_new_tokens": 100 });
     let running = tokio::spawn(server.post(NATIVE, &long).send());
@@ -120,7 +120,7 @@ async fn the_time_of_an_answer_does_not_count_while_it_waits() {
 }
 
 #[tokio::test]
-async fn a_worker_stops_at_the_next_step_and_says_what_it_has_done() {
+async fn a_worker_stops_at_the_next_step_and_reports_usage() {
     let program = Program::start(&[]).await;
     let endless = json!({ "prompt": "Once", "ignore_eos": true, "max_new_tokens": 200, "max_time_ms": 1 });
     // A millisecond is over before 200 tokens are, on any machine.

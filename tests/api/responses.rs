@@ -50,7 +50,7 @@ async fn streamed(server: &Server, mut request: Value) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn a_response_says_what_it_is_and_streams_the_same_by_typed_events() {
+async fn a_response_is_the_same_whole_and_as_typed_events() {
     let server = Server::start(ServerOptions::default());
     let request = json!({ "model": "demo", "input": "Please speak slowly.", "instructions": "Be kind.", "temperature": 0 });
     let whole = ok(&server, &request).await;
@@ -90,7 +90,7 @@ async fn a_response_says_what_it_is_and_streams_the_same_by_typed_events() {
 }
 
 #[tokio::test]
-async fn a_response_that_is_cut_is_incomplete() {
+async fn a_response_that_was_cut_has_status_incomplete() {
     let server = Server::start(ServerOptions::default());
     let request = json!({ "input": [{ "role": "user", "content": [{ "type": "input_text", "text": "Please" }] }],
         "max_output_tokens": 3 });
@@ -106,7 +106,7 @@ async fn a_response_that_is_cut_is_incomplete() {
 }
 
 #[tokio::test]
-async fn calls_are_items_of_their_own_and_go_back_with_their_results() {
+async fn tool_calls_are_output_items_and_their_results_are_input_items() {
     let answer =
         "Wait.\n<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Pune\"}}\n</tool_call>";
     let server = Server::start(ServerOptions {
@@ -143,7 +143,7 @@ async fn calls_are_items_of_their_own_and_go_back_with_their_results() {
 }
 
 #[tokio::test]
-async fn what_responses_cannot_do_is_refused_by_name() {
+async fn unsupported_fields_of_responses_are_rejected_by_name() {
     let server = Server::start(ServerOptions::default());
     for (fields, code, param) in [
         (json!({}), "missing_field", "input"),

@@ -1,4 +1,4 @@
-//! What the routes answer when all goes well.
+//! Successful answers of every route.
 
 use eka::job::Readiness;
 use serde_json::{Value, json};
@@ -73,7 +73,7 @@ async fn streamed_and_whole_answers_agree_on_every_route() {
 }
 
 #[tokio::test]
-async fn an_end_token_is_counted_but_not_spoken() {
+async fn an_end_token_is_counted_but_not_in_the_text() {
     let server = Server::start(ServerOptions::default());
     for (route, request) in requests() {
         let (_, answer) = server.ask(route, &request).await;
@@ -86,7 +86,7 @@ async fn an_end_token_is_counted_but_not_spoken() {
 }
 
 #[tokio::test]
-async fn a_stop_string_ends_the_answer_before_it_and_gives_the_slot_back() {
+async fn a_stop_string_ends_the_answer_before_it_and_frees_the_slot() {
     let server = Server::start(ServerOptions::default());
     for (route, request) in requests() {
         let request = with(with(request, "stop", json!(["never", "ಮಾತ"])), "ignore_eos", true);
@@ -101,7 +101,7 @@ async fn a_stop_string_ends_the_answer_before_it_and_gives_the_slot_back() {
 }
 
 #[tokio::test]
-async fn text_held_back_for_a_stop_string_leaves_when_it_does_not_come() {
+async fn text_held_back_for_a_stop_string_is_sent_when_the_string_does_not_follow() {
     let server = Server::start(ServerOptions::default());
     let request = json!({ "prompt": "Please", "stop": ".!", "stream": true });
     let (events, _) = events(&server.stream(NATIVE, &request).await);
@@ -122,7 +122,7 @@ async fn stop_token_ids_and_ignore_eos_decide_what_ends_an_answer() {
 }
 
 #[tokio::test]
-async fn generate_lite_says_what_an_answer_took() {
+async fn generate_lite_reports_timings_and_memory() {
     let server = Server::start(ServerOptions::default());
     let (_, answer) = server.ask(NATIVE, &json!({ "messages": conversation(), "seed": 7 })).await;
     assert_eq!((&answer["model"], &answer["seed"]), (&json!(MODEL), &json!(7)));
@@ -139,7 +139,7 @@ async fn generate_lite_says_what_an_answer_took() {
 }
 
 #[tokio::test]
-async fn usage_is_a_last_chunk_of_no_choices_when_it_is_asked_for() {
+async fn include_usage_adds_a_last_chunk_without_choices() {
     let server = Server::start(ServerOptions::default());
     for (route, request) in requests().into_iter().skip(1) {
         let plain = with(request, "stream", true);
@@ -156,7 +156,7 @@ async fn usage_is_a_last_chunk_of_no_choices_when_it_is_asked_for() {
 }
 
 #[tokio::test]
-async fn chat_chunks_begin_with_the_role_and_share_one_id() {
+async fn chat_chunks_start_with_the_role_and_share_one_id() {
     let server = Server::start(ServerOptions::default());
     let request = json!({ "model": MODEL, "messages": conversation(), "stream": true });
     let (events, _) = events(&server.stream(CHAT, &request).await);
@@ -185,7 +185,7 @@ async fn a_prompt_may_be_text_or_token_ids_and_content_may_come_in_parts() {
 }
 
 #[tokio::test]
-async fn values_of_openais_fields_that_ask_for_nothing_are_accepted() {
+async fn openai_fields_at_neutral_values_are_accepted() {
     let server = Server::start(ServerOptions::default());
     let chat = json!({
         "model": MODEL, "messages": conversation(), "n": 1, "logprobs": false, "user": "someone", "store": false,
@@ -207,7 +207,7 @@ async fn values_of_openais_fields_that_ask_for_nothing_are_accepted() {
 }
 
 #[tokio::test]
-async fn a_stream_tells_how_much_of_its_prompt_is_read_when_it_is_asked_to() {
+async fn return_progress_streams_prompt_progress() {
     let server = Server::start(ServerOptions { progress: true, ..ServerOptions::default() });
     for (route, request) in requests() {
         let plain = with(request, "stream", true);
@@ -226,7 +226,7 @@ async fn a_stream_tells_how_much_of_its_prompt_is_read_when_it_is_asked_to() {
 }
 
 #[tokio::test]
-async fn tokens_that_were_not_asked_for_are_lowered_to_what_fits() {
+async fn default_max_new_tokens_is_lowered_to_what_fits() {
     let server = Server::start(ServerOptions::default());
     let prompt = vec![20; CONTEXT_LENGTH - 5];
     let (_, answer) = server.ask(NATIVE, &json!({ "prompt": prompt, "ignore_eos": true })).await;
@@ -234,7 +234,7 @@ async fn tokens_that_were_not_asked_for_are_lowered_to_what_fits() {
 }
 
 #[tokio::test]
-async fn the_model_says_what_it_is_and_what_runs_it() {
+async fn v1_models_describes_the_model_and_its_device() {
     let server = Server::start(ServerOptions::default());
     let list: Value = server.get("/v1/models").send().await.unwrap().json().await.unwrap();
     let one: Value = server.get("/v1/models/demo").send().await.unwrap().json().await.unwrap();
@@ -249,7 +249,7 @@ async fn the_model_says_what_it_is_and_what_runs_it() {
 }
 
 #[tokio::test]
-async fn probes_tell_alive_started_and_ready_apart() {
+async fn health_probes_distinguish_alive_started_and_ready() {
     let server =
         Server::start(ServerOptions { readiness: || Readiness::Starting, ..ServerOptions::default() });
     let probe = async |path| server.get(path).send().await.unwrap().status().as_u16();
@@ -265,7 +265,7 @@ async fn probes_tell_alive_started_and_ready_apart() {
 }
 
 #[tokio::test]
-async fn the_index_lists_every_route_and_metrics_count_what_was_asked() {
+async fn the_index_lists_every_route_and_metrics_count_requests() {
     let server = Server::start(ServerOptions::default());
     let index = server.get("/").send().await.unwrap().text().await.unwrap();
     for path in [NATIVE, COMPLETIONS, CHAT, "/v1/models", "/livez", "/readyz", "/startupz", "/metrics"] {

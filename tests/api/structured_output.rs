@@ -1,4 +1,4 @@
-//! Answers that must have a form, through the whole program and the demo's model, which has never seen JSON.
+//! Constrained answers of the real server; the demonstration model has never seen JSON.
 
 use serde_json::{Value, json};
 
@@ -43,7 +43,7 @@ fn with(mut request: Value, fields: &Value) -> Value {
 }
 
 #[tokio::test]
-async fn every_answer_has_its_schema_in_ten_languages_greedy_and_drawn_whole_and_streamed() {
+async fn answers_match_their_schema_in_ten_languages_greedy_sampled_and_streamed() {
     let program = Program::start(&[]).await;
     for (seed, prompt) in expected().into_iter().map(|expected| expected.prompt).enumerate() {
         for sampling in [json!({}), json!({ "temperature": 1.5, "seed": seed, "top_p": 0.95 })] {
@@ -59,7 +59,7 @@ async fn every_answer_has_its_schema_in_ten_languages_greedy_and_drawn_whole_and
 }
 
 #[tokio::test]
-async fn openais_response_format_is_kept_on_both_of_its_routes() {
+async fn response_format_is_enforced_in_chat_and_completions() {
     let program = Program::start(&[]).await;
     let named = json!({ "name": "word", "strict": true, "schema": schema() });
     let format =
@@ -74,7 +74,7 @@ async fn openais_response_format_is_kept_on_both_of_its_routes() {
 }
 
 #[tokio::test]
-async fn regular_expressions_and_grammars_are_kept() {
+async fn regular_expressions_and_grammars_are_enforced() {
     let program = Program::start(&[]).await;
     let digits =
         json!({ "prompt": "Once", "regex": "[1-9][0-9]{2}-(नमस्ते|வணக்கம்)", "temperature": 1.0, "seed": 5 });
@@ -90,7 +90,7 @@ async fn regular_expressions_and_grammars_are_kept() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_cut_says_so_and_is_the_beginning_of_one_with_the_form() {
+async fn a_cut_constrained_answer_is_a_valid_prefix_with_finish_reason_length() {
     let program = Program::start(&[]).await;
     let request = json!({ "prompt": "Once", "json_schema": schema(), "max_new_tokens": 200 });
     let (_, whole) = program.ask(NATIVE, &request).await;
@@ -106,7 +106,7 @@ async fn an_answer_that_is_cut_says_so_and_is_the_beginning_of_one_with_the_form
 }
 
 #[tokio::test]
-async fn an_answer_that_is_complete_with_its_last_token_is_not_called_cut() {
+async fn a_constrained_answer_complete_at_its_last_token_has_finish_reason_stop() {
     let program = Program::start(&[]).await;
     // The last tokens of these are picked, forced one by one, and forced together.
     let forms = [
@@ -131,7 +131,7 @@ async fn an_answer_that_is_complete_with_its_last_token_is_not_called_cut() {
 }
 
 #[tokio::test]
-async fn a_form_outlives_its_worker() {
+async fn a_constraint_continues_on_a_new_worker() {
     let plan = hanging([(2, 1), (3, 4), (4, 8), (6, 1), (7, 4), (8, 8)]);
     let program = Program::start(&["--faults", &plan]).await;
     // A value of many tokens that are picked between two runs of forced ones.
@@ -157,7 +157,7 @@ async fn a_form_outlives_its_worker() {
 }
 
 #[tokio::test]
-async fn answers_without_a_form_are_what_they_were_after_one_with() {
+async fn a_constrained_answer_does_not_change_later_answers() {
     let program = Program::start(&[]).await;
     let first = &expected()[0];
     let free = json!({ "messages": [{ "role": "user", "content": first.prompt }] });
@@ -172,7 +172,7 @@ async fn answers_without_a_form_are_what_they_were_after_one_with() {
     assert_eq!(status, 200, "a new worker reads the tokenizer again: {answer}");
 }
 
-/// What is refused, without a worker.
+/// Rejected before a worker is needed.
 async fn refused(server: &Server, fields: Value, code: &str, param: &str) -> String {
     let request = with(json!({ "prompt": "hello" }), &fields);
     let (status, answer) = server.ask(NATIVE, &request).await;
@@ -187,7 +187,7 @@ async fn refused(server: &Server, fields: Value, code: &str, param: &str) -> Str
 }
 
 #[tokio::test]
-async fn a_form_that_cannot_be_kept_is_a_400_that_says_what_is_wrong_with_it() {
+async fn an_unsupported_constraint_is_a_400_with_the_reason() {
     let server = Server::start(ServerOptions::default());
     let not = json!({ "json_schema": { "type": "array", "items": { "not": { "type": "null" } } } });
     let said = refused(&server, not, "invalid_constraint", "json_schema").await;
@@ -206,7 +206,7 @@ async fn a_form_that_cannot_be_kept_is_a_400_that_says_what_is_wrong_with_it() {
 }
 
 #[tokio::test]
-async fn other_fields_that_end_the_answer_are_refused_by_name() {
+async fn stop_conditions_with_a_constraint_are_rejected_by_name() {
     let server = Server::start(ServerOptions::default());
     let form = json!({ "regex": "a+" });
     for (name, value) in [("stop", json!("a")), ("stop_token_ids", json!([7])), ("ignore_eos", json!(true))] {
@@ -218,7 +218,7 @@ async fn other_fields_that_end_the_answer_are_refused_by_name() {
 }
 
 #[tokio::test]
-async fn streams_go_on_while_a_bomb_is_looked_at() {
+async fn streams_continue_while_an_expensive_schema_is_compiled() {
     let server = Server::start(ServerOptions {
         step: std::time::Duration::from_millis(20),
         ..ServerOptions::default()

@@ -36,7 +36,7 @@ fn conversation() -> Value {
 }
 
 #[tokio::test]
-async fn a_text_is_cut_into_tokens_and_made_of_them_again() {
+async fn tokenize_and_detokenize_round_trip() {
     let server = server();
     let answer = ok(&server, TOKENIZE, json!({ "model": MODEL, "content": ANSWER })).await;
     let ids = &ANSWER_IDS[..13];
@@ -51,7 +51,7 @@ async fn a_text_is_cut_into_tokens_and_made_of_them_again() {
 }
 
 #[tokio::test]
-async fn special_tokens_are_added_as_llama_cpp_and_vllm_each_have_it() {
+async fn special_token_fields_of_llama_cpp_and_vllm_both_work() {
     let server = server();
     let tokens = async |body| ok(&server, TOKENIZE, body).await["tokens"].clone();
     let bare = tokens(json!({ "content": "Please" })).await;
@@ -66,7 +66,7 @@ async fn special_tokens_are_added_as_llama_cpp_and_vllm_each_have_it() {
 }
 
 #[tokio::test]
-async fn pieces_are_text_or_bytes_where_a_character_is_cut() {
+async fn with_pieces_returns_bytes_where_a_character_is_split() {
     let server = server();
     let answer = ok(&server, TOKENIZE, json!({ "prompt": "😀 a", "with_pieces": true })).await;
     let pieces = answer["tokens"].as_array().unwrap();
@@ -81,7 +81,7 @@ async fn pieces_are_text_or_bytes_where_a_character_is_cut() {
 }
 
 #[tokio::test]
-async fn messages_become_the_prompt_that_the_model_would_be_asked() {
+async fn apply_template_returns_the_prompt_of_a_chat_request() {
     let server = Server::start(ServerOptions::default());
     let prompt = ok(&server, APPLY, json!({ "messages": conversation() })).await["prompt"].clone();
     assert_eq!(prompt, "<s><|user|>Please speak slowly.<|end|><|assistant|>");
@@ -92,7 +92,7 @@ async fn messages_become_the_prompt_that_the_model_would_be_asked() {
 }
 
 #[tokio::test]
-async fn tools_stand_in_the_prompt_where_the_template_has_them() {
+async fn apply_template_renders_tools_where_the_template_puts_them() {
     const TEMPLATE: &str = "{% if tools %}{% for tool in tools %}{{ tool | tojson }};{% endfor %}{% endif %}\
         {% for m in messages %}{{ m.content }}{% endfor %}";
     let server = Server::start(ServerOptions { template: Some(TEMPLATE), ..ServerOptions::default() });
@@ -104,7 +104,7 @@ async fn tools_stand_in_the_prompt_where_the_template_has_them() {
 }
 
 #[tokio::test]
-async fn what_makes_no_sense_is_named() {
+async fn invalid_requests_to_tokenize_routes_are_rejected() {
     let server = server();
     for (route, body, code, param) in [
         (TOKENIZE, json!({}), "missing_field", "content, prompt or messages"),
@@ -148,7 +148,7 @@ const THINKING: &str = "{% for m in messages %}{{ m.role }}:{% if '</think>' in 
      {% for tool in tools or [] %}{{ tool.function.name }}{% endfor %}";
 
 #[tokio::test]
-async fn a_message_of_calls_with_content_null_is_rendered_by_templates_that_search_in_contents() {
+async fn content_null_with_tool_calls_renders_in_templates_that_search_the_content() {
     let server = with_template(THINKING);
     let call = json!({ "id": "1", "type": "function", "function": { "name": "now", "arguments": "{}" } });
     for assistant in [
@@ -171,7 +171,7 @@ async fn a_message_of_calls_with_content_null_is_rendered_by_templates_that_sear
 }
 
 #[tokio::test]
-async fn templates_that_test_whether_tools_are_iterable_work_without_tools() {
+async fn templates_that_test_tools_for_iterable_work_without_tools() {
     const TEMPLATE: &str =
         "{% if tools is iterable and tools | length > 0 %}tools{% endif %}{{ messages[0].content }}";
     let server = with_template(TEMPLATE);
@@ -180,7 +180,7 @@ async fn templates_that_test_whether_tools_are_iterable_work_without_tools() {
 }
 
 #[tokio::test]
-async fn what_a_template_raises_is_a_400_with_the_templates_words() {
+async fn raise_exception_in_a_template_is_a_400_with_its_message() {
     const TEMPLATE: &str = "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}\
          {{ raise_exception('Roles must alternate') }}{% endif %}{{ m.content }}{% endfor %}";
     let server = with_template(TEMPLATE);
@@ -196,7 +196,7 @@ async fn what_a_template_raises_is_a_400_with_the_templates_words() {
 }
 
 #[tokio::test]
-async fn a_template_that_fails_on_these_messages_is_a_400_that_names_the_line() {
+async fn a_template_error_is_a_400_with_the_line() {
     let server = with_template("a\n{{ messages[0].nothing.more }}{{ messages[0].content }}");
     let body = json!({ "messages": conversation() });
     for route in [APPLY, TOKENIZE, "/v1/chat/completions"] {
@@ -216,7 +216,7 @@ async fn a_template_that_takes_too_many_steps_is_a_400() {
 }
 
 #[tokio::test]
-async fn a_template_that_eka_cannot_run_is_a_501_with_construct_line_and_way_out() {
+async fn an_unsupported_template_construct_is_a_501_with_the_line() {
     let server = with_template("a\n{{ messages[0].content | frobnicate }}");
     for route in [APPLY, "/v1/chat/completions"] {
         let (status, answer) = server.ask(route, &json!({ "messages": conversation() })).await;

@@ -1,4 +1,4 @@
-//! Tools: what the model is told of them, and how its calls are told.
+//! Tools: how the prompt describes them, and how calls are returned.
 
 use std::{fs, path::Path};
 
@@ -92,7 +92,7 @@ fn calls_of(answer: &Value) -> &[Value] {
 }
 
 #[tokio::test]
-async fn calls_are_taken_out_of_an_answer_whole_and_streamed() {
+async fn tool_calls_are_extracted_from_whole_and_streamed_answers() {
     let server = server(QWEN, ONE);
     let (status, answer) = server.ask(CHAT, &request(&json!({}))).await;
     assert_eq!(status, 200, "{answer}");
@@ -114,7 +114,7 @@ async fn calls_are_taken_out_of_an_answer_whole_and_streamed() {
 }
 
 #[tokio::test]
-async fn several_calls_are_numbered_and_one_is_enough_where_more_are_not_wanted() {
+async fn parallel_tool_calls_are_numbered_and_can_be_limited_to_one() {
     let server = server(
         QWEN,
         "<tool_call>\n{\"name\": \"now\", \"arguments\": {}}\n</tool_call>\n\
@@ -139,7 +139,7 @@ async fn several_calls_are_numbered_and_one_is_enough_where_more_are_not_wanted(
 }
 
 #[tokio::test]
-async fn text_that_only_looks_like_a_call_is_content_and_so_is_every_call_where_none_is_allowed() {
+async fn text_that_resembles_a_call_and_calls_with_tool_choice_none_are_content() {
     let text = "<tool_call>\n{\"name\": \"unheard\", \"arguments\": {}}\n</tool_call>";
     let looks = server(QWEN, text);
     let (_, answer) = looks.ask(CHAT, &request(&json!({}))).await;
@@ -156,7 +156,7 @@ async fn text_that_only_looks_like_a_call_is_content_and_so_is_every_call_where_
 }
 
 #[tokio::test]
-async fn a_call_that_is_cut_says_so() {
+async fn a_tool_call_that_was_cut_has_finish_reason_length() {
     let server = server(QWEN, ONE);
     let (_, whole) = server.ask(CHAT, &request(&json!({}))).await;
     for most in 1..whole["usage"]["completion_tokens"].as_u64().unwrap() - 1 {
@@ -175,7 +175,7 @@ async fn a_call_that_is_cut_says_so() {
 }
 
 #[tokio::test]
-async fn llama_and_mistral_are_read_by_their_own_formats() {
+async fn llama_and_mistral_tool_call_formats_are_recognised() {
     let llama = server(LLAMA, "{\"name\": \"weather\", \"parameters\": {\"city\": \"Pune\"}}");
     let (_, answer) = llama.ask(CHAT, &request(&json!({}))).await;
     assert_eq!(called(calls_of(&answer)), [("weather".to_owned(), json!({ "city": "Pune" }))]);
@@ -187,7 +187,7 @@ async fn llama_and_mistral_are_read_by_their_own_formats() {
 }
 
 #[tokio::test]
-async fn calls_and_results_go_back_to_the_model_as_transformers_passes_them() {
+async fn tool_calls_and_results_are_rendered_as_in_transformers() {
     let call = json!({ "id": "123456789", "type": "function", "function": { "name": "now", "arguments": "{\"b\": 1, \"a\": \"é\"}" } });
     let messages = json!([
         { "role": "user", "content": "When?" },
@@ -244,7 +244,7 @@ fn asked_and_answered(call: &Value, result: &Value) -> Value {
 }
 
 #[tokio::test]
-async fn arguments_that_a_model_wrote_reach_it_again_byte_for_byte_in_every_format() {
+async fn tool_call_arguments_return_to_the_model_byte_for_byte() {
     for (template, before, after) in [
         (QWEN, "{\"name\": \"now\", \"arguments\": ", "}\n</tool_call><|im_end|>"),
         (LLAMA, "{\"name\": \"now\", \"parameters\": ", "}<|eot_id|>"),
@@ -267,7 +267,7 @@ async fn arguments_that_a_model_wrote_reach_it_again_byte_for_byte_in_every_form
 /// What eka sends as a call is accepted in the next request, as chat completions and as responses write it, and both make the
 /// same prompt of it.
 #[tokio::test]
-async fn what_eka_sent_as_a_call_is_accepted_with_the_next_request() {
+async fn tool_calls_sent_by_eka_are_accepted_in_the_next_request() {
     const CUT: &str = "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Pune";
     const WRONG: &str = "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"a\nb\", \"days\": 1e400, \"wet\": True,}}\n</tool_call>";
     const LLAMA_WRONG: &str = "{\"name\": \"weather\", \"parameters\": {\"city\": 'x', \"days\": 1.0,}}";
@@ -301,7 +301,7 @@ async fn what_eka_sent_as_a_call_is_accepted_with_the_next_request() {
         let (status, next) = server.ask("/v1/responses", &fields).await;
         assert_eq!(status, 200, "{next}");
         if template != MISTRAL {
-            // Ids of calls stand in its prompts, and are of different tokens.
+            // Call ids appear in the prompts and have different tokens.
             assert_eq!(next["usage"]["input_tokens"], second["usage"]["prompt_tokens"]);
         }
     }
@@ -314,7 +314,7 @@ fn flat_tools() -> Value {
 }
 
 #[tokio::test]
-async fn a_stop_string_inside_arguments_ends_the_answer_and_its_call_is_not_to_be_carried_out() {
+async fn a_stop_string_inside_arguments_gives_finish_reason_stop() {
     let server = server(QWEN, ONE);
     let stopped = request(&json!({ "stop": "days" }));
     let (_, answer) = server.ask(CHAT, &stopped).await;
@@ -334,7 +334,7 @@ async fn a_stop_string_inside_arguments_ends_the_answer_and_its_call_is_not_to_b
 }
 
 #[tokio::test]
-async fn a_call_with_a_brace_too_few_or_too_many_is_a_call_and_nothing_else() {
+async fn a_call_with_a_missing_or_extra_brace_is_still_a_call() {
     const FEW: &str = "<tool_call>\n{\"name\": \"now\", \"arguments\": {}\n</tool_call>";
     const MANY: &str = "<tool_call>\n{\"name\": \"now\", \"arguments\": {}}}\n</tool_call>";
     for text in [FEW, MANY] {
@@ -349,9 +349,9 @@ async fn a_call_with_a_brace_too_few_or_too_many_is_a_call_and_nothing_else() {
     }
 }
 
-/// As transformers passes them: whether a name is told to the model is up to its template.
+/// As transformers passes them: the template decides whether the model sees the name.
 #[tokio::test]
-async fn names_of_those_who_speak_reach_the_template() {
+async fn message_names_reach_the_template() {
     let template = "{% for m in messages %}{{ m.name or m.role }}: {{ m.content }}\n{% endfor %}";
     let server = server(template, "Yes.");
     let messages = json!([
@@ -364,7 +364,7 @@ async fn names_of_those_who_speak_reach_the_template() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_done_is_refused_by_name() {
+async fn unsupported_tool_requests_are_rejected_by_name() {
     let qwen = server(QWEN, ONE);
     let bad = json!([{ "type": "function", "function": { "name": "a", "parameters": { "type": "object", "not": {} } } }]);
     let not_object =
@@ -434,7 +434,7 @@ fn copy(from: &Path, to: &Path) {
 }
 
 #[tokio::test]
-async fn calls_that_must_come_do_and_their_arguments_keep_their_schema() {
+async fn required_and_named_tool_choices_produce_valid_calls() {
     const TEMPLATE: &str = "{{ bos_token }}{% for t in tools or [] %}{{ t.function.name }} {% endfor %}{% for m in messages %}\
         {{ m.content }}{% endfor %}{# <tool_call> #}";
     let (program, _dir) = program(TEMPLATE).await;

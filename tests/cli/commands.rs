@@ -1,4 +1,4 @@
-//! The commands that end: what they print, what they refuse, and how they exit.
+//! Commands that run to their end: output, errors and exit codes.
 
 use std::fs;
 
@@ -9,7 +9,7 @@ use crate::support::{
 };
 
 #[test]
-fn fixtures_compute_what_transformers_and_peft_compute() {
+fn verify_matches_transformers_and_peft_on_the_fixtures() {
     for fixture in ["llama", "llama3-rope-rslora"] {
         let reference = format!("tests/fixtures/{fixture}/expected.safetensors");
         let merged = run(&["verify", &exported(fixture), &reference]);
@@ -27,7 +27,7 @@ fn fixtures_compute_what_transformers_and_peft_compute() {
 }
 
 #[test]
-fn a_difference_beyond_the_tolerance_is_an_exit_code_of_one() {
+fn verify_exits_with_1_beyond_the_tolerance() {
     let reference = "tests/fixtures/llama/expected.safetensors";
     let strict = run(&["verify", &exported("llama"), reference, "--atol", "0"]);
     assert_eq!(strict.status.code(), Some(1));
@@ -50,7 +50,7 @@ fn generate_streams_the_answer_to_stdout_and_nothing_else() {
 }
 
 #[test]
-fn bench_measures_every_length_and_refuses_what_does_not_fit() {
+fn bench_measures_every_length_and_rejects_lengths_beyond_the_context() {
     let model = exported("llama");
     let arguments =
         ["bench", &model, "--prompt", "8,16", "--generate", "4", "--rounds", "2", "--bare", "--json"];
@@ -75,7 +75,7 @@ fn bench_measures_every_length_and_refuses_what_does_not_fit() {
 }
 
 #[test]
-fn bench_says_what_a_pool_held_and_what_part_of_its_speed_a_step_takes() {
+fn bench_reports_pool_memory_and_share_of_bandwidth() {
     let model = exported("llama");
     let arguments =
         ["bench", &model, "--prompt", "16", "--generate", "4", "--rounds", "1", "--device", "cpu"];
@@ -99,7 +99,7 @@ fn bench_says_what_a_pool_held_and_what_part_of_its_speed_a_step_takes() {
 }
 
 #[test]
-fn a_missing_or_wrong_library_is_an_error_with_the_paths_tried() {
+fn a_missing_or_invalid_library_is_an_error_with_the_paths_tried() {
     let empty = tempfile::tempdir().unwrap();
     let dir = argument(empty.path());
     let cache = format!("model.cache_dir={}", cache().display());
@@ -114,7 +114,7 @@ fn a_missing_or_wrong_library_is_an_error_with_the_paths_tried() {
 }
 
 #[test]
-fn a_library_that_is_too_old_is_refused_with_its_version_and_the_one_needed() {
+fn an_old_library_is_rejected_with_both_versions() {
     let directory = tempfile::tempdir().unwrap();
     let (source, library) = (directory.path().join("old.c"), directory.path().join("libonnxruntime.so"));
     fs::write(&source, OLD_LIBRARY).unwrap();
@@ -130,7 +130,7 @@ fn a_library_that_is_too_old_is_refused_with_its_version_and_the_one_needed() {
 }
 
 #[test]
-fn doctor_says_ok_or_problem_and_what_to_do() {
+fn doctor_prints_ok_or_problem_and_the_fix() {
     let healthy = run(&["doctor"]);
     assert!(healthy.status.success(), "{}", text(&healthy.stdout));
     for word in ["onnxruntime", "CPUExecutionProvider", "memory", "models/demo"] {
@@ -148,7 +148,7 @@ fn doctor_says_ok_or_problem_and_what_to_do() {
 }
 
 #[test]
-fn settings_that_cannot_be_are_named_with_their_origin_and_the_way_out() {
+fn invalid_settings_are_reported_with_origin_and_fix() {
     let mut environment = eka(&["serve"]);
     let refused = environment.env("EKA_QUEUE_MAX_JOBS", "none").output().unwrap();
     assert_eq!(refused.status.code(), Some(2));
@@ -164,7 +164,7 @@ fn settings_that_cannot_be_are_named_with_their_origin_and_the_way_out() {
 }
 
 #[test]
-fn a_model_that_is_none_is_refused_before_anything_is_served() {
+fn a_directory_without_a_model_is_rejected_before_serving() {
     let empty = tempfile::tempdir().unwrap();
     let refused = run(&["serve", "--port", "0", "--model", argument(empty.path())]);
     assert_eq!(refused.status.code(), Some(4));
@@ -172,7 +172,7 @@ fn a_model_that_is_none_is_refused_before_anything_is_served() {
 }
 
 #[test]
-fn a_port_that_is_taken_is_an_error_that_names_it() {
+fn a_port_in_use_is_an_error_that_names_it() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     let cache = format!("model.cache_dir={}", cache().display());

@@ -1,4 +1,4 @@
-//! What people and their scripts hold on to: exit codes, JSON, silence, completions and man pages.
+//! The interface that scripts rely on: exit codes, JSON, `--quiet`, completions and man pages.
 
 use std::{
     fs,
@@ -39,7 +39,7 @@ fn document(output: &Output) -> Value {
 }
 
 #[test]
-fn every_exit_code_is_one_of_the_table() {
+fn every_exit_code_is_in_the_documented_table() {
     let empty = tempfile::tempdir().unwrap();
     let nothing = argument(empty.path());
     let (cache, model) = (cache_setting(), exported("llama"));
@@ -78,7 +78,7 @@ fn every_exit_code_is_one_of_the_table() {
 }
 
 #[test]
-fn an_interrupted_answer_is_130_and_what_was_said_stands() {
+fn ctrl_c_exits_with_130_and_keeps_the_printed_text() {
     let first = &expected()[0];
     let faults = ["--faults", "slow=200@decode:2"];
     let arguments = ["generate", &first.prompt, "--set", &cache_setting(), "--json"];
@@ -105,7 +105,7 @@ fn an_interrupted_answer_is_130_and_what_was_said_stands() {
 }
 
 #[test]
-fn every_command_speaks_json() {
+fn every_command_prints_json_with_the_flag() {
     let (cache, model) = (cache_setting(), exported("llama"));
     let out = tempfile::tempdir().unwrap();
     let exported = out.path().join("out");
@@ -148,7 +148,7 @@ fn every_command_speaks_json() {
 }
 
 #[test]
-fn an_error_is_json_where_json_was_asked_for() {
+fn errors_are_json_with_the_flag() {
     for (arguments, code, name) in [
         (&["generate", "--json", "--frobnicate"][..], 2, "usage"),
         (&["inspect", "nowhere", "--json"], 4, "model"),
@@ -167,7 +167,7 @@ fn an_error_is_json_where_json_was_asked_for() {
 }
 
 #[test]
-fn quiet_is_silent_on_stderr() {
+fn quiet_prints_nothing_on_stderr() {
     let first = &expected()[0];
     let answer = run(&["generate", &first.prompt, "--set", &cache_setting(), "--quiet"]);
     assert_eq!((text(&answer.stdout), text(&answer.stderr)), (format!("{}\n", first.text), String::new()));
@@ -180,7 +180,7 @@ fn quiet_is_silent_on_stderr() {
 }
 
 #[test]
-fn a_prompt_may_come_from_standard_input_without_a_sign() {
+fn a_prompt_may_be_read_from_stdin() {
     let first = &expected()[0];
     let out = tempfile::tempdir().unwrap();
     let file = out.path().join("prompt");
@@ -192,7 +192,7 @@ fn a_prompt_may_come_from_standard_input_without_a_sign() {
 
 /// As `| head -c 0` does, before anything is written.
 #[test]
-fn a_reader_who_leaves_is_no_error() {
+fn a_closed_pipe_is_not_an_error() {
     let (cache, model) = (cache_setting(), exported("llama"));
     let prompt = &expected()[0].prompt;
     for arguments in [
@@ -220,7 +220,7 @@ fn a_reader_who_leaves_is_no_error() {
 }
 
 #[test]
-fn shells_complete_every_command_and_nothing_that_is_hidden() {
+fn completions_list_every_visible_command() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let made = run(&["completions", shell]);
         let script = text(&made.stdout);
@@ -238,7 +238,7 @@ fn shells_complete_every_command_and_nothing_that_is_hidden() {
 }
 
 #[test]
-fn bash_completes_what_is_typed() {
+fn bash_completes_partial_words() {
     let directory = tempfile::tempdir().unwrap();
     let script = directory.path().join("eka.bash");
     fs::write(&script, run(&["completions", "bash"]).stdout).unwrap();

@@ -1,4 +1,4 @@
-//! `eka bench --url`, through the program: what it measures on a real server, and what it says of one that refuses.
+//! `eka bench --url` against a real server, also one that rejects requests.
 
 use std::fs;
 
@@ -11,7 +11,7 @@ fn result(file: &std::path::Path) -> Value {
 }
 
 #[tokio::test]
-async fn a_closed_loop_counts_what_the_server_counts() {
+async fn a_closed_loop_counts_the_same_tokens_as_the_server() {
     let program = Program::start(&[]).await;
     let out = tempfile::tempdir().unwrap();
     let (file, picture) = (out.path().join("a.json"), out.path().join("a.svg"));
@@ -23,7 +23,7 @@ async fn a_closed_loop_counts_what_the_server_counts() {
     let result = result(&file);
     assert_eq!((result["requests"].as_u64(), result["completed"].as_u64()), (Some(30), Some(30)));
     assert_eq!(result["output_tokens"].as_u64(), Some(30 * 6), "{result}");
-    // Warm-up is told apart: the server has counted three more.
+    // The server also counts the three warm-up requests.
     let metrics =
         program.client.get(format!("{}/metrics", program.url)).send().await.unwrap().text().await.unwrap();
     assert!(metrics.contains("eka_generated_tokens_total 198"), "{metrics}");
@@ -54,7 +54,7 @@ async fn a_closed_loop_counts_what_the_server_counts() {
 }
 
 #[tokio::test]
-async fn an_open_loop_goes_on_asking_a_server_that_refuses_and_says_by_what_name() {
+async fn an_open_loop_continues_after_rejections_and_counts_them_by_code() {
     let program = Program::start(&["--queue", "1", "--faults", "slow=100@decode:2"]).await;
     let load = [
         "--rate",
@@ -79,7 +79,7 @@ async fn an_open_loop_goes_on_asking_a_server_that_refuses_and_says_by_what_name
 }
 
 #[tokio::test]
-async fn given_prompts_and_fields_are_sent_as_they_are() {
+async fn prompts_and_extra_fields_are_sent_unchanged() {
     let program = Program::start(&[]).await;
     let prompts = tempfile::NamedTempFile::new().unwrap();
     fs::write(prompts.path(), "Translate to Hindi: Good morning, friend.\n\n").unwrap();
@@ -102,7 +102,7 @@ async fn given_prompts_and_fields_are_sent_as_they_are() {
 }
 
 #[test]
-fn loads_that_cannot_be_are_refused() {
+fn invalid_load_options_are_rejected() {
     let url = ["bench", "--url", "http://127.0.0.1:1"];
     for (code, arguments, said) in [
         (3, &[][..], "models cannot be listed"),

@@ -1,4 +1,4 @@
-//! `eka smoke`, through the program: what it finds, what it prints, and how it ends.
+//! `eka smoke`: its verdicts, its report and its exit code.
 
 use std::fs;
 
@@ -22,7 +22,7 @@ fn suite_with(expectation: &str) -> tempfile::NamedTempFile {
 }
 
 #[test]
-fn ten_of_ten_are_right_from_a_server_of_its_own() {
+fn smoke_starts_a_server_and_ten_of_ten_answers_are_right() {
     let out = tempfile::tempdir().unwrap();
     let flags = ["--isolate", "per-request", "--require", "10/10", "--out", argument(out.path())];
     let done = run(&[&["smoke", "--set", &cache_setting()][..], &flags].concat());
@@ -54,7 +54,7 @@ fn ten_of_ten_are_right_from_a_server_of_its_own() {
 }
 
 #[tokio::test]
-async fn an_answer_in_the_wrong_script_is_wrong_and_ends_with_1() {
+async fn an_answer_in_the_wrong_script_fails_with_exit_code_1() {
     let program = Program::start(&[]).await;
     let suite = suite_with("script = \"Bengali\"\nscript_share = 0.9");
     let ask = |require: &str| {
@@ -81,7 +81,7 @@ async fn an_answer_in_the_wrong_script_is_wrong_and_ends_with_1() {
 }
 
 #[tokio::test]
-async fn a_server_with_keys_is_asked_with_one() {
+async fn smoke_sends_an_api_key() {
     let program = Program::start(&["--set", "auth.keys=hush-0123456789abcdef"]).await;
     let suite = suite_with("regex = \"^सु.*।$\"\nmax_tokens = 48\nmax_ms = 60000");
     let arguments = ["smoke", "--url", &program.url, "--suite", argument(suite.path())];
@@ -94,7 +94,7 @@ async fn a_server_with_keys_is_asked_with_one() {
 }
 
 #[test]
-fn what_cannot_be_asked_is_said_with_the_exit_code_of_its_cause() {
+fn smoke_exits_with_the_code_of_the_cause() {
     let nowhere = tempfile::tempdir().unwrap();
     let nothing = argument(nowhere.path());
     let broken = suite_with("script = \"Klingon\"");

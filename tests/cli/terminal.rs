@@ -1,4 +1,4 @@
-//! `eka generate` on a real terminal: a pseudo-terminal, keys and signals as a person's terminal sends them.
+//! `eka generate` on a pseudo-terminal, with the keys and signals that a terminal sends.
 
 use std::{
     io::{Read, Write},
@@ -18,7 +18,7 @@ const CTRL_D: &str = "\u{4}";
 const ALT_ENTER: &str = "\u{1b}\r";
 const PROMPT: &str = ">>> ";
 
-/// The program on a terminal of its own. Dropping it kills it.
+/// The program on a pseudo-terminal. Dropping it kills it.
 struct Terminal {
     child: Child,
     pty: Arc<pty_process::blocking::Pty>,
@@ -37,7 +37,7 @@ impl Drop for Terminal {
 }
 
 impl Terminal {
-    /// Starts the program with these variables besides those of the tests.
+    /// Starts the program with these environment variables added.
     fn start(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
         let (pty, pts) = pty_process::blocking::open().unwrap();
         pty.resize(pty_process::Size::new(24, 200)).unwrap();
@@ -56,7 +56,7 @@ impl Terminal {
         let (screen, keys) = (Arc::clone(&shown), Arc::clone(&pty));
         let reader = thread::spawn(move || {
             let mut bytes = [0; 4096];
-            // An error is how a terminal says that nobody writes to it any more.
+            // A terminal reports that its writer is gone as an error.
             while let Ok(count @ 1..) = (&*keys).read(&mut bytes) {
                 screen.lock().unwrap().extend_from_slice(&bytes[..count]);
             }
@@ -79,7 +79,7 @@ impl Terminal {
         (&*self.pty).write_all(keys.as_bytes()).unwrap();
     }
 
-    /// Waits until this is shown after all that was seen before, and gives what was shown until its end.
+    /// Waits for this text after the text seen so far, and returns the output up to its end.
     fn sees(&mut self, text: &str) -> String {
         let begun = Instant::now();
         loop {
@@ -106,7 +106,7 @@ impl Terminal {
     /// Waits for the end; its code and all that was shown.
     fn ends(mut self) -> (Option<i32>, String) {
         let code = self.child.wait().unwrap().code();
-        // What was written last may not have been read yet.
+        // The last output may not have been read yet.
         self.reader.take().into_iter().for_each(|reader| reader.join().unwrap());
         let shown = String::from_utf8_lossy(&self.shown.lock().unwrap()).into_owned();
         (code, shown)
@@ -114,7 +114,7 @@ impl Terminal {
 }
 
 #[test]
-fn a_person_asks_corrects_sets_and_leaves() {
+fn a_session_with_edits_commands_and_exit() {
     let (state, answers) = (tempfile::tempdir().unwrap(), expected());
     let mut terminal = Terminal::talk(state.path(), &[]);
     terminal.asks(&answers[0].prompt, &answers[0].text);
@@ -127,7 +127,7 @@ fn a_person_asks_corrects_sets_and_leaves() {
     terminal.asks(&answers[1].prompt, "cut after 3 tokens");
     terminal.asks("/set max_new_tokens none", "from the next prompt on");
     terminal.asks("/clear", "turns forgotten");
-    // What is typed is thrown away by Ctrl-C, which is not a wish to leave.
+    // Ctrl-C clears the typed text and does not quit.
     terminal.types(&format!("nonsense{CTRL_C}"));
     terminal.asks(&answers[1].prompt, &answers[1].text);
     terminal.types(CTRL_D);
@@ -135,10 +135,10 @@ fn a_person_asks_corrects_sets_and_leaves() {
 }
 
 #[test]
-fn a_key_takes_back_a_whole_letter_of_an_indic_script() {
+fn backspace_deletes_a_whole_grapheme_of_an_indic_script() {
     let (state, answers) = (tempfile::tempdir().unwrap(), expected());
     let mut terminal = Terminal::talk(state.path(), &["--no-history"]);
-    // Consonant, virama, consonant and vowel sign: four code points that stand as one letter.
+    // Consonant, virama, consonant and vowel sign: four code points that form one letter.
     for letter in ["क्षि", "நி", "র্ম্য"] {
         terminal.asks(&format!("{}{letter}{BACKSPACE}", answers[2].prompt), &answers[2].text);
         terminal.asks("/clear", "turns forgotten");
@@ -148,7 +148,7 @@ fn a_key_takes_back_a_whole_letter_of_an_indic_script() {
 }
 
 #[test]
-fn several_lines_are_one_prompt() {
+fn multiline_input_is_one_prompt() {
     let state = tempfile::tempdir().unwrap();
     let mut terminal = Terminal::talk(state.path(), &["--no-history", "--max-new-tokens", "1"]);
     let ways = ["\"\"\"\r/set\r\"\"\"", "one\\\rtwo", &format!("one{ALT_ENTER}two")];
@@ -161,7 +161,7 @@ fn several_lines_are_one_prompt() {
 }
 
 #[test]
-fn ctrl_c_ends_the_answer_and_at_an_empty_prompt_twice_the_program() {
+fn ctrl_c_stops_the_answer_and_twice_at_an_empty_prompt_quits() {
     let (state, answers) = (tempfile::tempdir().unwrap(), expected());
     let mut terminal = Terminal::talk(state.path(), &["--faults", "slow=200@decode:2,job=1"]);
     let (first, _) =
@@ -183,7 +183,7 @@ fn ctrl_c_ends_the_answer_and_at_an_empty_prompt_twice_the_program() {
 }
 
 #[test]
-fn prompts_are_there_the_next_time_unless_they_should_not_be() {
+fn history_is_kept_unless_turned_off() {
     let (state, answers) = (tempfile::tempdir().unwrap(), expected());
     let mut first = Terminal::talk(state.path(), &[]);
     first.asks(&answers[3].prompt, &answers[3].text);
@@ -206,7 +206,7 @@ fn prompts_are_there_the_next_time_unless_they_should_not_be() {
 }
 
 #[test]
-fn what_no_longer_fits_the_context_is_said() {
+fn turns_dropped_from_the_context_are_reported() {
     let (state, answers) = (tempfile::tempdir().unwrap(), expected());
     let mut terminal = Terminal::talk(state.path(), &["--context-length", "60"]);
     terminal.asks(&answers[0].prompt, &answers[0].text);
@@ -217,7 +217,7 @@ fn what_no_longer_fits_the_context_is_said() {
 }
 
 #[test]
-fn a_prompt_is_continued_as_it_stands_where_there_is_no_conversation() {
+fn without_a_chat_template_the_prompt_is_continued() {
     let state = tempfile::tempdir().unwrap();
     let mut terminal = Terminal::talk(state.path(), &["--raw", "--max-new-tokens", "4"]);
     terminal.asks("/system x", "no chat template");
@@ -228,7 +228,7 @@ fn a_prompt_is_continued_as_it_stands_where_there_is_no_conversation() {
 }
 
 #[test]
-fn colours_are_for_terminals_that_are_not_told_otherwise() {
+fn colours_are_used_on_terminals_without_no_color() {
     let (code, shown) = Terminal::start(&["doctor"], &[]).ends();
     assert!(code == Some(0) && shown.contains("\u{1b}["), "{shown}");
     let (_, shown) = Terminal::start(&["doctor"], &[("NO_COLOR", "1")]).ends();

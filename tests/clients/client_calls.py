@@ -73,7 +73,7 @@ def valid(text: str | dict, schema: dict) -> None:
 
 
 def refused(kind: type[openai.APIStatusError], code: str, param: str | None, ask: Callable) -> openai.APIStatusError:
-    """The error that `ask` raises, which must be of this kind and say this."""
+    """The error that `ask` raises, which must have this type and contain this text."""
     try:
         ask()
     except kind as error:

@@ -134,7 +134,7 @@ fn weights(dir: &TempDir) -> Vec<u8> {
 }
 
 #[test]
-fn every_position_of_every_architecture_is_what_transformers_computes() {
+fn logits_of_every_architecture_match_transformers_at_every_position() {
     let mut seen = BTreeMap::new();
     for case in cases() {
         let base = Source::Checkpoint { base: case.dir.join("base"), adapters: Vec::new() };
@@ -154,7 +154,7 @@ fn every_position_of_every_architecture_is_what_transformers_computes() {
 }
 
 #[test]
-fn an_older_configuration_gives_the_same_bytes_and_the_same_logits() {
+fn a_transformers_4_configuration_gives_the_same_export() {
     for case in cases() {
         let (_, new_dir) =
             open_exact(Source::Checkpoint { base: case.dir.join("base"), adapters: Vec::new() }, 64);
@@ -168,7 +168,7 @@ fn an_older_configuration_gives_the_same_bytes_and_the_same_logits() {
 }
 
 #[test]
-fn one_pass_chunks_and_single_tokens_give_the_same_logits_and_rewinding_is_exact() {
+fn one_pass_chunks_and_single_tokens_give_the_same_logits_also_after_a_rewind() {
     for case in cases() {
         let (mut whole, _dir) = open_exact(case.merged_source(), 64);
         let expected = whole.forward_all(&case.prompt).unwrap();
@@ -191,7 +191,7 @@ fn one_pass_chunks_and_single_tokens_give_the_same_logits_and_rewinding_is_exact
 }
 
 #[test]
-fn a_graph_for_onnxruntime_genai_computes_the_same() {
+fn a_genai_layout_export_gives_the_same_logits() {
     for case in cases() {
         let sources = (case.merged_source(), WeightFormat::Full, Dtype::Float32);
         let (mut timeline, dir) = open_as(Layout::Genai, sources, 64);
@@ -205,7 +205,7 @@ fn a_graph_for_onnxruntime_genai_computes_the_same() {
 }
 
 #[test]
-fn a_directory_that_onnxruntime_genai_built_computes_what_transformers_computes() {
+fn a_directory_built_by_onnxruntime_genai_matches_transformers() {
     let all = root().join("tests/fixtures/genai");
     let built: Vec<Case> = cases().into_iter().filter(|case| all.join(&case.name).is_dir()).collect();
     assert_eq!(built.len(), 2);
@@ -224,7 +224,7 @@ fn a_directory_that_onnxruntime_genai_built_computes_what_transformers_computes(
 }
 
 #[test]
-fn a_shorter_context_gives_the_same_logits_up_to_its_end_and_no_further() {
+fn a_shorter_context_gives_the_same_logits_up_to_its_end() {
     for case in cases() {
         let dir = tempfile::tempdir().unwrap();
         let output = dir.path().join("model");
@@ -244,7 +244,7 @@ fn a_shorter_context_gives_the_same_logits_up_to_its_end_and_no_further() {
 }
 
 #[test]
-fn random_weights_need_the_configuration_of_any_architecture_alone() {
+fn random_weights_need_only_the_configuration() {
     for case in cases() {
         let dir = tempfile::tempdir().unwrap();
         let output = dir.path().join("model");
@@ -256,7 +256,7 @@ fn random_weights_need_the_configuration_of_any_architecture_alone() {
 }
 
 #[test]
-fn half_precision_and_integers_stay_close_on_every_architecture() {
+fn float16_and_integer_weights_stay_close_on_every_architecture() {
     // Shares of the logits' own size. Weights of these models are noise, which quantizes as badly as can be.
     for (weights, dtype, tolerance) in [
         (WeightFormat::Full, Dtype::Float16, 0.003),
@@ -277,7 +277,7 @@ fn half_precision_and_integers_stay_close_on_every_architecture() {
 }
 
 #[test]
-fn our_own_operators_are_as_close_to_single_precision_as_onnx_runtimes() {
+fn own_operators_are_as_close_to_float32_as_onnx_runtimes() {
     let mut replaced = 0;
     for case in cases() {
         for (layout, block_size) in [(Layout::Eka, "32"), (Layout::Genai, "128")] {
@@ -318,7 +318,7 @@ fn nodes(timeline: &Timeline, operators: [&str; 2]) -> [usize; 2] {
 }
 
 #[test]
-fn how_many_threads_compute_changes_no_bit() {
+fn the_number_of_threads_does_not_change_the_logits() {
     let ways = [(4, 4), (1, 1), (2, 3), (3, 2)].map(|(decode, prefill)| Threads { decode, prefill });
     for case in cases() {
         let dir = tempfile::tempdir().unwrap();
@@ -339,7 +339,7 @@ fn how_many_threads_compute_changes_no_bit() {
         let learned = warm.model().session().threads().unwrap();
         assert!([learned.decode, learned.prefill].iter().all(|n| (1..=4).contains(n)), "{learned:?}");
         assert_eq!(fed_in_pieces(&mut warm, &case), logits[0], "{}, {learned:?}", case.name);
-        // ONNX Runtime's own cannot be told.
+        // ONNX Runtime's operator has no setting for it.
         let theirs = open_with(&output, 64, SessionOptions { own_operators: false, ..OPTIONS });
         assert_eq!(theirs.model().session().threads(), None);
     }
@@ -358,7 +358,7 @@ fn fed_in_pieces(timeline: &mut Timeline, case: &Case) -> Vec<f32> {
 }
 
 #[test]
-fn attention_of_ours_computes_what_onnx_runtimes_does_and_in_fewer_bytes_stays_close() {
+fn own_attention_matches_onnx_runtimes_and_stays_close_with_a_smaller_cache() {
     // Shares of the logits' own size.
     let closeness = [(CacheChoice::Auto, 1e-5), (CacheChoice::Float16, 2e-3), (CacheChoice::Int8, 0.05)];
     let mut seen = BTreeMap::new();

@@ -1,4 +1,4 @@
-//! What the demo's model says, in ten languages, through the whole program.
+//! Answers of the demonstration model in ten languages, from the real server.
 
 use serde_json::{Value, json};
 
@@ -9,7 +9,7 @@ fn request(prompt: &str) -> Value {
 }
 
 #[tokio::test]
-async fn ten_languages_are_answered_word_for_word_as_transformers_answers_them() {
+async fn answers_in_ten_languages_match_transformers() {
     let program = Program::start(&[]).await;
     for Expected { prompt, text, tokens } in expected() {
         let (answer, pieces) = program.both_ways(&request(&prompt)).await;
@@ -21,7 +21,7 @@ async fn ten_languages_are_answered_word_for_word_as_transformers_answers_them()
 }
 
 #[tokio::test]
-async fn an_answer_cut_anywhere_is_whole_characters_of_the_full_one() {
+async fn an_answer_cut_at_any_token_has_only_whole_characters() {
     let program = Program::start(&[]).await;
     for Expected { prompt, text, tokens } in expected() {
         let mut before = String::new();
@@ -64,7 +64,7 @@ async fn a_stop_string_anywhere_in_any_script_ends_the_answer_before_it() {
 }
 
 #[tokio::test]
-async fn the_same_seed_says_the_same_and_other_seeds_say_other_things() {
+async fn the_same_seed_gives_the_same_answer_and_others_differ() {
     let program = Program::start(&[]).await;
     let mut request = request("Write a short sentence in Hindi about rain.");
     request["temperature"] = json!(1.5);
@@ -80,7 +80,7 @@ async fn the_same_seed_says_the_same_and_other_seeds_say_other_things() {
 }
 
 #[tokio::test]
-async fn a_prompt_in_chunks_is_answered_like_a_prompt_at_once() {
+async fn a_chunked_prompt_gives_the_same_answer() {
     let program = Program::start(&["--set", "engine.prefill_chunk=5"]).await;
     for Expected { prompt, text, .. } in expected() {
         let (_, answer) = program.ask("/generate-lite", &request(&prompt)).await;
@@ -104,7 +104,7 @@ async fn quantized_weights_answer_in_the_right_language() {
 }
 
 #[tokio::test]
-async fn a_directory_that_onnxruntime_genai_built_is_served_like_an_export_of_the_same_base() {
+async fn a_directory_built_by_onnxruntime_genai_is_served_like_an_export() {
     // Ids, as these models have fewer of them than the tokenizer that lies beside them.
     let request =
         json!({ "prompt": [5, 9, 140, 33, 7], "max_tokens": 24, "temperature": 0, "ignore_eos": true });

@@ -1,4 +1,4 @@
-//! A pool of the host's memory under real sessions: what is taken comes back, and what is too much is an error.
+//! The memory pool on the host, used by real sessions: all memory is returned, and exceeding the limit is an error.
 
 use std::path::PathBuf;
 
@@ -47,7 +47,7 @@ fn generate(timeline: &mut Timeline, prompt: &[u32], steps: usize) -> Vec<Vec<f3
 }
 
 #[test]
-fn a_generation_in_a_pool_is_the_same_to_the_bit_and_every_byte_comes_back() {
+fn generation_in_a_pool_is_bit_identical_and_frees_every_byte() {
     let _lock = lock_host_pool();
     let prompt = prompt(20);
     let mut plain = timeline(Model::open(runtime(), &directory(), OPTIONS).unwrap(), 16);
@@ -79,12 +79,12 @@ fn a_generation_in_a_pool_is_the_same_to_the_bit_and_every_byte_comes_back() {
 }
 
 #[test]
-fn the_same_generation_has_the_same_peak_and_a_shorter_one_a_lower() {
+fn peak_memory_is_reproducible_and_lower_for_shorter_generations() {
     let _lock = lock_host_pool();
     let pool = pool(None);
     let mut timeline = in_pool(&pool, 64);
     let mut peak = |length| {
-        // Blocks of another request might stand in for smaller ones.
+        // Free blocks of another request could serve smaller requests.
         pool.trim(Bytes(0));
         pool.reset_peaks();
         generate(&mut timeline, &prompt(length), 3);
@@ -98,7 +98,7 @@ fn the_same_generation_has_the_same_peak_and_a_shorter_one_a_lower() {
 }
 
 #[test]
-fn a_pass_that_needs_more_than_the_limit_fails_and_a_smaller_one_goes_on() {
+fn a_pass_over_the_limit_fails_and_a_smaller_one_succeeds() {
     let _lock = lock_host_pool();
     let (weights, small, large) = {
         let pool = pool(None);
@@ -137,7 +137,7 @@ fn a_pass_that_needs_more_than_the_limit_fails_and_a_smaller_one_goes_on() {
 }
 
 #[test]
-fn a_model_that_is_larger_than_the_limit_is_not_loaded_and_the_reason_has_the_numbers() {
+fn a_model_larger_than_the_limit_is_rejected_with_the_sizes() {
     let _lock = lock_host_pool();
     let pool = pool(Some(Bytes::kib(64)));
     let refused = Model::open_in(&pool, &directory(), OPTIONS).unwrap_err();
@@ -150,7 +150,7 @@ fn a_model_that_is_larger_than_the_limit_is_not_loaded_and_the_reason_has_the_nu
 }
 
 #[test]
-fn a_session_keeps_its_pool_and_a_new_pool_waits_for_the_last_session() {
+fn a_pool_is_released_with_its_last_session() {
     let _lock = lock_host_pool();
     let pool = pool(None);
     let mut timeline = in_pool(&pool, 16);

@@ -1,4 +1,4 @@
-//! A draft model's guesses make answers come sooner, and never other ones.
+//! A draft model makes answers faster and never changes them.
 
 use std::{
     fs,
@@ -123,7 +123,7 @@ fn eager(draft: &Path) -> Speculation {
     Speculation::eager().with_draft(timeline(draft, 0)).unwrap()
 }
 
-/// Runs all of `jobs` with a draft model and without; what it guessed, and how much of that was right.
+/// Runs all of `jobs` with and without a draft model; returns the numbers of drafted and accepted tokens.
 fn compare(dir: &Path, draft: &Path, jobs: impl Iterator<Item = Job>) -> [usize; 2] {
     let (mut guessing, mut plain) = (timeline(dir, 7), timeline(dir, 0));
     let (mut drafted, mut none) = (eager(draft), Speculation::new());
@@ -157,7 +157,7 @@ fn asked() -> Vec<(Job, Vec<u32>)> {
 }
 
 #[test]
-fn no_draft_model_changes_an_answer_whatever_it_guesses() {
+fn draft_models_never_change_an_answer() {
     let other = cache().join(format!("long-other-{}", std::process::id()));
     let config = long_model().with_extension("json");
     export::export(&Options::new(Source::Random { config, seed: 6 }, other.clone()), &()).unwrap();
@@ -202,7 +202,7 @@ fn ask_all(dir: &Path, draft: &Path) -> Sum {
 }
 
 #[tokio::test]
-async fn the_model_itself_guesses_all_of_its_answers_in_a_fraction_of_the_passes() {
+async fn the_model_as_its_own_draft_is_always_accepted() {
     let dir = demo().await;
     let Sum { passes, plain_passes, guessed, right } = ask_all(&dir, &dir);
     assert!(guessed > 0 && right == guessed, "{right} of {guessed}");
@@ -210,7 +210,7 @@ async fn the_model_itself_guesses_all_of_its_answers_in_a_fraction_of_the_passes
 }
 
 #[tokio::test]
-async fn the_model_in_fewer_bits_guesses_most_of_its_answers() {
+async fn a_quantized_copy_as_draft_is_mostly_accepted() {
     let (dir, fewer) = (demo().await, cache().join(format!("demo-int4-{}", std::process::id())));
     let sources = ["--base", "models/demo/base", "--adapter", "models/demo/adapter", "--quantize", "int4"];
     assert!(run(&[&["export", "--out", argument(&fewer)], &sources[..]].concat()).status.success());
@@ -222,7 +222,7 @@ async fn the_model_in_fewer_bits_guesses_most_of_its_answers() {
 }
 
 #[tokio::test]
-async fn a_draft_model_that_knows_nothing_is_tried_and_left() {
+async fn a_useless_draft_model_is_tried_and_then_not_used() {
     let dir = demo().await;
     let draft = timeline(stranger(&dir), 0);
     let (mut guessing, mut plain) = (timeline(&dir, 15), timeline(&dir, 0));
@@ -244,7 +244,7 @@ async fn a_draft_model_that_knows_nothing_is_tried_and_left() {
 }
 
 #[tokio::test]
-async fn a_form_is_kept_by_what_a_draft_model_guesses() {
+async fn drafted_tokens_respect_constraints() {
     let dir = demo().await;
     let schema =
         json!({ "type": "array", "items": { "enum": ["alpha", "beta"] }, "minItems": 6, "maxItems": 9 });
@@ -266,7 +266,7 @@ async fn a_form_is_kept_by_what_a_draft_model_guesses() {
 }
 
 #[test]
-fn an_answer_goes_on_in_the_same_words_on_another_worker() {
+fn a_speculative_answer_continues_identically_on_another_worker() {
     let sampled = Sampling { temperature: 0.9, frequency_penalty: 0.2, seed: 4, ..Sampling::greedy() };
     for sampling in [Sampling::greedy(), sampled] {
         let job = Job { sampling, ..Job::new(JobId(0), (3..40).collect(), 60) };
@@ -283,7 +283,7 @@ fn an_answer_goes_on_in_the_same_words_on_another_worker() {
 }
 
 #[tokio::test]
-async fn a_model_with_other_tokens_is_refused_with_the_first_that_differs() {
+async fn a_draft_model_with_another_vocabulary_is_rejected_with_the_first_difference() {
     let (dir, other) = (demo().await, exported("llama"));
     let cache = format!("model.cache_dir={}", cache().display());
     for command in [&["serve", "--port", "0"][..], &["generate", "Hello"]] {
@@ -308,14 +308,14 @@ async fn a_model_with_other_tokens_is_refused_with_the_first_that_differs() {
         matches!(refused, TokenizerMismatch::Fewer { vocabulary: 100, last } if last >= 100),
         "{refused}"
     );
-    // What is no model at all, by the setting's name.
+    // A path without a model is reported with the setting's name.
     let refused = run(&["generate", "Hello", "--set", &cache, "--draft-model", "models/none"]);
     let error = text(&refused.stderr);
     assert!(refused.status.code() == Some(4) && error.contains("models/none is no model"), "{error}");
 }
 
 #[tokio::test]
-async fn the_program_says_which_draft_model_it_has_and_an_answer_outlives_its_worker() {
+async fn v1_models_names_the_draft_model_and_answers_survive_a_crash() {
     let dir = demo().await;
     let name = dir.file_name().unwrap().to_str().unwrap();
     let program = Program::start(&["--draft-model", argument(&dir), "--faults", "hang@decode:3,job=1"]).await;
@@ -347,7 +347,7 @@ async fn the_program_says_which_draft_model_it_has_and_an_answer_outlives_its_wo
 }
 
 #[tokio::test]
-async fn a_draft_model_that_cannot_be_loaded_is_a_warning_and_no_error() {
+async fn a_draft_model_that_fails_to_load_is_a_warning() {
     let dir = demo().await;
     let broken = tempfile::tempdir().unwrap();
     for file in ["eka.json", "tokenizer.json", "tokenizer_config.json"] {

@@ -1,4 +1,4 @@
-//! A key-value cache that grows is one that was large from the start, and is gone when it is not needed.
+//! A growing key-value cache gives the same logits as a large one and is freed when it is not needed.
 
 use std::{cell::RefCell, path::Path};
 
@@ -29,7 +29,7 @@ fn options(chunk: usize, keep: Bytes) -> TimelineOptions {
     TimelineOptions { chunk, keep, ..TimelineOptions::default() }
 }
 
-/// All of the context at once, out of memory that is mapped.
+/// A cache that has the whole context from the start.
 fn large(dir: &Path, chunk: usize) -> Timeline {
     let timeline =
         Timeline::new(Model::open(runtime(), dir, OPTIONS).unwrap(), options(chunk, Bytes(0))).unwrap();
@@ -45,7 +45,7 @@ fn tokens(length: usize) -> Vec<u32> {
     soak::prompt(&mut StdRng::seed_from_u64(9), length)
 }
 
-/// Feeds `prompt` in chunks and then what is the likeliest, `steps` times; the logits of each pass.
+/// Feeds `prompt` in chunks, then the most likely token `steps` times; returns the logits of each pass.
 fn greedy(timeline: &mut Timeline, prompt: &[u32], steps: usize) -> Vec<Vec<f32>> {
     timeline.rewind(0);
     let chunk = timeline.chunk();
@@ -60,7 +60,7 @@ fn greedy(timeline: &mut Timeline, prompt: &[u32], steps: usize) -> Vec<Vec<f32>
 }
 
 #[test]
-fn answers_across_every_step_are_those_of_a_cache_that_was_large_from_the_start() {
+fn a_growing_cache_gives_the_same_logits_as_a_large_one() {
     let _lock = lock_host_pool();
     let genai = export_long("long-genai", |options| Options { layout: Layout::Genai, ..options });
     let half = export_long("long-half", |options| Options { dtype: Dtype::Float16, ..options });
@@ -84,7 +84,7 @@ fn answers_across_every_step_are_those_of_a_cache_that_was_large_from_the_start(
 }
 
 #[test]
-fn an_answer_of_the_whole_context_grows_through_every_step() {
+fn an_answer_that_fills_the_context_grows_through_every_size() {
     let _lock = lock_host_pool();
     let pool = pool(None);
     let (mut large, mut growing) = (large(long_model(), 64), growing(&pool, long_model(), 64, Bytes(0)));
@@ -99,7 +99,7 @@ fn an_answer_of_the_whole_context_grows_through_every_step() {
 }
 
 #[test]
-fn prompts_are_given_their_room_at_once_and_what_is_verified_as_well() {
+fn a_reservation_allocates_its_room_at_once() {
     let _lock = lock_host_pool();
     let pool = pool(None);
     let mut timeline = growing(&pool, long_model(), 512, Bytes(0));
@@ -114,7 +114,7 @@ fn prompts_are_given_their_room_at_once_and_what_is_verified_as_well() {
 }
 
 #[test]
-fn no_more_is_kept_between_requests_than_may_be() {
+fn between_requests_at_most_kv_keep_bytes_are_kept() {
     const KEEP: Bytes = Bytes::kib(700);
     let _lock = lock_host_pool();
     let pool = pool(None);
@@ -136,7 +136,7 @@ fn no_more_is_kept_between_requests_than_may_be() {
 }
 
 #[test]
-fn a_cache_that_cannot_grow_fails_its_request_and_the_next_one_goes_on() {
+fn a_cache_that_cannot_grow_fails_only_its_request() {
     let _lock = lock_host_pool();
     let most = {
         let pool = pool(None);
@@ -164,11 +164,11 @@ fn a_cache_that_cannot_grow_fails_its_request_and_the_next_one_goes_on() {
 }
 
 #[test]
-fn sequences_of_any_lengths_are_those_of_a_large_cache_and_the_books_are_exact() {
+fn random_sequences_match_a_large_cache_and_memory_accounting_is_exact() {
     let _lock = lock_host_pool();
     let pool = pool(None);
     let keep = Bytes::kib(300);
-    // A property may not change what it looks at.
+    // proptest passes a shared reference.
     let both = RefCell::new((large(long_model(), 80), growing(&pool, long_model(), 80, keep)));
     let weights = pool.figures().weights;
     let requests = proptest::collection::vec((1usize..700, 0usize..70, any::<bool>()), 1..4);
@@ -199,7 +199,7 @@ fn sequences_of_any_lengths_are_those_of_a_large_cache_and_the_books_are_exact()
 }
 
 #[test]
-fn a_short_soak_of_requests_of_all_lengths_leaves_nothing_behind() {
+fn a_short_soak_of_all_lengths_leaks_nothing() {
     let _lock = lock_host_pool();
     let asked = Asked { requests: 40, seed: 3, kv_keep: Bytes::mib(1), captures: false };
     let report = soak::run(&pool(None), long_model(), asked).unwrap();

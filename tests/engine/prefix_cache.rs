@@ -1,4 +1,4 @@
-//! What is kept of earlier prompts makes answers come sooner, and never other ones.
+//! The prefix cache makes answers faster and never changes them.
 
 use std::{cell::RefCell, ops::ControlFlow};
 
@@ -36,7 +36,7 @@ fn tokens(seed: u64, length: usize) -> Vec<u32> {
     soak::prompt(&mut StdRng::seed_from_u64(seed), length)
 }
 
-/// Runs a job until its listener has heard so many steps; what it said.
+/// Runs a job for at most `patience` steps; returns its tokens.
 fn run(timeline: &mut Timeline, job: &Job, patience: usize) -> (Vec<u32>, Outcome) {
     let (mut said, mut heard) = (Vec::new(), 0);
     let outcome = engine::generate(timeline, job, None, &mut Speculation::new(), |step| {
@@ -96,8 +96,8 @@ impl Asked {
 }
 
 #[test]
-fn answers_that_begin_with_what_is_kept_are_those_of_an_empty_cache() {
-    // A property may not change what it looks at.
+fn answers_from_the_prefix_cache_match_an_empty_cache() {
+    // proptest passes a shared reference.
     let both = RefCell::new((timeline(Bytes(0)), timeline(BOUND), [0, 0]));
     let mut runner = TestRunner::new(Config { cases: 16, failure_persistence: None, ..Config::default() });
     runner
@@ -136,7 +136,7 @@ fn cached(timeline: &mut Timeline, prompt: &[u32], answer: usize) -> usize {
 }
 
 #[test]
-fn several_beginnings_are_kept_and_the_least_recently_used_goes_first() {
+fn several_prefixes_are_kept_and_the_least_recently_used_is_evicted() {
     let [a, b, c, d] = [1, 2, 3, 4].map(|seed| tokens(seed, 100));
     let one = {
         let mut timeline = timeline(Bytes::mib(64));
@@ -156,7 +156,7 @@ fn several_beginnings_are_kept_and_the_least_recently_used_goes_first() {
 }
 
 #[test]
-fn of_a_sequence_that_is_too_long_its_beginning_is_kept() {
+fn a_sequence_that_is_too_long_keeps_its_beginning() {
     let mut timeline = timeline(BOUND);
     let long = tokens(1, 1000);
     cached(&mut timeline, &long, 2);
@@ -166,7 +166,7 @@ fn of_a_sequence_that_is_too_long_its_beginning_is_kept() {
 }
 
 #[test]
-fn in_a_pool_the_last_sequence_is_kept_and_no_more_than_may_be() {
+fn in_a_pool_only_the_last_sequence_is_kept_within_the_limit() {
     let _lock = lock_host_pool();
     let pool = pool(None);
     let open = |keep, prefixes| {
@@ -198,7 +198,7 @@ fn chapter(n: usize) -> (Value, String) {
     (json!({ "messages": [{ "role": "user", "content": chapter.prompt }], "temperature": 0 }), chapter.text)
 }
 
-/// Asks for a chapter, which has to be right; the answer.
+/// Requests a chapter, checks the answer and returns it.
 async fn right(program: &Program, n: usize, more: &Value) -> Value {
     let (mut request, text) = chapter(n);
     request.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -220,7 +220,7 @@ async fn scraped(program: &Program, name: &str) -> u64 {
 }
 
 #[tokio::test]
-async fn every_route_says_how_much_of_a_prompt_was_kept() {
+async fn every_route_reports_cached_tokens() {
     let program = Program::start(&["--device", "cpu"]).await;
     let first = right(&program, 0, &json!({})).await;
     assert_eq!(details(&first), 0);
@@ -255,7 +255,7 @@ async fn every_route_says_how_much_of_a_prompt_was_kept() {
 }
 
 #[tokio::test]
-async fn what_is_kept_is_gone_with_a_trim_and_with_its_worker_and_answers_stay_right() {
+async fn a_trim_and_a_new_worker_clear_the_prefix_cache() {
     let program = Program::start(&["--device", "cpu"]).await;
     for _ in 0..2 {
         right(&program, 0, &json!({})).await;
@@ -276,7 +276,7 @@ async fn what_is_kept_is_gone_with_a_trim_and_with_its_worker_and_answers_stay_r
 }
 
 #[tokio::test]
-async fn another_models_turn_clears_what_is_kept() {
+async fn switching_models_clears_the_prefix_cache() {
     let models = base_only_model();
     let dir = format!("models.dir={}", models.path().display());
     let program = Program::start(&["--device", "cpu", "--set", &dir]).await;

@@ -1,4 +1,4 @@
-//! Prompts in files: saved by one server, restored by another, and never another answer for it.
+//! Prompts saved to files by one server and restored by another, with the same answers.
 
 use std::{
     fs,
@@ -73,7 +73,7 @@ fn restore(timeline: &mut Timeline, name: &str, prompt: &[u32], tensors: &[Vec<u
     timeline.restore(name.into(), None, prompt.to_vec(), kept);
 }
 
-/// What one timeline has saved another goes on with, and what it is asked between does not drive it out.
+/// A second timeline continues what the first saved, and requests in between do not evict it.
 fn goes_on(mut open: impl FnMut() -> Timeline) {
     let [stem, other] = [1, 2].map(|seed| tokens(seed, 300));
     let longer = |own| [&stem[..], &tokens(own, 20)].concat();
@@ -97,7 +97,7 @@ fn goes_on(mut open: impl FnMut() -> Timeline) {
         second.clear_to(Bytes(0));
         assert!(second.kept() >= second.model().cache_shape().bytes(stem.len()) && second.kept() <= kept);
     }
-    // What is begun with it and parts from it early, and what may not use it.
+    // Prompts that differ early, and prompts that may not use it.
     let parted = [&stem[..100], &other[..50]].concat();
     assert_eq!(answer(&mut second, &parted).1, 100);
     let room = second.room_to_restore("another");
@@ -118,7 +118,7 @@ fn mapped(cache: CacheChoice, own_operators: bool) -> Timeline {
 }
 
 #[test]
-fn a_sequence_goes_on_where_it_was_saved_whatever_its_cache_is_in() {
+fn a_saved_sequence_continues_with_every_cache_type() {
     for cache in [CacheChoice::Float32, CacheChoice::Float16, CacheChoice::Int8] {
         goes_on(|| mapped(cache, true));
     }
@@ -126,7 +126,7 @@ fn a_sequence_goes_on_where_it_was_saved_whatever_its_cache_is_in() {
 }
 
 #[test]
-fn in_a_pool_it_lies_beside_and_is_copied_into_the_cache() {
+fn in_a_pool_a_restored_prompt_is_copied_into_the_cache() {
     let _lock = lock_host_pool();
     let pool = pool(None);
     for keep in [Bytes(0), Bytes::mib(64)] {
@@ -141,7 +141,7 @@ fn in_a_pool_it_lies_beside_and_is_copied_into_the_cache() {
 }
 
 #[test]
-fn rows_cross_from_a_pool_and_back_as_they_were() {
+fn cache_rows_copied_out_of_a_pool_and_back_are_identical() {
     let _lock = lock_host_pool();
     let pool = pool(None);
     let tensors = DeviceTensor::in_pool::<i8>(&pool, &[1, 2, 5, 3], 2).unwrap();
@@ -158,7 +158,7 @@ fn rows_cross_from_a_pool_and_back_as_they_were() {
     }
 }
 
-/// A directory for saved prompts, and the setting that says so.
+/// A directory for saved prompts, with its setting.
 struct Place {
     dir: tempfile::TempDir,
     setting: String,
@@ -219,7 +219,7 @@ async fn list(program: &Program) -> Vec<Value> {
     serde_json::from_value(answer["data"].take()).unwrap()
 }
 
-/// Status, code and message of what was refused.
+/// Status, code and message of a rejected request.
 async fn refused(program: &Program, order: &Value) -> (u16, String, String) {
     let (status, answer) = program.ask(CACHE, order).await;
     let told = |field: &str| answer["error"][field].as_str().unwrap_or_default().to_owned();
@@ -227,7 +227,7 @@ async fn refused(program: &Program, order: &Value) -> (u16, String, String) {
 }
 
 #[tokio::test]
-async fn what_was_saved_is_restored_by_the_next_server_and_the_answer_is_the_same() {
+async fn a_saved_prompt_is_restored_by_the_next_server_with_the_same_answer() {
     let place = Place::new();
     let program = place.start(&[]).await;
     assert!(list(&program).await.is_empty());
@@ -259,7 +259,7 @@ async fn what_was_saved_is_restored_by_the_next_server_and_the_answer_is_the_sam
 }
 
 #[tokio::test]
-async fn a_restored_prompt_outlives_workers_and_loads_but_no_trim_and_no_deletion() {
+async fn a_restored_prompt_survives_workers_and_loads_until_trim_or_delete() {
     let place = Place::new();
     let models = base_only_model();
     let program = place.start(&["--models", argument(models.path())]).await;
@@ -272,7 +272,7 @@ async fn a_restored_prompt_outlives_workers_and_loads_but_no_trim_and_no_deletio
     assert_eq!(right(&program, 0).await, [length - 1, length], "another worker");
     assert_eq!(program.ask("/admin/models/demo/unload", &json!({})).await.0, 200);
     assert_eq!(right(&program, 0).await, [length - 1, length], "the model was loaded again");
-    // Another model's turn clears what is kept of itself, and no more.
+    // Switching to another model clears the prefix cache but not restored prompts.
     let other = json!({ "model": "base-only", "prompt": "Once upon a time", "max_new_tokens": 2 });
     assert_eq!(program.ask("/generate-lite", &other).await.0, 200);
     assert_eq!(right(&program, 0).await, [length - 1, length], "another model had its turn");
@@ -289,7 +289,7 @@ async fn a_restored_prompt_outlives_workers_and_loads_but_no_trim_and_no_deletio
 }
 
 #[tokio::test]
-async fn a_file_that_is_gone_or_damaged_is_not_restored_again_and_answers_go_on() {
+async fn a_missing_or_damaged_file_is_not_restored_again() {
     let place = Place::new();
     let program = place.start(&[]).await;
     let length = save(&program, "greeting", 0).await["saved"]["tokens"].as_u64().unwrap();
@@ -302,7 +302,7 @@ async fn a_file_that_is_gone_or_damaged_is_not_restored_again_and_answers_go_on(
 }
 
 #[tokio::test]
-async fn a_save_whose_worker_is_lost_goes_on_with_the_next_one() {
+async fn a_save_continues_on_the_next_worker() {
     let place = Place::new();
     let program = place.start(&["--faults", "crash@prefill:1", "--set", "engine.prefill_chunk=8"]).await;
     let saved = save(&program, "greeting", 0).await;
@@ -314,7 +314,7 @@ async fn a_save_whose_worker_is_lost_goes_on_with_the_next_one() {
 }
 
 #[tokio::test]
-async fn a_conversation_is_saved_up_to_where_the_next_words_stand() {
+async fn a_conversation_is_saved_up_to_the_next_message() {
     let place = Place::new();
     let program = place.start(&[]).await;
     let turn = |role: &str, content: &str| json!({ "role": role, "content": content });
@@ -349,7 +349,7 @@ async fn two_devices_share_the_file_and_each_restores_it() {
 }
 
 #[tokio::test]
-async fn a_cache_of_another_type_or_of_another_model_is_refused_and_so_is_a_damaged_one() {
+async fn saved_prompts_of_another_model_or_cache_type_and_damaged_ones_are_rejected() {
     let place = Place::new();
     let program = place.start(&["--set", "engine.kv_cache=float16"]).await;
     save(&program, "halves", 0).await;
@@ -376,12 +376,12 @@ async fn a_cache_of_another_type_or_of_another_model_is_refused_and_so_is_a_dama
     assert!(refused(&program, &restore("cut")).await.2.contains("cut or damaged"));
     let listed = list(&program).await;
     assert_eq!(listed.iter().map(|one| one["error"].is_null()).collect::<Vec<_>>(), [false, true, true]);
-    // Nobody's prompt is worse for it.
+    // Other prompts are not affected.
     right(&program, 0).await;
 }
 
 #[tokio::test]
-async fn what_cannot_be_done_is_said_by_name_value_and_way_out() {
+async fn invalid_cache_requests_are_rejected_with_name_value_and_fix() {
     let place = Place::new();
     fs::create_dir(place.dir.path().join("prompts")).unwrap();
     let program = place.start(&["--set", "engine.prefix_cache_bytes=8192"]).await;
@@ -420,7 +420,7 @@ async fn what_cannot_be_done_is_said_by_name_value_and_way_out() {
     }
     let unknown = refused(&program, &save(json!({ "prompt": "a", "model": "none" }))).await;
     assert_eq!((unknown.0, unknown.1.as_str()), (404, "model_not_found"));
-    // What there is no room for is saved all the same, for a server with more.
+    // A prompt that exceeds this server's cache is saved too, for a server with more memory.
     done(&program, &save(json!({ "prompt": vec![5; 200] }))).await;
     let (status, _, message) = refused(&program, &json!({ "action": "restore", "name": "a" })).await;
     assert!(status == 409 && message.contains("engine.prefix_cache_bytes has 8.00 KiB left"), "{message}");
@@ -437,7 +437,7 @@ async fn what_cannot_be_done_is_said_by_name_value_and_way_out() {
 }
 
 #[tokio::test]
-async fn it_is_for_whoever_runs_the_server() {
+async fn admin_cache_needs_admin_access() {
     const ADMIN: &str = "admin-0123456789abcdef";
     const ASHA: &str = "asha-0123456789abcdef";
     let place = Place::new();
@@ -462,13 +462,13 @@ async fn it_is_for_whoever_runs_the_server() {
     let program = place.start(&[]).await;
     let page = program.post(CACHE, &order).header("origin", "https://evil.example").send().await.unwrap();
     assert_eq!(page.status(), 403, "no page of another origin");
-    // A server without workers of its own has nobody to take the order.
+    // The scripted server has no workers that could run the command.
     let server = Server::start(ServerOptions::default());
     assert_eq!(server.post(CACHE, &order).send().await.unwrap().status(), 404);
 }
 
 #[tokio::test]
-async fn it_is_described_and_the_examples_do_what_they_say() {
+async fn admin_cache_matches_the_openapi_document() {
     let place = Place::new();
     let program = place.start(&[]).await;
     let document = program.client.get(format!("{}/openapi.json", program.url)).send().await.unwrap();

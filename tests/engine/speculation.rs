@@ -1,4 +1,4 @@
-//! Tokens that are guessed make answers come sooner, and never other ones.
+//! Speculative decoding makes answers faster and never changes them.
 
 use std::ops::ControlFlow;
 
@@ -16,7 +16,7 @@ use crate::support::{
     program::Program,
 };
 
-/// What a job says, scores apart, and how it ended; `patience` steps are heard of it.
+/// The first `patience` steps of a job and its outcome.
 fn run(timeline: &mut Timeline, guides: &Guides, job: &Job, patience: usize) -> (Vec<Step>, Outcome) {
     let mut said = Vec::new();
     let guide = guides.begin(job).unwrap();
@@ -39,7 +39,7 @@ fn compare(guessing: &mut Timeline, plain: &mut Timeline) -> [usize; 2] {
         assert_eq!(without.timings.drafted.tokens, 0);
         drafted[0] += with.timings.drafted.tokens;
         drafted[1] += with.timings.drafted.right;
-        // One who leaves in the middle of what was guessed.
+        // A client that disconnects in the middle of a draft.
         let heard = expected.len() / 2 + 1;
         assert_same(&run(guessing, &guides, &job, heard).0, &expected[..heard.min(expected.len())], &job);
     }
@@ -47,13 +47,13 @@ fn compare(guessing: &mut Timeline, plain: &mut Timeline) -> [usize; 2] {
 }
 
 #[test]
-fn guesses_change_no_answer() {
+fn drafts_do_not_change_answers() {
     let drafted = compare(&mut timeline(long_model(), 7), &mut timeline(long_model(), 0));
     assert!(drafted[1] > 100 && drafted[0] > drafted[1] + 100, "{drafted:?}: next to nothing was tested");
 }
 
 #[test]
-fn guesses_change_no_answer_out_of_a_cache_that_grows() {
+fn drafts_do_not_change_answers_with_a_growing_cache() {
     let _lock = lock_host_pool();
     let pool = pool(None);
     let mut growing =
@@ -63,7 +63,7 @@ fn guesses_change_no_answer_out_of_a_cache_that_grows() {
 }
 
 #[tokio::test]
-async fn a_constraint_is_kept_by_what_is_guessed() {
+async fn drafts_respect_constraints() {
     let dir = Program::start(&[]).await.export();
     let (mut guessing, mut plain) = (timeline(&dir, 7), timeline(&dir, 0));
     let guides = Guides::new(dir, plain.vocabulary());
@@ -88,7 +88,7 @@ async fn a_constraint_is_kept_by_what_is_guessed() {
 }
 
 #[tokio::test]
-async fn answers_of_the_whole_program_are_the_same_and_say_what_was_guessed() {
+async fn the_server_gives_the_same_answers_with_drafts_and_counts_them() {
     let (guessing, plain) =
         (Program::start(&[]).await, Program::start(&["--set", "engine.draft_tokens=0"]).await);
     let mut made = 0;

@@ -1,10 +1,10 @@
-//! Adapters of every kind that is supported, against what PEFT made of them: scripts/fixtures/adapters.py.
+//! Adapters of every supported kind against PEFT's results (scripts/fixtures/adapters.py).
 
 use std::{fs, path::Path};
 
 use crate::support::program::{argument, cache, root, run, text};
 
-/// Each case, its base, and what is merged.
+/// Each case with its base and adapters.
 const CASES: [(&str, &str, &[&str]); 22] = [
     ("all-linear", "llama", &["adapter"]),
     ("embedding", "llama", &["adapter"]),
@@ -32,7 +32,7 @@ const CASES: [(&str, &str, &[&str]); 22] = [
 
 const FIXTURES: &str = "tests/fixtures/adapters";
 
-/// Exports a base with adapters; gives the model's directory, or what was said on stderr.
+/// Exports a base with adapters; returns the model directory, or stderr.
 fn export(name: &str, base: &str, flags: &[String]) -> Result<String, String> {
     let out = cache().join(format!("adapters-{name}-{}", std::process::id()));
     let base = format!("{FIXTURES}/bases/{base}");
@@ -46,14 +46,14 @@ fn adapter(case: &str, adapter: &str) -> [String; 2] {
     ["--adapter".into(), format!("{FIXTURES}/{case}/{adapter}")]
 }
 
-/// Whether the model computes what the case expects, and what `eka verify` said.
+/// Whether the model matches the case's logits, and the output of `eka verify`.
 fn verify(model: &str, case: &str) -> (bool, String) {
     let verified = run(&["verify", model, &format!("{FIXTURES}/{case}/expected.safetensors")]);
     (verified.status.success(), text(&verified.stdout))
 }
 
 #[test]
-fn adapters_of_every_kind_compute_what_peft_computes() {
+fn adapters_of_every_kind_match_peft() {
     for (case, base, adapters) in CASES {
         let flags: Vec<String> = adapters.iter().flat_map(|name| adapter(case, name)).collect();
         let model = export(case, base, &flags).unwrap_or_else(|error| panic!("{case}: {error}"));
@@ -75,7 +75,7 @@ fn a_scale_multiplies_every_adapters_weight() {
 }
 
 #[test]
-fn a_directory_with_an_equals_sign_is_a_directory_with_and_without_a_weight() {
+fn adapter_directories_may_contain_an_equals_sign() {
     let dir = tempfile::tempdir().unwrap();
     for (name, weight) in [("r=8", ""), ("r=8", "=1"), ("a=b", "=1.0")] {
         let copy = dir.path().join(name);
@@ -92,7 +92,7 @@ fn a_directory_with_an_equals_sign_is_a_directory_with_and_without_a_weight() {
 }
 
 #[test]
-fn what_cannot_be_merged_is_refused_with_names_and_leaves_nothing() {
+fn adapters_that_cannot_be_merged_are_rejected_and_leave_no_files() {
     let both = |case: &str| [adapter(case, "adapter"), adapter(case, "adapter")].concat();
     for (name, base, flags, expected) in [
         (
@@ -118,7 +118,7 @@ fn what_cannot_be_merged_is_refused_with_names_and_leaves_nothing() {
 }
 
 #[test]
-fn a_changed_table_that_is_shared_is_said_in_the_report() {
+fn changing_a_tied_table_is_reported() {
     let out = cache().join(format!("adapters-noted-{}", std::process::id()));
     let base = format!("{FIXTURES}/bases/llama-tied");
     let [flag, dir] = adapter("embedding-tied", "adapter");

@@ -1,4 +1,4 @@
-//! Damaged, lying and hostile sources, each an error in words and nothing written.
+//! Damaged, contradictory and hostile sources: each is an error with an explanation and leaves no files.
 
 use std::{
     fs,
@@ -16,7 +16,7 @@ use crate::support::{
     tensors::{Tensors, edit, poison, rename, write_raw},
 };
 
-/// What is wrong, how it is made, and what the message says.
+/// Name of the damage, how to cause it, and a part of the message.
 type Damage = (&'static str, fn(&Path), &'static [&'static str]);
 
 const MODEL: &str = "base/model.safetensors";
@@ -458,7 +458,7 @@ const PLACES: &[Damage] = &[
     ("no adapter", |dir| fs::remove_dir_all(dir.join("adapter")).unwrap(), &["adapter_config.json"]),
 ];
 
-/// What was said of it, by an end with this code: 4 is a source's, 2 an output's that cannot be, 1 another's.
+/// The error message of an export that exits with `code`: 4 for the source, 2 for an invalid output, 1 otherwise.
 fn refusal(output: &Output, code: i32) -> String {
     let said = text(&output.stderr);
     assert_eq!(output.status.code(), Some(code), "{said}");
@@ -480,42 +480,42 @@ fn each_is_refused(damages: &[Damage]) {
 }
 
 #[test]
-fn a_damaged_file_is_refused_in_words() {
+fn a_damaged_file_is_rejected_with_an_explanation() {
     each_is_refused(FILES);
 }
 
 #[test]
-fn shards_and_an_index_that_disagree_are_refused_in_words() {
+fn shards_that_disagree_with_their_index_are_rejected() {
     each_is_refused(SHARDS);
 }
 
 #[test]
-fn weights_of_another_format_are_refused_with_the_way_out() {
+fn weights_in_an_unsupported_format_are_rejected_with_the_fix() {
     each_is_refused(FORMATS);
 }
 
 #[test]
-fn a_weight_that_is_no_number_is_refused_with_its_place() {
+fn a_nan_weight_is_rejected_with_its_position() {
     each_is_refused(NUMBERS);
 }
 
 #[test]
-fn settings_that_no_model_has_are_refused_in_words() {
+fn impossible_model_configurations_are_rejected() {
     each_is_refused(SETTINGS);
 }
 
 #[test]
-fn files_beside_the_weights_are_refused_in_words_too() {
+fn damaged_tokenizer_and_template_files_are_rejected() {
     each_is_refused(COMPANIONS);
 }
 
 #[test]
-fn what_is_no_file_is_refused_and_never_waited_for() {
+fn special_files_are_rejected_without_waiting() {
     each_is_refused(PLACES);
 }
 
 #[test]
-fn files_that_may_not_be_read_are_refused() {
+fn unreadable_files_are_rejected() {
     let sources = Sources::new();
     let closed = std::os::unix::fs::PermissionsExt::from_mode(0o000);
     fs::set_permissions(sources.path().join(MODEL), closed).unwrap();
@@ -527,7 +527,7 @@ fn files_that_may_not_be_read_are_refused() {
 }
 
 #[test]
-fn shards_may_be_links_as_in_the_cache_of_hugging_face() {
+fn shards_may_be_symlinks_as_in_the_hugging_face_cache() {
     let sources = Sources::new();
     let whole = sources.out("whole");
     assert!(finish(&mut sources.export(&whole, &[])).status.success());
@@ -548,7 +548,7 @@ fn shards_may_be_links_as_in_the_cache_of_hugging_face() {
 }
 
 #[test]
-fn a_single_file_wins_over_an_index_as_in_transformers() {
+fn a_single_weights_file_takes_precedence_over_an_index() {
     let sources = Sources::new();
     let single = fs::read(sources.path().join(MODEL)).unwrap();
     shard(sources.path());
@@ -560,7 +560,7 @@ fn a_single_file_wins_over_an_index_as_in_transformers() {
 }
 
 #[test]
-fn an_output_that_cannot_be_is_refused_and_left_as_it_was() {
+fn an_invalid_output_is_rejected_and_unchanged() {
     let sources = Sources::new();
     let (file, full) = (sources.out("file"), sources.out("full"));
     fs::write(&file, "kept").unwrap();

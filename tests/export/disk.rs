@@ -1,4 +1,4 @@
-//! A full disk leaves nothing, and the message says how much was needed.
+//! A full disk: no files are left, and the message has the needed size.
 
 use std::process::{Command, Output};
 
@@ -8,7 +8,7 @@ use crate::support::{
     program::{argument, text},
 };
 
-/// Exports to a file system of its own of every size, with and without a model in the way. Prints a line for each.
+/// Exports to file systems of increasing size, with and without an existing model. Prints a line for each.
 const SMALL: &str = r#"
 set -eu
 dir=$1; shift
@@ -26,7 +26,7 @@ for kib in 64 128 256 512 640 704 720 728 736 744 760 800 1600; do
 done
 "#;
 
-/// Whether this machine lets us mount, in a namespace of our own.
+/// Whether this machine allows mounts in a new namespace.
 fn may_mount() -> bool {
     let script = "mount -t tmpfs tmpfs /mnt";
     Command::new("unshare").args(["-rm", "sh", "-c", script]).output().is_ok_and(|done| done.status.success())
@@ -41,7 +41,7 @@ fn on_small_disks(sources: &Sources) -> Output {
 }
 
 #[test]
-fn a_disk_that_is_too_small_is_an_error_with_both_sizes_and_nothing_is_left() {
+fn a_full_disk_is_an_error_with_both_sizes_and_leaves_no_files() {
     if !may_mount() {
         return; // The test below limits the size of files instead.
     }
@@ -71,7 +71,7 @@ fn a_disk_that_is_too_small_is_an_error_with_both_sizes_and_nothing_is_left() {
 }
 
 #[test]
-fn a_file_that_may_not_be_as_large_is_an_error_and_nothing_is_left() {
+fn a_file_size_limit_is_an_error_and_leaves_no_files() {
     let sources = Sources::new();
     let export = sources.export(&sources.out("model"), &["--force"]);
     let limited = |blocks: u32| {

@@ -191,13 +191,13 @@ impl Mutator {
     }
 }
 
-/// What a target starts from.
+/// The seed input of a target.
 struct Seeds {
     /// Documents that are changed by their structure too.
     json: Vec<Value>,
     /// How a document becomes what the target reads.
     encode: fn(&Value) -> Vec<u8>,
-    /// Files that are changed by their bytes alone.
+    /// Files that are mutated as bytes only.
     bytes: Vec<Vec<u8>>,
 }
 
@@ -279,7 +279,7 @@ fn seeds(target: &str) -> Seeds {
 }
 
 #[test]
-fn no_parser_panics_or_hangs_whatever_it_is_given() {
+fn no_parser_panics_or_hangs_on_mutated_input() {
     let (started, seed, mutations) = (Instant::now(), asked("FUZZ_SEED", 7), asked("FUZZ_MUTATIONS", 20_000));
     for (target, parser) in fuzzing::PARSERS {
         let Seeds { json, encode, mut bytes } = seeds(target);
@@ -310,7 +310,7 @@ fn no_parser_panics_or_hangs_whatever_it_is_given() {
 }
 
 #[test]
-fn the_largest_sizes_that_are_taken_cost_little() {
+fn the_largest_accepted_sizes_are_cheap() {
     let mut config = fixture("llama/base/config.json");
     for (field, value) in [
         ("num_hidden_layers", 1024),

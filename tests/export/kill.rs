@@ -1,6 +1,6 @@
-//! Killed at any moment, an export leaves what was there before or what it was to make, whole.
+//! An export that is killed at any moment leaves the old or the new model, complete.
 //!
-//! Twice: at random moments, and before every single call that changes a file, which a small library counts.
+//! Tested twice: at random moments, and before every call that changes a file, which a preloaded library counts.
 
 use std::{
     fs,
@@ -125,7 +125,7 @@ fn answers(model: &Path) {
 }
 
 #[test]
-fn killed_at_any_moment_it_leaves_no_model_or_a_whole_one() {
+fn an_export_killed_at_any_moment_leaves_no_model_or_a_complete_one() {
     let sources = large();
     let (int4, duration) = whole(&sources, "int4");
     let out = sources.out("model");
@@ -148,14 +148,14 @@ fn killed_at_any_moment_it_leaves_no_model_or_a_whole_one() {
 }
 
 #[test]
-fn killed_while_it_replaces_a_model_it_leaves_the_old_or_the_new_one() {
+fn an_export_killed_while_replacing_leaves_the_old_or_the_new_model() {
     let sources = large();
     let ((int8, _), (int4, duration)) = (whole(&sources, "int8"), whole(&sources, "int4"));
     let out = sources.out("model");
     assert!(export(&sources, &out, "int8").status().unwrap().success());
     let (mut is_int4, mut replaced) = (false, 0);
     for (number, moment) in moments(duration).enumerate() {
-        // Each export is of the kind that is not there, so that the two can be told apart.
+        // Exports alternate between two kinds, so that old and new can be distinguished.
         let (format, new, old) = if is_int4 { ("int8", &int8, &int4) } else { ("int4", &int4, &int8) };
         kill_after(&mut export(&sources, &out, format), moment);
         all_are_whole(&out, &[new, old]);
@@ -235,7 +235,7 @@ fn counter(dir: &Path) -> PathBuf {
 
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[test]
-fn killed_before_each_call_that_changes_a_file_it_leaves_a_whole_model_or_none() {
+fn an_export_killed_before_any_file_operation_leaves_a_complete_model_or_none() {
     let sources = Sources::new();
     let library = counter(sources.path());
     let (int4, _) = whole(&sources, "int4");
@@ -267,7 +267,7 @@ fn killed_before_each_call_that_changes_a_file_it_leaves_a_whole_model_or_none()
     assert_eq!(names(out.parent().unwrap()), ["model"]);
 }
 
-/// What was there before the export that was killed after it had done its work.
+/// The content before an export that was killed after it had finished.
 fn restore(sources: &Sources, out: &Path, had_model: bool) {
     fs::remove_dir_all(out).unwrap();
     if had_model {

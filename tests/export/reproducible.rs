@@ -1,4 +1,4 @@
-//! The same sources and options give the same bytes, and the directory says which they were.
+//! The same sources and options give the same bytes, and `eka.json` records them.
 
 use std::fs;
 
@@ -15,7 +15,7 @@ const OPTIONS: [&[&str]; 3] =
     [&[], &["--quantize", "int4"], &["--quantize", "int8", "--block-size", "64", "--dtype", "float16"]];
 
 #[test]
-fn names_places_and_threads_do_not_change_a_byte() {
+fn exports_are_byte_identical_for_any_path_and_thread_count() {
     for flags in OPTIONS {
         let made = ["a", "another name"].map(|name| {
             let sources = Sources::new();
@@ -38,7 +38,7 @@ fn sha256(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn inspect_says_what_a_model_is_and_what_it_was_made_from() {
+fn inspect_describes_a_model_and_its_sources() {
     let sources = Sources::new();
     let out = sources.out("model");
     assert!(finish(&mut sources.export(&out, &["--quantize", "int4"])).status.success());
@@ -86,7 +86,7 @@ fn inspect_says_what_a_model_is_and_what_it_was_made_from() {
 }
 
 #[test]
-fn inspect_prints_for_people_and_refuses_what_is_no_model() {
+fn inspect_prints_text_and_rejects_other_directories() {
     let sources = Sources::new();
     let out = sources.out("model");
     assert!(finish(&mut sources.export(&out, &["--quantize", "int8"])).status.success());

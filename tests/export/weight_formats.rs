@@ -1,4 +1,4 @@
-//! Formats of weights: what `eka export --report` says of them, and that answers stay right.
+//! Weight formats: `eka export --report`, and answers that stay right.
 
 use std::{fs, path::Path};
 
@@ -29,7 +29,7 @@ fn figure(printed: &str, words: &str) -> f64 {
 }
 
 #[test]
-fn the_report_compares_every_format_with_float32_and_leaves_nothing_behind() {
+fn the_report_compares_every_format_with_float32_and_leaves_no_files() {
     let dir = tempfile::tempdir().unwrap();
     let chats = dir.path().join("chats.txt");
     fs::write(&chats, conversations()).unwrap();
@@ -73,7 +73,7 @@ async fn answers_stay_right_with_zero_points_and_with_mixed_formats() {
 }
 
 #[test]
-fn what_cannot_be_reported_or_kept_is_refused_before_anything_is_written() {
+fn invalid_report_and_keep_options_are_rejected_before_writing() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("model");
     let empty = dir.path().join("empty.txt");

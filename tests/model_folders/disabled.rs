@@ -1,4 +1,4 @@
-//! Models that cannot be used, beside one that can.
+//! Unusable models next to a usable one.
 
 use std::{fs, path::Path};
 
@@ -11,7 +11,7 @@ use crate::support::{
     server::eventually,
 };
 
-/// A name, what is done to a copy of the model, and a part of the reason that clients see.
+/// A name, the damage to a copy of the model, and a part of the reason that clients see.
 type Damage = (&'static str, fn(&Path), &'static str);
 
 const DAMAGES: [Damage; 8] = [
@@ -62,7 +62,7 @@ async fn get(program: &Program, path: &str) -> Value {
 }
 
 #[tokio::test]
-async fn a_model_that_cannot_be_used_is_disabled_alone_and_its_reason_is_told() {
+async fn a_broken_model_is_disabled_with_a_reason_and_others_are_served() {
     let folder = Folder::new();
     let models = tempfile::tempdir().unwrap();
     for (name, damage, _) in DAMAGES {
@@ -95,7 +95,7 @@ async fn a_model_that_cannot_be_used_is_disabled_alone_and_its_reason_is_told() 
 }
 
 #[tokio::test]
-async fn where_the_first_model_cannot_be_used_the_others_are_served_and_none_stands_in_for_it() {
+async fn a_broken_first_model_is_not_replaced_by_another() {
     let folder = Folder::new();
     let models = tempfile::tempdir().unwrap();
     copy(&folder.path(), &models.path().join("other"));
@@ -111,7 +111,7 @@ async fn where_the_first_model_cannot_be_used_the_others_are_served_and_none_sta
 }
 
 #[test]
-fn where_no_model_can_be_used_the_server_does_not_start_and_says_why() {
+fn without_a_usable_model_the_server_exits_with_the_reason() {
     let folder = Folder::new();
     let template = folder.file("chat_template.jinja");
     fs::write(&template, "{% for %}").unwrap();
@@ -126,7 +126,7 @@ fn where_no_model_can_be_used_the_server_does_not_start_and_says_why() {
 
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn a_model_whose_name_is_not_utf_8_is_disabled_alone_and_no_worker_ends() {
+async fn a_model_name_that_is_not_utf_8_disables_only_that_model() {
     use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
 
     let folder = Folder::new();

@@ -29,7 +29,7 @@ fn places(document: &Value, at: &str, found: &mut Vec<String>) {
     }
 }
 
-/// What is written in place of `value`.
+/// The values written instead of `value`.
 fn damages(value: &Value) -> Vec<Value> {
     let mut damages = vec![json!(null), json!(0), json!(-1), json!("x"), json!([]), json!({}), json!(1.5)];
     damages.extend([json!("../x"), json!(1_u64 << 24), json!(u64::MAX)]);
@@ -40,7 +40,7 @@ fn damages(value: &Value) -> Vec<Value> {
 }
 
 #[test]
-fn a_manifest_that_lies_is_refused_at_load_or_the_model_works_up_to_its_last_position() {
+fn a_wrong_manifest_is_rejected_at_load_or_harmless() {
     let folder = Folder::new();
     let manifest = folder.manifest();
     let mut all = Vec::new();
@@ -64,7 +64,7 @@ fn a_manifest_that_lies_is_refused_at_load_or_the_model_works_up_to_its_last_pos
 }
 
 #[test]
-fn a_context_longer_than_the_tables_of_positions_is_refused_with_both_numbers() {
+fn a_context_longer_than_the_position_tables_is_rejected_with_both_numbers() {
     let folder = Folder::new();
     let mut manifest = folder.manifest();
     let rows = manifest["context_length"].as_u64().unwrap();

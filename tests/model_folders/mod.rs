@@ -1,4 +1,4 @@
-//! What the folder of a model can do to the server: damage, hostile files, and files in other places than usual.
+//! Model folders that are damaged, hostile or laid out in other ways.
 
 mod cache;
 mod disabled;

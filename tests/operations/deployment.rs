@@ -1,5 +1,4 @@
-//! What stands under scripts/deploy, against the program: the settings that it names, the metrics that it reads, and what a
-//! service manager is told.
+//! The files in scripts/deploy against the program: settings, metrics, and notifications to a service manager.
 
 use std::{collections::BTreeSet, fs};
 
@@ -19,7 +18,7 @@ fn words<'a>(text: &'a str, beginning: &str) -> BTreeSet<&'a str> {
 }
 
 #[test]
-fn every_setting_that_a_deployment_names_is_one() {
+fn every_setting_in_deployment_files_exists() {
     for name in ["Dockerfile", "Dockerfile.cuda", "eka.service"] {
         let deployed = file(name);
         let pairs: Vec<_> = deployed
@@ -57,7 +56,7 @@ fn every_setting_that_a_deployment_names_is_one() {
 }
 
 #[tokio::test]
-async fn every_metric_and_code_that_an_alert_or_the_autoscaler_reads_is_there() {
+async fn every_metric_and_code_in_alerts_and_autoscaler_exists() {
     let program = Program::start(&["--device", "cpu"]).await;
     let (status, _) = program.ask("/generate-lite", &serde_json::json!({"prompt": "Once"})).await;
     assert_eq!(status, 200, "families have no members before the first request");
@@ -105,7 +104,7 @@ mod the_service_manager {
 
     use super::*;
 
-    /// Starts the program with a socket to tell things to.
+    /// Starts the program with a notification socket.
     fn started(at: &Path) -> (std::process::Child, UnixDatagram) {
         let socket = UnixDatagram::bind(at).unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
@@ -115,7 +114,7 @@ mod the_service_manager {
         (command.stderr(Stdio::null()).spawn().unwrap(), socket)
     }
 
-    /// The next thing that is told.
+    /// The next notification.
     fn told(socket: &UnixDatagram) -> String {
         let mut buffer = [0; 512];
         let length = socket.recv(&mut buffer).expect("something is told within a minute");
@@ -134,14 +133,14 @@ mod the_service_manager {
     }
 
     #[test]
-    fn hears_when_the_model_is_loaded_that_the_process_lives_and_when_it_ends() {
+    fn is_notified_of_ready_watchdog_and_stopping() {
         let dir = tempfile::tempdir().unwrap();
         let (mut child, socket) = started(&dir.path().join("notify"));
         let before = wait_for(&socket, "READY=1");
         assert!(before.contains(&"STATUS=starting".to_owned()), "{before:?}");
         wait_for(&socket, "STATUS=ready");
         (0..3).for_each(|_| drop(wait_for(&socket, "WATCHDOG=1")));
-        // A worker that is lost is told, and is no reason to be ready a second time.
+        // A lost worker changes the status and does not notify READY again.
         send_signal("KILL", worker_of(child.id()).unwrap());
         let mut seen = wait_for(&socket, "STATUS=restarting");
         seen.extend(wait_for(&socket, "STATUS=ready"));
@@ -155,13 +154,13 @@ mod the_service_manager {
 }
 
 #[tokio::test]
-async fn health_is_an_exit_code_for_containers() {
+async fn eka_health_reports_by_exit_code() {
     let program = Program::start(&[]).await;
     for (state, status) in [("alive", "alive"), ("ready", "ready"), ("started", "started")] {
         let asked = run(&["health", state, "--url", &program.url]);
         assert_eq!((asked.status.code(), text(&asked.stdout)), (Some(0), format!("{status}\n")));
     }
-    // Where the settings say that the server listens.
+    // The address from the settings.
     let port = program.url.rsplit(':').next().unwrap();
     let asked = run(&["health", "--bind", "0.0.0.0", "--port", port, "--json"]);
     assert_eq!(asked.status.code(), Some(0), "{}", text(&asked.stderr));

@@ -1,4 +1,4 @@
-//! The server goes on when stderr is a pipe that is not read.
+//! The server keeps working when nobody reads its stderr.
 
 use std::{
     fs,
@@ -111,7 +111,7 @@ fn read_to_end(mut stderr: ChildStderr) -> thread::JoinHandle<String> {
 }
 
 #[tokio::test]
-async fn a_stderr_that_nobody_reads_stops_nothing_and_the_dropped_lines_are_counted_and_logged() {
+async fn a_blocked_stderr_drops_log_lines_and_counts_them() {
     let mut program = Unread::start();
     program.is_ready().await;
     program.overflow().await;
@@ -133,7 +133,7 @@ async fn a_stderr_that_nobody_reads_stops_nothing_and_the_dropped_lines_are_coun
 }
 
 #[tokio::test]
-async fn a_server_whose_stderr_nobody_reads_ends_when_it_is_told_to() {
+async fn a_server_with_a_blocked_stderr_exits_on_sigterm() {
     let mut program = Unread::start();
     program.is_ready().await;
     program.overflow().await;

@@ -1,4 +1,4 @@
-//! What people and programs see while it works: `GET /v1/slot`, the page, and the dashboard.
+//! `GET /v1/slot`, the web page, and the metrics of the dashboard.
 
 use std::{fs, sync::Arc};
 
@@ -47,7 +47,7 @@ fn with_keys(wish: ServerOptions) -> Server {
 }
 
 #[tokio::test]
-async fn the_slot_says_what_runs_who_waits_and_what_the_last_ones_took() {
+async fn v1_slot_shows_running_queued_and_finished_requests() {
     let server = Server::start(slow());
     server.ask(NATIVE, &json!({ "prompt": "a secret" })).await;
     let begin = async |id| server.post(NATIVE, &endless()).header("x-request-id", id).send().await.unwrap();
@@ -84,7 +84,7 @@ async fn the_slot_says_what_runs_who_waits_and_what_the_last_ones_took() {
 }
 
 #[tokio::test]
-async fn a_key_learns_its_own_requests_alone_and_an_admin_all() {
+async fn v1_slot_shows_a_key_its_own_requests_and_an_admin_all() {
     let server = with_keys(slow());
     let begin = async |key| server.post(NATIVE, &endless()).bearer_auth(key).send().await.unwrap();
     let _streams = [begin(ASHA).await, begin(RAVI).await];
@@ -103,7 +103,7 @@ async fn a_key_learns_its_own_requests_alone_and_an_admin_all() {
 }
 
 #[tokio::test]
-async fn a_worker_that_is_gone_has_no_memory_to_show() {
+async fn v1_slot_shows_no_memory_for_a_lost_worker() {
     let server = Server::start(ServerOptions::default());
     for (readiness, word) in [
         (Readiness::Restarting { reason: "/secret".into() }, "restarting"),
@@ -119,7 +119,7 @@ async fn a_worker_that_is_gone_has_no_memory_to_show() {
 }
 
 #[tokio::test]
-async fn browsers_get_a_page_that_may_load_nothing_else_and_programs_a_list() {
+async fn the_index_is_a_self_contained_page_for_browsers_and_text_for_programs() {
     let server = with_keys(ServerOptions::default());
     let page = async |path| server.get(path).header("accept", "text/html,*/*;q=0.8").send().await.unwrap();
     let document = page("/").await;
@@ -158,7 +158,7 @@ fn names(expression: &str) -> impl Iterator<Item = &str> {
 }
 
 #[tokio::test]
-async fn every_metric_of_the_dashboard_is_one_that_the_program_has() {
+async fn every_metric_in_the_dashboard_exists() {
     let file = fs::read_to_string(root().join("scripts/deploy/grafana-dashboard.json")).unwrap();
     let dashboard: Value = serde_json::from_str(&file).unwrap();
     let program = Program::start(&["--device", "cpu"]).await;

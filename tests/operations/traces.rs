@@ -1,4 +1,4 @@
-//! Traces, as a collector on a real socket gets them.
+//! Traces as a collector on a real socket receives them.
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -26,7 +26,7 @@ const CHAT: &str = "/v1/chat/completions";
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const PARENT: &str = "b7ad6b7169203331";
 
-/// Takes what is exported, and answers as collectors do.
+/// Receives exported spans and answers like a collector.
 struct Collector {
     url: String,
     got: Arc<Mutex<Vec<ExportTraceServiceRequest>>>,
@@ -134,7 +134,7 @@ async fn ask_traced(program: &Program, path: &str, body: &Value, trace: &str, fl
 }
 
 #[tokio::test]
-async fn a_request_is_a_span_of_its_clients_trace_and_its_phases_are_below_it() {
+async fn a_request_is_a_span_in_the_clients_trace_with_child_spans() {
     let collector = Collector::start();
     let pool = ["--set", "device.host_pool=true"];
     let program = Program::start(&[&["--set", &*collector.flag()], &pool[..]].concat()).await;
@@ -182,7 +182,7 @@ async fn a_request_is_a_span_of_its_clients_trace_and_its_phases_are_below_it() 
 }
 
 #[tokio::test]
-async fn clients_say_whether_they_are_traced_else_the_settings_do_and_the_last_spans_are_not_lost() {
+async fn sampling_follows_the_client_or_the_settings_and_shutdown_flushes_spans() {
     let collector = Collector::start();
     let flags =
         ["--set", &collector.flag(), "--set", "trace.sample_ratio=0", "--set", "trace.service_name=a"];
@@ -201,7 +201,7 @@ async fn clients_say_whether_they_are_traced_else_the_settings_do_and_the_last_s
 }
 
 #[tokio::test]
-async fn a_model_that_is_loaded_for_a_request_is_a_span() {
+async fn loading_a_model_for_a_request_is_a_span() {
     let models = tempfile::tempdir().unwrap();
     std::os::unix::fs::symlink(Program::start(&[]).await.export(), models.path().join("second")).unwrap();
     let collector = Collector::start();
@@ -217,8 +217,8 @@ async fn a_model_that_is_loaded_for_a_request_is_a_span() {
 }
 
 #[tokio::test]
-async fn a_collector_that_is_away_or_silent_disturbs_nothing() {
-    // One refuses connections, the other takes them and says nothing.
+async fn a_missing_or_silent_collector_does_not_affect_requests() {
+    // One refuses connections, the other accepts them and never answers.
     let refusing = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     for address in [refusing, silent.local_addr().unwrap()] {

@@ -1,4 +1,4 @@
-//! Who is let in, how often, and what every answer says besides what was asked.
+//! API keys, rate limits, CORS, security headers and the access log.
 
 use std::{fs, io::Write, sync::Arc, time::Duration};
 
@@ -24,7 +24,7 @@ const ADMIN: &str = "admin-0123456789abcdef";
 const ASHA: &str = "asha-0123456789abcdef";
 const OTHER: &str = "other-0123456789abcdef";
 
-/// An admin, somebody without limits, and somebody for another model.
+/// An admin key, a key without limits, and a key for another model.
 fn three_keys() -> String {
     format!(
         "[[key]]\nname = \"admin\"\nkey = \"{ADMIN}\"\nadmin = true\n\
@@ -61,7 +61,7 @@ fn ask(server: &Server, key: &str) -> reqwest::RequestBuilder {
 }
 
 #[tokio::test]
-async fn with_keys_nobody_comes_in_without_one() {
+async fn requests_without_an_api_key_are_rejected_if_keys_are_set() {
     let server = with_keys(&three_keys());
     for path in ["/", "/v1/models", "/metrics", "/nowhere", "/%6civez"] {
         let refused = server.get(path).send().await.unwrap();
@@ -83,14 +83,14 @@ async fn with_keys_nobody_comes_in_without_one() {
 }
 
 #[tokio::test]
-async fn metrics_can_be_open_though_there_are_keys() {
+async fn open_metrics_needs_no_api_key() {
     let server = behind(Rules { keys: keys(&three_keys()), open_metrics: true, ..Rules::default() });
     assert_eq!(server.get("/metrics").send().await.unwrap().status(), 200);
     assert_eq!(server.get("/v1/models").send().await.unwrap().status(), 401);
 }
 
 #[tokio::test]
-async fn a_key_opens_its_models_alone() {
+async fn a_key_may_use_only_its_models() {
     let server = with_keys(&three_keys());
     let refused = ask(&server, OTHER).send().await.unwrap();
     assert_eq!(told(refused).await, (403, "model_not_allowed".into()));
@@ -118,7 +118,7 @@ fn alone(outcome: Result<OrderReport, Failure>) -> Vec<OrderOutcome> {
     vec![OrderOutcome { device: None, outcome }]
 }
 
-/// A state whose orders are carried out by nobody, in no time.
+/// A server whose admin commands succeed at once without a worker.
 fn with_orders(rules: Rules) -> Server {
     Server::start_with(ServerOptions::default(), |state| {
         state
@@ -129,7 +129,7 @@ fn with_orders(rules: Rules) -> Server {
 }
 
 #[tokio::test]
-async fn admin_routes_want_an_admin_key_where_there_are_keys() {
+async fn admin_routes_need_an_admin_key_if_keys_are_set() {
     let server = with_orders(Rules { keys: keys(&three_keys()), ..Rules::default() });
     // However it is spelt.
     for path in ["/admin/trim", "/%61dmin/trim", "/admin/drain", "/admin/log", "/admin/models/demo/unload"] {
@@ -142,7 +142,7 @@ async fn admin_routes_want_an_admin_key_where_there_are_keys() {
 }
 
 #[tokio::test]
-async fn without_keys_admin_routes_are_for_this_machine_and_for_no_page() {
+async fn without_keys_admin_routes_accept_local_non_browser_requests_only() {
     let server = with_orders(Rules::default());
     assert_eq!(server.ask("/admin/trim", &json!({})).await.0, 200);
     let page = server.post("/admin/trim", &json!({})).header("origin", "http://evil.example");
@@ -153,7 +153,7 @@ async fn without_keys_admin_routes_are_for_this_machine_and_for_no_page() {
 }
 
 #[tokio::test]
-async fn requests_beyond_a_keys_allowance_are_told_when_to_come_back() {
+async fn requests_over_a_keys_rate_limit_get_429_with_retry_after() {
     let server = with_keys(&format!("{}requests_per_minute = 2\n", three_keys()));
     let enter = async || server.get("/v1/models").bearer_auth(OTHER).send().await.unwrap();
     let first = enter().await;
@@ -171,7 +171,7 @@ async fn requests_beyond_a_keys_allowance_are_told_when_to_come_back() {
 }
 
 #[tokio::test]
-async fn tokens_are_taken_when_they_were_generated_also_of_clients_that_leave() {
+async fn token_limits_count_generated_tokens_also_of_disconnected_clients() {
     let mut text = three_keys();
     text =
         text.replace(&format!("key = \"{ASHA}\"\n"), &format!("key = \"{ASHA}\"\ntokens_per_minute = 20\n"));
@@ -191,11 +191,11 @@ async fn tokens_are_taken_when_they_were_generated_also_of_clients_that_leave() 
     let refused = ask(&server, ASHA).send().await.unwrap();
     assert_eq!(refused.headers()["x-ratelimit-remaining-tokens"], "0");
     let answer: Value = refused.json().await.unwrap();
-    assert!(answer["error"]["message"].as_str().unwrap().contains("20 tokens a minute"), "{answer}");
+    assert!(answer["error"]["message"].as_str().unwrap().contains("20 tokens per minute"), "{answer}");
 }
 
 #[tokio::test]
-async fn an_address_has_an_allowance_of_its_own() {
+async fn rate_limits_apply_to_each_ip_address() {
     let limit = std::num::NonZeroU32::new(3);
     let server = behind(Rules { requests_per_minute_per_ip: limit, ..Rules::default() });
     for left in ["2", "1", "0"] {
@@ -212,7 +212,7 @@ async fn an_address_has_an_allowance_of_its_own() {
 }
 
 #[tokio::test]
-async fn every_answer_has_the_requests_id_and_says_what_browsers_must_not_do() {
+async fn every_answer_has_a_request_id_and_security_headers() {
     let server = with_keys(&three_keys());
     let send = async |method: Method, path: &str, key: &str| {
         let request = server.client.request(method, format!("{}{path}", server.url));
@@ -254,7 +254,7 @@ async fn preflight(server: &Server, origin: &str, path: &str) -> Response {
 }
 
 #[tokio::test]
-async fn pages_of_listed_origins_may_ask_and_others_may_not() {
+async fn cors_allows_listed_origins_only() {
     const PAGE: &str = "https://chat.example.org";
     let server = for_origin(&[PAGE]);
     for path in [NATIVE, COMPLETIONS, "/v1/models", "/livez"] {
@@ -267,7 +267,7 @@ async fn pages_of_listed_origins_may_ask_and_others_may_not() {
     let foreign = preflight(&server, "https://evil.example", NATIVE).await;
     assert!(!foreign.headers().contains_key("access-control-allow-origin"));
     assert_eq!(told(foreign).await, (403, "origin_not_allowed".into()));
-    // What is refused is shown to the page as well, or it could not tell its user why.
+    // Rejections have CORS headers too, otherwise the page could not show the reason.
     for key in [ASHA, "wrong"] {
         let answer = ask(&server, key).header("origin", PAGE).send().await.unwrap();
         assert_eq!(answer.headers()["access-control-allow-origin"], PAGE);
@@ -279,7 +279,7 @@ async fn pages_of_listed_origins_may_ask_and_others_may_not() {
 }
 
 #[tokio::test]
-async fn a_star_is_for_all_pages_and_nothing_is_for_none() {
+async fn cors_star_allows_all_origins_and_an_empty_list_none() {
     let any = for_origin(&["*"]);
     let answer = ask(&any, ASHA).header("origin", "https://anything.example").send().await.unwrap();
     assert_eq!(answer.headers()["access-control-allow-origin"], "*");
@@ -289,11 +289,11 @@ async fn a_star_is_for_all_pages_and_nothing_is_for_none() {
     none.has_counted(NATIVE, "origin_not_allowed", 1).await;
 }
 
-/// Where this machine keeps things, as an error might say it.
+/// Paths of this machine that an error could contain.
 const PATH: &str = "/secret/models/demo";
 
 #[tokio::test]
-async fn no_answer_says_where_the_server_keeps_things() {
+async fn error_messages_contain_no_server_paths() {
     let server = with_orders(Rules::default());
     let reason = || format!("{PATH}/model.onnx: no such file");
     for state in [
@@ -312,7 +312,7 @@ async fn no_answer_says_where_the_server_keeps_things() {
 }
 
 #[tokio::test]
-async fn failures_of_orders_do_not_say_where_either() {
+async fn admin_errors_contain_no_server_paths() {
     let message = || format!("{PATH}/model.onnx: no such file");
     let failures: [fn(String) -> Failure; 4] = [
         |message| Failure::Model { model: "demo".into(), message },
@@ -327,7 +327,7 @@ async fn failures_of_orders_do_not_say_where_either() {
         let (status, answer) = server.ask("/admin/trim", &json!({})).await;
         assert!(status >= 500 && !answer.to_string().contains("secret"), "{answer}");
         assert!(
-            answer["error"]["message"].as_str().unwrap().ends_with("the log of the server says why"),
+            answer["error"]["message"].as_str().unwrap().ends_with("see the log of the server"),
             "{answer}"
         );
     }
@@ -359,7 +359,7 @@ async fn comes_to(program: &Program, key: &str, wanted: u16) {
 }
 
 #[tokio::test]
-async fn the_program_reads_its_keys_again_and_keeps_the_old_ones_when_the_new_are_bad() {
+async fn api_keys_are_reloaded_and_an_invalid_file_keeps_the_old_ones() {
     let (directory, setting) = keys_file(&three_keys());
     let file = directory.path().join("keys.toml");
     let program = Program::start(&["--set", &setting]).await;
@@ -376,7 +376,7 @@ async fn the_program_reads_its_keys_again_and_keeps_the_old_ones_when_the_new_ar
 }
 
 #[tokio::test]
-async fn sighup_changes_what_it_can_and_names_what_it_cannot() {
+async fn sighup_applies_settings_and_names_those_that_need_a_restart() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("eka.toml");
     fs::write(&file, "[log]\nlevel = \"warn,eka::cli=info\"\n").unwrap();
@@ -414,7 +414,7 @@ async fn line_of(program: &Program, id: &str) -> Value {
 }
 
 #[tokio::test]
-async fn the_access_log_says_who_asked_for_what_and_how_it_went_and_nothing_that_was_said() {
+async fn the_access_log_has_key_route_and_status_but_no_prompts() {
     let (_directory, setting) = keys_file(&three_keys());
     let program = Program::start(&["--set", &setting, "--set", "log.format=json"]).await;
     let secret = "a prompt that is nobody's business";
@@ -450,14 +450,14 @@ async fn the_access_log_says_who_asked_for_what_and_how_it_went_and_nothing_that
 }
 
 #[tokio::test]
-async fn prompts_are_logged_when_somebody_wants_that() {
+async fn log_prompts_logs_prompts() {
     let program = Program::start(&["--set", "log.prompts=true"]).await;
     program.ask(NATIVE, &json!({ "prompt": "What did I ask?", "max_new_tokens": 1 })).await;
     eventually("the prompt", || program.log().contains("What did I ask?")).await;
 }
 
 #[tokio::test]
-async fn the_program_warns_when_the_world_may_come_in() {
+async fn listening_on_a_public_address_without_keys_is_a_warning() {
     let open = Program::start(&["--bind", "0.0.0.0"]).await;
     open.has_logged_event("no_api_keys").await;
     let (_directory, setting) = keys_file(&three_keys());
@@ -466,7 +466,7 @@ async fn the_program_warns_when_the_world_may_come_in() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_told_to_drain_finishes_what_it_has_and_ends() {
+async fn admin_drain_finishes_requests_and_exits() {
     let mut program = Program::start(&[]).await;
     let request = json!({ "prompt": "x", "ignore_eos": true, "max_new_tokens": 200 });
     let running = tokio::spawn(program.post(NATIVE, &request).send());

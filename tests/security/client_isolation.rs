@@ -1,4 +1,4 @@
-//! One client cannot hold up the others.
+//! One client cannot block the others.
 
 use std::{sync::Arc, time::Duration};
 
@@ -29,7 +29,7 @@ fn large_bodies() -> Server {
     Server::start(ServerOptions { body_limit: Bytes::mib(4), ..ServerOptions::default() })
 }
 
-/// Has `/livez` answer again and again while `work` goes on; how often it did, and what came of the work.
+/// Polls `/livez` while `work` runs; returns the number of answers and the result of `work`.
 async fn alive_during<T>(server: &Server, work: impl Future<Output = T>) -> (usize, T) {
     tokio::pin!(work);
     let mut answers = 0;
@@ -58,7 +58,7 @@ async fn rest(socket: &mut TcpStream) -> String {
 }
 
 #[tokio::test]
-async fn forty_thousand_biases_are_refused_while_probes_are_answered() {
+async fn forty_thousand_logit_biases_are_rejected_while_probes_are_answered() {
     let server = large_bodies();
     let biases: Map<String, Value> = (0..40_960).map(|id| (format!("{id:0>64}"), json!(1))).collect();
     let request = json!({ "prompt": "x", "logit_bias": biases });
@@ -68,7 +68,7 @@ async fn forty_thousand_biases_are_refused_while_probes_are_answered() {
 }
 
 #[tokio::test]
-async fn long_stop_strings_are_refused_with_the_limit() {
+async fn long_stop_strings_are_rejected_with_the_limit() {
     let server = large_bodies();
     for (stop, words) in
         [(json!(vec!["a".repeat(200_000); 16]), "at most 1024"), (json!(vec!["a"; 17]), "at most 16")]
@@ -80,7 +80,7 @@ async fn long_stop_strings_are_refused_with_the_limit() {
 }
 
 #[tokio::test]
-async fn four_megabytes_that_cannot_fit_are_refused_untokenized_while_probes_are_answered() {
+async fn a_4_mib_prompt_is_rejected_before_tokenizing_while_probes_are_answered() {
     let server = large_bodies();
     let long = "नमस्ते ".repeat((4 << 20) / 20);
     let messages = json!([{ "role": "user", "content": long }]);
@@ -100,7 +100,7 @@ async fn four_megabytes_that_cannot_fit_are_refused_untokenized_while_probes_are
 }
 
 #[tokio::test]
-async fn an_error_does_not_repeat_megabytes() {
+async fn error_messages_are_short_for_huge_values() {
     let server = large_bodies();
     let long = "a\n".repeat(1 << 20);
     for request in [json!({ "prompt": "x", "model": long }), json!({ "prompt": "x", long: 1 })] {
@@ -118,7 +118,7 @@ fn head(length: usize, more: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_body_that_is_announced_too_large_is_refused_unread_also_with_expect_continue() {
+async fn a_body_announced_as_too_large_is_rejected_unread() {
     let server = large_bodies();
     for more in ["", "expect: 100-continue\r\n"] {
         let mut socket = connect(&server).await;
@@ -138,12 +138,12 @@ async fn a_body_that_is_announced_too_large_is_refused_unread_also_with_expect_c
 }
 
 #[tokio::test]
-async fn stalled_bodies_share_a_limit_and_small_requests_are_served_beside_them() {
+async fn stalled_bodies_share_a_memory_limit_and_small_requests_are_served() {
     let server = large_bodies();
     let begin = async || {
         let mut socket = connect(&server).await;
         socket.write_all(head(4 << 20, "").as_bytes()).await.unwrap();
-        // What is refused is not read to its end.
+        // Rejected bodies are not read to their end.
         let _ = socket.write_all(&vec![b' '; (4 << 20) - 1]).await;
         socket
     };
@@ -177,7 +177,7 @@ async fn stalled_bodies_share_a_limit_and_small_requests_are_served_beside_them(
 }
 
 #[tokio::test]
-async fn gzip_is_decoded_and_other_encodings_are_refused_with_those_that_are_accepted() {
+async fn gzip_is_decoded_and_other_encodings_are_rejected() {
     let server = Server::start(ServerOptions::default());
     let gzip = |body: &[u8]| {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
@@ -216,7 +216,7 @@ async fn keep_alive(address: &str) -> TcpStream {
 }
 
 #[tokio::test]
-async fn idle_connections_make_room_for_new_ones_and_streams_go_on() {
+async fn idle_connections_are_closed_for_new_ones_and_streams_continue() {
     let server = Server::start(ServerOptions {
         max_connections: 4,
         step: Duration::from_millis(20),
@@ -241,7 +241,7 @@ async fn idle_connections_make_room_for_new_ones_and_streams_go_on() {
 
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn eleven_hundred_clients_at_a_limit_of_1024_files_keep_out_neither_probes_nor_a_new_worker() {
+async fn with_1100_clients_and_1024_open_files_probes_and_new_workers_still_work() {
     let program = Program::start_with_files(1024, &[]).await;
     let lowered = program.logged("connections_limited");
     assert!(lowered[0].contains(" from=1024 "), "{lowered:?}");
@@ -268,7 +268,7 @@ async fn eleven_hundred_clients_at_a_limit_of_1024_files_keep_out_neither_probes
 
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn five_hundred_clients_that_connect_while_the_server_is_busy_all_wait_in_its_queue() {
+async fn five_hundred_clients_that_connect_to_a_busy_server_all_queue() {
     let program = Program::start(&[]).await;
     let address = program.url.strip_prefix("http://").unwrap().parse().unwrap();
     // A server that accepts nothing for a while. The client that finds the queue full would try again after a second.
@@ -281,7 +281,7 @@ async fn five_hundred_clients_that_connect_while_the_server_is_busy_all_wait_in_
 }
 
 #[tokio::test]
-async fn a_large_answer_is_written_beside_the_http_thread() {
+async fn a_large_answer_is_serialized_off_the_http_thread() {
     let server = Server::start(ServerOptions { body_limit: Bytes::mib(4), ..ServerOptions::default() });
     let server = Arc::new(server);
     let ids = vec![20; 300_000];

@@ -1,4 +1,4 @@
-//! Web pages that would use a server which their visitor can reach: DNS rebinding, requests across sites, admin endpoints.
+//! Web pages that attack a server which their visitor can reach: DNS rebinding, cross-site requests, admin endpoints.
 
 use std::{io::Write, sync::Arc};
 
@@ -53,7 +53,7 @@ fn generate(server: &Server) -> RequestBuilder {
 }
 
 #[tokio::test]
-async fn a_name_that_anybody_could_register_is_refused_as_host_everywhere_but_for_probes() {
+async fn a_public_host_name_is_rejected_except_for_probes() {
     let server = behind(Rules::default());
     for host in ["evil.example", "evil.example:8110", "127.0.0.1.evil.example"] {
         for path in ["/", "/v1/models", "/metrics", "/v1/slot", "/openapi.json", "/nowhere", "/admin/cache"] {
@@ -76,7 +76,7 @@ async fn a_name_that_anybody_could_register_is_refused_as_host_everywhere_but_fo
 }
 
 #[tokio::test]
-async fn names_of_server_hosts_are_allowed_and_with_keys_all_are_unless_some_are_listed() {
+async fn server_hosts_allows_names_and_with_keys_any_host_is_allowed_unless_listed() {
     let listed = || Hosts::List(vec!["chat.example.org".into()]);
     let server = behind(Rules { hosts: listed(), ..Rules::default() });
     assert_eq!(told(generate(&server).header("host", "Chat.example.org:443")).await.0, 200);
@@ -91,7 +91,7 @@ async fn names_of_server_hosts_are_allowed_and_with_keys_all_are_unless_some_are
 }
 
 #[tokio::test]
-async fn a_page_of_another_origin_cannot_have_the_server_do_anything() {
+async fn cross_origin_requests_are_rejected() {
     let server = behind(Rules::default());
     for path in [NATIVE, "/v1/completions", "/v1/chat/completions", "/tokenize", "/admin/trim", "/nowhere"] {
         for (name, value) in [
@@ -115,7 +115,7 @@ async fn a_page_of_another_origin_cannot_have_the_server_do_anything() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_not_called_json_is_refused_and_the_error_says_how_to_send_it() {
+async fn a_body_without_the_json_content_type_is_a_415_with_the_fix() {
     let server = behind(Rules::default());
     for kind in [Some("text/plain"), Some("application/x-www-form-urlencoded"), None] {
         let request = server.client.post(format!("{}{NATIVE}", server.url)).body(r#"{"prompt": "x"}"#);
@@ -132,7 +132,7 @@ async fn a_body_that_is_not_called_json_is_refused_and_the_error_says_how_to_sen
 }
 
 #[tokio::test]
-async fn a_star_in_cors_origins_does_not_open_admin_endpoints() {
+async fn cors_star_does_not_open_admin_endpoints() {
     let page = "https://anything.example";
     let star = || Rules { origins: Origins::Any, ..Rules::default() };
     let server = behind(star());
@@ -152,7 +152,7 @@ async fn a_star_in_cors_origins_does_not_open_admin_endpoints() {
 }
 
 #[tokio::test]
-async fn a_request_that_came_through_a_proxy_is_not_local() {
+async fn proxied_requests_are_not_local() {
     let server = behind(Rules::default());
     assert_eq!(server.ask("/admin/trim", &json!({})).await.0, 200);
     for name in ["forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "via"]

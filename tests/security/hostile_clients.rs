@@ -1,4 +1,4 @@
-//! Clients that mean harm, or are broken: thousands of requests that are wrong, and connections that say nothing.
+//! Hostile and broken clients: thousands of invalid requests, slow heads, and silent connections.
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,7 +24,7 @@ const ROUTES: [&str; 3] = ["/generate-lite", "/v1/completions", "/v1/chat/comple
 /// Asked at once.
 const CLIENTS: usize = 16;
 
-/// What is sent, and whether HTTP itself is broken, so that there may be more than one status, or a reset.
+/// The bytes of a request, and whether the HTTP itself is malformed, which allows several statuses or a reset.
 struct Wrong {
     bytes: Vec<u8>,
     is_http: bool,
@@ -43,7 +43,7 @@ fn wrong(seed: u64) -> Wrong {
     Wrong { bytes: [head.as_bytes(), &body].concat(), is_http: false }
 }
 
-/// Requests that two readers could take for different ones, or nobody for any.
+/// Ambiguous and malformed requests.
 fn broken_http(random: &mut ChaCha8Rng, route: &str) -> Vec<u8> {
     let head =
         |lines: &str| format!("POST {route} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{lines}\r\n\r\n");
@@ -85,7 +85,7 @@ fn broken_http(random: &mut ChaCha8Rng, route: &str) -> Vec<u8> {
     text.into_bytes()
 }
 
-/// Bodies that are no JSON, or are no request.
+/// Bodies that are not JSON or not a valid request.
 fn broken_body(random: &mut ChaCha8Rng) -> Vec<u8> {
     let deep = random.random_range(130..8_000);
     let digits = "9".repeat(random.random_range(20..400));
@@ -140,7 +140,7 @@ async fn attack(address: &str, seed: u64) {
             "{shown}\n{text}"
         );
         assert!(text.matches("HTTP/1.1 4").count() <= 1, "two answers: {shown}\n{text}");
-        // What a server has not read resets the connection, perhaps before its answer is there.
+        // Unread bytes reset the connection, perhaps before the answer arrives.
         if text.is_empty() {
             return;
         }
@@ -168,7 +168,7 @@ async fn attack_all(address: &str, seeds: std::ops::Range<u64>) {
 }
 
 #[tokio::test]
-async fn ten_thousand_wrong_requests_are_refused_while_streams_run_undisturbed() {
+async fn ten_thousand_invalid_requests_are_rejected_while_streams_continue() {
     let program = Program::start(&["--set", "log.level=warn,eka::cli=info"]).await;
     let address = program.url.strip_prefix("http://").unwrap().to_owned();
     let request = json!({ "prompt": "Please", "max_new_tokens": 40, "temperature": 0, "stream": true, "ignore_eos": true });
@@ -204,7 +204,7 @@ async fn ten_thousand_wrong_requests_are_refused_while_streams_run_undisturbed()
 }
 
 #[tokio::test]
-async fn a_second_request_inside_the_first_is_not_answered() {
+async fn request_smuggling_is_rejected() {
     let server = Server::start(ServerOptions::default());
     let address = server.url.strip_prefix("http://").unwrap();
     let inner = "GET /livez HTTP/1.1\r\nhost: x\r\n\r\n";
@@ -226,7 +226,7 @@ async fn a_second_request_inside_the_first_is_not_answered() {
 }
 
 #[tokio::test]
-async fn clients_that_dribble_their_heads_are_cut_off_and_others_are_served_meanwhile() {
+async fn slow_request_heads_time_out_while_others_are_served() {
     let server = Server::start(ServerOptions::default());
     let address = server.url.strip_prefix("http://").unwrap().to_owned();
     let loris = || async {
@@ -261,7 +261,7 @@ async fn clients_that_dribble_their_heads_are_cut_off_and_others_are_served_mean
 }
 
 #[tokio::test]
-async fn a_request_that_is_no_http_is_told_why_and_counted() {
+async fn malformed_http_is_explained_and_counted() {
     let server = Server::start(ServerOptions::default());
     let address = server.url.strip_prefix("http://").unwrap();
     let head = |lines: &str| format!("POST /generate-lite HTTP/1.1\r\nhost: x\r\n{lines}\r\n\r\n");
@@ -272,7 +272,7 @@ async fn a_request_that_is_no_http_is_told_why_and_counted() {
             head("content-length: 5\r\ncontent-length: 5") + "hello",
             400,
             "malformed_http",
-            "Content-Length more than once",
+            "Content-Length is sent more than once",
         ),
         (
             head("content-length: 5\r\ntransfer-encoding: chunked"),
@@ -280,7 +280,7 @@ async fn a_request_that_is_no_http_is_told_why_and_counted() {
             "malformed_http",
             "both Content-Length and Transfer-Encoding",
         ),
-        (head(&many.join("\r\n")), 431, "head_too_large", "more than 96 lines"),
+        (head(&many.join("\r\n")), 431, "head_too_large", "more than 96 headers"),
         // After a request that is answered, on the same connection.
         (
             format!("GET /livez HTTP/1.1\r\nhost: x\r\n\r\n{}", head("nocolon")),
@@ -308,16 +308,16 @@ async fn a_request_that_is_no_http_is_told_why_and_counted() {
 }
 
 #[tokio::test]
-async fn a_client_that_takes_nothing_of_what_it_is_sent_is_left_and_others_come_in() {
-    let read_patience = Duration::from_millis(200);
+async fn a_client_that_does_not_read_is_disconnected() {
+    let write_timeout = Duration::from_millis(200);
     let server =
-        Server::start(ServerOptions { read_patience, max_connections: 1, ..ServerOptions::default() });
+        Server::start(ServerOptions { write_timeout, max_connections: 1, ..ServerOptions::default() });
     let address = server.url.strip_prefix("http://").unwrap();
     let mut stuck = TcpStream::connect(address).await.unwrap();
     // Far more than a system keeps for a reader who does not read.
     let asked = "GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n".repeat(400);
     stuck.write_all(asked.as_bytes()).await.unwrap();
-    tokio::time::sleep(5 * read_patience).await;
+    tokio::time::sleep(5 * write_timeout).await;
     let next = timeout(Duration::from_secs(60), server.get("/openapi.json").send()).await;
     let size = next.expect("there is room for the next").unwrap().bytes().await.unwrap().len();
     let mut received = Vec::new();
@@ -326,7 +326,7 @@ async fn a_client_that_takes_nothing_of_what_it_is_sent_is_left_and_others_come_
 }
 
 #[tokio::test]
-async fn five_thousand_idle_connections_cost_little_and_keep_nobody_out() {
+async fn five_thousand_idle_connections_are_cheap_and_block_no_client() {
     const CONNECTIONS: usize = 5_000;
     let program = Program::start(&["--set", "server.max_connections=6000"]).await;
     let address = program.url.strip_prefix("http://").unwrap().to_owned();
@@ -351,7 +351,7 @@ async fn five_thousand_idle_connections_cost_little_and_keep_nobody_out() {
 }
 
 #[tokio::test]
-async fn a_reader_that_stops_reading_holds_a_bounded_answer_and_not_the_slot() {
+async fn a_client_that_stops_reading_does_not_block_the_slot() {
     let server = Server::start(ServerOptions::default());
     let address = server.url.strip_prefix("http://").unwrap();
     let body = r#"{"prompt": "x", "stream": true, "ignore_eos": true, "max_new_tokens": 200}"#;

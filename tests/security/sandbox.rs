@@ -1,5 +1,4 @@
-//! Schemas, grammars and templates that take for ever, take all memory or nest too deeply, in the child process that can be
-//! killed.
+//! Schemas, grammars and templates with endless time, memory or nesting, in a child process that can be killed.
 
 use std::{collections::BTreeSet, fs, sync::Arc, time::Duration};
 
@@ -47,7 +46,7 @@ fn ordinary(salt: usize) -> Value {
 }
 
 #[tokio::test]
-async fn a_schema_that_is_exponential_is_refused_by_keyword_and_place() {
+async fn an_exponential_schema_is_rejected_with_keyword_and_position() {
     let refused = fresh().check(&json_schema(json!({ "items": exponential() }))).await.unwrap().unwrap_err();
     let ConstraintError::Cap { keyword, place, reason } = &refused else { panic!("{refused}") };
     assert_eq!((keyword.as_str(), place.as_str()), ("pattern", "#/items"));
@@ -55,7 +54,7 @@ async fn a_schema_that_is_exponential_is_refused_by_keyword_and_place() {
 }
 
 #[tokio::test]
-async fn a_schema_that_is_exponential_is_refused_and_its_process_killed() {
+async fn an_exponential_schema_is_rejected_and_its_process_killed() {
     let program = Program::start(&[]).await;
     let before = resident_kib(program.pid());
     let body = json!({ "prompt": "a", "max_new_tokens": 4, "json_schema": exponential_in_disguise(0) });
@@ -91,7 +90,7 @@ async fn figure(program: &Program, name: &str) -> String {
 }
 
 #[tokio::test]
-async fn eight_exponential_schemas_at_once_do_not_keep_another_clients_schema_from_working() {
+async fn eight_exponential_schemas_do_not_block_another_clients_schema() {
     let server = Arc::new(Server::start(ServerOptions::default()));
     let attackers: Vec<_> = (0..8)
         .map(|attacker| {
@@ -125,7 +124,7 @@ async fn eight_exponential_schemas_at_once_do_not_keep_another_clients_schema_fr
 }
 
 #[tokio::test]
-async fn slow_tasks_have_few_places_and_one_too_many_is_killed_and_told_to_come_back() {
+async fn too_many_slow_tasks_get_429_preparation_busy() {
     let metrics = Arc::new(Metrics::new());
     // It computes without end: a process that is never given the processor would be replaced instead.
     let command =
@@ -149,7 +148,7 @@ async fn slow_tasks_have_few_places_and_one_too_many_is_killed_and_told_to_come_
 }
 
 #[tokio::test]
-async fn a_task_whose_client_has_left_is_killed() {
+async fn a_task_of_a_disconnected_client_is_killed() {
     // Its seconds of sleep identify it.
     let command = Command { program: "sleep".into(), arguments: vec!["601".into()] };
     let sandbox = Sandbox::new(command, Arc::new(Metrics::new()));
@@ -161,7 +160,7 @@ async fn a_task_whose_client_has_left_is_killed() {
 }
 
 #[tokio::test]
-async fn a_program_that_cannot_be_a_child_is_an_error_and_not_a_wait() {
+async fn a_sandbox_program_that_does_not_start_is_an_error() {
     for program in ["/nowhere/eka", "/bin/false"] {
         let command = Command { program: program.into(), arguments: Vec::new() };
         let sandbox = Sandbox::new(command, Arc::new(Metrics::new()));
@@ -171,9 +170,9 @@ async fn a_program_that_cannot_be_a_child_is_an_error_and_not_a_wait() {
 }
 
 #[tokio::test]
-async fn one_process_does_many_tasks_and_one_that_died_between_them_is_replaced() {
+async fn a_sandbox_process_is_reused_and_replaced_if_it_died() {
     let dir = tempfile::tempdir().unwrap();
-    // Its own name tells its processes from those of other tests.
+    // A unique name distinguishes its processes from those of other tests.
     let program = dir.path().join("eka-of-this-test");
     std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_eka"), &program).unwrap();
     let metrics = Arc::new(Metrics::new());
@@ -191,14 +190,14 @@ async fn one_process_does_many_tasks_and_one_that_died_between_them_is_replaced(
 }
 
 #[tokio::test]
-async fn a_process_that_is_killed_from_outside_is_no_fault_of_the_client() {
+async fn a_sandbox_process_killed_from_outside_is_not_a_client_error() {
     let command = Command { program: "sh".into(), arguments: vec!["-c".into(), "kill -9 $$".into()] };
     let sandbox = Sandbox::new(command, Arc::new(Metrics::new()));
     let checked = sandbox.check(&Constraint::Regex("a".into())).await;
     assert!(matches!(checked, Err(SandboxError::Unavailable { .. })), "{checked:?}");
 }
 
-/// As many rules, each of the next one alone, as a text may have.
+/// A grammar with as many chained rules as the size limit allows.
 fn short_chain() -> String {
     let name = |i: u32| {
         (0..3)
@@ -211,7 +210,7 @@ fn short_chain() -> String {
 
 /// Each would take minutes, gigabytes or the whole stack if nothing kept it from that.
 #[tokio::test]
-async fn bombs_are_refused_or_harmless() {
+async fn expensive_constraints_are_rejected_or_harmless() {
     let deep = |open: &str, n: usize| Constraint::Lark(format!("start: {}\"a\"", open.repeat(n)));
     let many = |n: usize| (0..n).map(|i| format!("r{i}: r{}\n", i + 1)).collect::<String>();
     let nested =
@@ -275,7 +274,7 @@ const HOSTILE: [(&str, &str); 9] = [
 ];
 
 #[tokio::test]
-async fn a_template_that_takes_for_ever_or_all_memory_fails_its_own_request_alone() {
+async fn a_template_with_endless_time_or_memory_fails_only_its_request() {
     for (name, template) in HOSTILE {
         let server = Server::start(ServerOptions { template: Some(template), ..ServerOptions::default() });
         let conversation = json!({ "messages": [{ "role": "user", "content": "a" }] });
@@ -289,7 +288,7 @@ async fn a_template_that_takes_for_ever_or_all_memory_fails_its_own_request_alon
 }
 
 #[tokio::test]
-async fn a_template_nested_a_hundred_thousand_deep_fails_its_own_request_alone() {
+async fn a_deeply_nested_template_fails_only_its_request() {
     let wrapped = |before: &str, inner: &str, after: &str| {
         format!("{{{{ {}{inner}{} }}}}", before.repeat(100_000), after.repeat(100_000))
     };
@@ -318,7 +317,7 @@ async fn a_template_nested_a_hundred_thousand_deep_fails_its_own_request_alone()
 }
 
 #[tokio::test]
-async fn a_conversation_comes_back_from_the_child_as_it_was_rendered_there() {
+async fn a_conversation_rendered_in_the_sandbox_is_unchanged() {
     let template = "{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}";
     let server = Server::start(ServerOptions { template: Some(template), ..ServerOptions::default() });
     let long = "नमस्ते \u{0}\n".repeat(1_200);
@@ -329,7 +328,7 @@ async fn a_conversation_comes_back_from_the_child_as_it_was_rendered_there() {
 
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn a_process_that_was_stopped_while_idle_is_replaced_and_its_task_is_not_refused() {
+async fn a_stopped_idle_sandbox_process_is_replaced() {
     let program = Program::start(&[]).await;
     let idle = subcommands_of(program.pid(), "sandbox");
     assert!(!idle.is_empty());

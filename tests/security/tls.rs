@@ -1,4 +1,4 @@
-//! TLS over real sockets: certificates that are replaced under way, and files that cannot be used.
+//! TLS over real sockets: certificate reload, protocol versions, unusable files.
 
 use std::{fs, path::PathBuf, sync::Arc, time::SystemTime};
 
@@ -60,7 +60,7 @@ fn names() -> Vec<String> {
     vec!["localhost".into()]
 }
 
-/// A connection by somebody who trusts this certificate alone.
+/// A connection from a client that trusts only this certificate.
 async fn connect(address: &str, trusted: &CertificateDer<'static>) -> std::io::Result<TlsStream<TcpStream>> {
     connect_to_speak(b"http/1.1", address, trusted).await
 }
@@ -97,7 +97,7 @@ fn start(files: &Files) -> (Server, Arc<Tls>, String) {
 }
 
 #[tokio::test]
-async fn a_certificate_is_replaced_without_dropping_who_is_connected() {
+async fn a_new_certificate_does_not_drop_connections() {
     let (files, first) = Files::new();
     let (_server, tls, address) = start(&files);
     let mut early = connect(&address, &first).await.unwrap();
@@ -113,7 +113,7 @@ async fn a_certificate_is_replaced_without_dropping_who_is_connected() {
 }
 
 #[tokio::test]
-async fn clients_speak_http_1_1_and_those_that_speak_http_2_alone_are_told_so() {
+async fn tls_negotiates_http_1_1_and_rejects_http_2_only_clients() {
     let (files, certificate) = Files::new();
     let (_server, _tls, address) = start(&files);
     let connection = connect(&address, &certificate).await.unwrap();
@@ -122,7 +122,7 @@ async fn clients_speak_http_1_1_and_those_that_speak_http_2_alone_are_told_so() 
     assert!(refused.contains("NoApplicationProtocol"), "{refused}");
 }
 
-/// What an old client says first: a TLS 1.1 hello with one of its cipher suites.
+/// The first message of an old client: a TLS 1.1 hello with one of its cipher suites.
 fn old_hello() -> Vec<u8> {
     let mut hello = vec![0x03, 0x02];
     hello.extend([7; 32]);
@@ -133,7 +133,7 @@ fn old_hello() -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn tls_below_1_2_is_refused_and_so_is_http_without_tls() {
+async fn tls_below_1_2_and_plain_http_are_rejected() {
     let (files, certificate) = Files::new();
     let (_server, _tls, address) = start(&files);
     for (said, is_refused) in [
@@ -155,7 +155,7 @@ async fn tls_below_1_2_is_refused_and_so_is_http_without_tls() {
 }
 
 #[test]
-fn files_that_cannot_be_used_are_named_with_what_is_wrong() {
+fn unusable_certificate_files_are_named_with_the_reason() {
     let (files, _) = Files::new();
     let cert = fs::read(files.cert()).unwrap();
     let key = fs::read(files.key()).unwrap();
@@ -190,7 +190,7 @@ fn files_that_cannot_be_used_are_named_with_what_is_wrong() {
 }
 
 #[test]
-fn a_certificate_that_is_not_valid_today_is_warned_of() {
+fn an_expired_certificate_is_a_warning() {
     let (files, _) = Files::new();
     assert_eq!(files.open().unwrap().warning(SystemTime::now()), None);
     let mut params = CertificateParams::new(names()).unwrap();
@@ -207,7 +207,7 @@ fn a_certificate_that_is_not_valid_today_is_warned_of() {
 }
 
 #[tokio::test]
-async fn the_program_serves_https_and_reads_its_certificate_again() {
+async fn the_server_serves_https_and_reloads_its_certificate() {
     let (files, first) = Files::new();
     let settings = [
         format!("tls.cert_file={}", argument(&files.cert())),

@@ -8,7 +8,7 @@ use std::{
 use crate::support::program::{eka, text};
 
 #[test]
-fn without_a_home_a_cache_that_other_users_can_write_to_is_refused_with_the_way_out() {
+fn without_a_home_a_shared_writable_cache_is_rejected() {
     let temporary = tempfile::tempdir().unwrap();
     let user = fs::metadata(temporary.path()).unwrap().uid();
     let cache = temporary.path().join(format!("eka-{user}"));
@@ -26,7 +26,7 @@ fn without_a_home_a_cache_that_other_users_can_write_to_is_refused_with_the_way_
 }
 
 #[test]
-fn a_library_in_the_working_directory_is_never_looked_at() {
+fn a_library_in_the_working_directory_is_never_loaded() {
     let here = tempfile::tempdir().unwrap();
     let store = here.path().join(".onnxruntime/cpu");
     fs::create_dir_all(&store).unwrap();

@@ -1,4 +1,4 @@
-//! Workers that hang on purpose, and the signals that end them then.
+//! Workers that hang on purpose, and signals sent while they hang.
 
 use serde_json::{Value, json};
 
@@ -8,13 +8,13 @@ use super::{
     server::{events, eventually},
 };
 
-/// A plan of faults: each of these jobs hangs at a decode step of its own, in its first attempt. A signal that comes then
-/// comes in an answer, however fast or busy this machine is.
+/// A fault plan: each job hangs at the given decode step on its first attempt. A signal sent while it hangs arrives during an
+/// answer, however fast or busy this machine is.
 pub(crate) fn hanging<const N: usize>(jobs_and_steps: [(u64, u32); N]) -> String {
     jobs_and_steps.map(|(job, step)| format!("hang@decode:{step},job={job}")).join(";")
 }
 
-/// Streams an answer whose worker hangs so many times, and sends it a signal each time.
+/// Streams an answer whose worker hangs `times` times, and sends the worker a signal each time.
 pub(crate) async fn stream_and(
     program: &Program,
     request: &Value,
@@ -29,9 +29,9 @@ pub(crate) async fn stream_and(
     events(&received)
 }
 
-/// Sends the worker a signal each of the next so many times that it hangs.
+/// Sends the worker a signal at each of the next `times` hangs.
 pub(crate) async fn signal_when_hung(program: &Program, signal: &str, times: usize) {
-    // Not in the last words of a worker that is gone, which say it again.
+    // Lines that repeat a lost worker's output do not start with this text.
     let hung = || program.log().lines().filter(|line| line.starts_with("injected fault: hang@")).count();
     let before = hung();
     for time in 1..=times {

@@ -10,7 +10,7 @@ pub(crate) fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// Names in a directory, also hidden ones; none where there is no directory.
+/// Names in a directory, including hidden ones; empty if there is no directory.
 pub(crate) fn names(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).into_iter().flatten();
     let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -41,7 +41,7 @@ pub(crate) fn make_fifo(path: &Path) {
     assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
 }
 
-/// The least that looks like ONNX Runtime from outside.
+/// C source of a library that looks like an old ONNX Runtime.
 pub(crate) const OLD_LIBRARY: &str = r#"
 struct base { void *(*api)(unsigned); const char *(*version)(void); };
 static void *api(unsigned version) { (void)version; return 0; }

@@ -3,10 +3,10 @@
 use jsonschema::Validator;
 use serde_json::Value;
 
-/// A document whose schemas allow no field that they do not describe, so that a forgotten one is found.
+/// The document with schemas that reject undescribed fields, so that a forgotten one is found.
 pub(crate) fn closed(mut document: Value) -> Value {
     let schemas = document["components"]["schemas"].as_object_mut().unwrap();
-    // What is part of another schema cannot be closed by itself.
+    // A part of another schema cannot be closed separately.
     let parts: Vec<String> = schemas
         .values()
         .filter_map(|schema| schema["allOf"].as_array())
@@ -37,7 +37,7 @@ pub(crate) fn check(validator: &Validator, found: &Value, what: &str) {
     assert!(wrong.is_empty(), "{what}: {wrong:#?} in {found:#}");
 }
 
-/// Of an answer with this status, as the document has it.
+/// The schema of an answer with this status.
 pub(crate) fn schema_of(operation: &Value, status: u16) -> &Value {
     let answer = &operation["responses"][status.to_string()];
     assert!(answer.is_object(), "{status} is not described for {}", operation["operationId"]);

@@ -7,6 +7,7 @@ pub(crate) mod files;
 pub(crate) mod json_schema;
 pub(crate) mod model_folder;
 pub(crate) mod models;
+pub(crate) mod pages;
 pub(crate) mod processes;
 pub(crate) mod program;
 pub(crate) mod server;

@@ -20,7 +20,7 @@ use eka::{
 use super::program::{argument, cache, root, run};
 use crate::soak;
 
-/// The one environment of the tests' process.
+/// ONNX Runtime in this process.
 pub(crate) fn runtime() -> &'static Runtime {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     RUNTIME.get_or_init(|| Runtime::load(None).unwrap())
@@ -38,7 +38,7 @@ pub(crate) fn open_with(dir: &Path, chunk: usize, options: SessionOptions) -> Ti
     Timeline::new(model, TimelineOptions { chunk, ..TimelineOptions::default() }).unwrap()
 }
 
-/// A process has one pool of the host's memory at a time: the tests take turns.
+/// A process has at most one pool of host memory; hold this lock while a test uses it.
 pub(crate) fn lock_host_pool() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
@@ -55,7 +55,7 @@ pub(crate) fn exported(fixture: &str) -> String {
         let sources = format!("tests/fixtures/{fixture}");
         let arguments = ["--base", &format!("{sources}/base"), "--adapter", &format!("{sources}/adapter")];
         std::fs::create_dir_all(cache()).unwrap();
-        // Tests run side by side: whichever comes second finds it there.
+        // Tests run in parallel: the second one finds the directory.
         run(&[&["export", "--out", argument(&out)], &arguments[..]].concat());
     }
     assert!(out.join("eka.json").is_file(), "{} was not exported", out.display());
@@ -75,7 +75,7 @@ pub(crate) fn export_long(name: &str, options: impl FnOnce(Options) -> Options) 
     dir
 }
 
-/// A directory with the demo's base alone, as a second model, which says other things than the demo.
+/// A models folder with the demo's base without its adapter: a second model with other answers.
 pub(crate) fn base_only_model() -> tempfile::TempDir {
     let models = tempfile::tempdir().unwrap();
     let base = models.path().join("base-only");

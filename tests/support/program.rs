@@ -1,4 +1,4 @@
-//! The real program: `eka serve` with its worker, ONNX Runtime and the demo's model, asked over a real socket.
+//! The real program: `eka serve` with a worker, ONNX Runtime and the demonstration model, over a real socket.
 
 use std::{
     env, fs,
@@ -18,7 +18,7 @@ use super::{
     server::{events, eventually},
 };
 
-/// The ten languages of the demo and what it says, as transformers and PEFT computed it.
+/// One of the ten prompts of the demonstration model, with the answer that transformers and PEFT computed.
 pub(crate) struct Expected {
     pub(crate) prompt: String,
     pub(crate) text: String,
@@ -40,7 +40,7 @@ pub(crate) fn root() -> PathBuf {
     env!("CARGO_MANIFEST_DIR").into()
 }
 
-/// The program with nothing of this machine's own settings, and a cache that the tests share with one another.
+/// The program without this machine's settings.
 pub(crate) fn eka(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_eka"));
     for (name, _) in env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("EKA_")) {
@@ -69,7 +69,7 @@ fn serve(directory: &TempDir, flags: &[&str]) -> Command {
     command
 }
 
-/// `eka serve` on a port of its own. Dropping it kills it.
+/// `eka serve` on a free port. Dropping it kills it.
 pub(crate) struct Program {
     child: Child,
     pub(crate) url: String,
@@ -170,7 +170,7 @@ impl Program {
         eventually(event, || !self.logged(event).is_empty()).await;
     }
 
-    /// Waits until the log holds this: a line is written after the answer that it is about may have left.
+    /// Waits until the log contains `words`: a line may be written after its answer was sent.
     pub(crate) async fn has_logged(&self, words: &str) {
         eventually(words, || self.log().contains(words)).await;
     }
@@ -193,7 +193,7 @@ impl Program {
         (response.status().as_u16(), response.json().await.unwrap())
     }
 
-    /// The answer's text, whole and as the pieces of a stream.
+    /// The whole answer, and the text pieces of the same request streamed.
     pub(crate) async fn both_ways(&self, request: &Value) -> (Value, Vec<String>) {
         let (status, whole) = self.ask("/generate-lite", request).await;
         assert_eq!(status, 200, "{whole}");

@@ -1,4 +1,4 @@
-//! A server on a real socket, with the demo's tokenizer and a runner that speaks from a script.
+//! A server on a real socket with the demonstration model's tokenizer and a scripted model: fast, and exact about time.
 
 use std::{
     fs,
@@ -31,7 +31,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// What the demo's model says to "Please speak slowly." in Kannada; some characters are spread over tokens.
+/// The demonstration model's answer to "Please speak slowly." in Kannada; some characters span several tokens.
 pub(crate) const ANSWER: &str = "ದಯವಿಟ್ಟು ನಿಧಾನವಾಗಿ ಮಾತನಾಡಿ.";
 pub(crate) const ANSWER_IDS: [u32; 14] =
     [1270, 485, 325, 107, 650, 2650, 593, 338, 104, 352, 1160, 301, 20, 6];
@@ -48,16 +48,16 @@ pub(crate) struct ServerOptions {
     /// Between two tokens.
     pub(crate) step: Duration,
     pub(crate) heartbeat: Duration,
-    pub(crate) read_patience: Duration,
+    pub(crate) write_timeout: Duration,
     pub(crate) max_connections: usize,
     pub(crate) grace: Duration,
     pub(crate) body_limit: Bytes,
     pub(crate) readiness: fn() -> Readiness,
-    /// Every prompt is read in two chunks, and the first one told.
+    /// Prompts are read in two chunks, with progress after the first.
     pub(crate) progress: bool,
     /// Instead of the demo's own.
     pub(crate) template: Option<&'static str>,
-    /// Said instead of [`ANSWER`], then the end.
+    /// Token ids sent instead of [`ANSWER`], followed by the end token.
     pub(crate) answer: Option<&'static str>,
     pub(crate) unknown_fields: UnknownFields,
 }
@@ -68,7 +68,7 @@ impl Default for ServerOptions {
             max_jobs: 8,
             step: Duration::from_millis(1),
             heartbeat: Duration::from_secs(10),
-            read_patience: Duration::from_secs(60),
+            write_timeout: Duration::from_secs(60),
             max_connections: 512,
             grace: Duration::from_secs(30),
             body_limit: Bytes::kib(64),
@@ -120,7 +120,7 @@ impl Server {
             body_memory: Bytes::mib(16),
             heartbeat: wish.heartbeat,
             max_connections: NonZeroUsize::new(wish.max_connections).unwrap(),
-            read_patience: wish.read_patience,
+            write_timeout: wish.write_timeout,
             grace: wish.grace,
             deadlines: Deadlines { queue: Duration::from_secs(60), total: Duration::from_secs(120) },
             context_length: None,
@@ -212,7 +212,7 @@ pub(crate) async fn eventually(what: &str, mut happens: impl FnMut() -> bool) {
     }
 }
 
-/// The JSON documents of a stream; asserts that it is one, and whether it says that it is complete.
+/// The JSON documents of an event stream, and whether it ends with `[DONE]`.
 pub(crate) fn events(stream: &str) -> (Vec<Value>, bool) {
     let mut documents = vec![];
     let mut is_done = false;
@@ -227,7 +227,7 @@ pub(crate) fn events(stream: &str) -> (Vec<Value>, bool) {
     (documents, is_done)
 }
 
-/// Says the answer, over and over when its end token does not end it.
+/// Sends the answer's tokens, repeatedly if the end token does not end it.
 async fn speak(
     script: Vec<u32>,
     job: Job,
@@ -296,7 +296,7 @@ pub(crate) fn ready_report() -> SlotReport {
     SlotReport { runtime, models: vec![(MODEL.into(), model)], memory: memory(300) }
 }
 
-/// The demo's tokenizer and template, or another one, in a model directory of their own.
+/// A model directory with the demo's tokenizer and the given or the demo's template.
 fn demo_text(template: Option<&str>) -> Arc<Text> {
     let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo/base");
     let directory = tempfile::tempdir().unwrap();

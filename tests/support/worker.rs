@@ -32,7 +32,7 @@ pub(crate) fn worker_spec(prefill_chunk: usize, context_length: Option<usize>) -
     }
 }
 
-/// A worker for the model in `dir` that makes way after every job, on a machine that has no room for a second one.
+/// A worker for the model in `dir` that is recycled after every job, on a machine without memory for a second one.
 pub(crate) fn recycling(dir: PathBuf) -> WorkerCommand {
     let place = Place { id: "demo".into(), dir, draft: None, on_disk: Bytes::mib(4) };
     let second = Duration::from_secs(1);

@@ -1,4 +1,4 @@
-//! Memory of a device, through the real program: the host's stands in for it (`device.host_pool`), on the same path.
+//! Device memory in the real program; `device.host_pool` uses host memory on the same code path.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ async fn with(settings: &[&str]) -> Program {
     Program::start(&flags).await
 }
 
-/// Asks for an answer after so many tokens or more.
+/// Requests an answer to a prompt of at least this many tokens.
 async fn ask(program: &Program, words: usize, answer: usize) -> (u16, Value) {
     let prompt = "Once upon a time ".repeat(words);
     let request = json!({ "prompt": prompt, "ignore_eos": true, "max_new_tokens": answer });
@@ -38,7 +38,7 @@ async fn scraped(program: &Program, kind: &str) -> Option<u64> {
 }
 
 #[tokio::test]
-async fn without_a_pool_there_are_no_figures_of_a_device() {
+async fn without_a_pool_no_device_memory_is_reported() {
     let program = Program::start(&["--device", "cpu"]).await;
     let memory = answered(&program, 1, 2).await;
     assert_eq!([&memory["before"]["device"], &memory["peak"]["device"]], [&Value::Null; 2]);
@@ -47,7 +47,7 @@ async fn without_a_pool_there_are_no_figures_of_a_device() {
 }
 
 #[tokio::test]
-async fn over_hundreds_of_requests_no_more_stays_than_weights_and_what_is_to_be_kept() {
+async fn hundreds_of_requests_keep_only_weights_and_kv_keep_bytes() {
     const KEEP: u64 = 3 << 20;
     let program = with(&[&format!("device.trim=always,keep={KEEP}")]).await;
     let weights = bytes(&answered(&program, 1, 1).await["before"]["device"]["used"]);
@@ -80,7 +80,7 @@ async fn over_hundreds_of_requests_no_more_stays_than_weights_and_what_is_to_be_
 }
 
 #[tokio::test]
-async fn what_is_kept_follows_from_the_policy() {
+async fn kept_memory_follows_the_trim_policy() {
     let never = with(&["device.trim=never"]).await;
     let memory = answered(&never, 40, 2).await;
     let [after, weights] = [&memory["after"]["device"]["reserved"], &memory["after"]["device"]["used"]];
@@ -104,7 +104,7 @@ async fn what_is_kept_follows_from_the_policy() {
 }
 
 #[tokio::test]
-async fn a_cache_stays_for_the_next_request_where_it_may_and_until_a_trim_is_asked_for() {
+async fn kv_keep_bytes_keeps_the_cache_until_a_trim() {
     let program = with(&["device.kv_keep_bytes=1073741824"]).await;
     let memory = answered(&program, 10, 2).await;
     let [weights, kept] = ["before", "after"].map(|when| bytes(&memory[when]["device"]["used"]));
@@ -117,7 +117,7 @@ async fn a_cache_stays_for_the_next_request_where_it_may_and_until_a_trim_is_ask
 }
 
 #[tokio::test]
-async fn a_request_that_needs_more_than_there_is_fails_alone_and_says_what_to_do() {
+async fn out_of_memory_fails_only_its_request_with_the_fix() {
     let free = with(&[]).await;
     let small = bytes(&answered(&free, 1, 2).await["peak"]["device"]["used"]);
     let large = bytes(&answered(&free, 40, 2).await["peak"]["device"]["used"]);
@@ -141,7 +141,7 @@ async fn a_request_that_needs_more_than_there_is_fails_alone_and_says_what_to_do
 }
 
 #[tokio::test]
-async fn a_device_without_memory_fails_the_request_and_a_lost_one_is_replaced() {
+async fn device_out_of_memory_fails_the_request_and_a_lost_device_restarts_the_worker() {
     let program = Program::start(&["--faults", "starve@decode:1,job=1;poison@decode:1,job=2"]).await;
     let worker = worker_of(program.pid());
     let (status, body) = ask(&program, 1, 3).await;

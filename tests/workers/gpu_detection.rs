@@ -58,7 +58,7 @@ impl Machine {
         machine
     }
 
-    /// With a driver that has a GPU, and every function besides, none of which does anything.
+    /// A stub driver library with a GPU, whose functions do nothing.
     fn with_driver() -> Self {
         let rest: String =
             FUNCTIONS.iter().map(|name| format!("int {name}(void) {{ return 999; }}\n")).collect();
@@ -76,7 +76,7 @@ impl Machine {
         self
     }
 
-    /// The library for the CPU alone, as every machine that runs the tests has it.
+    /// The CPU library, which every machine that runs the tests has.
     fn link_core(&self, directory: &str) {
         symlink(runtime().path(), self.path(directory).join("libonnxruntime.so.1.31.1")).unwrap();
     }
@@ -101,7 +101,7 @@ impl Machine {
         command.output().unwrap()
     }
 
-    /// What is said of why there is no GPU: to who asked for it, and to who did not.
+    /// The messages about a missing GPU, with `--device cuda` and with `--device auto`.
     fn refuses(&self, device: &str, reason: &str) {
         let refused = self.run(&["doctor", "--device", device]);
         let (said, panic) = (text(&refused.stdout), text(&refused.stderr));
@@ -125,14 +125,14 @@ impl Machine {
 }
 
 #[test]
-fn no_driver_is_said_so() {
+fn a_missing_driver_is_reported() {
     if probe() == Err(NoCuda::NoDriver) {
         Machine::new().has_none("this machine has no NVIDIA driver (libcuda.so.1 is nowhere to be found)");
     }
 }
 
 #[test]
-fn what_only_bears_the_drivers_name_is_said_to_be_broken() {
+fn a_broken_driver_library_is_reported() {
     let machine = Machine::new();
     machine.plant("driver/libcuda.so.1", None);
     machine.has_none("the NVIDIA driver cannot be used: ");
@@ -145,7 +145,7 @@ fn what_only_bears_the_drivers_name_is_said_to_be_broken() {
 }
 
 #[test]
-fn a_driver_that_is_too_old_is_said_to_be_so_with_both_versions() {
+fn an_old_driver_is_reported_with_both_versions() {
     let machine = Machine::new().set("STAND_IN_VERSION", "12040");
     machine.plant("driver/libcuda.so.1", Some(DRIVER));
     machine
@@ -153,7 +153,7 @@ fn a_driver_that_is_too_old_is_said_to_be_so_with_both_versions() {
 }
 
 #[test]
-fn a_driver_without_a_gpu_or_without_this_one_is_told_apart() {
+fn no_gpu_and_a_wrong_gpu_number_are_reported_differently() {
     let none = "the NVIDIA driver finds no GPU; is one there, and does CUDA_VISIBLE_DEVICES hide it?";
     Machine::with_driver().set("STAND_IN_GPUS", "0").has_none(none);
     Machine::with_driver().set("STAND_IN_INIT", "100").has_none(none);
@@ -164,7 +164,7 @@ fn a_driver_without_a_gpu_or_without_this_one_is_told_apart() {
 }
 
 #[test]
-fn libraries_that_are_missing_or_wrong_are_named_one_by_one() {
+fn missing_or_invalid_libraries_are_named_one_by_one() {
     let machine = Machine::with_driver();
     machine.has_none("no ONNX Runtime with CUDA; run scripts/onnxruntime --gpu");
     machine.plant("gpu/libonnxruntime.so", Some(OLD_LIBRARY));
@@ -181,7 +181,7 @@ fn libraries_that_are_missing_or_wrong_are_named_one_by_one() {
 }
 
 #[test]
-fn a_library_that_was_built_without_cuda_is_said_to_be_so_and_computes_all_the_same() {
+fn a_cpu_library_is_reported_and_still_serves_the_cpu() {
     let machine = Machine::with_driver();
     machine.plant_cuda();
     machine.link_core("gpu");
@@ -189,7 +189,7 @@ fn a_library_that_was_built_without_cuda_is_said_to_be_so_and_computes_all_the_s
 }
 
 #[test]
-fn a_library_for_gpus_serves_the_cpu_where_there_is_no_other() {
+fn a_gpu_library_serves_the_cpu_if_there_is_no_other() {
     let machine = Machine::new();
     fs::remove_dir_all(machine.path("cpu")).unwrap();
     machine.link_core("gpu");
@@ -198,7 +198,7 @@ fn a_library_for_gpus_serves_the_cpu_where_there_is_no_other() {
 }
 
 #[test]
-fn whoever_asks_for_a_gpu_gets_the_reason_and_no_answer_from_the_cpu() {
+fn device_cuda_fails_with_the_reason_instead_of_using_the_cpu() {
     let machine = Machine::with_driver().set("STAND_IN_VERSION", "12080");
     let cache = format!("model.cache_dir={}", cache().display());
     for command in [&["generate", "x"][..], &["serve", "--port", "0"]] {
@@ -213,10 +213,10 @@ fn whoever_asks_for_a_gpu_gets_the_reason_and_no_answer_from_the_cpu() {
 }
 
 #[tokio::test]
-async fn the_log_says_once_why_the_cpu_computes_and_the_models_say_where_their_nodes_are() {
+async fn the_log_explains_the_cpu_fallback_once_and_v1_models_shows_node_placement() {
     let program = Program::start(&["--device", "auto"]).await;
     if probe() == Err(NoCuda::NoDriver) {
-        // The line comes by a pipe of its own.
+        // The line arrives on a separate pipe.
         eventually("the log says why", || program.log().contains("NVIDIA driver")).await;
         let log = program.log();
         let told: Vec<_> = log.lines().filter(|line| line.contains("NVIDIA driver")).collect();
@@ -249,7 +249,7 @@ fn eka_doctor(model: &Path) -> String {
 }
 
 #[test]
-fn the_check_of_a_gpu_says_that_there_is_none() {
+fn gpu_check_reports_a_missing_gpu() {
     let script = root().join("scripts/gpu-check");
     let has_gpu = fs::read_dir("/dev").unwrap().any(|entry| {
         entry

@@ -1,4 +1,4 @@
-//! Faults on purpose, through the real program: what the worker does to itself, nobody at the other end may notice.
+//! Injected faults in the real program: clients must not notice what workers do to themselves.
 
 use std::{fs, sync::LazyLock};
 
@@ -15,7 +15,7 @@ enum Fate {
     Unharmed,
     /// It is answered by the next one.
     Resumed,
-    /// It is answered with an error, and the worker goes on.
+    /// The job fails with an error and the worker continues.
     Refused,
 }
 
@@ -33,7 +33,7 @@ fn refusal(kind: &str) -> (u16, &'static Value) {
     if kind == "starve" { (413, &CODES[1]) } else { (500, &CODES[0]) }
 }
 
-/// Each kind, what becomes of the job, and what the log says of it.
+/// Each kind of fault, its effect on the job, and a part of the log line.
 const KINDS: [(&str, Fate, &str); 15] = [
     // First, as a step that takes long makes the watchdog patient.
     ("hang", Resumed, "no word for "),
@@ -57,7 +57,7 @@ async fn with_faults(faults: &str, flags: &[&str]) -> Program {
     Program::start(&[&["--faults", faults], flags].concat()).await
 }
 
-/// A plan with one fault of each kind at this point, from job 2 on: the first tells the watchdog how fast this machine is.
+/// A plan with one fault of each kind at this point, from job 2 on; job 1 lets the watchdog measure this machine.
 fn one_of_each(point: &str) -> String {
     let rules = KINDS.iter().zip(2..).map(|((kind, ..), job)| format!("{kind}@{point},job={job}"));
     rules.collect::<Vec<_>>().join(";")
@@ -80,7 +80,7 @@ async fn stream(program: &Program) -> (Vec<Value>, bool) {
 }
 
 #[tokio::test]
-async fn whatever_befalls_a_worker_in_an_answer_the_answer_is_the_same() {
+async fn every_fault_during_an_answer_leaves_the_answer_unchanged() {
     let program = with_faults(&one_of_each("decode:3"), &PATIENCE).await;
     let right = json!(expected()[0].text);
     let (_, undisturbed) = ask(&program).await;
@@ -98,7 +98,7 @@ async fn whatever_befalls_a_worker_in_an_answer_the_answer_is_the_same() {
         if matches!(fate, Unharmed | Refused) {
             assert_eq!(worker_of(program.pid()), worker, "{kind}");
         }
-        // What is left out is said when there is time, or the worker ends.
+        // The number of dropped lines is logged later, or when the worker ends.
         if !kind.starts_with("flood") {
             eventually(said, || program.log().contains(said)).await;
         }
@@ -112,7 +112,7 @@ async fn whatever_befalls_a_worker_in_an_answer_the_answer_is_the_same() {
 }
 
 #[tokio::test]
-async fn whatever_befalls_a_worker_before_an_answer_the_stream_is_the_same() {
+async fn every_fault_before_an_answer_leaves_the_stream_unchanged() {
     let program = with_faults(&one_of_each("prefill:1"), &PATIENCE).await;
     let right = &expected()[0].text;
     stream(&program).await;
@@ -132,7 +132,7 @@ async fn whatever_befalls_a_worker_before_an_answer_the_stream_is_the_same() {
 }
 
 #[tokio::test]
-async fn a_fault_that_strikes_every_attempt_ends_its_job_and_no_other() {
+async fn a_fault_in_every_attempt_fails_only_its_job() {
     let program = with_faults("crash@decode:3,job=2,always", &[]).await;
     let right = json!(expected()[0].text);
     assert_eq!(ask(&program).await.1["text"], right);
@@ -142,7 +142,7 @@ async fn a_fault_that_strikes_every_attempt_ends_its_job_and_no_other() {
 }
 
 #[tokio::test]
-async fn workers_that_fail_to_load_are_replaced_at_the_start_and_later() {
+async fn workers_that_fail_to_load_are_replaced() {
     let folder = tempfile::tempdir().unwrap();
     let [crash, garbage, hang] = ["crash", "garbage", "hang"].map(|name| folder.path().join(name));
     fs::write(&hang, "").unwrap();
@@ -168,7 +168,7 @@ async fn workers_that_fail_to_load_are_replaced_at_the_start_and_later() {
 }
 
 #[tokio::test]
-async fn a_parent_keeps_its_size_whatever_its_workers_send() {
+async fn worker_output_does_not_grow_the_parent() {
     let kinds = ["garbage", "truncated", "huge", "flood=67108864"];
     let rules = (11..=50).zip(kinds.iter().cycle()).map(|(job, kind)| format!("{kind}@decode:2,job={job}"));
     let program = with_faults(&rules.collect::<Vec<_>>().join(";"), &[]).await;
@@ -187,7 +187,7 @@ async fn a_parent_keeps_its_size_whatever_its_workers_send() {
 }
 
 #[tokio::test]
-async fn no_client_setting_or_variable_switches_faults_on() {
+async fn faults_cannot_be_enabled_by_requests_settings_or_environment() {
     let help = run(&["serve", "--help"]);
     assert!(!text(&help.stdout).contains("faults"), "it is nobody's option");
     let refused = run(&["serve", "--set", "faults=crash@load"]);
@@ -204,7 +204,7 @@ async fn no_client_setting_or_variable_switches_faults_on() {
 }
 
 #[test]
-fn a_plan_that_is_none_is_refused_with_the_way_out() {
+fn an_invalid_fault_plan_is_rejected_with_the_fix() {
     let refused = run(&["serve", "--faults", "crahs@decode:1"]);
     assert_eq!(refused.status.code(), Some(2));
     let said = text(&refused.stderr);
@@ -212,7 +212,7 @@ fn a_plan_that_is_none_is_refused_with_the_way_out() {
 }
 
 #[tokio::test]
-async fn a_leak_shows_in_the_worker_and_ends_with_it() {
+async fn a_leak_is_visible_and_ends_with_the_worker() {
     let program = with_faults("leak=67108864@decode:1,every=2;exit=0@decode:1,job=5", &[]).await;
     ask(&program).await;
     let before = resident_kib(program.worker_pid());

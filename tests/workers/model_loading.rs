@@ -1,4 +1,4 @@
-//! Several models in one slot, and workers that make way while they still work.
+//! Several models in one slot, and workers that are recycled.
 
 use std::{sync::Arc, time::Duration};
 
@@ -60,7 +60,7 @@ impl TwoModels {
 const ONE_AT_A_TIME: [&str; 2] = ["--set", "models.memory_bytes=1"];
 
 #[tokio::test]
-async fn a_model_is_loaded_when_it_is_asked_for_and_stays() {
+async fn a_model_is_loaded_on_first_use_and_stays_loaded() {
     let two = TwoModels::start(&[]).await;
     assert_eq!(two.loaded().await, ["demo"]);
     let demo = two.ask("demo").await["text"].clone();
@@ -75,7 +75,7 @@ async fn a_model_is_loaded_when_it_is_asked_for_and_stays() {
 }
 
 #[tokio::test]
-async fn the_least_recently_used_model_leaves_when_memory_is_short() {
+async fn the_least_recently_used_model_is_unloaded_when_memory_is_short() {
     let two = TwoModels::start(&ONE_AT_A_TIME).await;
     let worker = two.program.worker_pid();
     let texts = [two.ask("demo").await["text"].clone(), two.ask("base-only").await["text"].clone()];
@@ -90,7 +90,7 @@ async fn the_least_recently_used_model_leaves_when_memory_is_short() {
 }
 
 #[tokio::test]
-async fn a_device_has_room_for_the_models_that_fit_its_limit_and_others_leave() {
+async fn models_beyond_the_device_limit_are_unloaded() {
     let pool = ["--device", "cpu", "--set", "device.host_pool=true"];
     let two = TwoModels::start(&pool).await;
     let bytes = |answer: &Value, when: &str| answer["memory"][when]["device"]["used"].as_u64().unwrap();
@@ -108,7 +108,7 @@ async fn a_device_has_room_for_the_models_that_fit_its_limit_and_others_leave() 
 }
 
 #[tokio::test]
-async fn whoever_waits_for_a_model_is_told_that_it_is_loaded() {
+async fn a_stream_reports_that_its_model_is_loading() {
     let two = TwoModels::start(&ONE_AT_A_TIME).await;
     let request = json!({ "model": "base-only", "prompt": "Once", "max_new_tokens": 3, "stream": true });
     let stream = two.program.post(
@@ -124,7 +124,7 @@ async fn whoever_waits_for_a_model_is_told_that_it_is_loaded() {
 }
 
 #[tokio::test]
-async fn an_answer_goes_on_where_it_stopped_also_on_a_model_that_was_loaded_for_it() {
+async fn an_answer_continues_on_a_model_loaded_for_it() {
     let plan = hanging([(2, 8)]);
     let two = TwoModels::start(&[&ONE_AT_A_TIME[..], &["--faults", &plan]].concat()).await;
     let request =
@@ -139,7 +139,7 @@ async fn an_answer_goes_on_where_it_stopped_also_on_a_model_that_was_loaded_for_
 }
 
 #[tokio::test]
-async fn orders_load_and_unload_and_say_what_came_of_it() {
+async fn admin_load_and_unload_report_memory() {
     let two = TwoModels::start(&[]).await;
     let anonymous = |done: &Value, when: &str| done["memory"][when]["anonymous"].as_u64().unwrap();
     let loaded = two.order("/admin/models/base-only/load", &json!({})).await;
@@ -169,7 +169,7 @@ async fn orders_load_and_unload_and_say_what_came_of_it() {
 }
 
 #[tokio::test]
-async fn a_model_leaves_when_nobody_has_used_it_for_as_long_as_it_was_to_stay() {
+async fn a_model_is_unloaded_after_keep_alive() {
     let two = TwoModels::start(&[]).await;
     let mut request = json!({ "model": "base-only", "prompt": "Once", "max_new_tokens": 3, "keep_alive": 0 });
     let (status, _) = two.program.ask("/generate-lite", &request).await;
@@ -194,7 +194,7 @@ async fn eventually_loaded(two: &TwoModels, models: &[&str]) {
 }
 
 #[tokio::test]
-async fn a_model_that_cannot_be_loaded_fails_its_own_requests_and_no_others() {
+async fn a_model_that_fails_to_load_fails_only_its_requests() {
     let models = tempfile::tempdir().unwrap();
     let broken = models.path().join("broken");
     copy(&Program::start(&[]).await.export(), &broken);
@@ -208,7 +208,7 @@ async fn a_model_that_cannot_be_loaded_fails_its_own_requests_and_no_others() {
 }
 
 #[tokio::test]
-async fn a_worker_is_recycled_after_its_jobs_and_nobody_waits_for_it() {
+async fn recycling_after_jobs_delays_no_request() {
     let program = Program::start(&["--set", "recycle.after_jobs=3"]).await;
     let first = program.worker_pid();
     let answers = expected();
@@ -228,9 +228,9 @@ fn workers_of(program: &Program) -> Vec<u32> {
     worker_of(program.pid()).into_iter().collect()
 }
 
-/// Where the system does not say that there is room for two workers, one goes before the next one comes.
+/// Without known memory for two workers, the old one exits before the new one starts.
 #[tokio::test]
-async fn a_worker_without_room_for_a_second_makes_way_when_nobody_waits() {
+async fn without_room_for_two_workers_recycling_waits_for_idle() {
     let command = recycling(Program::start(&[]).await.export());
     let (supervisor, keeping) = Supervisor::new(command, Arc::new(Metrics::new()));
     let kept = tokio::spawn(keeping);
@@ -249,7 +249,7 @@ async fn a_worker_without_room_for_a_second_makes_way_when_nobody_waits() {
 }
 
 #[tokio::test]
-async fn a_worker_can_be_another_one_for_every_request() {
+async fn recycle_between_requests_uses_a_new_worker_each_time() {
     let program = Program::start(&["--set", "recycle.between_requests=true"]).await;
     let answers = expected();
     let first = &answers[0];
@@ -268,7 +268,7 @@ async fn a_worker_can_be_another_one_for_every_request() {
 }
 
 #[tokio::test]
-async fn a_server_whose_model_is_gone_says_so_and_goes_on_when_it_is_back() {
+async fn a_server_recovers_when_its_missing_model_returns() {
     let folder = tempfile::tempdir().unwrap();
     let (there, gone) = (folder.path().join("demo"), folder.path().join("elsewhere"));
     copy(&Program::start(&[]).await.export(), &there);
@@ -307,7 +307,7 @@ async fn a_server_whose_model_is_gone_says_so_and_goes_on_when_it_is_back() {
     assert_eq!(program.ask("/generate-lite", &request).await.0, 200);
 }
 
-/// New requests are refused, with a time to come back, once it is clear that a new worker is no help.
+/// New requests get a 503 with `Retry-After` once a new worker has failed to load the model.
 async fn eventually_refused(program: &Program, request: &Value) {
     for _ in 0..500 {
         let response =

@@ -1,4 +1,4 @@
-//! Several devices, each with a worker: the CPU, named twice.
+//! Several devices, each with a worker; the tests use the CPU twice.
 
 use std::{fs, path::Path, sync::Arc, time::Duration};
 
@@ -67,7 +67,7 @@ async fn metrics_have(program: &Program, line: &str) {
     panic!("no {line} in\n{}\n{}", metrics(program).await, program.log());
 }
 
-/// What the demo is asked, and what it has to say.
+/// A request to the demonstration model and its expected text.
 fn chapter(stream: bool) -> (Value, Value) {
     let first = &expected()[0];
     let request = json!({ "messages": [{ "role": "user", "content": first.prompt }], "stream": stream });
@@ -99,7 +99,7 @@ impl Answer {
         text(&self.received).contains("finish_reason")
     }
 
-    /// The last event, of an answer that was said whole.
+    /// The last event of a complete answer.
     async fn ends(mut self) -> Value {
         while let Some(piece) = self.bytes.next().await {
             self.received.extend(piece.unwrap());
@@ -114,7 +114,7 @@ impl Answer {
 }
 
 #[tokio::test]
-async fn two_answers_are_given_at_once_a_third_waits_and_each_outlives_its_worker() {
+async fn two_devices_answer_in_parallel_and_survive_crashes() {
     // Neither can end before its worker does.
     let program = start(&["--faults", "hang@decode:5,job=1;hang@decode:5,job=2"]).await;
     let (request, right) = chapter(true);
@@ -129,7 +129,7 @@ async fn two_answers_are_given_at_once_a_third_waits_and_each_outlives_its_worke
 
     let workers = workers_of(program.pid());
     assert_eq!(workers.len(), 2);
-    // Whichever has lost its worker goes on, and so does the queue; the other one still hangs.
+    // The answer that lost its worker continues, and so does the queue; the other still hangs.
     send_signal("KILL", workers[0]);
     let third: Value = third.await.unwrap().unwrap().json().await.unwrap();
     assert_eq!(third["text"], right, "{}", program.log());
@@ -142,7 +142,7 @@ async fn two_answers_are_given_at_once_a_third_waits_and_each_outlives_its_worke
 }
 
 #[tokio::test]
-async fn an_answer_whose_device_gets_no_worker_goes_on_on_the_other() {
+async fn an_answer_moves_to_the_other_device_without_a_worker() {
     let folder = tempfile::tempdir().unwrap();
     let (there, gone) = (folder.path().join("demo"), folder.path().join("elsewhere"));
     copy(&Program::start(&[]).await.export(), &there);
@@ -171,7 +171,7 @@ async fn an_answer_whose_device_gets_no_worker_goes_on_on_the_other() {
 }
 
 #[tokio::test]
-async fn a_drain_ends_when_all_devices_have_answered() {
+async fn a_drain_waits_for_all_devices() {
     let mut program = start(&[]).await;
     let (request, right) = chapter(true);
     let mut answers = Vec::new();
@@ -189,7 +189,7 @@ async fn a_drain_ends_when_all_devices_have_answered() {
 }
 
 #[tokio::test]
-async fn two_models_stay_where_they_are_and_their_requests_find_them() {
+async fn requests_go_to_the_device_that_has_their_model() {
     let models = base_only_model();
     let one_at_a_time = ["--models", argument(models.path()), "--set", "models.memory_bytes=1"];
     let program = start(&one_at_a_time).await;
@@ -218,7 +218,7 @@ async fn two_models_stay_where_they_are_and_their_requests_find_them() {
 }
 
 #[tokio::test]
-async fn orders_are_carried_out_on_every_device_and_figures_name_theirs() {
+async fn admin_commands_run_on_every_device_and_metrics_have_labels() {
     let program = start(&[]).await;
     for (path, loaded) in [
         ("/admin/trim", json!(["demo"])),
@@ -247,7 +247,7 @@ async fn orders_are_carried_out_on_every_device_and_figures_name_theirs() {
 }
 
 #[tokio::test]
-async fn a_device_that_is_not_there_does_not_keep_the_others_from_serving() {
+async fn a_missing_device_does_not_stop_the_others() {
     if probe() != Err(NoCuda::NoDriver) {
         return;
     }
@@ -267,7 +267,7 @@ async fn a_device_that_is_not_there_does_not_keep_the_others_from_serving() {
 }
 
 #[test]
-fn a_list_that_cannot_be_is_refused_before_anything_starts() {
+fn an_invalid_device_list_is_rejected_at_start() {
     for (list, said) in [("auto,cpu", "auto stands alone"), ("cuda:1,cuda:1", "cuda:1 is named twice")] {
         let refused = run(&["serve", "--device", list]);
         let error = text(&refused.stderr);
@@ -277,7 +277,7 @@ fn a_list_that_cannot_be_is_refused_before_anything_starts() {
 
 /// Both are due after their first job, and neither has room for a successor beside it.
 #[tokio::test]
-async fn workers_that_make_way_do_so_one_after_the_other() {
+async fn workers_are_recycled_one_after_the_other() {
     let export = Program::start(&[]).await.export();
     let command = |label: &str| WorkerCommand { label: Some(label.into()), ..recycling(export.clone()) };
     let metrics = Arc::new(Metrics::for_devices(&["a".into(), "b".into()]));
@@ -306,7 +306,7 @@ async fn workers_that_make_way_do_so_one_after_the_other() {
 
 #[tokio::test]
 #[cfg(target_os = "linux")]
-async fn workers_are_kept_to_cores_of_their_own_where_that_is_wanted_and_possible() {
+async fn pin_cores_gives_each_worker_its_own_cores() {
     let pinned = ["--set", "engine.pin_cores=true", "--threads"];
     let refused = run(&[&["serve", "--port", "0"], &BOTH[..], &pinned, &["1024"]].concat());
     assert_eq!(refused.status.code(), Some(3));

@@ -1,4 +1,4 @@
-//! The worker may die at any moment; the server goes on.
+//! Workers that die or hang at any moment are replaced, and answers continue.
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ async fn is_idle(program: &Program) {
 }
 
 #[tokio::test]
-async fn a_worker_killed_between_two_requests_is_replaced_and_nobody_notices() {
+async fn a_worker_killed_between_requests_is_replaced() {
     let program = Program::start(&[]).await;
     let first = &expected()[0];
     let request = json!({ "messages": [{ "role": "user", "content": first.prompt }] });
@@ -47,7 +47,7 @@ fn spoken(documents: &[Value]) -> String {
 }
 
 #[tokio::test]
-async fn a_worker_killed_in_an_answer_is_replaced_and_the_answer_goes_on() {
+async fn a_worker_killed_during_an_answer_is_replaced_and_the_answer_continues() {
     let plan = hanging([(2, 1), (3, 3), (4, 8), (6, 1), (7, 3), (8, 8)]);
     let program = Program::start(&["--faults", &plan]).await;
     for sampling in [
@@ -74,7 +74,7 @@ async fn a_worker_killed_in_an_answer_is_replaced_and_the_answer_goes_on() {
 
 /// A worker that is stopped hangs, as one does whose device never answers.
 #[tokio::test]
-async fn a_worker_that_hangs_is_replaced_in_an_answer_and_before_one() {
+async fn a_worker_that_hangs_before_or_during_an_answer_is_replaced() {
     // Short enough for a test, long enough for a busy machine.
     let settings =
         ["watchdog.decode_floor_ms=2000", "watchdog.prefill_base_ms=2000", "watchdog.idle_ms=2000"];
@@ -103,7 +103,7 @@ async fn a_worker_that_hangs_is_replaced_in_an_answer_and_before_one() {
 }
 
 #[tokio::test]
-async fn a_worker_that_hangs_while_it_is_idle_is_replaced_without_any_request() {
+async fn an_idle_worker_that_hangs_is_replaced() {
     let program = Program::start(&["--set", "watchdog.idle_ms=2000"]).await;
     let hung = program.worker_pid();
     send_signal("STOP", hung);
@@ -119,7 +119,7 @@ async fn a_worker_that_hangs_while_it_is_idle_is_replaced_without_any_request() 
 }
 
 #[tokio::test]
-async fn a_stopped_worker_whose_parent_is_killed_is_gone() {
+async fn a_stopped_worker_ends_with_its_parent() {
     let mut program = Program::start(&[]).await;
     let worker = program.worker_pid();
     send_signal("STOP", worker);
@@ -134,7 +134,7 @@ fn is_gone(pid: u32) -> bool {
 }
 
 #[tokio::test]
-async fn a_job_in_flight_when_the_weights_vanish_gets_the_same_503_as_new_ones() {
+async fn a_running_job_gets_a_503_if_the_weights_vanish() {
     let folder = tempfile::tempdir().unwrap();
     let (there, gone) = (folder.path().join("demo"), folder.path().join("elsewhere"));
     copy(&Program::start(&[]).await.export(), &there);
@@ -163,7 +163,7 @@ async fn a_job_in_flight_when_the_weights_vanish_gets_the_same_503_as_new_ones()
 }
 
 #[test]
-fn a_worker_that_does_not_load_in_time_is_tried_three_times_and_said_once() {
+fn a_worker_that_does_not_load_in_time_fails_the_start_with_exit_code_3() {
     let cache = format!("model.cache_dir={}", cache().display());
     let refused = run(&["serve", "--port", "0", "--set", &cache, "--set", "watchdog.load_ms=1"]);
     assert_eq!(refused.status.code(), Some(3));
@@ -172,7 +172,7 @@ fn a_worker_that_does_not_load_in_time_is_tried_three_times_and_said_once() {
 }
 
 #[tokio::test]
-async fn a_job_that_loses_two_workers_fails_and_the_queue_goes_on() {
+async fn a_job_that_loses_two_workers_fails_and_the_queue_continues() {
     let program = Program::start(&["--faults", "hang@decode:5,job=1,always"]).await;
     let request = long();
     let waiting = async {
@@ -188,7 +188,7 @@ async fn a_job_that_loses_two_workers_fails_and_the_queue_goes_on() {
 
 /// The system refuses the worker any more memory than it has.
 #[tokio::test]
-async fn a_request_that_memory_does_not_suffice_for_fails_alone_and_the_worker_goes_on() {
+async fn out_of_host_memory_fails_only_its_request() {
     let program = Program::start(&[]).await;
     let short = json!({ "prompt": "Once", "max_new_tokens": 2 });
     let long = json!({ "prompt": vec![20; 480], "max_new_tokens": 2 });
@@ -214,7 +214,7 @@ fn limit_memory(pid: u32, bytes: &str) {
 }
 
 #[tokio::test]
-async fn three_hundred_requests_leave_memory_where_it_was() {
+async fn three_hundred_requests_do_not_grow_memory() {
     let program = Program::start(&[]).await;
     let prompts = expected();
     let worker = program.worker_pid();
@@ -236,7 +236,7 @@ async fn three_hundred_requests_leave_memory_where_it_was() {
 }
 
 #[tokio::test]
-async fn a_hundred_clients_at_a_queue_of_eight_get_an_answer_or_a_time_to_come_back() {
+async fn a_hundred_clients_get_an_answer_or_retry_after_from_a_queue_of_eight() {
     let program = Program::start(&["--queue", "8"]).await;
     let clients = (0..100).map(|_| async {
         let request = json!({ "prompt": "Once", "ignore_eos": true, "max_new_tokens": 20 });
@@ -257,7 +257,7 @@ async fn a_hundred_clients_at_a_queue_of_eight_get_an_answer_or_a_time_to_come_b
 }
 
 #[tokio::test]
-async fn twenty_queued_clients_that_leave_do_not_disturb_the_stream_that_runs() {
+async fn twenty_queued_clients_that_disconnect_do_not_affect_the_stream() {
     let program = Program::start(&[]).await;
     let mut undisturbed = long();
     undisturbed["stream"] = json!(false);
@@ -281,7 +281,7 @@ async fn twenty_queued_clients_that_leave_do_not_disturb_the_stream_that_runs() 
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_frees_the_slot_for_the_next() {
+async fn a_client_that_disconnects_frees_the_slot_for_the_next() {
     let program = Program::start(&[]).await;
     let mut stream = program.post("/generate-lite", &long()).send().await.unwrap().bytes_stream();
     stream.next().await.unwrap().unwrap();
@@ -295,7 +295,7 @@ async fn a_client_that_leaves_frees_the_slot_for_the_next() {
 }
 
 #[tokio::test]
-async fn sigterm_lets_the_running_answer_finish_and_ends_with_zero() {
+async fn sigterm_finishes_the_running_answer_and_exits_with_0() {
     for signal in ["TERM", "INT"] {
         let mut program = Program::start(&[]).await;
         let worker = program.worker_pid();
@@ -316,7 +316,7 @@ async fn sigterm_lets_the_running_answer_finish_and_ends_with_zero() {
 }
 
 #[tokio::test]
-async fn a_worker_whose_parent_is_killed_ends_by_itself() {
+async fn a_worker_exits_when_its_parent_is_killed() {
     let mut program = Program::start(&[]).await;
     let worker = program.worker_pid();
     program.end_with("KILL").await;

@@ -14,7 +14,7 @@ use eka::{
 
 use crate::support::{models::exported, program::eka, worker::worker_spec};
 
-/// Feeds a worker these frames and gives what it says until it ends.
+/// Sends a worker these frames and returns its frames and exit code.
 fn converse(frames: &[Down], then: &[u8]) -> (Vec<Up>, Option<i32>) {
     let mut child =
         eka(&["worker"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
@@ -44,7 +44,7 @@ fn generate(id: u64, prompt: usize, max_new_tokens: usize) -> Down {
 }
 
 #[test]
-fn a_worker_says_a_frame_for_every_chunk_and_every_step() {
+fn a_worker_sends_a_frame_for_every_chunk_and_step() {
     let model = exported("llama");
     let (said, code) = converse(&[start(), load(&model), generate(7, 10, 5), Down::Shutdown], &[]);
     assert_eq!(code, Some(0));
@@ -54,7 +54,7 @@ fn a_worker_says_a_frame_for_every_chunk_and_every_step() {
         "{:?}",
         &said[1..4]
     );
-    // Told to end while it works, it may stop after any step, but not skip one.
+    // A worker that is shut down while it works may stop after any step, but not skip one.
     let progress: Vec<_> = said
         .iter()
         .filter_map(|up| if let Up::Progress { done, .. } = up { Some(*done) } else { None })
@@ -64,7 +64,7 @@ fn a_worker_says_a_frame_for_every_chunk_and_every_step() {
 }
 
 #[test]
-fn a_job_that_does_not_fit_fails_and_the_next_one_runs() {
+fn a_job_longer_than_the_context_fails_and_the_next_runs() {
     let model = exported("llama");
     let jobs = [start(), load(&model), generate(1, 60, 5), generate(2, 3, 2)];
     let mut child =
@@ -89,7 +89,7 @@ fn a_job_that_does_not_fit_fails_and_the_next_one_runs() {
 }
 
 #[test]
-fn a_worker_gives_memory_back_when_told_to_and_works_on() {
+fn a_trim_frame_returns_memory() {
     let model = exported("llama");
     let mut child =
         eka(&["worker"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
@@ -106,7 +106,7 @@ fn a_worker_gives_memory_back_when_told_to_and_works_on() {
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
-/// A worker with these frames behind it, and its pipes.
+/// A worker that was sent these frames, and its pipes.
 fn worker_after(spec: WorkerSpec, frames: &[Down]) -> (Child, ChildStdin, ChildStdout) {
     let mut child =
         eka(&["worker"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
@@ -117,7 +117,7 @@ fn worker_after(spec: WorkerSpec, frames: &[Down]) -> (Child, ChildStdin, ChildS
     (child, stdin, stdout)
 }
 
-/// What a worker says until this.
+/// The frames of a worker up to the one that `is_last` accepts.
 fn said_until(stdout: &mut ChildStdout, is_last: impl Fn(&Up) -> bool) -> Vec<Up> {
     let mut said = Vec::new();
     while !said.last().is_some_and(&is_last) {
@@ -127,7 +127,7 @@ fn said_until(stdout: &mut ChildStdout, is_last: impl Fn(&Up) -> bool) -> Vec<Up
 }
 
 #[test]
-fn a_worker_answers_every_ping_between_two_jobs() {
+fn a_worker_answers_pings_between_jobs() {
     let frames = [load(&exported("llama")), Down::Ping, generate(1, 3, 2), Down::Ping, Down::Ping];
     let (mut child, stdin, mut stdout) = worker_after(worker_spec(4, Some(64)), &frames);
     for _ in 0..3 {
@@ -139,7 +139,7 @@ fn a_worker_answers_every_ping_between_two_jobs() {
 
 /// Pings are more frequent than the idle time after which a worker gives memory back, and must not reset it.
 #[test]
-fn pings_do_not_keep_an_idle_worker_from_giving_memory_back() {
+fn pings_do_not_delay_the_idle_trim() {
     let spec = WorkerSpec {
         host_pool: true,
         trim: "idle=1000".parse().unwrap(),
@@ -163,7 +163,7 @@ fn pings_do_not_keep_an_idle_worker_from_giving_memory_back() {
 }
 
 #[test]
-fn a_worker_that_is_sent_garbage_ends_with_an_error_and_no_panic() {
+fn invalid_frames_end_a_worker_with_an_error() {
     for garbage in [&[0xff; 64][..], &[3, 0, 0, 0, 250, 250, 250], b"GET / HTTP/1.1\r\n\r\n"] {
         let (said, code) = converse(&[], garbage);
         assert_eq!(said, [Up::Hello { protocol: PROTOCOL }]);
@@ -172,7 +172,7 @@ fn a_worker_that_is_sent_garbage_ends_with_an_error_and_no_panic() {
 }
 
 #[test]
-fn a_model_that_cannot_be_loaded_is_said_with_the_reason_and_not_tried_again() {
+fn a_load_failure_is_reported_with_the_reason_and_not_retried() {
     let (said, code) = converse(&[start(), load("tests/fixtures"), Down::Shutdown], &[]);
     assert_eq!(code, Some(0));
     let Some(Up::LoadFailed { message, .. }) = said.last() else { panic!("{said:?}") };

@@ -1,4 +1,4 @@
-"""What a driver of a library says: one line of JSON when it is ready, and one for each that it is asked.
+"""The protocol of a driver: one line of JSON when it is ready, and one for each request.
 
 Runs under the Python of the library, and imports nothing of eka's. Arguments: MODEL THREADS.
 """

@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::NoCuda;
-use crate::device::runtime::numbers;
+use crate::device::library_search::numbers;
 
 /// The provider's file, beside the core library.
 pub(in crate::device) const PROVIDER: &str = "libonnxruntime_providers_cuda.so";

@@ -2,9 +2,9 @@
 
 #[cfg(target_arch = "aarch64")]
 use super::neon::Neon;
-use super::simd_i8::{Portable, SimdI8};
 #[cfg(target_arch = "x86_64")]
 use super::x86::{Avx2, Avx512};
+use super::{portable::Portable, simd_i8::SimdI8};
 
 /// What a processor can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

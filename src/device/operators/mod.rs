@@ -32,6 +32,7 @@ mod huge_pages;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod packed_int4;
+mod portable;
 mod simd_f32;
 mod simd_i8;
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! What a pool holds, counted exactly.
 
-use super::{Backend, BackendStats, backend::BlockKind};
+use super::backend::{Backend, BackendStats, BlockKind};
 use crate::units::Bytes;
 
 /// What a pool holds at one moment.

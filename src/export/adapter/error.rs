@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use crate::export::{json_config::JsonConfigError, tensors::TensorsError};
 
+/// The file with an adapter's configuration.
+pub(in crate::export) const CONFIG: &str = "adapter_config.json";
+
 /// Why an adapter cannot be merged.
 #[derive(Debug, thiserror::Error)]
 pub enum AdapterError {
@@ -72,7 +75,7 @@ pub enum AdapterError {
         absent: &'static str,
     },
     /// A tensor that is there although the settings say that it is not trained.
-    #[error("{}: {tensor} contradicts {}, where {reason}; PEFT would leave it out: take both files of one training", path.display(), super::CONFIG)]
+    #[error("{}: {tensor} contradicts {}, where {reason}; PEFT would leave it out: take both files of one training", path.display(), CONFIG)]
     Contradiction {
         /// The tensors' file.
         path: PathBuf,

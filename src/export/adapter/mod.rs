@@ -24,93 +24,16 @@ mod error;
 mod merge;
 mod merge_plan;
 mod patterns;
+mod peft_adapter;
 mod target_modules;
 mod tensors;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::{Path, PathBuf},
-    sync::Arc,
-};
-
 pub use self::error::AdapterError;
-use self::{
-    adapter_config::AdapterConfig,
-    tensors::{Module, Part},
-};
 pub(super) use self::{
+    error::CONFIG,
     merge::MergeError,
     merge_plan::{MergePlan, Origin},
+    peft_adapter::{Adapter, check_settings},
 };
-use super::{checkpoint::is_buffer, json_config::JsonConfig, tensors::TensorFile};
-use crate::manifest::AdapterSummary;
-
-/// The adapter's settings.
-pub(super) const CONFIG: &str = "adapter_config.json";
-
-const TENSORS: &str = "adapter_model.safetensors";
-
-/// An adapter, open.
-#[derive(Debug)]
-pub(super) struct Adapter {
-    dir: PathBuf,
-    /// What its low-rank products are multiplied with, beside their own scale.
-    weight: f32,
-    settings: AdapterConfig,
-    file: Arc<TensorFile>,
-    modules: BTreeMap<String, Module>,
-}
-
-/// Whether `config` are settings of an adapter that can be merged.
-pub(super) fn check_settings(config: &JsonConfig) -> Result<(), AdapterError> {
-    AdapterConfig::read(config).map(drop)
-}
-
-impl Adapter {
-    /// Opens the adapter in `dir`, checks its settings and reads its header.
-    pub(super) fn open(dir: &Path, weight: f32) -> Result<Self, AdapterError> {
-        let settings = AdapterConfig::read(&JsonConfig::read(&dir.join(CONFIG))?)?;
-        let path = dir.join(TENSORS);
-        if !path.exists() && dir.join("adapter_model.bin").exists() {
-            return Err(AdapterError::OnlyPickle { dir: dir.into() });
-        }
-        let file = TensorFile::open(&path)?;
-        let modules = tensors::read(&file)?;
-        Ok(Self { dir: dir.into(), weight, settings, file: Arc::new(file), modules })
-    }
-
-    /// The files that it was read from.
-    pub(super) fn paths(&self) -> [PathBuf; 2] {
-        [self.dir.join(CONFIG), self.file.path().to_owned()]
-    }
-
-    /// Names of its tensors that are computed, not trained, and therefore not used.
-    pub(super) fn buffers(&self) -> impl Iterator<Item = String> {
-        self.file.names().filter(|tensor| is_buffer(tensor)).map(Into::into)
-    }
-
-    /// What provenance says of it.
-    pub(super) fn summary(&self) -> AdapterSummary {
-        let last = |module: &str| module.rsplit('.').next().unwrap_or(module).to_owned();
-        let having = |parts: &[Part]| -> BTreeSet<String> {
-            let has = |module: &Module| parts.iter().any(|part| module.parts.contains_key(part));
-            self.modules.iter().filter(|(_, module)| has(module)).map(|(name, _)| last(name)).collect()
-        };
-        AdapterSummary {
-            weight: self.weight,
-            rank: self.settings.default_rank(),
-            alpha: self.settings.default_alpha(),
-            targets: having(&[Part::LoraA, Part::EmbeddingA]).into_iter().collect(),
-            replaced: having(&[Part::Weight, Part::Bias, Part::Tokens]).into_iter().collect(),
-        }
-    }
-
-    /// Whether it has `module`, a name without prefixes, whole.
-    fn saves(&self, module: &str) -> bool {
-        self.modules.get(module).is_some_and(|module| {
-            module.parts.contains_key(&Part::Weight) && self.settings.is_saved(&module.name)
-        })
-    }
-}

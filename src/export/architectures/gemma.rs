@@ -10,7 +10,7 @@ use super::{
         rope::Rotary,
     },
     family::Family,
-    windows,
+    fields::windows,
 };
 
 /// Gemma 2: caps on scores and logits; every other layer has a window, the first one included.

@@ -8,7 +8,7 @@ use super::{
         json_config::{JsonConfig, JsonConfigError},
     },
     family::{Family, with_defaults},
-    windows,
+    fields::windows,
 };
 
 /// Qwen 2 and 2.5: biases of query, key and value alone.

@@ -10,10 +10,10 @@ use super::{
         blueprint::{Attention, Linear, Norm},
         data_layout::TooLarge,
         graph::{Op, float_attribute, int_attribute},
-        onnx::Attribute,
     },
-    Emitter, of_layer, rotary_names,
+    emitter::{Emitter, of_layer, rotary_names},
 };
+use crate::onnx::Attribute;
 
 impl Emitter {
     /// What each head sees, side by side, not multiplied by the output weights yet. `bias` is added to scores.

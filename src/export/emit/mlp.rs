@@ -8,7 +8,7 @@ use super::{
         data_layout::TooLarge,
         graph::{Op, float_attribute},
     },
-    Emitter,
+    emitter::Emitter,
 };
 
 impl Emitter {

@@ -1,47 +1,75 @@
 //! `POST /v1/completions` in OpenAI's wire format.
 
-use serde_json::{Value, json};
+use std::slice;
+
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::{
-    completion_stream::{Ending, Progress, Said},
-    format::{ApiFormat, ResponseMeta, prompt_progress, timings, usage},
-    logprobs::{Scored, lists},
+    completion_stream::{Delta, FinishReason, FinishedChoice, Progress},
+    format::{ApiFormat, CompletionHead, ResponseMeta, to_json},
+    logprobs::{CompletionLogprobs, ScoredToken},
+    sse::Frame,
+    usage::{PromptProgress, Timings, Usage},
 };
 use crate::http::request::completions::CompletionRequest;
 
-/// OpenAI's completions.
+/// An answer of `/v1/completions`; in a stream, one of its events.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Completion<'a> {
+    #[serde(flatten)]
+    head: CompletionHead<'a>,
+    /// Empty in the events with usage or progress.
+    choices: Vec<CompletionChoice<'a>>,
+    /// In a stream, sent with `include_usage` only; null before the last event.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Usage>)]
+    usage: Option<Option<Usage>>,
+    /// In a stream, sent with the end of each choice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timings: Option<Timings>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_progress: Option<PromptProgress>,
+}
+
+/// One of the answers to a prompt.
+#[derive(Serialize, ToSchema)]
+struct CompletionChoice<'a> {
+    index: usize,
+    text: &'a str,
+    #[schema(required)]
+    logprobs: Option<CompletionLogprobs<'a>>,
+    /// In a stream, null before the end.
+    #[schema(required)]
+    finish_reason: Option<FinishReason>,
+}
+
+/// The format of OpenAI's completions.
 pub(crate) struct Completions(ResponseMeta);
 
 impl From<ResponseMeta> for Completions {
-    fn from(head: ResponseMeta) -> Self {
-        Self(head)
+    fn from(meta: ResponseMeta) -> Self {
+        Self(meta)
     }
 }
 
 impl Completions {
-    fn document(&self, choices: Value) -> Value {
-        let ResponseMeta { id, created, model, fingerprint, .. } = &self.0;
-        json!({
-            "id": id,
-            "object": "text_completion",
-            "created": created,
-            "model": model,
-            "system_fingerprint": fingerprint,
-            "choices": choices,
-        })
+    fn logprobs<'a>(&self, tokens: &'a [ScoredToken]) -> Option<CompletionLogprobs<'a>> {
+        self.0.logprobs.then(|| tokens.into())
     }
 
-    fn choice(&self, choice: usize, text: &str, scored: Option<&[Scored]>, reason: Option<&str>) -> Value {
-        let logprobs = scored.filter(|_| self.0.scored).map_or(Value::Null, lists);
-        json!({ "index": choice, "text": text, "logprobs": logprobs, "finish_reason": reason })
+    fn choice<'a>(&self, (index, finished): (usize, &'a FinishedChoice)) -> CompletionChoice<'a> {
+        let logprobs = self.logprobs(&finished.scored);
+        CompletionChoice { index, text: &finished.text, logprobs, finish_reason: Some(finished.reason) }
     }
 
-    fn chunk(&self, choice: Value) -> Value {
-        let mut chunk = self.document(json!([choice]));
-        if self.0.include_usage {
-            chunk["usage"] = Value::Null;
-        }
-        chunk
+    fn document<'a>(&'a self, choices: Vec<CompletionChoice<'a>>) -> Completion<'a> {
+        let head = self.0.head("text_completion");
+        Completion { head, choices, usage: None, timings: None, prompt_progress: None }
+    }
+
+    fn chunk<'a>(&'a self, choice: CompletionChoice<'a>) -> Completion<'a> {
+        Completion { usage: self.0.include_usage.then_some(None), ..self.document(vec![choice]) }
     }
 }
 
@@ -51,39 +79,40 @@ impl ApiFormat for Completions {
     const ROUTE: &'static str = "/v1/completions";
     const ID_PREFIX: &'static str = "cmpl-";
 
-    fn whole(&self, endings: &[Ending]) -> Value {
-        let choice = |(index, ending): (usize, &Ending)| {
-            self.choice(index, &ending.text, Some(&ending.scored), Some(ending.reason.as_str()))
-        };
-        let mut document = self.document(endings.iter().enumerate().map(choice).collect());
-        document["usage"] = usage(endings);
-        document["timings"] = timings(endings);
-        document
+    fn whole(&self, choices: &[FinishedChoice]) -> String {
+        to_json(&Completion {
+            usage: Some(Some(Usage::of(choices))),
+            timings: Some(Timings::of(choices)),
+            ..self.document(choices.iter().enumerate().map(|one| self.choice(one)).collect())
+        })
     }
 
-    fn progress(&mut self, progress: &Progress) -> Value {
-        let mut chunk = self.document(json!([]));
-        chunk["prompt_progress"] = prompt_progress(progress);
-        chunk
+    fn progress(&mut self, progress: Progress, out: &mut Frame) {
+        out.push(&Completion { prompt_progress: Some(progress.into()), ..self.document(Vec::new()) });
     }
 
-    fn opening(&mut self, _: usize) -> Vec<Value> {
-        Vec::new()
+    fn opening(&mut self, _: usize, _: &mut Frame) {}
+
+    fn delta(&mut self, choice: usize, delta: &Delta, out: &mut Frame) {
+        let logprobs = self.logprobs(&delta.scored);
+        out.push(&self.chunk(CompletionChoice {
+            index: choice,
+            text: &delta.text,
+            logprobs,
+            finish_reason: None,
+        }));
     }
 
-    fn delta(&mut self, choice: usize, said: &Said) -> Vec<Value> {
-        vec![self.chunk(self.choice(choice, &said.text, Some(&said.scored), None))]
+    fn closing(&mut self, choice: usize, finished: &FinishedChoice, out: &mut Frame) {
+        let finish_reason = Some(finished.reason);
+        let last = CompletionChoice { index: choice, text: "", logprobs: None, finish_reason };
+        out.push(&Completion { timings: Some(Timings::of(slice::from_ref(finished))), ..self.chunk(last) });
     }
 
-    fn closing(&mut self, choice: usize, ending: &Ending) -> Vec<Value> {
-        let mut last = self.chunk(self.choice(choice, "", None, Some(ending.reason.as_str())));
-        last["timings"] = timings(std::slice::from_ref(ending));
-        vec![last]
-    }
-
-    fn summary(&mut self, endings: &[Ending]) -> Vec<Value> {
-        let mut chunk = self.document(json!([]));
-        chunk["usage"] = usage(endings);
-        if self.0.include_usage { vec![chunk] } else { Vec::new() }
+    fn end(&mut self, choices: &[FinishedChoice], out: &mut Frame) {
+        if self.0.include_usage {
+            out.push(&Completion { usage: Some(Some(Usage::of(choices))), ..self.document(Vec::new()) });
+        }
+        out.push_done();
     }
 }

@@ -1,21 +1,23 @@
-//! What a model's text side does by itself: text to tokens, tokens to text, messages to a prompt. No worker is needed.
+//! Tokenizing, detokenizing and rendering chat templates, without a worker.
 //!
-//! | route | takes | gives |
+//! | route | request | answer |
 //! |---|---|---|
 //! | `POST /tokenize` | one of `content`, `prompt`, `messages`; `tools`, `add_special`, `with_pieces` | `tokens`, `count`, `max_model_len` |
 //! | `POST /detokenize` | `tokens` | `content`, and the same as `prompt` |
 //! | `POST /apply-template` | `messages`, `tools` | `prompt` |
 //!
-//! Each takes `model` as well. `content` is llama.cpp's name and gets no special tokens unless `add_special` asks for them;
-//! `prompt` is vLLM's and gets them unless it does not want them. A chat template writes its own. `add_special_tokens` is
-//! vLLM's name for the field.
+//! All take `model` as well. `content` is llama.cpp's name and gets no special tokens by default; `prompt` is vLLM's name and
+//! gets them by default; `add_special` overrides both. Chat templates write their own. `add_special_tokens` is vLLM's name of
+//! `add_special`.
 
 use actix_web::{HttpRequest, HttpResponse, http::header::ContentType, web};
-use serde_json::{Value, json};
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::{
     http::{
         error::ApiError,
+        formats::format::to_json,
         offload::Cost,
         request::{
             body::{self, Taken},
@@ -26,13 +28,51 @@ use crate::{
         },
         state::AppState,
     },
-    text::Text,
+    text::{Text, TokenText},
     units::Tokens,
 };
 
-/// Most tokens of a text for `/tokenize`, even if the context holds fewer: clients measure documents before they cut them.
-/// Tokenizing takes hundreds of bytes of memory for each token.
+/// Token limit of `/tokenize` for models with a shorter context: clients measure documents before they split them. Tokenizing
+/// takes hundreds of bytes of memory per token.
 const MOST_TOKENS: usize = 1 << 17;
+
+/// The tokens of a text.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Tokenized {
+    count: usize,
+    tokens: Vec<Token>,
+    /// The context length.
+    max_model_len: Tokens,
+}
+
+/// A token id, or with `with_pieces` a token id and its text.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+enum Token {
+    Id(u32),
+    Piece { id: u32, piece: PieceText },
+}
+
+/// The text of a token, or its bytes where they are not whole characters, as in llama.cpp.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+enum PieceText {
+    Text(String),
+    Bytes(Vec<u8>),
+}
+
+/// The text of tokens, under two names.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Detokenized<'a> {
+    content: &'a str,
+    prompt: &'a str,
+}
+
+/// The prompt that the chat template renders from messages.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct RenderedPrompt {
+    prompt: String,
+}
 
 /// `POST /tokenize`.
 pub(crate) async fn tokenize(
@@ -55,8 +95,10 @@ pub(crate) async fn tokenize(
     let ids = tokenize_within(&state, &text, Untokenized { text: source, special }, counted).await?;
     drop(share);
     let json = state.offload.run(Cost::of_text(ids.len()), move || {
-        let tokens = if with_pieces { pieces(&text, &ids) } else { json!(ids) };
-        Ok::<_, ApiError>(json!({ "count": ids.len(), "tokens": tokens, "max_model_len": most }).to_string())
+        let count = ids.len();
+        let token = |id| if with_pieces { Token::piece(&text, id) } else { Token::Id(id) };
+        let tokens = ids.into_iter().map(token).collect();
+        Ok::<_, ApiError>(to_json(&Tokenized { count, tokens, max_model_len: most }))
     });
     Ok(ignored.name_in(send(json.await?)))
 }
@@ -73,9 +115,9 @@ pub(crate) async fn detokenize(
     });
     let Taken { text, value: ids, share, ignored } = taken.await?;
     let json = state.offload.run(Cost::of_text(ids.len()), move || {
-        let spelled = text.spell(&ids);
+        let content = text.spell(&ids);
         drop(share);
-        Ok::<_, ApiError>(json!({ "content": spelled, "prompt": spelled }).to_string())
+        Ok::<_, ApiError>(to_json(&Detokenized { content: &content, prompt: &content }))
     });
     Ok(ignored.name_in(send(json.await?)))
 }
@@ -92,24 +134,23 @@ pub(crate) async fn apply_template(
     let prompt = render(&state, &text, conversation).await?;
     drop(share);
     let cost = Cost::of_json(prompt.len());
-    let json = state.offload.run(cost, move || Ok::<_, ApiError>(json!({ "prompt": prompt }).to_string()));
+    let json = state.offload.run(cost, move || Ok::<_, ApiError>(to_json(&RenderedPrompt { prompt })));
     Ok(ignored.name_in(send(json.await?)))
 }
 
-/// An answer with JSON that was serialized off the HTTP thread.
+/// An answer with serialized JSON.
 fn send(json: String) -> HttpResponse {
     HttpResponse::Ok().content_type(ContentType::json()).body(json)
 }
 
-/// As llama.cpp has it: a piece that is no whole characters is an array of bytes.
-fn pieces(text: &Text, ids: &[u32]) -> Value {
-    let piece = |id: &u32| {
-        let token = text.token(*id);
-        let whole = match token.bytes {
-            None => json!(token.text),
-            Some(bytes) => String::from_utf8(bytes).map_or_else(|e| json!(e.into_bytes()), Value::from),
+impl Token {
+    fn piece(text: &Text, id: u32) -> Self {
+        let TokenText { text, bytes } = text.token(id);
+        let piece = match bytes.map(String::from_utf8) {
+            None => PieceText::Text(text),
+            Some(Ok(text)) => PieceText::Text(text),
+            Some(Err(error)) => PieceText::Bytes(error.into_bytes()),
         };
-        json!({ "id": id, "piece": whole })
-    };
-    ids.iter().map(piece).collect()
+        Self::Piece { id, piece }
+    }
 }

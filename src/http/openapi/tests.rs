@@ -1,8 +1,8 @@
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::LazyLock};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::{DOCUMENT, PAGE};
+use super::{DOCUMENTS, document};
 use crate::http::{
     request::{
         chat::ChatRequest,
@@ -15,6 +15,8 @@ use crate::http::{
     },
     routes::ROUTES,
 };
+
+static DOCUMENT: LazyLock<Value> = LazyLock::new(document);
 
 /// The examples of a route are requests that it accepts.
 fn check_examples<R: ModelRequest>(route: &str) {
@@ -43,7 +45,7 @@ fn every_route_is_described_and_no_other() {
     let described = DOCUMENT["paths"].as_object().unwrap().iter().flat_map(|(path, methods)| {
         methods.as_object().unwrap().keys().map(move |method| format!("{} {path}", method.to_uppercase()))
     });
-    let served = ROUTES.iter().map(|route| format!("{} {}", route.method, route.path));
+    let served = ROUTES.iter().map(|route| format!("{} {}", route.info.method, route.info.path));
     assert_eq!(described.collect::<BTreeSet<_>>(), served.collect());
 }
 
@@ -58,10 +60,10 @@ fn fields_that_are_let_pass_are_described_with_what_they_may_be() {
 
 #[test]
 fn the_page_for_people_has_every_route_and_every_shape() {
-    let page = PAGE.as_ref().unwrap();
+    let page = DOCUMENTS.docs.as_ref().unwrap();
     let shapes = DOCUMENT["components"]["schemas"].as_object().unwrap();
     // As minijinja escapes it.
     let shown = |path: &str| page.contains(&format!("<code>{}</code>", path.replace('/', "&#x2f;")));
-    assert!(ROUTES.iter().all(|route| shown(route.path)));
+    assert!(ROUTES.iter().all(|route| shown(route.info.path)));
     assert!(shapes.keys().all(|name| page.contains(&format!("id=\"schema-{name}\""))));
 }

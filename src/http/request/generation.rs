@@ -6,11 +6,10 @@
 
 use std::time::Duration;
 
-use serde_json::{Map, Value};
-
 use super::{
     cache_salt::cache_salt,
     compat,
+    echoed_fields::EchoedFields,
     field::Modify,
     field_types::{FieldType, boolean, integer, integer_from, one_of, string},
     keep_alive::keep_alive,
@@ -151,7 +150,7 @@ pub(crate) struct GenerateParams {
     /// How tool calls are read, where the answer may have any.
     pub(crate) reading: Option<Reading>,
     /// Fields of the request that the answer repeats.
-    pub(crate) echoed: Map<String, Value>,
+    pub(crate) echoed: EchoedFields,
     /// How many answers to generate, one after another.
     pub(crate) choices: usize,
     pub(crate) scores: Option<ScoresAsked>,
@@ -234,7 +233,7 @@ impl Generation {
             breakers,
             constraint,
             reading,
-            echoed: Map::new(),
+            echoed: EchoedFields::default(),
             choices: 1,
             scores: None,
             echo: false,
@@ -288,7 +287,7 @@ fn within(name: &str, found: Option<u64>, max: Duration) -> Result<Option<Durati
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use serde_json::json;
+    use serde_json::{Map, Value, json};
 
     use super::*;
     use crate::{

@@ -6,6 +6,7 @@ pub(super) mod cache_salt;
 pub(super) mod chat;
 pub(super) mod compat;
 pub(super) mod completions;
+pub(super) mod echoed_fields;
 pub(super) mod field;
 pub(super) mod field_types;
 pub(super) mod fields;

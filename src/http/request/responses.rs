@@ -1,9 +1,8 @@
 //! The request of `POST /v1/responses`.
 
-use serde_json::{Map, Value, json};
-
 use super::{
     compat,
+    echoed_fields::EchoedFields,
     field::Modify,
     field_types::{boolean, string},
     fields::Fields,
@@ -51,12 +50,12 @@ shape! {
 #[derive(Debug)]
 pub(crate) struct ResponseCall {
     request: ResponseRequest,
-    echoed: Map<String, Value>,
+    echoed: EchoedFields,
 }
 
 impl ModelRequest for ResponseCall {
     fn parse(fields: Fields) -> Result<Self, FieldError> {
-        let echoed = echoed(&fields);
+        let echoed = EchoedFields::of(&fields);
         Ok(Self { request: ResponseRequest::read(fields)?, echoed })
     }
 
@@ -79,20 +78,4 @@ impl GenerateRequest for ResponseCall {
         let route = RouteParams { text_format, tools, ..route };
         Ok(GenerateParams { echoed, ..request.generation.resolve(route, context)? })
     }
-}
-
-/// The fields that the answer repeats, with OpenAI's values where the request has none.
-fn echoed(fields: &Fields) -> Map<String, Value> {
-    let defaults = json!({
-        "instructions": null, "max_output_tokens": null, "metadata": {}, "parallel_tool_calls": true, "temperature": 1.0,
-        "text": { "format": { "type": "text" } }, "tool_choice": "auto", "tools": [], "top_p": 1.0,
-        "reasoning": { "effort": null, "summary": null }, "user": null,
-    });
-    let Value::Object(mut echoed) = defaults else { return Map::new() };
-    for (name, value) in &mut echoed {
-        if let Some(given) = fields.get(name) {
-            *value = given.clone();
-        }
-    }
-    echoed
 }

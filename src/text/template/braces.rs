@@ -5,7 +5,7 @@ use std::{iter::Peekable, str::Chars};
 use minijinja::{Error, State, Value, value::ValueKind};
 
 use super::{
-    arguments::refuse,
+    given::refuse,
     percent::digits,
     repr::{as_float, escape_non_ascii, repr, to_text, type_name},
     spec::Spec,

@@ -5,9 +5,10 @@ use std::{fmt, time::SystemTime};
 use minijinja::{Environment, Error, ErrorKind, State, Value, value::from_args};
 
 use super::{
-    arguments::{Arguments, integer, refuse},
-    environment::add_function,
+    arguments::{Arguments, integer},
+    given::refuse,
     objects::{Cycler, Dict, Joiner, Range},
+    register::add_function,
     repr::to_text,
     strftime,
 };

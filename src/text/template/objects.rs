@@ -14,7 +14,7 @@ use minijinja::{
     value::{Enumerator, Kwargs, Object, ObjectRepr, Tuple},
 };
 
-use super::arguments::{Given, refuse, split};
+use super::given::{Given, refuse, split};
 
 /// Numbers that a template may loop over: `MAX_RANGE` of Jinja2's sandbox.
 const MAX_RANGE: i64 = 100_000;

@@ -11,11 +11,12 @@ use minijinja::{
 };
 
 use super::{
-    arguments::{integer, refuse, undefined},
-    environment::add_function,
+    arguments::integer,
+    given::{refuse, undefined},
     methods,
     objects::{Collector, Method, Range},
     percent,
+    register::add_function,
     repr::{as_float, charge_text, is_builtin, to_text, type_name},
 };
 

@@ -5,7 +5,8 @@ use std::{iter::Peekable, str::Chars};
 use minijinja::{Error, State, Value, value::ValueKind};
 
 use super::{
-    arguments::{integer, refuse},
+    arguments::integer,
+    given::refuse,
     repr::{escape_non_ascii, repr, to_text},
     spec::{Spec, truncated},
 };

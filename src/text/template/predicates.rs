@@ -6,11 +6,11 @@ use minijinja::{
 };
 
 use super::{
-    arguments::refuse,
-    environment::add_test,
+    given::refuse,
     methods,
     objects::{DictView, Range},
     operators::{contains, ordered, remainder},
+    register::add_test,
     repr::{as_float, is_builtin, to_text, type_name},
 };
 use crate::text::tool_call::WrittenArguments;

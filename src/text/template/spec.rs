@@ -5,7 +5,8 @@
 use minijinja::{Error, State, Value, value::ValueKind};
 
 use super::{
-    arguments::{integer, refuse, undefined},
+    arguments::integer,
+    given::{refuse, undefined},
     repr::{as_float, type_name},
 };
 

@@ -6,7 +6,8 @@ use minijinja::{
 };
 
 use super::{
-    arguments::{Arguments, refuse},
+    arguments::Arguments,
+    given::refuse,
     methods::charge,
     objects::{DictView, Generator, Range},
     repr::{as_float, float, is_builtin, to_text, type_name},

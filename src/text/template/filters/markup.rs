@@ -3,12 +3,8 @@
 use minijinja::{Environment, Error, State, Value, value::ValueKind};
 
 use super::{
-    super::{
-        arguments::{Arguments, refuse},
-        environment::add_filter,
-        repr::to_text,
-    },
-    items_of, text_of,
+    super::{arguments::Arguments, given::refuse, register::add_filter, repr::to_text},
+    values::{items_of, text_of},
 };
 
 /// Adds the filters of this module.

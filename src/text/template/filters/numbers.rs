@@ -4,13 +4,14 @@ use minijinja::{Environment, Error, State, Value, value::ValueKind};
 
 use super::{
     super::{
-        arguments::{Arguments, refuse},
-        environment::add_filter,
+        arguments::Arguments,
+        given::refuse,
         methods::is_space,
+        register::add_filter,
         repr::{as_float, type_name},
         spec::{Spec, truncated},
     },
-    defined,
+    values::defined,
 };
 
 /// Adds the filters of this module.

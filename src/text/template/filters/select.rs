@@ -4,13 +4,14 @@ use minijinja::{Environment, Error, ErrorKind, State, Value, value::ObjectRepr};
 
 use super::{
     super::{
-        arguments::{Arguments, Given, refuse, split, undefined},
-        environment::add_filter,
+        arguments::Arguments,
+        given::{Given, refuse, split, undefined},
         methods,
         objects::{Generator, Method},
+        register::add_filter,
         repr::{is_builtin, type_name},
     },
-    items_of,
+    values::items_of,
 };
 
 /// Adds the filters of this module.

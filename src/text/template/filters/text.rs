@@ -4,16 +4,17 @@ use minijinja::{Environment, Error, State, Value, value::ValueKind};
 
 use super::{
     super::{
-        arguments::{Arguments, Given, refuse, split},
+        arguments::Arguments,
         case::capitalize,
-        environment::add_filter,
+        given::{Given, refuse, split},
         methods,
         objects::Generator,
         percent,
+        register::add_filter,
         repr::{charge_text, repr, to_text},
         spec::Spec,
     },
-    items_of, length, text_of,
+    values::{items_of, length, text_of},
 };
 
 /// Adds the filters of this module.

@@ -1,10 +1,4 @@
-//! The part of ONNX that a graph with external weights needs.
-//!
-//! Names and field numbers are those of `onnx/onnx.proto` (package `onnx`, IR version 10), written by hand: the whole
-//! schema would bring a code generator and a build script for the thirteen messages below. Values of attributes are
-//! optional here though proto3 would not need it, because a value of zero has to be written to be seen.
-
-pub(crate) mod external;
+//! Messages of `onnx.proto`, by its names and field numbers.
 
 use prost::Message;
 

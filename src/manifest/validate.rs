@@ -15,7 +15,7 @@ const MOST_SIZE: usize = 1 << 24;
 
 impl Manifest {
     /// Checks what no type says; `path` is the manifest's.
-    pub(super) fn check(&self, path: &Path) -> Result<(), ManifestError> {
+    pub(super) fn validate(&self, path: &Path) -> Result<(), ManifestError> {
         if Path::new(&self.graph.file).file_name().is_none_or(|name| name != self.graph.file.as_str()) {
             return Err(ManifestError::GraphFile { path: path.into(), file: self.graph.file.clone() });
         }
