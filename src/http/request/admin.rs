@@ -69,7 +69,7 @@ shape! {
 }
 
 shape! {
-    /// Removes the file, and what was restored from it.
+    /// Removes the file, and the restored prompt from memory.
     pub(crate) struct DeletePrompt {
         name: PromptName = prompt_name();
     }

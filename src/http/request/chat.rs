@@ -47,8 +47,6 @@ shape! {
 names_model!(ChatRequest, generation.model);
 
 impl GenerateRequest for ChatRequest {
-    const DEFAULT_TEMPERATURE: f32 = 1.0;
-
     fn resolve(self, context: &RequestContext) -> Result<GenerateParams, FieldError> {
         let (choices, scores, max_new) = (self.n, self.scores()?, self.max_new()?);
         let choice = self.tool_choice.unwrap_or(ToolChoice::Auto);
@@ -57,13 +55,7 @@ impl GenerateRequest for ChatRequest {
             Some(tools) => tools.add_to(self.messages, &context.tools),
             None => self.messages,
         };
-        let route = RouteParams {
-            prompt: Prompt::Conversation(conversation),
-            max_new,
-            default_temperature: Self::DEFAULT_TEMPERATURE,
-            text_format: None,
-            tools,
-        };
+        let route = RouteParams { tools, ..RouteParams::new(Prompt::Conversation(conversation), max_new) };
         let params = self.generation.resolve(route, context)?;
         Ok(GenerateParams { choices, scores, ..params })
     }

@@ -38,18 +38,9 @@ shape! {
 names_model!(CompletionRequest, generation.model);
 
 impl GenerateRequest for CompletionRequest {
-    const DEFAULT_TEMPERATURE: f32 = 1.0;
-
     fn resolve(self, context: &RequestContext) -> Result<GenerateParams, FieldError> {
         self.check_best_of()?;
-        let route = RouteParams {
-            prompt: self.prompt,
-            max_new: self.max_tokens,
-            default_temperature: Self::DEFAULT_TEMPERATURE,
-            text_format: None,
-            tools: None,
-        };
-        let params = self.generation.resolve(route, context)?;
+        let params = self.generation.resolve(RouteParams::new(self.prompt, self.max_tokens), context)?;
         let (choices, echo) = (self.n, self.echo);
         let scores = self.logprobs.map(|top| ScoresAsked { top, prompt: echo });
         Ok(GenerateParams { choices, echo, scores, ..params })

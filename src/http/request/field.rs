@@ -1,4 +1,4 @@
-//! A field of a request: its type, and what it means when it is absent.
+//! A field of a request: its type, and its meaning when it is absent.
 //!
 //! A bare type is a required field. `null` is the same as absent.
 
@@ -20,7 +20,7 @@ use crate::http::field_error::FieldError;
 
 /// How a field is read from its object and described there.
 pub(crate) trait FieldSpec {
-    /// What it is read as.
+    /// The Rust type of the field.
     type Value;
 
     /// Reads the field's value; `None` where the object has none.
@@ -169,7 +169,7 @@ impl<A: FieldType, T, F: Fn(A::Value, &Location) -> Result<T, FieldError>> Field
     }
 }
 
-/// A type with a schema of its own in the document.
+/// A type that the document describes as a named schema.
 pub(crate) struct Named<T> {
     field_type: T,
     name: &'static str,

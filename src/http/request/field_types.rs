@@ -6,12 +6,13 @@
 //! | [`boolean`] | `true` or `false` | `bool` |
 //! | [`number`] | a number within a range | `f32` |
 //! | [`integer`], [`integer_from`] | a number without a fraction, within a range; `5.0` and `5e0` are 5 | any integer |
-//! | [`one_of`] | one of several strings | what each stands for |
+//! | [`one_of`] | one of several strings | a value for each |
 //! | [`array`] | an array of a type | `Vec` |
 //! | [`json_object`] | an object with any fields | `Map` |
-//! | [`either`] | one of two types | what both are mapped to |
+//! | [`either`] | one of two types | the type that both are mapped to |
+//! | [`custom`] | anything | anything |
 //!
-//! `shape` adds objects with known fields, and `field` says what an absent field means.
+//! `shape` adds objects with known fields, and `field` adds defaults.
 
 use std::{fmt::Display, ops::RangeInclusive};
 
@@ -26,10 +27,10 @@ use crate::http::field_error::FieldError;
 
 /// How a field is read and described.
 pub(crate) trait FieldType {
-    /// What it is read as.
+    /// The Rust type of the value.
     type Value;
 
-    /// What a value must be to be read at all.
+    /// The JSON type of the value.
     const JSON: JsonType;
 
     /// Reads a value that is neither absent nor null.
@@ -59,7 +60,7 @@ impl StringType {
         Self { bytes, pattern: self.pattern }
     }
 
-    /// Documents the regular expression that the string matches; whoever maps the string checks it.
+    /// Documents the pattern of the string, which a later `try_map` checks.
     pub(crate) const fn pattern(self, pattern: &'static str) -> Self {
         Self { bytes: self.bytes, pattern: Some(pattern) }
     }
@@ -208,7 +209,7 @@ fn without_fraction(number: f64) -> Option<i128> {
     (number.fract() == 0.0).then_some(number as i128)
 }
 
-/// One of several strings, and what each stands for.
+/// One of several strings, each with a value.
 pub(crate) struct OneOf<T: 'static>(&'static [(&'static str, T)]);
 
 pub(crate) const fn one_of<T: Copy>(values: &'static [(&'static str, T)]) -> OneOf<T> {
@@ -284,7 +285,7 @@ pub(super) fn check_count(
     Ok(())
 }
 
-/// The schema of an array with so many items.
+/// The schema of an array with this number of items.
 pub(super) fn counted(array: ArrayBuilder, items: &RangeInclusive<usize>) -> RefOr<Schema> {
     let (least, most) = (*items.start(), *items.end());
     array.min_items((least > 0).then_some(least)).max_items((most < usize::MAX).then_some(most)).into()
@@ -313,7 +314,7 @@ impl FieldType for ObjectType {
     }
 }
 
-/// A value of one type or another, told apart by their JSON types.
+/// A value of one of two types with different JSON types.
 pub(crate) struct Either<A, B>(A, B);
 
 pub(crate) const fn either<A, B>(one: A, other: B) -> Either<A, B> {
@@ -337,5 +338,31 @@ impl<A: FieldType, B: FieldType<Value = A::Value>> FieldType for Either<A, B> {
     fn schema(&self, schemas: &mut Schemas) -> RefOr<Schema> {
         let (one, other) = (self.0.schema(schemas), self.1.schema(schemas));
         OneOfBuilder::new().item(one).item(other).into()
+    }
+}
+
+/// A type with its own reader and description.
+pub(crate) struct Custom<T> {
+    read: fn(Value, &Location) -> Result<T, FieldError>,
+    schema: fn(&mut Schemas) -> RefOr<Schema>,
+}
+
+pub(crate) const fn custom<T>(
+    read: fn(Value, &Location) -> Result<T, FieldError>,
+    schema: fn(&mut Schemas) -> RefOr<Schema>,
+) -> Custom<T> {
+    Custom { read, schema }
+}
+
+impl<T> FieldType for Custom<T> {
+    type Value = T;
+    const JSON: JsonType = JsonType::Any;
+
+    fn read(&self, value: Value, at: &Location) -> Result<T, FieldError> {
+        (self.read)(value, at)
+    }
+
+    fn schema(&self, schemas: &mut Schemas) -> RefOr<Schema> {
+        (self.schema)(schemas)
     }
 }

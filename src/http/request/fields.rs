@@ -67,7 +67,7 @@ impl Fields {
         field.take(self.object.swap_remove(name), || self.location.field(name))
     }
 
-    /// Takes the field that tells which shape this object has; `default` is its value where it is absent.
+    /// Takes the field that decides the shape of this object; `default` is its value where it is absent.
     pub(crate) fn take_tag(&mut self, name: &str, default: Option<&str>) -> Result<String, FieldError> {
         let tag = self.take(name, string().optional())?;
         tag.or(default.map(str::to_owned)).ok_or_else(|| self.location.field(name).missing())

@@ -28,16 +28,9 @@ shape! {
 names_model!(GenerateLiteRequest, generation.model);
 
 impl GenerateRequest for GenerateLiteRequest {
-    const DEFAULT_TEMPERATURE: f32 = 0.0;
-
     fn resolve(self, context: &RequestContext) -> Result<GenerateParams, FieldError> {
-        let route = RouteParams {
-            prompt: Prompt::choose(self.prompt, self.messages)?,
-            max_new: self.max_new_tokens,
-            default_temperature: Self::DEFAULT_TEMPERATURE,
-            text_format: None,
-            tools: None,
-        };
+        let prompt = Prompt::choose(self.prompt, self.messages)?;
+        let route = RouteParams { default_temperature: 0.0, ..RouteParams::new(prompt, self.max_new_tokens) };
         self.generation.resolve(route, context)
     }
 }

@@ -120,9 +120,6 @@ pub(super) fn choices() -> impl FieldType<Value = usize> {
 
 /// A request for answers, in the format of one route.
 pub(crate) trait GenerateRequest: ModelRequest {
-    /// Temperature of requests that send none; 0 always picks the most probable token.
-    const DEFAULT_TEMPERATURE: f32;
-
     /// Checks the request against a model and the server's limits.
     ///
     /// # Errors
@@ -186,14 +183,21 @@ pub(crate) enum Delivery {
     },
 }
 
-/// What the fields of one route say of a generation.
+/// What the fields of one route add to the shared fields.
 #[derive(Debug)]
 pub(super) struct RouteParams {
     pub(super) prompt: Prompt,
     pub(super) max_new: Option<Tokens>,
+    /// Temperature of requests that send none; 0 always picks the most probable token.
     pub(super) default_temperature: f32,
     pub(super) text_format: Option<TextFormat>,
     pub(super) tools: Option<ToolSet>,
+}
+
+impl RouteParams {
+    pub(super) const fn new(prompt: Prompt, max_new: Option<Tokens>) -> Self {
+        Self { prompt, max_new, default_temperature: 1.0, text_format: None, tools: None }
+    }
 }
 
 impl Generation {
@@ -349,7 +353,7 @@ mod tests {
         })
     }
 
-    /// What is accepted is within the limits, whatever was sent.
+    /// Checks that an accepted request is within the limits.
     fn check<R: GenerateRequest>(body: &str) {
         let fields = Fields::parse(body.as_bytes()).unwrap();
         let Ok(params) = R::parse(fields).and_then(|request| request.resolve(&CONTEXT)) else { return };

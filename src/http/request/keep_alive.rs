@@ -9,7 +9,10 @@ use utoipa::openapi::{
 };
 
 use super::{
-    field::Modify, field_types::FieldType, json_type::JsonType, location::Location, schema::Schemas,
+    field::Modify,
+    field_types::{FieldType, custom},
+    location::Location,
+    schema::Schemas,
 };
 use crate::{http::field_error::FieldError, job::KeepAlive};
 
@@ -23,35 +26,28 @@ const UNITS: [(&str, f64); 5] = [("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3
 pub(crate) fn keep_alive() -> impl FieldType<Value = KeepAlive> {
     let about = "Seconds, at most 1000000000, or a number with a unit (`ms`, `s`, `m`, `h`). A negative number keeps the \
                  model loaded without a limit.";
-    KeepAliveType.named("KeepAlive", about)
+    custom(read, schema).named("KeepAlive", about)
 }
 
-struct KeepAliveType;
+fn read(value: Value, at: &Location) -> Result<KeepAlive, FieldError> {
+    let seconds = match &value {
+        Value::Number(seconds) => seconds.as_f64(),
+        Value::String(text) => seconds(text),
+        other => return Err(at.wrong_type("a number of seconds or a duration", other)),
+    };
+    seconds.and_then(keep_alive_of).ok_or_else(|| {
+        at.invalid(
+            "not a duration of at most 1000000000 seconds; send seconds, \"90s\", \"10m\", \"24h\", or -1 for no limit",
+        )
+    })
+}
 
-impl FieldType for KeepAliveType {
-    type Value = KeepAlive;
-    const JSON: JsonType = JsonType::Any;
-
-    fn read(&self, value: Value, at: &Location) -> Result<KeepAlive, FieldError> {
-        let seconds = match &value {
-            Value::Number(seconds) => seconds.as_f64(),
-            Value::String(text) => seconds(text),
-            other => return Err(at.wrong_type("a number of seconds or a duration", other)),
-        };
-        seconds.and_then(keep_alive_of).ok_or_else(|| {
-            at.invalid(
-                "not a duration of at most 1000000000 seconds; send seconds, \"90s\", \"10m\", \"24h\", or -1 for no limit",
-            )
-        })
-    }
-
-    fn schema(&self, _: &mut Schemas) -> RefOr<Schema> {
-        let duration = ObjectBuilder::new()
-            .schema_type(Type::String)
-            .pattern(Some("^[0-9]{1,9}(ms|s|m|h)?$"))
-            .examples(["10m"]);
-        OneOfBuilder::new().item(ObjectBuilder::new().schema_type(Type::Number)).item(duration).into()
-    }
+fn schema(_: &mut Schemas) -> RefOr<Schema> {
+    let duration = ObjectBuilder::new()
+        .schema_type(Type::String)
+        .pattern(Some("^[0-9]{1,9}(ms|s|m|h)?$"))
+        .examples(["10m"]);
+    OneOfBuilder::new().item(ObjectBuilder::new().schema_type(Type::Number)).item(duration).into()
 }
 
 fn keep_alive_of(seconds: f64) -> Option<KeepAlive> {

@@ -1,4 +1,4 @@
-//! What a request asks the model to continue.
+//! The prompt of a request: a text, token ids or a conversation.
 
 use std::ops::RangeInclusive;
 
@@ -10,7 +10,7 @@ use utoipa::openapi::{
 
 use super::{
     field::Modify,
-    field_types::{FieldType, array, check_count, counted, string, whole},
+    field_types::{FieldType, array, check_count, counted, custom, string, whole},
     json_type::JsonType,
     location::Location,
     schema::Schemas,
@@ -55,39 +55,33 @@ impl Prompt {
 
 /// OpenAI's `prompt`: a string, an array of token ids, or an array of one of either.
 pub(crate) fn prompt() -> impl FieldType<Value = Prompt> {
-    PromptType.named("Prompt", "A text, the ids of its tokens, or an array of one of either.")
+    custom(read_prompt, prompt_schema)
+        .named("Prompt", "A text, the ids of its tokens, or an array of one of either.")
 }
 
-struct PromptType;
-
-impl FieldType for PromptType {
-    type Value = Prompt;
-    const JSON: JsonType = JsonType::Any;
-
-    fn read(&self, value: Value, at: &Location) -> Result<Prompt, FieldError> {
-        match value {
-            Value::String(text) => Ok(Prompt::Text(text)),
-            Value::Array(mut items) => match (items.first(), items.len()) {
-                (Some(Value::String(_) | Value::Array(_)), 1) => self.read(items.remove(0), at),
-                (Some(Value::String(_) | Value::Array(_)), prompts) => Err(at.invalid(format!(
-                    "{prompts} prompts in one request; only one is supported, send them one by one"
-                ))),
-                _ => token_ids().read(Value::Array(items), at).map(Prompt::Ids),
-            },
-            other => Err(at.wrong_type("a string or an array of token ids", &other)),
-        }
+fn read_prompt(value: Value, at: &Location) -> Result<Prompt, FieldError> {
+    match value {
+        Value::String(text) => Ok(Prompt::Text(text)),
+        Value::Array(mut items) => match (items.first(), items.len()) {
+            (Some(Value::String(_) | Value::Array(_)), 1) => read_prompt(items.remove(0), at),
+            (Some(Value::String(_) | Value::Array(_)), prompts) => Err(at.invalid(format!(
+                "{prompts} prompts in one request; only one is supported, send them one by one"
+            ))),
+            _ => token_ids().read(Value::Array(items), at).map(Prompt::Ids),
+        },
+        other => Err(at.wrong_type("a string or an array of token ids", &other)),
     }
+}
 
-    fn schema(&self, schemas: &mut Schemas) -> RefOr<Schema> {
-        let text = || string().bytes(1..=usize::MAX);
-        let ids = || TokenIds(1..=usize::MAX);
-        OneOfBuilder::new()
-            .item(text().schema(schemas))
-            .item(ids().schema(schemas))
-            .item(array(text()).items(1..=1).schema(schemas))
-            .item(array(ids()).items(1..=1).schema(schemas))
-            .into()
-    }
+fn prompt_schema(schemas: &mut Schemas) -> RefOr<Schema> {
+    let text = || string().bytes(1..=usize::MAX);
+    let ids = || token_ids().items(1..=usize::MAX);
+    OneOfBuilder::new()
+        .item(text().schema(schemas))
+        .item(ids().schema(schemas))
+        .item(array(text()).items(1..=1).schema(schemas))
+        .item(array(ids()).items(1..=1).schema(schemas))
+        .into()
 }
 
 /// An array of token ids.

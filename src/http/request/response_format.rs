@@ -8,7 +8,7 @@
 //! | `regex` | a regular expression that matches the whole answer |
 //!
 //! At most one of them. The answer always matches, so `strict` changes nothing; a schema that cannot be enforced is refused.
-//! Only an answer that reaches its token limit may end before it matches, and its `finish_reason` says so.
+//! Only an answer that reaches its token limit may end before it matches; its `finish_reason` is then `length`.
 
 use serde_json::{Map, Value, json};
 
@@ -140,7 +140,7 @@ fn schema(schema: Map<String, Value>) -> Constraint {
 }
 
 impl OutputConstraint {
-    /// Checks that no other field ends the answer. `ends` says which of `stop`, `stop_token_ids` and `ignore_eos` were sent:
+    /// Checks that no other field ends the answer. `ends` is whether `stop`, `stop_token_ids` and `ignore_eos` were sent:
     /// the answer would end before it matches, or not when it does.
     pub(crate) fn check_ends(&self, ends: [bool; 3]) -> Result<(), FieldError> {
         let names = ["stop", "stop_token_ids", "ignore_eos"];

@@ -65,8 +65,6 @@ impl ModelRequest for ResponseCall {
 }
 
 impl GenerateRequest for ResponseCall {
-    const DEFAULT_TEMPERATURE: f32 = 1.0;
-
     fn resolve(self, context: &RequestContext) -> Result<GenerateParams, FieldError> {
         let Self { request, echoed } = self;
         let choice = request.tool_choice.unwrap_or(ToolChoice::Auto);
@@ -75,13 +73,9 @@ impl GenerateRequest for ResponseCall {
         if let Some(tools) = &tools {
             conversation = tools.add_to(conversation, &context.tools);
         }
-        let route = RouteParams {
-            prompt: Prompt::Conversation(conversation),
-            max_new: request.max_output_tokens,
-            default_temperature: Self::DEFAULT_TEMPERATURE,
-            text_format: request.text.and_then(|text| text.format),
-            tools,
-        };
+        let text_format = request.text.and_then(|text| text.format);
+        let route = RouteParams::new(Prompt::Conversation(conversation), request.max_output_tokens);
+        let route = RouteParams { text_format, tools, ..route };
         Ok(GenerateParams { echoed, ..request.generation.resolve(route, context)? })
     }
 }

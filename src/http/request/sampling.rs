@@ -2,19 +2,14 @@
 
 use std::{collections::HashSet, ops::RangeInclusive};
 
-use serde_json::{Map, Value};
-use utoipa::openapi::{
-    RefOr,
-    schema::{ObjectBuilder, Schema, Type},
-};
+use serde_json::Value;
+use utoipa::openapi::schema::{ObjectBuilder, Type};
 
 use super::{
     field::Modify,
-    field_types::{FieldType, integer, integer_from, number},
-    json_type::JsonType,
+    field_types::{FieldType, custom, integer, integer_from, number},
     location::Location,
     prompt::check_id,
-    schema::Schemas,
     shape::shape,
     string_list::string_list,
 };
@@ -65,7 +60,7 @@ shape! {
         /// Strings that end a repeated sequence for DRY; none may be empty.
         dry_sequence_breakers: Vec<String> = breakers().or(DEFAULT_BREAKERS.map(str::to_owned).into());
         /// Added to the logits of tokens, by their ids: -100 all but forbids a token, 100 all but forces it.
-        logit_bias: Vec<(u32, f32)> = LogitBias.or_empty();
+        logit_bias: Vec<(u32, f32)> = logit_bias().or_empty();
         /// The same seed gives the same answer, as long as model and program are the same. By default, and with -1, it is
         /// random.
         seed: Option<i128> = integer(SEEDS).optional().unset_at("-1");
@@ -77,37 +72,27 @@ fn breakers() -> impl FieldType<Value = Vec<String>> {
     string_list(MAX_BREAKERS, MAX_BREAKER_BYTES, empty)
 }
 
-/// The type of `logit_bias`, read in one pass.
-struct LogitBias;
-
-impl FieldType for LogitBias {
-    type Value = Vec<(u32, f32)>;
-    const JSON: JsonType = JsonType::Object;
-
-    fn read(&self, value: Value, at: &Location) -> Result<Self::Value, FieldError> {
-        let Value::Object(biases) = value else { return Err(at.wrong_type("an object", &value)) };
-        if biases.len() > MAX_BIASES {
-            return Err(at.invalid(format!(
-                "{} entries, at most {MAX_BIASES}; to restrict an answer to some characters, send regex or grammar",
-                biases.len()
-            )));
-        }
-        read_biases(biases, at)
-    }
-
-    fn schema(&self, schemas: &mut Schemas) -> RefOr<Schema> {
+fn logit_bias() -> impl FieldType<Value = Vec<(u32, f32)>> {
+    custom(read_biases, |schemas| {
         let bias = number(-100.0..=100.0).schema(schemas);
         ObjectBuilder::new().schema_type(Type::Object).additional_properties(Some(bias)).into()
-    }
+    })
 }
 
 /// The same token may be written in several ways ("7", "07"), and several biases for it would be ambiguous.
-fn read_biases(biases: Map<String, Value>, at: &Location) -> Result<Vec<(u32, f32)>, FieldError> {
+fn read_biases(value: Value, at: &Location) -> Result<Vec<(u32, f32)>, FieldError> {
+    let Value::Object(biases) = value else { return Err(at.wrong_type("an object", &value)) };
+    if biases.len() > MAX_BIASES {
+        return Err(at.invalid(format!(
+            "{} entries, at most {MAX_BIASES}; to restrict an answer to some characters, send regex or grammar",
+            biases.len()
+        )));
+    }
     let mut seen = HashSet::with_capacity(biases.len());
     let mut taken = Vec::with_capacity(biases.len());
     for (id, bias) in biases {
         let at = at.field(&id);
-        let token = id.parse().map_err(|_| at.invalid("is not a token id"))?;
+        let token = id.parse().map_err(|_| at.invalid("not a token id"))?;
         if !seen.insert(token) {
             return Err(at.invalid(format!("token {token} has more than one bias")));
         }
@@ -163,14 +148,14 @@ fn seed_bits(seed: i128) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Map, json};
 
     use super::*;
     use crate::http::request::fields::Fields;
 
     fn biases(object: Value) -> Result<Vec<(u32, f32)>, FieldError> {
         let mut fields = Fields::parse(json!({ "logit_bias": object }).to_string().as_bytes()).unwrap();
-        fields.take("logit_bias", LogitBias)
+        fields.take("logit_bias", logit_bias())
     }
 
     #[test]

@@ -15,7 +15,7 @@ pub(super) fn nullable(schema: RefOr<Schema>) -> RefOr<Schema> {
     match schema {
         RefOr::T(Schema::Object(mut object)) => {
             if let Some(values) = &mut object.enum_values {
-                values.push(Value::Null);
+                values.insert(0, Value::Null);
             }
             object.schema_type = or_null(object.schema_type);
             object.into()

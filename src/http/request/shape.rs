@@ -15,7 +15,7 @@
 //! read ([`field`](super::field), [`field_types`](super::field_types)). `..group: Group;` includes the fields of another
 //! shape. `accepts` names tables of fields that eka does not have; any other field is refused.
 //!
-//! [`tagged_shape!`] declares an object with a field that tells which of several shapes it is.
+//! [`tagged_shape!`] declares an object that has one of several shapes, depending on one field such as `type`.
 
 use serde_json::Value;
 use utoipa::{
@@ -116,7 +116,7 @@ impl<'a> ObjectSchema<'a> {
         }
     }
 
-    /// Adds the field that tells which shape of a [`tagged_shape!`] this is.
+    /// Adds the field that decides the shape of a [`tagged_shape!`].
     fn tag(&mut self, name: &str, values: &[&str], is_default: bool) {
         let schema = ObjectBuilder::new().schema_type(Type::String).enum_values(Some(values.iter().copied()));
         self.object.properties.insert(name.to_owned(), schema.into());
@@ -242,7 +242,7 @@ macro_rules! shape {
     };
 }
 
-/// Declares an object with a field, such as `type`, that tells which shape it is:
+/// Declares an object that has one of several shapes, depending on one field:
 /// `enum Part by "type" { "text" => Text(TextPart), … }`. After `or` comes the shape of objects without that field.
 macro_rules! tagged_shape {
     (
@@ -258,7 +258,7 @@ macro_rules! tagged_shape {
         }
 
         impl $name {
-            /// The value of objects without the field that tells the shape.
+            /// The value of the deciding field where it is absent.
             const DEFAULT_TAGS: &'static [&'static str] = &[$($default)?];
 
             fn describe_variants(

@@ -6,7 +6,7 @@
 //! | `auto` | text or calls | match the schema for tools with `strict` |
 //! | `required`, or a function by its name | only calls | match the schema |
 //!
-//! A grammar enforces the schemas. What it cannot enforce is refused: keywords that it does not know, and `strict` where
+//! A grammar enforces the schemas. It refuses keywords that it does not know, and `strict` where
 //! calls begin with a special token, which a grammar over text cannot allow. Without a grammar a call is what the model
 //! wrote, and may be invalid.
 
@@ -23,7 +23,7 @@ use crate::{
     text::{Calls, Conversation, Reading, Text, ToolFormat, ToolSupport},
 };
 
-/// What a model can do with tools.
+/// How a model supports tools.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ToolContext {
     pub(crate) support: ToolSupport,

@@ -1,10 +1,10 @@
-//! Fields of other servers' APIs that eka does not have, and the values at which that makes no difference.
+//! Fields of other servers' APIs that eka does not have.
 //!
-//! Clients send every field of the library that they are written for, mostly at the value that turns it off. Such a request
-//! is answered as if the field were absent. At any other value it is refused, because its answer would not be the one that
-//! was asked for. Each line of the tables is a name, what is off, and what to send instead. `null` is off everywhere.
+//! Clients send every field of the library that they are written for, mostly at the value that turns it off. At such a value
+//! a field is ignored. At any other value the request is refused, because its answer would not be what the client expects.
+//! Each line of the tables is a name, the values that are off, and what to send instead. `null` is always off.
 //!
-//! The names are those of OpenAI, vLLM, llama-server, SGLang, TGI and Ollama, and the samplers of text-generation-webui and
+//! The fields are those of OpenAI, vLLM, llama-server, SGLang, TGI and Ollama, and the samplers of text-generation-webui and
 //! Aphrodite that clients send to all of these.
 
 mod compat_field;

@@ -1,4 +1,4 @@
-//! Fields of OpenAI's API that eka does not have, route by route and object by object, and of what clients add to them.
+//! Fields of OpenAI's API, by route and by object, and those that its clients add.
 
 use super::compat_field::{CompatField, array, inert, object, off, unsupported};
 use crate::http::request::json_type::JsonType::{Any, Array, Boolean, Number, Object, String};
@@ -12,11 +12,11 @@ pub(crate) const NO_REASONING: &[CompatField] = &[
     inert("generate_summary", String),
 ];
 
-/// Of a schema with a name. They are for models that see them, which no chat template shows.
+/// In a schema with a name: texts for models that see them, which no chat template shows.
 pub(crate) const NAMED_SCHEMA: &[CompatField] =
     &[inert("name", String), inert("description", String), inert("strict", Boolean)];
 
-/// OpenAI's, of all generating routes.
+/// In all generating routes.
 pub(crate) const OPENAI: &[CompatField] = &[
     inert("user", String),
     inert("metadata", Object),
@@ -24,25 +24,25 @@ pub(crate) const OPENAI: &[CompatField] = &[
     inert("prompt_cache_key", String),
     inert("prompt_cache_retention", String),
     inert("verbosity", String),
-    off("store", &["false"], "; no answers are kept"),
+    off("store", &["false"], "; answers are not stored"),
 ];
 
-/// OpenAI's completions.
+/// In `/v1/completions`.
 pub(crate) const COMPLETIONS: &[CompatField] =
     &[off("suffix", &["\"\""], ""), off("add_special_tokens", &["true"], "; send token ids as prompt")];
 
-/// Chat completions' about tools, of routes that have none.
+/// Fields for tools, in routes without tools.
 pub(crate) const WITHOUT_TOOLS: &[CompatField] = &[
     off("tools", &["[]"], "; use /v1/chat/completions"),
     off("tool_choice", &["\"none\"", "\"auto\""], "; use /v1/chat/completions"),
     inert("parallel_tool_calls", Boolean),
 ];
 
-/// Chat completions' about choices and their scores, of routes that answer once and without scores.
+/// In routes with one answer and without log-probabilities.
 pub(crate) const SINGLE: &[CompatField] =
     &[off("n", &["1"], "; send the request once for each answer"), off("logprobs", &["false"], "")];
 
-/// OpenAI's chat completions.
+/// In `/v1/chat/completions`.
 pub(crate) const CHAT: &[CompatField] = &[
     off("functions", &["[]"], "; use tools"),
     off("function_call", &["\"none\"", "\"auto\""], "; use tool_choice"),
@@ -50,13 +50,13 @@ pub(crate) const CHAT: &[CompatField] = &[
     off("reasoning_effort", &["\"none\""], ""),
     off("add_special_tokens", &["false"], ""),
     unsupported("audio", ""),
-    // A guess at the answer that makes it come sooner.
+    // A predicted answer, to speed up generation.
     inert("prediction", Object),
     unsupported("web_search_options", ""),
     object("reasoning", NO_REASONING),
 ];
 
-/// OpenAI's responses.
+/// In `/v1/responses`.
 pub(crate) const RESPONSES: &[CompatField] = &[
     off("background", &["false"], ""),
     array("include", NOTHING_TO_INCLUDE),
@@ -65,13 +65,13 @@ pub(crate) const RESPONSES: &[CompatField] = &[
     unsupported("previous_response_id", "; send the whole conversation as input"),
     unsupported("conversation", "; send the whole conversation as input"),
     object("reasoning", NO_REASONING),
-    // It limits the calls of tools that a server runs itself.
+    // Limits the tools that OpenAI's servers run.
     inert("max_tool_calls", Number),
     unsupported("prompt", "; send its text as instructions"),
     off("context_management", &["[]"], ""),
 ];
 
-/// Of items that no answer has.
+/// Items that no answer has.
 const NOTHING_TO_INCLUDE: &[&str] = &[
     "reasoning.encrypted_content",
     "web_search_call.results",
@@ -82,14 +82,14 @@ const NOTHING_TO_INCLUDE: &[&str] = &[
     "message.input_image.image_url",
 ];
 
-/// Of `stream_options`.
+/// In `stream_options`.
 pub(crate) const STREAM_OPTIONS: &[CompatField] =
     &[inert("include_obfuscation", Boolean), off("continuous_usage_stats", &["false"], "")];
 
-/// Of `text` in responses.
+/// In `text` of `/v1/responses`.
 pub(crate) const TEXT_OPTIONS: &[CompatField] = &[inert("verbosity", String)];
 
-/// Of a message: what clients send back of an answer, or mark it with.
+/// In a message: fields of an answer that clients send back, and marks that they add.
 pub(crate) const MESSAGE: &[CompatField] = &[
     off("refusal", &["\"\""], ""),
     unsupported("audio", ""),
@@ -105,26 +105,26 @@ pub(crate) const MESSAGE: &[CompatField] = &[
     inert("provider_specific_fields", Object),
 ];
 
-/// Of a part of a message.
+/// In a part of a message.
 pub(crate) const PART: &[CompatField] =
     &[inert("annotations", Array), inert("logprobs", Array), inert("cache_control", Object)];
 
-/// Of a call in a message.
+/// In a call of a message.
 pub(crate) const CALL: &[CompatField] = &[inert("index", Number), inert("provider_specific_fields", Object)];
 
-/// Of the function of a call: what OpenAI's client adds when it parses.
+/// In the function of a call: OpenAI's client adds parsed arguments.
 pub(crate) const CALLED_FUNCTION: &[CompatField] =
     &[inert("parsed_arguments", Any), inert("provider_specific_fields", Object)];
 
-/// Of an item of responses that is sent back.
+/// In an item of `/v1/responses` that is sent back.
 pub(crate) const ITEM: &[CompatField] =
     &[inert("id", String), inert("status", String), inert("phase", String)];
 
-/// Of a tool.
+/// In a tool.
 pub(crate) const TOOL: &[CompatField] =
     &[inert("cache_control", Object), off("defer_loading", &["false"], "")];
 
-/// llama-server's and vLLM's, of `/tokenize`.
+/// In `/tokenize`, from llama-server and vLLM.
 pub(crate) const TOKENIZE: &[CompatField] = &[
     off("parse_special", &["true"], ""),
     off("add_generation_prompt", &["true"], ""),
@@ -135,7 +135,7 @@ pub(crate) const TOKENIZE: &[CompatField] = &[
     off("mm_processor_kwargs", &["{}"], ""),
 ];
 
-/// The same of `/apply-template`.
+/// In `/apply-template`, from the same.
 pub(crate) const TEMPLATE: &[CompatField] = &[
     off("add_generation_prompt", &["true"], ""),
     off("continue_final_message", &["false"], ""),

@@ -1,11 +1,11 @@
-//! Fields of other servers that speak OpenAI's API, which clients send to any of them.
+//! Fields of other servers with OpenAI's API, which clients send to any of them.
 
 use super::compat_field::{CompatField, inert, object, off, unsupported};
 use crate::http::request::json_type::JsonType::{Boolean, Number, String};
 
-/// Other servers', of all generating routes.
+/// In all generating routes.
 pub(crate) const PEERS: &[CompatField] = &[
-    // How a token is picked.
+    // Sampling.
     off("mirostat", &["0"], ""),
     off("mirostat_mode", &["0"], ""),
     inert("mirostat_tau", Number),
@@ -36,7 +36,7 @@ pub(crate) const PEERS: &[CompatField] = &[
     unsupported("samplers", ""),
     unsupported("sampler_priority", ""),
     off("do_sample", &["true"], "; send temperature 0 to always take the most probable token"),
-    // What was said before.
+    // Penalties for repetition.
     off("repeat_penalty", &["1"], "; use repetition_penalty"),
     off("repeat_last_n", &["-1", "0", "64"], ""),
     off("repetition_penalty_range", &["0"], ""),
@@ -60,7 +60,7 @@ pub(crate) const PEERS: &[CompatField] = &[
     off("guidance_scale", &["1"], ""),
     off("cfg_scale", &["1"], ""),
     off("negative_prompt", &["\"\""], ""),
-    // Where an answer ends.
+    // End of the answer.
     off("min_tokens", &["0"], ""),
     off("min_new_tokens", &["0"], ""),
     off("n_predict", &["-1"], "; use the route's limit of tokens, such as max_tokens"),
@@ -71,7 +71,7 @@ pub(crate) const PEERS: &[CompatField] = &[
     unsupported("thinking_token_budget", ""),
     off("stop_regex", &["[]", "\"\""], "; use stop"),
     off("ban_eos_token", &["false"], "; use ignore_eos"),
-    // Which tokens may come.
+    // Tokens that are allowed.
     off("bad_words", &["[]"], "; use logit_bias"),
     off("bad_words_ids", &["[]"], "; use logit_bias"),
     unsupported("allowed_token_ids", "; use logit_bias"),
@@ -79,7 +79,7 @@ pub(crate) const PEERS: &[CompatField] = &[
     off("logits_processors", &["[]"], ""),
     unsupported("custom_logit_processor", ""),
     off("watermark", &["false"], ""),
-    // How the text is written.
+    // Format of the text.
     off("skip_special_tokens", &["true"], ""),
     inert("spaces_between_special_tokens", Boolean),
     off("include_stop_str_in_output", &["false"], ""),
@@ -87,7 +87,7 @@ pub(crate) const PEERS: &[CompatField] = &[
     off("detokenize", &["true"], ""),
     off("echo", &["false"], ""),
     off("return_full_text", &["false"], ""),
-    // The form of the answer.
+    // Form of the answer.
     unsupported("guided_json", "; use json_schema"),
     unsupported("guided_regex", "; use regex"),
     off("guided_choice", &["[]"], "; use regex"),
@@ -136,7 +136,7 @@ pub(crate) const PEERS: &[CompatField] = &[
     off("reasoning_format", &["\"none\"", "\"auto\""], ""),
     inert("reasoning_in_content", Boolean),
     inert("parse_tool_calls", Boolean),
-    // What is returned besides.
+    // Further output.
     off("n_probs", &["0"], "; use logprobs"),
     object("usage", &[inert("include", Boolean)]),
     inert("post_sampling_probs", Boolean),
@@ -164,7 +164,7 @@ pub(crate) const PEERS: &[CompatField] = &[
     off("vllm_xargs", &["{}"], ""),
     off("kv_transfer_params", &["{}"], ""),
     off("session_params", &["{}"], ""),
-    // Where and when it runs.
+    // Scheduling.
     inert("request_id", String),
     inert("rid", String),
     inert("extra_key", String),
