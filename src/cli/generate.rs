@@ -1,4 +1,4 @@
-//! `eka generate`: one answer, streamed to the terminal, or a conversation with whoever sits there.
+//! `eka generate`: one answer, streamed to the terminal, or an interactive chat.
 
 use std::{
     io::{self, Read, Write},
@@ -19,31 +19,31 @@ use super::{
 use crate::{
     config::{self, Config, ConfigArgs},
     text::{Message, Text},
-    worker::faults::Plan,
+    worker::faults::FaultPlan,
 };
 
-/// Generate one answer and stream it to the terminal, or talk to the model
+/// Generate one answer and stream it to the terminal, or start a chat
 ///
-/// Without a prompt, on a terminal, it asks for prompts and keeps the conversation; /help there says how. Without a prompt
-/// elsewhere it reads one from standard input.
+/// Without a prompt on a terminal it starts an interactive chat, where /help lists the commands. Without a terminal it reads
+/// the prompt from standard input.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The prompt; `-` reads it from standard input
     #[arg(value_name = "PROMPT")]
     prompt: Option<String>,
 
-    /// Continue prompts as they stand, without the model's chat template
+    /// Continue the prompt as plain text, without the model's chat template
     #[arg(long)]
     pub(super) raw: bool,
 
-    /// A system message before the prompt
+    /// System message before the prompt
     #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
     pub(super) system: Option<String>,
 
     #[command(flatten)]
     pub(super) wanted: SamplingArgs,
 
-    /// Neither read nor keep the prompts typed earlier
+    /// Do not read or save the history of typed prompts
     #[arg(long)]
     pub(super) no_history: bool,
 
@@ -53,9 +53,9 @@ pub(super) struct Args {
     #[command(flatten)]
     config: ConfigArgs,
 
-    /// Faults that the worker commits, for tests of what happens then; see `eka::worker::faults`
+    /// Faults for the worker to inject, for tests; see `eka::worker::faults`
     #[arg(long, value_name = "SPEC", hide = true)]
-    faults: Option<Plan>,
+    faults: Option<FaultPlan>,
 }
 
 /// Generates and streams.
@@ -76,17 +76,17 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 async fn generate(args: &Args, config: &Config, prompt: Option<String>) -> anyhow::Result<Exit> {
-    let mut speaker = LocalModel::start(config, args.faults.as_ref()).await?;
+    let mut model = LocalModel::start(config, args.faults.as_ref()).await?;
     let answered = match prompt {
-        Some(prompt) => once(&mut speaker, args, &prompt).await,
-        None => chat::talk(&mut speaker, args).await,
+        Some(prompt) => once(&mut model, args, &prompt).await,
+        None => chat::run(&mut model, args).await,
     };
-    speaker.stop().await;
+    model.stop().await;
     answered
 }
 
 impl Args {
-    /// The prompt, or none for someone who will type them.
+    /// The prompt; `None` starts an interactive chat.
     fn prompt(&self) -> anyhow::Result<Option<String>> {
         match self.prompt.as_deref() {
             Some("-") => from_stdin().map(Some),
@@ -95,10 +95,10 @@ impl Args {
             None => {
                 ensure!(
                     !output::stdin_is_a_terminal(),
-                    "no prompt; give one, or leave --json and redirections out to be asked"
+                    "no prompt; pass one, or omit --json and redirections for an interactive chat"
                 );
                 let prompt = from_stdin()?;
-                ensure!(!prompt.is_empty(), "no prompt, and nothing on standard input; give one of them");
+                ensure!(!prompt.is_empty(), "no prompt, and standard input is empty; pass a prompt");
                 Ok(Some(prompt))
             }
         }
@@ -106,7 +106,7 @@ impl Args {
 
     fn encode(&self, text: &Text, prompt: &str) -> anyhow::Result<Vec<u32>> {
         if self.raw || !text.card().has_chat_template {
-            ensure!(self.system.is_none(), "the model has no chat template that --system could go into");
+            ensure!(self.system.is_none(), "--system needs a chat template, which the model does not have");
             return Ok(text.encode(prompt)?);
         }
         let mut messages: Vec<_> = self.system.iter().map(|system| Message::new("system", system)).collect();
@@ -114,15 +114,18 @@ impl Args {
         Ok(text.encode_chat(&messages.into())?)
     }
 
-    /// Tokens that the answer may have after a prompt of so many.
-    fn max_new(&self, speaker: &LocalModel, prompt: usize) -> anyhow::Result<usize> {
-        let context = speaker.context;
+    /// Most tokens of the answer after a prompt of `prompt` tokens.
+    fn max_new(&self, model: &LocalModel, prompt: usize) -> anyhow::Result<usize> {
+        let context = model.context;
         let room = context.saturating_sub(prompt);
-        ensure!(room > 0, "the prompt of {prompt} tokens leaves no room in the context length of {context}");
-        let asked = self.wanted.max_new_tokens.unwrap_or_else(|| room.min(speaker.default_max_new));
+        ensure!(
+            room > 0,
+            "the prompt has {prompt} tokens and fills the context length of {context}; shorten the prompt"
+        );
+        let asked = self.wanted.max_new_tokens.unwrap_or_else(|| room.min(model.default_max_new));
         ensure!(
             asked <= room,
-            "--max-new-tokens is {asked}: after a prompt of {prompt} there is room for {room} of {context}"
+            "--max-new-tokens is {asked}; after a prompt of {prompt} tokens only {room} of {context} are left"
         );
         Ok(asked)
     }
@@ -130,24 +133,24 @@ impl Args {
 
 fn from_stdin() -> anyhow::Result<String> {
     let mut prompt = String::new();
-    io::stdin().read_to_string(&mut prompt).context("the prompt cannot be read from standard input")?;
+    io::stdin().read_to_string(&mut prompt).context("cannot read the prompt from standard input")?;
     Ok(prompt)
 }
 
-/// One answer, streamed or as a document.
-async fn once(speaker: &mut LocalModel, args: &Args, prompt: &str) -> anyhow::Result<Exit> {
-    let prompt = args.encode(&speaker.text, prompt).with_exit(Exit::Usage)?;
-    let max_new = args.max_new(speaker, prompt.len()).with_exit(Exit::Usage)?;
+/// Generates one answer, streamed or as a JSON document.
+async fn once(model: &mut LocalModel, args: &Args, prompt: &str) -> anyhow::Result<Exit> {
+    let prompt = args.encode(&model.text, prompt).with_exit(Exit::Usage)?;
+    let max_new = args.max_new(model, prompt.len()).with_exit(Exit::Usage)?;
     let cancel = CancellationToken::new();
     let mut stream = Stream::new(!args.output.json);
-    let saying = speaker.say((prompt, max_new), &args.wanted, &cancel, |text| stream.write(text));
-    let (answer, was_interrupted) = interruptible(saying, &cancel).await;
+    let generation = model.generate((prompt, max_new), &args.wanted, &cancel, |text| stream.write(text));
+    let (answer, was_interrupted) = interruptible(generation, &cancel).await;
     let answer = match answer {
         Err(_) if stream.is_closed => return Ok(Exit::Done),
         answer => answer?,
     };
     if args.output.json {
-        output::document(&answer.document(&speaker.text.card().id))?;
+        output::document(&answer.document(&model.text.card().id))?;
     } else {
         stream.write("\n").or_else(|e| if stream.is_closed { Ok(()) } else { Err(anyhow!(e)) })?;
         output::note(answer.summary());
@@ -155,11 +158,11 @@ async fn once(speaker: &mut LocalModel, args: &Args, prompt: &str) -> anyhow::Re
     Ok(if was_interrupted { Exit::Interrupted } else { Exit::Done })
 }
 
-/// Stdout, as text comes.
+/// Streams text to stdout.
 pub(super) struct Stream {
     is_wanted: bool,
     is_terminal: bool,
-    /// Whoever read it has left.
+    /// The pipe is closed.
     is_closed: bool,
 }
 
@@ -168,7 +171,7 @@ impl Stream {
         Self { is_wanted, is_terminal: output::stdout_is_a_terminal(), is_closed: false }
     }
 
-    /// Writes at once; to a terminal, nothing that it would obey.
+    /// Writes and flushes. Control characters are escaped on a terminal.
     pub(super) fn write(&mut self, text: &str) -> io::Result<()> {
         if !self.is_wanted {
             return Ok(());

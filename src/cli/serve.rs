@@ -1,4 +1,4 @@
-//! `eka serve`: settings, model, worker, queue and HTTP, wired together.
+//! `eka serve`: connects settings, models, workers, queue and HTTP server.
 
 use std::{
     io,
@@ -26,24 +26,24 @@ use crate::{
     config::{self, Config, ConfigArgs},
     device::host::{self, Pace},
     executor::{Executor, Routing},
-    http::{self, AppState, Life, Orders, Settings},
+    http::{self, AppState, Commands, Life, Settings},
     job::{ModelId, Readiness},
     log_queue,
     metrics::{MemoryKind, Metrics, OnDevice},
     otel::{Collector, Options},
     prompt_store::PromptStore,
-    supervise::{Fleet, FleetForeman, FleetRunner, FleetView},
-    worker::faults::Plan,
+    supervise::WorkerPool,
+    worker::faults::FaultPlan,
 };
 
-/// For the last spans to reach their collector, at shutdown.
+/// Longest wait for the last spans to be exported at shutdown.
 const LAST_SPANS: Duration = Duration::from_secs(2);
 
-/// Longest wait for the last lines of the log to be written after the signal to exit immediately.
+/// Longest wait for the last log lines after the signal to exit immediately.
 const LAST_LINES_AT_ONCE: Duration = Duration::from_millis(200);
 
-/// Connections that may wait to be accepted; the system lowers it to its own limit. The client of one too many tries again after a
-/// second, which for a probe is a failure.
+/// Length of the accept queue, which the system may lower. A client that finds it full retries after a second, which fails a
+/// health probe.
 const BACKLOG: u32 = 4096;
 
 /// Serve a model over HTTP
@@ -57,16 +57,16 @@ pub(super) struct Args {
     /// Write the server's URL, address, process id and state to this file, as JSON, when it listens; removed at exit
     #[arg(long, value_name = "PATH")]
     ready_file: Option<PathBuf>,
-    /// Faults that workers commit, for tests of what happens then; see `eka::worker::faults`
-    // A flag alone: neither settings nor environment, which others than whoever starts it may write.
+    /// Faults for workers to inject, for tests; see `eka::worker::faults`
+    // Only a flag: the file and the environment may be written by other users.
     #[arg(long, value_name = "SPEC", hide = true)]
-    faults: Option<Plan>,
+    faults: Option<FaultPlan>,
 }
 
-/// Serves until SIGTERM or SIGINT.
+/// Runs the server until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// When settings, model or address cannot be used, or the model cannot be loaded.
+/// When settings, model or address are invalid, or the model cannot be loaded.
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let settings = config::Settings::load(&args.config)?;
     if args.config.print_config {
@@ -75,10 +75,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if let Some(path) = &args.ready_file {
         ReadyFile::remove_stale(path).with_exit(Exit::Usage)?;
     }
-    log_queue::start().context("the thread that writes the log cannot be started")?;
+    log_queue::start().context("cannot start the log's writer thread")?;
     let level = logging::start(&settings.config.log)?;
     worker::check_cache(&settings.config)?;
-    // Before there are other threads, which inherit it.
+    // Before other threads start, which inherit it.
     host::set_pace(Pace::Prompt);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let config = settings.config.clone();
@@ -95,12 +95,12 @@ impl Args {
         OutputFlags { json: self.json, quiet: false }
     }
 
-    fn faults(&self) -> Option<&Plan> {
+    fn faults(&self) -> Option<&FaultPlan> {
         self.faults.as_ref().filter(|plan| !plan.is_off())
     }
 }
 
-/// Prints the settings and where each comes from.
+/// Prints the settings with their origins.
 ///
 /// # Errors
 /// When stdout cannot be written to.
@@ -126,15 +126,14 @@ async fn serve(
     let models = commands.first().map_or(&[][..], |command| &command.models);
     let models: Vec<_> = models.iter().map(|model| model.id.0.to_string()).collect();
     let collector = collector(config, &metrics)?;
-    let (fleet, keeping) = Fleet::new(commands, &metrics);
-    let readiness = fleet.readiness();
-    let (executor, working) = executor(config, &metrics, fleet.runners());
+    let (workers, supervision) = WorkerPool::new(commands, &metrics);
+    let readiness = workers.readiness();
+    let (executor, working) = executor(config, &metrics, &workers);
     tokio::spawn(show_own_memory(Arc::clone(&metrics)));
     executor.limit_overtakes(config.queue.max_overtakes);
-    route(config, &executor, fleet.view());
+    route(config, &executor, workers.clone());
     let http = Settings::from(config);
-    let (wanted, workers) = (http.max_connections, fleet.runners().len());
-    let max_connections = fd_limit::fit(wanted, fd_limit::raise_limit(), workers);
+    let max_connections = fd_limit::fit(http.max_connections, fd_limit::raise_limit(), workers.size());
     let scheme = if entry.tls.is_some() { "https" } else { "http" };
     let address = listener.local_addr()?;
     tracing::info!(event = "listening", "serving {} on {scheme}://{address}", catalogue.names());
@@ -142,7 +141,7 @@ async fn serve(
         let file = ReadyFile::create(path, scheme, address, models).with_exit(Exit::Usage)?;
         tokio::spawn(file.follow(readiness.clone()));
     }
-    // Workers have the same, whatever directory they look at it from.
+    // Absolute, because workers use it too.
     let saved_prompts = std::path::absolute(&config.engine.prefix_cache_dir)?;
     let drain = CancellationToken::new();
     let state = AppState::new(
@@ -153,9 +152,9 @@ async fn serve(
         Settings { max_connections, ..http },
     )
     .with_sandbox(sandbox)
-    .with_orders(orders(fleet.foreman()))
+    .with_commands(worker_commands(workers.clone()))
     .with_saved_prompts(PromptStore::new(saved_prompts))
-    .with_devices(devices(&fleet.view()))
+    .with_devices(devices(&workers))
     .with_access_control(Arc::clone(&entry.access))
     .with_tls(entry.tls.clone())
     .with_deadlines(entry.deadlines())
@@ -163,20 +162,20 @@ async fn serve(
     .with_log(Arc::new(move |text| level.set(text).map_err(|error| error.to_string())));
     tokio::spawn(entry.watch(executor));
     #[cfg(unix)]
-    tokio::spawn(super::systemd::tell(readiness.clone()));
+    tokio::spawn(super::systemd::notify_readiness(readiness.clone()));
     let mut last = Readiness::Starting;
     let served = http::serve(
         listener,
         state,
         Life {
             beside: async {
-                tokio::join!(keeping, working);
+                tokio::join!(supervision, working);
             },
             shutdown: ended(readiness.clone(), drain, args.ready_file.clone()),
             finish: async {
-                // Asked before the workers are told to end, which is a state of its own.
+                // Stopping the workers changes the state.
                 last = readiness.borrow().clone();
-                fleet.stop().await;
+                workers.stop().await;
             },
         },
     )
@@ -193,26 +192,26 @@ async fn serve(
     }
 }
 
-fn orders(foreman: FleetForeman) -> Orders {
-    Arc::new(move |order| {
-        let foreman = foreman.clone();
-        Box::pin(async move { foreman.give(order).await })
+fn worker_commands(workers: WorkerPool) -> Commands {
+    Arc::new(move |command| {
+        let workers = workers.clone();
+        Box::pin(async move { workers.command(command).await })
     })
 }
 
-/// The devices by name, where there are several.
-fn devices(view: &FleetView) -> Vec<(String, watch::Receiver<Readiness>)> {
-    view.devices().filter_map(|(label, readiness)| Some((label?.to_owned(), readiness))).collect()
+/// The devices by name, if there are several.
+fn devices(workers: &WorkerPool) -> Vec<(String, watch::Receiver<Readiness>)> {
+    workers.devices().filter_map(|(label, readiness)| Some((label?.to_owned(), readiness))).collect()
 }
 
-/// Has jobs wait for the device that suits them, where there is a choice.
-fn route(config: &Config, executor: &Executor, mut view: FleetView) {
+/// Makes the queue wait for the device that has a job's model, if there is a choice.
+fn route(config: &Config, executor: &Executor, mut workers: WorkerPool) {
     let most_switches = config.queue.max_switches;
-    let has_one_device = view.devices().count() == 1;
+    let has_one_device = workers.size() == 1;
     if has_one_device && most_switches.is_none() {
         return;
     }
-    let (loaded, open) = (view.clone(), view.clone());
+    let (loaded, open) = (workers.clone(), workers.clone());
     executor.route(Routing {
         most_switches,
         is_loaded: Arc::new(move |slot, model: &ModelId| loaded.is_loaded(slot, model)),
@@ -221,20 +220,20 @@ fn route(config: &Config, executor: &Executor, mut view: FleetView) {
     let executor = executor.clone();
     tokio::spawn(async move {
         loop {
-            view.changed().await;
+            workers.changed().await;
             executor.look_again();
         }
     });
 }
 
-/// Where traces go, if they are collected.
+/// The trace collector, if configured.
 fn collector(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<Option<Collector>> {
     let Some(endpoint) = config.trace.collector_url() else { return Ok(None) };
     let (sample_ratio, service_name) =
         (config.trace.sample_ratio, config.trace.service_name.trim().to_owned());
     let options = Options { endpoint, sample_ratio, service_name };
     let collector = Collector::start(options, Arc::clone(metrics));
-    Ok(Some(collector.context("traces cannot be sent; set trace.otlp_endpoint")?))
+    Ok(Some(collector.context("cannot send traces; check trace.otlp_endpoint")?))
 }
 
 fn listen(config: &Config) -> anyhow::Result<TcpListener> {
@@ -244,10 +243,10 @@ fn listen(config: &Config) -> anyhow::Result<TcpListener> {
         .with_exit(Exit::Machine)
 }
 
-/// As [`TcpListener::bind`], whose queue of 128 connections a burst of clients fills.
+/// Like [`TcpListener::bind`], which has a queue of only 128 connections.
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    // A server that is started again takes its port from connections that have ended. On Windows the option means sharing it.
+    // A restarted server takes over the port from closed connections. On Windows the option would share the port.
     #[cfg(not(windows))]
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
@@ -257,19 +256,20 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 fn executor(
     config: &Config,
     metrics: &Arc<Metrics>,
-    runners: Vec<FleetRunner>,
+    workers: &WorkerPool,
 ) -> (Executor, impl Future<Output = ()> + Send + use<>) {
-    let run = |runner: FleetRunner| {
+    let run = |slot| {
+        let workers = workers.clone();
         move |job, events, cancel| {
-            let runner = runner.clone();
-            async move { runner.run(job, events, cancel).await }
+            let workers = workers.clone();
+            async move { workers.run(slot, job, events, cancel).await }
         }
     };
-    Executor::with_slots(limits(config), Arc::clone(metrics), runners.into_iter().map(run).collect())
+    Executor::with_slots(limits(config), Arc::clone(metrics), (0..workers.size()).map(run).collect())
 }
 
-/// Completes when the server shall end: at a signal, when `/admin/drain` says so, or when no worker will ever run. A
-/// second signal ends the process.
+/// Completes when the server must shut down: at a signal, after `/admin/drain`, or when no worker can ever start. A second
+/// signal exits the process.
 async fn ended(
     mut readiness: watch::Receiver<Readiness>,
     drain: CancellationToken,
@@ -287,10 +287,10 @@ async fn ended(
         _ = readiness.wait_for(hopeless) => {}
     }
     #[cfg(unix)]
-    super::systemd::stopping();
+    super::systemd::notify_stopping();
     tokio::spawn(async move {
         if drain.is_cancelled() {
-            // Kubernetes sends SIGTERM when its preStop hook, which may be /admin/drain, has returned.
+            // Kubernetes sends SIGTERM after its preStop hook, which may call /admin/drain.
             let name = signal().await;
             tracing::info!("{name}: already shutting down; send the signal again to exit immediately");
         }
@@ -304,14 +304,14 @@ async fn ended(
     });
 }
 
-/// Completes with the name of the signal that asks this process to end, when it comes.
+/// Completes with the name of the next termination signal.
 #[cfg(unix)]
 pub(super) async fn signal() -> &'static str {
     use tokio::signal::unix::{SignalKind, signal};
     let (Ok(mut terminate), Ok(mut interrupt)) =
         (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
-        tracing::error!("signals cannot be received: this process ends only when killed");
+        tracing::error!("cannot receive signals; stop this process with SIGKILL");
         return std::future::pending().await;
     };
     tokio::select! {
@@ -320,17 +320,17 @@ pub(super) async fn signal() -> &'static str {
     }
 }
 
-/// Completes with the name of the signal that asks this process to end, when it comes.
+/// Completes with the name of the next termination signal.
 #[cfg(not(unix))]
 pub(super) async fn signal() -> &'static str {
     if let Err(e) = tokio::signal::ctrl_c().await {
-        tracing::error!("Ctrl-C cannot be received: {e}; this process ends only when killed");
+        tracing::error!("cannot receive Ctrl-C: {e}; stop this process in the task manager");
         return std::future::pending().await;
     }
     "Ctrl-C"
 }
 
-/// Keeps this process' memory in the metrics; the worker's comes with its answers.
+/// Updates the metrics of this process's memory. Those of workers come with their answers.
 async fn show_own_memory(metrics: Arc<Metrics>) {
     loop {
         let host::HostMemory { resident, anonymous, .. } = host::memory();

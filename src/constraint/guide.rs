@@ -128,7 +128,7 @@ impl Guides {
             (self.model_dir.clone(), self.vocabulary, Arc::clone(&self.compiler));
         let (answer, stopping) = (job.answer.clone(), Arc::clone(&stop));
         // A pass gives the logits of its last token alone.
-        let together = if job.scores.is_some() { 1 } else { usize::MAX };
+        let together = if job.logprobs.is_some() { 1 } else { usize::MAX };
         let work = move || {
             let begun = Instant::now();
             let compiler = compiler.get_or_init(|| {

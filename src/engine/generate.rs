@@ -6,38 +6,21 @@ use std::{
 };
 
 use super::{
-    EngineError, Forward, Sampler, Speculation,
-    scores::Scorer,
-    speculation::{Bounds, Drafter, Guess, Guesser},
+    error::EngineError,
+    forward::Forward,
+    logprobs::LogprobScorer,
+    sampler::Sampler,
+    speculation::{Draft, DraftLimits, DraftSource, Drafter, Speculation},
 };
 use crate::{
     constraint::{Choice, Guide},
-    job::{Drafted, Failure, FinishReason, Job, Score, Timings, Usage},
+    job::{DraftCounts, Failure, FinishReason, Job, Step, Timings, Usage},
     units::Tokens,
 };
 
-/// What happens while a job runs; each is also the chance to stop it.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Step {
-    /// So many of the prompt's tokens are read. Of the last ones the first token tells: saying it twice would wake whoever
-    /// listens twice.
-    Progress {
-        /// Read so far.
-        done: usize,
-        /// In all.
-        total: usize,
-        /// Of those read, how many are kept from an earlier job.
-        cached: usize,
-    },
-    /// What the model thought of a token of the prompt, or of the one that is said next; only where that was asked for.
-    Score(Score),
-    /// The next token of the answer. The one that ends it is not said.
-    Token(u32),
-}
-
 /// How a generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Outcome {
+pub struct GenerationSummary {
     /// Why no further token came.
     pub reason: FinishReason,
     /// What was read and written.
@@ -58,10 +41,10 @@ pub fn generate<D: Forward>(
     guide: Option<Guide>,
     speculation: &mut Speculation<D>,
     mut emit: impl FnMut(Step) -> ControlFlow<()>,
-) -> Result<Outcome, EngineError> {
+) -> Result<GenerationSummary, EngineError> {
     check(model, job)?;
     let (rows, vocabulary) = (model.rows(), model.vocabulary());
-    let bounds = Bounds {
+    let bounds = DraftLimits {
         rows,
         vocabulary,
         may_be_kept: job.cache_prompt,
@@ -98,7 +81,7 @@ struct Run<'a, D> {
     job: &'a Job,
     sampler: Sampler<'a>,
     guide: Option<Guide>,
-    scorer: Option<Scorer>,
+    scorer: Option<LogprobScorer>,
     drafter: Drafter<'a, D>,
     /// What follows, not said and not read yet: one token, or more where the constraint leaves no choice.
     next: Vec<u32>,
@@ -108,17 +91,17 @@ struct Run<'a, D> {
     read: usize,
     cached: usize,
     written: usize,
-    drafted: Drafted,
-    drafted_by_model: Drafted,
+    drafted: DraftCounts,
+    drafted_by_model: DraftCounts,
 }
 
 impl<'a, D: Forward> Run<'a, D> {
     fn new(job: &'a Job, guide: Option<Guide>, mut drafter: Drafter<'a, D>) -> Self {
         let sampler = Sampler::resume(&job.sampling, &job.prompt, &job.answer);
-        let scorer = job.scores.map(Scorer::new);
+        let scorer = job.logprobs.map(LogprobScorer::new);
         drafter.read(&job.prompt, &job.answer);
         let (started, written) = (Instant::now(), job.answer.len());
-        let (next, prefilled, read, cached, drafted) = (Vec::new(), None, 0, 0, Drafted::default());
+        let (next, prefilled, read, cached, drafted) = (Vec::new(), None, 0, 0, DraftCounts::default());
         Self {
             job,
             sampler,
@@ -177,7 +160,7 @@ impl<'a, D: Forward> Run<'a, D> {
     }
 
     fn scores_prompt(&self) -> bool {
-        self.job.scores.is_some_and(|asked| asked.prompt)
+        self.job.logprobs.is_some_and(|asked| asked.prompt)
     }
 
     /// Says what the model thinks of the prompt's next token.
@@ -190,7 +173,7 @@ impl<'a, D: Forward> Run<'a, D> {
         match (&mut self.scorer, self.job.prompt.get(self.read)) {
             (Some(scorer), Some(token)) if wanted => {
                 scorer.read(logits);
-                emit(Step::Score(scorer.score(*token, self.read)))
+                emit(Step::Logprobs(scorer.score(*token, self.read)))
             }
             _ => ControlFlow::Continue(()),
         }
@@ -214,7 +197,7 @@ impl<'a, D: Forward> Run<'a, D> {
             None => {}
         }
         let picked = self.sampler.pick(logits);
-        let picked = picked.ok_or(EngineError::Job(Failure::NoNumber { after: Tokens(self.read) }))?;
+        let picked = picked.ok_or(EngineError::Job(Failure::NanLogits { after: Tokens(self.read) }))?;
         self.next.push(picked);
         if let Some(guide) = &self.guide
             && !self.job.end_tokens.contains(&picked)
@@ -234,7 +217,7 @@ impl<'a, D: Forward> Run<'a, D> {
                 return Some(FinishReason::EndToken);
             }
             let position = self.job.prompt.len() + self.written - 1;
-            let score = self.scorer.as_mut().map(|scorer| Step::Score(scorer.score(token, position)));
+            let score = self.scorer.as_mut().map(|scorer| Step::Logprobs(scorer.score(token, position)));
             if score.into_iter().chain([Step::Token(token)]).any(|step| emit(step).is_break()) {
                 return Some(FinishReason::Cancelled);
             }
@@ -269,7 +252,7 @@ impl<'a, D: Forward> Run<'a, D> {
     }
 
     /// What may come after what follows, if it is worth being fed along.
-    fn draft(&mut self) -> Result<Guess, EngineError> {
+    fn draft(&mut self) -> Result<Draft, EngineError> {
         self.drafter.draft(self.next.len(), self.job.max_new_tokens - self.written)
     }
 
@@ -278,7 +261,7 @@ impl<'a, D: Forward> Run<'a, D> {
     fn verify(
         &mut self,
         model: &mut impl Forward,
-        guess: &Guess,
+        guess: &Draft,
         emit: &mut impl FnMut(Step) -> ControlFlow<()>,
     ) -> Result<Option<FinishReason>, EngineError> {
         let (vocabulary, draft, due) = (model.vocabulary(), &*guess.tokens, self.next.len());
@@ -302,7 +285,7 @@ impl<'a, D: Forward> Run<'a, D> {
         }
         self.read += right;
         self.drafted.add(draft.len(), right);
-        if guess.by == Guesser::Model {
+        if guess.by == DraftSource::Model {
             self.drafted_by_model.add(draft.len(), right);
         }
         // Where the answer ends, nobody knows of the rest.
@@ -313,10 +296,10 @@ impl<'a, D: Forward> Run<'a, D> {
         Ok(end)
     }
 
-    fn outcome(&self, reason: FinishReason) -> Outcome {
+    fn outcome(&self, reason: FinishReason) -> GenerationSummary {
         let elapsed = self.started.elapsed();
         let prefill = self.prefilled.unwrap_or(elapsed);
-        Outcome {
+        GenerationSummary {
             reason,
             usage: Usage {
                 prompt_tokens: self.read.min(self.job.prompt.len()),
@@ -394,7 +377,7 @@ mod tests {
         Script(tokens.iter(), [0.0; VOCABULARY])
     }
 
-    fn run(mut script: Script<'_>, job: &Job) -> (Vec<u32>, Outcome) {
+    fn run(mut script: Script<'_>, job: &Job) -> (Vec<u32>, GenerationSummary) {
         let mut said = Vec::new();
         let outcome = generate(&mut script, job, None, &mut Speculation::new(), |step| {
             if let Step::Token(id) = step {
@@ -490,6 +473,6 @@ mod tests {
             generate(&mut script, &Job { sampling, ..job(2, 3) }, None, &mut Speculation::new(), |_| {
                 ControlFlow::Continue(())
             });
-        assert!(matches!(refused, Err(EngineError::Job(Failure::NoNumber { .. }))), "{refused:?}");
+        assert!(matches!(refused, Err(EngineError::Job(Failure::NanLogits { .. }))), "{refused:?}");
     }
 }

@@ -28,10 +28,11 @@
 use std::{fmt, mem, time::Instant};
 
 use super::{
-    EngineError, Forward,
-    prefixes::{Prefixes, common},
-    restored::Restored,
-    threads::fastest,
+    error::EngineError,
+    forward::Forward,
+    pinned_prefixes::PinnedPrefixes,
+    prefix_cache::{PrefixCache, common},
+    thread_tuning::fastest,
 };
 use crate::{
     device::{DeviceError, Threads},
@@ -77,7 +78,7 @@ impl Default for TimelineOptions {
 
 /// A model and one sequence fed to it.
 ///
-/// Passes are bound over one cache: one token wide for decode, `chunk` wide for prefill, and one that gives the logits of
+/// PassTimes are bound over one cache: one token wide for decode, `chunk` wide for prefill, and one that gives the logits of
 /// every token to verify guesses. None is bound again but when the cache grows, so a decode step is three integers
 /// written and one call.
 pub struct Timeline {
@@ -96,11 +97,11 @@ pub struct Timeline {
     most: usize,
     keep: Bytes,
     /// Earlier sequences, copied.
-    prefixes: Prefixes<Cache>,
+    prefixes: PrefixCache<Cache>,
     /// Most that these and the sequence in the cache may take between two jobs.
     bound: Bytes,
     /// Sequences that came from files, and most that they may take.
-    restored: Restored,
+    restored: PinnedPrefixes,
     most_restored: Bytes,
 }
 
@@ -142,9 +143,9 @@ impl Timeline {
             rows,
             most,
             keep,
-            prefixes: Prefixes::new(bound),
+            prefixes: PrefixCache::new(bound),
             bound,
-            restored: Restored::default(),
+            restored: PinnedPrefixes::default(),
             most_restored: prefixes,
         };
         if timeline.model.session().pool().is_none() {

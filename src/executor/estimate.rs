@@ -19,7 +19,7 @@ const LONGEST: Duration = Duration::from_secs(3600);
 
 /// The speed of this slot, as measured.
 #[derive(Clone, Debug)]
-pub(super) struct Pace {
+pub(super) struct SpeedEstimate {
     prefill_seconds_per_token: Quotient,
     decode_seconds_per_token: Quotient,
     share_of_max_new: Quotient,
@@ -40,7 +40,7 @@ pub(super) struct Work {
 
 /// What a job that is over took of the slot.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Taken {
+pub(super) struct SlotUsage {
     /// What it had asked for, and generated.
     pub(super) work: Work,
     /// From having the slot to the first token.
@@ -49,7 +49,7 @@ pub(super) struct Taken {
     pub(super) rest: Duration,
 }
 
-impl Default for Pace {
+impl Default for SpeedEstimate {
     /// Before the first measurement: 200 prompt tokens and 10 generated ones a second, as a small model on a laptop's
     /// processor does, and half of the tokens asked for.
     fn default() -> Self {
@@ -61,9 +61,9 @@ impl Default for Pace {
     }
 }
 
-impl Pace {
+impl SpeedEstimate {
     /// Learns from a job that has left the slot. One that generated nothing says nothing about speed.
-    pub(super) fn learn(&mut self, taken: Taken) {
+    pub(super) fn learn(&mut self, taken: SlotUsage) {
         let generated = count(taken.work.generated);
         if generated < 1.0 {
             return;
@@ -131,8 +131,8 @@ mod tests {
         Work { prompt, max_new, generated, max_time: None }
     }
 
-    const fn taken(work: Work, to_first_token: u64, rest: u64) -> Taken {
-        Taken {
+    const fn taken(work: Work, to_first_token: u64, rest: u64) -> SlotUsage {
+        SlotUsage {
             work,
             to_first_token: Duration::from_millis(to_first_token),
             rest: Duration::from_millis(rest),
@@ -141,13 +141,13 @@ mod tests {
 
     #[test]
     fn before_the_first_measurement_the_prior_speaks() {
-        let wait = Pace::default().retry_after([work(400, 80, 0)], 1);
+        let wait = SpeedEstimate::default().retry_after([work(400, 80, 0)], 1);
         assert_eq!(wait, Duration::from_secs(2 + 4));
     }
 
     #[test]
     fn the_first_measurement_replaces_the_prior() {
-        let mut pace = Pace::default();
+        let mut pace = SpeedEstimate::default();
         pace.learn(taken(work(100, 100, 51), 1_000, 5_000));
         // 10 ms a prompt token, 100 ms a generated one, 51 % used.
         let wait = pace.retry_after([work(100, 100, 0), work(100, 100, 0)], 1);
@@ -156,7 +156,7 @@ mod tests {
 
     #[test]
     fn what_the_running_job_has_behind_it_is_not_waited_for() {
-        let pace = Pace::default();
+        let pace = SpeedEstimate::default();
         assert_eq!(pace.retry_after([work(0, 200, 60)], 1), Duration::from_secs(4));
         assert_eq!(
             pace.retry_after([work(0, 200, 190)], 1),
@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn a_tiny_prompt_does_not_speak_for_long_ones() {
-        let mut pace = Pace::default();
+        let mut pace = SpeedEstimate::default();
         pace.learn(taken(work(5_000, 10, 10), 5_000, 90));
         pace.learn(taken(work(5, 10, 10), 500, 90));
         let wait = pace.retry_after([work(5_000, 0, 0)], 1);
@@ -176,7 +176,7 @@ mod tests {
 
     #[test]
     fn newer_jobs_outweigh_older_ones() {
-        let mut pace = Pace::default();
+        let mut pace = SpeedEstimate::default();
         pace.learn(taken(work(1, 10, 11), 1, 10_000));
         for _ in 0..50 {
             pace.learn(taken(work(1, 10, 11), 1, 100));
@@ -188,12 +188,15 @@ mod tests {
     #[test]
     fn a_job_that_will_be_cut_is_not_waited_for_any_longer() {
         let cut = Work { max_time: Some(Duration::from_secs(3)), ..work(400, 8_000, 0) };
-        assert_eq!(Pace::default().retry_after([cut, work(0, 20, 0)], 1), Duration::from_secs(3 + 1));
+        assert_eq!(
+            SpeedEstimate::default().retry_after([cut, work(0, 20, 0)], 1),
+            Duration::from_secs(3 + 1)
+        );
     }
 
     #[test]
     fn nasty_numbers_stay_between_a_second_and_an_hour() {
-        let mut pace = Pace::default();
+        let mut pace = SpeedEstimate::default();
         assert_eq!(pace.retry_after([], 1), SHORTEST);
         pace.learn(taken(work(0, 0, 0), 0, 0));
         pace.learn(taken(work(0, 0, 1), 0, 0));

@@ -13,10 +13,10 @@
 //! bounded in fact, and a client that reads slowly never holds the slot.
 
 mod estimate;
-mod order;
 mod queue;
-mod roster;
+mod scheduling;
 mod slot;
+mod snapshot;
 
 use std::{
     num::NonZeroUsize,
@@ -38,12 +38,14 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    estimate::{Taken, Work},
-    queue::{Accepted, Queue},
+    estimate::{SlotUsage, Work},
+    queue::{Queue, QueuedJob},
 };
 pub use self::{
     queue::Routing,
-    roster::{Caller, Counts, Entry, Outcome, Past, Roster, Running, Waiting},
+    snapshot::{
+        Caller, FinishedJob, JobCounts, JobInfo, JobOutcome, RunningJobInfo, Snapshot, WaitingJobInfo,
+    },
 };
 use crate::{
     job::{Event, Failure, Finish, Job, JobId, Priority},
@@ -118,7 +120,7 @@ pub enum SubmitError {
 
 /// The queue and the slot at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Snapshot {
+pub struct QueueSummary {
     /// Jobs that wait.
     pub queued_jobs: usize,
     /// Their prompt tokens.
@@ -232,7 +234,7 @@ impl Executor {
         self.submit_for(Caller::default(), job, terms)
     }
 
-    /// As [`Self::submit`], for somebody whom [`Self::roster`] shall name.
+    /// As [`Self::submit`], for somebody whom [`Self::snapshot`] shall name.
     ///
     /// # Errors
     /// As [`Self::submit`] has.
@@ -244,8 +246,8 @@ impl Executor {
     ) -> Result<Ticket, SubmitError> {
         let (sender, events) = unbounded_channel();
         let (id, cancel) = (job.id, CancellationToken::new());
-        let accepted = Accepted::new(job, sender, cancel.clone(), Instant::now(), terms.into());
-        let accepted = Accepted { caller, ..accepted };
+        let accepted = QueuedJob::new(job, sender, cancel.clone(), Instant::now(), terms.into());
+        let accepted = QueuedJob { caller, ..accepted };
         self.shared.update(|queue| queue.push(accepted))?;
         self.look_again();
         self.shared.deadlines_changed.notify_one();
@@ -254,9 +256,9 @@ impl Executor {
 
     /// The queue and the slot now.
     #[must_use]
-    pub fn snapshot(&self) -> Snapshot {
+    pub fn summary(&self) -> QueueSummary {
         let queue = self.shared.queue();
-        Snapshot {
+        QueueSummary {
             queued_jobs: queue.jobs(),
             queued_prompt_tokens: queue.prompt_tokens(),
             running: queue.running().iter().map(|one| (one.job.id, one.since.elapsed())).collect(),
@@ -266,8 +268,8 @@ impl Executor {
 
     /// The queue and the slots now, with everything that runs and waits and the last that ran.
     #[must_use]
-    pub fn roster(&self) -> Roster {
-        self.shared.queue().roster(Instant::now())
+    pub fn snapshot(&self) -> Snapshot {
+        self.shared.queue().snapshot(Instant::now())
     }
 
     /// Accepts nothing more, finishes what waits and runs, and after `grace` ends the rest with
@@ -303,7 +305,7 @@ impl Ticket {
     pub fn cancel(&self) {
         self.cancel.cancel();
         if let Some(left) = self.shared.update(|queue| queue.remove(self.id)) {
-            self.shared.queue().count(Outcome::Cancelled);
+            self.shared.queue().count(JobOutcome::Cancelled);
             left.tell_cancelled();
         }
     }
@@ -363,7 +365,7 @@ impl Shared {
     }
 
     /// The next job for this slot that still wants it gets it.
-    fn take_next(&self, slot: usize) -> Option<Accepted> {
+    fn take_next(&self, slot: usize) -> Option<QueuedJob> {
         self.give_up_on_late();
         loop {
             let next = self.update(|queue| queue.take(slot, Instant::now()))?;
@@ -373,7 +375,7 @@ impl Shared {
             next.tell_cancelled();
             self.update(|queue| {
                 queue.release(next.job.id);
-                queue.count(Outcome::Cancelled);
+                queue.count(JobOutcome::Cancelled);
             });
         }
     }
@@ -382,7 +384,7 @@ impl Shared {
     fn give_up_on_late(&self) -> Option<Instant> {
         let now = Instant::now();
         while let Some((late, failure)) = self.update(|queue| queue.remove_given_up(now)) {
-            self.queue().count(Outcome::Failed);
+            self.queue().count(JobOutcome::Failed);
             late.tell(Event::Failed(failure));
         }
         self.queue().next_given_up()
@@ -392,7 +394,7 @@ impl Shared {
         self.queue().note_progress(id, remains, Instant::now());
     }
 
-    fn release(&self, id: JobId, taken: Taken, past: Past) {
+    fn release(&self, id: JobId, taken: SlotUsage, past: FinishedJob) {
         self.update(|queue| {
             queue.learn(taken);
             queue.remember(past);
@@ -410,7 +412,7 @@ impl Shared {
     fn cut_off(&self) {
         self.cut_off.cancel();
         while let Some(waiting) = self.update(Queue::remove_first) {
-            self.queue().count(Outcome::Failed);
+            self.queue().count(JobOutcome::Failed);
             waiting.tell(Event::Failed(Failure::ShuttingDown));
         }
     }

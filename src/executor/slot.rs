@@ -11,13 +11,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Shared,
-    estimate::{Taken, Work},
-    queue::Accepted,
-    roster::{Outcome, Past},
+    estimate::{SlotUsage, Work},
+    queue::QueuedJob,
+    snapshot::{FinishedJob, JobOutcome},
 };
 use crate::{
-    job::{Drafted, Event, Failure, Finish, FinishReason, Job, Timings},
-    metrics::{Guesser, Metrics, Waiter},
+    job::{DraftCounts, Event, Failure, Finish, FinishReason, Job, Step, Timings},
+    metrics::{DraftSourceLabel, Metrics, PriorityLabel},
     otel::JobSpans,
     units::Tokens,
 };
@@ -56,7 +56,7 @@ pub(super) async fn watch_deadlines(shared: Arc<Shared>) {
     }
 }
 
-async fn run_one<R, F>(shared: &Shared, slot: usize, run: &mut R, accepted: Accepted)
+async fn run_one<R, F>(shared: &Shared, slot: usize, run: &mut R, accepted: QueuedJob)
 where
     R: FnMut(Job, UnboundedSender<Event>, CancellationToken) -> F + Send,
     F: Future<Output = Result<Finish, Failure>> + Send,
@@ -66,7 +66,7 @@ where
     // The call itself is inside, so that a panic before the first await is caught as well.
     let work = AssertUnwindSafe(async { run(job, sender, cancel).await }).catch_unwind();
     tokio::pin!(work);
-    let mut show = Show::start(shared, slot, accepted);
+    let mut show = RunningJob::start(shared, slot, accepted);
     let ended = loop {
         tokio::select! {
             biased;
@@ -83,10 +83,10 @@ where
 }
 
 /// One job's time in the slot: what is passed on to the client, and what is learned and counted from it.
-struct Show<'a> {
+struct RunningJob<'a> {
     shared: &'a Shared,
     slot: usize,
-    accepted: Accepted,
+    accepted: QueuedJob,
     began: Instant,
     work: Work,
     first_token: Option<Instant>,
@@ -99,11 +99,11 @@ struct Show<'a> {
     is_over: bool,
 }
 
-impl<'a> Show<'a> {
-    fn start(shared: &'a Shared, slot: usize, mut accepted: Accepted) -> Self {
+impl<'a> RunningJob<'a> {
+    fn start(shared: &'a Shared, slot: usize, mut accepted: QueuedJob) -> Self {
         let began = Instant::now();
         let queue_wait = began.saturating_duration_since(accepted.at);
-        let waiter = Waiter { priority: accepted.terms.priority.as_str() };
+        let waiter = PriorityLabel { priority: accepted.terms.priority.as_str() };
         shared.metrics.queue_wait.get_or_create(&waiter).observe(queue_wait.as_secs_f64());
         accepted.tell(Event::Started { queue_wait });
         accepted.spans.iter_mut().for_each(JobSpans::started);
@@ -126,11 +126,11 @@ impl<'a> Show<'a> {
 
     fn hear(&mut self, event: Event) {
         match event {
-            Event::Progress { done, .. } => {
+            Event::Step(Step::Progress { done, .. }) => {
                 let prompt = Tokens(self.work.prompt.0.saturating_sub(done));
                 self.shared.note_progress(self.accepted.job.id, Work { prompt, ..self.work });
             }
-            Event::Token(_) => self.count_token(),
+            Event::Step(Step::Token(_)) => self.count_token(),
             Event::Loading => {
                 self.time_is_up = None;
                 self.accepted.spans.iter_mut().for_each(JobSpans::loading);
@@ -139,7 +139,7 @@ impl<'a> Show<'a> {
                 self.begin_its_time();
                 self.accepted.spans.iter_mut().for_each(JobSpans::loaded);
             }
-            Event::Score(_) => {}
+            Event::Step(Step::Logprobs(_)) => {}
             // How a job starts and ends is the executor's word.
             Event::Started { .. } | Event::Done(_) | Event::Failed(_) => return,
         }
@@ -222,7 +222,7 @@ impl<'a> Show<'a> {
         let prompt = Tokens(self.work.prompt.0.saturating_sub(cached));
         self.shared.release(
             self.accepted.job.id,
-            Taken { work: Work { prompt, ..self.work }, to_first_token, rest: now - first_token },
+            SlotUsage { work: Work { prompt, ..self.work }, to_first_token, rest: now - first_token },
             self.past(&ended, now),
         );
         if !self.is_over {
@@ -231,13 +231,13 @@ impl<'a> Show<'a> {
     }
 }
 
-impl Show<'_> {
+impl RunningJob<'_> {
     /// What is remembered of the job.
-    fn past(&self, ended: &Result<Finish, Failure>, now: Instant) -> Past {
+    fn past(&self, ended: &Result<Finish, Failure>, now: Instant) -> FinishedJob {
         let finish = ended.as_ref().ok();
         // A client that was told of a failure was told of nothing else.
-        let outcome = if self.is_over { Outcome::Failed } else { ended.into() };
-        Past {
+        let outcome = if self.is_over { JobOutcome::Failed } else { ended.into() };
+        FinishedJob {
             job: self.accepted.entry(),
             slot: self.slot,
             ended: SystemTime::now(),
@@ -253,10 +253,12 @@ impl Show<'_> {
 
 fn count_guesses(metrics: &Metrics, timings: &Timings) {
     let Timings { drafted: all, drafted_by_model: by_model, .. } = timings;
-    let [tokens, right] = [all.tokens - by_model.tokens, all.right - by_model.right];
-    for (guesser, drafted) in [(Guesser::TEXT, Drafted { tokens, right }), (Guesser::MODEL, *by_model)] {
+    let [tokens, accepted] = [all.tokens - by_model.tokens, all.accepted - by_model.accepted];
+    for (guesser, drafted) in
+        [(DraftSourceLabel::TEXT, DraftCounts { tokens, accepted }), (DraftSourceLabel::MODEL, *by_model)]
+    {
         metrics.draft_tokens.get_or_create(&guesser).inc_by(drafted.tokens as u64);
-        metrics.draft_tokens_accepted.get_or_create(&guesser).inc_by(drafted.right as u64);
+        metrics.draft_tokens_accepted.get_or_create(&guesser).inc_by(drafted.accepted as u64);
     }
 }
 

@@ -5,7 +5,7 @@ use std::{future::pending, num::NonZeroUsize, time::Duration};
 use tokio::{sync::mpsc, time::sleep};
 
 use super::*;
-use crate::job::{FinishReason, MemoryReport, Timings, Usage};
+use crate::job::{FinishReason, MemoryReport, Step, Timings, Usage};
 
 const MS: Duration = Duration::from_millis(1);
 const FOREVER: Deadlines = Deadlines { queue: Duration::MAX, total: Duration::MAX };
@@ -29,7 +29,7 @@ async fn speak(
     for said in 0..job.max_new_tokens {
         tokio::select! {
             () = cancel.cancelled() => return Ok(finish(FinishReason::Cancelled, said)),
-            () = sleep(step) => says.send(Event::Token(u32::try_from(job.id.0).unwrap())).unwrap(),
+            () = sleep(step) => says.send(Event::Step(Step::Token(u32::try_from(job.id.0).unwrap()))).unwrap(),
         }
     }
     Ok(finish(FinishReason::Length, job.max_new_tokens))
@@ -54,10 +54,10 @@ async fn hear_out(ticket: &mut Ticket) -> (Vec<u32>, Event) {
     let mut tokens = vec![];
     loop {
         match ticket.next().await.unwrap() {
-            Event::Token(token) => tokens.push(token),
-            Event::Score(_) => {}
+            Event::Step(Step::Token(token)) => tokens.push(token),
+            Event::Step(Step::Logprobs(_)) => {}
             last @ (Event::Done(_) | Event::Failed(_)) => return (tokens, last),
-            Event::Started { .. } | Event::Loading | Event::Loaded | Event::Progress { .. } => {}
+            Event::Started { .. } | Event::Loading | Event::Loaded | Event::Step(Step::Progress { .. }) => {}
         }
     }
 }
@@ -69,8 +69,8 @@ fn done(reason: FinishReason, tokens: usize) -> Event {
 #[tokio::test(start_paused = true)]
 async fn a_job_is_started_spoken_and_done_in_that_order() {
     let executor = Executor::start(limits(1), Arc::new(Metrics::new()), |_, says, _| async move {
-        says.send(Event::Progress { done: 3, total: 3, cached: 1 }).unwrap();
-        says.send(Event::Token(7)).unwrap();
+        says.send(Event::Step(Step::Progress { done: 3, total: 3, cached: 1 })).unwrap();
+        says.send(Event::Step(Step::Token(7))).unwrap();
         Ok(finish(FinishReason::EndToken, 1))
     });
     let mut ticket = executor.ask(1, FOREVER).unwrap();
@@ -79,8 +79,8 @@ async fn a_job_is_started_spoken_and_done_in_that_order() {
         heard.push(event);
     }
     let started = Event::Started { queue_wait: Duration::ZERO };
-    let progress = Event::Progress { done: 3, total: 3, cached: 1 };
-    assert_eq!(heard, [started, progress, Event::Token(7), done(FinishReason::EndToken, 1)]);
+    let progress = Event::Step(Step::Progress { done: 3, total: 3, cached: 1 });
+    assert_eq!(heard, [started, progress, Event::Step(Step::Token(7)), done(FinishReason::EndToken, 1)]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -118,7 +118,7 @@ async fn a_queue_deadline_is_kept_at_its_moment_and_frees_the_place() {
     let (_, last) = hear_out(&mut late).await;
     assert_eq!(last, Event::Failed(Failure::QueueTimeout { waited: 50 * MS }));
     assert_eq!(begun.elapsed(), 50 * MS);
-    assert_eq!(executor.snapshot().queued_jobs, 0);
+    assert_eq!(executor.summary().queued_jobs, 0);
     executor.ask(1, FOREVER).unwrap();
 }
 
@@ -131,7 +131,7 @@ async fn a_later_job_may_be_the_first_to_give_up() {
     sleep(MS).await;
     let mut late = executor.ask(1, Deadlines { queue: 30 * MS, total: Duration::MAX }).unwrap();
     hear_out(&mut late).await;
-    assert_eq!(executor.snapshot().queued_jobs, 1);
+    assert_eq!(executor.summary().queued_jobs, 1);
     drop(patient);
 }
 
@@ -151,7 +151,7 @@ async fn a_client_hears_of_its_deadline_even_when_the_runner_does_not_stop() {
     let executor = Executor::start(limits(4), Arc::new(Metrics::new()), |_, _, _| pending());
     let mut stuck = executor.ask(1, Deadlines { queue: Duration::MAX, total: 50 * MS }).unwrap();
     assert_eq!(hear_out(&mut stuck).await.1, Event::Failed(Failure::Deadline { elapsed: 50 * MS }));
-    assert!(!executor.snapshot().running.is_empty(), "the slot is not free before the runner has stopped");
+    assert!(!executor.summary().running.is_empty(), "the slot is not free before the runner has stopped");
 }
 
 #[tokio::test(start_paused = true)]
@@ -160,9 +160,9 @@ async fn a_queued_client_that_leaves_never_disturbs_the_running_job() {
     let mut running = executor.ask(50, FOREVER).unwrap();
     sleep(15 * MS).await;
     let queued: Vec<_> = (0..20).map(|_| executor.ask(5, FOREVER).unwrap()).collect();
-    assert_eq!(executor.snapshot().queued_jobs, 20);
+    assert_eq!(executor.summary().queued_jobs, 20);
     drop(queued);
-    assert_eq!(executor.snapshot().queued_jobs, 0);
+    assert_eq!(executor.summary().queued_jobs, 0);
     assert_eq!(hear_out(&mut running).await, (vec![1; 50], done(FinishReason::Length, 50)));
 }
 
@@ -230,12 +230,12 @@ async fn a_drain_finishes_what_waits_and_accepts_nothing_more() {
     });
     sleep(MS).await;
     assert_eq!(executor.ask(1, FOREVER).unwrap_err(), SubmitError::Stopped);
-    assert!(!executor.snapshot().accepting);
+    assert!(!executor.summary().accepting);
     for ticket in &mut tickets {
         assert_eq!(hear_out(ticket).await.1, done(FinishReason::Length, 10));
     }
     draining.await.unwrap();
-    assert!(executor.snapshot().running.is_empty());
+    assert!(executor.summary().running.is_empty());
 }
 
 #[tokio::test(start_paused = true)]
@@ -304,7 +304,7 @@ async fn two_slots_run_two_jobs_at_a_time_and_end_when_the_queue_is_drained() {
     let work = tokio::spawn(work);
     let mut tickets: Vec<_> = (0..5).map(|_| executor.ask(10, FOREVER).unwrap()).collect();
     sleep(5 * MS).await;
-    let running: Vec<u64> = executor.snapshot().running.iter().map(|(id, _)| id.0).collect();
+    let running: Vec<u64> = executor.summary().running.iter().map(|(id, _)| id.0).collect();
     assert_eq!(running, [1, 2]);
     let began = Instant::now();
     for ticket in &mut tickets {

@@ -229,7 +229,7 @@ impl ApiError {
     /// The message for the client. Messages of files, libraries and processes may contain paths and go to the log only.
     fn message(&self) -> String {
         match self.public() {
-            Some(public) => format!("{public}; see the log of the server"),
+            Some(public) => format!("{public}; see the server's log"),
             None => shortened(self.to_string()),
         }
     }
@@ -361,7 +361,7 @@ fn failure_row(failure: &Failure) -> (StatusCode, &'static str) {
         Failure::Context { .. } => (StatusCode::BAD_REQUEST, "context_length_exceeded"),
         Failure::UnknownToken { .. } => (StatusCode::BAD_REQUEST, "unknown_token"),
         Failure::Model { .. } => (StatusCode::SERVICE_UNAVAILABLE, "model_load_failed"),
-        Failure::NoNumber { .. } => (StatusCode::SERVICE_UNAVAILABLE, "model_damaged"),
+        Failure::NanLogits { .. } => (StatusCode::SERVICE_UNAVAILABLE, "model_damaged"),
         Failure::Constraint { .. } => (StatusCode::BAD_REQUEST, "constraint_failed"),
         Failure::Device { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "device_error"),
         // Not a 5xx: clients retry those automatically, and the same request would need as much memory again.

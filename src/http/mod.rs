@@ -62,6 +62,6 @@ pub use self::{
     error::Unavailable,
     model_registry::ModelRegistry,
     server::serve::{Life, serve},
-    state::{AppState, Orders, SetLogLevel, Settings},
+    state::{AppState, Commands, SetLogLevel, Settings},
     tls::{Tls, TlsError},
 };

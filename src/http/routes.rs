@@ -15,7 +15,7 @@ use super::{
         responses::{Response, ResponseEvent, Responses},
     },
     handlers::{
-        admin::{self, Draining, LogLevel, OrderAnswer},
+        admin::{self, CommandAnswer, Draining, LogLevel},
         docs,
         generate::generate,
         health::{self, Status},
@@ -178,18 +178,18 @@ fn admin() -> Vec<Route> {
             .details("Runs after the current request and before all that are queued.")
             .parameter("id", "The id of the model.")
             .may_take::<LoadRequest>([("keep_alive", "For a while", json!({ "keep_alive": "10m" }))])
-            .answers::<OrderAnswer>("The model is loaded.")
+            .answers::<CommandAnswer>("The model is loaded.")
             .refuses(&[KEY_ERRORS, BODY_ERRORS, WORKER_ERRORS]),
         Route::new(Method::POST, "/admin/models/{id}/unload", "Unload a model and free its memory (admin)", admin::unload)
             .access(Access::Admin)
             .tag("admin")
             .parameter("id", "The id of the model.")
-            .answers::<OrderAnswer>("The model is unloaded.")
+            .answers::<CommandAnswer>("The model is unloaded.")
             .refuses(&[KEY_ERRORS, BODY_ERRORS, WORKER_ERRORS]),
         Route::new(Method::POST, "/admin/trim", "Free memory that no request needs (admin)", admin::trim)
             .access(Access::Admin)
             .tag("admin")
-            .answers::<OrderAnswer>("The memory is freed.")
+            .answers::<CommandAnswer>("The memory is freed.")
             .refuses(&[KEY_ERRORS, BODY_ERRORS, WORKER_ERRORS]),
         Route::new(Method::POST, "/admin/cache", "Save a prompt to a file, restore it or delete it (admin)", prompt_cache::cache)
             .access(Access::Admin)

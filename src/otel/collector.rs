@@ -62,7 +62,7 @@ impl Collector {
         let sender = sender.with_endpoint(options.endpoint).with_timeout(PATIENCE);
         let sender = sender.with_protocol(Protocol::HttpBinary).build()?;
         let books =
-            Arc::new(Books { waiting: AtomicUsize::new(0), is_away: AtomicBool::new(false), metrics });
+            Arc::new(SpanCounts { waiting: AtomicUsize::new(0), is_away: AtomicBool::new(false), metrics });
         let batch = BatchConfigBuilder::default()
             .with_max_queue_size(MOST_WAITING)
             .with_max_export_batch_size(BATCH)
@@ -92,14 +92,14 @@ impl Collector {
 
 /// What is on its way, and what is lost.
 #[derive(Debug)]
-struct Books {
+struct SpanCounts {
     waiting: AtomicUsize,
     /// The last message did not reach the collector.
     is_away: AtomicBool,
     metrics: Arc<Metrics>,
 }
 
-impl Books {
+impl SpanCounts {
     fn lost(&self, spans: usize) {
         self.metrics.trace_spans_dropped.inc_by(spans as u64);
     }
@@ -123,7 +123,7 @@ impl Books {
 #[derive(Debug)]
 struct Bounded {
     inner: BatchSpanProcessor,
-    books: Arc<Books>,
+    books: Arc<SpanCounts>,
 }
 
 impl SpanProcessor for Bounded {
@@ -157,7 +157,7 @@ impl SpanProcessor for Bounded {
 #[derive(Debug)]
 struct Counted<E> {
     inner: E,
-    books: Arc<Books>,
+    books: Arc<SpanCounts>,
 }
 
 impl<E: SpanExporter> SpanExporter for Counted<E> {

@@ -37,9 +37,9 @@ static TRACER: OnceLock<SdkTracer> = OnceLock::new();
 pub struct RequestSpan(Span);
 
 /// The part of a request's head that says of which trace it is.
-struct Head<'a, F>(F, std::marker::PhantomData<&'a ()>);
+struct RequestHeaders<'a, F>(F, std::marker::PhantomData<&'a ()>);
 
-impl<'a, F: Fn(&str) -> Option<&'a str>> Extractor for Head<'a, F> {
+impl<'a, F: Fn(&str) -> Option<&'a str>> Extractor for RequestHeaders<'a, F> {
     fn get(&self, key: &str) -> Option<&str> {
         self.0(key)
     }
@@ -54,7 +54,7 @@ impl RequestSpan {
     /// collects, and of requests that are not sampled: the client decides if it says so, else the settings do.
     pub fn begin<'a>(route: &'static str, header: impl Fn(&str) -> Option<&'a str>) -> Option<Self> {
         let tracer = TRACER.get()?;
-        let head = Head(header, std::marker::PhantomData);
+        let head = RequestHeaders(header, std::marker::PhantomData);
         let parent = TraceContextPropagator::new().extract_with_context(&Context::new(), &head);
         let attributes = [KeyValue::new("http.request.method", "POST"), KeyValue::new("http.route", route)];
         let span = tracer.span_builder(format!("POST {route}")).with_kind(SpanKind::Server);

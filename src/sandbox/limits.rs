@@ -23,7 +23,7 @@ mod unix {
     };
 
     use super::{super::child::STACK, CPU_TIME, MEMORY};
-    use crate::units::Bytes;
+    use crate::{child_process, units::Bytes};
 
     /// The program itself, its libraries, the main thread's stack, and what the allocator reserves ahead.
     const PROGRAM: Bytes = Bytes::mib(256);
@@ -34,9 +34,7 @@ mod unix {
         // A core file would hold a client's words.
         set_soft(Resource::Core, 0);
         set_soft(Resource::As, PROGRAM.0 + STACK.0 + MEMORY.0);
-        // Whose parent died just before this reads the end of its pipe.
-        #[cfg(target_os = "linux")]
-        let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+        let _ = child_process::end_with_parent();
     }
 
     /// Lets the task that begins have [`CPU_TIME`]; the system kills this process after that.

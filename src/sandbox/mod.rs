@@ -28,7 +28,7 @@ use std::{ffi::OsString, path::PathBuf, sync::Arc};
 
 pub use self::child::run;
 use self::{
-    pool::{Failure, Kind, Limit, Pool},
+    pool::{Limit, Pool, TaskFailure, TaskKind},
     task::{Answer, Task},
     verdicts::Verdicts,
 };
@@ -40,14 +40,14 @@ use crate::{
 };
 
 /// At a quantum each, the last that waits does so for some seconds at worst.
-const CONSTRAINTS: Kind = Kind { name: "constraint", most_waiting: 64 };
+const CONSTRAINTS: TaskKind = TaskKind { name: "constraint", most_waiting: 64 };
 
 /// A conversation on each connection that a server has by default, and each is rendered in less than a millisecond.
-const TEMPLATES: Kind = Kind { name: "template", most_waiting: 512 };
+const TEMPLATES: TaskKind = TaskKind { name: "template", most_waiting: 512 };
 
 /// How a child is started.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Command {
+pub struct ChildProgram {
     /// This program's own file.
     pub program: PathBuf,
     /// What makes it call [`run`].
@@ -82,7 +82,7 @@ struct Inner {
 impl Sandbox {
     /// Children started by `command`. None is started yet.
     #[must_use]
-    pub fn new(command: Command, metrics: Arc<Metrics>) -> Self {
+    pub fn new(command: ChildProgram, metrics: Arc<Metrics>) -> Self {
         let pool = |kind| Pool::new(kind, command.clone(), Arc::clone(&metrics));
         let (constraints, templates) = (pool(CONSTRAINTS), pool(TEMPLATES));
         Self(Arc::new(Inner { constraints, templates, verdicts: Verdicts::default() }))
@@ -102,16 +102,16 @@ impl Sandbox {
         if let Err(refused) = constraint::check_size(constraint) {
             return Ok(Err(refused));
         }
-        let key = verdicts::Key::of(constraint);
+        let key = verdicts::ConstraintKey::of(constraint);
         if let Some(known) = self.0.verdicts.get(&key) {
             return Ok(known);
         }
         let verdict = match self.0.constraints.run(Task::Check(constraint.clone())).await {
             Ok(Answer::Checked(verdict)) => verdict,
             Ok(other) => return Err(unexpected(&other)),
-            Err(Failure::Limit(Limit::Time(limit))) => Err(ConstraintError::TooSlow { limit }),
-            Err(Failure::Limit(Limit::Memory(limit))) => Err(ConstraintError::TooLarge { limit }),
-            Err(Failure::Sandbox(error)) => return Err(error),
+            Err(TaskFailure::Limit(Limit::Time(limit))) => Err(ConstraintError::TooSlow { limit }),
+            Err(TaskFailure::Limit(Limit::Memory(limit))) => Err(ConstraintError::TooLarge { limit }),
+            Err(TaskFailure::Sandbox(error)) => return Err(error),
         };
         self.0.verdicts.keep(key, verdict.clone());
         Ok(verdict)
@@ -129,8 +129,8 @@ impl Sandbox {
         match self.0.templates.run(Task::Render(request)).await {
             Ok(Answer::Rendered(rendered)) => Ok(rendered.map_err(|fault| text.fault(fault))),
             Ok(other) => Err(unexpected(&other)),
-            Err(Failure::Limit(limit)) => Ok(Err(template_limit(limit))),
-            Err(Failure::Sandbox(error)) => Err(error),
+            Err(TaskFailure::Limit(limit)) => Ok(Err(template_limit(limit))),
+            Err(TaskFailure::Sandbox(error)) => Err(error),
         }
     }
 
@@ -144,8 +144,8 @@ impl Sandbox {
             let compiled = match self.0.templates.run(Task::Compile(template.source().clone())).await {
                 Ok(Answer::Compiled(compiled)) => compiled.map_err(|fault| template.fault(fault)),
                 Ok(other) => return Err(unexpected(&other)),
-                Err(Failure::Limit(limit)) => Err(template.fault(compile_limit(limit))),
-                Err(Failure::Sandbox(error)) => return Err(error),
+                Err(TaskFailure::Limit(limit)) => Err(template.fault(compile_limit(limit))),
+                Err(TaskFailure::Sandbox(error)) => return Err(error),
             };
             if compiled.is_err() {
                 return Ok(compiled);

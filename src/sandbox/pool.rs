@@ -22,8 +22,8 @@ use tokio::{
 };
 
 use super::{
-    Command, SandboxError, limits,
-    process::{Lost, Process, SHORT, cpu_time_of, lower_priority},
+    ChildProgram, SandboxError, limits,
+    process::{ChildFailure, Process, SHORT, cpu_time_of, lower_priority},
     task::{Answer, Task},
 };
 use crate::{
@@ -40,7 +40,7 @@ const SLOW: usize = 2;
 
 /// What a pool does.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Kind {
+pub(super) struct TaskKind {
     /// What its tasks are called in the metrics.
     pub(super) name: &'static str,
     /// Most tasks that wait for the fast lane.
@@ -61,7 +61,7 @@ const DEADLINE: Duration = Duration::from_secs(15);
 
 /// Why a task has no answer.
 #[derive(Debug)]
-pub(super) enum Failure {
+pub(super) enum TaskFailure {
     /// Its content asks for too much.
     Limit(Limit),
     /// Nothing that its content could change.
@@ -76,12 +76,12 @@ pub(super) enum Limit {
     Memory(Bytes),
 }
 
-impl From<Lost> for Failure {
-    fn from(lost: Lost) -> Self {
+impl From<ChildFailure> for TaskFailure {
+    fn from(lost: ChildFailure) -> Self {
         match lost {
-            Lost::CpuTime => Self::Limit(Limit::Time(limits::CPU_TIME)),
-            Lost::Memory => Self::Limit(Limit::Memory(limits::MEMORY)),
-            Lost::Broken(reason) => Self::Sandbox(SandboxError::Unavailable { reason }),
+            ChildFailure::CpuTime => Self::Limit(Limit::Time(limits::CPU_TIME)),
+            ChildFailure::Memory => Self::Limit(Limit::Memory(limits::MEMORY)),
+            ChildFailure::Broken(reason) => Self::Sandbox(SandboxError::Unavailable { reason }),
         }
     }
 }
@@ -89,8 +89,8 @@ impl From<Lost> for Failure {
 /// The children for one kind of task.
 #[derive(Debug)]
 pub(super) struct Pool {
-    kind: Kind,
-    command: Command,
+    kind: TaskKind,
+    command: ChildProgram,
     idle: Mutex<Vec<Process>>,
     waiting: Semaphore,
     fast: Semaphore,
@@ -101,13 +101,13 @@ pub(super) struct Pool {
 /// One try of a task.
 enum Attempt {
     Done(Answer),
-    Failed(Failure),
+    Failed(TaskFailure),
     /// A child that had been running before was lost or had been stopped, which is nothing that this task did.
     Retry,
 }
 
 impl Pool {
-    pub(super) fn new(kind: Kind, command: Command, metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(kind: TaskKind, command: ChildProgram, metrics: Arc<Metrics>) -> Self {
         Self {
             kind,
             command,
@@ -139,22 +139,22 @@ impl Pool {
     }
 
     /// Does a task. A task whose caller stops waiting is killed.
-    pub(super) async fn run(&self, task: Task) -> Result<Answer, Failure> {
+    pub(super) async fn run(&self, task: Task) -> Result<Answer, TaskFailure> {
         let done = self.queue(task).await;
         let outcome = match &done {
             Ok(answer) if answer.is_ok() => "ok",
             Ok(_) => "refused",
-            Err(Failure::Limit(Limit::Time(_))) => "time",
-            Err(Failure::Limit(Limit::Memory(_))) => "memory",
-            Err(Failure::Sandbox(SandboxError::Busy)) => "busy",
-            Err(Failure::Sandbox(SandboxError::Unavailable { .. })) => "unavailable",
+            Err(TaskFailure::Limit(Limit::Time(_))) => "time",
+            Err(TaskFailure::Limit(Limit::Memory(_))) => "memory",
+            Err(TaskFailure::Sandbox(SandboxError::Busy)) => "busy",
+            Err(TaskFailure::Sandbox(SandboxError::Unavailable { .. })) => "unavailable",
         };
         self.metrics.sandbox_tasks.get_or_create(&SandboxTask { kind: self.kind.name, outcome }).inc();
         done
     }
 
-    async fn queue(&self, task: Task) -> Result<Answer, Failure> {
-        let _place = self.waiting.try_acquire().map_err(|_| Failure::Sandbox(SandboxError::Busy))?;
+    async fn queue(&self, task: Task) -> Result<Answer, TaskFailure> {
+        let _place = self.waiting.try_acquire().map_err(|_| TaskFailure::Sandbox(SandboxError::Busy))?;
         // What waits is the frame alone.
         let frame = encode(task).await?;
         loop {
@@ -169,7 +169,7 @@ impl Pool {
 
     async fn attempt(&self, frame: &[u8]) -> Attempt {
         let Ok(place) = self.fast.acquire().await else {
-            return Attempt::Failed(Failure::Sandbox(SandboxError::Busy));
+            return Attempt::Failed(TaskFailure::Sandbox(SandboxError::Busy));
         };
         let old = self.idle().pop();
         let is_new = old.is_none();
@@ -204,21 +204,24 @@ impl Pool {
     }
 
     /// Waits for a task that has used up its quantum. Its process, which may hold much memory, is not used again.
-    async fn go_on(&self, answering: impl Future<Output = (Process, Result<Answer, Lost>)>) -> Attempt {
+    async fn go_on(
+        &self,
+        answering: impl Future<Output = (Process, Result<Answer, ChildFailure>)>,
+    ) -> Attempt {
         let Ok(_place) = self.slow.try_acquire() else {
-            return Attempt::Failed(Failure::Sandbox(SandboxError::Busy));
+            return Attempt::Failed(TaskFailure::Sandbox(SandboxError::Busy));
         };
         match timeout(DEADLINE - LONGEST_QUANTUM, answering).await {
             Ok((_, Ok(answer))) => Attempt::Done(answer),
             Ok((_, Err(lost))) => Attempt::Failed(lost.into()),
-            Err(_) => Attempt::Failed(Failure::Limit(Limit::Time(DEADLINE))),
+            Err(_) => Attempt::Failed(TaskFailure::Limit(Limit::Time(DEADLINE))),
         }
     }
 
-    fn start(&self) -> Result<Process, Failure> {
+    fn start(&self) -> Result<Process, TaskFailure> {
         let process = Process::start(&self.command);
         let process = process
-            .map_err(|error| Failure::Sandbox(SandboxError::Unavailable { reason: error.to_string() }))?;
+            .map_err(|error| TaskFailure::Sandbox(SandboxError::Unavailable { reason: error.to_string() }))?;
         self.metrics.sandbox_starts.inc();
         Ok(process)
     }
@@ -236,19 +239,19 @@ impl Pool {
 }
 
 /// The task as a frame, made elsewhere where it is long: this thread streams answers.
-async fn encode(task: Task) -> Result<Vec<u8>, Failure> {
+async fn encode(task: Task) -> Result<Vec<u8>, TaskFailure> {
     let encode = |task: &Task| {
         let mut frame = Vec::new();
         // Bodies are limited, so a frame that is too long has been asked for by a setting.
         let encoded = wire::encode(task, &mut frame);
-        encoded.map(|()| frame).map_err(|_| Failure::Limit(Limit::Memory(wire::MAX_FRAME)))
+        encoded.map(|()| frame).map_err(|_| TaskFailure::Limit(Limit::Memory(wire::MAX_FRAME)))
     };
     if task.length() <= SHORT {
         return encode(&task);
     }
     let encoded = tokio::task::spawn_blocking(move || encode(&task)).await;
     encoded.unwrap_or_else(|error| {
-        Err(Failure::Sandbox(SandboxError::Unavailable { reason: error.to_string() }))
+        Err(TaskFailure::Sandbox(SandboxError::Unavailable { reason: error.to_string() }))
     })
 }
 

@@ -7,19 +7,18 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::AsyncWriteExt,
     process::{Child, ChildStdin, ChildStdout},
-    time::timeout,
 };
 
 use super::{
-    Command,
+    ChildProgram,
     task::{Answer, Reply},
 };
-use crate::wire::{self, WireError};
-
-/// For a child whose pipe has ended to be gone.
-const AFTER_PIPE: Duration = Duration::from_secs(1);
+use crate::{
+    child_process::{self, PipedChild},
+    wire::{self, WireError},
+};
 
 /// Messages up to this many bytes are copied on this thread, which is faster than handing them to another.
 pub(super) const SHORT: usize = 64 << 10;
@@ -36,7 +35,7 @@ pub(super) struct Process {
 
 /// Why a child did not answer.
 #[derive(Debug)]
-pub(super) enum Lost {
+pub(super) enum ChildFailure {
     /// It was ended for its processor time.
     CpuTime,
     /// It ran out of memory or stack: both end in the same signals.
@@ -47,19 +46,10 @@ pub(super) enum Lost {
 
 impl Process {
     /// Starts a child.
-    pub(super) fn start(command: &Command) -> io::Result<Self> {
-        let mut program = tokio::process::Command::new(&command.program);
-        program.args(&command.arguments).kill_on_drop(true);
-        program.stdin(Stdio::piped()).stdout(Stdio::piped());
-        // Libraries write to stderr when they abort. That is of no use, and a client decides how long it is.
-        program.stderr(Stdio::null());
-        program.env_remove("EKA_AUTH_KEYS");
-        // Ctrl-C in a terminal goes to the whole process group, and conversations go on until the server has ended.
-        #[cfg(unix)]
-        program.process_group(0);
-        let mut child = program.spawn()?;
-        let stdin = child.stdin.take().ok_or(io::ErrorKind::BrokenPipe)?;
-        let stdout = child.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
+    pub(super) fn start(program: &ChildProgram) -> io::Result<Self> {
+        // A library that aborts writes to stderr, and the request decides how much.
+        let spawned = child_process::spawn(&program.program, &program.arguments, Stdio::null())?;
+        let PipedChild { process: child, stdin, stdout } = spawned;
         Ok(Self { child, stdin, stdout, cpu_time: Duration::ZERO })
     }
 
@@ -74,7 +64,7 @@ impl Process {
     }
 
     /// Has it do the task in `frame`, and gives it back with the answer. Dropping this kills the process.
-    pub(super) async fn answer(mut self, frame: &[u8]) -> (Self, Result<Answer, Lost>) {
+    pub(super) async fn answer(mut self, frame: &[u8]) -> (Self, Result<Answer, ChildFailure>) {
         let answer = match self.exchange(frame).await {
             Ok(Reply { answer, cpu_time }) => {
                 self.cpu_time = cpu_time;
@@ -82,7 +72,7 @@ impl Process {
             }
             // The pipe of a process that has ended breaks while it is written to, or ends before the reply.
             Err(WireError::Io(_)) => Err(self.end().await),
-            Err(other) => Err(Lost::Broken(other.to_string())),
+            Err(other) => Err(ChildFailure::Broken(other.to_string())),
         };
         (self, answer)
     }
@@ -90,10 +80,8 @@ impl Process {
     async fn exchange(&mut self, frame: &[u8]) -> Result<Reply, WireError> {
         self.stdin.write_all(frame).await?;
         self.stdin.flush().await?;
-        let mut head = [0; 4];
-        self.stdout.read_exact(&mut head).await?;
-        let mut payload = vec![0; wire::payload_length(head)?];
-        self.stdout.read_exact(&mut payload).await?;
+        let payload = child_process::read_payload(&mut self.stdout).await?;
+        let payload = payload.ok_or(io::ErrorKind::UnexpectedEof).map_err(io::Error::from)?;
         if payload.len() <= SHORT {
             return wire::decode(&payload);
         }
@@ -103,35 +91,37 @@ impl Process {
     }
 
     /// How a child ended whose pipe has.
-    async fn end(&mut self) -> Lost {
-        match timeout(AFTER_PIPE, self.child.wait()).await {
-            Ok(Ok(status)) => reason(status),
-            Ok(Err(error)) => Lost::Broken(format!("its end cannot be read: {error}")),
-            Err(_) => Lost::Broken("it closed its pipe and did not end".into()),
+    async fn end(&mut self) -> ChildFailure {
+        match child_process::wait(&mut self.child).await {
+            Ok(Some(status)) => reason(status),
+            Ok(None) => ChildFailure::Broken("the process closed its pipe but did not exit".into()),
+            Err(error) => ChildFailure::Broken(format!("the exit status cannot be read: {error}")),
         }
     }
 }
 
 #[cfg(unix)]
-fn reason(status: ExitStatus) -> Lost {
+fn reason(status: ExitStatus) -> ChildFailure {
     use rustix::process::Signal;
     use std::os::unix::process::ExitStatusExt;
     match status.signal() {
-        Some(signal) if signal == Signal::XCPU.as_raw() => Lost::CpuTime,
+        Some(signal) if signal == Signal::XCPU.as_raw() => ChildFailure::CpuTime,
         // Its own limits never end it so: somebody did, or the system, which is short of memory.
-        Some(signal) if signal == Signal::KILL.as_raw() => Lost::Broken("it was killed from outside".into()),
+        Some(signal) if signal == Signal::KILL.as_raw() => {
+            ChildFailure::Broken("it was killed from outside".into())
+        }
         // An allocation or a stack that fails ends in an abort.
-        Some(_) => Lost::Memory,
-        None => Lost::Broken(format!("it ended with {status}")),
+        Some(_) => ChildFailure::Memory,
+        None => ChildFailure::Broken(format!("it ended with {status}")),
     }
 }
 
 #[cfg(not(unix))]
-fn reason(status: ExitStatus) -> Lost {
+fn reason(status: ExitStatus) -> ChildFailure {
     if status.code().is_some_and(|code| (0..256).contains(&code)) {
-        Lost::Broken(format!("it ended with {status}"))
+        ChildFailure::Broken(format!("it ended with {status}"))
     } else {
-        Lost::Memory
+        ChildFailure::Memory
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 
 use eka::{
     constraint::Guides,
-    engine::{self, EngineError, Forward, Outcome, Speculation, Step, Timeline},
+    engine::{self, EngineError, Forward, GenerationSummary, Speculation, Step, Timeline},
     export::{self, Options, Source},
     job::{CacheSalt, Constraint, Job, JobId, Sampling},
     text::{TokenizerMismatch, check_same_tokens},
@@ -88,7 +88,7 @@ impl Forward for Counted<'_> {
 /// What came of a job.
 struct Answer {
     said: Vec<Step>,
-    outcome: Outcome,
+    outcome: GenerationSummary,
     passes: usize,
 }
 
@@ -100,7 +100,7 @@ impl Answer {
 
     /// Tokens that the draft model guessed, and those of them that were right.
     fn by_model(&self) -> [usize; 2] {
-        [self.outcome.timings.drafted_by_model.tokens, self.outcome.timings.drafted_by_model.right]
+        [self.outcome.timings.drafted_by_model.tokens, self.outcome.timings.drafted_by_model.accepted]
     }
 }
 

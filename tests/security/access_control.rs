@@ -5,7 +5,7 @@ use std::{fs, io::Write, sync::Arc, time::Duration};
 use eka::{
     auth::{AccessControl, Keys, Rules},
     config::Origins,
-    job::{Failure, Memory, OrderOutcome, OrderReport, Readiness},
+    job::{CommandOutcome, CommandReport, Failure, Memory, Readiness},
     text::TextError,
 };
 use reqwest::{Method, Response};
@@ -108,29 +108,29 @@ async fn a_key_may_use_only_its_models() {
     assert!(list(ASHA).await.contains(MODEL));
 }
 
-fn done() -> OrderReport {
+fn done() -> CommandReport {
     let memory = Memory::default();
-    OrderReport { before: memory, after: memory, took: Duration::ZERO, loaded: vec![] }
+    CommandReport { before: memory, after: memory, took: Duration::ZERO, loaded: vec![] }
 }
 
 /// What comes of an order on the only device.
-fn alone(outcome: Result<OrderReport, Failure>) -> Vec<OrderOutcome> {
-    vec![OrderOutcome { device: None, outcome }]
+fn alone(outcome: Result<CommandReport, Failure>) -> Vec<CommandOutcome> {
+    vec![CommandOutcome { device: None, outcome }]
 }
 
 /// A server whose admin commands succeed at once without a worker.
-fn with_orders(rules: Rules) -> Server {
+fn with_commands(rules: Rules) -> Server {
     Server::start_with(ServerOptions::default(), |state| {
         state
             .with_access_control(Arc::new(AccessControl::new(rules)))
             .with_log(Arc::new(|_| Ok(())))
-            .with_orders(Arc::new(|_| Box::pin(async { alone(Ok(done())) })))
+            .with_commands(Arc::new(|_| Box::pin(async { alone(Ok(done())) })))
     })
 }
 
 #[tokio::test]
 async fn admin_routes_need_an_admin_key_if_keys_are_set() {
-    let server = with_orders(Rules { keys: keys(&three_keys()), ..Rules::default() });
+    let server = with_commands(Rules { keys: keys(&three_keys()), ..Rules::default() });
     // However it is spelt.
     for path in ["/admin/trim", "/%61dmin/trim", "/admin/drain", "/admin/log", "/admin/models/demo/unload"] {
         let order = |key| server.client.post(format!("{}{path}", server.url)).bearer_auth(key).send();
@@ -143,7 +143,7 @@ async fn admin_routes_need_an_admin_key_if_keys_are_set() {
 
 #[tokio::test]
 async fn without_keys_admin_routes_accept_local_non_browser_requests_only() {
-    let server = with_orders(Rules::default());
+    let server = with_commands(Rules::default());
     assert_eq!(server.ask("/admin/trim", &json!({})).await.0, 200);
     let page = server.post("/admin/trim", &json!({})).header("origin", "http://evil.example");
     assert_eq!(told(page.send().await.unwrap()).await, (403, "origin_not_allowed".into()));
@@ -294,7 +294,7 @@ const PATH: &str = "/secret/models/demo";
 
 #[tokio::test]
 async fn error_messages_contain_no_server_paths() {
-    let server = with_orders(Rules::default());
+    let server = with_commands(Rules::default());
     let reason = || format!("{PATH}/model.onnx: no such file");
     for state in [
         Readiness::Restarting { reason: reason() },
@@ -322,14 +322,11 @@ async fn admin_errors_contain_no_server_paths() {
     ];
     for failure in failures {
         let server = Server::start_with(ServerOptions::default(), |state| {
-            state.with_orders(Arc::new(move |_| Box::pin(async move { alone(Err(failure(message()))) })))
+            state.with_commands(Arc::new(move |_| Box::pin(async move { alone(Err(failure(message()))) })))
         });
         let (status, answer) = server.ask("/admin/trim", &json!({})).await;
         assert!(status >= 500 && !answer.to_string().contains("secret"), "{answer}");
-        assert!(
-            answer["error"]["message"].as_str().unwrap().ends_with("see the log of the server"),
-            "{answer}"
-        );
+        assert!(answer["error"]["message"].as_str().unwrap().ends_with("see the server's log"), "{answer}");
     }
     assert!(TextError::Read { path: PATH.into(), source: std::io::Error::other("x") }.names_a_file());
 }

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use eka::{
     job::{Job, JobId, Readiness},
     metrics::Metrics,
-    supervise::Supervisor,
+    supervise::WorkerPool,
 };
 use reqwest::StatusCode;
 use serde_json::{Value, json};
@@ -232,20 +232,20 @@ fn workers_of(program: &Program) -> Vec<u32> {
 #[tokio::test]
 async fn without_room_for_two_workers_recycling_waits_for_idle() {
     let command = recycling(Program::start(&[]).await.export());
-    let (supervisor, keeping) = Supervisor::new(command, Arc::new(Metrics::new()));
-    let kept = tokio::spawn(keeping);
-    let mut readiness = supervisor.readiness();
+    let (workers, supervision) = WorkerPool::new(vec![command], &Arc::new(Metrics::new()));
+    let supervised = tokio::spawn(supervision);
+    let mut readiness = workers.readiness();
     let is_recycled = |seen: &Readiness| matches!(seen, Readiness::Restarting { reason } if reason.contains("after 1 jobs"));
     for _ in 0..2 {
         let job = Job { model: "demo".into(), ..Job::new(JobId(1), vec![1, 2, 3], 4) };
         let (events, _) = tokio::sync::mpsc::unbounded_channel();
-        let finish = supervisor.runner().run(job, events, CancellationToken::new()).await.unwrap();
+        let finish = workers.run(0, job, events, CancellationToken::new()).await.unwrap();
         assert_eq!(finish.usage.completion_tokens, 4);
         readiness.wait_for(is_recycled).await.unwrap();
         readiness.wait_for(|seen| matches!(seen, Readiness::Ready(_))).await.unwrap();
     }
-    supervisor.stop().await;
-    kept.await.unwrap();
+    workers.stop().await;
+    supervised.await.unwrap();
 }
 
 #[tokio::test]

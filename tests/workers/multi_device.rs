@@ -9,7 +9,7 @@ use eka::{
     },
     job::{Job, JobId, Readiness},
     metrics::Metrics,
-    supervise::{Fleet, WorkerCommand},
+    supervise::{WorkerConfig, WorkerPool},
 };
 use futures_util::{Stream, StreamExt};
 use serde_json::{Value, json};
@@ -279,29 +279,28 @@ fn an_invalid_device_list_is_rejected_at_start() {
 #[tokio::test]
 async fn workers_are_recycled_one_after_the_other() {
     let export = Program::start(&[]).await.export();
-    let command = |label: &str| WorkerCommand { label: Some(label.into()), ..recycling(export.clone()) };
+    let command = |label: &str| WorkerConfig { label: Some(label.into()), ..recycling(export.clone()) };
     let metrics = Arc::new(Metrics::for_devices(&["a".into(), "b".into()]));
-    let (fleet, keeping) = Fleet::new(vec![command("a"), command("b")], &metrics);
-    let kept = tokio::spawn(keeping);
-    let mut view = fleet.view();
-    let ready = |view: &eka::supervise::FleetView| {
-        view.devices().filter(|(_, state)| matches!(*state.borrow(), Readiness::Ready(_))).count()
+    let (mut workers, supervision) = WorkerPool::new(vec![command("a"), command("b")], &metrics);
+    let supervised = tokio::spawn(supervision);
+    let ready = |workers: &WorkerPool| {
+        workers.devices().filter(|(_, state)| matches!(*state.borrow(), Readiness::Ready(_))).count()
     };
-    while ready(&view) < 2 {
-        view.changed().await;
+    while ready(&workers) < 2 {
+        workers.changed().await;
     }
-    for (id, runner) in (1..).zip(fleet.runners()) {
+    for (slot, id) in (0..workers.size()).zip(1..) {
         let job = Job { model: "demo".into(), ..Job::new(JobId(id), vec![1, 2, 3], 4) };
         let (events, _) = tokio::sync::mpsc::unbounded_channel();
-        runner.run(job, events, CancellationToken::new()).await.unwrap();
+        workers.run(slot, job, events, CancellationToken::new()).await.unwrap();
     }
     let starts = || ["a", "b"].map(|label| metrics.worker_starts.of(&Some(label).into()).get());
-    while starts() != [2, 2] || ready(&view) < 2 {
-        view.changed().await;
-        assert!(ready(&view) > 0, "both are gone");
+    while starts() != [2, 2] || ready(&workers) < 2 {
+        workers.changed().await;
+        assert!(ready(&workers) > 0, "both are gone");
     }
-    fleet.stop().await;
-    kept.await.unwrap();
+    workers.stop().await;
+    supervised.await.unwrap();
 }
 
 #[tokio::test]

@@ -99,7 +99,7 @@ async fn a_worker_that_hangs_before_or_during_an_answer_is_replaced() {
     assert!(is_done, "{last}");
     assert_eq!(json!(spoken(pieces)), undisturbed["text"]);
     assert_eq!(last["timings"]["resumed"], 1);
-    program.has_logged("no word for ").await;
+    program.has_logged("no answer for ").await;
 }
 
 #[tokio::test]
@@ -110,7 +110,7 @@ async fn an_idle_worker_that_hangs_is_replaced() {
     let is_another = || worker_of(program.pid()).is_some_and(|worker| worker != hung);
     eventually("another worker", is_another).await;
     eventually("it to be ready", || program.log().matches("the worker is ready").count() >= 2).await;
-    program.has_logged("no answer to a ping for 2.0 s while it was idle").await;
+    program.has_logged("no answer to a ping for 2.0 s while the worker was idle").await;
     let first = &expected()[0];
     let request = json!({ "messages": [{ "role": "user", "content": first.prompt }] });
     let (status, answer) = program.ask("/generate-lite", &request).await;
@@ -168,7 +168,7 @@ fn a_worker_that_does_not_load_in_time_fails_the_start_with_exit_code_3() {
     let refused = run(&["serve", "--port", "0", "--set", &cache, "--set", "watchdog.load_ms=1"]);
     assert_eq!(refused.status.code(), Some(3));
     let said = text(&refused.stderr);
-    assert!(said.contains("no word for 0.0 s while it started"), "{said}");
+    assert!(said.contains("no answer for 0.0 s while the worker started"), "{said}");
 }
 
 #[tokio::test]

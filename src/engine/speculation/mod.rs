@@ -24,31 +24,31 @@
 //!
 //! # When it is done
 //! Only where it is expected to pay: from what the passes of both models took on this machine, and from how often guesses
-//! were right lately. For the text at hand ([`Pace`]) the latter costs nothing to learn, as every token that is said confirms
+//! were right lately. For the text at hand ([`CostModel`]) the latter costs nothing to learn, as every token that is said confirms
 //! or refutes a guess, whether that was fed or not. A draft model is learned of by trials, on an account that bounds what
 //! they may cost ([`worth`]).
 //!
 //! A draft model that fails ends its guessing and no answer, unless its device is lost, which then is the answer's as well.
 
-mod draft;
-mod lookup;
-mod pace;
+mod cost_model;
+mod draft_budget;
+mod draft_model;
+mod prompt_lookup;
 #[cfg(test)]
 mod tests;
-mod worth;
 
 use std::{fmt, time::Duration};
 
-use draft::{DraftModel, Text};
-use lookup::Lookup;
-use pace::{Pace, Plan};
+use cost_model::{CostModel, DraftPlan};
+use draft_model::{DraftContext, DraftModel};
+use prompt_lookup::PromptLookup;
 
-use super::{EngineError, Forward, Timeline};
+use super::{error::EngineError, forward::Forward, timeline::Timeline};
 use crate::{job::CacheSalt, units::Bytes};
 
 /// What one model's jobs teach about guessing, and the draft model if there is one; kept from job to job.
 pub struct Speculation<D = Timeline> {
-    pace: Pace,
+    pace: CostModel,
     draft: Option<DraftModel<D>>,
 }
 
@@ -61,7 +61,7 @@ impl<D> fmt::Debug for Speculation<D> {
 
 impl Default for Speculation {
     fn default() -> Self {
-        Self { pace: Pace::default(), draft: None }
+        Self { pace: CostModel::default(), draft: None }
     }
 }
 
@@ -76,7 +76,7 @@ impl Speculation {
     /// at hand goes first.
     #[must_use]
     pub fn eager() -> Self {
-        Self { pace: Pace::eager(), draft: None }
+        Self { pace: CostModel::eager(), draft: None }
     }
 
     /// What the draft model keeps of texts that are over.
@@ -121,14 +121,14 @@ impl<D> Speculation<D> {
 
 /// What may follow, and who says so.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Guess {
+pub(super) struct Draft {
     pub(super) tokens: Vec<u32>,
-    pub(super) by: Guesser,
+    pub(super) by: DraftSource,
 }
 
 /// Who guesses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Guesser {
+pub(super) enum DraftSource {
     /// What the text at hand said before.
     Text,
     /// The draft model.
@@ -137,7 +137,7 @@ pub(super) enum Guesser {
 
 /// What a job allows for.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Bounds<'a> {
+pub(super) struct DraftLimits<'a> {
     /// Most tokens that one pass gives logits of; with 1 nothing is guessed.
     pub(super) rows: usize,
     /// Token ids of the model.
@@ -153,22 +153,22 @@ pub(super) struct Bounds<'a> {
 /// Guesses the tokens of one job.
 #[derive(Debug)]
 pub(super) struct Drafter<'a, D> {
-    pace: &'a mut Pace,
-    lookup: Lookup,
+    pace: &'a mut CostModel,
+    lookup: PromptLookup,
     draft: Option<&'a mut DraftModel<D>>,
-    bounds: Bounds<'a>,
+    bounds: DraftLimits<'a>,
     /// Tokens of the answer so far.
     said: usize,
 }
 
 impl<'a, D: Forward> Drafter<'a, D> {
     /// A drafter for one job.
-    pub(super) fn new(learned: &'a mut Speculation<D>, bounds: Bounds<'a>) -> Self {
+    pub(super) fn new(learned: &'a mut Speculation<D>, bounds: DraftLimits<'a>) -> Self {
         let mut draft = learned.draft.as_mut();
         if let Some(draft) = &mut draft {
             draft.begin();
         }
-        Self { pace: &mut learned.pace, lookup: Lookup::default(), draft, bounds, said: 0 }
+        Self { pace: &mut learned.pace, lookup: PromptLookup::default(), draft, bounds, said: 0 }
     }
 
     /// Takes what the job begins with: its prompt, and what there is of the answer.
@@ -196,26 +196,27 @@ impl<'a, D: Forward> Drafter<'a, D> {
     ///
     /// # Errors
     /// [`EngineError::Device`] where the draft model has lost the device.
-    pub(super) fn draft(&mut self, due: usize, rest: usize) -> Result<Guess, EngineError> {
+    pub(super) fn draft(&mut self, due: usize, rest: usize) -> Result<Draft, EngineError> {
         let most = rest.saturating_sub(1).min(self.bounds.rows.saturating_sub(due));
-        let nothing = Guess { tokens: Vec::new(), by: Guesser::Text };
+        let nothing = Draft { tokens: Vec::new(), by: DraftSource::Text };
         if most == 0 {
             return Ok(nothing);
         }
         let found = self.lookup.match_length().and_then(|length| {
             if self.pace.is_eager {
-                return Some(Plan { tokens: most, speed: f64::INFINITY });
+                return Some(DraftPlan { tokens: most, speed: f64::INFINITY });
             }
             self.pace.best(due, length, most)
         });
         if let Some(draft) = &mut self.draft {
-            let text = Text { tokens: self.lookup.text(), said: self.said, bounds: self.bounds };
+            let text = DraftContext { tokens: self.lookup.text(), said: self.said, bounds: self.bounds };
             let tokens = draft.guess(text, self.pace, found, (due, most, rest))?;
             if !tokens.is_empty() {
-                return Ok(Guess { tokens, by: Guesser::Model });
+                return Ok(Draft { tokens, by: DraftSource::Model });
             }
         }
-        Ok(found.map_or(nothing, |plan| Guess { tokens: self.lookup.draft(plan.tokens), by: Guesser::Text }))
+        Ok(found
+            .map_or(nothing, |plan| Draft { tokens: self.lookup.draft(plan.tokens), by: DraftSource::Text }))
     }
 
     /// Notes what a pass of so many tokens took.
@@ -229,9 +230,9 @@ impl<'a, D: Forward> Drafter<'a, D> {
     }
 
     /// Notes what became of a guess behind `due` tokens: so many of it were right, and whether the next was wrong.
-    pub(super) fn judge(&mut self, guess: &Guess, due: usize, right: usize, was_wrong: bool) {
+    pub(super) fn judge(&mut self, guess: &Draft, due: usize, right: usize, was_wrong: bool) {
         // What the text says is judged token by token, guessed or not.
-        if let (Guesser::Model, Some(draft)) = (guess.by, &mut self.draft) {
+        if let (DraftSource::Model, Some(draft)) = (guess.by, &mut self.draft) {
             draft.worth_mut().judge(&self.pace.passes, due, guess.tokens.len(), (right, was_wrong));
         }
     }

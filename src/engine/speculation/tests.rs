@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use super::*;
 use crate::{
     device::DeviceError,
-    engine::{Outcome, Step, generate},
+    engine::{GenerationSummary, Step, generate},
     job::{Job, JobId},
 };
 
@@ -93,7 +93,10 @@ fn job(prompt: usize, max_new_tokens: usize) -> Job {
 }
 
 /// The answer, how it ended, and in how many passes.
-fn run(speculation: &mut Speculation<Rule>, job: &Job) -> Result<(Vec<u32>, Outcome, usize), EngineError> {
+fn run(
+    speculation: &mut Speculation<Rule>,
+    job: &Job,
+) -> Result<(Vec<u32>, GenerationSummary, usize), EngineError> {
     let (mut model, mut said) = (Rule::new(right), Vec::new());
     let outcome = generate(&mut model, job, None, speculation, |step| {
         if let Step::Token(id) = step {
@@ -111,8 +114,8 @@ fn expected(job: &Job) -> Vec<u32> {
 }
 
 /// Tokens that the draft model guessed, and those that were right.
-fn by_model(outcome: &Outcome) -> (usize, usize) {
-    (outcome.timings.drafted_by_model.tokens, outcome.timings.drafted_by_model.right)
+fn by_model(outcome: &GenerationSummary) -> (usize, usize) {
+    (outcome.timings.drafted_by_model.tokens, outcome.timings.drafted_by_model.accepted)
 }
 
 #[test]

@@ -7,9 +7,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Limits, SubmitError, Terms,
-    estimate::{Pace, Taken, Work},
-    order::{Candidate, Next, Order, SlotRule},
-    roster::{Caller, Entry, History, Outcome, Past, Roster, Running, Waiting},
+    estimate::{SlotUsage, SpeedEstimate, Work},
+    scheduling::{Candidate, Pick, Scheduler, SlotRule},
+    snapshot::{Caller, FinishedJob, History, JobInfo, JobOutcome, RunningJobInfo, Snapshot, WaitingJobInfo},
 };
 use crate::{
     job::{
@@ -21,7 +21,7 @@ use crate::{
 
 /// A job that was accepted, and the way back to whoever asked.
 #[derive(Debug)]
-pub(super) struct Accepted {
+pub(super) struct QueuedJob {
     pub(super) job: Job,
     pub(super) caller: Caller,
     pub(super) events: UnboundedSender<Event>,
@@ -37,7 +37,7 @@ pub(super) struct Accepted {
     pub(super) total_deadline: Option<Instant>,
 }
 
-impl Accepted {
+impl QueuedJob {
     pub(super) fn new(
         job: Job,
         events: UnboundedSender<Event>,
@@ -53,8 +53,8 @@ impl Accepted {
     }
 
     /// What others may know of it.
-    pub(super) fn entry(&self) -> Entry {
-        Entry {
+    pub(super) fn entry(&self) -> JobInfo {
+        JobInfo {
             id: self.job.id,
             caller: self.caller.clone(),
             priority: self.terms.priority,
@@ -110,7 +110,7 @@ impl Accepted {
 /// The job in the slot, as far as others need to know.
 #[derive(Clone, Debug)]
 pub(super) struct Occupant {
-    pub(super) job: Entry,
+    pub(super) job: JobInfo,
     pub(super) slot: usize,
     pub(super) since: Instant,
     pub(super) remains: Work,
@@ -119,8 +119,8 @@ pub(super) struct Occupant {
 }
 
 impl Occupant {
-    fn show(&self, now: Instant) -> Running {
-        Running {
+    fn show(&self, now: Instant) -> RunningJobInfo {
+        RunningJobInfo {
             job: self.job.clone(),
             slot: self.slot,
             time: now.saturating_duration_since(self.since),
@@ -159,7 +159,7 @@ impl fmt::Debug for Routing {
 
 /// What is remembered of a slot.
 #[derive(Clone, Copy, Debug, Default)]
-struct SlotPast {
+struct SlotHistory {
     /// Jobs taken in a row whose model was not loaded.
     switches: usize,
     /// Which job it was, of all, that left it last; 0 is none yet.
@@ -170,16 +170,16 @@ struct SlotPast {
 #[derive(Debug)]
 pub(super) struct Queue {
     limits: Limits,
-    waiting: VecDeque<Accepted>,
+    waiting: VecDeque<QueuedJob>,
     prompt_tokens: usize,
     /// Jobs that have a slot, at most one for each.
     running: Vec<Occupant>,
     /// There is one for each device.
-    slots: Vec<SlotPast>,
-    pace: Pace,
+    slots: Vec<SlotHistory>,
+    pace: SpeedEstimate,
     history: History,
     accepting: bool,
-    order: Order,
+    order: Scheduler,
     routing: Option<Routing>,
     /// Jobs that have left a slot.
     done: u64,
@@ -192,11 +192,11 @@ impl Queue {
             waiting: VecDeque::new(),
             prompt_tokens: 0,
             running: Vec::new(),
-            slots: vec![SlotPast::default()],
-            pace: Pace::default(),
+            slots: vec![SlotHistory::default()],
+            pace: SpeedEstimate::default(),
             history: History::default(),
             accepting: true,
-            order: Order::new(),
+            order: Scheduler::new(),
             routing: None,
             done: 0,
         }
@@ -210,7 +210,7 @@ impl Queue {
         }
     }
 
-    pub(super) fn push(&mut self, accepted: Accepted) -> Result<(), SubmitError> {
+    pub(super) fn push(&mut self, accepted: QueuedJob) -> Result<(), SubmitError> {
         self.check_room(Tokens(accepted.job.prompt.len()), accepted.terms.priority)?;
         self.prompt_tokens += accepted.job.prompt.len();
         self.waiting.push_back(accepted);
@@ -219,7 +219,7 @@ impl Queue {
 
     /// There is one slot for each device.
     pub(super) fn set_slots(&mut self, slots: usize) {
-        self.slots = vec![SlotPast::default(); slots];
+        self.slots = vec![SlotHistory::default(); slots];
     }
 
     pub(super) fn set_limits(&mut self, limits: Limits) {
@@ -236,7 +236,7 @@ impl Queue {
 
     /// This slot, which is free, takes its next job: the one whose turn it is, unless another free slot has its model, or it
     /// would be one switch of models too many.
-    pub(super) fn take(&mut self, slot: usize, now: Instant) -> Option<Accepted> {
+    pub(super) fn take(&mut self, slot: usize, now: Instant) -> Option<QueuedJob> {
         let next = self.next_for(slot)?;
         self.order.took(next);
         if let Some(past) = self.slots.get_mut(slot) {
@@ -267,18 +267,18 @@ impl Queue {
     }
 
     /// Removes a job that still waits.
-    pub(super) fn remove(&mut self, id: JobId) -> Option<Accepted> {
+    pub(super) fn remove(&mut self, id: JobId) -> Option<QueuedJob> {
         let place = self.waiting.iter().position(|waiting| waiting.job.id == id)?;
         self.remove_at(place)
     }
 
     /// Removes the job that waits for longest.
-    pub(super) fn remove_first(&mut self) -> Option<Accepted> {
+    pub(super) fn remove_first(&mut self) -> Option<QueuedJob> {
         self.remove_at(0)
     }
 
     /// Removes the first job that has waited for too long, with the reason.
-    pub(super) fn remove_given_up(&mut self, now: Instant) -> Option<(Accepted, Failure)> {
+    pub(super) fn remove_given_up(&mut self, now: Instant) -> Option<(QueuedJob, Failure)> {
         let (place, failure) =
             self.waiting.iter().enumerate().find_map(|(place, w)| Some((place, w.given_up(now)?)))?;
         Some((self.remove_at(place)?, failure))
@@ -286,7 +286,7 @@ impl Queue {
 
     /// When the next of the waiting jobs has waited for too long.
     pub(super) fn next_given_up(&self) -> Option<Instant> {
-        self.waiting.iter().filter_map(Accepted::gives_up).min()
+        self.waiting.iter().filter_map(QueuedJob::gives_up).min()
     }
 
     /// Accepts nothing from here on.
@@ -324,31 +324,31 @@ impl Queue {
         }
     }
 
-    pub(super) fn learn(&mut self, taken: Taken) {
+    pub(super) fn learn(&mut self, taken: SlotUsage) {
         self.pace.learn(taken);
     }
 
     /// Remembers a job that had a slot.
-    pub(super) fn remember(&mut self, past: Past) {
+    pub(super) fn remember(&mut self, past: FinishedJob) {
         self.history.add(past);
     }
 
-    /// Counts a job that never had one.
-    pub(super) const fn count(&mut self, outcome: Outcome) {
+    /// JobCounts a job that never had one.
+    pub(super) const fn count(&mut self, outcome: JobOutcome) {
         self.history.count(outcome);
     }
 
     /// Everything that is to be seen.
-    pub(super) fn roster(&self, now: Instant) -> Roster {
+    pub(super) fn snapshot(&self, now: Instant) -> Snapshot {
         let share = |work| self.pace.share_of(work, self.slots.len());
         let mut left = self.running.iter().map(|running| share(running.remains)).sum();
-        let wait = |waiting: &Accepted| {
+        let wait = |waiting: &QueuedJob| {
             let time = now.saturating_duration_since(waiting.at);
-            let shown = Waiting { job: waiting.entry(), time, left };
+            let shown = WaitingJobInfo { job: waiting.entry(), time, left };
             left = left.saturating_add(share(waiting.work()));
             shown
         };
-        Roster {
+        Snapshot {
             slots: self.slots.len(),
             limits: self.limits,
             accepting: self.accepting,
@@ -389,7 +389,7 @@ impl Queue {
     }
 
     /// What this slot takes: free slots are given jobs one after the other, until it is this one's turn.
-    fn next_for(&self, slot: usize) -> Option<Next> {
+    fn next_for(&self, slot: usize) -> Option<Pick> {
         let (mut order, mut free, mut given) = (self.order, self.free(), Vec::new());
         while !free.is_empty() {
             let model = order.first(self.candidates(&given))?;
@@ -418,7 +418,7 @@ impl Queue {
         }
     }
 
-    fn remove_at(&mut self, place: usize) -> Option<Accepted> {
+    fn remove_at(&mut self, place: usize) -> Option<QueuedJob> {
         let removed = self.waiting.remove(place)?;
         self.prompt_tokens -= removed.job.prompt.len();
         Some(removed)
@@ -458,7 +458,7 @@ impl Queue {
             Priority::Batch => batch.len(),
             Priority::Interactive => self.order.batch_turns(interactive.len()),
         };
-        batch.into_iter().take(turns).chain(interactive).map(Accepted::work)
+        batch.into_iter().take(turns).chain(interactive).map(QueuedJob::work)
     }
 }
 

@@ -12,9 +12,9 @@ fn queue(max_jobs: usize, max_prompt_tokens: usize) -> Queue {
     Queue::new(Limits { max_jobs, max_prompt_tokens: Tokens(max_prompt_tokens) })
 }
 
-fn job_of(id: u64, prompt_tokens: usize, deadlines: Deadlines, at: Instant) -> Accepted {
+fn job_of(id: u64, prompt_tokens: usize, deadlines: Deadlines, at: Instant) -> QueuedJob {
     let job = Job::new(JobId(id), vec![7; prompt_tokens], 4);
-    Accepted::new(job, unbounded_channel().0, CancellationToken::new(), at, deadlines.into())
+    QueuedJob::new(job, unbounded_channel().0, CancellationToken::new(), at, deadlines.into())
 }
 
 #[test]
@@ -177,7 +177,7 @@ fn a_job_that_is_passed_over_comes_next() {
     assert_eq!(order("abaaaaaaaa", 1), "aabaaaaaaa");
 }
 
-fn batch_of(id: u64, at: Instant) -> Accepted {
+fn batch_of(id: u64, at: Instant) -> QueuedJob {
     let mut accepted = job_of(id, 1, FOREVER, at);
     accepted.terms.priority = Priority::Batch;
     accepted
@@ -190,7 +190,7 @@ fn an_interactive_job_that_is_refused_is_not_told_to_wait_for_the_batch() {
         queue.push(batch_of(id, now)).unwrap();
     }
     let long =
-        |accepted: Accepted| Accepted { job: Job { max_new_tokens: 1_000, ..accepted.job }, ..accepted };
+        |accepted: QueuedJob| QueuedJob { job: Job { max_new_tokens: 1_000, ..accepted.job }, ..accepted };
     queue.remove(JobId(4)).unwrap();
     queue.push(long(batch_of(4, now))).unwrap();
     assert_eq!(queue.take(0, now).unwrap().job.id, JobId(1));

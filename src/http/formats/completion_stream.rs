@@ -14,7 +14,7 @@ use super::logprobs::{ScoredToken, Scoring};
 use crate::{
     executor::Ticket,
     http::middleware::access_log::RequestRecord,
-    job::{self, Event, Failure, Finish, MemoryReport, Score},
+    job::{self, Event, Failure, Finish, MemoryReport, Step, TokenLogprobs},
     text::{Call, CallReader, Detokenizer, Reading, Text, Told},
 };
 
@@ -55,7 +55,7 @@ struct Scores {
     text: Arc<Text>,
     scoring: Scoring,
     /// The score of the next token.
-    next: Option<Score>,
+    next: Option<TokenLogprobs>,
     all: Vec<ScoredToken>,
     /// How many have been sent with a delta.
     sent: usize,
@@ -238,18 +238,22 @@ impl CompletionStream {
                 self.is_loading = true;
                 return Ok(Some(Update::Loading));
             }
-            Event::Progress { done, total, cached } if self.wants_progress => {
+            Event::Step(Step::Progress { done, total, cached }) if self.wants_progress => {
                 self.is_loading = false;
                 let since = self.began.elapsed();
                 return Ok(Some(Update::Progress(Progress { done, total, cached, since })));
             }
-            Event::Score(score) if score.position >= self.prompt_tokens => self.scores.next = Some(score),
+            Event::Step(Step::Logprobs(score)) if score.position >= self.prompt_tokens => {
+                self.scores.next = Some(score)
+            }
             // A worker that resumes the job repeats the scores of the prompt.
-            Event::Score(score) if score.position == self.scores.all.len() => self.scores.take(&score),
-            Event::Score(_) => {}
+            Event::Step(Step::Logprobs(score)) if score.position == self.scores.all.len() => {
+                self.scores.take(&score)
+            }
+            Event::Step(Step::Logprobs(_)) => {}
             Event::Loaded => self.is_loading = false,
-            Event::Progress { .. } => self.is_loading = false,
-            Event::Token(token) => return Ok(self.take_token(token)),
+            Event::Step(Step::Progress { .. }) => self.is_loading = false,
+            Event::Step(Step::Token(token)) => return Ok(self.take_token(token)),
             Event::Done(finish) => return self.take_finish(finish).map(Some),
             // The answer was complete; how its job ended no longer matters.
             Event::Failed(_) if self.state == StreamState::Stopped => return Ok(Some(self.stopped())),
@@ -362,7 +366,7 @@ impl Delta {
 }
 
 impl Scores {
-    fn take(&mut self, score: &Score) {
+    fn take(&mut self, score: &TokenLogprobs) {
         self.all.push(self.scoring.scored(&self.text, score));
     }
 

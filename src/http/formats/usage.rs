@@ -87,9 +87,9 @@ impl Timings {
             resumed: choices.iter().map(|choice| choice.timings.resumed).sum(),
             cached_tokens,
             draft_n: tokens(|choice| choice.timings.drafted.tokens),
-            draft_n_accepted: tokens(|choice| choice.timings.drafted.right),
+            draft_n_accepted: tokens(|choice| choice.timings.drafted.accepted),
             draft_model_n: tokens(|choice| choice.timings.drafted_by_model.tokens),
-            draft_model_n_accepted: tokens(|choice| choice.timings.drafted_by_model.right),
+            draft_model_n_accepted: tokens(|choice| choice.timings.drafted_by_model.accepted),
             prefill_tokens_per_second: rate(computed, prefill),
             decode_tokens_per_second: rate(tokens(|choice| choice.generated.saturating_sub(1)), decode),
         }

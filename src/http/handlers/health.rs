@@ -39,7 +39,7 @@ pub(crate) async fn livez() -> HttpResponse {
 
 /// `GET /readyz`: a request sent now would be worked on.
 pub(crate) async fn readyz(state: web::Data<AppState>) -> Result<HttpResponse, ApiError> {
-    if !state.executor.snapshot().accepting {
+    if !state.executor.summary().accepting {
         return Err(SubmitError::Stopped.into());
     }
     if let Some(error) = ApiError::not_ready(&state.readiness.borrow()) {

@@ -66,7 +66,7 @@ pub(crate) async fn admit(
         keep_alive,
         sampling,
         constraint,
-        scores,
+        logprobs: scores,
         trace,
         cache_prompt: ask.cache_prompt,
         cache_salt: cache_salt::digest(state, caller.key.as_deref(), ask.cache_salt.as_deref()),

@@ -24,7 +24,7 @@ use crate::{
         route_info::{NO_ROUTE, RouteInfo},
     },
     job::TraceLink,
-    metrics::{Metrics, Outcome},
+    metrics::{Metrics, RequestLabels},
     otel::RequestSpan,
     units::Millis,
 };
@@ -165,8 +165,8 @@ impl RequestRecord {
 impl Drop for Record {
     fn drop(&mut self) {
         let result = self.result.get_mut();
-        let outcome = Outcome { route: self.route.path, code: result.code };
-        self.metrics.requests.get_or_create(&outcome).inc();
+        let labels = RequestLabels { route: self.route.path, code: result.code };
+        self.metrics.requests.get_or_create(&labels).inc();
         let tokens = result.prompt_tokens.unwrap_or(0) + result.completion_tokens.unwrap_or(0);
         if let Some(key) = self.key.get() {
             key.spend_tokens(u32::try_from(tokens).unwrap_or(u32::MAX), Instant::now());
@@ -240,7 +240,7 @@ pub(crate) fn log_unparsed(
     if !was_sent {
         return;
     }
-    metrics.requests.get_or_create(&Outcome { route: NO_ROUTE.path, code: error.code() }).inc();
+    metrics.requests.get_or_create(&RequestLabels { route: NO_ROUTE.path, code: error.code() }).inc();
     tracing::info!(
         request_id = id.as_str(),
         route = NO_ROUTE.path,
