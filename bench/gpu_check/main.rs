@@ -23,7 +23,7 @@ use std::{
 
 use clap::Parser;
 use eka::{
-    device::{Device, OpenError, OpenOptions, SessionOptions, host},
+    device::{Device, OpenError, OpenOptions, SessionOptions, affinity},
     device_spec::{CacheChoice, DeviceChoice},
     engine::{Timeline, TimelineOptions},
     manifest::Dtype,
@@ -162,7 +162,7 @@ impl Ground {
 
 fn session(captures: bool) -> SessionOptions {
     SessionOptions {
-        threads: host::physical_cores(),
+        threads: affinity::physical_cores(),
         own_operators: true,
         captures,
         cache: CacheChoice::Auto,

@@ -11,7 +11,7 @@
 use std::{env, fs, ops::ControlFlow, path::PathBuf};
 
 use eka::{
-    device::{Runtime, SessionOptions, host},
+    device::{Runtime, SessionOptions, affinity},
     device_spec::CacheChoice,
     engine::{self, EngineError, Forward, GenerationSummary, Speculation, Timeline, TimelineOptions},
     export::{self, Options, Source},
@@ -103,7 +103,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         None => small(&temporary.path().join("model"), 2)?,
     };
     let session = SessionOptions {
-        threads: host::physical_cores(),
+        threads: affinity::physical_cores(),
         own_operators: true,
         captures: false,
         cache: CacheChoice::Auto,

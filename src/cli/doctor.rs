@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     config::{self, Config, ConfigArgs},
-    device::{Device, OpenError, OpenOptions, Placement, SessionOptions, cuda, host},
+    device::{Device, OpenError, OpenOptions, Placement, SessionOptions, affinity, cuda, process_memory},
     device_spec::DeviceChoice,
     manifest::{self, Manifest},
     model::Model,
@@ -120,7 +120,7 @@ fn machine() -> Finding {
         "{} {}, {} physical cores, {logical} threads allowed",
         env::consts::OS,
         env::consts::ARCH,
-        host::physical_cores()
+        affinity::physical_cores()
     );
     fine("machine", detail)
 }
@@ -164,7 +164,7 @@ fn vector_instructions() -> Vec<(&'static str, bool)> {
 }
 
 fn memory() -> Finding {
-    match host::machine_memory() {
+    match process_memory::machine_memory() {
         Some((total, available)) => fine("memory", format!("{available} available of {total}")),
         None => fine("memory", "unknown on this system".into()),
     }
@@ -232,7 +232,7 @@ fn library(device: &Device) -> Result<String, String> {
 
 /// Loads the model and lists where its nodes run, by provider and operator.
 fn placement(device: &Device, config: &Config) -> Result<String, String> {
-    let threads = config.engine.threads.map_or_else(host::physical_cores, Into::into);
+    let threads = config.engine.threads.map_or_else(affinity::physical_cores, Into::into);
     let config::Engine { own_operators, kv_cache: cache, .. } = config.engine;
     let options = SessionOptions { threads, own_operators, captures: config.device.cuda_graphs, cache };
     let model = Model::open_on(device, &config.model.path, options);

@@ -6,7 +6,7 @@ use anyhow::Context;
 
 use super::output;
 use crate::{
-    device::{Device, OpenOptions, SessionOptions, cores, host},
+    device::{Device, OpenOptions, SessionOptions, affinity},
     device_spec::{CacheChoice, DeviceChoice},
     engine::{Timeline, TimelineOptions},
     model::Model,
@@ -55,7 +55,7 @@ pub(super) struct EngineArgs {
 impl EngineArgs {
     /// Number of compute threads.
     pub(super) fn threads(&self) -> usize {
-        self.threads.map_or_else(host::physical_cores, usize::from)
+        self.threads.map_or_else(affinity::physical_cores, usize::from)
     }
 
     /// Opens the device, and prints a note if it is not the requested one.
@@ -64,10 +64,10 @@ impl EngineArgs {
     /// When there is no such device, or no usable library.
     pub(super) fn device(&self) -> anyhow::Result<Device> {
         if self.pin_cores {
-            let all =
-                cores::cores().context("--pin-cores: the physical cores of this machine are unknown")?;
+            let all = affinity::core_ids()
+                .context("--pin-cores: the physical cores of this machine are unknown")?;
             share(&all, [0, 1], self.threads())
-                .and_then(|cores| Ok(cores::keep_to(cores)?))
+                .and_then(|cores| Ok(affinity::pin_to(cores)?))
                 .context("--pin-cores")?;
         }
         let (choice, libraries, host_pool) = (self.device, self.onnxruntime.as_deref(), self.host_pool);

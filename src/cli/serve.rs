@@ -24,7 +24,10 @@ use super::{
 };
 use crate::{
     config::{self, Config, ConfigArgs},
-    device::host::{self, Pace},
+    device::{
+        process_memory,
+        scheduling::{SchedulingHint, set_scheduling_hint},
+    },
     executor::{Executor, Routing},
     http::{self, AppState, Commands, Life, Settings},
     job::{ModelId, Readiness},
@@ -79,7 +82,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let level = logging::start(&settings.config.log)?;
     worker::check_cache(&settings.config)?;
     // Before other threads start, which inherit it.
-    host::set_pace(Pace::Prompt);
+    set_scheduling_hint(SchedulingHint::LowLatency);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let config = settings.config.clone();
     let entry = LiveSettings::open(&args.config, settings, level.clone())?;
@@ -333,7 +336,7 @@ pub(super) async fn signal() -> &'static str {
 /// Updates the metrics of this process's memory. Those of workers come with their answers.
 async fn show_own_memory(metrics: Arc<Metrics>) {
     loop {
-        let host::HostMemory { resident, anonymous, .. } = host::memory();
+        let process_memory::ProcessMemory { resident, anonymous, .. } = process_memory::memory();
         for (kind, bytes) in [("resident", resident), ("anonymous", anonymous)] {
             if let Some(bytes) = bytes {
                 let kind = MemoryKind { process: "parent", kind, device: OnDevice::default() };

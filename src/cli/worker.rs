@@ -20,7 +20,7 @@ use super::{
 use crate::{
     child_process,
     config::{self, Config},
-    device::{cores, host},
+    device::{affinity, process_memory},
     device_spec::DeviceChoice,
     http::ModelRegistry,
     job::{GpuReport, KeepAlive},
@@ -138,12 +138,12 @@ pub(super) async fn commands(
 
 /// Pins each worker that may use the CPU to its own cores.
 fn pin<'a>(workers: impl Iterator<Item = &'a mut WorkerSpec>) -> anyhow::Result<()> {
-    let all = cores::cores().context("the physical cores of this machine are unknown")?;
+    let all = affinity::core_ids().context("the physical cores of this machine are unknown")?;
     let mut workers: Vec<_> =
         workers.filter(|spec| matches!(spec.device, DeviceChoice::Auto | DeviceChoice::Cpu)).collect();
     let many = workers.len();
     for (number, spec) in workers.iter_mut().enumerate() {
-        let threads = spec.threads.unwrap_or_else(host::physical_cores);
+        let threads = spec.threads.unwrap_or_else(affinity::physical_cores);
         spec.processors = engine_args::share(&all, [number, many], threads)?.to_vec();
     }
     Ok(())
@@ -173,7 +173,7 @@ fn shared_out(mut command: WorkerConfig, config: &Config) -> WorkerConfig {
     if command.spec.device != DeviceChoice::Cpu || cpus < 2 {
         return command;
     }
-    command.spec.threads.get_or_insert_with(|| (host::physical_cores() / cpus).max(1));
+    command.spec.threads.get_or_insert_with(|| (affinity::physical_cores() / cpus).max(1));
     if config.models.memory_bytes.is_none() {
         let share = |all: Bytes| Bytes(all.0 / u64::try_from(cpus).unwrap_or(1));
         command.model_memory = command.model_memory.map(share);
@@ -203,7 +203,7 @@ fn command_on(
         cuda_graphs: config.device.cuda_graphs,
         host_pool: config.device.host_pool,
     };
-    let half = host::machine_memory().map(|(total, _)| Bytes(total.0 / 2));
+    let half = process_memory::machine_memory().map(|(total, _)| Bytes(total.0 / 2));
     let keep_alive = config.models.keep_alive_ms;
     Ok(WorkerConfig {
         label: None,
@@ -216,7 +216,7 @@ fn command_on(
         budgets: budgets(&config.watchdog),
         recycle: recycle(&config.recycle),
         speed_file: Some(config.model.cache_dir.join("pace.json")),
-        available_memory: || host::machine_memory().map(|(_, available)| available),
+        available_memory: || process_memory::machine_memory().map(|(_, available)| available),
     })
 }
 

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use crate::{
-    device::{Pool, host},
+    device::{Pool, process_memory},
     job::{DeviceMemory, DevicePeak, Memory},
     trim_policy::TrimPolicy,
     units::Bytes,
@@ -75,9 +75,9 @@ impl MemoryTracker {
 
     /// Trims the heap, measures, and resets the peak of host memory.
     pub(super) fn settle(&mut self) -> Memory {
-        host::release_free_heap();
-        host::reset_peak();
-        let host::HostMemory { resident, anonymous, .. } = host::memory();
+        process_memory::release_free_heap();
+        process_memory::reset_peak();
+        let process_memory::ProcessMemory { resident, anonymous, .. } = process_memory::memory();
         let (prefix_cache, device) = (self.prefix_cache, self.device());
         self.idle = Memory { resident, anonymous, prefix_cache, device };
         self.idle

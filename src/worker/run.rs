@@ -16,8 +16,8 @@ use super::{
 };
 use crate::{
     device::{
-        Device, OpenError, OpenOptions, cores,
-        host::{self, Pace},
+        Device, OpenError, OpenOptions, affinity,
+        scheduling::{SchedulingHint, set_scheduling_hint},
     },
     job::{GpuReport, RuntimeReport},
     wire::{self, FromWorker, PROTOCOL, ToWorker, WorkerSpec},
@@ -42,7 +42,7 @@ pub fn run(
         Ok(other) => return Err(WorkerError::NoStart(format!("{other:?}"))),
     };
     // The thread that forwards tokens must be scheduled before the one that computes them. ONNX Runtime's threads inherit this.
-    host::set_pace(Pace::Steady);
+    set_scheduling_hint(SchedulingHint::Throughput);
     let device = match open(&spec) {
         Ok(device) => device,
         Err(e) => {
@@ -51,7 +51,7 @@ pub fn run(
             return Err(e.into());
         }
     };
-    let threads = spec.threads.unwrap_or_else(host::physical_cores);
+    let threads = spec.threads.unwrap_or_else(affinity::physical_cores);
     let memory = MemoryTracker::new(device.pool().cloned(), spec.trim);
     let report = RuntimeReport {
         runtime: device.runtime().version(),
@@ -70,7 +70,7 @@ pub fn run(
 fn open(spec: &WorkerSpec) -> Result<Device, OpenError> {
     // Before anything is loaded, because later threads inherit the affinity of this one.
     if !spec.processors.is_empty()
-        && let Err(e) = cores::keep_to(&spec.processors)
+        && let Err(e) = affinity::pin_to(&spec.processors)
     {
         tracing::warn!("cannot pin threads to processors {:?}: {e}", spec.processors);
     }

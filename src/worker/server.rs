@@ -19,7 +19,7 @@ use super::{
     stop_signals::StopSignals,
 };
 use crate::{
-    device::{Device, DeviceErrorKind, host},
+    device::{Device, DeviceErrorKind, process_memory},
     engine::{self, EngineError, Forward, GenerationSummary},
     job::{
         Failure, Finish, FinishReason, Job, Memory, MemoryReport, ModelId, ModelReport, Placement, SaveAs,
@@ -266,7 +266,7 @@ impl<W: Write> Server<W> {
             Some(to) => self.save(job, to, outcome)?,
             None => outcome,
         };
-        let peak_resident = host::memory().peak_resident;
+        let peak_resident = process_memory::memory().peak_resident;
         let device_peak = self.memory.peak();
         let Some(loaded) = self.models.get_mut(&job.model) else { return Ok(()) };
         match &outcome {

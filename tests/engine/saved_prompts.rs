@@ -361,11 +361,13 @@ async fn saved_prompts_of_another_model_or_cache_type_and_damaged_ones_are_rejec
     let restore = |name: &str| json!({ "action": "restore", "name": name });
     let (status, code, message) = refused(&program, &restore("halves")).await;
     assert_eq!((status, code.as_str()), (409, "saved_prompt_unusable"));
-    assert!(message.contains("are float16, and the cache is float32"), "{message}");
+    assert!(message.contains("are float16, expected float32"), "{message}");
     let other = json!({ "action": "restore", "name": "greeting", "model": "base-only" });
     let (status, _, message) = refused(&program, &other).await;
     assert!(
-        status == 409 && message.contains("another export (demo), not by what base-only is"),
+        status == 409
+            && message
+                .contains("another export of the model (demo), not by the one that is loaded as base-only"),
         "{message}"
     );
     let mut damaged = fs::read(place.file("greeting")).unwrap();
@@ -373,7 +375,7 @@ async fn saved_prompts_of_another_model_or_cache_type_and_damaged_ones_are_rejec
     fs::write(place.file("greeting"), &damaged).unwrap();
     assert!(refused(&program, &restore("greeting")).await.2.contains("SHA-256"));
     fs::write(place.file("cut"), &file[..file.len() / 2]).unwrap();
-    assert!(refused(&program, &restore("cut")).await.2.contains("cut or damaged"));
+    assert!(refused(&program, &restore("cut")).await.2.contains("truncated or corrupt"));
     let listed = list(&program).await;
     assert_eq!(listed.iter().map(|one| one["error"].is_null()).collect::<Vec<_>>(), [false, true, true]);
     // Other prompts are not affected.
@@ -394,7 +396,7 @@ async fn invalid_cache_requests_are_rejected_with_name_value_and_fix() {
         (json!({}), "missing_field", "action is required"),
         (json!({ "action": "save" }), "missing_field", "name is required"),
         (json!({ "action": "erase", "name": "a" }), "invalid_value", "expected save, restore or delete"),
-        (json!({ "action": "save", "name": "../a" }), "invalid_value", "is no name for a saved prompt"),
+        (json!({ "action": "save", "name": "../a" }), "invalid_value", "invalid name for a saved prompt"),
         (save(json!({})), "missing_field", "prompt or messages is required"),
         (save(json!({ "prompt": "a", "messages": messages(0) })), "invalid_value", "send one of them"),
         (save(json!({ "prompt": "" })), "empty_prompt", "empty"),
@@ -423,7 +425,7 @@ async fn invalid_cache_requests_are_rejected_with_name_value_and_fix() {
     // A prompt that exceeds this server's cache is saved too, for a server with more memory.
     done(&program, &save(json!({ "prompt": vec![5; 200] }))).await;
     let (status, _, message) = refused(&program, &json!({ "action": "restore", "name": "a" })).await;
-    assert!(status == 409 && message.contains("engine.prefix_cache_bytes has 8.00 KiB left"), "{message}");
+    assert!(status == 409 && message.contains("engine.prefix_cache_bytes leaves 8.00 KiB"), "{message}");
     // Where nothing can be written.
     fs::remove_dir_all(place.dir.path().join("prompts")).unwrap();
     fs::write(place.dir.path().join("prompts"), "a file in its place").unwrap();

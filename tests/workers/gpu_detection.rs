@@ -127,7 +127,7 @@ impl Machine {
 #[test]
 fn a_missing_driver_is_reported() {
     if probe() == Err(NoCuda::NoDriver) {
-        Machine::new().has_none("this machine has no NVIDIA driver (libcuda.so.1 is nowhere to be found)");
+        Machine::new().has_none("this machine has no NVIDIA driver (libcuda.so.1 was not found)");
     }
 }
 
@@ -148,13 +148,14 @@ fn a_broken_driver_library_is_reported() {
 fn an_old_driver_is_reported_with_both_versions() {
     let machine = Machine::new().set("STAND_IN_VERSION", "12040");
     machine.plant("driver/libcuda.so.1", Some(DRIVER));
-    machine
-        .has_none("the NVIDIA driver is for CUDA 12.4 and the libraries are for CUDA 13.0: update it to 580");
+    machine.has_none(
+        "the NVIDIA driver supports CUDA 12.4, the libraries need CUDA 13.0: update the driver to 580",
+    );
 }
 
 #[test]
 fn no_gpu_and_a_wrong_gpu_number_are_reported_differently() {
-    let none = "the NVIDIA driver finds no GPU; is one there, and does CUDA_VISIBLE_DEVICES hide it?";
+    let none = "the NVIDIA driver finds no GPU; check that one is installed and that CUDA_VISIBLE_DEVICES does not hide it";
     Machine::with_driver().set("STAND_IN_GPUS", "0").has_none(none);
     Machine::with_driver().set("STAND_IN_INIT", "100").has_none(none);
     let stuck = "the NVIDIA driver cannot be used: DriverError(CUDA_ERROR_UNKNOWN";
@@ -205,7 +206,7 @@ fn device_cuda_fails_with_the_reason_instead_of_using_the_cpu() {
         let refused = machine.run(&[command, &["--device", "cuda", "--set", &cache]].concat());
         let error = text(&refused.stderr);
         assert_eq!(refused.status.code(), Some(3), "{error}");
-        assert!(error.contains("cuda:0 cannot be used: the NVIDIA driver is for CUDA 12.8"), "{error}");
+        assert!(error.contains("cuda:0 cannot be used: the NVIDIA driver supports CUDA 12.8"), "{error}");
         assert!(!error.contains("panicked") && text(&refused.stdout).trim().is_empty(), "{error}");
     }
     let answered = machine.run(&["generate", "x", "--max-new-tokens", "2", "--set", &cache]);

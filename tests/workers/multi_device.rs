@@ -4,7 +4,7 @@ use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use eka::{
     device::{
-        cores::cores,
+        affinity::core_ids,
         cuda::{NoCuda, probe},
     },
     job::{Job, JobId, Readiness},
@@ -312,7 +312,7 @@ async fn pin_cores_gives_each_worker_its_own_cores() {
     let error = text(&refused.stderr);
     assert!(error.contains("engine.pin_cores") && error.contains("need 2048 physical cores"), "{error}");
 
-    let cores = cores().unwrap();
+    let cores = core_ids().unwrap();
     let [first, second, ..] = cores[..] else { return };
     let program = start(&[&pinned[..], &["1"]].concat()).await;
     let allowed = |pid: u32| {

@@ -15,7 +15,7 @@ use crate::{
     executor::Ticket,
     http::middleware::access_log::RequestRecord,
     job::{self, Event, Failure, Finish, MemoryReport, Step, TokenLogprobs},
-    text::{Call, CallReader, Detokenizer, Reading, Text, Told},
+    text::{AnswerDelta, Call, CallReader, Detokenizer, Reading, Text},
 };
 
 /// A choice that is being generated. Dropping it cancels the job.
@@ -39,7 +39,7 @@ pub(crate) struct CompletionStream {
     /// Parses tool calls; `None` without tools.
     reader: Option<CallReader>,
     /// All text and calls so far.
-    content: Told,
+    content: AnswerDelta,
 }
 
 impl Drop for CompletionStream {
@@ -184,7 +184,7 @@ impl CompletionStream {
             echo: String::new(),
             scores,
             reader: None,
-            content: Told::default(),
+            content: AnswerDelta::default(),
         }
     }
 
@@ -316,7 +316,7 @@ impl CompletionStream {
             rest.append(&reader.finish());
         }
         let rest = self.delta(rest);
-        let Told { content, calls } = std::mem::take(&mut self.content);
+        let AnswerDelta { content, calls } = std::mem::take(&mut self.content);
         // A call that a stop string truncated must not be executed.
         let is_cut = self.reader.as_ref().is_some_and(CallReader::is_cut);
         let calls_tools = reason == FinishReason::Stop && !calls.is_empty() && !is_cut;
@@ -342,14 +342,14 @@ impl CompletionStream {
     }
 
     /// Separates tool calls from text.
-    fn read(&mut self, fresh: String) -> Told {
+    fn read(&mut self, fresh: String) -> AnswerDelta {
         match &mut self.reader {
             Some(reader) if !fresh.is_empty() => reader.push(&fresh),
-            _ => Told { content: fresh, calls: Vec::new() },
+            _ => AnswerDelta { content: fresh, calls: Vec::new() },
         }
     }
 
-    fn delta(&mut self, mut fresh: Told) -> Delta {
+    fn delta(&mut self, mut fresh: AnswerDelta) -> Delta {
         if !self.echo.is_empty() {
             fresh.content.insert_str(0, &std::mem::take(&mut self.echo));
         }

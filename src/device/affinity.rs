@@ -1,25 +1,32 @@
-//! Which logical processors are physical cores, and keeping threads to some of them.
+//! Physical cores, and pinning threads to some of them.
 //!
-//! A system moves threads as it likes: to the other half of a core that computes already, or to one that another worker
-//! computes on. Whoever has a machine alone may say that it shall not. Where others use the machine as well it is better
-//! left to the system, as a thread that may not move waits for whoever runs on its core.
+//! A system moves threads freely: to the other half of a busy core, or to a core that another worker uses. Pinning prevents it
+//! on a dedicated machine. On a shared machine it is better not to pin, as a pinned thread waits for other programs on its
+//! core.
 
 use std::io;
 
 /// One logical processor of each physical core that the calling thread may run on, in their order.
 ///
 /// # Errors
-/// Where the system does not say.
-pub fn cores() -> io::Result<Vec<usize>> {
-    system::cores()
+/// If the system does not expose it.
+pub fn core_ids() -> io::Result<Vec<usize>> {
+    system::core_ids()
 }
 
-/// Keeps the calling thread, and those that it starts from now on, to `processors`.
+/// Pins the calling thread, and the threads that it starts later, to `processors`.
 ///
 /// # Errors
 /// The system's reason, such as that it may use none of them.
-pub fn keep_to(processors: &[usize]) -> io::Result<()> {
-    system::keep_to(processors)
+pub fn pin_to(processors: &[usize]) -> io::Result<()> {
+    system::pin_to(processors)
+}
+
+/// Number of physical cores that this process may use. Matrix kernels gain nothing from hyper-threads.
+#[must_use]
+pub fn physical_cores() -> usize {
+    let allowed = std::thread::available_parallelism().map_or(1, usize::from);
+    num_cpus::get_physical().clamp(1, allowed)
 }
 
 #[cfg(target_os = "linux")]
@@ -28,7 +35,7 @@ mod system {
 
     use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-    pub(super) fn cores() -> io::Result<Vec<usize>> {
+    pub(super) fn core_ids() -> io::Result<Vec<usize>> {
         let allowed = sched_getaffinity(None)?;
         let mut cores = Vec::new();
         for processor in (0..CpuSet::MAX_CPU).filter(|processor| allowed.is_set(*processor)) {
@@ -44,7 +51,7 @@ mod system {
         Ok(cores)
     }
 
-    pub(super) fn keep_to(processors: &[usize]) -> io::Result<()> {
+    pub(super) fn pin_to(processors: &[usize]) -> io::Result<()> {
         let mut set = CpuSet::new();
         for processor in processors.iter().filter(|processor| **processor < CpuSet::MAX_CPU) {
             set.set(*processor);
@@ -57,11 +64,11 @@ mod system {
 mod system {
     use std::io;
 
-    pub(super) fn cores() -> io::Result<Vec<usize>> {
+    pub(super) fn core_ids() -> io::Result<Vec<usize>> {
         Err(io::Error::new(io::ErrorKind::Unsupported, "this system does not say which processors are cores"))
     }
 
-    pub(super) fn keep_to(_: &[usize]) -> io::Result<()> {
+    pub(super) fn pin_to(_: &[usize]) -> io::Result<()> {
         Err(io::Error::new(
             io::ErrorKind::Unsupported,
             "this system does not let threads be kept to processors",
@@ -95,16 +102,16 @@ mod tests {
     #[test]
     #[cfg(target_os = "linux")]
     fn a_thread_that_is_kept_to_a_core_may_run_on_no_other_and_neither_may_those_that_it_starts() {
-        let all = cores().unwrap();
+        let all = core_ids().unwrap();
         assert!(!all.is_empty() && all.is_sorted(), "{all:?}");
         let last = *all.last().unwrap();
         let kept = std::thread::spawn(move || {
-            keep_to(&[last]).unwrap();
-            let of_child = std::thread::spawn(|| cores().unwrap()).join().unwrap();
-            (cores().unwrap(), of_child)
+            pin_to(&[last]).unwrap();
+            let of_child = std::thread::spawn(|| core_ids().unwrap()).join().unwrap();
+            (core_ids().unwrap(), of_child)
         });
         assert_eq!(kept.join().unwrap(), (vec![last], vec![last]));
-        assert_eq!(cores().unwrap(), all, "this thread was told nothing");
-        assert!(keep_to(&[]).is_err());
+        assert_eq!(core_ids().unwrap(), all, "this thread was told nothing");
+        assert!(pin_to(&[]).is_err());
     }
 }
