@@ -72,7 +72,7 @@ impl Finding {
 pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
     let settings = config::Settings::load(&args.config);
     if let (Ok(settings), true) = (&settings, args.config.print_config) {
-        return super::serve::print_config(settings, args.output.json).map(|()| Exit::Done);
+        return super::settings::print_config(settings, args.output.json).map(|()| Exit::Done);
     }
     let mut findings = vec![program(), machine(), cpu_features(), memory()];
     match &settings {

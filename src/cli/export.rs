@@ -1,26 +1,25 @@
 //! `eka export`: converts a checkpoint and its adapters to a model directory.
 
 use std::{
-    io::{self, IsTerminal, Write},
+    io::{self, Write},
     num::NonZeroUsize,
     path::{Path, PathBuf},
-    sync::Mutex,
     time::{Duration, Instant},
 };
 
 use clap::ValueEnum;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use super::{
     engine_args::EngineArgs,
     export_report::{Figures, Reporter},
     output::{self, OutputFlags},
+    progress::Bars,
 };
 use crate::{
     export::{
-        self, AdapterSource, BlockSize, Existing, Keep, Layout, Options, Progress, Report, Source, Stage,
-        Storage, WeightFormat, ZeroPoints,
+        self, AdapterSource, BlockSize, Existing, Keep, Layout, Options, Report, Source, Storage,
+        WeightFormat, ZeroPoints,
     },
     manifest::Dtype,
     units::Bytes,
@@ -306,54 +305,4 @@ fn peak_memory() -> Option<Bytes> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     line.trim().strip_suffix("kB")?.trim().parse().ok().map(Bytes::kib)
-}
-
-/// Progress: a bar per stage on a terminal, else a line per stage.
-pub(super) struct Bars {
-    bar: Mutex<ProgressBar>,
-}
-
-impl Bars {
-    pub(super) fn new() -> Self {
-        Self { bar: Mutex::new(ProgressBar::hidden()) }
-    }
-
-    fn with_bar(&self, act: impl FnOnce(&mut ProgressBar)) {
-        // Drawing continues after a panic in another thread.
-        act(&mut self.bar.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
-    }
-}
-
-impl Progress for Bars {
-    fn begin(&self, stage: Stage, total: Bytes) {
-        let title = match stage {
-            Stage::Sources => "reading sources",
-            Stage::Weights => "writing weights",
-            Stage::Checksums => "computing checksums",
-        };
-        if !io::stderr().is_terminal() {
-            return output::note(format_args!("{title}: {total}"));
-        }
-        if output::is_quiet() {
-            return;
-        }
-        let style = ProgressStyle::with_template("{msg:16} {wide_bar} {bytes}/{total_bytes} {eta}");
-        let bar = ProgressBar::with_draw_target(Some(total.0), ProgressDrawTarget::stderr());
-        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        bar.set_message(title);
-        self.with_bar(|old| {
-            old.finish_and_clear();
-            *old = bar;
-        });
-    }
-
-    fn advance(&self, by: Bytes) {
-        self.with_bar(|bar| bar.inc(by.0));
-    }
-}
-
-impl Drop for Bars {
-    fn drop(&mut self) {
-        self.with_bar(|bar| bar.finish_and_clear());
-    }
 }

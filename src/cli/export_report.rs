@@ -14,8 +14,8 @@ use serde::Serialize;
 
 use super::{
     engine_args::EngineArgs,
-    export::Bars,
     logits::{Difference, divergence, log_softmax},
+    progress::Bars,
 };
 use crate::{
     device::Device,

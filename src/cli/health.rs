@@ -9,7 +9,6 @@ use super::{
     exit::{Exit, WithExit},
     output::{self, OutputFlags},
     ready_file::local_address,
-    serve,
 };
 use crate::{
     client::Client,
@@ -68,7 +67,7 @@ impl State {
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let settings = config::Settings::load(&args.config)?;
     if args.config.print_config {
-        return serve::print_config(&settings, args.output.json);
+        return super::settings::print_config(&settings, args.output.json);
     }
     let url = args.url.clone().map_or_else(|| address(&settings.config), Ok).with_exit(Exit::Usage)?;
     let patience = Duration::from_secs(args.timeout.max(1).into());

@@ -123,10 +123,10 @@ impl LocalModel {
     ) -> anyhow::Result<Answer> {
         let job = self.job(prompt, max_new, wanted);
         let seed = job.sampling.seed;
-        let mut stream = TextStream { out, text: String::new(), stopped: false };
+        let mut decoder = AnswerDecoder { out, text: String::new(), stopped: false };
         let (sender, mut events) = mpsc::unbounded_channel();
         let (finish, written) = tokio::join!(self.workers.run(0, job, sender, cancel.clone()), async {
-            let written = stream.run(self.text.detokenizer(wanted.stop.clone()), &mut events, cancel).await;
+            let written = decoder.run(self.text.detokenizer(wanted.stop.clone()), &mut events, cancel).await;
             // Without a reader, generation stops.
             written.inspect_err(|_| cancel.cancel())
         });
@@ -136,12 +136,12 @@ impl LocalModel {
             finish => finish?,
         };
         let end = match reason {
-            _ if stream.stopped => StopReason::Stop,
+            _ if decoder.stopped => StopReason::Stop,
             FinishReason::EndToken => StopReason::Stop,
             FinishReason::Length => StopReason::Length,
             FinishReason::Cancelled => StopReason::Cancelled,
         };
-        Ok(Answer { text: stream.text, end, seed, usage, timings })
+        Ok(Answer { text: decoder.text, end, seed, usage, timings })
     }
 
     fn job(&mut self, prompt: Vec<u32>, max_new: usize, wanted: &SamplingArgs) -> Job {
@@ -158,14 +158,14 @@ impl LocalModel {
 }
 
 /// Decodes tokens and passes the text on.
-struct TextStream<W> {
+struct AnswerDecoder<W> {
     out: W,
     text: String,
     /// A stop string was found.
     stopped: bool,
 }
 
-impl<W: FnMut(&str) -> io::Result<()>> TextStream<W> {
+impl<W: FnMut(&str) -> io::Result<()>> AnswerDecoder<W> {
     async fn run(
         &mut self,
         mut decoder: crate::text::Detokenizer,

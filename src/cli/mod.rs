@@ -12,8 +12,10 @@ mod export;
 mod export_report;
 mod fd_limit;
 mod generate;
+mod generate_args;
 mod health;
 mod inspect;
+mod listener;
 mod load;
 mod local_model;
 mod logging;
@@ -21,6 +23,8 @@ mod logits;
 mod man;
 mod output;
 mod private_dir;
+mod progress;
+mod queue;
 mod ready_file;
 mod reload;
 mod resolve_model;
@@ -29,8 +33,10 @@ mod sandbox;
 mod serve;
 mod served_models;
 mod settings;
+mod shutdown;
 mod smoke;
 mod spawn_server;
+mod stdout_stream;
 #[cfg(unix)]
 mod systemd;
 mod verify;
@@ -59,7 +65,7 @@ struct Cli {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     Serve(serve::Args),
-    Generate(generate::Args),
+    Generate(generate_args::Args),
     Export(export::Args),
     Inspect(inspect::Args),
     Verify(verify::Args),

@@ -16,7 +16,7 @@ use anyhow::{Context, ensure};
 
 use super::{
     exit::{Exit, WithExit},
-    export::Bars,
+    progress::Bars,
 };
 use crate::{
     config::{self, Config, Quantize},

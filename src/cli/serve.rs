@@ -1,26 +1,20 @@
 //! `eka serve`: connects settings, models, workers, queue and HTTP server.
 
-use std::{
-    io,
-    net::{SocketAddr, TcpListener},
-    path::PathBuf,
-    process::{self, ExitCode},
-    sync::Arc,
-    time::Duration,
-};
+use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::{Context, anyhow};
-use tokio::{net::TcpSocket, sync::watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     exit::{Exit, WithExit},
-    fd_limit,
+    fd_limit, listener,
     logging::{self, LogLevel},
-    output::{self, OutputFlags},
-    ready_file::{self, ReadyFile},
-    reload::{LiveSettings, limits},
-    sandbox, worker,
+    output::OutputFlags,
+    queue,
+    ready_file::ReadyFile,
+    reload::LiveSettings,
+    sandbox, settings, shutdown, worker,
 };
 use crate::{
     config::{self, Config, ConfigArgs},
@@ -28,26 +22,18 @@ use crate::{
         process_memory,
         scheduling::{SchedulingHint, set_scheduling_hint},
     },
-    executor::{Executor, Routing},
-    http::{self, AppState, Commands, Life, Settings},
-    job::{ModelId, Readiness},
+    http::{self, AppState, Commands, Life, ModelRegistry, Settings},
+    job::Readiness,
     log_queue,
     metrics::{MemoryKind, Metrics, OnDevice},
     otel::{Collector, Options},
     prompt_store::PromptStore,
-    supervise::WorkerPool,
+    supervise::{WorkerConfig, WorkerPool},
     worker::faults::FaultPlan,
 };
 
 /// Longest wait for the last spans to be exported at shutdown.
 const LAST_SPANS: Duration = Duration::from_secs(2);
-
-/// Longest wait for the last log lines after the signal to exit immediately.
-const LAST_LINES_AT_ONCE: Duration = Duration::from_millis(200);
-
-/// Length of the accept queue, which the system may lower. A client that finds it full retries after a second, which fails a
-/// health probe.
-const BACKLOG: u32 = 4096;
 
 /// Serve a model over HTTP
 #[derive(Debug, clap::Args)]
@@ -73,7 +59,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let settings = config::Settings::load(&args.config)?;
     if args.config.print_config {
-        return print_config(&settings, args.json).map(|()| ExitCode::SUCCESS);
+        return settings::print_config(&settings, args.json).map(|()| ExitCode::SUCCESS);
     }
     if let Some(path) = &args.ready_file {
         ReadyFile::remove_stale(path).with_exit(Exit::Usage)?;
@@ -85,11 +71,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     set_scheduling_hint(SchedulingHint::LowLatency);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let config = settings.config.clone();
-    let entry = LiveSettings::open(&args.config, settings, level.clone())?;
+    let live = LiveSettings::open(&args.config, settings, level.clone())?;
     if let Some(faults) = args.faults() {
         tracing::warn!(event = "faults_enabled", "workers inject faults for testing: {faults}");
     }
-    runtime.block_on(serve(args, &config, entry, level))
+    runtime.block_on(serve(args, &config, live, level))
 }
 
 impl Args {
@@ -101,88 +87,60 @@ impl Args {
     fn faults(&self) -> Option<&FaultPlan> {
         self.faults.as_ref().filter(|plan| !plan.is_off())
     }
-}
 
-/// Prints the settings with their origins.
-///
-/// # Errors
-/// When stdout cannot be written to.
-pub(super) fn print_config(settings: &config::Settings, as_json: bool) -> anyhow::Result<()> {
-    if as_json {
-        return output::document(&settings.to_json());
+    fn with_faults(&self, mut commands: Vec<WorkerConfig>) -> Vec<WorkerConfig> {
+        let faults = self.faults().map(worker::faults).unwrap_or_default();
+        commands.iter_mut().for_each(|command| command.arguments.extend(faults.clone()));
+        commands
     }
-    output::result(|out| out.write_all(settings.to_toml().as_bytes()))
 }
 
 async fn serve(
     args: &Args,
     config: &Config,
-    entry: LiveSettings,
+    live: LiveSettings,
     level: LogLevel,
 ) -> anyhow::Result<ExitCode> {
     let metrics = Arc::new(Metrics::for_devices(&worker::labels(config)));
     let sandbox = sandbox::of_this_program(&metrics)?;
-    let (catalogue, mut commands) = worker::commands(config, &sandbox).await?;
-    let listener = listen(config)?;
-    let faults = args.faults().map(worker::faults).unwrap_or_default();
-    commands.iter_mut().for_each(|command| command.arguments.extend(faults.clone()));
-    let models = commands.first().map_or(&[][..], |command| &command.models);
-    let models: Vec<_> = models.iter().map(|model| model.id.0.to_string()).collect();
+    let (models, commands) = worker::commands(config, &sandbox).await?;
+    let listener = listener::listen(config)?;
     let collector = collector(config, &metrics)?;
-    let (workers, supervision) = WorkerPool::new(commands, &metrics);
+    let (workers, supervision) = WorkerPool::new(args.with_faults(commands), &metrics);
     let readiness = workers.readiness();
-    let (executor, working) = executor(config, &metrics, &workers);
-    tokio::spawn(show_own_memory(Arc::clone(&metrics)));
-    executor.limit_overtakes(config.queue.max_overtakes);
-    route(config, &executor, workers.clone());
-    let http = Settings::from(config);
-    let max_connections = fd_limit::fit(http.max_connections, fd_limit::raise_limit(), workers.size());
-    let scheme = if entry.tls.is_some() { "https" } else { "http" };
-    let address = listener.local_addr()?;
-    tracing::info!(event = "listening", "serving {} on {scheme}://{address}", catalogue.names());
-    if let Some(path) = &args.ready_file {
-        let file = ReadyFile::create(path, scheme, address, models).with_exit(Exit::Usage)?;
-        tokio::spawn(file.follow(readiness.clone()));
-    }
-    // Absolute, because workers use it too.
-    let saved_prompts = std::path::absolute(&config.engine.prefix_cache_dir)?;
+    let (executor, queue) = queue::start(config, &metrics, &workers);
+    tokio::spawn(publish_memory(Arc::clone(&metrics)));
+    let scheme = if live.tls.is_some() { "https" } else { "http" };
+    announce(args, &models, &format!("{scheme}://{}", listener.local_addr()?), &readiness)?;
     let drain = CancellationToken::new();
-    let state = AppState::new(
-        catalogue,
-        executor.clone(),
-        Arc::clone(&metrics),
-        readiness.clone(),
-        Settings { max_connections, ..http },
-    )
-    .with_sandbox(sandbox)
-    .with_commands(worker_commands(workers.clone()))
-    .with_saved_prompts(PromptStore::new(saved_prompts))
-    .with_devices(devices(&workers))
-    .with_access_control(Arc::clone(&entry.access))
-    .with_tls(entry.tls.clone())
-    .with_deadlines(entry.deadlines())
-    .with_drain(drain.clone())
-    .with_log(Arc::new(move |text| level.set(text).map_err(|error| error.to_string())));
-    tokio::spawn(entry.watch(executor));
+    let settings = http_settings(config, workers.size());
+    let state = AppState::new(models, executor.clone(), Arc::clone(&metrics), readiness.clone(), settings)
+        .with_sandbox(sandbox)
+        .with_commands(worker_commands(workers.clone()))
+        // Absolute, because workers use the directory too.
+        .with_saved_prompts(PromptStore::new(std::path::absolute(&config.engine.prefix_cache_dir)?))
+        .with_devices(devices(&workers))
+        .with_access_control(Arc::clone(&live.access))
+        .with_tls(live.tls.clone())
+        .with_deadlines(live.deadlines())
+        .with_drain(drain.clone())
+        .with_log(Arc::new(move |text| level.set(text).map_err(|error| error.to_string())));
+    tokio::spawn(live.watch(executor));
     #[cfg(unix)]
     tokio::spawn(super::systemd::notify_readiness(readiness.clone()));
     let mut last = Readiness::Starting;
-    let served = http::serve(
-        listener,
-        state,
-        Life {
-            beside: async {
-                tokio::join!(supervision, working);
-            },
-            shutdown: ended(readiness.clone(), drain, args.ready_file.clone()),
-            finish: async {
-                // Stopping the workers changes the state.
-                last = readiness.borrow().clone();
-                workers.stop().await;
-            },
+    let life = Life {
+        beside: async {
+            tokio::join!(supervision, queue);
         },
-    )
-    .await;
+        shutdown: shutdown::requested(readiness.clone(), drain, args.ready_file.clone()),
+        finish: async {
+            // Stopping the workers changes the state.
+            last = readiness.borrow().clone();
+            workers.stop().await;
+        },
+    };
+    let served = http::serve(listener, state, life).await;
     if let Some(collector) = collector {
         collector.finish(LAST_SPANS.min(config.server.grace_ms.into()));
     }
@@ -193,6 +151,28 @@ async fn serve(
         }
         _ => Ok(ExitCode::SUCCESS),
     }
+}
+
+/// Logs that the server listens at `url`, and writes the ready file.
+fn announce(
+    args: &Args,
+    models: &ModelRegistry,
+    url: &str,
+    readiness: &watch::Receiver<Readiness>,
+) -> anyhow::Result<()> {
+    tracing::info!(event = "listening", "serving {} on {url}", models.names());
+    if let Some(path) = &args.ready_file {
+        let file = ReadyFile::create(path, url, models.usable_ids()).with_exit(Exit::Usage)?;
+        tokio::spawn(file.follow(readiness.clone()));
+    }
+    Ok(())
+}
+
+/// Settings of the HTTP server, with a number of connections that the limit of open files allows.
+fn http_settings(config: &Config, workers: usize) -> Settings {
+    let settings = Settings::from(config);
+    let max_connections = fd_limit::fit(settings.max_connections, fd_limit::raise_limit(), workers);
+    Settings { max_connections, ..settings }
 }
 
 fn worker_commands(workers: WorkerPool) -> Commands {
@@ -207,28 +187,6 @@ fn devices(workers: &WorkerPool) -> Vec<(String, watch::Receiver<Readiness>)> {
     workers.devices().filter_map(|(label, readiness)| Some((label?.to_owned(), readiness))).collect()
 }
 
-/// Makes the queue wait for the device that has a job's model, if there is a choice.
-fn route(config: &Config, executor: &Executor, mut workers: WorkerPool) {
-    let most_switches = config.queue.max_switches;
-    let has_one_device = workers.size() == 1;
-    if has_one_device && most_switches.is_none() {
-        return;
-    }
-    let (loaded, open) = (workers.clone(), workers.clone());
-    executor.route(Routing {
-        most_switches,
-        is_loaded: Arc::new(move |slot, model: &ModelId| loaded.is_loaded(slot, model)),
-        is_open: Arc::new(move |slot| has_one_device || open.is_open(slot)),
-    });
-    let executor = executor.clone();
-    tokio::spawn(async move {
-        loop {
-            workers.changed().await;
-            executor.look_again();
-        }
-    });
-}
-
 /// The trace collector, if configured.
 fn collector(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<Option<Collector>> {
     let Some(endpoint) = config.trace.collector_url() else { return Ok(None) };
@@ -239,102 +197,8 @@ fn collector(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<Option<C
     Ok(Some(collector.context("cannot send traces; check trace.otlp_endpoint")?))
 }
 
-fn listen(config: &Config) -> anyhow::Result<TcpListener> {
-    let address = SocketAddr::new(config.server.bind, config.server.port);
-    bind(address)
-        .with_context(|| format!("cannot listen on {address}; set server.bind or server.port"))
-        .with_exit(Exit::Machine)
-}
-
-/// Like [`TcpListener::bind`], which has a queue of only 128 connections.
-fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    // A restarted server takes over the port from closed connections. On Windows the option would share the port.
-    #[cfg(not(windows))]
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)?.into_std()
-}
-
-fn executor(
-    config: &Config,
-    metrics: &Arc<Metrics>,
-    workers: &WorkerPool,
-) -> (Executor, impl Future<Output = ()> + Send + use<>) {
-    let run = |slot| {
-        let workers = workers.clone();
-        move |job, events, cancel| {
-            let workers = workers.clone();
-            async move { workers.run(slot, job, events, cancel).await }
-        }
-    };
-    Executor::with_slots(limits(config), Arc::clone(metrics), (0..workers.size()).map(run).collect())
-}
-
-/// Completes when the server must shut down: at a signal, after `/admin/drain`, or when no worker can ever start. A second
-/// signal exits the process.
-async fn ended(
-    mut readiness: watch::Receiver<Readiness>,
-    drain: CancellationToken,
-    ready_file: Option<PathBuf>,
-) {
-    let hopeless = |state: &Readiness| matches!(state, Readiness::Down { retry_in: None, .. });
-    tokio::select! {
-        name = signal() => tracing::info!(
-            event = "shutdown_started",
-            "{name}: shutting down gracefully; send the signal again to exit immediately"
-        ),
-        () = drain.cancelled() => {
-            tracing::info!(event = "shutdown_started", "/admin/drain: shutting down gracefully");
-        }
-        _ = readiness.wait_for(hopeless) => {}
-    }
-    #[cfg(unix)]
-    super::systemd::notify_stopping();
-    tokio::spawn(async move {
-        if drain.is_cancelled() {
-            // Kubernetes sends SIGTERM after its preStop hook, which may call /admin/drain.
-            let name = signal().await;
-            tracing::info!("{name}: already shutting down; send the signal again to exit immediately");
-        }
-        // Some senders signal twice at once: the process, and its process group.
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        let name = signal().await;
-        tracing::warn!(event = "shutdown_forced", "{name}: exiting immediately");
-        ready_file.as_deref().inspect(|path| ready_file::remove_own(path));
-        log_queue::flush(LAST_LINES_AT_ONCE);
-        process::exit(Exit::Interrupted.code().into());
-    });
-}
-
-/// Completes with the name of the next termination signal.
-#[cfg(unix)]
-pub(super) async fn signal() -> &'static str {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut terminate), Ok(mut interrupt)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        tracing::error!("cannot receive signals; stop this process with SIGKILL");
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = terminate.recv() => "SIGTERM",
-        _ = interrupt.recv() => "SIGINT",
-    }
-}
-
-/// Completes with the name of the next termination signal.
-#[cfg(not(unix))]
-pub(super) async fn signal() -> &'static str {
-    if let Err(e) = tokio::signal::ctrl_c().await {
-        tracing::error!("cannot receive Ctrl-C: {e}; stop this process in the task manager");
-        return std::future::pending().await;
-    }
-    "Ctrl-C"
-}
-
 /// Updates the metrics of this process's memory. Those of workers come with their answers.
-async fn show_own_memory(metrics: Arc<Metrics>) {
+async fn publish_memory(metrics: Arc<Metrics>) {
     loop {
         let process_memory::ProcessMemory { resident, anonymous, .. } = process_memory::memory();
         for (kind, bytes) in [("resident", resident), ("anonymous", anonymous)] {

@@ -12,7 +12,7 @@ use anyhow::{Context, ensure};
 use super::{
     exit::{Exit, WithExit},
     output::{self, OutputFlags},
-    serve,
+    shutdown,
     spawn_server::SpawnedServer,
 };
 use crate::{
@@ -94,7 +94,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
     let began = Instant::now();
     if args.config.print_config {
         let settings = config::Settings::load(&args.config)?;
-        return serve::print_config(&settings, args.output.json).map(|()| Exit::Done);
+        return super::settings::print_config(&settings, args.output.json).map(|()| Exit::Done);
     }
     let suite = args.suite().with_exit(Exit::Usage)?;
     let required = args.required(&suite).with_exit(Exit::Usage)?;
@@ -102,7 +102,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
     let run = runtime.block_on(async {
         tokio::select! {
             run = run_modes(args, &suite) => run.map(Some),
-            _ = serve::signal() => Ok(None),
+            _ = shutdown::signal() => Ok(None),
         }
     })?;
     let Some(run) = run else { return Ok(Exit::Interrupted) };

@@ -1,16 +1,16 @@
-//! Log-probabilities, as the model has them: before bias, penalties, temperature and constraint.
+//! Log-probabilities from the model's logits, before bias, penalties, temperature and constraint.
 //!
-//! They are of what the model said and not of how it was picked from, because that is what can be compared between
-//! requests; OpenAI's are as well, and vLLM's by default.
+//! They do not depend on sampling options, so they can be compared between requests. OpenAI reports the same, and vLLM does by
+//! default.
 
 use crate::job::{LogprobOptions, TokenLogprobs};
 
-/// What the model thinks of one position, kept while the sampler changes the logits.
+/// The logits of one position, kept while the sampler changes its copy.
 #[derive(Debug)]
 pub(super) struct LogprobScorer {
     asked: LogprobOptions,
     logits: Vec<f32>,
-    /// Logarithm of the sum of all tokens' exponentials.
+    /// Logarithm of the sum of the exponentials of all logits.
     total: f64,
     order: Vec<u32>,
 }
@@ -20,7 +20,7 @@ impl LogprobScorer {
         Self { asked, logits: Vec::new(), total: 0.0, order: Vec::new() }
     }
 
-    /// Takes a position's logits, `[vocab]`.
+    /// Takes the logits of a position, `[vocab]`.
     pub(super) fn read(&mut self, logits: &[f32]) {
         self.logits.clear();
         self.logits.extend_from_slice(logits);
@@ -29,14 +29,14 @@ impl LogprobScorer {
         self.total = most + numbers().map(|logit| (f64::from(logit) - most).exp()).sum::<f64>().ln();
     }
 
-    /// The log-probability of `token` at `position`, and those of the most probable ones.
+    /// Log-probability of `token` at `position`, and of the most probable tokens.
     pub(super) fn score(&mut self, token: u32, position: usize) -> TokenLogprobs {
         let top = self.most_probable().into_iter().map(|id| (id, self.logprob(id))).collect();
         TokenLogprobs { position, token, logprob: self.logprob(token), top }
     }
 
     fn logprob(&self, token: u32) -> f32 {
-        /// What stands for "impossible": JSON has no infinity.
+        /// Reported for impossible tokens, because JSON has no infinity.
         const LEAST: f64 = -9999.0;
         let logit = self.logits.get(token as usize).copied().unwrap_or(f32::NEG_INFINITY);
         let logprob = f64::from(logit) - self.total;
@@ -46,7 +46,7 @@ impl LogprobScorer {
         logprob
     }
 
-    /// The most probable tokens, as many as are asked for, the greatest first and lower ids first among equals.
+    /// The requested number of most probable tokens, the greatest first, lower ids first among equals.
     fn most_probable(&mut self) -> Vec<u32> {
         let Self { asked, logits, order, .. } = self;
         let top = asked.top.min(logits.len());
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_impossible_or_no_number_has_a_number_all_the_same() {
+    fn impossible_tokens_and_nan_get_a_finite_number() {
         for (logits, token) in [([f32::NEG_INFINITY, 1.0], 0), ([1.0, f32::NAN], 1), ([1.0, 2.0], 9)] {
             let score = score(&logits, 5, token);
             assert!((score.logprob - -9999.0).abs() < 1e-3, "{score:?}");

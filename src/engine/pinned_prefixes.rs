@@ -1,34 +1,33 @@
-//! Sequences that came from files, to stay until somebody says otherwise.
+//! Sequences restored from files. They stay until they are removed by name.
 //!
-//! Unlike what is [kept](super::prefixes) of earlier sequences they have names, no longer sequence takes their place, and none
-//! has to go for another: who restores a system prompt counts on it. They lie in the host's memory, also where a GPU computes:
-//! a copy across takes milliseconds where reading the prompt takes seconds, and the device's memory stays what the pool makes
-//! of it.
+//! Unlike entries of the [prefix cache](super::prefix_cache), they are not evicted and not replaced by longer sequences, because
+//! a client that restores a system prompt relies on it. They are kept in host memory, even if a GPU computes: copying to the GPU
+//! takes milliseconds, while reading the prompt takes seconds, and all device memory stays with the pool.
 
 use super::prefix_cache::common;
 use crate::{job::CacheSalt, model::HostCache, units::Bytes};
 
-/// Sequences by name.
+/// Restored sequences by name.
 #[derive(Debug, Default)]
 pub(super) struct PinnedPrefixes(Vec<PinnedPrefix>);
 
 #[derive(Debug)]
 struct PinnedPrefix {
     name: String,
-    /// Salt of the sequences that may use it; `None` means all sequences.
+    /// Only sequences with this salt may use it; `None` means all.
     salt: Option<CacheSalt>,
     tokens: Vec<u32>,
     kept: HostCache,
 }
 
 impl PinnedPrefixes {
-    /// What all of them take.
+    /// Size of all entries.
     pub(super) fn bytes(&self) -> Bytes {
         self.0.iter().map(|entry| entry.kept.bytes()).sum()
     }
 
-    /// What those of other names take.
-    pub(super) fn bytes_beside(&self, name: &str) -> Bytes {
+    /// Size of the entries with other names.
+    pub(super) fn bytes_except(&self, name: &str) -> Bytes {
         self.0.iter().filter(|entry| entry.name != name).map(|entry| entry.kept.bytes()).sum()
     }
 
@@ -36,12 +35,12 @@ impl PinnedPrefixes {
         self.0.is_empty()
     }
 
-    /// Length of the longest prefix of `tokens` that is restored for sequences of `salt`.
+    /// Length of the longest prefix of `tokens` that is restored for `salt`.
     pub(super) fn longest(&self, salt: CacheSalt, tokens: &[u32]) -> usize {
         self.of(salt).map(|entry| common(&entry.tokens, tokens)).max().unwrap_or(0)
     }
 
-    /// The restored entry for sequences of `salt` that begins with these tokens.
+    /// The entry for `salt` that begins with these tokens.
     pub(super) fn find(&self, salt: CacheSalt, tokens: &[u32]) -> Option<&HostCache> {
         self.of(salt).find(|entry| entry.tokens.starts_with(tokens)).map(|entry| &entry.kept)
     }
@@ -50,7 +49,7 @@ impl PinnedPrefixes {
         self.0.iter().filter(move |entry| entry.salt.is_none_or(|own| own == salt))
     }
 
-    /// Adds one, in the place of another of its name.
+    /// Adds an entry, or replaces the one with this name.
     pub(super) fn add(&mut self, name: String, salt: Option<CacheSalt>, tokens: Vec<u32>, kept: HostCache) {
         self.remove(&name);
         self.0.push(PinnedPrefix { name, salt, tokens, kept });

@@ -1,61 +1,59 @@
-//! Who is next: the one place where a job may go before another that came earlier.
+//! The order of jobs: the only index where a job may overtake an earlier one.
 //!
-//! Two rules, one within the other, and neither without an end:
+//! There are two rules, and both are bounded:
 //!
-//! 1. *Priority.* Interactive jobs go before batch jobs. When `max_overtakes` of them in a row went before a batch job that
-//!    came earlier, it is a batch job's turn. So a batch job with `b` others ahead of it sees at most
-//!    `max_overtakes · (b + 1)` later jobs go first, however many come.
-//! 2. *Switches*, among jobs of the priority whose turn it is. After [`SlotRule::most_switches`] loads in a row on a slot, one
-//!    whose model it has goes before the first, whose model it has not. No job is passed over for this by a slot twice.
+//! 1. *Priority.* Interactive jobs go before batch jobs. After `max_overtakes` of them in a row have overtaken a batch job, a batch
+//!    job is next. So at most `max_overtakes · (b + 1)` later jobs overtake a batch job with `b` batch jobs ahead of it.
+//! 2. *Model switches*, among jobs of the priority that is next. After [`SlotRule::most_switches`] model loads in a row on a slot, a
+//!    job whose model is loaded goes before the first job, whose model is not. Each slot passes over a job at most once.
 //!
-//! The rule says who is next among those that wait, and changes nothing else: a job that was accepted keeps its place also
-//! when the queue is full, because what was promised to one client is not another's to take.
+//! A job that was accepted is never removed from a full queue in favour of another.
 
 use std::num::NonZeroUsize;
 
 use crate::job::{ModelId, Priority};
 
-/// How often in a row interactive jobs go before an earlier batch job, unless the settings say otherwise.
+/// Default limit of interactive jobs in a row that overtake a batch job.
 const MAX_OVERTAKES: usize = 4;
 
-/// What the rule wants to know of a job that waits.
+/// A waiting job, as far as the rules need it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Candidate<'a> {
     pub(super) priority: Priority,
     pub(super) model: &'a ModelId,
-    /// How often it was the first of its priority, and another went because its model was loaded.
+    /// How often a job with a loaded model was taken instead of it.
     pub(super) passed_over: usize,
 }
 
-/// What the rule wants to know of the slot that takes a job.
+/// The slot that takes a job.
 pub(super) struct SlotRule<'a> {
-    /// Switches of models in a row; `None` is no limit.
+    /// Most model switches in a row; `None` means no limit.
     pub(super) most_switches: Option<NonZeroUsize>,
-    /// So many there were.
+    /// Model switches in a row so far.
     pub(super) switches: usize,
     /// How often a job may be passed over: once by each slot.
     pub(super) most_passes: usize,
     pub(super) is_loaded: &'a dyn Fn(&ModelId) -> bool,
 }
 
-/// Who is next, by places in the queue.
+/// The next job, by index in the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Pick {
-    pub(super) place: usize,
-    /// Whoever was passed over because its model is not loaded.
+    pub(super) index: usize,
+    /// The job that was passed over because its model is not loaded.
     pub(super) passed_over: Option<usize>,
-    /// How many switches in a row the slot has made with this one.
+    /// Model switches in a row of the slot, this job included.
     pub(super) switches: usize,
     priority: Priority,
-    /// A batch job that came earlier waits on.
+    /// It overtakes an earlier batch job.
     overtakes: bool,
 }
 
-/// What the rule remembers.
+/// The state of the rules.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Scheduler {
     pub(super) max_overtakes: usize,
-    /// Interactive jobs in a row that went before an earlier batch job.
+    /// Interactive jobs in a row that have overtaken a batch job.
     overtakes: usize,
 }
 
@@ -64,27 +62,27 @@ impl Scheduler {
         Self { max_overtakes: MAX_OVERTAKES, overtakes: 0 }
     }
 
-    /// The model of the first whose turn it is.
+    /// The model of the first job of the priority that is next.
     pub(super) fn first<'a>(
         &self,
         mut waiting: impl Iterator<Item = (usize, Candidate<'a>)> + Clone,
     ) -> Option<&'a ModelId> {
-        let turn = self.turn(waiting.clone())?;
+        let turn = self.next_priority(waiting.clone())?;
         waiting.find(|(_, one)| one.priority == turn).map(|(_, one)| one.model)
     }
 
-    /// The next of those that wait, with their places in the order they came, for a slot that takes one.
+    /// The next of the waiting jobs for a slot. `waiting` has the jobs with their indices, in the order of arrival.
     pub(super) fn choose<'a>(
         &self,
         waiting: impl Iterator<Item = (usize, Candidate<'a>)> + Clone,
         slot: &SlotRule<'_>,
     ) -> Option<Pick> {
-        let priority = self.turn(waiting.clone())?;
-        let first_batch = place_of(waiting.clone(), Priority::Batch);
+        let priority = self.next_priority(waiting.clone())?;
+        let first_batch = index_of(waiting.clone(), Priority::Batch);
         let mut these = waiting.filter(|(_, one)| one.priority == priority);
         let (first, candidate) = these.next()?;
         let is_loaded = |model: &ModelId| (slot.is_loaded)(model);
-        let (place, passed_over, switches) = if is_loaded(candidate.model) {
+        let (index, passed_over, switches) = if is_loaded(candidate.model) {
             (first, None, 0)
         } else if slot.most_switches.is_some_and(|most| slot.switches >= most.get())
             && candidate.passed_over < slot.most_passes
@@ -94,11 +92,11 @@ impl Scheduler {
         } else {
             (first, None, slot.switches + 1)
         };
-        let overtakes = priority == Priority::Interactive && first_batch.is_some_and(|batch| batch < place);
-        Some(Pick { place, passed_over, switches, priority, overtakes })
+        let overtakes = priority == Priority::Interactive && first_batch.is_some_and(|batch| batch < index);
+        Some(Pick { index, passed_over, switches, priority, overtakes })
     }
 
-    /// Remembers that this one was taken.
+    /// Notes that this job was taken.
     pub(super) const fn took(&mut self, next: Pick) {
         match next.priority {
             Priority::Batch => self.overtakes = 0,
@@ -107,15 +105,18 @@ impl Scheduler {
         }
     }
 
-    /// How many batch jobs go before an interactive one that has so many interactive ones ahead of it, at most.
+    /// Most batch jobs that go before an interactive job with this many interactive jobs ahead of it.
     pub(super) fn batch_turns(&self, interactive: usize) -> usize {
         (self.overtakes + interactive).checked_div(self.max_overtakes).unwrap_or(usize::MAX)
     }
 
-    /// The priority whose turn it is.
-    fn turn<'a>(&self, waiting: impl Iterator<Item = (usize, Candidate<'a>)> + Clone) -> Option<Priority> {
-        let first_batch = place_of(waiting.clone(), Priority::Batch);
-        match (place_of(waiting, Priority::Interactive), first_batch) {
+    /// The priority that is next.
+    fn next_priority<'a>(
+        &self,
+        waiting: impl Iterator<Item = (usize, Candidate<'a>)> + Clone,
+    ) -> Option<Priority> {
+        let first_batch = index_of(waiting.clone(), Priority::Batch);
+        match (index_of(waiting, Priority::Interactive), first_batch) {
             (None, None) => None,
             (None, Some(_)) => Some(Priority::Batch),
             (Some(later), Some(batch)) if batch < later && self.overtakes >= self.max_overtakes => {
@@ -126,11 +127,11 @@ impl Scheduler {
     }
 }
 
-fn place_of<'a>(
+fn index_of<'a>(
     mut waiting: impl Iterator<Item = (usize, Candidate<'a>)>,
     priority: Priority,
 ) -> Option<usize> {
-    waiting.find(|(_, one)| one.priority == priority).map(|(place, _)| place)
+    waiting.find(|(_, one)| one.priority == priority).map(|(index, _)| index)
 }
 
 #[cfg(test)]
@@ -149,24 +150,24 @@ mod tests {
         passed_over: usize,
     }
 
-    /// Takes jobs of these priorities and models (`iIbB`: upper case is another model), all there from the beginning;
-    /// whichever ran last is loaded.
+    /// Takes jobs of these priorities and models (`iIbB`: upper case is another model), all waiting from the start. The model that
+    /// ran last is loaded.
     fn taken(jobs: &str, max_overtakes: usize, most_switches: Option<usize>) -> String {
         let mut line = Line::new(max_overtakes, most_switches);
         jobs.chars().for_each(|job| line.push(job));
         let mut taken = String::new();
         while let Some((job, _)) = line.take() {
-            taken.push(spelt(&job));
+            taken.push(letter(&job));
         }
         taken
     }
 
-    fn spelt(job: &WaitingJobInfo) -> char {
+    fn letter(job: &WaitingJobInfo) -> char {
         let letter = if job.priority == Priority::Batch { 'b' } else { 'i' };
         if job.model == ModelId::from("upper") { letter.to_ascii_uppercase() } else { letter }
     }
 
-    /// A queue of nothing but what the rule wants to know, and one slot.
+    /// A minimal queue with one slot.
     struct Line {
         order: Scheduler,
         waiting: Vec<WaitingJobInfo>,
@@ -196,11 +197,11 @@ mod tests {
             self.came += 1;
         }
 
-        /// The next job, and those that came before it and still wait.
+        /// The next job, and the earlier jobs that still wait.
         fn take(&mut self) -> Option<(WaitingJobInfo, Vec<usize>)> {
-            let candidates = self.waiting.iter().enumerate().map(|(place, one)| {
+            let candidates = self.waiting.iter().enumerate().map(|(index, one)| {
                 let WaitingJobInfo { priority, model, passed_over, .. } = one;
-                (place, Candidate { priority: *priority, model, passed_over: *passed_over })
+                (index, Candidate { priority: *priority, model, passed_over: *passed_over })
             });
             let rule = SlotRule {
                 most_switches: self.most_switches,
@@ -214,33 +215,33 @@ mod tests {
             if let Some(passed_over) = next.passed_over {
                 self.waiting[passed_over].passed_over += 1;
             }
-            let overtaken = self.waiting[..next.place].iter().map(|one| one.id).collect();
-            let taken = self.waiting.remove(next.place);
+            let overtaken = self.waiting[..next.index].iter().map(|one| one.id).collect();
+            let taken = self.waiting.remove(next.index);
             self.loaded = taken.model.clone();
             Some((taken, overtaken))
         }
     }
 
     #[test]
-    fn interactive_jobs_go_first_and_batch_jobs_have_their_turn() {
+    fn interactive_jobs_go_first_and_batch_jobs_are_not_starved() {
         assert_eq!(taken("bbiiiii", 2, None), "iibiibi");
         assert_eq!(taken("bbiiiii", 9, None), "iiiiibb");
-        assert_eq!(taken("iiib", 1, None), "iiib", "who came first overtakes nobody");
+        assert_eq!(taken("iiib", 1, None), "iiib", "the first job overtakes no other");
     }
 
     #[test]
-    fn without_overtaking_jobs_go_in_the_order_they_came() {
+    fn without_overtaking_jobs_run_in_order_of_arrival() {
         assert_eq!(taken("bibiib", 0, None), "bibiib");
     }
 
     #[test]
-    fn switches_are_counted_within_the_priority_whose_turn_it_is() {
+    fn switches_are_counted_within_the_priority_that_is_next() {
         assert_eq!(taken("bBIiIi", 9, Some(1)), "IIiibB");
         assert_eq!(taken("BIbi", 9, None), "IiBb");
     }
 
     fn jobs() -> impl Strategy<Value = Vec<Option<char>>> {
-        // `None` is a turn of the slot.
+        // `None`: the slot takes a job.
         prop::collection::vec(
             prop::option::weighted(0.6, prop::sample::select(vec!['i', 'I', 'b', 'B'])),
             1..200,
@@ -248,7 +249,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever comes, and whenever the slot is free: nobody waits for ever.
+        /// No job waits for ever, whatever arrives and whenever the slot is free.
         #[test]
         fn no_job_is_overtaken_more_often_than_the_rule_says(
             events in jobs(),
@@ -265,7 +266,7 @@ mod tests {
                     let ahead = |priority| line.waiting.iter().filter(|one| one.priority == priority).count();
                     let (batch, interactive) = (ahead(Priority::Batch), ahead(Priority::Interactive));
                     let own = if job.eq_ignore_ascii_case(&'b') { batch } else { interactive };
-                    // Each that is ahead may be passed over once, by one that came later.
+                    // Each job ahead may be passed over once, for a later one.
                     let turns = if most_switches.is_some() { 2 * (own + 1) } else { own + 1 };
                     let passed = if most_switches.is_some() { batch + interactive + 1 } else { 0 };
                     let by_priority = if job.eq_ignore_ascii_case(&'b') { max_overtakes * turns } else { 0 };
@@ -285,7 +286,7 @@ mod tests {
         }
 
         #[test]
-        fn jobs_of_one_priority_and_one_model_go_in_the_order_they_came(events in jobs()) {
+        fn jobs_of_one_priority_and_one_model_run_in_order_of_arrival(events in jobs()) {
             let mut line = Line::new(3, None);
             let mut last = HashMap::new();
             for event in &events {

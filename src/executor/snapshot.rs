@@ -1,127 +1,140 @@
-//! What is to be seen of the queue and its slots: who runs, who waits, and what the last jobs took.
+//! A snapshot of the queue: waiting and running jobs, and the last finished ones.
 //!
-//! Figures and names alone: of what was asked and answered nothing is kept when a job is over.
+//! It has numbers and names only. Prompts and answers are not kept.
 
 use std::{
     collections::VecDeque,
     time::{Duration, SystemTime},
 };
 
-use super::Limits;
+use super::limits::Limits;
 use crate::{
     job::{Failure, Finish, FinishReason, JobId, Memory, MemoryReport, ModelId, Priority},
     units::Tokens,
 };
 
-/// Jobs that are remembered when they are over.
-const REMEMBERED: usize = 64;
+/// Finished jobs that are kept.
+const KEPT: usize = 64;
 
-/// Who wants a job done, in words that the executor keeps and gives back.
+/// The caller of a job, for display.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Caller {
-    /// Of the request that the job is for; empty where nobody gave it one.
+    /// Request id of the HTTP request; empty if none.
     pub request_id: String,
-    /// Name of the key that was shown.
+    /// Name of its API key.
     pub key: Option<String>,
 }
 
-/// The queue and its slots at one moment, in full.
+/// Numbers of waiting and running jobs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueueSummary {
+    /// Waiting jobs.
+    pub queued_jobs: usize,
+    /// Their prompt tokens.
+    pub queued_prompt_tokens: Tokens,
+    /// Running jobs, and for how long.
+    pub running: Vec<(JobId, Duration)>,
+    /// Whether new jobs are accepted; not after [`Executor::drain`].
+    pub accepting: bool,
+}
+
+/// All waiting and running jobs, and the last finished ones.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Snapshot {
-    /// Slots, one for each device.
+    /// Number of slots, one per device.
     pub slots: usize,
-    /// What the queue holds at most.
+    /// Limits of the queue.
     pub limits: Limits,
     /// Whether new jobs are accepted.
     pub accepting: bool,
-    /// What has a slot.
+    /// Running jobs.
     pub running: Vec<RunningJobInfo>,
-    /// What waits, in the order of its turns.
+    /// Waiting jobs in the order in which they will run.
     pub waiting: Vec<WaitingJobInfo>,
-    /// The last jobs that had a slot, the latest last; a few dozen at most.
+    /// The last finished jobs, the latest last.
     pub past: Vec<FinishedJob>,
-    /// How many jobs ended in which way.
+    /// Number of jobs by outcome.
     pub counts: JobCounts,
 }
 
-/// A job as it was accepted.
+/// An accepted job.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct JobInfo {
     /// Its number.
     pub id: JobId,
-    /// Who wants it.
+    /// Its caller.
     pub caller: Caller,
-    /// Whether it goes before others.
+    /// Its priority.
     pub priority: Priority,
-    /// What runs it.
+    /// Its model.
     pub model: ModelId,
     /// Length of its prompt.
     pub prompt: Tokens,
-    /// Most tokens it may generate.
+    /// Maximum number of tokens to generate.
     pub max_new: Tokens,
 }
 
-/// A job that has a slot.
+/// A running job.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RunningJobInfo {
     /// The job.
     pub job: JobInfo,
-    /// Which slot, counted from 0.
+    /// Its slot, counted from 0.
     pub slot: usize,
-    /// For how long it has had it.
+    /// Time since it started.
     pub time: Duration,
-    /// Prompt tokens read.
+    /// Prompt tokens read so far.
     pub read: Tokens,
-    /// Tokens generated.
+    /// Tokens generated so far.
     pub generated: Tokens,
-    /// Since its first token; `None` before.
+    /// Time since its first token; `None` before.
     pub decoding: Option<Duration>,
 }
 
-/// A job that waits.
+/// A waiting job.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WaitingJobInfo {
     /// The job.
     pub job: JobInfo,
-    /// Since it was accepted.
+    /// Time since it was accepted.
     pub time: Duration,
-    /// For how long it is likely to wait from now on: what is ahead of it, at this slot's measured pace.
+    /// Estimated time until it runs.
     pub left: Duration,
 }
 
-/// A job that had a slot and is over.
+/// A finished job that had a slot.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FinishedJob {
     /// The job.
     pub job: JobInfo,
-    /// Which slot it had, counted from 0.
+    /// Its slot, counted from 0.
     pub slot: usize,
-    /// When it was over.
+    /// When it ended.
     pub ended: SystemTime,
     /// How it ended.
     pub outcome: JobOutcome,
-    /// From accepted to having the slot.
+    /// Time from acceptance to its start.
     pub queue_wait: Duration,
-    /// From having the slot to the end.
+    /// Time from its start to its end.
     pub time: Duration,
     /// Tokens generated.
     pub generated: Tokens,
-    /// The worker's memory around it; `None` when it failed.
+    /// The worker's memory; `None` if the job failed.
     pub memory: Option<MemoryReport>,
-    /// What the worker held when the next job of this slot arrived: after the trim. `None` while there was no next one.
+    /// The worker's memory after the trim, when the next job of this slot started; `None` before.
     pub settled: Option<Memory>,
 }
 
 /// How a job ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum JobOutcome {
-    /// By an end token.
+    /// At an end token.
     Stop,
-    /// With as many tokens as were asked for.
+    /// At its maximum length.
     Length,
-    /// Nobody wanted the rest: its client left, or its text was complete by a stop string.
+    /// Cancelled: its client left, or a stop string was found.
     Cancelled,
-    /// For whatever reason.
+    /// With an error.
     Failed,
 }
 
@@ -136,18 +149,18 @@ impl From<&Result<Finish, Failure>> for JobOutcome {
     }
 }
 
-/// How many jobs ended in which way, since the server was started.
+/// Number of jobs by outcome since the server was started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct JobCounts {
-    /// By an end token, or with as many tokens as were asked for.
+    /// At an end token or at their maximum length.
     pub done: u64,
-    /// Those that nobody wanted the rest of, also while they waited.
+    /// Cancelled, also while waiting.
     pub cancelled: u64,
-    /// All others.
+    /// With an error.
     pub failed: u64,
 }
 
-/// The last jobs, and how many there were.
+/// The last finished jobs, and the counts of all.
 #[derive(Debug, Default)]
 pub(super) struct History {
     past: VecDeque<FinishedJob>,
@@ -155,14 +168,14 @@ pub(super) struct History {
 }
 
 impl History {
-    /// Remembers a job that had a slot.
+    /// Adds a finished job.
     pub(super) fn add(&mut self, past: FinishedJob) {
         self.count(past.outcome);
         let before = past.memory.map(|memory| memory.before);
         if let Some(last) = self.past.iter_mut().rfind(|last| last.slot == past.slot) {
             last.settled = before;
         }
-        if self.past.len() == REMEMBERED {
+        if self.past.len() == KEPT {
             self.past.pop_front();
         }
         self.past.push_back(past);
@@ -207,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stays_after_a_job_is_what_the_next_one_of_its_slot_finds() {
+    fn settled_memory_is_what_the_next_job_of_the_slot_finds() {
         let mut history = History::default();
         for (id, slot, mib) in [(1, 0, 100), (2, 1, 200), (3, 0, 300)] {
             history.add(past(id, slot, mib));
@@ -217,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn the_latest_are_remembered_and_all_are_counted() {
+    fn the_latest_jobs_are_kept_and_all_are_counted() {
         let mut history = History::default();
         (1..=100).for_each(|id| history.add(past(id, 0, id)));
         history.count(JobOutcome::Failed);

@@ -1,4 +1,4 @@
-//! What children said about constraints, by their content.
+//! Cached verdicts on constraints, by content.
 
 use std::{
     num::NonZeroUsize,
@@ -11,13 +11,13 @@ use sha2::{Digest, Sha256};
 
 use crate::{constraint::ConstraintError, job::Constraint};
 
-/// Verdicts that are kept: a hundred bytes each.
+/// Most cached verdicts, of about a hundred bytes each.
 const MOST: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 
-/// A limit that was passed may have been passed because the machine was busy, so that verdict is not kept for good.
+/// An exceeded limit may be due to a busy machine, so such a verdict expires.
 const LIMITS_FOR: Duration = Duration::from_secs(60);
 
-/// A constraint's content.
+/// Digest of a constraint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct ConstraintKey([u8; 32]);
 
@@ -32,14 +32,14 @@ impl ConstraintKey {
     }
 }
 
-/// A verdict, and until when it holds.
+/// A verdict, and when it expires.
 #[derive(Debug)]
 struct Kept {
     verdict: Result<(), ConstraintError>,
     until: Option<Instant>,
 }
 
-/// The verdicts that were used last.
+/// The most recently used verdicts.
 #[derive(Debug)]
 pub(super) struct Verdicts(Mutex<LruCache<ConstraintKey, Kept>>);
 
@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_verdict_is_kept_by_kind_and_content() {
+    fn a_verdict_is_cached_by_kind_and_content() {
         let verdicts = Verdicts::default();
         let key = |constraint| ConstraintKey::of(&constraint);
         verdicts.keep(key(Constraint::Regex("a".into())), Ok(()));
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn so_many_verdicts_are_kept_and_no_more() {
+    fn the_number_of_cached_verdicts_is_limited() {
         let verdicts = Verdicts::default();
         let key = |n: usize| ConstraintKey::of(&Constraint::Regex(n.to_string()));
         (0..=MOST.get()).for_each(|n| verdicts.keep(key(n), Ok(())));

@@ -4,7 +4,10 @@ use std::fmt::{self, Display, Write};
 
 use serde::Serialize;
 
-use super::{Around, Mode, Outcome, Seen};
+use super::{
+    answer::{Around, Seen},
+    outcome::{Mode, Outcome},
+};
 
 /// All results of a run.
 #[derive(Clone, Debug, Serialize)]

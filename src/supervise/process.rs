@@ -101,7 +101,7 @@ impl Process {
 
     /// Waits for a worker that has closed its pipe, and kills it if it keeps running. Returns how it ended and its last line
     /// on stderr.
-    pub(super) async fn ended(mut self) -> (String, Option<String>) {
+    async fn ended(mut self) -> (String, Option<String>) {
         let how = match child_process::wait(&mut self.child).await {
             Ok(Some(status)) => describe(status),
             Ok(None) => {
@@ -111,6 +111,16 @@ impl Process {
             Err(e) => format!("the worker's exit status cannot be read: {e}"),
         };
         (how, self.stderr.last_line().await)
+    }
+
+    /// Ends a lost worker: waits for a process that ends by itself and adds how it ended to `loss`, and kills any other process.
+    pub(super) async fn clean_up(mut self, loss: WorkerLoss) -> WorkerLoss {
+        if loss.kind.ends_by_itself() {
+            let (how, last_stderr_line) = self.ended().await;
+            return loss.with_exit(how, last_stderr_line);
+        }
+        self.kill().await;
+        loss
     }
 
     /// Kills the process.

@@ -94,10 +94,10 @@ pub(super) async fn start(
             loss,
         }
     };
-    let mut process = Process::start(&config).map_err(|loss| failed(loss))?;
+    let mut process = Process::start(&config).map_err(failed)?;
     match load_all(&mut process, &config, &models).await {
         Ok(models) => Ok(StartedWorker { process, models }),
-        Err(loss) => Err(failed(loss.clean_up(process).await)),
+        Err(loss) => Err(failed(process.clean_up(loss).await)),
     }
 }
 
@@ -112,7 +112,7 @@ pub async fn probe_device(config: &WorkerConfig) -> Result<RuntimeReport, String
             process.shut_down().await;
             Ok(report)
         }
-        Err(loss) => Err(loss.clean_up(process).await.reason),
+        Err(loss) => Err(process.clean_up(loss).await.reason),
     }
 }
 

@@ -226,7 +226,11 @@ fn log(output: Output<'_>) {
             log_queue::write(&[line, b"\n"].concat());
         }
         Output::Omitted(Omitted { lines, bytes }) => {
-            tracing::warn!("the worker wrote too much to stderr: dropped {lines} lines, {}", Bytes(bytes));
+            let size = Bytes(bytes);
+            tracing::warn!(
+                event = "worker_stderr_dropped",
+                "the worker wrote too much to stderr: dropped {lines} lines, {size}"
+            );
         }
     }
 }

@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use super::process::Process;
 use crate::wire::{FromWorker, WireError};
 
 /// What kind of loss it was. Metrics show it as a label.
@@ -39,7 +38,7 @@ impl LossKind {
     }
 
     /// Whether the process ends without being killed.
-    const fn ends_by_itself(self) -> bool {
+    pub(super) const fn ends_by_itself(self) -> bool {
         matches!(self, Self::Crashed | Self::StartFailed | Self::Poisoned)
     }
 }
@@ -83,16 +82,11 @@ impl WorkerLoss {
         }
     }
 
-    /// Waits for a process that ends by itself and adds how it ended; kills any other process.
-    pub(super) async fn clean_up(mut self, mut worker: Process) -> Self {
-        if self.kind.ends_by_itself() {
-            let (how, last_stderr_line) = worker.ended().await;
-            self.last_stderr_line = last_stderr_line;
-            if self.kind == LossKind::Crashed {
-                self.reason = how;
-            }
-        } else {
-            worker.kill().await;
+    /// Adds how the process ended, and its last line on stderr.
+    pub(super) fn with_exit(mut self, how: String, last_stderr_line: Option<String>) -> Self {
+        self.last_stderr_line = last_stderr_line;
+        if self.kind == LossKind::Crashed {
+            self.reason = how;
         }
         self
     }

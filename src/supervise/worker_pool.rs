@@ -186,7 +186,12 @@ impl WorkerPool {
                 (Some(next), _) => {
                     let device = self.devices[next].label.as_deref().unwrap_or_default();
                     let (id, tokens) = (job.id.0, job.answer.len());
-                    tracing::warn!(job = id, tokens, "no worker on this device; job moved to {device}");
+                    tracing::warn!(
+                        event = "job_moved",
+                        job = id,
+                        tokens,
+                        "no worker on this device; job moved to {device}"
+                    );
                     slot = next;
                 }
                 (None, Some(why)) => return Err(why),

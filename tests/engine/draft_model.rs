@@ -359,7 +359,7 @@ async fn a_draft_model_that_fails_to_load_is_a_warning() {
     let request = json!({ "messages": [{ "role": "user", "content": first.prompt }] });
     let (status, answer) = program.ask("/generate-lite", &request).await;
     assert_eq!((status, &answer["text"]), (200, &json!(first.text)));
-    program.has_logged_event("draft_model_unavailable").await;
+    program.has_logged("draft_model_unavailable").await;
     assert_eq!(program.logged("draft_model_unavailable").len(), 1, "{}", program.log());
     let models = program.client.get(format!("{}/v1/models", program.url)).send().await.unwrap();
     let models: Value = models.json().await.unwrap();

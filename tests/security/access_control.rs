@@ -365,7 +365,7 @@ async fn api_keys_are_reloaded_and_an_invalid_file_keeps_the_old_ones() {
     comes_to(&program, ASHA, 401).await;
     assert_eq!(status(&program, "usha-0123456789abcdef").await, 200);
     fs::write(&file, format!("[[key]]\nname = \"a\"\nkey = \"{ASHA}\noops")).unwrap();
-    program.has_logged_event("keys_reload_failed").await;
+    program.has_logged("keys_reload_failed").await;
     assert_eq!(status(&program, "usha-0123456789abcdef").await, 200);
     let log = program.log();
     assert!(log.contains("keys.toml, line "), "{log}");
@@ -382,7 +382,7 @@ async fn sighup_applies_settings_and_names_those_that_need_a_restart() {
     fs::write(&file, format!("[log]\nlevel = \"debug\"\n[auth]\nkeys = \"{ASHA}\"\n[queue]\nmax_jobs = 3\ntimeout_ms = 1\nmax_switches = 3\n"))
         .unwrap();
     send_signal("HUP", program.pid());
-    program.has_logged_event("settings_reloaded").await;
+    program.has_logged("settings_reloaded").await;
     let unchanged = program.logged("settings_need_restart");
     assert!(unchanged[0].contains("settings=\"queue.max_switches\""), "{unchanged:?}");
     let changed = program.logged("settings_reloaded");
@@ -392,7 +392,7 @@ async fn sighup_applies_settings_and_names_those_that_need_a_restart() {
     eventually("lines at debug", || program.log().contains("route=\"/v1/models\"")).await;
     fs::write(&file, "[server]\nport = \"high\"\n").unwrap();
     send_signal("HUP", program.pid());
-    program.has_logged_event("settings_reload_failed").await;
+    program.has_logged("settings_reload_failed").await;
     assert!(program.logged("settings_reload_failed")[0].contains("server.port"), "{}", program.log());
     assert_eq!(status(&program, ASHA).await, 200);
 }
@@ -456,7 +456,7 @@ async fn log_prompts_logs_prompts() {
 #[tokio::test]
 async fn listening_on_a_public_address_without_keys_is_a_warning() {
     let open = Program::start(&["--bind", "0.0.0.0"]).await;
-    open.has_logged_event("no_api_keys").await;
+    open.has_logged("no_api_keys").await;
     let (_directory, setting) = keys_file(&three_keys());
     let kept = Program::start(&["--bind", "0.0.0.0", "--set", &setting]).await;
     assert!(kept.logged("no_api_keys").is_empty(), "{}", kept.log());
@@ -467,7 +467,7 @@ async fn admin_drain_finishes_requests_and_exits() {
     let mut program = Program::start(&[]).await;
     let request = json!({ "prompt": "x", "ignore_eos": true, "max_new_tokens": 200 });
     let running = tokio::spawn(program.post(NATIVE, &request).send());
-    program.has_logged_event("listening").await;
+    program.has_logged("listening").await;
     while !busy(&program).await {}
     let (status, answer) = program.ask("/admin/drain", &json!({})).await;
     assert_eq!((status, &answer["draining"]), (202, &json!(true)), "{answer}");

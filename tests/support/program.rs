@@ -166,13 +166,8 @@ impl Program {
     }
 
     /// Waits until an event is in the log: its line may be written after the answer was sent.
-    pub(crate) async fn has_logged_event(&self, event: &str) {
+    pub(crate) async fn has_logged(&self, event: &str) {
         eventually(event, || !self.logged(event).is_empty()).await;
-    }
-
-    /// Waits until the log contains `words`: a line may be written after its answer was sent.
-    pub(crate) async fn has_logged(&self, words: &str) {
-        eventually(words, || self.log().contains(words)).await;
     }
 
     pub(crate) fn pid(&self) -> u32 {

@@ -150,5 +150,8 @@ async fn device_out_of_memory_fails_the_request_and_a_lost_device_restarts_the_w
     assert_eq!(worker_of(program.pid()), worker);
     answered(&program, 1, 3).await;
     eventually("another worker", || worker_of(program.pid()).is_some_and(|pid| Some(pid) != worker)).await;
-    program.has_logged("the device can no longer be used").await;
+    eventually("a lost device", || {
+        program.logged("worker_lost").iter().any(|line| line.contains("kind=\"poisoned\""))
+    })
+    .await;
 }

@@ -99,7 +99,9 @@ async fn a_worker_that_hangs_before_or_during_an_answer_is_replaced() {
     assert!(is_done, "{last}");
     assert_eq!(json!(spoken(pieces)), undisturbed["text"]);
     assert_eq!(last["timings"]["resumed"], 1);
-    program.has_logged("no answer for ").await;
+    program.has_logged("worker_lost").await;
+    let lost = program.logged("worker_lost");
+    assert!(lost.iter().all(|line| line.contains("kind=\"hung\"")), "{lost:?}");
 }
 
 #[tokio::test]
@@ -109,8 +111,8 @@ async fn an_idle_worker_that_hangs_is_replaced() {
     send_signal("STOP", hung);
     let is_another = || worker_of(program.pid()).is_some_and(|worker| worker != hung);
     eventually("another worker", is_another).await;
-    eventually("it to be ready", || program.log().matches("the worker is ready").count() >= 2).await;
-    program.has_logged("no answer to a ping for 2.0 s while the worker was idle").await;
+    eventually("it to be ready", || program.logged("worker_ready").len() >= 2).await;
+    assert!(program.logged("worker_lost")[0].contains("kind=\"hung\""), "{}", program.log());
     let first = &expected()[0];
     let request = json!({ "messages": [{ "role": "user", "content": first.prompt }] });
     let (status, answer) = program.ask("/generate-lite", &request).await;
@@ -158,7 +160,7 @@ async fn a_running_job_gets_a_503_if_the_weights_vanish() {
 
     std::fs::rename(&gone, &there).unwrap();
     request["max_new_tokens"] = json!(4);
-    eventually("the next worker", || program.log().matches("the worker is ready").count() >= 2).await;
+    eventually("the next worker", || program.logged("worker_ready").len() >= 2).await;
     assert_eq!(program.ask("/generate-lite", &request).await.0, 200);
 }
 

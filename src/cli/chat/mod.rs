@@ -18,10 +18,11 @@ use self::{
 };
 use super::{
     exit::Exit,
-    generate::{Args, Stream},
+    generate_args::Args,
     local_model::{Answer, LocalModel, StopReason, interruptible},
     output::{self, note, problem},
     sampling::SamplingArgs,
+    stdout_stream::StdoutStream,
 };
 
 /// Reads prompts and answers them until the user leaves.
@@ -137,7 +138,7 @@ impl<'a> ChatSession<'a> {
     async fn generate(&mut self, asked: &str) -> anyhow::Result<Answer> {
         let (prompt, max_new) = self.prompt(asked)?;
         let cancel = CancellationToken::new();
-        let mut stream = Stream::new(true);
+        let mut stream = StdoutStream::new(true);
         let generation =
             self.model.generate((prompt, max_new), &self.wanted, &cancel, |text| stream.write(text));
         let (answer, _) = interruptible(generation, &cancel).await;

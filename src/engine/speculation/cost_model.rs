@@ -1,42 +1,40 @@
-//! Whether guessing pays, from what passes take and how often guesses are right. Pure: it is told times and never looks at
-//! a clock.
+//! Whether drafting pays, from the times of passes and the hit rate of drafts. Pure: callers pass the times.
 
 use std::time::Duration;
 
-/// A step's time that is remembered is mostly that of the last so many.
-const STEPS: f64 = 16.0;
+/// Smoothing window of the decode-step time, in steps.
+const STEP_WINDOW: f64 = 16.0;
 
-/// The same of what each further token of a pass takes.
-const PASSES: f64 = 8.0;
+/// Smoothing window of the time per further token of a pass, in passes.
+const PASS_WINDOW: f64 = 8.0;
 
-/// What a further token takes while nothing is known, as a share of a step: a CPU's, as a GPU's is less.
-const UNKNOWN: f64 = 1.0 / 8.0;
+/// Assumed time per further token before the first measurement, relative to a step. That of a CPU; a GPU needs less.
+const DEFAULT_FURTHER: f64 = 1.0 / 8.0;
 
-/// After about so many steps what was learned of passes has half faded: a pass that was interrupted must not end them.
-const FADES: f64 = 512.0;
+/// Decay of the time per further token towards the default, in steps, so that a pass that was interrupted does not end drafting.
+const DECAY: f64 = 512.0;
 
-/// Guesses that are remembered, of each kind.
-const GUESSES: f64 = 64.0;
+/// Smoothing window of a hit rate, in drafted tokens.
+const HIT_WINDOW: f64 = 64.0;
 
-/// Expected to be so much faster, or it is left: estimates are not exact.
+/// Required speedup, because estimates are not exact.
 const MARGIN: f64 = 1.05;
 
-/// How often guesses are right that follow so many tokens that were alike, by the least of them; and what is believed at
-/// first, as strongly as [`FIRST`] guesses would teach.
-const KINDS: [(usize, f64); 4] = [(3, 0.4), (5, 0.6), (8, 0.8), (16, 0.9)];
+/// Classes of matches: the least number of matching tokens, and the initial hit rate, weighted like [`PRIOR`] drafted tokens.
+const MATCH_CLASSES: [(usize, f64); 4] = [(3, 0.4), (5, 0.6), (8, 0.8), (16, 0.9)];
 
-const FIRST: f64 = 4.0;
+const PRIOR: f64 = 4.0;
 
-/// What is known of a model's passes and of guesses.
+/// Times of passes, and hit rates of prompt lookup by class of match.
 #[derive(Clone, Debug)]
 pub(super) struct CostModel {
     pub(super) passes: PassTimes,
-    kinds: [HitRate; KINDS.len()],
-    /// Whether it pays is not asked.
+    hit_rates: [HitRate; MATCH_CLASSES.len()],
+    /// Always drafts, whether that pays or not.
     pub(super) is_eager: bool,
 }
 
-/// How many tokens to guess, and how fast the answer is expected to be then, in tokens a second.
+/// How many tokens to draft, and the expected speed in tokens per second.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct DraftPlan {
     pub(super) tokens: usize,
@@ -45,77 +43,77 @@ pub(super) struct DraftPlan {
 
 impl Default for CostModel {
     fn default() -> Self {
-        let kinds = KINDS.map(|(_, believed)| HitRate::new(believed));
-        Self { passes: PassTimes::default(), kinds, is_eager: false }
+        let hit_rates = MATCH_CLASSES.map(|(_, believed)| HitRate::new(believed));
+        Self { passes: PassTimes::default(), hit_rates, is_eager: false }
     }
 }
 
 impl CostModel {
-    /// One that takes every guess to pay.
+    /// A model that always drafts.
     pub(super) fn eager() -> Self {
         Self { is_eager: true, ..Self::default() }
     }
 
-    /// Notes whether a guess that followed `length` alike tokens was right.
+    /// Notes whether a token drafted after `length` matching tokens was right.
     pub(super) fn judge(&mut self, length: usize, was_right: bool) {
-        self.kinds[kind(length)].note(was_right);
+        self.hit_rates[match_class(length)].note(was_right);
     }
 
-    /// How many tokens to guess behind `due` others, at most `most`, after `length` alike ones; `None` where none pays.
+    /// How many tokens to draft after `due` others, at most `most`, with `length` matching tokens; `None` if drafting does not pay.
     pub(super) fn best(&self, due: usize, length: usize, most: usize) -> Option<DraftPlan> {
-        let right = |guessed| self.kinds[kind(length + guessed - 1)].share();
+        let right = |drafted| self.hit_rates[match_class(length + drafted - 1)].share();
         self.passes.best(due, most, right, |_| 0.0)
     }
 }
 
-/// What passes of a model take, in seconds.
+/// Times of passes, in seconds.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct PassTimes {
-    /// One of one token.
+    /// Pass of one token.
     step: Option<f64>,
-    /// More for each further one.
+    /// Additional time per further token.
     further: Option<f64>,
 }
 
 impl PassTimes {
-    /// Those of a model of which a pass of one token and one of `tokens` were measured.
+    /// From measured passes of one token and of `tokens` tokens.
     pub(super) fn measured(step: Duration, tokens: usize, wide: Duration) -> Self {
         let further = wide.saturating_sub(step).as_secs_f64() / number(tokens.saturating_sub(1).max(1));
         Self { step: Some(step.as_secs_f64()), further: Some(further) }
     }
 
-    /// Notes what a pass of so many tokens took.
+    /// Notes the time of a pass of `tokens` tokens.
     pub(super) fn took(&mut self, tokens: usize, time: Duration) {
         let time = time.as_secs_f64();
         match (self.step, self.further) {
             (None, _) if tokens == 1 => self.step = Some(time),
             (Some(step), further) if tokens == 1 => {
-                self.step = Some(step + (time - step) / STEPS);
-                self.further = further.map(|further| further + (step * UNKNOWN - further) / FADES);
+                self.step = Some(step + (time - step) / STEP_WINDOW);
+                self.further = further.map(|further| further + (step * DEFAULT_FURTHER - further) / DECAY);
             }
             (Some(step), further) if tokens > 1 => {
                 let each = ((time - step) / number(tokens - 1)).max(0.0);
-                let known = further.unwrap_or(step * UNKNOWN);
-                self.further = Some(known + (each - known) / PASSES);
+                let known = further.unwrap_or(step * DEFAULT_FURTHER);
+                self.further = Some(known + (each - known) / PASS_WINDOW);
             }
             _ => {}
         }
     }
 
-    /// A pass of one token; `None` before one was seen.
+    /// Time of a pass of one token; `None` before the first one.
     pub(super) const fn step(&self) -> Option<f64> {
         self.step
     }
 
-    /// One of so many tokens; 0 before a step was seen.
+    /// Expected time of a pass of `tokens` tokens; 0 before the first step.
     pub(super) fn time(&self, tokens: usize) -> f64 {
         let step = self.step.unwrap_or(0.0);
-        step + self.further.unwrap_or(step * UNKNOWN) * number(tokens.saturating_sub(1))
+        step + self.further.unwrap_or(step * DEFAULT_FURTHER) * number(tokens.saturating_sub(1))
     }
 
-    /// The length of a guess behind `due` tokens, at most `most`, that is expected to make the answer fastest: the `n`th
-    /// token of it is right with the chance `right(n)` if those before it are, and making `n` of them takes `making(n)`
-    /// seconds. `None` where none pays, or nothing is known yet.
+    /// The length of a draft after `due` tokens, at most `most`, that gives the fastest answer. `right(n)` is the probability that
+    /// the `n`th drafted token is right if those before it are, and `making(n)` the time to draft `n` tokens in seconds. `None` if
+    /// drafting does not pay, or before the first step.
     pub(super) fn best(
         &self,
         due: usize,
@@ -123,7 +121,7 @@ impl PassTimes {
         right: impl Fn(usize) -> f64,
         making: impl Fn(usize) -> f64,
     ) -> Option<DraftPlan> {
-        // Before the first step was seen there is nothing to compare to.
+        // Without a step time there is nothing to compare with.
         self.step?;
         let due = due.max(1);
         let (mut best, mut fastest) = (None, MARGIN / self.time(due));
@@ -140,7 +138,7 @@ impl PassTimes {
     }
 }
 
-/// How often guesses were right lately, older ones counted less.
+/// Hit rate of drafted tokens; older ones count less.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct HitRate {
     made: f64,
@@ -148,27 +146,27 @@ pub(super) struct HitRate {
 }
 
 impl HitRate {
-    /// Nothing was made yet, and such a share is believed to be right.
+    /// No drafts yet, and this initial rate.
     pub(super) const fn new(believed: f64) -> Self {
-        Self { made: FIRST, right: FIRST * believed }
+        Self { made: PRIOR, right: PRIOR * believed }
     }
 
-    /// Notes one more.
+    /// Notes one drafted token.
     pub(super) fn note(&mut self, was_right: bool) {
-        let keeps = 1.0 - 1.0 / GUESSES;
+        let keeps = 1.0 - 1.0 / HIT_WINDOW;
         self.made = self.made * keeps + 1.0;
         self.right = self.right * keeps + f64::from(u8::from(was_right));
     }
 
-    /// The share that is right.
+    /// The hit rate, 0 to 1.
     pub(super) const fn share(&self) -> f64 {
         self.right / self.made
     }
 }
 
-/// The place in [`KINDS`].
-fn kind(length: usize) -> usize {
-    KINDS.iter().rposition(|(least, _)| *least <= length).unwrap_or(0)
+/// Index into [`MATCH_CLASSES`].
+fn match_class(length: usize) -> usize {
+    MATCH_CLASSES.iter().rposition(|(least, _)| *least <= length).unwrap_or(0)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "tokens of one pass")]
@@ -182,64 +180,64 @@ mod tests {
 
     const STEP: Duration = Duration::from_millis(40);
 
-    /// A machine whose passes take a step, and so many milliseconds for each further token.
-    fn pace(further: u64) -> CostModel {
-        let mut pace = CostModel::default();
+    /// A machine with a fixed step time, and this many milliseconds per further token.
+    fn machine(further: u64) -> CostModel {
+        let mut model = CostModel::default();
         for _ in 0..50 {
-            pace.passes.took(1, STEP);
-            pace.passes.took(9, STEP + Duration::from_millis(8 * further));
+            model.passes.took(1, STEP);
+            model.passes.took(9, STEP + Duration::from_millis(8 * further));
         }
-        pace
+        model
     }
 
-    /// How many tokens are guessed.
-    fn best(pace: &CostModel, due: usize, length: usize, most: usize) -> usize {
-        pace.best(due, length, most).map_or(0, |plan| plan.tokens)
+    /// How many tokens are drafted.
+    fn best(model: &CostModel, due: usize, length: usize, most: usize) -> usize {
+        model.best(due, length, most).map_or(0, |plan| plan.tokens)
     }
 
-    fn judged(mut pace: CostModel, right: usize, of: usize) -> CostModel {
-        for length in KINDS.map(|(least, _)| least) {
-            (0..of * 40).for_each(|i| pace.judge(length, i % of < right));
+    fn judged(mut model: CostModel, right: usize, of: usize) -> CostModel {
+        for length in MATCH_CLASSES.map(|(least, _)| least) {
+            (0..of * 40).for_each(|i| model.judge(length, i % of < right));
         }
-        pace
+        model
     }
 
     #[test]
-    fn nothing_is_guessed_before_a_step_was_seen() {
+    fn nothing_is_drafted_before_the_first_step() {
         assert_eq!(best(&CostModel::default(), 1, 20, 15), 0);
     }
 
     #[test]
-    fn guesses_that_are_right_are_long_and_ones_that_are_wrong_are_not_made() {
-        assert_eq!(best(&judged(pace(4), 1, 1), 1, 3, 15), 15);
-        assert_eq!(best(&judged(pace(4), 0, 1), 1, 20, 15), 0);
-        let half = best(&judged(pace(4), 1, 2), 1, 3, 15);
+    fn right_drafts_get_long_and_wrong_ones_stop() {
+        assert_eq!(best(&judged(machine(4), 1, 1), 1, 3, 15), 15);
+        assert_eq!(best(&judged(machine(4), 0, 1), 1, 20, 15), 0);
+        let half = best(&judged(machine(4), 1, 2), 1, 3, 15);
         assert!((1..5).contains(&half), "{half}");
     }
 
     #[test]
-    fn what_passes_take_decides_as_well() {
-        assert!(best(&judged(pace(0), 1, 10), 1, 3, 15) > 0, "for nothing, anything is worth a try");
+    fn pass_times_decide_as_well() {
+        assert!(best(&judged(machine(0), 1, 10), 1, 3, 15) > 0, "for nothing, anything is worth a try");
         assert_eq!(
-            best(&judged(pace(40), 1, 1), 1, 20, 15),
+            best(&judged(machine(40), 1, 1), 1, 20, 15),
             0,
             "as long as steps of their own: nothing is gained"
         );
     }
 
     #[test]
-    fn a_pass_that_was_interrupted_does_not_end_them_for_good() {
-        let mut pace = judged(pace(4), 9, 10);
-        (0..8).for_each(|_| pace.passes.took(9, Duration::from_secs(3)));
-        assert_eq!(best(&pace, 1, 3, 15), 0);
-        (0..4000).for_each(|_| pace.passes.took(1, STEP));
-        assert!(best(&pace, 1, 3, 15) > 0);
+    fn a_pass_that_was_interrupted_does_not_end_drafting_for_good() {
+        let mut model = judged(machine(4), 9, 10);
+        (0..8).for_each(|_| model.passes.took(9, Duration::from_secs(3)));
+        assert_eq!(best(&model, 1, 3, 15), 0);
+        (0..4000).for_each(|_| model.passes.took(1, STEP));
+        assert!(best(&model, 1, 3, 15) > 0);
     }
 
     #[test]
-    fn never_more_than_asked_for() {
+    fn a_draft_is_never_longer_than_allowed() {
         for most in 0..9 {
-            assert!(best(&judged(pace(0), 1, 1), 1, 9, most) <= most);
+            assert!(best(&judged(machine(0), 1, 1), 1, 9, most) <= most);
         }
     }
 }

@@ -1,99 +1,105 @@
-//! Whether a draft model's guesses pay. Pure, as [`CostModel`](super::cost_model::CostModel) is.
+//! Whether drafts of a draft model pay. Pure, like the [`CostModel`](super::cost_model::CostModel).
 //!
-//! How often the text at hand repeats is learned from every token that is said. A draft model has to be run to be judged, and
-//! before its first guess it has to read all that was said until then. So there is an account of time: a share of what the
-//! model's own steps take is paid in, what the draft model takes and what verifying its guesses takes is paid out, and each
-//! guess that is right pays in the step that it saved. From this follows what is done:
+//! Prompt lookup learns its hit rate from every token. A draft model has to run to be judged, and before its first draft it has to
+//! read the whole sequence. So there is a budget of time: a share of the main model's time is paid in; the time of the draft
+//! model and of verifying its drafts is paid out; each accepted token pays in the step that it saved. It follows:
 //!
-//! - Guesses that are expected to pay are made while nothing is owed; once a prompt was read for them, to the end of its answer.
-//! - Others are made as a trial, when the account has all that the trial can cost. This is how a draft model begins, and how
-//!   one that was given up is seen to have become better.
+//! - Drafts that are expected to pay are made while the budget is not negative. Once a prompt was read for them, they continue to
+//!   the end of the answer.
+//! - Other drafts are trials, made when the budget covers their whole cost. This is how a draft model begins, and how a model
+//!   that was given up can return.
 //!
-//! So over time no more than that share is lost to guesses that do not pay, but for what was expected to pay and did not, which
-//! is owed first. Reading a long prompt is worth it only for an answer that is long enough. Nobody knows how long one will
-//! be; it is taken to go on for as long as it has gone on so far, and then what is read in vain takes no more than was
-//! saved by waiting.
+//! So drafts that do not pay cost at most that share over time. Drafts that were expected to pay but did not can make the budget
+//! negative, which has to be earned back first. Reading a long prompt pays only for an answer that is long enough. Its length is
+//! not known, so it is assumed to continue for as long as it has lasted so far. Then a prompt that was read in vain costs no more
+//! than the wait has saved.
 
 use std::time::Duration;
 
 use super::cost_model::{DraftPlan, HitRate, PassTimes, number};
 
-/// What is paid in, as a share of the time that passes of the model take.
-const SHARE: f64 = 0.02;
+/// Share of the main model's time that is paid in.
+const INCOME_SHARE: f64 = 0.02;
 
-/// Most that is saved up, in steps of the model: no answer is held up for longer by a trial.
-const MOST_SAVED: f64 = 32.0;
+/// Upper bound of the budget, in decode steps. A trial delays an answer by no more than this.
+const MAX_BUDGET: f64 = 32.0;
 
-/// A pass counts for at most so many times what it was expected to take: one that was interrupted says nothing.
-const MOST_COUNTED: f64 = 4.0;
+/// A pass counts for at most this multiple of its expected time, in case it was interrupted.
+const MAX_OVERRUN: f64 = 4.0;
 
-/// Tokens of a trial: the first of them tells most.
-const TRIAL: usize = 4;
+/// Tokens of a trial. The first one tells most.
+const TRIAL_TOKENS: usize = 4;
 
-/// What is believed before anything was tried.
-const BELIEVED: f64 = 0.5;
+/// Hit rate before the first draft.
+const INITIAL_RATE: f64 = 0.5;
 
-/// Longest time that is read for before the next token is said, in steps of the model: whoever waits for it, supervision
-/// among them, must not have to wait for all of a prompt.
-const PAUSE: f64 = 8.0;
+/// Upper bound on catch-up prefill by the draft model before the next token, in decode steps, so that neither the client nor the
+/// watchdog waits for a whole prompt.
+const MAX_PAUSE: f64 = 8.0;
 
-/// Tokens that are read at once in any case.
-const LEAST_READ: usize = 16;
+/// Tokens of catch-up prefill that are always read at once.
+const MIN_CATCH_UP: usize = 16;
 
-/// What is known of a draft model.
+/// Time budget and hit rate of a draft model.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct DraftBudget {
     passes: PassTimes,
-    guesses: HitRate,
+    hit_rate: HitRate,
     is_tried: bool,
-    /// Seconds that may be lost; below 0, that are owed.
-    account: f64,
-    /// More than the last few tokens of the text at hand was read because that was expected to pay.
+    /// Seconds that may be spent; negative after a loss.
+    budget: f64,
+    /// The draft model has caught up with this sequence because drafts were expected to pay.
     is_invested: bool,
 }
 
-/// What there is to guess.
+/// The situation before a pass.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct DraftRequest {
-    /// Tokens that are fed to the model in any case.
+    /// Tokens that are fed to the main model in any case.
     pub(super) due: usize,
-    /// Tokens that the draft model has not read, those among them.
+    /// Tokens that the draft model has not read, those included.
     pub(super) unread: usize,
-    /// Most tokens to guess.
+    /// Most tokens to draft.
     pub(super) most: usize,
-    /// Tokens of the answer so far, and most that are still to come.
+    /// Tokens of the answer so far, and the most that may follow.
     pub(super) said: usize,
     pub(super) rest: usize,
 }
 
 impl DraftRequest {
-    /// Tokens that are not read where nothing else is behind: what is due, and the last guess of the round before.
+    /// Tokens that are unread even without a backlog: those due, and the last drafted one.
     fn usual(self) -> usize {
         self.unread.min(self.due + 1)
     }
 }
 
-/// What the draft model is to do.
+/// What the draft model does next.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct DraftStep {
-    /// Tokens to read. It guesses only if that is all of them.
+    /// Tokens to read. It drafts only if no more are unread.
     pub(super) reads: usize,
-    /// What it then guesses; the speed of a trial is 0, as it is expected to gain nothing.
+    /// The draft. A trial has speed 0, because it is not expected to gain anything.
     pub(super) plan: DraftPlan,
 }
 
 impl DraftBudget {
-    /// Nothing is known but what was measured of passes.
+    /// Starts with measured pass times and an empty budget.
     pub(super) const fn new(passes: PassTimes) -> Self {
-        Self { passes, guesses: HitRate::new(BELIEVED), is_tried: false, account: 0.0, is_invested: false }
+        Self {
+            passes,
+            hit_rate: HitRate::new(INITIAL_RATE),
+            is_tried: false,
+            budget: 0.0,
+            is_invested: false,
+        }
     }
 
-    /// Another text begins.
+    /// Begins a new sequence.
     pub(super) const fn begin(&mut self) {
         self.is_invested = false;
     }
 
-    /// What to do for a model whose own passes take so long; `None` where it is not worth it.
+    /// What to do next, given the main model's pass times; `None` if drafting does not pay.
     pub(super) fn next(&mut self, model: &PassTimes, ask: DraftRequest) -> Option<DraftStep> {
         let step = model.step()?;
         let paying = self.paying(model, ask);
@@ -105,11 +111,11 @@ impl DraftBudget {
     fn paying(&self, model: &PassTimes, ask: DraftRequest) -> Option<DraftPlan> {
         let DraftRequest { due, unread, most, said, rest } = ask;
         let usual = ask.usual();
-        let right = |_| self.guesses.share();
+        let right = |_| self.hit_rate.share();
         let plan = model.best(due, most, right, |tokens| self.making(usual, tokens))?;
         let saved = (model.time(due) - 1.0 / plan.speed) * number(said.min(rest));
         let behind = self.passes.time(unread) - self.passes.time(usual);
-        let may_lose = self.account >= 0.0 || self.is_invested;
+        let may_lose = self.budget >= 0.0 || self.is_invested;
         (self.is_tried && may_lose && (unread == usual || saved > behind)).then_some(plan)
     }
 
@@ -118,58 +124,58 @@ impl DraftBudget {
         model: &PassTimes,
         DraftRequest { due, unread, most, .. }: DraftRequest,
     ) -> Option<DraftPlan> {
-        let tokens = most.min(TRIAL);
+        let tokens = most.min(TRIAL_TOKENS);
         let verifying = model.time(due + tokens) - model.time(due);
         let costs = self.making(unread, tokens) + verifying;
-        (tokens > 0 && self.account >= costs).then_some(DraftPlan { tokens, speed: 0.0 })
+        (tokens > 0 && self.budget >= costs).then_some(DraftPlan { tokens, speed: 0.0 })
     }
 
-    /// Seconds that it takes to read so many tokens and then guess others.
+    /// Seconds to read `reads` tokens and then draft `tokens`.
     fn making(&self, reads: usize, tokens: usize) -> f64 {
         self.passes.time(reads) + self.passes.time(1) * number(tokens.saturating_sub(1))
     }
 
-    /// How much to read at once.
+    /// How many of the unread tokens to read at once.
     fn reads(&self, step: f64, unread: usize) -> usize {
-        let mut reads = LEAST_READ;
-        while reads < unread && self.passes.time(2 * reads) <= PAUSE * step {
+        let mut reads = MIN_CATCH_UP;
+        while reads < unread && self.passes.time(2 * reads) <= MAX_PAUSE * step {
             reads *= 2;
         }
         reads.min(unread)
     }
 
-    /// Notes that passes of the model took so long.
+    /// Notes time spent by the main model.
     pub(super) fn earn(&mut self, model: &PassTimes, time: Duration) {
-        self.pay_in(model, SHARE * time.as_secs_f64());
+        self.pay_in(model, INCOME_SHARE * time.as_secs_f64());
     }
 
-    /// Notes what a pass of so many tokens of the draft model took.
+    /// Notes a pass of `tokens` tokens of the draft model.
     pub(super) fn took(&mut self, model: &PassTimes, tokens: usize, time: Duration) {
-        let most = Duration::from_secs_f64(MOST_COUNTED * self.passes.time(tokens));
+        let most = Duration::from_secs_f64(MAX_OVERRUN * self.passes.time(tokens));
         let time = time.min(most);
         self.passes.took(tokens, time);
         self.pay_in(model, -time.as_secs_f64());
     }
 
-    /// Notes what became of a guess behind `due` tokens: so many of it were right, and whether the next was wrong.
+    /// Notes the result of a draft after `due` tokens: how many tokens were right, and whether the next one was wrong.
     pub(super) fn judge(
         &mut self,
         model: &PassTimes,
         due: usize,
-        guessed: usize,
+        drafted: usize,
         (right, was_wrong): (usize, bool),
     ) {
         self.is_tried = true;
-        (0..right).for_each(|_| self.guesses.note(true));
+        (0..right).for_each(|_| self.hit_rate.note(true));
         if was_wrong {
-            self.guesses.note(false);
+            self.hit_rate.note(false);
         }
-        let verifying = model.time(due + guessed) - model.time(due);
+        let verifying = model.time(due + drafted) - model.time(due);
         self.pay_in(model, model.time(1) * number(right) - verifying);
     }
 
     fn pay_in(&mut self, model: &PassTimes, seconds: f64) {
-        self.account = (self.account + seconds).min(MOST_SAVED * model.time(1));
+        self.budget = (self.budget + seconds).min(MAX_BUDGET * model.time(1));
     }
 }
 
@@ -179,7 +185,7 @@ mod tests {
 
     use super::*;
 
-    /// A machine on which a pass takes so many milliseconds, and so many more for each further token.
+    /// A machine with this time for a pass of one token, and this much per further token, in milliseconds.
     #[derive(Clone, Copy)]
     struct Machine(f64, f64);
 
@@ -196,27 +202,27 @@ mod tests {
         }
     }
 
-    /// Jobs that are computed on no machine but by these times.
+    /// Simulates jobs with these times.
     struct World {
         model: PassTimes,
-        worth: DraftBudget,
+        budget: DraftBudget,
         random: StdRng,
         draft: Machine,
-        /// How often a guess is right.
+        /// Probability that a drafted token is right.
         right: f64,
-        /// All that was spent; what it would have been without a draft model; the longest time between two words.
+        /// Time spent, time without a draft model, and the longest time between two tokens.
         spent: Duration,
         plain: Duration,
         pause: Duration,
-        guessed: usize,
+        drafted: usize,
     }
 
     impl World {
         fn new(draft: Machine, right: f64) -> Self {
-            let worth = DraftBudget::new(draft.passes());
+            let budget = DraftBudget::new(draft.passes());
             let (zero, random) = (Duration::ZERO, StdRng::seed_from_u64(1));
             let (spent, plain, pause) = (zero, zero, zero);
-            Self { model: MODEL.passes(), worth, random, draft, right, spent, plain, pause, guessed: 0 }
+            Self { model: MODEL.passes(), budget, random, draft, right, spent, plain, pause, drafted: 0 }
         }
 
         fn run(&mut self, jobs: usize, prompt: usize, answer: usize) {
@@ -225,34 +231,34 @@ mod tests {
 
         fn job(&mut self, prompt: usize, answer: usize) {
             let (mut said, mut unread) = (1, prompt + 1);
-            self.worth.begin();
+            self.budget.begin();
             while said < answer {
                 let began = self.spent;
                 let rest = answer - said;
                 let ask = DraftRequest { due: 1, unread, most: 15.min(rest - 1), said, rest };
-                let next = self.worth.next(&self.model, ask);
-                let guess = next.map_or(0, |next| self.draft(&mut unread, next));
-                let right = (0..guess).take_while(|_| self.random.random_bool(self.right)).count();
-                let pass = MODEL.time(1 + guess);
-                self.model.took(1 + guess, pass);
-                self.worth.earn(&self.model, pass);
-                if guess > 0 {
-                    self.worth.judge(&self.model, 1, guess, (right, right < guess));
-                    self.guessed += guess;
+                let next = self.budget.next(&self.model, ask);
+                let count = next.map_or(0, |next| self.draft(&mut unread, next));
+                let right = (0..count).take_while(|_| self.random.random_bool(self.right)).count();
+                let pass = MODEL.time(1 + count);
+                self.model.took(1 + count, pass);
+                self.budget.earn(&self.model, pass);
+                if count > 0 {
+                    self.budget.judge(&self.model, 1, count, (right, right < count));
+                    self.drafted += count;
                 }
                 self.spent += pass;
                 self.plain += MODEL.time(1) * u32::try_from(right + 1).unwrap();
                 self.pause = self.pause.max(self.spent - began);
                 said += right + 1;
-                unread += 1 + usize::from(guess > 0 && right == guess);
+                unread += 1 + usize::from(count > 0 && right == count);
             }
         }
 
-        /// How many it guesses.
+        /// How many tokens it drafts.
         fn draft(&mut self, unread: &mut usize, DraftStep { reads, plan }: DraftStep) -> usize {
             let pass = |world: &mut Self, tokens| {
                 let time = world.draft.time(tokens);
-                world.worth.took(&world.model, tokens, time);
+                world.budget.took(&world.model, tokens, time);
                 world.spent += time;
             };
             pass(self, reads);
@@ -270,33 +276,33 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_mostly_right_is_used_and_answers_take_half_as_long() {
+    fn a_mostly_right_model_halves_the_time_of_answers() {
         let mut world = World::new(SMALL, 0.9);
         world.run(50, 60, 200);
         assert!(world.ratio() < 0.5, "{}", world.ratio());
     }
 
     #[test]
-    fn one_that_is_never_right_costs_no_more_than_its_share() {
+    fn a_model_that_is_never_right_costs_no_more_than_the_share() {
         for draft in [SMALL, MODEL] {
             let mut world = World::new(draft, 0.0);
             world.run(50, 20, 200);
-            assert!(world.ratio() < 1.0 + SHARE + 0.005, "{}", world.ratio());
-            assert!(world.guessed > 0, "it was never tried");
+            assert!(world.ratio() < 1.0 + INCOME_SHARE + 0.005, "{}", world.ratio());
+            assert!(world.drafted > 0, "it was never tried");
         }
     }
 
     #[test]
-    fn one_that_takes_as_long_as_the_model_itself_is_not_used_however_right_it_is() {
+    fn a_model_as_slow_as_the_main_model_is_not_used_even_if_always_right() {
         let mut world = World::new(MODEL, 1.0);
         world.run(50, 20, 200);
         let ratio = world.ratio();
-        assert!(ratio < 1.0 + SHARE + 0.005, "{ratio}");
-        assert!(world.guessed * 10 < 50 * 200, "{}", world.guessed);
+        assert!(ratio < 1.0 + INCOME_SHARE + 0.005, "{ratio}");
+        assert!(world.drafted * 10 < 50 * 200, "{}", world.drafted);
     }
 
     #[test]
-    fn one_that_becomes_right_is_found_out_and_one_that_ceases_to_be_is_given_up() {
+    fn a_model_that_becomes_right_is_used_again_and_one_that_becomes_wrong_is_given_up() {
         let mut world = World::new(SMALL, 0.0);
         world.run(20, 20, 200);
         (world.right, world.spent, world.plain) = (0.9, Duration::ZERO, Duration::ZERO);
@@ -304,35 +310,35 @@ mod tests {
         assert!(world.ratio() < 0.6, "{}", world.ratio());
         (world.right, world.spent, world.plain) = (0.0, Duration::ZERO, Duration::ZERO);
         world.run(50, 20, 200);
-        assert!(world.ratio() < 1.0 + SHARE + 0.005, "{}", world.ratio());
+        assert!(world.ratio() < 1.0 + INCOME_SHARE + 0.005, "{}", world.ratio());
     }
 
     #[test]
-    fn a_long_prompt_is_read_for_a_long_answer_alone_and_never_all_at_once() {
+    fn a_long_prompt_is_read_only_for_a_long_answer_and_never_all_at_once() {
         let mut world = World::new(SMALL, 0.9);
         world.run(50, 60, 200);
-        (world.spent, world.plain, world.pause, world.guessed) =
+        (world.spent, world.plain, world.pause, world.drafted) =
             (Duration::ZERO, Duration::ZERO, Duration::ZERO, 0);
         world.run(10, 8000, 10);
-        assert_eq!(world.guessed, 0, "it would take as long as 80 steps");
-        assert!(world.ratio() < 1.0 + SHARE, "{}", world.ratio());
+        assert_eq!(world.drafted, 0, "it would take as long as 80 steps");
+        assert!(world.ratio() < 1.0 + INCOME_SHARE, "{}", world.ratio());
         world.run(10, 8000, 1000);
         assert!(world.ratio() < 0.65, "{}", world.ratio());
-        assert!(world.pause < MODEL.time(1).mul_f64(PAUSE + 4.0), "{:?}", world.pause);
+        assert!(world.pause < MODEL.time(1).mul_f64(MAX_PAUSE + 4.0), "{:?}", world.pause);
     }
 
     #[test]
-    fn no_pass_however_interrupted_ends_it_for_good() {
+    fn interrupted_passes_do_not_end_drafting_for_good() {
         let mut world = World::new(SMALL, 0.9);
         world.run(20, 60, 200);
-        (0..9).for_each(|_| world.worth.took(&world.model, 1, Duration::from_secs(30)));
+        (0..9).for_each(|_| world.budget.took(&world.model, 1, Duration::from_secs(30)));
         (world.spent, world.plain) = (Duration::ZERO, Duration::ZERO);
         world.run(80, 60, 200);
         assert!(world.ratio() < 0.7, "{}", world.ratio());
     }
 
     #[test]
-    fn before_a_step_was_seen_nothing_is_done() {
+    fn nothing_is_drafted_before_the_first_step() {
         let ask = DraftRequest { due: 1, unread: 9, most: 15, said: 1, rest: 99 };
         assert_eq!(DraftBudget::new(SMALL.passes()).next(&PassTimes::default(), ask), None);
     }

@@ -210,21 +210,21 @@ impl Record {
         let (Some(mut span), result) = (self.span.take(), self.result.get_mut()) else { return };
         let whole = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         if let Some(status) = result.status {
-            span.tell("http.response.status_code", i64::from(status.as_u16()));
+            span.set("http.response.status_code", i64::from(status.as_u16()));
         }
         if let (Some(prompt), Some(completion)) = (result.prompt_tokens, result.completion_tokens) {
-            span.tell("gen_ai.usage.input_tokens", whole(prompt));
-            span.tell("gen_ai.usage.output_tokens", whole(completion));
+            span.set("gen_ai.usage.input_tokens", whole(prompt));
+            span.set("gen_ai.usage.output_tokens", whole(completion));
         }
         if !result.reasons.is_empty() {
-            span.tell_all("gen_ai.response.finish_reasons", &result.reasons);
+            span.set_all("gen_ai.response.finish_reasons", &result.reasons);
         }
         if result.code != "ok" {
             let is_fault =
                 result.status.is_none_or(|status| !status.is_client_error()) && result.code != "client_gone";
             span.fail(result.code, is_fault);
         }
-        span.tell("eka.request.id", self.id.as_str().to_owned());
+        span.set("eka.request.id", self.id.as_str().to_owned());
     }
 }
 

@@ -99,7 +99,12 @@ impl Supervisor {
             AfterLoss::Resume => {
                 self.metrics.resumed.inc();
                 let (job, tokens) = (request.job.id.0, request.job.answer.len());
-                tracing::warn!(job, tokens, "worker lost; the job will resume on the next worker");
+                tracing::warn!(
+                    event = "job_resumed",
+                    job,
+                    tokens,
+                    "worker lost; the job will resume on the next worker"
+                );
                 self.inbox.waiting = Some(request);
             }
             AfterLoss::Fail => {

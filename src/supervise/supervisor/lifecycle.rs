@@ -29,7 +29,7 @@ impl Supervisor {
                     // No other device replaces its worker while this one has none.
                     self.may_replace();
                     self.failures = self.failures.saturating_add(1);
-                    tracing::error!("worker lost: {loss}");
+                    tracing::error!(event = "worker_lost", kind = loss.kind.as_str(), "worker lost: {loss}");
                     self.give_up_on_model(&loss.reason);
                     match policy::after(stage, self.ever_ready, self.failures) {
                         Action::RestartAfter(wait) => self.wait_to_restart(wait, stage, loss.reason).await,
@@ -52,7 +52,9 @@ impl Supervisor {
             match self.while_receiving(standby.started()).await {
                 None => return WorkerExit::Stopped,
                 Some(Ok(worker)) => return self.serve(*worker).await,
-                Some(Err(reason)) => tracing::warn!("the standby worker failed to start: {reason}"),
+                Some(Err(reason)) => {
+                    tracing::warn!(event = "standby_failed", "the standby worker failed to start: {reason}");
+                }
             }
         }
         self.metrics.starts.inc();
@@ -114,7 +116,7 @@ impl Supervisor {
                 let loss = WorkerLoss::new(LossKind::LoadFailed, message);
                 return WorkerExit::Lost { stage: LossStage::LoadFailed, loss };
             }
-            tracing::error!("model {model} cannot be loaded: {message}");
+            tracing::error!(event = "model_load_failed", "model {model} cannot be loaded: {message}");
         }
         self.note_ready(&worker);
         let exit = self.work(&mut worker).await;
@@ -126,7 +128,7 @@ impl Supervisor {
         self.restored.mark_lost(None);
         match exit {
             WorkerExit::Lost { stage, loss } => {
-                return WorkerExit::Lost { stage, loss: loss.clean_up(worker.process).await };
+                return WorkerExit::Lost { stage, loss: worker.process.clean_up(loss).await };
             }
             // The standby has its own memory, and a hanging driver can delay the exit of the old process.
             WorkerExit::Replaced if self.standby.is_some() => {
@@ -140,7 +142,12 @@ impl Supervisor {
     fn note_ready(&mut self, worker: &ActiveWorker) {
         let RuntimeReport { runtime, library, device, fell_back, threads, .. } = &worker.runtime;
         let why = fell_back.as_ref().map(|why| format!(" because {why}")).unwrap_or_default();
-        tracing::info!(threads, "the worker is ready: {runtime} ({}) on {device}{why}", library.display());
+        let library = library.display();
+        tracing::info!(
+            event = "worker_ready",
+            threads,
+            "the worker is ready: {runtime} ({library}) on {device}{why}"
+        );
         self.ever_ready = true;
         self.replacement_permit = None;
         self.metrics.ready.set(1);

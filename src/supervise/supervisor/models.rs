@@ -27,7 +27,7 @@ impl Supervisor {
         for evicted in self.models.to_evict(model, on_disk, room) {
             self.unload(worker, &evicted).await?;
         }
-        tracing::info!("loading {model}");
+        tracing::info!(event = "model_loading", "loading {model}");
         match rpc::load(&mut worker.process, &self.config, model).await? {
             Ok(report) => {
                 self.load_losses = 0;
@@ -36,7 +36,7 @@ impl Supervisor {
                 Ok(Ok(()))
             }
             Err(message) => {
-                tracing::error!("model {model} cannot be loaded: {message}");
+                tracing::error!(event = "model_load_failed", "model {model} cannot be loaded: {message}");
                 Ok(Err(message))
             }
         }
@@ -67,10 +67,14 @@ impl Supervisor {
         self.restored.mark_lost(Some(model));
         let before = worker.memory;
         worker.memory = rpc::unload(&mut worker.process, &self.config, model).await?;
-        tracing::info!("unloaded {model}; the worker holds {}", shown(worker.memory));
+        let memory = shown(worker.memory);
+        tracing::info!(event = "model_unloaded", "unloaded {model}; the worker holds {memory}");
         self.publish_ready(worker);
         if self.models.ids().is_empty() && !is_returned(report.took(), before, worker.memory) {
-            tracing::warn!("unloading {model} did not free its memory; replacing the worker");
+            tracing::warn!(
+                event = "memory_leaked",
+                "unloading {model} did not free its memory; replacing the worker"
+            );
             worker.leaks_memory = true;
         }
         Ok(())
@@ -78,6 +82,7 @@ impl Supervisor {
 
     pub(super) fn note_loaded(&mut self, worker: &mut ActiveWorker, model: ModelId, report: ModelReport) {
         tracing::info!(
+            event = "model_loaded",
             load_ms = u64::try_from(report.load_time.as_millis()).unwrap_or(u64::MAX),
             placement = %report.placement,
             decode_threads = report.decode_threads,
@@ -103,7 +108,7 @@ impl Supervisor {
         self.metrics.count_restore(if matches!(restored, Ok(Ok(_))) { "ok" } else { "failed" });
         match restored? {
             Ok(memory) => {
-                tracing::info!("restored saved prompt {name} of {model}");
+                tracing::info!(event = "prompt_restored", "restored saved prompt {name} of {model}");
                 worker.memory = memory;
                 self.restored.add(prompt);
                 self.publish_ready(worker);
@@ -122,7 +127,10 @@ impl Supervisor {
         while let Some(prompt) = self.next_lost_prompt(model) {
             let name = prompt.name.clone();
             if let Err(failure) = self.restore(worker, prompt).await? {
-                tracing::warn!("cannot restore saved prompt {name} again: {failure}");
+                tracing::warn!(
+                    event = "prompt_restore_failed",
+                    "cannot restore saved prompt {name} again: {failure}"
+                );
             }
         }
         Ok(())

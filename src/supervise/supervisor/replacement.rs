@@ -34,7 +34,7 @@ impl Supervisor {
         }
         let Some(why) = due else { return false };
         if worker.replacement_due_at.is_none() {
-            tracing::info!("replacing the worker: {why}");
+            tracing::info!(event = "worker_replaced", "replacing the worker: {why}");
             worker.replacement_due_at = Some(worker.jobs);
             self.start_standby(worker);
         }

@@ -60,6 +60,7 @@ impl Supervisor {
                     Wake::Standby(Ok(())) => return WorkerExit::Replaced,
                     Wake::Standby(Err(reason)) => {
                         tracing::error!(
+                            event = "standby_failed",
                             "the standby worker failed to start; keeping the current one: {reason}"
                         );
                         worker.no_replacement_before = Instant::now() + AFTER_FAILED_STANDBY;
