@@ -478,6 +478,6 @@ async fn admin_drain_finishes_requests_and_exits() {
 }
 
 async fn busy(program: &Program) -> bool {
-    let metrics = program.client.get(format!("{}/metrics", program.url)).send().await.unwrap();
-    metrics.text().await.unwrap().contains("eka_slot_busy 1")
+    let metrics = program.metrics().await;
+    metrics.contains("eka_slot_busy 1")
 }
