@@ -15,9 +15,9 @@ use eka::{
     auth::Keys,
     constraint::{Choice, Guide, Guides},
     engine::Sampler,
-    job::{Constraint, Failure, Job, JobId, Sampling},
+    job::{Constraint, Failure, Job, JobId, Sampling, Step},
     text::Text,
-    wire::{self, Up},
+    wire::{self, FromWorker},
 };
 
 const VOCABULARY: usize = 32_000;
@@ -58,13 +58,13 @@ fn sampler(c: &mut Criterion) {
 }
 
 fn frames(c: &mut Criterion) {
-    let token = Up::Token { job: JobId(1_000), id: 31_999 };
+    let token = FromWorker::Step { job: JobId(1_000), step: Step::Token(31_999) };
     let mut frame = Vec::new();
     c.bench_function("encode and decode a token's frame", |b| {
         b.iter(|| {
             frame.clear();
             wire::encode(black_box(&token), &mut frame).expect("a token fits a frame");
-            black_box(wire::decode::<Up>(&frame[4..]).expect("it decodes"))
+            black_box(wire::decode::<FromWorker>(&frame[4..]).expect("it decodes"))
         });
     });
 }

@@ -15,7 +15,10 @@ use std::{
 };
 
 use eka::{
-    device::{Runtime, SessionOptions, host},
+    device::{
+        Runtime, SessionOptions, affinity,
+        scheduling::{SchedulingHint, set_scheduling_hint},
+    },
     device_spec::CacheChoice,
     engine::{self, Speculation, Step, Timeline, TimelineOptions},
     job::{Job, JobId},
@@ -40,7 +43,7 @@ struct Sight {
 
 fn main() -> Outcome<()> {
     eka::device::refuse_telemetry();
-    // `cargo bench` says --bench; a test run of the benches does not, and runs everything once.
+    // `cargo bench` passes --bench; a test run of the benches does not, and runs everything once.
     let has = |wanted: &str| env::args().any(|argument| argument == wanted);
     let once = has("--test") || !has("--bench");
     let (rounds, prompt, steps) = if once { (1, 16, 8) } else { (9, 128, 64) };
@@ -148,7 +151,7 @@ fn load(dir: &Path) -> Outcome<Timeline> {
         &runtime,
         dir,
         SessionOptions {
-            threads: host::physical_cores(),
+            threads: affinity::physical_cores(),
             own_operators: true,
             captures: false,
             cache: CacheChoice::Auto,
@@ -177,9 +180,9 @@ fn in_process(timeline: &mut Timeline, prompt: &[u32], max_new_tokens: usize) ->
 /// Asks `server`; what came when.
 fn ask(server: &Server, prompt: &[u32], max_tokens: usize) -> Outcome<Sight> {
     // A real client has another machine; this one must not compete with the server for cores.
-    host::set_pace(host::Pace::Prompt);
+    set_scheduling_hint(SchedulingHint::LowLatency);
     let sight = ask_in_a_hurry(server, prompt, max_tokens);
-    host::set_pace(host::Pace::Steady);
+    set_scheduling_hint(SchedulingHint::Throughput);
     sight
 }
 

@@ -17,7 +17,7 @@ use std::{
 };
 
 use clap::Parser;
-use eka::worker::faults::Plan;
+use eka::worker::faults::FaultPlan;
 
 use ask::{Answer, Asked, Question};
 use server::{Memory, Server};
@@ -46,10 +46,10 @@ struct Args {
     /// No faults: measure only the parent's memory
     #[arg(long)]
     plain: bool,
-    /// Said by cargo: all of it
+    /// Passed by `cargo bench`: run everything
     #[arg(long, hide = true)]
     bench: bool,
-    /// Said by cargo: once and short, to see that it runs
+    /// Passed by cargo's test run: run once and short
     #[arg(long, hide = true)]
     test: bool,
 }
@@ -61,9 +61,9 @@ impl Args {
         if once { Self { requests: 12, every: 2, clients: 2, hours: None, ..self } } else { self }
     }
 
-    fn plan(&self) -> Outcome<Plan> {
+    fn plan(&self) -> Outcome<FaultPlan> {
         let spec = format!("random:{}/{}", self.seed, self.every);
-        if self.plain { Ok(Plan::default()) } else { Ok(spec.parse()?) }
+        if self.plain { Ok(FaultPlan::default()) } else { Ok(spec.parse()?) }
     }
 }
 
@@ -100,7 +100,7 @@ fn main() -> Outcome<ExitCode> {
 /// The expected answer of each question, and its median duration.
 async fn undisturbed(questions: &[Question]) -> Outcome<Vec<Answer>> {
     const TIMES: usize = 5;
-    let server = Server::start(&Plan::default()).await?;
+    let server = Server::start(&FaultPlan::default()).await?;
     let mut answers = Vec::new();
     for question in questions {
         let mut tries = Vec::new();
@@ -117,7 +117,7 @@ async fn undisturbed(questions: &[Question]) -> Outcome<Vec<Answer>> {
 }
 
 /// Sends requests until the limit is reached.
-async fn disturbed(args: &Args, plan: &Plan) -> Outcome<Run> {
+async fn disturbed(args: &Args, plan: &FaultPlan) -> Outcome<Run> {
     let server = Server::start(plan).await?;
     let questions = Question::all()?;
     // Lets the watchdog measure this machine, and runs all code once.

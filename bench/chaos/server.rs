@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use eka::worker::faults::Plan;
+use eka::worker::faults::FaultPlan;
 use serde_json::Value;
 
 use crate::Outcome;
@@ -52,7 +52,7 @@ impl Drop for Server {
 
 impl Server {
     /// Starts one and waits until it is ready.
-    pub(crate) async fn start(plan: &Plan) -> Outcome<Self> {
+    pub(crate) async fn start(plan: &FaultPlan) -> Outcome<Self> {
         let mut command = Command::new(env!("CARGO_BIN_EXE_eka"));
         for (name, _) in env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("EKA_")) {
             command.env_remove(name);

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use eka::worker::faults::Plan;
+use eka::worker::faults::FaultPlan;
 
 use crate::{
     Run,
@@ -22,7 +22,7 @@ struct Row {
 }
 
 /// Prints the table of kinds, and the parent's memory.
-pub(crate) fn print(run: &Run, answers: &[Answer], plan: &Plan) {
+pub(crate) fn print(run: &Run, answers: &[Answer], plan: &FaultPlan) {
     let refused = numbers_of_refused(run);
     let mut rows = BTreeMap::<&str, Row>::new();
     for (at, asked) in run.asked.iter().enumerate() {

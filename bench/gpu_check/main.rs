@@ -23,7 +23,7 @@ use std::{
 
 use clap::Parser;
 use eka::{
-    device::{Device, OpenError, OpenOptions, SessionOptions, host},
+    device::{Device, OpenError, OpenOptions, SessionOptions, affinity},
     device_spec::{CacheChoice, DeviceChoice},
     engine::{Timeline, TimelineOptions},
     manifest::Dtype,
@@ -60,10 +60,10 @@ struct Args {
     /// Only these checks
     #[arg(long, value_delimiter = ',', value_name = "CHECK")]
     only: Vec<Check>,
-    /// Said by cargo: all of it
+    /// Passed by `cargo bench`: run everything
     #[arg(long, hide = true)]
     bench: bool,
-    /// Said by cargo: once and short, to see that it runs
+    /// Passed by cargo's test run: run once and short
     #[arg(long, hide = true)]
     test: bool,
 }
@@ -162,7 +162,7 @@ impl Ground {
 
 fn session(captures: bool) -> SessionOptions {
     SessionOptions {
-        threads: host::physical_cores(),
+        threads: affinity::physical_cores(),
         own_operators: true,
         captures,
         cache: CacheChoice::Auto,

@@ -8,7 +8,7 @@ use std::{
 };
 
 use eka::{
-    device::{Pool, SessionOptions, host},
+    device::{Pool, SessionOptions, affinity, process_memory},
     device_spec::CacheChoice,
     engine::{self, Forward, Speculation, Timeline, TimelineOptions},
     export::{self, Options, Source},
@@ -139,7 +139,7 @@ pub(crate) fn run(pool: &Pool, dir: &Path, asked: Asked) -> Outcome<Report> {
         }
         report.most_after_trim = report.most_after_trim.max(after.reserved.0);
         report.in_use_after = report.in_use_after.max(after.in_use().0);
-        anonymous.push(host::memory().anonymous.unwrap_or_default().0);
+        anonymous.push(process_memory::memory().anonymous.unwrap_or_default().0);
     }
     drop(timeline);
     pool.trim(Bytes(0));
@@ -155,7 +155,7 @@ pub(crate) fn run(pool: &Pool, dir: &Path, asked: Asked) -> Outcome<Report> {
 fn open(pool: &Pool, dir: &Path, asked: Asked) -> Outcome<Timeline> {
     let Asked { kv_keep: keep, captures, .. } = asked;
     let session = SessionOptions {
-        threads: host::physical_cores(),
+        threads: affinity::physical_cores(),
         own_operators: true,
         captures,
         cache: CacheChoice::Auto,

@@ -11,9 +11,9 @@
 use std::{env, fs, ops::ControlFlow, path::PathBuf};
 
 use eka::{
-    device::{Runtime, SessionOptions, host},
+    device::{Runtime, SessionOptions, affinity},
     device_spec::CacheChoice,
-    engine::{self, EngineError, Forward, Outcome, Speculation, Timeline, TimelineOptions},
+    engine::{self, EngineError, Forward, GenerationSummary, Speculation, Timeline, TimelineOptions},
     export::{self, Options, Source},
     job::{Job, JobId},
     model::Model,
@@ -94,7 +94,7 @@ impl Forward for Told<'_> {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     eka::device::refuse_telemetry();
-    // `cargo bench` says --bench; a test run of the benches does not, and runs everything once.
+    // `cargo bench` passes --bench; a test run of the benches does not, and runs everything once.
     let rounds = if env::args().any(|argument| argument == "--bench") { 5 } else { 1 };
     let texts: Vec<Text> = serde_json::from_str(include_str!("texts.json"))?;
     let temporary = tempfile::tempdir()?;
@@ -103,7 +103,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         None => small(&temporary.path().join("model"), 2)?,
     };
     let session = SessionOptions {
-        threads: host::physical_cores(),
+        threads: affinity::physical_cores(),
         own_operators: true,
         captures: false,
         cache: CacheChoice::Auto,
@@ -124,7 +124,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         for _ in 0..rounds {
             plain.push(speed(&run(&mut timeline, text, 1, &mut Speculation::new())?.0));
             let (outcome, _) = run(&mut timeline, text, DRAFTS + 1, &mut learned)?;
-            accepted = format!("{} of {}", outcome.timings.drafted.right, outcome.timings.drafted.tokens);
+            accepted = format!("{} of {}", outcome.timings.drafted.accepted, outcome.timings.drafted.tokens);
             guessing.push(speed(&outcome));
         }
         let ratios: Vec<String> =
@@ -155,7 +155,7 @@ fn run<D: Forward>(
     text: &Text,
     rows: usize,
     speculation: &mut Speculation<D>,
-) -> Result<(Outcome, usize), Box<dyn std::error::Error>> {
+) -> Result<(GenerationSummary, usize), Box<dyn std::error::Error>> {
     let job = Job::new(JobId(0), text.prompt.clone(), text.answer.len());
     let mut told = Told::new(timeline, text, rows, 0);
     let mut said = Vec::new();
@@ -172,7 +172,7 @@ fn run<D: Forward>(
 }
 
 #[expect(clippy::cast_precision_loss, reason = "token counts")]
-fn speed(outcome: &Outcome) -> f64 {
+fn speed(outcome: &GenerationSummary) -> f64 {
     (outcome.usage.completion_tokens - 1) as f64 / outcome.timings.decode.as_secs_f64()
 }
 

@@ -1,7 +1,7 @@
-//! `eka export --report`: what an export computes on a text, against what a float32 export of the same sources does.
+//! `eka export --report`: compares an export with a float32 export of the same sources on a text.
 //!
-//! Both read the text in windows, each as if it were a text of its own. Windows are short, because the logits of a whole
-//! context of a model with a large vocabulary would not fit in memory.
+//! Both process the text in independent windows. Windows are short because the logits of a whole context of a large
+//! vocabulary would not fit in memory.
 
 use std::{
     fs,
@@ -14,8 +14,8 @@ use serde::Serialize;
 
 use super::{
     engine_args::EngineArgs,
-    export::Bars,
     logits::{Difference, divergence, log_softmax},
+    progress::Bars,
 };
 use crate::{
     device::Device,
@@ -25,10 +25,10 @@ use crate::{
     text::Text,
 };
 
-/// Most tokens that are read at once.
+/// Tokens per window.
 const WINDOW: usize = 256;
 
-/// What a comparison needs, had before anything is exported.
+/// Inputs of a comparison, opened before the export starts.
 pub(super) struct Reporter<'a> {
     path: &'a Path,
     text: String,
@@ -40,22 +40,23 @@ impl<'a> Reporter<'a> {
     /// Reads the text at `path` and opens the device.
     ///
     /// # Errors
-    /// When either cannot be.
+    /// When either fails.
     pub(super) fn new(path: &'a Path, engine: &'a EngineArgs) -> anyhow::Result<Self> {
         let text = fs::read_to_string(path)
-            .with_context(|| format!("{} cannot be read as UTF-8 text for --report", path.display()))?;
-        ensure!(!text.trim().is_empty(), "{} is empty: --report needs a text to compute on", path.display());
+            .with_context(|| format!("cannot read {} as UTF-8 text for --report", path.display()))?;
+        ensure!(!text.trim().is_empty(), "{} is empty; --report needs a text", path.display());
         Ok(Self { path, text, engine, device: engine.device()? })
     }
 
-    /// Compares what `options` made with a float32 export, which it makes and removes again.
+    /// Compares the export of `options` with a temporary float32 export.
     ///
     /// # Errors
-    /// When that cannot be exported, or a model does not run.
+    /// When the float32 export fails, or a model does not run.
     pub(super) fn compare(&self, options: &Options) -> anyhow::Result<Comparison> {
         let beside = options.output.parent().filter(|parent| !parent.as_os_str().is_empty());
-        let dir = tempfile::tempdir_in(beside.unwrap_or(Path::new(".")))
-            .with_context(|| format!("no temporary directory beside {}", options.output.display()))?;
+        let dir = tempfile::tempdir_in(beside.unwrap_or(Path::new("."))).with_context(|| {
+            format!("cannot create a temporary directory beside {}", options.output.display())
+        })?;
         let output = dir.path().join("float32");
         let float32 = Options {
             weights: Storage::default(),
@@ -63,7 +64,7 @@ impl<'a> Reporter<'a> {
             output: output.clone(),
             ..options.clone()
         };
-        export::export(&float32, &Bars::new()).context("the float32 export to compare with")?;
+        export::export(&float32, &Bars::new()).context("the float32 export for the comparison")?;
         self.compare_dirs(&options.output, &output)
     }
 
@@ -76,7 +77,11 @@ impl<'a> Reporter<'a> {
             let [found, expected] = &mut models;
             comparison.add(&window, [&logits(found, &window)?, &logits(expected, &window)?]);
         }
-        ensure!(comparison.predicted > 0, "{} is a single token: nothing to predict", self.path.display());
+        ensure!(
+            comparison.predicted > 0,
+            "{} has a single token; --report needs at least two",
+            self.path.display()
+        );
         Ok(comparison)
     }
 

@@ -1,23 +1,22 @@
-//! File descriptors: as many as the process may have, shared out between connections and everything else.
+//! Limit of open files: raised at start, and divided between connections and everything else.
 //!
-//! Most systems start a process with a limit of 1,024 that it may raise itself, up to a hard one. A server that has used up
-//! its descriptors on connections can neither accept a probe nor start a worker in place of one that died, so some are
-//! reserved for that.
+//! Most systems start a process with a soft limit of 1,024, which it may raise to the hard limit. A server that uses all
+//! descriptors for connections cannot accept a health probe or start a worker, so some are reserved.
 
 use std::num::NonZeroUsize;
 
 use crate::http::SPARE_CONNECTIONS;
 
-/// Descriptors of the process itself: the log, listeners, timers, the runtime, files that are read for a moment.
+/// Descriptors of the process itself: log, listeners, timers, runtime, files.
 const OWN: usize = 64;
 
-/// Descriptors of a worker, of the one that takes its place, and of both while they start.
+/// Descriptors of a worker and its replacement.
 const WORKER: usize = 16;
 
-/// At least this many connections are served, even if the limit is too low for the reserve.
-const LEAST: usize = 8;
+/// Fewest connections, even if the limit is too low for the reserve.
+const MIN_CONNECTIONS: usize = 8;
 
-/// Raises the limit of descriptors as far as allowed. Returns the limit, or `None` where there is none or it is unknown.
+/// Raises the soft limit to the hard limit. Returns the limit; `None` if unlimited or unknown.
 #[cfg(unix)]
 pub(super) fn raise_limit() -> Option<usize> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -33,27 +32,27 @@ pub(super) fn raise_limit() -> Option<usize> {
     limit.and_then(|limit| usize::try_from(limit).ok())
 }
 
-/// Other systems have no such limit.
+/// Other platforms have no such limit.
 #[cfg(not(unix))]
 pub(super) const fn raise_limit() -> Option<usize> {
     None
 }
 
-/// Most connections: those of the settings, or as many as the descriptors suffice for.
-pub(super) fn fit(wanted: NonZeroUsize, limit: Option<usize>, workers: usize) -> NonZeroUsize {
-    let Some(limit) = limit else { return wanted };
+/// The number of connections: as configured, or what the limit allows.
+pub(super) fn fit(configured: NonZeroUsize, limit: Option<usize>, workers: usize) -> NonZeroUsize {
+    let Some(limit) = limit else { return configured };
     let kept = OWN + WORKER * workers + SPARE_CONNECTIONS;
-    let room = NonZeroUsize::new(limit.saturating_sub(kept).max(LEAST)).unwrap_or(wanted);
-    if room < wanted {
+    let room = NonZeroUsize::new(limit.saturating_sub(kept).max(MIN_CONNECTIONS)).unwrap_or(configured);
+    if room < configured {
         tracing::warn!(
             event = "connections_limited",
-            from = wanted,
+            from = configured,
             to = room,
             "server.max_connections lowered: the process may open {limit} files, and {kept} are reserved for workers and \
              probes; raise the limit with `ulimit -n`"
         );
     }
-    room.min(wanted)
+    room.min(configured)
 }
 
 #[cfg(test)]
@@ -69,13 +68,13 @@ mod tests {
         assert_eq!(fit(1024, None), 1024);
         assert_eq!(fit(1024, Some(1 << 20)), 1024);
         assert_eq!(fit(1024, Some(1024)), 1024 - 64 - 16 - SPARE_CONNECTIONS);
-        assert_eq!(fit(1024, Some(50)), LEAST);
+        assert_eq!(fit(1024, Some(50)), MIN_CONNECTIONS);
         assert_eq!(fit(4, Some(50)), 4);
     }
 
     #[cfg(unix)]
     #[test]
-    fn the_soft_limit_of_descriptors_is_raised_to_the_hard_one() {
+    fn the_soft_limit_is_raised_to_the_hard_limit() {
         let limit = raise_limit();
         let now = rustix::process::getrlimit(rustix::process::Resource::Nofile);
         assert_eq!(now.current, now.maximum);

@@ -1,4 +1,4 @@
-//! `eka health`: asks a server how it is, for health checks where there is no curl.
+//! `eka health`: a health check for containers without curl.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -9,28 +9,26 @@ use super::{
     exit::{Exit, WithExit},
     output::{self, OutputFlags},
     ready_file::local_address,
-    serve,
 };
 use crate::{
     client::Client,
     config::{self, Config, ConfigArgs},
 };
 
-/// Ask a server on this machine whether it lives, or is ready
+/// Check whether a server is alive or ready
 ///
-/// Ends with 0 if so and with 1 if not, as health checks of containers want it. Without --url it asks where the settings
-/// say that the server listens.
+/// The exit code is 0 or 1, as container health checks expect. Without --url, the address comes from the settings.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// What to ask for
+    /// The state to check
     #[arg(value_name = "STATE", default_value = "alive")]
     state: State,
 
-    /// The server
+    /// URL of the server
     #[arg(long, value_name = "URL")]
     url: Option<String>,
 
-    /// How long to wait for an answer
+    /// Longest wait for an answer
     #[arg(long, value_name = "SECONDS", default_value_t = 5)]
     timeout: u16,
 
@@ -41,14 +39,14 @@ pub(super) struct Args {
     config: ConfigArgs,
 }
 
-/// What the three probes tell apart.
+/// State of a server, one per probe endpoint.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum State {
-    /// The process answers
+    /// The process responds
     Alive,
-    /// A request sent now would be worked on
+    /// A model is loaded and requests are processed
     Ready,
-    /// The model was loaded once
+    /// Startup has completed
     Started,
 }
 
@@ -62,14 +60,14 @@ impl State {
     }
 }
 
-/// Asks, and says what the server says.
+/// Sends the probe and prints the server's state.
 ///
 /// # Errors
-/// When it is not so, or nobody answers.
+/// When the server is not in that state or cannot be reached.
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let settings = config::Settings::load(&args.config)?;
     if args.config.print_config {
-        return serve::print_config(&settings, args.output.json);
+        return super::settings::print_config(&settings, args.output.json);
     }
     let url = args.url.clone().map_or_else(|| address(&settings.config), Ok).with_exit(Exit::Usage)?;
     let patience = Duration::from_secs(args.timeout.max(1).into());
@@ -83,13 +81,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     output::result(|out| writeln!(out, "{}", output::printable(status)))
 }
 
-/// Where a server with these settings is reached from its own machine.
+/// URL of a server with these settings on this machine.
 fn address(config: &Config) -> anyhow::Result<String> {
-    ensure!(
-        config.tls.files().is_none(),
-        "the server speaks TLS, and this does not: ask it with another client"
-    );
-    ensure!(config.server.port != 0, "server.port is 0, so it may be any: name the server with --url");
+    ensure!(config.tls.files().is_none(), "`eka health` does not support TLS; use curl or another client");
+    ensure!(config.server.port != 0, "server.port is 0, so the port is unknown; pass --url");
     let address = SocketAddr::new(config.server.bind, config.server.port);
     Ok(format!("http://{}", local_address(address)))
 }

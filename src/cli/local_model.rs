@@ -1,4 +1,4 @@
-//! Answers for the terminal: the way that a request takes, without queue and HTTP. The same worker process, the same text.
+//! Answers for the terminal: the same worker process and text processing as the server, without queue and HTTP.
 
 use std::{io, sync::Arc};
 
@@ -15,27 +15,27 @@ use super::{
 };
 use crate::{
     config::Config,
-    job::{Event, Failure, Finish, FinishReason, Job, JobId, Readiness, Timings, Usage},
+    job::{Event, Failure, Finish, FinishReason, Job, JobId, Readiness, Step, Timings, Usage},
     metrics::Metrics,
-    supervise::Supervisor,
+    supervise::WorkerPool,
     text::Text,
-    worker::faults::Plan,
+    worker::faults::FaultPlan,
 };
 
-/// A model with a worker of its own.
+/// A model with its worker process.
 pub(super) struct LocalModel {
-    /// The model's text side.
+    /// The model's tokenizer and chat template.
     pub(super) text: Arc<Text>,
-    /// Most positions, prompt and answer together.
+    /// Context length, for prompt and answer together.
     pub(super) context: usize,
-    /// Tokens of an answer when nobody says.
+    /// Default for the most tokens of an answer.
     pub(super) default_max_new: usize,
-    supervisor: Supervisor,
+    workers: WorkerPool,
     metrics: Arc<Metrics>,
     jobs: u64,
 }
 
-/// What was said.
+/// A generated answer.
 #[derive(Clone, Debug)]
 pub(super) struct Answer {
     pub(super) text: String,
@@ -48,16 +48,16 @@ pub(super) struct Answer {
 /// Why an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum StopReason {
-    /// By itself, or at a text to stop at.
+    /// At an end token or a stop string.
     Stop,
-    /// No more tokens were wanted.
+    /// At the requested number of tokens.
     Length,
-    /// It was not wanted any more.
+    /// By Ctrl-C.
     Cancelled,
 }
 
 impl StopReason {
-    /// As `/generate-lite` says it.
+    /// Its name in `/generate-lite`.
     const fn as_str(self) -> &'static str {
         match self {
             Self::Stop => "stop",
@@ -68,25 +68,25 @@ impl StopReason {
 }
 
 impl LocalModel {
-    /// Prepares the model of the settings and starts a worker, which loads it.
+    /// Resolves the model of the settings and starts a worker that loads it.
     ///
     /// # Errors
     /// When there is no model, or it cannot be exported.
-    pub(super) async fn start(config: &Config, faults: Option<&Plan>) -> anyhow::Result<Self> {
+    pub(super) async fn start(config: &Config, faults: Option<&FaultPlan>) -> anyhow::Result<Self> {
         let gpu = worker::gpu(config, config.engine.device.first()).await?;
         let model = resolve_model::model(config, gpu)?;
         let text = Arc::new(Text::open(&model.dir, &model.id)?);
         let mut command = worker::command(config, std::slice::from_ref(&model))?;
         command.arguments.extend(faults.into_iter().flat_map(worker::faults));
         let metrics = Arc::new(Metrics::new());
-        let (supervisor, keeping) = Supervisor::new(command, Arc::clone(&metrics));
-        tokio::spawn(keeping);
+        let (workers, supervision) = WorkerPool::new(vec![command], &metrics);
+        tokio::spawn(supervision);
         let most = text.card().context_length;
         Ok(Self {
             context: config.engine.context_length.map_or(most, |n| most.min(n.0)),
             default_max_new: config.engine.default_max_new_tokens.0,
             text,
-            supervisor,
+            workers,
             metrics,
             jobs: 0,
         })
@@ -95,9 +95,9 @@ impl LocalModel {
     /// Waits until the model is loaded.
     ///
     /// # Errors
-    /// When it cannot be.
+    /// When the model cannot be loaded.
     pub(super) async fn ready(&self) -> anyhow::Result<()> {
-        let mut readiness = self.supervisor.readiness();
+        let mut readiness = self.workers.readiness();
         let is_settled =
             |state: &Readiness| matches!(state, Readiness::Ready(_) | Readiness::Down { retry_in: None, .. });
         match &*readiness.wait_for(is_settled).await? {
@@ -110,11 +110,11 @@ impl LocalModel {
         Err(anyhow!("the model cannot be loaded: {reason}")).with_exit(Exit::without_worker(&self.metrics))
     }
 
-    /// Answers `prompt` with `max_new` tokens at most, and gives the text to `out` as it comes, whole characters at a time.
+    /// Generates at most `max_new` tokens after `prompt` and passes the text to `out` as it arrives, in whole characters.
     ///
     /// # Errors
-    /// When the generation fails, or `out` does.
-    pub(super) async fn say(
+    /// When generation fails, or `out` returns an error.
+    pub(super) async fn generate(
         &mut self,
         (prompt, max_new): (Vec<u32>, usize),
         wanted: &SamplingArgs,
@@ -123,26 +123,25 @@ impl LocalModel {
     ) -> anyhow::Result<Answer> {
         let job = self.job(prompt, max_new, wanted);
         let seed = job.sampling.seed;
-        let mut telling = TextStream { out, text: String::new(), stopped: false };
+        let mut decoder = AnswerDecoder { out, text: String::new(), stopped: false };
         let (sender, mut events) = mpsc::unbounded_channel();
-        let runner = self.supervisor.runner();
-        let (finish, told) = tokio::join!(runner.run(job, sender, cancel.clone()), async {
-            let told = telling.tell(self.text.detokenizer(wanted.stop.clone()), &mut events, cancel).await;
-            // Nobody listens: no further token is wanted.
-            told.inspect_err(|_| cancel.cancel())
+        let (finish, written) = tokio::join!(self.workers.run(0, job, sender, cancel.clone()), async {
+            let written = decoder.run(self.text.detokenizer(wanted.stop.clone()), &mut events, cancel).await;
+            // Without a reader, generation stops.
+            written.inspect_err(|_| cancel.cancel())
         });
-        told.context("the answer cannot be written")?;
+        written.context("cannot write the answer")?;
         let Finish { reason, usage, timings, .. } = match finish {
             Err(Failure::NoWorker { message, .. }) => return self.unloadable(&message),
             finish => finish?,
         };
         let end = match reason {
-            _ if telling.stopped => StopReason::Stop,
+            _ if decoder.stopped => StopReason::Stop,
             FinishReason::EndToken => StopReason::Stop,
             FinishReason::Length => StopReason::Length,
             FinishReason::Cancelled => StopReason::Cancelled,
         };
-        Ok(Answer { text: telling.text, end, seed, usage, timings })
+        Ok(Answer { text: decoder.text, end, seed, usage, timings })
     }
 
     fn job(&mut self, prompt: Vec<u32>, max_new: usize, wanted: &SamplingArgs) -> Job {
@@ -152,47 +151,47 @@ impl LocalModel {
         Job { model, sampling: wanted.sampling(), end_tokens, ..Job::new(JobId(self.jobs), prompt, max_new) }
     }
 
-    /// Ends the worker.
+    /// Stops the worker.
     pub(super) async fn stop(self) {
-        self.supervisor.stop().await;
+        self.workers.stop().await;
     }
 }
 
-/// From tokens to whoever reads.
-struct TextStream<W> {
+/// Decodes tokens and passes the text on.
+struct AnswerDecoder<W> {
     out: W,
     text: String,
-    /// A text to stop at came.
+    /// A stop string was found.
     stopped: bool,
 }
 
-impl<W: FnMut(&str) -> io::Result<()>> TextStream<W> {
-    async fn tell(
+impl<W: FnMut(&str) -> io::Result<()>> AnswerDecoder<W> {
+    async fn run(
         &mut self,
         mut decoder: crate::text::Detokenizer,
         events: &mut mpsc::UnboundedReceiver<Event>,
         cancel: &CancellationToken,
     ) -> io::Result<()> {
         while let Some(event) = events.recv().await {
-            let Event::Token(id) = event else { continue };
+            let Event::Step(Step::Token(id)) = event else { continue };
             let chunk = decoder.push(id);
-            self.say(&chunk.text)?;
+            self.write(&chunk.text)?;
             if chunk.stopped {
                 self.stopped = true;
                 cancel.cancel();
             }
         }
-        self.say(&decoder.finish())
+        self.write(&decoder.finish())
     }
 
-    fn say(&mut self, text: &str) -> io::Result<()> {
+    fn write(&mut self, text: &str) -> io::Result<()> {
         self.text += text;
         if text.is_empty() { Ok(()) } else { (self.out)(text) }
     }
 }
 
 impl Answer {
-    /// With the names that `/generate-lite` uses.
+    /// As JSON, with the field names of `/generate-lite`.
     pub(super) fn document(&self, model: &str) -> Value {
         let Self { text, end, seed, usage, timings } = self;
         let (prefill, decode) = (timings.prefill.as_secs_f64(), timings.decode.as_secs_f64());
@@ -213,16 +212,16 @@ impl Answer {
                 "decode_ms": decode * 1e3,
                 "resumed": timings.resumed,
                 "draft_n": timings.drafted.tokens,
-                "draft_n_accepted": timings.drafted.right,
+                "draft_n_accepted": timings.drafted.accepted,
                 "draft_model_n": timings.drafted_by_model.tokens,
-                "draft_model_n_accepted": timings.drafted_by_model.right,
+                "draft_model_n_accepted": timings.drafted_by_model.accepted,
                 "prefill_tokens_per_second": rate(usage.prompt_tokens - usage.cached_tokens.min(usage.prompt_tokens), prefill),
                 "decode_tokens_per_second": rate(usage.completion_tokens.saturating_sub(1), decode),
             },
         })
     }
 
-    /// Tokens and times in a line, for people.
+    /// Token counts and times in one line.
     pub(super) fn summary(&self) -> String {
         let Self { usage, timings, .. } = self;
         format!(
@@ -235,7 +234,7 @@ impl Answer {
     }
 }
 
-/// Does `work`, and cancels `cancel` at the first Ctrl-C until then; whether there was one.
+/// Awaits `work`. The first Ctrl-C cancels `cancel`; returns whether there was one.
 pub(super) async fn interruptible<T>(work: impl Future<Output = T>, cancel: &CancellationToken) -> (T, bool) {
     tokio::pin!(work);
     tokio::select! {

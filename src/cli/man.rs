@@ -52,10 +52,10 @@ pub(super) fn man(args: &ManArgs, program: &Command) -> anyhow::Result<()> {
     let Some(dir) = &args.dir else {
         return output::result(|out| page(&program, out));
     };
-    fs::create_dir_all(dir).with_context(|| format!("{} cannot be made", dir.display()))?;
+    fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
     for command in std::iter::once(&program).chain(program.get_subcommands()) {
         let path = dir.join(Man::new(command.clone()).get_filename());
-        write(&path, command).with_context(|| format!("{} cannot be written", path.display()))?;
+        write(&path, command).with_context(|| format!("cannot write {}", path.display()))?;
         output::result(|out| writeln!(out, "{}", path.display()))?;
     }
     Ok(())
@@ -85,7 +85,7 @@ fn shown(program: &Command) -> Command {
     shown
 }
 
-/// The page of one command.
+/// Renders the man page of one command.
 fn page(command: &Command, out: &mut dyn Write) -> io::Result<()> {
     let man = Man::new(command.clone()).manual("eka").source(format!("eka {}", env!("CARGO_PKG_VERSION")));
     man.render_title(out)?;
@@ -120,10 +120,13 @@ fn environment(roff: &mut Roff) {
         entry(roff, &variable, &format!("the setting {setting}"));
     }
     for (variable, meaning) in [
-        ("EKA_CONFIG", "the file of settings, as with --config"),
-        ("NO_COLOR", "no colours, also on a terminal"),
-        ("XDG_CACHE_HOME", "where exports of source directories are kept, in eka/; ~/.cache without it"),
-        ("XDG_STATE_HOME", "where the prompts of eka generate are kept, in eka/; ~/.local/state without it"),
+        ("EKA_CONFIG", "file with settings, as with --config"),
+        ("NO_COLOR", "if set, no colours on a terminal"),
+        ("XDG_CACHE_HOME", "directory for exports of source directories, below eka/; default ~/.cache"),
+        (
+            "XDG_STATE_HOME",
+            "directory for the prompt history of eka generate, below eka/; default ~/.local/state",
+        ),
     ] {
         entry(roff, variable, meaning);
     }
@@ -132,10 +135,10 @@ fn environment(roff: &mut Roff) {
 fn files(roff: &mut Roff) {
     roff.control("SH", ["FILES"]);
     for (file, meaning) in [
-        ("eka.toml", "settings, in the working directory; another with --config"),
-        ("~/.cache/eka/exports/", "exports of source directories; model.cache_dir says where"),
-        ("~/.local/state/eka/history", "prompts typed into eka generate; none with --no-history"),
-        ("eka.json", "what makes a directory a model directory"),
+        ("eka.toml", "settings, in the working directory; --config names another file"),
+        ("~/.cache/eka/exports/", "exports of source directories; model.cache_dir changes it"),
+        ("~/.local/state/eka/history", "prompts typed into eka generate, unless --no-history"),
+        ("eka.json", "manifest of a model directory"),
     ] {
         entry(roff, file, meaning);
     }

@@ -1,7 +1,7 @@
-//! Wires the parts together, and prints for people.
+//! The command line: one file per subcommand, and what they share.
 //!
-//! Errors come up to here with their reasons and end as one line on stderr; logs go to stderr as well, so stdout holds
-//! what was asked for and nothing else.
+//! Results go to stdout, and nothing else does. Errors become one line on stderr with all their causes; logs go to stderr
+//! too.
 
 mod bench;
 mod chat;
@@ -12,8 +12,10 @@ mod export;
 mod export_report;
 mod fd_limit;
 mod generate;
+mod generate_args;
 mod health;
 mod inspect;
+mod listener;
 mod load;
 mod local_model;
 mod logging;
@@ -21,6 +23,8 @@ mod logits;
 mod man;
 mod output;
 mod private_dir;
+mod progress;
+mod queue;
 mod ready_file;
 mod reload;
 mod resolve_model;
@@ -29,8 +33,10 @@ mod sandbox;
 mod serve;
 mod served_models;
 mod settings;
+mod shutdown;
 mod smoke;
 mod spawn_server;
+mod stdout_stream;
 #[cfg(unix)]
 mod systemd;
 mod verify;
@@ -45,7 +51,7 @@ use output::OutputFlags;
 
 use crate::{device, log_queue};
 
-/// Longest wait for the last lines of the log to be written. A process whose stderr is not read exits after it.
+/// Longest wait for the last log lines to be written, in case stderr is not read.
 const LAST_LINES: Duration = Duration::from_secs(2);
 
 /// Serves one fine-tuned language model, one answer at a time
@@ -59,7 +65,7 @@ struct Cli {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     Serve(serve::Args),
-    Generate(generate::Args),
+    Generate(generate_args::Args),
     Export(export::Args),
     Inspect(inspect::Args),
     Verify(verify::Args),
@@ -79,7 +85,7 @@ enum Command {
     Sandbox,
 }
 
-/// Runs the command line, says on stderr why it failed, and gives the code to end with; `eka help` lists them.
+/// Runs the command line and returns its exit code; `eka help` lists the codes. Errors are printed on stderr.
 #[must_use]
 pub fn run() -> ExitCode {
     device::refuse_telemetry();
@@ -88,7 +94,7 @@ pub fn run() -> ExitCode {
         Err(refused) => return refuse(&refused),
     };
     let output = command.output();
-    output::keep_to(output);
+    output::apply(output);
     let code = match dispatch(command) {
         Ok(code) => code,
         Err(error) => {
@@ -101,7 +107,7 @@ pub fn run() -> ExitCode {
     code
 }
 
-/// Says what is wrong with the command line, or the help that was asked for.
+/// Prints clap's error, or the help that was requested.
 fn refuse(refused: &clap::Error) -> ExitCode {
     let is_json = env::args_os().take_while(|argument| argument != "--").any(|argument| argument == "--json");
     if !refused.use_stderr() {
@@ -118,7 +124,7 @@ fn refuse(refused: &clap::Error) -> ExitCode {
 }
 
 impl Command {
-    /// How it says what it has to say.
+    /// The output flags of the subcommand.
     const fn output(&self) -> OutputFlags {
         match self {
             Self::Serve(args) => args.output(),

@@ -22,7 +22,7 @@ struct Document<'a> {
     /// Where a client on this machine reaches the server.
     url: &'a str,
     /// The address and port that the server listens on.
-    address: SocketAddr,
+    address: &'a str,
     pid: u32,
     version: &'static str,
     /// Names of the models, the default one first.
@@ -37,7 +37,7 @@ struct Document<'a> {
 pub(super) struct ReadyFile {
     path: PathBuf,
     url: String,
-    address: SocketAddr,
+    address: String,
     models: Vec<String>,
     state: &'static str,
 }
@@ -56,17 +56,16 @@ impl ReadyFile {
         }
     }
 
-    /// Writes the file for a server that listens on `address` and is starting.
+    /// Writes the file for a server that listens at `url` and is starting.
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub(super) fn create(
-        path: &Path,
-        scheme: &str,
-        address: SocketAddr,
-        models: Vec<String>,
-    ) -> anyhow::Result<Self> {
-        let url = format!("{scheme}://{}", local_address(address));
+    pub(super) fn create(path: &Path, url: &str, models: Vec<String>) -> anyhow::Result<Self> {
+        let (scheme, address) = url.split_once("://").unwrap_or(("http", url));
+        let address = address.to_owned();
+        let url = address
+            .parse()
+            .map_or_else(|_| url.to_owned(), |address| format!("{scheme}://{}", local_address(address)));
         let file = Self { path: path.to_owned(), url, address, models, state: Readiness::Starting.as_str() };
         file.write().with_context(|| context(path))?;
         Ok(file)
@@ -91,7 +90,7 @@ impl ReadyFile {
     fn write(&self) -> io::Result<()> {
         let document = Document {
             url: &self.url,
-            address: self.address,
+            address: &self.address,
             pid: process::id(),
             version: env!("CARGO_PKG_VERSION"),
             models: &self.models,
@@ -140,7 +139,7 @@ mod tests {
     use super::*;
 
     fn create(path: &Path, address: &str) -> ReadyFile {
-        ReadyFile::create(path, "http", address.parse().unwrap(), vec!["demo".into()]).unwrap()
+        ReadyFile::create(path, &format!("http://{address}"), vec!["demo".into()]).unwrap()
     }
 
     fn read(path: &Path) -> serde_json::Value {

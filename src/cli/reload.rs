@@ -1,7 +1,7 @@
-//! Who may come in while the server runs: keys, rates, origins and certificates, read again when they change.
+//! Reloading at run time: API keys and certificates when their files change, all settings at SIGHUP.
 //!
-//! A file that changes is read again within seconds; SIGHUP reads all settings again. What can change without disturbing
-//! a request changes, the rest is named in the log. A mistake leaves everything as it was.
+//! Settings that can change without affecting running requests take effect; the log names the others. After an error nothing
+//! changes.
 
 use std::{
     path::{Path, PathBuf},
@@ -19,10 +19,10 @@ use crate::{
     http::{self, Tls, TlsError},
 };
 
-/// Between two looks at the files.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Interval at which the files are checked.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Settings that can change while requests are answered, by section or whole.
+/// Settings that can change at run time: sections, or whole paths.
 const CHANGEABLE: [&str; 9] = [
     "auth.",
     "cors.",
@@ -35,7 +35,7 @@ const CHANGEABLE: [&str; 9] = [
     "server.hosts",
 ];
 
-/// The door and all that it is kept by.
+/// The settings in force, and what depends on them.
 pub(super) struct LiveSettings {
     pub(super) access: Arc<AccessControl>,
     pub(super) tls: Option<Arc<Tls>>,
@@ -46,10 +46,10 @@ pub(super) struct LiveSettings {
 }
 
 impl LiveSettings {
-    /// Reads keys and certificates.
+    /// Reads API keys and certificates.
     ///
     /// # Errors
-    /// When they cannot be used.
+    /// When they are invalid.
     pub(super) fn open(args: &ConfigArgs, settings: Settings, level: LogLevel) -> anyhow::Result<Self> {
         let config = &settings.config;
         let rules = Rules::read(config)?;
@@ -62,19 +62,19 @@ impl LiveSettings {
         Ok(Self { access, tls, args: args.clone(), settings: Mutex::new(settings), level, deadlines })
     }
 
-    /// The deadlines as they are now.
+    /// The current deadlines.
     pub(super) fn deadlines(&self) -> watch::Receiver<Deadlines> {
         self.deadlines.subscribe()
     }
 
-    /// Looks at the files, and waits for SIGHUP.
+    /// Reloads when a file changes, and at SIGHUP.
     pub(super) async fn watch(self, executor: Executor) {
         let mut seen = self.stamps();
         let mut hangups = hangups();
         loop {
             tokio::select! {
                 () = hangups.next() => self.reload_all(&executor),
-                () = tokio::time::sleep(LOOK_EVERY) => {
+                () = tokio::time::sleep(POLL_INTERVAL) => {
                     let now = self.stamps();
                     if now.keys != seen.keys {
                         self.reload_keys();
@@ -104,7 +104,7 @@ impl LiveSettings {
         self.reload_tls();
     }
 
-    /// Changes what can be changed to what `new` says.
+    /// Applies the settings of `new` that can change at run time.
     fn adopt(&self, new: Settings, executor: &Executor) {
         let changed = self.settings().changed(&new);
         let (live, fixed): (Vec<_>, Vec<_>) = changed.into_iter().partition(|path| is_changeable(path));
@@ -125,7 +125,7 @@ impl LiveSettings {
                 );
             }
         };
-        self.keep_to(&new.config, rules);
+        self.apply(&new.config, rules);
         executor.set_limits(limits(&new.config));
         self.deadlines.send_replace(deadlines(&new.config));
         if live.contains(&"log.level")
@@ -142,13 +142,13 @@ impl LiveSettings {
         match read {
             Ok(rules) => {
                 tracing::info!(event = "keys_reloaded", keys = rules.keys.len(), "API keys reloaded");
-                self.with_config(|config| self.keep_to(config, rules));
+                self.with_config(|config| self.apply(config, rules));
             }
             Err(error) => tracing::error!(event = "keys_reload_failed", "API keys not reloaded: {error}"),
         }
     }
 
-    fn keep_to(&self, config: &Config, rules: Rules) {
+    fn apply(&self, config: &Config, rules: Rules) {
         warn_if_open(config, &rules);
         self.access.replace(rules);
     }
@@ -176,7 +176,7 @@ impl LiveSettings {
     }
 }
 
-/// What the queue holds at most.
+/// The limits of the queue.
 pub(super) fn limits(config: &Config) -> Limits {
     Limits { max_jobs: config.queue.max_jobs, max_prompt_tokens: config.queue.max_prompt_tokens }
 }
@@ -205,7 +205,7 @@ fn warn_of_dates(tls: &Tls) {
     }
 }
 
-/// What tells a file from one that was put in its place; `None` is no file.
+/// Modification time and size, to detect a changed file; `None` without a file.
 type Stamp = Option<(SystemTime, u64)>;
 
 #[derive(PartialEq)]
@@ -219,7 +219,7 @@ fn stamp(path: &Path) -> Stamp {
     Some((metadata.modified().ok()?, metadata.len()))
 }
 
-/// SIGHUP, as often as it comes.
+/// A stream of SIGHUP signals.
 struct Hangups(#[cfg(unix)] Option<tokio::signal::unix::Signal>);
 
 #[cfg(unix)]
@@ -253,7 +253,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_changed_while_requests_are_answered_is_listed() {
+    fn some_settings_can_change_at_run_time() {
         assert!(
             ["auth.keys_file", "cors.origins", "log.level", "server.hosts"].into_iter().all(is_changeable)
         );

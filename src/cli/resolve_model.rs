@@ -1,14 +1,11 @@
-//! The model directories to serve: as they are, or exported from its sources into a cache.
+//! Finds the models of the settings: exported model directories, or source directories, which are exported into a cache.
 //!
-//! `models/demo` holds a checkpoint and an adapter, not a graph: exporting is quick enough to be a part of starting. The
-//! cache's key is the content of the sources and the options, so whatever changes is exported anew and nothing is
-//! exported twice.
+//! The cache's key is a hash of the sources and the export options, so a changed source is exported again and an unchanged
+//! one is not. Cached exports are checked against their manifest and replaced if damaged. Other model directories are checked
+//! too, but never written to.
 //!
-//! What is in the cache is eka's own. It is compared with what was recorded when it was written, and made again where it is
-//! damaged. A directory that somebody else made is compared as well, and never written to.
-//!
-//! A GPU's attention does not take float32, so what is exported for one is float16, or bfloat16 where the sources are and the
-//! GPU can: their range is then kept. That is an option like others, so the exports for CPU and GPU lie side by side.
+//! Attention on a GPU does not support float32, so exports for a GPU are float16, or bfloat16 if the source is and the GPU
+//! supports it, to keep its range. Exports for CPU and GPU have different keys and coexist.
 
 use std::{
     fs, io,
@@ -19,7 +16,7 @@ use anyhow::{Context, ensure};
 
 use super::{
     exit::{Exit, WithExit},
-    export::Bars,
+    progress::Bars,
 };
 use crate::{
     config::{self, Config, Quantize},
@@ -32,9 +29,9 @@ use crate::{
     text,
 };
 
-/// A model of the settings, and whether it can be served.
+/// A model of the settings, usable or not.
 pub(super) struct Candidate {
-    /// What clients call it.
+    /// Its name in requests.
     pub(super) id: String,
     /// The model, or why it cannot be served.
     pub(super) model: anyhow::Result<ResolvedModel>,
@@ -45,20 +42,20 @@ pub(super) struct Candidate {
 pub(super) struct ResolvedModel {
     /// Its directory.
     pub(super) dir: PathBuf,
-    /// What clients call it.
+    /// Its name in requests.
     pub(super) id: String,
-    /// The model that guesses for it.
+    /// Its draft model.
     pub(super) draft: Option<Box<Self>>,
 }
 
 /// Finds the model of `model.path`, and its draft model if there is one, and exports those that are source directories.
 ///
 /// # Errors
-/// When there is neither, its files are damaged, the export fails, or the draft model has other tokens.
+/// When the path is not a model, its files are damaged, the export fails, or the draft model has another tokenizer.
 pub(super) fn model(config: &Config, gpu: Option<GpuReport>) -> anyhow::Result<ResolvedModel> {
     let path = &config.model.path;
-    usable(path).with_exit(Exit::Model)?;
-    let model = prepared(config, path.clone(), config.model.id.clone(), gpu)?;
+    require_model(path).with_exit(Exit::Model)?;
+    let model = resolved(config, path.clone(), config.model.id.clone(), gpu)?;
     with_draft(config, model, gpu)
 }
 
@@ -74,34 +71,38 @@ fn with_draft(
     Ok(ResolvedModel { draft: Some(Box::new(draft)), ..model })
 }
 
-/// Where the draft model is, if one is wanted: a directory, or one in that of all models.
+/// The draft model's directory: the path itself, or that name in `models.dir`.
 fn draft_path(config: &Config) -> Option<PathBuf> {
     let path = config.engine.draft_model.as_ref().filter(|_| config.engine.draft_tokens > 0)?;
     let named = config.models.dir.as_ref().map(|dir| dir.join(path));
-    Some(named.filter(|named| !is_usable(path) && is_usable(named)).unwrap_or_else(|| path.clone()))
+    Some(
+        named
+            .filter(|named| !is_model_or_source(path) && is_model_or_source(named))
+            .unwrap_or_else(|| path.clone()),
+    )
 }
 
 fn draft(config: &Config, path: PathBuf, gpu: Option<GpuReport>) -> anyhow::Result<ResolvedModel> {
     ensure!(
-        is_usable(&path),
-        "{} is no model: it has neither {} (written by `eka export`) nor base/config.json (a checkpoint to export); set \
-         engine.draft_model or --draft-model to a directory, or to the name of one in models.dir",
+        is_model_or_source(&path),
+        "{} is not a model: it has neither {} (written by `eka export`) nor base/config.json (a checkpoint to export); set \
+         engine.draft_model or --draft-model to a model directory, or to the name of one in models.dir",
         path.display(),
         manifest::FILE_NAME
     );
     let whole = fs::canonicalize(&path).with_context(|| path.display().to_string())?;
     let id = whole.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
     if manifest::is_model(&path) {
-        // The worker checks it: answers are the same without guesses, so damage is a warning there and no error here.
+        // The worker checks it. Answers are the same without a draft model, so damage is only a warning there.
         return Ok(ResolvedModel { dir: path, id, draft: None });
     }
-    prepared(config, path, id, gpu)
+    resolved(config, path, id, gpu)
 }
 
-fn usable(path: &Path) -> anyhow::Result<()> {
+fn require_model(path: &Path) -> anyhow::Result<()> {
     ensure!(
-        is_usable(path),
-        "{} is no model: it has neither {} (written by `eka export`) nor genai_config.json (by onnxruntime-genai) nor base/config.json (a checkpoint to export, with \
+        is_model_or_source(path),
+        "{} is not a model: it has neither {} (written by `eka export`) nor genai_config.json (by onnxruntime-genai) nor base/config.json (a checkpoint to export, with \
          its adapter in adapter/); set model.path or --model",
         path.display(),
         manifest::FILE_NAME
@@ -117,8 +118,8 @@ fn usable(path: &Path) -> anyhow::Result<()> {
 /// the settings, not in a model's files.
 pub(super) fn models(config: &Config, gpu: Option<GpuReport>) -> anyhow::Result<Vec<Candidate>> {
     let path = &config.model.path;
-    usable(path).with_exit(Exit::Model)?;
-    let first = match prepared(config, path.clone(), config.model.id.clone(), gpu) {
+    require_model(path).with_exit(Exit::Model)?;
+    let first = match resolved(config, path.clone(), config.model.id.clone(), gpu) {
         Ok(model) => Ok(with_draft(config, model, gpu)?),
         Err(error) => Err(error),
     };
@@ -127,18 +128,18 @@ pub(super) fn models(config: &Config, gpu: Option<GpuReport>) -> anyhow::Result<
     for (path, id) in others(dir, path)? {
         ensure!(
             id != config.model.id,
-            "{}: another model is called {id} as well; rename the directory, or set model.id",
+            "{}: two models have the name {id}; rename the directory, or set model.id",
             path.display()
         );
-        let model = usable(&path).and_then(|()| prepared(config, path, id.clone(), gpu));
+        let model = require_model(&path).and_then(|()| resolved(config, path, id.clone(), gpu));
         models.push(Candidate { id, model });
     }
     Ok(models)
 }
 
-/// Whether a model of the settings is a source directory, so that what it is exported for has to be known.
+/// Whether a model of the settings is a source directory, whose export depends on the device.
 pub(super) fn is_exporting(config: &Config) -> bool {
-    let is_source = |path: &Path| is_usable(path) && !manifest::is_model(path);
+    let is_source = |path: &Path| is_model_or_source(path) && !manifest::is_model(path);
     let dir = config.models.dir.as_deref();
     let others = dir.and_then(|dir| others(dir, &config.model.path).ok()).unwrap_or_default();
     let draft = draft_path(config);
@@ -147,7 +148,7 @@ pub(super) fn is_exporting(config: &Config) -> bool {
         || others.iter().any(|(path, _)| is_source(path))
 }
 
-/// The models in `dir` but for the one in `first`, in the order of their names.
+/// The models in `dir` except `first`, sorted by name.
 fn others(dir: &Path, first: &Path) -> anyhow::Result<Vec<(PathBuf, String)>> {
     let read = |dir: &Path| fs::read_dir(dir)?.collect::<io::Result<Vec<_>>>();
     let entries = read(dir).with_context(|| format!("{}: set models.dir or --models", dir.display()))?;
@@ -155,34 +156,34 @@ fn others(dir: &Path, first: &Path) -> anyhow::Result<Vec<(PathBuf, String)>> {
     let mut found: Vec<_> = entries
         .into_iter()
         .map(|entry| (entry.path(), entry.file_name().to_string_lossy().into_owned()))
-        .filter(|(path, name)| !name.starts_with('.') && is_meant(path) && !is_first(path))
+        .filter(|(path, name)| !name.starts_with('.') && looks_like_model(path) && !is_first(path))
         .collect();
     found.sort();
     Ok(found)
 }
 
-fn is_usable(path: &Path) -> bool {
+fn is_model_or_source(path: &Path) -> bool {
     manifest::is_model(path) || path.join("base/config.json").is_file()
 }
 
-/// Whether a directory is a model, or looks like an incomplete one, which must not be skipped silently.
-fn is_meant(path: &Path) -> bool {
+/// Whether a directory is a model or an incomplete one, which is reported instead of skipped.
+fn looks_like_model(path: &Path) -> bool {
     const PARTS: [&str; 3] = ["model.onnx", "tokenizer.json", "config.json"];
-    is_usable(path) || PARTS.iter().any(|name| files::exists(&path.join(name)))
+    is_model_or_source(path) || PARTS.iter().any(|name| files::exists(&path.join(name)))
 }
 
-fn prepared(
+fn resolved(
     config: &Config,
     path: PathBuf,
     id: String,
     gpu: Option<GpuReport>,
 ) -> anyhow::Result<ResolvedModel> {
-    // Paths are sent to the worker, and ids are made of names, as UTF-8.
+    // Paths are sent to the worker as UTF-8, and ids come from directory names.
     ensure!(path.to_str().is_some(), "the path {} is not UTF-8; rename the directory", path.display());
     if !manifest::is_model(&path) {
         return Ok(ResolvedModel { dir: exported(config, &path, &id, gpu)?, id, draft: None });
     }
-    // Its owner may have edited the text files, so only graph and weights are compared, and eka never replaces it.
+    // Its owner may have edited the text files, so only graph and weights are checked.
     model::check_directory(&path, config.model.verify, Scope::Weights)?;
     Ok(ResolvedModel { dir: path, id, draft: None })
 }
@@ -191,7 +192,7 @@ fn prepared(
 fn exported(config: &Config, path: &Path, id: &str, gpu: Option<GpuReport>) -> anyhow::Result<PathBuf> {
     let base = path.join("base");
     let dtype = dtype(gpu, is_bfloat16(&base));
-    // A link that leads nowhere was meant to be an adapter: without it the answers would silently be others.
+    // A dangling link counts as an adapter, so that it is an error and not a silently missing adapter.
     let adapter = Some(path.join("adapter")).filter(|adapter| files::exists(adapter));
     let adapters = adapter.into_iter().map(|dir| AdapterSource { dir, weight: 1.0 }).collect();
     let source = Source::Checkpoint { base, adapters };
@@ -212,7 +213,7 @@ fn exported(config: &Config, path: &Path, id: &str, gpu: Option<GpuReport>) -> a
         }
     };
     fs::create_dir_all(config.model.cache_dir.join("exports")).with_context(|| {
-        format!("{} cannot be made; set model.cache_dir", config.model.cache_dir.display())
+        format!("cannot create {}; set model.cache_dir", config.model.cache_dir.display())
     })?;
     tracing::info!(event = "export_started", dir = %output.display(), "exporting {}", path.display());
     match export::export(&Options { output: output.clone(), existing, ..options }, &Bars::new()) {
@@ -220,20 +221,20 @@ fn exported(config: &Config, path: &Path, id: &str, gpu: Option<GpuReport>) -> a
             report.notes.iter().for_each(|note| tracing::warn!("{note}"));
             Ok(output)
         }
-        // Another server that started at the same moment was quicker; what it wrote is complete, or would not be there.
+        // Another process exported the same model at the same time. An export appears only when it is complete.
         Err(_) if matches!(cached(&output, Verify::Size), Cached::Whole) => Ok(output),
-        Err(e) => Err(e).with_context(|| format!("{} cannot be exported", path.display())),
+        Err(e) => Err(e).with_context(|| format!("cannot export {}", path.display())),
     }
 }
 
-/// An export in the cache.
+/// State of a cached export.
 enum Cached {
     Absent,
     Whole,
     Damaged(ModelError),
 }
 
-/// Looks at the export in `output`, all of whose files are eka's own.
+/// Checks the cached export in `output`.
 fn cached(output: &Path, verify: Verify) -> Cached {
     if !files::exists(output) {
         return Cached::Absent;
@@ -244,18 +245,18 @@ fn cached(output: &Path, verify: Verify) -> Cached {
     }
 }
 
-/// An export replaces nothing that has no manifest, as it could be anything; in the cache it is an export without one, or
-/// what a repair of the file system left.
+/// Removes `output` if it has no manifest. An export never replaces a directory without one, but in the cache it can only be
+/// a damaged export.
 fn clear_without_manifest(output: &Path) -> anyhow::Result<()> {
     if output.join(manifest::FILE_NAME).is_file() {
         return Ok(());
     }
     let is_dir = fs::symlink_metadata(output).is_ok_and(|found| found.is_dir());
     let removed = if is_dir { fs::remove_dir_all(output) } else { fs::remove_file(output) };
-    removed.with_context(|| format!("{} cannot be removed; remove it", output.display()))
+    removed.with_context(|| format!("cannot remove {}; remove it by hand", output.display()))
 }
 
-/// What an export for this device computes in.
+/// The data type of an export for this device.
 const fn dtype(gpu: Option<GpuReport>, source_is_bfloat16: bool) -> Dtype {
     match gpu {
         None => Dtype::Float32,
@@ -264,7 +265,7 @@ const fn dtype(gpu: Option<GpuReport>, source_is_bfloat16: bool) -> Dtype {
     }
 }
 
-/// Whether a checkpoint says that it is bfloat16. One that cannot be read is refused by the export, with reasons.
+/// Whether a checkpoint is bfloat16. Errors are left to the export, which reports them.
 fn is_bfloat16(base: &Path) -> bool {
     let config = files::read(&base.join("config.json"), MOST_JSON).unwrap_or_default();
     let config: serde_json::Value = serde_json::from_slice(&config).unwrap_or_default();
@@ -290,7 +291,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cpu_gets_float32_and_a_gpu_what_its_attention_takes() {
+    fn a_cpu_gets_float32_and_a_gpu_what_its_attention_supports() {
         let (old, new) = (GpuReport { has_bfloat16: false }, GpuReport { has_bfloat16: true });
         for source_is_bfloat16 in [false, true] {
             assert_eq!(dtype(None, source_is_bfloat16), Dtype::Float32);
@@ -301,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_checkpoint_is_stored_in_is_read_in_both_spellings() {
+    fn a_checkpoints_dtype_is_read_in_both_spellings() {
         let base = tempfile::tempdir().unwrap();
         let says = |config: &str| {
             fs::write(base.path().join("config.json"), config).unwrap();

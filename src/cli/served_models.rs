@@ -1,9 +1,7 @@
-//! The models to serve: those that can be used, and those that cannot, each with its reason.
+//! The models to serve: those that are usable, and those that are not, each with its reason.
 //!
-//! A model's directory comes from elsewhere and may be damaged. With several models, one that cannot be used must not keep
-//! the others from being served: it is listed with its reason, its requests are answered with that, and the log has the
-//! whole error. Where none is left there is nothing to serve, and the server does not start; so a single model with a
-//! broken chat template is an error at start, and not a surprise at the first chat.
+//! A damaged model does not affect the others: `/v1/models` lists it with the reason, its requests fail with that reason, and
+//! the log has the full error. If no model is usable, the server does not start.
 
 use std::{collections::BTreeMap, panic, path::Path, sync::Arc};
 
@@ -18,20 +16,20 @@ use crate::{
     text::{Text, TextError},
 };
 
-/// What is served, and on which files.
+/// The models to serve.
 pub(super) struct ServedModels {
-    /// The models that can be used, for each device.
+    /// The usable models, per device.
     pub(super) devices: Vec<Vec<ResolvedModel>>,
-    /// All of them, as clients see them.
+    /// All models, as clients see them.
     pub(super) catalogue: ModelRegistry,
 }
 
 impl ServedModels {
-    /// Opens the text sides of the models that were found for each device. The devices have the same models in the same
-    /// order. Chat templates are compiled by `sandbox`.
+    /// Opens tokenizer and chat template of each model. All devices have the same models in the same order. Chat templates are
+    /// compiled by `sandbox`.
     ///
     /// # Errors
-    /// The first model's error, when none can be used.
+    /// The first model's error, if no model is usable.
     pub(super) async fn open(devices: Vec<Vec<Candidate>>, sandbox: &Sandbox) -> anyhow::Result<Self> {
         let order: Vec<String> = devices.iter().take(1).flatten().map(|one| one.id.clone()).collect();
         let (devices, mut errors) = split(devices);
@@ -39,10 +37,10 @@ impl ServedModels {
         let mut texts = open_texts(models, sandbox, &mut errors).await;
         if texts.is_empty() {
             let first = order.first().and_then(|id| errors.remove(id));
-            errors.iter().for_each(|(id, error)| tracing::error!("model {id:?} cannot be served: {error:#}"));
-            return Err(
-                first.unwrap_or_else(|| anyhow!("there is no model to serve; set model.path or --model"))
-            );
+            errors.iter().for_each(|(id, error)| {
+                tracing::error!(event = "model_unavailable", model = id, "model not served: {error:#}")
+            });
+            return Err(first.unwrap_or_else(|| anyhow!("no model to serve; set model.path or --model")));
         }
         let entries = order.iter().map(|id| match (texts.remove(id), errors.get(id)) {
             (Some(text), None) => Ok(text),
@@ -55,7 +53,7 @@ impl ServedModels {
     }
 }
 
-/// The models that were prepared on each device, and the errors of those that failed on any device.
+/// The models that were resolved for each device, and the errors of those that failed for any device.
 fn split(devices: Vec<Vec<Candidate>>) -> (Vec<Vec<ResolvedModel>>, BTreeMap<String, anyhow::Error>) {
     let mut errors = BTreeMap::new();
     let mut prepared = Vec::new();
@@ -72,7 +70,7 @@ fn split(devices: Vec<Vec<Candidate>>) -> (Vec<Vec<ResolvedModel>>, BTreeMap<Str
     (prepared, errors)
 }
 
-/// Opens the text sides of `models`. They are the same whatever device a model is for.
+/// Opens tokenizers and chat templates, which do not depend on the device.
 async fn open_texts(
     models: &[ResolvedModel],
     sandbox: &Sandbox,
@@ -91,21 +89,20 @@ async fn open_texts(
     texts
 }
 
-/// Opens the text side of a model and encodes a word, as every request will. Libraries have assertions about files that they
-/// wrote themselves, and this one may come from anywhere.
+/// Opens tokenizer and chat template, and encodes a word as a test. The tokenizer library panics on some inconsistent files.
 async fn open_text(dir: &Path, id: &str, sandbox: &Sandbox) -> anyhow::Result<Text> {
     let opened = panic::catch_unwind(|| {
         let text = Text::open(dir, id)?;
         text.encode("a word")?;
         Ok::<_, TextError>(text)
     });
-    let panicked = |_| anyhow!("{}: its tokenizer.json is not consistent; copy it again", dir.display());
+    let panicked = |_| anyhow!("{}: tokenizer.json is inconsistent; copy it again", dir.display());
     let text = opened.map_err(panicked)??;
     sandbox.check_templates(&text).await??;
     Ok(text)
 }
 
-/// Logs why a model is not served, and makes the entry that clients see.
+/// Logs why a model is not served, and returns the entry that clients see.
 fn unavailable(id: &str, error: Option<&anyhow::Error>) -> Unavailable {
     let reason = error.map_or_else(|| "its files cannot be used".into(), public_reason);
     if let Some(error) = error {
@@ -114,7 +111,7 @@ fn unavailable(id: &str, error: Option<&anyhow::Error>) -> Unavailable {
     Unavailable { id: id.into(), reason }
 }
 
-/// An error as clients may see it: files by their names, and not where they are on this machine.
+/// The error for clients, with file names but without directories of this machine.
 fn public_reason(error: &anyhow::Error) -> String {
     let named = error.chain().find_map(|cause| {
         let text = cause.downcast_ref::<TextError>().map(|e| (e.to_string(), e.path()));
@@ -125,9 +122,7 @@ fn public_reason(error: &anyhow::Error) -> String {
     match named {
         Some((message, Some(path))) => without_folder(&message, path),
         Some((message, None)) => message,
-        None => {
-            "it cannot be exported, or its directory is incomplete; the log of the server says why".into()
-        }
+        None => "it cannot be exported, or its directory is incomplete; see the server's log".into(),
     }
 }
 
@@ -142,14 +137,14 @@ mod tests {
     use std::io;
 
     use super::*;
-    use crate::{metrics::Metrics, sandbox::Command};
+    use crate::{metrics::Metrics, sandbox::ChildProgram};
 
     fn failed(id: &str, error: impl Into<anyhow::Error>) -> Candidate {
         Candidate { id: id.into(), model: Err(error.into()) }
     }
 
     #[test]
-    fn clients_see_the_name_of_a_file_and_not_where_it_is() {
+    fn clients_see_file_names_without_directories() {
         let path = Path::new("/srv/secret/models/a/tokenizer.json").to_path_buf();
         let error = TextError::Read { path, source: io::Error::other("it is a FIFO") };
         let reason = public_reason(&anyhow::Error::from(error).context("/srv/secret"));
@@ -159,9 +154,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn where_no_model_can_be_used_the_first_ones_error_is_returned() {
+    async fn if_no_model_is_usable_the_first_error_is_returned() {
         let devices = vec![vec![failed("a", anyhow!("the first")), failed("b", anyhow!("the second"))]];
-        let command = Command { program: "nowhere".into(), arguments: Vec::new() };
+        let command = ChildProgram { program: "nowhere".into(), arguments: Vec::new() };
         let sandbox = Sandbox::new(command, Arc::new(Metrics::new()));
         let error = ServedModels::open(devices, &sandbox).await.err().unwrap();
         assert_eq!(error.to_string(), "the first");

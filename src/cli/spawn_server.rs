@@ -49,20 +49,20 @@ impl SpawnedServer {
         extra_settings: &[&str],
         key: Option<&str>,
     ) -> anyhow::Result<Self> {
-        let program = env::current_exe().context("this program's own file cannot be found")?;
+        let program = env::current_exe().context("cannot find the path of this program")?;
         let mut command = Command::new(program);
         command.arg("serve").args(args.arguments(&[("bind", "127.0.0.1"), ("port", "0"), ("log", "info")]));
         // An error is quoted from the log, which must be text for that.
         for setting in ["log.format=text"].iter().chain(extra_settings) {
             command.arg("--set").arg(setting);
         }
-        let directory = tempfile::tempdir().context("a temporary directory cannot be created")?;
+        let directory = tempfile::tempdir().context("cannot create a temporary directory")?;
         let ready_file = directory.path().join("ready.json");
         command.arg("--ready-file").arg(&ready_file);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
         let started_at = Instant::now();
-        let mut child = command.spawn().context("the server cannot be started")?;
-        let stderr = child.stderr.take().ok_or_else(|| anyhow!("the server's log cannot be read"))?;
+        let mut child = command.spawn().context("cannot start the server")?;
+        let stderr = child.stderr.take().ok_or_else(|| anyhow!("cannot read the server's log"))?;
         let log = Arc::new(Mutex::new(VecDeque::new()));
         let reader = tokio::spawn(read(stderr, Arc::clone(&log)));
         let url = loop {

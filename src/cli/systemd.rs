@@ -1,9 +1,8 @@
-//! What is told to the service manager that started the server, over the socket of its `NOTIFY_SOCKET`: that the model is
-//! loaded, how it goes, and, if it watches, that the process lives. Without such a socket nothing is told.
+//! Notifications to systemd over `NOTIFY_SOCKET`: readiness, status, and watchdog pings if the unit has a watchdog. Without
+//! the socket nothing is sent.
 //!
-//! The signs of life come from the one thread that supervises workers and keeps the queue, so a process that still
-//! runs but has come to a halt is restarted. A worker that hangs is not this watchdog's business: it is replaced
-//! from here.
+//! The pings come from the thread that runs queue and supervisor, so systemd restarts a process whose event loop hangs. A
+//! worker that hangs is replaced by the supervisor instead.
 
 use std::time::Duration;
 
@@ -15,9 +14,9 @@ use tokio::{
 
 use crate::job::Readiness;
 
-/// Tells of every change, and gives signs of life twice in the time after which the manager would miss them.
-pub(super) async fn tell(mut readiness: watch::Receiver<Readiness>) {
-    let mut signs = sd_notify::watchdog_enabled().map(every);
+/// Sends every change of state, and two watchdog pings per timeout.
+pub(super) async fn notify_readiness(mut readiness: watch::Receiver<Readiness>) {
+    let mut pings = sd_notify::watchdog_enabled().map(every);
     let mut was_ready = false;
     loop {
         let state = readiness.borrow_and_update().as_str();
@@ -28,7 +27,7 @@ pub(super) async fn tell(mut readiness: watch::Receiver<Readiness>) {
         send(&[NotifyState::Status(state)]);
         loop {
             tokio::select! {
-                () = next(&mut signs) => send(&[NotifyState::Watchdog]),
+                () = next(&mut pings) => send(&[NotifyState::Watchdog]),
                 changed = readiness.changed() => match changed {
                     Ok(()) => break,
                     Err(_) => return,
@@ -38,26 +37,26 @@ pub(super) async fn tell(mut readiness: watch::Receiver<Readiness>) {
     }
 }
 
-/// Tells that no further request is taken.
-pub(super) fn stopping() {
+/// Announces the shutdown.
+pub(super) fn notify_stopping() {
     send(&[NotifyState::Stopping]);
 }
 
-fn every(patience: Duration) -> Interval {
-    let mut signs = tokio::time::interval((patience / 2).max(Duration::from_millis(1)));
-    signs.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    signs
+fn every(timeout: Duration) -> Interval {
+    let mut pings = tokio::time::interval((timeout / 2).max(Duration::from_millis(1)));
+    pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    pings
 }
 
-async fn next(signs: &mut Option<Interval>) {
-    match signs {
-        Some(signs) => drop(signs.tick().await),
+async fn next(pings: &mut Option<Interval>) {
+    match pings {
+        Some(pings) => drop(pings.tick().await),
         None => std::future::pending().await,
     }
 }
 
 fn send(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        tracing::warn!("the service manager cannot be told: {error}");
+        tracing::warn!("cannot notify systemd: {error}");
     }
 }

@@ -17,8 +17,10 @@ pub enum ConstraintError {
         /// Most bytes.
         most: usize,
     },
-    /// Its brackets are too deep.
-    #[error("nests {found} levels deep, at most {most}; name the inner parts and refer to them")]
+    /// Its brackets nest too deeply.
+    #[error(
+        "nests {found} levels deep, at most {most}; move inner parts to named definitions and refer to them"
+    )]
     TooDeep {
         /// Levels found.
         found: usize,
@@ -32,7 +34,7 @@ pub enum ConstraintError {
     Keyword {
         /// The keyword.
         keyword: String,
-        /// The schema that it stands in, from the root: `#/properties/name`.
+        /// The schema that contains it, from the root: `#/properties/name`.
         place: String,
     },
     /// A keyword that asks for too much.
@@ -40,7 +42,7 @@ pub enum ConstraintError {
     Cap {
         /// The keyword.
         keyword: String,
-        /// The schema that it stands in, from the root: `#/properties/name`.
+        /// The schema that contains it, from the root: `#/properties/name`.
         place: String,
         /// Why it is too much, and the way out.
         reason: String,
@@ -51,7 +53,7 @@ pub enum ConstraintError {
         /// Where and why.
         message: String,
     },
-    /// It compiles for too long.
+    /// It takes too long to compile.
     #[error("takes more than {} s to prepare; make it simpler", limit.as_secs())]
     TooSlow {
         /// Longest time.
@@ -66,7 +68,7 @@ pub enum ConstraintError {
 }
 
 impl ConstraintError {
-    /// Whether it was refused for its time or memory, and not for what it says.
+    /// Whether a limit of time or memory was exceeded, and the constraint itself may be valid.
     #[must_use]
     pub const fn is_limit(&self) -> bool {
         matches!(self, Self::TooSlow { .. } | Self::TooLarge { .. })

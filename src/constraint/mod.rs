@@ -1,19 +1,18 @@
-//! Answers whose text must have a form: a JSON schema, a grammar, a regular expression.
+//! Constrained answers: their text matches a JSON schema, a grammar or a regular expression.
 //!
 //! ```text
 //! sandbox: request ─► check ─► 400, or a job that carries the constraint as text
 //! worker:  job ─► Guides::begin ─► Guide ─► which tokens may follow, before each is picked
 //! ```
 //!
-//! Both processes compile the same text, with the same limits, by [llguidance]. The sandbox, a child process of the parent,
-//! does so to refuse what cannot be done while that is still a 400, over an alphabet of single bytes: a few hundred bytes of
-//! schema can ask for exponential time and memory, and a process can be killed. Only what has passed there reaches a worker,
-//! which compiles it over the bytes of the model's tokens
-//! ([`text::Vocabulary`](crate::text::Vocabulary)), for it is the worker that picks. So the engine below sees ids as ever,
-//! and this module, between `text` and `engine`, is the only one that knows both.
+//! Both processes compile the same text with [llguidance], under the same limits. The sandbox, a child process of the parent,
+//! compiles it over single bytes, to refuse an invalid constraint with a 400: a few hundred bytes of schema can take
+//! exponential time and memory, and a process can be killed. Only a constraint that compiles there reaches a worker, which
+//! compiles it over the bytes of the model's tokens ([`text::Vocabulary`](crate::text::Vocabulary)), because the worker picks
+//! the tokens. The engine below only sees token ids; this module, between `text` and `engine`, is the only one that knows both.
 //!
-//! A guide works on a thread of its own. What may follow a token is known as soon as the token is, and is worked out
-//! while the device reads it.
+//! A guide works on a separate thread: as soon as a token is known, it computes which tokens may follow, while the device
+//! reads that token.
 //!
 //! [llguidance]: https://github.com/guidance-ai/llguidance
 

@@ -1,4 +1,4 @@
-//! JSON schemas: what is set for the compiler, and where a schema says what it cannot enforce.
+//! JSON schemas: options for the compiler, and the place of a keyword that it cannot enforce.
 
 use serde_json::{Map, Value, json};
 
@@ -8,12 +8,12 @@ use super::{
     schema_walk::{each, each_inner},
 };
 
-/// White space between JSON's parts: a space, or a new line and some indentation. A model that may write any amount of it
-/// may write nothing else until its tokens are used up, and small models do.
+/// White space between JSON's parts: a space, or a new line and some indentation. With no limit, small models write white
+/// space until their tokens are used up.
 const WHITE_SPACE: &str = r"( |\n[ \t]{0,20})";
 
-/// Under this name the compiler takes its own options from a schema. They are not for clients: one of them turns
-/// mistakes into warnings that nobody would hear.
+/// Under this name the compiler takes its own options from a schema. Clients may not set them: one of them turns errors
+/// into warnings, which no client would see.
 const OPTIONS: &str = "x-guidance";
 
 /// The schema with the compiler's options.
@@ -28,7 +28,7 @@ pub(super) fn prepare(schema: &str) -> Result<Value, ConstraintError> {
     Ok(schema)
 }
 
-/// A schema to stand within a grammar after `%json`, with what is set for schemas that stand alone.
+/// A schema for use in a grammar after `%json`, with the same options as a schema that is the whole constraint.
 #[must_use]
 pub fn embedded(mut schema: Value) -> Value {
     tighten(&mut schema);
@@ -38,15 +38,15 @@ pub fn embedded(mut schema: Value) -> Value {
     schema
 }
 
-/// Years from 0001, 29 February in leap years alone; which months and days there are, the compiler knows.
+/// Years from 0001, 29 February only in leap years; the compiler knows the months and days.
 const DATE: &str = "(?:(?:[0-9]{3}[1-9]|[0-9]{2}[1-9][0-9]|[0-9][1-9][0-9]{2}|[1-9][0-9]{3})-(?:(?:0[13-9]|1[0-2])-[0-9]{2}\
     |02-(?:[01][0-9]|2[0-8]))|(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:0[48]|[2468][048]|[13579][26])00)-02-29)";
 
 /// No leap seconds, of which there are few, and no more digits than nanoseconds have.
 const TIME: &str = r"[0-9]{2}:[0-9]{2}:[0-5][0-9](?:\.[0-9]{1,9})?(?:Z|[+-][0-9]{2}:[0-9]{2})";
 
-/// Cuts bounds to what the compiler can do, and takes from dates and times what RFC 3339 forbids, though the compiler does
-/// not, and what many who read them do: small letters, leap seconds and the year 0.
+/// Cuts bounds to the compiler's range, and tightens dates and times: it excludes forms that RFC 3339 forbids but the compiler
+/// accepts, and forms that many parsers refuse (lower-case letters, leap seconds, the year 0).
 fn tighten(schema: &mut Value) {
     each_inner(schema, &mut tighten);
     let Value::Object(object) = schema else { return };
@@ -62,10 +62,10 @@ fn tighten(schema: &mut Value) {
     }
 }
 
-/// What the compiler says of patterns that it gives up on.
+/// The compiler's message about patterns that are too complex.
 const UNDECIDED: &str = "Unable to determine if regex is empty";
 
-/// The keyword that the compiler's words complain about, and where it stands.
+/// The keyword that the compiler's message complains about, and its place.
 pub(super) fn unenforceable(schema: &str, said: &str) -> Option<ConstraintError> {
     if said.contains(UNDECIDED) {
         let schema = serde_json::from_str(schema).ok()?;

@@ -2,8 +2,8 @@
 
 use serde_json::{Map, Value};
 
-/// Does `act` for `schema` and every schema within, with the place where each stands, until one fails. Property names and
-/// literal values (`const`, `enum`) are not schemas.
+/// Calls `act` with `schema` and every schema within it, each with its place, until one fails. Property names and literal
+/// values (`const`, `enum`) are not schemas.
 ///
 /// # Errors
 /// That of `act`.
@@ -30,7 +30,7 @@ where
     }
 }
 
-/// Every schema right within this one. The names of properties and values of the client's own are no schemas.
+/// Calls `act` with the schemas one level below this one. Property names and literal values are not schemas.
 pub(super) fn each_inner(schema: &mut Value, act: &mut dyn FnMut(&mut Value)) {
     match schema {
         Value::Object(object) => {

@@ -1,17 +1,17 @@
-//! What the device could not do.
+//! Errors of the device.
 
 use std::io;
 
 use super::{DeviceErrorKind, pool::NoRoom};
 use crate::units::Bytes;
 
-/// What the device could not do.
+/// Errors of the device.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
     /// ONNX Runtime refused or failed.
     #[error("{what}: {message}")]
     Runtime {
-        /// What was attempted.
+        /// The operation.
         what: &'static str,
         /// ONNX Runtime's own words.
         message: String,
@@ -21,13 +21,13 @@ pub enum DeviceError {
     Memory {
         /// How much was asked for.
         bytes: Bytes,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The pool has no room, or had none while a graph ran.
     #[error("{what}: {source}")]
     NoRoom {
-        /// What was attempted.
+        /// The operation.
         what: &'static str,
         /// How much was asked for, and what there is.
         source: NoRoom,
@@ -47,7 +47,7 @@ pub enum DeviceError {
         shape: Vec<usize>,
         /// Its elements; `usize::MAX` when they cannot be counted.
         needed: usize,
-        /// What is there.
+        /// Elements of the memory.
         room: usize,
     },
 }
@@ -57,8 +57,8 @@ impl DeviceError {
         move |e| Self::Runtime { what, message: e.to_string() }
     }
 
-    /// Whether a GPU was asked to run a whole graph and cannot: ONNX Runtime says so of a session that may not fall back to the
-    /// CPU, or the placement of its nodes does.
+    /// Whether a GPU cannot run a whole graph: ONNX Runtime reports it for a session without fallback to the CPU, or the placement of
+    /// its nodes shows it.
     #[must_use]
     pub fn is_placement(&self) -> bool {
         match self {
@@ -70,7 +70,7 @@ impl DeviceError {
         }
     }
 
-    /// What it means for the device.
+    /// The consequence for the device.
     #[must_use]
     pub fn kind(&self) -> DeviceErrorKind {
         match self {
@@ -90,7 +90,7 @@ fn is_missing_kernel(message: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn said(message: &str) -> DeviceError {
+    fn runtime_error(message: &str) -> DeviceError {
         DeviceError::Runtime { what: "the graph cannot be loaded", message: message.into() }
     }
 
@@ -101,7 +101,7 @@ mod tests {
              explicitly disabled by the user.",
             "Could not find an implementation for GroupQueryAttention(1) node with name '/model/layers.0/attn'",
         ] {
-            assert!(said(message).is_placement(), "{message}");
+            assert!(runtime_error(message).is_placement(), "{message}");
         }
         assert!(DeviceError::Placement { found: "3 Shape (CPUExecutionProvider)".into() }.is_placement());
         for message in [
@@ -109,7 +109,7 @@ mod tests {
             "CUDA failure 2: out of memory ; GPU=0",
             "CUDA failure 700: an illegal memory access was encountered ; GPU=0",
         ] {
-            assert!(!said(message).is_placement(), "{message}");
+            assert!(!runtime_error(message).is_placement(), "{message}");
         }
     }
 }

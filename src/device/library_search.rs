@@ -2,12 +2,12 @@
 
 use std::{fmt, path::PathBuf};
 
-/// A place that was tried, and why it would not do.
+/// A path that was tried, and why it was rejected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attempt {
     /// A library file, or a directory without one.
     pub path: PathBuf,
-    /// What was found there.
+    /// The problem with it.
     pub found: String,
 }
 

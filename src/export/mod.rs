@@ -2,14 +2,14 @@
 //!
 //! ```text
 //! config.json ─► architectures ─► blueprint ──► emit ──┬──► model.onnx
-//!                               │                └──► plan ───────┐
-//! *.safetensors ─► checkpoint ──┤ checked against                 ▼
-//! adapter ───────► adapter ─────┘                 ──► weights ──► fill ──► model.onnx.data
+//!                                 │                    └──► data_layout ──┐
+//! *.safetensors ─► checkpoint ────┤ checked against                       ▼
+//! adapter ───────► adapter ───────┘              ──► weights ──► write_weights ──► model.onnx.data
 //! ```
 //!
-//! Everything that can be wrong is found before anything is written, except for numbers that are not finite. Then every
-//! place in the data file is decided, and a pool of threads fills it a few megabytes at a time, so that a model far
-//! larger than memory can be exported. The same sources and options give the same bytes.
+//! All errors are found before anything is written, except for weights that are not finite. Then the layout of the data file is
+//! fixed, and a pool of threads fills it a few megabytes at a time, so that a model far larger than memory can be exported. The
+//! same sources and options give the same bytes.
 //!
 //! Nothing here needs ONNX Runtime: a model can be exported on a machine that could not run it.
 //!
@@ -33,7 +33,7 @@
 //! divergence is steadier. Over the whole phrasebook, int4 in blocks of 32 has 1.015 times the perplexity of float32 as
 //! chats (1.021 with plain rounding), 1.003 as lists of one language (1.007), 1.0004 as bare lines (1.009). So
 //! blocks of 32 are the default: they run as fast on a CPU as the others, within what can
-//! be measured. A tied table is the reason for a row of its own: it is kept in int8 among int4, which brings the
+//! be measured. A tied table has a separate row in the table above: by default it stays in int8 among int4, which brings the
 //! perplexity within the three percent that we ask for. Rows of 192 do not fill blocks of 128: padding, and a head that
 //! cannot share the embedding's bytes, make the coarsest blocks the largest file here.
 

@@ -18,7 +18,7 @@ pub struct Options {
     /// Of activations, of the key-value cache, and of weights that are not quantized. A CPU wants single precision, a
     /// GPU one of the others.
     pub dtype: Dtype,
-    /// Who else shall be able to run it.
+    /// Which runtimes can run it.
     pub layout: Layout,
     /// Most positions, if fewer than the model has: tables of positions are as long, and those of some models are a
     /// quarter of their weights.
@@ -29,10 +29,10 @@ pub struct Options {
     pub existing: Existing,
 }
 
-/// Who else shall be able to run a model directory.
+/// The runtimes that can run a model directory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Layout {
-    /// Nobody: lengths are inputs of the graph.
+    /// Only eka: lengths are inputs of the graph.
     #[default]
     Eka,
     /// onnxruntime-genai as well: a mask instead of lengths, and its configuration beside ours.
@@ -46,7 +46,7 @@ pub enum Source {
     Checkpoint {
         /// A directory in Hugging Face's layout.
         base: PathBuf,
-        /// What is merged into it; where several bring a tokenizer, the first one's is taken.
+        /// Adapters that are merged into it; the first one with a tokenizer provides it.
         adapters: Vec<AdapterSource>,
     },
     /// Random ones, to measure speed with.
@@ -63,7 +63,7 @@ pub enum Source {
 pub struct AdapterSource {
     /// A directory in PEFT's layout.
     pub dir: PathBuf,
-    /// What is added to the base is multiplied with this; one to merge it as it was trained.
+    /// Factor of the adapter's delta; 1 merges it as it was trained.
     pub weight: f32,
 }
 
@@ -80,7 +80,7 @@ impl Source {
 }
 
 impl Options {
-    /// To export `source` to `output`, unquantized in single precision, for eka alone, over nothing that exists.
+    /// Exports `source` to `output`: not quantized, in single precision, for eka only, and not over an existing output.
     #[must_use]
     pub fn new(source: Source, output: PathBuf) -> Self {
         Self {
@@ -101,7 +101,7 @@ impl Options {
         }
     }
 
-    /// What provenance says was asked for.
+    /// The options as the manifest records them.
     pub(super) fn asked(&self) -> ExportOptions {
         let Storage { format, block_size, zero_points, ref keep, .. } = self.weights;
         let quantizes = format != WeightFormat::Full || !keep.is_empty();

@@ -22,7 +22,7 @@ use crate::{
     units::Bytes,
 };
 
-/// What was made.
+/// The result of an export.
 #[derive(Clone, Debug)]
 pub struct Report {
     /// The model directory.
@@ -31,11 +31,11 @@ pub struct Report {
     pub parameters: u64,
     /// Length of the weights' file.
     pub weight_bytes: Bytes,
-    /// Which modules are stored otherwise than most.
+    /// The modules with a different format than most.
     pub kept: Vec<Keep>,
     /// Tensors of the checkpoint and its adapters that the graph does not need.
     pub skipped: Vec<String>,
-    /// What may surprise about the merge.
+    /// Notes for the user about the merge.
     pub notes: Vec<String>,
     /// Whether the directory has a tokenizer; one of random weights has none.
     pub has_tokenizer: bool,
@@ -52,10 +52,10 @@ impl Report {
 /// The graph's file name in a model directory.
 pub(super) const GRAPH_FILE: &str = "model.onnx";
 
-/// Who writes, as provenance says it.
+/// The exporter's name and version in the manifest.
 const EXPORTER: &str = concat!("eka ", env!("CARGO_PKG_VERSION"));
 
-/// Counts changes of what is written between two versions of eka, so that cached exports are not taken for current.
+/// Increases when the written bytes change between two versions of eka, so that cached exports become outdated.
 const REVISION: u32 = 4;
 
 /// Writes a model directory, complete or not at all.

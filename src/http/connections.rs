@@ -76,7 +76,7 @@ impl State {
 
 /// The entry of one connection in the list; removed with its last clone.
 #[derive(Clone, Debug)]
-pub(crate) struct Place(Rc<Inner>);
+pub(crate) struct ConnectionHandle(Rc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -92,7 +92,7 @@ impl Connections {
     }
 
     /// Adds a connection. At the limit, another one is asked to close.
-    pub(crate) fn enter(&self) -> Place {
+    pub(crate) fn enter(&self) -> ConnectionHandle {
         let id = self.next.replace(self.next.get() + 1);
         let state = Rc::new(State::new());
         let is_full = self.open.borrow().len() >= self.most;
@@ -100,7 +100,7 @@ impl Connections {
             self.spare_one();
         }
         self.open.borrow_mut().insert(id, Rc::clone(&state));
-        Place(Rc::new(Inner { state, id, all: self.clone() }))
+        ConnectionHandle(Rc::new(Inner { state, id, all: self.clone() }))
     }
 
     /// Asks one connection to close and removes it from the list.
@@ -117,7 +117,7 @@ impl Connections {
     }
 }
 
-impl Place {
+impl ConnectionHandle {
     /// Sets what the client is doing.
     pub(crate) fn set_phase(&self, phase: Phase) {
         let state = &self.0.state;
@@ -173,18 +173,18 @@ impl Drop for Inner {
 mod tests {
     use super::*;
 
-    fn is_closing(place: &Place) -> bool {
-        place.closing().is_cancelled()
+    fn is_closing(handle: &ConnectionHandle) -> bool {
+        handle.closing().is_cancelled()
     }
 
     #[test]
     fn at_the_limit_the_connection_that_is_idle_for_longest_closes() {
         let all = Connections::new(3);
         let [waiting, first, second] = [Phase::Waiting, Phase::Idle, Phase::Idle].map(|phase| {
-            let place = all.enter();
-            place.set_phase(phase);
+            let handle = all.enter();
+            handle.set_phase(phase);
             std::thread::sleep(std::time::Duration::from_millis(2));
-            place
+            handle
         });
         let newcomer = all.enter();
         assert_eq!([&waiting, &first, &second, &newcomer].map(is_closing), [false, true, false, false]);

@@ -16,14 +16,14 @@ use super::field_error::FieldError;
 use crate::{
     constraint::ConstraintError,
     executor::SubmitError,
-    job::Failure,
+    job::{Failure, Readiness},
     sandbox::SandboxError,
     text::TextError,
     units::{Bytes, Tokens},
 };
 
 /// Default of `Retry-After`.
-pub(crate) const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(5);
 
 /// `Retry-After` when no worker will be restarted automatically.
 const LATER: Duration = Duration::from_secs(60);
@@ -173,6 +173,18 @@ impl ApiError {
         }
     }
 
+    /// Why a server in this state is not ready; `None` if it is.
+    pub(crate) fn not_ready(readiness: &Readiness) -> Option<Self> {
+        let down = |reason: &String, retry_in| Self::WorkerDown { reason: reason.clone(), retry_in };
+        match readiness {
+            Readiness::Ready(_) => None,
+            Readiness::Starting => Some(Self::Loading),
+            Readiness::Restarting { reason } => Some(down(reason, Some(SOON))),
+            Readiness::Down { reason, retry_in } => Some(down(reason, *retry_in)),
+            Readiness::Stopping => Some(SubmitError::Stopped.into()),
+        }
+    }
+
     /// The code, which is stable.
     pub(crate) fn code(&self) -> &'static str {
         self.row().1
@@ -217,7 +229,7 @@ impl ApiError {
     /// The message for the client. Messages of files, libraries and processes may contain paths and go to the log only.
     fn message(&self) -> String {
         match self.public() {
-            Some(public) => format!("{public}; see the log of the server"),
+            Some(public) => format!("{public}; see the server's log"),
             None => shortened(self.to_string()),
         }
     }
@@ -349,7 +361,7 @@ fn failure_row(failure: &Failure) -> (StatusCode, &'static str) {
         Failure::Context { .. } => (StatusCode::BAD_REQUEST, "context_length_exceeded"),
         Failure::UnknownToken { .. } => (StatusCode::BAD_REQUEST, "unknown_token"),
         Failure::Model { .. } => (StatusCode::SERVICE_UNAVAILABLE, "model_load_failed"),
-        Failure::NoNumber { .. } => (StatusCode::SERVICE_UNAVAILABLE, "model_damaged"),
+        Failure::NanLogits { .. } => (StatusCode::SERVICE_UNAVAILABLE, "model_damaged"),
         Failure::Constraint { .. } => (StatusCode::BAD_REQUEST, "constraint_failed"),
         Failure::Device { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "device_error"),
         // Not a 5xx: clients retry those automatically, and the same request would need as much memory again.

@@ -1,7 +1,7 @@
 //! The HTTP server: routes, requests, answers, server-sent events, and the table from errors to statuses.
 //!
 //! ```text
-//! server      accepts connections, TLS, malformed HTTP
+//! server      accepts connections, explains malformed HTTP
 //! routes      the table of all routes; openapi documents it
 //! middleware  access rules, CORS, headers, access log
 //! handlers    one file per route or group of routes
@@ -55,14 +55,13 @@ mod route_info;
 mod routes;
 mod server;
 mod state;
+mod tls;
 
 pub(crate) use self::connections::SPARE as SPARE_CONNECTIONS;
 pub use self::{
     error::Unavailable,
     model_registry::ModelRegistry,
-    server::{
-        serve::{Life, serve},
-        tls::{Tls, TlsError},
-    },
-    state::{AppState, Orders, SetLogLevel, Settings},
+    server::serve::{Life, serve},
+    state::{AppState, Commands, SetLogLevel, Settings},
+    tls::{Tls, TlsError},
 };

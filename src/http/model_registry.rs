@@ -60,9 +60,15 @@ impl ModelRegistry {
     /// The ids of the usable models, for messages.
     #[must_use]
     pub fn names(&self) -> String {
-        let usable = self.entries().filter(|entry| entry.is_ok());
-        let names: Vec<_> = usable.map(|entry| format!("{:?}", id(entry))).collect();
+        let names: Vec<_> = self.usable_ids().iter().map(|id| format!("{id:?}")).collect();
         names.join(", ")
+    }
+
+    /// The names of the models that can be used.
+    #[must_use]
+    pub fn usable_ids(&self) -> Vec<String> {
+        let usable = self.entries().filter(|entry| entry.is_ok());
+        usable.map(|entry| id(entry).to_owned()).collect()
     }
 }
 

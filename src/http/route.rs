@@ -41,25 +41,8 @@ pub(crate) struct Route {
 }
 
 impl Route {
-    pub(crate) fn get<H, Args>(path: &'static str, summary: &'static str, handler: H) -> Self
-    where
-        H: Handler<Args> + Send + Sync,
-        H::Output: Responder + 'static,
-        Args: FromRequest + 'static,
-    {
-        Self::new(Method::GET, path, summary, handler)
-    }
-
-    pub(crate) fn post<H, Args>(path: &'static str, summary: &'static str, handler: H) -> Self
-    where
-        H: Handler<Args> + Send + Sync,
-        H::Output: Responder + 'static,
-        Args: FromRequest + 'static,
-    {
-        Self::new(Method::POST, path, summary, handler)
-    }
-
-    fn new<H, Args>(method: Method, path: &'static str, summary: &'static str, handler: H) -> Self
+    /// A route that needs an API key.
+    pub(crate) fn new<H, Args>(method: Method, path: &'static str, summary: &'static str, handler: H) -> Self
     where
         H: Handler<Args> + Send + Sync,
         H::Output: Responder + 'static,

@@ -2,6 +2,7 @@
 
 use std::sync::LazyLock;
 
+use actix_web::http::Method;
 use serde_json::json;
 use utoipa::openapi::schema::Type;
 
@@ -14,7 +15,7 @@ use super::{
         responses::{Response, ResponseEvent, Responses},
     },
     handlers::{
-        admin::{self, Draining, LogLevel, OrderAnswer},
+        admin::{self, CommandAnswer, Draining, LogLevel},
         docs,
         generate::generate,
         health::{self, Status},
@@ -73,7 +74,7 @@ pub(crate) static ROUTES: LazyLock<Vec<Route>> = LazyLock::new(|| {
 
 fn generation() -> Vec<Route> {
     vec![
-        Route::post(GenerateLite::ROUTE, "One answer, complete or streamed, with timings and memory", generate::<GenerateLite>)
+        Route::new(Method::POST, GenerateLite::ROUTE, "One answer, complete or streamed, with timings and memory", generate::<GenerateLite>)
             .tag("eka")
             .details("Greedy unless a temperature is sent. A stream has `GeneratedDelta` events, then one `Generated`, and ends with `data: [DONE]`.")
             .takes::<GenerateLiteRequest>([
@@ -82,7 +83,7 @@ fn generation() -> Vec<Route> {
             ])
             .answers_or_streams::<Generated<'_>, GeneratedDelta<'_>>("The answer.")
             .refuses(&[KEY_ERRORS, BODY_ERRORS, WORKER_ERRORS]),
-        Route::post(Completions::ROUTE, "OpenAI's completions", generate::<Completions>)
+        Route::new(Method::POST, Completions::ROUTE, "OpenAI's completions", generate::<Completions>)
             .tag("openai")
             .details("A stream has `Completion` events and ends with `data: [DONE]`.")
             .takes::<CompletionRequest>([
@@ -91,7 +92,7 @@ fn generation() -> Vec<Route> {
             ])
             .answers_or_streams::<Completion<'_>, Completion<'_>>("The answer.")
             .refuses(&[KEY_ERRORS, BODY_ERRORS, WORKER_ERRORS]),
-        Route::post(Chat::ROUTE, "OpenAI's chat completions", generate::<Chat>)
+        Route::new(Method::POST, Chat::ROUTE, "OpenAI's chat completions", generate::<Chat>)
             .tag("openai")
             .details("A stream has `ChatCompletionChunk` events and ends with `data: [DONE]`.")
             .takes::<ChatRequest>([
@@ -101,7 +102,7 @@ fn generation() -> Vec<Route> {
             ])
             .answers_or_streams::<ChatCompletion<'_>, ChatCompletionChunk<'_>>("The answer.")
             .refuses(&[KEY_ERRORS, BODY_ERRORS, WORKER_ERRORS]),
-        Route::post(Responses::ROUTE, "OpenAI's responses, which are not stored", generate::<Responses>)
+        Route::new(Method::POST, Responses::ROUTE, "OpenAI's responses, which are not stored", generate::<Responses>)
             .tag("openai")
             .details("A stream has `ResponseEvent` events and ends with `response.completed` or `response.incomplete`.")
             .takes::<ResponseRequest>([
@@ -115,7 +116,7 @@ fn generation() -> Vec<Route> {
 
 fn text() -> Vec<Route> {
     vec![
-        Route::post("/tokenize", "The tokens of a text or of messages", tokenize::tokenize)
+        Route::new(Method::POST, "/tokenize", "The tokens of a text or of messages", tokenize::tokenize)
             .tag("texts")
             .takes::<TokenizeRequest>([(
                 "content",
@@ -124,12 +125,13 @@ fn text() -> Vec<Route> {
             )])
             .answers::<Tokenized>("The tokens.")
             .refuses(&[KEY_ERRORS, BODY_ERRORS]),
-        Route::post("/detokenize", "The text of tokens", tokenize::detokenize)
+        Route::new(Method::POST, "/detokenize", "The text of tokens", tokenize::detokenize)
             .tag("texts")
             .takes::<DetokenizeRequest>([("tokens", "Tokens", json!({ "tokens": [40, 41, 42] }))])
             .answers::<Detokenized<'_>>("The text.")
             .refuses(&[KEY_ERRORS, BODY_ERRORS]),
-        Route::post(
+        Route::new(
+            Method::POST,
             "/apply-template",
             "The prompt that the chat template renders from messages",
             tokenize::apply_template,
@@ -147,17 +149,17 @@ fn text() -> Vec<Route> {
 
 fn models() -> Vec<Route> {
     vec![
-        Route::get("/v1/models", "The served models", models::models)
+        Route::new(Method::GET, "/v1/models", "The served models", models::models)
             .tag("openai")
             .answers::<ModelList<'_>>("The models.")
             .refuses(&[KEY_ERRORS]),
-        Route::get("/v1/models/{id}", "One model", models::model)
+        Route::new(Method::GET, "/v1/models/{id}", "One model", models::model)
             .matched_by("/v1/models/{id:.+}")
             .tag("openai")
             .parameter("id", "The id of the model.")
             .answers::<Model<'_>>("The model.")
             .refuses(&[KEY_ERRORS, &[(404, "There is no such model.")]]),
-        Route::get("/v1/slot", "Running, queued and recent requests, and memory", slot::slot)
+        Route::new(Method::GET, "/v1/slot", "Running, queued and recent requests, and memory", slot::slot)
             .access(Access::Unmetered)
             .tag("eka")
             .details(
@@ -170,26 +172,26 @@ fn models() -> Vec<Route> {
 
 fn admin() -> Vec<Route> {
     vec![
-        Route::post("/admin/models/{id}/load", "Load a model (admin)", admin::load)
+        Route::new(Method::POST, "/admin/models/{id}/load", "Load a model (admin)", admin::load)
             .access(Access::Admin)
             .tag("admin")
             .details("Runs after the current request and before all that are queued.")
             .parameter("id", "The id of the model.")
             .may_take::<LoadRequest>([("keep_alive", "For a while", json!({ "keep_alive": "10m" }))])
-            .answers::<OrderAnswer>("The model is loaded.")
+            .answers::<CommandAnswer>("The model is loaded.")
             .refuses(&[KEY_ERRORS, BODY_ERRORS, WORKER_ERRORS]),
-        Route::post("/admin/models/{id}/unload", "Unload a model and free its memory (admin)", admin::unload)
+        Route::new(Method::POST, "/admin/models/{id}/unload", "Unload a model and free its memory (admin)", admin::unload)
             .access(Access::Admin)
             .tag("admin")
             .parameter("id", "The id of the model.")
-            .answers::<OrderAnswer>("The model is unloaded.")
+            .answers::<CommandAnswer>("The model is unloaded.")
             .refuses(&[KEY_ERRORS, BODY_ERRORS, WORKER_ERRORS]),
-        Route::post("/admin/trim", "Free memory that no request needs (admin)", admin::trim)
+        Route::new(Method::POST, "/admin/trim", "Free memory that no request needs (admin)", admin::trim)
             .access(Access::Admin)
             .tag("admin")
-            .answers::<OrderAnswer>("The memory is freed.")
+            .answers::<CommandAnswer>("The memory is freed.")
             .refuses(&[KEY_ERRORS, BODY_ERRORS, WORKER_ERRORS]),
-        Route::post("/admin/cache", "Save a prompt to a file, restore it or delete it (admin)", prompt_cache::cache)
+        Route::new(Method::POST, "/admin/cache", "Save a prompt to a file, restore it or delete it (admin)", prompt_cache::cache)
             .access(Access::Admin)
             .tag("admin")
             .details("Requests that begin with a restored prompt do not compute it again; see `cached_tokens`. A save is queued like a request. A restore runs after the current request, on every device.")
@@ -200,18 +202,18 @@ fn admin() -> Vec<Route> {
             ])
             .answers::<CacheAnswer<'_>>("The action is done.")
             .refuses(&[KEY_ERRORS, BODY_ERRORS, WORKER_ERRORS, &[(409, "The file is damaged or was saved for another model or cache type, or memory is too short.")]]),
-        Route::get("/admin/cache", "The saved prompts (admin)", prompt_cache::list)
+        Route::new(Method::GET, "/admin/cache", "The saved prompts (admin)", prompt_cache::list)
             .access(Access::Admin)
             .tag("admin")
             .answers::<SavedPromptList>("The saved prompts.")
             .refuses(&[KEY_ERRORS, &[(500, "The directory of saved prompts cannot be read.")]]),
-        Route::post("/admin/log", "Set log.level (admin)", admin::log)
+        Route::new(Method::POST, "/admin/log", "Set log.level (admin)", admin::log)
             .access(Access::Admin)
             .tag("admin")
             .takes::<LogRequest>([("level", "Less", json!({ "level": "warn" }))])
             .answers::<LogLevel>("The level is set.")
             .refuses(&[KEY_ERRORS, BODY_ERRORS]),
-        Route::post("/admin/drain", "Shut down after the accepted requests (admin)", admin::drain)
+        Route::new(Method::POST, "/admin/drain", "Shut down after the accepted requests (admin)", admin::drain)
             .access(Access::Admin)
             .tag("admin")
             .answers_with::<Draining>(202, "The server is shutting down.")
@@ -222,41 +224,41 @@ fn admin() -> Vec<Route> {
 fn operation() -> Vec<Route> {
     let page: fn(&actix_web::HttpRequest) -> bool = |_| true;
     vec![
-        Route::get("/livez", "200 while this process answers", health::livez)
+        Route::new(Method::GET, "/livez", "200 while this process answers", health::livez)
             .access(Access::Probe)
             .tag("operation")
             .answers::<Status>("The process is alive."),
-        Route::get("/readyz", "200 while a worker has the model loaded", health::readyz)
+        Route::new(Method::GET, "/readyz", "200 while a worker has the model loaded", health::readyz)
             .access(Access::Probe)
             .tag("operation")
             .answers::<Status>("A worker is ready.")
             .refuses(&[&[(503, "No worker is ready; see `Retry-After`.")]]),
-        Route::get("/startupz", "200 once a worker has loaded the model", health::startupz)
+        Route::new(Method::GET, "/startupz", "200 once a worker has loaded the model", health::startupz)
             .access(Access::Probe)
             .tag("operation")
             .answers::<Status>("Startup is complete.")
             .refuses(&[&[(503, "Startup is not complete.")]]),
-        Route::get("/metrics", "Metrics in the OpenMetrics text format", health::metrics)
+        Route::new(Method::GET, "/metrics", "Metrics in the OpenMetrics text format", health::metrics)
             .access(Access::Metrics)
             .tag("operation")
             .answers_raw("application/openmetrics-text", Type::String, "The metrics.")
             .refuses(&[KEY_ERRORS]),
-        Route::get("/openapi.json", "This list as an OpenAPI document", docs::openapi)
+        Route::new(Method::GET, "/openapi.json", "This list as an OpenAPI document", docs::openapi)
             .access(Access::Page(page))
             .tag("operation")
             .answers_raw("application/json", Type::Object, "The document.")
             .refuses(&[KEY_ERRORS]),
-        Route::get("/docs", "The OpenAPI document as a page", docs::docs)
+        Route::new(Method::GET, "/docs", "The OpenAPI document as a page", docs::docs)
             .access(Access::Page(page))
             .tag("operation")
             .answers_raw("text/html", Type::String, "The page.")
             .refuses(&[KEY_ERRORS]),
-        Route::get("/", "This list; the web page where HTML is requested", index::index)
+        Route::new(Method::GET, "/", "This list; the web page where HTML is requested", index::index)
             .access(Access::Page(ui::is_wanted))
             .tag("operation")
             .answers_raw("text/plain", Type::String, "The list.")
             .refuses(&[KEY_ERRORS]),
-        Route::get("/page/{file}", "The files of the web page", ui::file)
+        Route::new(Method::GET, "/page/{file}", "The files of the web page", ui::file)
             .access(Access::Page(ui::is_file))
             .tag("operation")
             .parameter("file", "The name of the file.")

@@ -13,12 +13,12 @@ use std::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{body_memory::BodyMemory, model_registry::ModelRegistry, offload::Offload, server::tls::Tls};
+use super::{body_memory::BodyMemory, model_registry::ModelRegistry, offload::Offload, tls::Tls};
 use crate::{
     auth::AccessControl,
     config::{Config, UnknownFields},
     executor::{Deadlines, Executor},
-    job::{Order, OrderOutcome, Readiness},
+    job::{Command, CommandOutcome, Readiness},
     metrics::Metrics,
     prompt_store::PromptStore,
     sandbox::{Sandbox, SandboxError},
@@ -26,8 +26,9 @@ use crate::{
     units::{Bytes, Tokens},
 };
 
-/// Sends an order to all slots; returns at least one outcome, one per device.
-pub type Orders = Arc<dyn Fn(Order) -> Pin<Box<dyn Future<Output = Vec<OrderOutcome>> + Send>> + Send + Sync>;
+/// Sends a command to all slots; returns at least one outcome, one per device.
+pub type Commands =
+    Arc<dyn Fn(Command) -> Pin<Box<dyn Future<Output = Vec<CommandOutcome>> + Send>> + Send + Sync>;
 
 /// Sets `log.level`; the error is the reason for a failure.
 pub type SetLogLevel = Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
@@ -87,7 +88,7 @@ impl From<&Config> for Settings {
 /// State shared by all handlers.
 #[derive(Clone)]
 pub struct AppState {
-    pub(crate) catalogue: ModelRegistry,
+    pub(crate) models: ModelRegistry,
     pub(crate) executor: Executor,
     /// API keys, rate limits, allowed hosts and origins.
     pub(crate) access: Arc<AccessControl>,
@@ -95,8 +96,8 @@ pub struct AppState {
     pub(crate) tls: Option<Arc<Tls>>,
     /// Compiles schemas and renders chat templates; without it, requests that need it are refused.
     pub(crate) sandbox: Option<Sandbox>,
-    /// `None` if admin orders are not supported.
-    pub(crate) orders: Option<Orders>,
+    /// `None` if admin commands are not supported.
+    pub(crate) commands: Option<Commands>,
     /// `None` if prompts cannot be saved.
     pub(crate) saved: Option<PromptStore>,
     /// `None` if the log level cannot be changed.
@@ -120,7 +121,7 @@ impl AppState {
     /// State without the optional parts.
     #[must_use]
     pub fn new(
-        catalogue: impl Into<ModelRegistry>,
+        models: impl Into<ModelRegistry>,
         executor: Executor,
         metrics: Arc<Metrics>,
         readiness: watch::Receiver<Readiness>,
@@ -129,12 +130,12 @@ impl AppState {
         let deadlines = watch::channel(settings.deadlines).1;
         let body_memory = BodyMemory::new(settings.body_memory);
         Self {
-            catalogue: catalogue.into(),
+            models: models.into(),
             executor,
             access: Arc::default(),
             tls: None,
             sandbox: None,
-            orders: None,
+            commands: None,
             saved: None,
             set_log_level: None,
             drain: CancellationToken::new(),
@@ -155,10 +156,10 @@ impl AppState {
         Self { sandbox: Some(sandbox), ..self }
     }
 
-    /// With a receiver for admin orders.
+    /// With a receiver for admin commands.
     #[must_use]
-    pub fn with_orders(self, orders: Orders) -> Self {
-        Self { orders: Some(orders), ..self }
+    pub fn with_commands(self, commands: Commands) -> Self {
+        Self { commands: Some(commands), ..self }
     }
 
     /// With a store for saved prompts.

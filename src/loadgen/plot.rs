@@ -110,7 +110,7 @@ fn draw(area: &DrawingArea<SVGBackend<'_>, Shift>, runs: &[(String, &LoadResult)
     Ok(())
 }
 
-/// A percentile's place on an axis on which 90, 99 and 99.9 are as far from one another.
+/// Position of a percentile on an axis where 90, 99 and 99.9 are equally far apart.
 fn nines(percentile: f64) -> f64 {
     -((100.0 - percentile).max(0.01) / 100.0).log10()
 }
@@ -176,7 +176,7 @@ fn course(area: &DrawingArea<SVGBackend<'_>, Shift>, runs: &[(String, &LoadResul
     Ok(())
 }
 
-/// Least and most of what is above nothing, with some room.
+/// Range of the positive values, with a margin.
 fn bounds(values: impl Iterator<Item = f64>) -> Result<(f64, f64), &'static str> {
     let (least, most) =
         values.filter(|v| *v > 0.0).fold((f64::INFINITY, 0.0), |(a, b), v| (f64::min(a, v), f64::max(b, v)));

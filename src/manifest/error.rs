@@ -15,7 +15,7 @@ pub enum ManifestError {
     Read {
         /// The manifest's path.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// It is not JSON of this layout.
@@ -27,7 +27,7 @@ pub enum ManifestError {
         source: serde_json::Error,
     },
     /// It is not what onnxruntime-genai's builder writes for a decoder.
-    #[error("{}: {source}; eka serves decoders alone, as its builder writes them", path.display())]
+    #[error("{}: {source}; eka serves only decoders, as its builder writes them", path.display())]
     Genai {
         /// The file's path.
         path: PathBuf,
@@ -39,7 +39,7 @@ pub enum ManifestError {
     GraphFile {
         /// The file's path.
         path: PathBuf,
-        /// What it names.
+        /// The path in the manifest.
         file: String,
     },
     /// It was written by another version.
@@ -55,7 +55,7 @@ pub enum ManifestError {
     RecordedFile {
         /// The manifest's path.
         path: PathBuf,
-        /// What it names.
+        /// The path in the manifest.
         file: String,
     },
     /// An end token that the model cannot generate.
@@ -75,9 +75,9 @@ pub enum ManifestError {
         path: PathBuf,
         /// Which field.
         field: &'static str,
-        /// What it holds.
+        /// The value found.
         value: usize,
-        /// What it may hold.
+        /// The values allowed.
         expected: &'static str,
     },
 }

@@ -1,9 +1,9 @@
-//! `eka.json`: what a directory under `models/` says about itself.
+//! `eka.json`, the manifest of a model directory.
 //!
-//! Written by `export`, read by everything else. A reader refuses a schema that it does not know instead of guessing.
+//! `export` writes it and everything else reads it. A reader refuses an unknown schema.
 //!
-//! A directory without one that onnxruntime-genai's builder wrote is read by its `genai_config.json`, which says nearly as
-//! much.
+//! A directory that onnxruntime-genai's builder wrote has no manifest: its `genai_config.json` is read, which has nearly the same
+//! content.
 
 mod error;
 mod genai;

@@ -32,7 +32,7 @@ impl Manifest {
     /// # Errors
     /// As [`Self::read`].
     pub fn parse(path: &Path, json: &[u8]) -> Result<Self, ManifestError> {
-        // The schema first: a newer layout should be called newer, not malformed.
+        // The schema first: a newer layout should be reported as newer, not as malformed.
         let failed = |source| ManifestError::Parse { path: path.into(), source };
         let Schema { schema } = serde_json::from_slice(json).map_err(failed)?;
         if !(OLDEST_SCHEMA..=SCHEMA).contains(&schema) {
@@ -43,7 +43,7 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// As it is written to disk: indented, with a final newline.
+    /// The content of the file: indented, with a final newline.
     #[must_use]
     #[expect(clippy::missing_panics_doc, reason = "plain data with string keys")]
     pub fn to_json(&self) -> String {
@@ -53,13 +53,13 @@ impl Manifest {
     }
 }
 
-/// Whether `model_dir` says what it is.
+/// Whether `model_dir` has a manifest.
 #[must_use]
 pub fn is_model(model_dir: &Path) -> bool {
     path(model_dir).is_file()
 }
 
-/// The file in which `model_dir` says what it is.
+/// The manifest of `model_dir`, or its `genai_config.json`.
 #[must_use]
 pub fn path(model_dir: &Path) -> PathBuf {
     let [own, genai] = [FILE_NAME, genai::FILE_NAME].map(|name| model_dir.join(name));

@@ -30,16 +30,16 @@ pub struct Manifest {
     pub dims: Dims,
     /// Type of activations and of the key-value cache.
     pub dtype: Dtype,
-    /// How matrices are stored that no override names; absent when they have `dtype`.
+    /// How matrices are stored unless an override names them; absent if they have `dtype`.
     pub quantization: Option<Quantization>,
-    /// Which are stored otherwise; the last that matches a module decides.
+    /// Modules with another storage; the last override that matches a module decides.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub overrides: Vec<Override>,
     /// Most positions, prompt and answer together.
     pub context_length: usize,
     /// Ids after which a generation ends, from `generation_config.json`, else `config.json`.
     pub end_tokens: Vec<u32>,
-    /// Number of parameters after the merge, a tied head counted once; 0 where nobody says.
+    /// Number of parameters after the merge, a tied head counted once; 0 if unknown.
     pub parameters: u64,
     /// Names of the graph's inputs and outputs.
     pub graph: GraphNames,
@@ -64,7 +64,7 @@ pub struct Dims {
     pub kv_heads: usize,
     /// Width of one head.
     pub head_dim: usize,
-    /// Width inside the MLP; 0 where nobody says.
+    /// Width inside the MLP; 0 if unknown.
     pub intermediate: usize,
     /// Number of token ids.
     pub vocab: usize,
@@ -82,7 +82,7 @@ pub enum Dtype {
     Bfloat16,
 }
 
-/// As settings and flags spell it.
+/// The spelling of settings and flags.
 impl fmt::Display for Dtype {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -112,7 +112,7 @@ pub struct Quantization {
     pub bits: u8,
     /// Consecutive weights that share a scale: 32, 64 or 128.
     pub block_size: usize,
-    /// Whether blocks have zero points of their own (asymmetric), or the middle of the codes (symmetric).
+    /// Whether each block has a zero point (asymmetric), or all use the middle of the codes (symmetric).
     #[serde(default)]
     pub zero_points: bool,
     /// `MatMulNBits`' `accuracy_level`; 4 lets the CPU multiply in int8.
@@ -123,13 +123,13 @@ pub struct Quantization {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Override {
-    /// A module's name as the checkpoint calls it, without prefixes, or how it ends after a dot; `*` stands for anything.
+    /// A module's name in the checkpoint, without prefixes, or its last dotted parts; `*` matches anything.
     pub modules: String,
     /// Absent when they have the manifest's `dtype`.
     pub quantization: Option<Quantization>,
 }
 
-/// Names of the graph's inputs and outputs; `{i}` stands for the layer's number.
+/// Names of the graph's inputs and outputs; `{i}` is the layer's number.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GraphNames {
@@ -137,7 +137,7 @@ pub struct GraphNames {
     pub file: String,
     /// int64 `[1, n]`.
     pub input_ids: String,
-    /// How the graph is told lengths, and which logits it gives.
+    /// How the graph takes lengths, and which logits it gives.
     pub lengths: Lengths,
     /// float32 `[1, k, vocab]`.
     pub logits: String,
@@ -151,11 +151,11 @@ pub struct GraphNames {
     pub present_value: String,
 }
 
-/// How a graph is told lengths, and of which positions it gives logits.
+/// How a graph takes lengths, and for which positions it gives logits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "snake_case")]
 pub enum Lengths {
-    /// As inputs of their own: no node has to work them out.
+    /// As separate inputs: no node computes them.
     Given {
         /// int32 `[1]`: total length minus one.
         seqlens_k: String,
@@ -209,11 +209,11 @@ pub struct Provenance {
     pub sources: Vec<FileRecord>,
     /// The adapters that were merged.
     pub adapters: Vec<AdapterSummary>,
-    /// What was asked for; absent where nobody says.
+    /// The options of the export; absent if unknown.
     pub options: Option<ExportOptions>,
 }
 
-/// What an export was asked for. Equal sources, options and versions give equal bytes.
+/// The options of an export. Equal sources, options and versions give equal bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExportOptions {
@@ -221,7 +221,7 @@ pub struct ExportOptions {
     pub quantize: String,
     /// Consecutive weights that share a scale; absent when nothing is quantized.
     pub block_size: Option<usize>,
-    /// Whether a block has a zero point of its own.
+    /// Whether each block has a zero point.
     pub zero_points: bool,
     /// Which modules are stored otherwise, as `PATTERN=FORMAT`.
     pub keep: Vec<String>,
@@ -251,11 +251,11 @@ pub struct FileRecord {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AdapterSummary {
-    /// What was added was multiplied with this, beside the adapter's own scale.
+    /// Factor of the merged delta, in addition to the adapter's own scale.
     pub weight: f32,
-    /// Rank `r`, where a pattern did not say otherwise.
+    /// Rank `r`, unless a pattern overrides it.
     pub rank: usize,
-    /// `lora_alpha`, where a pattern did not say otherwise.
+    /// `lora_alpha`, unless a pattern overrides it.
     pub alpha: f32,
     /// Names of the modules that something was added to, without their layers.
     pub targets: Vec<String>,

@@ -1,7 +1,7 @@
-//! Sizes and paths that a manifest may hold.
+//! Limits on the sizes and paths of a manifest.
 //!
-//! A manifest is a file that anybody may have written or edited. Readers multiply its sizes and open what it names without
-//! looking again, so all of that is checked here, once.
+//! A manifest may have been written or edited by any program. Readers multiply its sizes and open the files that it names
+//! without further checks, so both are checked here.
 
 use std::path::{Component, Path};
 
@@ -14,7 +14,7 @@ pub const MOST_LAYERS: usize = 1024;
 const MOST_SIZE: usize = 1 << 24;
 
 impl Manifest {
-    /// Checks what no type says; `path` is the manifest's.
+    /// Checks sizes and paths; `path` is the manifest's.
     pub(super) fn validate(&self, path: &Path) -> Result<(), ManifestError> {
         if Path::new(&self.graph.file).file_name().is_none_or(|name| name != self.graph.file.as_str()) {
             return Err(ManifestError::GraphFile { path: path.into(), file: self.graph.file.clone() });

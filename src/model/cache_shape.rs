@@ -10,8 +10,8 @@ use crate::{
     prompt_store::{CacheDtype, CacheShape},
 };
 
-/// The sizes of the key-value cache that the model in `dir` would have, without loading it: stored as `cache` says where
-/// attention is ours, and as the graph declares it where none is to be, or its attention cannot be.
+/// The sizes of the key-value cache that the model in `dir` would have, without loading it. It is stored as `cache` where eka's
+/// attention operator runs, and else as the graph declares it.
 #[must_use]
 pub fn expected_cache_shape(dir: &Path, manifest: &Manifest, cache: Option<CacheChoice>) -> CacheShape {
     let file = GraphFile::read(dir, &manifest.graph.file).ok();
@@ -23,7 +23,7 @@ pub fn expected_cache_shape(dir: &Path, manifest: &Manifest, cache: Option<Cache
     shape_of(&manifest, format)
 }
 
-/// With attention of our own, the cache is in its format; else it has the graph's type.
+/// The cache has the `format` of eka's attention operator, or else the graph's type.
 fn shape_of(manifest: &Manifest, format: Option<Format>) -> CacheShape {
     let dims = &manifest.dims;
     let kind = match (format, manifest.dtype) {

@@ -30,7 +30,7 @@ pub enum ModelError {
     },
     /// Its graph is of a type that a GPU's kernels do not take.
     #[error(
-        "{}: the graph computes in {dtype:?}, which attention on a GPU does not; export it with --dtype float16 or \
+        "{}: the graph computes in {dtype:?}, which attention on a GPU does not support; export it with --dtype float16 or \
          bfloat16 for a GPU, or use --device cpu",
         dir.display()
     )]
@@ -45,10 +45,10 @@ pub enum ModelError {
     Load {
         /// The graph.
         path: PathBuf,
-        /// What ONNX Runtime said.
+        /// ONNX Runtime's error.
         source: DeviceError,
     },
-    /// A file is not what it should be.
+    /// A file is damaged or missing.
     #[error(transparent)]
     Integrity(#[from] IntegrityError),
     /// Graph and manifest disagree.
@@ -56,7 +56,7 @@ pub enum ModelError {
     Graph {
         /// The graph.
         path: PathBuf,
-        /// About what.
+        /// Where they disagree.
         source: Box<GraphError>,
     },
 }
@@ -79,7 +79,7 @@ impl ModelError {
     }
 }
 
-/// A file of a model directory that is not what it should be.
+/// A file of a model directory that is damaged or missing.
 #[derive(Debug, thiserror::Error)]
 pub enum IntegrityError {
     /// It is missing, is not a regular file, or cannot be read.
@@ -87,7 +87,7 @@ pub enum IntegrityError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The graph is not an ONNX model.
@@ -100,7 +100,7 @@ pub enum IntegrityError {
     },
     /// The graph would read a file outside of its directory.
     #[error(
-        "{}: its weights are in {location:?}, which is outside of the directory; a graph may only name files beside it",
+        "{}: its weights are in {location:?}, outside of the directory; a graph may only name files beside it",
         path.display()
     )]
     Outside {
@@ -111,7 +111,7 @@ pub enum IntegrityError {
     },
     /// It is shorter than what the graph reads of it.
     #[error(
-        "{}: it has {found} bytes, and the graph reads {least}, so it was cut off; copy it again, or export the model \
+        "{}: truncated: {found} bytes, the graph reads {least}; copy it again, or export the model \
          again",
         path.display()
     )]
@@ -125,7 +125,7 @@ pub enum IntegrityError {
     },
     /// It has another length than the one that was recorded.
     #[error(
-        "{}: it has {found} bytes, and had {recorded} when the model was exported; copy it again, or export the model \
+        "{}: {found} bytes, expected {recorded} by the manifest; copy it again, or export the model \
          again",
         path.display()
     )]
@@ -139,7 +139,7 @@ pub enum IntegrityError {
     },
     /// It has other content than the one that was recorded.
     #[error(
-        "{}: its SHA-256 is {found}, and was {recorded} when the model was exported; copy it again, or export the model \
+        "{}: its SHA-256 is {found}, expected {recorded} by the manifest; copy it again, or export the model \
          again",
         path.display()
     )]
@@ -154,7 +154,7 @@ pub enum IntegrityError {
 }
 
 impl IntegrityError {
-    /// The file that is not what it should be.
+    /// The file.
     #[must_use]
     pub fn path(&self) -> &Path {
         match self {
@@ -180,7 +180,7 @@ pub enum GraphError {
         name: String,
     },
     /// The graph wants something that eka would not feed.
-    #[error("the graph has an input {name:?} that eka does not know")]
+    #[error("the graph has an unknown input {name:?}")]
     Unknown {
         /// The tensor.
         name: String,

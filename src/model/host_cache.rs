@@ -25,7 +25,7 @@ impl HostCache {
         Ok(Self { layers: layers.collect::<Result<_, DeviceError>>()? })
     }
 
-    /// What it takes.
+    /// Memory that it takes.
     #[must_use]
     pub fn bytes(&self) -> Bytes {
         Bytes::from(self.layers.iter().flatten().map(|tensor| tensor.bytes().len()).sum::<usize>())

@@ -1,12 +1,12 @@
-//! Whether the files of a model directory are those that it was made with.
+//! Checks the files of a model directory against their recorded sizes and hashes.
 //!
-//! A disk that was full, a copy that was interrupted or a bad sector leave a directory that looks like a model. Sizes are
-//! compared whenever a model is opened, which costs nothing: with those that the manifest recorded, and with what the graph
-//! reads of its weights, so that directories of older versions and of others are covered as well. Hashes find bytes that
-//! changed, and take a second for a gigabyte or two: they are computed when they are asked for.
+//! A full disk, an interrupted copy or a bad sector leaves a directory that looks like a model. Sizes are compared whenever a
+//! model is opened, which costs nothing: with those in the manifest, and with the ranges that the graph reads, which covers
+//! directories of older versions and of other programs. Hashes find changed bytes and take a second per gigabyte or two, so
+//! they are computed on request.
 //!
-//! The owner of a directory may edit the text files beside the weights, and error messages even advise it. So opening a
-//! model checks graph and weights alone; all files are checked for exports in eka's own cache, and by `eka inspect
+//! The owner of a directory may edit the text files beside the weights; error messages even advise it. So opening a
+//! model checks only graph and weights; all files are checked for exports in eka's own cache, and by `eka inspect
 //! --verify`.
 
 use std::path::{Path, PathBuf};

@@ -20,9 +20,9 @@ use crate::{
 pub struct Model {
     manifest: Manifest,
     pub(super) session: Session,
-    /// What the key-value cache is in, where attention is ours.
+    /// The format of the key-value cache, if eka's attention runs.
     cache: Option<Format>,
-    /// Whatever is fed, the graph gives the logits of the last token.
+    /// The graph gives only the logits of the last token.
     gives_last_alone: bool,
 }
 
@@ -55,14 +55,14 @@ impl Model {
         Self::open_by(dir, options, is_on_gpu, |graph, options| Session::open_in(pool, graph, options))
     }
 
-    /// Loads the model in `dir` on a device; where a GPU cannot compute it and need not, on the CPU.
+    /// Loads the model in `dir` on a device, or on the CPU if the GPU cannot compute it and the device was chosen by `auto`.
     ///
     /// # Errors
     /// As [`open_in`](Self::open_in), and [`ModelError::NotForGpu`].
     pub fn open_on(device: &Device, dir: &Path, options: SessionOptions) -> Result<Self, ModelError> {
         if device.gpu().is_some() {
             let Manifest { dtype, graph, .. } = Manifest::read(dir)?;
-            // Of onnxruntime-genai's the type is not known before they are loaded.
+            // The type of onnxruntime-genai's graphs is only known once they are loaded.
             if dtype == Dtype::Float32 && matches!(graph.lengths, Lengths::Given { .. }) {
                 let dir = dir.to_path_buf();
                 let why = ModelError::NotForGpu { dir: dir.clone(), dtype };
@@ -90,7 +90,7 @@ impl Model {
         options: SessionOptions,
         why: &ModelError,
     ) -> Result<Self, ModelError> {
-        tracing::warn!("on the CPU, not on {device}: {why}");
+        tracing::warn!("falling back from {device} to the CPU: {why}");
         Self::open(device.runtime(), dir, options)
     }
 
@@ -127,19 +127,19 @@ impl Model {
         Ok(Self { manifest, session, cache, gives_last_alone })
     }
 
-    /// What the directory says about itself.
+    /// The manifest of the directory.
     #[must_use]
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 
-    /// What the key-value cache is in, where attention is ours; else it has the graph's type.
+    /// The format of the key-value cache, if eka's attention runs; `None` if it has the graph's type.
     #[must_use]
     pub fn cache_format(&self) -> Option<Format> {
         self.cache
     }
 
-    /// Of which positions the graph gives logits.
+    /// The positions for which the graph gives logits.
     pub(super) fn rows(&self) -> LogitPositions {
         match &self.manifest.graph.lengths {
             Lengths::Given { .. } => LogitPositions::Chosen,
@@ -156,7 +156,7 @@ impl Model {
 
     /// Most tokens to feed in one pass where up to `chunk` are asked for.
     ///
-    /// A graph that gives the logits of all of them would fill memory with numbers that nobody reads.
+    /// A graph that gives the logits of all of them would fill memory with unused logits.
     #[must_use]
     pub fn widest_pass(&self, chunk: usize) -> usize {
         const MOST_LOGITS: usize = 16 << 20;
@@ -166,8 +166,8 @@ impl Model {
         }
     }
 
-    /// The bytes of weights that every step reads; `None` where the graph cannot be read again. The directory must be the one
-    /// that the model was loaded from.
+    /// The bytes of weights that every step reads; `None` if the graph cannot be read again. `dir` is the directory that the model
+    /// was loaded from.
     #[must_use]
     pub fn weights_read(&self, dir: &Path) -> Option<Bytes> {
         let graph = GraphFile::read(dir, &self.manifest.graph.file).ok()?.decode()?.graph?;
@@ -180,19 +180,19 @@ impl Model {
         &self.session
     }
 
-    /// How many threads compute from now on, if that [can be told](Session::threads).
+    /// Sets how many threads compute, if the session [supports it](Session::threads).
     pub fn set_threads(&mut self, threads: Threads) {
         self.session.set_threads(threads);
     }
 }
 
-/// Of which positions a graph gives logits.
+/// The positions for which a graph gives logits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LogitPositions {
-    /// Of those that it is asked for.
+    /// Those that an input selects.
     Chosen,
-    /// Of the last one.
+    /// Only the last one.
     Last,
-    /// Of all that are fed.
+    /// All positions of the pass.
     All,
 }

@@ -2,7 +2,7 @@
 //!
 //! Names and field numbers are those of `onnx/onnx.proto` (package `onnx`, IR version 10), written by hand: the whole
 //! schema would bring a code generator and a build script for the thirteen messages below. Values of attributes are
-//! optional here though proto3 would not need it, because a value of zero has to be written to be seen.
+//! optional here, unlike in proto3, because a value of zero must be written to be seen.
 
 pub(crate) mod external;
 mod proto;

@@ -11,44 +11,44 @@ use crate::units::{Bytes, Tokens};
 /// Why a file of a saved prompt cannot be written or used.
 #[derive(Debug, thiserror::Error)]
 pub enum PromptStoreError {
-    /// There is none.
-    #[error("there is none of this name; GET /admin/cache lists those that there are")]
+    /// No prompt is saved under this name.
+    #[error("no prompt is saved under this name; GET /admin/cache lists the saved prompts")]
     Missing,
-    /// The system refused.
+    /// A file operation failed.
     #[error("{}: {source}", path.display())]
     Io {
         /// The file or directory.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// It does not begin as such a file does.
-    #[error("its header is damaged, or it is no saved prompt: {message}; save it again")]
+    /// Its header is not a saved prompt's.
+    #[error("not a saved prompt, or its header is damaged: {message}; save it again")]
     Header {
-        /// What is wrong with it.
+        /// The reason.
         message: String,
     },
     /// It was written by another version.
-    #[error("it has format {found}, and this version of eka reads format {}; save it again", FORMAT)]
+    #[error("unsupported format {found}, expected {}; save it again with this version of eka", FORMAT)]
     Format {
         /// The format that it names.
         found: String,
     },
-    /// It is not as long as its header says.
-    #[error(
-        "it has {found} bytes and its header tells of {expected}, so it was cut or damaged; save it again"
-    )]
+    /// Its length differs from the header's.
+    #[error("truncated or corrupt: {found} bytes, expected {expected} by its header; save it again")]
     Length {
         /// Bytes of the file.
         found: u64,
         /// Those of header and tensors.
         expected: u64,
     },
-    /// What follows the header is not what was written.
-    #[error("its content is not what was written, as its SHA-256 tells; save it again")]
+    /// The checksum of its content does not match.
+    #[error("corrupt: the SHA-256 of its content does not match its header; save it again")]
     Sum,
     /// It was computed by another model.
-    #[error("it was computed by another export ({saved}), not by what {model} is now; save it again")]
+    #[error(
+        "computed by another export of the model ({saved}), not by the one that is loaded as {model}; save it again"
+    )]
     Model {
         /// What that model was called.
         saved: String,
@@ -57,7 +57,7 @@ pub enum PromptStoreError {
     },
     /// The model's cache is of another type.
     #[error(
-        "its keys and values are {found}, and the cache is {expected} here; save it again, or set engine.kv_cache"
+        "its keys and values are {found}, expected {expected}; save it again, or set engine.kv_cache to {found}"
     )]
     CacheDtype {
         /// The file's type.
@@ -67,7 +67,7 @@ pub enum PromptStoreError {
     },
     /// The model's cache has other sizes.
     #[error(
-        "it has {found:?} of layers, heads and elements a row, and the model {expected:?}; save it again"
+        "its layers, heads and elements per row are {found:?}, expected {expected:?} for this model; save it again"
     )]
     Sizes {
         /// The file's.
@@ -76,7 +76,9 @@ pub enum PromptStoreError {
         expected: [usize; 3],
     },
     /// It leaves no room for an answer.
-    #[error("it has {tokens}, and the context length is {capacity} here; raise engine.context_length")]
+    #[error(
+        "it has {tokens}, which leaves no room in a context length of {capacity}; raise engine.context_length"
+    )]
     Context {
         /// Its tokens.
         tokens: Tokens,
@@ -84,9 +86,7 @@ pub enum PromptStoreError {
         capacity: Tokens,
     },
     /// A token that the model does not have.
-    #[error(
-        "it has the token id {id}, which is outside the model's vocabulary of {vocabulary}; save it again"
-    )]
+    #[error("token id {id} is outside the model's vocabulary of {vocabulary}; save it again")]
     Token {
         /// The id.
         id: u32,
@@ -95,19 +95,19 @@ pub enum PromptStoreError {
     },
     /// It takes more memory than there may be.
     #[error(
-        "it takes {needed} of memory, and engine.prefix_cache_bytes has {room} left for restored prompts; raise it, or delete \
-         one that is restored"
+        "it takes {needed} of memory, and engine.prefix_cache_bytes leaves {room} for restored prompts; raise it, or delete a \
+         restored prompt"
     )]
     Room {
-        /// What it takes.
+        /// Memory that it takes.
         needed: Bytes,
-        /// What may be taken.
+        /// Memory that is left.
         room: Bytes,
     },
 }
 
 impl PromptStoreError {
-    /// Whether the system is at fault, and not what was asked for or the file: its words may name places.
+    /// Whether it is an I/O error, whose message may contain paths.
     #[must_use]
     pub const fn is_io(&self) -> bool {
         matches!(self, Self::Io { .. })

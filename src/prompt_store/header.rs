@@ -1,4 +1,4 @@
-//! The header of a file: what is in it, and that this can be.
+//! The header of a file: its encoding and its checks.
 
 use std::collections::HashMap;
 
@@ -22,7 +22,7 @@ const TOKENS: &str = "tokens";
 /// Bytes of the header's own length, which a file begins with.
 pub(super) const PREFIX: usize = size_of::<u64>();
 
-/// A header, and the sum that it tells.
+/// The content of a header: the prompt's description and the checksum of the tensors.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Header {
     pub(super) head: PromptInfo,
@@ -50,7 +50,7 @@ impl Header {
         Ok([&(json.len() as u64).to_le_bytes()[..], &json].concat())
     }
 
-    /// Reads what [`encode`](Self::encode) wrote, without the length that stands before it; and how many bytes follow it.
+    /// Decodes a header, without the length before it. Returns it and the number of bytes that follow it.
     pub(super) fn decode(json: &[u8]) -> Result<(Self, u64), PromptStoreError> {
         let refused = |message: &str| PromptStoreError::Header { message: message.into() };
         let metadata: Metadata =
@@ -58,12 +58,11 @@ impl Header {
         let none = HashMap::new();
         let texts = metadata.metadata().as_ref().unwrap_or(&none);
         let text = |key: &str| texts.get(key).cloned();
-        let format = text(FORMAT_KEY).ok_or_else(|| refused("it does not say that it is a saved prompt"))?;
+        let format = text(FORMAT_KEY).ok_or_else(|| refused("it is not marked as a saved prompt"))?;
         if format != FORMAT {
             return Err(PromptStoreError::Format { found: format });
         }
-        let missing =
-            || refused("it does not say which model it is of, when it was saved and what its sum is");
+        let missing = || refused("it has no model, time or SHA-256");
         let (tokens, shape) = described(&metadata).ok_or_else(|| refused("it has other tensors"))?;
         let head = PromptInfo {
             model: text(MODEL_KEY).ok_or_else(missing)?,
@@ -82,13 +81,13 @@ impl Header {
                 && expected.iter().all(|(name, info)| found.get(name).is_some_and(|one| is_same(one, info)))
         };
         if !expected.is_some_and(is_ours) {
-            return Err(refused("its tensors are not those of keys and values alike"));
+            return Err(refused("its tensors are not the keys and values of a cache"));
         }
         Ok((Self { head, sum: text(SUM_KEY).ok_or_else(missing)? }, metadata.data_len() as u64))
     }
 }
 
-/// Positions and sizes by the first tensors; the rest is compared with them.
+/// Positions and sizes of the first tensors; the others are compared with them.
 fn described(metadata: &Metadata) -> Option<(usize, CacheShape)> {
     let [tokens] = *metadata.info(TOKENS)?.shape else { return None };
     let key = metadata.info(&key_name(0))?;

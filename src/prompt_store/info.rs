@@ -1,4 +1,4 @@
-//! What a saved prompt is: whose keys and values, of which sizes.
+//! The description of a saved prompt: its model, its length, and the sizes of its keys and values.
 
 use std::{
     fmt,
@@ -12,12 +12,12 @@ use crate::units::Bytes;
 /// The format that is written, and the only one that is read.
 pub(super) const FORMAT: &str = "1";
 
-/// What is in a file.
+/// Description of a saved prompt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PromptInfo {
-    /// What the model was called that computed it.
+    /// Name of the model that computed it.
     pub model: String,
-    /// What that model is, whatever it is called.
+    /// Identity of that model's files, independent of its name.
     pub identity: String,
     /// When it was saved, in seconds since 1970.
     pub saved_at: u64,
@@ -44,7 +44,7 @@ pub struct CacheShape {
     pub heads: usize,
     /// Elements of one head's row, scales included.
     pub row: usize,
-    /// What an element is.
+    /// Type of an element.
     pub kind: CacheDtype,
 }
 
@@ -55,13 +55,13 @@ impl CacheShape {
         [self.layers, self.heads, self.row]
     }
 
-    /// Bytes of one layer's keys, or values, of so many positions; `None` where they cannot be counted.
+    /// Bytes of one layer's keys, or of its values, for `positions`; `None` on overflow.
     #[must_use]
     pub fn tensor_bytes(self, positions: usize) -> Option<usize> {
         [self.heads, positions, self.row].into_iter().try_fold(self.kind.bytes(), usize::checked_mul)
     }
 
-    /// Bytes of all keys and values of so many positions; as many as can be counted where those cannot.
+    /// Bytes of all keys and values for `positions`; `usize::MAX` on overflow.
     #[must_use]
     pub fn bytes(self, positions: usize) -> Bytes {
         let all = self.tensor_bytes(positions).and_then(|one| one.checked_mul(2)?.checked_mul(self.layers));
@@ -69,7 +69,7 @@ impl CacheShape {
     }
 }
 
-/// What keys and values are stored in.
+/// Type that keys and values are stored in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CacheDtype {
     /// IEEE 754 single precision.

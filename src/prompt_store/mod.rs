@@ -1,4 +1,4 @@
-//! Prompts that were read once and are kept in files: their tokens, and the keys and values that were computed of them.
+//! Prompts saved to files: their tokens, and the keys and values computed from them.
 //!
 //! A file is a safetensors file, which many programs read:
 //!
@@ -9,10 +9,9 @@
 //! past_key_values.{i}.value     row's scales behind its numbers
 //! ```
 //!
-//! It is written by a worker, under a name that nobody looks for, synced and then renamed, and only its owner may read it: it
-//! holds what users wrote. It is read by a worker that trusts nothing in it: no length is believed before it was compared with
-//! the file's and with the model's, and no row is used before the sum over all of them was right. The parent reads headers
-//! alone.
+//! A worker writes the file under a temporary name, syncs it and renames it. Only its owner may read it, because it holds user
+//! text. A worker reads it without trust: every length is compared with the file's and with the model's, and no row is used
+//! before the checksum over all rows matches. The parent reads headers only.
 //!
 //! Rows are in the order of this machine's bytes, which is little-endian wherever ONNX Runtime is published for.
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use unicode_normalization::is_nfc;
 use unicode_script::{Script, UnicodeScript};
 
-use super::{Seen, suite::Expected};
+use super::{answer::Seen, suite::Expected};
 
 /// Number of letters by script.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

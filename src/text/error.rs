@@ -18,7 +18,7 @@ pub enum TextError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// A file is not the JSON that it should be.
@@ -34,11 +34,11 @@ pub enum TextError {
     Tokenizer {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The reason.
         message: String,
     },
     /// The chat template cannot be compiled.
-    #[error("{}: the chat template is not valid: {message}; correct it, or remove it to serve prompts alone", path.display())]
+    #[error("{}: the chat template is not valid: {message}; correct it, or remove it to serve only prompts", path.display())]
     TemplateFile {
         /// The file.
         path: PathBuf,
@@ -55,7 +55,7 @@ pub enum TextError {
     },
     /// Tools, calls or their results were sent to a model whose chat template passes none of them on. The client's.
     #[error(
-        "the chat template of model {id} has no tools; leave tools, calls and their results out, or ask a model that was \
+        "the chat template of model {id} does not support tools; leave out tools, calls and their results, or use a model that was \
          trained on them"
     )]
     NoTools {
@@ -103,7 +103,7 @@ pub enum TextError {
     },
     /// The tokenizer's decoder is of a kind that has no table, and a constraint needs one.
     #[error(
-        "the model's tokenizer has a decoder whose tokens have no bytes of their own, so no answer can be constrained; leave \
+        "the model's tokenizer has no fixed bytes for each token, so answers cannot be constrained; leave \
          the constraint out"
     )]
     NoTable,
@@ -126,7 +126,7 @@ pub enum TextError {
 }
 
 impl TextError {
-    /// Whether other input would have helped; otherwise the model directory's files are at fault.
+    /// Whether the client's input is the cause, and not the files of the model directory.
     #[must_use]
     pub const fn is_the_clients(&self) -> bool {
         match self {
@@ -161,7 +161,7 @@ impl TextError {
         }
     }
 
-    /// Whether it says where the model's files are, which is nobody's business but the log's.
+    /// Whether its message contains paths of the model's files, which belong in the log only.
     #[must_use]
     pub const fn names_a_file(&self) -> bool {
         match self {

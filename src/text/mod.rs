@@ -1,9 +1,8 @@
 //! Everything that knows text: tokenizer, chat template, incremental detokenizer, stop strings.
 //!
-//! It lives on the parent's side of the pipe, because the child may die at any moment and a half-told answer must
-//! not: the parent has the ids so far, and what it has made of them. The rule that is easiest to get wrong is kept
-//! in [`decoder`](Text::decoder): text leaves only as whole UTF-8 characters, whatever the ids are. One piece crosses the
-//! pipe: [`Vocabulary`], which a worker reads for its first answer with a constraint.
+//! It runs in the parent process, because a worker may die in the middle of an answer, and the answer must survive: the parent
+//! has the ids so far and their text. The [detokenizer](Text::detokenizer) guarantees that only whole UTF-8 characters leave,
+//! for any ids. A worker only uses [`Vocabulary`], which it reads for its first answer with a constraint.
 
 mod conversation;
 mod detokenizer;
@@ -41,6 +40,6 @@ pub use self::{
     templates::TemplateFile,
     token::TokenText,
     tool_call::{Arguments, CalledFunction, ToolCall},
-    tools::{Call, CallReader, Calls, Reading, Told, ToolFormat, ToolSupport},
+    tools::{AnswerDelta, Call, CallReader, Calls, Reading, ToolFormat, ToolSupport},
     vocabulary::Vocabulary,
 };

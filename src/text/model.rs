@@ -20,13 +20,13 @@ pub struct Text {
     pub(super) tokenizer: Tokenizer,
     /// `None` when the tokenizer's decoder is of a kind that has no table.
     pub(super) token_bytes: Option<TokenBytes>,
-    /// Most bytes of text that one token stands for; `None` where a token may stand for any number.
+    /// Most bytes of text of one token; `None` if there is no bound.
     pub(super) longest_token: Option<usize>,
     pub(super) templates: Templates,
     bos: Option<SpecialToken>,
 }
 
-/// What a model says about itself to those who ask over HTTP.
+/// The description of a model in HTTP answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelCard {
     /// Its name in requests.
@@ -82,7 +82,7 @@ impl Text {
         Ok(Self { card, tokenizer, token_bytes, longest_token, templates, bos })
     }
 
-    /// What the model says about itself.
+    /// The model's description.
     #[must_use]
     pub const fn card(&self) -> &ModelCard {
         &self.card
@@ -103,7 +103,7 @@ impl Text {
         Ok(ids)
     }
 
-    /// Encodes a text as it stands, without the special tokens that the tokenizer adds.
+    /// Encodes a text without the special tokens that the tokenizer adds.
     ///
     /// # Errors
     /// [`TextError::Encode`] when the tokenizer cannot.
@@ -131,7 +131,7 @@ impl Text {
         Renderer::default().render(&request).map_err(|fault| template.fault(fault))
     }
 
-    /// What is needed to render a conversation in another process.
+    /// The request to render a conversation in another process.
     ///
     /// # Errors
     /// [`TextError::NoTemplate`] and [`TextError::NoTools`], which are the client's.
@@ -164,7 +164,7 @@ impl Text {
             .try_for_each(|template| renderer.check(template.source()).map_err(|fault| template.fault(fault)))
     }
 
-    /// What a renderer reported of a conversation, as an error of this model.
+    /// Converts a renderer's error into one of this model.
     #[must_use]
     pub fn fault(&self, fault: TemplateFault) -> TextError {
         match self.templates().next() {
@@ -173,13 +173,13 @@ impl Text {
         }
     }
 
-    /// What the chat template says about tools.
+    /// The chat template's support for tools.
     #[must_use]
     pub fn tools(&self) -> ToolSupport {
         self.templates.tools()
     }
 
-    /// Whether this is the name of a special token, which has no text of its own.
+    /// Whether this is the name of a special token, which has no text.
     #[must_use]
     pub fn is_special(&self, name: &str) -> bool {
         self.tokenizer.get_added_vocabulary().is_special_token(name)
@@ -200,8 +200,8 @@ impl Text {
     }
 }
 
-/// Those of the manifest, and the tokenizer's own `eos_token`: configurations may name one without the other, and a chat
-/// template ends turns with the tokenizer's.
+/// The manifest's end tokens, and the tokenizer's `eos_token`: configurations may name one without the other, and a chat template
+/// ends turns with the tokenizer's.
 fn end_tokens(manifest: &Manifest, tokenizer: &Tokenizer, tokens: &SpecialTokens) -> Vec<u32> {
     let mut ids = manifest.end_tokens.clone();
     let own = tokens.get("eos_token").and_then(|token| tokenizer.token_to_id(token));

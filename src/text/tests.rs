@@ -120,7 +120,7 @@ fn metaspace(scheme: &str) -> Arc<Text> {
     small(&PIECES, &json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": true}))
 }
 
-/// A decoder that no table can stand for: the spaces are replaced after tokens are fused.
+/// A decoder without a table: the spaces are replaced after tokens are fused.
 fn unusual() -> Arc<Text> {
     let decoder = json!({"type": "Sequence", "decoders": [
         {"type": "ByteFallback"}, {"type": "Fuse"}, {"type": "Replace", "pattern": {"Regex": "▁"}, "content": " "},
@@ -369,7 +369,7 @@ fn truncation_and_padding_that_training_left_behind_are_ignored() {
     assert_eq!(text.encode(prompt).unwrap(), demo().encode(prompt).unwrap());
 }
 
-/// Whole characters, the same text however long it goes on, and never a mark for what could not be read.
+/// Whole characters, the same text for any length, and no U+FFFD for invalid bytes.
 fn check_any_ids(text: &Arc<Text>, ids: &[u32]) -> Result<(), TestCaseError> {
     let whole = decode(text, ids);
     prop_assert!(!whole.contains(char::REPLACEMENT_CHARACTER));

@@ -1,8 +1,8 @@
 //! A tokenizer as a table: the bytes of every token, and how bytes are cut into tokens.
 //!
-//! This is the one piece of text that the worker needs, and only for answers with a constraint: a grammar is about
-//! bytes, and what may be picked are tokens. The worker reads it from the model directory itself, with the first such
-//! answer, because a worker is replaced at any moment and sending the table with every job would cost every job.
+//! A worker needs it only for answers with a constraint: a grammar describes bytes, and a worker picks tokens. It reads the table
+//! from the model directory for the first such answer, because a worker may be replaced at any moment, and sending the table
+//! with every job would be too expensive.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use tokenizers::Tokenizer;
 
 use super::{TextError, files, token_bytes::TokenBytes};
 
-/// A character that no text has, and so no token has together with others.
+/// A character that texts do not contain, and that no token has together with others.
 const MARK: &str = "\u{2}";
 
 /// The bytes of every token, and how bytes are cut into tokens.
@@ -24,7 +24,7 @@ impl Vocabulary {
     /// Reads the tokenizer of the model in `model_dir`, for ids below `size`.
     ///
     /// # Errors
-    /// [`TextError`] when it cannot be read, [`TextError::NoTable`] when its tokens have no bytes of their own.
+    /// [`TextError`] when it cannot be read, [`TextError::NoTable`] when its tokens have no fixed bytes.
     pub fn open(model_dir: &Path, size: usize) -> Result<Self, TextError> {
         let tokenizer = files::read_tokenizer(model_dir)?;
         let token_bytes = TokenBytes::of(&tokenizer, size).ok_or(TextError::NoTable)?;
@@ -36,8 +36,8 @@ impl Vocabulary {
         (0_u32..).take(self.size).map(|id| self.token_bytes.bytes(id))
     }
 
-    /// Cuts `bytes` as the tokenizer would cut that text within an answer; `None` when it is no text or when the tokenizer
-    /// would change it. The bytes of the result are always `bytes`.
+    /// Cuts `bytes` as the tokenizer would cut that text within an answer; `None` if they are not UTF-8 or the tokenizer would
+    /// change them. The bytes of the result are always `bytes`.
     #[must_use]
     pub fn cut(&self, bytes: &[u8]) -> Option<Vec<u32>> {
         let text = std::str::from_utf8(bytes).ok()?;

@@ -203,7 +203,7 @@ async fn a_request_longer_than_the_context_is_rejected_before_queueing() {
     let full = vec![20; CONTEXT_LENGTH];
     let (status, answer) = server.ask(NATIVE, &json!({ "prompt": full })).await;
     assert_eq!((status, &answer["error"]["code"]), (400, &json!("context_length_exceeded")));
-    assert!(server.executor.snapshot().running.is_empty());
+    assert!(server.executor.summary().running.is_empty());
 }
 
 /// LiteLLM looks for "this model's maximum context length is", others for "maximum context length" or for the code.

@@ -89,7 +89,7 @@ async fn a_queue_timeout_is_reported_while_the_slot_is_busy() {
     let (errors, is_done) = events(&server.stream(NATIVE, &streamed).await);
     assert_eq!(errors[0]["error"]["code"], "queue_timeout");
     assert!(!is_done, "an answer that failed is not done");
-    assert!(server.executor.snapshot().running.len() == 1);
+    assert!(server.executor.summary().running.len() == 1);
     server.has_counted(NATIVE, "queue_timeout", 2).await;
     running.abort();
 }
@@ -192,7 +192,7 @@ async fn shutdown_finishes_running_requests_and_rejects_new_ones() {
     let running = server.post(NATIVE, &request).send().await.unwrap();
     server.has_queued(0).await;
     let ended = server.shut_down();
-    eventually("the queue to close", || !server.executor.snapshot().accepting).await;
+    eventually("the queue to close", || !server.executor.summary().accepting).await;
     let (status, answer) = server.ask(NATIVE, &json!({ "prompt": "x" })).await;
     assert_eq!((status, &answer["error"]["code"]), (503, &json!("shutting_down")));
     assert_eq!(server.get("/readyz").send().await.unwrap().status(), 503);

@@ -24,8 +24,7 @@ async fn a_closed_loop_counts_the_same_tokens_as_the_server() {
     assert_eq!((result["requests"].as_u64(), result["completed"].as_u64()), (Some(30), Some(30)));
     assert_eq!(result["output_tokens"].as_u64(), Some(30 * 6), "{result}");
     // The server also counts the three warm-up requests.
-    let metrics =
-        program.client.get(format!("{}/metrics", program.url)).send().await.unwrap().text().await.unwrap();
+    let metrics = program.metrics().await;
     assert!(metrics.contains("eka_generated_tokens_total 198"), "{metrics}");
     assert_eq!(result["goodput"], result["requests_per_second"]);
     for wait in ["ttft_ms", "tpot_ms", "e2e_ms"] {
@@ -75,7 +74,7 @@ async fn an_open_loop_continues_after_rejections_and_counts_them_by_code() {
     assert!(refused > 0 && completed > 0 && refused + completed == 40, "{result}");
     assert_eq!(result["e2e_ms"]["count"], completed);
     assert_eq!(result["prompt_tokens"].as_u64().unwrap(), completed * 64);
-    assert_eq!(result["settings"]["pace"], "open, 200 a second");
+    assert_eq!(result["settings"]["pace"], "open, 200 per second");
 }
 
 #[tokio::test]
@@ -105,12 +104,12 @@ async fn prompts_and_extra_fields_are_sent_unchanged() {
 fn invalid_load_options_are_rejected() {
     let url = ["bench", "--url", "http://127.0.0.1:1"];
     for (code, arguments, said) in [
-        (3, &[][..], "models cannot be listed"),
+        (3, &[][..], "cannot list the server's models"),
         (1, &["--served-model", "m", "--requests", "1", "--warm-up", "0"], "1 connect"),
         (2, &["--prompt-length", "uniform:9-3"], "uniform:64-256"),
         (2, &["--served-model", "m", "--token-ids", "100"], "--api completions"),
         (2, &["--served-model", "m", "--prompts", "nowhere.txt"], "nowhere.txt"),
-        (2, &["--rate", "0"], "not above 0"),
+        (2, &["--rate", "0"], "not more than 0"),
         (2, &["--rate", "1", "--clients", "1"], "--clients"),
         (2, &["--field", "a"], "NAME=JSON"),
         (2, &["models/demo"], "MODEL_DIR"),

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::support::program::{argument, cache, eka, expected};
+use crate::support::program::{argument, cache_setting, eka, expected};
 
 const UP: &str = "\u{1b}[A";
 const BACKSPACE: &str = "\u{7f}";
@@ -66,7 +66,7 @@ impl Terminal {
 
     /// `eka generate` on the demonstration, with its state in `state`, when it has asked for a prompt.
     fn talk(state: &Path, arguments: &[&str]) -> Self {
-        let cache = format!("model.cache_dir={}", cache().display());
+        let cache = cache_setting();
         let mut terminal = Self::start(
             &[&["generate", "--set", &cache], arguments].concat(),
             &[("XDG_STATE_HOME", argument(state))],
@@ -119,14 +119,14 @@ fn a_session_with_edits_commands_and_exit() {
     let mut terminal = Terminal::talk(state.path(), &[]);
     terminal.asks(&answers[0].prompt, &answers[0].text);
     terminal.asks("/stats", "turns kept: 1");
-    terminal.asks("/clear", "turns forgotten");
+    terminal.asks("/clear", "turns removed");
     terminal.asks("/frobnicate", "there is no /frobnicate");
     terminal.asks("/set temperature hot", "temperature is \"hot\": expected a number, 0 or more");
     terminal.asks("/set max_new_tokens 3", "from the next prompt on");
     terminal.asks("/set", "max_new_tokens      3");
     terminal.asks(&answers[1].prompt, "cut after 3 tokens");
     terminal.asks("/set max_new_tokens none", "from the next prompt on");
-    terminal.asks("/clear", "turns forgotten");
+    terminal.asks("/clear", "turns removed");
     // Ctrl-C clears the typed text and does not quit.
     terminal.types(&format!("nonsense{CTRL_C}"));
     terminal.asks(&answers[1].prompt, &answers[1].text);
@@ -141,7 +141,7 @@ fn backspace_deletes_a_whole_grapheme_of_an_indic_script() {
     // Consonant, virama, consonant and vowel sign: four code points that form one letter.
     for letter in ["क्षि", "நி", "র্ম্য"] {
         terminal.asks(&format!("{}{letter}{BACKSPACE}", answers[2].prompt), &answers[2].text);
-        terminal.asks("/clear", "turns forgotten");
+        terminal.asks("/clear", "turns removed");
     }
     terminal.types("/bye\r");
     assert_eq!(terminal.ends().0, Some(0));
@@ -173,10 +173,10 @@ fn ctrl_c_stops_the_answer_and_twice_at_an_empty_prompt_quits() {
     let rest = terminal.sees("cancelled");
     assert!(!format!("{first}{rest}").contains(&answers[0].text), "it was cut short: {rest}");
     terminal.sees(PROMPT);
-    terminal.asks("/clear", "turns forgotten");
+    terminal.asks("/clear", "turns removed");
     terminal.asks(&answers[1].prompt, &answers[1].text);
     terminal.types(CTRL_C);
-    terminal.sees("once more");
+    terminal.sees("Ctrl-C again");
     terminal.sees(PROMPT);
     terminal.types(CTRL_C);
     assert_eq!(terminal.ends().0, Some(0));
@@ -210,7 +210,7 @@ fn turns_dropped_from_the_context_are_reported() {
     let (state, answers) = (tempfile::tempdir().unwrap(), expected());
     let mut terminal = Terminal::talk(state.path(), &["--context-length", "60"]);
     terminal.asks(&answers[0].prompt, &answers[0].text);
-    terminal.asks(&answers[0].prompt, "forgotten");
+    terminal.asks(&answers[0].prompt, "turns removed");
     terminal.asks(&"a long prompt ".repeat(40), "leaves no room in the context length of 60");
     terminal.types(CTRL_D);
     assert_eq!(terminal.ends().0, Some(0));
@@ -220,7 +220,7 @@ fn turns_dropped_from_the_context_are_reported() {
 fn without_a_chat_template_the_prompt_is_continued() {
     let state = tempfile::tempdir().unwrap();
     let mut terminal = Terminal::talk(state.path(), &["--raw", "--max-new-tokens", "4"]);
-    terminal.asks("/system x", "no chat template");
+    terminal.asks("/system x", "needs a chat template");
     terminal.asks("Good morning", "\n");
     terminal.asks("/stats", "turns kept: 0");
     terminal.types(CTRL_D);

@@ -3,7 +3,7 @@
 use std::{cell::RefCell, ops::ControlFlow};
 
 use eka::{
-    engine::{self, Outcome, Speculation, Step, Timeline, TimelineOptions},
+    engine::{self, GenerationSummary, Speculation, Step, Timeline, TimelineOptions},
     job::{FinishReason, Job, JobId, Sampling},
     model::Model,
     units::Bytes,
@@ -37,7 +37,7 @@ fn tokens(seed: u64, length: usize) -> Vec<u32> {
 }
 
 /// Runs a job for at most `patience` steps; returns its tokens.
-fn run(timeline: &mut Timeline, job: &Job, patience: usize) -> (Vec<u32>, Outcome) {
+fn run(timeline: &mut Timeline, job: &Job, patience: usize) -> (Vec<u32>, GenerationSummary) {
     let (mut said, mut heard) = (Vec::new(), 0);
     let outcome = engine::generate(timeline, job, None, &mut Speculation::new(), |step| {
         if let Step::Token(token) = step {
@@ -212,8 +212,7 @@ fn details(answer: &Value) -> u64 {
 }
 
 async fn scraped(program: &Program, name: &str) -> u64 {
-    let metrics = program.client.get(format!("{}/metrics", program.url)).send().await.unwrap();
-    let metrics = metrics.text().await.unwrap();
+    let metrics = program.metrics().await;
     let line =
         metrics.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_else(|| panic!("{metrics}"));
     line.trim().parse().unwrap()

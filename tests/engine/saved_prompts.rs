@@ -253,9 +253,9 @@ async fn a_saved_prompt_is_restored_by_the_next_server_with_the_same_answer() {
         right(&program, n).await;
     }
     assert_eq!(right(&program, 0).await, [length - 1, length]);
-    let metrics = program.client.get(format!("{}/metrics", program.url)).send().await.unwrap();
+    let metrics = program.metrics().await;
     let line = "eka_saved_prompts_total{action=\"restore\",outcome=\"ok\"} 1";
-    assert!(metrics.text().await.unwrap().contains(line));
+    assert!(metrics.contains(line));
 }
 
 #[tokio::test]
@@ -267,7 +267,7 @@ async fn a_restored_prompt_survives_workers_and_loads_until_trim_or_delete() {
     restored(&program, "greeting").await;
     send_signal("KILL", program.worker_pid());
     // What the worker was given before it was known to be gone would go on without waiting for it.
-    let is_restored = || program.log().matches("saved prompt greeting of demo is restored").count() == 2;
+    let is_restored = || program.logged("prompt_restored").len() == 2;
     eventually("the next worker to have it", is_restored).await;
     assert_eq!(right(&program, 0).await, [length - 1, length], "another worker");
     assert_eq!(program.ask("/admin/models/demo/unload", &json!({})).await.0, 200);
@@ -297,8 +297,7 @@ async fn a_missing_or_damaged_file_is_not_restored_again() {
     fs::write(place.file("greeting"), "damaged").unwrap();
     send_signal("KILL", program.worker_pid());
     assert_eq!(right(&program, 0).await, [0, length]);
-    let is_said = || program.log().contains("saved prompt greeting is not restored again");
-    eventually("it to be given up", is_said).await;
+    program.has_logged("prompt_restore_failed").await;
 }
 
 #[tokio::test]
@@ -307,7 +306,7 @@ async fn a_save_continues_on_the_next_worker() {
     let program = place.start(&["--faults", "crash@prefill:1", "--set", "engine.prefill_chunk=8"]).await;
     let saved = save(&program, "greeting", 0).await;
     assert!(place.file("greeting").exists(), "{saved}");
-    program.has_logged("the next one goes on with it").await;
+    program.has_logged("job_resumed").await;
     restored(&program, "greeting").await;
     let left: Vec<_> = fs::read_dir(place.file("").parent().unwrap()).unwrap().collect();
     assert_eq!(left.len(), 1, "{left:?}");
@@ -361,11 +360,13 @@ async fn saved_prompts_of_another_model_or_cache_type_and_damaged_ones_are_rejec
     let restore = |name: &str| json!({ "action": "restore", "name": name });
     let (status, code, message) = refused(&program, &restore("halves")).await;
     assert_eq!((status, code.as_str()), (409, "saved_prompt_unusable"));
-    assert!(message.contains("are float16, and the cache is float32"), "{message}");
+    assert!(message.contains("are float16, expected float32"), "{message}");
     let other = json!({ "action": "restore", "name": "greeting", "model": "base-only" });
     let (status, _, message) = refused(&program, &other).await;
     assert!(
-        status == 409 && message.contains("another export (demo), not by what base-only is"),
+        status == 409
+            && message
+                .contains("another export of the model (demo), not by the one that is loaded as base-only"),
         "{message}"
     );
     let mut damaged = fs::read(place.file("greeting")).unwrap();
@@ -373,7 +374,7 @@ async fn saved_prompts_of_another_model_or_cache_type_and_damaged_ones_are_rejec
     fs::write(place.file("greeting"), &damaged).unwrap();
     assert!(refused(&program, &restore("greeting")).await.2.contains("SHA-256"));
     fs::write(place.file("cut"), &file[..file.len() / 2]).unwrap();
-    assert!(refused(&program, &restore("cut")).await.2.contains("cut or damaged"));
+    assert!(refused(&program, &restore("cut")).await.2.contains("truncated or corrupt"));
     let listed = list(&program).await;
     assert_eq!(listed.iter().map(|one| one["error"].is_null()).collect::<Vec<_>>(), [false, true, true]);
     // Other prompts are not affected.
@@ -394,7 +395,7 @@ async fn invalid_cache_requests_are_rejected_with_name_value_and_fix() {
         (json!({}), "missing_field", "action is required"),
         (json!({ "action": "save" }), "missing_field", "name is required"),
         (json!({ "action": "erase", "name": "a" }), "invalid_value", "expected save, restore or delete"),
-        (json!({ "action": "save", "name": "../a" }), "invalid_value", "is no name for a saved prompt"),
+        (json!({ "action": "save", "name": "../a" }), "invalid_value", "invalid name for a saved prompt"),
         (save(json!({})), "missing_field", "prompt or messages is required"),
         (save(json!({ "prompt": "a", "messages": messages(0) })), "invalid_value", "send one of them"),
         (save(json!({ "prompt": "" })), "empty_prompt", "empty"),
@@ -423,14 +424,14 @@ async fn invalid_cache_requests_are_rejected_with_name_value_and_fix() {
     // A prompt that exceeds this server's cache is saved too, for a server with more memory.
     done(&program, &save(json!({ "prompt": vec![5; 200] }))).await;
     let (status, _, message) = refused(&program, &json!({ "action": "restore", "name": "a" })).await;
-    assert!(status == 409 && message.contains("engine.prefix_cache_bytes has 8.00 KiB left"), "{message}");
+    assert!(status == 409 && message.contains("engine.prefix_cache_bytes leaves 8.00 KiB"), "{message}");
     // Where nothing can be written.
     fs::remove_dir_all(place.dir.path().join("prompts")).unwrap();
     fs::write(place.dir.path().join("prompts"), "a file in its place").unwrap();
     let (status, code, message) = refused(&program, &save(json!({ "prompt": "a" }))).await;
     assert_eq!((status, code.as_str()), (500, "saved_prompt_failed"), "{message}");
     assert!(!message.contains(argument(place.dir.path())), "{message}");
-    program.has_logged("saved_prompt_failed").await;
+    eventually("the error's code", || program.log().contains("code=\"saved_prompt_failed\"")).await;
     let method = program.client.put(format!("{}{CACHE}", program.url)).send().await.unwrap();
     assert_eq!(method.status(), 405);
     assert_eq!(method.headers()["allow"], "GET, HEAD, POST");
@@ -471,7 +472,7 @@ async fn admin_cache_needs_admin_access() {
 async fn admin_cache_matches_the_openapi_document() {
     let place = Place::new();
     let program = place.start(&[]).await;
-    let document = program.client.get(format!("{}/openapi.json", program.url)).send().await.unwrap();
+    let document = program.get("/openapi.json").await;
     let document = closed(document.json().await.unwrap());
     let route = &document["paths"][CACHE];
     let request = &route["post"]["requestBody"]["content"]["application/json"]["schema"];

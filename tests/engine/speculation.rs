@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use eka::{
     constraint::Guides,
-    engine::{self, Forward, Outcome, Speculation, Step, Timeline},
+    engine::{self, Forward, GenerationSummary, Speculation, Step, Timeline},
     job::{Constraint, Job, JobId, Sampling},
     model::Model,
 };
@@ -17,7 +17,12 @@ use crate::support::{
 };
 
 /// The first `patience` steps of a job and its outcome.
-fn run(timeline: &mut Timeline, guides: &Guides, job: &Job, patience: usize) -> (Vec<Step>, Outcome) {
+fn run(
+    timeline: &mut Timeline,
+    guides: &Guides,
+    job: &Job,
+    patience: usize,
+) -> (Vec<Step>, GenerationSummary) {
     let mut said = Vec::new();
     let guide = guides.begin(job).unwrap();
     let outcome = engine::generate(timeline, job, guide, &mut Speculation::eager(), |step| {
@@ -38,7 +43,7 @@ fn compare(guessing: &mut Timeline, plain: &mut Timeline) -> [usize; 2] {
         assert_eq!((with.reason, with.usage), (without.reason, without.usage));
         assert_eq!(without.timings.drafted.tokens, 0);
         drafted[0] += with.timings.drafted.tokens;
-        drafted[1] += with.timings.drafted.right;
+        drafted[1] += with.timings.drafted.accepted;
         // A client that disconnects in the middle of a draft.
         let heard = expected.len() / 2 + 1;
         assert_same(&run(guessing, &guides, &job, heard).0, &expected[..heard.min(expected.len())], &job);
@@ -83,7 +88,7 @@ async fn drafts_respect_constraints() {
         let (expected, without) = run(&mut plain, &guides, &job, usize::MAX);
         let (said, with) = run(&mut guessing, &guides, &job, usize::MAX);
         assert_eq!((said, with.reason, with.usage), (expected, without.reason, without.usage));
-        assert!(with.timings.drafted.right > 0, "{with:?}");
+        assert!(with.timings.drafted.accepted > 0, "{with:?}");
     }
 }
 
@@ -106,8 +111,7 @@ async fn the_server_gives_the_same_answers_with_drafts_and_counts_them() {
         assert!(right <= all);
         made += all;
     }
-    let metrics = guessing.client.get(format!("{}/metrics", guessing.url)).send().await.unwrap();
-    let metrics = metrics.text().await.unwrap();
+    let metrics = guessing.metrics().await;
     assert!(
         metrics.contains(&format!("eka_draft_tokens_total{{source=\"text\"}} {made}\n")),
         "{made}: {metrics}"

@@ -119,7 +119,7 @@ fn without_a_usable_model_the_server_exits_with_the_reason() {
     let error = text(&refused.stderr);
     assert_eq!(refused.status.code(), Some(4), "{error}");
     assert!(
-        error.contains(argument(&template)) && error.contains("remove it to serve prompts alone"),
+        error.contains(argument(&template)) && error.contains("remove it to serve only prompts"),
         "{error}"
     );
 }

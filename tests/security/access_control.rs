@@ -5,7 +5,7 @@ use std::{fs, io::Write, sync::Arc, time::Duration};
 use eka::{
     auth::{AccessControl, Keys, Rules},
     config::Origins,
-    job::{Failure, Memory, OrderOutcome, OrderReport, Readiness},
+    job::{CommandOutcome, CommandReport, Failure, Memory, Readiness},
     text::TextError,
 };
 use reqwest::{Method, Response};
@@ -108,29 +108,29 @@ async fn a_key_may_use_only_its_models() {
     assert!(list(ASHA).await.contains(MODEL));
 }
 
-fn done() -> OrderReport {
+fn done() -> CommandReport {
     let memory = Memory::default();
-    OrderReport { before: memory, after: memory, took: Duration::ZERO, loaded: vec![] }
+    CommandReport { before: memory, after: memory, took: Duration::ZERO, loaded: vec![] }
 }
 
 /// What comes of an order on the only device.
-fn alone(outcome: Result<OrderReport, Failure>) -> Vec<OrderOutcome> {
-    vec![OrderOutcome { device: None, outcome }]
+fn alone(outcome: Result<CommandReport, Failure>) -> Vec<CommandOutcome> {
+    vec![CommandOutcome { device: None, outcome }]
 }
 
 /// A server whose admin commands succeed at once without a worker.
-fn with_orders(rules: Rules) -> Server {
+fn with_commands(rules: Rules) -> Server {
     Server::start_with(ServerOptions::default(), |state| {
         state
             .with_access_control(Arc::new(AccessControl::new(rules)))
             .with_log(Arc::new(|_| Ok(())))
-            .with_orders(Arc::new(|_| Box::pin(async { alone(Ok(done())) })))
+            .with_commands(Arc::new(|_| Box::pin(async { alone(Ok(done())) })))
     })
 }
 
 #[tokio::test]
 async fn admin_routes_need_an_admin_key_if_keys_are_set() {
-    let server = with_orders(Rules { keys: keys(&three_keys()), ..Rules::default() });
+    let server = with_commands(Rules { keys: keys(&three_keys()), ..Rules::default() });
     // However it is spelt.
     for path in ["/admin/trim", "/%61dmin/trim", "/admin/drain", "/admin/log", "/admin/models/demo/unload"] {
         let order = |key| server.client.post(format!("{}{path}", server.url)).bearer_auth(key).send();
@@ -143,7 +143,7 @@ async fn admin_routes_need_an_admin_key_if_keys_are_set() {
 
 #[tokio::test]
 async fn without_keys_admin_routes_accept_local_non_browser_requests_only() {
-    let server = with_orders(Rules::default());
+    let server = with_commands(Rules::default());
     assert_eq!(server.ask("/admin/trim", &json!({})).await.0, 200);
     let page = server.post("/admin/trim", &json!({})).header("origin", "http://evil.example");
     assert_eq!(told(page.send().await.unwrap()).await, (403, "origin_not_allowed".into()));
@@ -294,7 +294,7 @@ const PATH: &str = "/secret/models/demo";
 
 #[tokio::test]
 async fn error_messages_contain_no_server_paths() {
-    let server = with_orders(Rules::default());
+    let server = with_commands(Rules::default());
     let reason = || format!("{PATH}/model.onnx: no such file");
     for state in [
         Readiness::Restarting { reason: reason() },
@@ -322,14 +322,11 @@ async fn admin_errors_contain_no_server_paths() {
     ];
     for failure in failures {
         let server = Server::start_with(ServerOptions::default(), |state| {
-            state.with_orders(Arc::new(move |_| Box::pin(async move { alone(Err(failure(message()))) })))
+            state.with_commands(Arc::new(move |_| Box::pin(async move { alone(Err(failure(message()))) })))
         });
         let (status, answer) = server.ask("/admin/trim", &json!({})).await;
         assert!(status >= 500 && !answer.to_string().contains("secret"), "{answer}");
-        assert!(
-            answer["error"]["message"].as_str().unwrap().ends_with("see the log of the server"),
-            "{answer}"
-        );
+        assert!(answer["error"]["message"].as_str().unwrap().ends_with("see the server's log"), "{answer}");
     }
     assert!(TextError::Read { path: PATH.into(), source: std::io::Error::other("x") }.names_a_file());
 }
@@ -368,7 +365,7 @@ async fn api_keys_are_reloaded_and_an_invalid_file_keeps_the_old_ones() {
     comes_to(&program, ASHA, 401).await;
     assert_eq!(status(&program, "usha-0123456789abcdef").await, 200);
     fs::write(&file, format!("[[key]]\nname = \"a\"\nkey = \"{ASHA}\noops")).unwrap();
-    program.has_logged_event("keys_reload_failed").await;
+    program.has_logged("keys_reload_failed").await;
     assert_eq!(status(&program, "usha-0123456789abcdef").await, 200);
     let log = program.log();
     assert!(log.contains("keys.toml, line "), "{log}");
@@ -385,7 +382,7 @@ async fn sighup_applies_settings_and_names_those_that_need_a_restart() {
     fs::write(&file, format!("[log]\nlevel = \"debug\"\n[auth]\nkeys = \"{ASHA}\"\n[queue]\nmax_jobs = 3\ntimeout_ms = 1\nmax_switches = 3\n"))
         .unwrap();
     send_signal("HUP", program.pid());
-    program.has_logged_event("settings_reloaded").await;
+    program.has_logged("settings_reloaded").await;
     let unchanged = program.logged("settings_need_restart");
     assert!(unchanged[0].contains("settings=\"queue.max_switches\""), "{unchanged:?}");
     let changed = program.logged("settings_reloaded");
@@ -395,7 +392,7 @@ async fn sighup_applies_settings_and_names_those_that_need_a_restart() {
     eventually("lines at debug", || program.log().contains("route=\"/v1/models\"")).await;
     fs::write(&file, "[server]\nport = \"high\"\n").unwrap();
     send_signal("HUP", program.pid());
-    program.has_logged_event("settings_reload_failed").await;
+    program.has_logged("settings_reload_failed").await;
     assert!(program.logged("settings_reload_failed")[0].contains("server.port"), "{}", program.log());
     assert_eq!(status(&program, ASHA).await, 200);
 }
@@ -459,7 +456,7 @@ async fn log_prompts_logs_prompts() {
 #[tokio::test]
 async fn listening_on_a_public_address_without_keys_is_a_warning() {
     let open = Program::start(&["--bind", "0.0.0.0"]).await;
-    open.has_logged_event("no_api_keys").await;
+    open.has_logged("no_api_keys").await;
     let (_directory, setting) = keys_file(&three_keys());
     let kept = Program::start(&["--bind", "0.0.0.0", "--set", &setting]).await;
     assert!(kept.logged("no_api_keys").is_empty(), "{}", kept.log());
@@ -470,7 +467,7 @@ async fn admin_drain_finishes_requests_and_exits() {
     let mut program = Program::start(&[]).await;
     let request = json!({ "prompt": "x", "ignore_eos": true, "max_new_tokens": 200 });
     let running = tokio::spawn(program.post(NATIVE, &request).send());
-    program.has_logged_event("listening").await;
+    program.has_logged("listening").await;
     while !busy(&program).await {}
     let (status, answer) = program.ask("/admin/drain", &json!({})).await;
     assert_eq!((status, &answer["draining"]), (202, &json!(true)), "{answer}");
@@ -481,6 +478,6 @@ async fn admin_drain_finishes_requests_and_exits() {
 }
 
 async fn busy(program: &Program) -> bool {
-    let metrics = program.client.get(format!("{}/metrics", program.url)).send().await.unwrap();
-    metrics.text().await.unwrap().contains("eka_slot_busy 1")
+    let metrics = program.metrics().await;
+    metrics.contains("eka_slot_busy 1")
 }

@@ -5,7 +5,7 @@ use std::{io::Write, sync::Arc};
 use eka::{
     auth::{AccessControl, Keys, Rules},
     config::{Hosts, Origins},
-    job::{Memory, OrderOutcome, OrderReport},
+    job::{CommandOutcome, CommandReport, Memory},
 };
 use reqwest::{Method, RequestBuilder, Response};
 use serde_json::{Value, json};
@@ -17,16 +17,16 @@ const KEY: &str = "asha-0123456789abcdef";
 const ADMIN: &str = "admin-0123456789abcdef";
 
 fn behind(rules: Rules) -> Server {
-    let outcome = OrderReport {
+    let outcome = CommandReport {
         before: Memory::default(),
         after: Memory::default(),
         took: std::time::Duration::ZERO,
         loaded: vec![],
     };
     Server::start_with(ServerOptions::default(), |state| {
-        state.with_access_control(Arc::new(AccessControl::new(rules))).with_orders(Arc::new(move |_| {
+        state.with_access_control(Arc::new(AccessControl::new(rules))).with_commands(Arc::new(move |_| {
             let outcome = Ok(outcome.clone());
-            Box::pin(async { vec![OrderOutcome { device: None, outcome }] })
+            Box::pin(async { vec![CommandOutcome { device: None, outcome }] })
         }))
     })
 }

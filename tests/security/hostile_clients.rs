@@ -197,8 +197,7 @@ async fn ten_thousand_invalid_requests_are_rejected_while_streams_continue() {
     eprintln!("{streams} streams meanwhile; resident {before} KiB before, {after} KiB after");
     assert!(streams >= 3, "{streams}");
     assert!(after < before + (16 << 10), "{before} KiB before, {after} KiB after");
-    let metrics = program.client.get(format!("{}/metrics", program.url)).send().await.unwrap();
-    let metrics = metrics.text().await.unwrap();
+    let metrics = program.metrics().await;
     assert!(!metrics.contains("internal_error") && !metrics.contains("worker_lost"), "{metrics}");
     assert!(!program.log().contains("ERROR"), "what clients do wrong is no error of the server's");
 }

@@ -6,7 +6,7 @@ use eka::{
     constraint::ConstraintError,
     job::Constraint,
     metrics::{Metrics, SandboxTask},
-    sandbox::{Command, Sandbox, SandboxError},
+    sandbox::{ChildProgram, Sandbox, SandboxError},
 };
 use serde_json::{Map, Value, json};
 
@@ -84,8 +84,7 @@ fn is_idle(pid: u32) -> bool {
 }
 
 async fn figure(program: &Program, name: &str) -> String {
-    let url = format!("{}/metrics", program.url);
-    let text = program.client.get(url).send().await.unwrap().text().await.unwrap();
+    let text = program.metrics().await;
     text.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned()
 }
 
@@ -128,7 +127,7 @@ async fn too_many_slow_tasks_get_429_preparation_busy() {
     let metrics = Arc::new(Metrics::new());
     // It computes without end: a process that is never given the processor would be replaced instead.
     let command =
-        Command { program: "sh".into(), arguments: vec!["-c".into(), "while :; do :; done".into()] };
+        ChildProgram { program: "sh".into(), arguments: vec!["-c".into(), "while :; do :; done".into()] };
     let sandbox = Sandbox::new(command, Arc::clone(&metrics));
     let checks = (0..4).map(|n| {
         let sandbox = sandbox.clone();
@@ -150,7 +149,7 @@ async fn too_many_slow_tasks_get_429_preparation_busy() {
 #[tokio::test]
 async fn a_task_of_a_disconnected_client_is_killed() {
     // Its seconds of sleep identify it.
-    let command = Command { program: "sleep".into(), arguments: vec!["601".into()] };
+    let command = ChildProgram { program: "sleep".into(), arguments: vec!["601".into()] };
     let sandbox = Sandbox::new(command, Arc::new(Metrics::new()));
     let constraint = Constraint::Regex("a".into());
     let left = tokio::time::timeout(Duration::from_millis(300), sandbox.check(&constraint)).await;
@@ -162,7 +161,7 @@ async fn a_task_of_a_disconnected_client_is_killed() {
 #[tokio::test]
 async fn a_sandbox_program_that_does_not_start_is_an_error() {
     for program in ["/nowhere/eka", "/bin/false"] {
-        let command = Command { program: program.into(), arguments: Vec::new() };
+        let command = ChildProgram { program: program.into(), arguments: Vec::new() };
         let sandbox = Sandbox::new(command, Arc::new(Metrics::new()));
         let checked = sandbox.check(&Constraint::Regex("a".into())).await;
         assert!(matches!(checked, Err(SandboxError::Unavailable { .. })), "{program}: {checked:?}");
@@ -176,7 +175,7 @@ async fn a_sandbox_process_is_reused_and_replaced_if_it_died() {
     let program = dir.path().join("eka-of-this-test");
     std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_eka"), &program).unwrap();
     let metrics = Arc::new(Metrics::new());
-    let command = Command { program, arguments: vec!["sandbox".into()] };
+    let command = ChildProgram { program, arguments: vec!["sandbox".into()] };
     let sandbox = Sandbox::new(command, Arc::clone(&metrics));
     for n in 0..20 {
         sandbox.check(&json_schema(ordinary(n))).await.unwrap().unwrap();
@@ -191,7 +190,7 @@ async fn a_sandbox_process_is_reused_and_replaced_if_it_died() {
 
 #[tokio::test]
 async fn a_sandbox_process_killed_from_outside_is_not_a_client_error() {
-    let command = Command { program: "sh".into(), arguments: vec!["-c".into(), "kill -9 $$".into()] };
+    let command = ChildProgram { program: "sh".into(), arguments: vec!["-c".into(), "kill -9 $$".into()] };
     let sandbox = Sandbox::new(command, Arc::new(Metrics::new()));
     let checked = sandbox.check(&Constraint::Regex("a".into())).await;
     assert!(matches!(checked, Err(SandboxError::Unavailable { .. })), "{checked:?}");

@@ -218,7 +218,7 @@ async fn the_server_serves_https_and_reloads_its_certificate() {
     let address = program.url.strip_prefix("https://").unwrap().to_owned();
     connect(&address, &first).await.unwrap();
     let second = files.replace(CertificateParams::new(names()).unwrap());
-    program.has_logged_event("certificate_reloaded").await;
+    program.has_logged("certificate_reloaded").await;
     connect(&address, &second).await.unwrap();
     let mismatched =
         run(&["serve", "--set", &settings[0], "--set", &format!("tls.key_file={}", argument(&files.cert()))]);

@@ -20,7 +20,7 @@ fn without_a_home_a_shared_writable_cache_is_rejected() {
         let refused = command.output().unwrap();
         let said = text(&refused.stderr);
         assert_eq!(refused.status.code(), Some(2), "{said}");
-        assert!(said.contains("every user may write to") && said.contains("set model.cache_dir"), "{said}");
+        assert!(said.contains("every user can write to") && said.contains("set model.cache_dir"), "{said}");
         assert!(fs::read_dir(&cache).unwrap().next().is_none(), "nothing was put there");
     }
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use eka::{
     engine::{Step, Timeline, TimelineOptions},
-    job::{Dry, Job, JobId, Sampling, ScoresAsked},
+    job::{Dry, Job, JobId, LogprobOptions, Sampling},
     model::Model,
 };
 use rand::{RngExt, SeedableRng, rngs::StdRng};
@@ -39,9 +39,9 @@ pub(crate) fn jobs() -> impl Iterator<Item = Job> {
             _ => {}
         }
         let end_tokens = if id.is_multiple_of(3) { vec![few[1]] } else { Vec::new() };
-        let scores = (id % 4 == 1).then_some(ScoresAsked { top: 2, prompt: id % 8 == 1 });
+        let logprobs = (id % 4 == 1).then_some(LogprobOptions { top: 2, prompt: id % 8 == 1 });
         let max_new_tokens = random.random_range(1..80);
-        Job { sampling, end_tokens, scores, ..Job::new(JobId(id), prompt, max_new_tokens) }
+        Job { sampling, end_tokens, logprobs, ..Job::new(JobId(id), prompt, max_new_tokens) }
     })
 }
 
@@ -50,7 +50,7 @@ pub(crate) fn assert_same(guessed: &[Step], plain: &[Step], job: &Job) {
     assert_eq!(guessed.len(), plain.len(), "{job:?}");
     for pair in guessed.iter().zip(plain) {
         match pair {
-            (Step::Score(guessed), Step::Score(plain)) => {
+            (Step::Logprobs(guessed), Step::Logprobs(plain)) => {
                 assert_eq!((guessed.position, guessed.token), (plain.position, plain.token));
                 assert!((guessed.logprob - plain.logprob).abs() < 1e-4, "{guessed:?} {plain:?}");
             }

@@ -15,12 +15,12 @@ use eka::{
     executor::{Deadlines, Executor, Limits},
     http::{AppState, Life, Settings, serve},
     job::{
-        Drafted, Event, Failure, Finish, FinishReason, Job, Memory, MemoryReport, ModelReport, Placement,
-        Readiness, RuntimeReport, SlotReport, Timings, Usage,
+        DraftCounts, Event, Failure, Finish, FinishReason, Job, Memory, MemoryReport, ModelReport, Placement,
+        Readiness, RuntimeReport, SlotReport, Step, Timings, Usage,
     },
     manifest::{Dims, Dtype, FILE_NAME, GraphNames, Manifest, Provenance, SCHEMA},
     metrics::Metrics,
-    sandbox::{Command, Sandbox},
+    sandbox::{ChildProgram, Sandbox},
     text::Text,
     units::{Bytes, Tokens},
 };
@@ -110,7 +110,7 @@ impl Server {
         }
         let executor = Executor::start(limits, metrics.clone(), move |job, says, cancel| {
             if wish.progress {
-                says.send(Event::Progress { done: 2, total: 5, cached: 1 }).unwrap();
+                says.send(Event::Step(Step::Progress { done: 2, total: 5, cached: 1 })).unwrap();
             }
             speak(script.clone(), job, says, cancel, wish.step)
         });
@@ -182,7 +182,7 @@ impl Server {
     /// Waits until this many jobs wait and one runs.
     pub(crate) async fn has_queued(&self, jobs: usize) {
         eventually("the queue to fill", || {
-            let now = self.executor.snapshot();
+            let now = self.executor.summary();
             now.queued_jobs == jobs && now.running.len() == 1
         })
         .await;
@@ -190,7 +190,7 @@ impl Server {
 
     pub(crate) async fn is_idle(&self) {
         eventually("the slot to be free", || {
-            let now = self.executor.snapshot();
+            let now = self.executor.summary();
             now.queued_jobs == 0 && now.running.is_empty()
         })
         .await;
@@ -200,7 +200,7 @@ impl Server {
 /// A sandbox of the program under test.
 pub(crate) fn sandbox(metrics: &Arc<Metrics>) -> Sandbox {
     let program = env!("CARGO_BIN_EXE_eka").into();
-    Sandbox::new(Command { program, arguments: vec!["sandbox".into()] }, Arc::clone(metrics))
+    Sandbox::new(ChildProgram { program, arguments: vec!["sandbox".into()] }, Arc::clone(metrics))
 }
 
 /// Waits for something that happens soon on an idle machine and in time on a busy one.
@@ -243,7 +243,7 @@ async fn speak(
         if job.end_tokens.contains(token) {
             return Ok(finish(&job, FinishReason::EndToken, said + 1));
         }
-        says.send(Event::Token(*token)).unwrap();
+        says.send(Event::Step(Step::Token(*token))).unwrap();
     }
     Ok(finish(&job, FinishReason::Length, job.max_new_tokens))
 }
@@ -258,9 +258,9 @@ fn finish(job: &Job, reason: FinishReason, completion_tokens: usize) -> Finish {
             prefill: Duration::from_millis(20),
             decode: Duration::from_millis(100),
             resumed: 0,
-            drafted: Drafted { tokens: 9, right: 4 },
+            drafted: DraftCounts { tokens: 9, accepted: 4 },
             saving: Duration::ZERO,
-            drafted_by_model: Drafted { tokens: 5, right: 3 },
+            drafted_by_model: DraftCounts { tokens: 5, accepted: 3 },
         },
         memory: MemoryReport {
             before: memory,

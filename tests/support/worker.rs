@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use eka::{
     device_spec::{CacheChoice, DeviceChoice},
     job::KeepAlive,
-    supervise::{Budgets, Place, Recycle, WorkerCommand},
+    supervise::{Budgets, ModelSource, Recycle, WorkerConfig},
     trim_policy::TrimPolicy,
     units::Bytes,
     wire::WorkerSpec,
@@ -33,10 +33,10 @@ pub(crate) fn worker_spec(prefill_chunk: usize, context_length: Option<usize>) -
 }
 
 /// A worker for the model in `dir` that is recycled after every job, on a machine without memory for a second one.
-pub(crate) fn recycling(dir: PathBuf) -> WorkerCommand {
-    let place = Place { id: "demo".into(), dir, draft: None, on_disk: Bytes::mib(4) };
+pub(crate) fn recycling(dir: PathBuf) -> WorkerConfig {
+    let place = ModelSource { id: "demo".into(), dir, draft: None, on_disk: Bytes::mib(4) };
     let second = Duration::from_secs(1);
-    WorkerCommand {
+    WorkerConfig {
         label: None,
         program: env!("CARGO_BIN_EXE_eka").into(),
         arguments: vec!["worker".into()],
@@ -60,7 +60,7 @@ pub(crate) fn recycling(dir: PathBuf) -> WorkerCommand {
             growth: Bytes::mib(1024),
             between_requests: false,
         },
-        pace_file: None,
+        speed_file: None,
         available_memory: || None,
     }
 }

@@ -31,8 +31,7 @@ fn bytes(figure: &Value) -> u64 {
 
 /// A figure of the worker's memory as it is scraped.
 async fn scraped(program: &Program, kind: &str) -> Option<u64> {
-    let metrics = program.client.get(format!("{}/metrics", program.url)).send().await.unwrap();
-    let metrics = metrics.text().await.unwrap();
+    let metrics = program.metrics().await;
     let line = format!("eka_memory_bytes{{process=\"worker\",kind=\"{kind}\"}} ");
     Some(metrics.split_once(&line)?.1.lines().next().unwrap().parse().unwrap())
 }
@@ -150,5 +149,8 @@ async fn device_out_of_memory_fails_the_request_and_a_lost_device_restarts_the_w
     assert_eq!(worker_of(program.pid()), worker);
     answered(&program, 1, 3).await;
     eventually("another worker", || worker_of(program.pid()).is_some_and(|pid| Some(pid) != worker)).await;
-    program.has_logged("the device can no longer be used").await;
+    eventually("a lost device", || {
+        program.logged("worker_lost").iter().any(|line| line.contains("kind=\"poisoned\""))
+    })
+    .await;
 }

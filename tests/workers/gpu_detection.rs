@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::support::{
     files::OLD_LIBRARY,
     models::runtime,
-    program::{Program, argument, cache, eka, root, text},
+    program::{Program, argument, cache_setting, eka, root, text},
     server::eventually,
 };
 
@@ -127,7 +127,7 @@ impl Machine {
 #[test]
 fn a_missing_driver_is_reported() {
     if probe() == Err(NoCuda::NoDriver) {
-        Machine::new().has_none("this machine has no NVIDIA driver (libcuda.so.1 is nowhere to be found)");
+        Machine::new().has_none("this machine has no NVIDIA driver (libcuda.so.1 was not found)");
     }
 }
 
@@ -148,13 +148,14 @@ fn a_broken_driver_library_is_reported() {
 fn an_old_driver_is_reported_with_both_versions() {
     let machine = Machine::new().set("STAND_IN_VERSION", "12040");
     machine.plant("driver/libcuda.so.1", Some(DRIVER));
-    machine
-        .has_none("the NVIDIA driver is for CUDA 12.4 and the libraries are for CUDA 13.0: update it to 580");
+    machine.has_none(
+        "the NVIDIA driver supports CUDA 12.4, the libraries need CUDA 13.0: update the driver to 580",
+    );
 }
 
 #[test]
 fn no_gpu_and_a_wrong_gpu_number_are_reported_differently() {
-    let none = "the NVIDIA driver finds no GPU; is one there, and does CUDA_VISIBLE_DEVICES hide it?";
+    let none = "the NVIDIA driver finds no GPU; check that one is installed and that CUDA_VISIBLE_DEVICES does not hide it";
     Machine::with_driver().set("STAND_IN_GPUS", "0").has_none(none);
     Machine::with_driver().set("STAND_IN_INIT", "100").has_none(none);
     let stuck = "the NVIDIA driver cannot be used: DriverError(CUDA_ERROR_UNKNOWN";
@@ -200,12 +201,12 @@ fn a_gpu_library_serves_the_cpu_if_there_is_no_other() {
 #[test]
 fn device_cuda_fails_with_the_reason_instead_of_using_the_cpu() {
     let machine = Machine::with_driver().set("STAND_IN_VERSION", "12080");
-    let cache = format!("model.cache_dir={}", cache().display());
+    let cache = cache_setting();
     for command in [&["generate", "x"][..], &["serve", "--port", "0"]] {
         let refused = machine.run(&[command, &["--device", "cuda", "--set", &cache]].concat());
         let error = text(&refused.stderr);
         assert_eq!(refused.status.code(), Some(3), "{error}");
-        assert!(error.contains("cuda:0 cannot be used: the NVIDIA driver is for CUDA 12.8"), "{error}");
+        assert!(error.contains("cuda:0 cannot be used: the NVIDIA driver supports CUDA 12.8"), "{error}");
         assert!(!error.contains("panicked") && text(&refused.stdout).trim().is_empty(), "{error}");
     }
     let answered = machine.run(&["generate", "x", "--max-new-tokens", "2", "--set", &cache]);
@@ -225,7 +226,7 @@ async fn the_log_explains_the_cpu_fallback_once_and_v1_models_shows_node_placeme
             "{log}"
         );
     }
-    let models = program.client.get(format!("{}/v1/models", program.url)).send().await.unwrap();
+    let models = program.get("/v1/models").await;
     let models: serde_json::Value = models.json().await.unwrap();
     let eka = &models["data"][0]["eka"];
     let operators = eka["loaded"]["operators"]["CPUExecutionProvider"].as_object().unwrap();
@@ -233,8 +234,7 @@ async fn the_log_explains_the_cpu_fallback_once_and_v1_models_shows_node_placeme
     assert!(operators.contains_key("Attention"), "{eka}");
     assert_eq!(eka["loaded"]["placement"], json!({ "CPUExecutionProvider": nodes }));
     assert_eq!(eka["worker"]["device"], "the CPU");
-    let metrics = program.client.get(format!("{}/metrics", program.url)).send().await.unwrap();
-    let metrics = metrics.text().await.unwrap();
+    let metrics = program.metrics().await;
     let line = format!("eka_graph_nodes{{provider=\"CPUExecutionProvider\"}} {nodes}\n");
     assert!(metrics.contains(&line), "{metrics}");
 

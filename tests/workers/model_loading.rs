@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use eka::{
     job::{Job, JobId, Readiness},
     metrics::Metrics,
-    supervise::Supervisor,
+    supervise::WorkerPool,
 };
 use reqwest::StatusCode;
 use serde_json::{Value, json};
@@ -48,7 +48,7 @@ impl TwoModels {
     }
 
     async fn loaded(&self) -> Vec<String> {
-        let list = self.program.client.get(format!("{}/v1/models", self.program.url)).send().await.unwrap();
+        let list = self.program.get("/v1/models").await;
         let list: Value = list.json().await.unwrap();
         let is_loaded = |model: &&Value| !model["eka"]["loaded"].is_null();
         let models = list["data"].as_array().unwrap().iter().filter(is_loaded);
@@ -179,7 +179,7 @@ async fn a_model_is_unloaded_after_keep_alive() {
     two.program.ask("/generate-lite", &request).await;
     assert_eq!(two.loaded().await, ["demo", "base-only"]);
     eventually_loaded(&two, &["demo"]).await;
-    let ready = two.program.client.get(format!("{}/readyz", two.program.url)).send().await.unwrap();
+    let ready = two.program.get("/readyz").await;
     assert_eq!(ready.status(), 200);
 }
 
@@ -232,20 +232,20 @@ fn workers_of(program: &Program) -> Vec<u32> {
 #[tokio::test]
 async fn without_room_for_two_workers_recycling_waits_for_idle() {
     let command = recycling(Program::start(&[]).await.export());
-    let (supervisor, keeping) = Supervisor::new(command, Arc::new(Metrics::new()));
-    let kept = tokio::spawn(keeping);
-    let mut readiness = supervisor.readiness();
+    let (workers, supervision) = WorkerPool::new(vec![command], &Arc::new(Metrics::new()));
+    let supervised = tokio::spawn(supervision);
+    let mut readiness = workers.readiness();
     let is_recycled = |seen: &Readiness| matches!(seen, Readiness::Restarting { reason } if reason.contains("after 1 jobs"));
     for _ in 0..2 {
         let job = Job { model: "demo".into(), ..Job::new(JobId(1), vec![1, 2, 3], 4) };
         let (events, _) = tokio::sync::mpsc::unbounded_channel();
-        let finish = supervisor.runner().run(job, events, CancellationToken::new()).await.unwrap();
+        let finish = workers.run(0, job, events, CancellationToken::new()).await.unwrap();
         assert_eq!(finish.usage.completion_tokens, 4);
         readiness.wait_for(is_recycled).await.unwrap();
         readiness.wait_for(|seen| matches!(seen, Readiness::Ready(_))).await.unwrap();
     }
-    supervisor.stop().await;
-    kept.await.unwrap();
+    workers.stop().await;
+    supervised.await.unwrap();
 }
 
 #[tokio::test]
@@ -259,8 +259,7 @@ async fn recycle_between_requests_uses_a_new_worker_each_time() {
         assert_eq!((status, &answer["text"]), (200, &json!(first.text)), "{}", program.log());
         assert_eq!(answer["timings"]["resumed"], 0);
     }
-    let metrics = program.client.get(format!("{}/metrics", program.url)).send().await.unwrap();
-    let metrics = metrics.text().await.unwrap();
+    let metrics = program.metrics().await;
     let recycled = metrics.lines().find_map(|line| {
         line.strip_prefix("eka_worker_exits_total{reason=\"recycled\"} ")?.parse::<u64>().ok()
     });
@@ -297,7 +296,7 @@ async fn a_server_recovers_when_its_missing_model_returns() {
         "what was queued has the answer of what comes now"
     );
     eventually_refused(&program, &request).await;
-    let live = program.client.get(format!("{}/livez", program.url)).send().await.unwrap();
+    let live = program.get("/livez").await;
     assert_eq!(live.status(), 200);
 
     std::fs::rename(&gone, &there).unwrap();

@@ -1,4 +1,4 @@
-//! What was said so far, as far as it fits the model's context.
+//! The turns of a chat, as far as they fit the model's context.
 
 use crate::text::{Message, Text, TextError};
 
@@ -9,31 +9,31 @@ struct Turn {
     answered: String,
 }
 
-/// A conversation.
+/// The turns so far.
 #[derive(Clone, Debug)]
 pub(super) struct Conversation {
-    /// What is said before all else.
+    /// The system message.
     pub(super) system: Option<String>,
     turns: Vec<Turn>,
 }
 
-/// What the model reads next.
+/// The next prompt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct NextPrompt {
     /// Token ids.
     pub(super) prompt: Vec<u32>,
-    /// Turns that are no longer in it.
+    /// Number of old turns that were dropped.
     pub(super) left_out: usize,
 }
 
 impl Conversation {
-    /// Nothing said yet but the system message.
+    /// An empty conversation.
     pub(super) const fn new(system: Option<String>) -> Self {
         Self { system, turns: Vec::new() }
     }
 
-    /// The conversation with `asked` at its end, in `most` tokens. The oldest turns leave for good until it fits; a single
-    /// prompt may be longer.
+    /// Encodes the conversation followed by `asked` in at most `most` tokens, dropping the oldest turns for good until it fits.
+    /// A single prompt may be longer.
     ///
     /// # Errors
     /// When the model's template refuses the messages, or the tokenizer fails.
@@ -58,17 +58,17 @@ impl Conversation {
         messages
     }
 
-    /// Keeps a turn.
+    /// Adds a turn.
     pub(super) fn keep(&mut self, asked: String, answered: String) {
         self.turns.push(Turn { asked, answered });
     }
 
-    /// Forgets all turns, and not the system message; how many there were.
+    /// Removes all turns, but not the system message. Returns their number.
     pub(super) fn clear(&mut self) -> usize {
         self.turns.drain(..).count()
     }
 
-    /// How many there are.
+    /// The number of turns.
     pub(super) const fn len(&self) -> usize {
         self.turns.len()
     }

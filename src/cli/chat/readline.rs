@@ -20,40 +20,40 @@ use rustyline::{
 use super::command::COMMANDS;
 use crate::cli::private_dir;
 
-/// Stands around a prompt of several lines.
+/// Delimits a prompt of several lines.
 const QUOTES: &str = r#"""""#;
 
-/// Prompts that are kept.
-const KEPT: usize = 1000;
+/// Most prompts in the history.
+const MAX_HISTORY: usize = 1000;
 
-/// What came.
+/// One input.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Input {
-    /// A line, or several that belong together.
+    /// A line, or several joined lines.
     Text(String),
-    /// What stood between quotes: a prompt, whatever it begins with.
+    /// Text between quotes: always a prompt, never a command.
     Quoted(String),
     /// Ctrl-C with nothing typed.
     Interrupt,
-    /// Ctrl-D, or the terminal is gone.
+    /// Ctrl-D, or the terminal was closed.
     End,
 }
 
-/// The terminal, as a source of lines.
+/// Reads lines from the terminal.
 pub(super) struct LineReader {
-    // Lent to a thread of its own while it waits for keys.
+    // Moved to another thread while it waits for keys.
     editor: Option<Editor<Typing, FileHistory>>,
-    /// `None` keeps nothing.
+    /// The history file; `None` saves nothing.
     history: Option<PathBuf>,
 }
 
 impl LineReader {
-    /// Opens the terminal, with what was typed before in `history`.
+    /// Opens the terminal with the history of earlier sessions.
     ///
     /// # Errors
-    /// When there is no terminal. A history that cannot be read is a warning.
+    /// When there is no terminal. An unreadable history is only a warning.
     pub(super) fn open(history: Option<PathBuf>) -> anyhow::Result<Self> {
-        let config = Config::builder().max_history_size(KEPT)?.history_ignore_space(true).build();
+        let config = Config::builder().max_history_size(MAX_HISTORY)?.history_ignore_space(true).build();
         let mut editor = Editor::with_config(config)?;
         editor.set_helper(Some(Typing));
         editor.bind_sequence(KeyEvent(KeyCode::Enter, Modifiers::ALT), Cmd::Newline);
@@ -62,7 +62,7 @@ impl LineReader {
         if let Some(path) = history {
             match lines.load(&path) {
                 Ok(()) => lines.history = Some(path),
-                Err(e) => tracing::warn!("{e:#}; prompts are not kept"),
+                Err(e) => tracing::warn!("{e:#}; prompts are not saved"),
             }
         }
         Ok(lines)
@@ -75,7 +75,7 @@ impl LineReader {
         let editor = self.editor.as_mut().context("the terminal is in use")?;
         match editor.load_history(path) {
             Err(ReadlineError::Io(e)) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            loaded => loaded.with_context(|| format!("{} cannot be read", path.display())),
+            loaded => loaded.with_context(|| format!("cannot read {}", path.display())),
         }
     }
 
@@ -85,7 +85,7 @@ impl LineReader {
     /// When the terminal fails.
     pub(super) async fn next(&mut self) -> anyhow::Result<Input> {
         let mut editor = self.editor.take().context("the terminal is in use")?;
-        // The worker is looked after meanwhile.
+        // Supervision of the worker continues meanwhile.
         let (editor, read) = tokio::task::spawn_blocking(move || {
             let read = editor.readline(">>> ");
             (editor, read)
@@ -95,28 +95,28 @@ impl LineReader {
         match read {
             Ok(typed) => {
                 self.keep(&typed);
-                Ok(meant(&typed))
+                Ok(parse_input(&typed))
             }
             Err(ReadlineError::Interrupted) => Ok(Input::Interrupt),
             Err(ReadlineError::Eof) => Ok(Input::End),
-            Err(e) => Err(anyhow!(e).context("the terminal cannot be read")),
+            Err(e) => Err(anyhow!(e).context("cannot read from the terminal")),
         }
     }
 
-    /// At once, so that it is there whatever happens next.
+    /// Saves the line immediately, in case the process is killed.
     fn keep(&mut self, typed: &str) {
         let (Some(editor), Some(path)) = (&mut self.editor, &self.history) else { return };
         let kept = editor
             .add_history_entry(typed)
             .and_then(|is_new| if is_new { editor.append_history(path) } else { Ok(()) });
         if let Err(e) = kept {
-            tracing::warn!("{}: {e}; prompts are not kept", path.display());
+            tracing::warn!("{}: {e}; prompts are not saved", path.display());
             self.history = None;
         }
     }
 }
 
-/// Where prompts are kept from one time to the next, where there is such a place.
+/// The history file, if the platform's state directory is known.
 pub(super) fn history_file() -> Option<PathBuf> {
     let variable = |name: &str| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let home = |below: &str| variable("HOME").map(|home| home.join(below));
@@ -130,7 +130,7 @@ pub(super) fn history_file() -> Option<PathBuf> {
     base.map(|base| base.join("eka/history"))
 }
 
-/// Whether more lines are to come.
+/// Whether the input continues on the next line.
 fn is_open(typed: &str) -> bool {
     let trimmed = typed.trim();
     match trimmed.strip_prefix(QUOTES) {
@@ -139,8 +139,8 @@ fn is_open(typed: &str) -> bool {
     }
 }
 
-/// What was meant: without the signs that several lines need.
-fn meant(typed: &str) -> Input {
+/// The input without quotes and backslashes of several lines.
+fn parse_input(typed: &str) -> Input {
     let quoted = typed.trim().strip_prefix(QUOTES).and_then(|rest| rest.strip_suffix(QUOTES));
     match quoted {
         Some(quoted) => {
@@ -151,7 +151,7 @@ fn meant(typed: &str) -> Input {
     }
 }
 
-/// Ctrl-C throws away what is typed; with nothing typed it is for the program.
+/// Ctrl-C discards the typed text; on an empty line it is an interrupt.
 struct Discard;
 
 impl ConditionalEventHandler for Discard {
@@ -160,7 +160,7 @@ impl ConditionalEventHandler for Discard {
     }
 }
 
-/// Knows when a line is complete, and the names of commands.
+/// Detects complete input and completes command names.
 struct Typing;
 
 impl Validator for Typing {
@@ -204,7 +204,7 @@ mod tests {
             ("say \"\"\"", text("say \"\"\"")),
         ] {
             assert!(!is_open(typed), "{typed}");
-            assert_eq!(meant(typed), line);
+            assert_eq!(parse_input(typed), line);
         }
         for open in ["\"\"\"", "\"\"\"a\n", "\"\"\"\"\"", "a\\", "a\\\nb\\"] {
             assert!(is_open(open), "{open}");

@@ -9,7 +9,7 @@ use super::{
     no_cuda::{CudaVersion, DRIVER, OLDEST},
 };
 
-/// What is called to find out what there is: older than any driver in use.
+/// Functions that the probe calls; every driver in use has them.
 const FIRST: [&str; 7] = [
     "cuInit",
     "cuDriverGetVersion",
@@ -55,7 +55,7 @@ pub const FUNCTIONS: [&str; 31] = [
     "cuThreadExchangeStreamCaptureMode",
 ];
 
-/// What the driver says about the GPUs of this machine.
+/// The GPUs of this machine, as the driver reports them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gpus {
     /// The newest CUDA that the driver is for.
@@ -81,11 +81,11 @@ impl Gpus {
 /// Asks the driver for its GPUs.
 ///
 /// # Errors
-/// [`NoCuda`] when there is no driver, or none that can be used, or no GPU.
+/// [`NoCuda`] if the driver or the GPU is missing or unusable.
 pub fn probe() -> Result<Gpus, NoCuda> {
     let driver = open_driver()?;
     has_all(driver, &FIRST)?;
-    // Older drivers cannot but lack functions; that they are old says more.
+    // The version first: an old driver lacks functions, and its version is the better error.
     let version = driver_version().map_err(broken)?;
     if version < OLDEST {
         return Err(NoCuda::OldDriver { found: version });
@@ -110,7 +110,7 @@ fn open_driver() -> Result<&'static Library, NoCuda> {
         // whatever the administrator of this machine put there.
         match unsafe { Library::new(name) } {
             Ok(library) => return Ok(Box::leak(Box::new(library))),
-            // The loader says this of a name that it finds nowhere, and of nothing else that is asked for by name.
+            // The loader gives this error only for a library that it cannot find.
             Err(e) if is_absent(name, &reason(&e)) => {}
             Err(e) => found = found.or(Some(reason(&e))),
         }
@@ -140,7 +140,7 @@ fn driver_version() -> Result<CudaVersion, result::DriverError> {
     Ok(CudaVersion::of_driver(version))
 }
 
-/// Whether a GPU computes in bfloat16: from compute capability 8.0 on. `false` when the driver does not say. Only after
+/// Whether a GPU computes in bfloat16: from compute capability 8.0 on. `false` if the driver does not report it. Only after
 /// [`probe`] has found it.
 pub(in crate::device) fn has_bfloat16(ordinal: u16) -> bool {
     const MAJOR: sys::CUdevice_attribute =

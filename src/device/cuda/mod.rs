@@ -1,8 +1,8 @@
-//! Whether there is a GPU that can be used, asked of the driver alone; and why not.
+//! Probes the driver for a usable GPU.
 //!
-//! The driver's library is opened, and looked through for every function that eka calls, before any of them is called:
-//! `cudarc` panics without the library and on the first function that is missing. Nothing here creates a context, so
-//! asking costs no device memory. Seen with the driver 580 of an H100; in tests a stand-in for the driver answers.
+//! The driver's library is opened and searched for every function that eka calls before any is called, because `cudarc` panics
+//! without the library and on the first missing function. Nothing here creates a context, so a probe takes no device memory.
+//! Tested with driver 580 on an H100; the tests use a fake driver.
 
 mod driver;
 mod libraries;

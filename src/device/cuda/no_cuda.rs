@@ -16,7 +16,7 @@ pub(super) const DRIVER: [&str; 2] = ["libcuda.so.1", "libcuda.so"];
 #[cfg(windows)]
 pub(super) const DRIVER: [&str; 2] = ["nvcuda.dll", "cuda.dll"];
 
-/// A version of CUDA, as its driver says it.
+/// A version of CUDA, as its driver reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct CudaVersion {
     /// The first number.
@@ -39,31 +39,33 @@ impl fmt::Display for CudaVersion {
     }
 }
 
-/// Why no GPU can be used. Each says what is there, and the way out.
+/// Why no GPU can be used, with the way out.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoCuda {
     /// No driver.
-    #[error("this machine has no NVIDIA driver ({} is nowhere to be found)", DRIVER[0])]
+    #[error("this machine has no NVIDIA driver ({} was not found)", DRIVER[0])]
     NoDriver,
     /// A driver that does not answer.
     #[error(
         "the NVIDIA driver cannot be used: {reason}; install it again, or restart the machine after an update"
     )]
     BrokenDriver {
-        /// What it, or the system, said.
+        /// The error of the driver or the system.
         reason: String,
     },
     /// A driver that is older than the libraries.
     #[error(
-        "the NVIDIA driver is for CUDA {found} and the libraries are for CUDA {OLDEST}: update it to {OLDEST_DRIVER} or \
+        "the NVIDIA driver supports CUDA {found}, the libraries need CUDA {OLDEST}: update the driver to {OLDEST_DRIVER} or \
          newer"
     )]
     OldDriver {
-        /// What it is for.
+        /// Its CUDA version.
         found: CudaVersion,
     },
     /// A driver, and nothing for it to drive.
-    #[error("the NVIDIA driver finds no GPU; is one there, and does CUDA_VISIBLE_DEVICES hide it?")]
+    #[error(
+        "the NVIDIA driver finds no GPU; check that one is installed and that CUDA_VISIBLE_DEVICES does not hide it"
+    )]
     NoDevice,
     /// Not as many GPUs.
     #[error("there is no GPU {ordinal}: this machine has {count}, counted from 0")]
@@ -95,7 +97,7 @@ pub enum NoCuda {
     BadDependency {
         /// The library.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         reason: String,
     },
     /// The library beside the provider was built without it.
@@ -111,7 +113,7 @@ pub enum NoCuda {
     NotOpened {
         /// Which.
         ordinal: u16,
-        /// What the driver or ONNX Runtime said.
+        /// The error of the driver or ONNX Runtime.
         reason: String,
     },
 }

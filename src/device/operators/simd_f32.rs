@@ -16,7 +16,7 @@ pub(super) const LANES: usize = 16;
 /// Sixteen float32.
 ///
 /// # Safety
-/// Every method needs the instructions that its implementor is named after, and pointers to as many numbers as it says.
+/// Every method needs the instructions that its implementor is named after, and pointers to as many numbers as it documents.
 pub(super) trait SimdF32 {
     /// Sixteen of them.
     type Floats: Copy;
@@ -65,7 +65,7 @@ pub(super) trait SimdF32 {
     unsafe fn fetch(from: *const u8);
 }
 
-/// `e^x` for `x` of zero or less, as softmax has it; no less than 1e-38. What is not a number stays so.
+/// `e^x` for `x` of zero or less, for softmax; no less than 1e-38. NaN stays NaN.
 ///
 /// # Safety
 /// As of [`SimdF32`].

@@ -15,7 +15,7 @@ pub(super) const MOST_ROWS: usize = 6;
 pub(super) trait SimdI8: SimdF32 {
     /// 64 weights: four consecutive ones of each column.
     type Codes: Copy;
-    /// What a column's products of a block add up to.
+    /// The sum of a block's products, for each column.
     type Sums: Copy;
     /// Rows whose sums, for twice sixteen columns, stay in registers.
     const ROWS: usize;

@@ -75,8 +75,8 @@ impl Pool {
     /// A pool of a GPU's memory, ordered by the stream that [`gpu_stream`](Self::gpu_stream) then names.
     ///
     /// # Errors
-    /// [`DeviceError::Runtime`] when there is no such GPU, its driver has no memory pools, ONNX Runtime does not take
-    /// the pool, or the GPU has one already.
+    /// [`DeviceError::Runtime`] when the GPU does not exist, its driver has no memory pools, ONNX Runtime refuses the pool, or the
+    /// GPU has one already.
     pub fn on_cuda(runtime: &Runtime, gpu: CudaOptions, options: PoolOptions) -> Result<Self, DeviceError> {
         let claim = Claim::new(AllocationDevice::CUDA, gpu.ordinal)?;
         let backend = cuda::CudaBackend::new(gpu)?;
@@ -95,7 +95,7 @@ impl Pool {
         Ok(Self { registration: Arc::new(registration) })
     }
 
-    /// What it holds now.
+    /// Current statistics.
     #[must_use]
     pub fn figures(&self) -> PoolStats {
         self.allocator().figures()
@@ -112,8 +112,7 @@ impl Pool {
         self.allocator().trim(size(keep));
     }
 
-    /// Whether [`trim`](Self::trim) to `keep` would give back what runs use as scratch, and so end what was
-    /// [captured](super::Binding) of them.
+    /// Whether [`trim`](Self::trim) to `keep` would return scratch that runs use, and so end [captured](super::Binding) runs.
     #[must_use]
     pub fn has_to_trim(&self, keep: Bytes) -> bool {
         self.allocator().has_to_trim(size(keep))
@@ -123,7 +122,7 @@ impl Pool {
     /// them not counted.
     ///
     /// # Errors
-    /// [`DeviceError::NoRoom`] when there is no room for two such places; [`DeviceError::Runtime`] when the device fails.
+    /// [`DeviceError::NoRoom`] without room for two blocks of `bytes`; [`DeviceError::Runtime`] when the device fails.
     pub fn bandwidth(&self, bytes: Bytes, copies: u32) -> Result<f64, DeviceError> {
         let (from, to) = (self.buffer(bytes)?, self.buffer(bytes)?);
         let one = StridedCopy { count: 1, bytes: size(bytes), from: size(bytes), to: size(bytes) };
@@ -180,7 +179,7 @@ impl Pool {
         self.allocator().take_overrun()
     }
 
-    /// Changes when what was captured of a run before can no longer be run again, as its scratch is somebody else's.
+    /// Changes when runs captured before can no longer be replayed, because their scratch has been reused.
     pub(in crate::device) fn epoch(&self) -> u64 {
         self.allocator().epoch()
     }
@@ -198,28 +197,28 @@ impl Pool {
     /// Waits until all work that was submitted is done.
     ///
     /// # Errors
-    /// [`DeviceError::Runtime`] when the device fails, also with what was submitted long before.
+    /// [`DeviceError::Runtime`] when the device fails, also in work that was submitted earlier.
     pub(in crate::device) fn wait(&self) -> Result<(), DeviceError> {
         self.allocator().backend_mut().wait()
     }
 
-    /// Records what `submit` submits, in place of having it done.
+    /// Records the work that `submit` submits, in place of running it.
     ///
     /// # Errors
-    /// What `submit` says; [`DeviceError::Runtime`] when the device cannot record it.
+    /// The errors of `submit`; [`DeviceError::Runtime`] when the device cannot record it.
     pub(in crate::device) fn record(
         &self,
         submit: impl FnOnce() -> Result<(), DeviceError>,
     ) -> Result<Recording, DeviceError> {
         self.allocator().begin_capture()?;
         let submitted = submit();
-        // Ended in any case: a stream that records does nothing else.
+        // Also after an error: a stream that records cannot run work.
         let recorded = self.allocator().end_capture();
         let recording = recorded.map(|recorded| Recording { recorded, pool: self.clone() });
         submitted.and(recording)
     }
 
-    /// Keeps memory of the host where it is, for fast copies, until what this gives is dropped.
+    /// Pins memory of the host, for fast copies, until the result is dropped.
     pub(in crate::device) fn pin(&self, first: NonNull<u8>, bytes: usize) -> Option<Pinned> {
         self.allocator().backend_mut().pin(first, bytes).then(|| Pinned { first, pool: self.clone() })
     }
@@ -227,14 +226,14 @@ impl Pool {
     /// Loads a graph with `load`, whose memory is then counted as weights.
     ///
     /// # Errors
-    /// [`DeviceError::NoRoom`] when there is no room for it; else whatever `load` says.
+    /// [`DeviceError::NoRoom`] when it does not fit; else the errors of `load`.
     pub(in crate::device) fn loading<T>(
         &self,
         load: impl FnOnce() -> Result<T, DeviceError>,
     ) -> Result<T, DeviceError> {
         self.allocator().load_begins();
         let loaded = load();
-        // ONNX Runtime says how much weights were refused, but not by whom and why.
+        // ONNX Runtime reports the size that was refused, but not the reason.
         let room = self.allocator().load_ends();
         room.map_err(|source| DeviceError::NoRoom { what: "the graph cannot be loaded", source })?;
         loaded
@@ -246,7 +245,7 @@ impl Pool {
     }
 
     fn allocator(&self) -> MutexGuard<'_, AnyAllocator> {
-        self.registration.face().allocator()
+        self.registration.pool_allocator().allocator()
     }
 }
 
@@ -257,7 +256,7 @@ pub(in crate::device) struct Recording {
 }
 
 impl Recording {
-    /// Submits it again, after all work that was submitted before. All memory that the work has used must be what it was.
+    /// Replays it, after all work that was submitted before. All memory that the work uses must still be valid.
     ///
     /// # Errors
     /// [`DeviceError::Runtime`] when the device fails.
@@ -319,8 +318,8 @@ impl Buffer {
         &self.pool
     }
 
-    /// Copies rows of another buffer of the same pool, after all work that was submitted before: from so many bytes behind
-    /// its start to `at` bytes behind this one's.
+    /// Copies rows of another buffer of the same pool, after all work that was submitted before: from offset `from_at` there to
+    /// offset `at` here.
     ///
     /// # Errors
     /// [`DeviceError::Shape`] when the buffers do not hold them, or `from` is another pool's; [`DeviceError::Runtime`]
@@ -341,7 +340,7 @@ impl Buffer {
     /// [`DeviceError::Shape`] when it is smaller; [`DeviceError::Runtime`] when the device fails.
     ///
     /// # Safety
-    /// `from` must be valid for reads of as many bytes, and what is there must stay until [`Pool::wait`] has returned.
+    /// `from` must be valid for reads of `bytes`, which must not change until [`Pool::wait`] has returned.
     pub(in crate::device) unsafe fn upload(&self, from: *const u8, bytes: usize) -> Result<(), DeviceError> {
         // SAFETY: the caller's promises are those that are asked for.
         unsafe { self.pool.allocator().upload(from, self.block, bytes) }
@@ -353,7 +352,7 @@ impl Buffer {
     /// As [`upload`](Self::upload).
     ///
     /// # Safety
-    /// `to` must be valid for writes of as many bytes, and nobody may look at it until [`Pool::wait`] has returned.
+    /// `to` must be valid for writes of `bytes`, which must not be accessed until [`Pool::wait`] has returned.
     pub(in crate::device) unsafe fn download(&self, to: *mut u8, bytes: usize) -> Result<(), DeviceError> {
         // SAFETY: the caller's promises are those that are asked for.
         unsafe { self.pool.allocator().download(self.block, to, bytes) }
@@ -361,7 +360,7 @@ impl Buffer {
 
     /// What ONNX Runtime calls its device.
     pub(in crate::device) fn described(&self) -> Described<'_> {
-        self.pool.registration.face().info()
+        self.pool.registration.pool_allocator().info()
     }
 
     /// Where it is on its device.

@@ -1,12 +1,12 @@
 //! A pool of device memory that eka owns and ONNX Runtime allocates from.
 //!
 //! ```text
-//! session ──Alloc, Free, Reserve──► face ──► allocator ──► backend: host, CUDA
-//!                                    (C)     free list,     where memory comes from
-//!                                            limit, figures
+//! session ──Alloc, Free, Reserve──► ort_allocator ──► allocator ──► backend: host, CUDA
+//!                                       (C)           free list,    source of memory
+//!                                                     limit, stats
 //! ```
 //!
-//! ONNX Runtime's own arenas keep what they took and do not say what they hold. A pool registered in their place counts
+//! ONNX Runtime's own arenas keep their memory and do not report their size. A pool registered in their place counts
 //! every byte, has a limit, and gives memory back when asked: [`Pool::trim`] between two requests, all of it when the
 //! sessions are gone.
 //!
@@ -17,7 +17,8 @@
 //!
 //! # Order
 //! Blocks are ordered by one stream: a block that is freed while the device still works on it goes to work submitted
-//! later on the same stream, without waiting. Whoever wants a block for use from elsewhere gets one that is at rest.
+//! later on the same stream, without waiting. A block for use outside the stream is only handed out when the device is done with
+//! it.
 
 mod allocator;
 mod backend;

@@ -7,25 +7,25 @@ use crate::units::Bytes;
 /// Why a pool gave no memory of the device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NoRoom {
-    /// What was asked for, as the block that it takes.
+    /// Size of the requested block.
     pub asked: Bytes,
-    /// What was handed out already.
+    /// Memory handed out already.
     pub held: Bytes,
     /// Most that the pool may hold; `None` when nothing limits it but the device.
     pub limit: Option<Bytes>,
-    /// What the device said, when it was the device that had no more.
-    pub said: Option<String>,
+    /// The device's error, if the device had no memory left.
+    pub reason: Option<String>,
 }
 
 impl std::error::Error for NoRoom {}
 
 impl fmt::Display for NoRoom {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { asked, held, limit, said } = self;
+        let Self { asked, held, limit, reason } = self;
         write!(f, "no room for {asked}: {held}")?;
-        match (limit, said) {
+        match (limit, reason) {
             (Some(limit), None) => write!(f, " of {limit} in use; raise device.memory_limit_bytes,")?,
-            (_, Some(said)) => write!(f, " in use, and the device has no more ({said});")?,
+            (_, Some(reason)) => write!(f, " in use, and the device has no more ({reason});")?,
             (None, None) => write!(f, " in use, and no device has as much;")?,
         }
         write!(

@@ -22,7 +22,7 @@ pub(super) const TENSORS: &str = "adapter_model.safetensors";
 #[derive(Debug)]
 pub(in crate::export) struct Adapter {
     pub(super) dir: PathBuf,
-    /// What its low-rank products are multiplied with, beside their own scale.
+    /// Factor of its low-rank products, in addition to their own scale.
     pub(super) weight: f32,
     pub(super) settings: AdapterConfig,
     pub(super) file: Arc<TensorFile>,
@@ -52,12 +52,12 @@ impl Adapter {
         [self.dir.join(CONFIG), self.file.path().to_owned()]
     }
 
-    /// Names of its tensors that are computed, not trained, and therefore not used.
+    /// Names of its tensors that are computed and not trained, which the merge does not use.
     pub(in crate::export) fn buffers(&self) -> impl Iterator<Item = String> {
         self.file.names().filter(|tensor| is_buffer(tensor)).map(Into::into)
     }
 
-    /// What provenance says of it.
+    /// Its summary for the manifest.
     pub(in crate::export) fn summary(&self) -> AdapterSummary {
         let last = |module: &str| module.rsplit('.').next().unwrap_or(module).to_owned();
         let having = |parts: &[Part]| -> BTreeSet<String> {

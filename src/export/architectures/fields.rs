@@ -38,7 +38,7 @@ impl Sizes {
         Ok(Self { layers, hidden, heads, vocab: config.size("vocab_size")? })
     }
 
-    /// Dimensions of a head, where the configuration does not say.
+    /// Dimensions of a head, if the configuration has no field for them.
     pub(super) fn head_dim(&self, config: &JsonConfig, names: &SizeNames) -> Result<usize, JsonConfigError> {
         let Self { hidden, heads, .. } = self;
         if hidden.is_multiple_of(*heads) {
@@ -99,8 +99,8 @@ pub(super) fn activation(config: &JsonConfig, field: &str) -> Result<Activation,
     })
 }
 
-/// Which layers see a window of the keys alone, and how many keys it has. `layer_types` says so, or `is_sliding` of each
-/// layer's number.
+/// The layers with sliding-window attention, and the size of the window. They are named by `layer_types`, or else by `is_sliding`
+/// of each layer's number.
 pub(super) fn windows(
     config: &JsonConfig,
     layers: usize,

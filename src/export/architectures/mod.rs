@@ -1,7 +1,7 @@
 //! The architectures: each is a file that reads a configuration and names tensors.
 //!
 //! Fields that a configuration leaves out have the defaults of transformers' configuration classes, but sizes have none:
-//! a file that does not say how large the model is has been cut short.
+//! a file without them is truncated.
 
 mod bloom;
 mod family;
@@ -42,7 +42,7 @@ pub(super) fn read(config: &JsonConfig) -> Result<Blueprint, JsonConfigError> {
     if let Some(quantization) = config.section("quantization_config")? {
         return Err(refuse_quantized(config, &quantization));
     }
-    // Once: a section within a section within a section is no model's, and each would be a copy of all within it.
+    // Only one level: no model nests these sections, and each level would copy all levels within it.
     match config.section(TEXT)? {
         Some(text) => read_text(&text),
         None => read_text(config),

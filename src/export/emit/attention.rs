@@ -2,8 +2,8 @@
 //!
 //! Query, key and value read the same input, so their weights are stacked into one matrix: their input is quantized once,
 //! and one node does the work of three. Quantization is by row, so stacking changes no bit of a weight. Only models that
-//! normalise the heads of queries and keys have them apart, because ONNX Runtime's attention normalises heads by itself
-//! on a GPU alone.
+//! normalise the heads of queries and keys have separate matrices, because ONNX Runtime's attention can normalise heads only
+//! on a GPU.
 
 use super::{
     super::{

@@ -96,7 +96,7 @@ impl Emitter {
             .add(Op::plain("Gather", &[data, index], &[output]).with(vec![int_attribute("axis", axis)]));
     }
 
-    /// `input` seen with other dimensions; zero keeps one as it is, minus one takes what is left.
+    /// `input` with other dimensions; zero keeps a dimension, minus one infers it.
     pub(super) fn reshape(&mut self, output: &str, input: &str, dims: &[i64]) {
         let bytes: Vec<u8> = dims.iter().flat_map(|dim| dim.to_le_bytes()).collect();
         let shape = self.constant(&format!("{output}.shape"), ElementType::Int64, &[dims.len()], &bytes);

@@ -41,10 +41,10 @@ pub(in crate::export) fn emit(
     Ok(Emitted { graph: emitter.graph.encode(), plan: emitter.plan })
 }
 
-/// Where a graph is not told whose logits are wanted, those of the last position are.
+/// Index of the last position, for graphs without an input that selects positions.
 const LAST: &str = "last_position";
 
-/// The two ends of a sum that has not been added up yet: the next norm adds them.
+/// The two operands of a sum that the next norm adds.
 struct Residual {
     stream: String,
     update: Option<String>,
@@ -94,7 +94,7 @@ impl Emitter {
             Lengths::Mask { .. } => Dim::Known(1),
         };
         let dims = [Dim::Known(1), rows, Dim::Known(self.dims.vocab)];
-        // Whoever samples wants single precision, whatever the graph computes in.
+        // Sampling takes single precision, independent of the graph's type.
         self.graph.output(&names.logits, ElementType::Float, &dims);
         let Dims { kv_heads, head_dim, .. } = self.dims;
         let cache = [Dim::Known(1), Dim::Known(kv_heads), Dim::Named("capacity"), Dim::Known(head_dim)];
@@ -174,9 +174,8 @@ impl Emitter {
         }
     }
 
-    /// The rows of `input` whose logits are wanted. Nobody reads the logits of other positions, so once the last layer's keys
-    /// and values are in the cache, nothing is computed for them any more: of a prefill that saves the head, and nine tenths
-    /// of a layer.
+    /// The rows of `input` whose logits are wanted. The logits of other positions are not read, so nothing is computed for them once
+    /// the last layer's keys and values are in the cache. In prefill that saves the head, and nine tenths of a layer.
     fn chosen(&mut self, input: &str) -> String {
         let output = format!("{input}.chosen");
         let index = match &self.names.lengths {
@@ -187,7 +186,7 @@ impl Emitter {
         output
     }
 
-    /// What is left to do until `product` may be called logits.
+    /// The steps from `product` to the logits.
     fn logits(&mut self, product: String, cap: Option<f32>) {
         let mut steps: Vec<(&str, Option<String>)> = Vec::new();
         if self.numbers.dtype != Dtype::Float32 {

@@ -10,7 +10,7 @@ use super::{
     format::{ApiFormat, CompletionHead, ResponseMeta, to_json},
     logprobs::{ChatLogprobs, ScoredToken},
     sse::Frame,
-    usage::{PromptProgress, Timings, Usage},
+    usage::{CompletionTail, Timings},
 };
 use crate::{http::request::chat::ChatRequest, text::Call};
 
@@ -20,8 +20,8 @@ pub(crate) struct ChatCompletion<'a> {
     #[serde(flatten)]
     head: CompletionHead<'a>,
     choices: Vec<ChatChoice<'a>>,
-    usage: Usage,
-    timings: Timings,
+    #[serde(flatten)]
+    tail: CompletionTail,
 }
 
 /// One of the answers to a conversation.
@@ -74,15 +74,8 @@ pub(crate) struct ChatCompletionChunk<'a> {
     head: CompletionHead<'a>,
     /// Empty in the events with usage or progress.
     choices: Vec<ChatChoiceDelta<'a>>,
-    /// Sent with `include_usage` only; null before the last event.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Usage>)]
-    usage: Option<Option<Usage>>,
-    /// Sent with the end of each choice.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    timings: Option<Timings>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    prompt_progress: Option<PromptProgress>,
+    #[serde(flatten)]
+    tail: CompletionTail,
 }
 
 /// What is added to a choice.
@@ -171,6 +164,8 @@ impl<'a> From<&'a Call> for CallDelta<'a> {
     }
 }
 
+const CHUNK: &str = "chat.completion.chunk";
+
 /// The format of OpenAI's chat completions.
 pub(crate) struct Chat(ResponseMeta);
 
@@ -190,21 +185,14 @@ impl Chat {
         ChatChoice { index, message: finished.into(), logprobs, finish_reason: finished.reason }
     }
 
-    fn chunk<'a>(&'a self, choice: Option<ChatChoiceDelta<'a>>) -> ChatCompletionChunk<'a> {
-        let usage = (self.0.include_usage && choice.is_some()).then_some(None);
-        let head = self.0.head("chat.completion.chunk");
-        let choices = choice.into_iter().collect();
-        ChatCompletionChunk { head, choices, usage, timings: None, prompt_progress: None }
+    fn chunk<'a>(&'a self, choice: ChatChoiceDelta<'a>, timings: Option<Timings>) -> ChatCompletionChunk<'a> {
+        let usage = self.0.include_usage.then_some(None);
+        let tail = CompletionTail { usage, timings, prompt_progress: None };
+        ChatCompletionChunk { head: self.0.head(CHUNK), choices: vec![choice], tail }
     }
 
-    /// A chunk of one choice, without log-probabilities.
-    fn chunk_of<'a>(
-        &'a self,
-        index: usize,
-        delta: MessageDelta<'a>,
-        finish_reason: Option<FinishReason>,
-    ) -> ChatCompletionChunk<'a> {
-        self.chunk(Some(ChatChoiceDelta { index, delta, logprobs: None, finish_reason }))
+    fn chunk_without_choice(&self, tail: CompletionTail) -> ChatCompletionChunk<'_> {
+        ChatCompletionChunk { head: self.0.head(CHUNK), choices: Vec::new(), tail }
     }
 }
 
@@ -219,34 +207,35 @@ impl ApiFormat for Chat {
         to_json(&ChatCompletion {
             head: self.0.head("chat.completion"),
             choices: choices.iter().enumerate().map(|one| self.choice(one)).collect(),
-            usage: Usage::of(choices),
-            timings: Timings::of(choices),
+            tail: CompletionTail::of(choices),
         })
     }
 
     fn progress(&mut self, progress: Progress, out: &mut Frame) {
-        out.push(&ChatCompletionChunk { prompt_progress: Some(progress.into()), ..self.chunk(None) });
+        out.push(&self.chunk_without_choice(progress.into()));
     }
 
     fn opening(&mut self, choice: usize, out: &mut Frame) {
         let delta = MessageDelta { role: Some("assistant"), content: Some(""), tool_calls: None };
-        out.push(&self.chunk_of(choice, delta, None));
+        let choice = ChatChoiceDelta { index: choice, delta, logprobs: None, finish_reason: None };
+        out.push(&self.chunk(choice, None));
     }
 
     fn delta(&mut self, choice: usize, delta: &Delta, out: &mut Frame) {
         let logprobs = self.logprobs(&delta.scored);
         let delta = ChatChoiceDelta { index: choice, delta: delta.into(), logprobs, finish_reason: None };
-        out.push(&self.chunk(Some(delta)));
+        out.push(&self.chunk(delta, None));
     }
 
     fn closing(&mut self, choice: usize, finished: &FinishedChoice, out: &mut Frame) {
-        let last = self.chunk_of(choice, MessageDelta::default(), Some(finished.reason));
-        out.push(&ChatCompletionChunk { timings: Some(Timings::of(slice::from_ref(finished))), ..last });
+        let (delta, finish_reason) = (MessageDelta::default(), Some(finished.reason));
+        let last = ChatChoiceDelta { index: choice, delta, logprobs: None, finish_reason };
+        out.push(&self.chunk(last, Some(Timings::of(slice::from_ref(finished)))));
     }
 
     fn end(&mut self, choices: &[FinishedChoice], out: &mut Frame) {
         if self.0.include_usage {
-            out.push(&ChatCompletionChunk { usage: Some(Some(Usage::of(choices))), ..self.chunk(None) });
+            out.push(&self.chunk_without_choice(CompletionTail::usage(choices)));
         }
         out.push_done();
     }

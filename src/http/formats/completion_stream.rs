@@ -14,8 +14,8 @@ use super::logprobs::{ScoredToken, Scoring};
 use crate::{
     executor::Ticket,
     http::middleware::access_log::RequestRecord,
-    job::{self, Event, Failure, Finish, MemoryReport, Score},
-    text::{Call, CallReader, Detokenizer, Reading, Text, Told},
+    job::{self, Event, Failure, Finish, MemoryReport, Step, TokenLogprobs},
+    text::{AnswerDelta, Call, CallReader, Detokenizer, Reading, Text},
 };
 
 /// A choice that is being generated. Dropping it cancels the job.
@@ -39,7 +39,7 @@ pub(crate) struct CompletionStream {
     /// Parses tool calls; `None` without tools.
     reader: Option<CallReader>,
     /// All text and calls so far.
-    content: Told,
+    content: AnswerDelta,
 }
 
 impl Drop for CompletionStream {
@@ -55,7 +55,7 @@ struct Scores {
     text: Arc<Text>,
     scoring: Scoring,
     /// The score of the next token.
-    next: Option<Score>,
+    next: Option<TokenLogprobs>,
     all: Vec<ScoredToken>,
     /// How many have been sent with a delta.
     sent: usize,
@@ -184,7 +184,7 @@ impl CompletionStream {
             echo: String::new(),
             scores,
             reader: None,
-            content: Told::default(),
+            content: AnswerDelta::default(),
         }
     }
 
@@ -238,18 +238,22 @@ impl CompletionStream {
                 self.is_loading = true;
                 return Ok(Some(Update::Loading));
             }
-            Event::Progress { done, total, cached } if self.wants_progress => {
+            Event::Step(Step::Progress { done, total, cached }) if self.wants_progress => {
                 self.is_loading = false;
                 let since = self.began.elapsed();
                 return Ok(Some(Update::Progress(Progress { done, total, cached, since })));
             }
-            Event::Score(score) if score.position >= self.prompt_tokens => self.scores.next = Some(score),
+            Event::Step(Step::Logprobs(score)) if score.position >= self.prompt_tokens => {
+                self.scores.next = Some(score)
+            }
             // A worker that resumes the job repeats the scores of the prompt.
-            Event::Score(score) if score.position == self.scores.all.len() => self.scores.take(&score),
-            Event::Score(_) => {}
+            Event::Step(Step::Logprobs(score)) if score.position == self.scores.all.len() => {
+                self.scores.take(&score)
+            }
+            Event::Step(Step::Logprobs(_)) => {}
             Event::Loaded => self.is_loading = false,
-            Event::Progress { .. } => self.is_loading = false,
-            Event::Token(token) => return Ok(self.take_token(token)),
+            Event::Step(Step::Progress { .. }) => self.is_loading = false,
+            Event::Step(Step::Token(token)) => return Ok(self.take_token(token)),
             Event::Done(finish) => return self.take_finish(finish).map(Some),
             // The answer was complete; how its job ended no longer matters.
             Event::Failed(_) if self.state == StreamState::Stopped => return Ok(Some(self.stopped())),
@@ -268,12 +272,12 @@ impl CompletionStream {
             self.scores.take(&score);
         }
         let chunk = self.decoder.push(token);
-        let told = self.read(chunk.text);
+        let content = self.read(chunk.text);
         if chunk.stopped || self.reader.as_ref().is_some_and(CallReader::is_over) {
             self.state = StreamState::Stopped;
             self.ticket.cancel();
         }
-        (!told.is_empty()).then(|| Update::Delta(self.delta(told)))
+        (!content.is_empty()).then(|| Update::Delta(self.delta(content)))
     }
 
     fn take_finish(&mut self, finish: Finish) -> Result<Update, Failure> {
@@ -312,7 +316,7 @@ impl CompletionStream {
             rest.append(&reader.finish());
         }
         let rest = self.delta(rest);
-        let Told { content, calls } = std::mem::take(&mut self.content);
+        let AnswerDelta { content, calls } = std::mem::take(&mut self.content);
         // A call that a stop string truncated must not be executed.
         let is_cut = self.reader.as_ref().is_some_and(CallReader::is_cut);
         let calls_tools = reason == FinishReason::Stop && !calls.is_empty() && !is_cut;
@@ -338,14 +342,14 @@ impl CompletionStream {
     }
 
     /// Separates tool calls from text.
-    fn read(&mut self, fresh: String) -> Told {
+    fn read(&mut self, fresh: String) -> AnswerDelta {
         match &mut self.reader {
             Some(reader) if !fresh.is_empty() => reader.push(&fresh),
-            _ => Told { content: fresh, calls: Vec::new() },
+            _ => AnswerDelta { content: fresh, calls: Vec::new() },
         }
     }
 
-    fn delta(&mut self, mut fresh: Told) -> Delta {
+    fn delta(&mut self, mut fresh: AnswerDelta) -> Delta {
         if !self.echo.is_empty() {
             fresh.content.insert_str(0, &std::mem::take(&mut self.echo));
         }
@@ -362,7 +366,7 @@ impl Delta {
 }
 
 impl Scores {
-    fn take(&mut self, score: &Score) {
+    fn take(&mut self, score: &TokenLogprobs) {
         self.all.push(self.scoring.scored(&self.text, score));
     }
 

@@ -10,7 +10,7 @@ use super::{
     format::{ApiFormat, CompletionHead, ResponseMeta, to_json},
     logprobs::{CompletionLogprobs, ScoredToken},
     sse::Frame,
-    usage::{PromptProgress, Timings, Usage},
+    usage::{CompletionTail, Timings},
 };
 use crate::http::request::completions::CompletionRequest;
 
@@ -21,15 +21,8 @@ pub(crate) struct Completion<'a> {
     head: CompletionHead<'a>,
     /// Empty in the events with usage or progress.
     choices: Vec<CompletionChoice<'a>>,
-    /// In a stream, sent with `include_usage` only; null before the last event.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Usage>)]
-    usage: Option<Option<Usage>>,
-    /// In a stream, sent with the end of each choice.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    timings: Option<Timings>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    prompt_progress: Option<PromptProgress>,
+    #[serde(flatten)]
+    tail: CompletionTail,
 }
 
 /// One of the answers to a prompt.
@@ -63,13 +56,13 @@ impl Completions {
         CompletionChoice { index, text: &finished.text, logprobs, finish_reason: Some(finished.reason) }
     }
 
-    fn document<'a>(&'a self, choices: Vec<CompletionChoice<'a>>) -> Completion<'a> {
-        let head = self.0.head("text_completion");
-        Completion { head, choices, usage: None, timings: None, prompt_progress: None }
+    fn document<'a>(&'a self, choices: Vec<CompletionChoice<'a>>, tail: CompletionTail) -> Completion<'a> {
+        Completion { head: self.0.head("text_completion"), choices, tail }
     }
 
-    fn chunk<'a>(&'a self, choice: CompletionChoice<'a>) -> Completion<'a> {
-        Completion { usage: self.0.include_usage.then_some(None), ..self.document(vec![choice]) }
+    fn chunk<'a>(&'a self, choice: CompletionChoice<'a>, timings: Option<Timings>) -> Completion<'a> {
+        let usage = self.0.include_usage.then_some(None);
+        self.document(vec![choice], CompletionTail { usage, timings, prompt_progress: None })
     }
 }
 
@@ -80,38 +73,33 @@ impl ApiFormat for Completions {
     const ID_PREFIX: &'static str = "cmpl-";
 
     fn whole(&self, choices: &[FinishedChoice]) -> String {
-        to_json(&Completion {
-            usage: Some(Some(Usage::of(choices))),
-            timings: Some(Timings::of(choices)),
-            ..self.document(choices.iter().enumerate().map(|one| self.choice(one)).collect())
-        })
+        let written = choices.iter().enumerate().map(|one| self.choice(one)).collect();
+        to_json(&self.document(written, CompletionTail::of(choices)))
     }
 
     fn progress(&mut self, progress: Progress, out: &mut Frame) {
-        out.push(&Completion { prompt_progress: Some(progress.into()), ..self.document(Vec::new()) });
+        out.push(&self.document(Vec::new(), progress.into()));
     }
 
     fn opening(&mut self, _: usize, _: &mut Frame) {}
 
     fn delta(&mut self, choice: usize, delta: &Delta, out: &mut Frame) {
         let logprobs = self.logprobs(&delta.scored);
-        out.push(&self.chunk(CompletionChoice {
-            index: choice,
-            text: &delta.text,
-            logprobs,
-            finish_reason: None,
-        }));
+        out.push(&self.chunk(
+            CompletionChoice { index: choice, text: &delta.text, logprobs, finish_reason: None },
+            None,
+        ));
     }
 
     fn closing(&mut self, choice: usize, finished: &FinishedChoice, out: &mut Frame) {
         let finish_reason = Some(finished.reason);
         let last = CompletionChoice { index: choice, text: "", logprobs: None, finish_reason };
-        out.push(&Completion { timings: Some(Timings::of(slice::from_ref(finished))), ..self.chunk(last) });
+        out.push(&self.chunk(last, Some(Timings::of(slice::from_ref(finished)))));
     }
 
     fn end(&mut self, choices: &[FinishedChoice], out: &mut Frame) {
         if self.0.include_usage {
-            out.push(&Completion { usage: Some(Some(Usage::of(choices))), ..self.document(Vec::new()) });
+            out.push(&self.document(Vec::new(), CompletionTail::usage(choices)));
         }
         out.push_done();
     }

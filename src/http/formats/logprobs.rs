@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use crate::{
-    job::Score,
+    job::TokenLogprobs,
     text::{Text, TokenText},
 };
 
@@ -53,7 +53,7 @@ pub(crate) struct Scoring {
 
 impl Scoring {
     /// A token with its score.
-    pub(crate) fn scored(&mut self, text: &Text, score: &Score) -> ScoredToken {
+    pub(crate) fn scored(&mut self, text: &Text, score: &TokenLogprobs) -> ScoredToken {
         let top = score.top.iter().map(|(id, logprob)| TokenLogprob::new(text.token(*id), Some(*logprob)));
         self.next(text.token(score.token), Some(score.logprob), top.collect())
     }

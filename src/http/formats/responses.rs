@@ -137,12 +137,12 @@ enum EventData<'a> {
     },
     Part {
         #[serde(flatten)]
-        place: ContentPlace<'a>,
+        position: ContentPosition<'a>,
         part: OutputText<'a>,
     },
     TextDelta {
         #[serde(flatten)]
-        place: ContentPlace<'a>,
+        position: ContentPosition<'a>,
         delta: &'a str,
         /// Always empty.
         #[schema(value_type = Vec<Object>)]
@@ -150,7 +150,7 @@ enum EventData<'a> {
     },
     Text {
         #[serde(flatten)]
-        place: ContentPlace<'a>,
+        position: ContentPosition<'a>,
         text: &'a str,
         /// Always empty.
         #[schema(value_type = Vec<Object>)]
@@ -180,7 +180,7 @@ enum EventData<'a> {
 
 /// Which content of which item an event is about.
 #[derive(Serialize, ToSchema)]
-struct ContentPlace<'a> {
+struct ContentPosition<'a> {
     item_id: &'a str,
     output_index: usize,
     /// Always 0: a message has one content.
@@ -239,8 +239,8 @@ impl Item {
         }
     }
 
-    fn place(&self, output_index: usize) -> ContentPlace<'_> {
-        ContentPlace { item_id: &self.id, output_index, content_index: 0 }
+    fn position(&self, output_index: usize) -> ContentPosition<'_> {
+        ContentPosition { item_id: &self.id, output_index, content_index: 0 }
     }
 }
 
@@ -321,7 +321,7 @@ impl Responses {
         {
             self.open(ItemContent::Message(String::new()), out);
             let Some((index, item)) = self.items.iter().enumerate().next_back() else { return };
-            let data = EventData::Part { place: item.place(index), part: "".into() };
+            let data = EventData::Part { position: item.position(index), part: "".into() };
             push(out, &mut self.sent_events, "response.content_part.added", data);
         }
         let Some((index, item)) = self.items.iter_mut().enumerate().next_back() else { return };
@@ -329,7 +329,7 @@ impl Responses {
             whole.push_str(text);
         }
         if !text.is_empty() {
-            let data = EventData::TextDelta { place: item.place(index), delta: text, logprobs: [] };
+            let data = EventData::TextDelta { position: item.position(index), delta: text, logprobs: [] };
             push(out, &mut self.sent_events, "response.output_text.delta", data);
         }
     }
@@ -365,11 +365,11 @@ impl Responses {
         let mut push = |kind, data| push(out, &mut self.sent_events, kind, data);
         match &item.content {
             ItemContent::Message(text) => {
-                let place = || item.place(output_index);
-                let done = EventData::Text { place: place(), text, logprobs: [] };
+                let position = || item.position(output_index);
+                let done = EventData::Text { position: position(), text, logprobs: [] };
                 push("response.output_text.done", done);
                 let part = text.as_str().into();
-                push("response.content_part.done", EventData::Part { place: place(), part });
+                push("response.content_part.done", EventData::Part { position: position(), part });
             }
             ItemContent::Call(Call { name, arguments, .. }) => {
                 let name = name.as_deref().unwrap_or_default();

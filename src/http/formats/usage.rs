@@ -87,9 +87,9 @@ impl Timings {
             resumed: choices.iter().map(|choice| choice.timings.resumed).sum(),
             cached_tokens,
             draft_n: tokens(|choice| choice.timings.drafted.tokens),
-            draft_n_accepted: tokens(|choice| choice.timings.drafted.right),
+            draft_n_accepted: tokens(|choice| choice.timings.drafted.accepted),
             draft_model_n: tokens(|choice| choice.timings.drafted_by_model.tokens),
-            draft_model_n_accepted: tokens(|choice| choice.timings.drafted_by_model.right),
+            draft_model_n_accepted: tokens(|choice| choice.timings.drafted_by_model.accepted),
             prefill_tokens_per_second: rate(computed, prefill),
             decode_tokens_per_second: rate(tokens(|choice| choice.generated.saturating_sub(1)), decode),
         }
@@ -109,6 +109,38 @@ pub(crate) struct PromptProgress {
 impl From<Progress> for PromptProgress {
     fn from(Progress { done, total, cached, since }: Progress) -> Self {
         Self { total, cache: cached, processed: done, time_ms: milliseconds(since) }
+    }
+}
+
+/// The last fields of OpenAI's completion objects, which a stream spreads over its events.
+#[derive(Default, Serialize, ToSchema)]
+pub(crate) struct CompletionTail {
+    /// In a stream, sent with `include_usage` only; null before the last event.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Usage>)]
+    pub(crate) usage: Option<Option<Usage>>,
+    /// In a stream, sent with the end of each choice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) timings: Option<Timings>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) prompt_progress: Option<PromptProgress>,
+}
+
+impl CompletionTail {
+    /// The fields of a complete answer.
+    pub(crate) fn of(choices: &[FinishedChoice]) -> Self {
+        Self { timings: Some(Timings::of(choices)), ..Self::usage(choices) }
+    }
+
+    /// The usage alone.
+    pub(crate) fn usage(choices: &[FinishedChoice]) -> Self {
+        Self { usage: Some(Some(Usage::of(choices))), ..Self::default() }
+    }
+}
+
+impl From<Progress> for CompletionTail {
+    fn from(progress: Progress) -> Self {
+        Self { prompt_progress: Some(progress.into()), ..Self::default() }
     }
 }
 

@@ -1,6 +1,6 @@
 //! `POST /admin/…`: load and unload models, trim memory, set the log level, shut down.
 //!
-//! Orders run between two jobs: after the running one and before all that are queued.
+//! Commands run between two jobs: after the running one and before all that are queued.
 
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Serialize;
@@ -18,53 +18,53 @@ use crate::{
         },
         state::AppState,
     },
-    job::{Failure, Memory, Order, OrderOutcome, OrderReport},
+    job::{Command, CommandOutcome, CommandReport, Failure, Memory},
     units::Millis,
 };
 
-/// What an order did; with several devices, on each of them.
+/// What a command did; with several devices, on each of them.
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
-pub(crate) enum OrderAnswer {
-    Done(OrderDone),
-    PerDevice { devices: Vec<OrderOnDevice> },
+pub(crate) enum CommandAnswer {
+    Done(CommandDone),
+    PerDevice { devices: Vec<CommandOnDevice> },
 }
 
-/// What an order did.
+/// What a command did.
 #[derive(Serialize, ToSchema)]
-pub(crate) struct OrderDone {
+pub(crate) struct CommandDone {
     /// Models that are loaded now.
     loaded: Vec<String>,
     took_ms: Millis,
     memory: MemoryChange,
 }
 
-/// The worker's memory before and after an order, in bytes.
+/// The worker's memory before and after a command, in bytes.
 #[derive(Serialize, ToSchema)]
 struct MemoryChange {
     before: Memory,
     after: Memory,
 }
 
-/// What an order did on one of several devices.
+/// What a command did on one of several devices.
 #[derive(Serialize, ToSchema)]
-pub(crate) struct OrderOnDevice {
+pub(crate) struct CommandOnDevice {
     #[serde(flatten)]
-    result: OrderResult,
+    result: CommandResult,
     device: Option<String>,
 }
 
-/// What an order did, or the code of its error.
+/// What a command did, or the code of its error.
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
-enum OrderResult {
-    Done(OrderDone),
-    Failed { error: OrderError },
+enum CommandResult {
+    Done(CommandDone),
+    Failed { error: CommandError },
 }
 
-/// Why an order failed.
+/// Why a command failed.
 #[derive(Serialize, ToSchema)]
-struct OrderError {
+struct CommandError {
     code: &'static str,
 }
 
@@ -94,9 +94,9 @@ pub(crate) async fn load(
     payload: web::Payload,
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, ApiError> {
-    let model = state.catalogue.id(&path.into_inner())?;
+    let model = state.models.id(&path.into_inner())?;
     let LoadRequest { keep_alive } = body::read_optional(&request, payload, &state).await?;
-    answer_order(&request, &state, Order::Load { model, keep_alive }).await
+    answer_command(&request, &state, Command::Load { model, keep_alive }).await
 }
 
 /// `POST /admin/models/{id}/unload`.
@@ -105,13 +105,13 @@ pub(crate) async fn unload(
     path: web::Path<String>,
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, ApiError> {
-    let model = state.catalogue.id(&path.into_inner())?;
-    answer_order(&request, &state, Order::Unload { model }).await
+    let model = state.models.id(&path.into_inner())?;
+    answer_command(&request, &state, Command::Unload { model }).await
 }
 
 /// `POST /admin/trim`.
 pub(crate) async fn trim(request: HttpRequest, state: web::Data<AppState>) -> Result<HttpResponse, ApiError> {
-    answer_order(&request, &state, Order::Trim).await
+    answer_command(&request, &state, Command::Trim).await
 }
 
 /// `POST /admin/log`: sets `log.level` until a restart, or until SIGHUP with another log.level.
@@ -136,7 +136,7 @@ pub(crate) async fn log(
 /// `POST /admin/drain`: the same as SIGTERM.
 pub(crate) async fn drain(state: web::Data<AppState>) -> HttpResponse {
     state.drain.cancel();
-    let now = state.executor.snapshot();
+    let now = state.executor.summary();
     HttpResponse::Accepted().json(Draining {
         draining: true,
         queued: now.queued_jobs,
@@ -145,43 +145,43 @@ pub(crate) async fn drain(state: web::Data<AppState>) -> HttpResponse {
     })
 }
 
-async fn answer_order(
+async fn answer_command(
     request: &HttpRequest,
     state: &AppState,
-    order: Order,
+    command: Command,
 ) -> Result<HttpResponse, ApiError> {
-    let outcomes = send_order(request, state, order).await?;
-    Ok(HttpResponse::Ok().json(OrderAnswer::try_from(outcomes)?))
+    let outcomes = send_command(request, state, command).await?;
+    Ok(HttpResponse::Ok().json(CommandAnswer::try_from(outcomes)?))
 }
 
-/// Sends an order to all devices and waits for the outcomes.
-pub(crate) async fn send_order(
+/// Sends a command to all devices and waits for the outcomes.
+pub(crate) async fn send_command(
     request: &HttpRequest,
     state: &AppState,
-    order: Order,
-) -> Result<Vec<OrderOutcome>, ApiError> {
-    let Some(orders) = &state.orders else {
+    command: Command,
+) -> Result<Vec<CommandOutcome>, ApiError> {
+    let Some(commands) = &state.commands else {
         return Err(ApiError::NotFound { path: request.path().to_owned() });
     };
     let limit = state.deadlines().total;
-    let outcomes = timeout(limit, orders(order)).await;
+    let outcomes = timeout(limit, commands(command)).await;
     Ok(outcomes.map_err(|_| Failure::Deadline { elapsed: limit })?)
 }
 
-impl TryFrom<Vec<OrderOutcome>> for OrderAnswer {
+impl TryFrom<Vec<CommandOutcome>> for CommandAnswer {
     type Error = Failure;
 
-    /// Fails if the order failed on all devices.
-    fn try_from(outcomes: Vec<OrderOutcome>) -> Result<Self, Failure> {
+    /// Fails if the command failed on all devices.
+    fn try_from(outcomes: Vec<CommandOutcome>) -> Result<Self, Failure> {
         if outcomes.iter().all(|one| one.device.is_none() || one.outcome.is_err()) {
             let first = outcomes.into_iter().next().map_or(Err(Failure::ShuttingDown), |one| one.outcome);
             return first.map(|report| Self::Done(report.into()));
         }
-        let devices = outcomes.into_iter().map(|OrderOutcome { device, outcome }| OrderOnDevice {
+        let devices = outcomes.into_iter().map(|CommandOutcome { device, outcome }| CommandOnDevice {
             result: match outcome {
-                Ok(report) => OrderResult::Done(report.into()),
+                Ok(report) => CommandResult::Done(report.into()),
                 Err(failure) => {
-                    OrderResult::Failed { error: OrderError { code: ApiError::from(failure).code() } }
+                    CommandResult::Failed { error: CommandError { code: ApiError::from(failure).code() } }
                 }
             },
             device,
@@ -190,8 +190,8 @@ impl TryFrom<Vec<OrderOutcome>> for OrderAnswer {
     }
 }
 
-impl From<OrderReport> for OrderDone {
-    fn from(OrderReport { loaded, took, before, after }: OrderReport) -> Self {
+impl From<CommandReport> for CommandDone {
+    fn from(CommandReport { loaded, took, before, after }: CommandReport) -> Self {
         let loaded = loaded.into_iter().map(|id| id.0).collect();
         Self { loaded, took_ms: took.into(), memory: MemoryChange { before, after } }
     }

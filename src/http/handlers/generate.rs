@@ -103,15 +103,15 @@ fn request_id(request: &HttpRequest) -> String {
 /// Sets the span's attributes by the semantic conventions for generative AI, without the prompt.
 fn trace_request(record: &RequestRecord, ask: &GenerateParams, operation: &'static str, model: &str) {
     record.trace_with(|span| {
-        span.tell("gen_ai.operation.name", operation);
-        span.tell("gen_ai.provider.name", "eka");
-        span.tell("gen_ai.request.model", model.to_owned());
-        span.tell("gen_ai.request.temperature", f64::from(ask.sampling.temperature));
-        span.tell("gen_ai.request.stream", ask.delivery != Delivery::Whole);
+        span.set("gen_ai.operation.name", operation);
+        span.set("gen_ai.provider.name", "eka");
+        span.set("gen_ai.request.model", model.to_owned());
+        span.set("gen_ai.request.temperature", f64::from(ask.sampling.temperature));
+        span.set("gen_ai.request.stream", ask.delivery != Delivery::Whole);
         if let Some(most) = ask.max_new {
-            span.tell("gen_ai.request.max_tokens", i64::try_from(most.0).unwrap_or(i64::MAX));
+            span.set("gen_ai.request.max_tokens", i64::try_from(most.0).unwrap_or(i64::MAX));
         }
-        span.tell("eka.priority", ask.terms.priority.as_str());
+        span.set("eka.priority", ask.terms.priority.as_str());
     });
 }
 

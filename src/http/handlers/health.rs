@@ -1,7 +1,7 @@
 //! Probes for orchestrators, and metrics.
 //!
-//! Alive, ready and full are three different things. A process that answers is alive, whatever its worker does; a
-//! server is ready when a worker has the model loaded; and a full queue is neither's business.
+//! A process that answers is alive, whatever its worker does. It is ready while a worker has the model loaded. A full queue
+//! affects neither.
 
 use std::collections::BTreeMap;
 
@@ -11,11 +11,7 @@ use utoipa::ToSchema;
 
 use crate::{
     executor::SubmitError,
-    http::{
-        error::{ApiError, SOON},
-        state::AppState,
-    },
-    job::Readiness,
+    http::{error::ApiError, state::AppState},
     metrics::CONTENT_TYPE,
 };
 
@@ -43,23 +39,14 @@ pub(crate) async fn livez() -> HttpResponse {
 
 /// `GET /readyz`: a request sent now would be worked on.
 pub(crate) async fn readyz(state: web::Data<AppState>) -> Result<HttpResponse, ApiError> {
-    if !state.executor.snapshot().accepting {
+    if !state.executor.summary().accepting {
         return Err(SubmitError::Stopped.into());
     }
-    match &*state.readiness.borrow() {
-        Readiness::Ready(_) => {
-            let devices = state.devices.iter().map(|(name, seen)| (name.clone(), seen.borrow().as_str()));
-            Ok(HttpResponse::Ok().json(Status { status: "ready", devices: devices.collect() }))
-        }
-        Readiness::Starting => Err(ApiError::Loading),
-        Readiness::Restarting { reason } => {
-            Err(ApiError::WorkerDown { reason: reason.clone(), retry_in: Some(SOON) })
-        }
-        Readiness::Down { reason, retry_in } => {
-            Err(ApiError::WorkerDown { reason: reason.clone(), retry_in: *retry_in })
-        }
-        Readiness::Stopping => Err(SubmitError::Stopped.into()),
+    if let Some(error) = ApiError::not_ready(&state.readiness.borrow()) {
+        return Err(error);
     }
+    let devices = state.devices.iter().map(|(name, seen)| (name.clone(), seen.borrow().as_str()));
+    Ok(HttpResponse::Ok().json(Status { status: "ready", devices: devices.collect() }))
 }
 
 /// `GET /startupz`: the model was loaded once, so that liveness may be judged from now on.

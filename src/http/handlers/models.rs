@@ -126,7 +126,7 @@ pub(crate) async fn model(
 ) -> Result<HttpResponse, ApiError> {
     let id = path.into_inner();
     check_model(&request, &id)?;
-    Ok(HttpResponse::Ok().json(Model::new(&state, state.catalogue.entry(Some(&id))?)))
+    Ok(HttpResponse::Ok().json(Model::new(&state, state.models.entry(Some(&id))?)))
 }
 
 /// The models that the key of a request may use.
@@ -134,7 +134,7 @@ pub(crate) fn allowed<'a>(
     request: &'a HttpRequest,
     state: &'a AppState,
 ) -> impl Iterator<Item = &'a ModelEntry> {
-    state.catalogue.entries().filter(|entry| check_model(request, model_registry::id(entry)).is_ok())
+    state.models.entries().filter(|entry| check_model(request, model_registry::id(entry)).is_ok())
 }
 
 impl<'a> Model<'a> {

@@ -24,7 +24,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{
-    admin::{OrderAnswer, send_order},
+    admin::{CommandAnswer, send_command},
     slot::caller,
     submit::{check_readiness, room},
 };
@@ -45,7 +45,7 @@ use crate::{
         },
         state::AppState,
     },
-    job::{CacheSalt, Event, Failure, Finish, FinishReason, Job, Order, SaveAs},
+    job::{CacheSalt, Command, Event, Failure, Finish, FinishReason, Job, SaveAs},
     metrics::{OnDevice, PromptFile},
     prompt_store::{PromptInfo, PromptName, PromptStore, PromptStoreError, StoredPrompt},
     text::{Conversation, Message, Text},
@@ -124,13 +124,13 @@ pub(crate) enum CacheAnswer<'a> {
     },
     Restore {
         saved: SavedPrompt,
-        done: OrderAnswer,
+        done: CommandAnswer,
     },
     Delete {
         name: &'a str,
         /// Null without a worker that could have the prompt in memory.
         #[schema(required)]
-        done: Option<OrderAnswer>,
+        done: Option<CommandAnswer>,
     },
 }
 
@@ -194,8 +194,8 @@ async fn save(
     let cache_salt = cache_salt::digest(state, caller(request).key.as_deref(), salt.as_deref());
     let job = Job { model, cache_salt, save: Some(save), ..Job::new(state.executor.new_id(), tokens, 1) };
     let (finish, queue_wait) = run(request, state, job).await?;
-    if let Some(tally) = RequestRecord::of(request) {
-        tally.add_tokens(read.0, 0);
+    if let Some(record) = RequestRecord::of(request) {
+        record.add_tokens(read.0, 0);
     }
     let (head, bytes) = head(store, &name).await?;
     Ok(HttpResponse::Ok().json(CacheAnswer::Save {
@@ -241,7 +241,7 @@ async fn restore(
     let (head, bytes) = head(store, &name).await?;
     let text = auth::model(request, state, Some(asked.as_ref().unwrap_or(&head.model)))?;
     let (model, called) = (text.card().id.as_str().into(), name.to_string());
-    let outcomes = send_order(request, state, Order::Restore { model, name: called, file, salt }).await?;
+    let outcomes = send_command(request, state, Command::Restore { model, name: called, file, salt }).await?;
     let (saved, done) = (SavedPrompt::new(&name, head, bytes), outcomes.try_into()?);
     Ok(HttpResponse::Ok().json(CacheAnswer::Restore { saved, done }))
 }
@@ -273,14 +273,14 @@ async fn delete(
     let deleted = blocking(move || store.delete(&called)).await?;
     deleted.map_err(|e| failed(name.as_str(), &e))?;
     // The file is deleted in any case, and a lost worker has lost the prompt as well.
-    let forgotten = send_order(request, state, Order::Forget { name: name.to_string() }).await;
+    let forgotten = send_command(request, state, Command::Forget { name: name.to_string() }).await;
     let done = forgotten.ok().and_then(|outcomes| outcomes.try_into().ok());
     Ok(HttpResponse::Ok().json(CacheAnswer::Delete { name: name.as_str(), done }))
 }
 
-/// The store, if prompts can be saved and orders are supported.
+/// The store, if prompts can be saved and commands are supported.
 fn store(request: &HttpRequest, state: &AppState) -> Result<PromptStore, ApiError> {
-    let store = state.saved.clone().filter(|_| state.orders.is_some());
+    let store = state.saved.clone().filter(|_| state.commands.is_some());
     store.ok_or_else(|| ApiError::NotFound { path: request.path().to_owned() })
 }
 

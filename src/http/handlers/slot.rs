@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 
 use crate::{
     auth::Key,
-    executor::{self, Caller, Counts, Entry, Outcome, Past, Roster},
+    executor::{self, Caller, FinishedJob, JobCounts, JobInfo, JobOutcome, Snapshot},
     http::{
         formats::usage::{RequestMemory, rate},
         middleware::{access_log::RequestRecord, auth::check_model},
@@ -162,14 +162,14 @@ struct MemoryAround {
 /// `GET /v1/slot`.
 pub(crate) async fn slot(request: HttpRequest, state: web::Data<AppState>) -> HttpResponse {
     let reader = Reader::of(&request, &state);
-    HttpResponse::Ok().json(reader.slot(state.executor.roster()))
+    HttpResponse::Ok().json(reader.slot(state.executor.snapshot()))
 }
 
 /// The caller of a job: request id and key of the request.
 pub(crate) fn caller(request: &HttpRequest) -> Caller {
-    RequestRecord::of(request).map_or_else(Caller::default, |tally| Caller {
-        request_id: tally.id().as_str().to_owned(),
-        key: tally.key().map(|key| key.name().to_owned()),
+    RequestRecord::of(request).map_or_else(Caller::default, |record| Caller {
+        request_id: record.id().as_str().to_owned(),
+        key: record.key().map(|key| key.name().to_owned()),
     })
 }
 
@@ -183,14 +183,14 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn of(request: &'a HttpRequest, state: &'a AppState) -> Self {
-        let key = RequestRecord::of(request).and_then(|tally| tally.key().cloned());
+        let key = RequestRecord::of(request).and_then(|record| record.key().cloned());
         Self { request, state, key, now: SystemTime::now() }
     }
 
-    fn slot(&self, mut roster: Roster) -> Slot {
-        let devices: Vec<_> = (0..roster.slots).map(|index| self.device(index, &roster)).collect();
+    fn slot(&self, mut snapshot: Snapshot) -> Slot {
+        let devices: Vec<_> = (0..snapshot.slots).map(|index| self.device(index, &snapshot)).collect();
         for Device { index, memory, running, .. } in &devices {
-            let last = roster.past.iter_mut().rfind(|past| past.slot == *index);
+            let last = snapshot.past.iter_mut().rfind(|past| past.slot == *index);
             if let Some(last) = last.filter(|_| running.is_none()) {
                 last.settled = *memory;
             }
@@ -198,16 +198,16 @@ impl<'a> Reader<'a> {
         Slot {
             object: "slot",
             now: seconds(self.now),
-            accepting: roster.accepting,
+            accepting: snapshot.accepting,
             server: held(&self.state.metrics, "parent", OnDevice::default()),
-            queue: self.queue(&roster),
-            requests: requests(roster.counts),
-            history: roster.past.iter().map(|past| self.finished(past)).collect(),
+            queue: self.queue(&snapshot),
+            requests: requests(snapshot.counts),
+            history: snapshot.past.iter().map(|past| self.finished(past)).collect(),
             devices,
         }
     }
 
-    fn device(&self, index: usize, roster: &Roster) -> Device {
+    fn device(&self, index: usize, snapshot: &Snapshot) -> Device {
         // A single device has no label, and its readiness is that of the server.
         let own = self.state.devices.get(index);
         let label = own.map(|(label, _)| label.as_str());
@@ -224,11 +224,11 @@ impl<'a> Reader<'a> {
             name: up.map(|report| report.runtime.device.clone()),
             models: models.filter(|id| self.opens(id)).collect(),
             memory: up.map(|_| held(&self.state.metrics, "worker", label.into())),
-            running: roster.running.iter().find(|one| one.slot == index).map(|one| self.running(one)),
+            running: snapshot.running.iter().find(|one| one.slot == index).map(|one| self.running(one)),
         }
     }
 
-    fn running(&self, running: &executor::Running) -> Running {
+    fn running(&self, running: &executor::RunningJobInfo) -> Running {
         let stepped = running.generated.0.saturating_sub(1);
         Running {
             who: self.who(&running.job),
@@ -240,8 +240,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn queue(&self, roster: &Roster) -> Queue {
-        let waiting = roster.waiting.iter().enumerate().map(|(ahead, waiting)| Waiting {
+    fn queue(&self, snapshot: &Snapshot) -> Queue {
+        let waiting = snapshot.waiting.iter().enumerate().map(|(ahead, waiting)| Waiting {
             who: self.who(&waiting.job),
             position: ahead + 1,
             since: self.ago(waiting.time),
@@ -249,24 +249,24 @@ impl<'a> Reader<'a> {
             estimate_ms: waiting.left.into(),
         });
         Queue {
-            length: roster.waiting.len(),
-            limit: roster.limits.max_jobs.get(),
-            prompt_tokens: Tokens(roster.waiting.iter().map(|waiting| waiting.job.prompt.0).sum()),
-            prompt_tokens_limit: roster.limits.max_prompt_tokens,
+            length: snapshot.waiting.len(),
+            limit: snapshot.limits.max_jobs.get(),
+            prompt_tokens: Tokens(snapshot.waiting.iter().map(|waiting| waiting.job.prompt.0).sum()),
+            prompt_tokens_limit: snapshot.limits.max_prompt_tokens,
             waiting: waiting.collect(),
         }
     }
 
-    fn finished(&self, past: &Past) -> Finished {
+    fn finished(&self, past: &FinishedJob) -> Finished {
         Finished {
             who: self.who(&past.job),
             device: past.slot,
             ended: seconds(past.ended),
             outcome: match past.outcome {
-                Outcome::Stop => "stop",
-                Outcome::Length => "length",
-                Outcome::Cancelled => "cancelled",
-                Outcome::Failed => "failed",
+                JobOutcome::Stop => "stop",
+                JobOutcome::Length => "length",
+                JobOutcome::Cancelled => "cancelled",
+                JobOutcome::Failed => "failed",
             },
             queue_ms: past.queue_wait.into(),
             running_ms: past.time.into(),
@@ -275,7 +275,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn who(&self, job: &Entry) -> Who {
+    fn who(&self, job: &JobInfo) -> Who {
         let asked = &job.caller;
         let is_told =
             self.key.as_ref().is_none_or(|key| key.is_admin() || asked.key.as_deref() == Some(key.name()));
@@ -298,7 +298,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-const fn requests(counts: Counts) -> Requests {
+const fn requests(counts: JobCounts) -> Requests {
     Requests { done: counts.done, cancelled: counts.cancelled, failed: counts.failed }
 }
 

@@ -6,7 +6,7 @@
 use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use crate::{
-    executor::{Caller, Deadlines, SubmitError, Terms},
+    executor::{Caller, Deadlines, Terms},
     http::{
         error::ApiError,
         formats::completion_stream::CompletionStream,
@@ -66,7 +66,7 @@ pub(crate) async fn admit(
         keep_alive,
         sampling,
         constraint,
-        scores,
+        logprobs: scores,
         trace,
         cache_prompt: ask.cache_prompt,
         cache_salt: cache_salt::digest(state, caller.key.as_deref(), ask.cache_salt.as_deref()),
@@ -113,12 +113,8 @@ fn choices(first: &Job, most: usize, mut new_id: impl FnMut() -> JobId) -> impl 
 /// Refuses requests if no worker is expected soon. While a worker is replaced, requests wait in the queue.
 pub(crate) fn check_readiness(readiness: &Readiness) -> Result<(), ApiError> {
     match readiness {
-        Readiness::Ready(_) | Readiness::Restarting { .. } => Ok(()),
-        Readiness::Starting => Err(ApiError::Loading),
-        Readiness::Down { reason, retry_in } => {
-            Err(ApiError::WorkerDown { reason: reason.clone(), retry_in: *retry_in })
-        }
-        Readiness::Stopping => Err(SubmitError::Stopped.into()),
+        Readiness::Restarting { .. } => Ok(()),
+        _ => ApiError::not_ready(readiness).map_or(Ok(()), Err),
     }
 }
 

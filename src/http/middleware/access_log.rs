@@ -19,12 +19,12 @@ use super::request_id::RequestId;
 use crate::{
     auth::Key,
     http::{
-        connections::{ActivityGuard, Place},
+        connections::{ActivityGuard, ConnectionHandle},
         error::ApiError,
         route_info::{NO_ROUTE, RouteInfo},
     },
     job::TraceLink,
-    metrics::{Metrics, Outcome},
+    metrics::{Metrics, RequestLabels},
     otel::RequestSpan,
     units::Millis,
 };
@@ -84,7 +84,7 @@ impl RequestRecord {
             peer: request.peer_addr().map(|peer| peer.ip()),
             id: RequestId::of(request.headers()),
             begun: Instant::now(),
-            _answer: request.conn_data::<Place>().map(Place::answer),
+            _answer: request.conn_data::<ConnectionHandle>().map(ConnectionHandle::answer),
             key: OnceCell::new(),
             result: RefCell::new(result),
         }))
@@ -165,8 +165,8 @@ impl RequestRecord {
 impl Drop for Record {
     fn drop(&mut self) {
         let result = self.result.get_mut();
-        let outcome = Outcome { route: self.route.path, code: result.code };
-        self.metrics.requests.get_or_create(&outcome).inc();
+        let labels = RequestLabels { route: self.route.path, code: result.code };
+        self.metrics.requests.get_or_create(&labels).inc();
         let tokens = result.prompt_tokens.unwrap_or(0) + result.completion_tokens.unwrap_or(0);
         if let Some(key) = self.key.get() {
             key.spend_tokens(u32::try_from(tokens).unwrap_or(u32::MAX), Instant::now());
@@ -210,21 +210,21 @@ impl Record {
         let (Some(mut span), result) = (self.span.take(), self.result.get_mut()) else { return };
         let whole = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         if let Some(status) = result.status {
-            span.tell("http.response.status_code", i64::from(status.as_u16()));
+            span.set("http.response.status_code", i64::from(status.as_u16()));
         }
         if let (Some(prompt), Some(completion)) = (result.prompt_tokens, result.completion_tokens) {
-            span.tell("gen_ai.usage.input_tokens", whole(prompt));
-            span.tell("gen_ai.usage.output_tokens", whole(completion));
+            span.set("gen_ai.usage.input_tokens", whole(prompt));
+            span.set("gen_ai.usage.output_tokens", whole(completion));
         }
         if !result.reasons.is_empty() {
-            span.tell_all("gen_ai.response.finish_reasons", &result.reasons);
+            span.set_all("gen_ai.response.finish_reasons", &result.reasons);
         }
         if result.code != "ok" {
             let is_fault =
                 result.status.is_none_or(|status| !status.is_client_error()) && result.code != "client_gone";
             span.fail(result.code, is_fault);
         }
-        span.tell("eka.request.id", self.id.as_str().to_owned());
+        span.set("eka.request.id", self.id.as_str().to_owned());
     }
 }
 
@@ -240,7 +240,7 @@ pub(crate) fn log_unparsed(
     if !was_sent {
         return;
     }
-    metrics.requests.get_or_create(&Outcome { route: NO_ROUTE.path, code: error.code() }).inc();
+    metrics.requests.get_or_create(&RequestLabels { route: NO_ROUTE.path, code: error.code() }).inc();
     tracing::info!(
         request_id = id.as_str(),
         route = NO_ROUTE.path,

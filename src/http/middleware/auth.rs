@@ -127,19 +127,19 @@ pub(crate) fn model<'a>(
     state: &'a AppState,
     asked: Option<&str>,
 ) -> Result<&'a Arc<Text>, ApiError> {
-    model_for(key(request).as_deref(), &state.catalogue, asked)
+    model_for(key(request).as_deref(), &state.models, asked)
 }
 
 /// The requested model, if `key` may use it. The error does not reveal whether a model exists that the key may not use.
 pub(crate) fn model_for<'a>(
     key: Option<&Key>,
-    catalogue: &'a ModelRegistry,
+    models: &'a ModelRegistry,
     asked: Option<&str>,
 ) -> Result<&'a Arc<Text>, ApiError> {
     if let Some(asked) = asked {
         check_model_for(key, asked)?;
     }
-    let text = catalogue.find(asked)?;
+    let text = models.find(asked)?;
     check_model_for(key, &text.card().id)?;
     Ok(text)
 }

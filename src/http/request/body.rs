@@ -24,7 +24,7 @@ use tokio::time::timeout;
 use super::{fields::Fields, ignored_fields::Ignored, model_request::ModelRequest, shape::ReadObject};
 use crate::{
     http::{
-        body_memory::Share, connections::Place, error::ApiError, middleware::auth, offload::Cost,
+        body_memory::Share, connections::ConnectionHandle, error::ApiError, middleware::auth, offload::Cost,
         state::AppState,
     },
     text::Text,
@@ -99,14 +99,14 @@ pub(crate) async fn take<R: ModelRequest, T: Send + 'static>(
 ) -> Result<Taken<T>, ApiError> {
     let body = receive(request, payload, state).await?;
     let cost = body.cost();
-    let (key, catalogue) = (auth::key(request), state.catalogue.clone());
+    let (key, models) = (auth::key(request), state.models.clone());
     let unknown = state.settings.unknown_fields;
     let work = move || {
         let (fields, share) = body.parse()?;
         let fields = fields.with_unknown(unknown);
         let ignored = fields.ignored();
         let request = R::parse(fields)?;
-        let text = Arc::clone(auth::model_for(key.as_deref(), &catalogue, request.model())?);
+        let text = Arc::clone(auth::model_for(key.as_deref(), &models, request.model())?);
         let value = resolve(request, &text)?;
         Ok::<_, ApiError>(Taken { text, value, share, ignored })
     };
@@ -182,7 +182,7 @@ async fn bytes(request: &HttpRequest, payload: Payload, state: &AppState) -> Res
     check_length(request.headers(), limit)?;
     let encoding = encoding(request.headers())?;
     // At the connection limit, a connection that is still sending its body may be closed.
-    let _reading = request.conn_data::<Place>().map(Place::body);
+    let _reading = request.conn_data::<ConnectionHandle>().map(ConnectionHandle::body);
     let body = Body { bytes: Vec::new(), encoding, limit, share: state.body_memory.share() };
     let read = timeout(TIMEOUT, body.filled(payload, announced(request.headers()))).await;
     read.map_err(|_| ApiError::BodyTooSlow { limit: TIMEOUT })?

@@ -14,7 +14,7 @@ use super::{
     tool_definitions::{Tool, ToolChoice, chat_tools, tool_choice},
     tools::ToolSet,
 };
-use crate::{http::field_error::FieldError, job::ScoresAsked, text::Conversation, units::Tokens};
+use crate::{http::field_error::FieldError, job::LogprobOptions, text::Conversation, units::Tokens};
 
 /// Most alternatives to each token.
 const MAX_TOP_LOGPROBS: usize = 20;
@@ -62,10 +62,10 @@ impl GenerateRequest for ChatRequest {
 }
 
 impl ChatRequest {
-    fn scores(&self) -> Result<Option<ScoresAsked>, FieldError> {
+    fn scores(&self) -> Result<Option<LogprobOptions>, FieldError> {
         match self.top_logprobs {
             Some(1..) if !self.logprobs => Err(FieldError::requires("top_logprobs", "\"logprobs\": true")),
-            top => Ok(self.logprobs.then(|| ScoresAsked { top: top.unwrap_or(0), prompt: false })),
+            top => Ok(self.logprobs.then(|| LogprobOptions { top: top.unwrap_or(0), prompt: false })),
         }
     }
 

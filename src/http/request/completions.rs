@@ -11,7 +11,7 @@ use super::{
     prompt::{Prompt, prompt},
     shape::shape,
 };
-use crate::{http::field_error::FieldError, job::ScoresAsked, units::Tokens};
+use crate::{http::field_error::FieldError, job::LogprobOptions, units::Tokens};
 
 /// Most alternatives to each token.
 const MAX_LOGPROBS: usize = 5;
@@ -42,7 +42,7 @@ impl GenerateRequest for CompletionRequest {
         self.check_best_of()?;
         let params = self.generation.resolve(RouteParams::new(self.prompt, self.max_tokens), context)?;
         let (choices, echo) = (self.n, self.echo);
-        let scores = self.logprobs.map(|top| ScoresAsked { top, prompt: echo });
+        let scores = self.logprobs.map(|top| LogprobOptions { top, prompt: echo });
         Ok(GenerateParams { choices, echo, scores, ..params })
     }
 }

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     executor::{Deadlines, Terms},
     http::field_error::FieldError,
-    job::{KeepAlive, Priority, Sampling, ScoresAsked},
+    job::{KeepAlive, LogprobOptions, Priority, Sampling},
     text::Reading,
     units::Tokens,
 };
@@ -153,7 +153,7 @@ pub(crate) struct GenerateParams {
     pub(crate) echoed: EchoedFields,
     /// How many answers to generate, one after another.
     pub(crate) choices: usize,
-    pub(crate) scores: Option<ScoresAsked>,
+    pub(crate) scores: Option<LogprobOptions>,
     /// Whether the answer begins with the prompt.
     pub(crate) echo: bool,
     pub(crate) stop: Vec<String>,

@@ -32,7 +32,7 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 use super::malformed;
 use crate::{
     http::{
-        connections::{Phase, Place},
+        connections::{ConnectionHandle, Phase},
         middleware::{access_log, request_id::RequestId},
     },
     metrics::Metrics,
@@ -107,7 +107,7 @@ pub(crate) struct Connection<T> {
     read: usize,
     /// Runs while the client has to send something.
     read_timer: Option<Pin<Box<Sleep>>>,
-    place: Place,
+    handle: ConnectionHandle,
     /// Completes when the connection has to close for a new one.
     closing: Pin<Box<WaitForCancellationFutureOwned>>,
 }
@@ -118,10 +118,10 @@ impl<T> Connection<T> {
         peer: Option<SocketAddr>,
         metrics: Arc<Metrics>,
         timeouts: Timeouts,
-        place: Place,
+        handle: ConnectionHandle,
     ) -> Self {
-        place.set_phase(Phase::Idle);
-        let closing = Box::pin(place.closing().clone().cancelled_owned());
+        handle.set_phase(Phase::Idle);
+        let closing = Box::pin(handle.closing().clone().cancelled_owned());
         let (received, unwritten, request) = (Vec::new(), Vec::new(), RequestState::Idle);
         Self {
             io,
@@ -134,14 +134,14 @@ impl<T> Connection<T> {
             write_timer: None,
             read: 0,
             read_timer: None,
-            place,
+            handle,
             closing,
         }
     }
 
-    /// Its place in the list of all connections.
-    pub(crate) const fn place(&self) -> &Place {
-        &self.place
+    /// Its entry in the list of all connections.
+    pub(crate) const fn handle(&self) -> &ConnectionHandle {
+        &self.handle
     }
 
     /// `refusal`, an answer of actix-web without a body, with an error body.
@@ -164,7 +164,7 @@ impl<T: AsyncWrite + Unpin> Connection<T> {
     fn set_request(&mut self, request: RequestState) {
         if mem::discriminant(&self.request) != mem::discriminant(&request) {
             self.read_timer = None;
-            self.place.set_phase(match request {
+            self.handle.set_phase(match request {
                 RequestState::Idle | RequestState::Closed => Phase::Idle,
                 RequestState::Head { .. } => Phase::Head,
                 RequestState::Answering => Phase::Waiting,
@@ -262,9 +262,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Connection<T> {
 impl<T: AsyncWrite + Unpin> AsyncWrite for Connection<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
         ready!(self.poll_unwritten(cx))?;
-        if let Some((place, status)) = refusal_in(buffer) {
-            let refusal = String::from_utf8_lossy(&buffer[place..]);
-            self.unwritten = [&buffer[..place], &self.explained(&refusal, status)].concat();
+        if let Some((start, status)) = refusal_in(buffer) {
+            let refusal = String::from_utf8_lossy(&buffer[start..]);
+            self.unwritten = [&buffer[..start], &self.explained(&refusal, status)].concat();
             // actix-web writes nothing more, and flushes.
             if let Poll::Ready(Err(error)) = self.poll_unwritten(cx) {
                 return Poll::Ready(Err(error));
@@ -298,14 +298,14 @@ fn refusal_in(written: &[u8]) -> Option<(usize, u16)> {
         return None;
     }
     let from = written.len().saturating_sub(LONGEST_REFUSAL);
-    let place = from + written[from..].windows(7).rposition(|window| window == b"HTTP/1.")?;
-    let head = std::str::from_utf8(&written[place..]).ok()?;
+    let start = from + written[from..].windows(7).rposition(|window| window == b"HTTP/1.")?;
+    let head = std::str::from_utf8(&written[start..]).ok()?;
     let (line, fields) = head.strip_suffix("\r\n\r\n")?.split_once("\r\n")?;
     let status = line.get(9..12)?.parse().ok().filter(|status| malformed::STATUSES.contains(status))?;
     let is_bare = |field: &str| {
         ["content-length: 0", "connection: close"].contains(&field) || field.starts_with("date: ")
     };
-    fields.split("\r\n").all(is_bare).then_some((place, status))
+    fields.split("\r\n").all(is_bare).then_some((start, status))
 }
 
 #[cfg(test)]
@@ -326,9 +326,9 @@ mod tests {
         connection_at(io, Connections::new(8).enter())
     }
 
-    fn connection_at<T>(io: T, place: Place) -> Connection<T> {
+    fn connection_at<T>(io: T, handle: ConnectionHandle) -> Connection<T> {
         let timeouts = Timeouts { write: 60 * SECOND, head: 5 * SECOND, idle: 80 * SECOND };
-        Connection::new(io, None, Arc::new(Metrics::new()), timeouts, place)
+        Connection::new(io, None, Arc::new(Metrics::new()), timeouts, handle)
     }
 
     /// What a client that has sent `sent` receives of `written`, through a pipe that holds `room` bytes.

@@ -23,7 +23,7 @@ use super::{
     malformed::HEAD_TIMEOUT,
 };
 use crate::http::{
-    connections::{Connections, Place, SPARE},
+    connections::{ConnectionHandle, Connections, SPARE},
     documents::SharedDocuments,
     error::ApiError,
     middleware::{
@@ -91,7 +91,7 @@ pub(crate) fn listen(
             .h1_allow_half_closed(false)
             .expect(move |request| std::future::ready(continue_or_refuse(request, &expecting)))
             .on_connect_ext(|connection: &Stream, data| {
-                data.insert(connection.place().clone());
+                data.insert(connection.handle().clone());
             })
             .graceful_shutdown_signal(move || {
                 let ending = ending.clone();
@@ -124,7 +124,7 @@ async fn accept(
     io: TcpStream,
     acceptor: Option<TlsAcceptor>,
     state: web::Data<AppState>,
-    place: Place,
+    handle: ConnectionHandle,
 ) -> Result<(Stream, Protocol, Option<net::SocketAddr>), DispatchError> {
     // Nagle's algorithm would delay the small write of a token until the previous one is acknowledged.
     io.set_nodelay(true)?;
@@ -132,7 +132,7 @@ async fn accept(
     let io = match acceptor {
         Some(acceptor) => {
             let handshake = timeout(HEAD_TIMEOUT, acceptor.accept(io));
-            let io = place.closing().run_until_cancelled(handshake).await;
+            let io = handle.closing().run_until_cancelled(handshake).await;
             let io = io.and_then(Result::ok).ok_or(io::ErrorKind::TimedOut);
             Either::Right(Box::new(io.map_err(io::Error::from)??))
         }
@@ -143,7 +143,7 @@ async fn accept(
         head: HEAD_TIMEOUT,
         idle: (KEEP_ALIVE + HEAD_TIMEOUT).max(2 * state.settings.heartbeat),
     };
-    let connection = Connection::new(io, peer, state.metrics.clone(), timeouts, place);
+    let connection = Connection::new(io, peer, state.metrics.clone(), timeouts, handle);
     Ok((connection, Protocol::Http1, peer))
 }
 

@@ -21,7 +21,7 @@ pub(super) struct Given<'a> {
     pub(super) named: Vec<(String, Value)>,
 }
 
-/// Tells positional from named arguments, which minijinja passes as one value behind the others.
+/// Separates positional from named arguments, which minijinja passes as one last value.
 pub(super) fn split(given: &[Value]) -> Result<Given<'_>, Error> {
     let (positional, kwargs): (&[Value], Kwargs) = from_args(given)?;
     let named = kwargs.args().map(|name| Ok((name.to_owned(), kwargs.get::<Value>(name)?)));

@@ -27,7 +27,7 @@ pub(super) fn add(environment: &mut Environment<'_>) {
     environment.remove_global("debug");
 }
 
-/// What a template passed to `raise_exception`.
+/// The message that a template passed to `raise_exception`.
 #[derive(Debug)]
 pub(super) struct Raised(pub(super) String);
 

@@ -11,7 +11,7 @@ use super::{
     spec::{Spec, truncated},
 };
 
-/// What is formatted: one value, a tuple of them, or a dictionary by name.
+/// The operands: one value, a tuple of values, or a dictionary by name.
 struct Operands<'a> {
     whole: &'a Value,
     values: std::vec::IntoIter<Value>,

@@ -1,11 +1,11 @@
-//! Registers functions, filters and tests that take their arguments as they come.
+//! Registers functions, filters and tests that take their arguments unparsed.
 
 use minijinja::{
     Environment, Error, State, Value,
     value::{Rest, ValueOrKwargs},
 };
 
-/// Adds a function that takes its arguments as they come.
+/// Adds a function that takes its arguments unparsed.
 pub(super) fn add_function(
     environment: &mut Environment<'_>,
     name: &'static str,
@@ -16,7 +16,7 @@ pub(super) fn add_function(
     });
 }
 
-/// Adds a filter that takes its arguments as they come; the first is what it filters.
+/// Adds a filter that takes its arguments unparsed; the first is the filtered value.
 pub(super) fn add_filter(
     environment: &mut Environment<'_>,
     name: &'static str,
@@ -27,7 +27,7 @@ pub(super) fn add_filter(
     });
 }
 
-/// Adds a test that takes its arguments as they come; the first is what it looks at.
+/// Adds a test that takes its arguments unparsed; the first is the tested value.
 pub(super) fn add_test(
     environment: &mut Environment<'_>,
     name: &'static str,

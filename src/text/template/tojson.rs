@@ -33,7 +33,7 @@ pub(super) fn tojson(state: &mut State<'_, '_>, given: &[Value]) -> Result<Value
 
 /// How `json.dumps` lays out.
 struct Style {
-    /// What a level is indented by; without, everything is on one line.
+    /// Indentation of a level; without it, everything is on one line.
     indent: Option<String>,
     between_items: String,
     after_key: String,

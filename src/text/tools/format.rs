@@ -8,17 +8,17 @@ use rand::distr::{Alphanumeric, SampleString};
 pub struct ToolFormat {
     /// Whether this template's model writes so.
     pub(super) is_of: fn(template: &str) -> bool,
-    /// What stands before calls.
+    /// The marker before calls.
     pub(super) marker: &'static str,
     /// An answer that begins with an object is a call, without a marker.
     pub(super) bare: bool,
-    /// What stands between the marker and the first call.
+    /// Text between the marker and the first call.
     pub(super) open: &'static str,
-    /// One of these stands between two calls.
+    /// Separators of two calls.
     pub(super) between: &'static [char],
-    /// What stands after the last call.
+    /// Text after the last call.
     pub(super) close: &'static str,
-    /// What an answer that must be calls is made to begin with.
+    /// Text that an answer begins with if it must be calls.
     pub(super) opening: &'static str,
     /// The name of a call's arguments.
     pub(super) arguments: &'static str,
@@ -38,13 +38,13 @@ pub struct Calls {
 }
 
 impl ToolFormat {
-    /// What stands before calls.
+    /// The marker before calls.
     #[must_use]
     pub const fn marker(&self) -> &'static str {
         self.marker
     }
 
-    /// What the prompt ends with when calls must come, so that the answer is what [`ToolFormat::grammar`] describes.
+    /// The end of the prompt if the answer must be calls, so that the answer matches [`ToolFormat::grammar`].
     #[must_use]
     pub const fn opening(&self) -> &'static str {
         self.opening

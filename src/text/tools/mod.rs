@@ -1,9 +1,9 @@
 //! Calls of tools, as models write them.
 //!
 //! A model calls a tool by writing a JSON object with the tool's name and its arguments, in a format that it was trained
-//! on. The chat template shows the model earlier calls in the same format, and so it is the template's text that says which
-//! one it is. Each format is a file below and a row of [`FORMATS`]; [`CallReader`] reads any of them, and the start rule of
-//! a format says by a grammar where calls may stand.
+//! on. The chat template shows the model earlier calls in the same format, so the format is recognised by the template's text.
+//! Each format is a file below and a row of [`FORMATS`]; [`CallReader`] reads any of them, and the start rule of a format is a
+//! grammar for the places of calls.
 
 mod format;
 mod hermes;
@@ -16,13 +16,13 @@ mod tests;
 
 pub use self::{
     format::{Calls, ToolFormat},
-    reader::{Call, CallReader, Reading, Told},
+    reader::{AnswerDelta, Call, CallReader, Reading},
 };
 
 /// All formats, the more particular first.
 pub(super) const FORMATS: [&ToolFormat; 3] = [&hermes::FORMAT, &mistral::FORMAT, &llama::FORMAT];
 
-/// What a model's chat template says about tools.
+/// A chat template's support for tools.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ToolSupport {
     /// It passes none on.
@@ -34,7 +34,7 @@ pub enum ToolSupport {
 }
 
 impl ToolSupport {
-    /// What the text of a chat template says.
+    /// The support in the text of a chat template.
     #[must_use]
     pub fn of(template: &str) -> Self {
         if !template.contains("tools") {

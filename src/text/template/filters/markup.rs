@@ -50,7 +50,7 @@ fn strip_tags(_: &mut State<'_, '_>, given: &[Value]) -> Result<Value, Error> {
     Ok(Value::from(unescape(&text)))
 }
 
-/// The text without what stands between two marks.
+/// The text without the parts between two marks.
 fn without(text: &str, open: &str, close: &str) -> String {
     let mut kept = String::new();
     let mut rest = text;

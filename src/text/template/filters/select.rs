@@ -87,7 +87,7 @@ fn default(_: &mut State<'_, '_>, given: &[Value]) -> Result<Value, Error> {
     Ok(value)
 }
 
-/// Jinja2 does not look into what is false, so none has no items here.
+/// Jinja2 treats false values as empty, so none has no items here.
 fn items_if_true(value: &Value) -> Result<Vec<Value>, Error> {
     if value.is_true() { items_of(value) } else { Ok(Vec::new()) }
 }

@@ -1,4 +1,4 @@
-//! What filters are given.
+//! Arguments of filters.
 
 use minijinja::{Error, State, Value};
 
@@ -7,12 +7,12 @@ use super::super::{
     repr::{to_text, type_name},
 };
 
-/// What a filter that works on text is given: anything is text.
+/// The argument of a filter on text: any value converts to text.
 pub(super) fn text_of(value: &Value) -> String {
     to_text(value)
 }
 
-/// What a filter that works on items is given.
+/// The argument of a filter on items.
 pub(super) fn items_of(value: &Value) -> Result<Vec<Value>, Error> {
     if value.is_none() {
         return Err(refuse("NoneType is not iterable"));
