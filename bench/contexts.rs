@@ -29,7 +29,7 @@ const TURN: usize = 9;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     eka::device::refuse_telemetry();
-    // `cargo bench` says --bench; a test run of the benches does not, and runs everything once.
+    // `cargo bench` passes --bench; a test run of the benches does not, and runs everything once.
     let rounds = if env::args().any(|argument| argument == "--bench") { 12 } else { 1 };
     let temporary = tempfile::tempdir()?;
     let dir = match env::var_os("BENCH_MODEL") {

@@ -43,7 +43,7 @@ struct Sight {
 
 fn main() -> Outcome<()> {
     eka::device::refuse_telemetry();
-    // `cargo bench` says --bench; a test run of the benches does not, and runs everything once.
+    // `cargo bench` passes --bench; a test run of the benches does not, and runs everything once.
     let has = |wanted: &str| env::args().any(|argument| argument == wanted);
     let once = has("--test") || !has("--bench");
     let (rounds, prompt, steps) = if once { (1, 16, 8) } else { (9, 128, 64) };

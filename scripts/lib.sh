@@ -8,7 +8,7 @@ if [[ -n ${CARGO_TARGET_DIR:-} && $CARGO_TARGET_DIR != /* ]]; then
   export CARGO_TARGET_DIR=$PWD/$CARGO_TARGET_DIR
 fi
 
-# eka never looks in the directory that it is started in; .cargo/config.toml says the same to what cargo runs.
+# eka never loads a library from the working directory; .cargo/config.toml has the same setting for cargo.
 export ORT_DYLIB_PATH=${ORT_DYLIB_PATH:-$root/.onnxruntime}
 
 die() {

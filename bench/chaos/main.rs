@@ -46,10 +46,10 @@ struct Args {
     /// No faults: measure only the parent's memory
     #[arg(long)]
     plain: bool,
-    /// Said by cargo: all of it
+    /// Passed by `cargo bench`: run everything
     #[arg(long, hide = true)]
     bench: bool,
-    /// Said by cargo: once and short, to see that it runs
+    /// Passed by cargo's test run: run once and short
     #[arg(long, hide = true)]
     test: bool,
 }

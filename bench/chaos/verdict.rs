@@ -97,7 +97,7 @@ fn wrong_answer(answer: &Answer, undisturbed: &Answer, plan: &FaultPlan) -> Opti
     (!right).then(|| format!("{answer:?} should be {fate:?} and {:?}", undisturbed.text))
 }
 
-/// An error is right where the device refused a step; what was said before it is the beginning of the answer.
+/// An error is correct if the device rejected a step; the text before it must be the beginning of the answer.
 fn wrong_refusal(refusal: &Refusal, job: u64, undisturbed: &Answer, plan: &FaultPlan) -> Option<String> {
     let kind = struck(plan, job, undisturbed);
     let right = kind.map(fate) == Some(Fate::Refused)

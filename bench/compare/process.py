@@ -107,7 +107,7 @@ def forget_file(file: Path):
         return False
     descriptor = os.open(file, os.O_RDONLY)
     try:
-        # What was written a moment ago can be dropped once it is on the disk.
+        # Recently written pages can be dropped only after they are on the disk.
         os.fsync(descriptor)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         # Asking for a page makes the system read it, and without this its neighbours too: each is asked for once.

@@ -47,7 +47,7 @@ def measures(settings):
 
 
 def physical_cores():
-    """Cores, two threads of one counted once; what the system offers where it does not tell."""
+    """Physical cores; logical CPUs if the system does not report cores."""
     cores = set()
     for topology in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/topology"):
         try:

@@ -60,10 +60,10 @@ struct Args {
     /// Only these checks
     #[arg(long, value_delimiter = ',', value_name = "CHECK")]
     only: Vec<Check>,
-    /// Said by cargo: all of it
+    /// Passed by `cargo bench`: run everything
     #[arg(long, hide = true)]
     bench: bool,
-    /// Said by cargo: once and short, to see that it runs
+    /// Passed by cargo's test run: run once and short
     #[arg(long, hide = true)]
     test: bool,
 }

@@ -25,7 +25,7 @@ const KEPT: Bytes = Bytes::mib(1);
 
 pub(crate) fn soak(ground: &Ground, table: &mut Table) -> Outcome<()> {
     let pool = pool(ground)?;
-    // A GPU gives memory out in pieces of tens of megabytes, which a request has to need more than one of.
+    // A GPU allocates in units of tens of megabytes; a request must need more than one unit.
     let dir = if ground.is_gpu() && !ground.is_quick {
         Shape::all()[0].export(ground, "int4")?
     } else {
@@ -58,7 +58,7 @@ pub(crate) fn soak(ground: &Ground, table: &mut Table) -> Outcome<()> {
         "{median} µs, {} at the 99th percentile, {} at most",
         report.trim_p99_us, report.trim_most_us
     );
-    // In the tests' profile, on the host, every free block is read to see that nobody wrote to it.
+    // In the tests' profile, on the host, every free block is read to check that it was not written to.
     if ground.is_gpu() {
         table.held("a trim, at the median", "2 ms", &found, median <= 2000);
     } else {

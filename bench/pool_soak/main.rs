@@ -31,10 +31,10 @@ struct Args {
     /// Write the figures here as well
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Said by cargo: all of it
+    /// Passed by `cargo bench`: run everything
     #[arg(long, hide = true)]
     bench: bool,
-    /// Said by cargo: once and short, to see that it runs
+    /// Passed by cargo's test run: run once and short
     #[arg(long, hide = true)]
     test: bool,
 }

@@ -9,7 +9,7 @@ import subprocess
 import time
 from pathlib import Path
 
-# Hangs are faults that are injected: one shall cost a second or so, not the minute that a slow machine is given.
+# Hangs are injected: each should cost about a second, not the minute allowed on a slow machine.
 SETTINGS = {"watchdog.decode_floor_ms": 2000, "watchdog.prefill_base_ms": 2000, "queue.max_jobs": 16, "models.keep_alive_ms": 20000}
 
 

@@ -11,7 +11,7 @@ import time
 
 from .server import events
 
-# A refusal that a client is told to come back after.
+# Rejections with Retry-After.
 FULL = "queue_full"
 
 
@@ -137,7 +137,7 @@ class Traffic:
             connection, response = self.post(body)
             found, said = response.status, response.read()
             connection.close()
-            # What is wrong with some shows when they are read whole, for which a full queue does not wait.
+            # Some errors are found only when the body is read, which a full queue does not wait for.
             seen.refused = found == 429 and json.loads(said)["error"]["code"] == FULL
             if found != status and not seen.refused:
                 seen.wrong = f"{str(body)[:40]} is answered with {found}, not {status}"

@@ -35,6 +35,6 @@ def slope(points):
 
 
 def percentile(values, part):
-    """The value below which so many hundredths are; None of none."""
+    """The given percentile; None without values."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(len(ordered) * part / 100))] if ordered else None

@@ -8,7 +8,7 @@ from .trend import buckets, percentile, slope
 # an allocator's last pages.
 LEAST_GROWTH = {"parent_kib": 1024, "worker_kib": 4096, "files": 4, "threads": 2}
 # In minutes, a crowd that has just left is growth to any slope: the parent's heap then stays 6 to 9 MiB higher for as long as
-# its last page is in use, falls, and rises with the next crowd. A leak of 4 KiB a request is seen in five minutes all the same.
+# its last page is in use, falls, and rises with the next crowd. A leak of 4 KiB a request is still detected in five minutes.
 LEAST_GROWTH_SHORT = LEAST_GROWTH | {"parent_kib": 24 << 10, "worker_kib": 24 << 10}
 # Below this, the quarters have too few requests for a 99th percentile to mean anything.
 LONG_S = 1800

@@ -25,7 +25,7 @@ pub(crate) fn measure(
                 let guessed = outcome.timings.drafted_by_model;
                 last = format!(
                     "{passes} passes in place of {alone}, {} of {} right",
-                    guessed.right, guessed.tokens
+                    guessed.accepted, guessed.tokens
                 );
             }
             let wrong = if wrong == 0 { "none".into() } else { format!("1 in {wrong}") };

@@ -94,7 +94,7 @@ impl Forward for Told<'_> {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     eka::device::refuse_telemetry();
-    // `cargo bench` says --bench; a test run of the benches does not, and runs everything once.
+    // `cargo bench` passes --bench; a test run of the benches does not, and runs everything once.
     let rounds = if env::args().any(|argument| argument == "--bench") { 5 } else { 1 };
     let texts: Vec<Text> = serde_json::from_str(include_str!("texts.json"))?;
     let temporary = tempfile::tempdir()?;

@@ -46,7 +46,7 @@ def shipped(document):
 
 
 def expression(package):
-    """The licence as SPDX writes it today; some still say A/B."""
+    """The licence as SPDX writes it today; some crates still write A/B."""
     return re.sub(r"\s*/\s*", " OR ", package["license"] or "") or None
 
 

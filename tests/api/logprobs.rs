@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use crate::support::{
     faulty_worker::{hanging, signal_when_hung},
     program::{Program, expected},
+    requests::with,
     server::{CONTEXT_LENGTH, Server, ServerOptions, events},
 };
 
@@ -16,11 +17,6 @@ fn chat(fields: &Value) -> Value {
     let request =
         json!({ "messages": [{ "role": "user", "content": prompt }], "temperature": 0, "max_tokens": 24 });
     with(request, fields)
-}
-
-fn with(mut request: Value, fields: &Value) -> Value {
-    request.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-    request
 }
 
 /// The entries of a chat's stream, joined over its chunks, of one choice.

@@ -2,7 +2,10 @@
 
 use serde_json::{Value, json};
 
-use crate::support::server::{ANSWER, ANSWER_IDS, Server, ServerOptions};
+use crate::support::{
+    requests::assert_rejected,
+    server::{ANSWER, ANSWER_IDS, Server, ServerOptions},
+};
 
 const RESPONSES: &str = "/v1/responses";
 const QWEN: &str = include_str!("../fixtures/templates/qwen2.5.jinja");
@@ -191,12 +194,6 @@ async fn unsupported_fields_of_responses_are_rejected_by_name() {
             "tools",
         ),
     ] {
-        let (status, answer) = server.ask(RESPONSES, &fields).await;
-        let error = &answer["error"];
-        assert_eq!(
-            (status, &error["code"], &error["param"]),
-            (400, &json!(code), &json!(param)),
-            "{fields}: {answer}"
-        );
+        assert_rejected(&server.ask(RESPONSES, &fields).await, code, param);
     }
 }

@@ -1,11 +1,13 @@
 //! Tools: how the prompt describes them, and how calls are returned.
 
-use std::{fs, path::Path};
+use std::fs;
 
 use serde_json::{Value, json};
 
 use crate::support::{
+    files::copy,
     program::{Program, root},
+    requests::{assert_rejected, with},
     server::{Server, ServerOptions, events},
 };
 
@@ -30,11 +32,6 @@ fn tools() -> Value {
         { "type": "function", "function": { "name": "weather", "description": "It rains?", "parameters": schema() } },
         { "type": "function", "function": { "name": "now" } },
     ])
-}
-
-fn with(mut request: Value, fields: &Value) -> Value {
-    request.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-    request
 }
 
 fn request(fields: &Value) -> Value {
@@ -391,13 +388,7 @@ async fn unsupported_tool_requests_are_rejected_by_name() {
         ),
         (json!({ "messages": [{ "role": "user" }] }), "missing_field", "messages[0].content"),
     ] {
-        let (status, answer) = qwen.ask(CHAT, &request(&fields)).await;
-        let error = &answer["error"];
-        assert_eq!(
-            (status, &error["code"], &error["param"]),
-            (400, &json!(code), &json!(param)),
-            "{fields}: {answer}"
-        );
+        assert_rejected(&qwen.ask(CHAT, &request(&fields)).await, code, param);
     }
     let demo = Server::start(ServerOptions::default());
     let (status, answer) = demo.ask(CHAT, &request(&json!({}))).await;
@@ -407,7 +398,10 @@ async fn unsupported_tool_requests_are_rejected_by_name() {
     let other = server("{{ tools }}<tool_call>\n<function=x>", "a");
     let (_, answer) = other.ask(CHAT, &request(&json!({}))).await;
     assert_eq!(answer["error"]["param"], "tools");
-    assert!(answer["error"]["message"].as_str().unwrap().contains("cannot read"), "{answer}");
+    assert!(
+        answer["error"]["message"].as_str().unwrap().contains("format of calls is not supported"),
+        "{answer}"
+    );
 }
 
 /// The demo's model with another chat template: it has never seen a tool.
@@ -420,14 +414,6 @@ async fn program(template: &str) -> (Program, tempfile::TempDir) {
     fs::write(dir.path().join("demo/base/chat_template.jinja"), template).unwrap();
     let model = dir.path().join("demo");
     (Program::start(&["--model", model.to_str().unwrap()]).await, dir)
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
-    }
 }
 
 #[tokio::test]

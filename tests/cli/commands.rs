@@ -5,7 +5,7 @@ use std::fs;
 use crate::support::{
     files::OLD_LIBRARY,
     models::exported,
-    program::{argument, cache, eka, expected, run, text},
+    program::{argument, cache, cache_setting, eka, expected, run, text},
 };
 
 #[test]
@@ -40,7 +40,7 @@ fn verify_exits_with_1_beyond_the_tolerance() {
 #[test]
 fn generate_streams_the_answer_to_stdout_and_nothing_else() {
     let first = &expected()[0];
-    let cache = format!("model.cache_dir={}", cache().display());
+    let cache = cache_setting();
     let answer = run(&["generate", &first.prompt, "--set", &cache]);
     assert!(answer.status.success(), "{}", text(&answer.stderr));
     assert_eq!(text(&answer.stdout), format!("{}\n", first.text));
@@ -102,7 +102,7 @@ fn bench_reports_pool_memory_and_share_of_bandwidth() {
 fn a_missing_or_invalid_library_is_an_error_with_the_paths_tried() {
     let empty = tempfile::tempdir().unwrap();
     let dir = argument(empty.path());
-    let cache = format!("model.cache_dir={}", cache().display());
+    let cache = cache_setting();
     let served = run(&["serve", "--port", "0", "--set", &cache, "--onnxruntime", dir]);
     assert_eq!(served.status.code(), Some(3));
     assert!(text(&served.stderr).contains(dir), "{}", text(&served.stderr));
@@ -175,7 +175,7 @@ fn a_directory_without_a_model_is_rejected_before_serving() {
 fn a_port_in_use_is_an_error_that_names_it() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
-    let cache = format!("model.cache_dir={}", cache().display());
+    let cache = cache_setting();
     let refused = run(&["serve", "--port", &port, "--set", &cache]);
     assert_eq!(refused.status.code(), Some(3));
     assert!(text(&refused.stderr).contains(&port), "{}", text(&refused.stderr));

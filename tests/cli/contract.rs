@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::support::{
     models::exported,
     processes::send_signal,
-    program::{argument, cache, eka, expected, run, text},
+    program::{argument, cache_setting, eka, expected, run, text},
 };
 
 const COMMANDS: [&str; 11] = [
@@ -28,10 +28,6 @@ const COMMANDS: [&str; 11] = [
 ];
 
 const REFERENCE: &str = "tests/fixtures/llama/expected.safetensors";
-
-fn cache_setting() -> String {
-    format!("model.cache_dir={}", cache().display())
-}
 
 /// The one document on stdout.
 fn document(output: &Output) -> Value {
@@ -84,7 +80,7 @@ fn ctrl_c_exits_with_130_and_keeps_the_printed_text() {
     let arguments = ["generate", &first.prompt, "--set", &cache_setting(), "--json"];
     let mut command = eka(&[&arguments[..], &faults].concat());
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    // The worker says so on its way to the slow step.
+    // The worker logs the slow step when it begins.
     let mut child = child;
     let mut log = std::io::BufReader::new(child.stderr.take().unwrap());
     let mut line = String::new();

@@ -24,8 +24,7 @@ async fn a_closed_loop_counts_the_same_tokens_as_the_server() {
     assert_eq!((result["requests"].as_u64(), result["completed"].as_u64()), (Some(30), Some(30)));
     assert_eq!(result["output_tokens"].as_u64(), Some(30 * 6), "{result}");
     // The server also counts the three warm-up requests.
-    let metrics =
-        program.client.get(format!("{}/metrics", program.url)).send().await.unwrap().text().await.unwrap();
+    let metrics = program.metrics().await;
     assert!(metrics.contains("eka_generated_tokens_total 198"), "{metrics}");
     assert_eq!(result["goodput"], result["requests_per_second"]);
     for wait in ["ttft_ms", "tpot_ms", "e2e_ms"] {

@@ -4,11 +4,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use crate::support::program::{Program, argument, cache, eka, run, text};
-
-fn cache_setting() -> String {
-    format!("model.cache_dir={}", cache().display())
-}
+use crate::support::program::{Program, argument, cache_setting, eka, run, text};
 
 /// A suite of two prompts, of which the second is answered in Devanagari.
 fn suite_with(expectation: &str) -> tempfile::NamedTempFile {

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::support::program::{argument, cache, eka, expected};
+use crate::support::program::{argument, cache_setting, eka, expected};
 
 const UP: &str = "\u{1b}[A";
 const BACKSPACE: &str = "\u{7f}";
@@ -66,7 +66,7 @@ impl Terminal {
 
     /// `eka generate` on the demonstration, with its state in `state`, when it has asked for a prompt.
     fn talk(state: &Path, arguments: &[&str]) -> Self {
-        let cache = format!("model.cache_dir={}", cache().display());
+        let cache = cache_setting();
         let mut terminal = Self::start(
             &[&["generate", "--set", &cache], arguments].concat(),
             &[("XDG_STATE_HOME", argument(state))],

@@ -17,7 +17,7 @@ import jsonschema
 WORDS = ["name", "city", "days", "नाम", "தேதி", "id", "note", "total price", "a\"b", "x_1", "größe", "tags", "🙂"]
 PATTERNS = ["^[a-z]{2,6}$", "^[A-Z][a-z]+$", "[0-9]{3}", "^(yes|no)$", "^[कखग]{1,4}$", r"^\d{2}-\d{2}$", "^a.c", "(foo|bar)$"]
 FORMATS = ["date", "date-time", "time", "uuid", "email", "ipv4", "ipv6", "hostname", "uri"]
-# Keywords that may be refused, which is then said; what is not refused is kept.
+# Keywords that may be rejected by name; all others must be enforced.
 DOUBTFUL = {
     "not": {"type": "null"},
     "uniqueItems": True,
@@ -125,7 +125,7 @@ class Maker:
 
     def reference(self, depth: int) -> dict:
         name = f"d{len(self.defs)}"
-        # Taken before what it holds is made, which may need names as well.
+        # Reserved before its content is made, which may need names too.
         self.defs[name] = {}
         if depth < 3 and self.rng.random() < 0.3:
             tail = {"anyOf": [{"type": "null"}, {"$ref": f"#/$defs/{name}"}]}

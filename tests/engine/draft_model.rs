@@ -21,7 +21,7 @@ use crate::support::{
     decoding::{assert_same, jobs, timeline},
     models::{exported, long_model},
     processes::send_signal,
-    program::{Program, argument, cache, expected, root, run, text},
+    program::{Program, argument, cache, cache_setting, expected, root, run, text},
     server::events,
 };
 
@@ -285,7 +285,7 @@ fn a_speculative_answer_continues_identically_on_another_worker() {
 #[tokio::test]
 async fn a_draft_model_with_another_vocabulary_is_rejected_with_the_first_difference() {
     let (dir, other) = (demo().await, exported("llama"));
-    let cache = format!("model.cache_dir={}", cache().display());
+    let cache = cache_setting();
     for command in [&["serve", "--port", "0"][..], &["generate", "Hello"]] {
         let refused = run(&[command, &["--set", &cache, "--draft-model", &other]].concat());
         let error = text(&refused.stderr);
@@ -339,10 +339,9 @@ async fn v1_models_names_the_draft_model_and_answers_survive_a_crash() {
         program.log()
     );
 
-    let url = |path: &str| format!("{}{path}", program.url);
-    let model: Value = program.client.get(url("/v1/models/demo")).send().await.unwrap().json().await.unwrap();
+    let model: Value = program.get("/v1/models/demo").await.json().await.unwrap();
     assert_eq!(model["eka"]["loaded"]["draft_model"], json!(name), "{model}");
-    let metrics = program.client.get(url("/metrics")).send().await.unwrap().text().await.unwrap();
+    let metrics = program.metrics().await;
     assert!(metrics.contains("eka_draft_tokens_total{source=\"model\"} "), "{metrics}");
 }
 
@@ -361,7 +360,7 @@ async fn a_draft_model_that_fails_to_load_is_a_warning() {
     assert_eq!((status, &answer["text"]), (200, &json!(first.text)));
     program.has_logged("draft_model_unavailable").await;
     assert_eq!(program.logged("draft_model_unavailable").len(), 1, "{}", program.log());
-    let models = program.client.get(format!("{}/v1/models", program.url)).send().await.unwrap();
+    let models = program.get("/v1/models").await;
     let models: Value = models.json().await.unwrap();
     assert_eq!(models["data"][0]["eka"]["loaded"]["draft_model"], Value::Null);
 }

@@ -212,8 +212,7 @@ fn details(answer: &Value) -> u64 {
 }
 
 async fn scraped(program: &Program, name: &str) -> u64 {
-    let metrics = program.client.get(format!("{}/metrics", program.url)).send().await.unwrap();
-    let metrics = metrics.text().await.unwrap();
+    let metrics = program.metrics().await;
     let line =
         metrics.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_else(|| panic!("{metrics}"));
     line.trim().parse().unwrap()

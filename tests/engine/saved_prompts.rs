@@ -253,9 +253,9 @@ async fn a_saved_prompt_is_restored_by_the_next_server_with_the_same_answer() {
         right(&program, n).await;
     }
     assert_eq!(right(&program, 0).await, [length - 1, length]);
-    let metrics = program.client.get(format!("{}/metrics", program.url)).send().await.unwrap();
+    let metrics = program.metrics().await;
     let line = "eka_saved_prompts_total{action=\"restore\",outcome=\"ok\"} 1";
-    assert!(metrics.text().await.unwrap().contains(line));
+    assert!(metrics.contains(line));
 }
 
 #[tokio::test]
@@ -472,7 +472,7 @@ async fn admin_cache_needs_admin_access() {
 async fn admin_cache_matches_the_openapi_document() {
     let place = Place::new();
     let program = place.start(&[]).await;
-    let document = program.client.get(format!("{}/openapi.json", program.url)).send().await.unwrap();
+    let document = program.get("/openapi.json").await;
     let document = closed(document.json().await.unwrap());
     let route = &document["paths"][CACHE];
     let request = &route["post"]["requestBody"]["content"]["application/json"]["schema"];

@@ -111,8 +111,7 @@ async fn the_server_gives_the_same_answers_with_drafts_and_counts_them() {
         assert!(right <= all);
         made += all;
     }
-    let metrics = guessing.client.get(format!("{}/metrics", guessing.url)).send().await.unwrap();
-    let metrics = metrics.text().await.unwrap();
+    let metrics = guessing.metrics().await;
     assert!(
         metrics.contains(&format!("eka_draft_tokens_total{{source=\"text\"}} {made}\n")),
         "{made}: {metrics}"

@@ -1,4 +1,4 @@
-//! `eka export`: what it reads and writes, damaged sources, full disks, kills.
+//! `eka export`: adapters, weight formats, damaged sources, full disks, kills.
 
 mod adapters;
 mod damage;

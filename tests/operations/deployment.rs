@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fs};
 
 use crate::support::{
     processes::{send_signal, worker_of},
-    program::{Program, argument, cache, eka, root, run, text},
+    program::{Program, argument, cache_setting, eka, root, run, text},
 };
 
 fn file(name: &str) -> String {
@@ -62,17 +62,7 @@ async fn every_metric_and_code_in_alerts_and_autoscaler_exists() {
     assert_eq!(status, 200, "families have no members before the first request");
     // So has the end of a worker.
     send_signal("KILL", program.worker_pid());
-    let metrics = async || {
-        program.client.get(format!("{}/metrics", program.url)).send().await.unwrap().text().await.unwrap()
-    };
-    let mut has = metrics().await;
-    for _ in 0..600 {
-        if has.contains("eka_worker_exits_total{") {
-            break;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        has = metrics().await;
-    }
+    let has = program.metrics_with("eka_worker_exits_total{").await;
     let kinds = |name: &str| {
         ["_bucket", "_total"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name).to_owned()
     };
@@ -108,7 +98,7 @@ mod the_service_manager {
     fn started(at: &Path) -> (std::process::Child, UnixDatagram) {
         let socket = UnixDatagram::bind(at).unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-        let cache = format!("model.cache_dir={}", cache().display());
+        let cache = cache_setting();
         let mut command = eka(&["serve", "--port", "0", "--set", &cache]);
         command.env("NOTIFY_SOCKET", at).env("WATCHDOG_USEC", "100000").env_remove("WATCHDOG_PID");
         (command.stderr(Stdio::null()).spawn().unwrap(), socket)

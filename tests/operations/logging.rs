@@ -1,4 +1,4 @@
-//! The server keeps working when nobody reads its stderr.
+//! The server keeps working when its stderr is not read.
 
 use std::{
     fs,
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::support::{
     processes::{send_signal, worker_of},
-    program::{cache, eka},
+    program::{cache_setting, eka},
     server::eventually,
 };
 
@@ -34,7 +34,7 @@ impl Drop for Unread {
 
 impl Unread {
     fn start() -> Self {
-        let cache = format!("model.cache_dir={}", cache().display());
+        let cache = cache_setting();
         let flags = ["--set", "log.level=trace", "--set", "log.prompts=true"];
         let mut command = eka(&["serve", "--port", "0", "--set", &cache]);
         let directory = tempfile::tempdir().unwrap();

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use crate::support::program::{argument, cache, eka, root, text};
+use crate::support::program::{argument, cache_setting, eka, root, text};
 
 /// By these it knows machines of continuous integration, where it is silent by itself.
 const OTHER_REASONS: [&str; 12] = [
@@ -34,7 +34,7 @@ fn onnx_runtime_writes_no_telemetry_files() {
     let home = tempfile::tempdir().unwrap();
     let model = root().join("models/demo");
     for allowed in [None, Some("0"), Some("1")] {
-        let cache = format!("model.cache_dir={}", cache().display());
+        let cache = cache_setting();
         let mut generate = eka(&["generate", "Once", "--raw", "--max-new-tokens", "2", "--set", &cache]);
         generate.args(["--model", argument(&model)]);
         for name in OTHER_REASONS {

@@ -163,19 +163,9 @@ async fn every_metric_in_the_dashboard_exists() {
     let dashboard: Value = serde_json::from_str(&file).unwrap();
     let program = Program::start(&["--device", "cpu"]).await;
     program.ask(NATIVE, &json!({ "prompt": "Once" })).await;
-    let metrics = async || {
-        program.client.get(format!("{}/metrics", program.url)).send().await.unwrap().text().await.unwrap()
-    };
-    // A worker that ends is what makes `worker_exits` more than a heading.
+    // The exit of a worker adds members to `worker_exits`.
     send_signal("KILL", program.worker_pid());
-    let mut has = String::new();
-    for _ in 0..600 {
-        has = metrics().await;
-        if has.contains("eka_worker_exits_total{") {
-            break;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
+    let has = program.metrics_with("eka_worker_exits_total{").await;
     let is_there = |name: &str| {
         has.lines().any(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])))
     };

@@ -228,9 +228,8 @@ async fn a_missing_or_silent_collector_does_not_affect_requests() {
             assert_eq!(program.ask(CHAT, &chat()).await.0, 200);
         }
         if address == refusing {
-            let url = format!("{}/metrics", program.url);
             loop {
-                let metrics = program.client.get(&url).send().await.unwrap().text().await.unwrap();
+                let metrics = program.metrics().await;
                 let dropped =
                     metrics.lines().find_map(|line| line.strip_prefix("eka_trace_spans_dropped_total "));
                 if dropped.unwrap().parse::<u64>().unwrap() >= 100 {

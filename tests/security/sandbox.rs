@@ -84,8 +84,7 @@ fn is_idle(pid: u32) -> bool {
 }
 
 async fn figure(program: &Program, name: &str) -> String {
-    let url = format!("{}/metrics", program.url);
-    let text = program.client.get(url).send().await.unwrap().text().await.unwrap();
+    let text = program.metrics().await;
     text.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned()
 }
 

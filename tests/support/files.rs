@@ -10,7 +10,7 @@ pub(crate) fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// Names in a directory, including hidden ones; empty if there is no directory.
+/// Names in a directory, including hidden ones; empty without a directory.
 pub(crate) fn names(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).into_iter().flatten();
     let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();

@@ -10,6 +10,7 @@ pub(crate) mod models;
 pub(crate) mod pages;
 pub(crate) mod processes;
 pub(crate) mod program;
+pub(crate) mod requests;
 pub(crate) mod server;
 pub(crate) mod tensors;
 pub(crate) mod worker;

@@ -63,8 +63,7 @@ pub(crate) fn text(bytes: &[u8]) -> String {
 const READY_FILE: &str = "ready.json";
 
 fn serve(directory: &TempDir, flags: &[&str]) -> Command {
-    let cache = format!("model.cache_dir={}", cache().display());
-    let mut command = eka(&["serve", "--port", "0", "--set", &cache]);
+    let mut command = eka(&["serve", "--port", "0", "--set", &cache_setting()]);
     command.arg("--ready-file").arg(directory.path().join(READY_FILE)).args(flags);
     command
 }
@@ -178,6 +177,27 @@ impl Program {
         worker_of(self.pid()).expect("the program has a worker")
     }
 
+    pub(crate) async fn get(&self, path: &str) -> reqwest::Response {
+        self.client.get(format!("{}{path}", self.url)).send().await.unwrap()
+    }
+
+    /// The text of `/metrics`.
+    pub(crate) async fn metrics(&self) -> String {
+        self.get("/metrics").await.text().await.unwrap()
+    }
+
+    /// Waits until `/metrics` contains `text`, and returns it.
+    pub(crate) async fn metrics_with(&self, text: &str) -> String {
+        for _ in 0..3_000 {
+            let metrics = self.metrics().await;
+            if metrics.contains(text) {
+                return metrics;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("/metrics never had {text}:\n{}", self.metrics().await);
+    }
+
     pub(crate) fn post(&self, path: &str, body: &Value) -> reqwest::RequestBuilder {
         self.client.post(format!("{}{path}", self.url)).json(body)
     }
@@ -224,6 +244,11 @@ impl Program {
 /// Where exports are kept between tests and runs.
 pub(crate) fn cache() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache")
+}
+
+/// The shared cache as a setting.
+pub(crate) fn cache_setting() -> String {
+    format!("model.cache_dir={}", cache().display())
 }
 
 /// Reads the log as it comes, so that the program never waits for its reader.

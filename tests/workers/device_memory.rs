@@ -31,8 +31,7 @@ fn bytes(figure: &Value) -> u64 {
 
 /// A figure of the worker's memory as it is scraped.
 async fn scraped(program: &Program, kind: &str) -> Option<u64> {
-    let metrics = program.client.get(format!("{}/metrics", program.url)).send().await.unwrap();
-    let metrics = metrics.text().await.unwrap();
+    let metrics = program.metrics().await;
     let line = format!("eka_memory_bytes{{process=\"worker\",kind=\"{kind}\"}} ");
     Some(metrics.split_once(&line)?.1.lines().next().unwrap().parse().unwrap())
 }

@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::support::{
     files::OLD_LIBRARY,
     models::runtime,
-    program::{Program, argument, cache, eka, root, text},
+    program::{Program, argument, cache_setting, eka, root, text},
     server::eventually,
 };
 
@@ -201,7 +201,7 @@ fn a_gpu_library_serves_the_cpu_if_there_is_no_other() {
 #[test]
 fn device_cuda_fails_with_the_reason_instead_of_using_the_cpu() {
     let machine = Machine::with_driver().set("STAND_IN_VERSION", "12080");
-    let cache = format!("model.cache_dir={}", cache().display());
+    let cache = cache_setting();
     for command in [&["generate", "x"][..], &["serve", "--port", "0"]] {
         let refused = machine.run(&[command, &["--device", "cuda", "--set", &cache]].concat());
         let error = text(&refused.stderr);
@@ -226,7 +226,7 @@ async fn the_log_explains_the_cpu_fallback_once_and_v1_models_shows_node_placeme
             "{log}"
         );
     }
-    let models = program.client.get(format!("{}/v1/models", program.url)).send().await.unwrap();
+    let models = program.get("/v1/models").await;
     let models: serde_json::Value = models.json().await.unwrap();
     let eka = &models["data"][0]["eka"];
     let operators = eka["loaded"]["operators"]["CPUExecutionProvider"].as_object().unwrap();
@@ -234,8 +234,7 @@ async fn the_log_explains_the_cpu_fallback_once_and_v1_models_shows_node_placeme
     assert!(operators.contains_key("Attention"), "{eka}");
     assert_eq!(eka["loaded"]["placement"], json!({ "CPUExecutionProvider": nodes }));
     assert_eq!(eka["worker"]["device"], "the CPU");
-    let metrics = program.client.get(format!("{}/metrics", program.url)).send().await.unwrap();
-    let metrics = metrics.text().await.unwrap();
+    let metrics = program.metrics().await;
     let line = format!("eka_graph_nodes{{provider=\"CPUExecutionProvider\"}} {nodes}\n");
     assert!(metrics.contains(&line), "{metrics}");
 

@@ -48,7 +48,7 @@ impl TwoModels {
     }
 
     async fn loaded(&self) -> Vec<String> {
-        let list = self.program.client.get(format!("{}/v1/models", self.program.url)).send().await.unwrap();
+        let list = self.program.get("/v1/models").await;
         let list: Value = list.json().await.unwrap();
         let is_loaded = |model: &&Value| !model["eka"]["loaded"].is_null();
         let models = list["data"].as_array().unwrap().iter().filter(is_loaded);
@@ -179,7 +179,7 @@ async fn a_model_is_unloaded_after_keep_alive() {
     two.program.ask("/generate-lite", &request).await;
     assert_eq!(two.loaded().await, ["demo", "base-only"]);
     eventually_loaded(&two, &["demo"]).await;
-    let ready = two.program.client.get(format!("{}/readyz", two.program.url)).send().await.unwrap();
+    let ready = two.program.get("/readyz").await;
     assert_eq!(ready.status(), 200);
 }
 
@@ -259,8 +259,7 @@ async fn recycle_between_requests_uses_a_new_worker_each_time() {
         assert_eq!((status, &answer["text"]), (200, &json!(first.text)), "{}", program.log());
         assert_eq!(answer["timings"]["resumed"], 0);
     }
-    let metrics = program.client.get(format!("{}/metrics", program.url)).send().await.unwrap();
-    let metrics = metrics.text().await.unwrap();
+    let metrics = program.metrics().await;
     let recycled = metrics.lines().find_map(|line| {
         line.strip_prefix("eka_worker_exits_total{reason=\"recycled\"} ")?.parse::<u64>().ok()
     });
@@ -297,7 +296,7 @@ async fn a_server_recovers_when_its_missing_model_returns() {
         "what was queued has the answer of what comes now"
     );
     eventually_refused(&program, &request).await;
-    let live = program.client.get(format!("{}/livez", program.url)).send().await.unwrap();
+    let live = program.get("/livez").await;
     assert_eq!(live.status(), 200);
 
     std::fs::rename(&gone, &there).unwrap();

@@ -33,18 +33,10 @@ async fn start(flags: &[&str]) -> Program {
     program
 }
 
-async fn get(program: &Program, path: &str) -> reqwest::Response {
-    program.client.get(format!("{}{path}", program.url)).send().await.unwrap()
-}
-
-async fn metrics(program: &Program) -> String {
-    get(program, "/metrics").await.text().await.unwrap()
-}
-
 /// Waits until the devices are as they should; the server is ready all the while.
 async fn states_are(program: &Program, wanted: impl Fn(&[&str]) -> bool) {
     for _ in 0..1_000 {
-        let response = get(program, "/readyz").await;
+        let response = program.get("/readyz").await;
         assert_eq!(response.status(), 200, "{}", program.log());
         let ready: Value = response.json().await.unwrap();
         let states: Vec<_> =
@@ -55,16 +47,6 @@ async fn states_are(program: &Program, wanted: impl Fn(&[&str]) -> bool) {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     panic!("{}", program.log());
-}
-
-async fn metrics_have(program: &Program, line: &str) {
-    for _ in 0..1_000 {
-        if metrics(program).await.contains(line) {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    panic!("no {line} in\n{}\n{}", metrics(program).await, program.log());
 }
 
 /// A request to the demonstration model and its expected text.
@@ -123,9 +105,9 @@ async fn two_devices_answer_in_parallel_and_survive_crashes() {
     let mut second = Answer::ask(&program, &request).await;
     second.begins().await;
     assert!(!first.is_over());
-    metrics_have(&program, "eka_slot_busy 2\n").await;
+    program.metrics_with("eka_slot_busy 2\n").await;
     let third = tokio::spawn(program.post("/generate-lite", &chapter(false).0).send());
-    metrics_have(&program, "eka_queue_jobs 1\n").await;
+    program.metrics_with("eka_queue_jobs 1\n").await;
 
     let workers = workers_of(program.pid());
     assert_eq!(workers.len(), 2);
@@ -133,7 +115,7 @@ async fn two_devices_answer_in_parallel_and_survive_crashes() {
     send_signal("KILL", workers[0]);
     let third: Value = third.await.unwrap().unwrap().json().await.unwrap();
     assert_eq!(third["text"], right, "{}", program.log());
-    metrics_have(&program, "eka_slot_busy 1\n").await;
+    program.metrics_with("eka_slot_busy 1\n").await;
     send_signal("KILL", workers[1]);
     for answer in [first, second] {
         let last = answer.ends().await;
@@ -156,9 +138,9 @@ async fn an_answer_moves_to_the_other_device_without_a_worker() {
         std::fs::rename(&there, &gone).unwrap();
         send_signal("KILL", worker);
         states_are(&program, |states| states.contains(&"ready") && states != ["ready", "ready"]).await;
-        metrics_have(&program, "eka_worker_exits_total{reason=\"load_failed\",device=").await;
+        program.metrics_with("eka_worker_exits_total{reason=\"load_failed\",device=").await;
         let (whole, text) = chapter(false);
-        if !metrics(&program).await.contains("eka_slot_busy 1\n") {
+        if !program.metrics().await.contains("eka_slot_busy 1\n") {
             let (status, other) = program.ask("/generate-lite", &whole).await;
             assert_eq!((status, &other["text"]), (200, &text), "the other device answers");
         }
@@ -203,7 +185,7 @@ async fn requests_go_to_the_device_that_has_their_model() {
     program.has_logged("model_loading").await;
     assert_eq!(program.logged("model_loading").len(), 1, "{}", program.log());
 
-    let list: Value = get(&program, "/v1/models").await.json().await.unwrap();
+    let list: Value = program.get("/v1/models").await.json().await.unwrap();
     let mut loaded = Vec::new();
     for model in list["data"].as_array().unwrap() {
         assert!(!model["eka"]["loaded"].is_null(), "on one of the devices it is: {model}");
@@ -234,7 +216,7 @@ async fn admin_commands_run_on_every_device_and_metrics_have_labels() {
             "{done}"
         );
     }
-    let figures = metrics(&program).await;
+    let figures = program.metrics().await;
     for line in [
         "eka_worker_ready{device=\"cpu:0\"} 1",
         "eka_worker_ready{device=\"cpu:1\"} 1",
@@ -255,7 +237,7 @@ async fn a_missing_device_does_not_stop_the_others() {
     let (request, right) = chapter(false);
     let (status, answer) = program.ask("/generate-lite", &request).await;
     assert_eq!((status, &answer["text"]), (200, &right), "{}", program.log());
-    let ready: Value = get(&program, "/readyz").await.json().await.unwrap();
+    let ready: Value = program.get("/readyz").await.json().await.unwrap();
     assert_eq!(ready["devices"], json!({ "cuda:0": "down", "cpu": "ready" }));
     eventually("the log to say so", || {
         program

@@ -1,7 +1,5 @@
 //! Workers that die or hang at any moment are replaced, and answers continue.
 
-use std::time::Duration;
-
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 
@@ -9,23 +7,13 @@ use crate::support::{
     faulty_worker::{hanging, stream_and},
     files::copy,
     processes::{resident_kib, send_signal, worker_of},
-    program::{Program, argument, cache, expected, run, text},
+    program::{Program, argument, cache_setting, expected, run, text},
     server::{events, eventually},
 };
 
 /// Fills the demo's context: long enough to be interrupted.
 fn long() -> Value {
     json!({ "prompt": "Once", "ignore_eos": true, "max_new_tokens": 500, "stream": true })
-}
-
-async fn is_idle(program: &Program) {
-    loop {
-        let metrics = program.client.get(format!("{}/metrics", program.url)).send().await.unwrap();
-        if metrics.text().await.unwrap().contains("eka_slot_busy 0\n") {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
 }
 
 #[tokio::test]
@@ -166,7 +154,7 @@ async fn a_running_job_gets_a_503_if_the_weights_vanish() {
 
 #[test]
 fn a_worker_that_does_not_load_in_time_fails_the_start_with_exit_code_3() {
-    let cache = format!("model.cache_dir={}", cache().display());
+    let cache = cache_setting();
     let refused = run(&["serve", "--port", "0", "--set", &cache, "--set", "watchdog.load_ms=1"]);
     assert_eq!(refused.status.code(), Some(3));
     let said = text(&refused.stderr);
@@ -279,7 +267,7 @@ async fn twenty_queued_clients_that_disconnect_do_not_affect_the_stream() {
     let (documents, is_done) = events(&text(&received));
     assert!(left && is_done);
     assert_eq!(documents.last().unwrap()["text"], alone["text"]);
-    is_idle(&program).await;
+    program.metrics_with("eka_slot_busy 0\n").await;
 }
 
 #[tokio::test]
@@ -288,9 +276,8 @@ async fn a_client_that_disconnects_frees_the_slot_for_the_next() {
     let mut stream = program.post("/generate-lite", &long()).send().await.unwrap().bytes_stream();
     stream.next().await.unwrap().unwrap();
     drop(stream);
-    is_idle(&program).await;
-    let metrics =
-        program.client.get(format!("{}/metrics", program.url)).send().await.unwrap().text().await.unwrap();
+    program.metrics_with("eka_slot_busy 0\n").await;
+    let metrics = program.metrics().await;
     let generated =
         metrics.lines().find_map(|line| line.strip_prefix("eka_generated_tokens_total ")).unwrap();
     assert!(generated.parse::<u64>().unwrap() < 500, "it was generated to its end");

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 
-# What the library prints must not stand between the lines.
+# The library's own output must not mix with the lines.
 replies = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)
 
