@@ -19,7 +19,7 @@ pub enum TrimWhen {
     Above(Bytes),
     /// After this time without a request.
     Idle(Millis),
-    /// Only if memory is short, or on request.
+    /// Never after a request; only when memory runs short, or on `POST /admin/trim`.
     Never,
 }
 
@@ -48,7 +48,8 @@ impl Default for TrimPolicy {
 }
 
 impl TrimPolicy {
-    /// The size to trim the pool to now, after `idle` without a request and with `held` bytes in the pool; `None` if no trim is due.
+    /// The size to trim the pool to now, after `idle` without a request and with `held` bytes in the pool; `None` if no trim is
+    /// due.
     #[must_use]
     pub fn due(&self, held: Bytes, idle: Duration) -> Option<Bytes> {
         let is_due = match self.when {
@@ -60,7 +61,7 @@ impl TrimPolicy {
         (is_due && held > self.keep).then_some(self.keep)
     }
 
-    /// Idle time after which [`due`](Self::due) changes; `None` if it does not depend on time.
+    /// Idle time after which a trim becomes due; `None` if idle time does not matter.
     #[must_use]
     pub fn wait(&self) -> Option<Duration> {
         match self.when {
@@ -95,7 +96,7 @@ pub enum TrimPolicyError {
         word: String,
     },
     /// Two conflicting words.
-    #[error("{first:?} and {second:?} are mutually exclusive; use one of them")]
+    #[error("{first:?} and {second:?} cannot be combined; give one of always, above, idle and never")]
     Twice {
         /// The first.
         first: String,
@@ -179,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn every_policy_is_read_and_written_as_it_is_spelled() {
+    fn every_spelling_of_a_policy_is_parsed() {
         let plain = |when| TrimPolicy { when, keep: Bytes(0) };
         assert_eq!(policy("always"), TrimPolicy::default());
         assert_eq!(policy("never"), plain(TrimWhen::Never));
@@ -206,11 +207,11 @@ mod tests {
         assert!(
             refused("idle=5s").contains(r#"invalid duration "5s" in "idle=5s"; expected whole milliseconds"#)
         );
-        assert!(refused("always,never").contains(r#""always" and "never" are mutually exclusive"#));
+        assert!(refused("always,never").contains(r#""always" and "never" cannot be combined"#));
     }
 
     #[test]
-    fn what_is_due_follows_from_what_is_held_and_how_long_nothing_ran() {
+    fn a_trim_is_due_by_held_memory_or_idle_time() {
         let due = |text: &str, held, idle| policy(text).due(Bytes(held), Duration::from_millis(idle));
         assert_eq!(due("always", 1, 0), Some(Bytes(0)));
         assert_eq!(due("always", 0, 0), None, "there is nothing to give back");
@@ -227,7 +228,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read_as_the_same(which in 0u8..4, n in any::<u64>(), keep in any::<u64>()) {
+        fn a_policy_survives_display_and_parse(which in 0u8..4, n in any::<u64>(), keep in any::<u64>()) {
             let when = match which {
                 0 => TrimWhen::Always,
                 1 => TrimWhen::Above(Bytes(n)),

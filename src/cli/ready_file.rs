@@ -25,9 +25,9 @@ struct Document<'a> {
     address: &'a str,
     pid: u32,
     version: &'static str,
-    /// Names of the models, the default one first.
+    /// Ids of the models, the default one first.
     models: &'a [String],
-    /// Whether the model is loaded; until then only the port is bound.
+    /// Whether `state` is `ready`: requests are answered, and a model that is not loaded is loaded on demand.
     ready: bool,
     /// `starting`, `ready`, `restarting`, `down` or `stopping`, as in `/readyz`.
     state: &'static str,
@@ -49,9 +49,8 @@ impl ReadyFile {
     /// When the file exists and cannot be removed.
     pub(super) fn remove_stale(path: &Path) -> anyhow::Result<()> {
         match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(error).with_context(|| context(path))
-            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error)
+                .with_context(|| format!("--ready-file {}: cannot remove the old file", path.display())),
             _ => Ok(()),
         }
     }
@@ -147,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn it_names_address_process_and_state_and_is_removed_at_the_end() {
+    fn the_file_has_address_pid_and_state_and_is_removed_on_drop() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("ready.json");
         let file = create(&path, "0.0.0.0:8110");
@@ -176,7 +175,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_follows_the_servers_state() {
+    async fn the_file_is_removed_when_the_server_ends() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("ready.json");
         let (sender, readiness) = watch::channel(Readiness::Stopping);

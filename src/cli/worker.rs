@@ -1,4 +1,4 @@
-//! `eka worker`: the child process, and its command line.
+//! `eka worker`, and how the parent starts it: the command and configuration of each device's worker.
 
 use std::{
     env,
@@ -38,7 +38,7 @@ const NAME: &str = "worker";
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Faults to inject, for tests
-    #[arg(long, value_name = "SPEC", hide = true)]
+    #[arg(long, value_name = "PLAN", hide = true)]
     faults: Option<FaultPlan>,
 }
 
@@ -47,7 +47,7 @@ pub(super) struct Args {
 /// # Errors
 /// When ONNX Runtime cannot be used, the pipe fails, or the device can no longer be used.
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
-    // The parent passes stderr on to its own.
+    // Logs to stderr, which the parent forwards to its own.
     logging::start_quiet()?;
     if let Err(e) = child_process::end_with_parent() {
         tracing::warn!("this worker cannot be tied to its parent and may outlive it: {e}");
@@ -102,11 +102,11 @@ pub(super) fn labels(config: &Config) -> Vec<String> {
     if devices.all().len() > 1 { devices.labels() } else { Vec::new() }
 }
 
-/// The models to serve, and how to start a worker for them on each device of the settings, in the settings' order. Devices
-/// differ in the exports that they get, and in nothing else.
+/// The models to serve, and for each configured device, in the order of the settings, how to start its worker. Devices serve the
+/// same models, but may use different exports of them.
 ///
 /// # Errors
-/// As [`command`] and [`resolve_model::models`], when no model can be used, or no device that something is to be exported for.
+/// As [`command`], [`resolve_model::models`] and [`gpu`], and when no model can be used.
 pub(super) async fn commands(
     config: &Config,
     sandbox: &Sandbox,
@@ -138,7 +138,8 @@ pub(super) async fn commands(
 
 /// Pins each worker that may use the CPU to its own cores.
 fn pin<'a>(workers: impl Iterator<Item = &'a mut WorkerSpec>) -> anyhow::Result<()> {
-    let all = affinity::core_ids().context("the physical cores of this machine are unknown")?;
+    let all = affinity::core_ids()
+        .context("the physical cores of this machine cannot be read; set engine.pin_cores = false")?;
     let mut workers: Vec<_> =
         workers.filter(|spec| matches!(spec.device, DeviceChoice::Auto | DeviceChoice::Cpu)).collect();
     let many = workers.len();
@@ -153,7 +154,8 @@ fn pin<'a>(workers: impl Iterator<Item = &'a mut WorkerSpec>) -> anyhow::Result<
 /// a device's libraries.
 ///
 /// # Errors
-/// When the only configured device is a GPU that cannot be used. Otherwise its supervisor reports it, or another device serves.
+/// When the only configured device is a GPU that cannot be used. A GPU among several, or of `auto`, is reported by its
+/// supervisor.
 pub(super) async fn gpu(config: &Config, choice: DeviceChoice) -> anyhow::Result<Option<GpuReport>> {
     if choice == DeviceChoice::Cpu || !resolve_model::is_exporting(config) {
         return Ok(None);
@@ -161,7 +163,8 @@ pub(super) async fn gpu(config: &Config, choice: DeviceChoice) -> anyhow::Result
     match probe_device(&command_on(config, choice, &[])?).await {
         Ok(report) => Ok(report.gpu),
         Err(reason) if choice != DeviceChoice::Auto && config.engine.device.all().len() == 1 => {
-            Err(anyhow!("the model cannot be loaded: {reason}")).with_exit(Exit::Machine)
+            Err(anyhow!("device {choice} cannot be used: {reason}; use --device cpu, or run eka doctor"))
+                .with_exit(Exit::Machine)
         }
         Err(_) => Ok(None),
     }
@@ -235,7 +238,9 @@ fn place(model: &ResolvedModel) -> anyhow::Result<ModelSource> {
 fn found(dir: &Path) -> anyhow::Result<(PathBuf, Bytes)> {
     // Links are followed; a dangling one counts as empty.
     let size = |path: PathBuf| fs::metadata(path).map_or(0, |metadata| metadata.len());
-    let sizes = fs::read_dir(dir)?.map(|entry| Ok::<_, io::Error>(size(entry?.path())));
+    let entries =
+        fs::read_dir(dir).with_context(|| format!("cannot read model directory {}", dir.display()))?;
+    let sizes = entries.map(|entry| Ok::<_, io::Error>(size(entry?.path())));
     let on_disk = sizes.sum::<Result<u64, _>>().with_context(|| dir.display().to_string())?;
     // Canonical, because it is the key of learned speeds, whatever the working directory.
     let dir = fs::canonicalize(dir).with_context(|| dir.display().to_string())?;

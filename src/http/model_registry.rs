@@ -11,8 +11,8 @@ use crate::{job::ModelId, text::Text};
 /// A model that is served, or the reason why not.
 pub(crate) type ModelEntry = Result<Arc<Text>, Unavailable>;
 
-/// The tokenizers and templates of all models. All are open, whichever model the worker has loaded: they are small, and
-/// invalid requests are refused before they are queued.
+/// The tokenizers and chat templates of all models. They are small, so they stay loaded whichever model the worker has loaded:
+/// invalid requests are rejected before they are queued.
 #[derive(Clone)]
 pub struct ModelRegistry {
     /// The first is the default model.
@@ -57,14 +57,14 @@ impl ModelRegistry {
         self.find(Some(asked)).map(|text| text.card().id.as_str().into())
     }
 
-    /// The ids of the usable models, for messages.
+    /// The ids of the usable models, quoted and separated by commas, for messages.
     #[must_use]
     pub fn names(&self) -> String {
         let names: Vec<_> = self.usable_ids().iter().map(|id| format!("{id:?}")).collect();
         names.join(", ")
     }
 
-    /// The names of the models that can be used.
+    /// The ids of the usable models.
     #[must_use]
     pub fn usable_ids(&self) -> Vec<String> {
         let usable = self.entries().filter(|entry| entry.is_ok());

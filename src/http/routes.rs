@@ -38,11 +38,14 @@ use super::{
     route_info::{Access, NO_ROUTE, RouteInfo},
 };
 
-/// Errors of every route that wants a key.
+/// Errors of every route except the probes: authentication, origin and host checks, rate limits.
 const KEY_ERRORS: &[(u16, &str)] = &[
     (401, "The API key is missing or unknown."),
     (403, "The key, the page's origin or the address is not allowed to do this."),
-    (429, "The rate limit of the address or the key is exceeded; see `Retry-After`."),
+    (
+        429,
+        "The rate limit of the address or the key is exceeded, or the server compiles too many schemas or templates; see `Retry-After`.",
+    ),
 ];
 
 /// Errors of every route with a body.
@@ -50,6 +53,7 @@ const BODY_ERRORS: &[(u16, &str)] = &[
     (400, "The request is invalid; `error.param` names the field."),
     (404, "There is no such model."),
     (408, "The body did not arrive in time."),
+    (415, "`Content-Type` is not `application/json`, or `Content-Encoding` is neither gzip nor identity."),
     (
         413,
         "The body is larger than `server.body_limit_bytes`, or the device has too little memory for the request.",
@@ -61,7 +65,7 @@ const BODY_ERRORS: &[(u16, &str)] = &[
 /// Errors of every route that needs a worker.
 const WORKER_ERRORS: &[(u16, &str)] = &[
     (429, "The queue is full, or a rate limit is exceeded; see `Retry-After`."),
-    (502, "The worker was lost, and the request was retried too often."),
+    (502, "Two workers were lost during this request."),
     (503, "No worker is ready; see `Retry-After`."),
     (504, "The request waited or ran for longer than its time limit."),
 ];
@@ -177,7 +181,7 @@ fn admin() -> Vec<Route> {
             .tag("admin")
             .details("Runs after the current request and before all that are queued.")
             .parameter("id", "The id of the model.")
-            .may_take::<LoadRequest>([("keep_alive", "For a while", json!({ "keep_alive": "10m" }))])
+            .may_take::<LoadRequest>([("keep_alive", "Stay loaded for ten minutes", json!({ "keep_alive": "10m" }))])
             .answers::<CommandAnswer>("The model is loaded.")
             .refuses(&[KEY_ERRORS, BODY_ERRORS, WORKER_ERRORS]),
         Route::new(Method::POST, "/admin/models/{id}/unload", "Unload a model and free its memory (admin)", admin::unload)
@@ -201,7 +205,7 @@ fn admin() -> Vec<Route> {
                 ("delete", "Delete it", json!({ "action": "delete", "name": "support" })),
             ])
             .answers::<CacheAnswer<'_>>("The action is done.")
-            .refuses(&[KEY_ERRORS, BODY_ERRORS, WORKER_ERRORS, &[(409, "The file is damaged or was saved for another model or cache type, or memory is too short.")]]),
+            .refuses(&[KEY_ERRORS, BODY_ERRORS, WORKER_ERRORS, &[(409, "The file is damaged or was saved for another model or cache type, or there is too little memory.")]]),
         Route::new(Method::GET, "/admin/cache", "The saved prompts (admin)", prompt_cache::list)
             .access(Access::Admin)
             .tag("admin")
@@ -210,7 +214,7 @@ fn admin() -> Vec<Route> {
         Route::new(Method::POST, "/admin/log", "Set log.level (admin)", admin::log)
             .access(Access::Admin)
             .tag("admin")
-            .takes::<LogRequest>([("level", "Less", json!({ "level": "warn" }))])
+            .takes::<LogRequest>([("level", "Warnings and errors only", json!({ "level": "warn" }))])
             .answers::<LogLevel>("The level is set.")
             .refuses(&[KEY_ERRORS, BODY_ERRORS]),
         Route::new(Method::POST, "/admin/drain", "Shut down after the accepted requests (admin)", admin::drain)
@@ -228,12 +232,17 @@ fn operation() -> Vec<Route> {
             .access(Access::Probe)
             .tag("operation")
             .answers::<Status>("The process is alive."),
-        Route::new(Method::GET, "/readyz", "200 while a worker has the model loaded", health::readyz)
-            .access(Access::Probe)
-            .tag("operation")
-            .answers::<Status>("A worker is ready.")
-            .refuses(&[&[(503, "No worker is ready; see `Retry-After`.")]]),
-        Route::new(Method::GET, "/startupz", "200 once a worker has loaded the model", health::startupz)
+        Route::new(
+            Method::GET,
+            "/readyz",
+            "200 while a worker is ready and requests are accepted",
+            health::readyz,
+        )
+        .access(Access::Probe)
+        .tag("operation")
+        .answers::<Status>("A worker is ready.")
+        .refuses(&[&[(503, "No worker is ready; see `Retry-After`.")]]),
+        Route::new(Method::GET, "/startupz", "200 once a worker was ready", health::startupz)
             .access(Access::Probe)
             .tag("operation")
             .answers::<Status>("Startup is complete.")
@@ -243,7 +252,7 @@ fn operation() -> Vec<Route> {
             .tag("operation")
             .answers_raw("application/openmetrics-text", Type::String, "The metrics.")
             .refuses(&[KEY_ERRORS]),
-        Route::new(Method::GET, "/openapi.json", "This list as an OpenAPI document", docs::openapi)
+        Route::new(Method::GET, "/openapi.json", "All routes as an OpenAPI document", docs::openapi)
             .access(Access::Page(page))
             .tag("operation")
             .answers_raw("application/json", Type::Object, "The document.")
@@ -253,11 +262,16 @@ fn operation() -> Vec<Route> {
             .tag("operation")
             .answers_raw("text/html", Type::String, "The page.")
             .refuses(&[KEY_ERRORS]),
-        Route::new(Method::GET, "/", "This list; the web page where HTML is requested", index::index)
-            .access(Access::Page(ui::is_wanted))
-            .tag("operation")
-            .answers_raw("text/plain", Type::String, "The list.")
-            .refuses(&[KEY_ERRORS]),
+        Route::new(
+            Method::GET,
+            "/",
+            "All routes as text, or the web page if the client accepts HTML",
+            index::index,
+        )
+        .access(Access::Page(ui::is_wanted))
+        .tag("operation")
+        .answers_raw("text/plain", Type::String, "The list.")
+        .refuses(&[KEY_ERRORS]),
         Route::new(Method::GET, "/page/{file}", "The files of the web page", ui::file)
             .access(Access::Page(ui::is_file))
             .tag("operation")
@@ -267,7 +281,8 @@ fn operation() -> Vec<Route> {
     ]
 }
 
-/// The route of a path, exactly as it was sent: another spelling of a path is not open to anyone by it.
+/// The first route whose pattern matches `path`, or [`NO_ROUTE`]. `path` is compared byte for byte and is not normalized, so an
+/// encoded or doubled spelling of an open path does not inherit its access rule.
 pub(crate) fn find(path: &str) -> &'static RouteInfo {
     let matches = |route: &&Route| match route.info.path.split_once('{') {
         Some((prefix, rest)) => {
@@ -284,7 +299,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn routes_have_labels_and_everything_else_has_one() {
+    fn a_known_path_finds_its_route_and_any_other_path_has_the_label_other() {
         assert_eq!(find("/v1/completions").path, "/v1/completions");
         assert_eq!(find("/v1/models").path, "/v1/models");
         assert_eq!(find("/v1/models/demo").path, "/v1/models/{id}");

@@ -20,7 +20,7 @@ pub struct Outcome {
     pub total: Duration,
     /// Tokens of the prompt, as the server reports them.
     pub prompt_tokens: u64,
-    /// Tokens of the answer, as the server reports them, or else the number of pieces.
+    /// Tokens of the answer as the server reports them, or else the number of text events; 0 after an error.
     pub output_tokens: u64,
     /// Error code of a request without a complete answer.
     pub error: Option<String>,
@@ -35,8 +35,8 @@ impl Outcome {
     }
 }
 
-/// Sends a request and reads the answer to its end. `due` is the scheduled send time: a request that this program sends late
-/// has waited since then.
+/// Sends a request and reads the answer to its end. Times count from `due`, the scheduled send time, so that a late send does not
+/// hide the server's delay (coordinated omission).
 pub(super) async fn ask(client: &Client, api: Api, body: &Value, began: Instant, due: Instant) -> Outcome {
     let mut outcome = Outcome { at: due.saturating_duration_since(began), ..Outcome::default() };
     let read = read(client, api, body, due, &mut outcome).await;
@@ -75,7 +75,7 @@ async fn read(
     Ok(())
 }
 
-/// Whether an event has text; reasoning models send it in another field first.
+/// Whether an event has text or tool calls. Reasoning models send `reasoning_content` or `reasoning` first.
 fn has_text(api: Api, event: &Value) -> bool {
     let choice = &event["choices"][0];
     let is_text = |value: &Value| value.as_str().is_some_and(|text| !text.is_empty());

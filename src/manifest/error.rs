@@ -11,7 +11,7 @@ use super::{OLDEST_SCHEMA, SCHEMA};
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
     /// It is missing or cannot be read.
-    #[error("{}: {source}; is this a directory written by `eka export`?", path.display())]
+    #[error("{}: {source}; expected a model directory written by `eka export`", path.display())]
     Read {
         /// The manifest's path.
         path: PathBuf,
@@ -27,7 +27,7 @@ pub enum ManifestError {
         source: serde_json::Error,
     },
     /// It is not what onnxruntime-genai's builder writes for a decoder.
-    #[error("{}: {source}; eka serves only decoders, as its builder writes them", path.display())]
+    #[error("{}: {source}; expected a decoder as onnxruntime-genai's model builder writes it", path.display())]
     Genai {
         /// The file's path.
         path: PathBuf,
@@ -35,7 +35,7 @@ pub enum ManifestError {
         source: serde_json::Error,
     },
     /// The graph would be outside of the directory.
-    #[error("{}: the graph's file is {file:?}, expected a plain name; correct it", path.display())]
+    #[error("{}: graph.file is {file:?}, expected a plain name without directories; correct graph.file", path.display())]
     GraphFile {
         /// The file's path.
         path: PathBuf,
@@ -43,7 +43,7 @@ pub enum ManifestError {
         file: String,
     },
     /// It was written by another version.
-    #[error("{}: schema {found}, this version of eka reads schemas {OLDEST_SCHEMA} to {SCHEMA}; export the model again", path.display())]
+    #[error("{}: the manifest has schema version {found}, but this version of eka reads {OLDEST_SCHEMA} to {SCHEMA}; export the model again", path.display())]
     Schema {
         /// The manifest's path.
         path: PathBuf,
@@ -59,7 +59,7 @@ pub enum ManifestError {
         file: String,
     },
     /// An end token that the model cannot generate.
-    #[error("{}: end token {id} does not exist, the vocabulary has {vocab} tokens; correct end_tokens", path.display())]
+    #[error("{}: end_tokens contains {id}, but the vocabulary has only {vocab} tokens; correct end_tokens", path.display())]
     EndToken {
         /// The manifest's path.
         path: PathBuf,
@@ -68,7 +68,7 @@ pub enum ManifestError {
         /// Number of token ids.
         vocab: usize,
     },
-    /// A size that no model has.
+    /// A size or option is out of range.
     #[error("{}: {field} is {value}, {expected}; export the model again", path.display())]
     Value {
         /// The manifest's path.
@@ -77,7 +77,7 @@ pub enum ManifestError {
         field: &'static str,
         /// The value found.
         value: usize,
-        /// The values allowed.
+        /// `expected …`, as it stands in the message.
         expected: &'static str,
     },
 }

@@ -1,4 +1,4 @@
-//! The identity of a model directory, independent of its name and place.
+//! The identity of a model directory, independent of its name and place. Saved prompts are valid only for the same identity.
 
 use std::{
     fs, io,
@@ -17,8 +17,9 @@ use crate::files::hexadecimal;
 /// The identity of an export: 64 hexadecimal digits.
 ///
 /// eka's manifest contains the SHA-256 of every source and all options, and equal manifests give equal bytes. So its content
-/// and the sizes of graph and weights are enough, and gigabytes need not be read. Other manifests do not describe the weights:
-/// for them the size and modification time of every file count. A copy is then a different model, which does no harm.
+/// and the sizes of graph and weights are enough, and gigabytes need not be read. A `genai_config.json` does not describe the
+/// weights, so the size and modification time of every file are hashed instead. A copy of such a directory then has another
+/// identity, and what was saved for it is computed again.
 ///
 /// # Errors
 /// [`ManifestError::Read`] when the directory cannot be read.
@@ -46,7 +47,7 @@ fn files(dir: &Path) -> io::Result<Vec<(String, u64, u128)>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
-        // A dangling link is skipped.
+        // A dangling link is skipped; so is a file that was removed meanwhile.
         let Ok(metadata) = fs::metadata(entry.path()) else { continue };
         if metadata.is_file() {
             let modified: SystemTime = metadata.modified()?;

@@ -1,6 +1,6 @@
 //! Names and largest sizes of the files beside a model's weights, as `transformers` writes them.
 //!
-//! `export` copies them and `text` reads them; the sizes are several times those of the largest published ones.
+//! `export` copies them and `text` reads them. The limits are several times the largest published files.
 
 use crate::units::Bytes;
 
@@ -22,11 +22,11 @@ pub const TEMPLATE: &str = "chat_template.jinja";
 /// The chat template named `tool_use`.
 pub const TOOL_TEMPLATE: &str = "additional_chat_templates/tool_use.jinja";
 
-/// Chat templates of a processor, which images need as well, in JSON.
+/// Chat templates of a multimodal processor, in JSON.
 pub const PROCESSOR_TEMPLATE: &str = "chat_template.json";
 
-/// Most of a tokenizer. Gemma 3's, the largest of a common model, has 33 MB.
+/// Largest `tokenizer.json` that is read. Gemma 3's, the largest of a common model, has 33 MB.
 pub const MOST_TOKENIZER: Bytes = Bytes::mib(256);
 
-/// Most of a chat template. Published ones have up to some tens of kilobytes.
+/// Largest chat template that is read. Published ones have some tens of kilobytes.
 pub const MOST_TEMPLATE: Bytes = Bytes::mib(1);

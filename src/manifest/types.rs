@@ -35,7 +35,7 @@ pub struct Manifest {
     /// Modules with another storage; the last override that matches a module decides.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub overrides: Vec<Override>,
-    /// Most positions, prompt and answer together.
+    /// Maximum number of tokens, prompt and answer together.
     pub context_length: usize,
     /// Ids after which a generation ends, from `generation_config.json`, else `config.json`.
     pub end_tokens: Vec<u32>,
@@ -78,7 +78,7 @@ pub enum Dtype {
     Float32,
     /// IEEE 754 half precision.
     Float16,
-    /// The upper half of a single.
+    /// bfloat16: the exponent of single precision with 7 bits of mantissa.
     Bfloat16,
 }
 
@@ -112,14 +112,14 @@ pub struct Quantization {
     pub bits: u8,
     /// Consecutive weights that share a scale: 32, 64 or 128.
     pub block_size: usize,
-    /// Whether each block has a zero point (asymmetric), or all use the middle of the codes (symmetric).
+    /// Whether each block has a zero point (asymmetric), or all use the middle of the value range (symmetric).
     #[serde(default)]
     pub zero_points: bool,
     /// `MatMulNBits`' `accuracy_level`; 4 lets the CPU multiply in int8.
     pub accuracy_level: u8,
 }
 
-/// How some modules are stored.
+/// Another storage for the modules whose names match.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Override {
@@ -129,7 +129,7 @@ pub struct Override {
     pub quantization: Option<Quantization>,
 }
 
-/// Names of the graph's inputs and outputs; `{i}` is the layer's number.
+/// The graph's file and the names of its inputs and outputs; `{i}` is the layer's number.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GraphNames {
@@ -137,11 +137,11 @@ pub struct GraphNames {
     pub file: String,
     /// int64 `[1, n]`.
     pub input_ids: String,
-    /// How the graph takes lengths, and which logits it gives.
+    /// The inputs with the sequence length.
     pub lengths: Lengths,
     /// float32 `[1, k, vocab]`.
     pub logits: String,
-    /// `[1, kv_heads, capacity, head_dim]`, one a layer.
+    /// In `dtype`, `[1, kv_heads, capacity, head_dim]`, one per layer.
     pub past_key: String,
     /// As `past_key`.
     pub past_value: String,
@@ -151,11 +151,11 @@ pub struct GraphNames {
     pub present_value: String,
 }
 
-/// How a graph takes lengths, and for which positions it gives logits.
+/// Which inputs tell a graph the sequence length, and which positions it returns logits for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "snake_case")]
 pub enum Lengths {
-    /// As separate inputs: no node computes them.
+    /// As inputs of their own, so that no node has to compute them (eka's exports).
     Given {
         /// int32 `[1]`: total length minus one.
         seqlens_k: String,
@@ -223,7 +223,7 @@ pub struct ExportOptions {
     pub block_size: Option<usize>,
     /// Whether each block has a zero point.
     pub zero_points: bool,
-    /// Which modules are stored otherwise, as `PATTERN=FORMAT`.
+    /// The `--keep` options: modules with another storage, as `PATTERN=FORMAT`.
     pub keep: Vec<String>,
     /// Of activations, of the cache, and of weights that are not quantized.
     pub dtype: Dtype,
@@ -235,7 +235,7 @@ pub struct ExportOptions {
     pub random_seed: Option<u64>,
 }
 
-/// A file, by content.
+/// A file with its size and hash.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FileRecord {

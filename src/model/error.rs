@@ -19,7 +19,7 @@ pub enum ModelError {
     Manifest(#[from] ManifestError),
     /// Its graph is of a type that this machine's provider cannot compute.
     #[error(
-        "{}: the graph computes in {dtype:?}, which needs a GPU; export it with --dtype float32 for a CPU",
+        "{}: the graph computes in {dtype}, which needs a GPU; export the model with --dtype float32 for a CPU",
         dir.display()
     )]
     Dtype {
@@ -30,7 +30,7 @@ pub enum ModelError {
     },
     /// Its graph is of a type that a GPU's kernels do not take.
     #[error(
-        "{}: the graph computes in {dtype:?}, which attention on a GPU does not support; export it with --dtype float16 or \
+        "{}: the graph computes in {dtype}, which attention on a GPU does not support; export the model with --dtype float16 or \
          bfloat16 for a GPU, or use --device cpu",
         dir.display()
     )]
@@ -52,7 +52,7 @@ pub enum ModelError {
     #[error(transparent)]
     Integrity(#[from] IntegrityError),
     /// Graph and manifest disagree.
-    #[error("{}: {source}; export the model again", path.display())]
+    #[error("{}: {source}", path.display())]
     Graph {
         /// The graph.
         path: PathBuf,
@@ -73,7 +73,7 @@ impl ModelError {
         })
     }
 
-    /// Whether it is about the device and not about the model.
+    /// Whether ONNX Runtime could not place a node on this device, so that another device may load the model.
     pub(super) fn is_for_another_device(&self) -> bool {
         matches!(self, Self::Load { source, .. } if source.is_placement())
     }
@@ -100,7 +100,7 @@ pub enum IntegrityError {
     },
     /// The graph would read a file outside of its directory.
     #[error(
-        "{}: its weights are in {location:?}, outside of the directory; a graph may only name files beside it",
+        "{}: its weights are in {location:?}, outside of the directory; move the file beside the graph and correct its location, or export the model again",
         path.display()
     )]
     Outside {
@@ -111,7 +111,7 @@ pub enum IntegrityError {
     },
     /// It is shorter than what the graph reads of it.
     #[error(
-        "{}: truncated: {found} bytes, the graph reads {least}; copy it again, or export the model \
+        "{}: truncated: {found} bytes, expected at least {least}; copy it again, or export the model \
          again",
         path.display()
     )]
@@ -125,7 +125,7 @@ pub enum IntegrityError {
     },
     /// Its length differs from the manifest's.
     #[error(
-        "{}: {found} bytes, expected {recorded} by the manifest; copy it again, or export the model \
+        "{}: {found} bytes, but the manifest records {recorded}; copy it again, or export the model \
          again",
         path.display()
     )]
@@ -139,7 +139,7 @@ pub enum IntegrityError {
     },
     /// Its content differs from the manifest's hash.
     #[error(
-        "{}: its SHA-256 is {found}, expected {recorded} by the manifest; copy it again, or export the model \
+        "{}: SHA-256 {found}, but the manifest records {recorded}; copy it again, or export the model \
          again",
         path.display()
     )]
@@ -172,7 +172,7 @@ impl IntegrityError {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GraphError {
     /// A tensor of the contract is not there.
-    #[error("the graph has no {side} {name:?}")]
+    #[error("the graph has no {side} {name:?}, which the manifest names; export the model again")]
     Missing {
         /// `input` or `output`.
         side: &'static str,
@@ -180,13 +180,15 @@ pub enum GraphError {
         name: String,
     },
     /// The graph wants something that eka would not feed.
-    #[error("the graph has an unknown input {name:?}")]
+    #[error("the graph has an input {name:?} that the manifest does not name; export the model again")]
     Unknown {
         /// The tensor.
         name: String,
     },
     /// A tensor has another type or shape.
-    #[error("{name:?} is {found} {found_shape:?}, expected {expected} {expected_shape:?} (-1: any)")]
+    #[error(
+        "{name:?} is {found} {found_shape:?}, expected {expected} {expected_shape:?} (-1: any size); export the model again"
+    )]
     Type {
         /// The tensor.
         name: String,
@@ -199,10 +201,10 @@ pub enum GraphError {
         /// The contract's shape.
         expected_shape: Vec<i64>,
     },
-    /// The context would be longer than what the graph has of positions.
+    /// The manifest's context length exceeds the graph's position table.
     #[error(
         "context_length is {context_length}, and {table:?} has {rows} positions; set context_length to {rows} or less in \
-         the manifest"
+         eka.json, or export the model again"
     )]
     Positions {
         /// The shortest table of positions.

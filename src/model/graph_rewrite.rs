@@ -1,7 +1,8 @@
 //! Replaces nodes of a graph by eka's operators.
 //!
-//! The graph is changed in memory when it is loaded: a node that multiplies by int4 weights becomes one of
-//! [`operators`](crate::device::operators), and its weights are read from the data file into that operator's layout, so that
+//! The graph is changed in memory when it is loaded: a `MatMulNBits` node with
+//! symmetric int4 weights, float32 scales and `accuracy_level` 4 becomes one of [`operators`](crate::device::operators), and its
+//! weights are read from the data file into that operator's layout, so that
 //! ONNX Runtime never maps them. Attention nodes are replaced as well; if all of them are, the key-value cache may be stored
 //! in fewer bytes, and its inputs and outputs get that type. A graph that does not encode back to the same bytes, such as one
 //! from another exporter, is not changed, and neither are nodes of other kinds.
@@ -36,9 +37,11 @@ pub(super) struct RewrittenGraph {
     pub(super) operators: Operators,
 }
 
-/// The graph in `file` with our operators where they do the same; `None` where there is nothing to change, or something
-/// that cannot be decoded, for which ONNX Runtime has the better error. The key-value cache is stored as `cache`, if eka's
-/// attention runs.
+/// The graph in `file` with eka's operators wherever they compute the same. `None` if there is nothing to replace, or if the
+/// graph
+/// cannot be decoded: ONNX Runtime then loads the file and reports the better error. `cache` is the type of the key-value cache;
+/// it
+/// applies only if every attention node is replaced.
 pub(super) fn rewrite(file: &GraphFile, cache: CacheChoice) -> Option<RewrittenGraph> {
     let mut model = understood(file)?;
     let graph = model.graph.as_mut()?;
@@ -79,7 +82,7 @@ fn format(graph: &Graph, cache: CacheChoice) -> Format {
     }
 }
 
-/// Replaces the nodes that it can.
+/// Replaces the `MatMulNBits` nodes that eka's operator supports, and packs their weights.
 fn replace(graph: &mut Graph, dir: &Path) -> Option<Operators> {
     let mut operators = Operators::default();
     let mut data = ExternalData { dir, files: BTreeMap::new() };
@@ -97,7 +100,7 @@ fn replace(graph: &mut Graph, dir: &Path) -> Option<Operators> {
     Some(operators)
 }
 
-/// The matrix of `node`, if it is a product that eka's operator can compute.
+/// The packed weights of `node`, if it is a `MatMulNBits` that eka's operator supports.
 fn matrix(
     node: &Node,
     initializers: &BTreeMap<&str, &Tensor>,
@@ -125,8 +128,9 @@ fn matrix(
     PackedInt4::new(source, &mut room.laid_out)
 }
 
-/// Buffers that are reused from one tensor to the next, because new memory costs more than the read itself: what is read, and
-/// the packed matrices.
+/// Buffers reused for every tensor, because allocating (page faults) costs more than reading: the weights and scales as read, and
+/// the
+/// packed result.
 #[derive(Default)]
 struct Scratch {
     codes: Vec<u8>,
@@ -134,8 +138,9 @@ struct Scratch {
     laid_out: PackedStorage,
 }
 
-/// Replaces the attention nodes that can be. Returns the format of the key-value cache then: `format`, or float32 if some nodes
-/// were not replaced; `None` if none were.
+/// Replaces the attention nodes that eka's operator supports, and declares the cache inputs and outputs of those nodes in the
+/// cache's
+/// type. Returns that type: `format` if every attention node was replaced, float32 if only some were, `None` if none was.
 fn attend(graph: &mut Graph, format: Format) -> Option<Format> {
     let is_attention = |node: &&mut Node| node.op_type == "GroupQueryAttention";
     let (nodes, declared) = (&mut graph.node, graph.input.iter().chain(&graph.output));
@@ -176,7 +181,7 @@ fn attend(graph: &mut Graph, format: Format) -> Option<Format> {
     Some(format)
 }
 
-/// The size of a head, if this may be a key-value cache in float32 of which it is known.
+/// The last dimension (`head_dim`) of a float32 tensor of rank 4 with a known last dimension, which may be a key-value cache.
 fn cached_floats(value: &ValueInfo) -> Option<u64> {
     let declared = value.r#type.as_ref()?.tensor_type.as_ref()?;
     let dimensions = &declared.shape.as_ref()?.dim;
@@ -194,8 +199,11 @@ fn last_dimension(declared: &mut TensorType) -> Option<&mut Dimension> {
     declared.shape.as_mut()?.dim.last_mut()
 }
 
-/// Whether our attention computes what this node does: no bias, no sinks, no quantized cache, nothing that it has not heard
-/// of.
+/// Whether eka's attention computes what this `GroupQueryAttention` does: no bias, no sinks, no quantized cache, and no unknown
+/// attribute.
+///
+/// Inputs: 0 query (or packed QKV), 1 key, 2 value, 3 past_key, 4 past_value, 5 seqlens_k, 6 total_sequence_length, 7 cos_cache,
+/// 8 sin_cache; later ones are not supported. Outputs: attention, present_key, present_value.
 fn is_ours(node: &Node) -> bool {
     let is_given = |i: usize| node.input.get(i).is_some_and(|name| !name.is_empty());
     let number = |name: &str| node.attribute.iter().find(|attribute| attribute.name == name)?.i;
@@ -250,7 +258,7 @@ impl ExternalData<'_> {
     }
 }
 
-/// Fills `bytes` from `start` on, by all threads at once.
+/// Fills `bytes` from offset `start` of the file, in parallel.
 #[cfg(unix)]
 fn read_at(file: &File, bytes: &mut [u8], start: u64) -> io::Result<()> {
     use rayon::prelude::*;

@@ -9,14 +9,16 @@ use crate::{
     onnx::{Dimension, ElementType, Extent, Graph, ValueInfo},
 };
 
-/// Checks the declarations in a graph's file against the manifest. A graph that eka cannot decode is left to ONNX Runtime.
+/// Checks the inputs and outputs that a graph file declares, and its position tables, against the manifest, before ONNX Runtime
+/// loads
+/// it. A graph that eka cannot decode passes: ONNX Runtime reports it.
 pub(super) fn declared(manifest: &Manifest, file: &GraphFile) -> Result<(), GraphError> {
     let Some(graph) = file.decode().and_then(|model| model.graph) else { return Ok(()) };
     let is_initialized = |name: &str| graph.initializer.iter().any(|tensor| tensor.name == name);
     let inputs: Vec<Port> =
         graph.input.iter().filter(|input| !is_initialized(&input.name)).map(port).collect();
     let outputs: Vec<Port> = graph.output.iter().map(port).collect();
-    // ONNX Runtime works out shapes that are not declared.
+    // Undeclared shapes are inferred by ONNX Runtime and checked after loading.
     if graph.input.iter().chain(&graph.output).all(|value| shape(value).is_some()) {
         let mut manifest = manifest.clone();
         adopt_dtype(&mut manifest, &inputs);
@@ -77,16 +79,18 @@ fn shape(value: &ValueInfo) -> Option<Vec<i64>> {
     Some(declared.shape.as_ref()?.dim.iter().map(size).collect())
 }
 
-/// The table of learned positions in graphs of eka's own.
+/// The initializer with learned position embeddings in eka's exports.
 const LEARNED_POSITIONS: &str = "positions.weight";
 
+/// An input or output that the graph must have; −1 matches any size.
 struct Expected {
     name: String,
     element: &'static str,
     shape: Vec<i64>,
 }
 
-/// Takes the cache's type from the graph where the manifest does not contain it, as onnxruntime-genai's does not.
+/// Sets the manifest's `dtype` from the graph's cache inputs if the manifest comes from onnxruntime-genai, which does not record
+/// it.
 pub(super) fn adopt_dtype(manifest: &mut Manifest, inputs: &[Port]) {
     let Lengths::Mask { .. } = manifest.graph.lengths else { return };
     let name = of_layer(&manifest.graph.past_key, 0);
@@ -97,9 +101,9 @@ pub(super) fn adopt_dtype(manifest: &mut Manifest, inputs: &[Port]) {
     }
 }
 
-/// Compares what the graph declares with what the manifest promises.
+/// Checks that the graph has exactly the inputs of the manifest and at least its outputs, with matching types and shapes.
 ///
-/// `format` is the cache's, if eka's attention runs.
+/// `format` is the type of the key-value cache if eka's attention computes; otherwise it is the manifest's `dtype`.
 pub(super) fn graph(
     manifest: &Manifest,
     format: Option<Format>,

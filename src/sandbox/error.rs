@@ -4,10 +4,12 @@
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SandboxError {
     /// Too many tasks are waiting, or too many slow ones are running.
-    #[error("too many schemas or conversations are being prepared; retry later, or simplify this one")]
+    #[error("too many JSON schemas are being compiled or chat templates rendered; retry later")]
     Busy,
     /// A child cannot be started, or broke the protocol.
-    #[error("the process that prepares schemas and conversations cannot be used: {reason}")]
+    #[error(
+        "the sandbox process, which compiles JSON schemas and renders chat templates, cannot be used: {reason}; retry later"
+    )]
     Unavailable {
         /// What failed.
         reason: String,

@@ -12,13 +12,14 @@ pub struct Conversation {
     pub messages: Vec<Message>,
     /// Tools that the model may call, each an object in OpenAI's format; usually none.
     pub tools: Vec<Value>,
-    /// Text that the answer must begin with: it is appended to the rendered template.
+    /// Text that the answer must begin with (an assistant prefill), appended to the rendered template; empty if none.
     pub opening: &'static str,
 }
 
 impl Conversation {
-    /// An estimate of its length, from which the cost of rendering and tokenizing is judged. A tool or a call counts as a typical
-    /// one.
+    /// Estimated length of the rendered text, to predict the cost of rendering and tokenizing. Every tool and every call counts
+    /// as
+    /// 2 KiB.
     #[must_use]
     pub fn text_bytes(&self) -> usize {
         const TOOL: usize = 2 << 10;
@@ -56,7 +57,7 @@ impl Message {
         Self { role: role.into(), content: Some(content.into()), ..Self::default() }
     }
 
-    /// Whether it has calls or is a result, which need a template with tools.
+    /// Whether it has tool calls or is a tool's result, which need a template that supports tools.
     fn is_about_tools(&self) -> bool {
         !self.tool_calls.is_empty() || self.tool_call_id.is_some() || self.role == "tool"
     }

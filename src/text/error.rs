@@ -1,4 +1,4 @@
-//! Why a model's text side cannot be opened, or a text cannot be encoded.
+//! Errors of tokenizers, chat templates and tokenization.
 
 use std::{
     io,
@@ -7,7 +7,7 @@ use std::{
 
 use crate::manifest::ManifestError;
 
-/// Why a model's text side could not be opened, or a text not be encoded.
+/// Why a model's tokenizer or chat template cannot be loaded, or a text cannot be tokenized.
 #[derive(Debug, thiserror::Error)]
 pub enum TextError {
     /// The directory's manifest cannot be used.
@@ -30,7 +30,7 @@ pub enum TextError {
         source: serde_json::Error,
     },
     /// The tokenizer cannot be used.
-    #[error("{}: {message}; eka reads the format of Hugging Face's tokenizers 0.23", path.display())]
+    #[error("{}: {message}; expected a tokenizer.json as Hugging Face's tokenizers 0.23 reads it; convert it with transformers", path.display())]
     Tokenizer {
         /// The file.
         path: PathBuf,
@@ -45,7 +45,7 @@ pub enum TextError {
         /// The error, with its position.
         message: String,
     },
-    /// A conversation was sent to a model that has no chat template. The client's.
+    /// Client error: messages were sent to a model that has no chat template.
     #[error(
         "model {id} has no chat template; send a plain prompt, or add chat_template.jinja to the model's directory"
     )]
@@ -53,7 +53,7 @@ pub enum TextError {
         /// The model.
         id: String,
     },
-    /// Tools, calls or their results were sent to a model whose chat template passes none of them on. The client's.
+    /// Client error: tools, calls or their results were sent to a model whose chat template ignores them.
     #[error(
         "the chat template of model {id} does not support tools; leave out tools, calls and their results, or use a model that was \
          trained on them"
@@ -62,13 +62,13 @@ pub enum TextError {
         /// The model.
         id: String,
     },
-    /// The chat template refused the messages. The client's.
+    /// Client error: the chat template called `raise_exception`.
     #[error("the model's chat template refuses these messages: {message}")]
     Messages {
         /// The template's own words.
         message: String,
     },
-    /// The chat template failed on messages that it did not refuse. With others it may not.
+    /// Rendering the chat template failed, without `raise_exception`; other messages may work.
     #[error(
         "the model's chat template failed on these messages: {message}; send messages of the kind that it expects, or a plain \
          prompt"
@@ -95,21 +95,22 @@ pub enum TextError {
     },
     /// The chat template needed more time, memory or nesting than one rendering may use, and its process was killed.
     #[error(
-        "the model's chat template {what} for these messages; send fewer or shorter messages, or a plain `prompt`"
+        "the model's chat template {what} for these messages; send fewer or shorter messages, or a plain prompt"
     )]
     TemplateLimit {
-        /// The limit that it passed.
+        /// A verb phrase for the message, such as "took more than 5 s".
         what: String,
     },
-    /// The tokenizer's decoder is of a kind that has no table, and a constraint needs one.
+    /// A constraint was sent, but the tokenizer's decoder does not map each token to fixed bytes, so there is no table of token
+    /// bytes.
     #[error(
-        "the model's tokenizer has no fixed bytes for each token, so answers cannot be constrained; leave \
+        "constraints are not supported for this model, because its tokenizer's decoder does not map each token to fixed bytes; leave \
          the constraint out"
     )]
     NoTable,
-    /// A text has more tokens than it may have. The client's.
+    /// Client error: a text has more tokens than the context length.
     #[error(
-        "this model's maximum context length is {most} tokens, and this text of {bytes} bytes has more; shorten it"
+        "this model's maximum context length is {most} tokens, but this text of {bytes} bytes has more; shorten the text"
     )]
     TooLong {
         /// Its length.
@@ -163,23 +164,7 @@ impl TextError {
 
     /// Whether its message contains paths of the model's files, which belong in the log only.
     #[must_use]
-    pub const fn names_a_file(&self) -> bool {
-        match self {
-            Self::Manifest(_)
-            | Self::Read { .. }
-            | Self::Json { .. }
-            | Self::Tokenizer { .. }
-            | Self::TemplateFile { .. } => true,
-            Self::NoTemplate { .. }
-            | Self::NoTools { .. }
-            | Self::Messages { .. }
-            | Self::Template { .. }
-            | Self::TemplateUnsupported { .. }
-            | Self::TemplateSteps { .. }
-            | Self::TemplateLimit { .. }
-            | Self::NoTable
-            | Self::TooLong { .. }
-            | Self::Encode { .. } => false,
-        }
+    pub fn names_a_file(&self) -> bool {
+        self.path().is_some()
     }
 }

@@ -18,8 +18,8 @@ pub enum TokenizerMismatch {
     Manifest(#[from] ManifestError),
     /// A token is not the same in both.
     #[error(
-        "token {id} is {own} for the model and {other} for its draft model, which must have the same tokens; name a model \
-         with the same tokenizer.json, or none"
+        "token {id} is {own} in the model and {other} in its draft model, which must have the same tokens; set --draft-model to a model \
+         with the same tokenizer.json, or leave it out"
     )]
     Other {
         /// The first token that differs.
@@ -29,10 +29,10 @@ pub enum TokenizerMismatch {
         /// The token of the draft model.
         other: String,
     },
-    /// The draft model's graph knows fewer tokens than its tokenizer.
+    /// The draft model's vocabulary is smaller than its tokenizer's.
     #[error(
-        "the draft model's graph has {vocabulary} token ids, and the tokenizer of both goes up to {last}; name a model that \
-         was exported with this tokenizer, or none"
+        "the draft model's graph has {vocabulary} token ids, but the tokenizer has ids up to {last}; set --draft-model to a model that \
+         was exported with this tokenizer, or leave it out"
     )]
     Fewer {
         /// Ids of the graph.
@@ -43,7 +43,7 @@ pub enum TokenizerMismatch {
 }
 
 /// Checks that the tokenizers of two model directories have the same tokens, and that the graph of `draft_dir` has all of them.
-/// Ids without a token, which only pad graphs, may be missing.
+/// Ids without a token are padding of the vocabulary and may be missing.
 ///
 /// # Errors
 /// [`TokenizerMismatch`] with the first token that is not the same in both.

@@ -1,6 +1,6 @@
 //! The special tokens that chat templates know by name: `bos_token`, `eos_token` and so on.
 //!
-//! They are named in up to three places, and `transformers` asks them in this order:
+//! They are named in up to three places. As in `transformers`, an earlier place wins:
 //!
 //! 1. `special_tokens_map.json`, unless `tokenizer_config.json` has an `added_tokens_decoder`, which replaced it;
 //! 2. `tokenizer_config.json`, where `null` means that there is none;
@@ -16,13 +16,13 @@ use tokenizers::Tokenizer;
 
 use super::files::TokenizerConfig;
 
-/// Names and tokens.
+/// Tokens by name: `bos_token` → `<s>`.
 pub(super) type SpecialTokens = BTreeMap<String, String>;
 
-/// Tokens that templates know, and what they are.
+/// Pairs of a name such as `bos_token` and its default token.
 type Defaults = &'static [(&'static str, &'static str)];
 
-/// The classes of tokenizers without `Fast` at the end, and their defaults in `transformers` 4 and 5.
+/// Tokenizer classes, without the suffix `Fast`, and their defaults in `transformers` 4 and 5.
 const CLASSES: [(&str, Defaults); 7] = [
     ("BloomTokenizer", LLAMA),
     ("CodeLlamaTokenizer", LLAMA),
@@ -69,6 +69,7 @@ pub(super) fn named(
 ) -> SpecialTokens {
     let defaults = defaults(config.class(), architecture).iter();
     let known = defaults.filter(|(_, token)| tokenizer.token_to_id(token).is_some());
+    // Lowest priority first: later insertions overwrite.
     let mut tokens: SpecialTokens = known.map(|&(name, token)| (name.into(), token.into())).collect();
     insert(&mut tokens, config.fields());
     if let Some(Value::Object(extra)) = config.fields().get("extra_special_tokens") {
@@ -90,7 +91,7 @@ fn defaults(class: Option<&str>, architecture: &str) -> Defaults {
     }
 }
 
-/// Adds what `fields` name; `null` takes a token away.
+/// Adds the fields that end in `_token`; `null` removes a token.
 fn insert(tokens: &mut SpecialTokens, fields: &Map<String, Value>) {
     for (name, value) in fields.iter().filter(|(name, _)| name.ends_with("_token")) {
         match content(value) {
@@ -112,7 +113,7 @@ mod tests {
 
     use super::*;
 
-    /// What transformers 5.24 has as `special_tokens_map` for the same files, and 4.57 for Llama's class.
+    /// The expectations below are `special_tokens_map` of transformers 5.24 for the same files (4.57 for Llama's class).
     fn tokens(config: Value, map: Value, architecture: &str) -> Vec<(String, String)> {
         let tokenizer = json!({ "version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
             "normalizer": null, "pre_tokenizer": null, "post_processor": null, "decoder": null,

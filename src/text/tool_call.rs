@@ -1,11 +1,10 @@
 //! Calls of tools in a conversation, with their arguments as the model wrote them.
 //!
-//! Templates treat arguments as an object: some loop over its fields, most write it with `tojson`. A model also writes what
-//! is not JSON (a raw line break in a string, `True`, half of an object where its tokens ran out), and JSON that is not
-//! written as `tojson` writes it (`1.0` or `1e400`, escapes, a name that comes twice). If such a text were parsed and
-//! written again, the prompt of the next turn would be refused, or differ from what the model wrote, and nothing that is
-//! kept of the last turn would fit. So a text stays a text: `tojson` writes it as it is, and only what looks into it sees
-//! an object.
+//! Templates treat arguments as an object: some loop over its fields, most write it with `tojson`. But a model may write
+//! arguments that are not JSON (a raw line break in a string, `True`, an object cut at the token limit), or JSON that `tojson`
+//! would spell differently (`1.0`, `1e400`, escapes, a duplicate key). Parsing and writing them again would make the next
+//! turn's prompt fail, or differ from what the model generated, so that the prefix cache would miss. Therefore arguments keep
+//! their text: `tojson` writes that text unchanged, and a template that accesses fields sees the parsed object.
 
 use std::{fmt, sync::Arc};
 
@@ -16,7 +15,7 @@ use serde_json::Map;
 /// A call that an assistant made, in the shape of OpenAI's chat completions.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ToolCall {
-    /// What its result refers to.
+    /// `tool_call_id` of the message with its result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
     #[serde(rename = "type")]
@@ -61,6 +60,7 @@ impl Serialize for Arguments {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             Self::Object(object) => object.serialize(serializer),
+            // For a template: an object that remembers its text.
             Self::Written(text) if serializing_for_value() => {
                 Value::from_object(WrittenArguments::from(text.as_str())).serialize(serializer)
             }
@@ -69,7 +69,7 @@ impl Serialize for Arguments {
     }
 }
 
-/// A text of arguments as a template sees it: an object where it is the text of one, else text.
+/// Arguments as a template sees them: an object if the text is valid JSON of an object, else a string.
 #[derive(Debug)]
 pub(super) struct WrittenArguments {
     text: String,
@@ -84,12 +84,12 @@ impl From<&str> for WrittenArguments {
 }
 
 impl WrittenArguments {
-    /// The text of `value`, if it is such arguments; `tojson` writes it as it is.
+    /// The original text, if `value` is a `WrittenArguments`; `tojson` writes it unchanged.
     pub(super) fn text_of(value: &Value) -> Option<&str> {
         value.downcast_object_ref::<Self>().map(|written| written.text.as_str())
     }
 
-    /// Whether `value` is a string to a template.
+    /// Whether `value` is a `WrittenArguments` that a template must treat as a string, because it is not a JSON object.
     pub(super) fn is_text(value: &Value) -> bool {
         value.downcast_object_ref::<Self>().is_some_and(|written| written.object.is_none())
     }

@@ -1,6 +1,6 @@
-//! Bytes in pieces to text in whole characters.
+//! Incremental UTF-8 decoding.
 
-/// Splits a stream of bytes into whole UTF-8 characters.
+/// Decodes UTF-8 that arrives in pieces; returns whole characters only.
 ///
 /// Invalid bytes are dropped, and reading continues after them, so a model that writes nonsense never blocks the stream. The
 /// dropped bytes are those that `String::from_utf8_lossy` replaces, and U+FFFD itself: a reader could not distinguish a written
@@ -18,7 +18,7 @@ impl Utf8 {
         unread.extend_from_slice(bytes);
         for chunk in unread.utf8_chunks() {
             push_real(chunk.valid(), text);
-            // Only the last chunk's remainder can still be completed; an earlier one is overwritten here.
+            // Only the last chunk can end in an incomplete character; the loop overwrites what earlier chunks set.
             self.pending = if is_beginning(chunk.invalid()) { chunk.invalid().to_vec() } else { Vec::new() };
         }
     }

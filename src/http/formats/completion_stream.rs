@@ -1,4 +1,4 @@
-//! A choice while it is generated: events of its job come in, whole characters and tool calls go out.
+//! One choice while it is generated: events of its job come in, text and tool calls go out.
 //!
 //! Streamed and complete answers are both made from this, so they cannot differ.
 
@@ -18,7 +18,7 @@ use crate::{
     text::{AnswerDelta, Call, CallReader, Detokenizer, Reading, Text},
 };
 
-/// A choice that is being generated. Dropping it cancels the job.
+/// A choice that is being generated. Dropping it drops the ticket, which cancels the job.
 pub(crate) struct CompletionStream {
     ticket: Ticket,
     decoder: Detokenizer,
@@ -111,7 +111,7 @@ pub(crate) struct FinishedChoice {
     pub(crate) calls: Vec<Call>,
     /// All tokens, if log-probabilities were requested.
     pub(crate) scored: Vec<ScoredToken>,
-    /// The last delta: text that was held back because it could have become a stop string.
+    /// The last delta: text held back because it could have become a stop string or a tool call, and unsent log-probabilities.
     pub(crate) rest: Delta,
     pub(crate) reason: FinishReason,
     pub(crate) usage: job::Usage,
@@ -132,17 +132,19 @@ impl FinishedChoice {
         self.text.len() + calls + (self.scored.len() + scores) * SCORE
     }
 
-    /// Whether its last part is truncated.
+    /// Whether text or the last call was cut off. With calls, `stop` means that a stop string or end token cut the last call:
+    /// complete calls end with `tool_calls`.
     pub(crate) fn is_truncated(&self) -> bool {
         self.reason == FinishReason::Length || (self.reason == FinishReason::Stop && !self.calls.is_empty())
     }
 }
 
-/// Why an answer ended: an end token or stop string, the token limit, or tool calls.
+/// Why an answer ended: an end token or stop string (`stop`), the token limit or `max_time_ms` (`length`), or complete tool calls
+/// (`tool_calls`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum FinishReason {
-    // With calls, the last call is truncated.
+    // If the answer has calls, the last one is truncated; complete calls end with `ToolCalls`.
     Stop,
     Length,
     // All calls have complete arguments.
@@ -198,13 +200,13 @@ impl CompletionStream {
         self.is_loading
     }
 
-    /// With tool calls.
+    /// Parses tool calls out of the text.
     pub(crate) fn with_calls(mut self, reading: Reading) -> Self {
         self.reader = Some(CallReader::new(reading));
         self
     }
 
-    /// With prefill progress.
+    /// Returns [`Update::Progress`] during prefill.
     pub(crate) fn with_progress(mut self) -> Self {
         self.wants_progress = true;
         self
@@ -223,8 +225,8 @@ impl CompletionStream {
         loop {
             // The sender is dropped before the last event only when the executor's runtime ends.
             let event = self.ticket.next().await.ok_or(Failure::ShuttingDown)?;
-            if let Some(piece) = self.take(event)? {
-                return Ok(piece);
+            if let Some(update) = self.take(event)? {
+                return Ok(update);
             }
         }
     }
@@ -246,7 +248,8 @@ impl CompletionStream {
             Event::Step(Step::Logprobs(score)) if score.position >= self.prompt_tokens => {
                 self.scores.next = Some(score)
             }
-            // A worker that resumes the job repeats the scores of the prompt.
+            // The next prompt token. A worker that resumes the job repeats earlier ones, which the arm below drops. Position 0 is
+            // there from `echo`: the first token has no log-probability.
             Event::Step(Step::Logprobs(score)) if score.position == self.scores.all.len() => {
                 self.scores.take(&score)
             }
@@ -295,6 +298,7 @@ impl CompletionStream {
         Ok(Update::Finished(Box::new(self.end(reason, &finish))))
     }
 
+    /// The end of a choice whose text was complete before its job failed.
     fn stopped(&mut self) -> Update {
         let finish = Finish {
             reason: job::FinishReason::Cancelled,

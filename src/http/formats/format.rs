@@ -1,4 +1,4 @@
-//! What the generating routes share, and the small part in which they differ.
+//! The interface between the generating routes and their answer formats.
 //!
 //! A format has its own type of requests and writes its own answers. It sees completed choices and deltas, never events of a
 //! job or tokens.
@@ -30,7 +30,7 @@ pub(crate) trait ApiFormat: From<ResponseMeta> + Send + 'static {
     /// Prefix of its answers' ids.
     const ID_PREFIX: &'static str;
 
-    /// The id of the answer to this job.
+    /// The id of the answer. Only `/generate-lite` uses the job's id.
     fn id(_: JobId) -> String {
         response_id::new(Self::ID_PREFIX)
     }
@@ -62,7 +62,7 @@ pub(crate) trait ApiFormat: From<ResponseMeta> + Send + 'static {
     }
 }
 
-/// What an answer repeats besides its text.
+/// What every answer of a request has besides its choices.
 #[derive(Debug)]
 pub(crate) struct ResponseMeta {
     pub(crate) id: String,
@@ -70,7 +70,7 @@ pub(crate) struct ResponseMeta {
     pub(crate) created: u64,
     pub(crate) model: String,
     pub(crate) seed: u64,
-    /// Changes with the model and with the program.
+    /// `system_fingerprint`: changes with the model and with eka's version.
     pub(crate) fingerprint: String,
     /// Whether log-probabilities were requested.
     pub(crate) logprobs: bool,

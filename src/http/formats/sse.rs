@@ -1,4 +1,4 @@
-//! Server-sent events: one `data:` line of JSON each.
+//! Server-sent events: JSON in one `data:` line, optionally after an `event:` line.
 
 use actix_web::web::Bytes;
 use serde::Serialize;
@@ -16,7 +16,7 @@ impl Frame {
         self.0.extend_from_slice(b"\n\n");
     }
 
-    /// Appends an event whose type stands on a line of its own as well.
+    /// Appends an event with an `event:` line before its data, as OpenAI's Responses API has it.
     pub(crate) fn push_typed(&mut self, kind: &str, event: &impl Serialize) {
         self.0.extend_from_slice(b"event: ");
         self.0.extend_from_slice(kind.as_bytes());
@@ -24,7 +24,7 @@ impl Frame {
         self.push(event);
     }
 
-    /// Appends what OpenAI's streams end with.
+    /// Appends `data: [DONE]`, which ends OpenAI's completion streams.
     pub(crate) fn push_done(&mut self) {
         self.0.extend_from_slice(b"data: [DONE]\n\n");
     }

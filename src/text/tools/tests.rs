@@ -1,4 +1,4 @@
-//! Answers in every format, at every cut, beside texts that only look like calls.
+//! Tool calls in every format, split into chunks at every place, and texts that only look like calls.
 
 use proptest::prelude::*;
 
@@ -16,7 +16,7 @@ fn reader(format: &'static ToolFormat) -> CallReader {
     CallReader::new(Reading { format, names, single: false, opened: false })
 }
 
-/// The result of reading a text in these pieces, without ids, and whether its last call is cut.
+/// What the reader returns for a text that arrives in these chunks, without ids, and whether its last call is truncated.
 fn told_of<'a>(format: &'static ToolFormat, pieces: impl Iterator<Item = &'a str>) -> (AnswerDelta, bool) {
     let mut reader = reader(format);
     let mut all = AnswerDelta::default();
@@ -26,14 +26,14 @@ fn told_of<'a>(format: &'static ToolFormat, pieces: impl Iterator<Item = &'a str
     (all, reader.is_cut())
 }
 
-/// The same for pieces of `size` characters.
+/// What the reader returns for a text that arrives in chunks of `size` characters, without ids.
 fn told_by(format: &'static ToolFormat, text: &str, size: usize) -> AnswerDelta {
     let characters: Vec<char> = text.chars().collect();
     let pieces: Vec<String> = characters.chunks(size).map(|piece| piece.iter().collect()).collect();
     told_of(format, pieces.iter().map(String::as_str)).0
 }
 
-/// Checks that a text is read in the same way whole and at every cut into two or three pieces.
+/// Checks that a text gives the same result whole and at every split into up to three chunks.
 fn check_every_cut(format: &'static ToolFormat, text: &str) {
     let whole = told_of(format, [text].into_iter());
     let cuts: Vec<usize> = text.char_indices().map(|(at, _)| at).chain([text.len()]).collect();
@@ -45,7 +45,7 @@ fn check_every_cut(format: &'static ToolFormat, text: &str) {
     }
 }
 
-/// The same at every size, in short: the content, and each call as `name(arguments)`.
+/// Checks that every chunk size gives the same result, and returns the content and each call as `name(arguments)`.
 fn delta(format: &'static ToolFormat, text: &str) -> (String, Vec<String>) {
     let whole = told_by(format, text, usize::MAX);
     for size in 1..text.chars().count().max(2) {
@@ -67,7 +67,7 @@ fn check(format: &'static ToolFormat, text: &str, content: &str, calls: &[&str])
 }
 
 #[test]
-fn a_template_says_by_its_text_which_format_its_model_writes() {
+fn the_tool_call_format_is_recognised_from_the_template() {
     let qwen = "{%- if tools %}{{- \"\\n\\nFor each function call, return a json object with function name and arguments within \
         <tool_call></tool_call> XML tags:\\n<tool_call>\\n{\\\"name\\\": <function-name>, \\\"arguments\\\": <args-json-object>}\\n\
         </tool_call><|im_end|>\\n\" }}";
@@ -90,7 +90,7 @@ fn a_template_says_by_its_text_which_format_its_model_writes() {
 }
 
 #[test]
-fn hermes_calls_stand_within_tags_after_text() {
+fn hermes_calls_are_in_tags_and_may_follow_text() {
     let hermes = &hermes::FORMAT;
     let one = "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"पुणे\"}}\n</tool_call>";
     check(hermes, one, "", &["weather({\"city\": \"पुणे\"})"]);
@@ -105,7 +105,7 @@ fn hermes_calls_stand_within_tags_after_text() {
 }
 
 #[test]
-fn llama_calls_are_the_whole_answer_or_stand_after_a_mark() {
+fn llama_calls_are_the_whole_answer_or_follow_the_python_tag() {
     let llama = &llama::FORMAT;
     let one = "{\"name\": \"weather\", \"parameters\": {\"city\": \"Pune\"}}";
     check(llama, one, "", &["weather({\"city\": \"Pune\"})"]);
@@ -122,7 +122,7 @@ fn llama_calls_are_the_whole_answer_or_stand_after_a_mark() {
 }
 
 #[test]
-fn mistral_calls_are_a_list_after_a_mark() {
+fn mistral_calls_are_a_list_after_the_marker_and_have_ids_of_nine_characters() {
     let mistral = &mistral::FORMAT;
     let list = "[TOOL_CALLS] [{\"name\": \"weather\", \"arguments\": {\"city\": \"Pune\"}, \"id\": \"123456789\"}, \
         {\"name\": \"now\", \"arguments\": {}}]";
@@ -176,7 +176,7 @@ fn arguments_are_streamed_and_a_truncated_call_stays_incomplete() {
     assert!(begun.id.as_ref().unwrap().starts_with("call_"));
     let more = Call { arguments: "ty".into(), ..Call::default() };
     assert_eq!(reader.push("ty").calls, [more]);
-    assert!(reader.finish().is_empty());
+    assert!(reader.finish().is_empty() && reader.is_cut());
 }
 
 #[test]
@@ -189,7 +189,7 @@ fn a_single_call_is_the_only_one_returned() {
     assert!(reader.push("more").is_empty() && reader.finish().is_empty());
 }
 
-/// Of a format: the text before and after an object that is a call.
+/// The text of `format` before and after the JSON object of a call.
 fn around(format: &ToolFormat) -> (String, String) {
     (format!("{}{}", format.opening, format.open), format.close.to_owned())
 }
@@ -236,7 +236,7 @@ fn an_object_without_its_last_brace_is_a_call() {
 }
 
 #[test]
-fn brackets_that_close_nothing_behind_a_call_are_dropped() {
+fn unmatched_closing_brackets_after_a_call_are_dropped() {
     for format in FORMATS {
         let (before, after) = around(format);
         let text = format!("{before}{}}}}}{after}", object(format, "{\"a\": 1}"));
@@ -247,7 +247,7 @@ fn brackets_that_close_nothing_behind_a_call_are_dropped() {
 }
 
 #[test]
-fn a_call_is_cut_as_long_as_its_arguments_have_not_ended() {
+fn a_call_is_truncated_until_its_arguments_are_complete() {
     for format in FORMATS {
         let (before, after) = around(format);
         let text = format!("{before}{}{after}", object(format, "{\"a\": {\"b\": \"}\"}}}"));
@@ -262,7 +262,7 @@ fn a_call_is_cut_as_long_as_its_arguments_have_not_ended() {
 }
 
 #[test]
-fn a_separator_behind_which_no_call_comes_is_content() {
+fn a_separator_without_a_following_call_is_content_unless_it_ends_the_answer() {
     let one = "{\"name\": \"now\", \"parameters\": {}}";
     check(&llama::FORMAT, &format!("{one}; "), "", &["now({})"]);
     check(&llama::FORMAT, &format!("{one}, so be it"), ", so be it", &["now({})"]);
@@ -282,7 +282,7 @@ proptest! {
     }
 
     #[test]
-    fn nothing_is_lost_and_cuts_change_nothing(
+    fn text_without_calls_is_returned_unchanged(
         pieces in prop::collection::vec(prop::sample::select(&["<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>",
             "{", "}", "[", "]", "\"name\"", "\"now\"", "\"arguments\"", "\"parameters\"", ":", ",", " ", "\n", "1", "é", "\\", ";"][..]), 0..20),
     ) {
