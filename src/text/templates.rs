@@ -1,8 +1,8 @@
 //! The chat templates of a model, and which of them a conversation gets.
 //!
 //! A model may have several by name. As in `transformers`, `tool_use` is for conversations with tools and `default` for the
-//! others; further ones are not used or compiled. `transformers` only looks at the list of tools. Here a conversation whose messages
-//! hold calls or results gets `tool_use` as well, because `default` may silently drop them.
+//! others; further ones are not used or compiled. `transformers` only looks at the list of tools. Here a conversation whose
+//! messages hold calls or results gets `tool_use` as well, because `default` may silently drop them.
 //!
 //! | found in | wins over |
 //! |---|---|
