@@ -41,7 +41,7 @@ struct Found {
 }
 
 impl Templates {
-    /// Reads the templates in `model_dir`. Whether they compile is looked at elsewhere.
+    /// Reads the templates in `model_dir`, without compiling them.
     pub(super) fn read(
         model_dir: &Path,
         config: &TokenizerConfig,
@@ -66,7 +66,7 @@ impl Templates {
         self.default.iter().chain(&self.tool_use)
     }
 
-    /// What conversations with tools can have.
+    /// The support for tools in conversations with tools.
     pub(super) fn tools(&self) -> ToolSupport {
         self.with_tools().map_or(ToolSupport::None, TemplateFile::tools)
     }
