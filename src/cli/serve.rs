@@ -22,7 +22,7 @@ use crate::{
         process_memory,
         scheduling::{SchedulingHint, set_scheduling_hint},
     },
-    http::{self, AppState, Life, ModelRegistry, Orders, Settings},
+    http::{self, AppState, Commands, Life, ModelRegistry, Settings},
     job::Readiness,
     log_queue,
     metrics::{MemoryKind, Metrics, OnDevice},
@@ -116,7 +116,7 @@ async fn serve(
     let settings = http_settings(config, workers.size());
     let state = AppState::new(models, executor.clone(), Arc::clone(&metrics), readiness.clone(), settings)
         .with_sandbox(sandbox)
-        .with_orders(orders(workers.clone()))
+        .with_commands(worker_commands(workers.clone()))
         // Absolute, because workers use the directory too.
         .with_saved_prompts(PromptStore::new(std::path::absolute(&config.engine.prefix_cache_dir)?))
         .with_devices(devices(&workers))
@@ -175,7 +175,7 @@ fn http_settings(config: &Config, workers: usize) -> Settings {
     Settings { max_connections, ..settings }
 }
 
-fn orders(workers: WorkerPool) -> Orders {
+fn worker_commands(workers: WorkerPool) -> Commands {
     Arc::new(move |command| {
         let workers = workers.clone();
         Box::pin(async move { workers.command(command).await })

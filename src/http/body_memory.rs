@@ -1,8 +1,8 @@
-//! How much memory the bodies of all requests may take together.
+//! The memory limit for the bodies of all requests together.
 //!
-//! A body is paid for as it arrives and not as it is announced: a client that announces megabytes and sends nothing must not
-//! keep others out. The first [`FREE`] bytes of each are free, so that requests of ordinary length are served also while
-//! large ones have used up the rest; what is free is bounded by the number of connections.
+//! A body is counted as it arrives, not by its `Content-Length`: a client that announces megabytes and sends nothing must not
+//! block others. The first [`FREE`] bytes of each body are not counted, so that ordinary requests are served while large ones
+//! use up the limit; the number of connections bounds them.
 
 use std::sync::{
     Arc,
@@ -17,7 +17,7 @@ use crate::units::Bytes;
 /// Bytes of each body that are not counted.
 const FREE: u64 = 64 << 10;
 
-/// What the bodies of all requests may take.
+/// The memory of all bodies.
 #[derive(Clone, Debug)]
 pub(crate) struct BodyMemory {
     used: Arc<AtomicU64>,
@@ -25,11 +25,11 @@ pub(crate) struct BodyMemory {
     turns: Arc<Semaphore>,
 }
 
-/// What one body takes; given back when it is dropped.
+/// The memory of one body; released when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Share {
     memory: BodyMemory,
-    /// Bytes that it holds, free ones included.
+    /// Bytes held, including those that are not counted.
     held: u64,
 }
 
@@ -38,7 +38,7 @@ impl BodyMemory {
         Self { used: Arc::default(), limit, turns: Arc::new(Semaphore::new(1)) }
     }
 
-    /// The share of a body of which nothing has arrived.
+    /// The share of a new body.
     pub(crate) fn share(&self) -> Share {
         Share { memory: self.clone(), held: 0 }
     }
@@ -50,9 +50,8 @@ impl BodyMemory {
 }
 
 impl Share {
-    /// Waits until this body may take another chunk, and lets all other tasks of the thread go first. Hundreds of clients that send
-    /// as fast as they can would otherwise each have a chunk copied before the thread looks at anything else, which takes a
-    /// tenth of a second and more.
+    /// Waits until this body may read another chunk, after all other tasks of the thread. Otherwise, hundreds of fast clients
+    /// would each have a chunk copied first, which takes a tenth of a second and more.
     pub(crate) async fn turn(&self) {
         let turn = self.memory.turns.acquire().await;
         tokio::task::yield_now().await;
@@ -62,7 +61,7 @@ impl Share {
     /// Reserves `more` bytes.
     ///
     /// # Errors
-    /// [`ApiError::BodyMemoryFull`] when other bodies take too much of the memory.
+    /// [`ApiError::BodyMemoryFull`] when other bodies hold too much of the memory.
     pub(crate) fn grow(&mut self, more: usize) -> Result<(), ApiError> {
         let held = self.held.saturating_add(more as u64);
         let counted = held.saturating_sub(FREE) - self.held.saturating_sub(FREE);
@@ -88,7 +87,7 @@ mod tests {
     const MIB: usize = 1 << 20;
 
     #[test]
-    fn bodies_share_one_limit_and_give_back_what_they_held() {
+    fn bodies_share_one_limit_and_release_what_they_hold() {
         let memory = BodyMemory::new(Bytes::mib(4));
         let mut first = memory.share();
         first.grow(3 * MIB).unwrap();
@@ -103,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn a_small_body_is_read_also_when_large_ones_hold_all_memory() {
+    fn a_small_body_is_read_while_large_ones_hold_all_memory() {
         let memory = BodyMemory::new(Bytes::mib(1));
         let mut large = memory.share();
         large.grow(MIB + (64 << 10)).unwrap();
@@ -112,7 +111,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_hundred_bodies_that_arrive_at_once_leave_the_thread_to_others_between_two_chunks() {
+    async fn a_hundred_concurrent_bodies_yield_the_thread_after_each_chunk() {
         let memory = BodyMemory::new(Bytes::mib(1));
         let chunks = Arc::new(AtomicU64::new(0));
         let bodies: Vec<_> = (0..100)

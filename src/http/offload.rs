@@ -1,12 +1,10 @@
-//! Work that takes longer than an HTTP thread may be held, done on other threads.
+//! Runs work that would block the HTTP thread on other threads.
 //!
-//! Everything runs in one of two lanes. *Light* work takes milliseconds (a page of text to tokenize), and
-//! [`LIGHT`] pieces of it run at once. *Heavy* work may take a second and hundreds of megabytes (a body of megabytes to
-//! parse, a long prompt to tokenize), and only one piece of it runs at a time, because its memory adds up. A request with a
-//! short prompt never waits for one with a long prompt.
+//! *Light* work takes milliseconds, such as tokenizing a page of text; [`LIGHT`] tasks run at once. *Heavy* work may take a
+//! second and hundreds of megabytes, such as parsing a body of megabytes or tokenizing a long prompt; one task runs at a time,
+//! because their memory adds up. A request with a short prompt never waits for one with a long prompt.
 //!
-//! A permit belongs to the work and not to the request: a client that leaves does not stop its work, and must not make room
-//! for more of it.
+//! A permit belongs to the work, not to the request: work continues after its client has disconnected, and still counts.
 
 use std::sync::Arc;
 
@@ -15,32 +13,32 @@ use tokio::{sync::Semaphore, task::spawn_blocking};
 use super::error::ApiError;
 use crate::executor::SubmitError;
 
-/// Pieces of light work that run at once. The processors are the worker's.
+/// Light tasks that run at once; the worker needs the cores.
 const LIGHT: usize = 2;
 
-/// Pieces of heavy work that run at once.
+/// Heavy tasks that run at once.
 const HEAVY: usize = 1;
 
 /// Bytes from which a body or a prompt is heavy.
 const HEAVY_BYTES: usize = 256 << 10;
 
-/// What a piece of work is expected to cost.
+/// The expected cost of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Cost {
-    /// Less than it costs to hand it to another thread; done where it is asked for.
+    /// Less than the cost of another thread; runs in place.
     Trivial,
     Light,
     Heavy,
 }
 
 impl Cost {
-    /// Of parsing JSON, or writing it.
+    /// The cost of parsing or writing JSON.
     pub(crate) const fn of_json(bytes: usize) -> Self {
         const MOST_TRIVIAL: usize = 16 << 10;
         Self::beyond(MOST_TRIVIAL, bytes)
     }
 
-    /// Of tokenizing text, or of making text of tokens. A tokenizer reads one or two bytes in a microsecond.
+    /// The cost of tokenizing or detokenizing text. A tokenizer reads one or two bytes per microsecond.
     pub(crate) const fn of_text(bytes: usize) -> Self {
         const MOST_TRIVIAL: usize = 1 << 10;
         Self::beyond(MOST_TRIVIAL, bytes)
@@ -55,7 +53,7 @@ impl Cost {
     }
 }
 
-/// The two lanes.
+/// The limits on light and on heavy work.
 #[derive(Clone, Debug)]
 pub(crate) struct Offload {
     light: Arc<Semaphore>,
@@ -69,7 +67,7 @@ impl Default for Offload {
 }
 
 impl Offload {
-    /// Does `work`, when its lane has room.
+    /// Runs `work` once its limit allows.
     ///
     /// # Errors
     /// Those of `work`, [`SubmitError::Stopped`] when the process ends, and [`ApiError::Internal`] when `work` panics.
@@ -82,12 +80,12 @@ impl Offload {
         T: Send + 'static,
         E: Into<ApiError> + Send + 'static,
     {
-        let lane = match cost {
+        let limit = match cost {
             Cost::Trivial => return work().map_err(Into::into),
             Cost::Light => &self.light,
             Cost::Heavy => &self.heavy,
         };
-        let permit = Arc::clone(lane).acquire_owned().await.map_err(|_| SubmitError::Stopped)?;
+        let permit = Arc::clone(limit).acquire_owned().await.map_err(|_| SubmitError::Stopped)?;
         let done = spawn_blocking(move || {
             let _permit = permit;
             work()
@@ -113,7 +111,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn heavy_work_runs_one_at_a_time_also_when_its_clients_have_left() {
+    async fn heavy_work_runs_one_at_a_time_even_after_its_clients_have_left() {
         let offload = Offload::default();
         let running = Arc::new(AtomicUsize::new(0));
         let most = Arc::new(AtomicUsize::new(0));
@@ -157,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn what_takes_above_a_millisecond_is_not_trivial() {
+    fn work_above_a_millisecond_is_not_trivial() {
         assert_eq!([Cost::of_json(16 << 10), Cost::of_json((16 << 10) + 1)], [Cost::Trivial, Cost::Light]);
         assert_eq!([Cost::of_text(1 << 10), Cost::of_text(4 << 20)], [Cost::Trivial, Cost::Heavy]);
     }

@@ -203,7 +203,7 @@ async fn stop_conditions_with_a_constraint_are_rejected_by_name() {
     let form = json!({ "regex": "a+" });
     for (name, value) in [("stop", json!("a")), ("stop_token_ids", json!([7])), ("ignore_eos", json!(true))] {
         let said = refused(&server, with(form.clone(), &json!({ name: value })), "invalid_value", name).await;
-        assert!(said.contains("given together with regex"), "{said}");
+        assert!(said.contains("cannot be combined with regex"), "{said}");
     }
     let both = json!({ "regex": "a", "response_format": { "type": "json_object" } });
     refused(&server, both, "invalid_value", "regex").await;

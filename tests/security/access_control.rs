@@ -119,18 +119,18 @@ fn alone(outcome: Result<CommandReport, Failure>) -> Vec<CommandOutcome> {
 }
 
 /// A server whose admin commands succeed at once without a worker.
-fn with_orders(rules: Rules) -> Server {
+fn with_commands(rules: Rules) -> Server {
     Server::start_with(ServerOptions::default(), |state| {
         state
             .with_access_control(Arc::new(AccessControl::new(rules)))
             .with_log(Arc::new(|_| Ok(())))
-            .with_orders(Arc::new(|_| Box::pin(async { alone(Ok(done())) })))
+            .with_commands(Arc::new(|_| Box::pin(async { alone(Ok(done())) })))
     })
 }
 
 #[tokio::test]
 async fn admin_routes_need_an_admin_key_if_keys_are_set() {
-    let server = with_orders(Rules { keys: keys(&three_keys()), ..Rules::default() });
+    let server = with_commands(Rules { keys: keys(&three_keys()), ..Rules::default() });
     // However it is spelt.
     for path in ["/admin/trim", "/%61dmin/trim", "/admin/drain", "/admin/log", "/admin/models/demo/unload"] {
         let order = |key| server.client.post(format!("{}{path}", server.url)).bearer_auth(key).send();
@@ -143,7 +143,7 @@ async fn admin_routes_need_an_admin_key_if_keys_are_set() {
 
 #[tokio::test]
 async fn without_keys_admin_routes_accept_local_non_browser_requests_only() {
-    let server = with_orders(Rules::default());
+    let server = with_commands(Rules::default());
     assert_eq!(server.ask("/admin/trim", &json!({})).await.0, 200);
     let page = server.post("/admin/trim", &json!({})).header("origin", "http://evil.example");
     assert_eq!(told(page.send().await.unwrap()).await, (403, "origin_not_allowed".into()));
@@ -191,7 +191,7 @@ async fn token_limits_count_generated_tokens_also_of_disconnected_clients() {
     let refused = ask(&server, ASHA).send().await.unwrap();
     assert_eq!(refused.headers()["x-ratelimit-remaining-tokens"], "0");
     let answer: Value = refused.json().await.unwrap();
-    assert!(answer["error"]["message"].as_str().unwrap().contains("20 tokens a minute"), "{answer}");
+    assert!(answer["error"]["message"].as_str().unwrap().contains("20 tokens per minute"), "{answer}");
 }
 
 #[tokio::test]
@@ -294,7 +294,7 @@ const PATH: &str = "/secret/models/demo";
 
 #[tokio::test]
 async fn error_messages_contain_no_server_paths() {
-    let server = with_orders(Rules::default());
+    let server = with_commands(Rules::default());
     let reason = || format!("{PATH}/model.onnx: no such file");
     for state in [
         Readiness::Restarting { reason: reason() },
@@ -322,7 +322,7 @@ async fn admin_errors_contain_no_server_paths() {
     ];
     for failure in failures {
         let server = Server::start_with(ServerOptions::default(), |state| {
-            state.with_orders(Arc::new(move |_| Box::pin(async move { alone(Err(failure(message()))) })))
+            state.with_commands(Arc::new(move |_| Box::pin(async move { alone(Err(failure(message()))) })))
         });
         let (status, answer) = server.ask("/admin/trim", &json!({})).await;
         assert!(status >= 500 && !answer.to_string().contains("secret"), "{answer}");

@@ -271,7 +271,7 @@ async fn malformed_http_is_explained_and_counted() {
             head("content-length: 5\r\ncontent-length: 5") + "hello",
             400,
             "malformed_http",
-            "Content-Length more than once",
+            "Content-Length is sent more than once",
         ),
         (
             head("content-length: 5\r\ntransfer-encoding: chunked"),
@@ -279,7 +279,7 @@ async fn malformed_http_is_explained_and_counted() {
             "malformed_http",
             "both Content-Length and Transfer-Encoding",
         ),
-        (head(&many.join("\r\n")), 431, "head_too_large", "more than 96 lines"),
+        (head(&many.join("\r\n")), 431, "head_too_large", "more than 96 headers"),
         // After a request that is answered, on the same connection.
         (
             format!("GET /livez HTTP/1.1\r\nhost: x\r\n\r\n{}", head("nocolon")),
@@ -308,15 +308,15 @@ async fn malformed_http_is_explained_and_counted() {
 
 #[tokio::test]
 async fn a_client_that_does_not_read_is_disconnected() {
-    let read_patience = Duration::from_millis(200);
+    let write_timeout = Duration::from_millis(200);
     let server =
-        Server::start(ServerOptions { read_patience, max_connections: 1, ..ServerOptions::default() });
+        Server::start(ServerOptions { write_timeout, max_connections: 1, ..ServerOptions::default() });
     let address = server.url.strip_prefix("http://").unwrap();
     let mut stuck = TcpStream::connect(address).await.unwrap();
     // Far more than a system keeps for a reader who does not read.
     let asked = "GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n".repeat(400);
     stuck.write_all(asked.as_bytes()).await.unwrap();
-    tokio::time::sleep(5 * read_patience).await;
+    tokio::time::sleep(5 * write_timeout).await;
     let next = timeout(Duration::from_secs(60), server.get("/openapi.json").send()).await;
     let size = next.expect("there is room for the next").unwrap().bytes().await.unwrap().len();
     let mut received = Vec::new();

@@ -4,4 +4,3 @@ pub(super) mod connection;
 pub(super) mod listener;
 pub(super) mod malformed;
 pub(super) mod serve;
-pub(super) mod tls;

@@ -1,7 +1,6 @@
-//! TLS: the server's certificate and key, read from files and read again when they change.
+//! TLS with a certificate and a key from files that can be reloaded.
 //!
-//! A connection keeps the certificate it began with, so replacing it drops nobody. TLS 1.2 and 1.3 alone: rustls has
-//! nothing older.
+//! A connection keeps the certificate it began with, so a reload closes no connection. rustls supports TLS 1.2 and 1.3.
 
 use std::{
     io,
@@ -25,7 +24,7 @@ use x509_cert::{Certificate, der::Decode};
 
 use crate::{files, units::Bytes};
 
-/// The certificate that is shown to whoever connects.
+/// The certificate and key of the server.
 #[derive(Debug)]
 pub struct Tls {
     cert_file: PathBuf,
@@ -39,24 +38,24 @@ pub enum TlsError {
     /// A file cannot be read.
     #[error("{setting} {}: {source}; name a file that eka may read", path.display())]
     Read {
-        /// The setting that names it.
+        /// The setting with its path.
         setting: &'static str,
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// A file is there, and what it should hold is not in it.
+    /// A file has invalid content.
     #[error("{setting} {}: {problem}", path.display())]
     Content {
-        /// The setting that names it.
+        /// The setting with its path.
         setting: &'static str,
         /// The file.
         path: PathBuf,
-        /// What is wrong, and what would do.
+        /// The problem, and what is expected.
         problem: String,
     },
-    /// Both files are in order, and do not belong together.
+    /// The key does not belong to the certificate.
     #[error(
         "tls.key_file {} is not the key of the first certificate in tls.cert_file {}; put the server's own certificate \
          first, or name its key",
@@ -68,7 +67,7 @@ pub enum TlsError {
         /// The key's file.
         key: PathBuf,
     },
-    /// The library refuses its own protocols. Never in practice.
+    /// rustls rejects its own protocol versions; does not happen in practice.
     #[error("TLS cannot be set up: {0}")]
     Setup(Error),
 }
@@ -83,10 +82,10 @@ impl Tls {
         Ok(Self { cert_file: cert_file.into(), key_file: key_file.into(), current })
     }
 
-    /// Reads both files again. Who connects from now on is shown what is there now.
+    /// Reads both files again, for new connections.
     ///
     /// # Errors
-    /// [`TlsError`] when they cannot be used; the certificate stays the one it was.
+    /// [`TlsError`] when they cannot be used; the old certificate stays in use.
     pub fn reload(&self) -> Result<(), TlsError> {
         let read = Arc::new(read(&self.cert_file, &self.key_file)?);
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = read;
@@ -99,7 +98,7 @@ impl Tls {
         [&self.cert_file, &self.key_file]
     }
 
-    /// What is odd about the certificate's dates, if anything is.
+    /// A warning if the certificate is expired or not yet valid.
     #[must_use]
     pub fn warning(&self, now: SystemTime) -> Option<String> {
         let validity = Certificate::from_der(self.current().cert.first()?).ok()?.tbs_certificate.validity;
@@ -116,7 +115,7 @@ impl Tls {
         }
     }
 
-    /// What the HTTP server needs.
+    /// The configuration of the HTTP server.
     pub(crate) fn server_config(self: Arc<Self>) -> Result<Arc<ServerConfig>, TlsError> {
         let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_protocol_versions(&[&TLS13, &TLS12])
@@ -152,7 +151,7 @@ fn read(cert_file: &Path, key_file: &Path) -> Result<CertifiedKey, TlsError> {
     })
 }
 
-/// A chain of many certificates is a hundredth of this.
+/// Far more than a long certificate chain has.
 const MOST_FILE: Bytes = Bytes::mib(4);
 
 const CERT: &str = "tls.cert_file";
