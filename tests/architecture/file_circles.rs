@@ -10,9 +10,7 @@ use std::path::Path;
 use super::source::{source_files, words};
 
 /// Folders whose files may form a circle, each with the reason.
-const ALLOWED: &[(&str, &str)] = &[
-    ("http", "not untangled yet"),
-];
+const ALLOWED: &[(&str, &str)] = &[("http", "not untangled yet")];
 
 /// A module: a file, or an inline `mod name { … }` of one.
 #[derive(Default)]
