@@ -293,7 +293,7 @@ async fn pin_cores_gives_each_worker_its_own_cores() {
     let refused = run(&[&["serve", "--port", "0"], &BOTH[..], &pinned, &["1024"]].concat());
     assert_eq!(refused.status.code(), Some(3));
     let error = text(&refused.stderr);
-    assert!(error.contains("engine.pin_cores") && error.contains("need 2048 physical cores"), "{error}");
+    assert!(error.contains("engine.pin_cores") && error.contains("needs 2048 physical cores"), "{error}");
 
     let cores = core_ids().unwrap();
     let [first, second, ..] = cores[..] else { return };
