@@ -13,7 +13,6 @@ use super::source::{source_files, words};
 const ALLOWED: &[(&str, &str)] = &[
     ("engine", "not untangled yet"),
     ("executor", "not untangled yet"),
-    ("http", "not untangled yet"),
     ("job", "not untangled yet"),
     ("job.rs", "not untangled yet"),
     ("otel", "not untangled yet"),
