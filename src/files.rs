@@ -17,6 +17,10 @@ use sha2::{Digest, Sha256};
 
 use crate::units::Bytes;
 
+/// Limit for a JSON file: configurations, manifests and lists of keys. Typical ones have a hundredth of it; parsed, a file of
+/// this size takes a few hundred megabytes.
+pub const MAX_JSON: Bytes = Bytes::mib(16);
+
 /// Read at once while hashing.
 const PIECE_BYTES: usize = 1 << 20;
 
@@ -110,6 +114,24 @@ pub fn optional<T>(read: io::Result<T>) -> io::Result<Option<T>> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e),
     }
+}
+
+/// The owner of a directory, or of the link to it, that is neither this user nor root. Such an owner can change the content.
+#[cfg(unix)]
+#[must_use]
+pub fn foreign_owner(link: &fs::Metadata, directory: &fs::Metadata) -> Option<u32> {
+    use std::os::unix::fs::MetadataExt;
+    let user = rustix::process::geteuid().as_raw();
+    [link, directory].map(MetadataExt::uid).into_iter().find(|owner| ![0, user].contains(owner))
+}
+
+/// Whether every user can write to a directory.
+#[cfg(unix)]
+#[must_use]
+pub fn is_world_writable(directory: &fs::Metadata) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    const OTHERS_WRITE: u32 = 0o002;
+    directory.mode() & OTHERS_WRITE != 0
 }
 
 /// Whether a directory entry has this name. A dangling link counts: reading it then fails with an error, where skipping it
@@ -208,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_that_leads_nowhere_is_an_error_and_no_absent_file() {
+    fn a_dangling_link_is_an_error_and_not_an_absent_file() {
         let dir = directory();
         let read = |name: &str| optional(read(&dir.path().join(name), Bytes(1)));
         assert_eq!(read("gone").unwrap(), None);

@@ -79,7 +79,7 @@ pub(crate) fn trim(ground: &Ground, table: &mut Table) -> Outcome<()> {
     for (shape, prompt) in asked {
         cost(ground, table, shape, prompt)?;
     }
-    if let Some(other) = pool.figures().device_other() {
+    if let Some(other) = pool.stats().device_other() {
         table.told("memory beside the pool: context, modules, workspaces", &other.to_string());
     }
     Ok(())

@@ -47,7 +47,7 @@ fn worker(server: &Server) -> Outcome<u32> {
 }
 
 pub(crate) fn killed(ground: &Ground, table: &mut Table) -> Outcome<()> {
-    let free = || ground.device.pool().and_then(|pool| pool.figures().device_free).map(|free| free.0);
+    let free = || ground.device.pool().and_then(|pool| pool.stats().device_free).map(|free| free.0);
     let before = free();
     let model = ground.demo(ground.dtype())?;
     let server = start(ground, &model)?;

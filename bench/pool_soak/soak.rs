@@ -116,19 +116,19 @@ pub(crate) fn run(pool: &Pool, dir: &Path, asked: Asked) -> Outcome<Report> {
     timeline.clear_to(Bytes(0));
     timeline.trim(Bytes(0));
     // As the device counts them, which gives memory out in larger pieces.
-    report.weights = pool.figures().reserved.0;
+    report.weights = pool.stats().reserved.0;
     let mut random = StdRng::seed_from_u64(asked.seed);
     let (mut trims, mut anonymous) = (Vec::new(), Vec::new());
     for number in 0..asked.requests {
         pool.reset_peaks();
         request(&mut timeline, &mut random, number as u64, &mut report)?;
-        let in_it = pool.figures();
+        let in_it = pool.stats();
         report.peak = report.peak.max(in_it.reserved_peak.0);
         report.most_in_use = report.most_in_use.max(in_it.in_use_peak.0);
         let began = Instant::now();
         timeline.trim(Bytes(0));
         trims.push(began.elapsed());
-        let after = pool.figures();
+        let after = pool.stats();
         report.times_above += usize::from(after.reserved.0 > report.weights + asked.kv_keep.0);
         report.times_kept += usize::from(after.reserved.0 > report.weights);
         if number >= asked.requests / 10
@@ -143,7 +143,7 @@ pub(crate) fn run(pool: &Pool, dir: &Path, asked: Asked) -> Outcome<Report> {
     }
     drop(timeline);
     pool.trim(Bytes(0));
-    let closed = pool.figures();
+    let closed = pool.stats();
     (report.books_out, report.books_held) = (closed.in_use().0, closed.reserved.0);
     (report.allocations, report.spills) = (closed.allocations, closed.spills);
     report.writes_after_free = closed.writes_after_free;

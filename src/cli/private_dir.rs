@@ -9,6 +9,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::files;
+
 /// Why a directory is not used.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum PrivateDirError {
@@ -92,19 +94,16 @@ fn check(
 ) -> Result<(), PrivateDirError> {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
-    const OTHERS_WRITE: u32 = 0o002;
     const GROUP_AND_OTHERS: u32 = 0o077;
     let user = rustix::process::geteuid().as_raw();
-    // Root can write anywhere, so its directories are accepted.
-    let stranger = [found, target].map(MetadataExt::uid).into_iter().find(|owner| ![0, user].contains(owner));
-    if let Some(owner) = stranger {
+    if let Some(owner) = files::foreign_owner(found, target) {
         return Err(PrivateDirError::Owner { dir: dir.into(), owner, user, way_out });
     }
     if !target.is_dir() {
         return Err(PrivateDirError::NoDirectory { dir: dir.into(), way_out });
     }
     let mode = target.mode() & 0o7777;
-    if mode & OTHERS_WRITE != 0 {
+    if files::is_world_writable(target) {
         return Err(PrivateDirError::Writable { dir: dir.into(), mode, way_out });
     }
     // Older versions created it with the user's umask.

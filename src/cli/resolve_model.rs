@@ -24,7 +24,7 @@ use crate::{
     export::{self, AdapterSource, BlockSize, Existing, Options, Source, Storage, WeightFormat},
     files,
     job::GpuReport,
-    manifest::{self, Dtype, layout::MOST_JSON},
+    manifest::{self, Dtype},
     model::{self, ModelError, Scope},
     text,
 };
@@ -267,7 +267,7 @@ const fn dtype(gpu: Option<GpuReport>, source_is_bfloat16: bool) -> Dtype {
 
 /// Whether a checkpoint is bfloat16. Errors are left to the export, which reports them.
 fn is_bfloat16(base: &Path) -> bool {
-    let config = files::read(&base.join("config.json"), MOST_JSON).unwrap_or_default();
+    let config = files::read(&base.join("config.json"), files::MAX_JSON).unwrap_or_default();
     let config: serde_json::Value = serde_json::from_slice(&config).unwrap_or_default();
     ["dtype", "torch_dtype"].iter().any(|field| config[field] == "bfloat16")
         || ["dtype", "torch_dtype"].iter().any(|field| config["text_config"][field] == "bfloat16")

@@ -38,8 +38,6 @@ const LAST_SPANS: Duration = Duration::from_secs(2);
 /// Serve a model over HTTP
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    #[command(flatten)]
-    config: ConfigArgs,
     /// Print the settings as JSON, with --print-config
     #[arg(long, requires = "print_config")]
     json: bool,
@@ -50,6 +48,8 @@ pub(super) struct Args {
     // Only a flag: the file and the environment may be written by other users.
     #[arg(long, value_name = "SPEC", hide = true)]
     faults: Option<FaultPlan>,
+    #[command(flatten)]
+    config: ConfigArgs,
 }
 
 /// Runs the server until SIGTERM or SIGINT.

@@ -50,11 +50,8 @@ impl Args for SettingFlags {
         let flags = SETTINGS.iter().filter_map(|setting| Some((setting, setting.flag.as_ref()?)));
         // Values stay text here: an invalid one is then reported together with all other problems.
         flags.fold(command, |command, (setting, flag)| {
-            let help = match (setting.default, setting.unset) {
-                (Some(default), _) => format!("{} [default: {default}]", plain(&setting.summary())),
-                (None, Some(unset)) => format!("{} [default: {unset}]", plain(&setting.summary())),
-                (None, None) => plain(&setting.summary()),
-            };
+            let default = setting.default.or(setting.unset).unwrap_or("none");
+            let help = plain(&format!("{} [default: {default}]", setting.summary()));
             command.arg(Arg::new(flag.name).long(flag.name).value_name(flag.value_name).help(help))
         })
     }

@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn bounds_move_inwards_to_what_the_compiler_holds_exactly() {
+    fn bounds_move_inwards_to_the_next_exact_number() {
         for (bound, cut) in [
             (json!({ "minimum": i64::MIN }), json!({ "minimum": -GREATEST })),
             (json!({ "exclusiveMinimum": -1e300 }), json!({ "exclusiveMinimum": -GREATEST })),
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn ordinary_bounds_and_what_is_no_number_stay_as_they_are() {
+    fn ordinary_bounds_and_values_that_are_not_numbers_are_unchanged() {
         let schema = json!({ "minimum": -5, "maximum": 120, "exclusiveMinimum": true, "exclusiveMaximum": 0.5,
             "minLength": "a", "maxLength": 1000, "maxItems": 0, "minProperties": 1.5 });
         assert_eq!(cut_to(schema.clone()), schema);

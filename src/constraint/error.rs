@@ -50,7 +50,7 @@ pub enum ConstraintError {
     /// It does not compile.
     #[error("cannot be used: {message}; correct it")]
     Invalid {
-        /// Where and why.
+        /// The error, with its position.
         message: String,
     },
     /// It takes too long to compile.

@@ -50,14 +50,14 @@ impl fmt::Debug for Guides {
     }
 }
 
-/// What may follow.
+/// The tokens that may follow.
 #[derive(Debug)]
 pub enum Choice {
     /// Nothing: the answer is complete.
     Nothing,
-    /// These tokens, at least one, and no others.
+    /// Exactly these tokens, at least one.
     Forced(Vec<u32>),
-    /// One of these.
+    /// One of these tokens.
     Among(Allowed),
 }
 
@@ -65,7 +65,7 @@ pub enum Choice {
 #[derive(Debug)]
 pub struct Allowed {
     tokens: SimpleVob,
-    /// Those that end the answer are among them.
+    /// Whether the end tokens are allowed.
     ends: bool,
 }
 
@@ -137,10 +137,11 @@ impl Guides {
             });
             let table = begun.elapsed();
             let compiled = compiler.as_ref().map_err(Clone::clone);
-            let path = compiled.and_then(|compiler| Path::begin(compiler, &constraint, &answer, &stopping));
+            let state =
+                compiled.and_then(|compiler| GrammarState::begin(compiler, &constraint, &answer, &stopping));
             tracing::debug!(?table, grammar = ?(begun.elapsed() - table), "the constraint is ready");
-            match path {
-                Ok(path) => Path { together, ..path }.walk(&say, &hear),
+            match state {
+                Ok(state) => GrammarState { together, ..state }.walk(&say, &hear),
                 Err(failure) => drop(say.send(Err(failure))),
             }
         };
@@ -182,17 +183,17 @@ impl Drop for Guide {
     }
 }
 
-/// The way through a grammar, as far as it has been walked.
-struct Path {
+/// The state of one answer in its grammar.
+struct GrammarState {
     matcher: Matcher,
-    /// Tokens that follow whatever the model thinks.
+    /// Tokens that the constraint forces.
     forced: VecDeque<u32>,
-    /// Most of them to give together.
+    /// Most forced tokens to return together.
     together: usize,
 }
 
-impl Path {
-    /// The path after the tokens of `answer`.
+impl GrammarState {
+    /// The state after the tokens of `answer`.
     fn begin(
         compiler: &Compiler,
         constraint: &Constraint,
@@ -201,15 +202,15 @@ impl Path {
     ) -> Result<Self, Failure> {
         let matcher = compiler.compile(constraint).map_err(|e| failed(&e))?;
         *stop.lock().unwrap_or_else(PoisonError::into_inner) = matcher.cancellation_handle();
-        let mut path = Self { matcher, forced: VecDeque::new(), together: usize::MAX };
+        let mut state = Self { matcher, forced: VecDeque::new(), together: usize::MAX };
         for token in answer {
-            path.look_ahead();
-            if path.forced.pop_front().is_some_and(|forced| forced != *token) {
+            state.look_ahead();
+            if state.forced.pop_front().is_some_and(|forced| forced != *token) {
                 return Err(failed(&"the answer so far was not made under it"));
             }
-            path.take(*token)?;
+            state.take(*token)?;
         }
-        Ok(path)
+        Ok(state)
     }
 
     /// Sends each choice and receives the token that was picked, until the receiver is dropped.

@@ -88,7 +88,7 @@ pub(super) fn unenforceable(schema: &str, said: &str) -> Option<ConstraintError>
     Some(ConstraintError::Keyword { keyword: keyword.into(), place })
 }
 
-/// Where the first schema with this keyword is.
+/// The place of the first schema with this keyword.
 fn find(schema: &Value, keyword: &str, place: &str) -> Option<String> {
     each(schema, place, &mut |object, place| {
         if object.contains_key(keyword) { Err(place.to_owned()) } else { Ok(()) }

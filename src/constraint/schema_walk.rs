@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 /// values (`const`, `enum`) are not schemas.
 ///
 /// # Errors
-/// That of `act`.
+/// The first error of `act`.
 pub(super) fn each<E, F>(schema: &Value, place: &str, act: &mut F) -> Result<(), E>
 where
     F: FnMut(&Map<String, Value>, &str) -> Result<(), E>,

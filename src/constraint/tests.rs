@@ -272,7 +272,7 @@ fn a_constraint_is_compiled_once_and_every_answer_under_it_begins_at_its_start()
 
 /// Bounds that people write for "any", and similar ones. Answers satisfy the original schema.
 #[test]
-fn bounds_beyond_what_the_compiler_can_do_are_cut_and_not_refused() {
+fn bounds_beyond_the_compilers_range_are_cut_and_not_refused() {
     let model = Random::demo();
     for text in [
         r#"{"type":"integer","minimum":-9223372036854775808}"#,
@@ -381,7 +381,7 @@ mod refused {
     }
 
     #[test]
-    fn mistakes_are_refused_in_the_compilers_words() {
+    fn invalid_constraints_are_refused_with_the_compilers_message() {
         for (constraint, said) in [
             (Constraint::Regex("(a".into()), ""),
             (Constraint::Lark("start: missing".into()), "missing"),
@@ -400,7 +400,7 @@ mod refused {
     }
 
     #[test]
-    fn what_is_too_long_is_refused_with_the_numbers() {
+    fn a_constraint_that_is_too_long_is_refused_with_the_numbers() {
         let long = Constraint::Regex("a".repeat((64 << 10) + 1));
         assert_eq!(why(&long), ConstraintError::TooLong { found: 65_537, most: 65_536 });
         let deep = Constraint::Regex("(".repeat(200));

@@ -7,7 +7,7 @@ use llguidance::toktrie::{INVALID_TOKEN, TokEnv, TokRxInfo, TokTrie, TokenizerEn
 use crate::text::Vocabulary;
 
 /// A vocabulary and the trie of its tokens.
-struct Tokens {
+struct ModelTokens {
     vocabulary: Vocabulary,
     trie: TokTrie,
 }
@@ -17,10 +17,10 @@ pub(super) fn environment(vocabulary: Vocabulary) -> TokEnv {
     let words: Vec<Vec<u8>> = vocabulary.tokens().map(<[u8]>::to_vec).collect();
     let size = u32::try_from(words.len()).unwrap_or(u32::MAX);
     let trie = TokTrie::from(&TokRxInfo::new(size, INVALID_TOKEN), &words);
-    Arc::new(Tokens { vocabulary, trie })
+    Arc::new(ModelTokens { vocabulary, trie })
 }
 
-impl TokenizerEnv for Tokens {
+impl TokenizerEnv for ModelTokens {
     fn tok_trie(&self) -> &TokTrie {
         &self.trie
     }

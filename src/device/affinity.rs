@@ -101,7 +101,7 @@ mod tests {
 
     #[test]
     #[cfg(target_os = "linux")]
-    fn a_thread_that_is_kept_to_a_core_may_run_on_no_other_and_neither_may_those_that_it_starts() {
+    fn a_pinned_thread_and_its_children_run_only_on_their_core() {
         let all = core_ids().unwrap();
         assert!(!all.is_empty() && all.is_sorted(), "{all:?}");
         let last = *all.last().unwrap();

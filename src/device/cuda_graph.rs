@@ -1,7 +1,7 @@
 //! When a run is captured as a CUDA graph, and when the graph may be replayed.
 //!
 //! A captured run is one submission in place of hundreds, and a small model spends most of a step on submissions. It contains the
-//! addresses of all its memory in it, scratch included. So it is right for as long as
+//! addresses of all its memory, scratch included. So it is valid for as long as
 //!
 //! - the bindings stay: a cache that grows, or is returned, ends it;
 //! - its scratch stays scratch: a block that is handed out for keeping, or returned to the device, ends it. The pool counts
@@ -9,11 +9,11 @@
 //!
 //! eka records the graph. ONNX Runtime can as well (`enable_cuda_graph`), but keeps a graph until the session ends: its
 //! `SessionReleaseCapturedGraph` does nothing for CUDA in 1.31.1, and the old graph runs instead of the new bindings. With eka's
-//! stream, allocator and inputs on the device, and no thread
-//! waiting in between, a run of ONNX Runtime's is nothing but work on that stream, and can be recorded there.
+//! stream, allocator and inputs on the device, and no wait in between, a run of ONNX Runtime consists only of work on that
+//! stream, and can be recorded there.
 //!
-//! A run is rehearsed before it is recorded: done once as it will be recorded, so that all the scratch that it takes is in
-//! the pool, from which nothing can be had while work is recorded. And an answer of a token or two does not pay for it.
+//! A run is rehearsed once in the same way before it is recorded, so that all its scratch is in the pool: a recording cannot
+//! allocate. For an answer of one or two tokens a capture does not pay off.
 
 /// Runs over the same memory before one is captured, the last of them its rehearsal.
 pub(super) const RUNS_BEFORE: u32 = 2;
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn scratch_that_has_gone_ends_it_and_so_does_other_memory() {
+    fn a_capture_ends_when_its_scratch_or_its_bindings_change() {
         let mut capture = CaptureState::new(true);
         until_captured(&mut capture, 7);
         assert_eq!(until_captured(&mut capture, 8), [RunMode::Eager, RunMode::Rehearsal, RunMode::Captured]);
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused_stays_so() {
+    fn a_refused_capture_stays_refused() {
         let mut capture = CaptureState::new(true);
         until_captured(&mut capture, 1);
         capture.refuse();

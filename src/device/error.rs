@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn a_graph_that_does_not_fit_the_gpu_is_told_from_one_that_is_broken() {
+    fn an_unsupported_graph_is_distinguished_from_a_broken_one() {
         for message in [
             "This session contains graph nodes that are assigned to the default CPU EP, but fallback to CPU EP has been \
              explicitly disabled by the user.",

@@ -11,7 +11,7 @@ pub enum DeviceErrorKind {
     OutOfMemory,
     /// The device is lost to this process: every further call fails, and the process must be replaced.
     Poisoned,
-    /// Something about the request or the model; the device is well.
+    /// An error of the request or the model. The device is usable.
     Other,
 }
 
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_driver_names_without_a_number_is_understood_too() {
+    fn errors_that_the_driver_names_without_a_number_are_classified() {
         let driver = r#"DriverError(CUDA_ERROR_ILLEGAL_ADDRESS, "an illegal memory access was encountered")"#;
         assert_eq!(DeviceErrorKind::of(driver), DeviceErrorKind::Poisoned);
         let driver = r#"DriverError(CUDA_ERROR_OUT_OF_MEMORY, "out of memory")"#;
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lack_of_memory_is_told_from_a_lost_device_wherever_it_shows() {
+    fn a_memory_shortage_is_distinguished_from_a_lost_device() {
         for message in [
             call("CUDA", "2: out of memory", "cudaMalloc((void**)&p, size)"),
             call("CUBLAS", "3: CUBLAS_STATUS_ALLOC_FAILED", "cublasCreate(&cublas_handle_)"),

@@ -12,9 +12,7 @@
 use std::rc::Rc;
 
 use super::{
-    DeviceError, DeviceTensor, Element,
-    host_buffer::{HostBuffer, Memory},
-    pool::Buffer,
+    DeviceError, DeviceTensor, Element, device_tensor::Memory, host_buffer::HostBuffer, pool::Buffer,
 };
 
 /// A tensor `[.., positions, last]` in memory that no graph is bound to and nothing else has a share of.
@@ -144,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_go_together_is_refused() {
+    fn tensors_that_do_not_match_are_refused() {
         let tensor = DeviceTensor::new::<i8>(&SHAPE).unwrap();
         for shape in [[1, 2, 6, 3], [1, 3, 4, 3], [1, 2, 4, 2]] {
             let mut copy = HostCopy::new::<i8>(&shape).unwrap();

@@ -37,7 +37,8 @@ use ort::{
 use super::{
     DeviceError, DeviceTensor, Element, Pool, Session,
     cuda_graph::{CaptureState, RunMode},
-    host_buffer::{HostBuffer, MemorySpan, elements},
+    element::elements,
+    host_buffer::{HostBuffer, MemorySpan},
     pool::{Buffer, Pinned, Recording},
 };
 use crate::units::Bytes;

@@ -18,6 +18,8 @@
 pub mod affinity;
 pub mod cuda;
 mod cuda_graph;
+mod device_tensor;
+mod element;
 mod error;
 mod error_kind;
 mod host_buffer;
@@ -34,9 +36,10 @@ mod session;
 mod strided_copy;
 mod threads;
 
+pub use device_tensor::DeviceTensor;
+pub use element::Element;
 pub use error::DeviceError;
 pub use error_kind::DeviceErrorKind;
-pub use host_buffer::{DeviceTensor, Element};
 pub use host_copy::HostCopy;
 pub use io_binding::{Binding, Slot};
 pub use library_search::Attempt;

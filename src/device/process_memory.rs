@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn figures_are_read_in_kibibytes_and_what_is_missing_is_none() {
+    fn sizes_are_read_in_kibibytes_and_missing_ones_are_none() {
         let memory = parse("Name:\teka\nVmHWM:\t  200 kB\nVmRSS:\t  100 kB\nRssFile: 3 kB\n");
         assert_eq!(memory.resident, Some(Bytes::kib(100)));
         assert_eq!(memory.peak_resident, Some(Bytes::kib(200)));

@@ -33,6 +33,7 @@ use super::{
     cuda::{self, NoCuda},
     library_search::{Attempt, numbers},
 };
+use crate::files;
 
 /// The oldest minor version of ONNX Runtime 1.x that eka's binding is made for.
 pub const LIBRARY_MINOR: u32 = ort::MINOR_VERSION;
@@ -135,7 +136,7 @@ impl Runtime {
                 continue;
             };
             if !directory.join(cuda::PROVIDER).is_file() {
-                let found = format!("an ONNX Runtime for the CPU alone: no {} beside it", cuda::PROVIDER);
+                let found = format!("an ONNX Runtime for CPUs only: {} is missing beside it", cuda::PROVIDER);
                 attempts.push(Attempt { path: place, found });
                 continue;
             }
@@ -216,7 +217,7 @@ fn initialize(path: &Path) -> Result<ort::environment::EnvironmentBuilder, Strin
     match ort::init_from(path) {
         // With a library loaded already, whatever it is called with is fine.
         Ok(_) if ort::util::probe(path).is_none() => {
-            Err("cannot be loaded: it is no ONNX Runtime library".into())
+            Err("cannot be loaded: not an ONNX Runtime library".into())
         }
         Ok(builder) => Ok(builder),
         Err(e) => Err(describe(&e)),
@@ -253,15 +254,13 @@ fn directories_of(named: Option<PathBuf>, binary: Option<&Path>, kind: &str) -> 
     [beside.join("lib"), beside.join("lib").join(kind)].into_iter().chain(above).collect()
 }
 
-/// Whether a directory, and the link to it if it is one, are this user's or root's.
+/// Whether only this user and root can write to a directory, and to the link to it if it is one.
 #[cfg(unix)]
 fn is_trusted(directory: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt;
-
-    let own = rustix::process::geteuid().as_raw();
-    let is_ours = |found: &fs::Metadata| [0, own].contains(&found.uid());
-    let (link, target) = (fs::symlink_metadata(directory), fs::metadata(directory));
-    link.is_ok_and(|link| is_ours(&link)) && target.is_ok_and(|target| target.is_dir() && is_ours(&target))
+    let (Ok(link), Ok(target)) = (fs::symlink_metadata(directory), fs::metadata(directory)) else {
+        return false;
+    };
+    target.is_dir() && files::foreign_owner(&link, &target).is_none() && !files::is_world_writable(&target)
 }
 
 #[cfg(not(unix))]
@@ -354,9 +353,16 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn a_store_above_the_binary_that_another_user_made_is_not_trusted() {
+    fn a_library_folder_that_another_user_can_write_to_is_not_trusted() {
         let folder = tempfile::tempdir().unwrap();
         assert!(is_trusted(folder.path()) && !is_trusted(&folder.path().join("nothing")));
+        let set_mode = |mode| {
+            let permissions = std::os::unix::fs::PermissionsExt::from_mode(mode);
+            fs::set_permissions(folder.path(), permissions).unwrap();
+        };
+        set_mode(0o777);
+        assert!(!is_trusted(folder.path()));
+        set_mode(0o755);
         if rustix::process::geteuid().is_root() {
             std::os::unix::fs::chown(folder.path(), Some(12_345), None).unwrap();
             assert!(!is_trusted(folder.path()));
@@ -369,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn a_configured_directory_is_the_only_one_looked_in_and_the_error_says_what_was_there() {
+    fn only_the_configured_directory_is_searched_and_the_error_lists_its_content() {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("libonnxruntime.so.1.31.1"), "not a library").unwrap();
         let Err(RuntimeError::NotFound { attempts }) = Runtime::load(Some(directory.path())) else {

@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn a_graph_that_the_gpu_runs_alone_is_well_placed_and_any_other_is_named() {
+    fn a_graph_that_only_the_gpu_runs_is_accepted_and_other_placements_are_named() {
         let whole = [(CUDA_PROVIDER, "MatMulNBits", 97), (CUDA_PROVIDER, "GroupQueryAttention", 24)];
         assert_eq!(misplaced(&placement(&whole)), None);
         let copies = [(CUDA_PROVIDER, "MatMul", 1), (CUDA_PROVIDER, "MemcpyToHost", 2)];

@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_move_to_their_new_stride_and_what_lies_between_them_stays() {
+    fn rows_move_to_their_new_stride_and_the_gaps_are_unchanged() {
         let rows = StridedCopy { count: 3, bytes: 2, from: 3, to: 5 };
         assert_eq!(rows.spans(), Some((8, 12)));
         let (from, mut to) = (*b"ab.cd.ef", *b"------------");

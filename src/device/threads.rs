@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn operators_are_told_how_many_and_never_none_or_more_than_there_are() {
+    fn thread_limits_stay_between_one_and_all_threads() {
         let limits = ThreadLimits::new(8);
         let operator = limits.clone();
         assert_eq!((operator.threads(), operator.of(1), operator.batches(1)), (Threads::all(8), 8, 0));

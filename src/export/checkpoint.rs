@@ -204,7 +204,7 @@ pub(super) struct Checkpoint {
     tensors: BTreeMap<String, TensorLocation>,
 }
 
-/// Where a tensor is.
+/// The location of a tensor.
 #[derive(Clone, Debug)]
 struct TensorLocation {
     file: usize,

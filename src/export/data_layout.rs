@@ -1,4 +1,4 @@
-//! Where every weight goes in the data file, decided before any is read.
+//! The place of every weight in the data file, decided before any is read.
 //!
 //! All sizes follow from the blueprint. With every place known, weights can be read, merged, quantized and written in
 //! any order and by several threads, one small piece at a time, and the same export gives the same bytes.
@@ -51,7 +51,7 @@ impl Stack {
     }
 }
 
-/// One tensor's worth of work.
+/// The task of writing one tensor.
 #[derive(Clone, Debug)]
 pub(super) enum TensorJob {
     /// Weights as they are.
@@ -62,7 +62,7 @@ pub(super) enum TensorJob {
     Rotary { rotary: usize, table: Table, positions: usize, pairs: usize, dtype: Dtype, at: DataRange },
 }
 
-/// Where a quantized matrix is.
+/// The place of a quantized matrix in the data file.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct QuantizedAt {
     pub codes: DataRange,
@@ -138,20 +138,20 @@ mod tests {
 
     #[test]
     fn tensors_start_on_pages_and_do_not_overlap() {
-        let mut plan = DataLayout::default();
+        let mut layout = DataLayout::default();
         let stack = |rows| Stack(vec![Param::matrix("a.weight", rows, 3)]);
-        let first = plan.floats(stack(5), Dtype::Float32).unwrap();
-        let second = plan.floats(stack(1), Dtype::Float32).unwrap();
+        let first = layout.floats(stack(5), Dtype::Float32).unwrap();
+        let second = layout.floats(stack(1), Dtype::Float32).unwrap();
         assert_eq!(first, DataRange { offset: 0, bytes: 60 });
         assert_eq!(second, DataRange { offset: 4096, bytes: 12 });
-        assert_eq!(plan.bytes(), 4108);
+        assert_eq!(layout.bytes(), 4108);
     }
 
     #[test]
     fn sizes_that_no_file_has_are_an_error() {
-        let mut plan = DataLayout::default();
+        let mut layout = DataLayout::default();
         let huge = || Stack(vec![Param::matrix("a.weight", 1 << 24, 1 << 24)]);
-        let result = (0..10_000).try_for_each(|_| plan.floats(huge(), Dtype::Float32).map(drop));
+        let result = (0..10_000).try_for_each(|_| layout.floats(huge(), Dtype::Float32).map(drop));
         assert!(result.is_err());
     }
 }

@@ -25,7 +25,7 @@ mod linux {
         }
     }
 
-    /// Bytes that may still be written where `path` is.
+    /// Free bytes on the file system of `path`.
     pub(in super::super) fn available(path: &Path) -> Option<Bytes> {
         let stat = statvfs(path).ok()?;
         Some(Bytes(stat.f_bavail.saturating_mul(stat.f_frsize)))

@@ -20,11 +20,11 @@ pub enum ExportError {
     #[error(transparent)]
     Adapter(#[from] AdapterError),
     /// More positions are asked for than there are.
-    #[error("a context length of {asked} is asked for, the model has {most}; ask for that or less")]
+    #[error("the context length {asked} is above the model's {most}; use {most} or less")]
     Context {
-        /// How many.
+        /// The requested context length.
         asked: NonZeroUsize,
-        /// How many there are.
+        /// The model's context length.
         most: usize,
     },
     /// Tokenizer, template or generation settings cannot be used.

@@ -28,22 +28,22 @@ pub(super) const ACCURACY_LEVEL: u8 = 4;
 /// How weights are stored.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Storage {
-    /// Of matrices, unless `keep` overrides it. Everything else is stored in the type that it is computed with.
+    /// Format of matrices, unless `keep` overrides it. Other weights are stored in the type that they are computed with.
     pub format: WeightFormat,
-    /// Of everything that is quantized.
+    /// Block size of quantized matrices.
     pub block_size: BlockSize,
-    /// Of everything that is quantized.
+    /// Zero points of quantized matrices.
     pub zero_points: ZeroPoints,
-    /// Of everything that is quantized.
+    /// Rounding of quantized matrices.
     pub rounding: Rounding,
-    /// The last that matches a module decides.
+    /// Formats of some modules. The last one that matches a module decides.
     pub keep: Vec<Keep>,
 }
 
 /// How the weights of a matrix are stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WeightFormat {
-    /// As they are computed with.
+    /// In the type that they are computed with.
     #[default]
     Full,
     /// Eight bits and a share of a scale.
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_pattern_and_format_is_refused_with_examples() {
+    fn a_malformed_keep_rule_is_refused_with_examples() {
         for text in ["lm_head", "lm_head=int3", "=int8", "lm_head=", ""] {
             let message = text.parse::<Keep>().unwrap_err().to_string();
             assert!(message.contains("lm_head=int8"), "{text}: {message}");

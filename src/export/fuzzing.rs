@@ -36,8 +36,8 @@ pub fn config(json: &[u8]) -> bool {
     blueprint.is_ok_and(|blueprint| {
         blueprint.rotaries.iter().map(Rotary::angles).for_each(drop);
         let Ok(formats) = storage.formats(&blueprint) else { return false };
-        let numbers = Precision { dtype: Dtype::Float32, formats };
-        emit(&blueprint, numbers, GraphNames::default(), DATA_FILE).is_ok()
+        let precision = Precision { dtype: Dtype::Float32, formats };
+        emit(&blueprint, precision, GraphNames::default(), DATA_FILE).is_ok()
     })
 }
 

@@ -8,13 +8,13 @@ use crate::onnx::{
     OperatorSet, Shape, StringEntry, Tensor, TensorType, Type, ValueInfo,
 };
 
-/// Where ONNX Runtime's own operators live.
+/// The domain of ONNX Runtime's own operators.
 const MICROSOFT: &str = "com.microsoft";
 
-/// Of the operators of ONNX itself.
+/// Version of the operator set of ONNX.
 const OPSET: i64 = 21;
 
-/// One side of a tensor's shape.
+/// One dimension of a tensor's shape.
 #[derive(Clone, Copy)]
 pub(super) enum Dim<'a> {
     Known(usize),

@@ -11,19 +11,12 @@ use std::{
 
 use serde_json::{Map, Value};
 
-use crate::{files, units::Bytes};
-
-/// No dimension of a model is larger; products of two stay far inside 64 bits.
-pub(super) const MOST_SIZE: usize = 1 << 24;
-
-/// The largest settings file that is read, as large as a few hundred megabytes once parsed. The largest that models come
-/// with, tokenizers' settings, are a tenth of this.
-const MOST_BYTES: Bytes = Bytes::mib(16);
+use crate::{files, manifest::MOST_SIZE};
 
 /// Why a settings file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum JsonConfigError {
-    /// It is not there, or cannot be read.
+    /// It is missing or cannot be read.
     #[error("{}: {source}; is this a directory downloaded from Hugging Face?", path.display())]
     Read {
         /// The file.
@@ -32,7 +25,7 @@ pub enum JsonConfigError {
         source: io::Error,
     },
     /// It is far larger than any such file.
-    #[error("{}: larger than {MOST_BYTES}, the limit for a configuration; download it again", path.display())]
+    #[error("{}: larger than {}, the limit for a configuration; download it again", path.display(), files::MAX_JSON)]
     TooLarge {
         /// The file.
         path: PathBuf,
@@ -42,7 +35,7 @@ pub enum JsonConfigError {
     Parse {
         /// The file.
         path: PathBuf,
-        /// Where and why.
+        /// The error, with its position.
         source: serde_json::Error,
     },
     /// A field that has no default is absent.
@@ -92,7 +85,7 @@ pub(super) struct JsonConfig {
 impl JsonConfig {
     /// Reads the object in the file at `path`.
     pub(super) fn read(path: &Path) -> Result<Self, JsonConfigError> {
-        let json = files::read(path, MOST_BYTES).map_err(|source| match source.kind() {
+        let json = files::read(path, files::MAX_JSON).map_err(|source| match source.kind() {
             io::ErrorKind::FileTooLarge => JsonConfigError::TooLarge { path: path.into() },
             _ => JsonConfigError::Read { path: path.into(), source },
         })?;
@@ -292,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_value_is_named_with_its_file_its_field_and_what_was_expected() {
+    fn a_wrong_value_is_named_with_its_file_its_field_and_the_expected_one() {
         let message = settings(r#"{"hidden_size": "64"}"#).size("hidden_size").unwrap_err().to_string();
         for part in ["config.json", "hidden_size", "\"64\"", "whole number"] {
             assert!(message.contains(part), "{part} is not in: {message}");

@@ -25,7 +25,7 @@ pub(super) struct LoadedSources {
     pub blueprint: Blueprint,
     pub weights: Weights,
     /// Random weights come without a tokenizer.
-    pub companions: Option<TokenizerFiles>,
+    pub tokenizer_files: Option<TokenizerFiles>,
     pub end_tokens: Vec<u32>,
     /// End tokens of the configuration that the vocabulary does not have.
     beyond: Vec<u32>,
@@ -49,21 +49,23 @@ impl LoadedSources {
 
     /// Summaries of the adapters for the manifest.
     pub(super) fn adapter_summaries(&self) -> Vec<AdapterSummary> {
-        self.blend().map(|blend| blend.adapters().iter().map(Adapter::summary).collect()).unwrap_or_default()
+        self.merge_plan()
+            .map(|merge_plan| merge_plan.adapters().iter().map(Adapter::summary).collect())
+            .unwrap_or_default()
     }
 
     /// Notes for the user about the merge.
     pub(super) fn notes(&self) -> Vec<String> {
-        let mut notes = self.blend().map(|blend| blend.notes.clone()).unwrap_or_default();
+        let mut notes = self.merge_plan().map(|merge_plan| merge_plan.notes.clone()).unwrap_or_default();
         notes.extend(self.beyond.iter().map(|id| {
             format!("end token {id} is left out: the vocabulary has {} tokens", self.blueprint.dims.vocab)
         }));
         notes
     }
 
-    fn blend(&self) -> Option<&MergePlan> {
+    fn merge_plan(&self) -> Option<&MergePlan> {
         match &self.weights {
-            Weights::Merged(merged) => Some(merged.blend()),
+            Weights::Merged(merged) => Some(merged.merge_plan()),
             Weights::Random(_) => None,
         }
     }
@@ -79,21 +81,29 @@ impl LoadedSources {
             .collect::<Result<_, _>>()?;
         skipped.extend(opened.iter().flat_map(Adapter::buffers));
         let dirs: Vec<&Path> = adapters.iter().map(|adapter| &*adapter.dir).chain([base]).collect();
-        let companions = TokenizerFiles::find(&dirs)?;
-        let mut end_tokens = end_tokens(companions.generation.as_ref(), &config)?;
+        let tokenizer_files = TokenizerFiles::find(&dirs)?;
+        let mut end_tokens = end_tokens(tokenizer_files.generation.as_ref(), &config)?;
         let beyond: Vec<u32> = end_tokens.extract_if(.., |id| *id as usize >= blueprint.dims.vocab).collect();
         let mut sources = SourceFiles::default();
         sources.add("base", [config.path().to_owned()].into_iter().chain(checkpoint.paths()));
-        sources.add_named("base", beside(&companions, base));
+        sources.add_named("base", beside(&tokenizer_files, base));
         for (number, (adapter, dir)) in opened.iter().zip(&dirs).enumerate() {
             let origin = adapter_origin(number);
             sources.add(&origin, adapter.paths());
-            sources.add_named(&origin, beside(&companions, dir));
+            sources.add_named(&origin, beside(&tokenizer_files, dir));
         }
-        let (blend, blueprint) = MergePlan::new(opened, blueprint)?;
-        let merged = Merged::new(checkpoint, blend, blueprint.embedding.tables())?;
+        let (merge_plan, blueprint) = MergePlan::new(opened, blueprint)?;
+        let merged = Merged::new(checkpoint, merge_plan, blueprint.embedding.tables())?;
         let weights = Weights::Merged(Box::new(merged));
-        Ok(Self { blueprint, weights, companions: Some(companions), end_tokens, beyond, skipped, sources })
+        Ok(Self {
+            blueprint,
+            weights,
+            tokenizer_files: Some(tokenizer_files),
+            end_tokens,
+            beyond,
+            skipped,
+            sources,
+        })
     }
 
     fn open_random(config: &Path, seed: u64) -> Result<Self, ExportError> {
@@ -103,7 +113,7 @@ impl LoadedSources {
         Ok(Self {
             blueprint: architectures::read(&config)?,
             weights: Weights::Random(RandomWeights { seed }),
-            companions: None,
+            tokenizer_files: None,
             end_tokens: end_tokens(None, &config)?,
             beyond: Vec::new(),
             skipped: Vec::new(),
@@ -113,8 +123,8 @@ impl LoadedSources {
 }
 
 /// The tokenizer files that are in `dir`, by their names there.
-fn beside(companions: &TokenizerFiles, dir: &Path) -> impl Iterator<Item = (&'static str, PathBuf)> {
-    let all = companions.paths().filter(move |(name, path)| dir.join(name) == *path);
+fn beside(tokenizer_files: &TokenizerFiles, dir: &Path) -> impl Iterator<Item = (&'static str, PathBuf)> {
+    let all = tokenizer_files.paths().filter(move |(name, path)| dir.join(name) == *path);
     all.cloned()
 }
 

@@ -11,9 +11,9 @@ use crate::manifest::{Dtype, ExportOptions, GraphNames};
 /// What to export, and how.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where weights come from.
+    /// The source of the weights.
     pub source: Source,
-    /// How they are stored.
+    /// The storage of the weights.
     pub weights: Storage,
     /// Of activations, of the key-value cache, and of weights that are not quantized. A CPU wants single precision, a
     /// GPU one of the others.
@@ -39,7 +39,7 @@ pub enum Layout {
     Genai,
 }
 
-/// Where weights come from.
+/// The source of the weights.
 #[derive(Clone, Debug)]
 pub enum Source {
     /// Trained ones.

@@ -12,7 +12,7 @@ use std::{fmt, iter, ops::Range};
 pub(super) struct Param {
     /// Its name in the checkpoint, without the prefixes that differ between checkpoints. Several may share one.
     pub name: String,
-    /// As the graph wants it.
+    /// The shape in the graph.
     pub shape: Shape,
     /// Which lines of the stored tensor it is.
     pub lines: Lines,
@@ -33,7 +33,7 @@ pub(super) enum Shape {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Lines {
     All,
-    /// As many as are wanted, from `start`, of a tensor that has `of`.
+    /// A range of lines from `start`, in a tensor of `of` lines.
     From {
         start: usize,
         of: usize,

@@ -34,10 +34,10 @@ pub(super) struct Quantizer {
     pub rounding: Rounding,
 }
 
-/// Where zero lies among the codes.
+/// The code of zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ZeroPoints {
-    /// In the middle: symmetric quantization.
+    /// The middle code: symmetric quantization.
     #[default]
     Middle,
     /// Where it suits each block, stored beside the scale: asymmetric quantization.
@@ -106,11 +106,11 @@ impl Bits {
     }
 }
 
-/// Where a quantized row goes.
+/// The output of a quantized row.
 pub(super) struct PackedRow<'a> {
     /// Padded to whole blocks or not.
     pub codes: &'a mut [u8],
-    /// One a block.
+    /// One for each block.
     pub scales: &'a mut [f32],
     /// One a block, packed as codes are, in whole bytes; empty when all are in the middle.
     pub zero_points: &'a mut [u8],
@@ -327,7 +327,7 @@ fn within(value: f32, lowest: f32, highest: f32) -> f32 {
     if value < highest { value } else { highest }
 }
 
-/// In this neighbourhood numbers are one apart.
+/// Floats near this value are one apart.
 const UNITS_ARE_ULPS: f32 = 12_582_912.0; // 1.5 · 2^23
 
 /// To the nearest whole number, for magnitudes below 2^22. Unlike `f32::round` this is two additions, not a call.

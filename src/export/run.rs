@@ -65,23 +65,24 @@ const REVISION: u32 = 4;
 /// when a weight is not finite, or when the output exists or cannot be written.
 pub fn export(options: &Options, progress: &dyn Progress) -> Result<Report, ExportError> {
     let mut input = load(options)?;
-    let numbers = Precision { dtype: options.dtype, formats: options.weights.formats(&input.blueprint)? };
-    let Emitted { graph, plan } = emit(&input.blueprint, numbers, options.names(), DATA_FILE)?;
+    let precision = Precision { dtype: options.dtype, formats: options.weights.formats(&input.blueprint)? };
+    let Emitted { graph, layout } = emit(&input.blueprint, precision, options.names(), DATA_FILE)?;
     for dir in options.source.dirs() {
         staging::check_apart(&options.output, dir)?;
     }
     let staging = Staging::new(&options.output, options.existing)?;
-    staging.reserve(DATA_FILE, Bytes(plan.bytes()))?;
+    staging.reserve(DATA_FILE, Bytes(layout.bytes()))?;
     let sources = input.identify(progress)?;
     let angles: Vec<_> = input.blueprint.rotaries.iter().map(Rotary::angles).collect();
-    write_weights(&staging.path(DATA_FILE), &plan, (&input.weights, &angles), progress)?;
+    write_weights(&staging.path(DATA_FILE), &layout, (&input.weights, &angles), progress)?;
     staging.write(GRAPH_FILE, &graph)?;
-    if let Some(companions) = &input.companions {
-        companions.write(&staging)?;
+    if let Some(tokenizer_files) = &input.tokenizer_files {
+        tokenizer_files.write(&staging)?;
     }
     let mut manifest = describe(&input, options, sources);
     if options.layout == Layout::Genai {
-        let generation = input.companions.as_ref().and_then(|companions| companions.generation.as_ref());
+        let generation =
+            input.tokenizer_files.as_ref().and_then(|tokenizer_files| tokenizer_files.generation.as_ref());
         staging.write(genai::CONFIG, format!("{:#}\n", genai::config(&manifest, generation)).as_bytes())?;
     }
     manifest.files = provenance::identify_all(&staging.files()?, Stage::Checksums, progress)?;
@@ -90,11 +91,11 @@ pub fn export(options: &Options, progress: &dyn Progress) -> Result<Report, Expo
     Ok(Report {
         output: options.output.clone(),
         parameters: input.blueprint.parameters(),
-        weight_bytes: Bytes(plan.bytes()),
+        weight_bytes: Bytes(layout.bytes()),
         notes: input.notes(),
         kept: options.weights.rules(&input.blueprint),
         skipped: input.skipped,
-        has_tokenizer: input.companions.is_some(),
+        has_tokenizer: input.tokenizer_files.is_some(),
     })
 }
 

@@ -20,13 +20,13 @@ use super::{
 /// Why the output cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub enum StagingError {
-    /// Something is there already.
+    /// The output exists.
     #[error("{}: it exists; choose another output, or replace it with --force", path.display())]
     Exists {
         /// The output.
         path: PathBuf,
     },
-    /// Something is there that no export wrote.
+    /// The output exists, and no export wrote it.
     #[error(
         "{}: it exists and holds no {}, so it was not written by an export; remove it yourself, or choose another \
          output",
@@ -43,7 +43,7 @@ pub enum StagingError {
         path: PathBuf,
     },
     /// It would lie within a source.
-    #[error("{}: it lies within the source {}, which an export leaves as it is; choose another output",
+    #[error("{}: it is inside the source {}, which an export must not change; choose another output",
         path.display(), dir.display())]
     WithinSource {
         /// The output.
@@ -104,9 +104,7 @@ fn way_out(error: &io::Error) -> &'static str {
         io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
             "a directory above the output is a file"
         }
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-            "choose an output that may be written"
-        }
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => "choose a writable output",
         _ => "choose another output",
     }
 }
@@ -135,7 +133,7 @@ impl Staging {
         Ok(Self { dir, output: output.into(), existing })
     }
 
-    /// Where the file `name` is to be written.
+    /// The path to write the file `name` to.
     pub(super) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
@@ -352,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_export_wrote_is_never_replaced() {
+    fn a_directory_that_no_export_wrote_is_never_replaced() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("home")).unwrap();
         fs::write(dir.path().join("file"), "").unwrap();

@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_killed_export_left_is_removed_and_what_a_running_one_has_is_not() {
+    fn directories_of_killed_exports_are_removed_and_those_of_running_ones_are_not() {
         let dir = tempfile::tempdir().unwrap();
         let running = TempSibling::new(dir.path(), "model".as_ref()).unwrap();
         let left = killed(dir.path(), "model");
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_only_look_alike_are_left_alone() {
+    fn directories_with_similar_names_are_not_touched() {
         let dir = tempfile::tempdir().unwrap();
         for name in [".model.partial-", ".model.partial-abc", ".model.partial-abcdef.partial-abcdef", "model"]
         {

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::files;
 
-/// As the safetensors library itself refuses.
+/// The limit of the safetensors library.
 const MOST_HEADER_BYTES: u64 = 100_000_000;
 
 /// Limits on a tensor's name and on its dimensions, beyond those of any model.
@@ -68,7 +68,7 @@ pub enum TensorsError {
     Header {
         /// The file.
         path: PathBuf,
-        /// Where and why.
+        /// The error, with its position.
         source: serde_json::Error,
     },
     /// A tensor does not lie where the one before it ends, or is not as long as its shape makes it.

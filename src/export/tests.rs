@@ -129,7 +129,7 @@ fn a_tied_head_and_the_embedding_are_the_same_bytes() {
 }
 
 #[test]
-fn rows_that_do_not_fill_their_last_block_are_padded_for_the_head_alone() {
+fn rows_with_a_partial_last_block_are_padded_only_for_the_head() {
     let tiny = Tiny::new(true, stored(WeightFormat::Int4, 128));
     export(&tiny.options, &()).unwrap();
     let model = tiny.model();
@@ -223,7 +223,7 @@ fn an_unknown_architecture_is_refused_with_the_known_ones() {
 }
 
 #[test]
-fn random_weights_need_a_configuration_alone() {
+fn random_weights_need_only_a_configuration() {
     let tiny = Tiny::new(true, int4());
     let random = |seed, name: &str| {
         let source = Source::Random { config: tiny.base("config.json"), seed };

@@ -20,8 +20,8 @@ use super::{
 use crate::{
     files,
     manifest::layout::{
-        GENERATION_CONFIG, MOST_JSON, MOST_TEMPLATE, MOST_TOKENIZER, PROCESSOR_TEMPLATE, SPECIAL_TOKENS_MAP,
-        TEMPLATE, TOKENIZER, TOKENIZER_CONFIG, TOOL_TEMPLATE,
+        GENERATION_CONFIG, MOST_TEMPLATE, MOST_TOKENIZER, PROCESSOR_TEMPLATE, SPECIAL_TOKENS_MAP, TEMPLATE,
+        TOKENIZER, TOKENIZER_CONFIG, TOOL_TEMPLATE,
     },
     units::Bytes,
 };
@@ -139,7 +139,7 @@ fn most(name: &str) -> Bytes {
     match name {
         TOKENIZER => MOST_TOKENIZER,
         TEMPLATE | TOOL_TEMPLATE => MOST_TEMPLATE,
-        _ => MOST_JSON,
+        _ => files::MAX_JSON,
     }
 }
 

@@ -62,7 +62,7 @@ pub(super) enum Weights {
 #[derive(Debug)]
 pub(super) struct Merged {
     checkpoint: Checkpoint,
-    blend: MergePlan,
+    merge_plan: MergePlan,
 }
 
 impl Weights {
@@ -79,26 +79,26 @@ impl Merged {
     /// `tables` are the embeddings of the merged model, some of which have to be measured before.
     pub(super) fn new<'a>(
         checkpoint: Checkpoint,
-        mut blend: MergePlan,
+        mut merge_plan: MergePlan,
         tables: impl Iterator<Item = &'a Param>,
     ) -> Result<Self, WeightsError> {
         for table in tables {
-            blend.measure(table, |blend, rows| original(&checkpoint, blend, table, rows))?;
+            merge_plan.measure(table, |merge_plan, rows| original(&checkpoint, merge_plan, table, rows))?;
         }
-        Ok(Self { checkpoint, blend })
+        Ok(Self { checkpoint, merge_plan })
     }
 
-    pub(super) fn blend(&self) -> &MergePlan {
-        &self.blend
+    pub(super) fn merge_plan(&self) -> &MergePlan {
+        &self.merge_plan
     }
 
     fn rows(&self, param: &Param, rows: Range<usize>) -> Result<Vec<f32>, WeightsError> {
-        let mut weights = original(&self.checkpoint, &self.blend, param, rows.clone())?;
-        self.blend.edit(&mut weights, param, rows.clone())?;
+        let mut weights = original(&self.checkpoint, &self.merge_plan, param, rows.clone())?;
+        self.merge_plan.apply(&mut weights, param, rows.clone())?;
         if param.offset != 0.0 {
             weights.iter_mut().for_each(|weight| *weight += param.offset);
         }
-        let origin = if self.blend.changes(&param.name) { "merged" } else { "base" };
+        let origin = if self.merge_plan.changes(&param.name) { "merged" } else { "base" };
         check_finite(&weights, param, rows.start, origin)?;
         Ok(weights)
     }
@@ -107,11 +107,11 @@ impl Merged {
 /// Rows of `param` before anything is added to them.
 fn original(
     checkpoint: &Checkpoint,
-    blend: &MergePlan,
+    merge_plan: &MergePlan,
     param: &Param,
     rows: Range<usize>,
 ) -> Result<Vec<f32>, WeightsError> {
-    match blend.origin(&param.name) {
+    match merge_plan.origin(&param.name) {
         None => Ok(checkpoint.rows(param, rows)?),
         Some(Origin::Base(name)) => {
             Ok(checkpoint.rows(&Param { name: name.clone(), ..param.clone() }, rows)?)
@@ -159,9 +159,9 @@ mod tests {
         fs::write(dir.join("adapter_config.json"), config).unwrap();
         testing::write(&dir.join("adapter_model.safetensors"), &[lora_a, lora_b]);
         let adapter = Adapter::open(dir, 1.0).unwrap();
-        let (blend, blueprint) = MergePlan::new(vec![adapter], testing::blueprint(true)).unwrap();
+        let (merge_plan, blueprint) = MergePlan::new(vec![adapter], testing::blueprint(true)).unwrap();
         let tables = blueprint.embedding.tables();
-        Weights::Merged(Box::new(Merged::new(Checkpoint::open(dir).unwrap(), blend, tables).unwrap()))
+        Weights::Merged(Box::new(Merged::new(Checkpoint::open(dir).unwrap(), merge_plan, tables).unwrap()))
     }
 
     fn lora(matrix: &str, shape: &[usize]) -> Tensor {
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_weight_that_is_no_number_is_named_with_its_place() {
+    fn a_weight_that_is_not_finite_is_named_with_its_position() {
         let dir = tempfile::tempdir().unwrap();
         let (a, mut b) = (lora("lora_A", &[2, 96]), lora("lora_B", &[64, 2]));
         b.values[7 * 2] = f32::NAN;

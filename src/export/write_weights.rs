@@ -54,18 +54,18 @@ pub enum WriteWeightsError {
     },
 }
 
-/// Fills the file at `path`, which has its length already, by `plan`. `angles` are those of the rotary positions, in order.
+/// Fills the file at `path`, which has its length already, by `layout`. `angles` are those of the rotary positions, in order.
 pub(super) fn write_weights(
     path: &Path,
-    plan: &DataLayout,
+    layout: &DataLayout,
     (weights, angles): (&Weights, &[Angles]),
     progress: &dyn Progress,
 ) -> Result<(), WriteWeightsError> {
     let failed = |source| WriteWeightsError::Write { path: path.into(), source };
     let file = File::options().write(true).open(path).map_err(failed)?;
     let writer = Writer { file: PositionedFile::new(file), path, weights, angles };
-    progress.begin(Stage::Weights, Bytes(plan.bytes()));
-    let pieces: Vec<Piece> = plan.fills.iter().flat_map(cut).collect();
+    progress.begin(Stage::Weights, Bytes(layout.bytes()));
+    let pieces: Vec<Piece> = layout.fills.iter().flat_map(cut).collect();
     pieces.into_par_iter().try_for_each(|piece| {
         progress.advance(writer.write(&piece)?);
         Ok::<_, WriteWeightsError>(())
@@ -73,14 +73,14 @@ pub(super) fn write_weights(
     writer.file.into_file().and_then(|file| file.sync_all()).map_err(failed)
 }
 
-/// Some rows of one parameter, or of a table, and where they go.
+/// Some rows of a parameter or a table, with their place in the file.
 enum Piece<'a> {
     Floats { param: &'a Param, rows: Range<usize>, dtype: Dtype, offset: u64 },
     Quantized { param: &'a Param, rows: Range<usize>, to: Codes },
     Rotary { rotary: usize, table: Table, positions: Range<usize>, dtype: Dtype, offset: u64 },
 }
 
-/// Where codes, scales and zero points go.
+/// The places of codes, scales and zero points.
 struct Codes {
     quantizer: Quantizer,
     row_bytes: usize,

@@ -10,7 +10,7 @@ use super::{OLDEST_SCHEMA, SCHEMA};
 /// Why a model directory's manifest cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
-    /// It is not there, or cannot be read.
+    /// It is missing or cannot be read.
     #[error("{}: {source}; is this a directory written by `eka export`?", path.display())]
     Read {
         /// The manifest's path.
@@ -23,7 +23,7 @@ pub enum ManifestError {
     Parse {
         /// The manifest's path.
         path: PathBuf,
-        /// Where and why.
+        /// The error, with its position.
         source: serde_json::Error,
     },
     /// It is not what onnxruntime-genai's builder writes for a decoder.
@@ -31,7 +31,7 @@ pub enum ManifestError {
     Genai {
         /// The file's path.
         path: PathBuf,
-        /// Where and why.
+        /// The error, with its position.
         source: serde_json::Error,
     },
     /// The graph would be outside of the directory.

@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_export_is_another_when_its_manifest_or_its_weights_are() {
+    fn the_identity_changes_with_the_manifest_and_with_the_weights() {
         let dir = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
         write("eka.json", "{}");
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn where_no_manifest_names_the_weights_their_time_is_looked_at() {
+    fn without_a_manifest_the_modification_time_counts() {
         let dir = tempfile::tempdir().unwrap();
         let weights = dir.path().join("model.onnx.data");
         fs::write(dir.path().join("genai_config.json"), "{}").unwrap();

@@ -28,8 +28,5 @@ pub const PROCESSOR_TEMPLATE: &str = "chat_template.json";
 /// Most of a tokenizer. Gemma 3's, the largest of a common model, has 33 MB.
 pub const MOST_TOKENIZER: Bytes = Bytes::mib(256);
 
-/// Most of another JSON file. Configurations of tokenizers list every special token; thousands are some hundred kilobytes.
-pub const MOST_JSON: Bytes = Bytes::mib(16);
-
 /// Most of a chat template. Published ones have up to some tens of kilobytes.
 pub const MOST_TEMPLATE: Bytes = Bytes::mib(1);

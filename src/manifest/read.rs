@@ -8,10 +8,7 @@ use std::{
 use serde::Deserialize;
 
 use super::{FILE_NAME, Manifest, ManifestError, OLDEST_SCHEMA, SCHEMA, genai};
-use crate::{files, units::Bytes};
-
-/// No manifest is larger; a hash of each of a thousand shards is a hundredth of this.
-const MOST_BYTES: Bytes = Bytes::mib(16);
+use crate::files;
 
 impl Manifest {
     /// Reads the manifest of `model_dir`.
@@ -67,7 +64,7 @@ pub fn path(model_dir: &Path) -> PathBuf {
 }
 
 pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
-    files::read(path, MOST_BYTES)
+    files::read(path, files::MAX_JSON)
 }
 
 #[derive(Deserialize)]
@@ -117,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_back() {
+    fn a_written_manifest_is_read_back() {
         let manifest = parse(PLAIN).unwrap();
         assert_eq!(manifest.provenance.options, None);
         assert_eq!(parse(&manifest.to_json()).unwrap(), manifest);
@@ -140,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn another_schema_is_called_that_whatever_else_it_holds() {
+    fn an_unknown_schema_is_reported_before_other_errors() {
         for found in [1, 4] {
             let error = parse(&format!(r#"{{"schema": {found}, "new": true}}"#)).unwrap_err();
             assert!(error.to_string().contains(&format!("schema {found}, ")), "{error}");

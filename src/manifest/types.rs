@@ -43,7 +43,7 @@ pub struct Manifest {
     pub parameters: u64,
     /// Names of the graph's inputs and outputs.
     pub graph: GraphNames,
-    /// Where all this came from.
+    /// The origin of the model.
     pub provenance: Provenance,
     /// The other files of the directory when it was written, in the order of their names; empty if they were not recorded.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -199,7 +199,7 @@ impl Default for GraphNames {
     }
 }
 
-/// Where a model came from.
+/// The origin of a model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Provenance {

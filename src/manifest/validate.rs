@@ -10,8 +10,8 @@ use super::{Dims, Manifest, ManifestError, Quantization};
 /// More layers than any published decoder has: each has names and tensors, so millions would exhaust memory.
 pub const MOST_LAYERS: usize = 1024;
 
-/// No dimension of a model is larger.
-const MOST_SIZE: usize = 1 << 24;
+/// Largest dimension of a model. Products of two of them fit 64 bits.
+pub const MOST_SIZE: usize = 1 << 24;
 
 impl Manifest {
     /// Checks sizes and paths; `path` is the manifest's.

@@ -116,7 +116,7 @@ impl Model {
     pub fn cache(&self, capacity: usize, older: Cache, used: usize) -> Result<Cache, DeviceError> {
         let CacheShape { layers: count_of_layers, heads, row, .. } = self.cache_shape();
         let shape = [1, heads, capacity, row];
-        // With nothing to copy, the old makes room first.
+        // With nothing to copy, the old cache is freed first.
         let older = if used == 0 {
             drop(older);
             Vec::new()

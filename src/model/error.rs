@@ -120,10 +120,10 @@ pub enum IntegrityError {
         path: PathBuf,
         /// Its length.
         found: u64,
-        /// Where the last tensor in it ends.
+        /// The end of the last tensor in it.
         least: u64,
     },
-    /// It has another length than the one that was recorded.
+    /// Its length differs from the manifest's.
     #[error(
         "{}: {found} bytes, expected {recorded} by the manifest; copy it again, or export the model \
          again",
@@ -137,7 +137,7 @@ pub enum IntegrityError {
         /// Its length in the manifest.
         recorded: u64,
     },
-    /// It has other content than the one that was recorded.
+    /// Its content differs from the manifest's hash.
     #[error(
         "{}: its SHA-256 is {found}, expected {recorded} by the manifest; copy it again, or export the model \
          again",

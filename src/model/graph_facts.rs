@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn steps_are_alike_where_attention_alone_reads_the_total_and_tables_of_rows_are_not_read_whole() {
+    fn steps_repeat_if_only_attention_reads_the_total_and_lookup_tables_are_not_counted() {
         let attention = node("GroupQueryAttention", &["qkv", "", "", "k", "v", "last", "total", "cos"]);
         let mut graph = Graph {
             node: vec![

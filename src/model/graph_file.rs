@@ -34,7 +34,7 @@ pub(super) struct GraphFile {
     weights: BTreeMap<String, u64>,
 }
 
-/// Where weights are, as a graph is to name them.
+/// The locations of weights, as a graph names them.
 pub(super) struct Relocated {
     /// The directory that the graph's locations begin in.
     pub(super) folder: PathBuf,
@@ -66,7 +66,7 @@ impl GraphFile {
             .is_some_and(|graph| graph_facts::can_repeat_steps(&graph, names))
     }
 
-    /// Where it was read from.
+    /// Its path.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }

@@ -26,7 +26,7 @@ pub struct Model {
     gives_last_alone: bool,
 }
 
-/// The graph in `file`, as it was `changed` and with its weights where they are.
+/// The graph to load: the one in `file`, or the rewritten one, with the locations of its weights.
 fn graph(file: &GraphFile, changed: Option<graph_rewrite::RewrittenGraph>) -> Graph<'_> {
     let (content, operators) = changed.map(|changed| (changed.content, changed.operators)).unzip();
     let (content, folder) = match (file.relocated(content.as_deref()), content) {

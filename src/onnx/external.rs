@@ -32,7 +32,7 @@ pub(crate) struct External {
 
 /// The messages of `onnx.proto` that lead to tensors.
 #[derive(Clone, Copy)]
-enum Kind {
+enum MessageKind {
     Model,
     Graph,
     Node,
@@ -40,7 +40,7 @@ enum Kind {
     Tensor,
 }
 
-impl Kind {
+impl MessageKind {
     /// What the field `number` of such a message holds, if it leads to tensors.
     const fn of_field(self, number: u64) -> Option<Self> {
         match (self, number) {
@@ -55,14 +55,14 @@ impl Kind {
 
 /// The part of `TensorProto` that locates its data.
 #[derive(Clone, PartialEq, prost::Message)]
-struct Placed {
+struct TensorLocation {
     #[prost(message, repeated, tag = "13")]
     external_data: Vec<StringEntry>,
     #[prost(int32, tag = "14")]
     data_location: i32,
 }
 
-/// The number of [`Placed::external_data`].
+/// The number of [`TensorLocation::external_data`].
 const EXTERNAL_DATA: u64 = 13;
 
 /// `TensorProto.DataLocation.EXTERNAL`.
@@ -74,8 +74,9 @@ const IS_EXTERNAL: i32 = 1;
 /// [`Malformed`] when it is not an ONNX model.
 pub(crate) fn externals(model: &[u8]) -> Result<Vec<External>, Malformed> {
     let mut found = Vec::new();
-    map_tensors(Kind::Model, model, 0, &mut |tensor| {
-        let Placed { external_data, data_location } = Placed::decode(tensor).map_err(|_| Malformed)?;
+    map_tensors(MessageKind::Model, model, 0, &mut |tensor| {
+        let TensorLocation { external_data, data_location } =
+            TensorLocation::decode(tensor).map_err(|_| Malformed)?;
         let entry =
             |key: &str| external_data.iter().find(|entry| entry.key == key).map(|entry| &*entry.value);
         if data_location == IS_EXTERNAL
@@ -95,7 +96,7 @@ pub(crate) fn externals(model: &[u8]) -> Result<Vec<External>, Malformed> {
 /// # Errors
 /// [`Malformed`] when it is not an ONNX model.
 pub(crate) fn relocate(model: &[u8], rename: impl Fn(&str) -> Option<String>) -> Result<Vec<u8>, Malformed> {
-    let renamed = map_tensors(Kind::Model, model, 0, &mut |tensor| relocate_tensor(tensor, &rename))?;
+    let renamed = map_tensors(MessageKind::Model, model, 0, &mut |tensor| relocate_tensor(tensor, &rename))?;
     Ok(renamed.unwrap_or_else(|| model.to_vec()))
 }
 
@@ -117,13 +118,18 @@ fn relocate_tensor(tensor: &[u8], rename: &impl Fn(&str) -> Option<String>) -> R
 }
 
 /// Calls `map` with every encoded tensor of a message and replaces it by the result; `None` if nothing changes.
-fn map_tensors(kind: Kind, message: &[u8], depth: usize, map: &mut dyn FnMut(&[u8]) -> Replaced) -> Replaced {
+fn map_tensors(
+    kind: MessageKind,
+    message: &[u8],
+    depth: usize,
+    map: &mut dyn FnMut(&[u8]) -> Replaced,
+) -> Replaced {
     if depth > MOST_DEPTH {
         return Err(Malformed);
     }
     map_fields(message, |number, payload| match kind.of_field(number) {
         None => Ok(None),
-        Some(Kind::Tensor) => map(payload),
+        Some(MessageKind::Tensor) => map(payload),
         Some(kind) => map_tensors(kind, payload, depth + 1, map),
     })
 }
@@ -228,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_location_changes_and_nothing_else_does() {
+    fn relocating_changes_only_the_location() {
         let renamed = relocate(&model(), |name| Some(format!("a/longer/path/to/{name}"))).unwrap();
         assert_eq!(externals(&renamed).unwrap()[1].location, "a/longer/path/to/inner");
         let back = relocate(&renamed, |name| name.rsplit('/').next().map(str::to_owned)).unwrap();
@@ -237,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_or_nested_without_end_is_refused() {
+    fn truncated_and_deeply_nested_messages_are_refused() {
         let model = model();
         for length in 1..model.len() - 5 {
             // Some beginnings are whole messages; none may panic.

@@ -93,7 +93,7 @@ pub enum PromptStoreError {
         /// Ids run from 0 to one less than this.
         vocabulary: usize,
     },
-    /// It takes more memory than there may be.
+    /// It takes more memory than is allowed.
     #[error(
         "it takes {needed} of memory, and engine.prefix_cache_bytes leaves {room} for restored prompts; raise it, or delete a \
          restored prompt"
@@ -114,7 +114,7 @@ impl PromptStoreError {
     }
 }
 
-/// For errors of the system at a path.
+/// Converts an I/O error at a path.
 pub(super) fn failed(path: &Path) -> impl Fn(io::Error) -> PromptStoreError + '_ {
     |source| PromptStoreError::Io { path: path.into(), source }
 }

@@ -9,7 +9,7 @@ use safetensors::{
 
 use super::{CacheDtype, CacheShape, PromptInfo, PromptStoreError, info::FORMAT};
 
-/// Where the format is named.
+/// The metadata key of the format.
 const FORMAT_KEY: &str = "eka_saved_prompt";
 const MODEL_KEY: &str = "model";
 const IDENTITY_KEY: &str = "identity";
@@ -19,7 +19,7 @@ const SUM_KEY: &str = "sha256";
 /// The tensor of tokens.
 const TOKENS: &str = "tokens";
 
-/// Bytes of the header's own length, which a file begins with.
+/// Bytes of the header's length, at the beginning of the file.
 pub(super) const PREFIX: usize = size_of::<u64>();
 
 /// The content of a header: the prompt's description and the checksum of the tensors.

@@ -82,7 +82,7 @@ pub enum CacheDtype {
     Int8,
 }
 
-/// As settings spell it.
+/// The spelling of settings.
 impl fmt::Display for CacheDtype {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -58,7 +58,7 @@ fn load(path: &Path, expected: &ExpectedPrompt) -> Result<(Vec<u32>, Vec<Vec<u8>
 }
 
 #[test]
-fn what_was_saved_comes_back_and_any_reader_of_safetensors_understands_it() {
+fn a_saved_prompt_is_restored_and_is_valid_safetensors() {
     let dir = tempfile::tempdir().unwrap();
     let path = save(dir.path(), "greeting");
     let (tokens, tensors) = load(&path, &expected()).unwrap();
@@ -85,7 +85,7 @@ fn only_the_owner_may_read_it() {
 }
 
 #[test]
-fn the_store_lists_what_is_there_and_says_what_cannot_be_used() {
+fn the_store_lists_its_prompts_and_reports_unusable_ones() {
     let dir = tempfile::tempdir().unwrap();
     let store = PromptStore::new(dir.path().join("none"));
     assert!(
@@ -180,7 +180,7 @@ proptest! {
 
     /// Whatever the file holds: never a panic, never rows that were not written.
     #[test]
-    fn a_damaged_file_is_refused_or_holds_what_was_written(changes in mutated(), in_header in any::<bool>()) {
+    fn a_damaged_file_is_refused_or_has_the_original_content(changes in mutated(), in_header in any::<bool>()) {
         let dir = tempfile::tempdir().unwrap();
         let path = save(dir.path(), "a");
         let mut bytes = fs::read(&path).unwrap();
@@ -206,7 +206,7 @@ proptest! {
     }
 
     #[test]
-    fn anything_at_all_is_refused(bytes in prop::collection::vec(any::<u8>(), 0..300), length in 0u64..400) {
+    fn arbitrary_bytes_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..300), length in 0u64..400) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.safetensors");
         fs::write(&path, [&length.to_le_bytes()[..], &bytes].concat()).unwrap();

@@ -100,7 +100,7 @@ impl Detokenizer {
     }
 }
 
-/// Where text comes from.
+/// The source of the text.
 enum Source {
     /// The table of the tokens' bytes.
     Table {

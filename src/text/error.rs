@@ -26,7 +26,7 @@ pub enum TextError {
     Json {
         /// The file.
         path: PathBuf,
-        /// Where and why.
+        /// The error, with its position.
         source: serde_json::Error,
     },
     /// The tokenizer cannot be used.
@@ -42,7 +42,7 @@ pub enum TextError {
     TemplateFile {
         /// The file.
         path: PathBuf,
-        /// Where and why.
+        /// The error, with its position.
         message: String,
     },
     /// A conversation was sent to a model that has no chat template. The client's.

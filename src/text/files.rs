@@ -10,8 +10,7 @@ use super::{TextError, growth};
 use crate::{
     files,
     manifest::layout::{
-        GENERATION_CONFIG, MOST_JSON, MOST_TEMPLATE, MOST_TOKENIZER, SPECIAL_TOKENS_MAP, TOKENIZER,
-        TOKENIZER_CONFIG,
+        GENERATION_CONFIG, MOST_TEMPLATE, MOST_TOKENIZER, SPECIAL_TOKENS_MAP, TOKENIZER, TOKENIZER_CONFIG,
     },
 };
 
@@ -125,7 +124,7 @@ impl GenerationConfig {
 }
 
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, TextError> {
-    let json = files::optional(files::read(path, MOST_JSON))
+    let json = files::optional(files::read(path, files::MAX_JSON))
         .map_err(|source| TextError::Read { path: path.into(), source })?;
     let Some(json) = json else { return Ok(None) };
     serde_json::from_slice(&json).map(Some).map_err(|source| TextError::Json { path: path.into(), source })

@@ -65,20 +65,20 @@ impl RenderRequest {
 pub enum TemplateFault {
     /// It does not compile.
     Compile {
-        /// Where and why.
+        /// The error, with its position.
         message: String,
     },
     /// It refused the messages.
     Refused {
-        /// Its own words.
+        /// The template's message.
         message: String,
     },
     /// It failed on messages that it did not refuse.
     Failed {
-        /// Where and why.
+        /// The error, with its position.
         message: String,
     },
-    /// It uses something that eka does not have.
+    /// It uses a feature that eka does not support.
     Unsupported {
         /// The construct, and where.
         message: String,

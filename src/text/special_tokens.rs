@@ -143,7 +143,7 @@ mod tests {
         for class in ["PreTrainedTokenizerFast", "TokenizersBackend"] {
             assert_eq!(tokens(json!({ "tokenizer_class": class }), json!({}), "gpt2"), []);
         }
-        // Of Gemma's, this tokenizer has two.
+        // This tokenizer has two of Gemma's special tokens.
         let gemma = [("bos_token", "<bos>"), ("unk_token", "<unk>")];
         assert_eq!(
             tokens(json!({ "tokenizer_class": "GemmaTokenizer" }), json!({}), "gemma2"),

@@ -63,7 +63,7 @@ impl StopStrings {
         std::mem::take(&mut self.held)
     }
 
-    /// Where in `fresh` the winning match ends, and its length.
+    /// The end of the winning match in `fresh`, and its length.
     fn first_match(&mut self, fresh: &str) -> Option<(usize, usize)> {
         fresh.bytes().enumerate().find_map(|(at, byte)| {
             // All of them read the byte, also after one of them has matched.
@@ -74,7 +74,7 @@ impl StopStrings {
     }
 }
 
-/// One stop string, and how much of it the text so far ends with.
+/// A stop string, and the length of its prefix that the text so far ends with.
 #[derive(Debug)]
 struct Matcher {
     stop: Box<[u8]>,
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_looked_like_a_stop_string_leaves_as_soon_as_it_cannot_be_one() {
+    fn text_that_cannot_become_a_stop_string_is_released_at_once() {
         let mut watch = StopStrings::new(vec!["aab".into()]);
         assert_eq!(watch.push("xaa").text, "x");
         assert_eq!(watch.push("a").text, "a", "the last two may still begin one");
@@ -176,7 +176,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_finds_what_a_search_through_the_whole_text_finds(text in "[abक]{0,24}", stops in proptest::collection::vec("[abक]{1,4}", 0..4)) {
+        fn streaming_finds_the_same_stop_as_a_search_of_the_whole_text(text in "[abक]{0,24}", stops in proptest::collection::vec("[abक]{1,4}", 0..4)) {
             let ends = stops.iter().filter_map(|stop| text.find(stop).map(|at| (at + stop.len(), at)));
             let expected = ends.min().map_or((text.as_str(), false), |(_, at)| (&text[..at], true));
             let stops: Vec<&str> = stops.iter().map(String::as_str).collect();

@@ -23,7 +23,7 @@ use crate::manifest::layout::{PROCESSOR_TEMPLATE, TEMPLATE, TOKENIZER_CONFIG, TO
 #[derive(Default)]
 pub(super) struct Templates {
     default: Option<TemplateFile>,
-    /// For conversations with tools.
+    /// The template for conversations with tools.
     tool_use: Option<TemplateFile>,
 }
 
@@ -71,7 +71,7 @@ impl Templates {
         self.with_tools().map_or(ToolSupport::None, TemplateFile::tools)
     }
 
-    /// Whether there is one for any conversation.
+    /// Whether the model has no chat template.
     pub(super) const fn is_empty(&self) -> bool {
         self.default.is_none() && self.tool_use.is_none()
     }

@@ -151,7 +151,7 @@ fn reference(text: &Text, ids: &[u32]) -> String {
 }
 
 #[test]
-fn the_card_says_what_the_directory_says() {
+fn the_model_card_matches_the_directory() {
     let card = demo().card();
     assert_eq!((card.id.as_str(), card.context_length, card.vocabulary), ("demo", 512, 4096));
     assert_eq!(card.end_tokens, END_TOKENS);
@@ -222,7 +222,7 @@ fn tools_and_calls_are_refused_where_the_template_has_none() {
 }
 
 #[test]
-fn answers_are_told_token_by_token_and_whole_at_every_cut() {
+fn answers_are_whole_at_every_cut_between_tokens() {
     for answer in answers() {
         assert_eq!(decode(demo(), &answer.ids), answer.text);
         let mut before = String::new();
@@ -385,7 +385,7 @@ fn check_any_ids(text: &Arc<Text>, ids: &[u32]) -> Result<(), TestCaseError> {
 
 proptest! {
     #[test]
-    fn any_byte_level_ids_give_what_decoding_them_at_once_gives(
+    fn decoding_ids_one_by_one_equals_decoding_them_at_once(
         ids in vec(prop_oneof![0_u32..4100, 7_u32..263], 0..40),
     ) {
         check_any_ids(demo(), &ids)?;

@@ -18,7 +18,7 @@ impl TokenText {
     /// Characters that begin in it.
     #[must_use]
     pub fn characters(&self) -> usize {
-        // Bytes that go on with a character are 10xxxxxx.
+        // Continuation bytes of UTF-8 are 10xxxxxx.
         self.bytes.iter().flatten().filter(|byte| **byte & 0xc0 != 0x80).count()
     }
 }

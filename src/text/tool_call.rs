@@ -36,7 +36,7 @@ enum ToolKind {
 pub struct CalledFunction {
     /// The tool's name.
     pub name: String,
-    /// With which arguments.
+    /// The arguments.
     pub arguments: Arguments,
 }
 
@@ -44,9 +44,9 @@ pub struct CalledFunction {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(untagged)]
 pub enum Arguments {
-    /// As the model wrote them.
+    /// The text that the model wrote.
     Written(String),
-    /// As a client made them.
+    /// An object from a client.
     Object(Map<String, serde_json::Value>),
 }
 

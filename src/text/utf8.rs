@@ -67,7 +67,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_cut_gives_what_lossy_decoding_gives_without_its_marks(
+        fn any_cut_equals_lossy_decoding_without_replacement_characters(
             bytes in proptest::collection::vec(prop_oneof![any::<u8>(), 0x80_u8..0xc0, 0xe0_u8..0xe4], 0..64),
             size in 1_usize..5,
         ) {

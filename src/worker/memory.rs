@@ -16,7 +16,7 @@ use crate::{
 /// Memory of a pool, as reports show it.
 #[must_use]
 pub fn device_memory(pool: &Pool) -> DeviceMemory {
-    let figures = pool.figures();
+    let figures = pool.stats();
     let (used, reserved, free) = (figures.in_use(), figures.reserved, figures.device_free);
     DeviceMemory { used, reserved, free, other: figures.device_other() }
 }
@@ -24,7 +24,7 @@ pub fn device_memory(pool: &Pool) -> DeviceMemory {
 /// Peak memory of a pool since the last reset, as reports show it.
 #[must_use]
 pub fn device_peak(pool: &Pool) -> DevicePeak {
-    let figures = pool.figures();
+    let figures = pool.stats();
     DevicePeak { used: figures.in_use_peak, reserved: figures.reserved_peak }
 }
 

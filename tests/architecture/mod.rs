@@ -1,4 +1,4 @@
-//! The layer map, checked: which module may import which, and where `unsafe` may stand.
+//! Checks the layers: which module may import which, and where `unsafe` is allowed.
 
 mod file_circles;
 mod source;
@@ -25,7 +25,7 @@ const LAYERS: &str = "
     wire: device_spec job trim_policy units
     child_process: wire
     sandbox: child_process constraint job metrics text units wire
-    device: device_spec units
+    device: device_spec files units
     onnx:
     export: files manifest onnx units
     model: device_spec device files manifest onnx prompt_store units
@@ -129,7 +129,7 @@ fn misplaced(library: &str) -> Vec<String> {
             Some((_, below)) => {
                 let late = declared[at..].iter().filter(|other| below.contains(other));
                 wrong.extend(
-                    late.map(|other| format!("{other} should stand above {module}, which may import it")),
+                    late.map(|other| format!("{other} must be declared above {module}, which may import it")),
                 );
             }
         }
@@ -205,7 +205,7 @@ mod the_checker {
     fn catches_a_library_out_of_order() {
         assert_eq!(
             misplaced("pub mod job;\npub mod units;"),
-            ["units should stand above job, which may import it"]
+            ["units must be declared above job, which may import it"]
         );
         assert_eq!(misplaced("mod utils;"), ["utils is not in the layer map"]);
         assert!(misplaced("//! mod http\npub mod units;\npub mod export;\npub mod wire;").is_empty());

@@ -13,7 +13,7 @@ use crate::support::{
     program::{argument, cache_setting, eka, expected, run, text},
 };
 
-const COMMANDS: [&str; 11] = [
+const COMMANDS: [&str; 12] = [
     "serve",
     "generate",
     "export",
@@ -23,6 +23,7 @@ const COMMANDS: [&str; 11] = [
     "bench",
     "smoke",
     "health",
+    "settings",
     "completions",
     "man",
 ];

@@ -94,7 +94,7 @@ async fn prompts_and_extra_fields_are_sent_unchanged() {
     let (code, result, said) = asked("frobnicate=1");
     assert_eq!(code, Some(1), "{said}");
     assert!(
-        said.contains("no request has a whole answer: 2 unknown_parameter") || said.contains("2 "),
+        said.contains("no request has a complete answer: 2 unknown_parameter") || said.contains("2 "),
         "{said}"
     );
     assert!(result.contains("\"completed\": 0"), "{result}");

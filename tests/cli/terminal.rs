@@ -120,11 +120,11 @@ fn a_session_with_edits_commands_and_exit() {
     terminal.asks(&answers[0].prompt, &answers[0].text);
     terminal.asks("/stats", "turns kept: 1");
     terminal.asks("/clear", "turns removed");
-    terminal.asks("/frobnicate", "there is no /frobnicate");
+    terminal.asks("/frobnicate", "unknown command /frobnicate");
     terminal.asks("/set temperature hot", "temperature is \"hot\": expected a number, 0 or more");
     terminal.asks("/set max_new_tokens 3", "from the next prompt on");
     terminal.asks("/set", "max_new_tokens      3");
-    terminal.asks(&answers[1].prompt, "cut after 3 tokens");
+    terminal.asks(&answers[1].prompt, "stopped after 3 tokens");
     terminal.asks("/set max_new_tokens none", "from the next prompt on");
     terminal.asks("/clear", "turns removed");
     // Ctrl-C clears the typed text and does not quit.
@@ -153,7 +153,7 @@ fn multiline_input_is_one_prompt() {
     let mut terminal = Terminal::talk(state.path(), &["--no-history", "--max-new-tokens", "1"]);
     let ways = ["\"\"\"\r/set\r\"\"\"", "one\\\rtwo", &format!("one{ALT_ENTER}two")];
     for (kept, lines) in ways.into_iter().enumerate() {
-        terminal.asks(lines, "cut after 1 tokens");
+        terminal.asks(lines, "stopped after 1 tokens");
         terminal.asks("/stats", &format!("turns kept: {}", kept + 1));
     }
     terminal.types(CTRL_D);
@@ -211,7 +211,7 @@ fn turns_dropped_from_the_context_are_reported() {
     let mut terminal = Terminal::talk(state.path(), &["--context-length", "60"]);
     terminal.asks(&answers[0].prompt, &answers[0].text);
     terminal.asks(&answers[0].prompt, "turns removed");
-    terminal.asks(&"a long prompt ".repeat(40), "leaves no room in the context length of 60");
+    terminal.asks(&"a long prompt ".repeat(40), "fills the context length of 60");
     terminal.types(CTRL_D);
     assert_eq!(terminal.ends().0, Some(0));
 }

@@ -54,27 +54,27 @@ fn generation_in_a_pool_is_bit_identical_and_frees_every_byte() {
     let expected = generate(&mut plain, &prompt, 10);
 
     let pool = pool(None);
-    assert_eq!(pool.figures(), PoolStats::default());
+    assert_eq!(pool.stats(), PoolStats::default());
     let mut timeline = in_pool(&pool, 16);
-    let loaded = pool.figures();
+    let loaded = pool.stats();
     assert!(loaded.weights > Bytes::kib(1), "{loaded:?}");
     assert_eq!(loaded.scratch, Bytes(0), "a cache is made for a request: {loaded:?}");
     assert_eq!(generate(&mut timeline, &prompt, 10), expected);
-    let ran = pool.figures();
+    let ran = pool.stats();
     assert!(ran.allocations > loaded.allocations && ran.reuses > 0, "{ran:?}");
     assert!(ran.scratch > Bytes(0), "the cache is the pool's: {ran:?}");
     assert_eq!((ran.weights, ran.spills), (loaded.weights, 0), "{ran:?}");
     assert_eq!(ran.reserved, ran.held, "nothing but the pool's books");
 
     pool.trim(Bytes(0));
-    let trimmed = pool.figures();
+    let trimmed = pool.stats();
     assert_eq!((trimmed.cached, trimmed.held), (Bytes(0), ran.weights + ran.scratch));
     assert_eq!(generate(&mut timeline, &prompt, 10), expected, "after a trim");
     drop(timeline);
-    let after = pool.figures();
+    let after = pool.stats();
     assert_eq!((after.blocks, after.in_use(), after.asked), (0, Bytes(0), Bytes(0)), "{after:?}");
     pool.trim(Bytes(0));
-    let after = pool.figures();
+    let after = pool.stats();
     assert_eq!((after.held, after.reserved, after.writes_after_free), (Bytes(0), Bytes(0), 0), "{after:?}");
 }
 
@@ -88,7 +88,7 @@ fn peak_memory_is_reproducible_and_lower_for_shorter_generations() {
         pool.trim(Bytes(0));
         pool.reset_peaks();
         generate(&mut timeline, &prompt(length), 3);
-        let figures = pool.figures();
+        let figures = pool.stats();
         assert!(figures.in_use_peak <= figures.held_peak && figures.held <= figures.held_peak);
         figures.in_use_peak
     };
@@ -103,13 +103,13 @@ fn a_pass_over_the_limit_fails_and_a_smaller_one_succeeds() {
     let (weights, small, large) = {
         let pool = pool(None);
         let mut timeline = in_pool(&pool, 64);
-        let weights = pool.figures().in_use();
+        let weights = pool.stats().in_use();
         let mut needs = |length| {
             pool.trim(Bytes(0));
             pool.reset_peaks();
             timeline.rewind(0);
             timeline.forward(&prompt(length)).unwrap();
-            pool.figures().in_use_peak
+            pool.stats().in_use_peak
         };
         (weights, needs(8), needs(60))
     };
@@ -126,14 +126,14 @@ fn a_pass_over_the_limit_fails_and_a_smaller_one_succeeds() {
         let said = refused.to_string();
         let expected = format!("of {limit} in use; raise device.memory_limit");
         assert!(said.starts_with("a run failed: no room for ") && said.contains(&expected), "{said}");
-        let figures = pool.figures();
+        let figures = pool.stats();
         assert!(figures.spills > 0 && figures.held_peak <= limit, "{figures:?}");
         assert_eq!(figures.spilled, Bytes(0), "it was given back");
 
         timeline.rewind(0);
         timeline.forward(&prompt(8)).unwrap();
     }
-    assert_eq!(pool.figures().writes_after_free, 0);
+    assert_eq!(pool.stats().writes_after_free, 0);
 }
 
 #[test]
@@ -146,7 +146,7 @@ fn a_model_larger_than_the_limit_is_rejected_with_the_sizes() {
     };
     assert_eq!(source.limit, Some(Bytes::kib(64)));
     assert!(refused.to_string().contains("of 64.0 KiB in use; raise device.memory_limit"), "{refused}");
-    assert_eq!(pool.figures().blocks, 0, "what it had taken is back");
+    assert_eq!(pool.stats().blocks, 0, "what it had taken is back");
 }
 
 #[test]
@@ -170,7 +170,7 @@ fn buffers_grow_and_are_freed_in_any_order_beside_a_session() {
     let pool = pool(Some(Bytes::mib(64)));
     let mut timeline = in_pool(&pool, 16);
     let expected = generate(&mut timeline, &prompt(20), 3);
-    let loaded = pool.figures();
+    let loaded = pool.stats();
     let mut buffers = Vec::new();
     for doubling in 0..6 {
         buffers.push(pool.buffer(Bytes::kib(64 << doubling)).unwrap());
@@ -182,6 +182,6 @@ fn buffers_grow_and_are_freed_in_any_order_beside_a_session() {
     let refused = pool.buffer(Bytes::mib(65)).unwrap_err();
     assert!(refused.to_string().starts_with("a buffer: no room for 72.0 MiB"), "{refused}");
     drop(buffers);
-    let after = pool.figures();
+    let after = pool.stats();
     assert_eq!((after.in_use(), after.spills), (loaded.in_use(), 0), "{after:?}");
 }

@@ -311,7 +311,7 @@ async fn a_draft_model_with_another_vocabulary_is_rejected_with_the_first_differ
     // A path without a model is reported with the setting's name.
     let refused = run(&["generate", "Hello", "--set", &cache, "--draft-model", "models/none"]);
     let error = text(&refused.stderr);
-    assert!(refused.status.code() == Some(4) && error.contains("models/none is no model"), "{error}");
+    assert!(refused.status.code() == Some(4) && error.contains("models/none is not a model"), "{error}");
 }
 
 #[tokio::test]

@@ -95,7 +95,7 @@ fn an_answer_that_fills_the_context_grows_through_every_size() {
     let all = growing.room();
     growing.clear();
     assert_eq!((all, growing.room()), (2048, 0));
-    assert_eq!(pool.figures().scratch, Bytes(0), "it was given back");
+    assert_eq!(pool.stats().scratch, Bytes(0), "it was given back");
 }
 
 #[test]
@@ -105,9 +105,9 @@ fn a_reservation_allocates_its_room_at_once() {
     let mut timeline = growing(&pool, long_model(), 512, Bytes(0));
     timeline.reserve(1100).unwrap();
     assert_eq!(timeline.room(), 1280);
-    let before = pool.figures().allocations;
+    let before = pool.stats().allocations;
     timeline.reserve(1280).unwrap();
-    assert_eq!((timeline.room(), pool.figures().allocations), (1280, before), "it is there already");
+    assert_eq!((timeline.room(), pool.stats().allocations), (1280, before), "it is there already");
     assert!(matches!(timeline.reserve(2049), Err(EngineError::Context { capacity: 2048, .. })));
     let all = timeline.forward_all(&tokens(1500)).unwrap();
     assert!(all == large(long_model(), 512).forward_all(&tokens(1500)).unwrap());
@@ -123,7 +123,7 @@ fn between_requests_at_most_kv_keep_bytes_are_kept() {
     for length in [10, 300, 319, 320, 64, 700, 1, 2000] {
         greedy(&mut timeline, &tokens(length), 1);
         timeline.clear();
-        let figures = pool.figures();
+        let figures = pool.stats();
         assert!(figures.scratch <= KEEP, "{length}: {figures:?}");
         assert_eq!(figures.scratch == Bytes(0), timeline.room() == 0);
         *(if timeline.room() > 0 { &mut kept } else { &mut given_back }) += 1;
@@ -132,7 +132,7 @@ fn between_requests_at_most_kv_keep_bytes_are_kept() {
     greedy(&mut timeline, &tokens(10), 1);
     timeline.clear_to(Bytes(0));
     pool.trim(Bytes(0));
-    assert_eq!(pool.figures().held, pool.figures().weights);
+    assert_eq!(pool.stats().held, pool.stats().weights);
 }
 
 #[test]
@@ -141,11 +141,11 @@ fn a_cache_that_cannot_grow_fails_only_its_request() {
     let most = {
         let pool = pool(None);
         greedy(&mut growing(&pool, long_model(), 64, Bytes(0)), &tokens(500), 1);
-        pool.figures().in_use_peak
+        pool.stats().in_use_peak
     };
     let pool = pool(Some(most));
     let mut timeline = growing(&pool, long_model(), 64, Bytes(0));
-    let weights = pool.figures().in_use();
+    let weights = pool.stats().in_use();
     for _ in 0..3 {
         greedy(&mut timeline, &tokens(450), 1);
         let refused = loop {
@@ -158,9 +158,9 @@ fn a_cache_that_cannot_grow_fails_only_its_request() {
         let expected = "the key-value cache cannot grow: no room for ";
         assert!(said.starts_with(expected) && said.contains("a shorter prompt or answer"), "{said}");
         assert_eq!((timeline.length(), timeline.room()), (0, 0));
-        assert_eq!(pool.figures().in_use(), weights, "all of it was given back");
+        assert_eq!(pool.stats().in_use(), weights, "all of it was given back");
     }
-    assert_eq!(pool.figures().spills, 0);
+    assert_eq!(pool.stats().spills, 0);
 }
 
 #[test]
@@ -170,7 +170,7 @@ fn random_sequences_match_a_large_cache_and_memory_accounting_is_exact() {
     let keep = Bytes::kib(300);
     // proptest passes a shared reference.
     let both = RefCell::new((large(long_model(), 80), growing(&pool, long_model(), 80, keep)));
-    let weights = pool.figures().weights;
+    let weights = pool.stats().weights;
     let requests = proptest::collection::vec((1usize..700, 0usize..70, any::<bool>()), 1..4);
     let mut runner = TestRunner::new(Config { cases: 12, failure_persistence: None, ..Config::default() });
     runner
@@ -182,7 +182,7 @@ fn random_sequences_match_a_large_cache_and_memory_accounting_is_exact() {
                 prop_assert!(a == b, "{} and {answer}", prompt.len());
                 if is_cleared {
                     growing.clear();
-                    prop_assert!(pool.figures().in_use() <= weights + keep);
+                    prop_assert!(pool.stats().in_use() <= weights + keep);
                 }
             }
             Ok(())
@@ -190,7 +190,7 @@ fn random_sequences_match_a_large_cache_and_memory_accounting_is_exact() {
         .unwrap();
     drop(both);
     pool.trim(Bytes(0));
-    let closed = pool.figures();
+    let closed = pool.stats();
     assert_eq!(
         (closed.blocks, closed.asked, closed.held, closed.reserved),
         (0, Bytes(0), Bytes(0), Bytes(0))

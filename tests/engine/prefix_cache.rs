@@ -178,18 +178,18 @@ fn in_a_pool_only_the_last_sequence_is_kept_within_the_limit() {
     for (keep, prefixes) in nothing {
         let mut timeline = open(keep, prefixes);
         assert_eq!([&a, &a].map(|prompt| cached(&mut timeline, prompt, 2)), [0, 0]);
-        assert_eq!((timeline.kept(), pool.figures().scratch > Bytes(0)), (Bytes(0), keep > Bytes(0)));
+        assert_eq!((timeline.kept(), pool.stats().scratch > Bytes(0)), (Bytes(0), keep > Bytes(0)));
     }
     let mut timeline = open(BOUND, Bytes::mib(64));
     assert_eq!([&a, &a, &b, &a].map(|prompt| cached(&mut timeline, prompt, 2)), [0, 99, 0, 0]);
-    assert_eq!(timeline.kept(), pool.figures().scratch);
+    assert_eq!(timeline.kept(), pool.stats().scratch);
     let grown = [&a[..], &tokens(3, 1000)].concat();
     assert_eq!(
         [&grown, &grown].map(|prompt| cached(&mut timeline, prompt, 2)),
         [100, 0],
         "too large to stay"
     );
-    assert_eq!((timeline.kept(), pool.figures().scratch), (Bytes(0), Bytes(0)));
+    assert_eq!((timeline.kept(), pool.stats().scratch), (Bytes(0), Bytes(0)));
 }
 
 /// A chapter of the phrasebook, whose answer is known.

@@ -136,7 +136,7 @@ fn in_a_pool_a_restored_prompt_is_copied_into_the_cache() {
                 TimelineOptions { chunk: 48, keep, prefixes: Bytes::mib(4), ..TimelineOptions::default() };
             Timeline::new(model, options).unwrap()
         });
-        assert_eq!(pool.figures().scratch, Bytes(0), "what crossed is given back");
+        assert_eq!(pool.stats().scratch, Bytes(0), "what crossed is given back");
     }
 }
 

@@ -114,7 +114,7 @@ impl Machine {
     fn falls_back(&self, reason: &str) {
         let left = self.run(&["doctor"]);
         let (said, panic) = (text(&left.stdout), text(&left.stderr));
-        assert!(said.contains("the CPU, as ") && said.contains(reason), "{reason} is not in\n{said}");
+        assert!(said.contains("the CPU: ") && said.contains(reason), "{reason} is not in\n{said}");
         assert!(left.status.success() && panic.is_empty(), "{said}{panic}");
     }
 

@@ -250,7 +250,8 @@ async fn a_missing_device_does_not_stop_the_others() {
 
 #[test]
 fn an_invalid_device_list_is_rejected_at_start() {
-    for (list, said) in [("auto,cpu", "auto stands alone"), ("cuda:1,cuda:1", "cuda:1 is named twice")] {
+    for (list, said) in [("auto,cpu", "auto cannot be combined"), ("cuda:1,cuda:1", "cuda:1 is given twice")]
+    {
         let refused = run(&["serve", "--device", list]);
         let error = text(&refused.stderr);
         assert!(refused.status.code() == Some(2) && error.contains(said), "{error}");
@@ -292,7 +293,7 @@ async fn pin_cores_gives_each_worker_its_own_cores() {
     let refused = run(&[&["serve", "--port", "0"], &BOTH[..], &pinned, &["1024"]].concat());
     assert_eq!(refused.status.code(), Some(3));
     let error = text(&refused.stderr);
-    assert!(error.contains("engine.pin_cores") && error.contains("need 2048 physical cores"), "{error}");
+    assert!(error.contains("engine.pin_cores") && error.contains("needs 2048 physical cores"), "{error}");
 
     let cores = core_ids().unwrap();
     let [first, second, ..] = cores[..] else { return };

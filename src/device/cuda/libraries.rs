@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_library_is_named_with_what_the_system_says() {
+    fn a_file_that_is_not_a_library_is_named_with_the_systems_error() {
         let files = ["libcudart.so.13", "libcublasLt.so.13", "libcublas.so.13", "libcurand.so.10"];
         let directory = directory(&files);
         let refused = preload(directory.path()).unwrap_err().to_string();

@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn what_there_is_no_memory_for_is_none() {
+    fn an_allocation_without_memory_is_none() {
         assert!(HugePages::<u32>::zeroed(usize::MAX, &mut PackedStorage::default()).is_none());
         assert!(HugePages::<u8>::zeroed(usize::MAX - LARGE, &mut PackedStorage::default()).is_none());
         let mut store = PackedStorage::default();

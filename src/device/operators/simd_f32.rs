@@ -55,13 +55,13 @@ pub(super) trait SimdF32 {
     unsafe fn shift(a: Self::Floats, n: Self::Floats) -> Self::Floats;
     /// `a` where `first <= at < end`, else negative infinity.
     unsafe fn within(at: f32, first: Self::Floats, end: Self::Floats, a: Self::Floats) -> Self::Floats;
-    /// Of all sixteen.
+    /// The sum of all sixteen.
     unsafe fn sum(a: Self::Floats) -> f32;
     /// The same two numbers eight times.
     unsafe fn splat_pair(from: *const f32) -> Self::Floats;
     /// The sum of each two; the last eight may be anything that is a number where `a` is.
     unsafe fn sum_pairs(a: Self::Floats) -> Self::Floats;
-    /// Asks for what will be read soon.
+    /// Prefetches memory that will be read soon.
     unsafe fn fetch(from: *const u8);
 }
 

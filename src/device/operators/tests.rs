@@ -92,7 +92,7 @@ proptest! {
 }
 
 #[test]
-fn what_int8_can_hold_is_exact_and_all_processors_agree() {
+fn values_that_int8_represents_are_exact_on_all_processors() {
     let mut rng = StdRng::seed_from_u64(5);
     let mut weights = Weights::random(70, 96, 32, 1.0, &mut rng);
     weights.scales.iter_mut().for_each(|scale| *scale = 0.5);
@@ -107,7 +107,7 @@ fn what_int8_can_hold_is_exact_and_all_processors_agree() {
 }
 
 #[test]
-fn what_is_not_finite_stays_so_and_does_not_spread_to_other_rows() {
+fn non_finite_values_do_not_spread_to_other_rows() {
     let weights = Weights::random(33, 64, 32, 1.0, &mut StdRng::seed_from_u64(6));
     let matrix = PackedInt4::new(weights.blocks(), &mut PackedStorage::default()).unwrap();
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {

@@ -313,8 +313,8 @@ impl<B: Backend> Allocator<B> {
         self.overrun.take()
     }
 
-    pub(super) fn figures(&self) -> PoolStats {
-        self.counts.figures(self.free.bytes(), self.live.len(), &self.backend)
+    pub(super) fn stats(&self) -> PoolStats {
+        self.counts.stats(self.free.bytes(), self.live.len(), &self.backend)
     }
 
     pub(super) fn reset_peaks(&mut self) {

@@ -293,7 +293,7 @@ impl Backend for CudaBackend {
 
     fn held(&self) -> BackendStats {
         self.try_held().unwrap_or_else(|e| {
-            note("the driver gives no figures", Err(e));
+            note("the driver gives no stats", Err(e));
             BackendStats::default()
         })
     }

@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_freed_after_settling_is_not_settled() {
+    fn memory_freed_after_settling_is_not_settled() {
         let mut list = list(&[256]);
         list.settle();
         list.put(block(2), 512);

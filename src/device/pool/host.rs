@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_capacity_is_an_error_beyond_it_and_does_not_count_what_is_spilled() {
+    fn a_capacity_limits_blocks_but_not_spills() {
         let mut backend = backend(1000);
         let first = backend.allocate(BlockKind::Scratch, 900).unwrap();
         let said = backend.allocate(BlockKind::Weights, 101).unwrap_err();

@@ -57,7 +57,7 @@ pub struct Pool {
 
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Pool").field(&self.figures()).finish()
+        f.debug_tuple("Pool").field(&self.stats()).finish()
     }
 }
 
@@ -97,8 +97,8 @@ impl Pool {
 
     /// Current statistics.
     #[must_use]
-    pub fn figures(&self) -> PoolStats {
-        self.allocator().figures()
+    pub fn stats(&self) -> PoolStats {
+        self.allocator().stats()
     }
 
     /// Starts new peaks at the present figures.

@@ -140,14 +140,14 @@ unsafe extern "system" fn statistics(
 ) -> OrtStatusPtr {
     // SAFETY: as in `alloc`.
     let allocator = unsafe { pool_allocator(this) };
-    let (figures, limit) = {
+    let (stats, limit) = {
         let allocator = allocator.allocator();
-        (allocator.figures(), allocator.limit())
+        (allocator.stats(), allocator.limit())
     };
     let mut pairs = ptr::null_mut();
     // SAFETY: the out-parameter is valid for the call.
     unsafe { (ort::api().CreateKeyValuePairs)(&raw mut pairs) };
-    for (name, value) in named(&figures, limit) {
+    for (name, value) in named(&stats, limit) {
         let (Ok(name), Ok(value)) = (CString::new(name), CString::new(value.to_string())) else { continue };
         // SAFETY: `pairs` was just made; both strings live through the call, which copies them.
         unsafe { (ort::api().AddKeyValuePair)(pairs, name.as_ptr(), value.as_ptr()) };
@@ -158,14 +158,14 @@ unsafe extern "system" fn statistics(
 }
 
 /// The figures by the names that ONNX Runtime's own arenas use.
-fn named(figures: &PoolStats, limit: usize) -> [(&'static str, u64); 6] {
+fn named(stats: &PoolStats, limit: usize) -> [(&'static str, u64); 6] {
     [
         ("Limit", limit as u64),
-        ("InUse", figures.in_use().0),
-        ("RequestedInUse", figures.asked.0),
-        ("TotalAllocated", figures.held.0),
-        ("MaxInUse", figures.in_use_peak.0),
-        ("NumAllocs", figures.allocations),
+        ("InUse", stats.in_use().0),
+        ("RequestedInUse", stats.asked.0),
+        ("TotalAllocated", stats.held.0),
+        ("MaxInUse", stats.in_use_peak.0),
+        ("NumAllocs", stats.allocations),
     ]
 }
 
@@ -283,7 +283,7 @@ impl Drop for Registration {
             // Owners of its blocks will still call `free`, so the pool is leaked.
             tracing::error!(
                 "a memory pool is left behind, in use: {:?}",
-                self.pool_allocator().allocator().figures()
+                self.pool_allocator().allocator().stats()
             );
         }
     }

@@ -38,7 +38,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_block_holds_what_is_asked_and_wastes_an_eighth_at_most(asked in 1usize..1 << 40) {
+        fn a_block_holds_the_request_and_wastes_at_most_an_eighth(asked in 1usize..1 << 40) {
             let size = block_size(asked).unwrap();
             prop_assert!(size >= asked && size.is_multiple_of(ALIGNMENT));
             prop_assert!(size - asked < (asked / 8).max(ALIGNMENT));

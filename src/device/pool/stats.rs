@@ -123,7 +123,7 @@ impl Counters {
         self.held_peak = self.on_device() + cached;
     }
 
-    pub(super) fn figures(&self, cached: usize, blocks: usize, backend: &impl Backend) -> PoolStats {
+    pub(super) fn stats(&self, cached: usize, blocks: usize, backend: &impl Backend) -> PoolStats {
         let BackendStats { reserved, reserved_peak, device_free, device_total } = backend.held();
         let known = |n: usize| (device_total > 0).then(|| Bytes::from(n));
         PoolStats {

@@ -142,9 +142,9 @@ fn a_freed_block_serves_the_next_request_of_its_size_and_the_device_is_not_asked
     pool.give(first);
     assert_eq!(on_stream(&mut pool, 900), first);
     assert_eq!(device.books().out.len(), 1);
-    let figures = pool.figures();
-    assert_eq!((figures.allocations, figures.reuses, figures.blocks), (2, 1, 1));
-    assert_eq!((figures.asked, figures.scratch), (Bytes(900), Bytes(1024)));
+    let stats = pool.stats();
+    assert_eq!((stats.allocations, stats.reuses, stats.blocks), (2, 1, 1));
+    assert_eq!((stats.asked, stats.scratch), (Bytes(900), Bytes(1024)));
     pool.give(first);
 }
 
@@ -154,18 +154,18 @@ fn under_a_limit_unused_blocks_make_room_and_only_as_many_as_it_takes() {
     let blocks = [1 << 10, 2 << 10, 4 << 10].map(|bytes| on_stream(&mut pool, bytes));
     blocks.into_iter().for_each(|block| pool.give(block));
     let large = on_stream(&mut pool, 6 << 10);
-    assert_eq!(pool.figures().cached, Bytes(4 << 10), "the two oldest went");
+    assert_eq!(pool.stats().cached, Bytes(4 << 10), "the two oldest went");
     assert_eq!(pool.take_overrun(), None);
     pool.give(large);
 }
 
 #[test]
-fn what_does_not_fit_is_spilled_said_once_and_leaves_no_trace() {
+fn a_block_that_does_not_fit_is_spilled_and_reported_once() {
     let (mut pool, device) = pool(usize::MAX, 4 << 10);
     let kept = on_stream(&mut pool, 3 << 10);
     let spilled = on_stream(&mut pool, 2 << 10);
-    let figures = pool.figures();
-    assert_eq!((figures.held, figures.spilled, figures.spills), (Bytes(3 << 10), Bytes(2 << 10), 1));
+    let stats = pool.stats();
+    assert_eq!((stats.held, stats.spilled, stats.spills), (Bytes(3 << 10), Bytes(2 << 10), 1));
     let said = pool.take_overrun().unwrap().to_string();
     assert_eq!(
         said,
@@ -174,7 +174,7 @@ fn what_does_not_fit_is_spilled_said_once_and_leaves_no_trace() {
     );
     assert_eq!(pool.take_overrun(), None);
     pool.give(spilled);
-    assert_eq!(pool.figures().spilled, Bytes(0));
+    assert_eq!(pool.stats().spilled, Bytes(0));
     assert_eq!(device.books().out.len(), 1, "it is not kept for the next request");
     pool.give(kept);
 }
@@ -198,20 +198,20 @@ fn a_device_without_room_is_drained_and_trimmed_before_anything_is_spilled() {
 fn weights_are_refused_and_never_spilled_or_kept() {
     let (mut pool, device) = pool(usize::MAX, 4 << 10);
     let first = weights(&mut pool, 4000).unwrap();
-    assert_eq!(pool.figures().weights, Bytes(4000), "weights are not rounded");
+    assert_eq!(pool.stats().weights, Bytes(4000), "weights are not rounded");
     let refused = weights(&mut pool, 97).unwrap_err();
     assert_eq!((refused.held, refused.limit), (Bytes(4000), Some(Bytes(4 << 10))));
-    assert_eq!((pool.take_overrun(), pool.figures().spills), (None, 0));
+    assert_eq!((pool.take_overrun(), pool.stats().spills), (None, 0));
     pool.give(first);
     assert_eq!(device.books().out.len(), 0);
 }
 
 #[test]
-fn what_is_reserved_in_a_run_is_scratch_and_serves_the_next_run() {
+fn a_reserve_in_a_run_is_scratch_and_is_reused_by_the_next_run() {
     let (mut pool, device) = pool(usize::MAX, 4 << 10);
     for _ in 0..3 {
         let workspace = pool.reserve(2000).unwrap();
-        assert_eq!((pool.figures().weights, pool.figures().scratch), (Bytes(0), Bytes(2 << 10)));
+        assert_eq!((pool.stats().weights, pool.stats().scratch), (Bytes(0), Bytes(2 << 10)));
         pool.give(workspace);
     }
     assert_eq!(device.books().out.len(), 1);
@@ -222,7 +222,7 @@ fn what_is_reserved_in_a_run_is_scratch_and_serves_the_next_run() {
 }
 
 #[test]
-fn a_load_that_spills_is_told_as_well() {
+fn a_load_that_spills_is_reported() {
     let (mut pool, _) = pool(usize::MAX, 1 << 10);
     pool.load_begins();
     let spilled = on_stream(&mut pool, 2 << 10);
@@ -238,7 +238,7 @@ fn a_request_that_no_memory_can_hold_is_an_error_and_not_an_overflow() {
         assert!(pool.take(asked, User::OwnStream).is_err());
         assert!(pool.try_take(asked, User::OwnStream).is_err());
     }
-    assert_eq!(pool.figures().in_use(), Bytes(0));
+    assert_eq!(pool.stats().in_use(), Bytes(0));
 }
 
 #[test]
@@ -258,32 +258,32 @@ fn blocks_for_anybody_are_at_rest_and_those_for_the_own_stream_never_wait() {
 }
 
 #[test]
-fn a_trim_keeps_what_it_is_told_and_peaks_start_anew() {
+fn a_trim_keeps_the_requested_size_and_resets_peaks() {
     let (mut pool, device) = pool(usize::MAX, usize::MAX);
     let weights = weights(&mut pool, 1 << 10).unwrap();
     let blocks: Vec<_> = (0..4).map(|_| on_stream(&mut pool, 1 << 10)).collect();
     blocks.into_iter().for_each(|block| pool.give(block));
     pool.trim(3 << 10);
-    let figures = pool.figures();
-    assert_eq!((figures.held, figures.cached), (Bytes(3 << 10), Bytes(2 << 10)));
-    assert_eq!(figures.reserved, figures.held, "the device has the rest");
-    assert_eq!((figures.held_peak, figures.in_use_peak), (Bytes(5 << 10), Bytes(5 << 10)));
+    let stats = pool.stats();
+    assert_eq!((stats.held, stats.cached), (Bytes(3 << 10), Bytes(2 << 10)));
+    assert_eq!(stats.reserved, stats.held, "the device has the rest");
+    assert_eq!((stats.held_peak, stats.in_use_peak), (Bytes(5 << 10), Bytes(5 << 10)));
     pool.reset_peaks();
-    let figures = pool.figures();
-    assert_eq!((figures.held_peak, figures.in_use_peak), (Bytes(3 << 10), Bytes(1 << 10)));
+    let stats = pool.stats();
+    assert_eq!((stats.held_peak, stats.in_use_peak), (Bytes(3 << 10), Bytes(1 << 10)));
     pool.trim(0);
-    assert_eq!(pool.figures().held, Bytes(1 << 10), "what is in use stays");
+    assert_eq!(pool.stats().held, Bytes(1 << 10), "what is in use stays");
     pool.give(weights);
     assert!(device.books().out.is_empty());
 }
 
 #[test]
-fn a_block_that_is_not_out_is_left_alone() {
+fn freeing_a_block_that_is_not_out_changes_nothing() {
     let (mut pool, _) = pool(usize::MAX, usize::MAX);
     let block = on_stream(&mut pool, 100);
     pool.give(block);
     pool.give(block);
-    assert_eq!(pool.figures().cached, Bytes(256), "freed once");
+    assert_eq!(pool.stats().cached, Bytes(256), "freed once");
 }
 
 #[test]
@@ -292,13 +292,13 @@ fn more_than_may_be_cached_goes_back_at_once() {
     let mut pool = Allocator::new(device.clone(), usize::MAX, 1 << 10);
     let blocks: Vec<_> = (0..4).map(|_| on_stream(&mut pool, 512)).collect();
     blocks.into_iter().for_each(|block| pool.give(block));
-    assert_eq!(pool.figures().cached, Bytes(1 << 10));
+    assert_eq!(pool.stats().cached, Bytes(1 << 10));
     assert_eq!(device.books().out.len(), 2);
     pool.trim(0);
 }
 
 #[test]
-fn what_was_captured_ends_when_its_scratch_is_kept_or_given_back_and_not_before() {
+fn a_capture_ends_only_when_its_scratch_is_kept_or_returned() {
     let (mut pool, _) = pool(usize::MAX, usize::MAX);
     // A run, and the same run again from its freed blocks.
     for _ in 0..2 {
@@ -324,7 +324,7 @@ fn what_was_captured_ends_when_its_scratch_is_kept_or_given_back_and_not_before(
     pool.load_begins();
     assert!(pool.load_ends().is_ok());
     let lasting = pool.try_keep_for_good(600).unwrap();
-    assert_eq!(pool.figures().weights, Bytes((1 << 10) + 768), "weights, and what lasts as long");
+    assert_eq!(pool.stats().weights, Bytes((1 << 10) + 768), "weights, and what lasts as long");
     pool.give(lasting);
     pool.give(loaded);
 }
@@ -373,7 +373,7 @@ fn a_write_after_free_is_noticed_when_the_block_is_used_again_and_when_it_is_fre
             pool.trim(0);
         }
     }
-    assert_eq!(pool.figures().writes_after_free, 2);
+    assert_eq!(pool.stats().writes_after_free, 2);
 }
 
 #[derive(Clone, Debug)]
@@ -424,21 +424,21 @@ impl Oracle {
     }
 
     fn check(&mut self, pool: &Allocator<MadeUp>, device: &MadeUp) -> Result<(), TestCaseError> {
-        let (figures, books) = (pool.figures(), device.books());
+        let (stats, books) = (pool.stats(), device.books());
         let spilled: usize =
             books.out.values().filter(|(kind, _)| *kind == BlockKind::Spill).map(|(_, bytes)| bytes).sum();
         let asked: usize = self.out.iter().map(|(_, asked, _)| asked).sum();
         self.in_use_peak = self.in_use_peak.max(self.on_device(&books) + spilled);
         self.held_peak = self.held_peak.max(books.on_device());
-        prop_assert_eq!(figures.asked, Bytes::from(asked));
-        prop_assert_eq!(figures.weights + figures.scratch, Bytes::from(self.on_device(&books)));
-        prop_assert_eq!(figures.spilled, Bytes::from(spilled));
-        prop_assert_eq!(figures.held, figures.weights + figures.scratch + figures.cached);
-        prop_assert_eq!(figures.held, Bytes::from(books.on_device()), "what the device gave is counted");
-        prop_assert_eq!(figures.in_use_peak, Bytes::from(self.in_use_peak));
-        prop_assert_eq!(figures.held_peak, Bytes::from(self.held_peak));
-        prop_assert_eq!(figures.blocks, self.out.len());
-        prop_assert_eq!(figures.spills, self.spills.get());
+        prop_assert_eq!(stats.asked, Bytes::from(asked));
+        prop_assert_eq!(stats.weights + stats.scratch, Bytes::from(self.on_device(&books)));
+        prop_assert_eq!(stats.spilled, Bytes::from(spilled));
+        prop_assert_eq!(stats.held, stats.weights + stats.scratch + stats.cached);
+        prop_assert_eq!(stats.held, Bytes::from(books.on_device()), "what the device gave is counted");
+        prop_assert_eq!(stats.in_use_peak, Bytes::from(self.in_use_peak));
+        prop_assert_eq!(stats.held_peak, Bytes::from(self.held_peak));
+        prop_assert_eq!(stats.blocks, self.out.len());
+        prop_assert_eq!(stats.spills, self.spills.get());
         prop_assert!(books.on_device() <= self.limit && books.on_device() + books.kept <= device.capacity);
         Ok(())
     }
@@ -474,7 +474,7 @@ impl Oracle {
             Act::Give(_) => {}
             Act::Trim(keep) => {
                 pool.trim(keep);
-                let held = usize::try_from(pool.figures().held.0).unwrap();
+                let held = usize::try_from(pool.stats().held.0).unwrap();
                 prop_assert!(held <= keep.max(self.on_device(&device.books())));
             }
             Act::ResetPeaks => {
@@ -503,14 +503,14 @@ proptest! {
         for (block, ..) in oracle.out {
             pool.give(block);
         }
-        prop_assert_eq!(pool.figures().in_use(), Bytes(0));
+        prop_assert_eq!(pool.stats().in_use(), Bytes(0));
         pool.trim(0);
         prop_assert!(device.books().out.is_empty(), "everything went back");
         prop_assert_eq!(device.books().kept, 0);
     }
 
     #[test]
-    fn blocks_of_the_host_never_overlap_and_keep_what_is_written(
+    fn host_blocks_never_overlap_and_keep_their_content(
         acts in prop::collection::vec(act(), 1..if cfg!(miri) { 20 } else { 100 }),
     ) {
         let mapped_from = if cfg!(miri) { usize::MAX } else { 32 << 10 };
@@ -544,8 +544,8 @@ proptest! {
             }
         }
         out.into_iter().for_each(|(block, ..)| pool.give(block));
-        prop_assert_eq!(pool.figures().writes_after_free, 0);
+        prop_assert_eq!(pool.stats().writes_after_free, 0);
         pool.trim(0);
-        prop_assert_eq!(pool.figures().reserved, Bytes(0));
+        prop_assert_eq!(pool.stats().reserved, Bytes(0));
     }
 }

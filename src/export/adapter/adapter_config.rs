@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn other_kinds_of_adapters_are_refused_with_what_is_supported() {
+    fn other_kinds_of_adapters_are_refused_with_the_supported_ones() {
         for kind in ["VERA", "LOHA", "IA3", "PROMPT_TUNING", "ADALORA", "TRAINABLE_TOKENS"] {
             let message = read(&format!(r#""peft_type": "{kind}""#)).unwrap_err().to_string();
             assert!(message.contains(kind) && message.contains("LORA, also with DoRA"), "{message}");

@@ -14,23 +14,23 @@ use crate::export::{checkpoint::canonical, tensors::TensorFile};
 
 impl Adapter {
     /// Its changes to the module at `place`, each with whether it applies to the bias.
-    pub(super) fn edits(
+    pub(super) fn deltas(
         &self,
         module: &Module,
         place: &TargetModule,
         is_head: bool,
     ) -> Result<Vec<(bool, Change)>, AdapterError> {
-        let mut edits = Vec::new();
+        let mut deltas = Vec::new();
         if let Some(product) = self.product(module, place, is_head)? {
             if let Some(tensor) = module.parts.get(&Part::LoraBias) {
                 check_shape(&self.file, tensor, &[place.weight.stored_lines()])?;
-                edits.push((true, Change::Bias { tensor: tensor.clone(), scale: product.scale }));
+                deltas.push((true, Change::Bias { tensor: tensor.clone(), scale: product.scale }));
             }
             let magnitude = self.magnitude(module, place)?;
-            edits.push((false, Change::LowRank { product, magnitude }));
+            deltas.push((false, Change::LowRank { product, magnitude }));
         }
-        edits.extend(self.tokens(module, place)?.map(|change| (false, change)));
-        Ok(edits)
+        deltas.extend(self.tokens(module, place)?.map(|change| (false, change)));
+        Ok(deltas)
     }
 
     /// The pair of matrices of `module`, if it has one.
@@ -90,9 +90,8 @@ impl Adapter {
         let Some(tensor) = module.parts.get(&Part::Tokens) else { return Ok(None) };
         let is_embedding = place.kind == ModuleKind::Embedding;
         let tokens = self.settings.tokens(&module.name, is_embedding);
-        let tokens = tokens.ok_or_else(|| {
-            self.contradiction(tensor, "trainable_token_indices does not say of which tokens it is")
-        })?;
+        let tokens = tokens
+            .ok_or_else(|| self.contradiction(tensor, "trainable_token_indices does not list its tokens"))?;
         check_shape(&self.file, tensor, &[tokens.len(), place.weight.shape.cols()])?;
         let vocab = place.weight.shape.rows();
         if let Some(&token) = tokens.iter().find(|token| **token >= vocab) {
@@ -103,7 +102,7 @@ impl Adapter {
     }
 
     /// Checks that every module that the settings name has tensors.
-    pub(super) fn check_complete(&self, places: &BTreeMap<&str, TargetModule>) -> Result<(), AdapterError> {
+    pub(super) fn check_complete(&self, targets: &BTreeMap<&str, TargetModule>) -> Result<(), AdapterError> {
         let holds =
             |module: &Module, parts: [Part; 2]| parts.iter().any(|part| module.parts.contains_key(part));
         let missing = |field, name: &str| AdapterError::NoTensors {
@@ -123,7 +122,7 @@ impl Adapter {
             let is_it = |module: &Module| {
                 ends_with(&module.name, name) && holds(module, [Part::LoraA, Part::EmbeddingA])
             };
-            if !self.modules.values().any(is_it) && self.expects(name, places)? {
+            if !self.modules.values().any(is_it) && self.expects(name, targets)? {
                 return Err(missing("target_modules", name));
             }
         }
@@ -131,14 +130,14 @@ impl Adapter {
     }
 
     /// Whether the base has a module of this name that the settings do not exclude, however its prefixes are.
-    fn expects(&self, name: &str, places: &BTreeMap<&str, TargetModule>) -> Result<bool, AdapterError> {
+    fn expects(&self, name: &str, targets: &BTreeMap<&str, TargetModule>) -> Result<bool, AdapterError> {
         let prefixes =
             self.modules.iter().filter_map(|(canonical, module)| module.name.strip_suffix(canonical));
         let mut prefixes: Vec<&str> = prefixes.chain([""]).collect();
         prefixes.sort_unstable();
         prefixes.dedup();
         let name = canonical(name);
-        for (place, _) in places.iter().filter(|(_, place)| place.kind != ModuleKind::Norm) {
+        for (place, _) in targets.iter().filter(|(_, place)| place.kind != ModuleKind::Norm) {
             let mut excluded = false;
             for prefix in &prefixes {
                 excluded |= self.settings.targets.exclusion(&format!("{prefix}{place}"))?.is_some();

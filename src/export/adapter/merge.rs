@@ -53,7 +53,7 @@ pub(super) enum Magnitude {
 }
 
 impl Delta {
-    /// Whether it can be added to what other adapters do, in any order.
+    /// Whether it can be combined with other adapters' deltas, in any order.
     pub(super) fn is_sum(&self) -> bool {
         matches!(self.change, Change::LowRank { magnitude: None, .. } | Change::Bias { .. })
     }

@@ -6,15 +6,15 @@ use super::{
     Adapter, AdapterError,
     deltas::check_shape,
     merge::{Change, Delta, MergeError, add_squares},
-    target_modules::{EmbeddingAndHead, TargetModule, WeightTie, places},
+    target_modules::{EmbeddingAndHead, TargetModule, WeightTie, target_modules},
     tensors::{Part, equal},
 };
 use crate::export::{
     blueprint::{Blueprint, LmHead},
-    json_config::MOST_SIZE,
     param::Param,
     tensors::TensorFile,
 };
+use crate::manifest::MOST_SIZE;
 
 /// Weights of an embedding that are measured at once.
 const MEASURED: usize = 1 << 20;
@@ -43,7 +43,7 @@ pub(in crate::export) struct AdapterTensor {
 pub(in crate::export) struct MergePlan {
     adapters: Vec<Adapter>,
     origins: BTreeMap<String, Origin>,
-    edits: BTreeMap<String, Vec<Delta>>,
+    deltas: BTreeMap<String, Vec<Delta>>,
     /// Notes for the user about the merge.
     pub notes: Vec<String>,
 }
@@ -63,20 +63,20 @@ impl MergePlan {
             |module| adapters.iter().any(|adapter| adapter.saves(module)),
             |one, other| both_equal(&adapters, one, other),
         )?;
-        let mut blend = Self { adapters, ..Self::default() };
-        blend.find_origins(&ends)?;
+        let mut merge_plan = Self { adapters, ..Self::default() };
+        merge_plan.find_origins(&ends)?;
         let blueprint = if ends.tie == WeightTie::Kept { blueprint } else { blueprint.untied() };
-        let blueprint = blend.grow(blueprint)?;
-        let places = places(&blueprint);
-        blend.check_use(&places)?;
-        blend.check_origins(&blueprint)?;
-        blend.find_edits(&places, &ends)?;
-        blend.check_conflicts()?;
-        for adapter in &blend.adapters {
-            adapter.check_complete(&places)?;
+        let blueprint = merge_plan.grow(blueprint)?;
+        let targets = target_modules(&blueprint);
+        merge_plan.check_use(&targets)?;
+        merge_plan.check_origins(&blueprint)?;
+        merge_plan.find_deltas(&targets, &ends)?;
+        merge_plan.check_conflicts()?;
+        for adapter in &merge_plan.adapters {
+            adapter.check_complete(&targets)?;
         }
-        blend.note_shared(&ends);
-        Ok((blend, blueprint))
+        merge_plan.note_shared(&ends);
+        Ok((merge_plan, blueprint))
     }
 
     pub(in crate::export) fn adapters(&self) -> &[Adapter] {
@@ -90,18 +90,18 @@ impl MergePlan {
 
     /// Whether an adapter changes the tensor called `name`.
     pub(in crate::export) fn changes(&self, name: &str) -> bool {
-        self.origins.contains_key(name) || self.edits.contains_key(name)
+        self.origins.contains_key(name) || self.deltas.contains_key(name)
     }
 
     /// Applies the adapters' deltas to `weights`, the given rows of `param` from their origin.
-    pub(in crate::export) fn edit(
+    pub(in crate::export) fn apply(
         &self,
         weights: &mut [f32],
         param: &Param,
         rows: Range<usize>,
     ) -> Result<(), MergeError> {
-        for edit in self.edits.get(&param.name).into_iter().flatten() {
-            edit.apply(weights, param, rows.clone())?;
+        for delta in self.deltas.get(&param.name).into_iter().flatten() {
+            delta.apply(weights, param, rows.clone())?;
         }
         Ok(())
     }
@@ -113,22 +113,22 @@ impl MergePlan {
         table: &Param,
         read: impl Fn(&Self, Range<usize>) -> Result<Vec<f32>, E>,
     ) -> Result<(), E> {
-        for index in 0..self.edits.get(&table.name).map_or(0, Vec::len) {
-            let edits = &self.edits[&table.name][..=index];
-            let Some(tensor) = edits[index].column_lengths() else { continue };
+        for index in 0..self.deltas.get(&table.name).map_or(0, Vec::len) {
+            let deltas = &self.deltas[&table.name][..=index];
+            let Some(tensor) = deltas[index].column_lengths() else { continue };
             let cols = table.shape.cols();
             let mut sums = vec![0.0; cols];
             for piece in pieces(table) {
                 let mut weights = read(self, piece.clone())?;
-                for edit in edits {
-                    edit.apply(&mut weights, table, piece.clone())?;
+                for delta in deltas {
+                    delta.apply(&mut weights, table, piece.clone())?;
                 }
                 add_squares(&mut sums, &weights);
             }
-            let lengths = edits[index].file.read(tensor, 0..cols).map_err(MergeError::from)?;
+            let lengths = deltas[index].file.read(tensor, 0..cols).map_err(MergeError::from)?;
             let measured = lengths.iter().zip(sums).map(|(length, sum)| factor(*length, sum)).collect();
-            if let Some(edit) = self.edits.get_mut(&table.name).and_then(|edits| edits.get_mut(index)) {
-                edit.set_factors(measured);
+            if let Some(delta) = self.deltas.get_mut(&table.name).and_then(|deltas| deltas.get_mut(index)) {
+                delta.set_factors(measured);
             }
         }
         Ok(())
@@ -217,9 +217,9 @@ impl MergePlan {
     }
 
     /// Checks that every tensor has a target module.
-    fn check_use(&self, places: &BTreeMap<&str, TargetModule>) -> Result<(), AdapterError> {
+    fn check_use(&self, targets: &BTreeMap<&str, TargetModule>) -> Result<(), AdapterError> {
         for Adapter { file, modules, .. } in &self.adapters {
-            let has = |name: &str, part: &Part| places.get(name).is_some_and(|place| place.has(*part));
+            let has = |name: &str, part: &Part| targets.get(name).is_some_and(|place| place.has(*part));
             let unused: Vec<String> = modules
                 .iter()
                 .flat_map(|(name, module)| {
@@ -244,9 +244,9 @@ impl MergePlan {
         Ok(())
     }
 
-    fn find_edits(
+    fn find_deltas(
         &mut self,
-        places: &BTreeMap<&str, TargetModule>,
+        targets: &BTreeMap<&str, TargetModule>,
         ends: &EmbeddingAndHead,
     ) -> Result<(), AdapterError> {
         for (adapter, of) in self.adapters.iter().enumerate() {
@@ -254,12 +254,12 @@ impl MergePlan {
             let is_head = |name: &&String| **name == ends.head;
             let others = of.modules.keys().filter(|name| !is_head(name));
             for name in others.chain(of.modules.keys().filter(is_head)) {
-                let Some(place) = places.get(name.as_str()) else { continue };
-                let edits = of.edits(&of.modules[name], place, *name == ends.head)?;
-                for (is_bias, change) in edits {
+                let Some(place) = targets.get(name.as_str()) else { continue };
+                let deltas = of.deltas(&of.modules[name], place, *name == ends.head)?;
+                for (is_bias, change) in deltas {
                     let slot = if is_bias { format!("{name}.bias") } else { ends.changed(name) };
-                    let edit = Delta { adapter, file: Arc::clone(&of.file), change };
-                    self.edits.entry(slot).or_default().push(edit);
+                    let delta = Delta { adapter, file: Arc::clone(&of.file), change };
+                    self.deltas.entry(slot).or_default().push(delta);
                 }
             }
         }
@@ -268,30 +268,30 @@ impl MergePlan {
 
     /// Checks that what several adapters do to one tensor is a sum.
     fn check_conflicts(&self) -> Result<(), AdapterError> {
-        for (slot, edits) in &self.edits {
+        for (slot, deltas) in &self.deltas {
             if let Some(Origin::Adapter(AdapterTensor { adapter, is_saved: true, .. })) =
                 self.origins.get(slot)
-                && let Some(other) = edits.iter().find(|edit| edit.adapter != *adapter)
+                && let Some(other) = deltas.iter().find(|delta| delta.adapter != *adapter)
             {
                 return Err(self.conflict([*adapter, other.adapter], slot, "modules that are saved whole"));
             }
-            for edit in edits.iter().filter(|edit| !edit.is_sum()) {
-                if let Some(other) = edits.iter().find(|other| other.adapter != edit.adapter) {
-                    return Err(self.conflict([edit.adapter, other.adapter], slot, edit.what()));
+            for delta in deltas.iter().filter(|delta| !delta.is_sum()) {
+                if let Some(other) = deltas.iter().find(|other| other.adapter != delta.adapter) {
+                    return Err(self.conflict([delta.adapter, other.adapter], slot, delta.what()));
                 }
             }
-            self.check_rows(edits)?;
+            self.check_rows(deltas)?;
         }
         Ok(())
     }
 
     /// Where rows are replaced, PEFT loses what low-rank matrices add to the table, of the embedding or of a tied head.
-    fn check_rows(&self, edits: &[Delta]) -> Result<(), AdapterError> {
+    fn check_rows(&self, deltas: &[Delta]) -> Result<(), AdapterError> {
         const REASON: &str = "trainable_token_indices is of the same table";
-        let are_rows_replaced = edits.iter().any(|edit| matches!(edit.change, Change::Tokens { .. }));
-        for edit in edits.iter().filter(|_| are_rows_replaced) {
-            if let Change::LowRank { product, .. } = &edit.change {
-                return Err(self.adapters[edit.adapter].contradiction(&product.a, REASON));
+        let are_rows_replaced = deltas.iter().any(|delta| matches!(delta.change, Change::Tokens { .. }));
+        for delta in deltas.iter().filter(|_| are_rows_replaced) {
+            if let Change::LowRank { product, .. } = &delta.change {
+                return Err(self.adapters[delta.adapter].contradiction(&product.a, REASON));
             }
         }
         Ok(())
@@ -299,8 +299,8 @@ impl MergePlan {
 
     fn note_shared(&mut self, ends: &EmbeddingAndHead) {
         let table = format!("{}.weight", ends.embedding);
-        let is_product = |edit: &Delta| matches!(edit.change, Change::LowRank { .. });
-        if ends.tie == WeightTie::Kept && self.edits.get(&table).into_iter().flatten().any(is_product) {
+        let is_product = |delta: &Delta| matches!(delta.change, Change::LowRank { .. });
+        if ends.tie == WeightTie::Kept && self.deltas.get(&table).into_iter().flatten().any(is_product) {
             self.notes.push(format!(
                 "{} and {} are tied: what the adapter adds to one changes both, as in PEFT when it merges",
                 ends.embedding, ends.head

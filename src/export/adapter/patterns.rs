@@ -51,7 +51,7 @@ impl Pattern {
 #[derive(Debug)]
 pub(super) struct ByModule<T> {
     patterns: Vec<(Pattern, T)>,
-    /// For all others.
+    /// The value for all other modules.
     pub default: T,
 }
 
@@ -72,7 +72,7 @@ impl<T: Copy> ByModule<T> {
         Ok(Self { patterns, default })
     }
 
-    /// That of the first pattern that matches.
+    /// The value of the first pattern that matches.
     pub(super) fn of(&self, module: &str) -> Result<T, AdapterError> {
         for (pattern, value) in &self.patterns {
             if pattern.matches(module)? {
@@ -91,7 +91,7 @@ enum Names {
     /// `all-linear`: all but embeddings and the head.
     Linear,
     Pattern(Pattern),
-    /// By their whole names, or by what follows a dot.
+    /// By their whole names, or by their last dotted parts.
     EmbeddingAndHead(Vec<String>),
 }
 

@@ -73,7 +73,7 @@ impl Adapter {
         }
     }
 
-    /// Whether it has `module`, a name without prefixes, whole.
+    /// Whether it saves `module`, a name without prefixes, whole.
     pub(super) fn saves(&self, module: &str) -> bool {
         self.modules.get(module).is_some_and(|module| {
             module.parts.contains_key(&Part::Weight) && self.settings.is_saved(&module.name)

@@ -39,20 +39,20 @@ impl TargetModule<'_> {
 }
 
 /// Every module that an adapter may change, by its name without prefixes.
-pub(super) fn places(blueprint: &Blueprint) -> BTreeMap<&str, TargetModule<'_>> {
+pub(super) fn target_modules(blueprint: &Blueprint) -> BTreeMap<&str, TargetModule<'_>> {
     let linear = blueprint.linears().map(|linear| (&linear.weight, linear.bias.as_ref(), ModuleKind::Linear));
     let norms = blueprint.norms().map(|norm| (&norm.weight, norm.bias.as_ref(), ModuleKind::Norm));
     let tables = blueprint.embedding.tables().map(|table| (table, None, ModuleKind::Embedding));
-    let mut places: BTreeMap<_, _> = linear
+    let mut targets: BTreeMap<_, _> = linear
         .chain(norms)
         .chain(tables)
         .map(|(weight, bias, kind)| (weight.module(), TargetModule { kind, weight, bias }))
         .collect();
     if let LmHead::Tied { stored_as } = &blueprint.head {
         let weight = &blueprint.embedding.table;
-        places.insert(module(stored_as), TargetModule { kind: ModuleKind::Linear, weight, bias: None });
+        targets.insert(module(stored_as), TargetModule { kind: ModuleKind::Linear, weight, bias: None });
     }
-    places
+    targets
 }
 
 /// The module that `tensor` is the weight of.

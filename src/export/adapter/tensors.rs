@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use super::AdapterError;
 use crate::export::{
     checkpoint::{canonical, is_buffer},
-    json_config::MOST_SIZE,
     tensors::{TensorFile, TensorsError},
 };
+use crate::manifest::MOST_SIZE;
 
 /// The role of a tensor in its module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn names_say_what_a_tensor_is_with_and_without_the_adapters_own() {
+    fn tensor_names_are_parsed_with_and_without_the_adapters_name() {
         const QUERY: &str = "model.layers.0.self_attn.q_proj";
         for (rest, expected) in [
             ("lora_A.weight", Part::LoraA),

@@ -23,13 +23,13 @@ fn open(dir: &Path, more: &str, tensors: &[Tensor]) -> Result<Adapter, AdapterEr
 }
 
 /// Lays one adapter over a model whose head is tied or not.
-fn blend(tied: bool, more: &str, tensors: &[Tensor]) -> Result<(MergePlan, Blueprint), AdapterError> {
+fn merge_plan(tied: bool, more: &str, tensors: &[Tensor]) -> Result<(MergePlan, Blueprint), AdapterError> {
     let dir = tempfile::tempdir().unwrap();
     MergePlan::new(vec![open(dir.path(), more, tensors)?], testing::blueprint(tied))
 }
 
 fn refusal(tied: bool, more: &str, tensors: &[Tensor]) -> String {
-    blend(tied, more, tensors).unwrap_err().to_string()
+    merge_plan(tied, more, tensors).unwrap_err().to_string()
 }
 
 fn tensor(name: &str, shape: &[usize]) -> Tensor {
@@ -49,7 +49,7 @@ fn table(module: &str, rows: usize) -> Tensor {
 
 #[test]
 fn modules_and_shapes_must_be_the_bases() {
-    blend(true, "", &pair(QUERY, [64, 64])).unwrap();
+    merge_plan(true, "", &pair(QUERY, [64, 64])).unwrap();
     let message = refusal(true, "", &pair(QUERY, [64, 63]));
     assert!(message.contains("[2, 63]") && message.contains("[2, 64]"), "{message}");
     let message = refusal(true, "", &pair("model.layers.9.self_attn.q_proj", [64, 64]));
@@ -61,7 +61,7 @@ fn modules_and_shapes_must_be_the_bases() {
 #[test]
 fn adapters_of_the_model_without_its_head_fit_as_well() {
     let more = r#""target_modules": ["q_proj"], "rank_pattern": {"^layers.0.*": 2}, "r": 4,"#;
-    blend(true, more, &pair("layers.0.self_attn.q_proj", [64, 64])).unwrap();
+    merge_plan(true, more, &pair("layers.0.self_attn.q_proj", [64, 64])).unwrap();
 }
 
 #[test]
@@ -80,7 +80,7 @@ fn every_tensor_that_nothing_uses_is_named() {
 }
 
 #[test]
-fn half_of_something_is_named_with_what_is_missing() {
+fn an_incomplete_pair_is_named_with_the_missing_half() {
     let [a, b] = pair(QUERY, [64, 64]);
     let magnitude = tensor(&format!("{QUERY}.lora_magnitude_vector"), &[64]);
     for (more, tensors, expected) in [
@@ -124,14 +124,14 @@ fn a_module_that_the_settings_name_must_have_tensors() {
         r#""target_modules": ["q_proj", "k_proj"], "exclude_modules": "model.*k_proj","#,
         r#""target_modules": ["model.layers.0.self_attn.q_proj"],"#,
     ] {
-        blend(true, more, &pair).unwrap();
+        merge_plan(true, more, &pair).unwrap();
     }
 }
 
 #[test]
-fn a_head_that_the_adapter_has_whole_is_no_longer_tied() {
+fn a_head_that_the_adapter_saves_whole_is_untied() {
     let is_tied = |more: &str, tensors: &[Tensor]| {
-        matches!(blend(true, more, tensors).unwrap().1.head, LmHead::Tied { .. })
+        matches!(merge_plan(true, more, tensors).unwrap().1.head, LmHead::Tied { .. })
     };
     let [embedding, head] = [EMBEDDING, "lm_head"].map(|module| table(module, 50));
     assert!(!is_tied(r#""modules_to_save": ["embed_tokens"],"#, std::slice::from_ref(&embedding)));
@@ -153,7 +153,7 @@ fn copies_of_a_shared_table_must_be_the_same() {
 #[test]
 fn the_vocabulary_has_as_many_tokens_as_the_adapters_tables() {
     let more = r#""modules_to_save": ["embed_tokens", "lm_head"],"#;
-    let (_, blueprint) = blend(false, more, &[table(EMBEDDING, 58), table("lm_head", 58)]).unwrap();
+    let (_, blueprint) = merge_plan(false, more, &[table(EMBEDDING, 58), table("lm_head", 58)]).unwrap();
     assert_eq!((blueprint.dims.vocab, blueprint.embedding.table.shape.rows()), (58, 58));
     let more = r#""modules_to_save": ["embed_tokens"],"#;
     assert!(refusal(true, more, &[table(EMBEDDING, 0)]).contains("1 to 16777216 rows"));
@@ -166,7 +166,7 @@ fn the_vocabulary_has_as_many_tokens_as_the_adapters_tables() {
 #[test]
 fn replaced_rows_are_those_of_tokens_that_there_are() {
     let delta = tensor("model.embed_tokens.token_adapter.trainable_tokens_delta", &[2, 64]);
-    let try_tokens = |more: &str| blend(true, more, std::slice::from_ref(&delta));
+    let try_tokens = |more: &str| merge_plan(true, more, std::slice::from_ref(&delta));
     try_tokens(r#""trainable_token_indices": [49, 3],"#).unwrap();
     let message = |more| try_tokens(more).unwrap_err().to_string();
     assert!(
@@ -181,7 +181,7 @@ fn replaced_rows_and_low_rank_matrices_cannot_share_a_table() {
     let delta = tensor("model.embed_tokens.token_adapter.trainable_tokens_delta", &[1, 64]);
     let tensors = [&pair("lm_head", [50, 64])[..], &[delta]].concat();
     let more = r#""trainable_token_indices": [3],"#;
-    blend(false, more, &tensors).unwrap();
+    merge_plan(false, more, &tensors).unwrap();
     let message = refusal(true, more, &tensors);
     assert!(message.contains("lm_head.lora_A") && message.contains("trainable_token_indices"), "{message}");
 }

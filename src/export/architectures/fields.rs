@@ -3,9 +3,9 @@
 use crate::{
     export::{
         blueprint::Activation,
-        json_config::{JsonConfig, JsonConfigError, MOST_SIZE},
+        json_config::{JsonConfig, JsonConfigError},
     },
-    manifest::{Dims, MOST_LAYERS},
+    manifest::{Dims, MOST_LAYERS, MOST_SIZE},
 };
 
 /// Names of the fields that hold sizes, which differ between architectures.

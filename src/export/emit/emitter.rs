@@ -25,9 +25,9 @@ pub(super) struct Emitter {
     pub(super) dims: Dims,
     pub(super) names: GraphNames,
     pub(super) lengths: Length,
-    pub(super) numbers: Precision,
+    pub(super) precision: Precision,
     pub(super) graph: Builder,
-    pub(super) plan: DataLayout,
+    pub(super) layout: DataLayout,
 }
 
 /// Names of the tensors that hold the total length, as attention wants it.
@@ -63,20 +63,20 @@ impl Emitter {
 
     /// The type of activations.
     pub(super) fn float(&self) -> ElementType {
-        element(self.numbers.dtype)
+        element(self.precision.dtype)
     }
 
     /// Places weights of the activations' type, and names them; a stack of vectors is a vector.
     pub(super) fn floats(&mut self, name: &str, stack: Stack) -> Result<(), TooLarge> {
         let dims = stack.dims();
-        let region = self.plan.floats(stack, self.numbers.dtype)?;
+        let region = self.layout.floats(stack, self.precision.dtype)?;
         self.graph.initializer(name, self.float(), &dims, region);
         Ok(())
     }
 
     /// A number of the activations' type.
     pub(super) fn scalar(&mut self, name: &str, value: f32) -> String {
-        self.constant(name, self.float(), &[], &dtype_encoding::encode(&[value], self.numbers.dtype))
+        self.constant(name, self.float(), &[], &dtype_encoding::encode(&[value], self.precision.dtype))
     }
 
     /// A few numbers within the graph itself.

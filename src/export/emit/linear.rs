@@ -25,7 +25,7 @@ impl Emitter {
         linears: &[&Linear],
         input: &str,
     ) -> Result<String, TooLarge> {
-        let mut formats = linears.iter().map(|linear| self.numbers.formats.of(&linear.weight));
+        let mut formats = linears.iter().map(|linear| self.precision.formats.of(&linear.weight));
         let first = formats.next();
         if formats.any(|format| Some(format) != first) {
             return self.side_by_side(scope, linears, input);
@@ -73,14 +73,14 @@ impl Emitter {
         let (rows, cols) = (param.shape.rows(), param.shape.cols());
         let stack = Stack(vec![param.clone()]);
         let ids = self.names.input_ids.clone();
-        let Some(quantizer) = self.numbers.formats.of(param) else {
-            let region = self.plan.floats(stack, self.numbers.dtype)?;
+        let Some(quantizer) = self.precision.formats.of(param) else {
+            let region = self.layout.floats(stack, self.precision.dtype)?;
             self.graph.initializer("embedding.weight", self.float(), &[rows, cols], region);
             self.gather("embedding", "embedding.weight", &ids, 0);
             return Ok(("embedding".into(), Matrix::Floats(region)));
         };
         let row_bytes = quantizer.bits.bytes(cols);
-        let at = self.plan.quantized(stack, quantizer, row_bytes, self.numbers.dtype)?;
+        let at = self.layout.quantized(stack, quantizer, row_bytes, self.precision.dtype)?;
         self.graph.initializer("embedding.codes", ElementType::Uint8, &[rows, row_bytes], at.codes);
         let decoding = self.decoding("embedding", quantizer, at, [rows, cols]);
         let inputs: Vec<&str> =
@@ -95,12 +95,12 @@ impl Emitter {
     }
 
     fn place(&mut self, stack: Stack) -> Result<Matrix, TooLarge> {
-        let dtype = self.numbers.dtype;
-        let Some(quantizer) = stack.0.first().and_then(|param| self.numbers.formats.of(param)) else {
-            return Ok(Matrix::Floats(self.plan.floats(stack, dtype)?));
+        let dtype = self.precision.dtype;
+        let Some(quantizer) = stack.0.first().and_then(|param| self.precision.formats.of(param)) else {
+            return Ok(Matrix::Floats(self.layout.floats(stack, dtype)?));
         };
         let row_bytes = quantizer.padded_row_bytes(stack.cols());
-        Ok(Matrix::Quantized(quantizer, self.plan.quantized(stack, quantizer, row_bytes, dtype)?))
+        Ok(Matrix::Quantized(quantizer, self.layout.quantized(stack, quantizer, row_bytes, dtype)?))
     }
 
     /// `input · matrixᵀ`: checkpoints store `[out, in]`, and both operators take it that way.

@@ -19,13 +19,13 @@ use crate::{
 pub(in crate::export) struct Emitted {
     /// Content of `model.onnx`.
     pub graph: Vec<u8>,
-    pub plan: DataLayout,
+    pub layout: DataLayout,
 }
 
-/// Emits `blueprint` with `numbers` and inputs as `names` has them, over the data file `data_file`.
+/// Emits `blueprint` with `precision` and inputs as `names` has them, over the data file `data_file`.
 pub(in crate::export) fn emit(
     blueprint: &Blueprint,
-    numbers: Precision,
+    precision: Precision,
     names: GraphNames,
     data_file: &'static str,
 ) -> Result<Emitted, TooLarge> {
@@ -33,12 +33,12 @@ pub(in crate::export) fn emit(
         dims: blueprint.dims,
         names,
         lengths: Length::default(),
-        numbers,
+        precision,
         graph: Builder::new(blueprint.architecture, data_file),
-        plan: DataLayout::default(),
+        layout: DataLayout::default(),
     };
     emitter.model(blueprint)?;
-    Ok(Emitted { graph: emitter.graph.encode(), plan: emitter.plan })
+    Ok(Emitted { graph: emitter.graph.encode(), layout: emitter.layout })
 }
 
 /// Index of the last position, for graphs without an input that selects positions.
@@ -127,7 +127,7 @@ impl Emitter {
 
     fn rotary_tables(&mut self, rotary: usize, pairs: usize, positions: usize) -> Result<(), TooLarge> {
         for (name, table) in rotary_names(rotary).into_iter().zip([Table::Cosine, Table::Sine]) {
-            let region = self.plan.rotary(rotary, table, [positions, pairs], self.numbers.dtype)?;
+            let region = self.layout.rotary(rotary, table, [positions, pairs], self.precision.dtype)?;
             self.graph.initializer(&name, self.float(), &[positions, pairs], region);
         }
         Ok(())
@@ -189,7 +189,7 @@ impl Emitter {
     /// The steps from `product` to the logits.
     fn logits(&mut self, product: String, cap: Option<f32>) {
         let mut steps: Vec<(&str, Option<String>)> = Vec::new();
-        if self.numbers.dtype != Dtype::Float32 {
+        if self.precision.dtype != Dtype::Float32 {
             steps.push(("Cast", None));
         }
         if let Some(cap) = cap {

@@ -41,7 +41,7 @@ impl Emitter {
         self.graph.add(Op::plain("Sub", &["alibi.keys", "alibi.queries"], &["alibi.steps.single"]));
         // Steps first: single precision holds every position, half precision only the first two thousand.
         self.cast("alibi.steps", "alibi.steps.single", self.float());
-        let bytes = dtype_encoding::encode(slopes, self.numbers.dtype);
+        let bytes = dtype_encoding::encode(slopes, self.precision.dtype);
         let slopes = self.constant("alibi.slopes", self.float(), &[1, slopes.len(), 1, 1], &bytes);
         self.graph.add(Op::plain("Mul", &["alibi.steps", &slopes], &["alibi"]));
         "alibi".into()

@@ -41,7 +41,7 @@ fn examples_are_requests() {
 }
 
 #[test]
-fn every_route_is_described_and_no_other() {
+fn exactly_the_routes_are_described() {
     let described = DOCUMENT["paths"].as_object().unwrap().iter().flat_map(|(path, methods)| {
         methods.as_object().unwrap().keys().map(move |method| format!("{} {path}", method.to_uppercase()))
     });
@@ -50,7 +50,7 @@ fn every_route_is_described_and_no_other() {
 }
 
 #[test]
-fn fields_that_are_let_pass_are_described_with_what_they_may_be() {
+fn compatibility_fields_are_described_by_their_accepted_values() {
     let own = &DOCUMENT["components"]["schemas"]["ChatRequest"]["allOf"][1]["properties"];
     assert_eq!(own["modalities"]["enum"], json!([null, ["text"]]));
     assert_eq!(own["store"]["enum"], json!([null, false]));
@@ -59,7 +59,7 @@ fn fields_that_are_let_pass_are_described_with_what_they_may_be() {
 }
 
 #[test]
-fn the_page_for_people_has_every_route_and_every_shape() {
+fn the_documentation_page_has_every_route_and_every_schema() {
     let page = DOCUMENTS.docs.as_ref().unwrap();
     let shapes = DOCUMENT["components"]["schemas"].as_object().unwrap();
     // As minijinja escapes it.

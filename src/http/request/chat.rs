@@ -26,9 +26,9 @@ shape! {
         /// The conversation so far.
         messages: Conversation = messages();
         /// Most tokens of the answer; by default `engine.default_max_new` or what the context has room for.
-        max_completion_tokens: Option<Tokens> = max_tokens().optional().unset_at("-1");
+        max_completion_tokens: Option<Tokens> = max_tokens();
         /// The older name of `max_completion_tokens`.
-        max_tokens: Option<Tokens> = max_tokens().optional().unset_at("-1").deprecated();
+        max_tokens: Option<Tokens> = max_tokens().deprecated();
         /// Answers to generate, one after another.
         n: usize = choices().or(1);
         /// Adds the log-probabilities of the answer's tokens.

@@ -22,11 +22,11 @@ shape! {
         ..generation: Generation;
         prompt: Prompt = prompt();
         /// Most tokens of the answer; by default `engine.default_max_new` or what the context has room for.
-        max_tokens: Option<Tokens> = max_tokens().optional().unset_at("-1");
+        max_tokens: Option<Tokens> = max_tokens();
         /// Answers to generate, one after another.
         n: usize = choices().or(1);
         /// The same as `n`: every answer that is generated is sent.
-        best_of: Option<usize> = integer(1..=u32::MAX as usize).optional();
+        best_of: Option<usize> = choices().optional();
         /// The answer begins with the prompt.
         echo: bool = boolean().or(false);
         /// Adds the log-probabilities of the answer's tokens, and of this many alternatives to each.

@@ -92,9 +92,12 @@ impl<T: FieldType, V> FieldSpec for OptionalField<T, V> {
 
     fn describe(&self, schemas: &mut Schemas) -> RefOr<Schema> {
         let mut schema = self.field_type.schema(schemas);
-        if let Some(unset) = self.unset {
-            let unset: Option<Value> = serde_json::from_str(unset).ok();
-            let unset = ObjectBuilder::new().schema_type(JsonType::Any.schema()).enum_values(Some(unset));
+        let unset: Option<Value> = self.unset.and_then(|unset| serde_json::from_str(unset).ok());
+        // `oneOf` allows no value that both match.
+        if let Some(unset) =
+            unset.filter(|unset| self.field_type.read(unset.clone(), &Location::default()).is_err())
+        {
+            let unset = ObjectBuilder::new().schema_type(JsonType::Any.schema()).enum_values(Some([unset]));
             schema = OneOfBuilder::new().item(schema).item(unset).into();
         }
         schema = nullable(schema);

@@ -10,7 +10,7 @@ use super::{
     cache_salt::cache_salt,
     compat,
     echoed_fields::EchoedFields,
-    field::Modify,
+    field::{Modify, OptionalField},
     field_types::{FieldType, boolean, integer, integer_from, one_of, string},
     keep_alive::keep_alive,
     model_request::ModelRequest,
@@ -108,9 +108,9 @@ const fn service_tier() -> impl FieldType<Value = Priority> {
     ])
 }
 
-/// A number of tokens to generate. The context length is the real limit, which is checked once the prompt is tokenized.
-pub(super) fn max_tokens() -> impl FieldType<Value = Tokens> {
-    integer(1..=u32::MAX as usize).map(Tokens)
+/// A number of tokens to generate; -1 is no limit. The context length is checked once the prompt is tokenized.
+pub(super) fn max_tokens() -> OptionalField<impl FieldType<Value = Tokens>, Option<Tokens>> {
+    integer(1..=u32::MAX as usize).map(Tokens).optional().unset_at("-1")
 }
 
 /// `n`: how many answers to generate for one prompt.

@@ -4,7 +4,7 @@ use serde_json::Value;
 use utoipa::openapi::schema::{SchemaType, Type};
 
 /// A type of JSON value.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum JsonType {
     String,
     Number,
@@ -27,15 +27,20 @@ impl JsonType {
         }
     }
 
-    pub(crate) fn matches(self, value: &Value) -> bool {
-        match self {
-            Self::String => value.is_string(),
-            Self::Number => value.is_number(),
-            Self::Boolean => value.is_boolean(),
-            Self::Array => value.is_array(),
-            Self::Object => value.is_object(),
-            Self::Any => true,
+    /// The type of a value; `None` for null.
+    pub(crate) const fn of(value: &Value) -> Option<Self> {
+        match value {
+            Value::Null => None,
+            Value::Bool(_) => Some(Self::Boolean),
+            Value::Number(_) => Some(Self::Number),
+            Value::String(_) => Some(Self::String),
+            Value::Array(_) => Some(Self::Array),
+            Value::Object(_) => Some(Self::Object),
         }
+    }
+
+    pub(crate) fn matches(self, value: &Value) -> bool {
+        matches!(self, Self::Any) || Self::of(value) == Some(self)
     }
 
     /// As JSON Schema names it.

@@ -2,7 +2,7 @@
 
 use serde_json::{Number, Value};
 
-use super::ignored_fields::Ignored;
+use super::{ignored_fields::Ignored, json_type::JsonType};
 use crate::http::field_error::FieldError;
 
 /// A place in the body, and what happens to unknown fields there.
@@ -79,14 +79,7 @@ impl Location {
 
     /// `found` is not `expected`, which has its article.
     pub(super) fn wrong_type(&self, expected: &str, found: &Value) -> FieldError {
-        let found = match found {
-            Value::Null => "null",
-            Value::Bool(_) => "a boolean",
-            Value::Number(_) => "a number",
-            Value::String(_) => "a string",
-            Value::Array(_) => "an array",
-            Value::Object(_) => "an object",
-        };
+        let found = JsonType::of(found).map_or("null", JsonType::described);
         FieldError::Type { param: self.path.clone(), message: format!("expected {expected}, found {found}") }
     }
 }

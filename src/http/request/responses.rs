@@ -26,7 +26,7 @@ shape! {
         /// The system message before the input.
         instructions: Option<String> = string().optional();
         /// Most tokens of the answer; by default `engine.default_max_new` or what the context has room for.
-        max_output_tokens: Option<Tokens> = max_tokens().optional().unset_at("-1");
+        max_output_tokens: Option<Tokens> = max_tokens();
         /// Functions that the model may call; their names differ.
         tools: Vec<Tool> = response_tools().or_empty();
         tool_choice: Option<ToolChoice> = tool_choice().optional();

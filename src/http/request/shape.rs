@@ -222,8 +222,8 @@ macro_rules! shape {
                 fields: &mut $crate::http::request::fields::Fields,
             ) -> Result<Self, $crate::http::field_error::FieldError> {
                 Ok(Self {
-                    $( $group: <$group_type as $crate::http::request::shape::Shape>::take(fields)?, )*
                     $( $field: fields.take($crate::http::request::shape::shape!(@name $field $($json)?), $spec)?, )*
+                    $( $group: <$group_type as $crate::http::request::shape::Shape>::take(fields)?, )*
                 })
             }
 

@@ -51,7 +51,7 @@ impl Range {
         Self::new(at(first), at(last), self.step.saturating_mul(step))
     }
 
-    /// How many numbers there are.
+    /// Number of elements.
     pub(super) const fn length(&self) -> i64 {
         self.length
     }

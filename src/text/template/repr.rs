@@ -12,8 +12,8 @@ use minijinja::{
 
 use super::objects::{DictView, Generator, Group, Range};
 
-/// Deepest nesting of containers that is printed; the JSON parser allows 128 levels.
-const MAX_DEPTH: usize = 150;
+/// Deepest nesting of containers that is written; the JSON parser allows 128 levels.
+pub(super) const MAX_DEPTH: usize = 150;
 
 /// Bytes after which printing stops: a short list that contains itself several times may print as petabytes. A rendering does not
 /// have the fuel for this many bytes, so truncated text is never returned.

@@ -11,10 +11,10 @@ use super::{
 };
 
 /// Characters that a field may be wide, and digits that a number may have behind its point.
-const MAX_WIDTH: usize = 65_535;
+pub(super) const MAX_WIDTH: usize = 65_535;
 const MAX_PRECISION: usize = 1_000;
 
-/// How a field is laid out.
+/// The format specification of a field.
 #[derive(Clone, Debug)]
 pub(super) struct Spec {
     pub(super) fill: char,
@@ -54,7 +54,7 @@ impl Spec {
     /// A width or precision beyond the limits, and no fuel left.
     pub(super) fn charge(&self, state: &State<'_, '_>) -> Result<(), Error> {
         if self.width > MAX_WIDTH || self.precision.is_some_and(|precision| precision > MAX_WIDTH) {
-            return Err(refuse(format!("a field may be {MAX_WIDTH} characters wide")));
+            return Err(refuse(format!("a field can have at most {MAX_WIDTH} characters")));
         }
         let size = self.width + self.precision.unwrap_or_default().min(MAX_PRECISION);
         state.consume_fuel((size / 64 + 1) as u64)
@@ -108,7 +108,7 @@ impl Spec {
         };
         let least = self.precision.unwrap_or_default();
         if least > MAX_PRECISION {
-            return Err(refuse(format!("a number may have {MAX_PRECISION} digits")));
+            return Err(refuse(format!("a number can have at most {MAX_PRECISION} digits")));
         }
         let digits = format!("{}{digits}", "0".repeat(least.saturating_sub(digits.len())));
         let head = self.sign_of(number < 0).to_owned() + if self.alternate { prefix } else { "" };
@@ -118,7 +118,7 @@ impl Spec {
     fn float(&self, number: f64) -> Result<String, Error> {
         let precision = self.precision.unwrap_or(6);
         if precision > MAX_PRECISION {
-            return Err(refuse(format!("a number may have {MAX_PRECISION} digits behind its point")));
+            return Err(refuse(format!("a number can have at most {MAX_PRECISION} decimal places")));
         }
         let size = number.abs();
         let digits = match self.kind {

@@ -102,7 +102,7 @@ fn a_template_that_joins_arguments_renders_them_as_they_were_written() {
 }
 
 #[test]
-fn a_template_that_fails_on_any_conversation_says_what_failed_first() {
+fn a_failing_template_reports_the_first_error() {
     let error = render("{% for tool in tools %}{% endfor %}{{ messages[0].content + 1 }}").unwrap_err();
     assert!(error.to_string().contains("NoneType is not iterable"), "{error}");
 }
@@ -117,7 +117,7 @@ fn a_raised_exception_is_the_clients_with_the_templates_words_even_from_within_a
 }
 
 #[test]
-fn what_eka_lacks_in_a_template_is_named_with_its_line() {
+fn unsupported_template_features_are_named_with_their_line() {
     for construct in ["| frobnicate", "is frobnicate"] {
         let error = render(&format!("a\n{{{{ messages[0].content {construct} }}}}")).unwrap_err();
         assert!(matches!(error, TextError::TemplateUnsupported { .. }), "{error:?}");
@@ -127,7 +127,7 @@ fn what_eka_lacks_in_a_template_is_named_with_its_line() {
 }
 
 #[test]
-fn what_python_lacks_is_a_failure_on_these_messages_with_its_line() {
+fn an_error_that_python_also_raises_is_a_template_failure_with_its_line() {
     for construct in [".frobnicate()", ".frobnicate.more", " + 1", " < 1"] {
         let error = render(&format!("a\n{{{{ messages[0].content{construct} }}}}")).unwrap_err();
         assert!(matches!(error, TextError::Template { .. }), "{error:?}");
@@ -232,7 +232,7 @@ fn more_than_a_thousand_templates_render_as_jinja2_renders_them_and_fail_where_i
 }
 
 #[test]
-fn what_differs_from_jinja2_is_listed_with_what_eka_does_instead() {
+fn differences_from_jinja2_are_listed_with_the_results_of_eka() {
     let table = jinja_table();
     for entry in table["differs"].as_array().unwrap() {
         let rendered = render_with(entry["template"].as_str().unwrap(), &table["context"]);
@@ -288,7 +288,7 @@ fn expressions_nested_a_hundred_thousand_deep_are_refused() {
 }
 
 #[test]
-fn a_long_chain_of_operators_is_no_nesting() {
+fn a_long_chain_of_operators_does_not_count_as_nesting() {
     let source = format!("{{{{ {}'c' }}}}", "'a' + 'b' ~ 'b' + ".repeat(300));
     assert_eq!(render(&source).unwrap().len(), 901);
 }

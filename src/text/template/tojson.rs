@@ -10,12 +10,9 @@ use super::{
     given::refuse,
     methods::charge,
     objects::{DictView, Generator, Range},
-    repr::{as_float, float, is_builtin, to_text, type_name},
+    repr::{MAX_DEPTH, as_float, float, is_builtin, to_text, type_name},
 };
 use crate::text::tool_call::WrittenArguments;
-
-/// Containers in containers; the parser of JSON allows 128 levels.
-const MAX_DEPTH: usize = 150;
 
 /// Characters that a level may be indented by.
 const MAX_INDENT: usize = 255;
@@ -31,7 +28,7 @@ pub(super) fn tojson(state: &mut State<'_, '_>, given: &[Value]) -> Result<Value
     Ok(Value::from(json))
 }
 
-/// How `json.dumps` lays out.
+/// The layout options of `json.dumps`.
 struct Style {
     /// Indentation of a level; without it, everything is on one line.
     indent: Option<String>,
@@ -234,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn text_stays_as_it_is_unless_ascii_is_asked_for() {
+    fn text_is_unchanged_unless_ascii_is_requested() {
         assert_eq!(dumps(r#"'"é</😀\n' | tojson"#), "\"\\\"é</😀\\n\"");
         assert_eq!(dumps("'é😀' | tojson(ensure_ascii=true)"), r#""\u00e9\ud83d\ude00""#);
     }

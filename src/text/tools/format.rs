@@ -6,7 +6,7 @@ use rand::distr::{Alphanumeric, SampleString};
 
 /// How a model writes calls.
 pub struct ToolFormat {
-    /// Whether this template's model writes so.
+    /// Whether a model with this template writes this format.
     pub(super) is_of: fn(template: &str) -> bool,
     /// The marker before calls.
     pub(super) marker: &'static str,

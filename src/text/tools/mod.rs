@@ -25,11 +25,11 @@ pub(super) const FORMATS: [&ToolFormat; 3] = [&hermes::FORMAT, &mistral::FORMAT,
 /// A chat template's support for tools.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ToolSupport {
-    /// It passes none on.
+    /// It ignores tools.
     None,
-    /// It passes them on, and calls are written in a way that eka cannot read.
+    /// It supports tools, but eka cannot read its format of calls.
     Unread,
-    /// Calls are written like this.
+    /// It supports tools, with this format of calls.
     Read(&'static ToolFormat),
 }
 

@@ -19,7 +19,7 @@ pub(super) enum Step {
 
 /// Which member of the object a value belongs to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Slot {
+enum Member {
     Name,
     Arguments,
     #[default]
@@ -32,12 +32,12 @@ pub(super) struct Object {
     state: State,
     key: String,
     /// The member whose value is being read.
-    slot: Slot,
+    member: Member,
     /// A name that is being read, with its quotation marks.
     spelled: String,
     nesting: Nesting,
     name: Option<String>,
-    /// As the model writes them.
+    /// The arguments so far, as the model wrote them.
     arguments: Option<String>,
     has_whole_arguments: bool,
 }
@@ -91,7 +91,7 @@ impl Object {
         self.arguments.as_deref()
     }
 
-    /// Whether it is a call, whatever follows.
+    /// Whether it is a call, independent of the text after it.
     pub(super) const fn is_call(&self) -> bool {
         self.name.is_some() && self.arguments.is_some()
     }
@@ -128,29 +128,29 @@ impl Object {
     }
 
     fn begin_value(&mut self, c: char) -> Step {
-        let Some(slot) = self.next_slot() else { return Step::Broken };
-        let is_fit = match slot {
-            Slot::Name => c == '"',
-            Slot::Arguments => c == '{',
-            Slot::Other => !matches!(c, ',' | '}' | ']' | ':'),
+        let Some(member) = self.next_slot() else { return Step::Broken };
+        let is_fit = match member {
+            Member::Name => c == '"',
+            Member::Arguments => c == '{',
+            Member::Other => !matches!(c, ',' | '}' | ']' | ':'),
         };
         if !is_fit {
             return Step::Broken;
         }
-        (self.slot, self.nesting, self.state) = (slot, Nesting::default(), State::Value);
+        (self.member, self.nesting, self.state) = (member, Nesting::default(), State::Value);
         self.nesting.take(c);
         self.push(c);
         Step::More
     }
 
     /// The member of the last key; `None` for a key that occurred before.
-    fn next_slot(&self) -> Option<Slot> {
+    fn next_slot(&self) -> Option<Member> {
         match self.key.as_str() {
-            _ if self.is_call() => Some(Slot::Other),
-            "name" => self.name.is_none().then_some(Slot::Name),
+            _ if self.is_call() => Some(Member::Other),
+            "name" => self.name.is_none().then_some(Member::Name),
             // Models that were trained on one of the names write the other now and then.
-            "arguments" | "parameters" => self.arguments.is_none().then_some(Slot::Arguments),
-            _ => Some(Slot::Other),
+            "arguments" | "parameters" => self.arguments.is_none().then_some(Member::Arguments),
+            _ => Some(Member::Other),
         }
     }
 
@@ -171,24 +171,24 @@ impl Object {
     }
 
     fn end_value(&mut self) -> Step {
-        match self.slot {
-            Slot::Name => {
+        match self.member {
+            Member::Name => {
                 self.name = serde_json::from_str(&self.spelled).ok();
                 if self.name.is_some() { Step::Named } else { Step::Broken }
             }
-            Slot::Arguments => {
+            Member::Arguments => {
                 self.has_whole_arguments = true;
                 Step::More
             }
-            Slot::Other => Step::More,
+            Member::Other => Step::More,
         }
     }
 
     fn push(&mut self, c: char) {
-        match self.slot {
-            Slot::Name => self.spelled.push(c),
-            Slot::Arguments => self.arguments.get_or_insert_default().push(c),
-            Slot::Other => {}
+        match self.member {
+            Member::Name => self.spelled.push(c),
+            Member::Arguments => self.arguments.get_or_insert_default().push(c),
+            Member::Other => {}
         }
     }
 

@@ -54,7 +54,7 @@ pub struct Call {
     pub id: Option<String>,
     /// The tool's name, where it begins.
     pub name: Option<String>,
-    /// Its arguments as JSON, or more of them.
+    /// Its arguments as JSON, or the next part of them.
     pub arguments: String,
 }
 
@@ -316,7 +316,7 @@ impl CallReader {
     }
 }
 
-/// Where an object ends.
+/// The end of an object.
 struct End {
     at: usize,
     is_call: bool,

@@ -133,7 +133,7 @@ fn mistral_calls_are_a_list_after_a_mark() {
 }
 
 #[test]
-fn what_only_looks_like_a_call_is_content_to_the_letter() {
+fn text_that_only_looks_like_a_call_is_exact_content() {
     for text in [
         "",
         " ",
@@ -168,7 +168,7 @@ fn what_only_looks_like_a_call_is_content_to_the_letter() {
 }
 
 #[test]
-fn arguments_are_told_as_they_come_and_a_call_that_is_cut_stays_so() {
+fn arguments_are_streamed_and_a_truncated_call_stays_incomplete() {
     let mut reader = reader(&hermes::FORMAT);
     assert!(reader.push("<tool_call>{\"name\": \"weather\", \"arguments\": ").is_empty());
     let begun = &reader.push("{\"ci").calls[0];
@@ -180,7 +180,7 @@ fn arguments_are_told_as_they_come_and_a_call_that_is_cut_stays_so() {
 }
 
 #[test]
-fn one_call_is_all_that_is_told_where_one_is_wanted() {
+fn a_single_call_is_the_only_one_returned() {
     let names = ["now".to_owned()].into();
     let mut reader = CallReader::new(Reading { format: &mistral::FORMAT, names, single: true, opened: true });
     let delta =
@@ -199,7 +199,7 @@ fn object(format: &ToolFormat, arguments: &str) -> String {
 }
 
 #[test]
-fn what_is_a_call_does_not_depend_on_how_the_text_was_cut() {
+fn recognising_a_call_does_not_depend_on_the_cuts() {
     for format in FORMATS {
         let (before, after) = around(format);
         for text in [
@@ -270,7 +270,7 @@ fn a_separator_behind_which_no_call_comes_is_content() {
 
 proptest! {
     #[test]
-    fn any_text_is_told_the_same_at_every_cut(
+    fn any_text_gives_the_same_result_at_every_cut(
         pieces in prop::collection::vec(prop::sample::select(&["<tool_call>\n{\"name\": \"now\", \"arguments\": {", "</tool_call>",
             "[TOOL_CALLS] [{\"name\": \"now\", \"arguments\": {", "{\"name\": \"now\", \"parameters\": {", "{", "}", "[", "]", "\"", "\"a\": ",
             ":", ",", ";", " ", "1", "é", "\\"][..]), 0..7),

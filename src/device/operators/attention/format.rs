@@ -21,7 +21,7 @@ use super::super::simd_f32::{LANES, SimdF32};
 /// The format of a cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// As they were computed.
+    /// The type that they are computed in.
     Float32,
     /// Half as many bytes.
     Float16,

@@ -234,7 +234,7 @@ fn shares_cover_every_row_and_every_position_that_it_sees_once() {
 }
 
 #[test]
-fn what_is_not_a_number_stays_so_and_does_not_spread_to_those_that_do_not_see_it() {
+fn nan_does_not_spread_to_queries_that_do_not_see_it() {
     for format in FORMATS {
         for kind in CpuIsa::all() {
             for group in [1, 8] {

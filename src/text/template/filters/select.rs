@@ -37,7 +37,7 @@ pub(super) fn add(environment: &mut Environment<'_>) {
 /// An attribute by its path (`city.name`, `0`), or the default where there is none.
 ///
 /// # Errors
-/// Something on the way is undefined.
+/// A step of the path is undefined.
 pub(super) fn attribute_of(item: &Value, path: &Value, default: Option<&Value>) -> Result<Value, Error> {
     let mut value = item.clone();
     let parts: Vec<Value> = match path.as_str() {

@@ -34,7 +34,7 @@ const CHANGING: &[&str] = &[
     "popitem",
 ];
 
-/// Calls a method that minijinja does not have, which are all.
+/// Calls a method: minijinja has none.
 pub(super) fn call(
     state: &mut State<'_, '_>,
     value: &Value,

@@ -12,14 +12,15 @@ use super::{
         case::{self, capitalize, swap_case},
         given::{Given, refuse, split},
         repr::type_name,
+        spec,
     },
     kinds,
 };
 
 /// Characters that a string may be filled up to.
-const MAX_WIDTH: i64 = 65_535;
+const MAX_WIDTH: i64 = spec::MAX_WIDTH as i64;
 
-/// All but those of [`kinds`].
+/// All methods except those of [`kinds`].
 pub(super) const METHODS: &[&str] = &[
     "capitalize",
     "casefold",
@@ -289,7 +290,7 @@ fn pad(state: &State<'_, '_>, text: &str, name: &str, given: &[Value]) -> Result
     let arguments = Arguments::bind("ljust", parameters, 1, given)?;
     let width = arguments.integer(0)?.unwrap_or_default();
     if width > MAX_WIDTH {
-        return Err(refuse(format!("{name}: a field may be {MAX_WIDTH} characters wide")));
+        return Err(refuse(format!("{name}: a field can have at most {MAX_WIDTH} characters")));
     }
     let mut fill = if name == "zfill" { "0" } else { arguments.text(1)?.unwrap_or(" ") }.chars();
     let (Some(fill), None) = (fill.next(), fill.next()) else {

@@ -52,7 +52,7 @@ pub(super) fn translate(source: &str) -> Result<String, Error> {
     Ok(pieces.concat())
 }
 
-/// Where the next tag or comment begins.
+/// The start of the next tag or comment.
 fn find_tag(source: &str) -> Option<usize> {
     let bytes = source.as_bytes();
     source
