@@ -5,7 +5,8 @@ use std::fmt;
 /// Most characters of a name.
 const LONGEST: usize = 64;
 
-/// The name of a saved prompt, which is part of a file's: letters, digits, `.`, `_` and `-`, the first one a letter or digit.
+/// The name of a saved prompt, which is part of a file's: letters, digits, `.`, `_` and `-`, the first one a letter or
+/// digit.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PromptName(String);
 

@@ -17,8 +17,8 @@ pub struct Conversation {
 }
 
 impl Conversation {
-    /// An estimate of its length, from which the cost of rendering and tokenizing is judged. A tool or a call counts as a typical
-    /// one.
+    /// An estimate of its length, from which the cost of rendering and tokenizing is judged. A tool or a call counts as a
+    /// typical one.
     #[must_use]
     pub fn text_bytes(&self) -> usize {
         const TOOL: usize = 2 << 10;

@@ -1,6 +1,6 @@
 //! The special tokens that chat templates know by name: `bos_token`, `eos_token` and so on.
 //!
-//! They are named in up to three places, and `transformers` asks them in this order:
+//! They are named in up to three places, which `transformers` reads in this order:
 //!
 //! 1. `special_tokens_map.json`, unless `tokenizer_config.json` has an `added_tokens_decoder`, which replaced it;
 //! 2. `tokenizer_config.json`, where `null` means that there is none;
