@@ -17,8 +17,8 @@ use sha2::{Digest, Sha256};
 
 use crate::units::Bytes;
 
-/// Limit for a JSON file: configurations, manifests and lists of keys. Typical ones have a hundredth of it; parsed, a file of
-/// this size takes a few hundred megabytes.
+/// Limit for a JSON file: configurations, manifests and lists of keys. Typical ones have a hundredth of it; parsed, a file
+/// of this size takes a few hundred megabytes.
 pub const MAX_JSON: Bytes = Bytes::mib(16);
 
 /// Read at once while hashing.
@@ -67,8 +67,8 @@ fn too_large(found: &str, most: Bytes) -> io::Error {
     io::Error::new(io::ErrorKind::FileTooLarge, format!("it has {found}, and at most {most} are read"))
 }
 
-/// The length of the regular file at `path` and its SHA-256 in lower-case hexadecimal. `advance` is called with the length of
-/// each piece that was read.
+/// The length of the regular file at `path` and its SHA-256 in lower-case hexadecimal. `advance` is called with the length
+/// of each piece that was read.
 ///
 /// # Errors
 /// As [`open`], and when it cannot be read.
@@ -141,8 +141,8 @@ pub fn exists(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
 }
 
-/// The metadata of the file at `path`. A dangling link is an error and not an absent file: the file was meant to exist, for example
-/// in a Hugging Face cache that lost a blob, and a model without it would answer differently.
+/// The metadata of the file at `path`. A dangling link is an error and not an absent file: the file was meant to exist, for
+/// example in a Hugging Face cache that lost a blob, and a model without it would answer differently.
 fn metadata(path: &Path) -> io::Result<fs::Metadata> {
     fs::metadata(path).map_err(|e| match fs::read_link(path) {
         Ok(target) if e.kind() == io::ErrorKind::NotFound => {

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     device_spec::{CacheChoice, DeviceChoice},
-    job::{CacheSalt, Failure, Finish, Job, JobId, Memory, ModelId, ModelReport, RuntimeReport, Step},
+    job::{Failure, Finish, Job, JobId, Memory, ModelId, ModelReport, PromptToRestore, RuntimeReport, Step},
     trim_policy::TrimPolicy,
     units::Bytes,
 };
@@ -53,16 +53,7 @@ pub enum ToWorker {
     /// Free memory that no job needs, including restored prompts. Answered by [`FromWorker::Trimmed`].
     Trim,
     /// Restore a saved prompt. Answered by [`FromWorker::Restored`] or [`FromWorker::NotRestored`].
-    Restore {
-        /// A loaded model.
-        model: ModelId,
-        /// Name of the prompt.
-        name: String,
-        /// Its file.
-        file: PathBuf,
-        /// Only jobs with this salt may use it; `None` means all jobs.
-        salt: Option<CacheSalt>,
-    },
+    Restore(PromptToRestore),
     /// Drop a restored prompt of all models. Answered by [`FromWorker::Forgotten`], even if there is none.
     Forget(String),
     /// Check that the compute thread is alive. Answered by [`FromWorker::Pong`]. Only sent to an idle worker.

@@ -1,9 +1,9 @@
 //! Limits on a schema: keywords whose cost grows exponentially, or that no answer can satisfy.
 //!
-//! The process that compiles schemas is killed when it takes too long, and that gives a client no reason. So the known causes of
-//! exponential cost are counted first, and refused with their keyword and place. Measured with llguidance 1.9: twelve
-//! patterns in one string take tenths of a second, forty take minutes; 64 pattern properties a third of a second, 300 more
-//! than half a minute; a divisor of 10,007 a fifth of a second, one of 1,000,003 half a minute.
+//! The process that compiles schemas is killed when it takes too long, and that gives a client no reason. So the known
+//! causes of exponential cost are counted first, and refused with their keyword and place. Measured with llguidance 1.9:
+//! twelve patterns in one string take tenths of a second, forty take minutes; 64 pattern properties a third of a second, 300
+//! more than half a minute; a divisor of 10,007 a fifth of a second, one of 1,000,003 half a minute.
 
 use std::collections::BTreeSet;
 
@@ -130,8 +130,8 @@ fn check_values(object: &Map<String, Value>) -> Found {
     Ok(())
 }
 
-/// The values of these keywords that apply to the same JSON value: those of the schema itself, of all its `allOf` and `$ref`,
-/// and of the worst branch of each choice.
+/// The values of these keywords that apply to the same JSON value: those of the schema itself, of all its `allOf` and
+/// `$ref`, and of the worst branch of each choice.
 fn intersected<'a>(root: &'a Value, object: &'a Map<String, Value>, keywords: &[&str]) -> Vec<&'a Value> {
     Intersection { root, keywords, seen: BTreeSet::new() }.of(object)
 }

@@ -70,7 +70,8 @@ pub struct Allowed {
 }
 
 impl Allowed {
-    /// Sets the logits of tokens that may not be picked to negative infinity: `logits` is `[vocab]`, `ends` are the end tokens.
+    /// Sets the logits of tokens that may not be picked to negative infinity: `logits` is `[vocab]`, `ends` are the end
+    /// tokens.
     pub fn mask(&self, logits: &mut [f32], ends: &[u32]) {
         let ends = ends.iter().filter(|_| self.ends);
         let kept: Vec<(usize, f32)> =

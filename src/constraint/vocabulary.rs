@@ -25,8 +25,8 @@ impl TokenizerEnv for ModelTokens {
         &self.trie
     }
 
-    /// Cuts forced text as the tokenizer would, since the model has learned those tokens. Where the tokenizer would change the
-    /// text, it is cut into the longest tokens that fit.
+    /// Cuts forced text as the tokenizer would, since the model has learned those tokens. Where the tokenizer would change
+    /// the text, it is cut into the longest tokens that fit.
     fn tokenize_bytes(&self, bytes: &[u8]) -> Vec<u32> {
         self.vocabulary.cut(bytes).unwrap_or_else(|| self.trie.greedy_tokenize(bytes))
     }

@@ -1,8 +1,8 @@
 //! Physical cores, and pinning threads to some of them.
 //!
-//! A system moves threads freely: to the other half of a busy core, or to a core that another worker uses. Pinning prevents it
-//! on a dedicated machine. On a shared machine it is better not to pin, as a pinned thread waits for other programs on its
-//! core.
+//! A system moves threads freely: to the other half of a busy core, or to a core that another worker uses. Pinning prevents
+//! it on a dedicated machine. On a shared machine it is better not to pin, as a pinned thread waits for other programs on
+//! its core.
 
 use std::io;
 

@@ -1,16 +1,16 @@
 //! When a run is captured as a CUDA graph, and when the graph may be replayed.
 //!
-//! A captured run is one submission in place of hundreds, and a small model spends most of a step on submissions. It contains the
-//! addresses of all its memory, scratch included. So it is valid for as long as
+//! A captured run is one submission in place of hundreds, and a small model spends most of a step on submissions. It
+//! contains the addresses of all its memory, scratch included. So it is valid for as long as
 //!
 //! - the bindings stay: a cache that grows, or is returned, ends it;
 //! - its scratch stays scratch: a block that is handed out for keeping, or returned to the device, ends it. The pool counts
 //!   such events ([epoch](super::Pool)); other runs may use the blocks in between, as all work is on one stream.
 //!
 //! eka records the graph. ONNX Runtime can as well (`enable_cuda_graph`), but keeps a graph until the session ends: its
-//! `SessionReleaseCapturedGraph` does nothing for CUDA in 1.31.1, and the old graph runs instead of the new bindings. With eka's
-//! stream, allocator and inputs on the device, and no wait in between, a run of ONNX Runtime consists only of work on that
-//! stream, and can be recorded there.
+//! `SessionReleaseCapturedGraph` does nothing for CUDA in 1.31.1, and the old graph runs instead of the new bindings. With
+//! eka's stream, allocator and inputs on the device, and no wait in between, a run of ONNX Runtime consists only of work on
+//! that stream, and can be recorded there.
 //!
 //! A run is rehearsed once in the same way before it is recorded, so that all its scratch is in the pool: a recording cannot
 //! allocate. For an answer of one or two tokens a capture does not pay off.

@@ -57,8 +57,8 @@ impl DeviceError {
         move |e| Self::Runtime { what, message: e.to_string() }
     }
 
-    /// Whether a GPU cannot run a whole graph: ONNX Runtime reports it for a session without fallback to the CPU, or the placement of
-    /// its nodes shows it.
+    /// Whether a GPU cannot run a whole graph: ONNX Runtime reports it for a session without fallback to the CPU, or the
+    /// placement of its nodes shows it.
     #[must_use]
     pub fn is_placement(&self) -> bool {
         match self {

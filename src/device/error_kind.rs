@@ -1,7 +1,7 @@
 //! Classifies an error of the device by its text.
 //!
-//! ONNX Runtime reports CUDA's errors only as text within its own message, so the error number in it has to be parsed. CUDA's
-//! documentation of `CUresult` lists the numbers that leave the device unusable: "this leaves the process in an
+//! ONNX Runtime reports CUDA's errors only as text within its own message, so the error number in it has to be parsed.
+//! CUDA's documentation of `CUresult` lists the numbers that leave the device unusable: "this leaves the process in an
 //! inconsistent state and any further CUDA work will return the same error".
 
 /// What can be done after an error.

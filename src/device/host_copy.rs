@@ -6,8 +6,8 @@
 //! DeviceTensor, in a pool ──rows──► a contiguous tensor ──whole──►
 //! ```
 //!
-//! On a GPU it goes by way of a tensor as tight as the copy: the device moves the rows, and one piece crosses to the host. Both
-//! steps are those of growing caches and of inputs and outputs, which have run on a GPU; the two together have not.
+//! On a GPU it goes by way of a tensor as tight as the copy: the device moves the rows, and one piece crosses to the host.
+//! Both steps are those of growing caches and of inputs and outputs, which have run on a GPU; the two together have not.
 
 use std::rc::Rc;
 
@@ -63,7 +63,8 @@ impl DeviceTensor {
             (Memory::Pooled(buffer), Memory::Mapped(region)) => {
                 let tight = self.alike_in(buffer.pool(), &copy.0.shape)?;
                 tight.take_over(self, positions)?;
-                // SAFETY: the buffer is as long, belongs only to this copy, and is not accessed before `across` has returned.
+                // SAFETY: the buffer is as long, belongs only to this copy, and is not accessed before `across` has
+                // returned.
                 across(&tight, region, |buffer, host, bytes| unsafe { buffer.download(host, bytes) })
             }
             _ => copy.0.take_over(self, positions),

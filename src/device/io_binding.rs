@@ -13,9 +13,9 @@
 //! updated in place may be released between runs and replaced: this is how a cache grows.
 //!
 //! With a pool, a slot also has a block of it, and the graph is bound to that block: bound to the host's memory, ONNX
-//! Runtime would copy each input at each run into its own memory, and wait for the copy. Written inputs are copied before the run
-//! and outputs after it, on the stream of the run, and the host waits once, at the end. Values that the host needs for a run on a
-//! GPU, such as a length, stay on the host; the session knows which inputs these are.
+//! Runtime would copy each input at each run into its own memory, and wait for the copy. Written inputs are copied before
+//! the run and outputs after it, on the stream of the run, and the host waits once, at the end. Values that the host needs
+//! for a run on a GPU, such as a length, stay on the host; the session knows which inputs these are.
 //!
 //! On a GPU a run may be [captured](Binding::capture): then its addresses must stay the same, which they do.
 
@@ -161,15 +161,16 @@ impl Binding {
     }
 
     /// Lets runs be captured as a CUDA graph, where the session was loaded for that: one submission in place of one for each
-    /// operator. For a binding whose runs repeat with the same shapes. [`plan_run`](Self::plan_run) decides which runs are captured.
+    /// operator. For a binding whose runs repeat with the same shapes. [`plan_run`](Self::plan_run) decides which runs are
+    /// captured.
     pub fn capture(&mut self, session: &Session) {
         if session.captures() && self.capture == CaptureState::Refused {
             self.capture = CaptureState::new(true);
         }
     }
 
-    /// Decides the mode of the next run. Returns whether it is captured or replayed: then values that are read only on the host, such
-    /// as a length, must be the same each time.
+    /// Decides the mode of the next run. Returns whether it is captured or replayed: then values that are read only on the
+    /// host, such as a length, must be the same each time.
     pub fn plan_run(&mut self) -> bool {
         let epoch = self.pool.as_ref().map_or(0, Pool::epoch);
         self.next = self.capture.next(epoch);
@@ -385,8 +386,8 @@ impl Binding {
     fn run_once(&mut self, session: &mut Session) -> Result<(), DeviceError> {
         let session = session.inner_mut().ptr().cast_mut();
         // SAFETY: session, options and binding live, `&mut` on the first and the last excludes another run of either,
-        // and every bound value's memory is owned and not borrowed (slots: `&mut self`; in place: the caller has checked that all
-        // are bound, and they are never lent).
+        // and every bound value's memory is owned and not borrowed (slots: `&mut self`; in place: the caller has checked
+        // that all are bound, and they are never lent).
         let status = unsafe { (ort::api().RunWithBinding)(session, self.options.ptr(), self.inner.ptr()) };
         // SAFETY: the status comes from the call above and is used once.
         unsafe { ort::Error::result_from_status(status) }.map_err(DeviceError::runtime("a run failed"))

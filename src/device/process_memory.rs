@@ -1,7 +1,7 @@
 //! The memory of this process on the host, and returning it to the system.
 //!
-//! The resident set hides growth, because it counts mapped weights, which the system may drop and read again. So the anonymous
-//! part is read separately. Figures that the system does not have (they come from `/proc`) are `None`, not zero.
+//! The resident set hides growth, because it counts mapped weights, which the system may drop and read again. So the
+//! anonymous part is read separately. Figures that the system does not have (they come from `/proc`) are `None`, not zero.
 
 use std::fs;
 

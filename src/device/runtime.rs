@@ -2,9 +2,9 @@
 //!
 //! The search order: only the configured directory, if there is one; else only the path in `ORT_DYLIB_PATH`; else beside
 //! the binary (`lib/`), then in `.onnxruntime/` of the directories above the binary, which finds a checkout's copy from
-//! `target/release/eka`. Such a directory must belong to this user or root: a binary in `/tmp/x` has `/tmp` above it, where any
-//! user may put one. Never the working directory, which may be a download, and never the system's search path, which may have
-//! another version than the tested one.
+//! `target/release/eka`. Such a directory must belong to this user or root: a binary in `/tmp/x` has `/tmp` above it, where
+//! any user may put one. Never the working directory, which may be a download, and never the system's search path, which may
+//! have another version than the tested one.
 //!
 //! There are libraries for the CPU only and libraries for GPUs as well, in separate folders (`cpu`, `gpu`), as their
 //! parts do not mix. One that is for GPUs also serves the CPU, but is a gigabyte with all that it needs.
@@ -14,9 +14,9 @@
 //! # Telemetry
 //! From 1.29 on, the official builds of ONNX Runtime for Linux send usage data to Microsoft: names and hashes of
 //! models, the machine, an identifier that they leave in the home directory ([pull request
-//! 27379](https://github.com/microsoft/onnxruntime/pull/27379)). An option of the environment comes too late, after the first
-//! event. Only the variable `ORT_DISABLE_TELEMETRY` prevents it, so [`refuse_telemetry`] sets it, and without it nothing is
-//! loaded here.
+//! 27379](https://github.com/microsoft/onnxruntime/pull/27379)). An option of the environment comes too late, after the
+//! first event. Only the variable `ORT_DISABLE_TELEMETRY` prevents it, so [`refuse_telemetry`] sets it, and without it
+//! nothing is loaded here.
 
 use std::{
     env,
@@ -44,8 +44,8 @@ const LIBRARY: &str = "ORT_DYLIB_PATH";
 /// The variable that keeps ONNX Runtime from sending telemetry, where it is 1.
 const NO_TELEMETRY: &str = "ORT_DISABLE_TELEMETRY";
 
-/// Keeps ONNX Runtime from sending telemetry, in this process and its children. To be called at the beginning of `main`: it does
-/// nothing once there is a second thread, which may read the environment.
+/// Keeps ONNX Runtime from sending telemetry, in this process and its children. To be called at the beginning of `main`: it
+/// does nothing once there is a second thread, which may read the environment.
 pub fn refuse_telemetry() {
     let is_alone = || fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() == 1);
     if !is_telemetry_refused() && is_alone() {

@@ -24,7 +24,7 @@ use super::{
     threads::{ThreadLimits, Threads},
 };
 
-/// What ONNX Runtime calls its provider for NVIDIA's GPUs.
+/// ONNX Runtime's name of its provider for NVIDIA GPUs.
 pub const CUDA_PROVIDER: &str = "CUDAExecutionProvider";
 
 /// How a session computes.
@@ -36,7 +36,7 @@ pub struct SessionOptions {
     pub own_operators: bool,
     /// Whether runs that repeat over the same memory may be captured, on a GPU, as one CUDA graph each.
     pub captures: bool,
-    /// What the key-value cache is stored in where they do.
+    /// Format of the key-value cache with eka's attention.
     pub cache: CacheChoice,
 }
 

@@ -1,8 +1,8 @@
 //! How many of a session's threads compute at a time.
 //!
-//! More threads are not always faster: a decode step is bound by memory, and a few threads already read weights at full bandwidth.
-//! Further threads only add synchronisation. The best number depends on the machine and its load, so it is measured when a model
-//! is loaded, separately for passes of one token and of many.
+//! More threads are not always faster: a decode step is bound by memory, and a few threads already read weights at full
+//! bandwidth. Further threads only add synchronisation. The best number depends on the machine and its load, so it is
+//! measured when a model is loaded, separately for passes of one token and of many.
 //!
 //! Only [eka's operators](super::operators) have this setting: ONNX Runtime's use all threads of the session. How work is
 //! split into tasks stays the same where that could be seen in the last bit of a result (shares of attention), so an answer

@@ -26,13 +26,13 @@ const SINGLE: &str = "model.safetensors";
 /// The index of a checkpoint that is.
 const INDEX: &str = "model.safetensors.index.json";
 
-/// What checkpoints put before names, outermost first.
+/// Prefixes of tensor names in checkpoints, outermost first.
 const PREFIXES: [&str; 3] = ["language_model.", "model.", "transformer."];
 
-/// Ends of names of tensors that are computed, not trained: the export computes them itself.
+/// Suffixes of tensors that are computed and not trained: the export computes them itself.
 const BUFFERS: [&str; 3] = ["rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias"];
 
-/// How names of tensors begin that see or hear, in models that do more than read and write.
+/// Prefixes of the tensors for vision and audio in multimodal models.
 const SENSES: [&str; 7] = [
     "vision_tower.",
     "vision_model.",
@@ -43,7 +43,7 @@ const SENSES: [&str; 7] = [
     "embed_audio.",
 ];
 
-/// Ends of names that tools for quantization give to what they make of a weight.
+/// Suffixes of the tensors that quantization tools write.
 const PACKED: [&str; 13] = [
     ".qweight",
     ".qzeros",
@@ -60,7 +60,7 @@ const PACKED: [&str; 13] = [
     ".SCB",
 ];
 
-/// Ends of names of files that hold weights, but not as safetensors or a pickle.
+/// Extensions of weight files that are neither safetensors nor pickles.
 const OTHER_FORMATS: [&str; 4] = [".gguf", ".ggml", ".h5", ".msgpack"];
 
 /// Names that an error lists.
@@ -315,7 +315,7 @@ impl Checkpoint {
 /// `name` without the prefixes that depend on which class saved it.
 pub(super) fn canonical(name: &str) -> &str {
     let mut name = name;
-    // `model.language_model.…` and `language_model.model.…` are both about.
+    // Both `model.language_model.…` and `language_model.model.…` are in use.
     while let Some(rest) = PREFIXES.iter().find_map(|prefix| name.strip_prefix(prefix)) {
         name = rest;
     }

@@ -4,8 +4,8 @@
 //! the embedding's table are the same numbers and are stored once, so either name means both.
 //!
 //! That one matrix is read as input and as output, and in a small model it is a good part of all weights. With four bits
-//! it does more harm than all others together (the figures are in [`export`](super)). So it has eight unless `keep` overrides
-//! it, as in llama.cpp's four-bit files.
+//! it does more harm than all others together (the figures are in [`export`](super)). So it has eight unless `keep`
+//! overrides it, as in llama.cpp's four-bit files.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,8 +21,8 @@ use super::{
     quantize::{Bits, Quantizer, Rounding, ZeroPoints},
 };
 
-/// `MatMulNBits`' accuracy level that lets the CPU multiply in int8. Every other level is slower there, up to a hundred times
-/// with 8-bit weights.
+/// `MatMulNBits`' accuracy level that lets the CPU multiply in int8. Every other level is slower there, up to a hundred
+/// times with 8-bit weights.
 pub(super) const ACCURACY_LEVEL: u8 = 4;
 
 /// How weights are stored.

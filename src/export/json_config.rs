@@ -1,8 +1,8 @@
 //! Reads the JSON configuration of a checkpoint or an adapter.
 //!
 //! A configuration may come from any program: fields are missing, have a different type than in earlier versions, or hold
-//! impossible sizes. So the error of every accessor names the file, the field, its value and what was expected, and callers get
-//! plain numbers within bounds. `null` counts as absent, as it does in transformers.
+//! impossible sizes. So the error of every accessor names the file, the field, its value and what was expected, and callers
+//! get plain numbers within bounds. `null` counts as absent, as it does in transformers.
 
 use std::{
     io,

@@ -7,9 +7,9 @@
 //! adapter ───────► adapter ───────┘              ──► weights ──► write_weights ──► model.onnx.data
 //! ```
 //!
-//! All errors are found before anything is written, except for weights that are not finite. Then the layout of the data file is
-//! fixed, and a pool of threads fills it a few megabytes at a time, so that a model far larger than memory can be exported. The
-//! same sources and options give the same bytes.
+//! All errors are found before anything is written, except for weights that are not finite. Then the layout of the data file
+//! is fixed, and a pool of threads fills it a few megabytes at a time, so that a model far larger than memory can be
+//! exported. The same sources and options give the same bytes.
 //!
 //! Nothing here needs ONNX Runtime: a model can be exported on a machine that could not run it.
 //!

@@ -20,7 +20,7 @@ const ORIGINAL: &str = "original_max_position_embeddings";
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Rotary {
     pub theta: f32,
-    /// Dimensions of a head that turn; an even number.
+    /// Dimensions of a head that are rotated; an even number.
     pub dims: usize,
     pub scaling: Scaling,
 }
@@ -28,7 +28,7 @@ pub(super) struct Rotary {
 /// How frequencies are changed for contexts longer than the model was first trained on.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Scaling {
-    /// Not at all. Dynamic NTK scaling is this as well, for contexts up to `max_position_embeddings`.
+    /// No change. Dynamic NTK scaling changes nothing either, for contexts up to `max_position_embeddings`.
     None,
     Linear {
         factor: f32,
@@ -54,7 +54,7 @@ pub(super) enum Scaling {
     },
 }
 
-/// What position is multiplied with to give the angle of each pair, and what cosines and sines are multiplied with.
+/// The frequency of each pair, in radians per position, and the factor of cosines and sines.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Angles {
     pub frequencies: Vec<f32>,
@@ -102,7 +102,7 @@ impl Rotary {
         }
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a part of a size")]
         let dims = (head_dim as f64 * f64::from(share)) as usize;
-        // ONNX Runtime turns pairs eight at a time.
+        // ONNX Runtime rotates pairs eight at a time.
         if dims == 0 || !dims.is_multiple_of(16) {
             let supported =
                 format!("a share of the {head_dim} dimensions of a head that is a multiple of 16");
@@ -115,7 +115,7 @@ impl Rotary {
         Ok(Self { theta, dims, scaling })
     }
 
-    /// Pairs of dimensions that turn.
+    /// Pairs of dimensions that are rotated.
     pub(super) const fn pairs(&self) -> usize {
         self.dims / 2
     }

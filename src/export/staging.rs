@@ -1,4 +1,4 @@
-//! A directory that appears complete or not at all.
+//! Writes a directory atomically: it appears complete or not at all.
 //!
 //! Everything is written to a hidden sibling of the output, synced, and renamed: a crash, an error or a full disk leaves
 //! the output as it was. To replace one, the two are exchanged. Where the file system cannot do that it takes two
@@ -62,7 +62,7 @@ pub enum StagingError {
         dir: PathBuf,
         /// Length of the weights' file.
         needed: Bytes,
-        /// What may still be written.
+        /// Free space.
         available: Bytes,
     },
     /// No file may be as large as the weights.
@@ -138,7 +138,8 @@ impl Staging {
         self.dir.path().join(name)
     }
 
-    /// Makes the file `name` of `bytes` zeros. A disk without room for it is known now and not in an hour.
+    /// Creates the file `name` of `bytes` zeros and reserves its space, so that a full disk is an error before the weights are
+    /// computed.
     pub(super) fn reserve(&self, name: &str, bytes: Bytes) -> Result<(), StagingError> {
         let (path, dir) = (self.path(name), parent(&self.output));
         let done = File::create_new(&path).and_then(|file| disk::reserve(&file, bytes.0));
@@ -191,7 +192,7 @@ impl Staging {
         sync_dir(parent(&self.output)).map_err(failed)
     }
 
-    /// The old directory is where the new one was then, and goes with it.
+    /// After an exchange the old directory is in the temporary one and is removed with it.
     fn replace(&self) -> Result<(), StagingError> {
         match disk::exchange(self.dir.path(), &self.output) {
             Err(error) if error.kind() == io::ErrorKind::Unsupported => self.replace_in_two(),
@@ -247,7 +248,7 @@ fn check_existing(output: &Path, existing: Existing) -> Result<(), StagingError>
     }
     match existing {
         Existing::Keep => Err(StagingError::Exists { path: path() }),
-        // A slip of the hand must not remove a home directory.
+        // A typing error must not remove a home directory.
         Existing::Replace if !output.join(manifest::FILE_NAME).is_file() || output.is_symlink() => {
             Err(StagingError::NotAModel { path: path() })
         }

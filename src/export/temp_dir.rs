@@ -21,7 +21,7 @@ const RANDOM: usize = 6;
 /// One try is nearly always enough: another process would have to clean up between the making and the locking.
 const TRIES: usize = 8;
 
-/// A hidden directory beside an output. Dropped, it is removed with whatever is at its place then.
+/// A hidden directory beside an output. Dropping it removes the directory at its path.
 #[derive(Debug)]
 pub(super) struct TempSibling {
     dir: TempDir,

@@ -1,8 +1,8 @@
 //! One safetensors file: its header, checked against its length, and its tensors, read in pieces.
 //!
-//! A header is a claim. It is believed only when its offsets lie one after another without a gap, agree with shapes and
-//! types, and end exactly where the file does; a truncated download is then an error at once, with both lengths, and
-//! never a short read in the middle of an export.
+//! A header is not trusted: its offsets must follow one another without a gap, agree with shapes and types, and end exactly
+//! at the end of the file. So a truncated download is an error at once, with both lengths, and not a short read in the middle
+//! of an export.
 
 use std::{
     collections::BTreeMap,
@@ -41,7 +41,7 @@ const PREFIX_BYTES: u64 = size_of::<u64>() as u64;
 /// Why a safetensors file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TensorsError {
-    /// It is not there, or cannot be read.
+    /// It is missing or cannot be read.
     #[error("{}: {source}", path.display())]
     Read {
         /// The file.
@@ -126,7 +126,7 @@ pub enum TensorsError {
         tensor: String,
         /// Its shape.
         found: Vec<usize>,
-        /// What the configuration asks for.
+        /// The shape by the configuration.
         expected: String,
     },
 }

@@ -1,8 +1,8 @@
 //! The files beside the weights: tokenizer, chat templates and generation settings.
 //!
-//! An adapter that was trained with new tokens or templates contains them, so its files win over the base's. All templates come
-//! from the first directory that has any: the adapter's `default` and the base's `tool_use` could have different formats. The
-//! export has a file for each, independent of where it was found: `chat_template.jinja`, and
+//! An adapter that was trained with new tokens or templates contains them, so its files win over the base's. All templates
+//! come from the first directory that has any: the adapter's `default` and the base's `tool_use` could have different
+//! formats. The export has a file for each, independent of where it was found: `chat_template.jinja`, and
 //! `additional_chat_templates/tool_use.jinja` for conversations with tools. The order is that of `transformers`.
 
 use std::{

@@ -58,7 +58,7 @@ pub(super) enum Weights {
     Random(RandomWeights),
 }
 
-/// A checkpoint, and what adapters make of it.
+/// A checkpoint with adapters merged into it.
 #[derive(Debug)]
 pub(super) struct Merged {
     checkpoint: Checkpoint,
@@ -128,7 +128,7 @@ fn check_finite(
     first_row: usize,
     origin: &'static str,
 ) -> Result<(), WeightsError> {
-    // Almost never found, so the whole piece is looked through in one go, without a branch for each number.
+    // Almost never found, so the whole piece is checked at once, without a branch for each number.
     if weights.iter().fold(true, |finite, w| finite & w.is_finite()) {
         return Ok(());
     }

@@ -54,7 +54,8 @@ pub enum WriteWeightsError {
     },
 }
 
-/// Fills the file at `path`, which has its length already, by `layout`. `angles` are those of the rotary positions, in order.
+/// Fills the file at `path`, which has its length already, by `layout`. `angles` are those of the rotary positions, in
+/// order.
 pub(super) fn write_weights(
     path: &Path,
     layout: &DataLayout,

@@ -2,6 +2,8 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use serde::{Deserialize, Serialize};
+
 use super::{cache_salt::CacheSalt, failure::Failure, ids::ModelId, memory::Memory, request::KeepAlive};
 
 /// A command to a worker. It runs between two jobs.
@@ -22,21 +24,25 @@ pub enum Command {
     /// Free memory that no job needs.
     Trim,
     /// Restore a saved prompt, so that jobs with the same beginning can use it.
-    Restore {
-        /// The model it was saved from.
-        model: ModelId,
-        /// Its name.
-        name: String,
-        /// Its file.
-        file: PathBuf,
-        /// Only jobs with this salt may use it; `None` means all jobs.
-        salt: Option<CacheSalt>,
-    },
+    Restore(PromptToRestore),
     /// Drop a restored prompt.
     Forget {
         /// Its name.
         name: String,
     },
+}
+
+/// A prompt that was saved to a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PromptToRestore {
+    /// The model it was saved from.
+    pub model: ModelId,
+    /// Its name.
+    pub name: String,
+    /// Its file.
+    pub file: PathBuf,
+    /// Only jobs with this salt may use it; `None` means all jobs.
+    pub salt: Option<CacheSalt>,
 }
 
 /// What a command did.

@@ -14,7 +14,7 @@ mod request;
 mod sampling;
 
 pub use cache_salt::CacheSalt;
-pub use commands::{Command, CommandOutcome, CommandReport};
+pub use commands::{Command, CommandOutcome, CommandReport, PromptToRestore};
 pub use event::{DraftCounts, Event, Finish, FinishReason, Step, Timings, Usage};
 pub use failure::Failure;
 pub use ids::{JobId, ModelId};

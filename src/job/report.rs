@@ -59,7 +59,7 @@ impl fmt::Display for Placement {
 }
 
 /// A loaded model.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ModelReport {
     /// Where the session runs the nodes of the graph.
     pub placement: Placement,

@@ -17,9 +17,9 @@ use crate::files::hexadecimal;
 /// The identity of an export: 64 hexadecimal digits.
 ///
 /// eka's manifest contains the SHA-256 of every source and all options, and equal manifests give equal bytes. So its content
-/// and the sizes of graph and weights are enough, and gigabytes need not be read. A `genai_config.json` does not describe the
-/// weights, so the size and modification time of every file are hashed instead. A copy of such a directory then has another
-/// identity, and what was saved for it is computed again.
+/// and the sizes of graph and weights are enough, and gigabytes need not be read. Other manifests do not describe the
+/// weights: for them the size and modification time of every file count. A copy is then a different model, which does no
+/// harm.
 ///
 /// # Errors
 /// [`ManifestError::Read`] when the directory cannot be read.

@@ -2,8 +2,8 @@
 //!
 //! `export` writes it and everything else reads it. A reader refuses an unknown schema.
 //!
-//! A directory that onnxruntime-genai's builder wrote has no manifest: its `genai_config.json` is read, which has nearly the same
-//! content.
+//! A directory that onnxruntime-genai's builder wrote has no manifest: its `genai_config.json` is read, which has nearly the
+//! same content.
 
 mod error;
 mod genai;

@@ -12,8 +12,8 @@ use crate::{
 /// The key-value cache of one timeline, `[1, kv_heads, capacity, head_dim]` for each layer's keys and values, or rows of
 /// another [`Format`](crate::device::operators::Format) in place of `head_dim` numbers.
 ///
-/// The graph updates it in place. Each pass states how many positions are valid, so dropping the last ones is free. The default
-/// has no capacity.
+/// The graph updates it in place. Each pass states how many positions are valid, so dropping the last ones is free. The
+/// default has no capacity.
 #[derive(Debug, Default)]
 pub struct Cache {
     layers: Vec<[DeviceTensor; 2]>,
@@ -21,8 +21,8 @@ pub struct Cache {
     heads: usize,
 }
 
-/// Most pool blocks of a cache. A block for each tensor would take a hundred allocations before the first token after a trim; a
-/// single block would exist twice while it grows.
+/// Most pool blocks of a cache. A block for each tensor would take a hundred allocations before the first token after a
+/// trim; a single block would exist twice while it grows.
 const BLOCKS: usize = 8;
 
 /// Page size of mapped memory, in bytes.
@@ -41,7 +41,8 @@ impl Cache {
         Bytes(self.layers.iter().flatten().map(|tensor| tensor.held().0).sum())
     }
 
-    /// Memory that it takes with its first `positions` written: all of its pool memory, and the written pages of mapped memory.
+    /// Memory that it takes with its first `positions` written: all of its pool memory, and the written pages of mapped
+    /// memory.
     #[must_use]
     pub fn spent(&self, positions: usize) -> Bytes {
         let of = |tensor: &DeviceTensor| match tensor.held() {
@@ -108,8 +109,8 @@ impl Model {
     /// A cache with room for `capacity` positions and the first `used` of `older`: from the model's pool, where it has
     /// one; else mapped, and then only positions that are used cost memory.
     ///
-    /// A cache consists of a few blocks that grow one after the other, so that only one block exists twice at a time. Passes must
-    /// have detached from `older` before. If there is no room for the larger cache, the content of `older` is lost.
+    /// A cache consists of a few blocks that grow one after the other, so that only one block exists twice at a time. Passes
+    /// must have detached from `older` before. If there is no room for the larger cache, the content of `older` is lost.
     ///
     /// # Errors
     /// [`DeviceError::Memory`] or [`DeviceError::NoRoom`] when memory is short.

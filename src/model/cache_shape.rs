@@ -10,8 +10,8 @@ use crate::{
     prompt_store::{CacheDtype, CacheShape},
 };
 
-/// The sizes of the key-value cache that the model in `dir` would have, without loading it. It is stored as `cache` where eka's
-/// attention operator runs, and else as the graph declares it.
+/// The sizes of the key-value cache that the model in `dir` would have, without loading it. It is stored as `cache` where
+/// eka's attention operator runs, and else as the graph declares it.
 #[must_use]
 pub fn expected_cache_shape(dir: &Path, manifest: &Manifest, cache: Option<CacheChoice>) -> CacheShape {
     let file = GraphFile::read(dir, &manifest.graph.file).ok();

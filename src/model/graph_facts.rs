@@ -1,5 +1,5 @@
-//! Facts about the decode steps of a graph: whether they can be captured, how many bytes of weights they read, and the types of
-//! their inputs.
+//! Facts about the decode steps of a graph: whether they can be captured, how many bytes of weights they read, and the types
+//! of their inputs.
 
 use std::collections::BTreeSet;
 
@@ -12,12 +12,12 @@ use crate::{
 /// Operators that read a few rows of what they are given.
 const READ_ROWS: [&str; 3] = ["Gather", "GatherBlockQuantized", "GroupQueryAttention"];
 
-/// Whether a step of `graph` can be captured as a CUDA graph and repeated at another length: only attention may read the total
-/// length.
+/// Whether a step of `graph` can be captured as a CUDA graph and repeated at another length: only attention may read the
+/// total length.
 ///
 /// Captured steps may differ only in the length that the device holds. The total length is read on the host when work is
-/// submitted: attention treats it as an upper bound, so the capacity of the cache is right for every step. Other nodes that read
-/// it would compute with that length: ALiBi has a tensor of the total's shape.
+/// submitted: attention treats it as an upper bound, so the capacity of the cache is right for every step. Other nodes that
+/// read it would compute with that length: ALiBi has a tensor of the total's shape.
 pub(super) fn can_repeat_steps(graph: &Graph, names: &GraphNames) -> bool {
     let Lengths::Given { total_sequence_length: total, .. } = &names.lengths else { return false };
     let mut reading = graph.node.iter().filter(|node| node.input.contains(total));

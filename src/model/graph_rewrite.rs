@@ -4,8 +4,8 @@
 //! symmetric int4 weights, float32 scales and `accuracy_level` 4 becomes one of [`operators`](crate::device::operators), and its
 //! weights are read from the data file into that operator's layout, so that
 //! ONNX Runtime never maps them. Attention nodes are replaced as well; if all of them are, the key-value cache may be stored
-//! in fewer bytes, and its inputs and outputs get that type. A graph that does not encode back to the same bytes, such as one
-//! from another exporter, is not changed, and neither are nodes of other kinds.
+//! in fewer bytes, and its inputs and outputs get that type. A graph that does not encode back to the same bytes, such as
+//! one from another exporter, is not changed, and neither are nodes of other kinds.
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
@@ -128,9 +128,8 @@ fn matrix(
     PackedInt4::new(source, &mut room.laid_out)
 }
 
-/// Buffers reused for every tensor, because allocating (page faults) costs more than reading: the weights and scales as read, and
-/// the
-/// packed result.
+/// Buffers that are reused from one tensor to the next, because new memory costs more than the read itself: what is read,
+/// and the packed matrices.
 #[derive(Default)]
 struct Scratch {
     codes: Vec<u8>,
@@ -138,9 +137,8 @@ struct Scratch {
     laid_out: PackedStorage,
 }
 
-/// Replaces the attention nodes that eka's operator supports, and declares the cache inputs and outputs of those nodes in the
-/// cache's
-/// type. Returns that type: `format` if every attention node was replaced, float32 if only some were, `None` if none was.
+/// Replaces the attention nodes that can be. Returns the format of the key-value cache then: `format`, or float32 if some
+/// nodes were not replaced; `None` if none were.
 fn attend(graph: &mut Graph, format: Format) -> Option<Format> {
     let is_attention = |node: &&mut Node| node.op_type == "GroupQueryAttention";
     let (nodes, declared) = (&mut graph.node, graph.input.iter().chain(&graph.output));

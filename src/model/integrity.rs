@@ -1,9 +1,9 @@
 //! Checks the files of a model directory against their recorded sizes and hashes.
 //!
-//! A full disk, an interrupted copy or a bad sector leaves a directory that looks like a model. Sizes are compared whenever a
-//! model is opened, which costs nothing: with those in the manifest, and with the ranges that the graph reads, which covers
-//! directories of older versions and of other programs. Hashes find changed bytes and take a second per gigabyte or two, so
-//! they are computed on request.
+//! A full disk, an interrupted copy or a bad sector leaves a directory that looks like a model. Sizes are compared whenever
+//! a model is opened, which costs nothing: with those in the manifest, and with the ranges that the graph reads, which
+//! covers directories of older versions and of other programs. Hashes find changed bytes and take a second per gigabyte or
+//! two, so they are computed on request.
 //!
 //! The owner of a directory may edit the text files beside the weights; error messages even advise it. So opening a
 //! model checks only graph and weights; all files are checked for exports in eka's own cache, and by `eka inspect

@@ -166,8 +166,8 @@ impl Model {
         }
     }
 
-    /// The bytes of weights that every step reads; `None` if the graph cannot be read again. `dir` is the directory that the model
-    /// was loaded from.
+    /// The bytes of weights that every step reads; `None` if the graph cannot be read again. `dir` is the directory that the
+    /// model was loaded from.
     #[must_use]
     pub fn weights_read(&self, dir: &Path) -> Option<Bytes> {
         let graph = GraphFile::read(dir, &self.manifest.graph.file).ok()?.decode()?.graph?;

@@ -1,7 +1,7 @@
 //! A directory under `models/` as an ONNX Runtime session, checked once at load.
 //!
-//! The manifest is compared with what the graph declares before anything runs. A graph and a manifest of two exports, or a file
-//! edited by hand, are an error at load that names the tensor.
+//! The manifest is compared with what the graph declares before anything runs. A graph and a manifest of two exports, or a
+//! file edited by hand, are an error at load that names the tensor.
 
 mod cache;
 mod cache_shape;

@@ -144,8 +144,8 @@ impl Pass {
         Ok(&mut logits[skipped..])
     }
 
-    /// Sets the total length that attention reads on the host. It is an upper bound of the length on the device. In a captured run
-    /// it is the capacity of the cache, because it is read once, at the capture.
+    /// Sets the total length that attention reads on the host. It is an upper bound of the length on the device. In a
+    /// captured run it is the capacity of the cache, because it is read once, at the capture.
     fn tell_host(&mut self, total: usize) {
         if let LengthSlots::Given { total_sequence_length, .. } = self.lengths {
             self.binding.write(total_sequence_length)[0] = length(total);

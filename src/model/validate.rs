@@ -27,8 +27,8 @@ pub(super) fn declared(manifest: &Manifest, file: &GraphFile) -> Result<(), Grap
     positions(manifest, file)
 }
 
-/// Checks that the position tables of a graph cover the manifest's context length: reading beyond their end would fail in the
-/// middle of an answer.
+/// Checks that the position tables of a graph cover the manifest's context length: reading beyond their end would fail in
+/// the middle of an answer.
 pub(super) fn positions(manifest: &Manifest, file: &GraphFile) -> Result<(), GraphError> {
     let Some(graph) = file.decode().and_then(|model| model.graph) else { return Ok(()) };
     let shortest = tables(&graph).min_by_key(|(_, rows)| *rows);

@@ -9,9 +9,9 @@
 //! past_key_values.{i}.value     row's scales behind its numbers
 //! ```
 //!
-//! A worker writes the file under a temporary name, syncs it and renames it. Only its owner may read it, because it holds user
-//! text. A worker reads it without trust: every length is compared with the file's and with the model's, and no row is used
-//! before the checksum over all rows matches. The parent reads headers only.
+//! A worker writes the file under a temporary name, syncs it and renames it. Only its owner may read it, because it holds
+//! user text. A worker reads it without trust: every length is compared with the file's and with the model's, and no row is
+//! used before the checksum over all rows matches. The parent reads headers only.
 //!
 //! Rows are in the order of this machine's bytes, which is little-endian wherever ONNX Runtime is published for.
 

@@ -5,9 +5,8 @@ use std::fmt;
 /// Maximum length of a name.
 const LONGEST: usize = 64;
 
-/// The name of a saved prompt, which becomes part of a file name: 1 to 64 ASCII letters, digits, `.`, `_` and `-`, beginning with
-/// a
-/// letter or digit.
+/// The name of a saved prompt, which is part of a file's: letters, digits, `.`, `_` and `-`, the first one a letter or
+/// digit.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PromptName(String);
 

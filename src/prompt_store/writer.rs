@@ -34,8 +34,8 @@ pub struct PromptWriter {
 }
 
 impl PromptWriter {
-    /// Begins the file of `name` in `dir`, which is made if need be, with its tokens. The tensors follow, each layer's keys and
-    /// then its values.
+    /// Begins the file of `name` in `dir`, which is made if need be, with its tokens. The tensors follow, each layer's keys
+    /// and then its values.
     ///
     /// # Errors
     /// [`PromptStoreError::Io`] when the system refuses.

@@ -199,23 +199,14 @@ pub(super) const FAR_FUTURE: Duration = Duration::from_secs(1 << 30);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::{DeviceMemory, Placement};
+    use crate::job::DeviceMemory;
 
     const GIB: u64 = 1 << 30;
 
     fn took(resident: u64) -> ModelReport {
         let memory =
             |n| Memory { resident: Some(Bytes(n)), anonymous: Some(Bytes(n / 2)), ..Memory::default() };
-        ModelReport {
-            placement: Placement::default(),
-            capacity: 64,
-            decode_threads: None,
-            prefill_threads: None,
-            draft: None,
-            load_time: Duration::ZERO,
-            before: memory(GIB),
-            after: memory(GIB + resident),
-        }
+        ModelReport { before: memory(GIB), after: memory(GIB + resident), ..ModelReport::default() }
     }
 
     fn models(budget: Option<u64>, loaded: &[(&str, u64)], now: Instant) -> LoadedModels {

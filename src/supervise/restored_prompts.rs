@@ -3,36 +3,24 @@
 //! A worker loses its restored prompts when it ends, and those of a model when that is unloaded. The supervisor therefore
 //! remembers them, and has the next worker restore them again when it is idle.
 
-use std::path::PathBuf;
-
-use crate::job::{CacheSalt, ModelId};
-
-/// A saved prompt that a command has restored.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct RestoredPrompt {
-    pub(super) model: ModelId,
-    pub(super) name: String,
-    pub(super) file: PathBuf,
-    /// Only jobs with this salt may use it; `None` means all jobs.
-    pub(super) salt: Option<CacheSalt>,
-}
+use crate::job::{ModelId, PromptToRestore};
 
 /// All restored prompts in the order of their commands, each with whether the current worker has it.
 #[derive(Debug, Default)]
-pub(super) struct RestoredPrompts(Vec<(RestoredPrompt, bool)>);
+pub(super) struct RestoredPrompts(Vec<(PromptToRestore, bool)>);
 
 impl RestoredPrompts {
     /// Notes that the worker has `prompt`.
-    pub(super) fn add(&mut self, prompt: RestoredPrompt) {
-        match self.0.iter_mut().find(|(known, _)| known.is_same(&prompt)) {
+    pub(super) fn add(&mut self, prompt: PromptToRestore) {
+        match self.0.iter_mut().find(|(known, _)| is_same(known, &prompt)) {
             Some((known, is_present)) => (*known, *is_present) = (prompt, true),
             None => self.0.push((prompt, true)),
         }
     }
 
     /// Removes one prompt.
-    pub(super) fn remove(&mut self, prompt: &RestoredPrompt) {
-        self.0.retain(|(known, _)| !known.is_same(prompt));
+    pub(super) fn remove(&mut self, prompt: &PromptToRestore) {
+        self.0.retain(|(known, _)| !is_same(known, prompt));
     }
 
     /// Removes the prompts with this name, of all models; every prompt if there is no name.
@@ -48,24 +36,22 @@ impl RestoredPrompts {
     }
 
     /// The first prompt that the worker does not have and whose model is loaded.
-    pub(super) fn next_lost(&self, is_loaded: impl Fn(&ModelId) -> bool) -> Option<RestoredPrompt> {
+    pub(super) fn next_lost(&self, is_loaded: impl Fn(&ModelId) -> bool) -> Option<PromptToRestore> {
         let lost = self.0.iter().find(|(known, is_present)| !is_present && is_loaded(&known.model));
         lost.map(|(known, _)| known.clone())
     }
 }
 
-impl RestoredPrompt {
-    fn is_same(&self, other: &Self) -> bool {
-        (&self.model, &self.name) == (&other.model, &other.name)
-    }
+fn is_same(one: &PromptToRestore, other: &PromptToRestore) -> bool {
+    (&one.model, &one.name) == (&other.model, &other.name)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn prompt(model: &str, name: &str) -> RestoredPrompt {
-        RestoredPrompt { model: model.into(), name: name.into(), file: name.into(), salt: None }
+    fn prompt(model: &str, name: &str) -> PromptToRestore {
+        PromptToRestore { model: model.into(), name: name.into(), file: name.into(), salt: None }
     }
 
     fn restored() -> RestoredPrompts {

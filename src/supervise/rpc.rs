@@ -7,13 +7,12 @@ use tokio::time::timeout;
 use super::{
     policy,
     process::Process,
-    restored_prompts::RestoredPrompt,
     watchdog::Budgets,
     worker_config::WorkerConfig,
     worker_loss::{LossKind, WorkerLoss},
 };
 use crate::{
-    job::{Failure, Memory, ModelId, ModelReport, RuntimeReport},
+    job::{Failure, Memory, ModelId, ModelReport, PromptToRestore, RuntimeReport},
     wire::{FromWorker, PROTOCOL, ToWorker},
 };
 
@@ -142,11 +141,10 @@ async fn free(
 pub(super) async fn restore(
     worker: &mut Process,
     config: &WorkerConfig,
-    prompt: &RestoredPrompt,
+    prompt: &PromptToRestore,
 ) -> Result<Result<Memory, Failure>, WorkerLoss> {
-    let RestoredPrompt { model, name, file, salt } = prompt.clone();
-    let doing = format!("restored the saved prompt {name}");
-    send(worker, &ToWorker::Restore { model, name, file, salt }, &config.budgets).await?;
+    let doing = format!("restored the saved prompt {}", prompt.name);
+    send(worker, &ToWorker::Restore(prompt.clone()), &config.budgets).await?;
     match receive(worker, config.budgets.load, &doing).await? {
         FromWorker::Restored { memory } => Ok(Ok(memory)),
         FromWorker::NotRestored { failure } => Ok(Err(failure)),

@@ -329,20 +329,11 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
-    use crate::job::{Memory, ModelReport, Placement, RuntimeReport};
+    use crate::job::{Memory, ModelReport, RuntimeReport};
 
     fn ready(device: &str, models: &[&str]) -> Readiness {
         let memory = Memory::default();
-        let report = ModelReport {
-            placement: Placement::default(),
-            capacity: 64,
-            decode_threads: None,
-            prefill_threads: None,
-            draft: None,
-            load_time: Duration::ZERO,
-            before: memory,
-            after: memory,
-        };
+        let report = ModelReport { before: memory, after: memory, ..ModelReport::default() };
         Readiness::Ready(SlotReport {
             runtime: RuntimeReport {
                 runtime: "1".into(),

@@ -17,9 +17,8 @@ pub struct Conversation {
 }
 
 impl Conversation {
-    /// Estimated length of the rendered text, to predict the cost of rendering and tokenizing. Every tool and every call counts
-    /// as
-    /// 2 KiB.
+    /// An estimate of its length, from which the cost of rendering and tokenizing is judged. A tool or a call counts as a
+    /// typical one.
     #[must_use]
     pub fn text_bytes(&self) -> usize {
         const TOOL: usize = 2 << 10;

@@ -1,8 +1,8 @@
 //! Token ids in, text out, one token at a time.
 //!
 //! A byte-level token is often a third of a character, and a stop string may begin in one token and end in another. So token
-//! ids pass three stages: the bytes of each token ([`super::token_bytes`]), whole characters ([`super::utf8`]) and stop strings
-//! ([`super::stop_strings`]). Text is never held back beyond the end of a character or of a stop string.
+//! ids pass three stages: the bytes of each token ([`super::token_bytes`]), whole characters ([`super::utf8`]) and stop
+//! strings ([`super::stop_strings`]). Text is never held back beyond the end of a character or of a stop string.
 
 use std::sync::Arc;
 
@@ -70,8 +70,8 @@ impl Detokenizer {
         self
     }
 
-    /// Takes the next token and returns the text that is complete. Ids without text (special tokens, ids that the tokenizer does
-    /// not have) add nothing.
+    /// Takes the next token and returns the text that is complete. Ids without text (special tokens, ids that the tokenizer
+    /// does not have) add nothing.
     pub fn push(&mut self, token: u32) -> Chunk {
         let fresh = match self.special(token) {
             // The text before a special token is complete; an incomplete character is dropped.

@@ -14,8 +14,8 @@ use crate::{
     },
 };
 
-/// Reads `tokenizer.json`, without the truncation and padding that it may ask for: training needs them, and in a
-/// prompt they would lose or invent text without a word.
+/// Reads `tokenizer.json`, without the truncation and padding that it may configure: they are for training, and would silently
+/// remove or add text of a prompt.
 pub(super) fn read_tokenizer(model_dir: &Path) -> Result<Tokenizer, TextError> {
     let path = model_dir.join(TOKENIZER);
     let json = files::read(&path, MOST_TOKENIZER)
@@ -31,7 +31,7 @@ pub(super) fn read_tokenizer(model_dir: &Path) -> Result<Tokenizer, TextError> {
     Ok(tokenizer)
 }
 
-/// What eka reads of `tokenizer_config.json`.
+/// The fields of `tokenizer_config.json` that eka reads.
 #[derive(Default, Deserialize)]
 pub(super) struct TokenizerConfig {
     chat_template: Option<Templates>,
@@ -111,7 +111,7 @@ pub(super) fn read_processor_templates(path: &Path) -> Result<Option<Templates>,
     Ok(read_json::<Processor>(path)?.and_then(|processor| processor.chat_template))
 }
 
-/// What eka reads of `generation_config.json`.
+/// The fields of `generation_config.json` that eka reads.
 #[derive(Default, Deserialize)]
 pub(super) struct GenerationConfig {
     pub(super) bos_token_id: Option<u32>,

@@ -24,8 +24,9 @@ pub fn template(source: &[u8]) -> bool {
     ChatTemplate::compile(source, tokens).is_ok_and(|template| template.render(&messages, &[tool]).is_ok())
 }
 
-/// Reads an answer with every tool format, whole and cut in two at every position, and compares the results. Bits of the first
-/// byte choose whether several calls are allowed, and whether the prompt has opened the first. Returns whether a call was found.
+/// Reads an answer with every tool format, whole and cut in two at every position, and compares the results. Bits of the
+/// first byte choose whether several calls are allowed, and whether the prompt has opened the first. Returns whether a call
+/// was found.
 ///
 /// # Panics
 /// When the result depends on the cut.

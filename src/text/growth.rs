@@ -1,8 +1,8 @@
 //! How much longer a tokenizer's replacements can make a text.
 //!
-//! `tokenizer.json` is a program: each of its replacements may write a thousand bytes for one, and each works on what the one
-//! before it wrote. Four of them turn a word into a terabyte. The library that runs them has no limit, and runs them in this
-//! process, so their growth is computed before they are used.
+//! `tokenizer.json` is a program: each of its replacements may write a thousand bytes for one, and each works on what the
+//! one before it wrote. Four of them turn a word into a terabyte. The library that runs them has no limit, and runs them in
+//! this process, so their growth is computed before they are used.
 
 use serde_json::Value;
 

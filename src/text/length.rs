@@ -1,10 +1,10 @@
 //! Refuses texts that are too long for a context before they are tokenized.
 //!
 //! Tokenizing four megabytes takes seconds and a gigabyte, and nearly every text of that length has too many tokens. Two
-//! bounds find most of them sooner. The first needs no tokenizing: it divides by the length of the vocabulary's longest token. The
-//! second tokenizes piece by piece and stops at too many tokens; the end of a piece may come out
-//! as other tokens than in the whole text, which is why some more are let pass. What passes both is tokenized as a whole,
-//! and only that decides.
+//! bounds find most of them sooner. The first needs no tokenizing: it divides by the length of the vocabulary's longest
+//! token. The second tokenizes piece by piece and stops at too many tokens; the end of a piece may come out as other tokens
+//! than in the whole text, which is why some more are let pass. What passes both is tokenized as a whole, and only that
+//! decides.
 
 use super::{Text, TextError};
 

@@ -1,8 +1,8 @@
 //! Everything that knows text: tokenizer, chat template, incremental detokenizer, stop strings.
 //!
-//! It runs in the parent process, because a worker may die in the middle of an answer, and the answer must survive: the parent
-//! has the ids so far and their text. The [detokenizer](Text::detokenizer) guarantees that only whole UTF-8 characters leave,
-//! for any ids. A worker only uses [`Vocabulary`], which it reads for its first answer with a constraint.
+//! It runs in the parent process, because a worker may die in the middle of an answer, and the answer must survive: the
+//! parent has the ids so far and their text. The [detokenizer](Text::detokenizer) guarantees that only whole UTF-8
+//! characters leave, for any ids. A worker only uses [`Vocabulary`], which it reads for its first answer with a constraint.
 
 mod conversation;
 mod detokenizer;

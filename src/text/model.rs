@@ -200,8 +200,8 @@ impl Text {
     }
 }
 
-/// The manifest's end tokens, and the tokenizer's `eos_token`: configurations may name one without the other, and a chat template
-/// ends turns with the tokenizer's.
+/// The manifest's end tokens, and the tokenizer's `eos_token`: configurations may name one without the other, and a chat
+/// template ends turns with the tokenizer's.
 fn end_tokens(manifest: &Manifest, tokenizer: &Tokenizer, tokens: &SpecialTokens) -> Vec<u32> {
     let mut ids = manifest.end_tokens.clone();
     let own = tokens.get("eos_token").and_then(|token| tokenizer.token_to_id(token));

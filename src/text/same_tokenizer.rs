@@ -42,8 +42,8 @@ pub enum TokenizerMismatch {
     },
 }
 
-/// Checks that the tokenizers of two model directories have the same tokens, and that the graph of `draft_dir` has all of them.
-/// Ids without a token are padding of the vocabulary and may be missing.
+/// Checks that the tokenizers of two model directories have the same tokens, and that the graph of `draft_dir` has all of
+/// them. Ids without a token, which only pad graphs, may be missing.
 ///
 /// # Errors
 /// [`TokenizerMismatch`] with the first token that is not the same in both.

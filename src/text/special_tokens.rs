@@ -1,6 +1,6 @@
 //! The special tokens that chat templates know by name: `bos_token`, `eos_token` and so on.
 //!
-//! They are named in up to three places. As in `transformers`, an earlier place wins:
+//! They are named in up to three places, which `transformers` reads in this order:
 //!
 //! 1. `special_tokens_map.json`, unless `tokenizer_config.json` has an `added_tokens_decoder`, which replaced it;
 //! 2. `tokenizer_config.json`, where `null` means that there is none;

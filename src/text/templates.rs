@@ -1,8 +1,8 @@
 //! The chat templates of a model, and which of them a conversation gets.
 //!
 //! A model may have several by name. As in `transformers`, `tool_use` is for conversations with tools and `default` for the
-//! others; further ones are not used or compiled. `transformers` only looks at the list of tools. Here a conversation whose messages
-//! hold calls or results gets `tool_use` as well, because `default` may silently drop them.
+//! others; further ones are not used or compiled. `transformers` only looks at the list of tools. Here a conversation whose
+//! messages hold calls or results gets `tool_use` as well, because `default` may silently drop them.
 //!
 //! | found in | wins over |
 //! |---|---|
@@ -41,7 +41,7 @@ struct Found {
 }
 
 impl Templates {
-    /// Reads the templates in `model_dir`. Whether they compile is looked at elsewhere.
+    /// Reads the templates in `model_dir`, without compiling them.
     pub(super) fn read(
         model_dir: &Path,
         config: &TokenizerConfig,
@@ -66,7 +66,7 @@ impl Templates {
         self.default.iter().chain(&self.tool_use)
     }
 
-    /// What conversations with tools can have.
+    /// The support for tools in conversations with tools.
     pub(super) fn tools(&self) -> ToolSupport {
         self.with_tools().map_or(ToolSupport::None, TemplateFile::tools)
     }

@@ -7,8 +7,8 @@ use super::{Text, token_bytes::visible};
 /// A token as people and programs read it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenText {
-    /// Its text. A special token has its name, and one that is not whole characters has `bytes:\xe0\xa4`, as in OpenAI's API, so
-    /// that different tokens never look the same.
+    /// Its text. A special token has its name, and one that is not whole characters has `bytes:\xe0\xa4`, as in OpenAI's
+    /// API, so that different tokens never look the same.
     pub text: String,
     /// The bytes that it adds to an answer; `None` for a special token and for an id that does not exist.
     pub bytes: Option<Vec<u8>>,

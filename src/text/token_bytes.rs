@@ -1,9 +1,9 @@
 //! The bytes of each token, computed from a tokenizer's decoder.
 //!
 //! Nearly every language model decodes a token the same way at every position, except for a space at the very beginning. For
-//! these the bytes are computed once, when the tokenizer is opened, and an answer is a series of table lookups. The rules below
-//! reproduce the `tokenizers` crate, quirks included; a decoder that they do not cover is left to that crate, token by token
-//! ([`super::detokenizer`]).
+//! these the bytes are computed once, when the tokenizer is opened, and an answer is a series of table lookups. The rules
+//! below reproduce the `tokenizers` crate, quirks included; a decoder that they do not cover is left to that crate, token by
+//! token ([`super::detokenizer`]).
 
 use serde::Deserialize;
 use tokenizers::{ModelWrapper, Tokenizer};

@@ -3,8 +3,8 @@
 /// Decodes UTF-8 that arrives in pieces; returns whole characters only.
 ///
 /// Invalid bytes are dropped, and reading continues after them, so a model that writes nonsense never blocks the stream. The
-/// dropped bytes are those that `String::from_utf8_lossy` replaces, and U+FFFD itself: a reader could not distinguish a written
-/// one from a replacement.
+/// dropped bytes are those that `String::from_utf8_lossy` replaces, and U+FFFD itself: a reader could not distinguish a
+/// written one from a replacement.
 #[derive(Debug, Default)]
 pub(super) struct Utf8 {
     /// The beginning of a character, at most three bytes.

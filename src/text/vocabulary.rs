@@ -1,8 +1,8 @@
 //! A tokenizer as a table: the bytes of every token, and how bytes are cut into tokens.
 //!
-//! A worker needs it only for answers with a constraint: a grammar describes bytes, and a worker picks tokens. It reads the table
-//! from the model directory for the first such answer, because a worker may be replaced at any moment, and sending the table
-//! with every job would be too expensive.
+//! A worker needs it only for answers with a constraint: a grammar describes bytes, and a worker picks tokens. It reads the
+//! table from the model directory for the first such answer, because a worker may be replaced at any moment, and sending the
+//! table with every job would be too expensive.
 
 use std::path::Path;
 
@@ -36,8 +36,8 @@ impl Vocabulary {
         (0_u32..).take(self.size).map(|id| self.token_bytes.bytes(id))
     }
 
-    /// Cuts `bytes` as the tokenizer would cut that text within an answer; `None` if they are not UTF-8 or the tokenizer would
-    /// change them. The bytes of the result are always `bytes`.
+    /// Cuts `bytes` as the tokenizer would cut that text within an answer; `None` if they are not UTF-8 or the tokenizer
+    /// would change them. The bytes of the result are always `bytes`.
     #[must_use]
     pub fn cut(&self, bytes: &[u8]) -> Option<Vec<u32>> {
         let text = std::str::from_utf8(bytes).ok()?;

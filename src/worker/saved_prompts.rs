@@ -1,12 +1,10 @@
 //! Saves prompts to files and restores them.
 
-use std::path::Path;
-
 use super::{error::WorkerError, loaded_model::LoadedModel};
 use crate::{
     device::DeviceError,
     engine::{EngineError, Forward, Timeline},
-    job::{CacheSalt, Failure, ModelId, SaveAs},
+    job::{Failure, ModelId, PromptToRestore, SaveAs},
     prompt_store::{
         ExpectedPrompt, PromptInfo, PromptName, PromptNameError, PromptReader, PromptStoreError, PromptWriter,
     },
@@ -83,31 +81,18 @@ pub(super) fn save(
     Ok(writer.finish()?)
 }
 
-/// A saved prompt to restore.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct SavedPrompt<'a> {
-    pub(super) name: &'a str,
-    pub(super) file: &'a Path,
-    /// Only jobs with this salt may use it; `None` means all jobs.
-    pub(super) salt: Option<CacheSalt>,
-}
-
 /// Restores a prompt from its file; returns its number of tokens.
-pub(super) fn restore(
-    loaded: &mut LoadedModel,
-    model: &ModelId,
-    prompt: SavedPrompt<'_>,
-) -> Result<usize, Failure> {
+pub(super) fn restore(loaded: &mut LoadedModel, prompt: &PromptToRestore) -> Result<usize, Failure> {
     let LoadedModel { timeline, identity, .. } = loaded;
     let expected = ExpectedPrompt {
-        model: model.0.clone(),
+        model: prompt.model.0.clone(),
         identity: identity.clone(),
         shape: timeline.model().cache_shape(),
         capacity: timeline.capacity(),
         vocabulary: timeline.vocabulary(),
     };
     try_restore(timeline, &expected, prompt).map_err(|e| {
-        let (name, message) = (prompt.name.to_owned(), e.to_string());
+        let (name, message) = (prompt.name.clone(), e.to_string());
         if matches!(e, RestoreError::File(ref e) if !e.is_io()) {
             Failure::SavedPrompt { name, message }
         } else {
@@ -128,7 +113,7 @@ enum RestoreError {
 fn try_restore(
     timeline: &mut Timeline,
     expected: &ExpectedPrompt,
-    SavedPrompt { name, file, salt }: SavedPrompt<'_>,
+    PromptToRestore { name, file, salt, .. }: &PromptToRestore,
 ) -> Result<usize, RestoreError> {
     let mut reader = PromptReader::open(file)?;
     // The tokens come first: their number gives the size, which must fit before it is allocated.
@@ -142,6 +127,6 @@ fn try_restore(
     kept.tensors_mut().try_for_each(|tensor| reader.tensor(tensor))?;
     reader.finish()?;
     let count = tokens.len();
-    timeline.restore(name.to_owned(), salt, tokens, kept);
+    timeline.restore(name.clone(), *salt, tokens, kept);
     Ok(count)
 }

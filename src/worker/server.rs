@@ -15,14 +15,15 @@ use super::{
     faults::{FaultInjector, FaultPoint},
     loaded_model::{LoadedModel, ModelOpener},
     memory::MemoryTracker,
-    saved_prompts::{self, SaveError, SavedPrompt},
+    saved_prompts::{self, SaveError},
     stop_signals::StopSignals,
 };
 use crate::{
     device::{Device, DeviceErrorKind, process_memory},
     engine::{self, EngineError, Forward, GenerationSummary},
     job::{
-        Failure, Finish, FinishReason, Job, Memory, MemoryReport, ModelId, ModelReport, Placement, SaveAs,
+        Failure, Finish, FinishReason, Job, Memory, MemoryReport, ModelId, ModelReport, Placement,
+        PromptToRestore, SaveAs,
     },
     units::Bytes,
     wire::{self, DraftModel, FromWorker, ToWorker, WorkerSpec},
@@ -64,9 +65,7 @@ impl<W: Write> Server<W> {
                     let memory = self.trim(Bytes(0));
                     wire::write(&FromWorker::Trimmed { memory }, &mut self.output)?;
                 }
-                Some(ToWorker::Restore { model, name, file, salt }) => {
-                    self.restore(&model, SavedPrompt { name: &name, file: &file, salt })?;
-                }
+                Some(ToWorker::Restore(prompt)) => self.restore(&prompt)?,
                 Some(ToWorker::Forget(name)) => {
                     self.forget(Some(&name));
                     let memory = self.memory.settle();
@@ -185,10 +184,10 @@ impl<W: Write> Server<W> {
         self.memory.keep(Bytes(kept));
     }
 
-    fn restore(&mut self, model: &ModelId, prompt: SavedPrompt<'_>) -> Result<(), WorkerError> {
-        let restored = match self.models.get_mut(model) {
-            Some(loaded) => saved_prompts::restore(loaded, model, prompt),
-            None => Err(not_loaded(model)),
+    fn restore(&mut self, prompt: &PromptToRestore) -> Result<(), WorkerError> {
+        let restored = match self.models.get_mut(&prompt.model) {
+            Some(loaded) => saved_prompts::restore(loaded, prompt),
+            None => Err(not_loaded(&prompt.model)),
         };
         self.update_cache_size();
         let memory = self.memory.settle();

@@ -1,8 +1,8 @@
 //! The libraries that ONNX Runtime's CUDA provider is linked with, loaded before it.
 //!
-//! The provider has no search path, so the system would find them only where an administrator installed them. A library that is
-//! loaded already is found by its name. So they are loaded by their paths from the directory of the core library, each after
-//! its dependencies. The system's search path is never used, as it may have another version.
+//! The provider has no search path, so the system would find them only where an administrator installed them. A library that
+//! is loaded already is found by its name. So they are loaded by their paths from the directory of the core library, each
+//! after its dependencies. The system's search path is never used, as it may have another version.
 
 use std::{
     fs,
@@ -15,8 +15,8 @@ use crate::device::library_search::numbers;
 /// The provider's file, beside the core library.
 pub(in crate::device) const PROVIDER: &str = "libonnxruntime_providers_cuda.so";
 
-/// Libraries that the provider is linked with, each after its dependencies. It opens cuDNN and cuFFT only for operators that no
-/// language model has, and cuDNN is disabled.
+/// Libraries that the provider is linked with, each after its dependencies. It opens cuDNN and cuFFT only for operators that
+/// no language model has, and cuDNN is disabled.
 const NEEDED: [&str; 4] = ["libcudart.so", "libcublasLt.so", "libcublas.so", "libcurand.so"];
 
 /// Loads the dependencies of the provider in `directory`, until the process ends.

@@ -17,13 +17,13 @@
 //! | `QuickGelu` and `Mul`, which are SwiGLU | 44 | 0.37 | 0.40 | 50 |
 //! | all others | 4 | 0.04 | 0.04 | 50 |
 //!
-//! Norms take 1.7 % of a step, and SwiGLU 1.3 % (2.4 and 3.0 % of prefill). An operator that computes one of the two together
-//! with the rounding of activations would save a part of that, so there is none: 3 % was the least that would pay for one.
-//! With ONNX Runtime's own attention a token after 1,536 others takes 10 to 11 ms more than the first, with ours 5 to 6 since
-//! the query heads of a token are computed in pairs of lanes, as they were not yet for this table.
+//! Norms take 1.7 % of a step, and SwiGLU 1.3 % (2.4 and 3.0 % of prefill). An operator that computes one of the two
+//! together with the rounding of activations would save a part of that, so there is none: 3 % was the least that would pay
+//! for one. With ONNX Runtime's own attention a token after 1,536 others takes 10 to 11 ms more than the first, with ours 5
+//! to 6 since the query heads of a token are computed in pairs of lanes, as they were not yet for this table.
 //!
-//! ONNX Runtime calls them on its threads, as it calls its own operators. [`model`](crate::model) decides which nodes of a graph
-//! they replace; a directory under `models/` does not refer to them, and loads without them.
+//! ONNX Runtime calls them on its threads, as it calls its own operators. [`model`](crate::model) decides which nodes of a
+//! graph they replace; a directory under `models/` does not refer to them, and loads without them.
 
 mod attention;
 mod cpu_isa;

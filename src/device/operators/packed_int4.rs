@@ -138,7 +138,8 @@ fn unit(scales: &[f32]) -> f32 {
     if most < f32::MIN_POSITIVE { 1.0 } else { (most.log2().ceil() - 15.0).exp2() }
 }
 
-/// Puts the codes of two columns where a panel has those of `lane`: the first in the low halves, the second in the high ones.
+/// Puts the codes of two columns where a panel has those of `lane`: the first in the low halves, the second in the high
+/// ones.
 fn interleave([low, high]: [&[u8]; 2], lane: usize, codes: &mut [u8]) {
     let columns = low.as_chunks::<4>().0.iter().zip(high.as_chunks::<4>().0);
     for (fours, (low, high)) in codes.as_chunks_mut::<128>().0.iter_mut().zip(columns) {

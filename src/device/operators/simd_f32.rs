@@ -1,6 +1,6 @@
 //! Sixteen numbers at once, for each kind of processor.
 //!
-//! [`attention`](super::attention) is written once over this, as [`product`](super::gemm_int4) is over
+//! [`attention`](super::attention) is written once over this, as [`gemm_int4`](super::gemm_int4) is over
 //! [`SimdI8`](super::simd_i8::SimdI8).
 
 #![expect(

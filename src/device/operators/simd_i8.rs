@@ -1,7 +1,7 @@
 //! The few vector instructions that a product needs, for each kind of processor.
 //!
 //! Sixteen columns of a matrix are computed side by side. What differs between processors is how wide a register is and
-//! whether one instruction multiplies and adds four bytes; [`product`](super::gemm_int4) is written once over this.
+//! whether one instruction multiplies and adds four bytes; [`gemm_int4`](super::gemm_int4) is written once over this.
 
 use super::{packed_int4::BLOCK, simd_f32::SimdF32};
 

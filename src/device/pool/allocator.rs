@@ -9,10 +9,10 @@
 //!                         still not ───────────────► still not ──► spill (scratch) or refuse (weights)
 //! ```
 //!
-//! Scratch is never refused: ONNX Runtime passes a registered allocator's pointer to a kernel without a check, and a null pointer
-//! there is a segmentation fault or a lost device. So a request that does not fit is served from the host's memory and noted,
-//! and after the run the caller checks [`take_overrun`](Allocator::take_overrun) and fails the request. Weights are refused:
-//! ONNX Runtime checks those pointers.
+//! Scratch is never refused: ONNX Runtime passes a registered allocator's pointer to a kernel without a check, and a null
+//! pointer there is a segmentation fault or a lost device. So a request that does not fit is served from the host's memory
+//! and noted, and after the run the caller checks [`take_overrun`](Allocator::take_overrun) and fails the request. Weights
+//! are refused: ONNX Runtime checks those pointers.
 //!
 //! A *reserve* of ONNX Runtime is for weights only while a graph is loaded. Some kernels reserve their workspace in every
 //! run (`MatMulNBits` does, a hundred times per token), and that is scratch like any other.
@@ -136,8 +136,8 @@ impl<B: Backend> Allocator<B> {
         Ok(self.hand_out(block, Live { kind: BlockKind::Weights, size, asked }))
     }
 
-    /// Changes when a block that runs used as scratch was handed out for keeping, or returned to the device. Runs captured before
-    /// must not be replayed then, as they contain the addresses of their scratch.
+    /// Changes when a block that runs used as scratch was handed out for keeping, or returned to the device. Runs captured
+    /// before must not be replayed then, as they contain the addresses of their scratch.
     pub(super) fn epoch(&self) -> u64 {
         self.epoch
     }
@@ -178,8 +178,8 @@ impl<B: Backend> Allocator<B> {
     /// A block that ONNX Runtime reserves: for weights while a graph is loaded, for a kernel otherwise.
     ///
     /// # Errors
-    /// [`NoRoom`] when weights do not fit; [`load_ends`](Self::load_ends) also reports it, as ONNX Runtime drops the reason. Or when
-    /// even the host has no memory.
+    /// [`NoRoom`] when weights do not fit; [`load_ends`](Self::load_ends) also reports it, as ONNX Runtime drops the reason.
+    /// Or when even the host has no memory.
     pub(super) fn reserve(&mut self, asked: usize) -> Result<Block, NoRoom> {
         if self.loads == 0 {
             return self.take(asked, User::Anybody);
@@ -212,7 +212,8 @@ impl<B: Backend> Allocator<B> {
         self.live.get(&block).map_or(0, |live| live.size)
     }
 
-    /// Copies rows from one block that is out to another, each from the given offset on, after all work that was submitted before.
+    /// Copies rows from one block that is out to another, each from the given offset on, after all work that was submitted
+    /// before.
     ///
     /// # Errors
     /// [`DeviceError::Shape`] when they do not fit into the blocks; [`DeviceError::Runtime`] when the device fails.

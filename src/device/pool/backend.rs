@@ -68,15 +68,15 @@ pub(super) trait Backend: Send {
     /// Copies `bytes` of the host's memory into a block, after all work that was submitted before.
     ///
     /// # Safety
-    /// `from` must be valid for reads of `bytes`, which must not change until [`wait`](Self::wait) has returned; the block must have
-    /// as many.
+    /// `from` must be valid for reads of `bytes`, which must not change until [`wait`](Self::wait) has returned; the block
+    /// must have as many.
     unsafe fn upload(&mut self, from: *const u8, to: Block, bytes: usize) -> Result<(), DeviceError>;
 
     /// Copies `bytes` of a block into the host's memory, after all work that was submitted before.
     ///
     /// # Safety
-    /// `to` must be valid for writes of `bytes`, which must not be accessed until [`wait`](Self::wait) has returned; the block must
-    /// have as many.
+    /// `to` must be valid for writes of `bytes`, which must not be accessed until [`wait`](Self::wait) has returned; the
+    /// block must have as many.
     unsafe fn download(&mut self, from: Block, to: *mut u8, bytes: usize) -> Result<(), DeviceError>;
 
     /// Waits until all work that was submitted is done.
@@ -106,8 +106,8 @@ pub(super) trait Backend: Send {
         let _ = recorded;
     }
 
-    /// Pins memory of the host, so that copies of it are fast and asynchronous; `false` if that makes no difference or is not
-    /// possible.
+    /// Pins memory of the host, so that copies of it are fast and asynchronous; `false` if that makes no difference or is
+    /// not possible.
     fn pin(&mut self, first: NonNull<u8>, bytes: usize) -> bool {
         let _ = (first, bytes);
         false

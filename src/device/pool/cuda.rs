@@ -179,8 +179,8 @@ impl CudaBackend {
         let unknown = DriverError(sys::CUresult::CUDA_ERROR_INVALID_HANDLE);
         let graph = self.graphs.get(&recorded).ok_or(unknown)?;
         self.context.bind_to_thread()?;
-        // SAFETY: graph and stream live as long as `self`. The binding that recorded it drops the recording when the memory whose
-        // addresses it contains is no longer valid.
+        // SAFETY: graph and stream live as long as `self`. The binding that recorded it drops the recording when the memory
+        // whose addresses it contains is no longer valid.
         unsafe { result::graph::launch(graph.executable, self.stream.cu_stream()) }
     }
 

@@ -1,8 +1,8 @@
 //! Memory of the host.
 //!
 //! Large blocks are mapped, so that freeing one gives its pages back to the system at once, whatever lies beside it;
-//! small ones come from the heap. It serves the CPU provider, and replaces a device in tests, where it can have less memory than
-//! the host and can detect writes to free memory.
+//! small ones come from the heap. It serves the CPU provider, and replaces a device in tests, where it can have less memory
+//! than the host and can detect writes to free memory.
 
 use std::{
     alloc::{self, Layout},
@@ -109,8 +109,8 @@ impl Backend for HostBackend {
     }
 
     fn copy_rows(&mut self, from: Block, to: Block, rows: StridedCopy) -> Result<(), DeviceError> {
-        // SAFETY: both blocks are out and as long as the rows' spans, which the allocator has checked; their owner requested the copy,
-        // and no run is active, because the caller is on the same thread.
+        // SAFETY: both blocks are out and as long as the rows' spans, which the allocator has checked; their owner requested
+        // the copy, and no run is active, because the caller is on the same thread.
         unsafe { rows.copy(from.0.as_ptr(), to.0.as_ptr()) };
         Ok(())
     }

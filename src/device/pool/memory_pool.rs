@@ -75,8 +75,8 @@ impl Pool {
     /// A pool of a GPU's memory, ordered by the stream that [`gpu_stream`](Self::gpu_stream) then names.
     ///
     /// # Errors
-    /// [`DeviceError::Runtime`] when the GPU does not exist, its driver has no memory pools, ONNX Runtime refuses the pool, or the
-    /// GPU has one already.
+    /// [`DeviceError::Runtime`] when the GPU does not exist, its driver has no memory pools, ONNX Runtime refuses the pool,
+    /// or the GPU has one already.
     pub fn on_cuda(runtime: &Runtime, gpu: CudaOptions, options: PoolOptions) -> Result<Self, DeviceError> {
         let claim = Claim::new(AllocationDevice::CUDA, gpu.ordinal)?;
         let backend = cuda::CudaBackend::new(gpu)?;
@@ -112,7 +112,8 @@ impl Pool {
         self.allocator().trim(size(keep));
     }
 
-    /// Whether [`trim`](Self::trim) to `keep` would return scratch that runs use, and so end [captured](super::Binding) runs.
+    /// Whether [`trim`](Self::trim) to `keep` would return scratch that runs use, and so end [captured](super::Binding)
+    /// runs.
     #[must_use]
     pub fn has_to_trim(&self, keep: Bytes) -> bool {
         self.allocator().has_to_trim(size(keep))
@@ -318,8 +319,8 @@ impl Buffer {
         &self.pool
     }
 
-    /// Copies rows of another buffer of the same pool, after all work that was submitted before: from offset `from_at` there to
-    /// offset `at` here.
+    /// Copies rows of another buffer of the same pool, after all work that was submitted before: from offset `from_at` there
+    /// to offset `at` here.
     ///
     /// # Errors
     /// [`DeviceError::Shape`] when the buffers do not hold them, or `from` is another pool's; [`DeviceError::Runtime`]

@@ -17,8 +17,8 @@
 //!
 //! # Order
 //! Blocks are ordered by one stream: a block that is freed while the device still works on it goes to work submitted
-//! later on the same stream, without waiting. A block for use outside the stream is only handed out when the device is done with
-//! it.
+//! later on the same stream, without waiting. A block for use outside the stream is only handed out when the device is done
+//! with it.
 
 mod allocator;
 mod backend;

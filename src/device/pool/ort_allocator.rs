@@ -1,8 +1,8 @@
 //! The pool as ONNX Runtime sees it: a C structure of functions, and its registration.
 //!
 //! A panic in one of these functions ends the process, as the language guarantees for functions that C calls: it never
-//! unwinds into ONNX Runtime. Nothing here should panic. A panic means that the pool's accounts are wrong, and then the worker
-//! is better replaced.
+//! unwinds into ONNX Runtime. Nothing here should panic. A panic means that the pool's accounts are wrong, and then the
+//! worker is better replaced.
 
 use std::{
     alloc::{Layout, handle_alloc_error},
@@ -84,8 +84,8 @@ fn nothing_left(asked: usize, refused: &NoRoom) -> ! {
 /// # Safety
 /// `this` must come from [`Registration::new`], and its registration must live.
 unsafe fn pool_allocator<'a>(this: *const OrtAllocator) -> &'a PoolAllocator {
-    // SAFETY: `this` points at the whole of a `PoolAllocator` (`repr(C)`, and registered as such), which lives as long as its
-    // registration and is only ever borrowed shared.
+    // SAFETY: `this` points at the whole of a `PoolAllocator` (`repr(C)`, and registered as such), which lives as long as
+    // its registration and is only ever borrowed shared.
     unsafe { &*this.cast::<PoolAllocator>() }
 }
 
@@ -240,7 +240,8 @@ impl Registration {
     ) -> Result<Self, DeviceError> {
         let info = claim.memory_info()?;
         let pool_allocator = NonNull::from(Box::leak(Box::new(PoolAllocator::new(info, allocator))));
-        // SAFETY: `pool_allocator` is a live `PoolAllocator`, which starts with an `OrtAllocator`; it stays until it is unregistered.
+        // SAFETY: `pool_allocator` is a live `PoolAllocator`, which starts with an `OrtAllocator`; it stays until it is
+        // unregistered.
         let status = unsafe {
             (ort::api().RegisterAllocator)(environment.ptr().cast_mut(), pool_allocator.as_ptr().cast())
         };

@@ -12,8 +12,8 @@ pub(super) fn block_size(asked: usize) -> Option<usize> {
     isize::try_from(size).is_ok().then_some(size)
 }
 
-/// The largest free block that may be used for a request of `size`: to waste up to a quarter is better than an allocation on the
-/// device.
+/// The largest free block that may be used for a request of `size`: to waste up to a quarter is better than an allocation on
+/// the device.
 pub(super) fn largest_substitute(size: usize) -> usize {
     size.saturating_add(size / 4)
 }

@@ -11,8 +11,8 @@ use super::{
 };
 use crate::export::json_config::{JsonConfig, JsonConfigError};
 
-/// Settings about training, loading or bookkeeping: no value changes the merged weights, except where the tensors' names show
-/// it.
+/// Settings about training, loading or bookkeeping: no value changes the merged weights, except where the tensors' names
+/// show it.
 const HARMLESS: [&str; 13] = [
     "auto_mapping",
     "base_model_name_or_path",

@@ -84,8 +84,8 @@ pub(super) enum WeightTie {
 }
 
 impl EmbeddingAndHead {
-    /// For a model whose adapters save the modules for which `is_saved` holds; `are_equal` compares the tensors that they save for
-    /// two modules.
+    /// For a model whose adapters save the modules for which `is_saved` holds; `are_equal` compares the tensors that they
+    /// save for two modules.
     pub(super) fn new<E>(
         blueprint: &Blueprint,
         is_saved: impl Fn(&str) -> bool,

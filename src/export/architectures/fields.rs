@@ -99,8 +99,8 @@ pub(super) fn activation(config: &JsonConfig, field: &str) -> Result<Activation,
     })
 }
 
-/// The layers with sliding-window attention, and the size of the window. They are named by `layer_types`, or else by `is_sliding`
-/// of each layer's number.
+/// The layers with sliding-window attention, and the size of the window. They are named by `layer_types`, or else by
+/// `is_sliding` of each layer's number.
 pub(super) fn windows(
     config: &JsonConfig,
     layers: usize,

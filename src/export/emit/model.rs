@@ -174,8 +174,9 @@ impl Emitter {
         }
     }
 
-    /// The rows of `input` whose logits are wanted. The logits of other positions are not read, so nothing is computed for them once
-    /// the last layer's keys and values are in the cache. In prefill that saves the head, and nine tenths of a layer.
+    /// The rows of `input` whose logits are wanted. The logits of other positions are not read, so nothing is computed for
+    /// them once the last layer's keys and values are in the cache. In prefill that saves the head, and nine tenths of a
+    /// layer.
     fn chosen(&mut self, input: &str) -> String {
         let output = format!("{input}.chosen");
         let index = match &self.names.lengths {

@@ -45,7 +45,7 @@ use crate::{
         },
         state::AppState,
     },
-    job::{CacheSalt, Command, Event, Failure, Finish, FinishReason, Job, SaveAs},
+    job::{CacheSalt, Command, Event, Failure, Finish, FinishReason, Job, PromptToRestore, SaveAs},
     metrics::{OnDevice, PromptFile},
     prompt_store::{PromptInfo, PromptName, PromptStore, PromptStoreError, StoredPrompt},
     text::{Conversation, Message, Text},
@@ -241,7 +241,9 @@ async fn restore(
     let (head, bytes) = head(store, &name).await?;
     let text = auth::model(request, state, Some(asked.as_ref().unwrap_or(&head.model)))?;
     let (model, called) = (text.card().id.as_str().into(), name.to_string());
-    let outcomes = send_command(request, state, Command::Restore { model, name: called, file, salt }).await?;
+    let outcomes =
+        send_command(request, state, Command::Restore(PromptToRestore { model, name: called, file, salt }))
+            .await?;
     let (saved, done) = (SavedPrompt::new(&name, head, bytes), outcomes.try_into()?);
     Ok(HttpResponse::Ok().json(CacheAnswer::Restore { saved, done }))
 }

@@ -5,7 +5,7 @@ use tokio::time::Instant;
 use super::{inbox::CommandRequest, state::Supervisor};
 use crate::{
     job::{Command, CommandReport, Failure},
-    supervise::{restored_prompts::RestoredPrompt, rpc, startup::ActiveWorker, worker_loss::WorkerLoss},
+    supervise::{rpc, startup::ActiveWorker, worker_loss::WorkerLoss},
 };
 
 impl Supervisor {
@@ -46,11 +46,11 @@ impl Supervisor {
                 worker.memory = rpc::trim(&mut worker.process, &self.config).await?;
                 self.publish_ready(worker);
             }
-            Command::Restore { model, name, file, salt } => {
-                if let Err(failure) = self.ensure_loaded(worker, model.clone()).await? {
+            Command::Restore(prompt) => {
+                if let Err(failure) = self.ensure_loaded(worker, prompt.model.clone()).await? {
                     return Ok(Err(failure));
                 }
-                return self.restore(worker, RestoredPrompt { model, name, file, salt }).await;
+                return self.restore(worker, prompt).await;
             }
             Command::Forget { name } => {
                 self.restored.forget(Some(&name));

@@ -4,10 +4,9 @@ use tokio::time::Instant;
 
 use super::state::Supervisor;
 use crate::{
-    job::{Failure, Memory, ModelId, ModelReport},
+    job::{Failure, Memory, ModelId, ModelReport, PromptToRestore},
     supervise::{
         loaded_models::{device_room, is_returned},
-        restored_prompts::RestoredPrompt,
         rpc,
         startup::ActiveWorker,
         worker_loss::WorkerLoss,
@@ -99,11 +98,11 @@ impl Supervisor {
     pub(super) async fn restore(
         &mut self,
         worker: &mut ActiveWorker,
-        prompt: RestoredPrompt,
+        prompt: PromptToRestore,
     ) -> Result<Result<(), Failure>, WorkerLoss> {
         // Removed until it is restored, so that a file that crashes a worker does not crash the next one too.
         self.restored.remove(&prompt);
-        let RestoredPrompt { model, name, .. } = &prompt;
+        let PromptToRestore { model, name, .. } = &prompt;
         let restored = rpc::restore(&mut worker.process, &self.config, &prompt).await;
         self.metrics.count_restore(if matches!(restored, Ok(Ok(_))) { "ok" } else { "failed" });
         match restored? {
@@ -137,7 +136,7 @@ impl Supervisor {
     }
 
     /// A saved prompt of `model`, or of any loaded model, that the worker does not have.
-    pub(super) fn next_lost_prompt(&self, model: Option<&ModelId>) -> Option<RestoredPrompt> {
+    pub(super) fn next_lost_prompt(&self, model: Option<&ModelId>) -> Option<PromptToRestore> {
         self.restored.next_lost(|one| self.models.is_loaded(one) && model.is_none_or(|model| model == one))
     }
 }

@@ -62,7 +62,7 @@ fn range(_: &mut State<'_, '_>, given: &[Value]) -> Result<Value, Error> {
     Ok(Value::from_object(range))
 }
 
-/// minijinja's, but for names that `transformers` keeps from templates.
+/// minijinja's functions, without the names that `transformers` removes.
 fn namespace(_: &mut State<'_, '_>, given: &[Value]) -> Result<Value, Error> {
     let is_hidden = |name: &Value| name.as_str().is_some_and(|name| name.starts_with('_'));
     let mut names = given.iter().filter_map(|value| value.try_iter().ok()).flatten();

@@ -1,8 +1,8 @@
-//! Conversations as templates see them that fail on what `transformers` would pass.
+//! A second form of a conversation, for templates that fail on the values that `transformers` would pass.
 //!
-//! Such templates loop over `tools` where there are none, join a description that a tool need not have, or join arguments
-//! to a text. llama-server renders them, so eka tries again with what llama-server passes. A template that takes the exact
-//! values never sees these.
+//! Such templates loop over `tools` if there are none, concatenate a description that a tool may lack, or concatenate arguments
+//! to text. llama-server renders them, so eka retries with llama-server's values. A template that accepts the exact values
+//! never gets these.
 
 use minijinja::{Value, value::Serde};
 use serde_json::json;

@@ -104,8 +104,8 @@ impl ChatTemplate {
         template.and_then(|template| template.render(context)).map_err(to_text_error)
     }
 
-    /// OpenAI's newer name for the system's role becomes the older one where the template does not mention it: most templates
-    /// pass on any role, and the model would read one that it was not trained on.
+    /// OpenAI's newer name for the system's role becomes the older one where the template does not mention it: most
+    /// templates pass on any role, and the model would read one that it was not trained on.
     fn rename_developers(&self, messages: &mut [Message]) {
         for message in
             messages.iter_mut().filter(|message| !self.knows_developer && message.role == DEVELOPER)
@@ -126,8 +126,8 @@ impl ChatTemplate {
         }
     }
 
-    /// The exception: DeepSeek's templates write calls only if `message['content'] is none`. A small test conversation shows it, as
-    /// in llama.cpp.
+    /// The exception: DeepSeek's templates write calls only if `message['content'] is none`. A small test conversation shows
+    /// it, as in llama.cpp.
     fn find_content_of_calls(&self) -> Option<String> {
         const PROBE: &str = "eka_probe";
         let call = ToolCall::new(Some(PROBE.into()), PROBE, Arguments::Object(Map::new()));

@@ -1,5 +1,4 @@
-//! Values that Python has and minijinja has not: ranges, views of dictionaries, generators, `cycler` and `joiner`, and
-//! methods that are not called.
+//! Python's values that minijinja lacks: ranges, views of dictionaries, generators, `cycler` and `joiner`, and bound methods.
 
 use std::{
     fmt,
@@ -129,7 +128,7 @@ impl Object for DictView {
     }
 
     fn enumerate(self: &Arc<Self>) -> Enumerator {
-        // A list, for a loop knows its last item by the length.
+        // A list, because a loop finds its last item by the length.
         Enumerator::Values(self.items().collect())
     }
 
@@ -138,7 +137,7 @@ impl Object for DictView {
     }
 }
 
-/// What `map`, `select` and their like give: it is always true, has no length, and ends after it was looped over once.
+/// The result of `map`, `select` and similar filters: it is always true, has no length, and can be iterated once.
 #[derive(Debug)]
 pub(super) struct Generator(Mutex<std::vec::IntoIter<Value>>);
 
@@ -195,7 +194,7 @@ pub(super) struct Cycler {
 
 impl Cycler {
     /// # Errors
-    /// Nothing to go round in.
+    /// There are no items.
     pub(super) fn value(items: &[Value]) -> Result<Value, Error> {
         if items.is_empty() {
             return Err(refuse("cycler: at least one item has to be provided"));
@@ -263,7 +262,7 @@ impl Object for Joiner {
     }
 }
 
-/// A method that is looked up and not called: `d.items` is a method even where `d` has a key of that name.
+/// A bound method that is not called: `d.items` is a method even if `d` has a key of that name.
 #[derive(Debug)]
 pub(super) struct Method {
     object: Value,
@@ -332,7 +331,7 @@ fn pairs_of(value: &Value) -> Result<Vec<(Value, Value)>, Error> {
     value.try_iter()?.map(pair).collect()
 }
 
-/// What `groupby` gives: a pair whose parts have names.
+/// The result of `groupby`: a pair whose parts have names.
 #[derive(Debug)]
 pub(super) struct Group {
     grouper: Value,

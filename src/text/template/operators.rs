@@ -1,7 +1,7 @@
 //! Operators whose meaning in Python minijinja does not have.
 //!
-//! `syntax` rewrites an expression that uses one into a call of a function below. The names begin with `eka_`, and nothing
-//! else can be called by them, for a template has no reason to.
+//! `syntax` rewrites an expression that uses one into a call of a function below, whose name begins with `eka_`. Templates have
+//! no reason to call these names themselves.
 
 use std::cmp::Ordering;
 
@@ -229,7 +229,7 @@ pub(super) fn contains(container: &Value, item: &Value) -> Result<bool, Error> {
     Ok(object.try_iter().into_iter().flatten().any(|other| other == *item))
 }
 
-/// `left < right` and its like.
+/// `left < right` and the other comparisons.
 pub(super) fn ordered(left: &Value, operator: &str, right: &Value) -> Result<bool, Error> {
     let order = compare(left, right, operator)?;
     Ok(match operator {

@@ -15,8 +15,8 @@ use super::objects::{DictView, Generator, Group, Range};
 /// Deepest nesting of containers that is written; the JSON parser allows 128 levels.
 pub(super) const MAX_DEPTH: usize = 150;
 
-/// Bytes after which printing stops: a short list that contains itself several times may print as petabytes. A rendering does not
-/// have the fuel for this many bytes, so truncated text is never returned.
+/// Bytes after which printing stops: a short list that contains itself several times may print as petabytes. A rendering
+/// does not have the fuel for this many bytes, so truncated text is never returned.
 const MAX_LENGTH: usize = 24 << 20;
 
 /// Pays for the text of a value.

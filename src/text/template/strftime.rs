@@ -1,7 +1,7 @@
 //! `strftime_now` of chat templates, in UTC.
 //!
-//! `transformers` uses the local time of the machine. A server's local time is arbitrary, and templates ask for the day, which
-//! should be the same on every server.
+//! `transformers` uses the local time of the machine. A server's local time is arbitrary, and templates ask for the day,
+//! which should be the same on every server.
 
 use std::time::SystemTime;
 

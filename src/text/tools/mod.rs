@@ -1,9 +1,9 @@
 //! Calls of tools, as models write them.
 //!
 //! A model calls a tool by writing a JSON object with the tool's name and its arguments, in a format that it was trained
-//! on. The chat template shows the model earlier calls in the same format, so the format is recognised by the template's text.
-//! Each format is a file below and a row of [`FORMATS`]; [`CallReader`] reads any of them, and the start rule of a format is a
-//! grammar for the places of calls.
+//! on. The chat template shows the model earlier calls in the same format, so the format is recognised by the template's
+//! text. Each format is a file below and a row of [`FORMATS`]; [`CallReader`] reads any of them, and the start rule of a
+//! format is a grammar for the places of calls.
 
 mod format;
 mod hermes;

@@ -2,13 +2,13 @@
 //!
 //! What could become a call is held back until it is one or cannot be one any more. The rules, for every format:
 //!
-//! - **A call** is an object in a place for calls that names a tool of the request. It counts as a call as soon as its name and
-//!   the beginning of its arguments are read, and is streamed from there on. An object without arguments counts when it is
-//!   complete, with `{}` for arguments.
+//! - **A call** is an object in a place for calls that names a tool of the request. It counts as a call as soon as its
+//!   name and the beginning of its arguments are read, and is streamed from there on. An object without arguments counts
+//!   when it is complete, with `{}` for arguments.
 //! - **Content** is everything else, to the letter: text around calls, and what looked like a call but names no tool, is
 //!   not an object, or ends before it has become a call. White space before a marker and after the last call is layout.
-//! - **An object that is broken after its arguments** (its last brace is missing or replaced) is a complete call, because its
-//!   arguments are complete. The text after them is read as if the object had ended.
+//! - **An object that is broken after its arguments** (its last brace is missing or replaced) is a complete call, because
+//!   its arguments are complete. The text after them is read as if the object had ended.
 //! - **Closing brackets that close nothing** directly behind a call's object are dropped.
 //! - **A call whose arguments do not end**, because of a stop string, the limit of tokens, or the model, is sent as far as
 //!   it came. [`CallReader::is_cut`] then holds, and the answer's `finish_reason` is `stop` or `length`, never

@@ -10,8 +10,8 @@
 //! ```
 //!
 //! Up to eight rows, as a token has in most models, would leave half of a register empty: there each has two lanes, for two
-//! numbers of a key. One to three use the whole register, as their scores are dot products. The softmax needs a single pass, and
-//! parts of a range that several threads compute are combined by their greatest scores.
+//! numbers of a key. One to three use the whole register, as their scores are dot products. The softmax needs a single pass,
+//! and parts of a range that several threads compute are combined by their greatest scores.
 
 #![expect(
     clippy::multiple_unsafe_ops_per_block,

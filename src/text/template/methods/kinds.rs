@@ -1,4 +1,4 @@
-//! Methods that ask what kind of characters a string has.
+//! Methods that test the kinds of characters of a string.
 
 use super::super::repr::is_printable;
 
@@ -43,7 +43,7 @@ pub(in super::super) fn is_space(c: char) -> bool {
     c.is_whitespace() || matches!(c, '\x1c'..='\x1f')
 }
 
-/// A digit of the decimal system in any script: their blocks begin with a zero and go on to nine.
+/// A decimal digit of any script: each block has the digits from zero to nine in order.
 fn is_decimal(c: char) -> bool {
     const ZEROS: &[u32] = &[
         0x30, 0x660, 0x6f0, 0x7c0, 0x966, 0x9e6, 0xa66, 0xae6, 0xb66, 0xbe6, 0xc66, 0xce6, 0xd66, 0xde6,

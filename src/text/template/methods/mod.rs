@@ -19,7 +19,7 @@ use super::{
     repr::{as_float, is_builtin, type_name},
 };
 
-/// What the immutable sandbox refuses.
+/// Methods that the immutable sandbox refuses.
 const CHANGING: &[&str] = &[
     "append",
     "extend",
@@ -103,7 +103,7 @@ fn number(value: &Value, name: &str, given: &[Value]) -> Result<Value, Error> {
     }
 }
 
-/// Asks a string what kind of characters it has.
+/// Tests the kinds of characters of a string.
 pub(super) fn has_kind(text: &str, method: &str) -> bool {
     kinds::ask(text, method).unwrap_or_default()
 }

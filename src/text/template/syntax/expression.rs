@@ -1,7 +1,7 @@
 //! Expressions, read by Jinja2's grammar and written in minijinja's.
 //!
-//! Operands are written without extra parentheses where the grammars agree: minijinja limits the nesting, and templates build
-//! prompts by long chains of `+`.
+//! Operands are written without extra parentheses where the grammars agree: minijinja limits the nesting, and templates
+//! build prompts by long chains of `+`.
 
 use super::{super::methods, lexer::Token};
 
