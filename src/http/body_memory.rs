@@ -9,8 +9,6 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use tokio::sync::Semaphore;
-
 use super::error::ApiError;
 use crate::units::Bytes;
 
@@ -22,7 +20,6 @@ const FREE: u64 = 64 << 10;
 pub(crate) struct BodyMemory {
     used: Arc<AtomicU64>,
     limit: Bytes,
-    turns: Arc<Semaphore>,
 }
 
 /// What one body takes; given back when it is dropped.
@@ -35,7 +32,7 @@ pub(crate) struct Share {
 
 impl BodyMemory {
     pub(crate) fn new(limit: Bytes) -> Self {
-        Self { used: Arc::default(), limit, turns: Arc::new(Semaphore::new(1)) }
+        Self { used: Arc::default(), limit }
     }
 
     /// The share of a body of which nothing has arrived.
@@ -50,15 +47,6 @@ impl BodyMemory {
 }
 
 impl Share {
-    /// Waits until this body may take another chunk, and lets all other tasks of the thread go first. Hundreds of clients that send
-    /// as fast as they can would otherwise each have a chunk copied before the thread looks at anything else, which takes a
-    /// tenth of a second and more.
-    pub(crate) async fn turn(&self) {
-        let turn = self.memory.turns.acquire().await;
-        tokio::task::yield_now().await;
-        drop(turn);
-    }
-
     /// Reserves `more` bytes.
     ///
     /// # Errors
@@ -109,30 +97,5 @@ mod tests {
         large.grow(MIB + (64 << 10)).unwrap();
         memory.share().grow(64 << 10).unwrap();
         memory.share().grow((64 << 10) + 1).unwrap_err();
-    }
-
-    #[tokio::test]
-    async fn a_hundred_bodies_that_arrive_at_once_leave_the_thread_to_others_between_two_chunks() {
-        let memory = BodyMemory::new(Bytes::mib(1));
-        let chunks = Arc::new(AtomicU64::new(0));
-        let bodies: Vec<_> = (0..100)
-            .map(|_| {
-                let (share, chunks) = (memory.share(), Arc::clone(&chunks));
-                tokio::spawn(async move {
-                    for _ in 0..20 {
-                        share.turn().await;
-                        chunks.fetch_add(1, Ordering::Relaxed);
-                    }
-                })
-            })
-            .collect();
-        let (mut seen, mut most) = (0, 0);
-        while bodies.iter().any(|body| !body.is_finished()) {
-            tokio::task::yield_now().await;
-            let now = chunks.load(Ordering::Relaxed);
-            (seen, most) = (now, most.max(now - seen));
-        }
-        assert_eq!(seen.max(chunks.load(Ordering::Relaxed)), 2_000);
-        assert!(most <= 3, "{most} chunks while another task waited");
     }
 }

@@ -31,7 +31,10 @@ use tokio::{
 };
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use super::malformed;
+use super::{
+    malformed,
+    read_turns::{ReadTurns, Reader},
+};
 use crate::{
     http::{
         connections::{Phase, Place},
@@ -42,10 +45,6 @@ use crate::{
 
 /// Longer heads of answers are none of actix-web's refusals.
 const LONGEST_REFUSAL: usize = 256;
-
-/// Bytes that are read of one connection before others have their turn. actix-web reads as long as anything comes, up to 128 KiB, and
-/// goes on to read what a refused client still sends: hundreds of fast senders would keep the thread from all others.
-const MOST_READ: usize = 16 << 10;
 
 /// What asks a client for a body that it holds back; the answer is yet to come.
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
@@ -59,6 +58,14 @@ pub(crate) struct Patience {
     pub(crate) head: Duration,
     /// To send or be sent anything at all; longer than actix-web waits for the next request, and than a stream is silent.
     pub(crate) idle: Duration,
+}
+
+/// What all connections of a thread share.
+#[derive(Clone)]
+pub(crate) struct Shared {
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) patience: Patience,
+    pub(crate) turns: ReadTurns,
 }
 
 /// Where a client is with its next request, as far as that shows without reading it.
@@ -105,8 +112,7 @@ pub(crate) struct Connection<T> {
     patience: Patience,
     /// Runs while the client takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
-    /// Bytes that were read since other connections last had their turn.
-    read: usize,
+    reader: Reader,
     /// Runs while it is its turn.
     awaited: Option<Pin<Box<Sleep>>>,
     place: Place,
@@ -115,13 +121,8 @@ pub(crate) struct Connection<T> {
 }
 
 impl<T> Connection<T> {
-    pub(crate) fn new(
-        io: T,
-        peer: Option<SocketAddr>,
-        metrics: Arc<Metrics>,
-        patience: Patience,
-        place: Place,
-    ) -> Self {
+    pub(crate) fn new(io: T, peer: Option<SocketAddr>, shared: Shared, place: Place) -> Self {
+        let Shared { metrics, patience, turns } = shared;
         place.turn_to(Phase::Idle);
         let closing = Box::pin(place.closing().clone().cancelled_owned());
         let (heard, owed, turn) = (Vec::new(), Vec::new(), Turn::Awaited);
@@ -134,7 +135,7 @@ impl<T> Connection<T> {
             turn,
             patience,
             stalled: None,
-            read: 0,
+            reader: Reader::new(turns),
             awaited: None,
             place,
             closing,
@@ -239,20 +240,18 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Connection<T> {
         if self.turn == Turn::Over {
             return Poll::Ready(Ok(()));
         }
-        if self.read >= MOST_READ {
-            self.read = 0;
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
+        if self.reader.poll_turn(cx).is_pending() {
+            return self.poll_awaited(cx).map(Ok);
         }
         match Pin::new(&mut self.io).poll_read(cx, buffer) {
             Poll::Ready(read) => read?,
             Poll::Pending => {
-                self.read = 0;
+                self.reader.has_waited();
                 return self.poll_awaited(cx).map(Ok);
             }
         }
         let read = &buffer.filled()[before..];
-        self.read += read.len();
+        self.reader.has_read(read.len());
         let turn = self.turn.after(read);
         self.turn_to(turn);
         let room = malformed::MOST_HEARD.saturating_sub(self.heard.len());
@@ -278,6 +277,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Connection<T> {
             // A connection that waits for its next request holds nothing of the last one.
             self.heard = Vec::new();
             self.awaited = None;
+            self.reader.begin_request();
             self.turn_to(Turn::Awaited);
         }
         Poll::Ready(written)
@@ -317,7 +317,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
     use super::*;
-    use crate::http::connections::Connections;
+    use crate::http::{connections::Connections, server::read_turns::PIECE};
 
     const REFUSAL: &str =
         "HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\ndate: today\r\n\r\n";
@@ -330,7 +330,8 @@ mod tests {
 
     fn connection_at<T>(io: T, place: Place) -> Connection<T> {
         let patience = Patience { read: 60 * SECOND, head: 5 * SECOND, idle: 80 * SECOND };
-        Connection::new(io, None, Arc::new(Metrics::new()), patience, place)
+        let shared = Shared { metrics: Arc::new(Metrics::new()), patience, turns: ReadTurns::default() };
+        Connection::new(io, None, shared, place)
     }
 
     /// What the other side gets of `written`, when it has sent `sent`, through a pipe that holds `room` bytes.
@@ -378,22 +379,24 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_that_sends_without_end_leaves_the_thread_to_others() {
+    async fn a_client_that_sends_without_end_waits_for_turns() {
         let (mut client, server) = duplex(1 << 20);
-        client.write_all(&vec![b'a'; 8 * MOST_READ]).await.unwrap();
+        client.write_all(&vec![b'a'; 8 * PIECE]).await.unwrap();
         let mut server = connection(server);
-        let mut turns = 0;
-        let mut read = pin!(async {
-            for _ in 0..8 * MOST_READ / 1024 {
-                server.read_exact(&mut [0; 1024]).await.unwrap();
+        let turns = server.reader.turns().clone();
+        let mut piece = vec![0; PIECE];
+        server.read_exact(&mut piece).await.unwrap();
+        let waits = tokio::time::timeout(SECOND / 10, server.read(&mut piece)).await;
+        waits.expect_err("nothing grants turns");
+        let read = async {
+            for _ in 0..7 {
+                server.read_exact(&mut piece).await.unwrap();
             }
-        });
-        poll_fn(|cx| {
-            turns += 1;
-            read.as_mut().poll(cx)
-        })
-        .await;
-        assert!(turns >= 8, "all was read in {turns} turns");
+        };
+        tokio::select! {
+            () = turns.drive() => {}
+            () = read => {}
+        }
     }
 
     #[tokio::test(start_paused = true)]

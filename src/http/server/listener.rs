@@ -19,8 +19,9 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::either::Either;
 
 use super::{
-    connection::{Connection, Patience},
+    connection::{Connection, Patience, Shared},
     malformed::HEAD_PATIENCE,
+    read_turns::ReadTurns,
 };
 use crate::http::{
     connections::{Connections, Place, SPARE},
@@ -30,7 +31,7 @@ use crate::http::{
     },
     request::body,
     routes::routes,
-    state::AppState,
+    state::{AppState, Settings},
 };
 
 /// For the next request on a connection. Proxies give up idle connections after 60 s at most by default; whoever does
@@ -67,6 +68,9 @@ pub(crate) fn listen(
         begin();
         let (acceptor, data, ending) = (acceptor.clone(), data.clone(), ending.clone());
         let expecting = data.clone();
+        let turns = ReadTurns::default();
+        actix_web::rt::spawn(turns.clone().drive());
+        let shared = Shared { metrics: data.metrics.clone(), patience: patience(&data.settings), turns };
         let connections = Connections::new(data.settings.max_connections.get());
         let app = App::new().app_data(data.clone()).wrap(from_fn(auth::pass)).configure(routes);
         let http = HttpService::build()
@@ -87,7 +91,7 @@ pub(crate) fn listen(
             .finish(map_config(app.into_factory().map_err(|error: Error| error.error_response()), |_| {
                 AppConfig::default()
             }));
-        fn_service(move |io| accept(io, acceptor.clone(), data.clone(), connections.enter())).and_then(http)
+        fn_service(move |io| accept(io, acceptor.clone(), shared.clone(), connections.enter())).and_then(http)
     };
     Ok(builder.listen("http", listener, service)?.run())
 }
@@ -110,7 +114,7 @@ fn continue_or_refuse(request: Request, state: &AppState) -> Result<Request, Err
 async fn accept(
     io: TcpStream,
     acceptor: Option<TlsAcceptor>,
-    state: web::Data<AppState>,
+    shared: Shared,
     place: Place,
 ) -> Result<(Stream, Protocol, Option<net::SocketAddr>), DispatchError> {
     // A token is a small write, which Nagle's algorithm would hold back until the one before is acknowledged.
@@ -125,11 +129,14 @@ async fn accept(
         }
         None => Either::Left(io),
     };
-    let patience = Patience {
-        read: state.settings.read_patience,
-        head: HEAD_PATIENCE,
-        idle: (IDLE_PATIENCE + HEAD_PATIENCE).max(2 * state.settings.heartbeat),
-    };
-    let connection = Connection::new(io, peer, state.metrics.clone(), patience, place);
+    let connection = Connection::new(io, peer, shared, place);
     Ok((connection, Protocol::Http1, peer))
+}
+
+fn patience(settings: &Settings) -> Patience {
+    Patience {
+        read: settings.read_patience,
+        head: HEAD_PATIENCE,
+        idle: (IDLE_PATIENCE + HEAD_PATIENCE).max(2 * settings.heartbeat),
+    }
 }

@@ -3,5 +3,6 @@
 pub(super) mod connection;
 pub(super) mod listener;
 pub(super) mod malformed;
+mod read_turns;
 pub(super) mod serve;
 pub(super) mod tls;
