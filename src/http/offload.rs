@@ -2,7 +2,7 @@
 //!
 //! Everything runs in one of two lanes. *Light* work takes milliseconds (a page of text to tokenize), and
 //! [`LIGHT`] pieces of it run at once. *Heavy* work may take a second and hundreds of megabytes (a body of megabytes to
-//! parse, a long prompt to tokenize), and only one piece of it runs at a time, because its memory adds up. A request with a
+//! parse, a long prompt to tokenize), and only one piece of it runs at a time, because its memory adds up, at a low priority. A request with a
 //! short prompt never waits for one with a long prompt.
 //!
 //! A permit belongs to the work and not to the request: a client that leaves does not stop its work, and must not make room
@@ -10,7 +10,10 @@
 
 use std::sync::Arc;
 
-use tokio::{sync::Semaphore, task::spawn_blocking};
+use tokio::{
+    sync::{Semaphore, oneshot},
+    task::spawn_blocking,
+};
 
 use super::error::ApiError;
 use crate::executor::SubmitError;
@@ -23,6 +26,10 @@ const HEAVY: usize = 1;
 
 /// Bytes from which a body or a prompt is heavy.
 const HEAVY_BYTES: usize = 256 << 10;
+
+/// Nice value of the thread that does heavy work.
+#[cfg(target_os = "linux")]
+const LOW_PRIORITY: i32 = 10;
 
 /// What a piece of work is expected to cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -82,22 +89,43 @@ impl Offload {
         T: Send + 'static,
         E: Into<ApiError> + Send + 'static,
     {
-        let lane = match cost {
+        let (lane, spawn): (_, fn(_) -> _) = match cost {
             Cost::Trivial => return work().map_err(Into::into),
-            Cost::Light => &self.light,
-            Cost::Heavy => &self.heavy,
+            Cost::Light => (&self.light, spawn_normal),
+            Cost::Heavy => (&self.heavy, spawn_low_priority),
         };
         let permit = Arc::clone(lane).acquire_owned().await.map_err(|_| SubmitError::Stopped)?;
-        let done = spawn_blocking(move || {
+        let (done, result) = oneshot::channel();
+        spawn(Box::new(move || {
             let _permit = permit;
-            work()
-        });
-        match done.await {
-            Ok(done) => done.map_err(Into::into),
-            Err(error) if error.is_panic() => Err(ApiError::Internal { message: error.to_string() }),
-            Err(_) => Err(SubmitError::Stopped.into()),
-        }
+            // A client that has left takes no result.
+            let _ = done.send(work());
+        }))?;
+        let failed = || ApiError::Internal { message: "a thread panicked; the log has its message".into() };
+        result.await.map_err(|_| failed())?.map_err(Into::into)
     }
+}
+
+type Work = Box<dyn FnOnce() + Send>;
+
+/// Has a thread of the runtime do `work`.
+fn spawn_normal(work: Work) -> Result<(), ApiError> {
+    drop(spawn_blocking(work));
+    Ok(())
+}
+
+/// Has a new thread do `work`, which yields the processors to everything else: the worker needs them for the next token.
+fn spawn_low_priority(work: Work) -> Result<(), ApiError> {
+    let run = move || {
+        // Linux has a priority for each thread. Other systems have one for the process, which stays as it is.
+        #[cfg(target_os = "linux")]
+        let _ = rustix::process::setpriority_process(None, LOW_PRIORITY);
+        work();
+    };
+    let spawned = std::thread::Builder::new().name("offload-heavy".into()).spawn(run);
+    spawned
+        .map(drop)
+        .map_err(|error| ApiError::Internal { message: format!("cannot start a thread: {error}") })
 }
 
 #[cfg(test)]

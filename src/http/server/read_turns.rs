@@ -22,7 +22,7 @@ pub(super) const PIECE: usize = 16 << 10;
 
 /// The queue of connections that wait for a turn. All connections of a thread share it.
 #[derive(Clone, Debug, Default)]
-pub(super) struct ReadTurns {
+pub(crate) struct ReadTurns {
     shared: Rc<Shared>,
 }
 
@@ -42,7 +42,7 @@ struct Request {
 
 impl ReadTurns {
     /// Grants one turn in each round of the runtime. Never completes; runs on the thread of the connections.
-    pub(super) async fn drive(self) {
+    pub(crate) async fn drive(self) {
         loop {
             let next = self.shared.waiting.borrow_mut().pop_front();
             match next {
