@@ -1,4 +1,4 @@
-//! What a token costs after contexts of several lengths, in turns.
+//! Decode time after contexts of several lengths, measured in turns.
 //!
 //!   BENCH_MODEL=DIR [BENCH_KV_CACHE=float32|float16|int8] [BENCH_OWN_OPERATORS=false] cargo bench --bench contexts
 //!
@@ -12,7 +12,7 @@ use std::{
 };
 
 use eka::{
-    device::{Runtime, SessionOptions, host},
+    device::{Runtime, SessionOptions, affinity},
     device_spec::CacheChoice,
     engine::{Forward, Timeline, TimelineOptions},
     export::{self, Options, Source},
@@ -29,7 +29,7 @@ const TURN: usize = 9;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     eka::device::refuse_telemetry();
-    // `cargo bench` says --bench; a test run of the benches does not, and runs everything once.
+    // `cargo bench` passes --bench; a test run of the benches does not, and runs everything once.
     let rounds = if env::args().any(|argument| argument == "--bench") { 12 } else { 1 };
     let temporary = tempfile::tempdir()?;
     let dir = match env::var_os("BENCH_MODEL") {
@@ -38,7 +38,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let cache: CacheChoice = env::var("BENCH_KV_CACHE").unwrap_or_else(|_| "auto".into()).parse()?;
     let own_operators = env::var("BENCH_OWN_OPERATORS").map_or(Ok(true), |text| text.parse())?;
-    let threads = host::physical_cores();
+    let threads = affinity::physical_cores();
     let started = Instant::now();
     let model = Model::open(
         &Runtime::load(None)?,

@@ -1,10 +1,10 @@
-//! What constrained answers cost: how long the next mask takes, and how often the engine waits for one.
+//! Cost of constrained answers: the time for the next token mask, and how often the engine waits for it.
 //!
-//! `cargo bench --bench forms -- [SCHEMAS]`, a JSON schema a line; `python3 tests/schema_check.py generate 500 1` makes 500.
+//! `cargo bench --bench forms -- [SCHEMAS]`, a JSON schema a line; `python3 tests/clients/schema_check.py generate 500 1` makes 500.
 //! Without a file, a handful of usual ones. The vocabulary has 32,000 entries: bytes, then pieces of words in Latin and Indian
 //! letters, numbers, and punctuation as JSON has it. Tokens are drawn at random among those allowed, which is harder than a
 //! model's choice, as it leads into every corner of a schema. Each schema twice: asking for the next mask at once, which
-//! shows what it takes; and after 5 ms, a fast decode step, which shows what is left to wait for.
+//! shows the time for a mask; and after 5 ms, a fast decode step, which shows the remaining wait.
 
 use std::{
     env, fs,
@@ -25,12 +25,12 @@ type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
 const VOCABULARY: usize = 32_000;
 
-/// Ends an answer; the first entry that is no byte.
+/// The end token; the first entry that is not a byte.
 const END: u32 = 256;
 
 const STEP: Duration = Duration::from_millis(5);
 
-/// What is waited for less long than this is there already: it is handed over.
+/// A shorter wait than this means that the mask was ready and only had to be handed over.
 const AT_ONCE: Duration = Duration::from_micros(50);
 
 const USUAL: [&str; 4] = [
@@ -46,7 +46,7 @@ fn main() -> Outcome<()> {
         Some(file) => fs::read_to_string(file)?.lines().map(str::to_owned).collect(),
         None => USUAL.map(str::to_owned).to_vec(),
     };
-    // `cargo bench` says --bench; a test run of the benches does not, and runs everything short.
+    // `cargo bench` passes --bench; a test run of the benches does not, and runs everything short.
     let most = if env::args().any(|argument| argument == "--bench") { 300 } else { 20 };
     let folder = tempfile::tempdir()?;
     let guides = Guides::new(model(folder.path())?, VOCABULARY);
@@ -151,7 +151,7 @@ fn tokenizer() -> Value {
     })
 }
 
-/// A byte as byte-level BPE writes it: those that are no visible letter from U+0100 on.
+/// A byte as byte-level BPE writes it: invisible ones map to U+0100 and above.
 fn letter(byte: u8) -> char {
     let is_visible = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     if is_visible(byte) {

@@ -1,6 +1,6 @@
-//! What the server's own work costs per token: picking, framing, making text.
+//! Cost of the server's work per token: sampling, framing, detokenizing.
 //!
-//! A decode step of a billion parameters takes some 25 ms on two cores. These are microseconds, and shall stay so.
+//! A decode step of a billion parameters takes about 25 ms on two cores. These must stay in microseconds.
 
 use std::{
     fs,
@@ -15,9 +15,9 @@ use eka::{
     auth::Keys,
     constraint::{Choice, Guide, Guides},
     engine::Sampler,
-    job::{Constraint, Failure, Job, JobId, Sampling},
+    job::{Constraint, Failure, Job, JobId, Sampling, Step},
     text::Text,
-    wire::{self, Up},
+    wire::{self, FromWorker},
 };
 
 const VOCABULARY: usize = 32_000;
@@ -58,13 +58,13 @@ fn sampler(c: &mut Criterion) {
 }
 
 fn frames(c: &mut Criterion) {
-    let token = Up::Token { job: JobId(1_000), id: 31_999 };
+    let token = FromWorker::Step { job: JobId(1_000), step: Step::Token(31_999) };
     let mut frame = Vec::new();
     c.bench_function("encode and decode a token's frame", |b| {
         b.iter(|| {
             frame.clear();
             wire::encode(black_box(&token), &mut frame).expect("a token fits a frame");
-            black_box(wire::decode::<Up>(&frame[4..]).expect("it decodes"))
+            black_box(wire::decode::<FromWorker>(&frame[4..]).expect("it decodes"))
         });
     });
 }
@@ -90,7 +90,7 @@ fn detokenizer(c: &mut Criterion) {
         [("plain", Vec::new()), ("with four stop strings", vec!["</s>", "\n\n", "User:", "।"])]
     {
         let stops: Vec<String> = stops.into_iter().map(str::to_owned).collect();
-        let mut decoder = text.decoder(stops.clone());
+        let mut decoder = text.detokenizer(stops.clone());
         let mut tokens = ids.iter().cycle();
         group.bench_function(name, |b| {
             b.iter(|| black_box(decoder.push(*tokens.next().expect("it cycles"))));
@@ -181,7 +181,7 @@ fn constraint(c: &mut Criterion) {
     group.finish();
 }
 
-/// Whether the time to refuse a key tells how much of it was right: what is looked up is its digest.
+/// Shows that the time to reject a key does not depend on how much of it was right: its digest is looked up.
 fn keys(c: &mut Criterion) {
     const RIGHT: &str = "0123456789abcdef0123456789abcdef0123456789abcdef";
     let keys = Keys::read(None, Some(RIGHT)).expect("a key that is long enough");

@@ -1,4 +1,4 @@
-//! What HTTP, queue and pipe add to the engine: the same job through `eka serve` and in this process, in turns.
+//! Overhead of HTTP, queue and pipe: the same job through `eka serve` and in this process, in turns.
 //!
 //! `BENCH_MODEL=models/NAME cargo bench --bench served`; without it, the demo. A model of random weights has no
 //! tokenizer: one of as many made-up words is put beside it for the time of the bench. Figures are medians of rounds,
@@ -15,7 +15,10 @@ use std::{
 };
 
 use eka::{
-    device::{Runtime, SessionOptions, host},
+    device::{
+        Runtime, SessionOptions, affinity,
+        scheduling::{SchedulingHint, set_scheduling_hint},
+    },
     device_spec::CacheChoice,
     engine::{self, Speculation, Step, Timeline, TimelineOptions},
     job::{Job, JobId},
@@ -27,20 +30,20 @@ use server::Server;
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
-/// One answer, as whoever asked for it sees it.
+/// One answer as its client sees it.
 #[derive(Clone, Copy)]
 struct Sight {
     /// From asking to the first token.
     first: Duration,
     /// From the first token to the last.
     rest: Duration,
-    /// What the engine itself says that its prefill took.
+    /// The prefill time that the engine reports.
     prefill: Duration,
 }
 
 fn main() -> Outcome<()> {
     eka::device::refuse_telemetry();
-    // `cargo bench` says --bench; a test run of the benches does not, and runs everything once.
+    // `cargo bench` passes --bench; a test run of the benches does not, and runs everything once.
     let has = |wanted: &str| env::args().any(|argument| argument == wanted);
     let once = has("--test") || !has("--bench");
     let (rounds, prompt, steps) = if once { (1, 16, 8) } else { (9, 128, 64) };
@@ -65,7 +68,7 @@ fn main() -> Outcome<()> {
     Ok(())
 }
 
-/// The threads of the one that has just computed spin for a while in hope of more; the other shall have the cores.
+/// Idle time between turns: threads that have just computed spin for a while and would disturb the other side.
 fn settle() {
     std::thread::sleep(Duration::from_millis(500));
 }
@@ -148,7 +151,7 @@ fn load(dir: &Path) -> Outcome<Timeline> {
         &runtime,
         dir,
         SessionOptions {
-            threads: host::physical_cores(),
+            threads: affinity::physical_cores(),
             own_operators: true,
             captures: false,
             cache: CacheChoice::Auto,
@@ -176,10 +179,10 @@ fn in_process(timeline: &mut Timeline, prompt: &[u32], max_new_tokens: usize) ->
 
 /// Asks `server`; what came when.
 fn ask(server: &Server, prompt: &[u32], max_tokens: usize) -> Outcome<Sight> {
-    // A real client has a machine of its own; this one must not wait for the cores that it keeps busy by asking.
-    host::set_pace(host::Pace::Prompt);
+    // A real client has another machine; this one must not compete with the server for cores.
+    set_scheduling_hint(SchedulingHint::LowLatency);
     let sight = ask_in_a_hurry(server, prompt, max_tokens);
-    host::set_pace(host::Pace::Steady);
+    set_scheduling_hint(SchedulingHint::Throughput);
     sight
 }
 

@@ -1,8 +1,10 @@
 //! A real `eka serve`, for as long as a bench needs it.
 
 use std::{
-    io::{BufRead, BufReader, Read, Write},
+    fs,
+    io::{BufRead, BufReader, Write},
     net::TcpStream,
+    path::Path,
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -29,38 +31,24 @@ impl Drop for Server {
 impl Server {
     /// Starts `serve`, an `eka serve` on a free port, and waits until it has loaded its model.
     pub(crate) fn start(serve: &mut Command) -> Outcome<Self> {
-        let mut child = serve.stderr(Stdio::piped()).spawn()?;
-        let mut log = BufReader::new(child.stderr.take().ok_or("no log")?).lines();
+        let directory = tempfile::tempdir()?;
+        let ready_file = directory.path().join("ready.json");
+        let child = serve.arg("--ready-file").arg(&ready_file).stderr(Stdio::null()).spawn()?;
         let mut server = Self { child, address: String::new() };
-        let mut said = String::new();
-        for line in log.by_ref() {
-            let line = line?;
-            if let Some((_, address)) = line.split_once("on http://") {
-                server.address = address.trim().to_owned();
-                break;
-            }
-            said.push_str(&line);
-        }
-        if server.address.is_empty() {
-            return Err(format!("the server did not start: {said}").into());
-        }
-        // It must not wait for a reader of its log.
-        thread::spawn(move || log.for_each(drop));
         let began = Instant::now();
-        while !server.is_ready()? {
+        loop {
+            if let Some(address) = ready_address(&ready_file) {
+                server.address = address;
+                return Ok(server);
+            }
+            if let Some(status) = server.child.try_wait()? {
+                return Err(format!("the server did not start: {status}").into());
+            }
             if began.elapsed() > PATIENCE {
                 return Err(format!("the server is not ready after {PATIENCE:?}").into());
             }
             thread::sleep(Duration::from_millis(20));
         }
-        Ok(server)
-    }
-
-    fn is_ready(&self) -> Outcome<bool> {
-        let mut connection = self.send("GET /readyz HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n")?;
-        let mut said = String::new();
-        connection.read_to_string(&mut said)?;
-        Ok(said.starts_with("HTTP/1.1 200"))
     }
 
     /// Posts a document; the lines of the answer as they come.
@@ -84,4 +72,10 @@ impl Server {
         connection.write_all(request.as_bytes())?;
         Ok(connection)
     }
+}
+
+/// The address in the ready file of a server that has loaded its model.
+fn ready_address(ready_file: &Path) -> Option<String> {
+    let document: serde_json::Value = serde_json::from_slice(&fs::read(ready_file).ok()?).ok()?;
+    document["ready"].as_bool()?.then(|| document["address"].as_str().map(str::to_owned))?
 }

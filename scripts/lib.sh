@@ -8,7 +8,7 @@ if [[ -n ${CARGO_TARGET_DIR:-} && $CARGO_TARGET_DIR != /* ]]; then
   export CARGO_TARGET_DIR=$PWD/$CARGO_TARGET_DIR
 fi
 
-# eka never looks in the directory that it is started in; .cargo/config.toml says the same to what cargo runs.
+# eka never loads a library from the working directory; .cargo/config.toml has the same setting for cargo.
 export ORT_DYLIB_PATH=${ORT_DYLIB_PATH:-$root/.onnxruntime}
 
 die() {
@@ -39,12 +39,14 @@ rust_needed() { awk -F '"' '/^rust-version/ { print $2; exit }' "$root/Cargo.tom
 start_server() {
   local log=$1
   shift
-  : >"$log"
-  "${CARGO_TARGET_DIR:-$root/target}/debug/eka" serve --port 0 "$@" 2>"$log" &
+  local ready_file=$log.ready.json
+  "${CARGO_TARGET_DIR:-$root/target}/debug/eka" serve --port 0 --ready-file "$ready_file" "$@" 2>"$log" &
   server=$!
-  for _ in {1..300}; do
-    address=$(sed -n 's/.*on http:\/\/\([0-9.:]*\).*/\1/p' "$log")
-    if [[ -n $address ]] && grep -q 'the worker is ready' "$log"; then return; fi
+  for _ in {1..600}; do
+    if grep -qs '"ready":true' "$ready_file"; then
+      address=$(sed 's/.*"url":"http:\/\/\([^"]*\)".*/\1/' "$ready_file")
+      return
+    fi
     kill -0 "$server" 2>/dev/null || break
     sleep 0.1
   done

@@ -1,8 +1,8 @@
 //! Bounded reads of regular files.
 //!
 //! Model directories, key files and settings come from elsewhere. A FIFO in place of a file makes `open` wait for ever, a
-//! device such as `/dev/zero` never ends, and a file of a terabyte takes all memory. Everything in eka that reads a whole
-//! file does it here: the file is opened without waiting, its type is asked of the descriptor and not of the path, which
+//! Everything in eka that reads a whole
+//! file does it here: the file is opened without waiting, its type is checked on the descriptor and not on the path, which
 //! could be replaced in between, and at most a given number of bytes is read.
 //!
 //! Symbolic links are followed: all of the Hugging Face cache consists of them.
@@ -119,8 +119,8 @@ pub fn exists(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
 }
 
-/// What is at `path`. A link that leads nowhere is no absent file: somebody meant one to be there, such as a Hugging Face cache
-/// that lost a blob, and a model without it would answer differently.
+/// The metadata of the file at `path`. A dangling link is an error and not an absent file: the file was meant to exist, for example
+/// in a Hugging Face cache that lost a blob, and a model without it would answer differently.
 fn metadata(path: &Path) -> io::Result<fs::Metadata> {
     fs::metadata(path).map_err(|e| match fs::read_link(path) {
         Ok(target) if e.kind() == io::ErrorKind::NotFound => {

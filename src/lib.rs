@@ -41,6 +41,8 @@ pub mod constraint;
 
 pub mod wire;
 
+pub mod child_process;
+
 pub mod sandbox;
 
 #[expect(unsafe_code, reason = "the one folder where it is allowed")]

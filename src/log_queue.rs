@@ -110,6 +110,7 @@ fn own_stderr() -> Box<dyn Write + Send> {
 
 fn notify_dropped(lines: u64) {
     tracing::warn!(
+        event = "log_lines_dropped",
         lines,
         "log lines were dropped here, as stderr was not read; see eka_log_lines_dropped_total"
     );

@@ -27,35 +27,35 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 
 /// How a request ended.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct Outcome {
+pub struct RequestLabels {
     /// The route, for example `/v1/completions`.
     pub route: &'static str,
     /// `ok`, or the stable code of the error.
     pub code: &'static str,
 }
 
-/// Whose wait a figure is about.
+/// Label of queue waits.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct Waiter {
+pub struct PriorityLabel {
     /// `interactive` or `batch`.
     pub priority: &'static str,
 }
 
-/// Who guessed tokens.
+/// Label of draft tokens: their source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct Guesser {
-    /// `text`, what the text at hand said before, or `model`, a draft model.
+pub struct DraftSourceLabel {
+    /// `text` for prompt lookup, or `model` for a draft model.
     pub source: &'static str,
 }
 
-impl Guesser {
-    /// The text at hand.
+impl DraftSourceLabel {
+    /// Prompt lookup: earlier text of prompt and answer.
     pub const TEXT: Self = Self { source: "text" };
     /// A draft model.
     pub const MODEL: Self = Self { source: "model" };
 }
 
-/// Which process a figure is about, and which kind of memory.
+/// Labels of memory: process and kind.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct MemoryKind {
     /// `parent` or `worker`.
@@ -63,55 +63,54 @@ pub struct MemoryKind {
     /// `resident`, `anonymous` or, of the last job, `peak_resident`; with a pool, `device_used`, `device_reserved`,
     /// `device_free`, `device_other` (neither free nor the pool's) and, of the last job, `device_peak_used` and `device_peak_reserved`.
     pub kind: &'static str,
-    /// Whose.
+    /// The device, if there are several.
     #[prometheus(flatten)]
     pub device: OnDevice,
 }
 
-/// What was done with a saved prompt.
+/// Labels of saved prompts.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct PromptFile {
     /// `save` or `restore`.
     pub action: &'static str,
     /// `ok` or `failed`.
     pub outcome: &'static str,
-    /// Where it was restored, also of its own accord after a worker was replaced; a save is nobody's.
+    /// Device of a restore, also of one after a worker was replaced; empty for a save.
     #[prometheus(flatten)]
     pub device: OnDevice,
 }
 
-/// What computes nodes of a graph.
+/// Label of graph nodes: their execution provider.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Provider {
     /// ONNX Runtime's name for it.
     pub provider: String,
-    /// Whose.
+    /// The device, if there are several.
     #[prometheus(flatten)]
     pub device: OnDevice,
 }
 
-/// Why a worker process ended.
+/// Label of worker exits: the reason.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ExitReason {
     /// `crashed`, `exited`, `load_failed`, `protocol`, `poisoned` or `shutdown`.
     pub reason: &'static str,
-    /// Whose.
+    /// The device, if there are several.
     #[prometheus(flatten)]
     pub device: OnDevice,
 }
 
-/// What a sandbox process was asked, and what came of it.
+/// Labels of sandbox tasks.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct SandboxTask {
     /// `constraint` or `template`.
     pub kind: &'static str,
-    /// `ok`; `refused`, with a reason; `time` and `memory`, the limits for which the process was killed; `busy`, for want of a
-    /// place; or `unavailable`.
+    /// `ok`; `refused`; `time` or `memory`, the limit for which the process was killed; `busy`, if too many tasks wait; or
+    /// `unavailable`.
     pub outcome: &'static str,
 }
 
-/// Which of several devices a figure is about, as the label `device`. Where there is but one it has no name, and there is no
-/// such label.
+/// The label `device`. With a single device there is no such label.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct OnDevice(Option<Arc<str>>);
 
@@ -127,7 +126,7 @@ impl EncodeLabelSet for OnDevice {
     }
 }
 
-/// A figure of each device.
+/// One metric per device.
 #[derive(Clone, Debug)]
 pub struct PerDevice<M>(Vec<(OnDevice, M)>);
 
@@ -138,7 +137,7 @@ impl<M: Default> PerDevice<M> {
 }
 
 impl<M: Clone + Default> PerDevice<M> {
-    /// That of one device; one that nobody sees for a device that is not known.
+    /// The metric of one device; an unregistered one for an unknown device.
     #[must_use]
     pub fn of(&self, device: &OnDevice) -> M {
         let known = self.0.iter().find(|(known, _)| known == device);
@@ -163,7 +162,7 @@ impl<M: EncodeMetric + TypedMetric> EncodeMetric for PerDevice<M> {
     }
 }
 
-/// Everything that is counted.
+/// All metrics of the server.
 pub struct Metrics {
     registry: Registry,
     /// Jobs waiting in the queue.
@@ -172,43 +171,43 @@ pub struct Metrics {
     pub queue_prompt_tokens: Gauge,
     /// Jobs running: at most one for each device.
     pub slot_busy: Gauge,
-    /// From accepted to taken off the queue, by priority.
-    pub queue_wait: Family<Waiter, Histogram, fn() -> Histogram>,
-    /// From accepted to the first token.
+    /// Time from acceptance to the start of the job, by priority.
+    pub queue_wait: Family<PriorityLabel, Histogram, fn() -> Histogram>,
+    /// Time from acceptance to the first token.
     pub time_to_first_token: Histogram,
-    /// Between two tokens of one answer.
+    /// Time between two tokens of an answer.
     pub inter_token_latency: Histogram,
-    /// From accepted to the end.
+    /// Time from acceptance to the end.
     pub job_duration: Histogram,
     /// Prompt tokens of finished jobs.
     pub prompt_tokens: Counter,
-    /// Of these, tokens that were kept from an earlier job.
+    /// Prompt tokens that the prefix cache provided.
     pub prompt_tokens_cached: Counter,
-    /// Tokens that were guessed and computed along with others, by who guessed.
-    pub draft_tokens: Family<Guesser, Counter>,
-    /// Of these, tokens that the answer then had.
-    pub draft_tokens_accepted: Family<Guesser, Counter>,
+    /// Draft tokens that were verified, by source.
+    pub draft_tokens: Family<DraftSourceLabel, Counter>,
+    /// Draft tokens that were accepted, by source.
+    pub draft_tokens_accepted: Family<DraftSourceLabel, Counter>,
     /// Tokens generated.
     pub generated_tokens: Counter,
     /// Answered requests by route and code.
-    pub requests: Family<Outcome, Counter>,
+    pub requests: Family<RequestLabels, Counter>,
     /// Whether a worker is up and has the model loaded: 0 or 1.
     pub worker_ready: PerDevice<Gauge>,
     /// Worker processes started.
     pub worker_starts: PerDevice<Counter>,
-    /// Jobs taken up again on another worker.
+    /// Jobs resumed on another worker.
     pub jobs_resumed: PerDevice<Counter>,
     /// Worker processes ended, by reason.
     pub worker_exits: Family<ExitReason, Counter>,
     /// Seconds that the last load of the model took.
     pub model_load_seconds: PerDevice<Gauge<f64, AtomicU64>>,
-    /// Prompts that were put into files, and read from them.
+    /// Prompts that were saved and restored.
     pub saved_prompts: Family<PromptFile, Counter>,
-    /// Schemas and conversations given to sandbox processes, by what came of them.
+    /// Schemas and conversations processed by sandbox processes, by outcome.
     pub sandbox_tasks: Family<SandboxTask, Counter>,
     /// Sandbox processes started; all but the first few replace one that was killed.
     pub sandbox_starts: Counter,
-    /// Nodes of the loaded graphs by what computes them.
+    /// Nodes of the loaded graphs by execution provider.
     pub graph_nodes: Family<Provider, Gauge>,
     /// Memory of the processes.
     pub memory: Family<MemoryKind, Gauge>,
@@ -231,13 +230,13 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// All at zero, for one device.
+    /// All metrics at zero, for one device.
     #[must_use]
     pub fn new() -> Self {
         Self::for_devices(&[])
     }
 
-    /// How many workers have ended for this reason, on all devices together.
+    /// Number of workers that exited for this reason, on all devices.
     #[must_use]
     pub fn exits(&self, reason: &'static str) -> u64 {
         let devices = self.worker_starts.0.iter().map(|(device, _)| device.clone());
@@ -248,7 +247,7 @@ impl Metrics {
         exits.sum()
     }
 
-    /// All at zero, for several devices with these names, or for one without any.
+    /// All metrics at zero, for the named devices, or for a single one without a name.
     #[must_use]
     pub fn for_devices(names: &[String]) -> Self {
         let mut devices: Vec<_> = names.iter().map(|name| OnDevice::from(Some(name.as_str()))).collect();
@@ -296,26 +295,26 @@ impl Metrics {
         r.register("queue_prompt_tokens", help, self.queue_prompt_tokens.clone());
         r.register("slot_busy", "Jobs running: at most one for each device", self.slot_busy.clone());
         let seconds = Unit::Seconds;
-        let help = "From accepted to taken off the queue, by priority";
+        let help = "Time from acceptance to the start of the job, by priority";
         r.register_with_unit("queue_wait", help, seconds.clone(), self.queue_wait.clone());
-        let help = "From accepted to the first token";
+        let help = "Time from acceptance to the first token";
         r.register_with_unit("time_to_first_token", help, seconds.clone(), self.time_to_first_token.clone());
-        let help = "Between two tokens of one answer";
+        let help = "Time between two tokens of an answer";
         r.register_with_unit("inter_token_latency", help, seconds.clone(), self.inter_token_latency.clone());
-        let help = "From accepted to the end";
+        let help = "Time from acceptance to the end";
         r.register_with_unit("job_duration", help, seconds, self.job_duration.clone());
         r.register("prompt_tokens", "Prompt tokens of finished jobs", self.prompt_tokens.clone());
-        let help = "Prompt tokens of finished jobs that were kept from earlier ones";
+        let help = "Prompt tokens that the prefix cache provided";
         r.register("prompt_tokens_cached", help, self.prompt_tokens_cached.clone());
-        for guesser in [Guesser::TEXT, Guesser::MODEL] {
-            // From the start, as a rate of what is not there is none.
+        for guesser in [DraftSourceLabel::TEXT, DraftSourceLabel::MODEL] {
+            // Created at zero, because a rate needs the first sample.
             for guessed in [&self.draft_tokens, &self.draft_tokens_accepted] {
                 drop(guessed.get_or_create(&guesser));
             }
         }
-        let help = "Tokens that were guessed and computed along with others, by who guessed";
+        let help = "Draft tokens that were verified, by source";
         r.register("draft_tokens", help, self.draft_tokens.clone());
-        let help = "Guessed tokens that the answer then had";
+        let help = "Draft tokens that were accepted, by source";
         r.register("draft_tokens_accepted", help, self.draft_tokens_accepted.clone());
         r.register("generated_tokens", "Tokens generated", self.generated_tokens.clone());
         r.register("requests", "Answered requests by route and code", self.requests.clone());
@@ -325,13 +324,13 @@ impl Metrics {
             self.worker_ready.clone(),
         );
         r.register("worker_starts", "Worker processes started", self.worker_starts.clone());
-        r.register("jobs_resumed", "Jobs taken up again on another worker", self.jobs_resumed.clone());
+        r.register("jobs_resumed", "Jobs resumed on another worker", self.jobs_resumed.clone());
         r.register("worker_exits", "Worker processes ended, by reason", self.worker_exits.clone());
         let help = "Time that the last load of the model took";
         r.register_with_unit("model_load", help, Unit::Seconds, self.model_load_seconds.clone());
-        let help = "Prompts put into files and read from them, by action and outcome";
+        let help = "Prompts saved and restored, by action and outcome";
         r.register("saved_prompts", help, self.saved_prompts.clone());
-        let help = "Schemas and conversations given to sandbox processes, by kind and outcome";
+        let help = "Schemas and conversations processed by sandbox processes, by kind and outcome";
         r.register("sandbox_tasks", help, self.sandbox_tasks.clone());
         r.register("sandbox_starts", "Sandbox processes started", self.sandbox_starts.clone());
         let help = "Nodes of the loaded graphs by execution provider";
@@ -345,7 +344,7 @@ impl Metrics {
         self
     }
 
-    /// All figures in the OpenMetrics text format.
+    /// All metrics in the OpenMetrics text format.
     ///
     /// # Errors
     /// Never in practice: writing to a `String` does not fail.
@@ -365,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn several_devices_are_told_apart_by_a_label() {
+    fn several_devices_have_a_label() {
         let metrics = Metrics::for_devices(&["cpu:0".into(), "cuda:1".into()]);
         metrics.worker_starts.of(&Some("cuda:1").into()).inc();
         metrics.memory.get_or_create(&worker(Some("cuda:1"))).set(4096);
@@ -380,10 +379,10 @@ mod tests {
     }
 
     #[test]
-    fn what_was_counted_is_rendered_under_the_conventional_names() {
+    fn metrics_are_rendered_with_conventional_names() {
         let metrics = Metrics::new();
-        metrics.requests.get_or_create(&Outcome { route: "/v1/completions", code: "ok" }).inc();
-        metrics.queue_wait.get_or_create(&Waiter { priority: "batch" }).observe(0.25);
+        metrics.requests.get_or_create(&RequestLabels { route: "/v1/completions", code: "ok" }).inc();
+        metrics.queue_wait.get_or_create(&PriorityLabel { priority: "batch" }).observe(0.25);
         metrics.memory.get_or_create(&worker(None)).set(4096);
         let text = metrics.render().unwrap();
         for line in [

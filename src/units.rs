@@ -1,7 +1,7 @@
 //! Quantities that cannot be mixed.
 //!
-//! A bare `u64` named `limit` has caused enough outages. Sizes, token counts and waits cross module and process
-//! borders here as types, and print themselves the way a person reads them.
+//! Sizes, token counts and waits cross module and process borders as types instead of as bare integers, and print in
+//! readable form.
 
 use std::{fmt, iter::Sum, ops, time::Duration};
 
@@ -15,7 +15,7 @@ pub struct Ratio(f64);
 impl Eq for Ratio {}
 
 impl Ratio {
-    /// `None` for what is no number from 0 to 1.
+    /// `None` unless `ratio` is from 0 to 1.
     #[must_use]
     pub fn new(ratio: f64) -> Option<Self> {
         (0.0..=1.0).contains(&ratio).then_some(Self(ratio))

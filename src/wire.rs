@@ -1,12 +1,12 @@
-//! Frames for jobs and events on a pipe.
+//! Frames on the pipe between the server and a worker.
 //!
-//! A frame is its payload's length (u32, little-endian) and the payload: one [`Down`] or [`Up`] in postcard's encoding.
-//! The worker writes one [`Up`] per prefill chunk and per decode step; these are the heartbeat that supervision watches.
-//! Both ends are the same binary, so there is no negotiation, but [`Up::Hello`] carries [`PROTOCOL`] all the same: a
-//! binary that was replaced on disk under a running server starts workers of another version.
+//! A frame is the payload's length (u32, little-endian) and the payload: one [`ToWorker`] or [`FromWorker`] in postcard's
+//! encoding. A worker sends a frame for each prompt chunk and each decode step, and the supervisor uses them as heartbeats. Both
+//! ends are the same executable, so nothing is negotiated. [`FromWorker::Hello`] still carries [`PROTOCOL`], because an
+//! executable that is replaced while the server runs starts workers of another version.
 //!
-//! The reading side trusts nothing: a length above [`MAX_FRAME`] or a payload that does not decode is a [`WireError`],
-//! never an allocation of that length.
+//! The reader trusts nothing. A length above [`MAX_FRAME`] or a payload that does not decode is a [`WireError`], and nothing of
+//! that length is allocated.
 
 use std::{
     io::{self, Read, Write},
@@ -18,215 +18,198 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     device_spec::{CacheChoice, DeviceChoice},
-    job::{CacheSalt, Failure, Finish, Job, JobId, Memory, ModelId, ModelReport, RuntimeReport, Score},
+    job::{CacheSalt, Failure, Finish, Job, JobId, Memory, ModelId, ModelReport, RuntimeReport, Step},
     trim_policy::TrimPolicy,
     units::Bytes,
 };
 
-/// Version of the frames below; both ends must have the same.
-pub const PROTOCOL: u32 = 12;
+/// Version of the frames. Both ends must have the same.
+pub const PROTOCOL: u32 = 13;
 
-/// Longest payload that is sent or read: room for a prompt of some three million tokens.
+/// Longest payload: room for a prompt of about three million tokens.
 pub const MAX_FRAME: Bytes = Bytes::mib(16);
 
-/// From the parent to the worker.
+/// A frame from the server to a worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum Down {
-    /// How to run; answered by [`Up::Started`] or [`Up::StartFailed`]. The first frame, once.
+pub enum ToWorker {
+    /// The worker's settings. The first frame, sent once. Answered by [`FromWorker::Started`] or [`FromWorker::StartFailed`].
     Start(WorkerSpec),
-    /// Load a model and run it once; answered by [`Up::Loaded`] and [`Up::Ready`], or by [`Up::LoadFailed`].
+    /// Load a model and run it once. Answered by [`FromWorker::Loaded`] and [`FromWorker::Ready`], or by
+    /// [`FromWorker::LoadFailed`].
     Load {
-        /// What jobs call it.
+        /// The id that jobs use.
         model: ModelId,
         /// Its directory.
         dir: PathBuf,
-        /// What guesses for it.
+        /// Its draft model.
         draft: Option<DraftModel>,
     },
-    /// Give a model's memory back; answered by [`Up::Unloaded`], also when it is not loaded.
+    /// Unload a model. Answered by [`FromWorker::Unloaded`], even if the model is not loaded.
     Unload(ModelId),
-    /// Run a job; answered by frames that carry its id, the last one [`Up::Done`] or [`Up::Failed`].
+    /// Run a job. Answered by frames with its id; the last one is [`FromWorker::Done`] or [`FromWorker::Failed`].
     Generate(Box<Job>),
-    /// Stop this job after the current step. For a job that is over or not known, nothing.
+    /// Stop this job after the current step. Ignored if the job is not running.
     Cancel(JobId),
-    /// Give back memory that no job needs, saved prompts that were restored among it; answered by [`Up::Trimmed`].
+    /// Free memory that no job needs, including restored prompts. Answered by [`FromWorker::Trimmed`].
     Trim,
-    /// Keep a saved prompt for jobs that begin like it; answered by [`Up::Restored`] or [`Up::NotRestored`].
+    /// Restore a saved prompt. Answered by [`FromWorker::Restored`] or [`FromWorker::NotRestored`].
     Restore {
-        /// A model that is loaded.
+        /// A loaded model.
         model: ModelId,
-        /// What the prompt is called.
+        /// Name of the prompt.
         name: String,
         /// Its file.
         file: PathBuf,
-        /// Which jobs may begin with it; `None` is all of them.
+        /// Only jobs with this salt may use it; `None` means all jobs.
         salt: Option<CacheSalt>,
     },
-    /// Let go of a saved prompt that was restored, for whichever models; answered by [`Up::Forgotten`], also where it was not.
+    /// Drop a restored prompt of all models. Answered by [`FromWorker::Forgotten`], even if there is none.
     Forget(String),
-    /// Show that the thread that computes is alive; answered by [`Up::Pong`]. Sent while nothing else is to be done.
+    /// Check that the compute thread is alive. Answered by [`FromWorker::Pong`]. Only sent to an idle worker.
     Ping,
-    /// End with exit code 0, after the current step.
+    /// Exit with code 0 after the current step.
     Shutdown,
 }
 
-/// A smaller model that guesses for another, with the same tokens.
+/// A smaller model with the same tokens, which proposes tokens for speculative decoding.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DraftModel {
-    /// Its name, for people.
+    /// Its name in reports.
     pub id: ModelId,
     /// Its directory.
     pub dir: PathBuf,
 }
 
-/// How a worker runs whatever it loads.
+/// A worker's settings.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkerSpec {
-    /// Where ONNX Runtime's library is looked for first.
+    /// Directory in which ONNX Runtime's library is looked for first.
     pub onnxruntime_dir: Option<PathBuf>,
-    /// Threads that compute; `None` is one for each physical core.
+    /// Compute threads; `None` means one per physical core.
     pub threads: Option<usize>,
-    /// Logical processors that it is kept to; none leaves that to the system.
+    /// Logical processors to run on; empty means all.
     pub processors: Vec<usize>,
-    /// Whether operators of our own compute on the CPU where they can.
+    /// Whether to use eka's own CPU operators where possible.
     pub own_operators: bool,
-    /// What the key-value cache is stored in where they do.
+    /// Number format of the key-value cache with those operators.
     pub kv_cache: CacheChoice,
     /// Most prompt tokens in one pass.
     pub prefill_chunk: usize,
-    /// Most positions to make room for; `None` is the model's context length.
+    /// Most positions of a sequence; `None` means the model's context length.
     pub context_length: Option<usize>,
-    /// What computes.
+    /// The device to use.
     pub device: DeviceChoice,
-    /// Most memory of the device that is taken; `None` is all that there is.
+    /// Most device memory to use; `None` means all.
     pub device_memory: Option<Bytes>,
-    /// When unused memory of the device goes back.
+    /// When unused device memory is freed.
     pub trim: TrimPolicy,
-    /// Most of it that the key-value cache keeps between two jobs.
+    /// Most device memory that the key-value cache keeps between two jobs.
     pub kv_keep: Bytes,
-    /// Most memory of earlier prompts and answers that are kept for later ones to begin with.
+    /// Most memory for the prefix cache.
     pub prefix_cache: Bytes,
-    /// Most tokens that are guessed and verified in one pass; 0 is none.
+    /// Most tokens to draft per pass; 0 turns speculative decoding off.
     pub draft_tokens: usize,
     /// Whether decode steps are captured as CUDA graphs on a GPU.
     pub cuda_graphs: bool,
-    /// Treat the CPU's memory as a GPU's is treated.
+    /// Allocate CPU memory from a pool, as on a GPU.
     pub host_pool: bool,
 }
 
-/// From the worker to the parent.
+/// A frame from a worker to the server.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum Up {
-    /// The first frame: which protocol follows.
+pub enum FromWorker {
+    /// The first frame.
     Hello {
-        /// [`PROTOCOL`] of the worker's binary.
+        /// [`PROTOCOL`] of the worker's executable.
         protocol: u32,
     },
-    /// ONNX Runtime is there; models can be loaded.
+    /// ONNX Runtime and the device can be used; models can be loaded.
     Started(RuntimeReport),
-    /// ONNX Runtime cannot be used; the worker ends after this.
+    /// ONNX Runtime or the device cannot be used. The worker exits after this.
     StartFailed {
         /// Why, and the way out.
         message: String,
     },
-    /// A model is loaded; it is run for the first time next.
+    /// A model is loaded. Its first run follows.
     Loaded(ModelId),
-    /// A model is loaded and warm.
+    /// A model is loaded and has run once.
     Ready {
-        /// Which.
+        /// The model.
         model: ModelId,
-        /// What it came to.
+        /// Its placement, memory and load time.
         report: ModelReport,
     },
-    /// A model cannot be loaded; the worker goes on.
+    /// A model cannot be loaded. The worker keeps running.
     LoadFailed {
-        /// Which.
+        /// The model.
         model: ModelId,
         /// Why, and the way out.
         message: String,
     },
-    /// A prefill chunk is done.
-    Progress {
-        /// Whose.
+    /// A job has made a step.
+    Step {
+        /// The job.
         job: JobId,
-        /// Prompt tokens read so far.
-        done: usize,
-        /// Prompt tokens in all.
-        total: usize,
-        /// Of those read, how many are kept from an earlier job.
-        cached: usize,
+        /// The step.
+        step: Step,
     },
-    /// What the model thought of a token; sent only where it was asked for.
-    Score {
-        /// Whose.
-        job: JobId,
-        /// The token's log-probability and others.
-        score: Score,
-    },
-    /// A token was picked.
-    Token {
-        /// Whose.
-        job: JobId,
-        /// The token.
-        id: u32,
-    },
-    /// A job's prompt is read, and so much of it is in its file.
+    /// A part of a job's prompt was saved to its file.
     Saving {
-        /// Whose.
+        /// The job.
         job: JobId,
         /// Bytes so far.
         written: Bytes,
     },
-    /// The job is over.
+    /// A job has ended.
     Done {
-        /// Whose.
+        /// The job.
         job: JobId,
         /// How it ended.
         finish: Finish,
     },
-    /// The job could not be finished.
+    /// A job has failed.
     Failed {
-        /// Whose.
+        /// The job.
         job: JobId,
         /// Why.
         failure: Failure,
-        /// Whether the device can no longer be used; the worker ends after this.
+        /// The device can no longer be used. The worker exits after this.
         poisoned: bool,
     },
-    /// The answer to [`Down::Ping`].
+    /// The answer to [`ToWorker::Ping`].
     Pong,
-    /// A model is gone.
+    /// A model is unloaded.
     Unloaded {
-        /// Which.
+        /// The model.
         model: ModelId,
-        /// What is held now.
+        /// Memory afterwards.
         memory: Memory,
     },
-    /// Memory of the device was given back as the trim policy says, between two jobs; nobody asked, and nothing answers it.
-    Held {
-        /// What is held now.
+    /// Device memory was freed between two jobs, as the trim policy demands. Sent without a request.
+    AutoTrimmed {
+        /// Memory afterwards.
         memory: Memory,
-        /// How long that took.
+        /// Time it took.
         took: Duration,
     },
-    /// A saved prompt is kept for jobs that begin like it.
+    /// A saved prompt is restored.
     Restored {
-        /// What is held now.
+        /// Memory afterwards.
         memory: Memory,
     },
-    /// A saved prompt cannot be; the worker goes on.
+    /// A saved prompt cannot be restored. The worker keeps running.
     NotRestored {
         /// Why not, and the way out.
         failure: Failure,
     },
-    /// A saved prompt is kept no longer.
+    /// A restored prompt was dropped.
     Forgotten {
-        /// What is held now.
+        /// Memory afterwards.
         memory: Memory,
     },
-    /// Memory was given back.
+    /// Memory was freed on request.
     Trimmed {
-        /// What is held now.
+        /// Memory afterwards.
         memory: Memory,
     },
 }
@@ -237,21 +220,21 @@ pub enum WireError {
     /// The pipe failed, or ended within a frame.
     #[error("the pipe failed: {0}")]
     Io(#[from] io::Error),
-    /// A length that no frame has.
-    #[error("a frame claims {found}, the longest is {MAX_FRAME}")]
+    /// The length exceeds the maximum.
+    #[error("a frame claims {found}; the maximum is {MAX_FRAME}")]
     TooLong {
         /// The length found.
         found: Bytes,
     },
-    /// A payload that is not one of these messages.
+    /// The payload is not a valid message.
     #[error("a frame of {length} does not decode: {source}")]
     Decode {
-        /// Its length.
+        /// Length of the payload.
         length: Bytes,
         /// Where and why.
         source: postcard::Error,
     },
-    /// A message that cannot be encoded.
+    /// The message cannot be encoded.
     #[error("a message cannot be encoded: {0}")]
     Encode(postcard::Error),
 }
@@ -259,7 +242,7 @@ pub enum WireError {
 /// Encodes a message as one frame, appended to `frame`.
 ///
 /// # Errors
-/// [`WireError::TooLong`] when the message exceeds [`MAX_FRAME`]; `frame` then is as it was.
+/// [`WireError::TooLong`] when the message exceeds [`MAX_FRAME`]; `frame` is unchanged then.
 pub fn encode<T: Serialize>(message: &T, frame: &mut Vec<u8>) -> Result<(), WireError> {
     let payload = postcard::to_stdvec(message).map_err(WireError::Encode)?;
     let length = checked_length(payload.len() as u64)?;
@@ -271,13 +254,13 @@ pub fn encode<T: Serialize>(message: &T, frame: &mut Vec<u8>) -> Result<(), Wire
 /// Decodes the payload of one frame.
 ///
 /// # Errors
-/// [`WireError::Decode`] when it is not a `T`.
+/// [`WireError::Decode`] when the payload is not a `T`.
 pub fn decode<T: DeserializeOwned>(payload: &[u8]) -> Result<T, WireError> {
     postcard::from_bytes(payload)
         .map_err(|source| WireError::Decode { length: Bytes::from(payload.len()), source })
 }
 
-/// The payload's length that a frame's first four bytes announce.
+/// Length of the payload, from a frame's first four bytes.
 ///
 /// # Errors
 /// [`WireError::TooLong`] above [`MAX_FRAME`].
@@ -292,10 +275,10 @@ fn checked_length(length: u64) -> Result<u32, WireError> {
     }
 }
 
-/// Writes one frame and flushes, so that the other end sees it at once.
+/// Writes one frame and flushes.
 ///
 /// # Errors
-/// [`WireError::TooLong`], or [`WireError::Io`] when the other end is gone.
+/// [`WireError::TooLong`], or [`WireError::Io`] when the other end has closed the pipe.
 pub fn write<T: Serialize>(message: &T, pipe: &mut impl Write) -> Result<(), WireError> {
     let mut frame = Vec::with_capacity(64);
     encode(message, &mut frame)?;
@@ -306,7 +289,7 @@ pub fn write<T: Serialize>(message: &T, pipe: &mut impl Write) -> Result<(), Wir
 /// Reads one frame; `None` when the pipe ended between two frames.
 ///
 /// # Errors
-/// [`WireError`] when it ended within one, or the frame is not one of these.
+/// [`WireError`] when the pipe ended within a frame, or the frame is not a `T`.
 pub fn read<T: DeserializeOwned>(pipe: &mut impl Read) -> Result<Option<T>, WireError> {
     let mut head = [0; 4];
     let first = loop {
@@ -344,40 +327,40 @@ mod tests {
     }
 
     #[test]
-    fn frames_come_out_as_they_went_in_and_the_end_between_them_is_none() {
-        let sent = [Down::Generate(Box::new(job())), Down::Cancel(JobId(3)), Down::Shutdown];
+    fn frames_survive_the_pipe_and_its_end_between_two_frames_is_none() {
+        let sent = [ToWorker::Generate(Box::new(job())), ToWorker::Cancel(JobId(3)), ToWorker::Shutdown];
         let mut pipe = Vec::new();
         for message in &sent {
             write(message, &mut pipe).unwrap();
         }
         let mut pipe = pipe.as_slice();
         for message in sent {
-            assert_eq!(read::<Down>(&mut pipe).unwrap(), Some(message));
+            assert_eq!(read::<ToWorker>(&mut pipe).unwrap(), Some(message));
         }
-        assert!(read::<Down>(&mut pipe).unwrap().is_none());
+        assert!(read::<ToWorker>(&mut pipe).unwrap().is_none());
     }
 
     #[test]
     fn a_pipe_that_ends_within_a_frame_is_an_error_at_every_cut() {
         let mut frame = Vec::new();
-        encode(&Down::Generate(Box::new(job())), &mut frame).unwrap();
+        encode(&ToWorker::Generate(Box::new(job())), &mut frame).unwrap();
         for cut in 1..frame.len() {
-            let ended = read::<Down>(&mut &frame[..cut]);
+            let ended = read::<ToWorker>(&mut &frame[..cut]);
             assert!(matches!(ended, Err(WireError::Io(_))), "cut at {cut}: {ended:?}");
         }
     }
 
     #[test]
     fn a_frame_of_four_gibibytes_is_refused_without_allocating_it() {
-        let refused = read::<Up>(&mut [0xff; 4].as_slice());
+        let refused = read::<FromWorker>(&mut [0xff; 4].as_slice());
         assert!(matches!(refused, Err(WireError::TooLong { found }) if found == Bytes(u64::from(u32::MAX))));
     }
 
     proptest! {
         #[test]
         fn garbage_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..256)) {
-            let _ = read::<Up>(&mut bytes.as_slice());
-            let _ = decode::<Down>(&bytes);
+            let _ = read::<FromWorker>(&mut bytes.as_slice());
+            let _ = decode::<ToWorker>(&bytes);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What is asked, and what comes back.
+//! The requests of the chaos bench and their answers.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{Outcome, server::Server};
 
-/// A request that is asked again and again.
+/// A request that is sent repeatedly.
 #[derive(Clone, Debug)]
 pub(crate) struct Question {
     prompt: String,
@@ -44,14 +44,13 @@ impl Question {
     }
 }
 
-/// Which question request `number` asks: scattered, for faults come in every so many jobs, and each shall meet every
-/// question.
+/// The question of request `number`: scattered, so that faults at a fixed interval hit every question.
 pub(crate) const fn which(number: usize, questions: usize) -> usize {
     // Knuth's multiplier; its upper half is the scattered one.
     ((number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) as usize % questions
 }
 
-/// One request, and what became of it.
+/// One request and its result.
 #[derive(Debug)]
 pub(crate) struct Asked {
     /// Its question's place.
@@ -79,7 +78,7 @@ pub(crate) struct Refusal {
     /// The error's code; empty for something else than an error of the server's.
     pub(crate) code: String,
     pub(crate) why: String,
-    /// What had been said by then.
+    /// The text received before the error.
     pub(crate) said: String,
 }
 
@@ -100,7 +99,7 @@ impl Refusal {
     }
 }
 
-/// Asks as a stream or as a whole, in turns.
+/// Sends requests alternately streamed and whole.
 pub(crate) async fn ask(server: &Server, question: &Question, which: usize) -> Asked {
     let streamed = server.count().is_multiple_of(2);
     let began = Instant::now();

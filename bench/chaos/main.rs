@@ -1,9 +1,9 @@
-//! Many requests to a real server whose workers keep breaking: is each answered once, rightly, and in its turn?
+//! Sends many requests to a server whose workers keep failing, and checks that each is answered once, correctly and in order.
 //!
-//! `scripts/chaos --requests 1000` starts it. A first server, undisturbed, says what each request's answer is and how
-//! long it takes. A second one commits a fault in every third job, a kind and a point that a hash of the job's number
-//! chooses, so that this driver knows what befell each. A few clients ask both for the same things. What is checked
-//! stands in `verdict`; the table at the end shows what each kind of fault cost the job that it struck.
+//! `scripts/chaos --requests 1000` starts it. A first server without faults gives the expected answer and duration of each
+//! request. A second server has a fault in every third job; a hash of the job's number chooses the kind and the point, so that
+//! this driver knows which fault hit which job. `verdict` has the checks; the table at the end shows the cost of each kind of
+//! fault.
 
 mod ask;
 mod server;
@@ -17,39 +17,39 @@ use std::{
 };
 
 use clap::Parser;
-use eka::worker::faults::Plan;
+use eka::worker::faults::FaultPlan;
 
 use ask::{Answer, Asked, Question};
 use server::{Memory, Server};
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
-/// Asks a server whose workers keep breaking, and checks every answer
+/// Sends requests to a server whose workers keep failing, and checks every answer
 #[derive(Debug, Parser)]
 #[command(name = "scripts/chaos")]
 struct Args {
     /// Requests to send
     #[arg(long, default_value_t = 300, value_name = "N")]
     requests: usize,
-    /// Send requests for so many hours instead
+    /// Send requests for this many hours instead
     #[arg(long, value_name = "H")]
     hours: Option<f64>,
     /// Chooses the faults; the same seed, the same faults
     #[arg(long, default_value_t = 1, value_name = "N")]
     seed: u64,
-    /// Every so many jobs have a fault
+    /// One job in this many has a fault
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     every: u64,
-    /// Clients that ask at the same time
+    /// Number of parallel clients
     #[arg(long, default_value_t = 4, value_name = "C")]
     clients: usize,
-    /// No faults: what is left is the parent's memory
+    /// No faults: measure only the parent's memory
     #[arg(long)]
     plain: bool,
-    /// Said by cargo: all of it
+    /// Passed by `cargo bench`: run everything
     #[arg(long, hide = true)]
     bench: bool,
-    /// Said by cargo: once and short, to see that it runs
+    /// Passed by cargo's test run: run once and short
     #[arg(long, hide = true)]
     test: bool,
 }
@@ -61,13 +61,13 @@ impl Args {
         if once { Self { requests: 12, every: 2, clients: 2, hours: None, ..self } } else { self }
     }
 
-    fn plan(&self) -> Outcome<Plan> {
+    fn plan(&self) -> Outcome<FaultPlan> {
         let spec = format!("random:{}/{}", self.seed, self.every);
-        if self.plain { Ok(Plan::default()) } else { Ok(spec.parse()?) }
+        if self.plain { Ok(FaultPlan::default()) } else { Ok(spec.parse()?) }
     }
 }
 
-/// All that is known about a run.
+/// The results of a run.
 struct Run {
     asked: Vec<Asked>,
     memory: Vec<Memory>,
@@ -97,10 +97,10 @@ fn main() -> Outcome<ExitCode> {
     Ok(ExitCode::FAILURE)
 }
 
-/// What each question's answer is, and how long it takes: the median of a few.
+/// The expected answer of each question, and its median duration.
 async fn undisturbed(questions: &[Question]) -> Outcome<Vec<Answer>> {
     const TIMES: usize = 5;
-    let server = Server::start(&Plan::default()).await?;
+    let server = Server::start(&FaultPlan::default()).await?;
     let mut answers = Vec::new();
     for question in questions {
         let mut tries = Vec::new();
@@ -116,11 +116,11 @@ async fn undisturbed(questions: &[Question]) -> Outcome<Vec<Answer>> {
     Ok(answers)
 }
 
-/// Asks until there has been enough.
-async fn disturbed(args: &Args, plan: &Plan) -> Outcome<Run> {
+/// Sends requests until the limit is reached.
+async fn disturbed(args: &Args, plan: &FaultPlan) -> Outcome<Run> {
     let server = Server::start(plan).await?;
     let questions = Question::all()?;
-    // Tells the watchdog how fast this machine is, and touches all code once.
+    // Lets the watchdog measure this machine, and runs all code once.
     let first = ask::ask(&server, &questions[0], 0).await;
     let (begun, next) = (Instant::now(), Cell::new(0));
     let asked = RefCell::new(vec![first]);

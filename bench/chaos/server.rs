@@ -1,17 +1,18 @@
-//! A real `eka serve` with the demonstration's model.
+//! A real `eka serve` with the demonstration model.
 
 use std::{
     cell::Cell,
     collections::VecDeque,
     env, fs,
     io::{BufRead, BufReader},
+    path::Path,
     process::{Child, Command, Stdio},
-    sync::{Arc, Mutex, PoisonError, mpsc},
+    sync::{Arc, Mutex, PoisonError},
     thread,
     time::Duration,
 };
 
-use eka::worker::faults::Plan;
+use eka::worker::faults::FaultPlan;
 use serde_json::Value;
 
 use crate::Outcome;
@@ -26,7 +27,7 @@ const LOST: Duration = Duration::from_secs(120);
 /// Lines of the log that are kept.
 const LOG_LINES: usize = 40;
 
-/// What the parent held after so many answers.
+/// Memory of the parent after a number of answers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Memory {
     pub(crate) answers: usize,
@@ -51,7 +52,7 @@ impl Drop for Server {
 
 impl Server {
     /// Starts one and waits until it is ready.
-    pub(crate) async fn start(plan: &Plan) -> Outcome<Self> {
+    pub(crate) async fn start(plan: &FaultPlan) -> Outcome<Self> {
         let mut command = Command::new(env!("CARGO_BIN_EXE_eka"));
         for (name, _) in env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("EKA_")) {
             command.env_remove(name);
@@ -62,24 +63,31 @@ impl Server {
         if !plan.is_off() {
             command.args(["--faults", &plan.to_string()]);
         }
+        let directory = tempfile::tempdir()?;
+        let ready_file = directory.path().join("ready.json");
+        command.arg("--ready-file").arg(&ready_file);
         let mut child = command.stderr(Stdio::piped()).spawn()?;
         let log = Arc::default();
-        let address = collect(BufReader::new(child.stderr.take().ok_or("no log")?), &log);
+        collect(BufReader::new(child.stderr.take().ok_or("no log")?), &log);
         let client = reqwest::Client::builder().timeout(LOST).build()?;
         let mut server = Self { child, url: String::new(), client, count: Cell::new(0), log };
-        let address = address.recv().map_err(|_| format!("it ended: {:?}", server.log()))?;
-        server.url = format!("http://{address}");
-        while server.client.get(format!("{}/readyz", server.url)).send().await?.status() != 200 {
+        loop {
+            if let Some(url) = ready_url(&ready_file) {
+                server.url = url;
+                return Ok(server);
+            }
+            if let Some(status) = server.child.try_wait()? {
+                return Err(format!("the server exited ({status}): {:?}", server.log()).into());
+            }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        Ok(server)
     }
 
     pub(crate) fn post(&self, body: &Value) -> reqwest::RequestBuilder {
         self.client.post(format!("{}/generate-lite", self.url)).json(body)
     }
 
-    /// How many have asked before.
+    /// Number of requests sent so far.
     pub(crate) fn count(&self) -> usize {
         self.count.replace(self.count.get() + 1)
     }
@@ -88,7 +96,7 @@ impl Server {
         Ok(self.client.get(format!("{}/metrics", self.url)).send().await?.text().await?)
     }
 
-    /// What the parent holds after so many answers.
+    /// Records the parent's memory after a number of answers.
     pub(crate) fn memory(&self, answers: usize) -> Outcome<Memory> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
         let kib = |name: &str| -> Option<u64> {
@@ -105,18 +113,17 @@ impl Server {
     }
 }
 
-/// Reads the log as it comes, so that the server never waits for its reader; gives its address as soon as it says it.
-fn collect(
-    lines: impl BufRead + Send + 'static,
-    log: &Arc<Mutex<VecDeque<String>>>,
-) -> mpsc::Receiver<String> {
-    let (found, address) = mpsc::channel();
+/// The URL in the ready file of a server that has loaded its model.
+fn ready_url(ready_file: &Path) -> Option<String> {
+    let document: Value = serde_json::from_slice(&fs::read(ready_file).ok()?).ok()?;
+    document["ready"].as_bool()?.then(|| document["url"].as_str().map(str::to_owned))?
+}
+
+/// Reads the log as it is written and keeps its last lines.
+fn collect(lines: impl BufRead + Send + 'static, log: &Arc<Mutex<VecDeque<String>>>) {
     let log = Arc::clone(log);
     thread::spawn(move || {
         for line in lines.lines().map_while(Result::ok) {
-            if let Some((_, address)) = line.split_once("on http://") {
-                let _ = found.send(address.trim().to_owned());
-            }
             let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
             if log.len() == LOG_LINES {
                 log.pop_front();
@@ -124,5 +131,4 @@ fn collect(
             log.push_back(line);
         }
     });
-    address
 }

@@ -1,8 +1,8 @@
-//! What a run looked like, for people.
+//! The report of a run as text.
 
 use std::{collections::BTreeMap, time::Duration};
 
-use eka::worker::faults::Plan;
+use eka::worker::faults::FaultPlan;
 
 use crate::{
     Run,
@@ -10,7 +10,7 @@ use crate::{
     verdict::{growth_kib, numbers_of_refused, struck},
 };
 
-/// All jobs that one kind of fault struck.
+/// All jobs that one kind of fault hit.
 #[derive(Default)]
 struct Row {
     count: usize,
@@ -22,7 +22,7 @@ struct Row {
 }
 
 /// Prints the table of kinds, and the parent's memory.
-pub(crate) fn print(run: &Run, answers: &[Answer], plan: &Plan) {
+pub(crate) fn print(run: &Run, answers: &[Answer], plan: &FaultPlan) {
     let refused = numbers_of_refused(run);
     let mut rows = BTreeMap::<&str, Row>::new();
     for (at, asked) in run.asked.iter().enumerate() {

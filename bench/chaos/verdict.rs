@@ -1,4 +1,4 @@
-//! What has to hold of a run, whatever befell its workers.
+//! The checks of a run.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -7,7 +7,7 @@ use std::{
 
 use eka::{
     job::JobId,
-    worker::faults::{Kind, Plan, Point},
+    worker::faults::{FaultKind, FaultPlan, FaultPoint},
 };
 
 use crate::{
@@ -16,38 +16,38 @@ use crate::{
     server::Memory,
 };
 
-/// The parent may grow by so much in a thousand requests, by the trend of a run's second half: noise, and no leak that
-/// would matter within a year.
+/// Largest accepted growth of the parent per thousand requests, by the trend of the run's second half: noise, or a leak too
+/// small to matter within a year.
 const MOST_GROWTH_KIB: f64 = 256.0;
 
 /// Answers before that trend means anything.
 const ENOUGH: usize = 1_000;
 
-/// What becomes of a job.
+/// The effect of a fault on a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
     /// Its worker answers it.
     Unharmed,
     /// The next worker answers it.
     Resumed,
-    /// It is answered with an error: a device that refuses a step is the job's misfortune.
+    /// It fails with an error, because its device rejected a step.
     Refused,
 }
 
-/// What a fault of this kind does to its job.
-const fn fate(kind: Kind) -> Fate {
+/// The effect of a fault of this kind on its job.
+const fn fate(kind: FaultKind) -> Fate {
     match kind {
-        Kind::Slow(_) | Kind::Leak(_) | Kind::Flood(_) | Kind::Chatter => Fate::Unharmed,
-        Kind::Fail | Kind::Starve => Fate::Refused,
+        FaultKind::Slow(_) | FaultKind::Leak(_) | FaultKind::Flood(_) | FaultKind::Chatter => Fate::Unharmed,
+        FaultKind::Fail | FaultKind::Starve => Fate::Refused,
         _ => Fate::Resumed,
     }
 }
 
 /// The fault that struck a job with this undisturbed answer: one that comes after its last step does not.
-pub(crate) fn struck(plan: &Plan, job: u64, undisturbed: &Answer) -> Option<Kind> {
+pub(crate) fn struck(plan: &FaultPlan, job: u64, undisturbed: &Answer) -> Option<FaultKind> {
     let fault = plan.of_job(JobId(job), 0).next()?;
     let reached = match fault.point {
-        Point::Decode(step) => u64::from(step.get()) < undisturbed.completion_tokens,
+        FaultPoint::Decode(step) => u64::from(step.get()) < undisturbed.completion_tokens,
         _ => true,
     };
     reached.then_some(fault.kind)
@@ -64,8 +64,8 @@ pub(crate) fn numbers_of_refused(run: &Run) -> BTreeMap<usize, u64> {
     refused.into_iter().zip(missing).collect()
 }
 
-/// Everything that is wrong with a run; nothing is as it should be.
-pub(crate) fn wrong(run: &Run, answers: &[Answer], plan: &Plan) -> Vec<String> {
+/// All problems of a run; empty if there are none.
+pub(crate) fn wrong(run: &Run, answers: &[Answer], plan: &FaultPlan) -> Vec<String> {
     let refused = numbers_of_refused(run);
     let mut wrong = Vec::new();
     for (at, asked) in run.asked.iter().enumerate() {
@@ -88,7 +88,7 @@ pub(crate) fn wrong(run: &Run, answers: &[Answer], plan: &Plan) -> Vec<String> {
     wrong
 }
 
-fn wrong_answer(answer: &Answer, undisturbed: &Answer, plan: &Plan) -> Option<String> {
+fn wrong_answer(answer: &Answer, undisturbed: &Answer, plan: &FaultPlan) -> Option<String> {
     let fate = struck(plan, answer.job, undisturbed).map_or(Fate::Unharmed, fate);
     let right = answer.text == undisturbed.text
         && answer.completion_tokens == undisturbed.completion_tokens
@@ -97,16 +97,16 @@ fn wrong_answer(answer: &Answer, undisturbed: &Answer, plan: &Plan) -> Option<St
     (!right).then(|| format!("{answer:?} should be {fate:?} and {:?}", undisturbed.text))
 }
 
-/// An error is right where the device refused a step; what was said before it is the beginning of the answer.
-fn wrong_refusal(refusal: &Refusal, job: u64, undisturbed: &Answer, plan: &Plan) -> Option<String> {
+/// An error is correct if the device rejected a step; the text before it must be the beginning of the answer.
+fn wrong_refusal(refusal: &Refusal, job: u64, undisturbed: &Answer, plan: &FaultPlan) -> Option<String> {
     let kind = struck(plan, job, undisturbed);
     let right = kind.map(fate) == Some(Fate::Refused)
-        && refusal.code == if kind == Some(Kind::Starve) { "out_of_memory" } else { "device_error" }
+        && refusal.code == if kind == Some(FaultKind::Starve) { "out_of_memory" } else { "device_error" }
         && undisturbed.text.starts_with(&refusal.said);
     (!right).then(|| format!("job {job}, with {kind:?}, got {refusal:?}"))
 }
 
-/// Every number up to the count of requests is somebody's, and nobody else's.
+/// Every job number up to the count of requests belongs to exactly one request.
 fn wrong_numbers(run: &Run) -> Vec<String> {
     let mut times = BTreeMap::<u64, usize>::new();
     let answered = run.asked.iter().filter_map(|asked| Some(asked.answer.as_ref().ok()?.job));

@@ -24,7 +24,7 @@ def prompt(length, vocabulary, turn):
 
 
 def get(port, path, timeout=5):
-    """The status of a GET request, or None if nobody answers."""
+    """The status of a GET request, or None without an answer."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
     try:
         connection.request("GET", path)

@@ -18,7 +18,7 @@ class Cells(dict):
 
     @contextmanager
     def of(self, *names):
-        """What is raised inside is the reason why `names` have no value, unless they have one by then."""
+        """An exception inside becomes the reason why `names` have no value, if they have none yet."""
         try:
             yield
         except Failed as error:

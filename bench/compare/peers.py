@@ -1,4 +1,4 @@
-"""eka and its peers: where each is found, what it runs, and how its speed is asked for.
+"""eka and its peers: where each is installed, how it is started, and how its speed is measured.
 
 A peer has `name`, `why_not` (None, or in a few words why it takes no part), `prepare(checkpoint, settings)`, which makes
 its model and says what it is, and `engine(settings)`, which measures without HTTP. `serve(settings, port)` gives a
@@ -22,7 +22,7 @@ PREPARE = 3600
 
 
 def finished(path: Path, make):
-    """`path`, made by `make(unfinished)` if it is not there; what was begun and not ended is begun again."""
+    """`path`, made by `make(unfinished)` if it does not exist; unfinished output is discarded."""
     if not path.exists():
         unfinished = path.with_name(f"unfinished-{path.name}")
         if unfinished.is_dir():
@@ -34,7 +34,7 @@ def finished(path: Path, make):
 
 
 def first_line(command):
-    """The first line that a program says of its version; None if it does not run."""
+    """The first line of a program's version output; None if it does not run."""
     try:
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -252,7 +252,7 @@ class Transformers(Library):
 
 
 class Vllm(Peer):
-    """vLLM's server, in bfloat16; it is measured over HTTP alone."""
+    """vLLM's server, in bfloat16; measured over HTTP only."""
 
     name = "vLLM"
 

@@ -10,17 +10,17 @@ PAGE = 4096
 
 
 class Failed(Exception):
-    """A peer did not do what it was asked; the text says what it said last."""
+    """A peer failed; the text is its last output."""
 
 
 def last_words(log: Path):
-    """The last line of a log that says something."""
+    """The last line of a log that is not empty."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return lines[-1][:200] if lines else "it said nothing"
 
 
 class Child:
-    """A process in a session of its own, ended with all of its children."""
+    """A process in a new session, ended with all of its children."""
 
     def __init__(self, command, log: Path, **options):
         self.log = log
@@ -59,7 +59,7 @@ class Child:
 
 
 def run(command, log: Path, limit, **options):
-    """What a command that ends by itself says on stdout."""
+    """The stdout of a command."""
     with open(log, "ab") as stderr:
         process = subprocess.Popen(list(map(str, command)), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr,
                                    start_new_session=True, text=True, **options)
@@ -107,7 +107,7 @@ def forget_file(file: Path):
         return False
     descriptor = os.open(file, os.O_RDONLY)
     try:
-        # What was written a moment ago can be dropped once it is on the disk.
+        # Recently written pages can be dropped only after they are on the disk.
         os.fsync(descriptor)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         # Asking for a page makes the system read it, and without this its neighbours too: each is asked for once.

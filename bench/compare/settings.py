@@ -1,4 +1,4 @@
-"""What is measured, and the names that it has in tables and files."""
+"""The measurements, and their names in tables and files."""
 
 import os
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ def measures(settings):
 
 
 def physical_cores():
-    """Cores, two threads of one counted once; what the system offers where it does not tell."""
+    """Physical cores; logical CPUs if the system does not report cores."""
     cores = set()
     for topology in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/topology"):
         try:

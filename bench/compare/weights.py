@@ -92,7 +92,7 @@ def safetensors_header(config):
 
 
 def words(vocabulary):
-    """A tokenizer of made-up words, each a token: a model of random weights says whole words."""
+    """A tokenizer of made-up words, each a token: a model of random weights generates whole words."""
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     return {
         "version": "1.0", "added_tokens": [], "normalizer": None, "post_processor": None,

@@ -1,8 +1,8 @@
-//! Everything that has to be seen on a real GPU, in one go: placement, parity, memory, speed, a worker that is killed.
+//! All checks that need a real GPU, in one run: placement, parity, memory, speed, a killed worker.
 //!
-//! `scripts/gpu-check` starts it. Each check adds rows to one table: what was found, and the bar that it is held to. With
-//! `--device cpu` the same checks run on the CPU, whose memory then comes from a pool like a GPU's, with small models: so
-//! that what runs on a rented machine for the first time is not this program.
+//! `scripts/gpu-check` starts it. Each check adds rows with a result and its limit to one table. With `--device cpu` the same
+//! checks run on the CPU with small models and a memory pool like a GPU's, so that the program is tested before it runs on a
+//! rented machine.
 
 mod memory;
 mod parity;
@@ -23,7 +23,7 @@ use std::{
 
 use clap::Parser;
 use eka::{
-    device::{Device, OpenError, OpenOptions, SessionOptions, host},
+    device::{Device, OpenError, OpenOptions, SessionOptions, affinity},
     device_spec::{CacheChoice, DeviceChoice},
     engine::{Timeline, TimelineOptions},
     manifest::Dtype,
@@ -60,10 +60,10 @@ struct Args {
     /// Only these checks
     #[arg(long, value_delimiter = ',', value_name = "CHECK")]
     only: Vec<Check>,
-    /// Said by cargo: all of it
+    /// Passed by `cargo bench`: run everything
     #[arg(long, hide = true)]
     bench: bool,
-    /// Said by cargo: once and short, to see that it runs
+    /// Passed by cargo's test run: run once and short
     #[arg(long, hide = true)]
     test: bool,
 }
@@ -71,13 +71,13 @@ struct Args {
 /// The checks, in their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Check {
-    /// What the machine has, and where the demonstration's nodes run
+    /// Devices of this machine, and placement of the demonstration's nodes
     Doctor,
     /// Logits and greedy answers of the fixtures, and the ten prompts
     Parity,
-    /// Requests of all lengths, and what stays of them
+    /// Requests of all lengths, and memory that remains
     Soak,
-    /// What a trim costs the next request
+    /// Cost of a trim for the next request
     Trim,
     /// Tokens per second of random weights in published shapes
     Speed,
@@ -104,7 +104,7 @@ impl Ground {
         self.device.gpu().is_some()
     }
 
-    /// What graphs for the device are computed in.
+    /// Data type of graphs for the device.
     fn dtype(&self) -> Dtype {
         if self.is_gpu() { Dtype::Float16 } else { Dtype::Float32 }
     }
@@ -113,7 +113,7 @@ impl Ground {
         self.work.path().join(name)
     }
 
-    /// The program with these arguments, and nothing of this machine's own settings.
+    /// The program with these arguments and without this machine's settings.
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.eka);
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("EKA_")) {
@@ -162,14 +162,14 @@ impl Ground {
 
 fn session(captures: bool) -> SessionOptions {
     SessionOptions {
-        threads: host::physical_cores(),
+        threads: affinity::physical_cores(),
         own_operators: true,
         captures,
         cache: CacheChoice::Auto,
     }
 }
 
-/// Runs a program to its end; what it printed.
+/// Runs a program to its end; returns its output.
 fn run(command: &mut Command) -> Outcome<String> {
     let output = command.output()?;
     if !output.status.success() {
@@ -226,7 +226,7 @@ fn main() -> Outcome<ExitCode> {
             table.failed(&name, &e.to_string());
         }
         eprintln!("{name}: {:.1} s", began.elapsed().as_secs_f64());
-        // What there is so far, should the machine go away.
+        // Intermediate results, in case the machine is lost.
         table.write(args.out.as_deref())?;
     }
     println!("{table}");

@@ -1,4 +1,4 @@
-//! What stays of requests in the device's memory, and what it costs that nothing does.
+//! Device memory that remains after requests, and the cost of trimming it.
 
 use std::{ops::ControlFlow, time::Instant};
 
@@ -20,12 +20,12 @@ use crate::{
 /// Most that the driver's own figure may move.
 const STILL: u64 = 2 << 20;
 
-/// What the cache may keep in the soak: on the CPU a page of it, on a GPU nothing, as that counts in larger pieces.
+/// Cache bytes kept in the soak: one page on the CPU; none on a GPU, whose driver counts in larger units.
 const KEPT: Bytes = Bytes::mib(1);
 
 pub(crate) fn soak(ground: &Ground, table: &mut Table) -> Outcome<()> {
     let pool = pool(ground)?;
-    // A GPU gives memory out in pieces of tens of megabytes, which a request has to need more than one of.
+    // A GPU allocates in units of tens of megabytes; a request must need more than one unit.
     let dir = if ground.is_gpu() && !ground.is_quick {
         Shape::all()[0].export(ground, "int4")?
     } else {
@@ -58,7 +58,7 @@ pub(crate) fn soak(ground: &Ground, table: &mut Table) -> Outcome<()> {
         "{median} µs, {} at the 99th percentile, {} at most",
         report.trim_p99_us, report.trim_most_us
     );
-    // In the tests' profile, on the host, every free block is read to see that nobody wrote to it.
+    // In the tests' profile, on the host, every free block is read to check that it was not written to.
     if ground.is_gpu() {
         table.held("a trim, at the median", "2 ms", &found, median <= 2000);
     } else {
@@ -67,7 +67,7 @@ pub(crate) fn soak(ground: &Ground, table: &mut Table) -> Outcome<()> {
     Ok(())
 }
 
-/// What a trim costs the first token of the next request, in shapes and prompts of several sizes.
+/// Cost of a trim for the first token of the next request, for several shapes and prompt lengths.
 pub(crate) fn trim(ground: &Ground, table: &mut Table) -> Outcome<()> {
     let pool = pool(ground)?;
     let [small, middle, _] = Shape::all();
@@ -125,7 +125,7 @@ fn pool(ground: &Ground) -> Outcome<&Pool> {
     Ok(ground.device.pool().ok_or("the device has no pool")?)
 }
 
-/// A prompt of so many tokens and 8 more; how long the first took.
+/// Runs a prompt of this many tokens and 8 more; returns the time to the first token.
 fn request(timeline: &mut Timeline, vocabulary: usize, prompt: usize) -> Outcome<f64> {
     let id = |i: usize| u32::try_from((i * 7919 + 13) % vocabulary).unwrap_or(0);
     let job = Job::new(JobId(0), (0..prompt).map(id).collect(), 8);

@@ -1,4 +1,4 @@
-//! Whether the device computes what transformers and the CPU do.
+//! Logits and answers of the device against transformers and the CPU.
 
 use std::{fs, ops::ControlFlow, path::Path};
 
@@ -28,7 +28,7 @@ pub(crate) fn run(ground: &Ground, table: &mut Table) -> Outcome<()> {
     ways(ground, table)
 }
 
-/// One text read in every way that there is: in chunks, token by token (whose steps are captured on a GPU), the same after
+/// One text read in every way: in chunks, token by token (whose steps are captured on a GPU), the same after
 /// memory was trimmed and steps had to be captured again, and from the middle on after a rewind.
 fn ways(ground: &Ground, table: &mut Table) -> Outcome<()> {
     let mut timeline = ground.open(&ground.demo(ground.dtype())?, Bytes(0))?;

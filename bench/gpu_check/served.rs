@@ -1,4 +1,4 @@
-//! A server whose worker is killed in an answer: the answer goes on, and the device's memory comes back.
+//! A worker is killed during an answer: the answer continues and the device memory is freed.
 
 use std::{
     fs,
@@ -13,9 +13,9 @@ use serde_json::json;
 
 use crate::{Ground, server::Server, soak::Outcome, table::Table};
 
-/// How soon the driver has to have the memory of a worker that was killed.
+/// Time limit for the driver to free the memory of a killed worker.
 const SOON: Duration = Duration::from_secs(1);
-/// What does not count of it: two workers need not be alike to the last page.
+/// Tolerance: two workers may differ by a few pages.
 const LITTLE: u64 = 64 << 20;
 
 fn start(ground: &Ground, model: &Path) -> Outcome<Server> {

@@ -1,4 +1,4 @@
-//! Tokens per second of random weights in published shapes, and what part of the memory's speed that is.
+//! Tokens per second with random weights in published shapes, and the share of memory bandwidth.
 
 use std::{fs, path::PathBuf};
 

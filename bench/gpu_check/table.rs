@@ -1,4 +1,4 @@
-//! What was found, beside what it is held to.
+//! Results and their limits.
 
 use std::{fmt, fs, path::Path};
 
@@ -13,7 +13,7 @@ struct Row {
     #[serde(skip_serializing_if = "Option::is_none")]
     bar: Option<String>,
     found: String,
-    /// `None` where there is no bar.
+    /// `None` without a limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     met: Option<bool>,
 }
@@ -31,12 +31,12 @@ impl Table {
         Self { device: ground.device.to_string(), eka: env!("CARGO_PKG_VERSION"), rows: Vec::new() }
     }
 
-    /// A figure that is held to nothing.
+    /// A result without a limit.
     pub(crate) fn told(&mut self, check: &str, found: &str) {
         self.rows.push(Row { check: check.into(), bar: None, found: found.into(), met: None });
     }
 
-    /// A figure and its bar.
+    /// A result and its limit.
     pub(crate) fn held(&mut self, check: &str, bar: &str, found: &str, met: bool) {
         self.rows.push(Row {
             check: check.into(),

@@ -1,8 +1,8 @@
-//! Does a pool leak? Requests of 1 to 1,900 prompt tokens over a pool of the host's memory, trimmed after each.
+//! Looks for leaks of the memory pool: requests of 1 to 1,900 prompt tokens over a pool on the host, trimmed after each.
 //!
 //! `cargo bench --bench pool_soak -- --requests 2000 --json FILE` prints a table, writes it as JSON, and ends with 1 if
-//! more was held after a trim than weights and what is to be kept, if the pool's books are not empty at the end, or if the
-//! process grew in the eyes of the operating system.
+//! more memory was held after a trim than weights and kept cache, if the pool's accounting is not empty at the end, or if the
+//! process grew.
 
 mod soak;
 
@@ -15,7 +15,7 @@ use eka::{
 };
 use soak::{Asked, LONGEST_PROMPT, Outcome, Report};
 
-/// Runs requests of all lengths over a pool of the host's memory, and looks for what does not come back
+/// Runs requests of all lengths over a pool of host memory and looks for leaks
 #[derive(Debug, Parser)]
 #[command(name = "pool_soak")]
 struct Args {
@@ -31,15 +31,15 @@ struct Args {
     /// Write the figures here as well
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Said by cargo: all of it
+    /// Passed by `cargo bench`: run everything
     #[arg(long, hide = true)]
     bench: bool,
-    /// Said by cargo: once and short, to see that it runs
+    /// Passed by cargo's test run: run once and short
     #[arg(long, hide = true)]
     test: bool,
 }
 
-/// Nothing is quite still in a process: an allocator's page here, a thread's stack there.
+/// Tolerance: allocator pages and thread stacks of a process change a little.
 const NOISE: u64 = 256 << 10;
 
 fn main() -> Outcome<ExitCode> {

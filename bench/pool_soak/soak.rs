@@ -1,4 +1,4 @@
-//! Requests of all lengths, one after the other, over one pool; and what was held when each was done.
+//! Requests of all lengths, one after the other, over one pool, with the memory held after each.
 
 use std::{
     fs,
@@ -8,7 +8,7 @@ use std::{
 };
 
 use eka::{
-    device::{Pool, SessionOptions, host},
+    device::{Pool, SessionOptions, affinity, process_memory},
     device_spec::CacheChoice,
     engine::{self, Forward, Speculation, Timeline, TimelineOptions},
     export::{self, Options, Source},
@@ -29,19 +29,19 @@ pub(crate) const LONGEST_PROMPT: usize = 1900;
 /// Longest answer.
 const LONGEST_ANSWER: usize = 40;
 
-/// What is asked for.
+/// The options of a run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Asked {
     pub(crate) requests: usize,
     /// Same seed, same requests.
     pub(crate) seed: u64,
-    /// What the cache may keep.
+    /// Bytes that the cache may keep.
     pub(crate) kv_keep: Bytes,
     /// Whether steps are captured, where the pool is a GPU's.
     pub(crate) captures: bool,
 }
 
-/// What came of it. Bytes, but where something else is said.
+/// The results of a run; in bytes unless stated otherwise.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Report {
     pub(crate) requests: usize,
@@ -64,7 +64,7 @@ pub(crate) struct Report {
     pub(crate) trim_median_us: u64,
     pub(crate) trim_p99_us: u64,
     pub(crate) trim_most_us: u64,
-    /// What the pool's books say is out, and held, when model and cache are gone.
+    /// Bytes in use and held by the pool after model and cache are dropped.
     pub(crate) books_out: u64,
     pub(crate) books_held: u64,
     /// The least anonymous memory that the system saw between requests, in the second tenth of them and in the last.
@@ -77,7 +77,7 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// What is not as it should be.
+    /// Problems found; empty if there are none.
     pub(crate) fn wrong(&self) -> Vec<String> {
         let bars = [
             (self.times_above == 0, "more than weights and what is kept was held after a trim"),
@@ -104,12 +104,12 @@ pub(crate) fn model(dir: &Path, options: impl FnOnce(Options) -> Options) -> Out
     Ok(())
 }
 
-/// A prompt of so many tokens.
+/// A prompt of `length` tokens.
 pub(crate) fn prompt(random: &mut StdRng, length: usize) -> Vec<u32> {
     (0..length).map(|_| random.random_range(3..1024)).collect()
 }
 
-/// Asks for everything, and closes the books.
+/// Runs all requests and reads the final accounting.
 pub(crate) fn run(pool: &Pool, dir: &Path, asked: Asked) -> Outcome<Report> {
     let mut report = Report { requests: asked.requests, kv_keep: asked.kv_keep.0, ..Report::default() };
     let mut timeline = open(pool, dir, asked)?;
@@ -139,7 +139,7 @@ pub(crate) fn run(pool: &Pool, dir: &Path, asked: Asked) -> Outcome<Report> {
         }
         report.most_after_trim = report.most_after_trim.max(after.reserved.0);
         report.in_use_after = report.in_use_after.max(after.in_use().0);
-        anonymous.push(host::memory().anonymous.unwrap_or_default().0);
+        anonymous.push(process_memory::memory().anonymous.unwrap_or_default().0);
     }
     drop(timeline);
     pool.trim(Bytes(0));
@@ -155,7 +155,7 @@ pub(crate) fn run(pool: &Pool, dir: &Path, asked: Asked) -> Outcome<Report> {
 fn open(pool: &Pool, dir: &Path, asked: Asked) -> Outcome<Timeline> {
     let Asked { kv_keep: keep, captures, .. } = asked;
     let session = SessionOptions {
-        threads: host::physical_cores(),
+        threads: affinity::physical_cores(),
         own_operators: true,
         captures,
         cache: CacheChoice::Auto,

@@ -1,4 +1,4 @@
-"""A real `eka serve` with two names for the demonstration model, and what it and its workers hold."""
+"""A real `eka serve` with two names for the demonstration model, and the memory of it and its workers."""
 
 import http.client
 import json
@@ -6,11 +6,10 @@ import os
 import re
 import shutil
 import subprocess
-import threading
 import time
 from pathlib import Path
 
-# Hangs are faults that are injected: one shall cost a second or so, not the minute that a slow machine is given.
+# Hangs are injected: each should cost about a second, not the minute allowed on a slow machine.
 SETTINGS = {"watchdog.decode_floor_ms": 2000, "watchdog.prefill_base_ms": 2000, "queue.max_jobs": 16, "models.keep_alive_ms": 20000}
 
 
@@ -25,31 +24,32 @@ class Server:
         command += ["--faults", faults] if faults else []
         environment = {name: value for name, value in os.environ.items() if not name.startswith("EKA_")}
         environment.setdefault("ORT_DYLIB_PATH", str(root / ".onnxruntime"))
-        self.process = subprocess.Popen(list(map(str, command)), cwd=root, env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        self.address, self.listening = None, threading.Event()
-        threading.Thread(target=self.read_log, daemon=True).start()
-        if not self.listening.wait(120) or self.address is None:
-            self.process.kill()
-            raise SystemExit(f"soak: the server did not start: {self.log.read_text()[-400:]}")
+        ready_file = work / "ready.json"
+        command += ["--ready-file", ready_file]
+        with open(self.log, "wb") as log:
+            self.process = subprocess.Popen(list(map(str, command)), cwd=root, env=environment, stdin=subprocess.DEVNULL, stderr=log)
+        self.address = self.wait_until_ready(ready_file, 120)
+
+    def wait_until_ready(self, ready_file, timeout_s):
+        """The address of the server, when it has loaded its model."""
+        until = time.monotonic() + timeout_s
+        while time.monotonic() < until and self.process.poll() is None:
+            try:
+                server = json.loads(ready_file.read_bytes())
+                if server["ready"]:
+                    return server["address"]
+            except FileNotFoundError:
+                pass
+            time.sleep(0.05)
+        self.process.kill()
+        raise SystemExit(f"soak: the server did not start: {self.log.read_text()[-400:]}")
 
     def __enter__(self):
-        while self.get("/readyz")[0] != 200:
-            time.sleep(0.05)
         return self
 
     def __exit__(self, *_):
         if self.process.poll() is None:
             self.stop()
-
-    def read_log(self):
-        with open(self.log, "w", encoding="utf-8") as log:
-            for line in self.process.stderr:
-                log.write(line)
-                log.flush()
-                if found := re.search(r" on http://(\S+)", line):
-                    self.address = found[1]
-                    self.listening.set()
-        self.listening.set()
 
     def connect(self, timeout=120):
         return http.client.HTTPConnection(self.address, timeout=timeout)

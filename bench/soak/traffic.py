@@ -1,4 +1,4 @@
-"""What is asked, what it must come to, and who asks.
+"""The requests, their expected results, and the clients.
 
 Every answer is known: an undisturbed server said it before. So a lost, a wrong, a repeated or a truncated answer is found in
 whatever company it comes.
@@ -11,7 +11,7 @@ import time
 
 from .server import events
 
-# A refusal that a client is told to come back after.
+# Rejections with Retry-After.
 FULL = "queue_full"
 
 
@@ -32,7 +32,7 @@ def questions(root, models):
     return [Question(prompt, most, ignore, model) for model in models for prompt in prompts for most, ignore in lengths]
 
 
-# What is no request, and the code that says so.
+# Invalid requests and the expected error codes.
 BAD = [
     ({"prompt": "x", "temperature": -1}, 400),
     ({"prompt": "x", "frobnicate": 1}, 400),
@@ -76,7 +76,7 @@ class Traffic:
             self.seen.append(seen)
 
     def ask(self, question, kind):
-        """Asks as a stream, and compares the whole text with what is known."""
+        """Streams an answer and compares the whole text with the expected one."""
         seen = Seen(kind, time.monotonic() - self.began)
         began = time.monotonic()
         try:
@@ -137,7 +137,7 @@ class Traffic:
             connection, response = self.post(body)
             found, said = response.status, response.read()
             connection.close()
-            # What is wrong with some shows when they are read whole, for which a full queue does not wait.
+            # Some errors are found only when the body is read, which a full queue does not wait for.
             seen.refused = found == 429 and json.loads(said)["error"]["code"] == FULL
             if found != status and not seen.refused:
                 seen.wrong = f"{str(body)[:40]} is answered with {found}, not {status}"
@@ -159,7 +159,7 @@ class Traffic:
                 time.sleep(0.2)
 
     def bursts(self, until, every=20.0, size=30):
-        """More at once than the queue holds: each has its answer, or is told at once that there is no room."""
+        """More requests than the queue holds: each is answered, or rejected at once with a 429."""
         pick = random.Random(self.seed)
         while time.monotonic() + every < until:
             time.sleep(every)

@@ -8,7 +8,7 @@ Z = 1.96
 
 
 def buckets(points, most=120):
-    """At most so many points: each the median of neighbours, whose noise is alike."""
+    """At most `count` points: each is the median of its neighbours."""
     size = max(1, math.ceil(len(points) / most))
     groups = [points[at:at + size] for at in range(0, len(points), size)]
     return [(statistics.median(x for x, _ in group), statistics.median(y for _, y in group)) for group in groups]
@@ -35,6 +35,6 @@ def slope(points):
 
 
 def percentile(values, part):
-    """The value below which so many hundredths are; None of none."""
+    """The given percentile; None without values."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(len(ordered) * part / 100))] if ordered else None

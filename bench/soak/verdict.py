@@ -1,4 +1,4 @@
-"""What a run came to, and whether that is well."""
+"""The results of a run and the verdict."""
 
 import random
 
@@ -8,7 +8,7 @@ from .trend import buckets, percentile, slope
 # an allocator's last pages.
 LEAST_GROWTH = {"parent_kib": 1024, "worker_kib": 4096, "files": 4, "threads": 2}
 # In minutes, a crowd that has just left is growth to any slope: the parent's heap then stays 6 to 9 MiB higher for as long as
-# its last page is in use, falls, and rises with the next crowd. A leak of 4 KiB a request is seen in five minutes all the same.
+# its last page is in use, falls, and rises with the next crowd. A leak of 4 KiB a request is still detected in five minutes.
 LEAST_GROWTH_SHORT = LEAST_GROWTH | {"parent_kib": 24 << 10, "worker_kib": 24 << 10}
 # Below this, the quarters have too few requests for a 99th percentile to mean anything.
 LONG_S = 1800
@@ -23,7 +23,7 @@ def figures(samples, name, skip):
 
 def grows(samples, name, length):
     """The slope per hour with its interval, and whether it is growth: for certain above nothing, and the floor rises too."""
-    # What is filled once, such as caches and pools, is filled in the first tenth.
+    # Caches and pools that fill once are full after the first tenth.
     points = figures(samples, name, length / 10)
     found = slope(buckets(points))
     if found is None:
@@ -31,7 +31,7 @@ def grows(samples, name, length):
     low, middle, high = (3600 * value for value in found)
     least = (LEAST_GROWTH if length >= LONG_S else LEAST_GROWTH_SHORT)[name]
     half = len(points) // 2
-    # What is given back now and then is no leak.
+    # Memory that is returned from time to time is not a leak.
     rises = min(held for _, held in points[half:]) - min(held for _, held in points[:half])
     grows = low > 0 and middle * length / 3600 > least and rises > least / 2
     return {"low_per_hour": low, "per_hour": middle, "high_per_hour": high, "grows": grows}

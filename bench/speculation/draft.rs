@@ -1,10 +1,10 @@
-//! What a draft model gains, by how often it is right.
+//! Gain of a draft model by its acceptance rate.
 
 use eka::engine::{Speculation, Timeline};
 
 use super::{DRAFTS, Text, Told, run, speed};
 
-/// Every so many-th of its tokens is wrong: none, one in ten, in four, in two, all.
+/// Every n-th drafted token is wrong: none, one in ten, in four, in two, all.
 const WRONG: [usize; 5] = [0, 10, 4, 2, 1];
 
 /// Measures a model with its draft model, and prints.
@@ -25,7 +25,7 @@ pub(crate) fn measure(
                 let guessed = outcome.timings.drafted_by_model;
                 last = format!(
                     "{passes} passes in place of {alone}, {} of {} right",
-                    guessed.right, guessed.tokens
+                    guessed.accepted, guessed.tokens
                 );
             }
             let wrong = if wrong == 0 { "none".into() } else { format!("1 in {wrong}") };

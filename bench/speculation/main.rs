@@ -1,19 +1,19 @@
-//! What guessing gains where an answer repeats its prompt, and what it costs where nothing repeats.
+//! Gain of speculative decoding where an answer repeats its prompt, and cost where nothing repeats.
 //!
 //! `BENCH_MODEL=models/NAME cargo bench --bench speculation`; without it, a small model of random weights. The texts are
-//! `texts.json`: prompts and answers in the ids of Llama 2's vocabulary, which the model must have room for. Whatever the
-//! model itself would say, each answer is what the text says: the time is that of real passes, and the text is one that
-//! people ask for. With guesses and without, in turns; only ratios mean anything on a machine that does other things.
+//! `texts.json`: prompts and answers in the ids of Llama 2's vocabulary, which the model must have room for. Each
+//! answer is the given text, whatever the model would generate: the time is that of real passes, on realistic text. With and
+//! without drafts, in turns; compare ratios only, unless the machine is idle.
 //!
-//! Then the same with a draft model (`BENCH_DRAFT=models/NAME`; without it, a smaller one of random weights) that says what the
-//! text says but for every so many-th token, and so is right as often as one likes, at the price of its own passes.
+//! Then the same with a draft model (`BENCH_DRAFT=models/NAME`; without it, a smaller one of random weights) that drafts the
+//! given text with every n-th token wrong: any acceptance rate, at the cost of real passes.
 
 use std::{env, fs, ops::ControlFlow, path::PathBuf};
 
 use eka::{
-    device::{Runtime, SessionOptions, host},
+    device::{Runtime, SessionOptions, affinity},
     device_spec::CacheChoice,
-    engine::{self, EngineError, Forward, Outcome, Speculation, Timeline, TimelineOptions},
+    engine::{self, EngineError, Forward, GenerationSummary, Speculation, Timeline, TimelineOptions},
     export::{self, Options, Source},
     job::{Job, JobId},
     model::Model,
@@ -34,14 +34,14 @@ struct Text {
     answer: Vec<u32>,
 }
 
-/// A model that says what it is told, at the price of what it would have said.
+/// A model that generates the given text at the cost of real passes.
 struct Told<'a> {
     timeline: &'a mut Timeline,
     sequence: Vec<u32>,
     fed: usize,
     rows: usize,
     passes: usize,
-    /// Each so many-th token is another; 0 is none.
+    /// Every n-th token is wrong; 0 for none.
     wrong: usize,
 }
 
@@ -94,7 +94,7 @@ impl Forward for Told<'_> {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     eka::device::refuse_telemetry();
-    // `cargo bench` says --bench; a test run of the benches does not, and runs everything once.
+    // `cargo bench` passes --bench; a test run of the benches does not, and runs everything once.
     let rounds = if env::args().any(|argument| argument == "--bench") { 5 } else { 1 };
     let texts: Vec<Text> = serde_json::from_str(include_str!("texts.json"))?;
     let temporary = tempfile::tempdir()?;
@@ -103,7 +103,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         None => small(&temporary.path().join("model"), 2)?,
     };
     let session = SessionOptions {
-        threads: host::physical_cores(),
+        threads: affinity::physical_cores(),
         own_operators: true,
         captures: false,
         cache: CacheChoice::Auto,
@@ -124,7 +124,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         for _ in 0..rounds {
             plain.push(speed(&run(&mut timeline, text, 1, &mut Speculation::new())?.0));
             let (outcome, _) = run(&mut timeline, text, DRAFTS + 1, &mut learned)?;
-            accepted = format!("{} of {}", outcome.timings.drafted.right, outcome.timings.drafted.tokens);
+            accepted = format!("{} of {}", outcome.timings.drafted.accepted, outcome.timings.drafted.tokens);
             guessing.push(speed(&outcome));
         }
         let ratios: Vec<String> =
@@ -149,13 +149,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     draft::measure((&mut timeline, &mut draft), &texts, rounds)
 }
 
-/// What came of a text, and in how many passes.
+/// The result of a text, with the number of passes.
 fn run<D: Forward>(
     timeline: &mut Timeline,
     text: &Text,
     rows: usize,
     speculation: &mut Speculation<D>,
-) -> Result<(Outcome, usize), Box<dyn std::error::Error>> {
+) -> Result<(GenerationSummary, usize), Box<dyn std::error::Error>> {
     let job = Job::new(JobId(0), text.prompt.clone(), text.answer.len());
     let mut told = Told::new(timeline, text, rows, 0);
     let mut said = Vec::new();
@@ -172,7 +172,7 @@ fn run<D: Forward>(
 }
 
 #[expect(clippy::cast_precision_loss, reason = "token counts")]
-fn speed(outcome: &Outcome) -> f64 {
+fn speed(outcome: &GenerationSummary) -> f64 {
     (outcome.usage.completion_tokens - 1) as f64 / outcome.timings.decode.as_secs_f64()
 }
 

@@ -158,7 +158,7 @@ def stalled_bodies(torture):
 
 
 def too_large_a_length(torture):
-    """Refused by its head alone, at once, also when the client waits for leave to send it."""
+    """Rejected at once by its head, also with Expect: 100-continue."""
     answers = []
     for expectation in (b"", b"Expect: 100-continue\r\n"):
         with torture.server.raw(20) as client:
@@ -172,7 +172,7 @@ def too_large_a_length(torture):
 
 
 def idle_connections(torture):
-    """1,020 connections that say nothing, then the worker dies: it is replaced."""
+    """1,020 idle connections, then the worker is killed: it is replaced."""
     clients = open_connections(torture.server, 1020)
     try:
         # The worker that computes the stream: its pause is that of a restart.
@@ -229,7 +229,7 @@ def gzip_bombs(torture):
 
 
 def a_full_log_pipe(torture):
-    """A reader of the log that reads nothing: everything goes on, and what is dropped is counted."""
+    """A log pipe that is not read: requests are answered, and dropped lines are counted."""
     reading, writing = os.pipe()
     try:
         arguments = ["--set", "log.level=trace"]
@@ -272,7 +272,7 @@ def templates_of_requests(torture):
     return expect(answers, {200, 400, 413, 415, 422, 501}, "a strange body")
 
 
-# Item of the issue, what is done, the function; those that start a server of their own come last.
+# Item, description, function; cases that start a separate server come last.
 CASES = [
     ("A1", "one exponential schema", one_exponential_schema),
     ("A1", "eight exponential schemas", eight_exponential_schemas),

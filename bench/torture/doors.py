@@ -97,7 +97,7 @@ def a_library_in_the_working_directory(torture):
     return "not looked at"
 
 
-# Item, what is done, function; the first is for the server that all share.
+# Item, description, function; the first uses the shared server.
 CASES = [("C12", "foreign Host, Origin, content type", foreign_hosts_and_origins)]
 OWN_SERVER = [
     ("C12", "cors.origins = * and /admin", any_origin_is_no_administrator),

@@ -1,4 +1,4 @@
-"""Section B: what a model's folder can do. Each case starts a server on a folder that is damaged or hostile."""
+"""Section B: model folders. Each case starts a server on a folder that is damaged or hostile."""
 
 import json
 import os
@@ -81,7 +81,7 @@ def bind_unix(path):
 
 
 def exported(torture, name):
-    """An export of the demonstration model in a directory of its own, made once."""
+    """An export of the demonstration model in a separate directory, made once."""
     out = torture.work / "exports" / name
     if not out.exists():
         made = torture.work / "exports/whole"
@@ -123,7 +123,7 @@ def damaged_cache(torture):
 
 
 def damaged_own_export(torture):
-    """A directory that is the user's own is never written to: the server says what is wrong with it and ends."""
+    """A user's directory is never written to: the server reports the problem and exits."""
     own = exported(torture, "cut")
     os.truncate(own / "model.onnx.data", 1000)
     command = [torture.eka, "serve", "--port", "0", "--model", own]
@@ -171,7 +171,7 @@ def damaged_manifests(torture):
 
 
 def numbers(value, path=()):
-    """The places of all numbers within a JSON document, but for those that tell where it came from."""
+    """The places of all numbers within a JSON document, except those of its provenance."""
     if isinstance(value, dict):
         for name, inner in value.items():
             if name not in ("provenance", "files"):
@@ -186,7 +186,7 @@ def replaced(value, path, new):
     return {name: replaced(inner, path[1:], new) if name == path[0] else inner for name, inner in value.items()}
 
 
-# Item, what is done, function.
+# Item, description, function.
 CASES = [
     ("B8", "ten hostile templates", hostile_templates),
     ("B9", "FIFOs, sockets, devices, 100 GB", strange_files),

@@ -20,7 +20,7 @@ DESCRIPTORS = 1024
 
 
 class Failure(Exception):
-    """What a case found wrong."""
+    """A problem that a case found."""
 
 
 class Server:
@@ -116,7 +116,7 @@ class Server:
         return [pid for pid in children(self.process.pid) if b"worker" in command_line(pid)]
 
     def reset_peak(self):
-        """Starts the measurement of the peak resident memory anew; gives what is resident now, in bytes."""
+        """Resets the peak resident memory; returns the resident memory in bytes."""
         Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
         return self.status_bytes("VmRSS")
 

@@ -14,7 +14,7 @@ class Bars:
 
 @dataclasses.dataclass
 class Row:
-    """One case. What was not measured is `None`: a server that is killed on purpose answers no probe."""
+    """One case. Values that were not measured are `None`: a server that is killed on purpose answers no probe."""
 
     item: str
     title: str
@@ -28,7 +28,7 @@ class Row:
     wrong: list[str] = dataclasses.field(default_factory=list)
 
     def judge(self, bars):
-        """Adds what exceeds the bars to what is wrong."""
+        """Adds a problem for each value over its limit."""
         if self.livez_s is not None and self.livez_s > bars.livez_s:
             self.wrong.append(f"/livez took {self.livez_s * 1000:.0f} ms, at most {bars.livez_s * 1000:.0f}")
         if self.gap_factor is not None and not self.is_stream_disturbed and self.gap_factor > bars.gap_factor:
@@ -38,7 +38,7 @@ class Row:
 
 
 def text(rows):
-    """The rows as a table for a terminal, and what is wrong below it."""
+    """The rows as a table for a terminal, with the problems below it."""
     head = ("item", "case", "answers", "/livez ms", "gap", "MiB", "s", "")
     cells = [head]
     for row in rows:

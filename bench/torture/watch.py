@@ -1,4 +1,4 @@
-"""Two bystanders in processes of their own: one asks /livez every 10 ms, the other reads a stream and times its gaps.
+"""Two observers in separate processes: one requests /livez every 10 ms, the other reads a stream and measures its gaps.
 
 Processes, not threads: the attacks run in this interpreter, whose lock would be measured otherwise.
 """

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Checks phrasebook.tsv and says how much is in it.
+"""Checks phrasebook.tsv and prints its size.
 
 Header and column counts; no cell empty, padded, doubled within its column, or outside Unicode NFC;
 every letter and mark in the script of its column; a final punctuation mark, and a question mark

@@ -1,4 +1,4 @@
-"""Judges the demonstration model: greedy answers of the base alone and with the adapter merged.
+"""Judges the demonstration model: greedy answers of the base with and without the merged adapter.
 
 Writes expected.json and expected.safetensors (ten prompts, to test a server against) and adds the
 figures over all pairs to metrics.json.
@@ -114,7 +114,7 @@ def chrf(pairs, order=6, beta=2.0):
 
 
 class Judge:
-    """Asks models for many answers at once, and counts what is right about them."""
+    """Asks models for many answers at once, and counts the correct ones."""
 
     def __init__(self, tokenizer, rows):
         self.tokenizer = tokenizer
@@ -211,7 +211,7 @@ def same_when_rounded(model, prompts, dtype):
 
 
 def random_phrase_chrf(rows, pairs, rng):
-    """What a phrase of the right language, drawn at random, would score."""
+    """The score of a random phrase in the right language."""
     return round(chrf([(rng.choice(rows)[language], row[language]) for row, language in pairs]), 2)
 
 
@@ -250,7 +250,7 @@ def all_pairs(judge, systems, rows, held_out, seed):
 
 
 def evaluate(rows, held_out, out, seed):
-    """Everything above; exits with a sentence if the ten prompts do not tell base and merged model apart."""
+    """Everything above; exits with an error if the ten prompts do not distinguish base and merged model."""
     start, tokenizer, base = time.time(), load_tokenizer(out), load_base(out)
     merged = PeftModel.from_pretrained(load_base(out), out / "adapter").merge_and_unload().eval()
     systems = {"merged": merged, "base": base}

@@ -23,7 +23,7 @@ def load_tokenizer(out):
 
 
 def encode(tokenizer, text):
-    """Token ids of `text` alone, without the <s> that encoding adds by default."""
+    """Token ids of `text` without the <s> that encoding adds by default."""
     return tokenizer.encode(text, add_special_tokens=False).ids
 
 

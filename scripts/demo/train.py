@@ -76,7 +76,7 @@ class Run:
 
 
 def tokenizer_corpus(rows):
-    """Every phrase (alone, after a space, after a line break) and every prompt without its phrase."""
+    """Every phrase (by itself, after a space, after a line break) and every prompt without its phrase."""
     phrases = [row[column] for row in rows for column in COLUMNS]
     lines = phrases + [before + phrase for phrase in phrases for before in (" ", "\n")]
     names = ["English", *LANGUAGES.values()]
@@ -249,7 +249,7 @@ def new_base():
 
 
 def base_optimizer(model):
-    """Weight decay on the matrices alone: not on the norms, and not on the embedding."""
+    """Weight decay on matrices only: not on the norms, and not on the embedding."""
     matrices, rest = [], []
     for name, parameter in model.named_parameters():
         (matrices if parameter.dim() == 2 and "embed" not in name else rest).append(parameter)

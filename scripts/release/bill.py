@@ -1,4 +1,4 @@
-"""What a release of eka is made of, from cargo's own word: a bill of materials, and the licences.
+"""Writes the bill of materials and the licences of a release, from cargo's metadata.
 
   python3 scripts/release/bill.py --target TRIPLE --library FILE --library-version V --sbom FILE --licences DIR
 
@@ -46,7 +46,7 @@ def shipped(document):
 
 
 def expression(package):
-    """The licence as SPDX writes it today; some still say A/B."""
+    """The licence as SPDX writes it today; some crates still write A/B."""
     return re.sub(r"\s*/\s*", " OR ", package["license"] or "") or None
 
 

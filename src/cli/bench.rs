@@ -1,9 +1,8 @@
-//! `eka bench`: tokens per second of the engine, without queue, pipe or HTTP; with `--url`, load on a server (`load`).
+//! `eka bench`: tokens per second of the engine, without queue, pipe or HTTP; with `--url`, a load test of a server (`load`).
 //!
-//! Every round measures every length once, in order, so that a machine which gets slower or busier while it is measured
-//! shows as spread and not as a trend. With `--bare` each decode is followed by the same steps as a bare loop: the one
-//! call into ONNX Runtime over the same binding, with no sampler, no frames, nothing; the ratio is what the engine's
-//! own work costs.
+//! Every round measures every length once, so a machine that becomes slower during the run shows up as spread. With `--bare`
+//! each decode is followed by the same steps in a bare loop, which only calls ONNX Runtime over the same binding; the ratio is
+//! the overhead of the engine.
 
 use std::{
     collections::BTreeMap,
@@ -17,18 +16,18 @@ use anyhow::{Context, anyhow, ensure};
 use serde::Serialize;
 
 use super::{
-    engine::EngineArgs,
-    exit::{EndsAs, Exit},
+    engine_args::EngineArgs,
+    exit::{Exit, WithExit},
     load,
-    print::{self, Output},
+    output::{self, OutputFlags},
 };
 use crate::{
     device::Pool,
-    engine::{self, Forward, Speculation, Step, Timeline},
+    engine::{self, Forward, Speculation, Timeline},
     job::{DeviceMemory, DevicePeak, Job, JobId},
     loadgen::{LengthCost, lengths_svg},
     units::Bytes,
-    wire::{self, Up},
+    wire::{self, FromWorker},
     worker,
 };
 
@@ -47,7 +46,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "TOKENS", default_value_t = 64)]
     generate: usize,
 
-    /// How often to measure each
+    /// Number of measurements per length
     #[arg(long, value_name = "N", default_value_t = 5)]
     rounds: usize,
 
@@ -56,7 +55,7 @@ pub(super) struct Args {
     bare: bool,
 
     #[command(flatten)]
-    pub(super) output: Output,
+    pub(super) output: OutputFlags,
 
     #[command(flatten)]
     engine: EngineArgs,
@@ -65,69 +64,69 @@ pub(super) struct Args {
     load: load::LoadArgs,
 }
 
-/// To measure the memory's speed: more than any cache holds, little enough to be there.
+/// Size of a copy that measures memory bandwidth: larger than any cache, small enough to be available.
 const COPIED: Bytes = Bytes::mib(256);
 const COPIES: u32 = 20;
 
-/// Everything that was measured.
+/// All measurements.
 #[derive(Debug, Serialize)]
 struct Report {
     model: String,
     device: String,
-    /// Nodes of the graph by what computes them.
+    /// Nodes of the graph by execution provider.
     nodes: BTreeMap<String, usize>,
     threads: usize,
-    /// How many of them compute passes of one token, where they can be told.
+    /// Threads for single-token passes, if measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     decode_threads: Option<usize>,
-    /// The same for passes of more.
+    /// Threads for longer passes, if measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     prefill_threads: Option<usize>,
     load_seconds: f64,
-    /// Weights that every step reads.
+    /// Bytes of weights that every step reads.
     #[serde(skip_serializing_if = "Option::is_none")]
     weight_bytes_per_step: Option<u64>,
-    /// How fast the device's memory is, where it comes from a pool: bytes that copies within it read and write.
+    /// Bandwidth of the device's memory, if it has a pool: bytes read and written by copies.
     #[serde(skip_serializing_if = "Option::is_none")]
     memory_bytes_per_second: Option<f64>,
-    /// What was held of the device, where its memory comes from a pool.
+    /// Device memory, if it has a pool.
     #[serde(skip_serializing_if = "Option::is_none")]
     memory: Option<Memory>,
     results: Vec<Lengths>,
 }
 
-/// What a pool held, in bytes.
+/// Memory of a pool, in bytes.
 #[derive(Clone, Copy, Debug, Serialize)]
 struct Memory {
-    /// With the model loaded and nothing running.
+    /// With the model loaded and idle.
     before: DeviceMemory,
-    /// Most in use, and most taken from the device, while it was measured.
+    /// Peak in use, and peak reserved from the device, during the measurement.
     peak_used: Bytes,
     peak_reserved: Bytes,
-    /// When all was done, and trimmed.
+    /// At the end, after a trim.
     after: DeviceMemory,
-    /// How long that trim took.
+    /// Duration of that trim.
     trim_seconds: f64,
 }
 
-/// What was measured with one prompt length.
+/// Measurements of one prompt length.
 #[derive(Debug, Serialize)]
 struct Lengths {
     prompt_tokens: usize,
     generated_tokens: usize,
     prefill_tokens_per_second: Spread,
     decode_tokens_per_second: Spread,
-    /// Of the memory's speed, what reading the weights takes of it at the median.
+    /// Share of the memory bandwidth that reading the weights uses, at the median speed.
     #[serde(skip_serializing_if = "Option::is_none")]
     decode_share_of_bandwidth: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     bare_decode_tokens_per_second: Option<Spread>,
-    /// Of each round, the engine's decode speed over the bare loop's.
+    /// Ratio of the engine's decode speed to the bare loop's, per round.
     #[serde(skip_serializing_if = "Option::is_none")]
     decode_over_bare: Option<Spread>,
 }
 
-/// Several measurements of one thing.
+/// Median and range of several measurements.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 struct Spread {
     median: f64,
@@ -136,7 +135,7 @@ struct Spread {
 }
 
 impl Spread {
-    /// Of at least one value.
+    /// Needs at least one value.
     fn of(values: impl IntoIterator<Item = f64>) -> Self {
         let mut values: Vec<_> = values.into_iter().collect();
         values.sort_by(f64::total_cmp);
@@ -161,12 +160,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     if args.load.is_wanted() {
         return load::run(&args.load, args.output);
     }
-    let model = args.model.as_deref().context("no model directory was named")?;
+    let model = args.model.as_deref().context("no model directory; pass MODEL_DIR or --url")?;
     let started = Instant::now();
     let device = args.engine.device()?;
     let mut timeline = args.engine.open_on(&device, model)?;
     let load_seconds = started.elapsed().as_secs_f64();
-    check(args, timeline.capacity()).ends_as(Exit::Usage)?;
+    check(args, timeline.capacity()).with_exit(Exit::Usage)?;
     let before = device.pool().map(|pool| idle(pool, &mut timeline));
     let mut rounds: Vec<Vec<Round>> = args.prompt.iter().map(|_| Vec::new()).collect();
     for _ in 0..args.rounds {
@@ -203,14 +202,14 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         results: results.collect(),
     };
     if args.output.json {
-        print::document(&report)?;
+        output::document(&report)?;
     } else {
-        print::result(|out| print(out, &report))?;
+        output::result(|out| print(out, &report))?;
     }
     args.load.plot.iter().try_for_each(|file| draw(file, &report.results))
 }
 
-/// What lengths cost, as a picture.
+/// Draws speed over length.
 #[expect(clippy::cast_precision_loss, reason = "token counts")]
 fn draw(file: &Path, results: &[Lengths]) -> anyhow::Result<()> {
     let costs: Vec<_> = results
@@ -225,13 +224,12 @@ fn draw(file: &Path, results: &[Lengths]) -> anyhow::Result<()> {
     load::write(file, &lengths_svg(&costs).map_err(|why| anyhow!("--plot: {why}"))?)
 }
 
-/// Gives back what only requests need, as the server does between two of them; what is held then, and how long that took.
-/// New peaks start there.
+/// Trims the memory as the server does between requests and resets the peaks. Returns the memory in use and the duration.
 fn idle(pool: &Pool, timeline: &mut Timeline) -> (DeviceMemory, Duration) {
     timeline.clear_to(Bytes(0));
-    let began = Instant::now();
+    let started = Instant::now();
     timeline.trim(Bytes(0));
-    let took = began.elapsed();
+    let took = started.elapsed();
     pool.reset_peaks();
     (worker::device_memory(pool), took)
 }
@@ -242,16 +240,16 @@ fn nodes(timeline: &Timeline) -> anyhow::Result<BTreeMap<String, usize>> {
 }
 
 fn check(args: &Args, capacity: usize) -> anyhow::Result<()> {
-    ensure!(args.rounds > 0, "--rounds is 0: nothing would be measured; use 1 or more");
+    ensure!(args.rounds > 0, "--rounds is 0; use 1 or more");
     ensure!(
         args.generate > 1,
-        "--generate is {}: the first token is the prefill's; use 2 or more",
+        "--generate is {}, but the first token belongs to the prefill; use 2 or more",
         args.generate
     );
     for prompt in &args.prompt {
         ensure!(
             *prompt > 0 && prompt + args.generate <= capacity,
-            "a prompt of {prompt} and {} generated do not fit the context length of {capacity}",
+            "a prompt of {prompt} tokens and {} generated tokens exceed the context length of {capacity}",
             args.generate
         );
     }
@@ -262,29 +260,25 @@ fn round(timeline: &mut Timeline, prompt: usize, args: &Args) -> anyhow::Result<
     let vocabulary = timeline.vocabulary();
     let job = job(prompt, args.generate, vocabulary);
     let mut pipe = io::sink();
-    let outcome = engine::generate(timeline, &job, None, &mut Speculation::new(), |step| {
-        let frame = match step {
-            Step::Progress { done, total, cached } => Up::Progress { job: job.id, done, total, cached },
-            Step::Score(score) => Up::Score { job: job.id, score },
-            Step::Token(id) => Up::Token { job: job.id, id },
-        };
-        match wire::write(&frame, &mut pipe) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(_) => ControlFlow::Break(()),
-        }
-    })?;
+    let outcome =
+        engine::generate(timeline, &job, None, &mut Speculation::new(), |step| {
+            match wire::write(&FromWorker::Step { job: job.id, step }, &mut pipe) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(_) => ControlFlow::Break(()),
+            }
+        })?;
     let bare = args.bare.then(|| bare(timeline, &job.prompt, args.generate - 1)).transpose()?;
     Ok(Round { prefill: outcome.timings.prefill, decode: outcome.timings.decode, bare })
 }
 
-/// A prompt that repeats nothing soon, and no token that ends the answer.
+/// A job with a prompt without repetitions and without end tokens.
 fn job(prompt: usize, max_new_tokens: usize, vocabulary: usize) -> Job {
     let id = |i: usize| u32::try_from((i * 7919 + 13) % vocabulary).unwrap_or(0);
     Job::new(JobId(0), (0..prompt).map(id).collect(), max_new_tokens)
 }
 
-/// The same steps over the same positions, and nothing around them. The prompt is read again before, as the first step
-/// after a prefill finds other things in the processor's caches than one after another step.
+/// The same steps at the same positions in a bare loop. The prompt is read again first, so that the processor's caches have
+/// the same content as in the engine's run.
 fn bare(timeline: &mut Timeline, prompt: &[u32], steps: usize) -> anyhow::Result<Duration> {
     timeline.rewind(0);
     for chunk in prompt.chunks(timeline.chunk()) {
@@ -327,12 +321,12 @@ fn print(out: &mut dyn Write, report: &Report) -> io::Result<()> {
     writeln!(out, "{model} on {device}, {threads} threads{fewer}, loaded in {load_seconds:.2} s")?;
     if let (Some(bandwidth), Some(weights)) = (report.memory_bytes_per_second, report.weight_bytes_per_step) {
         let weights = Bytes(weights);
-        writeln!(out, "its memory copies {:.0} GB/s; a step reads {weights} of weights", bandwidth / 1e9)?;
+        writeln!(out, "memory bandwidth {:.0} GB/s; a step reads {weights} of weights", bandwidth / 1e9)?;
     }
     if let Some(Memory { before, peak_used, peak_reserved, after, trim_seconds }) = report.memory {
         writeln!(
             out,
-            "memory in use, reserved: {}, {} before; {}, {} at most; {}, {} after a trim of {:.2} ms",
+            "memory in use, reserved: {}, {} before; {}, {} peak; {}, {} after a trim of {:.2} ms",
             before.used,
             before.reserved,
             peak_used,
@@ -344,12 +338,12 @@ fn print(out: &mut dyn Write, report: &Report) -> io::Result<()> {
         if let (Some(first), Some(last), Some(other)) = (before.free, after.free, after.other) {
             writeln!(
                 out,
-                "free on the device: {} before, {} after; neither free nor the pool's: {}",
+                "free on the device: {} before, {} after; used outside the pool: {}",
                 first, last, other
             )?;
         }
     }
-    writeln!(out, "tokens per second: median (least to most)")?;
+    writeln!(out, "tokens per second: median (min to max)")?;
     writeln!(out, "{:>8} {:>9}  {:>26}  {:>26}", "prompt", "generated", "prefill", "decode")?;
     for r in &report.results {
         let (prefill, decode) = (text(r.prefill_tokens_per_second, 1), text(r.decode_tokens_per_second, 1));
@@ -375,13 +369,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_median_of_an_even_number_is_between_the_two_in_the_middle() {
+    fn the_median_of_an_even_number_of_values_is_the_mean_of_the_middle_two() {
         assert_eq!(Spread::of([4.0, 1.0, 3.0, 2.0]), Spread { median: 2.5, min: 1.0, max: 4.0 });
         assert_eq!(Spread::of([3.0]), Spread { median: 3.0, min: 3.0, max: 3.0 });
     }
 
     #[test]
-    fn the_prompt_is_made_of_ids_that_the_model_has() {
+    fn the_prompts_ids_are_in_the_vocabulary() {
         assert!(job(2000, 2, 320).prompt.iter().all(|id| *id < 320));
     }
 }

@@ -1,7 +1,6 @@
-//! `eka doctor`: what this machine has, what is missing, and what to do about it.
+//! `eka doctor`: checks this machine, the settings and the model, and reports problems with their solutions.
 //!
-//! Nothing is measured and nothing changed. Every line says ok or problem; a problem's line ends with the way out. With
-//! `--model` the model is loaded as well, to say where its nodes run.
+//! It changes nothing. With `--model` the model is loaded as well, to report where its nodes run.
 
 use std::{
     env, fs,
@@ -14,11 +13,11 @@ use serde_json::json;
 
 use super::{
     exit::Exit,
-    print::{self, ERROR, GOOD, Output},
+    output::{self, ERROR, GOOD, OutputFlags},
 };
 use crate::{
     config::{self, Config, ConfigArgs},
-    device::{Device, OpenError, OpenOptions, Placement, SessionOptions, cuda, host},
+    device::{Device, OpenError, OpenOptions, Placement, SessionOptions, affinity, cuda, process_memory},
     device_spec::DeviceChoice,
     manifest::{self, Manifest},
     model::Model,
@@ -26,21 +25,21 @@ use crate::{
     units::Bytes,
 };
 
-/// Say what this machine has, what is missing, and what to do about it
+/// Check this machine, the settings and the model, and explain problems
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
-    pub(super) output: Output,
+    pub(super) output: OutputFlags,
 
     #[command(flatten)]
     config: ConfigArgs,
 }
 
-/// One thing looked at.
+/// Result of one check.
 struct Finding {
     what: &'static str,
     state: Result<String, String>,
-    /// How the program ends if that is a problem, and the first one.
+    /// Exit code if this is the first problem.
     exit: Exit,
 }
 
@@ -48,7 +47,7 @@ const fn fine(what: &'static str, detail: String) -> Finding {
     Finding { what, state: Ok(detail), exit: Exit::Done }
 }
 
-/// As JSON has it.
+/// A finding in the JSON output.
 #[derive(Serialize)]
 struct Entry<'a> {
     what: &'a str,
@@ -66,21 +65,21 @@ impl Finding {
     }
 }
 
-/// Looks at everything and prints a line each; the end that the first problem is.
+/// Runs all checks and prints one line each. Returns the exit code of the first problem.
 ///
 /// # Errors
-/// When the lines cannot be printed.
+/// When stdout cannot be written to.
 pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
     let settings = config::Settings::load(&args.config);
     if let (Ok(settings), true) = (&settings, args.config.print_config) {
-        return super::serve::print_config(settings, args.output.json).map(|()| Exit::Done);
+        return super::settings::print_config(settings, args.output.json).map(|()| Exit::Done);
     }
     let mut findings = vec![program(), machine(), cpu_features(), memory()];
     match &settings {
         Ok(settings) => {
-            findings.push(fine("settings", "can be used; `eka serve --print-config` shows them".into()));
+            findings.push(fine("settings", "valid; `eka serve --print-config` prints them".into()));
             findings.push(gpu());
-            findings.extend(devices(&settings.config, args.config.model.is_some()));
+            findings.extend(devices(&settings.config, args.config.flags.get("model").is_some()));
             findings.extend(models(&settings.config));
         }
         Err(e) => findings.push(Finding { what: "settings", state: Err(e.to_string()), exit: Exit::Usage }),
@@ -88,9 +87,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
     let exit = findings.iter().find(|finding| finding.state.is_err()).map_or(Exit::Done, |first| first.exit);
     if args.output.json {
         let entries: Vec<_> = findings.iter().map(Finding::entry).collect();
-        print::document(&json!({"healthy": exit == Exit::Done, "findings": entries}))?;
+        output::document(&json!({"healthy": exit == Exit::Done, "findings": entries}))?;
     } else {
-        print::result(|out| print(out, &findings))?;
+        output::result(|out| print(out, &findings))?;
     }
     Ok(exit)
 }
@@ -98,11 +97,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
 fn print(out: &mut dyn Write, findings: &[Finding]) -> io::Result<()> {
     for Finding { what, state, .. } in findings {
         let (word, style, detail) = match state {
-            Ok(_) if print::is_quiet() => continue,
+            Ok(_) if output::is_quiet() => continue,
             Ok(detail) => ("ok", GOOD, detail),
             Err(detail) => ("PROBLEM", ERROR, detail),
         };
-        // Further lines of a reason stand below its first.
+        // Align further lines below the first one.
         let detail = detail.replace('\n', "\n                       ");
         writeln!(out, "{style}{word:<8}{style:#} {what:<13} {detail}")?;
     }
@@ -121,20 +120,17 @@ fn machine() -> Finding {
         "{} {}, {} physical cores, {logical} threads allowed",
         env::consts::OS,
         env::consts::ARCH,
-        host::physical_cores()
+        affinity::physical_cores()
     );
     fine("machine", detail)
 }
 
-/// The vector instructions that decide how fast quantized weights are multiplied.
+/// Vector instructions, which determine the speed of quantized matrix products.
 fn cpu_features() -> Finding {
     let has: Vec<&str> =
         vector_instructions().into_iter().filter_map(|(name, has)| has.then_some(name)).collect();
     if has.is_empty() {
-        return fine(
-            "cpu",
-            "no vector instructions that eka knows of: expect a few tokens per second".into(),
-        );
+        return fine("cpu", "no supported vector instructions: expect a few tokens per second".into());
     }
     fine("cpu", has.join(" "))
 }
@@ -168,24 +164,24 @@ fn vector_instructions() -> Vec<(&'static str, bool)> {
 }
 
 fn memory() -> Finding {
-    match host::machine_memory() {
+    match process_memory::machine_memory() {
         Some((total, available)) => fine("memory", format!("{available} available of {total}")),
-        None => fine("memory", "this system does not say".into()),
+        None => fine("memory", "unknown on this system".into()),
     }
 }
 
 fn gpu() -> Finding {
-    // Whether that is a problem depends on the device asked for.
+    // Whether a missing GPU is a problem depends on the configured device.
     fine(
         "gpu",
         cuda::probe().map_or_else(
             |why| why.to_string(),
-            |gpus| format!("{}; the driver is for CUDA {}", gpus.names.join(", "), gpus.driver),
+            |gpus| format!("{}; the driver supports CUDA {}", gpus.names.join(", "), gpus.driver),
         ),
     )
 }
 
-/// What computes, with which library; and what of the configured model, where that is asked for.
+/// Checks ONNX Runtime and the configured devices, and optionally the placement of the model's nodes.
 fn devices(config: &Config, with_model: bool) -> Vec<Finding> {
     let device = match open(config) {
         Ok(device) => device,
@@ -197,16 +193,16 @@ fn devices(config: &Config, with_model: bool) -> Vec<Finding> {
         }
     };
     let mut findings = vec![Finding { what: "onnxruntime", state: library(&device), exit: Exit::Machine }];
-    let why = device.fell_back().map(|why| format!(", as {why}")).unwrap_or_default();
+    let why = device.fell_back().map(|why| format!(": {why}")).unwrap_or_default();
     findings.push(fine("device", format!("{device}{why}")));
-    findings.extend(config.engine.devices.all().iter().skip(1).map(|choice| other(*choice)));
+    findings.extend(config.engine.device.all().iter().skip(1).map(|choice| other(*choice)));
     if with_model && manifest::is_model(&config.model.path) {
         findings.push(Finding { what: "placement", state: placement(&device, config), exit: Exit::Model });
     }
     findings
 }
 
-/// Another device of a list, of which one process can open but one: whether it is there.
+/// Checks that a further device exists; one process can open only one.
 fn other(choice: DeviceChoice) -> Finding {
     let found = match choice {
         DeviceChoice::Cuda(ordinal) => {
@@ -220,9 +216,9 @@ fn other(choice: DeviceChoice) -> Finding {
 
 fn open(config: &Config) -> Result<Device, OpenError> {
     Device::open(OpenOptions {
-        choice: config.engine.devices.first(),
+        choice: config.engine.device.first(),
         libraries: config.onnxruntime.dir.as_deref(),
-        memory_limit: config.device.memory_limit,
+        memory_limit: config.device.memory_limit_bytes,
         host_pool: config.device.host_pool,
     })
 }
@@ -234,9 +230,9 @@ fn library(device: &Device) -> Result<String, String> {
     Ok(format!("{version} ({path})\nproviders: {}", providers.join(", ")))
 }
 
-/// Loads the model and says where its nodes run, by provider and operator.
+/// Loads the model and lists where its nodes run, by provider and operator.
 fn placement(device: &Device, config: &Config) -> Result<String, String> {
-    let threads = config.engine.threads.map_or_else(host::physical_cores, Into::into);
+    let threads = config.engine.threads.map_or_else(affinity::physical_cores, Into::into);
     let config::Engine { own_operators, kv_cache: cache, .. } = config.engine;
     let options = SessionOptions { threads, own_operators, captures: config.device.cuda_graphs, cache };
     let model = Model::open_on(device, &config.model.path, options);
@@ -253,7 +249,7 @@ fn described(placement: &Placement) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// The configured model, and whatever else lies beside it.
+/// Checks the configured model and the models beside it.
 fn models(config: &Config) -> Vec<Finding> {
     let path = &config.model.path;
     let mut findings = vec![Finding { what: "model", state: model(path), exit: Exit::Model }];
@@ -261,12 +257,12 @@ fn models(config: &Config) -> Vec<Finding> {
     let mut others: Vec<_> = siblings.filter_map(Result::ok).map(|entry| entry.path()).collect();
     others.sort();
     for other in others.iter().filter(|other| *other != path && manifest::is_model(other)) {
-        findings.push(Finding { what: "also there", state: model(other), exit: Exit::Model });
+        findings.push(Finding { what: "also found", state: model(other), exit: Exit::Model });
     }
     findings
 }
 
-/// What a model directory is, or what is wrong with it.
+/// Describes a model directory, or what is wrong with it.
 fn model(path: &Path) -> Result<String, String> {
     let name = path.display();
     if manifest::is_model(path) {
@@ -283,7 +279,7 @@ fn model(path: &Path) -> Result<String, String> {
     }
     if path.join("base/config.json").is_file() {
         let adapter = if path.join("adapter").is_dir() { "and its adapter" } else { "without an adapter" };
-        return Ok(format!("{name}: a checkpoint {adapter}, exported when it is served"));
+        return Ok(format!("{name}: a checkpoint {adapter}, exported on first use"));
     }
-    Err(format!("{name} is no model directory; make one with `eka export`, or set model.path"))
+    Err(format!("{name} is not a model directory; create one with `eka export`, or set model.path"))
 }

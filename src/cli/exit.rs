@@ -1,4 +1,4 @@
-//! How the program ends: one number for each kind of end, the same in every command.
+//! Exit codes, the same for every command.
 
 use std::{error::Error, fmt, io, process::ExitCode};
 
@@ -15,26 +15,26 @@ use crate::{
     text::TextError,
 };
 
-/// A way to end.
+/// Why the process exits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Exit {
-    /// All went well.
+    /// Success.
     Done = 0,
-    /// Something else went wrong, or what was compared differs.
+    /// Any other failure, or a comparison that found a difference.
     Failed = 1,
-    /// The command line or the settings.
+    /// Invalid command line or settings.
     Usage = 2,
-    /// What the machine lacks.
+    /// The machine lacks something.
     Machine = 3,
-    /// What is wrong with a model or what it is made from.
+    /// Something is wrong with a model or its sources.
     Model = 4,
-    /// Ctrl-C: 128 and the number of SIGINT, as shells say it.
+    /// Ctrl-C: 128 plus the number of SIGINT, as in shells.
     Interrupted = 130,
 }
 
 impl Exit {
-    /// Every way to end, in the order of their codes.
+    /// All exit codes, in order.
     pub(super) const ALL: [Self; 6] =
         [Self::Done, Self::Failed, Self::Usage, Self::Machine, Self::Model, Self::Interrupted];
 
@@ -43,7 +43,7 @@ impl Exit {
         self as u8
     }
 
-    /// The name, as JSON errors have it.
+    /// The name in JSON errors.
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Done => "done",
@@ -55,7 +55,7 @@ impl Exit {
         }
     }
 
-    /// What it means, for people.
+    /// Description for help and man pages.
     pub(super) const fn meaning(self) -> &'static str {
         match self {
             Self::Done => "done",
@@ -69,9 +69,9 @@ impl Exit {
         }
     }
 
-    /// The kind of end that an error is.
+    /// The exit code of an error.
     pub(super) fn of(error: &anyhow::Error) -> Self {
-        // Wherever it comes up, a full disk is the fault of neither flag nor model.
+        // A full disk is not the fault of a flag or model, whichever operation fails.
         let is_full = error
             .chain()
             .filter_map(|cause| cause.downcast_ref::<io::Error>())
@@ -83,8 +83,8 @@ impl Exit {
     }
 
     fn of_cause(cause: &(dyn Error + 'static)) -> Option<Self> {
-        if let Some(told) = cause.downcast_ref::<Told>() {
-            return Some(told.exit);
+        if let Some(explicit) = cause.downcast_ref::<ErrorWithExit>() {
+            return Some(explicit.exit);
         }
         if let Some(error) = cause.downcast_ref::<ExportError>() {
             return Some(Self::of_export(error));
@@ -117,13 +117,13 @@ impl Exit {
     const fn of_failure(failure: &Failure) -> Option<Self> {
         match failure {
             Failure::Context { .. } => Some(Self::Usage),
-            Failure::Model { .. } | Failure::NoNumber { .. } => Some(Self::Model),
+            Failure::Model { .. } | Failure::NanLogits { .. } => Some(Self::Model),
             Failure::NoWorker { .. } => Some(Self::Machine),
             _ => None,
         }
     }
 
-    /// Why there will never be a worker: the machine, unless one came up and refused the model.
+    /// The exit code when no worker starts: the machine's fault, unless a worker started and could not load the model.
     pub(super) fn without_worker(metrics: &Metrics) -> Self {
         if metrics.exits("load_failed") > 0 { Self::Model } else { Self::Machine }
     }
@@ -135,50 +135,50 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// The table, for the end of `eka help`.
+/// The table of exit codes at the end of `eka help`.
 pub(super) fn epilogue() -> String {
     let line = |exit: Exit| format!("  {:>3}  {}", exit.code(), exit.meaning());
     format!("Exit codes:\n{}", Exit::ALL.map(line).join("\n"))
 }
 
-/// An error of which it was told where it happened how the program is to end.
+/// An error with an explicit exit code.
 #[derive(Debug)]
-pub(super) struct Told {
+pub(super) struct ErrorWithExit {
     exit: Exit,
     error: anyhow::Error,
 }
 
-impl Told {
-    /// An error with which the program is to end as `exit`.
+impl ErrorWithExit {
+    /// Attaches `exit` to an error.
     pub(super) fn of(error: anyhow::Error, exit: Exit) -> anyhow::Error {
         Self { exit, error }.into()
     }
 }
 
-impl fmt::Display for Told {
+impl fmt::Display for ErrorWithExit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.error.fmt(f)
     }
 }
 
-impl Error for Told {
+impl Error for ErrorWithExit {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         self.error.source()
     }
 }
 
-/// Says of an error how the program is to end.
-pub(super) trait EndsAs<T> {
-    /// With `exit`, whatever the cause.
+/// Attaches an exit code to the error of a result.
+pub(super) trait WithExit<T> {
+    /// Overrides the exit code that the error's causes would give.
     ///
     /// # Errors
-    /// The same as before.
-    fn ends_as(self, exit: Exit) -> anyhow::Result<T>;
+    /// The original error.
+    fn with_exit(self, exit: Exit) -> anyhow::Result<T>;
 }
 
-impl<T, E: Into<anyhow::Error>> EndsAs<T> for Result<T, E> {
-    fn ends_as(self, exit: Exit) -> anyhow::Result<T> {
-        self.map_err(|error| Told::of(error.into(), exit))
+impl<T, E: Into<anyhow::Error>> WithExit<T> for Result<T, E> {
+    fn with_exit(self, exit: Exit) -> anyhow::Result<T> {
+        self.map_err(|error| ErrorWithExit::of(error.into(), exit))
     }
 }
 
@@ -189,9 +189,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_told_counts_before_the_causes_below_it() {
+    fn an_explicit_exit_code_overrides_the_causes() {
         let failure = || Failure::Model { model: "a".into(), message: "b".into() };
-        let told = Err::<(), _>(failure()).ends_as(Exit::Usage).context("c").unwrap_err();
+        let told = Err::<(), _>(failure()).with_exit(Exit::Usage).context("c").unwrap_err();
         assert_eq!((Exit::of(&told), told.chain().count()), (Exit::Usage, 2));
         assert_eq!(Exit::of(&anyhow!(failure()).context("c")), Exit::Model);
         assert_eq!(Exit::of(&anyhow!("c")), Exit::Failed);

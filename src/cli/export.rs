@@ -1,97 +1,95 @@
-//! `eka export`: a checkpoint and its adapter become a model directory.
+//! `eka export`: converts a checkpoint and its adapters to a model directory.
 
 use std::{
-    io::{self, IsTerminal, Write},
+    io::{self, Write},
     num::NonZeroUsize,
     path::{Path, PathBuf},
-    sync::Mutex,
     time::{Duration, Instant},
 };
 
 use clap::ValueEnum;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use super::{
-    engine::EngineArgs,
-    print::{self, Output},
-    report::{Figures, Reporter},
+    engine_args::EngineArgs,
+    export_report::{Figures, Reporter},
+    output::{self, OutputFlags},
+    progress::Bars,
 };
 use crate::{
     export::{
-        self, AdapterSource, BlockSize, Existing, Keep, Layout, Options, Progress, Report, Source, Stage,
-        Storage, WeightFormat, ZeroPoints,
+        self, AdapterSource, BlockSize, Existing, Keep, Layout, Options, Report, Source, Storage,
+        WeightFormat, ZeroPoints,
     },
     manifest::Dtype,
     units::Bytes,
 };
 
-/// Turn a checkpoint and its LoRA adapters into a model directory
+/// Convert a checkpoint and its LoRA adapters to a model directory
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Checkpoint directory in Hugging Face's layout: config.json, safetensors, tokenizer.json
     #[arg(long, value_name = "DIR", required_unless_present = "random_weights")]
     base: Option<PathBuf>,
 
-    /// PEFT adapter directory to merge: adapter_config.json, adapter_model.safetensors. May be given several times;
-    /// what each adds to the base is multiplied with its WEIGHT
+    /// PEFT adapter directory to merge: adapter_config.json, adapter_model.safetensors. Can be repeated; the weight changes of
+    /// each adapter are multiplied by its WEIGHT
     #[arg(long = "adapter", value_name = "DIR[=WEIGHT]", requires = "base", value_parser = parse_adapter)]
     adapters: Vec<AdapterSource>,
 
-    /// Multiply what all adapters add to the base, as PEFT's set_scale does: below DoRA's magnitudes, and without
-    /// modules that an adapter has whole
+    /// Factor for the weight changes of all adapters, like PEFT's set_scale: applied before DoRA's magnitudes, and not to
+    /// modules that an adapter replaces
     #[arg(long, value_name = "FACTOR", default_value = "1", requires = "adapters", value_parser = parse_factor)]
     #[arg(allow_negative_numbers = true)]
     adapter_scale: f32,
 
-    /// Model directory to write; its name becomes the model's id
+    /// Model directory to create; its name becomes the model's id
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
 
-    /// How to store weights
+    /// Weight format
     #[arg(long, value_enum, default_value_t)]
     quantize: Format,
 
-    /// What to compute with, and to store what is not quantized in: float32 for a CPU, the others for a GPU
+    /// Data type of computation and unquantized weights: float32 for a CPU, the others for a GPU
     #[arg(long, value_enum, default_value_t)]
     dtype: Float,
 
-    /// Who else shall be able to run the model
+    /// Compatibility with other runtimes
     #[arg(long, value_enum, default_value_t)]
     layout: LayoutName,
 
-    /// Most positions, if fewer than the model has; its tables of positions are as long
+    /// Context length, if shorter than the model's
     #[arg(long, value_name = "TOKENS")]
     context_length: Option<NonZeroUsize>,
 
-    /// Weights that share a scale: 32, 64 or 128
+    /// Number of weights that share a scale: 32, 64 or 128
     #[arg(long, value_name = "WEIGHTS", default_value = "32")]
     block_size: BlockSize,
 
-    /// Give each block a zero point of its own (asymmetric quantization): closer, and a little larger
+    /// Store a zero point per block (asymmetric quantization): more accurate, and slightly larger
     #[arg(long)]
     zero_points: bool,
 
-    /// Store some modules differently: PATTERN is a name in the checkpoint or how it ends after a dot, with * for
-    /// anything, FORMAT is none, int8 or int4, such as lm_head=int8 or layers.0.*=none. May be given several times; the
-    /// last that matches wins. A head that is tied to the embedding is one matrix with it: either name means both, and
-    /// among int4 it is int8 unless this says otherwise
+    /// Format of some modules, such as lm_head=int8 or layers.0.*=none. PATTERN is a module's name in the checkpoint or its end
+    /// after a dot, with * as a wildcard; FORMAT is none, int8 or int4. Can be repeated; the last match wins. A head that is
+    /// tied to the embedding shares its matrix and format: with int4 it is int8 unless set here
     #[arg(long, value_name = "PATTERN=FORMAT")]
     keep: Vec<Keep>,
 
-    /// Compare with a float32 export on this text afterwards: logits, divergence, perplexity
+    /// Compare the export with a float32 export on this text: logits, divergence, perplexity
     #[arg(long, value_name = "TEXT_FILE", conflicts_with = "random_weights")]
     report: Option<PathBuf>,
 
-    /// Replace the output if it is a model directory
+    /// Replace the output directory if it is a model directory
     #[arg(long)]
     force: bool,
 
-    /// Make up weights for this config.json instead, to measure speed with
+    /// Generate random weights for this config.json, for speed measurements
     #[arg(long, value_name = "CONFIG", conflicts_with = "base")]
     random_weights: Option<PathBuf>,
 
-    /// Same seed, same random weights
+    /// Seed of the random weights
     #[arg(long, default_value_t = 0, requires = "random_weights")]
     seed: u64,
 
@@ -99,19 +97,19 @@ pub(super) struct Args {
     engine: EngineArgs,
 
     #[command(flatten)]
-    pub(super) output: Output,
+    pub(super) output: OutputFlags,
 }
 
-/// How to store weights.
+/// Weight format.
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
 enum Format {
-    /// In the type that is computed with: the largest and slowest
+    /// Unquantized: the largest and slowest
     #[default]
     #[value(alias = "float32")]
     None,
-    /// A little over a quarter of the size; answers rarely differ
+    /// 8 bits: a quarter of the size; answers rarely differ
     Int8,
-    /// A little over an eighth of the size; the fastest on a CPU
+    /// 4 bits: an eighth of the size; the fastest on a CPU
     Int4,
 }
 
@@ -125,13 +123,13 @@ impl From<Format> for WeightFormat {
     }
 }
 
-/// Who else shall be able to run the model.
+/// Compatibility of the graph.
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
 enum LayoutName {
-    /// Nobody: the leanest graph
+    /// Only eka: the smallest graph
     #[default]
     Eka,
-    /// onnxruntime-genai as well
+    /// onnxruntime-genai too
     Genai,
 }
 
@@ -144,7 +142,7 @@ impl From<LayoutName> for Layout {
     }
 }
 
-/// What to compute with.
+/// Data type of computation.
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
 enum Float {
     #[default]
@@ -163,45 +161,45 @@ impl From<Float> for Dtype {
     }
 }
 
-/// Exports, and says what was made.
+/// Exports and prints a summary.
 ///
 /// # Errors
-/// When the export fails; the message says what to do.
+/// When the export fails.
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let options = args.options();
     let reporter = args.report.as_deref().map(|path| Reporter::new(path, &args.engine)).transpose()?;
     let started = Instant::now();
     let report = export::export(&options, &Bars::new())?;
-    let made = Made::new(&report, started.elapsed());
+    let summary = Summary::new(&report, started.elapsed());
     if args.output.json {
         let comparison = reporter.map(|reporter| reporter.compare(&options)).transpose()?;
-        return print::document(&Made { comparison: comparison.map(|found| found.figures()), ..made });
+        return output::document(&Summary { comparison: comparison.map(|found| found.figures()), ..summary });
     }
-    print::result(|out| made.print(out))?;
+    output::result(|out| summary.print(out))?;
     if let Some(reporter) = reporter {
         let comparison = reporter.compare(&options)?;
-        print::result(|out| comparison.print(out))?;
+        output::result(|out| comparison.print(out))?;
     }
     Ok(())
 }
 
-/// What was made, as JSON has it and people read it.
+/// Summary of an export.
 #[derive(Debug, Serialize)]
-struct Made<'a> {
+struct Summary<'a> {
     output: &'a Path,
     parameters: u64,
     weight_bytes: u64,
     bits_per_weight: f64,
     seconds: f64,
-    /// Most resident memory of this process.
+    /// Peak resident memory of this process.
     peak_memory_bytes: Option<u64>,
-    /// Modules that are stored differently.
+    /// Modules with another format.
     kept: Vec<String>,
-    /// Tensors of the sources that the graph does not need.
+    /// Tensors of the sources that the graph does not use.
     skipped: &'a [String],
     notes: &'a [String],
     has_tokenizer: bool,
-    /// With `--report`.
+    /// Only with `--report`.
     comparison: Option<Figures>,
 }
 
@@ -236,7 +234,7 @@ impl Args {
     }
 }
 
-/// A directory, or one with a weight after its last `=`. A directory that is there is never cut.
+/// A directory, or a directory, `=` and a weight. An existing directory may contain `=` itself.
 #[expect(clippy::unnecessary_wraps, reason = "clap takes parsers that may fail")]
 fn parse_adapter(text: &str) -> Result<AdapterSource, String> {
     let whole = AdapterSource { dir: text.into(), weight: 1.0 };
@@ -256,7 +254,7 @@ fn parse_factor(text: &str) -> Result<f32, String> {
         .ok_or_else(|| "expected a finite number".into())
 }
 
-impl<'a> Made<'a> {
+impl<'a> Summary<'a> {
     fn new(report: &'a Report, time: Duration) -> Self {
         Self {
             output: &report.output,
@@ -281,80 +279,30 @@ impl<'a> Made<'a> {
             "  {millions:.1} million parameters, {weights}, {:.2} bits per weight",
             self.bits_per_weight
         )?;
-        let peak = self.peak_memory_bytes.map(|peak| format!(", with at most {} of memory", Bytes(peak)));
+        let peak = self.peak_memory_bytes.map(|peak| format!(", peak memory {}", Bytes(peak)));
         writeln!(out, "  in {:.1} s{}", self.seconds, peak.unwrap_or_default())?;
         if !self.kept.is_empty() {
-            writeln!(out, "  stored differently: {}", self.kept.join(", "))?;
+            writeln!(out, "  other formats: {}", self.kept.join(", "))?;
         }
         if !self.skipped.is_empty() {
             let shown = 4.min(self.skipped.len());
             let more = self.skipped.len() - shown;
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-            writeln!(out, "  not needed by the graph: {}{more}", self.skipped[..shown].join(", "))?;
+            writeln!(out, "  not used by the graph: {}{more}", self.skipped[..shown].join(", "))?;
         }
         for note in self.notes {
             writeln!(out, "  {note}")?;
         }
         if !self.has_tokenizer {
-            writeln!(out, "  without a tokenizer: this model can be measured, not served")?;
+            writeln!(out, "  no tokenizer: this model can be benchmarked, but not served")?;
         }
         Ok(())
     }
 }
 
-/// Greatest resident size of this process so far, where the system keeps it.
+/// Peak resident memory of this process, on Linux.
 fn peak_memory() -> Option<Bytes> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     line.trim().strip_suffix("kB")?.trim().parse().ok().map(Bytes::kib)
-}
-
-/// A bar for each stage on a terminal, a line for each elsewhere.
-pub(super) struct Bars {
-    bar: Mutex<ProgressBar>,
-}
-
-impl Bars {
-    pub(super) fn new() -> Self {
-        Self { bar: Mutex::new(ProgressBar::hidden()) }
-    }
-
-    fn with_bar(&self, act: impl FnOnce(&mut ProgressBar)) {
-        // A panic elsewhere is no reason to stop drawing.
-        act(&mut self.bar.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
-    }
-}
-
-impl Progress for Bars {
-    fn begin(&self, stage: Stage, total: Bytes) {
-        let title = match stage {
-            Stage::Sources => "reading sources",
-            Stage::Weights => "writing weights",
-            Stage::Checksums => "computing checksums",
-        };
-        if !io::stderr().is_terminal() {
-            return print::note(format_args!("{title}: {total}"));
-        }
-        if print::is_quiet() {
-            return;
-        }
-        let style = ProgressStyle::with_template("{msg:16} {wide_bar} {bytes}/{total_bytes} {eta}");
-        let bar = ProgressBar::with_draw_target(Some(total.0), ProgressDrawTarget::stderr());
-        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        bar.set_message(title);
-        self.with_bar(|old| {
-            old.finish_and_clear();
-            *old = bar;
-        });
-    }
-
-    fn advance(&self, by: Bytes) {
-        self.with_bar(|bar| bar.inc(by.0));
-    }
-}
-
-impl Drop for Bars {
-    fn drop(&mut self) {
-        self.with_bar(|bar| bar.finish_and_clear());
-    }
 }

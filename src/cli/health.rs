@@ -1,56 +1,52 @@
-//! `eka health`: asks a server how it is, for health checks where there is no curl.
+//! `eka health`: a health check for containers without curl.
 
-use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    time::Duration,
-};
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::ensure;
 use serde_json::Value;
 
 use super::{
-    exit::{EndsAs, Exit},
-    print::{self, Output},
-    serve,
+    exit::{Exit, WithExit},
+    output::{self, OutputFlags},
+    ready_file::local_address,
 };
 use crate::{
     client::Client,
     config::{self, Config, ConfigArgs},
 };
 
-/// Ask a server on this machine whether it lives, or is ready
+/// Check whether a server is alive or ready
 ///
-/// Ends with 0 if so and with 1 if not, as health checks of containers want it. Without --url it asks where the settings
-/// say that the server listens.
+/// The exit code is 0 or 1, as container health checks expect. Without --url, the address comes from the settings.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// What to ask for
+    /// The state to check
     #[arg(value_name = "STATE", default_value = "alive")]
     state: State,
 
-    /// The server
+    /// URL of the server
     #[arg(long, value_name = "URL")]
     url: Option<String>,
 
-    /// How long to wait for an answer
+    /// Longest wait for an answer
     #[arg(long, value_name = "SECONDS", default_value_t = 5)]
     timeout: u16,
 
     #[command(flatten)]
-    pub(super) output: Output,
+    pub(super) output: OutputFlags,
 
     #[command(flatten)]
     config: ConfigArgs,
 }
 
-/// What the three probes tell apart.
+/// State of a server, one per probe endpoint.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum State {
-    /// The process answers
+    /// The process responds
     Alive,
-    /// A request sent now would be worked on
+    /// A model is loaded and requests are processed
     Ready,
-    /// The model was loaded once
+    /// Startup has completed
     Started,
 }
 
@@ -64,35 +60,31 @@ impl State {
     }
 }
 
-/// Asks, and says what the server says.
+/// Sends the probe and prints the server's state.
 ///
 /// # Errors
-/// When it is not so, or nobody answers.
+/// When the server is not in that state or cannot be reached.
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let settings = config::Settings::load(&args.config)?;
     if args.config.print_config {
-        return serve::print_config(&settings, args.output.json);
+        return super::settings::print_config(&settings, args.output.json);
     }
-    let url = args.url.clone().map_or_else(|| address(&settings.config), Ok).ends_as(Exit::Usage)?;
+    let url = args.url.clone().map_or_else(|| address(&settings.config), Ok).with_exit(Exit::Usage)?;
     let patience = Duration::from_secs(args.timeout.max(1).into());
-    let client = Client::new(&url, None, patience).ends_as(Exit::Usage)?;
+    let client = Client::new(&url, None, patience).with_exit(Exit::Usage)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let told: Value = runtime.block_on(client.get_json(args.state.route())).ends_as(Exit::Failed)?;
+    let told: Value = runtime.block_on(client.get_json(args.state.route())).with_exit(Exit::Failed)?;
     if args.output.json {
-        return print::document(&told);
+        return output::document(&told);
     }
     let status = told["status"].as_str().unwrap_or("ok");
-    print::result(|out| writeln!(out, "{}", print::printable(status)))
+    output::result(|out| writeln!(out, "{}", output::printable(status)))
 }
 
-/// Where a server with these settings is reached from its own machine.
+/// URL of a server with these settings on this machine.
 fn address(config: &Config) -> anyhow::Result<String> {
-    ensure!(config.tls.is_none(), "the server speaks TLS, and this does not: ask it with another client");
-    ensure!(config.server.port != 0, "server.port is 0, so it may be any: name the server with --url");
-    let host = match config.server.bind {
-        bind if !bind.is_unspecified() => bind,
-        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-    };
-    Ok(format!("http://{}", SocketAddr::new(host, config.server.port)))
+    ensure!(config.tls.files().is_none(), "`eka health` does not support TLS; use curl or another client");
+    ensure!(config.server.port != 0, "server.port is 0, so the port is unknown; pass --url");
+    let address = SocketAddr::new(config.server.bind, config.server.port);
+    Ok(format!("http://{}", local_address(address)))
 }

@@ -1,6 +1,4 @@
-//! `eka inspect`: what a model directory is, what it was made from, and what its graph computes.
-//!
-//! It only reads, and needs no ONNX Runtime: a directory can be looked at where it could not run.
+//! `eka inspect`: describes a model directory, its sources and its graph. It only reads, and does not need ONNX Runtime.
 
 use std::{
     fmt, fs,
@@ -12,8 +10,8 @@ use anyhow::{Context, ensure};
 use serde::Serialize;
 
 use super::{
-    exit::{EndsAs, Exit},
-    print::{self, Output},
+    exit::{Exit, WithExit},
+    output::{self, OutputFlags},
 };
 use crate::{
     config::{ConfigArgs, Settings},
@@ -25,42 +23,42 @@ use crate::{
     units::Bytes,
 };
 
-/// Protocol Buffers have no larger messages.
-const MOST_GRAPH: Bytes = Bytes::mib(2048);
+/// Largest message of Protocol Buffers.
+const MAX_GRAPH: Bytes = Bytes::mib(2048);
 
-/// Say what a model directory is, what it was made from, and what its graph computes
+/// Describe a model directory, its sources and its graph
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Model directory, as `eka export` writes it
+    /// Model directory written by `eka export`
     #[arg(value_name = "DIR")]
     dir: PathBuf,
 
-    /// Compute the SHA-256 of every file in the directory too
+    /// Compute the SHA-256 of every file
     #[arg(long)]
     hash: bool,
 
-    /// Compare every file with the size and SHA-256 that were recorded when the model was exported
+    /// Compare every file with the size and SHA-256 in the manifest
     #[arg(long)]
     verify: bool,
 
-    /// What the key-value cache is stored in: auto, float32, float16 or int8 [default: engine.kv_cache of the settings]
+    /// Data type of the key-value cache: auto, float32, float16 or int8 [default: the setting engine.kv_cache]
     #[arg(long, value_name = "FORMAT")]
     kv_cache: Option<CacheChoice>,
 
     #[command(flatten)]
-    pub(super) output: Output,
+    pub(super) output: OutputFlags,
 }
 
-/// A model directory, looked at.
+/// Description of a model directory.
 #[derive(Debug, Serialize)]
 struct Inspection {
     manifest: Manifest,
     files: Vec<FileEntry>,
-    /// Of all weights' files, for each parameter.
+    /// Size of the weights per parameter.
     bits_per_weight: f64,
-    /// Keys and values of one position, as the settings have them stored.
+    /// Size of the cache per position, with the configured data type.
     kv_bytes_per_token: u64,
-    /// What they are stored in.
+    /// Data type of the cache.
     kv_cache: String,
     operators: Vec<OperatorEntry>,
 }
@@ -72,12 +70,12 @@ struct FileEntry {
     bytes: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     sha256: Option<String>,
-    /// With --verify, how it compares with what was recorded.
+    /// Only with --verify.
     #[serde(skip_serializing_if = "Option::is_none")]
     state: Option<State>,
 }
 
-/// How a file compares with what was recorded of it.
+/// Comparison of a file with the manifest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum State {
@@ -104,25 +102,25 @@ struct OperatorEntry {
     nodes: usize,
 }
 
-/// Looks at the directory and prints what it is.
+/// Prints the description.
 ///
 /// # Errors
-/// When the directory is no model directory, or cannot be read.
+/// When the directory is not a model directory, or cannot be read.
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let cache = stored(args)?;
-    let mut inspection = inspect(&args.dir, args.hash || args.verify, cache).ends_as(Exit::Model)?;
+    let mut inspection = inspect(&args.dir, args.hash || args.verify, cache).with_exit(Exit::Model)?;
     if args.verify {
         compare(&mut inspection);
     }
     if args.output.json {
-        print::document(&inspection)?;
+        output::document(&inspection)?;
     } else {
-        print::result(|out| print(out, &args.dir, &inspection))?;
+        output::result(|out| print(out, &args.dir, &inspection))?;
     }
-    if args.verify { verified(&args.dir, &inspection).ends_as(Exit::Model) } else { Ok(()) }
+    if args.verify { verified(&args.dir, &inspection).with_exit(Exit::Model) } else { Ok(()) }
 }
 
-/// Compares the files with what the manifest recorded.
+/// Compares the files with the manifest.
 fn compare(inspection: &mut Inspection) {
     let Inspection { manifest, files, .. } = inspection;
     for file in &mut *files {
@@ -144,26 +142,26 @@ fn compare(inspection: &mut Inspection) {
     files.extend(missing);
 }
 
-/// Fails when a file is not the one that was recorded, or nothing was.
+/// Fails if a file differs from the manifest, or the manifest has no hashes.
 fn verified(dir: &Path, inspection: &Inspection) -> anyhow::Result<()> {
     model::check_directory(dir, Verify::Size, Scope::Weights)?;
     ensure!(
         !inspection.manifest.files.is_empty(),
-        "{}: no hashes were recorded when it was made; export the model again to have them",
+        "{}: the manifest has no hashes; export the model again",
         dir.display()
     );
     let is_wrong = |file: &&FileEntry| matches!(file.state, Some(State::Changed | State::Missing));
     let wrong: Vec<&str> = inspection.files.iter().filter(is_wrong).map(|file| &*file.name).collect();
     ensure!(
         wrong.is_empty(),
-        "{}: not as it was exported: {}; copy the directory again, or export the model again",
+        "{}: these files differ from the manifest: {}; copy the directory again, or export the model again",
         dir.display(),
         wrong.join(", ")
     );
     Ok(())
 }
 
-/// How the key-value cache is to be stored where our operators compute, if they do.
+/// Data type of the key-value cache with eka's own operators; `None` without them.
 fn stored(args: &Args) -> anyhow::Result<Option<CacheChoice>> {
     if args.kv_cache.is_some() {
         return Ok(args.kv_cache);
@@ -175,7 +173,7 @@ fn stored(args: &Args) -> anyhow::Result<Option<CacheChoice>> {
 fn inspect(dir: &Path, hash: bool, cache: Option<CacheChoice>) -> anyhow::Result<Inspection> {
     let manifest = Manifest::read(dir)?;
     let graph = dir.join(&manifest.graph.file);
-    let content = files::read(&graph, MOST_GRAPH).with_context(|| graph.display().to_string())?;
+    let content = files::read(&graph, MAX_GRAPH).with_context(|| graph.display().to_string())?;
     let operators = export::operators(&content).with_context(|| graph.display().to_string())?;
     let files = files(dir, hash).with_context(|| dir.display().to_string())?;
     let weights = format!("{}.data", manifest.graph.file);
@@ -198,7 +196,7 @@ impl From<Operator> for OperatorEntry {
     }
 }
 
-/// The files of a model directory; templates lie in a directory of their own within it.
+/// The files of a model directory, including those in its directory of templates.
 fn files(dir: &Path, hash: bool) -> anyhow::Result<Vec<FileEntry>> {
     let mut files = entries(dir, "", hash)?;
     let (templates, _) = layout::TOOL_TEMPLATE.split_once('/').unwrap_or_default();
@@ -262,7 +260,7 @@ fn print_model(out: &mut dyn Write, inspection: &Inspection) -> io::Result<()> {
         ("architecture", manifest.architecture.clone()),
         ("parameters", format!("{:.1} million", manifest.parameters as f64 / 1e6)),
         ("weights", format!("{weights}, {bits_per_weight:.2} bits per weight{others}")),
-        ("computes in", dtype),
+        ("data type", dtype),
         ("layers", format!("{}, {sizes}", dims.layers)),
         ("heads", heads),
         ("vocabulary", dims.vocab.to_string()),
@@ -307,7 +305,7 @@ fn flags(options: &ExportOptions) -> String {
 
 fn print_origin(out: &mut dyn Write, manifest: &Manifest) -> io::Result<()> {
     let provenance = &manifest.provenance;
-    writeln!(out, "\nmade by {}", provenance.exporter)?;
+    writeln!(out, "\nexported by {}", provenance.exporter)?;
     if let Some(options) = &provenance.options {
         writeln!(out, "  {}", flags(options))?;
     }
@@ -315,7 +313,7 @@ fn print_origin(out: &mut dyn Write, manifest: &Manifest) -> io::Result<()> {
         let AdapterSummary { weight, rank, alpha, targets, replaced } = adapter;
         write!(out, "  adapter of rank {rank}, alpha {alpha}, times {weight}, on {}", targets.join(", "))?;
         if !replaced.is_empty() {
-            write!(out, "; it replaces {}", replaced.join(", "))?;
+            write!(out, "; replaces {}", replaced.join(", "))?;
         }
         writeln!(out)?;
     }

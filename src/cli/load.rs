@@ -1,4 +1,4 @@
-//! `eka bench --url`: load on a server, and two results beside each other.
+//! `eka bench --url`: load test of a server, and comparison of two results.
 
 use std::{
     collections::BTreeMap,
@@ -13,16 +13,16 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 
 use super::{
-    exit::{EndsAs, Exit},
-    print::{self, Output},
+    exit::{Exit, WithExit},
+    output::{self, OutputFlags},
 };
 use crate::{
     client::Client,
     loadgen::{self, Heading, Lengths, Limits, LoadResult, Pace, Plan, Prompts, Until},
 };
 
-/// Flags that mean nothing where a model is run. That each requires `url` does not say so: what conflicts with an argument that is
-/// there is not required.
+/// Flags that conflict with a model directory. `requires = "url"` is not enough: clap ignores it if `url` conflicts with a
+/// present argument.
 pub(super) const FLAGS: [&str; 20] = [
     "url",
     "compare",
@@ -46,83 +46,83 @@ pub(super) const FLAGS: [&str; 20] = [
     "out",
 ];
 
-/// What load, on which server.
+/// Flags of the load test.
 #[derive(Debug, clap::Args)]
-#[command(next_help_heading = "Load on a server")]
+#[command(next_help_heading = "Load test")]
 pub(super) struct LoadArgs {
-    /// Load this server, which speaks OpenAI's language, instead of running a model
+    /// URL of a server with OpenAI's API to test, instead of running a model
     #[arg(long, value_name = "URL", conflicts_with_all = ["model", "prompt", "generate", "rounds", "bare"])]
     url: Option<String>,
 
-    /// Compare two results that --out has written
+    /// Compare two result files written by --out
     #[arg(long, num_args = 2, value_names = ["FIRST", "SECOND"], conflicts_with_all = ["model", "url"])]
     compare: Option<Vec<PathBuf>>,
 
-    /// The route to ask
+    /// Endpoint to use
     #[arg(long, value_name = "API", default_value = "chat", requires = "url")]
     api: Api,
 
-    /// The model's name in requests [default: the first that the server lists]
+    /// The model's name in requests [default: the first model that the server lists]
     #[arg(long, value_name = "NAME", requires = "url")]
     served_model: Option<String>,
 
-    /// Words of a prompt: 64, uniform:64-256, normal:128,32, lognormal:128,0.8 or exponential:128
+    /// Length of a prompt in words: 64, uniform:64-256, normal:128,32, lognormal:128,0.8 or exponential:128
     #[arg(long, value_name = "LENGTHS", default_value = "64", requires = "url")]
     prompt_length: Lengths,
 
-    /// Most tokens of an answer, likewise
+    /// Most tokens of an answer, in the same format
     #[arg(long, value_name = "LENGTHS", default_value = "64", requires = "url")]
     output_length: Lengths,
 
-    /// Prompts from a file instead, one a line
+    /// File of prompts, one per line
     #[arg(long, value_name = "FILE", requires = "url", conflicts_with_all = ["prompt_length", "token_ids"])]
     prompts: Option<PathBuf>,
 
-    /// Prompts of random token ids below this instead of words, so that their lengths are in tokens; with --api completions
+    /// Use random token ids below this number as prompts, so that lengths count tokens; with --api completions
     #[arg(long, value_name = "VOCABULARY", requires = "url", value_parser = clap::value_parser!(u32).range(2..))]
     token_ids: Option<u32>,
 
-    /// Answers go on beyond the model's end token; for servers that know ignore_eos
+    /// Ignore the model's end token; for servers that support ignore_eos
     #[arg(long, requires = "url")]
     ignore_eos: bool,
 
-    /// A field that every request has besides, its value in JSON; can be given more than once
+    /// Additional field of every request, with a JSON value; can be repeated
     #[arg(long, value_name = "NAME=JSON", requires = "url", value_parser = field)]
     field: Vec<(String, Value)>,
 
-    /// Closed loop: so many clients, each of which asks again when it has its answer [default: 1]
+    /// Closed loop: number of clients, each of which sends its next request after the previous answer [default: 1]
     #[arg(long, value_name = "N", requires = "url", conflicts_with = "rate", value_parser = clap::value_parser!(u16).range(1..))]
     clients: Option<u16>,
 
-    /// Open loop: so many requests a second on average, at random moments, whatever has been answered
+    /// Open loop: mean number of requests per second, sent at random times independent of the answers
     #[arg(long, value_name = "PER_SECOND", requires = "url", value_parser = positive)]
     rate: Option<f64>,
 
-    /// How many requests to send [default: 100]
+    /// Number of requests [default: 100]
     #[arg(long, value_name = "N", requires = "url", conflicts_with = "duration", value_parser = clap::value_parser!(u64).range(1..))]
     requests: Option<u64>,
 
-    /// How long to send requests instead
+    /// Duration of the test, instead of a number of requests
     #[arg(long, value_name = "SECONDS", requires = "url", value_parser = positive)]
     duration: Option<f64>,
 
-    /// Requests before that, which do not count
+    /// Number of warm-up requests, which are not measured
     #[arg(long, value_name = "N", default_value_t = 3, requires = "url")]
     warm_up: u64,
 
-    /// Chooses prompts, lengths and moments; the same seed, the same load
+    /// Seed of prompts, lengths and schedule
     #[arg(long, value_name = "N", default_value_t = 0, requires = "url")]
     seed: u64,
 
-    /// An answer is good if its first text comes in so many milliseconds
+    /// Goodput: longest time to the first text
     #[arg(long, value_name = "MS", requires = "url", value_parser = positive)]
     good_ttft: Option<f64>,
 
-    /// … and each token after it takes no longer than this on average
+    /// Goodput: longest mean time per token after the first
     #[arg(long, value_name = "MS", requires = "url", value_parser = positive)]
     good_tpot: Option<f64>,
 
-    /// … and it ends within this
+    /// Goodput: longest time to the end
     #[arg(long, value_name = "MS", requires = "url", value_parser = positive)]
     good_e2e: Option<f64>,
 
@@ -130,20 +130,20 @@ pub(super) struct LoadArgs {
     #[arg(long, value_name = "SECONDS", default_value = "300", requires = "url", value_parser = positive)]
     patience: f64,
 
-    /// Write the result to this file, in JSON
+    /// Write the result to this file, as JSON
     #[arg(long, value_name = "FILE", requires = "url")]
     out: Option<PathBuf>,
 
-    /// Draw the waits into this file, in SVG; also of two results. Of a model: what prompt and context cost
+    /// Draw latencies into this SVG file, also with --compare; for a model, speed over prompt and context length
     #[arg(long, value_name = "FILE")]
     pub(super) plot: Option<PathBuf>,
 
-    /// API key, where the server wants one
+    /// API key, if the server needs one
     #[arg(long, value_name = "KEY", env = "OPENAI_API_KEY", hide_env_values = true)]
     api_key: Option<String>,
 }
 
-/// OpenAI's routes that generate.
+/// OpenAI's endpoints that generate.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum Api {
     /// /v1/chat/completions
@@ -153,7 +153,7 @@ enum Api {
 }
 
 impl LoadArgs {
-    /// Whether load is asked for, or a comparison of it.
+    /// Whether a load test or comparison is requested.
     pub(super) const fn is_wanted(&self) -> bool {
         self.url.is_some() || self.compare.is_some()
     }
@@ -168,7 +168,7 @@ impl LoadArgs {
             (None, Some(vocabulary)) => {
                 ensure!(
                     api == loadgen::Api::Completions,
-                    "--token-ids goes with --api completions: chats are text"
+                    "--token-ids needs --api completions, because chats are text"
                 );
                 Prompts::Ids(vocabulary)
             }
@@ -198,11 +198,11 @@ impl LoadArgs {
         }
     }
 
-    /// As the result file says it.
+    /// As in the result file.
     fn settings(&self, plan: &Plan) -> BTreeMap<String, String> {
         let pace = match plan.pace {
             Pace::Closed { clients } => format!("closed, {clients} clients"),
-            Pace::Open { rate } => format!("open, {rate} a second"),
+            Pace::Open { rate } => format!("open, {rate} per second"),
         };
         let prompts = match &plan.prompts {
             Prompts::Words => "words".into(),
@@ -233,29 +233,29 @@ impl LoadArgs {
     }
 }
 
-/// Loads the server, or compares; and prints.
+/// Runs the load test or comparison and prints the result.
 ///
 /// # Errors
-/// When nobody answers, or no request has a whole answer.
-pub(super) fn run(args: &LoadArgs, output: Output) -> anyhow::Result<()> {
+/// When the server cannot be reached, or no request has a complete answer.
+pub(super) fn run(args: &LoadArgs, output: OutputFlags) -> anyhow::Result<()> {
     if let Some([first, second]) = args.compare.as_deref() {
         return compare(first, second, args.plot.as_deref(), output);
     }
-    let url = args.url.as_deref().context("no server was named")?;
+    let url = args.url.as_deref().context("no server; pass --url")?;
     let patience = Duration::try_from_secs_f64(args.patience).unwrap_or(Duration::MAX);
-    let client = Client::new(url, args.api_key.as_deref(), patience).ends_as(Exit::Usage)?;
+    let client = Client::new(url, args.api_key.as_deref(), patience).with_exit(Exit::Usage)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(measured(args, &client))?;
     if let Some(file) = &args.out {
         write(file, &(serde_json::to_string(&result)? + "\n"))?;
     }
     if output.json {
-        print::document(&result)?;
+        output::document(&result)?;
     } else {
-        print::result(|out| out.write_all(print::printable(&loadgen::table(&result)).as_bytes()))?;
+        output::result(|out| out.write_all(output::printable(&loadgen::table(&result)).as_bytes()))?;
     }
     let failed: Vec<_> = result.errors.iter().map(|(code, times)| format!("{times} {code}")).collect();
-    ensure!(result.completed > 0, "no request has a whole answer: {}", failed.join(", "));
+    ensure!(result.completed > 0, "no request has a complete answer: {}", failed.join(", "));
     args.plot.iter().try_for_each(|file| draw(file, &[(String::new(), &result)]))
 }
 
@@ -264,11 +264,11 @@ async fn measured(args: &LoadArgs, client: &Client) -> anyhow::Result<LoadResult
         Some(model) => Some(model.clone()),
         None => {
             let list = client.get_json("/v1/models").await;
-            let list = list.context("the server's models cannot be listed; name one with --served-model");
-            list.ends_as(Exit::Machine)?["data"][0]["id"].as_str().map(str::to_owned)
+            let list = list.context("cannot list the server's models; pass --served-model");
+            list.with_exit(Exit::Machine)?["data"][0]["id"].as_str().map(str::to_owned)
         }
     };
-    let plan = Arc::new(args.plan(model).ends_as(Exit::Usage)?);
+    let plan = Arc::new(args.plan(model).with_exit(Exit::Usage)?);
     let began = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let limits = Limits { ttft_ms: args.good_ttft, tpot_ms: args.good_tpot, e2e_ms: args.good_e2e };
     let heading = Heading { began, server: client.url().into(), settings: args.settings(&plan), limits };
@@ -280,7 +280,7 @@ async fn measured(args: &LoadArgs, client: &Client) -> anyhow::Result<LoadResult
 }
 
 fn progress(until: Until) -> ProgressBar {
-    if print::is_quiet() {
+    if output::is_quiet() {
         return ProgressBar::hidden();
     }
     let bar = match until {
@@ -291,20 +291,20 @@ fn progress(until: Until) -> ProgressBar {
     bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
-fn compare(first: &Path, second: &Path, plot: Option<&Path>, output: Output) -> anyhow::Result<()> {
+fn compare(first: &Path, second: &Path, plot: Option<&Path>, output: OutputFlags) -> anyhow::Result<()> {
     let read = |file: &Path| {
         let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
         LoadResult::parse(&text).map_err(|why| anyhow!("{}: {why}", file.display()))
     };
-    let (a, b) = (read(first).ends_as(Exit::Usage)?, read(second).ends_as(Exit::Usage)?);
+    let (a, b) = (read(first).with_exit(Exit::Usage)?, read(second).with_exit(Exit::Usage)?);
     if let Some(file) = plot {
         let name = |file: &Path| file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         draw(file, &[(name(first), &a), (name(second), &b)])?;
     }
     if output.json {
-        return print::document(&serde_json::json!({ "first": a, "second": b }));
+        return output::document(&serde_json::json!({ "first": a, "second": b }));
     }
-    print::result(|out| out.write_all(print::printable(&loadgen::comparison(&a, &b)).as_bytes()))
+    output::result(|out| out.write_all(output::printable(&loadgen::comparison(&a, &b)).as_bytes()))
 }
 
 fn draw(file: &Path, runs: &[(String, &LoadResult)]) -> anyhow::Result<()> {
@@ -313,23 +313,23 @@ fn draw(file: &Path, runs: &[(String, &LoadResult)]) -> anyhow::Result<()> {
 }
 
 pub(super) fn write(file: &Path, text: &str) -> anyhow::Result<()> {
-    fs::write(file, text).with_context(|| format!("{} cannot be written", file.display()))
+    fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
 }
 
 fn lines(file: &Path) -> anyhow::Result<Vec<String>> {
     let text = fs::read_to_string(file).with_context(|| format!("--prompts {}", file.display()))?;
     let lines: Vec<_> = text.lines().filter(|line| !line.trim().is_empty()).map(str::to_owned).collect();
-    ensure!(!lines.is_empty(), "--prompts {}: there is no prompt in it", file.display());
+    ensure!(!lines.is_empty(), "--prompts {}: no prompts in this file", file.display());
     Ok(lines)
 }
 
 fn field(text: &str) -> Result<(String, Value), String> {
     let (name, value) = text.split_once('=').ok_or("expected NAME=JSON, such as cache_prompt=false")?;
-    let value = serde_json::from_str(value).map_err(|error| format!("{value:?} is no JSON: {error}"))?;
+    let value = serde_json::from_str(value).map_err(|error| format!("{value:?} is not JSON: {error}"))?;
     Ok((name.to_owned(), value))
 }
 
 fn positive(text: &str) -> Result<f64, String> {
-    let number: f64 = text.parse().map_err(|_| format!("{text:?} is no number"))?;
-    if number > 0.0 && number.is_finite() { Ok(number) } else { Err(format!("{text} is not above 0")) }
+    let number: f64 = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
+    if number > 0.0 && number.is_finite() { Ok(number) } else { Err(format!("{text} is not more than 0")) }
 }

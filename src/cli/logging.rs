@@ -1,44 +1,44 @@
-//! What is logged, and how: to stderr, so that stdout holds answers alone.
+//! Logging to stderr: level and format.
 
 use std::sync::Arc;
 
 use anyhow::Context;
 use tracing_subscriber::{EnvFilter, reload};
 
-use super::print;
+use super::output;
 use crate::{
     config::{Log, LogFormat},
     log_queue::LineWriter,
 };
 
-/// Changes what is logged, from the next line on.
+/// Changes the log level at run time.
 #[derive(Clone)]
 pub(super) struct LogLevel(Arc<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>);
 
 impl LogLevel {
-    /// Logs what `level` says from now on.
+    /// Sets the log level or filter.
     ///
     /// # Errors
-    /// When `level` is no filter.
+    /// When `level` is not a valid filter.
     pub(super) fn set(&self, level: &str) -> anyhow::Result<()> {
         self.0(filter(level)?)?;
         Ok(())
     }
 }
 
-/// Starts logging as the settings say.
+/// Starts logging.
 ///
 /// # Errors
-/// When `log.level` is no filter.
+/// When `log.level` is not a valid filter.
 pub(super) fn start(log: &Log) -> anyhow::Result<LogLevel> {
     let lines = tracing_subscriber::fmt().with_writer(|| LineWriter).with_target(false);
-    // A reader of stderr who has left is no reason to panic.
+    // A closed stderr must not cause a panic.
     let lines = lines.log_internal_errors(false);
     let filter = filter(&log.level)?;
-    // A second start, in a test of the whole program, keeps the first.
+    // In a test that runs several commands, the first one's subscriber stays.
     Ok(match log.format {
         LogFormat::Text => {
-            let lines = lines.with_ansi(print::stderr_has_colours());
+            let lines = lines.with_ansi(output::stderr_has_colours());
             let lines = lines.with_env_filter(filter).with_filter_reloading();
             let handle = lines.reload_handle();
             let _ = lines.try_init();
@@ -53,7 +53,7 @@ pub(super) fn start(log: &Log) -> anyhow::Result<LogLevel> {
     })
 }
 
-/// Logs warnings alone, for commands whose output is the answer.
+/// Logs only warnings, for commands whose result is on stdout.
 ///
 /// # Errors
 /// Never in practice: the filter is a constant.
@@ -62,8 +62,7 @@ pub(super) fn start_quiet() -> anyhow::Result<()> {
 }
 
 fn filter(level: &str) -> anyhow::Result<EnvFilter> {
-    // The HTTP library greets at info, and calls what clients do wrong errors, which is in the access log; a filter that names
-    // it has the last word.
+    // actix logs client mistakes as errors, which the access log has already. A filter can still override this.
     EnvFilter::try_new(format!("actix_server=warn,actix_http=off,{level}")).with_context(|| {
         format!("log.level is {level:?}: expected error, warn, info, debug, trace, or a tracing filter")
     })

@@ -1,6 +1,6 @@
-//! How far two sets of logits are apart: parity is a number, not a belief.
+//! Difference between two sets of logits.
 
-/// Differences of logits, added up position by position.
+/// Differences of logits, accumulated over positions.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Difference {
     pub(super) positions: usize,
@@ -13,14 +13,14 @@ pub(super) struct Difference {
 }
 
 impl Difference {
-    /// Adds one position: its logits, and those that they should be.
+    /// Adds one position.
     pub(super) fn add(&mut self, found: &[f32], expected: &[f32]) {
         self.positions += 1;
         self.logits += expected.len();
         self.same_top += usize::from(top(found) == top(expected));
         for (a, b) in found.iter().zip(expected) {
             let apart = (a - b).abs();
-            // A number that is none is as far off as can be; `max` alone would pass over it.
+            // `f32::max` ignores NaN, which must count as the largest difference.
             self.max = if apart.is_nan() { f32::INFINITY } else { self.max.max(apart) };
             self.sum += f64::from(apart);
             self.sum_of_squares += f64::from(apart).powi(2);
@@ -41,7 +41,7 @@ fn top(logits: &[f32]) -> usize {
     logits.iter().enumerate().fold((0, f32::NEG_INFINITY), higher).0
 }
 
-/// The logarithms of the probabilities that `logits` stand for.
+/// Log probabilities of `logits`.
 pub(super) fn log_softmax(logits: &[f32]) -> Vec<f64> {
     let most = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
     let sum: f64 = logits.iter().map(|x| (f64::from(*x) - most).exp()).sum();
@@ -49,7 +49,7 @@ pub(super) fn log_softmax(logits: &[f32]) -> Vec<f64> {
     logits.iter().map(|x| f64::from(*x) - shift).collect()
 }
 
-/// The Kullback-Leibler divergence of `found` from `expected`, both logarithms of probabilities, in nats.
+/// Kullback-Leibler divergence of `found` from `expected`, both log probabilities, in nats.
 pub(super) fn divergence(found: &[f64], expected: &[f64]) -> f64 {
     found.iter().zip(expected).map(|(found, expected)| expected.exp() * (expected - found)).sum()
 }
@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn differences_add_up_over_positions_and_the_greatest_counts() {
+    fn differences_accumulate_over_positions() {
         let mut difference = Difference::default();
         difference.add(&[1.0, 2.0], &[1.0, 2.5]);
         difference.add(&[3.0, 1.0], &[3.0, 4.0]);
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn nan_is_as_far_off_as_can_be_wherever_it_stands() {
+    fn nan_counts_as_an_infinite_difference() {
         for found in [[f32::NAN, 0.0], [0.0, f32::NAN]] {
             let mut difference = Difference::default();
             difference.add(&found, &[0.0, 0.0]);
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn probabilities_sum_to_one_however_great_the_logits() {
+    fn probabilities_sum_to_one_for_large_logits() {
         for logits in [[0.0, 1.0, 2.0], [-1e4, 0.0, 1e4], [3e38, -3e38, 0.0]] {
             let sum: f64 = log_softmax(&logits).iter().map(|log| log.exp()).sum();
             assert!((sum - 1.0).abs() < 1e-9, "{logits:?}: {sum}");
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn the_divergence_of_equals_is_zero_and_of_others_finite_and_positive() {
+    fn the_divergence_is_zero_for_equal_and_positive_for_different_logits() {
         let [even, sure] = [[0.0, 0.0], [-1e3, 1e3]].map(|logits| log_softmax(&logits));
         assert_eq!(divergence(&even, &even), 0.0);
         assert_eq!(divergence(&even, &sure), 2f64.ln());

@@ -1,36 +1,44 @@
-//! Wires the parts together, and prints for people.
+//! The command line: one file per subcommand, and what they share.
 //!
-//! Errors come up to here with their reasons and end as one line on stderr; logs go to stderr as well, so stdout holds
-//! what was asked for and nothing else.
+//! Results go to stdout, and nothing else does. Errors become one line on stderr with all their causes; logs go to stderr
+//! too.
 
-mod answer;
 mod bench;
 mod chat;
-mod descriptors;
 mod doctor;
-mod engine;
-mod entry;
+mod engine_args;
 mod exit;
 mod export;
+mod export_report;
+mod fd_limit;
 mod generate;
+mod generate_args;
 mod health;
 mod inspect;
-mod lineup;
+mod listener;
 mod load;
+mod local_model;
 mod logging;
 mod logits;
-#[cfg(unix)]
-mod notify;
-mod own_server;
-mod pages;
-mod prepare;
-mod print;
+mod man;
+mod output;
 mod private_dir;
-mod report;
+mod progress;
+mod queue;
+mod ready_file;
+mod reload;
+mod resolve_model;
 mod sampling;
 mod sandbox;
 mod serve;
+mod served_models;
+mod settings;
+mod shutdown;
 mod smoke;
+mod spawn_server;
+mod stdout_stream;
+#[cfg(unix)]
+mod systemd;
 mod verify;
 mod worker;
 
@@ -39,11 +47,11 @@ use std::{env, process::ExitCode, time::Duration};
 use clap::{CommandFactory, Parser};
 
 use exit::Exit;
-use print::Output;
+use output::OutputFlags;
 
 use crate::{device, log_queue};
 
-/// Longest wait for the last lines of the log to be written. A process whose stderr is not read exits after it.
+/// Longest wait for the last log lines to be written, in case stderr is not read.
 const LAST_LINES: Duration = Duration::from_secs(2);
 
 /// Serves one fine-tuned language model, one answer at a time
@@ -57,7 +65,7 @@ struct Cli {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     Serve(serve::Args),
-    Generate(generate::Args),
+    Generate(generate_args::Args),
     Export(export::Args),
     Inspect(inspect::Args),
     Verify(verify::Args),
@@ -65,8 +73,10 @@ enum Command {
     Bench(bench::Args),
     Smoke(smoke::Args),
     Health(health::Args),
-    Completions(pages::CompletionsArgs),
-    Man(pages::ManArgs),
+    /// Print the reference of all settings as Markdown
+    Settings,
+    Completions(man::CompletionsArgs),
+    Man(man::ManArgs),
     /// Run a model for the parent process at the other end of stdin and stdout
     #[command(hide = true)]
     Worker(worker::Args),
@@ -75,7 +85,7 @@ enum Command {
     Sandbox,
 }
 
-/// Runs the command line, says on stderr why it failed, and gives the code to end with; `eka help` lists them.
+/// Runs the command line and returns its exit code; `eka help` lists the codes. Errors are printed on stderr.
 #[must_use]
 pub fn run() -> ExitCode {
     device::refuse_telemetry();
@@ -84,12 +94,12 @@ pub fn run() -> ExitCode {
         Err(refused) => return refuse(&refused),
     };
     let output = command.output();
-    print::keep_to(output);
+    output::apply(output);
     let code = match dispatch(command) {
         Ok(code) => code,
         Err(error) => {
             let exit = Exit::of(&error);
-            print::error(&error, exit, output.json);
+            output::error(&error, exit, output.json);
             exit.into()
         }
     };
@@ -97,7 +107,7 @@ pub fn run() -> ExitCode {
     code
 }
 
-/// Says what is wrong with the command line, or the help that was asked for.
+/// Prints clap's error, or the help that was requested.
 fn refuse(refused: &clap::Error) -> ExitCode {
     let is_json = env::args_os().take_while(|argument| argument != "--").any(|argument| argument == "--json");
     if !refused.use_stderr() {
@@ -106,7 +116,7 @@ fn refuse(refused: &clap::Error) -> ExitCode {
     }
     if is_json {
         let message = refused.to_string();
-        print::error_document(message.trim_start_matches("error: ").trim_end(), Exit::Usage);
+        output::error_document(message.trim_start_matches("error: ").trim_end(), Exit::Usage);
     } else {
         let _ = refused.print();
     }
@@ -114,8 +124,8 @@ fn refuse(refused: &clap::Error) -> ExitCode {
 }
 
 impl Command {
-    /// How it says what it has to say.
-    const fn output(&self) -> Output {
+    /// The output flags of the subcommand.
+    const fn output(&self) -> OutputFlags {
         match self {
             Self::Serve(args) => args.output(),
             Self::Generate(args) => args.output,
@@ -126,8 +136,8 @@ impl Command {
             Self::Bench(args) => args.output,
             Self::Smoke(args) => args.output,
             Self::Health(args) => args.output,
-            Self::Completions(_) | Self::Man(_) | Self::Worker(_) | Self::Sandbox => {
-                Output { json: false, quiet: false }
+            Self::Settings | Self::Completions(_) | Self::Man(_) | Self::Worker(_) | Self::Sandbox => {
+                OutputFlags { json: false, quiet: false }
             }
         }
     }
@@ -148,8 +158,9 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Bench(args) => bench::run(&args).map(done),
         Command::Smoke(args) => smoke::run(&args).map(ExitCode::from),
         Command::Health(args) => health::run(&args).map(done),
-        Command::Completions(args) => pages::completions(&args, &Cli::command()).map(done),
-        Command::Man(args) => pages::man(&args, &Cli::command()).map(done),
+        Command::Settings => settings::run().map(done),
+        Command::Completions(args) => man::completions(&args, &Cli::command()).map(done),
+        Command::Man(args) => man::man(&args, &Cli::command()).map(done),
         Command::Worker(args) => worker::run(args).map(done),
         Command::Sandbox => sandbox::run().map(done),
     }

@@ -1,9 +1,8 @@
-//! Directories that no other user may put anything into.
+//! Directories that only this user can write to.
 //!
-//! Files in the cache are trusted: exports are served, prompts are restored. Without a home directory it lies in the
-//! temporary directory, where any user may make a directory of the name that eka expects, or a link of that name, before
-//! eka does. So the default directory is created with mode 0700, and an existing one must belong to this user. A directory
-//! named in the settings is not checked: choosing it is the operator's decision.
+//! Files in the cache are trusted: exports are served, prompts are restored. Without a home directory the cache is in the
+//! temporary directory, where another user could create a directory or link of the expected name first. So the default
+//! directory is created with mode 0700, and an existing one must belong to this user. A configured directory is not checked.
 
 use std::{
     fs, io,
@@ -13,24 +12,24 @@ use std::{
 /// Why a directory is not used.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum PrivateDirError {
-    /// Another user made it, or the link to it.
+    /// It, or the link to it, belongs to another user.
     #[error(
-        "{} belongs to user {owner} and not to user {user}, so anything could be in it; {way_out}, or have it removed",
+        "{} belongs to user {owner} and not to user {user}, so its content cannot be trusted; {way_out}, or have it removed",
         dir.display()
     )]
     Owner {
         /// The directory.
         dir: PathBuf,
-        /// Whose it is.
+        /// Its owner.
         owner: u32,
-        /// Who eka runs as.
+        /// The user of this process.
         user: u32,
-        /// What to set instead.
+        /// How to use another directory.
         way_out: &'static str,
     },
-    /// Every user may write there.
+    /// Every user can write to it.
     #[error(
-        "every user may write to {} (mode {mode:04o}); look at what is in it and run `chmod 700` on it, or {way_out}",
+        "every user can write to {} (mode {mode:04o}); check its content and run `chmod 700` on it, or {way_out}",
         dir.display()
     )]
     Writable {
@@ -38,52 +37,52 @@ pub(super) enum PrivateDirError {
         dir: PathBuf,
         /// Its mode.
         mode: u32,
-        /// What to set instead.
+        /// How to use another directory.
         way_out: &'static str,
     },
-    /// It is something else.
+    /// It is not a directory.
     #[error("{} is not a directory; {way_out}, or have it removed", dir.display())]
     NoDirectory {
-        /// What is not one.
+        /// The path.
         dir: PathBuf,
-        /// What to set instead.
+        /// How to use another directory.
         way_out: &'static str,
     },
-    /// The system does not say whose it is.
+    /// Its owner cannot be read.
     #[error("{}: {source}; {way_out}", dir.display())]
     Unknown {
         /// The directory.
         dir: PathBuf,
         /// The system's error.
         source: io::Error,
-        /// What to set instead.
+        /// How to use another directory.
         way_out: &'static str,
     },
 }
 
-/// Creates `dir` for this user alone, or checks that an existing one belongs to this user. Failure to create it is not an
-/// error here, because writing to it fails later with a better message. `way_out` ends the error message.
+/// Creates `dir` with mode 0700, or checks that an existing one belongs to this user. Failure to create it is not an error
+/// here, because writing to it fails later with a better message. `way_out` ends the error message.
 ///
 /// # Errors
-/// [`PrivateDirError`] when somebody else may have put something there.
+/// [`PrivateDirError`] when another user could have written to it.
 pub(super) fn ensure(dir: &Path, way_out: &'static str) -> Result<(), PrivateDirError> {
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true);
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
     if let Err(e) = builder.create(dir) {
-        tracing::debug!("{} cannot be made: {e}", dir.display());
+        tracing::debug!("cannot create {}: {e}", dir.display());
     }
     let unknown = |source| PrivateDirError::Unknown { dir: dir.into(), source, way_out };
     match fs::symlink_metadata(dir) {
-        // Nothing can be below a file either: service users often have HOME=/dev/null.
+        // Service users often have HOME=/dev/null, below which nothing can exist.
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(()),
         Err(e) => Err(unknown(e)),
         Ok(found) => check(dir, &found, &fs::metadata(dir).map_err(unknown)?, way_out),
     }
 }
 
-/// Checks what was found at `dir`, and what that leads to if it is a link.
+/// Checks `dir` itself and the target if it is a link.
 #[cfg(unix)]
 fn check(
     dir: &Path,
@@ -96,7 +95,7 @@ fn check(
     const OTHERS_WRITE: u32 = 0o002;
     const GROUP_AND_OTHERS: u32 = 0o077;
     let user = rustix::process::geteuid().as_raw();
-    // Root may put anything anywhere.
+    // Root can write anywhere, so its directories are accepted.
     let stranger = [found, target].map(MetadataExt::uid).into_iter().find(|owner| ![0, user].contains(owner));
     if let Some(owner) = stranger {
         return Err(PrivateDirError::Owner { dir: dir.into(), owner, user, way_out });
@@ -108,11 +107,11 @@ fn check(
     if mode & OTHERS_WRITE != 0 {
         return Err(PrivateDirError::Writable { dir: dir.into(), mode, way_out });
     }
-    // An older eka made it as the user's umask said.
+    // Older versions created it with the user's umask.
     if target.uid() == user && mode & GROUP_AND_OTHERS != 0 {
         let permissions = fs::Permissions::from_mode(mode & !GROUP_AND_OTHERS);
         if let Err(e) = fs::set_permissions(dir, permissions) {
-            tracing::debug!("{} stays readable for others: {e}", dir.display());
+            tracing::debug!("{} remains readable for other users: {e}", dir.display());
         }
     }
     Ok(())
@@ -146,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_made_for_its_user_alone_and_one_that_others_could_read_is_closed() {
+    fn it_is_created_with_mode_0700_and_a_readable_one_is_restricted() {
         let folder = tempfile::tempdir().unwrap();
         let dir = folder.path().join("a/b");
         ensure(&dir, WAY_OUT).unwrap();
@@ -162,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_every_user_may_write_to_is_refused_with_the_way_out() {
+    fn a_directory_that_every_user_can_write_to_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         set_mode(folder.path(), 0o777);
         let refused = ensure(folder.path(), WAY_OUT).unwrap_err();
@@ -171,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_and_a_link_to_one_are_no_directories_and_one_that_cannot_be_made_is_no_error() {
+    fn files_are_refused_and_a_directory_that_cannot_be_created_is_not_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let [file, link, dangling] = ["file", "link", "dangling"].map(|name| folder.path().join(name));
         fs::write(&file, "").unwrap();
@@ -186,9 +185,9 @@ mod tests {
         }
     }
 
-    /// A stranger's directory takes another user to make, so the check is given what the system would say.
+    /// Only root can create another user's directory, so others test the check itself.
     #[test]
-    fn a_directory_of_another_user_is_refused_and_so_is_a_link_of_another_user() {
+    fn a_directory_or_link_of_another_user_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let own = fs::metadata(folder.path()).unwrap();
         let strangers = fs::metadata(folder.path()).unwrap();

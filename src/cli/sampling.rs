@@ -1,51 +1,51 @@
-//! How answers on the terminal are picked: flags of `eka generate`, and what `/set` changes.
+//! Sampling parameters: flags of `eka generate`, and the chat's `/set`.
 
 use std::{fmt::Display, str::FromStr};
 
 use crate::job::Sampling;
 
-/// How tokens are picked, and when an answer ends.
+/// Sampling and stop conditions.
 #[derive(Clone, Debug, PartialEq, clap::Args)]
 pub(super) struct SamplingArgs {
     /// Most tokens to generate [default: engine.default_max_new_tokens]
     #[arg(long, value_name = "TOKENS", value_parser = count)]
     pub(super) max_new_tokens: Option<usize>,
 
-    /// 0 always takes the most probable token
+    /// Sampling temperature; 0 always takes the most probable token
     #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = temperature)]
     temperature: f32,
 
-    /// Only the most probable K tokens; 0 is off
+    /// Sample only from the K most probable tokens; 0 disables it
     #[arg(long, value_name = "K", default_value_t = 0)]
     top_k: usize,
 
-    /// Only the most probable tokens that sum to P
+    /// Sample only from the most probable tokens whose probabilities sum to P
     #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = share)]
     top_p: f32,
 
-    /// Only tokens at least P times as probable as the most probable one; 0 is off
+    /// Sample only from tokens at least P times as probable as the most probable one; 0 disables it
     #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = fraction)]
     min_p: f32,
 
-    /// Tokens that came before are so many times less likely; 1 is off
+    /// Factor that makes earlier tokens less likely; 1 disables it
     #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = penalty)]
     repetition_penalty: f32,
 
-    /// Same seed, same answer [default: a random one]
+    /// Seed of the sampler [default: random]
     #[arg(long)]
     seed: Option<u64>,
 
-    /// Stop before this text; may be given several times
+    /// Stop before this text; can be repeated
     #[arg(long, value_name = "TEXT", value_parser = text)]
     pub(super) stop: Vec<String>,
 }
 
-/// What `/set` changes.
+/// Parameters of `/set`.
 pub(super) const NAMES: [&str; 8] =
     ["max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop"];
 
 impl SamplingArgs {
-    /// For one job; without a seed, with another one each time.
+    /// Parameters of one job, with a random seed unless one is set.
     pub(super) fn sampling(&self) -> Sampling {
         Sampling {
             temperature: self.temperature,
@@ -58,10 +58,10 @@ impl SamplingArgs {
         }
     }
 
-    /// Changes one of [`NAMES`]; `none` takes back what need not be there.
+    /// Changes one of [`NAMES`]; `none` removes an optional value.
     ///
     /// # Errors
-    /// What would do, when there is no such name or it cannot have this value.
+    /// A message when the name is unknown or the value invalid.
     pub(super) fn set(&mut self, name: &str, value: &str) -> Result<(), String> {
         let refused = |why| format!("{name} is {value:?}: {why}");
         let set = match name {
@@ -74,12 +74,12 @@ impl SamplingArgs {
             "seed" => optional(value, |value| parse(value, "expected a whole number, 0 or more, or none"))
                 .map(|seed| self.seed = seed),
             "stop" => optional(value, text).map(|stop| self.stop = stop.into_iter().collect()),
-            _ => return Err(format!("there is no {name:?} to set; there are {}", NAMES.join(", "))),
+            _ => return Err(format!("unknown parameter {name:?}; expected one of {}", NAMES.join(", "))),
         };
         set.map_err(refused)
     }
 
-    /// A line for each of [`NAMES`].
+    /// One line per parameter.
     pub(super) fn lines(&self) -> Vec<String> {
         let or_none = |value: Option<&dyn Display>| value.map_or("none".into(), ToString::to_string);
         let stop = self.stop.iter().map(|stop| format!("{stop:?}")).collect::<Vec<_>>().join(" ");
@@ -132,7 +132,7 @@ fn count(value: &str) -> Result<usize, String> {
 }
 
 fn text(value: &str) -> Result<String, String> {
-    if value.is_empty() { Err("it would stop before anything".into()) } else { Ok(value.to_owned()) }
+    if value.is_empty() { Err("expected text that is not empty".into()) } else { Ok(value.to_owned()) }
 }
 
 #[cfg(test)]
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn every_name_can_be_set_and_is_shown_as_it_was_set() {
+    fn every_parameter_can_be_set_and_shown() {
         let mut wanted = wanted();
         for name in NAMES {
             let value = if name == "stop" { "x" } else { "1" };
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_cannot_be_changes_nothing_and_is_named() {
+    fn an_invalid_value_changes_nothing_and_is_named() {
         let mut wanted = wanted();
         let before = wanted.clone();
         for (name, value) in [

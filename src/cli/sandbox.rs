@@ -1,4 +1,4 @@
-//! `eka sandbox`: the child process that compiles schemas and renders templates, and how a server starts it.
+//! `eka sandbox`: the child process that compiles schemas and renders templates, and its command line.
 
 use std::{
     env, io,
@@ -11,7 +11,7 @@ use anyhow::Context;
 use super::worker::private_stdout;
 use crate::{
     metrics::Metrics,
-    sandbox::{self, Command, Sandbox},
+    sandbox::{self, ChildProgram, Sandbox},
 };
 
 /// The subcommand's name.
@@ -22,20 +22,20 @@ const NAME: &str = "sandbox";
 /// # Errors
 /// When the pipe fails.
 pub(super) fn run() -> anyhow::Result<()> {
-    let replies = private_stdout().context("stdout cannot be kept apart for replies")?;
+    let replies = private_stdout().context("cannot reserve stdout for replies")?;
     Ok(sandbox::run(io::stdin(), replies)?)
 }
 
 /// A sandbox of this program.
 ///
 /// # Errors
-/// When the program's own file cannot be found.
+/// When the path of the program is unknown.
 pub(super) fn of_this_program(metrics: &Arc<Metrics>) -> anyhow::Result<Sandbox> {
-    let program = own_file().context("this program's own file cannot be found")?;
-    Ok(Sandbox::new(Command { program, arguments: vec![NAME.into()] }, Arc::clone(metrics)))
+    let program = own_file().context("cannot find the path of this program")?;
+    Ok(Sandbox::new(ChildProgram { program, arguments: vec![NAME.into()] }, Arc::clone(metrics)))
 }
 
-/// The file that runs. Children speak the protocol of this version, also when an upgrade has put another in its place.
+/// The running executable. Children must have the protocol of this version, even after an upgrade has replaced the file.
 fn own_file() -> io::Result<PathBuf> {
     let running = Path::new("/proc/self/exe");
     if running.exists() { Ok(running.into()) } else { env::current_exe() }

@@ -1,4 +1,4 @@
-//! `eka smoke`: asks a server for answers that are known, in ten languages or from a file, and reports.
+//! `eka smoke`: smoke test of a server with known answers, and a report.
 
 use std::{
     fs,
@@ -10,10 +10,10 @@ use std::{
 use anyhow::{Context, ensure};
 
 use super::{
-    exit::{EndsAs, Exit},
-    own_server::OwnServer,
-    print::{self, Output},
-    serve,
+    exit::{Exit, WithExit},
+    output::{self, OutputFlags},
+    shutdown,
+    spawn_server::SpawnedServer,
 };
 use crate::{
     client::{Client, PATIENCE},
@@ -21,51 +21,51 @@ use crate::{
     smoke::{self, Mode, Outcome, Report, Run, Suite},
 };
 
-/// Ask for answers that are known, and check script, text and limits
+/// Run a smoke test: compare a server's answers with known ones
 ///
-/// Starts a server by itself unless --url names one. Each prompt is asked with the model loaded, and with all others at
-/// once; the first one also of a server that has just been started. The report, in Markdown, goes to standard output.
+/// Starts a server unless --url names one. Each prompt is sent on its own and together with all others; the first one also to
+/// a server that is still starting. Prints a report in Markdown.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Ask this eka, such as http://127.0.0.1:8110, instead of starting one
+    /// URL of a running eka, such as http://127.0.0.1:8110, instead of starting one
     #[arg(long, value_name = "URL")]
     url: Option<String>,
 
-    /// TOML file of prompts and what is expected of their answers [default: the ten languages of models/demo]
+    /// TOML file of prompts and expected answers [default: the ten languages of models/demo]
     #[arg(long, value_name = "FILE")]
     suite: Option<PathBuf>,
 
-    /// How many prompts have to be right, such as 9/10 [default: all]
+    /// Number of prompts that must pass, such as 9/10 [default: all]
     #[arg(long, value_name = "N/M")]
     require: Option<Required>,
 
-    /// Also ask a second server, which replaces its worker after every answer, and compare
+    /// Also test a second server that replaces its worker after every answer
     #[arg(long, value_name = "HOW", conflicts_with = "url")]
     isolate: Option<Isolate>,
 
-    /// Write the report to smoke.md and smoke.json in this directory as well
+    /// Also write the report to smoke.md and smoke.json in this directory
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 
-    /// API key, where the server wants one
+    /// API key, if the server needs one
     #[arg(long, value_name = "KEY", env = "OPENAI_API_KEY", hide_env_values = true)]
     api_key: Option<String>,
 
     #[command(flatten)]
-    pub(super) output: Output,
+    pub(super) output: OutputFlags,
 
     #[command(flatten)]
     config: ConfigArgs,
 }
 
-/// What is recycled, and when.
+/// When workers are replaced.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum Isolate {
-    /// The worker, after every answer
+    /// After every answer
     PerRequest,
 }
 
-/// So many of so many.
+/// Number of prompts that must pass, and of all prompts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Required {
     right: usize,
@@ -80,38 +80,38 @@ impl FromStr for Required {
         let numbers = parts.and_then(|(right, of)| Some((right.parse().ok()?, of.parse().ok()?)));
         let (right, of) = numbers.ok_or("expected two numbers such as 9/10")?;
         if right > of {
-            return Err(format!("{right} of {of} cannot be right"));
+            return Err(format!("{right} of {of} prompts is impossible"));
         }
         Ok(Self { right, of })
     }
 }
 
-/// Asks, checks and reports.
+/// Runs the test and prints the report.
 ///
 /// # Errors
-/// When there is no server or no suite; an answer that is wrong is no error, but an [`Exit::Failed`].
+/// When there is no server or no suite. A wrong answer is not an error, but gives [`Exit::Failed`].
 pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
     let began = Instant::now();
     if args.config.print_config {
         let settings = config::Settings::load(&args.config)?;
-        return serve::print_config(&settings, args.output.json).map(|()| Exit::Done);
+        return super::settings::print_config(&settings, args.output.json).map(|()| Exit::Done);
     }
-    let suite = args.suite().ends_as(Exit::Usage)?;
-    let required = args.required(&suite).ends_as(Exit::Usage)?;
+    let suite = args.suite().with_exit(Exit::Usage)?;
+    let required = args.required(&suite).with_exit(Exit::Usage)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let run = runtime.block_on(async {
         tokio::select! {
-            run = asked(args, &suite) => run.map(Some),
-            _ = serve::signal() => Ok(None),
+            run = run_modes(args, &suite) => run.map(Some),
+            _ = shutdown::signal() => Ok(None),
         }
     })?;
     let Some(run) = run else { return Ok(Exit::Interrupted) };
     let report = Report::of(Run { required, took_seconds: began.elapsed().as_secs_f64(), ..run });
     args.out.iter().try_for_each(|dir| write(dir, &report))?;
     if args.output.json {
-        print::document(&report)?;
+        output::document(&report)?;
     } else {
-        print::result(|out| out.write_all(report.markdown().as_bytes()))?;
+        output::result(|out| out.write_all(report.markdown().as_bytes()))?;
     }
     Ok(if report.passed { Exit::Done } else { Exit::Failed })
 }
@@ -126,7 +126,7 @@ impl Args {
         let Some(required) = self.require else { return Ok(of) };
         ensure!(
             required.of == of,
-            "--require is about {} prompts, and the suite {} has {of}",
+            "--require names {} prompts, but the suite {} has {of}",
             required.of,
             suite.name
         );
@@ -134,13 +134,13 @@ impl Args {
     }
 }
 
-/// Everything that is asked.
-async fn asked(args: &Args, suite: &Suite) -> anyhow::Result<Run> {
+/// Runs all modes against the named server, or against servers that it starts.
+async fn run_modes(args: &Args, suite: &Suite) -> anyhow::Result<Run> {
     let key = args.api_key.as_deref();
-    let Some(url) = &args.url else { return of_own_servers(args, suite, key).await };
-    ensure_no_settings(&args.config).ends_as(Exit::Usage)?;
-    let client = Client::new(url, key, PATIENCE).ends_as(Exit::Usage)?;
-    client.get("/readyz").await.context("the server is not ready").ends_as(Exit::Machine)?;
+    let Some(url) = &args.url else { return with_spawned_servers(args, suite, key).await };
+    ensure_no_settings(&args.config).with_exit(Exit::Usage)?;
+    let client = Client::new(url, key, PATIENCE).with_exit(Exit::Usage)?;
+    client.get("/readyz").await.context("the server is not ready").with_exit(Exit::Machine)?;
     let mut run = described(&client, suite).await?;
     run.outcomes = loaded(&client, suite).await;
     Ok(run)
@@ -149,22 +149,22 @@ async fn asked(args: &Args, suite: &Suite) -> anyhow::Result<Run> {
 fn ensure_no_settings(config: &ConfigArgs) -> anyhow::Result<()> {
     ensure!(
         *config == ConfigArgs::default(),
-        "--url asks a server that has its settings already; give them to `eka serve`, or leave --url out"
+        "settings have no effect with --url; pass them to `eka serve`, or omit --url"
     );
     Ok(())
 }
 
-async fn of_own_servers(args: &Args, suite: &Suite, key: Option<&str>) -> anyhow::Result<Run> {
-    let mut server = OwnServer::start(&args.config, &[], key).await?;
+async fn with_spawned_servers(args: &Args, suite: &Suite, key: Option<&str>) -> anyhow::Result<Run> {
+    let mut server = SpawnedServer::start(&args.config, &[], key).await?;
     let ready = server.ready().await?;
-    print::note(format_args!("ready after {:.1} s: {}", ready.as_secs_f64(), server.client.url()));
+    output::note(format_args!("ready after {:.1} s: {}", ready.as_secs_f64(), server.client.url()));
     let mut run = described(&server.client, suite).await?;
     run.ready_ms = Some(ready.as_secs_f64() * 1e3);
-    run.outcomes = smoke::cold(&server.client, suite, server.began, tell).await;
+    run.outcomes = smoke::cold(&server.client, suite, server.started_at, tell).await;
     run.outcomes.extend(loaded(&server.client, suite).await);
     server.stop().await;
     if let Some(Isolate::PerRequest) = args.isolate {
-        let mut server = OwnServer::start(&args.config, &["recycle.between_requests=true"], key).await?;
+        let mut server = SpawnedServer::start(&args.config, &["recycle.between_requests=true"], key).await?;
         server.ready().await?;
         run.outcomes.extend(smoke::one_by_one(&server.client, suite, Mode::Isolated, tell).await);
         server.stop().await;
@@ -172,7 +172,7 @@ async fn of_own_servers(args: &Args, suite: &Suite, key: Option<&str>) -> anyhow
     Ok(run)
 }
 
-/// With the model loaded: one by one, then all at once.
+/// The modes that need a loaded model: one by one, then all at once.
 async fn loaded(client: &Client, suite: &Suite) -> Vec<Outcome> {
     let mut outcomes = smoke::one_by_one(client, suite, Mode::Cached, tell).await;
     outcomes.extend(smoke::all_at_once(client, suite, tell).await);
@@ -183,12 +183,12 @@ fn tell(outcome: &Outcome) {
     let Outcome { name, mode, problems, answer, .. } = outcome;
     let took = answer.as_ref().map(|seen| format!(" {:.0} ms", seen.response_ms)).unwrap_or_default();
     let state = if outcome.is_right() { "right".into() } else { format!("WRONG: {}", problems.join("; ")) };
-    print::note(print::printable(&format!("{:<8} {name:<12}{took} {state}", mode.as_str())));
+    output::note(output::printable(&format!("{:<8} {name:<12}{took} {state}", mode.as_str())));
 }
 
-/// A run in which nothing has been asked, of the server at the other end.
+/// An empty run that describes the server.
 async fn described(client: &Client, suite: &Suite) -> anyhow::Result<Run> {
-    let models = client.get_json("/v1/models").await.ends_as(Exit::Machine)?;
+    let models = client.get_json("/v1/models").await.with_exit(Exit::Machine)?;
     let model = &models["data"][0];
     let runtime = &model["eka"]["worker"];
     let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
@@ -208,10 +208,10 @@ async fn described(client: &Client, suite: &Suite) -> anyhow::Result<Run> {
 
 fn write(dir: &Path, report: &Report) -> anyhow::Result<()> {
     let json = serde_json::to_string_pretty(report)? + "\n";
-    fs::create_dir_all(dir).with_context(|| format!("--out: {} cannot be made", dir.display()))?;
+    fs::create_dir_all(dir).with_context(|| format!("--out: cannot create {}", dir.display()))?;
     for (name, content) in [("smoke.md", report.markdown()), ("smoke.json", json)] {
         let path = dir.join(name);
-        fs::write(&path, content).with_context(|| format!("{} cannot be written", path.display()))?;
+        fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
 }
@@ -221,7 +221,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_required_is_two_numbers() {
+    fn require_takes_two_numbers() {
         assert_eq!("9/10".parse(), Ok(Required { right: 9, of: 10 }));
         for refused in ["10", "11/10", "a/b", "-1/3", "1/2/3"] {
             assert!(refused.parse::<Required>().is_err(), "{refused}");

@@ -1,7 +1,4 @@
-//! `eka verify`: what a model computes, against what it should.
-//!
-//! Parity is a number, not a belief: the logits of every position and the greedy continuation are compared with what a
-//! reference implementation computed from the same files.
+//! `eka verify`: compares a model's logits and greedy continuation with those of a reference implementation.
 
 use std::{
     fs,
@@ -14,10 +11,10 @@ use safetensors::{Dtype, SafeTensors};
 use serde::Serialize;
 
 use super::{
-    engine::EngineArgs,
-    exit::{EndsAs, Exit},
+    engine_args::EngineArgs,
+    exit::{Exit, WithExit},
     logits::Difference,
-    print::{self, ERROR, GOOD, Output},
+    output::{self, ERROR, GOOD, OutputFlags},
 };
 use crate::engine::{Forward, Sampler, Timeline};
 use crate::job::Sampling;
@@ -33,15 +30,15 @@ pub(super) struct Args {
     #[arg(value_name = "EXPECTED.safetensors")]
     expected: PathBuf,
 
-    /// Name of the logits to compare with: [T, V], or [V] for the last position alone
+    /// Name of the logits to compare with: [T, V], or [V] for only the last position
     #[arg(long, value_name = "NAME", default_value = "logits_merged")]
     logits: String,
 
-    /// Name of the greedy continuation to compare with; compared where present
+    /// Name of the greedy continuation to compare with, if the reference has one
     #[arg(long, value_name = "NAME", default_value = "greedy_merged")]
     greedy: String,
 
-    /// Greatest absolute difference of a logit that passes
+    /// Largest absolute difference of a logit that passes
     #[arg(long, value_name = "X", default_value_t = 1e-3)]
     atol: f32,
 
@@ -49,22 +46,22 @@ pub(super) struct Args {
     engine: EngineArgs,
 
     #[command(flatten)]
-    pub(super) output: Output,
+    pub(super) output: OutputFlags,
 }
 
-/// Compares and prints; whether all is within the tolerance.
+/// Compares and prints. Returns whether everything is within the tolerance.
 ///
 /// # Errors
 /// When the model or the reference cannot be used.
 pub(super) fn run(args: &Args) -> anyhow::Result<bool> {
-    args.check().ends_as(Exit::Usage)?;
-    let reference = Reference::read(args).ends_as(Exit::Usage)?;
+    args.check().with_exit(Exit::Usage)?;
+    let reference = Reference::read(args).with_exit(Exit::Usage)?;
     let device = args.engine.device()?;
     let mut timeline = args.engine.open_on(&device, &args.model)?;
     let vocabulary = timeline.vocabulary();
     ensure!(
         reference.vocabulary == vocabulary,
-        "{:?} has {} logits a position, the model has {vocabulary}: they are of different models",
+        "{:?} has {} logits per position, but the model has {vocabulary}; use a reference of this model",
         args.logits,
         reference.vocabulary
     );
@@ -74,21 +71,21 @@ pub(super) fn run(args: &Args) -> anyhow::Result<bool> {
     let greedy = greedy.transpose()?;
     let report = Report::new(args, &difference, greedy);
     if args.output.json {
-        print::document(&report)?;
+        output::document(&report)?;
     } else {
-        print::result(|out| report.print(args, out))?;
+        output::result(|out| report.print(args, out))?;
     }
     Ok(report.passed)
 }
 
 impl Args {
     fn check(&self) -> anyhow::Result<()> {
-        ensure!(self.atol >= 0.0, "--atol is {}: a difference is not negative; use 0 or more", self.atol);
+        ensure!(self.atol >= 0.0, "--atol is {}; use 0 or more", self.atol);
         Ok(())
     }
 }
 
-/// What the model should compute.
+/// Values of the reference implementation.
 struct Reference {
     input_ids: Vec<u32>,
     logits: Vec<f32>,
@@ -99,9 +96,9 @@ struct Reference {
 impl Reference {
     fn read(args: &Args) -> anyhow::Result<Self> {
         let path = args.expected.display();
-        let bytes = fs::read(&args.expected).with_context(|| format!("{path} cannot be read"))?;
+        let bytes = fs::read(&args.expected).with_context(|| format!("cannot read {path}"))?;
         let tensors =
-            SafeTensors::deserialize(&bytes).with_context(|| format!("{path} is no safetensors file"))?;
+            SafeTensors::deserialize(&bytes).with_context(|| format!("{path} is not a safetensors file"))?;
         let (input_ids, _) = ids(&tensors, "input_ids")?;
         let (logits, shape) = floats(&tensors, &args.logits)?;
         let vocabulary = *shape.last().with_context(|| format!("{:?} is a single number", args.logits))?;
@@ -120,7 +117,7 @@ impl Reference {
     }
 }
 
-/// A tensor's values and shape, if it has the type wanted.
+/// Data and shape of a tensor of type `dtype`.
 fn values<'a>(tensors: &'a SafeTensors, name: &str, dtype: Dtype) -> anyhow::Result<(&'a [u8], Vec<usize>)> {
     let Ok(tensor) = tensors.tensor(name) else {
         let mut names = tensors.names();
@@ -135,7 +132,7 @@ fn ids(tensors: &SafeTensors, name: &str) -> anyhow::Result<(Vec<u32>, Vec<usize
     let (bytes, shape) = values(tensors, name, Dtype::I64)?;
     let id = |bytes: &[u8]| {
         let id = i64::from_le_bytes(bytes.try_into()?);
-        u32::try_from(id).with_context(|| format!("{name:?} holds {id}, which is no token id"))
+        u32::try_from(id).with_context(|| format!("{name:?} contains {id}, which is not a token id"))
     };
     let ids: Vec<_> = bytes.chunks_exact(8).map(id).collect::<Result<_, _>>()?;
     ensure!(!ids.is_empty(), "{name:?} is empty");
@@ -156,7 +153,7 @@ fn compare(found: &[f32], expected: &[f32], vocabulary: usize) -> Difference {
     difference
 }
 
-/// How many tokens of the greedy continuation are as expected before the first that is not, and how many there are.
+/// Number of tokens of the greedy continuation before the first difference, and their total.
 fn continues(
     timeline: &mut Timeline,
     reference: &Reference,
@@ -179,15 +176,15 @@ fn continues(
     Ok((expected.len(), expected.len()))
 }
 
-/// What was found, as JSON has it.
+/// Result of the comparison.
 #[derive(Debug, Serialize)]
 struct Report<'a> {
     model: &'a Path,
     reference: &'a Path,
-    /// The name of the logits compared with.
+    /// Name of the reference logits.
     logits: &'a str,
     positions: usize,
-    /// Null when a logit is no number.
+    /// Null if a logit is NaN.
     max_difference: f32,
     mean_difference: f64,
     atol: f32,
@@ -197,7 +194,7 @@ struct Report<'a> {
     passed: bool,
 }
 
-/// Tokens of the greedy continuation, and how many are equal before the first that is not.
+/// Equal tokens before the first difference, and all tokens of the greedy continuation.
 #[derive(Clone, Copy, Debug, Serialize)]
 struct Greedy {
     equal: usize,

@@ -1,4 +1,4 @@
-//! `eka worker`: the child process, and how the parent starts it.
+//! `eka worker`: the child process, and its command line.
 
 use std::{
     env,
@@ -11,35 +11,35 @@ use std::{
 use anyhow::{Context, anyhow};
 
 use super::{
-    engine,
-    exit::{EndsAs, Exit},
-    lineup::Lineup,
-    logging,
-    prepare::{self, Prepared},
-    private_dir,
+    engine_args,
+    exit::{Exit, WithExit},
+    logging, private_dir,
+    resolve_model::{self, ResolvedModel},
+    served_models::ServedModels,
 };
 use crate::{
+    child_process,
     config::{self, Config},
-    device::{cores, host},
+    device::{affinity, process_memory},
     device_spec::DeviceChoice,
     http::ModelRegistry,
     job::{GpuReport, KeepAlive},
     sandbox::Sandbox,
-    supervise::{Budgets, Place, Recycle, WorkerCommand, ask_device},
+    supervise::{Budgets, ModelSource, Recycle, WorkerConfig, probe_device},
     units::Bytes,
     wire::{DraftModel, WorkerSpec},
-    worker::{self, faults::Plan},
+    worker::{self, faults::FaultPlan},
 };
 
 /// The subcommand's name.
 const NAME: &str = "worker";
 
-/// What `eka serve` says to its workers.
+/// Flags that `eka serve` passes to its workers.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Faults to commit, for tests of what happens then
+    /// Faults to inject, for tests
     #[arg(long, value_name = "SPEC", hide = true)]
-    faults: Option<Plan>,
+    faults: Option<FaultPlan>,
 }
 
 /// Serves the parent over stdin and stdout.
@@ -47,27 +47,17 @@ pub(super) struct Args {
 /// # Errors
 /// When ONNX Runtime cannot be used, the pipe fails, or the device can no longer be used.
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
-    // To stderr, which the parent passes on.
+    // The parent passes stderr on to its own.
     logging::start_quiet()?;
-    die_with_parent();
-    let frames = private_stdout().context("stdout cannot be kept apart for frames")?;
+    if let Err(e) = child_process::end_with_parent() {
+        tracing::warn!("this worker cannot be tied to its parent and may outlive it: {e}");
+    }
+    let frames = private_stdout().context("cannot reserve stdout for frames")?;
     Ok(worker::run(io::stdin(), frames, args.faults.unwrap_or_default())?)
 }
 
-/// Has the system kill this process when its parent is gone. The end of stdin says so as well, on every system, but a
-/// process that is stopped or hangs in a driver does not read it: only Linux ends that one too.
-///
-/// If the parent ended before this call, stdin has ended too, so that case is covered. The signal comes when the *thread*
-/// that started this process ends: see [`WorkerCommand`].
-fn die_with_parent() {
-    #[cfg(target_os = "linux")]
-    if let Err(e) = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)) {
-        tracing::warn!("this worker ends with its parent only while it reads its input: {e}");
-    }
-}
-
-/// Stdout for frames alone: whatever else prints there, as native libraries do, from here on prints to stderr.
-/// Unbuffered: a frame is one write, and the parent shall see it at once.
+/// Reserves stdout for frames. What native libraries print to stdout goes to stderr from here on. Unbuffered, so that a frame
+/// is one write.
 #[cfg(unix)]
 pub(super) fn private_stdout() -> io::Result<impl Write + Send + 'static> {
     use std::{fs::File, os::fd::AsFd};
@@ -82,8 +72,8 @@ pub(super) fn private_stdout() -> io::Result<impl Write + Send + 'static> {
     Ok(io::stdout())
 }
 
-/// What to add to a worker's arguments for it to commit these faults.
-pub(super) fn faults(plan: &Plan) -> Vec<OsString> {
+/// Arguments that make a worker inject these faults.
+pub(super) fn faults(plan: &FaultPlan) -> Vec<OsString> {
     if plan.is_off() { Vec::new() } else { vec!["--faults".into(), plan.to_string().into()] }
 }
 
@@ -92,23 +82,23 @@ pub(super) fn faults(plan: &Plan) -> Vec<OsString> {
 /// # Errors
 /// When another user can.
 pub(super) fn check_cache(config: &Config) -> anyhow::Result<()> {
-    if config.model.is_default_cache_dir {
-        private_dir::ensure(&config.model.cache_dir, "set model.cache_dir").ends_as(Exit::Usage)?;
+    if config.model.cache_dir.is_default() {
+        private_dir::ensure(&config.model.cache_dir, "set model.cache_dir").with_exit(Exit::Usage)?;
     }
     Ok(())
 }
 
-/// How to start a worker of this program for these models, on the first device of the settings.
+/// The command that starts a worker for these models on the first configured device.
 ///
 /// # Errors
-/// When the program or a model's files cannot be found.
-pub(super) fn command(config: &Config, models: &[Prepared]) -> anyhow::Result<WorkerCommand> {
-    command_on(config, config.engine.devices.first(), models)
+/// When the program or a model's files are not found.
+pub(super) fn command(config: &Config, models: &[ResolvedModel]) -> anyhow::Result<WorkerConfig> {
+    command_on(config, config.engine.device.first(), models)
 }
 
-/// The devices of the settings by name, where there are several.
+/// The names of the configured devices, if there are several.
 pub(super) fn labels(config: &Config) -> Vec<String> {
-    let devices = &config.engine.devices;
+    let devices = &config.engine.device;
     if devices.all().len() > 1 { devices.labels() } else { Vec::new() }
 }
 
@@ -116,24 +106,24 @@ pub(super) fn labels(config: &Config) -> Vec<String> {
 /// differ in the exports that they get, and in nothing else.
 ///
 /// # Errors
-/// As [`command`] and [`prepare::models`], when no model can be used, or no device that something is to be exported for.
+/// As [`command`] and [`resolve_model::models`], when no model can be used, or no device that something is to be exported for.
 pub(super) async fn commands(
     config: &Config,
     sandbox: &Sandbox,
-) -> anyhow::Result<(ModelRegistry, Vec<WorkerCommand>)> {
-    let devices = &config.engine.devices;
+) -> anyhow::Result<(ModelRegistry, Vec<WorkerConfig>)> {
+    let devices = &config.engine.device;
     let mut found = Vec::new();
     for choice in devices.all() {
-        found.push(prepare::models(config, gpu(config, *choice).await?)?);
+        found.push(resolve_model::models(config, gpu(config, *choice).await?)?);
     }
-    let lineup = Lineup::open(found, sandbox).await?;
+    let lineup = ServedModels::open(found, sandbox).await?;
     let mut commands = Vec::new();
     for ((choice, label), models) in devices.all().iter().zip(devices.labels()).zip(&lineup.devices) {
         let mut command = shared_out(command_on(config, *choice, models)?, config);
         if devices.all().len() > 1 {
-            // Devices differ in speed.
-            let pace_file = format!("pace-{}.json", label.replace(':', "-"));
-            command.pace_file = Some(config.model.cache_dir.join(pace_file));
+            // Learned speeds differ between devices.
+            let speed_file = format!("pace-{}.json", label.replace(':', "-"));
+            command.speed_file = Some(config.model.cache_dir.join(speed_file));
             command.label = Some(label);
         }
         commands.push(command);
@@ -141,57 +131,61 @@ pub(super) async fn commands(
     if config.engine.pin_cores {
         pin(commands.iter_mut().map(|command| &mut command.spec))
             .context("engine.pin_cores")
-            .ends_as(Exit::Machine)?;
+            .with_exit(Exit::Machine)?;
     }
     Ok((lineup.catalogue, commands))
 }
 
-/// Gives each of `workers` that may compute on the CPU cores of its own.
+/// Pins each worker that may use the CPU to its own cores.
 fn pin<'a>(workers: impl Iterator<Item = &'a mut WorkerSpec>) -> anyhow::Result<()> {
-    let all = cores::cores().context("which processors are cores is not known")?;
+    let all = affinity::core_ids().context("the physical cores of this machine are unknown")?;
     let mut workers: Vec<_> =
         workers.filter(|spec| matches!(spec.device, DeviceChoice::Auto | DeviceChoice::Cpu)).collect();
     let many = workers.len();
     for (number, spec) in workers.iter_mut().enumerate() {
-        let threads = spec.threads.unwrap_or_else(host::physical_cores);
-        spec.processors = engine::share(&all, [number, many], threads)?.to_vec();
+        let threads = spec.threads.unwrap_or_else(affinity::physical_cores);
+        spec.processors = engine_args::share(&all, [number, many], threads)?.to_vec();
     }
     Ok(())
 }
 
-/// What the GPU can do that a device is, if it is one and that has to be known. A worker says so, as this process loads no
-/// device's libraries.
+/// Capabilities of a device's GPU, if an export depends on them. A worker process finds out, because this process never loads
+/// a device's libraries.
 ///
 /// # Errors
-/// When it is to be a GPU, alone, and cannot be used. Otherwise the keeper of its worker says so, or another device serves.
+/// When the only configured device is a GPU that cannot be used. Otherwise its supervisor reports it, or another device serves.
 pub(super) async fn gpu(config: &Config, choice: DeviceChoice) -> anyhow::Result<Option<GpuReport>> {
-    if choice == DeviceChoice::Cpu || !prepare::is_exporting(config) {
+    if choice == DeviceChoice::Cpu || !resolve_model::is_exporting(config) {
         return Ok(None);
     }
-    match ask_device(&command_on(config, choice, &[])?).await {
+    match probe_device(&command_on(config, choice, &[])?).await {
         Ok(report) => Ok(report.gpu),
-        Err(reason) if choice != DeviceChoice::Auto && config.engine.devices.all().len() == 1 => {
-            Err(anyhow!("the model cannot be loaded: {reason}")).ends_as(Exit::Machine)
+        Err(reason) if choice != DeviceChoice::Auto && config.engine.device.all().len() == 1 => {
+            Err(anyhow!("the model cannot be loaded: {reason}")).with_exit(Exit::Machine)
         }
         Err(_) => Ok(None),
     }
 }
 
-/// What the settings do not say is shared out among workers on the CPU: its cores, and the machine's memory.
-fn shared_out(mut command: WorkerCommand, config: &Config) -> WorkerCommand {
-    let cpus = config.engine.devices.cpus();
+/// Divides cores and memory between several workers on the CPU, unless the settings set them.
+fn shared_out(mut command: WorkerConfig, config: &Config) -> WorkerConfig {
+    let cpus = config.engine.device.cpus();
     if command.spec.device != DeviceChoice::Cpu || cpus < 2 {
         return command;
     }
-    command.spec.threads.get_or_insert_with(|| (host::physical_cores() / cpus).max(1));
-    if config.models.memory.is_none() {
+    command.spec.threads.get_or_insert_with(|| (affinity::physical_cores() / cpus).max(1));
+    if config.models.memory_bytes.is_none() {
         let share = |all: Bytes| Bytes(all.0 / u64::try_from(cpus).unwrap_or(1));
         command.model_memory = command.model_memory.map(share);
     }
     command
 }
 
-fn command_on(config: &Config, device: DeviceChoice, models: &[Prepared]) -> anyhow::Result<WorkerCommand> {
+fn command_on(
+    config: &Config,
+    device: DeviceChoice,
+    models: &[ResolvedModel],
+) -> anyhow::Result<WorkerConfig> {
     let spec = WorkerSpec {
         onnxruntime_dir: config.onnxruntime.dir.clone(),
         threads: config.engine.threads.map(Into::into),
@@ -201,34 +195,34 @@ fn command_on(config: &Config, device: DeviceChoice, models: &[Prepared]) -> any
         prefill_chunk: config.engine.prefill_chunk.get(),
         context_length: config.engine.context_length.map(|n| n.0),
         device,
-        device_memory: config.device.memory_limit,
+        device_memory: config.device.memory_limit_bytes,
         trim: config.device.trim,
-        kv_keep: config.device.kv_keep,
-        prefix_cache: config.engine.prefix_cache,
+        kv_keep: config.device.kv_keep_bytes,
+        prefix_cache: config.engine.prefix_cache_bytes,
         draft_tokens: config.engine.draft_tokens,
         cuda_graphs: config.device.cuda_graphs,
         host_pool: config.device.host_pool,
     };
-    let half = host::machine_memory().map(|(total, _)| Bytes(total.0 / 2));
-    let keep_alive = config.models.keep_alive;
-    Ok(WorkerCommand {
+    let half = process_memory::machine_memory().map(|(total, _)| Bytes(total.0 / 2));
+    let keep_alive = config.models.keep_alive_ms;
+    Ok(WorkerConfig {
         label: None,
-        program: env::current_exe().context("this program's own file cannot be found")?,
+        program: env::current_exe().context("cannot find the path of this program")?,
         arguments: vec![NAME.into()],
         spec,
         models: models.iter().map(place).collect::<Result<_, _>>()?,
-        model_memory: config.models.memory.or(half),
+        model_memory: config.models.memory_bytes.or(half),
         keep_alive: keep_alive.map_or(KeepAlive::Forever, |keep_alive| KeepAlive::For(keep_alive.into())),
         budgets: budgets(&config.watchdog),
         recycle: recycle(&config.recycle),
-        pace_file: Some(config.model.cache_dir.join("pace.json")),
-        available_memory: || host::machine_memory().map(|(_, available)| available),
+        speed_file: Some(config.model.cache_dir.join("pace.json")),
+        available_memory: || process_memory::machine_memory().map(|(_, available)| available),
     })
 }
 
-fn place(model: &Prepared) -> anyhow::Result<Place> {
+fn place(model: &ResolvedModel) -> anyhow::Result<ModelSource> {
     let (dir, own) = found(&model.dir)?;
-    let mut place = Place { id: model.id.as_str().into(), dir, draft: None, on_disk: own };
+    let mut place = ModelSource { id: model.id.as_str().into(), dir, draft: None, on_disk: own };
     if let Some(draft) = &model.draft {
         let (dir, more) = found(&draft.dir)?;
         place.draft = Some(DraftModel { id: draft.id.as_str().into(), dir });
@@ -237,35 +231,35 @@ fn place(model: &Prepared) -> anyhow::Result<Place> {
     Ok(place)
 }
 
-/// A model's directory by its whole path, and the size of its files.
+/// A model's canonical directory, and the size of its files.
 fn found(dir: &Path) -> anyhow::Result<(PathBuf, Bytes)> {
-    // Links are followed; a dangling one counts nothing.
+    // Links are followed; a dangling one counts as empty.
     let size = |path: PathBuf| fs::metadata(path).map_or(0, |metadata| metadata.len());
     let sizes = fs::read_dir(dir)?.map(|entry| Ok::<_, io::Error>(size(entry?.path())));
     let on_disk = sizes.sum::<Result<u64, _>>().with_context(|| dir.display().to_string())?;
-    // The key of what is learned about it, so it is the same whatever directory the server is started in.
+    // Canonical, because it is the key of learned speeds, whatever the working directory.
     let dir = fs::canonicalize(dir).with_context(|| dir.display().to_string())?;
     Ok((dir, Bytes(on_disk)))
 }
 
 fn budgets(watchdog: &config::Watchdog) -> Budgets {
     Budgets {
-        load: watchdog.load.into(),
-        warm_up: watchdog.warm_up.into(),
-        prefill_base: watchdog.prefill_base.into(),
+        load: watchdog.load_ms.into(),
+        warm_up: watchdog.warm_up_ms.into(),
+        prefill_base: watchdog.prefill_base_ms.into(),
         prefill_factor: watchdog.prefill_factor,
-        decode_floor: watchdog.decode_floor.into(),
+        decode_floor: watchdog.decode_floor_ms.into(),
         decode_factor: watchdog.decode_factor,
-        pipe: watchdog.pipe.into(),
-        idle: watchdog.idle.into(),
+        pipe: watchdog.pipe_ms.into(),
+        idle: watchdog.idle_ms.into(),
     }
 }
 
 fn recycle(rules: &config::Recycle) -> Recycle {
     Recycle {
         after_jobs: rules.after_jobs,
-        after: rules.after.map(Into::into),
-        growth: rules.memory_growth,
+        after: rules.after_ms.map(Into::into),
+        growth: rules.memory_growth_bytes,
         between_requests: rules.between_requests,
     }
 }

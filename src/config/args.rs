@@ -1,99 +1,100 @@
-//! The settings that can be given on the command line.
+//! Settings on the command line.
 
 use std::{ffi::OsString, path::PathBuf};
 
-use clap::Args;
+use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 
-/// Where settings come from, and the most used ones as flags of their own.
+use super::{setting::Setting, settings_table::SETTINGS};
+
+/// Flags that choose the file and set settings.
 ///
-/// Flags win over environment variables (EKA_SERVER_PORT for server.port), those over the file, and the file over the
+/// Flags override environment variables (EKA_SERVER_PORT for server.port), which override the file, which overrides the
 /// defaults.
-// Values are text here: a mistake in one is then reported like a mistake in the file, together with all others.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
 #[command(next_help_heading = "Settings")]
 pub struct ConfigArgs {
-    /// File with settings [default: eka.toml in the working directory, if there is one]
+    /// File with settings [default: eka.toml in the working directory, if it exists]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Any setting, such as queue.max_jobs=8; can be given more than once
+    /// Set any setting, such as queue.max_jobs=8; can be repeated
     #[arg(long, value_name = "SECTION.KEY=VALUE", value_parser = split_setting)]
     pub set: Vec<(String, String)>,
-    /// Print the settings and where each comes from, as a file that can be used again, and exit
+    /// Print all settings with their origins, as a file that can be used with --config, and exit
     #[arg(long)]
     pub print_config: bool,
-    /// Directory of an exported model, or a source directory with base/ and perhaps adapter/
-    #[arg(long, value_name = "DIR")]
-    pub model: Option<String>,
-    /// Directory whose subdirectories are models that are served as well, loaded when they are asked for
-    #[arg(long, value_name = "DIR")]
-    pub models: Option<String>,
-    /// The model's name in requests [default: the directory's name]
-    #[arg(long, value_name = "NAME")]
-    pub model_id: Option<String>,
-    /// Weights of a source directory's export: none, int8 or int4
-    #[arg(long, value_name = "TYPE")]
-    pub quantize: Option<String>,
-    /// A smaller model with the same tokens, to guess what comes next: a directory, or the name of one in --models
-    #[arg(long, value_name = "DIR")]
-    pub draft_model: Option<String>,
-    /// IP address to listen on; 0.0.0.0 for every interface
-    #[arg(long, value_name = "ADDRESS")]
-    pub bind: Option<String>,
-    /// Port to listen on; 0 for any that is free
-    #[arg(long, value_name = "PORT")]
-    pub port: Option<String>,
-    /// What computes: auto, cpu, cuda, cuda:N with the number of a GPU, or several such as cuda:0,cuda:1
-    #[arg(long, value_name = "DEVICE")]
-    pub device: Option<String>,
-    /// Threads of a worker that compute [default: physical cores, shared out among workers on the CPU]
-    #[arg(long, value_name = "N")]
-    pub threads: Option<String>,
-    /// Most tokens of prompt and answer together, below the model's own limit
-    #[arg(long, value_name = "TOKENS")]
-    pub context_length: Option<String>,
-    /// Requests that may wait; the next one is refused
-    #[arg(long, value_name = "JOBS")]
-    pub queue: Option<String>,
-    /// Directory of the ONNX Runtime library
-    #[arg(long, value_name = "DIR")]
-    pub onnxruntime: Option<String>,
-    /// error, warn, info, debug, trace, or a filter such as info,eka=debug
-    #[arg(long, value_name = "LEVEL")]
-    pub log: Option<String>,
+    /// Flags of single settings.
+    #[command(flatten)]
+    pub flags: SettingFlags,
+}
+
+/// The flags that set one setting each, as the table of settings declares them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SettingFlags(Vec<(&'static str, String)>);
+
+impl SettingFlags {
+    /// The value of the flag `--name`, if it was given.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(flag, _)| *flag == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The flags that were given: setting, flag, value.
+    pub(super) fn given(&self) -> impl Iterator<Item = (&'static Setting, &'static str, &str)> {
+        let value = |setting, name| Some((setting, name, self.get(name)?));
+        SETTINGS.iter().filter_map(move |setting| value(setting, setting.flag.as_ref()?.name))
+    }
+}
+
+impl Args for SettingFlags {
+    fn augment_args(command: Command) -> Command {
+        let flags = SETTINGS.iter().filter_map(|setting| Some((setting, setting.flag.as_ref()?)));
+        // Values stay text here: an invalid one is then reported together with all other problems.
+        flags.fold(command, |command, (setting, flag)| {
+            let help = match (setting.default, setting.unset) {
+                (Some(default), _) => format!("{} [default: {default}]", plain(&setting.summary())),
+                (None, Some(unset)) => format!("{} [default: {unset}]", plain(&setting.summary())),
+                (None, None) => plain(&setting.summary()),
+            };
+            command.arg(Arg::new(flag.name).long(flag.name).value_name(flag.value_name).help(help))
+        })
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for SettingFlags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let names = SETTINGS.iter().filter_map(|setting| Some(setting.flag.as_ref()?.name));
+        let given = names.filter_map(|name| Some((name, matches.get_one::<String>(name)?.clone())));
+        Ok(Self(given.collect()))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+/// Markdown without the marks of code, which --help shows as they are.
+fn plain(markdown: &str) -> String {
+    markdown.replace('`', "")
 }
 
 impl ConfigArgs {
-    /// Flags of their own that were given: flag, setting, value.
-    pub(super) fn direct(&self) -> impl Iterator<Item = (&'static str, &'static str, &str)> {
-        let flags = [
-            ("--model", "model.path", &self.model),
-            ("--models", "models.dir", &self.models),
-            ("--model-id", "model.id", &self.model_id),
-            ("--quantize", "model.quantize", &self.quantize),
-            ("--draft-model", "engine.draft_model", &self.draft_model),
-            ("--bind", "server.bind", &self.bind),
-            ("--port", "server.port", &self.port),
-            ("--device", "engine.device", &self.device),
-            ("--threads", "engine.threads", &self.threads),
-            ("--context-length", "engine.context_length", &self.context_length),
-            ("--queue", "queue.max_jobs", &self.queue),
-            ("--onnxruntime", "onnxruntime.dir", &self.onnxruntime),
-            ("--log", "log.level", &self.log),
-        ];
-        flags.into_iter().filter_map(|(flag, path, value)| Some((flag, path, value.as_deref()?)))
-    }
-
-    /// The arguments that a program is started with to have the same settings, but for some flags (`("port", "0")`).
+    /// Arguments for another process with the same settings, except for some flags (`("port", "0")`).
     #[must_use]
-    pub fn arguments(&self, but: &[(&str, &str)]) -> Vec<OsString> {
-        let given = self.direct().filter(|(flag, ..)| !but.iter().any(|(other, _)| flag[2..] == **other));
+    pub fn arguments(&self, overrides: &[(&str, &str)]) -> Vec<OsString> {
+        let is_kept = |flag: &str| !overrides.iter().any(|(other, _)| *other == flag);
+        let kept = self.flags.given().filter(|(_, flag, _)| is_kept(flag));
         let mut arguments: Vec<OsString> =
-            given.map(|(flag, _, value)| format!("{flag}={value}").into()).collect();
+            kept.map(|(_, flag, value)| format!("--{flag}={value}").into()).collect();
         if let Some(file) = &self.config {
             arguments.extend(["--config".into(), file.clone().into_os_string()]);
         }
         arguments.extend(self.set.iter().map(|(path, value)| format!("--set={path}={value}").into()));
-        arguments.extend(but.iter().map(|(flag, value)| format!("--{flag}={value}").into()));
+        arguments.extend(overrides.iter().map(|(flag, value)| format!("--{flag}={value}").into()));
         arguments
     }
 }

@@ -1,75 +1,46 @@
-//! Defaults, file, environment and flags, one over the other; each value remembers where it came from.
+//! Defaults, file, environment variables and flags, each layer over the previous one. Every value keeps its origin.
 
-use std::{collections::BTreeMap, env, io, path::PathBuf};
+use std::{io, path::PathBuf};
 
 use config::{FileFormat, FileSourceString, Map, Source, Value, ValueKind};
 
 use super::{
-    ConfigArgs, ConfigError, Problem,
-    keys::{Default, KEYS, Key, nearest},
+    args::ConfigArgs,
+    environment::Environment,
+    error::{ConfigError, Problem},
+    lookup::{by_path, by_variable, nearest},
+    merged::Merged,
+    setting::Setting,
+    settings_table::SETTINGS,
 };
 use crate::{files, units::Bytes};
 
 const PREFIX: &str = "EKA_";
 
-/// Names the file, and is no setting itself.
+/// Names the file; not a setting.
 const FILE_VARIABLE: &str = "EKA_CONFIG";
 
 const FILE_NAME: &str = "eka.toml";
 
-/// A file with every setting is a thousandth of this.
-const MOST_FILE: Bytes = Bytes::mib(4);
+/// A thousand times the size of a file with every setting.
+const MAX_FILE: Bytes = Bytes::mib(4);
 
-/// What a process starts with; a value, so that tests need not change their own process.
-pub(super) struct Surroundings {
-    pub(super) variables: BTreeMap<String, String>,
-    pub(super) directory: PathBuf,
+/// Merges all layers.
+///
+/// # Errors
+/// When the file cannot be read. Invalid values are problems of the result.
+pub(super) fn merge(args: &ConfigArgs, environment: &Environment) -> Result<Merged, ConfigError> {
+    let mut layers = Layers::default();
+    layers.add_defaults();
+    layers.add_file(args, environment)?;
+    layers.add_environment(environment);
+    layers.add_flags(args);
+    let builder = config::Config::builder().add_source(layers.settings);
+    let root = builder.build().map_err(ConfigError::Merge)?.cache;
+    Ok(Merged { root, problems: layers.problems })
 }
 
-impl Surroundings {
-    pub(super) fn of_this_process() -> io::Result<Self> {
-        let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
-            Some((name.into_string().ok()?, value.to_string_lossy().into_owned()))
-        };
-        Ok(Self { variables: env::vars_os().filter_map(text).collect(), directory: env::current_dir()? })
-    }
-}
-
-/// The settings that won, with their origins, and what was wrong with those that could not take part.
-#[derive(Debug)]
-pub(super) struct Merged {
-    pub(super) root: Value,
-    pub(super) problems: Vec<Problem>,
-}
-
-impl Merged {
-    /// Puts all layers together.
-    pub(super) fn read(args: &ConfigArgs, around: &Surroundings) -> Result<Self, ConfigError> {
-        let mut layers = Layers::default();
-        layers.add_defaults();
-        layers.add_file(args, around)?;
-        layers.add_environment(around);
-        layers.add_flags(args);
-        let builder = config::Config::builder().add_source(layers.settings);
-        let root = builder.build().map_err(ConfigError::Merge)?.cache;
-        Ok(Self { root, problems: layers.problems })
-    }
-
-    /// The value of a setting, unless nobody set it and it has no default.
-    pub(super) fn get(&self, path: &str) -> Option<&Value> {
-        path.split('.').try_fold(&self.root, |value, name| match &value.kind {
-            ValueKind::Table(table) => table.get(name),
-            _ => None,
-        })
-    }
-
-    /// Where a setting's value comes from.
-    pub(super) fn origin(&self, path: &str) -> &str {
-        self.get(path).and_then(Value::origin).unwrap_or("default")
-    }
-}
-
-/// One layer as a source; keys are whole paths.
+/// One layer as a source of the `config` crate; keys are whole paths.
 #[derive(Clone, Debug, Default)]
 struct Layer(Map<String, Value>);
 
@@ -93,17 +64,18 @@ struct Layers {
 impl Layers {
     fn add_defaults(&mut self) {
         self.settings.push(Layer::default());
-        for key in &KEYS {
-            if let Default::Is(default) = key.default {
-                self.set(key, key.read(default), "default");
+        for setting in SETTINGS {
+            if let Some(default) = setting.default {
+                self.set(setting, setting.parse(default), "default");
             }
         }
     }
 
-    fn add_file(&mut self, args: &ConfigArgs, around: &Surroundings) -> Result<(), ConfigError> {
-        let named = args.config.clone().or_else(|| around.variables.get(FILE_VARIABLE).map(PathBuf::from));
+    fn add_file(&mut self, args: &ConfigArgs, environment: &Environment) -> Result<(), ConfigError> {
+        let named =
+            args.config.clone().or_else(|| environment.variables.get(FILE_VARIABLE).map(PathBuf::from));
         let path = named.clone().unwrap_or_else(|| FILE_NAME.into());
-        let text = match files::read_text(&around.directory.join(&path), MOST_FILE) {
+        let text = match files::read_text(&environment.directory.join(&path), MAX_FILE) {
             Ok(text) => text,
             Err(e) if e.kind() == io::ErrorKind::NotFound && named.is_none() => return Ok(()),
             Err(source) => return Err(ConfigError::Read { path, source }),
@@ -124,22 +96,24 @@ impl Layers {
     fn add_section(&mut self, section: &str, keys: Map<String, Value>, origin: &str) {
         for (name, value) in keys {
             let path = format!("{section}.{name}");
-            match Key::by_path(&path) {
-                Some(key) => self.set(key, value.kind, origin),
+            match by_path(&path) {
+                Some(setting) => self.set(setting, value.kind, origin),
                 None => self.add_unknown(path, origin),
             }
         }
     }
 
-    fn add_environment(&mut self, around: &Surroundings) {
+    fn add_environment(&mut self, environment: &Environment) {
         self.settings.push(Layer::default());
-        let ours =
-            around.variables.iter().filter(|(name, _)| name.starts_with(PREFIX) && *name != FILE_VARIABLE);
+        let ours = environment
+            .variables
+            .iter()
+            .filter(|(name, _)| name.starts_with(PREFIX) && *name != FILE_VARIABLE);
         for (name, value) in ours {
-            if let Some(key) = Key::by_variable(name) {
-                self.set(key, key.read(value), &format!("environment {name}"));
+            if let Some(setting) = by_variable(name) {
+                self.set(setting, setting.parse(value), &format!("environment {name}"));
             } else {
-                let known = KEYS.iter().map(Key::variable).chain([FILE_VARIABLE.to_owned()]);
+                let known = SETTINGS.iter().map(Setting::variable).chain([FILE_VARIABLE.to_owned()]);
                 let nearest = nearest(name, known);
                 self.problems.push(Problem::Unknown {
                     name: name.clone(),
@@ -153,31 +127,29 @@ impl Layers {
     fn add_flags(&mut self, args: &ConfigArgs) {
         self.settings.push(Layer::default());
         for (path, value) in &args.set {
-            match Key::by_path(path) {
-                Some(key) => self.set(key, key.read(value), "--set"),
+            match by_path(path) {
+                Some(setting) => self.set(setting, setting.parse(value), "--set"),
                 None => self.add_unknown(path.clone(), "--set"),
             }
         }
-        for (flag, path, value) in args.direct() {
-            if let Some(key) = Key::by_path(path) {
-                self.set(key, key.read(value), flag);
-            }
+        for (setting, flag, value) in args.flags.given() {
+            self.set(setting, setting.parse(value), &format!("--{flag}"));
         }
     }
 
-    /// Sets `key` in the layer that was begun last.
-    fn set(&mut self, key: &'static Key, value: ValueKind, origin: &str) {
+    /// Sets a value in the uppermost layer.
+    fn set(&mut self, setting: &'static Setting, value: ValueKind, origin: &str) {
         let origin = origin.to_owned();
-        if !key.has_type(&value) {
-            let (value, expected) = (key.show(&value), key.expected());
-            self.problems.push(Problem::Value { key: key.path, value, origin, expected });
+        if !setting.has_kind(&value) {
+            let (value, expected) = (setting.show(&value), setting.expected());
+            self.problems.push(Problem::Value { key: setting.path, value, origin, expected });
         } else if let Some(layer) = self.settings.last_mut() {
-            layer.0.insert(key.path.to_owned(), Value::new(Some(&origin), value));
+            layer.0.insert(setting.path.to_owned(), Value::new(Some(&origin), value));
         }
     }
 
     fn add_unknown(&mut self, name: String, origin: &str) {
-        let nearest = nearest(&name, KEYS.iter().map(|key| key.path.to_owned()));
+        let nearest = nearest(&name, SETTINGS.iter().map(|setting| setting.path.to_owned()));
         self.problems.push(Problem::Unknown { name, origin: origin.to_owned(), nearest });
     }
 }

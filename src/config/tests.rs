@@ -1,15 +1,21 @@
-//! Settings from all four layers, and every mistake that can be made in them.
+//! Settings from all four layers, and mistakes in them.
 
-use std::{collections::BTreeMap, fs, net::Ipv4Addr};
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
+};
 
 use clap::Parser;
 
-use crate::device_spec::{DeviceChoice, Verify};
-
-use super::{
-    keys::{Default, KEYS, Kind},
-    *,
+use crate::{
+    device_spec::{DeviceChoice, Verify},
+    trim_policy::TrimPolicy,
+    units::{Bytes, Millis, Tokens},
 };
+
+use super::{environment::Environment, setting::Kind, settings_table::SETTINGS, *};
 
 #[derive(Parser)]
 struct CommandLine {
@@ -24,7 +30,7 @@ fn args(flags: &[&str]) -> ConfigArgs {
 /// A working directory with an `eka.toml`, unless `file` is empty, and an environment.
 struct Given {
     directory: tempfile::TempDir,
-    around: Surroundings,
+    environment: Environment,
 }
 
 impl Given {
@@ -36,12 +42,12 @@ impl Given {
         let home = ("HOME", "/home/asha");
         let variables: BTreeMap<_, _> =
             [&[home], variables].concat().iter().map(|&(name, value)| (name.into(), value.into())).collect();
-        let around = Surroundings { variables, directory: directory.path().into() };
-        Self { directory, around }
+        let environment = Environment { variables, directory: directory.path().into() };
+        Self { directory, environment }
     }
 
     fn load(&self, flags: &[&str]) -> Result<Settings, ConfigError> {
-        Settings::load_in(&args(flags), &self.around)
+        Settings::load_in(&args(flags), &self.environment)
     }
 
     fn problems(&self, flags: &[&str]) -> Vec<String> {
@@ -70,40 +76,46 @@ fn without_anything_set_the_defaults_serve_the_demo() {
     let Config { server, auth, tls, cors, limits, model, models, queue, engine, device, onnxruntime, .. } =
         load("", &[], &[]).config;
     let Config { watchdog, recycle, log, .. } = load("", &[], &[]).config;
-    assert_eq!((auth.keys_file, auth.keys, auth.open_metrics, tls), (None, None, false, None));
-    assert_eq!((cors.origins, limits.requests_per_minute_per_ip), (Origins::These(vec![]), None));
+    assert_eq!((auth.keys_file, auth.keys, auth.open_metrics, tls.files()), (None, None, false, None));
+    assert_eq!((cors.origins, limits.requests_per_minute_per_ip), (Origins::List(vec![]), None));
     assert!(!log.prompts);
     assert_eq!(
-        (engine.devices, device.memory_limit, device.host_pool),
+        (engine.device, device.memory_limit_bytes, device.host_pool),
         (DeviceChoice::Auto.into(), None, false)
     );
-    assert_eq!((device.trim, device.kv_keep), (TrimPolicy::default(), Bytes(0)));
-    assert_eq!((watchdog.decode_floor, watchdog.decode_factor), (Millis(15_000), 50));
+    assert_eq!((device.trim, device.kv_keep_bytes), (TrimPolicy::default(), Bytes(0)));
+    assert_eq!((watchdog.decode_floor_ms, watchdog.decode_factor), (Millis(15_000), 50));
     assert_eq!((server.bind, server.port), (IpAddr::from(Ipv4Addr::LOCALHOST), 8110));
-    assert_eq!((server.grace, server.heartbeat), (Millis(30_000), Millis(2000)));
-    assert_eq!((server.body_limit, server.max_connections.get()), (Bytes::mib(4), 1024));
+    assert_eq!((server.grace_ms, server.heartbeat_ms), (Millis(30_000), Millis(2000)));
+    assert_eq!((server.body_limit_bytes, server.max_connections.get()), (Bytes::mib(4), 1024));
     assert_eq!(server.unknown_fields, UnknownFields::Refuse);
     assert_eq!((model.path, model.id.as_str()), ("models/demo".into(), "demo"));
     assert_eq!((model.quantize, model.block_size, model.verify), (Quantize::None, None, Verify::Size));
     assert_eq!((queue.max_jobs.get(), queue.max_prompt_tokens), (32, Tokens(65_536)));
-    assert_eq!((queue.timeout, queue.total_timeout), (Millis(60_000), Millis(600_000)));
+    assert_eq!((queue.timeout_ms, queue.total_timeout_ms), (Millis(60_000), Millis(600_000)));
     assert_eq!((engine.threads, engine.context_length), (None, None));
-    assert_eq!((engine.prefill_chunk.get(), engine.default_max_new), (512, Tokens(256)));
-    assert_eq!((engine.prefix_cache, engine.draft_tokens, engine.draft_model), (Bytes::mib(256), 15, None));
+    assert_eq!((engine.prefill_chunk.get(), engine.default_max_new_tokens), (512, Tokens(256)));
+    assert_eq!(
+        (engine.prefix_cache_bytes, engine.draft_tokens, engine.draft_model),
+        (Bytes::mib(256), 15, None)
+    );
     assert_eq!(engine.prefix_cache_dir, model.cache_dir.join("prompts"));
-    assert_eq!((models.dir, models.memory, models.keep_alive, queue.max_switches), (None, None, None, None));
-    assert_eq!((recycle.after_jobs, recycle.after, recycle.between_requests), (None, None, false));
-    assert_eq!(recycle.memory_growth, Bytes::mib(1024));
+    assert_eq!(
+        (models.dir, models.memory_bytes, models.keep_alive_ms, queue.max_switches),
+        (None, None, None, None)
+    );
+    assert_eq!((recycle.after_jobs, recycle.after_ms, recycle.between_requests), (None, None, false));
+    assert_eq!(recycle.memory_growth_bytes, Bytes::mib(1024));
     assert_eq!((onnxruntime.dir, log.level.as_str(), log.format), (None, "info", LogFormat::Text));
 }
 
 #[test]
-fn each_layer_covers_the_one_below_and_the_origin_is_told() {
+fn each_layer_overrides_the_one_below_and_the_origin_is_printed() {
     let file = "[server]\nport = 1\ngrace_ms = 1\nheartbeat_ms = 101\n";
     let variables = [("EKA_SERVER_PORT", "2"), ("EKA_SERVER_GRACE_MS", "2")];
     let settings = load(file, &variables, &["--port", "3"]);
     let server = &settings.config.server;
-    assert_eq!((server.port, server.grace, server.heartbeat), (3, Millis(2), Millis(101)));
+    assert_eq!((server.port, server.grace_ms, server.heartbeat_ms), (3, Millis(2), Millis(101)));
     let toml = settings.to_toml();
     assert_eq!(comment(&toml, "port"), "--port");
     assert_eq!(comment(&toml, "grace_ms"), "environment EKA_SERVER_GRACE_MS");
@@ -112,17 +124,33 @@ fn each_layer_covers_the_one_below_and_the_origin_is_told() {
 }
 
 #[test]
+fn every_setting_has_a_valid_default_or_says_what_happens_without_one() {
+    for setting in SETTINGS {
+        assert!(setting.default.is_some() != setting.unset.is_some(), "{}", setting.path);
+        if let Some(default) = setting.default {
+            let value = setting.parse(default);
+            assert!(setting.has_kind(&value) && setting.accepts(&value), "{}", setting.path);
+        }
+    }
+}
+
+#[test]
+fn the_reference_in_docs_is_up_to_date() {
+    let docs = include_str!("../../docs/settings.md");
+    assert_eq!(docs, reference(), "run `cargo run -- settings >docs/settings.md`");
+}
+
+#[test]
 fn every_setting_has_a_variable_and_can_be_set_by_path() {
-    // One of the two alone is refused.
-    let alone = KEYS.iter().filter(|key| !key.path.starts_with("tls."));
-    for key in alone {
-        let value = match (key.path, &key.kind) {
+    // One of the two TLS files without the other is an error.
+    for setting in SETTINGS.iter().filter(|setting| setting.section != "tls") {
+        let value = match (setting.path, setting.kind) {
             ("model.block_size", _) => "64".to_owned(),
             ("server.body_memory_bytes", _) => "8388608".to_owned(),
             ("queue.total_timeout_ms", _) => "600001".to_owned(),
-            (_, Kind::Whole { least, .. }) => least.max(&101).to_string(),
-            (_, Kind::Truth) => (!matches!(key.default, Default::Is("true"))).to_string(),
-            (_, Kind::Ratio) => "0.5".to_owned(),
+            (_, Kind::Integer) => setting.range.as_ref().unwrap().start().max(&101).to_string(),
+            (_, Kind::Boolean) => (setting.default != Some("true")).to_string(),
+            (_, Kind::Number) => "0.5".to_owned(),
             ("server.bind", _) => "::1".to_owned(),
             ("trace.otlp_endpoint", _) => "http://[::1]:4318".to_owned(),
             ("cors.origins", _) => "*".to_owned(),
@@ -136,16 +164,16 @@ fn every_setting_has_a_variable_and_can_be_set_by_path() {
             ("log.format", _) => "json".to_owned(),
             _ => "else".to_owned(),
         };
-        let variable = load("", &[(&key.variable(), &value)], &[]);
-        let flag = load("", &[], &["--set", &format!("{}={value}", key.path)]);
-        assert_eq!(variable.config, flag.config, "{}", key.path);
-        assert_ne!(variable.config, load("", &[], &[]).config, "{}", key.path);
-        assert_eq!(flag.merged.origin(key.path), "--set");
+        let variable = load("", &[(&setting.variable(), &value)], &[]);
+        let flag = load("", &[], &["--set", &format!("{}={value}", setting.path)]);
+        assert_eq!(variable.config, flag.config, "{}", setting.path);
+        assert_ne!(variable.config, load("", &[], &[]).config, "{}", setting.path);
+        assert_eq!(flag.merged.origin(setting.path), "--set");
     }
 }
 
 #[test]
-fn flags_of_their_own_set_what_they_say() {
+fn a_flag_sets_its_setting() {
     let flags = [
         "--model=m",
         "--model-id=n",
@@ -162,13 +190,13 @@ fn flags_of_their_own_set_what_they_say() {
     let Config { server, model, queue, engine, onnxruntime, log, .. } = load("", &[], &flags).config;
     assert_eq!((model.path, model.id.as_str(), model.quantize), ("m".into(), "n", Quantize::Int8));
     assert_eq!((server.bind, server.port), (IpAddr::from(Ipv4Addr::UNSPECIFIED), 0));
-    assert_eq!(engine.devices, DeviceChoice::Cuda(2).into());
+    assert_eq!(engine.device, DeviceChoice::Cuda(2).into());
     assert_eq!((engine.threads.unwrap().get(), engine.context_length), (4, Some(Tokens(128))));
     assert_eq!((queue.max_jobs.get(), onnxruntime.dir, log.level.as_str()), (1, Some("o".into()), "debug"));
 }
 
 #[test]
-fn a_file_that_is_named_must_be_there() {
+fn a_file_that_is_named_must_exist() {
     let given = Given::new("", &[]);
     fs::write(given.directory.path().join("other.toml"), "[server]\nport = 5\n").unwrap();
     assert_eq!(given.load(&["--config", "other.toml"]).unwrap().config.server.port, 5);
@@ -197,32 +225,34 @@ fn unknown_names_are_reported_with_the_nearest_known_one() {
 }
 
 #[test]
-fn each_impossible_value_names_key_value_origin_and_limit() {
-    for key in &KEYS {
-        let bad: Vec<String> = match key.kind {
-            Kind::Whole { least, most } => {
-                vec![(least - 1).to_string(), (most + 1).to_string(), "abc".into()]
+fn an_invalid_value_is_reported_with_key_value_origin_and_limit() {
+    for setting in SETTINGS {
+        let bad: Vec<String> = match setting.kind {
+            Kind::Integer => {
+                let range = setting.range.as_ref().unwrap();
+                vec![(range.start() - 1).to_string(), (range.end() + 1).to_string(), "abc".into()]
             }
-            Kind::Text(_) => vec![String::new()],
-            Kind::Ratio => vec!["2".into(), "-1".into(), "abc".into()],
-            // Its value is not named.
-            Kind::Secret(_) => vec![],
-            Kind::Truth => vec!["yes".into()],
+            Kind::Text => vec![String::new()],
+            Kind::Number => vec!["2".into(), "-1".into(), "abc".into()],
+            // Its value is not shown.
+            Kind::Secret => vec![],
+            Kind::Boolean => vec!["yes".into()],
         };
         for value in bad {
-            let found = problems("", &[(&key.variable(), &value)], &[]);
+            let found = problems("", &[(&setting.variable(), &value)], &[]);
             let shown = value.parse::<i64>().map_or_else(|_| format!("{value:?}"), |n| n.to_string());
-            let start = format!("{} is {shown} (environment {}): expected ", key.path, key.variable());
+            let start =
+                format!("{} is {shown} (environment {}): expected ", setting.path, setting.variable());
             assert!(found[0].starts_with(&start) && found[0].len() > start.len(), "{found:?}");
         }
     }
 }
 
 #[test]
-fn a_collector_is_a_url_without_tls_and_its_path_need_not_be_named() {
+fn a_collector_is_a_url_without_tls_and_has_a_default_path() {
     let endpoint = |typed: &str| {
         let typed = format!("trace.otlp_endpoint={typed}");
-        load("", &[], &["--set", &typed]).config.trace.endpoint.unwrap()
+        load("", &[], &["--set", &typed]).config.trace.collector_url().unwrap()
     };
     assert_eq!(endpoint("http://127.0.0.1:4318"), "http://127.0.0.1:4318/v1/traces");
     assert_eq!(endpoint("http://127.0.0.1:4318/"), "http://127.0.0.1:4318/v1/traces");
@@ -230,14 +260,14 @@ fn a_collector_is_a_url_without_tls_and_its_path_need_not_be_named() {
     for bad in ["https://collector:4318", "collector:4318", "http://", "http:///v1", "http://a b"] {
         let found = problems("", &[("EKA_TRACE_OTLP_ENDPOINT", bad)], &[]);
         assert!(
-            found[0].contains("expected where a collector takes OTLP over HTTP without TLS"),
+            found[0].contains("expected the URL of an OTLP collector over HTTP without TLS"),
             "{found:?}"
         );
     }
 }
 
 #[test]
-fn messages_say_what_would_do() {
+fn messages_describe_valid_values() {
     let one = |flags: &[&str]| problems("", &[], flags).join("\n");
     let port =
         "server.port is \"abc\" (environment EKA_SERVER_PORT): expected a whole number from 0 to 65535";
@@ -271,7 +301,7 @@ fn messages_say_what_would_do() {
 }
 
 #[test]
-fn values_of_another_type_are_not_bent_into_shape() {
+fn values_of_another_type_are_not_converted() {
     let file = "[server]\nport = \"80\"\nbind = 1\n[engine]\nthreads = 1.5\n[model]\nid = true\n";
     let found = problems(file, &[], &[]);
     assert_eq!(found.len(), 4);
@@ -286,7 +316,7 @@ fn all_mistakes_are_reported_at_once() {
 }
 
 #[test]
-fn what_print_config_prints_gives_the_same_settings_again() {
+fn the_output_of_print_config_gives_the_same_settings_again() {
     let odd = "C:\\models\\\"नमस्ते\"\n\u{7f}";
     let flags = [
         "--set",
@@ -303,7 +333,7 @@ fn what_print_config_prints_gives_the_same_settings_again() {
 }
 
 #[test]
-fn settings_that_nobody_set_are_printed_as_comments() {
+fn unset_settings_are_printed_as_comments() {
     let toml = load("", &[], &[]).to_toml();
     assert!(
         toml.contains("[engine]\ndevice = \"auto\"  # default\n# threads is not set: physical cores\nprefill_chunk = 512  # default\n"),
@@ -312,7 +342,7 @@ fn settings_that_nobody_set_are_printed_as_comments() {
 }
 
 #[test]
-fn the_model_is_called_after_its_directory() {
+fn the_models_default_name_is_that_of_its_directory() {
     let named = |path: &str| load("", &[], &["--model", path]).config.model.id;
     assert_eq!(named("models/hindi/"), "hindi");
     assert_eq!(named("/srv/tamil"), "tamil");
@@ -324,7 +354,7 @@ fn the_model_is_called_after_its_directory() {
 #[test]
 #[cfg(target_os = "linux")]
 fn the_cache_is_where_the_platform_keeps_caches() {
-    let dir = |variables: &[(&str, &str)]| load("", variables, &[]).config.model.cache_dir;
+    let dir = |variables: &[(&str, &str)]| load("", variables, &[]).config.model.cache_dir.to_path_buf();
     assert_eq!(dir(&[]), PathBuf::from("/home/asha/.cache/eka"));
     assert_eq!(dir(&[("XDG_CACHE_HOME", "/var/cache")]), PathBuf::from("/var/cache/eka"));
     assert_eq!(dir(&[("EKA_MODEL_CACHE_DIR", "here")]), PathBuf::from("here"));
@@ -349,7 +379,7 @@ fn a_secret_is_neither_printed_nor_part_of_an_error() {
 #[test]
 fn tls_takes_both_files_or_none() {
     let both = ["--set", "tls.cert_file=a.pem", "--set", "tls.key_file=b.pem"];
-    assert_eq!(load("", &[], &both).config.tls.unwrap().key_file, PathBuf::from("b.pem"));
+    assert_eq!(load("", &[], &both).config.tls.files().unwrap().1, PathBuf::from("b.pem"));
     let one = problems("", &[], &both[2..]);
     assert!(one[0].contains("tls.key_file") && one[0].contains("tls.cert_file to be set as well"), "{one:?}");
 }
@@ -359,14 +389,14 @@ fn origins_are_schemes_with_hosts_or_a_star() {
     let origins = |typed: &str| load("", &[("EKA_CORS_ORIGINS", typed)], &[]).config.cors.origins;
     assert_eq!(origins("*"), Origins::Any);
     let two = ["https://chat.example.org", "http://[::1]:3000"].map(String::from).to_vec();
-    assert_eq!(origins("https://Chat.example.org, http://[::1]:3000"), Origins::These(two));
+    assert_eq!(origins("https://Chat.example.org, http://[::1]:3000"), Origins::List(two));
     for wrong in ["chat.example.org", "https://a/", "https://a b", "*, https://a", "null", "://x"] {
         assert_eq!(problems("", &[("EKA_CORS_ORIGINS", wrong)], &[]).len(), 1, "{wrong}");
     }
 }
 
 #[test]
-fn what_changed_is_told_by_name() {
+fn changed_settings_are_listed_by_path() {
     let before = load("", &[], &[]);
     let after = load("[log]\nlevel = \"debug\"\n", &[], &["--port=1"]);
     assert_eq!(before.changed(&after), ["server.port", "log.level"]);

@@ -2,9 +2,9 @@
 //!
 //! The compiler reads every number as a 64-bit float and writes bounds digit by digit into a regular expression, with 64-bit
 //! integers in between. So bounds beyond 18 digits overflow, and integers above 2^53 are rounded. People write such bounds
-//! to say "any": `minimum: -9223372036854775808`. Each bound is therefore moved inwards, to the next number that the compiler
-//! holds exactly; what an answer may still hold satisfies the schema as it was written. A bound that leaves nothing when it
-//! is moved, as a minimum above 18 digits does, is left for [`caps`](super::caps) to refuse.
+//! to mean "any": `minimum: -9223372036854775808`. So each bound is moved inwards, to the next number that the compiler
+//! represents exactly. Every answer that the tighter bound allows satisfies the original schema. A bound that would allow
+//! nothing after the move, such as a minimum above 18 digits, is left for [`caps`](super::caps) to refuse.
 
 use serde_json::{Map, Number, Value};
 
@@ -35,7 +35,7 @@ const NUMBERS: [(&str, Side); 4] = [
 pub(super) const COUNTS: [[&str; 2]; 3] =
     [["minLength", "maxLength"], ["minItems", "maxItems"], ["minProperties", "maxProperties"]];
 
-/// Cuts the bounds that stand right in this schema.
+/// Cuts the bounds of this schema itself, not those of inner schemas.
 pub(super) fn cut(schema: &mut Map<String, Value>) {
     for (keyword, side) in NUMBERS {
         if let Some(Value::Number(bound)) = schema.get_mut(keyword) {

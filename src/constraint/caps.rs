@@ -1,7 +1,7 @@
-//! What a schema may ask for: keywords whose cost grows exponentially, or whose answer no model can give.
+//! Limits on a schema: keywords whose cost grows exponentially, or that no answer can satisfy.
 //!
-//! The process that compiles schemas is killed when it takes too long, which tells a client nothing about why. What is known to
-//! explode is therefore counted first, and refused by keyword and place. Found by experiment with llguidance 1.9: twelve
+//! The process that compiles schemas is killed when it takes too long, and that gives a client no reason. So the known causes of
+//! exponential cost are counted first, and refused with their keyword and place. Measured with llguidance 1.9: twelve
 //! patterns in one string take tenths of a second, forty take minutes; 64 pattern properties a third of a second, 300 more
 //! than half a minute; a divisor of 10,007 a fifth of a second, one of 1,000,003 half a minute.
 
@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use super::{
     ConstraintError,
     bounds::{COUNTS, GREATEST, MOST_PARTS},
-    schema,
+    schema_walk,
 };
 
 /// Patterns and formats that one string may have to match at once: the compiler builds the product of their automata.
@@ -26,7 +26,7 @@ const MOST_REMAINDERS: u64 = 1 << 14;
 
 /// Refuses what would explode in `root`, whose bounds have been cut.
 pub(super) fn check(root: &Value) -> Result<(), ConstraintError> {
-    schema::each(root, "#", &mut |object, place| {
+    schema_walk::each(root, "#", &mut |object, place| {
         let refuse = |(keyword, reason): (&str, String)| ConstraintError::Cap {
             keyword: keyword.into(),
             place: place.into(),
@@ -38,7 +38,7 @@ pub(super) fn check(root: &Value) -> Result<(), ConstraintError> {
     })
 }
 
-/// A keyword, and what is wrong with it.
+/// `Err` has a keyword and the reason why it is refused.
 type Found = Result<(), (&'static str, String)>;
 
 fn check_patterns(root: &Value, object: &Map<String, Value>) -> Found {
@@ -112,7 +112,7 @@ fn check_bounds(object: &Map<String, Value>) -> Found {
     check_values(object)
 }
 
-/// The compiler reads numbers as floats, and would have the model write another number than the one that is asked for.
+/// The compiler reads numbers as floats, so the model would have to write another number than the schema asks for.
 fn check_values(object: &Map<String, Value>) -> Found {
     let listed =
         object.get("enum").and_then(Value::as_array).into_iter().flatten().map(|value| ("enum", value));
@@ -130,8 +130,8 @@ fn check_values(object: &Map<String, Value>) -> Found {
     Ok(())
 }
 
-/// The values of these keywords that hold for one and the same value: those of the schema itself, of everything in its
-/// `allOf`, of what it refers to, and of the worst branch of each choice.
+/// The values of these keywords that apply to the same JSON value: those of the schema itself, of all its `allOf` and `$ref`,
+/// and of the worst branch of each choice.
 fn intersected<'a>(root: &'a Value, object: &'a Map<String, Value>, keywords: &[&str]) -> Vec<&'a Value> {
     Intersection { root, keywords, seen: BTreeSet::new() }.of(object)
 }
@@ -139,7 +139,7 @@ fn intersected<'a>(root: &'a Value, object: &'a Map<String, Value>, keywords: &[
 struct Intersection<'a, 'k> {
     root: &'a Value,
     keywords: &'k [&'k str],
-    /// References that were followed: what holds twice holds once, and references may go round in circles.
+    /// References already followed: each counts once, and references may form a circle.
     seen: BTreeSet<&'a str>,
 }
 

@@ -1,10 +1,10 @@
-//! A way into what reads schemas before they are compiled, for `tests/fuzz`.
+//! Entry point of `tests/fuzz` into the checks of schemas before they are compiled.
 
 use super::{grammar::check_size, schema};
 use crate::job::Constraint;
 
-/// Checks the size of `text` and prepares it as a JSON schema: bounds are cut, and what explodes is refused. Gives the constraint
-/// that would be compiled, in a process that can be killed.
+/// Checks the size of `text` and prepares it as a JSON schema: cuts bounds and refuses exponential cost. Returns the constraint
+/// that would then be compiled in a process that can be killed.
 #[must_use]
 pub fn schema(text: &[u8]) -> Option<Constraint> {
     let constraint = Constraint::Schema(String::from_utf8(text.to_vec()).ok()?);

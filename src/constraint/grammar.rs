@@ -1,4 +1,4 @@
-//! From a constraint's text to something that can be followed byte by byte, or the reason why not.
+//! Compiles a constraint's text into a matcher, or gives the reason why it cannot.
 
 use std::{
     num::NonZeroUsize,
@@ -15,27 +15,27 @@ use llguidance::{
 };
 use lru::LruCache;
 
-use super::{ConstraintError, schema};
+use super::{ConstraintError, error::invalid, schema};
 use crate::job::Constraint;
 
-/// Longest text of a constraint. What people send is a tenth of it, and the worst that fits it compiles for seconds and
-/// takes half a gigabyte.
+/// Longest text of a constraint. Typical ones have a tenth of it. The worst case of this size compiles for seconds and takes
+/// half a gigabyte.
 const MOST_BYTES: usize = 64 << 10;
 
-/// Deepest brackets of a grammar or a regular expression; JSON has a limit of its own.
+/// Deepest brackets of a grammar or a regular expression; the JSON parser has a separate limit.
 const MOST_LEVELS: usize = 128;
 
-/// What a matcher says when no token can follow.
+/// The matcher's error when no token can follow.
 pub(super) const NO_TOKEN: &str = "NoExtensionBias";
 
-/// Grammars are compiled, and bytes followed, by recursion, whose depth is up to a stranger. Only what is touched of it
-/// is ever memory.
+/// Stack of the threads that compile and match, in bytes: both recurse, to a depth that the client's grammar decides. Only
+/// touched pages take memory.
 const STACK: usize = 256 << 20;
 
-/// Compiled constraints that are kept: clients send the same few again and again.
+/// Size of the cache of compiled constraints: clients send the same few again and again.
 const MOST_KEPT: NonZeroUsize = NonZeroUsize::new(16).unwrap();
 
-/// Largest of them, by what the compiler says of its automata: all together are small beside a model.
+/// Largest constraint in the cache, in bytes of its automata: all together are small beside a model.
 const LARGEST_KEPT: usize = 4 << 20;
 
 /// Compiles constraints over one set of tokens.
@@ -59,7 +59,7 @@ impl Compiler {
         Ok(Self { factory, compiled: Mutex::new(LruCache::new(MOST_KEPT)) })
     }
 
-    /// Something that follows an answer under `constraint`, before its first byte.
+    /// A matcher for an answer under `constraint`, before its first byte.
     pub(super) fn compile(&self, constraint: &Constraint) -> Result<Matcher, ConstraintError> {
         if let Some(matcher) = self.compiled().get(constraint) {
             return Ok(matcher.deep_clone().into_cancellable());
@@ -89,8 +89,8 @@ impl Compiler {
     }
 }
 
-/// Checks that a worker can keep `constraint`. Usually takes milliseconds, but time, memory and stack have no bound: a
-/// server calls it in a process that can be killed (`sandbox`), on a thread with room for deep recursion.
+/// Checks that `constraint` compiles. Usually takes milliseconds, but time, memory and stack have no bound: a server calls
+/// it in a process that can be killed (`sandbox`), on a thread with room for deep recursion.
 ///
 /// # Errors
 /// [`ConstraintError`] when it cannot.
@@ -118,7 +118,7 @@ pub(super) fn spawn<T: Send + 'static>(
     thread.map_err(|e| invalid(&format!("no thread could be started for it: {e}")))
 }
 
-/// An alphabet of bytes: what compiles over it compiles over any tokens.
+/// A vocabulary of the 256 bytes: a constraint that compiles over it compiles over any tokens.
 fn bytes() -> TokEnv {
     let words: Vec<Vec<u8>> = (0..=u8::MAX).map(|byte| vec![byte]).collect();
     Arc::new(ApproximateTokEnv::new(TokTrie::from(&TokRxInfo::new(256, INVALID_TOKEN), &words)))
@@ -139,8 +139,7 @@ pub fn check_size(constraint: &Constraint) -> Result<(), ConstraintError> {
     }
 }
 
-/// How deep brackets go at most. Those within quotes count as well: reading the quotes right would be a parser of its
-/// own, and whoever needs a hundred of them can spell them in parts.
+/// The deepest nesting of brackets. Brackets within quotes count as well: to exclude them would take a parser for quotes.
 fn levels(text: &str) -> usize {
     let (mut now, mut most) = (0_usize, 0);
     for byte in text.bytes() {
@@ -154,7 +153,7 @@ fn levels(text: &str) -> usize {
     most
 }
 
-/// The compiler's words, made ready for people.
+/// Turns the compiler's message into an error for the client.
 fn explain(constraint: &Constraint, said: &str) -> ConstraintError {
     if let Constraint::Schema(schema) = constraint
         && let Some(keyword) = schema::unenforceable(schema, said)
@@ -162,18 +161,18 @@ fn explain(constraint: &Constraint, said: &str) -> ConstraintError {
         return keyword;
     }
     match (constraint, reason(said)) {
-        // Where it stands in the grammar that is made of it is nothing that a client has seen.
+        // The compiler's position is one in a generated grammar, which the client has not seen.
         (Constraint::Regex(_), Some(reason)) => invalid(reason),
         _ => invalid(&plain(said)),
     }
 }
 
-/// Why a regular expression is none: what follows the lines that point at the place.
+/// The reason from a syntax error of the regex parser, which follows lines that point at the position.
 fn reason(said: &str) -> Option<&str> {
     said.contains("regex parse error:").then(|| said.lines().find_map(|line| line.strip_prefix("error: ")))?
 }
 
-/// What the compiler or a matcher says, without the state and the excerpts that it adds for its own developers.
+/// The message of the compiler or a matcher, without the internal state and the excerpts that it adds.
 pub(super) fn plain(said: &str) -> String {
     const MOST: usize = 300;
     let line = said.lines().next().unwrap_or_default();
@@ -182,12 +181,8 @@ pub(super) fn plain(said: &str) -> String {
     } else if line.starts_with(NO_TOKEN) {
         "nothing can follow".into()
     } else if line.starts_with("panic") {
-        "it is beyond what can be compiled".into()
+        "it is too complex to compile".into()
     } else {
         line.chars().take(MOST).collect()
     }
-}
-
-pub(super) fn invalid(said: &str) -> ConstraintError {
-    ConstraintError::Invalid { message: said.to_owned() }
 }

@@ -5,9 +5,9 @@
 //! guide's thread:    consume, mask for the next ──┘                    └── consume, mask for the next ──► …
 //! ```
 //!
-//! Text that the constraint leaves no choice about is cut into tokens once and given all together, to be read in one
-//! pass. Where that is done depends on the tokens before and on nothing else, so a guide that is given the beginning of
-//! an answer stands where the one that made it stood, also in the middle of such text.
+//! Text that the constraint forces is cut into tokens once and given all together, to be read in one pass. The cut depends
+//! only on the tokens before it. So a guide that starts with part of an answer reaches the same state as the guide that made
+//! it, even in the middle of forced text.
 
 use std::{
     collections::VecDeque,
@@ -29,11 +29,11 @@ use crate::{
     text::Vocabulary,
 };
 
-/// For the first choice, after the prompt has been read: the tokenizer, the grammar and what is there of the answer. Less than
-/// the watchdog has, by default, so that a slow machine fails the job and not the worker.
+/// Time limit of the first choice: the tokenizer and the grammar are loaded, and the answer so far is matched. Below the
+/// watchdog's default, so that a slow machine fails the job and not the worker.
 const PATIENCE_TO_BEGIN: Duration = Duration::from_secs(20);
 
-/// For each further one. A usual one takes microseconds.
+/// Time limit of each further choice. A usual one takes microseconds.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Makes guides for the answers of one model.
@@ -70,7 +70,7 @@ pub struct Allowed {
 }
 
 impl Allowed {
-    /// Makes impossible whatever may not be picked of `logits`, `[vocab]`; `ends` are the tokens that end the answer.
+    /// Sets the logits of tokens that may not be picked to negative infinity: `logits` is `[vocab]`, `ends` are the end tokens.
     pub fn mask(&self, logits: &mut [f32], ends: &[u32]) {
         let ends = ends.iter().filter(|_| self.ends);
         let kept: Vec<(usize, f32)> =
@@ -92,7 +92,7 @@ impl Allowed {
     }
 }
 
-/// Says which tokens may follow in one answer.
+/// Decides which tokens may follow in one answer.
 #[derive(Debug)]
 pub struct Guide {
     choices: mpsc::Receiver<Result<Choice, Failure>>,
@@ -109,16 +109,16 @@ impl Guides {
         Self { model_dir, vocabulary, compiler: Arc::default() }
     }
 
-    /// How many compiled constraints are kept.
+    /// How many compiled constraints the cache has.
     #[cfg(test)]
     pub(super) fn kept(&self) -> usize {
         self.compiler.get().and_then(|compiler| compiler.as_ref().ok()).map_or(0, Compiler::kept)
     }
 
-    /// Begins to work for `job`, on a thread of its own; `None` for a job without a constraint.
+    /// Starts a thread that works for `job`; `None` for a job without a constraint.
     ///
     /// # Errors
-    /// [`Failure::Constraint`] when no thread can be started. What is wrong with the constraint, [`Guide::choice`] says.
+    /// [`Failure::Constraint`] when no thread can be started. [`Guide::choice`] reports errors of the constraint.
     pub fn begin(&self, job: &Job) -> Result<Option<Guide>, Failure> {
         let Some(constraint) = job.constraint.clone() else { return Ok(None) };
         let (say, choices) = mpsc::sync_channel(1);
@@ -127,8 +127,8 @@ impl Guides {
         let (model_dir, vocabulary, compiler) =
             (self.model_dir.clone(), self.vocabulary, Arc::clone(&self.compiler));
         let (answer, stopping) = (job.answer.clone(), Arc::clone(&stop));
-        // A pass gives the logits of its last token alone.
-        let together = if job.scores.is_some() { 1 } else { usize::MAX };
+        // A pass gives the logits of its last token only.
+        let together = if job.logprobs.is_some() { 1 } else { usize::MAX };
         let work = move || {
             let begun = Instant::now();
             let compiler = compiler.get_or_init(|| {
@@ -166,16 +166,16 @@ impl Guide {
         choice
     }
 
-    /// Says which token was picked among those allowed.
+    /// Reports the token that was picked among those allowed.
     pub fn picked(&self, token: u32) {
-        // A thread that has ended said why, and `choice` tells it.
+        // If the thread has ended, `choice` returns its error.
         let _ = self.picked.send(token);
     }
 }
 
 impl Drop for Guide {
     fn drop(&mut self) {
-        tracing::debug!(waited = ?self.waited, "the constraint is over");
+        tracing::debug!(waited = ?self.waited, "the constraint has ended");
         if let Some(stop) = &*self.stop.lock().unwrap_or_else(PoisonError::into_inner) {
             stop.cancel();
         }
@@ -192,7 +192,7 @@ struct Path {
 }
 
 impl Path {
-    /// Stands where whoever gave `answer` stood.
+    /// The path after the tokens of `answer`.
     fn begin(
         compiler: &Compiler,
         constraint: &Constraint,
@@ -212,7 +212,7 @@ impl Path {
         Ok(path)
     }
 
-    /// Says what may follow and hears what did, until nobody asks any more.
+    /// Sends each choice and receives the token that was picked, until the receiver is dropped.
     fn walk(mut self, say: &mpsc::SyncSender<Result<Choice, Failure>>, hear: &mpsc::Receiver<u32>) {
         loop {
             let choice = self.choice();
@@ -246,7 +246,7 @@ impl Path {
         let ends = self.matcher.is_accepting().map_err(|e| unfollowed(&e.to_string()))?;
         match self.matcher.compute_mask() {
             Ok(tokens) => Ok(Choice::Among(Allowed { tokens, ends })),
-            // It could go on, but not in any token of the model.
+            // The grammar allows more, but no token of the model does.
             Err(e) if ends && e.to_string().starts_with(NO_TOKEN) => Ok(Choice::Nothing),
             Err(e) => Err(unfollowed(&e.to_string())),
         }

@@ -1,15 +1,19 @@
-//! JSON schemas: what is set for the compiler, and where a schema says what it cannot enforce.
+//! JSON schemas: options for the compiler, and the place of a keyword that it cannot enforce.
 
 use serde_json::{Map, Value, json};
 
-use super::{ConstraintError, bounds, caps, grammar::invalid};
+use super::{
+    ConstraintError, bounds, caps,
+    error::invalid,
+    schema_walk::{each, each_inner},
+};
 
-/// White space between JSON's parts: a space, or a new line and some indentation. A model that may write any amount of it
-/// may write nothing else until its tokens are used up, and small models do.
+/// White space between JSON's parts: a space, or a new line and some indentation. With no limit, small models write white
+/// space until their tokens are used up.
 const WHITE_SPACE: &str = r"( |\n[ \t]{0,20})";
 
-/// Under this name the compiler takes its own options from a schema. They are not for clients: one of them turns
-/// mistakes into warnings that nobody would hear.
+/// Under this name the compiler takes its own options from a schema. Clients may not set them: one of them turns errors
+/// into warnings, which no client would see.
 const OPTIONS: &str = "x-guidance";
 
 /// The schema with the compiler's options.
@@ -24,7 +28,7 @@ pub(super) fn prepare(schema: &str) -> Result<Value, ConstraintError> {
     Ok(schema)
 }
 
-/// A schema to stand within a grammar after `%json`, with what is set for schemas that stand alone.
+/// A schema for use in a grammar after `%json`, with the same options as a schema that is the whole constraint.
 #[must_use]
 pub fn embedded(mut schema: Value) -> Value {
     tighten(&mut schema);
@@ -34,15 +38,15 @@ pub fn embedded(mut schema: Value) -> Value {
     schema
 }
 
-/// Years from 0001, 29 February in leap years alone; which months and days there are, the compiler knows.
+/// Years from 0001, 29 February only in leap years; the compiler knows the months and days.
 const DATE: &str = "(?:(?:[0-9]{3}[1-9]|[0-9]{2}[1-9][0-9]|[0-9][1-9][0-9]{2}|[1-9][0-9]{3})-(?:(?:0[13-9]|1[0-2])-[0-9]{2}\
     |02-(?:[01][0-9]|2[0-8]))|(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:0[48]|[2468][048]|[13579][26])00)-02-29)";
 
 /// No leap seconds, of which there are few, and no more digits than nanoseconds have.
 const TIME: &str = r"[0-9]{2}:[0-9]{2}:[0-5][0-9](?:\.[0-9]{1,9})?(?:Z|[+-][0-9]{2}:[0-9]{2})";
 
-/// Cuts bounds to what the compiler can do, and takes from dates and times what RFC 3339 forbids, though the compiler does
-/// not, and what many who read them do: small letters, leap seconds and the year 0.
+/// Cuts bounds to the compiler's range, and tightens dates and times: it excludes forms that RFC 3339 forbids but the compiler
+/// accepts, and forms that many parsers refuse (lower-case letters, leap seconds, the year 0).
 fn tighten(schema: &mut Value) {
     each_inner(schema, &mut tighten);
     let Value::Object(object) = schema else { return };
@@ -58,29 +62,10 @@ fn tighten(schema: &mut Value) {
     }
 }
 
-/// Every schema right within this one. The names of properties and values of the client's own are no schemas.
-fn each_inner(schema: &mut Value, act: &mut dyn FnMut(&mut Value)) {
-    match schema {
-        Value::Object(object) => {
-            for (name, value) in object {
-                match (name.as_str(), value) {
-                    ("const" | "enum" | "default" | "examples" | "example", _) => {}
-                    ("properties" | "patternProperties" | "$defs" | "definitions", Value::Object(named)) => {
-                        named.values_mut().for_each(&mut *act);
-                    }
-                    (_, value) => act(value),
-                }
-            }
-        }
-        Value::Array(items) => items.iter_mut().for_each(act),
-        _ => {}
-    }
-}
-
-/// What the compiler says of patterns that it gives up on.
+/// The compiler's message about patterns that are too complex.
 const UNDECIDED: &str = "Unable to determine if regex is empty";
 
-/// The keyword that the compiler's words complain about, and where it stands.
+/// The keyword that the compiler's message complains about, and its place.
 pub(super) fn unenforceable(schema: &str, said: &str) -> Option<ConstraintError> {
     if said.contains(UNDECIDED) {
         let schema = serde_json::from_str(schema).ok()?;
@@ -109,32 +94,4 @@ fn find(schema: &Value, keyword: &str, place: &str) -> Option<String> {
         if object.contains_key(keyword) { Err(place.to_owned()) } else { Ok(()) }
     })
     .err()
-}
-
-/// Does `act` for `schema` and every schema within, with the place where each stands, until one fails. Property names and
-/// literal values (`const`, `enum`) are not schemas.
-///
-/// # Errors
-/// That of `act`.
-pub(super) fn each<E, F>(schema: &Value, place: &str, act: &mut F) -> Result<(), E>
-where
-    F: FnMut(&Map<String, Value>, &str) -> Result<(), E>,
-{
-    match schema {
-        Value::Object(object) => {
-            act(object, place)?;
-            object.iter().try_for_each(|(name, value)| match (name.as_str(), value) {
-                ("const" | "enum" | "default" | "examples" | "example", _) => Ok(()),
-                ("properties" | "patternProperties" | "$defs" | "definitions", Value::Object(named)) => named
-                    .iter()
-                    .try_for_each(|(inner, value)| each(value, &format!("{place}/{name}/{inner}"), act)),
-                _ => each(value, &format!("{place}/{name}"), act),
-            })
-        }
-        Value::Array(items) => {
-            let mut items = items.iter().enumerate();
-            items.try_for_each(|(at, item)| each(item, &format!("{place}/{at}"), act))
-        }
-        _ => Ok(()),
-    }
 }

@@ -1,4 +1,4 @@
-//! Random models under constraints: whatever they want to say, what they say has the form.
+//! Random models under constraints: every answer matches.
 
 use std::{fs, path::Path, sync::LazyLock};
 
@@ -75,7 +75,7 @@ impl Random {
         (0..self.size as u64).map(hash).collect()
     }
 
-    /// Goes on with `answer` until it ends or has `most` tokens; whether it ended, and how often it was free to choose.
+    /// Extends `answer` until it ends or has `most` tokens; whether it ended, and how often there was a choice.
     fn go_on(
         &self,
         constraint: &Constraint,
@@ -189,7 +189,7 @@ fn may_be(model: &Random, schema: &Value, text: &str) -> bool {
     })
 }
 
-/// Those that the compiler alone would let through as well.
+/// Answers that the compiler would accept without our changes.
 #[test]
 fn dates_and_times_are_those_that_every_reader_takes() {
     let model = Random::demo();
@@ -270,7 +270,7 @@ fn a_constraint_is_compiled_once_and_every_answer_under_it_begins_at_its_start()
     assert_eq!(other, Random::demo().go_on(&person(), 6, Vec::new(), 4_000).unwrap(), "as if compiled anew");
 }
 
-/// The bounds that people write for "any", and their siblings. What is answered keeps the schema as it was written.
+/// Bounds that people write for "any", and similar ones. Answers satisfy the original schema.
 #[test]
 fn bounds_beyond_what_the_compiler_can_do_are_cut_and_not_refused() {
     let model = Random::demo();

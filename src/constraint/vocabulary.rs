@@ -1,4 +1,4 @@
-//! A model's tokens as the compiler wants them.
+//! A model's tokens, in the form that the compiler needs.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ struct Tokens {
     trie: TokTrie,
 }
 
-/// The tokens of `vocabulary`. None of them ends an answer: which do is up to the job.
+/// The tokens of `vocabulary`. None of them is marked as an end token: the job names its end tokens.
 pub(super) fn environment(vocabulary: Vocabulary) -> TokEnv {
     let words: Vec<Vec<u8>> = vocabulary.tokens().map(<[u8]>::to_vec).collect();
     let size = u32::try_from(words.len()).unwrap_or(u32::MAX);
@@ -25,8 +25,8 @@ impl TokenizerEnv for Tokens {
         &self.trie
     }
 
-    /// Text that a grammar forces, in the tokens that a model has learned it in; where the tokenizer would change it, in the
-    /// longest that fit.
+    /// Cuts forced text as the tokenizer would, since the model has learned those tokens. Where the tokenizer would change the
+    /// text, it is cut into the longest tokens that fit.
     fn tokenize_bytes(&self, bytes: &[u8]) -> Vec<u32> {
         self.vocabulary.cut(bytes).unwrap_or_else(|| self.trie.greedy_tokenize(bytes))
     }

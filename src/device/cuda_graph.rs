@@ -1,15 +1,15 @@
-//! When a run is captured as a CUDA graph, and when what was captured may be run again.
+//! When a run is captured as a CUDA graph, and when the graph may be replayed.
 //!
-//! A captured run is one submission in place of hundreds, which is what a small model's step spends its time on. It has the
+//! A captured run is one submission in place of hundreds, and a small model spends most of a step on submissions. It contains the
 //! addresses of all its memory in it, scratch included. So it is right for as long as
 //!
-//! - what is bound stays bound: a cache that grows, or is given back, ends it;
-//! - its scratch stays scratch: a block that goes to somebody who keeps it, or back to the device, ends it. The pool counts
+//! - the bindings stay: a cache that grows, or is returned, ends it;
+//! - its scratch stays scratch: a block that is handed out for keeping, or returned to the device, ends it. The pool counts
 //!   such events ([epoch](super::Pool)); other runs may use the blocks in between, as all work is on one stream.
 //!
-//! The graph is recorded by us and not by ONNX Runtime, which can do it as well (`enable_cuda_graph`) but keeps what it has
-//! captured until the session ends: its `SessionReleaseCapturedGraph` does nothing for CUDA in 1.31.1, and what was captured
-//! before is run instead of what is bound now. With a stream, an allocator and inputs of our own on the device, and nobody
+//! eka records the graph. ONNX Runtime can as well (`enable_cuda_graph`), but keeps a graph until the session ends: its
+//! `SessionReleaseCapturedGraph` does nothing for CUDA in 1.31.1, and the old graph runs instead of the new bindings. With eka's
+//! stream, allocator and inputs on the device, and no thread
 //! waiting in between, a run of ONNX Runtime's is nothing but work on that stream, and can be recorded there.
 //!
 //! A run is rehearsed before it is recorded: done once as it will be recorded, so that all the scratch that it takes is in
@@ -25,16 +25,16 @@ pub(super) enum RunMode {
     Eager,
     /// Operator by operator, and else as it will be captured.
     Rehearsal,
-    /// As the graph that it is captured as, or was before.
+    /// By the graph that it is captured as, or was captured as before.
     Captured,
 }
 
-/// What is known of the runs of one binding.
+/// State of the captures of one binding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum CaptureState {
     /// Not to be captured, or no more.
     Refused,
-    /// So many runs over the same memory.
+    /// Number of runs over the same memory.
     Counting(u32),
     /// Captured, when the pool was at this epoch.
     Captured(u64),
@@ -50,7 +50,7 @@ impl CaptureState {
         match *self {
             Self::Refused => return RunMode::Eager,
             Self::Captured(then) if then == epoch => return RunMode::Captured,
-            // Its scratch is somebody else's.
+            // Its scratch has been reused.
             Self::Captured(_) => *self = Self::Counting(0),
             Self::Counting(_) => {}
         }
@@ -63,12 +63,12 @@ impl CaptureState {
         }
     }
 
-    /// A run has been captured, or what was captured has run again; the pool was at `epoch` before.
+    /// A run has been captured or replayed; the pool was at `epoch` before.
     pub(super) fn ran(&mut self, epoch: u64) {
         *self = Self::Captured(epoch);
     }
 
-    /// What is bound is no longer what it was.
+    /// The bindings have changed.
     pub(super) fn end(&mut self) {
         if *self != Self::Refused {
             *self = Self::Counting(0);

@@ -1,7 +1,7 @@
-//! What an error of the device means, read from its text.
+//! Classifies an error of the device by its text.
 //!
-//! ONNX Runtime passes on what CUDA said as words, in the middle of its own: the number is all there is to go by. Which
-//! numbers leave the device unusable is in CUDA's documentation of `CUresult`: "this leaves the process in an
+//! ONNX Runtime reports CUDA's errors only as text within its own message, so the error number in it has to be parsed. CUDA's
+//! documentation of `CUresult` lists the numbers that leave the device unusable: "this leaves the process in an
 //! inconsistent state and any further CUDA work will return the same error".
 
 /// What can be done after an error.
@@ -9,7 +9,7 @@
 pub enum DeviceErrorKind {
     /// There was not enough memory. The device is well; a smaller request may succeed, or the same one after a trim.
     OutOfMemory,
-    /// The device is lost to this process, whatever it is asked next: the process must be replaced.
+    /// The device is lost to this process: every further call fails, and the process must be replaced.
     Poisoned,
     /// Something about the request or the model; the device is well.
     Other,
@@ -54,7 +54,7 @@ const POISONING_WORDS: [&str; 13] = [
     "device-side assert triggered",
 ];
 
-/// Words that say that memory is short.
+/// Messages of a memory shortage.
 const MEMORY_WORDS: [&str; 10] = [
     "Failed to allocate memory",
     "std::bad_alloc",
@@ -69,7 +69,7 @@ const MEMORY_WORDS: [&str; 10] = [
 ];
 
 impl DeviceErrorKind {
-    /// Reads it from what ONNX Runtime or the driver said.
+    /// Classifies a message of ONNX Runtime or the driver.
     #[must_use]
     pub fn of(message: &str) -> Self {
         let named = |words: &[&str]| words.iter().any(|word| message.contains(word));
@@ -102,7 +102,7 @@ fn is_lost_to_cudnn(status: u32) -> bool {
     matches!(status, 8 | 5000..=5999)
 }
 
-/// The numbers that follow `prefix` in `message`, wherever it stands.
+/// The numbers after each `prefix` in `message`.
 fn numbers_after<'a>(message: &'a str, prefix: &'a str) -> impl Iterator<Item = u32> + 'a {
     message.split(prefix).skip(1).filter_map(|rest| {
         let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
@@ -114,7 +114,7 @@ fn numbers_after<'a>(message: &'a str, prefix: &'a str) -> impl Iterator<Item = 
 mod tests {
     use super::*;
 
-    /// As ONNX Runtime puts it together, around what CUDA said.
+    /// ONNX Runtime's message around CUDA's.
     fn call(library: &str, said: &str, expression: &str) -> String {
         format!(
             "Non-zero status code returned while running MatMulNBits node. Name:'/model/layers.0/attn/qkv' Status \

@@ -1,11 +1,11 @@
 //! Memory under tensors.
 //!
 //! ```text
-//! Region: one anonymous mapping, zeroed, page-aligned, lazily committed
+//! HostBuffer: one anonymous mapping, zeroed, page-aligned, lazily committed
 //!   ├── owned by a Binding's slot   host reads and writes it between runs (`Slot<T>`)
-//!   └── Shared (Rc)                 only the device touches it: no reference into it is ever handed out
+//!   └── DeviceTensor (Rc)           only the device touches it: no reference into it is ever handed out
 //! Buffer: a block of a pool, on a GPU or on the host
-//!   └── Shared (Rc)                 as above, several of them in one block
+//!   └── DeviceTensor (Rc)           as above, several of them in one block
 //! ```
 //!
 //! A mapping instead of the heap: the address is aligned for every kernel, pages that no request has touched cost
@@ -112,7 +112,7 @@ impl HostBuffer {
 #[derive(Clone)]
 pub struct DeviceTensor {
     pub(super) memory: Rc<Memory>,
-    /// Where it begins in `memory`, its length there, and its part of what a pool counts for that.
+    /// Its start and length in `memory`, and its share of the pool's count.
     offset: usize,
     bytes: usize,
     held: Bytes,
@@ -189,18 +189,17 @@ impl DeviceTensor {
         Bytes::from(self.bytes)
     }
 
-    /// What it takes of its device while nobody uses it: nothing of what is mapped, as that can be discarded.
+    /// Pool memory that it takes while unused; zero for mapped memory, which can be discarded.
     #[must_use]
     pub fn held(&self) -> Bytes {
         self.held
     }
 
     /// Copies the first `kept` of the next-to-last dimension out of `older`, whose other dimensions are the same: rows
-    /// `[.., kept, last]` to their new stride. On a GPU that is one more piece of work on the stream, and nobody waits for
-    /// it.
+    /// `[.., kept, last]` to their new stride. On a GPU the copy is queued on the stream, without waiting.
     ///
     /// # Errors
-    /// [`DeviceError::Shape`] when the two do not go together so; [`DeviceError::Runtime`] when the device fails.
+    /// [`DeviceError::Shape`] when the shapes do not match; [`DeviceError::Runtime`] when the device fails.
     pub fn take_over(&self, older: &Self, kept: usize) -> Result<(), DeviceError> {
         if Rc::ptr_eq(&self.memory, &older.memory) && self.offset == older.offset {
             return Ok(());
@@ -254,7 +253,7 @@ impl DeviceTensor {
         }
     }
 
-    /// Asks for huge pages under it, where the system has them: fewer faults and misses on a cache of many mebibytes.
+    /// Requests huge pages, if the system has them: fewer page faults and TLB misses on a cache of many mebibytes.
     pub fn prefer_huge_pages(&self) {
         #[cfg(target_os = "linux")]
         if let Memory::Mapped(region) = &*self.memory
@@ -274,7 +273,7 @@ impl DeviceTensor {
         }
     }
 
-    /// What ONNX Runtime calls the place, where it is not plain memory of the host.
+    /// ONNX Runtime's description of the memory, unless it is plain host memory.
     pub(super) fn described(&self) -> Option<Described<'_>> {
         match &*self.memory {
             Memory::Mapped(_) => None,
@@ -327,7 +326,7 @@ mod tests {
         let shared = DeviceTensor::new::<i32>(shape).unwrap();
         for n in 0..elements(shape, usize::MAX).unwrap() {
             let element = shared.place().first.cast::<i32>().wrapping_add(n);
-            // SAFETY: the mapping holds as many elements, and nobody else has a pointer to it.
+            // SAFETY: the mapping holds as many elements, and there is no other pointer to it.
             unsafe { element.write(i32::try_from(n).unwrap()) };
         }
         shared
@@ -335,7 +334,7 @@ mod tests {
 
     fn content(shared: &DeviceTensor) -> Vec<i32> {
         let room = elements(shared.shape(), usize::MAX).unwrap();
-        // SAFETY: the mapping holds as many elements, and nobody writes to it.
+        // SAFETY: the mapping holds as many elements, and nothing writes to it.
         unsafe { slice::from_raw_parts(shared.place().first.cast::<i32>(), room) }.to_vec()
     }
 

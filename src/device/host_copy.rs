@@ -1,9 +1,9 @@
-//! A copy of a tensor's first positions in the host's memory, apart from every graph: what files are written from and
-//! read into, wherever the tensor itself is.
+//! A copy of a tensor's first positions in the host's memory, bound to no graph. Files are written from it and read into it,
+//! on any device.
 //!
 //! ```text
-//! Shared, mapped    ──rows──────────────────────────────► HostCopy ──bytes──► a file
-//! Shared, in a pool ──rows──► a tensor as tight ──whole──►
+//! DeviceTensor, mapped    ──rows──────────────────────────────► HostCopy ──bytes──► a file
+//! DeviceTensor, in a pool ──rows──► a contiguous tensor ──whole──►
 //! ```
 //!
 //! On a GPU it goes by way of a tensor as tight as the copy: the device moves the rows, and one piece crosses to the host. Both
@@ -30,7 +30,7 @@ impl HostCopy {
         DeviceTensor::new::<T>(shape).map(Self)
     }
 
-    /// What is in it, in the order of the shape.
+    /// Its content, in the order of the shape.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         match &*self.0.memory {
@@ -47,7 +47,7 @@ impl HostCopy {
                 let length = region.bytes();
                 bytemuck::cast_slice_mut(region.as_mut_slice::<i8>(length))
             }
-            // As above; and nobody else has a share, as it is handed out to none.
+            // As above; the reference count is one, as shares are never handed out.
             Some(Memory::Pooled(_)) | None => &mut [],
         }
     }
@@ -65,7 +65,7 @@ impl DeviceTensor {
             (Memory::Pooled(buffer), Memory::Mapped(region)) => {
                 let tight = self.alike_in(buffer.pool(), &copy.0.shape)?;
                 tight.take_over(self, positions)?;
-                // SAFETY: the region is as long, is this copy's alone, and is not looked at before `across` has returned.
+                // SAFETY: the buffer is as long, belongs only to this copy, and is not accessed before `across` has returned.
                 across(&tight, region, |buffer, host, bytes| unsafe { buffer.download(host, bytes) })
             }
             _ => copy.0.take_over(self, positions),
@@ -80,7 +80,7 @@ impl DeviceTensor {
         match (&*self.memory, &*copy.0.memory) {
             (Memory::Pooled(buffer), Memory::Mapped(region)) => {
                 let tight = self.alike_in(buffer.pool(), &copy.0.shape)?;
-                // SAFETY: the region is as long, and nobody writes it while `copy` is borrowed, which is until `across` has
+                // SAFETY: the buffer is as long, and nothing writes it while `copy` is borrowed, which is until `across` has
                 // returned.
                 across(&tight, region, |buffer, host, bytes| unsafe { buffer.upload(host, bytes) })?;
                 self.take_over(&tight, positions)
@@ -99,7 +99,7 @@ impl HostCopy {
     }
 }
 
-/// Has all of `tight` copied from or to the host's memory as `copy` does, and waits until it is.
+/// Copies all of `tight` from or to the host's memory with `copy`, and waits for the copy.
 fn across(
     tight: &DeviceTensor,
     region: &HostBuffer,
@@ -111,7 +111,7 @@ fn across(
         return Err(DeviceError::Shape { shape: tight.shape.clone(), needed: bytes, room: bytes });
     }
     let copied = copy(buffer, region.pointer(), bytes);
-    // Waited for in any case: what was submitted still has the region's address.
+    // Also after an error, because submitted work still has the buffer's address.
     let waited = buffer.pool().wait();
     copied.and(waited)
 }
@@ -122,7 +122,7 @@ mod tests {
 
     const SHAPE: [usize; 4] = [1, 2, 5, 3];
 
-    /// What is put in comes out again, though its rows lie further apart meanwhile.
+    /// Content survives the way in and out, though its rows have another stride in the tensor.
     fn there_and_back(tensor: &DeviceTensor) {
         let mut copy = HostCopy::new::<i8>(&[1, 2, 4, 3]).unwrap();
         assert_eq!(copy.bytes(), [0; 24]);

@@ -1,21 +1,21 @@
 //! A graph's inputs and outputs, bound once to memory that stays where it is.
 //!
 //! ```text
-//! Binding ── slots: Region + OrtValue over it ──► read/write between runs, by Slot<T>
-//!         │         └─ Buffer in the pool: what was written goes there before a run, what the run wrote comes back
-//!         └─ shared: Rc<Region>               ──► past and present of the key-value cache, the device's alone
+//! Binding ── slots: HostBuffer + OrtValue over it ──► read/write between runs, by Slot<T>
+//!         │         └─ Buffer in the pool: inputs are copied there before a run, outputs are copied back
+//!         └─ in_place: DeviceTensor               ──► past and present of the key-value cache, only on the device
 //! ```
 //!
 //! A run is then one call (`RunWithBinding`), which neither allocates nor looks up names. ort's safe `bind_input`
 //! cannot do this: on a borrowed tensor it clones through a hidden session and locks itself out, and on an owned one
 //! the memory is ONNX Runtime's. Invariant: during a run every bound value's memory is owned, through a slot or `Rc`, by
-//! the binding, and neither `HostBuffer`s nor blocks of a pool move; so what ONNX Runtime reads and writes then is there.
-//! Memory that is updated in place may be let go of between runs and replaced: how a cache grows.
+//! the binding, and neither `HostBuffer`s nor blocks of a pool move, so ONNX Runtime's pointers stay valid. Memory that is
+//! updated in place may be released between runs and replaced: this is how a cache grows.
 //!
-//! With a pool, a slot has a block of it besides, which is what the graph is bound to: bound to the host's memory, ONNX
-//! Runtime would copy each input at each run, into memory of its own, and wait for it. What the host has written is copied
-//! before the run and what the run has written after it, on the stream of the run, and the host waits once, at the end.
-//! What the host has to know of a run on a GPU, such as a length, stays with the host: the session says which inputs are so.
+//! With a pool, a slot also has a block of it, and the graph is bound to that block: bound to the host's memory, ONNX
+//! Runtime would copy each input at each run into its own memory, and wait for the copy. Written inputs are copied before the run
+//! and outputs after it, on the stream of the run, and the host waits once, at the end. Values that the host needs for a run on a
+//! GPU, such as a length, stay on the host; the session knows which inputs these are.
 //!
 //! On a GPU a run may be [captured](Binding::capture): then its addresses must stay the same, which they do.
 
@@ -107,14 +107,14 @@ pub struct Binding {
     options: RunOptions<NoSelectedOutputs>,
     memory: MemoryInfo<'static>,
     slots: Vec<Bound>,
-    /// What is updated in place, by the input's name; `None` while it is bound to memory that is no longer owned.
+    /// Tensors updated in place, by the input's name; `None` while the binding refers to memory that is no longer owned.
     in_place: HashMap<CString, Option<DeviceTensor>>,
-    /// What the session allocates from; it lives as long as the binding, which keeps the session alive.
+    /// The session's pool; it lives as long as the binding, which keeps the session alive.
     pool: Option<Pool>,
     /// Names of inputs and outputs that the session wants in a pool.
     staged: Vec<String>,
     capture: CaptureState,
-    /// What is run again in place of the graph, where it was captured.
+    /// The captured run, which is replayed in place of the graph.
     recording: Option<Recording>,
     next: RunMode,
 }
@@ -160,29 +160,28 @@ impl Binding {
     }
 
     /// Lets runs be captured as a CUDA graph, where the session was loaded for that: one submission in place of one for each
-    /// operator. For a binding whose runs repeat with the same shapes. Which runs are is said by
-    /// [`plan_run`](Self::plan_run).
+    /// operator. For a binding whose runs repeat with the same shapes. [`plan_run`](Self::plan_run) decides which runs are captured.
     pub fn capture(&mut self, session: &Session) {
         if session.captures() && self.capture == CaptureState::Refused {
             self.capture = CaptureState::new(true);
         }
     }
 
-    /// Decides how the next run is done, and says whether it repeats an earlier one, or may be repeated, in all that the
-    /// host knows of it: values that the host alone reads, such as a length, have to be the same each time then.
+    /// Decides the mode of the next run. Returns whether it is captured or replayed: then values that are read only on the host, such
+    /// as a length, must be the same each time.
     pub fn plan_run(&mut self) -> bool {
         let epoch = self.pool.as_ref().map_or(0, Pool::epoch);
         self.next = self.capture.next(epoch);
         self.next != RunMode::Eager
     }
 
-    /// Gives back what is held for a captured run. To be called before the pool is trimmed of its scratch.
+    /// Releases a captured run. To be called before the pool's scratch is trimmed.
     pub fn release_captured(&mut self) {
         self.capture.end();
         self.recording = None;
     }
 
-    /// Has no run captured any more.
+    /// Stops capturing runs.
     pub fn refuse_capture(&mut self) {
         self.capture.refuse();
         self.recording = None;
@@ -229,7 +228,7 @@ impl Binding {
     }
 
     /// Binds `memory` to the input `past` and to the output `present`, which the graph then updates in place; in the place
-    /// of what was bound to them before.
+    /// of earlier bindings.
     ///
     /// # Errors
     /// [`DeviceError::Runtime`] when the session has no such input or output; the binding cannot run then.
@@ -245,7 +244,7 @@ impl Binding {
         bound
     }
 
-    /// Lets go of all memory that is updated in place. Until each has been bound again, the binding does not run.
+    /// Releases all memory that is updated in place. Until each tensor has been bound again, the binding does not run.
     pub fn let_go(&mut self) {
         self.release_captured();
         self.in_place.values_mut().for_each(|memory| *memory = None);
@@ -293,7 +292,7 @@ impl Binding {
         unsafe { ort::Error::result_from_status(status) }.map_err(failed)
     }
 
-    /// Copies what the host has written since the last run to where the graph reads it.
+    /// Copies the inputs that changed since the last run to the device.
     fn upload(&mut self) -> Result<(), DeviceError> {
         for bound in &mut self.slots {
             if let (Side::Input, true, Some(buffer)) = (bound.side, bound.is_written, &bound.staged) {
@@ -305,7 +304,7 @@ impl Binding {
         Ok(())
     }
 
-    /// Copies what a run has written to where the host reads it.
+    /// Copies the outputs of a run to the host.
     fn download(&mut self) -> Result<(), DeviceError> {
         for bound in &self.slots {
             if let (Side::Output, Some(buffer)) = (bound.side, &bound.staged) {
@@ -317,7 +316,7 @@ impl Binding {
         Ok(())
     }
 
-    /// What is in a slot.
+    /// The content of a slot.
     ///
     /// # Panics
     /// When `slot` is another binding's and this one has no such slot or one of another type.
@@ -328,7 +327,7 @@ impl Binding {
         bound.region.as_slice(bound.elements)
     }
 
-    /// What is in a slot, to be written before the next run or changed after it.
+    /// The content of a slot, to be written before the next run or changed after it.
     ///
     /// # Panics
     /// As [`read`](Self::read).
@@ -339,7 +338,7 @@ impl Binding {
         bound.region.as_mut_slice(bound.elements)
     }
 
-    /// Runs the graph once over what is bound.
+    /// Runs the graph once.
     ///
     /// # Errors
     /// [`DeviceError::Runtime`] with ONNX Runtime's reason, [`DeviceError::NoRoom`] when it took more memory than the
@@ -353,7 +352,7 @@ impl Binding {
         }
         let Some(pool) = self.pool.clone() else { return self.run_once(session) };
         if way != RunMode::Captured {
-            // Its scratch is somebody else's.
+            // Its scratch has been reused.
             self.recording = None;
         }
         let (epoch, blocks) = (pool.epoch(), pool.blocks());
@@ -362,7 +361,7 @@ impl Binding {
             RunMode::Captured => self.run_captured(session, &pool),
         });
         let ran = ran.and_then(|()| self.download());
-        // Also after a failure: what was submitted reads and writes our memory until it is done.
+        // Also after an error: submitted work reads and writes our memory until it is done.
         let done = pool.wait();
         if pool.blocks() > blocks {
             pool.note_kept();
@@ -385,14 +384,14 @@ impl Binding {
     fn run_once(&mut self, session: &mut Session) -> Result<(), DeviceError> {
         let session = session.inner_mut().ptr().cast_mut();
         // SAFETY: session, options and binding live, `&mut` on the first and the last excludes another run of either,
-        // and every bound value's memory is owned and borrowed by nobody (slots: `&mut self`; in place: all there, as
-        // the caller has looked, and never lent).
+        // and every bound value's memory is owned and not borrowed (slots: `&mut self`; in place: the caller has checked that all
+        // are bound, and they are never lent).
         let status = unsafe { (ort::api().RunWithBinding)(session, self.options.ptr(), self.inner.ptr()) };
         // SAFETY: the status comes from the call above and is used once.
         unsafe { ort::Error::result_from_status(status) }.map_err(DeviceError::runtime("a run failed"))
     }
 
-    /// Runs what was captured, which is done first where it was not.
+    /// Replays the captured run, after capturing it if there is none.
     fn run_captured(&mut self, session: &mut Session, pool: &Pool) -> Result<(), DeviceError> {
         if self.recording.is_none() {
             self.recording = Some(pool.record(|| self.run_once(session))?);
@@ -405,7 +404,7 @@ fn c_name(name: &str) -> Result<CString, DeviceError> {
     CString::new(name).map_err(|e| DeviceError::Runtime { what: "a tensor's name", message: e.to_string() })
 }
 
-/// An `OrtValue` over memory that somebody else owns.
+/// An `OrtValue` over memory that it does not own.
 struct Value(NonNull<ort::sys::OrtValue>);
 
 impl Value {
@@ -439,7 +438,7 @@ impl Value {
 
 impl Drop for Value {
     fn drop(&mut self) {
-        // SAFETY: it is ours and released once; bindings hold references of their own.
+        // SAFETY: it is ours and released once; bindings hold separate references.
         unsafe { (ort::api().ReleaseValue)(self.0.as_ptr()) }
     }
 }

@@ -1,27 +1,27 @@
 //! ONNX Runtime's library: found, checked and loaded, once for the process.
 //!
-//! Looked for in a configured directory alone, when there is one; else where `ORT_DYLIB_PATH` says, alone as well; else beside
+//! The search order: only the configured directory, if there is one; else only the path in `ORT_DYLIB_PATH`; else beside
 //! the binary (`lib/`), then in `.onnxruntime/` of the directories above the binary, which finds a checkout's copy from
-//! `target/release/eka`. Such a directory has to be this user's or root's: a binary in `/tmp/x` has `/tmp` above it, where any
-//! user may put one. Never in the working directory, which anybody's download may be, and never on the system's search path: a
-//! library that happens to lie there is how a service ends up on another version than it was tested with.
+//! `target/release/eka`. Such a directory must belong to this user or root: a binary in `/tmp/x` has `/tmp` above it, where any
+//! user may put one. Never the working directory, which may be a download, and never the system's search path, which may have
+//! another version than the tested one.
 //!
-//! There are libraries for the CPU alone and such for GPUs as well, each in a folder of its own (`cpu`, `gpu`), as their
+//! There are libraries for the CPU only and libraries for GPUs as well, in separate folders (`cpu`, `gpu`), as their
 //! parts do not mix. One that is for GPUs also serves the CPU, but is a gigabyte with all that it needs.
 //!
-//! `ort` panics when its own search fails, so it is never asked to search: it is given a file.
+//! `ort` panics when its own search fails, so it always gets a file.
 //!
 //! # Telemetry
-//! From 1.29 on, the builds of ONNX Runtime for Linux that most people have tell their maker what is run: names and hashes of
+//! From 1.29 on, the official builds of ONNX Runtime for Linux send usage data to Microsoft: names and hashes of
 //! models, the machine, an identifier that they leave in the home directory ([pull request
-//! 27379](https://github.com/microsoft/onnxruntime/pull/27379)). What an environment is told comes too late: it has begun
-//! by then. Only the variable `ORT_DISABLE_TELEMETRY` keeps it from beginning at all, so without it nothing is loaded here,
-//! and [`refuse_telemetry`] sets it.
+//! 27379](https://github.com/microsoft/onnxruntime/pull/27379)). An option of the environment comes too late, after the first
+//! event. Only the variable `ORT_DISABLE_TELEMETRY` prevents it, so [`refuse_telemetry`] sets it, and without it nothing is
+//! loaded here.
 
 use std::{
     env,
     ffi::CStr,
-    fmt, fs,
+    fs,
     path::{Path, PathBuf},
     ptr, slice,
 };
@@ -31,6 +31,7 @@ use ort::environment::Environment;
 use super::{
     DeviceError,
     cuda::{self, NoCuda},
+    library_search::{Attempt, numbers},
 };
 
 /// The oldest minor version of ONNX Runtime 1.x that eka's binding is made for.
@@ -42,12 +43,12 @@ const LIBRARY: &str = "ORT_DYLIB_PATH";
 /// The variable that keeps ONNX Runtime from sending telemetry, where it is 1.
 const NO_TELEMETRY: &str = "ORT_DISABLE_TELEMETRY";
 
-/// Keeps ONNX Runtime from sending telemetry, in this process and those that it starts. For the beginning of `main`: once
-/// there is a second thread, who may be reading the environment, nothing is done.
+/// Keeps ONNX Runtime from sending telemetry, in this process and its children. To be called at the beginning of `main`: it does
+/// nothing once there is a second thread, which may read the environment.
 pub fn refuse_telemetry() {
     let is_alone = || fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() == 1);
     if !is_telemetry_refused() && is_alone() {
-        // SAFETY: there is no other thread that could read the environment while it is written.
+        // SAFETY: this is the only thread, so no other reads the environment while it is written.
         unsafe { env::set_var(NO_TELEMETRY, "1") };
     }
 }
@@ -61,21 +62,6 @@ fn is_telemetry_refused() -> bool {
 pub struct Runtime {
     environment: Environment,
     path: PathBuf,
-}
-
-/// A place that was tried, and why it would not do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Attempt {
-    /// A library file, or a directory without one.
-    pub path: PathBuf,
-    /// What was found there.
-    pub found: String,
-}
-
-impl fmt::Display for Attempt {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.path.display(), self.found)
-    }
 }
 
 /// Why ONNX Runtime could not be loaded.
@@ -194,7 +180,7 @@ impl Runtime {
     /// Execution providers that the library was built with; whether this machine can use them is another question.
     ///
     /// # Errors
-    /// [`DeviceError::Runtime`] when the library does not say.
+    /// [`DeviceError::Runtime`] when the library fails.
     pub fn providers(&self) -> Result<Vec<String>, DeviceError> {
         let failed = DeviceError::runtime("the list of execution providers");
         let (mut names, mut count) = (ptr::null_mut(), 0);
@@ -225,7 +211,7 @@ impl Runtime {
     }
 }
 
-/// Loads the library at `path`, or says why it will not do.
+/// Loads the library at `path`, or returns why it cannot be used.
 fn initialize(path: &Path) -> Result<ort::environment::EnvironmentBuilder, String> {
     match ort::init_from(path) {
         // With a library loaded already, whatever it is called with is fine.
@@ -309,11 +295,6 @@ fn is_library(name: &str) -> bool {
     name == "onnxruntime.dll"
         || name.strip_prefix("libonnxruntime.so").is_some_and(versioned)
         || name.strip_prefix("libonnxruntime.").is_some_and(|rest| rest.ends_with("dylib"))
-}
-
-/// The numbers in a file's name: its version, which is compared as such.
-pub(super) fn numbers(name: &str) -> Vec<u32> {
-    name.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse().ok()).collect()
 }
 
 fn version_in(name: &str) -> Option<String> {

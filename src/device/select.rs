@@ -1,4 +1,4 @@
-//! The device that was asked for: its library, and its memory.
+//! Opens the requested device: its library, and its memory.
 //!
 //! ```text
 //! choice ──cuda──► driver? ──► libraries? ──► provider built in? ──► pool on the GPU ──► a device
@@ -6,19 +6,16 @@
 //!    └──cpu───────────────────────────────────────────────────────────────►   cuda: an error, and why
 //! ```
 //!
-//! Decided once, before anything of ONNX Runtime is loaded, as a process has one library and one environment.
+//! The choice is made once, before ONNX Runtime is loaded, as a process has one library and one environment.
 
 use std::{fmt, path::Path};
 
 use super::{
-    DeviceError, Graph, Pool, Runtime, RuntimeError, Session, SessionOptions,
+    CUDA_PROVIDER, DeviceError, Graph, Pool, Runtime, RuntimeError, Session, SessionOptions,
     cuda::{self, NoCuda},
     pool::{CudaOptions, PoolOptions},
 };
 use crate::{device_spec::DeviceChoice, units::Bytes};
-
-/// What ONNX Runtime calls its provider for NVIDIA's GPUs.
-pub const CUDA_PROVIDER: &str = "CUDAExecutionProvider";
 
 /// What to open, and how.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,7 +36,7 @@ pub enum OpenError {
     /// A GPU was asked for by name, and cannot be used.
     #[error("{choice} cannot be used: {why} (with auto, the CPU would compute instead)")]
     NoCuda {
-        /// What was asked for.
+        /// The requested device.
         choice: DeviceChoice,
         /// Why it cannot be.
         why: NoCuda,
@@ -85,10 +82,10 @@ impl fmt::Display for Device {
 }
 
 impl Device {
-    /// Opens the device asked for; with `auto`, the CPU where there is no GPU that can be used.
+    /// Opens the requested device; with `auto`, the CPU if there is no usable GPU.
     ///
     /// # Errors
-    /// [`OpenError`] with what is missing, and the way out.
+    /// [`OpenError`] with the reason and the way out.
     pub fn open(options: OpenOptions<'_>) -> Result<Self, OpenError> {
         let ordinal = match options.choice {
             DeviceChoice::Cpu => return Self::on_cpu(options, None, None),

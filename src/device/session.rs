@@ -18,18 +18,21 @@ use ort::{
 use crate::device_spec::CacheChoice;
 
 use super::{
-    CUDA_PROVIDER, DeviceError, Pool, Runtime,
+    DeviceError, Pool, Runtime,
     operators::Operators,
     pool::GpuStream,
     threads::{ThreadLimits, Threads},
 };
+
+/// What ONNX Runtime calls its provider for NVIDIA's GPUs.
+pub const CUDA_PROVIDER: &str = "CUDAExecutionProvider";
 
 /// How a session computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionOptions {
     /// Threads of one operator, the calling one included.
     pub threads: usize,
-    /// Whether [operators of our own](super::operators) compute on the CPU where they can.
+    /// Whether [eka's operators](super::operators) are used on the CPU.
     pub own_operators: bool,
     /// Whether runs that repeat over the same memory may be captured, on a GPU, as one CUDA graph each.
     pub captures: bool,
@@ -44,7 +47,7 @@ pub struct Graph<'a> {
     changed: Option<Changed>,
 }
 
-/// What is loaded in place of a graph's file.
+/// Content that is loaded in place of a graph's file.
 #[derive(Debug)]
 struct Changed {
     content: Vec<u8>,
@@ -60,7 +63,7 @@ impl<'a> Graph<'a> {
         Self { path, changed: None }
     }
 
-    /// `content` in place of the one at `path`, with weights in `folder` and, if they are given, `operators` of our own.
+    /// `content` in place of the graph at `path`, with weights in `folder` and optionally eka's `operators`.
     #[must_use]
     pub fn in_place_of(
         path: &'a Path,
@@ -96,7 +99,7 @@ pub struct Port {
 pub struct Session {
     // Declared before the pool that it allocates from: fields are dropped in order.
     inner: ort::session::Session,
-    crew: Option<ThreadLimits>,
+    limits: Option<ThreadLimits>,
     pool: Option<Pool>,
     captures: bool,
 }
@@ -107,9 +110,9 @@ impl Session {
     /// # Errors
     /// [`DeviceError::Runtime`] with ONNX Runtime's reason.
     pub fn open(runtime: &Runtime, graph: &Graph, options: SessionOptions) -> Result<Self, DeviceError> {
-        let crew = ThreadLimits::new(options.threads);
-        let inner = Self::commit(Self::builder(runtime.environment(), options), graph, &crew)?;
-        Ok(Self { inner, crew: graph.has_products().then_some(crew), pool: None, captures: false })
+        let limits = ThreadLimits::new(options.threads);
+        let inner = Self::commit(Self::builder(runtime.environment(), options), graph, &limits)?;
+        Ok(Self { inner, limits: graph.has_products().then_some(limits), pool: None, captures: false })
     }
 
     /// Loads `graph`, with memory from `pool`: on the CPU for a pool of the host's, on the GPU for a GPU's,
@@ -120,7 +123,7 @@ impl Session {
     /// node of it, [`DeviceError::Runtime`] with ONNX Runtime's reason.
     pub fn open_in(pool: &Pool, graph: &Graph, options: SessionOptions) -> Result<Self, DeviceError> {
         let gpu = pool.gpu_stream();
-        let crew = ThreadLimits::new(options.threads);
+        let limits = ThreadLimits::new(options.threads);
         let load = |is_whole| {
             let inner = pool.loading(|| {
                 let builder = Self::builder(pool.environment(), options)
@@ -129,14 +132,14 @@ impl Session {
                         Some(gpu) => on_gpu(builder, gpu, is_whole),
                         None => Ok(builder),
                     });
-                Self::commit(builder, graph, &crew)
+                Self::commit(builder, graph, &limits)
             })?;
-            let crew = graph.has_products().then(|| crew.clone());
+            let limits = graph.has_products().then(|| limits.clone());
             let captures = options.captures && gpu.is_some();
-            Ok(Self { inner, crew, pool: Some(pool.clone()), captures })
+            Ok(Self { inner, limits, pool: Some(pool.clone()), captures })
         };
         let session = match load(true) {
-            // ONNX Runtime says that there are such nodes, and not which; a session that may have them does.
+            // ONNX Runtime does not name the nodes. A session that allows them lists them.
             Err(refused) if gpu.is_some() && DeviceError::is_placement(&refused) => {
                 let partly = load(false).map_err(|_| refused)?;
                 let found = misplaced(&partly.placement()?).unwrap_or_else(|| "a part of it".into());
@@ -155,12 +158,12 @@ impl Session {
     fn commit(
         builder: ort::Result<SessionBuilder>,
         graph: &Graph,
-        crew: &ThreadLimits,
+        limits: &ThreadLimits,
     ) -> Result<ort::session::Session, DeviceError> {
         let mut builder = builder.map_err(DeviceError::runtime("the session's options"))?;
         let loaded = match &graph.changed {
             None => builder.commit_from_file(graph.path),
-            Some(changed) => Self::commit_changed(builder, changed, crew),
+            Some(changed) => Self::commit_changed(builder, changed, limits),
         };
         loaded.map_err(DeviceError::runtime("the graph cannot be loaded"))
     }
@@ -168,11 +171,11 @@ impl Session {
     fn commit_changed(
         mut builder: SessionBuilder,
         Changed { content, folder, operators }: &Changed,
-        crew: &ThreadLimits,
+        limits: &ThreadLimits,
     ) -> ort::Result<ort::session::Session> {
         let folder = folder.to_str().ok_or_else(|| ort::Error::new("its path is not UTF-8"))?;
         if let Some(operators) = operators {
-            builder = builder.with_operators(operators.domain(crew)?)?;
+            builder = builder.with_operators(operators.domain(limits)?)?;
         }
         builder
             .with_config_entry("session.model_external_initializers_file_folder_path", folder)?
@@ -202,7 +205,7 @@ impl Session {
     }
 
     /// Names of the inputs and outputs that it reads and writes on a GPU, if it is on one; else all. On a GPU the others are
-    /// what the host has to know before it submits work, such as lengths.
+    /// values that the host needs before it submits work, such as lengths.
     pub(super) fn staged(&self, is_on_gpu: bool) -> Result<Vec<String>, DeviceError> {
         let api = ort::api();
         let sides = [
@@ -223,16 +226,16 @@ impl Session {
         Ok(staged)
     }
 
-    /// How many threads compute, if it can be told.
+    /// How many threads compute, if the session has eka's operators.
     #[must_use]
     pub fn threads(&self) -> Option<Threads> {
-        self.crew.as_ref().map(ThreadLimits::threads)
+        self.limits.as_ref().map(ThreadLimits::threads)
     }
 
-    /// How many threads compute from now on: of those that it was opened with, if it can be told.
+    /// Sets how many of its threads compute, if the session has eka's operators.
     pub fn set_threads(&mut self, threads: Threads) {
-        if let Some(crew) = &self.crew {
-            crew.set(threads);
+        if let Some(limits) = &self.limits {
+            limits.set(threads);
         }
     }
 
@@ -251,7 +254,7 @@ impl Session {
     /// Nodes of the optimized graph by execution provider and operator, as the session placed them.
     ///
     /// # Errors
-    /// [`DeviceError::Runtime`] when the session does not say.
+    /// [`DeviceError::Runtime`] when ONNX Runtime fails.
     pub fn placement(&self) -> Result<Placement, DeviceError> {
         self.placed().map_err(DeviceError::runtime("the placement of nodes"))
     }
@@ -298,7 +301,7 @@ fn is_on_host(place: *const ort::sys::OrtMemoryInfo) -> bool {
 }
 
 /// The kernels of attention that are asked for: flash, memory-efficient, and operator by operator. cuDNN's is left out: it
-/// is what ONNX Runtime 1.31.1 prefers on Hopper, also where it is told to do without cuDNN, and then fails.
+/// is preferred by ONNX Runtime 1.31.1 on Hopper, even with cuDNN disabled, and then fails.
 fn attention_kernels() -> ep::cuda::AttentionBackend {
     use ep::cuda::AttentionBackend;
     AttentionBackend::FLASH_ATTENTION | AttentionBackend::EFFICIENT_ATTENTION | AttentionBackend::MATH
@@ -323,7 +326,7 @@ fn on_gpu(builder: SessionBuilder, gpu: GpuStream, is_whole: bool) -> ort::Resul
 /// Nodes by execution provider and operator.
 pub type Placement = BTreeMap<String, BTreeMap<String, usize>>;
 
-/// What of a session for a GPU is not computed by it, or is a copy to or from the host.
+/// The nodes of a GPU session that run elsewhere or copy to or from the host.
 fn misplaced(placement: &Placement) -> Option<String> {
     let mut found = Vec::new();
     for (provider, operators) in placement {

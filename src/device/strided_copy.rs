@@ -35,7 +35,7 @@ impl StridedCopy {
     /// [`spans`](Self::spans) must be known, and `from` and `to` valid for reads and writes of as many bytes.
     pub(super) unsafe fn copy(self, from: *const u8, to: *mut u8) {
         for row in 0..self.count {
-            // SAFETY: the row starts within the span, which the caller says is valid.
+            // SAFETY: the row starts within the span, which the caller promises is valid.
             let from = unsafe { from.add(row * self.from) };
             // SAFETY: as above.
             let to = unsafe { to.add(row * self.to) };

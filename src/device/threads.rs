@@ -1,12 +1,12 @@
 //! How many of a session's threads compute at a time.
 //!
-//! More threads are not always faster: a few of them already read weights as fast as memory gives them, which is what a
-//! decode step waits for, and from there on the others only wait for one another. Which number is best depends on the
-//! machine and on what else runs there, so it is tried when a model is loaded, for passes of one token and of many apart.
+//! More threads are not always faster: a decode step is bound by memory, and a few threads already read weights at full bandwidth.
+//! Further threads only add synchronisation. The best number depends on the machine and its load, so it is measured when a model
+//! is loaded, separately for passes of one token and of many.
 //!
-//! Only [operators of ours](super::operators) can be told: ONNX Runtime's own use all threads of the session. How work is
+//! Only [eka's operators](super::operators) have this setting: ONNX Runtime's use all threads of the session. How work is
 //! split into tasks stays the same where that could be seen in the last bit of a result (shares of attention), so an answer
-//! does not depend on what was learned, and goes on the same on another worker.
+//! does not depend on the measurement, and continues with the same result on another worker.
 
 use std::sync::{
     Arc,
@@ -23,7 +23,7 @@ pub struct Threads {
 }
 
 impl Threads {
-    /// So many in every pass.
+    /// The same number in every pass.
     #[must_use]
     pub const fn all(threads: usize) -> Self {
         Self { decode: threads, prefill: threads }
@@ -61,7 +61,7 @@ impl ThreadLimits {
         Threads { decode: self.decode.load(Relaxed), prefill: self.prefill.load(Relaxed) }
     }
 
-    /// How many compute a node whose input has so many rows.
+    /// How many compute a node whose input has `rows` rows.
     pub(super) fn of(&self, rows: usize) -> usize {
         let threads = self.threads();
         if rows == 1 { threads.decode } else { threads.prefill }
@@ -81,13 +81,13 @@ mod tests {
 
     #[test]
     fn operators_are_told_how_many_and_never_none_or_more_than_there_are() {
-        let crew = ThreadLimits::new(8);
-        let operator = crew.clone();
+        let limits = ThreadLimits::new(8);
+        let operator = limits.clone();
         assert_eq!((operator.threads(), operator.of(1), operator.batches(1)), (Threads::all(8), 8, 0));
-        crew.set(Threads { decode: 3, prefill: 99 });
+        limits.set(Threads { decode: 3, prefill: 99 });
         assert_eq!((operator.of(1), operator.batches(1)), (3, 3));
         assert_eq!((operator.of(2), operator.batches(2)), (8, 0));
-        crew.set(Threads::all(0));
+        limits.set(Threads::all(0));
         assert_eq!(operator.threads(), Threads::all(1));
         assert_eq!(ThreadLimits::new(0).all(), 1);
     }

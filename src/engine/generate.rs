@@ -1,4 +1,4 @@
-//! The loop: prompt in chunks, then one token at a time.
+//! The generation loop: the prompt in chunks, then token by token.
 
 use std::{
     ops::ControlFlow,
@@ -6,49 +6,32 @@ use std::{
 };
 
 use super::{
-    EngineError, Forward, Sampler, Speculation,
-    scores::Scorer,
-    speculation::{Bounds, Drafter, Guess, Guesser},
+    error::EngineError,
+    forward::Forward,
+    logprobs::LogprobScorer,
+    sampler::Sampler,
+    speculation::{Draft, DraftLimits, DraftSource, Drafter, Speculation},
 };
 use crate::{
     constraint::{Choice, Guide},
-    job::{Drafted, Failure, FinishReason, Job, Score, Timings, Usage},
+    job::{DraftCounts, Failure, FinishReason, Job, Step, Timings, Usage},
     units::Tokens,
 };
 
-/// What happens while a job runs; each is also the chance to stop it.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Step {
-    /// So many of the prompt's tokens are read. Of the last ones the first token tells: saying it twice would wake whoever
-    /// listens twice.
-    Progress {
-        /// Read so far.
-        done: usize,
-        /// In all.
-        total: usize,
-        /// Of those read, how many are kept from an earlier job.
-        cached: usize,
-    },
-    /// What the model thought of a token of the prompt, or of the one that is said next; only where that was asked for.
-    Score(Score),
-    /// The next token of the answer. The one that ends it is not said.
-    Token(u32),
-}
-
 /// How a generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Outcome {
-    /// Why no further token came.
+pub struct GenerationSummary {
+    /// Why the generation ended.
     pub reason: FinishReason,
-    /// What was read and written.
+    /// Token counts.
     pub usage: Usage,
-    /// What it took.
+    /// Times.
     pub timings: Timings,
 }
 
-/// Runs `job`, from what is kept of a context that begins alike, and says each step to `emit`, until it ends or `emit`
-/// breaks. Of a job that is to be saved the prompt is read, and that is all. `guide` is the one that was begun for the job, if
-/// it has a constraint; `speculation` is what earlier jobs of this model have taught.
+/// Runs `job` and passes each step to `emit`, until the job ends or `emit` breaks. Reuses the cache of an earlier sequence with
+/// the same beginning. For a job with `save` only the prompt is read. `guide` enforces the job's constraint; `speculation` keeps
+/// what earlier jobs of this model taught about drafting.
 ///
 /// # Errors
 /// [`EngineError::Job`] when the job does not fit the model, before anything is computed; others when the device fails.
@@ -58,10 +41,10 @@ pub fn generate<D: Forward>(
     guide: Option<Guide>,
     speculation: &mut Speculation<D>,
     mut emit: impl FnMut(Step) -> ControlFlow<()>,
-) -> Result<Outcome, EngineError> {
+) -> Result<GenerationSummary, EngineError> {
     check(model, job)?;
     let (rows, vocabulary) = (model.rows(), model.vocabulary());
-    let bounds = Bounds {
+    let bounds = DraftLimits {
         rows,
         vocabulary,
         may_be_kept: job.cache_prompt,
@@ -81,14 +64,14 @@ pub fn generate<D: Forward>(
     }
     run.choose(logits)?;
     loop {
-        if let Some(reason) = run.say(&mut emit) {
+        if let Some(reason) = run.emit_next(&mut emit) {
             return Ok(run.outcome(reason));
         }
-        let guess = run.draft()?;
-        if guess.tokens.is_empty() {
+        let draft = run.draft()?;
+        if draft.tokens.is_empty() {
             let logits = run.feed(model)?;
             run.choose(logits)?;
-        } else if let Some(reason) = run.verify(model, &guess, &mut emit)? {
+        } else if let Some(reason) = run.verify(model, &draft, &mut emit)? {
             return Ok(run.outcome(reason));
         }
     }
@@ -98,27 +81,27 @@ struct Run<'a, D> {
     job: &'a Job,
     sampler: Sampler<'a>,
     guide: Option<Guide>,
-    scorer: Option<Scorer>,
+    scorer: Option<LogprobScorer>,
     drafter: Drafter<'a, D>,
-    /// What follows, not said and not read yet: one token, or more where the constraint leaves no choice.
+    /// Tokens that follow but were not emitted and fed yet: one, or several if the constraint leaves no choice.
     next: Vec<u32>,
     started: Instant,
     prefilled: Option<Duration>,
-    /// Tokens that are in the cache for good, and of those the ones that were there before.
+    /// Tokens that are in the cache for good, and the part of them that was reused.
     read: usize,
     cached: usize,
     written: usize,
-    drafted: Drafted,
-    drafted_by_model: Drafted,
+    drafted: DraftCounts,
+    drafted_by_model: DraftCounts,
 }
 
 impl<'a, D: Forward> Run<'a, D> {
     fn new(job: &'a Job, guide: Option<Guide>, mut drafter: Drafter<'a, D>) -> Self {
         let sampler = Sampler::resume(&job.sampling, &job.prompt, &job.answer);
-        let scorer = job.scores.map(Scorer::new);
+        let scorer = job.logprobs.map(LogprobScorer::new);
         drafter.read(&job.prompt, &job.answer);
         let (started, written) = (Instant::now(), job.answer.len());
-        let (next, prefilled, read, cached, drafted) = (Vec::new(), None, 0, 0, Drafted::default());
+        let (next, prefilled, read, cached, drafted) = (Vec::new(), None, 0, 0, DraftCounts::default());
         Self {
             job,
             sampler,
@@ -136,7 +119,7 @@ impl<'a, D: Forward> Run<'a, D> {
         }
     }
 
-    /// Feeds the prompt, and what there is of the answer; `None` when it was cancelled on the way.
+    /// Feeds the prompt and the answer so far; `None` when the job was cancelled meanwhile.
     fn prefill<'m, M: Forward>(
         &mut self,
         model: &'m mut M,
@@ -144,16 +127,16 @@ impl<'a, D: Forward> Run<'a, D> {
     ) -> Result<Option<&'m mut [f32]>, EngineError> {
         let context = [&*self.job.prompt, &self.job.answer].concat();
         let total = context.len();
-        // What the model thinks of a prompt's tokens is not kept.
+        // Log-probabilities of cached prompt tokens are not known.
         let most = if self.job.cache_prompt && !self.scores_prompt() { total } else { 0 };
         self.cached = model.begin(&context, most, self.job.cache_salt);
         self.read = self.cached;
         model.reserve(total - self.read)?;
-        // Said before anything is computed, so that nobody takes these for tokens that were read as fast.
+        // Emitted before anything is computed, so that no one takes these tokens for ones that were read that fast.
         if self.cached > 0 && emit(self.progress(total)).is_break() {
             return Ok(None);
         }
-        // A pass gives the logits of its last token alone.
+        // A pass returns the logits of its last token only.
         let width = if self.scores_prompt() { 1 } else { model.chunk() };
         let last = self.read + (total - self.read - 1) / width * width;
         for chunk in context[self.read..last].chunks(width) {
@@ -177,10 +160,10 @@ impl<'a, D: Forward> Run<'a, D> {
     }
 
     fn scores_prompt(&self) -> bool {
-        self.job.scores.is_some_and(|asked| asked.prompt)
+        self.job.logprobs.is_some_and(|asked| asked.prompt)
     }
 
-    /// Says what the model thinks of the prompt's next token.
+    /// Emits the log-probability of the prompt's next token, if requested.
     fn score_prompt(
         &mut self,
         logits: &[f32],
@@ -190,13 +173,13 @@ impl<'a, D: Forward> Run<'a, D> {
         match (&mut self.scorer, self.job.prompt.get(self.read)) {
             (Some(scorer), Some(token)) if wanted => {
                 scorer.read(logits);
-                emit(Step::Score(scorer.score(*token, self.read)))
+                emit(Step::Logprobs(scorer.score(*token, self.read)))
             }
             _ => ControlFlow::Continue(()),
         }
     }
 
-    /// Picks what follows; nothing where the constraint lets nothing follow.
+    /// Picks what follows; nothing if the constraint allows no further token.
     fn choose(&mut self, logits: &mut [f32]) -> Result<(), EngineError> {
         self.next.clear();
         if let Some(scorer) = &mut self.scorer {
@@ -214,7 +197,7 @@ impl<'a, D: Forward> Run<'a, D> {
             None => {}
         }
         let picked = self.sampler.pick(logits);
-        let picked = picked.ok_or(EngineError::Job(Failure::NoNumber { after: Tokens(self.read) }))?;
+        let picked = picked.ok_or(EngineError::Job(Failure::NanLogits { after: Tokens(self.read) }))?;
         self.next.push(picked);
         if let Some(guide) = &self.guide
             && !self.job.end_tokens.contains(&picked)
@@ -224,30 +207,29 @@ impl<'a, D: Forward> Run<'a, D> {
         Ok(())
     }
 
-    /// Says what follows; the reason to end where there is one.
-    fn say(&mut self, emit: &mut impl FnMut(Step) -> ControlFlow<()>) -> Option<FinishReason> {
-        for place in 0..self.next.len() {
-            let token = self.next[place];
+    /// Emits what follows; returns the reason if the generation ends.
+    fn emit_next(&mut self, emit: &mut impl FnMut(Step) -> ControlFlow<()>) -> Option<FinishReason> {
+        for index in 0..self.next.len() {
+            let token = self.next[index];
             self.written += 1;
             self.drafter.take(token);
             if self.job.end_tokens.contains(&token) {
                 return Some(FinishReason::EndToken);
             }
             let position = self.job.prompt.len() + self.written - 1;
-            let score = self.scorer.as_mut().map(|scorer| Step::Score(scorer.score(token, position)));
+            let score = self.scorer.as_mut().map(|scorer| Step::Logprobs(scorer.score(token, position)));
             if score.into_iter().chain([Step::Token(token)]).any(|step| emit(step).is_break()) {
                 return Some(FinishReason::Cancelled);
             }
             if self.written >= self.job.max_new_tokens {
-                let is_cut = place + 1 < self.next.len();
+                let is_cut = index + 1 < self.next.len();
                 return Some(if is_cut { FinishReason::Length } else { self.at_length() });
             }
         }
         self.next.is_empty().then_some(FinishReason::EndToken)
     }
 
-    /// Why an answer ends that is as long as it may be: one that its constraint lets nothing follow is complete, and nothing
-    /// was cut off.
+    /// Why an answer of full length ends. If its constraint allows no further token, it is complete and was not cut off.
     fn at_length(&mut self) -> FinishReason {
         match self.guide.as_mut().map(Guide::choice) {
             Some(Ok(Choice::Nothing)) => FinishReason::EndToken,
@@ -268,55 +250,58 @@ impl<'a, D: Forward> Run<'a, D> {
         Ok(logits)
     }
 
-    /// What may come after what follows, if it is worth being fed along.
-    fn draft(&mut self) -> Result<Guess, EngineError> {
+    /// Tokens that may come next, if it pays to verify them in the same pass.
+    fn draft(&mut self) -> Result<Draft, EngineError> {
         self.drafter.draft(self.next.len(), self.job.max_new_tokens - self.written)
     }
 
-    /// Feeds what follows and a guess, and says as much of the guess as would have been picked anyway; then picks what
-    /// follows that. The reason to end where there is one.
+    /// Feeds what follows together with a draft, and emits the part of the draft that would have been picked anyway. Then picks
+    /// what follows that. Returns the reason if the generation ends.
     fn verify(
         &mut self,
         model: &mut impl Forward,
-        guess: &Guess,
+        proposal: &Draft,
         emit: &mut impl FnMut(Step) -> ControlFlow<()>,
     ) -> Result<Option<FinishReason>, EngineError> {
-        let (vocabulary, draft, due) = (model.vocabulary(), &*guess.tokens, self.next.len());
+        let (vocabulary, draft, due) = (model.vocabulary(), &*proposal.tokens, self.next.len());
         let fed = [&*self.next, draft].concat();
         self.read += due;
         let began = Instant::now();
         let logits = model.forward_rows(&fed, draft.len() + 1)?;
         self.drafter.took(fed.len(), began.elapsed());
-        let (mut right, mut end) = (0, None);
+        let (mut accepted, mut end) = (0, None);
         loop {
-            self.choose(&mut logits[right * vocabulary..][..vocabulary])?;
-            // Where the constraint leaves no choice, several at once may be what was guessed.
-            if self.next.is_empty() || !draft[right..].starts_with(&self.next) {
+            self.choose(&mut logits[accepted * vocabulary..][..vocabulary])?;
+            // If the constraint leaves no choice, several picked tokens may match the draft.
+            if self.next.is_empty() || !draft[accepted..].starts_with(&self.next) {
                 break;
             }
-            right += self.next.len();
-            end = self.say(emit);
+            accepted += self.next.len();
+            end = self.emit_next(emit);
             if end.is_some() {
                 break;
             }
         }
-        self.read += right;
-        self.drafted.add(draft.len(), right);
-        if guess.by == Guesser::Model {
-            self.drafted_by_model.add(draft.len(), right);
+        self.read += accepted;
+        self.drafted.add(draft.len(), accepted);
+        if proposal.by == DraftSource::Model {
+            self.drafted_by_model.add(draft.len(), accepted);
         }
-        // Where the answer ends, nobody knows of the rest.
+        // After the end of the answer the rest of the draft was not tested.
         let was_wrong = end.is_none()
-            && self.next.first().is_some_and(|token| draft.get(right).is_some_and(|guess| guess != token));
-        self.drafter.judge(guess, due, right, was_wrong);
+            && self
+                .next
+                .first()
+                .is_some_and(|token| draft.get(accepted).is_some_and(|drafted| drafted != token));
+        self.drafter.judge(proposal, due, accepted, was_wrong);
         model.rewind(self.read);
         Ok(end)
     }
 
-    fn outcome(&self, reason: FinishReason) -> Outcome {
+    fn outcome(&self, reason: FinishReason) -> GenerationSummary {
         let elapsed = self.started.elapsed();
         let prefill = self.prefilled.unwrap_or(elapsed);
-        Outcome {
+        GenerationSummary {
             reason,
             usage: Usage {
                 prompt_tokens: self.read.min(self.job.prompt.len()),
@@ -356,7 +341,7 @@ mod tests {
     const VOCABULARY: usize = 10;
     const END: u32 = 9;
 
-    /// A model that says what it is told, then the end token.
+    /// A model that returns scripted tokens, then the end token.
     struct Script<'a>(std::slice::Iter<'a, u32>, [f32; VOCABULARY]);
 
     impl Forward for Script<'_> {
@@ -389,62 +374,63 @@ mod tests {
         Job { end_tokens: vec![END], ..Job::new(JobId(1), vec![1; prompt], max_new_tokens) }
     }
 
-    /// A prompt of one chunk consumes one scripted answer, each further chunk another.
-    fn says(tokens: &[u32]) -> Script<'_> {
+    /// A prompt of one chunk consumes one scripted token, each further chunk another.
+    fn script(tokens: &[u32]) -> Script<'_> {
         Script(tokens.iter(), [0.0; VOCABULARY])
     }
 
-    fn run(mut script: Script<'_>, job: &Job) -> (Vec<u32>, Outcome) {
-        let mut said = Vec::new();
+    fn run(mut script: Script<'_>, job: &Job) -> (Vec<u32>, GenerationSummary) {
+        let mut tokens = Vec::new();
         let outcome = generate(&mut script, job, None, &mut Speculation::new(), |step| {
             if let Step::Token(id) = step {
-                said.push(id);
+                tokens.push(id);
             }
             ControlFlow::Continue(())
         });
-        (said, outcome.unwrap())
+        (tokens, outcome.unwrap())
     }
 
     #[test]
-    fn the_end_token_is_counted_and_not_spoken() {
-        let (said, outcome) = run(says(&[3, 4]), &job(2, 20));
-        assert_eq!((said, outcome.reason), (vec![3, 4], FinishReason::EndToken));
+    fn the_end_token_is_counted_but_not_emitted() {
+        let (tokens, outcome) = run(script(&[3, 4]), &job(2, 20));
+        assert_eq!((tokens, outcome.reason), (vec![3, 4], FinishReason::EndToken));
         assert_eq!(outcome.usage, Usage { prompt_tokens: 2, completion_tokens: 3, cached_tokens: 0 });
     }
 
     #[test]
-    fn it_says_exactly_as_many_tokens_as_it_was_allowed() {
-        let (said, outcome) = run(says(&[3, 4, 5, 6]), &job(2, 3));
-        assert_eq!((said, outcome.reason), (vec![3, 4, 5], FinishReason::Length));
+    fn the_answer_has_exactly_the_allowed_length() {
+        let (tokens, outcome) = run(script(&[3, 4, 5, 6]), &job(2, 3));
+        assert_eq!((tokens, outcome.reason), (vec![3, 4, 5], FinishReason::Length));
     }
 
     #[test]
-    fn an_answer_that_was_begun_is_read_with_the_prompt_and_counted() {
+    fn a_resumed_answer_is_read_with_the_prompt_and_counted() {
         let begun = Job { answer: vec![3, 4], ..job(2, 4) };
-        let (said, outcome) = run(says(&[5, 6, 7]), &begun);
-        assert_eq!((said, outcome.reason), (vec![5, 6], FinishReason::Length));
+        let (tokens, outcome) = run(script(&[5, 6, 7]), &begun);
+        assert_eq!((tokens, outcome.reason), (vec![5, 6], FinishReason::Length));
         assert_eq!(outcome.usage, Usage { prompt_tokens: 2, completion_tokens: 4, cached_tokens: 0 });
         let complete = Job { answer: vec![3, 4, 5, 6], ..job(2, 4) };
         let outcome =
-            generate(&mut says(&[]), &complete, None, &mut Speculation::new(), |_| panic!("it ran")).unwrap();
+            generate(&mut script(&[]), &complete, None, &mut Speculation::new(), |_| panic!("it ran"))
+                .unwrap();
         assert_eq!((outcome.reason, outcome.usage.completion_tokens), (FinishReason::Length, 4));
     }
 
     #[test]
-    fn a_listener_who_leaves_stops_the_loop_at_once() {
+    fn a_callback_that_breaks_stops_the_loop_at_once() {
         let mut steps = 0;
         let leave = |_| {
             steps += 1;
             ControlFlow::Break(())
         };
         let outcome =
-            generate(&mut says(&[3, 4]), &job(9, 20), None, &mut Speculation::new(), leave).unwrap();
+            generate(&mut script(&[3, 4]), &job(9, 20), None, &mut Speculation::new(), leave).unwrap();
         assert_eq!((steps, outcome.reason), (1, FinishReason::Cancelled));
         assert_eq!(outcome.usage, Usage { prompt_tokens: 4, ..Usage::default() });
     }
 
     #[test]
-    fn progress_is_said_after_every_chunk_but_the_last_which_a_token_follows() {
+    fn progress_is_emitted_after_every_chunk_but_the_last_which_a_token_follows() {
         for (prompt, expected) in [(4, vec![]), (5, vec![4]), (8, vec![4]), (11, vec![4, 8])] {
             let mut progress = Vec::new();
             let listen = |step| {
@@ -453,7 +439,7 @@ mod tests {
                 }
                 ControlFlow::Continue(())
             };
-            generate(&mut says(&[]), &job(prompt, 1), None, &mut Speculation::new(), listen).unwrap();
+            generate(&mut script(&[]), &job(prompt, 1), None, &mut Speculation::new(), listen).unwrap();
             assert_eq!(progress, expected, "a prompt of {prompt}");
         }
     }
@@ -461,35 +447,35 @@ mod tests {
     #[test]
     fn a_job_that_cannot_fit_is_refused_with_the_numbers_before_anything_runs() {
         let refused =
-            generate(&mut says(&[]), &job(30, 3), None, &mut Speculation::new(), |_| panic!("it ran"));
+            generate(&mut script(&[]), &job(30, 3), None, &mut Speculation::new(), |_| panic!("it ran"));
         let Err(EngineError::Job(Failure::Context { prompt, max_new, capacity })) = refused else {
             panic!("{refused:?}")
         };
         assert_eq!((prompt, max_new, capacity), (Tokens(30), Tokens(3), Tokens(32)));
         for empty in [job(0, 3), job(3, 0)] {
             assert!(
-                generate(&mut says(&[]), &empty, None, &mut Speculation::new(), |_| panic!("it ran"))
+                generate(&mut script(&[]), &empty, None, &mut Speculation::new(), |_| panic!("it ran"))
                     .is_err()
             );
         }
     }
 
     #[test]
-    fn a_token_that_the_model_does_not_have_is_refused_by_its_id() {
+    fn a_token_outside_the_vocabulary_is_refused_by_its_id() {
         let job = Job { prompt: vec![1, 10], ..job(2, 3) };
-        let refused = generate(&mut says(&[]), &job, None, &mut Speculation::new(), |_| panic!("it ran"));
+        let refused = generate(&mut script(&[]), &job, None, &mut Speculation::new(), |_| panic!("it ran"));
         assert!(matches!(refused, Err(EngineError::Job(Failure::UnknownToken { id: 10, vocabulary: 10 }))));
     }
 
     #[test]
     fn a_model_of_nothing_but_nan_is_an_error_and_not_token_zero() {
-        let mut script = says(&[3]);
+        let mut script = script(&[3]);
         let sampling =
             Sampling { logit_bias: (0..10).map(|id| (id, f32::NAN)).collect(), ..Sampling::greedy() };
         let refused =
             generate(&mut script, &Job { sampling, ..job(2, 3) }, None, &mut Speculation::new(), |_| {
                 ControlFlow::Continue(())
             });
-        assert!(matches!(refused, Err(EngineError::Job(Failure::NoNumber { .. }))), "{refused:?}");
+        assert!(matches!(refused, Err(EngineError::Job(Failure::NanLogits { .. }))), "{refused:?}");
     }
 }

@@ -1,37 +1,35 @@
-//! One growing sequence of tokens and its key-value cache.
+//! A model with one growing sequence of tokens and its key-value cache.
 //!
 //! # How the cache grows
-//! In a pool, the cache has room for what the job at hand needs, and is given back when it is done. It is made for the
-//! prompt as a whole, whose length is known, and grows with the answer, whose length is not: to the next of four steps
-//! between one power of two and the next, and of [`LEAST_STEP`] positions where those would be finer.
+//! In a memory pool, the cache has room for the current job only and is freed when the job ends. It starts with the size of the
+//! prompt, which is known, and grows with the answer, whose length is not. Sizes are rounded up to one of four steps between two
+//! powers of two, and to multiples of [`LEAST_STEP`] positions.
 //!
-//! So at most a quarter of it is unused, or one small step. From one step to the next it grows by a seventh or more, and
-//! so what is copied on the way to `n` positions is less than `7 n` of them, where the steps on that way read `n² / 2`.
-//! Steps of a constant size would copy `n²` as well, doubling would leave half unused; and each step means that inputs
-//! are bound anew, hence none for less than [`LEAST_STEP`], and where steps are captured anew as well, for less than
-//! [`LEAST_STEP_CAPTURED`]. The cache is a few blocks that grow one after the other, so growing takes no more than the larger
-//! cache and one block of the smaller.
+//! So at most a quarter of it, or one small step, is unused. Each step grows it by a seventh or more, so the copies on the way
+//! to `n` positions are less than `7 n` positions, compared to `n² / 2` that the decode steps read. Steps of a constant size
+//! would copy about `n²`, and doubling would leave half unused. Each step also binds the inputs again, hence the minimum of
+//! [`LEAST_STEP`], and captures CUDA graphs again, hence [`LEAST_STEP_CAPTURED`]. The cache consists of a few blocks that grow
+//! one after the other, so growing needs only the new cache and one block of the old one.
 //!
-//! Memory of the host that is not from a pool is mapped, and what is never written costs nothing, however large it is: a
-//! smaller cache saves nothing. There the first step is the whole context, on the same path.
+//! Host memory outside of a pool is mapped, and pages that are never written cost nothing. A smaller cache would save nothing, so
+//! the first step is the whole context, on the same code path.
 //!
-//! # What is kept of it
-//! The keys and values of a position depend on its token and those before it alone, so a sequence that begins like an
-//! earlier one of the same salt starts where the two part. The last sequence stays in the cache as it is. Where the cache is mapped, what a
-//! new sequence would write over is copied first, to be copied back when its turn comes: no more than the rows in use, and
-//! all of it together within a bound. In a pool only the last one stays, as a copy would stand in the way of a cache that
-//! grows.
+//! # Prefix caching
+//! Keys and values of a position depend only on its token and the tokens before it. So a sequence that begins like an earlier one
+//! of the same salt continues where the two differ. The last sequence stays in the cache as it is. In a mapped cache, the part
+//! that a new sequence would overwrite is copied first, within a memory limit, and copied back when needed. In a pool only the
+//! last sequence stays, because a copy would get in the way of a growing cache.
 //!
-//! What came from a file is there besides, in the host's memory and within the same bound, and is copied into the cache like
-//! what was copied before.
+//! Sequences restored from files are kept in host memory within the same limit, and copied into the cache when needed.
 
 use std::{fmt, mem, time::Instant};
 
 use super::{
-    EngineError, Forward,
-    prefixes::{Prefixes, common},
-    restored::Restored,
-    threads::fastest,
+    error::EngineError,
+    forward::Forward,
+    pinned_prefixes::PinnedPrefixes,
+    prefix_cache::{PrefixCache, common},
+    thread_tuning::fastest,
 };
 use crate::{
     device::{DeviceError, Threads},
@@ -40,32 +38,30 @@ use crate::{
     units::Bytes,
 };
 
-/// The fewest positions that a cache in a pool grows by: a fraction of a megabyte in most models.
+/// Fewest positions by which a cache in a pool grows: a fraction of a megabyte in most models.
 const LEAST_STEP: usize = 64;
 
-/// The same where steps are captured, as each larger cache means to capture them anew.
+/// The same with captured steps, because each larger cache has to be captured again.
 const LEAST_STEP_CAPTURED: usize = 256;
 
-/// Decode steps over the same cache of which the last but one is captured and the last one run again, if any is.
+/// Decode steps after which a captured step has been run at least once.
 const WARM_UP_STEPS: usize = 4;
 
-/// The fewest positions that are worth a copy: reading as many again takes no longer than a token or two.
+/// Fewest positions that are worth a copy: reading them again takes no longer than a token or two.
 const LEAST_KEPT: usize = 16;
 
-/// How a timeline is laid out.
+/// Sizes and limits of a timeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TimelineOptions {
-    /// Most positions; the model's context length is the upper limit, and what 0 stands for.
+    /// Most positions, at most the model's context length; 0 means that length.
     pub capacity: usize,
-    /// Most tokens of one pass; at least 1.
+    /// Most tokens in one pass; at least 1.
     pub chunk: usize,
-    /// Most of a pool's memory that the cache keeps when it is cleared.
+    /// Most pool memory that a cleared cache keeps.
     pub keep: Bytes,
-    /// Most memory of sequences that later ones may begin with; in a pool within `keep`, but for those that came from files.
-    /// 0 is none.
+    /// Memory limit of the prefix cache; 0 turns it off. In a pool it is also limited by `keep`, except for restored sequences.
     pub prefixes: Bytes,
-    /// Most tokens that are guessed and verified in one pass; 0 is none. With none either where the graph gives only the
-    /// logits of the last token.
+    /// Most drafted tokens to verify in one pass; 0 is none. Ignored if the graph returns the logits of the last token only.
     pub drafts: usize,
 }
 
@@ -75,32 +71,31 @@ impl Default for TimelineOptions {
     }
 }
 
-/// A model and one sequence fed to it.
+/// A model with one sequence and its cache.
 ///
-/// Passes are bound over one cache: one token wide for decode, `chunk` wide for prefill, and one that gives the logits of
-/// every token to verify guesses. None is bound again but when the cache grows, so a decode step is three integers
-/// written and one call.
+/// Three passes are bound to the cache: decode (one token), prefill (`chunk` tokens), and verify, which returns the logits of
+/// every token. They are bound again only when the cache grows, so a decode step writes three integers and makes one call.
 pub struct Timeline {
     model: Model,
     cache: Cache,
     decode: Pass,
     prefill: Pass,
     verify: Option<Pass>,
-    /// The tokens that were fed, one for each position in use, and the salt of their job.
+    /// The tokens of the sequence, one per used position, and the salt of their job.
     tokens: Vec<u32>,
     salt: CacheSalt,
-    /// Positions that were written since the cache's memory was given back.
+    /// Positions written since the cache was last freed.
     written: usize,
     chunk: usize,
     rows: usize,
     most: usize,
     keep: Bytes,
-    /// Earlier sequences, copied.
-    prefixes: Prefixes<Cache>,
-    /// Most that these and the sequence in the cache may take between two jobs.
+    /// Copies of earlier sequences.
+    prefixes: PrefixCache<Cache>,
+    /// Memory limit of these and the sequence in the cache between two jobs.
     bound: Bytes,
-    /// Sequences that came from files, and most that they may take.
-    restored: Restored,
+    /// Sequences restored from files, and their memory limit.
+    restored: PinnedPrefixes,
     most_restored: Bytes,
 }
 
@@ -142,13 +137,13 @@ impl Timeline {
             rows,
             most,
             keep,
-            prefixes: Prefixes::new(bound),
+            prefixes: PrefixCache::new(bound),
             bound,
-            restored: Restored::default(),
+            restored: PinnedPrefixes::default(),
             most_restored: prefixes,
         };
         if timeline.model.session().pool().is_none() {
-            // What cannot even be mapped shall be known at load.
+            // If the cache cannot be mapped, loading should fail and not the first job.
             timeline.grow(most)?;
         }
         Ok(timeline)
@@ -166,8 +161,8 @@ impl Timeline {
         self.tokens.len()
     }
 
-    /// Runs both passes once, so that the first request does not pay for pages and kernels touched for the first time, and
-    /// tries with how many threads they are fastest.
+    /// Runs both passes once, so that the first request does not pay for first-time page and kernel loads, and measures how many
+    /// threads are fastest.
     ///
     /// # Errors
     /// [`EngineError::Device`] when the model does not run.
@@ -175,18 +170,15 @@ impl Timeline {
         let tokens = vec![0; self.chunk.min(8)];
         self.rewind(0);
         self.forward(&tokens)?;
-        // As many steps as it takes until one is captured and run again, so that what cannot be is known before the first
-        // request.
+        // Enough steps to run a captured one, so that a wrong capture is found before the first request.
         let steps = if self.model.session().captures() { WARM_UP_STEPS } else { 1 };
-        let mut said: Vec<Vec<f32>> = Vec::new();
+        let mut logits: Vec<Vec<f32>> = Vec::new();
         for _ in 0..steps {
             self.rewind(0);
-            said.push(self.forward(&tokens[..1])?.to_vec());
+            logits.push(self.forward(&tokens[..1])?.to_vec());
         }
-        if !said.windows(2).all(|two| is_alike(&two[0], &two[1])) {
-            tracing::warn!(
-                "captured steps compute something else here, so steps are done operator by operator"
-            );
+        if !logits.windows(2).all(|two| agree(&two[0], &two[1])) {
+            tracing::warn!("captured CUDA graphs give wrong results here; running decode steps without them");
             self.decode.refuse_capture();
         }
         self.learn_threads(&tokens)?;
@@ -194,7 +186,7 @@ impl Timeline {
         Ok(())
     }
 
-    /// Tries how many of its threads passes of one token and of `tokens` are fastest with, where that can be told.
+    /// Finds the fastest thread counts for passes of one token and of `tokens`, if they can be set.
     fn learn_threads(&mut self, tokens: &[u32]) -> Result<(), EngineError> {
         let Some(Threads { decode: all, .. }) = self.model.session().threads() else { return Ok(()) };
         let mut pass = |threads, tokens: &[u32]| {
@@ -210,13 +202,13 @@ impl Timeline {
         Ok(())
     }
 
-    /// Gives back what is held for captured steps: to be called before the pool is trimmed of their scratch.
+    /// Releases captured steps. Call this before their scratch buffers are trimmed from the pool.
     pub fn release_captured(&mut self) {
         self.decode.release_captured();
     }
 
-    /// Gives memory of its pool back until at most `keep` is held, and before that what captured steps hold, if it takes
-    /// their scratch away. Nothing where memory comes from no pool.
+    /// Trims the pool to at most `keep`, after releasing captured steps whose scratch buffers that would free. Does nothing without
+    /// a pool.
     pub fn trim(&mut self, keep: Bytes) {
         let Some(pool) = self.model.session().pool().cloned() else { return };
         if pool.has_to_trim(keep) {
@@ -225,26 +217,25 @@ impl Timeline {
         pool.trim(keep);
     }
 
-    /// Positions that the cache has room for now.
+    /// Positions that fit into the cache without growing.
     #[must_use]
     pub fn room(&self) -> usize {
         self.cache.capacity()
     }
 
-    /// Forgets everything but what came from files, and gives the cache's memory back, but for what is to be kept.
+    /// Clears everything except restored sequences, and frees the cache if it is larger than the `keep` of the options.
     pub fn clear(&mut self) {
         self.clear_to(self.keep);
     }
 
-    /// Forgets everything but what came from files, and gives the cache's memory back where it is more than `keep`: all of
-    /// it, as a smaller one would have to be taken anew.
+    /// Clears everything except restored sequences, and frees the cache if it is larger than `keep`.
     pub fn clear_to(&mut self, keep: Bytes) {
         self.prefixes.clear();
         self.forget(keep);
     }
 
-    /// Ends a sequence: keeps it for those that begin like it, if it `may_be_kept`, and as much of it and of earlier ones
-    /// as there may be. What is not kept gives its memory back as [`clear`](Self::clear) does.
+    /// Ends a sequence. If it `may_be_kept`, it stays in the prefix cache as far as the limit allows. Other memory is freed as in
+    /// [`clear`](Self::clear).
     pub fn settle(&mut self, may_be_kept: bool) {
         let spent = self.cache.spent(self.written);
         if may_be_kept && !self.tokens.is_empty() && spent <= self.bound {
@@ -253,64 +244,64 @@ impl Timeline {
             return;
         }
         if may_be_kept {
-            self.save(self.elsewhere(self.salt, &self.tokens));
+            self.save(self.longest_copy(self.salt, &self.tokens));
         }
         self.forget(self.keep);
     }
 
-    /// What is kept of sequences that are over, those that came from files among them.
+    /// Size of the prefix cache, including restored sequences.
     #[must_use]
     pub fn kept(&self) -> Bytes {
         let of_cache = if self.tokens.is_empty() { Bytes(0) } else { self.cache.spent(self.written) };
         self.prefixes.bytes() + of_cache + self.restored.bytes()
     }
 
-    /// Hands out the keys and values of everything that was fed, as [`Model::copy_out`] does.
+    /// Passes the keys and values of the sequence to `each`; see [`Model::copy_out`].
     ///
     /// # Errors
-    /// As it has.
+    /// Propagates any error from `each`.
     pub fn copy_out<E: From<DeviceError>>(&self, each: impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
         self.model.copy_out(&self.cache, self.tokens.len(), each)
     }
 
-    /// What another sequence from a file may take that is called `name`, one of that name having gone.
+    /// Memory available for a sequence restored under `name`, which replaces one of the same name.
     #[must_use]
     pub fn room_to_restore(&self, name: &str) -> Bytes {
-        Bytes(self.most_restored.0.saturating_sub(self.restored.bytes_beside(name).0))
+        Bytes(self.most_restored.0.saturating_sub(self.restored.bytes_except(name).0))
     }
 
-    /// Keeps what came from a file for sequences of `salt`, or of all without one, that begin like it, until it is
-    /// [forgotten](Self::forget_restored) by its name. What else is kept makes room for it.
+    /// Adds a sequence from a file for jobs of `salt`, or for all jobs. It stays until
+    /// [`forget_restored`](Self::forget_restored). Other entries are evicted to make room.
     pub fn restore(&mut self, name: String, salt: Option<CacheSalt>, tokens: Vec<u32>, kept: HostCache) {
         self.restored.add(name, salt, tokens, kept);
-        self.bound_others();
+        self.limit_prefix_cache();
     }
 
-    /// Forgets what came from the file of a name; of all files without one.
+    /// Removes the restored sequence with this name, or all of them.
     pub fn forget_restored(&mut self, name: Option<&str>) {
         match name {
             Some(name) => self.restored.remove(name),
             None => self.restored.clear(),
         }
-        self.bound_others();
+        self.limit_prefix_cache();
     }
 
-    /// Leaves what is not from a file the rest of the bound. A pool's memory is another than the host's.
-    fn bound_others(&mut self) {
+    /// Limits the prefix cache to the memory that restored sequences leave. With a pool they use different memory.
+    fn limit_prefix_cache(&mut self) {
         if self.model.session().pool().is_some() {
             return;
         }
         self.bound = Bytes(self.most_restored.0.saturating_sub(self.restored.bytes().0));
-        self.prefixes.bound_by(self.bound);
+        self.prefixes.set_limit(self.bound);
         self.settle(true);
     }
 
-    /// Of how many of its first tokens something is kept outside of the cache.
-    fn elsewhere(&self, salt: CacheSalt, tokens: &[u32]) -> usize {
+    /// Length of the longest prefix of `tokens` in the prefix cache or among restored sequences.
+    fn longest_copy(&self, salt: CacheSalt, tokens: &[u32]) -> usize {
         self.prefixes.longest(salt, tokens).max(self.restored.longest(salt, tokens))
     }
 
-    /// Forgets the sequence in the cache.
+    /// Clears the sequence in the cache.
     fn forget(&mut self, keep: Bytes) {
         self.tokens.clear();
         self.written = 0;
@@ -320,11 +311,11 @@ impl Timeline {
         }
     }
 
-    /// Copies what is in the cache, if that is more than `known` from another place; as much as there may be. It is a
-    /// favour to later sequences, so that there is no memory for it is no error.
+    /// Copies the sequence in the cache to the prefix cache, as far as the limit allows, unless the copy would be little longer than
+    /// the `known` one. Only later sequences need it, so a lack of memory is not an error.
     fn save(&mut self, known: usize) {
         let length = self.tokens.len().min(self.cache.most_within(self.bound));
-        // A copy is of the whole sequence, so what is lost must be a fair part of it.
+        // The copy is of the whole sequence, so the new part must be large enough to be worth it.
         if self.cache.is_pooled() || length < known + LEAST_KEPT.max(length / 8) {
             return;
         }
@@ -333,11 +324,11 @@ impl Timeline {
                 let bytes = copy.spent(length);
                 self.prefixes.keep(self.salt, self.tokens[..length].to_vec(), copy, bytes);
             }
-            Err(e) => tracing::debug!("a sequence is not kept: {e}"),
+            Err(e) => tracing::debug!("cannot keep a sequence for the prefix cache: {e}"),
         }
     }
 
-    /// Puts what is kept of a sequence that begins with `tokens`, and will have so many, into the cache.
+    /// Copies the keys and values of `tokens`, the cached prefix of a sequence of length `of`, into the cache.
     fn resume(&mut self, tokens: &[u32], of: usize) -> Result<(), DeviceError> {
         if self.room() < of.min(self.most) {
             self.grow(self.room_for(of))?;
@@ -365,14 +356,14 @@ impl Timeline {
         self.cache = Cache::default();
     }
 
-    /// Feeds `tokens` in chunks and returns the logits of every one of them, `[tokens, vocab]`: for verifying a model
-    /// and not for serving it, as the logits of a long text are many.
+    /// Feeds `tokens` in chunks and returns the logits of all of them, `[tokens, vocab]`. For verifying a model: the logits of a long
+    /// text need much memory.
     ///
     /// # Errors
     /// As [`Forward::forward`].
     pub fn forward_all(&mut self, tokens: &[u32]) -> Result<Vec<f32>, EngineError> {
         self.reserve(tokens.len())?;
-        // Graphs that give the logits of the last token alone are fed token by token.
+        // A graph that returns the logits of the last token only is fed token by token.
         let width = if self.model.gives_every_row() { self.chunk } else { 1 };
         let mut pass = self.model.pass(width, width, self.most)?;
         pass.attach(&self.model, &self.cache)?;
@@ -385,16 +376,16 @@ impl Timeline {
         Ok(all)
     }
 
-    /// How large a cache for `positions` is made.
+    /// Size of a new cache for `positions`.
     fn room_for(&self, positions: usize) -> usize {
         if self.model.session().captures() {
-            // A prompt alone would leave no room for the first step, which would then be the first of another cache.
+            // Without extra room the first decode step would already need a larger cache.
             return step(positions.saturating_add(LEAST_STEP), self.most, LEAST_STEP_CAPTURED);
         }
         step(positions, self.most, LEAST_STEP)
     }
 
-    /// Grows the cache to `capacity` positions, with those in use. When that fails, all of it is given back.
+    /// Grows the cache to `capacity` positions and keeps its content. On failure the whole cache is freed.
     fn grow(&mut self, capacity: usize) -> Result<(), DeviceError> {
         let (older, tokens) = (mem::take(&mut self.cache), mem::take(&mut self.tokens));
         self.release();
@@ -414,13 +405,13 @@ impl Timeline {
     }
 }
 
-/// Whether two runs of the same step agree, but for the order of some sums.
-fn is_alike(first: &[f32], second: &[f32]) -> bool {
+/// Whether two runs of the same step agree within rounding errors.
+fn agree(first: &[f32], second: &[f32]) -> bool {
     let greatest = first.iter().fold(0f32, |most, logit| most.max(logit.abs()));
     first.iter().zip(second).all(|(a, b)| (a - b).abs() <= greatest * 0.01)
 }
 
-/// The step that has room for `positions`, of `most` in all, and is no smaller than `least`.
+/// The cache size for `positions`: a multiple of the step size, which is at least `least`, and at most `most`.
 fn step(positions: usize, most: usize, least: usize) -> usize {
     let step = (positions.next_power_of_two() / 8).max(least);
     positions.next_multiple_of(step).min(most)
@@ -441,21 +432,21 @@ impl Forward for Timeline {
         let tokens = &tokens[..most.min(all.saturating_sub(1))];
         let is_enough = |found: usize| found >= LEAST_KEPT.min(tokens.len().max(1));
         let here = if salt == self.salt { common(&self.tokens, tokens) } else { 0 };
-        let saved = self.elsewhere(self.salt, &self.tokens);
-        if here >= self.elsewhere(salt, tokens) && is_enough(here) {
-            self.save(saved.max(here));
+        let known = self.longest_copy(self.salt, &self.tokens);
+        if here >= self.longest_copy(salt, tokens) && is_enough(here) {
+            self.save(known.max(here));
             self.rewind(here);
             return here;
         }
-        self.save(saved);
+        self.save(known);
         self.forget(Bytes(u64::MAX));
         self.salt = salt;
-        // Looked up again: for what was saved just now another may have gone.
-        let kept = self.elsewhere(salt, tokens);
+        // Looked up again, because saving may have evicted an entry.
+        let kept = self.longest_copy(salt, tokens);
         if is_enough(kept)
             && let Err(e) = self.resume(&tokens[..kept], all)
         {
-            tracing::warn!("what is kept of a sequence cannot be used: {e}");
+            tracing::warn!("cannot reuse a cached sequence: {e}");
             self.clear();
         }
         self.length()
@@ -482,7 +473,7 @@ impl Forward for Timeline {
         let logits = pass.run(&mut self.model, tokens, self.tokens.len())?;
         self.tokens.extend_from_slice(tokens);
         self.written = self.written.max(self.tokens.len());
-        // What was verified along with tokens that follow for certain has more rows.
+        // A pass can have more rows than requested, because it also contains tokens that are certain.
         let more = logits.len().saturating_sub(rows * self.model.manifest().dims.vocab);
         Ok(&mut logits[more..])
     }
@@ -509,7 +500,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn steps_have_room_and_leave_no_more_than_a_quarter_unused() {
+    fn cache_sizes_have_room_and_leave_at_most_a_quarter_unused() {
         assert_eq!(
             [1, 64, 65, 512, 513, 1024, 1025].map(|n| step(n, 4096, LEAST_STEP)),
             [64, 64, 128, 512, 640, 1024, 1280]

@@ -1,69 +1,69 @@
-//! How long the jobs ahead will hold the slot, learned from those that held it before.
+//! Estimates how long jobs will run, from the times of earlier jobs.
 //!
-//! What is learned are three quotients of decayed sums: seconds over prompt tokens, seconds over generated tokens, and
-//! generated tokens over those asked for. Sums rather than a mean of each job's rate, because a prompt of five tokens,
-//! whose time is all overhead, must not speak for one of five thousand.
+//! Three ratios of decayed sums are kept: seconds per prompt token, seconds per generated token, and generated tokens per allowed
+//! token. Sums are better than a mean of each job's rate, because a prompt of five tokens, whose time is all overhead, must not
+//! count like one of five thousand.
 
 use std::time::Duration;
 
 use crate::units::Tokens;
 
-/// What a sum keeps of itself when a job is added: some ten jobs make the picture.
+/// Decay of a sum per job: about the last ten jobs count.
 const KEEP: f64 = 0.9;
 
-/// No client is told to come back sooner.
+/// Shortest `Retry-After`.
 const SHORTEST: Duration = Duration::from_secs(1);
 
-/// No client is told to come back later; also what a nonsensical figure becomes.
+/// Longest `Retry-After`; also the limit for absurd estimates.
 const LONGEST: Duration = Duration::from_secs(3600);
 
-/// The speed of this slot, as measured.
+/// Measured speed of the slots.
 #[derive(Clone, Debug)]
-pub(super) struct Pace {
-    prefill_seconds_per_token: Quotient,
-    decode_seconds_per_token: Quotient,
-    share_of_max_new: Quotient,
+pub(super) struct SpeedEstimate {
+    prefill_seconds_per_token: DecayedRatio,
+    decode_seconds_per_token: DecayedRatio,
+    share_of_max_new: DecayedRatio,
 }
 
-/// What a job asks of the slot.
+/// Size of a job, and its progress.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Work {
-    /// Prompt tokens not read yet.
+    /// Unread prompt tokens.
     pub(super) prompt: Tokens,
-    /// Most tokens to generate.
+    /// Maximum number of tokens to generate.
     pub(super) max_new: Tokens,
-    /// How many of them were generated already.
+    /// Tokens generated so far.
     pub(super) generated: Tokens,
-    /// It is cut after so long.
+    /// Its time limit in the slot.
     pub(super) max_time: Option<Duration>,
 }
 
-/// What a job that is over took of the slot.
+/// Times of a finished job.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Taken {
-    /// What it had asked for, and generated.
+pub(super) struct SlotUsage {
+    /// Its size, and the tokens it generated.
     pub(super) work: Work,
-    /// From having the slot to the first token.
+    /// From its start to the first token.
     pub(super) to_first_token: Duration,
-    /// From there until the slot was free again.
+    /// From there to its end.
     pub(super) rest: Duration,
 }
 
-impl Default for Pace {
-    /// Before the first measurement: 200 prompt tokens and 10 generated ones a second, as a small model on a laptop's
-    /// processor does, and half of the tokens asked for.
+impl Default for SpeedEstimate {
+    /// Before the first measurement: 200 prompt tokens and 10 generated tokens per second, like a small model on a laptop's CPU, and
+    /// half of the allowed tokens.
     fn default() -> Self {
         Self {
-            prefill_seconds_per_token: Quotient::unknown(1.0 / 200.0),
-            decode_seconds_per_token: Quotient::unknown(1.0 / 10.0),
-            share_of_max_new: Quotient::unknown(0.5),
+            prefill_seconds_per_token: DecayedRatio::unknown(1.0 / 200.0),
+            decode_seconds_per_token: DecayedRatio::unknown(1.0 / 10.0),
+            share_of_max_new: DecayedRatio::unknown(0.5),
         }
     }
 }
 
-impl Pace {
-    /// Learns from a job that has left the slot. One that generated nothing says nothing about speed.
-    pub(super) fn learn(&mut self, taken: Taken) {
+impl SpeedEstimate {
+    /// Learns from a finished job, unless it generated nothing.
+    pub(super) fn learn(&mut self, taken: SlotUsage) {
         let generated = count(taken.work.generated);
         if generated < 1.0 {
             return;
@@ -73,12 +73,12 @@ impl Pace {
         self.share_of_max_new.add(generated, count(taken.work.max_new));
     }
 
-    /// When a client that was refused should come back: when all that is ahead of it is likely to be done.
+    /// `Retry-After` for a refused client: the time until all jobs `ahead` are expected to be done.
     pub(super) fn retry_after(&self, ahead: impl IntoIterator<Item = Work>, slots: usize) -> Duration {
         ahead.into_iter().map(|work| self.share_of(work, slots)).sum::<Duration>().clamp(SHORTEST, LONGEST)
     }
 
-    /// By how much a job makes those behind it wait, when they wait for the first of so many slots.
+    /// How long a job delays those behind it, with this many slots.
     pub(super) fn share_of(&self, work: Work, slots: usize) -> Duration {
         let seconds = self.seconds_for(work) / count(Tokens(slots)).max(1.0);
         Duration::try_from_secs_f64(seconds).unwrap_or(LONGEST).min(LONGEST)
@@ -92,15 +92,15 @@ impl Pace {
     }
 }
 
-/// A quotient of two decayed sums, or a prior while there is nothing to divide by.
+/// The ratio of two decayed sums, or `prior` before the first measurement.
 #[derive(Clone, Debug)]
-struct Quotient {
+struct DecayedRatio {
     over: f64,
     under: f64,
     prior: f64,
 }
 
-impl Quotient {
+impl DecayedRatio {
     const fn unknown(prior: f64) -> Self {
         Self { over: 0.0, under: 0.0, prior }
     }
@@ -131,8 +131,8 @@ mod tests {
         Work { prompt, max_new, generated, max_time: None }
     }
 
-    const fn taken(work: Work, to_first_token: u64, rest: u64) -> Taken {
-        Taken {
+    const fn taken(work: Work, to_first_token: u64, rest: u64) -> SlotUsage {
+        SlotUsage {
             work,
             to_first_token: Duration::from_millis(to_first_token),
             rest: Duration::from_millis(rest),
@@ -140,63 +140,66 @@ mod tests {
     }
 
     #[test]
-    fn before_the_first_measurement_the_prior_speaks() {
-        let wait = Pace::default().retry_after([work(400, 80, 0)], 1);
+    fn before_the_first_measurement_the_prior_is_used() {
+        let wait = SpeedEstimate::default().retry_after([work(400, 80, 0)], 1);
         assert_eq!(wait, Duration::from_secs(2 + 4));
     }
 
     #[test]
     fn the_first_measurement_replaces_the_prior() {
-        let mut pace = Pace::default();
-        pace.learn(taken(work(100, 100, 51), 1_000, 5_000));
+        let mut speed = SpeedEstimate::default();
+        speed.learn(taken(work(100, 100, 51), 1_000, 5_000));
         // 10 ms a prompt token, 100 ms a generated one, 51 % used.
-        let wait = pace.retry_after([work(100, 100, 0), work(100, 100, 0)], 1);
+        let wait = speed.retry_after([work(100, 100, 0), work(100, 100, 0)], 1);
         assert_eq!(wait.as_millis(), 2 * (1_000 + 5_100));
     }
 
     #[test]
-    fn what_the_running_job_has_behind_it_is_not_waited_for() {
-        let pace = Pace::default();
-        assert_eq!(pace.retry_after([work(0, 200, 60)], 1), Duration::from_secs(4));
+    fn tokens_already_generated_are_not_counted() {
+        let speed = SpeedEstimate::default();
+        assert_eq!(speed.retry_after([work(0, 200, 60)], 1), Duration::from_secs(4));
         assert_eq!(
-            pace.retry_after([work(0, 200, 190)], 1),
+            speed.retry_after([work(0, 200, 190)], 1),
             SHORTEST,
-            "more than expected is not less than nothing"
+            "more tokens than expected leave nothing to wait for"
         );
     }
 
     #[test]
-    fn a_tiny_prompt_does_not_speak_for_long_ones() {
-        let mut pace = Pace::default();
-        pace.learn(taken(work(5_000, 10, 10), 5_000, 90));
-        pace.learn(taken(work(5, 10, 10), 500, 90));
-        let wait = pace.retry_after([work(5_000, 0, 0)], 1);
+    fn a_tiny_prompt_does_not_distort_the_estimate_for_long_ones() {
+        let mut speed = SpeedEstimate::default();
+        speed.learn(taken(work(5_000, 10, 10), 5_000, 90));
+        speed.learn(taken(work(5, 10, 10), 500, 90));
+        let wait = speed.retry_after([work(5_000, 0, 0)], 1);
         assert!(wait < Duration::from_secs(6), "{wait:?}");
     }
 
     #[test]
     fn newer_jobs_outweigh_older_ones() {
-        let mut pace = Pace::default();
-        pace.learn(taken(work(1, 10, 11), 1, 10_000));
+        let mut speed = SpeedEstimate::default();
+        speed.learn(taken(work(1, 10, 11), 1, 10_000));
         for _ in 0..50 {
-            pace.learn(taken(work(1, 10, 11), 1, 100));
+            speed.learn(taken(work(1, 10, 11), 1, 100));
         }
-        let wait = pace.retry_after([work(0, 1_000, 0)], 1);
+        let wait = speed.retry_after([work(0, 1_000, 0)], 1);
         assert!(wait < Duration::from_secs(30), "{wait:?}");
     }
 
     #[test]
-    fn a_job_that_will_be_cut_is_not_waited_for_any_longer() {
+    fn a_time_limit_bounds_the_estimate() {
         let cut = Work { max_time: Some(Duration::from_secs(3)), ..work(400, 8_000, 0) };
-        assert_eq!(Pace::default().retry_after([cut, work(0, 20, 0)], 1), Duration::from_secs(3 + 1));
+        assert_eq!(
+            SpeedEstimate::default().retry_after([cut, work(0, 20, 0)], 1),
+            Duration::from_secs(3 + 1)
+        );
     }
 
     #[test]
-    fn nasty_numbers_stay_between_a_second_and_an_hour() {
-        let mut pace = Pace::default();
-        assert_eq!(pace.retry_after([], 1), SHORTEST);
-        pace.learn(taken(work(0, 0, 0), 0, 0));
-        pace.learn(taken(work(0, 0, 1), 0, 0));
-        assert_eq!(pace.retry_after([work(usize::MAX, usize::MAX, 0); 9], 1), LONGEST);
+    fn extreme_numbers_stay_between_a_second_and_an_hour() {
+        let mut speed = SpeedEstimate::default();
+        assert_eq!(speed.retry_after([], 1), SHORTEST);
+        speed.learn(taken(work(0, 0, 0), 0, 0));
+        speed.learn(taken(work(0, 0, 1), 0, 0));
+        assert_eq!(speed.retry_after([work(usize::MAX, usize::MAX, 0); 9], 1), LONGEST);
     }
 }

@@ -1,4 +1,4 @@
-//! The one slot: takes a job off the queue, runs it, says what happens, takes the next.
+//! A slot: takes a job from the queue, runs it, forwards its events, takes the next.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::SystemTime};
 
@@ -10,33 +10,33 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Shared,
-    estimate::{Taken, Work},
-    queue::Accepted,
-    roster::{Outcome, Past},
+    estimate::{SlotUsage, Work},
+    queue::QueuedJob,
+    shared::Shared,
+    snapshot::{FinishedJob, JobOutcome},
 };
 use crate::{
-    job::{Drafted, Event, Failure, Finish, FinishReason, Job, Timings},
-    metrics::{Guesser, Metrics, Waiter},
+    job::{DraftCounts, Event, Failure, Finish, FinishReason, Job, Step, Timings},
+    metrics::{DraftSourceLabel, Metrics, PriorityLabel},
     otel::JobSpans,
     units::Tokens,
 };
 
-/// Runs the jobs that are this slot's, until the queue is closed and empty.
+/// Runs the jobs of one slot until the queue is closed and empty.
 pub(super) async fn serve<R, F>(shared: Arc<Shared>, slot: usize, mut run: R)
 where
     R: FnMut(Job, UnboundedSender<Event>, CancellationToken) -> F + Send,
     F: Future<Output = Result<Finish, Failure>> + Send,
 {
     loop {
-        // From before the look, so that nothing arrives unseen in between.
+        // Enabled before the look at the queue, so that no arrival in between is missed.
         let arrived = shared.arrived.notified();
         tokio::pin!(arrived);
         arrived.as_mut().enable();
         match shared.take_next(slot) {
             Some(accepted) => {
                 run_one(&shared, slot, &mut run, accepted).await;
-                // It may be another slot's turn now, and no job's arrival will tell it.
+                // Another slot may be able to take a job now, and no arrival would wake it.
                 shared.arrived.notify_waiters();
             }
             None if shared.is_over() => return,
@@ -45,10 +45,10 @@ where
     }
 }
 
-/// Tells waiting jobs that their time is over at the moment it is, not when the slot is next free.
+/// Fails waiting jobs when their deadline passes, and not only when a slot becomes free.
 pub(super) async fn watch_deadlines(shared: Arc<Shared>) {
     loop {
-        let next = shared.give_up_on_late();
+        let next = shared.fail_overdue();
         tokio::select! {
             () = sleep_until_some(next) => {}
             () = shared.deadlines_changed.notified() => {}
@@ -56,59 +56,59 @@ pub(super) async fn watch_deadlines(shared: Arc<Shared>) {
     }
 }
 
-async fn run_one<R, F>(shared: &Shared, slot: usize, run: &mut R, accepted: Accepted)
+async fn run_one<R, F>(shared: &Shared, slot: usize, run: &mut R, accepted: QueuedJob)
 where
     R: FnMut(Job, UnboundedSender<Event>, CancellationToken) -> F + Send,
     F: Future<Output = Result<Finish, Failure>> + Send,
 {
-    let (sender, mut said) = unbounded_channel();
+    let (sender, mut received) = unbounded_channel();
     let (job, cancel) = (accepted.job.clone(), accepted.cancel.clone());
-    // The call itself is inside, so that a panic before the first await is caught as well.
+    // The call is inside, so that a panic before the first await is caught too.
     let work = AssertUnwindSafe(async { run(job, sender, cancel).await }).catch_unwind();
     tokio::pin!(work);
-    let mut show = Show::start(shared, slot, accepted);
+    let mut running = RunningJob::start(shared, slot, accepted);
     let ended = loop {
         tokio::select! {
             biased;
-            Some(event) = said.recv() => show.hear(event),
-            failure = show.cut_short(), if !show.is_over => show.end_early(failure),
-            () = sleep_until_some(show.time_is_up), if !show.is_cut => show.cut(),
+            Some(event) = received.recv() => running.handle(event),
+            failure = running.deadline(), if !running.is_answered => running.end_early(failure),
+            () = sleep_until_some(running.time_limit), if !running.limit_reached => running.stop_at_limit(),
             ended = &mut work => break ended,
         }
     };
-    while let Ok(event) = said.try_recv() {
-        show.hear(event);
+    while let Ok(event) = received.try_recv() {
+        running.handle(event);
     }
-    show.end(ended.unwrap_or_else(|panic| Err(panicked(panic.as_ref()))));
+    running.end(ended.unwrap_or_else(|panic| Err(panicked(panic.as_ref()))));
 }
 
-/// One job's time in the slot: what is passed on to the client, and what is learned and counted from it.
-struct Show<'a> {
+/// A job in the slot: forwards its events and measures it.
+struct RunningJob<'a> {
     shared: &'a Shared,
     slot: usize,
-    accepted: Accepted,
+    accepted: QueuedJob,
     began: Instant,
     work: Work,
     first_token: Option<Instant>,
     last_token: Instant,
-    /// When it is cut, if it has been given a time; not known while its model is loaded.
-    time_is_up: Option<Instant>,
-    /// Its time was up, and its runner was told to stop: what there is is the answer.
-    is_cut: bool,
-    /// The client has had its last event, though the slot may not be free yet.
-    is_over: bool,
+    /// When its `max_time` expires; `None` without a limit, and while its model is loaded.
+    time_limit: Option<Instant>,
+    /// `max_time` has expired; the tokens so far are returned as the answer.
+    limit_reached: bool,
+    /// The client has received its last event, although the slot may still be busy.
+    is_answered: bool,
 }
 
-impl<'a> Show<'a> {
-    fn start(shared: &'a Shared, slot: usize, mut accepted: Accepted) -> Self {
+impl<'a> RunningJob<'a> {
+    fn start(shared: &'a Shared, slot: usize, mut accepted: QueuedJob) -> Self {
         let began = Instant::now();
         let queue_wait = began.saturating_duration_since(accepted.at);
-        let waiter = Waiter { priority: accepted.terms.priority.as_str() };
+        let waiter = PriorityLabel { priority: accepted.terms.priority.as_str() };
         shared.metrics.queue_wait.get_or_create(&waiter).observe(queue_wait.as_secs_f64());
-        accepted.tell(Event::Started { queue_wait });
+        accepted.send(Event::Started { queue_wait });
         accepted.spans.iter_mut().for_each(JobSpans::started);
         let (work, first_token, last_token) = (accepted.work(), None, began);
-        let mut show = Self {
+        let mut running = Self {
             shared,
             slot,
             accepted,
@@ -116,35 +116,35 @@ impl<'a> Show<'a> {
             work,
             first_token,
             last_token,
-            time_is_up: None,
-            is_cut: false,
-            is_over: false,
+            time_limit: None,
+            limit_reached: false,
+            is_answered: false,
         };
-        show.begin_its_time();
-        show
+        running.start_time_limit();
+        running
     }
 
-    fn hear(&mut self, event: Event) {
+    fn handle(&mut self, event: Event) {
         match event {
-            Event::Progress { done, .. } => {
+            Event::Step(Step::Progress { done, .. }) => {
                 let prompt = Tokens(self.work.prompt.0.saturating_sub(done));
                 self.shared.note_progress(self.accepted.job.id, Work { prompt, ..self.work });
             }
-            Event::Token(_) => self.count_token(),
+            Event::Step(Step::Token(_)) => self.count_token(),
             Event::Loading => {
-                self.time_is_up = None;
+                self.time_limit = None;
                 self.accepted.spans.iter_mut().for_each(JobSpans::loading);
             }
             Event::Loaded => {
-                self.begin_its_time();
+                self.start_time_limit();
                 self.accepted.spans.iter_mut().for_each(JobSpans::loaded);
             }
-            Event::Score(_) => {}
-            // How a job starts and ends is the executor's word.
+            Event::Step(Step::Logprobs(_)) => {}
+            // Only the executor sends these.
             Event::Started { .. } | Event::Done(_) | Event::Failed(_) => return,
         }
-        if !self.is_over {
-            self.accepted.tell(event);
+        if !self.is_answered {
+            self.accepted.send(event);
         }
     }
 
@@ -164,20 +164,20 @@ impl<'a> Show<'a> {
         self.shared.note_progress(self.accepted.job.id, Work { prompt: Tokens(0), ..self.work });
     }
 
-    /// From here on the time counts that it was given.
-    fn begin_its_time(&mut self) {
+    /// Starts the job's `max_time`.
+    fn start_time_limit(&mut self) {
         let given = self.accepted.terms.max_time;
-        self.time_is_up = given.and_then(|given| Instant::now().checked_add(given));
+        self.time_limit = given.and_then(|given| Instant::now().checked_add(given));
     }
 
-    /// Its time is up: the runner stops after the current step, and the client has what there is.
-    fn cut(&mut self) {
-        self.is_cut = true;
+    /// `max_time` has expired: stops the job after the current step.
+    fn stop_at_limit(&mut self) {
+        self.limit_reached = true;
         self.accepted.cancel.cancel();
     }
 
-    /// Returns when the job must end before it is done, with the reason.
-    async fn cut_short(&self) -> Failure {
+    /// Waits until the job has to fail, and returns why.
+    async fn deadline(&self) -> Failure {
         tokio::select! {
             () = sleep_until_some(self.accepted.total_deadline) => {
                 Failure::Deadline { elapsed: self.accepted.at.elapsed() }
@@ -186,17 +186,19 @@ impl<'a> Show<'a> {
         }
     }
 
-    /// The client hears of it now; the slot is free when the runner has stopped.
+    /// Fails the job for the client now. The slot stays busy until the job has stopped.
     fn end_early(&mut self, failure: Failure) {
-        self.is_over = true;
+        self.is_answered = true;
         self.accepted.cancel.cancel();
-        self.accepted.tell(Event::Failed(failure));
+        self.accepted.send(Event::Failed(failure));
     }
 
     fn end(mut self, ended: Result<Finish, Failure>) {
         let ended = ended.map(|finish| match finish.reason {
-            // A client that leaves at that very moment does not hear it.
-            FinishReason::Cancelled if self.is_cut => Finish { reason: FinishReason::Length, ..finish },
+            // If the client has left at the same moment, no one reads this.
+            FinishReason::Cancelled if self.limit_reached => {
+                Finish { reason: FinishReason::Length, ..finish }
+            }
             _ => finish,
         });
         match (&mut self.accepted.spans, &ended) {
@@ -210,35 +212,35 @@ impl<'a> Show<'a> {
         if let Ok(finish) = &ended {
             metrics.prompt_tokens.inc_by(self.work.prompt.0 as u64);
             metrics.prompt_tokens_cached.inc_by(finish.usage.cached_tokens as u64);
-            count_guesses(metrics, &finish.timings);
-            // The token that ended it, which had no event.
-            let unheard = finish.usage.completion_tokens.saturating_sub(self.work.generated.0);
-            metrics.generated_tokens.inc_by(unheard as u64);
+            count_drafts(metrics, &finish.timings);
+            // An end token has no event.
+            let without_event = finish.usage.completion_tokens.saturating_sub(self.work.generated.0);
+            metrics.generated_tokens.inc_by(without_event as u64);
         }
         let first_token = self.first_token.unwrap_or(now);
         let to_first_token = first_token - self.began;
-        // What was not computed says nothing about speed.
+        // Cached tokens were not computed, so they do not count for the speed.
         let cached = ended.as_ref().map_or(0, |finish| finish.usage.cached_tokens);
         let prompt = Tokens(self.work.prompt.0.saturating_sub(cached));
         self.shared.release(
             self.accepted.job.id,
-            Taken { work: Work { prompt, ..self.work }, to_first_token, rest: now - first_token },
-            self.past(&ended, now),
+            SlotUsage { work: Work { prompt, ..self.work }, to_first_token, rest: now - first_token },
+            self.record(&ended, now),
         );
-        if !self.is_over {
-            self.accepted.tell(ended.map_or_else(Event::Failed, Event::Done));
+        if !self.is_answered {
+            self.accepted.send(ended.map_or_else(Event::Failed, Event::Done));
         }
     }
 }
 
-impl Show<'_> {
-    /// What is remembered of the job.
-    fn past(&self, ended: &Result<Finish, Failure>, now: Instant) -> Past {
+impl RunningJob<'_> {
+    /// The record of the finished job.
+    fn record(&self, ended: &Result<Finish, Failure>, now: Instant) -> FinishedJob {
         let finish = ended.as_ref().ok();
-        // A client that was told of a failure was told of nothing else.
-        let outcome = if self.is_over { Outcome::Failed } else { ended.into() };
-        Past {
-            job: self.accepted.entry(),
+        // If the client has received a failure, that is the outcome.
+        let outcome = if self.is_answered { JobOutcome::Failed } else { ended.into() };
+        FinishedJob {
+            job: self.accepted.info(),
             slot: self.slot,
             ended: SystemTime::now(),
             outcome,
@@ -251,12 +253,14 @@ impl Show<'_> {
     }
 }
 
-fn count_guesses(metrics: &Metrics, timings: &Timings) {
+fn count_drafts(metrics: &Metrics, timings: &Timings) {
     let Timings { drafted: all, drafted_by_model: by_model, .. } = timings;
-    let [tokens, right] = [all.tokens - by_model.tokens, all.right - by_model.right];
-    for (guesser, drafted) in [(Guesser::TEXT, Drafted { tokens, right }), (Guesser::MODEL, *by_model)] {
+    let [tokens, accepted] = [all.tokens - by_model.tokens, all.accepted - by_model.accepted];
+    for (guesser, drafted) in
+        [(DraftSourceLabel::TEXT, DraftCounts { tokens, accepted }), (DraftSourceLabel::MODEL, *by_model)]
+    {
         metrics.draft_tokens.get_or_create(&guesser).inc_by(drafted.tokens as u64);
-        metrics.draft_tokens_accepted.get_or_create(&guesser).inc_by(drafted.right as u64);
+        metrics.draft_tokens_accepted.get_or_create(&guesser).inc_by(drafted.accepted as u64);
     }
 }
 
@@ -268,12 +272,9 @@ async fn sleep_until_some(deadline: Option<Instant>) {
 }
 
 fn panicked(payload: &(dyn std::any::Any + Send)) -> Failure {
-    let said = payload.downcast_ref::<&str>().copied();
-    let said = said.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
-    let said = said.unwrap_or("no message");
-    tracing::error!(
-        panic = said,
-        "the code that feeds the worker panicked; the job fails, the queue goes on"
-    );
-    Failure::WorkerLost { message: format!("the code that feeds it panicked: {said}") }
+    let message = payload.downcast_ref::<&str>().copied();
+    let message = message.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    let message = message.unwrap_or("no message");
+    tracing::error!(panic = message, "the code that runs jobs panicked; the job fails, the queue continues");
+    Failure::WorkerLost { message: format!("the code that runs jobs panicked: {message}") }
 }

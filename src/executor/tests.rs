@@ -1,11 +1,19 @@
-//! Time here is tokio's paused clock: it moves on its own when everything waits, so waits are exact and cost nothing.
+//! These tests use tokio's paused clock, which advances when all tasks wait, so waits are exact and take no time.
 
-use std::{future::pending, num::NonZeroUsize, time::Duration};
+use std::{future::pending, num::NonZeroUsize, sync::Arc, time::Duration};
 
-use tokio::{sync::mpsc, time::sleep};
+use tokio::{
+    sync::mpsc::{self, UnboundedSender},
+    time::{Instant, sleep},
+};
+use tokio_util::sync::CancellationToken;
 
-use super::*;
-use crate::job::{FinishReason, MemoryReport, Timings, Usage};
+use super::{Deadlines, Executor, Limits, SubmitError, Ticket};
+use crate::{
+    job::{Event, Failure, Finish, FinishReason, Job, MemoryReport, Step, Timings, Usage},
+    metrics::Metrics,
+    units::Tokens,
+};
 
 const MS: Duration = Duration::from_millis(1);
 const FOREVER: Deadlines = Deadlines { queue: Duration::MAX, total: Duration::MAX };
@@ -19,26 +27,26 @@ fn finish(reason: FinishReason, completion_tokens: usize) -> Finish {
     Finish { reason, usage, timings: Timings::default(), memory: MemoryReport::default() }
 }
 
-/// Says the job's own number once per `step`, until it is long enough or cancelled.
-async fn speak(
+/// Generates the job's number as a token once per `step`, until the job is complete or cancelled.
+async fn generate(
     job: Job,
-    says: UnboundedSender<Event>,
+    events: UnboundedSender<Event>,
     cancel: CancellationToken,
     step: Duration,
 ) -> Result<Finish, Failure> {
     for said in 0..job.max_new_tokens {
         tokio::select! {
             () = cancel.cancelled() => return Ok(finish(FinishReason::Cancelled, said)),
-            () = sleep(step) => says.send(Event::Token(u32::try_from(job.id.0).unwrap())).unwrap(),
+            () = sleep(step) => events.send(Event::Step(Step::Token(u32::try_from(job.id.0).unwrap()))).unwrap(),
         }
     }
     Ok(finish(FinishReason::Length, job.max_new_tokens))
 }
 
 /// An executor whose jobs take `max_new_tokens` × 10 ms.
-fn speaker(max_jobs: usize) -> Executor {
-    Executor::start(limits(max_jobs), Arc::new(Metrics::new()), |job, says, cancel| {
-        speak(job, says, cancel, 10 * MS)
+fn executor(max_jobs: usize) -> Executor {
+    Executor::start(limits(max_jobs), Arc::new(Metrics::new()), |job, events, cancel| {
+        generate(job, events, cancel, 10 * MS)
     })
 }
 
@@ -49,15 +57,15 @@ impl Executor {
     }
 }
 
-/// The tokens, and how it ended.
-async fn hear_out(ticket: &mut Ticket) -> (Vec<u32>, Event) {
+/// The tokens, and the last event.
+async fn read_all(ticket: &mut Ticket) -> (Vec<u32>, Event) {
     let mut tokens = vec![];
     loop {
         match ticket.next().await.unwrap() {
-            Event::Token(token) => tokens.push(token),
-            Event::Score(_) => {}
+            Event::Step(Step::Token(token)) => tokens.push(token),
+            Event::Step(Step::Logprobs(_)) => {}
             last @ (Event::Done(_) | Event::Failed(_)) => return (tokens, last),
-            Event::Started { .. } | Event::Loading | Event::Loaded | Event::Progress { .. } => {}
+            Event::Started { .. } | Event::Loading | Event::Loaded | Event::Step(Step::Progress { .. }) => {}
         }
     }
 }
@@ -67,10 +75,10 @@ fn done(reason: FinishReason, tokens: usize) -> Event {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_job_is_started_spoken_and_done_in_that_order() {
-    let executor = Executor::start(limits(1), Arc::new(Metrics::new()), |_, says, _| async move {
-        says.send(Event::Progress { done: 3, total: 3, cached: 1 }).unwrap();
-        says.send(Event::Token(7)).unwrap();
+async fn a_job_starts_generates_and_ends_in_that_order() {
+    let executor = Executor::start(limits(1), Arc::new(Metrics::new()), |_, events, _| async move {
+        events.send(Event::Step(Step::Progress { done: 3, total: 3, cached: 1 })).unwrap();
+        events.send(Event::Step(Step::Token(7))).unwrap();
         Ok(finish(FinishReason::EndToken, 1))
     });
     let mut ticket = executor.ask(1, FOREVER).unwrap();
@@ -79,26 +87,26 @@ async fn a_job_is_started_spoken_and_done_in_that_order() {
         heard.push(event);
     }
     let started = Event::Started { queue_wait: Duration::ZERO };
-    let progress = Event::Progress { done: 3, total: 3, cached: 1 };
-    assert_eq!(heard, [started, progress, Event::Token(7), done(FinishReason::EndToken, 1)]);
+    let progress = Event::Step(Step::Progress { done: 3, total: 3, cached: 1 });
+    assert_eq!(heard, [started, progress, Event::Step(Step::Token(7)), done(FinishReason::EndToken, 1)]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn jobs_run_one_at_a_time_in_order_and_without_a_gap() {
-    let executor = speaker(8);
+    let executor = executor(8);
     let begun = Instant::now();
     let mut tickets: Vec<_> = (0..3).map(|_| executor.ask(10, FOREVER).unwrap()).collect();
     for (place, ticket) in tickets.iter_mut().enumerate() {
         let queue_wait = 100 * MS * u32::try_from(place).unwrap();
         assert_eq!(ticket.next().await, Some(Event::Started { queue_wait }));
-        assert_eq!(hear_out(ticket).await.1, done(FinishReason::Length, 10));
+        assert_eq!(read_all(ticket).await.1, done(FinishReason::Length, 10));
     }
     assert_eq!(begun.elapsed(), 300 * MS);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_full_queue_says_when_to_come_back() {
-    let executor = speaker(2);
+async fn a_full_queue_says_when_to_retry() {
+    let executor = executor(2);
     let _running = executor.ask(100, FOREVER).unwrap();
     sleep(MS).await;
     let _waiting = [executor.ask(100, FOREVER).unwrap(), executor.ask(100, FOREVER).unwrap()];
@@ -109,76 +117,76 @@ async fn a_full_queue_says_when_to_come_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_queue_deadline_is_kept_at_its_moment_and_frees_the_place() {
-    let executor = speaker(1);
+async fn a_queue_deadline_is_exact_and_frees_the_place() {
+    let executor = executor(1);
     let _running = executor.ask(1_000, FOREVER).unwrap();
     sleep(MS).await;
     let begun = Instant::now();
     let mut late = executor.ask(1, Deadlines { queue: 50 * MS, total: Duration::MAX }).unwrap();
-    let (_, last) = hear_out(&mut late).await;
+    let (_, last) = read_all(&mut late).await;
     assert_eq!(last, Event::Failed(Failure::QueueTimeout { waited: 50 * MS }));
     assert_eq!(begun.elapsed(), 50 * MS);
-    assert_eq!(executor.snapshot().queued_jobs, 0);
+    assert_eq!(executor.summary().queued_jobs, 0);
     executor.ask(1, FOREVER).unwrap();
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_later_job_may_be_the_first_to_give_up() {
-    let executor = speaker(4);
+async fn a_later_job_may_have_the_earlier_deadline() {
+    let executor = executor(4);
     let _running = executor.ask(1_000, FOREVER).unwrap();
     sleep(MS).await;
     let patient = executor.ask(1, Deadlines { queue: Duration::from_secs(5), total: Duration::MAX }).unwrap();
     sleep(MS).await;
     let mut late = executor.ask(1, Deadlines { queue: 30 * MS, total: Duration::MAX }).unwrap();
-    hear_out(&mut late).await;
-    assert_eq!(executor.snapshot().queued_jobs, 1);
+    read_all(&mut late).await;
+    assert_eq!(executor.summary().queued_jobs, 1);
     drop(patient);
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_total_deadline_ends_a_running_job_and_the_next_one_runs() {
-    let executor = speaker(4);
+    let executor = executor(4);
     let mut long = executor.ask(1_000, Deadlines { queue: Duration::MAX, total: 95 * MS }).unwrap();
     let mut next = executor.ask(2, FOREVER).unwrap();
-    let (tokens, last) = hear_out(&mut long).await;
+    let (tokens, last) = read_all(&mut long).await;
     assert_eq!((tokens.len(), last), (9, Event::Failed(Failure::Deadline { elapsed: 95 * MS })));
     assert!(long.next().await.is_none(), "nothing follows the last event");
-    assert_eq!(hear_out(&mut next).await, (vec![2, 2], done(FinishReason::Length, 2)));
+    assert_eq!(read_all(&mut next).await, (vec![2, 2], done(FinishReason::Length, 2)));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_hears_of_its_deadline_even_when_the_runner_does_not_stop() {
+async fn a_client_gets_its_deadline_error_even_if_the_job_does_not_stop() {
     let executor = Executor::start(limits(4), Arc::new(Metrics::new()), |_, _, _| pending());
     let mut stuck = executor.ask(1, Deadlines { queue: Duration::MAX, total: 50 * MS }).unwrap();
-    assert_eq!(hear_out(&mut stuck).await.1, Event::Failed(Failure::Deadline { elapsed: 50 * MS }));
-    assert!(!executor.snapshot().running.is_empty(), "the slot is not free before the runner has stopped");
+    assert_eq!(read_all(&mut stuck).await.1, Event::Failed(Failure::Deadline { elapsed: 50 * MS }));
+    assert!(!executor.summary().running.is_empty(), "the slot stays busy until the job has stopped");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_queued_client_that_leaves_never_disturbs_the_running_job() {
-    let executor = speaker(30);
+    let executor = executor(30);
     let mut running = executor.ask(50, FOREVER).unwrap();
     sleep(15 * MS).await;
     let queued: Vec<_> = (0..20).map(|_| executor.ask(5, FOREVER).unwrap()).collect();
-    assert_eq!(executor.snapshot().queued_jobs, 20);
+    assert_eq!(executor.summary().queued_jobs, 20);
     drop(queued);
-    assert_eq!(executor.snapshot().queued_jobs, 0);
-    assert_eq!(hear_out(&mut running).await, (vec![1; 50], done(FinishReason::Length, 50)));
+    assert_eq!(executor.summary().queued_jobs, 0);
+    assert_eq!(read_all(&mut running).await, (vec![1; 50], done(FinishReason::Length, 50)));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_running_client_that_leaves_frees_the_slot_for_the_next() {
-    let executor = speaker(4);
+    let executor = executor(4);
     let running = executor.ask(1_000_000, FOREVER).unwrap();
     let mut next = executor.ask(1, FOREVER).unwrap();
     sleep(15 * MS).await;
     drop(running);
-    assert_eq!(hear_out(&mut next).await, (vec![2], done(FinishReason::Length, 1)));
+    assert_eq!(read_all(&mut next).await, (vec![2], done(FinishReason::Length, 1)));
 }
 
 #[tokio::test(start_paused = true)]
 async fn cancelling_is_idempotent_whether_waiting_running_or_over() {
-    let executor = speaker(4);
+    let executor = executor(4);
     let mut running = executor.ask(1_000, FOREVER).unwrap();
     let mut waiting = executor.ask(1_000, FOREVER).unwrap();
     sleep(25 * MS).await;
@@ -186,43 +194,43 @@ async fn cancelling_is_idempotent_whether_waiting_running_or_over() {
         waiting.cancel();
         running.cancel();
     }
-    assert_eq!(hear_out(&mut waiting).await.1, done(FinishReason::Cancelled, 0));
-    assert_eq!(hear_out(&mut running).await, (vec![1, 1], done(FinishReason::Cancelled, 2)));
+    assert_eq!(read_all(&mut waiting).await.1, done(FinishReason::Cancelled, 0));
+    assert_eq!(read_all(&mut running).await, (vec![1, 1], done(FinishReason::Cancelled, 2)));
     running.cancel();
     assert!(running.next().await.is_none());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_panic_fails_its_job_and_the_queue_goes_on() {
-    let executor = Executor::start(limits(4), Arc::new(Metrics::new()), |job, says, cancel| {
+async fn a_panic_fails_its_job_and_the_queue_continues() {
+    let executor = Executor::start(limits(4), Arc::new(Metrics::new()), |job, events, cancel| {
         assert!(job.id.0 != 1, "the first call panics");
         async move {
             assert!(job.id.0 != 2, "the second future panics");
-            speak(job, says, cancel, MS).await
+            generate(job, events, cancel, MS).await
         }
     });
     let mut tickets: Vec<_> = (0..3).map(|_| executor.ask(1, FOREVER).unwrap()).collect();
     for said in ["the first call panics", "the second future panics"] {
-        let (_, last) = hear_out(&mut tickets.remove(0)).await;
+        let (_, last) = read_all(&mut tickets.remove(0)).await;
         assert!(
             matches!(&last, Event::Failed(Failure::WorkerLost { message }) if message.contains(said)),
             "{last:?}"
         );
     }
-    assert_eq!(hear_out(&mut tickets[0]).await.1, done(FinishReason::Length, 1));
+    assert_eq!(read_all(&mut tickets[0]).await.1, done(FinishReason::Length, 1));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reader_who_never_reads_does_not_hold_the_slot() {
-    let executor = speaker(4);
+async fn a_client_that_never_reads_does_not_block_the_slot() {
+    let executor = executor(4);
     let _unread = executor.ask(500, FOREVER).unwrap();
     let mut next = executor.ask(1, FOREVER).unwrap();
-    assert_eq!(hear_out(&mut next).await.1, done(FinishReason::Length, 1));
+    assert_eq!(read_all(&mut next).await.1, done(FinishReason::Length, 1));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_drain_finishes_what_waits_and_accepts_nothing_more() {
-    let executor = speaker(4);
+async fn a_drain_finishes_waiting_jobs_and_refuses_new_ones() {
+    let executor = executor(4);
     let mut tickets = [executor.ask(10, FOREVER).unwrap(), executor.ask(10, FOREVER).unwrap()];
     let draining = tokio::spawn({
         let executor = executor.clone();
@@ -230,51 +238,51 @@ async fn a_drain_finishes_what_waits_and_accepts_nothing_more() {
     });
     sleep(MS).await;
     assert_eq!(executor.ask(1, FOREVER).unwrap_err(), SubmitError::Stopped);
-    assert!(!executor.snapshot().accepting);
+    assert!(!executor.summary().accepting);
     for ticket in &mut tickets {
-        assert_eq!(hear_out(ticket).await.1, done(FinishReason::Length, 10));
+        assert_eq!(read_all(ticket).await.1, done(FinishReason::Length, 10));
     }
     draining.await.unwrap();
-    assert!(executor.snapshot().running.is_empty());
+    assert!(executor.summary().running.is_empty());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_drain_ends_what_remains_after_its_grace() {
-    let executor = speaker(4);
+async fn a_drain_fails_the_rest_after_its_grace_time() {
+    let executor = executor(4);
     let mut tickets = [executor.ask(1_000, FOREVER).unwrap(), executor.ask(10, FOREVER).unwrap()];
     let begun = Instant::now();
     executor.drain(55 * MS).await;
     assert_eq!(begun.elapsed(), 55 * MS);
-    assert_eq!(hear_out(&mut tickets[0]).await, (vec![1; 5], Event::Failed(Failure::ShuttingDown)));
-    assert_eq!(hear_out(&mut tickets[1]).await, (vec![], Event::Failed(Failure::ShuttingDown)));
+    assert_eq!(read_all(&mut tickets[0]).await, (vec![1; 5], Event::Failed(Failure::ShuttingDown)));
+    assert_eq!(read_all(&mut tickets[1]).await, (vec![], Event::Failed(Failure::ShuttingDown)));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_drain_does_not_wait_for_ever_for_a_runner_that_does_not_stop() {
+async fn a_drain_does_not_wait_for_ever_for_a_job_that_does_not_stop() {
     let executor = Executor::start(limits(4), Arc::new(Metrics::new()), |_, _, _| pending());
     let _stuck = executor.ask(1, FOREVER).unwrap();
     let begun = Instant::now();
     executor.drain(50 * MS).await;
-    assert_eq!(begun.elapsed(), 50 * MS + STOPPING);
+    assert_eq!(begun.elapsed(), 50 * MS + super::handle::STOPPING);
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_runner_is_dropped_when_a_drain_is_over() {
+async fn the_closure_is_dropped_when_a_drain_is_over() {
     let (alive, mut dropped) = mpsc::channel::<()>(1);
-    let executor = Executor::start(limits(4), Arc::new(Metrics::new()), move |job, says, cancel| {
+    let executor = Executor::start(limits(4), Arc::new(Metrics::new()), move |job, events, cancel| {
         let _held = &alive;
-        speak(job, says, cancel, MS)
+        generate(job, events, cancel, MS)
     });
-    hear_out(&mut executor.ask(1, FOREVER).unwrap()).await;
+    read_all(&mut executor.ask(1, FOREVER).unwrap()).await;
     executor.drain(MS).await;
     assert!(dropped.recv().await.is_none());
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_happens_is_counted() {
+async fn jobs_and_tokens_are_counted() {
     let metrics = Arc::new(Metrics::new());
     let executor =
-        Executor::start(limits(4), metrics.clone(), |job, says, cancel| speak(job, says, cancel, MS));
+        Executor::start(limits(4), metrics.clone(), |job, events, cancel| generate(job, events, cancel, MS));
     let mut first = executor.ask(5, FOREVER).unwrap();
     let second = executor.ask(5, FOREVER).unwrap();
     sleep(MS / 2).await;
@@ -283,7 +291,7 @@ async fn what_happens_is_counted() {
         (1, 3, 1)
     );
     drop(second);
-    hear_out(&mut first).await;
+    read_all(&mut first).await;
     assert_eq!(
         (metrics.queue_jobs.get(), metrics.queue_prompt_tokens.get(), metrics.slot_busy.get()),
         (0, 0, 0)
@@ -299,16 +307,16 @@ async fn what_happens_is_counted() {
 
 #[tokio::test(start_paused = true)]
 async fn two_slots_run_two_jobs_at_a_time_and_end_when_the_queue_is_drained() {
-    let run = || |job: Job, says, cancel| speak(job, says, cancel, 10 * MS);
+    let run = || |job: Job, events, cancel| generate(job, events, cancel, 10 * MS);
     let (executor, work) = Executor::with_slots(limits(9), Arc::new(Metrics::new()), vec![run(), run()]);
     let work = tokio::spawn(work);
     let mut tickets: Vec<_> = (0..5).map(|_| executor.ask(10, FOREVER).unwrap()).collect();
     sleep(5 * MS).await;
-    let running: Vec<u64> = executor.snapshot().running.iter().map(|(id, _)| id.0).collect();
+    let running: Vec<u64> = executor.summary().running.iter().map(|(id, _)| id.0).collect();
     assert_eq!(running, [1, 2]);
     let began = Instant::now();
     for ticket in &mut tickets {
-        assert_eq!(hear_out(ticket).await.1, done(FinishReason::Length, 10));
+        assert_eq!(read_all(ticket).await.1, done(FinishReason::Length, 10));
     }
     assert!(began.elapsed() < 350 * MS, "five jobs of 100 ms took {:?}", began.elapsed());
     executor.drain(Duration::from_secs(1)).await;

@@ -1,4 +1,4 @@
-//! A decoder as plain data: what is computed, from which tensors.
+//! A decoder as plain data: its operations and their tensors.
 //!
 //! An architecture file turns a configuration into a [`Blueprint`]; the emitter turns any blueprint into a graph. The
 //! two meet only here, so a new architecture costs one file of names and settings, and a better graph reaches every
@@ -47,7 +47,7 @@ pub(super) struct Embedding {
 pub(super) enum LmHead {
     /// By the embedding's rows. A checkpoint may store this name too, if it holds the same.
     Tied { stored_as: String },
-    /// By rows of its own.
+    /// By a separate matrix.
     Separate(Linear),
 }
 
@@ -66,7 +66,7 @@ pub(super) struct Layer {
 #[derive(Clone, Debug)]
 pub(super) struct Norm {
     pub weight: Param,
-    /// With a bias it is layer normalisation; without one, by the root of the mean square alone.
+    /// With a bias it is layer normalisation; without one, RMS normalisation.
     pub bias: Option<Param>,
     pub epsilon: f32,
 }
@@ -84,13 +84,13 @@ pub(super) struct Attention {
     pub rotary: Option<usize>,
     /// Keys that a query sees, its own included; all when absent.
     pub window: Option<usize>,
-    /// What scores are multiplied with; `1 / sqrt(head_dim)` when absent.
+    /// Factor of the scores; `1 / sqrt(head_dim)` when absent.
     pub scale: Option<f32>,
     /// Scores `x` become `cap · tanh(x / cap)`.
     pub cap: Option<f32>,
 }
 
-/// The half of a layer that looks at one position alone.
+/// The half of a layer that processes each position separately.
 #[derive(Clone, Debug)]
 pub(super) struct Mlp {
     pub inner: Inner,
@@ -202,7 +202,7 @@ impl Blueprint {
         self
     }
 
-    /// The same model with a head of its own, of the name that a tied one would be stored as.
+    /// The same model with a separate head, under the name that a tied head would have.
     pub(super) fn untied(mut self) -> Self {
         if let LmHead::Tied { stored_as } = &self.head {
             let weight = Param { name: stored_as.clone(), ..self.embedding.table.clone() };
@@ -220,7 +220,7 @@ impl Blueprint {
             .chain(self.linears().flat_map(Linear::params))
     }
 
-    /// Keeps the first `positions` positions alone.
+    /// Limits the context to the first `positions` positions.
     pub(super) fn limit_context(&mut self, positions: usize) {
         self.context_length = self.context_length.min(positions);
         if let Some(table) = &mut self.embedding.positions {

@@ -78,7 +78,7 @@ pub enum CheckpointError {
     /// Its index cannot be used.
     #[error(transparent)]
     JsonConfig(#[from] JsonConfigError),
-    /// There is no safetensors file.
+    /// The directory has no safetensors file.
     #[error(
         "{}: neither {SINGLE} nor {INDEX} is there; download the whole checkpoint",
         dir.display()
@@ -129,7 +129,7 @@ pub enum CheckpointError {
     ShardName {
         /// The index.
         path: PathBuf,
-        /// What it says.
+        /// The file that it names.
         file: String,
     },
     /// The index promises a tensor that its file does not hold.
@@ -179,7 +179,7 @@ pub enum CheckpointError {
         /// Their names.
         tensors: Vec<String>,
     },
-    /// A head of its own is stored, though the configuration ties it to the embedding.
+    /// A separate head is stored, though the configuration ties it to the embedding.
     #[error(
         "{}: {head} differs from {embedding}, but config.json says that they are the same; set tie_word_embeddings to \
          false there to use both",
@@ -351,7 +351,7 @@ fn open_files(dir: &Path) -> Result<(Vec<TensorFile>, Option<PathBuf>), Checkpoi
     Err(no_tensors(dir))
 }
 
-/// The error for a directory without safetensors, by what it has instead.
+/// The error for a directory without safetensors, which depends on its other files.
 fn no_tensors(dir: &Path) -> CheckpointError {
     for file in ["pytorch_model.bin", "pytorch_model.bin.index.json"] {
         if files::exists(&dir.join(file)) {

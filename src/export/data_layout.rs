@@ -11,6 +11,9 @@ use super::{
     rope::Table,
 };
 
+/// The weights' file name in a model directory.
+pub(super) const DATA_FILE: &str = "model.onnx.data";
+
 /// Tensors start at multiples of a page, so that they can be mapped into memory as they are.
 const ALIGNMENT: u64 = 4096;
 

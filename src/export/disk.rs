@@ -1,4 +1,4 @@
-//! What a file system can do at once: reserve room, exchange two directories.
+//! Atomic operations of file systems: reserve room, exchange two directories.
 
 #[cfg(target_os = "linux")]
 pub(super) use linux::{available, exchange, rename_new, reserve};

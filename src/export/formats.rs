@@ -4,8 +4,8 @@
 //! the embedding's table are the same numbers and are stored once, so either name means both.
 //!
 //! That one matrix is read as input and as output, and in a small model it is a good part of all weights. With four bits
-//! it does more harm than all others together (the figures are in [`export`](super)), so it has eight unless `keep`
-//! says otherwise, as in llama.cpp's four-bit files.
+//! it does more harm than all others together (the figures are in [`export`](super)). So it has eight unless `keep` overrides
+//! it, as in llama.cpp's four-bit files.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,15 +17,18 @@ use crate::manifest::{Override, Quantization};
 
 use super::{
     blueprint::{Blueprint, LmHead},
-    emit::ACCURACY_LEVEL,
     param::{Param, module},
     quantize::{Bits, Quantizer, Rounding, ZeroPoints},
 };
 
+/// `MatMulNBits`' accuracy level that lets the CPU multiply in int8. Every other level is slower there, up to a hundred times
+/// with 8-bit weights.
+pub(super) const ACCURACY_LEVEL: u8 = 4;
+
 /// How weights are stored.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Storage {
-    /// Of matrices, where `keep` does not say otherwise. Everything else is stored as it is computed with.
+    /// Of matrices, unless `keep` overrides it. Everything else is stored in the type that it is computed with.
     pub format: WeightFormat,
     /// Of everything that is quantized.
     pub block_size: BlockSize,
@@ -113,14 +116,14 @@ impl FromStr for BlockSize {
 
 /// A format for some modules, written `PATTERN=FORMAT`.
 ///
-/// The pattern is a module's name, or how one ends after a dot; `*` stands for anything.
+/// The pattern is a module's name or its last dotted parts; `*` matches anything.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Keep {
     pattern: String,
     format: WeightFormat,
 }
 
-/// What keeps some modules in a format, and does not say which or what.
+/// A malformed [`Keep`].
 #[derive(Debug, thiserror::Error)]
 #[error("expected PATTERN=none, PATTERN=int8 or PATTERN=int4, such as lm_head=int8 or layers.0.*=none")]
 pub struct KeepError;
@@ -151,7 +154,7 @@ impl Keep {
     }
 }
 
-/// Whether `name` is what `pattern` says, where `*` stands for anything.
+/// Whether `pattern` matches `name`; `*` matches anything.
 fn is_like(name: &str, pattern: &str) -> bool {
     match pattern.split_once('*') {
         None => name == pattern,
@@ -172,12 +175,12 @@ pub struct NoSuchModule {
 }
 
 impl Storage {
-    /// What the manifest says of modules that no rule names.
+    /// The manifest's entry for modules that no rule names.
     pub(super) fn quantization(&self) -> Option<Quantization> {
         self.quantizer(self.format).map(describe)
     }
 
-    /// What the manifest says of the others.
+    /// The manifest's entries for the other modules.
     pub(super) fn overrides(&self, blueprint: &Blueprint) -> Vec<Override> {
         let describe = |keep: Keep| Override {
             quantization: self.quantizer(keep.format).map(describe),

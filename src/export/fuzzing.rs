@@ -7,7 +7,8 @@ use std::path::Path;
 use crate::manifest::{Dtype, GraphNames, Manifest};
 
 use super::{
-    DATA_FILE, Storage, WeightFormat, adapter, architectures, checkpoint,
+    Storage, WeightFormat, adapter, architectures, checkpoint,
+    data_layout::DATA_FILE,
     emit::{Precision, emit},
     inspect::operators,
     json_config::{JsonConfig, JsonConfigError},

@@ -8,10 +8,10 @@ use super::json_config::JsonConfig;
 
 pub(super) const CONFIG: &str = "genai_config.json";
 
-/// Decoders that onnxruntime-genai has no name of its own for are this.
+/// The type of decoders for which onnxruntime-genai has no specific one.
 const ANY_DECODER: &str = "decoder";
 
-/// What onnxruntime-genai is told of a model; sampling as `generation` has it.
+/// The configuration of a model for onnxruntime-genai; `generation` gives the sampling defaults.
 pub(super) fn config(manifest: &Manifest, generation: Option<&JsonConfig>) -> Value {
     let Manifest { dims, context_length, graph, end_tokens, .. } = manifest;
     let token = |field: &str| generation.and_then(|settings| settings.get(field)).cloned();
@@ -82,7 +82,7 @@ fn of_layer(name: &str) -> String {
 fn kind(architecture: &str) -> &str {
     match architecture {
         "gemma2" | "gemma3_text" | "llama" | "mistral" | "phi3" | "qwen2" | "qwen3" => architecture,
-        // What it knows as gpt2 has another cache.
+        // Its type gpt2 has a different cache layout.
         _ => ANY_DECODER,
     }
 }

@@ -2,12 +2,10 @@
 
 use prost::Message;
 
-use super::{
-    data_layout::DataRange,
-    onnx::{
-        Attribute, AttributeType, DataLocation, Dimension, ElementType, Extent, Graph, IR_VERSION, Model,
-        Node, OperatorSet, Shape, StringEntry, Tensor, TensorType, Type, ValueInfo,
-    },
+use super::data_layout::DataRange;
+use crate::onnx::{
+    Attribute, AttributeType, DataLocation, Dimension, ElementType, Extent, Graph, IR_VERSION, Model, Node,
+    OperatorSet, Shape, StringEntry, Tensor, TensorType, Type, ValueInfo,
 };
 
 /// Where ONNX Runtime's own operators live.

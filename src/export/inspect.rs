@@ -1,19 +1,17 @@
-//! What an export made, looked at again.
+//! Inspects an exported graph.
 
 use std::{collections::BTreeMap, path::Path};
 
 use prost::Message;
 
 use crate::manifest::FileRecord;
+use crate::onnx::{Model, Node};
 
-use super::{
-    SourceError,
-    onnx::{Model, Node},
-};
+use super::SourceError;
 
-/// A graph that cannot be looked at.
+/// A file that is not an ONNX graph.
 #[derive(Debug, thiserror::Error)]
-#[error("it is no ONNX graph: {0}; export the model again")]
+#[error("not an ONNX graph: {0}; export the model again")]
 pub struct InspectError(#[from] prost::DecodeError);
 
 /// An operator, and how many nodes of a graph it computes.
@@ -30,7 +28,7 @@ pub struct Operator {
 /// The operators of `graph`, the content of `model.onnx`, the most frequent first.
 ///
 /// # Errors
-/// [`InspectError`] when it is no ONNX graph.
+/// [`InspectError`] when it is not an ONNX graph.
 pub fn operators(graph: &[u8]) -> Result<Vec<Operator>, InspectError> {
     let nodes = Model::decode(graph)?.graph.unwrap_or_default().node;
     let mut counts: BTreeMap<(String, String), usize> = BTreeMap::new();

@@ -1,9 +1,8 @@
-//! Reads JSON settings that somebody else wrote.
+//! Reads the JSON configuration of a checkpoint or an adapter.
 //!
-//! A configuration comes with a checkpoint from anywhere: fields are missing, have another type than they had last
-//! year, or hold sizes that no model has. Every accessor therefore says which file, which field, what it holds and what
-//! was expected, and callers get plain numbers that are already within bounds. `null` counts as absent, as it does in
-//! transformers.
+//! A configuration may come from any program: fields are missing, have a different type than in earlier versions, or hold
+//! impossible sizes. So the error of every accessor names the file, the field, its value and what was expected, and callers get
+//! plain numbers within bounds. `null` counts as absent, as it does in transformers.
 
 use std::{
     io,
@@ -29,11 +28,11 @@ pub enum JsonConfigError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// It is far larger than any such file.
-    #[error("{}: larger than {MOST_BYTES}, which no settings file is; download it again", path.display())]
+    #[error("{}: larger than {MOST_BYTES}, the limit for a configuration; download it again", path.display())]
     TooLarge {
         /// The file.
         path: PathBuf,
@@ -53,7 +52,7 @@ pub enum JsonConfigError {
         path: PathBuf,
         /// The field, with the sections it lies in.
         field: String,
-        /// What it may hold.
+        /// The values allowed.
         expected: String,
     },
     /// A field holds something else than it should.
@@ -63,9 +62,9 @@ pub enum JsonConfigError {
         path: PathBuf,
         /// The field, with the sections it lies in.
         field: String,
-        /// What it holds.
+        /// The value found.
         value: String,
-        /// What it may hold.
+        /// The values allowed.
         expected: String,
     },
     /// A field asks for something that this version cannot do.
@@ -75,9 +74,9 @@ pub enum JsonConfigError {
         path: PathBuf,
         /// The field, with the sections it lies in.
         field: String,
-        /// What it holds.
+        /// The value found.
         value: String,
-        /// What it may hold instead.
+        /// The values supported.
         supported: String,
     },
 }
@@ -226,7 +225,7 @@ impl JsonConfig {
         }
     }
 
-    /// The error for a `field` whose value cannot be.
+    /// The error for a `field` with an invalid value.
     pub(super) fn wrong(&self, field: &str, expected: impl Into<String>) -> JsonConfigError {
         JsonConfigError::Wrong {
             path: self.path.clone(),
@@ -236,7 +235,7 @@ impl JsonConfig {
         }
     }
 
-    /// The error for a `field` whose value means something that is not implemented.
+    /// The error for a `field` whose value is not supported.
     pub(super) fn unsupported(&self, field: &str, supported: impl Into<String>) -> JsonConfigError {
         JsonConfigError::Unsupported {
             path: self.path.clone(),

@@ -1,4 +1,4 @@
-//! Opens what is to be exported and checks that its parts belong together, before anything is written.
+//! Opens the sources of an export and checks that they belong together, before anything is written.
 
 use std::path::{Path, PathBuf};
 
@@ -47,12 +47,12 @@ impl LoadedSources {
         Ok(std::mem::take(&mut self.sources).identify(progress)?)
     }
 
-    /// What provenance says of the adapters.
+    /// Summaries of the adapters for the manifest.
     pub(super) fn adapter_summaries(&self) -> Vec<AdapterSummary> {
         self.blend().map(|blend| blend.adapters().iter().map(Adapter::summary).collect()).unwrap_or_default()
     }
 
-    /// What a user should know about the merge.
+    /// Notes for the user about the merge.
     pub(super) fn notes(&self) -> Vec<String> {
         let mut notes = self.blend().map(|blend| blend.notes.clone()).unwrap_or_default();
         notes.extend(self.beyond.iter().map(|id| {
@@ -112,7 +112,7 @@ impl LoadedSources {
     }
 }
 
-/// The companions that lie in `dir`, by their names there.
+/// The tokenizer files that are in `dir`, by their names there.
 fn beside(companions: &TokenizerFiles, dir: &Path) -> impl Iterator<Item = (&'static str, PathBuf)> {
     let all = companions.paths().filter(move |(name, path)| dir.join(name) == *path);
     all.cloned()
@@ -123,7 +123,7 @@ fn adapter_origin(number: usize) -> String {
     if number == 0 { "adapter".into() } else { format!("adapter{}", number + 1) }
 }
 
-/// The first that says any counts: settings of generation, the configuration, that of the text model within it.
+/// The first non-empty list counts: of the generation settings, the configuration, the text model's section in it.
 fn end_tokens(generation: Option<&JsonConfig>, config: &JsonConfig) -> Result<Vec<u32>, JsonConfigError> {
     let text = config.section(architectures::TEXT)?;
     for settings in generation.into_iter().chain([config]).chain(&text) {

@@ -2,7 +2,7 @@
 //!
 //! The graph wants every linear layer as `[out, in]`, and query, key and value apart. Checkpoints store some of them
 //! transposed (GPT-2), several in one tensor (Phi-3), or several in one tensor that take turns head by head (BLOOM). A
-//! [`Param`] says what the graph wants and which *lines* of the stored tensor that is, so that reading, merging and
+//! [`Param`] names the graph's tensor and its *lines* in the stored tensor, so that reading, merging and
 //! quantizing need not know the difference.
 
 use std::{fmt, iter, ops::Range};

@@ -1,4 +1,4 @@
-//! What an export says while it works.
+//! Progress reports of an export.
 
 use crate::units::Bytes;
 
@@ -13,7 +13,7 @@ pub enum Stage {
     Checksums,
 }
 
-/// Told how far an export has come, from several threads. `()` listens to nothing.
+/// Receives the progress of an export, from several threads. `()` ignores it.
 pub trait Progress: Sync {
     /// `stage` begins; it is over when `total` has been advanced by, page padding aside.
     fn begin(&self, stage: Stage, total: Bytes);

@@ -17,7 +17,7 @@ use super::{Progress, Stage};
 pub struct SourceError {
     /// The file.
     path: PathBuf,
-    /// What the system said.
+    /// The system's error.
     source: io::Error,
 }
 

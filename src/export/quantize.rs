@@ -10,7 +10,7 @@
 //! These "plain" ranges only think of one weight or two. We try a few around them, refit each scale by least squares to
 //! the codes that it gives, and keep the one with the least squared error. Refitting and rounding again never increases
 //! the error, and the plain range is among the candidates, as are the symmetric ones among the asymmetric, so neither
-//! is worse than what it extends. The squared error, in that of plain symmetric rounding:
+//! is worse than the scheme that it extends. The squared error, relative to plain symmetric rounding:
 //!
 //! | | int4, 32 | 64 | 128 | int8, 32 | 64 | 128 |
 //! |---|---|---|---|---|---|---|
@@ -69,7 +69,7 @@ impl Bits {
         }
     }
 
-    /// The code that means zero, unless a block says otherwise.
+    /// The code of zero, unless a block has a zero point.
     const fn middle(self) -> u8 {
         match self {
             Self::Four => 8,
@@ -178,7 +178,7 @@ struct Candidate {
     zero_point: u8,
 }
 
-/// A grid, and what it leaves.
+/// A grid and its squared error.
 #[derive(Clone, Copy, Debug)]
 struct Fit {
     /// Sum of squares, in squares of the greatest magnitude: those of tiny weights would vanish.
@@ -238,9 +238,9 @@ struct Block {
     weights: [f32; MOST_BLOCK],
     /// Its length in whole lanes.
     len: usize,
-    /// What the last candidate's codes say, in steps from zero.
+    /// The last candidate's codes, in steps from zero.
     steps: [f32; MOST_BLOCK],
-    /// What they leave of the weights, in steps.
+    /// Their rounding errors, in steps.
     rest: [f32; MOST_BLOCK],
 }
 
@@ -321,7 +321,7 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     sums.iter().sum()
 }
 
-/// `value.clamp(lowest, highest)` for numbers, in two instructions: that one cares for what is no number.
+/// `value.clamp(lowest, highest)` in two instructions, for values that are not NaN.
 fn within(value: f32, lowest: f32, highest: f32) -> f32 {
     let value = if value > lowest { value } else { lowest };
     if value < highest { value } else { highest }

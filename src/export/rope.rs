@@ -80,7 +80,7 @@ impl Rotary {
         Self::read_section(config, rope.as_ref(), theta, head_dim)
     }
 
-    /// Reads one section, where `theta` is what counts if it does not say; without one, nothing is scaled.
+    /// Reads one section; `theta` is the default of its base. Without a section, nothing is scaled.
     pub(super) fn read_section(
         config: &JsonConfig,
         rope: Option<&JsonConfig>,

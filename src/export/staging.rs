@@ -2,7 +2,7 @@
 //!
 //! Everything is written to a hidden sibling of the output, synced, and renamed: a crash, an error or a full disk leaves
 //! the output as it was. To replace one, the two are exchanged. Where the file system cannot do that it takes two
-//! renames: for the moment between them there is no output. A reader that has the old files open keeps them.
+//! renames, with a moment between them when the output does not exist. A reader that has the old files open keeps them.
 
 use std::{
     fs::{self, File},
@@ -80,9 +80,9 @@ pub enum StagingError {
     /// A file or directory cannot be written.
     #[error("{}: {source}; {}", path.display(), way_out(source))]
     Write {
-        /// What was being written.
+        /// The path that was written.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -129,7 +129,7 @@ impl Staging {
         let failed = |source| StagingError::Write { path: parent.into(), source };
         fs::create_dir_all(parent).map_err(failed)?;
         temp_dir::clear(parent, name);
-        // What was put aside may be back.
+        // A killed export may have left the old output aside, and `clear` restores it.
         check_existing(output, existing)?;
         let dir = TempSibling::new(parent, name).map_err(failed)?;
         Ok(Self { dir, output: output.into(), existing })
@@ -209,7 +209,7 @@ impl Staging {
         let old = aside.path().join(name);
         fs::rename(&self.output, &old).map_err(failed)?;
         fs::rename(self.dir.path(), &self.output).map_err(|source| {
-            // Nothing is lost if this fails too, but it stays aside; the first error says more.
+            // If this fails too, the old output stays aside and is not lost. The first error is the useful one.
             drop(fs::rename(&old, &self.output));
             failed(source)
         })

@@ -1,7 +1,7 @@
 //! Hidden directories beside an output, while it is being written.
 //!
-//! A process that is killed leaves its directory behind, and whoever exports to the same output next removes it. The
-//! owner holds a lock on the directory itself, which the system takes away with the process: a directory whose lock can
+//! A process that is killed leaves its directory behind, and the next export to the same output removes it. The
+//! owner holds a lock on the directory itself, which the system releases with the process: a directory whose lock can
 //! be taken has no owner. On a file system without locks nothing is removed.
 
 use std::{
@@ -82,7 +82,7 @@ pub(super) fn clear(parent: &Path, name: &OsStr) {
     }
 }
 
-/// A directory that is being removed is no model from the first moment on.
+/// Removes the manifest first, so that a partly removed directory is not taken for a model.
 fn unmake(dir: &Path) {
     drop(fs::remove_file(dir.join(manifest::FILE_NAME)));
 }
@@ -123,7 +123,7 @@ mod tests {
         dir.read_dir().unwrap().count()
     }
 
-    /// What a killed process leaves: the directory, but not the lock.
+    /// The state after a process is killed: the directory exists, the lock is free.
     fn killed(parent: &Path, name: &str) -> PathBuf {
         let dir = parent.join(format!(".{name}.partial-abc123"));
         fs::create_dir(&dir).unwrap();

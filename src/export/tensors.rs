@@ -28,7 +28,7 @@ use crate::files;
 /// As the safetensors library itself refuses.
 const MOST_HEADER_BYTES: u64 = 100_000_000;
 
-/// A tensor name longer than this, or with more dimensions, is no model's.
+/// Limits on a tensor's name and on its dimensions, beyond those of any model.
 const MOST_NAME_BYTES: usize = 512;
 const MOST_DIMENSIONS: usize = 8;
 
@@ -46,7 +46,7 @@ pub enum TensorsError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// Its first bytes are not the length of a header that could be in it.
@@ -58,7 +58,7 @@ pub enum TensorsError {
     HeaderLength {
         /// The file.
         path: PathBuf,
-        /// What its first eight bytes say.
+        /// The header's length by its first eight bytes.
         header_bytes: u64,
         /// Its length.
         file_bytes: u64,
@@ -82,7 +82,7 @@ pub enum TensorsError {
         path: PathBuf,
         /// Its name there.
         tensor: String,
-        /// What the header says of it.
+        /// Its entry in the header.
         info: Box<TensorInfo>,
         /// Where it should start.
         before: u64,
@@ -255,7 +255,7 @@ struct Columns {
     height: usize,
 }
 
-/// What a file says is in it, checked against its length.
+/// A file's header, checked against the file's length.
 #[derive(Debug)]
 pub(super) struct Header {
     data_start: u64,

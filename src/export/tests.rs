@@ -9,11 +9,15 @@ use prost::Message;
 use tempfile::TempDir;
 
 use super::{
-    onnx::{Model, Tensor as Initializer},
+    data_layout::DATA_FILE,
+    run::GRAPH_FILE,
     testing::{self, Tensor},
     *,
 };
-use crate::manifest::{Override, Quantization};
+use crate::{
+    manifest::{self, Manifest, Override, Quantization},
+    onnx::{self, Model, Tensor as Initializer},
+};
 
 const INT4: Quantization = Quantization { bits: 4, block_size: 32, zero_points: false, accuracy_level: 4 };
 

@@ -1,8 +1,8 @@
 //! The files beside the weights: tokenizer, chat templates and generation settings.
 //!
-//! An adapter that was trained with tokens or templates of its own brings them, so its files win over the base's. Templates
-//! are taken together, from the first directory that has any: the adapter's `default` and the base's `tool_use` would be
-//! two formats. In the export each is a file of its own, wherever it was found: `chat_template.jinja`, and
+//! An adapter that was trained with new tokens or templates contains them, so its files win over the base's. All templates come
+//! from the first directory that has any: the adapter's `default` and the base's `tool_use` could have different formats. The
+//! export has a file for each, independent of where it was found: `chat_template.jinja`, and
 //! `additional_chat_templates/tool_use.jinja` for conversations with tools. The order is that of `transformers`.
 
 use std::{
@@ -42,7 +42,7 @@ pub enum TokenizerFilesError {
         /// The directory.
         dir: PathBuf,
     },
-    /// There is no tokenizer.
+    /// The tokenizer is missing.
     #[error("{}: {TOKENIZER} is not there; download the whole checkpoint", dir.display())]
     NoTokenizer {
         /// The directory.
@@ -53,10 +53,10 @@ pub enum TokenizerFilesError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// One of them is not what it should be.
+    /// One of them is invalid.
     #[error(transparent)]
     JsonConfig(#[from] JsonConfigError),
     /// The output cannot be written.
@@ -143,7 +143,7 @@ fn most(name: &str) -> Bytes {
     }
 }
 
-/// A file that is cut off would only be noticed by whoever serves the model.
+/// Checks that the file is complete JSON: a truncated file would otherwise only fail when the model is served.
 fn check_json(path: &Path, most: Bytes) -> Result<(), TokenizerFilesError> {
     let json =
         files::read(path, most).map_err(|source| TokenizerFilesError::Read { path: path.into(), source })?;

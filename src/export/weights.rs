@@ -11,13 +11,13 @@ use super::{
     random::RandomWeights,
 };
 
-/// Why a weight cannot be had.
+/// Why a weight cannot be read or merged.
 #[derive(Debug, thiserror::Error)]
 pub enum WeightsError {
-    /// The checkpoint fails to give it.
+    /// The checkpoint's tensor cannot be read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    /// The adapter fails to give what it adds.
+    /// The adapter's tensors cannot be read.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
     /// The adapter's matrices do not fit, which is checked before.
@@ -37,7 +37,7 @@ pub enum WeightsError {
         row: usize,
         /// Its column.
         column: usize,
-        /// What it holds.
+        /// The value.
         value: f32,
     },
 }

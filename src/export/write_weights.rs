@@ -28,20 +28,20 @@ const PIECE: usize = 1 << 20;
 /// Why the data file could not be filled.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteWeightsError {
-    /// A weight cannot be had.
+    /// A weight cannot be read or merged.
     #[error(transparent)]
     Weights(#[from] WeightsError),
-    /// A weight is too great for the type that it is to be stored in.
+    /// A weight is too large for the type that it is stored in.
     #[error(
-        "{tensor}: {value} is beyond what {dtype:?} holds, which ends at {}; export with --dtype bfloat16 or float32",
+        "{tensor}: {value} does not fit {dtype:?}, whose largest value is {}; export with --dtype bfloat16 or float32",
         dtype_encoding::greatest(*dtype)
     )]
     TooGreat {
         /// The weight, without prefixes.
         tensor: String,
-        /// What it holds.
+        /// The value.
         value: f32,
-        /// What it does not fit.
+        /// The type.
         dtype: Dtype,
     },
     /// The file cannot be written.
@@ -54,8 +54,8 @@ pub enum WriteWeightsError {
     },
 }
 
-/// Writes to the file at `path`, which has its length already, as `plan` has it. `angles` are those of the rotary positions, in their order.
-pub(super) fn fill(
+/// Fills the file at `path`, which has its length already, by `plan`. `angles` are those of the rotary positions, in order.
+pub(super) fn write_weights(
     path: &Path,
     plan: &DataLayout,
     (weights, angles): (&Weights, &[Angles]),

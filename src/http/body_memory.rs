@@ -1,8 +1,8 @@
-//! How much memory the bodies of all requests may take together.
+//! The memory limit for the bodies of all requests together.
 //!
-//! A body is paid for as it arrives and not as it is announced: a client that announces megabytes and sends nothing must not
-//! keep others out. The first [`FREE`] bytes of each are free, so that requests of ordinary length are served also while
-//! large ones have used up the rest; what is free is bounded by the number of connections.
+//! A body is counted as it arrives, not by its `Content-Length`: a client that announces megabytes and sends nothing must not
+//! block others. The first [`FREE`] bytes of each body are not counted, so that ordinary requests are served while large ones
+//! use up the limit; the number of connections bounds them.
 
 use std::sync::{
     Arc,
@@ -15,18 +15,18 @@ use crate::units::Bytes;
 /// Bytes of each body that are not counted.
 const FREE: u64 = 64 << 10;
 
-/// What the bodies of all requests may take.
+/// The memory of all bodies.
 #[derive(Clone, Debug)]
 pub(crate) struct BodyMemory {
     used: Arc<AtomicU64>,
     limit: Bytes,
 }
 
-/// What one body takes; given back when it is dropped.
+/// The memory of one body; released when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Share {
     memory: BodyMemory,
-    /// Bytes that it holds, free ones included.
+    /// Bytes held, including those that are not counted.
     held: u64,
 }
 
@@ -35,7 +35,7 @@ impl BodyMemory {
         Self { used: Arc::default(), limit }
     }
 
-    /// The share of a body of which nothing has arrived.
+    /// The share of a new body.
     pub(crate) fn share(&self) -> Share {
         Share { memory: self.clone(), held: 0 }
     }
@@ -50,7 +50,7 @@ impl Share {
     /// Reserves `more` bytes.
     ///
     /// # Errors
-    /// [`ApiError::BodyMemoryFull`] when other bodies take too much of the memory.
+    /// [`ApiError::BodyMemoryFull`] when other bodies hold too much of the memory.
     pub(crate) fn grow(&mut self, more: usize) -> Result<(), ApiError> {
         let held = self.held.saturating_add(more as u64);
         let counted = held.saturating_sub(FREE) - self.held.saturating_sub(FREE);
@@ -76,7 +76,7 @@ mod tests {
     const MIB: usize = 1 << 20;
 
     #[test]
-    fn bodies_share_one_limit_and_give_back_what_they_held() {
+    fn bodies_share_one_limit_and_release_what_they_hold() {
         let memory = BodyMemory::new(Bytes::mib(4));
         let mut first = memory.share();
         first.grow(3 * MIB).unwrap();
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn a_small_body_is_read_also_when_large_ones_hold_all_memory() {
+    fn a_small_body_is_read_while_large_ones_hold_all_memory() {
         let memory = BodyMemory::new(Bytes::mib(1));
         let mut large = memory.share();
         large.grow(MIB + (64 << 10)).unwrap();

@@ -1,12 +1,11 @@
-//! All open connections, so that there is room for one more.
+//! The list of open connections, which decides which one closes for a new one.
 //!
-//! When there are more than `server.max_connections`, the connection is closed that can best be spared: the one that has
-//! been idle for longest, else one whose client is still sending a head, else one whose client is still sending a body.
-//! A connection whose answer is due is never closed for another. Refusing newcomers instead would let a thousand idle
-//! clients keep out everybody, and the probes of an orchestrator with them, which would then kill a healthy server.
+//! At `server.max_connections`, a new connection closes the one that is idle for longest, else one whose client is sending a
+//! head, else one whose client is sending a body. A connection whose answer is due is never closed. Refusing new connections
+//! instead would let a thousand idle clients lock out everyone, including the probes of an orchestrator, which would then
+//! kill a healthy server.
 //!
-//! [`SPARE`] connections beyond the limit are accepted all the same, so that newcomers get in while a connection is being
-//! closed, or when all of them are busy.
+//! [`SPARE`] connections beyond the limit are accepted while another one closes, or when all are busy.
 
 use std::{
     cell::{Cell, RefCell},
@@ -17,23 +16,23 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-/// Connections that are accepted beyond the limit.
+/// Connections accepted beyond the limit.
 pub(crate) const SPARE: usize = 32;
 
-/// What the client of a connection is doing. Those that come first are closed first.
+/// What the client of a connection is doing. Connections in the first phases are closed first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Phase {
-    /// Nothing; it may send a request.
+    /// Nothing.
     Idle,
-    /// It is sending a head, or shaking hands.
+    /// Sending a head, or in the TLS handshake.
     Head,
-    /// It is sending a body.
+    /// Sending a body.
     Body,
-    /// It waits for its answer.
+    /// Waiting for an answer.
     Waiting,
 }
 
-/// All connections of one thread.
+/// The connections of one thread.
 #[derive(Clone, Debug)]
 pub(crate) struct Connections {
     open: Rc<RefCell<HashMap<u64, Rc<State>>>>,
@@ -43,13 +42,13 @@ pub(crate) struct Connections {
 
 #[derive(Debug)]
 struct State {
-    /// As far as what was read and written tells.
+    /// The phase by the bytes that were read and written.
     phase: Cell<Phase>,
-    /// Requests whose answers are not complete.
+    /// Answers that are not complete.
     answers: Cell<usize>,
     /// Bodies that are being read.
     bodies: Cell<usize>,
-    /// When any of these changed last.
+    /// When any of these last changed.
     since: Cell<Instant>,
     closing: CancellationToken,
 }
@@ -65,7 +64,7 @@ impl State {
         }
     }
 
-    /// A stream has answered in part and is written to now and then, so that only the number of answers tells.
+    /// A stream writes now and then, so its phase by bytes is wrong: the counters take precedence.
     fn phase(&self) -> Phase {
         match (self.bodies.get(), self.answers.get()) {
             (0, 0) => self.phase.get(),
@@ -75,9 +74,9 @@ impl State {
     }
 }
 
-/// One connection's place among all; clones are the same place. It is given back with the last of them.
+/// The entry of one connection in the list; removed with its last clone.
 #[derive(Clone, Debug)]
-pub(crate) struct Place(Rc<Inner>);
+pub(crate) struct ConnectionHandle(Rc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -87,13 +86,13 @@ struct Inner {
 }
 
 impl Connections {
-    /// No connections, of which there should be at most `most`.
+    /// An empty list for at most `most` connections.
     pub(crate) fn new(most: usize) -> Self {
         Self { open: Rc::default(), next: Rc::default(), most }
     }
 
-    /// The place of a new connection. If there are too many now, the one that can best be spared is asked to close.
-    pub(crate) fn enter(&self) -> Place {
+    /// Adds a connection. At the limit, another one is asked to close.
+    pub(crate) fn enter(&self) -> ConnectionHandle {
         let id = self.next.replace(self.next.get() + 1);
         let state = Rc::new(State::new());
         let is_full = self.open.borrow().len() >= self.most;
@@ -101,10 +100,10 @@ impl Connections {
             self.spare_one();
         }
         self.open.borrow_mut().insert(id, Rc::clone(&state));
-        Place(Rc::new(Inner { state, id, all: self.clone() }))
+        ConnectionHandle(Rc::new(Inner { state, id, all: self.clone() }))
     }
 
-    /// Asks the connection that can best be spared to close, and no longer counts it.
+    /// Asks one connection to close and removes it from the list.
     fn spare_one(&self) {
         let mut open = self.open.borrow_mut();
         let spared = open
@@ -118,38 +117,38 @@ impl Connections {
     }
 }
 
-impl Place {
-    /// Notes what the client does now.
-    pub(crate) fn turn_to(&self, phase: Phase) {
+impl ConnectionHandle {
+    /// Sets what the client is doing.
+    pub(crate) fn set_phase(&self, phase: Phase) {
         let state = &self.0.state;
         if state.phase.replace(phase) != phase {
             state.since.set(Instant::now());
         }
     }
 
-    /// Notes that an answer is due, until what is returned is dropped.
-    pub(crate) fn answer(&self) -> During {
-        During::begin(&self.0.state, |state| &state.answers)
+    /// Marks that an answer is due, until the guard is dropped.
+    pub(crate) fn answer(&self) -> ActivityGuard {
+        ActivityGuard::begin(&self.0.state, |state| &state.answers)
     }
 
-    /// Notes that a body is being read, until what is returned is dropped.
-    pub(crate) fn body(&self) -> During {
-        During::begin(&self.0.state, |state| &state.bodies)
+    /// Marks that a body is being read, until the guard is dropped.
+    pub(crate) fn body(&self) -> ActivityGuard {
+        ActivityGuard::begin(&self.0.state, |state| &state.bodies)
     }
 
-    /// Cancelled when the connection must close.
+    /// Cancelled when the connection has to close.
     pub(crate) fn closing(&self) -> &CancellationToken {
         &self.0.state.closing
     }
 }
 
-/// Something that a connection is doing.
-pub(crate) struct During {
+/// Counts an activity of a connection while it exists.
+pub(crate) struct ActivityGuard {
     state: Rc<State>,
     count: fn(&State) -> &Cell<usize>,
 }
 
-impl During {
+impl ActivityGuard {
     fn begin(state: &Rc<State>, count: fn(&State) -> &Cell<usize>) -> Self {
         count(state).update(|n| n + 1);
         state.since.set(Instant::now());
@@ -157,7 +156,7 @@ impl During {
     }
 }
 
-impl Drop for During {
+impl Drop for ActivityGuard {
     fn drop(&mut self) {
         (self.count)(&self.state).update(|n| n - 1);
         self.state.since.set(Instant::now());
@@ -174,33 +173,33 @@ impl Drop for Inner {
 mod tests {
     use super::*;
 
-    fn is_closing(place: &Place) -> bool {
-        place.closing().is_cancelled()
+    fn is_closing(handle: &ConnectionHandle) -> bool {
+        handle.closing().is_cancelled()
     }
 
     #[test]
-    fn when_all_places_are_taken_the_connection_that_was_idle_for_longest_is_closed() {
+    fn at_the_limit_the_connection_that_is_idle_for_longest_closes() {
         let all = Connections::new(3);
         let [waiting, first, second] = [Phase::Waiting, Phase::Idle, Phase::Idle].map(|phase| {
-            let place = all.enter();
-            place.turn_to(phase);
+            let handle = all.enter();
+            handle.set_phase(phase);
             std::thread::sleep(std::time::Duration::from_millis(2));
-            place
+            handle
         });
         let newcomer = all.enter();
         assert_eq!([&waiting, &first, &second, &newcomer].map(is_closing), [false, true, false, false]);
         drop(second);
         let next = all.enter();
-        assert_eq!([&waiting, &newcomer, &next].map(is_closing), [false; 3], "a place was free");
+        assert_eq!([&waiting, &newcomer, &next].map(is_closing), [false; 3], "below the limit");
     }
 
     #[test]
-    fn a_connection_whose_answer_is_due_is_never_closed_for_another() {
+    fn a_connection_whose_answer_is_due_never_closes_for_another() {
         let all = Connections::new(1);
         let waiting = all.enter();
-        // A stream that has been written to looks idle, as far as that goes.
+        // A stream that was written to looks idle by its bytes.
         let _answer = waiting.answer();
-        waiting.turn_to(Phase::Idle);
+        waiting.set_phase(Phase::Idle);
         let body = all.enter();
         let _answer = body.answer();
         let _body = body.body();

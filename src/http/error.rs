@@ -1,8 +1,7 @@
-//! The one table from error to status.
+//! All errors of the HTTP API, and the table that maps them to statuses and codes.
 //!
-//! Statuses and codes are decided by the variants below and by nothing else: never by what a message says. Bodies have
-//! OpenAI's shape, `{"error": {"message", "type", "code", "param"}}`, so that existing clients show them. `code` is
-//! what a program may rely on; messages may change.
+//! Bodies have OpenAI's shape, `{"error": {"message", "type", "code", "param"}}`, which existing clients display. Codes are
+//! stable; messages may change.
 
 use std::time::Duration;
 
@@ -10,51 +9,51 @@ use actix_web::{
     HttpResponse, HttpResponseBuilder, ResponseError,
     http::{StatusCode, header},
 };
-use serde_json::{Value, json};
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::field_error::FieldError;
 use crate::{
     constraint::ConstraintError,
     executor::SubmitError,
-    job::Failure,
+    job::{Failure, Readiness},
     sandbox::SandboxError,
     text::TextError,
     units::{Bytes, Tokens},
 };
 
-/// When to come back, where nothing better is known.
-pub(crate) const SOON: Duration = Duration::from_secs(5);
+/// Default of `Retry-After`.
+const SOON: Duration = Duration::from_secs(5);
 
-/// When to come back to workers that nobody will start again without looking.
+/// `Retry-After` when no worker will be restarted automatically.
 const LATER: Duration = Duration::from_secs(60);
 
 /// A model that is not served because its files cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unavailable {
-    /// What requests call it.
+    /// The id of the model.
     pub id: String,
-    /// What is wrong, for clients: without paths of this machine.
+    /// The reason, for clients: without file paths.
     pub reason: String,
 }
 
-/// Why a request was not answered.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ApiError {
     #[error("the request is not HTTP: {problem}")]
     NotHttp { problem: String },
-    #[error("the head of the request did not arrive within {} s", limit.as_secs())]
+    #[error("the request head did not arrive within {} s", limit.as_secs())]
     HeadTooSlow { limit: Duration },
-    #[error("the head of the request is larger than 128 KiB or has more than 96 lines; send fewer headers")]
+    #[error("the request head is larger than 128 KiB or has more than 96 headers; send fewer headers")]
     HeadTooLarge,
-    #[error("nothing is served under {path}; GET / lists what is")]
+    #[error("no route for {path}; GET / lists all routes")]
     NotFound { path: String },
-    #[error("this path takes {allow} only")]
+    #[error("method not allowed; this path allows {allow}")]
     MethodNotAllowed { allow: &'static str },
-    #[error("the body is larger than {limit}, the limit of this server (server.body_limit_bytes)")]
+    #[error("the request body is larger than {limit} (server.body_limit_bytes)")]
     BodyTooLarge { limit: Bytes },
     #[error(
-        "the bodies of other requests hold all of the {limit} that server.body_memory_bytes allows; retry later, or send a \
-         smaller body"
+        "the request bodies of other clients use all {limit} of server.body_memory_bytes; retry later, or send a smaller body"
     )]
     BodyMemoryFull { limit: Bytes },
     #[error(
@@ -64,24 +63,23 @@ pub(crate) enum ApiError {
     NotJsonType { found: Option<String> },
     #[error("Content-Encoding {found:?} is not supported; send gzip or identity")]
     EncodingUnsupported { found: String },
-    #[error("the body is not valid gzip, though its Content-Encoding says so: {message}")]
+    #[error("Content-Encoding is gzip, but the body is not valid gzip: {message}")]
     NotGzip { message: String },
     #[error(
-        "this server does not answer to the name {host:?}; call it by its address or as localhost, or add the name to \
-         server.hosts"
+        "host {host:?} is not allowed; use the server's IP address or localhost, or add the name to server.hosts"
     )]
     HostNotAllowed { host: String },
-    #[error("the body did not arrive within {} s", limit.as_secs())]
+    #[error("the request body did not arrive within {} s", limit.as_secs())]
     BodyTooSlow { limit: Duration },
-    #[error("the body could not be read: {why}")]
+    #[error("cannot read the request body: {why}")]
     BodyBroken { why: &'static str },
-    #[error("the body is not JSON: {message}")]
+    #[error("the request body is not valid JSON: {message}")]
     NotJson { message: String },
     #[error(transparent)]
     Field(#[from] FieldError),
-    #[error("there is no saved prompt {name:?} here; GET /admin/cache lists those that there are")]
+    #[error("no saved prompt {name:?}; GET /admin/cache lists all")]
     SavedPromptNotFound { name: String },
-    #[error("there is no model {asked:?} here; this server serves {served}")]
+    #[error("no model {asked:?}; available models: {served}")]
     ModelNotFound { asked: String, served: String },
     #[error("model {:?} is not available: {}", .0.id, .0.reason)]
     ModelUnavailable(Unavailable),
@@ -90,22 +88,22 @@ pub(crate) enum ApiError {
          admin key"
     )]
     NotFromHere,
-    #[error("this server wants an API key: send `Authorization: Bearer KEY` or `X-Api-Key: KEY`")]
+    #[error("missing API key; send `Authorization: Bearer KEY` or `X-Api-Key: KEY`")]
     NoKey,
-    #[error("this API key is not known here; ask whoever runs the server for one")]
+    #[error("invalid API key; ask the server's operator for a valid one")]
     WrongKey,
-    #[error("this path is for whoever runs the server: send a key that has `admin = true` in auth.keys_file")]
+    #[error("admin endpoints require a key with `admin = true` in auth.keys_file")]
     NotAdmin,
     #[error("this API key may not use model {model:?}; it may use {allowed}")]
     ModelNotAllowed { model: String, allowed: String },
     #[error("requests from web pages of this origin are not allowed; add the origin to cors.origins")]
     OriginNotAllowed,
-    #[error("{whose} has used up its {limit} {what} a minute; the next is free in {} s", whole_seconds(*wait))]
+    #[error("rate limit of {whose} exceeded ({limit} {what} per minute); retry in {} s", whole_seconds(*wait))]
     RateLimited { whose: &'static str, what: &'static str, limit: u32, wait: Duration },
-    #[error("the prompt is empty; a model continues at least one token")]
+    #[error("the prompt is empty; send at least one token")]
     EmptyPrompt,
-    // OpenAI's words: LiteLLM, LangChain and others know by "maximum context length is" when to shorten a conversation or to
-    // ask a model with more room.
+    // OpenAI's wording: LiteLLM, LangChain and others look for "maximum context length is" to shorten a conversation or to
+    // choose another model.
     #[error(
         "This model's maximum context length is {capacity}. However, your messages resulted in {prompt}, which leaves no \
          room for an answer. Please reduce the length of the messages."
@@ -125,12 +123,12 @@ pub(crate) enum ApiError {
     Submit(#[from] SubmitError),
     #[error(transparent)]
     Failure(#[from] Failure),
-    #[error("an internal task failed: {message}")]
+    #[error("internal error: {message}")]
     Internal { message: String },
 }
 
 impl ApiError {
-    /// The table.
+    /// The status and the code of each error.
     fn row(&self) -> (StatusCode, &'static str) {
         use StatusCode as S;
         match self {
@@ -175,12 +173,24 @@ impl ApiError {
         }
     }
 
-    /// The stable code.
+    /// Why a server in this state is not ready; `None` if it is.
+    pub(crate) fn not_ready(readiness: &Readiness) -> Option<Self> {
+        let down = |reason: &String, retry_in| Self::WorkerDown { reason: reason.clone(), retry_in };
+        match readiness {
+            Readiness::Ready(_) => None,
+            Readiness::Starting => Some(Self::Loading),
+            Readiness::Restarting { reason } => Some(down(reason, Some(SOON))),
+            Readiness::Down { reason, retry_in } => Some(down(reason, *retry_in)),
+            Readiness::Stopping => Some(SubmitError::Stopped.into()),
+        }
+    }
+
+    /// The code, which is stable.
     pub(crate) fn code(&self) -> &'static str {
         self.row().1
     }
 
-    /// The request's field that is at fault, if one is.
+    /// The field at fault, if any.
     fn param(&self) -> Option<&str> {
         match self {
             Self::Field(field) => Some(field.param()),
@@ -198,7 +208,7 @@ impl ApiError {
         }
     }
 
-    /// When the same request may succeed.
+    /// When to retry the same request.
     fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Submit(SubmitError::Busy { retry_after: wait, .. }) | Self::RateLimited { wait, .. } => {
@@ -216,53 +226,52 @@ impl ApiError {
         }
     }
 
-    /// What the client is told. What files, libraries and processes say may name paths of this machine and is for the log.
+    /// The message for the client. Messages of files, libraries and processes may contain paths and go to the log only.
     fn message(&self) -> String {
         match self.public() {
-            Some(public) => format!("{public}; the log of the server says why"),
+            Some(public) => format!("{public}; see the server's log"),
             None => shortened(self.to_string()),
         }
     }
 
-    /// What the log says besides, if the client was not told everything.
+    /// The full message for the log, if the client gets a shortened one.
     pub(crate) fn detail(&self) -> Option<String> {
         self.public().is_some().then(|| self.to_string())
     }
 
-    /// What may be told of errors that others worded.
+    /// The message for the client, if the full one is for the log only.
     fn public(&self) -> Option<String> {
-        let told = match self {
+        let message = match self {
             Self::Text(text) if text.names_a_file() => "the model's files cannot be used".into(),
             Self::WorkerDown { retry_in: Some(_), .. }
             | Self::Failure(Failure::NoWorker { retry_in: Some(_), .. }) => {
-                "no worker is running; the next one is being started".into()
+                "no worker is running; a new one is being started".into()
             }
             Self::WorkerDown { retry_in: None, .. }
             | Self::Failure(Failure::NoWorker { retry_in: None, .. }) => {
-                "no worker is running, and none will be started".into()
+                "no worker is running, and it will not be restarted automatically".into()
             }
             Self::Failure(Failure::Model { model, .. }) => format!("model {model} cannot be loaded"),
-            Self::Failure(Failure::Device { .. }) => "the device failed".into(),
+            Self::Failure(Failure::Device { .. }) => "device error".into(),
             Self::Failure(Failure::OutOfMemory { .. }) => {
-                "the device has no room for this request; shorten the prompt or ask for fewer new tokens"
-                    .into()
+                "out of device memory; shorten the prompt or request fewer tokens".into()
             }
             Self::Failure(Failure::SavedFile { name, .. }) => {
-                format!("the file of saved prompt {name:?} cannot be written or read")
+                format!("cannot read or write the file of saved prompt {name:?}")
             }
             Self::Failure(Failure::WorkerLost { .. }) => "the worker process was lost".into(),
             Self::Sandbox(SandboxError::Unavailable { .. }) => {
-                "schemas and conversations cannot be prepared now; retry later, or send a plain `prompt`"
+                "cannot compile schemas or render chat templates now; retry later, or send a plain `prompt`"
                     .into()
             }
-            Self::Internal { .. } => "an internal task failed".into(),
+            Self::Internal { .. } => "internal error".into(),
             _ => return None,
         };
-        Some(told)
+        Some(message)
     }
 
-    /// The body, and what follows `data:` in a stream.
-    pub(crate) fn body(&self) -> Value {
+    /// The body of the answer, and the last event of a stream that fails.
+    pub(crate) fn body(&self) -> ErrorBody {
         let (status, code) = self.row();
         let kind = match status {
             StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
@@ -270,8 +279,30 @@ impl ApiError {
             _ => "invalid_request_error",
         };
         let param = self.param().map(|param| shortened(param.to_owned()));
-        json!({ "error": { "message": self.message(), "type": kind, "code": code, "param": param } })
+        ErrorBody { error: ErrorDetails { message: self.message(), kind, code, param } }
     }
+}
+
+/// The body of an error, in OpenAI's shape.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct ErrorBody {
+    pub(crate) error: ErrorDetails,
+}
+
+/// Why a request failed.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct ErrorDetails {
+    /// For people; may change.
+    pub(crate) message: String,
+    /// `invalid_request_error`, `rate_limit_error` or `server_error`.
+    #[serde(rename = "type")]
+    pub(crate) kind: &'static str,
+    /// For programs; does not change.
+    #[schema(examples("queue_full", "invalid_value", "context_length_exceeded"))]
+    pub(crate) code: &'static str,
+    /// The path of the field at fault.
+    #[schema(required)]
+    pub(crate) param: Option<String>,
 }
 
 impl ResponseError for ApiError {
@@ -330,10 +361,10 @@ fn failure_row(failure: &Failure) -> (StatusCode, &'static str) {
         Failure::Context { .. } => (StatusCode::BAD_REQUEST, "context_length_exceeded"),
         Failure::UnknownToken { .. } => (StatusCode::BAD_REQUEST, "unknown_token"),
         Failure::Model { .. } => (StatusCode::SERVICE_UNAVAILABLE, "model_load_failed"),
-        Failure::NoNumber { .. } => (StatusCode::SERVICE_UNAVAILABLE, "model_damaged"),
+        Failure::NanLogits { .. } => (StatusCode::SERVICE_UNAVAILABLE, "model_damaged"),
         Failure::Constraint { .. } => (StatusCode::BAD_REQUEST, "constraint_failed"),
         Failure::Device { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "device_error"),
-        // Not one of 5xx: clients send those again by themselves, and the same request needs as much the next time.
+        // Not a 5xx: clients retry those automatically, and the same request would need as much memory again.
         Failure::OutOfMemory { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "out_of_memory"),
         Failure::SavedPrompt { .. } => (StatusCode::CONFLICT, "saved_prompt_unusable"),
         Failure::SavedFile { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "saved_prompt_failed"),
@@ -345,7 +376,7 @@ fn failure_row(failure: &Failure) -> (StatusCode, &'static str) {
     }
 }
 
-/// An error repeats what was sent, which may be megabytes.
+/// Limits the length of text that an error quotes from the request.
 fn shortened(mut text: String) -> String {
     const MOST: usize = 2_000;
     if text.len() > MOST {
@@ -355,7 +386,7 @@ fn shortened(mut text: String) -> String {
     text
 }
 
-/// Rounded up, for a client that comes back too early is refused again.
+/// Rounded up: a client that retries too early is refused again.
 fn whole_seconds(wait: Duration) -> u64 {
     wait.as_secs() + u64::from(wait.subsec_nanos() > 0)
 }
@@ -371,24 +402,26 @@ mod tests {
     }
 
     #[test]
-    fn what_the_client_can_mend_is_never_a_server_error() {
+    fn errors_that_the_client_can_fix_are_never_server_errors() {
         let prompt = Tokens(9);
-        let mendable: [ApiError; 4] = [
+        let fixable: [ApiError; 4] = [
             ApiError::EmptyPrompt,
             TextError::NoTemplate { id: "base".into() }.into(),
             Failure::Context { prompt, max_new: prompt, capacity: prompt }.into(),
             Failure::UnknownToken { id: 9, vocabulary: 4 }.into(),
         ];
-        for error in mendable {
+        for error in fixable {
             assert!(error.status_code().is_client_error(), "{error}");
-            assert_eq!(error.body()["error"]["type"], "invalid_request_error");
+            assert_eq!(error.body().error.kind, "invalid_request_error");
         }
     }
 
     #[test]
-    fn whoever_should_come_back_is_told_when() {
-        let down =
-            ApiError::WorkerDown { reason: "it fell".into(), retry_in: Some(Duration::from_millis(2_500)) };
+    fn an_error_that_may_pass_has_retry_after() {
+        let down = ApiError::WorkerDown {
+            reason: "it crashed".into(),
+            retry_in: Some(Duration::from_millis(2_500)),
+        };
         let response = down.error_response();
         assert_eq!(response.status(), 503);
         assert_eq!(response.headers().get("retry-after").unwrap(), "3");

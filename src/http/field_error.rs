@@ -11,6 +11,10 @@ pub(crate) enum FieldError {
     Range { param: String, found: String, range: String },
     #[error("{param}: {message}")]
     Value { param: String, message: String },
+    #[error("{param} and {other} are mutually exclusive; send one of them")]
+    Conflict { param: String, other: String },
+    #[error("{param} requires {requirement}")]
+    Requires { param: String, requirement: &'static str },
     #[error("{param} is not supported with this value; leave it out{instead}")]
     Unsupported { param: String, instead: String },
     #[error(
@@ -25,12 +29,24 @@ impl FieldError {
         Self::Value { param: param.into(), message: message.into() }
     }
 
+    /// `param` and `other` were both sent.
+    pub(crate) fn conflict(param: impl Into<String>, other: impl Into<String>) -> Self {
+        Self::Conflict { param: param.into(), other: other.into() }
+    }
+
+    /// `param` needs another field, written as JSON, which was not sent.
+    pub(crate) fn requires(param: impl Into<String>, requirement: &'static str) -> Self {
+        Self::Requires { param: param.into(), requirement }
+    }
+
     /// The stable code.
     pub(crate) const fn code(&self) -> &'static str {
         match self {
             Self::Missing { .. } => "missing_field",
             Self::Type { .. } => "invalid_type",
-            Self::Range { .. } | Self::Value { .. } => "invalid_value",
+            Self::Range { .. } | Self::Value { .. } | Self::Conflict { .. } | Self::Requires { .. } => {
+                "invalid_value"
+            }
             Self::Unsupported { .. } => "unsupported_field",
             Self::Unknown { .. } => "unknown_field",
         }
@@ -43,6 +59,8 @@ impl FieldError {
             | Self::Type { param, .. }
             | Self::Range { param, .. }
             | Self::Value { param, .. }
+            | Self::Conflict { param, .. }
+            | Self::Requires { param, .. }
             | Self::Unsupported { param, .. }
             | Self::Unknown { param } => param,
         }

@@ -2,38 +2,37 @@
 
 use std::time::Duration;
 
-use super::{
-    formats::{
-        chat::Chat, completions::Completions, format::ApiFormat, generate_lite::GenerateLite,
-        responses::Responses,
-    },
-    request::{fields::Fields, generation::Rules, tools::ToolRules},
+use super::request::{
+    chat::ChatRequest,
+    completions::CompletionRequest,
+    fields::Fields,
+    generate_lite::GenerateLiteRequest,
+    generation::{GenerateRequest, RequestContext},
+    responses::ResponseCall,
+    tools::ToolContext,
 };
 use crate::{executor::Deadlines, text::ToolSupport};
 
-/// Parses `body` as a request of every generating route, for a model with tools and for one without. Says whether any took it.
+/// Parses `body` as a request of every generating route, for models with and without tools. Returns whether any accepts it.
 pub fn request(body: &[u8]) -> bool {
     let template = "{% if tools %}<tool_call>{% endif %}";
     [ToolSupport::None, ToolSupport::Unread, ToolSupport::of(template)].into_iter().any(|support| {
-        let rules = Rules {
+        let context = RequestContext {
             vocabulary: 4096,
             deadlines: Deadlines { queue: Duration::from_secs(60), total: Duration::from_secs(600) },
-            temperature: 1.0,
-            tools: ToolRules { support, is_marker_special: false },
+            tools: ToolContext { support, is_marker_special: false },
         };
-        let taken = [
-            parse::<GenerateLite>(body, &rules),
-            parse::<Completions>(body, &rules),
-            parse::<Chat>(body, &rules),
-            parse::<Responses>(body, &rules),
+        let accepted = [
+            parse::<GenerateLiteRequest>(body, &context),
+            parse::<CompletionRequest>(body, &context),
+            parse::<ChatRequest>(body, &context),
+            parse::<ResponseCall>(body, &context),
         ];
-        taken.contains(&true)
+        accepted.contains(&true)
     })
 }
 
-fn parse<D: ApiFormat>(body: &[u8], rules: &Rules) -> bool {
-    let Ok(mut fields) = Fields::parse(body) else { return false };
-    fields.take::<String>("model").is_ok()
-        && D::ask(&mut fields, rules).is_ok()
-        && fields.finish(D::OTHERS).is_ok()
+fn parse<R: GenerateRequest>(body: &[u8], context: &RequestContext) -> bool {
+    let Ok(fields) = Fields::parse(body) else { return false };
+    R::parse(fields).and_then(|request| request.resolve(context)).is_ok()
 }

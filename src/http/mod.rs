@@ -1,38 +1,45 @@
-//! The HTTP side: routes, request and answer types, server-sent events, and the one table from error to status.
+//! The HTTP server: routes, requests, answers, server-sent events, and the table from errors to statuses.
 //!
-//! `listen` accepts connections and `connection` stands between them and actix-web. A request goes down this list: `gate` lets
-//! it in, `body` reads it, `fields` takes it apart, `dialect` and `ask` prove it (`compat` has the fields of other servers,
-//! `ignored` those that were left out), `rendering` has the sandbox make a prompt of its messages, `admission` makes it a
-//! job, `answer` makes text of what comes back, and `generate` sends it. `error` is
-//! where each of them says no.
+//! ```text
+//! server      accepts connections, explains malformed HTTP
+//! routes      the table of all routes; openapi documents it
+//! middleware  access rules, CORS, headers, access log
+//! handlers    one file per route or group of routes
+//! formats     wire formats of the generating routes
+//! request     from bytes to a checked request
+//! state       what handlers share; error, offload and body_memory beside it
+//! ```
+//!
+//! Each line uses the lines below it. A request for an answer is read by `request::body`, parsed by its `formats` module,
+//! submitted as a job by `handlers::submit`, and answered from a `formats::completion_stream` by `handlers::generate`.
 //!
 //! # What runs where
 //!
-//! What may take more than a millisecond, whatever a client sends, is not done on the HTTP thread. `offload` bounds how
-//! much of it is done at once.
+//! Work that may take more than a millisecond does not run on the HTTP thread. `offload` bounds how much of it runs at once.
 //!
-//! | work | most of it | where |
+//! | work | bound | where |
 //! |---|---|---|
-//! | heads, hosts, origins, keys, allowances | 128 KiB | HTTP thread |
+//! | request heads, hosts, origins, keys, rate limits | 128 KiB | HTTP thread |
 //! | reading a body | `server.body_limit_bytes` each, `server.body_memory_bytes` in all | HTTP thread, copied once |
 //! | gzip, JSON, fields, their errors | `server.body_limit_bytes` | offload, above 16 KiB |
-//! | chat templates (generating, `/tokenize`, `/apply-template`, `/admin/cache`) | steps, time and memory are limited | `sandbox`, a process of its own |
-//! | tokenizing, prompts and `/tokenize` | what the context holds, and a little more | offload, above 1 KiB |
+//! | chat templates (generating, `/tokenize`, `/apply-template`, `/admin/cache`) | limits on steps, time and memory | `sandbox`, a process of its own |
+//! | tokenizing prompts, `/tokenize` | a little more than the context length | offload, above 1 KiB |
 //! | `/detokenize` | as many ids as a body holds | offload, above 1,024 |
-//! | schemas, grammars, regular expressions | time and memory are limited | `sandbox`, a process of its own |
+//! | schemas, grammars, regular expressions | limits on time and memory | `sandbox`, a process of its own |
 //! | `dry_sequence_breakers`: a search through the vocabulary | 16 strings of 64 bytes | offload, always |
 //! | logging prompts (`log.prompts`) | a prompt | offload, with the fields |
-//! | a token on its way to a stream: stop strings, calls | 16 stop strings; tokens are short | HTTP thread |
-//! | whole answers as JSON | choices × tokens × alternatives | offload, above 16 KiB |
-//! | `/v1/slot`, `/v1/models`, `/metrics` | bounded by the queue, 64 past requests, and labels that are fixed | HTTP thread |
-//! | `/openapi.json`, `/docs`, `/` | made once, when the server starts | HTTP thread, a copy of 100 KiB |
-//! | files of saved prompts | disks may be slow | a thread of their own |
+//! | stop strings and tool calls of a streamed token | 16 stop strings; tokens are short | HTTP thread |
+//! | complete answers as JSON | choices × tokens × alternatives | offload, above 16 KiB |
+//! | `/v1/slot`, `/v1/models`, `/metrics` | the queue, 64 finished requests, fixed labels | HTTP thread |
+//! | `/openapi.json`, `/docs`, `/` | made once at startup; 100 KiB are copied | HTTP thread |
+//! | files of saved prompts | the speed of the disk | blocking thread pool |
 //!
-//! A client that leaves is noticed because everything made for it is dropped: its handler or stream, the answer within,
-//! and the ticket within that. Nothing polls for it.
+//! When a client disconnects, actix-web drops its handler or stream, and with it the completion stream and the executor's
+//! ticket, which cancels the job.
 
 mod body_memory;
 mod connections;
+mod documents;
 mod error;
 mod field_error;
 mod formats;
@@ -43,17 +50,18 @@ mod model_registry;
 mod offload;
 mod openapi;
 mod request;
+mod route;
+mod route_info;
 mod routes;
 mod server;
 mod state;
+mod tls;
 
 pub(crate) use self::connections::SPARE as SPARE_CONNECTIONS;
 pub use self::{
     error::Unavailable,
     model_registry::ModelRegistry,
-    server::{
-        serve::{Life, serve},
-        tls::{Tls, TlsError},
-    },
-    state::{AppState, Orders, SetLogLevel, Settings},
+    server::serve::{Life, serve},
+    state::{AppState, Commands, SetLogLevel, Settings},
+    tls::{Tls, TlsError},
 };

@@ -1,23 +1,22 @@
-//! The models that are served, by the names that requests call them.
+//! The served models by their ids.
 //!
-//! A model whose files cannot be used is listed as well: its requests get the reason, which helps more than "no such
-//! model". Requests that name no model get the first one, even if that cannot be used: an answer from another model would
-//! be worse than an error.
+//! A model whose files cannot be used is listed with the reason, which helps more than "no such model". Requests that name no
+//! model get the first one, even if it cannot be used: an answer from another model would be worse than an error.
 
 use std::sync::Arc;
 
 use super::error::{ApiError, Unavailable};
 use crate::{job::ModelId, text::Text};
 
-/// One model.
-pub(crate) type Entry = Result<Arc<Text>, Unavailable>;
+/// A model that is served, or the reason why not.
+pub(crate) type ModelEntry = Result<Arc<Text>, Unavailable>;
 
-/// The text sides of all models. All of them are open, whatever the worker has loaded: a tokenizer is small beside its
-/// model, and a request is refused before it waits.
+/// The tokenizers and templates of all models. All are open, whichever model the worker has loaded: they are small, and
+/// invalid requests are refused before they are queued.
 #[derive(Clone)]
 pub struct ModelRegistry {
     /// The first is the default model.
-    entries: Arc<[Entry]>,
+    entries: Arc<[ModelEntry]>,
 }
 
 impl From<Arc<Text>> for ModelRegistry {
@@ -27,19 +26,19 @@ impl From<Arc<Text>> for ModelRegistry {
 }
 
 impl ModelRegistry {
-    /// The first of `entries`, of which there is at least one, is the default model.
+    /// The first of `entries` is the default model; there is at least one.
     #[must_use]
     pub fn new(entries: Vec<Result<Arc<Text>, Unavailable>>) -> Self {
         Self { entries: entries.into() }
     }
 
     /// Every model, in the order of the settings.
-    pub(crate) fn entries(&self) -> impl Iterator<Item = &Entry> {
+    pub(crate) fn entries(&self) -> impl Iterator<Item = &ModelEntry> {
         self.entries.iter()
     }
 
-    /// The entry of the model that a request asks for.
-    pub(crate) fn entry(&self, asked: Option<&str>) -> Result<&Entry, ApiError> {
+    /// The entry of the requested model.
+    pub(crate) fn entry(&self, asked: Option<&str>) -> Result<&ModelEntry, ApiError> {
         let found = match asked {
             None => self.entries.first(),
             Some(asked) => self.entries().find(|entry| id(entry) == asked),
@@ -49,7 +48,7 @@ impl ModelRegistry {
         found.ok_or_else(missing)
     }
 
-    /// The model that a request asks for, if it can be used.
+    /// The requested model, if it can be used.
     pub(crate) fn find(&self, asked: Option<&str>) -> Result<&Arc<Text>, ApiError> {
         self.entry(asked)?.as_ref().map_err(|unavailable| ApiError::ModelUnavailable(unavailable.clone()))
     }
@@ -58,17 +57,23 @@ impl ModelRegistry {
         self.find(Some(asked)).map(|text| text.card().id.as_str().into())
     }
 
-    /// The names of the models that can be used, as a list to read.
+    /// The ids of the usable models, for messages.
     #[must_use]
     pub fn names(&self) -> String {
-        let usable = self.entries().filter(|entry| entry.is_ok());
-        let names: Vec<_> = usable.map(|entry| format!("{:?}", id(entry))).collect();
+        let names: Vec<_> = self.usable_ids().iter().map(|id| format!("{id:?}")).collect();
         names.join(", ")
+    }
+
+    /// The names of the models that can be used.
+    #[must_use]
+    pub fn usable_ids(&self) -> Vec<String> {
+        let usable = self.entries().filter(|entry| entry.is_ok());
+        usable.map(|entry| id(entry).to_owned()).collect()
     }
 }
 
-/// What requests call a model.
-pub(crate) fn id(entry: &Entry) -> &str {
+/// The id of a model.
+pub(crate) fn id(entry: &ModelEntry) -> &str {
     match entry {
         Ok(text) => &text.card().id,
         Err(unavailable) => &unavailable.id,

@@ -1,12 +1,10 @@
-//! Work that takes longer than an HTTP thread may be held, done on other threads.
+//! Runs work that would block the HTTP thread on other threads.
 //!
-//! Everything runs in one of two lanes. *Light* work takes milliseconds (a page of text to tokenize), and
-//! [`LIGHT`] pieces of it run at once. *Heavy* work may take a second and hundreds of megabytes (a body of megabytes to
-//! parse, a long prompt to tokenize), and only one piece of it runs at a time, because its memory adds up, at a low priority. A request with a
-//! short prompt never waits for one with a long prompt.
+//! *Light* work takes milliseconds, such as tokenizing a page of text; [`LIGHT`] tasks run at once. *Heavy* work may take a
+//! second and hundreds of megabytes, such as parsing a body of megabytes or tokenizing a long prompt; one task runs at a time,
+//! because their memory adds up, at a low priority. A request with a short prompt never waits for one with a long prompt.
 //!
-//! A permit belongs to the work and not to the request: a client that leaves does not stop its work, and must not make room
-//! for more of it.
+//! A permit belongs to the work, not to the request: work continues after its client has disconnected, and still counts.
 
 use std::sync::Arc;
 
@@ -18,10 +16,10 @@ use tokio::{
 use super::error::ApiError;
 use crate::executor::SubmitError;
 
-/// Pieces of light work that run at once. The processors are the worker's.
+/// Light tasks that run at once; the worker needs the cores.
 const LIGHT: usize = 2;
 
-/// Pieces of heavy work that run at once.
+/// Heavy tasks that run at once.
 const HEAVY: usize = 1;
 
 /// Bytes from which a body or a prompt is heavy.
@@ -31,23 +29,23 @@ const HEAVY_BYTES: usize = 256 << 10;
 #[cfg(target_os = "linux")]
 const LOW_PRIORITY: i32 = 10;
 
-/// What a piece of work is expected to cost.
+/// The expected cost of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Cost {
-    /// Less than it costs to hand it to another thread; done where it is asked for.
+    /// Less than the cost of another thread; runs in place.
     Trivial,
     Light,
     Heavy,
 }
 
 impl Cost {
-    /// Of parsing JSON, or writing it.
+    /// The cost of parsing or writing JSON.
     pub(crate) const fn of_json(bytes: usize) -> Self {
         const MOST_TRIVIAL: usize = 16 << 10;
         Self::beyond(MOST_TRIVIAL, bytes)
     }
 
-    /// Of tokenizing text, or of making text of tokens. A tokenizer reads one or two bytes in a microsecond.
+    /// The cost of tokenizing or detokenizing text. A tokenizer reads one or two bytes per microsecond.
     pub(crate) const fn of_text(bytes: usize) -> Self {
         const MOST_TRIVIAL: usize = 1 << 10;
         Self::beyond(MOST_TRIVIAL, bytes)
@@ -62,7 +60,7 @@ impl Cost {
     }
 }
 
-/// The two lanes.
+/// The limits on light and on heavy work.
 #[derive(Clone, Debug)]
 pub(crate) struct Offload {
     light: Arc<Semaphore>,
@@ -76,7 +74,7 @@ impl Default for Offload {
 }
 
 impl Offload {
-    /// Does `work`, when its lane has room.
+    /// Runs `work` once its limit allows.
     ///
     /// # Errors
     /// Those of `work`, [`SubmitError::Stopped`] when the process ends, and [`ApiError::Internal`] when `work` panics.
@@ -89,35 +87,37 @@ impl Offload {
         T: Send + 'static,
         E: Into<ApiError> + Send + 'static,
     {
-        let (lane, spawn): (_, fn(_) -> _) = match cost {
+        let (limit, spawn): (_, fn(Work) -> _) = match cost {
             Cost::Trivial => return work().map_err(Into::into),
             Cost::Light => (&self.light, spawn_normal),
             Cost::Heavy => (&self.heavy, spawn_low_priority),
         };
-        let permit = Arc::clone(lane).acquire_owned().await.map_err(|_| SubmitError::Stopped)?;
+        let permit = Arc::clone(limit).acquire_owned().await.map_err(|_| SubmitError::Stopped)?;
         let (done, result) = oneshot::channel();
         spawn(Box::new(move || {
             let _permit = permit;
-            // A client that has left takes no result.
+            // Fails if the client has disconnected.
             let _ = done.send(work());
         }))?;
-        let failed = || ApiError::Internal { message: "a thread panicked; the log has its message".into() };
-        result.await.map_err(|_| failed())?.map_err(Into::into)
+        let panicked =
+            || ApiError::Internal { message: "a thread panicked; its message is in the log".into() };
+        result.await.map_err(|_| panicked())?.map_err(Into::into)
     }
 }
 
 type Work = Box<dyn FnOnce() + Send>;
 
-/// Has a thread of the runtime do `work`.
+/// Runs `work` on a thread of the runtime.
 fn spawn_normal(work: Work) -> Result<(), ApiError> {
     drop(spawn_blocking(work));
     Ok(())
 }
 
-/// Has a new thread do `work`, which yields the processors to everything else: the worker needs them for the next token.
+/// Runs `work` on a new thread of low priority: the worker needs the processors for the next token, and a request that is
+/// parsed meanwhile has to wait for the worker anyway.
 fn spawn_low_priority(work: Work) -> Result<(), ApiError> {
     let run = move || {
-        // Linux has a priority for each thread. Other systems have one for the process, which stays as it is.
+        // On Linux each thread has a priority. Elsewhere the process has one, which stays as it is.
         #[cfg(target_os = "linux")]
         let _ = rustix::process::setpriority_process(None, LOW_PRIORITY);
         work();
@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn heavy_work_runs_one_at_a_time_also_when_its_clients_have_left() {
+    async fn heavy_work_runs_one_at_a_time_even_after_its_clients_have_left() {
         let offload = Offload::default();
         let running = Arc::new(AtomicUsize::new(0));
         let most = Arc::new(AtomicUsize::new(0));
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn what_takes_above_a_millisecond_is_not_trivial() {
+    fn work_above_a_millisecond_is_not_trivial() {
         assert_eq!([Cost::of_json(16 << 10), Cost::of_json((16 << 10) + 1)], [Cost::Trivial, Cost::Light]);
         assert_eq!([Cost::of_text(1 << 10), Cost::of_text(4 << 20)], [Cost::Trivial, Cost::Heavy]);
     }

@@ -1,111 +1,295 @@
-//! Everything that is served.
+//! The route table: every path that is served. Routing, access rules, metrics labels, the index page and OpenAPI come from it.
 
-use actix_web::{HttpRequest, Resource, Route, web};
+use std::sync::LazyLock;
+
+use actix_web::http::Method;
+use serde_json::json;
+use utoipa::openapi::schema::Type;
 
 use super::{
-    error::ApiError,
     formats::{
-        chat::Chat, completions::Completions, format::ApiFormat, generate_lite::GenerateLite,
-        responses::Responses,
+        chat::{Chat, ChatCompletion, ChatCompletionChunk},
+        completions::{Completion, Completions},
+        format::ApiFormat,
+        generate_lite::{GenerateLite, Generated, GeneratedDelta},
+        responses::{Response, ResponseEvent, Responses},
     },
-    handlers::{admin, generate::generate, health, prompt_cache, slot, tokenize, ui},
-    openapi,
+    handlers::{
+        admin::{self, CommandAnswer, Draining, LogLevel},
+        docs,
+        generate::generate,
+        health::{self, Status},
+        index,
+        models::{self, Model, ModelList},
+        prompt_cache::{self, CacheAnswer, SavedPromptList},
+        slot::{self, Slot},
+        tokenize::{self, Detokenized, RenderedPrompt, Tokenized},
+        ui,
+    },
+    request::{
+        admin::{CacheRequest, LoadRequest, LogRequest},
+        chat::ChatRequest,
+        completions::CompletionRequest,
+        generate_lite::GenerateLiteRequest,
+        responses::ResponseRequest,
+        tokenize::{ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest},
+    },
+    route::Route,
+    route_info::{Access, NO_ROUTE, RouteInfo},
 };
 
-/// One line of the list of what is served.
-pub(crate) struct RouteLine {
-    pub(crate) method: &'static str,
-    pub(crate) path: &'static str,
-    pub(crate) about: &'static str,
-}
-
-pub(crate) const fn line(method: &'static str, path: &'static str, about: &'static str) -> RouteLine {
-    RouteLine { method, path, about }
-}
-
-/// Everything that is served.
-pub(crate) const ROUTES: &[RouteLine] = &[
-    line("POST", GenerateLite::ROUTE, "one answer, whole or streamed, with timings and memory"),
-    line("POST", Completions::ROUTE, "OpenAI's completions"),
-    line("POST", Chat::ROUTE, "OpenAI's chat completions"),
-    line("POST", Responses::ROUTE, "OpenAI's responses, of which none is kept"),
-    line("POST", "/tokenize", "the tokens of a text or of messages"),
-    line("POST", "/detokenize", "the text of tokens"),
-    line("POST", "/apply-template", "the prompt that the chat template makes of messages"),
-    line("GET", "/v1/models", "the models that are served"),
-    line("GET", "/v1/models/{id}", "one of them, by its id"),
-    line("GET", "/v1/slot", "what runs, who waits, and what the last requests took"),
-    line("POST", "/admin/models/{id}/load", "loads a model; for whoever runs the server"),
-    line("POST", "/admin/models/{id}/unload", "gives a model's memory back; likewise"),
-    line("POST", "/admin/trim", "gives back what no job needs; likewise"),
-    line("POST", "/admin/cache", "saves a prompt to a file, restores or deletes one; likewise"),
-    line("GET", "/admin/cache", "the prompts that are saved; likewise"),
-    line("POST", "/admin/log", "sets log.level; likewise"),
-    line("POST", "/admin/drain", "ends the server when its work is done; likewise"),
-    line("GET", "/livez", "200 while this process answers"),
-    line("GET", "/readyz", "200 while a worker has the model loaded"),
-    line("GET", "/startupz", "200 once a worker has had the model loaded"),
-    line("GET", "/metrics", "figures in the OpenMetrics text format"),
-    line("GET", "/openapi.json", "all of this as an OpenAPI document"),
-    line("GET", "/docs", "the same for people"),
-    line("GET", "/", "this list; a page where HTML is asked for"),
-    line("GET", "/page/{file}", "what that page is made of"),
+/// Errors of every route that wants a key.
+const KEY_ERRORS: &[(u16, &str)] = &[
+    (401, "The API key is missing or unknown."),
+    (403, "The key, the page's origin or the address is not allowed to do this."),
+    (429, "The rate limit of the address or the key is exceeded; see `Retry-After`."),
 ];
 
-pub(crate) fn routes(app: &mut web::ServiceConfig) {
-    app.service(post(GenerateLite::ROUTE, web::post().to(generate::<GenerateLite>)))
-        .service(post(Completions::ROUTE, web::post().to(generate::<Completions>)))
-        .service(post(Chat::ROUTE, web::post().to(generate::<Chat>)))
-        .service(post(Responses::ROUTE, web::post().to(generate::<Responses>)))
-        .service(post("/tokenize", web::post().to(tokenize::tokenize)))
-        .service(post("/detokenize", web::post().to(tokenize::detokenize)))
-        .service(post("/apply-template", web::post().to(tokenize::apply_template)))
-        .service(get("/v1/models", || web::route().to(health::models)))
-        .service(get("/v1/models/{id:.+}", || web::route().to(health::model)))
-        .service(post("/admin/models/{id}/load", web::post().to(admin::load)))
-        .service(post("/admin/models/{id}/unload", web::post().to(admin::unload)))
-        .service(post("/admin/trim", web::post().to(admin::trim)))
-        .service(admin_cache())
-        .service(post("/admin/log", web::post().to(admin::log)))
-        .service(post("/admin/drain", web::post().to(admin::drain)))
-        .service(get("/livez", || web::route().to(health::livez)))
-        .service(get("/readyz", || web::route().to(health::readyz)))
-        .service(get("/startupz", || web::route().to(health::startupz)))
-        .service(get("/metrics", || web::route().to(health::metrics)))
-        .service(get("/v1/slot", || web::route().to(slot::slot)))
-        .service(get("/openapi.json", || web::route().to(openapi::json)))
-        .service(get("/docs", || web::route().to(ui::docs)))
-        .service(get("/", || web::route().to(health::index)))
-        .service(get("/page/{file}", || web::route().to(ui::file)))
-        .default_service(web::to(not_found));
+/// Errors of every route with a body.
+const BODY_ERRORS: &[(u16, &str)] = &[
+    (400, "The request is invalid; `error.param` names the field."),
+    (404, "There is no such model."),
+    (408, "The body did not arrive in time."),
+    (
+        413,
+        "The body is larger than `server.body_limit_bytes`, or the device has too little memory for the request.",
+    ),
+    (500, "Internal error; the log of the server has the details."),
+    (501, "The model's chat template uses an unsupported feature."),
+];
+
+/// Errors of every route that needs a worker.
+const WORKER_ERRORS: &[(u16, &str)] = &[
+    (429, "The queue is full, or a rate limit is exceeded; see `Retry-After`."),
+    (502, "The worker was lost, and the request was retried too often."),
+    (503, "No worker is ready; see `Retry-After`."),
+    (504, "The request waited or ran for longer than its time limit."),
+];
+
+/// Every route.
+pub(crate) static ROUTES: LazyLock<Vec<Route>> = LazyLock::new(|| {
+    let groups = [generation(), text(), models(), admin(), operation()];
+    groups.into_iter().flatten().collect()
+});
+
+fn generation() -> Vec<Route> {
+    vec![
+        Route::new(Method::POST, GenerateLite::ROUTE, "One answer, complete or streamed, with timings and memory", generate::<GenerateLite>)
+            .tag("eka")
+            .details("Greedy unless a temperature is sent. A stream has `GeneratedDelta` events, then one `Generated`, and ends with `data: [DONE]`.")
+            .takes::<GenerateLiteRequest>([
+                ("prompt", "A prompt", json!({ "prompt": "Translate to Hindi: Good morning, friend.", "max_new_tokens": 24 })),
+                ("messages", "A conversation, streamed", json!({ "messages": [{ "role": "user", "content": "Translate to Urdu: Good night." }], "stream": true })),
+            ])
+            .answers_or_streams::<Generated<'_>, GeneratedDelta<'_>>("The answer.")
+            .refuses(&[KEY_ERRORS, BODY_ERRORS, WORKER_ERRORS]),
+        Route::new(Method::POST, Completions::ROUTE, "OpenAI's completions", generate::<Completions>)
+            .tag("openai")
+            .details("A stream has `Completion` events and ends with `data: [DONE]`.")
+            .takes::<CompletionRequest>([
+                ("prompt", "A prompt, with log-probabilities", json!({ "prompt": "Good morning", "max_tokens": 8, "logprobs": 2, "seed": 7 })),
+                ("choices", "Two choices that match a regular expression", json!({ "prompt": "Yes or no?", "regex": "yes|no", "n": 2, "temperature": 0.8 })),
+            ])
+            .answers_or_streams::<Completion<'_>, Completion<'_>>("The answer.")
+            .refuses(&[KEY_ERRORS, BODY_ERRORS, WORKER_ERRORS]),
+        Route::new(Method::POST, Chat::ROUTE, "OpenAI's chat completions", generate::<Chat>)
+            .tag("openai")
+            .details("A stream has `ChatCompletionChunk` events and ends with `data: [DONE]`.")
+            .takes::<ChatRequest>([
+                ("chat", "A conversation", json!({ "messages": [{ "role": "user", "content": "Translate to Tamil: Thank you." }], "max_completion_tokens": 24, "temperature": 0 })),
+                ("stream", "Streamed, with usage", json!({ "messages": [{ "role": "user", "content": [{ "type": "text", "text": "Translate to Bengali: Welcome." }] }], "stream": true, "stream_options": { "include_usage": true }, "logprobs": true, "top_logprobs": 2 })),
+                ("schema", "Matching a JSON schema", json!({ "messages": [{ "role": "user", "content": "Good morning" }], "response_format": { "type": "json_schema", "json_schema": { "name": "word", "schema": { "type": "object", "properties": { "word": { "enum": ["a", "b"] } }, "required": ["word"], "additionalProperties": false } } } })),
+            ])
+            .answers_or_streams::<ChatCompletion<'_>, ChatCompletionChunk<'_>>("The answer.")
+            .refuses(&[KEY_ERRORS, BODY_ERRORS, WORKER_ERRORS]),
+        Route::new(Method::POST, Responses::ROUTE, "OpenAI's responses, which are not stored", generate::<Responses>)
+            .tag("openai")
+            .details("A stream has `ResponseEvent` events and ends with `response.completed` or `response.incomplete`.")
+            .takes::<ResponseRequest>([
+                ("text", "A text", json!({ "input": "Translate to Hindi: Good morning.", "max_output_tokens": 24 })),
+                ("conversation", "A conversation, streamed", json!({ "instructions": "Answer briefly.", "input": [{ "role": "user", "content": [{ "type": "input_text", "text": "Translate to Marathi: Good evening." }] }], "stream": true })),
+            ])
+            .answers_or_streams::<Response<'_>, ResponseEvent<'_>>("The answer.")
+            .refuses(&[KEY_ERRORS, BODY_ERRORS, WORKER_ERRORS]),
+    ]
 }
 
-fn post(path: &str, route: Route) -> Resource {
-    web::resource(path).route(route).default_service(web::to(|| refuse_method("POST")))
+fn text() -> Vec<Route> {
+    vec![
+        Route::new(Method::POST, "/tokenize", "The tokens of a text or of messages", tokenize::tokenize)
+            .tag("texts")
+            .takes::<TokenizeRequest>([(
+                "content",
+                "A text",
+                json!({ "content": "Good morning", "with_pieces": true }),
+            )])
+            .answers::<Tokenized>("The tokens.")
+            .refuses(&[KEY_ERRORS, BODY_ERRORS]),
+        Route::new(Method::POST, "/detokenize", "The text of tokens", tokenize::detokenize)
+            .tag("texts")
+            .takes::<DetokenizeRequest>([("tokens", "Tokens", json!({ "tokens": [40, 41, 42] }))])
+            .answers::<Detokenized<'_>>("The text.")
+            .refuses(&[KEY_ERRORS, BODY_ERRORS]),
+        Route::new(
+            Method::POST,
+            "/apply-template",
+            "The prompt that the chat template renders from messages",
+            tokenize::apply_template,
+        )
+        .tag("texts")
+        .takes::<ApplyTemplateRequest>([(
+            "messages",
+            "A conversation",
+            json!({ "messages": [{ "role": "user", "content": "Good morning" }] }),
+        )])
+        .answers::<RenderedPrompt>("The prompt.")
+        .refuses(&[KEY_ERRORS, BODY_ERRORS]),
+    ]
 }
 
-/// A resource that is read; HEAD is GET without the body.
-fn get(path: &str, route: fn() -> Route) -> Resource {
-    use actix_web::guard::{Get, Head};
-    web::resource(path)
-        .route(route().guard(Get()))
-        .route(route().guard(Head()))
-        .default_service(web::to(|| refuse_method("GET, HEAD")))
+fn models() -> Vec<Route> {
+    vec![
+        Route::new(Method::GET, "/v1/models", "The served models", models::models)
+            .tag("openai")
+            .answers::<ModelList<'_>>("The models.")
+            .refuses(&[KEY_ERRORS]),
+        Route::new(Method::GET, "/v1/models/{id}", "One model", models::model)
+            .matched_by("/v1/models/{id:.+}")
+            .tag("openai")
+            .parameter("id", "The id of the model.")
+            .answers::<Model<'_>>("The model.")
+            .refuses(&[KEY_ERRORS, &[(404, "There is no such model.")]]),
+        Route::new(Method::GET, "/v1/slot", "Running, queued and recent requests, and memory", slot::slot)
+            .access(Access::Unmetered)
+            .tag("eka")
+            .details(
+                "Request ids and key names are shown to admin keys, and to the key of the request itself.",
+            )
+            .answers::<Slot>("The state.")
+            .refuses(&[KEY_ERRORS]),
+    ]
 }
 
-fn admin_cache() -> Resource {
-    use actix_web::guard::{Get, Head};
-    web::resource("/admin/cache")
-        .route(web::post().to(prompt_cache::cache))
-        .route(web::route().guard(Get()).to(prompt_cache::list))
-        .route(web::route().guard(Head()).to(prompt_cache::list))
-        .default_service(web::to(|| refuse_method("GET, HEAD, POST")))
+fn admin() -> Vec<Route> {
+    vec![
+        Route::new(Method::POST, "/admin/models/{id}/load", "Load a model (admin)", admin::load)
+            .access(Access::Admin)
+            .tag("admin")
+            .details("Runs after the current request and before all that are queued.")
+            .parameter("id", "The id of the model.")
+            .may_take::<LoadRequest>([("keep_alive", "For a while", json!({ "keep_alive": "10m" }))])
+            .answers::<CommandAnswer>("The model is loaded.")
+            .refuses(&[KEY_ERRORS, BODY_ERRORS, WORKER_ERRORS]),
+        Route::new(Method::POST, "/admin/models/{id}/unload", "Unload a model and free its memory (admin)", admin::unload)
+            .access(Access::Admin)
+            .tag("admin")
+            .parameter("id", "The id of the model.")
+            .answers::<CommandAnswer>("The model is unloaded.")
+            .refuses(&[KEY_ERRORS, BODY_ERRORS, WORKER_ERRORS]),
+        Route::new(Method::POST, "/admin/trim", "Free memory that no request needs (admin)", admin::trim)
+            .access(Access::Admin)
+            .tag("admin")
+            .answers::<CommandAnswer>("The memory is freed.")
+            .refuses(&[KEY_ERRORS, BODY_ERRORS, WORKER_ERRORS]),
+        Route::new(Method::POST, "/admin/cache", "Save a prompt to a file, restore it or delete it (admin)", prompt_cache::cache)
+            .access(Access::Admin)
+            .tag("admin")
+            .details("Requests that begin with a restored prompt do not compute it again; see `cached_tokens`. A save is queued like a request. A restore runs after the current request, on every device.")
+            .takes::<CacheRequest>([
+                ("save", "Save a system prompt", json!({ "action": "save", "name": "support", "messages": [{ "role": "system", "content": "You translate what travellers say into the language they ask for." }] })),
+                ("restore", "Restore it after a restart", json!({ "action": "restore", "name": "support" })),
+                ("delete", "Delete it", json!({ "action": "delete", "name": "support" })),
+            ])
+            .answers::<CacheAnswer<'_>>("The action is done.")
+            .refuses(&[KEY_ERRORS, BODY_ERRORS, WORKER_ERRORS, &[(409, "The file is damaged or was saved for another model or cache type, or memory is too short.")]]),
+        Route::new(Method::GET, "/admin/cache", "The saved prompts (admin)", prompt_cache::list)
+            .access(Access::Admin)
+            .tag("admin")
+            .answers::<SavedPromptList>("The saved prompts.")
+            .refuses(&[KEY_ERRORS, &[(500, "The directory of saved prompts cannot be read.")]]),
+        Route::new(Method::POST, "/admin/log", "Set log.level (admin)", admin::log)
+            .access(Access::Admin)
+            .tag("admin")
+            .takes::<LogRequest>([("level", "Less", json!({ "level": "warn" }))])
+            .answers::<LogLevel>("The level is set.")
+            .refuses(&[KEY_ERRORS, BODY_ERRORS]),
+        Route::new(Method::POST, "/admin/drain", "Shut down after the accepted requests (admin)", admin::drain)
+            .access(Access::Admin)
+            .tag("admin")
+            .answers_with::<Draining>(202, "The server is shutting down.")
+            .refuses(&[KEY_ERRORS]),
+    ]
 }
 
-async fn refuse_method(allow: &'static str) -> Result<(), ApiError> {
-    Err(ApiError::MethodNotAllowed { allow })
+fn operation() -> Vec<Route> {
+    let page: fn(&actix_web::HttpRequest) -> bool = |_| true;
+    vec![
+        Route::new(Method::GET, "/livez", "200 while this process answers", health::livez)
+            .access(Access::Probe)
+            .tag("operation")
+            .answers::<Status>("The process is alive."),
+        Route::new(Method::GET, "/readyz", "200 while a worker has the model loaded", health::readyz)
+            .access(Access::Probe)
+            .tag("operation")
+            .answers::<Status>("A worker is ready.")
+            .refuses(&[&[(503, "No worker is ready; see `Retry-After`.")]]),
+        Route::new(Method::GET, "/startupz", "200 once a worker has loaded the model", health::startupz)
+            .access(Access::Probe)
+            .tag("operation")
+            .answers::<Status>("Startup is complete.")
+            .refuses(&[&[(503, "Startup is not complete.")]]),
+        Route::new(Method::GET, "/metrics", "Metrics in the OpenMetrics text format", health::metrics)
+            .access(Access::Metrics)
+            .tag("operation")
+            .answers_raw("application/openmetrics-text", Type::String, "The metrics.")
+            .refuses(&[KEY_ERRORS]),
+        Route::new(Method::GET, "/openapi.json", "This list as an OpenAPI document", docs::openapi)
+            .access(Access::Page(page))
+            .tag("operation")
+            .answers_raw("application/json", Type::Object, "The document.")
+            .refuses(&[KEY_ERRORS]),
+        Route::new(Method::GET, "/docs", "The OpenAPI document as a page", docs::docs)
+            .access(Access::Page(page))
+            .tag("operation")
+            .answers_raw("text/html", Type::String, "The page.")
+            .refuses(&[KEY_ERRORS]),
+        Route::new(Method::GET, "/", "This list; the web page where HTML is requested", index::index)
+            .access(Access::Page(ui::is_wanted))
+            .tag("operation")
+            .answers_raw("text/plain", Type::String, "The list.")
+            .refuses(&[KEY_ERRORS]),
+        Route::new(Method::GET, "/page/{file}", "The files of the web page", ui::file)
+            .access(Access::Page(ui::is_file))
+            .tag("operation")
+            .parameter("file", "The name of the file.")
+            .answers_raw("text/plain", Type::String, "The file.")
+            .refuses(&[KEY_ERRORS, &[(404, "There is no such file.")]]),
+    ]
 }
 
-async fn not_found(request: HttpRequest) -> Result<(), ApiError> {
-    Err(ApiError::NotFound { path: request.path().to_owned() })
+/// The route of a path, exactly as it was sent: another spelling of a path is not open to anyone by it.
+pub(crate) fn find(path: &str) -> &'static RouteInfo {
+    let matches = |route: &&Route| match route.info.path.split_once('{') {
+        Some((prefix, rest)) => {
+            let suffix = rest.split_once('}').map_or("", |(_, suffix)| suffix);
+            path.starts_with(prefix) && path.ends_with(suffix)
+        }
+        None => path == route.info.path,
+    };
+    ROUTES.iter().find(matches).map_or(&NO_ROUTE, |route| &route.info)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routes_have_labels_and_everything_else_has_one() {
+        assert_eq!(find("/v1/completions").path, "/v1/completions");
+        assert_eq!(find("/v1/models").path, "/v1/models");
+        assert_eq!(find("/v1/models/demo").path, "/v1/models/{id}");
+        assert_eq!(find("/admin/models/demo/unload").path, "/admin/models/{id}/unload");
+        assert_eq!(find("/v1/completions/../secret").path, "other");
+        assert_eq!(find("/wp-login.php").path, "other");
+    }
 }

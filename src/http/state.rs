@@ -1,4 +1,4 @@
-//! What the handlers share: the settings, the models, the queue and the bounds on work.
+//! State shared by all handlers: settings, models, the executor and limits on work.
 
 use std::{
     num::NonZeroUsize,
@@ -13,12 +13,12 @@ use std::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{body_memory::BodyMemory, model_registry::ModelRegistry, offload::Offload, server::tls::Tls};
+use super::{body_memory::BodyMemory, model_registry::ModelRegistry, offload::Offload, tls::Tls};
 use crate::{
-    auth::Door,
+    auth::AccessControl,
     config::{Config, UnknownFields},
     executor::{Deadlines, Executor},
-    job::{Order, OrderOutcome, Readiness},
+    job::{Command, CommandOutcome, Readiness},
     metrics::Metrics,
     prompt_store::PromptStore,
     sandbox::{Sandbox, SandboxError},
@@ -26,41 +26,42 @@ use crate::{
     units::{Bytes, Tokens},
 };
 
-/// How orders reach the slots: one outcome for each, at least one.
-pub type Orders = Arc<dyn Fn(Order) -> Pin<Box<dyn Future<Output = Vec<OrderOutcome>> + Send>> + Send + Sync>;
+/// Sends a command to all slots; returns at least one outcome, one per device.
+pub type Commands =
+    Arc<dyn Fn(Command) -> Pin<Box<dyn Future<Output = Vec<CommandOutcome>> + Send>> + Send + Sync>;
 
-/// How `log.level` is set; the error is why it was not.
+/// Sets `log.level`; the error is the reason for a failure.
 pub type SetLogLevel = Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
 
-/// For a client to take something of what it is sent, by default.
-const READ_PATIENCE: Duration = Duration::from_secs(60);
+/// Default of [`Settings::write_timeout`].
+const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What the server needs to know.
+/// Settings of the HTTP server.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Largest body of a request.
+    /// Largest request body.
     pub body_limit: Bytes,
-    /// What the bodies of all requests may take together.
+    /// Memory for the bodies of all requests together.
     pub body_memory: Bytes,
-    /// A stream that has nothing to say says so this often.
+    /// Interval of heartbeats on an idle stream.
     pub heartbeat: Duration,
-    /// Most connections at once; for a further one, an idle one is closed.
+    /// Maximum number of connections; a further one closes an idle one.
     pub max_connections: NonZeroUsize,
-    /// A client that takes nothing of its answer for so long is left.
-    pub read_patience: Duration,
-    /// At shutdown, what waits and runs has this long to finish.
+    /// A client that reads nothing of its answer for this long is disconnected.
+    pub write_timeout: Duration,
+    /// Time for queued and running requests at shutdown.
     pub grace: Duration,
-    /// Of requests that name none. They may ask for less, not for more.
+    /// Time limits of requests that send none. A request may only shorten them.
     pub deadlines: Deadlines,
     /// Lowers the model's context length.
     pub context_length: Option<Tokens>,
-    /// Of requests that name none, lowered to what the context has room for.
+    /// Token limit of requests that send none; lowered to what fits the context.
     pub default_max_new: Tokens,
-    /// What clients ask is logged as well.
+    /// Whether prompts are logged.
     pub log_prompts: bool,
-    /// What happens to fields of requests that eka does not have.
+    /// How unknown request fields are handled.
     pub unknown_fields: UnknownFields,
-    /// Whether different keys may begin with one another's prompts.
+    /// Whether all API keys share one prefix cache.
     pub prefix_cache_shared: bool,
 }
 
@@ -68,15 +69,15 @@ impl From<&Config> for Settings {
     fn from(config: &Config) -> Self {
         let Config { server, queue, engine, log, .. } = config;
         Self {
-            body_limit: server.body_limit,
-            body_memory: server.body_memory,
-            heartbeat: server.heartbeat.into(),
+            body_limit: server.body_limit_bytes,
+            body_memory: server.body_memory_bytes,
+            heartbeat: server.heartbeat_ms.into(),
             max_connections: server.max_connections,
-            read_patience: READ_PATIENCE,
-            grace: server.grace.into(),
-            deadlines: Deadlines { queue: queue.timeout.into(), total: queue.total_timeout.into() },
+            write_timeout: WRITE_TIMEOUT,
+            grace: server.grace_ms.into(),
+            deadlines: Deadlines { queue: queue.timeout_ms.into(), total: queue.total_timeout_ms.into() },
             context_length: engine.context_length,
-            default_max_new: engine.default_max_new,
+            default_max_new: engine.default_max_new_tokens,
             log_prompts: log.prompts,
             unknown_fields: server.unknown_fields,
             prefix_cache_shared: engine.prefix_cache_shared,
@@ -84,45 +85,43 @@ impl From<&Config> for Settings {
     }
 }
 
-/// What the handlers share.
+/// State shared by all handlers.
 #[derive(Clone)]
 pub struct AppState {
-    pub(crate) catalogue: ModelRegistry,
+    pub(crate) models: ModelRegistry,
     pub(crate) executor: Executor,
-    /// Who may come in.
-    pub(crate) door: Arc<Door>,
-    /// `None` is HTTP without TLS.
+    /// API keys, rate limits, allowed hosts and origins.
+    pub(crate) access: Arc<AccessControl>,
+    /// `None` without TLS.
     pub(crate) tls: Option<Arc<Tls>>,
-    /// Without one, requests that need it are refused.
+    /// Compiles schemas and renders chat templates; without it, requests that need it are refused.
     pub(crate) sandbox: Option<Sandbox>,
-    /// `None` where nobody takes any.
-    pub(crate) orders: Option<Orders>,
-    /// Where prompts are saved; `None` where none are.
+    /// `None` if admin commands are not supported.
+    pub(crate) commands: Option<Commands>,
+    /// `None` if prompts cannot be saved.
     pub(crate) saved: Option<PromptStore>,
-    /// `None` where it cannot be changed.
+    /// `None` if the log level cannot be changed.
     pub(crate) set_log_level: Option<SetLogLevel>,
-    /// Cancelled when `/admin` is told that the server shall end.
+    /// Cancelled by `/admin/drain`.
     pub(crate) drain: CancellationToken,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) readiness: watch::Receiver<Readiness>,
-    /// Of each device by its name, where there are several.
+    /// The readiness of each device by its name; empty with a single device.
     pub(crate) devices: Arc<[(String, watch::Receiver<Readiness>)]>,
     pub(crate) settings: Settings,
-    /// Of requests that name none, as they are now.
+    /// Current time limits of requests that send none.
     pub(crate) deadlines: watch::Receiver<Deadlines>,
-    /// Where work is done that takes long.
     pub(crate) offload: Offload,
-    /// What the bodies that are being read take.
     pub(crate) body_memory: BodyMemory,
-    /// A worker has been ready at some time.
+    /// Whether a worker has ever been ready.
     pub(crate) was_ready: Arc<AtomicBool>,
 }
 
 impl AppState {
-    /// Puts the parts together.
+    /// State without the optional parts.
     #[must_use]
     pub fn new(
-        catalogue: impl Into<ModelRegistry>,
+        models: impl Into<ModelRegistry>,
         executor: Executor,
         metrics: Arc<Metrics>,
         readiness: watch::Receiver<Readiness>,
@@ -131,12 +130,12 @@ impl AppState {
         let deadlines = watch::channel(settings.deadlines).1;
         let body_memory = BodyMemory::new(settings.body_memory);
         Self {
-            catalogue: catalogue.into(),
+            models: models.into(),
             executor,
-            door: Arc::default(),
+            access: Arc::default(),
             tls: None,
             sandbox: None,
-            orders: None,
+            commands: None,
             saved: None,
             set_log_level: None,
             drain: CancellationToken::new(),
@@ -151,55 +150,55 @@ impl AppState {
         }
     }
 
-    /// With processes that compile schemas and render chat templates; without, requests that need one are refused.
+    /// With a sandbox.
     #[must_use]
     pub fn with_sandbox(self, sandbox: Sandbox) -> Self {
         Self { sandbox: Some(sandbox), ..self }
     }
 
-    /// With somebody to take the orders of `/admin`.
+    /// With a receiver for admin commands.
     #[must_use]
-    pub fn with_orders(self, orders: Orders) -> Self {
-        Self { orders: Some(orders), ..self }
+    pub fn with_commands(self, commands: Commands) -> Self {
+        Self { commands: Some(commands), ..self }
     }
 
-    /// With a place for saved prompts.
+    /// With a store for saved prompts.
     #[must_use]
     pub fn with_saved_prompts(self, store: PromptStore) -> Self {
         Self { saved: Some(store), ..self }
     }
 
-    /// With several devices, by their names, whose states are told one by one.
+    /// With several devices, whose readiness is reported one by one.
     #[must_use]
     pub fn with_devices(self, devices: Vec<(String, watch::Receiver<Readiness>)>) -> Self {
         Self { devices: devices.into(), ..self }
     }
 
-    /// With a door; without one, everybody may come in.
+    /// With access rules; without them, every request is admitted.
     #[must_use]
-    pub fn with_door(self, door: Arc<Door>) -> Self {
-        Self { door, ..self }
+    pub fn with_access_control(self, access: Arc<AccessControl>) -> Self {
+        Self { access, ..self }
     }
 
-    /// With TLS; without, whoever listens on the way reads along.
+    /// With TLS.
     #[must_use]
     pub fn with_tls(self, tls: Option<Arc<Tls>>) -> Self {
         Self { tls, ..self }
     }
 
-    /// With a log whose level can be changed.
+    /// With a log level that can be changed.
     #[must_use]
     pub fn with_log(self, set_log_level: SetLogLevel) -> Self {
         Self { set_log_level: Some(set_log_level), ..self }
     }
 
-    /// With deadlines that may change; without, they stay those of the settings.
+    /// With time limits that change when settings are reloaded.
     #[must_use]
     pub fn with_deadlines(self, deadlines: watch::Receiver<Deadlines>) -> Self {
         Self { deadlines, ..self }
     }
 
-    /// Cancels `drain` when `/admin` is told that the server shall end; whoever waits for it sees to that.
+    /// With a token that `/admin/drain` cancels.
     #[must_use]
     pub fn with_drain(self, drain: CancellationToken) -> Self {
         Self { drain, ..self }
@@ -214,7 +213,7 @@ impl AppState {
         *self.deadlines.borrow()
     }
 
-    /// Most positions of prompt and answer together.
+    /// Maximum tokens of prompt and answer together.
     pub(crate) fn context_length(&self, text: &Text) -> Tokens {
         let model = Tokens(text.card().context_length);
         self.settings.context_length.map_or(model, |lowered| lowered.min(model))
@@ -224,7 +223,7 @@ impl AppState {
         self.was_ready.load(Ordering::Relaxed)
     }
 
-    /// Notes the first time that a worker is ready, whether or not anybody asks while it is.
+    /// Records the first time that a worker is ready. Does not complete.
     pub(crate) async fn watch_for_ready(&self) {
         let is_up = |seen: &Readiness| matches!(seen, Readiness::Ready(_) | Readiness::Restarting { .. });
         if self.readiness.clone().wait_for(is_up).await.is_ok() {

@@ -1,9 +1,9 @@
-//! Whose kept prompts a job may begin with.
+//! Separates the prefix caches of different clients.
 
 use serde::{Deserialize, Serialize};
 
-/// Sets kept prompts apart: a job begins with those of its own salt alone. It is a digest of the API key's name and of the
-/// request's `cache_salt`, so that neither is in a worker's memory. The default means neither a key nor a salt.
+/// A job uses only prefix cache entries of its own salt. It is a digest of the API key's name and of the request's `cache_salt`,
+/// so that a worker holds neither in memory. The default stands for no key and no salt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct CacheSalt(pub [u8; 32]);

@@ -1,64 +1,63 @@
-//! What a worker's memory comes to, in figures that travel.
+//! Memory of a worker and of its device.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::units::Bytes;
 
-/// The worker's memory around one job. `None` where the operating system does not say.
+/// The worker's memory before, during and after a job. `None` if the operating system does not report it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryReport {
     /// When the job arrived.
     pub before: Memory,
-    /// Greatest resident size while it ran; the operating system keeps no peak of anonymous memory.
+    /// Peak resident memory during the job. The operating system keeps no peak of anonymous memory.
     pub peak_resident: Option<Bytes>,
-    /// When it was over and its memory given back; that of the device to its pool, which is trimmed once the answer is out.
+    /// After the job, once its memory was freed. Device memory is back in its pool, which is trimmed after the answer.
     pub after: Memory,
-    /// Most that its pool held of the device while it ran; `None` where there is no pool.
+    /// Peak of the device's pool during the job; `None` without a pool.
     pub device_peak: Option<DevicePeak>,
 }
 
-/// Most that a pool held of its device's memory during a job.
+/// Peak of a device's memory pool during a job.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DevicePeak {
-    /// In use: weights, cache and work.
+    /// In use by weights, caches and scratch buffers.
     pub used: Bytes,
-    /// Taken from the device, in use or not.
+    /// Allocated from the device, whether in use or not.
     pub reserved: Bytes,
 }
 
-/// What a pool holds of its device's memory.
+/// Memory that a pool holds on its device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DeviceMemory {
-    /// In use: weights, cache and work.
+    /// In use by weights, caches and scratch buffers.
     pub used: Bytes,
-    /// Taken from the device, in use or not.
+    /// Allocated from the device, whether in use or not.
     pub reserved: Bytes,
-    /// Free on the device, for anybody; `None` where it does not say.
+    /// Free on the device; `None` if the device does not report it.
     pub free: Option<Bytes>,
-    /// Neither free nor the pool's: contexts, kernels, libraries' workspaces, and whatever other programs hold; `None` where
-    /// the device does not say.
+    /// Used by contexts, kernels, library workspaces and other programs; `None` if the device does not report it.
     pub other: Option<Bytes>,
 }
 
-/// What a process holds of the host's memory, and of its device's.
+/// Memory that a process holds on the host and on its device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Memory {
-    /// Resident set: anonymous pages and mapped files together.
+    /// Resident set: anonymous pages and mapped files.
     pub resident: Option<Bytes>,
-    /// Anonymous pages alone: what cannot be dropped and read again from a file.
+    /// Anonymous pages, which the system cannot evict to a file.
     pub anonymous: Option<Bytes>,
-    /// Of these, or of the device's: keys and values that are kept for prompts that begin alike.
+    /// The prefix cache's part of these, or of the device's memory.
     pub prefix_cache: Bytes,
-    /// The device's, where it comes from a pool: on a GPU.
+    /// The device's pool; GPUs have one.
     pub device: Option<DeviceMemory>,
 }
 
 impl Memory {
-    /// Anonymous pages but for what is kept for prompts that begin alike, which a trim gives back: what must not grow.
+    /// Anonymous memory without the prefix cache, which a trim frees. This must not grow over time.
     #[must_use]
     pub fn lasting(&self) -> Option<Bytes> {
-        // A pool has bounds of its own.
+        // The cache in a pool is not anonymous memory.
         let kept = if self.device.is_none() { self.prefix_cache } else { Bytes(0) };
         self.anonymous.map(|anonymous| Bytes(anonymous.0.saturating_sub(kept.0)))
     }

@@ -1,4 +1,4 @@
-//! One request to a server that speaks OpenAI's language, as a client with a clock sees it.
+//! One timed request to a server with OpenAI's API.
 
 use std::time::{Duration, Instant};
 
@@ -7,27 +7,27 @@ use serde_json::Value;
 use super::plan::Api;
 use crate::client::{Client, ClientError};
 
-/// What came of one request.
+/// Measurements of one request.
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
-    /// When it was to be sent, counted from the beginning.
+    /// Scheduled send time, from the start of the run.
     pub at: Duration,
-    /// From when it was to be sent to the first text.
+    /// Time from the scheduled send time to the first text.
     pub first: Option<Duration>,
-    /// Between two pieces of text. A piece may have several tokens.
+    /// Times between two pieces of text. A piece may have several tokens.
     pub gaps: Vec<Duration>,
-    /// From when it was to be sent to the end.
+    /// Time from the scheduled send time to the end.
     pub total: Duration,
-    /// Tokens of the prompt, as the server counts them.
+    /// Tokens of the prompt, as the server reports them.
     pub prompt_tokens: u64,
-    /// Tokens of the answer, as the server counts them; pieces where it does not.
+    /// Tokens of the answer, as the server reports them, or else the number of pieces.
     pub output_tokens: u64,
-    /// Why there is no whole answer.
+    /// Error code of a request without a complete answer.
     pub error: Option<String>,
 }
 
 impl Outcome {
-    /// Time for each token after the first.
+    /// Time per token after the first.
     #[must_use]
     pub fn per_token(&self) -> Option<Duration> {
         let rest = u32::try_from(self.output_tokens.checked_sub(1)?).ok().filter(|rest| *rest > 0)?;
@@ -35,8 +35,8 @@ impl Outcome {
     }
 }
 
-/// Asks, and reads the answer to its end. `due` is when the request was to be sent: one that is sent late because this program
-/// was busy has waited all the same.
+/// Sends a request and reads the answer to its end. `due` is the scheduled send time: a request that this program sends late
+/// has waited since then.
 pub(super) async fn ask(client: &Client, api: Api, body: &Value, began: Instant, due: Instant) -> Outcome {
     let mut outcome = Outcome { at: due.saturating_duration_since(began), ..Outcome::default() };
     let read = read(client, api, body, due, &mut outcome).await;
@@ -75,7 +75,7 @@ async fn read(
     Ok(())
 }
 
-/// Whether an event brings text; models that think aloud bring it under another name first.
+/// Whether an event has text; reasoning models send it in another field first.
 fn has_text(api: Api, event: &Value) -> bool {
     let choice = &event["choices"][0];
     let is_text = |value: &Value| value.as_str().is_some_and(|text| !text.is_empty());

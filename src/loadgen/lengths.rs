@@ -1,30 +1,30 @@
-//! How long prompts and answers are: a number, or a distribution of them.
+//! Lengths of prompts and answers: a number or a distribution.
 
 use std::{fmt, str::FromStr};
 
 use rand::{Rng, RngExt};
 use rand_distr::{Distribution, Exp1, LogNormal, Normal};
 
-/// Longest length that a distribution gives, whatever its tail.
-const MOST: f64 = 1_000_000.0;
+/// Longest length.
+const MAX_LENGTH: f64 = 1_000_000.0;
 
 /// Lengths in tokens or words; always 1 or more.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Lengths {
     /// Always the same.
     Fixed(u32),
-    /// Every length from the first to the last is as likely.
+    /// Uniform between the two, both included.
     Uniform(u32, u32),
     /// Mean and standard deviation.
     Normal(f64, f64),
-    /// Median, and standard deviation of the logarithm: a few are much longer, as people's prompts are.
+    /// Median, and standard deviation of the logarithm: a few lengths are much longer, like real prompts.
     LogNormal(f64, f64),
     /// Mean.
     Exponential(f64),
 }
 
 impl Lengths {
-    /// One of them.
+    /// A random length.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 1 and a million")]
     pub fn sample(self, random: &mut impl Rng) -> u32 {
         let length = match self {
@@ -37,7 +37,7 @@ impl Lengths {
                 Ok(mean * unit)
             }
         };
-        length.unwrap_or(1.0).round().clamp(1.0, MOST) as u32
+        length.unwrap_or(1.0).round().clamp(1.0, MAX_LENGTH) as u32
     }
 }
 
@@ -48,7 +48,7 @@ impl FromStr for Lengths {
         let (kind, rest) = text.split_once(':').unwrap_or(("fixed", text));
         let numbers: Option<Vec<f64>> = rest.split(['-', ',']).map(|n| n.trim().parse().ok()).collect();
         let numbers = numbers.unwrap_or_default();
-        let is_length = |n: f64| (1.0..=MOST).contains(&n);
+        let is_length = |n: f64| (1.0..=MAX_LENGTH).contains(&n);
         let is_spread = |n: f64| n.is_finite() && n >= 0.0;
         match (kind, &numbers[..]) {
             ("fixed", &[n]) if is_length(n) => Ok(Self::Fixed(whole(n)?)),
@@ -63,15 +63,15 @@ impl FromStr for Lengths {
             }
             ("exponential", &[mean]) if is_length(mean) => Ok(Self::Exponential(mean)),
             _ => Err(format!(
-                "{text:?} is no length: say 128, uniform:64-256, normal:128,32 (mean, deviation), \
-                 lognormal:128,0.8 (median, deviation of the logarithm) or exponential:128 (mean), from 1 to {MOST}"
+                "invalid length {text:?}; expected 128, uniform:64-256, normal:128,32 (mean, deviation), \
+                 lognormal:128,0.8 (median, deviation of the logarithm) or exponential:128 (mean), from 1 to {MAX_LENGTH}"
             )),
         }
     }
 }
 
 fn whole(n: f64) -> Result<u32, String> {
-    format!("{n}").parse().map_err(|_| format!("{n} is no whole number"))
+    format!("{n}").parse().map_err(|_| format!("{n} is not a whole number"))
 }
 
 impl fmt::Display for Lengths {
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn each_distribution_has_the_mean_that_it_says() {
+    fn each_distribution_has_the_requested_mean() {
         #[expect(clippy::cast_precision_loss, reason = "twenty thousand")]
         let mean = |samples: &[f64]| samples.iter().sum::<f64>() / samples.len() as f64;
         for (text, expected) in [
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_length_is_refused() {
+    fn an_invalid_length_is_refused() {
         for text in [
             "",
             "0",

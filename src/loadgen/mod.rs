@@ -1,8 +1,8 @@
-//! A load generator for servers that speak OpenAI's language: requests as planned, waits as a client has them.
+//! Load generator for servers with OpenAI's API.
 //!
-//! Waits count from the moment at which a request was to be sent, not from when this program came to it. In an open
-//! loop the moments do not depend on the answers, so a server that falls behind shows it (what is otherwise hidden
-//! is known as coordinated omission). In a closed loop they do, as those of a few patient people.
+//! Latencies are measured from the scheduled send time of a request. In an open loop the schedule does not depend on the
+//! answers, so a server that falls behind cannot hide it (coordinated omission). In a closed loop each client sends its next
+//! request after the previous answer.
 
 mod ask;
 mod lengths;
@@ -31,26 +31,26 @@ pub use self::{
 };
 use crate::client::Client;
 
-/// When it is enough.
+/// When a run ends.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Until {
-    /// So many requests have been sent.
+    /// After this number of requests.
     Requests(u64),
-    /// So much time has passed; answers that are under way are waited for.
+    /// After this time; running answers are waited for.
     Elapsed(Duration),
 }
 
-/// What was measured.
+/// Measurements of a run.
 #[derive(Debug)]
 pub struct Run {
-    /// In the order in which they ended.
+    /// In the order in which the answers ended.
     pub outcomes: Vec<Outcome>,
-    /// From the first request to the last answer.
+    /// Time from the first request to the last answer.
     pub took: Duration,
 }
 
-/// Asks until it is enough. `warm_up` requests are sent one after another before, and not counted; `tell` is told how
-/// many have ended.
+/// Sends requests until `until`. Before that, `warm_up` requests are sent one after another and not measured. `tell` gets the
+/// number of finished requests.
 pub async fn run(
     client: &Client,
     plan: &Arc<Plan>,
@@ -60,7 +60,7 @@ pub async fn run(
 ) -> Run {
     for number in 0..warm_up {
         let now = Instant::now();
-        // Other requests than those that are measured, which a server could know from here.
+        // Other prompts than the measured ones, which would otherwise be in the server's prefix cache.
         ask::ask(client, plan.api, &plan.body(u64::MAX - number), now, now).await;
     }
     let asker = Asker { client: client.clone(), plan: Arc::clone(plan), until, began: Instant::now() };
@@ -71,7 +71,7 @@ pub async fn run(
     Run { outcomes, took: asker.began.elapsed() }
 }
 
-/// What all requests of a run share.
+/// Shared by all requests of a run.
 #[derive(Clone)]
 struct Asker {
     client: Client,
@@ -85,7 +85,7 @@ impl Asker {
         ask::ask(&self.client, self.plan.api, &self.plan.body(number), self.began, due).await
     }
 
-    /// Whether request `number` is one too many, or `elapsed` is too late for it.
+    /// Whether the run ends before request `number`.
     fn is_over(&self, number: u64, elapsed: Duration) -> bool {
         match self.until {
             Until::Requests(requests) => number >= requests,
@@ -94,7 +94,7 @@ impl Asker {
     }
 }
 
-/// Clients that ask again when they have their answer.
+/// Closed loop: each client sends its next request after the previous answer.
 async fn closed(asker: &Asker, clients: usize, mut tell: impl FnMut(usize)) -> Vec<Outcome> {
     let next = Arc::new(AtomicU64::new(0));
     let (sender, mut receiver) = mpsc::unbounded_channel();
@@ -122,7 +122,7 @@ async fn closed(asker: &Asker, clients: usize, mut tell: impl FnMut(usize)) -> V
     outcomes
 }
 
-/// Requests at moments of their own.
+/// Open loop: requests are sent on schedule.
 async fn open(asker: &Asker, rate: f64, mut tell: impl FnMut(usize)) -> Vec<Outcome> {
     let (mut asking, mut outcomes) = (JoinSet::new(), Vec::new());
     for (number, at) in (0..).zip(asker.plan.moments(rate)) {
@@ -145,7 +145,7 @@ async fn open(asker: &Asker, rate: f64, mut tell: impl FnMut(usize)) -> Vec<Outc
         asking.spawn(async move { asker.ask(number, due).await });
     }
     while let Some(ended) = asking.join_next().await {
-        // A task of ours neither panics nor is cancelled.
+        // The tasks neither panic nor are cancelled.
         if let Ok(outcome) = ended {
             outcomes.push(outcome);
             tell(outcomes.len());

@@ -1,4 +1,4 @@
-//! What is asked, and when: the same seed, the same requests at the same moments.
+//! The requests of a run and their schedule, both determined by a seed.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::lengths::Lengths;
 
-/// Words for prompts that say nothing, each one token or two in most vocabularies.
+/// Words for meaningless prompts; each is one or two tokens in most vocabularies.
 const WORDS: [&str; 64] = [
     "the", "water", "river", "small", "house", "morning", "light", "people", "garden", "under", "stone",
     "market", "slowly", "letter", "winter", "yellow", "between", "paper", "mountain", "story", "never",
@@ -19,7 +19,7 @@ const WORDS: [&str; 64] = [
     "feather", "copper", "journey",
 ];
 
-/// Which of OpenAI's routes is asked.
+/// Which of OpenAI's endpoints is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Api {
     /// `/v1/chat/completions`
@@ -31,54 +31,54 @@ pub enum Api {
 /// Where prompts come from.
 #[derive(Clone, Debug)]
 pub enum Prompts {
-    /// Made of random words, as many as the length says.
+    /// Random words; the length counts words.
     Words,
-    /// Random token ids below this, as many as the length says; for [`Api::Completions`].
+    /// Random token ids below this number, for [`Api::Completions`]; the length counts tokens.
     Ids(u32),
-    /// These, in a random order; lengths mean nothing.
+    /// These prompts in random order; the length is ignored.
     Given(Vec<String>),
 }
 
-/// When requests are sent.
+/// Schedule of the requests.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Pace {
-    /// So many clients, each of which asks again when it has its answer.
+    /// A number of clients, each of which sends its next request after the previous answer.
     Closed {
-        /// Clients.
+        /// Number of clients.
         clients: usize,
     },
-    /// At random moments, so many a second on average, whatever has been answered: a Poisson process.
+    /// A Poisson process, independent of the answers.
     Open {
-        /// Requests in a second.
+        /// Mean number of requests per second.
         rate: f64,
     },
 }
 
-/// What requests are like.
+/// Properties of the requests.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// The model's name; a server that serves one may want none.
+    /// The model's name; some servers need none.
     pub model: Option<String>,
-    /// The route.
+    /// The endpoint.
     pub api: Api,
-    /// Their prompts.
+    /// Source of the prompts.
     pub prompts: Prompts,
-    /// Words or tokens of a prompt.
+    /// Length of a prompt, in words or tokens.
     pub prompt_lengths: Lengths,
     /// `max_tokens` of a request.
     pub output_lengths: Lengths,
-    /// Answers go on beyond an end token, so that they have the length that was asked for.
+    /// Ignore end tokens, so that every answer has the requested length.
     pub ignore_eos: bool,
-    /// Fields that every request has besides.
+    /// Additional fields of every request.
     pub extra: serde_json::Map<String, Value>,
-    /// When they are sent.
+    /// Their schedule.
     pub pace: Pace,
-    /// Same seed, same requests.
+    /// Seed of prompts, lengths and schedule.
     pub seed: u64,
 }
 
 impl Api {
-    /// The route's path.
+    /// The endpoint's path.
     #[must_use]
     pub const fn path(self) -> &'static str {
         match self {
@@ -89,7 +89,7 @@ impl Api {
 }
 
 impl Plan {
-    /// The body of a request, which depends on its number and the seed alone.
+    /// The body of a request, determined by its number and the seed.
     #[must_use]
     pub fn body(&self, number: u64) -> Value {
         let mut random = StdRng::seed_from_u64(self.seed ^ number.wrapping_mul(0x9E37_79B9_7F4A_7C15));
@@ -117,7 +117,7 @@ impl Plan {
 
     fn prompt(&self, length: u32, random: &mut StdRng) -> Value {
         match &self.prompts {
-            // The first ids are signs of their own in most vocabularies.
+            // The first ids are special tokens in most vocabularies.
             Prompts::Ids(vocabulary) => {
                 let least = 16.min(vocabulary / 2);
                 (0..length).map(|_| random.random_range(least..*vocabulary)).collect()
@@ -131,7 +131,7 @@ impl Plan {
         }
     }
 
-    /// For an open loop, the moments at which requests are sent, counted from the beginning.
+    /// Send times of an open loop, from the start of the run.
     pub fn moments(&self, rate: f64) -> impl Iterator<Item = Duration> + use<> {
         let mut random = StdRng::seed_from_u64(!self.seed);
         let mut at = 0.0;
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_seed_asks_the_same() {
+    fn the_same_seed_gives_the_same_requests() {
         assert_eq!(plan().body(5), plan().body(5));
         assert_ne!(plan().body(5)["prompt"], plan().body(6)["prompt"]);
         assert_ne!(plan().body(5)["prompt"], Plan { seed: 4, ..plan() }.body(5)["prompt"]);
@@ -174,12 +174,12 @@ mod tests {
     }
 
     #[test]
-    fn an_open_loop_sends_at_its_rate_and_not_evenly() {
+    fn an_open_loop_sends_at_its_rate_at_random_times() {
         let moments: Vec<_> = plan().moments(50.0).take(5_000).map(|at| at.as_secs_f64()).collect();
         let rate = 5_000.0 / moments.last().unwrap();
         assert!((rate / 50.0 - 1.0).abs() < 0.05, "{rate}");
         let gaps: Vec<_> = moments.windows(2).map(|pair| pair[1] - pair[0]).collect();
-        // Of a Poisson process the deviation of the gaps is their mean; of an even one it is nothing.
+        // In a Poisson process the standard deviation of the gaps equals their mean.
         let mean = gaps.iter().sum::<f64>() / 4_999.0;
         let deviation = (gaps.iter().map(|gap| (gap - mean).powi(2)).sum::<f64>() / 4_999.0).sqrt();
         assert!((deviation / mean - 1.0).abs() < 0.1, "{deviation} {mean}");

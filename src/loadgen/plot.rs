@@ -1,4 +1,4 @@
-//! A run, or several, as a picture: percentiles of the waits, and their course. And what lengths cost a model.
+//! Charts in SVG: latencies of runs, and cost over prompt and context length.
 
 use plotters::{
     coord::Shift,
@@ -10,10 +10,10 @@ use plotters::{
 
 use super::result::{LoadResult, Wait};
 
-/// Pixels.
+/// Size in pixels.
 const SIZE: (u32, u32) = (1000, 420);
 
-/// Colours that the colour-blind tell apart as well (Okabe and Ito).
+/// A palette for colour-blind readers (Okabe and Ito).
 const COLOURS: [RGBColor; 6] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -25,34 +25,34 @@ const COLOURS: [RGBColor; 6] = [
 
 type Drawn = Result<(), Box<dyn std::error::Error>>;
 
-/// The picture of runs by their names, in SVG.
+/// A chart of named runs.
 ///
 /// # Errors
-/// When there is nothing to draw.
+/// When there is no data.
 pub fn svg(runs: &[(String, &LoadResult)]) -> Result<String, String> {
     let mut out = String::new();
     {
         let area = SVGBackend::with_string(&mut out, SIZE).into_drawing_area();
-        draw(&area, runs).map_err(|error| format!("the picture cannot be drawn: {error}"))?;
+        draw(&area, runs).map_err(|error| format!("cannot draw the chart: {error}"))?;
     }
     Ok(out)
 }
 
-/// What a length costs: least, median and most of several rounds.
+/// Cost of one length: minimum, median and maximum of several rounds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LengthCost {
-    /// Tokens of the prompt, and of the context that an answer begins with.
+    /// Tokens of the prompt, which is the context of the first generated token.
     pub tokens: usize,
     /// Time to the first token.
     pub ttft_ms: [f64; 3],
-    /// Tokens per second of the answer.
+    /// Decode speed in tokens per second.
     pub decode: [f64; 3],
 }
 
-/// The picture of what lengths cost, in SVG: tokens per second over context, and time to the first token over prompt length.
+/// A chart of decode speed over context and time to first token over prompt length.
 ///
 /// # Errors
-/// When there is nothing to draw.
+/// When there is no data.
 pub fn lengths_svg(costs: &[LengthCost]) -> Result<String, String> {
     let mut out = String::new();
     {
@@ -63,12 +63,12 @@ pub fn lengths_svg(costs: &[LengthCost]) -> Result<String, String> {
             .and_then(|()| over_length(&left, "Tokens per second over context", costs, |cost| cost.decode))
             .and_then(|()| over_length(&right, "TTFT over prompt length, ms", costs, |cost| cost.ttft_ms))
             .and_then(|()| Ok(area.present()?))
-            .map_err(|error| format!("the picture cannot be drawn: {error}"))?;
+            .map_err(|error| format!("cannot draw the chart: {error}"))?;
     }
     Ok(out)
 }
 
-/// One figure over the length, from nothing up: where a line bends is what there is to see.
+/// One quantity over the length, with an axis from zero.
 #[expect(clippy::cast_precision_loss, reason = "token counts")]
 fn over_length(
     area: &DrawingArea<SVGBackend<'_>, Shift>,
@@ -110,7 +110,7 @@ fn draw(area: &DrawingArea<SVGBackend<'_>, Shift>, runs: &[(String, &LoadResult)
     Ok(())
 }
 
-/// A percentile's place on an axis on which 90, 99 and 99.9 are as far from one another.
+/// Position of a percentile on an axis where 90, 99 and 99.9 are equally far apart.
 fn nines(percentile: f64) -> f64 {
     -((100.0 - percentile).max(0.01) / 100.0).log10()
 }
@@ -176,7 +176,7 @@ fn course(area: &DrawingArea<SVGBackend<'_>, Shift>, runs: &[(String, &LoadResul
     Ok(())
 }
 
-/// Least and most of what is above nothing, with some room.
+/// Range of the positive values, with a margin.
 fn bounds(values: impl Iterator<Item = f64>) -> Result<(f64, f64), &'static str> {
     let (least, most) =
         values.filter(|v| *v > 0.0).fold((f64::INFINITY, 0.0), |(a, b), v| (f64::min(a, v), f64::max(b, v)));

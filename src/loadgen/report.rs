@@ -1,13 +1,13 @@
-//! A run, or two beside each other, in lines for people.
+//! Text tables of one run, or of two runs side by side.
 
 use std::fmt::{self, Write};
 
 use super::result::{LoadResult, Wait};
 
-/// Percentiles that people are shown.
+/// Percentiles in the tables.
 const SHOWN: [f64; 4] = [50.0, 90.0, 99.0, 99.9];
 
-/// The waits of a run by the names that the field uses.
+/// The latencies of a run, by name.
 const WAITS: [(&str, Wait); 4] = [
     ("time to first token", |r| &r.ttft_ms),
     ("between pieces", |r| &r.itl_ms),
@@ -26,11 +26,11 @@ const RATES: [(&str, Rate); 4] = [
     ("all tokens/s", |r| r.total_tokens_per_second),
 ];
 
-/// One run.
+/// Table of one run.
 #[must_use]
 pub fn table(result: &LoadResult) -> String {
     let mut out = String::new();
-    // Writing to a `String` does not fail.
+    // Writing to a `String` cannot fail.
     let _ = write_table(&mut out, result);
     out
 }
@@ -61,7 +61,7 @@ fn write_table(out: &mut String, result: &LoadResult) -> fmt::Result {
     Ok(())
 }
 
-/// Two runs, and what the second has of the first.
+/// Table of two runs and the ratio of the second to the first.
 #[must_use]
 pub fn comparison(first: &LoadResult, second: &LoadResult) -> String {
     let mut out = String::new();

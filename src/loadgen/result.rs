@@ -1,4 +1,4 @@
-//! What a run came to: histograms of the waits, rates, and errors by name; kept in a file, so that two can be compared.
+//! Result of a run: latency percentiles, rates and errors, stored in a file to compare runs.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -7,34 +7,34 @@ use serde::{Deserialize, Serialize};
 
 use super::ask::Outcome;
 
-/// One of the waits of a run.
+/// One of the latencies of a run.
 pub(super) type Wait = fn(&LoadResult) -> &Summary;
 
-/// Of the form of result files; one that is newer is refused.
+/// Version of the result file's format.
 const SCHEMA: u32 = 1;
 
-/// Longest wait that histograms tell apart, in microseconds: an hour.
+/// Upper bound of the histograms, in microseconds: one hour.
 const LONGEST_US: u64 = 3_600_000_000;
 
-/// Percentiles that are kept, for curves.
+/// Percentiles in the result file, enough to draw a curve.
 const PERCENTILES: [f64; 21] = [
     0.0, 5.0, 10.0, 20.0, 25.0, 30.0, 40.0, 50.0, 60.0, 70.0, 75.0, 80.0, 85.0, 90.0, 95.0, 97.5, 99.0, 99.5,
     99.9, 99.99, 100.0,
 ];
 
-/// A wait may be so long at most for its request to be a good one.
+/// Latency limits that a request must meet to count as goodput.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Limits {
     /// Milliseconds to the first text.
     pub ttft_ms: Option<f64>,
-    /// Milliseconds for each token after the first, on average over the request.
+    /// Mean milliseconds per token after the first.
     pub tpot_ms: Option<f64>,
     /// Milliseconds to the end.
     pub e2e_ms: Option<f64>,
 }
 
 impl Limits {
-    fn are_kept_by(self, outcome: &Outcome) -> bool {
+    fn are_met_by(self, outcome: &Outcome) -> bool {
         let within = |limit: Option<f64>, took: Option<Duration>| {
             limit.is_none_or(|limit| took.is_none_or(|took| millis(took) <= limit))
         };
@@ -44,59 +44,59 @@ impl Limits {
     }
 }
 
-/// A run.
+/// Result of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LoadResult {
-    /// Of this form.
+    /// Version of the format.
     pub schema: u32,
-    /// When it began, in seconds since 1970.
+    /// Start of the run, in seconds since 1970.
     pub began: u64,
-    /// The server's address.
+    /// The server's URL.
     pub server: String,
-    /// How requests were made, as the command line says it.
+    /// Settings of the load generator, as on the command line.
     pub settings: BTreeMap<String, String>,
-    /// From the first request to the last answer, warm-up apart, in seconds.
+    /// Seconds from the first request to the last answer, without warm-up.
     pub seconds: f64,
-    /// Requests, warm-up apart.
+    /// Number of requests, without warm-up.
     pub requests: u64,
-    /// Whole answers.
+    /// Complete answers.
     pub completed: u64,
-    /// Requests without one, by what the server or the network said.
+    /// Failed requests by error code.
     pub errors: BTreeMap<String, u64>,
-    /// Whole answers in a second.
+    /// Complete answers per second.
     pub requests_per_second: f64,
-    /// Tokens of whole answers in a second.
+    /// Tokens of complete answers per second.
     pub output_tokens_per_second: f64,
-    /// The same and their prompts' tokens.
+    /// Tokens of complete answers and their prompts per second.
     pub total_tokens_per_second: f64,
-    /// Tokens of all prompts that were answered.
+    /// Tokens of all answered prompts.
     pub prompt_tokens: u64,
-    /// Tokens of all whole answers.
+    /// Tokens of all complete answers.
     pub output_tokens: u64,
-    /// What made an answer a good one.
+    /// Limits that define goodput.
     pub limits: Limits,
-    /// Good answers in a second.
+    /// Answers per second that meet all limits.
     pub goodput: f64,
-    /// To the first text.
+    /// Time to the first text.
     pub ttft_ms: Summary,
-    /// Between two pieces of text.
+    /// Time between two pieces of text.
     pub itl_ms: Summary,
-    /// For each token after the first, on average over a request.
+    /// Mean time per token after the first.
     pub tpot_ms: Summary,
-    /// To the end.
+    /// Time to the end.
     pub e2e_ms: Summary,
-    /// Of every whole answer, when it was asked for in seconds and how long its first text and its end took in milliseconds.
+    /// For every complete answer: send time in seconds, time to the first text and to the end in milliseconds.
     pub course: Vec<[f64; 3]>,
 }
 
-/// What a histogram says, in milliseconds; three digits of each are right.
+/// Summary of a histogram in milliseconds, with three significant digits.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
-    /// Values.
+    /// Number of values.
     pub count: u64,
-    /// Their mean.
+    /// Mean.
     pub mean: f64,
-    /// Percentile and value, from the least to the most.
+    /// Percentile and value, in ascending order.
     pub percentiles: Vec<(f64, f64)>,
 }
 
@@ -113,7 +113,7 @@ impl Summary {
         }
     }
 
-    /// The value of one of the percentiles that are kept.
+    /// The value at one of the stored percentiles.
     #[must_use]
     pub fn at(&self, percentile: f64) -> Option<f64> {
         let same = |other: f64| (other - percentile).abs() < 1e-9;
@@ -121,7 +121,7 @@ impl Summary {
     }
 }
 
-/// The waits of a run.
+/// Latency histograms of a run.
 struct Waits {
     ttft: Histogram<u64>,
     itl: Histogram<u64>,
@@ -146,21 +146,21 @@ impl Waits {
     }
 }
 
-/// What is known before anything is asked.
+/// What is known before the run.
 #[derive(Clone, Debug)]
 pub struct Heading {
-    /// When it began, in seconds since 1970.
+    /// Start of the run, in seconds since 1970.
     pub began: u64,
-    /// The server's address.
+    /// The server's URL.
     pub server: String,
-    /// How requests are made.
+    /// Settings of the load generator.
     pub settings: BTreeMap<String, String>,
-    /// What makes an answer a good one.
+    /// Limits that define goodput.
     pub limits: Limits,
 }
 
 impl LoadResult {
-    /// Sums up what was asked in `seconds`.
+    /// Summarises the outcomes of a run of `seconds`.
     ///
     /// # Errors
     /// Never in practice: the histograms' bounds are constants.
@@ -182,7 +182,7 @@ impl LoadResult {
             completed += 1;
             prompt_tokens += outcome.prompt_tokens;
             output_tokens += outcome.output_tokens;
-            good += u64::from(limits.are_kept_by(outcome));
+            good += u64::from(limits.are_met_by(outcome));
             let first = outcome.first.unwrap_or(outcome.total);
             course.push([outcome.at.as_secs_f64(), millis(first), millis(outcome.total)]);
         }
@@ -215,13 +215,13 @@ impl LoadResult {
     /// Reads a result file.
     ///
     /// # Errors
-    /// When it is none, or of a newer form.
+    /// When the text is not a result, or has a newer format.
     pub fn parse(text: &str) -> Result<Self, String> {
         let result: Self = serde_json::from_str(text)
-            .map_err(|error| format!("it is no result of eka bench --url: {error}"))?;
+            .map_err(|error| format!("not a result file of eka bench --url: {error}"))?;
         if result.schema > SCHEMA {
             return Err(format!(
-                "its form is {}, and this eka knows {SCHEMA}: use a newer one",
+                "the format is version {}, newer than {SCHEMA}, which this eka reads; use a newer eka",
                 result.schema
             ));
         }
@@ -263,13 +263,13 @@ mod tests {
     }
 
     #[test]
-    fn rates_are_of_whole_answers_and_errors_have_names() {
+    fn rates_count_complete_answers_and_errors_have_codes() {
         let failed = Outcome { error: Some("queue_full".into()), total: ms(1), ..Outcome::default() };
         let result = result(&[answer(100, 500), failed.clone(), failed], Limits::default());
         assert_eq!((result.requests, result.completed, result.errors["queue_full"]), (3, 1, 2));
         assert_eq!((result.requests_per_second, result.output_tokens_per_second), (0.5, 2.5));
         assert_eq!(result.total_tokens_per_second, 6.0);
-        assert_eq!(result.e2e_ms.count, 1, "what failed at once is no short answer");
+        assert_eq!(result.e2e_ms.count, 1, "a failed request has no latency");
         assert_eq!(result.itl_ms.count, 4);
         // A histogram keeps three digits.
         let tpot = result.tpot_ms.at(50.0).unwrap();
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn a_good_answer_keeps_every_limit() {
+    fn goodput_counts_answers_within_every_limit() {
         let answers = [answer(100, 500), answer(300, 500), answer(100, 900)];
         let goodput =
             |ttft_ms, tpot_ms, e2e_ms| result(&answers, Limits { ttft_ms, tpot_ms, e2e_ms }).goodput * 2.0;
@@ -298,11 +298,11 @@ mod tests {
     }
 
     #[test]
-    fn a_result_comes_back_from_its_file_and_what_is_none_is_refused() {
+    fn a_result_file_is_read_back_and_other_files_are_refused() {
         let result = result(&[answer(100, 500)], Limits { ttft_ms: Some(5.0), ..Limits::default() });
         let text = serde_json::to_string(&result).unwrap();
         assert_eq!(LoadResult::parse(&text), Ok(result));
-        assert!(LoadResult::parse("{}").unwrap_err().contains("no result"));
+        assert!(LoadResult::parse("{}").unwrap_err().contains("not a result file"));
         assert!(
             LoadResult::parse(&text.replace("\"schema\":1", "\"schema\":2")).unwrap_err().contains("newer")
         );

@@ -1,4 +1,4 @@
-//! `genai_config.json`: what onnxruntime-genai says about a model, and what of it concerns us.
+//! `genai_config.json`, the configuration of onnxruntime-genai: the parts that eka reads.
 
 use std::path::Path;
 
@@ -83,8 +83,8 @@ impl Default for Outputs {
     }
 }
 
-/// Parses and checks the configuration `json` from `path`. It does not say the type of activations, how weights are
-/// stored, or how many there are.
+/// Parses and checks the configuration `json` from `path`. It does not contain the type of activations, the storage of
+/// weights, or their number.
 pub(super) fn parse(path: &Path, json: &[u8]) -> Result<Manifest, ManifestError> {
     let failed = |source| ManifestError::Genai { path: path.into(), source };
     let Config { model } = serde_json::from_slice(json).map_err(failed)?;
@@ -103,7 +103,7 @@ pub(super) fn parse(path: &Path, json: &[u8]) -> Result<Manifest, ManifestError>
         Ids::One(id) => vec![id],
         Ids::Several(ids) => ids,
     };
-    // Others made this file; an id that the model cannot generate ends nothing.
+    // Another program made this file. An id outside the vocabulary is dropped, since the model cannot generate it.
     end_tokens.retain(|id| (*id as usize) < vocab_size);
     let manifest = Manifest {
         schema: SCHEMA,
@@ -124,7 +124,7 @@ pub(super) fn parse(path: &Path, json: &[u8]) -> Result<Manifest, ManifestError>
         },
         files: Vec::new(),
     };
-    manifest.check(path)?;
+    manifest.validate(path)?;
     Ok(manifest)
 }
 

@@ -1,4 +1,4 @@
-//! What a model directory is, whatever it is called and wherever it lies.
+//! The identity of a model directory, independent of its name and place.
 
 use std::{
     fs, io,
@@ -8,15 +8,17 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
-use super::{FILE_NAME, ManifestError, path, read};
+use super::{
+    FILE_NAME, ManifestError,
+    read::{path, read},
+};
 use crate::files::hexadecimal;
 
-/// What tells one export from every other: 64 hexadecimal digits.
+/// The identity of an export: 64 hexadecimal digits.
 ///
-/// A manifest of eka's names the SHA-256 of every source and all options, and equal ones give equal bytes; so its content and
-/// the sizes of graph and weights will do, and gigabytes need not be read. Other manifests say nothing of the weights, so
-/// there a directory is another one when any of its files has another size or was written at another time: a copy counts as
-/// another model, which is the mistake that does no harm.
+/// eka's manifest contains the SHA-256 of every source and all options, and equal manifests give equal bytes. So its content
+/// and the sizes of graph and weights are enough, and gigabytes need not be read. Other manifests do not describe the weights:
+/// for them the size and modification time of every file count. A copy is then a different model, which does no harm.
 ///
 /// # Errors
 /// [`ManifestError::Read`] when the directory cannot be read.

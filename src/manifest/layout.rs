@@ -7,7 +7,7 @@ use crate::units::Bytes;
 /// The tokenizer, in the format of the `tokenizers` library.
 pub const TOKENIZER: &str = "tokenizer.json";
 
-/// What `transformers` knows of the tokenizer besides.
+/// Further settings of the tokenizer.
 pub const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 
 /// Special tokens by name, where older versions kept them.

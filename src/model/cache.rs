@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::{HostCache, Model};
+use super::{HostCache, Model, host_cache::host_copy};
 use crate::{
     device::{DeviceError, DeviceTensor, Element, Pool},
     prompt_store::{CacheDtype, CacheShape},
@@ -12,8 +12,8 @@ use crate::{
 /// The key-value cache of one timeline, `[1, kv_heads, capacity, head_dim]` for each layer's keys and values, or rows of
 /// another [`Format`](crate::device::operators::Format) in place of `head_dim` numbers.
 ///
-/// The graph updates it in place; which of its positions count is said with each pass, so forgetting the last ones
-/// costs nothing. The default one has room for nothing.
+/// The graph updates it in place. Each pass states how many positions are valid, so dropping the last ones is free. The default
+/// has no capacity.
 #[derive(Debug, Default)]
 pub struct Cache {
     layers: Vec<[DeviceTensor; 2]>,
@@ -21,11 +21,11 @@ pub struct Cache {
     heads: usize,
 }
 
-/// How many blocks of a pool a cache is at most: one for each tensor would be a hundred trips to the device before the
-/// first token, where memory was trimmed; one for all would be there twice when it grows.
+/// Most pool blocks of a cache. A block for each tensor would take a hundred allocations before the first token after a trim; a
+/// single block would exist twice while it grows.
 const BLOCKS: usize = 8;
 
-/// What mapped memory is given out by.
+/// Page size of mapped memory, in bytes.
 const PAGE: u64 = 4096;
 
 impl Cache {
@@ -35,13 +35,13 @@ impl Cache {
         self.capacity
     }
 
-    /// What it takes of a pool; nothing where its memory is mapped.
+    /// Memory that it takes from a pool; zero if its memory is mapped.
     #[must_use]
     pub fn held(&self) -> Bytes {
         Bytes(self.layers.iter().flatten().map(|tensor| tensor.held().0).sum())
     }
 
-    /// What it takes with its first `positions` written: all of a pool's memory, and the pages of what is mapped.
+    /// Memory that it takes with its first `positions` written: all of its pool memory, and the written pages of mapped memory.
     #[must_use]
     pub fn spent(&self, positions: usize) -> Bytes {
         let of = |tensor: &DeviceTensor| match tensor.held() {
@@ -73,7 +73,7 @@ impl Cache {
         usize::try_from(room).unwrap_or(usize::MAX).min(self.capacity)
     }
 
-    /// Writes the first `positions` of `other` over its own.
+    /// Overwrites the first `positions` with those of `other`.
     ///
     /// # Errors
     /// [`DeviceError`] when one of the two has fewer, or they are of different models or places.
@@ -82,12 +82,12 @@ impl Cache {
         pairs.into_iter().try_for_each(|(to, from)| to.take_over(from, positions))
     }
 
-    /// Forgets its content and gives mapped memory back; it can be used again at once, from position 0.
+    /// Discards the content and returns mapped memory to the system. It can be used again at once, from position 0.
     pub fn discard(&self) {
         self.layers.iter().flatten().for_each(DeviceTensor::discard);
     }
 
-    /// Writes the first `positions` of what the host has over its own.
+    /// Overwrites the first `positions` with those of `from`.
     ///
     /// # Errors
     /// As [`take_over`](Self::take_over).
@@ -108,12 +108,11 @@ impl Model {
     /// A cache with room for `capacity` positions and the first `used` of `older`: from the model's pool, where it has
     /// one; else mapped, and then only positions that are used cost memory.
     ///
-    /// It is a few blocks of memory, which grow one after the other, so that no more than that part of it is there
-    /// twice. That needs passes to have let go of `older` before; and when there is no room for a larger one, what was there
-    /// is gone as well.
+    /// A cache consists of a few blocks that grow one after the other, so that only one block exists twice at a time. Passes must
+    /// have detached from `older` before. If there is no room for the larger cache, the content of `older` is lost.
     ///
     /// # Errors
-    /// [`DeviceError::Memory`] or [`DeviceError::NoRoom`] when there is no room for it.
+    /// [`DeviceError::Memory`] or [`DeviceError::NoRoom`] when memory is short.
     pub fn cache(&self, capacity: usize, older: Cache, used: usize) -> Result<Cache, DeviceError> {
         let CacheShape { layers: count_of_layers, heads, row, .. } = self.cache_shape();
         let shape = [1, heads, capacity, row];
@@ -148,7 +147,34 @@ impl Model {
         copy.take_over(cache, positions).map(|()| copy)
     }
 
-    /// What a position of its cache takes.
+    /// Room in the host's memory for `positions` of a cache.
+    ///
+    /// # Errors
+    /// [`DeviceError::Memory`] when the system has none.
+    pub fn host_cache(&self, positions: usize) -> Result<HostCache, DeviceError> {
+        HostCache::new(self.cache_shape(), positions)
+    }
+
+    /// Copies the first `positions` of `cache` to the host and gives them to `each`: for each layer its keys and then its
+    /// values, `[kv_heads, positions, row]`. Only one tensor at a time exists twice.
+    ///
+    /// # Errors
+    /// [`DeviceError`] when the cache has fewer positions or the device fails, and the errors of `each`.
+    pub fn copy_out<E: From<DeviceError>>(
+        &self,
+        cache: &Cache,
+        positions: usize,
+        mut each: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut copy = host_copy(self.cache_shape(), positions)?;
+        for tensor in cache.layers().iter().flatten() {
+            tensor.copy_out(&mut copy)?;
+            each(copy.bytes())?;
+        }
+        Ok(())
+    }
+
+    /// Memory of one position of its cache.
     #[must_use]
     pub fn position(&self) -> Bytes {
         self.cache_shape().bytes(1)
@@ -176,7 +202,7 @@ fn of<T: Element>(
     }
 }
 
-/// The pool's words, said of the cache.
+/// Says in the pool's error that the cache cannot grow.
 fn unable_to_grow(e: DeviceError) -> DeviceError {
     match e {
         DeviceError::NoRoom { source, .. } => {

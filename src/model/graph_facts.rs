@@ -1,5 +1,5 @@
-//! What a graph says about its steps: whether they can be captured, what bounds how fast they can be, and what their inputs are
-//! made of.
+//! Facts about the decode steps of a graph: whether they can be captured, how many bytes of weights they read, and the types of
+//! their inputs.
 
 use std::collections::BTreeSet;
 
@@ -12,13 +12,13 @@ use crate::{
 /// Operators that read a few rows of what they are given.
 const READ_ROWS: [&str; 3] = ["Gather", "GatherBlockQuantized", "GroupQueryAttention"];
 
-/// Whether the steps of `graph` can be captured as a CUDA graph and run again at another length: whether
-/// attention alone reads the total length.
+/// Whether a step of `graph` can be captured as a CUDA graph and repeated at another length: only attention may read the total
+/// length.
 ///
-/// Only the device's own length may tell one step from the next. The total length is read on the host, when work is submitted:
-/// attention takes it for an upper bound, so the whole cache's will do for every step. Whatever else reads it would compute
-/// a step of that length: positions that are biased by their distance have a tensor of the total's shape.
-pub(super) fn are_alike(graph: &Graph, names: &GraphNames) -> bool {
+/// Captured steps may differ only in the length that the device holds. The total length is read on the host when work is
+/// submitted: attention treats it as an upper bound, so the capacity of the cache is right for every step. Other nodes that read
+/// it would compute with that length: ALiBi has a tensor of the total's shape.
+pub(super) fn can_repeat_steps(graph: &Graph, names: &GraphNames) -> bool {
     let Lengths::Given { total_sequence_length: total, .. } = &names.lengths else { return false };
     let mut reading = graph.node.iter().filter(|node| node.input.contains(total));
     reading.all(|node| node.op_type == "GroupQueryAttention")
@@ -36,8 +36,7 @@ pub(super) fn weights_read(graph: &Graph) -> Bytes {
     Bytes(tensors.filter_map(length).sum())
 }
 
-/// The element type that `graph` declares for an input; `None` if there is no such input, or its type is not
-/// floating-point.
+/// The element type that `graph` declares for an input; `None` if the input is missing or not floating-point.
 pub(super) fn declared_dtype(graph: &Graph, input: &str) -> Option<Dtype> {
     let declared = graph.input.iter().find(|value| value.name == input)?.r#type.as_ref()?;
     let element = declared.tensor_type.as_ref()?.elem_type;
@@ -91,10 +90,10 @@ mod tests {
                 .into(),
             ..Graph::default()
         };
-        assert!(are_alike(&graph, &names()));
+        assert!(can_repeat_steps(&graph, &names()));
         assert_eq!(weights_read(&graph), Bytes(115));
-        // Positions that are biased by their distance.
+        // ALiBi.
         graph.node.push(node("Range", &["zero", "total", "one"]));
-        assert!(!are_alike(&graph, &names()));
+        assert!(!can_repeat_steps(&graph, &names()));
     }
 }

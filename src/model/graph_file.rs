@@ -3,8 +3,8 @@
 //! ONNX Runtime opens weights by their place beside the graph and refuses links that lead out of the directory. The Hugging
 //! Face cache is made of such links: `snapshots/x/model.onnx.data` leads to `blobs/<hash>`. Who may place a link in a model's
 //! directory may place the file as well, so links are followed here: the graph is handed over with the paths that they
-//! lead to. What the graph itself says is another matter, as it may come from anywhere: an absolute path, or one with `..`,
-//! is refused.
+//! lead to. The paths in the graph itself are not trusted, as it may come from anywhere: an absolute path, or one with `..`, is
+//! refused.
 
 use std::{
     collections::BTreeMap,
@@ -60,8 +60,10 @@ impl GraphFile {
     }
 
     /// Whether its steps can be captured and repeated.
-    pub(super) fn has_equal_steps(&self, names: &GraphNames) -> bool {
-        self.decode().and_then(|model| model.graph).is_some_and(|graph| graph_facts::are_alike(&graph, names))
+    pub(super) fn can_repeat_steps(&self, names: &GraphNames) -> bool {
+        self.decode()
+            .and_then(|model| model.graph)
+            .is_some_and(|graph| graph_facts::can_repeat_steps(&graph, names))
     }
 
     /// Where it was read from.

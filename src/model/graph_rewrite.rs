@@ -1,10 +1,10 @@
-//! Which nodes of a graph our own operators stand in for.
+//! Replaces nodes of a graph by eka's operators.
 //!
-//! The graph is changed in memory, when it is loaded: a node that multiplies by int4 weights becomes one of
-//! [`operators`](crate::device::operators), and its weights are read from the data file into the layout that it wants, so
-//! that ONNX Runtime never maps them. Attention becomes ours as well, and where all of it does, the key-value cache may be
-//! stored in fewer bytes: its inputs and outputs are declared anew. Only what is understood to the last byte is changed: a graph that we cannot write
-//! back exactly as it is, such as one made by others, is left alone, and so is every node of another kind.
+//! The graph is changed in memory when it is loaded: a node that multiplies by int4 weights becomes one of
+//! [`operators`](crate::device::operators), and its weights are read from the data file into that operator's layout, so that
+//! ONNX Runtime never maps them. Attention nodes are replaced as well; if all of them are, the key-value cache may be stored
+//! in fewer bytes, and its inputs and outputs get that type. A graph that does not encode back to the same bytes, such as one
+//! from another exporter, is not changed, and neither are nodes of other kinds.
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
@@ -29,17 +29,17 @@ use crate::{
     },
 };
 
-/// A graph with operators of ours in it.
+/// A graph with eka's operators in it.
 pub(super) struct RewrittenGraph {
-    /// In place of the content of `model.onnx`.
+    /// Replaces the content of `model.onnx`.
     pub(super) content: Vec<u8>,
     pub(super) operators: Operators,
 }
 
 /// The graph in `file` with our operators where they do the same; `None` where there is nothing to change, or something
-/// that is not understood, about which ONNX Runtime will say more than we could. The key-value cache is stored as `cache`
-/// says, if attention is ours.
-pub(super) fn change(file: &GraphFile, cache: CacheChoice) -> Option<RewrittenGraph> {
+/// that cannot be decoded, for which ONNX Runtime has the better error. The key-value cache is stored as `cache`, if eka's
+/// attention runs.
+pub(super) fn rewrite(file: &GraphFile, cache: CacheChoice) -> Option<RewrittenGraph> {
     let mut model = understood(file)?;
     let graph = model.graph.as_mut()?;
     let format = format(graph, cache);
@@ -55,8 +55,8 @@ pub(super) fn change(file: &GraphFile, cache: CacheChoice) -> Option<RewrittenGr
     Some(RewrittenGraph { content: model.encode_to_vec(), operators })
 }
 
-/// What the key-value cache of the graph in `file` is stored in where our operators compute; `None` where its attention is
-/// not ours.
+/// The format of the key-value cache where eka's operators compute; `None` if the attention of the graph in `file` cannot be
+/// replaced.
 pub(super) fn cache_format(file: &GraphFile, cache: CacheChoice) -> Option<Format> {
     let mut graph = understood(file)?.graph?;
     let format = format(&graph, cache);
@@ -97,7 +97,7 @@ fn replace(graph: &mut Graph, dir: &Path) -> Option<Operators> {
     Some(operators)
 }
 
-/// What `node` multiplies by, if it is a product that an operator of ours computes as well.
+/// The matrix of `node`, if it is a product that eka's operator can compute.
 fn matrix(
     node: &Node,
     initializers: &BTreeMap<&str, &Tensor>,
@@ -125,8 +125,8 @@ fn matrix(
     PackedInt4::new(source, &mut room.laid_out)
 }
 
-/// Where a tensor is read to, kept from one to the next: memory that is new is dearer than what is read into it; and where
-/// matrices are laid out.
+/// Buffers that are reused from one tensor to the next, because new memory costs more than the read itself: what is read, and
+/// the packed matrices.
 #[derive(Default)]
 struct Scratch {
     codes: Vec<u8>,
@@ -134,8 +134,8 @@ struct Scratch {
     laid_out: PackedStorage,
 }
 
-/// Makes attention ours where it can be; what the key-value cache is in then: `format`, or float32 where some of it is not
-/// ours. `None` where none is.
+/// Replaces the attention nodes that can be. Returns the format of the key-value cache then: `format`, or float32 if some nodes
+/// were not replaced; `None` if none were.
 fn attend(graph: &mut Graph, format: Format) -> Option<Format> {
     let is_attention = |node: &&mut Node| node.op_type == "GroupQueryAttention";
     let (nodes, declared) = (&mut graph.node, graph.input.iter().chain(&graph.output));
@@ -221,7 +221,7 @@ fn drop_unused(graph: &mut Graph) {
     graph.initializer.retain(|tensor| read.contains(&tensor.name));
 }
 
-/// The files beside a graph. They are read and not mapped: what is read is laid out anew and not looked at again.
+/// The files beside a graph. They are read and not mapped, since each tensor is repacked and read only once.
 struct ExternalData<'a> {
     dir: &'a Path,
     files: BTreeMap<String, File>,

@@ -1,27 +1,23 @@
-//! Whether the files of a model directory are those that it was made with.
+//! Checks the files of a model directory against their recorded sizes and hashes.
 //!
-//! A disk that was full, a copy that was interrupted or a bad sector leave a directory that looks like a model. Sizes are
-//! compared whenever a model is opened, which costs nothing: with those that the manifest recorded, and with what the graph
-//! reads of its weights, so that directories of older versions and of others are covered as well. Hashes find bytes that
-//! changed, and take a second for a gigabyte or two: they are computed when they are asked for.
+//! A full disk, an interrupted copy or a bad sector leaves a directory that looks like a model. Sizes are compared whenever a
+//! model is opened, which costs nothing: with those in the manifest, and with the ranges that the graph reads, which covers
+//! directories of older versions and of other programs. Hashes find changed bytes and take a second per gigabyte or two, so
+//! they are computed on request.
 //!
-//! The owner of a directory may edit the text files beside the weights, and error messages even advise it. So opening a
-//! model checks graph and weights alone; all files are checked for exports in eka's own cache, and by `eka inspect
+//! The owner of a directory may edit the text files beside the weights; error messages even advise it. So opening a
+//! model checks only graph and weights; all files are checked for exports in eka's own cache, and by `eka inspect
 //! --verify`.
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-use super::{ModelError, graph_file::GraphFile, validate};
+use super::{IntegrityError, ModelError, graph_file::GraphFile, validate};
 use crate::{
     device_spec::Verify,
     files,
     manifest::{FileRecord, Manifest},
-    onnx::external::Malformed,
     units::Bytes,
 };
 
@@ -32,95 +28,6 @@ pub enum Scope {
     Weights,
     /// Every file that was recorded.
     All,
-}
-
-/// A file of a model directory that is not what it should be.
-#[derive(Debug, thiserror::Error)]
-pub enum IntegrityError {
-    /// It is missing, is not a regular file, or cannot be read.
-    #[error("{}: {source}; copy the whole directory again, or export the model again", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// The graph is not an ONNX model.
-    #[error("{}: {source}; copy it again, or export the model again", path.display())]
-    Graph {
-        /// The graph.
-        path: PathBuf,
-        /// Why.
-        source: Malformed,
-    },
-    /// The graph would read a file outside of its directory.
-    #[error(
-        "{}: its weights are in {location:?}, which is outside of the directory; a graph may only name files beside it",
-        path.display()
-    )]
-    Outside {
-        /// The graph.
-        path: PathBuf,
-        /// The location that it names.
-        location: String,
-    },
-    /// It is shorter than what the graph reads of it.
-    #[error(
-        "{}: it has {found} bytes, and the graph reads {least}, so it was cut off; copy it again, or export the model \
-         again",
-        path.display()
-    )]
-    CutOff {
-        /// The file.
-        path: PathBuf,
-        /// Its length.
-        found: u64,
-        /// Where the last tensor in it ends.
-        least: u64,
-    },
-    /// It has another length than the one that was recorded.
-    #[error(
-        "{}: it has {found} bytes, and had {recorded} when the model was exported; copy it again, or export the model \
-         again",
-        path.display()
-    )]
-    Size {
-        /// The file.
-        path: PathBuf,
-        /// Its length.
-        found: u64,
-        /// Its length in the manifest.
-        recorded: u64,
-    },
-    /// It has other content than the one that was recorded.
-    #[error(
-        "{}: its SHA-256 is {found}, and was {recorded} when the model was exported; copy it again, or export the model \
-         again",
-        path.display()
-    )]
-    Hash {
-        /// The file.
-        path: PathBuf,
-        /// Its hash.
-        found: String,
-        /// Its hash in the manifest.
-        recorded: String,
-    },
-}
-
-impl IntegrityError {
-    /// The file that is not what it should be.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        match self {
-            Self::Read { path, .. }
-            | Self::Graph { path, .. }
-            | Self::Outside { path, .. }
-            | Self::CutOff { path, .. }
-            | Self::Size { path, .. }
-            | Self::Hash { path, .. } => path,
-        }
-    }
 }
 
 /// Checks the model in `dir` without loading it: its manifest, that manifest and graph belong together, and its files. ONNX

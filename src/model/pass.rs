@@ -1,21 +1,10 @@
-//! One pass over the graph: its tensors bound once, then run as often as one likes.
+//! A pass over the graph: its tensors are bound once, and it runs many times.
 
-use super::{Cache, Model, validate::of_layer};
+use super::{Cache, Model, load::LogitPositions, validate::of_layer};
 use crate::{
     device::{Binding, DeviceError, DeviceErrorKind, Slot},
     manifest::Lengths,
 };
-
-/// Of which positions a graph gives logits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum LogitPositions {
-    /// Of those that it is asked for.
-    Chosen,
-    /// Of the last one.
-    Last,
-    /// Of all that are fed.
-    All,
-}
 
 /// A pass of up to `width` tokens, with the logits of up to `rows` of them.
 #[derive(Debug)]
@@ -30,7 +19,7 @@ pub struct Pass {
     capacity: usize,
 }
 
-/// Where lengths are written, and which logits come of it.
+/// The inputs that lengths are written to, and whether the graph gives all logits.
 #[derive(Clone, Copy, Debug)]
 enum LengthSlots {
     Given { seqlens_k: Slot<i32>, total_sequence_length: Slot<i32>, logits_index: Slot<i64> },
@@ -57,7 +46,7 @@ impl Model {
 }
 
 impl Pass {
-    /// Lets its runs be [captured](Binding::capture): for a pass that is run again and again with as many tokens.
+    /// Lets its runs be [captured](Binding::capture): for a pass that repeats with the same number of tokens.
     #[must_use]
     pub fn captured(mut self, model: &Model) -> Self {
         // With a mask, shapes change from run to run.
@@ -67,12 +56,12 @@ impl Pass {
         self
     }
 
-    /// Has no run captured any more.
+    /// Stops capturing runs.
     pub fn refuse_capture(&mut self) {
         self.binding.refuse_capture();
     }
 
-    /// Gives back what is held for captured runs.
+    /// Releases the resources of captured runs.
     pub fn release_captured(&mut self) {
         self.binding.release_captured();
     }
@@ -102,7 +91,7 @@ impl LengthSlots {
 }
 
 impl Pass {
-    /// Binds `cache`, in the place of the one before. What else is bound stays as it is.
+    /// Binds `cache` in place of the one before. Other bindings stay.
     ///
     /// # Errors
     /// [`DeviceError::Runtime`] when the graph does not take it; the pass has no cache then.
@@ -121,7 +110,7 @@ impl Pass {
         Ok(())
     }
 
-    /// Lets go of the cache, whose memory then is whose else it is. The pass has room for nothing until it has another.
+    /// Detaches the cache, and gives up its share of the cache's memory. The pass cannot run until it has another cache.
     pub fn detach(&mut self) {
         self.capacity = 0;
         self.binding.let_go();
@@ -131,7 +120,7 @@ impl Pass {
     /// `[rows, vocab]`, to be read or changed.
     ///
     /// # Errors
-    /// [`DeviceError::Shape`] when there are no tokens, or more than the pass or the cache have room for;
+    /// [`DeviceError::Shape`] for no tokens, or for more than the pass or the cache has room for;
     /// [`DeviceError::Runtime`] when the run fails.
     pub fn run(&mut self, model: &mut Model, tokens: &[u32], past: usize) -> Result<&mut [f32], DeviceError> {
         self.check(tokens.len(), past)?;
@@ -155,8 +144,8 @@ impl Pass {
         Ok(&mut logits[skipped..])
     }
 
-    /// Says the total length that attention reads on the host. It is an upper bound, which the device's own length is
-    /// within: in a captured run it is that of the whole cache, as it is read when the run is captured and never again.
+    /// Sets the total length that attention reads on the host. It is an upper bound of the length on the device. In a captured run
+    /// it is the capacity of the cache, because it is read once, at the capture.
     fn tell_host(&mut self, total: usize) {
         if let LengthSlots::Given { total_sequence_length, .. } = self.lengths {
             self.binding.write(total_sequence_length)[0] = length(total);
@@ -171,8 +160,7 @@ impl Pass {
         Ok(())
     }
 
-    /// Lays the tensors out for `new` tokens, which make it `total`; a pass that is as long as the last one changes
-    /// little.
+    /// Sets the shapes for `new` tokens of `total`. A pass of the same length as the last one changes little.
     fn shape(&mut self, new: usize, total: usize) -> Result<(), DeviceError> {
         if self.binding.read(self.input_ids).len() != new {
             self.binding.reshape(self.input_ids, &[1, new])?;
@@ -184,7 +172,7 @@ impl Pass {
                 if self.binding.read(logits_index).len() != rows {
                     self.binding.reshape(logits_index, &[rows])?;
                 }
-                // What is written is copied to the device, so what stays the same is not.
+                // A written input is copied to the device, so unchanged indices are not written.
                 let positions = (new - rows..).map(|position| i64::try_from(position).unwrap_or(i64::MAX));
                 if !self.binding.read(logits_index).iter().copied().eq(positions.clone().take(rows)) {
                     self.binding

@@ -1,62 +1,15 @@
-//! Whether a graph is the one that its manifest describes.
+//! Checks a graph against its manifest.
 
 use std::collections::BTreeSet;
 
-use super::graph_file::GraphFile;
+use super::{GraphError, graph_file::GraphFile};
 use crate::{
     device::{Port, operators::Format},
     manifest::{Dtype, Lengths, Manifest},
     onnx::{Dimension, ElementType, Extent, Graph, ValueInfo},
 };
 
-/// Where graph and manifest disagree.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum GraphError {
-    /// A tensor of the contract is not there.
-    #[error("the graph has no {side} {name:?}")]
-    Missing {
-        /// `input` or `output`.
-        side: &'static str,
-        /// The tensor.
-        name: String,
-    },
-    /// The graph wants something that eka would not feed.
-    #[error("the graph has an input {name:?} that eka does not know")]
-    Unknown {
-        /// The tensor.
-        name: String,
-    },
-    /// A tensor has another type or shape.
-    #[error("{name:?} is {found} {found_shape:?}, expected {expected} {expected_shape:?} (-1: any)")]
-    Type {
-        /// The tensor.
-        name: String,
-        /// Its element type.
-        found: String,
-        /// Its shape.
-        found_shape: Vec<i64>,
-        /// The contract's element type.
-        expected: &'static str,
-        /// The contract's shape.
-        expected_shape: Vec<i64>,
-    },
-    /// The context would be longer than what the graph has of positions.
-    #[error(
-        "context_length is {context_length}, and {table:?} has {rows} positions; set context_length to {rows} or less in \
-         the manifest"
-    )]
-    Positions {
-        /// The shortest table of positions.
-        table: String,
-        /// Its rows.
-        rows: i64,
-        /// What the manifest promises.
-        context_length: usize,
-    },
-}
-
-/// Whether the file of a graph is the one that its manifest describes, as far as that is declared in it. What eka cannot
-/// decode is left to ONNX Runtime.
+/// Checks the declarations in a graph's file against the manifest. A graph that eka cannot decode is left to ONNX Runtime.
 pub(super) fn declared(manifest: &Manifest, file: &GraphFile) -> Result<(), GraphError> {
     let Some(graph) = file.decode().and_then(|model| model.graph) else { return Ok(()) };
     let is_initialized = |name: &str| graph.initializer.iter().any(|tensor| tensor.name == name);
@@ -72,7 +25,7 @@ pub(super) fn declared(manifest: &Manifest, file: &GraphFile) -> Result<(), Grap
     positions(manifest, file)
 }
 
-/// Whether the tables of positions in a graph are as long as the manifest promises: reading beyond their end would fail in the
+/// Checks that the position tables of a graph cover the manifest's context length: reading beyond their end would fail in the
 /// middle of an answer.
 pub(super) fn positions(manifest: &Manifest, file: &GraphFile) -> Result<(), GraphError> {
     let Some(graph) = file.decode().and_then(|model| model.graph) else { return Ok(()) };
@@ -133,7 +86,7 @@ struct Expected {
     shape: Vec<i64>,
 }
 
-/// The type of the cache, where the manifest cannot know it: onnxruntime-genai's does not say.
+/// Takes the cache's type from the graph where the manifest does not contain it, as onnxruntime-genai's does not.
 pub(super) fn adopt_dtype(manifest: &mut Manifest, inputs: &[Port]) {
     let Lengths::Mask { .. } = manifest.graph.lengths else { return };
     let name = of_layer(&manifest.graph.past_key, 0);
@@ -146,7 +99,7 @@ pub(super) fn adopt_dtype(manifest: &mut Manifest, inputs: &[Port]) {
 
 /// Compares what the graph declares with what the manifest promises.
 ///
-/// `format` is what the cache is in where attention is ours.
+/// `format` is the cache's, if eka's attention runs.
 pub(super) fn graph(
     manifest: &Manifest,
     format: Option<Format>,

@@ -1,8 +1,8 @@
 //! Where the external data of a graph lies, read and rewritten without decoding the rest.
 //!
 //! A graph that others built has fields that eka does not know, and may hold gigabytes of weights itself. So the few
-//! messages that lead to tensors are walked in their encoded form: what is not asked for is neither decoded nor copied, and
-//! all of it is still there after a change.
+//! messages that lead to tensors are walked in their encoded form: other fields are neither decoded nor copied, and a change
+//! keeps them.
 
 use std::path::{Component, Path};
 
@@ -26,7 +26,7 @@ type Replaced = Result<Option<Vec<u8>>, Malformed>;
 pub(crate) struct External {
     /// The file's path from the directory of the graph.
     pub(crate) location: String,
-    /// Where the piece ends, if the graph says so; the file is at least as long.
+    /// End of the piece, if the graph gives it; the file is at least as long.
     pub(crate) end: Option<u64>,
 }
 
@@ -53,7 +53,7 @@ impl Kind {
     }
 }
 
-/// The part of `TensorProto` that says where its data is.
+/// The part of `TensorProto` that locates its data.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Placed {
     #[prost(message, repeated, tag = "13")]
@@ -116,7 +116,7 @@ fn relocate_tensor(tensor: &[u8], rename: &impl Fn(&str) -> Option<String>) -> R
     })
 }
 
-/// Gives every encoded tensor of a message to `map`, and puts what it gives in its place; `None` where nothing changes.
+/// Calls `map` with every encoded tensor of a message and replaces it by the result; `None` if nothing changes.
 fn map_tensors(kind: Kind, message: &[u8], depth: usize, map: &mut dyn FnMut(&[u8]) -> Replaced) -> Replaced {
     if depth > MOST_DEPTH {
         return Err(Malformed);
@@ -128,7 +128,7 @@ fn map_tensors(kind: Kind, message: &[u8], depth: usize, map: &mut dyn FnMut(&[u
     })
 }
 
-/// Gives the number and content of every field that has a length to `map`, and puts what it gives in place of the content.
+/// Calls `map` with the number and content of every length-delimited field and replaces the content by the result.
 fn map_fields(message: &[u8], mut map: impl FnMut(u64, &[u8]) -> Replaced) -> Replaced {
     let (mut rest, mut copied, mut changed) = (message, 0, None::<Vec<u8>>);
     while !rest.is_empty() {

@@ -1,7 +1,7 @@
-//! The way to the collector: a bounded queue, a thread of its own that sends what is in it, and a count of what is lost.
+//! Export of spans: a bounded queue, a thread that sends batches, and a count of dropped spans.
 //!
-//! A request never waits for the collector: what finds the queue full, and what the collector does not take, is lost and
-//! counted. The log says once that it is so, and once that it is over.
+//! A request never waits for the collector. Spans that find the queue full, and batches that the collector does not accept, are
+//! dropped and counted. The log reports the first failed export and the first one that works again.
 
 use std::{
     sync::{
@@ -22,53 +22,56 @@ use opentelemetry_sdk::{
     },
 };
 
-use super::TRACER;
+use super::tracer::TRACER;
 use crate::{metrics::Metrics, units::Ratio};
 
-/// Spans that wait to be sent: of some three hundred requests.
+/// Spans in the queue: those of about three hundred requests.
 const MOST_WAITING: usize = 2048;
 
-/// Spans in one message.
+/// Spans per batch.
 const BATCH: usize = 512;
 
-/// Between two messages.
+/// Time between two batches.
 const SEND_EVERY: Duration = Duration::from_secs(1);
 
-/// How long the collector may take for a message.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Time limit of an export.
+const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where spans go.
+/// Settings of the export.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The URL that takes them, by OTLP over HTTP.
+    /// URL of the collector, for OTLP over HTTP.
     pub endpoint: String,
-    /// How many of the requests are traced whose clients do not say.
+    /// Share of requests to trace if the client does not decide.
     pub sample_ratio: Ratio,
-    /// What the spans call this server.
+    /// Service name in the spans.
     pub service_name: String,
 }
 
-/// The collector that this process sends its spans to.
+/// The connection of this process to its collector.
 #[derive(Debug)]
 pub struct Collector(SdkTracerProvider);
 
 impl Collector {
-    /// Begins to send; there is one for the process, and a second one changes nothing. The collector need not be there.
+    /// Starts the export for the whole process; a second call has no effect. The collector does not have to be running.
     ///
     /// # Errors
-    /// When the URL is none.
+    /// When the URL is invalid.
     pub fn start(options: Options, metrics: Arc<Metrics>) -> Result<Self, ExporterBuildError> {
         let sender = opentelemetry_otlp::SpanExporter::builder().with_http();
-        let sender = sender.with_endpoint(options.endpoint).with_timeout(PATIENCE);
+        let sender = sender.with_endpoint(options.endpoint).with_timeout(EXPORT_TIMEOUT);
         let sender = sender.with_protocol(Protocol::HttpBinary).build()?;
-        let books =
-            Arc::new(Books { waiting: AtomicUsize::new(0), is_away: AtomicBool::new(false), metrics });
+        let counts = Arc::new(SpanCounts {
+            waiting: AtomicUsize::new(0),
+            is_failing: AtomicBool::new(false),
+            metrics,
+        });
         let batch = BatchConfigBuilder::default()
             .with_max_queue_size(MOST_WAITING)
             .with_max_export_batch_size(BATCH)
             .with_scheduled_delay(SEND_EVERY)
             .build();
-        let sender = Counted { inner: sender, books: Arc::clone(&books) };
+        let sender = Counted { inner: sender, counts: Arc::clone(&counts) };
         let batches = BatchSpanProcessor::builder(sender).with_batch_config(batch).build();
         let sampler = Sampler::TraceIdRatioBased(options.sample_ratio.get());
         let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
@@ -76,30 +79,30 @@ impl Collector {
         let provider = SdkTracerProvider::builder()
             .with_resource(resource.build())
             .with_sampler(Sampler::ParentBased(Box::new(sampler)))
-            .with_span_processor(Bounded { inner: batches, books })
+            .with_span_processor(Bounded { inner: batches, counts })
             .build();
         let _ = TRACER.set(provider.tracer("eka"));
         Ok(Self(provider))
     }
 
-    /// Sends what is left, for as long as `patience`.
+    /// Sends the remaining spans, for at most `patience`.
     pub fn finish(self, patience: Duration) {
         if let Err(error) = self.0.shutdown_with_timeout(patience) {
-            tracing::warn!("the last spans did not reach the collector: {error}");
+            tracing::warn!("cannot export the last spans: {error}");
         }
     }
 }
 
-/// What is on its way, and what is lost.
+/// Counts waiting and dropped spans.
 #[derive(Debug)]
-struct Books {
+struct SpanCounts {
     waiting: AtomicUsize,
-    /// The last message did not reach the collector.
-    is_away: AtomicBool,
+    /// The last export failed.
+    is_failing: AtomicBool,
     metrics: Arc<Metrics>,
 }
 
-impl Books {
+impl SpanCounts {
     fn lost(&self, spans: usize) {
         self.metrics.trace_spans_dropped.inc_by(spans as u64);
     }
@@ -107,22 +110,23 @@ impl Books {
     fn sent(&self, spans: usize, outcome: &OTelSdkResult) {
         if let Err(error) = outcome {
             self.lost(spans);
-            if !self.is_away.swap(true, Ordering::Relaxed) {
+            if !self.is_failing.swap(true, Ordering::Relaxed) {
                 tracing::warn!(
-                    "spans do not reach the collector and are dropped; eka_trace_spans_dropped_total counts them: {error}"
+                    event = "trace_export_failed",
+                    "trace export failed, spans are dropped and counted in eka_trace_spans_dropped_total: {error}"
                 );
             }
-        } else if self.is_away.swap(false, Ordering::Relaxed) {
-            tracing::info!("spans reach the collector again");
+        } else if self.is_failing.swap(false, Ordering::Relaxed) {
+            tracing::info!(event = "trace_export_recovered", "trace export works again");
         }
     }
 }
 
-/// Takes no more spans than there is room for, so that those which are lost can be counted.
+/// Drops and counts spans that find the queue full.
 #[derive(Debug)]
 struct Bounded {
     inner: BatchSpanProcessor,
-    books: Arc<Books>,
+    counts: Arc<SpanCounts>,
 }
 
 impl SpanProcessor for Bounded {
@@ -131,9 +135,9 @@ impl SpanProcessor for Bounded {
     }
 
     fn on_end(&self, span: SpanData) {
-        if self.books.waiting.fetch_add(1, Ordering::Relaxed) >= MOST_WAITING {
-            self.books.waiting.fetch_sub(1, Ordering::Relaxed);
-            self.books.lost(1);
+        if self.counts.waiting.fetch_add(1, Ordering::Relaxed) >= MOST_WAITING {
+            self.counts.waiting.fetch_sub(1, Ordering::Relaxed);
+            self.counts.lost(1);
         } else {
             self.inner.on_end(span);
         }
@@ -152,19 +156,19 @@ impl SpanProcessor for Bounded {
     }
 }
 
-/// Sends spans, and counts those that do not arrive.
+/// Exports spans, and counts those that fail.
 #[derive(Debug)]
 struct Counted<E> {
     inner: E,
-    books: Arc<Books>,
+    counts: Arc<SpanCounts>,
 }
 
 impl<E: SpanExporter> SpanExporter for Counted<E> {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
         let spans = batch.len();
         let outcome = self.inner.export(batch).await;
-        self.books.waiting.fetch_sub(spans, Ordering::Relaxed);
-        self.books.sent(spans, &outcome);
+        self.counts.waiting.fetch_sub(spans, Ordering::Relaxed);
+        self.counts.sent(spans, &outcome);
         outcome
     }
 

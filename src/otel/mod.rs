@@ -1,45 +1,36 @@
-//! What happens to a request as spans of OpenTelemetry: the request, and under it queue, load, prefill, decode and trim.
+//! OpenTelemetry spans of a request: the request itself, and below it queue, load, prefill, decode and trim.
 //!
-//! A module of its own, above `job` and `metrics` and below everything that works on requests, because each of them knows
-//! a part: `http` begins and ends the request, `executor` knows when a job waits, reads and writes, `supervise` hears of
-//! trims that come after an answer. What joins them is a [`TraceLink`] in the job; what they say goes to one collector for
-//! the process, as what they log goes to one log.
+//! Several modules record spans: `http` the request, `executor` the phases of its job, `supervise` the trim after the answer. A
+//! [`TraceLink`] in the job connects them. All spans go to one collector.
 //!
-//! Spans are made when a phase is over, never for a token. Without a collector [`RequestSpan::begin`] looks at one static
-//! and gives nothing, and then nobody else does anything. Attributes are those of the semantic conventions for HTTP and for
-//! generative AI, and never anything that was said.
+//! A span is recorded when its phase has ended, never per token. Without a collector [`RequestSpan::begin`] reads one static and
+//! returns `None`, and nothing else is done. Attributes follow the semantic conventions for HTTP and generative AI; they never
+//! contain prompts or answers.
 
 mod collector;
+mod tracer;
 
-use std::{
-    sync::OnceLock,
-    time::{Duration, SystemTime},
-};
+use std::time::{Duration, SystemTime};
 
 use opentelemetry::{
     Array, Context, KeyValue, SpanId, TraceFlags, TraceId, Value,
     propagation::{Extractor, TextMapPropagator},
     trace::{Span as _, SpanContext, SpanKind, Status, TraceContextExt, TraceState, Tracer as _},
 };
-use opentelemetry_sdk::{
-    propagation::TraceContextPropagator,
-    trace::{SdkTracer, Span},
-};
+use opentelemetry_sdk::{propagation::TraceContextPropagator, trace::Span};
 
 pub use self::collector::{Collector, Options};
+use self::tracer::TRACER;
 use crate::job::{Finish, Job, Priority, TraceLink};
 
-/// Where spans go, once there is a collector.
-static TRACER: OnceLock<SdkTracer> = OnceLock::new();
-
-/// A request that is traced, from its head to the last byte of its answer.
+/// Span of a request, from its headers to the last byte of its answer.
 #[derive(Debug)]
 pub struct RequestSpan(Span);
 
-/// The part of a request's head that says of which trace it is.
-struct Head<'a, F>(F, std::marker::PhantomData<&'a ()>);
+/// Gives the propagator access to the request's headers.
+struct RequestHeaders<'a, F>(F, std::marker::PhantomData<&'a ()>);
 
-impl<'a, F: Fn(&str) -> Option<&'a str>> Extractor for Head<'a, F> {
+impl<'a, F: Fn(&str) -> Option<&'a str>> Extractor for RequestHeaders<'a, F> {
     fn get(&self, key: &str) -> Option<&str> {
         self.0(key)
     }
@@ -50,11 +41,11 @@ impl<'a, F: Fn(&str) -> Option<&'a str>> Extractor for Head<'a, F> {
 }
 
 impl RequestSpan {
-    /// Begins the span of a `POST` to `route`, under the client's own if `header` gives a `traceparent`. `None` where nobody
-    /// collects, and of requests that are not sampled: the client decides if it says so, else the settings do.
+    /// Begins the span of a `POST` to `route`, below the client's span if `header` returns a `traceparent`. `None` without a
+    /// collector, and for requests that are not sampled. The client decides on sampling, else the settings.
     pub fn begin<'a>(route: &'static str, header: impl Fn(&str) -> Option<&'a str>) -> Option<Self> {
         let tracer = TRACER.get()?;
-        let head = Head(header, std::marker::PhantomData);
+        let head = RequestHeaders(header, std::marker::PhantomData);
         let parent = TraceContextPropagator::new().extract_with_context(&Context::new(), &head);
         let attributes = [KeyValue::new("http.request.method", "POST"), KeyValue::new("http.route", route)];
         let span = tracer.span_builder(format!("POST {route}")).with_kind(SpanKind::Server);
@@ -62,7 +53,7 @@ impl RequestSpan {
         span.span_context().is_sampled().then_some(Self(span))
     }
 
-    /// What spans below it hang under.
+    /// The parent for spans below this one.
     #[must_use]
     pub fn link(&self) -> TraceLink {
         let context = self.0.span_context();
@@ -73,27 +64,27 @@ impl RequestSpan {
         }
     }
 
-    /// Says something about the request, by an attribute's conventional name.
-    pub fn tell(&mut self, name: &'static str, value: impl Into<Value>) {
+    /// Sets an attribute.
+    pub fn set(&mut self, name: &'static str, value: impl Into<Value>) {
         self.0.set_attribute(KeyValue::new(name, value));
     }
 
-    /// As [`Self::tell`], of an attribute with several values.
-    pub fn tell_all(&mut self, name: &'static str, values: &[&'static str]) {
+    /// Sets an attribute with several values.
+    pub fn set_all(&mut self, name: &'static str, values: &[&'static str]) {
         let values = values.iter().map(|value| (*value).into()).collect();
         self.0.set_attribute(KeyValue::new(name, Value::Array(Array::String(values))));
     }
 
-    /// Names the error that it ended with. `is_fault`: it is this server's and not the client's.
+    /// Sets the error code of the request. `is_fault`: the server caused it and not the client.
     pub fn fail(&mut self, code: &'static str, is_fault: bool) {
-        self.tell("error.type", code);
+        self.set("error.type", code);
         if is_fault {
             self.0.set_status(Status::error(code));
         }
     }
 }
 
-/// What a job is doing.
+/// Phase of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Queue,
@@ -115,23 +106,23 @@ impl Phase {
     }
 }
 
-/// What a traced job does, phase by phase. Dropping it ends the phase that it is in.
+/// Records the phases of a job as spans. Dropping it ends the current phase.
 #[derive(Debug)]
 pub struct JobSpans {
     link: TraceLink,
     phase: Phase,
     since: SystemTime,
     attributes: Vec<KeyValue>,
-    /// Tokens of its prompt.
+    /// Number of prompt tokens.
     prompt: usize,
-    /// Tokens of its answer, once it is complete.
+    /// Number of answer tokens, once it is complete.
     written: Option<usize>,
     failed: bool,
     is_over: bool,
 }
 
 impl JobSpans {
-    /// The job waits from now on; `None` for one that is not traced.
+    /// Begins the queue phase; `None` for a job that is not traced.
     #[must_use]
     pub fn begin(job: &Job, priority: Priority) -> Option<Self> {
         let link = job.trace.clone()?;
@@ -146,14 +137,14 @@ impl JobSpans {
         Some(Self { link, phase, since, attributes, prompt, written: None, failed: false, is_over: false })
     }
 
-    /// It has the slot.
+    /// The job has left the queue.
     pub fn started(&mut self) {
         self.enter(Phase::Prefill);
     }
 
     /// Its model is being loaded.
     pub fn loading(&mut self) {
-        // What it read before that is nothing.
+        // Discards the prefill phase, because nothing was read yet.
         (self.phase, self.since) = (Phase::Load, SystemTime::now());
     }
 
@@ -162,12 +153,12 @@ impl JobSpans {
         self.enter(Phase::Prefill);
     }
 
-    /// It has said its first token.
+    /// The first token was generated.
     pub fn first_token(&mut self) {
         self.enter(Phase::Decode);
     }
 
-    /// It has ended well, and the slot is free: what it did not spend on tokens went into giving memory back.
+    /// The job has ended without an error. The time after the last token was spent on freeing memory.
     pub fn ended(&mut self, finish: &Finish) {
         let now = SystemTime::now();
         let spent = match self.phase {
@@ -182,7 +173,7 @@ impl JobSpans {
         self.is_over = true;
     }
 
-    /// It has failed.
+    /// The job has failed.
     pub fn failed(&mut self) {
         self.failed = true;
     }
@@ -215,7 +206,7 @@ impl Drop for JobSpans {
     }
 }
 
-/// The device's memory was given back after the job of this link, which took so long and has just ended.
+/// Records a trim of device memory that followed a job, took this long, and ended now.
 pub fn trimmed(link: &TraceLink, took: Duration) {
     let now = SystemTime::now();
     let attributes = vec![KeyValue::new("eka.memory", "device")];

@@ -1,10 +1,10 @@
-//! A way into the reader of saved prompts, for `tests/fuzz`.
+//! Entry point of `tests/fuzz` into the reader of saved prompts.
 
 use std::{fs, path::Path};
 
 use super::{ExpectedPrompt, PromptReader};
 
-/// Writes `bytes` to `path` and reads them as a saved prompt of the model that they name themselves. Says whether they are one.
+/// Writes `bytes` to `path` and reads them as a saved prompt of the model that they name. Returns whether they are valid.
 pub fn prompt(bytes: &[u8], path: &Path) -> bool {
     if fs::write(path, bytes).is_err() {
         return false;

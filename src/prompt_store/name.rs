@@ -1,4 +1,4 @@
-//! What saved prompts are called.
+//! Names of saved prompts.
 
 use std::fmt;
 
@@ -9,10 +9,10 @@ const LONGEST: usize = 64;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PromptName(String);
 
-/// A text that is no name.
+/// An invalid name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{found:?} is no name for a saved prompt: use 1 to {LONGEST} letters from a to z, digits, `.`, `_` and `-`, the first one a \
+    "invalid name for a saved prompt {found:?}: use 1 to {LONGEST} letters (a to z), digits, `.`, `_` and `-`, and start with a \
      letter or digit"
 )]
 pub struct PromptNameError {
@@ -41,7 +41,7 @@ impl TryFrom<&str> for PromptName {
         let is_name = text.len() <= LONGEST
             && text.starts_with(|c: char| c.is_ascii_alphanumeric())
             && text.chars().all(is_plain);
-        // What is refused is shown, but not all of a book.
+        // The message shows the name, but not megabytes of it.
         let shown = || text.chars().take(LONGEST + 1).collect();
         if is_name { Ok(Self(text.to_owned())) } else { Err(PromptNameError { found: shown() }) }
     }

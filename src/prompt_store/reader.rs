@@ -1,4 +1,4 @@
-//! Reading a file: nothing in it is believed before it was looked at.
+//! Reads a file, and trusts nothing in it before it is checked.
 
 use std::{
     fs::File,
@@ -9,7 +9,8 @@ use std::{
 use sha2::{Digest, Sha256};
 
 use super::{
-    CacheShape, PromptInfo, PromptStoreError, failed,
+    CacheShape, PromptInfo, PromptStoreError,
+    error::failed,
     header::{Header, PREFIX},
 };
 use crate::{
@@ -20,12 +21,12 @@ use crate::{
 /// The longest header that is read: that of a thousand layers has less than a third of it.
 const MOST_HEADER: u64 = 1 << 20;
 
-/// What a file must be for a model to use it.
+/// What a model expects of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExpectedPrompt {
-    /// What the model is called here.
+    /// Name of the model.
     pub model: String,
-    /// What it is.
+    /// Identity of the model's files.
     pub identity: String,
     /// The sizes of its cache.
     pub shape: CacheShape,
@@ -35,7 +36,7 @@ pub struct ExpectedPrompt {
     pub vocabulary: usize,
 }
 
-/// A file whose header is that of a saved prompt and tells the truth about its length.
+/// A file whose header is a saved prompt's and matches the file's length.
 #[derive(Debug)]
 pub struct PromptReader<'a> {
     file: File,
@@ -49,7 +50,7 @@ impl<'a> PromptReader<'a> {
     /// Opens the file and reads its header.
     ///
     /// # Errors
-    /// [`PromptStoreError::Missing`], [`PromptStoreError::Io`], or what is wrong with header or length.
+    /// [`PromptStoreError::Missing`], [`PromptStoreError::Io`], or an error of the header or the length.
     pub fn open(path: &'a Path) -> Result<Self, PromptStoreError> {
         let (file, bytes) = match open(path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(PromptStoreError::Missing),
@@ -73,7 +74,7 @@ impl<'a> PromptReader<'a> {
         Ok(Self { file, path, header, bytes, sum: Sha256::new() })
     }
 
-    /// What is in it.
+    /// The prompt's description.
     #[must_use]
     pub const fn head(&self) -> &PromptInfo {
         &self.header.head
@@ -85,10 +86,10 @@ impl<'a> PromptReader<'a> {
         self.bytes
     }
 
-    /// Reads the tokens, if the file is what is expected. The tensors follow, as they were written.
+    /// Reads the tokens, if the file meets `expected`. The tensors follow, in the order they were written.
     ///
     /// # Errors
-    /// What is otherwise than expected; [`PromptStoreError::Io`].
+    /// The first difference from `expected`, or [`PromptStoreError::Io`].
     pub fn tokens(&mut self, expected: &ExpectedPrompt) -> Result<Vec<u32>, PromptStoreError> {
         let PromptInfo { model, identity, tokens, shape, .. } = &self.header.head;
         if *identity != expected.identity {
@@ -122,7 +123,7 @@ impl<'a> PromptReader<'a> {
         self.fill_summed(bytes)
     }
 
-    /// Whether all that was read is what was written.
+    /// Checks that the checksum of all bytes read matches the header.
     ///
     /// # Errors
     /// [`PromptStoreError::Sum`] when it is not.
@@ -139,7 +140,7 @@ impl<'a> PromptReader<'a> {
     }
 }
 
-/// Whether a file of `bytes` has as many as are `expected`.
+/// Checks that a file of `bytes` has at least `expected` bytes.
 fn within(bytes: u64, expected: u64) -> Result<(), PromptStoreError> {
     if bytes < expected { Err(PromptStoreError::Length { found: bytes, expected }) } else { Ok(()) }
 }

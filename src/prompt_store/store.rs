@@ -1,32 +1,32 @@
-//! The directory that saved prompts lie in.
+//! The directory of saved prompts.
 
 use std::{
     fs, io,
     path::{Path, PathBuf},
 };
 
-use super::{PromptInfo, PromptName, PromptReader, PromptStoreError, failed};
+use super::{PromptInfo, PromptName, PromptReader, PromptStoreError, error::failed};
 
-/// How the names of files end.
+/// Suffix of file names.
 const EXTENSION: &str = ".safetensors";
 
-/// A directory of saved prompts, which need not be there.
+/// A directory of saved prompts, which need not exist.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PromptStore {
     dir: PathBuf,
 }
 
-/// A file that is called as a saved prompt's.
+/// A file with the name of a saved prompt.
 #[derive(Debug)]
 pub struct StoredPrompt {
-    /// What it is called.
+    /// The prompt's name.
     pub name: PromptName,
-    /// What is in it and its size in bytes, or why that cannot be told.
+    /// Its description and size in bytes, or the error from reading it.
     pub found: Result<(PromptInfo, u64), PromptStoreError>,
 }
 
 impl PromptStore {
-    /// That in `dir`.
+    /// The store in `dir`.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self { dir: dir.into() }
     }
@@ -43,7 +43,7 @@ impl PromptStore {
         self.dir.join(format!("{name}{EXTENSION}"))
     }
 
-    /// What is in the file of a name, and its size in bytes.
+    /// The description of a saved prompt, and the file's size in bytes.
     ///
     /// # Errors
     /// As [`PromptReader::open`].
@@ -73,7 +73,7 @@ impl PromptStore {
         Ok(names.into_iter().map(|name| StoredPrompt { found: self.head(&name), name }).collect())
     }
 
-    /// Removes a saved prompt, whatever is in its file.
+    /// Deletes a saved prompt, even if its file is damaged.
     ///
     /// # Errors
     /// [`PromptStoreError::Missing`], or [`PromptStoreError::Io`] when the system refuses.

@@ -1,6 +1,6 @@
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
@@ -113,7 +113,7 @@ fn saving_again_replaces_the_file_and_one_that_is_not_finished_is_gone() {
     let before = fs::read(&path).unwrap();
     drop(PromptWriter::create(dir.path(), &name("a"), head(), &TOKENS).unwrap());
     assert_eq!((fs::read(&path).unwrap(), fs::read_dir(dir.path()).unwrap().count()), (before, 1));
-    // What a killed worker has left behind, long ago and just now.
+    // Files of killed workers: an old one and a new one.
     let left = [".a.old.part", ".a.new.part"].map(|name| dir.path().join(name));
     left.iter().for_each(|path| fs::write(path, "half").unwrap());
     let old = fs::File::options().write(true).open(&left[0]).unwrap();
@@ -128,14 +128,17 @@ fn each_thing_that_is_otherwise_than_expected_has_a_sentence_of_its_own() {
     let path = save(dir.path(), "a");
     let kind = CacheDtype::Int8;
     let others = [
-        (ExpectedPrompt { identity: "abd".into(), ..expected() }, "computed by another export (demo)"),
         (
-            ExpectedPrompt { shape: CacheShape { kind, ..SHAPE }, ..expected() },
-            "are float16, and the cache is int8",
+            ExpectedPrompt { identity: "abd".into(), ..expected() },
+            "computed by another export of the model (demo)",
         ),
-        (ExpectedPrompt { shape: CacheShape { layers: 3, ..SHAPE }, ..expected() }, "it has [2, 3, 8]"),
-        (ExpectedPrompt { shape: CacheShape { row: 4, ..SHAPE }, ..expected() }, "the model [2, 3, 4]"),
-        (ExpectedPrompt { capacity: 5, ..expected() }, "it has 5 tokens, and the context length is 5 tokens"),
+        (ExpectedPrompt { shape: CacheShape { kind, ..SHAPE }, ..expected() }, "are float16, expected int8"),
+        (ExpectedPrompt { shape: CacheShape { layers: 3, ..SHAPE }, ..expected() }, "are [2, 3, 8]"),
+        (ExpectedPrompt { shape: CacheShape { row: 4, ..SHAPE }, ..expected() }, "expected [2, 3, 4]"),
+        (
+            ExpectedPrompt { capacity: 5, ..expected() },
+            "it has 5 tokens, which leaves no room in a context length of 5 tokens",
+        ),
         (ExpectedPrompt { vocabulary: 23, ..expected() }, "token id 23"),
     ];
     for (expected, said) in others {
@@ -148,9 +151,9 @@ fn each_thing_that_is_otherwise_than_expected_has_a_sentence_of_its_own() {
         load(&path, &expected()).unwrap_err().to_string()
     };
     for cut in [0, 7, 8, 100, whole.len() - 1] {
-        assert!(with(&whole[..cut]).contains("cut or damaged"), "{cut}: {}", with(&whole[..cut]));
+        assert!(with(&whole[..cut]).contains("truncated or corrupt"), "{cut}: {}", with(&whole[..cut]));
     }
-    assert!(with(&[&whole[..], b"."].concat()).contains("cut or damaged"));
+    assert!(with(&[&whole[..], b"."].concat()).contains("truncated or corrupt"));
     let mut damaged = whole.clone();
     *damaged.last_mut().unwrap() ^= 1;
     assert!(with(&damaged).contains("SHA-256"), "{}", with(&damaged));
@@ -159,7 +162,7 @@ fn each_thing_that_is_otherwise_than_expected_has_a_sentence_of_its_own() {
         [&whole[..at], to.as_bytes(), &whole[at + to.len()..]].concat()
     };
     assert!(with(&text(r#"prompt":"1"#, r#"prompt":"2"#)).contains("format 2"));
-    assert!(with(&text("eka_saved", "eka_other")).contains("does not say that it is"));
+    assert!(with(&text("eka_saved", "eka_other")).contains("not marked as a saved prompt"));
     assert!(with(&text("past_key_values.1.key", "past_key_values.7.key")).contains("tensors"));
     assert!(with(&[0xff; 4096]).contains("it would have 18446744073709551615 bytes"));
     assert!(matches!(load(&dir.path().join("none"), &expected()), Err(PromptStoreError::Missing)));

@@ -1,4 +1,4 @@
-//! Writing a file: whole or not at all.
+//! Writes a file atomically.
 
 use std::{
     fs::{self, File},
@@ -10,20 +10,19 @@ use std::{
 use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
 
-use super::{PromptInfo, PromptName, PromptStore, PromptStoreError, failed, header::Header};
+use super::{PromptInfo, PromptName, PromptStore, PromptStoreError, error::failed, header::Header};
 use crate::{files::hexadecimal, units::Bytes};
 
-/// How the names of files end that are being written.
+/// Suffix of files that are being written.
 const UNFINISHED: &str = ".part";
 
-/// What is written before the system is asked to bring it to the disk: asked at the end alone, it would be silent for as long
-/// as gigabytes take.
+/// Bytes between two syncs. A single sync at the end would report no progress for as long as gigabytes take.
 const SYNC_EVERY: u64 = 32 << 20;
 
-/// A file that nobody has written to for so long is what a worker left behind that was killed.
+/// A temporary file that is this old was left by a worker that was killed.
 const ABANDONED: Duration = Duration::from_secs(3600);
 
-/// A file that is being written. Dropped before it is finished, it is gone.
+/// A file that is being written. Dropping it before [`finish`](Self::finish) deletes it.
 #[derive(Debug)]
 pub struct PromptWriter {
     file: NamedTempFile,
@@ -49,7 +48,7 @@ impl PromptWriter {
         private_dir(dir).map_err(failed(dir))?;
         sweep(dir);
         let prefix = format!(".{name}.");
-        // Nobody but its owner may read what it makes.
+        // `tempfile` makes it readable for its owner only.
         let file = tempfile::Builder::new().prefix(&prefix).suffix(UNFINISHED).tempfile_in(dir);
         let file = file.map_err(failed(dir))?;
         let header = Header { head, sum: "0".repeat(2 * <Sha256 as Digest>::output_size()) };
@@ -62,7 +61,7 @@ impl PromptWriter {
         Ok(writer)
     }
 
-    /// Adds the bytes that follow; how many there are so far.
+    /// Appends bytes; returns how many there are so far.
     ///
     /// # Errors
     /// As [`create`](Self::create).
@@ -80,7 +79,7 @@ impl PromptWriter {
         Ok(Bytes(self.written))
     }
 
-    /// Puts the file in its place, where it is found from now on; its size.
+    /// Moves the file to its final name; returns its size.
     ///
     /// # Errors
     /// As [`create`](Self::create).
@@ -96,7 +95,7 @@ impl PromptWriter {
         };
         let bytes = write(file.as_file_mut()).map_err(failed(&path))?;
         file.persist(&path).map_err(|e| failed(&path)(e.error))?;
-        // The name is as lasting as the content then. Not every system can do so, and the file is there all the same.
+        // Makes the rename durable as well. Not every system supports it; the file exists either way.
         #[cfg(unix)]
         if let Some(dir) = path.parent()
             && let Err(e) = File::open(dir).and_then(|dir| dir.sync_all())
@@ -107,7 +106,7 @@ impl PromptWriter {
     }
 }
 
-/// Makes a directory that nobody else may look into; one that is there stays as it is.
+/// Creates a directory that only its owner may read; an existing one keeps its mode.
 fn private_dir(dir: &Path) -> std::io::Result<()> {
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true);
@@ -116,7 +115,7 @@ fn private_dir(dir: &Path) -> std::io::Result<()> {
     builder.create(dir)
 }
 
-/// Removes what was never finished. It is nobody's loss if that fails.
+/// Removes abandoned temporary files. A failure is harmless.
 fn sweep(dir: &Path) {
     let is_abandoned = |path: &Path| {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();

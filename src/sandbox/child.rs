@@ -1,4 +1,4 @@
-//! The child: reads tasks, does them under limits, writes replies.
+//! The child process: reads tasks, runs them under limits, writes replies.
 
 use std::{
     any::Any,
@@ -14,21 +14,17 @@ use super::{
 use crate::{
     constraint::{self, ConstraintError},
     text::{Renderer, TemplateFault},
-    units::Bytes,
     wire::{self, WireError},
 };
 
-/// Compilers and template engines recurse as deeply as their input nests. Only what is touched of it is ever memory.
-pub(super) const STACK: Bytes = Bytes::mib(256);
-
-/// Limits this process, then does tasks from `input` and answers to `output` until `input` ends.
+/// Limits this process, then runs tasks from `input` and writes replies to `output` until `input` ends.
 ///
 /// # Errors
-/// [`WireError`] when the pipe fails, or when the thread that does the tasks cannot be started.
+/// [`WireError`] when the pipe fails, or when the thread for tasks cannot be started.
 pub fn run(input: impl Read + Send, output: impl Write + Send) -> Result<(), WireError> {
     limits::apply();
     thread::scope(|scope| {
-        let stack = usize::try_from(STACK.0).unwrap_or(usize::MAX);
+        let stack = usize::try_from(limits::STACK.0).unwrap_or(usize::MAX);
         let builder = thread::Builder::new().name("tasks".into()).stack_size(stack);
         let tasks = builder.spawn_scoped(scope, || serve(input, output))?;
         tasks.join().unwrap_or_else(|panic| resume_unwind(panic))
@@ -45,7 +41,7 @@ fn serve(mut input: impl Read, mut output: impl Write) -> Result<(), WireError> 
     Ok(())
 }
 
-/// Does a task. A panic in a library is an answer as well.
+/// Runs a task. A panic in a library becomes an answer too.
 fn answer(renderer: &mut Renderer, task: &Task) -> Answer {
     match task {
         Task::Check(constraint) => Answer::Checked(
@@ -65,11 +61,11 @@ fn answer(renderer: &mut Renderer, task: &Task) -> Answer {
 
 /// The result of `work`, or its panic message.
 fn catch<T>(work: impl FnOnce() -> T) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| words(&*panic))
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| panic_message(&*panic))
 }
 
-fn words(panic: &(dyn Any + Send)) -> String {
+fn panic_message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied();
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    text.unwrap_or("the library that does it panicked").to_owned()
+    text.unwrap_or("the library panicked").to_owned()
 }

@@ -4,10 +4,13 @@ use std::time::Duration;
 
 use crate::units::Bytes;
 
-/// Memory of a task: the greatest schemas that people use need a tenth of it.
+/// Stack size. Compilers and template engines recurse as deeply as their input nests. Only the touched part uses memory.
+pub(super) const STACK: Bytes = Bytes::mib(256);
+
+/// Memory of a task. The largest common schemas need a tenth of it.
 pub(super) const MEMORY: Bytes = Bytes::mib(512);
 
-/// Processor time of a task.
+/// CPU time of a task.
 pub(super) const CPU_TIME: Duration = Duration::from_secs(5);
 
 #[cfg(unix)]
@@ -22,35 +25,33 @@ mod unix {
         time::{ClockId, clock_gettime},
     };
 
-    use super::{super::child::STACK, CPU_TIME, MEMORY};
-    use crate::units::Bytes;
+    use super::{CPU_TIME, MEMORY, STACK};
+    use crate::{child_process, units::Bytes};
 
-    /// The program itself, its libraries, the main thread's stack, and what the allocator reserves ahead.
+    /// The program, its libraries, the main thread's stack, and reserves of the allocator.
     const PROGRAM: Bytes = Bytes::mib(256);
 
-    /// Limits that hold as long as the process lives. What the system refuses is left as it is: a child without one of
-    /// them still has the others, and the parent's deadline.
+    /// Sets the limits that hold for the whole life of the process. Errors are ignored: a child that lacks one limit still has the
+    /// others and the parent's deadline.
     pub(in super::super) fn apply() {
-        // A core file would hold a client's words.
+        // A core file would contain client data.
         set_soft(Resource::Core, 0);
         set_soft(Resource::As, PROGRAM.0 + STACK.0 + MEMORY.0);
-        // Whose parent died just before this reads the end of its pipe.
-        #[cfg(target_os = "linux")]
-        let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+        let _ = child_process::end_with_parent();
     }
 
-    /// Lets the task that begins have [`CPU_TIME`]; the system kills this process after that.
+    /// Allows the next task [`CPU_TIME`]. The system kills this process after that.
     pub(in super::super) fn allow_cpu_time() {
-        // The system counts whole seconds of the whole process.
+        // The system counts whole seconds since the start of the process.
         set_soft(Resource::Cpu, (cpu_time() + CPU_TIME).as_secs() + 1);
     }
 
-    /// Processor time of this process so far.
+    /// CPU time of this process so far.
     pub(in super::super) fn cpu_time() -> Duration {
         clock_gettime(ClockId::ProcessCPUTime).try_into().unwrap_or_default()
     }
 
-    /// Sets a soft limit, as far as the hard one lets it.
+    /// Sets a soft limit, up to the hard limit.
     fn set_soft(resource: Resource, most: u64) {
         let Rlimit { maximum, .. } = getrlimit(resource);
         let most = maximum.map_or(most, |hard| hard.min(most));

@@ -1,34 +1,35 @@
-//! A child process for programs that clients and model folders bring: JSON schemas, grammars, regular expressions, and chat
-//! templates.
+//! Child processes that handle untrusted input from clients and model folders: JSON schemas, grammars, regular expressions and
+//! chat templates.
 //!
 //! ```text
 //! http ─► Sandbox ─► Pool ─── Task ──► eka sandbox (child::run) ─► constraint::check, text::Renderer
 //!                         ◄── Reply ──
 //! ```
 //!
-//! The libraries that compile and run these bound their steps, and neither their memory, their stack nor all of their time. A
-//! thread that has gone astray cannot be ended; a process can. So the server hands each `Task` to a child that
-//! limits its own memory and processor time, and kills it at a deadline. A child is started ahead of need and serves one
-//! task after another, so that a task costs a message each way and no process start. It never loads ONNX Runtime.
+//! The libraries that compile and run these limit their steps, but neither their memory, nor their stack, nor all of their time. A
+//! runaway thread cannot be stopped, a process can. So the server sends each `Task` to a child that limits its own memory and CPU
+//! time, and kills it at a deadline. Children are started in advance and reused, so a task costs a message each way and no process
+//! start. A child never loads ONNX Runtime.
 //!
-//! Constraints and templates have a `Pool` each: schemas that take long must not delay conversations. What the child says
-//! about a constraint is kept by its content, as clients send the same schema with every request.
+//! Constraints and templates each have a `Pool`, so that slow schemas do not delay chats. Verdicts on constraints are cached by
+//! content, because clients send the same schema with every request.
 //!
-//! Limits of a child, by system: on Linux its address space, processor time and lifetime (it dies with its parent); on other
-//! Unix systems its processor time, and its address space where the system enforces that; elsewhere the deadline alone.
+//! Limits of a child: on Linux its address space, its CPU time and its lifetime (it ends with its parent); on other Unix systems
+//! its CPU time, and its address space if the system enforces that; elsewhere only the deadline.
 
 mod child;
+mod error;
 mod limits;
 mod pool;
 mod process;
 mod task;
 mod verdicts;
 
-use std::{ffi::OsString, path::PathBuf, sync::Arc};
+use std::sync::Arc;
 
-pub use self::child::run;
+pub use self::{child::run, error::SandboxError, process::ChildProgram};
 use self::{
-    pool::{Failure, Kind, Limit, Pool},
+    pool::{Limit, Pool, TaskFailure, TaskKind},
     task::{Answer, Task},
     verdicts::Verdicts,
 };
@@ -39,34 +40,11 @@ use crate::{
     text::{RenderRequest, TemplateFault, Text, TextError},
 };
 
-/// At a quantum each, the last that waits does so for some seconds at worst.
-const CONSTRAINTS: Kind = Kind { name: "constraint", most_waiting: 64 };
+/// At one quantum each, the last one waits a few seconds at worst.
+const CONSTRAINTS: TaskKind = TaskKind { name: "constraint", most_waiting: 64 };
 
-/// A conversation on each connection that a server has by default, and each is rendered in less than a millisecond.
-const TEMPLATES: Kind = Kind { name: "template", most_waiting: 512 };
-
-/// How a child is started.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Command {
-    /// This program's own file.
-    pub program: PathBuf,
-    /// What makes it call [`run`].
-    pub arguments: Vec<OsString>,
-}
-
-/// Why a task could not be given to a child. Never the fault of the request's content, so a retry may succeed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SandboxError {
-    /// Too many tasks wait, or too many slow ones run.
-    #[error("too many schemas or conversations are being prepared; retry later, or simplify this one")]
-    Busy,
-    /// No child can be started, or it does not speak the protocol.
-    #[error("the process that prepares schemas and conversations cannot be used: {reason}")]
-    Unavailable {
-        /// What failed.
-        reason: String,
-    },
-}
+/// One per connection of a default server. Each is rendered in less than a millisecond.
+const TEMPLATES: TaskKind = TaskKind { name: "template", most_waiting: 512 };
 
 /// Compiles constraints and renders templates in child processes. Clones share the processes.
 #[derive(Clone, Debug)]
@@ -80,47 +58,48 @@ struct Inner {
 }
 
 impl Sandbox {
-    /// Children started by `command`. None is started yet.
+    /// Starts no child yet.
     #[must_use]
-    pub fn new(command: Command, metrics: Arc<Metrics>) -> Self {
+    pub fn new(command: ChildProgram, metrics: Arc<Metrics>) -> Self {
         let pool = |kind| Pool::new(kind, command.clone(), Arc::clone(&metrics));
         let (constraints, templates) = (pool(CONSTRAINTS), pool(TEMPLATES));
         Self(Arc::new(Inner { constraints, templates, verdicts: Verdicts::default() }))
     }
 
-    /// Starts children ahead of the first task, for this thread alone. Needs a tokio runtime; the children end with the thread.
+    /// Starts children for this thread before the first task. Needs a tokio runtime. The children end with the thread.
     pub fn warm_up(&self) {
         self.0.constraints.warm_up();
         self.0.templates.warm_up();
     }
 
-    /// Checks that a worker can keep `constraint`; the inner result is the verdict.
+    /// Checks that a worker can enforce `constraint`. The inner result is the verdict.
     ///
     /// # Errors
-    /// [`SandboxError`] when no verdict could be had.
+    /// [`SandboxError`] when the check could not be run.
     pub async fn check(&self, constraint: &Constraint) -> Result<Result<(), ConstraintError>, SandboxError> {
         if let Err(refused) = constraint::check_size(constraint) {
             return Ok(Err(refused));
         }
-        let key = verdicts::Key::of(constraint);
+        let key = verdicts::ConstraintKey::of(constraint);
         if let Some(known) = self.0.verdicts.get(&key) {
             return Ok(known);
         }
         let verdict = match self.0.constraints.run(Task::Check(constraint.clone())).await {
             Ok(Answer::Checked(verdict)) => verdict,
             Ok(other) => return Err(unexpected(&other)),
-            Err(Failure::Limit(Limit::Time(limit))) => Err(ConstraintError::TooSlow { limit }),
-            Err(Failure::Limit(Limit::Memory(limit))) => Err(ConstraintError::TooLarge { limit }),
-            Err(Failure::Sandbox(error)) => return Err(error),
+            Err(TaskFailure::Limit(Limit::Time(limit))) => Err(ConstraintError::TooSlow { limit }),
+            Err(TaskFailure::Limit(Limit::Memory(limit))) => Err(ConstraintError::TooLarge { limit }),
+            Err(TaskFailure::Sandbox(error)) => return Err(error),
         };
         self.0.verdicts.keep(key, verdict.clone());
         Ok(verdict)
     }
 
-    /// Renders a conversation of `text`, whose [`Text::render_request`] made `request`; the inner result is the template's.
+    /// Renders a conversation with the chat template of `text`. `request` comes from [`Text::render_request`]. The inner result is the
+    /// template's.
     ///
     /// # Errors
-    /// [`SandboxError`] when it could not be rendered for reasons of neither template nor conversation.
+    /// [`SandboxError`] when rendering could not be run.
     pub async fn render(
         &self,
         text: &Text,
@@ -129,23 +108,23 @@ impl Sandbox {
         match self.0.templates.run(Task::Render(request)).await {
             Ok(Answer::Rendered(rendered)) => Ok(rendered.map_err(|fault| text.fault(fault))),
             Ok(other) => Err(unexpected(&other)),
-            Err(Failure::Limit(limit)) => Ok(Err(template_limit(limit))),
-            Err(Failure::Sandbox(error)) => Err(error),
+            Err(TaskFailure::Limit(limit)) => Ok(Err(template_limit(limit))),
+            Err(TaskFailure::Sandbox(error)) => Err(error),
         }
     }
 
-    /// Checks that the chat templates of `text` compile, for a server that starts; a model without one has nothing to check.
-    /// The inner result is the verdict: a model whose template is at fault is left out by itself.
+    /// Checks at startup that the chat templates of `text` compile, if it has any. The inner result is the verdict. A model with an
+    /// invalid template is not served, but the others are.
     ///
     /// # Errors
-    /// [`SandboxError`] when no verdict could be had.
+    /// [`SandboxError`] when the check could not be run.
     pub async fn check_templates(&self, text: &Text) -> Result<Result<(), TextError>, SandboxError> {
         for template in text.templates() {
             let compiled = match self.0.templates.run(Task::Compile(template.source().clone())).await {
                 Ok(Answer::Compiled(compiled)) => compiled.map_err(|fault| template.fault(fault)),
                 Ok(other) => return Err(unexpected(&other)),
-                Err(Failure::Limit(limit)) => Err(template.fault(compile_limit(limit))),
-                Err(Failure::Sandbox(error)) => return Err(error),
+                Err(TaskFailure::Limit(limit)) => Err(template.fault(compile_limit(limit))),
+                Err(TaskFailure::Sandbox(error)) => return Err(error),
             };
             if compiled.is_err() {
                 return Ok(compiled);
@@ -174,5 +153,7 @@ fn template_limit(limit: Limit) -> TextError {
 }
 
 fn unexpected(answer: &Answer) -> SandboxError {
-    SandboxError::Unavailable { reason: format!("it answered another task: {}", answer.kind()) }
+    SandboxError::Unavailable {
+        reason: format!("unexpected answer from the sandbox process: {}", answer.kind()),
+    }
 }

@@ -1,4 +1,4 @@
-//! Which child does which task, and for how long.
+//! A pool of children: assigns tasks and limits their time.
 //!
 //! ```text
 //! run ─► queue (most_waiting) ─► fast lane (FAST places, QUANTUM each) ─► done
@@ -6,10 +6,10 @@
 //!                                            └─ full: killed, busy
 //! ```
 //!
-//! Nearly all tasks take milliseconds, and a few take seconds or never end, which cannot be known in advance. So each has a
-//! short time in the fast lane. One that needs longer leaves that lane with its child, which then runs at the lowest
-//! priority, and the fast lane gets a fresh child. However many slow tasks come, others wait for as many quanta at most,
-//! never for a deadline.
+//! Nearly all tasks take milliseconds. A few take seconds or never end, which cannot be known in advance. So each task has a short
+//! time, a quantum, in the fast lane. A task that needs longer leaves the fast lane with its child, which then runs at the lowest
+//! priority, and the fast lane gets a new child. So other tasks wait for at most one quantum per slow task, and never for a
+//! deadline.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -22,8 +22,9 @@ use tokio::{
 };
 
 use super::{
-    Command, SandboxError, limits,
-    process::{Lost, Process, SHORT, cpu_time_of, lower_priority},
+    error::SandboxError,
+    limits,
+    process::{ChildFailure, ChildProgram, Process, SHORT, cpu_time_of, lower_priority},
     task::{Answer, Task},
 };
 use crate::{
@@ -32,56 +33,56 @@ use crate::{
     wire,
 };
 
-/// Tasks that run in their first quantum at once.
+/// Most tasks in the fast lane.
 const FAST: usize = 2;
 
-/// Tasks that run for longer at once. Their memory is what an attack can take of the machine.
+/// Most tasks in the slow lane. This limits the memory that an attacker can use.
 const SLOW: usize = 2;
 
-/// What a pool does.
+/// The kind of tasks of a pool.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Kind {
-    /// What its tasks are called in the metrics.
+pub(super) struct TaskKind {
+    /// Its name in metrics.
     pub(super) name: &'static str,
-    /// Most tasks that wait for the fast lane.
+    /// Most tasks that may wait for the fast lane.
     pub(super) most_waiting: usize,
 }
 
-/// Processor time in the fast lane. Time on the clock would call any task slow on a busy machine.
+/// CPU time in the fast lane. With wall-clock time, a busy machine would make every task look slow.
 const QUANTUM: Duration = Duration::from_millis(250);
 
-/// Time on the clock in the fast lane, for a process that gets no processor.
+/// Wall-clock time in the fast lane, for a process that gets no CPU time.
 const LONGEST_QUANTUM: Duration = Duration::from_secs(5);
 
-/// Between two looks at the processor time.
+/// Time between two checks of the CPU time.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// Time on the clock for a whole task, whose processor time the child limits itself.
+/// Wall-clock time for a whole task. The child itself limits the CPU time.
 const DEADLINE: Duration = Duration::from_secs(15);
 
-/// Why a task has no answer.
+/// Why a task failed.
 #[derive(Debug)]
-pub(super) enum Failure {
-    /// Its content asks for too much.
+pub(super) enum TaskFailure {
+    /// Its content needs too much.
     Limit(Limit),
-    /// Nothing that its content could change.
+    /// Its content is not the cause.
     Sandbox(SandboxError),
 }
 
-/// The limit that a task passed.
+/// The limit that a task exceeded.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Limit {
     Time(Duration),
-    /// Stack is memory too: a process that runs out of either ends in the same way.
+    /// Memory or stack: a process that runs out of either ends in the same way.
     Memory(Bytes),
 }
 
-impl From<Lost> for Failure {
-    fn from(lost: Lost) -> Self {
+impl From<ChildFailure> for TaskFailure {
+    fn from(lost: ChildFailure) -> Self {
         match lost {
-            Lost::CpuTime => Self::Limit(Limit::Time(limits::CPU_TIME)),
-            Lost::Memory => Self::Limit(Limit::Memory(limits::MEMORY)),
-            Lost::Broken(reason) => Self::Sandbox(SandboxError::Unavailable { reason }),
+            ChildFailure::CpuTime => Self::Limit(Limit::Time(limits::CPU_TIME)),
+            ChildFailure::Memory => Self::Limit(Limit::Memory(limits::MEMORY)),
+            ChildFailure::Broken(reason) => Self::Sandbox(SandboxError::Unavailable { reason }),
         }
     }
 }
@@ -89,8 +90,8 @@ impl From<Lost> for Failure {
 /// The children for one kind of task.
 #[derive(Debug)]
 pub(super) struct Pool {
-    kind: Kind,
-    command: Command,
+    kind: TaskKind,
+    command: ChildProgram,
     idle: Mutex<Vec<Process>>,
     waiting: Semaphore,
     fast: Semaphore,
@@ -101,13 +102,13 @@ pub(super) struct Pool {
 /// One try of a task.
 enum Attempt {
     Done(Answer),
-    Failed(Failure),
-    /// A child that had been running before was lost or had been stopped, which is nothing that this task did.
+    Failed(TaskFailure),
+    /// A reused child had been stopped or lost, and this task is not the cause.
     Retry,
 }
 
 impl Pool {
-    pub(super) fn new(kind: Kind, command: Command, metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(kind: TaskKind, command: ChildProgram, metrics: Arc<Metrics>) -> Self {
         Self {
             kind,
             command,
@@ -119,8 +120,7 @@ impl Pool {
         }
     }
 
-    /// Has a child ready for the next task, if one can be started. Children of another thread are ended: that thread would
-    /// watch their pipes, and each reply would have to be handed over.
+    /// Starts a child for the next task. Ends children of another thread, because that thread would have to forward every reply.
     pub(super) fn warm_up(&self) {
         self.idle().clear();
         self.refill();
@@ -130,38 +130,38 @@ impl Pool {
         if self.idle().is_empty() {
             match self.start() {
                 Ok(process) => self.put_back(process),
-                // The next task says so to somebody.
+                // The next task reports it to its client.
                 Err(failure) => {
-                    tracing::warn!(?failure, kind = self.kind.name, "no sandbox process can be started")
+                    tracing::warn!(?failure, kind = self.kind.name, "cannot start a sandbox process")
                 }
             }
         }
     }
 
-    /// Does a task. A task whose caller stops waiting is killed.
-    pub(super) async fn run(&self, task: Task) -> Result<Answer, Failure> {
+    /// Runs a task. The child is killed if the caller stops waiting.
+    pub(super) async fn run(&self, task: Task) -> Result<Answer, TaskFailure> {
         let done = self.queue(task).await;
         let outcome = match &done {
             Ok(answer) if answer.is_ok() => "ok",
             Ok(_) => "refused",
-            Err(Failure::Limit(Limit::Time(_))) => "time",
-            Err(Failure::Limit(Limit::Memory(_))) => "memory",
-            Err(Failure::Sandbox(SandboxError::Busy)) => "busy",
-            Err(Failure::Sandbox(SandboxError::Unavailable { .. })) => "unavailable",
+            Err(TaskFailure::Limit(Limit::Time(_))) => "time",
+            Err(TaskFailure::Limit(Limit::Memory(_))) => "memory",
+            Err(TaskFailure::Sandbox(SandboxError::Busy)) => "busy",
+            Err(TaskFailure::Sandbox(SandboxError::Unavailable { .. })) => "unavailable",
         };
         self.metrics.sandbox_tasks.get_or_create(&SandboxTask { kind: self.kind.name, outcome }).inc();
         done
     }
 
-    async fn queue(&self, task: Task) -> Result<Answer, Failure> {
-        let _place = self.waiting.try_acquire().map_err(|_| Failure::Sandbox(SandboxError::Busy))?;
-        // What waits is the frame alone.
+    async fn queue(&self, task: Task) -> Result<Answer, TaskFailure> {
+        let _place = self.waiting.try_acquire().map_err(|_| TaskFailure::Sandbox(SandboxError::Busy))?;
+        // Encoded before the wait, so that the task itself can be dropped.
         let frame = encode(task).await?;
         loop {
             match self.attempt(&frame).await {
                 Attempt::Done(answer) => return Ok(answer),
                 Attempt::Failed(failure) => return Err(failure),
-                // This ends: the number of old children is limited, and each try uses one up.
+                // This ends, because each retry uses up one of a few old children.
                 Attempt::Retry => {}
             }
         }
@@ -169,7 +169,7 @@ impl Pool {
 
     async fn attempt(&self, frame: &[u8]) -> Attempt {
         let Ok(place) = self.fast.acquire().await else {
-            return Attempt::Failed(Failure::Sandbox(SandboxError::Busy));
+            return Attempt::Failed(TaskFailure::Sandbox(SandboxError::Busy));
         };
         let old = self.idle().pop();
         let is_new = old.is_none();
@@ -198,27 +198,30 @@ impl Pool {
                 drop(place);
                 self.refill();
                 id.into_iter().for_each(lower_priority);
-                self.go_on(answering).await
+                self.finish_slow(answering).await
             }
         }
     }
 
-    /// Waits for a task that has used up its quantum. Its process, which may hold much memory, is not used again.
-    async fn go_on(&self, answering: impl Future<Output = (Process, Result<Answer, Lost>)>) -> Attempt {
+    /// Waits for a task in the slow lane. Its process may hold much memory and is not reused.
+    async fn finish_slow(
+        &self,
+        answering: impl Future<Output = (Process, Result<Answer, ChildFailure>)>,
+    ) -> Attempt {
         let Ok(_place) = self.slow.try_acquire() else {
-            return Attempt::Failed(Failure::Sandbox(SandboxError::Busy));
+            return Attempt::Failed(TaskFailure::Sandbox(SandboxError::Busy));
         };
         match timeout(DEADLINE - LONGEST_QUANTUM, answering).await {
             Ok((_, Ok(answer))) => Attempt::Done(answer),
             Ok((_, Err(lost))) => Attempt::Failed(lost.into()),
-            Err(_) => Attempt::Failed(Failure::Limit(Limit::Time(DEADLINE))),
+            Err(_) => Attempt::Failed(TaskFailure::Limit(Limit::Time(DEADLINE))),
         }
     }
 
-    fn start(&self) -> Result<Process, Failure> {
+    fn start(&self) -> Result<Process, TaskFailure> {
         let process = Process::start(&self.command);
         let process = process
-            .map_err(|error| Failure::Sandbox(SandboxError::Unavailable { reason: error.to_string() }))?;
+            .map_err(|error| TaskFailure::Sandbox(SandboxError::Unavailable { reason: error.to_string() }))?;
         self.metrics.sandbox_starts.inc();
         Ok(process)
     }
@@ -235,33 +238,33 @@ impl Pool {
     }
 }
 
-/// The task as a frame, made elsewhere where it is long: this thread streams answers.
-async fn encode(task: Task) -> Result<Vec<u8>, Failure> {
+/// Encodes a task as a frame; a long one on another thread, because this thread streams answers.
+async fn encode(task: Task) -> Result<Vec<u8>, TaskFailure> {
     let encode = |task: &Task| {
         let mut frame = Vec::new();
-        // Bodies are limited, so a frame that is too long has been asked for by a setting.
+        // Request bodies are limited, so this happens only if the settings allow larger ones.
         let encoded = wire::encode(task, &mut frame);
-        encoded.map(|()| frame).map_err(|_| Failure::Limit(Limit::Memory(wire::MAX_FRAME)))
+        encoded.map(|()| frame).map_err(|_| TaskFailure::Limit(Limit::Memory(wire::MAX_FRAME)))
     };
     if task.length() <= SHORT {
         return encode(&task);
     }
     let encoded = tokio::task::spawn_blocking(move || encode(&task)).await;
     encoded.unwrap_or_else(|error| {
-        Err(Failure::Sandbox(SandboxError::Unavailable { reason: error.to_string() }))
+        Err(TaskFailure::Sandbox(SandboxError::Unavailable { reason: error.to_string() }))
     })
 }
 
-/// What a process did with its time in the fast lane.
+/// How a quantum ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Quantum {
-    /// It has run, as far as the system says.
+    /// The process has run, as far as the system reports it.
     Run,
-    /// It was never given the processor, as a stopped process is. That says nothing about its task.
+    /// The process got no CPU time, for example because it is stopped. Its task is not the cause.
     NotRun,
 }
 
-/// Completes when a task has had its time in the fast lane.
+/// Waits until a task has used up its time in the fast lane.
 async fn quantum(id: Option<u32>, cpu_time_before: Duration) -> Quantum {
     let begun = Instant::now();
     sleep(QUANTUM).await;

@@ -1,28 +1,35 @@
-//! One child, as its parent sees it.
+//! A child process, from the parent's side.
 
 use std::{
+    ffi::OsString,
     io,
+    path::PathBuf,
     process::{ExitStatus, Stdio},
     time::Duration,
 };
 
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::AsyncWriteExt,
     process::{Child, ChildStdin, ChildStdout},
-    time::timeout,
 };
 
-use super::{
-    Command,
-    task::{Answer, Reply},
+use super::task::{Answer, Reply};
+use crate::{
+    child_process::{self, PipedChild},
+    wire::{self, WireError},
 };
-use crate::wire::{self, WireError};
 
-/// For a child whose pipe has ended to be gone.
-const AFTER_PIPE: Duration = Duration::from_secs(1);
-
-/// Messages up to this many bytes are copied on this thread, which is faster than handing them to another.
+/// Messages up to this many bytes are encoded and decoded on this thread, which is faster than handing them to another.
 pub(super) const SHORT: usize = 64 << 10;
+
+/// The program that a child runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChildProgram {
+    /// Path of the executable.
+    pub program: PathBuf,
+    /// Arguments that make it call [`run`].
+    pub arguments: Vec<OsString>,
+}
 
 /// A running child. Dropping it kills the process.
 #[derive(Debug)]
@@ -30,59 +37,50 @@ pub(super) struct Process {
     child: Child,
     stdin: ChildStdin,
     stdout: ChildStdout,
-    /// Its processor time at the end of the last task.
+    /// Its CPU time at the end of the last task.
     cpu_time: Duration,
 }
 
 /// Why a child did not answer.
 #[derive(Debug)]
-pub(super) enum Lost {
-    /// It was ended for its processor time.
+pub(super) enum ChildFailure {
+    /// It exceeded its CPU time.
     CpuTime,
-    /// It ran out of memory or stack: both end in the same signals.
+    /// It ran out of memory or stack; both end with the same signals.
     Memory,
-    /// It ended by itself, or does not speak the protocol.
+    /// It ended otherwise, or broke the protocol.
     Broken(String),
 }
 
 impl Process {
     /// Starts a child.
-    pub(super) fn start(command: &Command) -> io::Result<Self> {
-        let mut program = tokio::process::Command::new(&command.program);
-        program.args(&command.arguments).kill_on_drop(true);
-        program.stdin(Stdio::piped()).stdout(Stdio::piped());
-        // Libraries write to stderr when they abort. That is of no use, and a client decides how long it is.
-        program.stderr(Stdio::null());
-        program.env_remove("EKA_AUTH_KEYS");
-        // Ctrl-C in a terminal goes to the whole process group, and conversations go on until the server has ended.
-        #[cfg(unix)]
-        program.process_group(0);
-        let mut child = program.spawn()?;
-        let stdin = child.stdin.take().ok_or(io::ErrorKind::BrokenPipe)?;
-        let stdout = child.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
+    pub(super) fn start(program: &ChildProgram) -> io::Result<Self> {
+        // A library that aborts writes to stderr, and the request decides how much.
+        let spawned = child_process::spawn(&program.program, &program.arguments, Stdio::null())?;
+        let PipedChild { process: child, stdin, stdout } = spawned;
         Ok(Self { child, stdin, stdout, cpu_time: Duration::ZERO })
     }
 
-    /// Its id, until it has ended.
+    /// Its process id, until it has ended.
     pub(super) fn id(&self) -> Option<u32> {
         self.child.id()
     }
 
-    /// Its processor time at the end of the last task.
+    /// Its CPU time at the end of the last task.
     pub(super) const fn cpu_time(&self) -> Duration {
         self.cpu_time
     }
 
-    /// Has it do the task in `frame`, and gives it back with the answer. Dropping this kills the process.
-    pub(super) async fn answer(mut self, frame: &[u8]) -> (Self, Result<Answer, Lost>) {
+    /// Runs the task in `frame`; returns the process with the answer. Dropping the future kills the process.
+    pub(super) async fn answer(mut self, frame: &[u8]) -> (Self, Result<Answer, ChildFailure>) {
         let answer = match self.exchange(frame).await {
             Ok(Reply { answer, cpu_time }) => {
                 self.cpu_time = cpu_time;
                 Ok(answer)
             }
-            // The pipe of a process that has ended breaks while it is written to, or ends before the reply.
+            // The process has ended: the pipe breaks while it is written to, or ends before the reply.
             Err(WireError::Io(_)) => Err(self.end().await),
-            Err(other) => Err(Lost::Broken(other.to_string())),
+            Err(other) => Err(ChildFailure::Broken(other.to_string())),
         };
         (self, answer)
     }
@@ -90,58 +88,58 @@ impl Process {
     async fn exchange(&mut self, frame: &[u8]) -> Result<Reply, WireError> {
         self.stdin.write_all(frame).await?;
         self.stdin.flush().await?;
-        let mut head = [0; 4];
-        self.stdout.read_exact(&mut head).await?;
-        let mut payload = vec![0; wire::payload_length(head)?];
-        self.stdout.read_exact(&mut payload).await?;
+        let payload = child_process::read_payload(&mut self.stdout).await?;
+        let payload = payload.ok_or(io::ErrorKind::UnexpectedEof).map_err(io::Error::from)?;
         if payload.len() <= SHORT {
             return wire::decode(&payload);
         }
-        // This thread streams answers.
+        // On another thread, because this one streams answers.
         let decoded = tokio::task::spawn_blocking(move || wire::decode(&payload)).await;
         decoded.map_err(io::Error::other)?
     }
 
-    /// How a child ended whose pipe has.
-    async fn end(&mut self) -> Lost {
-        match timeout(AFTER_PIPE, self.child.wait()).await {
-            Ok(Ok(status)) => reason(status),
-            Ok(Err(error)) => Lost::Broken(format!("its end cannot be read: {error}")),
-            Err(_) => Lost::Broken("it closed its pipe and did not end".into()),
+    /// Waits for a child that has closed its pipe.
+    async fn end(&mut self) -> ChildFailure {
+        match child_process::wait(&mut self.child).await {
+            Ok(Some(status)) => reason(status),
+            Ok(None) => ChildFailure::Broken("the process closed its pipe but did not exit".into()),
+            Err(error) => ChildFailure::Broken(format!("the exit status cannot be read: {error}")),
         }
     }
 }
 
 #[cfg(unix)]
-fn reason(status: ExitStatus) -> Lost {
+fn reason(status: ExitStatus) -> ChildFailure {
     use rustix::process::Signal;
     use std::os::unix::process::ExitStatusExt;
     match status.signal() {
-        Some(signal) if signal == Signal::XCPU.as_raw() => Lost::CpuTime,
-        // Its own limits never end it so: somebody did, or the system, which is short of memory.
-        Some(signal) if signal == Signal::KILL.as_raw() => Lost::Broken("it was killed from outside".into()),
-        // An allocation or a stack that fails ends in an abort.
-        Some(_) => Lost::Memory,
-        None => Lost::Broken(format!("it ended with {status}")),
+        Some(signal) if signal == Signal::XCPU.as_raw() => ChildFailure::CpuTime,
+        // Not one of its own limits: a user killed it, or the system was short of memory.
+        Some(signal) if signal == Signal::KILL.as_raw() => {
+            ChildFailure::Broken("the process was killed from outside".into())
+        }
+        // A failed allocation or a stack overflow aborts the process.
+        Some(_) => ChildFailure::Memory,
+        None => ChildFailure::Broken(format!("the process ended with {status}")),
     }
 }
 
 #[cfg(not(unix))]
-fn reason(status: ExitStatus) -> Lost {
+fn reason(status: ExitStatus) -> ChildFailure {
     if status.code().is_some_and(|code| (0..256).contains(&code)) {
-        Lost::Broken(format!("it ended with {status}"))
+        ChildFailure::Broken(format!("the process ended with {status}"))
     } else {
-        Lost::Memory
+        ChildFailure::Memory
     }
 }
 
-/// Processor time of a running process; `None` where the system does not say.
+/// CPU time of a running process; `None` if the system does not report it.
 pub(super) fn cpu_time_of(pid: u32) -> Option<Duration> {
     #[cfg(target_os = "linux")]
     {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The name before it is in parentheses and may hold anything. User and system time are fields 14 and 15 of the
-        // line, hence 12th and 13th after the name.
+        // The process name is in parentheses and may contain anything. User and system time are fields 14 and 15 of the line, hence
+        // fields 12 and 13 after the name.
         let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
         let ticks = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
         Some(Duration::from_millis(ticks * 1_000 / rustix::param::clock_ticks_per_second()))
@@ -153,13 +151,13 @@ pub(super) fn cpu_time_of(pid: u32) -> Option<Duration> {
     }
 }
 
-/// Lets everything else on this machine go first.
+/// Gives a process the lowest priority.
 pub(super) fn lower_priority(pid: u32) {
     #[cfg(unix)]
     {
         use rustix::process::{Pid, setpriority_process};
         let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-        // What cannot be lowered runs on as it is, until its deadline.
+        // If that fails, the process still has its deadline.
         let _ = pid.map(|pid| setpriority_process(Some(pid), LOWEST_PRIORITY));
     }
     #[cfg(not(unix))]

@@ -1,4 +1,4 @@
-//! What crosses the pipe between a server and a child of its sandbox.
+//! Messages between the server and a sandbox process.
 
 use std::time::Duration;
 
@@ -13,16 +13,16 @@ use crate::{
 /// To the child.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Task {
-    /// See whether a constraint can be kept.
+    /// Check whether a constraint can be enforced.
     Check(Constraint),
-    /// See whether a chat template compiles.
+    /// Check whether a chat template compiles.
     Compile(TemplateSource),
     /// Render a conversation.
     Render(RenderRequest),
 }
 
 impl Task {
-    /// Bytes of its text.
+    /// Length of its text in bytes.
     pub(super) fn length(&self) -> usize {
         match self {
             Self::Check(Constraint::Schema(text) | Constraint::Lark(text) | Constraint::Regex(text)) => {
@@ -34,11 +34,11 @@ impl Task {
     }
 }
 
-/// From the child, one for each task.
+/// From the child, one per task.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Reply {
     pub(super) answer: Answer,
-    /// Processor time of the child since it was started; zero where that is not known.
+    /// CPU time of the child since its start; zero if unknown.
     pub(super) cpu_time: Duration,
 }
 
@@ -51,7 +51,7 @@ pub(super) enum Answer {
 }
 
 impl Answer {
-    /// For messages.
+    /// Its name in error messages.
     pub(super) const fn kind(&self) -> &'static str {
         match self {
             Self::Checked(_) => "checked",
@@ -60,7 +60,7 @@ impl Answer {
         }
     }
 
-    /// Whether the task's content was found to be in order.
+    /// Whether the task's content is valid.
     pub(super) const fn is_ok(&self) -> bool {
         matches!(self, Self::Checked(Ok(())) | Self::Compiled(Ok(())) | Self::Rendered(Ok(_)))
     }

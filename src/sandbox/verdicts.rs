@@ -1,4 +1,4 @@
-//! What children said about constraints, by their content.
+//! Cached verdicts on constraints, by content.
 
 use std::{
     num::NonZeroUsize,
@@ -11,17 +11,17 @@ use sha2::{Digest, Sha256};
 
 use crate::{constraint::ConstraintError, job::Constraint};
 
-/// Verdicts that are kept: a hundred bytes each.
+/// Most cached verdicts, of about a hundred bytes each.
 const MOST: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 
-/// A limit that was passed may have been passed because the machine was busy, so that verdict is not kept for good.
+/// An exceeded limit may be due to a busy machine, so such a verdict expires.
 const LIMITS_FOR: Duration = Duration::from_secs(60);
 
-/// A constraint's content.
+/// Digest of a constraint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Key([u8; 32]);
+pub(super) struct ConstraintKey([u8; 32]);
 
-impl Key {
+impl ConstraintKey {
     pub(super) fn of(constraint: &Constraint) -> Self {
         let (kind, text) = match constraint {
             Constraint::Schema(text) => ("schema", text),
@@ -32,16 +32,16 @@ impl Key {
     }
 }
 
-/// A verdict, and until when it holds.
+/// A verdict, and when it expires.
 #[derive(Debug)]
 struct Kept {
     verdict: Result<(), ConstraintError>,
     until: Option<Instant>,
 }
 
-/// The verdicts that were used last.
+/// The most recently used verdicts.
 #[derive(Debug)]
-pub(super) struct Verdicts(Mutex<LruCache<Key, Kept>>);
+pub(super) struct Verdicts(Mutex<LruCache<ConstraintKey, Kept>>);
 
 impl Default for Verdicts {
     fn default() -> Self {
@@ -50,13 +50,13 @@ impl Default for Verdicts {
 }
 
 impl Verdicts {
-    pub(super) fn get(&self, key: &Key) -> Option<Result<(), ConstraintError>> {
+    pub(super) fn get(&self, key: &ConstraintKey) -> Option<Result<(), ConstraintError>> {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Kept { verdict, until } = kept.get(key)?;
         until.is_none_or(|until| Instant::now() < until).then(|| verdict.clone())
     }
 
-    pub(super) fn keep(&self, key: Key, verdict: Result<(), ConstraintError>) {
+    pub(super) fn keep(&self, key: ConstraintKey, verdict: Result<(), ConstraintError>) {
         let is_limit = verdict.as_ref().is_err_and(ConstraintError::is_limit);
         let until = is_limit.then(|| Instant::now() + LIMITS_FOR);
         self.0.lock().unwrap_or_else(PoisonError::into_inner).put(key, Kept { verdict, until });
@@ -68,9 +68,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_verdict_is_kept_by_kind_and_content() {
+    fn a_verdict_is_cached_by_kind_and_content() {
         let verdicts = Verdicts::default();
-        let key = |constraint| Key::of(&constraint);
+        let key = |constraint| ConstraintKey::of(&constraint);
         verdicts.keep(key(Constraint::Regex("a".into())), Ok(()));
         assert_eq!(verdicts.get(&key(Constraint::Regex("a".into()))), Some(Ok(())));
         assert_eq!(verdicts.get(&key(Constraint::Lark("a".into()))), None);
@@ -78,9 +78,9 @@ mod tests {
     }
 
     #[test]
-    fn so_many_verdicts_are_kept_and_no_more() {
+    fn the_number_of_cached_verdicts_is_limited() {
         let verdicts = Verdicts::default();
-        let key = |n: usize| Key::of(&Constraint::Regex(n.to_string()));
+        let key = |n: usize| ConstraintKey::of(&Constraint::Regex(n.to_string()));
         (0..=MOST.get()).for_each(|n| verdicts.keep(key(n), Ok(())));
         assert_eq!((verdicts.get(&key(0)), verdicts.get(&key(MOST.get()))), (None, Some(Ok(()))));
     }

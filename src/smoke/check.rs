@@ -1,27 +1,27 @@
-//! Whether an answer is what was expected.
+//! Compares an answer with what a suite expects.
 //!
-//! The service that eka grew out of counted an answer in the wrong script as right. Here letters are looked up in
-//! Unicode's own tables: signs that all scripts share, such as digits, commas and the danda, belong to none and do not count.
+//! The script of an answer is determined by Unicode's tables. Characters that scripts share, such as digits, commas and the
+//! danda, do not count.
 
 use std::collections::BTreeMap;
 
 use unicode_normalization::is_nfc;
 use unicode_script::{Script, UnicodeScript};
 
-use super::{Seen, suite::Expected};
+use super::{answer::Seen, suite::Expected};
 
-/// What an answer's letters are written in.
+/// Number of letters by script.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Letters(BTreeMap<&'static str, usize>);
 
 impl Letters {
-    /// Those of a text: letters and vowel signs, by script.
+    /// Counts the letters and vowel signs of `text`.
     #[must_use]
     pub fn of(text: &str) -> Self {
         let mut scripts = BTreeMap::new();
         for letter in text.chars().filter(|c| c.is_alphabetic()) {
             match letter.script() {
-                // Letters that several scripts share, such as the Arabic tatweel, speak for none.
+                // Scripts share these, for example the Arabic tatweel.
                 Script::Common | Script::Inherited => {}
                 script => *scripts.entry(script.full_name()).or_default() += 1,
             }
@@ -29,7 +29,7 @@ impl Letters {
         Self(scripts)
     }
 
-    /// Which share of the letters is in a script; `None` where there are none.
+    /// Share of the letters in `script`; `None` without letters.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "letters of an answer")]
     pub fn share(&self, script: Script) -> Option<f64> {
@@ -38,7 +38,7 @@ impl Letters {
         (all > 0).then(|| inside as f64 / all as f64)
     }
 
-    /// The scripts, the most used first.
+    /// The scripts, most frequent first.
     fn shown(&self) -> String {
         let mut scripts: Vec<_> = self.0.iter().collect();
         scripts.sort_by_key(|(name, letters)| (std::cmp::Reverse(**letters), **name));
@@ -47,24 +47,24 @@ impl Letters {
     }
 }
 
-/// Everything about an answer that is not as expected.
+/// All differences between an answer and what is expected.
 #[must_use]
 pub fn problems(expected: &Expected, seen: &Seen) -> Vec<String> {
     let mut wrong = Vec::new();
     if seen.text.is_empty() && expected.text.as_deref() != Some("") {
-        wrong.push("there is no text".to_owned());
+        wrong.push("no text".to_owned());
     }
     if seen.text.contains('\u{fffd}') {
-        wrong.push("it contains U+FFFD: bytes that are no character".into());
+        wrong.push("contains U+FFFD, the mark of invalid UTF-8".into());
     }
     if expected.is_nfc && !is_nfc(&seen.text) {
-        wrong.push("it is not in Unicode's normal form C".into());
+        wrong.push("not in Unicode normal form C".into());
     }
     wrong.extend(script(expected, &seen.text));
     wrong.extend(words(expected, &seen.text));
     wrong.extend(limits(expected, seen));
     if seen.pieces != seen.text {
-        wrong.push(format!("its pieces in the stream come to something else: {:?}", seen.pieces));
+        wrong.push(format!("the pieces of the stream differ from the whole text: {:?}", seen.pieces));
     }
     wrong
 }
@@ -75,7 +75,7 @@ fn script(expected: &Expected, text: &str) -> Option<String> {
     let share = letters.share(script).unwrap_or(0.0);
     (share < least).then(|| {
         format!(
-            "{:.0} % of its letters are {}, {:.0} % are needed; letters: {}",
+            "{:.0} % of the letters are {}, expected at least {:.0} %; letters: {}",
             (share * 100.0).floor(),
             script.full_name(),
             least * 100.0,
@@ -87,13 +87,13 @@ fn script(expected: &Expected, text: &str) -> Option<String> {
 fn words(expected: &Expected, text: &str) -> Vec<String> {
     let mut wrong = Vec::new();
     if let Some(wanted) = expected.text.as_ref().filter(|wanted| *wanted != text) {
-        wrong.push(format!("it is not {wanted:?}"));
+        wrong.push(format!("expected {wanted:?}"));
     }
     if let Some(regex) = &expected.regex {
         match regex.is_match(text) {
             Ok(true) => {}
-            Ok(false) => wrong.push(format!("nothing in it matches /{}/", regex.as_str())),
-            Err(error) => wrong.push(format!("/{}/ cannot be looked for: {error}", regex.as_str())),
+            Ok(false) => wrong.push(format!("no match for /{}/", regex.as_str())),
+            Err(error) => wrong.push(format!("cannot search for /{}/: {error}", regex.as_str())),
         }
     }
     wrong
@@ -103,13 +103,13 @@ fn limits(expected: &Expected, seen: &Seen) -> Vec<String> {
     let mut wrong = Vec::new();
     let tokens = seen.completion_tokens;
     if let Some(most) = expected.max_ms.filter(|most| seen.response_ms > *most) {
-        wrong.push(format!("it took {:.0} ms, at most {most:.0} are allowed", seen.response_ms));
+        wrong.push(format!("took {:.0} ms, expected at most {most:.0}", seen.response_ms));
     }
     if let Some(least) = expected.min_tokens.filter(|least| tokens < *least) {
-        wrong.push(format!("it has {tokens} tokens, at least {least} are needed"));
+        wrong.push(format!("{tokens} tokens, expected at least {least}"));
     }
     if let Some(most) = expected.max_tokens.filter(|most| tokens > *most) {
-        wrong.push(format!("it has {tokens} tokens, at most {most} are allowed"));
+        wrong.push(format!("{tokens} tokens, expected at most {most}"));
     }
     wrong
 }
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn signs_that_scripts_share_belong_to_none() {
+    fn characters_that_scripts_share_do_not_count() {
         let letters = Letters::of("सुप्रभात, दोस्त। 123 ٣ …");
         assert_eq!(letters.share(Script::Devanagari), Some(1.0));
         assert_eq!(Letters::of("123, ।").share(Script::Devanagari), None);
@@ -145,24 +145,24 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_in_another_script_is_wrong_however_fluent() {
+    fn an_answer_in_another_script_is_wrong() {
         let hindi = Expected { script: Some((Script::Devanagari, 0.9)), ..expected() };
         assert!(problems(&hindi, &seen("सुप्रभात, दोस्त।")).is_empty());
         let wrong = problems(&hindi, &seen("The sea is beautiful. समुद्र"));
         assert!(wrong[0].contains("Devanagari") && wrong[0].contains("17 Latin"), "{wrong:?}");
-        assert_eq!(problems(&hindi, &seen("42.")).len(), 1, "no letters are no Hindi");
-        // Urdu is written with the letters of Arabic, not with Hindi's.
+        assert_eq!(problems(&hindi, &seen("42.")).len(), 1, "an answer without letters is not Hindi");
+        // Urdu is written in the Arabic script.
         assert_eq!(problems(&hindi, &seen("میں ایک کتاب پڑھ رہا ہوں۔")).len(), 1);
     }
 
     #[test]
-    fn each_expectation_has_words_of_its_own() {
+    fn each_problem_has_its_own_message() {
         let regex = Some(fancy_regex::Regex::new("^b").unwrap());
         for (expected, text, said) in [
             (expected(), "", "no text"),
             (expected(), "a\u{fffd}", "U+FFFD"),
             (expected(), "e\u{301}", "normal form C"),
-            (Expected { text: Some("b".into()), ..expected() }, "a", "it is not \"b\""),
+            (Expected { text: Some("b".into()), ..expected() }, "a", "expected \"b\""),
             (Expected { regex, ..expected() }, "a", "/^b/"),
             (Expected { max_ms: Some(10.0), ..expected() }, "a", "20 ms"),
             (Expected { min_tokens: Some(6), ..expected() }, "a", "at least 6"),

@@ -1,81 +1,84 @@
-//! What a run came to: for people in Markdown, for programs by its fields.
+//! The report of a smoke test, in Markdown and as JSON.
 
 use std::fmt::{self, Display, Write};
 
 use serde::Serialize;
 
-use super::{Around, Mode, Outcome, Seen};
+use super::{
+    answer::{Around, Seen},
+    outcome::{Mode, Outcome},
+};
 
-/// Everything that happened.
+/// All results of a run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Run {
-    /// The version of the program that asked.
+    /// Version of eka that ran the test.
     pub eka: &'static str,
-    /// The suite's name.
+    /// Name of the suite.
     pub suite: String,
-    /// The server's address.
+    /// URL of the server.
     pub server: String,
-    /// What it serves.
+    /// The server's model.
     pub model: String,
-    /// What its worker computes with, as it says.
+    /// The worker's device, as the server reports it.
     pub device: Option<String>,
-    /// From the start of its process until it was ready, in milliseconds, where it was started for this.
+    /// Milliseconds from the start of the process until it was ready, if the test started it.
     pub ready_ms: Option<f64>,
-    /// How many prompts have to be right.
+    /// Number of prompts that must pass.
     pub required: usize,
-    /// From the start of the command to the last answer, in seconds.
+    /// Seconds from the start of the command to the last answer.
     pub took_seconds: f64,
-    /// Every request, in the order in which they are told: mode by mode, and in each the suite's order.
+    /// Every request, by mode and in the suite's order.
     pub outcomes: Vec<Outcome>,
 }
 
-/// A run and what it came to.
+/// A run and its summary.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// Whether enough prompts are right.
+    /// Whether enough prompts pass.
     pub passed: bool,
-    /// Prompts whose every answer is right.
+    /// Prompts whose answers all pass.
     pub right: usize,
-    /// Prompts.
+    /// Number of prompts.
     pub of: usize,
-    /// Resident memory of the worker over all modes but the isolated, whose workers are many.
+    /// Resident memory of the worker over all modes except isolated, which has many workers.
     pub memory: Around,
-    /// By prompt, in the suite's order.
+    /// Results by prompt, in the suite's order.
     pub prompts: Vec<PromptLine>,
-    /// By way of asking.
+    /// Results by mode.
     pub modes: Vec<ModeLine>,
-    /// What it was made from.
+    /// The run.
     #[serde(flatten)]
     pub run: Run,
 }
 
-/// What a prompt came to.
+/// Results of one prompt.
 #[derive(Clone, Debug, Serialize)]
 pub struct PromptLine {
-    /// Its name.
+    /// Name of the prompt.
     pub name: String,
-    /// Whether every answer to it is right.
+    /// Whether all its answers pass.
     pub right: bool,
-    /// The least share of letters in the script that is expected, over all answers.
+    /// Smallest share of letters in the expected script, over all answers.
     pub script_share: Option<f64>,
-    /// The answer with the model loaded.
+    /// Answer with the model loaded.
     pub text: Option<String>,
-    /// Its response time.
+    /// Response time of that answer.
     pub response_ms: Option<f64>,
-    /// Its speed, as the server says.
+    /// Decode speed, as the server reports it.
     pub tokens_per_second: Option<f64>,
-    /// The worker's resident memory around it.
+    /// The worker's resident memory around that request.
     pub memory: Around,
 }
 
-/// What a way of asking came to.
+/// Results of one mode.
 #[derive(Clone, Debug, Serialize)]
 pub struct ModeLine {
-    /// The way.
+    /// The mode.
     pub mode: Mode,
-    /// Answers that are right.
+    /// Answers that pass.
     pub right: usize,
-    /// Requests.
+    /// Number of requests.
     pub of: usize,
     /// Median time to the first text.
     pub first_text_ms: Option<f64>,
@@ -83,12 +86,12 @@ pub struct ModeLine {
     pub response_ms: Option<f64>,
     /// Longest response time.
     pub longest_ms: Option<f64>,
-    /// Median speed, as the server says.
+    /// Median decode speed, as the server reports it.
     pub tokens_per_second: Option<f64>,
 }
 
 impl Report {
-    /// Sums a run up.
+    /// Summarises a run.
     #[must_use]
     pub fn of(run: Run) -> Self {
         let prompts = prompts(&run.outcomes);
@@ -99,11 +102,11 @@ impl Report {
         Self { passed: right >= run.required, right, of: prompts.len(), memory, prompts, modes, run }
     }
 
-    /// The report as a document.
+    /// The report in Markdown.
     #[must_use]
     pub fn markdown(&self) -> String {
         let mut out = String::new();
-        // Writing to a `String` does not fail.
+        // Writing to a `String` cannot fail.
         let _ = self.write(&mut out);
         out
     }
@@ -231,7 +234,7 @@ fn mode_line(outcomes: &[Outcome], mode: Mode) -> Option<ModeLine> {
     })
 }
 
-/// Of values in order.
+/// Median of sorted values.
 fn median(sorted: &[f64]) -> Option<f64> {
     let (lower, upper) = (sorted.len().checked_sub(1)? / 2, sorted.len() / 2);
     Some(f64::midpoint(*sorted.get(lower)?, *sorted.get(upper)?))
@@ -260,13 +263,13 @@ fn mebibytes(bytes: Option<u64>) -> String {
     decimal(bytes.map(|bytes| bytes as f64 / f64::from(1 << 20)), 1)
 }
 
-/// What a model says on one line, nothing of which a terminal would obey.
+/// Text on one line, with control characters escaped.
 fn line(text: &str) -> String {
     let is_plain = |c: char| !c.is_control();
     text.chars().map(|c| if is_plain(c) { c.to_string() } else { c.escape_default().to_string() }).collect()
 }
 
-/// The same in a cell of a table, whose borders it shall not draw.
+/// Text for a cell of a Markdown table.
 fn cell(text: &str) -> String {
     line(text).replace('|', "\\|")
 }
@@ -304,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prompt_is_right_when_every_answer_to_it_is() {
+    fn a_prompt_passes_if_all_its_answers_pass() {
         let strict = report(2);
         assert_eq!((strict.right, strict.of, strict.passed), (1, 2, false));
         assert!(report(1).passed);
@@ -314,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn the_document_names_what_is_wrong_and_keeps_its_tables_whole() {
+    fn the_report_lists_problems_and_escapes_table_cells() {
         let text = report(2).markdown();
         assert!(text.starts_with("# Smoke: FAILED, 1 of 2 right\n"), "{text}");
         assert!(text.contains("| y | NO | 99 % | a\\|b\\nc | 20.0 | – | 1.0 | 3.0 | 2.0 |"), "{text}");

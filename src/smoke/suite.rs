@@ -1,4 +1,4 @@
-//! What is asked, and what an answer has to be like: a file in TOML, as typed and then proven.
+//! The suite of a smoke test: prompts and expected answers, from a TOML file.
 
 use std::{collections::BTreeSet, num::NonZeroU64, path::Path};
 
@@ -6,7 +6,7 @@ use fancy_regex::Regex;
 use serde::Deserialize;
 use unicode_script::Script;
 
-/// The suite of the demonstration model.
+/// Suite of the demonstration model.
 const DEMO: &str = include_str!("demo.toml");
 
 /// Why a suite cannot be used.
@@ -15,63 +15,63 @@ pub enum SuiteError {
     /// The file cannot be read.
     #[error("{path}: {source}; name a suite with --suite")]
     Read {
-        /// Which.
+        /// The file.
         path: String,
-        /// Why.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// It has not the form of a suite.
+    /// The file is not a valid suite.
     #[error("{path}: {message}")]
     Form {
-        /// Which.
+        /// The file.
         path: String,
-        /// What is wrong, and where.
+        /// The position and the reason.
         message: String,
     },
-    /// A prompt wants something that cannot be.
+    /// A prompt has an invalid field.
     #[error("{path}: prompt {name:?}: {message}")]
     Prompt {
-        /// Which file.
+        /// The file.
         path: String,
-        /// Which prompt.
+        /// The prompt.
         name: String,
-        /// What is wrong with it.
+        /// What is wrong.
         message: String,
     },
 }
 
-/// Prompts, and what is expected of their answers.
+/// Prompts and what is expected of the answers.
 #[derive(Clone, Debug)]
 pub struct Suite {
-    /// What it is called.
+    /// Name of the suite.
     pub name: String,
-    /// At least one, each with a name of its own.
+    /// At least one case, with unique names.
     pub cases: Vec<Case>,
 }
 
 /// One prompt.
 #[derive(Clone, Debug)]
 pub struct Case {
-    /// What it is called: a language, mostly.
+    /// Name, usually a language.
     pub name: String,
-    /// A system message.
+    /// System message.
     pub system: Option<String>,
-    /// The message to answer.
+    /// User message.
     pub prompt: String,
-    /// Where the answer is cut; the server decides if nothing is said.
+    /// Most tokens of the answer; `None` leaves it to the server.
     pub max_new_tokens: Option<NonZeroU64>,
-    /// What the answer has to be like.
+    /// What is expected of the answer.
     pub expected: Expected,
 }
 
-/// What an answer has to be like. That it has text and no U+FFFD goes without saying.
+/// What is expected of an answer, in addition to text without U+FFFD.
 #[derive(Clone, Debug)]
 pub struct Expected {
-    /// A script, and which share of the letters has to be in it.
+    /// A script, and the least share of letters in it.
     pub script: Option<(Script, f64)>,
     /// The whole answer.
     pub text: Option<String>,
-    /// What is found in it.
+    /// A pattern that must match somewhere.
     pub regex: Option<Regex>,
     /// Longest response time.
     pub max_ms: Option<f64>,
@@ -79,7 +79,7 @@ pub struct Expected {
     pub min_tokens: Option<u64>,
     /// Most tokens of the answer.
     pub max_tokens: Option<u64>,
-    /// It is in the normal form C.
+    /// Must be in Unicode normal form C.
     pub is_nfc: bool,
 }
 
@@ -117,15 +117,15 @@ impl Suite {
     /// The ten languages of the demonstration model.
     ///
     /// # Errors
-    /// Never: a test reads it.
+    /// Never in practice: the suite is part of the program.
     pub fn demo() -> Result<Self, SuiteError> {
         Self::parse(DEMO, "the suite of the demonstration model", "demo")
     }
 
-    /// That of a file.
+    /// Reads a suite from a file.
     ///
     /// # Errors
-    /// When it cannot be read, or is no suite.
+    /// When the file cannot be read or is not a valid suite.
     pub fn read(path: &Path) -> Result<Self, SuiteError> {
         let shown = path.display().to_string();
         let text = std::fs::read_to_string(path)
@@ -139,24 +139,24 @@ impl Suite {
         let raw: RawSuite =
             toml::from_str(text).map_err(|error| wrong(error.to_string().trim_end().to_owned()))?;
         if raw.prompt.is_empty() {
-            return Err(wrong("there is no [[prompt]]: nothing would be asked".into()));
+            return Err(wrong("no [[prompt]]; add at least one".into()));
         }
         let mut names = BTreeSet::new();
         let (default, mut cases) = (raw.max_new_tokens, Vec::new());
         for case in raw.prompt {
             let name = case.name.clone();
             if !names.insert(name.clone()) {
-                return Err(wrong(format!("two prompts are called {name:?}")));
+                return Err(wrong(format!("two prompts have the name {name:?}; names must be unique")));
             }
             let prompt = |message| SuiteError::Prompt { path: path.to_owned(), name, message };
-            cases.push(case.proven(default).map_err(prompt)?);
+            cases.push(case.validate(default).map_err(prompt)?);
         }
         Ok(Self { name: raw.name.unwrap_or_else(|| name.to_owned()), cases })
     }
 }
 
 impl RawCase {
-    fn proven(self, default: Option<NonZeroU64>) -> Result<Case, String> {
+    fn validate(self, default: Option<NonZeroU64>) -> Result<Case, String> {
         let script = self.script()?;
         if let (Some(min), Some(max)) = (self.min_tokens, self.max_tokens)
             && min > max
@@ -164,7 +164,7 @@ impl RawCase {
             return Err(format!("min_tokens {min} is more than max_tokens {max}"));
         }
         if self.max_ms.is_some_and(|ms| ms.is_nan() || ms <= 0.0) {
-            return Err("max_ms has to be more than 0".into());
+            return Err("max_ms must be more than 0".into());
         }
         let regex = self.regex.as_deref().map(Regex::new).transpose().map_err(|e| format!("regex: {e}"))?;
         let expected = Expected {
@@ -189,14 +189,14 @@ impl RawCase {
                 Ok(None)
             };
         };
-        // Names as Unicode spells them: "Latin", "Ol_Chiki", "Deva".
+        // Unicode's spelling: "Latin", "Ol_Chiki", "Deva".
         let known = Script::from_full_name(name).or_else(|| Script::from_short_name(name));
         let script = known.filter(|script| !matches!(script, Script::Common | Script::Inherited));
         let script = script.ok_or_else(|| {
-            format!("script {name:?} is none of Unicode's, such as \"Devanagari\", \"Latin\" or \"Deva\"")
+            format!("unknown script {name:?}; expected a Unicode script such as \"Devanagari\", \"Latin\" or \"Deva\"")
         })?;
         if !(share > 0.0 && share <= 1.0) {
-            return Err(format!("script_share {share} is not above 0 and at most 1"));
+            return Err(format!("script_share is {share}; expected more than 0 and at most 1"));
         }
         Ok(Some((script, share)))
     }
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_refused_with_its_name() {
+    fn an_invalid_field_is_refused_by_name() {
         let prompt = |line: &str| format!("[[prompt]]\nname = \"a\"\nprompt = \"b\"\n{line}\n");
         for (line, said) in [
             ("script = \"Klingon\"", "\"Klingon\""),
@@ -229,7 +229,7 @@ mod tests {
             let message = refused(&prompt(line));
             assert!(message.contains(said) && message.starts_with("s.toml"), "{line}: {message}");
         }
-        assert!(refused("prompt = []").contains("nothing would be asked"));
+        assert!(refused("prompt = []").contains("no [[prompt]]"));
         assert!(refused(&[prompt(""), prompt("")].concat()).contains("two prompts"));
     }
 

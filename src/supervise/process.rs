@@ -7,26 +7,28 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, BufReader},
-    process::{Child, ChildStdin, ChildStdout, Command},
+    io::{AsyncWriteExt, BufReader},
+    process::{Child, ChildStdin, ChildStdout},
     sync::mpsc,
     time::{Instant, timeout},
 };
 
-use super::{WorkerCommand, stderr::Stderr};
+use super::{
+    stderr::Stderr,
+    worker_config::WorkerConfig,
+    worker_loss::{LossKind, WorkerLoss},
+};
 use crate::{
+    child_process::{self, PipedChild},
     job::TraceLink,
     otel,
-    wire::{self, Down, Up, WireError},
+    wire::{self, FromWorker, ToWorker, WireError},
 };
 
-/// How long a worker that was told to end may take.
-const KIND_END: Duration = Duration::from_secs(5);
+/// How long a worker may take to end when asked to.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a worker whose pipe has ended may take to be gone.
-const AFTER_PIPE: Duration = Duration::from_secs(1);
-
-/// Frames read ahead of the keeper; a worker that writes faster waits.
+/// Frames read ahead of the supervisor. A worker that writes faster has to wait.
 const READ_AHEAD: usize = 1024;
 
 /// A running worker. Dropping it kills the process.
@@ -34,138 +36,137 @@ const READ_AHEAD: usize = 1024;
 pub(super) struct Process {
     child: Child,
     stdin: ChildStdin,
-    frames: mpsc::Receiver<Result<Up, WireError>>,
+    frames: mpsc::Receiver<Result<FromWorker, WireError>>,
     stderr: Stderr,
-    /// Where its last job's part of a trace hangs.
+    /// Parent span of its last job.
     trace: Option<TraceLink>,
-    /// Whether a ping is unanswered.
-    is_pinged: bool,
-    /// When it last said something.
-    last_heard: Option<Instant>,
+    ping_pending: bool,
+    last_frame: Option<Instant>,
 }
 
 impl Process {
     /// Starts a worker.
-    pub(super) fn start(command: &WorkerCommand) -> io::Result<Self> {
-        let mut program = Command::new(&command.program);
-        program.args(&command.arguments).kill_on_drop(true);
-        program.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        // It has no use for them, and may leave a core file behind.
-        program.env_remove("EKA_AUTH_KEYS");
-        // Ctrl-C in a terminal goes to the whole process group: the worker must outlive it to finish the last answer.
-        #[cfg(unix)]
-        program.process_group(0);
-        let mut child = program.spawn()?;
-        let stdin = child.stdin.take().ok_or(io::ErrorKind::BrokenPipe)?;
-        let stdout = child.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
-        let stderr = Stderr::pass_on(child.stderr.take().ok_or(io::ErrorKind::BrokenPipe)?);
+    ///
+    /// # Errors
+    /// [`LossKind::NotStarted`] when the program cannot be executed.
+    pub(super) fn start(config: &WorkerConfig) -> Result<Self, WorkerLoss> {
+        Self::spawn(config).map_err(|e| {
+            let reason = format!("cannot start {}: {e}", config.program.display());
+            WorkerLoss::new(LossKind::NotStarted, reason)
+        })
+    }
+
+    fn spawn(config: &WorkerConfig) -> io::Result<Self> {
+        let spawned = child_process::spawn(&config.program, &config.arguments, Stdio::piped())?;
+        let PipedChild { process: mut child, stdin, stdout } = spawned;
+        let stderr = Stderr::forward(child.stderr.take().ok_or(io::ErrorKind::BrokenPipe)?);
         let (sender, frames) = mpsc::channel(READ_AHEAD);
         tokio::spawn(read_frames(stdout, sender));
-        Ok(Self { child, stdin, frames, stderr, trace: None, is_pinged: false, last_heard: None })
+        Ok(Self { child, stdin, frames, stderr, trace: None, ping_pending: false, last_frame: None })
     }
 
     /// Sends a frame.
-    pub(super) async fn send(&mut self, message: &Down) -> Result<(), WireError> {
-        if let Down::Generate(job) = message {
+    pub(super) async fn send(&mut self, message: &ToWorker) -> Result<(), WireError> {
+        if let ToWorker::Generate(job) = message {
             self.trace.clone_from(&job.trace);
         }
-        self.is_pinged |= matches!(message, Down::Ping);
+        self.ping_pending |= matches!(message, ToWorker::Ping);
         let mut frame = Vec::new();
         wire::encode(message, &mut frame)?;
         self.stdin.write_all(&frame).await?;
         Ok(self.stdin.flush().await?)
     }
 
-    /// For how long it has said nothing, if it has said something before.
+    /// Time since its last frame; `None` before the first one.
     pub(super) fn silence(&self) -> Option<Duration> {
-        self.last_heard.map(|at| at.elapsed())
+        self.last_frame.map(|at| at.elapsed())
     }
 
-    /// Whether the answer to a ping is still to come.
-    pub(super) const fn is_pinged(&self) -> bool {
-        self.is_pinged
+    /// Whether a ping has no answer yet.
+    pub(super) const fn ping_pending(&self) -> bool {
+        self.ping_pending
     }
 
-    /// The next frame; `None` when the pipe has ended. Safe to abandon while waiting.
-    pub(super) async fn next(&mut self) -> Option<Result<Up, WireError>> {
+    /// The next frame; `None` when the pipe has ended. Cancel safe.
+    pub(super) async fn next(&mut self) -> Option<Result<FromWorker, WireError>> {
         let frame = self.frames.recv().await;
-        self.last_heard = Some(Instant::now());
-        self.is_pinged &= !matches!(frame, Some(Ok(Up::Pong)));
-        // Here, because a trim that follows a job is heard by whoever listens then.
-        if let (Some(Ok(Up::Held { took, .. })), Some(link)) = (&frame, &self.trace) {
+        self.last_frame = Some(Instant::now());
+        self.ping_pending &= !matches!(frame, Some(Ok(FromWorker::Pong)));
+        // Recorded here, because a trim after a job can arrive while the supervisor waits for something else.
+        if let (Some(Ok(FromWorker::AutoTrimmed { took, .. })), Some(link)) = (&frame, &self.trace) {
             otel::trimmed(link, *took);
         }
         frame
     }
 
-    /// Waits for the end of a worker whose pipe has ended, kills it if it does not come, and says how it ended and what
-    /// it said last: the latter for the log alone, as it may name files.
-    pub(super) async fn ended(mut self) -> (String, Option<String>) {
-        let how = match timeout(AFTER_PIPE, self.child.wait()).await {
-            Ok(status) => describe(status),
-            Err(_) => {
+    /// Waits for a worker that has closed its pipe, and kills it if it keeps running. Returns how it ended and its last line
+    /// on stderr.
+    async fn ended(mut self) -> (String, Option<String>) {
+        let how = match child_process::wait(&mut self.child).await {
+            Ok(Some(status)) => describe(status),
+            Ok(None) => {
                 self.kill().await;
-                "it closed its pipe and did not end; killed".into()
+                "the worker closed its pipe but did not exit; killed".into()
             }
+            Err(e) => format!("the worker's exit status cannot be read: {e}"),
         };
-        (how, self.stderr.last_words().await)
+        (how, self.stderr.last_line().await)
     }
 
-    /// Ends the process now.
+    /// Ends a lost worker: waits for a process that ends by itself and adds how it ended to `loss`, and kills any other process.
+    pub(super) async fn clean_up(mut self, loss: WorkerLoss) -> WorkerLoss {
+        if loss.kind.ends_by_itself() {
+            let (how, last_stderr_line) = self.ended().await;
+            return loss.with_exit(how, last_stderr_line);
+        }
+        self.kill().await;
+        loss
+    }
+
+    /// Kills the process.
     pub(super) async fn kill(&mut self) {
         if let Err(e) = self.child.kill().await {
-            tracing::warn!("the worker cannot be killed: {e}");
+            tracing::warn!("cannot kill the worker: {e}");
         }
     }
 
     /// Asks the worker to end, and kills it if it does not.
     pub(super) async fn shut_down(mut self) {
-        if self.send(&Down::Shutdown).await.is_ok() && timeout(KIND_END, self.child.wait()).await.is_ok() {
-            // Passed on, not asked for.
-            let _ = self.stderr.last_words().await;
+        if self.send(&ToWorker::Shutdown).await.is_ok()
+            && timeout(SHUTDOWN_TIMEOUT, self.child.wait()).await.is_ok()
+        {
+            // Only waits until stderr is forwarded to its end.
+            let _ = self.stderr.last_line().await;
             return;
         }
-        tracing::warn!("the worker did not end within {} s of being asked; killed", KIND_END.as_secs());
+        let seconds = SHUTDOWN_TIMEOUT.as_secs();
+        tracing::warn!("the worker did not exit within {seconds} s of being asked to; killed");
         self.kill().await;
     }
 }
 
-async fn read_frames(stdout: ChildStdout, sender: mpsc::Sender<Result<Up, WireError>>) {
+async fn read_frames(stdout: ChildStdout, sender: mpsc::Sender<Result<FromWorker, WireError>>) {
     let mut stdout = BufReader::new(stdout);
     loop {
-        let frame = match read_frame(&mut stdout).await {
-            Ok(Some(frame)) => Ok(frame),
+        let payload = child_process::read_payload(&mut stdout).await;
+        let frame = match payload {
+            Ok(Some(payload)) => wire::decode(&payload),
             Ok(None) => return,
             Err(e) => Err(e),
         };
-        let over = frame.is_err();
-        if sender.send(frame).await.is_err() || over {
+        let is_last = frame.is_err();
+        if sender.send(frame).await.is_err() || is_last {
             return;
         }
     }
 }
 
-async fn read_frame(stdout: &mut BufReader<ChildStdout>) -> Result<Option<Up>, WireError> {
-    let mut head = [0; 4];
-    let first = stdout.read(&mut head).await?;
-    if first == 0 {
-        return Ok(None);
+fn describe(status: ExitStatus) -> String {
+    #[cfg(unix)]
+    if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&status) {
+        return format!("the worker was terminated by signal {signal}");
     }
-    stdout.read_exact(&mut head[first..]).await?;
-    let mut payload = vec![0; wire::payload_length(head)?];
-    stdout.read_exact(&mut payload).await?;
-    wire::decode(&payload).map(Some)
-}
-
-fn describe(status: io::Result<ExitStatus>) -> String {
-    match status {
-        Ok(status) => {
-            #[cfg(unix)]
-            if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&status) {
-                return format!("it was ended by signal {signal}");
-            }
-            status.code().map_or_else(|| "it ended".into(), |code| format!("it ended with exit code {code}"))
-        }
-        Err(e) => format!("its end cannot be read: {e}"),
-    }
+    status
+        .code()
+        .map_or_else(|| "the worker exited".into(), |code| format!("the worker exited with code {code}"))
 }

@@ -1,8 +1,8 @@
-//! What a worker says on stderr: passed on line by line, but bounded, and the last of it kept.
+//! Forwards a worker's stderr line by line, within limits, and keeps the last lines.
 //!
-//! Native libraries say there why they end a process, and nothing else does. They may also say a million lines, or one
-//! that never ends: none of it may hold the worker up, grow this process or drown its log. So the pipe is always read,
-//! lines are passed on up to so many in a while, and of the rest only the amount is said.
+//! Native libraries write to stderr why they abort; no other channel reports it. They may also write a million lines, or one
+//! line that never ends. That must not block the worker, grow this process or flood its log. So the pipe is always read, a
+//! limited number of lines per period is forwarded, and for the rest the log says how much was dropped.
 
 use std::{
     collections::VecDeque,
@@ -19,60 +19,60 @@ use tokio::{
 
 use crate::{log_queue, units::Bytes};
 
-/// How long a limit holds before it starts anew.
-const WHILE: Duration = Duration::from_secs(10);
+/// Period to which the limits below apply.
+const PERIOD: Duration = Duration::from_secs(10);
 
-/// Lines passed on in a [`WHILE`]: room for a few backtraces.
-const MOST_LINES: u32 = 400;
+/// Lines forwarded per period: room for a few backtraces.
+const MAX_LINES: u32 = 400;
 
-/// Bytes passed on in a [`WHILE`].
-const MOST_BYTES: usize = 64 << 10;
+/// Bytes forwarded per period.
+const MAX_BYTES: usize = 64 << 10;
 
-/// Longest line that is passed on; the rest of it is left out.
-const LONGEST_LINE: usize = 8 << 10;
+/// Longest forwarded line; the rest is dropped.
+const MAX_LINE_LENGTH: usize = 8 << 10;
 
 /// Lines that are kept, and bytes of each.
 const KEPT: (usize, usize) = (4, 300);
 
-/// How long the last words of a worker that has ended may take to arrive.
-const LAST_WORDS: Duration = Duration::from_millis(250);
+/// How long the last line of a worker that has ended may take to arrive.
+const LAST_LINE_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// Standard library's advice after a panic, which says nothing about it.
-const ADVICE: &str = "note: run with `RUST_BACKTRACE";
+/// The standard library's advice after a panic, which does not say what went wrong.
+const BACKTRACE_ADVICE: &str = "note: run with `RUST_BACKTRACE";
 
-/// What to do with what was said.
+/// What a [`LineLimiter`] lets through.
 #[derive(Debug, PartialEq, Eq)]
-enum Said<'a> {
-    /// Pass this line on.
+enum Output<'a> {
+    /// Forward this line.
     Line(&'a [u8]),
-    /// Say that so much was not passed on.
-    LeftOut(LeftOut),
+    /// Report this much as dropped.
+    Omitted(Omitted),
 }
 
-/// What was not passed on.
+/// How much was dropped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct LeftOut {
-    /// Lines, those that were cut short among them.
+struct Omitted {
+    /// Lines, including shortened ones.
     lines: u64,
     bytes: u64,
 }
 
-/// Makes lines of bytes and passes on so many of them in a while. Pure: it is told what came and when.
+/// Splits bytes into lines and limits how many are forwarded per period. Pure: callers pass the time.
 #[derive(Debug)]
-struct Sieve {
-    /// The line that has not ended, as far as it can be passed on.
+struct LineLimiter {
+    /// The line that has not ended yet, up to its maximum length.
     line: Vec<u8>,
-    /// Whether that much of it has been passed on already.
+    /// The current line was too long: its beginning has been forwarded, its rest is dropped.
     is_cut: bool,
-    /// When the while began of which the following are.
+    /// Start of the period that `lines` and `bytes` count; `None` before the first line.
     since: Option<Instant>,
     lines: u32,
     bytes: usize,
-    left_out: LeftOut,
+    omitted: Omitted,
     last: VecDeque<Vec<u8>>,
 }
 
-impl Sieve {
+impl LineLimiter {
     fn new() -> Self {
         Self {
             line: Vec::new(),
@@ -80,77 +80,77 @@ impl Sieve {
             since: None,
             lines: 0,
             bytes: 0,
-            left_out: LeftOut::default(),
+            omitted: Omitted::default(),
             last: VecDeque::new(),
         }
     }
 
-    /// Takes what has come in.
-    fn push(&mut self, mut came: &[u8], now: Instant, say: &mut impl FnMut(Said<'_>)) {
-        self.turn(now, say);
+    /// Takes bytes that have arrived.
+    fn push(&mut self, mut came: &[u8], now: Instant, emit: &mut impl FnMut(Output<'_>)) {
+        self.start_period(now, emit);
         while let Some(end) = came.iter().position(|byte| *byte == b'\n') {
-            self.extend(&came[..end], now, say);
-            self.end_line(now, say);
+            self.extend(&came[..end], now, emit);
+            self.end_line(now, emit);
             came = &came[end + 1..];
         }
-        self.extend(came, now, say);
+        self.extend(came, now, emit);
     }
 
-    /// Nothing follows.
-    fn finish(&mut self, now: Instant, say: &mut impl FnMut(Said<'_>)) {
+    /// Ends the stream.
+    fn finish(&mut self, now: Instant, emit: &mut impl FnMut(Output<'_>)) {
         if !self.line.is_empty() {
-            self.end_line(now, say);
+            self.end_line(now, emit);
         }
-        self.say_left_out(say);
+        self.report_omitted(emit);
     }
 
-    /// When [`turn`](Self::turn) has something to say.
+    /// When [`start_period`](Self::start_period) has something to report.
     fn due(&self) -> Option<Instant> {
-        self.since.filter(|_| self.left_out != LeftOut::default()).map(|since| since + WHILE)
+        self.since.filter(|_| self.omitted != Omitted::default()).map(|since| since + PERIOD)
     }
 
-    /// Starts a new while when the last one is over.
-    fn turn(&mut self, now: Instant, say: &mut impl FnMut(Said<'_>)) {
-        if self.since.is_none_or(|since| now.saturating_duration_since(since) >= WHILE) {
-            self.say_left_out(say);
+    /// Starts a new period if the last one is over.
+    fn start_period(&mut self, now: Instant, emit: &mut impl FnMut(Output<'_>)) {
+        if self.since.is_none_or(|since| now.saturating_duration_since(since) >= PERIOD) {
+            self.report_omitted(emit);
             (self.since, self.lines, self.bytes) = (Some(now), 0, 0);
         }
     }
 
-    fn say_left_out(&mut self, say: &mut impl FnMut(Said<'_>)) {
-        let left_out = mem::take(&mut self.left_out);
-        if left_out != LeftOut::default() {
-            say(Said::LeftOut(left_out));
+    fn report_omitted(&mut self, emit: &mut impl FnMut(Output<'_>)) {
+        let omitted = mem::take(&mut self.omitted);
+        if omitted != Omitted::default() {
+            emit(Output::Omitted(omitted));
         }
     }
 
-    /// Adds to the line. One that gets too long is passed on as it is then, and what follows of it is left out.
-    fn extend(&mut self, part: &[u8], now: Instant, say: &mut impl FnMut(Said<'_>)) {
-        let room = if self.is_cut { 0 } else { LONGEST_LINE - self.line.len() };
+    /// Appends to the current line. A line that gets too long is forwarded up to here, and its rest is dropped.
+    fn extend(&mut self, part: &[u8], now: Instant, emit: &mut impl FnMut(Output<'_>)) {
+        let room = if self.is_cut { 0 } else { MAX_LINE_LENGTH - self.line.len() };
         let (fits, rest) = part.split_at(room.min(part.len()));
         self.line.extend_from_slice(fits);
         if !rest.is_empty() {
             if !self.is_cut {
-                self.end_line(now, say);
-                (self.is_cut, self.left_out.lines) = (true, self.left_out.lines + 1);
+                self.end_line(now, emit);
+                (self.is_cut, self.omitted.lines) = (true, self.omitted.lines + 1);
             }
-            self.left_out.bytes += rest.len() as u64;
+            self.omitted.bytes += rest.len() as u64;
         }
     }
 
-    fn end_line(&mut self, now: Instant, say: &mut impl FnMut(Said<'_>)) {
+    fn end_line(&mut self, now: Instant, emit: &mut impl FnMut(Output<'_>)) {
         if mem::take(&mut self.is_cut) {
             return;
         }
         let line = mem::take(&mut self.line);
         self.keep(&line);
-        self.turn(now, say);
-        if self.lines < MOST_LINES && self.bytes + line.len() <= MOST_BYTES {
+        self.start_period(now, emit);
+        if self.lines < MAX_LINES && self.bytes + line.len() <= MAX_BYTES {
             (self.lines, self.bytes) = (self.lines + 1, self.bytes + line.len());
-            say(Said::Line(&line));
+            emit(Output::Line(&line));
         } else {
-            self.left_out.lines += 1;
-            self.left_out.bytes += line.len() as u64;
+            self.omitted.lines += 1;
+            self.omitted.bytes += line.len() as u64;
         }
         self.line = line;
         self.line.clear();
@@ -167,69 +167,69 @@ impl Sieve {
         self.last.push_back(kept);
     }
 
-    /// The last line that says something, for people.
-    fn last_words(&self) -> Option<String> {
+    /// The last line that helps a reader.
+    fn last_line(&self) -> Option<String> {
         let lines = self.last.iter().rev().map(|line| printable(line));
-        lines.into_iter().find(|line| !line.starts_with(ADVICE))
+        lines.into_iter().find(|line| !line.starts_with(BACKTRACE_ADVICE))
     }
 }
 
-/// A native library's words could tell a terminal what to do, or be no text at all.
+/// Without control characters, which could change the reader's terminal, and valid UTF-8.
 fn printable(line: &[u8]) -> String {
     let text = String::from_utf8_lossy(line);
     text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
-/// A worker's stderr, passed on to this process' own.
+/// A worker's stderr, forwarded to that of this process.
 #[derive(Debug)]
 pub(super) struct Stderr {
-    sieve: Arc<Mutex<Sieve>>,
-    passing_on: JoinHandle<()>,
+    limiter: Arc<Mutex<LineLimiter>>,
+    task: JoinHandle<()>,
 }
 
 impl Stderr {
-    /// Passes on what comes, until the pipe ends.
-    pub(super) fn pass_on(pipe: impl AsyncRead + Unpin + Send + 'static) -> Self {
-        let sieve = Arc::new(Mutex::new(Sieve::new()));
-        let passing_on = tokio::spawn(pass_on(pipe, Arc::clone(&sieve)));
-        Self { sieve, passing_on }
+    /// Forwards everything from `pipe` until it ends.
+    pub(super) fn forward(pipe: impl AsyncRead + Unpin + Send + 'static) -> Self {
+        let limiter = Arc::new(Mutex::new(LineLimiter::new()));
+        let task = tokio::spawn(forward(pipe, Arc::clone(&limiter)));
+        Self { limiter, task }
     }
 
-    /// The last line of a worker that has ended. A process that it has started may keep the pipe open: then what has
-    /// come so far.
-    pub(super) async fn last_words(&mut self) -> Option<String> {
-        let _ = timeout(LAST_WORDS, &mut self.passing_on).await;
-        self.sieve.lock().unwrap_or_else(PoisonError::into_inner).last_words()
+    /// The last line of a worker that has ended. A child of the worker may keep the pipe open; then the last line so far.
+    pub(super) async fn last_line(&mut self) -> Option<String> {
+        let _ = timeout(LAST_LINE_TIMEOUT, &mut self.task).await;
+        self.limiter.lock().unwrap_or_else(PoisonError::into_inner).last_line()
     }
 }
 
-async fn pass_on(mut pipe: impl AsyncRead + Unpin, sieve: Arc<Mutex<Sieve>>) {
+async fn forward(mut pipe: impl AsyncRead + Unpin, limiter: Arc<Mutex<LineLimiter>>) {
     let mut buffer = vec![0; 16 << 10];
     loop {
-        let due = sieve.lock().unwrap_or_else(PoisonError::into_inner).due();
+        let due = limiter.lock().unwrap_or_else(PoisonError::into_inner).due();
         let read = match due {
             Some(due) => timeout_at(due, pipe.read(&mut buffer)).await,
             None => Ok(pipe.read(&mut buffer).await),
         };
-        let (now, mut sieve) = (Instant::now(), sieve.lock().unwrap_or_else(PoisonError::into_inner));
+        let (now, mut limiter) = (Instant::now(), limiter.lock().unwrap_or_else(PoisonError::into_inner));
         match read {
-            Ok(Ok(length @ 1..)) => sieve.push(&buffer[..length], now, &mut say),
-            Ok(_) => return sieve.finish(now, &mut say),
-            Err(_) => sieve.turn(now, &mut say),
+            Ok(Ok(length @ 1..)) => limiter.push(&buffer[..length], now, &mut log),
+            Ok(_) => return limiter.finish(now, &mut log),
+            Err(_) => limiter.start_period(now, &mut log),
         }
     }
 }
 
-fn say(said: Said<'_>) {
-    match said {
-        Said::Line(line) => {
-            // Not written here: the frames of the worker's answers are read on this thread as well.
+fn log(output: Output<'_>) {
+    match output {
+        Output::Line(line) => {
+            // Queued, because this thread also reads the frames of the worker's answers.
             log_queue::write(&[line, b"\n"].concat());
         }
-        Said::LeftOut(LeftOut { lines, bytes }) => {
+        Output::Omitted(Omitted { lines, bytes }) => {
+            let size = Bytes(bytes);
             tracing::warn!(
-                "the worker said more on stderr than is passed on: {lines} lines, {} were left out",
-                Bytes(bytes)
+                event = "worker_stderr_dropped",
+                "the worker wrote too much to stderr: dropped {lines} lines, {size}"
             );
         }
     }
@@ -239,39 +239,42 @@ fn say(said: Said<'_>) {
 mod tests {
     use super::*;
 
-    /// What a sieve says, as text; what is left out as a line of numbers.
-    struct Heard {
-        sieve: Sieve,
+    /// Collects a limiter's output as text, and dropped amounts as a line of numbers.
+    struct Collected {
+        limiter: LineLimiter,
         now: Instant,
-        said: Vec<String>,
+        lines: Vec<String>,
     }
 
-    impl Heard {
+    impl Collected {
         fn new() -> Self {
-            Self { sieve: Sieve::new(), now: Instant::now(), said: Vec::new() }
+            Self { limiter: LineLimiter::new(), now: Instant::now(), lines: Vec::new() }
         }
 
-        fn with(&mut self, f: impl FnOnce(&mut Sieve, Instant, &mut dyn FnMut(Said<'_>))) -> &mut Self {
-            let Self { sieve, now, said } = self;
-            f(sieve, *now, &mut |what| {
-                said.push(match what {
-                    Said::Line(line) => String::from_utf8(line.to_vec()).unwrap(),
-                    Said::LeftOut(LeftOut { lines, bytes }) => format!("-{lines} -{bytes}"),
+        fn with(
+            &mut self,
+            f: impl FnOnce(&mut LineLimiter, Instant, &mut dyn FnMut(Output<'_>)),
+        ) -> &mut Self {
+            let Self { limiter, now, lines } = self;
+            f(limiter, *now, &mut |what| {
+                lines.push(match what {
+                    Output::Line(line) => String::from_utf8(line.to_vec()).unwrap(),
+                    Output::Omitted(Omitted { lines, bytes }) => format!("-{lines} -{bytes}"),
                 });
             });
             self
         }
 
         fn push(&mut self, came: &[u8]) -> &mut Self {
-            self.with(|sieve, now, mut say| sieve.push(came, now, &mut say))
+            self.with(|limiter, now, mut emit| limiter.push(came, now, &mut emit))
         }
 
         fn finish(&mut self) -> &mut Self {
-            self.with(|sieve, now, mut say| sieve.finish(now, &mut say))
+            self.with(|limiter, now, mut emit| limiter.finish(now, &mut emit))
         }
 
-        fn turn(&mut self) -> &mut Self {
-            self.with(|sieve, now, mut say| sieve.turn(now, &mut say))
+        fn start_period(&mut self) -> &mut Self {
+            self.with(|limiter, now, mut emit| limiter.start_period(now, &mut emit))
         }
 
         fn wait(&mut self, time: Duration) -> &mut Self {
@@ -281,89 +284,89 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_passed_on_as_they_are_however_they_come() {
+    fn lines_are_forwarded_unchanged_in_whatever_pieces_they_arrive() {
         let text = "first\n\nthird é\nno end";
         for size in [1, 2, 7, 100] {
-            let mut heard = Heard::new();
+            let mut collected = Collected::new();
             for part in text.as_bytes().chunks(size) {
-                heard.push(part);
+                collected.push(part);
             }
-            assert_eq!(heard.finish().said, ["first", "", "third é", "no end"]);
+            assert_eq!(collected.finish().lines, ["first", "", "third é", "no end"]);
         }
     }
 
     #[test]
-    fn of_too_many_lines_the_number_is_said_once_the_while_is_over() {
-        let mut heard = Heard::new();
-        assert_eq!(heard.sieve.due(), None);
-        for _ in 0..MOST_LINES + 50 {
-            heard.push(b"abc\n");
+    fn excess_lines_are_counted_and_reported_when_the_period_is_over() {
+        let mut collected = Collected::new();
+        assert_eq!(collected.limiter.due(), None);
+        for _ in 0..MAX_LINES + 50 {
+            collected.push(b"abc\n");
         }
-        assert_eq!(heard.said.len(), MOST_LINES as usize);
-        let due = heard.sieve.due().unwrap();
-        assert_eq!(due, heard.now + WHILE);
-        heard.said.clear();
-        assert_eq!(heard.wait(WHILE).turn().said, ["-50 -150"]);
-        assert_eq!(heard.push(b"abc\n").said, ["-50 -150", "abc"]);
-        assert_eq!(heard.sieve.due(), None);
+        assert_eq!(collected.lines.len(), MAX_LINES as usize);
+        let due = collected.limiter.due().unwrap();
+        assert_eq!(due, collected.now + PERIOD);
+        collected.lines.clear();
+        assert_eq!(collected.wait(PERIOD).start_period().lines, ["-50 -150"]);
+        assert_eq!(collected.push(b"abc\n").lines, ["-50 -150", "abc"]);
+        assert_eq!(collected.limiter.due(), None);
     }
 
     #[test]
-    fn many_bytes_are_too_many_even_in_few_lines() {
-        let mut heard = Heard::new();
-        let line = [&[b'x'; LONGEST_LINE - 1][..], b"\n"].concat();
+    fn a_few_long_lines_can_exceed_the_byte_limit() {
+        let mut collected = Collected::new();
+        let line = [&[b'x'; MAX_LINE_LENGTH - 1][..], b"\n"].concat();
         for _ in 0..10 {
-            heard.push(&line);
+            collected.push(&line);
         }
-        let (passed, left) = (heard.said.len(), heard.sieve.left_out);
-        assert_eq!((passed, left.lines), (MOST_BYTES / (LONGEST_LINE - 1), 2));
+        let (passed, left) = (collected.lines.len(), collected.limiter.omitted);
+        assert_eq!((passed, left.lines), (MAX_BYTES / (MAX_LINE_LENGTH - 1), 2));
     }
 
     #[test]
     fn a_line_without_end_is_cut_and_takes_no_memory() {
-        let mut heard = Heard::new();
+        let mut collected = Collected::new();
         for _ in 0..10_000 {
-            heard.push(&[b'y'; 1_000]);
+            collected.push(&[b'y'; 1_000]);
         }
-        heard.push(b"\nafter\n");
-        assert_eq!(heard.said, ["y".repeat(LONGEST_LINE).as_str(), "after"]);
-        assert!(heard.sieve.line.capacity() <= 2 * LONGEST_LINE);
-        heard.said.clear();
-        assert_eq!(heard.finish().said, [format!("-1 -{}", 10_000_000 - LONGEST_LINE)]);
+        collected.push(b"\nafter\n");
+        assert_eq!(collected.lines, ["y".repeat(MAX_LINE_LENGTH).as_str(), "after"]);
+        assert!(collected.limiter.line.capacity() <= 2 * MAX_LINE_LENGTH);
+        collected.lines.clear();
+        assert_eq!(collected.finish().lines, [format!("-1 -{}", 10_000_000 - MAX_LINE_LENGTH)]);
     }
 
     #[test]
-    fn the_last_words_are_kept_though_the_line_was_left_out() {
-        let mut heard = Heard::new();
-        assert_eq!(heard.sieve.last_words(), None);
+    fn the_last_line_is_kept_even_if_it_was_dropped() {
+        let mut collected = Collected::new();
+        assert_eq!(collected.limiter.last_line(), None);
         for i in 0..10_000 {
-            heard.push(format!("line {i}\n").as_bytes());
+            collected.push(format!("line {i}\n").as_bytes());
         }
-        heard.push(b"core.cc:7 Assertion \x1b[31m`p != nullptr' failed.\n\n  \n").finish();
-        assert_eq!(heard.sieve.last_words().unwrap(), "core.cc:7 Assertion  [31m`p != nullptr' failed.");
-        assert_eq!(heard.sieve.last.len(), KEPT.0);
+        collected.push(b"core.cc:7 Assertion \x1b[31m`p != nullptr' failed.\n\n  \n").finish();
+        assert_eq!(collected.limiter.last_line().unwrap(), "core.cc:7 Assertion  [31m`p != nullptr' failed.");
+        assert_eq!(collected.limiter.last.len(), KEPT.0);
     }
 
     #[test]
-    fn advice_on_backtraces_is_nobodys_last_word() {
-        let mut heard = Heard::new();
-        heard.push(b"thread 'main' panicked at x.rs:1:1:\nit broke\n");
-        heard.push(b"note: run with `RUST_BACKTRACE=1` environment variable to display a backtrace\n");
-        assert_eq!(heard.sieve.last_words().unwrap(), "it broke");
+    fn advice_on_backtraces_is_not_the_last_line() {
+        let mut collected = Collected::new();
+        collected.push(b"thread 'main' panicked at x.rs:1:1:\nit broke\n");
+        collected.push(b"note: run with `RUST_BACKTRACE=1` environment variable to display a backtrace\n");
+        assert_eq!(collected.limiter.last_line().unwrap(), "it broke");
     }
 
     #[tokio::test]
     async fn a_flood_is_read_to_its_end() {
         let (mut pipe, reading) = tokio::io::duplex(4 << 10);
-        let mut stderr = Stderr::pass_on(reading);
-        // Left out from the first byte on: a test's own output is nobody's to drown.
-        stderr.sieve.lock().unwrap().bytes = MOST_BYTES;
-        stderr.sieve.lock().unwrap().since = Some(Instant::now());
+        let mut stderr = Stderr::forward(reading);
+        // The limit is used up, so that the test prints nothing.
+        stderr.limiter.lock().unwrap().bytes = MAX_BYTES;
+        stderr.limiter.lock().unwrap().since = Some(Instant::now());
         for _ in 0..1_000 {
             tokio::io::AsyncWriteExt::write_all(&mut pipe, &[b'z'; 10_000]).await.unwrap();
         }
         tokio::io::AsyncWriteExt::write_all(&mut pipe, b"\nthe end").await.unwrap();
         drop(pipe);
-        assert_eq!(stderr.last_words().await.unwrap(), "the end");
+        assert_eq!(stderr.last_line().await.unwrap(), "the end");
     }
 }

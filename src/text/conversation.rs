@@ -1,24 +1,24 @@
-//! What is said so far, as chat templates want it.
+//! A conversation, in the form that chat templates take.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::ToolCall;
 
-/// Messages, and what the model is told besides.
+/// Messages, tools, and the beginning of the answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Conversation {
-    /// In the order they were said.
+    /// In chronological order.
     pub messages: Vec<Message>,
-    /// Tools that the model may call, each an object as OpenAI has it; none is how most conversations are.
+    /// Tools that the model may call, each an object in OpenAI's format; usually none.
     pub tools: Vec<Value>,
-    /// What the answer is made to begin with: it is put behind what the template makes.
+    /// Text that the answer must begin with: it is appended to the rendered template.
     pub opening: &'static str,
 }
 
 impl Conversation {
-    /// About how much text it is, for judging what it costs to render and tokenize it: a tool or a call counts as much as
-    /// most of them have.
+    /// An estimate of its length, from which the cost of rendering and tokenizing is judged. A tool or a call counts as a typical
+    /// one.
     #[must_use]
     pub fn text_bytes(&self) -> usize {
         const TOOL: usize = 2 << 10;
@@ -35,9 +35,9 @@ impl Conversation {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Message {
-    /// Who said it; which roles there are, the model's chat template decides.
+    /// The author's role; the model's chat template decides which roles exist.
     pub role: String,
-    /// What was said; a message of calls alone has none.
+    /// The text; a message that only has calls has none.
     pub content: Option<String>,
     /// Calls that an assistant made.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -45,13 +45,13 @@ pub struct Message {
     /// The call whose result this is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tool_call_id: Option<String>,
-    /// Who of several in that role said it, or the tool whose result this is.
+    /// The author among several with that role, or the tool whose result this is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
 }
 
 impl Message {
-    /// A message that is text alone.
+    /// A message with only text.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
         Self { role: role.into(), content: Some(content.into()), ..Self::default() }
     }

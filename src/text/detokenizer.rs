@@ -1,9 +1,8 @@
 //! Token ids in, text out, one token at a time.
 //!
-//! A byte-level token is often a third of a character, and a stop string may begin in one token and end in another:
-//! between the ids and the reader stand the bytes of each token ([`super::spelling`]), whole characters
-//! ([`super::utf8`]) and the stop strings ([`super::stops`]), in this order. Whatever the ids are, nothing here waits
-//! for more than a character's or a stop string's end.
+//! A byte-level token is often a third of a character, and a stop string may begin in one token and end in another. So token
+//! ids pass three stages: the bytes of each token ([`super::token_bytes`]), whole characters ([`super::utf8`]) and stop strings
+//! ([`super::stop_strings`]). Text is never held back beyond the end of a character or of a stop string.
 
 use std::sync::Arc;
 
@@ -11,42 +10,42 @@ use tokenizers::Tokenizer;
 
 use super::{
     Text,
-    stop_strings::StopStrings,
+    stop_strings::{Chunk, StopStrings},
     token_bytes::{TokenBytes, visible},
     utf8::{Utf8, push_real},
 };
-
-/// What a token adds to an answer.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Chunk {
-    /// Text that may leave now; whole characters, often none.
-    pub text: String,
-    /// A stop string was completed. Neither it nor anything after it is in any chunk.
-    pub stopped: bool,
-}
 
 /// Turns the token ids of one answer into text.
 pub struct Detokenizer {
     text: Arc<Text>,
     source: Source,
     stops: StopStrings,
-    /// Special tokens that are text all the same.
+    /// Special tokens that are shown as text.
     shown: Shown,
 }
 
-/// Which special tokens are told by their names.
+/// Which special tokens are shown by their names.
 enum Shown {
     All,
     These(Vec<u32>),
 }
 
+impl Text {
+    /// Starts the text of one answer, which ends before any of `stops`; empty ones never match.
+    #[must_use]
+    pub fn detokenizer(self: &Arc<Self>, stops: Vec<String>) -> Detokenizer {
+        Detokenizer::new(Arc::clone(self), stops)
+    }
+}
+
 impl Detokenizer {
-    pub(super) fn new(text: Arc<Text>, stops: Vec<String>) -> Self {
-        let source = text.spelling.as_ref().map_or_else(|| Source::Stream(Stream::default()), Source::table);
+    fn new(text: Arc<Text>, stops: Vec<String>) -> Self {
+        let source =
+            text.token_bytes.as_ref().map_or_else(|| Source::Stream(Stream::default()), Source::table);
         Self { text, source, stops: StopStrings::new(stops), shown: Shown::These(Vec::new()) }
     }
 
-    /// The answer's text is the bytes of its tokens and loses no space at its beginning: what a constraint was told.
+    /// Keeps a leading space, so that the text is exactly the bytes of the tokens, as a constraint matches them.
     #[must_use]
     pub fn verbatim(mut self) -> Self {
         if let Source::Table { at_start, strip, .. } = &mut self.source {
@@ -55,14 +54,14 @@ impl Detokenizer {
         self
     }
 
-    /// Special tokens are told by their names, as in what a chat template makes.
+    /// Shows special tokens by their names, as a chat template writes them.
     #[must_use]
     pub fn with_all_special(mut self) -> Self {
         self.shown = Shown::All;
         self
     }
 
-    /// The special token called `name`, if there is one, is told by it.
+    /// Shows the special token called `name` by that name, if it exists.
     #[must_use]
     pub fn with_special(mut self, name: &str) -> Self {
         if let (Shown::These(ids), Some(id)) = (&mut self.shown, self.text.tokenizer.token_to_id(name)) {
@@ -71,18 +70,18 @@ impl Detokenizer {
         self
     }
 
-    /// Takes the next token and gives the text that may leave now. Ids without text (special tokens, ids that the
-    /// tokenizer does not have) add nothing.
+    /// Takes the next token and returns the text that is complete. Ids without text (special tokens, ids that the tokenizer does
+    /// not have) add nothing.
     pub fn push(&mut self, token: u32) -> Chunk {
         let fresh = match self.special(token) {
-            // What was before it is complete; the beginning of a character never will be.
+            // The text before a special token is complete; an incomplete character is dropped.
             Some(name) => self.source.finish(&self.text) + &name,
             None => self.source.push(&self.text, token),
         };
         self.stops.push(&fresh)
     }
 
-    /// The name of a special token that is told by it.
+    /// The name of a special token that is shown.
     fn special(&self, token: u32) -> Option<String> {
         let is_shown = match &self.shown {
             Shown::All => true,
@@ -92,7 +91,7 @@ impl Detokenizer {
         (is_shown && visible(tokenizer, token).is_none()).then(|| tokenizer.id_to_token(token))?
     }
 
-    /// Gives what was held back because it could have become a stop string; the beginning of a character is dropped.
+    /// Returns text that was held back as a possible stop string; an incomplete character is dropped.
     pub fn finish(&mut self) -> String {
         let fresh = self.source.finish(&self.text);
         let mut text = self.stops.push(&fresh).text;
@@ -111,30 +110,30 @@ enum Source {
         /// Leading characters that may still be stripped.
         strip: usize,
     },
-    /// The `tokenizers` crate, for decoders that no table can stand for.
+    /// The `tokenizers` crate, for decoders without a table.
     Stream(Stream),
 }
 
 impl Source {
-    fn table(spelling: &TokenBytes) -> Self {
-        let strip = spelling.strip().map_or(0, |(_, most)| most);
+    fn table(token_bytes: &TokenBytes) -> Self {
+        let strip = token_bytes.strip().map_or(0, |(_, most)| most);
         Self::Table { utf8: Utf8::default(), at_start: true, strip }
     }
 
     fn push(&mut self, text: &Text, token: u32) -> String {
-        match (self, &text.spelling) {
+        match (self, &text.token_bytes) {
             (Self::Stream(stream), _) => stream.push(&text.tokenizer, token),
             (Self::Table { .. }, None) => String::new(),
-            (Self::Table { utf8, at_start, strip }, Some(spelling)) => {
+            (Self::Table { utf8, at_start, strip }, Some(token_bytes)) => {
                 let mut fresh = String::new();
                 if *at_start {
-                    let first = spelling.first_bytes(&text.tokenizer, token);
+                    let first = token_bytes.first_bytes(&text.tokenizer, token);
                     *at_start = first.is_none();
                     utf8.push(&first.unwrap_or_default(), &mut fresh);
                 } else {
-                    utf8.push(spelling.bytes(token), &mut fresh);
+                    utf8.push(token_bytes.bytes(token), &mut fresh);
                 }
-                if let Some((stripped, _)) = spelling.strip() {
+                if let Some((stripped, _)) = token_bytes.strip() {
                     strip_start(&mut fresh, stripped, strip);
                 }
                 fresh
@@ -200,7 +199,7 @@ impl Stream {
         }
     }
 
-    /// Gives what is held back and starts anew; what the decoder cannot make into text is dropped.
+    /// Returns the text held back and resets the state; bytes that are not text are dropped.
     fn flush(&mut self, tokenizer: &Tokenizer) -> String {
         let held = std::mem::take(self);
         let text = tokenizer.decode(&held.ids, true).unwrap_or_default();

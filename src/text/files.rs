@@ -82,13 +82,13 @@ impl TokenizerConfig {
         self.tokenizer_class.as_deref()
     }
 
-    /// All fields but those that have a method of their own.
+    /// All fields except those with an accessor.
     pub(super) const fn fields(&self) -> &Map<String, Value> {
         &self.rest
     }
 }
 
-/// The fields of `special_tokens_map.json`; empty if there is no such file.
+/// The fields of `special_tokens_map.json`; empty if the file is missing.
 pub(super) fn read_special_tokens_map(model_dir: &Path) -> Result<Map<String, Value>, TextError> {
     Ok(read_json(&model_dir.join(SPECIAL_TOKENS_MAP))?.unwrap_or_default())
 }

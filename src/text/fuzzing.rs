@@ -5,10 +5,10 @@ use std::{collections::BTreeMap, sync::Arc};
 use serde_json::json;
 
 use super::{
-    Arguments, CallReader, Message, Reading, Told, ToolCall, template::ChatTemplate, tools::FORMATS,
+    AnswerDelta, Arguments, CallReader, Message, Reading, ToolCall, template::ChatTemplate, tools::FORMATS,
 };
 
-/// Compiles `source` as a chat template and renders a conversation with a tool and a call. Says whether both worked.
+/// Compiles `source` as a chat template and renders a conversation with a tool and a call. Returns whether both worked.
 pub fn template(source: &[u8]) -> bool {
     let Ok(source) = std::str::from_utf8(source) else { return false };
     let tokens = BTreeMap::from([("bos_token".to_owned(), "<s>".to_owned())]);
@@ -24,15 +24,15 @@ pub fn template(source: &[u8]) -> bool {
     ChatTemplate::compile(source, tokens).is_ok_and(|template| template.render(&messages, &[tool]).is_ok())
 }
 
-/// Reads an answer with every tool format, whole and in two pieces at every place, and compares. The first byte says whether the
-/// answer may have several calls, and whether the prompt has opened the first. Says whether a call was found.
+/// Reads an answer with every tool format, whole and cut in two at every position, and compares the results. Bits of the first
+/// byte choose whether several calls are allowed, and whether the prompt has opened the first. Returns whether a call was found.
 ///
 /// # Panics
-/// When what is read depends on where the text is cut.
+/// When the result depends on the cut.
 pub fn tool_calls(bytes: &[u8]) -> bool {
     let Some((flags, answer)) = bytes.split_first() else { return false };
     let Ok(answer) = std::str::from_utf8(answer) else { return false };
-    // Every place is a text of its own.
+    // Each position takes a separate run, so the text is kept short.
     let answer = &answer[..answer.floor_char_boundary(200)];
     let names: Arc<[String]> = ["add".to_owned(), "now".to_owned()].into();
     FORMATS.into_iter().any(|format| {
@@ -47,14 +47,14 @@ pub fn tool_calls(bytes: &[u8]) -> bool {
     })
 }
 
-/// What an answer tells, without the ids of its calls, which are random.
-fn read(reading: &Reading, pieces: &[&str]) -> Told {
+/// The content and the calls of an answer, without the ids of its calls, which are random.
+fn read(reading: &Reading, pieces: &[&str]) -> AnswerDelta {
     let mut reader = CallReader::new(reading.clone());
-    let mut told = Told::default();
+    let mut delta = AnswerDelta::default();
     for piece in pieces {
-        told.append(&reader.push(piece));
+        delta.append(&reader.push(piece));
     }
-    told.append(&reader.finish());
-    told.calls.iter_mut().for_each(|call| call.id = None);
-    told
+    delta.append(&reader.finish());
+    delta.calls.iter_mut().for_each(|call| call.id = None);
+    delta
 }

@@ -2,7 +2,7 @@
 //!
 //! `tokenizer.json` is a program: each of its replacements may write a thousand bytes for one, and each works on what the one
 //! before it wrote. Four of them turn a word into a terabyte. The library that runs them has no limit, and runs them in this
-//! process, so what they can do is worked out before they are used.
+//! process, so their growth is computed before they are used.
 
 use serde_json::Value;
 
@@ -12,7 +12,7 @@ const MOST_GROWTH: u64 = 64;
 /// Longest text that may be put before a prompt. Published tokenizers have one character.
 const MOST_PREFIX: usize = 1024;
 
-/// Checks a normalizer or decoder as it stands in `tokenizer.json`; the error says what is wrong.
+/// Checks a normalizer or decoder of `tokenizer.json`; the error is a message.
 pub(super) fn check(steps: &Value) -> Result<(), String> {
     let growth = growth(steps)?;
     if growth > MOST_GROWTH {
@@ -35,7 +35,7 @@ fn growth(step: &Value) -> Result<u64, String> {
     let content = u64::try_from(length(&step["content"])).unwrap_or(u64::MAX);
     Ok(match &step["pattern"] {
         Value::Null => 1,
-        // An expression may match what is empty, before every byte.
+        // A regular expression may match the empty string before every byte.
         pattern => match length(&pattern["String"]) {
             0 => content.saturating_add(1),
             found => content.div_ceil(u64::try_from(found).unwrap_or(1)).max(1),

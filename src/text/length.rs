@@ -1,12 +1,10 @@
-//! Whether a text can have as few tokens as a context holds, found out before it is tokenized.
+//! Refuses texts that are too long for a context before they are tokenized.
 //!
 //! Tokenizing four megabytes takes seconds and a gigabyte, and nearly every text of that length has too many tokens. Two
-//! bounds find most of them out sooner. The first needs no tokenizing: no token stands for more bytes than the longest of
-//! the vocabulary. The second tokenizes piece by piece and stops when there are too many; what a piece ends in may come out
+//! bounds find most of them sooner. The first needs no tokenizing: it divides by the length of the vocabulary's longest token. The
+//! second tokenizes piece by piece and stops at too many tokens; the end of a piece may come out
 //! as other tokens than in the whole text, which is why some more are let pass. What passes both is tokenized as a whole,
 //! and only that decides.
-
-use tokenizers::{ModelWrapper, Tokenizer};
 
 use super::{Text, TextError};
 
@@ -49,22 +47,6 @@ fn pieces(mut text: &str) -> impl Iterator<Item = &str> {
         text = rest;
         (!piece.is_empty()).then_some(piece)
     })
-}
-
-/// Most bytes that one token of this tokenizer stands for; `None` if there is no bound: a token for unknown words may stand
-/// for a word of any length.
-pub(super) fn longest_token(tokenizer: &Tokenizer, vocabulary: usize) -> Option<usize> {
-    let knows_all = match tokenizer.get_model() {
-        ModelWrapper::BPE(model) => model.byte_fallback || model.get_unk_token().is_none(),
-        ModelWrapper::Unigram(model) => model.byte_fallback(),
-        ModelWrapper::WordPiece(_) | ModelWrapper::WordLevel(_) => false,
-    };
-    if !knows_all {
-        return None;
-    }
-    let longest =
-        (0_u32..).take(vocabulary).filter_map(|id| tokenizer.id_to_token(id).map(|token| token.len()));
-    longest.max()
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Chat templates and conversations as they cross a pipe, and what renders them at its other end.
+//! Chat templates and conversations as they cross a pipe, and the renderer at the other end.
 //!
 //! A template is a program from a model's folder, compiled and run by a library that bounds its steps, but neither its
 //! memory nor its stack. A server therefore compiles and renders in a child process (`sandbox`), which can be killed. That
@@ -88,9 +88,9 @@ pub enum TemplateFault {
         /// Steps that it may take.
         most: u64,
     },
-    /// What it made is too long to be a prompt.
+    /// Its text is too long for a prompt.
     TooLong {
-        /// Length of what it made.
+        /// Length of its text.
         found: Bytes,
         /// Longest text that is read.
         most: Bytes,
@@ -109,10 +109,10 @@ impl From<TextError> for TemplateFault {
     }
 }
 
-/// Compiles and renders, and keeps what it compiled.
+/// Compiles and renders templates, with a cache of compiled ones.
 #[derive(Default)]
 pub struct Renderer {
-    /// The one that was used last stands first.
+    /// The most recently used first.
     compiled: VecDeque<(TemplateSource, ChatTemplate)>,
 }
 

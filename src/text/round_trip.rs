@@ -51,10 +51,10 @@ fn calls_that_are_rendered_read_and_rendered_again_are_the_same_bytes() {
             let begins = first[..call].rfind(format.marker()).unwrap_or(call);
             let names = ["now".to_owned()].into();
             let mut reader = CallReader::new(Reading { format, names, single: false, opened: false });
-            let mut told = reader.push(&first[begins..]);
-            told.append(&reader.finish());
-            assert_eq!((told.calls[0].arguments.as_str(), reader.is_cut()), (written, false), "{first}");
-            assert_eq!(render(&template, &told.calls[0].arguments), first);
+            let mut delta = reader.push(&first[begins..]);
+            delta.append(&reader.finish());
+            assert_eq!((delta.calls[0].arguments.as_str(), reader.is_cut()), (written, false), "{first}");
+            assert_eq!(render(&template, &delta.calls[0].arguments), first);
         }
     }
 }

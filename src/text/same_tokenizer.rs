@@ -1,4 +1,4 @@
-//! Whether two models have the same tokens, so that one may guess what the other says.
+//! Checks that a draft model has the tokens of the model that it drafts for.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use tokenizers::Tokenizer;
 use super::{TextError, files};
 use crate::manifest::{Manifest, ManifestError};
 
-/// Why one model cannot guess for another.
+/// Why a model cannot be the draft model of another.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerMismatch {
     /// A tokenizer cannot be used.
@@ -24,9 +24,9 @@ pub enum TokenizerMismatch {
     Other {
         /// The first token that differs.
         id: u32,
-        /// As the model spells it, or that there is none.
+        /// The token of the model, or that it has none.
         own: String,
-        /// As the draft model spells it.
+        /// The token of the draft model.
         other: String,
     },
     /// The draft model's graph knows fewer tokens than its tokenizer.
@@ -42,8 +42,8 @@ pub enum TokenizerMismatch {
     },
 }
 
-/// Checks that the models in two directories spell every token alike, and that the graph of `draft_dir` has all of them. Ids
-/// that are no token, with which graphs are padded, need not be there.
+/// Checks that the tokenizers of two model directories have the same tokens, and that the graph of `draft_dir` has all of them.
+/// Ids without a token, which only pad graphs, may be missing.
 ///
 /// # Errors
 /// [`TokenizerMismatch`] with the first token that is not the same in both.

@@ -101,7 +101,7 @@ fn insert(tokens: &mut SpecialTokens, fields: &Map<String, Value>) {
     }
 }
 
-/// A token is written as a string, or as an object that says more about it.
+/// A token is a string, or an object with further properties.
 fn content(token: &Value) -> Option<String> {
     token.as_str().or_else(|| token.get("content")?.as_str()).map(str::to_owned)
 }

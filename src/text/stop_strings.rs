@@ -4,11 +4,18 @@
 //! the beginning of one, and no longer: what cannot become a stop string any more leaves at once.
 //!
 //! Each stop string is matched by the algorithm of Knuth, Morris and Pratt, which reads every byte of the answer once and
-//! knows at every byte how much of the stop string is matched so far. That number is also what has to be held back, which
-//! is why this is not the `aho-corasick` crate: it does not tell the depth of its states. The work for a byte grows with
+//! knows at every byte how much of the stop string is matched so far. That is also the number of bytes to hold back. The
+//! `aho-corasick` crate does not expose the depth of its states, so it cannot be used here. The work for a byte grows with
 //! the number of stop strings and not with their lengths.
 
-use super::detokenizer::Chunk;
+/// The text that a token adds to an answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Chunk {
+    /// Text that may leave now; whole characters, often none.
+    pub text: String,
+    /// A stop string was completed. Neither it nor anything after it is in any chunk.
+    pub stopped: bool,
+}
 
 /// Watches a stream of text for stop strings.
 ///
@@ -51,7 +58,7 @@ impl StopStrings {
         Chunk { text, stopped: self.stopped }
     }
 
-    /// What was held back, when nothing more will come.
+    /// The text that was held back, at the end of the answer.
     pub(super) fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }

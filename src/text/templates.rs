@@ -1,8 +1,8 @@
 //! The chat templates of a model, and which of them a conversation gets.
 //!
 //! A model may have several by name. As in `transformers`, `tool_use` is for conversations with tools and `default` for the
-//! others; further ones have no use here and are not compiled. Where `transformers` looks at the list of tools alone, a
-//! conversation whose messages hold calls or results gets `tool_use` as well: `default` may leave them out without a word.
+//! others; further ones are not used or compiled. `transformers` only looks at the list of tools. Here a conversation whose messages
+//! hold calls or results gets `tool_use` as well, because `default` may silently drop them.
 //!
 //! | found in | wins over |
 //! |---|---|
@@ -82,18 +82,18 @@ impl Templates {
 }
 
 impl TemplateFile {
-    /// What a renderer needs of it.
+    /// The template's source for a renderer.
     #[must_use]
     pub const fn source(&self) -> &TemplateSource {
         &self.source
     }
 
-    /// What it says about tools.
+    /// Its support for tools.
     pub(super) const fn tools(&self) -> ToolSupport {
         self.tools
     }
 
-    /// What a renderer reported of it, as an error of its model.
+    /// Converts a renderer's error into one of its model.
     #[must_use]
     pub fn fault(&self, fault: TemplateFault) -> TextError {
         match fault {

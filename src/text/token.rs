@@ -1,4 +1,4 @@
-//! One token by itself, for those who ask what a model thought of it.
+//! The text of a single token, for log probabilities.
 
 use std::sync::Arc;
 
@@ -7,10 +7,10 @@ use super::{Text, token_bytes::visible};
 /// A token as people and programs read it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenText {
-    /// Its text; of a special token its name, and of one that is no whole characters `bytes:\xe0\xa4`, as OpenAI has it:
-    /// tokens that differ never look the same.
+    /// Its text. A special token has its name, and one that is not whole characters has `bytes:\xe0\xa4`, as in OpenAI's API, so
+    /// that different tokens never look the same.
     pub text: String,
-    /// What it adds to an answer; `None` for a special token and for an id that does not exist.
+    /// The bytes that it adds to an answer; `None` for a special token and for an id that does not exist.
     pub bytes: Option<Vec<u8>>,
 }
 
@@ -31,8 +31,8 @@ impl Text {
             let text = self.tokenizer.id_to_token(id).unwrap_or_default();
             return TokenText { text, bytes: None };
         }
-        let bytes = match &self.spelling {
-            Some(spelling) => spelling.bytes(id).to_vec(),
+        let bytes = match &self.token_bytes {
+            Some(token_bytes) => token_bytes.bytes(id).to_vec(),
             None => self.tokenizer.decode(&[id], true).unwrap_or_default().into_bytes(),
         };
         let text = String::from_utf8(bytes.clone()).unwrap_or_else(|_| {
@@ -42,7 +42,7 @@ impl Text {
         TokenText { text, bytes: Some(bytes) }
     }
 
-    /// The tokens in whose text any of `parts` stands, in the order of their ids.
+    /// The tokens whose text contains any of `parts`, in the order of their ids.
     #[must_use]
     pub fn tokens_with(&self, parts: &[String]) -> Vec<u32> {
         let size = u32::try_from(self.card.vocabulary).unwrap_or(u32::MAX);
@@ -53,10 +53,10 @@ impl Text {
         ids.collect()
     }
 
-    /// The text of any tokens, special ones by their names; of characters that are cut nothing.
+    /// The text of any tokens, special ones by their names, without incomplete characters.
     #[must_use]
     pub fn spell(self: &Arc<Self>, ids: &[u32]) -> String {
-        let mut decoder = self.decoder(Vec::new()).with_all_special();
+        let mut decoder = self.detokenizer(Vec::new()).with_all_special();
         let mut text: String = ids.iter().map(|id| decoder.push(*id).text).collect();
         text += &decoder.finish();
         text

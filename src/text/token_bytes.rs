@@ -1,12 +1,12 @@
-//! How tokens are spelled: from a tokenizer's decoder to the bytes of each token.
+//! The bytes of each token, computed from a tokenizer's decoder.
 //!
-//! Nearly every language model decodes a token the same way wherever it stands, give or take a space at the very
-//! beginning. For those the bytes are worked out once, when the tokenizer is opened, and an answer is a walk through
-//! a table. The rules below repeat what the `tokenizers` crate does, quirks included; a decoder that they do not
-//! cover is left to that crate, token by token ([`super::decoder`]).
+//! Nearly every language model decodes a token the same way at every position, except for a space at the very beginning. For
+//! these the bytes are computed once, when the tokenizer is opened, and an answer is a series of table lookups. The rules below
+//! reproduce the `tokenizers` crate, quirks included; a decoder that they do not cover is left to that crate, token by token
+//! ([`super::detokenizer`]).
 
 use serde::Deserialize;
-use tokenizers::Tokenizer;
+use tokenizers::{ModelWrapper, Tokenizer};
 
 /// The bytes of every token, and what happens at the beginning of a text.
 pub(super) struct TokenBytes {
@@ -22,14 +22,14 @@ impl TokenBytes {
     /// The spelling of ids below `vocabulary`, `None` when the tokenizer's decoder is of another kind.
     pub(super) fn of(tokenizer: &Tokenizer, vocabulary: usize) -> Option<Self> {
         let (rule, strip) = read_steps(tokenizer)?;
-        let mut spelling = Self { rule, strip, bytes: Vec::new(), ends: Vec::with_capacity(vocabulary) };
+        let mut token_bytes = Self { rule, strip, bytes: Vec::new(), ends: Vec::with_capacity(vocabulary) };
         for id in (0_u32..).take(vocabulary) {
             if let Some(token) = visible(tokenizer, id) {
-                spelling.bytes.extend(spelling.rule.spell(&token, false));
+                token_bytes.bytes.extend(token_bytes.rule.spell(&token, false));
             }
-            spelling.ends.push(spelling.bytes.len());
+            token_bytes.ends.push(token_bytes.bytes.len());
         }
-        Some(spelling)
+        Some(token_bytes)
     }
 
     /// The bytes of a token that is not the first; none for special tokens and for ids that do not exist.
@@ -59,11 +59,11 @@ pub(super) fn visible(tokenizer: &Tokenizer, id: u32) -> Option<String> {
 
 /// How one token becomes bytes.
 enum Rule {
-    /// Each character stands for a byte (GPT-2's alphabet).
+    /// Each character encodes a byte (GPT-2's alphabet).
     ByteLevel(Alphabet),
-    /// Strings are replaced (▁ by a space), and with `byte_fallback` `<0x41>` stands for a byte.
+    /// Strings are replaced (▁ by a space), and with `byte_fallback` `<0x41>` encodes a byte.
     Pieces { replace: Vec<(String, String)>, byte_fallback: bool },
-    /// A mark stands for a space, or in the first token for nothing.
+    /// A mark encodes a space, or nothing in the first token.
     Metaspace { mark: char, first: Option<char> },
 }
 
@@ -91,7 +91,7 @@ fn fallback_byte(token: &str) -> Option<u8> {
     (digits.len() == 2).then(|| u8::from_str_radix(digits, 16).ok())?
 }
 
-/// GPT-2's alphabet: printable bytes stand for themselves, the others for the characters from U+0100 on.
+/// GPT-2's alphabet: printable bytes map to themselves, the others to the characters from U+0100 on.
 struct Alphabet(Box<[Option<u8>; 0x144]>);
 
 impl Alphabet {
@@ -107,7 +107,7 @@ impl Alphabet {
         Self(bytes)
     }
 
-    /// The token's bytes; a token with a foreign character (an added one) is spelled as it stands.
+    /// The token's bytes; a token with a character outside the alphabet (an added token) keeps its text.
     fn bytes(&self, token: &str) -> Vec<u8> {
         let byte = |c: char| self.0.get(c as usize).copied().flatten();
         token.chars().map(byte).collect::<Option<_>>().unwrap_or_else(|| token.as_bytes().to_vec())
@@ -148,7 +148,7 @@ enum Pattern {
 }
 
 fn read_steps(tokenizer: &Tokenizer) -> Option<(Rule, Option<(char, usize)>)> {
-    // Through JSON, because the crate does not tell what a `Replace` replaces.
+    // Through JSON, because the crate does not expose the fields of `Replace`.
     let decoder = serde_json::to_value(tokenizer.get_decoder()?).ok()?;
     let steps = match serde_json::from_value(decoder).ok()? {
         Step::Sequence { decoders } => decoders,
@@ -182,4 +182,19 @@ fn read_pieces(mut steps: &[Step]) -> Option<(Rule, Option<(char, usize)>)> {
         [Step::Fuse, Step::Strip { content, start, stop: 0 }] => Some((rule, Some((*content, *start)))),
         _ => None,
     }
+}
+
+/// Most bytes of text of one token of this tokenizer; `None` if there is no bound: a token for unknown words has any length.
+pub(super) fn longest_token(tokenizer: &Tokenizer, vocabulary: usize) -> Option<usize> {
+    let knows_all = match tokenizer.get_model() {
+        ModelWrapper::BPE(model) => model.byte_fallback || model.get_unk_token().is_none(),
+        ModelWrapper::Unigram(model) => model.byte_fallback(),
+        ModelWrapper::WordPiece(_) | ModelWrapper::WordLevel(_) => false,
+    };
+    if !knows_all {
+        return None;
+    }
+    let longest =
+        (0_u32..).take(vocabulary).filter_map(|id| tokenizer.id_to_token(id).map(|token| token.len()));
+    longest.max()
 }

@@ -21,7 +21,7 @@ pub struct ToolCall {
     pub id: Option<String>,
     #[serde(rename = "type")]
     kind: ToolKind,
-    /// What was called.
+    /// The function that was called.
     pub function: CalledFunction,
 }
 

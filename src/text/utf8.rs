@@ -2,9 +2,9 @@
 
 /// Splits a stream of bytes into whole UTF-8 characters.
 ///
-/// Bytes that no character contains are dropped and reading goes on behind them, so a model that writes nonsense is
-/// never waited for. Dropped are exactly the bytes that `String::from_utf8_lossy` replaces, and U+FFFD itself: a
-/// reader cannot tell one that was written from one that stands for a mistake.
+/// Invalid bytes are dropped, and reading continues after them, so a model that writes nonsense never blocks the stream. The
+/// dropped bytes are those that `String::from_utf8_lossy` replaces, and U+FFFD itself: a reader could not distinguish a written
+/// one from a replacement.
 #[derive(Debug, Default)]
 pub(super) struct Utf8 {
     /// The beginning of a character, at most three bytes.

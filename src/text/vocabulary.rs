@@ -1,8 +1,8 @@
 //! A tokenizer as a table: the bytes of every token, and how bytes are cut into tokens.
 //!
-//! This is the one piece of text that the worker needs, and only for answers with a constraint: a grammar is about
-//! bytes, and what may be picked are tokens. The worker reads it from the model directory itself, with the first such
-//! answer, because a worker is replaced at any moment and sending the table with every job would cost every job.
+//! A worker needs it only for answers with a constraint: a grammar describes bytes, and a worker picks tokens. It reads the table
+//! from the model directory for the first such answer, because a worker may be replaced at any moment, and sending the table
+//! with every job would be too expensive.
 
 use std::path::Path;
 
@@ -10,13 +10,13 @@ use tokenizers::Tokenizer;
 
 use super::{TextError, files, token_bytes::TokenBytes};
 
-/// A character that no text has, and so no token has together with others.
+/// A character that texts do not contain, and that no token has together with others.
 const MARK: &str = "\u{2}";
 
 /// The bytes of every token, and how bytes are cut into tokens.
 pub struct Vocabulary {
     tokenizer: Tokenizer,
-    spelling: TokenBytes,
+    token_bytes: TokenBytes,
     size: usize,
 }
 
@@ -24,20 +24,20 @@ impl Vocabulary {
     /// Reads the tokenizer of the model in `model_dir`, for ids below `size`.
     ///
     /// # Errors
-    /// [`TextError`] when it cannot be read, [`TextError::NoTable`] when its tokens have no bytes of their own.
+    /// [`TextError`] when it cannot be read, [`TextError::NoTable`] when its tokens have no fixed bytes.
     pub fn open(model_dir: &Path, size: usize) -> Result<Self, TextError> {
         let tokenizer = files::read_tokenizer(model_dir)?;
-        let spelling = TokenBytes::of(&tokenizer, size).ok_or(TextError::NoTable)?;
-        Ok(Self { tokenizer, spelling, size })
+        let token_bytes = TokenBytes::of(&tokenizer, size).ok_or(TextError::NoTable)?;
+        Ok(Self { tokenizer, token_bytes, size })
     }
 
     /// The bytes of each token in the order of ids; none for special tokens and for ids that do not exist.
     pub fn tokens(&self) -> impl Iterator<Item = &[u8]> {
-        (0_u32..).take(self.size).map(|id| self.spelling.bytes(id))
+        (0_u32..).take(self.size).map(|id| self.token_bytes.bytes(id))
     }
 
-    /// Cuts `bytes` as the tokenizer would cut that text within an answer; `None` when it is no text or when the tokenizer
-    /// would change it. The bytes of the result are always `bytes`.
+    /// Cuts `bytes` as the tokenizer would cut that text within an answer; `None` if they are not UTF-8 or the tokenizer would
+    /// change them. The bytes of the result are always `bytes`.
     #[must_use]
     pub fn cut(&self, bytes: &[u8]) -> Option<Vec<u32>> {
         let text = std::str::from_utf8(bytes).ok()?;
@@ -47,7 +47,7 @@ impl Vocabulary {
         }
         // SentencePiece puts a space before every text. Here that is a mark's, which is then cut off.
         let marked = self.encode(&format!("{MARK}{text}"))?;
-        let mark = marked.iter().position(|id| self.spelling.bytes(*id) == MARK.as_bytes())?;
+        let mark = marked.iter().position(|id| self.token_bytes.bytes(*id) == MARK.as_bytes())?;
         let ids = &marked[mark + 1..];
         self.spells(ids, bytes).then(|| ids.to_vec())
     }
@@ -59,7 +59,7 @@ impl Vocabulary {
     fn spells(&self, ids: &[u32], bytes: &[u8]) -> bool {
         let mut rest = Some(bytes);
         for id in ids {
-            rest = rest.and_then(|rest| rest.strip_prefix(self.spelling.bytes(*id)));
+            rest = rest.and_then(|rest| rest.strip_prefix(self.token_bytes.bytes(*id)));
         }
         rest.is_some_and(<[u8]>::is_empty)
     }

@@ -1,19 +1,19 @@
-//! What a worker holds of memory, and when it gives back.
+//! Measures the worker's memory and frees what is unused.
 //!
-//! The heap gives back after every job, before its last frame: that takes a millisecond, and the figure in the frame is
-//! what supervision judges the worker by. The device's pool is trimmed when the frame is out, as the policy says: that
-//! may wait for the device, and nobody has to wait for it.
+//! The heap is trimmed after every job, before its last frame: that takes a millisecond, and the supervisor uses the value in the
+//! frame to detect leaks. The device's pool is trimmed after the last frame, as the policy demands: that may wait for the device,
+//! and the client must not wait for it.
 
 use std::time::Duration;
 
 use crate::{
-    device::{Pool, host},
+    device::{Pool, process_memory},
     job::{DeviceMemory, DevicePeak, Memory},
     trim_policy::TrimPolicy,
     units::Bytes,
 };
 
-/// What a pool holds now, as it is told.
+/// Memory of a pool, as reports show it.
 #[must_use]
 pub fn device_memory(pool: &Pool) -> DeviceMemory {
     let figures = pool.figures();
@@ -21,41 +21,41 @@ pub fn device_memory(pool: &Pool) -> DeviceMemory {
     DeviceMemory { used, reserved, free, other: figures.device_other() }
 }
 
-/// Most that a pool held since its peaks were new, as it is told.
+/// Peak memory of a pool since the last reset, as reports show it.
 #[must_use]
 pub fn device_peak(pool: &Pool) -> DevicePeak {
     let figures = pool.figures();
     DevicePeak { used: figures.in_use_peak, reserved: figures.reserved_peak }
 }
 
-/// What is held, and the rules by which it is given back.
+/// Measures memory and decides when to trim it.
 #[derive(Debug)]
-pub(super) struct Holdings {
+pub(super) struct MemoryTracker {
     pool: Option<Pool>,
     trim: TrimPolicy,
-    /// What was held when it was last looked at, and so before the next job: asking again would delay the first token.
+    /// Memory at the last measurement. Reused as the value before the next job, because measuring would delay its first token.
     idle: Memory,
-    /// Of it, what is kept for prompts that begin alike.
+    /// The prefix cache's part of it.
     prefix_cache: Bytes,
-    /// Whether something has happened since the pool was last trimmed.
+    /// Whether a job has run since the pool was last trimmed.
     is_used: bool,
 }
 
-impl Holdings {
-    /// Looks at what is held now.
+impl MemoryTracker {
+    /// Starts with a first measurement.
     pub(super) fn new(pool: Option<Pool>, trim: TrimPolicy) -> Self {
         let (idle, prefix_cache) = (Memory::default(), Bytes(0));
-        let mut holdings = Self { pool, trim, idle, prefix_cache, is_used: true };
-        holdings.settle();
-        holdings
+        let mut tracker = Self { pool, trim, idle, prefix_cache, is_used: true };
+        tracker.settle();
+        tracker
     }
 
-    /// What is held while nothing runs.
+    /// Memory while no job runs.
     pub(super) const fn idle(&self) -> Memory {
         self.idle
     }
 
-    /// A job begins: the pool's peaks are its own.
+    /// Starts a job: resets the pool's peaks.
     pub(super) fn begin(&mut self) {
         self.is_used = true;
         if let Some(pool) = &self.pool {
@@ -63,21 +63,21 @@ impl Holdings {
         }
     }
 
-    /// So much is kept for prompts that begin alike; said with the next figures.
+    /// Sets the size of the prefix cache for the next report.
     pub(super) const fn keep(&mut self, prefix_cache: Bytes) {
         self.prefix_cache = prefix_cache;
     }
 
-    /// Most that the pool held since the job began.
+    /// Peak of the pool since the job began.
     pub(super) fn peak(&self) -> Option<DevicePeak> {
         Some(device_peak(self.pool.as_ref()?))
     }
 
-    /// What is left when the heap has given back what is free; a new peak of the host's memory starts here.
+    /// Trims the heap, measures, and resets the peak of host memory.
     pub(super) fn settle(&mut self) -> Memory {
-        host::release_free_heap();
-        host::reset_peak();
-        let host::HostMemory { resident, anonymous, .. } = host::memory();
+        process_memory::release_free_heap();
+        process_memory::reset_peak();
+        let process_memory::ProcessMemory { resident, anonymous, .. } = process_memory::memory();
         let (prefix_cache, device) = (self.prefix_cache, self.device());
         self.idle = Memory { resident, anonymous, prefix_cache, device };
         self.idle
@@ -87,17 +87,17 @@ impl Holdings {
         Some(device_memory(self.pool.as_ref()?))
     }
 
-    /// Down to how much the policy says to trim, when nothing has run for `idle`, if anything is due.
+    /// The size to trim the pool to after `idle` without a job; `None` if no trim is due.
     pub(super) fn due(&self, idle: Duration) -> Option<Bytes> {
         self.trim.due(self.idle.device?.reserved, idle)
     }
 
-    /// Whether a trim to `keep` takes scratch away that captured runs have the addresses of.
+    /// Whether a trim to `keep` would free buffers that captured graphs refer to.
     pub(super) fn has_to_trim(&self, keep: Bytes) -> bool {
         self.pool.as_ref().is_some_and(|pool| pool.has_to_trim(keep))
     }
 
-    /// Gives back all that the pool does not use but for `keep`; what is held then.
+    /// Trims the pool down to `keep` and measures.
     pub(super) fn trim_to(&mut self, keep: Bytes) -> Memory {
         if let Some(pool) = &self.pool {
             pool.trim(keep);
@@ -106,8 +106,7 @@ impl Holdings {
         self.settle()
     }
 
-    /// How long nothing must happen before [`due`](Self::due) can say something new; `None` when waiting
-    /// makes no difference.
+    /// Idle time after which [`due`](Self::due) may change; `None` if it will not.
     pub(super) fn wait(&self) -> Option<Duration> {
         (self.is_used && self.pool.is_some()).then(|| self.trim.wait()).flatten()
     }
@@ -118,11 +117,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn without_a_pool_nothing_is_said_of_a_device_and_nothing_is_due() {
-        let mut holdings = Holdings::new(None, "idle=1".parse().unwrap());
-        holdings.begin();
-        assert_eq!((holdings.idle().device, holdings.peak(), holdings.wait()), (None, None, None));
-        assert_eq!(holdings.due(Duration::MAX), None);
-        assert_eq!(holdings.trim_to(Bytes(0)).device, None);
+    fn without_a_pool_no_device_memory_is_reported_and_no_trim_is_due() {
+        let mut tracker = MemoryTracker::new(None, "idle=1".parse().unwrap());
+        tracker.begin();
+        assert_eq!((tracker.idle().device, tracker.peak(), tracker.wait()), (None, None, None));
+        assert_eq!(tracker.due(Duration::MAX), None);
+        assert_eq!(tracker.trim_to(Bytes(0)).device, None);
     }
 }

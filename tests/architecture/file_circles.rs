@@ -11,27 +11,14 @@ use super::source::{source_files, words};
 
 /// Folders whose files may form a circle, each with the reason.
 const ALLOWED: &[(&str, &str)] = &[
-    ("cli", "not untangled yet"),
-    ("config", "not untangled yet"),
-    ("constraint", "not untangled yet"),
-    ("device", "not untangled yet"),
     ("engine", "not untangled yet"),
     ("executor", "not untangled yet"),
-    ("export", "not untangled yet"),
     ("http", "not untangled yet"),
     ("job", "not untangled yet"),
     ("job.rs", "not untangled yet"),
-    ("manifest", "not untangled yet"),
-    ("manifest.rs", "not untangled yet"),
-    ("model", "not untangled yet"),
-    ("onnx", "not untangled yet"),
-    ("onnx.rs", "not untangled yet"),
     ("otel", "not untangled yet"),
-    ("prompt_store", "not untangled yet"),
     ("sandbox", "not untangled yet"),
-    ("smoke", "not untangled yet"),
     ("supervise", "not untangled yet"),
-    ("text", "not untangled yet"),
     ("worker", "not untangled yet"),
 ];
 

@@ -23,7 +23,8 @@ const LAYERS: &str = "
     text: files job manifest units
     constraint: job text units
     wire: device_spec job trim_policy units
-    sandbox: constraint job metrics text units wire
+    child_process: wire
+    sandbox: child_process constraint job metrics text units wire
     device: device_spec units
     onnx:
     export: files manifest onnx units
@@ -31,13 +32,13 @@ const LAYERS: &str = "
     engine: constraint device job model units
     worker: constraint device engine job manifest model prompt_store trim_policy wire units
     otel: job metrics units
-    supervise: files job log_queue metrics otel wire units
+    supervise: child_process files job log_queue metrics otel wire units
     executor: job metrics otel units
     http: auth config constraint executor files job metrics sandbox prompt_store text otel units
     client:
     smoke: client
     loadgen: client
-    cli: auth device_spec client config constraint device engine executor export files http job loadgen log_queue manifest metrics model sandbox prompt_store smoke supervise text otel units wire worker
+    cli: auth child_process device_spec client config constraint device engine executor export files http job loadgen log_queue manifest metrics model sandbox prompt_store smoke supervise text otel units wire worker
 ";
 
 /// The only module with `unsafe`.

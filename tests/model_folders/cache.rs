@@ -1,4 +1,4 @@
-//! Damage of exports: those of eka's own cache are made again, all others are named.
+//! Damaged exports: those in eka's cache are exported again, all others are reported.
 
 use std::{
     fs,
@@ -8,10 +8,13 @@ use std::{
 
 use eka::{device_spec::Verify, model::Scope};
 
-use super::{Folder, cut, flip};
-use crate::program::{argument, root, run, text};
+use crate::support::{
+    files::{cut, flip, make_fifo},
+    model_folder::Folder,
+    program::{argument, root, run, text},
+};
 
-/// A source directory with a cache of its own.
+/// A source directory and a separate cache.
 struct Source {
     dir: tempfile::TempDir,
 }
@@ -46,7 +49,7 @@ fn content(path: &Path) -> Vec<u8> {
 }
 
 #[test]
-fn a_damaged_export_in_the_cache_is_made_again_and_that_is_said() {
+fn a_damaged_cached_export_is_exported_again_and_logged() {
     let source = Source::new();
     let first = source.generate("size");
     assert!(first.status.success(), "{}", text(&first.stderr));
@@ -65,20 +68,20 @@ fn a_damaged_export_in_the_cache_is_made_again_and_that_is_said() {
         let again = source.generate(verify);
         let log = text(&again.stderr);
         assert!(again.status.success(), "{number}: {log}");
-        assert!(log.contains("damaged and will be made again"), "{number}: {log}");
+        assert!(log.contains("event=\"export_damaged\""), "{number}: {log}");
         assert_eq!(again.stdout, first.stdout, "{number}");
         assert!(content(&weights) == right, "{number}");
     }
     let undamaged = source.generate("hash");
-    assert!(!text(&undamaged.stderr).contains("damaged"), "{}", text(&undamaged.stderr));
+    assert!(!text(&undamaged.stderr).contains("export_damaged"), "{}", text(&undamaged.stderr));
 }
 
 #[test]
-fn what_is_no_directory_in_the_place_of_a_cached_export_is_replaced() {
+fn a_file_in_place_of_a_cached_export_is_replaced() {
     let source = Source::new();
     let first = source.generate("size");
     let export = source.export();
-    let places: [&dyn Fn(); 2] = [&|| fs::write(&export, "").unwrap(), &|| super::make_fifo(&export)];
+    let places: [&dyn Fn(); 2] = [&|| fs::write(&export, "").unwrap(), &|| make_fifo(&export)];
     for place in places {
         fs::remove_dir_all(&export).unwrap();
         place();
@@ -89,13 +92,12 @@ fn what_is_no_directory_in_the_place_of_a_cached_export_is_replaced() {
 }
 
 #[test]
-fn an_adapter_that_cannot_be_read_is_an_error_and_its_model_is_not_served_without_it() {
+fn an_unreadable_adapter_is_an_error_and_not_ignored() {
     let source = Source::new();
     let adapter = source.dir.path().join("small/adapter");
-    let places: [&dyn Fn(); 3] =
-        [&|| fs::write(&adapter, "").unwrap(), &|| super::make_fifo(&adapter), &|| {
-            std::os::unix::fs::symlink("nowhere", &adapter).unwrap()
-        }];
+    let places: [&dyn Fn(); 3] = [&|| fs::write(&adapter, "").unwrap(), &|| make_fifo(&adapter), &|| {
+        std::os::unix::fs::symlink("nowhere", &adapter).unwrap()
+    }];
     for place in places {
         place();
         let refused = source.generate("size");
@@ -107,7 +109,7 @@ fn an_adapter_that_cannot_be_read_is_an_error_and_its_model_is_not_served_withou
 }
 
 #[test]
-fn a_damaged_folder_of_the_users_own_is_named_with_both_sizes_and_left_alone() {
+fn a_damaged_user_folder_is_reported_with_both_sizes_and_unchanged() {
     let folder = Folder::new();
     let weights = folder.file("model.onnx.data");
     let recorded = fs::metadata(&weights).unwrap().len();
@@ -129,7 +131,7 @@ fn a_damaged_folder_of_the_users_own_is_named_with_both_sizes_and_left_alone() {
 }
 
 #[test]
-fn texts_of_a_folder_may_be_edited_and_bytes_of_weights_may_not() {
+fn tokenizer_files_may_be_edited_but_not_weights() {
     let folder = Folder::new();
     assert!(folder.is_whole());
     fs::write(folder.file("generation_config.json"), "{}").unwrap();
@@ -142,7 +144,7 @@ fn texts_of_a_folder_may_be_edited_and_bytes_of_weights_may_not() {
 }
 
 #[test]
-fn inspect_verify_names_every_file_that_changed_or_is_gone() {
+fn inspect_verify_names_every_changed_or_missing_file() {
     let folder = Folder::new();
     let inspect = || run(&["inspect", argument(&folder.path()), "--verify", "--json"]);
     let whole = inspect();

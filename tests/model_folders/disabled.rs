@@ -1,16 +1,17 @@
-//! Models that cannot be used, beside one that can.
+//! Unusable models next to a usable one.
 
 use std::{fs, path::Path};
 
 use serde_json::{Value, json};
 
-use super::{Folder, cut, make_fifo};
-use crate::{
-    export_safety::copy,
+use crate::support::{
+    files::{copy, cut, make_fifo},
+    model_folder::Folder,
     program::{Program, argument, run, text},
+    server::eventually,
 };
 
-/// A name, what is done to a copy of the model, and a part of the reason that clients see.
+/// A name, the damage to a copy of the model, and a part of the reason that clients see.
 type Damage = (&'static str, fn(&Path), &'static str);
 
 const DAMAGES: [Damage; 8] = [
@@ -61,7 +62,7 @@ async fn get(program: &Program, path: &str) -> Value {
 }
 
 #[tokio::test]
-async fn a_model_that_cannot_be_used_is_disabled_alone_and_its_reason_is_told() {
+async fn a_broken_model_is_disabled_with_a_reason_and_others_are_served() {
     let folder = Folder::new();
     let models = tempfile::tempdir().unwrap();
     for (name, damage, _) in DAMAGES {
@@ -87,12 +88,14 @@ async fn a_model_that_cannot_be_used_is_disabled_alone_and_its_reason_is_told() 
         assert_eq!((status, &refused["error"]["code"]), (503, &json!("model_unavailable")), "{refused}");
         assert!(refused["error"]["message"].as_str().unwrap().contains(reason), "{refused}");
         assert!(!refused.to_string().contains(folder_name), "{refused}");
-        program.has_logged(&format!("model \"{name}\" is not served: ")).await;
+        let model = format!("model=\"{name}\"");
+        let is_logged = || program.logged("model_unavailable").iter().any(|line| line.contains(&model));
+        eventually(name, is_logged).await;
     }
 }
 
 #[tokio::test]
-async fn where_the_first_model_cannot_be_used_the_others_are_served_and_none_stands_in_for_it() {
+async fn a_broken_first_model_is_not_replaced_by_another() {
     let folder = Folder::new();
     let models = tempfile::tempdir().unwrap();
     copy(&folder.path(), &models.path().join("other"));
@@ -108,7 +111,7 @@ async fn where_the_first_model_cannot_be_used_the_others_are_served_and_none_sta
 }
 
 #[test]
-fn where_no_model_can_be_used_the_server_does_not_start_and_says_why() {
+fn without_a_usable_model_the_server_exits_with_the_reason() {
     let folder = Folder::new();
     let template = folder.file("chat_template.jinja");
     fs::write(&template, "{% for %}").unwrap();
@@ -116,14 +119,14 @@ fn where_no_model_can_be_used_the_server_does_not_start_and_says_why() {
     let error = text(&refused.stderr);
     assert_eq!(refused.status.code(), Some(4), "{error}");
     assert!(
-        error.contains(argument(&template)) && error.contains("remove it to serve prompts alone"),
+        error.contains(argument(&template)) && error.contains("remove it to serve only prompts"),
         "{error}"
     );
 }
 
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn a_model_whose_name_is_not_utf_8_is_disabled_alone_and_no_worker_ends() {
+async fn a_model_name_that_is_not_utf_8_disables_only_that_model() {
     use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
 
     let folder = Folder::new();

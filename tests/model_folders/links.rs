@@ -10,8 +10,8 @@ use eka::{
     model::{Model, Scope, check_directory},
 };
 
-use super::Folder;
-use crate::{
+use crate::support::{
+    model_folder::Folder,
     models::{OPTIONS, open_with, runtime},
     program::root,
 };
@@ -35,7 +35,7 @@ fn ways() -> [SessionOptions; 2] {
 }
 
 #[test]
-fn the_layout_of_the_hugging_face_cache_is_loaded_and_computes_the_same() {
+fn the_hugging_face_cache_layout_gives_the_same_logits() {
     let dir = tempfile::tempdir().unwrap();
     let source = Source::Checkpoint { base: root().join("tests/fixtures/llama/base"), adapters: Vec::new() };
     let own = dir.path().join("own");
@@ -67,7 +67,7 @@ fn weights_on_another_disk_are_loaded_through_a_link() {
 }
 
 #[test]
-fn a_graph_names_no_file_outside_of_its_folder() {
+fn a_graph_cannot_name_files_outside_its_folder() {
     let folder = Folder::new();
     let graph = fs::read(folder.file("model.onnx")).unwrap();
     for outside in ["../../etc/hosts", "/etc/./hostname", "a/../../x/y.bin"] {

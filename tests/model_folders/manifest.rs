@@ -7,8 +7,11 @@ use eka::{
 };
 use serde_json::{Value, json};
 
-use super::{Folder, cut};
-use crate::models::{OPTIONS, open_directory, runtime};
+use crate::support::{
+    files::cut,
+    model_folder::Folder,
+    models::{OPTIONS, open_directory, runtime},
+};
 
 /// Every place of a number, a text or a list in the manifest, as JSON pointers.
 fn places(document: &Value, at: &str, found: &mut Vec<String>) {
@@ -26,7 +29,7 @@ fn places(document: &Value, at: &str, found: &mut Vec<String>) {
     }
 }
 
-/// What is written in place of `value`.
+/// The values written instead of `value`.
 fn damages(value: &Value) -> Vec<Value> {
     let mut damages = vec![json!(null), json!(0), json!(-1), json!("x"), json!([]), json!({}), json!(1.5)];
     damages.extend([json!("../x"), json!(1_u64 << 24), json!(u64::MAX)]);
@@ -37,7 +40,7 @@ fn damages(value: &Value) -> Vec<Value> {
 }
 
 #[test]
-fn a_manifest_that_lies_is_refused_at_load_or_the_model_works_up_to_its_last_position() {
+fn a_wrong_manifest_is_rejected_at_load_or_harmless() {
     let folder = Folder::new();
     let manifest = folder.manifest();
     let mut all = Vec::new();
@@ -61,7 +64,7 @@ fn a_manifest_that_lies_is_refused_at_load_or_the_model_works_up_to_its_last_pos
 }
 
 #[test]
-fn a_context_longer_than_the_tables_of_positions_is_refused_with_both_numbers() {
+fn a_context_longer_than_the_position_tables_is_rejected_with_both_numbers() {
     let folder = Folder::new();
     let mut manifest = folder.manifest();
     let rows = manifest["context_length"].as_u64().unwrap();
@@ -85,5 +88,5 @@ fn a_folder_of_an_older_version_is_served_and_its_weights_are_still_checked() {
     open_directory(&folder.path(), 64).forward(&[1, 2, 3]).unwrap();
     cut(&folder.file("model.onnx.data"), 4096);
     let problem = folder.problem(Verify::Size, Scope::Weights);
-    assert!(problem.contains("model.onnx.data") && problem.contains("it was cut off"), "{problem}");
+    assert!(problem.contains("model.onnx.data") && problem.contains("truncated"), "{problem}");
 }

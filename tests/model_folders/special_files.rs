@@ -8,10 +8,13 @@ use eka::{
     text::Text,
 };
 
-use super::{Folder, make_fifo};
-use crate::program::{argument, run, text};
+use crate::support::{
+    files::make_fifo,
+    model_folder::Folder,
+    program::{argument, run, text},
+};
 
-/// What is read of a model's folder, by the server and by a worker.
+/// The files of a model folder that the server and the worker read.
 const FILES: [&str; 9] = [
     "eka.json",
     "model.onnx",
@@ -47,7 +50,7 @@ fn open(dir: &Path) -> Option<Result<(), String>> {
 }
 
 #[test]
-fn a_fifo_a_device_a_directory_or_an_endless_file_is_refused_in_every_place() {
+fn fifos_devices_directories_and_endless_files_are_rejected_everywhere() {
     let folder = Folder::new();
     fs::create_dir_all(folder.file("additional_chat_templates")).unwrap();
     assert_eq!(open(&folder.path()), Some(Ok(())));
@@ -67,7 +70,7 @@ fn a_fifo_a_device_a_directory_or_an_endless_file_is_refused_in_every_place() {
 }
 
 #[test]
-fn keys_certificates_and_settings_are_read_from_regular_files_alone() {
+fn keys_certificates_and_settings_must_be_regular_files() {
     let folder = tempfile::tempdir().unwrap();
     let fifo = folder.path().join("fifo");
     make_fifo(&fifo);

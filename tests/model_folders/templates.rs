@@ -8,8 +8,7 @@ use eka::{
 };
 use serde_json::{Value, json};
 
-use super::Folder;
-use crate::{export_safety::copy, program::root};
+use crate::support::{files::copy, model_folder::Folder, program::root};
 
 const DEFAULT: &str =
     "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}";
@@ -60,7 +59,7 @@ fn the_template_named_tool_use_is_used_with_tools_wherever_it_is_found() {
 }
 
 #[test]
-fn the_template_of_a_processor_is_used_where_there_is_no_other() {
+fn a_processors_template_is_used_if_there_is_no_other() {
     let folder = Folder::new();
     fs::write(folder.file("tokenizer_config.json"), config(&json!({}))).unwrap();
     fs::write(folder.file("chat_template.json"), json!({ "chat_template": DEFAULT }).to_string()).unwrap();
@@ -114,7 +113,7 @@ fn an_export_keeps_every_template_and_special_token() {
 }
 
 #[test]
-fn the_eos_token_of_the_tokenizer_ends_an_answer_beside_those_of_the_manifest() {
+fn the_tokenizers_eos_token_also_ends_an_answer() {
     let folder = Folder::new();
     let end_tokens = || Text::open(&folder.path(), "model").unwrap().card().end_tokens.clone();
     let write = |config: Value| fs::write(folder.file("tokenizer_config.json"), config.to_string()).unwrap();

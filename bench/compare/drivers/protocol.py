@@ -1,4 +1,4 @@
-"""What a driver of a library says: one line of JSON when it is ready, and one for each that it is asked.
+"""The protocol of a driver: one line of JSON when it is ready, and one for each request.
 
 Runs under the Python of the library, and imports nothing of eka's. Arguments: MODEL THREADS.
 """
@@ -8,7 +8,7 @@ import os
 import sys
 import time
 
-# What the library prints must not stand between the lines.
+# The library's own output must not mix with the lines.
 replies = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)
 

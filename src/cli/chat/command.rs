@@ -1,36 +1,40 @@
-//! What can be typed besides prompts.
+//! Commands of the chat, which begin with a slash.
 
-/// A line, understood.
+/// A parsed line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Command<'a> {
     /// A prompt.
     Say(&'a str),
     Help,
-    /// Forget what was said.
+    /// Remove all turns.
     Clear,
     /// Show or change the system message.
     System(Option<&'a str>),
-    /// Show all that can be set.
+    /// Show all sampling parameters.
     Show,
-    /// Change how answers are picked.
+    /// Change a sampling parameter.
     Set(&'a str, &'a str),
     Stats,
     Bye,
-    /// None of these; why.
+    /// An error message.
     Unknown(String),
 }
 
 /// Each command, what follows it, and what it does.
 pub(super) const COMMANDS: [(&str, &str, &str); 6] = [
     ("/help", "", "this list"),
-    ("/clear", "", "forget what was said so far"),
-    ("/system", "[TEXT]", "show or change the system message; none takes it away"),
-    ("/set", "[NAME VALUE]", "change how answers are picked, as in /set temperature 0.7; alone, show it"),
-    ("/stats", "", "tokens and times of the last answer, and how full the context is"),
+    ("/clear", "", "start a new conversation"),
+    ("/system", "[TEXT]", "show or change the system message; none removes it"),
+    (
+        "/set",
+        "[NAME VALUE]",
+        "change a sampling parameter, as in /set temperature 0.7; without arguments, show all",
+    ),
+    ("/stats", "", "tokens and times of the last answer, and use of the context"),
     ("/bye", "", "leave"),
 ];
 
-/// Reads a line.
+/// Parses a line.
 pub(super) fn read(line: &str) -> Command<'_> {
     if !line.starts_with('/') {
         return Command::Say(line);
@@ -44,28 +48,28 @@ pub(super) fn read(line: &str) -> Command<'_> {
         "/set" if rest.is_empty() => Command::Show,
         "/set" => match rest.split_once(char::is_whitespace) {
             Some((name, value)) => Command::Set(name, value.trim()),
-            None => {
-                Command::Unknown(format!("/set {rest} what? As in /set {rest} VALUE; /set alone shows all"))
-            }
+            None => Command::Unknown(format!(
+                "/set {rest} needs a value: /set {rest} VALUE; /set shows all parameters"
+            )),
         },
         "/stats" => Command::Stats,
         "/bye" | "/exit" | "/quit" => Command::Bye,
         _ => Command::Unknown(format!(
-            "there is no {name}; /help lists what there is, and a space before it makes it a prompt"
+            "unknown command {name}; /help lists commands, and a leading space makes the line a prompt"
         )),
     }
 }
 
-/// The list, for people.
+/// The text of /help.
 pub(super) fn help() -> String {
     let command =
         |(name, rest, does): &(&str, &str, &str)| format!("  {:<20} {does}", format!("{name} {rest}"));
     let commands = COMMANDS.iter().map(command).collect::<Vec<_>>().join("\n");
     format!(
         "{commands}\n\n  \
-         Several lines stand between \"\"\" and \"\"\", or end with a backslash, or are broken with Alt-Enter.\n  \
-         Ctrl-C ends an answer, and at an empty prompt, twice, the program; so does Ctrl-D.\n  \
-         Arrows and Ctrl-R find earlier prompts; a prompt that begins with a space is not kept among them."
+         For several lines, use \"\"\" before and after, a backslash at the end of a line, or Alt-Enter.\n  \
+         Ctrl-C stops an answer; twice at an empty prompt, or Ctrl-D, it leaves.\n  \
+         Arrows and Ctrl-R find earlier prompts; a prompt with a leading space is not saved."
     )
 }
 
@@ -87,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_listed_is_understood() {
+    fn every_listed_command_is_known() {
         for (name, _, _) in COMMANDS {
             assert!(!matches!(read(name), Command::Unknown(_) | Command::Say(_)), "{name}");
             assert!(help().contains(name));

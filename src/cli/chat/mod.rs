@@ -1,11 +1,10 @@
-//! A conversation with whoever sits at the terminal.
+//! Interactive chat in the terminal.
 //!
-//! Ctrl-C has two meanings, and the terminal keeps them apart: while a line is typed it is a key like others, while an
-//! answer is written it is a signal, and only the answer ends by it.
+//! Ctrl-C is a key while a line is edited, and a signal while an answer is generated, which ends only the answer.
 
 mod command;
-mod lines;
-mod turns;
+mod conversation;
+mod readline;
 
 use std::ops::ControlFlow;
 
@@ -14,70 +13,71 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     command::Command,
-    lines::{Line, Lines},
-    turns::{Next, Turns},
+    conversation::{Conversation, NextPrompt},
+    readline::{Input, LineReader},
 };
 use super::{
-    answer::{Answer, End, Speaker, interruptible},
     exit::Exit,
-    generate::{Args, Stream},
-    print::{self, note, problem},
+    generate_args::Args,
+    local_model::{Answer, LocalModel, StopReason, interruptible},
+    output::{self, note, problem},
     sampling::SamplingArgs,
+    stdout_stream::StdoutStream,
 };
 
-/// Asks for prompts and answers them until told to leave.
+/// Reads prompts and answers them until the user leaves.
 ///
 /// # Errors
-/// When the model cannot be loaded or the terminal fails. An answer that fails is said, and the conversation goes on.
-pub(super) async fn talk(speaker: &mut Speaker, args: &Args) -> anyhow::Result<Exit> {
-    note(format_args!("loading {}", speaker.text.card().id));
+/// When the model cannot be loaded or the terminal fails. A failed answer is printed, and the chat continues.
+pub(super) async fn run(model: &mut LocalModel, args: &Args) -> anyhow::Result<Exit> {
+    note(format_args!("loading {}", model.text.card().id));
     tokio::select! {
-        loaded = speaker.ready() => loaded?,
+        loaded = model.ready() => loaded?,
         Ok(()) = tokio::signal::ctrl_c() => return Ok(Exit::Interrupted),
     }
-    let mut talk = Talk::new(speaker, args);
-    note(talk.greeting());
-    let history = if args.no_history { None } else { lines::history_file() };
-    let mut lines = Lines::open(history)?;
+    let mut session = ChatSession::new(model, args);
+    note(session.greeting());
+    let history = if args.no_history { None } else { readline::history_file() };
+    let mut lines = LineReader::open(history)?;
     let mut wants_to_leave = false;
     loop {
         match lines.next().await? {
-            Line::Text(text) => {
+            Input::Text(text) => {
                 wants_to_leave = false;
-                if talk.hear(&text).await?.is_break() {
+                if session.handle(&text).await?.is_break() {
                     return Ok(Exit::Done);
                 }
             }
-            Line::Quoted(text) => {
+            Input::Quoted(text) => {
                 wants_to_leave = false;
-                talk.answer(&text).await;
+                session.answer(&text).await;
             }
-            Line::Interrupt if !wants_to_leave => {
+            Input::Interrupt if !wants_to_leave => {
                 wants_to_leave = true;
-                note("Ctrl-C once more, or Ctrl-D, to leave");
+                note("press Ctrl-C again or Ctrl-D to leave");
             }
-            Line::Interrupt | Line::End => return Ok(Exit::Done),
+            Input::Interrupt | Input::End => return Ok(Exit::Done),
         }
     }
 }
 
-/// Both sides of the conversation.
-struct Talk<'a> {
-    speaker: &'a mut Speaker,
+/// State of a chat.
+struct ChatSession<'a> {
+    model: &'a mut LocalModel,
     wanted: SamplingArgs,
-    turns: Turns,
-    /// Prompts are turns of a conversation, not texts to continue.
+    conversation: Conversation,
+    /// Prompts are turns of a conversation, not plain text to continue.
     is_conversation: bool,
     last: Option<Answer>,
 }
 
-impl<'a> Talk<'a> {
-    fn new(speaker: &'a mut Speaker, args: &Args) -> Self {
+impl<'a> ChatSession<'a> {
+    fn new(model: &'a mut LocalModel, args: &Args) -> Self {
         Self {
-            is_conversation: speaker.text.card().has_chat_template && !args.raw,
-            speaker,
+            is_conversation: model.text.card().has_chat_template && !args.raw,
+            model,
             wanted: args.wanted.clone(),
-            turns: Turns::new(args.system.clone()),
+            conversation: Conversation::new(args.system.clone()),
             last: None,
         }
     }
@@ -86,26 +86,28 @@ impl<'a> Talk<'a> {
         let how = if self.is_conversation {
             "a conversation"
         } else {
-            "each prompt by itself, continued as it stands"
+            "plain text: each prompt is continued on its own"
         };
-        format!("{how}; /help lists what can be done, Ctrl-D leaves")
+        format!("{how}; /help lists commands, Ctrl-D leaves")
     }
 
-    /// Does what a line says.
-    async fn hear(&mut self, line: &str) -> anyhow::Result<ControlFlow<()>> {
+    /// Executes one line of input.
+    async fn handle(&mut self, line: &str) -> anyhow::Result<ControlFlow<()>> {
         match command::read(line) {
             Command::Say(prompt) if prompt.trim().is_empty() => {}
             Command::Say(prompt) => self.answer(prompt).await,
             Command::Help => show(&command::help())?,
-            Command::Clear => note(format_args!("turns forgotten: {}", self.turns.clear())),
+            Command::Clear => note(format_args!("turns removed: {}", self.conversation.clear())),
             Command::System(_) if !self.is_conversation => {
                 problem(
-                    "the model has no chat template that a system message could go into, or --raw leaves it out",
+                    "a system message needs a chat template, which the model does not have or --raw disables",
                 );
             }
-            Command::System(None) => show(self.turns.system.as_deref().unwrap_or("no system message"))?,
+            Command::System(None) => {
+                show(self.conversation.system.as_deref().unwrap_or("no system message"))?
+            }
             Command::System(Some(text)) => {
-                self.turns.system = Some(text.to_owned()).filter(|text| text != "none");
+                self.conversation.system = Some(text.to_owned()).filter(|text| text != "none");
                 note("from the next prompt on");
             }
             Command::Show => show(&self.wanted.lines().join("\n"))?,
@@ -120,67 +122,70 @@ impl<'a> Talk<'a> {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Answers, and keeps what was said; what stands on the terminal is what the model reads next time, also of an answer
-    /// that was cut short.
+    /// Answers and adds the turn to the conversation, including an interrupted answer: the model reads what the user saw.
     async fn answer(&mut self, asked: &str) {
-        match self.say(asked).await {
-            Err(error) => problem(print::reasons(&error)),
+        match self.generate(asked).await {
+            Err(error) => problem(output::reasons(&error)),
             Ok(answer) => {
                 if self.is_conversation && !answer.text.is_empty() {
-                    self.turns.keep(asked.to_owned(), answer.text.clone());
+                    self.conversation.keep(asked.to_owned(), answer.text.clone());
                 }
                 self.last = Some(answer);
             }
         }
     }
 
-    async fn say(&mut self, asked: &str) -> anyhow::Result<Answer> {
+    async fn generate(&mut self, asked: &str) -> anyhow::Result<Answer> {
         let (prompt, max_new) = self.prompt(asked)?;
         let cancel = CancellationToken::new();
-        let mut stream = Stream::new(true);
-        let saying = self.speaker.say((prompt, max_new), &self.wanted, &cancel, |text| stream.write(text));
-        let (answer, _) = interruptible(saying, &cancel).await;
+        let mut stream = StdoutStream::new(true);
+        let generation =
+            self.model.generate((prompt, max_new), &self.wanted, &cancel, |text| stream.write(text));
+        let (answer, _) = interruptible(generation, &cancel).await;
         let _ = stream.write("\n");
         let answer = answer?;
         match answer.end {
-            End::Stop => {}
-            End::Length => note(format_args!("cut after {max_new} tokens; /set max_new_tokens N for more")),
-            End::Cancelled => note("cancelled"),
+            StopReason::Stop => {}
+            StopReason::Length => {
+                note(format_args!("stopped after {max_new} tokens; /set max_new_tokens N allows more"))
+            }
+            StopReason::Cancelled => note("cancelled"),
         }
         Ok(answer)
     }
 
-    /// Token ids to go on from, and how many may follow.
+    /// The prompt's tokens, and the most tokens of the answer.
     fn prompt(&mut self, asked: &str) -> anyhow::Result<(Vec<u32>, usize)> {
-        let context = self.speaker.context;
-        let wanted = self.wanted.max_new_tokens.unwrap_or(self.speaker.default_max_new);
+        let context = self.model.context;
+        let wanted = self.wanted.max_new_tokens.unwrap_or(self.model.default_max_new);
         let prompt = if self.is_conversation {
-            // Rather fewer turns than an answer that is cut at once.
+            // Old turns are dropped to leave room for the answer.
             let most = context - wanted.min(context / 4);
-            let Next { prompt, left_out } = self.turns.next(&self.speaker.text, asked, most)?;
+            let NextPrompt { prompt, left_out } = self.conversation.next(&self.model.text, asked, most)?;
             if left_out > 0 {
-                note(format_args!(
-                    "turns that no longer fit the context of {context} tokens, and are forgotten: {left_out}"
-                ));
+                note(format_args!("turns removed to fit the context of {context} tokens: {left_out}"));
             }
             prompt
         } else {
-            self.speaker.text.encode(asked)?
+            self.model.text.encode(asked)?
         };
         let (tokens, room) = (prompt.len(), context.saturating_sub(prompt.len()));
-        ensure!(room > 0, "the prompt of {tokens} tokens leaves no room in the context length of {context}");
+        ensure!(
+            room > 0,
+            "the prompt has {tokens} tokens and fills the context length of {context}; shorten the prompt"
+        );
         Ok((prompt, wanted.min(room)))
     }
 
     fn stats(&self) -> String {
         let Some(answer) = &self.last else { return "no answer yet".into() };
         let used = answer.usage.prompt_tokens + answer.usage.completion_tokens;
-        let context = self.speaker.context;
-        let turns = self.turns.len();
+        let context = self.model.context;
+        let turns = self.conversation.len();
         format!("{}\n{used} of {context} tokens of context, turns kept: {turns}", answer.summary())
     }
 }
 
 fn show(text: &str) -> anyhow::Result<()> {
-    print::result(|out| writeln!(out, "{}", print::printable(text)))
+    output::result(|out| writeln!(out, "{}", output::printable(text)))
 }

@@ -1,9 +1,8 @@
 //! The libraries that ONNX Runtime's CUDA provider is linked with, loaded before it.
 //!
-//! The provider has no search path of its own, so the system would look for them where an administrator put them, or
-//! not at all. A library that is loaded already is found by its name wherever it lies: so they are loaded by their
-//! paths, each after what it needs itself, from the directory of the core library. What lies on the system's search
-//! path may be of another version, and is never looked at.
+//! The provider has no search path, so the system would find them only where an administrator installed them. A library that is
+//! loaded already is found by its name. So they are loaded by their paths from the directory of the core library, each after
+//! its dependencies. The system's search path is never used, as it may have another version.
 
 use std::{
     fs,
@@ -11,21 +10,21 @@ use std::{
 };
 
 use super::NoCuda;
-use crate::device::runtime::numbers;
+use crate::device::library_search::numbers;
 
 /// The provider's file, beside the core library.
 pub(in crate::device) const PROVIDER: &str = "libonnxruntime_providers_cuda.so";
 
-/// What the provider is linked with, in an order in which each finds what it needs itself. It opens cuDNN and cuFFT only
-/// for operators that no language model has; it is told to do without cuDNN.
+/// Libraries that the provider is linked with, each after its dependencies. It opens cuDNN and cuFFT only for operators that no
+/// language model has, and cuDNN is disabled.
 const NEEDED: [&str; 4] = ["libcudart.so", "libcublasLt.so", "libcublas.so", "libcurand.so"];
 
-/// Loads what the provider in `directory` needs. What is loaded stays so.
+/// Loads the dependencies of the provider in `directory`, until the process ends.
 ///
 /// # Errors
-/// [`NoCuda::NoDependency`] for what is not there, [`NoCuda::BadDependency`] for what cannot be loaded.
+/// [`NoCuda::NoDependency`] for a missing library, [`NoCuda::BadDependency`] for one that cannot be loaded.
 pub(in crate::device) fn preload(directory: &Path) -> Result<(), NoCuda> {
-    // All are looked for before any is loaded: half a gigabyte is read for nothing otherwise.
+    // All are located before any is loaded: a missing one would waste reading half a gigabyte.
     let needed = NEEDED.map(|name| {
         newest(directory, name)
             .ok_or_else(|| NoCuda::NoDependency { name: name.into(), dir: directory.into() })
@@ -67,7 +66,7 @@ fn load_for_all(path: &Path) -> Result<(), String> {
     library.map(std::mem::forget).map_err(|e| reason(&e))
 }
 
-/// The system's own words, which libloading keeps as a cause.
+/// The system's message, which libloading keeps as a cause.
 pub(super) fn reason(e: &libloading::Error) -> String {
     std::error::Error::source(e).map_or_else(|| e.to_string(), ToString::to_string)
 }

@@ -1,15 +1,15 @@
-//! Which instructions a processor has, and what is written once for all of them run with those.
+//! The vector instructions of a processor, and tasks that are compiled for each instruction set.
 
 #[cfg(target_arch = "aarch64")]
 use super::neon::Neon;
-use super::simd_i8::{Portable, SimdI8};
 #[cfg(target_arch = "x86_64")]
 use super::x86::{Avx2, Avx512};
+use super::{portable::Portable, simd_i8::SimdI8};
 
-/// What a processor can do.
+/// An instruction set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CpuIsa {
-    /// No instructions of its own are used.
+    /// No special instructions.
     Portable,
     /// AVX2, FMA and F16C.
     #[cfg(target_arch = "x86_64")]
@@ -75,7 +75,7 @@ impl CpuIsa {
     /// Runs `task` with these instructions.
     ///
     /// # Safety
-    /// The processor must be of this kind; and as the task says.
+    /// The processor must have this instruction set; and the conditions of the task.
     #[expect(clippy::undocumented_unsafe_blocks, reason = "one comment for all of them")]
     pub(super) unsafe fn run(self, task: impl Task) {
         // SAFETY, of every arm: as the caller promises.
@@ -95,10 +95,10 @@ impl CpuIsa {
 
 /// Something that is written once for every kind of processor.
 pub(super) trait Task {
-    /// Does it. Always inlined, so that it is compiled anew for each kind, with the instructions of that.
+    /// Runs the task. Always inlined, so that it is compiled once for each instruction set.
     ///
     /// # Safety
-    /// The processor must have the instructions of `P`; and as the task says.
+    /// The processor must have the instructions of `P`; and the conditions of the task.
     unsafe fn run<P: SimdI8>(self);
 }
 

@@ -18,14 +18,14 @@ use super::{
 };
 
 /// Activations, rounded, in the order in which a product reads them: one row of numbers for the processor to run ahead on,
-/// where values, scales and starts in arrays of their own would be eighteen.
+/// where separate arrays of values, scales and starts would be eighteen.
 ///
 /// Rows are in groups of as many as one pass over the weights serves; the last may have fewer. Of a group of `r` rows, block
 /// by block, in words of four bytes:
 ///
 /// ```text
 /// values  [8][r]  four int8 each
-/// starts  [r]     int32: what a block's sum starts with, as codes are eight too large
+/// starts  [r]     int32: the initial value of a block's sum, as codes are eight too large
 /// scales  [r]     float32
 /// ```
 #[derive(Debug, Default)]
@@ -38,7 +38,7 @@ pub(super) struct Rounded {
 const WORDS: usize = BLOCK / 4 + 2;
 
 impl Rounded {
-    /// Makes room for `rows` of activations for `matrix`; what was there is lost.
+    /// Makes room for `rows` of activations for `matrix`; the earlier content is lost.
     pub(super) fn resize(&mut self, rows: usize, matrix: &PackedInt4) {
         self.rows = rows;
         // Never less, as the next matrix may need more again.
@@ -79,7 +79,7 @@ impl<'a, T> Parts<'a, T> {
     /// No part to be written that overlaps with it may be in use.
     pub(super) unsafe fn read(&self, start: usize, len: usize) -> &[T] {
         assert!(start <= self.len && len <= self.len - start, "a part of the slice");
-        // SAFETY: as in `part`, but that nobody writes to it.
+        // SAFETY: as in `part`, and nothing writes to it.
         unsafe { slice::from_raw_parts(self.first.add(start), len) }
     }
 }
@@ -308,5 +308,5 @@ unsafe fn put<L: SimdI8>([low, high]: [L::Floats; 2], to: &mut [f32; PANEL]) {
 /// Bytes of a panel's block of codes.
 const CODES: usize = BLOCK * PANEL / 2;
 
-/// How far ahead of what is read the next is asked for, in bytes: reading one row's weights once is all that decode does.
+/// Prefetch distance in bytes. Decode only reads each row of weights once, so it is bound by memory.
 const AHEAD: usize = 1024;

@@ -1,4 +1,4 @@
-//! Memory for what is laid out once and read from the first byte to the last with every token.
+//! Memory for weights that are packed once and read from the first byte to the last with every token.
 //!
 //! In pages of 2 MiB where the system has them: weights in pages of 4 KiB are 150,000 of them, each faulted in when it is
 //! filled and looked up anew when it is read. Most matrices are no multiple of 2 MiB, and their scales are less: so they lie
@@ -14,10 +14,10 @@ use std::{
 use bytemuck::Pod;
 use memmap2::{MmapOptions, MmapRaw};
 
-/// What a large page has.
+/// Size of a large page, in bytes.
 const LARGE: usize = 2 << 20;
 
-/// What is mapped at a time, at least; what of it is never written takes no memory.
+/// Least size of a mapping; pages that are never written take no memory.
 const MAPPING: usize = 64 << 20;
 
 /// Where pages begin: at a cache line, as vector instructions read one at a time.
@@ -32,7 +32,7 @@ pub struct PackedStorage {
 }
 
 impl PackedStorage {
-    /// The next so many bytes; `None` where there is no memory.
+    /// The next `bytes`; `None` if memory is short.
     fn take(&mut self, bytes: usize) -> Option<(Arc<MmapRaw>, Range<usize>)> {
         let end = |start: usize| start.checked_add(bytes);
         if self.mapping.is_none() || end(self.free.start)? > self.free.end {
@@ -79,14 +79,14 @@ impl<T: Pod> Deref for HugePages<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        // SAFETY: the range lies in the mapping, begins at a cache line and is of these pages alone; any bytes are a `T`.
+        // SAFETY: the range is in the mapping, begins at a cache line and belongs only to these pages; any bytes are a `T`.
         unsafe { slice::from_raw_parts(self.first(), self.range.len() / size_of::<T>()) }
     }
 }
 
 impl<T: Pod> DerefMut for HugePages<T> {
     fn deref_mut(&mut self) -> &mut [T] {
-        // SAFETY: as in `deref`, and nobody else refers to it, as `self` is borrowed mutably.
+        // SAFETY: as in `deref`, and there is no other reference, as `self` is borrowed mutably.
         unsafe { slice::from_raw_parts_mut(self.first(), self.range.len() / size_of::<T>()) }
     }
 }

@@ -1,10 +1,10 @@
-//! Operators of our own, where ONNX Runtime leaves time on the table; for CPUs.
+//! eka's operators for CPUs, for nodes that ONNX Runtime computes more slowly.
 //!
 //! - [`PackedInt4`]: int4 weights, laid out for one product only: 4.5 bits each, float16 scales beside them.
 //! - `eka:MatMulInt4`: what `com.microsoft:MatMulNBits` computes at accuracy level 4, over such a matrix.
 //! - `eka:Attention`: what `com.microsoft:GroupQueryAttention` computes, over a cache in half the bytes or less.
 //!
-//! # What a step is made of
+//! # The parts of a step
 //! TinyLlama-1.1B's shape in int4 on two threads of an AMD EPYC (Zen 4) that others used as well, medians in milliseconds:
 //! a decode step without context and after 1,536 tokens, by ONNX Runtime's profiler, and prefill of 512 tokens without
 //! context, by where the processor was found (norms and SwiGLU as the profiler had them):
@@ -22,8 +22,8 @@
 //! With ONNX Runtime's own attention a token after 1,536 others takes 10 to 11 ms more than the first, with ours 5 to 6 since
 //! the query heads of a token are computed in pairs of lanes, as they were not yet for this table.
 //!
-//! ONNX Runtime calls them as it calls its own, on its own threads. Which nodes of a graph they stand in for is decided
-//! above, in [`model`](crate::model); a directory under `models/` knows nothing of them, and loads without them.
+//! ONNX Runtime calls them on its threads, as it calls its own operators. [`model`](crate::model) decides which nodes of a graph
+//! they replace; a directory under `models/` does not refer to them, and loads without them.
 
 mod attention;
 mod cpu_isa;
@@ -32,6 +32,7 @@ mod huge_pages;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod packed_int4;
+mod portable;
 mod simd_f32;
 mod simd_i8;
 #[cfg(test)]
@@ -66,7 +67,7 @@ pub const DOMAIN: &str = "eka";
 /// The operator that multiplies by a [`PackedInt4`].
 pub const MATMUL: &str = "MatMulInt4";
 
-/// The attribute of [`MATMUL`] that says by which, counted from zero.
+/// The attribute of [`MATMUL`] with the index of its matrix.
 pub const MATRIX: &str = "matrix";
 
 /// What the operators of a graph work with.
@@ -92,7 +93,7 @@ impl Operators {
         self.matrices.len() - 1
     }
 
-    /// Says that there is attention of ours, and what the key-value cache is in.
+    /// Adds eka's attention, with the format of the key-value cache.
     pub fn attend(&mut self, cache: Format) {
         self.cache = Some(cache);
     }
@@ -115,13 +116,13 @@ impl Operators {
         self.matrices.is_empty() && self.cache.is_none()
     }
 
-    /// As ONNX Runtime wants them, for a session with the threads of `crew`.
-    pub(super) fn domain(&self, crew: &ThreadLimits) -> ort::Result<OperatorDomain> {
+    /// As ONNX Runtime wants them, for a session with the threads of `limits`.
+    pub(super) fn domain(&self, limits: &ThreadLimits) -> ort::Result<OperatorDomain> {
         let (matrices, kind) = (self.matrices.clone(), CpuIsa::detect());
-        let product = MatMul { matrices, rounded: Arc::default(), crew: crew.clone(), kind };
+        let product = MatMul { matrices, rounded: Arc::default(), limits: limits.clone(), kind };
         let domain = OperatorDomain::new(DOMAIN)?.add(product)?;
         match self.cache {
-            Some(format) => domain.add(Attention { format, crew: crew.clone(), kind }),
+            Some(format) => domain.add(Attention { format, limits: limits.clone(), kind }),
             None => Ok(domain),
         }
     }
@@ -133,7 +134,7 @@ struct MatMul {
     /// Of the node that runs, kept from one to the next: nodes of a graph run one after the other, and each with its own
     /// would keep a third as much memory as the weights take.
     rounded: Arc<Mutex<Rounded>>,
-    crew: ThreadLimits,
+    limits: ThreadLimits,
     kind: CpuIsa,
 }
 
@@ -163,7 +164,7 @@ impl Operator for MatMul {
         Ok(Box::new(Multiply {
             matrix: Arc::clone(matrix),
             rounded: Arc::clone(&self.rounded),
-            crew: self.crew.clone(),
+            limits: self.limits.clone(),
             kind: self.kind,
         }))
     }
@@ -173,7 +174,7 @@ impl Operator for MatMul {
 struct Multiply {
     matrix: Arc<PackedInt4>,
     rounded: Arc<Mutex<Rounded>>,
-    crew: ThreadLimits,
+    limits: ThreadLimits,
     kind: CpuIsa,
 }
 
@@ -195,10 +196,10 @@ impl Kernel for Multiply {
             .ok_or_else(|| ort::Error::new("there is no output"))?;
         let (_, output) = output.try_extract_tensor_mut::<f32>()?;
         let rows = input.len() / depth;
-        // What a panic left half-written is written anew.
+        // Content that a panic left half-written is overwritten.
         let mut rounded = self.rounded.lock().unwrap_or_else(PoisonError::into_inner);
         rounded.resize(rows, matrix);
-        // SAFETY: the processor was asked what it can do.
+        // SAFETY: the processor has these instructions.
         let rounding = unsafe { Rounding::new(input, matrix, kind, &mut rounded) };
         let groups = rounding.groups();
         if groups == 1 {
@@ -206,22 +207,22 @@ impl Kernel for Multiply {
             unsafe { rounding.group(0) };
         } else {
             // SAFETY: a call for each group.
-            context.par_for(groups, self.crew.batches(rows), |group| unsafe { rounding.group(group) })?;
+            context.par_for(groups, self.limits.batches(rows), |group| unsafe { rounding.group(group) })?;
         }
         let product = Product { matrix, rounded: &rounded, output: Parts::of(output) };
         let panels = matrix.panels();
         // More tasks than threads, so that a thread that has been interrupted does not make the others wait; the more the
         // longer a panel takes.
-        let threads = self.crew.of(rows);
+        let threads = self.limits.of(rows);
         let tasks = if threads == 1 { 1 } else { panels.min(threads * TASKS_PER_THREAD * rows) };
         let share = |task: usize| panels * task / tasks..panels * (task + 1) / tasks;
         if tasks == 1 {
-            // SAFETY: one call, for all panels; the processor was asked what it can do.
+            // SAFETY: one call, for all panels; the processor has these instructions.
             unsafe { product.panels(kind, 0..panels) };
             return Ok(());
         }
-        // SAFETY: shares do not overlap; the processor was asked what it can do.
-        context.par_for(tasks, self.crew.batches(rows), |task| unsafe { product.panels(kind, share(task)) })
+        // SAFETY: shares do not overlap; the processor has these instructions.
+        context.par_for(tasks, self.limits.batches(rows), |task| unsafe { product.panels(kind, share(task)) })
     }
 }
 

@@ -228,7 +228,7 @@ impl<const DOT: bool> SimdF32 for Neon<DOT> {
 
     #[inline(always)]
     unsafe fn most(a: Floats, b: Floats) -> Floats {
-        // The instruction for it gives what is no number where either is none.
+        // The instruction returns NaN if either operand is NaN.
         each(|i| unsafe { vbslq_f32(vcgtq_f32(a[i], b[i]), a[i], b[i]) })
     }
 

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! So 4.5 bits a weight, read from the first byte to the last by every product, whether of one row or of many. A code
-//! is `0..=15` and means `code - 8`; the eight goes into what a sum starts with. Longer blocks are blocks of 32 with the
+//! is `0..=15` and means `code - 8`; the eight is part of a sum's initial value. Longer blocks are blocks of 32 with the
 //! same scale.
 
 use half::{f16, slice::HalfFloatSliceExt};
@@ -28,7 +28,7 @@ pub(super) const PANEL: usize = 32;
 pub struct Int4Blocks<'a> {
     /// Columns of the product.
     pub columns: usize,
-    /// Weights of each, what is multiplied with an activation.
+    /// Weights of each column.
     pub depth: usize,
     /// Weights that share a scale: a multiple of 32.
     pub block: usize,

@@ -10,15 +10,13 @@
 
 use half::f16;
 
-use super::simd_i8::Portable;
-
 /// How many numbers a [`SimdF32`] computes with at once.
 pub(super) const LANES: usize = 16;
 
 /// Sixteen float32.
 ///
 /// # Safety
-/// Every method needs the instructions that its implementor is named after, and pointers to as many numbers as it says.
+/// Every method needs the instructions that its implementor is named after, and pointers to as many numbers as it documents.
 pub(super) trait SimdF32 {
     /// Sixteen of them.
     type Floats: Copy;
@@ -67,7 +65,7 @@ pub(super) trait SimdF32 {
     unsafe fn fetch(from: *const u8);
 }
 
-/// `e^x` for `x` of zero or less, as softmax has it; no less than 1e-38. What is not a number stays so.
+/// `e^x` for `x` of zero or less, for softmax; no less than 1e-38. NaN stays NaN.
 ///
 /// # Safety
 /// As of [`SimdF32`].
@@ -118,130 +116,4 @@ pub(super) unsafe fn tanh<V: SimdF32>(x: V::Floats) -> V::Floats {
         };
         V::div(V::mul(polynomial(&ABOVE), x), polynomial(&BELOW))
     }
-}
-
-/// Element by element, in whatever instructions the compiler finds.
-#[inline(always)]
-fn each(a: [f32; LANES], b: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> [f32; LANES] {
-    let mut result = a;
-    for (result, b) in result.iter_mut().zip(b) {
-        *result = f(*result, b);
-    }
-    result
-}
-
-impl SimdF32 for Portable {
-    type Floats = [f32; LANES];
-    const SUMS: usize = 2;
-    const TILE: [usize; 2] = [2, 1];
-
-    #[inline(always)]
-    unsafe fn splat(number: f32) -> [f32; LANES] {
-        [number; LANES]
-    }
-
-    #[inline(always)]
-    unsafe fn load(from: *const f32) -> [f32; LANES] {
-        // SAFETY: the caller has sixteen there.
-        unsafe { from.cast::<[f32; LANES]>().read_unaligned() }
-    }
-
-    #[inline(always)]
-    unsafe fn store(floats: [f32; LANES], to: *mut f32) {
-        // SAFETY: the caller has room for sixteen there.
-        unsafe { to.cast::<[f32; LANES]>().write_unaligned(floats) }
-    }
-
-    #[inline(always)]
-    unsafe fn halfs(from: *const f16) -> [f32; LANES] {
-        // SAFETY: the caller has sixteen there.
-        let halfs = unsafe { from.cast::<[f16; LANES]>().read_unaligned() };
-        halfs.map(f16::to_f32)
-    }
-
-    #[inline(always)]
-    unsafe fn bytes(from: *const i8) -> [f32; LANES] {
-        // SAFETY: the caller has sixteen there.
-        let bytes = unsafe { from.cast::<[i8; LANES]>().read_unaligned() };
-        bytes.map(f32::from)
-    }
-
-    #[inline(always)]
-    unsafe fn add(a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
-        each(a, b, |a, b| a + b)
-    }
-
-    #[inline(always)]
-    unsafe fn sub(a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
-        each(a, b, |a, b| a - b)
-    }
-
-    #[inline(always)]
-    unsafe fn mul(a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
-        each(a, b, |a, b| a * b)
-    }
-
-    #[inline(always)]
-    unsafe fn div(a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
-        each(a, b, |a, b| a / b)
-    }
-
-    #[inline(always)]
-    unsafe fn fma(a: [f32; LANES], b: [f32; LANES], c: [f32; LANES]) -> [f32; LANES] {
-        // In two steps: where one instruction does both, a compiler's call of a function for it would be far slower.
-        each(each(a, b, |a, b| a * b), c, |product, c| product + c)
-    }
-
-    #[inline(always)]
-    unsafe fn most(a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
-        each(a, b, |a, b| if a > b { a } else { b })
-    }
-
-    #[inline(always)]
-    unsafe fn least(a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
-        each(a, b, |a, b| if a < b { a } else { b })
-    }
-
-    #[inline(always)]
-    unsafe fn round(a: [f32; LANES]) -> [f32; LANES] {
-        // Adding this to a number of fewer than 23 bits leaves it rounded in the low bits.
-        const SHIFT: f32 = 12_582_912.0;
-        a.map(|a| (a + SHIFT) - SHIFT)
-    }
-
-    #[inline(always)]
-    unsafe fn shift(a: [f32; LANES], n: [f32; LANES]) -> [f32; LANES] {
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "from -126 to 127; of what is no number the product is none"
-        )]
-        each(a, n, |a, n| a * f32::from_bits(((n as i32).wrapping_add(127) as u32) << 23))
-    }
-
-    #[inline(always)]
-    unsafe fn within(at: f32, first: [f32; LANES], end: [f32; LANES], a: [f32; LANES]) -> [f32; LANES] {
-        let from_first = each(a, first, |a, first| if first <= at { a } else { f32::NEG_INFINITY });
-        each(from_first, end, |a, end| if at < end { a } else { f32::NEG_INFINITY })
-    }
-
-    #[inline(always)]
-    unsafe fn sum(a: [f32; LANES]) -> f32 {
-        a.iter().sum()
-    }
-
-    #[inline(always)]
-    unsafe fn splat_pair(from: *const f32) -> [f32; LANES] {
-        // SAFETY: the caller has two there.
-        let pair = unsafe { from.cast::<[f32; 2]>().read_unaligned() };
-        std::array::from_fn(|i| pair[i % 2])
-    }
-
-    #[inline(always)]
-    unsafe fn sum_pairs(a: [f32; LANES]) -> [f32; LANES] {
-        std::array::from_fn(|i| a[i % 8 * 2] + a[i % 8 * 2 + 1])
-    }
-
-    #[inline(always)]
-    unsafe fn fetch(_: *const u8) {}
 }

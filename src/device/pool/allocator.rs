@@ -1,4 +1,4 @@
-//! Who gets which block.
+//! Hands out blocks and takes them back.
 //!
 //! ```text
 //!            ┌── fits ──► free list ──────────────────────────────► block
@@ -9,12 +9,12 @@
 //!                         still not ───────────────► still not ──► spill (scratch) or refuse (weights)
 //! ```
 //!
-//! Scratch is never refused: ONNX Runtime passes what a registered allocator gives it to a kernel unseen, and a null
-//! pointer there is a segmentation fault or a device that is lost. So what does not fit comes out of the host's memory
-//! and is noted, and whoever ran the graph asks [`take_overrun`](Allocator::take_overrun) afterwards and fails the
-//! request. Weights are refused: ONNX Runtime checks those.
+//! Scratch is never refused: ONNX Runtime passes a registered allocator's pointer to a kernel without a check, and a null pointer
+//! there is a segmentation fault or a lost device. So a request that does not fit is served from the host's memory and noted,
+//! and after the run the caller checks [`take_overrun`](Allocator::take_overrun) and fails the request. Weights are refused:
+//! ONNX Runtime checks those pointers.
 //!
-//! What ONNX Runtime *reserves* is weights only while a graph is loaded. Some kernels reserve their workspace in every
+//! A *reserve* of ONNX Runtime is for weights only while a graph is loaded. Some kernels reserve their workspace in every
 //! run (`MatMulNBits` does, a hundred times per token), and that is scratch like any other.
 
 use std::{collections::HashMap, ptr::NonNull};
@@ -55,7 +55,7 @@ pub(super) struct Allocator<B> {
     loads: usize,
     epoch: u64,
     is_capturing: bool,
-    /// What was given back while work was recorded, and is not scratch: freeing it may wait for the device.
+    /// Blocks other than scratch that were returned during a capture: freeing them may wait for the device.
     deferred: Vec<(BlockKind, Block, usize)>,
     overrun: Option<NoRoom>,
     refusal: Option<NoRoom>,
@@ -95,7 +95,7 @@ impl<B: Backend> Allocator<B> {
         Ok(self.hand_out(block, Live { kind: BlockKind::Spill, size, asked }))
     }
 
-    /// A block of scratch for somebody who can do without it.
+    /// A block of scratch for a caller that can do without it.
     ///
     /// # Errors
     /// [`NoRoom`] when the limit or the device does not allow it.
@@ -136,13 +136,13 @@ impl<B: Backend> Allocator<B> {
         Ok(self.hand_out(block, Live { kind: BlockKind::Weights, size, asked }))
     }
 
-    /// Changes when a block that runs used as scratch has gone to somebody who keeps it, or back to the device: what was
-    /// captured of a run before may then no longer be run again, as it has the addresses of its scratch in it.
+    /// Changes when a block that runs used as scratch was handed out for keeping, or returned to the device. Runs captured before
+    /// must not be replayed then, as they contain the addresses of their scratch.
     pub(super) fn epoch(&self) -> u64 {
         self.epoch
     }
 
-    /// From here on, work is recorded in place of being done. Blocks come from the free list alone meanwhile.
+    /// Starts recording work in place of running it. Until the end, blocks come only from the free list.
     ///
     /// # Errors
     /// [`DeviceError::Runtime`] when the device does not.
@@ -152,7 +152,7 @@ impl<B: Backend> Allocator<B> {
         Ok(())
     }
 
-    /// Ends what [`begin_capture`](Self::begin_capture) began, and gives what was recorded a number.
+    /// Ends [`begin_capture`](Self::begin_capture), and returns the number of the recording.
     ///
     /// # Errors
     /// [`DeviceError::Runtime`] when it cannot be run again.
@@ -170,7 +170,7 @@ impl<B: Backend> Allocator<B> {
         self.live.len()
     }
 
-    /// Somebody keeps blocks that were scratch.
+    /// Notes that blocks that were scratch are kept.
     pub(super) fn note_kept(&mut self) {
         self.epoch += 1;
     }
@@ -178,8 +178,8 @@ impl<B: Backend> Allocator<B> {
     /// A block that ONNX Runtime reserves: for weights while a graph is loaded, for a kernel otherwise.
     ///
     /// # Errors
-    /// [`NoRoom`] when weights do not fit: also told by [`load_ends`](Self::load_ends), as ONNX Runtime passes no
-    /// reason on. Or when not even the host has memory.
+    /// [`NoRoom`] when weights do not fit; [`load_ends`](Self::load_ends) also reports it, as ONNX Runtime drops the reason. Or when
+    /// even the host has no memory.
     pub(super) fn reserve(&mut self, asked: usize) -> Result<Block, NoRoom> {
         if self.loads == 0 {
             return self.take(asked, User::Anybody);
@@ -191,7 +191,7 @@ impl<B: Backend> Allocator<B> {
         Ok(self.hand_out(obtained?, Live { kind: BlockKind::Weights, size: asked, asked }))
     }
 
-    /// A graph is about to be loaded: what is reserved until [`load_ends`](Self::load_ends) is weights.
+    /// A graph is about to be loaded: reserves until [`load_ends`](Self::load_ends) are for weights.
     pub(super) fn load_begins(&mut self) {
         self.loads += 1;
         self.epoch += 1;
@@ -212,8 +212,7 @@ impl<B: Backend> Allocator<B> {
         self.live.get(&block).map_or(0, |live| live.size)
     }
 
-    /// Copies rows from one block that is out to another, each from so many bytes behind its start on, after all work that
-    /// was submitted before.
+    /// Copies rows from one block that is out to another, each from the given offset on, after all work that was submitted before.
     ///
     /// # Errors
     /// [`DeviceError::Shape`] when they do not fit into the blocks; [`DeviceError::Runtime`] when the device fails.
@@ -277,7 +276,7 @@ impl<B: Backend> Allocator<B> {
         Ok(())
     }
 
-    /// Takes a block back. One that is not out is left alone and said, as to free it twice would be worse.
+    /// Takes a block back. A block that is not out is only logged, as a double free would be worse.
     pub(super) fn give(&mut self, block: Block) {
         let Some(Live { kind, size, asked }) = self.live.remove(&block) else {
             tracing::error!("{block:?} was freed but is not out");
@@ -294,7 +293,7 @@ impl<B: Backend> Allocator<B> {
         }
         self.backend.mark_free(block, size);
         self.free.put(block, size);
-        // What is freed while work is recorded would be freed again at each replay.
+        // A free during a capture would be repeated at each replay.
         while !self.is_capturing
             && let Some(free) = self.free.surplus()
         {
@@ -341,16 +340,16 @@ impl<B: Backend> Allocator<B> {
         self.limit
     }
 
-    /// Whether nobody has a block.
+    /// Whether no block is out.
     pub(super) fn is_idle(&self) -> bool {
         self.live.is_empty()
     }
 
-    /// Takes a new block from the device, freeing what is unused where that is what it takes.
+    /// Takes a new block from the device, and frees unused blocks if necessary.
     fn obtain(&mut self, kind: BlockKind, size: usize) -> Result<Block, NoRoom> {
         if self.is_capturing {
-            let said = "a step is being captured, whose memory must be there already";
-            return Err(self.no_room(size, Some(OutOfMemory(said.into()))));
+            let reason = "a step is being captured, whose memory must be there already";
+            return Err(self.no_room(size, Some(OutOfMemory(reason.into()))));
         }
         let room = self.limit.saturating_sub(self.counts.on_device());
         if size > room {
@@ -362,16 +361,16 @@ impl<B: Backend> Allocator<B> {
         }
         self.drain_to(0);
         self.backend.trim(0);
-        self.backend.allocate(kind, size).map_err(|said| self.no_room(size, Some(said)))
+        self.backend.allocate(kind, size).map_err(|reason| self.no_room(size, Some(reason)))
     }
 
-    fn no_room(&self, asked: usize, said: Option<OutOfMemory>) -> NoRoom {
+    fn no_room(&self, asked: usize, reason: Option<OutOfMemory>) -> NoRoom {
         let limit = (self.limit != usize::MAX).then_some(self.limit);
         NoRoom {
             asked: asked.into(),
             held: self.counts.on_device().into(),
             limit: limit.map(Into::into),
-            said: said.map(|OutOfMemory(said)| said),
+            reason: reason.map(|OutOfMemory(reason)| reason),
         }
     }
 

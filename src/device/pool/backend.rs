@@ -7,7 +7,7 @@ use crate::device::{DeviceError, strided_copy::StridedCopy};
 /// What every block's address is a multiple of: the most that ONNX Runtime's kernels ask for.
 pub(in crate::device) const ALIGNMENT: usize = 256;
 
-/// The address of a block; on a GPU the host cannot read what is there.
+/// The address of a block; on a GPU the host cannot read it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Block(pub(super) NonNull<u8>);
 
@@ -15,14 +15,14 @@ pub(super) struct Block(pub(super) NonNull<u8>);
 // allocator, behind its lock, decides who else may.
 unsafe impl Send for Block {}
 
-/// What a block is for.
+/// The purpose of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BlockKind {
-    /// Lives as long as a session. In a pool of its own, as one such block pins the pages of its neighbours.
+    /// Lives as long as a session. In a separate pool, as one such block pins the pages of its neighbours.
     Weights,
     /// Lives for a kernel or a request.
     Scratch,
-    /// Memory of the host that the device can reach, for when there is none of its own. Slow, and never refused.
+    /// Memory of the host that the device can reach, used when the device has none left. Slow, and never refused.
     Spill,
 }
 
@@ -30,27 +30,27 @@ pub(super) enum BlockKind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct OutOfMemory(pub(super) String);
 
-/// The number of what was recorded by a backend.
+/// The number of a recording of a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Recorded(pub(super) u64);
 
-/// What the device says about memory.
+/// The device's report about memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct BackendStats {
     /// Taken from the device by the pools, in use or not.
     pub(super) reserved: usize,
     /// Greatest `reserved` since [`Backend::reset_peak`].
     pub(super) reserved_peak: usize,
-    /// Free on the device, for anybody; 0 where it does not say.
+    /// Free on the device, for any program; 0 if unknown.
     pub(super) device_free: usize,
-    /// All that the device has; 0 where it does not say.
+    /// Total memory of the device; 0 if unknown.
     pub(super) device_total: usize,
 }
 
 /// A source of memory. The allocator above it does the counting, so this stays small.
 ///
 /// Order is that of one stream: a block that is freed and handed out again may still be read by work submitted before,
-/// which is right for work submitted after to the same stream, and for nobody else until [`settle`](Self::settle).
+/// which is safe for work submitted later to the same stream, and for other users only after [`settle`](Self::settle).
 pub(super) trait Backend: Send {
     /// A block of `bytes` (at least 1), at a multiple of [`ALIGNMENT`].
     fn allocate(&mut self, kind: BlockKind, bytes: usize) -> Result<Block, OutOfMemory>;
@@ -68,15 +68,15 @@ pub(super) trait Backend: Send {
     /// Copies `bytes` of the host's memory into a block, after all work that was submitted before.
     ///
     /// # Safety
-    /// `from` must be valid for reads of as many bytes, and what is there must stay until [`wait`](Self::wait) has
-    /// returned; the block must hold them.
+    /// `from` must be valid for reads of `bytes`, which must not change until [`wait`](Self::wait) has returned; the block must have
+    /// as many.
     unsafe fn upload(&mut self, from: *const u8, to: Block, bytes: usize) -> Result<(), DeviceError>;
 
     /// Copies `bytes` of a block into the host's memory, after all work that was submitted before.
     ///
     /// # Safety
-    /// `to` must be valid for writes of as many bytes, and nobody else may look at it until [`wait`](Self::wait) has
-    /// returned; the block must hold them.
+    /// `to` must be valid for writes of `bytes`, which must not be accessed until [`wait`](Self::wait) has returned; the block must
+    /// have as many.
     unsafe fn download(&mut self, from: Block, to: *mut u8, bytes: usize) -> Result<(), DeviceError>;
 
     /// Waits until all work that was submitted is done.
@@ -84,30 +84,30 @@ pub(super) trait Backend: Send {
         Ok(())
     }
 
-    /// From here on, work is recorded in place of being done, until [`end_capture`](Self::end_capture).
+    /// Starts recording work in place of running it, until [`end_capture`](Self::end_capture).
     fn begin_capture(&mut self) -> Result<(), DeviceError> {
         let message = "only a GPU's work can be".into();
         Err(DeviceError::Runtime { what: "work cannot be captured", message })
     }
 
-    /// Ends what [`begin_capture`](Self::begin_capture) began, and gives what was recorded a number.
+    /// Ends [`begin_capture`](Self::begin_capture), and returns the number of the recording.
     fn end_capture(&mut self) -> Result<Recorded, DeviceError> {
         self.begin_capture().map(|()| Recorded(0))
     }
 
-    /// Submits what was recorded, after all work that was submitted before.
+    /// Replays a recording, after all work that was submitted before.
     fn replay(&mut self, recorded: Recorded) -> Result<(), DeviceError> {
         let _ = recorded;
         self.begin_capture()
     }
 
-    /// Gives back what a recording takes; it must not run any more.
+    /// Releases a recording, which must not run any more.
     fn forget(&mut self, recorded: Recorded) {
         let _ = recorded;
     }
 
-    /// Keeps memory of the host where it is, so that copies of it are fast and nobody waits for them; `false` where that
-    /// makes no difference or cannot be had.
+    /// Pins memory of the host, so that copies of it are fast and asynchronous; `false` if that makes no difference or is not
+    /// possible.
     fn pin(&mut self, first: NonNull<u8>, bytes: usize) -> bool {
         let _ = (first, bytes);
         false
@@ -118,7 +118,7 @@ pub(super) trait Backend: Send {
         let _ = first;
     }
 
-    /// What the device says.
+    /// The device's report about memory.
     fn held(&self) -> BackendStats;
 
     /// Starts a new peak of `reserved` at the present figure.
@@ -127,17 +127,17 @@ pub(super) trait Backend: Send {
     /// Waits until all work is done, so that free blocks may be used from any stream.
     fn settle(&mut self) {}
 
-    /// The stream that orders its blocks, as the device's own handle; `None` where there are no streams.
+    /// The stream that orders its blocks, as the device's handle; `None` for a device without streams.
     fn stream(&self) -> Option<NonNull<()>> {
         None
     }
 
-    /// Marks a block that nobody may touch any more, where it can be marked.
+    /// Marks a block that must not be accessed any more, if it can be marked.
     fn mark_free(&mut self, block: Block, bytes: usize) {
         let _ = (block, bytes);
     }
 
-    /// Whether a marked block is as it was left; `true` where that cannot be told.
+    /// Whether a marked block is unchanged; `true` if unknown.
     fn is_untouched(&self, block: Block, bytes: usize) -> bool {
         let _ = (block, bytes);
         true

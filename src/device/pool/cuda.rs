@@ -4,8 +4,8 @@
 //! of the host.
 //!
 //! Two pools, as a pool gives memory back in pieces of many blocks, and one block of weights would keep its piece:
-//! scratch, which keeps what is freed until it is trimmed, and weights, which keeps nothing. What is spilled is pinned
-//! memory of the host, which a GPU reads over the bus at the same address.
+//! scratch, which keeps freed memory until it is trimmed, and weights, which keeps none. Spilled blocks are pinned memory of
+//! the host, which a GPU reads over the bus at the same address.
 
 use std::{collections::HashMap, ptr::NonNull, sync::Arc};
 
@@ -42,7 +42,7 @@ impl CudaBackend {
     /// Opens the GPU and makes its pools.
     ///
     /// # Errors
-    /// [`DeviceError::Runtime`] when there is no driver, no such GPU, or no pools on it.
+    /// [`DeviceError::Runtime`] without a driver, the GPU, or support for memory pools.
     pub(super) fn new(options: CudaOptions) -> Result<Self, DeviceError> {
         // SAFETY: it only tries to open the driver's library by its well-known names.
         if !unsafe { sys::is_culib_present() } {
@@ -106,13 +106,13 @@ impl CudaBackend {
             return unsafe { result::free_host(block.0.as_ptr().cast()) };
         }
         // SAFETY: it comes from `allocate_in` and is freed once; work on the stream that was submitted before still has
-        // it, and the allocator hands it to nobody else.
+        // it, and the allocator does not hand it out otherwise.
         unsafe { result::free_async(address(block), self.stream.cu_stream()) }
     }
 
     fn try_trim(&self, keep: usize) -> Result<(), DriverError> {
         self.context.bind_to_thread()?;
-        // Only what is done with can be given back.
+        // Only memory that is no longer in use can be returned.
         self.stream.synchronize()?;
         self.scratch.trim(keep)?;
         self.weights.trim(0)
@@ -152,7 +152,7 @@ impl CudaBackend {
 
     fn try_begin_capture(&self) -> Result<(), DriverError> {
         self.context.bind_to_thread()?;
-        // Relaxed: what this thread does meanwhile that is no work of the stream, such as pinning memory, is done at once.
+        // Relaxed: this thread's calls outside the stream, such as pinning memory, run at once.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: the stream lives as long as `self`.
         unsafe { result::stream::begin_capture(self.stream.cu_stream(), mode) }
@@ -167,8 +167,8 @@ impl CudaBackend {
         }
         // SAFETY: the driver has just given the graph.
         let executable = unsafe { result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0)) };
-        // SAFETY: as above; what is executable does not need it any more.
-        note("what was captured stays", unsafe { result::graph::destroy(graph) });
+        // SAFETY: as above; the executable graph does not need it any more.
+        note("a captured graph was not freed", unsafe { result::graph::destroy(graph) });
         let recorded = Recorded(self.next_graph);
         self.next_graph += 1;
         self.graphs.insert(recorded, Graph { executable: executable? });
@@ -179,8 +179,8 @@ impl CudaBackend {
         let unknown = DriverError(sys::CUresult::CUDA_ERROR_INVALID_HANDLE);
         let graph = self.graphs.get(&recorded).ok_or(unknown)?;
         self.context.bind_to_thread()?;
-        // SAFETY: graph and stream live as long as `self`. That the memory whose addresses are in it is still what it was is
-        // for the binding that recorded it to know, which drops the recording when it is not.
+        // SAFETY: graph and stream live as long as `self`. The binding that recorded it drops the recording when the memory whose
+        // addresses it contains is no longer valid.
         unsafe { result::graph::launch(graph.executable, self.stream.cu_stream()) }
     }
 
@@ -189,7 +189,7 @@ impl CudaBackend {
     unsafe fn try_upload(&self, from: *const u8, to: Block, bytes: usize) -> Result<(), DriverError> {
         self.context.bind_to_thread()?;
         // SAFETY: the caller promises that both hold as many bytes and stay; on the one stream, it comes after what reads
-        // the block and before what is submitted from now on.
+        // the block and before all later work.
         unsafe {
             sys::cuMemcpyHtoDAsync_v2(address(to), from.cast(), bytes, self.stream.cu_stream()).result()
         }
@@ -207,7 +207,7 @@ impl CudaBackend {
 
     fn try_pin(&self, first: NonNull<u8>, bytes: usize) -> Result<(), DriverError> {
         self.context.bind_to_thread()?;
-        // SAFETY: it only keeps the pages where they are; the driver refuses what is not mapped.
+        // SAFETY: it only pins the pages; the driver refuses memory that is not mapped.
         unsafe { sys::cuMemHostRegister_v2(first.as_ptr().cast(), bytes, sys::CU_MEMHOSTREGISTER_PORTABLE) }
             .result()
     }
@@ -273,7 +273,7 @@ impl Backend for CudaBackend {
     }
 
     fn forget(&mut self, recorded: Recorded) {
-        note("what was captured stays", self.context.bind_to_thread());
+        note("a captured graph was not freed", self.context.bind_to_thread());
         drop(self.graphs.remove(&recorded));
     }
 
@@ -285,7 +285,7 @@ impl Backend for CudaBackend {
 
     fn unpin(&mut self, first: NonNull<u8>) {
         let unpinned = self.context.bind_to_thread().and_then(|()| {
-            // SAFETY: it was pinned by `pin`, and is still mapped: whoever has it unpins it first.
+            // SAFETY: it was pinned by `pin`, and is still mapped: its owner unpins it first.
             unsafe { sys::cuMemHostUnregister(first.as_ptr().cast()) }.result()
         });
         note("memory of the host stays pinned", unpinned);
@@ -313,7 +313,7 @@ impl Backend for CudaBackend {
     }
 }
 
-/// Says what failed where nobody can be told: a device that is lost fails the next run as well, which is told.
+/// Logs an error where no caller can receive it: a lost device also fails the next run, which reports it.
 fn note(what: &str, result: Result<(), DriverError>) {
     if let Err(e) = result {
         tracing::warn!("{what}: {e}");
@@ -339,7 +339,7 @@ fn block(address: sys::CUdeviceptr) -> Result<Block, DriverError> {
         .ok_or(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY))
 }
 
-/// A `CUgraphExec` of our own.
+/// An owned `CUgraphExec`.
 struct Graph {
     executable: sys::CUgraphExec,
 }
@@ -350,11 +350,11 @@ unsafe impl Send for Graph {}
 impl Drop for Graph {
     fn drop(&mut self) {
         // SAFETY: it is ours and destroyed once; the driver waits with that until it does not run.
-        note("what was captured stays", unsafe { result::graph::exec_destroy(self.executable) });
+        note("a captured graph was not freed", unsafe { result::graph::exec_destroy(self.executable) });
     }
 }
 
-/// A `CUmemoryPool` of our own.
+/// An owned `CUmemoryPool`.
 struct MemoryPool {
     handle: sys::CUmemoryPool,
 }

@@ -1,4 +1,4 @@
-//! Blocks that nobody uses, kept for the next request of their size.
+//! Unused blocks, kept for the next request of their size.
 
 use super::{backend::Block, sizes::largest_substitute};
 

@@ -1,8 +1,8 @@
 //! Memory of the host.
 //!
 //! Large blocks are mapped, so that freeing one gives its pages back to the system at once, whatever lies beside it;
-//! small ones come from the heap. It stands in for a device in tests, where it can be told to be smaller than the host
-//! is and to notice writes to free memory, and it serves the CPU provider.
+//! small ones come from the heap. It serves the CPU provider, and replaces a device in tests, where it can have less memory than
+//! the host and can detect writes to free memory.
 
 use std::{
     alloc::{self, Layout},
@@ -102,21 +102,21 @@ impl Backend for HostBackend {
     }
 
     fn trim(&mut self, _keep: usize) {
-        // What is mapped is gone already; an interpreter has no heap to trim.
+        // Mapped blocks are freed already; Miri has no heap to trim.
         if !cfg!(miri) {
-            crate::device::host::release_free_heap();
+            crate::device::process_memory::release_free_heap();
         }
     }
 
     fn copy_rows(&mut self, from: Block, to: Block, rows: StridedCopy) -> Result<(), DeviceError> {
-        // SAFETY: both blocks are out and as long as the rows' spans, which the allocator has looked at; whoever has them
-        // asked for this, and no run is under way, as its caller would be busy with that.
+        // SAFETY: both blocks are out and as long as the rows' spans, which the allocator has checked; their owner requested the copy,
+        // and no run is active, because the caller is on the same thread.
         unsafe { rows.copy(from.0.as_ptr(), to.0.as_ptr()) };
         Ok(())
     }
 
     unsafe fn upload(&mut self, from: *const u8, to: Block, bytes: usize) -> Result<(), DeviceError> {
-        // SAFETY: the caller promises that both hold as many bytes; a block is nobody's memory but the pool's.
+        // SAFETY: the caller promises that both hold as many bytes; a block is memory of the pool only.
         unsafe { to.0.as_ptr().copy_from(from, bytes) };
         Ok(())
     }
@@ -138,7 +138,7 @@ impl Backend for HostBackend {
 
     fn mark_free(&mut self, block: Block, bytes: usize) {
         if self.options.is_checked {
-            // SAFETY: the block is `bytes` long and was just given back, so nobody else may touch it.
+            // SAFETY: the block is `bytes` long and was just returned, so there is no other access.
             unsafe { block.0.as_ptr().write_bytes(FREE, bytes) };
         }
     }
@@ -174,7 +174,7 @@ mod tests {
                 assert!(backend.is_untouched(block, bytes));
                 // SAFETY: the block is `bytes` long.
                 let last = unsafe { block.0.add(bytes - 1) };
-                // SAFETY: as above, and nobody else has the block.
+                // SAFETY: as above, and the block has no other owner.
                 unsafe { last.write(1) };
                 assert!(!backend.is_untouched(block, bytes));
                 backend.free(kind, block, bytes);

@@ -1,8 +1,8 @@
 //! The pool as ONNX Runtime sees it: a C structure of functions, and its registration.
 //!
 //! A panic in one of these functions ends the process, as the language guarantees for functions that C calls: it never
-//! unwinds into ONNX Runtime. Nothing here should panic, and if something does then the books are wrong, and a worker
-//! whose books are wrong is better replaced than kept.
+//! unwinds into ONNX Runtime. Nothing here should panic. A panic means that the pool's accounts are wrong, and then the worker
+//! is better replaced.
 
 use std::{
     alloc::{Layout, handle_alloc_error},
@@ -28,7 +28,7 @@ use crate::device::DeviceError;
 /// Any pool's logic.
 pub(super) type AnyAllocator = Allocator<Box<dyn Backend>>;
 
-/// What ONNX Runtime holds a pointer to.
+/// The structure that ONNX Runtime holds a pointer to.
 #[repr(C)]
 pub(super) struct PoolAllocator {
     /// First, so that a pointer to the whole is one to this, and back.
@@ -55,7 +55,7 @@ impl PoolAllocator {
         &self.info
     }
 
-    /// The logic, alone.
+    /// The allocator behind the lock.
     pub(super) fn allocator(&self) -> MutexGuard<'_, AnyAllocator> {
         // A panic with the lock held has ended the process, or a test.
         self.allocator.lock().unwrap_or_else(PoisonError::into_inner)
@@ -72,18 +72,18 @@ impl PoolAllocator {
     }
 }
 
-/// Ends the process as Rust does when its own heap has no more: a null pointer would end it one kernel later, and say
-/// less about it.
+/// Ends the process, as Rust does when its heap is exhausted: a null pointer would end it one kernel later, with a worse
+/// message.
 fn nothing_left(asked: usize, refused: &NoRoom) -> ! {
     tracing::error!("not even the host has memory left: {refused}");
     handle_alloc_error(Layout::from_size_align(asked, 1).unwrap_or(Layout::new::<u8>()))
 }
 
-/// The face that `this` is the first part of.
+/// The pool's allocator that `this` is the first field of.
 ///
 /// # Safety
 /// `this` must come from [`Registration::new`], and its registration must live.
-unsafe fn face<'a>(this: *const OrtAllocator) -> &'a PoolAllocator {
+unsafe fn pool_allocator<'a>(this: *const OrtAllocator) -> &'a PoolAllocator {
     // SAFETY: `this` points at the whole of a `PoolAllocator` (`repr(C)`, and registered as such), which lives as long as its
     // registration and is only ever borrowed shared.
     unsafe { &*this.cast::<PoolAllocator>() }
@@ -91,7 +91,7 @@ unsafe fn face<'a>(this: *const OrtAllocator) -> &'a PoolAllocator {
 
 unsafe extern "system" fn alloc(this: *mut OrtAllocator, size: usize) -> *mut c_void {
     // SAFETY: ONNX Runtime passes the pointer that it was registered with, and stops before the registration ends.
-    unsafe { face(this) }.take(size, User::Anybody)
+    unsafe { pool_allocator(this) }.take(size, User::Anybody)
 }
 
 unsafe extern "system" fn alloc_on_stream(
@@ -100,16 +100,16 @@ unsafe extern "system" fn alloc_on_stream(
     stream: *mut OrtSyncStream,
 ) -> *mut c_void {
     // SAFETY: as in `alloc`.
-    let face = unsafe { face(this) };
+    let allocator = unsafe { pool_allocator(this) };
     let handle = if stream.is_null() {
         ptr::null_mut()
     } else {
         // SAFETY: ONNX Runtime passes one of its live streams.
         unsafe { (ort::api().SyncStream_GetHandle)(stream) }
     };
-    let own = face.allocator().backend().stream();
+    let own = allocator.allocator().backend().stream();
     let is_own = own.is_some() && own == NonNull::new(handle.cast());
-    face.take(size, if is_own { User::OwnStream } else { User::Anybody })
+    allocator.take(size, if is_own { User::OwnStream } else { User::Anybody })
 }
 
 unsafe extern "system" fn reserve(this: *const OrtAllocator, size: usize) -> *mut c_void {
@@ -117,21 +117,21 @@ unsafe extern "system" fn reserve(this: *const OrtAllocator, size: usize) -> *mu
         return ptr::null_mut();
     }
     // SAFETY: as in `alloc`.
-    let reserved = unsafe { face(this) }.allocator().reserve(size);
-    // Null is an answer here: ONNX Runtime then fails to load the graph, and says so.
+    let reserved = unsafe { pool_allocator(this) }.allocator().reserve(size);
+    // Null is allowed here: ONNX Runtime then fails to load the graph and reports it.
     reserved.map_or(ptr::null_mut(), |block| block.0.as_ptr().cast())
 }
 
 unsafe extern "system" fn free(this: *mut OrtAllocator, block: *mut c_void) {
     if let Some(first) = NonNull::new(block.cast()) {
         // SAFETY: as in `alloc`.
-        unsafe { face(this) }.allocator().give(Block(first));
+        unsafe { pool_allocator(this) }.allocator().give(Block(first));
     }
 }
 
 unsafe extern "system" fn describe(this: *const OrtAllocator) -> *const OrtMemoryInfo {
     // SAFETY: as in `alloc`.
-    unsafe { face(this) }.info.ptr()
+    unsafe { pool_allocator(this) }.info.ptr()
 }
 
 unsafe extern "system" fn statistics(
@@ -139,9 +139,9 @@ unsafe extern "system" fn statistics(
     out: *mut *mut OrtKeyValuePairs,
 ) -> OrtStatusPtr {
     // SAFETY: as in `alloc`.
-    let face = unsafe { face(this) };
+    let allocator = unsafe { pool_allocator(this) };
     let (figures, limit) = {
-        let allocator = face.allocator();
+        let allocator = allocator.allocator();
         (allocator.figures(), allocator.limit())
     };
     let mut pairs = ptr::null_mut();
@@ -152,7 +152,7 @@ unsafe extern "system" fn statistics(
         // SAFETY: `pairs` was just made; both strings live through the call, which copies them.
         unsafe { (ort::api().AddKeyValuePair)(pairs, name.as_ptr(), value.as_ptr()) };
     }
-    // SAFETY: ONNX Runtime passes a valid out-parameter, and releases what it is given.
+    // SAFETY: ONNX Runtime passes a valid out-parameter, and releases the value.
     unsafe { out.write(pairs) };
     OrtStatusPtr::default()
 }
@@ -215,14 +215,14 @@ impl Drop for Claim {
     }
 }
 
-/// A face that ONNX Runtime knows of. Dropping it takes it back.
+/// A pool that ONNX Runtime knows of. Dropping it takes it back.
 pub(super) struct Registration {
-    face: NonNull<PoolAllocator>,
+    pool_allocator: NonNull<PoolAllocator>,
     environment: Environment,
     claim: Claim,
 }
 
-// SAFETY: the face is only reached shared, its logic is behind a lock, its description is read-only, and its functions
+// SAFETY: the allocator is only reached shared, its logic is behind a lock, its description is read-only, and its functions
 // are made to be called from any thread, as ONNX Runtime does.
 unsafe impl Send for Registration {}
 // SAFETY: as for `Send`.
@@ -239,22 +239,23 @@ impl Registration {
         allocator: AnyAllocator,
     ) -> Result<Self, DeviceError> {
         let info = claim.memory_info()?;
-        let face = NonNull::from(Box::leak(Box::new(PoolAllocator::new(info, allocator))));
-        // SAFETY: `face` is a live `PoolAllocator`, which starts with an `OrtAllocator`; it stays until it is unregistered.
-        let status =
-            unsafe { (ort::api().RegisterAllocator)(environment.ptr().cast_mut(), face.as_ptr().cast()) };
+        let pool_allocator = NonNull::from(Box::leak(Box::new(PoolAllocator::new(info, allocator))));
+        // SAFETY: `pool_allocator` is a live `PoolAllocator`, which starts with an `OrtAllocator`; it stays until it is unregistered.
+        let status = unsafe {
+            (ort::api().RegisterAllocator)(environment.ptr().cast_mut(), pool_allocator.as_ptr().cast())
+        };
         // SAFETY: the status comes from the call above and is used once.
         if let Err(e) = unsafe { ort::Error::result_from_status(status) } {
             // SAFETY: it comes from a box just above, and ONNX Runtime did not take it.
-            drop(unsafe { Box::from_raw(face.as_ptr()) });
+            drop(unsafe { Box::from_raw(pool_allocator.as_ptr()) });
             return Err(DeviceError::runtime::<()>("a memory pool cannot be registered")(e));
         }
-        Ok(Self { face, environment, claim })
+        Ok(Self { pool_allocator, environment, claim })
     }
 
-    pub(super) fn face(&self) -> &PoolAllocator {
+    pub(super) fn pool_allocator(&self) -> &PoolAllocator {
         // SAFETY: it lives until `drop`, and is only ever borrowed shared.
-        unsafe { self.face.as_ref() }
+        unsafe { self.pool_allocator.as_ref() }
     }
 
     /// The device's number.
@@ -269,18 +270,21 @@ impl Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        let info = self.face().info.ptr();
+        let info = self.pool_allocator().info.ptr();
         // SAFETY: environment and description live; the pool was registered once and is unregistered once.
         let status = unsafe { (ort::api().UnregisterAllocator)(self.environment.ptr().cast_mut(), info) };
         // SAFETY: the status comes from the call above and is used once.
         let unregistered = unsafe { ort::Error::result_from_status(status) };
-        if unregistered.is_ok() && self.face().allocator().is_idle() {
+        if unregistered.is_ok() && self.pool_allocator().allocator().is_idle() {
             // SAFETY: it comes from a box; ONNX Runtime no longer knows it; no block is out, so nobody has a reason to
-            // call it: every session and binding of it owned a share of this registration, and is gone.
-            drop(unsafe { Box::from_raw(self.face.as_ptr()) });
+            // call it: every session and binding of it owned a share of this registration, and was dropped.
+            drop(unsafe { Box::from_raw(self.pool_allocator.as_ptr()) });
         } else {
-            // Whoever still has a block will call `free`: better to leak a pool than to free it under them.
-            tracing::error!("a memory pool is left behind, in use: {:?}", self.face().allocator().figures());
+            // Owners of its blocks will still call `free`, so the pool is leaked.
+            tracing::error!(
+                "a memory pool is left behind, in use: {:?}",
+                self.pool_allocator().allocator().figures()
+            );
         }
     }
 }

@@ -5,15 +5,15 @@ use super::backend::ALIGNMENT;
 /// The size of the block that a request for `asked` bytes gets; `None` when no memory is that large.
 ///
 /// Few sizes make freed blocks fit later requests. Eight of them from one power of two to the next waste at most an
-/// eighth of what is asked; below 2 KiB the alignment is coarser than that.
+/// eighth of the request; below 2 KiB the alignment is coarser than that.
 pub(super) fn block_size(asked: usize) -> Option<usize> {
     let step = (asked.checked_next_power_of_two()? / 16).max(ALIGNMENT);
     let size = asked.max(1).checked_next_multiple_of(step)?;
     isize::try_from(size).is_ok().then_some(size)
 }
 
-/// The largest free block that may stand in for one of `size`: a quarter more than needed is better than another trip
-/// to the device.
+/// The largest free block that may be used for a request of `size`: to waste up to a quarter is better than an allocation on the
+/// device.
 pub(super) fn largest_substitute(size: usize) -> usize {
     size.saturating_add(size / 4)
 }

@@ -1,9 +1,9 @@
-//! What a pool holds, counted exactly.
+//! Exact statistics of a pool.
 
-use super::{Backend, BackendStats, backend::BlockKind};
+use super::backend::{Backend, BackendStats, BlockKind};
 use crate::units::Bytes;
 
-/// What a pool holds at one moment.
+/// Statistics of a pool at one moment.
 ///
 /// Invariant: `held = weights + scratch + cached`, and `held` is never above the pool's limit. Sizes are those of
 /// blocks, as the device gave them, except `asked`.
@@ -13,7 +13,7 @@ pub struct PoolStats {
     pub weights: Bytes,
     /// Handed out for everything else.
     pub scratch: Bytes,
-    /// Of both, what was asked for before it was rounded up to blocks; spilled blocks included.
+    /// Sum of the requested sizes, before rounding up to blocks; spilled blocks included.
     pub asked: Bytes,
     /// Free, and kept for the next request.
     pub cached: Bytes,
@@ -33,15 +33,15 @@ pub struct PoolStats {
     pub spills: u64,
     /// Blocks that are out now.
     pub blocks: usize,
-    /// Free blocks that were found written to, where the pool looks: a bug of whoever had them.
+    /// Free blocks that were found to be written to, if the pool checks: a bug of their former owner.
     pub writes_after_free: u64,
-    /// What the device says that the pool took from it: more than `held` where it gives memory in larger pieces.
+    /// Memory that the pool takes by the device's count: more than `held` if the device allocates larger pieces.
     pub reserved: Bytes,
     /// Greatest `reserved` since the last reset of peaks.
     pub reserved_peak: Bytes,
-    /// Free on the device, for anybody; `None` where it does not say.
+    /// Free on the device, for any program; `None` if unknown.
     pub device_free: Option<Bytes>,
-    /// All memory of the device; `None` where it does not say.
+    /// Total memory of the device; `None` if unknown.
     pub device_total: Option<Bytes>,
 }
 
@@ -53,7 +53,7 @@ impl PoolStats {
     }
 
     /// Neither free on the device nor the pool's: contexts, kernels, libraries' workspaces, and whatever other programs
-    /// hold; `None` where the device does not say.
+    /// hold; `None` if unknown.
     #[must_use]
     pub fn device_other(&self) -> Option<Bytes> {
         let (Bytes(total), Bytes(free)) = self.device_total.zip(self.device_free)?;
@@ -113,7 +113,7 @@ impl Counters {
         self.weights + self.scratch
     }
 
-    /// Looks whether what is held is more than ever; to be called whenever it has grown.
+    /// Updates the peak of `held`; to be called whenever it has grown.
     pub(super) fn note_held(&mut self, cached: usize) {
         self.held_peak = self.held_peak.max(self.on_device() + cached);
     }

@@ -21,7 +21,7 @@ use crate::{
     units::Bytes,
 };
 
-/// What a made-up device has given out: sizes by address, and what it keeps of what came back.
+/// The accounts of a fake device: sizes of its blocks by address, and the freed memory that it keeps.
 #[derive(Debug, Default)]
 struct Books {
     out: BTreeMap<usize, (BlockKind, usize)>,
@@ -38,7 +38,7 @@ impl Books {
     }
 }
 
-/// A device with `capacity` bytes, which keeps what is freed until it is trimmed, as a memory pool of CUDA does.
+/// A device with `capacity` bytes, which keeps freed memory until it is trimmed, as a memory pool of CUDA does.
 #[derive(Clone)]
 struct MadeUp {
     books: Arc<Mutex<Books>>,
@@ -123,7 +123,7 @@ fn pool(capacity: usize, limit: usize) -> (Allocator<MadeUp>, MadeUp) {
 }
 
 fn weights(pool: &mut Allocator<impl Backend>, bytes: usize) -> Result<Block, NoRoom> {
-    // What was spilled before is somebody else's.
+    // Earlier spills belong to another request.
     pool.take_overrun();
     pool.load_begins();
     let reserved = pool.reserve(bytes);
@@ -300,7 +300,7 @@ fn more_than_may_be_cached_goes_back_at_once() {
 #[test]
 fn what_was_captured_ends_when_its_scratch_is_kept_or_given_back_and_not_before() {
     let (mut pool, _) = pool(usize::MAX, usize::MAX);
-    // A run, and the same again out of what it left.
+    // A run, and the same run again from its freed blocks.
     for _ in 0..2 {
         let scratch = [4 << 10, 1 << 10].map(|bytes| on_stream(&mut pool, bytes));
         scratch.into_iter().for_each(|block| pool.give(block));
@@ -364,7 +364,7 @@ fn a_write_after_free_is_noticed_when_the_block_is_used_again_and_when_it_is_fre
         pool.give(block);
         // SAFETY: the block is 1000 bytes long.
         let inside = unsafe { block.0.add(500) };
-        // SAFETY: the pool still has the memory; that nobody should write there is what is tested.
+        // SAFETY: the pool still has the memory; the test checks that the write is detected.
         unsafe { inside.write(7) };
         if use_again {
             let again = on_stream(&mut pool, 1000);

@@ -1,24 +1,29 @@
-//! A draft model beside a model, both of which are rules.
+//! A draft model and a main model, both defined by rules.
 
 use std::ops::ControlFlow;
 
-use super::*;
+use super::learned::Speculation;
 use crate::{
     device::DeviceError,
-    engine::{Outcome, Step, generate},
+    engine::{
+        Step,
+        error::EngineError,
+        forward::Forward,
+        generate::{GenerationSummary, generate},
+    },
     job::{Job, JobId},
 };
 
 const VOCABULARY: usize = 50;
 
-/// A model that says what its rule makes of the text so far.
+/// A model that continues a sequence by a rule.
 struct Rule {
     says: fn(&[u32]) -> u32,
     text: Vec<u32>,
     passes: usize,
     vocabulary: usize,
     capacity: usize,
-    /// After so many passes it fails, with these words.
+    /// Fails after this many passes, with this message.
     fails: Option<(usize, &'static str)>,
     logits: Vec<f32>,
 }
@@ -73,13 +78,13 @@ impl Forward for Rule {
     }
 }
 
-/// What the text itself never gives away: no three tokens of it come again soon.
+/// Repeats no three tokens soon, so prompt lookup finds nothing.
 fn right(text: &[u32]) -> u32 {
     let place = u32::try_from(text.len()).unwrap();
     (place * place + text[0]) % 43
 }
 
-/// It does not know every third token.
+/// Wrong at every third token.
 fn mostly_right(text: &[u32]) -> u32 {
     if text.len().is_multiple_of(3) { 44 } else { right(text) }
 }
@@ -92,8 +97,11 @@ fn job(prompt: usize, max_new_tokens: usize) -> Job {
     Job::new(JobId(0), (0..).take(prompt).collect(), max_new_tokens)
 }
 
-/// The answer, how it ended, and in how many passes.
-fn run(speculation: &mut Speculation<Rule>, job: &Job) -> Result<(Vec<u32>, Outcome, usize), EngineError> {
+/// The answer, how it ended, and the number of passes.
+fn run(
+    speculation: &mut Speculation<Rule>,
+    job: &Job,
+) -> Result<(Vec<u32>, GenerationSummary, usize), EngineError> {
     let (mut model, mut said) = (Rule::new(right), Vec::new());
     let outcome = generate(&mut model, job, None, speculation, |step| {
         if let Step::Token(id) = step {
@@ -110,24 +118,24 @@ fn expected(job: &Job) -> Vec<u32> {
     text.split_off(job.prompt.len())
 }
 
-/// Tokens that the draft model guessed, and those that were right.
-fn by_model(outcome: &Outcome) -> (usize, usize) {
-    (outcome.timings.drafted_by_model.tokens, outcome.timings.drafted_by_model.right)
+/// Tokens that the draft model drafted, and those accepted.
+fn by_model(outcome: &GenerationSummary) -> (usize, usize) {
+    (outcome.timings.drafted_by_model.tokens, outcome.timings.drafted_by_model.accepted)
 }
 
 #[test]
-fn one_that_is_right_saves_a_pass_for_each_of_its_tokens() {
+fn a_right_draft_model_saves_a_pass_for_each_of_its_tokens() {
     let (mut speculation, job) = (eager(Rule::new(right)), job(10, 41));
     for _ in 0..2 {
         let (said, outcome, passes) = run(&mut speculation, &job).unwrap();
         assert_eq!((said, by_model(&outcome)), (expected(&job), (32, 32)));
-        // Two for the prompt, and then four guesses and one more at a time.
+        // Two for the prompt, then four drafted tokens and one more per pass.
         assert_eq!(passes, 2 + 40 / 5);
     }
 }
 
 #[test]
-fn what_it_guessed_wrong_it_forgets() {
+fn wrong_drafts_are_rewound() {
     let (mut speculation, job) = (eager(Rule::new(mostly_right)), job(10, 41));
     let (said, outcome, _) = run(&mut speculation, &job).unwrap();
     assert_eq!(said, expected(&job));
@@ -139,17 +147,17 @@ fn what_it_guessed_wrong_it_forgets() {
 }
 
 #[test]
-fn it_guesses_as_far_as_its_own_context_goes() {
+fn it_drafts_up_to_its_own_context_length() {
     let draft = Rule { capacity: 30, ..Rule::new(right) };
     let (mut speculation, job) = (eager(draft), job(10, 41));
     let (said, outcome, _) = run(&mut speculation, &job).unwrap();
     assert_eq!(said, expected(&job));
-    // The last guess is not read.
+    // The last drafted token is not read.
     assert!((15..=21).contains(&by_model(&outcome).1), "{outcome:?}");
 }
 
 #[test]
-fn nothing_is_guessed_behind_the_end() {
+fn nothing_is_drafted_after_the_end_token() {
     let (mut speculation, mut job) = (eager(Rule::new(right)), job(10, 41));
     job.end_tokens = vec![expected(&job)[3]];
     let (said, outcome, _) = run(&mut speculation, &job).unwrap();
@@ -157,7 +165,7 @@ fn nothing_is_guessed_behind_the_end() {
 }
 
 #[test]
-fn a_token_that_it_does_not_have_ends_its_guesses_for_that_text_alone() {
+fn a_token_outside_its_vocabulary_ends_drafting_for_that_sequence_only() {
     let draft = Rule { vocabulary: 43, ..Rule::new(right) };
     let mut speculation = eager(draft);
     let strange = Job { prompt: vec![1, 2, 46], ..job(3, 20) };
@@ -168,7 +176,7 @@ fn a_token_that_it_does_not_have_ends_its_guesses_for_that_text_alone() {
 }
 
 #[test]
-fn one_that_fails_ends_its_guesses_and_no_answer() {
+fn a_failing_draft_model_ends_drafting_but_not_the_answer() {
     for (words, goes_on) in [("it is broken", false), ("CUDA failure 2: out of memory", true)] {
         let (mut speculation, job) = (eager(Rule::new(right)), job(10, 41));
         let passes = speculation.draft.as_mut().unwrap().model_mut().passes;
@@ -183,7 +191,7 @@ fn one_that_fails_ends_its_guesses_and_no_answer() {
 }
 
 #[test]
-fn a_device_that_it_has_lost_is_lost_for_the_answer_as_well() {
+fn a_device_that_the_draft_model_loses_is_lost_for_the_answer_too() {
     let mut speculation = eager(Rule::new(right));
     let words = "CUDA failure 700: an illegal memory access was encountered";
     speculation.draft.as_mut().unwrap().model_mut().fails = Some((0, words));

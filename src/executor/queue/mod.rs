@@ -1,4 +1,4 @@
-//! Who waits, who runs, and whether there is room: plain data, told the time, never asking for it.
+//! Waiting and running jobs, and whether there is room. Pure: callers pass the time.
 
 use std::{collections::VecDeque, fmt, num::NonZeroUsize, sync::Arc};
 
@@ -6,10 +6,10 @@ use tokio::{sync::mpsc::UnboundedSender, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Limits, SubmitError, Terms,
-    estimate::{Pace, Taken, Work},
-    order::{Candidate, Next, Order, SlotRule},
-    roster::{Caller, Entry, History, Outcome, Past, Roster, Running, Waiting},
+    estimate::{SlotUsage, SpeedEstimate, Work},
+    limits::{Limits, SubmitError, Terms},
+    scheduling::{Candidate, Pick, Scheduler, SlotRule},
+    snapshot::{Caller, FinishedJob, History, JobInfo, JobOutcome, RunningJobInfo, Snapshot, WaitingJobInfo},
 };
 use crate::{
     job::{
@@ -19,25 +19,25 @@ use crate::{
     units::Tokens,
 };
 
-/// A job that was accepted, and the way back to whoever asked.
+/// An accepted job, with the channel to its client.
 #[derive(Debug)]
-pub(super) struct Accepted {
+pub(super) struct QueuedJob {
     pub(super) job: Job,
     pub(super) caller: Caller,
     pub(super) events: UnboundedSender<Event>,
     pub(super) cancel: CancellationToken,
     pub(super) at: Instant,
     pub(super) terms: Terms,
-    /// Where its request is traced.
+    /// Spans of its phases, if the request is traced.
     pub(super) spans: Option<JobSpans>,
-    /// How often it was passed over for one whose model was loaded.
+    /// How often a job with a loaded model was taken instead of it.
     pub(super) passed_over: usize,
-    /// `None` is never: the deadline lies beyond what the clock can say.
+    /// `None` if the deadline lies beyond the clock's range.
     pub(super) queue_deadline: Option<Instant>,
     pub(super) total_deadline: Option<Instant>,
 }
 
-impl Accepted {
+impl QueuedJob {
     pub(super) fn new(
         job: Job,
         events: UnboundedSender<Event>,
@@ -52,9 +52,9 @@ impl Accepted {
         Self { job, caller, events, cancel, at, terms, spans, passed_over, queue_deadline, total_deadline }
     }
 
-    /// What others may know of it.
-    pub(super) fn entry(&self) -> Entry {
-        Entry {
+    /// Its public information.
+    pub(super) fn info(&self) -> JobInfo {
+        JobInfo {
             id: self.job.id,
             caller: self.caller.clone(),
             priority: self.terms.priority,
@@ -64,14 +64,14 @@ impl Accepted {
         }
     }
 
-    /// Tells the client; one that is gone does not hear it.
-    pub(super) fn tell(&self, event: Event) {
+    /// Sends an event to the client, which may have left.
+    pub(super) fn send(&self, event: Event) {
         let _ = self.events.send(event);
     }
 
-    /// Tells the client that its own cancellation took effect before the job had the slot.
-    pub(super) fn tell_cancelled(&self) {
-        self.tell(Event::Done(Finish {
+    /// Tells the client that the job was cancelled before it started.
+    pub(super) fn send_cancelled(&self) {
+        self.send(Event::Done(Finish {
             reason: FinishReason::Cancelled,
             usage: Usage { prompt_tokens: self.job.prompt.len(), ..Usage::default() },
             timings: Timings::default(),
@@ -84,13 +84,13 @@ impl Accepted {
         Candidate { priority, model, passed_over: self.passed_over }
     }
 
-    /// When it no longer wants to wait, for whichever reason comes first.
-    fn gives_up(&self) -> Option<Instant> {
+    /// The earlier of its deadlines.
+    fn deadline(&self) -> Option<Instant> {
         self.queue_deadline.into_iter().chain(self.total_deadline).min()
     }
 
-    /// Why it no longer waits at `now`; `None` when it still does.
-    fn given_up(&self, now: Instant) -> Option<Failure> {
+    /// Which deadline has passed at `now`, if any.
+    fn overdue(&self, now: Instant) -> Option<Failure> {
         let waited = now.saturating_duration_since(self.at);
         if self.total_deadline.is_some_and(|at| at <= now) {
             Some(Failure::Deadline { elapsed: waited })
@@ -107,20 +107,20 @@ impl Accepted {
     }
 }
 
-/// The job in the slot, as far as others need to know.
+/// A running job.
 #[derive(Clone, Debug)]
 pub(super) struct Occupant {
-    pub(super) job: Entry,
+    pub(super) job: JobInfo,
     pub(super) slot: usize,
     pub(super) since: Instant,
     pub(super) remains: Work,
-    /// When it said its first token.
+    /// When its first token came.
     first_token: Option<Instant>,
 }
 
 impl Occupant {
-    fn show(&self, now: Instant) -> Running {
-        Running {
+    fn info(&self, now: Instant) -> RunningJobInfo {
+        RunningJobInfo {
             job: self.job.clone(),
             slot: self.slot,
             time: now.saturating_duration_since(self.since),
@@ -134,20 +134,20 @@ impl Occupant {
 /// Whether a slot, by its number, has a model loaded.
 type IsLoaded = dyn Fn(usize, &ModelId) -> bool + Send + Sync;
 
-/// Which slot takes which job. Without it they take them as they came.
+/// Which slot takes which job. Without it, jobs run in order of arrival.
 ///
-/// A job goes to a free slot that has its model, or else to the one that has been free for longest.
+/// A job goes to a free slot that has its model loaded, else to the slot that has been free for longest.
 ///
-/// Jobs of two models that alternate would have each of them loaded again and again. With `most_switches`, a slot takes so
-/// many jobs in a row whose model it has to load first, while one waits whose model it has. Every job that is passed over is
-/// first in line for the next switch, so none waits for more than the jobs of `most_switches` switches and one more.
+/// Alternating jobs of two models would load both again and again. With `most_switches`, a slot loads at most this many models in a
+/// row while a job for a loaded model waits. A job that was passed over is first in line for the next switch, so it waits for the
+/// jobs of `most_switches` switches and one more at most.
 #[derive(Clone)]
 pub struct Routing {
-    /// Switches in a row; `None` is no limit.
+    /// Most model switches in a row; `None` means no limit.
     pub most_switches: Option<NonZeroUsize>,
     /// Whether a slot, by its number, has a model loaded.
     pub is_loaded: Arc<IsLoaded>,
-    /// Whether a slot is to take jobs. Whoever changes the answer calls [`Executor::look_again`](super::Executor::look_again).
+    /// Whether a slot should take jobs. When the answer changes, call [`Executor::look_again`](super::Executor::look_again).
     pub is_open: Arc<dyn Fn(usize) -> bool + Send + Sync>,
 }
 
@@ -157,31 +157,31 @@ impl fmt::Debug for Routing {
     }
 }
 
-/// What is remembered of a slot.
+/// Past of a slot.
 #[derive(Clone, Copy, Debug, Default)]
-struct SlotPast {
-    /// Jobs taken in a row whose model was not loaded.
+struct SlotHistory {
+    /// Model switches in a row.
     switches: usize,
-    /// Which job it was, of all, that left it last; 0 is none yet.
+    /// Number of finished jobs of all slots when this slot became free; 0 if it has run no job.
     freed: u64,
 }
 
-/// The queue, the slots' occupants, and what is known of the slots' speed.
+/// Waiting jobs, running jobs, and the measured speed.
 #[derive(Debug)]
 pub(super) struct Queue {
     limits: Limits,
-    waiting: VecDeque<Accepted>,
+    waiting: VecDeque<QueuedJob>,
     prompt_tokens: usize,
-    /// Jobs that have a slot, at most one for each.
+    /// Running jobs, at most one per slot.
     running: Vec<Occupant>,
-    /// There is one for each device.
-    slots: Vec<SlotPast>,
-    pace: Pace,
+    /// One per device.
+    slots: Vec<SlotHistory>,
+    speed: SpeedEstimate,
     history: History,
     accepting: bool,
-    order: Order,
+    order: Scheduler,
     routing: Option<Routing>,
-    /// Jobs that have left a slot.
+    /// Finished jobs.
     done: u64,
 }
 
@@ -192,11 +192,11 @@ impl Queue {
             waiting: VecDeque::new(),
             prompt_tokens: 0,
             running: Vec::new(),
-            slots: vec![SlotPast::default()],
-            pace: Pace::default(),
+            slots: vec![SlotHistory::default()],
+            speed: SpeedEstimate::default(),
             history: History::default(),
             accepting: true,
-            order: Order::new(),
+            order: Scheduler::new(),
             routing: None,
             done: 0,
         }
@@ -210,16 +210,16 @@ impl Queue {
         }
     }
 
-    pub(super) fn push(&mut self, accepted: Accepted) -> Result<(), SubmitError> {
+    pub(super) fn push(&mut self, accepted: QueuedJob) -> Result<(), SubmitError> {
         self.check_room(Tokens(accepted.job.prompt.len()), accepted.terms.priority)?;
         self.prompt_tokens += accepted.job.prompt.len();
         self.waiting.push_back(accepted);
         Ok(())
     }
 
-    /// There is one slot for each device.
+    /// Sets the number of slots, one per device.
     pub(super) fn set_slots(&mut self, slots: usize) {
-        self.slots = vec![SlotPast::default(); slots];
+        self.slots = vec![SlotHistory::default(); slots];
     }
 
     pub(super) fn set_limits(&mut self, limits: Limits) {
@@ -234,20 +234,20 @@ impl Queue {
         self.order.max_overtakes = most;
     }
 
-    /// This slot, which is free, takes its next job: the one whose turn it is, unless another free slot has its model, or it
-    /// would be one switch of models too many.
-    pub(super) fn take(&mut self, slot: usize, now: Instant) -> Option<Accepted> {
+    /// The next job for a free slot: the one that is next, unless another free slot has its model loaded or it would need too many
+    /// model switches.
+    pub(super) fn take(&mut self, slot: usize, now: Instant) -> Option<QueuedJob> {
         let next = self.next_for(slot)?;
         self.order.took(next);
         if let Some(past) = self.slots.get_mut(slot) {
             past.switches = next.switches;
         }
-        if let Some(passed_over) = next.passed_over.and_then(|place| self.waiting.get_mut(place)) {
+        if let Some(passed_over) = next.passed_over.and_then(|index| self.waiting.get_mut(index)) {
             passed_over.passed_over += 1;
         }
-        let next = self.remove_at(next.place)?;
+        let next = self.remove_at(next.index)?;
         self.running.push(Occupant {
-            job: next.entry(),
+            job: next.info(),
             slot,
             since: now,
             remains: next.work(),
@@ -256,7 +256,7 @@ impl Queue {
         Some(next)
     }
 
-    /// The slot of a job is free again.
+    /// Frees the slot of a job.
     pub(super) fn release(&mut self, id: JobId) {
         self.done += 1;
         for left in self.running.extract_if(.., |running| running.job.id == id) {
@@ -266,30 +266,30 @@ impl Queue {
         }
     }
 
-    /// Removes a job that still waits.
-    pub(super) fn remove(&mut self, id: JobId) -> Option<Accepted> {
-        let place = self.waiting.iter().position(|waiting| waiting.job.id == id)?;
-        self.remove_at(place)
+    /// Removes a waiting job.
+    pub(super) fn remove(&mut self, id: JobId) -> Option<QueuedJob> {
+        let index = self.waiting.iter().position(|waiting| waiting.job.id == id)?;
+        self.remove_at(index)
     }
 
-    /// Removes the job that waits for longest.
-    pub(super) fn remove_first(&mut self) -> Option<Accepted> {
+    /// Removes the job that has waited longest.
+    pub(super) fn remove_first(&mut self) -> Option<QueuedJob> {
         self.remove_at(0)
     }
 
-    /// Removes the first job that has waited for too long, with the reason.
-    pub(super) fn remove_given_up(&mut self, now: Instant) -> Option<(Accepted, Failure)> {
-        let (place, failure) =
-            self.waiting.iter().enumerate().find_map(|(place, w)| Some((place, w.given_up(now)?)))?;
-        Some((self.remove_at(place)?, failure))
+    /// Removes the first job whose deadline has passed; returns it with the failure.
+    pub(super) fn remove_overdue(&mut self, now: Instant) -> Option<(QueuedJob, Failure)> {
+        let (index, failure) =
+            self.waiting.iter().enumerate().find_map(|(index, w)| Some((index, w.overdue(now)?)))?;
+        Some((self.remove_at(index)?, failure))
     }
 
-    /// When the next of the waiting jobs has waited for too long.
-    pub(super) fn next_given_up(&self) -> Option<Instant> {
-        self.waiting.iter().filter_map(Accepted::gives_up).min()
+    /// The next deadline of a waiting job.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.waiting.iter().filter_map(QueuedJob::deadline).min()
     }
 
-    /// Accepts nothing from here on.
+    /// Refuses new jobs from now on.
     pub(super) fn close(&mut self) {
         self.accepting = false;
     }
@@ -314,7 +314,7 @@ impl Queue {
         &self.running
     }
 
-    /// Notes how far a running job has come.
+    /// Updates the progress of a running job.
     pub(super) fn note_progress(&mut self, id: JobId, remains: Work, now: Instant) {
         if let Some(running) = self.running.iter_mut().find(|running| running.job.id == id) {
             running.remains = remains;
@@ -324,72 +324,72 @@ impl Queue {
         }
     }
 
-    pub(super) fn learn(&mut self, taken: Taken) {
-        self.pace.learn(taken);
+    pub(super) fn learn(&mut self, taken: SlotUsage) {
+        self.speed.learn(taken);
     }
 
-    /// Remembers a job that had a slot.
-    pub(super) fn remember(&mut self, past: Past) {
+    /// Adds a finished job to the history.
+    pub(super) fn remember(&mut self, past: FinishedJob) {
         self.history.add(past);
     }
 
-    /// Counts a job that never had one.
-    pub(super) const fn count(&mut self, outcome: Outcome) {
+    /// JobCounts a job that never had one.
+    pub(super) const fn count(&mut self, outcome: JobOutcome) {
         self.history.count(outcome);
     }
 
-    /// Everything that is to be seen.
-    pub(super) fn roster(&self, now: Instant) -> Roster {
-        let share = |work| self.pace.share_of(work, self.slots.len());
-        let mut left = self.running.iter().map(|running| share(running.remains)).sum();
-        let wait = |waiting: &Accepted| {
+    /// Information about all jobs.
+    pub(super) fn snapshot(&self, now: Instant) -> Snapshot {
+        let share = |work| self.speed.share_of(work, self.slots.len());
+        let mut wait_time = self.running.iter().map(|running| share(running.remains)).sum();
+        let wait = |waiting: &QueuedJob| {
             let time = now.saturating_duration_since(waiting.at);
-            let shown = Waiting { job: waiting.entry(), time, left };
-            left = left.saturating_add(share(waiting.work()));
-            shown
+            let info = WaitingJobInfo { job: waiting.info(), time, left: wait_time };
+            wait_time = wait_time.saturating_add(share(waiting.work()));
+            info
         };
-        Roster {
+        Snapshot {
             slots: self.slots.len(),
             limits: self.limits,
             accepting: self.accepting,
-            waiting: self.in_turn().into_iter().map(|place| &self.waiting[place]).map(wait).collect(),
-            running: self.running.iter().map(|running| running.show(now)).collect(),
+            waiting: self.in_turn().into_iter().map(|index| &self.waiting[index]).map(wait).collect(),
+            running: self.running.iter().map(|running| running.info(now)).collect(),
             past: self.history.past(),
             counts: self.history.counts(),
         }
     }
 
-    /// Places of all that wait, in the order of their turns: whatever has to be loaded for them.
+    /// Indices of waiting jobs in the order in which they will run, without regard to loaded models.
     fn in_turn(&self) -> Vec<usize> {
-        let (mut order, mut places) = (self.order, Vec::with_capacity(self.waiting.len()));
+        let (mut order, mut indices) = (self.order, Vec::with_capacity(self.waiting.len()));
         let rule = SlotRule { most_switches: None, switches: 0, most_passes: 0, is_loaded: &|_| true };
-        while let Some(next) = order.choose(self.candidates(&places), &rule) {
+        while let Some(next) = order.choose(self.candidates(&indices), &rule) {
             order.took(next);
-            places.push(next.place);
+            indices.push(next.index);
         }
-        places
+        indices
     }
 
-    /// Those that wait, with their places, but for the ones that others take.
+    /// Waiting jobs with their indices, without those in `given`.
     fn candidates<'a>(&'a self, given: &'a [usize]) -> impl Iterator<Item = (usize, Candidate<'a>)> + Clone {
-        let waiting = self.waiting.iter().enumerate().filter(|(place, _)| !given.contains(place));
-        waiting.map(|(place, waiting)| (place, waiting.candidate()))
+        let waiting = self.waiting.iter().enumerate().filter(|(index, _)| !given.contains(index));
+        waiting.map(|(index, waiting)| (index, waiting.candidate()))
     }
 
-    /// The free slots that take jobs.
+    /// Free slots that take jobs.
     fn free(&self) -> Vec<usize> {
         let is_open = |slot: &usize| self.routing.as_ref().is_none_or(|routing| (routing.is_open)(*slot));
         let is_free = |slot: &usize| self.running.iter().all(|running| running.slot != *slot);
         (0..self.slots.len()).filter(|slot| is_free(slot) && is_open(slot)).collect()
     }
 
-    /// Where no model is anywhere in particular, it is everywhere.
+    /// Whether a slot has a model loaded; always true without routing.
     fn has_loaded(&self, slot: usize, model: &ModelId) -> bool {
         self.routing.as_ref().is_none_or(|routing| (routing.is_loaded)(slot, model))
     }
 
-    /// What this slot takes: free slots are given jobs one after the other, until it is this one's turn.
-    fn next_for(&self, slot: usize) -> Option<Next> {
+    /// The job that this slot takes, if jobs are given to the free slots one after another.
+    fn next_for(&self, slot: usize) -> Option<Pick> {
         let (mut order, mut free, mut given) = (self.order, self.free(), Vec::new());
         while !free.is_empty() {
             let model = order.first(self.candidates(&given))?;
@@ -398,18 +398,18 @@ impl Queue {
             let taker = free.remove(has_it.unwrap_or(longest));
             let next = order.choose(
                 self.candidates(&given),
-                &self.rule_of(taker, &|model| self.has_loaded(taker, model)),
+                &self.slot_rule(taker, &|model| self.has_loaded(taker, model)),
             )?;
             if taker == slot {
                 return Some(next);
             }
             order.took(next);
-            given.push(next.place);
+            given.push(next.index);
         }
         None
     }
 
-    fn rule_of<'a>(&self, slot: usize, is_loaded: &'a dyn Fn(&ModelId) -> bool) -> SlotRule<'a> {
+    fn slot_rule<'a>(&self, slot: usize, is_loaded: &'a dyn Fn(&ModelId) -> bool) -> SlotRule<'a> {
         SlotRule {
             most_switches: self.routing.as_ref().and_then(|routing| routing.most_switches),
             switches: self.slots[slot].switches,
@@ -418,14 +418,14 @@ impl Queue {
         }
     }
 
-    fn remove_at(&mut self, place: usize) -> Option<Accepted> {
-        let removed = self.waiting.remove(place)?;
+    fn remove_at(&mut self, index: usize) -> Option<QueuedJob> {
+        let removed = self.waiting.remove(index)?;
         self.prompt_tokens -= removed.job.prompt.len();
         Some(removed)
     }
 
-    /// Jobs that free slots are about to take wait for nothing, and take no place in the queue. One too large for the token
-    /// bound has the queue to itself: it is the context length that limits a single prompt.
+    /// Jobs that free slots are about to take do not count. A prompt above the token limit is accepted if no other job waits, because
+    /// a single prompt is limited by the context length.
     fn has_room_for(&self, prompt: Tokens) -> bool {
         let free = self.free().len();
         if self.waiting.len() < free {
@@ -446,11 +446,11 @@ impl Queue {
             max_jobs: self.limits.max_jobs,
             prompt_tokens: self.prompt_tokens(),
             max_prompt_tokens: self.limits.max_prompt_tokens,
-            retry_after: self.pace.retry_after(ahead, self.slots.len()),
+            retry_after: self.speed.retry_after(ahead, self.slots.len()),
         }
     }
 
-    /// What would have its turn before a job of this priority that came now.
+    /// Jobs that would run before a new job of this priority.
     fn ahead_of(&self, priority: Priority) -> impl Iterator<Item = Work> {
         let (batch, interactive): (Vec<_>, Vec<_>) =
             self.waiting.iter().partition(|waiting| waiting.terms.priority == Priority::Batch);
@@ -458,7 +458,7 @@ impl Queue {
             Priority::Batch => batch.len(),
             Priority::Interactive => self.order.batch_turns(interactive.len()),
         };
-        batch.into_iter().take(turns).chain(interactive).map(Accepted::work)
+        batch.into_iter().take(turns).chain(interactive).map(QueuedJob::work)
     }
 }
 

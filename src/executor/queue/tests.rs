@@ -2,7 +2,8 @@ use std::{num::NonZeroUsize, sync::Arc, time::Duration};
 
 use tokio::sync::mpsc::unbounded_channel;
 
-use super::{super::Deadlines, *};
+use super::*;
+use crate::executor::limits::Deadlines;
 use crate::job::ModelId;
 
 const FOREVER: Deadlines = Deadlines { queue: Duration::MAX, total: Duration::MAX };
@@ -12,13 +13,13 @@ fn queue(max_jobs: usize, max_prompt_tokens: usize) -> Queue {
     Queue::new(Limits { max_jobs, max_prompt_tokens: Tokens(max_prompt_tokens) })
 }
 
-fn job_of(id: u64, prompt_tokens: usize, deadlines: Deadlines, at: Instant) -> Accepted {
+fn job_of(id: u64, prompt_tokens: usize, deadlines: Deadlines, at: Instant) -> QueuedJob {
     let job = Job::new(JobId(id), vec![7; prompt_tokens], 4);
-    Accepted::new(job, unbounded_channel().0, CancellationToken::new(), at, deadlines.into())
+    QueuedJob::new(job, unbounded_channel().0, CancellationToken::new(), at, deadlines.into())
 }
 
 #[test]
-fn the_job_that_a_free_slot_is_about_to_take_is_not_counted() {
+fn a_job_that_a_free_slot_is_about_to_take_does_not_count() {
     let (mut queue, now) = (queue(1, 100), Instant::now());
     queue.push(job_of(1, 1, FOREVER, now)).unwrap();
     queue.push(job_of(2, 1, FOREVER, now)).unwrap();
@@ -45,7 +46,7 @@ fn every_slot_takes_a_job_before_any_has_to_wait() {
 }
 
 #[test]
-fn prompt_tokens_bound_the_queue_but_never_a_job_that_is_alone_in_it() {
+fn prompt_tokens_bound_the_queue_but_never_a_single_job() {
     let (mut queue, now) = (queue(9, 10), Instant::now());
     queue.push(job_of(1, 50, FOREVER, now)).unwrap();
     queue.take(0, now).unwrap();
@@ -59,7 +60,7 @@ fn prompt_tokens_bound_the_queue_but_never_a_job_that_is_alone_in_it() {
 }
 
 #[test]
-fn jobs_leave_in_the_order_they_came_also_around_one_that_left_early() {
+fn jobs_run_in_order_of_arrival_also_around_a_removed_one() {
     let (mut queue, now) = (queue(9, 100), Instant::now());
     for id in 1..=4 {
         queue.push(job_of(id, 1, FOREVER, now)).unwrap();
@@ -98,7 +99,7 @@ fn order(models: &str, most_switches: usize) -> String {
 }
 
 #[test]
-fn jobs_are_taken_in_the_order_they_came_until_there_were_too_many_switches_in_a_row() {
+fn jobs_run_in_order_of_arrival_until_there_were_too_many_switches() {
     assert_eq!(order("ababab", 99), "ababab");
     assert_eq!(order("ababab", 1), "aabbab");
     assert_eq!(order("ababab", 2), "abbaab");
@@ -128,7 +129,7 @@ fn takes(queue: &mut Queue, slot: usize) -> Option<u64> {
 }
 
 #[test]
-fn a_job_goes_to_the_free_slot_that_has_its_model_whoever_asks_first() {
+fn a_job_goes_to_the_free_slot_that_has_its_model_loaded() {
     let mut queue = routed(&["a", "b"], "ba", None, &[true; 2]);
     assert_eq!((takes(&mut queue, 0), takes(&mut queue, 1)), (Some(2), Some(1)));
     let mut queue = routed(&["a", "b"], "b", None, &[true; 2]);
@@ -142,7 +143,7 @@ fn a_job_does_not_wait_for_the_slot_that_has_its_model_while_another_is_free() {
 }
 
 #[test]
-fn a_model_that_is_nowhere_is_loaded_where_nothing_has_run_for_longest() {
+fn a_model_is_loaded_on_the_slot_that_has_been_free_for_longest() {
     let mut queue = routed(&["a", "a", "a"], "cdc", None, &[true; 3]);
     assert_eq!((takes(&mut queue, 1), takes(&mut queue, 0)), (Some(2), Some(1)));
     queue.release(JobId(2));
@@ -151,8 +152,8 @@ fn a_model_that_is_nowhere_is_loaded_where_nothing_has_run_for_longest() {
 }
 
 #[test]
-fn every_slot_keeps_count_of_its_own_switches() {
-    // Each takes a switch, and then what it has rather than another.
+fn every_slot_counts_its_own_switches() {
+    // Each slot makes one switch, and then prefers jobs for its model.
     let mut queue = routed(&["a", "b"], "ccccab", Some(1), &[true; 2]);
     assert_eq!((takes(&mut queue, 0), takes(&mut queue, 1)), (Some(1), Some(2)));
     queue.release(JobId(1));
@@ -164,33 +165,33 @@ fn every_slot_keeps_count_of_its_own_switches() {
 }
 
 #[test]
-fn a_slot_that_is_closed_takes_nothing_and_makes_no_room() {
+fn a_closed_slot_takes_no_job_and_makes_no_room() {
     let mut queue = routed(&["a", "a"], "aa", None, &[false, true]);
     assert_eq!((takes(&mut queue, 0), takes(&mut queue, 1)), (None, Some(1)));
     queue.set_limits(Limits { max_jobs: NonZeroUsize::MIN, max_prompt_tokens: Tokens(99) });
-    assert!(queue.check_room(Tokens(1), Priority::Interactive).is_err(), "one waits already");
+    assert!(queue.check_room(Tokens(1), Priority::Interactive).is_err(), "one job waits already");
 }
 
 #[test]
-fn a_job_that_is_passed_over_comes_next() {
-    // However many there are of the loaded model, the other one waits for one of them.
+fn a_job_that_was_passed_over_is_next() {
+    // However many jobs use the loaded model, the other job waits for one of them only.
     assert_eq!(order("abaaaaaaaa", 1), "aabaaaaaaa");
 }
 
-fn batch_of(id: u64, at: Instant) -> Accepted {
+fn batch_of(id: u64, at: Instant) -> QueuedJob {
     let mut accepted = job_of(id, 1, FOREVER, at);
     accepted.terms.priority = Priority::Batch;
     accepted
 }
 
 #[test]
-fn an_interactive_job_that_is_refused_is_not_told_to_wait_for_the_batch() {
+fn retry_after_of_an_interactive_job_does_not_count_batch_jobs() {
     let (mut queue, now) = (queue(3, 100), Instant::now());
     for id in 1..=4 {
         queue.push(batch_of(id, now)).unwrap();
     }
     let long =
-        |accepted: Accepted| Accepted { job: Job { max_new_tokens: 1_000, ..accepted.job }, ..accepted };
+        |accepted: QueuedJob| QueuedJob { job: Job { max_new_tokens: 1_000, ..accepted.job }, ..accepted };
     queue.remove(JobId(4)).unwrap();
     queue.push(long(batch_of(4, now))).unwrap();
     assert_eq!(queue.take(0, now).unwrap().job.id, JobId(1));
@@ -203,7 +204,7 @@ fn an_interactive_job_that_is_refused_is_not_told_to_wait_for_the_batch() {
 }
 
 #[test]
-fn an_interactive_job_takes_no_place_from_a_batch_job_that_waits() {
+fn an_interactive_job_does_not_displace_a_waiting_batch_job() {
     let (mut queue, now) = (queue(1, 100), Instant::now());
     queue.push(batch_of(1, now)).unwrap();
     queue.push(batch_of(2, now)).unwrap();
@@ -212,24 +213,24 @@ fn an_interactive_job_takes_no_place_from_a_batch_job_that_waits() {
 }
 
 #[test]
-fn whichever_deadline_comes_first_is_the_reason() {
+fn the_earlier_deadline_is_the_reason() {
     let (mut queue, now) = (queue(9, 100), Instant::now());
     let seconds = Duration::from_secs;
     queue.push(job_of(1, 1, FOREVER, now)).unwrap();
     queue.push(job_of(2, 1, Deadlines { queue: seconds(3), total: seconds(9) }, now)).unwrap();
     queue.push(job_of(3, 1, Deadlines { queue: seconds(9), total: seconds(2) }, now)).unwrap();
-    assert_eq!(queue.next_given_up(), Some(now + seconds(2)));
-    assert!(queue.remove_given_up(now + seconds(1)).is_none());
+    assert_eq!(queue.next_deadline(), Some(now + seconds(2)));
+    assert!(queue.remove_overdue(now + seconds(1)).is_none());
     let later = now + seconds(3);
-    let (gone, why) = queue.remove_given_up(later).unwrap();
+    let (gone, why) = queue.remove_overdue(later).unwrap();
     assert_eq!((gone.job.id, why), (JobId(2), Failure::QueueTimeout { waited: seconds(3) }));
-    let (gone, why) = queue.remove_given_up(later).unwrap();
+    let (gone, why) = queue.remove_overdue(later).unwrap();
     assert_eq!((gone.job.id, why), (JobId(3), Failure::Deadline { elapsed: seconds(3) }));
-    assert_eq!((queue.next_given_up(), queue.jobs()), (None, 1));
+    assert_eq!((queue.next_deadline(), queue.jobs()), (None, 1));
 }
 
 #[test]
-fn a_closed_queue_accepts_nothing_and_keeps_what_it_has() {
+fn a_closed_queue_refuses_new_jobs_and_keeps_the_others() {
     let (mut queue, now) = (queue(9, 100), Instant::now());
     queue.push(job_of(1, 1, FOREVER, now)).unwrap();
     queue.close();

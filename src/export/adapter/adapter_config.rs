@@ -1,8 +1,7 @@
-//! What `adapter_config.json` says.
+//! Reads `adapter_config.json`.
 //!
-//! PEFT grows by a setting a month, and most of them change the result when they are on. So a setting is either known
-//! to leave the merged weights alone, or handled here, or has to be off; one that this version has never heard of counts
-//! as off when it is null, false, empty or zero.
+//! PEFT gets about one new setting a month, and most of them change the merged weights. So every setting must be known to be
+//! harmless, handled here, or off. An unknown setting counts as off if it is null, false, empty or zero.
 
 use serde_json::Value;
 
@@ -12,13 +11,13 @@ use super::{
 };
 use crate::export::json_config::{JsonConfig, JsonConfigError};
 
-/// Settings about training, loading or bookkeeping: any value leaves the merged weights alone, or shows in the tensors'
-/// names.
+/// Settings about training, loading or bookkeeping: no value changes the merged weights, except where the tensors' names show
+/// it.
 const HARMLESS: [&str; 13] = [
     "auto_mapping",
     "base_model_name_or_path",
     "eva_config",
-    // Says how the base stores the weight, which the architecture knows.
+    // Describes how the base stores the weight, which the architecture knows.
     "fan_in_fan_out",
     "inference_mode",
     "lora_bias",
@@ -49,8 +48,8 @@ const READ: [&str; 14] = [
     "use_rslora",
 ];
 
-/// Ways to initialise that leave the base alone. Others (PiSSA, OLoRA, CorDA, LoftQ) also change the base's weights, and
-/// an adapter saved as it was trained then only fits the changed base.
+/// Initialisations that do not change the base. Others (PiSSA, OLoRA, CorDA, LoftQ) also change the base's weights, and an
+/// adapter saved as it was trained then only fits the changed base.
 const INITIALISATIONS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
 
 /// An adapter's settings.
@@ -61,7 +60,7 @@ pub(super) struct AdapterConfig {
     is_rank_stabilized: bool,
     /// Whether every pair comes with a magnitude.
     pub is_dora: bool,
-    /// Whether what is trained of the embedding is also in the head's tensors.
+    /// Whether the head's tensors repeat the embedding's delta.
     pub is_tying: bool,
     pub targets: Targets,
     /// Ends of names of modules that are saved whole.
@@ -94,12 +93,12 @@ impl AdapterConfig {
         })
     }
 
-    /// Rank where `rank_pattern` says no other.
+    /// Rank unless `rank_pattern` overrides it.
     pub(super) fn default_rank(&self) -> usize {
         self.ranks.default
     }
 
-    /// Alpha where `alpha_pattern` says no other.
+    /// Alpha unless `alpha_pattern` overrides it.
     pub(super) fn default_alpha(&self) -> f32 {
         self.alphas.default
     }

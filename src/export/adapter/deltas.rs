@@ -1,4 +1,4 @@
-//! What one adapter does to one module, checked against the module's shape and the adapter's settings.
+//! The changes of one adapter to one module, checked against the module's shape and the adapter's configuration.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use super::{
 use crate::export::{checkpoint::canonical, tensors::TensorFile};
 
 impl Adapter {
-    /// What it does to the module at `place`, each with whether it is done to the bias.
+    /// Its changes to the module at `place`, each with whether it applies to the bias.
     pub(super) fn edits(
         &self,
         module: &Module,
@@ -102,7 +102,7 @@ impl Adapter {
         Ok(Some(Change::Tokens { tensor: tensor.clone(), tokens: tokens.to_vec() }))
     }
 
-    /// Checks that what the settings name has tensors.
+    /// Checks that every module that the settings name has tensors.
     pub(super) fn check_complete(&self, places: &BTreeMap<&str, TargetModule>) -> Result<(), AdapterError> {
         let holds =
             |module: &Module, parts: [Part; 2]| parts.iter().any(|part| module.parts.contains_key(part));

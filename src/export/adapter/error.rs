@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use crate::export::{json_config::JsonConfigError, tensors::TensorsError};
 
+/// The file with an adapter's configuration.
+pub(in crate::export) const CONFIG: &str = "adapter_config.json";
+
 /// Why an adapter cannot be merged.
 #[derive(Debug, thiserror::Error)]
 pub enum AdapterError {
@@ -13,8 +16,8 @@ pub enum AdapterError {
     /// Its tensors cannot be used.
     #[error(transparent)]
     Tensors(#[from] TensorsError),
-    /// One of its settings is no regular expression.
-    #[error("{}: {field} has the pattern {pattern:?}: {source}; mend the pattern there", path.display())]
+    /// One of its patterns is not a valid regular expression.
+    #[error("{}: {field} has the pattern {pattern:?}: {source}; fix the pattern in that file", path.display())]
     Pattern {
         /// The settings file.
         path: PathBuf,
@@ -22,7 +25,7 @@ pub enum AdapterError {
         field: &'static str,
         /// The pattern.
         pattern: String,
-        /// What is wrong with it.
+        /// The syntax error.
         source: Box<fancy_regex::Error>,
     },
     /// There is only a pickle.
@@ -66,24 +69,24 @@ pub enum AdapterError {
         path: PathBuf,
         /// The module.
         module: String,
-        /// What is there.
+        /// The part that is present.
         present: &'static str,
-        /// What is not.
+        /// The part that is missing.
         absent: &'static str,
     },
-    /// A tensor that is there although the settings say that it is not trained.
-    #[error("{}: {tensor} contradicts {}, where {reason}; PEFT would leave it out: take both files of one training", path.display(), super::CONFIG)]
+    /// A tensor that exists although the settings exclude it from training.
+    #[error("{}: {tensor} contradicts {}, where {reason}; PEFT would leave it out: take both files of one training", path.display(), CONFIG)]
     Contradiction {
         /// The tensors' file.
         path: PathBuf,
         /// The tensor.
         tensor: String,
-        /// What the settings say.
+        /// The setting that excludes it.
         reason: &'static str,
     },
     /// The settings name modules that have no tensors.
     #[error(
-        "{}: {field} names {name:?}, of which there are no tensors; download the adapter again",
+        "{}: {field} names {name:?}, but there are no tensors for it; download the adapter again",
         path.display()
     )]
     NoTensors {
@@ -91,12 +94,12 @@ pub enum AdapterError {
         path: PathBuf,
         /// The field.
         field: &'static str,
-        /// What it names.
+        /// The module that it names.
         name: String,
     },
     /// Two adapters do to one tensor what cannot be added up.
     #[error(
-        "{} and {} both change {tensor}, and {what} cannot be added up; give one of the two",
+        "adapters {} and {} both change {tensor}, and {what} cannot be combined; pass only one of them",
         first.display(), second.display()
     )]
     Conflict {

@@ -13,7 +13,7 @@ use crate::export::{
     tensors::{TensorFile, TensorsError},
 };
 
-/// Something that an adapter does to a tensor of the base.
+/// A change of an adapter to a tensor of the base.
 #[derive(Clone, Debug)]
 pub(super) struct Delta {
     /// Which of the adapters.
@@ -32,7 +32,7 @@ pub(super) enum Change {
     Tokens { tensor: String, tokens: Vec<usize> },
 }
 
-/// Two matrices and what their product is multiplied with.
+/// Two matrices and the scale of their product.
 #[derive(Clone, Debug)]
 pub(super) struct LowRank {
     pub a: String,
@@ -58,7 +58,7 @@ impl Delta {
         matches!(self.change, Change::LowRank { magnitude: None, .. } | Change::Bias { .. })
     }
 
-    /// What it does, for an error.
+    /// A name for the change, for errors.
     pub(super) fn what(&self) -> &'static str {
         match self.change {
             Change::LowRank { magnitude: Some(_), .. } => "DoRA's magnitudes",
@@ -198,7 +198,7 @@ impl From<TensorsError> for MergeError {
     }
 }
 
-/// What a tensor with one number for each stored line has for `rows` of `param`.
+/// The values for `rows` of `param` in a tensor with one number for each stored line.
 fn lines(
     file: &TensorFile,
     tensor: &str,

@@ -1,4 +1,4 @@
-//! What adapters together make of a base: for each tensor, where it comes from and what is done to it.
+//! The merge of all adapters into a base: for each tensor, its origin and the deltas that apply to it.
 
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
@@ -44,7 +44,7 @@ pub(in crate::export) struct MergePlan {
     adapters: Vec<Adapter>,
     origins: BTreeMap<String, Origin>,
     edits: BTreeMap<String, Vec<Delta>>,
-    /// What a user should know about the merge.
+    /// Notes for the user about the merge.
     pub notes: Vec<String>,
 }
 
@@ -88,12 +88,12 @@ impl MergePlan {
         self.origins.get(name)
     }
 
-    /// Whether anything is done to the tensor called `name`.
+    /// Whether an adapter changes the tensor called `name`.
     pub(in crate::export) fn changes(&self, name: &str) -> bool {
         self.origins.contains_key(name) || self.edits.contains_key(name)
     }
 
-    /// Does to `weights`, the given rows of `param` as they come from their origin, what the adapters do.
+    /// Applies the adapters' deltas to `weights`, the given rows of `param` from their origin.
     pub(in crate::export) fn edit(
         &self,
         weights: &mut [f32],
@@ -216,7 +216,7 @@ impl MergePlan {
         Ok(blueprint.with_vocabulary(embedding_rows))
     }
 
-    /// Checks that there is a place for every tensor.
+    /// Checks that every tensor has a target module.
     fn check_use(&self, places: &BTreeMap<&str, TargetModule>) -> Result<(), AdapterError> {
         for Adapter { file, modules, .. } in &self.adapters {
             let has = |name: &str, part: &Part| places.get(name).is_some_and(|place| place.has(*part));
@@ -318,7 +318,7 @@ impl MergePlan {
     }
 }
 
-/// Whether every adapter that has both modules whole has the same for both.
+/// Whether every adapter that saves both modules whole has equal tensors for both.
 fn both_equal(adapters: &[Adapter], one: &str, other: &str) -> Result<bool, AdapterError> {
     let tensors = |module: &str| -> Vec<(&TensorFile, &str)> {
         let saving = adapters.iter().filter(|adapter| adapter.saves(module));

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::AdapterError;
 use crate::export::json_config::JsonConfig;
 
-/// A regular expression, which a module's whole name has to match.
+/// A regular expression that must match a module's whole name.
 #[derive(Debug)]
 pub(super) struct Pattern {
     path: PathBuf,
@@ -18,7 +18,7 @@ pub(super) struct Pattern {
 }
 
 impl Pattern {
-    /// Compiles `text`, which stands in `field` of the file at `path`; `frame` makes the whole name of it.
+    /// Compiles `text` from `field` of the file at `path`; `frame` extends it to the whole name.
     fn new(
         path: &Path,
         field: &'static str,
@@ -118,12 +118,12 @@ impl Names {
     }
 }
 
-/// Whether `module` is called `name`, alone or after a dot.
+/// Whether `module` is `name`, or ends with it after a dot.
 pub(super) fn ends_with(module: &str, name: &str) -> bool {
     module.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
-/// Which modules the settings say have low-rank matrices.
+/// Which modules have low-rank matrices by the settings.
 #[derive(Debug)]
 pub(super) struct Targets {
     names: Names,
@@ -155,7 +155,7 @@ impl Targets {
         })
     }
 
-    /// Why `module` would have no low-rank matrices; nothing if it would. `is_end` says whether it is an embedding or
+    /// Why `module` has no low-rank matrices by the settings; `None` if it has. `is_end`: whether it is an embedding or
     /// the head.
     pub(super) fn refusal(&self, module: &str, is_end: bool) -> Result<Option<&'static str>, AdapterError> {
         if is_end && matches!(self.names, Names::Linear) {
@@ -188,7 +188,7 @@ impl Targets {
         Ok((!self.has_layer(module)).then_some("layers_to_transform leaves its layer out"))
     }
 
-    /// As in PEFT, a list of layers only narrows what a list of names finds by their ends.
+    /// As in PEFT, a list of layers only narrows the matches of a list of name suffixes.
     fn has_layer(&self, module: &str) -> bool {
         let (Names::EmbeddingAndHead(names), Some(layers)) = (&self.names, &self.layers) else { return true };
         if names.iter().any(|name| name == module) {

@@ -1,4 +1,4 @@
-//! Where in a model an adapter's modules belong.
+//! The modules of a base that an adapter can change.
 
 use std::collections::BTreeMap;
 
@@ -84,8 +84,8 @@ pub(super) enum WeightTie {
 }
 
 impl EmbeddingAndHead {
-    /// Of a model whose adapters save the modules that `is_saved` says; `are_equal` whether what they save for both is
-    /// the same.
+    /// For a model whose adapters save the modules for which `is_saved` holds; `are_equal` compares the tensors that they save for
+    /// two modules.
     pub(super) fn new<E>(
         blueprint: &Blueprint,
         is_saved: impl Fn(&str) -> bool,

@@ -9,7 +9,7 @@ use crate::export::{
     tensors::{TensorFile, TensorsError},
 };
 
-/// What a tensor is of its module.
+/// The role of a tensor in its module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Part {
     /// `[rank, in]`.
@@ -66,7 +66,7 @@ pub(super) struct Module {
 fn parse(tensor: &str) -> Option<(String, Part)> {
     const ADAPTER: &str = "default";
     let mut path: Vec<&str> = tensor.strip_prefix("base_model.model.")?.split('.').collect();
-    // The adapter's own name stands last or before the kind, if whoever saved it left it there.
+    // Some programs leave the adapter's own name in the tensor's name, last or before the kind.
     if let Some(place) = path.iter().rposition(|part| *part == ADAPTER)
         && place + 2 >= path.len()
     {

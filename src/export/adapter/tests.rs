@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use super::*;
+use super::{peft_adapter::TENSORS, *};
 use crate::export::{
     blueprint::{Blueprint, LmHead},
     testing::{self, Tensor},

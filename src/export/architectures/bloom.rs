@@ -8,8 +8,8 @@ use super::{
         json_config::{JsonConfig, JsonConfigError},
         param::{Lines, Param},
     },
-    SizeNames, Sizes, check_heads,
     family::{head, linear},
+    fields::{SizeNames, Sizes, check_heads},
 };
 use crate::manifest::Dims;
 

@@ -10,7 +10,7 @@ use super::{
         param::Param,
         rope::Rotary,
     },
-    SizeNames, Sizes, activation, check_heads,
+    fields::{SizeNames, Sizes, activation, check_heads},
 };
 use crate::manifest::Dims;
 

@@ -10,7 +10,7 @@ use super::{
         rope::Rotary,
     },
     family::Family,
-    windows,
+    fields::windows,
 };
 
 /// Gemma 2: caps on scores and logits; every other layer has a window, the first one included.
@@ -26,7 +26,7 @@ pub(super) fn read_2(config: &JsonConfig) -> Result<Blueprint, JsonConfigError> 
 
 /// Gemma 3: norms of query and key heads; layers with a window turn by other angles than those without.
 pub(super) fn read_3(config: &JsonConfig) -> Result<Blueprint, JsonConfigError> {
-    // Published files of models that also see leave out what is the default here, sizes included.
+    // The configurations of published multimodal models leave out these defaults, sizes included.
     let config = &config.clone().or(defaults()).or(json!({
         "vocab_size": 262_208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
         "num_attention_heads": 8, "max_position_embeddings": 131_072,
@@ -95,7 +95,7 @@ fn finish(
     let scale = config.positive("query_pre_attn_scalar")?.sqrt().recip();
     for (i, layer) in blueprint.layers.iter_mut().enumerate() {
         let norm = |name: &str| family.norm(&format!("layers.{i}.{name}"), hidden);
-        // What is called post-attention norm is one here, and not the one before the MLP.
+        // Here the post-attention norm follows attention; in other architectures that name means the norm before the MLP.
         layer.attention_end = Some(norm("post_attention_layernorm"));
         layer.mlp_norm = norm("pre_feedforward_layernorm");
         layer.mlp_end = Some(norm("post_feedforward_layernorm"));

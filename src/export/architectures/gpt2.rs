@@ -8,8 +8,8 @@ use super::{
         json_config::{JsonConfig, JsonConfigError},
         param::{Lines, Param},
     },
-    SizeNames, Sizes, activation, check_heads,
     family::head,
+    fields::{SizeNames, Sizes, activation, check_heads, named},
 };
 use crate::manifest::Dims;
 
@@ -33,7 +33,7 @@ pub(super) fn read(config: &JsonConfig) -> Result<Blueprint, JsonConfigError> {
         epsilon: config.positive("layer_norm_epsilon")?,
     };
     let Dims { layers, hidden, vocab, .. } = gpt.dims;
-    let positions = super::named(config, &["n_positions", "n_ctx", "max_position_embeddings"])?;
+    let positions = named(config, &["n_positions", "n_ctx", "max_position_embeddings"])?;
     Ok(Blueprint {
         architecture: "gpt2",
         dims: gpt.dims,

@@ -8,7 +8,7 @@ use super::{
         json_config::{JsonConfig, JsonConfigError},
     },
     family::{Family, with_defaults},
-    windows,
+    fields::windows,
 };
 
 pub(super) fn read(config: &JsonConfig) -> Result<Blueprint, JsonConfigError> {

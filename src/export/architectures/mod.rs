@@ -1,10 +1,11 @@
 //! The architectures: each is a file that reads a configuration and names tensors.
 //!
 //! Fields that a configuration leaves out have the defaults of transformers' configuration classes, but sizes have none:
-//! a file that does not say how large the model is has been cut short.
+//! a file without them is truncated.
 
 mod bloom;
 mod family;
+mod fields;
 mod gemma;
 mod gpt2;
 mod llama;
@@ -13,10 +14,9 @@ mod phi3;
 mod qwen;
 
 use super::{
-    blueprint::{Activation, Blueprint},
-    json_config::{JsonConfig, JsonConfigError, MOST_SIZE},
+    blueprint::Blueprint,
+    json_config::{JsonConfig, JsonConfigError},
 };
-use crate::manifest::{Dims, MOST_LAYERS};
 
 /// Reads the configuration of one architecture.
 type Read = fn(&JsonConfig) -> Result<Blueprint, JsonConfigError>;
@@ -42,7 +42,7 @@ pub(super) fn read(config: &JsonConfig) -> Result<Blueprint, JsonConfigError> {
     if let Some(quantization) = config.section("quantization_config")? {
         return Err(refuse_quantized(config, &quantization));
     }
-    // Once: a section within a section within a section is no model's, and each would be a copy of all within it.
+    // Only one level: no model nests these sections, and each level would copy all levels within it.
     match config.section(TEXT)? {
         Some(text) => read_text(&text),
         None => read_text(config),
@@ -71,118 +71,4 @@ fn refuse_quantized(config: &JsonConfig, quantization: &JsonConfig) -> JsonConfi
              quantized from, and quantize it here with --quantize"
         ),
     )
-}
-
-/// Names of the fields that hold sizes, which differ between architectures.
-struct SizeNames {
-    layers: &'static [&'static str],
-    hidden: &'static [&'static str],
-    heads: &'static [&'static str],
-}
-
-/// Sizes that every architecture has.
-struct Sizes {
-    layers: usize,
-    hidden: usize,
-    heads: usize,
-    vocab: usize,
-}
-
-impl Sizes {
-    fn read(config: &JsonConfig, names: &SizeNames) -> Result<Self, JsonConfigError> {
-        let layers = named(config, names.layers)?;
-        if layers > MOST_LAYERS {
-            return Err(config.wrong(present(config, names.layers), format!("at most {MOST_LAYERS}")));
-        }
-        let hidden = named(config, names.hidden)?;
-        if !hidden.is_multiple_of(2) {
-            let supported = "even sizes, so that two 4-bit weights fill a byte";
-            return Err(config.unsupported(present(config, names.hidden), supported));
-        }
-        let heads = named(config, names.heads)?;
-        Ok(Self { layers, hidden, heads, vocab: config.size("vocab_size")? })
-    }
-
-    /// Dimensions of a head, where the configuration does not say.
-    fn head_dim(&self, config: &JsonConfig, names: &SizeNames) -> Result<usize, JsonConfigError> {
-        let Self { hidden, heads, .. } = self;
-        if hidden.is_multiple_of(*heads) {
-            return Ok(hidden / heads);
-        }
-        let expected = format!("a divisor of {}, {hidden}", present(config, names.hidden));
-        Err(config.wrong(present(config, names.heads), expected))
-    }
-
-    fn dims(&self, kv_heads: usize, head_dim: usize, intermediate: usize) -> Dims {
-        let Self { layers, hidden, heads, vocab } = *self;
-        Dims { layers, hidden, heads, kv_heads, head_dim, intermediate, vocab }
-    }
-}
-
-/// The first of `names` that is there.
-fn present(config: &JsonConfig, names: &[&'static str]) -> &'static str {
-    names.iter().find(|name| config.get(name).is_some()).or(names.first()).copied().unwrap_or_default()
-}
-
-fn named(config: &JsonConfig, names: &[&'static str]) -> Result<usize, JsonConfigError> {
-    config.size(present(config, names))
-}
-
-/// Checks the width of all heads together, and that ONNX Runtime's attention can be used with it.
-fn check_heads(
-    config: &JsonConfig,
-    field: &str,
-    (heads, head_dim): (usize, usize),
-    step: usize,
-) -> Result<(), JsonConfigError> {
-    if !head_dim.is_multiple_of(step) {
-        let supported =
-            format!("heads of a multiple of {step} dimensions, as ONNX Runtime's attention needs");
-        return Err(config.unsupported(field, supported));
-    }
-    // Three times, because query, key and value are stacked into one matrix.
-    if head_dim.checked_mul(heads).and_then(|n| n.checked_mul(3)).is_none_or(|n| n > MOST_SIZE) {
-        return Err(config.wrong(field, format!("heads that are together at most {} wide", MOST_SIZE / 3)));
-    }
-    Ok(())
-}
-
-/// The nonlinearity in `field`, by the names that transformers gives them.
-fn activation(config: &JsonConfig, field: &str) -> Result<Activation, JsonConfigError> {
-    Ok(match config.text(field)? {
-        Some("silu" | "swish") => Activation::Sigmoid { alpha: 1.0 },
-        Some("quick_gelu") => Activation::Sigmoid { alpha: 1.702 },
-        Some("gelu") => Activation::Gelu,
-        Some("gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" | "gelu_accurate") => Activation::GeluTanh,
-        Some("relu") => Activation::Relu,
-        Some(_) => {
-            return Err(
-                config.unsupported(field, "silu, gelu, gelu_new, gelu_pytorch_tanh, quick_gelu, relu")
-            );
-        }
-        None => return Err(config.missing(field, "the name of an activation")),
-    })
-}
-
-/// Which layers see a window of the keys alone, and how many keys it has. `layer_types` says so, or `is_sliding` of each
-/// layer's number.
-fn windows(
-    config: &JsonConfig,
-    layers: usize,
-    is_sliding: impl Fn(usize) -> bool,
-) -> Result<Vec<Option<usize>>, JsonConfigError> {
-    const TYPES: &str = "layer_types";
-    let Some(window) = config.optional_size("sliding_window")? else { return Ok(vec![None; layers]) };
-    let Some(types) = config.texts(TYPES)? else {
-        return Ok((0..layers).map(|layer| is_sliding(layer).then_some(window)).collect());
-    };
-    if types.len() != layers {
-        return Err(config.wrong(TYPES, format!("{layers} of them, one for each layer")));
-    }
-    let sees = |name: &str| match name {
-        "full_attention" => Ok(None),
-        "sliding_attention" => Ok(Some(window)),
-        _ => Err(config.unsupported(TYPES, "full_attention, sliding_attention")),
-    };
-    types.into_iter().map(sees).collect()
 }

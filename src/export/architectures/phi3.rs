@@ -7,7 +7,7 @@ use super::{
         param::{Lines, Param},
     },
     family::{Family, with_defaults},
-    windows,
+    fields::windows,
 };
 use crate::manifest::Dims;
 

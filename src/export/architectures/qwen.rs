@@ -8,10 +8,10 @@ use super::{
         json_config::{JsonConfig, JsonConfigError},
     },
     family::{Family, with_defaults},
-    windows,
+    fields::windows,
 };
 
-/// Qwen 2 and 2.5: biases of query, key and value alone.
+/// Qwen 2 and 2.5: only query, key and value have biases.
 pub(super) fn read_2(config: &JsonConfig) -> Result<Blueprint, JsonConfigError> {
     let config = &with_qwen_defaults(config)?;
     let family = Family { input_bias: true, ..Family::read(config)? };
@@ -29,7 +29,7 @@ pub(super) fn read_3(config: &JsonConfig) -> Result<Blueprint, JsonConfigError> 
 fn with_qwen_defaults(config: &JsonConfig) -> Result<JsonConfig, JsonConfigError> {
     let defaults = json!({ "sliding_window": 4096, "max_window_layers": 28 });
     let config = with_defaults(config, "hidden_act").or(defaults);
-    // A size that stands there without the flag means nothing.
+    // Without the flag the size has no effect.
     let is_used = config.flag("use_sliding_window", false)?;
     Ok(if is_used { config } else { config.with("sliding_window", Value::Null) })
 }

@@ -2,18 +2,18 @@
 //!
 //! Query, key and value read the same input, so their weights are stacked into one matrix: their input is quantized once,
 //! and one node does the work of three. Quantization is by row, so stacking changes no bit of a weight. Only models that
-//! normalise the heads of queries and keys have them apart, because ONNX Runtime's attention normalises heads by itself
-//! on a GPU alone.
+//! normalise the heads of queries and keys have separate matrices, because ONNX Runtime's attention can normalise heads only
+//! on a GPU.
 
 use super::{
     super::{
         blueprint::{Attention, Linear, Norm},
         data_layout::TooLarge,
         graph::{Op, float_attribute, int_attribute},
-        onnx::Attribute,
     },
-    Emitter, of_layer, rotary_names,
+    emitter::{Emitter, of_layer, rotary_names},
 };
+use crate::onnx::Attribute;
 
 impl Emitter {
     /// What each head sees, side by side, not multiplied by the output weights yet. `bias` is added to scores.

@@ -6,34 +6,16 @@
 use super::{
     super::{
         blueprint::Linear,
-        data_layout::{DataRange, QuantizedAt, Stack, TooLarge},
+        data_layout::{QuantizedAt, Stack, TooLarge},
+        formats::ACCURACY_LEVEL,
         graph::{Op, int_attribute},
-        onnx::ElementType,
         param::Param,
         quantize::Quantizer,
     },
-    Emitter,
+    emitter::Emitter,
+    matrix::Matrix,
 };
-
-/// Lets the CPU multiply in int8; every other level is slower there, up to a hundred times with 8-bit weights.
-pub(in super::super) const ACCURACY_LEVEL: u8 = 4;
-
-/// A matrix in the data file, as linear layers read it.
-#[derive(Clone, Copy)]
-pub(super) enum Matrix {
-    Floats(DataRange),
-    Quantized(Quantizer, QuantizedAt),
-}
-
-impl Matrix {
-    /// Whether rows of `cols` weights end where a block does, so that padded and packed rows are the same.
-    fn has_whole_blocks(self, cols: usize) -> bool {
-        match self {
-            Self::Floats(_) => true,
-            Self::Quantized(quantizer, _) => cols.is_multiple_of(quantizer.block_size),
-        }
-    }
-}
+use crate::onnx::ElementType;
 
 impl Emitter {
     /// Stacks `linears` by their rows and applies them to `input`.

@@ -1,6 +1,6 @@
-//! The half of a layer that looks at one position alone.
+//! The half of a layer that processes each position separately.
 //!
-//! Gate and up are kept apart: stacked, their product would have to be copied apart again, which costs what it saves.
+//! Gate and up are separate matrices: splitting the product of a stacked matrix costs as much as the stacking saves.
 
 use super::{
     super::{
@@ -8,7 +8,7 @@ use super::{
         data_layout::TooLarge,
         graph::{Op, float_attribute},
     },
-    Emitter,
+    emitter::Emitter,
 };
 
 impl Emitter {

@@ -8,11 +8,11 @@ use super::{
         data_layout::{Stack, TooLarge},
         dtype_encoding,
         graph::{Op, int_attribute},
-        onnx::ElementType,
         param::Param,
     },
-    Emitter, Length,
+    emitter::{Emitter, Length},
 };
+use crate::onnx::ElementType;
 
 impl Emitter {
     /// Adds the row of each token's position.

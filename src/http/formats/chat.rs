@@ -1,184 +1,242 @@
 //! `POST /v1/chat/completions` in OpenAI's wire format.
 
-use serde_json::{Map, Value, json};
+use std::slice;
+
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::{
-    completion_stream::{Ending, Progress, Said},
-    format::{ApiFormat, ResponseMeta, prompt_progress, timings, usage},
-    logprobs::{Scored, content},
+    completion_stream::{Delta, FinishReason, FinishedChoice, Progress},
+    format::{ApiFormat, CompletionHead, ResponseMeta, to_json},
+    logprobs::{ChatLogprobs, ScoredToken},
+    sse::Frame,
+    usage::{CompletionTail, Timings},
 };
-use crate::{
-    http::{
-        field_error::FieldError,
-        request::{
-            compat::{self, OtherField},
-            fields::Fields,
-            generation::{Ask, Prompt, Rules, asked, take_choices, take_tokens},
-            messages::take_messages,
-            tools::{Shape, Toolbox},
-        },
-    },
-    job::ScoresAsked,
-    text::Call,
-    units::Tokens,
-};
+use crate::{http::request::chat::ChatRequest, text::Call};
 
-/// OpenAI's chat completions.
+/// An answer of `/v1/chat/completions`.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct ChatCompletion<'a> {
+    #[serde(flatten)]
+    head: CompletionHead<'a>,
+    choices: Vec<ChatChoice<'a>>,
+    #[serde(flatten)]
+    tail: CompletionTail,
+}
+
+/// One of the answers to a conversation.
+#[derive(Serialize, ToSchema)]
+struct ChatChoice<'a> {
+    index: usize,
+    message: AssistantMessage<'a>,
+    #[schema(required)]
+    logprobs: Option<ChatLogprobs<'a>>,
+    finish_reason: FinishReason,
+}
+
+/// The message that the assistant answers with.
+#[derive(Serialize, ToSchema)]
+struct AssistantMessage<'a> {
+    /// Always `assistant`.
+    role: &'static str,
+    /// Null where there are tool calls and no text.
+    #[schema(required)]
+    content: Option<&'a str>,
+    /// Always null.
+    #[schema(required)]
+    refusal: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tool_calls: Option<Vec<AnsweredCall<'a>>>,
+}
+
+/// A tool call.
+#[derive(Serialize, ToSchema)]
+struct AnsweredCall<'a> {
+    id: &'a str,
+    /// Always `function`.
+    #[serde(rename = "type")]
+    kind: &'static str,
+    function: AnsweredFunction<'a>,
+}
+
+/// The function that is called.
+#[derive(Serialize, ToSchema)]
+struct AnsweredFunction<'a> {
+    name: &'a str,
+    /// A JSON object as text.
+    arguments: &'a str,
+}
+
+/// An event of the stream of `/v1/chat/completions`.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct ChatCompletionChunk<'a> {
+    #[serde(flatten)]
+    head: CompletionHead<'a>,
+    /// Empty in the events with usage or progress.
+    choices: Vec<ChatChoiceDelta<'a>>,
+    #[serde(flatten)]
+    tail: CompletionTail,
+}
+
+/// What is added to a choice.
+#[derive(Serialize, ToSchema)]
+struct ChatChoiceDelta<'a> {
+    index: usize,
+    delta: MessageDelta<'a>,
+    #[schema(required)]
+    logprobs: Option<ChatLogprobs<'a>>,
+    /// Null before the end.
+    #[schema(required)]
+    finish_reason: Option<FinishReason>,
+}
+
+/// What is added to the message.
+#[derive(Default, Serialize, ToSchema)]
+struct MessageDelta<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    role: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tool_calls: Option<Vec<CallDelta<'a>>>,
+}
+
+/// A new call, with its `id`, or further arguments of one.
+#[derive(Serialize, ToSchema)]
+struct CallDelta<'a> {
+    index: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<&'a str>,
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    kind: Option<&'static str>,
+    function: FunctionDelta<'a>,
+}
+
+/// What is added to the call of a function.
+#[derive(Serialize, ToSchema)]
+struct FunctionDelta<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
+    /// To append.
+    arguments: &'a str,
+}
+
+impl<'a> From<&'a FinishedChoice> for AssistantMessage<'a> {
+    fn from(FinishedChoice { text, calls, .. }: &'a FinishedChoice) -> Self {
+        let call = |call: &'a Call| AnsweredCall {
+            id: call.id.as_deref().unwrap_or_default(),
+            kind: "function",
+            function: AnsweredFunction {
+                name: call.name.as_deref().unwrap_or_default(),
+                arguments: &call.arguments,
+            },
+        };
+        let has_calls = !calls.is_empty();
+        Self {
+            role: "assistant",
+            content: Some(text.as_str()).filter(|text| !has_calls || !text.is_empty()),
+            refusal: None,
+            tool_calls: has_calls.then(|| calls.iter().map(call).collect()),
+        }
+    }
+}
+
+impl<'a> From<&'a Delta> for MessageDelta<'a> {
+    fn from(Delta { text, calls, .. }: &'a Delta) -> Self {
+        let has_calls = !calls.is_empty();
+        Self {
+            role: None,
+            content: Some(text.as_str()).filter(|text| !has_calls || !text.is_empty()),
+            tool_calls: has_calls.then(|| calls.iter().map(CallDelta::from).collect()),
+        }
+    }
+}
+
+impl<'a> From<&'a Call> for CallDelta<'a> {
+    fn from(Call { index, id, name, arguments }: &'a Call) -> Self {
+        let name = name.as_deref().filter(|_| id.is_some());
+        Self {
+            index: *index,
+            id: id.as_deref(),
+            kind: id.as_ref().map(|_| "function"),
+            function: FunctionDelta { name, arguments },
+        }
+    }
+}
+
+const CHUNK: &str = "chat.completion.chunk";
+
+/// The format of OpenAI's chat completions.
 pub(crate) struct Chat(ResponseMeta);
 
 impl From<ResponseMeta> for Chat {
-    fn from(head: ResponseMeta) -> Self {
-        Self(head)
+    fn from(meta: ResponseMeta) -> Self {
+        Self(meta)
     }
 }
 
 impl Chat {
-    fn document(&self, object: &str, choices: Value) -> Value {
-        let ResponseMeta { id, created, model, fingerprint, .. } = &self.0;
-        json!({
-            "id": id,
-            "object": object,
-            "created": created,
-            "model": model,
-            "system_fingerprint": fingerprint,
-            "choices": choices,
-        })
+    fn logprobs<'a>(&self, tokens: &'a [ScoredToken]) -> Option<ChatLogprobs<'a>> {
+        self.0.logprobs.then(|| tokens.into())
     }
 
-    fn logprobs(&self, scored: &[Scored]) -> Value {
-        if self.0.scored { content(scored) } else { Value::Null }
+    fn choice<'a>(&self, (index, finished): (usize, &'a FinishedChoice)) -> ChatChoice<'a> {
+        let logprobs = self.logprobs(&finished.scored);
+        ChatChoice { index, message: finished.into(), logprobs, finish_reason: finished.reason }
     }
 
-    fn chunk(&self, choice: usize, delta: &Value, logprobs: Value, reason: Option<&str>) -> Value {
-        let choice =
-            json!([{ "index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": reason }]);
-        let mut chunk = self.document("chat.completion.chunk", choice);
-        if self.0.include_usage {
-            chunk["usage"] = Value::Null;
-        }
-        chunk
+    fn chunk<'a>(&'a self, choice: ChatChoiceDelta<'a>, timings: Option<Timings>) -> ChatCompletionChunk<'a> {
+        let usage = self.0.include_usage.then_some(None);
+        let tail = CompletionTail { usage, timings, prompt_progress: None };
+        ChatCompletionChunk { head: self.0.head(CHUNK), choices: vec![choice], tail }
+    }
+
+    fn chunk_without_choice(&self, tail: CompletionTail) -> ChatCompletionChunk<'_> {
+        ChatCompletionChunk { head: self.0.head(CHUNK), choices: Vec::new(), tail }
     }
 }
 
 impl ApiFormat for Chat {
+    type Request = ChatRequest;
+
     const ROUTE: &'static str = "/v1/chat/completions";
     const ID_PREFIX: &'static str = "chatcmpl-";
     const OPERATION: &'static str = "chat";
-    const TEMPERATURE: f32 = 1.0;
-    const OTHERS: &'static [&'static [OtherField]] = &[compat::OPENAI, compat::CHAT, compat::PEERS];
 
-    fn ask(fields: &mut Fields, rules: &Rules) -> Result<Ask, FieldError> {
-        let conversation = take_messages(fields)?;
-        let toolbox = Toolbox::take(fields, Shape::Nested)?;
-        let conversation = match &toolbox {
-            Some(toolbox) => toolbox.tell(conversation, &rules.tools),
-            None => conversation,
-        };
-        let most = take_most(fields)?;
-        let ask = Ask::take(fields, rules, Prompt::Conversation(conversation), most)?;
-        let ask = match toolbox {
-            Some(toolbox) => toolbox.equip(ask, rules, fields)?,
-            None => ask,
-        };
-        Ok(Ask { choices: take_choices(fields)?, scores: take_scores(fields)?, ..ask })
+    fn whole(&self, choices: &[FinishedChoice]) -> String {
+        to_json(&ChatCompletion {
+            head: self.0.head("chat.completion"),
+            choices: choices.iter().enumerate().map(|one| self.choice(one)).collect(),
+            tail: CompletionTail::of(choices),
+        })
     }
 
-    fn whole(&self, endings: &[Ending]) -> Value {
-        let choice = |(index, ending): (usize, &Ending)| {
-            let message = message(ending);
-            let (logprobs, reason) = (self.logprobs(&ending.scored), ending.reason.as_str());
-            json!({ "index": index, "message": message, "logprobs": logprobs, "finish_reason": reason })
-        };
-        let choices = endings.iter().enumerate().map(choice).collect();
-        let mut document = self.document("chat.completion", choices);
-        document["usage"] = usage(endings);
-        document["timings"] = timings(endings);
-        document
+    fn progress(&mut self, progress: Progress, out: &mut Frame) {
+        out.push(&self.chunk_without_choice(progress.into()));
     }
 
-    fn progress(&mut self, progress: &Progress) -> Value {
-        let mut chunk = self.document("chat.completion.chunk", json!([]));
-        chunk["prompt_progress"] = prompt_progress(progress);
-        chunk
+    fn opening(&mut self, choice: usize, out: &mut Frame) {
+        let delta = MessageDelta { role: Some("assistant"), content: Some(""), tool_calls: None };
+        let choice = ChatChoiceDelta { index: choice, delta, logprobs: None, finish_reason: None };
+        out.push(&self.chunk(choice, None));
     }
 
-    fn opening(&mut self, choice: usize) -> Vec<Value> {
-        vec![self.chunk(choice, &json!({ "role": "assistant", "content": "" }), Value::Null, None)]
+    fn delta(&mut self, choice: usize, delta: &Delta, out: &mut Frame) {
+        let logprobs = self.logprobs(&delta.scored);
+        let delta = ChatChoiceDelta { index: choice, delta: delta.into(), logprobs, finish_reason: None };
+        out.push(&self.chunk(delta, None));
     }
 
-    fn delta(&mut self, choice: usize, said: &Said) -> Vec<Value> {
-        let mut delta = Map::new();
-        if !said.text.is_empty() || said.calls.is_empty() {
-            delta.insert("content".into(), said.text.as_str().into());
+    fn closing(&mut self, choice: usize, finished: &FinishedChoice, out: &mut Frame) {
+        let (delta, finish_reason) = (MessageDelta::default(), Some(finished.reason));
+        let last = ChatChoiceDelta { index: choice, delta, logprobs: None, finish_reason };
+        out.push(&self.chunk(last, Some(Timings::of(slice::from_ref(finished)))));
+    }
+
+    fn end(&mut self, choices: &[FinishedChoice], out: &mut Frame) {
+        if self.0.include_usage {
+            out.push(&self.chunk_without_choice(CompletionTail::usage(choices)));
         }
-        if !said.calls.is_empty() {
-            delta.insert("tool_calls".into(), said.calls.iter().map(call_delta).collect());
-        }
-        vec![self.chunk(choice, &delta.into(), self.logprobs(&said.scored), None)]
-    }
-
-    fn closing(&mut self, choice: usize, ending: &Ending) -> Vec<Value> {
-        let mut last = self.chunk(choice, &json!({}), Value::Null, Some(ending.reason.as_str()));
-        last["timings"] = timings(std::slice::from_ref(ending));
-        vec![last]
-    }
-
-    fn summary(&mut self, endings: &[Ending]) -> Vec<Value> {
-        let mut chunk = self.document("chat.completion.chunk", json!([]));
-        chunk["usage"] = usage(endings);
-        if self.0.include_usage { vec![chunk] } else { Vec::new() }
-    }
-}
-
-fn message(ending: &Ending) -> Value {
-    let mut message = json!({ "role": "assistant", "content": ending.text, "refusal": null });
-    if !ending.calls.is_empty() {
-        let call = |call: &Call| {
-            let function = json!({ "name": call.name, "arguments": call.arguments });
-            json!({ "id": call.id, "type": "function", "function": function })
-        };
-        message["tool_calls"] = ending.calls.iter().map(call).collect();
-        if ending.text.is_empty() {
-            message["content"] = Value::Null;
-        }
-    }
-    message
-}
-
-/// A call where it begins, or more of its arguments.
-fn call_delta(call: &Call) -> Value {
-    let Call { index, id, name, arguments } = call;
-    match id {
-        Some(id) => {
-            let function = json!({ "name": name, "arguments": arguments });
-            json!({ "index": index, "id": id, "type": "function", "function": function })
-        }
-        None => json!({ "index": index, "function": { "arguments": arguments } }),
-    }
-}
-
-/// `logprobs` and how many others with `top_logprobs`.
-fn take_scores(fields: &mut Fields) -> Result<Option<ScoresAsked>, FieldError> {
-    const MOST: u64 = 20;
-    let wanted = fields.take("logprobs")?.unwrap_or(false);
-    match fields.whole("top_logprobs", 0..=MOST)? {
-        Some(1..) if !wanted => Err(FieldError::value(
-            "top_logprobs",
-            "is for log-probabilities; send \"logprobs\": true with it",
-        )),
-        top => Ok(wanted.then(|| asked(top.unwrap_or(0), false))),
-    }
-}
-
-/// `max_completion_tokens`, or its deprecated name.
-fn take_most(fields: &mut Fields) -> Result<Option<Tokens>, FieldError> {
-    let newer = take_tokens(fields, "max_completion_tokens")?;
-    let older = take_tokens(fields, "max_tokens")?;
-    match (newer, older) {
-        (Some(newer), Some(older)) if newer != older => {
-            let said = format!("is {}, and max_completion_tokens is {}; send one of them", older.0, newer.0);
-            Err(FieldError::value("max_tokens", said))
-        }
-        (newer, older) => Ok(newer.or(older)),
+        out.push_done();
     }
 }

@@ -1,150 +1,155 @@
-//! An answer being made: the events of a job on one side, whole characters on the other.
+//! A choice while it is generated: events of its job come in, whole characters and tool calls go out.
 //!
-//! Streams and whole documents are both made of this, so that they cannot differ.
+//! Streamed and complete answers are both made from this, so they cannot differ.
 
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use super::logprobs::{Scored, Scoring};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::logprobs::{ScoredToken, Scoring};
 use crate::{
     executor::Ticket,
     http::middleware::access_log::RequestRecord,
-    job::{Event, Failure, Finish, FinishReason, MemoryReport, Score, Timings, Usage},
-    text::{Call, CallReader, Detokenizer, Reading, Text, Told},
+    job::{self, Event, Failure, Finish, MemoryReport, Step, TokenLogprobs},
+    text::{AnswerDelta, Call, CallReader, Detokenizer, Reading, Text},
 };
 
-/// An answer that is being generated. Dropping it gives up the job.
-pub(crate) struct Answer {
+/// A choice that is being generated. Dropping it cancels the job.
+pub(crate) struct CompletionStream {
     ticket: Ticket,
     decoder: Detokenizer,
     arrived: Instant,
     queue_wait: Duration,
-    /// When it got the slot.
+    /// When the job got the slot.
     began: Instant,
     prompt_tokens: usize,
     completion_tokens: usize,
-    speech: Speech,
-    tells_progress: bool,
+    state: StreamState,
+    wants_progress: bool,
     is_loading: bool,
-    /// What the next text begins with: the prompt where it is echoed.
-    lead: String,
+    /// The prompt where it is echoed, until the first text is sent.
+    echo: String,
     scores: Scores,
-    /// Has what was generated added when this is dropped, complete or not.
-    tally: Option<RequestRecord>,
-    /// Where tools may be called.
+    /// Receives the token counts when this is dropped, complete or not.
+    record: Option<RequestRecord>,
+    /// Parses tool calls; `None` without tools.
     reader: Option<CallReader>,
-    /// What was told of it.
-    told: Told,
+    /// All text and calls so far.
+    content: AnswerDelta,
 }
 
-impl Drop for Answer {
+impl Drop for CompletionStream {
     fn drop(&mut self) {
-        if let Some(tally) = self.tally.as_ref().filter(|_| self.completion_tokens > 0) {
-            tally.add_tokens(self.prompt_tokens, self.completion_tokens);
+        if let Some(record) = self.record.as_ref().filter(|_| self.completion_tokens > 0) {
+            record.add_tokens(self.prompt_tokens, self.completion_tokens);
         }
     }
 }
 
-/// What the model thought of the tokens so far.
+/// Log-probabilities of the tokens so far.
 struct Scores {
     text: Arc<Text>,
     scoring: Scoring,
-    /// Of the token that comes next.
-    next: Option<Score>,
-    all: Vec<Scored>,
-    /// So many of them have left with a piece of text.
-    said: usize,
+    /// The score of the next token.
+    next: Option<TokenLogprobs>,
+    all: Vec<ScoredToken>,
+    /// How many have been sent with a delta.
+    sent: usize,
 }
 
-/// How far an answer has come.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Speech {
-    /// Tokens come.
-    Speaking,
-    /// A stop string is complete, and the job was told to end.
+enum StreamState {
+    Generating,
+    /// A stop string is complete, and the job was cancelled.
     Stopped,
 }
 
-/// What comes next of an answer.
-pub(crate) enum Piece {
-    /// Its model is being loaded.
+/// What a choice reports next.
+pub(crate) enum Update {
+    /// The model is being loaded.
     Loading,
-    /// More of the prompt is read; only where that was asked for.
+    /// More of the prompt was read; on request only.
     Progress(Progress),
-    /// Text to append.
-    Said(Said),
-    /// Nothing follows.
-    End(Box<Ending>),
+    /// Text or calls to append.
+    Delta(Delta),
+    /// The choice is complete.
+    Finished(Box<FinishedChoice>),
 }
 
-/// What is read of a prompt.
+/// Prefill progress.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Progress {
     /// Tokens read.
     pub(crate) done: usize,
     /// Tokens in all.
     pub(crate) total: usize,
-    /// Of those read, how many are kept from an earlier request.
+    /// Tokens read that came from the prefix cache.
     pub(crate) cached: usize,
     /// Time since the job got the slot.
     pub(crate) since: Duration,
 }
 
-/// What an answer goes on with.
+/// What is added to a choice.
 #[derive(Debug)]
-pub(crate) struct Said {
-    /// Empty where only calls go on, or at the end of an answer.
+pub(crate) struct Delta {
+    /// Empty where only calls are added, or at the end.
     pub(crate) text: String,
-    /// Calls of tools that begin or go on.
+    /// Tool calls that begin or continue.
     pub(crate) calls: Vec<Call>,
-    /// The tokens that were told since, where their scores were asked for. Text that is held back leaves after its tokens.
-    pub(crate) scored: Vec<Scored>,
+    /// Tokens since the last delta, if log-probabilities were requested. Text that is held back is sent after its tokens.
+    pub(crate) scored: Vec<ScoredToken>,
 }
 
-/// A complete answer.
-pub(crate) struct Ending {
-    /// All of it, but for its calls.
+/// A complete choice.
+pub(crate) struct FinishedChoice {
+    /// All text outside tool calls.
     pub(crate) text: String,
-    /// Tools that it calls.
     pub(crate) calls: Vec<Call>,
-    /// All of its tokens, where their scores were asked for.
-    pub(crate) scored: Vec<Scored>,
-    /// The end of it that no [`Piece::Said`] had, for it could have become a stop string.
-    pub(crate) unsaid: Said,
-    pub(crate) reason: Reason,
-    pub(crate) usage: Usage,
+    /// All tokens, if log-probabilities were requested.
+    pub(crate) scored: Vec<ScoredToken>,
+    /// The last delta: text that was held back because it could have become a stop string.
+    pub(crate) rest: Delta,
+    pub(crate) reason: FinishReason,
+    pub(crate) usage: job::Usage,
     pub(crate) queue_wait: Duration,
     pub(crate) total: Duration,
-    /// Tokens that the slot generated: a few more than `usage` has when a stop string ended the answer.
+    /// Tokens that the slot generated; a few more than in `usage` if a stop string ended the answer.
     pub(crate) generated: usize,
-    pub(crate) timings: Timings,
+    pub(crate) timings: job::Timings,
     pub(crate) memory: MemoryReport,
 }
 
-impl Ending {
-    /// About as many bytes as it has as JSON, for judging what it costs to write it.
+impl FinishedChoice {
+    /// Approximate size as JSON, to decide where to serialize it.
     pub(crate) fn json_bytes(&self) -> usize {
         const SCORE: usize = 128;
         let calls: usize = self.calls.iter().map(|call| call.arguments.len()).sum();
-        let scores: usize = self.scored.iter().map(Scored::alternatives).sum();
+        let scores: usize = self.scored.iter().map(ScoredToken::alternatives).sum();
         self.text.len() + calls + (self.scored.len() + scores) * SCORE
+    }
+
+    /// Whether its last part is truncated.
+    pub(crate) fn is_truncated(&self) -> bool {
+        self.reason == FinishReason::Length || (self.reason == FinishReason::Stop && !self.calls.is_empty())
     }
 }
 
-/// Why an answer is complete, in the words of the wire.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Reason {
-    /// An end token or a stop string; where there are calls, the last one is cut.
+/// Why an answer ended: an end token or stop string, the token limit, or tool calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum FinishReason {
+    // With calls, the last call is truncated.
     Stop,
-    /// The number of tokens asked for.
     Length,
-    /// It is complete, and calls tools with whole arguments.
+    // All calls have complete arguments.
     ToolCalls,
 }
 
-impl Reason {
+impl FinishReason {
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Stop => "stop",
@@ -154,14 +159,7 @@ impl Reason {
     }
 }
 
-impl Ending {
-    /// Whether its last part ended before it was complete.
-    pub(crate) fn is_cut(&self) -> bool {
-        self.reason == Reason::Length || (self.reason == Reason::Stop && !self.calls.is_empty())
-    }
-}
-
-impl Answer {
+impl CompletionStream {
     /// `arrived`: when the request had been read, before its prompt was encoded.
     pub(crate) fn new(
         ticket: Ticket,
@@ -170,7 +168,7 @@ impl Answer {
         prompt_tokens: usize,
         arrived: Instant,
     ) -> Self {
-        let scores = Scores { text, scoring: Scoring::default(), next: None, all: Vec::new(), said: 0 };
+        let scores = Scores { text, scoring: Scoring::default(), next: None, all: Vec::new(), sent: 0 };
         Self {
             ticket,
             decoder,
@@ -179,51 +177,51 @@ impl Answer {
             began: arrived,
             prompt_tokens,
             completion_tokens: 0,
-            speech: Speech::Speaking,
-            tells_progress: false,
+            state: StreamState::Generating,
+            wants_progress: false,
             is_loading: false,
-            tally: None,
-            lead: String::new(),
+            record: None,
+            echo: String::new(),
             scores,
             reader: None,
-            told: Told::default(),
+            content: AnswerDelta::default(),
         }
     }
 
-    /// What is generated counts for this request.
-    pub(crate) fn count_for(&mut self, tally: Option<RequestRecord>) {
-        self.tally = tally;
+    /// Counts the generated tokens in `record`.
+    pub(crate) fn count_for(&mut self, record: Option<RequestRecord>) {
+        self.record = record;
     }
 
-    /// Whether its model was being loaded when something was last heard.
+    /// Whether the last update was that the model is being loaded.
     pub(crate) const fn is_loading(&self) -> bool {
         self.is_loading
     }
 
-    /// Lets it call tools.
+    /// With tool calls.
     pub(crate) fn with_calls(mut self, reading: Reading) -> Self {
         self.reader = Some(CallReader::new(reading));
         self
     }
 
-    /// Lets it say what is read of the prompt.
+    /// With prefill progress.
     pub(crate) fn with_progress(mut self) -> Self {
-        self.tells_progress = true;
+        self.wants_progress = true;
         self
     }
 
-    /// Lets the answer begin with its prompt: the text, and the first token where the others' scores were asked for.
+    /// Lets the answer begin with its prompt: its text, and its first token if log-probabilities were requested.
     pub(crate) fn echo(mut self, prompt: String, first_scored: Option<u32>) -> Self {
-        self.lead = prompt;
+        self.echo = prompt;
         let Scores { text, scoring, all, .. } = &mut self.scores;
         all.extend(first_scored.map(|token| scoring.unscored(text, token)));
         self
     }
 
-    /// The next text, or the end. Cancel safe.
-    pub(crate) async fn next(&mut self) -> Result<Piece, Failure> {
+    /// The next update. Cancel safe.
+    pub(crate) async fn next(&mut self) -> Result<Update, Failure> {
         loop {
-            // The sender is dropped without a last word only when the executor's runtime ends.
+            // The sender is dropped before the last event only when the executor's runtime ends.
             let event = self.ticket.next().await.ok_or(Failure::ShuttingDown)?;
             if let Some(piece) = self.take(event)? {
                 return Ok(piece);
@@ -231,37 +229,41 @@ impl Answer {
         }
     }
 
-    fn take(&mut self, event: Event) -> Result<Option<Piece>, Failure> {
+    fn take(&mut self, event: Event) -> Result<Option<Update>, Failure> {
         match event {
             Event::Started { queue_wait } => {
                 (self.queue_wait, self.began) = (queue_wait, Instant::now());
             }
             Event::Loading => {
                 self.is_loading = true;
-                return Ok(Some(Piece::Loading));
+                return Ok(Some(Update::Loading));
             }
-            Event::Progress { done, total, cached } if self.tells_progress => {
+            Event::Step(Step::Progress { done, total, cached }) if self.wants_progress => {
                 self.is_loading = false;
                 let since = self.began.elapsed();
-                return Ok(Some(Piece::Progress(Progress { done, total, cached, since })));
+                return Ok(Some(Update::Progress(Progress { done, total, cached, since })));
             }
-            Event::Score(score) if score.position >= self.prompt_tokens => self.scores.next = Some(score),
-            // A worker that took over says those of the prompt again.
-            Event::Score(score) if score.position == self.scores.all.len() => self.scores.take(&score),
-            Event::Score(_) => {}
+            Event::Step(Step::Logprobs(score)) if score.position >= self.prompt_tokens => {
+                self.scores.next = Some(score)
+            }
+            // A worker that resumes the job repeats the scores of the prompt.
+            Event::Step(Step::Logprobs(score)) if score.position == self.scores.all.len() => {
+                self.scores.take(&score)
+            }
+            Event::Step(Step::Logprobs(_)) => {}
             Event::Loaded => self.is_loading = false,
-            Event::Progress { .. } => self.is_loading = false,
-            Event::Token(token) => return Ok(self.take_token(token)),
+            Event::Step(Step::Progress { .. }) => self.is_loading = false,
+            Event::Step(Step::Token(token)) => return Ok(self.take_token(token)),
             Event::Done(finish) => return self.take_finish(finish).map(Some),
             // The answer was complete; how its job ended no longer matters.
-            Event::Failed(_) if self.speech == Speech::Stopped => return Ok(Some(self.stopped())),
+            Event::Failed(_) if self.state == StreamState::Stopped => return Ok(Some(self.stopped())),
             Event::Failed(failure) => return Err(failure),
         }
         Ok(None)
     }
 
-    fn take_token(&mut self, token: u32) -> Option<Piece> {
-        if self.speech == Speech::Stopped {
+    fn take_token(&mut self, token: u32) -> Option<Update> {
+        if self.state == StreamState::Stopped {
             return None;
         }
         self.is_loading = false;
@@ -270,63 +272,63 @@ impl Answer {
             self.scores.take(&score);
         }
         let chunk = self.decoder.push(token);
-        let told = self.read(chunk.text);
+        let content = self.read(chunk.text);
         if chunk.stopped || self.reader.as_ref().is_some_and(CallReader::is_over) {
-            self.speech = Speech::Stopped;
+            self.state = StreamState::Stopped;
             self.ticket.cancel();
         }
-        (!told.is_empty()).then(|| Piece::Said(self.said(told)))
+        (!content.is_empty()).then(|| Update::Delta(self.delta(content)))
     }
 
-    fn take_finish(&mut self, finish: Finish) -> Result<Piece, Failure> {
-        if self.speech == Speech::Speaking {
-            // With the token that ended it, which had no event.
+    fn take_finish(&mut self, finish: Finish) -> Result<Update, Failure> {
+        if self.state == StreamState::Generating {
+            // Includes the end token, which had no event.
             self.completion_tokens = finish.usage.completion_tokens;
         }
         let reason = match finish.reason {
-            _ if self.speech == Speech::Stopped => Reason::Stop,
-            FinishReason::EndToken => Reason::Stop,
-            FinishReason::Length => Reason::Length,
-            // Nobody but this answer cancels its job, unless everything ends.
-            FinishReason::Cancelled => return Err(Failure::ShuttingDown),
+            _ if self.state == StreamState::Stopped => FinishReason::Stop,
+            job::FinishReason::EndToken => FinishReason::Stop,
+            job::FinishReason::Length => FinishReason::Length,
+            // Only this stream cancels its job, unless the server shuts down.
+            job::FinishReason::Cancelled => return Err(Failure::ShuttingDown),
         };
-        Ok(Piece::End(Box::new(self.end(reason, &finish))))
+        Ok(Update::Finished(Box::new(self.end(reason, &finish))))
     }
 
-    fn stopped(&mut self) -> Piece {
+    fn stopped(&mut self) -> Update {
         let finish = Finish {
-            reason: FinishReason::Cancelled,
-            usage: Usage { completion_tokens: self.completion_tokens, ..Usage::default() },
-            timings: Timings::default(),
+            reason: job::FinishReason::Cancelled,
+            usage: job::Usage { completion_tokens: self.completion_tokens, ..job::Usage::default() },
+            timings: job::Timings::default(),
             memory: MemoryReport::default(),
         };
-        Piece::End(Box::new(self.end(Reason::Stop, &finish)))
+        Update::Finished(Box::new(self.end(FinishReason::Stop, &finish)))
     }
 
-    /// `finish`: what its job says. A job that was stopped for a stop string has generated more.
-    fn end(&mut self, reason: Reason, finish: &Finish) -> Ending {
-        let rest = match self.speech {
-            Speech::Speaking => self.decoder.finish(),
-            Speech::Stopped => String::new(),
+    /// `finish` is the report of the job, which has generated a few more tokens if a stop string ended the answer.
+    fn end(&mut self, reason: FinishReason, finish: &Finish) -> FinishedChoice {
+        let rest = match self.state {
+            StreamState::Generating => self.decoder.finish(),
+            StreamState::Stopped => String::new(),
         };
         let mut rest = self.read(rest);
         if let Some(reader) = &mut self.reader {
             rest.append(&reader.finish());
         }
-        let unsaid = self.said(rest);
-        let Told { content, calls } = std::mem::take(&mut self.told);
-        // A call that a stop string cut is not to be carried out.
+        let rest = self.delta(rest);
+        let AnswerDelta { content, calls } = std::mem::take(&mut self.content);
+        // A call that a stop string truncated must not be executed.
         let is_cut = self.reader.as_ref().is_some_and(CallReader::is_cut);
-        let calls_tools = reason == Reason::Stop && !calls.is_empty() && !is_cut;
-        let reason = if calls_tools { Reason::ToolCalls } else { reason };
-        self.tally.iter().for_each(|tally| tally.completed(reason.as_str()));
-        Ending {
+        let calls_tools = reason == FinishReason::Stop && !calls.is_empty() && !is_cut;
+        let reason = if calls_tools { FinishReason::ToolCalls } else { reason };
+        self.record.iter().for_each(|record| record.completed(reason.as_str()));
+        FinishedChoice {
             text: content,
             reason,
             calls,
             scored: std::mem::take(&mut self.scores.all),
-            unsaid,
-            usage: Usage {
+            rest,
+            usage: job::Usage {
                 prompt_tokens: self.prompt_tokens,
                 completion_tokens: self.completion_tokens,
                 cached_tokens: finish.usage.cached_tokens,
@@ -339,38 +341,38 @@ impl Answer {
         }
     }
 
-    /// Takes the calls out of a text.
-    fn read(&mut self, fresh: String) -> Told {
+    /// Separates tool calls from text.
+    fn read(&mut self, fresh: String) -> AnswerDelta {
         match &mut self.reader {
             Some(reader) if !fresh.is_empty() => reader.push(&fresh),
-            _ => Told { content: fresh, calls: Vec::new() },
+            _ => AnswerDelta { content: fresh, calls: Vec::new() },
         }
     }
 
-    fn said(&mut self, mut fresh: Told) -> Said {
-        if !self.lead.is_empty() {
-            fresh.content.insert_str(0, &std::mem::take(&mut self.lead));
+    fn delta(&mut self, mut fresh: AnswerDelta) -> Delta {
+        if !self.echo.is_empty() {
+            fresh.content.insert_str(0, &std::mem::take(&mut self.echo));
         }
-        self.told.append(&fresh);
-        Said { text: fresh.content, calls: fresh.calls, scored: self.scores.unsaid() }
+        self.content.append(&fresh);
+        Delta { text: fresh.content, calls: fresh.calls, scored: self.scores.unsent() }
     }
 }
 
-impl Said {
-    /// Whether it adds nothing.
+impl Delta {
+    /// Whether nothing is added.
     pub(crate) const fn is_empty(&self) -> bool {
         self.text.is_empty() && self.calls.is_empty() && self.scored.is_empty()
     }
 }
 
 impl Scores {
-    fn take(&mut self, score: &Score) {
+    fn take(&mut self, score: &TokenLogprobs) {
         self.all.push(self.scoring.scored(&self.text, score));
     }
 
-    /// Those that no piece had.
-    fn unsaid(&mut self) -> Vec<Scored> {
-        let from = std::mem::replace(&mut self.said, self.all.len());
+    /// Scores that no delta had.
+    fn unsent(&mut self) -> Vec<ScoredToken> {
+        let from = std::mem::replace(&mut self.sent, self.all.len());
         self.all[from..].to_vec()
     }
 }

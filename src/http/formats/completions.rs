@@ -1,140 +1,106 @@
 //! `POST /v1/completions` in OpenAI's wire format.
 
-use serde_json::{Value, json};
+use std::slice;
+
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::{
-    completion_stream::{Ending, Progress, Said},
-    format::{ApiFormat, ResponseMeta, prompt_progress, timings, usage},
-    logprobs::{Scored, lists},
+    completion_stream::{Delta, FinishReason, FinishedChoice, Progress},
+    format::{ApiFormat, CompletionHead, ResponseMeta, to_json},
+    logprobs::{CompletionLogprobs, ScoredToken},
+    sse::Frame,
+    usage::{CompletionTail, Timings},
 };
-use crate::{
-    http::{
-        field_error::FieldError,
-        request::{
-            compat::{self, OtherField},
-            fields::{Fields, whole_of},
-            generation::{Ask, Rules, asked, prompt_of, take_choices, take_tokens},
-        },
-    },
-    job::ScoresAsked,
-};
+use crate::http::request::completions::CompletionRequest;
 
-/// OpenAI's completions.
+/// An answer of `/v1/completions`; in a stream, one of its events.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Completion<'a> {
+    #[serde(flatten)]
+    head: CompletionHead<'a>,
+    /// Empty in the events with usage or progress.
+    choices: Vec<CompletionChoice<'a>>,
+    #[serde(flatten)]
+    tail: CompletionTail,
+}
+
+/// One of the answers to a prompt.
+#[derive(Serialize, ToSchema)]
+struct CompletionChoice<'a> {
+    index: usize,
+    text: &'a str,
+    #[schema(required)]
+    logprobs: Option<CompletionLogprobs<'a>>,
+    /// In a stream, null before the end.
+    #[schema(required)]
+    finish_reason: Option<FinishReason>,
+}
+
+/// The format of OpenAI's completions.
 pub(crate) struct Completions(ResponseMeta);
 
 impl From<ResponseMeta> for Completions {
-    fn from(head: ResponseMeta) -> Self {
-        Self(head)
+    fn from(meta: ResponseMeta) -> Self {
+        Self(meta)
     }
 }
 
 impl Completions {
-    fn document(&self, choices: Value) -> Value {
-        let ResponseMeta { id, created, model, fingerprint, .. } = &self.0;
-        json!({
-            "id": id,
-            "object": "text_completion",
-            "created": created,
-            "model": model,
-            "system_fingerprint": fingerprint,
-            "choices": choices,
-        })
+    fn logprobs<'a>(&self, tokens: &'a [ScoredToken]) -> Option<CompletionLogprobs<'a>> {
+        self.0.logprobs.then(|| tokens.into())
     }
 
-    fn choice(&self, choice: usize, text: &str, scored: Option<&[Scored]>, reason: Option<&str>) -> Value {
-        let logprobs = scored.filter(|_| self.0.scored).map_or(Value::Null, lists);
-        json!({ "index": choice, "text": text, "logprobs": logprobs, "finish_reason": reason })
+    fn choice<'a>(&self, (index, finished): (usize, &'a FinishedChoice)) -> CompletionChoice<'a> {
+        let logprobs = self.logprobs(&finished.scored);
+        CompletionChoice { index, text: &finished.text, logprobs, finish_reason: Some(finished.reason) }
     }
 
-    fn chunk(&self, choice: Value) -> Value {
-        let mut chunk = self.document(json!([choice]));
-        if self.0.include_usage {
-            chunk["usage"] = Value::Null;
-        }
-        chunk
+    fn document<'a>(&'a self, choices: Vec<CompletionChoice<'a>>, tail: CompletionTail) -> Completion<'a> {
+        Completion { head: self.0.head("text_completion"), choices, tail }
+    }
+
+    fn chunk<'a>(&'a self, choice: CompletionChoice<'a>, timings: Option<Timings>) -> Completion<'a> {
+        let usage = self.0.include_usage.then_some(None);
+        self.document(vec![choice], CompletionTail { usage, timings, prompt_progress: None })
     }
 }
 
 impl ApiFormat for Completions {
+    type Request = CompletionRequest;
+
     const ROUTE: &'static str = "/v1/completions";
     const ID_PREFIX: &'static str = "cmpl-";
-    const TEMPERATURE: f32 = 1.0;
-    const OTHERS: &'static [&'static [OtherField]] =
-        &[compat::OPENAI, compat::COMPLETIONS, compat::WITHOUT_TOOLS, compat::PEERS];
 
-    fn ask(fields: &mut Fields, rules: &Rules) -> Result<Ask, FieldError> {
-        let prompt = prompt_of(fields.require("prompt")?, "prompt")?;
-        let max_tokens = take_tokens(fields, "max_tokens")?;
-        let ask = Ask::take(fields, rules, prompt, max_tokens)?;
-        let choices = take_choices(fields)?;
-        check_best_of(fields, choices)?;
-        let echo = fields.take("echo")?.unwrap_or(false);
-        let scores = take_scores(fields, echo)?;
-        Ok(Ask { choices, echo, scores, ..ask })
+    fn whole(&self, choices: &[FinishedChoice]) -> String {
+        let written = choices.iter().enumerate().map(|one| self.choice(one)).collect();
+        to_json(&self.document(written, CompletionTail::of(choices)))
     }
 
-    fn whole(&self, endings: &[Ending]) -> Value {
-        let choice = |(index, ending): (usize, &Ending)| {
-            self.choice(index, &ending.text, Some(&ending.scored), Some(ending.reason.as_str()))
-        };
-        let mut document = self.document(endings.iter().enumerate().map(choice).collect());
-        document["usage"] = usage(endings);
-        document["timings"] = timings(endings);
-        document
+    fn progress(&mut self, progress: Progress, out: &mut Frame) {
+        out.push(&self.document(Vec::new(), progress.into()));
     }
 
-    fn progress(&mut self, progress: &Progress) -> Value {
-        let mut chunk = self.document(json!([]));
-        chunk["prompt_progress"] = prompt_progress(progress);
-        chunk
+    fn opening(&mut self, _: usize, _: &mut Frame) {}
+
+    fn delta(&mut self, choice: usize, delta: &Delta, out: &mut Frame) {
+        let logprobs = self.logprobs(&delta.scored);
+        out.push(&self.chunk(
+            CompletionChoice { index: choice, text: &delta.text, logprobs, finish_reason: None },
+            None,
+        ));
     }
 
-    fn opening(&mut self, _: usize) -> Vec<Value> {
-        Vec::new()
+    fn closing(&mut self, choice: usize, finished: &FinishedChoice, out: &mut Frame) {
+        let finish_reason = Some(finished.reason);
+        let last = CompletionChoice { index: choice, text: "", logprobs: None, finish_reason };
+        out.push(&self.chunk(last, Some(Timings::of(slice::from_ref(finished)))));
     }
 
-    fn delta(&mut self, choice: usize, said: &Said) -> Vec<Value> {
-        vec![self.chunk(self.choice(choice, &said.text, Some(&said.scored), None))]
-    }
-
-    fn closing(&mut self, choice: usize, ending: &Ending) -> Vec<Value> {
-        let mut last = self.chunk(self.choice(choice, "", None, Some(ending.reason.as_str())));
-        last["timings"] = timings(std::slice::from_ref(ending));
-        vec![last]
-    }
-
-    fn summary(&mut self, endings: &[Ending]) -> Vec<Value> {
-        let mut chunk = self.document(json!([]));
-        chunk["usage"] = usage(endings);
-        if self.0.include_usage { vec![chunk] } else { Vec::new() }
-    }
-}
-
-/// Every choice that is generated is sent, so the best of more than those is not to be had.
-fn check_best_of(fields: &mut Fields, choices: usize) -> Result<(), FieldError> {
-    match fields.whole("best_of", 1..=u64::from(u32::MAX))? {
-        Some(best_of) if best_of != choices as u64 => {
-            let said = format!(
-                "is {best_of}, and n is {choices}; eka sends every choice that it generates, so leave it out or send {choices}"
-            );
-            Err(FieldError::value("best_of", said))
+    fn end(&mut self, choices: &[FinishedChoice], out: &mut Frame) {
+        if self.0.include_usage {
+            out.push(&self.document(Vec::new(), CompletionTail::usage(choices)));
         }
-        _ => Ok(()),
-    }
-}
-
-/// `logprobs`: how many others. `false` is what some clients send for none.
-fn take_scores(fields: &mut Fields, echo: bool) -> Result<Option<ScoresAsked>, FieldError> {
-    const MOST: u64 = 5;
-    match fields.take::<Value>("logprobs")? {
-        None | Some(Value::Bool(false)) => Ok(None),
-        Some(top) => {
-            let allowed = top.as_number().and_then(whole_of).and_then(|top| u64::try_from(top).ok());
-            let allowed = allowed.filter(|top| *top <= MOST);
-            let range = || format!("0 to {MOST}");
-            let wrong =
-                || FieldError::Range { param: "logprobs".into(), found: top.to_string(), range: range() };
-            allowed.map(|top| Some(asked(top, echo))).ok_or_else(wrong)
-        }
+        out.push_done();
     }
 }

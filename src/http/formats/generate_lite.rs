@@ -1,53 +1,70 @@
-//! `POST /generate-lite`: eka's own dialect. Greedy unless asked otherwise, and open about what an answer took.
+//! `POST /generate-lite`: eka's own format. Greedy by default; reports timings and memory.
 
-use serde_json::{Value, json};
+use std::slice;
+
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::{
-    completion_stream::{Ending, Progress, Said},
-    format::{ApiFormat, ResponseMeta, prompt_progress, timings, usage},
+    completion_stream::{Delta, FinishReason, FinishedChoice, Progress},
+    format::{ApiFormat, ResponseMeta, to_json},
     response_id,
+    sse::Frame,
+    usage::{PromptProgress, RequestMemory, Timings, Usage},
 };
-use crate::{
-    http::{
-        field_error::FieldError,
-        handlers::health::held,
-        request::{
-            compat::{self, OtherField},
-            fields::Fields,
-            generation::{Ask, Prompt, Rules, prompt_of, take_tokens},
-            messages::take_messages,
-        },
-    },
-    job::{JobId, MemoryReport},
-};
+use crate::{http::request::generate_lite::GenerateLiteRequest, job::JobId};
 
-/// eka's own dialect.
+/// An answer of `/generate-lite`; in a stream, its last event.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Generated<'a> {
+    id: &'a str,
+    model: &'a str,
+    text: &'a str,
+    finish_reason: FinishReason,
+    /// The same request with this seed gives the same answer.
+    seed: u64,
+    usage: Usage,
+    timings: Timings,
+    memory: RequestMemory,
+}
+
+/// An event of the stream of `/generate-lite` before the last one.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum GeneratedDelta<'a> {
+    /// Text to append.
+    Text(&'a str),
+    PromptProgress(PromptProgress),
+}
+
+/// eka's own format.
 pub(crate) struct GenerateLite(ResponseMeta);
 
 impl From<ResponseMeta> for GenerateLite {
-    fn from(head: ResponseMeta) -> Self {
-        Self(head)
+    fn from(meta: ResponseMeta) -> Self {
+        Self(meta)
     }
 }
 
 impl GenerateLite {
-    fn document(&self, ending: &Ending) -> Value {
-        let ResponseMeta { id, model, seed, .. } = &self.0;
-        let endings = std::slice::from_ref(ending);
-        json!({
-            "id": id,
-            "model": model,
-            "text": ending.text,
-            "finish_reason": ending.reason.as_str(),
-            "seed": seed,
-            "usage": usage(endings),
-            "timings": timings(endings),
-            "memory": memory(&ending.memory),
-        })
+    fn document<'a>(&'a self, finished: &'a FinishedChoice) -> Generated<'a> {
+        let choices = slice::from_ref(finished);
+        Generated {
+            id: &self.0.id,
+            model: &self.0.model,
+            text: &finished.text,
+            finish_reason: finished.reason,
+            seed: self.0.seed,
+            usage: Usage::of(choices),
+            timings: Timings::of(choices),
+            memory: finished.memory.into(),
+        }
     }
 }
 
 impl ApiFormat for GenerateLite {
+    type Request = GenerateLiteRequest;
+
     const ROUTE: &'static str = "/generate-lite";
     const ID_PREFIX: &'static str = "gen-";
 
@@ -56,56 +73,26 @@ impl ApiFormat for GenerateLite {
         format!("{}-{}", response_id::new(Self::ID_PREFIX), job.0)
     }
 
-    const TEMPERATURE: f32 = 0.0;
-    const OTHERS: &'static [&'static [OtherField]] =
-        &[compat::OPENAI, compat::SINGLE, compat::WITHOUT_TOOLS, compat::PEERS];
-
-    fn ask(fields: &mut Fields, rules: &Rules) -> Result<Ask, FieldError> {
-        let prompt = take_prompt(fields)?;
-        let max_new = take_tokens(fields, "max_new_tokens")?;
-        Ask::take(fields, rules, prompt, max_new)
+    fn whole(&self, choices: &[FinishedChoice]) -> String {
+        // No field of this format asks for more than one choice.
+        choices.first().map_or_else(String::new, |finished| to_json(&self.document(finished)))
     }
 
-    fn whole(&self, endings: &[Ending]) -> Value {
-        // It has no field that asks for more choices than one.
-        endings.first().map_or(Value::Null, |ending| self.document(ending))
+    fn progress(&mut self, progress: Progress, out: &mut Frame) {
+        out.push(&GeneratedDelta::PromptProgress(progress.into()));
     }
 
-    fn progress(&mut self, progress: &Progress) -> Value {
-        json!({ "prompt_progress": prompt_progress(progress) })
+    fn opening(&mut self, _: usize, _: &mut Frame) {}
+
+    fn delta(&mut self, _: usize, delta: &Delta, out: &mut Frame) {
+        out.push(&GeneratedDelta::Text(&delta.text));
     }
 
-    fn opening(&mut self, _: usize) -> Vec<Value> {
-        Vec::new()
+    fn closing(&mut self, _: usize, finished: &FinishedChoice, out: &mut Frame) {
+        out.push(&self.document(finished));
     }
 
-    fn delta(&mut self, _: usize, said: &Said) -> Vec<Value> {
-        vec![json!({ "text": said.text })]
+    fn end(&mut self, _: &[FinishedChoice], out: &mut Frame) {
+        out.push_done();
     }
-
-    fn closing(&mut self, _: usize, ending: &Ending) -> Vec<Value> {
-        vec![self.document(ending)]
-    }
-
-    fn summary(&mut self, _: &[Ending]) -> Vec<Value> {
-        Vec::new()
-    }
-}
-
-fn take_prompt(fields: &mut Fields) -> Result<Prompt, FieldError> {
-    match (fields.has("prompt"), fields.has("messages")) {
-        (true, false) => prompt_of(fields.require("prompt")?, "prompt"),
-        (false, true) => take_messages(fields).map(Prompt::Conversation),
-        (true, true) => Err(FieldError::value("messages", "is given together with prompt; send one of them")),
-        (false, false) => Err(FieldError::Missing { param: "prompt or messages".into() }),
-    }
-}
-
-/// The worker's memory in bytes; null where the operating system does not say, and where there is no pool on a device.
-fn memory(report: &MemoryReport) -> Value {
-    json!({
-        "before": held(report.before),
-        "peak": { "resident": report.peak_resident, "device": report.device_peak },
-        "after": held(report.after),
-    })
 }

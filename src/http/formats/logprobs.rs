@@ -1,31 +1,51 @@
-//! Log-probabilities in OpenAI's two spellings.
+//! Log-probabilities in OpenAI's two shapes.
 
-use serde_json::{Map, Value, json};
+use serde::Serialize;
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use crate::{
-    job::Score,
+    job::TokenLogprobs,
     text::{Text, TokenText},
 };
 
-/// A token and what the model thought of it.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Scored {
-    token: TokenText,
-    /// The first token of a prompt has none, for the model was not asked.
-    logprob: Option<f32>,
-    top: Vec<(TokenText, f32)>,
+/// A token with its log-probability.
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+pub(crate) struct TokenLogprob {
+    token: String,
+    /// Null for the first token of a prompt, which the model did not predict.
+    #[schema(required)]
+    logprob: Option<f64>,
+    /// Null for tokens without bytes, such as special tokens.
+    #[schema(required)]
+    bytes: Option<Vec<u8>>,
+}
+
+/// A token with its log-probability and the most probable alternatives.
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+pub(crate) struct ScoredToken {
+    #[serde(flatten)]
+    token: TokenLogprob,
+    top_logprobs: Vec<TokenLogprob>,
     /// Characters of the text before it.
+    #[serde(skip)]
     offset: usize,
 }
 
-impl Scored {
-    /// Number of alternative tokens that are reported with it.
-    pub(crate) const fn alternatives(&self) -> usize {
-        self.top.len()
+impl TokenLogprob {
+    fn new(TokenText { text, bytes }: TokenText, logprob: Option<f32>) -> Self {
+        Self { token: text, logprob: logprob.map(f64::from), bytes }
     }
 }
 
-/// Makes them one after another.
+impl ScoredToken {
+    /// Number of alternatives that are reported with it.
+    pub(crate) const fn alternatives(&self) -> usize {
+        self.top_logprobs.len()
+    }
+}
+
+/// Makes scored tokens, in the order of the text.
 #[derive(Debug, Default)]
 pub(crate) struct Scoring {
     offset: usize,
@@ -33,50 +53,70 @@ pub(crate) struct Scoring {
 
 impl Scoring {
     /// A token with its score.
-    pub(crate) fn scored(&mut self, text: &Text, score: &Score) -> Scored {
-        let top = score.top.iter().map(|(id, logprob)| (text.token(*id), *logprob)).collect();
-        self.next(text.token(score.token), Some(score.logprob), top)
+    pub(crate) fn scored(&mut self, text: &Text, score: &TokenLogprobs) -> ScoredToken {
+        let top = score.top.iter().map(|(id, logprob)| TokenLogprob::new(text.token(*id), Some(*logprob)));
+        self.next(text.token(score.token), Some(score.logprob), top.collect())
     }
 
-    /// A token that the model was not asked about.
-    pub(crate) fn unscored(&mut self, text: &Text, token: u32) -> Scored {
+    /// A token that the model did not predict.
+    pub(crate) fn unscored(&mut self, text: &Text, token: u32) -> ScoredToken {
         self.next(text.token(token), None, Vec::new())
     }
 
-    fn next(&mut self, token: TokenText, logprob: Option<f32>, top: Vec<(TokenText, f32)>) -> Scored {
+    fn next(
+        &mut self,
+        token: TokenText,
+        logprob: Option<f32>,
+        top_logprobs: Vec<TokenLogprob>,
+    ) -> ScoredToken {
         let offset = self.offset;
         self.offset += token.characters();
-        Scored { token, logprob, top, offset }
+        ScoredToken { token: TokenLogprob::new(token, logprob), top_logprobs, offset }
     }
 }
 
-/// As in chat completions.
-pub(crate) fn content(scored: &[Scored]) -> Value {
-    let one = |token: &TokenText, logprob: Option<f32>| json!({ "token": token.text, "logprob": logprob, "bytes": token.bytes });
-    let entry = |scored: &Scored| {
-        let mut entry = one(&scored.token, scored.logprob);
-        entry["top_logprobs"] =
-            scored.top.iter().map(|(token, logprob)| one(token, Some(*logprob))).collect();
-        entry
-    };
-    json!({ "content": scored.iter().map(entry).collect::<Value>(), "refusal": null })
+/// Log-probabilities in chat completions.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct ChatLogprobs<'a> {
+    content: &'a [ScoredToken],
+    /// Always null.
+    #[schema(required)]
+    refusal: Option<&'static str>,
 }
 
-/// As in completions.
-pub(crate) fn lists(scored: &[Scored]) -> Value {
-    let top = |scored: &Scored| -> Value {
-        if scored.logprob.is_none() {
-            return Value::Null;
+impl<'a> From<&'a [ScoredToken]> for ChatLogprobs<'a> {
+    fn from(content: &'a [ScoredToken]) -> Self {
+        Self { content, refusal: None }
+    }
+}
+
+/// Log-probabilities in completions, with one entry per token in each list.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct CompletionLogprobs<'a> {
+    tokens: Vec<&'a str>,
+    /// Null for the first token of an echoed prompt.
+    token_logprobs: Vec<Option<f64>>,
+    /// Log-probabilities by token.
+    #[schema(value_type = Vec<Option<std::collections::BTreeMap<String, f64>>>)]
+    top_logprobs: Vec<Option<Map<String, Value>>>,
+    /// Characters of the text before the token.
+    text_offset: Vec<usize>,
+}
+
+impl<'a> From<&'a [ScoredToken]> for CompletionLogprobs<'a> {
+    fn from(tokens: &'a [ScoredToken]) -> Self {
+        Self {
+            tokens: tokens.iter().map(|scored| scored.token.token.as_str()).collect(),
+            token_logprobs: tokens.iter().map(|scored| scored.token.logprob).collect(),
+            top_logprobs: tokens.iter().map(top).collect(),
+            text_offset: tokens.iter().map(|scored| scored.offset).collect(),
         }
-        // The token itself is always among them, as OpenAI has it.
-        let own = scored.logprob.map(|logprob| (scored.token.text.clone(), json!(logprob)));
-        let others = scored.top.iter().map(|(token, logprob)| (token.text.clone(), json!(logprob)));
-        Value::Object(others.chain(own).collect::<Map<_, _>>())
-    };
-    json!({
-        "tokens": scored.iter().map(|scored| &*scored.token.text).collect::<Vec<_>>(),
-        "token_logprobs": scored.iter().map(|scored| scored.logprob).collect::<Vec<_>>(),
-        "top_logprobs": scored.iter().map(top).collect::<Vec<_>>(),
-        "text_offset": scored.iter().map(|scored| scored.offset).collect::<Vec<_>>(),
-    })
+    }
+}
+
+/// The alternatives in the order of their probability, and the token itself, as OpenAI has it.
+fn top(scored: &ScoredToken) -> Option<Map<String, Value>> {
+    scored.token.logprob?;
+    let all = scored.top_logprobs.iter().chain([&scored.token]);
+    Some(all.map(|token| (token.token.clone(), token.logprob.into())).collect())
 }

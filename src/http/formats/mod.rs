@@ -8,3 +8,5 @@ pub(super) mod generate_lite;
 pub(super) mod logprobs;
 pub(super) mod response_id;
 pub(super) mod responses;
+pub(super) mod sse;
+pub(super) mod usage;

@@ -1,314 +1,438 @@
 //! `POST /v1/responses` in OpenAI's wire format, for text and calls of functions.
 //!
-//! Nothing is kept from one request to the next, so each has to send the whole conversation: an absent `store` is read as
-//! false, and `previous_response_id` is refused. A stream is events with a type and a number each, and ends with
-//! `response.completed`, or `response.incomplete` where the tokens ran out.
+//! Responses are not stored, so each request sends the whole conversation: an absent `store` means false, and
+//! `previous_response_id` is refused. A stream has typed, numbered events and ends with `response.completed`, or with
+//! `response.incomplete` at the token limit.
 
-use serde_json::{Map, Value, json};
+use std::slice;
+
+use serde::Serialize;
+use serde_json::Value;
+use utoipa::ToSchema;
 
 use super::{
-    completion_stream::{Ending, Progress, Reason, Said},
-    format::{ApiFormat, ResponseMeta, prompt_progress, timings},
+    completion_stream::{Delta, FinishReason, FinishedChoice, Progress},
+    format::{ApiFormat, ResponseMeta, to_json},
     response_id,
+    sse::Frame,
+    usage::{PromptProgress, PromptTokensDetails, Timings},
 };
 use crate::{
     http::{
-        field_error::FieldError,
-        request::{
-            compat::{self, OtherField},
-            fields::Fields,
-            generation::{Ask, Prompt, Rules, take_tokens},
-            input_items::take_input,
-            response_format::Form,
-            tools::{Shape, Toolbox},
-        },
+        error::{ErrorBody, ErrorDetails},
+        request::{echoed_fields::EchoedFields, responses::ResponseCall},
     },
     text::Call,
 };
 
-const COMPLETED: &str = "completed";
-const INCOMPLETE: &str = "incomplete";
+/// An answer of `/v1/responses`.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Response<'a> {
+    id: &'a str,
+    /// Always `response`.
+    object: &'static str,
+    /// In seconds since 1970.
+    created_at: u64,
+    status: Status,
+    /// Always null: a failed request is answered with an error.
+    #[schema(required, value_type = Option<Object>)]
+    error: Option<Value>,
+    #[schema(required)]
+    incomplete_details: Option<IncompleteDetails>,
+    model: &'a str,
+    output: Vec<OutputItem<'a>>,
+    /// Always null: responses are not stored.
+    #[schema(required)]
+    previous_response_id: Option<&'static str>,
+    /// Always false.
+    store: bool,
+    /// Always `disabled`.
+    truncation: &'static str,
+    #[schema(required)]
+    usage: Option<ResponseUsage>,
+    #[serde(flatten)]
+    echoed: &'a EchoedFields,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timings: Option<Timings>,
+}
 
-/// OpenAI's responses.
+/// The state of a response or of an item.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[schema(as = ResponseStatus)]
+enum Status {
+    InProgress,
+    Completed,
+    Incomplete,
+}
+
+/// Why a response is incomplete.
+#[derive(Serialize, ToSchema)]
+struct IncompleteDetails {
+    /// Always `max_output_tokens`.
+    reason: &'static str,
+}
+
+/// A message or a function call.
+#[derive(Serialize, ToSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum OutputItem<'a> {
+    Message { id: &'a str, status: Status, role: &'static str, content: Vec<OutputText<'a>> },
+    FunctionCall { id: &'a str, status: Status, call_id: &'a str, name: &'a str, arguments: &'a str },
+}
+
+/// Text of a message.
+#[derive(Serialize, ToSchema)]
+struct OutputText<'a> {
+    /// Always `output_text`.
+    #[serde(rename = "type")]
+    kind: &'static str,
+    text: &'a str,
+    /// Always empty.
+    #[schema(value_type = Vec<Object>)]
+    annotations: [(); 0],
+    /// Always empty.
+    #[schema(value_type = Vec<Object>)]
+    logprobs: [(); 0],
+}
+
+/// Tokens in the shape of responses.
+#[derive(Serialize, ToSchema)]
+struct ResponseUsage {
+    input_tokens: usize,
+    input_tokens_details: PromptTokensDetails,
+    output_tokens: usize,
+    output_tokens_details: OutputTokensDetails,
+    total_tokens: usize,
+}
+
+/// Details of the output tokens.
+#[derive(Serialize, ToSchema)]
+struct OutputTokensDetails {
+    reasoning_tokens: usize,
+}
+
+/// An event of the stream of `/v1/responses`.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct ResponseEvent<'a> {
+    /// OpenAI's name of the event, such as `response.output_text.delta`.
+    #[serde(rename = "type")]
+    kind: &'static str,
+    /// Counted from 0.
+    sequence_number: usize,
+    #[serde(flatten)]
+    data: EventData<'a>,
+}
+
+/// What an event reports.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+enum EventData<'a> {
+    Response {
+        response: Box<Response<'a>>,
+    },
+    Item {
+        output_index: usize,
+        item: OutputItem<'a>,
+    },
+    Part {
+        #[serde(flatten)]
+        position: ContentPosition<'a>,
+        part: OutputText<'a>,
+    },
+    TextDelta {
+        #[serde(flatten)]
+        position: ContentPosition<'a>,
+        delta: &'a str,
+        /// Always empty.
+        #[schema(value_type = Vec<Object>)]
+        logprobs: [(); 0],
+    },
+    Text {
+        #[serde(flatten)]
+        position: ContentPosition<'a>,
+        text: &'a str,
+        /// Always empty.
+        #[schema(value_type = Vec<Object>)]
+        logprobs: [(); 0],
+    },
+    ArgumentsDelta {
+        item_id: &'a str,
+        output_index: usize,
+        delta: &'a str,
+    },
+    Arguments {
+        item_id: &'a str,
+        output_index: usize,
+        name: &'a str,
+        arguments: &'a str,
+    },
+    Progress {
+        prompt_progress: PromptProgress,
+    },
+    Error {
+        code: &'a str,
+        message: &'a str,
+        #[schema(required)]
+        param: Option<&'a str>,
+    },
+}
+
+/// Which content of which item an event is about.
+#[derive(Serialize, ToSchema)]
+struct ContentPosition<'a> {
+    item_id: &'a str,
+    output_index: usize,
+    /// Always 0: a message has one content.
+    content_index: usize,
+}
+
+/// The format of OpenAI's responses.
 pub(crate) struct Responses {
-    head: ResponseMeta,
-    /// Events that were sent.
-    events: usize,
-    /// Items of the output that were begun; the last one may still be open.
+    meta: ResponseMeta,
+    sent_events: usize,
+    /// Items of the output so far; the last one may still be open.
     items: Vec<Item>,
     is_open: bool,
 }
 
-/// One item of the output.
+/// An item of the output while it is generated.
 struct Item {
     id: String,
-    part: Part,
+    content: ItemContent,
 }
 
-enum Part {
+enum ItemContent {
     Message(String),
     Call(Call),
 }
 
 impl Item {
-    fn new(part: Part) -> Self {
-        let prefix = if matches!(part, Part::Message(_)) { "msg_" } else { "fc_" };
-        Self { id: response_id::new(prefix), part }
+    fn new(content: ItemContent) -> Self {
+        let prefix = if matches!(content, ItemContent::Message(_)) { "msg_" } else { "fc_" };
+        Self { id: response_id::new(prefix), content }
     }
 
-    fn document(&self, status: &str) -> Value {
+    fn output(&self, status: Status) -> OutputItem<'_> {
         let id = &self.id;
-        match &self.part {
-            Part::Message(text) => {
-                let content = json!([part(text)]);
-                json!({ "id": id, "type": "message", "status": status, "role": "assistant", "content": content })
+        match &self.content {
+            ItemContent::Message(text) => {
+                OutputItem::Message { id, status, role: "assistant", content: vec![text.as_str().into()] }
             }
-            Part::Call(Call { id: call, name, arguments, .. }) => json!({
-                "id": id, "type": "function_call", "status": status, "call_id": call, "name": name, "arguments": arguments,
-            }),
+            ItemContent::Call(Call { id: call_id, name, arguments, .. }) => OutputItem::FunctionCall {
+                id,
+                status,
+                call_id: call_id.as_deref().unwrap_or_default(),
+                name: name.as_deref().unwrap_or_default(),
+                arguments,
+            },
         }
+    }
+
+    /// The item when it is opened: a message has no content yet.
+    fn opened(&self) -> OutputItem<'_> {
+        match self.output(Status::InProgress) {
+            OutputItem::Message { id, status, role, .. } => {
+                OutputItem::Message { id, status, role, content: Vec::new() }
+            }
+            call => call,
+        }
+    }
+
+    fn position(&self, output_index: usize) -> ContentPosition<'_> {
+        ContentPosition { item_id: &self.id, output_index, content_index: 0 }
+    }
+}
+
+impl<'a> From<&'a str> for OutputText<'a> {
+    fn from(text: &'a str) -> Self {
+        Self { kind: "output_text", text, annotations: [], logprobs: [] }
     }
 }
 
 impl From<ResponseMeta> for Responses {
-    fn from(head: ResponseMeta) -> Self {
-        Self { head, events: 0, items: Vec::new(), is_open: false }
+    fn from(meta: ResponseMeta) -> Self {
+        Self { meta, sent_events: 0, items: Vec::new(), is_open: false }
     }
 }
 
 impl ApiFormat for Responses {
+    type Request = ResponseCall;
+
     const ROUTE: &'static str = "/v1/responses";
     const ID_PREFIX: &'static str = "resp_";
     const OPERATION: &'static str = "chat";
-    const TEMPERATURE: f32 = 1.0;
-    const TYPED_EVENTS: bool = true;
-    const OTHERS: &'static [&'static [OtherField]] =
-        &[compat::OPENAI, compat::RESPONSES, compat::SINGLE, compat::PEERS];
 
-    fn ask(fields: &mut Fields, rules: &Rules) -> Result<Ask, FieldError> {
-        let echoed = echo(fields);
-        let conversation = take_input(fields)?;
-        let toolbox = Toolbox::take(fields, Shape::Flat)?;
-        let conversation = match &toolbox {
-            Some(toolbox) => toolbox.tell(conversation, &rules.tools),
-            None => conversation,
-        };
-        let most = take_tokens(fields, "max_output_tokens")?;
-        let form = take_text(fields)?;
-        let ask = Ask::take(fields, rules, Prompt::Conversation(conversation), most)?;
-        let ask = ask.with_form(form, fields)?;
-        let ask = match toolbox {
-            Some(toolbox) => toolbox.equip(ask, rules, fields)?,
-            None => ask,
-        };
-        Ok(Ask { echoed, ..ask })
-    }
-
-    fn whole(&self, endings: &[Ending]) -> Value {
-        let Some(ending) = endings.first() else { return Value::Null };
+    fn whole(&self, choices: &[FinishedChoice]) -> String {
+        let Some(finished) = choices.first() else { return String::new() };
         let mut items = Vec::new();
-        if !ending.text.is_empty() || ending.calls.is_empty() {
-            items.push(Item::new(Part::Message(ending.text.clone())));
+        if !finished.text.is_empty() || finished.calls.is_empty() {
+            items.push(Item::new(ItemContent::Message(finished.text.clone())));
         }
-        items.extend(ending.calls.iter().cloned().map(|call| Item::new(Part::Call(call))));
-        self.complete(&items, ending)
+        items.extend(finished.calls.iter().cloned().map(|call| Item::new(ItemContent::Call(call))));
+        to_json(&complete(&self.meta, &items, finished))
     }
 
-    fn progress(&mut self, progress: &Progress) -> Value {
-        self.event("response.prompt_progress", json!({ "prompt_progress": prompt_progress(progress) }))
+    fn progress(&mut self, progress: Progress, out: &mut Frame) {
+        let data = EventData::Progress { prompt_progress: progress.into() };
+        push(out, &mut self.sent_events, "response.prompt_progress", data);
     }
 
-    fn opening(&mut self, _: usize) -> Vec<Value> {
-        let response = self.document("in_progress", &[]);
-        ["response.created", "response.in_progress"]
-            .map(|kind| self.event(kind, json!({ "response": response })))
-            .into()
-    }
-
-    fn delta(&mut self, _: usize, said: &Said) -> Vec<Value> {
-        let mut events = Vec::new();
-        if !said.text.is_empty() {
-            self.say(&said.text, &mut events);
+    fn opening(&mut self, _: usize, out: &mut Frame) {
+        for kind in ["response.created", "response.in_progress"] {
+            let response = Box::new(response(&self.meta, Status::InProgress));
+            push(out, &mut self.sent_events, kind, EventData::Response { response });
         }
-        for call in &said.calls {
-            self.call(call, &mut events);
-        }
-        events
     }
 
-    fn closing(&mut self, _: usize, ending: &Ending) -> Vec<Value> {
-        let mut events = Vec::new();
+    fn delta(&mut self, _: usize, delta: &Delta, out: &mut Frame) {
+        if !delta.text.is_empty() {
+            self.push_text(&delta.text, out);
+        }
+        for call in &delta.calls {
+            self.push_call(call, out);
+        }
+    }
+
+    fn closing(&mut self, _: usize, finished: &FinishedChoice, out: &mut Frame) {
         if self.items.is_empty() {
-            self.say("", &mut events);
+            self.push_text("", out);
         }
-        self.close(if ending.is_cut() { INCOMPLETE } else { COMPLETED }, &mut events);
-        let response = self.complete(&self.items, ending);
-        let kind = if ending.reason == Reason::Length { "response.incomplete" } else { "response.completed" };
-        events.push(self.event(kind, json!({ "response": response })));
-        events
+        self.close(if finished.is_truncated() { Status::Incomplete } else { Status::Completed }, out);
+        let is_incomplete = finished.reason == FinishReason::Length;
+        let kind = if is_incomplete { "response.incomplete" } else { "response.completed" };
+        let response = Box::new(complete(&self.meta, &self.items, finished));
+        push(out, &mut self.sent_events, kind, EventData::Response { response });
     }
 
-    fn summary(&mut self, _: &[Ending]) -> Vec<Value> {
-        Vec::new()
-    }
+    /// The last event says that it is the last.
+    fn end(&mut self, _: &[FinishedChoice], _: &mut Frame) {}
 
-    fn failure(&mut self, mut error: Value) -> Value {
-        let error = error["error"].take();
-        let said = json!({ "code": error["code"], "message": error["message"], "param": error["param"] });
-        self.event("error", said)
+    fn failure(&mut self, body: &ErrorBody, out: &mut Frame) {
+        let ErrorDetails { code, message, param, .. } = &body.error;
+        let data = EventData::Error { code, message, param: param.as_deref() };
+        push(out, &mut self.sent_events, "error", data);
     }
 }
 
 impl Responses {
-    /// Fields that are there in every response, and those of the request that it repeats.
-    fn document(&self, status: &str, output: &[Value]) -> Value {
-        let ResponseMeta { id, created, model, echoed, .. } = &self.head;
-        let mut document = json!({
-            "id": id,
-            "object": "response",
-            "created_at": created,
-            "status": status,
-            "error": null,
-            "incomplete_details": null,
-            "model": model,
-            "output": output,
-            "previous_response_id": null,
-            "store": false,
-            "truncation": "disabled",
-            "usage": null,
-        });
-        for (name, value) in echoed {
-            document[name] = value.clone();
+    fn push_text(&mut self, text: &str, out: &mut Frame) {
+        if !self.is_open || !matches!(self.items.last(), Some(Item { content: ItemContent::Message(_), .. }))
+        {
+            self.open(ItemContent::Message(String::new()), out);
+            let Some((index, item)) = self.items.iter().enumerate().next_back() else { return };
+            let data = EventData::Part { position: item.position(index), part: "".into() };
+            push(out, &mut self.sent_events, "response.content_part.added", data);
         }
-        document
-    }
-
-    fn complete(&self, items: &[Item], ending: &Ending) -> Value {
-        let is_out_of_tokens = ending.reason == Reason::Length;
-        let status = if is_out_of_tokens { INCOMPLETE } else { COMPLETED };
-        let last = items.len().saturating_sub(1);
-        let status_of = |place: usize| if place == last && ending.is_cut() { INCOMPLETE } else { COMPLETED };
-        let output = items.iter().enumerate().map(|(place, item)| item.document(status_of(place)));
-        let mut document = self.document(status, &output.collect::<Vec<_>>());
-        if is_out_of_tokens {
-            document["incomplete_details"] = json!({ "reason": "max_output_tokens" });
-        }
-        let (input, output) = (ending.usage.prompt_tokens, ending.usage.completion_tokens);
-        document["usage"] = json!({
-            "input_tokens": input,
-            "input_tokens_details": { "cached_tokens": ending.usage.cached_tokens },
-            "output_tokens": output,
-            "output_tokens_details": { "reasoning_tokens": 0 },
-            "total_tokens": input + output,
-        });
-        document["timings"] = timings(std::slice::from_ref(ending));
-        document
-    }
-
-    fn event(&mut self, kind: &str, mut event: Value) -> Value {
-        event["type"] = kind.into();
-        event["sequence_number"] = self.events.into();
-        self.events += 1;
-        event
-    }
-
-    /// An event about the last item; `place` says where in it.
-    fn event_of_last(&mut self, kind: &str, mut event: Value) -> Value {
-        let place = self.items.len() - 1;
-        event["item_id"] = self.items[place].id.as_str().into();
-        event["output_index"] = place.into();
-        if matches!(self.items[place].part, Part::Message(_)) {
-            event["content_index"] = 0.into();
-        }
-        self.event(kind, event)
-    }
-
-    fn say(&mut self, text: &str, events: &mut Vec<Value>) {
-        if !self.is_open || !matches!(self.items.last(), Some(Item { part: Part::Message(_), .. })) {
-            self.open(Part::Message(String::new()), events);
-            events.push(self.event_of_last("response.content_part.added", json!({ "part": part("") })));
-        }
-        if let Some(Item { part: Part::Message(whole), .. }) = self.items.last_mut() {
+        let Some((index, item)) = self.items.iter_mut().enumerate().next_back() else { return };
+        if let ItemContent::Message(whole) = &mut item.content {
             whole.push_str(text);
         }
         if !text.is_empty() {
-            let delta = json!({ "delta": text, "logprobs": [] });
-            events.push(self.event_of_last("response.output_text.delta", delta));
+            let data = EventData::TextDelta { position: item.position(index), delta: text, logprobs: [] };
+            push(out, &mut self.sent_events, "response.output_text.delta", data);
         }
     }
 
-    fn call(&mut self, call: &Call, events: &mut Vec<Value>) {
+    fn push_call(&mut self, call: &Call, out: &mut Frame) {
         if call.id.is_some() {
-            self.open(Part::Call(Call { arguments: String::new(), ..call.clone() }), events);
+            self.open(ItemContent::Call(Call { arguments: String::new(), ..call.clone() }), out);
         }
-        if let Some(Item { part: Part::Call(whole), .. }) = self.items.last_mut() {
+        let Some((output_index, item)) = self.items.iter_mut().enumerate().next_back() else { return };
+        if let ItemContent::Call(whole) = &mut item.content {
             whole.arguments.push_str(&call.arguments);
         }
-        let delta = json!({ "delta": call.arguments });
-        events.push(self.event_of_last("response.function_call_arguments.delta", delta));
+        let data = EventData::ArgumentsDelta { item_id: &item.id, output_index, delta: &call.arguments };
+        push(out, &mut self.sent_events, "response.function_call_arguments.delta", data);
     }
 
-    fn open(&mut self, part: Part, events: &mut Vec<Value>) {
-        self.close(COMPLETED, events);
-        let place = self.items.len();
-        let item = Item::new(part);
-        let mut shown = item.document("in_progress");
-        if matches!(item.part, Part::Message(_)) {
-            shown["content"] = json!([]);
-        }
+    /// Closes the open item and begins another.
+    fn open(&mut self, content: ItemContent, out: &mut Frame) {
+        self.close(Status::Completed, out);
+        let item = Item::new(content);
+        let data = EventData::Item { output_index: self.items.len(), item: item.opened() };
+        push(out, &mut self.sent_events, "response.output_item.added", data);
         self.items.push(item);
         self.is_open = true;
-        events
-            .push(self.event("response.output_item.added", json!({ "output_index": place, "item": shown })));
     }
 
-    /// Says that the last item is over, if that was not said.
-    fn close(&mut self, status: &str, events: &mut Vec<Value>) {
+    /// Closes the last item if it is open.
+    fn close(&mut self, status: Status, out: &mut Frame) {
         if !std::mem::replace(&mut self.is_open, false) {
             return;
         }
-        let place = self.items.len() - 1;
-        match &self.items[place].part {
-            Part::Message(text) => {
-                let (done, part) = (json!({ "text": text, "logprobs": [] }), json!({ "part": part(text) }));
-                events.push(self.event_of_last("response.output_text.done", done));
-                events.push(self.event_of_last("response.content_part.done", part));
+        let Some((output_index, item)) = self.items.iter().enumerate().next_back() else { return };
+        let mut push = |kind, data| push(out, &mut self.sent_events, kind, data);
+        match &item.content {
+            ItemContent::Message(text) => {
+                let position = || item.position(output_index);
+                let done = EventData::Text { position: position(), text, logprobs: [] };
+                push("response.output_text.done", done);
+                let part = text.as_str().into();
+                push("response.content_part.done", EventData::Part { position: position(), part });
             }
-            Part::Call(call) => {
-                let done = json!({ "name": call.name, "arguments": call.arguments });
-                events.push(self.event_of_last("response.function_call_arguments.done", done));
+            ItemContent::Call(Call { name, arguments, .. }) => {
+                let name = name.as_deref().unwrap_or_default();
+                let done = EventData::Arguments { item_id: &item.id, output_index, name, arguments };
+                push("response.function_call_arguments.done", done);
             }
         }
-        let item = self.items[place].document(status);
-        events.push(self.event("response.output_item.done", json!({ "output_index": place, "item": item })));
+        push("response.output_item.done", EventData::Item { output_index, item: item.output(status) });
     }
 }
 
-fn part(text: &str) -> Value {
-    json!({ "type": "output_text", "text": text, "annotations": [], "logprobs": [] })
+/// Writes an event with the next number.
+fn push(out: &mut Frame, sent_events: &mut usize, kind: &'static str, data: EventData<'_>) {
+    out.push_typed(kind, &ResponseEvent { kind, sequence_number: *sent_events, data });
+    *sent_events += 1;
 }
 
-/// What a response repeats of its request, with OpenAI's values where the request has none.
-fn echo(fields: &Fields) -> Map<String, Value> {
-    let defaults = json!({
-        "instructions": null, "max_output_tokens": null, "metadata": {}, "parallel_tool_calls": true, "temperature": 1.0,
-        "text": { "format": { "type": "text" } }, "tool_choice": "auto", "tools": [], "top_p": 1.0,
-        "reasoning": { "effort": null, "summary": null }, "user": null,
-    });
-    let Value::Object(mut echoed) = defaults else { return Map::new() };
-    for (name, value) in &mut echoed {
-        if let Some(given) = fields.get(name) {
-            *value = given.clone();
+/// A response without output.
+fn response(meta: &ResponseMeta, status: Status) -> Response<'_> {
+    Response {
+        id: &meta.id,
+        object: "response",
+        created_at: meta.created,
+        status,
+        error: None,
+        incomplete_details: None,
+        model: &meta.model,
+        output: Vec::new(),
+        previous_response_id: None,
+        store: false,
+        truncation: "disabled",
+        usage: None,
+        echoed: &meta.echoed,
+        timings: None,
+    }
+}
+
+/// The final response.
+fn complete<'a>(meta: &'a ResponseMeta, items: &'a [Item], finished: &FinishedChoice) -> Response<'a> {
+    let is_incomplete = finished.reason == FinishReason::Length;
+    let (last, rest) = match items.split_last() {
+        Some((last, rest)) => (Some(last), rest),
+        None => (None, items),
+    };
+    let last_status = if finished.is_truncated() { Status::Incomplete } else { Status::Completed };
+    let output = rest.iter().map(|item| item.output(Status::Completed));
+    Response {
+        incomplete_details: is_incomplete.then_some(IncompleteDetails { reason: "max_output_tokens" }),
+        output: output.chain(last.map(|item| item.output(last_status))).collect(),
+        usage: Some(finished.into()),
+        timings: Some(Timings::of(slice::from_ref(finished))),
+        ..response(meta, if is_incomplete { Status::Incomplete } else { Status::Completed })
+    }
+}
+
+impl From<&FinishedChoice> for ResponseUsage {
+    fn from(FinishedChoice { usage, .. }: &FinishedChoice) -> Self {
+        Self {
+            input_tokens: usage.prompt_tokens,
+            input_tokens_details: PromptTokensDetails { cached_tokens: usage.cached_tokens },
+            output_tokens: usage.completion_tokens,
+            output_tokens_details: OutputTokensDetails { reasoning_tokens: 0 },
+            total_tokens: usage.prompt_tokens + usage.completion_tokens,
         }
     }
-    echoed
-}
-
-/// Takes `text`, which says the form of the answer.
-fn take_text(fields: &mut Fields) -> Result<Option<Form>, FieldError> {
-    let Some(text) = fields.take::<Value>("text")? else { return Ok(None) };
-    let mut text = fields.nested(text, &fields.path("text"))?;
-    let form = Form::take_flat(&mut text)?;
-    text.finish(&[compat::TEXT_OPTIONS])?;
-    Ok(form)
 }

@@ -1,39 +1,102 @@
-//! `POST /admin/…`: what is done in the slot between two jobs, for whoever runs the server.
+//! `POST /admin/…`: load and unload models, trim memory, set the log level, shut down.
 //!
-//! An order waits for the running job, and goes before all that are queued. It is taken with an
-//! admin key, or where there are no keys from this machine alone: whoever can unload a model can keep everybody waiting.
+//! Commands run between two jobs: after the running one and before all that are queued.
 
 use actix_web::{HttpRequest, HttpResponse, web};
-use serde_json::{Value, json};
+use serde::Serialize;
 use tokio::time::timeout;
+use utoipa::ToSchema;
 
-use super::health::held;
 use crate::{
     config::is_log_level,
     http::{
         error::ApiError,
         field_error::FieldError,
-        middleware::auth::check_admin,
-        request::{body, generation::take_keep_alive},
+        request::{
+            admin::{LoadRequest, LogRequest},
+            body,
+        },
         state::AppState,
     },
-    job::{Failure, Order, OrderOutcome, OrderReport},
+    job::{Command, CommandOutcome, CommandReport, Failure, Memory},
     units::Millis,
 };
 
-/// `POST /admin/models/{id}/load`, with `{"keep_alive": …}` if it shall not stay as long as others do.
+/// What a command did; with several devices, on each of them.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+pub(crate) enum CommandAnswer {
+    Done(CommandDone),
+    PerDevice { devices: Vec<CommandOnDevice> },
+}
+
+/// What a command did.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct CommandDone {
+    /// Models that are loaded now.
+    loaded: Vec<String>,
+    took_ms: Millis,
+    memory: MemoryChange,
+}
+
+/// The worker's memory before and after a command, in bytes.
+#[derive(Serialize, ToSchema)]
+struct MemoryChange {
+    before: Memory,
+    after: Memory,
+}
+
+/// What a command did on one of several devices.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct CommandOnDevice {
+    #[serde(flatten)]
+    result: CommandResult,
+    device: Option<String>,
+}
+
+/// What a command did, or the code of its error.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+enum CommandResult {
+    Done(CommandDone),
+    Failed { error: CommandError },
+}
+
+/// Why a command failed.
+#[derive(Serialize, ToSchema)]
+struct CommandError {
+    code: &'static str,
+}
+
+/// The filter that is logged from now on.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct LogLevel {
+    level: String,
+}
+
+/// What is left to do before the server ends.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Draining {
+    /// Always true.
+    draining: bool,
+    /// Requests in the queue.
+    queued: usize,
+    /// Requests that run.
+    running: usize,
+    /// Time that they have to finish.
+    grace_ms: Millis,
+}
+
+/// `POST /admin/models/{id}/load`, optionally with `keep_alive`.
 pub(crate) async fn load(
     request: HttpRequest,
     path: web::Path<String>,
     payload: web::Payload,
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, ApiError> {
-    check_admin(&request, &state)?;
-    let model = state.catalogue.id(&path.into_inner())?;
-    let mut fields = body::read_optional(&request, payload, &state).await?;
-    let keep_alive = take_keep_alive(&mut fields)?;
-    fields.finish(&[])?;
-    carry_out(&request, &state, Order::Load { model, keep_alive }).await
+    let model = state.models.id(&path.into_inner())?;
+    let LoadRequest { keep_alive } = body::read_optional(&request, payload, &state).await?;
+    answer_command(&request, &state, Command::Load { model, keep_alive }).await
 }
 
 /// `POST /admin/models/{id}/unload`.
@@ -42,94 +105,94 @@ pub(crate) async fn unload(
     path: web::Path<String>,
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, ApiError> {
-    check_admin(&request, &state)?;
-    let model = state.catalogue.id(&path.into_inner())?;
-    carry_out(&request, &state, Order::Unload { model }).await
+    let model = state.models.id(&path.into_inner())?;
+    answer_command(&request, &state, Command::Unload { model }).await
 }
 
 /// `POST /admin/trim`.
 pub(crate) async fn trim(request: HttpRequest, state: web::Data<AppState>) -> Result<HttpResponse, ApiError> {
-    check_admin(&request, &state)?;
-    carry_out(&request, &state, Order::Trim).await
+    answer_command(&request, &state, Command::Trim).await
 }
 
-/// `POST /admin/log` with `{"level": …}`: what is logged until the next start, or SIGHUP with another log.level.
+/// `POST /admin/log`: sets `log.level` until a restart, or until SIGHUP with another log.level.
 pub(crate) async fn log(
     request: HttpRequest,
     payload: web::Payload,
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, ApiError> {
-    check_admin(&request, &state)?;
-    let mut fields = body::read(&request, payload, &state).await?;
-    let level = fields.require::<String>("level")?;
-    fields.finish(&[])?;
+    let LogRequest { level } = body::read(&request, payload, &state).await?;
     if !is_log_level(&level) {
         let expected = "expected error, warn, info, debug, trace or a filter such as info,eka=debug";
-        return Err(FieldError::value("level", format!("it is {level:?}; {expected}")).into());
+        return Err(FieldError::value("level", format!("unsupported value {level:?}; {expected}")).into());
     }
     let Some(set) = &state.set_log_level else {
         return Err(ApiError::NotFound { path: request.path().to_owned() });
     };
     set(&level).map_err(|message| ApiError::Internal { message })?;
     tracing::info!("log.level is {level} from now on, by /admin/log");
-    Ok(HttpResponse::Ok().json(json!({ "level": level })))
+    Ok(HttpResponse::Ok().json(LogLevel { level }))
 }
 
-/// `POST /admin/drain`: what SIGTERM does, for whoever cannot send one.
-pub(crate) async fn drain(
-    request: HttpRequest,
-    state: web::Data<AppState>,
-) -> Result<HttpResponse, ApiError> {
-    check_admin(&request, &state)?;
+/// `POST /admin/drain`: the same as SIGTERM.
+pub(crate) async fn drain(state: web::Data<AppState>) -> HttpResponse {
     state.drain.cancel();
-    let now = state.executor.snapshot();
-    let running = now.running.len();
-    let grace_ms = Millis::from(state.settings.grace);
-    let left =
-        json!({ "draining": true, "queued": now.queued_jobs, "running": running, "grace_ms": grace_ms });
-    Ok(HttpResponse::Accepted().json(left))
+    let now = state.executor.summary();
+    HttpResponse::Accepted().json(Draining {
+        draining: true,
+        queued: now.queued_jobs,
+        running: now.running.len(),
+        grace_ms: state.settings.grace.into(),
+    })
 }
 
-async fn carry_out(request: &HttpRequest, state: &AppState, order: Order) -> Result<HttpResponse, ApiError> {
-    let outcomes = give(request, state, order).await?;
-    Ok(HttpResponse::Ok().json(describe_all(outcomes)?))
-}
-
-/// Has an order carried out, and waits for what came of it.
-pub(crate) async fn give(
+async fn answer_command(
     request: &HttpRequest,
     state: &AppState,
-    order: Order,
-) -> Result<Vec<OrderOutcome>, ApiError> {
-    let Some(orders) = &state.orders else {
+    command: Command,
+) -> Result<HttpResponse, ApiError> {
+    let outcomes = send_command(request, state, command).await?;
+    Ok(HttpResponse::Ok().json(CommandAnswer::try_from(outcomes)?))
+}
+
+/// Sends a command to all devices and waits for the outcomes.
+pub(crate) async fn send_command(
+    request: &HttpRequest,
+    state: &AppState,
+    command: Command,
+) -> Result<Vec<CommandOutcome>, ApiError> {
+    let Some(commands) = &state.commands else {
         return Err(ApiError::NotFound { path: request.path().to_owned() });
     };
-    let patience = state.deadlines().total;
-    let outcomes = timeout(patience, orders(order)).await;
-    Ok(outcomes.map_err(|_| Failure::Deadline { elapsed: patience })?)
+    let limit = state.deadlines().total;
+    let outcomes = timeout(limit, commands(command)).await;
+    Ok(outcomes.map_err(|_| Failure::Deadline { elapsed: limit })?)
 }
 
-/// What came of an order, on each device where there are several; an error when it failed on all of them.
-pub(crate) fn describe_all(mut outcomes: Vec<OrderOutcome>) -> Result<Value, Failure> {
-    if outcomes.iter().all(|one| one.device.is_none() || one.outcome.is_err()) {
-        let first = outcomes.drain(..).next().map_or(Err(Failure::ShuttingDown), |one| one.outcome);
-        return first.map(|report| describe(&report));
+impl TryFrom<Vec<CommandOutcome>> for CommandAnswer {
+    type Error = Failure;
+
+    /// Fails if the command failed on all devices.
+    fn try_from(outcomes: Vec<CommandOutcome>) -> Result<Self, Failure> {
+        if outcomes.iter().all(|one| one.device.is_none() || one.outcome.is_err()) {
+            let first = outcomes.into_iter().next().map_or(Err(Failure::ShuttingDown), |one| one.outcome);
+            return first.map(|report| Self::Done(report.into()));
+        }
+        let devices = outcomes.into_iter().map(|CommandOutcome { device, outcome }| CommandOnDevice {
+            result: match outcome {
+                Ok(report) => CommandResult::Done(report.into()),
+                Err(failure) => {
+                    CommandResult::Failed { error: CommandError { code: ApiError::from(failure).code() } }
+                }
+            },
+            device,
+        });
+        Ok(Self::PerDevice { devices: devices.collect() })
     }
-    let on_each = outcomes.into_iter().map(|OrderOutcome { device, outcome }| {
-        let mut told = match outcome {
-            Ok(report) => describe(&report),
-            Err(failure) => json!({ "error": { "code": ApiError::from(failure).code() } }),
-        };
-        told["device"] = json!(device);
-        told
-    });
-    Ok(json!({ "devices": on_each.collect::<Vec<_>>() }))
 }
 
-fn describe(report: &OrderReport) -> Value {
-    json!({
-        "loaded": report.loaded,
-        "took_ms": Millis::from(report.took),
-        "memory": { "before": held(report.before), "after": held(report.after) },
-    })
+impl From<CommandReport> for CommandDone {
+    fn from(CommandReport { loaded, took, before, after }: CommandReport) -> Self {
+        let loaded = loaded.into_iter().map(|id| id.0).collect();
+        Self { loaded, took_ms: took.into(), memory: MemoryChange { before, after } }
+    }
 }

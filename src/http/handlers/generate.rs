@@ -1,4 +1,4 @@
-//! The handler of all generating routes, and the two ways in which an answer is sent.
+//! The handler of all generating routes, for complete and for streamed answers.
 
 use std::{
     collections::VecDeque,
@@ -12,7 +12,6 @@ use actix_web::{
     web::{self, Bytes},
 };
 use futures_util::{Stream, stream};
-use serde_json::Value;
 use tokio::time::timeout;
 
 use super::{slot, submit::admit};
@@ -21,248 +20,202 @@ use crate::{
     http::{
         error::ApiError,
         formats::{
-            completion_stream::{Answer, Ending, Piece, Progress, Said},
+            completion_stream::{CompletionStream, FinishedChoice, Update},
             format::{ApiFormat, ResponseMeta},
+            sse::Frame,
         },
         middleware::access_log::RequestRecord,
         offload::Cost,
         request::{
             body::{self, Taken},
-            fields::Fields,
-            generation::{Ask, Delivery, Rules},
+            generation::{Delivery, GenerateParams, GenerateRequest, RequestContext},
         },
         state::AppState,
     },
     text::Text,
 };
 
-/// A comment by the standard of server-sent events: clients skip it, proxies see life, and a client that is gone is
-/// noticed by what does not get through.
+/// A comment by the standard of server-sent events. Clients skip it, proxies keep the connection open, and a write to a
+/// closed connection fails.
 const HEARTBEAT: &[u8] = b": waiting\n\n";
 
-/// The same while the job's model is loaded, which may take minutes.
+/// The heartbeat while the model is loaded, which may take minutes.
 const LOADING: &[u8] = b": loading the model\n\n";
 
-/// Answers one request in the dialect `D`.
-pub(crate) async fn generate<D: ApiFormat>(
+/// Answers one request in the format `F`.
+pub(crate) async fn generate<F: ApiFormat>(
     request: HttpRequest,
     payload: web::Payload,
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, ApiError> {
     let (deadlines, log_as) = (state.deadlines(), state.settings.log_prompts.then(|| request_id(&request)));
-    let take = move |fields: &mut Fields, text: &Text| ask::<D>(fields, text, deadlines, log_as);
+    let take = move |request: F::Request, text: &Text| resolve(request, text, deadlines, log_as);
     let Taken { text, value: mut ask, share, ignored } = body::take(&request, payload, &state, take).await?;
     let job = state.executor.new_id();
     let delivery = ask.delivery;
-    let dialect = D::from(ResponseMeta {
-        id: D::id(job),
+    let format = F::from(ResponseMeta {
+        id: F::id(job),
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         model: text.card().id.clone(),
         seed: ask.sampling.seed,
         fingerprint: text.card().fingerprint.clone(),
-        scored: ask.scores.is_some(),
+        logprobs: ask.scores.is_some(),
         include_usage: matches!(delivery, Delivery::Streamed { include_usage: true, .. }),
         echoed: std::mem::take(&mut ask.echoed),
     });
-    let tally = RequestRecord::of(&request);
-    tally.iter().for_each(|tally| tell_trace(tally, &ask, D::OPERATION, &text.card().id));
-    let trace = tally.as_ref().and_then(RequestRecord::trace);
-    let mut answers = admit(&state, &text, job, slot::caller(&request), ask, trace).await?;
-    // The prompt is tokens now, which the queue counts.
+    let record = RequestRecord::of(&request);
+    record.iter().for_each(|record| trace_request(record, &ask, F::OPERATION, &text.card().id));
+    let trace = record.as_ref().and_then(RequestRecord::trace);
+    let mut streams = admit(&state, &text, job, slot::caller(&request), ask, trace).await?;
+    // The body has become tokens, whose number the queue bounds.
     drop(share);
-    answers.iter_mut().for_each(|answer| answer.count_for(tally.clone()));
+    streams.iter_mut().for_each(|stream| stream.count_for(record.clone()));
     let response = match delivery {
-        Delivery::Whole => whole(&state, answers, dialect).await?,
+        Delivery::Whole => whole(&state, streams, format).await?,
         Delivery::Streamed { .. } => {
-            let tally = RequestRecord::take(&request);
-            let telling = Telling { answers, dialect, tally, endings: Vec::new(), told: Told::Nothing };
-            streamed(telling, state.settings.heartbeat)
+            let record = RequestRecord::take(&request);
+            let events = EventStream { streams, format, record, finished: Vec::new(), is_opened: false };
+            streamed(events, state.settings.heartbeat)
         }
     };
     Ok(ignored.name_in(response))
 }
 
-/// Takes all fields of a request but `model`, and logs the prompt under the request's id where that is wanted.
-fn ask<D: ApiFormat>(
-    fields: &mut Fields,
+/// Checks a request, and logs the prompt if `log_as` has the request's id.
+fn resolve<R: GenerateRequest>(
+    request: R,
     text: &Text,
     deadlines: Deadlines,
     log_as: Option<String>,
-) -> Result<Ask, ApiError> {
-    let rules = Rules {
-        vocabulary: text.card().vocabulary,
-        deadlines,
-        temperature: D::TEMPERATURE,
-        tools: text.into(),
-    };
-    let ask = D::ask(fields, &rules)?;
-    std::mem::take(fields).finish(D::OTHERS)?;
+) -> Result<GenerateParams, ApiError> {
+    let context = RequestContext { vocabulary: text.card().vocabulary, deadlines, tools: text.into() };
+    let params = request.resolve(&context)?;
     if let Some(request_id) = log_as {
-        tracing::info!(request_id, prompt = ?ask.prompt, "prompt");
+        tracing::info!(request_id, prompt = ?params.prompt, "prompt");
     }
-    Ok(ask)
+    Ok(params)
 }
 
 fn request_id(request: &HttpRequest) -> String {
-    RequestRecord::of(request).map_or_else(String::new, |tally| tally.id().as_str().to_owned())
+    RequestRecord::of(request).map_or_else(String::new, |record| record.id().as_str().to_owned())
 }
 
-/// What is asked for, by the semantic conventions for generative AI; what is said is nobody's business.
-fn tell_trace(tally: &RequestRecord, ask: &Ask, operation: &'static str, model: &str) {
-    tally.tell_trace(|span| {
-        span.tell("gen_ai.operation.name", operation);
-        span.tell("gen_ai.provider.name", "eka");
-        span.tell("gen_ai.request.model", model.to_owned());
-        span.tell("gen_ai.request.temperature", f64::from(ask.sampling.temperature));
-        span.tell("gen_ai.request.stream", ask.delivery != Delivery::Whole);
+/// Sets the span's attributes by the semantic conventions for generative AI, without the prompt.
+fn trace_request(record: &RequestRecord, ask: &GenerateParams, operation: &'static str, model: &str) {
+    record.trace_with(|span| {
+        span.set("gen_ai.operation.name", operation);
+        span.set("gen_ai.provider.name", "eka");
+        span.set("gen_ai.request.model", model.to_owned());
+        span.set("gen_ai.request.temperature", f64::from(ask.sampling.temperature));
+        span.set("gen_ai.request.stream", ask.delivery != Delivery::Whole);
         if let Some(most) = ask.max_new {
-            span.tell("gen_ai.request.max_tokens", i64::try_from(most.0).unwrap_or(i64::MAX));
+            span.set("gen_ai.request.max_tokens", i64::try_from(most.0).unwrap_or(i64::MAX));
         }
-        span.tell("eka.priority", ask.terms.priority.as_str());
+        span.set("eka.priority", ask.terms.priority.as_str());
     });
 }
 
-async fn whole<D: ApiFormat>(
+async fn whole<F: ApiFormat>(
     state: &AppState,
-    mut answers: VecDeque<Answer>,
-    dialect: D,
+    mut streams: VecDeque<CompletionStream>,
+    format: F,
 ) -> Result<HttpResponse, ApiError> {
-    let mut endings = Vec::with_capacity(answers.len());
-    while let Some(answer) = answers.front_mut() {
-        if let Piece::End(ending) = answer.next().await? {
-            endings.push(*ending);
-            answers.pop_front();
+    let mut choices = Vec::with_capacity(streams.len());
+    while let Some(stream) = streams.front_mut() {
+        if let Update::Finished(choice) = stream.next().await? {
+            choices.push(*choice);
+            streams.pop_front();
         }
     }
-    let bytes = endings.iter().map(Ending::json_bytes).sum();
-    let json = state
-        .offload
-        .run(Cost::of_json(bytes), move || Ok::<_, ApiError>(dialect.whole(&endings).to_string()));
-    Ok(HttpResponse::Ok().content_type(ContentType::json()).body(json.await?))
+    let bytes = choices.iter().map(FinishedChoice::json_bytes).sum();
+    let json =
+        state.offload.run(Cost::of_json(bytes), move || Ok::<_, ApiError>(format.whole(&choices))).await?;
+    Ok(HttpResponse::Ok().content_type(ContentType::json()).body(json))
 }
 
-/// An answer on its way to a client, event by event.
-struct Telling<D> {
-    /// Its choices, the one that is being told in front.
-    answers: VecDeque<Answer>,
-    dialect: D,
-    tally: Option<RequestRecord>,
-    /// Of the choices that are told; there are as many as the number of the one that is being told.
-    endings: Vec<Ending>,
-    told: Told,
+/// An answer that is streamed, event by event.
+struct EventStream<F> {
+    /// The choices that are not complete; the first is being streamed.
+    streams: VecDeque<CompletionStream>,
+    format: F,
+    record: Option<RequestRecord>,
+    finished: Vec<FinishedChoice>,
+    /// Whether the opening of the current choice was sent.
+    is_opened: bool,
 }
 
-/// What of a choice the client has been sent.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Told {
-    /// Heartbeats at most.
-    Nothing,
-    /// The opening and perhaps some text.
-    Something,
-}
-
-/// The head is sent at once, so that heartbeats can follow while the job waits. What fails from here on is told by an
-/// event, and the stream then ends without `[DONE]`.
-fn streamed<D: ApiFormat>(telling: Telling<D>, heartbeat: Duration) -> HttpResponse {
+/// The status is sent at once, so that heartbeats can follow while the job is queued. A later failure is sent as an event,
+/// and the stream then ends without `[DONE]`.
+fn streamed<F: ApiFormat>(events: EventStream<F>, heartbeat: Duration) -> HttpResponse {
     HttpResponse::Ok()
         .insert_header((CONTENT_TYPE, "text/event-stream; charset=utf-8"))
         .insert_header((CACHE_CONTROL, "no-cache"))
-        // nginx would keep the events to itself until it has a few kilobytes.
+        // nginx would buffer the events up to a few kilobytes.
         .insert_header(("x-accel-buffering", "no"))
-        .streaming(frames(telling, heartbeat))
+        .streaming(frames(events, heartbeat))
 }
 
-fn frames<D: ApiFormat>(
-    telling: Telling<D>,
+fn frames<F: ApiFormat>(
+    events: EventStream<F>,
     heartbeat: Duration,
 ) -> impl Stream<Item = Result<Bytes, Infallible>> {
-    stream::unfold(telling, move |mut telling| async move {
-        let answer = telling.answers.front_mut()?;
-        let frame = match timeout(heartbeat, answer.next()).await {
-            Err(_) if answer.is_loading() => Bytes::from_static(LOADING),
+    stream::unfold(events, move |mut events| async move {
+        let stream = events.streams.front_mut()?;
+        let bytes = match timeout(heartbeat, stream.next()).await {
+            Err(_) if stream.is_loading() => Bytes::from_static(LOADING),
             Err(_) => Bytes::from_static(HEARTBEAT),
-            Ok(Ok(Piece::Loading)) => Bytes::from_static(LOADING),
-            Ok(Ok(Piece::Progress(progress))) => telling.read(&progress),
-            Ok(Ok(Piece::Said(said))) => telling.say(&said),
-            Ok(Ok(Piece::End(ending))) => telling.end(*ending),
-            Ok(Err(failure)) => telling.fail(&failure.into()),
+            Ok(Ok(Update::Loading)) => Bytes::from_static(LOADING),
+            Ok(Ok(update)) => events.write(update).into(),
+            Ok(Err(failure)) => events.fail(&failure.into()).into(),
         };
-        Some((Ok(frame), telling))
+        Some((Ok(bytes), events))
     })
 }
 
-impl<D: ApiFormat> Telling<D> {
-    fn read(&mut self, progress: &Progress) -> Bytes {
-        let mut frame = String::new();
-        push_event::<D>(&mut frame, &self.dialect.progress(progress));
-        frame.into()
-    }
-
-    fn say(&mut self, said: &Said) -> Bytes {
-        let mut frame = self.opening();
-        push_events::<D>(&mut frame, &self.dialect.delta(self.endings.len(), said));
-        frame.into()
-    }
-
-    /// The end of a choice, and of the whole answer when it was the last one.
-    fn end(&mut self, ending: Ending) -> Bytes {
-        let mut frame = self.opening();
-        if !ending.unsaid.is_empty() {
-            push_events::<D>(&mut frame, &self.dialect.delta(self.endings.len(), &ending.unsaid));
-        }
-        push_events::<D>(&mut frame, &self.dialect.closing(self.endings.len(), &ending));
-        self.endings.push(ending);
-        self.answers.pop_front();
-        self.told = Told::Nothing;
-        if self.answers.is_empty() {
-            push_events::<D>(&mut frame, &self.dialect.summary(&self.endings));
-            if !D::TYPED_EVENTS {
-                frame.push_str("data: [DONE]\n\n");
+impl<F: ApiFormat> EventStream<F> {
+    fn write(&mut self, update: Update) -> Frame {
+        let mut frame = Frame::default();
+        match update {
+            Update::Loading => {}
+            Update::Progress(progress) => self.format.progress(progress, &mut frame),
+            Update::Delta(delta) => {
+                self.open(&mut frame);
+                self.format.delta(self.finished.len(), &delta, &mut frame);
             }
-            self.settle(None);
-        }
-        frame.into()
-    }
-
-    fn fail(&mut self, error: &ApiError) -> Bytes {
-        let mut frame = String::new();
-        push_event::<D>(&mut frame, &self.dialect.failure(error.body()));
-        self.settle(Some(error));
-        frame.into()
-    }
-
-    /// The opening waits for the first text, so that the first event a client gets is the time to the first token.
-    fn opening(&mut self) -> String {
-        let mut frame = String::new();
-        if self.told == Told::Nothing {
-            self.told = Told::Something;
-            push_events::<D>(&mut frame, &self.dialect.opening(self.endings.len()));
+            Update::Finished(choice) => self.finish(*choice, &mut frame),
         }
         frame
     }
 
-    fn settle(&mut self, failed: Option<&ApiError>) {
-        self.answers.clear();
-        match (&self.tally, failed) {
-            (Some(tally), Some(error)) => tally.settle_failed(error),
-            (Some(tally), None) => tally.settle(),
-            (None, _) => {}
+    /// Writes the opening of a choice with its first text, so that the first event marks the time to first token.
+    fn open(&mut self, frame: &mut Frame) {
+        if !std::mem::replace(&mut self.is_opened, true) {
+            self.format.opening(self.finished.len(), frame);
         }
     }
-}
 
-fn push_events<D: ApiFormat>(frame: &mut String, events: &[Value]) {
-    events.iter().for_each(|event| push_event::<D>(frame, event));
-}
-
-/// JSON has no line breaks of its own, so one `data:` line holds it.
-fn push_event<D: ApiFormat>(frame: &mut String, event: &Value) {
-    if let (true, Some(kind)) = (D::TYPED_EVENTS, event["type"].as_str()) {
-        frame.push_str("event: ");
-        frame.push_str(kind);
-        frame.push('\n');
+    /// Writes the end of a choice and, after the last one, of the answer.
+    fn finish(&mut self, choice: FinishedChoice, frame: &mut Frame) {
+        let index = self.finished.len();
+        self.open(frame);
+        if !choice.rest.is_empty() {
+            self.format.delta(index, &choice.rest, frame);
+        }
+        self.format.closing(index, &choice, frame);
+        self.finished.push(choice);
+        self.streams.pop_front();
+        self.is_opened = false;
+        if self.streams.is_empty() {
+            self.format.end(&self.finished, frame);
+            self.record.iter().for_each(RequestRecord::settle);
+        }
     }
-    frame.push_str("data: ");
-    frame.push_str(&event.to_string());
-    frame.push_str("\n\n");
+
+    fn fail(&mut self, error: &ApiError) -> Frame {
+        let mut frame = Frame::default();
+        self.format.failure(&error.body(), &mut frame);
+        self.streams.clear();
+        self.record.iter().for_each(|record| record.settle_failed(error));
+        frame
+    }
 }

@@ -1,78 +1,74 @@
-//! `/admin/cache`: prompts that are kept in files, for whoever runs the server.
+//! `/admin/cache`: prompts whose KV cache is saved to files.
 //!
 //! | `POST` with `action` | does |
 //! |---|---|
-//! | `save` | reads a prompt as any request would, in its turn, and puts its keys and values into the file of a name |
-//! | `restore` | has that file kept in memory for requests that begin like it, by every device, until the server ends |
-//! | `delete` | removes the file, and what was restored from it |
+//! | `save` | computes a prompt like any request and saves its keys and values under a name |
+//! | `restore` | loads the file into the prefix cache of every device, until the server ends |
+//! | `delete` | deletes the file and what was restored from it |
 //!
-//! `GET` lists the files. A restored prompt is restored again when a worker is replaced or its model loaded again, and given
-//! back by `POST /admin/trim` as all that is kept. llama-server has `save` and `restore` of a slot as it happens to be; here a
-//! prompt is named by what it says, so nobody has to know what a slot holds, and there is no slot to choose.
+//! `GET` lists the files. A restored prompt is restored again when a worker is replaced or its model is reloaded; `POST
+//! /admin/trim` frees it like all cached prompts. llama-server saves and restores a slot instead; here a prompt has a name, so
+//! clients need not know what a slot holds.
 //!
-//! Where there are API keys, a restored prompt is there for requests with the key that restores it, as every kept prompt is
-//! (`salt`). An admin may restore it for another key by its name (`key`), for requests with a `cache_salt`, or for all
-//! requests (`shared`): requests that may begin with it can find out what it says.
+//! With API keys, a restored prompt serves requests of the key that restores it, like every cached prompt
+//! ([`cache_salt`]). An admin may restore it for another key (`key`), for requests with a `cache_salt`, or for all requests
+//! (`shared`). Note that clients can find out the text of a prompt that they share.
 //!
-//! The messages of a conversation are followed by others in the requests that shall begin like them, so what is saved of them
-//! is what their chat template makes of them whatever follows: up to the place where the next user's words stand.
+//! Later requests continue a saved conversation with other messages. So only the tokens are saved that do not depend on what
+//! follows: up to the text of the next user message.
 
 use std::{sync::Arc, time::Duration};
 
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Serialize;
-use serde_json::json;
 use utoipa::ToSchema;
 
 use super::{
-    admin::{describe_all, give},
+    admin::{CommandAnswer, send_command},
     slot::caller,
     submit::{check_readiness, room},
-    tokenize::take_conversation,
 };
 use crate::{
     executor::Terms,
     http::{
         error::ApiError,
         field_error::FieldError,
-        formats::format::milliseconds,
-        middleware::{
-            access_log::RequestRecord,
-            auth::{self, check_admin},
-        },
+        formats::usage::milliseconds,
+        middleware::{access_log::RequestRecord, auth},
         request::{
+            admin::{CacheRequest, RestorePrompt, SavePrompt},
             body, cache_salt,
-            fields::Fields,
-            generation::{Prompt, check_ids, prompt_of},
+            prompt::Prompt,
             prompt_rendering::render,
             prompt_tokens::{Special, Untokenized, tokenize},
+            tokenize::with_tools,
         },
         state::AppState,
     },
-    job::{CacheSalt, Event, Failure, Finish, FinishReason, Job, Order, SaveAs},
+    job::{CacheSalt, Command, Event, Failure, Finish, FinishReason, Job, SaveAs},
     metrics::{OnDevice, PromptFile},
     prompt_store::{PromptInfo, PromptName, PromptStore, PromptStoreError, StoredPrompt},
     text::{Conversation, Message, Text},
     units::{Bytes, Tokens},
 };
 
-/// What the next user may begin with: where the tokens of a prompt with one and with another part, anything may follow.
+/// Beginnings of a next user message. The tokens that all of them share do not depend on what follows.
 const BEGINNINGS: [&str; 3] = ["a", "1", "("];
 
-/// A prompt in a file.
+/// A saved prompt.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct SavedPrompt {
     name: String,
-    /// The model that it is of; this and what follows is null where the file cannot be used.
+    /// Its model; this and all that follows is null if the file cannot be used.
     model: Option<String>,
     tokens: Option<Tokens>,
-    /// Of the file.
+    /// Size of the file.
     bytes: Option<Bytes>,
-    /// What keys and values are stored in: `float32`, `float16`, `bfloat16` or `int8`.
+    /// Type of the stored keys and values: `float32`, `float16`, `bfloat16` or `int8`.
     kv_cache: Option<String>,
-    /// When, in seconds since 1970.
+    /// In seconds since 1970.
     saved_at: Option<u64>,
-    /// Why the file cannot be used; not there where it can.
+    /// Why the file cannot be used; absent if it can.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
 }
@@ -102,19 +98,57 @@ impl From<StoredPrompt> for SavedPrompt {
                 bytes: None,
                 kv_cache: None,
                 saved_at: None,
-                error: Some(if e.is_io() { "it cannot be read".into() } else { e.to_string() }),
+                error: Some(if e.is_io() { "cannot be read".into() } else { e.to_string() }),
             },
         }
     }
 }
 
+/// The saved prompts.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct SavedPromptList {
+    /// Always `list`.
+    object: &'static str,
+    data: Vec<SavedPrompt>,
+}
+
+/// What was done with a saved prompt.
+#[derive(Serialize, ToSchema)]
+#[serde(tag = "action", rename_all = "snake_case")]
+pub(crate) enum CacheAnswer<'a> {
+    Save {
+        saved: SavedPrompt,
+        /// Prompt tokens taken from the prefix cache instead of being computed.
+        cached_tokens: usize,
+        timings: SaveTimings,
+    },
+    Restore {
+        saved: SavedPrompt,
+        done: CommandAnswer,
+    },
+    Delete {
+        name: &'a str,
+        /// Null without a worker that could have the prompt in memory.
+        #[schema(required)]
+        done: Option<CommandAnswer>,
+    },
+}
+
+/// Where the time went.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct SaveTimings {
+    queue_ms: f64,
+    prefill_ms: f64,
+    /// To write the file and sync it to disk.
+    saving_ms: f64,
+}
+
 /// `GET /admin/cache`.
 pub(crate) async fn list(request: HttpRequest, state: web::Data<AppState>) -> Result<HttpResponse, ApiError> {
-    check_admin(&request, &state)?;
     let store = store(&request, &state)?;
     let listed = blocking(move || store.list()).await?.map_err(|e| failed("", &e))?;
-    let data: Vec<_> = listed.into_iter().map(SavedPrompt::from).collect();
-    Ok(HttpResponse::Ok().json(json!({ "object": "list", "data": data })))
+    let data = listed.into_iter().map(SavedPrompt::from).collect();
+    Ok(HttpResponse::Ok().json(SavedPromptList { object: "list", data }))
 }
 
 /// `POST /admin/cache`.
@@ -123,41 +157,31 @@ pub(crate) async fn cache(
     payload: web::Payload,
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, ApiError> {
-    check_admin(&request, &state)?;
     let store = store(&request, &state)?;
-    let mut fields = body::read(&request, payload, &state).await?;
-    let action: String = fields.require("action")?;
-    let name: String = fields.require("name")?;
-    let name = PromptName::try_from(name.as_str()).map_err(|e| FieldError::value("name", e.to_string()))?;
-    match action.as_str() {
-        "save" => {
-            let saved = save(&request, &state, store, name, fields).await;
+    match body::read(&request, payload, &state).await? {
+        CacheRequest::Save(body) => {
+            let saved = save(&request, &state, store, body).await;
             let outcome = if saved.is_ok() { "ok" } else { "failed" };
             let save = PromptFile { action: "save", outcome, device: OnDevice::default() };
             state.metrics.saved_prompts.get_or_create(&save).inc();
             saved
         }
-        "restore" => restore(&request, &state, store, name, fields).await,
-        "delete" => delete(&request, &state, store, name, fields).await,
-        other => {
-            let said = format!("it is {other:?}; expected save, restore or delete");
-            Err(FieldError::value("action", said).into())
-        }
+        CacheRequest::Restore(body) => restore(&request, &state, store, body).await,
+        CacheRequest::Delete(body) => delete(&request, &state, store, body.name).await,
     }
 }
 
-/// Has a prompt read in its turn and saved, by whichever device is free.
+/// Queues a job that computes and saves a prompt, on the next free device.
 async fn save(
     request: &HttpRequest,
     state: &AppState,
     store: PromptStore,
-    name: PromptName,
-    mut fields: Fields,
+    body: SavePrompt,
 ) -> Result<HttpResponse, ApiError> {
-    let text = auth::model(request, state, fields.take::<String>("model")?.as_deref())?;
-    let prompt = take_prompt(&mut fields, text)?;
-    let salt = cache_salt::take(&mut fields)?;
-    fields.finish(&[])?;
+    let SavePrompt { name, model, prompt, messages, tools, cache_salt: salt } = body;
+    let text = auth::model(request, state, model.as_deref())?;
+    let prompt = Prompt::choose(prompt, with_tools(messages, tools)?)?;
+    prompt.check(text.card().vocabulary)?;
     check_readiness(&state.readiness.borrow())?;
     let tokens = encode(state, text, prompt).await?;
     if tokens.is_empty() {
@@ -170,26 +194,25 @@ async fn save(
     let cache_salt = cache_salt::digest(state, caller(request).key.as_deref(), salt.as_deref());
     let job = Job { model, cache_salt, save: Some(save), ..Job::new(state.executor.new_id(), tokens, 1) };
     let (finish, queue_wait) = run(request, state, job).await?;
-    if let Some(tally) = RequestRecord::of(request) {
-        tally.add_tokens(read.0, 0);
+    if let Some(record) = RequestRecord::of(request) {
+        record.add_tokens(read.0, 0);
     }
     let (head, bytes) = head(store, &name).await?;
-    Ok(HttpResponse::Ok().json(json!({
-        "action": "save",
-        "saved": SavedPrompt::new(&name, head, bytes),
-        "cached_tokens": finish.usage.cached_tokens,
-        "timings": {
-            "queue_ms": milliseconds(queue_wait),
-            "prefill_ms": milliseconds(finish.timings.prefill),
-            "saving_ms": milliseconds(finish.timings.saving),
+    Ok(HttpResponse::Ok().json(CacheAnswer::Save {
+        saved: SavedPrompt::new(&name, head, bytes),
+        cached_tokens: finish.usage.cached_tokens,
+        timings: SaveTimings {
+            queue_ms: milliseconds(queue_wait),
+            prefill_ms: milliseconds(finish.timings.prefill),
+            saving_ms: milliseconds(finish.timings.saving),
         },
-    })))
+    }))
 }
 
-/// Waits for a job's end; how long it waited for the slot.
+/// Waits for the end of a job; also returns its time in the queue.
 async fn run(request: &HttpRequest, state: &AppState, job: Job) -> Result<(Finish, Duration), ApiError> {
     let terms = Terms::from(state.deadlines());
-    // Whoever leaves meanwhile drops it, and nothing is saved.
+    // If the client disconnects, this is dropped and nothing is saved.
     let mut ticket = state.executor.submit_for(caller(request), job, terms)?;
     let mut waited = Duration::ZERO;
     loop {
@@ -205,73 +228,59 @@ async fn run(request: &HttpRequest, state: &AppState, job: Job) -> Result<(Finis
     }
 }
 
-/// Has a saved prompt kept by every device.
+/// Loads a saved prompt on every device.
 async fn restore(
     request: &HttpRequest,
     state: &AppState,
     store: PromptStore,
-    name: PromptName,
-    mut fields: Fields,
+    body: RestorePrompt,
 ) -> Result<HttpResponse, ApiError> {
-    let asked = fields.take::<String>("model")?;
-    let salt = take_audience(request, state, &mut fields)?;
-    fields.finish(&[])?;
+    let salt = audience(request, state, &body)?;
+    let RestorePrompt { name, model: asked, .. } = body;
     let file = store.path(&name);
     let (head, bytes) = head(store, &name).await?;
     let text = auth::model(request, state, Some(asked.as_ref().unwrap_or(&head.model)))?;
     let (model, called) = (text.card().id.as_str().into(), name.to_string());
-    let outcomes = give(request, state, Order::Restore { model, name: called, file, salt }).await?;
-    Ok(HttpResponse::Ok().json(json!({
-        "action": "restore",
-        "saved": SavedPrompt::new(&name, head, bytes),
-        "done": describe_all(outcomes)?,
-    })))
+    let outcomes = send_command(request, state, Command::Restore { model, name: called, file, salt }).await?;
+    let (saved, done) = (SavedPrompt::new(&name, head, bytes), outcomes.try_into()?);
+    Ok(HttpResponse::Ok().json(CacheAnswer::Restore { saved, done }))
 }
 
-/// Takes which requests may begin with a restored prompt: those of the key that restores it, or of another; `None` is all.
-fn take_audience(
+/// The salt of the requests that may use a restored prompt; `None` means all.
+fn audience(
     request: &HttpRequest,
     state: &AppState,
-    fields: &mut Fields,
+    body: &RestorePrompt,
 ) -> Result<Option<CacheSalt>, FieldError> {
-    let shared = fields.take::<bool>("shared")?.unwrap_or(false);
-    let key = fields.take::<String>("key")?;
-    let salt = cache_salt::take(fields)?;
-    if let (true, Some(other)) = (shared, key.as_ref().map(|_| "key").or(salt.as_ref().map(|_| "cache_salt")))
-    {
-        let said = format!("is given together with {other}; send one of them");
-        return Err(FieldError::value("shared", said));
-    }
-    if let Some(name) = &key
-        && !state.door.rules().keys.has_name(name)
+    body.check()?;
+    if let Some(name) = &body.key
+        && !state.access.rules().keys.has_name(name)
     {
         return Err(FieldError::value("key", format!("no API key has the name {name:?}")));
     }
-    let key = key.or_else(|| caller(request).key);
-    Ok((!shared).then(|| cache_salt::digest(state, key.as_deref(), salt.as_deref())))
+    let key = body.key.clone().or_else(|| caller(request).key);
+    Ok((!body.shared).then(|| cache_salt::digest(state, key.as_deref(), body.cache_salt.as_deref())))
 }
 
-/// Removes a saved prompt, and what was restored from it.
+/// Deletes a saved prompt and what was restored from it.
 async fn delete(
     request: &HttpRequest,
     state: &AppState,
     store: PromptStore,
     name: PromptName,
-    fields: Fields,
 ) -> Result<HttpResponse, ApiError> {
-    fields.finish(&[])?;
     let called = name.clone();
     let deleted = blocking(move || store.delete(&called)).await?;
     deleted.map_err(|e| failed(name.as_str(), &e))?;
-    // The file is gone in any case, and so is what a worker had that is gone itself.
-    let forgotten = give(request, state, Order::Forget { name: name.to_string() }).await;
-    let done = forgotten.ok().and_then(|outcomes| describe_all(outcomes).ok());
-    Ok(HttpResponse::Ok().json(json!({ "action": "delete", "name": name.as_str(), "done": done })))
+    // The file is deleted in any case, and a lost worker has lost the prompt as well.
+    let forgotten = send_command(request, state, Command::Forget { name: name.to_string() }).await;
+    let done = forgotten.ok().and_then(|outcomes| outcomes.try_into().ok());
+    Ok(HttpResponse::Ok().json(CacheAnswer::Delete { name: name.as_str(), done }))
 }
 
-/// Where saved prompts lie, if there is somebody to take orders.
+/// The store, if prompts can be saved and commands are supported.
 fn store(request: &HttpRequest, state: &AppState) -> Result<PromptStore, ApiError> {
-    let store = state.saved.clone().filter(|_| state.orders.is_some());
+    let store = state.saved.clone().filter(|_| state.commands.is_some());
     store.ok_or_else(|| ApiError::NotFound { path: request.path().to_owned() })
 }
 
@@ -280,7 +289,7 @@ async fn head(store: PromptStore, name: &PromptName) -> Result<(PromptInfo, u64)
     blocking(move || store.head(&called)).await?.map_err(|e| failed(name.as_str(), &e))
 }
 
-/// Looks at files on a thread of its own: disks may be slow, and this one streams answers.
+/// Accesses files on another thread: disks may be slow, and this thread streams answers.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ApiError> {
     web::block(work).await.map_err(|error| ApiError::Internal { message: error.to_string() })
 }
@@ -294,24 +303,9 @@ fn failed(name: &str, e: &PromptStoreError) -> ApiError {
     }
 }
 
-fn take_prompt(fields: &mut Fields, text: &Text) -> Result<Prompt, FieldError> {
-    let prompt = match (fields.take("prompt")?, fields.has("messages")) {
-        (Some(_), true) => {
-            Err(FieldError::value("messages", "is given together with prompt; send one of them"))
-        }
-        (Some(prompt), false) => prompt_of(prompt, "prompt"),
-        (None, true) => take_conversation(fields).map(Prompt::Conversation),
-        (None, false) => Err(FieldError::Missing { param: "prompt or messages".into() }),
-    }?;
-    if let Prompt::Ids(ids) = &prompt {
-        check_ids(ids, "prompt", text.card().vocabulary)?;
-    }
-    Ok(prompt)
-}
-
 async fn encode(state: &AppState, text: &Arc<Text>, prompt: Prompt) -> Result<Vec<u32>, ApiError> {
     match prompt {
-        // Some tokenizers would make a beginning-of-text token of it.
+        // Some tokenizers add a beginning-of-text token even to empty text.
         Prompt::Text(prompt) if prompt.is_empty() => Ok(Vec::new()),
         Prompt::Text(prompt) => {
             tokenize(state, text, Untokenized { text: prompt, special: Special::Added }).await
@@ -321,8 +315,8 @@ async fn encode(state: &AppState, text: &Arc<Text>, prompt: Prompt) -> Result<Ve
     }
 }
 
-/// What prompts begin with whose conversations begin with this one. Of one that ends with what the model is to answer, that is
-/// all of it.
+/// The tokens with which all continuations of this conversation begin. A conversation that ends with a user message or a tool
+/// result is complete.
 async fn stem(state: &AppState, text: &Arc<Text>, conversation: Conversation) -> Result<Vec<u32>, ApiError> {
     let is_open = |message: &Message| matches!(message.role.as_str(), "user" | "tool");
     if conversation.messages.last().is_some_and(is_open) {

@@ -1,8 +1,7 @@
-//! `GET /v1/slot`: what runs and for whom, who waits, and what the last requests took of the memory.
+//! `GET /v1/slot`: running, queued and recent requests, and their memory.
 //!
-//! Figures and names, never a prompt or an answer. Who asked is told to an admin key and to the key that asked itself;
-//! to other keys the request is one of somebody, and its model is told where they may use it. Without keys everybody who
-//! comes in may see everything there is: request ids and models.
+//! Prompts and answers are never shown. Request ids and key names are shown to admin keys and to the request's own key; other
+//! keys see the model only if they may use it. Without API keys, all of it is public.
 
 use std::{
     sync::Arc,
@@ -15,13 +14,13 @@ use utoipa::ToSchema;
 
 use crate::{
     auth::Key,
-    executor::{self, Caller, Counts, Entry, Outcome, Past, Roster},
+    executor::{self, Caller, FinishedJob, JobCounts, JobInfo, JobOutcome, Snapshot},
     http::{
-        formats::format::rate,
+        formats::usage::{RequestMemory, rate},
         middleware::{access_log::RequestRecord, auth::check_model},
         state::AppState,
     },
-    job::{DeviceMemory, DevicePeak, Memory, MemoryReport, Readiness},
+    job::{DeviceMemory, Memory, Readiness},
     metrics::{MemoryKind, Metrics, OnDevice},
     units::{Bytes, Millis, Tokens},
 };
@@ -33,50 +32,50 @@ pub(crate) struct Slot {
     object: &'static str,
     /// The server's clock, in seconds since 1970.
     now: f64,
-    /// Whether new requests are accepted; not while the server ends.
+    /// Whether new requests are accepted; false during shutdown.
     accepting: bool,
-    /// One for each slot.
+    /// One entry per slot.
     devices: Vec<Device>,
-    /// What the process holds that answers HTTP; workers have their own.
+    /// Memory of the HTTP server process; workers have their own.
     server: Memory,
     queue: Queue,
     requests: Requests,
-    /// The last requests that had a slot, the latest last; 64 at most.
+    /// The last requests that had a slot, at most 64, the latest last.
     history: Vec<Finished>,
 }
 
-/// A device and what runs on it.
+/// A device and its running request.
 #[derive(Debug, Serialize, ToSchema)]
 struct Device {
     /// Counted from 0.
     index: usize,
-    /// The label `device` of its figures in `/metrics`, where there are several; else null.
+    /// The label `device` in `/metrics`; null with a single device.
     label: Option<String>,
     /// `ready`, `starting`, `restarting`, `down` or `stopping`.
     state: &'static str,
-    /// For people: `the CPU`, or which GPU; null while no worker is up.
+    /// `the CPU` or the name of the GPU; null while no worker is ready.
     name: Option<String>,
     /// Models that are loaded.
     models: Vec<String>,
-    /// What its worker holds now, in bytes; null while no worker is up.
+    /// Memory of its worker in bytes; null while no worker is ready.
     memory: Option<Memory>,
     /// Null when it is idle.
     running: Option<Running>,
 }
 
-/// Who wants a job done, as far as whoever asks may know.
+/// The request of a job, without what the reader may not see.
 #[derive(Debug, Serialize, ToSchema)]
 struct Who {
-    /// `X-Request-Id` of the request; null where it is not to be told.
+    /// `X-Request-Id`; null if it is hidden.
     id: Option<String>,
-    /// Name of its API key; null where there is none, or it is not to be told.
+    /// Name of its API key; null if there is none or it is hidden.
     key: Option<String>,
-    /// Null where it is not to be told.
+    /// Null if it is hidden.
     model: Option<String>,
     /// `interactive` or `batch`.
     priority: &'static str,
     prompt_tokens: Tokens,
-    /// Most that it may generate.
+    /// Its token limit.
     max_tokens: Tokens,
 }
 
@@ -86,26 +85,26 @@ struct Running {
     who: Who,
     /// When it got the slot, in seconds since 1970.
     since: f64,
-    /// For how long it has had it.
+    /// Time since then.
     running_ms: Millis,
-    /// Tokens of its prompt that are read.
+    /// Prompt tokens read so far.
     prompt_tokens_read: Tokens,
     generated_tokens: Tokens,
-    /// Since its first token; null before there is a second one.
+    /// Since its first token; null before the second one.
     tokens_per_second: Option<f64>,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
 struct Queue {
-    /// Requests that wait.
+    /// Number of queued requests.
     length: usize,
-    /// Most that may.
+    /// Limit of the number.
     limit: usize,
-    /// Prompt tokens of those that wait.
+    /// Prompt tokens of the queued requests.
     prompt_tokens: Tokens,
-    /// Most that may wait.
+    /// Limit of the prompt tokens.
     prompt_tokens_limit: Tokens,
-    /// In the order of their turns.
+    /// In the order in which they will run.
     waiting: Vec<Waiting>,
 }
 
@@ -113,21 +112,21 @@ struct Queue {
 struct Waiting {
     #[serde(flatten)]
     who: Who,
-    /// 1 is next, unless another one's model is loaded already.
+    /// 1 is next, unless the model of another one is already loaded.
     position: usize,
-    /// Since when it waits, in seconds since 1970.
+    /// When it was queued, in seconds since 1970.
     since: f64,
     waiting_ms: Millis,
-    /// How much longer it is likely to wait, by what earlier requests took.
+    /// Estimated remaining time in the queue, from earlier requests.
     estimate_ms: Millis,
 }
 
-/// How many ended in which way since the server was started.
+/// Number of finished requests since startup.
 #[derive(Debug, Serialize, ToSchema)]
 struct Requests {
-    /// Complete, or as long as they were to be.
+    /// Complete answers, including those at their token limit.
     done: u64,
-    /// Nobody wanted the rest: the client left, or a stop string was complete.
+    /// The client disconnected, or a stop string ended the answer.
     cancelled: u64,
     failed: u64,
 }
@@ -139,52 +138,42 @@ struct Finished {
     who: Who,
     /// Index of its device.
     device: usize,
-    /// When, in seconds since 1970.
+    /// In seconds since 1970.
     ended: f64,
     /// `stop`, `length`, `cancelled` or `failed`.
     outcome: &'static str,
     queue_ms: Millis,
-    /// From having the slot to the end.
+    /// Time with the slot.
     running_ms: Millis,
     generated_tokens: Tokens,
     /// Null when it failed.
     memory: Option<MemoryAround>,
 }
 
-/// What the worker held around a request, in bytes; null where the operating system does not say.
+/// The worker's memory before, during and after a request.
 #[derive(Debug, Serialize, ToSchema)]
 struct MemoryAround {
-    /// When it arrived.
-    before: Memory,
-    /// At most while it ran.
-    peak: Peak,
-    /// When it was over. A device's memory is then back in its pool, but not yet trimmed.
-    after: Memory,
+    #[serde(flatten)]
+    request: RequestMemory,
     /// After the trim: what the next request found, or what is held now. Null while the next one runs.
     trimmed: Option<Memory>,
-}
-
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Peak {
-    resident: Option<Bytes>,
-    device: Option<DevicePeak>,
 }
 
 /// `GET /v1/slot`.
 pub(crate) async fn slot(request: HttpRequest, state: web::Data<AppState>) -> HttpResponse {
     let reader = Reader::of(&request, &state);
-    HttpResponse::Ok().json(reader.slot(state.executor.roster()))
+    HttpResponse::Ok().json(reader.slot(state.executor.snapshot()))
 }
 
-/// For whom a job is: whoever sends this request.
+/// The caller of a job: request id and key of the request.
 pub(crate) fn caller(request: &HttpRequest) -> Caller {
-    RequestRecord::of(request).map_or_else(Caller::default, |tally| Caller {
-        request_id: tally.id().as_str().to_owned(),
-        key: tally.key().map(|key| key.name().to_owned()),
+    RequestRecord::of(request).map_or_else(Caller::default, |record| Caller {
+        request_id: record.id().as_str().to_owned(),
+        key: record.key().map(|key| key.name().to_owned()),
     })
 }
 
-/// Whoever looks, and what there is besides the roster.
+/// Builds the answer for one reader.
 struct Reader<'a> {
     request: &'a HttpRequest,
     state: &'a AppState,
@@ -194,14 +183,14 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn of(request: &'a HttpRequest, state: &'a AppState) -> Self {
-        let key = RequestRecord::of(request).and_then(|tally| tally.key().cloned());
+        let key = RequestRecord::of(request).and_then(|record| record.key().cloned());
         Self { request, state, key, now: SystemTime::now() }
     }
 
-    fn slot(&self, mut roster: Roster) -> Slot {
-        let devices: Vec<_> = (0..roster.slots).map(|index| self.device(index, &roster)).collect();
+    fn slot(&self, mut snapshot: Snapshot) -> Slot {
+        let devices: Vec<_> = (0..snapshot.slots).map(|index| self.device(index, &snapshot)).collect();
         for Device { index, memory, running, .. } in &devices {
-            let last = roster.past.iter_mut().rfind(|past| past.slot == *index);
+            let last = snapshot.past.iter_mut().rfind(|past| past.slot == *index);
             if let Some(last) = last.filter(|_| running.is_none()) {
                 last.settled = *memory;
             }
@@ -209,17 +198,17 @@ impl<'a> Reader<'a> {
         Slot {
             object: "slot",
             now: seconds(self.now),
-            accepting: roster.accepting,
+            accepting: snapshot.accepting,
             server: held(&self.state.metrics, "parent", OnDevice::default()),
-            queue: self.queue(&roster),
-            requests: requests(roster.counts),
-            history: roster.past.iter().map(|past| self.finished(past)).collect(),
+            queue: self.queue(&snapshot),
+            requests: requests(snapshot.counts),
+            history: snapshot.past.iter().map(|past| self.finished(past)).collect(),
             devices,
         }
     }
 
-    fn device(&self, index: usize, roster: &Roster) -> Device {
-        // A single device is told of by the readiness of the whole, and has no label.
+    fn device(&self, index: usize, snapshot: &Snapshot) -> Device {
+        // A single device has no label, and its readiness is that of the server.
         let own = self.state.devices.get(index);
         let label = own.map(|(label, _)| label.as_str());
         let readiness = own.map_or(&self.state.readiness, |(_, seen)| seen).borrow();
@@ -235,11 +224,11 @@ impl<'a> Reader<'a> {
             name: up.map(|report| report.runtime.device.clone()),
             models: models.filter(|id| self.opens(id)).collect(),
             memory: up.map(|_| held(&self.state.metrics, "worker", label.into())),
-            running: roster.running.iter().find(|one| one.slot == index).map(|one| self.running(one)),
+            running: snapshot.running.iter().find(|one| one.slot == index).map(|one| self.running(one)),
         }
     }
 
-    fn running(&self, running: &executor::Running) -> Running {
+    fn running(&self, running: &executor::RunningJobInfo) -> Running {
         let stepped = running.generated.0.saturating_sub(1);
         Running {
             who: self.who(&running.job),
@@ -251,8 +240,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn queue(&self, roster: &Roster) -> Queue {
-        let waiting = roster.waiting.iter().enumerate().map(|(ahead, waiting)| Waiting {
+    fn queue(&self, snapshot: &Snapshot) -> Queue {
+        let waiting = snapshot.waiting.iter().enumerate().map(|(ahead, waiting)| Waiting {
             who: self.who(&waiting.job),
             position: ahead + 1,
             since: self.ago(waiting.time),
@@ -260,33 +249,33 @@ impl<'a> Reader<'a> {
             estimate_ms: waiting.left.into(),
         });
         Queue {
-            length: roster.waiting.len(),
-            limit: roster.limits.max_jobs.get(),
-            prompt_tokens: Tokens(roster.waiting.iter().map(|waiting| waiting.job.prompt.0).sum()),
-            prompt_tokens_limit: roster.limits.max_prompt_tokens,
+            length: snapshot.waiting.len(),
+            limit: snapshot.limits.max_jobs.get(),
+            prompt_tokens: Tokens(snapshot.waiting.iter().map(|waiting| waiting.job.prompt.0).sum()),
+            prompt_tokens_limit: snapshot.limits.max_prompt_tokens,
             waiting: waiting.collect(),
         }
     }
 
-    fn finished(&self, past: &Past) -> Finished {
+    fn finished(&self, past: &FinishedJob) -> Finished {
         Finished {
             who: self.who(&past.job),
             device: past.slot,
             ended: seconds(past.ended),
             outcome: match past.outcome {
-                Outcome::Stop => "stop",
-                Outcome::Length => "length",
-                Outcome::Cancelled => "cancelled",
-                Outcome::Failed => "failed",
+                JobOutcome::Stop => "stop",
+                JobOutcome::Length => "length",
+                JobOutcome::Cancelled => "cancelled",
+                JobOutcome::Failed => "failed",
             },
             queue_ms: past.queue_wait.into(),
             running_ms: past.time.into(),
             generated_tokens: past.generated,
-            memory: past.memory.map(|report| around(&report, past.settled)),
+            memory: past.memory.map(|report| MemoryAround { request: report.into(), trimmed: past.settled }),
         }
     }
 
-    fn who(&self, job: &Entry) -> Who {
+    fn who(&self, job: &JobInfo) -> Who {
         let asked = &job.caller;
         let is_told =
             self.key.as_ref().is_none_or(|key| key.is_admin() || asked.key.as_deref() == Some(key.name()));
@@ -309,20 +298,11 @@ impl<'a> Reader<'a> {
     }
 }
 
-fn around(report: &MemoryReport, trimmed: Option<Memory>) -> MemoryAround {
-    MemoryAround {
-        before: report.before,
-        peak: Peak { resident: report.peak_resident, device: report.device_peak },
-        after: report.after,
-        trimmed,
-    }
-}
-
-const fn requests(counts: Counts) -> Requests {
+const fn requests(counts: JobCounts) -> Requests {
     Requests { done: counts.done, cancelled: counts.cancelled, failed: counts.failed }
 }
 
-/// What a process held when it last said so.
+/// Memory of a process by its last report.
 fn held(metrics: &Metrics, process: &'static str, device: OnDevice) -> Memory {
     let read = |kind| {
         let gauge = metrics.memory.get(&MemoryKind { process, kind, device: device.clone() })?;

@@ -1,22 +1,23 @@
-//! From what was asked to a job in the queue, or the reason why not.
+//! Turns a parsed request into jobs in the queue.
 //!
-//! Everything that can be refused is refused here, before it takes a place: a worker that is not there, a prompt that
-//! does not fit, a queue that is full. What is accepted can only fail by what happens to it.
+//! Everything that can be checked in advance is checked before the job is queued: that a worker is available, that the prompt
+//! fits the context, that constraints compile, that the queue has room.
 
 use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use crate::{
-    executor::{Caller, Deadlines, SubmitError, Terms},
+    executor::{Caller, Deadlines, Terms},
     http::{
         error::ApiError,
-        formats::completion_stream::Answer,
+        formats::completion_stream::CompletionStream,
         offload::Cost,
         request::{
             cache_salt,
-            generation::{Ask, Delivery, Prompt},
+            generation::{Delivery, GenerateParams},
+            prompt::Prompt,
             prompt_rendering::render,
             prompt_tokens::{Special, Untokenized, tokenize},
-            response_format::Form,
+            response_format::OutputConstraint,
         },
         state::AppState,
     },
@@ -25,20 +26,19 @@ use crate::{
     units::Tokens,
 };
 
-/// Puts a job in the queue for each answer that is wanted, and hands out the answers that will come of them. When there is no
-/// room for all of them, those that have a place give it back.
+/// Queues one job per choice and returns their streams. If the queue has no room for all of them, none stays queued.
 pub(crate) async fn admit(
     state: &AppState,
     text: &Arc<Text>,
     id: JobId,
     caller: Caller,
-    ask: Ask,
+    ask: GenerateParams,
     trace: Option<TraceLink>,
-) -> Result<VecDeque<Answer>, ApiError> {
+) -> Result<VecDeque<CompletionStream>, ApiError> {
     let arrived = Instant::now();
     check_readiness(&state.readiness.borrow())?;
-    if let Some(form) = &ask.form {
-        check_form(state, text, form, ask.terms.priority).await?;
+    if let Some(constraint) = &ask.constraint {
+        check_constraint(state, text, constraint, ask.terms.priority).await?;
     }
     let echo = if ask.echo { ask.prompt.text() } else { None };
     let prompt = encode(state, text, ask.prompt, ask.terms.priority).await?;
@@ -54,19 +54,19 @@ pub(crate) async fn admit(
         end_tokens.extend(&text.card().end_tokens);
     }
     let progress = matches!(ask.delivery, Delivery::Streamed { progress: true, .. });
-    // What may be text is read as text is.
-    let is_formed = ask.form.as_ref().is_some_and(|form| form.parts.is_empty());
+    // With `parts`, the answer may also be plain text, which is decoded as usual.
+    let is_formed = ask.constraint.as_ref().is_some_and(|constraint| constraint.parts.is_empty());
     let sampling = with_breakers(state, text, ask.sampling, ask.breakers).await?;
     let prompt_tokens = prompt.len();
     let (model, keep_alive) = (text.card().id.as_str().into(), ask.keep_alive);
-    let constraint = ask.form.map(|form| form.constraint);
+    let constraint = ask.constraint.map(|output| output.constraint);
     let scores = ask.scores;
     let job = Job {
         model,
         keep_alive,
         sampling,
         constraint,
-        scores,
+        logprobs: scores,
         trace,
         cache_prompt: ask.cache_prompt,
         cache_salt: cache_salt::digest(state, caller.key.as_deref(), ask.cache_salt.as_deref()),
@@ -75,18 +75,18 @@ pub(crate) async fn admit(
     };
     let mut answers = VecDeque::with_capacity(ask.choices);
     for job in choices(&job, ask.choices, || state.executor.new_id()) {
-        // The later choices wait for the earlier ones, which is not the queue's fault.
+        // Later choices wait for earlier ones, so the queue's time limit applies to the first only.
         let Deadlines { queue, total } = ask.terms.deadlines;
         let queue = if answers.is_empty() { queue } else { total };
         let terms = Terms { deadlines: Deadlines { queue, total }, ..ask.terms };
         let ticket = state.executor.submit_for(caller.clone(), job, terms)?;
-        let decoder = text.decoder(ask.stop.clone());
+        let decoder = text.detokenizer(ask.stop.clone());
         let decoder = match &ask.reading {
             Some(reading) => decoder.with_special(reading.format.marker()),
             None => decoder,
         };
         let decoder = if is_formed { decoder.verbatim() } else { decoder };
-        let answer = Answer::new(ticket, Arc::clone(text), decoder, prompt_tokens, arrived);
+        let answer = CompletionStream::new(ticket, Arc::clone(text), decoder, prompt_tokens, arrived);
         let answer = match &ask.reading {
             Some(reading) => answer.with_calls(reading.clone()),
             None => answer,
@@ -100,7 +100,7 @@ pub(crate) async fn admit(
     Ok(answers)
 }
 
-/// The job, and others that differ from it in their seeds alone.
+/// The job, and further ones that differ in id and seed only.
 fn choices(first: &Job, most: usize, mut new_id: impl FnMut() -> JobId) -> impl Iterator<Item = Job> {
     let later = (1..most as u64).map(move |choice| {
         let mut job = Job { id: new_id(), ..first.clone() };
@@ -110,34 +110,35 @@ fn choices(first: &Job, most: usize, mut new_id: impl FnMut() -> JobId) -> impl 
     std::iter::once(first.clone()).chain(later)
 }
 
-/// A worker that is being replaced is worth waiting for: the queue holds until it is there.
+/// Refuses requests if no worker is expected soon. While a worker is replaced, requests wait in the queue.
 pub(crate) fn check_readiness(readiness: &Readiness) -> Result<(), ApiError> {
     match readiness {
-        Readiness::Ready(_) | Readiness::Restarting { .. } => Ok(()),
-        Readiness::Starting => Err(ApiError::Loading),
-        Readiness::Down { reason, retry_in } => {
-            Err(ApiError::WorkerDown { reason: reason.clone(), retry_in: *retry_in })
-        }
-        Readiness::Stopping => Err(SubmitError::Stopped.into()),
+        Readiness::Restarting { .. } => Ok(()),
+        _ => ApiError::not_ready(readiness).map_or(Ok(()), Err),
     }
 }
 
-/// Has the sandbox compile a constraint once, to see that a worker can; not when the queue is full anyway.
-async fn check_form(state: &AppState, text: &Text, form: &Form, priority: Priority) -> Result<(), ApiError> {
+/// Compiles a constraint in the sandbox to check it; not if the queue is full.
+async fn check_constraint(
+    state: &AppState,
+    text: &Text,
+    output: &OutputConstraint,
+    priority: Priority,
+) -> Result<(), ApiError> {
     text.check_table()?;
     state.executor.check_room(Tokens(1), priority)?;
     let sandbox = state.sandbox()?;
-    let Err(whole) = sandbox.check(&form.constraint).await? else { return Ok(()) };
+    let Err(whole) = sandbox.check(&output.constraint).await? else { return Ok(()) };
     if !whole.is_limit() {
-        for (param, part) in &form.parts {
+        for (param, part) in &output.parts {
             let checked = sandbox.check(part).await?;
             checked.map_err(|source| ApiError::Constraint { param: param.clone(), source })?;
         }
     }
-    Err(ApiError::Constraint { param: form.param.clone(), source: whole })
+    Err(ApiError::Constraint { param: output.param.clone(), source: whole })
 }
 
-/// Looks up the tokens that a repetition does not reach across: through the whole vocabulary, and so on another thread.
+/// Finds the tokens of the sequence breakers; on another thread, because it searches the whole vocabulary.
 async fn with_breakers(
     state: &AppState,
     text: &Arc<Text>,
@@ -151,7 +152,7 @@ async fn with_breakers(
     Ok(Sampling { dry: Some(Dry { breakers, ..dry }), ..sampling })
 }
 
-/// Makes tokens of a prompt. Not when the queue is full: a crowd that will be refused must not take the worker's processors.
+/// Tokenizes a prompt; not if the queue is full, because the worker needs the cores.
 async fn encode(
     state: &AppState,
     text: &Arc<Text>,
@@ -162,7 +163,7 @@ async fn encode(
     let (prompt, special) = match prompt {
         Prompt::Ids(ids) if ids.is_empty() => return Err(ApiError::EmptyPrompt),
         Prompt::Ids(ids) => return Ok(ids),
-        // Some tokenizers would make a beginning-of-text token of it.
+        // Some tokenizers add a beginning-of-text token even to empty text.
         Prompt::Text(prompt) if prompt.is_empty() => return Err(ApiError::EmptyPrompt),
         Prompt::Text(prompt) => (prompt, Special::Added),
         Prompt::Conversation(conversation) => (render(state, text, conversation).await?, Special::Written),
@@ -171,13 +172,13 @@ async fn encode(
     if ids.is_empty() { Err(ApiError::EmptyPrompt) } else { Ok(ids) }
 }
 
-/// The text that an answer begins with, of a prompt that was not given as text.
+/// The text of a prompt that was sent as token ids, for echoing it.
 async fn decode(state: &AppState, text: &Arc<Text>, ids: &[u32]) -> Result<String, ApiError> {
     let (text, ids) = (Arc::clone(text), ids.to_vec());
     state.offload.run(Cost::of_text(ids.len()), move || Ok::<_, ApiError>(text.decode(&ids))).await
 }
 
-/// How many tokens to generate: those asked for, which must fit, else as many of the default as fit.
+/// The number of tokens to generate: the requested number, which has to fit, or the default, lowered to fit.
 pub(crate) fn room(
     prompt: Tokens,
     asked: Option<Tokens>,
@@ -198,7 +199,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_asked_for_must_fit_and_the_default_is_lowered_until_it_does() {
+    fn requested_tokens_must_fit_and_the_default_is_lowered_to_fit() {
         let room = |prompt, asked: Option<usize>, default| {
             super::room(Tokens(prompt), asked.map(Tokens), Tokens(default), Tokens(16))
         };
@@ -212,11 +213,11 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_is_being_replaced_is_worth_waiting_for_and_one_that_is_down_is_not() {
-        check_readiness(&Readiness::Restarting { reason: "it fell".into() }).unwrap();
+    fn requests_wait_for_a_restarting_worker_and_are_refused_without_one() {
+        check_readiness(&Readiness::Restarting { reason: "it crashed".into() }).unwrap();
         for refused in [
             Readiness::Starting,
-            Readiness::Down { reason: "it fell".into(), retry_in: None },
+            Readiness::Down { reason: "it crashed".into(), retry_in: None },
             Readiness::Stopping,
         ] {
             check_readiness(&refused).unwrap_err();

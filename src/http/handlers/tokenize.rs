@@ -1,47 +1,77 @@
-//! What a model's text side does by itself: text to tokens, tokens to text, messages to a prompt. No worker is needed.
+//! Tokenizing, detokenizing and rendering chat templates, without a worker.
 //!
-//! | route | takes | gives |
+//! | route | request | answer |
 //! |---|---|---|
 //! | `POST /tokenize` | one of `content`, `prompt`, `messages`; `tools`, `add_special`, `with_pieces` | `tokens`, `count`, `max_model_len` |
 //! | `POST /detokenize` | `tokens` | `content`, and the same as `prompt` |
 //! | `POST /apply-template` | `messages`, `tools` | `prompt` |
 //!
-//! Each takes `model` as well. `content` is llama.cpp's name and gets no special tokens unless `add_special` asks for them;
-//! `prompt` is vLLM's and gets them unless it does not want them. A chat template writes its own. `add_special_tokens` is
-//! vLLM's name for the field.
+//! All take `model` as well. `content` is llama.cpp's name and gets no special tokens by default; `prompt` is vLLM's name and
+//! gets them by default; `add_special` overrides both. Chat templates write their own. `add_special_tokens` is vLLM's name of
+//! `add_special`.
 
 use actix_web::{HttpRequest, HttpResponse, http::header::ContentType, web};
-use serde_json::{Value, json};
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::{
     http::{
         error::ApiError,
-        field_error::FieldError,
+        formats::format::to_json,
         offload::Cost,
         request::{
             body::{self, Taken},
-            compat,
-            fields::Fields,
-            generation::check_ids,
-            messages::take_messages,
+            prompt::check_ids,
             prompt_rendering::render,
             prompt_tokens::{Special, Untokenized, tokenize_within},
-            tools::{Shape, take_tools},
+            tokenize::{ApplyTemplateRequest, DetokenizeRequest, Source, TokenizeRequest},
         },
         state::AppState,
     },
-    text::{Conversation, Text},
+    text::{Text, TokenText},
     units::Tokens,
 };
 
-/// Most tokens of a text for `/tokenize`, even if the context holds fewer: clients measure documents before they cut them.
-/// Tokenizing takes hundreds of bytes of memory for each token.
+/// Token limit of `/tokenize` for models with a shorter context: clients measure documents before they split them. Tokenizing
+/// takes hundreds of bytes of memory per token.
 const MOST_TOKENS: usize = 1 << 17;
 
-/// What to cut into tokens.
-enum Source {
-    Text { text: String, add_special: bool },
-    Conversation(Conversation),
+/// The tokens of a text.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Tokenized {
+    count: usize,
+    tokens: Vec<Token>,
+    /// The context length.
+    max_model_len: Tokens,
+}
+
+/// A token id, or with `with_pieces` a token id and its text.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+enum Token {
+    Id(u32),
+    Piece { id: u32, piece: PieceText },
+}
+
+/// The text of a token, or its bytes where they are not whole characters, as in llama.cpp.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+enum PieceText {
+    Text(String),
+    Bytes(Vec<u8>),
+}
+
+/// The text of tokens, under two names.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Detokenized<'a> {
+    content: &'a str,
+    prompt: &'a str,
+}
+
+/// The prompt that the chat template renders from messages.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct RenderedPrompt {
+    prompt: String,
 }
 
 /// `POST /tokenize`.
@@ -50,11 +80,9 @@ pub(crate) async fn tokenize(
     payload: web::Payload,
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, ApiError> {
-    let taken = body::take(&request, payload, &state, |fields, _| {
-        let source = Source::take(fields)?;
-        let with_pieces = fields.take("with_pieces")?.unwrap_or(false);
-        std::mem::take(fields).finish(&[compat::TOKENIZE])?;
-        Ok((source, with_pieces))
+    let taken = body::take(&request, payload, &state, |request: TokenizeRequest, _| {
+        let with_pieces = request.with_pieces;
+        Ok((request.source()?, with_pieces))
     });
     let Taken { text, value: (source, with_pieces), share, ignored } = taken.await?;
     let (source, special) = match source {
@@ -67,8 +95,10 @@ pub(crate) async fn tokenize(
     let ids = tokenize_within(&state, &text, Untokenized { text: source, special }, counted).await?;
     drop(share);
     let json = state.offload.run(Cost::of_text(ids.len()), move || {
-        let tokens = if with_pieces { pieces(&text, &ids) } else { json!(ids) };
-        Ok::<_, ApiError>(json!({ "count": ids.len(), "tokens": tokens, "max_model_len": most }).to_string())
+        let count = ids.len();
+        let token = |id| if with_pieces { Token::piece(&text, id) } else { Token::Id(id) };
+        let tokens = ids.into_iter().map(token).collect();
+        Ok::<_, ApiError>(to_json(&Tokenized { count, tokens, max_model_len: most }))
     });
     Ok(ignored.name_in(send(json.await?)))
 }
@@ -79,17 +109,15 @@ pub(crate) async fn detokenize(
     payload: web::Payload,
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, ApiError> {
-    let taken = body::take(&request, payload, &state, |fields, text| {
-        let ids = fields.ids("tokens")?.ok_or_else(|| FieldError::Missing { param: "tokens".into() })?;
-        check_ids(&ids, "tokens", text.card().vocabulary)?;
-        std::mem::take(fields).finish(&[])?;
-        Ok(ids)
+    let taken = body::take(&request, payload, &state, |request: DetokenizeRequest, text| {
+        check_ids(&request.tokens, "tokens", text.card().vocabulary)?;
+        Ok(request.tokens)
     });
     let Taken { text, value: ids, share, ignored } = taken.await?;
     let json = state.offload.run(Cost::of_text(ids.len()), move || {
-        let spelled = text.spell(&ids);
+        let content = text.spell(&ids);
         drop(share);
-        Ok::<_, ApiError>(json!({ "content": spelled, "prompt": spelled }).to_string())
+        Ok::<_, ApiError>(to_json(&Detokenized { content: &content, prompt: &content }))
     });
     Ok(ignored.name_in(send(json.await?)))
 }
@@ -100,63 +128,29 @@ pub(crate) async fn apply_template(
     payload: web::Payload,
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, ApiError> {
-    let taken = body::take(&request, payload, &state, |fields, _| {
-        let conversation = take_conversation(fields)?;
-        std::mem::take(fields).finish(&[compat::TEMPLATE])?;
-        Ok(conversation)
-    });
+    let taken =
+        body::take(&request, payload, &state, |request: ApplyTemplateRequest, _| Ok(request.conversation()));
     let Taken { text, value: conversation, share, ignored } = taken.await?;
     let prompt = render(&state, &text, conversation).await?;
     drop(share);
     let cost = Cost::of_json(prompt.len());
-    let json = state.offload.run(cost, move || Ok::<_, ApiError>(json!({ "prompt": prompt }).to_string()));
+    let json = state.offload.run(cost, move || Ok::<_, ApiError>(to_json(&RenderedPrompt { prompt })));
     Ok(ignored.name_in(send(json.await?)))
 }
 
-/// An answer with JSON that was serialized off the HTTP thread.
+/// An answer with serialized JSON.
 fn send(json: String) -> HttpResponse {
     HttpResponse::Ok().content_type(ContentType::json()).body(json)
 }
 
-impl Source {
-    fn take(fields: &mut Fields) -> Result<Self, FieldError> {
-        let older: Option<bool> = fields.take("add_special_tokens")?;
-        let add_special = fields.take("add_special")?.or(older);
-        let names = ["content", "prompt", "messages"];
-        let given: Vec<&str> = names.into_iter().filter(|name| fields.has(name)).collect();
-        match given[..] {
-            [] => Err(FieldError::Missing { param: "content, prompt or messages".into() }),
-            [name, other, ..] => {
-                Err(FieldError::value(other, format!("is given together with {name}; send one of them")))
-            }
-            ["messages"] if add_special == Some(true) => Err(FieldError::value(
-                "add_special",
-                "is true, and a chat template writes the special tokens itself; leave it out or send false",
-            )),
-            ["messages"] => take_conversation(fields).map(Self::Conversation),
-            [name] => {
-                let add_special = add_special.unwrap_or(name == "prompt");
-                Ok(Self::Text { text: fields.require(name)?, add_special })
-            }
-        }
-    }
-}
-
-pub(crate) fn take_conversation(fields: &mut Fields) -> Result<Conversation, FieldError> {
-    let conversation = take_messages(fields)?;
-    let tools = take_tools(fields, Shape::Nested)?.into_iter().map(|tool| tool.told).collect();
-    Ok(Conversation { tools, ..conversation })
-}
-
-/// As llama.cpp has it: a piece that is no whole characters is an array of bytes.
-fn pieces(text: &Text, ids: &[u32]) -> Value {
-    let piece = |id: &u32| {
-        let token = text.token(*id);
-        let whole = match token.bytes {
-            None => json!(token.text),
-            Some(bytes) => String::from_utf8(bytes).map_or_else(|e| json!(e.into_bytes()), Value::from),
+impl Token {
+    fn piece(text: &Text, id: u32) -> Self {
+        let TokenText { text, bytes } = text.token(id);
+        let piece = match bytes.map(String::from_utf8) {
+            None => PieceText::Text(text),
+            Some(Ok(text)) => PieceText::Text(text),
+            Some(Err(error)) => PieceText::Bytes(error.into_bytes()),
         };
-        json!({ "id": id, "piece": whole })
-    };
-    ids.iter().map(piece).collect()
+        Self::Piece { id, piece }
+    }
 }

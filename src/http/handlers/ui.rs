@@ -1,9 +1,7 @@
-//! The page at `/` for people with a browser: three files and an icon, within the binary.
+//! The web page: files that are compiled into the binary.
 //!
-//! Nothing in them is secret and none of them names a model, so they come without a key, and the page asks for the key itself.
-//! The policy lets it load nothing but these files and talk to nobody but this server; what is written inline does not run.
-
-use std::sync::LazyLock;
+//! They contain no secrets and need no key; the page itself asks for one. The content security policy allows these files and
+//! requests to this server only, and no inline scripts or styles.
 
 use actix_web::{
     HttpRequest, HttpResponse,
@@ -15,12 +13,12 @@ use actix_web::{
 };
 use sha2::{Digest, Sha256};
 
-use crate::http::{error::ApiError, openapi};
+use crate::http::{documents::SharedDocuments, error::ApiError};
 
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
      base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// What is sent as it is.
+/// A static file.
 struct File {
     name: &'static str,
     kind: &'static str,
@@ -41,15 +39,15 @@ static FILES: [File; 4] = [
     File { name: "icon.svg", kind: "image/svg+xml", text: include_str!("../page/icon.svg") },
 ];
 
-/// Changes with any of the files, which belong together.
-static TAG: LazyLock<String> = LazyLock::new(|| {
+/// The `ETag` of all pages, which belong together; `docs` is the page that is made at run time.
+pub(crate) fn etag(docs: &str) -> String {
     let mut hash = Sha256::new();
     std::iter::once(&DOCUMENT).chain(&FILES).for_each(|file| hash.update(file.text));
-    openapi::PAGE.iter().for_each(|page| hash.update(page));
+    hash.update(docs);
     hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
-});
+}
 
-/// Whether whoever asks would rather have HTML than text. Programs that take anything get text.
+/// Whether the client prefers HTML to text. Programs that accept anything get text.
 pub(crate) fn is_wanted(request: &HttpRequest) -> bool {
     let Ok(Accept(kinds)) = Accept::parse(request) else { return false };
     let quality = |wanted| {
@@ -59,36 +57,37 @@ pub(crate) fn is_wanted(request: &HttpRequest) -> bool {
     quality("text/html") > quality("text/plain")
 }
 
-/// Whether this path, as it was sent, is a file of the page, and so open to those who have no key yet.
-pub(crate) fn is_file(path: &str) -> bool {
-    path.strip_prefix("/page/").is_some_and(|name| FILES.iter().any(|file| file.name == name))
+/// Whether the path, exactly as it was sent, is a file of the page.
+pub(crate) fn is_file(request: &HttpRequest) -> bool {
+    request.path().strip_prefix("/page/").is_some_and(|name| FILES.iter().any(|file| file.name == name))
 }
 
 /// `GET /` for browsers.
-pub(crate) fn document(request: &HttpRequest) -> HttpResponse {
-    let mut answer = send(request, DOCUMENT.kind, DOCUMENT.text);
+pub(crate) fn index(request: &HttpRequest, etag: &str) -> HttpResponse {
+    let mut answer = send(request, etag, &DOCUMENT);
     answer.headers_mut().insert(VARY, HeaderValue::from_static("accept"));
     answer
 }
 
 /// `GET /page/{file}`.
-pub(crate) async fn file(request: HttpRequest, path: web::Path<String>) -> Result<HttpResponse, ApiError> {
+pub(crate) async fn file(
+    request: HttpRequest,
+    path: web::Path<String>,
+    documents: SharedDocuments,
+) -> Result<HttpResponse, ApiError> {
     let name = path.into_inner();
     let file = FILES.iter().find(|file| file.name == name);
     let file = file.ok_or_else(|| ApiError::NotFound { path: request.path().to_owned() })?;
-    Ok(send(&request, file.kind, file.text))
+    Ok(send(&request, &documents.etag, file))
 }
 
-/// `GET /docs`.
-pub(crate) async fn docs(request: HttpRequest) -> Result<HttpResponse, ApiError> {
-    match &*openapi::PAGE {
-        Ok(page) => Ok(send(&request, DOCUMENT.kind, page)),
-        Err(message) => Err(ApiError::Internal { message: message.clone() }),
-    }
+/// Sends a page that is made at run time.
+pub(crate) fn send_page(request: &HttpRequest, etag: &str, text: &'static str) -> HttpResponse {
+    send(request, etag, &File { name: "", kind: DOCUMENT.kind, text })
 }
 
-fn send(request: &HttpRequest, kind: &'static str, text: &'static str) -> HttpResponse {
-    let tag = EntityTag::new_strong(TAG.clone());
+fn send(request: &HttpRequest, etag: &str, file: &File) -> HttpResponse {
+    let tag = EntityTag::new_strong(etag.to_owned());
     let is_known = match IfNoneMatch::parse(request) {
         Ok(IfNoneMatch::Any) => true,
         Ok(IfNoneMatch::Items(known)) => known.iter().any(|known| known.weak_eq(&tag)),
@@ -97,14 +96,14 @@ fn send(request: &HttpRequest, kind: &'static str, text: &'static str) -> HttpRe
     let mut answer = if is_known { HttpResponse::NotModified() } else { HttpResponse::Ok() };
     answer
         .insert_header((ETAG, tag.to_string()))
-        // Kept, and asked for again each time: a new binary has a new page.
+        // Cached, but revalidated each time: a new binary has a new page.
         .insert_header((CACHE_CONTROL, "no-cache"))
         .insert_header((CONTENT_SECURITY_POLICY, POLICY))
         .insert_header((REFERRER_POLICY, "no-referrer"));
     if is_known {
         return answer.finish();
     }
-    answer.insert_header((CONTENT_TYPE, kind)).body(text)
+    answer.insert_header((CONTENT_TYPE, file.kind)).body(file.text)
 }
 
 #[cfg(test)]
@@ -114,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn html_is_for_those_who_name_it_and_do_not_prefer_text() {
+    fn html_is_sent_if_it_is_accepted_and_not_less_than_text() {
         let wanted =
             |accept: &str| is_wanted(&TestRequest::get().insert_header((ACCEPT, accept)).to_http_request());
         let chromium = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8";
@@ -128,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn the_whole_page_is_small_and_nothing_in_it_is_inline() {
+    fn the_page_is_small_and_has_no_inline_code() {
         let all = || std::iter::once(&DOCUMENT).chain(&FILES);
         assert!(all().map(|file| file.text.len()).sum::<usize>() <= 150 << 10);
         for forbidden in ["<style", " style=", " onclick=", " onload=", "javascript:", "http://", "https://"]

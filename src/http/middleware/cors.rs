@@ -1,15 +1,14 @@
-//! Cross-origin resource sharing: which pages' scripts may ask, and what of the answers they see.
+//! Cross-origin resource sharing (CORS): which web pages may send requests, and which answers they may read.
 //!
-//! Browsers ask before they let a page of another origin send a key or JSON, and show it the answer only if we name its
-//! origin. Cookies are never part of it: who may ask is decided by keys, which a page has to be given.
+//! A browser asks with a preflight request before a page of another origin may send a key or JSON, and shows the page an answer
+//! only if the answer allows its origin. Cookies are not used; access depends on API keys.
 //!
-//! Not showing an answer is not enough where there are no keys: a page may still have the server work, or end it. So what a
-//! page of another origin sends is refused, unless `cors.origins` lists the origin. Browsers say where a request comes from
-//! with `Origin`, which they send with every POST, and with `Sec-Fetch-Site`. `GET` and `HEAD` change nothing and the page
-//! cannot read the answer, so they are allowed from anywhere: a link to this server is harmless.
+//! Without API keys, hiding the answer is not enough: a page could still use or stop the server. So requests from pages of
+//! other origins are refused unless `cors.origins` lists the origin. Browsers send the origin in `Origin`, with every POST, and
+//! in `Sec-Fetch-Site`. `GET` and `HEAD` change nothing and are allowed, so that links to this server work.
+//! `Sec-Fetch-Site: same-site` is refused like `cross-site`: for a browser, all ports of `localhost` are one site.
 //!
-//! `Sec-Fetch-Site: same-site` is refused as `cross-site` is: to a browser, all ports of `localhost` are one site, and
-//! another program's page is still another's.
+//! actix-cors is not used: it knows neither `Sec-Fetch-Site` nor rules that change at run time, and refuses without a JSON body.
 
 use actix_web::{
     HttpRequest, HttpResponse,
@@ -22,33 +21,32 @@ use actix_web::{
 
 use crate::{auth::Rules, config::Origins, http::error::ApiError};
 
-/// For which a browser need not ask again, in seconds.
+/// How long a browser may cache a preflight answer, in seconds.
 const REMEMBER: &str = "600";
 
-/// What scripts see of an answer's head besides what they always see.
+/// Headers that scripts may read in addition to the default ones.
 const EXPOSED: &str = "x-request-id, retry-after, x-ratelimit-limit-requests, x-ratelimit-remaining-requests, \
      x-ratelimit-reset-requests, x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens, \
      x-eka-ignored-fields";
 
-/// The origin of the page that asks, if it may.
+/// The origin of the request, if it is allowed.
 pub(crate) fn origin(request: &ServiceRequest, rules: &Rules) -> Option<HeaderValue> {
     let origin = request.headers().get(header::ORIGIN)?;
     rules.allows_origin(origin.to_str().ok()?).then(|| origin.clone())
 }
 
-/// Whether this is a cross-origin request that must be refused.
+/// Whether this is a cross-origin request that has to be refused.
 pub(crate) fn is_refused(request: &ServiceRequest, rules: &Rules) -> bool {
     ![Method::GET, Method::HEAD].contains(request.method())
         && is_foreign(request.headers(), |origin| rules.allows_origin(origin))
 }
 
-/// Whether this comes from a page of another origin that is not listed by name. `*` does not count, as it must not open
-/// `/admin`.
+/// Whether the request comes from a page of an origin that is not listed by name; `*` does not open `/admin`.
 pub(crate) fn is_unlisted(request: &HttpRequest, rules: &Rules) -> bool {
     is_foreign(request.headers(), |origin| rules.lists_origin(origin))
 }
 
-/// Whether a browser sends this for a page of another origin that `allows` rejects.
+/// Whether a page of another origin sent the request, and `allows` rejects the origin.
 fn is_foreign(headers: &HeaderMap, allows: impl Fn(&str) -> bool) -> bool {
     if let Some(origin) = headers.get(header::ORIGIN) {
         let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
@@ -60,8 +58,7 @@ fn is_foreign(headers: &HeaderMap, allows: impl Fn(&str) -> bool) -> bool {
     site.is_some_and(|site| ![&b"same-origin"[..], b"none"].contains(&site))
 }
 
-/// Whether `origin` is this server, which the request calls `host`. A proxy may have terminated TLS, so schemes are not
-/// compared.
+/// Whether `origin` is this server, by its `Host`. Schemes are not compared, because a proxy may terminate TLS.
 fn is_same(origin: &str, host: &str) -> bool {
     let Some((scheme, authority)) = origin.split_once("://") else { return false };
     let port = match scheme {
@@ -73,13 +70,13 @@ fn is_same(origin: &str, host: &str) -> bool {
     bare(authority) == bare(host)
 }
 
-/// Whether a browser asks if a page may ask.
+/// Whether this is a preflight request.
 pub(crate) fn is_preflight(request: &ServiceRequest) -> bool {
     let has = |name: HeaderName| request.headers().contains_key(name);
     request.method() == Method::OPTIONS && has(header::ORIGIN) && has(header::ACCESS_CONTROL_REQUEST_METHOD)
 }
 
-/// What a browser is told. Needs no key, for browsers do not send any with it.
+/// Answers a preflight request, for which browsers send no key.
 pub(crate) fn preflight(request: &ServiceRequest, is_allowed: bool) -> Result<HttpResponse, ApiError> {
     if !is_allowed {
         return Err(ApiError::OriginNotAllowed);
@@ -87,14 +84,14 @@ pub(crate) fn preflight(request: &ServiceRequest, is_allowed: bool) -> Result<Ht
     let mut answer = HttpResponse::NoContent();
     answer.insert_header((header::ACCESS_CONTROL_ALLOW_METHODS, "GET, HEAD, POST"));
     answer.insert_header((header::ACCESS_CONTROL_MAX_AGE, REMEMBER));
-    // Whatever it wants to send: a star would not cover `authorization`.
+    // All requested headers: `*` would not include `authorization`.
     if let Some(wanted) = request.headers().get(header::ACCESS_CONTROL_REQUEST_HEADERS) {
         answer.insert_header((header::ACCESS_CONTROL_ALLOW_HEADERS, wanted.clone()));
     }
     Ok(answer.finish())
 }
 
-/// Shows the answer to the page that asked, if it may see it.
+/// Adds the headers that let the page read the answer.
 pub(crate) fn add(headers: &mut HeaderMap, origin: Option<&HeaderValue>, rules: &Rules) {
     let is_any = rules.origins == Origins::Any;
     if let Some(origin) = origin {
@@ -120,9 +117,9 @@ mod tests {
     }
 
     #[test]
-    fn what_a_page_of_another_origin_sends_is_foreign_and_what_our_own_page_sends_is_not() {
+    fn requests_from_pages_of_other_origins_are_foreign_and_from_our_own_page_are_not() {
         let host = ("host", "127.0.0.1:8000");
-        assert!(!is_foreign(&[host]), "no browser");
+        assert!(!is_foreign(&[host]), "not a browser");
         assert!(!is_foreign(&[host, ("origin", "http://127.0.0.1:8000")]));
         assert!(!is_foreign(&[("host", "chat.example"), ("origin", "https://chat.example")]));
         assert!(!is_foreign(&[("host", "chat.example:443"), ("origin", "https://Chat.example")]));

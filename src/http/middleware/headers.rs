@@ -1,4 +1,4 @@
-//! What the head of every answer has: its name, what browsers should not do with it, and how the allowances stand.
+//! Headers of every answer: the request id, security headers and rate limits.
 
 use std::time::{Duration, Instant};
 
@@ -8,9 +8,9 @@ use actix_web::http::header::{
 };
 
 use super::{access_log::RequestRecord, request_id::REQUEST_ID};
-use crate::auth::{Door, Rules, Standing};
+use crate::auth::{AccessControl, RateLimitStatus, Rules};
 
-/// OpenAI's names, which clients know: limit, remaining, reset.
+/// OpenAI's names: limit, remaining, reset.
 const REQUESTS: [HeaderName; 3] = [
     HeaderName::from_static("x-ratelimit-limit-requests"),
     HeaderName::from_static("x-ratelimit-remaining-requests"),
@@ -22,11 +22,11 @@ const TOKENS: [HeaderName; 3] = [
     HeaderName::from_static("x-ratelimit-reset-tokens"),
 ];
 
-/// Adds what all answers have.
-pub(crate) fn add(headers: &mut HeaderMap, tally: &RequestRecord) {
-    headers.insert(REQUEST_ID, tally.id().to_header());
+/// Adds the headers that do not depend on the rules.
+pub(crate) fn add(headers: &mut HeaderMap, record: &RequestRecord) {
+    headers.insert(REQUEST_ID, record.id().to_header());
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    // Answers are somebody's words, and probes are of the moment.
+    // Answers are private, and probes change from moment to moment.
     if !headers.contains_key(CACHE_CONTROL) {
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     }
@@ -40,18 +40,23 @@ pub(crate) fn add(headers: &mut HeaderMap, tally: &RequestRecord) {
     }
 }
 
-/// Adds how the allowances of whoever asked stand: the key's, or else the address'.
-pub(crate) fn add_standing(headers: &mut HeaderMap, door: &Door, rules: &Rules, tally: &RequestRecord) {
+/// Adds the rate limits of the key, or else of the address.
+pub(crate) fn add_rate_limits(
+    headers: &mut HeaderMap,
+    access: &AccessControl,
+    rules: &Rules,
+    record: &RequestRecord,
+) {
     let now = Instant::now();
-    let [requests, tokens] = tally.key().map_or([None, None], |key| key.standing(now));
-    let requests = requests.or_else(|| door.standing(rules, tally.peer()?, now));
+    let [requests, tokens] = record.key().map_or([None, None], |key| key.rate_limit_status(now));
+    let requests = requests.or_else(|| access.rate_limit_status(rules, record.peer()?, now));
     insert(headers, REQUESTS, requests);
     insert(headers, TOKENS, tokens);
 }
 
-fn insert(headers: &mut HeaderMap, names: [HeaderName; 3], standing: Option<Standing>) {
-    let Some(Standing { limit, remaining, reset }) = standing else { return };
-    let values = [limit.to_string(), remaining.to_string(), spell(reset)];
+fn insert(headers: &mut HeaderMap, names: [HeaderName; 3], status: Option<RateLimitStatus>) {
+    let Some(RateLimitStatus { limit, remaining, reset }) = status else { return };
+    let values = [limit.to_string(), remaining.to_string(), duration(reset)];
     for (name, value) in names.into_iter().zip(values) {
         if let Ok(value) = HeaderValue::from_str(&value) {
             headers.insert(name, value);
@@ -59,8 +64,8 @@ fn insert(headers: &mut HeaderMap, names: [HeaderName; 3], standing: Option<Stan
     }
 }
 
-/// As OpenAI spells times: `6m0s`, `1.5s`, `20ms`.
-fn spell(time: Duration) -> String {
+/// A duration in OpenAI's format: `6m0s`, `1.5s`, `20ms`.
+fn duration(time: Duration) -> String {
     let (minutes, seconds) = (time.as_secs() / 60, time.as_secs() % 60);
     match time.subsec_millis() {
         _ if minutes > 0 => format!("{minutes}m{seconds}s"),
@@ -75,9 +80,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_spelt_as_openai_spells_them() {
-        let spelt = |millis| spell(Duration::from_millis(millis));
-        assert_eq!([spelt(0), spelt(20), spelt(1_500), spelt(59_000)], ["0s", "20ms", "1.5s", "59s"]);
-        assert_eq!([spelt(60_000), spelt(361_900)], ["1m0s", "6m1s"]);
+    fn durations_have_openais_format() {
+        let formatted = |millis| duration(Duration::from_millis(millis));
+        assert_eq!(
+            [formatted(0), formatted(20), formatted(1_500), formatted(59_000)],
+            ["0s", "20ms", "1.5s", "59s"]
+        );
+        assert_eq!([formatted(60_000), formatted(361_900)], ["1m0s", "6m1s"]);
     }
 }

@@ -1,17 +1,16 @@
-//! Which names a request may call this server by, against DNS rebinding.
+//! Checks the `Host` header, against DNS rebinding.
 //!
-//! A page at `http://evil.example` may have its own name resolve to 127.0.0.1 once it is loaded. The browser then takes
-//! this server for the page's own: no header tells of another origin, and the page may read every answer. What remains is
-//! the page's name in `Host`. So where no API keys keep strangers out, `Host` must be a name that cannot be registered:
+//! A page at `http://evil.example` can make its own name resolve to 127.0.0.1 after it is loaded. The browser then treats this
+//! server as the page's own origin, and the page may read every answer. Only `Host` still has the page's name. So without API
+//! keys, `Host` has to be a name that cannot be registered in public DNS:
 //!
-//! - an address, because a page that is served from an address cannot rebind it; Kubernetes' probes and most scrapers send one;
-//! - `localhost`, a name without a dot (a container's or a machine's), or one below `localhost`, `local`, `internal` or
+//! - an IP address, which cannot be rebound; Kubernetes probes and most scrapers send one;
+//! - `localhost`, a name without a dot (of a container or machine), or a name below `localhost`, `local`, `internal` or
 //!   `home.arpa`, which are reserved for private networks;
-//! - or what `server.hosts` lists, for a server with a public name. `*` there is any.
+//! - or a name listed in `server.hosts`, for a server with a public name; `*` allows any name.
 //!
-//! With API keys a rebound page gets a 401, because it has no key. The names are not checked then, so that a proxy in front
-//! of the server may send whatever it likes; unless `server.hosts` is set, which is obeyed always. Probes are never
-//! checked: they reveal nothing and change nothing.
+//! With API keys, a rebound page gets a 401, and the name is checked only if `server.hosts` is set, so that a proxy may send
+//! any `Host`. Probes are never checked: they reveal nothing and change nothing.
 
 use std::net::Ipv6Addr;
 
@@ -22,29 +21,28 @@ use actix_web::http::{
 
 use crate::{auth::Rules, config::Hosts};
 
-/// What the names of private networks end in.
+/// Suffixes of names in private networks.
 const PRIVATE: [&str; 4] = ["localhost", "local", "internal", "home.arpa"];
 
-/// The name by which the request calls this server, if it may not have it. Every name is checked that a handler could take
-/// for the server's: `Host`, and the target where it is a whole URL.
+/// The name that is not allowed, in `Host` or in a target that is a full URL.
 pub(crate) fn foreign_name<'a>(headers: &'a HeaderMap, target: &'a Uri, rules: &Rules) -> Option<&'a str> {
     if rules.hosts == Hosts::default() && !rules.keys.is_empty() {
         return None;
     }
     let host = headers.get(header::HOST).map(|host| host.to_str().unwrap_or("?"));
-    // HTTP/1.0 has no `Host`, and no browser sends it.
+    // Only HTTP/1.0 requests lack `Host`, which no browser sends.
     let names = [host, target.authority().map(|authority| authority.as_str())];
     names.into_iter().flatten().find(|name| !is_ours(name, &rules.hosts))
 }
 
 fn is_ours(host: &str, hosts: &Hosts) -> bool {
-    let Hosts::These(listed) = hosts else { return true };
+    let Hosts::List(listed) = hosts else { return true };
     let name = without_port(host);
     let name = name.strip_suffix('.').unwrap_or(name);
     is_private(name) || listed.iter().any(|one| one.eq_ignore_ascii_case(name))
 }
 
-/// Whether this name cannot be registered: an address, or a name that exists only in private networks.
+/// Whether the name cannot be registered in public DNS.
 fn is_private(name: &str) -> bool {
     if name.is_empty() || is_address(name) || !name.contains('.') {
         return true;
@@ -59,7 +57,7 @@ fn is_address(name: &str) -> bool {
         .map_or_else(|| name.parse::<std::net::Ipv4Addr>().is_ok(), |inner| inner.parse::<Ipv6Addr>().is_ok())
 }
 
-/// The name in a `Host`.
+/// The name in `Host`.
 pub(crate) fn without_port(host: &str) -> &str {
     match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
@@ -72,11 +70,11 @@ mod tests {
     use super::*;
 
     fn these(names: &[&str]) -> Hosts {
-        Hosts::These(names.iter().map(|name| (*name).to_owned()).collect())
+        Hosts::List(names.iter().map(|name| (*name).to_owned()).collect())
     }
 
     #[test]
-    fn a_host_that_anybody_could_register_is_refused_unless_it_is_listed() {
+    fn a_name_that_can_be_registered_is_refused_unless_it_is_listed() {
         let none = these(&[]);
         for ours in [
             "127.0.0.1:8000",
@@ -114,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn the_name_that_is_not_allowed_is_named_wherever_it_stands() {
+    fn the_refused_name_is_found_in_host_and_target() {
         let rules = Rules { hosts: these(&[]), ..Rules::default() };
         let mut headers = HeaderMap::new();
         headers.insert(header::HOST, header::HeaderValue::from_static("localhost"));

@@ -5,4 +5,5 @@ pub(super) mod auth;
 pub(super) mod cors;
 pub(super) mod headers;
 pub(super) mod host;
+pub(super) mod pipeline;
 pub(super) mod request_id;

@@ -1,22 +1,19 @@
-//! `GET /docs`: the document for people, without a script and without anything from elsewhere.
+//! Renders the OpenAPI document as a page, without scripts and without anything from other hosts.
 //!
-//! Viewers of OpenAPI documents are megabytes of JavaScript that want to write styles inline, which the policy of our pages
-//! does not let them. A template makes the same of it once, when the first reader asks.
-
-use std::sync::LazyLock;
+//! Viewers of OpenAPI documents are megabytes of JavaScript that write inline styles, which the content security policy of the
+//! pages forbids.
 
 use minijinja::{Environment, context, value::Serde};
+use serde_json::Value;
 
-use super::DOCUMENT;
-
-/// The page.
-pub(crate) static PAGE: LazyLock<Result<String, String>> = LazyLock::new(|| {
+/// Renders the page, or says why the template fails.
+pub(super) fn render(document: &Value) -> Result<String, String> {
     let mut templates = Environment::new();
     minijinja_contrib::add_to_environment(&mut templates);
     templates.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    // By its name, what is written into it is escaped as HTML.
-    let rendered = templates.add_template("docs.html", include_str!("../page/docs.html")).and_then(|()| {
-        templates.get_template("docs.html")?.render(context! { document => Serde(&*DOCUMENT) })
-    });
+    // The file name makes minijinja escape HTML.
+    let rendered = templates
+        .add_template("docs.html", include_str!("../page/docs.html"))
+        .and_then(|()| templates.get_template("docs.html")?.render(context! { document => Serde(document) }));
     rendered.map_err(|error| format!("{error:#}"))
-});
+}

@@ -99,16 +99,16 @@ async function get(path) {
 function words(error) {
   switch (error.code) {
     case "queue_full":
-      return ["The queue is full.", `Every place in it is taken; come back in about ${time(error.wait * 1000)}.`];
+      return ["The queue is full.", `All places are taken; come back in about ${time(error.wait * 1000)}.`];
     case "rate_limit_exceeded":
       return ["Too many requests.", sentence(error.message)];
     case "not_ready":
-      return ["Not ready yet.", "The model is still being loaded."];
+      return ["Not ready yet.", "The model is still loading."];
     case "worker_down":
     case "worker_lost":
       return ["No worker is running.", sentence(error.message)];
     default:
-      return [error.status ? "This was refused." : "It did not work.", sentence(error.message)];
+      return [error.status ? "The request was rejected." : "The request failed.", sentence(error.message)];
   }
 }
 
@@ -154,7 +154,7 @@ function lock(why) {
   const wasKnown = Boolean(state.key);
   show($("key-form"), true);
   document.querySelector("main").classList.add("locked");
-  say($("key-why"), wasKnown ? sentence(why) : "It is kept in this tab alone and forgotten when you close it.");
+  say($("key-why"), wasKnown ? sentence(why) : "The key is stored in this tab only, until you close it.");
   $("key-why").classList.toggle("bad", wasKnown);
   showState("bad", wasKnown ? "Key refused" : "Locked");
   $("send").disabled = true;
@@ -241,7 +241,7 @@ function chooseModel() {
 function chooseMode() {
   const isChat = mode() === "chat";
   show($("system-field"), isChat);
-  $("prompt").placeholder = isChat ? "Ask in any language" : "Begin a text in any language; the model goes on with it";
+  $("prompt").placeholder = isChat ? "Ask in any language" : "Begin a text in any language; the model continues it";
 }
 
 $("model").addEventListener("change", () => {
@@ -361,7 +361,7 @@ async function stream(path, body, current) {
     rest = events.pop();
     for (const event of events) {
       if (event === "data: [DONE]") return;
-      if (event === ": loading the model") say(current.facts, "The model is being loaded");
+      if (event === ": loading the model") say(current.facts, "Loading the model");
       if (event.startsWith("data: ")) take(current, JSON.parse(event.slice(6)));
     }
   }
@@ -381,7 +381,7 @@ function hear(current, piece) {
   const now = performance.now();
   if (!current.first) {
     current.first = now;
-    $("said").textContent = "The answer begins.";
+    $("said").textContent = "The answer has started.";
   }
   const isAtEnd = window.innerHeight + window.scrollY >= current.turn.getBoundingClientRect().bottom + window.scrollY - 4;
   current.pieces += 1;
@@ -626,10 +626,10 @@ function showDevice(card, device, isNumbered) {
   } else {
     say(find(".d-big"), isReady ? "Free" : "–");
     say(find(".d-unit"), "");
-    say(find(".d-who"), device.models.length ? `Loaded: ${device.models.join(", ")}` : "Nothing is loaded.");
+    say(find(".d-who"), device.models.length ? `Loaded: ${device.models.join(", ")}` : "No model loaded.");
   }
   const held = memory && memory.device ? `${bytes(memory.device.reserved)} of the device, ` : "";
-  say(find(".d-memory"), memory ? `Holds ${held}${bytes(memory.resident)} of the host.` : "Its memory is not known.");
+  say(find(".d-memory"), memory ? `Holds ${held}${bytes(memory.resident)} of host memory.` : "Memory unknown.");
 }
 
 function showQueue(queue) {

@@ -1,14 +1,13 @@
-//! Reading a request's body: bounded in size, in time and, with all others, in memory.
+//! Reads request bodies, with limits on size, time and total memory.
 //!
-//! What can be refused is refused before the body is read: a content type that is not JSON, an encoding that eka does not
-//! decode, an announced length above the limit. A client with `Expect: 100-continue` is not asked for a body of such a
-//! length ([`check_length`]).
+//! Everything that the headers reveal is refused before the body is read: a content type other than JSON, an unsupported
+//! encoding, a `Content-Length` above the limit. A client with `Expect: 100-continue` is then not asked for the body
+//! ([`check_length`]).
 //!
-//! The content type has to be JSON because a web page may send any other site a form or plain text without being asked,
-//! and may send JSON only to sites that allow it (cross-origin resource sharing). A body without a content type is refused
-//! for the same reason: pages can send that too.
+//! The content type has to be JSON, because a web page may send forms and plain text to any other site, but JSON only to sites
+//! that allow it (CORS). For the same reason, a body without a content type is refused.
 //!
-//! Decoding and parsing are left to [`Body::parse`], which [`super::offload`] runs on other threads where it takes long.
+//! [`Body::parse`] decodes and parses; for large bodies [`offload`](crate::http::offload) runs it on another thread.
 
 use std::{io::Read, sync::Arc, time::Duration};
 
@@ -22,23 +21,23 @@ use flate2::read::MultiGzDecoder;
 use futures_util::StreamExt;
 use tokio::time::timeout;
 
-use super::{fields::Fields, ignored_fields::Ignored};
+use super::{fields::Fields, ignored_fields::Ignored, model_request::ModelRequest, shape::ReadObject};
 use crate::{
     http::{
-        body_memory::Share, connections::Place, error::ApiError, middleware::auth, offload::Cost,
+        body_memory::Share, connections::ConnectionHandle, error::ApiError, middleware::auth, offload::Cost,
         state::AppState,
     },
     text::Text,
     units,
 };
 
-/// For a whole body to arrive. actix-web bounds the time of the head alone.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Time for a body to arrive; actix-web limits the time of the head only.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Expected compression ratio of text. A body that expands further is still stopped at the limit.
+/// Expected compression ratio of text, to estimate the cost. The size limit applies to any ratio.
 const DEFLATED: usize = 16;
 
-/// What a body's bytes are.
+/// The content encoding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Encoding {
     Identity,
@@ -54,71 +53,70 @@ pub(crate) struct Body {
     share: Share,
 }
 
-/// What a route took of a request, and the memory of its body, which stays counted until this is dropped.
+/// A request, its model, and the memory of its body, which stays counted until `share` is dropped.
 pub(crate) struct Taken<T> {
     pub(crate) text: Arc<Text>,
     pub(crate) value: T,
     pub(crate) share: Share,
-    /// Names of the fields that were ignored.
+    /// Fields that were ignored.
     pub(crate) ignored: Ignored,
 }
 
 /// Reads a body that is a JSON object.
-pub(crate) async fn read(
+pub(crate) async fn read<R: ReadObject + Send + 'static>(
     request: &HttpRequest,
     payload: Payload,
     state: &AppState,
-) -> Result<Fields, ApiError> {
+) -> Result<R, ApiError> {
     let body = receive(request, payload, state).await?;
     parse(body, state).await
 }
 
-/// As [`read`], for routes that need no body: none is an empty object.
-pub(crate) async fn read_optional(
+/// As [`read`]; a missing body is read as an empty object.
+pub(crate) async fn read_optional<R: ReadObject + Send + 'static>(
     request: &HttpRequest,
     payload: Payload,
     state: &AppState,
-) -> Result<Fields, ApiError> {
+) -> Result<R, ApiError> {
     let body = bytes(request, payload, state).await?;
     if body.bytes.is_empty() {
-        return Ok(Fields::default());
+        return Ok(R::read(Fields::default())?);
     }
     check_head(request.headers(), state.settings.body_limit)?;
     parse(body, state).await
 }
 
-async fn parse(body: Body, state: &AppState) -> Result<Fields, ApiError> {
-    state.offload.run(body.cost(), move || body.parse().map(|(fields, _)| fields)).await
+async fn parse<R: ReadObject + Send + 'static>(body: Body, state: &AppState) -> Result<R, ApiError> {
+    state.offload.run(body.cost(), move || Ok::<_, ApiError>(R::read(body.parse()?.0)?)).await
 }
 
-/// Reads a body, finds the model that it names, and has `take` take its fields; all of it on another thread where the body
-/// is large.
-pub(crate) async fn take<T: Send + 'static>(
+/// Reads a body, finds its model and checks the request with `resolve`; on another thread if the body is large.
+pub(crate) async fn take<R: ModelRequest, T: Send + 'static>(
     request: &HttpRequest,
     payload: Payload,
     state: &AppState,
-    take: impl FnOnce(&mut Fields, &Text) -> Result<T, ApiError> + Send + 'static,
+    resolve: impl FnOnce(R, &Text) -> Result<T, ApiError> + Send + 'static,
 ) -> Result<Taken<T>, ApiError> {
     let body = receive(request, payload, state).await?;
     let cost = body.cost();
-    let (key, catalogue) = (auth::key(request), state.catalogue.clone());
+    let (key, models) = (auth::key(request), state.models.clone());
     let unknown = state.settings.unknown_fields;
     let work = move || {
         let (fields, share) = body.parse()?;
-        let mut fields = fields.with_unknown(unknown);
+        let fields = fields.with_unknown(unknown);
         let ignored = fields.ignored();
-        let asked = fields.take::<String>("model")?;
-        let text = Arc::clone(auth::model_for(key.as_deref(), &catalogue, asked.as_deref())?);
-        let value = take(&mut fields, &text)?;
+        let request = R::parse(fields)?;
+        let text = Arc::clone(auth::model_for(key.as_deref(), &models, request.model())?);
+        let value = resolve(request, &text)?;
         Ok::<_, ApiError>(Taken { text, value, share, ignored })
     };
     state.offload.run(cost, work).await
 }
 
-/// Checks what a head says of its body.
+/// Checks the headers that describe the body.
 ///
 /// # Errors
-/// When the body would be refused whatever it says.
+/// When any such body would be refused.
 fn check_head(headers: &HeaderMap, limit: units::Bytes) -> Result<(), ApiError> {
     check_length(headers, limit)?;
     encoding(headers)?;
@@ -132,7 +130,7 @@ fn check_head(headers: &HeaderMap, limit: units::Bytes) -> Result<(), ApiError> 
     }
 }
 
-/// Checks the announced length of a body.
+/// Checks `Content-Length`.
 ///
 /// # Errors
 /// [`ApiError::BodyTooLarge`] when it is above the limit.
@@ -147,7 +145,7 @@ fn announced(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
 }
 
-/// Whether this is `application/json` or a type that ends in `+json`, whatever its parameters.
+/// Whether this is `application/json` or a type that ends in `+json`; parameters are ignored.
 fn is_json(kind: &[u8]) -> bool {
     let essence = kind.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
     let essence = essence.to_ascii_lowercase();
@@ -173,7 +171,7 @@ fn encoding(headers: &HeaderMap) -> Result<Encoding, ApiError> {
     }
 }
 
-/// Reads a body of which the head says that it can be used.
+/// Checks the headers and reads the body.
 async fn receive(request: &HttpRequest, payload: Payload, state: &AppState) -> Result<Body, ApiError> {
     check_head(request.headers(), state.settings.body_limit)?;
     bytes(request, payload, state).await
@@ -183,11 +181,11 @@ async fn bytes(request: &HttpRequest, payload: Payload, state: &AppState) -> Res
     let limit = state.settings.body_limit;
     check_length(request.headers(), limit)?;
     let encoding = encoding(request.headers())?;
-    // A connection that sends its body slowly may be closed when there are too many connections.
-    let _reading = request.conn_data::<Place>().map(Place::body);
+    // At the connection limit, a connection that is still sending its body may be closed.
+    let _reading = request.conn_data::<ConnectionHandle>().map(ConnectionHandle::body);
     let body = Body { bytes: Vec::new(), encoding, limit, share: state.body_memory.share() };
-    let read = timeout(PATIENCE, body.filled(payload, announced(request.headers()))).await;
-    read.map_err(|_| ApiError::BodyTooSlow { limit: PATIENCE })?
+    let read = timeout(TIMEOUT, body.filled(payload, announced(request.headers()))).await;
+    read.map_err(|_| ApiError::BodyTooSlow { limit: TIMEOUT })?
 }
 
 impl Body {
@@ -200,7 +198,7 @@ impl Body {
         Ok(self)
     }
 
-    /// What it costs to parse it. What is within a gzip stream is not known yet.
+    /// The cost of parsing it; of a gzip stream, an estimate.
     pub(crate) fn cost(&self) -> Cost {
         match self.encoding {
             Encoding::Identity => Cost::of_json(self.bytes.len()),
@@ -211,7 +209,7 @@ impl Body {
     /// Decodes and parses it.
     ///
     /// # Errors
-    /// When it is not gzip, though it says so, is larger than the limit once it is decoded, or is not a JSON object.
+    /// When it is not valid gzip despite its encoding, decodes to more than the limit, or is not a JSON object.
     pub(crate) fn parse(mut self) -> Result<(Fields, Share), ApiError> {
         if self.encoding == Encoding::Gzip {
             self.bytes = gunzip(&self.bytes, self.limit, &mut self.share)?;
@@ -222,16 +220,16 @@ impl Body {
     }
 }
 
-/// How far a buffer may grow.
+/// Limits on the growth of a buffer.
 struct Room<'a> {
     share: &'a mut Share,
     limit: units::Bytes,
-    /// Known length, if it is known.
+    /// The announced length.
     most: usize,
 }
 
-/// Appends to a body, and counts what the allocation grows by. Twice as much at a time, as vectors do, but no more than is
-/// known to come.
+/// Appends to a body and counts the growth of the allocation. Doubles the capacity like `Vec`, but not beyond the announced
+/// length.
 fn append(bytes: &mut Vec<u8>, chunk: &[u8], room: Room<'_>) -> Result<(), ApiError> {
     let length = bytes.len() + chunk.len();
     let limit = usize::try_from(room.limit.0).unwrap_or(usize::MAX);
@@ -247,7 +245,7 @@ fn append(bytes: &mut Vec<u8>, chunk: &[u8], room: Room<'_>) -> Result<(), ApiEr
     Ok(())
 }
 
-/// Decodes piece by piece, so that a small body that decodes to a large one is found out at the limit and not after it.
+/// Decodes in pieces, so that a decompression bomb is refused at the limit.
 fn gunzip(encoded: &[u8], limit: units::Bytes, share: &mut Share) -> Result<Vec<u8>, ApiError> {
     let mut decoder = MultiGzDecoder::new(encoded);
     let mut piece = [0; 8 << 10];
@@ -261,11 +259,11 @@ fn gunzip(encoded: &[u8], limit: units::Bytes, share: &mut Share) -> Result<Vec<
     }
 }
 
-/// Why a body did not arrive as announced.
+/// Why a body is incomplete.
 const fn why(error: &PayloadError) -> &'static str {
     match error {
-        PayloadError::EncodingCorrupted => "its chunks are not those of HTTP/1.1",
-        _ => "it is shorter than it was said to be, or its chunks are not those of HTTP/1.1",
+        PayloadError::EncodingCorrupted => "invalid chunked encoding",
+        _ => "it is shorter than announced, or its chunked encoding is invalid",
     }
 }
 
@@ -277,7 +275,10 @@ mod tests {
     use flate2::{Compression, write::GzEncoder};
 
     use super::*;
-    use crate::{http::body_memory::BodyMemory, units::Bytes};
+    use crate::{
+        http::{body_memory::BodyMemory, request::field_types::string},
+        units::Bytes,
+    };
 
     fn head(pairs: &[(HeaderName, &'static str)]) -> Result<(), ApiError> {
         let mut headers = HeaderMap::new();
@@ -298,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_has_to_be_json_and_the_error_says_how_to_send_that() {
+    fn a_body_has_to_be_json_and_the_error_shows_how_to_send_it() {
         for kind in ["application/json", "Application/JSON; charset=utf-8", "application/vnd.api+json"] {
             head(&[(CONTENT_TYPE, kind)]).unwrap();
         }
@@ -332,10 +333,10 @@ mod tests {
     }
 
     #[test]
-    fn a_gzip_body_is_decoded_and_one_that_decodes_to_more_than_the_limit_is_refused_before_it_is_decoded() {
+    fn a_gzip_body_is_decoded_and_refused_at_the_limit() {
         let memory = BodyMemory::new(Bytes::mib(8));
         let (mut fields, _share) = parse(gzip(br#"{"prompt": "a"}"#), &memory).unwrap();
-        assert_eq!(fields.require::<String>("prompt").unwrap(), "a");
+        assert_eq!(fields.take("prompt", string()).unwrap(), "a");
         let bomb = gzip(&vec![b' '; 64 << 20]);
         assert!(bomb.len() < 128 << 10, "{}", bomb.len());
         assert_eq!(parse(bomb, &memory).unwrap_err().code(), "body_too_large");

@@ -1,44 +1,32 @@
-//! Whose prompts a request may begin with: vLLM's `cache_salt`, and the key that the request came with.
+//! Which cached prompts a request may reuse: those of its API key and of vLLM's `cache_salt`.
 //!
-//! An answer says how many tokens of its prompt were cached. From that number, a client that tries out prompts could read
-//! other clients' prompts token by token, so a prompt is kept for its own key alone, unless `engine.prefix_cache_shared`
-//! says that the keys trust one another. Within that, prompts with a salt are shared only with requests that have the same
-//! salt.
+//! An answer contains the number of its prompt's tokens that were cached. From that number, a client that guesses prompts
+//! could read other clients' prompts token by token. So only requests with the same key reuse a cached prompt, unless
+//! `engine.prefix_cache_shared` is set because the keys trust each other; and only requests with the same salt.
 //!
-//! | keys | `prefix_cache_shared` | `cache_salt` | begins with prompts of |
+//! | keys | `prefix_cache_shared` | `cache_salt` | reuses prompts of |
 //! |---|---|---|---|
-//! | none | either | none | everybody without a salt |
+//! | none | either | none | all requests without a salt |
 //! | some | `false` | none | the same key without a salt |
 //! | some | `true` | none | all keys without a salt |
-//! | as above | as above | given | those of the line above that gave the same salt |
+//! | as above | as above | sent | the requests of the line above that sent the same salt |
 //!
-//! What travels is a digest of both, so that a worker's memory holds neither names nor salts.
+//! The worker receives a digest of both, so its memory holds neither names nor salts.
 
 use sha2::{Digest, Sha256};
 
-use super::fields::Fields;
-use crate::{
-    http::{field_error::FieldError, state::AppState},
-    job::CacheSalt,
-};
+use super::field_types::{StringType, string};
+use crate::{http::state::AppState, job::CacheSalt};
 
 /// Longest salt in bytes: vLLM recommends 43 characters.
-const MOST_BYTES: usize = 256;
+const MAX_BYTES: usize = 256;
 
-/// Takes `cache_salt`.
-pub(crate) fn take(fields: &mut Fields) -> Result<Option<String>, FieldError> {
-    let salt: Option<String> = fields.take("cache_salt")?;
-    match &salt {
-        Some(salt) if salt.is_empty() || salt.len() > MOST_BYTES => {
-            let said =
-                format!("has {} bytes; send 1 to {MOST_BYTES}, at random, or leave it out", salt.len());
-            Err(FieldError::value(fields.path("cache_salt"), said))
-        }
-        _ => Ok(salt),
-    }
+/// The type of the field: a short string that is not empty.
+pub(crate) const fn cache_salt() -> StringType {
+    string().bytes(1..=MAX_BYTES)
 }
 
-/// What sets the prompts of a key and a salt apart.
+/// The digest of a key and a salt.
 pub(crate) fn digest(state: &AppState, key: Option<&str>, salt: Option<&str>) -> CacheSalt {
     digest_of(key.filter(|_| !state.settings.prefix_cache_shared), salt)
 }
@@ -49,7 +37,7 @@ fn digest_of(key: Option<&str>, salt: Option<&str>) -> CacheSalt {
     }
     let mut digest = Sha256::new();
     for part in [key, salt] {
-        // With its length before it, so that no other two parts give the same bytes.
+        // The length comes first, so that different pairs never give the same bytes.
         digest.update([u8::from(part.is_some())]);
         digest.update(part.map_or(0, str::len).to_le_bytes());
         digest.update(part.unwrap_or_default());
@@ -64,11 +52,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_key_and_every_salt_has_a_digest_of_its_own() {
+    fn every_key_and_every_salt_has_a_different_digest() {
         let texts = [None, Some("a"), Some("b"), Some("ab"), Some("")];
         let pairs = texts.iter().flat_map(|key| texts.map(|salt| (*key, salt)));
         let digests: HashSet<_> = pairs.map(|(key, salt)| digest_of(key, salt)).collect();
         assert_eq!(digests.len(), texts.len() * texts.len());
-        assert!(digests.contains(&CacheSalt::default()), "that of no key and no salt");
+        assert!(digests.contains(&CacheSalt::default()), "no key and no salt");
     }
 }

@@ -1,85 +1,172 @@
-//! What a generation request asks for, in whichever dialect it was written.
+//! The fields that all generating routes share, and the checked request that they become.
 //!
-//! The three generating routes share all fields below; they differ in how the prompt is given, in what the number of
-//! tokens is called, and in defaults. A value of [`Ask`] is proven: every number is in range and every token id is
-//! one that the model has. Only the length of the prompt is not known before it is encoded.
+//! The routes differ in how the prompt is sent, in the name of the token limit, and in defaults; each has its request in a file of
+//! its own. [`GenerateParams`] are checked: every number is in range and the model has every token id. Only the length of
+//! the prompt is unknown until it is tokenized.
 
 use std::time::Duration;
 
-use serde_json::{Map, Value};
-
 use super::{
-    cache_salt, compat,
-    fields::{Fields, ids_of, typed, whole_of, wrong_type},
-    response_format::Form,
-    sampling,
-    tools::ToolRules,
+    cache_salt::cache_salt,
+    compat,
+    echoed_fields::EchoedFields,
+    field::Modify,
+    field_types::{FieldType, boolean, integer, integer_from, one_of, string},
+    keep_alive::keep_alive,
+    model_request::ModelRequest,
+    prompt::{Prompt, check_ids, token_ids},
+    response_format::{FormatFields, OutputConstraint, TextFormat},
+    sampling::SamplingFields,
+    shape::{object, shape},
+    string_list::string_list,
+    tools::{ToolContext, ToolSet},
 };
 use crate::{
     executor::{Deadlines, Terms},
     http::field_error::FieldError,
-    job::{KeepAlive, Priority, Sampling, ScoresAsked},
-    text::{Conversation, Reading},
+    job::{KeepAlive, LogprobOptions, Priority, Sampling},
+    text::Reading,
     units::Tokens,
 };
 
 /// Most stop strings of one request.
-const MOST_STOPS: usize = 16;
+const MAX_STOPS: usize = 16;
 
 /// Most bytes of one stop string. Up to as many bytes of a streamed answer are held back.
-const MOST_STOP_BYTES: usize = 1024;
+const MAX_STOP_BYTES: usize = 1024;
 
 /// Most tokens that end an answer. A worker compares each token of the answer with all of them.
-const MOST_STOP_TOKENS: usize = 1024;
+const MAX_STOP_TOKENS: usize = 1024;
+
+/// Most answers to one prompt.
+const MAX_CHOICES: usize = 8;
+
+const STREAM: &str = "\"stream\": true";
+
+shape! {
+    /// Fields that all generating routes share.
+    pub(crate) struct Generation {
+        ..sampling: SamplingFields;
+        ..format: FormatFields;
+        /// Id of a model of `GET /v1/models`; by default the first of them.
+        model: Option<String> = string().optional();
+        /// The answer ends before any of these strings: at most 16 of 1024 bytes, none of them empty.
+        stop: Vec<String> = stop_strings().or_empty();
+        /// The answer ends before any of these tokens.
+        stop_token_ids: Vec<u32> = token_ids().items(0..=MAX_STOP_TOKENS).or_empty();
+        /// End tokens of the model do not end the answer.
+        ignore_eos: bool = boolean().or(false);
+        /// Sends the answer as server-sent events while it is generated.
+        stream: bool = boolean().or(false);
+        /// Only for streams.
+        stream_options: Option<StreamOptions> = object().optional();
+        /// Only for streams: events report how much of a long prompt was processed.
+        return_progress: bool = boolean().or(false);
+        /// Whether the prompt may reuse cached prompts and is cached itself.
+        cache_prompt: bool = boolean().or(true);
+        /// The prompt reuses only cached prompts of the same salt. Use a random text that others cannot guess.
+        cache_salt: Option<String> = cache_salt().optional();
+        /// Longest wait in the queue, in milliseconds; the server's setting is the maximum.
+        queue_timeout_ms: Option<u64> = integer_from(1).optional();
+        /// Longest time from the request to the end of its answer, in milliseconds; the server's setting is the maximum.
+        timeout_ms: Option<u64> = integer_from(1).optional();
+        /// Longest time to generate, in milliseconds. The answer then ends with the tokens so far.
+        max_time_ms: Option<u64> = integer_from(1).optional();
+        /// Interactive requests, the default, run before batch requests, within a limit.
+        priority: Option<Priority> = priority().optional().unset_at("0");
+        /// OpenAI's name for a priority: `flex` is batch, all others are interactive.
+        service_tier: Option<Priority> = service_tier().optional();
+        /// How long the model stays loaded afterwards.
+        keep_alive: Option<KeepAlive> = keep_alive().optional();
+    }
+}
+
+shape! {
+    /// Options of a stream.
+    pub(crate) struct StreamOptions {
+        /// Adds a last event with the usage of all choices.
+        include_usage: bool = boolean().or(false);
+    }
+    accepts compat::STREAM_OPTIONS;
+}
+
+fn stop_strings() -> impl FieldType<Value = Vec<String>> {
+    let empty = "an empty stop string would match before anything";
+    string_list(MAX_STOPS, MAX_STOP_BYTES, empty).or_one().named("Stop", "A string, or several.")
+}
+
+const fn priority() -> impl FieldType<Value = Priority> {
+    one_of(&[("interactive", Priority::Interactive), ("batch", Priority::Batch)])
+}
+
+const fn service_tier() -> impl FieldType<Value = Priority> {
+    one_of(&[
+        ("auto", Priority::Interactive),
+        ("default", Priority::Interactive),
+        ("priority", Priority::Interactive),
+        ("flex", Priority::Batch),
+    ])
+}
+
+/// A number of tokens to generate. The context length is the real limit, which is checked once the prompt is tokenized.
+pub(super) fn max_tokens() -> impl FieldType<Value = Tokens> {
+    integer(1..=u32::MAX as usize).map(Tokens)
+}
+
+/// `n`: how many answers to generate for one prompt.
+pub(super) fn choices() -> impl FieldType<Value = usize> {
+    integer(1..=MAX_CHOICES)
+}
+
+/// A request for answers, in the format of one route.
+pub(crate) trait GenerateRequest: ModelRequest {
+    /// Checks the request against a model and the server's limits.
+    ///
+    /// # Errors
+    /// When fields contradict each other or exceed a limit.
+    fn resolve(self, context: &RequestContext) -> Result<GenerateParams, FieldError>;
+}
+
+/// What requests are checked against.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RequestContext {
+    /// Number of token ids of the model.
+    pub(crate) vocabulary: usize,
+    /// Defaults, and the longest that a request may ask for.
+    pub(crate) deadlines: Deadlines,
+    pub(crate) tools: ToolContext,
+}
 
 /// What to generate, and under which conditions.
 #[derive(Debug)]
-pub(crate) struct Ask {
+pub(crate) struct GenerateParams {
     pub(crate) prompt: Prompt,
-    /// `None` leaves it to the settings and the room there is.
+    /// `None` leaves it to the settings and the room in the context.
     pub(crate) max_new: Option<Tokens>,
     pub(crate) sampling: Sampling,
-    /// What a repetition that is penalized does not reach across; made into tokens with the prompt.
+    /// Strings that end a repeated sequence for DRY; they become tokens together with the prompt.
     pub(crate) breakers: Vec<String>,
-    pub(crate) form: Option<Form>,
-    /// How calls of tools are read, where any may come.
+    pub(crate) constraint: Option<OutputConstraint>,
+    /// How tool calls are read, where the answer may have any.
     pub(crate) reading: Option<Reading>,
-    /// What the answer repeats of the request.
-    pub(crate) echoed: Map<String, Value>,
-    /// How many answers to make, one after another.
+    /// Fields of the request that the answer repeats.
+    pub(crate) echoed: EchoedFields,
+    /// How many answers to generate, one after another.
     pub(crate) choices: usize,
-    pub(crate) scores: Option<ScoresAsked>,
+    pub(crate) scores: Option<LogprobOptions>,
     /// Whether the answer begins with the prompt.
     pub(crate) echo: bool,
     pub(crate) stop: Vec<String>,
     pub(crate) stop_token_ids: Vec<u32>,
     pub(crate) ignore_eos: bool,
-    /// Whether it may begin with what is kept of earlier prompts, and be kept.
+    /// Whether the prompt may reuse cached prompts and is cached itself.
     pub(crate) cache_prompt: bool,
-    /// Sets the prompt apart from those with another salt, or with none.
+    /// Separates cached prompts from those with another salt, or with none.
     pub(crate) cache_salt: Option<String>,
     pub(crate) delivery: Delivery,
     pub(crate) terms: Terms,
     /// How long the model stays loaded afterwards.
     pub(crate) keep_alive: Option<KeepAlive>,
-}
-
-/// What to continue.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Prompt {
-    Text(String),
-    Ids(Vec<u32>),
-    Conversation(Conversation),
-}
-
-impl Prompt {
-    /// As it was given, if it was given as text.
-    pub(crate) fn text(&self) -> Option<String> {
-        match self {
-            Self::Text(text) => Some(text.clone()),
-            Self::Ids(_) | Self::Conversation(_) => None,
-        }
-    }
 }
 
 /// How the answer is sent.
@@ -91,308 +178,130 @@ pub(crate) enum Delivery {
     Streamed {
         /// With OpenAI's chunk of usage at the end.
         include_usage: bool,
-        /// With what is read of a long prompt.
+        /// With events about a long prompt.
         progress: bool,
     },
 }
 
-/// What requests are checked against.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Rules {
-    /// Number of token ids of the model.
-    pub(crate) vocabulary: usize,
-    /// Used where the request names none; it may ask for shorter ones.
-    pub(crate) deadlines: Deadlines,
-    /// Used where the request names none: 0 is greedy.
-    pub(crate) temperature: f32,
-    pub(crate) tools: ToolRules,
+/// What the fields of one route add to the shared fields.
+#[derive(Debug)]
+pub(super) struct RouteParams {
+    pub(super) prompt: Prompt,
+    pub(super) max_new: Option<Tokens>,
+    /// Temperature of requests that send none; 0 always picks the most probable token.
+    pub(super) default_temperature: f32,
+    pub(super) text_format: Option<TextFormat>,
+    pub(super) tools: Option<ToolSet>,
 }
 
-impl Ask {
-    /// Takes the fields that all dialects share.
-    pub(crate) fn take(
-        fields: &mut Fields,
-        rules: &Rules,
-        prompt: Prompt,
-        max_new: Option<Tokens>,
-    ) -> Result<Self, FieldError> {
-        if let Prompt::Ids(ids) = &prompt {
-            check_ids(ids, "prompt", rules.vocabulary)?;
+impl RouteParams {
+    pub(super) const fn new(prompt: Prompt, max_new: Option<Tokens>) -> Self {
+        Self { prompt, max_new, default_temperature: 1.0, text_format: None, tools: None }
+    }
+}
+
+impl Generation {
+    /// Checks the shared fields together with those of the route.
+    pub(super) fn resolve(
+        self,
+        route: RouteParams,
+        context: &RequestContext,
+    ) -> Result<GenerateParams, FieldError> {
+        let delivery = self.delivery()?;
+        let terms = self.terms(context.deadlines)?;
+        route.prompt.check(context.vocabulary)?;
+        check_ids(&self.stop_token_ids, "stop_token_ids", context.vocabulary)?;
+        let (sampling, breakers) = self.sampling.resolve(context.vocabulary, route.default_temperature)?;
+        let mut constraint = self.format.constraint(route.text_format)?;
+        let mut reading = None;
+        if let Some(calls) = route.tools.map(|tools| tools.calls(&context.tools)).transpose()?.flatten() {
+            if let Some(constraint) = &constraint {
+                let message = "cannot be combined with tools, whose calls have a format of their own; leave one of them out";
+                return Err(FieldError::value(&constraint.param, message));
+            }
+            reading = Some(calls.0);
+            constraint = calls.1;
         }
-        let stop_token_ids = fields.ids("stop_token_ids")?.unwrap_or_default();
-        if stop_token_ids.len() > MOST_STOP_TOKENS {
-            let said = format!("{} token ids, at most {MOST_STOP_TOKENS}", stop_token_ids.len());
-            return Err(FieldError::value(fields.path("stop_token_ids"), said));
+        if let Some(constraint) = &constraint {
+            let ends = [!self.stop.is_empty(), !self.stop_token_ids.is_empty(), self.ignore_eos];
+            constraint.check_ends(ends)?;
         }
-        check_ids(&stop_token_ids, &fields.path("stop_token_ids"), rules.vocabulary)?;
-        let form = Form::take(fields)?;
-        let stop = take_stop(fields)?;
-        let ignore_eos = fields.take("ignore_eos")?.unwrap_or(false);
-        let cache_prompt = fields.take("cache_prompt")?.unwrap_or(true);
-        let ask = Self {
-            prompt,
-            max_new,
-            sampling: sampling::take(fields, rules)?,
-            breakers: sampling::take_breakers(fields)?,
-            form,
-            reading: None,
-            echoed: Map::new(),
+        Ok(GenerateParams {
+            prompt: route.prompt,
+            max_new: route.max_new,
+            sampling,
+            breakers,
+            constraint,
+            reading,
+            echoed: EchoedFields::default(),
             choices: 1,
             scores: None,
             echo: false,
-            stop,
-            stop_token_ids,
-            ignore_eos,
-            cache_prompt,
-            cache_salt: cache_salt::take(fields)?,
-            delivery: take_delivery(fields)?,
-            terms: take_terms(fields, rules.deadlines)?,
-            keep_alive: take_keep_alive(fields)?,
+            stop: self.stop,
+            stop_token_ids: self.stop_token_ids,
+            ignore_eos: self.ignore_eos,
+            cache_prompt: self.cache_prompt,
+            cache_salt: self.cache_salt,
+            delivery,
+            terms,
+            keep_alive: self.keep_alive,
+        })
+    }
+
+    fn delivery(&self) -> Result<Delivery, FieldError> {
+        let include_usage = self.stream_options.as_ref().is_some_and(|options| options.include_usage);
+        let progress = self.return_progress;
+        match self.stream {
+            true => Ok(Delivery::Streamed { include_usage, progress }),
+            false if progress => Err(FieldError::requires("return_progress", STREAM)),
+            false if include_usage => Err(FieldError::requires("stream_options", STREAM)),
+            false => Ok(Delivery::Whole),
+        }
+    }
+
+    /// The deadlines and the priority; `max` holds the server's limits, which are also the defaults.
+    fn terms(&self, max: Deadlines) -> Result<Terms, FieldError> {
+        let priority = match (self.priority, self.service_tier) {
+            (Some(_), Some(_)) => return Err(FieldError::conflict("priority", "service_tier")),
+            (priority, tier) => priority.or(tier).unwrap_or(Priority::Interactive),
         };
-        if let Some(form) = &ask.form {
-            form.check_ends(fields, ask.ends())?;
+        let queue = within("queue_timeout_ms", self.queue_timeout_ms, max.queue)?.unwrap_or(max.queue);
+        let total = within("timeout_ms", self.timeout_ms, max.total)?.unwrap_or(max.total);
+        let max_time = within("max_time_ms", self.max_time_ms, max.total)?;
+        Ok(Terms { deadlines: Deadlines { queue, total }, priority, max_time })
+    }
+}
+
+/// Checks a time in milliseconds against the server's limit.
+fn within(name: &str, found: Option<u64>, max: Duration) -> Result<Option<Duration>, FieldError> {
+    let max_ms = u64::try_from(max.as_millis()).unwrap_or(u64::MAX).max(1);
+    match found {
+        Some(found) if found > max_ms => {
+            let range = format!("1 to {max_ms}");
+            Err(FieldError::Range { param: name.to_owned(), found: found.to_string(), range })
         }
-        Ok(ask)
+        found => Ok(found.map(Duration::from_millis)),
     }
-
-    /// With a form that was asked for in another way.
-    pub(crate) fn with_form(self, form: Option<Form>, fields: &Fields) -> Result<Self, FieldError> {
-        match (&self.form, form) {
-            (_, None) => Ok(self),
-            (None, Some(form)) => {
-                form.check_ends(fields, self.ends())?;
-                Ok(Self { form: Some(form), ..self })
-            }
-            (Some(one), Some(other)) => {
-                let said = format!("is given together with {}; send one of them", one.param);
-                Err(FieldError::value(other.param, said))
-            }
-        }
-    }
-
-    /// What asks for an end of the answer: `stop`, `stop_token_ids`, `ignore_eos`.
-    pub(crate) fn ends(&self) -> [bool; 3] {
-        [!self.stop.is_empty(), !self.stop_token_ids.is_empty(), self.ignore_eos]
-    }
-}
-
-/// Takes how long a model stays loaded, as Ollama has it: seconds, or a duration such as "10m"; less than nothing is for
-/// ever.
-pub(crate) fn take_keep_alive(fields: &mut Fields) -> Result<Option<KeepAlive>, FieldError> {
-    let path = fields.path("keep_alive");
-    let wrong = || {
-        FieldError::value(
-            &path,
-            "is no duration of at most 1000000000 seconds; send seconds, \"90s\", \"10m\", \"24h\", or -1 for ever",
-        )
-    };
-    match fields.take::<Value>("keep_alive")? {
-        None => Ok(None),
-        Some(Value::Number(seconds)) => {
-            keep_alive_of(seconds.as_f64().unwrap_or(-1.0)).ok_or_else(wrong).map(Some)
-        }
-        Some(Value::String(text)) => seconds_of(&text).and_then(keep_alive_of).ok_or_else(wrong).map(Some),
-        Some(other) => Err(wrong_type(&path, "a number of seconds or a duration", &other)),
-    }
-}
-
-/// Some thirty years; who means for ever says so.
-const MOST_SECONDS: f64 = 1e9;
-
-fn keep_alive_of(seconds: f64) -> Option<KeepAlive> {
-    if seconds < 0.0 {
-        return Some(KeepAlive::Forever);
-    }
-    let longest = seconds <= MOST_SECONDS;
-    Duration::try_from_secs_f64(seconds).ok().filter(|_| longest).map(KeepAlive::For)
-}
-
-/// A number with a unit, or without one for seconds.
-fn seconds_of(text: &str) -> Option<f64> {
-    let units = [("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0), ("", 1.0)];
-    let (number, unit) =
-        units.iter().find_map(|(unit, seconds)| Some((text.strip_suffix(unit)?, seconds)))?;
-    let number: f64 = number.trim().parse().ok()?;
-    number.is_finite().then_some(number * unit)
-}
-
-/// Takes a number of tokens to generate; -1, with which peers ask for no limit, is as absent.
-pub(crate) fn take_tokens(fields: &mut Fields, name: &str) -> Result<Option<Tokens>, FieldError> {
-    if fields.get(name).and_then(Value::as_number).and_then(whole_of) == Some(-1) {
-        fields.take::<Value>(name)?;
-        return Ok(None);
-    }
-    // The context length is the real limit, and is checked with the prompt's length at hand.
-    let tokens = fields.whole(name, 1..=u64::from(u32::MAX))?;
-    Ok(tokens.map(|tokens| Tokens(usize::try_from(tokens).unwrap_or(usize::MAX))))
-}
-
-/// Takes `n`, the number of answers to one prompt.
-pub(crate) fn take_choices(fields: &mut Fields) -> Result<usize, FieldError> {
-    const MOST: u64 = 8;
-    let choices = fields.whole("n", 1..=MOST)?.unwrap_or(1);
-    Ok(usize::try_from(choices).unwrap_or(1))
-}
-
-/// The scores of the answer's tokens and, where it is echoed, of the prompt's.
-pub(crate) fn asked(top: u64, prompt: bool) -> ScoresAsked {
-    ScoresAsked { top: usize::try_from(top).unwrap_or(usize::MAX), prompt }
-}
-
-/// Takes `prompt` as OpenAI has it: a string, an array of token ids, or an array of one of either.
-pub(crate) fn prompt_of(value: Value, path: &str) -> Result<Prompt, FieldError> {
-    match value {
-        Value::String(text) => Ok(Prompt::Text(text)),
-        Value::Array(items) => match items.first() {
-            Some(Value::String(_) | Value::Array(_)) => {
-                only(items, path).and_then(|item| prompt_of(item, path))
-            }
-            _ => ids_of(items, path).map(Prompt::Ids),
-        },
-        other => Err(wrong_type(path, "a string or an array of token ids", &other)),
-    }
-}
-
-fn only(mut items: Vec<Value>, path: &str) -> Result<Value, FieldError> {
-    match (items.pop(), items.len()) {
-        (Some(item), 0) => Ok(item),
-        (_, more) => {
-            let said = format!(
-                "{} prompts in one request; eka answers one at a time, send them one by one",
-                more + 1
-            );
-            Err(FieldError::value(path, said))
-        }
-    }
-}
-
-fn take_stop(fields: &mut Fields) -> Result<Vec<String>, FieldError> {
-    let path = fields.path("stop");
-    let stops: Vec<String> = match fields.take::<Value>("stop")? {
-        None => return Ok(Vec::new()),
-        Some(Value::String(stop)) => vec![stop],
-        Some(stops @ Value::Array(_)) => typed(stops, &path)?,
-        Some(other) => return Err(wrong_type(&path, "a string or an array of strings", &other)),
-    };
-    let empty = "an empty stop string would match before anything";
-    check_strings(&stops, &path, [MOST_STOPS, MOST_STOP_BYTES], empty)?;
-    Ok(stops)
-}
-
-/// Checks a list of strings: how many there are, how long each is, and that none is empty; `empty` says why not.
-pub(crate) fn check_strings(
-    strings: &[String],
-    path: &str,
-    [most, most_bytes]: [usize; 2],
-    empty: &str,
-) -> Result<(), FieldError> {
-    if strings.len() > most {
-        return Err(FieldError::value(path, format!("{} strings, at most {most}", strings.len())));
-    }
-    let wrong = strings.iter().enumerate().find(|(_, text)| text.is_empty() || text.len() > most_bytes);
-    let Some((place, text)) = wrong else { return Ok(()) };
-    let said = match text.len() {
-        0 => format!("string {place} is empty; {empty}"),
-        bytes => format!("string {place} has {bytes} bytes, at most {most_bytes}"),
-    };
-    Err(FieldError::value(path, said))
-}
-
-fn take_delivery(fields: &mut Fields) -> Result<Delivery, FieldError> {
-    let streamed = fields.take("stream")?.unwrap_or(false);
-    let path = fields.path("stream_options");
-    let options: Option<Value> = fields.take("stream_options")?;
-    let progress = fields.take("return_progress")?.unwrap_or(false);
-    if progress && !streamed {
-        let said = "is for streams; send \"stream\": true with it";
-        return Err(FieldError::value(fields.path("return_progress"), said));
-    }
-    let include_usage = match options {
-        None => false,
-        Some(options) => {
-            let mut options = fields.nested(options, &path)?;
-            let include_usage = options.take("include_usage")?.unwrap_or(false);
-            options.finish(&[compat::STREAM_OPTIONS])?;
-            include_usage
-        }
-    };
-    match streamed {
-        true => Ok(Delivery::Streamed { include_usage, progress }),
-        false if include_usage => {
-            Err(FieldError::value(path, "is for streams; send \"stream\": true with it"))
-        }
-        false => Ok(Delivery::Whole),
-    }
-}
-
-/// A request may be less patient than the server, never more.
-fn take_terms(fields: &mut Fields, most: Deadlines) -> Result<Terms, FieldError> {
-    let priority = take_priority(fields)?;
-    let mut take = |name, most: Duration| {
-        let limit = u64::try_from(most.as_millis()).unwrap_or(u64::MAX).max(1);
-        fields.whole(name, 1..=limit).map(|ms| ms.map(Duration::from_millis))
-    };
-    let queue = take("queue_timeout_ms", most.queue)?.unwrap_or(most.queue);
-    let total = take("timeout_ms", most.total)?.unwrap_or(most.total);
-    let max_time = take("max_time_ms", most.total)?;
-    Ok(Terms { deadlines: Deadlines { queue, total }, priority, max_time })
-}
-
-/// Takes `priority`, or what OpenAI's `service_tier` says of it: a request on the tier `flex` may wait.
-fn take_priority(fields: &mut Fields) -> Result<Priority, FieldError> {
-    let tier = fields.take::<String>("service_tier")?;
-    // vLLM's priorities are numbers, and 0 is its default.
-    let is_vllms = fields.get("priority").and_then(Value::as_number).and_then(whole_of) == Some(0);
-    let asked = fields.take::<Value>("priority")?.filter(|_| !is_vllms);
-    let asked: Option<String> = asked.map(|asked| typed(asked, &fields.path("priority"))).transpose()?;
-    let refuse = |name, said: &str| Err(FieldError::value(fields.path(name), said));
-    match (asked.as_deref(), tier.as_deref()) {
-        (Some(_), Some(_)) => refuse("priority", "is given together with service_tier; send one of them"),
-        (Some("batch"), None) | (None, Some("flex")) => Ok(Priority::Batch),
-        (Some("interactive"), None) | (None, Some("auto" | "default" | "priority") | None) => {
-            Ok(Priority::Interactive)
-        }
-        (Some(_), None) => refuse("priority", "is no priority; send \"interactive\" or \"batch\""),
-        (None, Some(_)) => refuse(
-            "service_tier",
-            "is no tier of this server; send \"auto\", \"default\", \"priority\" or \"flex\"",
-        ),
-    }
-}
-
-pub(crate) fn check_ids(ids: &[u32], path: &str, vocabulary: usize) -> Result<(), FieldError> {
-    ids.iter()
-        .enumerate()
-        .try_for_each(|(place, id)| check_id(*id, &format_args!("{path}[{place}]"), vocabulary))
-}
-
-pub(crate) fn check_id(id: u32, path: &dyn std::fmt::Display, vocabulary: usize) -> Result<(), FieldError> {
-    if (id as usize) < vocabulary {
-        return Ok(());
-    }
-    let range = format!("0 to {}, the model's token ids", vocabulary.saturating_sub(1));
-    Err(FieldError::Range { param: path.to_string(), found: id.to_string(), range })
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use serde_json::json;
+    use serde_json::{Map, Value, json};
 
     use super::*;
     use crate::{
-        http::formats::{
-            chat::Chat, completions::Completions, format::ApiFormat, generate_lite::GenerateLite,
-            responses::Responses,
+        http::request::{
+            chat::ChatRequest, completions::CompletionRequest, fields::Fields,
+            generate_lite::GenerateLiteRequest, responses::ResponseCall,
         },
         text::ToolSupport,
     };
 
-    const RULES: Rules = Rules {
+    const CONTEXT: RequestContext = RequestContext {
         vocabulary: 100,
         deadlines: Deadlines { queue: Duration::from_secs(1), total: Duration::from_secs(2) },
-        temperature: 1.0,
-        tools: ToolRules { support: ToolSupport::None, is_marker_special: false },
+        tools: ToolContext { support: ToolSupport::None, is_marker_special: false },
     };
 
     const NAMES: [&str; 29] = [
@@ -444,21 +353,21 @@ mod tests {
         })
     }
 
-    /// What is accepted is within the rules, whatever was sent.
-    fn check<D: ApiFormat>(body: &str) {
-        let mut fields = Fields::parse(body.as_bytes()).unwrap();
-        let Ok(ask) = D::ask(&mut fields, &RULES) else { return };
-        assert!((0.0..=2.0).contains(&ask.sampling.temperature));
-        assert!(ask.sampling.logit_bias.iter().all(|(id, bias)| *id < 100 && bias.abs() <= 100.0));
-        assert!(ask.stop_token_ids.iter().all(|id| *id < 100));
-        assert!((1..=8).contains(&ask.choices) && ask.scores.is_none_or(|asked| asked.top <= 20));
-        assert!(ask.stop.iter().all(|stop| !stop.is_empty()));
-        assert!(ask.terms.deadlines.total <= RULES.deadlines.total && ask.max_new != Some(Tokens(0)));
+    /// Checks that an accepted request is within the limits.
+    fn check<R: GenerateRequest>(body: &str) {
+        let fields = Fields::parse(body.as_bytes()).unwrap();
+        let Ok(params) = R::parse(fields).and_then(|request| request.resolve(&CONTEXT)) else { return };
+        assert!((0.0..=2.0).contains(&params.sampling.temperature));
+        assert!(params.sampling.logit_bias.iter().all(|(id, bias)| *id < 100 && bias.abs() <= 100.0));
+        assert!(params.stop_token_ids.iter().all(|id| *id < 100));
+        assert!((1..=8).contains(&params.choices) && params.scores.is_none_or(|scores| scores.top <= 20));
+        assert!(params.stop.iter().all(|stop| !stop.is_empty()));
+        assert!(params.terms.deadlines.total <= CONTEXT.deadlines.total && params.max_new != Some(Tokens(0)));
     }
 
     fn stop(stop: Value) -> Result<Vec<String>, FieldError> {
         let mut fields = Fields::parse(json!({ "stop": stop }).to_string().as_bytes()).unwrap();
-        take_stop(&mut fields)
+        fields.take("stop", stop_strings().or_empty())
     }
 
     #[test]
@@ -477,24 +386,24 @@ mod tests {
     #[test]
     fn tokens_that_end_an_answer_are_few() {
         let body = json!({ "prompt": "a", "stop_token_ids": vec![1; 1025] }).to_string();
-        let error = GenerateLite::ask(&mut Fields::parse(body.as_bytes()).unwrap(), &RULES).unwrap_err();
-        assert!(error.to_string().contains("1025 token ids, at most 1024"), "{error}");
+        let error = GenerateLiteRequest::parse(Fields::parse(body.as_bytes()).unwrap()).unwrap_err();
+        assert!(error.to_string().contains("1025 items, at most 1024"), "{error}");
     }
 
     proptest! {
         #[test]
-        fn no_json_breaks_it_and_what_it_accepts_is_proven(
+        fn whatever_is_accepted_is_within_the_limits(
             fields in prop::collection::vec((prop::sample::select(&NAMES[..]), any_json()), 0..5),
         ) {
             let object: Map<String, Value> = fields.into_iter().map(|(name, value)| (name.into(), value)).collect();
             let mut body = Value::Object(object);
-            check::<GenerateLite>(&body.to_string());
+            check::<GenerateLiteRequest>(&body.to_string());
             body["prompt"] = json!("a");
-            check::<Completions>(&body.to_string());
+            check::<CompletionRequest>(&body.to_string());
             body["messages"] = json!([{ "role": "user", "content": "a" }]);
-            check::<Chat>(&body.to_string());
+            check::<ChatRequest>(&body.to_string());
             body["input"] = json!("a");
-            check::<Responses>(&body.to_string());
+            check::<ResponseCall>(&body.to_string());
         }
     }
 }

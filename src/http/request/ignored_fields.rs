@@ -1,6 +1,6 @@
-//! Names of the fields that a request had and eka ignored, for a header of its answer.
+//! The unknown fields of a request that were ignored, for a header of its answer.
 //!
-//! Names come from the client: in the header stands nothing that a header cannot hold, and not more than [`MOST_BYTES`].
+//! The names come from the client, so they are encoded for the header, and limited to 1 KiB.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -13,10 +13,10 @@ use actix_web::{
 const NAME: HeaderName = HeaderName::from_static("x-eka-ignored-fields");
 
 /// Longest list of names; proxies refuse heads of a few kilobytes.
-const MOST_BYTES: usize = 1024;
+const MAX_BYTES: usize = 1024;
 
-/// Longest name that is written out.
-const MOST_NAME: usize = 128;
+/// Longest name; longer ones are cut.
+const MAX_NAME: usize = 128;
 
 /// The fields of one request that were ignored. Clones share the list.
 #[derive(Clone, Debug, Default)]
@@ -25,7 +25,7 @@ pub(crate) struct Ignored(Arc<Mutex<List>>);
 #[derive(Debug, Default)]
 struct List {
     names: String,
-    /// Further names, for which there was no room.
+    /// How many further names there are.
     more: usize,
 }
 
@@ -35,7 +35,7 @@ impl Ignored {
         let mut list = self.list();
         let name = printable(path);
         let separator = if list.names.is_empty() { "" } else { ", " };
-        if list.more > 0 || list.names.len() + separator.len() + name.len() > MOST_BYTES {
+        if list.more > 0 || list.names.len() + separator.len() + name.len() > MAX_BYTES {
             list.more += 1;
         } else {
             list.names.push_str(separator);
@@ -43,14 +43,14 @@ impl Ignored {
         }
     }
 
-    /// The header's value: names with commas between them, then how many there are besides. `None` where there are none.
+    /// The header's value: names separated by commas, then the number of further ones. `None` without names.
     pub(crate) fn to_header(&self) -> Option<HeaderValue> {
         let List { names, more } = &*self.list();
         let more = if *more == 0 { String::new() } else { format!(", and {more} more") };
         if names.is_empty() { None } else { HeaderValue::from_str(&format!("{names}{more}")).ok() }
     }
 
-    /// Names them in the head of an answer, if there are any.
+    /// Adds the header to an answer, if there are any.
     pub(crate) fn name_in(&self, mut response: HttpResponse) -> HttpResponse {
         if let Some(value) = self.to_header() {
             response.headers_mut().insert(NAME, value);
@@ -63,11 +63,11 @@ impl Ignored {
     }
 }
 
-/// A name as a header can hold it: other characters than those of paths are percent-encoded, as in a URL.
+/// Percent-encodes all characters that paths do not have.
 fn printable(path: &str) -> String {
     let mut name = String::new();
     for byte in path.bytes() {
-        if name.len() >= MOST_NAME {
+        if name.len() >= MAX_NAME {
             return name + "...";
         }
         if byte.is_ascii_alphanumeric() || b"_-.[]".contains(&byte) {
@@ -99,9 +99,9 @@ mod tests {
     #[test]
     fn the_header_is_bounded_however_many_and_long_the_names_are() {
         let long = "n".repeat(100_000);
-        assert_eq!(header(&[&long]).len(), MOST_NAME + 3);
+        assert_eq!(header(&[&long]).len(), MAX_NAME + 3);
         let names: Vec<String> = (0..100_000).map(|n| format!("field_{n}")).collect();
         let header = header(&names.iter().map(String::as_str).collect::<Vec<_>>());
-        assert!(header.len() < MOST_BYTES + 32 && header.ends_with(" more"), "{header}");
+        assert!(header.len() < MAX_BYTES + 32 && header.ends_with(" more"), "{header}");
     }
 }

@@ -1,83 +1,101 @@
-//! `input` of OpenAI's responses, whose items are flatter than the messages of its chat completions.
-
-use serde_json::Value;
+//! `input` of `/v1/responses`: a text, or items that are flatter than the messages of chat completions.
 
 use super::{
     compat,
-    fields::{Fields, wrong_type},
-    messages::{part_of, take_arguments},
+    field::Modify,
+    field_types::{FieldType, array, either, string},
+    messages::{arguments, content, no_arguments},
+    shape::{object, shape, tagged_shape},
 };
-use crate::{
-    http::field_error::FieldError,
-    text::{Conversation, Message, ToolCall},
-};
+use crate::text::{Arguments, Conversation, Message, ToolCall};
 
-/// Takes `instructions` and `input`.
-pub(crate) fn take_input(fields: &mut Fields) -> Result<Conversation, FieldError> {
-    let instructions: Option<String> = fields.take("instructions")?;
-    let mut messages: Vec<Message> =
-        instructions.into_iter().map(|text| Message::new("system", text)).collect();
-    match fields.require("input")? {
-        Value::String(text) => messages.push(Message::new("user", text)),
-        Value::Array(items) if items.is_empty() => {
-            return Err(FieldError::value("input", "there must be at least one item"));
+tagged_shape! {
+    /// A message, a call that the assistant made, or its result.
+    pub(crate) enum InputItem by "type" or "message" {
+        "message" => Message(InputMessage),
+        "function_call" => Call(InputCall),
+        "function_call_output" => Output(InputCallOutput),
+    }
+}
+
+shape! {
+    /// A message of the conversation.
+    pub(crate) struct InputMessage {
+        /// `system`, `developer`, `user`, `assistant`, or another role that the chat template knows.
+        role: String = string();
+        content: String = content();
+    }
+    accepts compat::ITEM;
+}
+
+shape! {
+    /// A call that the assistant made.
+    pub(crate) struct InputCall {
+        call_id: String = string();
+        name: String = string();
+        /// As the model wrote them, usually the text of a JSON object; an object may be sent as well.
+        arguments: Option<Arguments> = arguments().optional();
+    }
+    accepts compat::ITEM;
+}
+
+shape! {
+    /// The result of a call.
+    pub(crate) struct InputCallOutput {
+        call_id: String = string();
+        output: String = content();
+    }
+    accepts compat::ITEM;
+}
+
+/// A text, or the conversation so far.
+#[derive(Debug)]
+pub(crate) enum Input {
+    Text(String),
+    Items(Vec<InputItem>),
+}
+
+pub(crate) fn input() -> impl FieldType<Value = Input> {
+    let items = array(object::<InputItem>()).items(1..=usize::MAX);
+    either(string().map(Input::Text), items.map(Input::Items))
+        .named("Input", "A text, or the conversation so far.")
+}
+
+impl Input {
+    /// The conversation, with `instructions` as its first message.
+    pub(crate) fn conversation(self, instructions: Option<String>) -> Conversation {
+        let mut messages: Vec<Message> =
+            instructions.into_iter().map(|text| Message::new("system", text)).collect();
+        match self {
+            Self::Text(text) => messages.push(Message::new("user", text)),
+            Self::Items(items) => items.into_iter().for_each(|item| item.add_to(&mut messages)),
         }
-        Value::Array(items) => {
-            for (place, item) in items.into_iter().enumerate() {
-                take_item(fields.nested(item, &format!("input[{place}]"))?, &mut messages)?;
+        messages.into()
+    }
+}
+
+impl InputItem {
+    fn add_to(self, messages: &mut Vec<Message>) {
+        match self {
+            Self::Message(InputMessage { role, content }) => messages.push(Message::new(role, content)),
+            Self::Call(InputCall { call_id, name, arguments }) => {
+                let arguments = arguments.unwrap_or_else(no_arguments);
+                add_call(messages, ToolCall::new(Some(call_id), name, arguments));
+            }
+            Self::Output(InputCallOutput { call_id, output }) => {
+                let result = Message::new("tool", output);
+                messages.push(Message { tool_call_id: Some(call_id), ..result });
             }
         }
-        other => return Err(wrong_type("input", "a string or an array of items", &other)),
     }
-    Ok(messages.into())
 }
 
-fn take_item(mut item: Fields, messages: &mut Vec<Message>) -> Result<(), FieldError> {
-    let kind: Option<String> = item.take("type")?;
-    match kind.as_deref().unwrap_or("message") {
-        "message" => {
-            messages.push(Message::new(item.require::<String>("role")?, text_of(&mut item, "content")?))
-        }
-        "function_call" => {
-            let id = item.require("call_id")?;
-            let name: String = item.require("name")?;
-            let arguments = take_arguments(&mut item)?;
-            add_call(messages, ToolCall::new(Some(id), name, arguments));
-        }
-        "function_call_output" => {
-            let call: String = item.require("call_id")?;
-            let result = Message::new("tool", text_of(&mut item, "output")?);
-            messages.push(Message { tool_call_id: Some(call), ..result });
-        }
-        other => {
-            let said = format!(
-                "unsupported item type {other:?}; message, function_call and function_call_output are supported"
-            );
-            return Err(FieldError::value(item.path("type"), said));
-        }
-    }
-    item.finish(&[compat::ITEM])?;
-    Ok(())
-}
-
-/// A call belongs to what the assistant said before it.
+/// Adds a call to the assistant's message before it.
 fn add_call(messages: &mut Vec<Message>, call: ToolCall) {
     match messages.last_mut() {
         Some(last) if last.role == "assistant" => last.tool_calls.push(call),
         _ => {
             messages.push(Message { role: "assistant".into(), tool_calls: vec![call], ..Message::default() })
         }
-    }
-}
-
-fn text_of(item: &mut Fields, name: &str) -> Result<String, FieldError> {
-    let path = item.path(name);
-    match item.require(name)? {
-        Value::String(text) => Ok(text),
-        Value::Array(parts) => {
-            let parts = parts.into_iter().enumerate();
-            parts.map(|(place, part)| part_of(item.nested(part, &format!("{path}[{place}]"))?)).collect()
-        }
-        other => Err(wrong_type(&path, "a string or an array of text parts", &other)),
     }
 }

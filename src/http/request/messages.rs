@@ -1,131 +1,161 @@
-//! `messages`: who said what, with contents as strings or arrays of text parts, and with calls of tools and their results.
+//! `messages`: a conversation with contents as strings or arrays of text parts, with tool calls and their results.
 
-use serde_json::{Map, Value};
+use serde_json::Map;
 
 use super::{
     compat,
-    fields::{Fields, wrong_type},
+    field::Modify,
+    field_types::{FieldType, array, either, json_object, one_of, string},
+    location::Location,
+    shape::{object, shape, tagged_shape},
 };
 use crate::{
     http::field_error::FieldError,
     text::{Arguments, Conversation, Message, ToolCall},
 };
 
-/// Takes `messages`.
-pub(crate) fn take_messages(fields: &mut Fields) -> Result<Conversation, FieldError> {
-    let path = fields.path("messages");
-    let items = match fields.require("messages")? {
-        Value::Array(items) => items,
-        other => return Err(wrong_type(&path, "an array of messages", &other)),
-    };
-    if items.is_empty() {
-        return Err(FieldError::value(path, "there must be at least one message"));
+shape! {
+    /// A message of a conversation.
+    pub(crate) struct ChatMessage {
+        /// `system`, `developer`, `user`, `assistant`, `tool`, or another role that the chat template knows.
+        role: String = string();
+        /// May be absent in messages of the assistant and of tools.
+        content: Option<String> = content().optional();
+        /// Calls that the assistant made.
+        tool_calls: Vec<ToolCall> = array(object::<ChatToolCall>().map(ChatToolCall::into_call)).or_empty();
+        /// In a message of the role `tool`: the call that it is the result of.
+        tool_call_id: Option<String> = string().optional();
+        /// The name of the author, or of the function in a message of the role `tool`. Few chat templates use it.
+        name: Option<String> = string().optional();
     }
-    let messages = items.into_iter().enumerate();
-    let messages: Result<Vec<_>, _> =
-        messages.map(|(place, item)| message_of(fields.nested(item, &format!("{path}[{place}]"))?)).collect();
-    Ok(messages?.into())
+    accepts compat::MESSAGE;
 }
 
-fn message_of(mut fields: Fields) -> Result<Message, FieldError> {
-    // Whom a name stands for, the model's chat template decides; most do without.
-    let mut message =
-        Message { role: fields.require("role")?, name: fields.take("name")?, ..Message::default() };
-    match message.role.as_str() {
-        "assistant" => message.tool_calls = take_calls(&mut fields)?,
-        "tool" => message.tool_call_id = fields.take("tool_call_id")?,
-        _ => {}
+shape! {
+    /// A call that the assistant made.
+    pub(crate) struct ChatToolCall {
+        id: Option<String> = string().optional();
+        _kind as "type": Option<()> = function_kind().optional();
+        function: CalledFunction = object();
     }
-    let content: Option<Value> = fields.take("content")?;
-    // An answer may be empty, and a tool may have nothing to say; a question without words is a mistake.
-    let may_be_empty = matches!(message.role.as_str(), "assistant" | "tool");
-    if content.is_none() && !may_be_empty {
-        return Err(FieldError::Missing { param: fields.path("content") });
-    }
-    message.content = content.map(|content| content_of(content, &fields)).transpose()?;
-    fields.finish(&[compat::MESSAGE])?;
-    Ok(message)
+    accepts compat::CALL;
 }
 
-fn content_of(value: Value, message: &Fields) -> Result<String, FieldError> {
-    let path = message.path("content");
-    match value {
-        Value::String(text) => Ok(text),
-        Value::Array(parts) => parts
-            .into_iter()
-            .enumerate()
-            .map(|(place, part)| part_of(message.nested(part, &format!("{path}[{place}]"))?))
-            .collect(),
-        other => Err(wrong_type(&path, "a string or an array of text parts", &other)),
+shape! {
+    /// The function that was called, and its arguments.
+    pub(crate) struct CalledFunction {
+        name: String = string();
+        /// As the model wrote them, usually the text of a JSON object; an object may be sent as well.
+        arguments: Option<Arguments> = arguments().optional();
+    }
+    accepts compat::CALLED_FUNCTION;
+}
+
+tagged_shape! {
+    /// A part of a content; only text is supported.
+    pub(crate) enum ContentPart by "type" {
+        "text" | "input_text" | "output_text" => Text(TextPart),
+        "refusal" => Refusal(RefusalPart),
     }
 }
 
-/// The text of a part, in the spellings of chat completions and of responses.
-pub(crate) fn part_of(mut part: Fields) -> Result<String, FieldError> {
-    let kind: String = part.require("type")?;
-    let text = match kind.as_str() {
-        "text" | "input_text" | "output_text" => part.require("text")?,
-        "refusal" => part.require("refusal")?,
-        _ => {
-            let said = format!(
-                "unsupported part type {kind:?}; only text is supported (\"text\", \"input_text\", \"output_text\" and \
-                 \"refusal\")"
-            );
-            return Err(FieldError::value(part.path("type"), said));
+shape! {
+    /// A text.
+    pub(crate) struct TextPart {
+        text: String = string();
+    }
+    accepts compat::PART;
+}
+
+shape! {
+    /// A text in which the model refused to answer.
+    pub(crate) struct RefusalPart {
+        refusal: String = string();
+    }
+    accepts compat::PART;
+}
+
+/// A conversation of at least one message.
+pub(crate) fn messages() -> impl FieldType<Value = Conversation> {
+    array(object::<ChatMessage>().try_map(ChatMessage::into_message))
+        .items(1..=usize::MAX)
+        .map(Conversation::from)
+}
+
+/// A text, or an array of its parts.
+pub(super) fn content() -> impl FieldType<Value = String> {
+    either(string(), array(object::<ContentPart>().map(ContentPart::into_text)).map(|parts| parts.concat()))
+        .named("Content", "A text, or an array of its parts.")
+}
+
+/// OpenAI sends arguments as the text of an object. Any text is accepted: a model may write invalid JSON, and clients send
+/// back what they received.
+pub(super) fn arguments() -> impl FieldType<Value = Arguments> {
+    either(string().map(written_arguments), json_object().map(Arguments::Object))
+}
+
+fn written_arguments(text: String) -> Arguments {
+    if text.trim().is_empty() { no_arguments() } else { Arguments::Written(text) }
+}
+
+pub(super) fn no_arguments() -> Arguments {
+    Arguments::Object(Map::new())
+}
+
+/// The `type` of tools and calls.
+pub(super) const fn function_kind() -> impl FieldType<Value = ()> {
+    one_of(&[("function", ())])
+}
+
+impl ChatMessage {
+    fn into_message(self, at: &Location) -> Result<Message, FieldError> {
+        let Self { role, content, mut tool_calls, mut tool_call_id, name } = self;
+        if role != "assistant" && !tool_calls.is_empty() {
+            let instead = " or send []; only messages of the assistant have calls";
+            unsupported(&at.field("tool_calls"), instead)?;
+            tool_calls.clear();
         }
-    };
-    part.finish(&[compat::PART])?;
-    Ok(text)
-}
-
-fn take_calls(fields: &mut Fields) -> Result<Vec<ToolCall>, FieldError> {
-    let path = fields.path("tool_calls");
-    let calls: Vec<Value> = fields.take("tool_calls")?.unwrap_or_default();
-    let calls = calls.into_iter().enumerate();
-    calls.map(|(place, call)| call_of(fields.nested(call, &format!("{path}[{place}]"))?)).collect()
-}
-
-fn call_of(mut call: Fields) -> Result<ToolCall, FieldError> {
-    let id: Option<String> = call.take("id")?;
-    let kind: Option<String> = call.take("type")?;
-    check_kind(kind.as_deref().unwrap_or("function"), &call.path("type"))?;
-    let mut function = call.require_nested("function")?;
-    let name: String = function.require("name")?;
-    let arguments = take_arguments(&mut function)?;
-    function.finish(&[compat::CALLED_FUNCTION])?;
-    call.finish(&[compat::CALL])?;
-    Ok(ToolCall::new(id, name, arguments))
-}
-
-/// Takes the `arguments` of a call. OpenAI writes them as the text of an object; any text is accepted, because a model may
-/// have written any, and what eka sent comes back with the next request.
-pub(crate) fn take_arguments(fields: &mut Fields) -> Result<Arguments, FieldError> {
-    match fields.take("arguments")? {
-        None => Ok(Arguments::Object(Map::new())),
-        Some(Value::Object(arguments)) => Ok(Arguments::Object(arguments)),
-        Some(Value::String(text)) if text.trim().is_empty() => Ok(Arguments::Object(Map::new())),
-        Some(Value::String(text)) => Ok(Arguments::Written(text)),
-        Some(other) => Err(wrong_type(&fields.path("arguments"), "the text of a JSON object", &other)),
+        if role != "tool" && tool_call_id.take().is_some() {
+            unsupported(&at.field("tool_call_id"), "; only messages of the role tool have one")?;
+        }
+        let may_be_empty = matches!(role.as_str(), "assistant" | "tool");
+        if content.is_none() && !may_be_empty {
+            return Err(at.field("content").missing());
+        }
+        Ok(Message { role, content, tool_calls, tool_call_id, name })
     }
 }
 
-/// Tools and calls are of functions alone.
-pub(crate) fn check_kind(kind: &str, path: &str) -> Result<(), FieldError> {
-    if kind == "function" {
-        return Ok(());
+fn unsupported(at: &Location, instead: &str) -> Result<(), FieldError> {
+    at.refuse(FieldError::Unsupported { param: at.path().to_owned(), instead: instead.to_owned() })
+}
+
+impl ChatToolCall {
+    fn into_call(self) -> ToolCall {
+        let CalledFunction { name, arguments } = self.function;
+        ToolCall::new(self.id, name, arguments.unwrap_or_else(no_arguments))
     }
-    Err(FieldError::value(path, format!("unsupported tool type {kind:?}; only \"function\" is supported")))
+}
+
+impl ContentPart {
+    fn into_text(self) -> String {
+        match self {
+            Self::Text(part) => part.text,
+            Self::Refusal(part) => part.refusal,
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
+    use crate::http::request::fields::Fields;
 
-    fn take(messages: Value) -> Result<Conversation, FieldError> {
-        let body = json!({ "messages": messages }).to_string();
-        take_messages(&mut Fields::parse(body.as_bytes()).unwrap())
+    fn take(conversation: Value) -> Result<Conversation, FieldError> {
+        let body = json!({ "messages": conversation }).to_string();
+        Fields::parse(body.as_bytes()).unwrap().take("messages", messages())
     }
 
     #[test]

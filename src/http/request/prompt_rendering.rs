@@ -1,4 +1,4 @@
-//! Renders conversations to prompts in the sandbox, because a chat template is a program from the model's folder.
+//! Renders conversations to prompts in the sandbox: a chat template is an untrusted program from the model's folder.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use crate::{
     text::{Conversation, Text},
 };
 
-/// The prompt of a conversation, up to the model's next message.
+/// The prompt of a conversation, up to the assistant's next message.
 pub(crate) async fn render(
     state: &AppState,
     text: &Arc<Text>,

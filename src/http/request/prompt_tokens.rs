@@ -1,4 +1,4 @@
-//! Tokenizes texts: on another thread where that takes long, and not at all where a text cannot fit.
+//! Tokenizes prompts, long ones on another thread. Texts that cannot fit are refused first.
 
 use std::sync::Arc;
 
@@ -8,12 +8,12 @@ use crate::{
     units::Tokens,
 };
 
-/// Who puts special tokens around a text.
+/// Where special tokens come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Special {
-    /// The tokenizer.
+    /// The tokenizer adds them.
     Added,
-    /// The text's author, such as a chat template.
+    /// The text has them, as that of a chat template.
     Written,
 }
 
@@ -24,7 +24,10 @@ pub(crate) struct Untokenized {
     pub(crate) special: Special,
 }
 
-/// The tokens of a prompt. One that the context cannot hold is refused before it is tokenized, where that can be known.
+/// The tokens of a prompt.
+///
+/// # Errors
+/// If the prompt does not fit the context; where possible, before it is tokenized.
 pub(crate) async fn tokenize(
     state: &AppState,
     text: &Arc<Text>,
@@ -33,7 +36,7 @@ pub(crate) async fn tokenize(
     tokenize_within(state, text, prompt, state.context_length(text)).await
 }
 
-/// As [`tokenize`], of a text that has `most` tokens at most.
+/// As [`tokenize`], with a limit of `most` tokens.
 pub(crate) async fn tokenize_within(
     state: &AppState,
     text: &Arc<Text>,

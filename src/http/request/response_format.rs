@@ -1,4 +1,4 @@
-//! The form that an answer must have: OpenAI's `response_format`, and three fields that say the same with less around it.
+//! The form that an answer must have: OpenAI's `response_format`, and three shorter fields.
 //!
 //! | field | |
 //! |---|---|
@@ -7,135 +7,164 @@
 //! | `grammar` | a grammar in Lark's syntax, from `start` |
 //! | `regex` | a regular expression that matches the whole answer |
 //!
-//! At most one of them. A form is always kept to the letter, so `strict` asks for nothing more; what cannot be kept is
-//! refused, not ignored. Only an answer that runs into its number of tokens is cut before it has its form, and its
-//! `finish_reason` says so.
+//! At most one of them. The answer always matches, so `strict` changes nothing; a schema that cannot be enforced is refused.
+//! Only an answer that reaches its token limit may end before it matches; its `finish_reason` is then `length`.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use super::fields::{Fields, wrong_type};
+use super::{
+    compat,
+    field::Modify,
+    field_types::{json_object, string},
+    shape::{object, shape, tagged_shape},
+};
 use crate::{http::field_error::FieldError, job::Constraint};
 
-/// The form that an answer must have.
+shape! {
+    /// Fields for the form of the answer. They are mutually exclusive.
+    pub(crate) struct FormatFields {
+        /// The form of the answer, as OpenAI describes it.
+        response_format: Option<ResponseFormat> = object().optional();
+        /// A JSON schema that the answer must match.
+        json_schema: Option<Map<String, Value>> = json_object().optional();
+        /// A grammar in Lark's syntax that the answer must match, from `start`.
+        grammar: Option<String> = string().optional().unset_at("\"\"");
+        /// A regular expression that must match the whole answer.
+        regex: Option<String> = string().optional();
+    }
+}
+
+tagged_shape! {
+    /// OpenAI's `response_format`.
+    pub(crate) enum ResponseFormat by "type" {
+        "text" => Text(AnyText),
+        "json_object" => JsonObject(AnyObject),
+        "json_schema" => JsonSchema(SchemaFormat),
+    }
+}
+
+tagged_shape! {
+    /// The form of the answer, as `/v1/responses` describes it.
+    pub(crate) enum TextFormat by "type" {
+        "text" => Text(AnyText),
+        "json_object" => JsonObject(AnyObject),
+        "json_schema" => JsonSchema(NamedSchema),
+    }
+}
+
+shape! {
+    /// Any text.
+    pub(crate) struct AnyText {}
+}
+
+shape! {
+    /// A JSON object.
+    pub(crate) struct AnyObject {}
+}
+
+shape! {
+    /// JSON that matches a schema.
+    pub(crate) struct SchemaFormat {
+        json_schema: NamedSchema = object();
+    }
+}
+
+shape! {
+    /// A JSON schema with a name.
+    pub(crate) struct NamedSchema {
+        /// The schema; it is always enforced, whatever `strict` is.
+        schema: Map<String, Value> = json_object();
+    }
+    accepts compat::NAMED_SCHEMA;
+}
+
+/// A constraint on the answer, and the field that it came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Form {
+pub(crate) struct OutputConstraint {
     pub(crate) constraint: Constraint,
-    /// The field that asked for it.
+    /// The field of the request.
     pub(crate) param: String,
-    /// Of a form that is made of several fields, those that may be at fault and what each asks for. Such an answer may be text
-    /// as well.
+    /// The parts of a constraint that is made of several fields, each with its field, to find the one that is wrong. The
+    /// answer may then be plain text as well.
     pub(crate) parts: Vec<(String, Constraint)>,
 }
 
-impl Form {
-    /// Takes the fields that ask for a form.
-    pub(crate) fn take(fields: &mut Fields) -> Result<Option<Self>, FieldError> {
-        let format = fields.take::<Value>("response_format")?.map(|format| format_of(format, fields));
-        let schema = fields.take::<Value>("json_schema")?;
-        let asked = [
-            ("response_format", format.transpose()?.flatten()),
-            ("json_schema", schema.map(|schema| schema_of(&schema, "json_schema")).transpose()?),
-            // llama-server's clients send "" for no grammar.
-            (
-                "grammar",
-                fields.take("grammar")?.filter(|text: &String| !text.is_empty()).map(Constraint::Lark),
-            ),
-            ("regex", fields.take("regex")?.map(Constraint::Regex)),
+impl FormatFields {
+    /// The constraint of these fields or of `text_format`, the same in `/v1/responses`.
+    pub(crate) fn constraint(
+        self,
+        text_format: Option<TextFormat>,
+    ) -> Result<Option<OutputConstraint>, FieldError> {
+        let candidates = [
+            ("response_format", self.response_format.and_then(ResponseFormat::constraint)),
+            ("json_schema", self.json_schema.map(schema)),
+            ("grammar", self.grammar.map(Constraint::Lark)),
+            ("regex", self.regex.map(Constraint::Regex)),
+            ("text.format", text_format.and_then(TextFormat::constraint)),
         ];
-        let mut forms = asked.into_iter().filter_map(|(param, constraint)| Some((param, constraint?)));
-        let Some((param, constraint)) = forms.next() else { return Ok(None) };
-        match forms.next() {
-            Some((other, _)) => {
-                Err(FieldError::value(other, format!("is given together with {param}; send one of them")))
-            }
-            None => Ok(Some(Self { constraint, param: param.into(), parts: Vec::new() })),
+        let mut given = candidates.into_iter().filter_map(|(param, constraint)| Some((param, constraint?)));
+        let Some((param, constraint)) = given.next() else { return Ok(None) };
+        match given.next() {
+            Some((other, _)) => Err(FieldError::conflict(other, param)),
+            None => Ok(Some(OutputConstraint { constraint, param: param.into(), parts: Vec::new() })),
         }
     }
+}
 
-    /// Takes `format`, OpenAI's newer spelling: the schema stands beside its name.
-    pub(crate) fn take_flat(fields: &mut Fields) -> Result<Option<Self>, FieldError> {
-        let Some(format) = fields.take::<Value>("format")? else { return Ok(None) };
-        let param = fields.path("format");
-        let mut format = fields.nested(format, &param)?;
-        let constraint = constraint_of(&mut format, take_schema)?;
-        format.finish(&[])?;
-        Ok(constraint.map(|constraint| Self { constraint, param, parts: Vec::new() }))
+impl ResponseFormat {
+    fn constraint(self) -> Option<Constraint> {
+        match self {
+            Self::Text(AnyText {}) => None,
+            Self::JsonObject(AnyObject {}) => Some(any_object()),
+            Self::JsonSchema(format) => Some(schema(format.json_schema.schema)),
+        }
     }
+}
 
-    /// Checks that nothing else asks for an end of the answer, in the order `stop`, `stop_token_ids`, `ignore_eos`: it
-    /// would come before the form is complete, or not when it is.
-    pub(crate) fn check_ends(&self, fields: &Fields, asked: [bool; 3]) -> Result<(), FieldError> {
+impl TextFormat {
+    fn constraint(self) -> Option<Constraint> {
+        match self {
+            Self::Text(AnyText {}) => None,
+            Self::JsonObject(AnyObject {}) => Some(any_object()),
+            Self::JsonSchema(named) => Some(schema(named.schema)),
+        }
+    }
+}
+
+fn any_object() -> Constraint {
+    Constraint::Schema(json!({ "type": "object" }).to_string())
+}
+
+fn schema(schema: Map<String, Value>) -> Constraint {
+    Constraint::Schema(Value::Object(schema).to_string())
+}
+
+impl OutputConstraint {
+    /// Checks that no other field ends the answer. `ends` is whether `stop`, `stop_token_ids` and `ignore_eos` were sent:
+    /// the answer would end before it matches, or not when it does.
+    pub(crate) fn check_ends(&self, ends: [bool; 3]) -> Result<(), FieldError> {
         let names = ["stop", "stop_token_ids", "ignore_eos"];
-        match names.iter().zip(asked).find(|(_, asked)| *asked) {
+        match names.into_iter().zip(ends).find(|(_, is_sent)| *is_sent) {
             None => Ok(()),
             Some((name, _)) => {
-                let said = format!(
-                    "is given together with {}, which alone says where the answer ends; leave one of them out",
+                let message = format!(
+                    "cannot be combined with {}, which determines where the answer ends; leave one of them out",
                     self.param
                 );
-                Err(FieldError::value(fields.path(name), said))
+                Err(FieldError::value(name, message))
             }
         }
-    }
-}
-
-fn format_of(format: Value, fields: &Fields) -> Result<Option<Constraint>, FieldError> {
-    let mut format = fields.nested(format, &fields.path("response_format"))?;
-    let constraint = constraint_of(&mut format, named_schema)?;
-    format.finish(&[])?;
-    Ok(constraint)
-}
-
-/// Takes a format's type and, with `take_schema`, what belongs to a schema.
-fn constraint_of(
-    format: &mut Fields,
-    take_schema: fn(&mut Fields) -> Result<Constraint, FieldError>,
-) -> Result<Option<Constraint>, FieldError> {
-    let kind: String = format.require("type")?;
-    match kind.as_str() {
-        "text" => Ok(None),
-        "json_object" => Ok(Some(Constraint::Schema(json!({ "type": "object" }).to_string()))),
-        "json_schema" => take_schema(format).map(Some),
-        other => {
-            let said = format!(
-                "{other:?} is not a format that eka knows; it knows text, json_object and json_schema"
-            );
-            Err(FieldError::value(format.path("type"), said))
-        }
-    }
-}
-
-/// OpenAI's envelope of a schema. Name and description are for models that are told them, which no chat template does.
-fn named_schema(format: &mut Fields) -> Result<Constraint, FieldError> {
-    let mut named = format.require_nested("json_schema")?;
-    let constraint = take_schema(&mut named)?;
-    named.finish(&[])?;
-    Ok(constraint)
-}
-
-fn take_schema(named: &mut Fields) -> Result<Constraint, FieldError> {
-    let (_name, _description) = (named.take::<String>("name")?, named.take::<String>("description")?);
-    let _strict: Option<bool> = named.take("strict")?;
-    schema_of(&named.require("schema")?, &named.path("schema"))
-}
-
-fn schema_of(schema: &Value, path: &str) -> Result<Constraint, FieldError> {
-    if schema.is_object() {
-        Ok(Constraint::Schema(schema.to_string()))
-    } else {
-        Err(wrong_type(path, "a JSON schema, which is an object", schema))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::request::{fields::Fields, shape::ReadObject};
 
-    fn form(body: &Value) -> Result<Option<Form>, FieldError> {
-        let mut fields = Fields::parse(body.to_string().as_bytes()).unwrap();
-        let form = Form::take(&mut fields)?;
-        fields.finish(&[])?;
-        Ok(form)
+    fn constraint(body: &Value) -> Result<Option<OutputConstraint>, FieldError> {
+        let fields = Fields::parse(body.to_string().as_bytes()).unwrap();
+        FormatFields::read(fields)?.constraint(None)
     }
 
     #[test]
@@ -143,28 +172,28 @@ mod tests {
         let schema = json!({ "type": "object", "properties": { "b": {}, "a": {} } });
         let named = json!({ "name": "n", "description": "d", "strict": true, "schema": schema });
         let format = json!({ "response_format": { "type": "json_schema", "json_schema": named } });
-        let Form { constraint, param, .. } = form(&format).unwrap().unwrap();
+        let OutputConstraint { constraint: from_envelope, param, .. } = constraint(&format).unwrap().unwrap();
         assert_eq!(
-            (&constraint, param.as_str()),
+            (&from_envelope, param.as_str()),
             (&Constraint::Schema(schema.to_string()), "response_format")
         );
-        let bare = form(&json!({ "json_schema": schema })).unwrap().unwrap();
+        let bare = constraint(&json!({ "json_schema": schema })).unwrap().unwrap();
         assert_eq!(
             (bare.constraint, bare.param.as_str()),
-            (constraint, "json_schema"),
+            (from_envelope, "json_schema"),
             "the order of names is kept"
         );
     }
 
     #[test]
-    fn text_asks_for_nothing() {
+    fn text_is_no_constraint() {
         for body in [
             json!({}),
             json!({ "response_format": { "type": "text" } }),
             json!({ "regex": null }),
             json!({ "grammar": "" }),
         ] {
-            assert_eq!(form(&body).unwrap(), None);
+            assert_eq!(constraint(&body).unwrap(), None);
         }
     }
 
@@ -192,7 +221,7 @@ mod tests {
             (json!({ "regex": "a", "grammar": "start: \"a\"" }), "regex", "invalid_value"),
             (json!({ "json_schema": true }), "json_schema", "invalid_type"),
         ] {
-            let error = form(&body).unwrap_err();
+            let error = constraint(&body).unwrap_err();
             assert_eq!((error.param(), error.code()), (param, code), "{error}");
         }
     }

@@ -1,7 +1,7 @@
-//! JSON objects in which no name comes twice.
+//! JSON objects with unique names.
 //!
-//! `serde_json` keeps the last of two, other readers the first: whoever checks a request on its way here may have seen
-//! another one than we do. So it is refused. How deep it may be nested, `serde_json` limits to 128.
+//! Of two fields with the same name, `serde_json` keeps the last and other readers keep the first: a proxy that checks
+//! requests may have read another value than eka does. Such objects are refused. `serde_json` limits the nesting to 128.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ use serde_json::{Map, Number, Value};
 /// Reads an object.
 ///
 /// # Errors
-/// When `body` is no JSON object, or a name in it or within it comes twice.
+/// When `body` is not a JSON object, or an object has the same name twice, at any depth.
 pub(crate) fn object(body: &[u8]) -> Result<Map<String, Value>, serde_json::Error> {
     let mut json = serde_json::Deserializer::from_slice(body);
     let object = json.deserialize_map(Object)?;
@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_that_comes_twice_is_refused_however_deep() {
+    fn a_repeated_name_is_refused_at_any_depth() {
         for twice in [r#"{"a": 1, "a": 1}"#, r#"{"b": [{"a": 1, "\u0061": 2}]}"#] {
             let message = object(twice.as_bytes()).unwrap_err().to_string();
             assert!(message.starts_with("\"a\" comes twice"), "{message}");
@@ -119,7 +119,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_it_reads_is_what_serde_json_reads(
+        fn it_reads_the_same_as_serde_json(
             text in r#"\{"a": (null|true|-?[0-9]{1,25}|[0-9]\.[0-9]{1,20}e[0-9]|"[a-z\u0900-\u097f]*"|\[[0-9](, [0-9]){0,3}\]|\{"b": \{\}\})\}"#
         ) {
             let theirs: Option<Map<String, Value>> = serde_json::from_str(&text).ok();

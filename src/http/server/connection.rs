@@ -1,19 +1,17 @@
-//! A connection as actix-web sees it: what is read and written passes here, and four things are made good on the way.
+//! Wraps a connection below actix-web and adds four things.
 //!
-//! **Refusals get words.** A request that breaks HTTP itself, that is too large in its head or too slow with it, is refused
-//! by actix-web below every hook that it offers, with an empty body. Such an answer is known by its form: it is the last of
-//! its connection, and of all answers it alone has nothing in its head but a length of zero, the date and the word `close`;
-//! `headers` sees to it that ours have more. It is replaced as it is written. What was wrong, `refusal` finds out from what was
-//! read, and that only explains: what is refused, actix-web alone decides, so there is no second reader of HTTP to smuggle
-//! anything past.
+//! **Error bodies.** actix-web refuses malformed HTTP, and heads that are too large or too slow, below every hook that it
+//! offers and with an empty body. Such an answer is the last of its connection and has no other headers than
+//! `content-length: 0`, `date` and `connection: close`; all of ours have more (`middleware::headers`). It is replaced while it
+//! is written, with an explanation from [`malformed`]. actix-web alone decides what is refused, so there is no second HTTP
+//! parser that could disagree with it.
 //!
-//! **Clients who stop reading are left.** actix-web waits for ever for a client to take what it is sent.
+//! **A write timeout.** actix-web waits forever for a client that does not read its answer.
 //!
-//! **So are those who never finish a request.** actix-web bounds the time of a connection's first head; whoever had sent one
-//! good request could take for ever over the second.
+//! **A timeout for every request head.** actix-web limits the time of the first one only.
 //!
-//! **An idle connection makes room for a new one.** What its client does is noted in its [`Place`], and when that is
-//! cancelled, the connection ends as if its client had closed it.
+//! **Closing idle connections.** Each connection reports its phase to [`connections`](crate::http::connections), which may
+//! ask it to close in favor of a new one.
 
 use std::{
     io, mem,
@@ -37,26 +35,26 @@ use super::{
 };
 use crate::{
     http::{
-        connections::{Phase, Place},
+        connections::{ConnectionHandle, Phase},
         middleware::{access_log, request_id::RequestId},
     },
     metrics::Metrics,
 };
 
-/// Longer heads of answers are none of actix-web's refusals.
+/// Most bytes in the head of a refusal by actix-web.
 const LONGEST_REFUSAL: usize = 256;
 
-/// What asks a client for a body that it holds back; the answer is yet to come.
+/// Not yet the answer: asks a client for a body that it holds back.
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
-/// How long a client may take for what.
+/// How long to wait for a client.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Patience {
-    /// To take something of what it is sent.
-    pub(crate) read: Duration,
-    /// To send the rest of a head.
+pub(crate) struct Timeouts {
+    /// To read part of its answer.
+    pub(crate) write: Duration,
+    /// To send the rest of a request head.
     pub(crate) head: Duration,
-    /// To send or be sent anything at all; longer than actix-web waits for the next request, and than a stream is silent.
+    /// To send or receive anything; longer than the keep-alive timeout and the heartbeat interval.
     pub(crate) idle: Duration,
 }
 
@@ -64,166 +62,166 @@ pub(crate) struct Patience {
 #[derive(Clone)]
 pub(crate) struct Shared {
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) patience: Patience,
+    pub(crate) timeouts: Timeouts,
     pub(crate) turns: ReadTurns,
 }
 
-/// Where a client is with its next request, as far as that shows without reading it.
+/// The state of the next request, without parsing it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Turn {
-    /// Nothing of it has come.
-    Awaited,
-    /// Its head has begun, and its last line has so many characters.
+enum RequestState {
+    /// Nothing has arrived.
+    Idle,
+    /// Part of the head has arrived; `last_line` is the length of its last line.
     Head { last_line: usize },
-    /// Its head is there. Whatever comes now, an answer is due.
+    /// The head is complete, and an answer is due.
     Answering,
-    /// It is not waited for any more.
-    Over,
+    /// No further request is accepted.
+    Closed,
 }
 
-impl Turn {
-    /// After `bytes` have come.
+impl RequestState {
+    /// The state after `bytes` have arrived.
     fn after(self, bytes: &[u8]) -> Self {
-        // A body has megabytes, of which none says more.
-        if matches!(self, Self::Answering | Self::Over) {
+        // Bodies may have megabytes, which do not change the state.
+        if matches!(self, Self::Answering | Self::Closed) {
             return self;
         }
-        bytes.iter().fold(self, |turn, byte| match (turn, byte) {
-            (Self::Awaited, b'\r' | b'\n') | (Self::Head { .. }, b'\r') => turn,
-            (Self::Awaited, _) => Self::Head { last_line: 1 },
+        bytes.iter().fold(self, |state, byte| match (state, byte) {
+            (Self::Idle, b'\r' | b'\n') | (Self::Head { .. }, b'\r') => state,
+            (Self::Idle, _) => Self::Head { last_line: 1 },
             (Self::Head { last_line: 0 }, b'\n') => Self::Answering,
             (Self::Head { .. }, b'\n') => Self::Head { last_line: 0 },
             (Self::Head { last_line }, _) => Self::Head { last_line: last_line + 1 },
-            (Self::Answering | Self::Over, _) => turn,
+            (Self::Answering | Self::Closed, _) => state,
         })
     }
 }
 
-/// A connection.
+/// A client connection.
 pub(crate) struct Connection<T> {
     io: T,
     peer: Option<SocketAddr>,
     metrics: Arc<Metrics>,
-    /// What was read since something was last written, as far as it is looked at.
-    heard: Vec<u8>,
-    /// What was taken and is not written yet: the rest of a refusal's words.
-    owed: Vec<u8>,
-    turn: Turn,
-    patience: Patience,
-    /// Runs while the client takes nothing.
-    stalled: Option<Pin<Box<Sleep>>>,
+    /// The first bytes read since the last write, for explaining a refusal.
+    received: Vec<u8>,
+    /// Bytes of an error body that are not written yet.
+    unwritten: Vec<u8>,
+    request: RequestState,
+    timeouts: Timeouts,
+    /// Runs while the client reads nothing.
+    write_timer: Option<Pin<Box<Sleep>>>,
     reader: Reader,
-    /// Runs while it is its turn.
-    awaited: Option<Pin<Box<Sleep>>>,
-    place: Place,
-    /// Completes when it must make room for a new connection.
+    /// Runs while the client has to send something.
+    read_timer: Option<Pin<Box<Sleep>>>,
+    handle: ConnectionHandle,
+    /// Completes when the connection has to close for a new one.
     closing: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 impl<T> Connection<T> {
-    pub(crate) fn new(io: T, peer: Option<SocketAddr>, shared: Shared, place: Place) -> Self {
-        let Shared { metrics, patience, turns } = shared;
-        place.turn_to(Phase::Idle);
-        let closing = Box::pin(place.closing().clone().cancelled_owned());
-        let (heard, owed, turn) = (Vec::new(), Vec::new(), Turn::Awaited);
+    pub(crate) fn new(io: T, peer: Option<SocketAddr>, shared: Shared, handle: ConnectionHandle) -> Self {
+        let Shared { metrics, timeouts, turns } = shared;
+        handle.set_phase(Phase::Idle);
+        let closing = Box::pin(handle.closing().clone().cancelled_owned());
+        let (received, unwritten, request) = (Vec::new(), Vec::new(), RequestState::Idle);
         Self {
             io,
             peer,
             metrics,
-            heard,
-            owed,
-            turn,
-            patience,
-            stalled: None,
+            received,
+            unwritten,
+            request,
+            timeouts,
+            write_timer: None,
             reader: Reader::new(turns),
-            awaited: None,
-            place,
+            read_timer: None,
+            handle,
             closing,
         }
     }
 
-    /// Its place among all connections.
-    pub(crate) const fn place(&self) -> &Place {
-        &self.place
+    /// Its entry in the list of all connections.
+    pub(crate) const fn handle(&self) -> &ConnectionHandle {
+        &self.handle
     }
 
-    /// What is written instead of `refusal`, an answer of actix-web's without a body.
-    fn words(&self, refusal: &str, status: u16) -> Vec<u8> {
-        let error = malformed::error(status, &self.heard);
-        let id = RequestId::made();
-        access_log::refused_unread(&self.metrics, self.peer, &id, &error, !self.heard.is_empty());
-        let body = error.body().to_string();
+    /// `refusal`, an answer of actix-web without a body, with an error body.
+    fn explained(&self, refusal: &str, status: u16) -> Vec<u8> {
+        let error = malformed::error(status, &self.received);
+        let id = RequestId::random();
+        access_log::log_unparsed(&self.metrics, self.peer, &id, &error, !self.received.is_empty());
+        let body = serde_json::to_string(&error.body()).unwrap_or_default();
         let head = refusal.replace("content-length: 0\r\n", &format!("content-length: {}\r\n", body.len()));
-        // After a request that was answered, actix-web closes the connection and does not say so.
+        // actix-web omits this header if an earlier request was answered.
         let head = head.replace("connection: close\r\n", "");
         let head = head.strip_suffix("\r\n").unwrap_or(&head);
-        let more = "connection: close\r\ncontent-type: application/json\r\ncache-control: no-store\r\n\
+        let headers = "connection: close\r\ncontent-type: application/json\r\ncache-control: no-store\r\n\
              x-content-type-options: nosniff\r\n";
-        format!("{head}{more}x-request-id: {}\r\n\r\n{body}", id.as_str()).into_bytes()
+        format!("{head}{headers}x-request-id: {}\r\n\r\n{body}", id.as_str()).into_bytes()
     }
 }
 
 impl<T: AsyncWrite + Unpin> Connection<T> {
-    fn turn_to(&mut self, turn: Turn) {
-        if mem::discriminant(&self.turn) != mem::discriminant(&turn) {
-            self.awaited = None;
-            self.place.turn_to(match turn {
-                Turn::Awaited | Turn::Over => Phase::Idle,
-                Turn::Head { .. } => Phase::Head,
-                Turn::Answering => Phase::Waiting,
+    fn set_request(&mut self, request: RequestState) {
+        if mem::discriminant(&self.request) != mem::discriminant(&request) {
+            self.read_timer = None;
+            self.handle.set_phase(match request {
+                RequestState::Idle | RequestState::Closed => Phase::Idle,
+                RequestState::Head { .. } => Phase::Head,
+                RequestState::Answering => Phase::Waiting,
             });
         }
-        self.turn = turn;
+        self.request = request;
     }
 
-    /// Waits for the client as long as there is patience; then it is as if it had left.
-    fn poll_awaited(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Waits for the client to send something; completes when the connection has to end.
+    fn poll_read_timeout(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.closing.as_mut().poll(cx).is_ready() {
-            self.turn_to(Turn::Over);
+            self.set_request(RequestState::Closed);
             return Poll::Ready(());
         }
-        let patience = match self.turn {
-            Turn::Awaited => self.patience.idle,
-            Turn::Head { .. } => self.patience.head,
-            Turn::Answering => return Poll::Pending,
-            Turn::Over => return Poll::Ready(()),
+        let timeout = match self.request {
+            RequestState::Idle => self.timeouts.idle,
+            RequestState::Head { .. } => self.timeouts.head,
+            RequestState::Answering => return Poll::Pending,
+            RequestState::Closed => return Poll::Ready(()),
         };
-        let awaited = self.awaited.get_or_insert_with(|| Box::pin(sleep(patience)));
-        ready!(awaited.as_mut().poll(cx));
-        if matches!(self.turn, Turn::Head { .. }) {
+        let timer = self.read_timer.get_or_insert_with(|| Box::pin(sleep(timeout)));
+        ready!(timer.as_mut().poll(cx));
+        if matches!(self.request, RequestState::Head { .. }) {
             let date = HttpDate::from(SystemTime::now());
             let refusal =
                 format!("HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\ndate: {date}\r\n\r\n");
-            self.owed = self.words(&refusal, 408);
+            self.unwritten = self.explained(&refusal, 408);
         }
-        self.turn_to(Turn::Over);
+        self.set_request(RequestState::Closed);
         Poll::Ready(())
     }
 
-    /// As the inner one's, but not for ever.
-    fn poll_patiently<R>(
+    /// Polls a write of the inner connection with the write timeout.
+    fn poll_with_timeout<R>(
         &mut self,
         cx: &mut Context<'_>,
         mut poll: impl FnMut(Pin<&mut T>, &mut Context<'_>) -> Poll<io::Result<R>>,
     ) -> Poll<io::Result<R>> {
         if let Poll::Ready(done) = poll(Pin::new(&mut self.io), cx) {
-            self.stalled = None;
+            self.write_timer = None;
             return Poll::Ready(done);
         }
-        let patience = self.patience.read;
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(patience)));
-        ready!(stalled.as_mut().poll(cx));
+        let timeout = self.timeouts.write;
+        let timer = self.write_timer.get_or_insert_with(|| Box::pin(sleep(timeout)));
+        ready!(timer.as_mut().poll(cx));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 
-    fn poll_owed(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.owed.is_empty() {
-            let owed = mem::take(&mut self.owed);
-            let written = self.poll_patiently(cx, |io, cx| io.poll_write(cx, &owed));
-            self.owed = owed;
+    fn poll_unwritten(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.unwritten.is_empty() {
+            let unwritten = mem::take(&mut self.unwritten);
+            let written = self.poll_with_timeout(cx, |io, cx| io.poll_write(cx, &unwritten));
+            self.unwritten = unwritten;
             match ready!(written)? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                written => drop(self.owed.drain(..written)),
+                written => drop(self.unwritten.drain(..written)),
             }
         }
         Poll::Ready(Ok(()))
@@ -237,83 +235,81 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Connection<T> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
-        if self.turn == Turn::Over {
+        if self.request == RequestState::Closed {
             return Poll::Ready(Ok(()));
         }
         if self.reader.poll_turn(cx).is_pending() {
-            return self.poll_awaited(cx).map(Ok);
+            return self.poll_read_timeout(cx).map(Ok);
         }
         match Pin::new(&mut self.io).poll_read(cx, buffer) {
             Poll::Ready(read) => read?,
             Poll::Pending => {
                 self.reader.has_waited();
-                return self.poll_awaited(cx).map(Ok);
+                return self.poll_read_timeout(cx).map(Ok);
             }
         }
         let read = &buffer.filled()[before..];
         self.reader.has_read(read.len());
-        let turn = self.turn.after(read);
-        self.turn_to(turn);
-        let room = malformed::MOST_HEARD.saturating_sub(self.heard.len());
-        self.heard.extend_from_slice(&read[..read.len().min(room)]);
+        let request = self.request.after(read);
+        self.set_request(request);
+        let room = malformed::MOST_EXAMINED.saturating_sub(self.received.len());
+        self.received.extend_from_slice(&read[..read.len().min(room)]);
         Poll::Ready(Ok(()))
     }
 }
 
 impl<T: AsyncWrite + Unpin> AsyncWrite for Connection<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
-        ready!(self.poll_owed(cx))?;
-        if let Some((place, status)) = refusal_in(buffer) {
-            let refusal = String::from_utf8_lossy(&buffer[place..]);
-            self.owed = [&buffer[..place], &self.words(&refusal, status)].concat();
-            // Whoever writes has nothing more to write, and flushes.
-            if let Poll::Ready(Err(error)) = self.poll_owed(cx) {
+        ready!(self.poll_unwritten(cx))?;
+        if let Some((start, status)) = refusal_in(buffer) {
+            let refusal = String::from_utf8_lossy(&buffer[start..]);
+            self.unwritten = [&buffer[..start], &self.explained(&refusal, status)].concat();
+            // actix-web writes nothing more, and flushes.
+            if let Poll::Ready(Err(error)) = self.poll_unwritten(cx) {
                 return Poll::Ready(Err(error));
             }
             return Poll::Ready(Ok(buffer.len()));
         }
-        let written = ready!(self.poll_patiently(cx, |io, cx| io.poll_write(cx, buffer)));
-        if buffer != CONTINUE && self.turn != Turn::Over {
-            // A connection that waits for its next request holds nothing of the last one.
-            self.heard = Vec::new();
-            self.awaited = None;
+        let written = ready!(self.poll_with_timeout(cx, |io, cx| io.poll_write(cx, buffer)));
+        if buffer != CONTINUE && self.request != RequestState::Closed {
+            // An idle connection should not hold a buffer.
+            self.received = Vec::new();
+            self.read_timer = None;
             self.reader.begin_request();
-            self.turn_to(Turn::Awaited);
+            self.set_request(RequestState::Idle);
         }
         Poll::Ready(written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_owed(cx))?;
-        self.poll_patiently(cx, |io, cx| io.poll_flush(cx))
+        ready!(self.poll_unwritten(cx))?;
+        self.poll_with_timeout(cx, |io, cx| io.poll_flush(cx))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_owed(cx))?;
+        ready!(self.poll_unwritten(cx))?;
         Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
 
-/// Where in what is to be written a refusal of actix-web's stands, and its status.
+/// Finds a refusal by actix-web at the end of `written`: where it begins, and its status.
 fn refusal_in(written: &[u8]) -> Option<(usize, u16)> {
     if !written.ends_with(b"\r\n\r\n") {
         return None;
     }
     let from = written.len().saturating_sub(LONGEST_REFUSAL);
-    let place = from + written[from..].windows(7).rposition(|window| window == b"HTTP/1.")?;
-    let head = std::str::from_utf8(&written[place..]).ok()?;
+    let start = from + written[from..].windows(7).rposition(|window| window == b"HTTP/1.")?;
+    let head = std::str::from_utf8(&written[start..]).ok()?;
     let (line, fields) = head.strip_suffix("\r\n\r\n")?.split_once("\r\n")?;
     let status = line.get(9..12)?.parse().ok().filter(|status| malformed::STATUSES.contains(status))?;
     let is_bare = |field: &str| {
         ["content-length: 0", "connection: close"].contains(&field) || field.starts_with("date: ")
     };
-    fields.split("\r\n").all(is_bare).then_some((place, status))
+    fields.split("\r\n").all(is_bare).then_some((start, status))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{future::poll_fn, pin::pin};
-
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
     use super::*;
@@ -328,13 +324,13 @@ mod tests {
         connection_at(io, Connections::new(8).enter())
     }
 
-    fn connection_at<T>(io: T, place: Place) -> Connection<T> {
-        let patience = Patience { read: 60 * SECOND, head: 5 * SECOND, idle: 80 * SECOND };
-        let shared = Shared { metrics: Arc::new(Metrics::new()), patience, turns: ReadTurns::default() };
-        Connection::new(io, None, shared, place)
+    fn connection_at<T>(io: T, handle: ConnectionHandle) -> Connection<T> {
+        let timeouts = Timeouts { write: 60 * SECOND, head: 5 * SECOND, idle: 80 * SECOND };
+        let shared = Shared { metrics: Arc::new(Metrics::new()), timeouts, turns: ReadTurns::default() };
+        Connection::new(io, None, shared, handle)
     }
 
-    /// What the other side gets of `written`, when it has sent `sent`, through a pipe that holds `room` bytes.
+    /// What a client that has sent `sent` receives of `written`, through a pipe that holds `room` bytes.
     async fn passed(sent: &[u8], written: &[u8], room: usize) -> String {
         let (mut client, server) = duplex(room.max(sent.len()));
         client.write_all(sent).await.unwrap();
@@ -352,7 +348,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_refusal_gets_words_whatever_stands_before_it_and_however_little_fits() {
+    async fn a_refusal_gets_an_error_body_after_any_answer_and_with_any_buffer_size() {
         let before = "HTTP/1.1 200 OK\r\ncontent-length: 4\r\nx-request-id: a\r\n\r\nbody";
         for room in [1, 64, 4096] {
             let sent = b"GET / HTTP/1.1\r\nhost: x\r\nnocolon\r\n\r\n";
@@ -369,7 +365,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn everything_else_passes_as_it_is() {
+    async fn other_bytes_pass_unchanged() {
         let ours = REFUSAL.replace("date", "x-request-id: a\r\ndate");
         let quoted = format!("HTTP/1.1 200 OK\r\n\r\n{REFUSAL}more");
         let accepted = REFUSAL.replace("400 Bad Request", "204 No Content");
@@ -379,7 +375,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_that_sends_without_end_waits_for_turns() {
+    async fn a_client_that_sends_endlessly_waits_for_turns() {
         let (mut client, server) = duplex(1 << 20);
         client.write_all(&vec![b'a'; 8 * PIECE]).await.unwrap();
         let mut server = connection(server);
@@ -387,7 +383,7 @@ mod tests {
         let mut piece = vec![0; PIECE];
         server.read_exact(&mut piece).await.unwrap();
         let waits = tokio::time::timeout(SECOND / 10, server.read(&mut piece)).await;
-        waits.expect_err("nothing grants turns");
+        waits.expect_err("no turn is granted yet");
         let read = async {
             for _ in 0..7 {
                 server.read_exact(&mut piece).await.unwrap();
@@ -400,7 +396,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_who_takes_nothing_is_waited_for_and_then_left() {
+    async fn a_client_that_reads_nothing_is_disconnected_after_the_write_timeout() {
         let (mut client, server) = duplex(8);
         let mut server = connection(server);
         let mut taken = [0; 8];
@@ -412,7 +408,7 @@ mod tests {
             tokio::time::Instant::now()
         });
         assert_eq!(written.unwrap_err().kind(), io::ErrorKind::TimedOut);
-        assert_eq!(read.elapsed(), 60 * SECOND, "each that it takes gives it time anew");
+        assert_eq!(read.elapsed(), 60 * SECOND, "each read restarts the timeout");
     }
 
     /// A connection on which one request has been answered.
@@ -427,7 +423,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_idle_connection_ends_when_its_place_is_wanted_and_one_that_is_owed_an_answer_goes_on() {
+    async fn an_idle_connection_closes_for_a_new_one_and_a_busy_one_does_not() {
         let all = Connections::new(2);
         let (mut client, server) = duplex(64);
         let mut busy = connection_at(server, all.enter());
@@ -441,12 +437,12 @@ mod tests {
             sleep(SECOND).await;
             all.enter()
         });
-        assert_eq!((read.unwrap(), begun.elapsed()), (0, SECOND), "not after the 80 s of its patience");
+        assert_eq!((read.unwrap(), begun.elapsed()), (0, SECOND), "before its idle timeout of 80 s");
         tokio::time::timeout(SECOND, busy.read(&mut [0; 64])).await.unwrap_err();
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_dribbles_a_later_head_is_told_and_left() {
+    async fn a_slow_second_head_gets_408_and_the_connection_closes() {
         let (mut client, mut server) = answered().await;
         let begun = tokio::time::Instant::now();
         let dribble = async {
@@ -456,20 +452,20 @@ mod tests {
                 client.write_all(b"x-a: b\r\n").await.unwrap();
             }
         };
-        let hear = async {
+        let receive = async {
             while server.read(&mut [0; 64]).await.unwrap() > 0 {}
             assert_eq!(begun.elapsed(), 5 * SECOND);
-            assert_eq!(server.read(&mut [0; 64]).await.unwrap(), 0, "nor is anything heard any more");
+            assert_eq!(server.read(&mut [0; 64]).await.unwrap(), 0, "nothing more is read");
             server.shutdown().await.unwrap();
         };
-        tokio::join!(dribble, hear);
-        let mut told = String::new();
-        client.read_to_string(&mut told).await.unwrap();
-        assert!(told.starts_with("HTTP/1.1 408 ") && told.contains("head_too_slow"), "{told}");
+        tokio::join!(dribble, receive);
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 408 ") && answer.contains("head_too_slow"), "{answer}");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_sends_nothing_is_left_without_a_word_and_whoever_is_owed_an_answer_is_not() {
+    async fn an_idle_connection_closes_silently_and_a_due_answer_is_awaited() {
         let (mut client, mut server) = answered().await;
         let begun = tokio::time::Instant::now();
         assert_eq!(server.read(&mut [0; 64]).await.unwrap(), 0);

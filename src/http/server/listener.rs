@@ -1,15 +1,15 @@
-//! The server as actix runs it: who accepts a connection, and how long one may take for what.
+//! Accepts connections and passes them to actix-web.
 //!
-//! Put together from the parts that actix-web's `HttpServer` is made of, because that lets nobody stand between itself and
-//! a connection, as `connection` has to.
+//! Assembled from the parts of actix-web's `HttpServer`, which does not allow a wrapper around the connection such as
+//! [`Connection`].
 
 use std::{io, net, time::Duration};
 
 use actix_http::{ConnectionType, HttpMessage, HttpService, Protocol, Request, error::DispatchError};
 use actix_service::{IntoServiceFactory, ServiceFactoryExt, fn_service, map_config};
 use actix_web::{
-    App, Error, ResponseError,
-    dev::{AppConfig, Server},
+    App, Error, HttpRequest, ResponseError,
+    dev::{AppConfig, Server, ServiceRequest},
     error::InternalError,
     middleware::from_fn,
     web,
@@ -19,35 +19,41 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::either::Either;
 
 use super::{
-    connection::{Connection, Patience, Shared},
-    malformed::HEAD_PATIENCE,
+    connection::{Connection, Shared, Timeouts},
+    malformed::HEAD_TIMEOUT,
     read_turns::ReadTurns,
 };
 use crate::http::{
-    connections::{Connections, Place, SPARE},
+    connections::{ConnectionHandle, Connections, SPARE},
+    documents::SharedDocuments,
+    error::ApiError,
     middleware::{
-        access_log, auth,
+        access_log, pipeline,
         request_id::{REQUEST_ID, RequestId},
     },
+    openapi,
     request::body,
-    routes::routes,
+    route, routes,
     state::{AppState, Settings},
 };
 
-/// For the next request on a connection. Proxies give up idle connections after 60 s at most by default; whoever does
-/// so second sends a request into a closing connection, and that should not be them.
-const IDLE_PATIENCE: Duration = Duration::from_secs(75);
+/// Keep-alive timeout. Longer than the 60 s of common proxies: if the server closed first, a proxy could send a request into
+/// a closing connection.
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
 
-/// For a client to close a connection that we have said we close.
-const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
+/// Time for a client to close its side after `Connection: close`.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// For the last bytes of finished answers to leave, at shutdown.
+/// Time to flush finished answers at shutdown.
 const FLUSH_SECONDS: u64 = 2;
 
-/// What is read from and written to. A connection without TLS should not be as large as one with it.
+/// TLS is boxed, because its state is large.
 type Stream = Connection<Either<TcpStream, Box<TlsStream<TcpStream>>>>;
 
 /// The server, which runs while it is awaited. `begin` is called once, on the thread of the handlers.
+///
+/// # Errors
+/// [`io::Error`] when TLS cannot be set up or the listener cannot be used.
 pub(crate) fn listen(
     listener: net::TcpListener,
     state: AppState,
@@ -57,10 +63,10 @@ pub(crate) fn listen(
     let acceptor = tls.map(TlsAcceptor::from);
     let builder = Server::build()
         .workers(1)
-        // Beyond it, connections wait to be accepted; at the limit of the settings, an idle one is closed for each.
+        // Further connections wait to be accepted. From `max_connections` on, each new connection closes an idle one.
         .max_concurrent_connections(state.settings.max_connections.get().saturating_add(SPARE))
         .shutdown_timeout(FLUSH_SECONDS)
-        // Who ends the process decides what a signal means.
+        // The caller handles signals.
         .disable_signals();
     let ending = builder.graceful_shutdown_signal();
     let data = web::Data::new(state);
@@ -70,19 +76,26 @@ pub(crate) fn listen(
         let expecting = data.clone();
         let turns = ReadTurns::default();
         actix_web::rt::spawn(turns.clone().drive());
-        let shared = Shared { metrics: data.metrics.clone(), patience: patience(&data.settings), turns };
+        let shared = Shared { metrics: data.metrics.clone(), timeouts: timeouts(&data.settings), turns };
         let connections = Connections::new(data.settings.max_connections.get());
-        let app = App::new().app_data(data.clone()).wrap(from_fn(auth::pass)).configure(routes);
+        let app = App::new()
+            .app_data(data.clone())
+            .app_data(SharedDocuments::new(&openapi::DOCUMENTS))
+            .wrap(from_fn(|request: ServiceRequest, next| {
+                pipeline::handle(routes::find(request.path()), request, next)
+            }))
+            .configure(|app| route::register(&routes::ROUTES, app))
+            .default_service(web::to(not_found));
         let http = HttpService::build()
-            .client_request_timeout(HEAD_PATIENCE)
-            .client_disconnect_timeout(CLOSE_PATIENCE)
-            .keep_alive(IDLE_PATIENCE)
-            // With the default, a client that leaves during prefill is noticed when we next write (measured: 15 s against
-            // 1 s). We would rather lose clients that close their sending side and still want an answer.
+            .client_request_timeout(HEAD_TIMEOUT)
+            .client_disconnect_timeout(CLOSE_TIMEOUT)
+            .keep_alive(KEEP_ALIVE)
+            // With the default, a disconnect during prefill is noticed at the next write (measured: 15 s against 1 s). The
+            // price is that a client cannot close its sending side before it has the answer.
             .h1_allow_half_closed(false)
             .expect(move |request| std::future::ready(continue_or_refuse(request, &expecting)))
             .on_connect_ext(|connection: &Stream, data| {
-                data.insert(connection.place().clone());
+                data.insert(connection.handle().clone());
             })
             .graceful_shutdown_signal(move || {
                 let ending = ending.clone();
@@ -96,47 +109,51 @@ pub(crate) fn listen(
     Ok(builder.listen("http", listener, service)?.run())
 }
 
-/// Whether a client with `Expect: 100-continue` is asked for its body. By default actix-web always asks, and a client sends
-/// megabytes only to learn that they are too many.
+/// Refuses `Expect: 100-continue` for a body that is too large. By default actix-web accepts all, and clients would send
+/// megabytes only to be refused.
 fn continue_or_refuse(request: Request, state: &AppState) -> Result<Request, Error> {
     let Err(error) = body::check_length(request.headers(), state.settings.body_limit) else {
         return Ok(request);
     };
     let id = RequestId::of(request.headers());
-    access_log::refused_unread(&state.metrics, request.peer_addr(), &id, &error, true);
+    access_log::log_unparsed(&state.metrics, request.peer_addr(), &id, &error, true);
     let mut answer = error.error_response();
     answer.head_mut().set_connection_type(ConnectionType::Close);
     answer.headers_mut().insert(REQUEST_ID, id.to_header());
     Err(InternalError::from_response(error, answer).into())
 }
 
-/// Makes of a client that has come one that can be talked to.
+/// Sets up an accepted connection: socket options, TLS and limits.
 async fn accept(
     io: TcpStream,
     acceptor: Option<TlsAcceptor>,
     shared: Shared,
-    place: Place,
+    handle: ConnectionHandle,
 ) -> Result<(Stream, Protocol, Option<net::SocketAddr>), DispatchError> {
-    // A token is a small write, which Nagle's algorithm would hold back until the one before is acknowledged.
+    // Nagle's algorithm would delay the small write of a token until the previous one is acknowledged.
     io.set_nodelay(true)?;
     let peer = io.peer_addr().ok();
     let io = match acceptor {
         Some(acceptor) => {
-            let shaken = timeout(HEAD_PATIENCE, acceptor.accept(io));
-            let shaken = place.closing().run_until_cancelled(shaken).await;
-            let shaken = shaken.and_then(Result::ok).ok_or(io::ErrorKind::TimedOut);
-            Either::Right(Box::new(shaken.map_err(io::Error::from)??))
+            let handshake = timeout(HEAD_TIMEOUT, acceptor.accept(io));
+            let io = handle.closing().run_until_cancelled(handshake).await;
+            let io = io.and_then(Result::ok).ok_or(io::ErrorKind::TimedOut);
+            Either::Right(Box::new(io.map_err(io::Error::from)??))
         }
         None => Either::Left(io),
     };
-    let connection = Connection::new(io, peer, shared, place);
+    let connection = Connection::new(io, peer, shared, handle);
     Ok((connection, Protocol::Http1, peer))
 }
 
-fn patience(settings: &Settings) -> Patience {
-    Patience {
-        read: settings.read_patience,
-        head: HEAD_PATIENCE,
-        idle: (IDLE_PATIENCE + HEAD_PATIENCE).max(2 * settings.heartbeat),
+fn timeouts(settings: &Settings) -> Timeouts {
+    Timeouts {
+        write: settings.write_timeout,
+        head: HEAD_TIMEOUT,
+        idle: (KEEP_ALIVE + HEAD_TIMEOUT).max(2 * settings.heartbeat),
     }
+}
+
+async fn not_found(request: HttpRequest) -> Result<(), ApiError> {
+    Err(ApiError::NotFound { path: request.path().to_owned() })
 }

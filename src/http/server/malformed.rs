@@ -1,48 +1,49 @@
-//! What is wrong with a request that is no HTTP: words for what actix-web refuses with a bare status.
+//! Explains why actix-web refused a request as malformed.
 //!
-//! By the rules that its decoder has, in the order in which it looks; a fault that is not found here is refused all the
-//! same, and said in general.
+//! actix-web reports a status only, and has no hook for such requests. The rules of its decoder are checked again here, in
+//! the same order, for the error message; a fault that is not found gets a general message.
 
 use std::time::Duration;
 
 use crate::http::error::ApiError;
 
-/// For the head of a request to arrive.
-pub(crate) const HEAD_PATIENCE: Duration = Duration::from_secs(5);
+/// Time for a request head to arrive.
+pub(crate) const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Most of a request that is looked at, to say what is wrong with it.
-pub(crate) const MOST_HEARD: usize = 16 << 10;
+/// Most bytes of a request that are examined.
+pub(crate) const MOST_EXAMINED: usize = 16 << 10;
 
-/// What actix-web refuses without words.
+/// The statuses of such refusals.
 pub(crate) const STATUSES: [u16; 3] = [400, 408, 431];
 
-/// The error that a refusal with this status is, of a request that began with `heard`.
-pub(crate) fn error(status: u16, heard: &[u8]) -> ApiError {
+/// The error for a refusal with this status; `received` is the beginning of the request.
+pub(crate) fn error(status: u16, received: &[u8]) -> ApiError {
     match status {
-        408 => ApiError::HeadTooSlow { limit: HEAD_PATIENCE },
+        408 => ApiError::HeadTooSlow { limit: HEAD_TIMEOUT },
         431 => ApiError::HeadTooLarge,
-        _ => ApiError::NotHttp { problem: problem(heard) },
+        _ => ApiError::NotHttp { problem: problem(received) },
     }
 }
 
-/// What is wrong with the request that begins with `heard`.
-fn problem(heard: &[u8]) -> String {
-    const GENERAL: &str = "it cannot be read as HTTP/1.1";
-    // It came with another one before it, whose answer was written since.
-    if heard.is_empty() {
+/// What is wrong with the request that begins with `received`.
+fn problem(received: &[u8]) -> String {
+    const GENERAL: &str = "cannot be read as HTTP/1.1";
+    // It arrived together with an earlier request, whose answer has cleared the buffer.
+    if received.is_empty() {
         return GENERAL.into();
     }
-    // The type of a handshake, and the first byte of every version of TLS.
-    if heard.starts_with(&[0x16, 3]) {
-        return "it is TLS, and this port speaks HTTP without TLS; ask http://, not https://".into();
+    // A TLS handshake record, of any version.
+    if received.starts_with(&[0x16, 3]) {
+        return "this is TLS, but the port expects plain HTTP; use http:// instead of https://".into();
     }
-    // Of a line that is not there as a whole nothing can be said, but of the first one.
-    let whole = heard.iter().rposition(|byte| *byte == b'\n').filter(|_| heard.len() >= MOST_HEARD);
-    let heard = &heard[..whole.unwrap_or(heard.len())];
-    if heard.len() >= MOST_HEARD {
+    // A truncated line cannot be judged, except the first one.
+    let whole = received.iter().rposition(|byte| *byte == b'\n').filter(|_| received.len() >= MOST_EXAMINED);
+    let received = &received[..whole.unwrap_or(received.len())];
+    if received.len() >= MOST_EXAMINED {
         return TOO_LONG.into();
     }
-    let mut lines = heard.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    let mut lines =
+        received.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
     let first = lines.by_ref().find(|line| !line.is_empty()).unwrap_or_default();
     let rest: Vec<_> = lines.collect();
     let end = rest.iter().position(|line| line.is_empty());
@@ -53,24 +54,25 @@ fn problem(heard: &[u8]) -> String {
     found.unwrap_or_else(|| GENERAL.into())
 }
 
-const TOO_LONG: &str = "its target is longer than a URL may be, or has characters that no URL has";
+const TOO_LONG: &str =
+    "the target is longer than a URL may be, or has characters that are not allowed in URLs";
 
 fn of_first_line(line: &[u8]) -> Option<String> {
     let words: Vec<_> = line.split(|byte| *byte == b' ').collect();
     let [method, target, version] = words[..] else {
         return Some(format!(
-            "its first line begins with {} and is not a method, a target and HTTP/1.1, with one space between",
+            "the first line begins with {}; expected a method, a target and HTTP/1.1, with one space between",
             shown(line)
         ));
     };
     if version == b"HTTP/2.0" {
-        return Some("it is HTTP/2, and this port speaks HTTP/1.1".into());
+        return Some("this is HTTP/2, but the port expects HTTP/1.1".into());
     }
     if ![&b"HTTP/1.1"[..], b"HTTP/1.0"].contains(&version) {
-        return Some(format!("its version is {}; send HTTP/1.1", shown(version)));
+        return Some(format!("the version is {}; expected HTTP/1.1", shown(version)));
     }
     if method.is_empty() || !method.iter().all(|byte| is_of_token(*byte)) {
-        return Some(format!("its method is {}, which is none", shown(method)));
+        return Some(format!("invalid method {}", shown(method)));
     }
     let is_target = |byte: &u8| byte.is_ascii_graphic();
     if target.is_empty() || !target.iter().all(is_target) || target.len() > usize::from(u16::MAX) - 1 {
@@ -81,20 +83,20 @@ fn of_first_line(line: &[u8]) -> Option<String> {
 
 fn of_field(line: &[u8]) -> Option<String> {
     if line.starts_with(b" ") || line.starts_with(b"\t") {
-        return Some("a header line begins with a space: lines are not folded any more".into());
+        return Some("a header line begins with a space; folded header lines are not supported".into());
     }
     let Some(colon) = line.iter().position(|byte| *byte == b':') else {
         return Some(format!("the header line that begins with {} has no colon", shown(line)));
     };
     let (name, value) = (&line[..colon], &line[colon + 1..]);
     if name.is_empty() || !name.iter().all(|byte| is_of_token(*byte)) {
-        return Some(format!("{} before a colon is no name of a header", shown(name)));
+        return Some(format!("{} before a colon is not a valid header name", shown(name)));
     }
     let is_of_value = |byte: &u8| *byte == b'\t' || !byte.is_ascii_control();
     (!value.iter().all(is_of_value)).then(|| format!("the header {} has a control character", shown(name)))
 }
 
-/// What fields say together.
+/// Checks that depend on several headers.
 fn of_fields(first: &[u8], fields: &[&[u8]]) -> Option<String> {
     let values = |wanted: &str| -> Vec<&[u8]> {
         let pairs = fields.iter().filter_map(|line| line.split_at_checked(wanted.len()));
@@ -105,32 +107,34 @@ fn of_fields(first: &[u8], fields: &[&[u8]]) -> Option<String> {
     let is_old = first.ends_with(b"HTTP/1.0");
     let is_counted =
         |length: &[u8]| std::str::from_utf8(length).is_ok_and(|text| text.parse::<u64>().is_ok());
-    let said: &str = match (&lengths[..], &encodings[..], &hosts[..]) {
-        ([_, _, ..], _, _) => "it has Content-Length more than once",
+    let message: &str = match (&lengths[..], &encodings[..], &hosts[..]) {
+        ([_, _, ..], _, _) => "Content-Length is sent more than once",
         ([length], _, _) if length.is_empty() || !length.iter().all(u8::is_ascii_digit) => {
-            return Some(format!("its Content-Length is {}, which is no number of bytes", shown(length)));
+            return Some(format!("Content-Length is {}; expected a number of bytes", shown(length)));
         }
-        (_, [_, _, ..], _) => "it has Transfer-Encoding more than once",
-        (_, [_], _) if is_old => "it is HTTP/1.0, which has no Transfer-Encoding; send HTTP/1.1",
+        (_, [_, _, ..], _) => "Transfer-Encoding is sent more than once",
+        (_, [_], _) if is_old => "Transfer-Encoding is not part of HTTP/1.0; send HTTP/1.1",
         (_, [encoding], _) if !encoding.eq_ignore_ascii_case(b"chunked") => {
-            return Some(format!("its Transfer-Encoding is {}; send \"chunked\"", shown(encoding)));
+            return Some(format!("Transfer-Encoding is {}; expected \"chunked\"", shown(encoding)));
         }
-        ([_], [_], _) => "it has both Content-Length and Transfer-Encoding; send one of them",
-        (_, _, [_, _, ..]) => "it has Host more than once",
-        (_, _, []) if !is_old => "it has no Host",
-        ([], [], _) if is_old && first.starts_with(b"POST ") => "it is HTTP/1.0 and has no Content-Length",
-        ([length], _, _) if !is_counted(length) => "its Content-Length is more than can be counted",
+        ([_], [_], _) => "both Content-Length and Transfer-Encoding are sent; send one of them",
+        (_, _, [_, _, ..]) => "Host is sent more than once",
+        (_, _, []) if !is_old => "Host is missing",
+        ([], [], _) if is_old && first.starts_with(b"POST ") => {
+            "Content-Length is missing, which HTTP/1.0 requires"
+        }
+        ([length], _, _) if !is_counted(length) => "Content-Length is too large",
         _ => return None,
     };
-    Some(said.into())
+    Some(message.into())
 }
 
-/// A character of names and methods.
+/// Whether the byte is allowed in header names and methods.
 fn is_of_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// The beginning of what was sent, such that a person can read it.
+/// The first bytes, escaped.
 fn shown(bytes: &[u8]) -> String {
     const MOST: usize = 24;
     let begin = bytes[..bytes.len().min(MOST)].escape_ascii();
@@ -147,28 +151,31 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_field_is_said() {
+    fn faults_of_headers_are_explained() {
         for (lines, words) in [
             ("badheader", "begins with \"badheader\" has no colon"),
             ("x-folded: a\r\n b", "folded"),
             ("transfer-encoding : chunked", "\"transfer-encoding \" before a colon"),
             (": a", "\"\" before a colon"),
             ("x-bare: a\rb", "\"x-bare\" has a control character"),
-            ("content-length: 5\r\nContent-Length: 5", "Content-Length more than once"),
+            ("content-length: 5\r\nContent-Length: 5", "Content-Length is sent more than once"),
             ("content-length: +5", "Content-Length is \"+5\""),
-            ("content-length: 99999999999999999999", "more than can be counted"),
+            ("content-length: 99999999999999999999", "too large"),
             ("content-length: 5\r\ntransfer-encoding: chunked", "both Content-Length and"),
-            ("transfer-encoding: chunked\r\ntransfer-encoding: chunked", "Transfer-Encoding more than once"),
+            (
+                "transfer-encoding: chunked\r\ntransfer-encoding: chunked",
+                "Transfer-Encoding is sent more than once",
+            ),
             ("transfer-encoding: gzip, chunked", "Transfer-Encoding is \"gzip, chunked\""),
-            ("host: y", "Host more than once"),
+            ("host: y", "Host is sent more than once"),
         ] {
-            let said = of(lines);
-            assert!(said.contains(words), "{lines:?}: {said}");
+            let message = of(lines);
+            assert!(message.contains(words), "{lines:?}: {message}");
         }
     }
 
     #[test]
-    fn what_is_wrong_with_the_first_line_is_said() {
+    fn faults_of_the_first_line_are_explained() {
         for (sent, words) in [
             (&b"POST / x HTTP/1.1\r\n\r\n"[..], "one space between"),
             (b"\x80\x81\x82\r\n\r\n", "one space between"),
@@ -176,32 +183,32 @@ mod tests {
             (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "HTTP/2"),
             (b"P\xc3T / HTTP/1.1\r\n\r\n", "method"),
             (b"GET /\xff HTTP/1.1\r\n\r\n", "target"),
-            (b"GET / HTTP/1.1\r\n\r\n", "no Host"),
-            (b"POST / HTTP/1.0\r\n\r\n", "no Content-Length"),
-            (b"POST / HTTP/1.0\r\ntransfer-encoding: chunked\r\n\r\n", "HTTP/1.0, which has no"),
+            (b"GET / HTTP/1.1\r\n\r\n", "Host is missing"),
+            (b"POST / HTTP/1.0\r\n\r\n", "Content-Length is missing"),
+            (b"POST / HTTP/1.0\r\ntransfer-encoding: chunked\r\n\r\n", "not part of HTTP/1.0"),
             (b"\x16\x03\x01\x02\x00\x01", "TLS"),
             (b"", "cannot be read"),
             (b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\nhello", "cannot be read"),
         ] {
-            let said = problem(sent);
-            assert!(said.contains(words), "{:?}: {said}", String::from_utf8_lossy(sent));
+            let message = problem(sent);
+            assert!(message.contains(words), "{:?}: {message}", String::from_utf8_lossy(sent));
         }
     }
 
     #[test]
-    fn nothing_is_said_of_a_line_that_was_not_heard_to_its_end() {
-        let long = format!("GET /{}", "a".repeat(MOST_HEARD - 5));
+    fn a_truncated_line_is_not_judged() {
+        let long = format!("GET /{}", "a".repeat(MOST_EXAMINED - 5));
         assert!(problem(long.as_bytes()).contains("longer than a URL"));
         let mut many = format!("GET / HTTP/1.1\r\nhost: x\r\n{}", "x-a: b\r\n".repeat(2_500));
-        many.truncate(MOST_HEARD - 2);
+        many.truncate(MOST_EXAMINED - 2);
         many.push_str("\nx");
-        assert_eq!(many.len(), MOST_HEARD);
+        assert_eq!(many.len(), MOST_EXAMINED);
         assert!(problem(many.as_bytes()).contains("cannot be read"), "{}", problem(many.as_bytes()));
     }
 
     #[test]
-    fn what_is_repeated_is_short_and_has_no_line_of_its_own() {
-        let said = of(&format!("x\u{1b}[2J{}", "a".repeat(500)));
-        assert!(said.len() < 120 && !said.contains('\u{1b}'), "{said}");
+    fn quoted_bytes_are_short_and_escaped() {
+        let message = of(&format!("x\u{1b}[2J{}", "a".repeat(500)));
+        assert!(message.len() < 120 && !message.contains('\u{1b}'), "{message}");
     }
 }

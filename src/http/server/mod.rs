@@ -5,4 +5,3 @@ pub(super) mod listener;
 pub(super) mod malformed;
 mod read_turns;
 pub(super) mod serve;
-pub(super) mod tls;

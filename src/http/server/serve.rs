@@ -1,9 +1,9 @@
-//! The server's life: it begins, serves until it shall end, and finishes what it has accepted.
+//! Runs the server until shutdown.
 
 use std::{
     io,
     net::TcpListener,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, LazyLock, Mutex, PoisonError},
 };
 
 use super::listener;
@@ -12,24 +12,23 @@ use crate::{
     sandbox::Sandbox,
 };
 
-/// When a server begins and ends, and what else happens then.
+/// Tasks of the caller that are tied to the life of the server.
 #[derive(Debug)]
 pub struct Life<B, S, F> {
-    /// What runs beside the handlers, on their thread.
+    /// Runs on the thread of the handlers.
     pub beside: B,
-    /// Completes when the server shall end.
+    /// Completes when the server has to shut down.
     pub shutdown: S,
-    /// What is left to do when no answer is due any more. Probes are still answered meanwhile.
+    /// Runs after the last answer. Probes are still answered meanwhile.
     pub finish: F,
 }
 
-/// Serves until `shutdown` completes, then refuses new requests, lets what waits and runs finish within the grace of
-/// the settings, and returns. Probes are answered until the end.
+/// Serves until `shutdown` completes, then refuses new requests, finishes queued and running ones within
+/// [`Settings::grace`](crate::http::Settings::grace), and returns. Probes are answered until the end.
 ///
-/// One thread does all of it, and what runs beside it: a token that is handed from thread to thread waits for a core each
-/// time, and the cores are the worker's. More HTTP threads would not help against a request that holds one for long: a few
-/// such requests hold them all. So nothing that a client sends may take more than a millisecond on it; the table in the
-/// module's documentation says where such work is done instead.
+/// All of it runs on one thread, because a token that passes from thread to thread waits for a core each time, and the
+/// worker uses the cores. More HTTP threads would not protect against slow requests either: a few of them would block all
+/// threads. So longer work runs elsewhere; see the table in the documentation of [`http`](crate::http).
 ///
 /// # Errors
 /// [`io::Error`] when the listener cannot be used.
@@ -40,12 +39,12 @@ where
     F: Future<Output = ()>,
 {
     let Life { beside, shutdown, finish } = life;
-    // Made now, and not by the first request that asks for it.
-    std::thread::spawn(openapi::prepare);
+    // Made now, so that no request waits for it.
+    std::thread::spawn(|| LazyLock::force(&openapi::DOCUMENTS));
     let beside = Arc::new(Mutex::new(Some(beside)));
     let sandbox = state.sandbox.clone();
     let begin = move || {
-        // Its processes end with the thread that starts them.
+        // The sandbox's processes end with the thread that starts them.
         sandbox.iter().for_each(Sandbox::warm_up);
         if let Some(beside) = beside.lock().unwrap_or_else(PoisonError::into_inner).take() {
             actix_web::rt::spawn(beside);

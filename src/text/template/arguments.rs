@@ -1,26 +1,16 @@
 //! Arguments of filters, methods and functions, by position or by name.
 
-use minijinja::{
-    Error, ErrorKind, Value,
-    value::{Kwargs, ValueKind, from_args},
-};
+use minijinja::{Error, ErrorKind, Value, value::ValueKind};
 
-use super::repr::type_name;
+use super::{
+    given::{Given, refuse, split},
+    repr::type_name,
+};
 
 /// The arguments of one call, in the order of the parameters' names.
 pub(super) struct Arguments {
     callee: &'static str,
     values: Vec<Option<Value>>,
-}
-
-/// An operation that Python refuses with a `TypeError` or `ValueError`.
-pub(super) fn refuse(message: impl Into<String>) -> Error {
-    Error::new(ErrorKind::InvalidOperation, message.into())
-}
-
-/// What Jinja2 raises when an undefined value is used.
-pub(super) fn undefined() -> Error {
-    Error::new(ErrorKind::UndefinedError, "an undefined value was used")
 }
 
 impl Arguments {
@@ -109,18 +99,4 @@ pub(super) fn integer(value: &Value) -> Option<i64> {
         ValueKind::Number if value.is_integer() => value.as_i64(),
         _ => None,
     }
-}
-
-/// The arguments of a call as they came.
-pub(super) struct Given<'a> {
-    pub(super) positional: &'a [Value],
-    pub(super) named: Vec<(String, Value)>,
-}
-
-/// Tells positional from named arguments, which minijinja passes as one value behind the others.
-pub(super) fn split(given: &[Value]) -> Result<Given<'_>, Error> {
-    let (positional, kwargs): (&[Value], Kwargs) = from_args(given)?;
-    let named = kwargs.args().map(|name| Ok((name.to_owned(), kwargs.get::<Value>(name)?)));
-    let named = named.collect::<Result<_, Error>>()?;
-    Ok(Given { positional, named })
 }

@@ -5,7 +5,7 @@ use std::{iter::Peekable, str::Chars};
 use minijinja::{Error, State, Value, value::ValueKind};
 
 use super::{
-    arguments::refuse,
+    given::refuse,
     percent::digits,
     repr::{as_float, escape_non_ascii, repr, to_text, type_name},
     spec::Spec,
@@ -16,7 +16,7 @@ const MAX_DEPTH: usize = 2;
 
 /// Fills the fields of a format.
 pub(super) struct Formatter<'a> {
-    /// Pays for what is made.
+    /// Charges fuel for the formatted text.
     pub(super) state: &'a State<'a, 'a>,
     /// Values of fields with a number, or with nothing.
     pub(super) positional: &'a [Value],
@@ -156,7 +156,7 @@ fn wrong(spec: &Spec, value: &Value) -> Error {
     refuse(format!("unsupported format code {code:?} for {}", type_name(value)))
 }
 
-/// What is between two braces, which may hold fields itself.
+/// The field between two braces, which may contain nested fields.
 fn take_field(rest: &mut Peekable<Chars<'_>>) -> Result<String, Error> {
     let mut depth = 1;
     let mut field = String::new();

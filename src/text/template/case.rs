@@ -35,7 +35,7 @@ pub(super) fn fold(text: &str) -> String {
     text.to_lowercase().replace('ß', "ss").replace('ς', "σ")
 }
 
-/// A letter that begins a word: where upper case is several letters, the first alone stays large.
+/// The first letter of a word: if its upper case has several letters, only the first stays upper case.
 fn title_case(c: char) -> String {
     match c {
         'Ǆ' | 'ǆ' => return "ǅ".into(),

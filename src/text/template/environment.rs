@@ -1,11 +1,7 @@
 //! minijinja, set up as `transformers` sets up Jinja2: an immutable sandbox with `trim_blocks`, `lstrip_blocks` and loop
 //! controls.
 
-use minijinja::{
-    AutoEscape, Environment, Error, ErrorKind, State, Value,
-    syntax::SyntaxConfig,
-    value::{Rest, ValueOrKwargs},
-};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, syntax::SyntaxConfig};
 
 use super::{
     filters, globals, methods, operators, predicates,
@@ -38,37 +34,4 @@ pub(super) fn new() -> Result<Environment<'static>, Error> {
     predicates::add(&mut environment);
     globals::add(&mut environment);
     Ok(environment)
-}
-
-/// Adds a function that takes its arguments as they come.
-pub(super) fn add_function(
-    environment: &mut Environment<'_>,
-    name: &'static str,
-    function: impl Fn(&mut State<'_, '_>, &[Value]) -> Result<Value, Error> + Send + Sync + 'static,
-) {
-    environment.add_function(name, move |state: &mut State<'_, '_>, given: Rest<ValueOrKwargs>| {
-        function(state, &given.into_values())
-    });
-}
-
-/// Adds a filter that takes its arguments as they come; the first is what it filters.
-pub(super) fn add_filter(
-    environment: &mut Environment<'_>,
-    name: &'static str,
-    filter: impl Fn(&mut State<'_, '_>, &[Value]) -> Result<Value, Error> + Send + Sync + 'static,
-) {
-    environment.add_filter(name, move |state: &mut State<'_, '_>, given: Rest<ValueOrKwargs>| {
-        filter(state, &given.into_values())
-    });
-}
-
-/// Adds a test that takes its arguments as they come; the first is what it looks at.
-pub(super) fn add_test(
-    environment: &mut Environment<'_>,
-    name: &'static str,
-    test: impl Fn(&mut State<'_, '_>, &[Value]) -> Result<bool, Error> + Send + Sync + 'static,
-) {
-    environment.add_test(name, move |state: &mut State<'_, '_>, given: Rest<ValueOrKwargs>| {
-        test(state, &given.into_values())
-    });
 }

@@ -5,9 +5,10 @@ use std::{fmt, time::SystemTime};
 use minijinja::{Environment, Error, ErrorKind, State, Value, value::from_args};
 
 use super::{
-    arguments::{Arguments, integer, refuse},
-    environment::add_function,
+    arguments::{Arguments, integer},
+    given::refuse,
     objects::{Cycler, Dict, Joiner, Range},
+    register::add_function,
     repr::to_text,
     strftime,
 };
@@ -26,7 +27,7 @@ pub(super) fn add(environment: &mut Environment<'_>) {
     environment.remove_global("debug");
 }
 
-/// What a template passed to `raise_exception`.
+/// The message that a template passed to `raise_exception`.
 #[derive(Debug)]
 pub(super) struct Raised(pub(super) String);
 

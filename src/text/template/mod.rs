@@ -4,13 +4,14 @@
 //! module gives them, on top of minijinja: `syntax` rewrites what minijinja does not read, `environment` puts together
 //! filters, tests, functions and methods with Python's behaviour. `tests/fixtures/jinja/table.json` holds what Jinja2 made
 //! of more than a thousand templates.
-//! They are programs by strangers: steps and sizes are bounded, and nothing that they do can panic.
+//! Templates are untrusted programs: steps and sizes are bounded, and no template can cause a panic.
 
 mod arguments;
 mod braces;
 mod case;
 mod environment;
 mod filters;
+mod given;
 mod globals;
 mod lenient;
 mod methods;
@@ -18,6 +19,7 @@ mod objects;
 mod operators;
 mod percent;
 mod predicates;
+mod register;
 mod repr;
 mod spec;
 mod strftime;
@@ -44,9 +46,9 @@ pub(super) struct ChatTemplate {
     environment: Environment<'static>,
     /// `bos_token` and its like.
     tokens: BTreeMap<String, String>,
-    /// It tells a developer's messages from the system's.
+    /// It distinguishes the developer role from the system role.
     knows_developer: bool,
-    /// What a message of calls alone has as its content; found out when the first one is rendered.
+    /// The content of a message that only has calls; determined when the first one is rendered.
     content_of_calls: OnceLock<Option<String>>,
 }
 
@@ -124,8 +126,8 @@ impl ChatTemplate {
         }
     }
 
-    /// The exception: DeepSeek's templates write calls only where `message['content'] is none`. A small conversation tells
-    /// (llama.cpp finds it out in the same way).
+    /// The exception: DeepSeek's templates write calls only if `message['content'] is none`. A small test conversation shows it, as
+    /// in llama.cpp.
     fn find_content_of_calls(&self) -> Option<String> {
         const PROBE: &str = "eka_probe";
         let call = ToolCall::new(Some(PROBE.into()), PROBE, Arguments::Object(Map::new()));

@@ -14,7 +14,7 @@ use minijinja::{
     value::{Enumerator, Kwargs, Object, ObjectRepr, Tuple},
 };
 
-use super::arguments::{Given, refuse, split};
+use super::given::{Given, refuse, split};
 
 /// Numbers that a template may loop over: `MAX_RANGE` of Jinja2's sandbox.
 const MAX_RANGE: i64 = 100_000;
@@ -82,7 +82,7 @@ impl Object for Range {
     }
 }
 
-/// What of a dictionary a view shows.
+/// The part of a dictionary that a view shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum View {
     Keys,
@@ -111,7 +111,7 @@ impl DictView {
         }
     }
 
-    /// What it shows, in the dictionary's order.
+    /// The items of the view, in the dictionary's order.
     pub(super) fn items(&self) -> impl Iterator<Item = Value> + Send + Sync + use<> {
         let view = self.view;
         let pairs = self.map.as_object().and_then(|object| object.try_iter_pairs());
@@ -171,7 +171,7 @@ impl Object for Generator {
     }
 }
 
-/// What is left of a generator. A loop may leave it early: only what it took is gone.
+/// The remaining items of a generator. After a loop that ends early, the rest can still be read.
 struct Rest(Arc<Generator>);
 
 impl Iterator for Rest {

@@ -11,11 +11,12 @@ use minijinja::{
 };
 
 use super::{
-    arguments::{integer, refuse, undefined},
-    environment::add_function,
+    arguments::integer,
+    given::{refuse, undefined},
     methods,
     objects::{Collector, Method, Range},
     percent,
+    register::add_function,
     repr::{as_float, charge_text, is_builtin, to_text, type_name},
 };
 
@@ -144,7 +145,7 @@ fn slice(_: &mut State<'_, '_>, operands: &[Value]) -> Result<Value, Error> {
     Ok(if value.is_tuple() { minijinja::value::Tuple::from(cut).into() } else { Value::from(cut) })
 }
 
-/// Where a slice begins and ends in a sequence of `length`, as Python's `slice.indices` says.
+/// Start and end of a slice in a sequence of `length`, as by Python's `slice.indices`.
 fn clamp(start: Option<i64>, stop: Option<i64>, step: i64, length: i64) -> (i64, i64) {
     let (low, high) = if step > 0 { (0, length) } else { (-1, length - 1) };
     let place = |bound: i64| {
@@ -294,7 +295,7 @@ fn signed(value: &Value, sign: i64) -> Result<Value, Error> {
         .ok_or_else(|| refuse("an integer is too large: eka has 128 bits"))
 }
 
-/// What a `for` loops over: none cannot be looped over, and a string as a list of characters knows its last one.
+/// The iterable of a `for` loop: none is refused, and a string becomes a list of characters, so that `loop.last` works.
 fn iterable(value: &Value) -> Result<Value, Error> {
     match value.kind() {
         ValueKind::None => Err(refuse("NoneType is not iterable")),

@@ -5,12 +5,13 @@ use std::{iter::Peekable, str::Chars};
 use minijinja::{Error, State, Value, value::ValueKind};
 
 use super::{
-    arguments::{integer, refuse},
+    arguments::integer,
+    given::refuse,
     repr::{escape_non_ascii, repr, to_text},
     spec::{Spec, truncated},
 };
 
-/// What is formatted: one value, a tuple of them, or a dictionary by name.
+/// The operands: one value, a tuple of values, or a dictionary by name.
 struct Operands<'a> {
     whole: &'a Value,
     values: std::vec::IntoIter<Value>,

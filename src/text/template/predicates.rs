@@ -1,4 +1,4 @@
-//! Jinja2's tests: what stands behind `is`.
+//! Jinja2's tests, which follow `is`.
 
 use minijinja::{
     Environment, Error, Value,
@@ -6,11 +6,11 @@ use minijinja::{
 };
 
 use super::{
-    arguments::refuse,
-    environment::add_test,
+    given::refuse,
     methods,
     objects::{DictView, Range},
     operators::{contains, ordered, remainder},
+    register::add_test,
     repr::{as_float, is_builtin, to_text, type_name},
 };
 use crate::text::tool_call::WrittenArguments;
@@ -86,7 +86,7 @@ fn parity(value: &Value, wanted: i64) -> Result<bool, Error> {
     Ok(remainder(value, &Value::from(2))? == Value::from(wanted))
 }
 
-/// `is` of Python, as far as it can be told: an equal value of the same type.
+/// An approximation of Python's `is`: an equal value of the same type.
 fn is_same(left: &Value, right: &Value) -> bool {
     type_name(left) == type_name(right) && left == right
 }

@@ -12,11 +12,11 @@ use minijinja::{
 
 use super::objects::{DictView, Generator, Group, Range};
 
-/// Containers in containers that are printed; the parser of JSON allows 128 levels.
+/// Deepest nesting of containers that is printed; the JSON parser allows 128 levels.
 const MAX_DEPTH: usize = 150;
 
-/// Bytes after which printing stops: few as a list in itself is, it may stand for petabytes. The fuel for that much is more
-/// than a rendering has, so no text that is cut short leaves it.
+/// Bytes after which printing stops: a short list that contains itself several times may print as petabytes. A rendering does not
+/// have the fuel for this many bytes, so truncated text is never returned.
 const MAX_LENGTH: usize = 24 << 20;
 
 /// Pays for the text of a value.

@@ -5,7 +5,8 @@
 use minijinja::{Error, State, Value, value::ValueKind};
 
 use super::{
-    arguments::{integer, refuse, undefined},
+    arguments::integer,
+    given::{refuse, undefined},
     repr::{as_float, type_name},
 };
 
@@ -24,7 +25,7 @@ pub(super) struct Spec {
     /// `#`: prefixes as `0x`, and points that always show.
     pub(super) alternate: bool,
     pub(super) width: usize,
-    /// What stands between thousands.
+    /// The separator of thousands.
     pub(super) grouping: Option<char>,
     pub(super) precision: Option<usize>,
     /// The letter.
@@ -236,7 +237,7 @@ fn to_float(value: &Value) -> Option<f64> {
     }
 }
 
-/// The value as a whole number, as `%d` takes it: what is behind a float's point is cut off.
+/// The value as a whole number for `%d`: a float is truncated.
 pub(super) fn truncated(value: &Value) -> Value {
     match as_float(value) {
         #[expect(clippy::cast_possible_truncation, reason = "a float beyond the range stays at its end")]

@@ -6,7 +6,8 @@ use minijinja::{
 };
 
 use super::{
-    arguments::{Arguments, refuse},
+    arguments::Arguments,
+    given::refuse,
     methods::charge,
     objects::{DictView, Generator, Range},
     repr::{as_float, float, is_builtin, to_text, type_name},
@@ -32,7 +33,7 @@ pub(super) fn tojson(state: &mut State<'_, '_>, given: &[Value]) -> Result<Value
 
 /// How `json.dumps` lays out.
 struct Style {
-    /// What a level is indented by; without, everything is on one line.
+    /// Indentation of a level; without it, everything is on one line.
     indent: Option<String>,
     between_items: String,
     after_key: String,

@@ -10,7 +10,7 @@
 use super::{Calls, ToolFormat};
 
 pub(super) const FORMAT: ToolFormat = ToolFormat {
-    // Qwen3-Coder and GLM have the tag as well, around parameters in tags of their own.
+    // Qwen3-Coder and GLM have the tag as well, but write parameters in other tags.
     is_of: |template| {
         template.contains("<tool_call>")
             && !template.contains("<function=")

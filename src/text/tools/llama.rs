@@ -5,8 +5,8 @@
 //! <|python_tag|>{"name": "weather", "parameters": {"city": "Pune"}}; {"name": "now", "parameters": {}}
 //! ```
 //!
-//! After the same mark stand calls of the tools that Llama has of its own, `brave_search.call(query="…")`. Those nobody can
-//! have sent, so they are text.
+//! Calls of Llama's built-in tools follow the same mark, `brave_search.call(query="…")`. A request cannot define these tools, so
+//! they are text.
 
 use super::{Calls, ToolFormat};
 

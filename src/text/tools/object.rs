@@ -29,7 +29,7 @@ enum Slot {
 /// The object of a call.
 #[derive(Debug, Default)]
 pub(super) struct Object {
-    place: Place,
+    state: State,
     key: String,
     /// The member whose value is being read.
     slot: Slot,
@@ -43,7 +43,7 @@ pub(super) struct Object {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Place {
+enum State {
     #[default]
     Start,
     /// Before a key, or the end of an object that has none.
@@ -55,7 +55,7 @@ enum Place {
     AfterValue,
 }
 
-/// Where in a value a character stands.
+/// The position of a character in a value.
 #[derive(Clone, Copy, Debug, Default)]
 struct Nesting {
     depth: usize,
@@ -103,25 +103,25 @@ impl Object {
 
     /// Reads the next character.
     pub(super) fn take(&mut self, c: char) -> Step {
-        if c.is_ascii_whitespace() && !matches!(self.place, Place::Key | Place::Value) {
+        if c.is_ascii_whitespace() && !matches!(self.state, State::Key | State::Value) {
             return Step::More;
         }
-        self.place = match (self.place, c) {
-            (Place::Start, '{') => Place::BeforeKey,
-            (Place::BeforeKey, '"') => {
+        self.state = match (self.state, c) {
+            (State::Start, '{') => State::BeforeKey,
+            (State::BeforeKey, '"') => {
                 self.key.clear();
-                Place::Key
+                State::Key
             }
-            (Place::Key, '"') => Place::BeforeColon,
-            (Place::Key, c) => {
+            (State::Key, '"') => State::BeforeColon,
+            (State::Key, c) => {
                 self.key.push(c);
-                Place::Key
+                State::Key
             }
-            (Place::BeforeColon, ':') => Place::BeforeValue,
-            (Place::BeforeValue, c) => return self.begin_value(c),
-            (Place::Value, c) => return self.go_on(c),
-            (Place::AfterValue, ',') => Place::BeforeKey,
-            (Place::BeforeKey | Place::AfterValue, '}') => return self.complete(),
+            (State::BeforeColon, ':') => State::BeforeValue,
+            (State::BeforeValue, c) => return self.begin_value(c),
+            (State::Value, c) => return self.go_on(c),
+            (State::AfterValue, ',') => State::BeforeKey,
+            (State::BeforeKey | State::AfterValue, '}') => return self.complete(),
             _ => return Step::Broken,
         };
         Step::More
@@ -137,7 +137,7 @@ impl Object {
         if !is_fit {
             return Step::Broken;
         }
-        (self.slot, self.nesting, self.place) = (slot, Nesting::default(), Place::Value);
+        (self.slot, self.nesting, self.state) = (slot, Nesting::default(), State::Value);
         self.nesting.take(c);
         self.push(c);
         Step::More
@@ -158,7 +158,7 @@ impl Object {
         // A number or a word ends with what follows it.
         let was_word = self.nesting.is_over();
         if was_word && (c.is_ascii_whitespace() || matches!(c, ',' | '}')) {
-            self.place = Place::AfterValue;
+            self.state = State::AfterValue;
             return self.take(c);
         }
         self.nesting.take(c);
@@ -166,7 +166,7 @@ impl Object {
         if was_word || !self.nesting.is_over() {
             return Step::More;
         }
-        self.place = Place::AfterValue;
+        self.state = State::AfterValue;
         self.end_value()
     }
 

@@ -1,14 +1,14 @@
-//! An answer's text, taken apart into content and calls while it comes.
+//! Splits an answer's text into content and calls while it is generated.
 //!
 //! What could become a call is held back until it is one or cannot be one any more. The rules, for every format:
 //!
-//! - **A call** is an object where calls may stand, that names a tool of the request. It is one as soon as its name and the
-//!   beginning of its arguments are read, and is streamed from there on. An object without arguments is one when it is
+//! - **A call** is an object in a place for calls that names a tool of the request. It counts as a call as soon as its name and
+//!   the beginning of its arguments are read, and is streamed from there on. An object without arguments counts when it is
 //!   complete, with `{}` for arguments.
 //! - **Content** is everything else, to the letter: text around calls, and what looked like a call but names no tool, is
 //!   not an object, or ends before it has become a call. White space before a marker and after the last call is layout.
-//! - **An object that is broken behind its arguments** (its last brace is missing, something else stands there) is a
-//!   call, and complete: its arguments are. What stands there is read as if the object had ended.
+//! - **An object that is broken after its arguments** (its last brace is missing or replaced) is a complete call, because its
+//!   arguments are complete. The text after them is read as if the object had ended.
 //! - **Closing brackets that close nothing** directly behind a call's object are dropped.
 //! - **A call whose arguments do not end**, because of a stop string, the limit of tokens, or the model, is sent as far as
 //!   it came. [`CallReader::is_cut`] then holds, and the answer's `finish_reason` is `stop` or `length`, never
@@ -36,12 +36,12 @@ pub struct Reading {
     pub opened: bool,
 }
 
-/// What a piece of text adds to an answer.
+/// The content and calls that a piece of text adds to an answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Told {
-    /// Text that is no call.
+pub struct AnswerDelta {
+    /// Text outside of calls.
     pub content: String,
-    /// Calls that begin or go on.
+    /// Calls that begin or continue.
     pub calls: Vec<Call>,
 }
 
@@ -58,8 +58,8 @@ pub struct Call {
     pub arguments: String,
 }
 
-impl Told {
-    /// Whether nothing is told.
+impl AnswerDelta {
+    /// Whether nothing was added.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.content.is_empty() && self.calls.is_empty()
@@ -81,27 +81,27 @@ impl Told {
 #[derive(Debug)]
 pub struct CallReader {
     reading: Reading,
-    place: Place,
-    /// Not looked at yet, for what follows decides.
+    state: State,
+    /// Not examined yet: the text after it decides.
     rest: String,
-    /// Looked at; content if it is no call after all.
+    /// Examined; becomes content if the call turns out not to be one.
     held: String,
     /// Calls that began.
     calls: usize,
 }
 
 #[derive(Debug)]
-enum Place {
-    /// Nothing was said but white space.
+enum State {
+    /// Only white space so far.
     Start,
     Content,
     /// After a marker.
     Opened,
-    /// Before an object, where nothing else may stand.
+    /// Before an object; anything else is an error.
     BeforeCall,
     Call {
         object: Object,
-        told: usize,
+        sent: usize,
     },
     AfterCall,
     /// After the one call that was wanted.
@@ -112,64 +112,64 @@ impl CallReader {
     /// At the beginning of an answer.
     #[must_use]
     pub fn new(reading: Reading) -> Self {
-        let place = if reading.opened && !reading.format.opening.is_empty() {
-            Place::Opened
+        let state = if reading.opened && !reading.format.opening.is_empty() {
+            State::Opened
         } else if reading.format.bare {
-            Place::Start
+            State::Start
         } else {
-            Place::Content
+            State::Content
         };
-        Self { reading, place, rest: String::new(), held: String::new(), calls: 0 }
+        Self { reading, state, rest: String::new(), held: String::new(), calls: 0 }
     }
 
-    /// Whether all calls are told that are wanted.
+    /// Whether all calls that are wanted have been read.
     #[must_use]
     pub const fn is_over(&self) -> bool {
-        matches!(self.place, Place::Over)
+        matches!(self.state, State::Over)
     }
 
     /// Takes the next text.
-    pub fn push(&mut self, text: &str) -> Told {
+    pub fn push(&mut self, text: &str) -> AnswerDelta {
         self.rest.push_str(text);
-        let mut told = Told::default();
-        while self.step(&mut told) {}
-        told
+        let mut delta = AnswerDelta::default();
+        while self.step(&mut delta) {}
+        delta
     }
 
     /// Whether the last call ended before its arguments did.
     #[must_use]
     pub const fn is_cut(&self) -> bool {
-        matches!(&self.place, Place::Call { object, .. } if object.is_cut())
+        matches!(&self.state, State::Call { object, .. } if object.is_cut())
     }
 
-    /// Tells what was held back. A call that is not complete stays so.
-    pub fn finish(&mut self) -> Told {
+    /// Returns the text held back. An incomplete call stays incomplete.
+    pub fn finish(&mut self) -> AnswerDelta {
         let text = std::mem::take(&mut self.held) + &std::mem::take(&mut self.rest);
-        let is_told = match &self.place {
-            Place::Call { object, .. } => object.is_call(),
-            Place::AfterCall | Place::Over => true,
-            Place::BeforeCall => self.calls > 0 && text.trim_matches(self.separators()).is_empty(),
-            Place::Start | Place::Content | Place::Opened => self.calls > 0 && text.trim().is_empty(),
+        let is_dropped = match &self.state {
+            State::Call { object, .. } => object.is_call(),
+            State::AfterCall | State::Over => true,
+            State::BeforeCall => self.calls > 0 && text.trim_matches(self.separators()).is_empty(),
+            State::Start | State::Content | State::Opened => self.calls > 0 && text.trim().is_empty(),
         };
-        Told { content: if is_told { String::new() } else { text }, calls: Vec::new() }
+        AnswerDelta { content: if is_dropped { String::new() } else { text }, calls: Vec::new() }
     }
 
-    /// What stands between two calls.
+    /// Characters between two calls.
     fn separators(&self) -> impl Fn(char) -> bool + use<> {
         let between = self.reading.format.between;
         move |c| c.is_whitespace() || between.contains(&c)
     }
 
-    /// Looks at the rest; whether anything is left to look at.
-    fn step(&mut self, told: &mut Told) -> bool {
-        match &self.place {
-            Place::Start => self.start(),
-            Place::Content => self.content(told),
-            Place::Opened => self.opened(),
-            Place::BeforeCall => self.before_call(told),
-            Place::Call { .. } => self.call(told),
-            Place::AfterCall => self.after_call(),
-            Place::Over => {
+    /// Examines the rest; returns whether more can be examined.
+    fn step(&mut self, delta: &mut AnswerDelta) -> bool {
+        match &self.state {
+            State::Start => self.start(),
+            State::Content => self.content(delta),
+            State::Opened => self.opened(),
+            State::BeforeCall => self.before_call(delta),
+            State::Call { .. } => self.call(delta),
+            State::AfterCall => self.after_call(),
+            State::Over => {
                 self.rest.clear();
                 false
             }
@@ -178,21 +178,21 @@ impl CallReader {
 
     fn start(&mut self) -> bool {
         let Some(first) = self.rest.trim_start().chars().next() else { return false };
-        self.place = if first == '{' { Place::BeforeCall } else { Place::Content };
+        self.state = if first == '{' { State::BeforeCall } else { State::Content };
         true
     }
 
-    /// Tells text up to a marker, but for white space before it and the beginning of one at the end.
-    fn content(&mut self, told: &mut Told) -> bool {
+    /// Emits text up to a marker, without white space before it, and without the beginning of a marker at the end.
+    fn content(&mut self, delta: &mut AnswerDelta) -> bool {
         let marker = self.reading.format.marker;
         let found = self.rest.find(marker);
         let end = found.unwrap_or_else(|| self.rest.len() - beginning(&self.rest, marker));
         let end = self.rest[..end].trim_end().len();
-        told.content.extend(self.rest.drain(..end));
+        delta.content.extend(self.rest.drain(..end));
         if found.is_some() {
             self.skip();
             self.hold(marker.len());
-            self.place = Place::Opened;
+            self.state = State::Opened;
         }
         found.is_some()
     }
@@ -202,54 +202,54 @@ impl CallReader {
         self.skip();
         if self.rest.starts_with(open) {
             self.hold(open.len());
-            self.place = Place::BeforeCall;
+            self.state = State::BeforeCall;
             return true;
         }
         let undecided = open.starts_with(&self.rest);
         if !undecided {
-            self.place = Place::BeforeCall;
+            self.state = State::BeforeCall;
         }
         !undecided
     }
 
-    fn before_call(&mut self, told: &mut Told) -> bool {
+    fn before_call(&mut self, delta: &mut AnswerDelta) -> bool {
         self.skip();
         match self.rest.chars().next() {
             None => false,
             Some('{') => {
-                self.place = Place::Call { object: Object::default(), told: 0 };
+                self.state = State::Call { object: Object::default(), sent: 0 };
                 true
             }
-            Some(_) => self.give_up(told),
+            Some(_) => self.give_up(delta),
         }
     }
 
-    /// It was no call: all that was held back is content, and so is what follows.
-    fn give_up(&mut self, told: &mut Told) -> bool {
-        told.content.push_str(&std::mem::take(&mut self.held));
-        self.place = Place::Content;
+    /// The text was not a call: the text held back and the text after it are content.
+    fn give_up(&mut self, delta: &mut AnswerDelta) -> bool {
+        delta.content.push_str(&std::mem::take(&mut self.held));
+        self.state = State::Content;
         true
     }
 
-    fn call(&mut self, told: &mut Told) -> bool {
-        let place = std::mem::replace(&mut self.place, Place::AfterCall);
-        let Place::Call { mut object, told: sent } = place else { return false };
+    fn call(&mut self, delta: &mut AnswerDelta) -> bool {
+        let state = std::mem::replace(&mut self.state, State::AfterCall);
+        let State::Call { mut object, sent } = state else { return false };
         let rest = std::mem::take(&mut self.rest);
         let Some(End { at, is_call }) = self.read(&mut object, &rest) else {
             self.held.push_str(&rest);
-            let sent = self.tell(&object, sent, told);
-            self.place = Place::Call { object, told: sent };
+            let sent = self.emit(&object, sent, delta);
+            self.state = State::Call { object, sent };
             return false;
         };
         self.held.push_str(&rest[..at]);
         self.rest = rest[at..].to_owned();
         if !is_call {
-            return self.give_up(told);
+            return self.give_up(delta);
         }
-        self.tell(&object, sent, told);
+        self.emit(&object, sent, delta);
         self.held.clear();
         if self.reading.single {
-            self.place = Place::Over;
+            self.state = State::Over;
         }
         true
     }
@@ -269,9 +269,8 @@ impl CallReader {
         self.reading.names.iter().any(|other| Some(other.as_str()) == name)
     }
 
-    /// Adds to `told` what is new of a call, of which `sent` bytes of arguments were sent before. Returns how many are sent
-    /// now.
-    fn tell(&mut self, object: &Object, sent: usize, told: &mut Told) -> usize {
+    /// Emits the new part of a call, of which `sent` bytes of arguments were sent before. Returns how many are sent now.
+    fn emit(&mut self, object: &Object, sent: usize, delta: &mut AnswerDelta) -> usize {
         let (Some(name), Some(arguments)) = (object.name(), object.arguments()) else { return sent };
         let mut call = Call { arguments: arguments[sent..].to_owned(), ..Call::default() };
         if sent == 0 {
@@ -280,7 +279,7 @@ impl CallReader {
         }
         call.index = self.calls - 1;
         if !call.arguments.is_empty() {
-            told.calls.push(call);
+            delta.calls.push(call);
         }
         arguments.len()
     }
@@ -292,18 +291,18 @@ impl CallReader {
         let space = self.rest.len() - rest.len();
         if between.contains(&first) {
             self.hold(space + first.len_utf8());
-            self.place = Place::BeforeCall;
+            self.state = State::BeforeCall;
         } else if *bare && first == '{' {
-            self.place = Place::BeforeCall;
+            self.state = State::BeforeCall;
         } else if !close.is_empty() && rest.starts_with(close) {
             self.rest.drain(..space + close.len());
-            self.place = Place::Content;
+            self.state = State::Content;
         } else if close.starts_with(rest) {
             return false;
         } else if matches!(first, '}' | ']') {
             self.rest.drain(..=space);
         } else {
-            self.place = Place::Content;
+            self.state = State::Content;
         }
         true
     }

@@ -16,10 +16,10 @@ fn reader(format: &'static ToolFormat) -> CallReader {
     CallReader::new(Reading { format, names, single: false, opened: false })
 }
 
-/// What is read from a text that comes in these pieces, without ids, and whether its last call is cut.
-fn told_of<'a>(format: &'static ToolFormat, pieces: impl Iterator<Item = &'a str>) -> (Told, bool) {
+/// The result of reading a text in these pieces, without ids, and whether its last call is cut.
+fn told_of<'a>(format: &'static ToolFormat, pieces: impl Iterator<Item = &'a str>) -> (AnswerDelta, bool) {
     let mut reader = reader(format);
-    let mut all = Told::default();
+    let mut all = AnswerDelta::default();
     pieces.for_each(|piece| all.append(&reader.push(piece)));
     all.append(&reader.finish());
     all.calls.iter_mut().for_each(|call| call.id = None);
@@ -27,7 +27,7 @@ fn told_of<'a>(format: &'static ToolFormat, pieces: impl Iterator<Item = &'a str
 }
 
 /// The same for pieces of `size` characters.
-fn told_by(format: &'static ToolFormat, text: &str, size: usize) -> Told {
+fn told_by(format: &'static ToolFormat, text: &str, size: usize) -> AnswerDelta {
     let characters: Vec<char> = text.chars().collect();
     let pieces: Vec<String> = characters.chunks(size).map(|piece| piece.iter().collect()).collect();
     told_of(format, pieces.iter().map(String::as_str)).0
@@ -46,7 +46,7 @@ fn check_every_cut(format: &'static ToolFormat, text: &str) {
 }
 
 /// The same at every size, in short: the content, and each call as `name(arguments)`.
-fn told(format: &'static ToolFormat, text: &str) -> (String, Vec<String>) {
+fn delta(format: &'static ToolFormat, text: &str) -> (String, Vec<String>) {
     let whole = told_by(format, text, usize::MAX);
     for size in 1..text.chars().count().max(2) {
         assert_eq!(told_by(format, text, size), whole, "{text:?} in pieces of {size}");
@@ -58,7 +58,7 @@ fn told(format: &'static ToolFormat, text: &str) -> (String, Vec<String>) {
 
 #[track_caller]
 fn check(format: &'static ToolFormat, text: &str, content: &str, calls: &[&str]) {
-    let (found, called) = told(format, text);
+    let (found, called) = delta(format, text);
     assert_eq!(
         (found.as_str(), &called.iter().map(String::as_str).collect::<Vec<_>>()[..]),
         (content, calls),
@@ -183,13 +183,13 @@ fn arguments_are_told_as_they_come_and_a_call_that_is_cut_stays_so() {
 fn one_call_is_all_that_is_told_where_one_is_wanted() {
     let names = ["now".to_owned()].into();
     let mut reader = CallReader::new(Reading { format: &mistral::FORMAT, names, single: true, opened: true });
-    let told =
+    let delta =
         reader.push(" [{\"name\": \"now\", \"arguments\": {}}, {\"name\": \"now\", \"arguments\": {}}] more");
-    assert!(reader.is_over() && told.calls.len() == 1 && told.content.is_empty());
+    assert!(reader.is_over() && delta.calls.len() == 1 && delta.content.is_empty());
     assert!(reader.push("more").is_empty() && reader.finish().is_empty());
 }
 
-/// Of a format: what stands before and behind an object that is a call.
+/// Of a format: the text before and after an object that is a call.
 fn around(format: &ToolFormat) -> (String, String) {
     (format!("{}{}", format.opening, format.open), format.close.to_owned())
 }
@@ -254,9 +254,9 @@ fn a_call_is_cut_as_long_as_its_arguments_have_not_ended() {
         let begins = text.find("{\"a\"").unwrap() + 1;
         let ends = text.find("}}}").unwrap() + 2;
         for at in 0..=text.len() {
-            let (told, is_cut) = told_of(format, [&text[..at]].into_iter());
+            let (delta, is_cut) = told_of(format, [&text[..at]].into_iter());
             assert_eq!(is_cut, (begins..ends).contains(&at), "{:?}", &text[..at]);
-            assert_eq!(told.calls.len(), usize::from(at >= begins), "{:?}", &text[..at]);
+            assert_eq!(delta.calls.len(), usize::from(at >= begins), "{:?}", &text[..at]);
         }
     }
 }
@@ -288,7 +288,7 @@ proptest! {
     ) {
         let text = pieces.concat();
         for format in FORMATS {
-            let (content, calls) = told(format, &text);
+            let (content, calls) = delta(format, &text);
             prop_assert!(!calls.is_empty() || content == text, "{:?} became {:?}", text, content);
         }
     }

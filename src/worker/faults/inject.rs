@@ -1,4 +1,4 @@
-//! A worker's own hand against itself.
+//! Injects the faults of a plan into this worker.
 
 use std::{
     cell::RefCell,
@@ -12,7 +12,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Fault, Kind, Plan, Point};
+use super::{
+    kind::{FaultKind, FaultPoint},
+    plan::{Fault, FaultPlan},
+};
 use crate::{
     device::DeviceError,
     engine::{EngineError, Forward},
@@ -20,12 +23,12 @@ use crate::{
     units::Bytes,
 };
 
-/// Where frames go. A fault may write to it and close it, hence shared.
+/// The pipe for frames. Shared, because a fault can write to it and close it.
 #[derive(Clone)]
-pub(in crate::worker) struct Outlet(Rc<RefCell<Option<Box<dyn Write>>>>);
+pub(in crate::worker) struct FrameWriter(Rc<RefCell<Option<Box<dyn Write>>>>);
 
-impl Outlet {
-    pub(in crate::worker) fn new(pipe: impl Write + 'static) -> Self {
+impl FrameWriter {
+    fn new(pipe: impl Write + 'static) -> Self {
         Self(Rc::new(RefCell::new(Some(Box::new(pipe)))))
     }
 
@@ -35,12 +38,12 @@ impl Outlet {
 
     fn write_raw(&mut self, bytes: &[u8]) {
         if let Err(e) = self.write_all(bytes) {
-            eprintln!("the fault's bytes cannot be written: {e}");
+            eprintln!("cannot write the bytes of the injected fault: {e}");
         }
     }
 }
 
-impl Write for Outlet {
+impl Write for FrameWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.borrow_mut().as_mut().ok_or(io::ErrorKind::BrokenPipe)?.write(bytes)
     }
@@ -50,39 +53,46 @@ impl Write for Outlet {
     }
 }
 
-/// A plan, and what it takes to carry it out.
-pub(in crate::worker) struct Faults {
-    plan: Plan,
-    outlet: Outlet,
+/// Injects the faults of a plan.
+pub(in crate::worker) struct FaultInjector {
+    plan: FaultPlan,
+    output: FrameWriter,
     leaked: Vec<Vec<u8>>,
 }
 
-impl fmt::Debug for Faults {
+impl fmt::Debug for FaultInjector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Faults").field("plan", &self.plan).finish_non_exhaustive()
+        f.debug_struct("FaultInjector").field("plan", &self.plan).finish_non_exhaustive()
     }
 }
 
-impl Faults {
-    pub(in crate::worker) fn new(plan: Plan, outlet: Outlet) -> Self {
-        Self { plan, outlet, leaked: Vec::new() }
+impl FaultInjector {
+    /// An injector, and the writer to use for all frames to `pipe`.
+    pub(in crate::worker) fn new(plan: FaultPlan, pipe: impl Write + 'static) -> (Self, FrameWriter) {
+        let output = FrameWriter::new(pipe);
+        (Self { plan, output: output.clone(), leaked: Vec::new() }, output)
     }
 
-    /// Lets happen what is planned for a point of no job.
+    /// Injects the faults at a point that belongs to no job.
     ///
     /// # Errors
-    /// [`EngineError::Device`] when that is what is planned.
-    pub(in crate::worker) fn at(&mut self, point: Point) -> Result<(), EngineError> {
+    /// [`EngineError::Device`] when the plan says so.
+    pub(in crate::worker) fn at(&mut self, point: FaultPoint) -> Result<(), EngineError> {
         let planned: Vec<_> = self.plan.at(point).collect();
         planned.iter().try_for_each(|fault| self.strike(fault, "no job"))
     }
 
-    /// The model, for this job, with what is planned for it.
-    pub(in crate::worker) fn around<'a, M>(&'a mut self, model: &'a mut M, job: &Job) -> Faulty<'a, M> {
+    /// Calls `run` with a model that has the faults of this job.
+    pub(in crate::worker) fn run<M, T>(
+        &mut self,
+        model: &mut M,
+        job: &Job,
+        run: impl FnOnce(&mut FaultyModel<'_, M>) -> T,
+    ) -> T {
         let planned = self.plan.of_job(job.id, job.lost).collect();
         let unread = job.prompt.len() + job.answer.len();
         let job = job.id.0;
-        Faulty { model, faults: self, planned, job, unread, chunks: 0, steps: 0, slowed: None }
+        run(&mut FaultyModel { model, faults: self, planned, job, unread, chunks: 0, steps: 0, slowed: None })
     }
 
     fn strike(&mut self, fault: &Fault, whose: &str) -> Result<(), EngineError> {
@@ -91,38 +101,40 @@ impl Faults {
         }
         eprintln!("injected fault: {fault} of {whose}");
         match fault.kind {
-            Kind::Hang => hang(),
-            Kind::Crash => crash(),
-            Kind::Abort => process::abort(),
-            Kind::Exit(code) => process::exit(code),
-            // Whoever computes sees to it.
-            Kind::Slow(_) => {}
-            Kind::Leak(bytes) => self.leaked.push(vec![0xa5; usize::try_from(bytes.0).unwrap_or(usize::MAX)]),
-            Kind::Fail => return Err(refused("refused")),
-            Kind::Starve => return Err(refused("CUDA failure 2: out of memory")),
-            Kind::Poison => {
+            FaultKind::Hang => hang(),
+            FaultKind::Crash => crash(),
+            FaultKind::Abort => process::abort(),
+            FaultKind::Exit(code) => process::exit(code),
+            // Handled by the model.
+            FaultKind::Slow(_) => {}
+            FaultKind::Leak(bytes) => {
+                self.leaked.push(vec![0xa5; usize::try_from(bytes.0).unwrap_or(usize::MAX)])
+            }
+            FaultKind::Fail => return Err(refused("refused")),
+            FaultKind::Starve => return Err(refused("CUDA failure 2: out of memory")),
+            FaultKind::Poison => {
                 return Err(refused("CUDA failure 700: an illegal memory access was encountered"));
             }
-            Kind::Garbage => self.outlet.write_raw(&[3, 0, 0, 0, 250, 250, 250]),
-            Kind::Truncated => {
-                self.outlet.write_raw(&[16, 0, 0, 0, 1, 2, 3]);
+            FaultKind::Garbage => self.output.write_raw(&[3, 0, 0, 0, 250, 250, 250]),
+            FaultKind::Truncated => {
+                self.output.write_raw(&[16, 0, 0, 0, 1, 2, 3]);
                 process::exit(0);
             }
-            Kind::Huge => self.outlet.write_raw(&[0xff; 64]),
-            Kind::Close => {
-                self.outlet.close();
+            FaultKind::Huge => self.output.write_raw(&[0xff; 64]),
+            FaultKind::Close => {
+                self.output.close();
                 hang();
             }
-            Kind::Flood(bytes) => flood(bytes),
-            Kind::Chatter => println!("libchatty: a kernel was tuned"),
+            FaultKind::Flood(bytes) => flood(bytes),
+            FaultKind::Chatter => println!("libchatty: a kernel was tuned"),
         }
         Ok(())
     }
 }
 
-/// The device's error, in its own words: whoever reads them is tested as well.
-fn refused(said: &str) -> EngineError {
-    DeviceError::Runtime { what: "a step", message: format!("{said} by an injected fault") }.into()
+/// An error in the words of the device, so that the code that classifies them is tested too.
+fn refused(message: &str) -> EngineError {
+    DeviceError::Runtime { what: "a step", message: format!("{message} by an injected fault") }.into()
 }
 
 fn hang() -> ! {
@@ -135,7 +147,7 @@ fn crash() -> ! {
     #[cfg(unix)]
     {
         use rustix::process::{Signal, getpid, kill_process};
-        // The standard library's handler takes the first for a full stack's, finds it is not, and steps aside.
+        // The first signal only removes the standard library's handler, which checks for a stack overflow.
         for _ in 0..2 {
             let _ = kill_process(getpid(), Signal::SEGV);
         }
@@ -143,7 +155,7 @@ fn crash() -> ! {
     process::abort()
 }
 
-/// Half of it in short lines, half in one that never seems to end. Many at a time: how fast it comes is the test.
+/// Half of it in short lines, half in one long line, in large blocks to be fast.
 fn flood(bytes: Bytes) {
     const LINES: usize = 128;
     let line = b"libnoisy: assertion failed, assertion failed, assertion failed\n\n";
@@ -157,35 +169,35 @@ fn flood(bytes: Bytes) {
     let _ = stderr.write_all(b"\n");
 }
 
-/// A model whose steps may go wrong.
-pub(in crate::worker) struct Faulty<'a, M> {
+/// A model with injected faults.
+pub(in crate::worker) struct FaultyModel<'a, M> {
     model: &'a mut M,
-    faults: &'a mut Faults,
+    faults: &'a mut FaultInjector,
     planned: Vec<Fault>,
     job: u64,
-    /// Tokens of the context that have not been fed.
+    /// Tokens of prompt and answer that have not been fed.
     unread: usize,
     chunks: u32,
     steps: u32,
     slowed: Option<NonZeroU32>,
 }
 
-impl<M> Faulty<'_, M> {
-    /// Where a job comes by feeding so many tokens.
-    fn advance(&mut self, tokens: usize) -> Option<Point> {
+impl<M> FaultyModel<'_, M> {
+    /// The point that a job reaches by feeding this many tokens.
+    fn advance(&mut self, tokens: usize) -> Option<FaultPoint> {
         if self.unread > 0 {
             self.unread = self.unread.saturating_sub(tokens);
             self.chunks += 1;
-            NonZeroU32::new(self.chunks).map(Point::Prefill)
+            NonZeroU32::new(self.chunks).map(FaultPoint::Prefill)
         } else {
             self.steps += 1;
-            NonZeroU32::new(self.steps).map(Point::Decode)
+            NonZeroU32::new(self.steps).map(FaultPoint::Decode)
         }
     }
 
-    fn strike(&mut self, point: Point) -> Result<(), EngineError> {
+    fn strike(&mut self, point: FaultPoint) -> Result<(), EngineError> {
         for fault in self.planned.iter().filter(|fault| fault.point == point) {
-            if let Kind::Slow(times) = fault.kind {
+            if let FaultKind::Slow(times) = fault.kind {
                 self.slowed = Some(times);
             }
             self.faults.strike(fault, &format!("job {}", self.job))?;
@@ -194,7 +206,7 @@ impl<M> Faulty<'_, M> {
     }
 }
 
-impl<M: Forward> Forward for Faulty<'_, M> {
+impl<M: Forward> Forward for FaultyModel<'_, M> {
     fn rewind(&mut self, length: usize) {
         self.model.rewind(length);
     }
@@ -224,7 +236,7 @@ impl<M: Forward> Forward for Faulty<'_, M> {
         Ok(logits)
     }
 
-    /// A fault strikes at a step: with one planned there is a step for each token.
+    /// Faults strike at single steps, so a job with faults has one step per token.
     fn rows(&self) -> usize {
         if self.planned.is_empty() { self.model.rows() } else { 1 }
     }
@@ -253,7 +265,7 @@ mod tests {
         job::JobId,
     };
 
-    /// Always says token 1.
+    /// Always generates token 1.
     struct Script([f32; 2]);
 
     impl Forward for Script {
@@ -275,23 +287,19 @@ mod tests {
         }
     }
 
-    /// What a job of ten prompt tokens says before its plan's fault strikes, and how it ends.
-    fn said(plan: &str, lost: u32) -> (Vec<Step>, Option<device::DeviceErrorKind>) {
-        let mut faults = Faults::new(plan.parse().unwrap(), Outlet::new(io::sink()));
+    /// The steps of a job with ten prompt tokens before its fault strikes, and the error.
+    fn steps(plan: &str, lost: u32) -> (Vec<Step>, Option<device::DeviceErrorKind>) {
+        let (mut faults, _) = FaultInjector::new(plan.parse().unwrap(), io::sink());
         let job = Job { lost, ..Job::new(JobId(1), vec![1; 10], 3) };
-        let mut said = Vec::new();
+        let mut steps = Vec::new();
         let mut model = Script([0.0, 1.0]);
-        let ended = engine::generate(
-            &mut faults.around(&mut model, &job),
-            &job,
-            None,
-            &mut Speculation::new(),
-            |step| {
-                said.push(step);
+        let ended = faults.run(&mut model, &job, |model| {
+            engine::generate(model, &job, None, &mut Speculation::new(), |step| {
+                steps.push(step);
                 ControlFlow::Continue(())
-            },
-        );
-        (said, ended.err().map(|e| e.fault()))
+            })
+        });
+        (steps, ended.err().map(|e| e.fault()))
     }
 
     #[test]
@@ -303,33 +311,33 @@ mod tests {
             ("starve@decode:1", vec![read(4), read(8), token()], device::DeviceErrorKind::OutOfMemory),
             ("poison@decode:2", vec![read(4), read(8), token(), token()], device::DeviceErrorKind::Poisoned),
         ] {
-            assert_eq!(said(plan, 0), (before, Some(fault)), "{plan}");
+            assert_eq!(steps(plan, 0), (before, Some(fault)), "{plan}");
         }
     }
 
     #[test]
-    fn a_job_without_a_fault_is_left_alone() {
+    fn a_job_without_a_fault_is_not_affected() {
         for (plan, lost) in [("fail@decode:3", 0), ("fail@decode:1,job=2", 0), ("fail@decode:1", 1)] {
-            let (said, failed) = said(plan, lost);
-            assert!(failed.is_none() && said.len() == 5, "{plan}: {said:?}");
+            let (steps, failed) = steps(plan, lost);
+            assert!(failed.is_none() && steps.len() == 5, "{plan}: {steps:?}");
         }
     }
 
     #[test]
-    fn a_fault_that_strikes_once_leaves_a_mark_and_no_more() {
+    fn a_fault_with_the_option_once_strikes_once() {
         let folder = tempfile::tempdir().unwrap();
         let plan = format!("fail@load,once={}", folder.path().join("mark").display());
-        let mut faults = Faults::new(plan.parse().unwrap(), Outlet::new(io::sink()));
-        faults.at(Point::WarmUp).unwrap();
-        faults.at(Point::Load).unwrap_err();
-        faults.at(Point::Load).unwrap();
+        let (mut faults, _) = FaultInjector::new(plan.parse().unwrap(), io::sink());
+        faults.at(FaultPoint::WarmUp).unwrap();
+        faults.at(FaultPoint::Load).unwrap_err();
+        faults.at(FaultPoint::Load).unwrap();
     }
 
     #[test]
-    fn a_closed_outlet_takes_nothing() {
-        let mut outlet = Outlet::new(io::sink());
-        outlet.write_all(b"frame").unwrap();
-        outlet.clone().close();
-        assert_eq!(outlet.write_all(b"frame").unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+    fn a_closed_writer_reports_a_broken_pipe() {
+        let mut writer = FrameWriter::new(io::sink());
+        writer.write_all(b"frame").unwrap();
+        writer.clone().close();
+        assert_eq!(writer.write_all(b"frame").unwrap_err().kind(), io::ErrorKind::BrokenPipe);
     }
 }

@@ -1,13 +1,12 @@
-//! What can go wrong and where, and how each is written.
+//! Kinds of faults and where they strike, with their text forms.
 
 use std::{fmt, num::NonZeroU32, str::FromStr};
 
-use super::PlanError;
 use crate::units::Bytes;
 
 /// What goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Kind {
+pub enum FaultKind {
     /// The step never ends.
     Hang,
     /// The process is ended by SIGSEGV.
@@ -16,32 +15,32 @@ pub enum Kind {
     Abort,
     /// The process ends with this code.
     Exit(i32),
-    /// This step and all that follow take so many times as long.
+    /// This step and all later ones take this many times as long.
     Slow(NonZeroU32),
-    /// So much memory is touched and never given back.
+    /// This much memory is touched and never freed.
     Leak(Bytes),
-    /// The device refuses the step; the worker goes on.
+    /// The device fails the step; the worker keeps running.
     Fail,
-    /// The device has no memory left for the step; the worker goes on.
+    /// The device is out of memory for the step; the worker keeps running.
     Starve,
-    /// The device refuses the step and every other one from now on.
+    /// The device fails the step and all later ones.
     Poison,
-    /// A frame that does not decode.
+    /// The worker sends a frame that does not decode.
     Garbage,
-    /// Half a frame, then the end.
+    /// The worker sends half a frame and exits.
     Truncated,
-    /// A frame that claims to be 4 GiB long.
+    /// The worker sends a frame with a length of 4 GiB.
     Huge,
-    /// The pipe is closed, and the process lives on.
+    /// The worker closes the pipe and keeps running.
     Close,
-    /// So much is said on stderr, half of it in one line.
+    /// This much text goes to stderr, half of it in one line.
     Flood(Bytes),
     /// A native library prints to stdout.
     Chatter,
 }
 
-impl Kind {
-    /// One of each, with the values that [`Plan`](super::Plan)s at random give them.
+impl FaultKind {
+    /// One of each, with the values that [`FaultPlan`](super::Plan)s at random give them.
     pub const SAMPLES: [Self; 15] = [
         Self::Hang,
         Self::Crash,
@@ -60,8 +59,7 @@ impl Kind {
         Self::Starve,
     ];
 
-    /// Those that an answer is to survive: all but a step that fails, for whatever reason, which fails its answer and nothing
-    /// else.
+    /// Kinds that must not fail the job: all except a failed step.
     pub(super) fn survivable() -> impl Iterator<Item = Self> {
         Self::SAMPLES.into_iter().filter(|kind| !matches!(kind, Self::Fail | Self::Starve))
     }
@@ -88,7 +86,7 @@ impl Kind {
         }
     }
 
-    /// Its value as it is written; `None` for one that has none.
+    /// Text form of its value, if it has one.
     fn value(self) -> Option<String> {
         match self {
             Self::Exit(code) => Some(code.to_string()),
@@ -98,7 +96,7 @@ impl Kind {
         }
     }
 
-    /// This kind with another value.
+    /// The same kind with another value.
     fn with(self, value: &str) -> Option<Self> {
         Some(match self {
             Self::Exit(_) => Self::Exit(value.parse().ok()?),
@@ -110,49 +108,66 @@ impl Kind {
     }
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for FaultKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())?;
         self.value().map_or(Ok(()), |value| write!(f, "={value}"))
     }
 }
 
-impl FromStr for Kind {
-    type Err = PlanError;
+/// Why a text is not a fault kind.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FaultKindError {
+    /// The name is unknown.
+    #[error("unknown fault {found:?}; expected one of {}", FaultKind::SAMPLES.map(FaultKind::name).join(", "))]
+    Unknown {
+        /// The name.
+        found: String,
+    },
+    /// The kind does not take this value.
+    #[error("invalid value in {found:?}; expected exit=CODE, slow=TIMES, leak=BYTES or flood=BYTES")]
+    Value {
+        /// The kind with its value.
+        found: String,
+    },
+}
 
-    fn from_str(found: &str) -> Result<Self, PlanError> {
+impl FromStr for FaultKind {
+    type Err = FaultKindError;
+
+    fn from_str(found: &str) -> Result<Self, FaultKindError> {
         let (name, value) = found.split_once('=').map_or((found, None), |(name, value)| (name, Some(value)));
         let sample = Self::SAMPLES.into_iter().find(|kind| kind.name() == name);
-        let sample = sample.ok_or_else(|| PlanError::Kind { found: name.into() })?;
+        let sample = sample.ok_or_else(|| FaultKindError::Unknown { found: name.into() })?;
         match value {
             None => Ok(sample),
-            Some(value) => sample.with(value).ok_or_else(|| PlanError::Value { found: found.into() }),
+            Some(value) => sample.with(value).ok_or_else(|| FaultKindError::Value { found: found.into() }),
         }
     }
 }
 
-/// Where it goes wrong: before what.
+/// Where a fault strikes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Point {
-    /// The model is loaded.
+pub enum FaultPoint {
+    /// Before a model is loaded.
     Load,
-    /// The model is run for the first time.
+    /// Before the first run of a model.
     WarmUp,
-    /// This chunk of a job's prompt is read; the first is 1.
+    /// Before this chunk of a job's prompt; the first is 1.
     Prefill(NonZeroU32),
-    /// This decode step of a job is computed; the first is 1, and gives the second token.
+    /// Before this decode step of a job. The first is 1 and gives the second token.
     Decode(NonZeroU32),
 }
 
-impl Point {
-    /// Whether a job is needed to come here.
+impl FaultPoint {
+    /// Whether it belongs to a job.
     #[must_use]
     pub const fn is_of_a_job(self) -> bool {
         matches!(self, Self::Prefill(_) | Self::Decode(_))
     }
 }
 
-impl fmt::Display for Point {
+impl fmt::Display for FaultPoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Load => f.write_str("load"),
@@ -163,17 +178,25 @@ impl fmt::Display for Point {
     }
 }
 
-impl FromStr for Point {
-    type Err = PlanError;
+/// Why a text is not a fault point.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown point {found:?}; expected load, warm-up, prefill:K or decode:K, K from 1")]
+pub struct FaultPointError {
+    /// The text.
+    pub found: String,
+}
 
-    fn from_str(found: &str) -> Result<Self, PlanError> {
-        let place = match found.split_once(':') {
+impl FromStr for FaultPoint {
+    type Err = FaultPointError;
+
+    fn from_str(found: &str) -> Result<Self, FaultPointError> {
+        let point = match found.split_once(':') {
             None if found == "load" => Some(Self::Load),
             None if found == "warm-up" => Some(Self::WarmUp),
             Some(("prefill", chunk)) => chunk.parse().ok().map(Self::Prefill),
             Some(("decode", step)) => step.parse().ok().map(Self::Decode),
             _ => None,
         };
-        place.ok_or_else(|| PlanError::Point { found: found.into() })
+        point.ok_or_else(|| FaultPointError { found: found.into() })
     }
 }

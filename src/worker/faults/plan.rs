@@ -1,17 +1,17 @@
-//! Which fault strikes where: read from a line of text, and a pure function of a job's number.
+//! A fault plan: read from text, applied by job number. Pure.
 
 use std::{fmt, num::NonZeroU32, num::NonZeroU64, path::PathBuf, str::FromStr};
 
-use super::{Kind, Point};
+use super::kind::{FaultKind, FaultKindError, FaultPoint, FaultPointError};
 use crate::job::JobId;
 
-/// Decode steps among which a random fault chooses, and the first chunk of the prompt besides.
+/// A random fault strikes at the first prompt chunk or at one of this many decode steps.
 const RANDOM_STEPS: u32 = 7;
 
-/// Which faults strike, proven. The default has none.
+/// A valid fault plan. The default has no faults.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Plan {
-    /// As it was written, to be handed on.
+pub struct FaultPlan {
+    /// Its text, which is passed to the workers.
     spec: String,
     rules: Vec<Rule>,
 }
@@ -20,10 +20,10 @@ pub struct Plan {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// What goes wrong.
-    pub kind: Kind,
+    pub kind: FaultKind,
     /// Where.
-    pub point: Point,
-    /// A file that is made when it strikes, and keeps it from striking again.
+    pub point: FaultPoint,
+    /// Created when the fault strikes; while the file exists, the fault does not strike again.
     pub once: Option<PathBuf>,
 }
 
@@ -35,9 +35,9 @@ impl fmt::Display for Fault {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Rule {
-    /// This fault in these jobs, in their first attempt or in each.
+    /// One fault in these jobs, at their first attempt or (`always`) at each.
     Fixed { fault: Fault, jobs: Jobs, always: bool },
-    /// Another fault in every so many jobs.
+    /// A random fault in every `every`th job.
     Random { seed: u64, every: NonZeroU64 },
 }
 
@@ -58,49 +58,37 @@ impl Jobs {
     }
 }
 
-/// Why a text is no plan.
+/// Why a text is not a fault plan.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PlanError {
-    /// No point is named.
-    #[error("{rule:?} names no point; write KIND@POINT, as in crash@decode:3, or random:SEED/N")]
+pub enum FaultPlanError {
+    /// A rule without a point.
+    #[error("{rule:?} has no point; write KIND@POINT, as in crash@decode:3, or random:SEED/N")]
     NoPoint {
         /// The rule.
         rule: String,
     },
-    /// A kind that there is not.
-    #[error("no fault is called {found:?}; there are {}", names())]
-    Kind {
-        /// What was found.
-        found: String,
-    },
-    /// A value that the kind does not take.
-    #[error("{found:?} has no such value; values are exit=CODE, slow=TIMES, leak=BYTES and flood=BYTES")]
-    Value {
-        /// What was found.
-        found: String,
-    },
-    /// A point that there is not.
-    #[error("{found:?} is no point; there are load, warm-up, prefill:K and decode:K, K from 1")]
-    Point {
-        /// What was found.
-        found: String,
-    },
-    /// An option that there is not.
-    #[error("{found:?} is no option; there are job=ID, every=N, always and once=FILE, N from 1")]
+    /// An unknown kind, or an invalid value.
+    #[error(transparent)]
+    Kind(#[from] FaultKindError),
+    /// An unknown point.
+    #[error(transparent)]
+    Point(#[from] FaultPointError),
+    /// An unknown option.
+    #[error("unknown option {found:?}; expected job=ID, every=N, always or once=FILE, N from 1")]
     Option {
-        /// What was found.
+        /// The option.
         found: String,
     },
-    /// Randomness that is not `random:SEED/N`.
-    #[error("{found:?} should be random:SEED/N, both whole numbers and N at least 1")]
+    /// An invalid random rule.
+    #[error("invalid rule {found:?}; expected random:SEED/N, two whole numbers, N at least 1")]
     Random {
-        /// What was found.
+        /// The rule.
         found: String,
     },
-    /// Something of a job at a point where there is none.
+    /// A job option at a point that belongs to no job.
     #[error(
-        "{rule:?} asks for a job's fault at a point without a job; use prefill:K or decode:K, or leave job=, every=, \
-         always and slow out"
+        "{rule:?} has a job option at a point without a job; use prefill:K or decode:K, or leave job=, every=, always and \
+         slow out"
     )]
     NoJob {
         /// The rule.
@@ -108,24 +96,20 @@ pub enum PlanError {
     },
 }
 
-fn names() -> String {
-    Kind::SAMPLES.map(Kind::name).join(", ")
-}
-
-impl Plan {
-    /// Whether there is any fault in it.
+impl FaultPlan {
+    /// Whether it has no faults.
     #[must_use]
     pub const fn is_off(&self) -> bool {
         self.rules.is_empty()
     }
 
-    /// The faults of a job with which so many workers have been lost already, in the order of the rules.
+    /// Faults of a job that has lost `lost` workers so far, in the order of the rules.
     pub fn of_job(&self, job: JobId, lost: u32) -> impl Iterator<Item = Fault> {
         self.rules.iter().filter_map(move |rule| rule.of_job(job, lost))
     }
 
-    /// The faults at a point that belongs to no job.
-    pub fn at(&self, point: Point) -> impl Iterator<Item = Fault> {
+    /// Faults at a point that belongs to no job.
+    pub fn at(&self, point: FaultPoint) -> impl Iterator<Item = Fault> {
         self.rules.iter().filter_map(move |rule| match rule {
             Rule::Fixed { fault, .. } if fault.point == point => Some(fault.clone()),
             _ => None,
@@ -147,17 +131,17 @@ impl Rule {
     }
 }
 
-/// A kind that an answer survives, and a point, each as likely as any other.
+/// A survivable kind and a point, uniformly distributed.
 fn random(seed: u64, job: JobId) -> Fault {
     let drawn = mixed(seed ^ mixed(job.0));
-    let kinds: Vec<Kind> = Kind::survivable().collect();
+    let kinds: Vec<FaultKind> = FaultKind::survivable().collect();
     let kind = kinds[usize::try_from(drawn % kinds.len() as u64).unwrap_or(0)];
     let step = u32::try_from((drawn >> 32) % u64::from(RANDOM_STEPS + 1)).unwrap_or(0);
-    let point = NonZeroU32::new(step).map_or(Point::Prefill(NonZeroU32::MIN), Point::Decode);
+    let point = NonZeroU32::new(step).map_or(FaultPoint::Prefill(NonZeroU32::MIN), FaultPoint::Decode);
     Fault { kind, point, once: None }
 }
 
-/// The finishing steps of SplitMix64: neighbours come out far from each other.
+/// The output function of SplitMix64, which spreads neighbouring numbers.
 const fn mixed(n: u64) -> u64 {
     let n = n.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let n = (n ^ (n >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -165,35 +149,35 @@ const fn mixed(n: u64) -> u64 {
     n ^ (n >> 31)
 }
 
-impl fmt::Display for Plan {
+impl fmt::Display for FaultPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.spec)
     }
 }
 
-impl FromStr for Plan {
-    type Err = PlanError;
+impl FromStr for FaultPlan {
+    type Err = FaultPlanError;
 
-    fn from_str(spec: &str) -> Result<Self, PlanError> {
+    fn from_str(spec: &str) -> Result<Self, FaultPlanError> {
         let rules = spec.split(';').map(|rule| rule.trim().parse()).collect::<Result<_, _>>()?;
         Ok(Self { spec: spec.into(), rules })
     }
 }
 
 impl FromStr for Rule {
-    type Err = PlanError;
+    type Err = FaultPlanError;
 
-    fn from_str(rule: &str) -> Result<Self, PlanError> {
+    fn from_str(rule: &str) -> Result<Self, FaultPlanError> {
         if let Some(numbers) = rule.strip_prefix("random:") {
-            return random_rule(numbers).ok_or_else(|| PlanError::Random { found: rule.into() });
+            return random_rule(numbers).ok_or_else(|| FaultPlanError::Random { found: rule.into() });
         }
-        let no_point = || PlanError::NoPoint { rule: rule.into() };
+        let no_point = || FaultPlanError::NoPoint { rule: rule.into() };
         let (kind, rest) = rule.split_once('@').ok_or_else(no_point)?;
         let mut words = rest.split(',');
-        let (kind, point) = (kind.parse()?, words.next().unwrap_or_default().parse::<Point>()?);
+        let (kind, point) = (kind.parse()?, words.next().unwrap_or_default().parse::<FaultPoint>()?);
         let (mut once, mut jobs, mut always) = (None, None, false);
         for word in words {
-            let wrong = || PlanError::Option { found: word.into() };
+            let wrong = || FaultPlanError::Option { found: word.into() };
             match word.split_once('=') {
                 None if word == "always" => always = true,
                 Some(("job", id)) => jobs = Some(Jobs::One(JobId(id.parse().map_err(|_| wrong())?))),
@@ -202,9 +186,9 @@ impl FromStr for Rule {
                 _ => return Err(wrong()),
             }
         }
-        let needs_a_job = jobs.is_some() || always || matches!(kind, Kind::Slow(_));
+        let needs_a_job = jobs.is_some() || always || matches!(kind, FaultKind::Slow(_));
         if needs_a_job && !point.is_of_a_job() {
-            return Err(PlanError::NoJob { rule: rule.into() });
+            return Err(FaultPlanError::NoJob { rule: rule.into() });
         }
         Ok(Self::Fixed { fault: Fault { kind, point, once }, jobs: jobs.unwrap_or(Jobs::All), always })
     }
@@ -223,7 +207,7 @@ mod tests {
 
     use super::*;
 
-    fn plan(spec: &str) -> Plan {
+    fn plan(spec: &str) -> FaultPlan {
         spec.parse().unwrap()
     }
 
@@ -232,25 +216,25 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_and_point_is_read_as_it_is_written() {
-        let places =
-            ["load", "warm-up", "prefill:2", "decode:31"].map(|point| point.parse::<Point>().unwrap());
-        for kind in Kind::SAMPLES {
+    fn every_kind_and_point_survives_its_text_form() {
+        let points =
+            ["load", "warm-up", "prefill:2", "decode:31"].map(|point| point.parse::<FaultPoint>().unwrap());
+        for kind in FaultKind::SAMPLES {
             assert_eq!(kind.to_string().parse(), Ok(kind));
         }
-        assert_eq!(places.map(|point| point.to_string()), ["load", "warm-up", "prefill:2", "decode:31"]);
-        assert_eq!(plan("exit=7@decode:1").of_job(JobId(1), 0).next().unwrap().kind, Kind::Exit(7));
+        assert_eq!(points.map(|point| point.to_string()), ["load", "warm-up", "prefill:2", "decode:31"]);
+        assert_eq!(plan("exit=7@decode:1").of_job(JobId(1), 0).next().unwrap().kind, FaultKind::Exit(7));
     }
 
     #[test]
-    fn a_plan_is_handed_on_as_it_was_written() {
+    fn a_plan_keeps_its_text() {
         let spec = "crash@decode:3,every=5; random:7/3";
         assert_eq!(plan(spec).to_string(), spec);
-        assert!(!plan(spec).is_off() && Plan::default().is_off());
+        assert!(!plan(spec).is_off() && FaultPlan::default().is_off());
     }
 
     #[test]
-    fn a_fault_strikes_the_jobs_that_it_is_for() {
+    fn a_fault_strikes_the_jobs_of_its_rule() {
         assert_eq!(struck("crash@decode:1", 1..=3, 0), [1, 2, 3]);
         assert_eq!(struck("crash@decode:1,job=2", 1..=3, 0), [2]);
         assert_eq!(struck("crash@prefill:1,every=3", 1..=9, 0), [3, 6, 9]);
@@ -258,58 +242,58 @@ mod tests {
     }
 
     #[test]
-    fn a_job_that_has_lost_a_worker_is_spared_unless_the_plan_says_always() {
+    fn a_job_that_has_lost_a_worker_is_spared_without_the_option_always() {
         assert_eq!(struck("crash@decode:1", 1..=2, 1), [0; 0]);
         assert_eq!(struck("random:1/1", 1..=2, 1), [0; 0]);
         assert_eq!(struck("crash@decode:1,always", 1..=2, 1), [1, 2]);
     }
 
     #[test]
-    fn a_fault_of_no_job_strikes_at_its_point_alone() {
+    fn a_fault_without_a_job_strikes_only_at_its_point() {
         let plan = plan("exit=4@load,once=/tmp/mark;hang@warm-up");
-        let faults: Vec<_> = plan.at(Point::Load).collect();
+        let faults: Vec<_> = plan.at(FaultPoint::Load).collect();
         assert_eq!(faults.len(), 1);
         assert_eq!(faults[0].once, Some("/tmp/mark".into()));
-        assert_eq!(plan.at(Point::WarmUp).next().unwrap().kind, Kind::Hang);
+        assert_eq!(plan.at(FaultPoint::WarmUp).next().unwrap().kind, FaultKind::Hang);
     }
 
     #[test]
-    fn chance_is_the_same_each_time_and_reaches_every_kind_and_point() {
+    fn random_faults_are_reproducible_and_reach_every_kind_and_point() {
         let drawn = |seed: u64| (1..=3_000).map(move |id| random(seed, JobId(id)));
         assert!(drawn(7).eq(drawn(7)));
         assert!(drawn(7).ne(drawn(8)));
         assert_eq!(struck("random:7/3", 1..=9, 0), [3, 6, 9]);
         let kinds: BTreeSet<_> = drawn(7).map(|fault| fault.kind.name()).collect();
         let points: BTreeSet<_> = drawn(7).map(|fault| fault.point.to_string()).collect();
-        assert_eq!((kinds.len(), points.len()), (Kind::survivable().count(), 8));
+        assert_eq!((kinds.len(), points.len()), (FaultKind::survivable().count(), 8));
     }
 
     #[test]
-    fn what_is_wrong_is_named_with_the_way_out() {
+    fn errors_name_the_problem_and_the_way_out() {
         for (spec, says) in [
-            ("", "names no point"),
+            ("", "has no point"),
             ("crash", "write KIND@POINT"),
-            ("crahs@load", "\"crahs\"; there are hang, crash"),
-            ("hang=3@load", "\"hang=3\" has no such value"),
+            ("crahs@load", "\"crahs\"; expected one of hang, crash"),
+            ("hang=3@load", "invalid value in \"hang=3\""),
             ("slow=0@decode:1", "slow=TIMES"),
             ("crash@decode:0", "K from 1"),
-            ("crash@decode", "\"decode\" is no point"),
-            ("crash@decode:1,every=0", "\"every=0\" is no option"),
+            ("crash@decode", "unknown point \"decode\""),
+            ("crash@decode:1,every=0", "unknown option \"every=0\""),
             ("crash@decode:1,once=", "once=FILE"),
             ("crash@load,job=3", "a point without a job"),
             ("slow=2@load", "a point without a job"),
             ("random:1/0", "N at least 1"),
-            ("crash@load;random:1", "\"random:1\" should be random:SEED/N"),
+            ("crash@load;random:1", "\"random:1\"; expected random:SEED/N"),
         ] {
-            let error = spec.parse::<Plan>().unwrap_err().to_string();
+            let error = spec.parse::<FaultPlan>().unwrap_err().to_string();
             assert!(error.contains(says), "{spec:?}: {error}");
         }
     }
 
     proptest! {
         #[test]
-        fn no_text_makes_the_reader_panic(spec in "[a-z@:=,;/0-9 -]{0,40}") {
-            let _ = spec.parse::<Plan>();
+        fn no_text_makes_the_parser_panic(spec in "[a-z@:=,;/0-9 -]{0,40}") {
+            let _ = spec.parse::<FaultPlan>();
         }
     }
 }

@@ -8,13 +8,13 @@ use std::{env, sync::Arc, sync::LazyLock};
 
 use eka::{
     metrics::Metrics,
-    sandbox::{Command, Sandbox},
+    sandbox::{ChildProgram, Sandbox},
 };
 
 /// The children, and the runtime that they live on.
 static COMPILER: LazyLock<Option<(Sandbox, tokio::runtime::Runtime)>> = LazyLock::new(|| {
     let program = env::var_os("EKA_PROGRAM")?;
-    let command = Command { program: program.into(), arguments: vec!["sandbox".into()] };
+    let command = ChildProgram { program: program.into(), arguments: vec!["sandbox".into()] };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
     Some((Sandbox::new(command, Arc::new(Metrics::new())), runtime))
 });

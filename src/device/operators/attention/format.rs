@@ -1,11 +1,11 @@
-//! How keys and values lie in the cache.
+//! The layout of keys and values in the cache.
 //!
-//! A row is one head of one position, and rows are what moves when a cache grows or is copied, so that nothing above has
-//! to know what is in them:
+//! A row is one head of one position. A cache grows and is copied by rows, so code outside this module need not know their
+//! content:
 //!
 //! ```text
 //! float32  [head_dim] f32
-//! float16  [head_dim] f16                        beyond 65,504 what is nearest
+//! float16  [head_dim] f16                        clamped to ±65,504
 //! int8     [head_dim] i8, [head_dim / 32] f16    a scale for each 32, rounded up
 //! ```
 
@@ -113,7 +113,7 @@ impl Format {
     }
 }
 
-/// A number that float16 has room for; what is none stays so.
+/// Clamps a number to float16's range; NaN stays NaN.
 fn within_half(number: f32) -> f32 {
     number.clamp(f16::MIN.to_f32(), f16::MAX.to_f32())
 }
@@ -136,7 +136,7 @@ fn encode_bytes(numbers: &[f32], row: &mut [u8]) {
     let blocks = numbers.chunks(BLOCK).zip(bytes.chunks_mut(BLOCK)).zip(scales.as_chunks_mut().0);
     for ((numbers, bytes), place) in blocks {
         let most = numbers.iter().fold(0f32, |most, number| most.max(number.abs()));
-        // What is not finite makes all of the block not a number.
+        // A value that is not finite makes the whole block NaN.
         let is_finite = numbers.iter().all(|number| number.is_finite());
         let scale = if is_finite { f16::from_f32(within_half(most / 127.0)) } else { f16::NAN };
         *place = scale.to_ne_bytes();

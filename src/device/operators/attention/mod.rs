@@ -3,7 +3,7 @@
 //!
 //! - [`Format`]: how keys and values lie in the cache: in float32, float16 or int8.
 //! - [`pass`]: the keys and values of new tokens appended, and what queries see, in shares that threads take.
-//! - [`steps`]: what a share does with a block of positions.
+//! - [`steps`]: the arithmetic of a share on a block of positions.
 //!
 //! In decode, reading the cache is the work: keys and values are read once for all query heads that share them, and heads
 //! are split into ranges of positions where there are fewer of them than threads could take. In prefill the same steps
@@ -34,7 +34,7 @@ pub const ATTENTION: &str = "Attention";
 /// `eka:Attention`, with the inputs, outputs and attributes of `GroupQueryAttention`.
 pub(super) struct Attention {
     pub(super) format: Format,
-    pub(super) crew: ThreadLimits,
+    pub(super) limits: ThreadLimits,
     pub(super) kind: CpuIsa,
 }
 
@@ -99,7 +99,7 @@ impl Operator for Attention {
             cap: float("softcap"),
             is_rotary: number("do_rotary") == Some(1),
             format: self.format,
-            crew: self.crew.clone(),
+            limits: self.limits.clone(),
             kind: self.kind,
             shares: Vec::new(),
             parts: Vec::new(),
@@ -117,7 +117,7 @@ struct Node {
     cap: Option<f32>,
     is_rotary: bool,
     format: Format,
-    crew: ThreadLimits,
+    limits: ThreadLimits,
     kind: CpuIsa,
     /// Kept from run to run.
     shares: Vec<Share>,
@@ -201,10 +201,10 @@ impl Kernel for Node {
             output: Parts::of(output),
             parts: Parts::of(&mut []),
         };
-        let parts = plan(&pass, self.crew.all(), &mut self.shares);
+        let parts = plan(&pass, self.limits.all(), &mut self.shares);
         self.parts.resize(parts * pass.part(), 0.0);
         pass.parts = Parts::of(&mut self.parts);
-        run(&pass, self.kind, &self.shares, self.crew.batches(new), context)
+        run(&pass, self.kind, &self.shares, self.limits.batches(new), context)
     }
 }
 
@@ -224,11 +224,11 @@ fn run(
         context.par_for(pass.new, batches, |token| unsafe { pass.append(token) })?;
     }
     if let [share] = shares {
-        // SAFETY: all has been appended; one call; the processor was asked what it can do.
+        // SAFETY: all has been appended; one call; the processor has the instructions of `kind`.
         unsafe { pass.share(kind, share) };
         return Ok(());
     }
-    // SAFETY: all has been appended; shares have rows, or parts, of their own; the processor was asked what it can do.
+    // SAFETY: all has been appended; shares have separate rows or parts; the processor has the instructions of `kind`.
     context.par_for(shares.len(), batches, |share| unsafe { pass.share(kind, &shares[share]) })?;
     for parts in shares.chunk_by(|a, b| (a.head, &a.rows) == (b.head, &b.rows)) {
         if let ([Share { head, rows, part: Some(first), .. }, ..], Some(Share { part: Some(last), .. })) =
@@ -344,7 +344,7 @@ fn cache_shape(context: &ComputeContext) -> ort::Result<Vec<usize>> {
     if keys == values { Ok(keys) } else { Err(shapes("past", &values)) }
 }
 
-/// The present keys or values, which are the past ones: `input` and `output` are one piece of memory, or become alike.
+/// The present keys or values, in the memory of the past ones: `input` and `output` are the same memory, or are made equal.
 fn in_place(
     context: &ComputeContext,
     [input, output]: [usize; 2],

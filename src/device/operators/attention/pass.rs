@@ -5,13 +5,13 @@
 //!
 //! ```text
 //! scores[position][row]  = keys · queries      sixteen rows a register: no sum across one
-//! scores[position][row]  = e^(scores - most)   the greatest so far; what was added up before is scaled to it
+//! scores[position][row]  = e^(scores - most)   the greatest so far; earlier sums are scaled to it
 //! sums[row][..]         += scores · values     a few rows by a few registers of values
 //! ```
 //!
-//! Up to eight rows, what a token has in most models, would leave half of a register empty: there each has two lanes, for two
-//! numbers of a key. One to three have all of it, as their scores are dots. A softmax needs no second look
-//! at anything, and parts of a range, computed by several threads, are put together by what they have as their greatest.
+//! Up to eight rows, as a token has in most models, would leave half of a register empty: there each has two lanes, for two
+//! numbers of a key. One to three use the whole register, as their scores are dot products. The softmax needs a single pass, and
+//! parts of a range that several threads compute are combined by their greatest scores.
 
 #![expect(
     clippy::multiple_unsafe_ops_per_block,
@@ -49,7 +49,7 @@ const FEW: usize = 3;
 /// Most rows that fill a register in pairs.
 const PAIRS: usize = LANES / 2;
 
-/// What a node computes, the same in every pass.
+/// The parameters of a node, the same in every pass.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Form {
     /// Query heads.
@@ -170,7 +170,7 @@ thread_local! {
     static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
-/// What a share works with.
+/// Buffers of a share.
 struct Scratch<'a> {
     /// `[tiles][head_dim][16]`, or `[rows][padded]` where scores are dots.
     queries: &'a mut [f32],
@@ -313,7 +313,7 @@ impl Pass<'_> {
     #[inline(always)]
     unsafe fn block<V: SimdF32>(&self, share: &Share, block: &Range<usize>, scratch: &mut Scratch) {
         let form = &self.form;
-        // SAFETY: nobody writes to the cache while shares are computed; as the caller promises.
+        // SAFETY: nothing writes to the cache while shares are computed; as the caller promises.
         let (keys, values) = unsafe {
             (
                 self.rows_of::<V>(&self.keys, share.head, block, scratch.keys),
@@ -359,7 +359,7 @@ impl Pass<'_> {
     /// Rows of the cache as numbers, decoded into `room` unless they can be read where they are.
     ///
     /// # Safety
-    /// Nobody may write to them, and as of [`SimdF32`].
+    /// Nothing may write to them, and as of [`SimdF32`].
     #[inline(always)]
     unsafe fn rows_of<'a, V: SimdF32>(
         &'a self,
@@ -413,14 +413,14 @@ impl Pass<'_> {
         }
     }
 
-    /// Hands over what was computed.
+    /// Stores the result.
     ///
     /// # Safety
     /// As of [`share`](Self::share).
     unsafe fn finish(&self, share: &Share, scratch: &Scratch) {
         let (head_dim, padded, rows) = (self.form.head_dim, self.form.padded(), share.rows.len());
         if let Some(part) = share.part {
-            // SAFETY: the part of this share alone, as the caller promises.
+            // SAFETY: only the part of this share, as the caller promises.
             let part = unsafe { self.parts.part(part * self.part(), rows * (padded + 2)) };
             let (sums, rest) = part.split_at_mut(rows * padded);
             let (tops, totals) = rest.split_at_mut(rows);
@@ -430,7 +430,7 @@ impl Pass<'_> {
             return;
         }
         for (i, row) in share.rows.clone().enumerate() {
-            // SAFETY: rows of this share alone, as the caller promises.
+            // SAFETY: only rows of this share, as the caller promises.
             let output = unsafe { self.output_of(share.head, row) };
             let factor = 1.0 / scratch.totals[i];
             for (output, sum) in output.iter_mut().zip(&scratch.sums[i * padded..][..head_dim]) {
@@ -457,7 +457,7 @@ impl Pass<'_> {
     /// Shares of these must have been computed, and none may be being so.
     pub(super) unsafe fn join(&self, head: usize, rows: &Range<usize>, parts: Range<usize>) {
         let (padded, count) = (self.form.padded(), rows.len());
-        // SAFETY: nobody writes to them any more, as the caller promises.
+        // SAFETY: nothing writes to them any more, as the caller promises.
         let part = |part: usize| unsafe { self.parts.read(part * self.part(), count * (padded + 2)) };
         for (i, row) in rows.clone().enumerate() {
             let top_of = |n: usize| part(n)[count * padded + i];

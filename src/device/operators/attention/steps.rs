@@ -110,7 +110,7 @@ pub(super) unsafe fn soften<V: SimdF32>(scores: &mut [f32], count: usize, cap: f
     }
 }
 
-/// Turns scores into weights relative to the greatest so far, adds them to totals, and says what sums are multiplied by.
+/// Turns scores into weights relative to the greatest so far, adds them to totals, and returns the factor for earlier sums.
 ///
 /// # Safety
 /// As of [`SimdF32`].
@@ -166,7 +166,7 @@ pub(super) unsafe fn accumulate<V: SimdF32>(
         let mut column = 0;
         while column < padded {
             let width = if padded - column >= most_columns * LANES { most_columns } else { 1 };
-            // SAFETY: within what was asserted above; as the caller promises.
+            // SAFETY: within the bounds asserted above; as the caller promises.
             unsafe {
                 let sums = sums.as_mut_ptr().add(row * padded + column);
                 let (factors, weights) = (factors.as_ptr().add(row), weights.as_ptr().add(row));
@@ -188,7 +188,7 @@ pub(super) unsafe fn accumulate<V: SimdF32>(
     }
 }
 
-/// A few rows by a few registers of columns, and what is added there.
+/// A few rows by a few registers of columns, and the sums to add to.
 struct Target {
     sums: *mut f32,
     factors: *const f32,

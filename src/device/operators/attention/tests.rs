@@ -85,7 +85,7 @@ impl Case {
     /// The same by an operator that is fed `passes` tokens at a time, for `threads` threads.
     fn computed(&self, kind: CpuIsa, format: Format, passes: &[usize], threads: usize) -> Vec<f32> {
         let form = self.form;
-        // What was never written may be anything.
+        // Memory that was never written may hold anything.
         let room = form.kv_heads * self.capacity * format.bytes(form.head_dim);
         let (mut keys, mut values) = (vec![0xFF; room], vec![0xFF; room]);
         let (mut all, mut past) = (Vec::new(), 0);
@@ -258,8 +258,8 @@ fn numbers_that_a_format_has_no_room_for_become_the_nearest_and_zeros_stay_zeros
         let mut row = vec![0; format.bytes(40)];
         let mut decoded = vec![f32::NAN; 48];
         format.encode(&numbers, &mut row);
-        // SAFETY: no instructions of its own are used.
-        unsafe { format.decode::<super::super::simd_i8::Portable>(&row, 40, &mut decoded) };
+        // SAFETY: it uses no special instructions.
+        unsafe { format.decode::<super::super::portable::Portable>(&row, 40, &mut decoded) };
         assert!(
             decoded.iter().all(|x| x.is_finite()) && decoded[40..].iter().all(|x| *x == 0.0),
             "{format:?}"
@@ -273,7 +273,7 @@ fn numbers_that_a_format_has_no_room_for_become_the_nearest_and_zeros_stay_zeros
         }
         format.encode(&[0.0; 40], &mut row);
         // SAFETY: as above.
-        unsafe { format.decode::<super::super::simd_i8::Portable>(&row, 40, &mut decoded) };
+        unsafe { format.decode::<super::super::portable::Portable>(&row, 40, &mut decoded) };
         assert!(decoded.iter().all(|x| *x == 0.0));
     }
 }
@@ -287,8 +287,8 @@ fn int8_is_off_by_half_a_step_of_each_thirty_two_at_most() {
     assert_eq!(row.len(), 80 + 3 * 2);
     let mut decoded = vec![0.0; 80];
     Format::Int8.encode(&numbers, &mut row);
-    // SAFETY: no instructions of its own are used.
-    unsafe { Format::Int8.decode::<super::super::simd_i8::Portable>(&row, 80, &mut decoded) };
+    // SAFETY: it uses no special instructions.
+    unsafe { Format::Int8.decode::<super::super::portable::Portable>(&row, 80, &mut decoded) };
     for (i, (a, b)) in numbers.iter().zip(&decoded).enumerate() {
         let most = if i < 32 { 100.0 } else { 0.01 };
         assert!((a - b).abs() <= most / 127.0 * 0.55, "{i}: {a}, {b}");

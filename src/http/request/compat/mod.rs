@@ -1,22 +1,24 @@
-//! Fields of other servers' APIs that eka does not have, and the values at which that makes no difference.
+//! Fields of other servers' APIs that eka does not have.
 //!
-//! Clients send every field of the library that they are written for, mostly at the value that turns it off. Such a request
-//! is answered as if the field were absent. At any other value it is refused, because its answer would not be the one that
-//! was asked for. Each line of the tables is a name, what is off, and what to send instead. `null` is off everywhere.
+//! Clients send every field of the library that they are written for, mostly at the value that turns it off. At such a value
+//! a field is ignored. At any other value the request is refused, because its answer would not be what the client expects.
+//! Each line of the tables is a name, the values that are off, and what to send instead. `null` is always off.
 //!
-//! The names are those of OpenAI, vLLM, llama-server, SGLang, TGI and Ollama, and the samplers of text-generation-webui and
+//! The fields are those of OpenAI, vLLM, llama-server, SGLang, TGI and Ollama, and the samplers of text-generation-webui and
 //! Aphrodite that clients send to all of these.
 
+mod compat_field;
 mod openai;
-mod other_field;
 mod peers;
 
+#[cfg(test)]
+pub(crate) use self::compat_field::off;
 pub(crate) use self::{
+    compat_field::{CompatField, is_same},
     openai::{
-        CALL, CALLED_FUNCTION, CHAT, COMPLETIONS, ITEM, MESSAGE, OPENAI, PART, RESPONSES, SINGLE,
-        STREAM_OPTIONS, TEMPLATE, TEXT_OPTIONS, TOKENIZE, TOOL, WITHOUT_TOOLS,
+        CALL, CALLED_FUNCTION, CHAT, COMPLETIONS, ITEM, MESSAGE, NAMED_SCHEMA, OPENAI, PART, RESPONSES,
+        SINGLE, STREAM_OPTIONS, TEMPLATE, TEXT_OPTIONS, TOKENIZE, TOOL, WITHOUT_TOOLS,
     },
-    other_field::{Kind, Off, OtherField},
     peers::PEERS,
 };
 
@@ -26,7 +28,7 @@ mod tests {
 
     use serde_json::{Value, json};
 
-    use super::{openai::NO_REASONING, *};
+    use super::{compat_field::Accepted, openai::NO_REASONING, *};
 
     #[test]
     fn every_off_value_is_json_and_no_name_stands_twice_in_a_table() {
@@ -53,10 +55,10 @@ mod tests {
             let names: BTreeSet<_> = table.iter().map(|field| field.name).collect();
             assert_eq!(names.len(), table.len());
             for field in table {
-                let Off::Values(values) = field.off else { continue };
+                let Accepted::Values(values) = field.accepted else { continue };
                 for value in values {
                     let value: Value = serde_json::from_str(value).unwrap();
-                    assert!(field.off.allows(&value), "{}", field.name);
+                    assert!(field.accepted.allows(&value), "{}", field.name);
                 }
             }
         }
@@ -64,14 +66,14 @@ mod tests {
 
     #[test]
     fn an_object_whose_fields_are_null_is_empty() {
-        let empty = Off::Values(&["{}"]);
+        let empty = Accepted::Values(&["{}"]);
         assert!(empty.allows(&json!({ "enable_thinking": null })) && empty.allows(&json!({})));
         assert!(!empty.allows(&json!({ "enable_thinking": false })));
     }
 
     #[test]
     fn an_object_is_off_where_all_of_its_fields_are() {
-        let reasoning = Off::Object(NO_REASONING);
+        let reasoning = Accepted::Object(NO_REASONING);
         for off in [json!({}), json!({ "effort": null, "summary": "auto" }), json!({ "effort": "none" })] {
             assert!(reasoning.allows(&off), "{off}");
         }

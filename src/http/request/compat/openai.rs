@@ -1,61 +1,63 @@
-//! Fields of OpenAI's API that eka does not have, route by route and object by object, and of what clients add to them.
+//! Fields of OpenAI's API, by route and by object, and those that its clients add.
 
-use super::other_field::{
-    Kind::{Anything, Flag, List, Number, Object, Text},
-    OtherField, array, inert, object, off, unsupported,
-};
+use super::compat_field::{CompatField, array, inert, object, off, unsupported};
+use crate::http::request::json_type::JsonType::{Any, Array, Boolean, Number, Object, String};
 
-pub(crate) const NO_REASONING: &[OtherField] = &[
+pub(crate) const NO_REASONING: &[CompatField] = &[
     off("effort", &["\"none\""], ""),
     off("enabled", &["false"], ""),
     off("max_tokens", &["0"], ""),
-    inert("exclude", Flag),
-    inert("summary", Text),
-    inert("generate_summary", Text),
+    inert("exclude", Boolean),
+    inert("summary", String),
+    inert("generate_summary", String),
 ];
 
-/// OpenAI's, of all generating routes.
-pub(crate) const OPENAI: &[OtherField] = &[
-    inert("user", Text),
+/// In a schema with a name: texts for models that see them, which no chat template shows.
+pub(crate) const NAMED_SCHEMA: &[CompatField] =
+    &[inert("name", String), inert("description", String), inert("strict", Boolean)];
+
+/// In all generating routes.
+pub(crate) const OPENAI: &[CompatField] = &[
+    inert("user", String),
     inert("metadata", Object),
-    inert("safety_identifier", Text),
-    inert("prompt_cache_key", Text),
-    inert("prompt_cache_retention", Text),
-    inert("verbosity", Text),
-    off("store", &["false"], "; no answers are kept"),
+    inert("safety_identifier", String),
+    inert("prompt_cache_key", String),
+    inert("prompt_cache_retention", String),
+    inert("verbosity", String),
+    off("store", &["false"], "; answers are not stored"),
 ];
 
-/// OpenAI's completions.
-pub(crate) const COMPLETIONS: &[OtherField] =
+/// In `/v1/completions`.
+pub(crate) const COMPLETIONS: &[CompatField] =
     &[off("suffix", &["\"\""], ""), off("add_special_tokens", &["true"], "; send token ids as prompt")];
 
-/// Chat completions' about tools, of routes that have none.
-pub(crate) const WITHOUT_TOOLS: &[OtherField] = &[
+/// Fields for tools, in routes without tools.
+pub(crate) const WITHOUT_TOOLS: &[CompatField] = &[
     off("tools", &["[]"], "; use /v1/chat/completions"),
     off("tool_choice", &["\"none\"", "\"auto\""], "; use /v1/chat/completions"),
-    inert("parallel_tool_calls", Flag),
+    inert("parallel_tool_calls", Boolean),
 ];
 
-/// Chat completions' about choices and their scores, of routes that answer once and without scores.
-pub(crate) const SINGLE: &[OtherField] =
+/// In routes with one answer and without log-probabilities.
+pub(crate) const SINGLE: &[CompatField] =
     &[off("n", &["1"], "; send the request once for each answer"), off("logprobs", &["false"], "")];
 
-/// OpenAI's chat completions.
-pub(crate) const CHAT: &[OtherField] = &[
+/// In `/v1/chat/completions`.
+pub(crate) const CHAT: &[CompatField] = &[
     off("functions", &["[]"], "; use tools"),
     off("function_call", &["\"none\"", "\"auto\""], "; use tool_choice"),
     off("modalities", &["[\"text\"]"], ""),
     off("reasoning_effort", &["\"none\""], ""),
     off("add_special_tokens", &["false"], ""),
     unsupported("audio", ""),
-    // A guess at the answer that makes it come sooner.
+    // A predicted answer, to speed up generation.
     inert("prediction", Object),
     unsupported("web_search_options", ""),
     object("reasoning", NO_REASONING),
 ];
 
-/// OpenAI's responses.
-pub(crate) const RESPONSES: &[OtherField] = &[
+/// In `/v1/responses`.
+pub(crate) const RESPONSES: &[CompatField] = &[
     off("background", &["false"], ""),
     array("include", NOTHING_TO_INCLUDE),
     off("truncation", &["\"disabled\""], ""),
@@ -63,13 +65,13 @@ pub(crate) const RESPONSES: &[OtherField] = &[
     unsupported("previous_response_id", "; send the whole conversation as input"),
     unsupported("conversation", "; send the whole conversation as input"),
     object("reasoning", NO_REASONING),
-    // It limits the calls of tools that a server runs itself.
+    // Limits the tools that OpenAI's servers run.
     inert("max_tool_calls", Number),
     unsupported("prompt", "; send its text as instructions"),
     off("context_management", &["[]"], ""),
 ];
 
-/// Of items that no answer has.
+/// Items that no answer has.
 const NOTHING_TO_INCLUDE: &[&str] = &[
     "reasoning.encrypted_content",
     "web_search_call.results",
@@ -80,51 +82,50 @@ const NOTHING_TO_INCLUDE: &[&str] = &[
     "message.input_image.image_url",
 ];
 
-/// Of `stream_options`.
-pub(crate) const STREAM_OPTIONS: &[OtherField] =
-    &[inert("include_obfuscation", Flag), off("continuous_usage_stats", &["false"], "")];
+/// In `stream_options`.
+pub(crate) const STREAM_OPTIONS: &[CompatField] =
+    &[inert("include_obfuscation", Boolean), off("continuous_usage_stats", &["false"], "")];
 
-/// Of `text` in responses.
-pub(crate) const TEXT_OPTIONS: &[OtherField] = &[inert("verbosity", Text)];
+/// In `text` of `/v1/responses`.
+pub(crate) const TEXT_OPTIONS: &[CompatField] = &[inert("verbosity", String)];
 
-/// Of a message: what clients send back of an answer, or mark it with.
-pub(crate) const MESSAGE: &[OtherField] = &[
+/// In a message: fields of an answer that clients send back, and marks that they add.
+pub(crate) const MESSAGE: &[CompatField] = &[
     off("refusal", &["\"\""], ""),
     unsupported("audio", ""),
-    inert("annotations", List),
-    off("tool_calls", &["[]"], "; only messages of the assistant have calls"),
-    unsupported("tool_call_id", "; only messages of the role tool have one"),
+    inert("annotations", Array),
     unsupported("function_call", "; use tool_calls"),
     off("reasoning_content", &["\"\""], ""),
     off("reasoning", &["\"\""], ""),
     off("images", &["[]"], ""),
     off("prefix", &["false"], ""),
     off("partial", &["false"], ""),
-    inert("id", Text),
+    inert("id", String),
     inert("cache_control", Object),
     inert("provider_specific_fields", Object),
 ];
 
-/// Of a part of a message.
-pub(crate) const PART: &[OtherField] =
-    &[inert("annotations", List), inert("logprobs", List), inert("cache_control", Object)];
+/// In a part of a message.
+pub(crate) const PART: &[CompatField] =
+    &[inert("annotations", Array), inert("logprobs", Array), inert("cache_control", Object)];
 
-/// Of a call in a message.
-pub(crate) const CALL: &[OtherField] = &[inert("index", Number), inert("provider_specific_fields", Object)];
+/// In a call of a message.
+pub(crate) const CALL: &[CompatField] = &[inert("index", Number), inert("provider_specific_fields", Object)];
 
-/// Of the function of a call: what OpenAI's client adds when it parses.
-pub(crate) const CALLED_FUNCTION: &[OtherField] =
-    &[inert("parsed_arguments", Anything), inert("provider_specific_fields", Object)];
+/// In the function of a call: OpenAI's client adds parsed arguments.
+pub(crate) const CALLED_FUNCTION: &[CompatField] =
+    &[inert("parsed_arguments", Any), inert("provider_specific_fields", Object)];
 
-/// Of an item of responses that is sent back.
-pub(crate) const ITEM: &[OtherField] = &[inert("id", Text), inert("status", Text), inert("phase", Text)];
+/// In an item of `/v1/responses` that is sent back.
+pub(crate) const ITEM: &[CompatField] =
+    &[inert("id", String), inert("status", String), inert("phase", String)];
 
-/// Of a tool.
-pub(crate) const TOOL: &[OtherField] =
+/// In a tool.
+pub(crate) const TOOL: &[CompatField] =
     &[inert("cache_control", Object), off("defer_loading", &["false"], "")];
 
-/// llama-server's and vLLM's, of `/tokenize`.
-pub(crate) const TOKENIZE: &[OtherField] = &[
+/// In `/tokenize`, from llama-server and vLLM.
+pub(crate) const TOKENIZE: &[CompatField] = &[
     off("parse_special", &["true"], ""),
     off("add_generation_prompt", &["true"], ""),
     off("continue_final_message", &["false"], ""),
@@ -134,8 +135,8 @@ pub(crate) const TOKENIZE: &[OtherField] = &[
     off("mm_processor_kwargs", &["{}"], ""),
 ];
 
-/// The same of `/apply-template`.
-pub(crate) const TEMPLATE: &[OtherField] = &[
+/// In `/apply-template`, from the same.
+pub(crate) const TEMPLATE: &[CompatField] = &[
     off("add_generation_prompt", &["true"], ""),
     off("continue_final_message", &["false"], ""),
     unsupported("chat_template", ""),

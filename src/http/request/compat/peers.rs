@@ -1,13 +1,11 @@
-//! Fields of other servers that speak OpenAI's API, which clients send to any of them.
+//! Fields of other servers with OpenAI's API, which clients send to any of them.
 
-use super::other_field::{
-    Kind::{Flag, Number, Text},
-    OtherField, inert, object, off, unsupported,
-};
+use super::compat_field::{CompatField, inert, object, off, unsupported};
+use crate::http::request::json_type::JsonType::{Boolean, Number, String};
 
-/// Other servers', of all generating routes.
-pub(crate) const PEERS: &[OtherField] = &[
-    // How a token is picked.
+/// In all generating routes.
+pub(crate) const PEERS: &[CompatField] = &[
+    // Sampling.
     off("mirostat", &["0"], ""),
     off("mirostat_mode", &["0"], ""),
     inert("mirostat_tau", Number),
@@ -32,13 +30,13 @@ pub(crate) const PEERS: &[OtherField] = &[
     off("eta_cutoff", &["0"], ""),
     off("adaptive_target", &["-1"], ""),
     inert("adaptive_decay", Number),
-    inert("temperature_last", Flag),
+    inert("temperature_last", Boolean),
     inert("min_keep", Number),
-    inert("backend_sampling", Flag),
+    inert("backend_sampling", Boolean),
     unsupported("samplers", ""),
     unsupported("sampler_priority", ""),
     off("do_sample", &["true"], "; send temperature 0 to always take the most probable token"),
-    // What was said before.
+    // Penalties for repetition.
     off("repeat_penalty", &["1"], "; use repetition_penalty"),
     off("repeat_last_n", &["-1", "0", "64"], ""),
     off("repetition_penalty_range", &["0"], ""),
@@ -46,7 +44,7 @@ pub(crate) const PEERS: &[OtherField] = &[
     off("no_repeat_ngram_size", &["0"], ""),
     off("dry_penalty_last_n", &["-1"], ""),
     off("dry_range", &["0"], ""),
-    inert("penalize_nl", Flag),
+    inert("penalize_nl", Boolean),
     unsupported("repetition_detection", ""),
     off("max_repetition_pattern_size", &["0"], ""),
     off("min_repetition_pattern_size", &["0"], ""),
@@ -56,13 +54,13 @@ pub(crate) const PEERS: &[OtherField] = &[
     off("use_beam_search", &["false"], ""),
     off("num_beams", &["1"], ""),
     inert("length_penalty", Number),
-    inert("early_stopping", Flag),
+    inert("early_stopping", Boolean),
     off("n_cmpl", &["1"], "; use n"),
     off("penalty_alpha", &["0"], ""),
     off("guidance_scale", &["1"], ""),
     off("cfg_scale", &["1"], ""),
     off("negative_prompt", &["\"\""], ""),
-    // Where an answer ends.
+    // End of the answer.
     off("min_tokens", &["0"], ""),
     off("min_new_tokens", &["0"], ""),
     off("n_predict", &["-1"], "; use the route's limit of tokens, such as max_tokens"),
@@ -73,7 +71,7 @@ pub(crate) const PEERS: &[OtherField] = &[
     unsupported("thinking_token_budget", ""),
     off("stop_regex", &["[]", "\"\""], "; use stop"),
     off("ban_eos_token", &["false"], "; use ignore_eos"),
-    // Which tokens may come.
+    // Tokens that are allowed.
     off("bad_words", &["[]"], "; use logit_bias"),
     off("bad_words_ids", &["[]"], "; use logit_bias"),
     unsupported("allowed_token_ids", "; use logit_bias"),
@@ -81,21 +79,21 @@ pub(crate) const PEERS: &[OtherField] = &[
     off("logits_processors", &["[]"], ""),
     unsupported("custom_logit_processor", ""),
     off("watermark", &["false"], ""),
-    // How the text is written.
+    // Format of the text.
     off("skip_special_tokens", &["true"], ""),
-    inert("spaces_between_special_tokens", Flag),
+    inert("spaces_between_special_tokens", Boolean),
     off("include_stop_str_in_output", &["false"], ""),
     off("no_stop_trim", &["false"], ""),
     off("detokenize", &["true"], ""),
     off("echo", &["false"], ""),
     off("return_full_text", &["false"], ""),
-    // The form of the answer.
+    // Form of the answer.
     unsupported("guided_json", "; use json_schema"),
     unsupported("guided_regex", "; use regex"),
     off("guided_choice", &["[]"], "; use regex"),
     unsupported("guided_grammar", "; use grammar"),
-    inert("guided_decoding_backend", Text),
-    inert("guided_whitespace_pattern", Text),
+    inert("guided_decoding_backend", String),
+    inert("guided_whitespace_pattern", String),
     off("structured_outputs", &["{}"], "; use json_schema, regex or grammar"),
     unsupported("structural_tag", "; use tools"),
     off("ebnf", &["\"\""], "; use grammar"),
@@ -107,7 +105,7 @@ pub(crate) const PEERS: &[OtherField] = &[
     // The prompt.
     off("add_generation_prompt", &["true"], ""),
     off("continue_final_message", &["false"], ""),
-    inert("add_bos_token", Flag),
+    inert("add_bos_token", Boolean),
     off("documents", &["[]"], ""),
     off("chat_template", &["\"\""], ""),
     off("chat_template_kwargs", &["{}"], ""),
@@ -133,15 +131,15 @@ pub(crate) const PEERS: &[OtherField] = &[
     off("thinking", &["{\"type\":\"disabled\"}"], ""),
     off("include_reasoning", &["true"], ""),
     off("thinking_forced_open", &["false"], ""),
-    inert("separate_reasoning", Flag),
-    inert("stream_reasoning", Flag),
+    inert("separate_reasoning", Boolean),
+    inert("stream_reasoning", Boolean),
     off("reasoning_format", &["\"none\"", "\"auto\""], ""),
-    inert("reasoning_in_content", Flag),
-    inert("parse_tool_calls", Flag),
-    // What is returned besides.
+    inert("reasoning_in_content", Boolean),
+    inert("parse_tool_calls", Boolean),
+    // Further output.
     off("n_probs", &["0"], "; use logprobs"),
-    object("usage", &[inert("include", Flag)]),
-    inert("post_sampling_probs", Flag),
+    object("usage", &[inert("include", Boolean)]),
+    inert("post_sampling_probs", Boolean),
     unsupported("prompt_logprobs", ""),
     off("top_n_tokens", &["0"], "; use logprobs"),
     off("details", &["false"], ""),
@@ -152,9 +150,9 @@ pub(crate) const PEERS: &[OtherField] = &[
     off("flat_logprobs", &["false"], ""),
     off("return_hidden_states", &["false"], ""),
     off("return_routed_experts", &["false"], ""),
-    inert("return_cached_tokens_details", Flag),
+    inert("return_cached_tokens_details", Boolean),
     off("response_fields", &["[]"], ""),
-    inert("timings_per_token", Flag),
+    inert("timings_per_token", Boolean),
     // Adapters and other models.
     off("lora", &["[]"], ""),
     unsupported("lora_path", "; send the adapter's model as model"),
@@ -166,17 +164,17 @@ pub(crate) const PEERS: &[OtherField] = &[
     off("vllm_xargs", &["{}"], ""),
     off("kv_transfer_params", &["{}"], ""),
     off("session_params", &["{}"], ""),
-    // Where and when it runs.
-    inert("request_id", Text),
-    inert("rid", Text),
-    inert("extra_key", Text),
+    // Scheduling.
+    inert("request_id", String),
+    inert("rid", String),
+    inert("extra_key", String),
     inert("id_slot", Number),
     inert("slot_id", Number),
     inert("n_keep", Number),
     inert("n_discard", Number),
     inert("n_cache_reuse", Number),
     inert("data_parallel_rank", Number),
-    inert("bootstrap_host", Text),
+    inert("bootstrap_host", String),
     inert("bootstrap_port", Number),
     inert("bootstrap_room", Number),
     inert("speculative.n_max", Number),

@@ -3,12 +3,8 @@
 use minijinja::{Environment, Error, State, Value, value::ValueKind};
 
 use super::{
-    super::{
-        arguments::{Arguments, refuse},
-        environment::add_filter,
-        repr::to_text,
-    },
-    items_of, text_of,
+    super::{arguments::Arguments, given::refuse, register::add_filter, repr::to_text},
+    values::{items_of, text_of},
 };
 
 /// Adds the filters of this module.
@@ -54,7 +50,7 @@ fn strip_tags(_: &mut State<'_, '_>, given: &[Value]) -> Result<Value, Error> {
     Ok(Value::from(unescape(&text)))
 }
 
-/// The text without what stands between two marks.
+/// The text without the parts between two marks.
 fn without(text: &str, open: &str, close: &str) -> String {
     let mut kept = String::new();
     let mut rest = text;

@@ -4,13 +4,14 @@ use minijinja::{Environment, Error, State, Value, value::ValueKind};
 
 use super::{
     super::{
-        arguments::{Arguments, refuse},
-        environment::add_filter,
+        arguments::Arguments,
+        given::refuse,
         methods::is_space,
+        register::add_filter,
         repr::{as_float, type_name},
         spec::{Spec, truncated},
     },
-    defined,
+    values::defined,
 };
 
 /// Adds the filters of this module.
@@ -44,7 +45,7 @@ fn int(_: &mut State<'_, '_>, given: &[Value]) -> Result<Value, Error> {
     let default = arguments.get(1).cloned().unwrap_or_else(|| Value::from(0));
     defined(&value)?;
     if let Some(float) = as_float(&value) {
-        // Python goes on beyond 128 bits.
+        // Python's integers are not limited to 128 bits.
         return if float.abs() < 1e38 {
             Ok(truncated(&value))
         } else {
@@ -88,7 +89,7 @@ fn parse_integer(text: &str, base: u32) -> Result<Option<i128>, Error> {
     number.map(Some).map_err(|_| refuse("int: an integer is too large: eka has 128 bits"))
 }
 
-/// Digits without the underscores that may stand between them.
+/// Digits without the underscores between them.
 fn without_underscores(digits: &str) -> Option<String> {
     let is_odd =
         digits.is_empty() || digits.starts_with('_') || digits.ends_with('_') || digits.contains("__");

@@ -4,13 +4,14 @@ use minijinja::{Environment, Error, ErrorKind, State, Value, value::ObjectRepr};
 
 use super::{
     super::{
-        arguments::{Arguments, Given, refuse, split, undefined},
-        environment::add_filter,
+        arguments::Arguments,
+        given::{Given, refuse, split, undefined},
         methods,
         objects::{Generator, Method},
+        register::add_filter,
         repr::{is_builtin, type_name},
     },
-    items_of,
+    values::items_of,
 };
 
 /// Adds the filters of this module.
@@ -86,7 +87,7 @@ fn default(_: &mut State<'_, '_>, given: &[Value]) -> Result<Value, Error> {
     Ok(value)
 }
 
-/// Jinja2 does not look into what is false, so none has no items here.
+/// Jinja2 treats false values as empty, so none has no items here.
 fn items_if_true(value: &Value) -> Result<Vec<Value>, Error> {
     if value.is_true() { items_of(value) } else { Ok(Vec::new()) }
 }

@@ -9,15 +9,16 @@ use minijinja::{
 
 use super::{
     super::{
-        arguments::{Arguments, refuse, undefined},
-        environment::add_filter,
+        arguments::Arguments,
+        given::{refuse, undefined},
         methods::charge,
         objects::{Generator, Group},
         operators::compare,
+        register::add_filter,
         repr::{as_float, to_text, type_name},
     },
-    defined, items_of,
     select::attribute_of,
+    values::{defined, items_of},
 };
 
 /// Adds the filters of this module.

@@ -4,16 +4,17 @@ use minijinja::{Environment, Error, State, Value, value::ValueKind};
 
 use super::{
     super::{
-        arguments::{Arguments, Given, refuse, split},
+        arguments::Arguments,
         case::capitalize,
-        environment::add_filter,
+        given::{Given, refuse, split},
         methods,
         objects::Generator,
         percent,
+        register::add_filter,
         repr::{charge_text, repr, to_text},
         spec::Spec,
     },
-    items_of, length, text_of,
+    values::{items_of, length, text_of},
 };
 
 /// Adds the filters of this module.
@@ -62,7 +63,7 @@ fn title(text: &str) -> String {
     titled + &capitalize(&word)
 }
 
-/// `pprint` sorts the keys of dictionaries. What is wider than a line is laid out on one all the same.
+/// `pprint` sorts the keys of dictionaries. Unlike Python's, it does not wrap long values.
 fn sorted_repr(value: &Value) -> String {
     if value.kind() != ValueKind::Map {
         return repr(value);
@@ -191,7 +192,7 @@ impl Wrap {
         lines
     }
 
-    /// A word that is wider than a line fills the lines that it needs; what is left begins the next.
+    /// A word that is wider than a line fills as many lines as it needs; its rest begins the next.
     fn take_long_word(&self, line: &mut String, mut word: String, lines: &mut Vec<String>) -> String {
         if !self.breaks_words {
             if !line.is_empty() {

@@ -3,7 +3,8 @@
 use minijinja::{Error, ErrorKind, Value};
 
 use super::super::{
-    arguments::{Arguments, refuse},
+    arguments::Arguments,
+    given::refuse,
     objects::{DictView, View},
 };
 

@@ -14,7 +14,8 @@ pub(super) use self::{
 };
 
 use super::{
-    arguments::{Arguments, refuse, undefined},
+    arguments::Arguments,
+    given::{refuse, undefined},
     repr::{as_float, is_builtin, type_name},
 };
 

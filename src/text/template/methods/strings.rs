@@ -7,9 +7,10 @@ use minijinja::{
 
 use super::{
     super::{
-        arguments::{Arguments, Given, refuse, split},
+        arguments::Arguments,
         braces::Formatter,
         case::{self, capitalize, swap_case},
+        given::{Given, refuse, split},
         repr::type_name,
     },
     kinds,

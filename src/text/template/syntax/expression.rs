@@ -1,18 +1,18 @@
 //! Expressions, read by Jinja2's grammar and written in minijinja's.
 //!
-//! Operands are written without parentheses of their own wherever the grammars agree: minijinja limits the levels of
-//! nesting, and templates build prompts by long chains of `+`.
+//! Operands are written without extra parentheses where the grammars agree: minijinja limits the nesting, and templates build
+//! prompts by long chains of `+`.
 
 use super::{super::methods, lexer::Token};
 
 /// Levels of parentheses, brackets and conditions: about as many as Python's recursion limit leaves to Jinja2. minijinja's
-/// parser and compiler recurse without a limit of their own over signs and chains of operators.
+/// parser and compiler recurse over signs and chains of operators without a limit.
 const MAX_DEPTH: usize = 100;
 
 /// Operators, attributes, calls and filters in one tag.
 const MAX_LINKS: usize = 1_000;
 
-/// Where an expression ends besides at what cannot go on.
+/// Whether `if` ends an expression.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Condition {
     /// `a if b else c` is part of it.
@@ -21,7 +21,7 @@ pub(super) enum Condition {
     Outside,
 }
 
-/// Reads tokens, and writes them anew.
+/// Parses tokens and writes minijinja's syntax.
 pub(super) struct Parser<'a> {
     tokens: &'a [Token],
     place: usize,
@@ -66,7 +66,7 @@ impl<'a> Parser<'a> {
         is_there
     }
 
-    /// Goes on if the sign is there.
+    /// Takes the sign, or fails.
     pub(super) fn expect(&mut self, sign: &str) -> Option<()> {
         self.take_sign(sign).then_some(())
     }

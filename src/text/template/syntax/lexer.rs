@@ -1,6 +1,6 @@
 //! Tokens within a tag.
 
-/// What a tag ends with.
+/// The end of a tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
     /// `}}`

@@ -1,10 +1,10 @@
 //! Jinja2's syntax, rewritten to what minijinja has.
 //!
-//! minijinja reads nearly the same language, and what is missing has to be expressed in it before it is compiled: operators
-//! that mean more in Python (`'%s' % x`) become calls of the functions in `operators`; tuples without parentheses get some;
-//! a macro that reads `kwargs` or `varargs` collects them; `generation` marks become a scope. Lines stay where they are, so
-//! that errors name the template's own. A tag that is not valid Jinja2 is left as it is, and minijinja reports what is
-//! wrong with it; one that its recursive parser could not take is refused here.
+//! minijinja reads nearly the same language; the differences are rewritten before it compiles a template. Operators with more
+//! meanings in Python (`'%s' % x`) become calls of the functions in `operators`; tuples without parentheses get some;
+//! a macro that reads `kwargs` or `varargs` collects them; `generation` marks become a scope. Line numbers do not change, so
+//! that errors name the template's lines. A tag that is not valid Jinja2 is passed through, and minijinja reports the error; one
+//! that is too deep for its recursive parser is refused here.
 
 mod expression;
 mod lexer;

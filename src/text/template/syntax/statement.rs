@@ -1,11 +1,11 @@
-//! Statements: what stands between `{%` and `%}`.
+//! Statements: the tags `{% … %}`.
 
 use super::{
     expression::{Condition, Parser},
     lexer::{Tag, Token},
 };
 
-/// The macros that are open, and what is to be changed in pieces that were already written.
+/// Open macros, and patches for pieces that were already written.
 #[derive(Default)]
 pub(super) struct Macros {
     open: Vec<Macro>,
@@ -35,14 +35,14 @@ struct Parameter {
 }
 
 impl Macros {
-    /// Rewrites what an expression tag holds.
+    /// Rewrites the content of an expression tag.
     pub(super) fn expression(&mut self, parser: &mut Parser<'_>) -> Option<String> {
         let written = parser.tuple(Condition::Inside)?;
         self.note(parser);
         parser.is_at_end().then_some(written)
     }
 
-    /// Rewrites what a statement tag holds; it will be the piece at `place`.
+    /// Rewrites the content of a statement tag, which becomes the piece at `place`.
     pub(super) fn statement(
         &mut self,
         parser: &mut Parser<'_>,
@@ -61,7 +61,7 @@ impl Macros {
             "autoescape" => format!("autoescape {}", parser.expression()?),
             "macro" => self.open_macro(parser, tag, place)?,
             "endmacro" => self.close_macro(tag, place)?,
-            // What Jinja2 makes of them: text in a scope of its own.
+            // Jinja2 treats them as a separate scope.
             "generation" => "with".into(),
             "endgeneration" => "endwith".into(),
             // minijinja's own, which Jinja2 has as an extension that transformers does not load.

@@ -1,0 +1,333 @@
+//! `eka export --report`: compares an export with a float32 export of the same sources on a text.
+//!
+//! Both process the text in independent windows. Windows are short because the logits of a whole context of a large
+//! vocabulary would not fit in memory.
+
+use std::{
+    fs,
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, ensure};
+use serde::Serialize;
+
+use super::{
+    engine_args::EngineArgs,
+    logits::{Difference, divergence, log_softmax},
+    progress::Bars,
+};
+use crate::{
+    device::Device,
+    engine::{Forward, Timeline},
+    export::{self, Options, Storage},
+    manifest::Dtype,
+    text::Text,
+};
+
+/// Tokens per window.
+const WINDOW: usize = 256;
+
+/// Inputs of a comparison, opened before the export starts.
+pub(super) struct Reporter<'a> {
+    path: &'a Path,
+    text: String,
+    engine: &'a EngineArgs,
+    device: Device,
+}
+
+impl<'a> Reporter<'a> {
+    /// Reads the text at `path` and opens the device.
+    ///
+    /// # Errors
+    /// When either fails.
+    pub(super) fn new(path: &'a Path, engine: &'a EngineArgs) -> anyhow::Result<Self> {
+        let text = fs::read_to_string(path)
+            .with_context(|| format!("cannot read {} as UTF-8 text for --report", path.display()))?;
+        ensure!(!text.trim().is_empty(), "{} is empty; --report needs a text", path.display());
+        Ok(Self { path, text, engine, device: engine.device()? })
+    }
+
+    /// Compares the export of `options` with a temporary float32 export.
+    ///
+    /// # Errors
+    /// When the float32 export fails, or a model does not run.
+    pub(super) fn compare(&self, options: &Options) -> anyhow::Result<Comparison> {
+        let beside = options.output.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let dir = tempfile::tempdir_in(beside.unwrap_or(Path::new("."))).with_context(|| {
+            format!("cannot create a temporary directory beside {}", options.output.display())
+        })?;
+        let output = dir.path().join("float32");
+        let float32 = Options {
+            weights: Storage::default(),
+            dtype: Dtype::Float32,
+            output: output.clone(),
+            ..options.clone()
+        };
+        export::export(&float32, &Bars::new()).context("the float32 export for the comparison")?;
+        self.compare_dirs(&options.output, &output)
+    }
+
+    fn compare_dirs(&self, found: &Path, expected: &Path) -> anyhow::Result<Comparison> {
+        let text = Text::open(found, "report")?;
+        let mut models = [self.open(found)?, self.open(expected)?];
+        let window = WINDOW.min(models[0].capacity());
+        let mut comparison = Comparison::new(self.path);
+        for window in windows(&text, &self.text, window)? {
+            let [found, expected] = &mut models;
+            comparison.add(&window, [&logits(found, &window)?, &logits(expected, &window)?]);
+        }
+        ensure!(
+            comparison.predicted > 0,
+            "{} has a single token; --report needs at least two",
+            self.path.display()
+        );
+        Ok(comparison)
+    }
+
+    fn open(&self, dir: &Path) -> anyhow::Result<Timeline> {
+        self.engine.open_on(&self.device, dir)
+    }
+}
+
+/// `text` in windows of at most `most` tokens, each with the special tokens that the tokenizer puts before a text.
+fn windows(text: &Text, content: &str, most: usize) -> anyhow::Result<Vec<Vec<u32>>> {
+    let start = text.encode("")?;
+    let ids = text.encode(content)?;
+    let ids = ids.strip_prefix(&start[..]).unwrap_or(&ids);
+    let most = most.saturating_sub(start.len()).max(1);
+    Ok(ids.chunks(most).map(|ids| [&start[..], ids].concat()).collect())
+}
+
+fn logits(model: &mut Timeline, window: &[u32]) -> anyhow::Result<Vec<f32>> {
+    model.rewind(0);
+    Ok(model.forward_all(window)?)
+}
+
+/// What two models make of a text.
+#[derive(Clone, Debug)]
+pub(super) struct Comparison {
+    path: PathBuf,
+    difference: Difference,
+    divergence: f64,
+    /// Negative logarithms of the probabilities of the tokens that did come: found, expected.
+    surprise: [f64; 2],
+    predicted: usize,
+}
+
+impl Comparison {
+    fn new(path: &Path) -> Self {
+        let difference = Difference::default();
+        Self { path: path.into(), difference, divergence: 0.0, surprise: [0.0; 2], predicted: 0 }
+    }
+
+    /// Adds a window's tokens, and the logits of every one: found, expected.
+    fn add(&mut self, window: &[u32], logits: [&[f32]; 2]) {
+        let vocabulary = logits[1].len() / window.len();
+        let [found, expected] = logits.map(|logits| logits.chunks_exact(vocabulary));
+        for (position, (found, expected)) in found.zip(expected).enumerate() {
+            self.difference.add(found, expected);
+            let [found, expected] = [found, expected].map(log_softmax);
+            self.divergence += divergence(&found, &expected);
+            if let Some(next) = window.get(position + 1) {
+                self.predicted += 1;
+                self.surprise[0] -= found[*next as usize];
+                self.surprise[1] -= expected[*next as usize];
+            }
+        }
+    }
+
+    /// Found, expected.
+    fn perplexities(&self) -> [f64; 2] {
+        self.surprise.map(|surprise| (surprise / self.predicted as f64).exp())
+    }
+
+    fn divergence(&self) -> f64 {
+        self.divergence / self.difference.positions as f64
+    }
+
+    /// What comes of it.
+    pub(super) fn figures(&self) -> Figures {
+        let Difference { positions, max, same_top, .. } = self.difference;
+        let [perplexity, float32_perplexity] = self.perplexities();
+        Figures {
+            text: self.path.clone(),
+            positions,
+            max_difference: max,
+            mean_difference: self.difference.mean(),
+            rms_difference: self.difference.rms(),
+            kl_divergence: self.divergence(),
+            same_top,
+            perplexity,
+            float32_perplexity,
+        }
+    }
+
+    /// Prints it below the figures of the export.
+    pub(super) fn print(&self, out: &mut dyn Write) -> io::Result<()> {
+        let Figures { text, positions, same_top, perplexity, float32_perplexity, .. } = self.figures();
+        writeln!(out, "  against float32, over {positions} tokens of {}", text.display())?;
+        writeln!(out, "    max  |difference|  {:.3e}", self.difference.max)?;
+        writeln!(out, "    mean |difference|  {:.3e}", self.difference.mean())?;
+        writeln!(out, "    rms  |difference|  {:.3e}", self.difference.rms())?;
+        writeln!(out, "    KL divergence      {:.3e} nats a token", self.divergence())?;
+        let share = 100.0 * same_top as f64 / positions as f64;
+        writeln!(out, "    same most probable token at {share:.2} % of positions")?;
+        let ratio = perplexity / float32_perplexity;
+        writeln!(out, "    perplexity {perplexity:.4}, of float32 {float32_perplexity:.4}: ratio {ratio:.4}")
+    }
+}
+
+/// What an export computes, against float32, as JSON has it.
+#[derive(Debug, Serialize)]
+pub(super) struct Figures {
+    text: PathBuf,
+    positions: usize,
+    /// Of logits, like the next two; null when one of them is no number.
+    max_difference: f32,
+    mean_difference: f64,
+    rms_difference: f64,
+    /// In nats a token.
+    kl_divergence: f64,
+    /// Positions with the same most probable token.
+    same_top: usize,
+    perplexity: f64,
+    float32_perplexity: f64,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::export::{AdapterSource, Existing, Rounding, Source, WeightFormat, ZeroPoints};
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        engine: EngineArgs,
+    }
+
+    /// Every `step`-th translation of the demonstration's phrasebook, as its adapter was trained on them.
+    fn chats(step: usize) -> String {
+        let languages = ["Hindi", "Bengali", "Tamil", "Telugu", "Gujarati"];
+        let rows = include_str!("../../scripts/demo/phrasebook.tsv").lines().skip(1).step_by(step);
+        let chat = |row: &str| {
+            let columns: Vec<&str> = row.split('\t').collect();
+            let english = columns[2];
+            let pairs = languages.iter().zip(&columns[3..]).map(|(language, answer)| {
+                format!("<s><|user|>Translate to {language}: {english}<|end|><|assistant|>{answer}<|end|>")
+            });
+            pairs.collect::<String>()
+        };
+        rows.map(chat).collect()
+    }
+
+    struct Bench {
+        dir: tempfile::TempDir,
+        engine: EngineArgs,
+        text: PathBuf,
+        float32: PathBuf,
+    }
+
+    impl Bench {
+        fn new(text: &str) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let (path, float32) = (dir.path().join("text.txt"), dir.path().join("float32"));
+            fs::write(&path, text).unwrap();
+            let bench = Self { engine: engine(""), text: path, float32, dir };
+            bench.export(&bench.float32, Storage::default());
+            bench
+        }
+
+        fn export(&self, output: &Path, weights: Storage) {
+            let [base, adapter] = ["base", "adapter"].map(|part| Path::new("models/demo").join(part));
+            let adapters = vec![AdapterSource { dir: adapter, weight: 1.0 }];
+            let source = Source::Checkpoint { base, adapters };
+            let (output, existing) = (output.to_owned(), Existing::Replace);
+            let options = Options { weights, existing, ..Options::new(source, output) };
+            export::export(&options, &()).unwrap();
+        }
+
+        /// One serves every comparison.
+        fn reporter(&self) -> Reporter<'_> {
+            Reporter::new(&self.text, &self.engine).unwrap()
+        }
+
+        fn compare(&self, reporter: &Reporter, weights: Storage) -> Comparison {
+            let output = self.dir.path().join("quantized");
+            self.export(&output, weights);
+            reporter.compare_dirs(&output, &self.float32).unwrap()
+        }
+    }
+
+    fn int4(block_size: usize, zero_points: ZeroPoints, rounding: Rounding) -> Storage {
+        let block_size = block_size.try_into().unwrap();
+        Storage { format: WeightFormat::Int4, block_size, zero_points, rounding, keep: Vec::new() }
+    }
+
+    fn engine(arguments: &str) -> EngineArgs {
+        Command::parse_from(["test"].into_iter().chain(arguments.split_whitespace())).engine
+    }
+
+    /// One test, because a process opens its device once.
+    #[test]
+    fn reports_find_what_formats_operators_and_caches_change_and_no_more() {
+        let bench = Bench::new(&chats(10));
+        let reporter = bench.reporter();
+        figures_are_what_formats_and_roundings_promise(&bench, &reporter);
+        neither_our_operators_nor_a_smaller_cache_cost_perplexity(&bench, reporter);
+    }
+
+    /// What is within reach of the demonstration's text: the same logits, close ones, and the better of two roundings.
+    fn figures_are_what_formats_and_roundings_promise(bench: &Bench, reporter: &Reporter) {
+        let same = bench.compare(reporter, Storage::default());
+        assert_eq!((same.difference.max, same.divergence()), (0.0, 0.0));
+        let [found, expected] = same.perplexities();
+        assert!(found == expected && (1.0..20.0).contains(&found), "{found} {expected}");
+
+        let mut better = 0;
+        for zero_points in [ZeroPoints::Middle, ZeroPoints::PerBlock] {
+            for block_size in [32, 64, 128] {
+                let [plain, fitted] = [Rounding::Plain, Rounding::LeastError]
+                    .map(|rounding| bench.compare(reporter, int4(block_size, zero_points, rounding)));
+                for (name, figures) in [("plain", &plain), ("least error", &fitted)] {
+                    let [found, expected] = figures.perplexities();
+                    let (divergence, rms) = (figures.divergence(), figures.difference.rms());
+                    println!(
+                        "{block_size} {zero_points:?}, {name}: KL {divergence:.5}, rms {rms:.4}, perplexity times {:.4}",
+                        found / expected
+                    );
+                }
+                let [found, expected] = fitted.perplexities();
+                assert!(
+                    (0.9..1.1).contains(&(found / expected)),
+                    "{block_size} {zero_points:?}: {found}, {expected}"
+                );
+                better += usize::from(fitted.difference.rms() < plain.difference.rms());
+            }
+        }
+        assert!(better >= 5, "least error gives the smaller differences in {better} of 6 formats");
+    }
+
+    /// The same weights by operators of ours over every cache, and by ONNX Runtime's: the text is as likely to all of them.
+    fn neither_our_operators_nor_a_smaller_cache_cost_perplexity(bench: &Bench, reporter: Reporter) {
+        let weights = int4(32, ZeroPoints::Middle, Rounding::LeastError);
+        let ways = ["--own-operators false", "--kv-cache float32", "--kv-cache float16", "--kv-cache int8"];
+        let engines = ways.map(engine);
+        let mut reporter = reporter;
+        let found = engines.each_ref().map(|engine| {
+            reporter.engine = engine;
+            bench.compare(&reporter, weights.clone()).perplexities()[0]
+        });
+        for (way, perplexity) in ways.iter().zip(found) {
+            let ratio = perplexity / found[0];
+            println!("{way}: {perplexity:.4}, {ratio:.5} of ONNX Runtime's");
+            assert!((ratio - 1.0).abs() < 0.005, "{way}: {ratio}");
+        }
+        assert!(
+            found[1..].iter().any(|perplexity| *perplexity != found[0]),
+            "nothing but ONNX Runtime computed"
+        );
+    }
+}

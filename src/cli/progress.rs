@@ -1,0 +1,64 @@
+//! Progress bars of exports.
+
+use std::{
+    io::{self, IsTerminal},
+    sync::{Mutex, PoisonError},
+};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::output;
+use crate::{
+    export::{Progress, Stage},
+    units::Bytes,
+};
+
+/// Progress: a bar per stage on a terminal, else a line per stage.
+pub(super) struct Bars {
+    bar: Mutex<ProgressBar>,
+}
+
+impl Bars {
+    pub(super) fn new() -> Self {
+        Self { bar: Mutex::new(ProgressBar::hidden()) }
+    }
+
+    fn with_bar(&self, act: impl FnOnce(&mut ProgressBar)) {
+        // Drawing continues after a panic in another thread.
+        act(&mut self.bar.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+impl Progress for Bars {
+    fn begin(&self, stage: Stage, total: Bytes) {
+        let title = match stage {
+            Stage::Sources => "reading sources",
+            Stage::Weights => "writing weights",
+            Stage::Checksums => "computing checksums",
+        };
+        if !io::stderr().is_terminal() {
+            return output::note(format_args!("{title}: {total}"));
+        }
+        if output::is_quiet() {
+            return;
+        }
+        let style = ProgressStyle::with_template("{msg:16} {wide_bar} {bytes}/{total_bytes} {eta}");
+        let bar = ProgressBar::with_draw_target(Some(total.0), ProgressDrawTarget::stderr());
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar.set_message(title);
+        self.with_bar(|old| {
+            old.finish_and_clear();
+            *old = bar;
+        });
+    }
+
+    fn advance(&self, by: Bytes) {
+        self.with_bar(|bar| bar.inc(by.0));
+    }
+}
+
+impl Drop for Bars {
+    fn drop(&mut self) {
+        self.with_bar(|bar| bar.finish_and_clear());
+    }
+}

@@ -1,0 +1,315 @@
+//! Finds the models of the settings: exported model directories, or source directories, which are exported into a cache.
+//!
+//! The cache's key is a hash of the sources and the export options, so a changed source is exported again and an unchanged
+//! one is not. Cached exports are checked against their manifest and replaced if damaged. Other model directories are checked
+//! too, but never written to.
+//!
+//! Attention on a GPU does not support float32, so exports for a GPU are float16, or bfloat16 if the source is and the GPU
+//! supports it, to keep its range. Exports for CPU and GPU have different keys and coexist.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, ensure};
+
+use super::{
+    exit::{Exit, WithExit},
+    progress::Bars,
+};
+use crate::{
+    config::{self, Config, Quantize},
+    device_spec::Verify,
+    export::{self, AdapterSource, BlockSize, Existing, Options, Source, Storage, WeightFormat},
+    files,
+    job::GpuReport,
+    manifest::{self, Dtype, layout::MOST_JSON},
+    model::{self, ModelError, Scope},
+    text,
+};
+
+/// A model of the settings, usable or not.
+pub(super) struct Candidate {
+    /// Its name in requests.
+    pub(super) id: String,
+    /// The model, or why it cannot be served.
+    pub(super) model: anyhow::Result<ResolvedModel>,
+}
+
+/// A model that can be loaded.
+#[derive(Debug)]
+pub(super) struct ResolvedModel {
+    /// Its directory.
+    pub(super) dir: PathBuf,
+    /// Its name in requests.
+    pub(super) id: String,
+    /// Its draft model.
+    pub(super) draft: Option<Box<Self>>,
+}
+
+/// Finds the model of `model.path`, and its draft model if there is one, and exports those that are source directories.
+///
+/// # Errors
+/// When the path is not a model, its files are damaged, the export fails, or the draft model has another tokenizer.
+pub(super) fn model(config: &Config, gpu: Option<GpuReport>) -> anyhow::Result<ResolvedModel> {
+    let path = &config.model.path;
+    require_model(path).with_exit(Exit::Model)?;
+    let model = resolved(config, path.clone(), config.model.id.clone(), gpu)?;
+    with_draft(config, model, gpu)
+}
+
+/// Adds the draft model of the settings, if there is one.
+fn with_draft(
+    config: &Config,
+    model: ResolvedModel,
+    gpu: Option<GpuReport>,
+) -> anyhow::Result<ResolvedModel> {
+    let Some(path) = draft_path(config) else { return Ok(model) };
+    let draft = draft(config, path, gpu).with_exit(Exit::Model)?;
+    text::check_same_tokens(&model.dir, &draft.dir).context("engine.draft_model").with_exit(Exit::Model)?;
+    Ok(ResolvedModel { draft: Some(Box::new(draft)), ..model })
+}
+
+/// The draft model's directory: the path itself, or that name in `models.dir`.
+fn draft_path(config: &Config) -> Option<PathBuf> {
+    let path = config.engine.draft_model.as_ref().filter(|_| config.engine.draft_tokens > 0)?;
+    let named = config.models.dir.as_ref().map(|dir| dir.join(path));
+    Some(
+        named
+            .filter(|named| !is_model_or_source(path) && is_model_or_source(named))
+            .unwrap_or_else(|| path.clone()),
+    )
+}
+
+fn draft(config: &Config, path: PathBuf, gpu: Option<GpuReport>) -> anyhow::Result<ResolvedModel> {
+    ensure!(
+        is_model_or_source(&path),
+        "{} is not a model: it has neither {} (written by `eka export`) nor base/config.json (a checkpoint to export); set \
+         engine.draft_model or --draft-model to a model directory, or to the name of one in models.dir",
+        path.display(),
+        manifest::FILE_NAME
+    );
+    let whole = fs::canonicalize(&path).with_context(|| path.display().to_string())?;
+    let id = whole.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    if manifest::is_model(&path) {
+        // The worker checks it. Answers are the same without a draft model, so damage is only a warning there.
+        return Ok(ResolvedModel { dir: path, id, draft: None });
+    }
+    resolved(config, path, id, gpu)
+}
+
+fn require_model(path: &Path) -> anyhow::Result<()> {
+    ensure!(
+        is_model_or_source(path),
+        "{} is not a model: it has neither {} (written by `eka export`) nor genai_config.json (by onnxruntime-genai) nor base/config.json (a checkpoint to export, with \
+         its adapter in adapter/); set model.path or --model",
+        path.display(),
+        manifest::FILE_NAME
+    );
+    Ok(())
+}
+
+/// Finds all models of the settings, that of `model.path` first, and exports those that are source directories. A model
+/// that cannot be served does not affect the others.
+///
+/// # Errors
+/// When `model.path` is not a model, the draft model cannot be used, or two models have the same name. These are errors in
+/// the settings, not in a model's files.
+pub(super) fn models(config: &Config, gpu: Option<GpuReport>) -> anyhow::Result<Vec<Candidate>> {
+    let path = &config.model.path;
+    require_model(path).with_exit(Exit::Model)?;
+    let first = match resolved(config, path.clone(), config.model.id.clone(), gpu) {
+        Ok(model) => Ok(with_draft(config, model, gpu)?),
+        Err(error) => Err(error),
+    };
+    let mut models = vec![Candidate { id: config.model.id.clone(), model: first }];
+    let Some(dir) = &config.models.dir else { return Ok(models) };
+    for (path, id) in others(dir, path)? {
+        ensure!(
+            id != config.model.id,
+            "{}: two models have the name {id}; rename the directory, or set model.id",
+            path.display()
+        );
+        let model = require_model(&path).and_then(|()| resolved(config, path, id.clone(), gpu));
+        models.push(Candidate { id, model });
+    }
+    Ok(models)
+}
+
+/// Whether a model of the settings is a source directory, whose export depends on the device.
+pub(super) fn is_exporting(config: &Config) -> bool {
+    let is_source = |path: &Path| is_model_or_source(path) && !manifest::is_model(path);
+    let dir = config.models.dir.as_deref();
+    let others = dir.and_then(|dir| others(dir, &config.model.path).ok()).unwrap_or_default();
+    let draft = draft_path(config);
+    is_source(&config.model.path)
+        || draft.is_some_and(|path| is_source(&path))
+        || others.iter().any(|(path, _)| is_source(path))
+}
+
+/// The models in `dir` except `first`, sorted by name.
+fn others(dir: &Path, first: &Path) -> anyhow::Result<Vec<(PathBuf, String)>> {
+    let read = |dir: &Path| fs::read_dir(dir)?.collect::<io::Result<Vec<_>>>();
+    let entries = read(dir).with_context(|| format!("{}: set models.dir or --models", dir.display()))?;
+    let is_first = |path: &Path| fs::canonicalize(path).ok() == fs::canonicalize(first).ok();
+    let mut found: Vec<_> = entries
+        .into_iter()
+        .map(|entry| (entry.path(), entry.file_name().to_string_lossy().into_owned()))
+        .filter(|(path, name)| !name.starts_with('.') && looks_like_model(path) && !is_first(path))
+        .collect();
+    found.sort();
+    Ok(found)
+}
+
+fn is_model_or_source(path: &Path) -> bool {
+    manifest::is_model(path) || path.join("base/config.json").is_file()
+}
+
+/// Whether a directory is a model or an incomplete one, which is reported instead of skipped.
+fn looks_like_model(path: &Path) -> bool {
+    const PARTS: [&str; 3] = ["model.onnx", "tokenizer.json", "config.json"];
+    is_model_or_source(path) || PARTS.iter().any(|name| files::exists(&path.join(name)))
+}
+
+fn resolved(
+    config: &Config,
+    path: PathBuf,
+    id: String,
+    gpu: Option<GpuReport>,
+) -> anyhow::Result<ResolvedModel> {
+    // Paths are sent to the worker as UTF-8, and ids come from directory names.
+    ensure!(path.to_str().is_some(), "the path {} is not UTF-8; rename the directory", path.display());
+    if !manifest::is_model(&path) {
+        return Ok(ResolvedModel { dir: exported(config, &path, &id, gpu)?, id, draft: None });
+    }
+    // Its owner may have edited the text files, so only graph and weights are checked.
+    model::check_directory(&path, config.model.verify, Scope::Weights)?;
+    Ok(ResolvedModel { dir: path, id, draft: None })
+}
+
+/// The export of a source directory, from the cache or made now.
+fn exported(config: &Config, path: &Path, id: &str, gpu: Option<GpuReport>) -> anyhow::Result<PathBuf> {
+    let base = path.join("base");
+    let dtype = dtype(gpu, is_bfloat16(&base));
+    // A dangling link counts as an adapter, so that it is an error and not a silently missing adapter.
+    let adapter = Some(path.join("adapter")).filter(|adapter| files::exists(adapter));
+    let adapters = adapter.into_iter().map(|dir| AdapterSource { dir, weight: 1.0 }).collect();
+    let source = Source::Checkpoint { base, adapters };
+    let options = Options { dtype, weights: weights(&config.model)?, ..Options::new(source, PathBuf::new()) };
+    let key = export::fingerprint(&options)?;
+    let output = config.model.cache_dir.join("exports").join(format!("{id}-{}", &key[..16]));
+    let existing = match cached(&output, config.model.verify) {
+        Cached::Whole => {
+            let dir = output.display();
+            tracing::info!(event = "export_reused", %dir, "using the cached export of {}", path.display());
+            return Ok(output);
+        }
+        Cached::Absent => Existing::Keep,
+        Cached::Damaged(why) => {
+            tracing::warn!(event = "export_damaged", "cached export is damaged and will be replaced: {why}");
+            clear_without_manifest(&output)?;
+            Existing::Replace
+        }
+    };
+    fs::create_dir_all(config.model.cache_dir.join("exports")).with_context(|| {
+        format!("cannot create {}; set model.cache_dir", config.model.cache_dir.display())
+    })?;
+    tracing::info!(event = "export_started", dir = %output.display(), "exporting {}", path.display());
+    match export::export(&Options { output: output.clone(), existing, ..options }, &Bars::new()) {
+        Ok(report) => {
+            report.notes.iter().for_each(|note| tracing::warn!("{note}"));
+            Ok(output)
+        }
+        // Another process exported the same model at the same time. An export appears only when it is complete.
+        Err(_) if matches!(cached(&output, Verify::Size), Cached::Whole) => Ok(output),
+        Err(e) => Err(e).with_context(|| format!("cannot export {}", path.display())),
+    }
+}
+
+/// State of a cached export.
+enum Cached {
+    Absent,
+    Whole,
+    Damaged(ModelError),
+}
+
+/// Checks the cached export in `output`.
+fn cached(output: &Path, verify: Verify) -> Cached {
+    if !files::exists(output) {
+        return Cached::Absent;
+    }
+    match model::check_directory(output, verify, Scope::All) {
+        Ok(()) => Cached::Whole,
+        Err(why) => Cached::Damaged(why),
+    }
+}
+
+/// Removes `output` if it has no manifest. An export never replaces a directory without one, but in the cache it can only be
+/// a damaged export.
+fn clear_without_manifest(output: &Path) -> anyhow::Result<()> {
+    if output.join(manifest::FILE_NAME).is_file() {
+        return Ok(());
+    }
+    let is_dir = fs::symlink_metadata(output).is_ok_and(|found| found.is_dir());
+    let removed = if is_dir { fs::remove_dir_all(output) } else { fs::remove_file(output) };
+    removed.with_context(|| format!("cannot remove {}; remove it by hand", output.display()))
+}
+
+/// The data type of an export for this device.
+const fn dtype(gpu: Option<GpuReport>, source_is_bfloat16: bool) -> Dtype {
+    match gpu {
+        None => Dtype::Float32,
+        Some(GpuReport { has_bfloat16: true }) if source_is_bfloat16 => Dtype::Bfloat16,
+        Some(_) => Dtype::Float16,
+    }
+}
+
+/// Whether a checkpoint is bfloat16. Errors are left to the export, which reports them.
+fn is_bfloat16(base: &Path) -> bool {
+    let config = files::read(&base.join("config.json"), MOST_JSON).unwrap_or_default();
+    let config: serde_json::Value = serde_json::from_slice(&config).unwrap_or_default();
+    ["dtype", "torch_dtype"].iter().any(|field| config[field] == "bfloat16")
+        || ["dtype", "torch_dtype"].iter().any(|field| config["text_config"][field] == "bfloat16")
+}
+
+fn weights(model: &config::Model) -> anyhow::Result<Storage> {
+    let block_size = match model.block_size {
+        None => BlockSize::default(),
+        Some(weights) => weights.get().try_into().context("model.block_size")?,
+    };
+    let format = match model.quantize {
+        Quantize::None => WeightFormat::Full,
+        Quantize::Int8 => WeightFormat::Int8,
+        Quantize::Int4 => WeightFormat::Int4,
+    };
+    Ok(Storage { format, block_size, ..Storage::default() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cpu_gets_float32_and_a_gpu_what_its_attention_supports() {
+        let (old, new) = (GpuReport { has_bfloat16: false }, GpuReport { has_bfloat16: true });
+        for source_is_bfloat16 in [false, true] {
+            assert_eq!(dtype(None, source_is_bfloat16), Dtype::Float32);
+            assert_eq!(dtype(Some(old), source_is_bfloat16), Dtype::Float16);
+        }
+        assert_eq!(dtype(Some(new), false), Dtype::Float16);
+        assert_eq!(dtype(Some(new), true), Dtype::Bfloat16);
+    }
+
+    #[test]
+    fn a_checkpoints_dtype_is_read_in_both_spellings() {
+        let base = tempfile::tempdir().unwrap();
+        let says = |config: &str| {
+            fs::write(base.path().join("config.json"), config).unwrap();
+            is_bfloat16(base.path())
+        };
+        assert!(says(r#"{"torch_dtype": "bfloat16"}"#) && says(r#"{"dtype": "bfloat16"}"#));
+        assert!(says(r#"{"text_config": {"dtype": "bfloat16"}}"#));
+        assert!(!says(r#"{"torch_dtype": "float16"}"#) && !says("{}") && !says("no JSON") && !says("[]"));
+    }
+}

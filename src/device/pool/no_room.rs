@@ -1,0 +1,36 @@
+//! The error of a pool that is full.
+
+use std::fmt;
+
+use crate::units::Bytes;
+
+/// Why a pool gave no memory of the device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NoRoom {
+    /// Size of the requested block.
+    pub asked: Bytes,
+    /// Memory handed out already.
+    pub held: Bytes,
+    /// Most that the pool may hold; `None` when nothing limits it but the device.
+    pub limit: Option<Bytes>,
+    /// The device's error, if the device had no memory left.
+    pub reason: Option<String>,
+}
+
+impl std::error::Error for NoRoom {}
+
+impl fmt::Display for NoRoom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { asked, held, limit, reason } = self;
+        write!(f, "no room for {asked}: {held}")?;
+        match (limit, reason) {
+            (Some(limit), None) => write!(f, " of {limit} in use; raise device.memory_limit_bytes,")?,
+            (_, Some(reason)) => write!(f, " in use, and the device has no more ({reason});")?,
+            (None, None) => write!(f, " in use, and no device has as much;")?,
+        }
+        write!(
+            f,
+            " use a shorter prompt or answer, a smaller engine.context_length or a smaller quantization"
+        )
+    }
+}

@@ -1,0 +1,56 @@
+//! What the generation loop needs of a model.
+
+use super::error::EngineError;
+use crate::job::CacheSalt;
+
+/// A model that can be fed tokens: a [`Timeline`](super::Timeline), or a script in a test.
+pub trait Forward {
+    /// Forgets every position from `length` on.
+    fn rewind(&mut self, length: usize);
+
+    /// Begins the sequence `tokens` and reuses the cache of an earlier sequence of the same `salt` with the same beginning.
+    /// Returns the number of reused positions: at most `most`, and less than the number of tokens, because the logits of the
+    /// last token are always needed.
+    fn begin(&mut self, tokens: &[u32], most: usize, salt: CacheSalt) -> usize {
+        let _ = (tokens, most, salt);
+        self.rewind(0);
+        0
+    }
+
+    /// Makes room for `more` positions at once. Optional: without it the cache grows step by step.
+    ///
+    /// # Errors
+    /// [`EngineError::Context`] when they do not fit, [`EngineError::Device`] when there is not enough memory. In the second
+    /// case every position is forgotten.
+    fn reserve(&mut self, more: usize) -> Result<(), EngineError>;
+
+    /// Appends `tokens` (at least one, at most [`chunk`](Self::chunk)) and returns the logits of the last one,
+    /// `[vocab]`, for the caller to read or change.
+    ///
+    /// # Errors
+    /// [`EngineError::Context`] when they do not fit, [`EngineError::Device`] when the device fails.
+    fn forward(&mut self, tokens: &[u32]) -> Result<&mut [f32], EngineError> {
+        self.forward_rows(tokens, 1)
+    }
+
+    /// Appends `tokens` and returns the logits of the last `rows` of them, `[rows, vocab]`; at most [`rows`](Self::rows)
+    /// tokens where that is more than one.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    fn forward_rows(&mut self, tokens: &[u32], rows: usize) -> Result<&mut [f32], EngineError>;
+
+    /// Most tokens whose logits one call returns.
+    fn rows(&self) -> usize {
+        1
+    }
+
+    /// Most tokens of one call.
+    fn chunk(&self) -> usize;
+
+    /// Most positions in all.
+    fn capacity(&self) -> usize;
+
+    /// Number of token ids.
+    fn vocabulary(&self) -> usize;
+}

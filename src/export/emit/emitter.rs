@@ -1,0 +1,122 @@
+//! The graph and the data file that grow while a model is emitted, and what all layers need.
+
+use crate::{
+    export::{
+        blueprint::Norm,
+        data_layout::{DataLayout, Stack, TooLarge},
+        dtype_encoding,
+        formats::Formats,
+        graph::{Builder, Op, float_attribute, int_attribute},
+    },
+    manifest::{Dims, Dtype, GraphNames},
+    onnx::ElementType,
+};
+
+/// How numbers are stored.
+#[derive(Clone, Debug)]
+pub(in crate::export) struct Precision {
+    /// Of activations, of the key-value cache, and of weights that are not quantized.
+    pub dtype: Dtype,
+    pub formats: Formats,
+}
+
+/// Emits nodes, and lays out the weights that they read.
+pub(super) struct Emitter {
+    pub(super) dims: Dims,
+    pub(super) names: GraphNames,
+    pub(super) lengths: Length,
+    pub(super) numbers: Precision,
+    pub(super) graph: Builder,
+    pub(super) plan: DataLayout,
+}
+
+/// Names of the tensors that hold the total length, as attention wants it.
+#[derive(Clone, Default)]
+pub(super) struct Length {
+    /// int32 `[1]`: the total less one.
+    pub(super) last: String,
+    /// int32 scalar.
+    pub(super) total: String,
+}
+
+impl Emitter {
+    /// Normalises the rows of `input`.
+    pub(super) fn norm(&mut self, scope: &str, norm: &Norm, input: &str) -> Result<String, TooLarge> {
+        let weights = self.norm_weights(scope, norm)?;
+        let inputs: Vec<&str> = [input].into_iter().chain(weights.iter().map(String::as_str)).collect();
+        let name = if norm.bias.is_some() { "LayerNormalization" } else { "SimplifiedLayerNormalization" };
+        let epsilon = vec![float_attribute("epsilon", norm.epsilon)];
+        self.graph.add(Op::plain(name, &inputs, &[scope]).with(epsilon));
+        Ok(scope.into())
+    }
+
+    pub(super) fn norm_weights(&mut self, scope: &str, norm: &Norm) -> Result<Vec<String>, TooLarge> {
+        let mut names = Vec::new();
+        for (kind, param) in [("weight", Some(&norm.weight)), ("bias", norm.bias.as_ref())] {
+            let Some(param) = param else { continue };
+            let name = format!("{scope}.{kind}");
+            self.floats(&name, Stack(vec![param.clone()]))?;
+            names.push(name);
+        }
+        Ok(names)
+    }
+
+    /// The type of activations.
+    pub(super) fn float(&self) -> ElementType {
+        element(self.numbers.dtype)
+    }
+
+    /// Places weights of the activations' type, and names them; a stack of vectors is a vector.
+    pub(super) fn floats(&mut self, name: &str, stack: Stack) -> Result<(), TooLarge> {
+        let dims = stack.dims();
+        let region = self.plan.floats(stack, self.numbers.dtype)?;
+        self.graph.initializer(name, self.float(), &dims, region);
+        Ok(())
+    }
+
+    /// A number of the activations' type.
+    pub(super) fn scalar(&mut self, name: &str, value: f32) -> String {
+        self.constant(name, self.float(), &[], &dtype_encoding::encode(&[value], self.numbers.dtype))
+    }
+
+    /// A few numbers within the graph itself.
+    pub(super) fn constant(
+        &mut self,
+        name: &str,
+        element: ElementType,
+        dims: &[usize],
+        bytes: &[u8],
+    ) -> String {
+        self.graph.constant(name, element, dims, bytes);
+        name.into()
+    }
+
+    pub(super) fn gather(&mut self, output: &str, data: &str, index: &str, axis: usize) {
+        self.graph
+            .add(Op::plain("Gather", &[data, index], &[output]).with(vec![int_attribute("axis", axis)]));
+    }
+
+    /// `input` with other dimensions; zero keeps a dimension, minus one infers it.
+    pub(super) fn reshape(&mut self, output: &str, input: &str, dims: &[i64]) {
+        let bytes: Vec<u8> = dims.iter().flat_map(|dim| dim.to_le_bytes()).collect();
+        let shape = self.constant(&format!("{output}.shape"), ElementType::Int64, &[dims.len()], &bytes);
+        self.graph.add(Op::plain("Reshape", &[input, &shape], &[output]));
+    }
+}
+
+/// Names of the tables of rotary positions number `rotary`: cosines, sines.
+pub(super) fn rotary_names(rotary: usize) -> [String; 2] {
+    ["cos", "sin"].map(|table| format!("rotary.{rotary}.{table}"))
+}
+
+pub(super) fn of_layer(template: &str, layer: usize) -> String {
+    template.replace("{i}", &layer.to_string())
+}
+
+const fn element(dtype: Dtype) -> ElementType {
+    match dtype {
+        Dtype::Float32 => ElementType::Float,
+        Dtype::Float16 => ElementType::Float16,
+        Dtype::Bfloat16 => ElementType::Bfloat16,
+    }
+}

@@ -1,0 +1,218 @@
+//! Emits a model from its embedding to its logits.
+
+use super::{
+    emitter::{Emitter, Length, Precision, of_layer, rotary_names},
+    matrix::Matrix,
+};
+use crate::{
+    export::{
+        blueprint::{Blueprint, Embedding, LmHead, Norm},
+        data_layout::{DataLayout, TooLarge},
+        graph::{Builder, Dim, Op, float_attribute, int_attribute},
+        rope::Table,
+    },
+    manifest::{Dims, Dtype, GraphNames, Lengths},
+    onnx::ElementType,
+};
+
+/// What an export is made of: the graph, and how to fill the data file.
+pub(in crate::export) struct Emitted {
+    /// Content of `model.onnx`.
+    pub graph: Vec<u8>,
+    pub plan: DataLayout,
+}
+
+/// Emits `blueprint` with `numbers` and inputs as `names` has them, over the data file `data_file`.
+pub(in crate::export) fn emit(
+    blueprint: &Blueprint,
+    numbers: Precision,
+    names: GraphNames,
+    data_file: &'static str,
+) -> Result<Emitted, TooLarge> {
+    let mut emitter = Emitter {
+        dims: blueprint.dims,
+        names,
+        lengths: Length::default(),
+        numbers,
+        graph: Builder::new(blueprint.architecture, data_file),
+        plan: DataLayout::default(),
+    };
+    emitter.model(blueprint)?;
+    Ok(Emitted { graph: emitter.graph.encode(), plan: emitter.plan })
+}
+
+/// Index of the last position, for graphs without an input that selects positions.
+const LAST: &str = "last_position";
+
+/// The two operands of a sum that the next norm adds.
+struct Residual {
+    stream: String,
+    update: Option<String>,
+}
+
+impl Emitter {
+    fn model(&mut self, blueprint: &Blueprint) -> Result<(), TooLarge> {
+        self.inputs();
+        for (i, rotary) in blueprint.rotaries.iter().enumerate() {
+            self.rotary_tables(i, rotary.pairs(), blueprint.context_length)?;
+        }
+        let (stream, table) = self.embedding(&blueprint.embedding)?;
+        let bias = blueprint.slopes.as_deref().map(|slopes| self.alibi(slopes));
+        let mut residual = Residual { stream, update: None };
+        for (i, layer) in blueprint.layers.iter().enumerate() {
+            let scope = format!("layers.{i}");
+            let normed =
+                self.next_norm(&format!("{scope}.attention_norm"), &layer.attention_norm, &mut residual)?;
+            let mut attended = self.attention(i, &layer.attention, &normed, bias.as_deref())?;
+            if i + 1 == blueprint.layers.len() {
+                attended = self.chosen(&attended);
+                residual.stream = self.chosen(&residual.stream);
+            }
+            let update =
+                self.linear(&format!("{scope}.attention.output"), &[&layer.attention.output], &attended)?;
+            residual.update =
+                Some(self.end(&format!("{scope}.attention_end"), layer.attention_end.as_ref(), update)?);
+            let normed = self.next_norm(&format!("{scope}.mlp_norm"), &layer.mlp_norm, &mut residual)?;
+            let update = self.mlp(&format!("{scope}.mlp"), &layer.mlp, &normed)?;
+            residual.update = Some(self.end(&format!("{scope}.mlp_end"), layer.mlp_end.as_ref(), update)?);
+        }
+        let normed = self.next_norm("final_norm", &blueprint.final_norm, &mut residual)?;
+        let product = match &blueprint.head {
+            LmHead::Separate(linear) => self.linear("head", &[linear], &normed)?,
+            LmHead::Tied { .. } => self.tied_head(&blueprint.embedding.table, table, &normed)?,
+        };
+        self.logits(product, blueprint.logits_cap);
+        Ok(())
+    }
+
+    fn inputs(&mut self) {
+        let names = self.names.clone();
+        self.graph.input(&names.input_ids, ElementType::Int64, &[Dim::Known(1), Dim::Named("n")]);
+        self.lengths = self.length_inputs(&names.lengths);
+        let rows = match names.lengths {
+            Lengths::Given { .. } => Dim::Named("k"),
+            Lengths::Mask { .. } => Dim::Known(1),
+        };
+        let dims = [Dim::Known(1), rows, Dim::Known(self.dims.vocab)];
+        // Sampling takes single precision, independent of the graph's type.
+        self.graph.output(&names.logits, ElementType::Float, &dims);
+        let Dims { kv_heads, head_dim, .. } = self.dims;
+        let cache = [Dim::Known(1), Dim::Known(kv_heads), Dim::Named("capacity"), Dim::Known(head_dim)];
+        for layer in 0..self.dims.layers {
+            for name in [&names.past_key, &names.past_value] {
+                self.graph.input(&of_layer(name, layer), self.float(), &cache);
+            }
+            for name in [&names.present_key, &names.present_value] {
+                self.graph.output(&of_layer(name, layer), self.float(), &cache);
+            }
+        }
+    }
+
+    fn length_inputs(&mut self, lengths: &Lengths) -> Length {
+        match lengths {
+            Lengths::Given { seqlens_k, total_sequence_length, logits_index } => {
+                self.graph.input(seqlens_k, ElementType::Int32, &[Dim::Known(1)]);
+                self.graph.input(total_sequence_length, ElementType::Int32, &[]);
+                self.graph.input(logits_index, ElementType::Int64, &[Dim::Named("k")]);
+                Length { last: seqlens_k.clone(), total: total_sequence_length.clone() }
+            }
+            Lengths::Mask { attention_mask } => {
+                let dims = [Dim::Known(1), Dim::Named("total_sequence_length")];
+                self.graph.input(attention_mask, ElementType::Int64, &dims);
+                self.graph.constant(LAST, ElementType::Int64, &[1], &(-1i64).to_le_bytes());
+                self.lengths_of(attention_mask)
+            }
+        }
+    }
+
+    fn rotary_tables(&mut self, rotary: usize, pairs: usize, positions: usize) -> Result<(), TooLarge> {
+        for (name, table) in rotary_names(rotary).into_iter().zip([Table::Cosine, Table::Sine]) {
+            let region = self.plan.rotary(rotary, table, [positions, pairs], self.numbers.dtype)?;
+            self.graph.initializer(&name, self.float(), &[positions, pairs], region);
+        }
+        Ok(())
+    }
+
+    /// Looks the input up; also gives the table, for a head that is tied to it.
+    fn embedding(&mut self, embedding: &Embedding) -> Result<(String, Matrix), TooLarge> {
+        let (mut stream, table) = self.lookup(&embedding.table)?;
+        if let Some(scale) = embedding.scale {
+            let factor = self.scalar("embedding.scale", scale);
+            self.graph.add(Op::plain("Mul", &[&stream, &factor], &["embedding.scaled"]));
+            stream = "embedding.scaled".into();
+        }
+        if let Some(positions) = &embedding.positions {
+            stream = self.add_positions(positions, &stream)?;
+        }
+        if let Some(norm) = &embedding.norm {
+            stream = self.norm("embedding.norm", norm, &stream)?;
+        }
+        Ok((stream, table))
+    }
+
+    /// Adds up `residual`, and normalises the sum.
+    fn next_norm(&mut self, scope: &str, norm: &Norm, residual: &mut Residual) -> Result<String, TooLarge> {
+        let Some(update) = residual.update.take() else {
+            return self.norm(scope, norm, &residual.stream);
+        };
+        let weights = self.norm_weights(scope, norm)?;
+        let sum = format!("{scope}.sum");
+        let inputs: Vec<&str> =
+            [&*residual.stream, &update].into_iter().chain(weights.iter().map(String::as_str)).collect();
+        let name =
+            if norm.bias.is_some() { "SkipLayerNormalization" } else { "SkipSimplifiedLayerNormalization" };
+        let epsilon = vec![float_attribute("epsilon", norm.epsilon)];
+        self.graph.add(Op::microsoft(name, &inputs, &[scope, "", "", &sum]).with(epsilon));
+        residual.stream = sum;
+        Ok(scope.into())
+    }
+
+    fn end(&mut self, scope: &str, norm: Option<&Norm>, update: String) -> Result<String, TooLarge> {
+        match norm {
+            Some(norm) => self.norm(scope, norm, &update),
+            None => Ok(update),
+        }
+    }
+
+    /// The rows of `input` whose logits are wanted. The logits of other positions are not read, so nothing is computed for them once
+    /// the last layer's keys and values are in the cache. In prefill that saves the head, and nine tenths of a layer.
+    fn chosen(&mut self, input: &str) -> String {
+        let output = format!("{input}.chosen");
+        let index = match &self.names.lengths {
+            Lengths::Given { logits_index, .. } => logits_index.clone(),
+            Lengths::Mask { .. } => LAST.into(),
+        };
+        self.gather(&output, input, &index, 1);
+        output
+    }
+
+    /// The steps from `product` to the logits.
+    fn logits(&mut self, product: String, cap: Option<f32>) {
+        let mut steps: Vec<(&str, Option<String>)> = Vec::new();
+        if self.numbers.dtype != Dtype::Float32 {
+            steps.push(("Cast", None));
+        }
+        if let Some(cap) = cap {
+            let cap = self.constant("head.cap", ElementType::Float, &[], &cap.to_le_bytes());
+            steps.extend([("Div", Some(cap.clone())), ("Tanh", None), ("Mul", Some(cap))]);
+        }
+        if steps.is_empty() {
+            let logits = self.names.logits.clone();
+            self.graph.rename_last_output(&logits);
+            return;
+        }
+        let mut input = product;
+        let last = steps.len() - 1;
+        for (i, (name, factor)) in steps.into_iter().enumerate() {
+            let output = if i == last { self.names.logits.clone() } else { format!("head.step.{i}") };
+            let inputs: Vec<&str> = [&*input].into_iter().chain(factor.as_deref()).collect();
+            let attributes = if name == "Cast" {
+                vec![int_attribute("to", ElementType::Float as usize)]
+            } else {
+                Vec::new()
+            };
+            self.graph.add(Op::plain(name, &inputs, &[&output]).with(attributes));
+            input = output;
+        }
+    }
+}

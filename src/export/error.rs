@@ -1,0 +1,51 @@
+//! Why an export failed.
+
+use std::num::NonZeroUsize;
+
+use super::{
+    AdapterError, CheckpointError, JsonConfigError, NoSuchModule, SourceError, StagingError,
+    TokenizerFilesError, TooLarge, WeightsError, WriteWeightsError,
+};
+
+/// Why an export failed. Nothing was written then.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    JsonConfig(#[from] JsonConfigError),
+    /// The checkpoint cannot be used.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The adapter cannot be used.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    /// More positions are asked for than there are.
+    #[error("a context length of {asked} is asked for, the model has {most}; ask for that or less")]
+    Context {
+        /// How many.
+        asked: NonZeroUsize,
+        /// How many there are.
+        most: usize,
+    },
+    /// Tokenizer, template or generation settings cannot be used.
+    #[error(transparent)]
+    TokenizerFiles(#[from] TokenizerFilesError),
+    /// A format is asked for modules that are not there.
+    #[error(transparent)]
+    NoSuchModule(#[from] NoSuchModule),
+    /// A source cannot be read.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The model is larger than a file can be.
+    #[error(transparent)]
+    TooLarge(#[from] TooLarge),
+    /// The weights cannot be had.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// The weights cannot be written.
+    #[error(transparent)]
+    WriteWeights(#[from] WriteWeightsError),
+    /// The output cannot be written.
+    #[error(transparent)]
+    Staging(#[from] StagingError),
+}

@@ -1,0 +1,154 @@
+//! Runs an export: opens the sources, emits the graph, writes the weights and commits the directory.
+
+use std::path::PathBuf;
+
+use sha2::{Digest, Sha256};
+
+use super::{
+    ExportError, Keep, Layout, Options, Source,
+    data_layout::DATA_FILE,
+    emit::{Emitted, Precision, emit},
+    genai,
+    load_sources::LoadedSources,
+    progress::{Progress, Stage},
+    provenance,
+    rope::Rotary,
+    staging::{self, Staging},
+    write_weights::write_weights,
+};
+use crate::{
+    files,
+    manifest::{self, FileRecord, Manifest, Provenance},
+    units::Bytes,
+};
+
+/// The result of an export.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// The model directory.
+    pub output: PathBuf,
+    /// Number of parameters, a tied head counted once.
+    pub parameters: u64,
+    /// Length of the weights' file.
+    pub weight_bytes: Bytes,
+    /// The modules with a different format than most.
+    pub kept: Vec<Keep>,
+    /// Tensors of the checkpoint and its adapters that the graph does not need.
+    pub skipped: Vec<String>,
+    /// Notes for the user about the merge.
+    pub notes: Vec<String>,
+    /// Whether the directory has a tokenizer; one of random weights has none.
+    pub has_tokenizer: bool,
+}
+
+impl Report {
+    /// Bits of the weights' file for each parameter, scales and position tables included.
+    #[must_use]
+    pub fn bits_per_weight(&self) -> f64 {
+        self.weight_bytes.0 as f64 * 8.0 / self.parameters.max(1) as f64
+    }
+}
+
+/// The graph's file name in a model directory.
+pub(super) const GRAPH_FILE: &str = "model.onnx";
+
+/// The exporter's name and version in the manifest.
+const EXPORTER: &str = concat!("eka ", env!("CARGO_PKG_VERSION"));
+
+/// Increases when the written bytes change between two versions of eka, so that cached exports become outdated.
+const REVISION: u32 = 4;
+
+/// Writes a model directory, complete or not at all.
+///
+/// # Errors
+/// [`ExportError`] when the sources are incomplete, contradict each other or ask for something that is not supported,
+/// when a weight is not finite, or when the output exists or cannot be written.
+pub fn export(options: &Options, progress: &dyn Progress) -> Result<Report, ExportError> {
+    let mut input = load(options)?;
+    let numbers = Precision { dtype: options.dtype, formats: options.weights.formats(&input.blueprint)? };
+    let Emitted { graph, plan } = emit(&input.blueprint, numbers, options.names(), DATA_FILE)?;
+    for dir in options.source.dirs() {
+        staging::check_apart(&options.output, dir)?;
+    }
+    let staging = Staging::new(&options.output, options.existing)?;
+    staging.reserve(DATA_FILE, Bytes(plan.bytes()))?;
+    let sources = input.identify(progress)?;
+    let angles: Vec<_> = input.blueprint.rotaries.iter().map(Rotary::angles).collect();
+    write_weights(&staging.path(DATA_FILE), &plan, (&input.weights, &angles), progress)?;
+    staging.write(GRAPH_FILE, &graph)?;
+    if let Some(companions) = &input.companions {
+        companions.write(&staging)?;
+    }
+    let mut manifest = describe(&input, options, sources);
+    if options.layout == Layout::Genai {
+        let generation = input.companions.as_ref().and_then(|companions| companions.generation.as_ref());
+        staging.write(genai::CONFIG, format!("{:#}\n", genai::config(&manifest, generation)).as_bytes())?;
+    }
+    manifest.files = provenance::identify_all(&staging.files()?, Stage::Checksums, progress)?;
+    staging.write(manifest::FILE_NAME, manifest.to_json().as_bytes())?;
+    staging.commit()?;
+    Ok(Report {
+        output: options.output.clone(),
+        parameters: input.blueprint.parameters(),
+        weight_bytes: Bytes(plan.bytes()),
+        notes: input.notes(),
+        kept: options.weights.rules(&input.blueprint),
+        skipped: input.skipped,
+        has_tokenizer: input.companions.is_some(),
+    })
+}
+
+/// Identifies what an export would write: equal for equal sources, options and versions of the exporter, wherever the
+/// files lie. Reads every source once.
+///
+/// # Errors
+/// [`ExportError`] when [`export`] would fail before writing.
+pub fn fingerprint(options: &Options) -> Result<String, ExportError> {
+    let mut input = load(options)?;
+    options.weights.formats(&input.blueprint)?;
+    let mut hash = Sha256::new();
+    let scales: Vec<f32> = match &options.source {
+        Source::Checkpoint { adapters, .. } => adapters.iter().map(|adapter| adapter.weight).collect(),
+        Source::Random { .. } => Vec::new(),
+    };
+    hash.update(format!("{EXPORTER} {REVISION}\n{:?} {scales:?}\n", options.asked()));
+    for FileRecord { path, bytes, sha256 } in input.identify(&())? {
+        hash.update(format!("{path} {bytes} {sha256}\n"));
+    }
+    Ok(files::hexadecimal(hash))
+}
+
+/// Opens the sources and applies what concerns the whole model.
+fn load(options: &Options) -> Result<LoadedSources, ExportError> {
+    let mut input = LoadedSources::open(&options.source)?;
+    if let Some(asked) = options.context_length {
+        let most = input.blueprint.context_length;
+        if asked.get() > most {
+            return Err(ExportError::Context { asked, most });
+        }
+        input.blueprint.limit_context(asked.get());
+    }
+    Ok(input)
+}
+
+fn describe(input: &LoadedSources, options: &Options, sources: Vec<FileRecord>) -> Manifest {
+    Manifest {
+        schema: manifest::SCHEMA,
+        architecture: input.blueprint.architecture.into(),
+        dims: input.blueprint.dims,
+        dtype: options.dtype,
+        quantization: options.weights.quantization(),
+        overrides: options.weights.overrides(&input.blueprint),
+        context_length: input.blueprint.context_length,
+        end_tokens: input.end_tokens.clone(),
+        parameters: input.blueprint.parameters(),
+        graph: options.names(),
+        provenance: Provenance {
+            exporter: EXPORTER.into(),
+            sources,
+            adapters: input.adapter_summaries(),
+            options: Some(options.asked()),
+        },
+        files: Vec::new(),
+    }
+}

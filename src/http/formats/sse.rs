@@ -1,0 +1,37 @@
+//! Server-sent events: one `data:` line of JSON each.
+
+use actix_web::web::Bytes;
+use serde::Serialize;
+
+/// Events that are sent together.
+#[derive(Debug, Default)]
+pub(crate) struct Frame(Vec<u8>);
+
+impl Frame {
+    /// Appends an event.
+    pub(crate) fn push(&mut self, event: &impl Serialize) {
+        self.0.extend_from_slice(b"data: ");
+        // Fails neither in writing to memory nor in serializing: every key is a string. JSON has no line breaks.
+        let _ = serde_json::to_writer(&mut self.0, event);
+        self.0.extend_from_slice(b"\n\n");
+    }
+
+    /// Appends an event whose type stands on a line of its own as well.
+    pub(crate) fn push_typed(&mut self, kind: &str, event: &impl Serialize) {
+        self.0.extend_from_slice(b"event: ");
+        self.0.extend_from_slice(kind.as_bytes());
+        self.0.push(b'\n');
+        self.push(event);
+    }
+
+    /// Appends what OpenAI's streams end with.
+    pub(crate) fn push_done(&mut self) {
+        self.0.extend_from_slice(b"data: [DONE]\n\n");
+    }
+}
+
+impl From<Frame> for Bytes {
+    fn from(frame: Frame) -> Self {
+        frame.0.into()
+    }
+}

@@ -1,0 +1,82 @@
+//! The request of `POST /v1/chat/completions`.
+
+use super::{
+    compat,
+    field::Modify,
+    field_types::{boolean, integer},
+    generation::{
+        GenerateParams, GenerateRequest, Generation, RequestContext, RouteParams, choices, max_tokens,
+    },
+    messages::messages,
+    model_request::names_model,
+    prompt::Prompt,
+    shape::shape,
+    tool_definitions::{Tool, ToolChoice, chat_tools, tool_choice},
+    tools::ToolSet,
+};
+use crate::{http::field_error::FieldError, job::LogprobOptions, text::Conversation, units::Tokens};
+
+/// Most alternatives to each token.
+const MAX_TOP_LOGPROBS: usize = 20;
+
+shape! {
+    /// A request of `/v1/chat/completions`.
+    pub(crate) struct ChatRequest {
+        ..generation: Generation;
+        /// The conversation so far.
+        messages: Conversation = messages();
+        /// Most tokens of the answer; by default `engine.default_max_new` or what the context has room for.
+        max_completion_tokens: Option<Tokens> = max_tokens().optional().unset_at("-1");
+        /// The older name of `max_completion_tokens`.
+        max_tokens: Option<Tokens> = max_tokens().optional().unset_at("-1").deprecated();
+        /// Answers to generate, one after another.
+        n: usize = choices().or(1);
+        /// Adds the log-probabilities of the answer's tokens.
+        logprobs: bool = boolean().or(false);
+        /// Adds those of this many alternatives to each token; requires `logprobs`.
+        top_logprobs: Option<usize> = integer(0..=MAX_TOP_LOGPROBS).optional();
+        /// Functions that the model may call; their names differ.
+        tools: Vec<Tool> = chat_tools().or_empty();
+        tool_choice: Option<ToolChoice> = tool_choice().optional();
+        /// Whether one answer may have several calls.
+        parallel_tool_calls: bool = boolean().or(true);
+    }
+    accepts compat::OPENAI, compat::CHAT, compat::PEERS;
+}
+
+names_model!(ChatRequest, generation.model);
+
+impl GenerateRequest for ChatRequest {
+    fn resolve(self, context: &RequestContext) -> Result<GenerateParams, FieldError> {
+        let (choices, scores, max_new) = (self.n, self.scores()?, self.max_new()?);
+        let choice = self.tool_choice.unwrap_or(ToolChoice::Auto);
+        let tools = ToolSet::new(self.tools, choice, self.parallel_tool_calls)?;
+        let conversation = match &tools {
+            Some(tools) => tools.add_to(self.messages, &context.tools),
+            None => self.messages,
+        };
+        let route = RouteParams { tools, ..RouteParams::new(Prompt::Conversation(conversation), max_new) };
+        let params = self.generation.resolve(route, context)?;
+        Ok(GenerateParams { choices, scores, ..params })
+    }
+}
+
+impl ChatRequest {
+    fn scores(&self) -> Result<Option<LogprobOptions>, FieldError> {
+        match self.top_logprobs {
+            Some(1..) if !self.logprobs => Err(FieldError::requires("top_logprobs", "\"logprobs\": true")),
+            top => Ok(self.logprobs.then(|| LogprobOptions { top: top.unwrap_or(0), prompt: false })),
+        }
+    }
+
+    fn max_new(&self) -> Result<Option<Tokens>, FieldError> {
+        match (self.max_completion_tokens, self.max_tokens) {
+            (Some(newer), Some(older)) if newer != older => {
+                let message =
+                    format!("is {}, but max_completion_tokens is {}; send one of them", older.0, newer.0);
+                Err(FieldError::value("max_tokens", message))
+            }
+            (newer, older) => Ok(newer.or(older)),
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! The request of `POST /v1/completions`.
+
+use super::{
+    compat,
+    field::Modify,
+    field_types::{boolean, integer},
+    generation::{
+        GenerateParams, GenerateRequest, Generation, RequestContext, RouteParams, choices, max_tokens,
+    },
+    model_request::names_model,
+    prompt::{Prompt, prompt},
+    shape::shape,
+};
+use crate::{http::field_error::FieldError, job::LogprobOptions, units::Tokens};
+
+/// Most alternatives to each token.
+const MAX_LOGPROBS: usize = 5;
+
+shape! {
+    /// A request of `/v1/completions`.
+    pub(crate) struct CompletionRequest {
+        ..generation: Generation;
+        prompt: Prompt = prompt();
+        /// Most tokens of the answer; by default `engine.default_max_new` or what the context has room for.
+        max_tokens: Option<Tokens> = max_tokens().optional().unset_at("-1");
+        /// Answers to generate, one after another.
+        n: usize = choices().or(1);
+        /// The same as `n`: every answer that is generated is sent.
+        best_of: Option<usize> = integer(1..=u32::MAX as usize).optional();
+        /// The answer begins with the prompt.
+        echo: bool = boolean().or(false);
+        /// Adds the log-probabilities of the answer's tokens, and of this many alternatives to each.
+        logprobs: Option<usize> = integer(0..=MAX_LOGPROBS).optional().unset_at("false");
+    }
+    accepts compat::OPENAI, compat::COMPLETIONS, compat::WITHOUT_TOOLS, compat::PEERS;
+}
+
+names_model!(CompletionRequest, generation.model);
+
+impl GenerateRequest for CompletionRequest {
+    fn resolve(self, context: &RequestContext) -> Result<GenerateParams, FieldError> {
+        self.check_best_of()?;
+        let params = self.generation.resolve(RouteParams::new(self.prompt, self.max_tokens), context)?;
+        let (choices, echo) = (self.n, self.echo);
+        let scores = self.logprobs.map(|top| LogprobOptions { top, prompt: echo });
+        Ok(GenerateParams { choices, echo, scores, ..params })
+    }
+}
+
+impl CompletionRequest {
+    fn check_best_of(&self) -> Result<(), FieldError> {
+        match (self.best_of, self.n) {
+            (Some(best_of), n) if best_of != n => {
+                let message = format!(
+                    "is {best_of}, but n is {n}; every answer that is generated is sent, so leave it out or send {n}"
+                );
+                Err(FieldError::value("best_of", message))
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! `keep_alive`: how long a model stays loaded after a request, in the format of Ollama.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use utoipa::openapi::{
+    RefOr,
+    schema::{ObjectBuilder, OneOfBuilder, Schema, Type},
+};
+
+use super::{
+    field::Modify,
+    field_types::{FieldType, custom},
+    location::Location,
+    schema::Schemas,
+};
+use crate::{http::field_error::FieldError, job::KeepAlive};
+
+/// Longest time, about 30 years; -1 is no limit.
+const MAX_SECONDS: f64 = 1e9;
+
+/// Units of a duration, in seconds. A number without a unit is seconds.
+const UNITS: [(&str, f64); 5] = [("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0), ("", 1.0)];
+
+/// Seconds, or a duration such as `10m`; below 0 is no limit.
+pub(crate) fn keep_alive() -> impl FieldType<Value = KeepAlive> {
+    let about = "Seconds, at most 1000000000, or a number with a unit (`ms`, `s`, `m`, `h`). A negative number keeps the \
+                 model loaded without a limit.";
+    custom(read, schema).named("KeepAlive", about)
+}
+
+fn read(value: Value, at: &Location) -> Result<KeepAlive, FieldError> {
+    let seconds = match &value {
+        Value::Number(seconds) => seconds.as_f64(),
+        Value::String(text) => seconds(text),
+        other => return Err(at.wrong_type("a number of seconds or a duration", other)),
+    };
+    seconds.and_then(keep_alive_of).ok_or_else(|| {
+        at.invalid(
+            "not a duration of at most 1000000000 seconds; send seconds, \"90s\", \"10m\", \"24h\", or -1 for no limit",
+        )
+    })
+}
+
+fn schema(_: &mut Schemas) -> RefOr<Schema> {
+    let duration = ObjectBuilder::new()
+        .schema_type(Type::String)
+        .pattern(Some("^[0-9]{1,9}(ms|s|m|h)?$"))
+        .examples(["10m"]);
+    OneOfBuilder::new().item(ObjectBuilder::new().schema_type(Type::Number)).item(duration).into()
+}
+
+fn keep_alive_of(seconds: f64) -> Option<KeepAlive> {
+    if seconds < 0.0 {
+        return Some(KeepAlive::Forever);
+    }
+    let is_short = seconds <= MAX_SECONDS;
+    Duration::try_from_secs_f64(seconds).ok().filter(|_| is_short).map(KeepAlive::For)
+}
+
+fn seconds(text: &str) -> Option<f64> {
+    let (number, unit) =
+        UNITS.iter().find_map(|(unit, seconds)| Some((text.strip_suffix(unit)?, seconds)))?;
+    let number: f64 = number.trim().parse().ok()?;
+    number.is_finite().then_some(number * unit)
+}

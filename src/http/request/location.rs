@@ -1,0 +1,92 @@
+//! Places in a request's body, and the errors that name them.
+
+use serde_json::{Number, Value};
+
+use super::ignored_fields::Ignored;
+use crate::http::field_error::FieldError;
+
+/// A place in the body, and what happens to unknown fields there.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Location {
+    /// Such as `messages[2].content`; empty for the whole body.
+    path: String,
+    /// Collects unknown fields; `None` refuses them.
+    ignored: Option<Ignored>,
+}
+
+impl Location {
+    /// The whole body. Unknown fields are noted in `ignored`, or refused without it.
+    pub(super) const fn body(ignored: Option<Ignored>) -> Self {
+        Self { path: String::new(), ignored }
+    }
+
+    pub(crate) fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// A field of the object at this place.
+    pub(super) fn field(&self, name: &str) -> Self {
+        let path = if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) };
+        Self { path, ignored: self.ignored.clone() }
+    }
+
+    /// An item of the array at this place.
+    pub(super) fn item(&self, index: usize) -> Self {
+        Self { path: format!("{}[{index}]", self.path), ignored: self.ignored.clone() }
+    }
+
+    /// The fields that were ignored in this body so far.
+    pub(super) fn ignored(&self) -> Ignored {
+        self.ignored.clone().unwrap_or_default()
+    }
+
+    /// Refuses the field at this place, or notes it where unknown fields are ignored.
+    pub(super) fn refuse(&self, error: FieldError) -> Result<(), FieldError> {
+        match &self.ignored {
+            Some(ignored) => {
+                ignored.note(&self.path);
+                Ok(())
+            }
+            None => Err(error),
+        }
+    }
+
+    pub(super) fn missing(&self) -> FieldError {
+        FieldError::Missing { param: self.path.clone() }
+    }
+
+    pub(super) fn invalid(&self, message: impl Into<String>) -> FieldError {
+        FieldError::value(&self.path, message)
+    }
+
+    /// `found` is not one of the strings that are supported here.
+    pub(super) fn unsupported(
+        &self,
+        found: &str,
+        supported: impl Iterator<Item = &'static str>,
+    ) -> FieldError {
+        let supported: Vec<_> = supported.map(|name| format!("{name:?}")).collect();
+        let supported = match supported.split_last() {
+            Some((last, others)) if !others.is_empty() => format!("{} or {last}", others.join(", ")),
+            _ => supported.concat(),
+        };
+        self.invalid(format!("unsupported value {found:?}; expected {supported}"))
+    }
+
+    pub(super) fn outside(&self, found: &Number, range: impl Into<String>) -> FieldError {
+        FieldError::Range { param: self.path.clone(), found: found.to_string(), range: range.into() }
+    }
+
+    /// `found` is not `expected`, which has its article.
+    pub(super) fn wrong_type(&self, expected: &str, found: &Value) -> FieldError {
+        let found = match found {
+            Value::Null => "null",
+            Value::Bool(_) => "a boolean",
+            Value::Number(_) => "a number",
+            Value::String(_) => "a string",
+            Value::Array(_) => "an array",
+            Value::Object(_) => "an object",
+        };
+        FieldError::Type { param: self.path.clone(), message: format!("expected {expected}, found {found}") }
+    }
+}

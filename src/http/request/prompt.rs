@@ -1,0 +1,139 @@
+//! The prompt of a request: a text, token ids or a conversation.
+
+use std::ops::RangeInclusive;
+
+use serde_json::Value;
+use utoipa::openapi::{
+    RefOr,
+    schema::{ArrayBuilder, ObjectBuilder, OneOfBuilder, Schema, Type},
+};
+
+use super::{
+    field::Modify,
+    field_types::{FieldType, array, check_count, counted, custom, string, whole},
+    json_type::JsonType,
+    location::Location,
+    schema::Schemas,
+};
+use crate::{http::field_error::FieldError, text::Conversation};
+
+/// What to continue.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Prompt {
+    Text(String),
+    Ids(Vec<u32>),
+    Conversation(Conversation),
+}
+
+impl Prompt {
+    /// The prompt as it was sent, if it was sent as text.
+    pub(crate) fn text(&self) -> Option<String> {
+        match self {
+            Self::Text(text) => Some(text.clone()),
+            Self::Ids(_) | Self::Conversation(_) => None,
+        }
+    }
+
+    /// Chooses between `prompt` and `messages`, of which exactly one must be sent.
+    pub(crate) fn choose(prompt: Option<Self>, messages: Option<Conversation>) -> Result<Self, FieldError> {
+        match (prompt, messages) {
+            (Some(prompt), None) => Ok(prompt),
+            (None, Some(conversation)) => Ok(Self::Conversation(conversation)),
+            (Some(_), Some(_)) => Err(FieldError::conflict("messages", "prompt")),
+            (None, None) => Err(FieldError::Missing { param: "prompt or messages".into() }),
+        }
+    }
+
+    /// Checks that the model has the tokens of `prompt`.
+    pub(crate) fn check(&self, vocabulary: usize) -> Result<(), FieldError> {
+        match self {
+            Self::Ids(ids) => check_ids(ids, "prompt", vocabulary),
+            Self::Text(_) | Self::Conversation(_) => Ok(()),
+        }
+    }
+}
+
+/// OpenAI's `prompt`: a string, an array of token ids, or an array of one of either.
+pub(crate) fn prompt() -> impl FieldType<Value = Prompt> {
+    custom(read_prompt, prompt_schema)
+        .named("Prompt", "A text, the ids of its tokens, or an array of one of either.")
+}
+
+fn read_prompt(value: Value, at: &Location) -> Result<Prompt, FieldError> {
+    match value {
+        Value::String(text) => Ok(Prompt::Text(text)),
+        Value::Array(mut items) => match (items.first(), items.len()) {
+            (Some(Value::String(_) | Value::Array(_)), 1) => read_prompt(items.remove(0), at),
+            (Some(Value::String(_) | Value::Array(_)), prompts) => Err(at.invalid(format!(
+                "{prompts} prompts in one request; only one is supported, send them one by one"
+            ))),
+            _ => token_ids().read(Value::Array(items), at).map(Prompt::Ids),
+        },
+        other => Err(at.wrong_type("a string or an array of token ids", &other)),
+    }
+}
+
+fn prompt_schema(schemas: &mut Schemas) -> RefOr<Schema> {
+    let text = || string().bytes(1..=usize::MAX);
+    let ids = || token_ids().items(1..=usize::MAX);
+    OneOfBuilder::new()
+        .item(text().schema(schemas))
+        .item(ids().schema(schemas))
+        .item(array(text()).items(1..=1).schema(schemas))
+        .item(array(ids()).items(1..=1).schema(schemas))
+        .into()
+}
+
+/// An array of token ids.
+pub(crate) const fn token_ids() -> TokenIds {
+    TokenIds(0..=usize::MAX)
+}
+
+/// The type of [`token_ids`], with how many there may be.
+pub(crate) struct TokenIds(RangeInclusive<usize>);
+
+impl TokenIds {
+    /// Limits the number of ids.
+    pub(crate) const fn items(self, items: RangeInclusive<usize>) -> Self {
+        Self(items)
+    }
+}
+
+impl FieldType for TokenIds {
+    type Value = Vec<u32>;
+    const JSON: JsonType = JsonType::Array;
+
+    fn read(&self, value: Value, at: &Location) -> Result<Vec<u32>, FieldError> {
+        let Value::Array(items) = value else { return Err(at.wrong_type("an array of token ids", &value)) };
+        check_count(items.len(), &self.0, at)?;
+        let id = |(index, item): (usize, Value)| {
+            let id = item.as_number().and_then(whole).and_then(|id| u32::try_from(id).ok());
+            id.ok_or_else(|| FieldError::Type {
+                param: at.item(index).path().to_owned(),
+                message: format!("expected a token id, found {item}"),
+            })
+        };
+        items.into_iter().enumerate().map(id).collect()
+    }
+
+    fn schema(&self, _: &mut Schemas) -> RefOr<Schema> {
+        let id = ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(0)).maximum(Some(u32::MAX));
+        counted(ArrayBuilder::new().items(id), &self.0)
+    }
+}
+
+/// Checks that the model has these tokens.
+pub(crate) fn check_ids(ids: &[u32], path: &str, vocabulary: usize) -> Result<(), FieldError> {
+    ids.iter()
+        .enumerate()
+        .try_for_each(|(index, id)| check_id(*id, &format_args!("{path}[{index}]"), vocabulary))
+}
+
+/// Checks that the model has this token.
+pub(crate) fn check_id(id: u32, path: &dyn std::fmt::Display, vocabulary: usize) -> Result<(), FieldError> {
+    if (id as usize) < vocabulary {
+        return Ok(());
+    }
+    let range = format!("0 to {}, the model's token ids", vocabulary.saturating_sub(1));
+    Err(FieldError::Range { param: path.to_string(), found: id.to_string(), range })
+}

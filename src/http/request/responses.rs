@@ -1,0 +1,81 @@
+//! The request of `POST /v1/responses`.
+
+use super::{
+    compat,
+    echoed_fields::EchoedFields,
+    field::Modify,
+    field_types::{boolean, string},
+    fields::Fields,
+    generation::{GenerateParams, GenerateRequest, Generation, RequestContext, RouteParams, max_tokens},
+    input_items::{Input, input},
+    model_request::ModelRequest,
+    prompt::Prompt,
+    response_format::TextFormat,
+    shape::{ReadObject, object, shape},
+    tool_definitions::{Tool, ToolChoice, response_tools, tool_choice},
+    tools::ToolSet,
+};
+use crate::{http::field_error::FieldError, units::Tokens};
+
+shape! {
+    /// A request of `/v1/responses`.
+    pub(crate) struct ResponseRequest {
+        ..generation: Generation;
+        /// A text, or the conversation so far.
+        input: Input = input();
+        /// The system message before the input.
+        instructions: Option<String> = string().optional();
+        /// Most tokens of the answer; by default `engine.default_max_new` or what the context has room for.
+        max_output_tokens: Option<Tokens> = max_tokens().optional().unset_at("-1");
+        /// Functions that the model may call; their names differ.
+        tools: Vec<Tool> = response_tools().or_empty();
+        tool_choice: Option<ToolChoice> = tool_choice().optional();
+        /// Whether one answer may have several calls.
+        parallel_tool_calls: bool = boolean().or(true);
+        /// The form of the answer.
+        text: Option<TextOptions> = object().optional();
+    }
+    accepts compat::OPENAI, compat::RESPONSES, compat::SINGLE, compat::PEERS;
+}
+
+shape! {
+    /// The form of the answer.
+    pub(crate) struct TextOptions {
+        format: Option<TextFormat> = object().optional();
+    }
+    accepts compat::TEXT_OPTIONS;
+}
+
+/// A request, and its fields that the answer repeats.
+#[derive(Debug)]
+pub(crate) struct ResponseCall {
+    request: ResponseRequest,
+    echoed: EchoedFields,
+}
+
+impl ModelRequest for ResponseCall {
+    fn parse(fields: Fields) -> Result<Self, FieldError> {
+        let echoed = EchoedFields::of(&fields);
+        Ok(Self { request: ResponseRequest::read(fields)?, echoed })
+    }
+
+    fn model(&self) -> Option<&str> {
+        self.request.generation.model.as_deref()
+    }
+}
+
+impl GenerateRequest for ResponseCall {
+    fn resolve(self, context: &RequestContext) -> Result<GenerateParams, FieldError> {
+        let Self { request, echoed } = self;
+        let choice = request.tool_choice.unwrap_or(ToolChoice::Auto);
+        let tools = ToolSet::new(request.tools, choice, request.parallel_tool_calls)?;
+        let mut conversation = request.input.conversation(request.instructions);
+        if let Some(tools) = &tools {
+            conversation = tools.add_to(conversation, &context.tools);
+        }
+        let text_format = request.text.and_then(|text| text.format);
+        let route = RouteParams::new(Prompt::Conversation(conversation), request.max_output_tokens);
+        let route = RouteParams { text_format, tools, ..route };
+        Ok(GenerateParams { echoed, ..request.generation.resolve(route, context)? })
+    }
+}

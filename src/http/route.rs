@@ -1,0 +1,232 @@
+//! One line of the route table: its handler, who may call it, and its OpenAPI operation.
+
+use actix_web::{FromRequest, Handler, Resource, Responder, guard, http::Method, middleware::from_fn, web};
+use serde_json::Value;
+use utoipa::{
+    ToSchema,
+    openapi::{
+        Content, ContentBuilder, HttpMethod, Ref, RefOr, Required, Response, ResponseBuilder, Schema,
+        example::ExampleBuilder,
+        path::{Operation, OperationBuilder, Parameter, ParameterBuilder, ParameterIn},
+        request_body::{RequestBody, RequestBodyBuilder},
+        schema::{ObjectBuilder, Type},
+        security::SecurityRequirement,
+    },
+};
+
+use super::{
+    error::{ApiError, ErrorBody},
+    middleware::auth,
+    route_info::{Access, RouteInfo},
+};
+
+const JSON: &str = "application/json";
+
+/// An example of a request: its name, a summary and the body.
+pub(crate) type Example = (&'static str, &'static str, Value);
+
+/// Named schemas, as utoipa collects them.
+type Schemas = Vec<(String, RefOr<Schema>)>;
+
+/// A route.
+pub(crate) struct Route {
+    pub(crate) info: RouteInfo,
+    pub(crate) summary: &'static str,
+    /// The path as actix-web matches it.
+    pattern: &'static str,
+    new_handler: Box<dyn Fn() -> actix_web::Route + Send + Sync>,
+    pub(crate) operation: Operation,
+    /// Schemas that the operation refers to.
+    pub(crate) schemas: Schemas,
+}
+
+impl Route {
+    /// A route that needs an API key.
+    pub(crate) fn new<H, Args>(method: Method, path: &'static str, summary: &'static str, handler: H) -> Self
+    where
+        H: Handler<Args> + Send + Sync,
+        H::Output: Responder + 'static,
+        Args: FromRequest + 'static,
+    {
+        let id = operation_id(&method, path);
+        let operation = OperationBuilder::new().operation_id(Some(id)).summary(Some(summary)).build();
+        Self {
+            info: RouteInfo { method, path, access: Access::Key },
+            summary,
+            pattern: path,
+            new_handler: Box::new(move || web::route().to(handler.clone())),
+            operation,
+            schemas: Vec::new(),
+        }
+    }
+
+    /// Matches the path by another pattern of actix-web.
+    pub(crate) fn matched_by(self, pattern: &'static str) -> Self {
+        Self { pattern, ..self }
+    }
+
+    pub(crate) fn access(mut self, access: Access) -> Self {
+        if matches!(access, Access::Probe) {
+            self.operation.security = Some(vec![SecurityRequirement::default()]);
+        }
+        self.info.access = access;
+        self
+    }
+
+    /// Files the route under a tag of the OpenAPI document.
+    pub(crate) fn tag(mut self, tag: &'static str) -> Self {
+        self.operation.tags = Some(vec![tag.to_owned()]);
+        self
+    }
+
+    /// Adds a description to the summary.
+    pub(crate) fn details(mut self, details: &'static str) -> Self {
+        self.operation.description = Some(details.to_owned());
+        self
+    }
+
+    /// Describes the placeholder of the path.
+    pub(crate) fn parameter(mut self, name: &'static str, description: &'static str) -> Self {
+        let parameter: Parameter = ParameterBuilder::new()
+            .name(name)
+            .parameter_in(ParameterIn::Path)
+            .required(Required::True)
+            .description(Some(description))
+            .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
+            .build();
+        self.operation.parameters = Some(vec![parameter.into()]);
+        self
+    }
+
+    /// Takes a JSON body.
+    pub(crate) fn takes<T: ToSchema>(self, examples: impl IntoIterator<Item = Example>) -> Self {
+        self.takes_body::<T>(Required::True, examples)
+    }
+
+    /// Takes a JSON body or none.
+    pub(crate) fn may_take<T: ToSchema>(self, examples: impl IntoIterator<Item = Example>) -> Self {
+        self.takes_body::<T>(Required::False, examples)
+    }
+
+    fn takes_body<T: ToSchema>(
+        mut self,
+        required: Required,
+        examples: impl IntoIterator<Item = Example>,
+    ) -> Self {
+        let examples = examples.into_iter().map(|(name, summary, value)| {
+            (name, ExampleBuilder::new().summary(summary).value(Some(value)).build())
+        });
+        let content = ContentBuilder::new().schema(Some(self.reference::<T>())).examples_from_iter(examples);
+        let body: RequestBody =
+            RequestBodyBuilder::new().required(Some(required)).content(JSON, content).build();
+        self.operation.request_body = Some(body.into());
+        self
+    }
+
+    /// Answers with 200 and JSON.
+    pub(crate) fn answers<T: ToSchema>(self, description: &'static str) -> Self {
+        self.answers_with::<T>(200, description)
+    }
+
+    /// Answers with this status and JSON.
+    pub(crate) fn answers_with<T: ToSchema>(mut self, status: u16, description: &'static str) -> Self {
+        let content = Content::new(Some(self.reference::<T>()));
+        self.respond(status, ResponseBuilder::new().description(description).content(JSON, content))
+    }
+
+    /// Answers with JSON, or with a stream of events.
+    pub(crate) fn answers_or_streams<T: ToSchema, Event: ToSchema>(
+        mut self,
+        description: &'static str,
+    ) -> Self {
+        let content = Content::new(Some(self.reference::<T>()));
+        // A stream is not one text: its events are described by schemas that the details name.
+        self.reference::<Event>();
+        let answer = ResponseBuilder::new().description(description).content(JSON, content);
+        self.respond(200, answer.content("text/event-stream", Content::default()))
+    }
+
+    /// Answers with 200 and another content than a described shape.
+    pub(crate) fn answers_raw(
+        self,
+        content_type: &'static str,
+        schema: Type,
+        description: &'static str,
+    ) -> Self {
+        let content = Content::new(Some(ObjectBuilder::new().schema_type(schema)));
+        self.respond(200, ResponseBuilder::new().description(description).content(content_type, content))
+    }
+
+    /// May answer with these errors, each a status and its reason; later ones replace earlier ones.
+    pub(crate) fn refuses(mut self, errors: &[&[(u16, &'static str)]]) -> Self {
+        for &(status, reason) in errors.iter().copied().flatten() {
+            self = self.answers_with::<ErrorBody>(status, reason);
+        }
+        self
+    }
+
+    fn respond(mut self, status: u16, response: ResponseBuilder) -> Self {
+        let response: Response = response.build();
+        self.operation.responses.responses.insert(status.to_string(), response.into());
+        self
+    }
+
+    /// Refers to a schema by its name.
+    fn reference<T: ToSchema>(&mut self) -> Ref {
+        let name = T::name();
+        T::schemas(&mut self.schemas);
+        self.schemas.push((name.to_string(), T::schema()));
+        Ref::from_schema_name(name)
+    }
+
+    /// The method as OpenAPI names it.
+    pub(crate) fn http_method(&self) -> HttpMethod {
+        if self.info.method == Method::POST { HttpMethod::Post } else { HttpMethod::Get }
+    }
+
+    fn register(&self, resource: Resource) -> Resource {
+        let route = (self.new_handler)();
+        let route = if self.info.method == Method::GET {
+            // HEAD is GET without the body.
+            route.guard(guard::Any(guard::Get()).or(guard::Head()))
+        } else {
+            route.guard(guard::Post())
+        };
+        match self.info.access {
+            Access::Admin => resource.route(route.wrap(from_fn(auth::admins_only))),
+            _ => resource.route(route),
+        }
+    }
+}
+
+/// Registers routes, those of one path as one resource. Other methods get a 405 that lists the allowed ones.
+pub(crate) fn register(routes: &[Route], app: &mut web::ServiceConfig) {
+    let mut routes: Vec<&Route> = routes.iter().collect();
+    routes.sort_by_key(|route| route.pattern);
+    for of_path in routes.chunk_by(|one, other| one.pattern == other.pattern) {
+        let methods: Vec<_> = of_path.iter().map(|route| &route.info.method).collect();
+        let allow = allowed(&methods);
+        let refuse = move || std::future::ready(Err::<(), _>(ApiError::MethodNotAllowed { allow }));
+        let resource = web::resource(of_path[0].pattern);
+        let resource = of_path.iter().fold(resource, |resource, route| route.register(resource));
+        app.service(resource.default_service(web::to(refuse)));
+    }
+}
+
+/// The value of `Allow`.
+fn allowed(methods: &[&Method]) -> &'static str {
+    match (methods.contains(&&Method::GET), methods.contains(&&Method::POST)) {
+        (true, true) => "GET, HEAD, POST",
+        (true, false) => "GET, HEAD",
+        (false, _) => "POST",
+    }
+}
+
+/// The method and the words of the path, such as `post_chat_completions`.
+fn operation_id(method: &Method, path: &str) -> String {
+    let words =
+        path.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty() && *word != "v1");
+    let words = words.collect::<Vec<_>>().join("_");
+    let words = if words.is_empty() { "index" } else { &words };
+    format!("{}_{words}", method.as_str().to_ascii_lowercase())
+}

@@ -1,0 +1,33 @@
+//! What middleware needs to know of the route that a request is for.
+
+use actix_web::{HttpRequest, http::Method};
+
+/// A route, or the group of all paths that are none.
+#[derive(Debug)]
+pub(crate) struct RouteInfo {
+    pub(crate) method: Method,
+    /// The path, with placeholders; the label `route` of metrics and logs.
+    pub(crate) path: &'static str,
+    pub(crate) access: Access,
+}
+
+/// Who may call a route.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Access {
+    /// Anyone: an orchestrator that is refused would kill a healthy server.
+    Probe,
+    /// As [`Access::Unmetered`]; anyone with `auth.open_metrics`.
+    Metrics,
+    /// Anyone for `GET` requests that satisfy this, because a browser has no key before the page is loaded; otherwise as
+    /// [`Access::Key`].
+    Page(fn(&HttpRequest) -> bool),
+    /// Any API key; anyone where there are no keys.
+    Key,
+    /// As [`Access::Key`], but not counted against the key's rate limit.
+    Unmetered,
+    /// An admin key; where there are no keys, anyone on this machine.
+    Admin,
+}
+
+/// Paths without a route share one label, so that clients cannot create metrics.
+pub(crate) static NO_ROUTE: RouteInfo = RouteInfo { method: Method::GET, path: "other", access: Access::Key };

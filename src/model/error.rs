@@ -1,0 +1,215 @@
+//! Why a model directory cannot be loaded.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    device::DeviceError,
+    manifest::{Dtype, ManifestError},
+    onnx::external::Malformed,
+};
+
+/// Why a model directory cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// Its manifest cannot be used.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// Its graph is of a type that this machine's provider cannot compute.
+    #[error(
+        "{}: the graph computes in {dtype:?}, which needs a GPU; export it with --dtype float32 for a CPU",
+        dir.display()
+    )]
+    Dtype {
+        /// The model directory.
+        dir: PathBuf,
+        /// What the graph computes in.
+        dtype: Dtype,
+    },
+    /// Its graph is of a type that a GPU's kernels do not take.
+    #[error(
+        "{}: the graph computes in {dtype:?}, which attention on a GPU does not support; export it with --dtype float16 or \
+         bfloat16 for a GPU, or use --device cpu",
+        dir.display()
+    )]
+    NotForGpu {
+        /// The model directory.
+        dir: PathBuf,
+        /// What the graph computes in.
+        dtype: Dtype,
+    },
+    /// ONNX Runtime cannot load its graph.
+    #[error("{}: {source}", path.display())]
+    Load {
+        /// The graph.
+        path: PathBuf,
+        /// ONNX Runtime's error.
+        source: DeviceError,
+    },
+    /// A file is damaged or missing.
+    #[error(transparent)]
+    Integrity(#[from] IntegrityError),
+    /// Graph and manifest disagree.
+    #[error("{}: {source}; export the model again", path.display())]
+    Graph {
+        /// The graph.
+        path: PathBuf,
+        /// Where they disagree.
+        source: Box<GraphError>,
+    },
+}
+
+impl ModelError {
+    /// The file, or the directory, that it is about.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        Some(match self {
+            Self::Manifest(error) => error.path(),
+            Self::Integrity(error) => error.path(),
+            Self::Dtype { dir, .. } | Self::NotForGpu { dir, .. } => dir,
+            Self::Load { path, .. } | Self::Graph { path, .. } => path,
+        })
+    }
+
+    /// Whether it is about the device and not about the model.
+    pub(super) fn is_for_another_device(&self) -> bool {
+        matches!(self, Self::Load { source, .. } if source.is_placement())
+    }
+}
+
+/// A file of a model directory that is damaged or missing.
+#[derive(Debug, thiserror::Error)]
+pub enum IntegrityError {
+    /// It is missing, is not a regular file, or cannot be read.
+    #[error("{}: {source}; copy the whole directory again, or export the model again", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// The graph is not an ONNX model.
+    #[error("{}: {source}; copy it again, or export the model again", path.display())]
+    Graph {
+        /// The graph.
+        path: PathBuf,
+        /// Why.
+        source: Malformed,
+    },
+    /// The graph would read a file outside of its directory.
+    #[error(
+        "{}: its weights are in {location:?}, outside of the directory; a graph may only name files beside it",
+        path.display()
+    )]
+    Outside {
+        /// The graph.
+        path: PathBuf,
+        /// The location that it names.
+        location: String,
+    },
+    /// It is shorter than what the graph reads of it.
+    #[error(
+        "{}: truncated: {found} bytes, the graph reads {least}; copy it again, or export the model \
+         again",
+        path.display()
+    )]
+    CutOff {
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        found: u64,
+        /// Where the last tensor in it ends.
+        least: u64,
+    },
+    /// It has another length than the one that was recorded.
+    #[error(
+        "{}: {found} bytes, expected {recorded} by the manifest; copy it again, or export the model \
+         again",
+        path.display()
+    )]
+    Size {
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        found: u64,
+        /// Its length in the manifest.
+        recorded: u64,
+    },
+    /// It has other content than the one that was recorded.
+    #[error(
+        "{}: its SHA-256 is {found}, expected {recorded} by the manifest; copy it again, or export the model \
+         again",
+        path.display()
+    )]
+    Hash {
+        /// The file.
+        path: PathBuf,
+        /// Its hash.
+        found: String,
+        /// Its hash in the manifest.
+        recorded: String,
+    },
+}
+
+impl IntegrityError {
+    /// The file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Read { path, .. }
+            | Self::Graph { path, .. }
+            | Self::Outside { path, .. }
+            | Self::CutOff { path, .. }
+            | Self::Size { path, .. }
+            | Self::Hash { path, .. } => path,
+        }
+    }
+}
+
+/// Where graph and manifest disagree.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GraphError {
+    /// A tensor of the contract is not there.
+    #[error("the graph has no {side} {name:?}")]
+    Missing {
+        /// `input` or `output`.
+        side: &'static str,
+        /// The tensor.
+        name: String,
+    },
+    /// The graph wants something that eka would not feed.
+    #[error("the graph has an unknown input {name:?}")]
+    Unknown {
+        /// The tensor.
+        name: String,
+    },
+    /// A tensor has another type or shape.
+    #[error("{name:?} is {found} {found_shape:?}, expected {expected} {expected_shape:?} (-1: any)")]
+    Type {
+        /// The tensor.
+        name: String,
+        /// Its element type.
+        found: String,
+        /// Its shape.
+        found_shape: Vec<i64>,
+        /// The contract's element type.
+        expected: &'static str,
+        /// The contract's shape.
+        expected_shape: Vec<i64>,
+    },
+    /// The context would be longer than what the graph has of positions.
+    #[error(
+        "context_length is {context_length}, and {table:?} has {rows} positions; set context_length to {rows} or less in \
+         the manifest"
+    )]
+    Positions {
+        /// The shortest table of positions.
+        table: String,
+        /// Its rows.
+        rows: i64,
+        /// What the manifest promises.
+        context_length: usize,
+    },
+}

@@ -1,0 +1,13 @@
+//! The part of ONNX that a graph with external weights needs.
+//!
+//! Names and field numbers are those of `onnx/onnx.proto` (package `onnx`, IR version 10), written by hand: the whole
+//! schema would bring a code generator and a build script for the thirteen messages below. Values of attributes are
+//! optional here, unlike in proto3, because a value of zero must be written to be seen.
+
+pub(crate) mod external;
+mod proto;
+
+pub(crate) use self::proto::{
+    Attribute, AttributeType, DataLocation, Dimension, ElementType, Extent, Graph, IR_VERSION, Model, Node,
+    OperatorSet, Shape, StringEntry, Tensor, TensorType, Type, ValueInfo,
+};

@@ -1,0 +1,17 @@
+//! The task that keeps one worker running, with the right models loaded, and runs one job at a time on it.
+//!
+//! `lifecycle` starts workers one after another, `serving` picks what a ready worker does next, and the other files each do one
+//! of those things.
+
+mod commands;
+mod idle;
+mod inbox;
+mod jobs;
+mod lifecycle;
+mod models;
+mod replacement;
+mod serving;
+mod state;
+
+pub(super) use inbox::CommandRequest;
+pub(super) use state::{Channels, Supervisor};

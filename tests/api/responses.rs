@@ -1,0 +1,199 @@
+//! OpenAI's responses, whole and streamed.
+
+use serde_json::{Value, json};
+
+use crate::support::{
+    requests::assert_rejected,
+    server::{ANSWER, ANSWER_IDS, Server, ServerOptions},
+};
+
+const RESPONSES: &str = "/v1/responses";
+const QWEN: &str = include_str!("../fixtures/templates/qwen2.5.jinja");
+
+/// The documents of a stream of typed events, each of which has its type and its number.
+fn typed(stream: &str) -> Vec<Value> {
+    let mut documents = Vec::new();
+    for (number, event) in stream.split_terminator("\n\n").enumerate() {
+        let (kind, document) = event.split_once('\n').unwrap();
+        let document: Value = serde_json::from_str(document.strip_prefix("data: ").unwrap()).unwrap();
+        assert_eq!(kind, format!("event: {}", document["type"].as_str().unwrap()));
+        assert_eq!(document["sequence_number"], number);
+        documents.push(document);
+    }
+    documents
+}
+
+fn kinds(documents: &[Value]) -> Vec<&str> {
+    let mut kinds: Vec<_> = documents.iter().map(|document| document["type"].as_str().unwrap()).collect();
+    kinds.dedup();
+    kinds
+}
+
+/// What differs from answer to answer, taken out.
+fn plain(mut response: Value) -> Value {
+    for name in ["id", "created_at", "timings"] {
+        response.as_object_mut().unwrap().shift_remove(name);
+    }
+    for item in response["output"].as_array_mut().unwrap() {
+        item["id"] = Value::Null;
+        item["call_id"] = Value::Null;
+    }
+    response
+}
+
+async fn ok(server: &Server, request: &Value) -> Value {
+    let (status, answer) = server.ask(RESPONSES, request).await;
+    assert_eq!(status, 200, "{answer}");
+    answer
+}
+
+async fn streamed(server: &Server, mut request: Value) -> Vec<Value> {
+    request["stream"] = json!(true);
+    typed(&server.stream(RESPONSES, &request).await)
+}
+
+#[tokio::test]
+async fn a_response_is_the_same_whole_and_as_typed_events() {
+    let server = Server::start(ServerOptions::default());
+    let request = json!({ "model": "demo", "input": "Please speak slowly.", "instructions": "Be kind.", "temperature": 0 });
+    let whole = ok(&server, &request).await;
+    assert_eq!(
+        (&whole["object"], &whole["status"], &whole["store"]),
+        (&json!("response"), &json!("completed"), &json!(false))
+    );
+    assert_eq!(whole["output"][0]["content"][0]["text"], ANSWER);
+    assert_eq!((&whole["instructions"], &whole["temperature"]), (&json!("Be kind."), &json!(0)));
+    let usage = &whole["usage"];
+    assert_eq!(usage["output_tokens"], ANSWER_IDS.len());
+    let sum = usage["input_tokens"].as_u64().unwrap() + ANSWER_IDS.len() as u64;
+    assert_eq!(usage["total_tokens"], sum);
+    let documents = streamed(&server, request).await;
+    assert_eq!(
+        kinds(&documents),
+        [
+            "response.created",
+            "response.in_progress",
+            "response.output_item.added",
+            "response.content_part.added",
+            "response.output_text.delta",
+            "response.output_text.done",
+            "response.content_part.done",
+            "response.output_item.done",
+            "response.completed",
+        ]
+    );
+    let deltas: String = documents.iter().filter_map(|document| document["delta"].as_str()).collect();
+    assert_eq!(deltas, ANSWER);
+    let done = documents.iter().find(|document| document["type"] == "response.output_text.done").unwrap();
+    assert_eq!(done["text"], ANSWER);
+    let last = documents.last().unwrap();
+    assert_eq!(plain(last["response"].clone()), plain(whole));
+    assert_eq!(last["response"]["id"], documents[0]["response"]["id"]);
+    assert_eq!(documents[2]["item"]["id"], last["response"]["output"][0]["id"]);
+}
+
+#[tokio::test]
+async fn a_response_that_was_cut_has_status_incomplete() {
+    let server = Server::start(ServerOptions::default());
+    let request = json!({ "input": [{ "role": "user", "content": [{ "type": "input_text", "text": "Please" }] }],
+        "max_output_tokens": 3 });
+    let whole = ok(&server, &request).await;
+    assert_eq!(
+        (&whole["status"], &whole["incomplete_details"]["reason"]),
+        (&json!("incomplete"), &json!("max_output_tokens"))
+    );
+    assert_eq!(whole["usage"]["output_tokens"], 3);
+    let documents = streamed(&server, request).await;
+    assert_eq!(documents.last().unwrap()["type"], "response.incomplete");
+    assert_eq!(plain(documents.last().unwrap()["response"].clone()), plain(whole));
+}
+
+#[tokio::test]
+async fn tool_calls_are_output_items_and_their_results_are_input_items() {
+    let answer =
+        "Wait.\n<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Pune\"}}\n</tool_call>";
+    let server = Server::start(ServerOptions {
+        template: Some(QWEN),
+        answer: Some(answer),
+        ..ServerOptions::default()
+    });
+    let tools = json!([{ "type": "function", "name": "weather", "parameters": { "type": "object" }, "strict": false }]);
+    let request = json!({ "input": "Rain?", "tools": tools, "max_output_tokens": 200 });
+    let whole = ok(&server, &request).await;
+    let [said, call] = &whole["output"].as_array().unwrap()[..] else { panic!("{whole}") };
+    assert_eq!((&said["type"], &said["content"][0]["text"]), (&json!("message"), &json!("Wait.")));
+    assert_eq!(
+        (&call["type"], &call["name"], &call["arguments"]),
+        (&json!("function_call"), &json!("weather"), &json!("{\"city\": \"Pune\"}"))
+    );
+    let documents = streamed(&server, request).await;
+    assert_eq!(
+        kinds(&documents)[7..],
+        [
+            "response.output_item.done",
+            "response.output_item.added",
+            "response.function_call_arguments.delta",
+            "response.function_call_arguments.done",
+            "response.output_item.done",
+            "response.completed",
+        ]
+    );
+    assert_eq!(plain(documents.last().unwrap()["response"].clone()), plain(whole.clone()));
+    let result = json!({ "type": "function_call_output", "call_id": call["call_id"], "output": "No." });
+    let again =
+        json!({ "input": [{ "role": "user", "content": "Rain?" }, said, call, result], "tools": tools });
+    ok(&server, &again).await;
+}
+
+#[tokio::test]
+async fn unsupported_fields_of_responses_are_rejected_by_name() {
+    let server = Server::start(ServerOptions::default());
+    for (fields, code, param) in [
+        (json!({}), "missing_field", "input"),
+        (json!({ "input": [] }), "invalid_value", "input"),
+        (json!({ "input": 7 }), "invalid_type", "input"),
+        (json!({ "input": "a", "store": true }), "unsupported_field", "store"),
+        (
+            json!({ "input": "a", "previous_response_id": "resp_1" }),
+            "unsupported_field",
+            "previous_response_id",
+        ),
+        (json!({ "input": "a", "reasoning": { "effort": "high" } }), "unsupported_field", "reasoning"),
+        (json!({ "input": "a", "max_tokens": 7 }), "unknown_field", "max_tokens"),
+        (json!({ "input": "a", "temperature": 3 }), "invalid_value", "temperature"),
+        (
+            json!({ "input": "a", "text": { "format": { "type": "yaml" } } }),
+            "invalid_value",
+            "text.format.type",
+        ),
+        (
+            json!({ "input": "a", "text": { "format": { "type": "json_schema" } } }),
+            "missing_field",
+            "text.format.schema",
+        ),
+        (
+            json!({ "input": "a", "text": { "format": { "type": "json_schema", "schema": { "not": {} } } } }),
+            "invalid_constraint",
+            "text.format",
+        ),
+        (json!({ "input": [{ "type": "reasoning" }] }), "invalid_value", "input[0].type"),
+        (
+            json!({ "input": [{ "role": "user", "content": [{ "type": "input_image" }] }] }),
+            "invalid_value",
+            "input[0].content[0].type",
+        ),
+        (json!({ "input": "a", "tools": [{ "type": "web_search" }] }), "invalid_value", "tools[0].type"),
+        (
+            json!({ "input": "a", "tools": [{ "type": "function", "name": "a b" }] }),
+            "invalid_value",
+            "tools[0].name",
+        ),
+        (
+            json!({ "input": "a", "tools": [{ "type": "function", "name": "a" }] }),
+            "tools_unsupported",
+            "tools",
+        ),
+    ] {
+        assert_rejected(&server.ask(RESPONSES, &fields).await, code, param);
+    }
+}

@@ -1,0 +1,10 @@
+//! Models and decoding: architectures, drafts, caches, memory pools.
+
+mod architectures;
+mod demo_answers;
+mod device_pool;
+mod draft_model;
+mod kv_cache_growth;
+mod prefix_cache;
+mod saved_prompts;
+mod speculation;

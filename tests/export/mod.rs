@@ -1,0 +1,9 @@
+//! `eka export`: adapters, weight formats, damaged sources, full disks, kills.
+
+mod adapters;
+mod damage;
+mod disk;
+mod fuzz;
+mod kill;
+mod reproducible;
+mod weight_formats;

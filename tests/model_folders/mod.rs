@@ -1,0 +1,8 @@
+//! Model folders that are damaged, hostile or laid out in other ways.
+
+mod cache;
+mod disabled;
+mod links;
+mod manifest;
+mod special_files;
+mod templates;

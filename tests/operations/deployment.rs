@@ -1,0 +1,168 @@
+//! The files in scripts/deploy against the program: settings, metrics, and notifications to a service manager.
+
+use std::{collections::BTreeSet, fs};
+
+use crate::support::{
+    processes::{send_signal, worker_of},
+    program::{Program, argument, cache_setting, eka, root, run, text},
+};
+
+fn file(name: &str) -> String {
+    fs::read_to_string(root().join("scripts/deploy").join(name)).unwrap()
+}
+
+/// The words that begin like this, in capitals, digits and underscores or their small forms.
+fn words<'a>(text: &'a str, beginning: &str) -> BTreeSet<&'a str> {
+    let is_of_a_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    text.split(|c| !is_of_a_word(c)).filter(|word| word.starts_with(beginning)).collect()
+}
+
+#[test]
+fn every_setting_in_deployment_files_exists() {
+    for name in ["Dockerfile", "Dockerfile.cuda", "eka.service"] {
+        let deployed = file(name);
+        let pairs: Vec<_> = deployed
+            .split_whitespace()
+            .map(|word| word.strip_prefix("Environment=").unwrap_or(word))
+            .filter_map(|word| word.strip_prefix("EKA_")?.split_once('='))
+            .collect();
+        assert!(!pairs.is_empty(), "{name} sets something");
+        let mut command = eka(&["serve", "--print-config"]);
+        pairs.iter().for_each(|(setting, value)| {
+            command.env(format!("EKA_{setting}"), value);
+        });
+        let printed = command.output().unwrap();
+        assert!(printed.status.success(), "{name}: {}", text(&printed.stderr));
+        for (setting, _) in pairs {
+            assert!(
+                text(&printed.stdout).contains(&format!("environment EKA_{setting}")),
+                "{name}: {setting}"
+            );
+        }
+    }
+    let (_, settings) = file("kubernetes/config.yaml")
+        .split_once("eka.toml: |\n")
+        .map(|(a, b)| (a.to_owned(), b.to_owned()))
+        .unwrap();
+    let toml = tempfile::NamedTempFile::new().unwrap();
+    fs::write(
+        toml.path(),
+        settings.lines().map(|line| line.trim_start().to_owned() + "\n").collect::<String>(),
+    )
+    .unwrap();
+    let printed = run(&["serve", "--print-config", "--config", argument(toml.path())]);
+    assert!(printed.status.success(), "{}", text(&printed.stderr));
+    assert!(text(&printed.stdout).contains("keys_file = \"/etc/eka-keys/keys.toml\""));
+}
+
+#[tokio::test]
+async fn every_metric_and_code_in_alerts_and_autoscaler_exists() {
+    let program = Program::start(&["--device", "cpu"]).await;
+    let (status, _) = program.ask("/generate-lite", &serde_json::json!({"prompt": "Once"})).await;
+    assert_eq!(status, 200, "families have no members before the first request");
+    // So has the end of a worker.
+    send_signal("KILL", program.worker_pid());
+    let has = program.metrics_with("eka_worker_exits_total{").await;
+    let kinds = |name: &str| {
+        ["_bucket", "_total"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name).to_owned()
+    };
+    let read =
+        file("alerts.yaml") + &file("kubernetes/autoscaler.yaml") + &file("kubernetes/metrics-adapter.yaml");
+    let metrics: BTreeSet<_> = words(&read, "eka_").into_iter().map(kinds).collect();
+    assert!(metrics.len() >= 6, "{metrics:?}");
+    for metric in metrics {
+        assert!(has.contains(&format!("# TYPE {metric} ")), "{metric} is not in:\n{has}");
+    }
+    let table = fs::read_to_string(root().join("src/http/error.rs")).unwrap();
+    let alerts = file("alerts.yaml");
+    let codes: Vec<_> = alerts
+        .split("code=")
+        .skip(1)
+        .flat_map(|rest| rest.trim_start_matches('~').split('"').nth(1).unwrap().split('|'))
+        .collect();
+    assert!(codes.len() >= 5, "{codes:?}");
+    for code in codes {
+        assert!(table.contains(&format!("\"{code}\"")), "{code} is none of http/error.rs");
+    }
+}
+
+#[cfg(unix)]
+mod the_service_manager {
+    use std::{
+        collections::BTreeMap, os::unix::net::UnixDatagram, path::Path, process::Stdio, time::Duration,
+    };
+
+    use super::*;
+
+    /// Starts the program with a notification socket.
+    fn started(at: &Path) -> (std::process::Child, UnixDatagram) {
+        let socket = UnixDatagram::bind(at).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let cache = cache_setting();
+        let mut command = eka(&["serve", "--port", "0", "--set", &cache]);
+        command.env("NOTIFY_SOCKET", at).env("WATCHDOG_USEC", "100000").env_remove("WATCHDOG_PID");
+        (command.stderr(Stdio::null()).spawn().unwrap(), socket)
+    }
+
+    /// The next notification.
+    fn told(socket: &UnixDatagram) -> String {
+        let mut buffer = [0; 512];
+        let length = socket.recv(&mut buffer).expect("something is told within a minute");
+        text(&buffer[..length]).trim().to_owned()
+    }
+
+    fn wait_for(socket: &UnixDatagram, wanted: &str) -> Vec<String> {
+        let mut before = Vec::new();
+        loop {
+            let told = told(socket);
+            if told == wanted {
+                return before;
+            }
+            before.push(told);
+        }
+    }
+
+    #[test]
+    fn is_notified_of_ready_watchdog_and_stopping() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut child, socket) = started(&dir.path().join("notify"));
+        let before = wait_for(&socket, "READY=1");
+        assert!(before.contains(&"STATUS=starting".to_owned()), "{before:?}");
+        wait_for(&socket, "STATUS=ready");
+        (0..3).for_each(|_| drop(wait_for(&socket, "WATCHDOG=1")));
+        // A lost worker changes the status and does not notify READY again.
+        send_signal("KILL", worker_of(child.id()).unwrap());
+        let mut seen = wait_for(&socket, "STATUS=restarting");
+        seen.extend(wait_for(&socket, "STATUS=ready"));
+        send_signal("TERM", child.id());
+        seen.extend(wait_for(&socket, "STOPPING=1"));
+        let mut times = BTreeMap::new();
+        seen.iter().for_each(|told| *times.entry(told.as_str()).or_insert(0) += 1);
+        assert!(!times.contains_key("READY=1"), "{times:?}");
+        assert!(child.wait().unwrap().success());
+    }
+}
+
+#[tokio::test]
+async fn eka_health_reports_by_exit_code() {
+    let program = Program::start(&[]).await;
+    for (state, status) in [("alive", "alive"), ("ready", "ready"), ("started", "started")] {
+        let asked = run(&["health", state, "--url", &program.url]);
+        assert_eq!((asked.status.code(), text(&asked.stdout)), (Some(0), format!("{status}\n")));
+    }
+    // The address from the settings.
+    let port = program.url.rsplit(':').next().unwrap();
+    let asked = run(&["health", "--bind", "0.0.0.0", "--port", port, "--json"]);
+    assert_eq!(asked.status.code(), Some(0), "{}", text(&asked.stderr));
+    assert!(text(&asked.stdout).contains("alive"));
+    for (code, arguments, said) in [
+        (1, &["--url", "http://127.0.0.1:1"][..], "refused"),
+        (2, &["--port", "0"], "--url"),
+        (2, &["--set", "tls.cert_file=a", "--set", "tls.key_file=b"], "TLS"),
+        (2, &["dead"], "alive"),
+    ] {
+        let asked = run(&[&["health"], arguments].concat());
+        assert_eq!(asked.status.code(), Some(code), "{arguments:?}: {}", text(&asked.stderr));
+        assert!(text(&asked.stderr).contains(said), "{arguments:?}: {}", text(&asked.stderr));
+    }
+}

@@ -1,0 +1,9 @@
+//! Running it: logs, metrics, traces, the page, deployment files.
+
+mod deployment;
+#[cfg(unix)]
+mod logging;
+#[cfg(unix)]
+mod no_telemetry;
+mod observability;
+mod traces;
