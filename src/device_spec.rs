@@ -1,10 +1,10 @@
-//! What is to compute, and how: words in the settings, obeyed by whoever opens devices and models.
+//! Settings for devices and models: device, verification, cache format.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-/// The device asked for. Spelled as `auto`, `cpu`, `cuda` or `cuda:N`; `auto` is the default.
+/// A device. Written as `auto`, `cpu`, `cuda` or `cuda:N`; `auto` is the default.
 ///
 /// ```
 /// # use eka::device_spec::DeviceChoice;
@@ -13,12 +13,12 @@ use serde::{Deserialize, Serialize};
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DeviceChoice {
-    /// The first GPU where it can be used, else the CPU.
+    /// The first GPU if it can be used, else the CPU.
     #[default]
     Auto,
     /// The CPU.
     Cpu,
-    /// The GPU with this number, as the driver counts them, or nothing.
+    /// The GPU with this number, as the driver counts them, without a fallback.
     Cuda(u16),
 }
 
@@ -32,9 +32,9 @@ impl fmt::Display for DeviceChoice {
     }
 }
 
-/// Why a text names no device.
+/// Why a text is not a device.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{word:?} is no device; use auto, cpu, cuda, or cuda:N with the number of a GPU")]
+#[error("unknown device {word:?}; expected auto, cpu, cuda, or cuda:N with the number of a GPU")]
 pub struct DeviceChoiceError {
     /// The text.
     pub word: String,
@@ -55,7 +55,7 @@ impl FromStr for DeviceChoice {
     }
 }
 
-/// How the files of a model are compared with those that it was exported with. Spelled as `size` or `hash`; `size` is the
+/// How the files of a model are compared with those of its export. Written as `size` or `hash`; `size` is the
 /// default.
 ///
 /// ```
@@ -68,11 +68,11 @@ pub enum Verify {
     /// By their lengths.
     #[default]
     Size,
-    /// By their lengths and their SHA-256, for which they are read.
+    /// By their lengths and their SHA-256, which needs reading them.
     Hash,
 }
 
-/// Why a text names no way to verify.
+/// Why a text is not a kind of verification.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("invalid value {word:?}; expected size or hash")]
 pub struct VerifyError {
@@ -92,7 +92,7 @@ impl FromStr for Verify {
     }
 }
 
-/// What the key-value cache is stored in on a CPU, where attention is eka's own. Spelled as `auto`, `float32`, `float16` or
+/// Number format of the key-value cache on a CPU with eka's own attention operator. Written as `auto`, `float32`, `float16` or
 /// `int8`.
 ///
 /// ```
@@ -102,14 +102,14 @@ impl FromStr for Verify {
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CacheChoice {
-    /// float16 where the weights are quantized, else float32.
+    /// float16 if the weights are quantized, else float32.
     #[default]
     Auto,
-    /// As keys and values are computed.
+    /// Full precision.
     Float32,
-    /// In half as many bytes.
+    /// Half the size.
     Float16,
-    /// In a little more than a quarter, with scales.
+    /// A little more than a quarter of the size, with scales.
     Int8,
 }
 
@@ -124,9 +124,9 @@ impl fmt::Display for CacheChoice {
     }
 }
 
-/// Why a text names no format of a cache.
+/// Why a text is not a cache format.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{word:?} is no format of a key-value cache; use auto, float32, float16 or int8")]
+#[error("unknown key-value cache format {word:?}; expected auto, float32, float16 or int8")]
 pub struct CacheChoiceError {
     /// The text.
     pub word: String,
@@ -142,9 +142,9 @@ impl FromStr for CacheChoice {
     }
 }
 
-/// The devices asked for, at least one: spelled as their names with commas in between, such as `cuda:0,cuda:1`.
+/// One or more devices, separated by commas, such as `cuda:0,cuda:1`.
 ///
-/// Each is to have a worker of its own, so only the CPU may come more than once.
+/// Each gets its own worker, so only the CPU may occur more than once.
 ///
 /// ```
 /// # use eka::device_spec::Devices;
@@ -157,25 +157,25 @@ impl FromStr for CacheChoice {
 pub struct Devices(Vec<DeviceChoice>);
 
 impl Devices {
-    /// All of them, in the order they were named in.
+    /// All devices in the given order.
     #[must_use]
     pub fn all(&self) -> &[DeviceChoice] {
         &self.0
     }
 
-    /// The one named first.
+    /// The first device.
     #[must_use]
     pub fn first(&self) -> DeviceChoice {
         self.0.first().copied().unwrap_or_default()
     }
 
-    /// How many of them are the CPU.
+    /// How often the CPU occurs.
     #[must_use]
     pub fn cpus(&self) -> usize {
         self.0.iter().filter(|choice| **choice == DeviceChoice::Cpu).count()
     }
 
-    /// A name for each that no other has: as it is written, and the CPU, where it comes more than once, with a number.
+    /// A unique name for each: its text form, with a number for a CPU that occurs more than once.
     #[must_use]
     pub fn labels(&self) -> Vec<String> {
         let mut cpus = 0;
@@ -205,25 +205,25 @@ impl fmt::Display for Devices {
     }
 }
 
-/// Why a text names no devices.
+/// Why a text is not a list of devices.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DevicesError {
-    /// One of the names is none.
+    /// An unknown device.
     #[error(transparent)]
     Word(#[from] DeviceChoiceError),
-    /// `auto` among others.
-    #[error("auto stands alone, as it may be any of the others; name each device, such as cuda:0,cuda:1")]
+    /// `auto` together with others.
+    #[error("auto cannot be combined with other devices; name each device, as in cuda:0,cuda:1")]
     AutoAmongOthers,
-    /// A GPU twice: its two workers would only wait for one another.
-    #[error("{choice} is named twice; a GPU has one worker (the CPU may come more than once)")]
+    /// A GPU twice: its two workers would wait for each other.
+    #[error("{choice} is given twice; a GPU has one worker (the CPU may be given more than once)")]
     Twice {
         /// The GPU.
         choice: DeviceChoice,
     },
-    /// More than anybody has.
-    #[error("{count} devices are too many; the most is {MOST_DEVICES}")]
+    /// Too many devices.
+    #[error("{count} devices are too many; the maximum is {MOST_DEVICES}")]
     TooMany {
-        /// How many were named.
+        /// Their number.
         count: usize,
     },
 }
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_is_read_as_it_is_written_and_each_of_it_has_a_name_of_its_own() {
+    fn a_list_survives_its_text_form_and_has_unique_names() {
         for text in ["auto", "cpu", "cuda:0", "cuda:0,cuda:1", "cpu,cuda:3,cpu,cpu"] {
             assert_eq!(text.parse::<Devices>().unwrap().to_string(), text);
         }
@@ -271,16 +271,16 @@ mod tests {
     }
 
     #[test]
-    fn a_list_that_cannot_be_served_is_refused_with_the_way_out() {
-        assert!(refused("cpu,").contains("\"\" is no device; use auto, cpu, cuda"));
-        assert!(refused("auto,cuda:1").starts_with("auto stands alone"));
-        assert!(refused("auto,auto").starts_with("auto stands alone"));
-        assert!(refused("cuda,cpu,cuda:0").starts_with("cuda:0 is named twice"));
-        assert_eq!(refused(&["cpu"; 65].join(",")), "65 devices are too many; the most is 64");
+    fn an_invalid_list_is_refused_with_the_way_out() {
+        assert!(refused("cpu,").contains("unknown device \"\"; expected auto, cpu, cuda"));
+        assert!(refused("auto,cuda:1").starts_with("auto cannot be combined"));
+        assert!(refused("auto,auto").starts_with("auto cannot be combined"));
+        assert!(refused("cuda,cpu,cuda:0").starts_with("cuda:0 is given twice"));
+        assert_eq!(refused(&["cpu"; 65].join(",")), "65 devices are too many; the maximum is 64");
     }
 
     #[test]
-    fn every_device_is_read_as_it_is_written() {
+    fn every_device_survives_its_text_form() {
         for choice in
             [DeviceChoice::Auto, DeviceChoice::Cpu, DeviceChoice::Cuda(0), DeviceChoice::Cuda(65_535)]
         {
@@ -289,12 +289,10 @@ mod tests {
     }
 
     #[test]
-    fn a_word_that_is_no_device_is_refused_with_those_that_are() {
+    fn an_unknown_device_is_refused_with_the_valid_ones() {
         for word in ["", "gpu", "CUDA", "cuda:", "cuda:-1", "cuda:65536", "cpu:0", "cuda:0:1"] {
             let refused = word.parse::<DeviceChoice>().unwrap_err().to_string();
-            assert!(
-                refused.ends_with("is no device; use auto, cpu, cuda, or cuda:N with the number of a GPU")
-            );
+            assert!(refused.ends_with("; expected auto, cpu, cuda, or cuda:N with the number of a GPU"));
         }
     }
 }

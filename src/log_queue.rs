@@ -8,7 +8,7 @@
 //! ```
 //!
 //! - A line that finds the queue full is dropped and counted (`eka_log_lines_dropped_total`). No other line is accepted
-//!   until the writer has taken those that wait, so the notice of how many are missing stands where they are missing.
+//!   until the writer has taken those that wait, so the notice with the number of dropped lines is at the right place.
 //! - The writer has a descriptor of its own. [`std::io::Stderr`] has a lock, which would be held while the pipe is full, and
 //!   would block every thread that prints in any other way.
 //! - A process that ends calls [`flush`], which waits for a limited time. Lines in a pipe that is not read are lost then.
@@ -167,7 +167,7 @@ impl Queue {
         true
     }
 
-    /// Waits for lines and writes all that wait, and tells `notify` how many were dropped behind them.
+    /// Waits for lines and writes all of them; then calls `notify` with the number of lines dropped after them.
     fn write_batch(&self, sink: &mut impl Write, notify: impl FnOnce(u64)) {
         let waiting = self.state();
         let mut state = self
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_drops_lines_and_says_how_many_where_they_are_missing() {
+    fn a_full_queue_drops_lines_and_reports_the_number_in_their_place() {
         let (queue, allow, read) = queue();
         assert!(queue.push(b"first"));
         wait_until_writing(&queue);
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_has_left_stops_nobody() {
+    fn a_closed_pipe_blocks_no_caller() {
         let (queue, allow, _read) = queue();
         drop(allow);
         for _ in 0..100 {

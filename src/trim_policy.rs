@@ -1,8 +1,8 @@
-//! When unused device memory goes back, and how much of it stays.
+//! When unused device memory is freed, and how much of it is kept.
 //!
-//! To give memory back costs little, to take it again costs a request some milliseconds. Who shares the device wants it
-//! back after every request; who has it alone never does. The policy is words in the settings and a pure function of
-//! what is held and for how long nothing has run; whoever owns the pool only obeys.
+//! Freeing memory costs little, but allocating it again costs a request some milliseconds. On a shared device it should be freed
+//! after every request; on a dedicated device never. The policy is a setting, and a pure function of the memory held and of the
+//! idle time. The owner of the pool applies it.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -15,16 +15,16 @@ use crate::units::{Bytes, Millis};
 pub enum TrimWhen {
     /// After every request.
     Always,
-    /// After a request, when more than this is held.
+    /// After a request, if more than this is held.
     Above(Bytes),
-    /// When nothing has run for so long.
+    /// After this time without a request.
     Idle(Millis),
-    /// Not by itself; still when memory is short, and when asked.
+    /// Only if memory is short, or on request.
     Never,
 }
 
-/// When to trim, and what to keep. Spelled as `always`, `above=<bytes>`, `idle=<ms>` or `never`, with `,keep=<bytes>`
-/// behind it if anything is to stay; `always` is the default.
+/// When to trim, and how much to keep. Written as `always`, `above=<bytes>`, `idle=<ms>` or `never`, optionally followed by
+/// `,keep=<bytes>`; `always` is the default.
 ///
 /// ```
 /// # use eka::{trim_policy::TrimPolicy, units::Bytes};
@@ -35,9 +35,9 @@ pub enum TrimWhen {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrimPolicy {
-    /// When.
+    /// When to trim.
     pub when: TrimWhen,
-    /// How much stays with the pool, in use included.
+    /// Memory that the pool keeps, including memory in use.
     pub keep: Bytes,
 }
 
@@ -48,8 +48,7 @@ impl Default for TrimPolicy {
 }
 
 impl TrimPolicy {
-    /// Down to how much the pool should be trimmed now, with nothing running for `idle` and `held` bytes in the pool;
-    /// `None`: not now.
+    /// The size to trim the pool to now, after `idle` without a request and with `held` bytes in the pool; `None` if no trim is due.
     #[must_use]
     pub fn due(&self, held: Bytes, idle: Duration) -> Option<Bytes> {
         let is_due = match self.when {
@@ -61,8 +60,7 @@ impl TrimPolicy {
         (is_due && held > self.keep).then_some(self.keep)
     }
 
-    /// How long nothing must have run before [`due`](Self::due) can say something new; `None` when time makes no
-    /// difference to it.
+    /// Idle time after which [`due`](Self::due) changes; `None` if it does not depend on time.
     #[must_use]
     pub fn wait(&self) -> Option<Duration> {
         match self.when {
@@ -84,40 +82,42 @@ impl fmt::Display for TrimPolicy {
     }
 }
 
-/// Why a text is no policy.
+/// Why a text is not a trim policy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TrimPolicyError {
-    /// A word that is none of the policy's.
+    /// An unknown word.
     #[error(
-        "{word:?} is no trim policy; use always, above=<bytes>, idle=<milliseconds> or never, and ,keep=<bytes> after \
-         it if anything shall stay"
+        "invalid trim policy {word:?}; expected always, above=<bytes>, idle=<milliseconds> or never, optionally \
+         followed by ,keep=<bytes>"
     )]
     Word {
         /// The word.
         word: String,
     },
-    /// Two words that say when.
-    #[error("both {first:?} and {second:?} say when to trim; use one of them")]
+    /// Two conflicting words.
+    #[error("{first:?} and {second:?} are mutually exclusive; use one of them")]
     Twice {
         /// The first.
         first: String,
-        /// The one that contradicts it.
+        /// The second.
         second: String,
     },
-    /// A size that cannot be read.
-    #[error("{value:?} in {word:?} is no size; use bytes, or a number with KiB, MiB or GiB: keep=512MiB")]
+    /// An invalid size.
+    #[error(
+        "invalid size {value:?} in {word:?}; expected bytes, or a number with KiB, MiB or GiB, as in keep=512MiB"
+    )]
     Size {
-        /// What stands for the size.
+        /// The value.
         value: String,
-        /// The word that it is in.
+        /// The word with the value.
         word: String,
     },
-    /// A time that cannot be read.
-    #[error("{value:?} in {word:?} is no time; use whole milliseconds: idle=5000")]
+    /// An invalid time.
+    #[error("invalid duration {value:?} in {word:?}; expected whole milliseconds, as in idle=5000")]
     Time {
-        /// What stands for the time.
+        /// The value.
         value: String,
-        /// The word that it is in.
+        /// The word with the value.
         word: String,
     },
 }
@@ -193,18 +193,20 @@ mod tests {
     }
 
     #[test]
-    fn a_text_that_is_no_policy_is_refused_with_what_to_write_instead() {
+    fn an_invalid_policy_is_refused_with_the_valid_ones() {
         let refused = |text: &str| text.parse::<TrimPolicy>().unwrap_err().to_string();
         for text in
             ["", "sometimes", "always=1", "above", "keep=1GiB", "never,,keep=1", "never,keep=1,keep=2"]
         {
-            assert!(refused(text).contains("is no trim policy; use always, above=<bytes>"), "{text}");
+            assert!(refused(text).contains("; expected always, above=<bytes>"), "{text}");
         }
         for text in ["above=", "above=x", "above=1GB", "always,keep=-1", "above=99999999999GiB"] {
-            assert!(refused(text).contains("is no size; use bytes, or a number with KiB"), "{text}");
+            assert!(refused(text).contains("; expected bytes, or a number with KiB"), "{text}");
         }
-        assert!(refused("idle=5s").contains(r#""5s" in "idle=5s" is no time; use whole milliseconds"#));
-        assert!(refused("always,never").contains(r#"both "always" and "never" say when"#));
+        assert!(
+            refused("idle=5s").contains(r#"invalid duration "5s" in "idle=5s"; expected whole milliseconds"#)
+        );
+        assert!(refused("always,never").contains(r#""always" and "never" are mutually exclusive"#));
     }
 
     #[test]

@@ -70,7 +70,7 @@ enum Command {
     Inspect(inspect::Args),
     Verify(verify::Args),
     Doctor(doctor::Args),
-    Bench(bench::Args),
+    Bench(Box<bench::Args>),
     Smoke(smoke::Args),
     Health(health::Args),
     /// Print the reference of all settings as Markdown

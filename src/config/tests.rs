@@ -290,8 +290,8 @@ fn messages_describe_valid_values() {
     );
     assert_eq!(
         one(&["--device=auto,cuda:1"]),
-        "engine.device is \"auto,cuda:1\" (--device): expected a list of devices: auto stands alone, as it may be any of the \
-         others; name each device, such as cuda:0,cuda:1"
+        "engine.device is \"auto,cuda:1\" (--device): expected a list of devices: auto cannot be combined with other \
+         devices; name each device, as in cuda:0,cuda:1"
     );
     assert!(one(&["--set", "device.trim=often"]).contains("expected always, above=<bytes>"));
     assert!(one(&["--set", "device.trim=always,keep=1GB"]).contains("with KiB, MiB or GiB"));

@@ -107,20 +107,36 @@ impl SettingValue for WeightBlock {
     }
 }
 
-/// Types that are parsed from text.
+/// Types that are parsed from text, optionally with the value of an unset setting.
 macro_rules! text {
-    ($($Type:ty)+) => {$(
+    ($($Type:ty $(= $unset:expr)?;)+) => {$(
         impl SettingValue for $Type {
             const KIND: Kind = Kind::Text;
 
             fn from_value(value: &ValueKind) -> Result<Self, Expected> {
                 parse(value).map_err(|_| None)
             }
+
+            $(
+                fn unset() -> Option<Self> {
+                    Some($unset)
+                }
+            )?
         }
     )+};
 }
 
-text! { String IpAddr Verify CacheChoice UnknownFields Quantize LogFormat }
+text! {
+    String;
+    IpAddr;
+    Verify;
+    CacheChoice;
+    UnknownFields;
+    Quantize;
+    LogFormat;
+    Hosts = Self::default();
+    Origins = Self::default();
+}
 
 impl SettingValue for Devices {
     const KIND: Kind = Kind::Text;
@@ -169,25 +185,6 @@ impl SettingValue for Secret {
         if secret.trim().is_empty() { Err(None) } else { Ok(Self(secret)) }
     }
 }
-
-/// Lists that are empty when the setting is unset.
-macro_rules! lists {
-    ($($Type:ty)+) => {$(
-        impl SettingValue for $Type {
-            const KIND: Kind = Kind::Text;
-
-            fn from_value(value: &ValueKind) -> Result<Self, Expected> {
-                parse(value).map_err(|_| None)
-            }
-
-            fn unset() -> Option<Self> {
-                Some(Self::default())
-            }
-        }
-    )+};
-}
-
-lists! { Hosts Origins }
 
 /// Parses text; `Err(None)` for a value that is not text.
 fn parse<T: FromStr>(value: &ValueKind) -> Result<T, Option<T::Err>> {

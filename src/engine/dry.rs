@@ -1,22 +1,22 @@
-//! DRY, "don't repeat yourself": a token that would go on with a repetition is penalized, the more the longer it is.
+//! DRY ("don't repeat yourself"): penalizes tokens that continue a repetition, more for longer ones.
 //!
-//! As in llama.cpp: where the last `n` tokens stand somewhere before, and `n` is at least `allowed_length`, the token that
-//! followed there loses `multiplier · base^(n − allowed_length)`. A breaker ends what counts as repeated, so that the marks
-//! around every turn of a conversation do not. It costs one pass over the tokens so far.
+//! As in llama.cpp: if the last `n` tokens occur earlier, and `n` is at least `allowed_length`, the token that followed there loses
+//! `multiplier · base^(n − allowed_length)`. A breaker ends a repetition, so that the special tokens around each turn of a
+//! conversation do not count. The cost is one pass over the tokens so far.
 
 use crate::job::Dry;
 
-/// The tokens so far, and what is computed of them.
+/// The tokens so far, and the lengths of repetitions in them.
 #[derive(Debug)]
 pub(super) struct Repetition<'a> {
     dry: &'a Dry,
     tokens: Vec<u32>,
-    /// Of each distance from the end, how many tokens before it are the last ones over again.
+    /// For each distance from the end, how many tokens before it equal the last ones.
     lengths: Vec<usize>,
 }
 
 impl<'a> Repetition<'a> {
-    /// After `prompt` and `answer`.
+    /// Starts with `prompt` and `answer`.
     pub(super) fn new(dry: &'a Dry, prompt: &[u32], answer: &[u32]) -> Self {
         Self { dry, tokens: [prompt, answer].concat(), lengths: Vec::new() }
     }
@@ -25,7 +25,7 @@ impl<'a> Repetition<'a> {
         self.tokens.push(token);
     }
 
-    /// Penalizes the tokens that would go on with a repetition.
+    /// Penalizes tokens that would continue a repetition.
     pub(super) fn adjust(&mut self, logits: &mut [f32]) {
         let Dry { multiplier, base, allowed_length, breakers } = self.dry;
         let most =
@@ -38,7 +38,7 @@ impl<'a> Repetition<'a> {
         for (distance, length) in self.lengths.iter().enumerate().skip(1) {
             let length = (*length).min(most);
             if length >= *allowed_length {
-                // The token that stood after that place.
+                // The token that followed there.
                 longest.push((self.tokens[self.tokens.len() - distance], length));
             }
         }
@@ -47,13 +47,13 @@ impl<'a> Repetition<'a> {
         for (token, length) in longest {
             if let Some(logit) = logits.get_mut(token as usize) {
                 let over = i32::try_from(length - allowed_length).unwrap_or(i32::MAX);
-                // Infinity would make the token impossible, and two of them no number.
+                // Infinity would make the token impossible, and two infinities give NaN.
                 *logit -= (multiplier * base.powi(over)).min(f32::MAX / 4.0);
             }
         }
     }
 
-    /// The Z-function of the tokens read backwards: `lengths[d]` tokens before the last `d` are the last ones over again.
+    /// The Z-function of the reversed tokens: `lengths[d]` tokens before the last `d` equal the last ones.
     fn measure(&mut self) {
         let n = self.tokens.len();
         let at = |back: usize| self.tokens[n - 1 - back];
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn what_goes_on_with_a_repetition_is_penalized_by_its_length() {
+    fn a_token_that_continues_a_repetition_is_penalized_by_its_length() {
         let after = penalties(&dry(2, &[]), &[1, 2, 3, 4, 5, 1, 2, 3]);
         assert_eq!(
             after,
@@ -102,14 +102,14 @@ mod tests {
     }
 
     #[test]
-    fn a_breaker_ends_what_counts_as_repeated() {
+    fn a_breaker_ends_a_repetition() {
         assert_eq!(penalties(&dry(2, &[2]), &[1, 2, 3, 4, 5, 1, 2, 3]), [0.0; 10]);
         assert_eq!(penalties(&dry(1, &[2]), &[1, 2, 3, 4, 5, 1, 2, 3])[4], 1.0);
         assert_eq!(penalties(&dry(1, &[3]), &[1, 2, 3, 4, 5, 1, 2, 3]), [0.0; 10]);
     }
 
     #[test]
-    fn a_repetition_beyond_all_numbers_leaves_a_number() {
+    fn an_extremely_long_repetition_gives_a_finite_penalty() {
         let after = penalties(&Dry { base: 100.0, ..dry(1, &[]) }, &[7; 400]);
         assert!(after[7] > 1e30 && after[7].is_finite());
         assert_eq!(penalties(&dry(0, &[]), &[]), [0.0; 10]);

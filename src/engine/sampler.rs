@@ -1,11 +1,10 @@
 //! From logits to a token.
 //!
-//! Every step draws from its own place in the generator's stream (`seed`, step number), and never from what was drawn
-//! before, so a generation that is taken up again after `n` tokens goes on exactly as it would have.
+//! Each step has its own position in the random stream (`seed`, step number), independent of earlier draws. So a generation that is
+//! resumed after `n` tokens continues exactly as it would have.
 //!
-//! Cost is linear in the vocabulary at worst: nothing is sorted but what may be picked. `top_p` sorts the most probable
-//! 64 first and more only while their sum falls short, because a full sort of 128 Ki logits takes longer than many a
-//! step.
+//! The cost is linear in the vocabulary: only candidates are sorted. `top_p` sorts the 64 most probable tokens first, and more only
+//! if their sum is too small, because a full sort of 128 Ki logits can take longer than a decode step.
 
 use std::{cmp::Ordering, collections::HashMap};
 
@@ -17,20 +16,20 @@ use rand_chacha::{
 use super::dry::Repetition;
 use crate::job::Sampling;
 
-/// Picks a job's tokens, one after another.
+/// Picks the tokens of a job.
 #[derive(Debug)]
 pub struct Sampler<'a> {
     sampling: &'a Sampling,
-    /// How often the output holds an id; 0 for those of the prompt alone.
+    /// Occurrences of an id in the output; 0 for ids that only the prompt contains.
     seen: HashMap<u32, u32>,
-    /// What was said, where repetitions are penalized.
+    /// The tokens so far, if DRY is on.
     repetition: Option<Repetition<'a>>,
     random: ChaCha8Rng,
     step: u64,
     candidates: Vec<Candidate>,
 }
 
-/// A token that may be picked, with its logit and later its weight.
+/// A token with its logit, later with its weight.
 type Candidate = (u32, f32);
 
 impl<'a> Sampler<'a> {
@@ -44,7 +43,7 @@ impl<'a> Sampler<'a> {
         Self { sampling, seen, repetition, random, step: 0, candidates: Vec::new() }
     }
 
-    /// A sampler that goes on after `answer`, as if it had picked that itself.
+    /// A sampler that continues after `answer`, as if it had picked those tokens.
     #[must_use]
     pub fn resume(sampling: &'a Sampling, prompt: &[u32], answer: &[u32]) -> Self {
         let mut sampler = Self::new(sampling, prompt);
@@ -60,7 +59,7 @@ impl<'a> Sampler<'a> {
         sampler
     }
 
-    /// Picks from `logits`, `[vocab]`, which it may change; `None` when none of them is a number.
+    /// Picks from `logits`, `[vocab]`, and changes them; `None` if all are NaN.
     pub fn pick(&mut self, logits: &mut [f32]) -> Option<u32> {
         self.adjust(logits);
         let greedy = greatest(logits)?;
@@ -69,7 +68,7 @@ impl<'a> Sampler<'a> {
         Some(picked)
     }
 
-    /// Notes a token that was not for it to pick, as if it had picked it.
+    /// Notes a token that the constraint forced.
     pub fn take(&mut self, token: u32) {
         self.step += 1;
         if self.keeps_count() {
@@ -116,16 +115,16 @@ impl<'a> Sampler<'a> {
         weigh(candidates, greatest.1, s.temperature);
         keep_typical(candidates, s.typical_p);
         keep_top_p(candidates, s.top_p);
-        // The weight of the most probable is 1, whatever was cut off since.
+        // The most probable token has weight 1, whichever tokens were removed.
         if s.min_p > 0.0 {
             candidates.retain(|(_, weight)| *weight >= s.min_p);
         }
-        // Drawn in the order of ids: which of the equally probable is meant does not depend on how they were selected.
+        // In the order of ids, so that the draw does not depend on how equally probable tokens were selected.
         candidates.sort_unstable_by_key(|(id, _)| *id);
-        spin(candidates, chance).unwrap_or(greatest.0)
+        select(candidates, chance).unwrap_or(greatest.0)
     }
 
-    /// The number in [0, 1) that belongs to this step.
+    /// The random number of this step, in [0, 1).
     fn chance(&mut self) -> f64 {
         // A block of the stream holds 16 words of 32 bits; two make a number.
         self.random.set_word_pos(u128::from(self.step) * 2);
@@ -136,12 +135,12 @@ impl<'a> Sampler<'a> {
     }
 }
 
-/// The greatest logit that is a number, of the lowest id among equals.
+/// The greatest logit, without NaN, and the lowest id among equals.
 ///
-/// In two passes, the first of which the compiler makes vectors of: one that remembers where the greatest was takes two to
-/// five times as long, 0.2 ms of a step where a vocabulary has 150,000 entries.
+/// Takes two passes, because the compiler vectorizes the first one. A single pass that remembers the index takes two to five times
+/// as long, which is 0.2 ms per step with a vocabulary of 150,000.
 fn greatest(logits: &[f32]) -> Option<Candidate> {
-    // What is not a number is greater than nothing.
+    // Comparisons with NaN are false.
     let greater = |most: f32, logit: f32| if logit > most { logit } else { most };
     let mut lanes = [f32::NEG_INFINITY; 32];
     let (blocks, rest) = logits.as_chunks::<32>();
@@ -165,16 +164,16 @@ fn keep_top_k(candidates: &mut Vec<Candidate>, k: usize) {
     }
 }
 
-/// Logits to weights relative to the greatest one's, which is 1; so nothing overflows.
+/// Turns logits into weights relative to the greatest one, which becomes 1, so nothing overflows.
 fn weigh(candidates: &mut [Candidate], greatest: f32, temperature: f32) {
     for (_, logit) in candidates {
-        // Infinity less infinity: the greatest is as probable as itself.
+        // Infinity minus infinity is NaN, so the greatest is handled separately.
         let below = if *logit == greatest { 0.0 } else { *logit - greatest };
         *logit = (below / temperature).exp();
     }
 }
 
-/// Keeps those whose information is nearest to the average of all (locally typical sampling).
+/// Keeps tokens whose information is nearest to the average (locally typical sampling).
 fn keep_typical(candidates: &mut Vec<Candidate>, p: f32) {
     if p >= 1.0 {
         return;
@@ -198,7 +197,7 @@ fn keep_top_p(candidates: &mut Vec<Candidate>, p: f32) {
     }
 }
 
-/// Keeps the first in this order whose weights sum to `wanted`. Sorts a few, and more only while they do not.
+/// Keeps the first candidates in this order whose weights sum to `wanted`. Sorts a few first, and more only if necessary.
 fn keep_first<T>(
     candidates: &mut Vec<T>,
     wanted: f64,
@@ -229,8 +228,8 @@ fn total(candidates: &[Candidate]) -> f64 {
     candidates.iter().map(|(_, weight)| f64::from(*weight)).sum()
 }
 
-/// The candidate in whose share of the wheel `chance` falls.
-fn spin(candidates: &[Candidate], chance: f64) -> Option<u32> {
+/// The candidate at the fraction `chance` of the total weight.
+fn select(candidates: &[Candidate], chance: f64) -> Option<u32> {
     let mut left = chance * total(candidates);
     for (id, weight) in candidates {
         left -= f64::from(*weight);
@@ -238,7 +237,7 @@ fn spin(candidates: &[Candidate], chance: f64) -> Option<u32> {
             return Some(*id);
         }
     }
-    // Rounding may leave a crumb after the last.
+    // Rounding errors can leave a rest after the last one.
     candidates.iter().rev().find(|(_, weight)| *weight > 0.0).map(|(id, _)| *id)
 }
 
@@ -264,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_seed_says_the_same_and_another_seed_does_not() {
+    fn the_same_seed_gives_the_same_tokens_and_another_seed_does_not() {
         let logits: Vec<f32> = (0u8..50).map(|i| f32::from(i % 7)).collect();
         let other = Sampling { seed: 8, ..sampling() };
         assert_eq!(picks(&sampling(), &logits, 64), picks(&sampling(), &logits, 64));
@@ -272,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_drawn_at_a_step_does_not_depend_on_what_was_drawn_before() {
+    fn a_draw_does_not_depend_on_earlier_draws() {
         let sampling = sampling();
         let flat = vec![0.0; 1000];
         let undisturbed = picks(&sampling, &flat, 10);
@@ -282,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn penalties_go_on_where_they_were() {
+    fn penalties_continue_after_a_resume() {
         let dry = Some(Dry { multiplier: 0.8, base: 1.75, allowed_length: 1, breakers: vec![4] });
         let sampling = Sampling {
             repetition_penalty: 1.3,
@@ -370,7 +369,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_picked_is_always_an_id_and_top_p_agrees_with_a_full_sort(
+        fn the_picked_token_is_valid_and_top_p_agrees_with_a_full_sort(
             logits in proptest::collection::vec(-20f32..20.0, 1..400),
             top_p in 0f32..1.0,
             seed in any::<u64>(),
@@ -379,7 +378,7 @@ mod tests {
             let picked = picks(&sampling, &logits, 1)[0] as usize;
             let weights: Vec<f64> = logits.iter().map(|l| f64::from(*l).exp()).collect();
             let ahead: f64 = weights.iter().filter(|w| **w > weights[picked]).sum();
-            // The ones ahead of it alone do not reach top_p (but for the rounding of single precision).
+            // The more probable tokens do not reach top_p without it (within single-precision rounding).
             prop_assert!(ahead <= f64::from(top_p) * weights.iter().sum::<f64>() * (1.0 + 1e-4) + 1e-9);
         }
     }

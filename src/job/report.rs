@@ -106,7 +106,7 @@ pub struct SlotReport {
     pub runtime: RuntimeReport,
     /// Loaded models in loading order.
     pub models: Vec<(ModelId, ModelReport)>,
-    /// Memory after the last trim.
+    /// Memory after the last job or trim.
     pub memory: Memory,
 }
 

@@ -59,9 +59,8 @@ impl WorkerMetrics {
         self.set_bytes("device_other", memory.device.and_then(|device| device.other));
     }
 
-    /// Sets the memory gauges after a job: what is still held, and the peaks.
-    pub(super) fn set_job_memory(&self, memory: &MemoryReport) {
-        self.set_memory(memory.after);
+    /// Sets the gauges for the memory peaks of a job.
+    pub(super) fn set_peaks(&self, memory: &MemoryReport) {
         self.set_bytes("peak_resident", memory.peak_resident);
         self.set_bytes("device_peak_used", memory.device_peak.map(|peak| peak.used));
         self.set_bytes("device_peak_reserved", memory.device_peak.map(|peak| peak.reserved));

@@ -94,7 +94,11 @@ impl WorkerPool {
             supervisors.push(work);
         }
         let (change, changes) = watch::channel(());
-        let (merged_state, readiness) = watch::channel(merged_state(&devices));
+        let (merged_state, mut readiness) = watch::channel(merged_state(&devices));
+        if let [device] = &devices[..] {
+            // Its own channel also carries memory updates, which are not announced as changes.
+            readiness = device.supervisor.readiness().clone();
+        }
         let pool = Self { devices: devices.into(), readiness, changes, change: Arc::new(change) };
         let watching = pool.clone().watch_devices(merged_state);
         let work = async move {

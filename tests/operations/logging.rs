@@ -1,9 +1,10 @@
 //! The server keeps working when its stderr is not read.
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::Read,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, ChildStderr, Stdio},
     thread,
     time::Duration,
@@ -13,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::support::{
     processes::{send_signal, worker_of},
-    program::{cache_setting, eka},
+    program::{cache_setting, eka, root},
     server::eventually,
 };
 
@@ -139,4 +140,29 @@ async fn a_server_with_a_blocked_stderr_exits_on_sigterm() {
     program.overflow().await;
     send_signal("TERM", program.child.id());
     assert_eq!(program.ended().await, Some(0));
+}
+
+#[test]
+fn every_log_event_is_documented() {
+    let docs = fs::read_to_string(root().join("docs/log-events.md")).unwrap();
+    let documented: BTreeSet<&str> = docs
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split_once("` | "))
+        .map(|row| row.0)
+        .collect();
+    let mut logged = BTreeSet::new();
+    for file in rust_files(&root().join("src")) {
+        let source = fs::read_to_string(file).unwrap();
+        for (_, rest) in
+            source.match_indices("event = \"").map(|(at, found)| (at, &source[at + found.len()..]))
+        {
+            logged.insert(rest.split_once('"').unwrap().0.to_owned());
+        }
+    }
+    assert_eq!(documented, logged.iter().map(String::as_str).collect());
+}
+
+fn rust_files(dir: &Path) -> Vec<PathBuf> {
+    let paths = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    paths.flat_map(|path| if path.is_dir() { rust_files(&path) } else { vec![path] }).collect()
 }

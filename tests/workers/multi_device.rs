@@ -250,7 +250,8 @@ async fn a_missing_device_does_not_stop_the_others() {
 
 #[test]
 fn an_invalid_device_list_is_rejected_at_start() {
-    for (list, said) in [("auto,cpu", "auto stands alone"), ("cuda:1,cuda:1", "cuda:1 is named twice")] {
+    for (list, said) in [("auto,cpu", "auto cannot be combined"), ("cuda:1,cuda:1", "cuda:1 is given twice")]
+    {
         let refused = run(&["serve", "--device", list]);
         let error = text(&refused.stderr);
         assert!(refused.status.code() == Some(2) && error.contains(said), "{error}");

@@ -221,7 +221,7 @@ mod tests {
         assert_eq!(
             best(&judged(machine(40), 1, 1), 1, 20, 15),
             0,
-            "as long as steps of their own: nothing is gained"
+            "a further token takes as long as a step: no gain"
         );
     }
 

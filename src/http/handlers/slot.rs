@@ -20,7 +20,7 @@ use crate::{
         middleware::{access_log::RequestRecord, auth::check_model},
         state::AppState,
     },
-    job::{DeviceMemory, Memory, Readiness},
+    job::{Memory, Readiness},
     metrics::{MemoryKind, Metrics, OnDevice},
     units::{Bytes, Millis, Tokens},
 };
@@ -199,7 +199,7 @@ impl<'a> Reader<'a> {
             object: "slot",
             now: seconds(self.now),
             accepting: snapshot.accepting,
-            server: held(&self.state.metrics, "parent", OnDevice::default()),
+            server: own_memory(&self.state.metrics),
             queue: self.queue(&snapshot),
             requests: requests(snapshot.counts),
             history: snapshot.past.iter().map(|past| self.finished(past)).collect(),
@@ -223,7 +223,7 @@ impl<'a> Reader<'a> {
             state: readiness.as_str(),
             name: up.map(|report| report.runtime.device.clone()),
             models: models.filter(|id| self.opens(id)).collect(),
-            memory: up.map(|_| held(&self.state.metrics, "worker", label.into())),
+            memory: up.map(|report| report.memory),
             running: snapshot.running.iter().find(|one| one.slot == index).map(|one| self.running(one)),
         }
     }
@@ -302,24 +302,13 @@ const fn requests(counts: JobCounts) -> Requests {
     Requests { done: counts.done, cancelled: counts.cancelled, failed: counts.failed }
 }
 
-/// Memory of a process by its last report.
-fn held(metrics: &Metrics, process: &'static str, device: OnDevice) -> Memory {
+/// Memory of this process, as its gauges show it.
+fn own_memory(metrics: &Metrics) -> Memory {
     let read = |kind| {
-        let gauge = metrics.memory.get(&MemoryKind { process, kind, device: device.clone() })?;
-        u64::try_from(gauge.get()).ok().map(Bytes)
+        let kind = MemoryKind { process: "parent", kind, device: OnDevice::default() };
+        u64::try_from(metrics.memory.get(&kind)?.get()).ok().map(Bytes)
     };
-    let used = read("device_used").zip(read("device_reserved"));
-    Memory {
-        resident: read("resident"),
-        anonymous: read("anonymous"),
-        prefix_cache: read("prefix_cache").unwrap_or_default(),
-        device: used.map(|(used, reserved)| DeviceMemory {
-            used,
-            reserved,
-            free: read("device_free"),
-            other: read("device_other"),
-        }),
-    }
+    Memory { resident: read("resident"), anonymous: read("anonymous"), ..Memory::default() }
 }
 
 /// Since 1970, to the millisecond.

@@ -80,7 +80,8 @@ impl Supervisor {
                     worker.jobs += 1;
                     worker.idle_since = Instant::now();
                     worker.memory = finish.memory.after;
-                    self.metrics.set_job_memory(&finish.memory);
+                    self.metrics.set_peaks(&finish.memory);
+                    self.publish_memory(worker.memory);
                 }
                 request.answer(end);
                 Ok(())

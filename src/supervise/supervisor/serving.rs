@@ -94,7 +94,7 @@ impl Supervisor {
             frame = worker.process.next() => match frame {
                 Some(Ok(FromWorker::AutoTrimmed { memory, .. })) => {
                     worker.memory = memory;
-                    self.metrics.set_memory(memory);
+                    self.publish_memory(memory);
                     Wake::Recheck
                 }
                 Some(Ok(FromWorker::Pong)) => Wake::Recheck,

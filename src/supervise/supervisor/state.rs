@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::inbox::{CommandRequest, Inbox};
 use crate::{
-    job::{ModelId, Readiness, SlotReport},
+    job::{Memory, ModelId, Readiness, SlotReport},
     supervise::{
         job_run::JobRequest,
         learned_speed::Watchdogs,
@@ -84,6 +84,17 @@ impl Supervisor {
 
     pub(super) fn has_several_models(&self) -> bool {
         self.config.models.len() > 1
+    }
+
+    /// Publishes the worker's memory without waking those who wait for a change of state.
+    pub(super) fn publish_memory(&self, memory: Memory) {
+        self.metrics.set_memory(memory);
+        self.readiness.send_if_modified(|state| {
+            if let Readiness::Ready(report) = state {
+                report.memory = memory;
+            }
+            false
+        });
     }
 
     /// Publishes that `worker` is ready, with its models and its memory.
