@@ -9,8 +9,6 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use tokio::sync::Semaphore;
-
 use super::error::ApiError;
 use crate::units::Bytes;
 
@@ -22,7 +20,6 @@ const FREE: u64 = 64 << 10;
 pub(crate) struct BodyMemory {
     used: Arc<AtomicU64>,
     limit: Bytes,
-    turns: Arc<Semaphore>,
 }
 
 /// The memory of one body; released when this is dropped.
@@ -35,7 +32,7 @@ pub(crate) struct Share {
 
 impl BodyMemory {
     pub(crate) fn new(limit: Bytes) -> Self {
-        Self { used: Arc::default(), limit, turns: Arc::new(Semaphore::new(1)) }
+        Self { used: Arc::default(), limit }
     }
 
     /// The share of a new body.
@@ -50,14 +47,6 @@ impl BodyMemory {
 }
 
 impl Share {
-    /// Waits until this body may read another chunk, after all other tasks of the thread. Otherwise, hundreds of fast clients
-    /// would each have a chunk copied first, which takes a tenth of a second and more.
-    pub(crate) async fn turn(&self) {
-        let turn = self.memory.turns.acquire().await;
-        tokio::task::yield_now().await;
-        drop(turn);
-    }
-
     /// Reserves `more` bytes.
     ///
     /// # Errors
@@ -108,30 +97,5 @@ mod tests {
         large.grow(MIB + (64 << 10)).unwrap();
         memory.share().grow(64 << 10).unwrap();
         memory.share().grow((64 << 10) + 1).unwrap_err();
-    }
-
-    #[tokio::test]
-    async fn a_hundred_concurrent_bodies_yield_the_thread_after_each_chunk() {
-        let memory = BodyMemory::new(Bytes::mib(1));
-        let chunks = Arc::new(AtomicU64::new(0));
-        let bodies: Vec<_> = (0..100)
-            .map(|_| {
-                let (share, chunks) = (memory.share(), Arc::clone(&chunks));
-                tokio::spawn(async move {
-                    for _ in 0..20 {
-                        share.turn().await;
-                        chunks.fetch_add(1, Ordering::Relaxed);
-                    }
-                })
-            })
-            .collect();
-        let (mut seen, mut most) = (0, 0);
-        while bodies.iter().any(|body| !body.is_finished()) {
-            tokio::task::yield_now().await;
-            let now = chunks.load(Ordering::Relaxed);
-            (seen, most) = (now, most.max(now - seen));
-        }
-        assert_eq!(seen.max(chunks.load(Ordering::Relaxed)), 2_000);
-        assert!(most <= 3, "{most} chunks while another task waited");
     }
 }

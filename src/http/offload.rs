@@ -2,13 +2,16 @@
 //!
 //! *Light* work takes milliseconds, such as tokenizing a page of text; [`LIGHT`] tasks run at once. *Heavy* work may take a
 //! second and hundreds of megabytes, such as parsing a body of megabytes or tokenizing a long prompt; one task runs at a time,
-//! because their memory adds up. A request with a short prompt never waits for one with a long prompt.
+//! because their memory adds up, at a low priority. A request with a short prompt never waits for one with a long prompt.
 //!
 //! A permit belongs to the work, not to the request: work continues after its client has disconnected, and still counts.
 
 use std::sync::Arc;
 
-use tokio::{sync::Semaphore, task::spawn_blocking};
+use tokio::{
+    sync::{Semaphore, oneshot},
+    task::spawn_blocking,
+};
 
 use super::error::ApiError;
 use crate::executor::SubmitError;
@@ -21,6 +24,10 @@ const HEAVY: usize = 1;
 
 /// Bytes from which a body or a prompt is heavy.
 const HEAVY_BYTES: usize = 256 << 10;
+
+/// Nice value of the thread that does heavy work.
+#[cfg(target_os = "linux")]
+const LOW_PRIORITY: i32 = 10;
 
 /// The expected cost of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -80,22 +87,45 @@ impl Offload {
         T: Send + 'static,
         E: Into<ApiError> + Send + 'static,
     {
-        let limit = match cost {
+        let (limit, spawn): (_, fn(Work) -> _) = match cost {
             Cost::Trivial => return work().map_err(Into::into),
-            Cost::Light => &self.light,
-            Cost::Heavy => &self.heavy,
+            Cost::Light => (&self.light, spawn_normal),
+            Cost::Heavy => (&self.heavy, spawn_low_priority),
         };
         let permit = Arc::clone(limit).acquire_owned().await.map_err(|_| SubmitError::Stopped)?;
-        let done = spawn_blocking(move || {
+        let (done, result) = oneshot::channel();
+        spawn(Box::new(move || {
             let _permit = permit;
-            work()
-        });
-        match done.await {
-            Ok(done) => done.map_err(Into::into),
-            Err(error) if error.is_panic() => Err(ApiError::Internal { message: error.to_string() }),
-            Err(_) => Err(SubmitError::Stopped.into()),
-        }
+            // Fails if the client has disconnected.
+            let _ = done.send(work());
+        }))?;
+        let panicked =
+            || ApiError::Internal { message: "a thread panicked; its message is in the log".into() };
+        result.await.map_err(|_| panicked())?.map_err(Into::into)
     }
+}
+
+type Work = Box<dyn FnOnce() + Send>;
+
+/// Runs `work` on a thread of the runtime.
+fn spawn_normal(work: Work) -> Result<(), ApiError> {
+    drop(spawn_blocking(work));
+    Ok(())
+}
+
+/// Runs `work` on a new thread of low priority: the worker needs the processors for the next token, and a request that is
+/// parsed meanwhile has to wait for the worker anyway.
+fn spawn_low_priority(work: Work) -> Result<(), ApiError> {
+    let run = move || {
+        // On Linux each thread has a priority. Elsewhere the process has one, which stays as it is.
+        #[cfg(target_os = "linux")]
+        let _ = rustix::process::setpriority_process(None, LOW_PRIORITY);
+        work();
+    };
+    let spawned = std::thread::Builder::new().name("offload-heavy".into()).spawn(run);
+    spawned
+        .map(drop)
+        .map_err(|error| ApiError::Internal { message: format!("cannot start a thread: {error}") })
 }
 
 #[cfg(test)]

@@ -193,9 +193,6 @@ impl Body {
         let most = announced.map_or(usize::MAX, |length| usize::try_from(length).unwrap_or(usize::MAX));
         while let Some(chunk) = payload.next().await {
             let chunk = chunk.map_err(|error| ApiError::BodyBroken { why: why(&error) })?;
-            if !self.bytes.is_empty() {
-                self.share.turn().await;
-            }
             append(&mut self.bytes, &chunk, Room { share: &mut self.share, limit: self.limit, most })?;
         }
         Ok(self)

@@ -29,7 +29,10 @@ use tokio::{
 };
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use super::malformed;
+use super::{
+    malformed,
+    read_turns::{ReadTurns, Reader},
+};
 use crate::{
     http::{
         connections::{ConnectionHandle, Phase},
@@ -40,10 +43,6 @@ use crate::{
 
 /// Most bytes in the head of a refusal by actix-web.
 const LONGEST_REFUSAL: usize = 256;
-
-/// Bytes read from one connection before others get a turn. actix-web reads up to 128 KiB at once, also from clients that it
-/// has refused: hundreds of fast senders would block the thread.
-const MOST_READ: usize = 16 << 10;
 
 /// Not yet the answer: asks a client for a body that it holds back.
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
@@ -57,6 +56,14 @@ pub(crate) struct Timeouts {
     pub(crate) head: Duration,
     /// To send or receive anything; longer than the keep-alive timeout and the heartbeat interval.
     pub(crate) idle: Duration,
+}
+
+/// What all connections of a thread share.
+#[derive(Clone)]
+pub(crate) struct Shared {
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) timeouts: Timeouts,
+    pub(crate) turns: ReadTurns,
 }
 
 /// The state of the next request, without parsing it.
@@ -103,8 +110,7 @@ pub(crate) struct Connection<T> {
     timeouts: Timeouts,
     /// Runs while the client reads nothing.
     write_timer: Option<Pin<Box<Sleep>>>,
-    /// Bytes read since other connections last got a turn.
-    read: usize,
+    reader: Reader,
     /// Runs while the client has to send something.
     read_timer: Option<Pin<Box<Sleep>>>,
     handle: ConnectionHandle,
@@ -113,13 +119,8 @@ pub(crate) struct Connection<T> {
 }
 
 impl<T> Connection<T> {
-    pub(crate) fn new(
-        io: T,
-        peer: Option<SocketAddr>,
-        metrics: Arc<Metrics>,
-        timeouts: Timeouts,
-        handle: ConnectionHandle,
-    ) -> Self {
+    pub(crate) fn new(io: T, peer: Option<SocketAddr>, shared: Shared, handle: ConnectionHandle) -> Self {
+        let Shared { metrics, timeouts, turns } = shared;
         handle.set_phase(Phase::Idle);
         let closing = Box::pin(handle.closing().clone().cancelled_owned());
         let (received, unwritten, request) = (Vec::new(), Vec::new(), RequestState::Idle);
@@ -132,7 +133,7 @@ impl<T> Connection<T> {
             request,
             timeouts,
             write_timer: None,
-            read: 0,
+            reader: Reader::new(turns),
             read_timer: None,
             handle,
             closing,
@@ -237,20 +238,18 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Connection<T> {
         if self.request == RequestState::Closed {
             return Poll::Ready(Ok(()));
         }
-        if self.read >= MOST_READ {
-            self.read = 0;
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
+        if self.reader.poll_turn(cx).is_pending() {
+            return self.poll_read_timeout(cx).map(Ok);
         }
         match Pin::new(&mut self.io).poll_read(cx, buffer) {
             Poll::Ready(read) => read?,
             Poll::Pending => {
-                self.read = 0;
+                self.reader.has_waited();
                 return self.poll_read_timeout(cx).map(Ok);
             }
         }
         let read = &buffer.filled()[before..];
-        self.read += read.len();
+        self.reader.has_read(read.len());
         let request = self.request.after(read);
         self.set_request(request);
         let room = malformed::MOST_EXAMINED.saturating_sub(self.received.len());
@@ -276,6 +275,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Connection<T> {
             // An idle connection should not hold a buffer.
             self.received = Vec::new();
             self.read_timer = None;
+            self.reader.begin_request();
             self.set_request(RequestState::Idle);
         }
         Poll::Ready(written)
@@ -310,12 +310,10 @@ fn refusal_in(written: &[u8]) -> Option<(usize, u16)> {
 
 #[cfg(test)]
 mod tests {
-    use std::{future::poll_fn, pin::pin};
-
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
     use super::*;
-    use crate::http::connections::Connections;
+    use crate::http::{connections::Connections, server::read_turns::PIECE};
 
     const REFUSAL: &str =
         "HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\ndate: today\r\n\r\n";
@@ -328,7 +326,8 @@ mod tests {
 
     fn connection_at<T>(io: T, handle: ConnectionHandle) -> Connection<T> {
         let timeouts = Timeouts { write: 60 * SECOND, head: 5 * SECOND, idle: 80 * SECOND };
-        Connection::new(io, None, Arc::new(Metrics::new()), timeouts, handle)
+        let shared = Shared { metrics: Arc::new(Metrics::new()), timeouts, turns: ReadTurns::default() };
+        Connection::new(io, None, shared, handle)
     }
 
     /// What a client that has sent `sent` receives of `written`, through a pipe that holds `room` bytes.
@@ -376,22 +375,24 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_that_sends_endlessly_does_not_block_the_thread() {
+    async fn a_client_that_sends_endlessly_waits_for_turns() {
         let (mut client, server) = duplex(1 << 20);
-        client.write_all(&vec![b'a'; 8 * MOST_READ]).await.unwrap();
+        client.write_all(&vec![b'a'; 8 * PIECE]).await.unwrap();
         let mut server = connection(server);
-        let mut turns = 0;
-        let mut read = pin!(async {
-            for _ in 0..8 * MOST_READ / 1024 {
-                server.read_exact(&mut [0; 1024]).await.unwrap();
+        let turns = server.reader.turns().clone();
+        let mut piece = vec![0; PIECE];
+        server.read_exact(&mut piece).await.unwrap();
+        let waits = tokio::time::timeout(SECOND / 10, server.read(&mut piece)).await;
+        waits.expect_err("no turn is granted yet");
+        let read = async {
+            for _ in 0..7 {
+                server.read_exact(&mut piece).await.unwrap();
             }
-        });
-        poll_fn(|cx| {
-            turns += 1;
-            read.as_mut().poll(cx)
-        })
-        .await;
-        assert!(turns >= 8, "all was read in {turns} turns");
+        };
+        tokio::select! {
+            () = turns.drive() => {}
+            () = read => {}
+        }
     }
 
     #[tokio::test(start_paused = true)]

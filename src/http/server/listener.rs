@@ -19,8 +19,9 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::either::Either;
 
 use super::{
-    connection::{Connection, Timeouts},
+    connection::{Connection, Shared, Timeouts},
     malformed::HEAD_TIMEOUT,
+    read_turns::ReadTurns,
 };
 use crate::http::{
     connections::{ConnectionHandle, Connections, SPARE},
@@ -33,7 +34,7 @@ use crate::http::{
     openapi,
     request::body,
     route, routes,
-    state::AppState,
+    state::{AppState, Settings},
 };
 
 /// Keep-alive timeout. Longer than the 60 s of common proxies: if the server closed first, a proxy could send a request into
@@ -73,6 +74,9 @@ pub(crate) fn listen(
         begin();
         let (acceptor, data, ending) = (acceptor.clone(), data.clone(), ending.clone());
         let expecting = data.clone();
+        let turns = ReadTurns::default();
+        actix_web::rt::spawn(turns.clone().drive());
+        let shared = Shared { metrics: data.metrics.clone(), timeouts: timeouts(&data.settings), turns };
         let connections = Connections::new(data.settings.max_connections.get());
         let app = App::new()
             .app_data(data.clone())
@@ -100,7 +104,7 @@ pub(crate) fn listen(
             .finish(map_config(app.into_factory().map_err(|error: Error| error.error_response()), |_| {
                 AppConfig::default()
             }));
-        fn_service(move |io| accept(io, acceptor.clone(), data.clone(), connections.enter())).and_then(http)
+        fn_service(move |io| accept(io, acceptor.clone(), shared.clone(), connections.enter())).and_then(http)
     };
     Ok(builder.listen("http", listener, service)?.run())
 }
@@ -123,7 +127,7 @@ fn continue_or_refuse(request: Request, state: &AppState) -> Result<Request, Err
 async fn accept(
     io: TcpStream,
     acceptor: Option<TlsAcceptor>,
-    state: web::Data<AppState>,
+    shared: Shared,
     handle: ConnectionHandle,
 ) -> Result<(Stream, Protocol, Option<net::SocketAddr>), DispatchError> {
     // Nagle's algorithm would delay the small write of a token until the previous one is acknowledged.
@@ -138,13 +142,16 @@ async fn accept(
         }
         None => Either::Left(io),
     };
-    let timeouts = Timeouts {
-        write: state.settings.write_timeout,
-        head: HEAD_TIMEOUT,
-        idle: (KEEP_ALIVE + HEAD_TIMEOUT).max(2 * state.settings.heartbeat),
-    };
-    let connection = Connection::new(io, peer, state.metrics.clone(), timeouts, handle);
+    let connection = Connection::new(io, peer, shared, handle);
     Ok((connection, Protocol::Http1, peer))
+}
+
+fn timeouts(settings: &Settings) -> Timeouts {
+    Timeouts {
+        write: settings.write_timeout,
+        head: HEAD_TIMEOUT,
+        idle: (KEEP_ALIVE + HEAD_TIMEOUT).max(2 * settings.heartbeat),
+    }
 }
 
 async fn not_found(request: HttpRequest) -> Result<(), ApiError> {

@@ -3,4 +3,5 @@
 pub(super) mod connection;
 pub(super) mod listener;
 pub(super) mod malformed;
+mod read_turns;
 pub(super) mod serve;
