@@ -58,13 +58,13 @@ impl Exit {
     /// Description for help and man pages.
     pub(super) const fn meaning(self) -> &'static str {
         match self {
-            Self::Done => "done",
-            Self::Failed => "failed, or what was compared differs",
-            Self::Usage => "a flag, a prompt or a setting cannot be used",
+            Self::Done => "success",
+            Self::Failed => "the command failed, or a comparison found a difference",
+            Self::Usage => "a flag, a prompt or a setting is invalid",
             Self::Machine => {
                 "this machine lacks something: ONNX Runtime, a GPU, a free port, a worker that starts"
             }
-            Self::Model => "the model, or what it is made from, is missing, damaged or not supported",
+            Self::Model => "the model or its source is missing, damaged or not supported",
             Self::Interrupted => "interrupted by Ctrl-C",
         }
     }
@@ -198,11 +198,11 @@ mod tests {
     }
 
     #[test]
-    fn the_readme_has_the_same_table() {
-        let readme = include_str!("../../README.md");
+    fn the_documentation_has_the_same_table() {
+        let page = include_str!("../../docs/command-line.md");
         for exit in Exit::ALL {
             let row = format!("| {} | `{}` | {} |", exit.code(), exit.name(), exit.meaning());
-            assert!(readme.contains(&row), "the README has no line\n{row}");
+            assert!(page.contains(&row), "docs/command-line.md has no line\n{row}");
         }
     }
 }

@@ -1,9 +1,9 @@
-//! The route table: every path that is served. Routing, access rules, metrics labels, the index page and OpenAPI come from it.
+//! The route table. Routing, access rules, metrics labels, the index page and OpenAPI come from it.
 
 use std::sync::LazyLock;
 
 use actix_web::http::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 use utoipa::openapi::schema::Type;
 
 use super::{
@@ -66,58 +66,135 @@ const WORKER_ERRORS: &[(u16, &str)] = &[
     (504, "The request waited or ran for longer than its time limit."),
 ];
 
+/// Errors of `POST /admin/cache` only.
+const CACHE_ERRORS: &[(u16, &str)] =
+    &[(409, "The file is damaged, or was saved for another model or cache type, or memory is too short.")];
+
 /// Every route.
 pub(crate) static ROUTES: LazyLock<Vec<Route>> = LazyLock::new(|| {
-    let groups = [generation(), text(), models(), admin(), operation()];
-    groups.into_iter().flatten().collect()
+    let tags = [
+        ("openai", openai()),
+        ("eka", eka()),
+        ("texts", texts()),
+        ("admin", admin()),
+        ("operation", operation()),
+    ];
+    tags.into_iter().flat_map(|(tag, routes)| routes.into_iter().map(move |route| route.tag(tag))).collect()
 });
 
-fn generation() -> Vec<Route> {
+/// A conversation of one message, for examples.
+fn conversation(text: &str) -> Value {
+    json!([{ "role": "user", "content": text }])
+}
+
+/// A generating route in the format `F`, with the errors of all of them.
+fn generating<F: ApiFormat>(summary: &'static str) -> Route {
+    Route::new(Method::POST, F::ROUTE, summary, generate::<F>).refuses(&[
+        KEY_ERRORS,
+        BODY_ERRORS,
+        WORKER_ERRORS,
+    ])
+}
+
+fn openai() -> Vec<Route> {
     vec![
-        Route::new(Method::POST, GenerateLite::ROUTE, "One answer, complete or streamed, with timings and memory", generate::<GenerateLite>)
-            .tag("eka")
-            .details("Greedy unless a temperature is sent. A stream has `GeneratedDelta` events, then one `Generated`, and ends with `data: [DONE]`.")
-            .takes::<GenerateLiteRequest>([
-                ("prompt", "A prompt", json!({ "prompt": "Translate to Hindi: Good morning, friend.", "max_new_tokens": 24 })),
-                ("messages", "A conversation, streamed", json!({ "messages": [{ "role": "user", "content": "Translate to Urdu: Good night." }], "stream": true })),
-            ])
-            .answers_or_streams::<Generated<'_>, GeneratedDelta<'_>>("The answer.")
-            .refuses(&[KEY_ERRORS, BODY_ERRORS, WORKER_ERRORS]),
-        Route::new(Method::POST, Completions::ROUTE, "OpenAI's completions", generate::<Completions>)
-            .tag("openai")
-            .details("A stream has `Completion` events and ends with `data: [DONE]`.")
-            .takes::<CompletionRequest>([
-                ("prompt", "A prompt, with log-probabilities", json!({ "prompt": "Good morning", "max_tokens": 8, "logprobs": 2, "seed": 7 })),
-                ("choices", "Two choices that match a regular expression", json!({ "prompt": "Yes or no?", "regex": "yes|no", "n": 2, "temperature": 0.8 })),
-            ])
-            .answers_or_streams::<Completion<'_>, Completion<'_>>("The answer.")
-            .refuses(&[KEY_ERRORS, BODY_ERRORS, WORKER_ERRORS]),
-        Route::new(Method::POST, Chat::ROUTE, "OpenAI's chat completions", generate::<Chat>)
-            .tag("openai")
-            .details("A stream has `ChatCompletionChunk` events and ends with `data: [DONE]`.")
-            .takes::<ChatRequest>([
-                ("chat", "A conversation", json!({ "messages": [{ "role": "user", "content": "Translate to Tamil: Thank you." }], "max_completion_tokens": 24, "temperature": 0 })),
-                ("stream", "Streamed, with usage", json!({ "messages": [{ "role": "user", "content": [{ "type": "text", "text": "Translate to Bengali: Welcome." }] }], "stream": true, "stream_options": { "include_usage": true }, "logprobs": true, "top_logprobs": 2 })),
-                ("schema", "Matching a JSON schema", json!({ "messages": [{ "role": "user", "content": "Good morning" }], "response_format": { "type": "json_schema", "json_schema": { "name": "word", "schema": { "type": "object", "properties": { "word": { "enum": ["a", "b"] } }, "required": ["word"], "additionalProperties": false } } } })),
-            ])
-            .answers_or_streams::<ChatCompletion<'_>, ChatCompletionChunk<'_>>("The answer.")
-            .refuses(&[KEY_ERRORS, BODY_ERRORS, WORKER_ERRORS]),
-        Route::new(Method::POST, Responses::ROUTE, "OpenAI's responses, which are not stored", generate::<Responses>)
-            .tag("openai")
-            .details("A stream has `ResponseEvent` events and ends with `response.completed` or `response.incomplete`.")
-            .takes::<ResponseRequest>([
-                ("text", "A text", json!({ "input": "Translate to Hindi: Good morning.", "max_output_tokens": 24 })),
-                ("conversation", "A conversation, streamed", json!({ "instructions": "Answer briefly.", "input": [{ "role": "user", "content": [{ "type": "input_text", "text": "Translate to Marathi: Good evening." }] }], "stream": true })),
-            ])
-            .answers_or_streams::<Response<'_>, ResponseEvent<'_>>("The answer.")
-            .refuses(&[KEY_ERRORS, BODY_ERRORS, WORKER_ERRORS]),
+        completions(),
+        chat(),
+        responses(),
+        Route::new(Method::GET, "/v1/models", "The served models", models::models)
+            .answers::<ModelList<'_>>("The models.")
+            .refuses(&[KEY_ERRORS]),
+        Route::new(Method::GET, "/v1/models/{id}", "One model", models::model)
+            .matched_by("/v1/models/{id:.+}")
+            .parameter("id", "The id of the model.")
+            .answers::<Model<'_>>("The model.")
+            .refuses(&[KEY_ERRORS, &[(404, "There is no such model.")]]),
     ]
 }
 
-fn text() -> Vec<Route> {
+fn eka() -> Vec<Route> {
+    vec![
+        generate_lite(),
+        Route::new(Method::GET, "/v1/slot", "Running, queued and recent requests, and memory", slot::slot)
+            .access(Access::Unmetered)
+            .details(
+                "Request ids and key names are shown to admin keys, and to the key of the request itself.",
+            )
+            .answers::<Slot>("The state.")
+            .refuses(&[KEY_ERRORS]),
+    ]
+}
+
+fn generate_lite() -> Route {
+    let text = json!({ "prompt": "Translate to Hindi: Good morning, friend.", "max_new_tokens": 24 });
+    let messages = json!({ "messages": conversation("Translate to Urdu: Good night."), "stream": true });
+    generating::<GenerateLite>("One answer, complete or streamed, with timings and memory")
+        .details(
+            "Greedy unless a temperature is sent. A stream has `GeneratedDelta` events, then one `Generated`, \
+             and ends with `data: [DONE]`.",
+        )
+        .takes::<GenerateLiteRequest>([
+            ("prompt", "A prompt", text),
+            ("messages", "A conversation, streamed", messages),
+        ])
+        .answers_or_streams::<Generated<'_>, GeneratedDelta<'_>>("The answer.")
+}
+
+fn completions() -> Route {
+    let logprobs = json!({ "prompt": "Good morning", "max_tokens": 8, "logprobs": 2, "seed": 7 });
+    let regex = json!({ "prompt": "Yes or no?", "regex": "yes|no", "n": 2, "temperature": 0.8 });
+    generating::<Completions>("OpenAI's completions")
+        .details("A stream has `Completion` events and ends with `data: [DONE]`.")
+        .takes::<CompletionRequest>([
+            ("prompt", "A prompt, with log-probabilities", logprobs),
+            ("choices", "Two choices that match a regular expression", regex),
+        ])
+        .answers_or_streams::<Completion<'_>, Completion<'_>>("The answer.")
+}
+
+fn chat() -> Route {
+    let messages = conversation("Translate to Tamil: Thank you.");
+    let whole = json!({ "messages": messages, "max_completion_tokens": 24, "temperature": 0 });
+    let parts = json!([{ "type": "text", "text": "Translate to Bengali: Welcome." }]);
+    let streamed = json!({
+        "messages": [{ "role": "user", "content": parts }], "stream": true,
+        "stream_options": { "include_usage": true }, "logprobs": true, "top_logprobs": 2,
+    });
+    let word = json!({
+        "type": "object", "properties": { "word": { "enum": ["a", "b"] } }, "required": ["word"],
+        "additionalProperties": false,
+    });
+    let format = json!({ "type": "json_schema", "json_schema": { "name": "word", "schema": word } });
+    let schema = json!({ "messages": conversation("Good morning"), "response_format": format });
+    generating::<Chat>("OpenAI's chat completions")
+        .details("A stream has `ChatCompletionChunk` events and ends with `data: [DONE]`.")
+        .takes::<ChatRequest>([
+            ("chat", "A conversation", whole),
+            ("stream", "Streamed, with usage", streamed),
+            ("schema", "Matching a JSON schema", schema),
+        ])
+        .answers_or_streams::<ChatCompletion<'_>, ChatCompletionChunk<'_>>("The answer.")
+}
+
+fn responses() -> Route {
+    let text = json!({ "input": "Translate to Hindi: Good morning.", "max_output_tokens": 24 });
+    let parts = json!([{ "type": "input_text", "text": "Translate to Marathi: Good evening." }]);
+    let items = json!([{ "role": "user", "content": parts }]);
+    let streamed = json!({ "instructions": "Answer briefly.", "input": items, "stream": true });
+    generating::<Responses>("OpenAI's responses, which are not stored")
+        .details(
+            "A stream has `ResponseEvent` events and ends with `response.completed` or `response.incomplete`.",
+        )
+        .takes::<ResponseRequest>([
+            ("text", "A text", text),
+            ("conversation", "A conversation, streamed", streamed),
+        ])
+        .answers_or_streams::<Response<'_>, ResponseEvent<'_>>("The answer.")
+}
+
+fn texts() -> Vec<Route> {
     vec![
         Route::new(Method::POST, "/tokenize", "The tokens of a text or of messages", tokenize::tokenize)
-            .tag("texts")
             .takes::<TokenizeRequest>([(
                 "content",
                 "A text",
@@ -126,7 +203,6 @@ fn text() -> Vec<Route> {
             .answers::<Tokenized>("The tokens.")
             .refuses(&[KEY_ERRORS, BODY_ERRORS]),
         Route::new(Method::POST, "/detokenize", "The text of tokens", tokenize::detokenize)
-            .tag("texts")
             .takes::<DetokenizeRequest>([("tokens", "Tokens", json!({ "tokens": [40, 41, 42] }))])
             .answers::<Detokenized<'_>>("The text.")
             .refuses(&[KEY_ERRORS, BODY_ERRORS]),
@@ -136,7 +212,6 @@ fn text() -> Vec<Route> {
             "The prompt that the chat template renders from messages",
             tokenize::apply_template,
         )
-        .tag("texts")
         .takes::<ApplyTemplateRequest>([(
             "messages",
             "A conversation",
@@ -147,78 +222,63 @@ fn text() -> Vec<Route> {
     ]
 }
 
-fn models() -> Vec<Route> {
-    vec![
-        Route::new(Method::GET, "/v1/models", "The served models", models::models)
-            .tag("openai")
-            .answers::<ModelList<'_>>("The models.")
-            .refuses(&[KEY_ERRORS]),
-        Route::new(Method::GET, "/v1/models/{id}", "One model", models::model)
-            .matched_by("/v1/models/{id:.+}")
-            .tag("openai")
-            .parameter("id", "The id of the model.")
-            .answers::<Model<'_>>("The model.")
-            .refuses(&[KEY_ERRORS, &[(404, "There is no such model.")]]),
-        Route::new(Method::GET, "/v1/slot", "Running, queued and recent requests, and memory", slot::slot)
-            .access(Access::Unmetered)
-            .tag("eka")
-            .details(
-                "Request ids and key names are shown to admin keys, and to the key of the request itself.",
-            )
-            .answers::<Slot>("The state.")
-            .refuses(&[KEY_ERRORS]),
-    ]
-}
-
 fn admin() -> Vec<Route> {
-    vec![
+    let system = "You translate what travellers say into the language they ask for.";
+    let messages = json!([{ "role": "system", "content": system }]);
+    let save = json!({ "action": "save", "name": "support", "messages": messages });
+    let routes = vec![
         Route::new(Method::POST, "/admin/models/{id}/load", "Load a model (admin)", admin::load)
-            .access(Access::Admin)
-            .tag("admin")
             .details("Runs after the current request and before all that are queued.")
             .parameter("id", "The id of the model.")
             .may_take::<LoadRequest>([("keep_alive", "For a while", json!({ "keep_alive": "10m" }))])
             .answers::<CommandAnswer>("The model is loaded.")
             .refuses(&[KEY_ERRORS, BODY_ERRORS, WORKER_ERRORS]),
-        Route::new(Method::POST, "/admin/models/{id}/unload", "Unload a model and free its memory (admin)", admin::unload)
-            .access(Access::Admin)
-            .tag("admin")
-            .parameter("id", "The id of the model.")
-            .answers::<CommandAnswer>("The model is unloaded.")
-            .refuses(&[KEY_ERRORS, BODY_ERRORS, WORKER_ERRORS]),
+        Route::new(
+            Method::POST,
+            "/admin/models/{id}/unload",
+            "Unload a model and free its memory (admin)",
+            admin::unload,
+        )
+        .parameter("id", "The id of the model.")
+        .answers::<CommandAnswer>("The model is unloaded.")
+        .refuses(&[KEY_ERRORS, BODY_ERRORS, WORKER_ERRORS]),
         Route::new(Method::POST, "/admin/trim", "Free memory that no request needs (admin)", admin::trim)
-            .access(Access::Admin)
-            .tag("admin")
             .answers::<CommandAnswer>("The memory is freed.")
             .refuses(&[KEY_ERRORS, BODY_ERRORS, WORKER_ERRORS]),
-        Route::new(Method::POST, "/admin/cache", "Save a prompt to a file, restore it or delete it (admin)", prompt_cache::cache)
-            .access(Access::Admin)
-            .tag("admin")
-            .details("Requests that begin with a restored prompt do not compute it again; see `cached_tokens`. A save is queued like a request. A restore runs after the current request, on every device.")
-            .takes::<CacheRequest>([
-                ("save", "Save a system prompt", json!({ "action": "save", "name": "support", "messages": [{ "role": "system", "content": "You translate what travellers say into the language they ask for." }] })),
-                ("restore", "Restore it after a restart", json!({ "action": "restore", "name": "support" })),
-                ("delete", "Delete it", json!({ "action": "delete", "name": "support" })),
-            ])
-            .answers::<CacheAnswer<'_>>("The action is done.")
-            .refuses(&[KEY_ERRORS, BODY_ERRORS, WORKER_ERRORS, &[(409, "The file is damaged or was saved for another model or cache type, or memory is too short.")]]),
+        Route::new(
+            Method::POST,
+            "/admin/cache",
+            "Save a prompt to a file, restore it or delete it (admin)",
+            prompt_cache::cache,
+        )
+        .details(
+            "Requests that begin with a restored prompt do not compute it again; see `cached_tokens`. A \
+                 save is queued like a request. A restore runs after the current request, on every device.",
+        )
+        .takes::<CacheRequest>([
+            ("save", "Save a system prompt", save),
+            ("restore", "Restore it after a restart", json!({ "action": "restore", "name": "support" })),
+            ("delete", "Delete it", json!({ "action": "delete", "name": "support" })),
+        ])
+        .answers::<CacheAnswer<'_>>("The action is done.")
+        .refuses(&[KEY_ERRORS, BODY_ERRORS, WORKER_ERRORS, CACHE_ERRORS]),
         Route::new(Method::GET, "/admin/cache", "The saved prompts (admin)", prompt_cache::list)
-            .access(Access::Admin)
-            .tag("admin")
             .answers::<SavedPromptList>("The saved prompts.")
             .refuses(&[KEY_ERRORS, &[(500, "The directory of saved prompts cannot be read.")]]),
         Route::new(Method::POST, "/admin/log", "Set log.level (admin)", admin::log)
-            .access(Access::Admin)
-            .tag("admin")
             .takes::<LogRequest>([("level", "Less", json!({ "level": "warn" }))])
             .answers::<LogLevel>("The level is set.")
             .refuses(&[KEY_ERRORS, BODY_ERRORS]),
-        Route::new(Method::POST, "/admin/drain", "Shut down after the accepted requests (admin)", admin::drain)
-            .access(Access::Admin)
-            .tag("admin")
-            .answers_with::<Draining>(202, "The server is shutting down.")
-            .refuses(&[KEY_ERRORS]),
-    ]
+        Route::new(
+            Method::POST,
+            "/admin/drain",
+            "Shut down after the accepted requests (admin)",
+            admin::drain,
+        )
+        .answers_with::<Draining>(202, "The server is shutting down.")
+        .refuses(&[KEY_ERRORS]),
+    ];
+    routes.into_iter().map(|route| route.access(Access::Admin)).collect()
 }
 
 fn operation() -> Vec<Route> {
@@ -226,41 +286,33 @@ fn operation() -> Vec<Route> {
     vec![
         Route::new(Method::GET, "/livez", "200 while this process answers", health::livez)
             .access(Access::Probe)
-            .tag("operation")
             .answers::<Status>("The process is alive."),
         Route::new(Method::GET, "/readyz", "200 while a worker has the model loaded", health::readyz)
             .access(Access::Probe)
-            .tag("operation")
             .answers::<Status>("A worker is ready.")
             .refuses(&[&[(503, "No worker is ready; see `Retry-After`.")]]),
         Route::new(Method::GET, "/startupz", "200 once a worker has loaded the model", health::startupz)
             .access(Access::Probe)
-            .tag("operation")
             .answers::<Status>("Startup is complete.")
             .refuses(&[&[(503, "Startup is not complete.")]]),
         Route::new(Method::GET, "/metrics", "Metrics in the OpenMetrics text format", health::metrics)
             .access(Access::Metrics)
-            .tag("operation")
             .answers_raw("application/openmetrics-text", Type::String, "The metrics.")
             .refuses(&[KEY_ERRORS]),
         Route::new(Method::GET, "/openapi.json", "This list as an OpenAPI document", docs::openapi)
             .access(Access::Page(page))
-            .tag("operation")
             .answers_raw("application/json", Type::Object, "The document.")
             .refuses(&[KEY_ERRORS]),
         Route::new(Method::GET, "/docs", "The OpenAPI document as a page", docs::docs)
             .access(Access::Page(page))
-            .tag("operation")
             .answers_raw("text/html", Type::String, "The page.")
             .refuses(&[KEY_ERRORS]),
         Route::new(Method::GET, "/", "This list; the web page where HTML is requested", index::index)
             .access(Access::Page(ui::is_wanted))
-            .tag("operation")
             .answers_raw("text/plain", Type::String, "The list.")
             .refuses(&[KEY_ERRORS]),
         Route::new(Method::GET, "/page/{file}", "The files of the web page", ui::file)
             .access(Access::Page(ui::is_file))
-            .tag("operation")
             .parameter("file", "The name of the file.")
             .answers_raw("text/plain", Type::String, "The file.")
             .refuses(&[KEY_ERRORS, &[(404, "There is no such file.")]]),

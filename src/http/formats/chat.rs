@@ -10,7 +10,7 @@ use super::{
     format::{ApiFormat, CompletionHead, ResponseMeta, to_json},
     logprobs::{ChatLogprobs, ScoredToken},
     sse::Frame,
-    usage::{CompletionTail, Timings},
+    usage::{CompletionTail, Timings, Usage},
 };
 use crate::{http::request::chat::ChatRequest, text::Call};
 
@@ -20,8 +20,8 @@ pub(crate) struct ChatCompletion<'a> {
     #[serde(flatten)]
     head: CompletionHead<'a>,
     choices: Vec<ChatChoice<'a>>,
-    #[serde(flatten)]
-    tail: CompletionTail,
+    usage: Usage,
+    timings: Timings,
 }
 
 /// One of the answers to a conversation.
@@ -207,7 +207,8 @@ impl ApiFormat for Chat {
         to_json(&ChatCompletion {
             head: self.0.head("chat.completion"),
             choices: choices.iter().enumerate().map(|one| self.choice(one)).collect(),
-            tail: CompletionTail::of(choices),
+            usage: Usage::of(choices),
+            timings: Timings::of(choices),
         })
     }
 

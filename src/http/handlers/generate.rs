@@ -14,7 +14,10 @@ use actix_web::{
 use futures_util::{Stream, stream};
 use tokio::time::timeout;
 
-use super::{slot, submit::admit};
+use super::{
+    slot,
+    submit::{Origin, submit},
+};
 use crate::{
     executor::Deadlines,
     http::{
@@ -50,23 +53,25 @@ pub(crate) async fn generate<F: ApiFormat>(
 ) -> Result<HttpResponse, ApiError> {
     let (deadlines, log_as) = (state.deadlines(), state.settings.log_prompts.then(|| request_id(&request)));
     let take = move |request: F::Request, text: &Text| resolve(request, text, deadlines, log_as);
-    let Taken { text, value: mut ask, share, ignored } = body::take(&request, payload, &state, take).await?;
+    let Taken { text, value: mut params, share, ignored } =
+        body::take(&request, payload, &state, take).await?;
     let job = state.executor.new_id();
-    let delivery = ask.delivery;
+    let delivery = params.delivery;
     let format = F::from(ResponseMeta {
         id: F::id(job),
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         model: text.card().id.clone(),
-        seed: ask.sampling.seed,
+        seed: params.sampling.seed,
         fingerprint: text.card().fingerprint.clone(),
-        logprobs: ask.scores.is_some(),
+        logprobs: params.scores.is_some(),
         include_usage: matches!(delivery, Delivery::Streamed { include_usage: true, .. }),
-        echoed: std::mem::take(&mut ask.echoed),
+        echoed: std::mem::take(&mut params.echoed),
     });
     let record = RequestRecord::of(&request);
-    record.iter().for_each(|record| trace_request(record, &ask, F::OPERATION, &text.card().id));
+    record.iter().for_each(|record| trace_request(record, &params, F::OPERATION, &text.card().id));
     let trace = record.as_ref().and_then(RequestRecord::trace);
-    let mut streams = admit(&state, &text, job, slot::caller(&request), ask, trace).await?;
+    let mut streams =
+        submit(&state, &text, params, Origin { id: job, caller: slot::caller(&request), trace }).await?;
     // The body has become tokens, whose number the queue bounds.
     drop(share);
     streams.iter_mut().for_each(|stream| stream.count_for(record.clone()));
@@ -101,17 +106,17 @@ fn request_id(request: &HttpRequest) -> String {
 }
 
 /// Sets the span's attributes by the semantic conventions for generative AI, without the prompt.
-fn trace_request(record: &RequestRecord, ask: &GenerateParams, operation: &'static str, model: &str) {
+fn trace_request(record: &RequestRecord, params: &GenerateParams, operation: &'static str, model: &str) {
     record.trace_with(|span| {
         span.set("gen_ai.operation.name", operation);
         span.set("gen_ai.provider.name", "eka");
         span.set("gen_ai.request.model", model.to_owned());
-        span.set("gen_ai.request.temperature", f64::from(ask.sampling.temperature));
-        span.set("gen_ai.request.stream", ask.delivery != Delivery::Whole);
-        if let Some(most) = ask.max_new {
+        span.set("gen_ai.request.temperature", f64::from(params.sampling.temperature));
+        span.set("gen_ai.request.stream", params.delivery != Delivery::Whole);
+        if let Some(most) = params.max_new {
             span.set("gen_ai.request.max_tokens", i64::try_from(most.0).unwrap_or(i64::MAX));
         }
-        span.set("eka.priority", ask.terms.priority.as_str());
+        span.set("eka.priority", params.terms.priority.as_str());
     });
 }
 

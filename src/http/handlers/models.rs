@@ -53,8 +53,8 @@ enum ModelDetails<'a> {
         has_chat_template: bool,
         /// Null while the model is not loaded.
         #[schema(required)]
-        loaded: Option<LoadedModel>,
-        worker: Worker,
+        loaded: Option<Box<LoadedModel>>,
+        worker: Box<Worker>,
         /// With several devices, the state of each.
         #[serde(skip_serializing_if = "Vec::is_empty")]
         #[schema(required = false)]
@@ -161,8 +161,8 @@ impl ModelDetails<'_> {
             context_length: state.context_length(text),
             vocabulary: card.vocabulary,
             has_chat_template: card.has_chat_template,
-            loaded: LoadedModel::find(&readiness, &id),
-            worker: (&*readiness).into(),
+            loaded: LoadedModel::find(&readiness, &id).map(Box::new),
+            worker: Box::new((&*readiness).into()),
             devices: devices.collect(),
         }
     }

@@ -6,7 +6,7 @@
 use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use crate::{
-    executor::{Caller, Deadlines, Terms},
+    executor::{Caller, Deadlines, Terms, Ticket},
     http::{
         error::ApiError,
         formats::completion_stream::CompletionStream,
@@ -22,86 +22,132 @@ use crate::{
         state::AppState,
     },
     job::{Dry, Failure, Job, JobId, Priority, Readiness, Sampling, TraceLink},
-    text::Text,
+    text::{Reading, Text},
     units::Tokens,
 };
 
+/// Where a request comes from.
+pub(crate) struct Origin {
+    /// The id of the first job.
+    pub(crate) id: JobId,
+    pub(crate) caller: Caller,
+    pub(crate) trace: Option<TraceLink>,
+}
+
+/// How the choices of a request are decoded.
+struct Decoding {
+    stop: Vec<String>,
+    reading: Option<Reading>,
+    /// Constrained output is decoded without removing anything.
+    is_verbatim: bool,
+    wants_progress: bool,
+    /// The text of the prompt, if the answer repeats it.
+    echo: Option<String>,
+    /// The first token of the prompt, if its log-probabilities were requested.
+    first_scored: Option<u32>,
+    prompt_tokens: usize,
+    arrived: Instant,
+}
+
+impl Decoding {
+    fn stream(&self, ticket: Ticket, text: &Arc<Text>) -> CompletionStream {
+        let mut decoder = text.detokenizer(self.stop.clone());
+        if let Some(reading) = &self.reading {
+            decoder = decoder.with_special(reading.format.marker());
+        }
+        if self.is_verbatim {
+            decoder = decoder.verbatim();
+        }
+        let mut stream =
+            CompletionStream::new(ticket, Arc::clone(text), decoder, self.prompt_tokens, self.arrived);
+        if let Some(reading) = &self.reading {
+            stream = stream.with_calls(reading.clone());
+        }
+        if self.wants_progress {
+            stream = stream.with_progress();
+        }
+        if let Some(prompt) = &self.echo {
+            stream = stream.echo(prompt.clone(), self.first_scored);
+        }
+        stream
+    }
+}
+
 /// Queues one job per choice and returns their streams. If the queue has no room for all of them, none stays queued.
-pub(crate) async fn admit(
+pub(crate) async fn submit(
     state: &AppState,
     text: &Arc<Text>,
-    id: JobId,
-    caller: Caller,
-    ask: GenerateParams,
-    trace: Option<TraceLink>,
+    params: GenerateParams,
+    origin: Origin,
 ) -> Result<VecDeque<CompletionStream>, ApiError> {
-    let arrived = Instant::now();
+    let (arrived, terms, choices) = (Instant::now(), params.terms, params.choices);
+    let caller = origin.caller.clone();
     check_readiness(&state.readiness.borrow())?;
-    if let Some(constraint) = &ask.constraint {
-        check_constraint(state, text, constraint, ask.terms.priority).await?;
+    let (job, decoding) = prepare(state, text, params, origin, arrived).await?;
+    let mut streams = VecDeque::with_capacity(choices);
+    for job in variants(&job, choices, || state.executor.new_id()) {
+        // Later choices wait for earlier ones, so the queue's time limit applies to the first only.
+        let Deadlines { queue, total } = terms.deadlines;
+        let queue = if streams.is_empty() { queue } else { total };
+        let terms = Terms { deadlines: Deadlines { queue, total }, ..terms };
+        let ticket = state.executor.submit_for(caller.clone(), job, terms)?;
+        streams.push_back(decoding.stream(ticket, text));
     }
-    let echo = if ask.echo { ask.prompt.text() } else { None };
-    let prompt = encode(state, text, ask.prompt, ask.terms.priority).await?;
+    Ok(streams)
+}
+
+/// Checks and tokenizes a request.
+async fn prepare(
+    state: &AppState,
+    text: &Arc<Text>,
+    params: GenerateParams,
+    origin: Origin,
+    arrived: Instant,
+) -> Result<(Job, Decoding), ApiError> {
+    let priority = params.terms.priority;
+    if let Some(constraint) = &params.constraint {
+        check_constraint(state, text, constraint, priority).await?;
+    }
+    let echo = if params.echo { params.prompt.text() } else { None };
+    let prompt = encode(state, text, params.prompt, priority).await?;
     let default = state.settings.default_max_new;
-    let max_new_tokens = room(Tokens(prompt.len()), ask.max_new, default, state.context_length(text))?.0;
+    let max_new = room(Tokens(prompt.len()), params.max_new, default, state.context_length(text))?.0;
     let echo = match echo {
-        None if ask.echo => Some(decode(state, text, &prompt).await?),
+        None if params.echo => Some(decode(state, text, &prompt).await?),
         echo => echo,
     };
-    let first_scored = ask.scores.filter(|asked| asked.prompt).and_then(|_| prompt.first().copied());
-    let mut end_tokens = ask.stop_token_ids;
-    if !ask.ignore_eos {
+    let mut end_tokens = params.stop_token_ids;
+    if !params.ignore_eos {
         end_tokens.extend(&text.card().end_tokens);
     }
-    let progress = matches!(ask.delivery, Delivery::Streamed { progress: true, .. });
-    // With `parts`, the answer may also be plain text, which is decoded as usual.
-    let is_formed = ask.constraint.as_ref().is_some_and(|constraint| constraint.parts.is_empty());
-    let sampling = with_breakers(state, text, ask.sampling, ask.breakers).await?;
-    let prompt_tokens = prompt.len();
-    let (model, keep_alive) = (text.card().id.as_str().into(), ask.keep_alive);
-    let constraint = ask.constraint.map(|output| output.constraint);
-    let scores = ask.scores;
-    let job = Job {
-        model,
-        keep_alive,
-        sampling,
-        constraint,
-        logprobs: scores,
-        trace,
-        cache_prompt: ask.cache_prompt,
-        cache_salt: cache_salt::digest(state, caller.key.as_deref(), ask.cache_salt.as_deref()),
-        end_tokens,
-        ..Job::new(id, prompt, max_new_tokens)
+    let decoding = Decoding {
+        stop: params.stop,
+        reading: params.reading,
+        // With `parts`, the answer may also be plain text.
+        is_verbatim: params.constraint.as_ref().is_some_and(|constraint| constraint.parts.is_empty()),
+        wants_progress: matches!(params.delivery, Delivery::Streamed { progress: true, .. }),
+        echo,
+        first_scored: params.scores.filter(|scores| scores.prompt).and_then(|_| prompt.first().copied()),
+        prompt_tokens: prompt.len(),
+        arrived,
     };
-    let mut answers = VecDeque::with_capacity(ask.choices);
-    for job in choices(&job, ask.choices, || state.executor.new_id()) {
-        // Later choices wait for earlier ones, so the queue's time limit applies to the first only.
-        let Deadlines { queue, total } = ask.terms.deadlines;
-        let queue = if answers.is_empty() { queue } else { total };
-        let terms = Terms { deadlines: Deadlines { queue, total }, ..ask.terms };
-        let ticket = state.executor.submit_for(caller.clone(), job, terms)?;
-        let decoder = text.detokenizer(ask.stop.clone());
-        let decoder = match &ask.reading {
-            Some(reading) => decoder.with_special(reading.format.marker()),
-            None => decoder,
-        };
-        let decoder = if is_formed { decoder.verbatim() } else { decoder };
-        let answer = CompletionStream::new(ticket, Arc::clone(text), decoder, prompt_tokens, arrived);
-        let answer = match &ask.reading {
-            Some(reading) => answer.with_calls(reading.clone()),
-            None => answer,
-        };
-        let answer = if progress { answer.with_progress() } else { answer };
-        answers.push_back(match &echo {
-            Some(prompt) => answer.echo(prompt.clone(), first_scored),
-            None => answer,
-        });
-    }
-    Ok(answers)
+    let job = Job {
+        model: text.card().id.as_str().into(),
+        keep_alive: params.keep_alive,
+        sampling: with_breakers(state, text, params.sampling, params.breakers).await?,
+        constraint: params.constraint.map(|output| output.constraint),
+        logprobs: params.scores,
+        trace: origin.trace,
+        cache_prompt: params.cache_prompt,
+        cache_salt: cache_salt::digest(state, origin.caller.key.as_deref(), params.cache_salt.as_deref()),
+        end_tokens,
+        ..Job::new(origin.id, prompt, max_new)
+    };
+    Ok((job, decoding))
 }
 
 /// The job, and further ones that differ in id and seed only.
-fn choices(first: &Job, most: usize, mut new_id: impl FnMut() -> JobId) -> impl Iterator<Item = Job> {
+fn variants(first: &Job, most: usize, mut new_id: impl FnMut() -> JobId) -> impl Iterator<Item = Job> {
     let later = (1..most as u64).map(move |choice| {
         let mut job = Job { id: new_id(), ..first.clone() };
         job.sampling.seed = job.sampling.seed.wrapping_add(choice);

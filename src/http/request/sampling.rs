@@ -10,6 +10,7 @@ use super::{
     field_types::{FieldType, custom, integer, integer_from, number},
     location::Location,
     prompt::check_id,
+    schema::nullable,
     shape::shape,
     string_list::string_list,
 };
@@ -74,7 +75,7 @@ fn breakers() -> impl FieldType<Value = Vec<String>> {
 
 fn logit_bias() -> impl FieldType<Value = Vec<(u32, f32)>> {
     custom(read_biases, |schemas| {
-        let bias = number(-100.0..=100.0).schema(schemas);
+        let bias = nullable(number(-100.0..=100.0).schema(schemas));
         ObjectBuilder::new().schema_type(Type::Object).additional_properties(Some(bias)).into()
     })
 }

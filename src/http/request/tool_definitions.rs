@@ -112,7 +112,8 @@ pub(crate) enum ToolChoice {
 }
 
 pub(crate) fn tool_choice() -> impl FieldType<Value = ToolChoice> {
-    const MODES: &[(&str, fn() -> ToolChoice)] = &[
+    type Mode = fn() -> ToolChoice;
+    const MODES: &[(&str, Mode)] = &[
         ("none", || ToolChoice::None),
         ("auto", || ToolChoice::Auto),
         ("required", || ToolChoice::Required),
