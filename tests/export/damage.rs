@@ -572,8 +572,8 @@ fn an_invalid_output_is_rejected_and_unchanged() {
         (&full, &["--force"], "not written by an export"),
         (&file, &["--force"], "not written by an export"),
         (&file.join("model"), &[], "a directory above the output is a file"),
-        (&base, &["--force"], "within the source"),
-        (&inside, &[], "within the source"),
+        (&base, &["--force"], "inside the source"),
+        (&inside, &[], "inside the source"),
         (&sources.out(".."), &[], "expected the name"),
     ] {
         let said =
