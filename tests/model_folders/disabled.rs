@@ -38,7 +38,7 @@ const DAMAGES: [Damage; 8] = [
         "tokenizer_config.json: it is a FIFO",
     ),
     ("manifest", |dir| fs::remove_file(dir.join("eka.json")).unwrap(), "its directory is incomplete"),
-    ("weights", |dir| cut(&dir.join("model.onnx.data"), 4096), "model.onnx.data: it has "),
+    ("weights", |dir| cut(&dir.join("model.onnx.data"), 4096), "model.onnx.data: truncated: "),
     (
         "graph",
         |dir| fs::write(dir.join("model.onnx"), "no graph").unwrap(),
