@@ -108,7 +108,7 @@ mod tests {
     fn an_end_token_outside_of_the_vocabulary_is_refused_with_both_numbers() {
         let error = parse(&PLAIN.replace("\"end_tokens\": [2]", "\"end_tokens\": [2, 50]")).unwrap_err();
         assert!(
-            error.to_string().contains("end token 50") && error.to_string().contains("50 tokens"),
+            error.to_string().contains("contains 50,") && error.to_string().contains("50 tokens"),
             "{error}"
         );
     }
@@ -140,7 +140,7 @@ mod tests {
     fn an_unknown_schema_is_reported_before_other_errors() {
         for found in [1, 4] {
             let error = parse(&format!(r#"{{"schema": {found}, "new": true}}"#)).unwrap_err();
-            assert!(error.to_string().contains(&format!("schema {found}, ")), "{error}");
+            assert!(error.to_string().contains(&format!("schema version {found}, ")), "{error}");
         }
     }
 }

@@ -215,7 +215,10 @@ fn tools_and_calls_are_refused_where_the_template_has_none() {
     ] {
         let error = demo().render(&Conversation { messages, tools, opening: "" }).unwrap_err();
         assert!(matches!(error, TextError::NoTools { .. }) && error.is_the_clients(), "{error}");
-        assert!(error.to_string().contains("the chat template of model demo has no tools"), "{error}");
+        assert!(
+            error.to_string().contains("the chat template of model demo does not support tools"),
+            "{error}"
+        );
     }
     let opened = Conversation { opening: "[", ..vec![user].into() };
     assert!(demo().render(&opened).unwrap().ends_with("<|assistant|>["));
