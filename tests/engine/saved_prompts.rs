@@ -394,7 +394,11 @@ async fn invalid_cache_requests_are_rejected_with_name_value_and_fix() {
     let wrong = [
         (json!({}), "missing_field", "action is required"),
         (json!({ "action": "save" }), "missing_field", "name is required"),
-        (json!({ "action": "erase", "name": "a" }), "invalid_value", "expected save, restore or delete"),
+        (
+            json!({ "action": "erase", "name": "a" }),
+            "invalid_value",
+            r#"expected "save", "restore" or "delete""#,
+        ),
         (json!({ "action": "save", "name": "../a" }), "invalid_value", "invalid name for a saved prompt"),
         (save(json!({})), "missing_field", "prompt or messages is required"),
         (save(json!({ "prompt": "a", "messages": messages(0) })), "invalid_value", "send one of them"),

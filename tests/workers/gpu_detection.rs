@@ -169,7 +169,7 @@ fn missing_or_invalid_libraries_are_named_one_by_one() {
     let machine = Machine::with_driver();
     machine.has_none("no ONNX Runtime with CUDA; run scripts/onnxruntime --gpu");
     machine.plant("gpu/libonnxruntime.so", Some(OLD_LIBRARY));
-    machine.has_none("no libonnxruntime_providers_cuda.so beside it");
+    machine.has_none("libonnxruntime_providers_cuda.so is missing beside it");
     machine.plant("gpu/libonnxruntime_providers_cuda.so", Some(""));
     for name in CUDA {
         let stem = name.split_once(".so").unwrap().0;
@@ -222,7 +222,7 @@ async fn the_log_explains_the_cpu_fallback_once_and_v1_models_shows_node_placeme
         let log = program.log();
         let told: Vec<_> = log.lines().filter(|line| line.contains("NVIDIA driver")).collect();
         assert!(
-            matches!(&told[..], [line] if line.contains("on the CPU, as this machine has no NVIDIA driver")),
+            matches!(&told[..], [line] if line.contains("on the CPU because this machine has no NVIDIA driver")),
             "{log}"
         );
     }

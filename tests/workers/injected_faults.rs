@@ -215,7 +215,7 @@ fn an_invalid_fault_plan_is_rejected_with_the_fix() {
     let refused = run(&["serve", "--faults", "crahs@decode:1"]);
     assert_eq!(refused.status.code(), Some(2));
     let said = text(&refused.stderr);
-    assert!(said.contains("no fault is called \"crahs\"; there are hang, crash"), "{said}");
+    assert!(said.contains("unknown fault \"crahs\"; expected one of hang, crash"), "{said}");
 }
 
 #[tokio::test]

@@ -1,10 +1,5 @@
 //! Vector instructions for any processor: plain loops, which the compiler may vectorise.
 
-#![expect(
-    clippy::multiple_unsafe_ops_per_block,
-    reason = "vector instructions, all under one condition: that the processor has them"
-)]
-
 use half::f16;
 
 use super::{
