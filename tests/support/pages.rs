@@ -61,9 +61,7 @@ impl Page {
 
     /// The headings as GitHub names them in links.
     pub(crate) fn anchors(&self) -> Vec<String> {
-        let headings =
-            self.prose().lines().filter(|line| line.starts_with('#')).map(anchor).collect::<Vec<_>>();
-        headings
+        self.prose().lines().filter(|line| line.starts_with('#')).map(anchor).collect()
     }
 }
 
