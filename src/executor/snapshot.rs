@@ -34,7 +34,7 @@ pub struct QueueSummary {
     pub queued_prompt_tokens: Tokens,
     /// Running jobs, and for how long.
     pub running: Vec<(JobId, Duration)>,
-    /// Whether new jobs are accepted; not after [`Executor::drain`].
+    /// Whether new jobs are accepted; not after [`Executor::drain`](super::Executor::drain).
     pub accepting: bool,
 }
 

@@ -27,7 +27,7 @@ pub(super) const SHORT: usize = 64 << 10;
 pub struct ChildProgram {
     /// Path of the executable.
     pub program: PathBuf,
-    /// Arguments that make it call [`run`].
+    /// Arguments that make it run the child's loop, `eka sandbox`.
     pub arguments: Vec<OsString>,
 }
 

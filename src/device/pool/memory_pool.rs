@@ -112,8 +112,8 @@ impl Pool {
         self.allocator().trim(size(keep));
     }
 
-    /// Whether [`trim`](Self::trim) to `keep` would return scratch that runs use, and so end [captured](super::Binding)
-    /// runs.
+    /// Whether [`trim`](Self::trim) to `keep` would return scratch that runs use, and so invalidate captured
+    /// CUDA graphs.
     #[must_use]
     pub fn has_to_trim(&self, keep: Bytes) -> bool {
         self.allocator().has_to_trim(size(keep))

@@ -25,7 +25,7 @@ shape! {
         ..generation: Generation;
         /// The conversation so far.
         messages: Conversation = messages();
-        /// Most tokens of the answer; by default `engine.default_max_new` or what the context has room for.
+        /// Most tokens of the answer; by default `engine.default_max_new_tokens` or what the context has room for.
         max_completion_tokens: Option<Tokens> = max_tokens();
         /// The older name of `max_completion_tokens`.
         max_tokens: Option<Tokens> = max_tokens().deprecated();

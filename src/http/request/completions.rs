@@ -21,7 +21,7 @@ shape! {
     pub(crate) struct CompletionRequest {
         ..generation: Generation;
         prompt: Prompt = prompt();
-        /// Most tokens of the answer; by default `engine.default_max_new` or what the context has room for.
+        /// Most tokens of the answer; by default `engine.default_max_new_tokens` or what the context has room for.
         max_tokens: Option<Tokens> = max_tokens();
         /// Answers to generate, one after another.
         n: usize = choices().or(1);

@@ -19,7 +19,7 @@ shape! {
         prompt: Option<Prompt> = prompt().optional();
         /// The conversation to answer; either this or `prompt`.
         messages: Option<Conversation> = messages().optional();
-        /// Most tokens of the answer; by default `engine.default_max_new` or what the context has room for.
+        /// Most tokens of the answer; by default `engine.default_max_new_tokens` or what the context has room for.
         max_new_tokens: Option<Tokens> = max_tokens();
     }
     accepts compat::OPENAI, compat::SINGLE, compat::WITHOUT_TOOLS, compat::PEERS;

@@ -25,7 +25,7 @@ shape! {
         input: Input = input();
         /// The system message before the input.
         instructions: Option<String> = string().optional();
-        /// Most tokens of the answer; by default `engine.default_max_new` or what the context has room for.
+        /// Most tokens of the answer; by default `engine.default_max_new_tokens` or what the context has room for.
         max_output_tokens: Option<Tokens> = max_tokens();
         /// Functions that the model may call; their names differ.
         tools: Vec<Tool> = response_tools().or_empty();

@@ -40,7 +40,7 @@ pub enum FaultKind {
 }
 
 impl FaultKind {
-    /// One of each, with the values that [`FaultPlan`](super::Plan)s at random give them.
+    /// One of each, with the values that random plans give them.
     pub const SAMPLES: [Self; 15] = [
         Self::Hang,
         Self::Crash,
