@@ -44,6 +44,7 @@ start_server() {
   server=$!
   for _ in {1..600}; do
     if grep -qs '"ready":true' "$ready_file"; then
+      # shellcheck disable=SC2034 # The caller reads it.
       address=$(sed 's/.*"url":"http:\/\/\([^"]*\)".*/\1/' "$ready_file")
       return
     fi
