@@ -110,7 +110,7 @@ pub struct SandboxTask {
     pub outcome: &'static str,
 }
 
-/// The label `device`. With a single device there is no such label.
+/// The label `device`. A single device has no label.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct OnDevice(Option<Arc<str>>);
 

@@ -172,7 +172,7 @@ impl Keys {
         Ok(keys)
     }
 
-    /// Whether there are no keys, so that no request needs one.
+    /// Whether no keys are configured, so that requests need none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.by_digest.is_empty()

@@ -16,7 +16,7 @@ pub struct Rules {
     pub origins: Origins,
     /// Allowed `Host` names, in addition to those of private networks.
     pub hosts: Hosts,
-    /// Rate limit per client address; `None` is no limit.
+    /// Rate limit per client address; `None` means unlimited.
     pub requests_per_minute_per_ip: Option<NonZeroU32>,
 }
 

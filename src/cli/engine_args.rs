@@ -61,7 +61,7 @@ impl EngineArgs {
     /// Opens the device, and prints a note if it is not the requested one.
     ///
     /// # Errors
-    /// When there is no such device, or no usable library.
+    /// When the device does not exist or no library can be used.
     pub(super) fn device(&self) -> anyhow::Result<Device> {
         if self.pin_cores {
             let all = affinity::core_ids()

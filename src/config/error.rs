@@ -35,7 +35,7 @@ pub enum ConfigError {
 /// One mistake in the settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Problem {
-    /// There is no such setting.
+    /// An unknown setting.
     Unknown {
         /// As it was written.
         name: String,

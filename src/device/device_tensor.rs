@@ -218,7 +218,7 @@ mod tests {
         let shared = DeviceTensor::new::<i32>(shape).unwrap();
         for n in 0..elements(shape, usize::MAX).unwrap() {
             let element = shared.place().first.cast::<i32>().wrapping_add(n);
-            // SAFETY: the mapping holds as many elements, and there is no other pointer to it.
+            // SAFETY: the mapping holds as many elements, and no other pointer to it exists.
             unsafe { element.write(i32::try_from(n).unwrap()) };
         }
         shared

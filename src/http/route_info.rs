@@ -21,11 +21,11 @@ pub(crate) enum Access {
     /// Anyone for `GET` requests that satisfy this, because a browser has no key before the page is loaded; otherwise as
     /// [`Access::Key`].
     Page(fn(&HttpRequest) -> bool),
-    /// Any API key; anyone where there are no keys.
+    /// Any API key; anyone if no keys are configured.
     Key,
     /// As [`Access::Key`], but not counted against the key's rate limit.
     Unmetered,
-    /// An admin key; where there are no keys, anyone on this machine.
+    /// An admin key; if no keys are configured, anyone on this machine.
     Admin,
 }
 

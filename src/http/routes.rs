@@ -51,7 +51,7 @@ const KEY_ERRORS: &[(u16, &str)] = &[
 /// Errors of every route with a body.
 const BODY_ERRORS: &[(u16, &str)] = &[
     (400, "The request is invalid; `error.param` names the field."),
-    (404, "There is no such model."),
+    (404, "The model was not found."),
     (408, "The body did not arrive in time."),
     (415, "`Content-Type` is not `application/json`, or `Content-Encoding` is neither gzip nor identity."),
     (
@@ -112,7 +112,7 @@ fn openai() -> Vec<Route> {
             .matched_by("/v1/models/{id:.+}")
             .parameter("id", "The id of the model.")
             .answers::<Model<'_>>("The model.")
-            .refuses(&[KEY_ERRORS, &[(404, "There is no such model.")]]),
+            .refuses(&[KEY_ERRORS, &[(404, "The model was not found.")]]),
     ]
 }
 
@@ -333,7 +333,7 @@ fn operation() -> Vec<Route> {
             .access(Access::Page(ui::is_file))
             .parameter("file", "The name of the file.")
             .answers_raw("text/plain", Type::String, "The file.")
-            .refuses(&[KEY_ERRORS, &[(404, "There is no such file.")]]),
+            .refuses(&[KEY_ERRORS, &[(404, "The file was not found.")]]),
     ]
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A watchdog that kills healthy workers is worse than none, so each budget is a multiple of what this machine needed before:
 //! the slowest of the last chunks for prefill, the slowest of the last steps for decode. A budget is for the next frame only,
-//! so there is no limit for a whole prompt or answer.
+//! so a whole prompt or answer may take any time.
 //!
 //! A running job is not pinged: a healthy worker checks for cancellation between steps, and a hung one is within a step. An
 //! idle worker sends nothing on its own, so it is pinged: [`Pings`].

@@ -161,7 +161,7 @@ fn no_gpu_and_a_wrong_gpu_number_are_reported_differently() {
     let stuck = "the NVIDIA driver cannot be used: DriverError(CUDA_ERROR_UNKNOWN";
     Machine::with_driver().set("STAND_IN_INIT", "999").has_none(stuck);
     let machine = Machine::with_driver().set("STAND_IN_GPUS", "2");
-    machine.refuses("cuda:2", "there is no GPU 2: this machine has 2, counted from 0");
+    machine.refuses("cuda:2", "GPU 2 does not exist: this machine has 2, counted from 0");
 }
 
 #[test]

@@ -180,6 +180,6 @@ mod tests {
         let gpus = Gpus { driver: OLDEST, names: vec!["NVIDIA T4".into()] };
         assert_eq!(gpus.name(0), Ok("NVIDIA T4"));
         let refused = gpus.name(1).unwrap_err().to_string();
-        assert_eq!(refused, "there is no GPU 1: this machine has 1, counted from 0");
+        assert_eq!(refused, "GPU 1 does not exist: this machine has 1, counted from 0");
     }
 }

@@ -68,7 +68,7 @@ pub enum NoCuda {
     )]
     NoDevice,
     /// Not as many GPUs.
-    #[error("there is no GPU {ordinal}: this machine has {count}, counted from 0")]
+    #[error("GPU {ordinal} does not exist: this machine has {count}, counted from 0")]
     NoSuchDevice {
         /// The one asked for.
         ordinal: u16,

@@ -86,7 +86,7 @@ impl<T: Pod> Deref for HugePages<T> {
 
 impl<T: Pod> DerefMut for HugePages<T> {
     fn deref_mut(&mut self) -> &mut [T] {
-        // SAFETY: as in `deref`, and there is no other reference, as `self` is borrowed mutably.
+        // SAFETY: as in `deref`, and no other reference exists, as `self` is borrowed mutably.
         unsafe { slice::from_raw_parts_mut(self.first(), self.range.len() / size_of::<T>()) }
     }
 }

@@ -138,7 +138,7 @@ impl Backend for HostBackend {
 
     fn mark_free(&mut self, block: Block, bytes: usize) {
         if self.options.is_checked {
-            // SAFETY: the block is `bytes` long and was just returned, so there is no other access.
+            // SAFETY: the block is `bytes` long and was just returned, so nothing else accesses it.
             unsafe { block.0.as_ptr().write_bytes(FREE, bytes) };
         }
     }

@@ -108,7 +108,7 @@ const fn service_tier() -> impl FieldType<Value = Priority> {
     ])
 }
 
-/// A number of tokens to generate; -1 is no limit. The context length is checked once the prompt is tokenized.
+/// A number of tokens to generate; -1 means unlimited. The context length is checked once the prompt is tokenized.
 pub(super) fn max_tokens() -> OptionalField<impl FieldType<Value = Tokens>, Option<Tokens>> {
     integer(1..=u32::MAX as usize).map(Tokens).optional().unset_at("-1")
 }

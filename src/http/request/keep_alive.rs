@@ -16,13 +16,13 @@ use super::{
 };
 use crate::{http::field_error::FieldError, job::KeepAlive};
 
-/// Longest time, about 30 years; -1 is no limit.
+/// Longest time, about 30 years; -1 means unlimited.
 const MAX_SECONDS: f64 = 1e9;
 
 /// Units of a duration, in seconds. A number without a unit is seconds.
 const UNITS: [(&str, f64); 5] = [("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0), ("", 1.0)];
 
-/// Seconds, or a duration such as `10m`; below 0 is no limit.
+/// Seconds, or a duration such as `10m`; below 0 means unlimited.
 pub(crate) fn keep_alive() -> impl FieldType<Value = KeepAlive> {
     let about = "Seconds, at most 1000000000, or a number with a unit (`ms`, `s`, `m`, `h`). A negative number keeps the \
                  model loaded without a limit.";
