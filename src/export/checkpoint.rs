@@ -102,8 +102,8 @@ pub enum CheckpointError {
     },
     /// There are only weights of another format.
     #[error(
-        "{}: only {file} is there, and weights are read from safetensors; take the revision or the original repository \
-         that has them",
+        "{}: only {file} is there, and the weights of a directory are read from safetensors; take the revision or the original \
+         repository that has them, or name a .gguf file itself as the base",
         dir.display()
     )]
     OtherFormat {
@@ -215,6 +215,11 @@ impl Checkpoint {
     /// Opens the checkpoint in `dir` and reads its headers.
     pub(super) fn open(dir: &Path) -> Result<Self, CheckpointError> {
         let (files, index) = open_files(dir)?;
+        Ok(Self { index, ..Self::of(dir, files)? })
+    }
+
+    /// The checkpoint whose tensors are in `files`; `dir` is its name in errors.
+    pub(super) fn of(dir: &Path, files: Vec<TensorFile>) -> Result<Self, CheckpointError> {
         let mut tensors: BTreeMap<String, TensorLocation> = BTreeMap::new();
         for (file, names) in files.iter().enumerate() {
             for name in names.names() {
@@ -225,7 +230,7 @@ impl Checkpoint {
                 }
             }
         }
-        Ok(Self { dir: dir.into(), index, files, tensors })
+        Ok(Self { dir: dir.into(), index: None, files, tensors })
     }
 
     /// Paths of its safetensors files and, if it has one, its index.

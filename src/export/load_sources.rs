@@ -10,10 +10,11 @@ use super::{
     architectures,
     blueprint::Blueprint,
     checkpoint::Checkpoint,
+    gguf::{Gguf, is_gguf},
     json_config::{JsonConfig, JsonConfigError},
     provenance::SourceFiles,
     random::RandomWeights,
-    tokenizer_files::TokenizerFiles,
+    tokenizer_files::{EmbeddedFiles, TokenizerFiles},
     weights::{Merged, Weights},
 };
 
@@ -71,9 +72,8 @@ impl LoadedSources {
     }
 
     fn open_checkpoint(base: &Path, adapters: &[AdapterSource]) -> Result<Self, ExportError> {
-        let config = JsonConfig::read(&base.join(CONFIG))?;
+        let Base { config, checkpoint, embedded } = Base::open(base)?;
         let blueprint = architectures::read(&config)?;
-        let checkpoint = Checkpoint::open(base)?;
         let mut skipped = checkpoint.check(&blueprint)?;
         let opened: Vec<Adapter> = adapters
             .iter()
@@ -81,10 +81,11 @@ impl LoadedSources {
             .collect::<Result<_, _>>()?;
         skipped.extend(opened.iter().flat_map(Adapter::buffers));
         let dirs: Vec<&Path> = adapters.iter().map(|adapter| &*adapter.dir).chain([base]).collect();
-        let tokenizer_files = TokenizerFiles::find(&dirs)?;
+        let tokenizer_files = TokenizerFiles::find(&dirs, embedded)?;
         let mut end_tokens = end_tokens(tokenizer_files.generation.as_ref(), &config)?;
         let beyond: Vec<u32> = end_tokens.extract_if(.., |id| *id as usize >= blueprint.dims.vocab).collect();
         let mut sources = SourceFiles::default();
+        // A GGUF file is its own configuration, and is hashed once.
         sources.add("base", [config.path().to_owned()].into_iter().chain(checkpoint.paths()));
         sources.add_named("base", beside(&tokenizer_files, base));
         for (number, (adapter, dir)) in opened.iter().zip(&dirs).enumerate() {
@@ -119,6 +120,32 @@ impl LoadedSources {
             skipped: Vec::new(),
             sources,
         })
+    }
+}
+
+/// A base model, open.
+struct Base {
+    config: JsonConfig,
+    checkpoint: Checkpoint,
+    /// The tokenizer and chat templates of a GGUF file.
+    embedded: Option<EmbeddedFiles>,
+}
+
+impl Base {
+    /// Opens a directory in Hugging Face's layout, or a GGUF file.
+    fn open(path: &Path) -> Result<Self, ExportError> {
+        if !is_gguf(path) {
+            let config = JsonConfig::read(&path.join(CONFIG))?;
+            return Ok(Self { config, checkpoint: Checkpoint::open(path)?, embedded: None });
+        }
+        let gguf = Gguf::open(path)?;
+        let embedded = EmbeddedFiles {
+            tokenizer: gguf.tokenizer(),
+            templates: gguf.templates()?,
+            generation: gguf.generation()?,
+        };
+        let config = gguf.config()?;
+        Ok(Self { config, checkpoint: Checkpoint::of(path, gguf.into_tensors())?, embedded: Some(embedded) })
     }
 }
 

@@ -1,9 +1,10 @@
-//! `eka export`: adapters, weight formats, damaged sources, full disks, kills.
+//! `eka export`: adapters, GGUF files, weight formats, damaged sources, full disks, kills.
 
 mod adapters;
 mod damage;
 mod disk;
 mod fuzz;
+mod gguf;
 mod kill;
 mod reproducible;
 mod weight_formats;
