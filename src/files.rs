@@ -37,34 +37,34 @@ pub fn open(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Reads the regular file at `path`, which may have `most` bytes.
+/// Reads the regular file at `path`, which may have `max` bytes.
 ///
 /// # Errors
 /// As [`open`], and [`io::ErrorKind::FileTooLarge`] when it is larger.
-pub fn read(path: &Path, most: Bytes) -> io::Result<Vec<u8>> {
-    let (file, length) = open_within(path, most)?;
+pub fn read(path: &Path, max: Bytes) -> io::Result<Vec<u8>> {
+    let (file, length) = open_within(path, max)?;
     let mut content = Vec::with_capacity(usize::try_from(length.0).unwrap_or(0));
     // The file may grow while it is read.
-    file.take(most.0.saturating_add(1)).read_to_end(&mut content)?;
-    if Bytes::from(content.len()) > most { Err(too_large("grown", most)) } else { Ok(content) }
+    file.take(max.0.saturating_add(1)).read_to_end(&mut content)?;
+    if Bytes::from(content.len()) > max { Err(too_large("grown", max)) } else { Ok(content) }
 }
 
-/// Checks that a regular file at `path` can be opened and has at most `most` bytes, without reading it.
+/// Checks that a regular file at `path` can be opened and has at most `max` bytes, without reading it.
 ///
 /// # Errors
 /// Those of [`read`].
-pub fn check(path: &Path, most: Bytes) -> io::Result<()> {
-    open_within(path, most).map(drop)
+pub fn check(path: &Path, max: Bytes) -> io::Result<()> {
+    open_within(path, max).map(drop)
 }
 
-fn open_within(path: &Path, most: Bytes) -> io::Result<(File, Bytes)> {
+fn open_within(path: &Path, max: Bytes) -> io::Result<(File, Bytes)> {
     let file = open(path)?;
     let length = Bytes(file.metadata()?.len());
-    if length > most { Err(too_large(&length.to_string(), most)) } else { Ok((file, length)) }
+    if length > max { Err(too_large(&length.to_string(), max)) } else { Ok((file, length)) }
 }
 
-fn too_large(found: &str, most: Bytes) -> io::Error {
-    io::Error::new(io::ErrorKind::FileTooLarge, format!("it has {found}, and at most {most} are read"))
+fn too_large(found: &str, max: Bytes) -> io::Error {
+    io::Error::new(io::ErrorKind::FileTooLarge, format!("it has {found}, and at most {max} are read"))
 }
 
 /// The length of the regular file at `path` and its SHA-256 in lower-case hexadecimal. `advance` is called with the length
@@ -95,12 +95,12 @@ pub fn hexadecimal(sum: Sha256) -> String {
     sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Reads the regular file at `path` as UTF-8; it may have `most` bytes.
+/// Reads the regular file at `path` as UTF-8; it may have `max` bytes.
 ///
 /// # Errors
 /// As [`read`], and [`io::ErrorKind::InvalidData`] when it is not UTF-8.
-pub fn read_text(path: &Path, most: Bytes) -> io::Result<String> {
-    String::from_utf8(read(path, most)?)
+pub fn read_text(path: &Path, max: Bytes) -> io::Result<String> {
+    String::from_utf8(read(path, max)?)
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8"))
 }
 

@@ -81,9 +81,9 @@ impl LocalModel {
         let metrics = Arc::new(Metrics::new());
         let (workers, supervision) = WorkerPool::new(vec![command], &metrics);
         tokio::spawn(supervision);
-        let most = text.card().context_length;
+        let max = text.card().context_length;
         Ok(Self {
-            context: config.engine.context_length.map_or(most, |n| most.min(n.0)),
+            context: config.engine.context_length.map_or(max, |n| max.min(n.0)),
             default_max_new: config.engine.default_max_new_tokens.0,
             text,
             workers,

@@ -378,9 +378,9 @@ fn failure_row(failure: &Failure) -> (StatusCode, &'static str) {
 
 /// Limits the length of text that an error quotes from the request.
 fn shortened(mut text: String) -> String {
-    const MOST: usize = 2_000;
-    if text.len() > MOST {
-        text.truncate(text.floor_char_boundary(MOST));
+    const MAX_BYTES: usize = 2_000;
+    if text.len() > MAX_BYTES {
+        text.truncate(text.floor_char_boundary(MAX_BYTES));
         text.push('…');
     }
     text

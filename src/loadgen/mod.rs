@@ -89,7 +89,7 @@ impl Asker {
     fn is_over(&self, number: u64, elapsed: Duration) -> bool {
         match self.until {
             Until::Requests(requests) => number >= requests,
-            Until::Elapsed(most) => elapsed >= most,
+            Until::Elapsed(max) => elapsed >= max,
         }
     }
 }

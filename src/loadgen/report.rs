@@ -48,7 +48,7 @@ fn write_table(out: &mut String, result: &LoadResult) -> fmt::Result {
     writeln!(
         out,
         "{:<20} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}",
-        "ms", "mean", "p50", "p90", "p99", "p99.9", "most"
+        "ms", "mean", "p50", "p90", "p99", "p99.9", "max"
     )?;
     for (name, wait) in WAITS {
         let wait = wait(result);

@@ -14,7 +14,7 @@ pub(super) type Wait = fn(&LoadResult) -> &Summary;
 const SCHEMA: u32 = 1;
 
 /// Upper bound of the histograms, in microseconds: one hour.
-const LONGEST_US: u64 = 3_600_000_000;
+const MAX_LATENCY_US: u64 = 3_600_000_000;
 
 /// Percentiles in the result file, enough to draw a curve.
 const PERCENTILES: [f64; 21] = [
@@ -131,7 +131,7 @@ struct Waits {
 
 impl Waits {
     fn new() -> Result<Self, hdrhistogram::CreationError> {
-        let histogram = || Histogram::new_with_bounds(1, LONGEST_US, 3);
+        let histogram = || Histogram::new_with_bounds(1, MAX_LATENCY_US, 3);
         Ok(Self { ttft: histogram()?, itl: histogram()?, tpot: histogram()?, e2e: histogram()? })
     }
 

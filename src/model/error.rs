@@ -111,7 +111,7 @@ pub enum IntegrityError {
     },
     /// It is shorter than what the graph reads of it.
     #[error(
-        "{}: truncated: {found} bytes, expected at least {least}; copy it again, or export the model \
+        "{}: truncated: {found} bytes, expected at least {min}; copy it again, or export the model \
          again",
         path.display()
     )]
@@ -121,7 +121,7 @@ pub enum IntegrityError {
         /// Its length.
         found: u64,
         /// The end of the last tensor in it.
-        least: u64,
+        min: u64,
     },
     /// Its length differs from the manifest's.
     #[error(

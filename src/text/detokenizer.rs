@@ -116,7 +116,7 @@ enum Source {
 
 impl Source {
     fn table(token_bytes: &TokenBytes) -> Self {
-        let strip = token_bytes.strip().map_or(0, |(_, most)| most);
+        let strip = token_bytes.strip().map_or(0, |(_, max)| max);
         Self::Table { utf8: Utf8::default(), at_start: true, strip }
     }
 
@@ -175,7 +175,7 @@ struct Stream {
 impl Stream {
     /// A character has at most four bytes. Incremental decoding that holds back more tokens than that waits for a
     /// character that will never be complete.
-    const MOST_HELD: usize = 4;
+    const MAX_HELD: usize = 4;
 
     fn push(&mut self, tokenizer: &Tokenizer, token: u32) -> String {
         // A token without text would count as one that is held back.
@@ -192,7 +192,7 @@ impl Stream {
         );
         match step {
             Ok(Some(fresh)) => without_replacements(&fresh),
-            Ok(None) if self.ids.len() - self.prefix_index.min(self.ids.len()) < Self::MOST_HELD => {
+            Ok(None) if self.ids.len() - self.prefix_index.min(self.ids.len()) < Self::MAX_HELD => {
                 String::new()
             }
             Ok(None) | Err(_) => self.flush(tokenizer),

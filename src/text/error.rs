@@ -87,11 +87,11 @@ pub enum TextError {
     },
     /// The chat template took more steps than any conversation should need.
     #[error(
-        "the model's chat template did not finish within {most} steps; send fewer or shorter messages, or a plain prompt"
+        "the model's chat template did not finish within {max} steps; send fewer or shorter messages, or a plain prompt"
     )]
     TemplateSteps {
         /// Steps that it may take.
-        most: u64,
+        max: u64,
     },
     /// The chat template needed more time, memory or nesting than one rendering may use, and its process was killed.
     #[error(
@@ -110,13 +110,13 @@ pub enum TextError {
     NoTable,
     /// Client error: a text has more tokens than the context length.
     #[error(
-        "this model's maximum context length is {most} tokens, but this text of {bytes} bytes has more; shorten the text"
+        "this model's maximum context length is {max} tokens, but this text of {bytes} bytes has more; shorten the text"
     )]
     TooLong {
         /// Its length.
         bytes: usize,
         /// Tokens that it may have.
-        most: usize,
+        max: usize,
     },
     /// The tokenizer failed on a text.
     #[error("the model's tokenizer cannot encode this text: {message}; send another text, or token ids")]

@@ -14,10 +14,10 @@ use super::{Conversation, Message, TextError, template::ChatTemplate};
 use crate::units::Bytes;
 
 /// Compiled templates that are kept: as many as a server is likely to have models in use.
-const MOST_COMPILED: usize = 8;
+const MAX_COMPILED: usize = 8;
 
 /// Longest text that a template may make: tens of times what the longest context holds, and short enough for a frame.
-const MOST_TEXT: Bytes = Bytes::mib(12);
+const MAX_TEXT: Bytes = Bytes::mib(12);
 
 /// A chat template's text, and the names under which it finds special tokens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,14 +86,14 @@ pub enum TemplateFault {
     /// It took too many steps.
     Steps {
         /// Steps that it may take.
-        most: u64,
+        max: u64,
     },
     /// Its text is too long for a prompt.
     TooLong {
         /// Length of its text.
         found: Bytes,
         /// Longest text that is read.
-        most: Bytes,
+        max: Bytes,
     },
 }
 
@@ -103,7 +103,7 @@ impl From<TextError> for TemplateFault {
             TextError::Messages { message } => Self::Refused { message },
             TextError::Template { message } => Self::Failed { message },
             TextError::TemplateUnsupported { message } => Self::Unsupported { message },
-            TextError::TemplateSteps { most } => Self::Steps { most },
+            TextError::TemplateSteps { max } => Self::Steps { max },
             other => Self::Failed { message: other.to_string() },
         }
     }
@@ -135,8 +135,8 @@ impl Renderer {
         let tools: Vec<Value> = parse(&request.tools)?;
         let text = self.compile(&request.template)?.render(&messages, &tools)?;
         let found = Bytes::from(text.len() + request.opening.len());
-        if found > MOST_TEXT {
-            return Err(TemplateFault::TooLong { found, most: MOST_TEXT });
+        if found > MAX_TEXT {
+            return Err(TemplateFault::TooLong { found, max: MAX_TEXT });
         }
         Ok(text + &request.opening)
     }
@@ -147,7 +147,7 @@ impl Renderer {
         } else {
             let template = ChatTemplate::compile(&source.text, source.tokens.clone());
             let template = template.map_err(|e| TemplateFault::Compile { message: e.to_string() })?;
-            self.compiled.truncate(MOST_COMPILED - 1);
+            self.compiled.truncate(MAX_COMPILED - 1);
             self.compiled.push_front((source.clone(), template));
         }
         let first = self.compiled.front().map(|(_, template)| template);

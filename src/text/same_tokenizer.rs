@@ -54,9 +54,9 @@ pub fn check_same_tokens(model_dir: &Path, draft_dir: &Path) -> Result<(), Token
     });
     let ((own, size), (other, vocabulary)) = (model?, draft?);
     let named = |tokenizer: &Tokenizer| tokenizer.get_vocab_size(true);
-    let most = [size, vocabulary, named(&own), named(&other)].into_iter().max().unwrap_or(0);
+    let max = [size, vocabulary, named(&own), named(&other)].into_iter().max().unwrap_or(0);
     let mut last = 0;
-    for id in (0_u32..).take(most) {
+    for id in (0_u32..).take(max) {
         let spelled = [&own, &other].map(|tokenizer| tokenizer.id_to_token(id));
         if spelled[0] != spelled[1] {
             let [own, other] = spelled.map(|token| token.map_or("none".into(), |token| format!("{token:?}")));

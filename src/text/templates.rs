@@ -103,9 +103,9 @@ impl TemplateFile {
             TemplateFault::Refused { message } => TextError::Messages { message },
             TemplateFault::Failed { message } => TextError::Template { message },
             TemplateFault::Unsupported { message } => TextError::TemplateUnsupported { message },
-            TemplateFault::Steps { most } => TextError::TemplateSteps { most },
-            TemplateFault::TooLong { found, most } => {
-                TextError::TemplateLimit { what: format!("made {found} of text, at most {most} are read,") }
+            TemplateFault::Steps { max } => TextError::TemplateSteps { max },
+            TemplateFault::TooLong { found, max } => {
+                TextError::TemplateLimit { what: format!("made {found} of text, at most {max} are read,") }
             }
         }
     }

@@ -55,8 +55,8 @@ impl Forward for Counted<'_> {
         self.timeline.rewind(length);
     }
 
-    fn begin(&mut self, tokens: &[u32], most: usize, salt: CacheSalt) -> usize {
-        self.timeline.begin(tokens, most, salt)
+    fn begin(&mut self, tokens: &[u32], max: usize, salt: CacheSalt) -> usize {
+        self.timeline.begin(tokens, max, salt)
     }
 
     fn reserve(&mut self, more: usize) -> Result<(), EngineError> {

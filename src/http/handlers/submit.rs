@@ -147,8 +147,8 @@ async fn prepare(
 }
 
 /// The job, and further ones that differ in id and seed only.
-fn variants(first: &Job, most: usize, mut new_id: impl FnMut() -> JobId) -> impl Iterator<Item = Job> {
-    let later = (1..most as u64).map(move |choice| {
+fn variants(first: &Job, max: usize, mut new_id: impl FnMut() -> JobId) -> impl Iterator<Item = Job> {
+    let later = (1..max as u64).map(move |choice| {
         let mut job = Job { id: new_id(), ..first.clone() };
         job.sampling.seed = job.sampling.seed.wrapping_add(choice);
         job

@@ -143,7 +143,7 @@ impl ChatTemplate {
 
 fn to_text_error(error: Error) -> TextError {
     if error.kind() == ErrorKind::OutOfFuel {
-        return TextError::TemplateSteps { most: FUEL };
+        return TextError::TemplateSteps { max: FUEL };
     }
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
     while let Some(e) = cause {

@@ -324,6 +324,6 @@ struct End {
 
 /// How many bytes at the end of `text` could be the beginning of `marker`.
 fn beginning(text: &str, marker: &str) -> usize {
-    let most = marker.len().saturating_sub(1).min(text.len());
-    (1..=most).rev().find(|length| text.as_bytes().ends_with(&marker.as_bytes()[..*length])).unwrap_or(0)
+    let max = marker.len().saturating_sub(1).min(text.len());
+    (1..=max).rev().find(|length| text.as_bytes().ends_with(&marker.as_bytes()[..*length])).unwrap_or(0)
 }
