@@ -1,16 +1,16 @@
 //! Bounded reads of regular files.
 //!
-//! Model directories, key files and settings come from elsewhere. A FIFO in place of a file makes `open` wait for ever, a
-//! Everything in eka that reads a whole
-//! file does it here: the file is opened without waiting, its type is checked on the descriptor and not on the path, which
-//! could be replaced in between, and at most a given number of bytes is read.
+//! Model directories, key files and settings come from elsewhere. Opening a FIFO in place of a file would wait for ever, and a
+//! device such as `/dev/zero` has no end. Therefore all code that reads a whole file does it here: the file is opened without
+//! waiting, its type is checked on the descriptor and not on the path, which could be replaced in between, and the number of
+//! bytes is limited.
 //!
 //! Symbolic links are followed: all of the Hugging Face cache consists of them.
 
 use std::{
     fs::{self, File, FileType},
     io::{self, Read},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use sha2::{Digest, Sha256};
@@ -114,6 +114,37 @@ pub fn optional<T>(read: io::Result<T>) -> io::Result<Option<T>> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e),
     }
+}
+
+/// A regular file in a directory.
+#[derive(Debug)]
+pub struct ListedFile {
+    /// Its name in the directory.
+    pub name: String,
+    /// The directory's path and the name.
+    pub path: PathBuf,
+    /// Size and times; those of the target if the name is a link.
+    pub metadata: fs::Metadata,
+}
+
+/// The regular files in `dir`, sorted by name. Links are followed; dangling ones are skipped, and so are files that are removed
+/// meanwhile.
+///
+/// # Errors
+/// When the directory cannot be read.
+pub fn list(dir: &Path) -> io::Result<Vec<ListedFile>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let (name, path) = (entry.file_name().to_string_lossy().into_owned(), entry.path());
+        if let Ok(metadata) = fs::metadata(&path)
+            && metadata.is_file()
+        {
+            files.push(ListedFile { name, path, metadata });
+        }
+    }
+    files.sort_by(|one, other| one.name.cmp(&other.name));
+    Ok(files)
 }
 
 /// The owner of a directory, or of the link to it, that is neither this user nor root. Such an owner can change the content.
@@ -258,6 +289,18 @@ mod tests {
         let sparse = dir.path().join("sparse");
         File::create(&sparse).unwrap().set_len(1 << 40).unwrap();
         read(&sparse, Bytes::mib(1)).unwrap_err();
+    }
+
+    #[test]
+    fn a_directory_lists_its_regular_files_and_links_to_them_by_name() {
+        let dir = directory();
+        fs::write(dir.path().join("a"), "1").unwrap();
+        fs::create_dir(dir.path().join("directory")).unwrap();
+        let listed = list(dir.path()).unwrap();
+        let sizes: Vec<_> = listed.iter().map(|file| (&*file.name, file.metadata.len())).collect();
+        assert_eq!(sizes, [("a", 1), ("file", 5), ("link", 5)]);
+        assert_eq!(listed[2].path, dir.path().join("link"));
+        list(&dir.path().join("gone")).unwrap_err();
     }
 
     #[test]

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::{
     job::{Constraint, Failure, Job, JobId},
-    text::{CallReader, Calls, Reading, ToolSupport},
+    text::{Calls, ToolCallParser, ToolCallParserOptions, ToolSupport},
 };
 
 const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo/base");
@@ -424,7 +424,8 @@ fn calls_that_a_grammar_allows_are_read_as_calls_and_keep_their_schemas() {
             for (model, seed) in [Random::demo(), Random::pieces()].iter().zip(0..) {
                 let (answer, ended, _) = model.go_on(&grammar, seed, Vec::new(), 300).unwrap();
                 let names = ["x", "y"].map(str::to_owned).into();
-                let mut reader = CallReader::new(Reading { format, names, single, opened: required });
+                let mut reader =
+                    ToolCallParser::new(ToolCallParserOptions { format, names, single, opened: required });
                 let text = model.text_so_far(&answer);
                 let mut told = reader.push(&text);
                 told.append(&reader.finish());

@@ -222,8 +222,8 @@ impl<'a, D: Forward> Run<'a, D> {
                 return Some(FinishReason::Cancelled);
             }
             if self.written >= self.job.max_new_tokens {
-                let is_cut = index + 1 < self.next.len();
-                return Some(if is_cut { FinishReason::Length } else { self.at_length() });
+                let is_truncated = index + 1 < self.next.len();
+                return Some(if is_truncated { FinishReason::Length } else { self.at_length() });
             }
         }
         self.next.is_empty().then_some(FinishReason::EndToken)

@@ -8,7 +8,7 @@ use plotters::{
     },
 };
 
-use super::result::{LoadResult, Wait};
+use super::result::{Latency, LoadResult};
 
 /// Size in pixels.
 const SIZE: (u32, u32) = (1000, 420);
@@ -116,7 +116,8 @@ fn nines(percentile: f64) -> f64 {
 }
 
 fn percentiles(area: &DrawingArea<SVGBackend<'_>, Shift>, runs: &[(String, &LoadResult)]) -> Drawn {
-    let waits: [(&str, Wait); 3] = [("TTFT", |r| &r.ttft_ms), ("ITL", |r| &r.itl_ms), ("E2E", |r| &r.e2e_ms)];
+    let waits: [(&str, Latency); 3] =
+        [("TTFT", |r| &r.ttft_ms), ("ITL", |r| &r.itl_ms), ("E2E", |r| &r.e2e_ms)];
     let all = runs.iter().flat_map(|(_, run)| waits.iter().flat_map(|(_, wait)| &wait(run).percentiles));
     let (min, max) = bounds(all.map(|(_, ms)| *ms))?;
     let mut chart = ChartBuilder::on(area)

@@ -92,7 +92,7 @@ pub enum IntegrityError {
     },
     /// The graph is not an ONNX model.
     #[error("{}: {source}; copy it again, or export the model again", path.display())]
-    Graph {
+    NotOnnx {
         /// The graph.
         path: PathBuf,
         /// Why.
@@ -115,7 +115,7 @@ pub enum IntegrityError {
          again",
         path.display()
     )]
-    CutOff {
+    Truncated {
         /// The file.
         path: PathBuf,
         /// Its length.
@@ -159,9 +159,9 @@ impl IntegrityError {
     pub fn path(&self) -> &Path {
         match self {
             Self::Read { path, .. }
-            | Self::Graph { path, .. }
+            | Self::NotOnnx { path, .. }
             | Self::Outside { path, .. }
-            | Self::CutOff { path, .. }
+            | Self::Truncated { path, .. }
             | Self::Size { path, .. }
             | Self::Hash { path, .. } => path,
         }

@@ -109,8 +109,8 @@ impl GraphFile {
 
 /// The files of weights that a graph names, with the least that each has.
 fn weights(path: &Path, content: &[u8]) -> Result<BTreeMap<String, u64>, IntegrityError> {
-    let externals =
-        external::externals(content).map_err(|source| IntegrityError::Graph { path: path.into(), source })?;
+    let externals = external::externals(content)
+        .map_err(|source| IntegrityError::NotOnnx { path: path.into(), source })?;
     let mut weights = BTreeMap::new();
     for external::External { location, end } in externals {
         if !external::is_within(&location) {

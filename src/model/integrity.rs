@@ -60,7 +60,7 @@ pub(super) fn check_sizes(
     for (location, min) in graph.weights() {
         let (path, found) = length(dir, location)?;
         if found < min {
-            return Err(IntegrityError::CutOff { path, found, min });
+            return Err(IntegrityError::Truncated { path, found, min });
         }
     }
     for record in in_scope(manifest, graph, scope) {

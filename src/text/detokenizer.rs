@@ -12,7 +12,7 @@ use super::{
     Text,
     stop_strings::{Chunk, StopStrings},
     token_bytes::{TokenBytes, visible},
-    utf8::{Utf8, push_real},
+    utf8::{Utf8Decoder, push_without_replacement},
 };
 
 /// Turns the token ids of one answer into text.
@@ -104,7 +104,7 @@ impl Detokenizer {
 enum Source {
     /// The table of the tokens' bytes.
     Table {
-        utf8: Utf8,
+        utf8: Utf8Decoder,
         /// The next token with text is the first.
         at_start: bool,
         /// Leading characters that may still be stripped.
@@ -117,7 +117,7 @@ enum Source {
 impl Source {
     fn table(token_bytes: &TokenBytes) -> Self {
         let strip = token_bytes.strip().map_or(0, |(_, max)| max);
-        Self::Table { utf8: Utf8::default(), at_start: true, strip }
+        Self::Table { utf8: Utf8Decoder::default(), at_start: true, strip }
     }
 
     fn push(&mut self, text: &Text, token: u32) -> String {
@@ -144,7 +144,7 @@ impl Source {
     fn finish(&mut self, text: &Text) -> String {
         match self {
             Self::Table { utf8, .. } => {
-                *utf8 = Utf8::default();
+                *utf8 = Utf8Decoder::default();
                 String::new()
             }
             Self::Stream(stream) => stream.flush(&text.tokenizer),
@@ -209,6 +209,6 @@ impl Stream {
 
 fn without_replacements(fresh: &str) -> String {
     let mut text = String::with_capacity(fresh.len());
-    push_real(fresh, &mut text);
+    push_without_replacement(fresh, &mut text);
     text
 }

@@ -40,7 +40,7 @@ pub struct RenderRequest {
     template: TemplateSource,
     messages: String,
     tools: String,
-    opening: String,
+    answer_prefix: String,
 }
 
 impl RenderRequest {
@@ -49,7 +49,7 @@ impl RenderRequest {
             template: template.clone(),
             messages: serde_json::json!(conversation.messages).to_string(),
             tools: serde_json::json!(conversation.tools).to_string(),
-            opening: conversation.opening.to_owned(),
+            answer_prefix: conversation.answer_prefix.to_owned(),
         }
     }
 
@@ -100,8 +100,8 @@ pub enum TemplateFault {
 impl From<TextError> for TemplateFault {
     fn from(error: TextError) -> Self {
         match error {
-            TextError::Messages { message } => Self::Refused { message },
-            TextError::Template { message } => Self::Failed { message },
+            TextError::TemplateRefused { message } => Self::Refused { message },
+            TextError::TemplateFailed { message } => Self::Failed { message },
             TextError::TemplateUnsupported { message } => Self::Unsupported { message },
             TextError::TemplateSteps { max } => Self::Steps { max },
             other => Self::Failed { message: other.to_string() },
@@ -134,11 +134,11 @@ impl Renderer {
         let messages: Vec<Message> = parse(&request.messages)?;
         let tools: Vec<Value> = parse(&request.tools)?;
         let text = self.compile(&request.template)?.render(&messages, &tools)?;
-        let found = Bytes::from(text.len() + request.opening.len());
+        let found = Bytes::from(text.len() + request.answer_prefix.len());
         if found > MAX_TEXT {
             return Err(TemplateFault::TooLong { found, max: MAX_TEXT });
         }
-        Ok(text + &request.opening)
+        Ok(text + &request.answer_prefix)
     }
 
     fn compile(&mut self, source: &TemplateSource) -> Result<&ChatTemplate, TemplateFault> {

@@ -100,8 +100,8 @@ impl TemplateFile {
             TemplateFault::Compile { message } => {
                 TextError::TemplateFile { path: self.path.clone(), message }
             }
-            TemplateFault::Refused { message } => TextError::Messages { message },
-            TemplateFault::Failed { message } => TextError::Template { message },
+            TemplateFault::Refused { message } => TextError::TemplateRefused { message },
+            TemplateFault::Failed { message } => TextError::TemplateFailed { message },
             TemplateFault::Unsupported { message } => TextError::TemplateUnsupported { message },
             TemplateFault::Steps { max } => TextError::TemplateSteps { max },
             TemplateFault::TooLong { found, max } => {

@@ -30,7 +30,7 @@ const PRIOR: f64 = 4.0;
 pub(super) struct CostModel {
     pub(super) passes: PassTimes,
     hit_rates: [HitRate; MATCH_CLASSES.len()],
-    /// Always drafts, whether that pays or not.
+    /// Always drafts, whether that pays or not; only tests set it.
     pub(super) is_eager: bool,
 }
 
@@ -50,6 +50,7 @@ impl Default for CostModel {
 
 impl CostModel {
     /// A model that always drafts.
+    #[cfg(any(debug_assertions, feature = "fault-injection"))]
     pub(super) fn eager() -> Self {
         Self { is_eager: true, ..Self::default() }
     }

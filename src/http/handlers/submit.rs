@@ -22,7 +22,7 @@ use crate::{
         state::AppState,
     },
     job::{Dry, Failure, Job, JobId, Priority, Readiness, Sampling, TraceLink},
-    text::{Reading, Text},
+    text::{Text, ToolCallParserOptions},
     units::Tokens,
 };
 
@@ -37,7 +37,7 @@ pub(crate) struct Origin {
 /// How the choices of a request are decoded.
 struct Decoding {
     stop: Vec<String>,
-    reading: Option<Reading>,
+    reading: Option<ToolCallParserOptions>,
     /// Constrained output is decoded without removing anything.
     is_verbatim: bool,
     wants_progress: bool,
