@@ -128,8 +128,8 @@ impl<'a, D: Forward> Run<'a, D> {
         let context = [&*self.job.prompt, &self.job.answer].concat();
         let total = context.len();
         // Log-probabilities of cached prompt tokens are not known.
-        let most = if self.job.cache_prompt && !self.scores_prompt() { total } else { 0 };
-        self.cached = model.begin(&context, most, self.job.cache_salt);
+        let max = if self.job.cache_prompt && !self.scores_prompt() { total } else { 0 };
+        self.cached = model.begin(&context, max, self.job.cache_salt);
         self.read = self.cached;
         model.reserve(total - self.read)?;
         // Emitted before anything is computed, so that no one takes these tokens for ones that were read that fast.
@@ -222,8 +222,8 @@ impl<'a, D: Forward> Run<'a, D> {
                 return Some(FinishReason::Cancelled);
             }
             if self.written >= self.job.max_new_tokens {
-                let is_cut = index + 1 < self.next.len();
-                return Some(if is_cut { FinishReason::Length } else { self.at_length() });
+                let is_truncated = index + 1 < self.next.len();
+                return Some(if is_truncated { FinishReason::Length } else { self.at_length() });
             }
         }
         self.next.is_empty().then_some(FinishReason::EndToken)

@@ -100,8 +100,8 @@ impl Executor {
     }
 
     /// Limits how many interactive jobs in a row may overtake a batch job.
-    pub fn limit_overtakes(&self, most: usize) {
-        self.shared.queue().limit_overtakes(most);
+    pub fn limit_overtakes(&self, max: usize) {
+        self.shared.queue().limit_overtakes(max);
     }
 
     /// Changes the limits. Waiting jobs stay.

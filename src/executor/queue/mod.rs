@@ -230,8 +230,8 @@ impl Queue {
         self.routing = Some(routing);
     }
 
-    pub(super) fn limit_overtakes(&mut self, most: usize) {
-        self.order.max_overtakes = most;
+    pub(super) fn limit_overtakes(&mut self, max: usize) {
+        self.order.max_overtakes = max;
     }
 
     /// The next job for a free slot: the one that is next, unless another free slot has its model loaded or it would need too many

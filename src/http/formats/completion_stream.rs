@@ -15,7 +15,7 @@ use crate::{
     executor::Ticket,
     http::middleware::access_log::RequestRecord,
     job::{self, Event, Failure, Finish, MemoryReport, Step, TokenLogprobs},
-    text::{AnswerDelta, Call, CallReader, Detokenizer, Reading, Text},
+    text::{AnswerDelta, Call, Detokenizer, Text, ToolCallParser, ToolCallParserOptions},
 };
 
 /// A choice that is being generated. Dropping it drops the ticket, which cancels the job.
@@ -37,7 +37,7 @@ pub(crate) struct CompletionStream {
     /// Receives the token counts when this is dropped, complete or not.
     record: Option<RequestRecord>,
     /// Parses tool calls; `None` without tools.
-    reader: Option<CallReader>,
+    reader: Option<ToolCallParser>,
     /// All text and calls so far.
     content: AnswerDelta,
 }
@@ -201,8 +201,8 @@ impl CompletionStream {
     }
 
     /// Parses tool calls out of the text.
-    pub(crate) fn with_calls(mut self, reading: Reading) -> Self {
-        self.reader = Some(CallReader::new(reading));
+    pub(crate) fn with_calls(mut self, reading: ToolCallParserOptions) -> Self {
+        self.reader = Some(ToolCallParser::new(reading));
         self
     }
 
@@ -276,7 +276,7 @@ impl CompletionStream {
         }
         let chunk = self.decoder.push(token);
         let content = self.read(chunk.text);
-        if chunk.stopped || self.reader.as_ref().is_some_and(CallReader::is_over) {
+        if chunk.stopped || self.reader.as_ref().is_some_and(ToolCallParser::is_over) {
             self.state = StreamState::Stopped;
             self.ticket.cancel();
         }
@@ -322,8 +322,8 @@ impl CompletionStream {
         let rest = self.delta(rest);
         let AnswerDelta { content, calls } = std::mem::take(&mut self.content);
         // A call that a stop string truncated must not be executed.
-        let is_cut = self.reader.as_ref().is_some_and(CallReader::is_cut);
-        let calls_tools = reason == FinishReason::Stop && !calls.is_empty() && !is_cut;
+        let is_truncated = self.reader.as_ref().is_some_and(ToolCallParser::is_truncated);
+        let calls_tools = reason == FinishReason::Stop && !calls.is_empty() && !is_truncated;
         let reason = if calls_tools { FinishReason::ToolCalls } else { reason };
         self.record.iter().for_each(|record| record.completed(reason.as_str()));
         FinishedChoice {

@@ -75,16 +75,16 @@ impl FieldType for StringType {
         if self.bytes.contains(&text.len()) {
             return Ok(text);
         }
-        let (least, most) = (self.bytes.start(), self.bytes.end());
-        Err(at.invalid(format!("has {} bytes; expected {least} to {most}", text.len())))
+        let (min, max) = (self.bytes.start(), self.bytes.end());
+        Err(at.invalid(format!("has {} bytes; expected {min} to {max}", text.len())))
     }
 
     fn schema(&self, _: &mut Schemas) -> RefOr<Schema> {
-        let (least, most) = (*self.bytes.start(), *self.bytes.end());
+        let (min, max) = (*self.bytes.start(), *self.bytes.end());
         ObjectBuilder::new()
             .schema_type(Type::String)
-            .min_length((least > 0).then_some(least))
-            .max_length((most < usize::MAX).then_some(most))
+            .min_length((min > 0).then_some(min))
+            .max_length((max < usize::MAX).then_some(max))
             .pattern(self.pattern)
             .into()
     }
@@ -151,19 +151,19 @@ fn widened(value: f32) -> Option<f64> {
 
 /// A whole number within a range.
 pub(crate) struct IntegerType<T> {
-    least: T,
+    min: T,
     /// `None` for no limit.
-    most: Option<T>,
+    max: Option<T>,
 }
 
 pub(crate) fn integer<T>(range: RangeInclusive<T>) -> IntegerType<T> {
-    let (least, most) = range.into_inner();
-    IntegerType { least, most: Some(most) }
+    let (min, max) = range.into_inner();
+    IntegerType { min, max: Some(max) }
 }
 
 /// A whole number without an upper limit.
-pub(crate) const fn integer_from<T>(least: T) -> IntegerType<T> {
-    IntegerType { least, most: None }
+pub(crate) const fn integer_from<T>(min: T) -> IntegerType<T> {
+    IntegerType { min, max: None }
 }
 
 /// An integer of Rust that a JSON number is read as.
@@ -178,11 +178,11 @@ impl<T: Integer> FieldType for IntegerType<T> {
     fn read(&self, value: Value, at: &Location) -> Result<T, FieldError> {
         let Value::Number(found) = &value else { return Err(at.wrong_type("a number", &value)) };
         let number = whole(found).and_then(|number| T::try_from(number).ok());
-        let fits = |number: &T| *number >= self.least && self.most.is_none_or(|most| *number <= most);
+        let fits = |number: &T| *number >= self.min && self.max.is_none_or(|max| *number <= max);
         number.filter(fits).ok_or_else(|| {
-            let range = match self.most {
-                Some(most) => format!("{} to {most}", self.least),
-                None => format!("whole numbers from {}", self.least),
+            let range = match self.max {
+                Some(max) => format!("{} to {max}", self.min),
+                None => format!("whole numbers from {}", self.min),
             };
             at.outside(found, range)
         })
@@ -192,8 +192,8 @@ impl<T: Integer> FieldType for IntegerType<T> {
         let limit = |limit: T| -> Option<i64> { limit.try_into().ok() };
         ObjectBuilder::new()
             .schema_type(Type::Integer)
-            .minimum(limit(self.least))
-            .maximum(self.most.and_then(limit))
+            .minimum(limit(self.min))
+            .maximum(self.max.and_then(limit))
             .into()
     }
 }
@@ -275,20 +275,20 @@ pub(super) fn check_count(
     items: &RangeInclusive<usize>,
     at: &Location,
 ) -> Result<(), FieldError> {
-    let (least, most) = (items.start(), items.end());
-    if found < *least {
-        return Err(at.invalid(format!("{found} items, at least {least}")));
+    let (min, max) = (items.start(), items.end());
+    if found < *min {
+        return Err(at.invalid(format!("{found} items, at least {min}")));
     }
-    if found > *most {
-        return Err(at.invalid(format!("{found} items, at most {most}")));
+    if found > *max {
+        return Err(at.invalid(format!("{found} items, at most {max}")));
     }
     Ok(())
 }
 
 /// The schema of an array with this number of items.
 pub(super) fn counted(array: ArrayBuilder, items: &RangeInclusive<usize>) -> RefOr<Schema> {
-    let (least, most) = (*items.start(), *items.end());
-    array.min_items((least > 0).then_some(least)).max_items((most < usize::MAX).then_some(most)).into()
+    let (min, max) = (*items.start(), *items.end());
+    array.min_items((min > 0).then_some(min)).max_items((max < usize::MAX).then_some(max)).into()
 }
 
 /// An object whose fields are not looked at.

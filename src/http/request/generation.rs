@@ -25,7 +25,7 @@ use crate::{
     executor::{Deadlines, Terms},
     http::field_error::FieldError,
     job::{KeepAlive, LogprobOptions, Priority, Sampling},
-    text::Reading,
+    text::ToolCallParserOptions,
     units::Tokens,
 };
 
@@ -148,7 +148,7 @@ pub(crate) struct GenerateParams {
     pub(crate) breakers: Vec<String>,
     pub(crate) constraint: Option<OutputConstraint>,
     /// How tool calls are read, where the answer may have any.
-    pub(crate) reading: Option<Reading>,
+    pub(crate) reading: Option<ToolCallParserOptions>,
     /// Fields of the request that the answer repeats.
     pub(crate) echoed: EchoedFields,
     /// How many answers to generate, one after another.

@@ -36,16 +36,16 @@ pub(crate) async fn tokenize(
     tokenize_within(state, text, prompt, state.context_length(text)).await
 }
 
-/// As [`tokenize`], with a limit of `most` tokens.
+/// As [`tokenize`], with a limit of `max` tokens.
 pub(crate) async fn tokenize_within(
     state: &AppState,
     text: &Arc<Text>,
     Untokenized { text: source, special }: Untokenized,
-    most: Tokens,
+    max: Tokens,
 ) -> Result<Vec<u32>, ApiError> {
     let (text, cost) = (Arc::clone(text), Cost::of_text(source.len()));
     let work = move || -> Result<_, TextError> {
-        text.check_length(&source, most.0)?;
+        text.check_length(&source, max.0)?;
         match special {
             Special::Added => text.encode(&source),
             Special::Written => text.encode_bare(&source),
