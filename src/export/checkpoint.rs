@@ -16,6 +16,7 @@ use super::{
     blueprint::{Blueprint, LmHead},
     json_config::{JsonConfig, JsonConfigError},
     param::Param,
+    quantize::Quantizer,
     tensors::{TensorFile, TensorsError},
 };
 use crate::files;
@@ -265,6 +266,17 @@ impl Checkpoint {
     pub(super) fn rows(&self, param: &Param, rows: Range<usize>) -> Result<Vec<f32>, CheckpointError> {
         let (file, name) = self.find(&param.name).ok_or_else(|| self.missing(param))?;
         Ok(file.read_param(name, param, rows)?)
+    }
+
+    /// The scales of rows of `param`, if it is stored in blocks that `quantizer` repacks.
+    pub(super) fn scales(
+        &self,
+        param: &Param,
+        rows: Range<usize>,
+        quantizer: Quantizer,
+    ) -> Result<Option<Vec<f32>>, CheckpointError> {
+        let (file, name) = self.find(&param.name).ok_or_else(|| self.missing(param))?;
+        Ok(file.read_scales(name, (param, rows), quantizer)?)
     }
 
     fn refuse_packed(&self) -> Result<(), CheckpointError> {

@@ -70,7 +70,9 @@ impl StoredType {
     pub(super) const fn block(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::BF16 => 1,
-            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 | Self::IQ4_NL | Self::MXFP4 => SMALL,
+            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 | Self::IQ4_NL | Self::MXFP4 => {
+                SMALL
+            }
             Self::Q2_K | Self::Q3_K | Self::Q4_K | Self::Q5_K | Self::Q6_K | Self::IQ4_XS => SUPER,
         }
     }
@@ -93,6 +95,11 @@ impl StoredType {
             Self::Q5_K => 176,
             Self::Q6_K => 210,
         }
+    }
+
+    /// The scales of blocks of [`Self::Q4_0`] and [`Self::Q8_0`], which begin with them.
+    pub(super) fn scales(self, bytes: &[u8]) -> Vec<f32> {
+        bytes.chunks_exact(self.block_bytes()).map(|block| half_at(block, 0)).collect()
     }
 
     /// Converts whole blocks to float32.
@@ -333,7 +340,11 @@ mod tests {
         let types: Vec<_> = (0..64).filter_map(StoredType::of_ggml).collect();
         assert_eq!(types.len(), 16);
         for stored in types {
-            assert_eq!(stored.widen(&vec![0; 3 * stored.block_bytes()]).len(), 3 * stored.block(), "{stored}");
+            assert_eq!(
+                stored.widen(&vec![0; 3 * stored.block_bytes()]).len(),
+                3 * stored.block(),
+                "{stored}"
+            );
         }
     }
 }

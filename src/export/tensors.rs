@@ -22,6 +22,7 @@ use serde::{
 use super::{
     param::{Param, Shape},
     positioned_io::PositionedFile,
+    quantize::Quantizer,
     stored_type::StoredType,
 };
 use crate::files;
@@ -233,11 +234,7 @@ impl TensorFile {
     }
 
     fn type_error(&self, tensor: &str, stored_type: &str) -> TensorsError {
-        TensorsError::Type {
-            path: self.path.clone(),
-            tensor: tensor.into(),
-            stored_type: stored_type.into(),
-        }
+        TensorsError::Type { path: self.path.clone(), tensor: tensor.into(), stored_type: stored_type.into() }
     }
 
     /// The error for a `tensor` that should have another shape.
@@ -269,10 +266,38 @@ impl TensorFile {
                 let columns = Columns { lines, of: param.stored_lines(), height: cols };
                 values.extend(self.read_columns(tensor, &columns)?);
             } else {
-                values.extend(self.read_rows(tensor, lines, cols)?);
+                for elements in self.elements(tensor, lines, cols) {
+                    values.extend(self.read(tensor, elements)?);
+                }
             }
         }
         Ok(values)
+    }
+
+    /// The scales of the blocks of `rows` of `param`, if the tensor has blocks that `quantizer` repacks.
+    pub(super) fn read_scales(
+        &self,
+        tensor: &str,
+        (param, rows): (&Param, Range<usize>),
+        quantizer: Quantizer,
+    ) -> Result<Option<Vec<f32>>, TensorsError> {
+        let stored =
+            self.tensors.get(tensor).and_then(|stored| Some((stored, *stored.stored_type.as_ref().ok()?)));
+        let Some((stored, stored_type)) = stored.filter(|(_, stored_type)| quantizer.repacks(*stored_type))
+        else {
+            return Ok(None);
+        };
+        if param.transposed || stored.offset != 0.0 {
+            return Ok(None);
+        }
+        let mut scales = Vec::new();
+        for lines in param.stored(rows) {
+            for elements in self.elements(tensor, lines, param.shape.cols()) {
+                let blocks = elements.start / stored_type.block()..elements.end / stored_type.block();
+                scales.extend(stored_type.scales(&self.read_blocks(stored, stored_type, blocks)?));
+            }
+        }
+        Ok(Some(scales))
     }
 
     /// Some columns of a matrix, one after the other.
@@ -289,17 +314,13 @@ impl TensorFile {
         Ok(values)
     }
 
-    /// Some rows of `cols` numbers, in the checkpoint's order.
-    fn read_rows(&self, tensor: &str, rows: Range<usize>, cols: usize) -> Result<Vec<f32>, TensorsError> {
+    /// Where some rows of `cols` numbers are, in the checkpoint's order.
+    fn elements(&self, tensor: &str, rows: Range<usize>, cols: usize) -> Vec<Range<usize>> {
         let order = self.tensors.get(tensor).map(|stored| stored.row_order).unwrap_or_default();
         if order == RowOrder::Checkpoint {
-            return self.read(tensor, rows.start * cols..rows.end * cols);
+            return std::iter::once(rows.start * cols..rows.end * cols).collect();
         }
-        let mut values = Vec::with_capacity(rows.len() * cols);
-        for row in rows.map(|row| order.stored(row)) {
-            values.extend(self.read(tensor, row * cols..(row + 1) * cols)?);
-        }
-        Ok(values)
+        rows.map(|row| order.stored(row)).map(|row| row * cols..(row + 1) * cols).collect()
     }
 
     /// Reads elements `range` of `tensor`, in row-major order, as float32.
@@ -311,21 +332,32 @@ impl TensorFile {
             return Err(failed(io::ErrorKind::NotFound.into()));
         };
         let stored_type = *stored.stored_type.as_ref().map_err(|name| self.type_error(tensor, name))?;
-        let (block, block_bytes) = (stored_type.block(), stored_type.block_bytes());
+        let block = stored_type.block();
         let blocks = range.start / block..range.end.div_ceil(block);
-        if (blocks.end as u64).saturating_mul(block_bytes as u64) > stored.bytes {
-            return Err(failed(io::ErrorKind::UnexpectedEof.into()));
-        }
-        let mut bytes = vec![0; blocks.len() * block_bytes];
-        let offset = stored.start + (blocks.start * block_bytes) as u64;
-        self.file.read_exact_at(&mut bytes, offset).map_err(failed)?;
-        let mut values = stored_type.widen(&bytes);
+        let mut values = stored_type.widen(&self.read_blocks(stored, stored_type, blocks.clone())?);
         values.truncate(range.end - blocks.start * block);
         values.drain(..range.start - blocks.start * block);
         if stored.offset != 0.0 {
             values.iter_mut().for_each(|value| *value -= stored.offset);
         }
         Ok(values)
+    }
+
+    fn read_blocks(
+        &self,
+        stored: &StoredTensor,
+        stored_type: StoredType,
+        blocks: Range<usize>,
+    ) -> Result<Vec<u8>, TensorsError> {
+        let failed = |source| TensorsError::Read { path: self.path.clone(), source };
+        let block_bytes = stored_type.block_bytes();
+        if (blocks.end as u64).saturating_mul(block_bytes as u64) > stored.bytes {
+            return Err(failed(io::ErrorKind::UnexpectedEof.into()));
+        }
+        let mut bytes = vec![0; blocks.len() * block_bytes];
+        let offset = stored.start + (blocks.start * block_bytes) as u64;
+        self.file.read_exact_at(&mut bytes, offset).map_err(failed)?;
+        Ok(bytes)
     }
 }
 

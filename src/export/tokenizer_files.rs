@@ -90,10 +90,7 @@ pub(super) struct TokenizerFiles {
 
 impl TokenizerFiles {
     /// Looks in `dirs`, the first that has a file wins; what none has is taken from `embedded`.
-    pub(super) fn find(
-        dirs: &[&Path],
-        embedded: Option<EmbeddedFiles>,
-    ) -> Result<Self, TokenizerFilesError> {
+    pub(super) fn find(dirs: &[&Path], embedded: Option<EmbeddedFiles>) -> Result<Self, TokenizerFilesError> {
         let first = |name: &'static str| dirs.iter().find_map(|dir| file(dir, name));
         let tokenizer = first(TOKENIZER);
         if tokenizer.is_none() && embedded.is_none() {

@@ -57,12 +57,13 @@ const MODULES: [(&str, &str); 11] = [
 ];
 
 /// Hyperparameters that are read here, or that change nothing: the vocabulary's size is that of the embedding.
-const KNOWN: [&str; 22] = [
+const KNOWN: [&str; 23] = [
     "attention.head_count",
     "attention.head_count_kv",
     "attention.key_length",
     "attention.layer_norm_rms_epsilon",
     "attention.sliding_window",
+    "attention.sliding_window_pattern",
     "attention.value_length",
     "attn_logit_softcapping",
     "block_count",
@@ -192,6 +193,12 @@ impl Architecture {
         {
             set("sliding_window", json!(window));
         }
+        if let Some(windows) = metadata.flags("attention.sliding_window_pattern")? {
+            let name = |is_window| if is_window { "sliding_attention" } else { "full_attention" };
+            set("layer_types", windows.into_iter().map(name).collect());
+        } else if let Some(every) = metadata.size("attention.sliding_window_pattern")? {
+            set("sliding_window_pattern", json!(every));
+        }
         if matches!(self.name, "gemma2" | "gemma3") {
             set("query_pre_attn_scalar", json!(self.score_divisor(metadata, hidden / heads, head_dim)?));
             set("attn_logit_softcapping", json!(metadata.float("attn_logit_softcapping")?));
@@ -282,14 +289,19 @@ mod tests {
             let known = ARCHITECTURES.into_iter().find(|known| known.name == architecture).unwrap();
             known.checkpoint_name(tensor)
         };
-        assert_eq!(name("llama", "blk.3.ffn_norm.weight").unwrap(), "model.layers.3.post_attention_layernorm.weight");
+        assert_eq!(
+            name("llama", "blk.3.ffn_norm.weight").unwrap(),
+            "model.layers.3.post_attention_layernorm.weight"
+        );
         assert_eq!(
             name("gemma2", "blk.3.ffn_norm.weight").unwrap(),
             "model.layers.3.pre_feedforward_layernorm.weight"
         );
         assert_eq!(name("phi3", "blk.0.ffn_up.weight").unwrap(), "model.layers.0.mlp.gate_up_proj.weight");
         assert_eq!(name("qwen2", "blk.0.attn_q.bias").unwrap(), "model.layers.0.self_attn.q_proj.bias");
-        for tensor in ["blk.0.ffn_gate_exps.weight", "blk.x.attn_q.weight", "blk.0.attn_q.scale", "rope_freqs.weight"] {
+        for tensor in
+            ["blk.0.ffn_gate_exps.weight", "blk.x.attn_q.weight", "blk.0.attn_q.scale", "rope_freqs.weight"]
+        {
             assert_eq!(name("llama", tensor), None, "{tensor}");
         }
     }

@@ -43,6 +43,21 @@ impl Metadata {
         self.required(&self.key(name), "a whole number, or a list of equal ones", Value::as_size)
     }
 
+    /// A hyperparameter that is a list of truth values, one for each layer.
+    pub(super) fn flags(&self, name: &str) -> Result<Option<Vec<bool>>, GgufError> {
+        let is_list = |value: &Value| matches!(value, Value::Numbers(_));
+        let key = self.key(name);
+        if !self.values.get(&key).is_some_and(is_list) {
+            return Ok(None);
+        }
+        self.optional(&key, "a list of true and false", |value| match value {
+            Value::Numbers(flags) => {
+                flags.iter().map(|flag| (*flag == 0.0 || *flag == 1.0).then_some(*flag == 1.0)).collect()
+            }
+            _ => None,
+        })
+    }
+
     /// A hyperparameter that is a number.
     pub(super) fn float(&self, name: &str) -> Result<Option<f64>, GgufError> {
         self.optional(&self.key(name), "a number", Value::as_float)
@@ -88,7 +103,12 @@ impl Metadata {
     }
 
     /// The error for a hyperparameter whose value is not supported.
-    pub(super) fn unsupported(&self, key: &str, value: impl ToString, supported: impl Into<String>) -> GgufError {
+    pub(super) fn unsupported(
+        &self,
+        key: &str,
+        value: impl ToString,
+        supported: impl Into<String>,
+    ) -> GgufError {
         GgufError::Unsupported {
             path: self.path.clone(),
             key: key.into(),

@@ -146,7 +146,8 @@ fn other_parts(first: &Header) -> Result<Vec<(File, Header)>, GgufError> {
         let start = name.strip_suffix(&format!("-{:05}-of-{count:05}.gguf", own + 1))?;
         Some(path.with_file_name(format!("{start}-{part:05}-of-{count:05}.gguf")))
     };
-    let missing = |missing| GgufError::MissingPart { path: path.clone(), part: own + 1, parts: count, missing };
+    let missing =
+        |missing| GgufError::MissingPart { path: path.clone(), part: own + 1, parts: count, missing };
     if own != 0 {
         // Only the first part has the metadata.
         return Err(missing(part_path(1).unwrap_or_default()));
@@ -163,7 +164,8 @@ fn shapes(metadata: &Metadata, tensors: &BTreeMap<String, TensorEntry>) -> Resul
     const TABLE: &str = "token_embd.weight";
     let table = tensors.get(TABLE).and_then(|entry| entry.shape.first());
     Ok(Shapes {
-        vocab: *table.ok_or_else(|| metadata.wrong(&format!("tensor {TABLE}"), "missing", "the embedding"))?,
+        vocab: *table
+            .ok_or_else(|| metadata.wrong(&format!("tensor {TABLE}"), "missing", "the embedding"))?,
         has_head: tensors.contains_key("output.weight"),
         has_attention_bias: tensors.contains_key("blk.0.attn_q.bias"),
         has_mlp_bias: tensors.contains_key("blk.0.ffn_up.bias"),

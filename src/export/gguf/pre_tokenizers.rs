@@ -17,7 +17,10 @@ pub(super) struct Splitting {
 
 /// Names, and how they split.
 const NAMES: [(&[&str], Rule); 9] = [
-    (&["gpt-2", "phi-2", "mpt", "jais", "gigachat", "a.x-4.0", "mellum", "trillion", "granite-docling"], Rule::Gpt2),
+    (
+        &["gpt-2", "phi-2", "mpt", "jais", "gigachat", "a.x-4.0", "mellum", "trillion", "granite-docling"],
+        Rule::Gpt2,
+    ),
     (&["olmo"], Rule::Gpt2Nfc),
     (
         &["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2"],
@@ -37,7 +40,10 @@ const NAMES: [(&[&str], Rule); 9] = [
         Rule::Regex { pattern: QWEN_2, nfc: false, ignore_merges: false, adds_bos: false },
     ),
     (&["tekken"], Rule::Regex { pattern: TEKKEN, nfc: false, ignore_merges: true, adds_bos: false }),
-    (&["gpt-4o", "llama4"], Rule::Regex { pattern: GPT_4O, nfc: false, ignore_merges: false, adds_bos: false }),
+    (
+        &["gpt-4o", "llama4"],
+        Rule::Regex { pattern: GPT_4O, nfc: false, ignore_merges: false, adds_bos: false },
+    ),
 ];
 
 #[derive(Clone, Copy)]
@@ -63,14 +69,15 @@ const GPT_4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}
 /// How the tokenizer called `name` splits, if it is known.
 pub(super) fn splitting(name: &str) -> Option<Splitting> {
     let rule = NAMES.iter().find(|(names, _)| names.contains(&name))?.1;
-    let byte_level = |use_regex: bool| {
-        json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex })
-    };
-    let sequence = |first: Value, use_regex| {
-        json!({ "type": "Sequence", "pretokenizers": [first, byte_level(use_regex)] })
-    };
+    let byte_level = |use_regex: bool| json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex });
+    let sequence = |first: Value, use_regex| json!({ "type": "Sequence", "pretokenizers": [first, byte_level(use_regex)] });
     let nfc = json!({ "type": "NFC" });
-    let plain = |normalizer, pre_tokenizer| Splitting { normalizer, pre_tokenizer, ignore_merges: false, adds_bos: false };
+    let plain = |normalizer, pre_tokenizer| Splitting {
+        normalizer,
+        pre_tokenizer,
+        ignore_merges: false,
+        adds_bos: false,
+    };
     Some(match rule {
         Rule::Gpt2 => plain(Value::Null, byte_level(true)),
         Rule::Gpt2Nfc => plain(nfc, byte_level(true)),

@@ -150,7 +150,9 @@ impl<R: Read> Reader<'_, R> {
     /// Checks that `bytes` more are there.
     fn expect(&self, bytes: u64) -> Result<(), GgufError> {
         if bytes > self.left {
-            return Err(self.damaged(format!("the header goes on for {bytes} bytes, and {} are left", self.left)));
+            return Err(
+                self.damaged(format!("the header goes on for {bytes} bytes, and {} are left", self.left))
+            );
         }
         Ok(())
     }
@@ -237,7 +239,9 @@ impl<R: Read> Reader<'_, R> {
     fn list(&mut self) -> Result<Value, GgufError> {
         let (kind, count) = (self.u32()?, self.u64()?);
         if count > MAX_ELEMENTS {
-            return Err(self.damaged(format!("a list of {count} values; at most {MAX_ELEMENTS} are possible")));
+            return Err(
+                self.damaged(format!("a list of {count} values; at most {MAX_ELEMENTS} are possible"))
+            );
         }
         if kind == 8 {
             return (0..count).map(|_| self.text()).collect::<Result<_, _>>().map(Value::Texts);
@@ -252,12 +256,16 @@ impl<R: Read> Reader<'_, R> {
         let name = self.name()?;
         let dimensions = self.u32()?;
         if !(1..=MAX_DIMENSIONS).contains(&dimensions) {
-            return Err(self.damaged(format!("{name} has {dimensions} dimensions, expected 1 to {MAX_DIMENSIONS}")));
+            return Err(
+                self.damaged(format!("{name} has {dimensions} dimensions, expected 1 to {MAX_DIMENSIONS}"))
+            );
         }
         let mut shape = Vec::new();
         for _ in 0..dimensions {
             let size = self.u64()?;
-            shape.push(usize::try_from(size).map_err(|_| self.damaged(format!("{name} has a size of {size}")))?);
+            shape.push(
+                usize::try_from(size).map_err(|_| self.damaged(format!("{name} has a size of {size}")))?,
+            );
         }
         let number = self.u32()?;
         let Some(stored_type) = StoredType::of_ggml(number) else {
@@ -271,7 +279,9 @@ impl<R: Read> Reader<'_, R> {
         let row = shape[0];
         if !row.is_multiple_of(stored_type.block()) {
             let block = stored_type.block();
-            return Err(self.damaged(format!("{name} has rows of {row}, expected a multiple of {block} for {stored_type}")));
+            return Err(self.damaged(format!(
+                "{name} has rows of {row}, expected a multiple of {block} for {stored_type}"
+            )));
         }
         let elements = shape.iter().try_fold(1u64, |product, size| product.checked_mul(*size as u64));
         let bytes = elements

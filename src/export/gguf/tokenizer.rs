@@ -99,15 +99,24 @@ struct Vocabulary<'a> {
 impl<'a> Vocabulary<'a> {
     fn read(metadata: &'a Metadata) -> Result<Self, GgufError> {
         let tokens = metadata.tokenizer_texts("tokens")?;
-        let tokens = tokens.ok_or_else(|| metadata.wrong("tokenizer.ggml.tokens", "missing", "a list of strings"))?;
+        let tokens =
+            tokens.ok_or_else(|| metadata.wrong("tokenizer.ggml.tokens", "missing", "a list of strings"))?;
         let types = metadata.tokenizer_numbers("token_type")?.unwrap_or_default();
         if !types.is_empty() && types.len() != tokens.len() {
             let expected = format!("one number for each of {} tokens", tokens.len());
-            return Err(metadata.wrong("tokenizer.ggml.token_type", format!("a list of {}", types.len()), &expected));
+            return Err(metadata.wrong(
+                "tokenizer.ggml.token_type",
+                format!("a list of {}", types.len()),
+                &expected,
+            ));
         }
         if let Some(token) = tokens.iter().find(|token| token.len() > MAX_TOKEN) {
             let found = format!("a list with a token of {} bytes", token.len());
-            return Err(metadata.wrong("tokenizer.ggml.tokens", found, &format!("at most {MAX_TOKEN} bytes each")));
+            return Err(metadata.wrong(
+                "tokenizer.ggml.tokens",
+                found,
+                &format!("at most {MAX_TOKEN} bytes each"),
+            ));
         }
         Ok(Self { tokens, types })
     }
@@ -142,9 +151,10 @@ impl<'a> Vocabulary<'a> {
 
     /// Tokens that are found in text before anything else.
     fn added(&self) -> Value {
-        let added = self.tokens.iter().enumerate().filter(|(id, _)| {
-            self.is(*id, CONTROL) || self.is(*id, USER_DEFINED) || self.is(*id, UNKNOWN)
-        });
+        let added =
+            self.tokens.iter().enumerate().filter(|(id, _)| {
+                self.is(*id, CONTROL) || self.is(*id, USER_DEFINED) || self.is(*id, UNKNOWN)
+            });
         let entry = |(id, token)| {
             let special = !self.is(id, USER_DEFINED);
             json!({
@@ -178,11 +188,18 @@ fn byte_level(metadata: &Metadata, vocabulary: &Vocabulary) -> Result<(Value, bo
     let Splitting { normalizer, pre_tokenizer, ignore_merges, adds_bos } =
         splitting.ok_or_else(|| metadata.unsupported(PRE, name, pre_tokenizers::known()))?;
     let merges = metadata.tokenizer_texts("merges")?;
-    let merges = merges.ok_or_else(|| metadata.wrong("tokenizer.ggml.merges", "missing", "a list of strings"))?;
+    let merges =
+        merges.ok_or_else(|| metadata.wrong("tokenizer.ggml.merges", "missing", "a list of strings"))?;
     let mut pairs = Vec::with_capacity(merges.len());
     for merge in merges {
         let pair = merge.split_once(' ').filter(|(left, right)| !left.is_empty() && !right.is_empty());
-        let wrong = || metadata.wrong("tokenizer.ggml.merges", format!("a list with {merge:?}"), "two tokens and a space each");
+        let wrong = || {
+            metadata.wrong(
+                "tokenizer.ggml.merges",
+                format!("a list with {merge:?}"),
+                "two tokens and a space each",
+            )
+        };
         pairs.push(pair.ok_or_else(wrong)?);
     }
     let tokenizer = json!({
@@ -206,7 +223,8 @@ fn sentence_piece(metadata: &Metadata, vocabulary: &Vocabulary) -> Result<Value,
     let unknown = vocabulary.special(metadata, "unknown_token_id")?.map(|(_, token)| token);
     let ids = vocabulary.ids(metadata)?;
     let merges = merges(vocabulary.tokens, scores, &ids);
-    let replace = |from: &str, to: &str| json!({ "type": "Replace", "pattern": { "String": from }, "content": to });
+    let replace =
+        |from: &str, to: &str| json!({ "type": "Replace", "pattern": { "String": from }, "content": to });
     let prefix = adds_space.then(|| json!({ "type": "Prepend", "prepend": "▁" }));
     let normalizers: Vec<_> = prefix.into_iter().chain([replace(" ", "▁")]).collect();
     let strip = adds_space.then(|| json!({ "type": "Strip", "content": " ", "start": 1, "stop": 0 }));
@@ -226,9 +244,8 @@ fn merges<'a>(tokens: &'a [String], scores: &[f64], ids: &Map<String, Value>) ->
     let mut merges = Vec::new();
     for (token, score) in tokens.iter().zip(scores) {
         let cuts = token.char_indices().skip(1).map(|(at, _)| token.split_at(at));
-        let mut pairs: Vec<_> = cuts
-            .filter_map(|(left, right)| Some(((id(left)?, id(right)?), (left, right), *score)))
-            .collect();
+        let mut pairs: Vec<_> =
+            cuts.filter_map(|(left, right)| Some(((id(left)?, id(right)?), (left, right), *score))).collect();
         pairs.sort_by_key(|(ids, ..)| *ids);
         merges.extend(pairs);
     }
@@ -256,7 +273,9 @@ fn template([before, after]: [Option<(usize, &str)>; 2]) -> Value {
     if before.is_none() && after.is_none() {
         return Value::Null;
     }
-    let special = |token: Option<(usize, &str)>| token.map(|(_, text)| json!({ "SpecialToken": { "id": text, "type_id": 0 } }));
+    let special = |token: Option<(usize, &str)>| {
+        token.map(|(_, text)| json!({ "SpecialToken": { "id": text, "type_id": 0 } }))
+    };
     let sequence = |id: &str| Some(json!({ "Sequence": { "id": id, "type_id": 0 } }));
     let all = |parts: Vec<Option<Value>>| parts.into_iter().flatten().collect::<Vec<_>>();
     let tokens: Map<_, _> = [before, after]
