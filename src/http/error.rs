@@ -100,8 +100,6 @@ pub(crate) enum ApiError {
     OriginNotAllowed,
     #[error("rate limit of {whose} exceeded ({limit} {what} per minute); retry in {} s", whole_seconds(*wait))]
     RateLimited { whose: &'static str, what: &'static str, limit: u32, wait: Duration },
-    #[error("the prompt is empty; send at least one token")]
-    EmptyPrompt,
     // OpenAI's wording: LiteLLM, LangChain and others look for "maximum context length is" to shorten a conversation or to
     // choose another model.
     #[error(
@@ -156,7 +154,6 @@ impl ApiError {
             Self::ModelNotAllowed { .. } => (S::FORBIDDEN, "model_not_allowed"),
             Self::OriginNotAllowed => (S::FORBIDDEN, "origin_not_allowed"),
             Self::RateLimited { .. } => (S::TOO_MANY_REQUESTS, "rate_limit_exceeded"),
-            Self::EmptyPrompt => (S::BAD_REQUEST, "empty_prompt"),
             Self::NoRoom { .. } => (S::BAD_REQUEST, "context_length_exceeded"),
             Self::Constraint { .. } => (S::BAD_REQUEST, "invalid_constraint"),
             Self::Sandbox(SandboxError::Busy) => (S::TOO_MANY_REQUESTS, "preparation_busy"),
@@ -197,7 +194,6 @@ impl ApiError {
             Self::ModelNotFound { .. } | Self::ModelUnavailable(_) | Self::ModelNotAllowed { .. } => {
                 Some("model")
             }
-            Self::EmptyPrompt => Some("prompt"),
             Self::SavedPromptNotFound { .. } | Self::Failure(Failure::SavedPrompt { .. }) => Some("name"),
             Self::Constraint { param, .. } => Some(param),
             Self::Text(TextError::NoTable | TextError::TooLong { .. } | TextError::Encode { .. }) => None,
@@ -405,7 +401,7 @@ mod tests {
     fn errors_that_the_client_can_fix_are_never_server_errors() {
         let prompt = Tokens(9);
         let fixable: [ApiError; 4] = [
-            ApiError::EmptyPrompt,
+            FieldError::EmptyPrompt { param: "prompt".into() }.into(),
             TextError::NoTemplate { id: "base".into() }.into(),
             Failure::Context { prompt, max_new: prompt, capacity: prompt }.into(),
             Failure::UnknownToken { id: 9, vocabulary: 4 }.into(),

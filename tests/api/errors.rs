@@ -148,7 +148,7 @@ async fn wrong_types_and_values_are_reported_with_their_path() {
 }
 
 #[tokio::test]
-async fn invalid_prompts_and_messages_are_rejected() {
+async fn invalid_prompts_and_messages_are_refused() {
     let server = Server::start(ServerOptions::default());
     for (prompt, code, param) in [
         (json!({}), "invalid_type", "prompt"),
@@ -193,7 +193,7 @@ async fn invalid_prompts_and_messages_are_rejected() {
 }
 
 #[tokio::test]
-async fn a_request_longer_than_the_context_is_rejected_before_queueing() {
+async fn a_request_longer_than_the_context_is_refused_before_queueing() {
     let server = Server::start(ServerOptions::default());
     let prompt = vec![20; 200];
     let (status, answer) = server.ask(NATIVE, &json!({ "prompt": prompt, "max_new_tokens": 57 })).await;

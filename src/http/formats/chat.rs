@@ -9,7 +9,7 @@ use super::{
     completion_stream::{Delta, FinishReason, FinishedChoice, Progress},
     format::{ApiFormat, CompletionHead, ResponseMeta, to_json},
     logprobs::{ChatLogprobs, ScoredToken},
-    sse::Frame,
+    sse::SseEvents,
     usage::{CompletionTail, Timings, Usage},
 };
 use crate::{http::request::chat::ChatRequest, text::Call};
@@ -212,29 +212,29 @@ impl ApiFormat for Chat {
         })
     }
 
-    fn progress(&mut self, progress: Progress, out: &mut Frame) {
+    fn progress(&mut self, progress: Progress, out: &mut SseEvents) {
         out.push(&self.chunk_without_choice(progress.into()));
     }
 
-    fn opening(&mut self, choice: usize, out: &mut Frame) {
+    fn opening(&mut self, choice: usize, out: &mut SseEvents) {
         let delta = MessageDelta { role: Some("assistant"), content: Some(""), tool_calls: None };
         let choice = ChatChoiceDelta { index: choice, delta, logprobs: None, finish_reason: None };
         out.push(&self.chunk(choice, None));
     }
 
-    fn delta(&mut self, choice: usize, delta: &Delta, out: &mut Frame) {
+    fn delta(&mut self, choice: usize, delta: &Delta, out: &mut SseEvents) {
         let logprobs = self.logprobs(&delta.scored);
         let delta = ChatChoiceDelta { index: choice, delta: delta.into(), logprobs, finish_reason: None };
         out.push(&self.chunk(delta, None));
     }
 
-    fn closing(&mut self, choice: usize, finished: &FinishedChoice, out: &mut Frame) {
+    fn closing(&mut self, choice: usize, finished: &FinishedChoice, out: &mut SseEvents) {
         let (delta, finish_reason) = (MessageDelta::default(), Some(finished.reason));
         let last = ChatChoiceDelta { index: choice, delta, logprobs: None, finish_reason };
         out.push(&self.chunk(last, Some(Timings::of(slice::from_ref(finished)))));
     }
 
-    fn end(&mut self, choices: &[FinishedChoice], out: &mut Frame) {
+    fn end(&mut self, choices: &[FinishedChoice], out: &mut SseEvents) {
         if self.0.include_usage {
             out.push(&self.chunk_without_choice(CompletionTail::usage(choices)));
         }

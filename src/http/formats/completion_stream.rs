@@ -64,6 +64,8 @@ struct Scores {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum StreamState {
     Generating,
+    /// The answer has only its prompt; tokens are dropped.
+    PromptOnly,
     /// A stop string is complete, and the job was cancelled.
     Stopped,
 }
@@ -220,6 +222,12 @@ impl CompletionStream {
         self
     }
 
+    /// Ends the answer after its echoed prompt.
+    pub(crate) fn without_answer(mut self) -> Self {
+        self.state = StreamState::PromptOnly;
+        self
+    }
+
     /// The next update. Cancel safe.
     pub(crate) async fn next(&mut self) -> Result<Update, Failure> {
         loop {
@@ -266,7 +274,7 @@ impl CompletionStream {
     }
 
     fn take_token(&mut self, token: u32) -> Option<Update> {
-        if self.state == StreamState::Stopped {
+        if self.state != StreamState::Generating {
             return None;
         }
         self.is_loading = false;
@@ -290,7 +298,8 @@ impl CompletionStream {
         }
         let reason = match finish.reason {
             _ if self.state == StreamState::Stopped => FinishReason::Stop,
-            job::FinishReason::EndToken => FinishReason::Stop,
+            job::FinishReason::EndToken if self.state == StreamState::Generating => FinishReason::Stop,
+            job::FinishReason::EndToken => FinishReason::Length,
             job::FinishReason::Length => FinishReason::Length,
             // Only this stream cancels its job, unless the server shuts down.
             job::FinishReason::Cancelled => return Err(Failure::ShuttingDown),
@@ -313,7 +322,7 @@ impl CompletionStream {
     fn end(&mut self, reason: FinishReason, finish: &Finish) -> FinishedChoice {
         let rest = match self.state {
             StreamState::Generating => self.decoder.finish(),
-            StreamState::Stopped => String::new(),
+            StreamState::PromptOnly | StreamState::Stopped => String::new(),
         };
         let mut rest = self.read(rest);
         if let Some(reader) = &mut self.reader {

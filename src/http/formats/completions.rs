@@ -9,7 +9,7 @@ use super::{
     completion_stream::{Delta, FinishReason, FinishedChoice, Progress},
     format::{ApiFormat, CompletionHead, ResponseMeta, to_json},
     logprobs::{CompletionLogprobs, ScoredToken},
-    sse::Frame,
+    sse::SseEvents,
     usage::{CompletionTail, Timings},
 };
 use crate::http::request::completions::CompletionRequest;
@@ -77,13 +77,13 @@ impl ApiFormat for Completions {
         to_json(&self.document(written, CompletionTail::of(choices)))
     }
 
-    fn progress(&mut self, progress: Progress, out: &mut Frame) {
+    fn progress(&mut self, progress: Progress, out: &mut SseEvents) {
         out.push(&self.document(Vec::new(), progress.into()));
     }
 
-    fn opening(&mut self, _: usize, _: &mut Frame) {}
+    fn opening(&mut self, _: usize, _: &mut SseEvents) {}
 
-    fn delta(&mut self, choice: usize, delta: &Delta, out: &mut Frame) {
+    fn delta(&mut self, choice: usize, delta: &Delta, out: &mut SseEvents) {
         let logprobs = self.logprobs(&delta.scored);
         out.push(&self.chunk(
             CompletionChoice { index: choice, text: &delta.text, logprobs, finish_reason: None },
@@ -91,13 +91,13 @@ impl ApiFormat for Completions {
         ));
     }
 
-    fn closing(&mut self, choice: usize, finished: &FinishedChoice, out: &mut Frame) {
+    fn closing(&mut self, choice: usize, finished: &FinishedChoice, out: &mut SseEvents) {
         let finish_reason = Some(finished.reason);
         let last = CompletionChoice { index: choice, text: "", logprobs: None, finish_reason };
         out.push(&self.chunk(last, Some(Timings::of(slice::from_ref(finished)))));
     }
 
-    fn end(&mut self, choices: &[FinishedChoice], out: &mut Frame) {
+    fn end(&mut self, choices: &[FinishedChoice], out: &mut SseEvents) {
         if self.0.include_usage {
             out.push(&self.document(Vec::new(), CompletionTail::usage(choices)));
         }

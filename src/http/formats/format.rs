@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 use super::{
     completion_stream::{Delta, FinishedChoice, Progress},
     response_id,
-    sse::Frame,
+    sse::SseEvents,
 };
 use crate::{
     http::{
@@ -42,22 +42,22 @@ pub(crate) trait ApiFormat: From<ResponseMeta> + Send + 'static {
     fn whole(&self, choices: &[FinishedChoice]) -> String;
 
     /// Writes the prefill progress, which is sent on request only.
-    fn progress(&mut self, progress: Progress, out: &mut Frame);
+    fn progress(&mut self, progress: Progress, out: &mut SseEvents);
 
     /// Writes what precedes the first text of a choice.
-    fn opening(&mut self, choice: usize, out: &mut Frame);
+    fn opening(&mut self, choice: usize, out: &mut SseEvents);
 
     /// Writes a piece of text or of tool calls.
-    fn delta(&mut self, choice: usize, delta: &Delta, out: &mut Frame);
+    fn delta(&mut self, choice: usize, delta: &Delta, out: &mut SseEvents);
 
     /// Writes the end of a choice.
-    fn closing(&mut self, choice: usize, finished: &FinishedChoice, out: &mut Frame);
+    fn closing(&mut self, choice: usize, finished: &FinishedChoice, out: &mut SseEvents);
 
     /// Writes the end of the stream, after all choices.
-    fn end(&mut self, choices: &[FinishedChoice], out: &mut Frame);
+    fn end(&mut self, choices: &[FinishedChoice], out: &mut SseEvents);
 
     /// Writes an error, which ends the stream.
-    fn failure(&mut self, error: &ErrorBody, out: &mut Frame) {
+    fn failure(&mut self, error: &ErrorBody, out: &mut SseEvents) {
         out.push(error);
     }
 }

@@ -9,7 +9,7 @@ use super::{
     completion_stream::{Delta, FinishReason, FinishedChoice, Progress},
     format::{ApiFormat, ResponseMeta, to_json},
     response_id,
-    sse::Frame,
+    sse::SseEvents,
     usage::{PromptProgress, RequestMemory, Timings, Usage},
 };
 use crate::{http::request::generate_lite::GenerateLiteRequest, job::JobId};
@@ -78,21 +78,21 @@ impl ApiFormat for GenerateLite {
         choices.first().map_or_else(String::new, |finished| to_json(&self.document(finished)))
     }
 
-    fn progress(&mut self, progress: Progress, out: &mut Frame) {
+    fn progress(&mut self, progress: Progress, out: &mut SseEvents) {
         out.push(&GeneratedDelta::PromptProgress(progress.into()));
     }
 
-    fn opening(&mut self, _: usize, _: &mut Frame) {}
+    fn opening(&mut self, _: usize, _: &mut SseEvents) {}
 
-    fn delta(&mut self, _: usize, delta: &Delta, out: &mut Frame) {
+    fn delta(&mut self, _: usize, delta: &Delta, out: &mut SseEvents) {
         out.push(&GeneratedDelta::Text(&delta.text));
     }
 
-    fn closing(&mut self, _: usize, finished: &FinishedChoice, out: &mut Frame) {
+    fn closing(&mut self, _: usize, finished: &FinishedChoice, out: &mut SseEvents) {
         out.push(&self.document(finished));
     }
 
-    fn end(&mut self, _: &[FinishedChoice], out: &mut Frame) {
+    fn end(&mut self, _: &[FinishedChoice], out: &mut SseEvents) {
         out.push_done();
     }
 }

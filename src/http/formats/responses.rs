@@ -14,7 +14,7 @@ use super::{
     completion_stream::{Delta, FinishReason, FinishedChoice, Progress},
     format::{ApiFormat, ResponseMeta, to_json},
     response_id,
-    sse::Frame,
+    sse::SseEvents,
     usage::{PromptProgress, PromptTokensDetails, Timings},
 };
 use crate::{
@@ -273,19 +273,19 @@ impl ApiFormat for Responses {
         to_json(&complete(&self.meta, &items, finished))
     }
 
-    fn progress(&mut self, progress: Progress, out: &mut Frame) {
+    fn progress(&mut self, progress: Progress, out: &mut SseEvents) {
         let data = EventData::Progress { prompt_progress: progress.into() };
         push(out, &mut self.sent_events, "response.prompt_progress", data);
     }
 
-    fn opening(&mut self, _: usize, out: &mut Frame) {
+    fn opening(&mut self, _: usize, out: &mut SseEvents) {
         for kind in ["response.created", "response.in_progress"] {
             let response = Box::new(response(&self.meta, Status::InProgress));
             push(out, &mut self.sent_events, kind, EventData::Response { response });
         }
     }
 
-    fn delta(&mut self, _: usize, delta: &Delta, out: &mut Frame) {
+    fn delta(&mut self, _: usize, delta: &Delta, out: &mut SseEvents) {
         if !delta.text.is_empty() {
             self.push_text(&delta.text, out);
         }
@@ -294,7 +294,7 @@ impl ApiFormat for Responses {
         }
     }
 
-    fn closing(&mut self, _: usize, finished: &FinishedChoice, out: &mut Frame) {
+    fn closing(&mut self, _: usize, finished: &FinishedChoice, out: &mut SseEvents) {
         if self.items.is_empty() {
             self.push_text("", out);
         }
@@ -306,9 +306,9 @@ impl ApiFormat for Responses {
     }
 
     /// The last event says that it is the last.
-    fn end(&mut self, _: &[FinishedChoice], _: &mut Frame) {}
+    fn end(&mut self, _: &[FinishedChoice], _: &mut SseEvents) {}
 
-    fn failure(&mut self, body: &ErrorBody, out: &mut Frame) {
+    fn failure(&mut self, body: &ErrorBody, out: &mut SseEvents) {
         let ErrorDetails { code, message, param, .. } = &body.error;
         let data = EventData::Error { code, message, param: param.as_deref() };
         push(out, &mut self.sent_events, "error", data);
@@ -316,7 +316,7 @@ impl ApiFormat for Responses {
 }
 
 impl Responses {
-    fn push_text(&mut self, text: &str, out: &mut Frame) {
+    fn push_text(&mut self, text: &str, out: &mut SseEvents) {
         if !self.is_open || !matches!(self.items.last(), Some(Item { content: ItemContent::Message(_), .. }))
         {
             self.open(ItemContent::Message(String::new()), out);
@@ -334,7 +334,7 @@ impl Responses {
         }
     }
 
-    fn push_call(&mut self, call: &Call, out: &mut Frame) {
+    fn push_call(&mut self, call: &Call, out: &mut SseEvents) {
         if call.id.is_some() {
             self.open(ItemContent::Call(Call { arguments: String::new(), ..call.clone() }), out);
         }
@@ -347,7 +347,7 @@ impl Responses {
     }
 
     /// Closes the open item and begins another.
-    fn open(&mut self, content: ItemContent, out: &mut Frame) {
+    fn open(&mut self, content: ItemContent, out: &mut SseEvents) {
         self.close(Status::Completed, out);
         let item = Item::new(content);
         let data = EventData::Item { output_index: self.items.len(), item: item.opened() };
@@ -357,7 +357,7 @@ impl Responses {
     }
 
     /// Closes the last item if it is open.
-    fn close(&mut self, status: Status, out: &mut Frame) {
+    fn close(&mut self, status: Status, out: &mut SseEvents) {
         if !std::mem::replace(&mut self.is_open, false) {
             return;
         }
@@ -382,7 +382,7 @@ impl Responses {
 }
 
 /// Writes an event with the next number.
-fn push(out: &mut Frame, sent_events: &mut usize, kind: &'static str, data: EventData<'_>) {
+fn push(out: &mut SseEvents, sent_events: &mut usize, kind: &'static str, data: EventData<'_>) {
     out.push_typed(kind, &ResponseEvent { kind, sequence_number: *sent_events, data });
     *sent_events += 1;
 }

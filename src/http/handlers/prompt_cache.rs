@@ -39,8 +39,7 @@ use crate::{
             admin::{CacheRequest, RestorePrompt, SavePrompt},
             body, cache_salt,
             prompt::Prompt,
-            prompt_rendering::render,
-            prompt_tokens::{Special, Untokenized, tokenize},
+            prompt_tokens::encode,
             tokenize::with_tools,
         },
         state::AppState,
@@ -183,10 +182,10 @@ async fn save(
     let prompt = Prompt::choose(prompt, with_tools(messages, tools)?)?;
     prompt.check(text.card().vocabulary)?;
     check_readiness(&state.readiness.borrow())?;
-    let tokens = encode(state, text, prompt).await?;
-    if tokens.is_empty() {
-        return Err(ApiError::EmptyPrompt);
-    }
+    let tokens = match prompt {
+        Prompt::Conversation(conversation) => beginning_of(state, text, conversation).await?,
+        prompt => encode(state, text, prompt).await?,
+    };
     let read = Tokens(tokens.len());
     room(read, Some(Tokens(1)), Tokens(1), state.context_length(text))?;
     let save = SaveAs { name: name.to_string(), dir: store.dir().to_path_buf() };
@@ -305,48 +304,35 @@ fn failed(name: &str, e: &PromptStoreError) -> ApiError {
     }
 }
 
-async fn encode(state: &AppState, text: &Arc<Text>, prompt: Prompt) -> Result<Vec<u32>, ApiError> {
-    match prompt {
-        // Some tokenizers add a beginning-of-text token even to empty text.
-        Prompt::Text(prompt) if prompt.is_empty() => Ok(Vec::new()),
-        Prompt::Text(prompt) => {
-            tokenize(state, text, Untokenized { text: prompt, special: Special::Added }).await
-        }
-        Prompt::Ids(ids) => Ok(ids),
-        Prompt::Conversation(conversation) => stem(state, text, conversation).await,
-    }
-}
-
 /// The tokens with which all continuations of this conversation begin. A conversation that ends with a user message or a tool
 /// result is complete.
-async fn stem(state: &AppState, text: &Arc<Text>, conversation: Conversation) -> Result<Vec<u32>, ApiError> {
+async fn beginning_of(
+    state: &AppState,
+    text: &Arc<Text>,
+    conversation: Conversation,
+) -> Result<Vec<u32>, ApiError> {
     let is_open = |message: &Message| matches!(message.role.as_str(), "user" | "tool");
     if conversation.messages.last().is_some_and(is_open) {
-        return encode_chat(state, text, conversation).await;
+        return encode(state, text, Prompt::Conversation(conversation)).await;
     }
     let mut shared: Option<Vec<u32>> = None;
     for beginning in BEGINNINGS {
         let mut longer = conversation.clone();
         longer.messages.push(Message::new("user", beginning));
-        let prompt = encode_chat(state, text, longer).await?;
+        let prompt = encode(state, text, Prompt::Conversation(longer)).await?;
         shared = Some(match shared {
             None => prompt,
-            Some(shared) => shared
-                .into_iter()
-                .zip(prompt)
-                .take_while(|(one, other)| one == other)
-                .map(|(one, _)| one)
-                .collect(),
+            Some(mut shared) => {
+                let common = shared.iter().zip(&prompt).take_while(|(one, other)| one == other).count();
+                shared.truncate(common);
+                shared
+            }
         });
     }
-    Ok(shared.unwrap_or_default())
-}
-
-async fn encode_chat(
-    state: &AppState,
-    text: &Arc<Text>,
-    conversation: Conversation,
-) -> Result<Vec<u32>, ApiError> {
-    let prompt = render(state, text, conversation).await?;
-    tokenize(state, text, Untokenized { text: prompt, special: Special::Written }).await
+    let shared = shared.unwrap_or_default();
+    if shared.is_empty() {
+        Err(FieldError::EmptyPrompt { param: "prompt".into() }.into())
+    } else {
+        Ok(shared)
+    }
 }

@@ -14,9 +14,7 @@ use crate::{
         request::{
             cache_salt,
             generation::{Delivery, GenerateParams},
-            prompt::Prompt,
-            prompt_rendering::render,
-            prompt_tokens::{Special, Untokenized, tokenize},
+            prompt_tokens::encode,
             response_format::OutputConstraint,
         },
         state::AppState,
@@ -41,6 +39,8 @@ struct Decoding {
     /// Constrained output is decoded without removing anything.
     is_verbatim: bool,
     wants_progress: bool,
+    /// Nothing follows the prompt.
+    prompt_only: bool,
     /// The text of the prompt, if the answer repeats it.
     echo: Option<String>,
     /// The first token of the prompt, if its log-probabilities were requested.
@@ -68,6 +68,9 @@ impl Decoding {
         }
         if let Some(prompt) = &self.echo {
             stream = stream.echo(prompt.clone(), self.first_scored);
+        }
+        if self.prompt_only {
+            stream = stream.without_answer();
         }
         stream
     }
@@ -109,7 +112,9 @@ async fn prepare(
         check_constraint(state, text, constraint, priority).await?;
     }
     let echo = if params.echo { params.prompt.text() } else { None };
-    let prompt = encode(state, text, params.prompt, priority).await?;
+    // Not if the queue is full: the worker needs the cores.
+    state.executor.check_room(Tokens(1), priority)?;
+    let prompt = encode(state, text, params.prompt).await?;
     let default = state.settings.default_max_new;
     let max_new = room(Tokens(prompt.len()), params.max_new, default, state.context_length(text))?.0;
     let echo = match echo {
@@ -126,6 +131,7 @@ async fn prepare(
         // With `parts`, the answer may also be plain text.
         is_verbatim: params.constraint.as_ref().is_some_and(|constraint| constraint.parts.is_empty()),
         wants_progress: matches!(params.delivery, Delivery::Streamed { progress: true, .. }),
+        prompt_only: params.prompt_only,
         echo,
         first_scored: params.scores.filter(|scores| scores.prompt).and_then(|_| prompt.first().copied()),
         prompt_tokens: prompt.len(),
@@ -196,26 +202,6 @@ async fn with_breakers(
     let look_up = move || Ok::<_, ApiError>(text.tokens_with(&breakers));
     let breakers = state.offload.run(Cost::Light, look_up).await?;
     Ok(Sampling { dry: Some(Dry { breakers, ..dry }), ..sampling })
-}
-
-/// Tokenizes a prompt; not if the queue is full, because the worker needs the cores.
-async fn encode(
-    state: &AppState,
-    text: &Arc<Text>,
-    prompt: Prompt,
-    priority: Priority,
-) -> Result<Vec<u32>, ApiError> {
-    state.executor.check_room(Tokens(1), priority)?;
-    let (prompt, special) = match prompt {
-        Prompt::Ids(ids) if ids.is_empty() => return Err(ApiError::EmptyPrompt),
-        Prompt::Ids(ids) => return Ok(ids),
-        // Some tokenizers add a beginning-of-text token even to empty text.
-        Prompt::Text(prompt) if prompt.is_empty() => return Err(ApiError::EmptyPrompt),
-        Prompt::Text(prompt) => (prompt, Special::Added),
-        Prompt::Conversation(conversation) => (render(state, text, conversation).await?, Special::Written),
-    };
-    let ids = tokenize(state, text, Untokenized { text: prompt, special }).await?;
-    if ids.is_empty() { Err(ApiError::EmptyPrompt) } else { Ok(ids) }
 }
 
 /// The text of a prompt that was sent as token ids, for echoing it.

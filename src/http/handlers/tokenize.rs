@@ -22,8 +22,7 @@ use crate::{
         request::{
             body::{self, Taken},
             prompt::check_ids,
-            prompt_rendering::render,
-            prompt_tokens::{Special, Untokenized, tokenize_within},
+            prompt_tokens::{self, Special, Untokenized, render},
             tokenize::{ApplyTemplateRequest, DetokenizeRequest, Source, TokenizeRequest},
         },
         state::AppState,
@@ -92,7 +91,7 @@ pub(crate) async fn tokenize(
     };
     let most = state.context_length(&text);
     let counted = Tokens(most.0.max(MOST_TOKENS));
-    let ids = tokenize_within(&state, &text, Untokenized { text: source, special }, counted).await?;
+    let ids = prompt_tokens::tokenize(&state, &text, Untokenized { text: source, special }, counted).await?;
     drop(share);
     let json = state.offload.run(Cost::of_text(ids.len()), move || {
         let count = ids.len();

@@ -1,10 +1,14 @@
-//! Tokenizes prompts, long ones on another thread. Texts that cannot fit are refused first.
+//! The tokens of prompts. Texts that cannot fit are refused before they are tokenized.
+//!
+//! Conversations are rendered in the sandbox: a chat template is an untrusted program from the model's folder. Long texts are
+//! tokenized on another thread.
 
 use std::sync::Arc;
 
+use super::prompt::Prompt;
 use crate::{
-    http::{error::ApiError, offload::Cost, state::AppState},
-    text::{Text, TextError},
+    http::{error::ApiError, field_error::FieldError, offload::Cost, state::AppState},
+    text::{Conversation, Text, TextError},
     units::Tokens,
 };
 
@@ -24,20 +28,34 @@ pub(crate) struct Untokenized {
     pub(crate) special: Special,
 }
 
-/// The tokens of a prompt.
+/// The tokens of a prompt; at least one.
 ///
 /// # Errors
-/// If the prompt does not fit the context; where possible, before it is tokenized.
-pub(crate) async fn tokenize(
-    state: &AppState,
-    text: &Arc<Text>,
-    prompt: Untokenized,
-) -> Result<Vec<u32>, ApiError> {
-    tokenize_within(state, text, prompt, state.context_length(text)).await
+/// When the prompt has no tokens or does not fit the context; where possible, before it is tokenized.
+pub(crate) async fn encode(state: &AppState, text: &Arc<Text>, prompt: Prompt) -> Result<Vec<u32>, ApiError> {
+    let (prompt, special) = match prompt {
+        Prompt::Ids(ids) => return Ok(ids),
+        Prompt::Text(prompt) => (prompt, Special::Added),
+        Prompt::Conversation(conversation) => (render(state, text, conversation).await?, Special::Written),
+    };
+    let ids =
+        tokenize(state, text, Untokenized { text: prompt, special }, state.context_length(text)).await?;
+    if ids.is_empty() { Err(FieldError::EmptyPrompt { param: "prompt".into() }.into()) } else { Ok(ids) }
 }
 
-/// As [`tokenize`], with a limit of `most` tokens.
-pub(crate) async fn tokenize_within(
+/// The prompt of a conversation, up to the assistant's next message.
+pub(crate) async fn render(
+    state: &AppState,
+    text: &Arc<Text>,
+    conversation: Conversation,
+) -> Result<String, ApiError> {
+    let (model, cost) = (Arc::clone(text), Cost::of_json(conversation.text_bytes()));
+    let request = state.offload.run(cost, move || model.render_request(&conversation)).await?;
+    Ok(state.sandbox()?.render(text, request).await??)
+}
+
+/// The tokens of a text, of which there may be `most`.
+pub(crate) async fn tokenize(
     state: &AppState,
     text: &Arc<Text>,
     Untokenized { text: source, special }: Untokenized,

@@ -82,7 +82,7 @@ pub(crate) fn listen(
             .app_data(data.clone())
             .app_data(SharedDocuments::new(&openapi::DOCUMENTS))
             .wrap(from_fn(|request: ServiceRequest, next| {
-                pipeline::handle(routes::find(request.path()), request, next)
+                pipeline::handle(routes::find(request.method(), request.path()), request, next)
             }))
             .configure(|app| route::register(&routes::ROUTES, app))
             .default_service(web::to(not_found));
