@@ -3,13 +3,8 @@
 use std::time::Duration;
 
 use super::request::{
-    chat::ChatRequest,
-    completions::CompletionRequest,
-    generate_lite::GenerateLiteRequest,
-    generation::{GenerateRequest, RequestContext},
-    responses::ResponseCall,
-    schema::Fields,
-    tools::ToolContext,
+    ChatRequest, CompletionRequest, Fields, GenerateLiteRequest, GenerateRequest, RequestContext,
+    ResponseCall, ToolContext,
 };
 use crate::{executor::Deadlines, text::ToolSupport};
 

@@ -17,7 +17,7 @@ use utoipa::{
 use super::{
     error::{ApiError, ErrorBody},
     middleware::auth,
-    request::schema::{ReadObject, Schemas},
+    request::{ReadObject, Schemas},
     route_info::{Access, RouteInfo},
 };
 
@@ -157,12 +157,18 @@ impl Route {
         self.respond(200, ResponseBuilder::new().description(description).content(content_type, content))
     }
 
-    /// May answer with these errors, each a status and its reason; later ones replace earlier ones.
-    pub(crate) fn errors(mut self, errors: &[&[(u16, &'static str)]]) -> Self {
-        for &(status, reason) in errors.iter().copied().flatten() {
-            self = self.answers_with::<ErrorBody>(status, reason);
+    /// May answer with these errors, each a status and its reason; earlier reasons of a status are kept.
+    pub(crate) fn errors(mut self, errors: &[(u16, &'static str)]) -> Self {
+        for &(status, reason) in errors {
+            if !self.operation.responses.responses.contains_key(&status.to_string()) {
+                self = self.answers_with::<ErrorBody>(status, reason);
+            }
         }
         self
+    }
+
+    pub(crate) const fn has_body(&self) -> bool {
+        self.operation.request_body.is_some()
     }
 
     fn respond(mut self, status: u16, response: ResponseBuilder) -> Self {

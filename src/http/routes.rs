@@ -8,11 +8,8 @@ use utoipa::openapi::schema::Type;
 
 use super::{
     formats::{
-        chat::{Chat, ChatCompletion, ChatCompletionChunk},
-        completions::{Completion, Completions},
-        format::ApiFormat,
-        generate_lite::{GenerateLite, Generated, GeneratedDelta},
-        responses::{Response, ResponseEvent, Responses},
+        ApiFormat, Chat, ChatCompletion, ChatCompletionChunk, Completion, Completions, GenerateLite,
+        Generated, GeneratedDelta, Response, ResponseEvent, Responses,
     },
     handlers::{
         admin::{self, CommandAnswer, Draining, LogLevel},
@@ -27,12 +24,14 @@ use super::{
         ui,
     },
     request::{
-        admin::{CacheRequest, LoadRequest, LogRequest},
-        tokenize::{ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest},
+        ApplyTemplateRequest, CacheRequest, DetokenizeRequest, LoadRequest, LogRequest, TokenizeRequest,
     },
     route::{Example, Route},
     route_info::{Access, NO_ROUTE, RouteInfo},
 };
+
+const GET: Method = Method::GET;
+const POST: Method = Method::POST;
 
 /// Errors of every route except the probes: authentication, origin and host checks, rate limits.
 const KEY_ERRORS: &[(u16, &str)] = &[
@@ -44,17 +43,21 @@ const KEY_ERRORS: &[(u16, &str)] = &[
     ),
 ];
 
+const NO_MODEL: (u16, &str) = (404, "The model was not found.");
+
+const INTERNAL: (u16, &str) = (500, "Internal error; the log of the server has the details.");
+
 /// Errors of every route with a body.
 const BODY_ERRORS: &[(u16, &str)] = &[
     (400, "The request is invalid; `error.param` names the field."),
-    (404, "The model was not found."),
+    NO_MODEL,
     (408, "The body did not arrive in time."),
     (415, "`Content-Type` is not `application/json`, or `Content-Encoding` is neither gzip nor identity."),
     (
         413,
         "The body is larger than `server.body_limit_bytes`, or the device has too little memory for the request.",
     ),
-    (500, "Internal error; the log of the server has the details."),
+    INTERNAL,
     (501, "The model's chat template uses an unsupported feature."),
 ];
 
@@ -64,6 +67,7 @@ const WORKER_ERRORS: &[(u16, &str)] = &[
     (502, "Two workers were lost during this request."),
     (503, "No worker is ready; see `Retry-After`."),
     (504, "The request waited or ran for longer than its time limit."),
+    INTERNAL,
 ];
 
 /// Errors of `POST /admin/cache` only.
@@ -79,7 +83,13 @@ pub(crate) static ROUTES: LazyLock<Vec<Route>> = LazyLock::new(|| {
         ("admin", admin()),
         ("operation", operation()),
     ];
-    tags.into_iter().flat_map(|(tag, routes)| routes.into_iter().map(move |route| route.tag(tag))).collect()
+    let complete = |route: Route| {
+        let route = if route.has_body() { route.errors(BODY_ERRORS) } else { route };
+        if matches!(route.info.access, Access::Probe) { route } else { route.errors(KEY_ERRORS) }
+    };
+    tags.into_iter()
+        .flat_map(|(tag, routes)| routes.into_iter().map(move |route| complete(route.tag(tag))))
+        .collect()
 });
 
 /// A conversation of one message, for examples.
@@ -89,8 +99,8 @@ fn conversation(text: &str) -> Value {
 
 /// A generating route in the format `F`.
 fn generating<F: ApiFormat>(summary: &'static str, examples: impl IntoIterator<Item = Example>) -> Route {
-    let route = Route::new(Method::POST, F::ROUTE, summary, generate::<F>);
-    route.body::<F::Request>(examples).errors(&[KEY_ERRORS, BODY_ERRORS, WORKER_ERRORS])
+    let route = Route::new(POST, F::ROUTE, summary, generate::<F>);
+    route.body::<F::Request>(examples).errors(WORKER_ERRORS)
 }
 
 fn openai() -> Vec<Route> {
@@ -98,27 +108,25 @@ fn openai() -> Vec<Route> {
         completions(),
         chat(),
         responses(),
-        Route::new(Method::GET, "/v1/models", "The served models", models::models)
-            .answers::<ModelList<'_>>("The models.")
-            .errors(&[KEY_ERRORS]),
-        Route::new(Method::GET, "/v1/models/{id}", "One model", models::model)
+        Route::new(GET, "/v1/models", "The served models", models::models)
+            .answers::<ModelList<'_>>("The models."),
+        Route::new(GET, "/v1/models/{id}", "One model", models::model)
             .matched_by("/v1/models/{id:.+}")
             .parameter("id", "The id of the model.")
             .answers::<Model<'_>>("The model.")
-            .errors(&[KEY_ERRORS, &[(404, "The model was not found.")]]),
+            .errors(&[NO_MODEL]),
     ]
 }
 
 fn eka() -> Vec<Route> {
     vec![
         generate_lite(),
-        Route::new(Method::GET, "/v1/slot", "Running, queued and recent requests, and memory", slot::slot)
+        Route::new(GET, "/v1/slot", "Running, queued and recent requests, and memory", slot::slot)
             .access(Access::Unmetered)
             .details(
                 "Request ids and key names are shown to admin keys, and to the key of the request itself.",
             )
-            .answers::<Slot>("The state.")
-            .errors(&[KEY_ERRORS]),
+            .answers::<Slot>("The state."),
     ]
 }
 
@@ -185,20 +193,18 @@ fn responses() -> Route {
 
 fn texts() -> Vec<Route> {
     vec![
-        Route::new(Method::POST, "/tokenize", "The tokens of a text or of messages", tokenize::tokenize)
+        Route::new(POST, "/tokenize", "The tokens of a text or of messages", tokenize::tokenize)
             .body::<TokenizeRequest>([(
                 "content",
                 "A text",
                 json!({ "content": "Good morning", "with_pieces": true }),
             )])
-            .answers::<Tokenized>("The tokens.")
-            .errors(&[KEY_ERRORS, BODY_ERRORS]),
-        Route::new(Method::POST, "/detokenize", "The text of tokens", tokenize::detokenize)
+            .answers::<Tokenized>("The tokens."),
+        Route::new(POST, "/detokenize", "The text of tokens", tokenize::detokenize)
             .body::<DetokenizeRequest>([("tokens", "Tokens", json!({ "tokens": [40, 41, 42] }))])
-            .answers::<Detokenized<'_>>("The text.")
-            .errors(&[KEY_ERRORS, BODY_ERRORS]),
+            .answers::<Detokenized<'_>>("The text."),
         Route::new(
-            Method::POST,
+            POST,
             "/apply-template",
             "The prompt that the chat template renders from messages",
             tokenize::apply_template,
@@ -208,8 +214,7 @@ fn texts() -> Vec<Route> {
             "A conversation",
             json!({ "messages": [{ "role": "user", "content": "Good morning" }] }),
         )])
-        .answers::<RenderedPrompt>("The prompt.")
-        .errors(&[KEY_ERRORS, BODY_ERRORS]),
+        .answers::<RenderedPrompt>("The prompt."),
     ]
 }
 
@@ -218,7 +223,7 @@ fn admin() -> Vec<Route> {
     let messages = json!([{ "role": "system", "content": system }]);
     let save = json!({ "action": "save", "name": "support", "messages": messages });
     let routes = vec![
-        Route::new(Method::POST, "/admin/models/{id}/load", "Load a model (admin)", admin::load)
+        Route::new(POST, "/admin/models/{id}/load", "Load a model (admin)", admin::load)
             .details("Runs after the current request and before all that are queued.")
             .parameter("id", "The id of the model.")
             .optional_body::<LoadRequest>([(
@@ -227,21 +232,22 @@ fn admin() -> Vec<Route> {
                 json!({ "keep_alive": "10m" }),
             )])
             .answers::<CommandAnswer>("The model is loaded.")
-            .errors(&[KEY_ERRORS, BODY_ERRORS, WORKER_ERRORS]),
+            .errors(WORKER_ERRORS),
         Route::new(
-            Method::POST,
+            POST,
             "/admin/models/{id}/unload",
             "Unload a model and free its memory (admin)",
             admin::unload,
         )
         .parameter("id", "The id of the model.")
         .answers::<CommandAnswer>("The model is unloaded.")
-        .errors(&[KEY_ERRORS, BODY_ERRORS, WORKER_ERRORS]),
-        Route::new(Method::POST, "/admin/trim", "Free memory that no request needs (admin)", admin::trim)
+        .errors(WORKER_ERRORS)
+        .errors(&[NO_MODEL]),
+        Route::new(POST, "/admin/trim", "Free memory that no request needs (admin)", admin::trim)
             .answers::<CommandAnswer>("The memory is freed.")
-            .errors(&[KEY_ERRORS, BODY_ERRORS, WORKER_ERRORS]),
+            .errors(WORKER_ERRORS),
         Route::new(
-            Method::POST,
+            POST,
             "/admin/cache",
             "Save a prompt to a file, restore it or delete it (admin)",
             prompt_cache::cache,
@@ -256,22 +262,16 @@ fn admin() -> Vec<Route> {
             ("delete", "Delete it", json!({ "action": "delete", "name": "support" })),
         ])
         .answers::<CacheAnswer<'_>>("The action is done.")
-        .errors(&[KEY_ERRORS, BODY_ERRORS, WORKER_ERRORS, CACHE_ERRORS]),
-        Route::new(Method::GET, "/admin/cache", "The saved prompts (admin)", prompt_cache::list)
+        .errors(WORKER_ERRORS)
+        .errors(CACHE_ERRORS),
+        Route::new(GET, "/admin/cache", "The saved prompts (admin)", prompt_cache::list)
             .answers::<SavedPromptList>("The saved prompts.")
-            .errors(&[KEY_ERRORS, &[(500, "The directory of saved prompts cannot be read.")]]),
-        Route::new(Method::POST, "/admin/log", "Set log.level (admin)", admin::log)
+            .errors(&[(500, "The directory of saved prompts cannot be read.")]),
+        Route::new(POST, "/admin/log", "Set log.level (admin)", admin::log)
             .body::<LogRequest>([("level", "Warnings and errors only", json!({ "level": "warn" }))])
-            .answers::<LogLevel>("The level is set.")
-            .errors(&[KEY_ERRORS, BODY_ERRORS]),
-        Route::new(
-            Method::POST,
-            "/admin/drain",
-            "Shut down after the accepted requests (admin)",
-            admin::drain,
-        )
-        .answers_with::<Draining>(202, "The server is shutting down.")
-        .errors(&[KEY_ERRORS]),
+            .answers::<LogLevel>("The level is set."),
+        Route::new(POST, "/admin/drain", "Shut down after the accepted requests (admin)", admin::drain)
+            .answers_with::<Draining>(202, "The server is shutting down."),
     ];
     routes.into_iter().map(|route| route.access(Access::Admin)).collect()
 }
@@ -279,48 +279,34 @@ fn admin() -> Vec<Route> {
 fn operation() -> Vec<Route> {
     let page: fn(&actix_web::HttpRequest) -> bool = |_| true;
     vec![
-        Route::new(Method::GET, "/livez", "200 while this process answers", health::livez)
+        Route::new(GET, "/livez", "200 while this process answers", health::livez)
             .access(Access::Probe)
             .answers::<Status>("The process is alive."),
-        Route::new(
-            Method::GET,
-            "/readyz",
-            "200 while a worker is ready and requests are accepted",
-            health::readyz,
-        )
-        .access(Access::Probe)
-        .answers::<Status>("A worker is ready.")
-        .errors(&[&[(503, "No worker is ready; see `Retry-After`.")]]),
-        Route::new(Method::GET, "/startupz", "200 once a worker was ready", health::startupz)
+        Route::new(GET, "/readyz", "200 while a worker is ready and requests are accepted", health::readyz)
+            .access(Access::Probe)
+            .answers::<Status>("A worker is ready.")
+            .errors(&[(503, "No worker is ready; see `Retry-After`.")]),
+        Route::new(GET, "/startupz", "200 once a worker was ready", health::startupz)
             .access(Access::Probe)
             .answers::<Status>("Startup is complete.")
-            .errors(&[&[(503, "Startup is not complete.")]]),
-        Route::new(Method::GET, "/metrics", "Metrics in the OpenMetrics text format", health::metrics)
+            .errors(&[(503, "Startup is not complete.")]),
+        Route::new(GET, "/metrics", "Metrics in the OpenMetrics text format", health::metrics)
             .access(Access::Metrics)
-            .answers_raw("application/openmetrics-text", Type::String, "The metrics.")
-            .errors(&[KEY_ERRORS]),
-        Route::new(Method::GET, "/openapi.json", "All routes as an OpenAPI document", docs::openapi)
+            .answers_raw("application/openmetrics-text", Type::String, "The metrics."),
+        Route::new(GET, "/openapi.json", "All routes as an OpenAPI document", docs::openapi)
             .access(Access::Page(page))
-            .answers_raw("application/json", Type::Object, "The document.")
-            .errors(&[KEY_ERRORS]),
-        Route::new(Method::GET, "/docs", "The OpenAPI document as a page", docs::docs)
+            .answers_raw("application/json", Type::Object, "The document."),
+        Route::new(GET, "/docs", "The OpenAPI document as a page", docs::docs)
             .access(Access::Page(page))
-            .answers_raw("text/html", Type::String, "The page.")
-            .errors(&[KEY_ERRORS]),
-        Route::new(
-            Method::GET,
-            "/",
-            "All routes as text, or the web page if the client accepts HTML",
-            index::index,
-        )
-        .access(Access::Page(ui::is_wanted))
-        .answers_raw("text/plain", Type::String, "The list.")
-        .errors(&[KEY_ERRORS]),
-        Route::new(Method::GET, "/page/{file}", "The files of the web page", ui::file)
+            .answers_raw("text/html", Type::String, "The page."),
+        Route::new(GET, "/", "All routes as text, or the web page if the client accepts HTML", index::index)
+            .access(Access::Page(ui::is_wanted))
+            .answers_raw("text/plain", Type::String, "The list."),
+        Route::new(GET, "/page/{file}", "The files of the web page", ui::file)
             .access(Access::Page(ui::is_file))
             .parameter("file", "The name of the file.")
             .answers_raw("text/plain", Type::String, "The file.")
-            .errors(&[KEY_ERRORS, &[(404, "The file was not found.")]]),
+            .errors(&[(404, "The file was not found.")]),
     ]
 }
 
@@ -329,7 +315,7 @@ fn operation() -> Vec<Route> {
 /// an open path does not inherit its access rule.
 pub(crate) fn find(method: &Method, path: &str) -> &'static RouteInfo {
     // HEAD is GET without the body.
-    let method = if *method == Method::HEAD { &Method::GET } else { method };
+    let method = if *method == Method::HEAD { &GET } else { method };
     let matches = |route: &&Route| match route.info.path.split_once('{') {
         Some((prefix, rest)) => {
             let suffix = rest.split_once('}').map_or("", |(_, suffix)| suffix);
@@ -347,7 +333,7 @@ mod tests {
 
     #[test]
     fn a_known_path_finds_its_route_and_any_other_path_has_the_label_other() {
-        let find = |path| super::find(&Method::POST, path).path;
+        let find = |path| super::find(&POST, path).path;
         assert_eq!(find("/v1/completions"), "/v1/completions");
         assert_eq!(find("/v1/models"), "/v1/models");
         assert_eq!(find("/v1/models/demo"), "/v1/models/{id}");
@@ -359,10 +345,7 @@ mod tests {
     #[test]
     fn a_path_with_two_methods_has_a_route_for_each() {
         let method = |method| find(&method, "/admin/cache").method.clone();
-        assert_eq!(
-            [Method::GET, Method::HEAD, Method::POST].map(method),
-            [Method::GET, Method::GET, Method::POST]
-        );
+        assert_eq!([GET, Method::HEAD, POST].map(method), [GET, GET, POST]);
         let other = find(&Method::DELETE, "/admin/cache");
         assert!(other.path == "/admin/cache" && matches!(other.access, Access::Admin));
     }

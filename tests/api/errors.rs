@@ -137,7 +137,8 @@ async fn wrong_types_and_values_are_reported_with_their_path() {
         ("logit_bias", json!({ "12": 101 }), "invalid_value", "logit_bias.12"),
         ("logit_bias", json!({ "tea": 1 }), "invalid_value", "logit_bias.tea"),
         ("logit_bias", json!({ "4096": 1 }), "invalid_value", "logit_bias.4096"),
-        ("logit_bias", json!([1]), "invalid_type", "logit_bias"),
+        ("logit_bias", json!("12"), "invalid_type", "logit_bias"),
+        ("logit_bias", json!([1]), "invalid_type", "logit_bias[0]"),
         ("ignore_eos", json!(1), "invalid_type", "ignore_eos"),
         ("stream_options", json!({ "include_usage": true }), "invalid_value", "stream_options"),
     ] {

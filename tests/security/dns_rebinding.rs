@@ -24,10 +24,11 @@ fn behind(rules: Rules) -> Server {
         loaded: vec![],
     };
     Server::start_with(ServerOptions::default(), |state| {
-        state.with_access_control(Arc::new(AccessControl::new(rules))).with_commands(Arc::new(move |_| {
+        state.access = Arc::new(AccessControl::new(rules));
+        state.commands = Some(Arc::new(move |_| {
             let outcome = Ok(outcome.clone());
             Box::pin(async { vec![CommandOutcome { device: None, outcome }] })
-        }))
+        }));
     })
 }
 

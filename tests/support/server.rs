@@ -94,11 +94,11 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn start(wish: ServerOptions) -> Self {
-        Self::start_with(wish, |state| state)
+        Self::start_with(wish, |_| {})
     }
 
     /// Starts it with what else the state may have.
-    pub(crate) fn start_with(wish: ServerOptions, equip: impl FnOnce(AppState) -> AppState) -> Self {
+    pub(crate) fn start_with(wish: ServerOptions, equip: impl FnOnce(&mut AppState)) -> Self {
         let metrics = Arc::new(Metrics::new());
         let max_jobs = NonZeroUsize::new(wish.max_jobs).unwrap();
         let limits = Limits { max_jobs, max_prompt_tokens: Tokens(100_000) };
@@ -129,9 +129,9 @@ impl Server {
             unknown_fields: wish.unknown_fields,
             prefix_cache_shared: false,
         };
-        let state = AppState::new(text, executor.clone(), metrics.clone(), seen, settings)
-            .with_sandbox(sandbox(&metrics));
-        let state = equip(state);
+        let mut state = AppState::new(text, executor.clone(), metrics.clone(), seen, settings);
+        state.sandbox = Some(sandbox(&metrics));
+        equip(&mut state);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (shutdown, asked) = oneshot::channel();

@@ -12,7 +12,7 @@ use super::{
     sse::SseEvents,
     usage::{CompletionTail, Timings, Usage},
 };
-use crate::{http::request::chat::ChatRequest, text::Call};
+use crate::{http::request::ChatRequest, text::Call};
 
 /// An answer of `/v1/chat/completions`.
 #[derive(Serialize, ToSchema)]

@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 use super::logprobs::{ScoredToken, Scoring};
 use crate::{
     executor::Ticket,
-    http::middleware::access_log::RequestRecord,
+    http::middleware::RequestRecord,
     job::{self, Event, Failure, Finish, MemoryReport, Step, TokenLogprobs},
     text::{AnswerDelta, Call, CallReader, Detokenizer, Reading, Text},
 };

@@ -12,7 +12,7 @@ use super::{
     sse::SseEvents,
     usage::{CompletionTail, Timings},
 };
-use crate::http::request::completions::CompletionRequest;
+use crate::http::request::CompletionRequest;
 
 /// An answer of `/v1/completions`; in a stream, one of its events.
 #[derive(Serialize, ToSchema)]

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     http::{
         error::ErrorBody,
-        request::{echoed_fields::EchoedFields, generation::GenerateRequest},
+        request::{EchoedFields, GenerateRequest},
     },
     job::JobId,
 };

@@ -12,7 +12,7 @@ use super::{
     sse::SseEvents,
     usage::{PromptProgress, RequestMemory, Timings, Usage},
 };
-use crate::{http::request::generate_lite::GenerateLiteRequest, job::JobId};
+use crate::{http::request::GenerateLiteRequest, job::JobId};
 
 /// An answer of `/generate-lite`; in a stream, its last event.
 #[derive(Serialize, ToSchema)]

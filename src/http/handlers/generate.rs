@@ -22,16 +22,12 @@ use crate::{
     executor::Deadlines,
     http::{
         error::ApiError,
-        formats::{
-            completion_stream::{CompletionStream, FinishedChoice, Update},
-            format::{ApiFormat, ResponseMeta},
-            sse::SseEvents,
-        },
-        middleware::access_log::RequestRecord,
+        formats::{ApiFormat, CompletionStream, FinishedChoice, ResponseMeta, SseEvents, Update},
+        middleware::RequestRecord,
         offload::Cost,
         request::{
-            body::{self, Taken},
-            generation::{Delivery, GenerateParams, GenerateRequest, RequestContext},
+            Delivery, GenerateParams, GenerateRequest, RequestContext, Taken,
+            body::{self},
         },
         state::AppState,
     },

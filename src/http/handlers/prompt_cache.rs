@@ -33,13 +33,10 @@ use crate::{
     http::{
         error::ApiError,
         field_error::FieldError,
-        formats::usage::milliseconds,
-        middleware::{access_log::RequestRecord, auth},
+        formats::milliseconds,
+        middleware::{RequestRecord, auth},
         request::{
-            admin::{CacheRequest, RestorePrompt, SavePrompt},
-            body, cache_salt,
-            prompt::Prompt,
-            prompt_tokens::encode,
+            CacheRequest, Prompt, RestorePrompt, SavePrompt, body, cache_salt, prompt_tokens::encode,
             tokenize::with_tools,
         },
         state::AppState,

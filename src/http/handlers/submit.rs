@@ -9,14 +9,9 @@ use crate::{
     executor::{Caller, Deadlines, Terms, Ticket},
     http::{
         error::ApiError,
-        formats::completion_stream::CompletionStream,
+        formats::CompletionStream,
         offload::Cost,
-        request::{
-            cache_salt,
-            generation::{Delivery, GenerateParams},
-            prompt_tokens::encode,
-            response_format::OutputConstraint,
-        },
+        request::{Delivery, GenerateParams, OutputConstraint, cache_salt, prompt_tokens::encode},
         state::AppState,
     },
     job::{Dry, Failure, Job, JobId, Priority, Readiness, Sampling, TraceLink},

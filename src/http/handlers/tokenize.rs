@@ -17,13 +17,13 @@ use utoipa::ToSchema;
 use crate::{
     http::{
         error::ApiError,
-        formats::format::to_json,
+        formats::to_json,
         offload::Cost,
         request::{
-            body::{self, Taken},
+            ApplyTemplateRequest, DetokenizeRequest, Source, Special, Taken, TokenizeRequest, Untokenized,
+            body::{self},
             prompt::check_ids,
-            prompt_tokens::{self, Special, Untokenized, render},
-            tokenize::{ApplyTemplateRequest, DetokenizeRequest, Source, TokenizeRequest},
+            prompt_tokens::{self, render},
         },
         state::AppState,
     },

@@ -1,24 +1,30 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::LazyLock,
+    time::Duration,
 };
 
 use jsonschema::Validator;
-use proptest::{collection::vec, prelude::*, sample::select};
+use proptest::{
+    collection::vec,
+    prelude::*,
+    sample::{Index, select},
+};
 use serde_json::{Map, Value, json};
 
 use super::{DOCUMENTS, document};
-use crate::http::{
-    request::{
-        admin::{CacheRequest, LoadRequest},
-        chat::ChatRequest,
-        completions::CompletionRequest,
-        generate_lite::GenerateLiteRequest,
-        responses::ResponseCall,
-        schema::{Fields, ReadObject},
-        tokenize::{ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest},
+use crate::{
+    executor::Deadlines,
+    http::{
+        request::{
+            ApplyTemplateRequest, CacheRequest, ChatRequest, CompletionRequest, DetokenizeRequest, Fields,
+            GenerateLiteRequest, GenerateRequest, LoadRequest, ReadObject, RequestContext, ResponseCall,
+            TokenizeRequest, ToolContext,
+        },
+        routes::ROUTES,
     },
-    routes::ROUTES,
+    text::ToolSupport,
+    units::Tokens,
 };
 
 static DOCUMENT: LazyLock<Value> = LazyLock::new(document);
@@ -157,35 +163,62 @@ fn field_value() -> impl Strategy<Value = Value> {
     prop_oneof![8 => select(likely), 1 => number, 1 => ".{0,3}".prop_map(Value::from)]
 }
 
-fn check_accepted_is_valid<R: ReadObject>(
-    fields: &[(prop::sample::Index, Value)],
-    base: Value,
-) -> Result<(), TestCaseError> {
-    let (names, validator) = &REQUESTS[R::NAME];
-    let mut body = base;
+/// `base` with some of the fields of `R`, if `R` accepts it.
+fn accepted<R: ReadObject>(fields: &[(Index, Value)], base: &Value) -> Option<(R, Value)> {
+    let mut body = base.clone();
     for (name, value) in fields {
-        body[name.get(names)] = value.clone();
+        body[name.get(&REQUESTS[R::NAME].0)] = value.clone();
     }
-    if R::read(Fields::parse(body.to_string().as_bytes()).unwrap()).is_ok() {
-        let wrong: Vec<_> = validator.iter_errors(&body).map(|error| error.to_string()).collect();
-        prop_assert!(wrong.is_empty(), "{} {body}: {wrong:#?}", R::NAME);
-    }
+    let request = R::read(Fields::parse(body.to_string().as_bytes()).unwrap()).ok()?;
+    Some((request, body))
+}
+
+fn check_schema<R: ReadObject>(fields: &[(Index, Value)], base: &Value) -> Result<(), TestCaseError> {
+    let Some((_, body)) = accepted::<R>(fields, base) else { return Ok(()) };
+    let wrong: Vec<_> = REQUESTS[R::NAME].1.iter_errors(&body).map(|error| error.to_string()).collect();
+    prop_assert!(wrong.is_empty(), "{} {body}: {wrong:#?}", R::NAME);
     Ok(())
 }
 
+const CONTEXT: RequestContext = RequestContext {
+    vocabulary: 100,
+    deadlines: Deadlines { queue: Duration::from_secs(1), total: Duration::from_secs(2) },
+    tools: ToolContext { support: ToolSupport::None, is_marker_special: false },
+};
+
+fn check_limits<R: GenerateRequest>(fields: &[(Index, Value)], base: &Value) {
+    let params = accepted::<R>(fields, base).and_then(|(request, _)| request.resolve(&CONTEXT).ok());
+    let Some(params) = params else { return };
+    assert!((0.0..=2.0).contains(&params.sampling.temperature));
+    assert!(params.sampling.logit_bias.iter().all(|(id, bias)| *id < 100 && bias.abs() <= 100.0));
+    assert!(params.stop_token_ids.iter().all(|id| *id < 100));
+    assert!((1..=8).contains(&params.choices) && params.scores.is_none_or(|scores| scores.top <= 20));
+    assert!(params.stop.iter().all(|stop| !stop.is_empty()));
+    assert!(params.terms.deadlines.total <= CONTEXT.deadlines.total && params.max_new != Some(Tokens(0)));
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2_000))]
+    #![proptest_config(ProptestConfig::with_cases(8_000))]
+
     #[test]
     fn every_accepted_request_is_valid_by_the_published_schema(
-        fields in vec((any::<prop::sample::Index>(), field_value()), 0..4),
+        fields in vec((any::<Index>(), field_value()), 0..4),
     ) {
-        let messages = json!([{ "role": "user", "content": "a" }]);
-        check_accepted_is_valid::<GenerateLiteRequest>(&fields, json!({ "prompt": "a" }))?;
-        check_accepted_is_valid::<CompletionRequest>(&fields, json!({ "prompt": "a" }))?;
-        check_accepted_is_valid::<ChatRequest>(&fields, json!({ "messages": messages }))?;
-        check_accepted_is_valid::<ResponseCall>(&fields, json!({ "input": "a" }))?;
-        check_accepted_is_valid::<TokenizeRequest>(&fields, json!({ "content": "a" }))?;
-        check_accepted_is_valid::<CacheRequest>(&fields, json!({ "action": "save", "name": "a" }))?;
-        check_accepted_is_valid::<LoadRequest>(&fields, json!({}))?;
+        let messages = json!({ "messages": [{ "role": "user", "content": "a" }] });
+        check_schema::<GenerateLiteRequest>(&fields, &json!({ "prompt": "a" }))?;
+        check_schema::<CompletionRequest>(&fields, &json!({ "prompt": "a" }))?;
+        check_schema::<ChatRequest>(&fields, &messages)?;
+        check_schema::<ResponseCall>(&fields, &json!({ "input": "a" }))?;
+        check_schema::<TokenizeRequest>(&fields, &json!({ "content": "a" }))?;
+        check_schema::<CacheRequest>(&fields, &json!({ "action": "save", "name": "a" }))?;
+        check_schema::<LoadRequest>(&fields, &json!({}))?;
+    }
+
+    #[test]
+    fn whatever_is_accepted_is_within_the_limits(fields in vec((any::<Index>(), field_value()), 0..5)) {
+        check_limits::<GenerateLiteRequest>(&fields, &json!({ "prompt": "a" }));
+        check_limits::<CompletionRequest>(&fields, &json!({ "prompt": "a" }));
+        check_limits::<ChatRequest>(&fields, &json!({ "messages": [{ "role": "user", "content": "a" }] }));
+        check_limits::<ResponseCall>(&fields, &json!({ "input": "a" }));
     }
 }

@@ -133,7 +133,8 @@ fn read_pair(value: Value, at: &Location) -> Result<(u32, Value), FieldError> {
             let bias = pair.swap_remove(1);
             Ok((token_id().read(pair.swap_remove(0), at)?, bias))
         }
-        _ => Err(at.invalid("not a pair of a token id and a bias")),
+        Value::Array(_) => Err(at.invalid("not a pair of a token id and a bias")),
+        other => Err(at.wrong_type("an array of a token id and a bias", &other)),
     }
 }
 

@@ -27,10 +27,7 @@ use crate::http::{
     connections::{ConnectionHandle, Connections, SPARE},
     documents::SharedDocuments,
     error::ApiError,
-    middleware::{
-        access_log, pipeline,
-        request_id::{REQUEST_ID, RequestId},
-    },
+    middleware::{REQUEST_ID, RequestId, access_log, pipeline},
     openapi,
     request::body,
     route, routes,
