@@ -196,10 +196,12 @@ impl ApiError {
             }
             Self::SavedPromptNotFound { .. } | Self::Failure(Failure::SavedPrompt { .. }) => Some("name"),
             Self::Constraint { param, .. } => Some(param),
-            Self::Text(TextError::NoTable | TextError::TooLong { .. } | TextError::Encode { .. }) => None,
+            Self::Text(
+                TextError::ConstraintUnsupported | TextError::TooLong { .. } | TextError::Encode { .. },
+            ) => None,
             Self::Text(TextError::TemplateUnsupported { .. }) => Some("messages"),
             Self::Text(TextError::NoTools { .. }) => Some("tools"),
-            Self::Text(text) if text.is_the_clients() => Some("messages"),
+            Self::Text(text) if text.is_client_error() => Some("messages"),
             _ => None,
         }
     }
@@ -335,10 +337,10 @@ fn text_row(error: &TextError) -> (StatusCode, &'static str) {
     match error {
         TextError::NoTemplate { .. } => (StatusCode::BAD_REQUEST, "no_chat_template"),
         TextError::NoTools { .. } => (StatusCode::BAD_REQUEST, "tools_unsupported"),
-        TextError::NoTable => (StatusCode::BAD_REQUEST, "constraint_unsupported"),
-        TextError::Messages { .. } => (StatusCode::BAD_REQUEST, "messages_refused"),
+        TextError::ConstraintUnsupported => (StatusCode::BAD_REQUEST, "constraint_unsupported"),
+        TextError::TemplateRefused { .. } => (StatusCode::BAD_REQUEST, "messages_refused"),
         TextError::TooLong { .. } => (StatusCode::BAD_REQUEST, "context_length_exceeded"),
-        TextError::Template { .. } => (StatusCode::BAD_REQUEST, "chat_template_failed"),
+        TextError::TemplateFailed { .. } => (StatusCode::BAD_REQUEST, "chat_template_failed"),
         TextError::TemplateSteps { .. } | TextError::TemplateLimit { .. } => {
             (StatusCode::BAD_REQUEST, "chat_template_limit")
         }
@@ -374,9 +376,9 @@ fn failure_row(failure: &Failure) -> (StatusCode, &'static str) {
 
 /// Limits the length of text that an error quotes from the request.
 fn shortened(mut text: String) -> String {
-    const MOST: usize = 2_000;
-    if text.len() > MOST {
-        text.truncate(text.floor_char_boundary(MOST));
+    const MAX_BYTES: usize = 2_000;
+    if text.len() > MAX_BYTES {
+        text.truncate(text.floor_char_boundary(MAX_BYTES));
         text.push('…');
     }
     text

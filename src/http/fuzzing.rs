@@ -11,7 +11,7 @@ use crate::{executor::Deadlines, text::ToolSupport};
 /// Parses `body` as a request of every generating route, for models with and without tools. Returns whether any accepts it.
 pub fn request(body: &[u8]) -> bool {
     let template = "{% if tools %}<tool_call>{% endif %}";
-    [ToolSupport::None, ToolSupport::Unread, ToolSupport::of(template)].into_iter().any(|support| {
+    [ToolSupport::None, ToolSupport::UnknownFormat, ToolSupport::of(template)].into_iter().any(|support| {
         let context = RequestContext {
             vocabulary: 4096,
             deadlines: Deadlines { queue: Duration::from_secs(60), total: Duration::from_secs(600) },

@@ -1,11 +1,11 @@
 //! Replaces nodes of a graph by eka's operators.
 //!
-//! The graph is changed in memory when it is loaded: a `MatMulNBits` node with
-//! symmetric int4 weights, float32 scales and `accuracy_level` 4 becomes one of [`operators`](crate::device::operators), and its
-//! weights are read from the data file into that operator's layout, so that
-//! ONNX Runtime never maps them. Attention nodes are replaced as well; if all of them are, the key-value cache may be stored
-//! in fewer bytes, and its inputs and outputs get that type. A graph that does not encode back to the same bytes, such as
-//! one from another exporter, is not changed, and neither are nodes of other kinds.
+//! The graph is changed in memory when it is loaded. A `MatMulNBits` node with symmetric int4 weights, float32 scales and
+//! `accuracy_level` 4 becomes an [`eka:MatMulInt4`](crate::device::operators); its weights are read from the data file and
+//! packed in the operator's layout, so ONNX Runtime never maps them. A `GroupQueryAttention` node becomes an `eka:Attention`.
+//! If every attention node is replaced, the key-value cache may have a smaller element type, and the cache's inputs and outputs
+//! get that type. Other nodes do not change. A graph that does not encode back to the same bytes, such as one from another
+//! exporter, is not changed at all.
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
@@ -25,30 +25,29 @@ use crate::{
     device_spec::CacheChoice,
     files,
     onnx::{
-        Attribute, AttributeType, DataLocation, Dimension, ElementType, Extent, Graph, Model, Node,
-        OperatorSet, Tensor, TensorType, ValueInfo,
+        Attribute, AttributeType, DataLocation, ElementType, Extent, Graph, Model, Node, OperatorSet, Tensor,
+        ValueInfo, gqa,
     },
 };
 
-/// A graph with eka's operators in it.
+/// A graph with eka's operators.
 pub(super) struct RewrittenGraph {
     /// Replaces the content of `model.onnx`.
     pub(super) content: Vec<u8>,
     pub(super) operators: Operators,
 }
 
-/// The graph in `file` with eka's operators wherever they compute the same. `None` if there is nothing to replace, or if the
-/// graph
-/// cannot be decoded: ONNX Runtime then loads the file and reports the better error. `cache` is the type of the key-value cache;
-/// it
-/// applies only if every attention node is replaced.
+/// The graph in `file` with eka's operators wherever they compute the same. `None` if no node can be replaced or the graph cannot
+/// be decoded; ONNX Runtime then loads the file and reports the better error.
+///
+/// `cache` is the type of the key-value cache; it applies only if every attention node is replaced.
 pub(super) fn rewrite(file: &GraphFile, cache: CacheChoice) -> Option<RewrittenGraph> {
-    let mut model = understood(file)?;
+    let mut model = decode_if_lossless(file)?;
     let graph = model.graph.as_mut()?;
-    let format = format(graph, cache);
-    let mut operators = replace(graph, file.path().parent()?)?;
-    if let Some(format) = attend(graph, format) {
-        operators.attend(format);
+    let format = cache_format_for(graph, cache);
+    let mut operators = replace_matmuls(graph, file.path().parent()?)?;
+    if let Some(format) = replace_attention(graph, format) {
+        operators.set_cache_format(format);
     }
     if operators.is_empty() {
         return None;
@@ -58,21 +57,21 @@ pub(super) fn rewrite(file: &GraphFile, cache: CacheChoice) -> Option<RewrittenG
     Some(RewrittenGraph { content: model.encode_to_vec(), operators })
 }
 
-/// The format of the key-value cache where eka's operators compute; `None` if the attention of the graph in `file` cannot be
-/// replaced.
+/// The format of the key-value cache with eka's operators; `None` if no attention node of the graph in `file` can be replaced.
 pub(super) fn cache_format(file: &GraphFile, cache: CacheChoice) -> Option<Format> {
-    let mut graph = understood(file)?.graph?;
-    let format = format(&graph, cache);
-    attend(&mut graph, format)
+    let mut graph = decode_if_lossless(file)?.graph?;
+    let format = cache_format_for(&graph, cache);
+    replace_attention(&mut graph, format)
 }
 
-/// The graph in `file`, if it can be written back exactly as it is.
-fn understood(file: &GraphFile) -> Option<Model> {
+/// The graph in `file`, if it encodes back to the same bytes.
+fn decode_if_lossless(file: &GraphFile) -> Option<Model> {
     let model = file.decode()?;
     (model.encode_to_vec() == file.content()?).then_some(model)
 }
 
-fn format(graph: &Graph, cache: CacheChoice) -> Format {
+/// The format of the key-value cache that `cache` stands for in this graph.
+fn cache_format_for(graph: &Graph, cache: CacheChoice) -> Format {
     let is_quantized = graph.node.iter().any(|node| node.op_type == "MatMulNBits");
     match cache {
         CacheChoice::Float32 => Format::Float32,
@@ -83,15 +82,15 @@ fn format(graph: &Graph, cache: CacheChoice) -> Format {
 }
 
 /// Replaces the `MatMulNBits` nodes that eka's operator supports, and packs their weights.
-fn replace(graph: &mut Graph, dir: &Path) -> Option<Operators> {
+fn replace_matmuls(graph: &mut Graph, dir: &Path) -> Option<Operators> {
     let mut operators = Operators::default();
     let mut data = ExternalData { dir, files: BTreeMap::new() };
-    let mut room = Scratch::default();
+    let mut scratch = Scratch::default();
     let initializers: BTreeMap<&str, &Tensor> =
         graph.initializer.iter().map(|tensor| (&*tensor.name, tensor)).collect();
     for node in &mut graph.node {
-        let Some(matrix) = matrix(node, &initializers, &mut data, &mut room) else { continue };
-        let number = i64::try_from(operators.add(matrix)).ok()?;
+        let Some(weights) = packed_weights(node, &initializers, &mut data, &mut scratch) else { continue };
+        let number = i64::try_from(operators.add(weights)).ok()?;
         node.input.truncate(1);
         (node.domain, node.op_type) = (DOMAIN.into(), MATMUL.into());
         let r#type = AttributeType::Int.into();
@@ -101,11 +100,11 @@ fn replace(graph: &mut Graph, dir: &Path) -> Option<Operators> {
 }
 
 /// The packed weights of `node`, if it is a `MatMulNBits` that eka's operator supports.
-fn matrix(
+fn packed_weights(
     node: &Node,
     initializers: &BTreeMap<&str, &Tensor>,
     data: &mut ExternalData,
-    room: &mut Scratch,
+    scratch: &mut Scratch,
 ) -> Option<PackedInt4> {
     let number = |name: &str| {
         let attribute = node.attribute.iter().find(|attribute| attribute.name == name)?;
@@ -120,89 +119,86 @@ fn matrix(
         return None;
     }
     let (columns, depth, block) = (number("N")?, number("K")?, number("block_size")?);
-    data.read(codes, &mut room.codes)?;
-    data.read(scales, &mut room.scales)?;
+    data.read(codes, &mut scratch.codes)?;
+    data.read(scales, &mut scratch.scales)?;
     // Files are little-endian.
-    room.scales.iter_mut().for_each(|scale| *scale = f32::from_bits(u32::from_le(scale.to_bits())));
-    let source = Int4Blocks { columns, depth, block, codes: &room.codes, scales: &room.scales };
-    PackedInt4::new(source, &mut room.laid_out)
+    scratch.scales.iter_mut().for_each(|scale| *scale = f32::from_bits(u32::from_le(scale.to_bits())));
+    let source = Int4Blocks { columns, depth, block, codes: &scratch.codes, scales: &scratch.scales };
+    PackedInt4::new(source, &mut scratch.packed)
 }
 
-/// Buffers that are reused from one tensor to the next, because new memory costs more than the read itself: what is read,
-/// and the packed matrices.
+/// Buffers that are reused for every tensor, because allocating them again would cost more than the read.
 #[derive(Default)]
 struct Scratch {
     codes: Vec<u8>,
     scales: Vec<f32>,
-    laid_out: PackedStorage,
+    packed: PackedStorage,
 }
 
-/// Replaces the attention nodes that can be. Returns the format of the key-value cache then: `format`, or float32 if some
-/// nodes were not replaced; `None` if none were.
-fn attend(graph: &mut Graph, format: Format) -> Option<Format> {
-    let is_attention = |node: &&mut Node| node.op_type == "GroupQueryAttention";
-    let (nodes, declared) = (&mut graph.node, graph.input.iter().chain(&graph.output));
-    let heads: BTreeMap<String, u64> =
-        declared.filter_map(|value| Some((value.name.clone(), cached_floats(value)?))).collect();
-    let (mut cached, mut is_whole) = (BTreeSet::new(), true);
-    for node in nodes.iter_mut().filter(is_attention) {
-        let places = node.input.get(3..5).into_iter().chain(node.output.get(1..3)).flatten();
-        let places: Vec<String> = places.cloned().collect();
-        if !is_ours(node) || places.len() != 4 || !places.iter().all(|place| heads.contains_key(place)) {
-            is_whole = false;
+/// Replaces the attention nodes that eka's operator supports. Returns the resulting format of the key-value cache: `format` if every
+/// node was replaced, float32 if only some were, `None` if none were.
+fn replace_attention(graph: &mut Graph, format: Format) -> Option<Format> {
+    let mut head_dims = cache_head_dims(graph);
+    let (mut replaced_caches, mut all_replaced) = (BTreeSet::new(), true);
+    for node in graph.node.iter_mut().filter(|node| node.op_type == gqa::NAME) {
+        let past = node.input.get(gqa::PAST_KEY_VALUE).unwrap_or_default();
+        let present = node.output.get(gqa::PRESENT_KEY_VALUE).unwrap_or_default();
+        let caches = [past, present].concat();
+        if !is_supported(node) || !caches.iter().all(|name| head_dims.contains_key(name)) {
+            all_replaced = false;
             continue;
         }
         (node.domain, node.op_type) = (DOMAIN.into(), ATTENTION.into());
-        node.input.truncate(9);
-        cached.extend(places);
+        node.input.truncate(gqa::INPUTS);
+        replaced_caches.extend(caches);
     }
-    if cached.is_empty() {
+    if replaced_caches.is_empty() {
         return None;
     }
-    let format = if is_whole { format } else { Format::Float32 };
+    let format = if all_replaced { format } else { Format::Float32 };
+    head_dims.retain(|name, _| replaced_caches.contains(name));
+    retype_cache(graph, &head_dims, format);
+    Some(format)
+}
+
+/// The inputs and outputs of the graph that may be a float32 key-value cache, with their last dimension (`head_dim`).
+fn cache_head_dims(graph: &Graph) -> BTreeMap<String, usize> {
+    let values = graph.input.iter().chain(&graph.output);
+    values.filter_map(|value| Some((value.name.clone(), float32_head_dim(value)?))).collect()
+}
+
+/// Declares the inputs and outputs in `head_dims` as a key-value cache of `format`.
+fn retype_cache(graph: &mut Graph, head_dims: &BTreeMap<String, usize>, format: Format) {
     let element = match format {
         Format::Float32 => ElementType::Float,
         Format::Float16 => ElementType::Float16,
         Format::Int8 => ElementType::Int8,
     };
-    for value in graph.input.iter_mut().chain(&mut graph.output).filter(|value| cached.contains(&value.name))
-    {
-        let Some(declared) = value.r#type.as_mut().and_then(|declared| declared.tensor_type.as_mut()) else {
-            continue;
-        };
-        declared.elem_type = element.into();
-        if let (Some(row), Some(head_dim)) = (last_dimension(declared), heads.get(&value.name)) {
-            let elements = format.elements(usize::try_from(*head_dim).unwrap_or(usize::MAX));
-            row.value = Some(Extent::Known(i64::try_from(elements).unwrap_or(i64::MAX)));
+    for value in graph.input.iter_mut().chain(&mut graph.output) {
+        let Some(head_dim) = head_dims.get(&value.name) else { continue };
+        let tensor = value.r#type.as_mut().and_then(|declared| declared.tensor_type.as_mut());
+        let Some(tensor) = tensor else { continue };
+        tensor.elem_type = element.into();
+        if let Some(row) = tensor.shape.as_mut().and_then(|shape| shape.dim.last_mut()) {
+            row.value = Some(Extent::Known(i64::try_from(format.elements(*head_dim)).unwrap_or(i64::MAX)));
         }
     }
-    Some(format)
 }
 
-/// The last dimension (`head_dim`) of a float32 tensor of rank 4 with a known last dimension, which may be a key-value cache.
-fn cached_floats(value: &ValueInfo) -> Option<u64> {
+/// The last dimension of a float32 tensor of rank 4, if it is known.
+fn float32_head_dim(value: &ValueInfo) -> Option<usize> {
     let declared = value.r#type.as_ref()?.tensor_type.as_ref()?;
     let dimensions = &declared.shape.as_ref()?.dim;
+    let is_float32 = declared.elem_type == i32::from(ElementType::Float);
     match dimensions.last()?.value {
-        Some(Extent::Known(head_dim))
-            if declared.elem_type == i32::from(ElementType::Float) && dimensions.len() == 4 =>
-        {
-            u64::try_from(head_dim).ok()
-        }
+        Some(Extent::Known(head_dim)) if is_float32 && dimensions.len() == 4 => head_dim.try_into().ok(),
         _ => None,
     }
 }
 
-fn last_dimension(declared: &mut TensorType) -> Option<&mut Dimension> {
-    declared.shape.as_mut()?.dim.last_mut()
-}
-
 /// Whether eka's attention computes what this `GroupQueryAttention` does: no bias, no sinks, no quantized cache, and no unknown
 /// attribute.
-///
-/// Inputs: 0 query (or packed QKV), 1 key, 2 value, 3 past_key, 4 past_value, 5 seqlens_k, 6 total_sequence_length, 7 cos_cache,
-/// 8 sin_cache; later ones are not supported. Outputs: attention, present_key, present_value.
-fn is_ours(node: &Node) -> bool {
+fn is_supported(node: &Node) -> bool {
     let is_given = |i: usize| node.input.get(i).is_some_and(|name| !name.is_empty());
     let number = |name: &str| node.attribute.iter().find(|attribute| attribute.name == name)?.i;
     let is_known = |attribute: &Attribute| match &*attribute.name {
@@ -211,13 +207,14 @@ fn is_ours(node: &Node) -> bool {
         "rotary_interleaved" => attribute.i == Some(0),
         _ => false,
     };
+    let required = [gqa::QUERY, gqa::SEQLENS_K, gqa::TOTAL_SEQUENCE_LENGTH];
     let is_rotary = number("do_rotary") == Some(1);
-    [0, 3, 4, 5, 6].into_iter().all(is_given)
-        && is_given(1) == is_given(2)
-        && (9..node.input.len()).all(|i| !is_given(i))
-        && is_rotary == is_given(7)
-        && is_rotary == is_given(8)
-        && node.output.len() == 3
+    required.into_iter().chain(gqa::PAST_KEY_VALUE).all(is_given)
+        // Both or none: without them, the query is packed QKV.
+        && is_given(gqa::KEY) == is_given(gqa::VALUE)
+        && gqa::COS_SIN_CACHE.into_iter().all(|i| is_given(i) == is_rotary)
+        && (gqa::INPUTS..node.input.len()).all(|i| !is_given(i))
+        && node.output.len() == gqa::OUTPUTS
         && node.attribute.iter().all(is_known)
 }
 
@@ -227,15 +224,15 @@ fn drop_unused(graph: &mut Graph) {
     graph.initializer.retain(|tensor| read.contains(&tensor.name));
 }
 
-/// The files beside a graph. They are read and not mapped, since each tensor is repacked and read only once.
+/// The data files beside a graph. They are read and not mapped, because each tensor is read once and then packed.
 struct ExternalData<'a> {
     dir: &'a Path,
     files: BTreeMap<String, File>,
 }
 
 impl ExternalData<'_> {
-    /// Reads `tensor` into `room`, if it lies in a file beside the graph.
-    fn read<T: Pod>(&mut self, tensor: &Tensor, room: &mut Vec<T>) -> Option<()> {
+    /// Reads `tensor` into `buffer`, if its data is in a file beside the graph.
+    fn read<T: Pod>(&mut self, tensor: &Tensor, buffer: &mut Vec<T>) -> Option<()> {
         let entry =
             |key: &str| tensor.external_data.iter().find(|entry| entry.key == key).map(|entry| &*entry.value);
         let number = |key: &str| entry(key)?.parse::<u64>().ok();
@@ -251,8 +248,8 @@ impl ExternalData<'_> {
         if file.metadata().ok()?.len() < start.checked_add(length)? || !bytes.is_multiple_of(size_of::<T>()) {
             return None;
         }
-        room.resize(bytes / size_of::<T>(), T::zeroed());
-        read_at(file, bytemuck::cast_slice_mut(room), start).ok()
+        buffer.resize(bytes / size_of::<T>(), T::zeroed());
+        read_at(file, bytemuck::cast_slice_mut(buffer), start).ok()
     }
 }
 
@@ -266,7 +263,7 @@ fn read_at(file: &File, bytes: &mut [u8], start: u64) -> io::Result<()> {
     })
 }
 
-/// Fills `bytes` from `start` on.
+/// Fills `bytes` from offset `start` of the file.
 #[cfg(not(unix))]
 fn read_at(file: &File, bytes: &mut [u8], start: u64) -> io::Result<()> {
     use io::{Read, Seek};

@@ -91,11 +91,11 @@ async fn a_cut_constrained_answer_is_a_valid_prefix_with_finish_reason_length() 
     let request = json!({ "prompt": "Once", "json_schema": schema(), "max_new_tokens": 200 });
     let (_, whole) = program.ask(NATIVE, &request).await;
     let whole_text = whole["text"].as_str().unwrap();
-    for most in 1..whole["usage"]["completion_tokens"].as_u64().unwrap() {
-        let (_, cut) = program.ask(NATIVE, &with(request.clone(), &json!({ "max_new_tokens": most }))).await;
+    for max in 1..whole["usage"]["completion_tokens"].as_u64().unwrap() {
+        let (_, cut) = program.ask(NATIVE, &with(request.clone(), &json!({ "max_new_tokens": max }))).await;
         assert_eq!(
             (&cut["finish_reason"], &cut["usage"]["completion_tokens"]),
-            (&json!("length"), &json!(most))
+            (&json!("length"), &json!(max))
         );
         assert!(whole_text.starts_with(cut["text"].as_str().unwrap()), "{cut} of {whole_text}");
     }

@@ -156,14 +156,14 @@ async fn text_that_resembles_a_call_and_calls_with_tool_choice_none_are_content(
 async fn a_tool_call_that_was_cut_has_finish_reason_length() {
     let server = server(QWEN, ONE);
     let (_, whole) = server.ask(CHAT, &request(&json!({}))).await;
-    for most in 1..whole["usage"]["completion_tokens"].as_u64().unwrap() - 1 {
-        let cut = request(&json!({ "max_tokens": most }));
+    for max in 1..whole["usage"]["completion_tokens"].as_u64().unwrap() - 1 {
+        let cut = request(&json!({ "max_tokens": max }));
         let (_, answer) = server.ask(CHAT, &cut).await;
         assert_eq!(answer["choices"][0]["finish_reason"], "length");
         let (documents, _) = events(&server.stream(CHAT, &with(cut, &json!({ "stream": true }))).await);
         let (content, calls, _) = assembled(&documents);
         let message = &answer["choices"][0]["message"];
-        assert_eq!(content, message["content"].as_str().unwrap_or_default(), "{most}");
+        assert_eq!(content, message["content"].as_str().unwrap_or_default(), "{max}");
         assert_eq!(calls.len(), calls_of(&answer).len());
         for (streamed, whole) in calls.iter().zip(calls_of(&answer)) {
             assert_eq!(streamed["function"], whole["function"]);

@@ -15,7 +15,7 @@ use eka::{
     executor::{Deadlines, Executor, Limits},
     http::{AppState, Life, Settings, serve},
     job::{
-        DraftCounts, Event, Failure, Finish, FinishReason, Job, Memory, MemoryReport, ModelReport, Placement,
+        DraftCounts, EndReason, Event, Failure, Finish, Job, Memory, MemoryReport, ModelReport, Placement,
         Readiness, RuntimeReport, SlotReport, Step, Timings, Usage,
     },
     manifest::{Dims, Dtype, FILE_NAME, GraphNames, Manifest, Provenance, SCHEMA},
@@ -237,18 +237,18 @@ async fn speak(
 ) -> Result<Finish, Failure> {
     for (said, token) in script.iter().cycle().take(job.max_new_tokens).enumerate() {
         tokio::select! {
-            () = cancel.cancelled() => return Ok(finish(&job, FinishReason::Cancelled, said)),
+            () = cancel.cancelled() => return Ok(finish(&job, EndReason::Cancelled, said)),
             () = sleep(step) => {}
         }
         if job.end_tokens.contains(token) {
-            return Ok(finish(&job, FinishReason::EndToken, said + 1));
+            return Ok(finish(&job, EndReason::EndToken, said + 1));
         }
         says.send(Event::Step(Step::Token(*token))).unwrap();
     }
-    Ok(finish(&job, FinishReason::Length, job.max_new_tokens))
+    Ok(finish(&job, EndReason::Length, job.max_new_tokens))
 }
 
-fn finish(job: &Job, reason: FinishReason, completion_tokens: usize) -> Finish {
+fn finish(job: &Job, reason: EndReason, completion_tokens: usize) -> Finish {
     let memory =
         Memory { resident: Some(Bytes::mib(300)), anonymous: Some(Bytes::mib(100)), ..Memory::default() };
     Finish {

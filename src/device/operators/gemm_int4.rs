@@ -14,7 +14,7 @@ use std::{marker::PhantomData, ops::Range, slice};
 use super::{
     cpu_isa::{CpuIsa, Task},
     packed_int4::{BLOCK, PANEL, PackedInt4},
-    simd_i8::{MOST_ROWS, SimdI8},
+    simd_i8::{MAX_ROWS, SimdI8},
 };
 
 /// Activations, rounded, in the order in which a product reads them: one row of numbers for the processor to run ahead on,
@@ -223,7 +223,7 @@ impl Product<'_> {
                         3 => self.tile::<L, 3>(panel, first),
                         4 => self.tile::<L, 4>(panel, first),
                         5 => self.tile::<L, 5>(panel, first),
-                        _ => self.tile::<L, MOST_ROWS>(panel, first),
+                        _ => self.tile::<L, MAX_ROWS>(panel, first),
                     }
                 }
             }

@@ -134,8 +134,8 @@ impl PackedInt4 {
 /// The power of two that brings the greatest of `scales` just below the greatest float16, where those are finest relative
 /// to the least.
 fn unit(scales: &[f32]) -> f32 {
-    let most = scales.iter().fold(0f32, |most, scale| most.max(scale.abs()));
-    if most < f32::MIN_POSITIVE { 1.0 } else { (most.log2().ceil() - 15.0).exp2() }
+    let max = scales.iter().fold(0f32, |max, scale| max.max(scale.abs()));
+    if max < f32::MIN_POSITIVE { 1.0 } else { (max.log2().ceil() - 15.0).exp2() }
 }
 
 /// Puts the codes of two columns where a panel has those of `lane`: the first in the low halves, the second in the high

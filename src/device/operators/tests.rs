@@ -79,13 +79,13 @@ proptest! {
         let input: Vec<f32> = (0..rows * depth).map(|_| rng.random_range(-3.0..3.0)).collect();
         let matrix = PackedInt4::new(weights.blocks(), &mut PackedStorage::default()).unwrap();
         let exact = weights.product(&input);
-        let most: f64 = f64::from(scale) * 8.0 * 3.0;
+        let max: f64 = f64::from(scale) * 8.0 * 3.0;
         for kind in CpuIsa::all() {
             let output = multiply(kind, &matrix, &input);
             let error = norm(output.iter().zip(&exact).map(|(a, b)| f64::from(*a) - b));
             // Half a step of 127 for each activation, as a root of a sum of squares, with room to spare.
             #[expect(clippy::cast_precision_loss, reason = "small numbers")]
-            let bound = most / 127.0 * ((depth * exact.len()) as f64).sqrt();
+            let bound = max / 127.0 * ((depth * exact.len()) as f64).sqrt();
             prop_assert!(error <= bound, "{kind:?}: off by {error}, at most {bound}");
         }
     }

@@ -15,7 +15,7 @@ use crate::{
     executor::Ticket,
     http::middleware::RequestRecord,
     job::{self, Event, Failure, Finish, MemoryReport, Step, TokenLogprobs},
-    text::{AnswerDelta, Call, CallReader, Detokenizer, Reading, Text},
+    text::{AnswerDelta, Call, Detokenizer, Text, ToolCallParser, ToolCallParserOptions},
 };
 
 /// A choice that is being generated. Dropping it drops the ticket, which cancels the job.
@@ -37,7 +37,7 @@ pub(crate) struct CompletionStream {
     /// Receives the token counts when this is dropped, complete or not.
     record: Option<RequestRecord>,
     /// Parses tool calls; `None` without tools.
-    reader: Option<CallReader>,
+    reader: Option<ToolCallParser>,
     /// All text and calls so far.
     content: AnswerDelta,
 }
@@ -203,8 +203,8 @@ impl CompletionStream {
     }
 
     /// Parses tool calls out of the text.
-    pub(crate) fn with_calls(mut self, reading: Reading) -> Self {
-        self.reader = Some(CallReader::new(reading));
+    pub(crate) fn with_calls(mut self, reading: ToolCallParserOptions) -> Self {
+        self.reader = Some(ToolCallParser::new(reading));
         self
     }
 
@@ -284,7 +284,7 @@ impl CompletionStream {
         }
         let chunk = self.decoder.push(token);
         let content = self.read(chunk.text);
-        if chunk.stopped || self.reader.as_ref().is_some_and(CallReader::is_over) {
+        if chunk.stopped || self.reader.as_ref().is_some_and(ToolCallParser::is_over) {
             self.state = StreamState::Stopped;
             self.ticket.cancel();
         }
@@ -298,11 +298,11 @@ impl CompletionStream {
         }
         let reason = match finish.reason {
             _ if self.state == StreamState::Stopped => FinishReason::Stop,
-            job::FinishReason::EndToken if self.state == StreamState::Generating => FinishReason::Stop,
-            job::FinishReason::EndToken => FinishReason::Length,
-            job::FinishReason::Length => FinishReason::Length,
+            job::EndReason::EndToken if self.state == StreamState::Generating => FinishReason::Stop,
+            job::EndReason::EndToken => FinishReason::Length,
+            job::EndReason::Length => FinishReason::Length,
             // Only this stream cancels its job, unless the server shuts down.
-            job::FinishReason::Cancelled => return Err(Failure::ShuttingDown),
+            job::EndReason::Cancelled => return Err(Failure::ShuttingDown),
         };
         Ok(Update::Finished(Box::new(self.end(reason, &finish))))
     }
@@ -310,7 +310,7 @@ impl CompletionStream {
     /// The end of a choice whose text was complete before its job failed.
     fn stopped(&mut self) -> Update {
         let finish = Finish {
-            reason: job::FinishReason::Cancelled,
+            reason: job::EndReason::Cancelled,
             usage: job::Usage { completion_tokens: self.completion_tokens, ..job::Usage::default() },
             timings: job::Timings::default(),
             memory: MemoryReport::default(),
@@ -331,8 +331,8 @@ impl CompletionStream {
         let rest = self.delta(rest);
         let AnswerDelta { content, calls } = std::mem::take(&mut self.content);
         // A call that a stop string truncated must not be executed.
-        let is_cut = self.reader.as_ref().is_some_and(CallReader::is_cut);
-        let calls_tools = reason == FinishReason::Stop && !calls.is_empty() && !is_cut;
+        let is_truncated = self.reader.as_ref().is_some_and(ToolCallParser::is_truncated);
+        let calls_tools = reason == FinishReason::Stop && !calls.is_empty() && !is_truncated;
         let reason = if calls_tools { FinishReason::ToolCalls } else { reason };
         self.record.iter().for_each(|record| record.completed(reason.as_str()));
         FinishedChoice {

@@ -109,8 +109,8 @@ fn trace_request(record: &RequestRecord, params: &GenerateParams, operation: &'s
         span.set("gen_ai.request.model", model.to_owned());
         span.set("gen_ai.request.temperature", f64::from(params.sampling.temperature));
         span.set("gen_ai.request.stream", params.delivery != Delivery::Whole);
-        if let Some(most) = params.max_new {
-            span.set("gen_ai.request.max_tokens", i64::try_from(most.0).unwrap_or(i64::MAX));
+        if let Some(max) = params.max_new {
+            span.set("gen_ai.request.max_tokens", i64::try_from(max.0).unwrap_or(i64::MAX));
         }
         span.set("eka.priority", params.terms.priority.as_str());
     });

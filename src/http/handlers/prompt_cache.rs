@@ -41,7 +41,7 @@ use crate::{
         },
         state::AppState,
     },
-    job::{CacheSalt, Command, Event, Failure, Finish, FinishReason, Job, PromptToRestore, SaveAs},
+    job::{CacheSalt, Command, EndReason, Event, Failure, Finish, Job, PromptToRestore, SaveAs},
     metrics::{OnDevice, PromptFile},
     prompt_store::{PromptInfo, PromptName, PromptStore, PromptStoreError, StoredPrompt},
     text::{Conversation, Message, Text},
@@ -214,7 +214,7 @@ async fn run(request: &HttpRequest, state: &AppState, job: Job) -> Result<(Finis
     loop {
         match ticket.next().await {
             Some(Event::Started { queue_wait }) => waited = queue_wait,
-            Some(Event::Done(finish)) if finish.reason != FinishReason::Cancelled => {
+            Some(Event::Done(finish)) if finish.reason != EndReason::Cancelled => {
                 return Ok((finish, waited));
             }
             Some(Event::Failed(failure)) => return Err(failure.into()),

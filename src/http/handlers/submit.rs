@@ -15,7 +15,7 @@ use crate::{
         state::AppState,
     },
     job::{Dry, Failure, Job, JobId, Priority, Readiness, Sampling, TraceLink},
-    text::{Reading, Text},
+    text::{Text, ToolCallParserOptions},
     units::Tokens,
 };
 
@@ -30,7 +30,7 @@ pub(crate) struct Origin {
 /// How the choices of a request are decoded.
 struct Decoding {
     stop: Vec<String>,
-    reading: Option<Reading>,
+    reading: Option<ToolCallParserOptions>,
     /// Constrained output is decoded without removing anything.
     is_verbatim: bool,
     wants_progress: bool,
@@ -148,8 +148,8 @@ async fn prepare(
 }
 
 /// The job, and further ones that differ in id and seed only.
-fn variants(first: &Job, most: usize, mut new_id: impl FnMut() -> JobId) -> impl Iterator<Item = Job> {
-    let later = (1..most as u64).map(move |choice| {
+fn variants(first: &Job, max: usize, mut new_id: impl FnMut() -> JobId) -> impl Iterator<Item = Job> {
+    let later = (1..max as u64).map(move |choice| {
         let mut job = Job { id: new_id(), ..first.clone() };
         job.sampling.seed = job.sampling.seed.wrapping_add(choice);
         job

@@ -33,7 +33,7 @@ use crate::{
 
 /// Token limit of `/tokenize` for models with a shorter context: clients measure documents before they split them. Tokenizing
 /// takes hundreds of bytes of memory per token.
-const MOST_TOKENS: usize = 1 << 17;
+const MAX_TOKENS: usize = 1 << 17;
 
 /// The tokens of a text.
 #[derive(Serialize, ToSchema)]
@@ -89,15 +89,15 @@ pub(crate) async fn tokenize(
         Source::Text { text, add_special: false } => (text, Special::Written),
         Source::Conversation(conversation) => (render(&state, &text, conversation).await?, Special::Written),
     };
-    let most = state.context_length(&text);
-    let counted = Tokens(most.0.max(MOST_TOKENS));
+    let max = state.context_length(&text);
+    let counted = Tokens(max.0.max(MAX_TOKENS));
     let ids = prompt_tokens::tokenize(&state, &text, Untokenized { text: source, special }, counted).await?;
     drop(share);
     let json = state.offload.run(Cost::of_text(ids.len()), move || {
         let count = ids.len();
         let token = |id| if with_pieces { Token::piece(&text, id) } else { Token::Id(id) };
         let tokens = ids.into_iter().map(token).collect();
-        Ok::<_, ApiError>(to_json(&Tokenized { count, tokens, max_model_len: most }))
+        Ok::<_, ApiError>(to_json(&Tokenized { count, tokens, max_model_len: max }))
     });
     Ok(ignored.name_in(send(json.await?)))
 }

@@ -192,10 +192,10 @@ async fn bytes(request: &HttpRequest, payload: Payload, state: &AppState) -> Res
 
 impl Body {
     async fn filled(mut self, mut payload: Payload, announced: Option<u64>) -> Result<Self, ApiError> {
-        let most = announced.map_or(usize::MAX, |length| usize::try_from(length).unwrap_or(usize::MAX));
+        let max = announced.map_or(usize::MAX, |length| usize::try_from(length).unwrap_or(usize::MAX));
         while let Some(chunk) = payload.next().await {
             let chunk = chunk.map_err(|error| ApiError::BodyBroken { why: why(&error) })?;
-            append(&mut self.bytes, &chunk, Room { share: &mut self.share, limit: self.limit, most })?;
+            append(&mut self.bytes, &chunk, Room { share: &mut self.share, limit: self.limit, max })?;
         }
         Ok(self)
     }
@@ -227,7 +227,7 @@ struct Room<'a> {
     share: &'a mut Share,
     limit: units::Bytes,
     /// The announced length.
-    most: usize,
+    max: usize,
 }
 
 /// Appends to a body and counts the growth of the allocation. Doubles the capacity like `Vec`, but not beyond the announced
@@ -239,7 +239,7 @@ fn append(bytes: &mut Vec<u8>, chunk: &[u8], room: Room<'_>) -> Result<(), ApiEr
         return Err(ApiError::BodyTooLarge { limit: room.limit });
     }
     if length > bytes.capacity() {
-        let capacity = length.max(bytes.capacity().saturating_mul(2).min(room.most).min(limit));
+        let capacity = length.max(bytes.capacity().saturating_mul(2).min(room.max).min(limit));
         room.share.grow(capacity - bytes.capacity())?;
         bytes.reserve_exact(capacity - bytes.len());
     }
@@ -256,7 +256,7 @@ fn gunzip(encoded: &[u8], limit: units::Bytes, share: &mut Share) -> Result<Vec<
         let read = decoder.read(&mut piece);
         match read.map_err(|error| ApiError::NotGzip { message: error.to_string() })? {
             0 => return Ok(decoded),
-            read => append(&mut decoded, &piece[..read], Room { share, limit, most: usize::MAX })?,
+            read => append(&mut decoded, &piece[..read], Room { share, limit, max: usize::MAX })?,
         }
     }
 }

@@ -24,7 +24,7 @@ use crate::{
     executor::{Deadlines, Terms},
     http::field_error::FieldError,
     job::{KeepAlive, LogprobOptions, Priority, Sampling},
-    text::Reading,
+    text::ToolCallParserOptions,
     units::Tokens,
 };
 
@@ -117,8 +117,8 @@ pub(super) fn max_tokens_or_none() -> OptionalField<impl FieldType<Value = Token
     tokens_from(0)
 }
 
-fn tokens_from(least: usize) -> OptionalField<impl FieldType<Value = Tokens>, Option<Tokens>> {
-    integer(least..=u32::MAX as usize).map(Tokens).optional().unset_at("-1")
+fn tokens_from(min: usize) -> OptionalField<impl FieldType<Value = Tokens>, Option<Tokens>> {
+    integer(min..=u32::MAX as usize).map(Tokens).optional().unset_at("-1")
 }
 
 /// `n`: how many answers to generate for one prompt.
@@ -156,7 +156,7 @@ pub(crate) struct GenerateParams {
     pub(crate) breakers: Vec<String>,
     pub(crate) constraint: Option<OutputConstraint>,
     /// How tool calls are read, where the answer may have any.
-    pub(crate) reading: Option<Reading>,
+    pub(crate) reading: Option<ToolCallParserOptions>,
     /// Fields of the request that the answer repeats.
     pub(crate) echoed: EchoedFields,
     /// How many answers to generate, one after another.

@@ -54,16 +54,16 @@ pub(crate) async fn render(
     Ok(state.sandbox()?.render(text, request).await??)
 }
 
-/// The tokens of a text, of which there may be `most`.
+/// The tokens of a text, of which there may be `max`.
 pub(crate) async fn tokenize(
     state: &AppState,
     text: &Arc<Text>,
     Untokenized { text: source, special }: Untokenized,
-    most: Tokens,
+    max: Tokens,
 ) -> Result<Vec<u32>, ApiError> {
     let (text, cost) = (Arc::clone(text), Cost::of_text(source.len()));
     let work = move || -> Result<_, TextError> {
-        text.check_length(&source, most.0)?;
+        text.check_length(&source, max.0)?;
         match special {
             Special::Added => text.encode(&source),
             Special::Written => text.encode_bare(&source),

@@ -24,7 +24,7 @@ use ort::{
 };
 
 pub use format::Format;
-use pass::{Form, Heads, KEYS, MOST_ROWS, Pass, Rotary, Share};
+use pass::{Form, Heads, KEYS, MAX_ROWS, Pass, Rotary, Share};
 
 use super::{super::threads::ThreadLimits, cpu_isa::CpuIsa, gemm_int4::Parts};
 
@@ -216,7 +216,7 @@ fn run(
     batches: usize,
     context: &ComputeContext,
 ) -> ort::Result<()> {
-    if pass.new < MOST_ROWS {
+    if pass.new < MAX_ROWS {
         // SAFETY: one call at a time, and no share is being computed yet.
         (0..pass.new).for_each(|token| unsafe { pass.append(token) });
     } else {
@@ -245,22 +245,22 @@ fn run(
 const WORTH_A_THREAD: usize = 1 << 16;
 
 /// Fewest positions that are split from others.
-const LEAST_RANGE: usize = 4 * KEYS;
+const MIN_RANGE: usize = 4 * KEYS;
 
 /// Splits a pass into shares, of one thread where there is little to do; how many parts they have. `threads` is how many
 /// there are, and not how many compute now: parts that are put together otherwise differ in the last bit.
 fn plan(pass: &Pass, threads: usize, shares: &mut Vec<Share>) -> usize {
     shares.clear();
     let (rows, form) = (pass.rows(), &pass.form);
-    let groups = rows.div_ceil(MOST_ROWS);
+    let groups = rows.div_ceil(MAX_ROWS);
     let seen = pass.seen(&(0..rows)).len();
     let work = (rows * seen * form.kv_heads).saturating_mul(form.head_dim);
     let wanted = if work < threads * WORTH_A_THREAD { 1 } else { threads * SHARES_PER_THREAD };
-    let ranges = wanted.div_ceil(form.kv_heads * groups).min(seen / LEAST_RANGE).max(1);
+    let ranges = wanted.div_ceil(form.kv_heads * groups).min(seen / MIN_RANGE).max(1);
     let mut parts = 0;
     for head in 0..form.kv_heads {
         for group in 0..groups {
-            let rows = group * MOST_ROWS..((group + 1) * MOST_ROWS).min(rows);
+            let rows = group * MAX_ROWS..((group + 1) * MAX_ROWS).min(rows);
             let seen = pass.seen(&rows);
             if ranges == 1 {
                 shares.push(Share { head, rows, keys: seen, part: None });

@@ -41,7 +41,7 @@ const LINE: usize = 64;
 const TILES: usize = 4;
 
 /// Most rows of one share.
-pub(super) const MOST_ROWS: usize = TILES * LANES;
+pub(super) const MAX_ROWS: usize = TILES * LANES;
 
 /// Most rows whose scores are dots.
 const FEW: usize = 3;
@@ -227,7 +227,7 @@ impl Pass<'_> {
 
     /// Numbers that a part takes.
     pub(super) fn part(&self) -> usize {
-        self.rows().min(MOST_ROWS) * (self.form.padded() + 2)
+        self.rows().min(MAX_ROWS) * (self.form.padded() + 2)
     }
 
     /// Writes keys and values of a token into the cache.

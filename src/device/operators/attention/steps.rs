@@ -127,7 +127,7 @@ pub(super) unsafe fn exponentials<V: SimdF32>(
         let before = V::load(tops.as_ptr());
         let mut top = before;
         for at in 0..count {
-            top = V::most(top, V::load(scores.as_ptr().add(at * LANES)));
+            top = V::max(top, V::load(scores.as_ptr().add(at * LANES)));
         }
         let factor = exp::<V>(V::sub(before, top));
         let mut total = V::mul(V::load(totals.as_ptr()), factor);

@@ -74,8 +74,8 @@ impl FieldType for StringType {
         if self.bytes.contains(&text.len()) {
             return Ok(text);
         }
-        let (least, most) = (self.bytes.start(), self.bytes.end());
-        Err(at.invalid(format!("has {} bytes; expected {least} to {most}", text.len())))
+        let (min, max) = (self.bytes.start(), self.bytes.end());
+        Err(at.invalid(format!("has {} bytes; expected {min} to {max}", text.len())))
     }
 
     fn schema(&self, _: &mut Schemas) -> Value {
@@ -135,19 +135,19 @@ const fn narrow(value: f64) -> f32 {
 
 /// A whole number within a range.
 pub(crate) struct IntegerType<T> {
-    least: T,
+    min: T,
     /// `None` for no limit.
-    most: Option<T>,
+    max: Option<T>,
 }
 
 pub(crate) fn integer<T>(range: RangeInclusive<T>) -> IntegerType<T> {
-    let (least, most) = range.into_inner();
-    IntegerType { least, most: Some(most) }
+    let (min, max) = range.into_inner();
+    IntegerType { min, max: Some(max) }
 }
 
 /// A whole number without an upper limit.
-pub(crate) const fn integer_from<T>(least: T) -> IntegerType<T> {
-    IntegerType { least, most: None }
+pub(crate) const fn integer_from<T>(min: T) -> IntegerType<T> {
+    IntegerType { min, max: None }
 }
 
 /// An integer of Rust that a JSON number is read as.
@@ -162,11 +162,11 @@ impl<T: Integer> FieldType for IntegerType<T> {
     fn read(&self, value: Value, at: &Location) -> Result<T, FieldError> {
         let Value::Number(found) = &value else { return Err(at.wrong_type("a number", &value)) };
         let number = whole(found).and_then(|number| T::try_from(number).ok());
-        let fits = |number: &T| *number >= self.least && self.most.is_none_or(|most| *number <= most);
+        let fits = |number: &T| *number >= self.min && self.max.is_none_or(|max| *number <= max);
         number.filter(fits).ok_or_else(|| {
-            let range = match self.most {
-                Some(most) => format!("{} to {most}", self.least),
-                None => format!("whole numbers from {}", self.least),
+            let range = match self.max {
+                Some(max) => format!("{} to {max}", self.min),
+                None => format!("whole numbers from {}", self.min),
             };
             at.outside(found, range)
         })
@@ -174,8 +174,8 @@ impl<T: Integer> FieldType for IntegerType<T> {
 
     fn schema(&self, _: &mut Schemas) -> Value {
         let limit = |limit: T| -> Option<i64> { limit.try_into().ok() };
-        let schema = with(json!({ "type": "integer" }), "minimum", limit(self.least));
-        with(schema, "maximum", self.most.and_then(limit))
+        let schema = with(json!({ "type": "integer" }), "minimum", limit(self.min));
+        with(schema, "maximum", self.max.and_then(limit))
     }
 }
 
@@ -256,12 +256,12 @@ pub(crate) fn check_count(
     items: &RangeInclusive<usize>,
     at: &Location,
 ) -> Result<(), FieldError> {
-    let (least, most) = (items.start(), items.end());
-    if found < *least {
-        return Err(at.invalid(format!("{found} items, at least {least}")));
+    let (min, max) = (items.start(), items.end());
+    if found < *min {
+        return Err(at.invalid(format!("{found} items, at least {min}")));
     }
-    if found > *most {
-        return Err(at.invalid(format!("{found} items, at most {most}")));
+    if found > *max {
+        return Err(at.invalid(format!("{found} items, at most {max}")));
     }
     Ok(())
 }
@@ -272,10 +272,10 @@ pub(crate) fn counted(item: Value, items: &RangeInclusive<usize>) -> Value {
 }
 
 /// Sets the two keywords of a range.
-fn limited(schema: Value, [least, most]: [&str; 2], range: &RangeInclusive<usize>) -> Value {
+fn limited(schema: Value, [min, max]: [&str; 2], range: &RangeInclusive<usize>) -> Value {
     let (start, end) = (*range.start(), *range.end());
-    let schema = with(schema, least, (start > 0).then_some(start));
-    with(schema, most, (end < usize::MAX).then_some(end))
+    let schema = with(schema, min, (start > 0).then_some(start));
+    with(schema, max, (end < usize::MAX).then_some(end))
 }
 
 /// An object whose fields are not looked at.
