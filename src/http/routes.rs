@@ -13,15 +13,13 @@ use super::{
     },
     handlers::{
         admin::{self, CommandAnswer, Draining, LogLevel},
-        docs,
         generate::generate,
         health::{self, Status},
-        index,
         models::{self, Model, ModelList},
+        pages,
         prompt_cache::{self, CacheAnswer, SavedPromptList},
         slot::{self, Slot},
         tokenize::{self, Detokenized, RenderedPrompt, Tokenized},
-        ui,
     },
     request::{
         ApplyTemplateRequest, CacheRequest, DetokenizeRequest, LoadRequest, LogRequest, TokenizeRequest,
@@ -293,17 +291,17 @@ fn operation() -> Vec<Route> {
         Route::new(GET, "/metrics", "Metrics in the OpenMetrics text format", health::metrics)
             .access(Access::Metrics)
             .answers_raw("application/openmetrics-text", Type::String, "The metrics."),
-        Route::new(GET, "/openapi.json", "All routes as an OpenAPI document", docs::openapi)
+        Route::new(GET, "/openapi.json", "All routes as an OpenAPI document", pages::openapi)
             .access(Access::Page(page))
             .answers_raw("application/json", Type::Object, "The document."),
-        Route::new(GET, "/docs", "The OpenAPI document as a page", docs::docs)
+        Route::new(GET, "/docs", "The OpenAPI document as a page", pages::docs)
             .access(Access::Page(page))
             .answers_raw("text/html", Type::String, "The page."),
-        Route::new(GET, "/", "All routes as text, or the web page if the client accepts HTML", index::index)
-            .access(Access::Page(ui::is_wanted))
+        Route::new(GET, "/", "All routes as text, or the web page if the client accepts HTML", pages::index)
+            .access(Access::Page(pages::is_wanted))
             .answers_raw("text/plain", Type::String, "The list."),
-        Route::new(GET, "/page/{file}", "The files of the web page", ui::file)
-            .access(Access::Page(ui::is_file))
+        Route::new(GET, "/page/{file}", "The files of the web page", pages::file)
+            .access(Access::Page(pages::is_file))
             .parameter("file", "The name of the file.")
             .answers_raw("text/plain", Type::String, "The file.")
             .errors(&[(404, "The file was not found.")]),

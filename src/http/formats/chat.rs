@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use super::{
     completion_stream::{Delta, FinishReason, FinishedChoice, Progress},
     format::{ApiFormat, CompletionHead, ResponseMeta, to_json},
-    logprobs::{ChatLogprobs, ScoredToken},
+    logprobs::ChatLogprobs,
     sse::SseEvents,
     usage::{CompletionTail, Timings, Usage},
 };
@@ -169,25 +169,14 @@ const CHUNK: &str = "chat.completion.chunk";
 /// The format of OpenAI's chat completions.
 pub(crate) struct Chat(ResponseMeta);
 
-impl From<ResponseMeta> for Chat {
-    fn from(meta: ResponseMeta) -> Self {
-        Self(meta)
-    }
-}
-
 impl Chat {
-    fn logprobs<'a>(&self, tokens: &'a [ScoredToken]) -> Option<ChatLogprobs<'a>> {
-        self.0.logprobs.then(|| tokens.into())
-    }
-
     fn choice<'a>(&self, (index, finished): (usize, &'a FinishedChoice)) -> ChatChoice<'a> {
-        let logprobs = self.logprobs(&finished.scored);
+        let logprobs = self.0.logprobs_of(&finished.scored);
         ChatChoice { index, message: finished.into(), logprobs, finish_reason: finished.reason }
     }
 
     fn chunk<'a>(&'a self, choice: ChatChoiceDelta<'a>, timings: Option<Timings>) -> ChatCompletionChunk<'a> {
-        let usage = self.0.include_usage.then_some(None);
-        let tail = CompletionTail { usage, timings, prompt_progress: None };
+        let tail = self.0.tail_of_event(timings);
         ChatCompletionChunk { head: self.0.head(CHUNK), choices: vec![choice], tail }
     }
 
@@ -202,6 +191,10 @@ impl ApiFormat for Chat {
     const ROUTE: &'static str = "/v1/chat/completions";
     const ID_PREFIX: &'static str = "chatcmpl-";
     const OPERATION: &'static str = "chat";
+
+    fn new(meta: ResponseMeta) -> Self {
+        Self(meta)
+    }
 
     fn whole(&self, choices: &[FinishedChoice]) -> String {
         to_json(&ChatCompletion {
@@ -223,7 +216,7 @@ impl ApiFormat for Chat {
     }
 
     fn delta(&mut self, choice: usize, delta: &Delta, out: &mut SseEvents) {
-        let logprobs = self.logprobs(&delta.scored);
+        let logprobs = self.0.logprobs_of(&delta.scored);
         let delta = ChatChoiceDelta { index: choice, delta: delta.into(), logprobs, finish_reason: None };
         out.push(&self.chunk(delta, None));
     }

@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use super::{
     completion_stream::{Delta, FinishReason, FinishedChoice, Progress},
     format::{ApiFormat, CompletionHead, ResponseMeta, to_json},
-    logprobs::{CompletionLogprobs, ScoredToken},
+    logprobs::CompletionLogprobs,
     sse::SseEvents,
     usage::{CompletionTail, Timings},
 };
@@ -40,19 +40,9 @@ struct CompletionChoice<'a> {
 /// The format of OpenAI's completions.
 pub(crate) struct Completions(ResponseMeta);
 
-impl From<ResponseMeta> for Completions {
-    fn from(meta: ResponseMeta) -> Self {
-        Self(meta)
-    }
-}
-
 impl Completions {
-    fn logprobs<'a>(&self, tokens: &'a [ScoredToken]) -> Option<CompletionLogprobs<'a>> {
-        self.0.logprobs.then(|| tokens.into())
-    }
-
     fn choice<'a>(&self, (index, finished): (usize, &'a FinishedChoice)) -> CompletionChoice<'a> {
-        let logprobs = self.logprobs(&finished.scored);
+        let logprobs = self.0.logprobs_of(&finished.scored);
         CompletionChoice { index, text: &finished.text, logprobs, finish_reason: Some(finished.reason) }
     }
 
@@ -61,8 +51,7 @@ impl Completions {
     }
 
     fn chunk<'a>(&'a self, choice: CompletionChoice<'a>, timings: Option<Timings>) -> Completion<'a> {
-        let usage = self.0.include_usage.then_some(None);
-        self.document(vec![choice], CompletionTail { usage, timings, prompt_progress: None })
+        self.document(vec![choice], self.0.tail_of_event(timings))
     }
 }
 
@@ -71,6 +60,10 @@ impl ApiFormat for Completions {
 
     const ROUTE: &'static str = "/v1/completions";
     const ID_PREFIX: &'static str = "cmpl-";
+
+    fn new(meta: ResponseMeta) -> Self {
+        Self(meta)
+    }
 
     fn whole(&self, choices: &[FinishedChoice]) -> String {
         let written = choices.iter().enumerate().map(|one| self.choice(one)).collect();
@@ -84,7 +77,7 @@ impl ApiFormat for Completions {
     fn opening(&mut self, _: usize, _: &mut SseEvents) {}
 
     fn delta(&mut self, choice: usize, delta: &Delta, out: &mut SseEvents) {
-        let logprobs = self.logprobs(&delta.scored);
+        let logprobs = self.0.logprobs_of(&delta.scored);
         out.push(&self.chunk(
             CompletionChoice { index: choice, text: &delta.text, logprobs, finish_reason: None },
             None,

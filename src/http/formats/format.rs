@@ -8,8 +8,10 @@ use utoipa::ToSchema;
 
 use super::{
     completion_stream::{Delta, FinishedChoice, Progress},
+    logprobs::ScoredToken,
     response_id,
     sse::SseEvents,
+    usage::{CompletionTail, Timings},
 };
 use crate::{
     http::{
@@ -20,7 +22,7 @@ use crate::{
 };
 
 /// The wire format of one generating route.
-pub(crate) trait ApiFormat: From<ResponseMeta> + Send + 'static {
+pub(crate) trait ApiFormat: Send + 'static {
     /// Its requests.
     type Request: GenerateRequest;
 
@@ -37,6 +39,9 @@ pub(crate) trait ApiFormat: From<ResponseMeta> + Send + 'static {
 
     /// `gen_ai.operation.name` in traces.
     const OPERATION: &'static str = "text_completion";
+
+    /// The format of one answer.
+    fn new(meta: ResponseMeta) -> Self;
 
     /// The complete answer as JSON, with all choices in order.
     fn whole(&self, choices: &[FinishedChoice]) -> String;
@@ -81,6 +86,16 @@ pub(crate) struct ResponseMeta {
 }
 
 impl ResponseMeta {
+    /// The log-probabilities of these tokens, if they were requested.
+    pub(super) fn logprobs_of<'a, L: From<&'a [ScoredToken]>>(&self, tokens: &'a [ScoredToken]) -> Option<L> {
+        self.logprobs.then(|| tokens.into())
+    }
+
+    /// The last fields of an event of a choice. Where usage follows at the end of the stream, it is null before.
+    pub(super) fn tail_of_event(&self, timings: Option<Timings>) -> CompletionTail {
+        CompletionTail { usage: self.include_usage.then_some(None), timings, prompt_progress: None }
+    }
+
     /// The fields that OpenAI's completion objects begin with.
     pub(crate) fn head(&self, object: &'static str) -> CompletionHead<'_> {
         CompletionHead {

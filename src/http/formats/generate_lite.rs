@@ -40,12 +40,6 @@ pub(crate) enum GeneratedDelta<'a> {
 /// eka's own format.
 pub(crate) struct GenerateLite(ResponseMeta);
 
-impl From<ResponseMeta> for GenerateLite {
-    fn from(meta: ResponseMeta) -> Self {
-        Self(meta)
-    }
-}
-
 impl GenerateLite {
     fn document<'a>(&'a self, finished: &'a FinishedChoice) -> Generated<'a> {
         let choices = slice::from_ref(finished);
@@ -71,6 +65,10 @@ impl ApiFormat for GenerateLite {
     /// With the job's number, in which order the queue took them: for tests of the queue and of faults.
     fn id(job: JobId) -> String {
         format!("{}-{}", response_id::new(Self::ID_PREFIX), job.0)
+    }
+
+    fn new(meta: ResponseMeta) -> Self {
+        Self(meta)
     }
 
     fn whole(&self, choices: &[FinishedChoice]) -> String {

@@ -13,7 +13,7 @@ mod usage;
 
 pub(super) use self::{
     chat::{Chat, ChatCompletion, ChatCompletionChunk},
-    completion_stream::{CompletionStream, FinishedChoice, Update},
+    completion_stream::{AnswerOptions, CompletionStream, FinishedChoice, Update},
     completions::{Completion, Completions},
     format::{ApiFormat, ResponseMeta, to_json},
     generate_lite::{GenerateLite, Generated, GeneratedDelta},

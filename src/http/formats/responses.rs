@@ -246,18 +246,16 @@ impl From<&str> for OutputText {
     }
 }
 
-impl From<ResponseMeta> for Responses {
-    fn from(meta: ResponseMeta) -> Self {
-        Self { meta, sent_events: 0, items: Vec::new(), is_open: false }
-    }
-}
-
 impl ApiFormat for Responses {
     type Request = ResponseCall;
 
     const ROUTE: &'static str = "/v1/responses";
     const ID_PREFIX: &'static str = "resp_";
     const OPERATION: &'static str = "chat";
+
+    fn new(meta: ResponseMeta) -> Self {
+        Self { meta, sent_events: 0, items: Vec::new(), is_open: false }
+    }
 
     fn whole(&self, choices: &[FinishedChoice]) -> String {
         let Some(finished) = choices.first() else { return String::new() };

@@ -25,10 +25,7 @@ use crate::{
         formats::{ApiFormat, CompletionStream, FinishedChoice, ResponseMeta, SseEvents, Update},
         middleware::RequestRecord,
         offload::Cost,
-        request::{
-            Delivery, GenerateParams, GenerateRequest, RequestContext, Taken,
-            body::{self},
-        },
+        request::{Delivery, GenerateParams, GenerateRequest, RequestContext, Taken, body},
         state::AppState,
     },
     text::Text,
@@ -53,7 +50,7 @@ pub(crate) async fn generate<F: ApiFormat>(
         body::take(&request, payload, &state, take).await?;
     let job = state.executor.new_id();
     let delivery = params.delivery;
-    let format = F::from(ResponseMeta {
+    let format = F::new(ResponseMeta {
         id: F::id(job),
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         model: text.card().id.clone(),
@@ -70,7 +67,7 @@ pub(crate) async fn generate<F: ApiFormat>(
         submit(&state, &text, params, Origin { id: job, caller: slot::caller(&request), trace }).await?;
     // The body has become tokens, whose number the queue bounds.
     drop(share);
-    streams.iter_mut().for_each(|stream| stream.count_for(record.clone()));
+    streams.iter_mut().for_each(|stream| stream.record.clone_from(&record));
     let response = match delivery {
         Delivery::Whole => whole(&state, streams, format).await?,
         Delivery::Streamed { .. } => {

@@ -13,7 +13,7 @@ use utoipa::openapi::{
     tag::TagBuilder,
 };
 
-use super::{documents::Documents, handlers::ui, routes::ROUTES};
+use super::{documents::Documents, handlers::pages, routes::ROUTES};
 
 const ABOUT: &str = "Serves fine-tuned language models, one answer at a time. A field that is null is treated as absent, and \
      integers may be written as 5.0. Unknown fields are refused by name, or with server.unknown_fields = warn ignored and \
@@ -37,7 +37,7 @@ pub(super) static DOCUMENTS: LazyLock<Documents> = LazyLock::new(|| {
         // Writing to a `String` does not fail.
         let _ = writeln!(index, "{:4} {:25} {}", route.info.method, route.info.path, route.summary);
     }
-    let etag = ui::etag(docs.as_deref().unwrap_or_default());
+    let etag = pages::etag(docs.as_deref().unwrap_or_default());
     Documents { index, openapi: document.to_string(), docs, etag }
 });
 

@@ -77,6 +77,8 @@ fn the_documentation_page_has_every_route_and_every_schema() {
     let shown = |path: &str| page.contains(&format!("<code>{}</code>", path.replace('/', "&#x2f;")));
     assert!(ROUTES.iter().all(|route| shown(route.info.path)));
     assert!(shapes.keys().all(|name| page.contains(&format!("id=\"schema-{name}\""))));
+    // Limits belong to each alternative.
+    assert!(page.contains("integer 1 to 4294967295 or <code>-1</code>"));
 }
 
 /// The names of the fields of a schema, with those of the schemas that it includes.

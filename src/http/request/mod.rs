@@ -13,7 +13,7 @@ mod input_items;
 mod keep_alive;
 mod messages;
 pub(super) mod prompt;
-pub(super) mod prompt_tokens;
+mod prompt_tokens;
 mod response_format;
 mod responses;
 mod sampling;
@@ -31,10 +31,10 @@ pub(super) use self::{
     generate_lite::GenerateLiteRequest,
     generation::{Delivery, GenerateParams, GenerateRequest, RequestContext},
     prompt::Prompt,
-    prompt_tokens::{Special, Untokenized},
+    prompt_tokens::{ServedModel, Special},
     response_format::OutputConstraint,
     responses::ResponseCall,
-    schema::{Fields, ReadObject, Schemas},
+    schema::{Fields, Ignored, ReadObject, Schemas},
     tokenize::{ApplyTemplateRequest, DetokenizeRequest, Source, TokenizeRequest},
     tools::ToolContext,
 };

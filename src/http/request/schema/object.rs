@@ -25,7 +25,7 @@ use super::{
     compat_field::CompatField,
     field::{FieldSpec, reference},
     fields::Fields,
-    json_schema::{JsonType, Schemas, described, only_null_beside},
+    json_schema::{JsonType, Schemas, described, nullable, only_null_beside},
     location::Location,
     types::FieldType,
 };
@@ -165,10 +165,13 @@ pub(crate) struct TagValues {
 pub(crate) fn variant<T: Shape>(tag: TagValues, schemas: &mut Schemas) -> Value {
     let mut object = ObjectSchema::new(schemas);
     let schema = json!({ "type": "string", "enum": tag.values });
-    object.properties.insert(tag.field.to_owned(), schema);
-    if tag.default.is_none_or(|default| !tag.values.contains(&default)) {
+    let schema = if tag.default.is_some_and(|default| tag.values.contains(&default)) {
+        nullable(schema)
+    } else {
         object.required.push(tag.field);
-    }
+        schema
+    };
+    object.properties.insert(tag.field.to_owned(), schema);
     object.of::<T>(Some(T::ACCEPTED))
 }
 
