@@ -36,7 +36,10 @@ fn an_export_of_a_gguf_file_has_the_graph_and_the_weights_of_its_checkpoint() {
     for (name, fields) in same() {
         let dir = tempfile::tempdir().unwrap();
         let checkpoint = dir.path().join("checkpoint");
-        copy(&root().join("tests/fixtures/models").join(name), &checkpoint);
+        fs::create_dir(&checkpoint).unwrap();
+        for part in ["base", "adapter"] {
+            copy(&root().join("tests/fixtures/models").join(name).join(part), &checkpoint.join(part));
+        }
         let config = checkpoint.join("base/config.json");
         let edited = with(serde_json::from_slice(&fs::read(&config).unwrap()).unwrap(), &fields);
         fs::write(&config, edited.to_string()).unwrap();
