@@ -12,12 +12,12 @@ use super::{
     declare::{optional, settings},
     defaults::{default_cache_dir, default_model_id, default_prompt_dir},
     setting::{Flag, Setting},
-    types::{CacheDir, Hosts, LogFormat, Origins, Quantize, Secret, UnknownFields, WeightBlock},
+    types::{CacheDir, Hosts, LogFormat, Origins, Secret, UnknownFields},
     validate::Validator,
     value::SettingValue,
 };
 use crate::{
-    device_spec::{CacheChoice, Devices, Verify},
+    device_spec::{BlockSize, CacheChoice, Devices, Verify, WeightFormat},
     trim_policy::TrimPolicy,
     units::{Bytes, Millis, Ratio, Tokens},
 };
@@ -99,9 +99,9 @@ settings! {
             expect "a name that is not empty, without spaces", check is_model_name,
             flag "model-id" "NAME";
         /// Weight format when a source directory is exported: `none` (unquantized), `int8` or `int4`
-        quantize: Quantize = "none", expect "none, int8 or int4", flag "quantize" "TYPE";
+        quantize: WeightFormat = "none", expect "none, int8 or int4", flag "quantize" "TYPE";
         /// Number of weights that share a scale, when quantized: 32, 64 or 128
-        block_size: Option<WeightBlock>, unset "the exporter's choice", in 32..=128;
+        block_size: Option<BlockSize>, unset "the exporter's choice", in 32..=128;
         /// Directory for exports of source directories. The default must belong to the user and is made private (mode
         /// 0700); without a home directory it is `eka-UID` in the temporary directory
         cache_dir: CacheDir, unset "the user's cache directory", derive default_cache_dir, expect "a directory";

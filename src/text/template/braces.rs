@@ -1,12 +1,10 @@
 //! `'{0.name:>5}'.format(value)`.
 
-use std::{iter::Peekable, str::Chars};
-
 use minijinja::{Error, State, Value, value::ValueKind};
 
 use super::{
     given::refuse,
-    percent::digits,
+    percent::{digits, take_until_closed},
     repr::{as_float, escape_non_ascii, repr, to_text, type_name},
     spec::Spec,
 };
@@ -48,7 +46,11 @@ impl Formatter<'_> {
             match c {
                 '{' if rest.next_if_eq(&'{').is_some() => text.push('{'),
                 '}' if rest.next_if_eq(&'}').is_some() => text.push('}'),
-                '{' => text.push_str(&self.field(&take_field(&mut rest)?, numbering, depth)?),
+                '{' => {
+                    let field = take_until_closed(&mut rest, '{', '}')
+                        .ok_or_else(|| refuse("expected '}' before end of string"))?;
+                    text.push_str(&self.field(&field, numbering, depth)?);
+                }
                 '}' => return Err(refuse("single '}' encountered in format string")),
                 c => text.push(c),
             }
@@ -154,24 +156,6 @@ fn number(mut spec: Spec, value: &Value) -> Result<String, Error> {
 fn wrong(spec: &Spec, value: &Value) -> Error {
     let code = spec.kind.map_or_else(String::new, String::from);
     refuse(format!("unsupported format code {code:?} for {}", type_name(value)))
-}
-
-/// The field between two braces, which may contain nested fields.
-fn take_field(rest: &mut Peekable<Chars<'_>>) -> Result<String, Error> {
-    let mut depth = 1;
-    let mut field = String::new();
-    for c in rest.by_ref() {
-        match c {
-            '{' => depth += 1,
-            '}' => depth -= 1,
-            _ => {}
-        }
-        if depth == 0 {
-            return Ok(field);
-        }
-        field.push(c);
-    }
-    Err(refuse("expected '}' before end of string"))
 }
 
 /// `[[fill]align][sign][#][0][width][grouping][.precision][type]`.

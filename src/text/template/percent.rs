@@ -51,7 +51,7 @@ fn conversion(
 ) -> Result<String, Error> {
     let mut named = None;
     if rest.next_if_eq(&'(').is_some() {
-        let name: String = take_name(rest)?;
+        let name = take_until_closed(rest, '(', ')').ok_or_else(|| refuse("incomplete format key"))?;
         *by_name = true;
         named = Some(
             operands
@@ -80,21 +80,22 @@ fn conversion(
     converted(spec, letter, &value)
 }
 
-fn take_name(rest: &mut Peekable<Chars<'_>>) -> Result<String, Error> {
+/// The text up to the bracket that closes the one before it, which may contain nested pairs. `None` if it is not closed.
+pub(super) fn take_until_closed(rest: &mut Peekable<Chars<'_>>, open: char, close: char) -> Option<String> {
     let mut depth = 1;
-    let mut name = String::new();
+    let mut inside = String::new();
     for c in rest.by_ref() {
-        match c {
-            '(' => depth += 1,
-            ')' => depth -= 1,
-            _ => {}
+        if c == open {
+            depth += 1;
+        } else if c == close {
+            depth -= 1;
         }
         if depth == 0 {
-            return Ok(name);
+            return Some(inside);
         }
-        name.push(c);
+        inside.push(c);
     }
-    Err(refuse("incomplete format key"))
+    None
 }
 
 fn flags(rest: &mut Peekable<Chars<'_>>) -> Spec {

@@ -137,19 +137,19 @@ impl<'a> Parser<'a> {
     }
 
     fn or(&mut self) -> Option<String> {
-        let mut written = self.and()?;
-        while self.take_name("or") {
-            self.link()?;
-            written = format!("{written} or {}", self.and()?);
-        }
-        Some(written)
+        self.chain("or", |parser| parser.chain("and", Self::not))
     }
 
-    fn and(&mut self) -> Option<String> {
-        let mut written = self.not()?;
-        while self.take_name("and") {
+    /// Operands that are joined by `operator`.
+    fn chain(
+        &mut self,
+        operator: &str,
+        mut operand: impl FnMut(&mut Self) -> Option<String>,
+    ) -> Option<String> {
+        let mut written = operand(self)?;
+        while self.take_name(operator) {
             self.link()?;
-            written = format!("{written} and {}", self.not()?);
+            written = format!("{written} {operator} {}", operand(self)?);
         }
         Some(written)
     }
