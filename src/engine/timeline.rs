@@ -211,7 +211,7 @@ impl Timeline {
     /// a pool.
     pub fn trim(&mut self, keep: Bytes) {
         let Some(pool) = self.model.session().pool().cloned() else { return };
-        if pool.has_to_trim(keep) {
+        if pool.needs_trim(keep) {
             self.release_captured();
         }
         pool.trim(keep);

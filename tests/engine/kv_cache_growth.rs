@@ -192,7 +192,7 @@ fn random_sequences_match_a_large_cache_and_memory_accounting_is_exact() {
     pool.trim(Bytes(0));
     let closed = pool.stats();
     assert_eq!(
-        (closed.blocks, closed.asked, closed.held, closed.reserved),
+        (closed.blocks, closed.requested, closed.held, closed.reserved),
         (0, Bytes(0), Bytes(0), Bytes(0))
     );
     assert_eq!(closed.writes_after_free, 0);

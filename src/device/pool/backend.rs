@@ -62,7 +62,7 @@ pub(super) trait Backend: Send {
     fn trim(&mut self, keep: usize);
 
     /// Copies rows from one block to another, after all work that was submitted before. Both must hold them: the
-    /// allocator has looked.
+    /// allocator has checked.
     fn copy_rows(&mut self, from: Block, to: Block, rows: StridedCopy) -> Result<(), DeviceError>;
 
     /// Copies `bytes` of the host's memory into a block, after all work that was submitted before.
@@ -162,7 +162,7 @@ impl<B: Backend + ?Sized> Backend for Box<B> {
     }
 
     unsafe fn upload(&mut self, from: *const u8, to: Block, bytes: usize) -> Result<(), DeviceError> {
-        // SAFETY: the caller's promises are those that are asked for.
+        // SAFETY: the caller promises the same.
         unsafe { (**self).upload(from, to, bytes) }
     }
 

@@ -144,7 +144,7 @@ impl CudaBackend {
             WidthInBytes: rows.bytes,
             Height: rows.count,
         };
-        // SAFETY: both blocks are out and as long as the rows' spans, which the allocator has looked at; the driver reads
+        // SAFETY: both blocks are in use and as long as the rows' spans, which the allocator has checked; the driver reads
         // `copy` before it returns. On the one stream, it comes after what writes the rows and before what reads them,
         // and before whatever gets a block that is freed from now on.
         unsafe { sys::cuMemcpy2DAsync_v2(&raw const copy, self.stream.cu_stream()) }.result()
@@ -246,7 +246,7 @@ impl Backend for CudaBackend {
     }
 
     unsafe fn upload(&mut self, from: *const u8, to: Block, bytes: usize) -> Result<(), DeviceError> {
-        // SAFETY: the caller's promises are those that are asked for.
+        // SAFETY: the caller promises the same.
         unsafe { self.try_upload(from, to, bytes) }.map_err(failed("what the host wrote cannot be copied"))
     }
 
@@ -402,7 +402,7 @@ impl MemoryPool {
 
 impl Drop for MemoryPool {
     fn drop(&mut self) {
-        // SAFETY: it is ours and destroyed once; the driver keeps its memory until blocks that are out are freed.
+        // SAFETY: it is ours and destroyed once; the driver keeps its memory until blocks in use are freed.
         note("a pool stays", unsafe { result::mem_pool::destroy(self.handle) });
     }
 }

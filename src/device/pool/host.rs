@@ -109,7 +109,7 @@ impl Backend for HostBackend {
     }
 
     fn copy_rows(&mut self, from: Block, to: Block, rows: StridedCopy) -> Result<(), DeviceError> {
-        // SAFETY: both blocks are out and as long as the rows' spans, which the allocator has checked; their owner requested
+        // SAFETY: both blocks are in use and as long as the rows' spans, which the allocator has checked; their owner requested
         // the copy, and no run is active, because the caller is on the same thread.
         unsafe { rows.copy(from.0.as_ptr(), to.0.as_ptr()) };
         Ok(())

@@ -61,22 +61,22 @@ impl PoolAllocator {
         self.allocator.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take(&self, asked: usize, user: User) -> *mut c_void {
-        if asked == 0 {
+    fn take(&self, requested: usize, user: User) -> *mut c_void {
+        if requested == 0 {
             return ptr::null_mut();
         }
-        match self.allocator().take(asked, user) {
+        match self.allocator().allocate(requested, user) {
             Ok(block) => block.0.as_ptr().cast(),
-            Err(refused) => nothing_left(asked, &refused),
+            Err(refused) => nothing_left(requested, &refused),
         }
     }
 }
 
 /// Ends the process, as Rust does when its heap is exhausted: a null pointer would end it one kernel later, with a worse
 /// message.
-fn nothing_left(asked: usize, refused: &NoRoom) -> ! {
+fn nothing_left(requested: usize, refused: &NoRoom) -> ! {
     tracing::error!("not even the host has memory left: {refused}");
-    handle_alloc_error(Layout::from_size_align(asked, 1).unwrap_or(Layout::new::<u8>()))
+    handle_alloc_error(Layout::from_size_align(requested, 1).unwrap_or(Layout::new::<u8>()))
 }
 
 /// The pool's allocator that `this` is the first field of.
@@ -91,7 +91,7 @@ unsafe fn pool_allocator<'a>(this: *const OrtAllocator) -> &'a PoolAllocator {
 
 unsafe extern "system" fn alloc(this: *mut OrtAllocator, size: usize) -> *mut c_void {
     // SAFETY: ONNX Runtime passes the pointer that it was registered with, and stops before the registration ends.
-    unsafe { pool_allocator(this) }.take(size, User::Anybody)
+    unsafe { pool_allocator(this) }.take(size, User::AnyStream)
 }
 
 unsafe extern "system" fn alloc_on_stream(
@@ -109,7 +109,7 @@ unsafe extern "system" fn alloc_on_stream(
     };
     let own = allocator.allocator().backend().stream();
     let is_own = own.is_some() && own == NonNull::new(handle.cast());
-    allocator.take(size, if is_own { User::OwnStream } else { User::Anybody })
+    allocator.take(size, if is_own { User::PoolStream } else { User::AnyStream })
 }
 
 unsafe extern "system" fn reserve(this: *const OrtAllocator, size: usize) -> *mut c_void {
@@ -125,7 +125,7 @@ unsafe extern "system" fn reserve(this: *const OrtAllocator, size: usize) -> *mu
 unsafe extern "system" fn free(this: *mut OrtAllocator, block: *mut c_void) {
     if let Some(first) = NonNull::new(block.cast()) {
         // SAFETY: as in `alloc`.
-        unsafe { pool_allocator(this) }.allocator().give(Block(first));
+        unsafe { pool_allocator(this) }.allocator().free(Block(first));
     }
 }
 
@@ -162,7 +162,7 @@ fn named(stats: &PoolStats, limit: usize) -> [(&'static str, u64); 6] {
     [
         ("Limit", limit as u64),
         ("InUse", stats.in_use().0),
-        ("RequestedInUse", stats.asked.0),
+        ("RequestedInUse", stats.requested.0),
         ("TotalAllocated", stats.held.0),
         ("MaxInUse", stats.in_use_peak.0),
         ("NumAllocs", stats.allocations),
@@ -277,7 +277,7 @@ impl Drop for Registration {
         // SAFETY: the status comes from the call above and is used once.
         let unregistered = unsafe { ort::Error::result_from_status(status) };
         if unregistered.is_ok() && self.pool_allocator().allocator().is_idle() {
-            // SAFETY: it comes from a box; ONNX Runtime no longer knows it; no block is out, so nobody has a reason to
+            // SAFETY: it comes from a box; ONNX Runtime no longer knows it; no block is in use, so nobody has a reason to
             // call it: every session and binding of it owned a share of this registration, and was dropped.
             drop(unsafe { Box::from_raw(self.pool_allocator.as_ptr()) });
         } else {
