@@ -215,7 +215,7 @@ impl Runtime {
 /// Loads the library at `path`, or returns why it cannot be used.
 fn initialize(path: &Path) -> Result<ort::environment::EnvironmentBuilder, String> {
     match ort::init_from(path) {
-        // With a library loaded already, whatever it is called with is fine.
+        // If a library is loaded already, the argument does not matter.
         Ok(_) if ort::util::probe(path).is_none() => {
             Err("cannot be loaded: not an ONNX Runtime library".into())
         }

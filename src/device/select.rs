@@ -33,7 +33,7 @@ pub struct OpenOptions<'a> {
 /// Why a device cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// A GPU was asked for by name, and cannot be used.
+    /// The requested GPU cannot be used.
     #[error("{choice} cannot be used: {why} (with auto, the CPU would compute instead)")]
     NoCuda {
         /// The requested device.

@@ -1,8 +1,8 @@
-//! Memory of the host.
+//! Host memory as a backend of a pool.
 //!
-//! Large blocks are mapped, so that freeing one gives its pages back to the system at once, whatever lies beside it;
-//! small ones come from the heap. It serves the CPU provider, and replaces a device in tests, where it can have less memory
-//! than the host and can detect writes to free memory.
+//! Large blocks are mapped, so that freeing one returns its pages to the system immediately; small ones come from the heap. It
+//! serves the CPU provider, and replaces a device in tests, where its capacity can be limited and writes to free blocks are
+//! detected.
 
 use std::{
     alloc::{self, Layout},
@@ -15,21 +15,21 @@ use memmap2::{MmapMut, MmapOptions};
 use super::backend::{ALIGNMENT, Backend, BackendStats, Block, BlockKind, OutOfMemory};
 use crate::device::{DeviceError, strided_copy::StridedCopy};
 
-/// From which size on a block is mapped. A mapping costs a system call and a fault per page, so it must be rare or
-/// large; the C library draws the line at the same size.
+/// Minimum size of mapped blocks. A mapping costs a system call and a page fault per page, so it must be rare or large. The C
+/// library has the same threshold.
 const MAPPED_FROM: usize = 128 << 10;
 
-/// What free blocks are filled with: as a float −1.6e13, as an index far out of bounds.
+/// Fill pattern of free blocks: −1.6e13 as a float, and far out of bounds as an index.
 const FREE: u8 = 0xD5;
 
-/// How a [`HostBackend`] behaves.
+/// Options of a [`HostBackend`].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct HostOptions {
-    /// Most bytes that it has, spilled ones apart.
+    /// Maximum number of bytes, without spilled blocks.
     pub(super) capacity: usize,
-    /// Fill free blocks and look whether they stay so.
+    /// Fill free blocks with a pattern and check that it does not change.
     pub(super) is_checked: bool,
-    /// From which size on blocks are mapped.
+    /// Minimum size of mapped blocks.
     pub(super) mapped_from: usize,
 }
 
@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     fn backend(capacity: usize) -> HostBackend {
-        // Mapping is not for an interpreter.
+        // Miri does not support mappings.
         let mapped_from = if cfg!(miri) { usize::MAX } else { MAPPED_FROM };
         HostBackend::new(HostOptions { capacity, mapped_from, is_checked: true })
     }

@@ -1,4 +1,4 @@
-//! Which sizes blocks come in.
+//! Sizes of blocks.
 
 use super::backend::ALIGNMENT;
 
