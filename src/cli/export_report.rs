@@ -183,7 +183,7 @@ impl Comparison {
 pub(super) struct Figures {
     text: PathBuf,
     positions: usize,
-    /// Of logits, like the next two; null when one of them is no number.
+    /// Of logits, like the next two; null if one of them is NaN.
     max_difference: f32,
     mean_difference: f64,
     rms_difference: f64,

@@ -1,4 +1,4 @@
-//! Bounds of a schema, cut to what the compiler can do.
+//! Tightens the bounds of a schema to numbers that the compiler supports.
 //!
 //! The compiler reads every number as a 64-bit float and writes bounds digit by digit into a regular expression, with 64-bit
 //! integers in between. So bounds beyond 18 digits overflow, and integers above 2^53 are rounded. People write such bounds

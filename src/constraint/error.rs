@@ -75,6 +75,6 @@ impl ConstraintError {
     }
 }
 
-pub(super) fn invalid(said: &str) -> ConstraintError {
-    ConstraintError::Invalid { message: said.to_owned() }
+pub(super) fn invalid(message: &str) -> ConstraintError {
+    ConstraintError::Invalid { message: message.to_owned() }
 }

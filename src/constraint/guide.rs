@@ -276,6 +276,6 @@ fn failed(why: &dyn fmt::Display) -> Failure {
     Failure::Constraint { message: why.to_string() }
 }
 
-fn unfollowed(said: &str) -> Failure {
-    failed(&plain(said))
+fn unfollowed(message: &str) -> Failure {
+    failed(&plain(message))
 }

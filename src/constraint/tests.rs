@@ -41,7 +41,7 @@ static PIECES: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
     dir
 });
 
-/// A model that has never learned anything: its logits are what the seed and the position make of a token's id.
+/// A model whose logits are a hash of seed, position and token id.
 struct Random {
     guides: Guides,
     vocabulary: crate::text::Vocabulary,
@@ -300,8 +300,8 @@ fn bounds_beyond_the_compilers_range_are_cut_and_not_refused() {
         let schema: Value = serde_json::from_str(text).unwrap();
         for seed in 0..3 {
             let Ok((answer, true, _)) = model.go_on(&constraint, seed, Vec::new(), 60) else { continue };
-            let said: Value = serde_json::from_str(&model.text(&answer)).unwrap();
-            assert!(jsonschema::is_valid(&schema, &said), "{said} under {text}");
+            let value: Value = serde_json::from_str(&model.text(&answer)).unwrap();
+            assert!(jsonschema::is_valid(&schema, &value), "{value} under {text}");
         }
     }
 }
@@ -382,7 +382,7 @@ mod refused {
 
     #[test]
     fn invalid_constraints_are_refused_with_the_compilers_message() {
-        for (constraint, said) in [
+        for (constraint, phrase) in [
             (Constraint::Regex("(a".into()), ""),
             (Constraint::Lark("start: missing".into()), "missing"),
             (Constraint::Lark(String::new()), "start"),
@@ -395,7 +395,7 @@ mod refused {
             (Constraint::Schema("[]".into()), "object"),
         ] {
             let why = why(&constraint).to_string();
-            assert!(why.contains(said) && !why.contains('<'), "{constraint:?}: {why}");
+            assert!(why.contains(phrase) && !why.contains('<'), "{constraint:?}: {why}");
         }
     }
 
@@ -427,12 +427,13 @@ fn calls_that_a_grammar_allows_are_read_as_calls_and_keep_their_schemas() {
                 let mut reader =
                     ToolCallParser::new(ToolCallParserOptions { format, names, single, opened: required });
                 let text = model.text_so_far(&answer);
-                let mut told = reader.push(&text);
-                told.append(&reader.finish());
+                let mut delta = reader.push(&text);
+                delta.append(&reader.finish());
                 if required {
-                    assert!(told.content.is_empty() && !told.calls.is_empty(), "{text}");
+                    assert!(delta.content.is_empty() && !delta.calls.is_empty(), "{text}");
                 }
-                for call in &told.calls[..told.calls.len() - usize::from(!ended && !told.calls.is_empty())] {
+                for call in &delta.calls[..delta.calls.len() - usize::from(!ended && !delta.calls.is_empty())]
+                {
                     let arguments: Value = serde_json::from_str(&call.arguments).unwrap();
                     assert!([1, 2].contains(&arguments["a"].as_u64().unwrap()), "{text}");
                     assert!(arguments["b"].as_str().unwrap().chars().count() <= 3, "{text}");
@@ -442,7 +443,7 @@ fn calls_that_a_grammar_allows_are_read_as_calls_and_keep_their_schemas() {
     }
 }
 
-/// What follows a marker is a call with its schema, or nothing at all.
+/// After a marker there is a call that matches its schema, or nothing.
 #[test]
 fn a_call_may_follow_text_and_then_has_its_form() {
     let ToolSupport::Read(format) = ToolSupport::of("{{ tools }}<tool_call>") else { panic!() };

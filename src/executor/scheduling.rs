@@ -1,4 +1,4 @@
-//! The order of jobs: the only index where a job may overtake an earlier one.
+//! The order of jobs: the only place where a job may overtake an earlier one.
 //!
 //! There are two rules, and both are bounded:
 //!
@@ -249,7 +249,7 @@ mod tests {
     }
 
     proptest! {
-        /// No job waits for ever, whatever arrives and whenever the slot is free.
+        /// No job waits for ever, in any order of arrivals and free slots.
         #[test]
         fn no_job_is_overtaken_more_often_than_the_rule_says(
             events in jobs(),

@@ -77,7 +77,7 @@ impl Cache {
     /// Overwrites the first `positions` with those of `other`.
     ///
     /// # Errors
-    /// [`DeviceError`] when one of the two has fewer, or they are of different models or places.
+    /// [`DeviceError`] when one of the two has fewer, or they belong to different models or devices.
     pub fn take_over(&self, other: &Self, positions: usize) -> Result<(), DeviceError> {
         let pairs = self.layers.iter().flatten().zip(other.layers.iter().flatten());
         pairs.into_iter().try_for_each(|(to, from)| to.take_over(from, positions))

@@ -213,7 +213,7 @@ mod tests {
     #[test]
     fn an_invalid_field_is_refused_by_name() {
         let prompt = |line: &str| format!("[[prompt]]\nname = \"a\"\nprompt = \"b\"\n{line}\n");
-        for (line, said) in [
+        for (line, phrase) in [
             ("script = \"Klingon\"", "\"Klingon\""),
             ("script = \"Common\"", "\"Common\""),
             ("script_share = 0.5", "needs a script"),
@@ -227,7 +227,7 @@ mod tests {
             ("txt = \"c\"", "txt"),
         ] {
             let message = refused(&prompt(line));
-            assert!(message.contains(said) && message.starts_with("s.toml"), "{line}: {message}");
+            assert!(message.contains(phrase) && message.starts_with("s.toml"), "{line}: {message}");
         }
         assert!(refused("prompt = []").contains("no [[prompt]]"));
         assert!(refused(&[prompt(""), prompt("")].concat()).contains("two prompts"));

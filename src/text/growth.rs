@@ -1,7 +1,7 @@
 //! How much longer a tokenizer's replacements can make a text.
 //!
-//! `tokenizer.json` is a program: each of its replacements may write a thousand bytes for one, and each works on what the
-//! one before it wrote. Four of them turn a word into a terabyte. The library that runs them has no limit, and runs them in
+//! `tokenizer.json` is a program: each of its replacements may write a thousand bytes for one byte, and its input is the output of
+//! the previous one. Four of them turn a word into a terabyte. The library that runs them has no limit, and runs them in
 //! this process, so their growth is computed before they are used.
 
 use serde_json::Value;

@@ -56,7 +56,7 @@ impl Text {
     ///
     /// # Errors
     /// [`TextError`] when the manifest or the tokenizer is missing, or any of the files is malformed. A missing chat
-    /// template is an error of the requests that need it. Whether a template compiles is not looked at here, because a
+    /// template is an error of the requests that need it. This does not check whether a template compiles, because a
     /// compiler that overflows its stack takes its process with it: `Sandbox::check_templates` and
     /// [`Text::check_templates`] do that.
     pub fn open(model_dir: &Path, id: &str) -> Result<Self, TextError> {

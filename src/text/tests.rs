@@ -196,10 +196,10 @@ fn a_special_token_is_text_where_it_is_asked_to_be_and_ends_a_character_that_is_
     for text in [sentence_pieces(), metaspace("always"), unusual()] {
         let ids = [2, 0, 5, 0, 10];
         let mut decoder = text.detokenizer(Vec::new()).with_special("<s>").with_special("<missing>");
-        let mut told: String = ids.iter().map(|id| decoder.push(*id).text).collect();
-        told += &decoder.finish();
-        assert!(told.trim_start().starts_with("na<s>") && told.ends_with("<s>é"), "{told}");
-        assert!(!told.contains('\u{fffd}'), "{told}");
+        let mut decoded: String = ids.iter().map(|id| decoder.push(*id).text).collect();
+        decoded += &decoder.finish();
+        assert!(decoded.trim_start().starts_with("na<s>") && decoded.ends_with("<s>é"), "{decoded}");
+        assert!(!decoded.contains('\u{fffd}'), "{decoded}");
     }
 }
 

@@ -190,8 +190,8 @@ mod tests {
     fn a_capacity_limits_blocks_but_not_spills() {
         let mut backend = backend(1000);
         let first = backend.allocate(BlockKind::Scratch, 900).unwrap();
-        let said = backend.allocate(BlockKind::Weights, 101).unwrap_err();
-        assert_eq!(said, OutOfMemory("900 of 1000 bytes are in use".into()));
+        let error = backend.allocate(BlockKind::Weights, 101).unwrap_err();
+        assert_eq!(error, OutOfMemory("900 of 1000 bytes are in use".into()));
         let spilled = backend.allocate(BlockKind::Spill, 5000).unwrap();
         backend.free(BlockKind::Spill, spilled, 5000);
         backend.free(BlockKind::Scratch, first, 900);

@@ -170,9 +170,9 @@ fn a_block_that_does_not_fit_is_spilled_and_reported_once() {
     let spilled = on_stream(&mut pool, 2 << 10);
     let stats = pool.stats();
     assert_eq!((stats.held, stats.spilled, stats.spills), (Bytes(3 << 10), Bytes(2 << 10), 1));
-    let said = pool.take_overrun().unwrap().to_string();
+    let message = pool.take_overrun().unwrap().to_string();
     assert_eq!(
-        said,
+        message,
         "no room for 2.00 KiB: 3.00 KiB of 4.00 KiB in use; raise device.memory_limit_bytes, use a shorter prompt or \
          answer, a smaller engine.context_length or a smaller quantization"
     );
@@ -191,10 +191,10 @@ fn a_device_without_room_is_drained_and_trimmed_before_anything_is_spilled() {
     let large = on_stream(&mut pool, 8 << 10);
     assert_eq!(pool.take_overrun(), None);
     assert_eq!(device.allocations().trims, 1);
-    let said = pool.allocate(1, User::PoolStream).map(|block| pool.free(block));
-    assert!(said.is_ok());
-    let said = pool.take_overrun().unwrap().to_string();
-    assert!(said.contains("8.00 KiB in use, and the device has no more (full)"), "{said}");
+    let allocated = pool.allocate(1, User::PoolStream).map(|block| pool.free(block));
+    assert!(allocated.is_ok());
+    let message = pool.take_overrun().unwrap().to_string();
+    assert!(message.contains("8.00 KiB in use, and the device has no more (full)"), "{message}");
     pool.free(large);
 }
 

@@ -333,7 +333,7 @@ impl Queue {
         self.history.add(past);
     }
 
-    /// JobCounts a job that never had one.
+    /// Counts a job that never had a slot.
     pub(super) const fn count(&mut self, outcome: JobOutcome) {
         self.history.count(outcome);
     }
