@@ -117,7 +117,7 @@ fn borrow(given: &Path, dir: &Path) -> BenchResult<()> {
     for entry in fs::read_dir(given)? {
         let entry = entry?;
         let target = dir.join(entry.file_name());
-        // ONNX Runtime refuses weights that are links out of the model's directory; a second name of the file is none.
+        // ONNX Runtime rejects weights that are links out of the model's directory; a second name of the file is none.
         if fs::hard_link(entry.path(), &target).is_err() {
             fs::copy(entry.path(), &target)?;
         }

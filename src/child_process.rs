@@ -101,7 +101,7 @@ pub async fn wait(process: &mut Child) -> io::Result<Option<ExitStatus>> {
 /// ends.
 ///
 /// # Errors
-/// When the system refuses.
+/// When the system rejects.
 pub fn end_with_parent() -> io::Result<()> {
     #[cfg(target_os = "linux")]
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;

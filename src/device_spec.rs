@@ -310,7 +310,7 @@ pub enum DevicesError {
     },
 }
 
-/// Most devices of one server.
+/// Maximum number of devices of one server.
 pub const MAX_DEVICES: usize = 64;
 
 impl FromStr for Devices {

@@ -17,7 +17,7 @@ use crate::{
     table::Table,
 };
 
-/// Most that the driver's own figure may move.
+/// Maximum change of the driver's figure.
 const STILL: u64 = 2 << 20;
 
 /// Cache bytes kept in the soak: one page on the CPU; none on a GPU, whose driver counts in larger units.

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::{Setup, session, soak::BenchResult, table::Table};
 
-/// Most that logits in half precision may differ from single precision's: the demo's are within ±30.
+/// Maximum difference of logits between half and single precision. The demo's logits are within ±30.
 const TOLERANCE: f64 = 0.15;
 
 pub(crate) fn run(setup: &Setup, table: &mut Table) -> BenchResult<()> {

@@ -47,7 +47,7 @@ pub(super) struct EngineArgs {
     #[arg(long, value_name = "FORMAT", default_value_t = CacheChoice::Auto)]
     kv_cache: CacheChoice,
 
-    /// Most prompt tokens in one forward pass
+    /// Maximum number of prompt tokens in one forward pass
     #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = clap::value_parser!(u16).range(1..=16384))]
     prefill_chunk: u16,
 }

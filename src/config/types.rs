@@ -17,7 +17,7 @@ pub struct UnknownValue;
 /// Handling of a request's unknown fields.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum UnknownFields {
-    /// The request is refused, and the error names the field.
+    /// The request is rejected, and the error names the field.
     #[default]
     Refuse,
     /// The field is ignored, and a response header names it.

@@ -189,7 +189,7 @@ struct GrammarState {
     matcher: Matcher,
     /// Tokens that the constraint forces.
     forced: VecDeque<u32>,
-    /// Most forced tokens to return together.
+    /// Maximum number of forced tokens to return together.
     together: usize,
 }
 

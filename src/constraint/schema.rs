@@ -46,11 +46,11 @@ const DATE: &str = "(?:(?:[0-9]{3}[1-9]|[0-9]{2}[1-9][0-9]|[0-9][1-9][0-9]{2}|[1
 const TIME: &str = r"[0-9]{2}:[0-9]{2}:[0-5][0-9](?:\.[0-9]{1,9})?(?:Z|[+-][0-9]{2}:[0-9]{2})";
 
 /// Cuts bounds to the compiler's range, and tightens dates and times: it excludes forms that RFC 3339 forbids but the
-/// compiler accepts, and forms that many parsers refuse (lower-case letters, leap seconds, the year 0).
+/// compiler accepts, and forms that many parsers reject (lower-case letters, leap seconds, the year 0).
 fn tighten(schema: &mut Value) {
     each_inner(schema, &mut tighten);
     let Value::Object(object) = schema else { return };
-    bounds::cut(object);
+    bounds::tighten(object);
     let pattern = match object.get("format").and_then(Value::as_str) {
         Some("date") => format!("^{DATE}$"),
         Some("time") => format!("^{TIME}$"),

@@ -175,7 +175,7 @@ fn a_random_model_keeps_a_schema_in_every_kind_of_tokenizer() {
 
 /// Whether an answer that begins with `text` can be one to `schema`, and may end there.
 fn may_be(model: &Random, schema: &Value, text: &str) -> bool {
-    let answer = model.vocabulary.cut(text.as_bytes()).unwrap();
+    let answer = model.vocabulary.tokenize(text.as_bytes()).unwrap();
     let constraint = Some(Constraint::Schema(schema.to_string()));
     let job = Job { constraint, answer, ..Job::new(JobId(1), vec![1], 500) };
     model.guides.begin(&job).unwrap().unwrap().choice().is_ok_and(|choice| match choice {
@@ -311,7 +311,7 @@ fn an_answer_may_end_exactly_where_the_constraint_is_met() {
     let model = Random::demo();
     let constraint = Constraint::Regex("(aa)+".into());
     let begun = |answer: &str| {
-        let answer = model.vocabulary.cut(answer.as_bytes()).unwrap();
+        let answer = model.vocabulary.tokenize(answer.as_bytes()).unwrap();
         let constraint = Some(constraint.clone());
         let job = Job { constraint, answer, ..Job::new(JobId(1), vec![1], 10) };
         model.guides.begin(&job).unwrap().unwrap().choice().unwrap()
@@ -331,7 +331,7 @@ fn an_answer_may_end_exactly_where_the_constraint_is_met() {
 #[test]
 fn an_answer_that_breaks_its_constraint_fails_and_says_so() {
     let model = Random::demo();
-    let wrong = model.vocabulary.cut(b"[1]").unwrap();
+    let wrong = model.vocabulary.tokenize(b"[1]").unwrap();
     let failure = model.go_on(&person(), 1, wrong, 100).unwrap_err();
     assert!(matches!(failure, Failure::Constraint { .. }), "{failure}");
 }
@@ -341,14 +341,14 @@ fn text_is_cut_as_the_tokenizer_cuts_it_and_never_becomes_other_text() {
     for model in Random::all() {
         let tokens: Vec<&[u8]> = model.vocabulary.tokens().collect();
         for text in ["\"name\": ", "नमस्ते", " a  b", "{\"பெயர்\":\"", "</s>", ""] {
-            let Some(ids) = model.vocabulary.cut(text.as_bytes()) else {
+            let Some(ids) = model.vocabulary.tokenize(text.as_bytes()) else {
                 assert_eq!(text, "</s>", "a special token has no text");
                 continue;
             };
             let bytes: Vec<u8> = ids.iter().flat_map(|id| tokens[*id as usize].iter().copied()).collect();
             assert_eq!(bytes, text.as_bytes());
         }
-        assert_eq!(model.vocabulary.cut(b"\xff"), None);
+        assert_eq!(model.vocabulary.tokenize(b"\xff"), None);
     }
 }
 
@@ -454,8 +454,8 @@ fn a_call_may_follow_text_and_then_has_its_form() {
     let calls = Calls { required: false, single: false };
     let grammar = Constraint::Lark(format.grammar(calls, tools.into_iter()));
     let demo = Random::demo();
-    let lead = demo.vocabulary.cut("Let me <look> <tool_call".as_bytes()).unwrap();
-    let call = demo.vocabulary.cut(">\n{\"name\": \"x\"".as_bytes()).unwrap();
+    let lead = demo.vocabulary.tokenize("Let me <look> <tool_call".as_bytes()).unwrap();
+    let call = demo.vocabulary.tokenize(">\n{\"name\": \"x\"".as_bytes()).unwrap();
     for (answer, forced) in [(lead.clone(), false), ([lead, call].concat(), true)] {
         let (all, _, _) = demo.go_on(&grammar, 3, answer.clone(), answer.len() + 12).unwrap();
         let text = demo.text_so_far(&all);
@@ -463,7 +463,7 @@ fn a_call_may_follow_text_and_then_has_its_form() {
         let is_call = text.starts_with(expected) || expected.starts_with(&text);
         assert!(is_call || !forced, "{text}");
     }
-    let wrong = demo.vocabulary.cut("<tool_call> no".as_bytes()).unwrap();
+    let wrong = demo.vocabulary.tokenize("<tool_call> no".as_bytes()).unwrap();
     demo.go_on(&grammar, 3, wrong, 50).unwrap_err();
 }
 

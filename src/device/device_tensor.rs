@@ -46,7 +46,7 @@ impl DeviceTensor {
     /// Maps a zeroed tensor of `shape`.
     ///
     /// # Errors
-    /// [`DeviceError::Memory`] when the system refuses; [`DeviceError::Shape`] when its size cannot be counted.
+    /// [`DeviceError::Memory`] when the system rejects; [`DeviceError::Shape`] when its size cannot be counted.
     pub fn new<T: Element>(shape: &[usize]) -> Result<Self, DeviceError> {
         let elements = elements(shape, usize::MAX)?;
         let region = HostBuffer::new::<T>(elements)?;

@@ -8,7 +8,7 @@ use crate::units::Bytes;
 /// Errors of the device.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
-    /// ONNX Runtime refused or failed.
+    /// ONNX Runtime rejected or failed.
     #[error("{what}: {message}")]
     Runtime {
         /// The operation.

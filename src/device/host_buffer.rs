@@ -34,7 +34,7 @@ pub(super) struct HostBuffer {
 impl HostBuffer {
     /// Maps room for `elements` of `T`.
     pub(super) fn new<T: Element>(elements: usize) -> Result<Self, DeviceError> {
-        // The system refuses an empty mapping.
+        // The system rejects an empty mapping.
         let length = elements.max(1).saturating_mul(size_of::<T>());
         let map = MmapOptions::new()
             .len(length)

@@ -90,7 +90,7 @@ impl Runtime {
     ///
     /// # Errors
     /// [`RuntimeError::NotFound`] with every path tried and the version seen there, [`RuntimeError::Telemetry`] where that
-    /// is not refused.
+    /// is not rejected.
     pub fn load(configured: Option<&Path>) -> Result<Self, RuntimeError> {
         if !is_telemetry_refused() {
             return Err(RuntimeError::Telemetry);

@@ -24,7 +24,7 @@ pub struct OpenOptions<'a> {
     pub choice: DeviceChoice,
     /// The only directory to look for libraries in; `None`: the usual ones.
     pub libraries: Option<&'a Path>,
-    /// Most memory of the GPU that is taken.
+    /// Maximum memory of the GPU that is taken.
     pub memory_limit: Option<Bytes>,
     /// Take the CPU's memory from a pool as well, within the same limit.
     pub host_pool: bool,
@@ -44,7 +44,7 @@ pub enum OpenError {
     /// ONNX Runtime cannot be loaded.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
-    /// It was loaded and refuses to go on.
+    /// It was loaded and rejects to go on.
     #[error(transparent)]
     Device(#[from] DeviceError),
 }

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::client::{Client, ClientError};
 
-/// Most concurrent requests: half of the default queue.
+/// Maximum number of concurrent requests: half of the default queue.
 const MAX_CONCURRENT: usize = 16;
 
 /// Sends the first prompt to a server whose process was started at `began`; the response time starts there.

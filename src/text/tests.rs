@@ -180,15 +180,15 @@ fn a_prompt_gets_one_beginning_of_sequence_whether_it_has_one_or_not() {
 #[test]
 fn any_tokens_can_be_spelled_and_read_again_special_ones_by_their_names() {
     for expected in prompts() {
-        let spelled = demo().spell(&expected.prompt_ids);
-        assert_eq!(spelled, expected.rendered);
-        assert_eq!(demo().encode_bare(&spelled).unwrap(), expected.prompt_ids);
+        let decoded = demo().decode_with_special(&expected.prompt_ids);
+        assert_eq!(decoded, expected.rendered);
+        assert_eq!(demo().encode_bare(&decoded).unwrap(), expected.prompt_ids);
         for cut in 0..expected.prompt_ids.len() {
-            let spelled = demo().spell(&expected.prompt_ids[..cut]);
-            assert!(expected.rendered.starts_with(&spelled), "whole characters only: {spelled}");
+            let decoded = demo().decode_with_special(&expected.prompt_ids[..cut]);
+            assert!(expected.rendered.starts_with(&decoded), "whole characters only: {decoded}");
         }
     }
-    assert_eq!(demo().spell(&[1, 4_095, u32::MAX, 2]).matches("s>").count(), 2);
+    assert_eq!(demo().decode_with_special(&[1, 4_095, u32::MAX, 2]).matches("s>").count(), 2);
 }
 
 #[test]

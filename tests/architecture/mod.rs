@@ -1,6 +1,6 @@
 //! Checks the layers: which module may import which, and where `unsafe` is allowed.
 
-mod file_circles;
+mod file_cycles;
 mod source;
 
 use std::{collections::BTreeSet, fs, path::Path};

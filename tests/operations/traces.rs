@@ -221,7 +221,7 @@ async fn loading_a_model_for_a_request_is_a_span() {
 
 #[tokio::test]
 async fn a_missing_or_silent_collector_does_not_affect_requests() {
-    // One refuses connections, the other accepts them and never answers.
+    // One rejects connections, the other accepts them and never answers.
     let refusing = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     for address in [refusing, silent.local_addr().unwrap()] {

@@ -193,7 +193,7 @@ async fn a_job_that_loses_two_workers_fails_and_the_queue_continues() {
     assert_eq!(status, 200);
 }
 
-/// The system refuses the worker any more memory than it has.
+/// The system rejects the worker any more memory than it has.
 #[tokio::test]
 async fn out_of_host_memory_fails_only_its_request() {
     let program = Program::start(&[]).await;

@@ -23,7 +23,7 @@ use crate::{cli::private_dir, config::USER_STATE};
 /// Delimits a prompt of several lines.
 const QUOTES: &str = r#"""""#;
 
-/// Most prompts in the history.
+/// Maximum number of prompts in the history.
 const MAX_HISTORY: usize = 1000;
 
 /// One input.

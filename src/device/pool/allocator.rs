@@ -6,13 +6,13 @@
 //!            └── miss ──► under the limit? ──yes──► backend ──ok──────┤
 //!                            │ no: free the oldest     │ none left:   │
 //!                            ▼     until it is         ▼ drain, trim, retry
-//!                         still not ───────────────► still not ──► spill (scratch) or refuse (weights)
+//!                         still not ───────────────► still not ──► spill (scratch) or reject (weights)
 //! ```
 //!
-//! A request for scratch memory is never refused: ONNX Runtime passes a registered allocator's pointer to a kernel without a
+//! A request for scratch memory is never rejected: ONNX Runtime passes a registered allocator's pointer to a kernel without a
 //! check, and a null pointer there is a segmentation fault or a lost device. So a request that does not fit is served from host
 //! memory (a *spill*). After the run the caller checks [`take_overrun`](Allocator::take_overrun) and fails the run. A request for
-//! weights can be refused: ONNX Runtime checks those pointers.
+//! weights can be rejected: ONNX Runtime checks those pointers.
 //!
 //! A *reserve* of ONNX Runtime is for weights only while a graph is loaded. Some kernels reserve their workspace in every
 //! run (`MatMulNBits` does, a hundred times per token), and that is scratch like any other.
@@ -62,13 +62,13 @@ pub(super) struct Allocator<B> {
 }
 
 impl<B: Backend> Allocator<B> {
-    /// A pool of at most `limit` bytes of device memory, of which at most `most_cached` are unused.
-    pub(super) fn new(backend: B, limit: usize, most_cached: usize) -> Self {
+    /// A pool of at most `limit` bytes of device memory, of which at most `max_cached` are unused.
+    pub(super) fn new(backend: B, limit: usize, max_cached: usize) -> Self {
         Self {
             backend,
             limit,
             live: HashMap::new(),
-            free: FreeList::new(most_cached),
+            free: FreeList::new(max_cached),
             counts: Counters::default(),
             loads: 0,
             epoch: 0,
@@ -201,7 +201,7 @@ impl<B: Backend> Allocator<B> {
     /// Must be called after a load, also a failed one.
     ///
     /// # Errors
-    /// [`NoRoom`] when a request of the load was refused or spilled.
+    /// [`NoRoom`] when a request of the load was rejected or spilled.
     pub(super) fn end_load(&mut self) -> Result<(), NoRoom> {
         self.loads -= 1;
         let refused = self.refusal.take();

@@ -22,7 +22,7 @@ pub(super) enum BlockKind {
     Weights,
     /// Lives for a kernel or a request.
     Scratch,
-    /// Host memory that the device can access, used when the device has no memory left. Slow, but never refused.
+    /// Host memory that the device can access, used when the device has no memory left. Slow, but never rejected.
     Spill,
 }
 

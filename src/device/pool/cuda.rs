@@ -207,7 +207,7 @@ impl CudaBackend {
 
     fn try_pin(&self, first: NonNull<u8>, bytes: usize) -> Result<(), DriverError> {
         self.context.bind_to_thread()?;
-        // SAFETY: it only pins the pages; the driver refuses memory that is not mapped.
+        // SAFETY: it only pins the pages; the driver rejects memory that is not mapped.
         unsafe { sys::cuMemHostRegister_v2(first.as_ptr().cast(), bytes, sys::CU_MEMHOSTREGISTER_PORTABLE) }
             .result()
     }

@@ -19,15 +19,15 @@ pub(super) struct FreeBlock {
 pub(super) struct FreeList {
     blocks: Vec<FreeBlock>,
     bytes: usize,
-    most_bytes: usize,
+    max_bytes: usize,
 }
 
 /// Maximum number of blocks: more than a pass of any graph frees, and few enough for a linear search.
 const MAX_BLOCKS: usize = 1024;
 
 impl FreeList {
-    pub(super) fn new(most_bytes: usize) -> Self {
-        Self { blocks: Vec::new(), bytes: 0, most_bytes }
+    pub(super) fn new(max_bytes: usize) -> Self {
+        Self { blocks: Vec::new(), bytes: 0, max_bytes }
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -59,7 +59,7 @@ impl FreeList {
 
     /// Removes the oldest block if there are too many.
     pub(super) fn surplus(&mut self) -> Option<FreeBlock> {
-        let is_overfull = self.bytes > self.most_bytes || self.blocks.len() > MAX_BLOCKS;
+        let is_overfull = self.bytes > self.max_bytes || self.blocks.len() > MAX_BLOCKS;
         if is_overfull { self.oldest() } else { None }
     }
 
@@ -107,7 +107,7 @@ mod tests {
     #[test]
     fn more_than_may_be_kept_leaves_by_age() {
         let mut list = list(&[512, 256, 256]);
-        list.most_bytes = 512;
+        list.max_bytes = 512;
         assert_eq!(list.surplus().unwrap().size, 512);
         assert_eq!(list.surplus(), None);
         assert_eq!(list.oldest().unwrap().block, block(2));

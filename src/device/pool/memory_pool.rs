@@ -25,12 +25,12 @@ pub struct PoolOptions {
     /// Maximum device memory of the pool, in use or cached; `None` means all of it.
     pub limit: Option<Bytes>,
     /// Maximum freed memory that is cached for the next request.
-    pub most_cached: Bytes,
+    pub max_cached: Bytes,
 }
 
 impl Default for PoolOptions {
     fn default() -> Self {
-        Self { limit: None, most_cached: Bytes(u64::MAX) }
+        Self { limit: None, max_cached: Bytes(u64::MAX) }
     }
 }
 
@@ -75,7 +75,7 @@ impl Pool {
     /// A pool of a GPU's memory, ordered by the stream that [`gpu_stream`](Self::gpu_stream) then names.
     ///
     /// # Errors
-    /// [`DeviceError::Runtime`] when the GPU does not exist, its driver has no memory pools, ONNX Runtime refuses the pool,
+    /// [`DeviceError::Runtime`] when the GPU does not exist, its driver has no memory pools, ONNX Runtime rejects the pool,
     /// or the GPU has one already.
     pub fn on_cuda(runtime: &Runtime, gpu: CudaOptions, options: PoolOptions) -> Result<Self, DeviceError> {
         let claim = Claim::new(AllocationDevice::CUDA, gpu.ordinal)?;
@@ -90,7 +90,7 @@ impl Pool {
         options: PoolOptions,
     ) -> Result<Self, DeviceError> {
         let limit = options.limit.map_or(usize::MAX, size);
-        let allocator = Allocator::new(backend, limit, size(options.most_cached));
+        let allocator = Allocator::new(backend, limit, size(options.max_cached));
         let registration = Registration::new(runtime.environment().clone(), claim, allocator)?;
         Ok(Self { registration: Arc::new(registration) })
     }
@@ -233,7 +233,7 @@ impl Pool {
     ) -> Result<T, DeviceError> {
         self.allocator().begin_load();
         let loaded = load();
-        // ONNX Runtime reports the size that was refused, but not the reason.
+        // ONNX Runtime reports the size that was rejected, but not the reason.
         let room = self.allocator().end_load();
         room.map_err(|source| DeviceError::NoRoom { what: "the graph cannot be loaded", source })?;
         loaded

@@ -202,7 +202,7 @@ impl Claim {
 
     /// What ONNX Runtime calls it.
     fn memory_info(&self) -> Result<MemoryInfo<'static>, DeviceError> {
-        // Of type Device and not Arena, because ONNX Runtime refuses arenas of others.
+        // Of type Device and not Arena, because ONNX Runtime rejects arenas of others.
         let (device, ordinal) = (self.device.clone(), i32::from(self.ordinal));
         MemoryInfo::new(device, ordinal, AllocatorType::Device, MemoryType::Default)
             .map_err(DeviceError::runtime("a memory pool's description"))

@@ -115,7 +115,7 @@ pub(crate) async fn detokenize(
     });
     let Taken { text, value: ids, share, ignored } = taken.await?;
     let json = state.offload.run(Cost::of_text(ids.len()), move || {
-        let content = text.spell(&ids);
+        let content = text.decode_with_special(&ids);
         drop(share);
         Ok::<_, ApiError>(to_json(&Detokenized { content: &content, prompt: &content }))
     });

@@ -173,7 +173,7 @@ impl Supervisor {
         }
     }
 
-    /// Refuses every job and command until it is to stop.
+    /// Rejects every job and command until it is to stop.
     async fn give_up(mut self, reason: String) {
         self.replacement_permit = None;
         self.readiness.send_replace(Readiness::Down { reason: reason.clone(), retry_in: None });

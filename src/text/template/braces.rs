@@ -16,13 +16,13 @@ const MAX_DEPTH: usize = 2;
 pub(super) struct Formatter<'a> {
     /// Charges fuel for the formatted text.
     pub(super) state: &'a State<'a, 'a>,
-    /// Values of fields with a number, or with nothing.
+    /// Values of fields with a number, or without a name.
     pub(super) positional: &'a [Value],
     /// Values of fields with a name.
     pub(super) named: Vec<(String, Value)>,
 }
 
-/// Which fields have no number, which have one, and the next.
+/// Whether fields are numbered automatically or by the template, and the next number.
 #[derive(Default)]
 struct Numbering {
     next: usize,
@@ -31,7 +31,7 @@ struct Numbering {
 
 impl Formatter<'_> {
     /// # Errors
-    /// A format that is not one, values that are missing or do not fit, and widths beyond the limit.
+    /// When the format is invalid, a value is missing or has the wrong type, or a width exceeds the limit.
     pub(super) fn format(&self, format: &str) -> Result<String, Error> {
         self.fill(format, &mut Numbering::default(), MAX_DEPTH)
     }
@@ -73,7 +73,7 @@ impl Formatter<'_> {
         self.formatted(&value, &spec)
     }
 
-    /// `name`, `0.attribute` or `[key]` behind either.
+    /// `name` or `0`, with attributes and keys after it.
     fn value(&self, path: &str, numbering: &mut Numbering) -> Result<Value, Error> {
         let end = path.find(['.', '[']).unwrap_or(path.len());
         let (first, mut rest) = path.split_at(end);

@@ -20,7 +20,7 @@ struct Operands<'a> {
 /// `format % operand`.
 ///
 /// # Errors
-/// A format that is not one, operands that do not fit it, and widths beyond the limit.
+/// When the format is invalid, operands do not match it, or a width exceeds the limit.
 pub(super) fn format(state: &State<'_, '_>, format: &str, operand: &Value) -> Result<String, Error> {
     let values = if operand.is_tuple() { operand.try_iter()?.collect() } else { vec![operand.clone()] };
     let mut operands = Operands { whole: operand, values: values.into_iter() };
@@ -42,7 +42,7 @@ pub(super) fn format(state: &State<'_, '_>, format: &str, operand: &Value) -> Re
     Ok(text)
 }
 
-/// What follows a percent sign.
+/// Formats the field after a percent sign.
 fn conversion(
     state: &State<'_, '_>,
     rest: &mut Peekable<Chars<'_>>,
@@ -146,7 +146,7 @@ pub(super) fn digits(rest: &mut Peekable<Chars<'_>>) -> Result<Option<usize>, Er
 }
 
 fn converted(mut spec: Spec, letter: char, value: &Value) -> Result<String, Error> {
-    // Zeros go behind the sign; text is never filled with them.
+    // Zeros follow the sign; text is never padded with zeros.
     let fill = std::mem::replace(&mut spec.fill, ' ');
     match letter {
         's' | 'r' | 'a' => {
