@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    job::{Event, Failure, Finish, FinishReason, Job, JobId, Readiness, Step, Timings, Usage},
+    job::{EndReason, Event, Failure, Finish, Job, JobId, Readiness, Step, Timings, Usage},
     metrics::Metrics,
     supervise::WorkerPool,
     text::Text,
@@ -137,9 +137,9 @@ impl LocalModel {
         };
         let end = match reason {
             _ if decoder.stopped => StopReason::Stop,
-            FinishReason::EndToken => StopReason::Stop,
-            FinishReason::Length => StopReason::Length,
-            FinishReason::Cancelled => StopReason::Cancelled,
+            EndReason::EndToken => StopReason::Stop,
+            EndReason::Length => StopReason::Length,
+            EndReason::Cancelled => StopReason::Cancelled,
         };
         Ok(Answer { text: decoder.text, end, seed, usage, timings })
     }

@@ -114,17 +114,18 @@ async fn serve(
     announce(args, &models, &format!("{scheme}://{}", listener.local_addr()?), &readiness)?;
     let drain = CancellationToken::new();
     let settings = http_settings(config, workers.size());
-    let state = AppState::new(models, executor.clone(), Arc::clone(&metrics), readiness.clone(), settings)
-        .with_sandbox(sandbox)
-        .with_commands(worker_commands(workers.clone()))
-        // Absolute, because workers use the directory too.
-        .with_saved_prompts(PromptStore::new(std::path::absolute(&config.engine.prefix_cache_dir)?))
-        .with_devices(devices(&workers))
-        .with_access_control(Arc::clone(&live.access))
-        .with_tls(live.tls.clone())
-        .with_deadlines(live.deadlines())
-        .with_drain(drain.clone())
-        .with_log(Arc::new(move |text| level.set(text).map_err(|error| error.to_string())));
+    let mut state =
+        AppState::new(models, executor.clone(), Arc::clone(&metrics), readiness.clone(), settings);
+    state.sandbox = Some(sandbox);
+    state.commands = Some(worker_commands(workers.clone()));
+    // Absolute, because workers use the directory too.
+    state.saved = Some(PromptStore::new(std::path::absolute(&config.engine.prefix_cache_dir)?));
+    state.devices = devices(&workers).into();
+    state.access = Arc::clone(&live.access);
+    state.tls = live.tls.clone();
+    state.deadlines = live.deadlines();
+    state.drain = drain.clone();
+    state.set_log_level = Some(Arc::new(move |text| level.set(text).map_err(|error| error.to_string())));
     tokio::spawn(live.watch(executor));
     #[cfg(unix)]
     tokio::spawn(super::systemd::notify_readiness(readiness.clone()));

@@ -3,13 +3,8 @@
 use std::time::Duration;
 
 use super::request::{
-    chat::ChatRequest,
-    completions::CompletionRequest,
-    fields::Fields,
-    generate_lite::GenerateLiteRequest,
-    generation::{GenerateRequest, RequestContext},
-    responses::ResponseCall,
-    tools::ToolContext,
+    ChatRequest, CompletionRequest, Fields, GenerateLiteRequest, GenerateRequest, RequestContext,
+    ResponseCall, ToolContext,
 };
 use crate::{executor::Deadlines, text::ToolSupport};
 
@@ -34,5 +29,5 @@ pub fn request(body: &[u8]) -> bool {
 
 fn parse<R: GenerateRequest>(body: &[u8], context: &RequestContext) -> bool {
     let Ok(fields) = Fields::parse(body) else { return false };
-    R::parse(fields).and_then(|request| request.resolve(context)).is_ok()
+    R::read(fields).and_then(|request| request.resolve(context)).is_ok()
 }

@@ -67,7 +67,7 @@ pub enum TlsError {
         /// The key's file.
         key: PathBuf,
     },
-    /// rustls rejects its own protocol versions; does not happen in practice.
+    /// rustls refuses its own protocol versions; does not happen in practice.
     #[error("TLS cannot be set up: {0}")]
     Setup(Error),
 }

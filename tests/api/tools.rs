@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::support::{
     files::copy,
     program::{Program, root},
-    requests::{assert_rejected, with},
+    requests::{assert_refused, with},
     server::{Server, ServerOptions, events},
 };
 
@@ -349,7 +349,7 @@ async fn message_names_reach_the_template() {
 }
 
 #[tokio::test]
-async fn unsupported_tool_requests_are_rejected_by_name() {
+async fn unsupported_tool_requests_are_refused_by_name() {
     let qwen = server(QWEN, ONE);
     let bad = json!([{ "type": "function", "function": { "name": "a", "parameters": { "type": "object", "not": {} } } }]);
     let not_object =
@@ -376,7 +376,7 @@ async fn unsupported_tool_requests_are_rejected_by_name() {
         ),
         (json!({ "messages": [{ "role": "user" }] }), "missing_field", "messages[0].content"),
     ] {
-        assert_rejected(&qwen.ask(CHAT, &request(&fields)).await, code, param);
+        assert_refused(&qwen.ask(CHAT, &request(&fields)).await, code, param);
     }
     let demo = Server::start(ServerOptions::default());
     let (status, answer) = demo.ask(CHAT, &request(&json!({}))).await;

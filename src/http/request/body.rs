@@ -19,9 +19,10 @@ use actix_web::{
 };
 use flate2::read::MultiGzDecoder;
 use futures_util::StreamExt;
+use serde_json::Value;
 use tokio::time::timeout;
 
-use super::{fields::Fields, ignored_fields::Ignored, model_request::ModelRequest, shape::ReadObject};
+use super::schema::{Fields, Ignored, ReadObject};
 use crate::{
     http::{
         body_memory::Share, connections::ConnectionHandle, error::ApiError, middleware::auth, offload::Cost,
@@ -63,7 +64,7 @@ pub(crate) struct Taken<T> {
 }
 
 /// Reads a body that is a JSON object.
-pub(crate) async fn read<R: ReadObject + Send + 'static>(
+pub(crate) async fn read<R: ReadObject>(
     request: &HttpRequest,
     payload: Payload,
     state: &AppState,
@@ -73,7 +74,7 @@ pub(crate) async fn read<R: ReadObject + Send + 'static>(
 }
 
 /// As [`read`]; a missing body is read as an empty object.
-pub(crate) async fn read_optional<R: ReadObject + Send + 'static>(
+pub(crate) async fn read_optional<R: ReadObject>(
     request: &HttpRequest,
     payload: Payload,
     state: &AppState,
@@ -86,12 +87,12 @@ pub(crate) async fn read_optional<R: ReadObject + Send + 'static>(
     parse(body, state).await
 }
 
-async fn parse<R: ReadObject + Send + 'static>(body: Body, state: &AppState) -> Result<R, ApiError> {
+async fn parse<R: ReadObject>(body: Body, state: &AppState) -> Result<R, ApiError> {
     state.offload.run(body.cost(), move || Ok::<_, ApiError>(R::read(body.parse()?.0)?)).await
 }
 
 /// Reads a body, finds its model and checks the request with `resolve`; on another thread if the body is large.
-pub(crate) async fn take<R: ModelRequest, T: Send + 'static>(
+pub(crate) async fn take<R: ReadObject, T: Send + 'static>(
     request: &HttpRequest,
     payload: Payload,
     state: &AppState,
@@ -105,8 +106,9 @@ pub(crate) async fn take<R: ModelRequest, T: Send + 'static>(
         let (fields, share) = body.parse()?;
         let fields = fields.with_unknown(unknown);
         let ignored = fields.ignored();
-        let request = R::parse(fields)?;
-        let text = Arc::clone(auth::model_for(key.as_deref(), &models, request.model())?);
+        let model = fields.get("model").and_then(Value::as_str).map(str::to_owned);
+        let request = R::read(fields)?;
+        let text = Arc::clone(auth::model_for(key.as_deref(), &models, model.as_deref())?);
         let value = resolve(request, &text)?;
         Ok::<_, ApiError>(Taken { text, value, share, ignored })
     };
@@ -276,7 +278,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        http::{body_memory::BodyMemory, request::field_types::string},
+        http::{body_memory::BodyMemory, request::schema::string},
         units::Bytes,
     };
 

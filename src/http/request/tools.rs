@@ -165,9 +165,7 @@ fn object_schema(schema: &Value, path: &str) -> Result<Value, FieldError> {
 mod tests {
     use super::*;
     use crate::http::request::{
-        field::Modify,
-        field_types::boolean,
-        fields::Fields,
+        schema::{Fields, Modify, boolean},
         tool_definitions::{chat_tools, tool_choice},
     };
 

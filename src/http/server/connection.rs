@@ -36,7 +36,7 @@ use super::{
 use crate::{
     http::{
         connections::{ConnectionHandle, Phase},
-        middleware::{access_log, request_id::RequestId},
+        middleware::{RequestId, access_log},
     },
     metrics::Metrics,
 };
