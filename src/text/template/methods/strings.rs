@@ -75,7 +75,7 @@ pub(super) fn call(
             changed_case(text, name, given)
         }
         "strip" | "lstrip" | "rstrip" => strip(text, name, given),
-        "split" | "rsplit" => split(text, name, given),
+        "split" | "rsplit" => split_text(text, name, given),
         "partition" | "rpartition" => partition(text, name, given),
         "splitlines" => {
             let arguments = Arguments::bind("splitlines", &["keepends"], 0, given)?;
@@ -127,7 +127,7 @@ fn strip(text: &str, name: &str, given: &[Value]) -> Result<Value, Error> {
     }))
 }
 
-fn split(text: &str, name: &str, given: &[Value]) -> Result<Value, Error> {
+fn split_text(text: &str, name: &str, given: &[Value]) -> Result<Value, Error> {
     let arguments = Arguments::bind("split", &["sep", "maxsplit"], 0, given)?;
     let max = arguments.integer(1)?.and_then(|max| usize::try_from(max).ok());
     let from_right = name == "rsplit";
