@@ -49,6 +49,7 @@ pub(super) struct Embedding {
 
 /// How logits come from the last hidden state.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "there are few: one or two for each layer")]
 pub(super) enum LmHead {
     /// By the embedding's rows. A checkpoint may store this name too, if it holds the same.
     Tied { stored_as: String },
@@ -135,6 +136,7 @@ pub(super) struct Mlp {
 
 /// How an MLP widens its input.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "there are few: one or two for each layer")]
 pub(super) enum Inner {
     /// `activation(gate(x)) · up(x)`.
     Gated { gate: Linear, up: Linear },
