@@ -2,8 +2,8 @@
 //!
 //! A frame is the payload's length (u32, little-endian) and the payload: one [`ToWorker`] or [`FromWorker`] in postcard's
 //! encoding. A worker sends a frame for each prompt chunk and each decode step, and the supervisor uses them as heartbeats. Both
-//! ends are the same executable, so nothing is negotiated. [`FromWorker::Hello`] still carries [`PROTOCOL`], because an
-//! executable that is replaced while the server runs starts workers of another version.
+//! ends are the same executable, so nothing is negotiated. [`FromWorker::Hello`] still carries [`PROTOCOL`]: on systems without
+//! `/proc`, an executable that is replaced while the server runs starts workers of another version.
 //!
 //! The reader trusts nothing. A length above [`MAX_FRAME`] or a payload that does not decode is a [`WireError`], and nothing of
 //! that length is allocated.
@@ -84,21 +84,21 @@ pub struct WorkerSpec {
     pub own_operators: bool,
     /// Number format of the key-value cache with those operators.
     pub kv_cache: CacheChoice,
-    /// Most prompt tokens in one pass.
+    /// Maximum number of prompt tokens in one pass.
     pub prefill_chunk: usize,
-    /// Most positions of a sequence; `None` means the model's context length.
+    /// Maximum number of positions of a sequence; `None` means the model's context length.
     pub context_length: Option<usize>,
     /// The device to use.
     pub device: DeviceChoice,
-    /// Most device memory to use; `None` means all.
+    /// Maximum device memory to use; `None` means all.
     pub device_memory: Option<Bytes>,
     /// When unused device memory is freed.
     pub trim: TrimPolicy,
-    /// Most device memory that the key-value cache keeps between two jobs.
+    /// Maximum device memory that the key-value cache keeps between two jobs.
     pub kv_keep: Bytes,
-    /// Most memory for the prefix cache.
+    /// Maximum memory for the prefix cache.
     pub prefix_cache: Bytes,
-    /// Most tokens to draft per pass; 0 turns speculative decoding off.
+    /// Maximum number of tokens to draft per pass; 0 turns speculative decoding off.
     pub draft_tokens: usize,
     /// Whether decode steps are captured as CUDA graphs on a GPU.
     pub cuda_graphs: bool,

@@ -49,7 +49,7 @@ pub(super) struct Args {
 
     /// Weight format
     #[arg(long, value_enum, default_value_t)]
-    quantize: Format,
+    quantize: WeightFormat,
 
     /// Data type of computation and unquantized weights: float32 for a CPU, the others for a GPU
     #[arg(long, value_enum, default_value_t)]
@@ -98,29 +98,6 @@ pub(super) struct Args {
 
     #[command(flatten)]
     pub(super) output: OutputFlags,
-}
-
-/// Weight format.
-#[derive(Clone, Copy, Debug, Default, ValueEnum)]
-enum Format {
-    /// Unquantized: the largest and slowest
-    #[default]
-    #[value(alias = "float32")]
-    None,
-    /// 8 bits: a quarter of the size; answers rarely differ
-    Int8,
-    /// 4 bits: an eighth of the size; the fastest on a CPU
-    Int4,
-}
-
-impl From<Format> for WeightFormat {
-    fn from(format: Format) -> Self {
-        match format {
-            Format::None => Self::Full,
-            Format::Int8 => Self::Int8,
-            Format::Int4 => Self::Int4,
-        }
-    }
 }
 
 /// Compatibility of the graph.
@@ -215,7 +192,7 @@ impl Args {
             (None, config) => Source::Random { config: config.clone().unwrap_or_default(), seed: self.seed },
         };
         let weights = Storage {
-            format: self.quantize.into(),
+            format: self.quantize,
             block_size: self.block_size,
             zero_points: if self.zero_points { ZeroPoints::PerBlock } else { ZeroPoints::Middle },
             keep: self.keep.clone(),

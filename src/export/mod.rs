@@ -54,10 +54,12 @@ pub mod fuzzing;
 mod genai;
 mod gguf;
 mod graph;
+mod head_layout;
 mod inspect;
 mod json_config;
 mod load_sources;
 mod options;
+mod packed;
 mod param;
 mod positioned_io;
 mod progress;
@@ -68,6 +70,7 @@ mod rope;
 mod run;
 mod staging;
 mod stored_type;
+mod supported_heads;
 mod temp_dir;
 mod tensors;
 #[cfg(test)]
@@ -83,7 +86,7 @@ pub use self::{
     checkpoint::CheckpointError,
     data_layout::TooLarge,
     error::ExportError,
-    formats::{BlockSize, BlockSizeError, Keep, KeepError, NoSuchModule, Storage, WeightFormat},
+    formats::{Keep, KeepError, NoSuchModule, Storage},
     gguf::{GgufError, is_gguf},
     inspect::{InspectError, Operator, identify, operators},
     json_config::JsonConfigError,
@@ -98,3 +101,4 @@ pub use self::{
     weights::WeightsError,
     write_weights::WriteWeightsError,
 };
+pub use crate::device_spec::{BlockSize, BlockSizeError, WeightFormat};

@@ -20,7 +20,7 @@ use serde::{
 };
 
 use super::{
-    param::{Param, Shape},
+    param::{Param, Run},
     positioned_io::PositionedFile,
     quantize::Quantizer,
     stored_type::StoredType,
@@ -105,7 +105,7 @@ pub enum TensorsError {
     },
     /// A tensor of a type that weights do not have.
     #[error(
-        "{}: {tensor} is {stored_type}; supported: F32, F16, BF16; convert the checkpoint to one of them",
+        "{}: {tensor} is {found}; supported: F32, F16, BF16; convert the checkpoint to one of them",
         path.display()
     )]
     Type {
@@ -114,7 +114,17 @@ pub enum TensorsError {
         /// Its name there.
         tensor: String,
         /// Its type.
-        stored_type: String,
+        found: String,
+    },
+    /// A part of a packed weight is not there.
+    #[error("{}: {tensor} has no {end} beside it; download the checkpoint again", path.display())]
+    NoPart {
+        /// The file.
+        path: PathBuf,
+        /// A part that is there.
+        tensor: String,
+        /// The end of the name of the part that is missing.
+        end: &'static str,
     },
     /// A tensor of another shape than the configuration asks for.
     #[error(
@@ -145,8 +155,8 @@ pub(super) struct TensorFile {
 #[derive(Clone, Debug)]
 pub(super) struct StoredTensor {
     pub shape: Vec<usize>,
-    /// Its type; one that weights do not have by its name in the file.
-    pub stored_type: Result<StoredType, String>,
+    /// Its type, or one that only parts of packed weights have.
+    pub stored_type: Result<StoredType, Dtype>,
     /// Where it starts in the file.
     pub start: u64,
     pub bytes: u64,
@@ -187,7 +197,7 @@ impl TensorFile {
         let file_bytes = file.metadata().map_err(failed)?.len();
         let Header { data_start, tensors } = Header::read(&mut file, path, file_bytes)?;
         let stored = |info: TensorInfo| StoredTensor {
-            stored_type: stored_type(info.dtype).ok_or_else(|| format!("{:?}", info.dtype)),
+            stored_type: stored_type(info.dtype).ok_or(info.dtype),
             start: data_start + info.data_offsets.0 as u64,
             bytes: (info.data_offsets.1 - info.data_offsets.0) as u64,
             shape: info.shape,
@@ -227,14 +237,14 @@ impl TensorFile {
 
     /// Whether `tensor` can be read as float32.
     pub(super) fn check_type(&self, tensor: &str) -> Result<(), TensorsError> {
-        match self.tensors.get(tensor).map(|stored| &stored.stored_type) {
-            None | Some(Ok(_)) => Ok(()),
-            Some(Err(name)) => Err(self.type_error(tensor, name)),
+        match self.part_type(tensor) {
+            None => Ok(()),
+            Some(dtype) => Err(self.type_error(tensor, dtype)),
         }
     }
 
-    fn type_error(&self, tensor: &str, stored_type: &str) -> TensorsError {
-        TensorsError::Type { path: self.path.clone(), tensor: tensor.into(), stored_type: stored_type.into() }
+    fn type_error(&self, tensor: &str, found: impl fmt::Debug) -> TensorsError {
+        TensorsError::Type { path: self.path.clone(), tensor: tensor.into(), found: format!("{found:?}") }
     }
 
     /// The error for a `tensor` that should have another shape.
@@ -256,22 +266,18 @@ impl TensorFile {
         param: &Param,
         rows: Range<usize>,
     ) -> Result<Vec<f32>, TensorsError> {
-        let cols = match param.shape {
-            Shape::Vector(_) => 1,
-            Shape::Matrix { cols, .. } => cols,
-        };
-        let mut values = Vec::new();
-        for lines in param.stored(rows) {
-            if param.transposed {
-                let columns = Columns { lines, of: param.stored_lines(), height: cols };
-                values.extend(self.read_columns(tensor, &columns)?);
-            } else {
+        let cols = param.stored_cols();
+        param.read(rows, |lines| {
+            if !param.transposed {
+                let mut values = Vec::with_capacity(lines.len() * cols);
                 for elements in self.elements(tensor, lines, cols) {
                     values.extend(self.read(tensor, elements)?);
                 }
+                return Ok(values);
             }
-        }
-        Ok(values)
+            let columns = Columns { lines, of: param.stored_lines(), height: cols };
+            self.read_columns(tensor, &columns)
+        })
     }
 
     /// The scales of the blocks of `rows` of `param`, if the tensor has blocks that `quantizer` repacks.
@@ -281,20 +287,26 @@ impl TensorFile {
         (param, rows): (&Param, Range<usize>),
         quantizer: Quantizer,
     ) -> Result<Option<Vec<f32>>, TensorsError> {
-        let stored =
-            self.tensors.get(tensor).and_then(|stored| Some((stored, *stored.stored_type.as_ref().ok()?)));
-        let Some((stored, stored_type)) = stored.filter(|(_, stored_type)| quantizer.repacks(*stored_type))
-        else {
-            return Ok(None);
-        };
-        if param.transposed || stored.offset != 0.0 {
+        let stored = self.stored(tensor)?;
+        let Ok(stored_type) = stored.stored_type else { return Ok(None) };
+        // Padding within a row moves its blocks.
+        let is_as_stored =
+            !param.transposed && param.stored_cols() == param.shape.cols() && stored.offset == 0.0;
+        if !is_as_stored || !quantizer.repacks(stored_type) {
             return Ok(None);
         }
+        let (cols, block) = (param.shape.cols(), stored_type.block());
         let mut scales = Vec::new();
-        for lines in param.stored(rows) {
-            for elements in self.elements(tensor, lines, param.shape.cols()) {
-                let blocks = elements.start / stored_type.block()..elements.end / stored_type.block();
-                scales.extend(stored_type.scales(&self.read_blocks(stored, stored_type, blocks)?));
+        for run in param.stored(rows) {
+            match run {
+                Run::Zeros(count) => scales.resize(scales.len() + count * cols / block, 0.0),
+                Run::Stored(lines) => {
+                    for elements in self.elements(tensor, lines, cols) {
+                        let blocks = elements.start / block..elements.end / block;
+                        let bytes = self.read_blocks(stored, stored_type.block_bytes(), blocks)?;
+                        scales.extend(stored_type.scales(&bytes));
+                    }
+                }
             }
         }
         Ok(Some(scales))
@@ -327,14 +339,12 @@ impl TensorFile {
     ///
     /// Callers have checked shape and type; a range beyond the tensor's end reads as an unexpected end of file.
     pub(super) fn read(&self, tensor: &str, range: Range<usize>) -> Result<Vec<f32>, TensorsError> {
-        let failed = |source| TensorsError::Read { path: self.path.clone(), source };
-        let Some(stored) = self.tensors.get(tensor) else {
-            return Err(failed(io::ErrorKind::NotFound.into()));
-        };
-        let stored_type = *stored.stored_type.as_ref().map_err(|name| self.type_error(tensor, name))?;
+        let stored = self.stored(tensor)?;
+        let stored_type = stored.stored_type.map_err(|dtype| self.type_error(tensor, dtype))?;
         let block = stored_type.block();
         let blocks = range.start / block..range.end.div_ceil(block);
-        let mut values = stored_type.widen(&self.read_blocks(stored, stored_type, blocks.clone())?);
+        let mut values =
+            stored_type.widen(&self.read_blocks(stored, stored_type.block_bytes(), blocks.clone())?);
         values.truncate(range.end - blocks.start * block);
         values.drain(..range.start - blocks.start * block);
         if stored.offset != 0.0 {
@@ -343,14 +353,51 @@ impl TensorFile {
         Ok(values)
     }
 
+    /// The type of a tensor that holds parts of packed weights.
+    pub(super) fn part_type(&self, tensor: &str) -> Option<Dtype> {
+        self.tensors.get(tensor).and_then(|stored| stored.stored_type.err())
+    }
+
+    /// Reads elements `range` of a tensor whose elements are bytes.
+    pub(super) fn read_bytes(&self, tensor: &str, range: Range<usize>) -> Result<Vec<u8>, TensorsError> {
+        self.read_parts(tensor, range, &[Dtype::U8, Dtype::I8, Dtype::F8_E4M3, Dtype::F8_E5M2])
+    }
+
+    /// Reads elements `range` of a tensor of 32-bit words.
+    pub(super) fn read_words(&self, tensor: &str, range: Range<usize>) -> Result<Vec<u32>, TensorsError> {
+        let bytes = self.read_parts(tensor, range, &[Dtype::I32, Dtype::U32])?;
+        Ok(bytes.as_chunks::<4>().0.iter().map(|four| u32::from_le_bytes(*four)).collect())
+    }
+
+    /// The bytes of elements `range` of a tensor of one of the types `expected`.
+    fn read_parts(
+        &self,
+        tensor: &str,
+        range: Range<usize>,
+        expected: &[Dtype],
+    ) -> Result<Vec<u8>, TensorsError> {
+        let stored = self.stored(tensor)?;
+        match stored.stored_type {
+            Err(dtype) if expected.contains(&dtype) => self.read_blocks(stored, dtype.bitsize() / 8, range),
+            Err(dtype) => Err(self.type_error(tensor, dtype)),
+            Ok(stored_type) => Err(self.type_error(tensor, stored_type)),
+        }
+    }
+
+    fn stored(&self, tensor: &str) -> Result<&StoredTensor, TensorsError> {
+        self.tensors.get(tensor).ok_or_else(|| TensorsError::Read {
+            path: self.path.clone(),
+            source: io::ErrorKind::NotFound.into(),
+        })
+    }
+
     fn read_blocks(
         &self,
         stored: &StoredTensor,
-        stored_type: StoredType,
+        block_bytes: usize,
         blocks: Range<usize>,
     ) -> Result<Vec<u8>, TensorsError> {
         let failed = |source| TensorsError::Read { path: self.path.clone(), source };
-        let block_bytes = stored_type.block_bytes();
         if (blocks.end as u64).saturating_mul(block_bytes as u64) > stored.bytes {
             return Err(failed(io::ErrorKind::UnexpectedEof.into()));
         }

@@ -64,63 +64,54 @@ pub enum TokenizerFilesError {
     Staging(#[from] StagingError),
 }
 
-/// What a GGUF file has instead of files beside it.
-#[derive(Debug)]
-pub(super) struct EmbeddedFiles {
-    /// The tokenizer and its configuration, by file names.
-    pub tokenizer: Vec<(&'static str, String)>,
-    /// Chat templates, by file names.
-    pub templates: Vec<(&'static str, String)>,
-    /// The settings of generation.
-    pub generation: JsonConfig,
-}
-
 /// The files that were found, each where it is to be taken from.
 #[derive(Debug)]
 pub(super) struct TokenizerFiles {
     /// Files by their names in a model directory.
     copied: Vec<(&'static str, PathBuf)>,
-    /// Texts that only exist within other files, by the names of the files that they become.
+    /// Templates that only exist within JSON files, by the names of the files that they become.
     written: Vec<(&'static str, String)>,
     /// Files that are read and not copied.
     read: Vec<(&'static str, PathBuf)>,
-    /// The settings of generation, if there are any.
-    pub generation: Option<JsonConfig>,
+    /// The settings of generation of every directory that has any; the first are copied.
+    pub generations: Vec<JsonConfig>,
+    /// The directories with settings of a tokenizer.
+    pub configured: Vec<PathBuf>,
+    /// The tokenizer.
+    pub tokenizer: PathBuf,
 }
 
 impl TokenizerFiles {
-    /// Looks in `dirs`, the first that has a file wins; what none has is taken from `embedded`.
-    pub(super) fn find(dirs: &[&Path], embedded: Option<EmbeddedFiles>) -> Result<Self, TokenizerFilesError> {
+    /// Looks in `dirs`, the first that has a file wins.
+    pub(super) fn find(dirs: &[&Path]) -> Result<Self, TokenizerFilesError> {
         let first = |name: &'static str| dirs.iter().find_map(|dir| file(dir, name));
-        let tokenizer = first(TOKENIZER);
-        if tokenizer.is_none() && embedded.is_none() {
-            return Err(no_tokenizer(dirs));
-        }
+        let tokenizer = first(TOKENIZER).ok_or_else(|| no_tokenizer(dirs))?;
         let config = first(TOKENIZER_CONFIG);
         // One belongs to the other: an older map would take the tokens of a newer configuration away.
         let map = match &config {
             Some((_, path)) => path.parent().and_then(|dir| file(dir, SPECIAL_TOKENS_MAP)),
             None => first(SPECIAL_TOKENS_MAP),
         };
-        for (name, path) in tokenizer.iter().chain(&config).chain(&map) {
+        for (name, path) in [&tokenizer].into_iter().chain(&config).chain(&map) {
             check_json(path, size_limit(name))?;
         }
-        let generation = first(GENERATION_CONFIG);
-        let Found { copied: templates, mut written, read } = find_templates(dirs)?;
-        let has_templates = !templates.is_empty() || !written.is_empty();
-        let copied = [&tokenizer, &config, &map, &generation].into_iter().flatten().cloned();
+        let all = |name: &'static str| dirs.iter().filter_map(move |dir| file(dir, name));
+        let Found { copied: templates, written, mut read } = find_templates(dirs)?;
+        let copied = [Some(tokenizer.clone()), config, map, first(GENERATION_CONFIG)].into_iter().flatten();
         let copied: Vec<_> = copied.chain(templates).collect();
-        let mut generation = generation.map(|(_, path)| JsonConfig::read(&path)).transpose()?;
-        if let Some(embedded) = embedded {
-            // An adapter's tokenizer replaces the embedded one whole.
-            let is_new = |(name, _): &(&str, String)| !copied.iter().any(|(copied, _)| copied == name);
-            let texts = embedded.tokenizer.into_iter().filter(|_| tokenizer.is_none()).filter(is_new);
-            written.extend(texts.chain(embedded.templates.into_iter().filter(|_| !has_templates)));
-            generation = generation.or(Some(embedded.generation));
+        // Every directory may name end tokens.
+        for other in [GENERATION_CONFIG, TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP].into_iter().flat_map(all) {
+            if !copied.contains(&other) && !read.contains(&other) {
+                read.push(other);
+            }
         }
-        let found = Self { copied, written, read, generation };
+        let configured = dirs.iter().filter(|dir| file(dir, TOKENIZER_CONFIG).is_some());
+        let configured = configured.map(|dir| dir.to_path_buf()).collect();
+        let found =
+            Self { copied, written, read, generations: Vec::new(), configured, tokenizer: tokenizer.1 };
         found.check_sizes()?;
-        Ok(found)
+        let generations = all(GENERATION_CONFIG).map(|(_, path)| JsonConfig::read(&path));
+        Ok(Self { generations: generations.collect::<Result<_, _>>()?, ..found })
     }
 
     /// Before any of them is hashed for provenance: a file of 100 GiB would be read to its end.
@@ -244,7 +235,7 @@ mod tests {
     fn written(dirs: &[&Path], name: &str) -> Option<String> {
         let out = tempfile::tempdir().unwrap();
         let staging = Staging::new(&out.path().join("model"), Existing::Keep).unwrap();
-        TokenizerFiles::find(dirs, None).unwrap().write(&staging).unwrap();
+        TokenizerFiles::find(dirs).unwrap().write(&staging).unwrap();
         fs::read_to_string(staging.path(name)).ok()
     }
 
@@ -268,14 +259,14 @@ mod tests {
         assert_eq!(written(&dirs, TOOL_TEMPLATE).unwrap(), "t");
         let neither = r#"{"chat_template": [{"name": "rag", "template": "r"}]}"#;
         let base = dir(&[(TOKENIZER, "{}"), (TOKENIZER_CONFIG, neither)]);
-        let message = TokenizerFiles::find(&[base.path()], None).unwrap_err().to_string();
+        let message = TokenizerFiles::find(&[base.path()]).unwrap_err().to_string();
         assert!(message.contains("default or tool_use"), "{message}");
     }
 
     #[test]
     fn a_template_of_a_processor_and_templates_in_files_are_copied() {
         let base = dir(&[(TOKENIZER, "{}"), (PROCESSOR_TEMPLATE, r#"{"chat_template": "p"}"#)]);
-        let found = TokenizerFiles::find(&[base.path()], None).unwrap();
+        let found = TokenizerFiles::find(&[base.path()]).unwrap();
         assert!(found.paths().any(|(name, _)| *name == PROCESSOR_TEMPLATE), "it is a source");
         assert_eq!(written(&[base.path()], TEMPLATE).unwrap(), "p");
         fs::write(base.path().join(TOKENIZER_CONFIG), r#"{"chat_template": "c"}"#).unwrap();
@@ -300,7 +291,7 @@ mod tests {
     fn a_model_may_have_neither_template_nor_generation_settings() {
         let base = dir(&[(TOKENIZER, "{}")]);
         assert_eq!(written(&[base.path()], TEMPLATE), None);
-        assert!(TokenizerFiles::find(&[base.path()], None).unwrap().generation.is_none());
+        assert!(TokenizerFiles::find(&[base.path()]).unwrap().generations.is_empty());
     }
 
     #[test]
@@ -308,7 +299,7 @@ mod tests {
         for name in [TOKENIZER_CONFIG, TEMPLATE, GENERATION_CONFIG, PROCESSOR_TEMPLATE] {
             let base = dir(&[(TOKENIZER, "{}")]);
             std::fs::File::create(base.path().join(name)).unwrap().set_len(100 << 30).unwrap();
-            let error = TokenizerFiles::find(&[base.path()], None).unwrap_err().to_string();
+            let error = TokenizerFiles::find(&[base.path()]).unwrap_err().to_string();
             assert!(
                 error.contains(name) && (error.contains("100 GiB") || error.contains("larger than")),
                 "{error}"
@@ -318,7 +309,7 @@ mod tests {
 
     #[test]
     fn a_tokenizer_in_another_format_is_refused_with_the_way_out() {
-        let error = |files| TokenizerFiles::find(&[dir(files).path()], None).unwrap_err().to_string();
+        let error = |files| TokenizerFiles::find(&[dir(files).path()]).unwrap_err().to_string();
         assert!(error(&[("tokenizer.model", "")]).contains("save_pretrained"));
         assert!(error(&[]).contains("tokenizer.json is not there"));
     }

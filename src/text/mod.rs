@@ -1,4 +1,4 @@
-//! Everything that knows text: tokenizer, chat template, incremental detokenizer, stop strings.
+//! Tokenizer, chat templates, incremental detokenizer, stop strings and tool calls.
 //!
 //! It runs in the parent process, because a worker may die in the middle of an answer, and the answer must survive: the
 //! parent has the ids so far and their text. The [detokenizer](Text::detokenizer) guarantees that only whole UTF-8
@@ -16,6 +16,7 @@ mod rendering;
 #[cfg(test)]
 mod round_trip;
 mod same_tokenizer;
+mod source_tokenizer;
 mod special_tokens;
 mod stop_strings;
 mod template;
@@ -36,6 +37,7 @@ pub use self::{
     model::{ModelCard, Text},
     rendering::{RenderRequest, Renderer, TemplateFault, TemplateSource},
     same_tokenizer::{TokenizerMismatch, check_same_tokens},
+    source_tokenizer::SourceTokenizer,
     stop_strings::Chunk,
     templates::TemplateFile,
     token::TokenText,

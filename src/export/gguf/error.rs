@@ -13,6 +13,14 @@ pub enum GgufError {
         /// The system's error.
         source: io::Error,
     },
+    /// The tokenizer and the templates that it contains cannot be written to a temporary directory.
+    #[error("{}: cannot write its tokenizer to a temporary directory: {source}; set TMPDIR to a directory with room", path.display())]
+    Embedded {
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
     /// It does not begin as a GGUF file does.
     #[error("{}: {found}; expected a GGUF file of version 2 or 3, little-endian; download it again", path.display())]
     Format {

@@ -19,18 +19,19 @@ mod tokenizer;
 
 use std::{
     collections::BTreeMap,
-    fs::File,
+    fs::{self, File},
     io::Read,
     path::{Path, PathBuf},
 };
 
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use super::{
     json_config::{JsonConfig, JsonConfigError},
     tensors::{StoredTensor, TensorFile, TensorsError},
 };
-use crate::manifest::layout::{TEMPLATE, TOKENIZER, TOKENIZER_CONFIG, TOOL_TEMPLATE};
+use crate::manifest::layout::{GENERATION_CONFIG, TEMPLATE, TOKENIZER, TOKENIZER_CONFIG, TOOL_TEMPLATE};
 
 pub use error::GgufError;
 
@@ -61,9 +62,6 @@ pub(super) struct Gguf {
     tensors: Vec<TensorFile>,
     tokenizer: Tokenizer,
 }
-
-/// Texts of a model directory, by the names of their files.
-pub(super) type Texts = Vec<(&'static str, String)>;
 
 impl Gguf {
     /// Opens the file at `path`, and the other parts of a split model.
@@ -101,27 +99,27 @@ impl Gguf {
         JsonConfig::parse(&self.path, &self.config)
     }
 
-    /// The settings of generation: which tokens end an answer.
-    pub(super) fn generation(&self) -> Result<JsonConfig, JsonConfigError> {
-        let settings = json!({ "eos_token_id": self.tokenizer.end_tokens });
-        JsonConfig::parse(&self.path, settings.to_string().as_bytes())
-    }
-
-    /// `tokenizer.json` and `tokenizer_config.json`.
-    pub(super) fn tokenizer(&self) -> Texts {
-        vec![
-            (TOKENIZER, self.tokenizer.tokenizer.to_string()),
-            (TOKENIZER_CONFIG, format!("{:#}\n", self.tokenizer.config)),
-        ]
-    }
-
-    /// Chat templates.
-    pub(super) fn templates(&self) -> Result<Texts, GgufError> {
-        let mut found = Vec::new();
+    /// Writes the tokenizer, chat templates and settings of generation into a directory, as a checkpoint has them.
+    pub(super) fn write_embedded(&self) -> Result<TempDir, GgufError> {
+        let failed = |source| GgufError::Embedded { path: self.path.clone(), source };
+        let dir = TempDir::with_prefix("eka-gguf").map_err(failed)?;
+        let Tokenizer { tokenizer, config, end_tokens } = &self.tokenizer;
+        let mut texts = vec![
+            (TOKENIZER, tokenizer.to_string()),
+            (TOKENIZER_CONFIG, config.to_string()),
+            (GENERATION_CONFIG, json!({ "eos_token_id": end_tokens }).to_string()),
+        ];
         for (file, key) in [(TEMPLATE, "chat_template"), (TOOL_TEMPLATE, "chat_template.tool_use")] {
-            found.extend(self.metadata.tokenizer_text(key)?.map(|template| (file, template.to_owned())));
+            texts.extend(self.metadata.tokenizer_text(key)?.map(|template| (file, template.to_owned())));
         }
-        Ok(found)
+        for (name, text) in texts {
+            let path = dir.path().join(name);
+            path.parent()
+                .map_or(Ok(()), fs::create_dir_all)
+                .and_then(|()| fs::write(&path, text))
+                .map_err(failed)?;
+        }
+        Ok(dir)
     }
 
     /// The files with tensors by their names in a checkpoint.
