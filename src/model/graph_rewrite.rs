@@ -1,11 +1,13 @@
 //! Replaces nodes of a graph by eka's operators.
 //!
-//! The graph is changed in memory when it is loaded: a `MatMulNBits` node with
-//! symmetric int4 weights, float32 scales and `accuracy_level` 4 becomes one of [`operators`](crate::device::operators), and its
-//! weights are read from the data file into that operator's layout, so that
-//! ONNX Runtime never maps them. Attention nodes are replaced as well; if all of them are, the key-value cache may be stored
-//! in fewer bytes, and its inputs and outputs get that type. A graph that does not encode back to the same bytes, such as
-//! one from another exporter, is not changed, and neither are nodes of other kinds.
+//! The graph is changed in memory when it is loaded. Products become nodes of [`operators`](crate::device::operators):
+//! `MatMulNBits` with int4 or int8 weights and `accuracy_level` 4, whose weights are read from the data file into the
+//! operator's layout so that ONNX Runtime never maps them; and `FusedMatMul` with float weights, which stay as they are.
+//! Attention nodes are replaced as well; if all of them are, the key-value cache may be stored in fewer bytes, and its
+//! inputs and outputs get that type. Operators compute in float32: around one in a float16 graph there are casts.
+//!
+//! A graph that does not encode back to the same bytes, such as one from another exporter, is not changed, and neither are
+//! nodes of other kinds.
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
@@ -15,12 +17,14 @@ use std::{
 };
 
 use bytemuck::Pod;
+use half::f16;
 use prost::Message;
 
 use super::graph_file::GraphFile;
 use crate::{
     device::operators::{
-        ATTENTION, DOMAIN, Format, Int4Blocks, MATMUL, MATRIX, Operators, PackedInt4, PackedStorage,
+        ATTENTION, DOMAIN, Format, MATMUL_FLOAT16, MATMUL_FLOAT32, MATMUL_INT4, MATMUL_INT8, MATRIX,
+        Operators, PackedStorage, PackedWeights, QuantizedBlocks, WeightBits,
     },
     device_spec::CacheChoice,
     files,
@@ -35,7 +39,36 @@ pub(super) struct RewrittenGraph {
     /// Replaces the content of `model.onnx`.
     pub(super) content: Vec<u8>,
     pub(super) operators: Operators,
+    /// Whether every node gives a row the same bits whatever other rows it is computed with.
+    pub(super) is_row_invariant: bool,
 }
+
+/// Operators of ONNX Runtime that compute each row, or each number, by itself.
+const ROW_BY_ROW: [&str; 23] = [
+    "Add",
+    "Cast",
+    "Concat",
+    "CumSum",
+    "Div",
+    "FastGelu",
+    "Gather",
+    "GatherBlockQuantized",
+    "Gelu",
+    "LayerNormalization",
+    "Mul",
+    "QuickGelu",
+    "Range",
+    "ReduceSum",
+    "Relu",
+    "Reshape",
+    "Shape",
+    "SimplifiedLayerNormalization",
+    "SkipLayerNormalization",
+    "SkipSimplifiedLayerNormalization",
+    "Sub",
+    "Tanh",
+    "Unsqueeze",
+];
 
 /// The graph in `file` with eka's operators wherever they compute the same. `None` if there is nothing to replace, or if the
 /// graph
@@ -53,9 +86,12 @@ pub(super) fn rewrite(file: &GraphFile, cache: CacheChoice) -> Option<RewrittenG
     if operators.is_empty() {
         return None;
     }
+    cast(graph);
     drop_unused(graph);
+    let is_row_invariant =
+        graph.node.iter().all(|node| node.domain == DOMAIN || ROW_BY_ROW.contains(&&*node.op_type));
     model.opset_import.push(OperatorSet { domain: DOMAIN.into(), version: 1 });
-    Some(RewrittenGraph { content: model.encode_to_vec(), operators })
+    Some(RewrittenGraph { content: model.encode_to_vec(), operators, is_row_invariant })
 }
 
 /// The format of the key-value cache where eka's operators compute; `None` if the attention of the graph in `file` cannot be
@@ -82,7 +118,7 @@ fn format(graph: &Graph, cache: CacheChoice) -> Format {
     }
 }
 
-/// Replaces the `MatMulNBits` nodes that eka's operator supports, and packs their weights.
+/// Replaces the products that eka's operators support, and packs quantized weights.
 fn replace(graph: &mut Graph, dir: &Path) -> Option<Operators> {
     let mut operators = Operators::default();
     let mut data = ExternalData { dir, files: BTreeMap::new() };
@@ -90,42 +126,72 @@ fn replace(graph: &mut Graph, dir: &Path) -> Option<Operators> {
     let initializers: BTreeMap<&str, &Tensor> =
         graph.initializer.iter().map(|tensor| (&*tensor.name, tensor)).collect();
     for node in &mut graph.node {
-        let Some(matrix) = matrix(node, &initializers, &mut data, &mut room) else { continue };
+        if let Some(operator) = float_product(node, &initializers) {
+            operators.add_float_products();
+            (node.domain, node.op_type) = (DOMAIN.into(), operator.into());
+            node.attribute = Vec::new();
+            continue;
+        }
+        let Some((matrix, operator)) = matrix(node, &initializers, &mut data, &mut room) else { continue };
         let number = i64::try_from(operators.add(matrix)).ok()?;
         node.input.truncate(1);
-        (node.domain, node.op_type) = (DOMAIN.into(), MATMUL.into());
+        (node.domain, node.op_type) = (DOMAIN.into(), operator.into());
         let r#type = AttributeType::Int.into();
         node.attribute = vec![Attribute { name: MATRIX.into(), f: None, i: Some(number), r#type }];
     }
     Some(operators)
 }
 
-/// The packed weights of `node`, if it is a `MatMulNBits` that eka's operator supports.
+/// The operator that computes what `node` does, if that is a product with a matrix `[columns, depth]` of float weights.
+fn float_product(node: &Node, initializers: &BTreeMap<&str, &Tensor>) -> Option<&'static str> {
+    let [_, weights] = &node.input[..] else { return None };
+    let [attribute] = &node.attribute[..] else { return None };
+    let weights = initializers.get(&**weights)?;
+    let is_transposed = attribute.name == "transB" && attribute.i == Some(1);
+    if node.op_type != "FusedMatMul" || !is_transposed || weights.dims.len() != 2 {
+        return None;
+    }
+    match ElementType::try_from(weights.data_type) {
+        Ok(ElementType::Float) => Some(MATMUL_FLOAT32),
+        Ok(ElementType::Float16) => Some(MATMUL_FLOAT16),
+        _ => None,
+    }
+}
+
+/// The packed weights of `node` and the operator for them, if it is a `MatMulNBits` that eka's operators support.
 fn matrix(
     node: &Node,
     initializers: &BTreeMap<&str, &Tensor>,
     data: &mut ExternalData,
     room: &mut Scratch,
-) -> Option<PackedInt4> {
+) -> Option<(PackedWeights, &'static str)> {
     let number = |name: &str| {
         let attribute = node.attribute.iter().find(|attribute| attribute.name == name)?;
         usize::try_from(attribute.i?).ok()
     };
-    let [_, codes, scales] = &node.input[..] else { return None };
-    if node.op_type != "MatMulNBits" || number("bits") != Some(4) || number("accuracy_level") != Some(4) {
+    let (codes, scales, zero_points) = match &node.input[..] {
+        [_, codes, scales] => (codes, scales, None),
+        [_, codes, scales, zero_points] => (codes, scales, Some(zero_points)),
+        _ => return None,
+    };
+    if node.op_type != "MatMulNBits" || number("accuracy_level") != Some(4) {
         return None;
     }
-    let (codes, scales) = (initializers.get(&**codes)?, initializers.get(&**scales)?);
-    if codes.data_type != i32::from(ElementType::Uint8) || scales.data_type != i32::from(ElementType::Float) {
-        return None;
-    }
+    let bits = WeightBits::of(number("bits")?)?;
     let (columns, depth, block) = (number("N")?, number("K")?, number("block_size")?);
-    data.read(codes, &mut room.codes)?;
-    data.read(scales, &mut room.scales)?;
-    // Files are little-endian.
-    room.scales.iter_mut().for_each(|scale| *scale = f32::from_bits(u32::from_le(scale.to_bits())));
-    let source = Int4Blocks { columns, depth, block, codes: &room.codes, scales: &room.scales };
-    PackedInt4::new(source, &mut room.laid_out)
+    data.read_codes(initializers.get(&**codes)?, &mut room.codes)?;
+    data.read_floats(initializers.get(&**scales)?, room)?;
+    match zero_points {
+        Some(zero_points) => data.read_codes(initializers.get(&**zero_points)?, &mut room.zero_points)?,
+        None => room.zero_points.clear(),
+    }
+    let Scratch { codes, scales, zero_points, packed, .. } = room;
+    let source = QuantizedBlocks { bits, columns, depth, block, codes, scales, zero_points };
+    let operator = match bits {
+        WeightBits::Four => MATMUL_INT4,
+        WeightBits::Eight => MATMUL_INT8,
+    };
+    Some((PackedWeights::new(source, packed)?, operator))
 }
 
 /// Buffers that are reused from one tensor to the next, because new memory costs more than the read itself: what is read,
@@ -134,7 +200,9 @@ fn matrix(
 struct Scratch {
     codes: Vec<u8>,
     scales: Vec<f32>,
-    laid_out: PackedStorage,
+    halfs: Vec<u16>,
+    zero_points: Vec<u8>,
+    packed: PackedStorage,
 }
 
 /// Replaces the attention nodes that can be. Returns the format of the key-value cache then: `format`, or float32 if some
@@ -153,7 +221,7 @@ fn attend(graph: &mut Graph, format: Format) -> Option<Format> {
             continue;
         }
         (node.domain, node.op_type) = (DOMAIN.into(), ATTENTION.into());
-        node.input.truncate(9);
+        node.input.truncate(11);
         cached.extend(places);
     }
     if cached.is_empty() {
@@ -179,29 +247,32 @@ fn attend(graph: &mut Graph, format: Format) -> Option<Format> {
     Some(format)
 }
 
-/// The last dimension (`head_dim`) of a float32 tensor of rank 4 with a known last dimension, which may be a key-value cache.
+/// The last dimension (`head_dim`) of a float tensor of rank 4 with a known last dimension, which may be a key-value cache.
 fn cached_floats(value: &ValueInfo) -> Option<u64> {
     let declared = value.r#type.as_ref()?.tensor_type.as_ref()?;
     let dimensions = &declared.shape.as_ref()?.dim;
     match dimensions.last()?.value {
-        Some(Extent::Known(head_dim))
-            if declared.elem_type == i32::from(ElementType::Float) && dimensions.len() == 4 =>
-        {
+        Some(Extent::Known(head_dim)) if is_float(declared.elem_type) && dimensions.len() == 4 => {
             u64::try_from(head_dim).ok()
         }
         _ => None,
     }
 }
 
+/// Whether a type is one of those that eka's operators compute, if need be by way of float32.
+fn is_float(element: i32) -> bool {
+    [ElementType::Float, ElementType::Float16].iter().any(|float| element == i32::from(*float))
+}
+
 fn last_dimension(declared: &mut TensorType) -> Option<&mut Dimension> {
     declared.shape.as_mut()?.dim.last_mut()
 }
 
-/// Whether eka's attention computes what this `GroupQueryAttention` does: no bias, no sinks, no quantized cache, and no unknown
-/// attribute.
+/// Whether eka's attention computes what this `GroupQueryAttention` does: no position ids, no sinks, no quantized cache, and no
+/// unknown attribute.
 ///
 /// Inputs: 0 query (or packed QKV), 1 key, 2 value, 3 past_key, 4 past_value, 5 seqlens_k, 6 total_sequence_length, 7 cos_cache,
-/// 8 sin_cache; later ones are not supported. Outputs: attention, present_key, present_value.
+/// 8 sin_cache, 10 attention_bias; others are not supported. Outputs: attention, present_key, present_value.
 fn is_ours(node: &Node) -> bool {
     let is_given = |i: usize| node.input.get(i).is_some_and(|name| !name.is_empty());
     let number = |name: &str| node.attribute.iter().find(|attribute| attribute.name == name)?.i;
@@ -214,11 +285,66 @@ fn is_ours(node: &Node) -> bool {
     let is_rotary = number("do_rotary") == Some(1);
     [0, 3, 4, 5, 6].into_iter().all(is_given)
         && is_given(1) == is_given(2)
-        && (9..node.input.len()).all(|i| !is_given(i))
+        && (9..node.input.len()).all(|i| i == 10 || !is_given(i))
         && is_rotary == is_given(7)
         && is_rotary == is_given(8)
         && node.output.len() == 3
         && node.attribute.iter().all(is_known)
+}
+
+/// Adds casts around eka's operators in a float16 graph: they take and give float32, and caches and weights are as they say.
+fn cast(graph: &mut Graph) {
+    let types = float16_values(graph);
+    if types.is_empty() {
+        return;
+    }
+    let mut nodes = Vec::with_capacity(graph.node.len() * 2);
+    for mut node in std::mem::take(&mut graph.node) {
+        if node.domain != DOMAIN {
+            nodes.push(node);
+            continue;
+        }
+        let is_product = node.op_type != ATTENTION;
+        let outputs = node.output.clone();
+        for (i, input) in node.input.iter_mut().enumerate() {
+            let is_number = if is_product { i == 0 } else { !matches!(i, 3..=6) };
+            if is_number && !input.is_empty() && types.contains(&**input) {
+                let single = format!("{}.{i}.float32", outputs[0]);
+                nodes.push(cast_node(input, &single, ElementType::Float));
+                *input = single;
+            }
+        }
+        let single = format!("{}.float32", outputs[0]);
+        node.output[0].clone_from(&single);
+        nodes.push(node);
+        nodes.push(cast_node(&single, &outputs[0], ElementType::Float16));
+    }
+    graph.node = nodes;
+}
+
+fn cast_node(input: &str, output: &str, to: ElementType) -> Node {
+    let r#type = AttributeType::Int.into();
+    Node {
+        input: vec![input.into()],
+        output: vec![output.into()],
+        op_type: "Cast".into(),
+        attribute: vec![Attribute { name: "to".into(), f: None, i: Some(to as i64), r#type }],
+        ..Node::default()
+    }
+}
+
+/// The values of a graph that computes in float16: all but the outputs of casts to other types. Empty for one that does not.
+fn float16_values(graph: &Graph) -> BTreeSet<String> {
+    let half = i32::from(ElementType::Float16);
+    if !graph.initializer.iter().any(|tensor| tensor.data_type == half) {
+        return BTreeSet::new();
+    }
+    let is_cast =
+        |node: &&Node| node.op_type == "Cast" && node.attribute.iter().all(|to| to.i != Some(half.into()));
+    let casts: BTreeSet<&String> = graph.node.iter().filter(is_cast).flat_map(|node| &node.output).collect();
+    let halfs = graph.initializer.iter().filter(|tensor| tensor.data_type == half).map(|tensor| &tensor.name);
+    let values = graph.node.iter().flat_map(|node| &node.output).filter(|output| !casts.contains(output));
+    values.chain(halfs).cloned().collect()
 }
 
 /// Drops initializers that no node reads any more.
@@ -234,6 +360,33 @@ struct ExternalData<'a> {
 }
 
 impl ExternalData<'_> {
+    /// Reads codes into `room`.
+    fn read_codes(&mut self, tensor: &Tensor, room: &mut Vec<u8>) -> Option<()> {
+        if tensor.data_type != i32::from(ElementType::Uint8) {
+            return None;
+        }
+        self.read(tensor, room)
+    }
+
+    /// Reads float32 or float16 into the scales of `room`.
+    fn read_floats(&mut self, tensor: &Tensor, room: &mut Scratch) -> Option<()> {
+        // Files are little-endian.
+        match ElementType::try_from(tensor.data_type) {
+            Ok(ElementType::Float) => {
+                self.read(tensor, &mut room.scales)?;
+                room.scales.iter_mut().for_each(|one| *one = f32::from_bits(u32::from_le(one.to_bits())));
+            }
+            Ok(ElementType::Float16) => {
+                self.read(tensor, &mut room.halfs)?;
+                room.scales.clear();
+                room.scales
+                    .extend(room.halfs.iter().map(|half| f16::from_bits(u16::from_le(*half)).to_f32()));
+            }
+            _ => return None,
+        }
+        Some(())
+    }
+
     /// Reads `tensor` into `room`, if it lies in a file beside the graph.
     fn read<T: Pod>(&mut self, tensor: &Tensor, room: &mut Vec<T>) -> Option<()> {
         let entry =

@@ -5,7 +5,11 @@ use std::ops::Range;
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
-use super::{CpuIsa, Form, Format, Heads, KEYS, Parts, Pass, Rotary, Share, plan};
+use super::{
+    CpuIsa, Form, Format, Heads, Parts, Pass, Rotary, Share,
+    pass::{KEYS, SPAN},
+    plan::plan,
+};
 
 const FORMATS: [Format; 3] = [Format::Float32, Format::Float16, Format::Int8];
 
@@ -109,6 +113,7 @@ impl Case {
                     cosines: &self.cosines,
                     sines: &self.sines,
                 }),
+                bias: None,
                 keys: Parts::of(&mut keys),
                 values: Parts::of(&mut values),
                 output: Parts::of(&mut output),
@@ -134,7 +139,7 @@ fn run(pass: &Pass, kind: CpuIsa, shares: &[Share]) {
         let parts: Vec<usize> = of_rows.iter().filter_map(|share| share.part).collect();
         if let [first, .., last] = parts[..] {
             // SAFETY: all shares have been computed.
-            unsafe { pass.join(of_rows[0].head, &of_rows[0].rows, first..last + 1) };
+            unsafe { pass.join(kind, of_rows[0].head, of_rows[0].rows.clone(), first..last + 1) };
         }
     }
 }
@@ -143,6 +148,10 @@ fn worst(computed: &[f32], exact: &[f64]) -> f64 {
     assert_eq!(computed.len(), exact.len());
     let apart = computed.iter().zip(exact).map(|(a, b)| (f64::from(*a) - b).abs());
     apart.fold(0.0, |worst, x| if x > worst || x.is_nan() { x } else { worst })
+}
+
+fn bits(numbers: &[f32]) -> Vec<u32> {
+    numbers.iter().map(|number| number.to_bits()).collect()
 }
 
 fn form(kv_heads: usize, group: usize, head_dim: usize) -> Form {
@@ -168,6 +177,9 @@ proptest! {
             for (format, most) in FORMATS.into_iter().zip([4e-5, 0.02, 0.3]) {
                 let off = worst(&case.computed(kind, format, &passes, threads), &exact);
                 prop_assert!(off <= most, "{kind:?} in {format:?}: off by {off}");
+                let whole = case.computed(kind, format, &[case.positions()], 1);
+                let pieces = case.computed(kind, format, &passes, threads);
+                prop_assert!(bits(&whole) == bits(&pieces), "{kind:?} in {format:?}: other bits");
             }
         }
     }
@@ -182,9 +194,15 @@ fn long_contexts_are_split_among_threads_and_put_together_again() {
         let case = Case::random(form, 32, 40 * KEYS + 17, 9);
         let exact = case.exact();
         let passes = [case.positions() - new, new];
-        let alone = case.computed(CpuIsa::detect(), Format::Float32, &passes, 1);
-        let shared = case.computed(CpuIsa::detect(), Format::Float32, &passes, 4);
-        assert!(worst(&alone, &exact) <= 4e-5 && worst(&shared, &exact) <= 4e-5, "{form:?}");
+        for kind in CpuIsa::all() {
+            let alone = case.computed(kind, Format::Float32, &passes, 1);
+            let shared = case.computed(kind, Format::Float32, &passes, 4);
+            let other =
+                case.computed(kind, Format::Float32, &[SPAN - 5, 200, case.positions() - SPAN - 195], 3);
+            assert!(worst(&alone, &exact) <= 4e-5, "{kind:?}, {form:?}");
+            assert!(bits(&alone) == bits(&shared), "{kind:?}, {form:?}: threads change bits");
+            assert!(bits(&alone) == bits(&other), "{kind:?}, {form:?}: passes change bits");
+        }
     }
 }
 
@@ -209,6 +227,7 @@ fn shares_cover_every_row_and_every_position_that_it_sees_once() {
             new_keys: nothing,
             new_values: nothing,
             rotary: None,
+            bias: None,
             keys: Parts::of(&mut []),
             values: Parts::of(&mut []),
             output: Parts::of(&mut []),
