@@ -154,7 +154,8 @@ impl FloatProduct<'_> {
         let sums = unsafe {
             let mut sums = [[V::splat(0.0); C]; R];
             for at in (0..whole).step_by(LANES) {
-                if R == 1 {
+                // The first rows of a pass read the weights from memory, the others from the cache.
+                if row == 0 {
                     for c in 0..C {
                         V::fetch(
                             weights.as_ptr().wrapping_add(c * depth + at).cast::<u8>().wrapping_add(AHEAD),

@@ -280,6 +280,11 @@ impl<const DOT: bool> SimdF32 for Neon<DOT> {
     }
 
     #[inline(always)]
+    unsafe fn four_fours(from: [*const f32; 4]) -> Floats {
+        each(|i| unsafe { vld1q_f32(from[i]) })
+    }
+
+    #[inline(always)]
     unsafe fn sum_rows<const N: usize>(a: [Floats; N]) -> Floats {
         unsafe {
             // In each quarter the sum of its row of registers 0, 1 % N, 2 % N and 3 % N.

@@ -179,6 +179,13 @@ impl SimdF32 for Portable {
     }
 
     #[inline(always)]
+    unsafe fn four_fours(from: [*const f32; 4]) -> [f32; LANES] {
+        // SAFETY: the caller has four in each place.
+        let fours = from.map(|four| unsafe { four.cast::<[f32; 4]>().read_unaligned() });
+        bytemuck::cast(fours)
+    }
+
+    #[inline(always)]
     unsafe fn sum_rows<const N: usize>(a: [[f32; LANES]; N]) -> [f32; LANES] {
         std::array::from_fn(|i| {
             let (row, at) = (a[i % N], i / N * 4 % LANES);

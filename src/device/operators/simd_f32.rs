@@ -59,6 +59,8 @@ pub(super) trait SimdF32 {
     unsafe fn sum(a: Self::Floats) -> f32;
     /// The same four numbers four times.
     unsafe fn splat_four(from: *const f32) -> Self::Floats;
+    /// Four numbers from each of four places.
+    unsafe fn four_fours(from: [*const f32; 4]) -> Self::Floats;
     /// The sums of `4 · N` rows of four numbers, `N` being 1, 2 or 4: row `i` is in quarter `i / N` of register `i % N`, and
     /// its sum, `(0 + 1) + (2 + 3)`, in lane `i`. Other lanes may be anything that is a number where `a` is.
     unsafe fn sum_rows<const N: usize>(a: [Self::Floats; N]) -> Self::Floats;

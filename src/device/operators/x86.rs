@@ -172,6 +172,16 @@ impl SimdF32 for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn four_fours(from: [*const f32; 4]) -> __m512 {
+        unsafe {
+            let sums = _mm512_castps128_ps512(_mm_loadu_ps(from[0]));
+            let sums = _mm512_insertf32x4::<1>(sums, _mm_loadu_ps(from[1]));
+            let sums = _mm512_insertf32x4::<2>(sums, _mm_loadu_ps(from[2]));
+            _mm512_insertf32x4::<3>(sums, _mm_loadu_ps(from[3]))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn sum_rows<const N: usize>(a: [__m512; N]) -> __m512 {
         unsafe {
             let pairs = |a, b| {
@@ -454,6 +464,14 @@ impl SimdF32 for Avx2 {
         unsafe {
             let four = _mm_loadu_ps(from);
             [_mm256_set_m128(four, four); 2]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn four_fours(from: [*const f32; 4]) -> [__m256; 2] {
+        unsafe {
+            let two = |low, high| _mm256_set_m128(_mm_loadu_ps(high), _mm_loadu_ps(low));
+            [two(from[0], from[1]), two(from[2], from[3])]
         }
     }
 

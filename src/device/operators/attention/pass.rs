@@ -29,7 +29,7 @@ use super::{
         simd_i8::SimdI8,
     },
     format::Format,
-    steps::{FOUR, Matrix, State, accumulate, exponentials, fold, scores, soften},
+    steps::{FOUR, Matrix, State, accumulate, exponentials, fold, scores, scores_of_one, soften},
 };
 
 /// Positions whose scores are computed before their values are read: few enough that all of it stays in the first cache.
@@ -424,6 +424,7 @@ impl Pass<'_> {
                 let length = form.head_dim.div_ceil(FOUR) * registers * LANES;
                 let queries = &scratch.queries[first * padded..][..length];
                 match registers {
+                    _ if rows == 1 => scores_of_one::<V>(queries, keys, count, scratch.scores),
                     1 => scores::<V, 1>(queries, keys, count, scratch.scores),
                     2 => scores::<V, 2>(queries, keys, count, scratch.scores),
                     _ => scores::<V, 4>(queries, keys, count, scratch.scores),

@@ -78,6 +78,64 @@ unsafe fn some_scores<V: SimdF32, const N: usize, const P: usize>(
     P
 }
 
+/// Scores of a single row with `count` keys, as [`scores`] computes them: four positions a register, each with four lanes.
+///
+/// # Safety
+/// As of [`SimdF32`].
+#[inline(always)]
+pub(super) unsafe fn scores_of_one<V: SimdF32>(
+    queries: &[f32],
+    keys: Matrix,
+    count: usize,
+    scores: &mut [f32],
+) {
+    let mut at = 0;
+    while at < count {
+        // SAFETY: as the caller promises.
+        at += unsafe {
+            match V::SUMS {
+                4.. if count - at >= 4 * FOUR => some_of_one::<V, 4>(queries, keys, at, scores),
+                _ if count - at >= FOUR => some_of_one::<V, 1>(queries, keys, at, scores),
+                _ => some_scores::<V, 1, 1>(queries, keys, at, scores),
+            }
+        };
+    }
+}
+
+/// Those of four times `G` positions from `at` on; how many these are.
+#[inline(always)]
+unsafe fn some_of_one<V: SimdF32, const G: usize>(
+    queries: &[f32],
+    keys: Matrix,
+    at: usize,
+    scores: &mut [f32],
+) -> usize {
+    let (steps, stride) = (queries.len() / LANES, keys.stride);
+    let keys_here = &keys.numbers[at * stride..][..(G * FOUR - 1) * stride + steps * FOUR];
+    let scores = &mut scores[at * LANES..][..G * FOUR * LANES];
+    let mut all = [0.0; LANES];
+    // SAFETY: all that is read and written lies within these slices; as the caller promises.
+    unsafe {
+        let mut sums = [V::splat(0.0); G];
+        for step in 0..steps {
+            let query = V::splat_four(queries.as_ptr().add(step * LANES));
+            for (g, sum) in sums.iter_mut().enumerate() {
+                let first = keys_here.as_ptr().add(g * FOUR * stride + step * FOUR);
+                let key =
+                    V::four_fours([first, first.add(stride), first.add(2 * stride), first.add(3 * stride)]);
+                *sum = V::fma(key, query, *sum);
+            }
+        }
+        for (g, sum) in sums.into_iter().enumerate() {
+            V::store(V::sum_rows([sum]), all.as_mut_ptr());
+            for (i, score) in all[..FOUR].iter().enumerate() {
+                scores[(g * FOUR + i) * LANES] = *score;
+            }
+        }
+    }
+    G * FOUR
+}
+
 /// Keeps scores below `cap`.
 ///
 /// # Safety
