@@ -61,10 +61,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             taken.extend(turn(&mut timeline, *context)?);
         }
     }
-    let least = |times: &[Duration]| quantile(times, 0.1);
-    let (first, first_least) = (quantile(&taken[0], 0.5), least(&taken[0]));
+    let min = |times: &[Duration]| quantile(times, 0.1);
+    let (first, first_least) = (quantile(&taken[0], 0.5), min(&taken[0]));
     for (context, times) in CONTEXTS.iter().zip(&taken) {
-        let (middle, low, high) = (quantile(times, 0.5), least(times), quantile(times, 0.9));
+        let (middle, low, high) = (quantile(times, 0.5), min(times), quantile(times, 0.9));
         println!(
             "context {context:>5}: {middle:.2} ms a token ({low:.2} to {high:.2}: 10 % to 90 %), {:.1} tokens/s, {:.2} of that \
              at context 0 ({:.2} by the fastest tenth)",

@@ -47,16 +47,16 @@ fn main() -> Outcome<()> {
         None => USUAL.map(str::to_owned).to_vec(),
     };
     // `cargo bench` passes --bench; a test run of the benches does not, and runs everything short.
-    let most = if env::args().any(|argument| argument == "--bench") { 300 } else { 20 };
+    let max = if env::args().any(|argument| argument == "--bench") { 300 } else { 20 };
     let folder = tempfile::tempdir()?;
     let guides = Guides::new(model(folder.path())?, VOCABULARY);
     let (mut at_once, mut later, mut refused) = (Vec::new(), Vec::new(), 0);
     for (seed, schema) in (0..).zip(&schemas) {
-        match walk(&guides, schema, seed, most, Duration::ZERO) {
+        match walk(&guides, schema, seed, max, Duration::ZERO) {
             Ok(waits) => at_once.extend(waits),
             Err(_) => refused += 1,
         }
-        later.extend(walk(&guides, schema, seed, most, STEP).unwrap_or_default());
+        later.extend(walk(&guides, schema, seed, max, STEP).unwrap_or_default());
     }
     println!("{} schemas, {refused} refused; {} steps that pick", schemas.len(), at_once.len());
     print("asked at once", at_once);
@@ -78,17 +78,17 @@ fn print(name: &str, mut waits: Vec<Duration>) {
 }
 
 /// Answers under a schema; how long each pick but the first, which waits for the grammar, had to wait for its mask.
-fn walk(guides: &Guides, schema: &str, seed: u64, most: usize, step: Duration) -> Outcome<Vec<Duration>> {
+fn walk(guides: &Guides, schema: &str, seed: u64, max: usize, step: Duration) -> Outcome<Vec<Duration>> {
     let job = Job {
         constraint: Some(Constraint::Schema(schema.to_owned())),
         end_tokens: vec![END],
-        ..Job::new(JobId(seed), vec![1], most)
+        ..Job::new(JobId(seed), vec![1], max)
     };
     let mut guide = guides.begin(&job)?.ok_or("a constraint has a guide")?;
     let sampling = Sampling { temperature: 1.0, seed, ..Sampling::greedy() };
     let (mut sampler, mut random) = (Sampler::new(&sampling, &[]), StdRng::seed_from_u64(seed));
     let (mut waits, mut logits) = (Vec::new(), vec![0.0; VOCABULARY]);
-    for number in 0..most {
+    for number in 0..max {
         std::thread::sleep(step);
         let began = Instant::now();
         let choice = guide.choice()?;

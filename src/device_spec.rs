@@ -221,7 +221,7 @@ pub enum DevicesError {
         choice: DeviceChoice,
     },
     /// Too many devices.
-    #[error("{count} devices are too many; the maximum is {MOST_DEVICES}")]
+    #[error("{count} devices are too many; the maximum is {MAX_DEVICES}")]
     TooMany {
         /// Their number.
         count: usize,
@@ -229,14 +229,14 @@ pub enum DevicesError {
 }
 
 /// Most devices of one server.
-pub const MOST_DEVICES: usize = 64;
+pub const MAX_DEVICES: usize = 64;
 
 impl FromStr for Devices {
     type Err = DevicesError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let choices = text.split(',').map(|word| word.trim().parse()).collect::<Result<Vec<_>, _>>()?;
-        if choices.len() > MOST_DEVICES {
+        if choices.len() > MAX_DEVICES {
             return Err(DevicesError::TooMany { count: choices.len() });
         }
         if choices.len() > 1 && choices.contains(&DeviceChoice::Auto) {

@@ -1,16 +1,16 @@
 //! Bounded reads of regular files.
 //!
-//! Model directories, key files and settings come from elsewhere. A FIFO in place of a file makes `open` wait for ever, a
-//! Everything in eka that reads a whole
-//! file does it here: the file is opened without waiting, its type is checked on the descriptor and not on the path, which
-//! could be replaced in between, and at most a given number of bytes is read.
+//! Model directories, key files and settings come from elsewhere. Opening a FIFO in place of a file would wait for ever, and a
+//! device such as `/dev/zero` has no end. Therefore all code that reads a whole file does it here: the file is opened without
+//! waiting, its type is checked on the descriptor and not on the path, which could be replaced in between, and the number of
+//! bytes is limited.
 //!
 //! Symbolic links are followed: all of the Hugging Face cache consists of them.
 
 use std::{
     fs::{self, File, FileType},
     io::{self, Read},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use sha2::{Digest, Sha256};
@@ -37,34 +37,34 @@ pub fn open(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Reads the regular file at `path`, which may have `most` bytes.
+/// Reads the regular file at `path`, which may have `max` bytes.
 ///
 /// # Errors
 /// As [`open`], and [`io::ErrorKind::FileTooLarge`] when it is larger.
-pub fn read(path: &Path, most: Bytes) -> io::Result<Vec<u8>> {
-    let (file, length) = open_within(path, most)?;
+pub fn read(path: &Path, max: Bytes) -> io::Result<Vec<u8>> {
+    let (file, length) = open_within(path, max)?;
     let mut content = Vec::with_capacity(usize::try_from(length.0).unwrap_or(0));
     // The file may grow while it is read.
-    file.take(most.0.saturating_add(1)).read_to_end(&mut content)?;
-    if Bytes::from(content.len()) > most { Err(too_large("grown", most)) } else { Ok(content) }
+    file.take(max.0.saturating_add(1)).read_to_end(&mut content)?;
+    if Bytes::from(content.len()) > max { Err(too_large("grown", max)) } else { Ok(content) }
 }
 
-/// Checks that a regular file at `path` can be opened and has at most `most` bytes, without reading it.
+/// Checks that a regular file at `path` can be opened and has at most `max` bytes, without reading it.
 ///
 /// # Errors
 /// Those of [`read`].
-pub fn check(path: &Path, most: Bytes) -> io::Result<()> {
-    open_within(path, most).map(drop)
+pub fn check(path: &Path, max: Bytes) -> io::Result<()> {
+    open_within(path, max).map(drop)
 }
 
-fn open_within(path: &Path, most: Bytes) -> io::Result<(File, Bytes)> {
+fn open_within(path: &Path, max: Bytes) -> io::Result<(File, Bytes)> {
     let file = open(path)?;
     let length = Bytes(file.metadata()?.len());
-    if length > most { Err(too_large(&length.to_string(), most)) } else { Ok((file, length)) }
+    if length > max { Err(too_large(&length.to_string(), max)) } else { Ok((file, length)) }
 }
 
-fn too_large(found: &str, most: Bytes) -> io::Error {
-    io::Error::new(io::ErrorKind::FileTooLarge, format!("it has {found}, and at most {most} are read"))
+fn too_large(found: &str, max: Bytes) -> io::Error {
+    io::Error::new(io::ErrorKind::FileTooLarge, format!("it has {found}, and at most {max} are read"))
 }
 
 /// The length of the regular file at `path` and its SHA-256 in lower-case hexadecimal. `advance` is called with the length
@@ -95,12 +95,12 @@ pub fn hexadecimal(sum: Sha256) -> String {
     sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Reads the regular file at `path` as UTF-8; it may have `most` bytes.
+/// Reads the regular file at `path` as UTF-8; it may have `max` bytes.
 ///
 /// # Errors
 /// As [`read`], and [`io::ErrorKind::InvalidData`] when it is not UTF-8.
-pub fn read_text(path: &Path, most: Bytes) -> io::Result<String> {
-    String::from_utf8(read(path, most)?)
+pub fn read_text(path: &Path, max: Bytes) -> io::Result<String> {
+    String::from_utf8(read(path, max)?)
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8"))
 }
 
@@ -114,6 +114,37 @@ pub fn optional<T>(read: io::Result<T>) -> io::Result<Option<T>> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e),
     }
+}
+
+/// A regular file in a directory.
+#[derive(Debug)]
+pub struct ListedFile {
+    /// Its name in the directory.
+    pub name: String,
+    /// The directory's path and the name.
+    pub path: PathBuf,
+    /// Size and times; those of the target if the name is a link.
+    pub metadata: fs::Metadata,
+}
+
+/// The regular files in `dir`, sorted by name. Links are followed; dangling ones are skipped, and so are files that are removed
+/// meanwhile.
+///
+/// # Errors
+/// When the directory cannot be read.
+pub fn list(dir: &Path) -> io::Result<Vec<ListedFile>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let (name, path) = (entry.file_name().to_string_lossy().into_owned(), entry.path());
+        if let Ok(metadata) = fs::metadata(&path)
+            && metadata.is_file()
+        {
+            files.push(ListedFile { name, path, metadata });
+        }
+    }
+    files.sort_by(|one, other| one.name.cmp(&other.name));
+    Ok(files)
 }
 
 /// The owner of a directory, or of the link to it, that is neither this user nor root. Such an owner can change the content.
@@ -258,6 +289,18 @@ mod tests {
         let sparse = dir.path().join("sparse");
         File::create(&sparse).unwrap().set_len(1 << 40).unwrap();
         read(&sparse, Bytes::mib(1)).unwrap_err();
+    }
+
+    #[test]
+    fn a_directory_lists_its_regular_files_and_links_to_them_by_name() {
+        let dir = directory();
+        fs::write(dir.path().join("a"), "1").unwrap();
+        fs::create_dir(dir.path().join("directory")).unwrap();
+        let listed = list(dir.path()).unwrap();
+        let sizes: Vec<_> = listed.iter().map(|file| (&*file.name, file.metadata.len())).collect();
+        assert_eq!(sizes, [("a", 1), ("file", 5), ("link", 5)]);
+        assert_eq!(listed[2].path, dir.path().join("link"));
+        list(&dir.path().join("gone")).unwrap_err();
     }
 
     #[test]

@@ -54,8 +54,8 @@ impl TrimPolicy {
     pub fn due(&self, held: Bytes, idle: Duration) -> Option<Bytes> {
         let is_due = match self.when {
             TrimWhen::Always => true,
-            TrimWhen::Above(most) => held > most,
-            TrimWhen::Idle(least) => idle >= Duration::from(least),
+            TrimWhen::Above(max) => held > max,
+            TrimWhen::Idle(min) => idle >= Duration::from(min),
             TrimWhen::Never => false,
         };
         (is_due && held > self.keep).then_some(self.keep)
@@ -65,7 +65,7 @@ impl TrimPolicy {
     #[must_use]
     pub fn wait(&self) -> Option<Duration> {
         match self.when {
-            TrimWhen::Idle(least) => Some(least.into()),
+            TrimWhen::Idle(min) => Some(min.into()),
             TrimWhen::Always | TrimWhen::Above(_) | TrimWhen::Never => None,
         }
     }
@@ -75,8 +75,8 @@ impl fmt::Display for TrimPolicy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.when {
             TrimWhen::Always => write!(f, "always")?,
-            TrimWhen::Above(most) => write!(f, "above={}", most.0)?,
-            TrimWhen::Idle(least) => write!(f, "idle={}", least.0)?,
+            TrimWhen::Above(max) => write!(f, "above={}", max.0)?,
+            TrimWhen::Idle(min) => write!(f, "idle={}", min.0)?,
             TrimWhen::Never => write!(f, "never")?,
         }
         if self.keep == Bytes(0) { Ok(()) } else { write!(f, ",keep={}", self.keep.0) }
@@ -241,9 +241,9 @@ mod tests {
 
         #[test]
         fn a_trim_never_asks_for_more_than_is_held(
-            held in any::<u64>(), keep in any::<u64>(), most in any::<u64>(), idle in 0u64..100,
+            held in any::<u64>(), keep in any::<u64>(), max in any::<u64>(), idle in 0u64..100,
         ) {
-            for when in [TrimWhen::Always, TrimWhen::Above(Bytes(most)), TrimWhen::Idle(Millis(50))] {
+            for when in [TrimWhen::Always, TrimWhen::Above(Bytes(max)), TrimWhen::Idle(Millis(50))] {
                 let policy = TrimPolicy { when, keep: Bytes(keep) };
                 if let Some(left) = policy.due(Bytes(held), Duration::from_millis(idle)) {
                     prop_assert!(left < Bytes(held));

@@ -18,7 +18,7 @@ use crate::{
 
 /// Largest accepted growth of the parent per thousand requests, by the trend of the run's second half: noise, or a leak too
 /// small to matter within a year.
-const MOST_GROWTH_KIB: f64 = 256.0;
+const MAX_GROWTH_KIB: f64 = 256.0;
 
 /// Answers before that trend means anything.
 const ENOUGH: usize = 1_000;
@@ -80,10 +80,9 @@ pub(crate) fn wrong(run: &Run, answers: &[Answer], plan: &FaultPlan) -> Vec<Stri
     wrong.extend(overtaken(&run.asked));
     wrong.extend(wrong_counters(run));
     let growth = growth_kib(&run.memory, |memory| memory.anonymous_kib);
-    if run.asked.len() > ENOUGH && growth > MOST_GROWTH_KIB {
-        wrong.push(format!(
-            "the parent grows by {growth:.0} KiB in 1,000 requests, {MOST_GROWTH_KIB} at most"
-        ));
+    if run.asked.len() > ENOUGH && growth > MAX_GROWTH_KIB {
+        wrong
+            .push(format!("the parent grows by {growth:.0} KiB in 1,000 requests, {MAX_GROWTH_KIB} at most"));
     }
     wrong
 }

@@ -36,22 +36,22 @@ pub(crate) fn soak(ground: &Ground, table: &mut Table) -> Outcome<()> {
     let requests = if ground.is_quick { 10 } else { 500 };
     let kv_keep = if ground.is_gpu() { Bytes(0) } else { KEPT };
     let report = soak::run(pool, &dir, Asked { requests, seed: 1, kv_keep, captures: true })?;
-    let name = format!("{requests} requests of 1 to {} prompt tokens", soak::LONGEST_PROMPT);
+    let name = format!("{requests} requests of 1 to {} prompt tokens", soak::MAX_PROMPT);
     let wrong = report.wrong();
     let found = if wrong.is_empty() { "nothing wrong".into() } else { wrong.join("; ") };
     table.held(&name, "nothing stays, spilled or written late", &found, wrong.is_empty());
     let bar = Bytes(report.weights) + kv_keep;
-    let most = Bytes(report.most_after_trim);
+    let max = Bytes(report.most_after_trim);
     table.held(
         "reserved after a trim, at most",
         &format!("{bar}: weights and keep"),
-        &most.to_string(),
-        most <= bar,
+        &max.to_string(),
+        max <= bar,
     );
     table.told("reserved in a request, at most", &Bytes(report.peak).to_string());
-    if let (Some(least), Some(free)) = (report.free_least, report.free_most) {
-        let found = format!("{} to {}", Bytes(least), Bytes(free));
-        table.held("driver's free memory after a trim", "within 2 MiB", &found, free - least <= STILL);
+    if let (Some(min), Some(free)) = (report.free_least, report.free_most) {
+        let found = format!("{} to {}", Bytes(min), Bytes(free));
+        table.held("driver's free memory after a trim", "within 2 MiB", &found, free - min <= STILL);
     }
     let median = report.trim_median_us;
     let found = format!(

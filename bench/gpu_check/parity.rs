@@ -48,12 +48,12 @@ fn ways(ground: &Ground, table: &mut Table) -> Outcome<()> {
         ("the same after a trim", &again, &steps),
         ("half of it read again after a rewind", &rest, last),
     ] {
-        let most = here.iter().zip(there).map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max);
-        let met = here.len() == there.len() && most <= TOLERANCE;
+        let max = here.iter().zip(there).map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max);
+        let met = here.len() == there.len() && max <= TOLERANCE;
         table.held(
             &format!("logits of {} tokens, {name}", text.len()),
             "within 0.15",
-            &format!("{most:.2e} at most"),
+            &format!("{max:.2e} at most"),
             met,
         );
     }
@@ -114,12 +114,12 @@ fn prompts(ground: &Ground, table: &mut Table, dtype: Dtype) -> Outcome<()> {
     let mut device = ground.open(&ground.demo(dtype)?, Bytes(0))?;
     let mut single = on_cpu(ground, &ground.demo(Dtype::Float32)?)?;
     let (asked, ends) = asked(ground)?;
-    let (mut same, mut most, mut squares, mut count) = (0, 0f32, 0f64, 0usize);
+    let (mut same, mut max, mut squares, mut count) = (0, 0f32, 0f64, 0usize);
     for one in &asked {
         let text = one.text();
         let (here, there) = (logits(&mut device, &text)?, logits(&mut single, &text)?);
         for (here, there) in here.iter().zip(&there) {
-            most = most.max((here - there).abs());
+            max = max.max((here - there).abs());
             squares += f64::from(here - there).powi(2);
         }
         count += there.len();
@@ -136,7 +136,7 @@ fn prompts(ground: &Ground, table: &mut Table, dtype: Dtype) -> Outcome<()> {
         &found,
         same == all,
     );
-    let found = format!("{most:.3} at most, {rms:.4} rms");
+    let found = format!("{max:.3} at most, {rms:.4} rms");
     table.told(&format!("logits of those, {dtype} against float32 on the CPU"), &found);
     Ok(())
 }
@@ -156,8 +156,8 @@ fn logits(timeline: &mut Timeline, tokens: &[u32]) -> Outcome<Vec<f32>> {
     Ok(timeline.forward_all(tokens)?)
 }
 
-fn answer(timeline: &mut Timeline, prompt: Vec<u32>, ends: &[u32], most: usize) -> Outcome<Vec<u32>> {
-    let job = Job { end_tokens: ends.to_vec(), ..Job::new(JobId(0), prompt, most) };
+fn answer(timeline: &mut Timeline, prompt: Vec<u32>, ends: &[u32], max: usize) -> Outcome<Vec<u32>> {
+    let job = Job { end_tokens: ends.to_vec(), ..Job::new(JobId(0), prompt, max) };
     let mut said = Vec::new();
     engine::generate(timeline, &job, None, &mut Speculation::new(), |step| {
         if let Step::Token(id) = step {

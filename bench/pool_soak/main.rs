@@ -13,7 +13,7 @@ use eka::{
     device::{Pool, Runtime, pool::PoolOptions},
     units::Bytes,
 };
-use soak::{Asked, LONGEST_PROMPT, Outcome, Report};
+use soak::{Asked, MAX_PROMPT, Outcome, Report};
 
 /// Runs requests of all lengths over a pool of host memory and looks for leaks
 #[derive(Debug, Parser)]
@@ -71,7 +71,7 @@ fn main() -> Outcome<ExitCode> {
 fn print(report: &Report, seconds: u64) {
     let line = |what: &str, figure: String| println!("  {what:<52} {figure}");
     let Report { requests, prompt_tokens, answer_tokens, .. } = report;
-    println!("{requests} requests of 1 to {LONGEST_PROMPT} prompt tokens in {seconds} s");
+    println!("{requests} requests of 1 to {MAX_PROMPT} prompt tokens in {seconds} s");
     line("tokens read, written", format!("{prompt_tokens}, {answer_tokens}"));
     line("weights", Bytes(report.weights).to_string());
     line("the cache may keep", Bytes(report.kv_keep).to_string());

@@ -25,9 +25,9 @@ pub(crate) type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 /// Positions of the made-up model.
 const CONTEXT: usize = 2048;
 /// Longest prompt.
-pub(crate) const LONGEST_PROMPT: usize = 1900;
+pub(crate) const MAX_PROMPT: usize = 1900;
 /// Longest answer.
-const LONGEST_ANSWER: usize = 40;
+const MAX_ANSWER: usize = 40;
 
 /// The options of a run.
 #[derive(Clone, Copy, Debug)]
@@ -134,8 +134,8 @@ pub(crate) fn run(pool: &Pool, dir: &Path, asked: Asked) -> Outcome<Report> {
         if number >= asked.requests / 10
             && let Some(Bytes(free)) = after.device_free
         {
-            report.free_least = Some(report.free_least.map_or(free, |least| least.min(free)));
-            report.free_most = Some(report.free_most.map_or(free, |most| most.max(free)));
+            report.free_least = Some(report.free_least.map_or(free, |min| min.min(free)));
+            report.free_most = Some(report.free_most.map_or(free, |max| max.max(free)));
         }
         report.most_after_trim = report.most_after_trim.max(after.reserved.0);
         report.in_use_after = report.in_use_after.max(after.in_use().0);
@@ -168,8 +168,8 @@ fn open(pool: &Pool, dir: &Path, asked: Asked) -> Outcome<Timeline> {
 
 /// As a worker runs it: the loop, then the cache is cleared.
 fn request(timeline: &mut Timeline, random: &mut StdRng, id: u64, report: &mut Report) -> Outcome<()> {
-    let length = random.random_range(1..=LONGEST_PROMPT);
-    let answer = random.random_range(1..=LONGEST_ANSWER).min(timeline.capacity() - length);
+    let length = random.random_range(1..=MAX_PROMPT);
+    let answer = random.random_range(1..=MAX_ANSWER).min(timeline.capacity() - length);
     let job = Job::new(JobId(id), prompt(random, length), answer);
     let done =
         engine::generate(timeline, &job, None, &mut Speculation::new(), |_| ControlFlow::Continue(()))?;
@@ -191,8 +191,8 @@ impl Report {
 
     fn note_anonymous(&mut self, anonymous: &[u64]) {
         let tenth = anonymous.len().div_ceil(10);
-        let least = |part: &[u64]| part.iter().min().copied().unwrap_or_default();
-        self.anonymous_early = least(&anonymous[tenth.min(anonymous.len() / 2)..][..tenth]);
-        self.anonymous_late = least(&anonymous[anonymous.len() - tenth..]);
+        let min = |part: &[u64]| part.iter().min().copied().unwrap_or_default();
+        self.anonymous_early = min(&anonymous[tenth.min(anonymous.len() / 2)..][..tenth]);
+        self.anonymous_late = min(&anonymous[anonymous.len() - tenth..]);
     }
 }

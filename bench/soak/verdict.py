@@ -6,10 +6,10 @@ from .trend import buckets, percentile, slope
 
 # A figure whose slope is above nothing for certain has to come to this over the run before it counts as growth: less is
 # an allocator's last pages.
-LEAST_GROWTH = {"parent_kib": 1024, "worker_kib": 4096, "files": 4, "threads": 2}
+MIN_GROWTH = {"parent_kib": 1024, "worker_kib": 4096, "files": 4, "threads": 2}
 # In minutes, a crowd that has just left is growth to any slope: the parent's heap then stays 6 to 9 MiB higher for as long as
 # its last page is in use, falls, and rises with the next crowd. A leak of 4 KiB a request is still detected in five minutes.
-LEAST_GROWTH_SHORT = LEAST_GROWTH | {"parent_kib": 24 << 10, "worker_kib": 24 << 10}
+MIN_GROWTH_SHORT = MIN_GROWTH | {"parent_kib": 24 << 10, "worker_kib": 24 << 10}
 # Below this, the quarters have too few requests for a 99th percentile to mean anything.
 LONG_S = 1800
 # Crowds and lost workers come in bunches, and the 99th percentile is made of them: what is drawn again is not requests, but
@@ -29,7 +29,7 @@ def grows(samples, name, length):
     if found is None:
         return None
     low, middle, high = (3600 * value for value in found)
-    least = (LEAST_GROWTH if length >= LONG_S else LEAST_GROWTH_SHORT)[name]
+    least = (MIN_GROWTH if length >= LONG_S else MIN_GROWTH_SHORT)[name]
     half = len(points) // 2
     # Memory that is returned from time to time is not a leak.
     rises = min(held for _, held in points[half:]) - min(held for _, held in points[:half])
@@ -61,7 +61,7 @@ def judge(seen, samples, length):
     wrong = [f"{one.kind} at {one.at:.1f} s: {one.wrong}" for one in seen if one.wrong]
     kinds = sorted({one.kind for one in seen})
     counts = {kind: {"sent": sum(one.kind == kind for one in seen), "refused": sum(one.kind == kind and one.refused for one in seen)} for kind in kinds}
-    trends = {name: grows(samples, name, length) for name in LEAST_GROWTH}
+    trends = {name: grows(samples, name, length) for name in MIN_GROWTH}
     wrong += [f"{name} grows by {trend['per_hour']:.1f} an hour" for name, trend in trends.items() if trend and trend["grows"]]
     quarters = {f"p{part}": [quarter(seen, length, number, part) for number in range(4)] for part in (50, 99)}
     grown, interval = ratio(seen, length) if length >= LONG_S else (None, None)

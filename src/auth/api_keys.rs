@@ -16,10 +16,7 @@ use serde::{Deserialize, Deserializer, de};
 use sha2::{Digest, Sha256};
 
 use super::token_bucket::{RateLimitStatus, TokenBucket};
-use crate::{files, units::Bytes};
-
-/// Enough for 100,000 keys.
-const MAX_FILE: Bytes = Bytes::mib(16);
+use crate::files;
 
 /// Shorter keys could be guessed.
 const MIN_KEY_LENGTH: usize = 16;
@@ -238,8 +235,8 @@ fn digest(shown: &[u8]) -> [u8; 32] {
 }
 
 fn entries(path: &Path) -> Result<Vec<Entry>, KeysError> {
-    let text =
-        files::read_text(path, MAX_FILE).map_err(|source| KeysError::Read { path: path.into(), source })?;
+    let text = files::read_text(path, files::MAX_JSON)
+        .map_err(|source| KeysError::Read { path: path.into(), source })?;
     let file: File = toml::from_str(&text).map_err(|error| {
         // The error's own text quotes the line, which may hold a key.
         let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());

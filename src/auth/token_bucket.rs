@@ -78,9 +78,9 @@ impl TokenBucket {
     }
 
     fn refill(&mut self, now: Instant) {
-        let most = f64::from(self.per_minute.get());
+        let max = f64::from(self.per_minute.get());
         let since = now.saturating_duration_since(self.refilled_at);
-        self.left = (self.left + most * since.as_secs_f64() / MINUTE.as_secs_f64()).min(most);
+        self.left = (self.left + max * since.as_secs_f64() / MINUTE.as_secs_f64()).min(max);
         self.refilled_at = now;
     }
 

@@ -181,10 +181,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let weights = timeline.model().weights_read(model);
     let bandwidth = device.pool().map(|pool| pool.bandwidth(COPIED, COPIES)).transpose()?;
     #[expect(clippy::cast_precision_loss, reason = "sizes of weights are far below 2^52")]
-    let most = bandwidth.zip(weights).map(|(bandwidth, weights)| bandwidth / weights.0 as f64);
+    let max = bandwidth.zip(weights).map(|(bandwidth, weights)| bandwidth / weights.0 as f64);
     let results = args.prompt.iter().zip(&rounds).map(|(prompt, rounds)| {
         let mut lengths = summarize(*prompt, args.generate, rounds);
-        lengths.decode_share_of_bandwidth = most.map(|most| lengths.decode_tokens_per_second.median / most);
+        lengths.decode_share_of_bandwidth = max.map(|max| lengths.decode_tokens_per_second.median / max);
         lengths
     });
     let learned = timeline.model().session().threads();

@@ -90,13 +90,13 @@ impl<'a> Reporter<'a> {
     }
 }
 
-/// `text` in windows of at most `most` tokens, each with the special tokens that the tokenizer puts before a text.
-fn windows(text: &Text, content: &str, most: usize) -> anyhow::Result<Vec<Vec<u32>>> {
+/// `text` in windows of at most `max` tokens, each with the special tokens that the tokenizer puts before a text.
+fn windows(text: &Text, content: &str, max: usize) -> anyhow::Result<Vec<Vec<u32>>> {
     let start = text.encode("")?;
     let ids = text.encode(content)?;
     let ids = ids.strip_prefix(&start[..]).unwrap_or(&ids);
-    let most = most.saturating_sub(start.len()).max(1);
-    Ok(ids.chunks(most).map(|ids| [&start[..], ids].concat()).collect())
+    let max = max.saturating_sub(start.len()).max(1);
+    Ok(ids.chunks(max).map(|ids| [&start[..], ids].concat()).collect())
 }
 
 fn logits(model: &mut Timeline, window: &[u32]) -> anyhow::Result<Vec<f32>> {

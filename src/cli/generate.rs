@@ -12,7 +12,7 @@ use super::{
     local_model::{LocalModel, interruptible},
     logging, output, settings,
     stdout_stream::StdoutStream,
-    worker,
+    worker_configs,
 };
 use crate::config::{self, Config};
 
@@ -27,7 +27,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let prompt = args.prompt().with_exit(Exit::Usage)?;
     logging::start_quiet()?;
-    worker::check_cache(&loaded.config)?;
+    worker_configs::check_cache_dir(&loaded.config)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let exit = runtime.block_on(generate(args, &loaded.config, prompt))?;
     Ok(exit.into())

@@ -1,7 +1,7 @@
 //! `eka inspect`: describes a model directory, its sources and its graph. It only reads, and does not need ONNX Runtime.
 
 use std::{
-    fmt, fs,
+    fmt,
     io::{self, Write},
     path::{Path, PathBuf},
 };
@@ -17,7 +17,7 @@ use crate::{
     config::{ConfigArgs, Settings},
     device_spec::{CacheChoice, Verify},
     export::{self, Operator},
-    files,
+    files::{self, ListedFile},
     manifest::{AdapterSummary, ExportOptions, FileRecord, Manifest, Quantization, layout},
     model::{self, Scope, expected_cache_shape},
     units::Bytes,
@@ -209,19 +209,11 @@ fn files(dir: &Path, hash: bool) -> anyhow::Result<Vec<FileEntry>> {
 
 /// The files of one directory, whose names begin with `prefix`.
 fn entries(dir: &Path, prefix: &str, hash: bool) -> anyhow::Result<Vec<FileEntry>> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        // A dangling link is skipped.
-        let Ok(metadata) = fs::metadata(entry.path()) else { continue };
-        if !metadata.is_file() {
-            continue;
-        }
-        let sha256 = if hash { Some(export::identify(&entry.path())?.sha256) } else { None };
-        let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
-        files.push(FileEntry { name, bytes: metadata.len(), sha256, state: None });
-    }
-    Ok(files)
+    let entry = |ListedFile { name, path, metadata }| {
+        let sha256 = if hash { Some(export::identify(&path)?.sha256) } else { None };
+        Ok(FileEntry { name: format!("{prefix}{name}"), bytes: metadata.len(), sha256, state: None })
+    };
+    files::list(dir)?.into_iter().map(entry).collect()
 }
 
 fn print(out: &mut dyn Write, dir: &Path, inspection: &Inspection) -> io::Result<()> {

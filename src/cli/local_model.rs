@@ -11,11 +11,11 @@ use super::{
     exit::{Exit, WithExit},
     resolve_model,
     sampling::SamplingArgs,
-    worker,
+    worker, worker_configs,
 };
 use crate::{
     config::Config,
-    job::{Event, Failure, Finish, FinishReason, Job, JobId, Readiness, Step, Timings, Usage},
+    job::{EndReason, Event, Failure, Finish, Job, JobId, Readiness, Step, Timings, Usage},
     metrics::Metrics,
     supervise::WorkerPool,
     text::Text,
@@ -73,17 +73,17 @@ impl LocalModel {
     /// # Errors
     /// When there is no model, or it cannot be exported.
     pub(super) async fn start(config: &Config, faults: Option<&FaultPlan>) -> anyhow::Result<Self> {
-        let gpu = worker::gpu(config, config.engine.device.first()).await?;
+        let gpu = worker_configs::gpu(config, config.engine.device.first()).await?;
         let model = resolve_model::model(config, gpu)?;
         let text = Arc::new(Text::open(&model.dir, &model.id)?);
-        let mut command = worker::command(config, std::slice::from_ref(&model))?;
-        command.arguments.extend(faults.into_iter().flat_map(worker::faults));
+        let mut worker = worker_configs::on_first_device(config, std::slice::from_ref(&model))?;
+        worker.arguments.extend(faults.into_iter().flat_map(worker::faults));
         let metrics = Arc::new(Metrics::new());
-        let (workers, supervision) = WorkerPool::new(vec![command], &metrics);
+        let (workers, supervision) = WorkerPool::new(vec![worker], &metrics);
         tokio::spawn(supervision);
-        let most = text.card().context_length;
+        let max = text.card().context_length;
         Ok(Self {
-            context: config.engine.context_length.map_or(most, |n| most.min(n.0)),
+            context: config.engine.context_length.map_or(max, |n| max.min(n.0)),
             default_max_new: config.engine.default_max_new_tokens.0,
             text,
             workers,
@@ -137,9 +137,9 @@ impl LocalModel {
         };
         let end = match reason {
             _ if decoder.stopped => StopReason::Stop,
-            FinishReason::EndToken => StopReason::Stop,
-            FinishReason::Length => StopReason::Length,
-            FinishReason::Cancelled => StopReason::Cancelled,
+            EndReason::EndToken => StopReason::Stop,
+            EndReason::Length => StopReason::Length,
+            EndReason::Cancelled => StopReason::Cancelled,
         };
         Ok(Answer { text: decoder.text, end, seed, usage, timings })
     }

@@ -37,15 +37,15 @@ impl Difference {
 }
 
 fn top(logits: &[f32]) -> usize {
-    let higher = |most: (usize, f32), (i, x): (usize, &f32)| if *x > most.1 { (i, *x) } else { most };
+    let higher = |max: (usize, f32), (i, x): (usize, &f32)| if *x > max.1 { (i, *x) } else { max };
     logits.iter().enumerate().fold((0, f32::NEG_INFINITY), higher).0
 }
 
 /// Log probabilities of `logits`.
 pub(super) fn log_softmax(logits: &[f32]) -> Vec<f64> {
-    let most = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-    let sum: f64 = logits.iter().map(|x| (f64::from(*x) - most).exp()).sum();
-    let shift = most + sum.ln();
+    let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    let sum: f64 = logits.iter().map(|x| (f64::from(*x) - max).exp()).sum();
+    let shift = max + sum.ln();
     logits.iter().map(|x| f64::from(*x) - shift).collect()
 }
 

@@ -41,6 +41,7 @@ mod stdout_stream;
 mod systemd;
 mod verify;
 mod worker;
+mod worker_configs;
 
 use std::{env, process::ExitCode, time::Duration};
 

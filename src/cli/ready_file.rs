@@ -4,55 +4,62 @@
 //! the server's state, and is removed at exit. After a crash it remains; its `pid` tells that the process is gone.
 
 use std::{
+    env,
+    ffi::OsString,
     fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     process,
 };
 
-use anyhow::Context;
-use serde::Serialize;
+use anyhow::{Context, ensure};
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::job::Readiness;
+use crate::{files, job::Readiness};
 
 /// Content of the file.
-#[derive(Serialize)]
-struct Document<'a> {
+#[derive(Serialize, Deserialize)]
+struct Document {
     /// Where a client on this machine reaches the server.
-    url: &'a str,
+    url: String,
     /// The address and port that the server listens on.
-    address: &'a str,
+    address: String,
     pid: u32,
-    version: &'static str,
+    version: String,
     /// Ids of the models, the default one first.
-    models: &'a [String],
+    models: Vec<String>,
     /// Whether `state` is `ready`: requests are answered, and a model that is not loaded is loaded on demand.
     ready: bool,
     /// `starting`, `ready`, `restarting`, `down` or `stopping`, as in `/readyz`.
-    state: &'static str,
+    state: String,
 }
 
 /// The ready file of this process. Dropping it removes the file.
 pub(super) struct ReadyFile {
     path: PathBuf,
-    url: String,
-    address: String,
-    models: Vec<String>,
-    state: &'static str,
+    document: Document,
 }
 
 impl ReadyFile {
-    /// Removes the file of an earlier process before this one starts.
+    /// Removes the ready file that an earlier process left behind, before this one starts.
     ///
     /// # Errors
-    /// When the file exists and cannot be removed.
+    /// When the file is not a ready file, belongs to a server that is running, or cannot be removed.
     pub(super) fn remove_stale(path: &Path) -> anyhow::Result<()> {
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error)
-                .with_context(|| format!("--ready-file {}: cannot remove the old file", path.display())),
-            _ => Ok(()),
-        }
+        let shown = path.display();
+        let other = || format!("--ready-file {shown} exists and is not a ready file; choose another path");
+        let content = files::optional(files::read(path, files::MAX_JSON)).with_context(other)?;
+        let Some(content) = content else { return Ok(()) };
+        let document: Document = serde_json::from_slice(&content).with_context(other)?;
+        ensure!(
+            document.pid == process::id() || !is_running(document.pid),
+            "--ready-file {shown} belongs to the running server with process id {}; stop it, or choose another path",
+            document.pid
+        );
+        files::optional(fs::remove_file(path))
+            .with_context(|| format!("--ready-file {shown}: cannot remove the old file"))?;
+        Ok(())
     }
 
     /// Writes the file for a server that listens at `url` and is starting.
@@ -61,11 +68,17 @@ impl ReadyFile {
     /// When the file cannot be written.
     pub(super) fn create(path: &Path, url: &str, models: Vec<String>) -> anyhow::Result<Self> {
         let (scheme, address) = url.split_once("://").unwrap_or(("http", url));
-        let address = address.to_owned();
-        let url = address
-            .parse()
-            .map_or_else(|_| url.to_owned(), |address| format!("{scheme}://{}", local_address(address)));
-        let file = Self { path: path.to_owned(), url, address, models, state: Readiness::Starting.as_str() };
+        let local = |address| format!("{scheme}://{}", local_address(address));
+        let document = Document {
+            url: address.parse().map_or_else(|_| url.to_owned(), local),
+            address: address.to_owned(),
+            pid: process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            models,
+            ready: false,
+            state: Readiness::Starting.as_str().to_owned(),
+        };
+        let file = Self { path: path.to_owned(), document };
         file.write().with_context(|| context(path))?;
         Ok(file)
     }
@@ -74,8 +87,9 @@ impl ReadyFile {
     pub(super) async fn follow(mut self, mut readiness: watch::Receiver<Readiness>) {
         loop {
             let state = readiness.borrow_and_update().as_str();
-            if state != self.state {
-                self.state = state;
+            if state != self.document.state {
+                self.document.state = state.to_owned();
+                self.document.ready = state == "ready";
                 if let Err(error) = self.write() {
                     tracing::warn!("{}: {error}", context(&self.path));
                 }
@@ -87,16 +101,7 @@ impl ReadyFile {
     }
 
     fn write(&self) -> io::Result<()> {
-        let document = Document {
-            url: &self.url,
-            address: &self.address,
-            pid: process::id(),
-            version: env!("CARGO_PKG_VERSION"),
-            models: &self.models,
-            ready: self.state == "ready",
-            state: self.state,
-        };
-        let mut text = serde_json::to_vec(&document)?;
+        let mut text = serde_json::to_vec(&self.document)?;
         text.push(b'\n');
         let partial = self.path.with_added_extension(format!("{}.tmp", process::id()));
         fs::write(&partial, &text)?;
@@ -106,11 +111,34 @@ impl ReadyFile {
 
 /// Removes the file at `path` if this process wrote it: the next server may have written its own already.
 pub(super) fn remove_own(path: &Path) {
-    let document: serde_json::Value =
-        fs::read(path).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
-    if document["pid"] == process::id() {
+    let content = files::read(path, files::MAX_JSON).unwrap_or_default();
+    if serde_json::from_slice(&content).is_ok_and(|document: Document| document.pid == process::id()) {
         let _ = fs::remove_file(path);
     }
+}
+
+/// Whether `pid` is a running process of this program. After a crash, the system may give its id to another program.
+fn is_running(pid: u32) -> bool {
+    let name = |path: io::Result<PathBuf>| Some(path.ok()?.file_name()?.to_owned());
+    let (own, found): (Option<OsString>, _) =
+        (name(env::current_exe()), name(fs::read_link(format!("/proc/{pid}/exe"))));
+    match own.zip(found) {
+        // "eka (deleted)" after an update.
+        Some((own, found)) => found.as_encoded_bytes().starts_with(own.as_encoded_bytes()),
+        // Another user's process, or a system without /proc.
+        None => process_exists(pid),
+    }
+}
+
+#[cfg(unix)]
+fn process_exists(pid: u32) -> bool {
+    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+    pid.is_some_and(|pid| rustix::process::test_kill_process(pid) != Err(rustix::io::Errno::SRCH))
+}
+
+#[cfg(not(unix))]
+fn process_exists(_: u32) -> bool {
+    false
 }
 
 impl Drop for ReadyFile {
@@ -161,17 +189,72 @@ mod tests {
         assert!(!path.exists());
     }
 
+    /// Writes the ready file that a process with this id would write.
+    fn write_for(path: &Path, pid: u32) {
+        let file = create(path, "127.0.0.1:1");
+        let mut document = read(path);
+        drop(file);
+        document["pid"] = pid.into();
+        fs::write(path, document.to_string()).unwrap();
+    }
+
+    /// The id of a process that has exited.
+    fn exited() -> u32 {
+        let mut child = process::Command::new("true").spawn().unwrap();
+        child.wait().unwrap();
+        child.id()
+    }
+
     #[test]
-    fn the_file_of_another_process_is_not_removed() {
+    fn the_file_of_another_process_is_not_removed_at_exit() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("ready.json");
         let file = create(&path, "127.0.0.1:1");
-        fs::write(&path, r#"{"pid": 1}"#).unwrap();
+        write_for(&path, 1);
         drop(file);
         assert!(path.exists());
+    }
+
+    #[test]
+    fn a_file_that_a_crashed_server_left_behind_is_removed_at_start() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("ready.json");
+        // A container's first process has the same id in every run.
+        for pid in [exited(), process::id()] {
+            write_for(&path, pid);
+            ReadyFile::remove_stale(&path).unwrap();
+            assert!(!path.exists());
+        }
         ReadyFile::remove_stale(&path).unwrap();
-        ReadyFile::remove_stale(&path).unwrap();
+    }
+
+    #[test]
+    fn a_process_id_that_belongs_to_another_program_now_does_not_keep_the_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("ready.json");
+        let mut other = process::Command::new("sleep").arg("60").spawn().unwrap();
+        write_for(&path, other.id());
+        let removed = ReadyFile::remove_stale(&path);
+        other.kill().unwrap();
+        other.wait().unwrap();
+        removed.unwrap();
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_file_that_is_not_a_ready_file_is_kept_and_named_in_the_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("notes.json");
+        for content in ["", "notes", "{}", r#"{"pid": 1}"#, r#"[{"pid": 1}]"#] {
+            fs::write(&path, content).unwrap();
+            let error = ReadyFile::remove_stale(&path).unwrap_err().to_string();
+            assert!(
+                error.ends_with("notes.json exists and is not a ready file; choose another path"),
+                "{error}"
+            );
+            assert_eq!(fs::read_to_string(&path).unwrap(), content);
+        }
+        ReadyFile::remove_stale(directory.path()).unwrap_err();
     }
 
     #[tokio::test]

@@ -14,7 +14,7 @@ use super::{
     queue,
     ready_file::ReadyFile,
     reload::LiveSettings,
-    sandbox, settings, shutdown, worker,
+    sandbox, settings, shutdown, worker, worker_configs,
 };
 use crate::{
     config::{self, Config, ConfigArgs},
@@ -66,7 +66,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     log_queue::start().context("cannot start the log's writer thread")?;
     let level = logging::start(&settings.config.log)?;
-    worker::check_cache(&settings.config)?;
+    worker_configs::check_cache_dir(&settings.config)?;
     // Before other threads start, which inherit it.
     set_scheduling_hint(SchedulingHint::LowLatency);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -88,10 +88,10 @@ impl Args {
         self.faults.as_ref().filter(|plan| !plan.is_off())
     }
 
-    fn with_faults(&self, mut commands: Vec<WorkerConfig>) -> Vec<WorkerConfig> {
+    fn with_faults(&self, mut workers: Vec<WorkerConfig>) -> Vec<WorkerConfig> {
         let faults = self.faults().map(worker::faults).unwrap_or_default();
-        commands.iter_mut().for_each(|command| command.arguments.extend(faults.clone()));
-        commands
+        workers.iter_mut().for_each(|worker| worker.arguments.extend(faults.clone()));
+        workers
     }
 }
 
@@ -101,12 +101,12 @@ async fn serve(
     live: LiveSettings,
     level: LogLevel,
 ) -> anyhow::Result<ExitCode> {
-    let metrics = Arc::new(Metrics::for_devices(&worker::labels(config)));
+    let metrics = Arc::new(Metrics::for_devices(&worker_configs::labels(config)));
     let sandbox = sandbox::of_this_program(&metrics)?;
-    let (models, commands) = worker::commands(config, &sandbox).await?;
+    let (models, workers) = worker_configs::on_all_devices(config, &sandbox).await?;
     let listener = listener::listen(config)?;
     let collector = collector(config, &metrics)?;
-    let (workers, supervision) = WorkerPool::new(args.with_faults(commands), &metrics);
+    let (workers, supervision) = WorkerPool::new(args.with_faults(workers), &metrics);
     let readiness = workers.readiness();
     let (executor, queue) = queue::start(config, &metrics, &workers);
     tokio::spawn(publish_memory(Arc::clone(&metrics)));
@@ -114,17 +114,18 @@ async fn serve(
     announce(args, &models, &format!("{scheme}://{}", listener.local_addr()?), &readiness)?;
     let drain = CancellationToken::new();
     let settings = http_settings(config, workers.size());
-    let state = AppState::new(models, executor.clone(), Arc::clone(&metrics), readiness.clone(), settings)
-        .with_sandbox(sandbox)
-        .with_commands(worker_commands(workers.clone()))
-        // Absolute, because workers use the directory too.
-        .with_saved_prompts(PromptStore::new(std::path::absolute(&config.engine.prefix_cache_dir)?))
-        .with_devices(devices(&workers))
-        .with_access_control(Arc::clone(&live.access))
-        .with_tls(live.tls.clone())
-        .with_deadlines(live.deadlines())
-        .with_drain(drain.clone())
-        .with_log(Arc::new(move |text| level.set(text).map_err(|error| error.to_string())));
+    let mut state =
+        AppState::new(models, executor.clone(), Arc::clone(&metrics), readiness.clone(), settings);
+    state.sandbox = Some(sandbox);
+    state.commands = Some(worker_commands(workers.clone()));
+    // Absolute, because workers use the directory too.
+    state.saved = Some(PromptStore::new(std::path::absolute(&config.engine.prefix_cache_dir)?));
+    state.devices = devices(&workers).into();
+    state.access = Arc::clone(&live.access);
+    state.tls = live.tls.clone();
+    state.deadlines = live.deadlines();
+    state.drain = drain.clone();
+    state.set_log_level = Some(Arc::new(move |text| level.set(text).map_err(|error| error.to_string())));
     tokio::spawn(live.watch(executor));
     #[cfg(unix)]
     tokio::spawn(super::systemd::notify_readiness(readiness.clone()));

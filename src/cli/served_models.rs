@@ -21,7 +21,7 @@ pub(super) struct ServedModels {
     /// The usable models, per device.
     pub(super) devices: Vec<Vec<ResolvedModel>>,
     /// All models, as clients see them.
-    pub(super) catalogue: ModelRegistry,
+    pub(super) registry: ModelRegistry,
 }
 
 impl ServedModels {
@@ -46,10 +46,10 @@ impl ServedModels {
             (Some(text), None) => Ok(text),
             (_, error) => Err(unavailable(id, error)),
         });
-        let catalogue = ModelRegistry::new(entries.collect());
+        let registry = ModelRegistry::new(entries.collect());
         let is_usable = |model: &ResolvedModel| !errors.contains_key(&model.id);
         let devices = devices.into_iter().map(|models| models.into_iter().filter(is_usable).collect());
-        Ok(Self { devices: devices.collect(), catalogue })
+        Ok(Self { devices: devices.collect(), registry })
     }
 }
 

@@ -56,13 +56,13 @@ impl Validator<'_> {
         self.record(path, shown, expected);
     }
 
-    /// Checks that `path` is not below `least`, another integer setting.
-    pub(super) fn require_at_least(&mut self, path: &'static str, least: &'static str) {
-        if let (Some(value), Some(minimum)) = (self.valid_integer(path), self.valid_integer(least))
+    /// Checks that `path` is not below `min`, another integer setting.
+    pub(super) fn require_at_least(&mut self, path: &'static str, min: &'static str) {
+        if let (Some(value), Some(minimum)) = (self.valid_integer(path), self.valid_integer(min))
             && value < minimum
         {
-            let origin = self.merged.origin(least);
-            self.reject(path, format!("at least {least}, which is {minimum} ({origin})"));
+            let origin = self.merged.origin(min);
+            self.reject(path, format!("at least {min}, which is {minimum} ({origin})"));
         }
     }
 

@@ -9,13 +9,13 @@
 use serde_json::{Map, Number, Value};
 
 /// Greatest 18-digit number that a float holds exactly.
-pub(super) const GREATEST: i64 = 999_999_999_999_999_872;
+pub(super) const MAX_EXACT_INTEGER: i64 = 999_999_999_999_999_872;
 
 /// Smallest distance from zero: a smaller one has more digits than the compiler can nest.
-const SMALLEST: f64 = 1e-30;
+const MIN_MAGNITUDE: f64 = 1e-30;
 
 /// Most characters, items or properties that are counted; no answer holds as many.
-pub(super) const MOST_PARTS: u64 = 1 << 30;
+pub(super) const MAX_PARTS: u64 = 1 << 30;
 
 /// Which side of a range a bound is on.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -42,14 +42,14 @@ pub(super) fn cut(schema: &mut Map<String, Value>) {
             *bound = inward(bound, side);
         }
     }
-    for [least, most] in COUNTS {
-        for keyword in [least, most] {
+    for [min, max] in COUNTS {
+        for keyword in [min, max] {
             if let Some(Value::Number(count)) = schema.get_mut(keyword) {
                 *count = whole(count);
             }
         }
-        if schema.get(most).and_then(Value::as_u64).is_some_and(|count| count > MOST_PARTS) {
-            schema.shift_remove(most);
+        if schema.get(max).and_then(Value::as_u64).is_some_and(|count| count > MAX_PARTS) {
+            schema.shift_remove(max);
         }
     }
 }
@@ -59,12 +59,12 @@ fn inward(bound: &Number, side: Side) -> Number {
     let whole = bound.as_i64().map(i128::from).or_else(|| bound.as_u64().map(i128::from));
     let Some(float) = bound.as_f64() else { return bound.clone() };
     let float = whole.map_or(float, |whole| exact(whole, float, side));
-    let greatest = float_of(GREATEST);
+    let greatest = float_of(MAX_EXACT_INTEGER);
     match side {
-        Side::Lower if float < -greatest => (-GREATEST).into(),
-        Side::Upper if float > greatest => GREATEST.into(),
-        Side::Lower if float > 0.0 && float < SMALLEST => number(SMALLEST, bound),
-        Side::Upper if float < 0.0 && float > -SMALLEST => number(-SMALLEST, bound),
+        Side::Lower if float < -greatest => (-MAX_EXACT_INTEGER).into(),
+        Side::Upper if float > greatest => MAX_EXACT_INTEGER.into(),
+        Side::Lower if float > 0.0 && float < MIN_MAGNITUDE => number(MIN_MAGNITUDE, bound),
+        Side::Upper if float < 0.0 && float > -MIN_MAGNITUDE => number(-MIN_MAGNITUDE, bound),
         _ if whole.is_some_and(|whole| whole.unsigned_abs() <= 1 << f64::MANTISSA_DIGITS) => bound.clone(),
         _ => number(float, bound),
     }
@@ -123,10 +123,10 @@ mod tests {
     #[test]
     fn bounds_move_inwards_to_the_next_exact_number() {
         for (bound, cut) in [
-            (json!({ "minimum": i64::MIN }), json!({ "minimum": -GREATEST })),
-            (json!({ "exclusiveMinimum": -1e300 }), json!({ "exclusiveMinimum": -GREATEST })),
-            (json!({ "maximum": u64::MAX }), json!({ "maximum": GREATEST })),
-            (json!({ "exclusiveMaximum": 1e19 }), json!({ "exclusiveMaximum": GREATEST })),
+            (json!({ "minimum": i64::MIN }), json!({ "minimum": -MAX_EXACT_INTEGER })),
+            (json!({ "exclusiveMinimum": -1e300 }), json!({ "exclusiveMinimum": -MAX_EXACT_INTEGER })),
+            (json!({ "maximum": u64::MAX }), json!({ "maximum": MAX_EXACT_INTEGER })),
+            (json!({ "exclusiveMaximum": 1e19 }), json!({ "exclusiveMaximum": MAX_EXACT_INTEGER })),
             (json!({ "minimum": 9_007_199_254_740_993_u64 }), json!({ "minimum": 9_007_199_254_740_994.0 })),
             (json!({ "maximum": 9_007_199_254_740_993_u64 }), json!({ "maximum": 9_007_199_254_740_992.0 })),
             (json!({ "minimum": 1e-300 }), json!({ "minimum": 1e-30 })),

@@ -11,18 +11,18 @@ use serde_json::{Map, Value};
 
 use super::{
     ConstraintError,
-    bounds::{COUNTS, GREATEST, MOST_PARTS},
+    bounds::{COUNTS, MAX_EXACT_INTEGER, MAX_PARTS},
     schema_walk,
 };
 
 /// Patterns and formats that one string may have to match at once: the compiler builds the product of their automata.
-const MOST_PATTERNS: usize = 8;
+const MAX_PATTERNS: usize = 8;
 
 /// Pattern properties of an object: the compiler intersects each with each.
-const MOST_PATTERN_PROPERTIES: usize = 64;
+const MAX_PATTERN_PROPERTIES: usize = 64;
 
 /// Remainders that a decimal number has with a divisor, but for its factors of two and five: one state each.
-const MOST_REMAINDERS: u64 = 1 << 14;
+const MAX_REMAINDERS: u64 = 1 << 14;
 
 /// Refuses what would explode in `root`, whose bounds have been cut.
 pub(super) fn check(root: &Value) -> Result<(), ConstraintError> {
@@ -43,16 +43,16 @@ type Found = Result<(), (&'static str, String)>;
 
 fn check_patterns(root: &Value, object: &Map<String, Value>) -> Found {
     let patterns = intersected(root, object, &["pattern", "format"]).len();
-    if patterns > MOST_PATTERNS {
+    if patterns > MAX_PATTERNS {
         let reason = format!(
-            "makes one string match {patterns} patterns and formats at once, at most {MOST_PATTERNS}; join them into one pattern"
+            "makes one string match {patterns} patterns and formats at once, at most {MAX_PATTERNS}; join them into one pattern"
         );
         return Err(("pattern", reason));
     }
     let properties = object.get("patternProperties").and_then(Value::as_object).map_or(0, Map::len);
-    if properties > MOST_PATTERN_PROPERTIES {
+    if properties > MAX_PATTERN_PROPERTIES {
         let reason = format!(
-            "has {properties} patterns, at most {MOST_PATTERN_PROPERTIES}; list the properties by name"
+            "has {properties} patterns, at most {MAX_PATTERN_PROPERTIES}; list the properties by name"
         );
         return Err(("patternProperties", reason));
     }
@@ -68,9 +68,9 @@ fn check_divisors(root: &Value, object: &Map<String, Value>) -> Found {
         }
         product = product.saturating_mul(remainders(divisor));
     }
-    if product > MOST_REMAINDERS {
+    if product > MAX_REMAINDERS {
         let reason = format!(
-            "is too large a divisor: at most {MOST_REMAINDERS}, not counting its factors 2 and 5; leave it out, or check the answer for it"
+            "is too large a divisor: at most {MAX_REMAINDERS}, not counting its factors 2 and 5; leave it out, or check the answer for it"
         );
         return Err(("multipleOf", reason));
     }
@@ -91,14 +91,14 @@ fn remainders(divisor: f64) -> u64 {
 }
 
 fn check_bounds(object: &Map<String, Value>) -> Found {
-    for [least, _] in COUNTS {
-        if object.get(least).and_then(Value::as_u64).is_some_and(|count| count > MOST_PARTS) {
-            return Err((least, format!("asks for more than {MOST_PARTS}, which no answer holds; lower it")));
+    for [min, _] in COUNTS {
+        if object.get(min).and_then(Value::as_u64).is_some_and(|count| count > MAX_PARTS) {
+            return Err((min, format!("asks for more than {MAX_PARTS}, which no answer holds; lower it")));
         }
     }
     let bound = |keyword: &str| object.get(keyword).and_then(Value::as_f64);
     #[expect(clippy::cast_precision_loss, reason = "it is exact by its definition")]
-    let greatest = GREATEST as f64;
+    let greatest = MAX_EXACT_INTEGER as f64;
     for keyword in ["minimum", "exclusiveMinimum"] {
         if bound(keyword).is_some_and(|bound| bound > greatest) {
             return Err((keyword, "leaves only numbers of more than 18 digits; lower it".into()));

@@ -10,22 +10,22 @@ use crate::units::Bytes;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum ConstraintError {
     /// Its text is too long.
-    #[error("is {found} bytes long, at most {most}; make it shorter")]
+    #[error("is {found} bytes long, at most {max}; make it shorter")]
     TooLong {
         /// Bytes found.
         found: usize,
         /// Most bytes.
-        most: usize,
+        max: usize,
     },
     /// Its brackets nest too deeply.
     #[error(
-        "nests {found} levels deep, at most {most}; move inner parts to named definitions and refer to them"
+        "nests {found} levels deep, at most {max}; move inner parts to named definitions and refer to them"
     )]
     TooDeep {
         /// Levels found.
         found: usize,
         /// Most levels.
-        most: usize,
+        max: usize,
     },
     /// A keyword that cannot be enforced.
     #[error(

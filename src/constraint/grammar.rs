@@ -20,10 +20,10 @@ use crate::job::Constraint;
 
 /// Longest text of a constraint. Typical ones have a tenth of it. The worst case of this size compiles for seconds and takes
 /// half a gigabyte.
-const MOST_BYTES: usize = 64 << 10;
+const MAX_GRAMMAR_BYTES: usize = 64 << 10;
 
 /// Deepest brackets of a grammar or a regular expression; the JSON parser has a separate limit.
-const MOST_LEVELS: usize = 128;
+const MAX_NESTING: usize = 128;
 
 /// The matcher's error when no token can follow.
 pub(super) const NO_TOKEN: &str = "NoExtensionBias";
@@ -33,10 +33,10 @@ pub(super) const NO_TOKEN: &str = "NoExtensionBias";
 const STACK: usize = 256 << 20;
 
 /// Size of the cache of compiled constraints: clients send the same few again and again.
-const MOST_KEPT: NonZeroUsize = NonZeroUsize::new(16).unwrap();
+const MAX_CACHED: NonZeroUsize = NonZeroUsize::new(16).unwrap();
 
 /// Largest constraint in the cache, in bytes of its automata: all together are small beside a model.
-const LARGEST_KEPT: usize = 4 << 20;
+const MAX_CACHED_BYTES: usize = 4 << 20;
 
 /// Compiles constraints over one set of tokens.
 pub(super) struct Compiler {
@@ -56,7 +56,7 @@ impl Compiler {
             ParserFactory::new(environment, capabilities, &slices).map_err(|e| invalid(&e.to_string()))?;
         factory.quiet();
         *factory.limits_mut() = ParserLimits { verbose_errors: false, ..ParserLimits::default() };
-        Ok(Self { factory, compiled: Mutex::new(LruCache::new(MOST_KEPT)) })
+        Ok(Self { factory, compiled: Mutex::new(LruCache::new(MAX_CACHED)) })
     }
 
     /// A matcher for an answer under `constraint`, before its first byte.
@@ -70,7 +70,7 @@ impl Compiler {
             Constraint::Regex(regex) => TopLevelGrammar::from_regex(regex),
         };
         let parser = self.factory.create_parser(grammar).map_err(|e| explain(constraint, &e.to_string()))?;
-        let is_small = parser.parser.lexer_stats().num_bytes <= LARGEST_KEPT;
+        let is_small = parser.parser.lexer_stats().num_bytes <= MAX_CACHED_BYTES;
         let matcher = Matcher::new(Ok(parser));
         if is_small {
             self.compiled().put(constraint.clone(), matcher.deep_clone());
@@ -130,27 +130,27 @@ fn bytes() -> TokEnv {
 /// [`ConstraintError::TooLong`] and [`ConstraintError::TooDeep`].
 pub fn check_size(constraint: &Constraint) -> Result<(), ConstraintError> {
     let (Constraint::Schema(text) | Constraint::Lark(text) | Constraint::Regex(text)) = constraint;
-    if text.len() > MOST_BYTES {
-        return Err(ConstraintError::TooLong { found: text.len(), most: MOST_BYTES });
+    if text.len() > MAX_GRAMMAR_BYTES {
+        return Err(ConstraintError::TooLong { found: text.len(), max: MAX_GRAMMAR_BYTES });
     }
     match levels(text) {
-        found if found > MOST_LEVELS => Err(ConstraintError::TooDeep { found, most: MOST_LEVELS }),
+        found if found > MAX_NESTING => Err(ConstraintError::TooDeep { found, max: MAX_NESTING }),
         _ => Ok(()),
     }
 }
 
 /// The deepest nesting of brackets. Brackets within quotes count as well: to exclude them would take a parser for quotes.
 fn levels(text: &str) -> usize {
-    let (mut now, mut most) = (0_usize, 0);
+    let (mut now, mut max) = (0_usize, 0);
     for byte in text.bytes() {
         match byte {
             b'(' | b'[' | b'{' => now += 1,
             b')' | b']' | b'}' => now = now.saturating_sub(1),
             _ => {}
         }
-        most = most.max(now);
+        max = max.max(now);
     }
-    most
+    max
 }
 
 /// Turns the compiler's message into an error for the client.
@@ -174,15 +174,15 @@ fn reason(said: &str) -> Option<&str> {
 
 /// The message of the compiler or a matcher, without the internal state and the excerpts that it adds.
 pub(super) fn plain(said: &str) -> String {
-    const MOST: usize = 300;
+    const MAX_CHARACTERS: usize = 300;
     let line = said.lines().next().unwrap_or_default();
     if let Some(reason) = reason(said) {
-        format!("{line} {reason}").chars().take(MOST).collect()
+        format!("{line} {reason}").chars().take(MAX_CHARACTERS).collect()
     } else if line.starts_with(NO_TOKEN) {
         "nothing can follow".into()
     } else if line.starts_with("panic") {
         "it is too complex to compile".into()
     } else {
-        line.chars().take(MOST).collect()
+        line.chars().take(MAX_CHARACTERS).collect()
     }
 }

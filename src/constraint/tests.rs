@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::{
     job::{Constraint, Failure, Job, JobId},
-    text::{CallReader, Calls, Reading, ToolSupport},
+    text::{Calls, ToolCallParser, ToolCallParserOptions, ToolSupport},
 };
 
 const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo/base");
@@ -75,21 +75,21 @@ impl Random {
         (0..self.size as u64).map(hash).collect()
     }
 
-    /// Extends `answer` until it ends or has `most` tokens; whether it ended, and how often there was a choice.
+    /// Extends `answer` until it ends or has `max` tokens; whether it ended, and how often there was a choice.
     fn go_on(
         &self,
         constraint: &Constraint,
         seed: u64,
         mut answer: Vec<u32>,
-        most: usize,
+        max: usize,
     ) -> Result<(Vec<u32>, bool, usize), Failure> {
         let constraint = Some(constraint.clone());
-        let job = Job { constraint, answer: answer.clone(), ..Job::new(JobId(1), vec![1], most) };
+        let job = Job { constraint, answer: answer.clone(), ..Job::new(JobId(1), vec![1], max) };
         let mut guide = self.guides.begin(&job)?.unwrap();
         let mut chosen = 0;
         loop {
-            if answer.len() >= most {
-                answer.truncate(most);
+            if answer.len() >= max {
+                answer.truncate(max);
                 return Ok((answer, false, chosen));
             }
             match guide.choice()? {
@@ -402,9 +402,9 @@ mod refused {
     #[test]
     fn a_constraint_that_is_too_long_is_refused_with_the_numbers() {
         let long = Constraint::Regex("a".repeat((64 << 10) + 1));
-        assert_eq!(why(&long), ConstraintError::TooLong { found: 65_537, most: 65_536 });
+        assert_eq!(why(&long), ConstraintError::TooLong { found: 65_537, max: 65_536 });
         let deep = Constraint::Regex("(".repeat(200));
-        assert_eq!(why(&deep), ConstraintError::TooDeep { found: 200, most: 128 });
+        assert_eq!(why(&deep), ConstraintError::TooDeep { found: 200, max: 128 });
     }
 }
 
@@ -424,7 +424,8 @@ fn calls_that_a_grammar_allows_are_read_as_calls_and_keep_their_schemas() {
             for (model, seed) in [Random::demo(), Random::pieces()].iter().zip(0..) {
                 let (answer, ended, _) = model.go_on(&grammar, seed, Vec::new(), 300).unwrap();
                 let names = ["x", "y"].map(str::to_owned).into();
-                let mut reader = CallReader::new(Reading { format, names, single, opened: required });
+                let mut reader =
+                    ToolCallParser::new(ToolCallParserOptions { format, names, single, opened: required });
                 let text = model.text_so_far(&answer);
                 let mut told = reader.push(&text);
                 told.append(&reader.finish());

@@ -117,8 +117,8 @@ impl DeviceTensor {
         let rows = self.rows(older, kept).ok_or_else(refused)?;
         match (&*older.memory, &*self.memory) {
             (Memory::Mapped(from), Memory::Mapped(to)) => {
-                let (least, most) = rows.spans().ok_or_else(refused)?;
-                if least > from.bytes() || most > to.bytes() {
+                let (min, max) = rows.spans().ok_or_else(refused)?;
+                if min > from.bytes() || max > to.bytes() {
                     return Err(refused());
                 }
                 // SAFETY: the mappings are as long as the spans (looked at above). No reference into either exists, as none

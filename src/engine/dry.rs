@@ -28,15 +28,14 @@ impl<'a> Repetition<'a> {
     /// Penalizes tokens that would continue a repetition.
     pub(super) fn adjust(&mut self, logits: &mut [f32]) {
         let Dry { multiplier, base, allowed_length, breakers } = self.dry;
-        let most =
-            self.tokens.iter().rev().take_while(|token| breakers.binary_search(token).is_err()).count();
-        if most < *allowed_length {
+        let max = self.tokens.iter().rev().take_while(|token| breakers.binary_search(token).is_err()).count();
+        if max < *allowed_length {
             return;
         }
         self.measure();
         let mut longest: Vec<(u32, usize)> = Vec::new();
         for (distance, length) in self.lengths.iter().enumerate().skip(1) {
-            let length = (*length).min(most);
+            let length = (*length).min(max);
             if length >= *allowed_length {
                 // The token that followed there.
                 longest.push((self.tokens[self.tokens.len() - distance], length));

@@ -9,10 +9,10 @@ pub trait Forward {
     fn rewind(&mut self, length: usize);
 
     /// Begins the sequence `tokens` and reuses the cache of an earlier sequence of the same `salt` with the same beginning.
-    /// Returns the number of reused positions: at most `most`, and less than the number of tokens, because the logits of the
+    /// Returns the number of reused positions: at most `max`, and less than the number of tokens, because the logits of the
     /// last token are always needed.
-    fn begin(&mut self, tokens: &[u32], most: usize, salt: CacheSalt) -> usize {
-        let _ = (tokens, most, salt);
+    fn begin(&mut self, tokens: &[u32], max: usize, salt: CacheSalt) -> usize {
+        let _ = (tokens, max, salt);
         self.rewind(0);
         0
     }

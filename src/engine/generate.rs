@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     constraint::{Choice, Guide},
-    job::{DraftCounts, Failure, FinishReason, Job, Step, Timings, Usage},
+    job::{DraftCounts, EndReason, Failure, Job, Step, Timings, Usage},
     units::Tokens,
 };
 
@@ -22,7 +22,7 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GenerationSummary {
     /// Why the generation ended.
-    pub reason: FinishReason,
+    pub reason: EndReason,
     /// Token counts.
     pub usage: Usage,
     /// Times.
@@ -57,10 +57,10 @@ pub fn generate<D: Forward>(
         return Ok(run.outcome(reason));
     }
     let Some(logits) = run.prefill(model, &mut emit)? else {
-        return Ok(run.outcome(FinishReason::Cancelled));
+        return Ok(run.outcome(EndReason::Cancelled));
     };
     if job.save.is_some() {
-        return Ok(run.outcome(FinishReason::EndToken));
+        return Ok(run.outcome(EndReason::EndToken));
     }
     run.choose(logits)?;
     loop {
@@ -128,8 +128,8 @@ impl<'a, D: Forward> Run<'a, D> {
         let context = [&*self.job.prompt, &self.job.answer].concat();
         let total = context.len();
         // The logits of cached prompt tokens are not kept.
-        let most = if self.job.cache_prompt && !self.scores_prompt() { total } else { 0 };
-        self.cached = model.begin(&context, most, self.job.cache_salt);
+        let max = if self.job.cache_prompt && !self.scores_prompt() { total } else { 0 };
+        self.cached = model.begin(&context, max, self.job.cache_salt);
         self.read = self.cached;
         model.reserve(total - self.read)?;
         // Emitted before anything is computed, so that no one takes these tokens for ones that were read that fast.
@@ -243,32 +243,32 @@ impl<'a, D: Forward> Run<'a, D> {
     }
 
     /// Emits what follows; returns the reason if the generation ends.
-    fn emit_next(&mut self, emit: &mut impl FnMut(Step) -> ControlFlow<()>) -> Option<FinishReason> {
+    fn emit_next(&mut self, emit: &mut impl FnMut(Step) -> ControlFlow<()>) -> Option<EndReason> {
         for index in 0..self.next.len() {
             let token = self.next[index];
             self.written += 1;
             self.drafter.take(token);
             if self.job.end_tokens.contains(&token) {
-                return Some(FinishReason::EndToken);
+                return Some(EndReason::EndToken);
             }
             let position = self.job.prompt.len() + self.written - 1;
             let score = self.scorer.as_mut().map(|scorer| Step::Logprobs(scorer.score(token, position)));
             if score.into_iter().chain([Step::Token(token)]).any(|step| emit(step).is_break()) {
-                return Some(FinishReason::Cancelled);
+                return Some(EndReason::Cancelled);
             }
             if self.written >= self.job.max_new_tokens {
-                let is_cut = index + 1 < self.next.len();
-                return Some(if is_cut { FinishReason::Length } else { self.at_length() });
+                let is_truncated = index + 1 < self.next.len();
+                return Some(if is_truncated { EndReason::Length } else { self.at_length() });
             }
         }
-        self.next.is_empty().then_some(FinishReason::EndToken)
+        self.next.is_empty().then_some(EndReason::EndToken)
     }
 
     /// Why an answer of full length ends. If its constraint allows no further token, it is complete and was not cut off.
-    fn at_length(&mut self) -> FinishReason {
+    fn at_length(&mut self) -> EndReason {
         match self.guide.as_mut().map(Guide::choice) {
-            Some(Ok(Choice::Nothing)) => FinishReason::EndToken,
-            _ => FinishReason::Length,
+            Some(Ok(Choice::Nothing)) => EndReason::EndToken,
+            _ => EndReason::Length,
         }
     }
 
@@ -298,7 +298,7 @@ impl<'a, D: Forward> Run<'a, D> {
         model: &mut impl Forward,
         proposal: &Draft,
         emit: &mut impl FnMut(Step) -> ControlFlow<()>,
-    ) -> Result<Option<FinishReason>, EngineError> {
+    ) -> Result<Option<EndReason>, EngineError> {
         let (vocabulary, draft, due) = (model.vocabulary(), &*proposal.tokens, self.next.len());
         let fed = [&*self.next, draft].concat();
         self.read += due;
@@ -334,7 +334,7 @@ impl<'a, D: Forward> Run<'a, D> {
         Ok(end)
     }
 
-    fn outcome(&self, reason: FinishReason) -> GenerationSummary {
+    fn outcome(&self, reason: EndReason) -> GenerationSummary {
         let elapsed = self.started.elapsed();
         let prefill = self.prefilled.unwrap_or(elapsed);
         GenerationSummary {
@@ -514,27 +514,27 @@ mod tests {
     #[test]
     fn the_end_token_is_counted_but_not_emitted() {
         let (tokens, outcome) = run(script(&[3, 4]), &job(2, 20));
-        assert_eq!((tokens, outcome.reason), (vec![3, 4], FinishReason::EndToken));
+        assert_eq!((tokens, outcome.reason), (vec![3, 4], EndReason::EndToken));
         assert_eq!(outcome.usage, Usage { prompt_tokens: 2, completion_tokens: 3, cached_tokens: 0 });
     }
 
     #[test]
     fn the_answer_has_exactly_the_allowed_length() {
         let (tokens, outcome) = run(script(&[3, 4, 5, 6]), &job(2, 3));
-        assert_eq!((tokens, outcome.reason), (vec![3, 4, 5], FinishReason::Length));
+        assert_eq!((tokens, outcome.reason), (vec![3, 4, 5], EndReason::Length));
     }
 
     #[test]
     fn a_resumed_answer_is_read_with_the_prompt_and_counted() {
         let begun = Job { answer: vec![3, 4], ..job(2, 4) };
         let (tokens, outcome) = run(script(&[5, 6, 7]), &begun);
-        assert_eq!((tokens, outcome.reason), (vec![5, 6], FinishReason::Length));
+        assert_eq!((tokens, outcome.reason), (vec![5, 6], EndReason::Length));
         assert_eq!(outcome.usage, Usage { prompt_tokens: 2, completion_tokens: 4, cached_tokens: 0 });
         let complete = Job { answer: vec![3, 4, 5, 6], ..job(2, 4) };
         let outcome =
             generate(&mut script(&[]), &complete, None, &mut Speculation::new(), |_| panic!("it ran"))
                 .unwrap();
-        assert_eq!((outcome.reason, outcome.usage.completion_tokens), (FinishReason::Length, 4));
+        assert_eq!((outcome.reason, outcome.usage.completion_tokens), (EndReason::Length, 4));
     }
 
     #[test]
@@ -546,7 +546,7 @@ mod tests {
         };
         let outcome =
             generate(&mut script(&[3, 4]), &job(9, 20), None, &mut Speculation::new(), leave).unwrap();
-        assert_eq!((steps, outcome.reason), (1, FinishReason::Cancelled));
+        assert_eq!((steps, outcome.reason), (1, EndReason::Cancelled));
         assert_eq!(outcome.usage, Usage { prompt_tokens: 4, ..Usage::default() });
     }
 

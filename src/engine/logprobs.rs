@@ -25,8 +25,8 @@ impl LogprobScorer {
         self.logits.clear();
         self.logits.extend_from_slice(logits);
         let numbers = || logits.iter().copied().filter(|logit| !logit.is_nan());
-        let most = f64::from(numbers().fold(f32::NEG_INFINITY, f32::max));
-        self.total = most + numbers().map(|logit| (f64::from(logit) - most).exp()).sum::<f64>().ln();
+        let max = f64::from(numbers().fold(f32::NEG_INFINITY, f32::max));
+        self.total = max + numbers().map(|logit| (f64::from(logit) - max).exp()).sum::<f64>().ln();
     }
 
     /// Log-probability of `token` at `position`, and of the most probable tokens.
@@ -37,10 +37,10 @@ impl LogprobScorer {
 
     fn logprob(&self, token: u32) -> f32 {
         /// Reported for impossible tokens, because JSON has no infinity.
-        const LEAST: f64 = -9999.0;
+        const MIN_LOGPROB: f64 = -9999.0;
         let logit = self.logits.get(token as usize).copied().unwrap_or(f32::NEG_INFINITY);
         let logprob = f64::from(logit) - self.total;
-        let logprob = if logprob.is_nan() { LEAST } else { logprob.clamp(LEAST, 0.0) };
+        let logprob = if logprob.is_nan() { MIN_LOGPROB } else { logprob.clamp(MIN_LOGPROB, 0.0) };
         #[expect(clippy::cast_possible_truncation, reason = "rounded, as the logits are")]
         let logprob = logprob as f32;
         logprob

@@ -12,7 +12,7 @@ use crate::{job::CacheSalt, units::Bytes};
 #[derive(Debug)]
 pub(super) struct PrefixCache<T> {
     entries: Vec<CachedPrefix<T>>,
-    most: Bytes,
+    max: Bytes,
 }
 
 #[derive(Debug)]
@@ -24,15 +24,15 @@ struct CachedPrefix<T> {
 }
 
 impl<T> PrefixCache<T> {
-    /// Empty, with a limit of `most`.
-    pub(super) const fn new(most: Bytes) -> Self {
-        Self { entries: Vec::new(), most }
+    /// Empty, with a limit of `max`.
+    pub(super) const fn new(max: Bytes) -> Self {
+        Self { entries: Vec::new(), max }
     }
 
     /// Changes the limit.
-    pub(super) fn set_limit(&mut self, most: Bytes) {
-        self.most = most;
-        self.make_room(most);
+    pub(super) fn set_limit(&mut self, max: Bytes) {
+        self.max = max;
+        self.make_room(max);
     }
 
     /// Size of all entries.
@@ -56,11 +56,11 @@ impl<T> PrefixCache<T> {
 
     /// Adds an entry if it fits the limit. Entries that are a prefix of it are removed.
     pub(super) fn keep(&mut self, salt: CacheSalt, tokens: Vec<u32>, kept: T, bytes: Bytes) {
-        if bytes > self.most || self.find(salt, &tokens).is_some() {
+        if bytes > self.max || self.find(salt, &tokens).is_some() {
             return;
         }
         self.supersede(salt, &tokens);
-        self.make_room(Bytes(self.most.0 - bytes.0));
+        self.make_room(Bytes(self.max.0 - bytes.0));
         self.entries.push(CachedPrefix { salt, tokens, kept, bytes });
     }
 
@@ -69,9 +69,9 @@ impl<T> PrefixCache<T> {
         self.entries.retain(|entry| entry.salt != salt || !tokens.starts_with(&entry.tokens));
     }
 
-    /// Evicts the least recently used entries until at most `most` bytes are left.
-    pub(super) fn make_room(&mut self, most: Bytes) {
-        while self.bytes() > most {
+    /// Evicts the least recently used entries until at most `max` bytes are left.
+    pub(super) fn make_room(&mut self, max: Bytes) {
+        while self.bytes() > max {
             self.entries.remove(0);
         }
     }
@@ -94,8 +94,8 @@ mod tests {
 
     const ANY: CacheSalt = CacheSalt([0; 32]);
 
-    fn kept(most: u64, sequences: &[&[u32]]) -> PrefixCache<usize> {
-        let mut prefixes = PrefixCache::new(Bytes(most));
+    fn kept(max: u64, sequences: &[&[u32]]) -> PrefixCache<usize> {
+        let mut prefixes = PrefixCache::new(Bytes(max));
         for (i, tokens) in sequences.iter().enumerate() {
             prefixes.keep(ANY, tokens.to_vec(), i, Bytes::from(tokens.len()));
         }
@@ -142,13 +142,13 @@ mod tests {
     proptest! {
         #[test]
         fn the_limit_is_never_exceeded(
-            sequences in prop::collection::vec(prop::collection::vec(0u32..3, 1..9), 0..20), most in 0u64..40,
+            sequences in prop::collection::vec(prop::collection::vec(0u32..3, 1..9), 0..20), max in 0u64..40,
         ) {
-            let mut prefixes = PrefixCache::new(Bytes(most));
+            let mut prefixes = PrefixCache::new(Bytes(max));
             for tokens in sequences {
                 prefixes.keep(ANY, tokens.clone(), (), Bytes::from(tokens.len()));
-                prop_assert!(prefixes.bytes() <= Bytes(most));
-                prop_assert_eq!(prefixes.longest(ANY, &tokens) == tokens.len(), tokens.len() as u64 <= most);
+                prop_assert!(prefixes.bytes() <= Bytes(max));
+                prop_assert_eq!(prefixes.longest(ANY, &tokens) == tokens.len(), tokens.len() as u64 <= max);
             }
         }
     }

@@ -32,7 +32,7 @@ pub(super) fn fastest<E>(all: usize, mut pass: impl FnMut(usize) -> Result<Durat
         if began.elapsed() > TIME_LIMIT {
             break;
         }
-        let took = least(|| pass(threads))?.as_secs_f64();
+        let took = shortest(|| pass(threads))?.as_secs_f64();
         if took > best.1 * GIVE_UP {
             break;
         }
@@ -47,8 +47,8 @@ pub(super) fn fastest<E>(all: usize, mut pass: impl FnMut(usize) -> Result<Durat
 ///
 /// # Errors
 /// Those of `pass`.
-pub(super) fn least<E>(mut pass: impl FnMut() -> Result<Duration, E>) -> Result<Duration, E> {
-    (0..REPEATS).try_fold(Duration::MAX, |least, _| Ok(least.min(pass()?)))
+pub(super) fn shortest<E>(mut pass: impl FnMut() -> Result<Duration, E>) -> Result<Duration, E> {
+    (0..REPEATS).try_fold(Duration::MAX, |min, _| Ok(min.min(pass()?)))
 }
 
 #[cfg(test)]

@@ -3,12 +3,12 @@
 //! # How the cache grows
 //! In a memory pool, the cache has room for the current job only and is freed when the job ends. It starts with the size of the
 //! prompt, which is known, and grows with the answer, whose length is not. Sizes are rounded up to one of four steps between two
-//! powers of two, and to multiples of [`LEAST_STEP`] positions.
+//! powers of two, and to multiples of [`MIN_STEP`] positions.
 //!
 //! So at most a quarter of it, or one small step, is unused. Each step grows it by a seventh or more, so the copies on the way
 //! to `n` positions are less than `7 n` positions, compared to `n² / 2` that the decode steps read. Steps of a constant size
 //! would copy about `n²`, and doubling would leave half unused. Each step also binds the inputs again, hence the minimum of
-//! [`LEAST_STEP`], and captures CUDA graphs again, hence [`LEAST_STEP_CAPTURED`]. The cache consists of a few blocks that grow
+//! [`MIN_STEP`], and captures CUDA graphs again, hence [`MIN_STEP_CAPTURED`]. The cache consists of a few blocks that grow
 //! one after the other, so growing needs only the new cache and one block of the old one.
 //!
 //! Host memory outside of a pool is mapped, and pages that are never written cost nothing. A smaller cache would save nothing, so
@@ -39,16 +39,16 @@ use crate::{
 };
 
 /// Fewest positions by which a cache in a pool grows: a fraction of a megabyte in most models.
-const LEAST_STEP: usize = 64;
+const MIN_STEP: usize = 64;
 
 /// The same with captured steps, because each larger cache has to be captured again.
-const LEAST_STEP_CAPTURED: usize = 256;
+const MIN_STEP_CAPTURED: usize = 256;
 
 /// Decode steps after which a captured step has been run at least once.
 const WARM_UP_STEPS: usize = 4;
 
 /// Fewest positions that are worth a copy: reading them again takes no longer than a token or two.
-const LEAST_KEPT: usize = 16;
+const MIN_KEPT: usize = 16;
 
 /// Sizes and limits of a timeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,7 +94,7 @@ pub struct Timeline {
     written: usize,
     chunk: usize,
     rows: usize,
-    most: usize,
+    max: usize,
     keep: Bytes,
     /// Copies of earlier sequences.
     prefixes: PrefixCache<Cache>,
@@ -112,7 +112,7 @@ impl fmt::Debug for Timeline {
         f.debug_struct("Timeline")
             .field("length", &self.length())
             .field("room", &self.room())
-            .field("most", &self.most)
+            .field("max", &self.max)
             .finish_non_exhaustive()
     }
 }
@@ -124,14 +124,14 @@ impl Timeline {
     /// [`DeviceError`] when memory cannot be mapped or bound.
     pub fn new(model: Model, options: TimelineOptions) -> Result<Self, DeviceError> {
         let context = model.manifest().context_length;
-        let most = if options.capacity == 0 { context } else { options.capacity.min(context) };
-        let chunk = model.widest_pass(options.chunk.clamp(1, most));
-        let decode = model.pass(1, 1, most)?.captured(&model);
-        let prefill = model.pass(chunk, 1, most)?;
+        let max = if options.capacity == 0 { context } else { options.capacity.min(context) };
+        let chunk = model.widest_pass(options.chunk.clamp(1, max));
+        let decode = model.pass(1, 1, max)?.captured(&model);
+        let prefill = model.pass(chunk, 1, max)?;
         let repeats_passes = options.exact && !model.is_row_invariant();
         let rows =
             if model.gives_every_row() && !repeats_passes { (options.drafts + 1).min(chunk) } else { 1 };
-        let verify = (rows > 1).then(|| model.pass(rows, rows, most)).transpose()?;
+        let verify = (rows > 1).then(|| model.pass(rows, rows, max)).transpose()?;
         let TimelineOptions { keep, prefixes, .. } = options;
         let bound = if model.session().pool().is_some() { prefixes.min(keep) } else { prefixes };
         let mut timeline = Self {
@@ -146,7 +146,7 @@ impl Timeline {
             written: 0,
             chunk,
             rows,
-            most,
+            max,
             keep,
             prefixes: PrefixCache::new(bound),
             bound,
@@ -156,7 +156,7 @@ impl Timeline {
         };
         if timeline.model.session().pool().is_none() {
             // If the cache cannot be mapped, loading should fail and not the first job.
-            timeline.grow(most)?;
+            timeline.grow(max)?;
         }
         Ok(timeline)
     }
@@ -329,7 +329,7 @@ impl Timeline {
     fn save(&mut self, known: usize) {
         let length = self.tokens.len().min(self.cache.most_within(self.bound));
         // The copy is of the whole sequence, so the new part must be large enough to be worth it.
-        if self.cache.is_pooled() || length < known + LEAST_KEPT.max(length / 8) {
+        if self.cache.is_pooled() || length < known + MIN_KEPT.max(length / 8) {
             return;
         }
         match self.model.copy(&self.cache, length) {
@@ -343,7 +343,7 @@ impl Timeline {
 
     /// Copies the keys and values of `tokens`, the cached prefix of a sequence of length `of`, into the cache.
     fn resume(&mut self, tokens: &[u32], of: usize) -> Result<(), DeviceError> {
-        if self.room() < of.min(self.most) {
+        if self.room() < of.min(self.max) {
             self.grow(self.room_for(of))?;
         }
         if let Some(kept) = self.restored.find(self.salt, tokens) {
@@ -378,7 +378,7 @@ impl Timeline {
         self.reserve(tokens.len())?;
         // A graph that returns the logits of the last token only is fed token by token.
         let width = if self.model.gives_every_row() { self.chunk } else { 1 };
-        let mut pass = self.model.pass(width, width, self.most)?;
+        let mut pass = self.model.pass(width, width, self.max)?;
         pass.attach(&self.model, &self.cache)?;
         let mut all = Vec::with_capacity(tokens.len() * self.vocabulary());
         for chunk in tokens.chunks(width) {
@@ -393,9 +393,9 @@ impl Timeline {
     fn room_for(&self, positions: usize) -> usize {
         if self.model.session().captures() {
             // Without extra room the first decode step would already need a larger cache.
-            return step(positions.saturating_add(LEAST_STEP), self.most, LEAST_STEP_CAPTURED);
+            return step(positions.saturating_add(MIN_STEP), self.max, MIN_STEP_CAPTURED);
         }
-        step(positions, self.most, LEAST_STEP)
+        step(positions, self.max, MIN_STEP)
     }
 
     /// Grows the cache to `capacity` positions and keeps its content. On failure the whole cache is freed.
@@ -420,14 +420,14 @@ impl Timeline {
 
 /// Whether two runs of the same step agree within rounding errors.
 fn agree(first: &[f32], second: &[f32]) -> bool {
-    let greatest = first.iter().fold(0f32, |most, logit| most.max(logit.abs()));
+    let greatest = first.iter().fold(0f32, |max, logit| max.max(logit.abs()));
     first.iter().zip(second).all(|(a, b)| (a - b).abs() <= greatest * 0.01)
 }
 
-/// The cache size for `positions`: a multiple of the step size, which is at least `least`, and at most `most`.
-fn step(positions: usize, most: usize, least: usize) -> usize {
-    let step = (positions.next_power_of_two() / 8).max(least);
-    positions.next_multiple_of(step).min(most)
+/// The cache size for `positions`: a multiple of the step size, which is at least `min`, and at most `max`.
+fn step(positions: usize, max: usize, min: usize) -> usize {
+    let step = (positions.next_power_of_two() / 8).max(min);
+    positions.next_multiple_of(step).min(max)
 }
 
 impl Forward for Timeline {
@@ -442,8 +442,8 @@ impl Forward for Timeline {
             return 0;
         }
         let all = tokens.len();
-        let tokens = &tokens[..most.min(all.saturating_sub(1))];
-        let is_enough = |found: usize| found >= LEAST_KEPT.min(tokens.len().max(1));
+        let tokens = &tokens[..max.min(all.saturating_sub(1))];
+        let is_enough = |found: usize| found >= MIN_KEPT.min(tokens.len().max(1));
         let here = if salt == self.salt { common(&self.tokens, tokens) } else { 0 };
         let known = self.longest_copy(self.salt, &self.tokens);
         if here >= self.longest_copy(salt, tokens) && is_enough(here) {
@@ -466,7 +466,7 @@ impl Forward for Timeline {
     }
 
     fn reserve(&mut self, more: usize) -> Result<(), EngineError> {
-        let (used, capacity) = (self.tokens.len(), self.most);
+        let (used, capacity) = (self.tokens.len(), self.max);
         if more > capacity - used {
             return Err(EngineError::Context { used, asked: more, capacity });
         }
@@ -497,7 +497,7 @@ impl Forward for Timeline {
         let pass = match &mut self.score {
             Some(pass) => pass,
             none => {
-                let mut pass = self.model.pass(width, width, self.most)?;
+                let mut pass = self.model.pass(width, width, self.max)?;
                 pass.attach(&self.model, &self.cache)?;
                 none.insert(pass)
             }
@@ -510,11 +510,11 @@ impl Forward for Timeline {
 
     fn scored_chunk(&self) -> usize {
         // The logits of a whole chunk would take half a gigabyte with a large vocabulary.
-        const MOST_LOGITS: usize = 8 << 20;
+        const MAX_LOGITS: usize = 8 << 20;
         if !self.model.gives_every_row() {
             return 1;
         }
-        self.chunk.min(MOST_LOGITS / self.vocabulary()).max(1)
+        self.chunk.min(MAX_LOGITS / self.vocabulary()).max(1)
     }
 
     fn answer_chunk(&self) -> usize {
@@ -530,7 +530,7 @@ impl Forward for Timeline {
     }
 
     fn capacity(&self) -> usize {
-        self.most
+        self.max
     }
 
     fn vocabulary(&self) -> usize {
@@ -545,18 +545,18 @@ mod tests {
     #[test]
     fn cache_sizes_have_room_and_leave_at_most_a_quarter_unused() {
         assert_eq!(
-            [1, 64, 65, 512, 513, 1024, 1025].map(|n| step(n, 4096, LEAST_STEP)),
+            [1, 64, 65, 512, 513, 1024, 1025].map(|n| step(n, 4096, MIN_STEP)),
             [64, 64, 128, 512, 640, 1024, 1280]
         );
         assert_eq!(
-            [1, 100, 101].map(|n| step(n, 101, LEAST_STEP)),
+            [1, 100, 101].map(|n| step(n, 101, MIN_STEP)),
             [64, 101, 101],
             "never more than there may be"
         );
         let mut moved = 0;
         for n in 1..100_000 {
-            let (room, before) = (step(n, usize::MAX, LEAST_STEP), step(n - 1, usize::MAX, LEAST_STEP));
-            assert!(room >= n && (room - n < LEAST_STEP || (room - n) * 4 <= n), "{n}: {room}");
+            let (room, before) = (step(n, usize::MAX, MIN_STEP), step(n - 1, usize::MAX, MIN_STEP));
+            assert!(room >= n && (room - n < MIN_STEP || (room - n) * 4 <= n), "{n}: {room}");
             moved += if room > before { n - 1 } else { 0 };
             assert!(moved < 7 * n, "{n}: {moved} were copied");
         }

@@ -12,10 +12,10 @@ use crate::units::Tokens;
 const KEEP: f64 = 0.9;
 
 /// Shortest `Retry-After`.
-const SHORTEST: Duration = Duration::from_secs(1);
+const MIN_RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Longest `Retry-After`; also the limit for absurd estimates.
-const LONGEST: Duration = Duration::from_secs(3600);
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
 /// Measured speed of the slots.
 #[derive(Clone, Debug)]
@@ -75,20 +75,24 @@ impl SpeedEstimate {
 
     /// `Retry-After` for a refused client: the time until all jobs `ahead` are expected to be done.
     pub(super) fn retry_after(&self, ahead: impl IntoIterator<Item = Work>, slots: usize) -> Duration {
-        ahead.into_iter().map(|work| self.share_of(work, slots)).sum::<Duration>().clamp(SHORTEST, LONGEST)
+        ahead
+            .into_iter()
+            .map(|work| self.share_of(work, slots))
+            .sum::<Duration>()
+            .clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER)
     }
 
     /// How long a job delays those behind it, with this many slots.
     pub(super) fn share_of(&self, work: Work, slots: usize) -> Duration {
         let seconds = self.seconds_for(work) / count(Tokens(slots)).max(1.0);
-        Duration::try_from_secs_f64(seconds).unwrap_or(LONGEST).min(LONGEST)
+        Duration::try_from_secs_f64(seconds).unwrap_or(MAX_RETRY_AFTER).min(MAX_RETRY_AFTER)
     }
 
     fn seconds_for(&self, work: Work) -> f64 {
         let expected = self.share_of_max_new.value() * count(work.max_new) - count(work.generated);
         let seconds = self.prefill_seconds_per_token.value() * count(work.prompt)
             + self.decode_seconds_per_token.value() * expected.max(0.0);
-        work.max_time.map_or(seconds, |most| seconds.min(most.as_secs_f64()))
+        work.max_time.map_or(seconds, |max| seconds.min(max.as_secs_f64()))
     }
 }
 
@@ -160,7 +164,7 @@ mod tests {
         assert_eq!(speed.retry_after([work(0, 200, 60)], 1), Duration::from_secs(4));
         assert_eq!(
             speed.retry_after([work(0, 200, 190)], 1),
-            SHORTEST,
+            MIN_RETRY_AFTER,
             "more tokens than expected leave nothing to wait for"
         );
     }
@@ -197,9 +201,9 @@ mod tests {
     #[test]
     fn extreme_numbers_stay_between_a_second_and_an_hour() {
         let mut speed = SpeedEstimate::default();
-        assert_eq!(speed.retry_after([], 1), SHORTEST);
+        assert_eq!(speed.retry_after([], 1), MIN_RETRY_AFTER);
         speed.learn(taken(work(0, 0, 0), 0, 0));
         speed.learn(taken(work(0, 0, 1), 0, 0));
-        assert_eq!(speed.retry_after([work(usize::MAX, usize::MAX, 0); 9], 1), LONGEST);
+        assert_eq!(speed.retry_after([work(usize::MAX, usize::MAX, 0); 9], 1), MAX_RETRY_AFTER);
     }
 }

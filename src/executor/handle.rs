@@ -100,8 +100,8 @@ impl Executor {
     }
 
     /// Limits how many interactive jobs in a row may overtake a batch job.
-    pub fn limit_overtakes(&self, most: usize) {
-        self.shared.queue().limit_overtakes(most);
+    pub fn limit_overtakes(&self, max: usize) {
+        self.shared.queue().limit_overtakes(max);
     }
 
     /// Changes the limits. Waiting jobs stay.
@@ -196,7 +196,7 @@ impl Ticket {
         self.events.recv().await
     }
 
-    /// Ends the job with [`FinishReason::Cancelled`](crate::job::FinishReason::Cancelled): at once if it waits, after the current
+    /// Ends the job with [`EndReason::Cancelled`](crate::job::EndReason::Cancelled): at once if it waits, after the current
     /// step if it runs. Has no effect on a job that has ended.
     pub fn cancel(&self) {
         self.cancel.cancel();

@@ -30,7 +30,7 @@ pub struct Terms {
     /// Its priority.
     pub priority: Priority,
     /// Time in the slot, without loading its model, after which the job ends with
-    /// [`FinishReason::Length`](crate::job::FinishReason::Length) and the tokens so far.
+    /// [`EndReason::Length`](crate::job::EndReason::Length) and the tokens so far.
     pub max_time: Option<Duration>,
 }
 

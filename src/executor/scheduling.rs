@@ -84,7 +84,7 @@ impl Scheduler {
         let is_loaded = |model: &ModelId| (slot.is_loaded)(model);
         let (index, passed_over, switches) = if is_loaded(candidate.model) {
             (first, None, 0)
-        } else if slot.most_switches.is_some_and(|most| slot.switches >= most.get())
+        } else if slot.most_switches.is_some_and(|max| slot.switches >= max.get())
             && candidate.passed_over < slot.most_passes
             && let Some((loaded, _)) = these.find(|(_, one)| is_loaded(one.model))
         {

@@ -16,7 +16,7 @@ use super::{
     snapshot::{FinishedJob, JobOutcome},
 };
 use crate::{
-    job::{DraftCounts, Event, Failure, Finish, FinishReason, Job, Step, Timings},
+    job::{DraftCounts, EndReason, Event, Failure, Finish, Job, Step, Timings},
     metrics::{DraftSourceLabel, Metrics, PriorityLabel},
     otel::JobSpans,
     units::Tokens,
@@ -196,9 +196,7 @@ impl<'a> RunningJob<'a> {
     fn end(mut self, ended: Result<Finish, Failure>) {
         let ended = ended.map(|finish| match finish.reason {
             // If the client has left at the same moment, no one reads this.
-            FinishReason::Cancelled if self.limit_reached => {
-                Finish { reason: FinishReason::Length, ..finish }
-            }
+            EndReason::Cancelled if self.limit_reached => Finish { reason: EndReason::Length, ..finish },
             _ => finish,
         });
         match (&mut self.accepted.spans, &ended) {

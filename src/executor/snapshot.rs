@@ -9,7 +9,7 @@ use std::{
 
 use super::limits::Limits;
 use crate::{
-    job::{Failure, Finish, FinishReason, JobId, Memory, MemoryReport, ModelId, Priority},
+    job::{EndReason, Failure, Finish, JobId, Memory, MemoryReport, ModelId, Priority},
     units::Tokens,
 };
 
@@ -141,9 +141,9 @@ pub enum JobOutcome {
 impl From<&Result<Finish, Failure>> for JobOutcome {
     fn from(ended: &Result<Finish, Failure>) -> Self {
         match ended.as_ref().map(|finish| finish.reason) {
-            Ok(FinishReason::EndToken) => Self::Stop,
-            Ok(FinishReason::Length) => Self::Length,
-            Ok(FinishReason::Cancelled) => Self::Cancelled,
+            Ok(EndReason::EndToken) => Self::Stop,
+            Ok(EndReason::Length) => Self::Length,
+            Ok(EndReason::Cancelled) => Self::Cancelled,
             Err(_) => Self::Failed,
         }
     }

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Deadlines, Executor, Limits, SubmitError, Ticket};
 use crate::{
-    job::{Event, Failure, Finish, FinishReason, Job, MemoryReport, Step, Timings, Usage},
+    job::{EndReason, Event, Failure, Finish, Job, MemoryReport, Step, Timings, Usage},
     metrics::Metrics,
     units::Tokens,
 };
@@ -22,7 +22,7 @@ fn limits(max_jobs: usize) -> Limits {
     Limits { max_jobs: NonZeroUsize::new(max_jobs).unwrap(), max_prompt_tokens: Tokens(1_000) }
 }
 
-fn finish(reason: FinishReason, completion_tokens: usize) -> Finish {
+fn finish(reason: EndReason, completion_tokens: usize) -> Finish {
     let usage = Usage { prompt_tokens: 3, completion_tokens, cached_tokens: 0 };
     Finish { reason, usage, timings: Timings::default(), memory: MemoryReport::default() }
 }
@@ -36,11 +36,11 @@ async fn generate(
 ) -> Result<Finish, Failure> {
     for said in 0..job.max_new_tokens {
         tokio::select! {
-            () = cancel.cancelled() => return Ok(finish(FinishReason::Cancelled, said)),
+            () = cancel.cancelled() => return Ok(finish(EndReason::Cancelled, said)),
             () = sleep(step) => events.send(Event::Step(Step::Token(u32::try_from(job.id.0).unwrap()))).unwrap(),
         }
     }
-    Ok(finish(FinishReason::Length, job.max_new_tokens))
+    Ok(finish(EndReason::Length, job.max_new_tokens))
 }
 
 /// An executor whose jobs take `max_new_tokens` × 10 ms.
@@ -70,7 +70,7 @@ async fn read_all(ticket: &mut Ticket) -> (Vec<u32>, Event) {
     }
 }
 
-fn done(reason: FinishReason, tokens: usize) -> Event {
+fn done(reason: EndReason, tokens: usize) -> Event {
     Event::Done(finish(reason, tokens))
 }
 
@@ -79,7 +79,7 @@ async fn a_job_starts_generates_and_ends_in_that_order() {
     let executor = Executor::start(limits(1), Arc::new(Metrics::new()), |_, events, _| async move {
         events.send(Event::Step(Step::Progress { done: 3, total: 3, cached: 1 })).unwrap();
         events.send(Event::Step(Step::Token(7))).unwrap();
-        Ok(finish(FinishReason::EndToken, 1))
+        Ok(finish(EndReason::EndToken, 1))
     });
     let mut ticket = executor.ask(1, FOREVER).unwrap();
     let mut heard = vec![];
@@ -88,7 +88,7 @@ async fn a_job_starts_generates_and_ends_in_that_order() {
     }
     let started = Event::Started { queue_wait: Duration::ZERO };
     let progress = Event::Step(Step::Progress { done: 3, total: 3, cached: 1 });
-    assert_eq!(heard, [started, progress, Event::Step(Step::Token(7)), done(FinishReason::EndToken, 1)]);
+    assert_eq!(heard, [started, progress, Event::Step(Step::Token(7)), done(EndReason::EndToken, 1)]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -99,7 +99,7 @@ async fn jobs_run_one_at_a_time_in_order_and_without_a_gap() {
     for (place, ticket) in tickets.iter_mut().enumerate() {
         let queue_wait = 100 * MS * u32::try_from(place).unwrap();
         assert_eq!(ticket.next().await, Some(Event::Started { queue_wait }));
-        assert_eq!(read_all(ticket).await.1, done(FinishReason::Length, 10));
+        assert_eq!(read_all(ticket).await.1, done(EndReason::Length, 10));
     }
     assert_eq!(begun.elapsed(), 300 * MS);
 }
@@ -151,7 +151,7 @@ async fn the_total_deadline_ends_a_running_job_and_the_next_one_runs() {
     let (tokens, last) = read_all(&mut long).await;
     assert_eq!((tokens.len(), last), (9, Event::Failed(Failure::Deadline { elapsed: 95 * MS })));
     assert!(long.next().await.is_none(), "nothing follows the last event");
-    assert_eq!(read_all(&mut next).await, (vec![2, 2], done(FinishReason::Length, 2)));
+    assert_eq!(read_all(&mut next).await, (vec![2, 2], done(EndReason::Length, 2)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -171,7 +171,7 @@ async fn a_queued_client_that_leaves_never_disturbs_the_running_job() {
     assert_eq!(executor.summary().queued_jobs, 20);
     drop(queued);
     assert_eq!(executor.summary().queued_jobs, 0);
-    assert_eq!(read_all(&mut running).await, (vec![1; 50], done(FinishReason::Length, 50)));
+    assert_eq!(read_all(&mut running).await, (vec![1; 50], done(EndReason::Length, 50)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -181,7 +181,7 @@ async fn a_running_client_that_leaves_frees_the_slot_for_the_next() {
     let mut next = executor.ask(1, FOREVER).unwrap();
     sleep(15 * MS).await;
     drop(running);
-    assert_eq!(read_all(&mut next).await, (vec![2], done(FinishReason::Length, 1)));
+    assert_eq!(read_all(&mut next).await, (vec![2], done(EndReason::Length, 1)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -194,8 +194,8 @@ async fn cancelling_is_idempotent_whether_waiting_running_or_over() {
         waiting.cancel();
         running.cancel();
     }
-    assert_eq!(read_all(&mut waiting).await.1, done(FinishReason::Cancelled, 0));
-    assert_eq!(read_all(&mut running).await, (vec![1, 1], done(FinishReason::Cancelled, 2)));
+    assert_eq!(read_all(&mut waiting).await.1, done(EndReason::Cancelled, 0));
+    assert_eq!(read_all(&mut running).await, (vec![1, 1], done(EndReason::Cancelled, 2)));
     running.cancel();
     assert!(running.next().await.is_none());
 }
@@ -217,7 +217,7 @@ async fn a_panic_fails_its_job_and_the_queue_continues() {
             "{last:?}"
         );
     }
-    assert_eq!(read_all(&mut tickets[0]).await.1, done(FinishReason::Length, 1));
+    assert_eq!(read_all(&mut tickets[0]).await.1, done(EndReason::Length, 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -225,7 +225,7 @@ async fn a_client_that_never_reads_does_not_block_the_slot() {
     let executor = executor(4);
     let _unread = executor.ask(500, FOREVER).unwrap();
     let mut next = executor.ask(1, FOREVER).unwrap();
-    assert_eq!(read_all(&mut next).await.1, done(FinishReason::Length, 1));
+    assert_eq!(read_all(&mut next).await.1, done(EndReason::Length, 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -240,7 +240,7 @@ async fn a_drain_finishes_waiting_jobs_and_refuses_new_ones() {
     assert_eq!(executor.ask(1, FOREVER).unwrap_err(), SubmitError::Stopped);
     assert!(!executor.summary().accepting);
     for ticket in &mut tickets {
-        assert_eq!(read_all(ticket).await.1, done(FinishReason::Length, 10));
+        assert_eq!(read_all(ticket).await.1, done(EndReason::Length, 10));
     }
     draining.await.unwrap();
     assert!(executor.summary().running.is_empty());
@@ -316,7 +316,7 @@ async fn two_slots_run_two_jobs_at_a_time_and_end_when_the_queue_is_drained() {
     assert_eq!(running, [1, 2]);
     let began = Instant::now();
     for ticket in &mut tickets {
-        assert_eq!(read_all(ticket).await.1, done(FinishReason::Length, 10));
+        assert_eq!(read_all(ticket).await.1, done(EndReason::Length, 10));
     }
     assert!(began.elapsed() < 350 * MS, "five jobs of 100 ms took {:?}", began.elapsed());
     executor.drain(Duration::from_secs(1)).await;

@@ -64,7 +64,7 @@ const PACKED: [&str; 13] = [
 const OTHER_FORMATS: [&str; 4] = [".gguf", ".ggml", ".h5", ".msgpack"];
 
 /// Names that an error lists.
-const MOST_NAMED: usize = 5;
+const MAX_NAMED: usize = 5;
 
 /// Rows that are compared at once.
 const COMPARED: usize = 1 << 18;
@@ -333,9 +333,9 @@ fn is_of_a_sense(name: &str) -> bool {
 
 /// The first few of `names`.
 fn some(names: &[String]) -> String {
-    match names.len().checked_sub(MOST_NAMED) {
+    match names.len().checked_sub(MAX_NAMED) {
         None | Some(0) => names.join(", "),
-        Some(more) => format!("{} and {more} more", names[..MOST_NAMED].join(", ")),
+        Some(more) => format!("{} and {more} more", names[..MAX_NAMED].join(", ")),
     }
 }
 

@@ -20,12 +20,12 @@ pub enum ExportError {
     #[error(transparent)]
     Adapter(#[from] AdapterError),
     /// More positions are asked for than there are.
-    #[error("the context length {asked} is above the model's {most}; use {most} or less")]
+    #[error("the context length {asked} is above the model's {max}; use {max} or less")]
     Context {
         /// The requested context length.
         asked: NonZeroUsize,
         /// The model's context length.
-        most: usize,
+        max: usize,
     },
     /// Tokenizer, template or generation settings cannot be used.
     #[error(transparent)]

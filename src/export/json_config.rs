@@ -11,7 +11,7 @@ use std::{
 
 use serde_json::{Map, Value};
 
-use crate::{files, manifest::MOST_SIZE};
+use crate::{files, manifest::MAX_DIMENSION};
 
 /// Why a settings file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -133,7 +133,7 @@ impl JsonConfig {
     /// A number of things, which may be none.
     pub(super) fn count(&self, field: &str) -> Result<usize, JsonConfigError> {
         let count = self.read_as(field, COUNT, |value| {
-            value.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| *n <= MOST_SIZE)
+            value.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| *n <= MAX_DIMENSION)
         })?;
         count.ok_or_else(|| self.missing(field, COUNT))
     }
@@ -141,7 +141,7 @@ impl JsonConfig {
     /// A size of at least one, if the field is there.
     pub(super) fn optional_size(&self, field: &str) -> Result<Option<usize>, JsonConfigError> {
         self.read_as(field, SIZE, |value| {
-            value.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| (1..=MOST_SIZE).contains(n))
+            value.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| (1..=MAX_DIMENSION).contains(n))
         })
     }
 
@@ -243,9 +243,9 @@ impl JsonConfig {
     }
 
     fn shown(&self, field: &str) -> String {
-        const MOST_SHOWN: usize = 80;
+        const MAX_SHOWN: usize = 80;
         let value = self.fields.get(field).unwrap_or(&Value::Null).to_string();
-        match value.char_indices().nth(MOST_SHOWN) {
+        match value.char_indices().nth(MAX_SHOWN) {
             Some((end, _)) => format!("{}…", &value[..end]),
             None => value,
         }

@@ -78,7 +78,7 @@ impl Bits {
     }
 
     /// The greatest code.
-    const fn most(self) -> u8 {
+    const fn max_code(self) -> u8 {
         match self {
             Self::Four => 15,
             Self::Eight => 255,
@@ -152,7 +152,7 @@ impl Quantizer {
 }
 
 /// The longest block.
-const MOST_BLOCK: usize = 128;
+const MAX_BLOCK: usize = 128;
 
 /// Where symmetric candidates put the weight of greatest magnitude, in steps from the lowest code. The first is plain.
 const NUDGES: [f32; 9] = [0.0, -1.0, -0.75, -0.5, -0.25, 0.25, 0.5, 0.75, 1.0];
@@ -189,18 +189,18 @@ struct Fit {
 /// Between which weights a block lies; zero is always within.
 #[derive(Clone, Copy, Debug)]
 struct Range {
-    least: f32,
-    most: f32,
+    min: f32,
+    max: f32,
 }
 
 impl Range {
     fn of(weights: &[f32]) -> Self {
-        let (mut least, mut most) = ([0f32; LANES], [0f32; LANES]);
+        let (mut min, mut max) = ([0f32; LANES], [0f32; LANES]);
         for weights in weights.as_chunks::<LANES>().0 {
-            least = array::from_fn(|lane| least[lane].min(weights[lane]));
-            most = array::from_fn(|lane| most[lane].max(weights[lane]));
+            min = array::from_fn(|lane| min[lane].min(weights[lane]));
+            max = array::from_fn(|lane| max[lane].max(weights[lane]));
         }
-        Self { least: least.into_iter().fold(0.0, f32::min), most: most.into_iter().fold(0.0, f32::max) }
+        Self { min: min.into_iter().fold(0.0, f32::min), max: max.into_iter().fold(0.0, f32::max) }
     }
 
     /// The plain candidate first; none for a block of zeros, or of numbers so small that their inverse is infinite.
@@ -215,38 +215,38 @@ impl Range {
     }
 
     fn symmetric(self, nudge: f32, bits: Bits) -> Candidate {
-        let extreme = if -self.least >= self.most { self.least } else { self.most };
+        let extreme = if -self.min >= self.max { self.min } else { self.max };
         let zero_point = bits.middle();
         Candidate { inverse: (nudge - f32::from(zero_point)) / extreme, zero_point }
     }
 
     fn asymmetric(self, stretch: f32, bits: Bits) -> Candidate {
-        let most = f32::from(bits.most());
-        let inverse = (most + stretch) / (self.most - self.least);
+        let max = f32::from(bits.max_code());
+        let inverse = (max + stretch) / (self.max - self.min);
         // Both ends lose the same.
-        let zero_point = within(-self.least * inverse - stretch / 2.0, 0.0, most);
+        let zero_point = within(-self.min * inverse - stretch / 2.0, 0.0, max);
         Candidate { inverse, zero_point: low_byte(round(zero_point)) }
     }
 
     fn magnitude(self) -> f32 {
-        self.most.max(-self.least)
+        self.max.max(-self.min)
     }
 }
 
 /// The weights of a block, with zeros behind.
 struct Block {
-    weights: [f32; MOST_BLOCK],
+    weights: [f32; MAX_BLOCK],
     /// Its length in whole lanes.
     len: usize,
     /// The last candidate's codes, in steps from zero.
-    steps: [f32; MOST_BLOCK],
+    steps: [f32; MAX_BLOCK],
     /// Their rounding errors, in steps.
-    rest: [f32; MOST_BLOCK],
+    rest: [f32; MAX_BLOCK],
 }
 
 impl Block {
     fn of(weights: &[f32]) -> Self {
-        let zeros = [0.0; MOST_BLOCK];
+        let zeros = [0.0; MAX_BLOCK];
         let len = weights.len().next_multiple_of(LANES);
         let mut block = Self { weights: zeros, len, steps: zeros, rest: zeros };
         block.weights[..weights.len()].copy_from_slice(weights);
@@ -296,10 +296,10 @@ impl Block {
     }
 
     /// Codes of the weights, and of the zeros behind them.
-    fn codes(&self, Grid { scale, zero_point }: Grid, bits: Bits) -> [u8; MOST_BLOCK] {
+    fn codes(&self, Grid { scale, zero_point }: Grid, bits: Bits) -> [u8; MAX_BLOCK] {
         let inverse = if scale == 0.0 { 0.0 } else { scale.recip() };
         let [lowest, highest] = ends(zero_point, bits);
-        let mut codes = [zero_point; MOST_BLOCK];
+        let mut codes = [zero_point; MAX_BLOCK];
         for (code, weight) in codes.iter_mut().zip(&self.weights[..self.len]) {
             *code = low_byte(round(within(weight * inverse, lowest, highest)) + f32::from(zero_point));
         }
@@ -309,7 +309,7 @@ impl Block {
 
 /// The lowest and the highest code, in steps from zero.
 fn ends(zero_point: u8, bits: Bits) -> [f32; 2] {
-    [0, bits.most()].map(|code| f32::from(code) - f32::from(zero_point))
+    [0, bits.max_code()].map(|code| f32::from(code) - f32::from(zero_point))
 }
 
 /// Of whole lanes.

@@ -123,9 +123,9 @@ pub fn fingerprint(options: &Options) -> Result<String, ExportError> {
 fn load(options: &Options) -> Result<LoadedSources, ExportError> {
     let mut input = LoadedSources::open(&options.source)?;
     if let Some(asked) = options.context_length {
-        let most = input.blueprint.context_length;
-        if asked.get() > most {
-            return Err(ExportError::Context { asked, most });
+        let max = input.blueprint.context_length;
+        if asked.get() > max {
+            return Err(ExportError::Context { asked, max });
         }
         input.blueprint.limit_context(asked.get());
     }

@@ -26,11 +26,11 @@ use super::{
 use crate::files;
 
 /// The limit of the safetensors library.
-const MOST_HEADER_BYTES: u64 = 100_000_000;
+const MAX_HEADER_BYTES: u64 = 100_000_000;
 
 /// Limits on a tensor's name and on its dimensions, beyond those of any model.
-const MOST_NAME_BYTES: usize = 512;
-const MOST_DIMENSIONS: usize = 8;
+const MAX_NAME_BYTES: usize = 512;
+const MAX_DIMENSIONS: usize = 8;
 
 /// The header's one entry that is not a tensor.
 const METADATA: &str = "__metadata__";
@@ -285,7 +285,7 @@ fn read_json(file: &mut impl Read, path: &Path, file_bytes: u64) -> Result<Vec<u
     }
     file.read_exact(&mut length).map_err(failed)?;
     let header_bytes = u64::from_le_bytes(length);
-    if header_bytes > MOST_HEADER_BYTES.min(file_bytes - PREFIX_BYTES) {
+    if header_bytes > MAX_HEADER_BYTES.min(file_bytes - PREFIX_BYTES) {
         return Err(TensorsError::HeaderLength { path: path.into(), header_bytes, file_bytes });
     }
     let mut header = Vec::new();
@@ -342,11 +342,11 @@ impl<'de> Visitor<'de> for TensorsVisitor {
                 map.next_value::<IgnoredAny>()?;
                 continue;
             }
-            if name.len() > MOST_NAME_BYTES {
+            if name.len() > MAX_NAME_BYTES {
                 return Err(A::Error::custom(format!("a name of {} bytes", name.len())));
             }
             let info: TensorInfo = map.next_value()?;
-            if info.shape.len() > MOST_DIMENSIONS {
+            if info.shape.len() > MAX_DIMENSIONS {
                 return Err(A::Error::custom(format!("{name} has {} dimensions", info.shape.len())));
             }
             if tensors.contains_key(&name) {

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     files,
     manifest::layout::{
-        GENERATION_CONFIG, MOST_TEMPLATE, MOST_TOKENIZER, PROCESSOR_TEMPLATE, SPECIAL_TOKENS_MAP, TEMPLATE,
+        GENERATION_CONFIG, MAX_TEMPLATE, MAX_TOKENIZER, PROCESSOR_TEMPLATE, SPECIAL_TOKENS_MAP, TEMPLATE,
         TOKENIZER, TOKENIZER_CONFIG, TOOL_TEMPLATE,
     },
     units::Bytes,
@@ -89,7 +89,7 @@ impl TokenizerFiles {
             None => first(SPECIAL_TOKENS_MAP),
         };
         for (name, path) in [&tokenizer].into_iter().chain(&config).chain(&map) {
-            check_json(path, most(name))?;
+            check_json(path, size_limit(name))?;
         }
         let generation = first(GENERATION_CONFIG);
         let Found { copied: templates, written, read } = find_templates(dirs)?;
@@ -104,7 +104,7 @@ impl TokenizerFiles {
     /// Before any of them is hashed for provenance: a file of 100 GiB would be read to its end.
     fn check_sizes(&self) -> Result<(), TokenizerFilesError> {
         self.paths().try_for_each(|(name, path)| {
-            files::check(path, most(name))
+            files::check(path, size_limit(name))
                 .map_err(|source| TokenizerFilesError::Read { path: path.clone(), source })
         })
     }
@@ -117,7 +117,7 @@ impl TokenizerFiles {
     /// Copies them to `staging`; a template that only exists within a JSON file becomes a file.
     pub(super) fn write(&self, staging: &Staging) -> Result<(), TokenizerFilesError> {
         for (name, path) in &self.copied {
-            let content = files::read(path, most(name))
+            let content = files::read(path, size_limit(name))
                 .map_err(|source| TokenizerFilesError::Read { path: path.clone(), source })?;
             staging.write(name, &content)?;
         }
@@ -134,19 +134,19 @@ fn file(dir: &Path, name: &'static str) -> Option<(&'static str, PathBuf)> {
     files::exists(&path).then_some((name, path))
 }
 
-/// The largest file that is read.
-fn most(name: &str) -> Bytes {
+/// Size limit of the file.
+fn size_limit(name: &str) -> Bytes {
     match name {
-        TOKENIZER => MOST_TOKENIZER,
-        TEMPLATE | TOOL_TEMPLATE => MOST_TEMPLATE,
+        TOKENIZER => MAX_TOKENIZER,
+        TEMPLATE | TOOL_TEMPLATE => MAX_TEMPLATE,
         _ => files::MAX_JSON,
     }
 }
 
 /// Checks that the file is complete JSON: a truncated file would otherwise only fail when the model is served.
-fn check_json(path: &Path, most: Bytes) -> Result<(), TokenizerFilesError> {
+fn check_json(path: &Path, max: Bytes) -> Result<(), TokenizerFilesError> {
     let json =
-        files::read(path, most).map_err(|source| TokenizerFilesError::Read { path: path.into(), source })?;
+        files::read(path, max).map_err(|source| TokenizerFilesError::Read { path: path.into(), source })?;
     let parsed: Result<IgnoredAny, _> = serde_json::from_slice(&json);
     Ok(parsed.map(drop).map_err(|source| JsonConfigError::Parse { path: path.into(), source })?)
 }

@@ -37,7 +37,7 @@ pub(crate) enum Phase {
 pub(crate) struct Connections {
     open: Rc<RefCell<HashMap<u64, Rc<State>>>>,
     next: Rc<Cell<u64>>,
-    most: usize,
+    max: usize,
 }
 
 #[derive(Debug)]
@@ -86,16 +86,16 @@ struct Inner {
 }
 
 impl Connections {
-    /// An empty list for at most `most` connections.
-    pub(crate) fn new(most: usize) -> Self {
-        Self { open: Rc::default(), next: Rc::default(), most }
+    /// An empty list for at most `max` connections.
+    pub(crate) fn new(max: usize) -> Self {
+        Self { open: Rc::default(), next: Rc::default(), max }
     }
 
     /// Adds a connection. At the limit, another one is asked to close.
     pub(crate) fn enter(&self) -> ConnectionHandle {
         let id = self.next.replace(self.next.get() + 1);
         let state = Rc::new(State::new());
-        let is_full = self.open.borrow().len() >= self.most;
+        let is_full = self.open.borrow().len() >= self.max;
         if is_full {
             self.spare_one();
         }

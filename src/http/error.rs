@@ -100,8 +100,6 @@ pub(crate) enum ApiError {
     OriginNotAllowed,
     #[error("rate limit of {whose} exceeded ({limit} {what} per minute); retry in {} s", whole_seconds(*wait))]
     RateLimited { whose: &'static str, what: &'static str, limit: u32, wait: Duration },
-    #[error("the prompt is empty; send at least one token")]
-    EmptyPrompt,
     // OpenAI's wording: LiteLLM, LangChain and others look for "maximum context length is" to shorten a conversation or to
     // choose another model.
     #[error(
@@ -156,7 +154,6 @@ impl ApiError {
             Self::ModelNotAllowed { .. } => (S::FORBIDDEN, "model_not_allowed"),
             Self::OriginNotAllowed => (S::FORBIDDEN, "origin_not_allowed"),
             Self::RateLimited { .. } => (S::TOO_MANY_REQUESTS, "rate_limit_exceeded"),
-            Self::EmptyPrompt => (S::BAD_REQUEST, "empty_prompt"),
             Self::NoRoom { .. } => (S::BAD_REQUEST, "context_length_exceeded"),
             Self::Constraint { .. } => (S::BAD_REQUEST, "invalid_constraint"),
             Self::Sandbox(SandboxError::Busy) => (S::TOO_MANY_REQUESTS, "preparation_busy"),
@@ -197,13 +194,14 @@ impl ApiError {
             Self::ModelNotFound { .. } | Self::ModelUnavailable(_) | Self::ModelNotAllowed { .. } => {
                 Some("model")
             }
-            Self::EmptyPrompt => Some("prompt"),
             Self::SavedPromptNotFound { .. } | Self::Failure(Failure::SavedPrompt { .. }) => Some("name"),
             Self::Constraint { param, .. } => Some(param),
-            Self::Text(TextError::NoTable | TextError::TooLong { .. } | TextError::Encode { .. }) => None,
+            Self::Text(
+                TextError::ConstraintUnsupported | TextError::TooLong { .. } | TextError::Encode { .. },
+            ) => None,
             Self::Text(TextError::TemplateUnsupported { .. }) => Some("messages"),
             Self::Text(TextError::NoTools { .. }) => Some("tools"),
-            Self::Text(text) if text.is_the_clients() => Some("messages"),
+            Self::Text(text) if text.is_client_error() => Some("messages"),
             _ => None,
         }
     }
@@ -336,51 +334,53 @@ impl ResponseError for ApiError {
 }
 
 fn text_row(error: &TextError) -> (StatusCode, &'static str) {
+    use StatusCode as S;
     match error {
-        TextError::NoTemplate { .. } => (StatusCode::BAD_REQUEST, "no_chat_template"),
-        TextError::NoTools { .. } => (StatusCode::BAD_REQUEST, "tools_unsupported"),
-        TextError::NoTable => (StatusCode::BAD_REQUEST, "constraint_unsupported"),
-        TextError::Messages { .. } => (StatusCode::BAD_REQUEST, "messages_refused"),
-        TextError::TooLong { .. } => (StatusCode::BAD_REQUEST, "context_length_exceeded"),
-        TextError::Template { .. } => (StatusCode::BAD_REQUEST, "chat_template_failed"),
+        TextError::NoTemplate { .. } => (S::BAD_REQUEST, "no_chat_template"),
+        TextError::NoTools { .. } => (S::BAD_REQUEST, "tools_unsupported"),
+        TextError::ConstraintUnsupported => (S::BAD_REQUEST, "constraint_unsupported"),
+        TextError::TemplateRefused { .. } => (S::BAD_REQUEST, "messages_refused"),
+        TextError::TooLong { .. } => (S::BAD_REQUEST, "context_length_exceeded"),
+        TextError::TemplateFailed { .. } => (S::BAD_REQUEST, "chat_template_failed"),
         TextError::TemplateSteps { .. } | TextError::TemplateLimit { .. } => {
-            (StatusCode::BAD_REQUEST, "chat_template_limit")
+            (S::BAD_REQUEST, "chat_template_limit")
         }
-        TextError::TemplateUnsupported { .. } => (StatusCode::NOT_IMPLEMENTED, "chat_template_unsupported"),
-        TextError::Encode { .. } => (StatusCode::BAD_REQUEST, "not_encodable"),
+        TextError::TemplateUnsupported { .. } => (S::NOT_IMPLEMENTED, "chat_template_unsupported"),
+        TextError::Encode { .. } => (S::BAD_REQUEST, "not_encodable"),
         TextError::Manifest(_)
         | TextError::Read { .. }
         | TextError::Json { .. }
         | TextError::Tokenizer { .. }
-        | TextError::TemplateFile { .. } => (StatusCode::SERVICE_UNAVAILABLE, "model_files"),
+        | TextError::TemplateFile { .. } => (S::SERVICE_UNAVAILABLE, "model_files"),
     }
 }
 
 fn failure_row(failure: &Failure) -> (StatusCode, &'static str) {
+    use StatusCode as S;
     match failure {
-        Failure::Context { .. } => (StatusCode::BAD_REQUEST, "context_length_exceeded"),
-        Failure::UnknownToken { .. } => (StatusCode::BAD_REQUEST, "unknown_token"),
-        Failure::Model { .. } => (StatusCode::SERVICE_UNAVAILABLE, "model_load_failed"),
-        Failure::NanLogits { .. } => (StatusCode::SERVICE_UNAVAILABLE, "model_damaged"),
-        Failure::Constraint { .. } => (StatusCode::BAD_REQUEST, "constraint_failed"),
-        Failure::Device { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "device_error"),
+        Failure::Context { .. } => (S::BAD_REQUEST, "context_length_exceeded"),
+        Failure::UnknownToken { .. } => (S::BAD_REQUEST, "unknown_token"),
+        Failure::Model { .. } => (S::SERVICE_UNAVAILABLE, "model_load_failed"),
+        Failure::NanLogits { .. } => (S::SERVICE_UNAVAILABLE, "model_damaged"),
+        Failure::Constraint { .. } => (S::BAD_REQUEST, "constraint_failed"),
+        Failure::Device { .. } => (S::INTERNAL_SERVER_ERROR, "device_error"),
         // Not a 5xx: clients retry those automatically, and the same request would need as much memory again.
-        Failure::OutOfMemory { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "out_of_memory"),
-        Failure::SavedPrompt { .. } => (StatusCode::CONFLICT, "saved_prompt_unusable"),
-        Failure::SavedFile { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "saved_prompt_failed"),
-        Failure::WorkerLost { .. } => (StatusCode::BAD_GATEWAY, "worker_lost"),
-        Failure::NoWorker { .. } => (StatusCode::SERVICE_UNAVAILABLE, "worker_down"),
-        Failure::QueueTimeout { .. } => (StatusCode::GATEWAY_TIMEOUT, "queue_timeout"),
-        Failure::Deadline { .. } => (StatusCode::GATEWAY_TIMEOUT, "deadline_exceeded"),
-        Failure::ShuttingDown => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),
+        Failure::OutOfMemory { .. } => (S::PAYLOAD_TOO_LARGE, "out_of_memory"),
+        Failure::SavedPrompt { .. } => (S::CONFLICT, "saved_prompt_unusable"),
+        Failure::SavedFile { .. } => (S::INTERNAL_SERVER_ERROR, "saved_prompt_failed"),
+        Failure::WorkerLost { .. } => (S::BAD_GATEWAY, "worker_lost"),
+        Failure::NoWorker { .. } => (S::SERVICE_UNAVAILABLE, "worker_down"),
+        Failure::QueueTimeout { .. } => (S::GATEWAY_TIMEOUT, "queue_timeout"),
+        Failure::Deadline { .. } => (S::GATEWAY_TIMEOUT, "deadline_exceeded"),
+        Failure::ShuttingDown => (S::SERVICE_UNAVAILABLE, "shutting_down"),
     }
 }
 
 /// Limits the length of text that an error quotes from the request.
 fn shortened(mut text: String) -> String {
-    const MOST: usize = 2_000;
-    if text.len() > MOST {
-        text.truncate(text.floor_char_boundary(MOST));
+    const MAX_BYTES: usize = 2_000;
+    if text.len() > MAX_BYTES {
+        text.truncate(text.floor_char_boundary(MAX_BYTES));
         text.push('…');
     }
     text
@@ -405,7 +405,7 @@ mod tests {
     fn errors_that_the_client_can_fix_are_never_server_errors() {
         let prompt = Tokens(9);
         let fixable: [ApiError; 4] = [
-            ApiError::EmptyPrompt,
+            FieldError::EmptyPrompt { param: "prompt".into() }.into(),
             TextError::NoTemplate { id: "base".into() }.into(),
             Failure::Context { prompt, max_new: prompt, capacity: prompt }.into(),
             Failure::UnknownToken { id: 9, vocabulary: 4 }.into(),

@@ -5,6 +5,8 @@
 pub(crate) enum FieldError {
     #[error("{param} is required")]
     Missing { param: String },
+    #[error("the prompt is empty; send at least one token")]
+    EmptyPrompt { param: String },
     #[error("{param} has the wrong type: {message}")]
     Type { param: String, message: String },
     #[error("{param} is {found}, outside {range}")]
@@ -43,6 +45,7 @@ impl FieldError {
     pub(crate) const fn code(&self) -> &'static str {
         match self {
             Self::Missing { .. } => "missing_field",
+            Self::EmptyPrompt { .. } => "empty_prompt",
             Self::Type { .. } => "invalid_type",
             Self::Range { .. } | Self::Value { .. } | Self::Conflict { .. } | Self::Requires { .. } => {
                 "invalid_value"
@@ -56,6 +59,7 @@ impl FieldError {
     pub(crate) fn param(&self) -> &str {
         match self {
             Self::Missing { param }
+            | Self::EmptyPrompt { param }
             | Self::Type { param, .. }
             | Self::Range { param, .. }
             | Self::Value { param, .. }

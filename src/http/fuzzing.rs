@@ -3,20 +3,15 @@
 use std::time::Duration;
 
 use super::request::{
-    chat::ChatRequest,
-    completions::CompletionRequest,
-    fields::Fields,
-    generate_lite::GenerateLiteRequest,
-    generation::{GenerateRequest, RequestContext},
-    responses::ResponseCall,
-    tools::ToolContext,
+    ChatRequest, CompletionRequest, Fields, GenerateLiteRequest, GenerateRequest, RequestContext,
+    ResponseCall, ToolContext,
 };
 use crate::{executor::Deadlines, text::ToolSupport};
 
 /// Parses `body` as a request of every generating route, for models with and without tools. Returns whether any accepts it.
 pub fn request(body: &[u8]) -> bool {
     let template = "{% if tools %}<tool_call>{% endif %}";
-    [ToolSupport::None, ToolSupport::Unread, ToolSupport::of(template)].into_iter().any(|support| {
+    [ToolSupport::None, ToolSupport::UnknownFormat, ToolSupport::of(template)].into_iter().any(|support| {
         let context = RequestContext {
             vocabulary: 4096,
             deadlines: Deadlines { queue: Duration::from_secs(60), total: Duration::from_secs(600) },
@@ -34,5 +29,5 @@ pub fn request(body: &[u8]) -> bool {
 
 fn parse<R: GenerateRequest>(body: &[u8], context: &RequestContext) -> bool {
     let Ok(fields) = Fields::parse(body) else { return false };
-    R::parse(fields).and_then(|request| request.resolve(context)).is_ok()
+    R::read(fields).and_then(|request| request.resolve(context)).is_ok()
 }

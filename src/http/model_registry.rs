@@ -12,7 +12,7 @@ use crate::{job::ModelId, text::Text};
 pub(crate) type ModelEntry = Result<Arc<Text>, Unavailable>;
 
 /// The tokenizers and chat templates of all models. They are small, so they stay loaded whichever model the worker has loaded:
-/// invalid requests are rejected before they are queued.
+/// invalid requests are refused before they are queued.
 #[derive(Clone)]
 pub struct ModelRegistry {
     /// The first is the default model.

@@ -41,14 +41,14 @@ pub(crate) enum Cost {
 impl Cost {
     /// The cost of parsing or writing JSON.
     pub(crate) const fn of_json(bytes: usize) -> Self {
-        const MOST_TRIVIAL: usize = 16 << 10;
-        Self::beyond(MOST_TRIVIAL, bytes)
+        const MAX_TRIVIAL: usize = 16 << 10;
+        Self::beyond(MAX_TRIVIAL, bytes)
     }
 
     /// The cost of tokenizing or detokenizing text. A tokenizer reads one or two bytes per microsecond.
     pub(crate) const fn of_text(bytes: usize) -> Self {
-        const MOST_TRIVIAL: usize = 1 << 10;
-        Self::beyond(MOST_TRIVIAL, bytes)
+        const MAX_TRIVIAL: usize = 1 << 10;
+        Self::beyond(MAX_TRIVIAL, bytes)
     }
 
     const fn beyond(most_trivial: usize, bytes: usize) -> Self {
@@ -144,11 +144,11 @@ mod tests {
     async fn heavy_work_runs_one_at_a_time_even_after_its_clients_have_left() {
         let offload = Offload::default();
         let running = Arc::new(AtomicUsize::new(0));
-        let most = Arc::new(AtomicUsize::new(0));
+        let max = Arc::new(AtomicUsize::new(0));
         let work = || {
-            let (running, most) = (Arc::clone(&running), Arc::clone(&most));
+            let (running, max) = (Arc::clone(&running), Arc::clone(&max));
             move || {
-                most.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                max.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
                 std::thread::sleep(Duration::from_millis(20));
                 running.fetch_sub(1, Ordering::SeqCst);
                 Ok::<_, ApiError>(())
@@ -159,7 +159,7 @@ mod tests {
             tokio::time::timeout(Duration::from_millis(5), left).await.unwrap_err();
         }
         offload.run(Cost::Heavy, work()).await.unwrap();
-        assert_eq!(most.load(Ordering::SeqCst), 1);
+        assert_eq!(max.load(Ordering::SeqCst), 1);
     }
 
     #[tokio::test]

@@ -1,11 +1,11 @@
 //! One line of the route table: its handler, who may call it, and its OpenAPI operation.
 
 use actix_web::{FromRequest, Handler, Resource, Responder, guard, http::Method, middleware::from_fn, web};
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 use utoipa::{
     ToSchema,
     openapi::{
-        Content, ContentBuilder, HttpMethod, Ref, RefOr, Required, Response, ResponseBuilder, Schema,
+        Content, ContentBuilder, HttpMethod, Ref, Required, Response, ResponseBuilder,
         example::ExampleBuilder,
         path::{Operation, OperationBuilder, Parameter, ParameterBuilder, ParameterIn},
         request_body::{RequestBody, RequestBodyBuilder},
@@ -17,6 +17,7 @@ use utoipa::{
 use super::{
     error::{ApiError, ErrorBody},
     middleware::auth,
+    request::{ReadObject, Schemas},
     route_info::{Access, RouteInfo},
 };
 
@@ -24,9 +25,6 @@ const JSON: &str = "application/json";
 
 /// An example of a request: its name, a summary and the body.
 pub(crate) type Example = (&'static str, &'static str, Value);
-
-/// Named schemas, as utoipa collects them.
-type Schemas = Vec<(String, RefOr<Schema>)>;
 
 /// A route.
 pub(crate) struct Route {
@@ -56,7 +54,7 @@ impl Route {
             pattern: path,
             new_handler: Box::new(move || web::route().to(handler.clone())),
             operation,
-            schemas: Vec::new(),
+            schemas: Map::new(),
         }
     }
 
@@ -98,17 +96,17 @@ impl Route {
         self
     }
 
-    /// Takes a JSON body.
-    pub(crate) fn takes<T: ToSchema>(self, examples: impl IntoIterator<Item = Example>) -> Self {
-        self.takes_body::<T>(Required::True, examples)
+    /// Requires a JSON body.
+    pub(crate) fn body<T: ReadObject>(self, examples: impl IntoIterator<Item = Example>) -> Self {
+        self.with_body::<T>(Required::True, examples)
     }
 
-    /// Takes a JSON body or none.
-    pub(crate) fn may_take<T: ToSchema>(self, examples: impl IntoIterator<Item = Example>) -> Self {
-        self.takes_body::<T>(Required::False, examples)
+    /// Allows a JSON body.
+    pub(crate) fn optional_body<T: ReadObject>(self, examples: impl IntoIterator<Item = Example>) -> Self {
+        self.with_body::<T>(Required::False, examples)
     }
 
-    fn takes_body<T: ToSchema>(
+    fn with_body<T: ReadObject>(
         mut self,
         required: Required,
         examples: impl IntoIterator<Item = Example>,
@@ -116,9 +114,11 @@ impl Route {
         let examples = examples.into_iter().map(|(name, summary, value)| {
             (name, ExampleBuilder::new().summary(summary).value(Some(value)).build())
         });
-        let content = ContentBuilder::new().schema(Some(self.reference::<T>())).examples_from_iter(examples);
-        let body: RequestBody =
-            RequestBodyBuilder::new().required(Some(required)).content(JSON, content).build();
+        let schema = T::schema(&mut self.schemas);
+        self.schemas.insert(T::NAME.to_owned(), schema);
+        let content = ContentBuilder::new().schema(Some(Ref::from_schema_name(T::NAME)));
+        let body = RequestBodyBuilder::new().required(Some(required));
+        let body: RequestBody = body.content(JSON, content.examples_from_iter(examples)).build();
         self.operation.request_body = Some(body.into());
         self
     }
@@ -157,12 +157,18 @@ impl Route {
         self.respond(200, ResponseBuilder::new().description(description).content(content_type, content))
     }
 
-    /// May answer with these errors, each a status and its reason; later ones replace earlier ones.
-    pub(crate) fn refuses(mut self, errors: &[&[(u16, &'static str)]]) -> Self {
-        for &(status, reason) in errors.iter().copied().flatten() {
-            self = self.answers_with::<ErrorBody>(status, reason);
+    /// May answer with these errors, each a status and its reason; earlier reasons of a status are kept.
+    pub(crate) fn errors(mut self, errors: &[(u16, &'static str)]) -> Self {
+        for &(status, reason) in errors {
+            if !self.operation.responses.responses.contains_key(&status.to_string()) {
+                self = self.answers_with::<ErrorBody>(status, reason);
+            }
         }
         self
+    }
+
+    pub(crate) const fn has_body(&self) -> bool {
+        self.operation.request_body.is_some()
     }
 
     fn respond(mut self, status: u16, response: ResponseBuilder) -> Self {
@@ -173,10 +179,12 @@ impl Route {
 
     /// Refers to a schema by its name.
     fn reference<T: ToSchema>(&mut self) -> Ref {
-        let name = T::name();
-        T::schemas(&mut self.schemas);
-        self.schemas.push((name.to_string(), T::schema()));
-        Ref::from_schema_name(name)
+        let mut schemas = vec![(T::name().into_owned(), T::schema())];
+        T::schemas(&mut schemas);
+        // Does not fail: every key is a string.
+        let schemas = schemas.into_iter().map(|(name, schema)| (name, json!(schema)));
+        self.schemas.extend(schemas);
+        Ref::from_schema_name(T::name())
     }
 
     /// The method as OpenAPI names it.

@@ -8,35 +8,28 @@ use utoipa::openapi::schema::Type;
 
 use super::{
     formats::{
-        chat::{Chat, ChatCompletion, ChatCompletionChunk},
-        completions::{Completion, Completions},
-        format::ApiFormat,
-        generate_lite::{GenerateLite, Generated, GeneratedDelta},
-        responses::{Response, ResponseEvent, Responses},
+        ApiFormat, Chat, ChatCompletion, ChatCompletionChunk, Completion, Completions, GenerateLite,
+        Generated, GeneratedDelta, Response, ResponseEvent, Responses,
     },
     handlers::{
         admin::{self, CommandAnswer, Draining, LogLevel},
-        docs,
         generate::generate,
         health::{self, Status},
-        index,
         models::{self, Model, ModelList},
+        pages,
         prompt_cache::{self, CacheAnswer, SavedPromptList},
         slot::{self, Slot},
         tokenize::{self, Detokenized, RenderedPrompt, Tokenized},
-        ui,
     },
     request::{
-        admin::{CacheRequest, LoadRequest, LogRequest},
-        chat::ChatRequest,
-        completions::CompletionRequest,
-        generate_lite::GenerateLiteRequest,
-        responses::ResponseRequest,
-        tokenize::{ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest},
+        ApplyTemplateRequest, CacheRequest, DetokenizeRequest, LoadRequest, LogRequest, TokenizeRequest,
     },
-    route::Route,
+    route::{Example, Route},
     route_info::{Access, NO_ROUTE, RouteInfo},
 };
+
+const GET: Method = Method::GET;
+const POST: Method = Method::POST;
 
 /// Errors of every route except the probes: authentication, origin and host checks, rate limits.
 const KEY_ERRORS: &[(u16, &str)] = &[
@@ -48,17 +41,21 @@ const KEY_ERRORS: &[(u16, &str)] = &[
     ),
 ];
 
+const NO_MODEL: (u16, &str) = (404, "The model was not found.");
+
+const INTERNAL: (u16, &str) = (500, "Internal error; the log of the server has the details.");
+
 /// Errors of every route with a body.
 const BODY_ERRORS: &[(u16, &str)] = &[
     (400, "The request is invalid; `error.param` names the field."),
-    (404, "The model was not found."),
+    NO_MODEL,
     (408, "The body did not arrive in time."),
     (415, "`Content-Type` is not `application/json`, or `Content-Encoding` is neither gzip nor identity."),
     (
         413,
         "The body is larger than `server.body_limit_bytes`, or the device has too little memory for the request.",
     ),
-    (500, "Internal error; the log of the server has the details."),
+    INTERNAL,
     (501, "The model's chat template uses an unsupported feature."),
 ];
 
@@ -68,6 +65,7 @@ const WORKER_ERRORS: &[(u16, &str)] = &[
     (502, "Two workers were lost during this request."),
     (503, "No worker is ready; see `Retry-After`."),
     (504, "The request waited or ran for longer than its time limit."),
+    INTERNAL,
 ];
 
 /// Errors of `POST /admin/cache` only.
@@ -83,7 +81,13 @@ pub(crate) static ROUTES: LazyLock<Vec<Route>> = LazyLock::new(|| {
         ("admin", admin()),
         ("operation", operation()),
     ];
-    tags.into_iter().flat_map(|(tag, routes)| routes.into_iter().map(move |route| route.tag(tag))).collect()
+    let complete = |route: Route| {
+        let route = if route.has_body() { route.errors(BODY_ERRORS) } else { route };
+        if matches!(route.info.access, Access::Probe) { route } else { route.errors(KEY_ERRORS) }
+    };
+    tags.into_iter()
+        .flat_map(|(tag, routes)| routes.into_iter().map(move |route| complete(route.tag(tag))))
+        .collect()
 });
 
 /// A conversation of one message, for examples.
@@ -91,13 +95,10 @@ fn conversation(text: &str) -> Value {
     json!([{ "role": "user", "content": text }])
 }
 
-/// A generating route in the format `F`, with the errors of all of them.
-fn generating<F: ApiFormat>(summary: &'static str) -> Route {
-    Route::new(Method::POST, F::ROUTE, summary, generate::<F>).refuses(&[
-        KEY_ERRORS,
-        BODY_ERRORS,
-        WORKER_ERRORS,
-    ])
+/// A generating route in the format `F`.
+fn generating<F: ApiFormat>(summary: &'static str, examples: impl IntoIterator<Item = Example>) -> Route {
+    let route = Route::new(POST, F::ROUTE, summary, generate::<F>);
+    route.body::<F::Request>(examples).errors(WORKER_ERRORS)
 }
 
 fn openai() -> Vec<Route> {
@@ -105,54 +106,49 @@ fn openai() -> Vec<Route> {
         completions(),
         chat(),
         responses(),
-        Route::new(Method::GET, "/v1/models", "The served models", models::models)
-            .answers::<ModelList<'_>>("The models.")
-            .refuses(&[KEY_ERRORS]),
-        Route::new(Method::GET, "/v1/models/{id}", "One model", models::model)
+        Route::new(GET, "/v1/models", "The served models", models::models)
+            .answers::<ModelList<'_>>("The models."),
+        Route::new(GET, "/v1/models/{id}", "One model", models::model)
             .matched_by("/v1/models/{id:.+}")
             .parameter("id", "The id of the model.")
             .answers::<Model<'_>>("The model.")
-            .refuses(&[KEY_ERRORS, &[(404, "The model was not found.")]]),
+            .errors(&[NO_MODEL]),
     ]
 }
 
 fn eka() -> Vec<Route> {
     vec![
         generate_lite(),
-        Route::new(Method::GET, "/v1/slot", "Running, queued and recent requests, and memory", slot::slot)
+        Route::new(GET, "/v1/slot", "Running, queued and recent requests, and memory", slot::slot)
             .access(Access::Unmetered)
             .details(
                 "Request ids and key names are shown to admin keys, and to the key of the request itself.",
             )
-            .answers::<Slot>("The state.")
-            .refuses(&[KEY_ERRORS]),
+            .answers::<Slot>("The state."),
     ]
 }
 
 fn generate_lite() -> Route {
     let text = json!({ "prompt": "Translate to Hindi: Good morning, friend.", "max_new_tokens": 24 });
     let messages = json!({ "messages": conversation("Translate to Urdu: Good night."), "stream": true });
-    generating::<GenerateLite>("One answer, complete or streamed, with timings and memory")
+    let examples = [("prompt", "A prompt", text), ("messages", "A conversation, streamed", messages)];
+    generating::<GenerateLite>("One answer, complete or streamed, with timings and memory", examples)
         .details(
             "Greedy unless a temperature is sent. A stream has `GeneratedDelta` events, then one `Generated`, \
              and ends with `data: [DONE]`.",
         )
-        .takes::<GenerateLiteRequest>([
-            ("prompt", "A prompt", text),
-            ("messages", "A conversation, streamed", messages),
-        ])
         .answers_or_streams::<Generated<'_>, GeneratedDelta<'_>>("The answer.")
 }
 
 fn completions() -> Route {
     let logprobs = json!({ "prompt": "Good morning", "max_tokens": 8, "logprobs": 2, "seed": 7 });
     let regex = json!({ "prompt": "Yes or no?", "regex": "yes|no", "n": 2, "temperature": 0.8 });
-    generating::<Completions>("OpenAI's completions")
+    let examples = [
+        ("prompt", "A prompt, with log-probabilities", logprobs),
+        ("choices", "Two choices that match a regular expression", regex),
+    ];
+    generating::<Completions>("OpenAI's completions", examples)
         .details("A stream has `Completion` events and ends with `data: [DONE]`.")
-        .takes::<CompletionRequest>([
-            ("prompt", "A prompt, with log-probabilities", logprobs),
-            ("choices", "Two choices that match a regular expression", regex),
-        ])
         .answers_or_streams::<Completion<'_>, Completion<'_>>("The answer.")
 }
 
@@ -170,13 +166,13 @@ fn chat() -> Route {
     });
     let format = json!({ "type": "json_schema", "json_schema": { "name": "word", "schema": word } });
     let schema = json!({ "messages": conversation("Good morning"), "response_format": format });
-    generating::<Chat>("OpenAI's chat completions")
+    let examples = [
+        ("chat", "A conversation", whole),
+        ("stream", "Streamed, with usage", streamed),
+        ("schema", "Matching a JSON schema", schema),
+    ];
+    generating::<Chat>("OpenAI's chat completions", examples)
         .details("A stream has `ChatCompletionChunk` events and ends with `data: [DONE]`.")
-        .takes::<ChatRequest>([
-            ("chat", "A conversation", whole),
-            ("stream", "Streamed, with usage", streamed),
-            ("schema", "Matching a JSON schema", schema),
-        ])
         .answers_or_streams::<ChatCompletion<'_>, ChatCompletionChunk<'_>>("The answer.")
 }
 
@@ -185,44 +181,38 @@ fn responses() -> Route {
     let parts = json!([{ "type": "input_text", "text": "Translate to Marathi: Good evening." }]);
     let items = json!([{ "role": "user", "content": parts }]);
     let streamed = json!({ "instructions": "Answer briefly.", "input": items, "stream": true });
-    generating::<Responses>("OpenAI's responses, which are not stored")
+    let examples = [("text", "A text", text), ("conversation", "A conversation, streamed", streamed)];
+    generating::<Responses>("OpenAI's responses, which are not stored", examples)
         .details(
             "A stream has `ResponseEvent` events and ends with `response.completed` or `response.incomplete`.",
         )
-        .takes::<ResponseRequest>([
-            ("text", "A text", text),
-            ("conversation", "A conversation, streamed", streamed),
-        ])
         .answers_or_streams::<Response<'_>, ResponseEvent<'_>>("The answer.")
 }
 
 fn texts() -> Vec<Route> {
     vec![
-        Route::new(Method::POST, "/tokenize", "The tokens of a text or of messages", tokenize::tokenize)
-            .takes::<TokenizeRequest>([(
+        Route::new(POST, "/tokenize", "The tokens of a text or of messages", tokenize::tokenize)
+            .body::<TokenizeRequest>([(
                 "content",
                 "A text",
                 json!({ "content": "Good morning", "with_pieces": true }),
             )])
-            .answers::<Tokenized>("The tokens.")
-            .refuses(&[KEY_ERRORS, BODY_ERRORS]),
-        Route::new(Method::POST, "/detokenize", "The text of tokens", tokenize::detokenize)
-            .takes::<DetokenizeRequest>([("tokens", "Tokens", json!({ "tokens": [40, 41, 42] }))])
-            .answers::<Detokenized<'_>>("The text.")
-            .refuses(&[KEY_ERRORS, BODY_ERRORS]),
+            .answers::<Tokenized>("The tokens."),
+        Route::new(POST, "/detokenize", "The text of tokens", tokenize::detokenize)
+            .body::<DetokenizeRequest>([("tokens", "Tokens", json!({ "tokens": [40, 41, 42] }))])
+            .answers::<Detokenized<'_>>("The text."),
         Route::new(
-            Method::POST,
+            POST,
             "/apply-template",
             "The prompt that the chat template renders from messages",
             tokenize::apply_template,
         )
-        .takes::<ApplyTemplateRequest>([(
+        .body::<ApplyTemplateRequest>([(
             "messages",
             "A conversation",
             json!({ "messages": [{ "role": "user", "content": "Good morning" }] }),
         )])
-        .answers::<RenderedPrompt>("The prompt.")
-        .refuses(&[KEY_ERRORS, BODY_ERRORS]),
+        .answers::<RenderedPrompt>("The prompt."),
     ]
 }
 
@@ -231,30 +221,31 @@ fn admin() -> Vec<Route> {
     let messages = json!([{ "role": "system", "content": system }]);
     let save = json!({ "action": "save", "name": "support", "messages": messages });
     let routes = vec![
-        Route::new(Method::POST, "/admin/models/{id}/load", "Load a model (admin)", admin::load)
+        Route::new(POST, "/admin/models/{id}/load", "Load a model (admin)", admin::load)
             .details("Runs after the current request and before all that are queued.")
             .parameter("id", "The id of the model.")
-            .may_take::<LoadRequest>([(
+            .optional_body::<LoadRequest>([(
                 "keep_alive",
                 "Stay loaded for ten minutes",
                 json!({ "keep_alive": "10m" }),
             )])
             .answers::<CommandAnswer>("The model is loaded.")
-            .refuses(&[KEY_ERRORS, BODY_ERRORS, WORKER_ERRORS]),
+            .errors(WORKER_ERRORS),
         Route::new(
-            Method::POST,
+            POST,
             "/admin/models/{id}/unload",
             "Unload a model and free its memory (admin)",
             admin::unload,
         )
         .parameter("id", "The id of the model.")
         .answers::<CommandAnswer>("The model is unloaded.")
-        .refuses(&[KEY_ERRORS, BODY_ERRORS, WORKER_ERRORS]),
-        Route::new(Method::POST, "/admin/trim", "Free memory that no request needs (admin)", admin::trim)
+        .errors(WORKER_ERRORS)
+        .errors(&[NO_MODEL]),
+        Route::new(POST, "/admin/trim", "Free memory that no request needs (admin)", admin::trim)
             .answers::<CommandAnswer>("The memory is freed.")
-            .refuses(&[KEY_ERRORS, BODY_ERRORS, WORKER_ERRORS]),
+            .errors(WORKER_ERRORS),
         Route::new(
-            Method::POST,
+            POST,
             "/admin/cache",
             "Save a prompt to a file, restore it or delete it (admin)",
             prompt_cache::cache,
@@ -263,28 +254,22 @@ fn admin() -> Vec<Route> {
             "Requests that begin with a restored prompt do not compute it again; see `cached_tokens`. A \
                  save is queued like a request. A restore runs after the current request, on every device.",
         )
-        .takes::<CacheRequest>([
+        .body::<CacheRequest>([
             ("save", "Save a system prompt", save),
             ("restore", "Restore it after a restart", json!({ "action": "restore", "name": "support" })),
             ("delete", "Delete it", json!({ "action": "delete", "name": "support" })),
         ])
         .answers::<CacheAnswer<'_>>("The action is done.")
-        .refuses(&[KEY_ERRORS, BODY_ERRORS, WORKER_ERRORS, CACHE_ERRORS]),
-        Route::new(Method::GET, "/admin/cache", "The saved prompts (admin)", prompt_cache::list)
+        .errors(WORKER_ERRORS)
+        .errors(CACHE_ERRORS),
+        Route::new(GET, "/admin/cache", "The saved prompts (admin)", prompt_cache::list)
             .answers::<SavedPromptList>("The saved prompts.")
-            .refuses(&[KEY_ERRORS, &[(500, "The directory of saved prompts cannot be read.")]]),
-        Route::new(Method::POST, "/admin/log", "Set log.level (admin)", admin::log)
-            .takes::<LogRequest>([("level", "Warnings and errors only", json!({ "level": "warn" }))])
-            .answers::<LogLevel>("The level is set.")
-            .refuses(&[KEY_ERRORS, BODY_ERRORS]),
-        Route::new(
-            Method::POST,
-            "/admin/drain",
-            "Shut down after the accepted requests (admin)",
-            admin::drain,
-        )
-        .answers_with::<Draining>(202, "The server is shutting down.")
-        .refuses(&[KEY_ERRORS]),
+            .errors(&[(500, "The directory of saved prompts cannot be read.")]),
+        Route::new(POST, "/admin/log", "Set log.level (admin)", admin::log)
+            .body::<LogRequest>([("level", "Warnings and errors only", json!({ "level": "warn" }))])
+            .answers::<LogLevel>("The level is set."),
+        Route::new(POST, "/admin/drain", "Shut down after the accepted requests (admin)", admin::drain)
+            .answers_with::<Draining>(202, "The server is shutting down."),
     ];
     routes.into_iter().map(|route| route.access(Access::Admin)).collect()
 }
@@ -292,54 +277,43 @@ fn admin() -> Vec<Route> {
 fn operation() -> Vec<Route> {
     let page: fn(&actix_web::HttpRequest) -> bool = |_| true;
     vec![
-        Route::new(Method::GET, "/livez", "200 while this process answers", health::livez)
+        Route::new(GET, "/livez", "200 while this process answers", health::livez)
             .access(Access::Probe)
             .answers::<Status>("The process is alive."),
-        Route::new(
-            Method::GET,
-            "/readyz",
-            "200 while a worker is ready and requests are accepted",
-            health::readyz,
-        )
-        .access(Access::Probe)
-        .answers::<Status>("A worker is ready.")
-        .refuses(&[&[(503, "No worker is ready; see `Retry-After`.")]]),
-        Route::new(Method::GET, "/startupz", "200 once a worker was ready", health::startupz)
+        Route::new(GET, "/readyz", "200 while a worker is ready and requests are accepted", health::readyz)
+            .access(Access::Probe)
+            .answers::<Status>("A worker is ready.")
+            .errors(&[(503, "No worker is ready; see `Retry-After`.")]),
+        Route::new(GET, "/startupz", "200 once a worker was ready", health::startupz)
             .access(Access::Probe)
             .answers::<Status>("Startup is complete.")
-            .refuses(&[&[(503, "Startup is not complete.")]]),
-        Route::new(Method::GET, "/metrics", "Metrics in the OpenMetrics text format", health::metrics)
+            .errors(&[(503, "Startup is not complete.")]),
+        Route::new(GET, "/metrics", "Metrics in the OpenMetrics text format", health::metrics)
             .access(Access::Metrics)
-            .answers_raw("application/openmetrics-text", Type::String, "The metrics.")
-            .refuses(&[KEY_ERRORS]),
-        Route::new(Method::GET, "/openapi.json", "All routes as an OpenAPI document", docs::openapi)
+            .answers_raw("application/openmetrics-text", Type::String, "The metrics."),
+        Route::new(GET, "/openapi.json", "All routes as an OpenAPI document", pages::openapi)
             .access(Access::Page(page))
-            .answers_raw("application/json", Type::Object, "The document.")
-            .refuses(&[KEY_ERRORS]),
-        Route::new(Method::GET, "/docs", "The OpenAPI document as a page", docs::docs)
+            .answers_raw("application/json", Type::Object, "The document."),
+        Route::new(GET, "/docs", "The OpenAPI document as a page", pages::docs)
             .access(Access::Page(page))
-            .answers_raw("text/html", Type::String, "The page.")
-            .refuses(&[KEY_ERRORS]),
-        Route::new(
-            Method::GET,
-            "/",
-            "All routes as text, or the web page if the client accepts HTML",
-            index::index,
-        )
-        .access(Access::Page(ui::is_wanted))
-        .answers_raw("text/plain", Type::String, "The list.")
-        .refuses(&[KEY_ERRORS]),
-        Route::new(Method::GET, "/page/{file}", "The files of the web page", ui::file)
-            .access(Access::Page(ui::is_file))
+            .answers_raw("text/html", Type::String, "The page."),
+        Route::new(GET, "/", "All routes as text, or the web page if the client accepts HTML", pages::index)
+            .access(Access::Page(pages::is_wanted))
+            .answers_raw("text/plain", Type::String, "The list."),
+        Route::new(GET, "/page/{file}", "The files of the web page", pages::file)
+            .access(Access::Page(pages::is_file))
             .parameter("file", "The name of the file.")
             .answers_raw("text/plain", Type::String, "The file.")
-            .refuses(&[KEY_ERRORS, &[(404, "The file was not found.")]]),
+            .errors(&[(404, "The file was not found.")]),
     ]
 }
 
-/// The first route whose pattern matches `path`, or [`NO_ROUTE`]. `path` is compared byte for byte and is not normalized, so an
-/// encoded or doubled spelling of an open path does not inherit its access rule.
-pub(crate) fn find(path: &str) -> &'static RouteInfo {
+/// The route for this method and path, or [`NO_ROUTE`]. A method that the path does not allow gets its first route, whose access
+/// rule is checked before the 405. `path` is compared byte for byte and is not normalized, so an encoded or doubled spelling of
+/// an open path does not inherit its access rule.
+pub(crate) fn find(method: &Method, path: &str) -> &'static RouteInfo {
+    // HEAD is GET without the body.
+    let method = if *method == Method::HEAD { &GET } else { method };
     let matches = |route: &&Route| match route.info.path.split_once('{') {
         Some((prefix, rest)) => {
             let suffix = rest.split_once('}').map_or("", |(_, suffix)| suffix);
@@ -347,7 +321,8 @@ pub(crate) fn find(path: &str) -> &'static RouteInfo {
         }
         None => path == route.info.path,
     };
-    ROUTES.iter().find(matches).map_or(&NO_ROUTE, |route| &route.info)
+    let found = ROUTES.iter().filter(matches).min_by_key(|route| route.info.method != *method);
+    found.map_or(&NO_ROUTE, |route| &route.info)
 }
 
 #[cfg(test)]
@@ -356,11 +331,20 @@ mod tests {
 
     #[test]
     fn a_known_path_finds_its_route_and_any_other_path_has_the_label_other() {
-        assert_eq!(find("/v1/completions").path, "/v1/completions");
-        assert_eq!(find("/v1/models").path, "/v1/models");
-        assert_eq!(find("/v1/models/demo").path, "/v1/models/{id}");
-        assert_eq!(find("/admin/models/demo/unload").path, "/admin/models/{id}/unload");
-        assert_eq!(find("/v1/completions/../secret").path, "other");
-        assert_eq!(find("/wp-login.php").path, "other");
+        let find = |path| super::find(&POST, path).path;
+        assert_eq!(find("/v1/completions"), "/v1/completions");
+        assert_eq!(find("/v1/models"), "/v1/models");
+        assert_eq!(find("/v1/models/demo"), "/v1/models/{id}");
+        assert_eq!(find("/admin/models/demo/unload"), "/admin/models/{id}/unload");
+        assert_eq!(find("/v1/completions/../secret"), "other");
+        assert_eq!(find("/wp-login.php"), "other");
+    }
+
+    #[test]
+    fn a_path_with_two_methods_has_a_route_for_each() {
+        let method = |method| find(&method, "/admin/cache").method.clone();
+        assert_eq!([GET, Method::HEAD, POST].map(method), [GET, GET, POST]);
+        let other = find(&Method::DELETE, "/admin/cache");
+        assert!(other.path == "/admin/cache" && matches!(other.access, Access::Admin));
     }
 }

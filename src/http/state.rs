@@ -85,32 +85,32 @@ impl From<&Config> for Settings {
     }
 }
 
-/// State shared by all handlers.
+/// State shared by all handlers. Its public fields are optional parts, to be set after [`AppState::new`].
 #[derive(Clone)]
 pub struct AppState {
     pub(crate) models: ModelRegistry,
     pub(crate) executor: Executor,
-    /// API keys, rate limits, allowed hosts and origins.
-    pub(crate) access: Arc<AccessControl>,
+    /// API keys, rate limits, allowed hosts and origins; by default every request is admitted.
+    pub access: Arc<AccessControl>,
     /// `None` without TLS.
-    pub(crate) tls: Option<Arc<Tls>>,
+    pub tls: Option<Arc<Tls>>,
     /// Compiles schemas and renders chat templates; without it, requests that need it are refused.
-    pub(crate) sandbox: Option<Sandbox>,
+    pub sandbox: Option<Sandbox>,
     /// `None` if admin commands are not supported.
-    pub(crate) commands: Option<Commands>,
+    pub commands: Option<Commands>,
     /// `None` if prompts cannot be saved.
-    pub(crate) saved: Option<PromptStore>,
+    pub saved: Option<PromptStore>,
     /// `None` if the log level cannot be changed.
-    pub(crate) set_log_level: Option<SetLogLevel>,
+    pub set_log_level: Option<SetLogLevel>,
     /// Cancelled by `/admin/drain`.
-    pub(crate) drain: CancellationToken,
+    pub drain: CancellationToken,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) readiness: watch::Receiver<Readiness>,
     /// The readiness of each device by its name; empty with a single device.
-    pub(crate) devices: Arc<[(String, watch::Receiver<Readiness>)]>,
+    pub devices: Arc<[(String, watch::Receiver<Readiness>)]>,
     pub(crate) settings: Settings,
     /// Current time limits of requests that send none.
-    pub(crate) deadlines: watch::Receiver<Deadlines>,
+    pub deadlines: watch::Receiver<Deadlines>,
     pub(crate) offload: Offload,
     pub(crate) body_memory: BodyMemory,
     /// Whether a worker has ever been ready.
@@ -148,60 +148,6 @@ impl AppState {
             body_memory,
             was_ready: Arc::default(),
         }
-    }
-
-    /// With a sandbox.
-    #[must_use]
-    pub fn with_sandbox(self, sandbox: Sandbox) -> Self {
-        Self { sandbox: Some(sandbox), ..self }
-    }
-
-    /// With a receiver for admin commands.
-    #[must_use]
-    pub fn with_commands(self, commands: Commands) -> Self {
-        Self { commands: Some(commands), ..self }
-    }
-
-    /// With a store for saved prompts.
-    #[must_use]
-    pub fn with_saved_prompts(self, store: PromptStore) -> Self {
-        Self { saved: Some(store), ..self }
-    }
-
-    /// With several devices, whose readiness is reported one by one.
-    #[must_use]
-    pub fn with_devices(self, devices: Vec<(String, watch::Receiver<Readiness>)>) -> Self {
-        Self { devices: devices.into(), ..self }
-    }
-
-    /// With access rules; without them, every request is admitted.
-    #[must_use]
-    pub fn with_access_control(self, access: Arc<AccessControl>) -> Self {
-        Self { access, ..self }
-    }
-
-    /// With TLS.
-    #[must_use]
-    pub fn with_tls(self, tls: Option<Arc<Tls>>) -> Self {
-        Self { tls, ..self }
-    }
-
-    /// With a log level that can be changed.
-    #[must_use]
-    pub fn with_log(self, set_log_level: SetLogLevel) -> Self {
-        Self { set_log_level: Some(set_log_level), ..self }
-    }
-
-    /// With time limits that change when settings are reloaded.
-    #[must_use]
-    pub fn with_deadlines(self, deadlines: watch::Receiver<Deadlines>) -> Self {
-        Self { deadlines, ..self }
-    }
-
-    /// With a token that `/admin/drain` cancels.
-    #[must_use]
-    pub fn with_drain(self, drain: CancellationToken) -> Self {
-        Self { drain, ..self }
     }
 
     pub(crate) fn sandbox(&self) -> Result<&Sandbox, SandboxError> {

@@ -67,7 +67,7 @@ pub enum TlsError {
         /// The key's file.
         key: PathBuf,
     },
-    /// rustls rejects its own protocol versions; does not happen in practice.
+    /// rustls refuses its own protocol versions; does not happen in practice.
     #[error("TLS cannot be set up: {0}")]
     Setup(Error),
 }
@@ -152,7 +152,7 @@ fn read(cert_file: &Path, key_file: &Path) -> Result<CertifiedKey, TlsError> {
 }
 
 /// Far more than a long certificate chain has.
-const MOST_FILE: Bytes = Bytes::mib(4);
+const MAX_FILE: Bytes = Bytes::mib(4);
 
 const CERT: &str = "tls.cert_file";
 const KEY: &str = "tls.key_file";
@@ -177,7 +177,7 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
 }
 
 fn bytes(setting: &'static str, path: &Path) -> Result<Vec<u8>, TlsError> {
-    files::read(path, MOST_FILE).map_err(|source| TlsError::Read { setting, path: path.into(), source })
+    files::read(path, MAX_FILE).map_err(|source| TlsError::Read { setting, path: path.into(), source })
 }
 
 fn content(setting: &'static str, path: &Path, problem: &str) -> TlsError {

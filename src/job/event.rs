@@ -50,7 +50,7 @@ pub enum Event {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Finish {
     /// Why the generation ended.
-    pub reason: FinishReason,
+    pub reason: EndReason,
     /// Token counts.
     pub usage: Usage,
     /// Times, measured by the worker.
@@ -61,7 +61,7 @@ pub struct Finish {
 
 /// Why a generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum FinishReason {
+pub enum EndReason {
     /// An end token was picked, or the constraint allows no further token.
     EndToken,
     /// `max_new_tokens` or `max_time` was reached.

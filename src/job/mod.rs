@@ -15,7 +15,7 @@ mod sampling;
 
 pub use cache_salt::CacheSalt;
 pub use commands::{Command, CommandOutcome, CommandReport, PromptToRestore};
-pub use event::{DraftCounts, Event, Finish, FinishReason, Step, Timings, Usage};
+pub use event::{DraftCounts, EndReason, Event, Finish, Step, Timings, Usage};
 pub use failure::Failure;
 pub use ids::{JobId, ModelId};
 pub use memory::{DeviceMemory, DevicePeak, Memory, MemoryReport};

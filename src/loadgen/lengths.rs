@@ -29,7 +29,7 @@ impl Lengths {
     pub fn sample(self, random: &mut impl Rng) -> u32 {
         let length = match self {
             Self::Fixed(length) => return length,
-            Self::Uniform(least, most) => return random.random_range(least..=most),
+            Self::Uniform(min, max) => return random.random_range(min..=max),
             Self::Normal(mean, deviation) => Normal::new(mean, deviation).map(|n| n.sample(random)),
             Self::LogNormal(median, sigma) => LogNormal::new(median.ln(), sigma).map(|n| n.sample(random)),
             Self::Exponential(mean) => {

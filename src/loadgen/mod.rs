@@ -4,12 +4,12 @@
 //! answers, so a server that falls behind cannot hide it (coordinated omission). In a closed loop each client sends its next
 //! request after the previous answer.
 
-mod ask;
 mod lengths;
 mod plan;
 mod plot;
 mod report;
 mod result;
+mod timed_request;
 
 use std::{
     sync::{
@@ -21,13 +21,14 @@ use std::{
 
 use tokio::{sync::mpsc, task::JoinSet};
 
+use self::timed_request::timed_request;
 pub use self::{
-    ask::Outcome,
     lengths::Lengths,
     plan::{Api, Pace, Plan, Prompts},
     plot::{LengthCost, lengths_svg, svg},
     report::{comparison, table},
     result::{Heading, Limits, LoadResult, Summary},
+    timed_request::Outcome,
 };
 use crate::client::Client;
 
@@ -61,7 +62,7 @@ pub async fn run(
     for number in 0..warm_up {
         let now = Instant::now();
         // Other prompts than the measured ones, which would otherwise be in the server's prefix cache.
-        ask::ask(client, plan.api, &plan.body(u64::MAX - number), now, now).await;
+        timed_request(client, plan.api, &plan.body(u64::MAX - number), now, now).await;
     }
     let asker = Asker { client: client.clone(), plan: Arc::clone(plan), until, began: Instant::now() };
     let outcomes = match plan.pace {
@@ -82,14 +83,14 @@ struct Asker {
 
 impl Asker {
     async fn ask(&self, number: u64, due: Instant) -> Outcome {
-        ask::ask(&self.client, self.plan.api, &self.plan.body(number), self.began, due).await
+        timed_request(&self.client, self.plan.api, &self.plan.body(number), self.began, due).await
     }
 
     /// Whether the run ends before request `number`.
     fn is_over(&self, number: u64, elapsed: Duration) -> bool {
         match self.until {
             Until::Requests(requests) => number >= requests,
-            Until::Elapsed(most) => elapsed >= most,
+            Until::Elapsed(max) => elapsed >= max,
         }
     }
 }

@@ -119,8 +119,8 @@ impl Plan {
         match &self.prompts {
             // The first ids are special tokens in most vocabularies.
             Prompts::Ids(vocabulary) => {
-                let least = 16.min(vocabulary / 2);
-                (0..length).map(|_| random.random_range(least..*vocabulary)).collect()
+                let min = 16.min(vocabulary / 2);
+                (0..length).map(|_| random.random_range(min..*vocabulary)).collect()
             }
             Prompts::Words => {
                 let words: Vec<_> = (0..length).map(|_| WORDS[random.random_range(0..WORDS.len())]).collect();

@@ -8,7 +8,7 @@ use plotters::{
     },
 };
 
-use super::result::{LoadResult, Wait};
+use super::result::{Latency, LoadResult};
 
 /// Size in pixels.
 const SIZE: (u32, u32) = (1000, 420);
@@ -76,14 +76,14 @@ fn over_length(
     costs: &[LengthCost],
     of: impl Fn(&LengthCost) -> [f64; 3],
 ) -> Drawn {
-    let (_, most) = bounds(costs.iter().flat_map(&of))?;
+    let (_, max) = bounds(costs.iter().flat_map(&of))?;
     let end = costs.iter().map(|cost| cost.tokens).max().unwrap_or(1) as f64;
     let mut chart = ChartBuilder::on(area)
         .caption(caption, ("sans-serif", 16))
         .margin(10)
         .x_label_area_size(30)
         .y_label_area_size(55)
-        .build_cartesian_2d(0.0..end * 1.05, 0.0..most)?;
+        .build_cartesian_2d(0.0..end * 1.05, 0.0..max)?;
     chart
         .configure_mesh()
         .x_label_formatter(&|x| format!("{x:.0}"))
@@ -95,8 +95,8 @@ fn over_length(
     let medians = costs.iter().map(|cost| (cost.tokens as f64, of(cost)[1]));
     chart.draw_series(LineSeries::new(medians, colour.stroke_width(2)).point_size(3))?;
     chart.draw_series(costs.iter().map(|cost| {
-        let (at, [least, _, most]) = (cost.tokens as f64, of(cost));
-        PathElement::new(vec![(at, least), (at, most)], colour.mix(0.6))
+        let (at, [min, _, max]) = (cost.tokens as f64, of(cost));
+        PathElement::new(vec![(at, min), (at, max)], colour.mix(0.6))
     }))?;
     Ok(())
 }
@@ -116,15 +116,16 @@ fn nines(percentile: f64) -> f64 {
 }
 
 fn percentiles(area: &DrawingArea<SVGBackend<'_>, Shift>, runs: &[(String, &LoadResult)]) -> Drawn {
-    let waits: [(&str, Wait); 3] = [("TTFT", |r| &r.ttft_ms), ("ITL", |r| &r.itl_ms), ("E2E", |r| &r.e2e_ms)];
+    let waits: [(&str, Latency); 3] =
+        [("TTFT", |r| &r.ttft_ms), ("ITL", |r| &r.itl_ms), ("E2E", |r| &r.e2e_ms)];
     let all = runs.iter().flat_map(|(_, run)| waits.iter().flat_map(|(_, wait)| &wait(run).percentiles));
-    let (least, most) = bounds(all.map(|(_, ms)| *ms))?;
+    let (min, max) = bounds(all.map(|(_, ms)| *ms))?;
     let mut chart = ChartBuilder::on(area)
         .caption("Waits by percentile, ms", ("sans-serif", 16))
         .margin(10)
         .x_label_area_size(30)
         .y_label_area_size(55)
-        .build_cartesian_2d(0.0..4.0, (least..most).log_scale())?;
+        .build_cartesian_2d(0.0..4.0, (min..max).log_scale())?;
     let label = |x: &f64| match x.round() {
         n if n < 1.0 => "0".to_owned(),
         n => format!("{}", 100.0 - 10f64.powf(2.0 - n)),
@@ -152,14 +153,14 @@ fn percentiles(area: &DrawingArea<SVGBackend<'_>, Shift>, runs: &[(String, &Load
 
 fn course(area: &DrawingArea<SVGBackend<'_>, Shift>, runs: &[(String, &LoadResult)]) -> Drawn {
     let points = || runs.iter().flat_map(|(_, run)| &run.course);
-    let (least, most) = bounds(points().flat_map(|[_, first, total]| [*first, *total]))?;
+    let (min, max) = bounds(points().flat_map(|[_, first, total]| [*first, *total]))?;
     let end = points().map(|point| point[0]).fold(0.0, f64::max).max(0.001);
     let mut chart = ChartBuilder::on(area)
         .caption("First token and end by time of asking", ("sans-serif", 16))
         .margin(10)
         .x_label_area_size(30)
         .y_label_area_size(55)
-        .build_cartesian_2d(0.0..end, (least..most).log_scale())?;
+        .build_cartesian_2d(0.0..end, (min..max).log_scale())?;
     chart
         .configure_mesh()
         .x_label_formatter(&|x| format!("{} s", shown(*x)))
@@ -178,9 +179,9 @@ fn course(area: &DrawingArea<SVGBackend<'_>, Shift>, runs: &[(String, &LoadResul
 
 /// Range of the positive values, with a margin.
 fn bounds(values: impl Iterator<Item = f64>) -> Result<(f64, f64), &'static str> {
-    let (least, most) =
+    let (min, max) =
         values.filter(|v| *v > 0.0).fold((f64::INFINITY, 0.0), |(a, b), v| (f64::min(a, v), f64::max(b, v)));
-    if most > 0.0 { Ok((least / 1.3, most * 1.3)) } else { Err("nothing was measured") }
+    if max > 0.0 { Ok((min / 1.3, max * 1.3)) } else { Err("nothing was measured") }
 }
 
 fn shown(value: f64) -> String {

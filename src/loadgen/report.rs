@@ -2,13 +2,13 @@
 
 use std::fmt::{self, Write};
 
-use super::result::{LoadResult, Wait};
+use super::result::{Latency, LoadResult};
 
 /// Percentiles in the tables.
 const SHOWN: [f64; 4] = [50.0, 90.0, 99.0, 99.9];
 
 /// The latencies of a run, by name.
-const WAITS: [(&str, Wait); 4] = [
+const WAITS: [(&str, Latency); 4] = [
     ("time to first token", |r| &r.ttft_ms),
     ("between pieces", |r| &r.itl_ms),
     ("per output token", |r| &r.tpot_ms),
@@ -48,7 +48,7 @@ fn write_table(out: &mut String, result: &LoadResult) -> fmt::Result {
     writeln!(
         out,
         "{:<20} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}",
-        "ms", "mean", "p50", "p90", "p99", "p99.9", "most"
+        "ms", "mean", "p50", "p90", "p99", "p99.9", "max"
     )?;
     for (name, wait) in WAITS {
         let wait = wait(result);

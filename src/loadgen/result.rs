@@ -5,16 +5,16 @@ use std::{collections::BTreeMap, time::Duration};
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-use super::ask::Outcome;
+use super::timed_request::Outcome;
 
 /// One of the latencies of a run.
-pub(super) type Wait = fn(&LoadResult) -> &Summary;
+pub(super) type Latency = fn(&LoadResult) -> &Summary;
 
 /// Version of the result file's format.
 const SCHEMA: u32 = 1;
 
 /// Upper bound of the histograms, in microseconds: one hour.
-const LONGEST_US: u64 = 3_600_000_000;
+const MAX_LATENCY_US: u64 = 3_600_000_000;
 
 /// Percentiles in the result file, enough to draw a curve.
 const PERCENTILES: [f64; 21] = [
@@ -38,8 +38,8 @@ impl Limits {
         let within = |limit: Option<f64>, took: Option<Duration>| {
             limit.is_none_or(|limit| took.is_none_or(|took| millis(took) <= limit))
         };
-        within(self.ttft_ms, outcome.first.or(Some(outcome.total)))
-            && within(self.tpot_ms, outcome.per_token())
+        within(self.ttft_ms, outcome.ttft.or(Some(outcome.total)))
+            && within(self.tpot_ms, outcome.tpot())
             && within(self.e2e_ms, Some(outcome.total))
     }
 }
@@ -122,26 +122,26 @@ impl Summary {
 }
 
 /// Latency histograms of a run.
-struct Waits {
+struct Latencies {
     ttft: Histogram<u64>,
     itl: Histogram<u64>,
     tpot: Histogram<u64>,
     e2e: Histogram<u64>,
 }
 
-impl Waits {
+impl Latencies {
     fn new() -> Result<Self, hdrhistogram::CreationError> {
-        let histogram = || Histogram::new_with_bounds(1, LONGEST_US, 3);
+        let histogram = || Histogram::new_with_bounds(1, MAX_LATENCY_US, 3);
         Ok(Self { ttft: histogram()?, itl: histogram()?, tpot: histogram()?, e2e: histogram()? })
     }
 
     fn note(&mut self, outcome: &Outcome) {
-        let note = |histogram: &mut Histogram<u64>, wait: Duration| {
-            histogram.saturating_record(u64::try_from(wait.as_micros()).unwrap_or(u64::MAX).max(1));
+        let note = |histogram: &mut Histogram<u64>, latency: Duration| {
+            histogram.saturating_record(u64::try_from(latency.as_micros()).unwrap_or(u64::MAX).max(1));
         };
-        outcome.first.into_iter().for_each(|first| note(&mut self.ttft, first));
-        outcome.gaps.iter().for_each(|gap| note(&mut self.itl, *gap));
-        outcome.per_token().into_iter().for_each(|wait| note(&mut self.tpot, wait));
+        outcome.ttft.into_iter().for_each(|ttft| note(&mut self.ttft, ttft));
+        outcome.inter_chunk.iter().for_each(|latency| note(&mut self.itl, *latency));
+        outcome.tpot().into_iter().for_each(|tpot| note(&mut self.tpot, tpot));
         note(&mut self.e2e, outcome.total);
     }
 }
@@ -170,7 +170,7 @@ impl LoadResult {
         seconds: f64,
     ) -> Result<Self, hdrhistogram::CreationError> {
         let Heading { began, server, settings, limits } = heading;
-        let (mut waits, mut errors) = (Waits::new()?, BTreeMap::new());
+        let (mut latencies, mut errors) = (Latencies::new()?, BTreeMap::new());
         let (mut prompt_tokens, mut output_tokens, mut completed, mut good) = (0, 0, 0, 0_u64);
         let mut course = Vec::new();
         for outcome in outcomes {
@@ -178,13 +178,13 @@ impl LoadResult {
                 *errors.entry(error.clone()).or_default() += 1;
                 continue;
             }
-            waits.note(outcome);
+            latencies.note(outcome);
             completed += 1;
             prompt_tokens += outcome.prompt_tokens;
             output_tokens += outcome.output_tokens;
             good += u64::from(limits.are_met_by(outcome));
-            let first = outcome.first.unwrap_or(outcome.total);
-            course.push([outcome.at.as_secs_f64(), millis(first), millis(outcome.total)]);
+            let ttft = outcome.ttft.unwrap_or(outcome.total);
+            course.push([outcome.scheduled_at.as_secs_f64(), millis(ttft), millis(outcome.total)]);
         }
         #[expect(clippy::cast_precision_loss, reason = "counts of a run")]
         let rate = |count: u64| if seconds > 0.0 { count as f64 / seconds } else { 0.0 };
@@ -204,10 +204,10 @@ impl LoadResult {
             output_tokens,
             limits,
             goodput: rate(good),
-            ttft_ms: Summary::of(&waits.ttft),
-            itl_ms: Summary::of(&waits.itl),
-            tpot_ms: Summary::of(&waits.tpot),
-            e2e_ms: Summary::of(&waits.e2e),
+            ttft_ms: Summary::of(&latencies.ttft),
+            itl_ms: Summary::of(&latencies.itl),
+            tpot_ms: Summary::of(&latencies.tpot),
+            e2e_ms: Summary::of(&latencies.e2e),
             course,
         })
     }
@@ -253,8 +253,8 @@ mod tests {
 
     fn answer(first: u64, total: u64) -> Outcome {
         Outcome {
-            first: Some(ms(first)),
-            gaps: vec![ms(10); 4],
+            ttft: Some(ms(first)),
+            inter_chunk: vec![ms(10); 4],
             total: ms(total),
             prompt_tokens: 7,
             output_tokens: 5,

@@ -1,10 +1,6 @@
 //! The identity of a model directory, independent of its name and place. Saved prompts are valid only for the same identity.
 
-use std::{
-    fs, io,
-    path::Path,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::{path::Path, time::UNIX_EPOCH};
 
 use sha2::{Digest, Sha256};
 
@@ -12,7 +8,7 @@ use super::{
     FILE_NAME, ManifestError,
     read::{path, read},
 };
-use crate::files::hexadecimal;
+use crate::files::{self, ListedFile, hexadecimal};
 
 /// The identity of an export: 64 hexadecimal digits.
 ///
@@ -26,14 +22,16 @@ use crate::files::hexadecimal;
 pub fn identity(model_dir: &Path) -> Result<String, ManifestError> {
     let manifest = path(model_dir);
     let identify = || {
-        let names_sources = manifest.ends_with(FILE_NAME);
+        let is_eka_manifest = manifest.ends_with(FILE_NAME);
         let mut sum = Sha256::new_with_prefix(read(&manifest)?);
-        for (name, bytes, modified) in files(model_dir)? {
-            let is_graph = name.ends_with(".onnx") || name.ends_with(".data");
-            if names_sources && is_graph {
+        for ListedFile { name, metadata, .. } in files::list(model_dir)? {
+            let bytes = metadata.len();
+            if !is_eka_manifest {
+                let nanos =
+                    metadata.modified()?.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+                sum.update(format!("\n{name} {bytes} {nanos}"));
+            } else if name.ends_with(".onnx") || name.ends_with(".data") {
                 sum.update(format!("\n{name} {bytes}"));
-            } else if !names_sources {
-                sum.update(format!("\n{name} {bytes} {modified}"));
             }
         }
         Ok(sum)
@@ -42,26 +40,9 @@ pub fn identity(model_dir: &Path) -> Result<String, ManifestError> {
     Ok(hexadecimal(sum))
 }
 
-/// Name, size and time (nanoseconds since 1970) of each file, in the order of their names.
-fn files(dir: &Path) -> io::Result<Vec<(String, u64, u128)>> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        // A dangling link is skipped; so is a file that was removed meanwhile.
-        let Ok(metadata) = fs::metadata(entry.path()) else { continue };
-        if metadata.is_file() {
-            let modified: SystemTime = metadata.modified()?;
-            let modified = modified.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
-            files.push((entry.file_name().to_string_lossy().into_owned(), metadata.len(), modified));
-        }
-    }
-    files.sort();
-    Ok(files)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{fs, time::Duration};
 
     use super::*;
 

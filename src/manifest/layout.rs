@@ -26,7 +26,7 @@ pub const TOOL_TEMPLATE: &str = "additional_chat_templates/tool_use.jinja";
 pub const PROCESSOR_TEMPLATE: &str = "chat_template.json";
 
 /// Largest `tokenizer.json` that is read. Gemma 3's, the largest of a common model, has 33 MB.
-pub const MOST_TOKENIZER: Bytes = Bytes::mib(256);
+pub const MAX_TOKENIZER: Bytes = Bytes::mib(256);
 
 /// Largest chat template that is read. Published ones have some tens of kilobytes.
-pub const MOST_TEMPLATE: Bytes = Bytes::mib(1);
+pub const MAX_TEMPLATE: Bytes = Bytes::mib(1);

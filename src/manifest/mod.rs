@@ -21,5 +21,5 @@ pub use self::{
         AdapterSummary, Dims, Dtype, ExportOptions, FILE_NAME, FileRecord, GraphNames, Lengths, Manifest,
         OLDEST_SCHEMA, Override, Provenance, Quantization, SCHEMA,
     },
-    validate::{MOST_LAYERS, MOST_SIZE},
+    validate::{MAX_DIMENSION, MAX_LAYERS},
 };

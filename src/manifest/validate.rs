@@ -8,10 +8,10 @@ use std::path::{Component, Path};
 use super::{Dims, Manifest, ManifestError, Quantization};
 
 /// More layers than any published decoder has: each has names and tensors, so millions would exhaust memory.
-pub const MOST_LAYERS: usize = 1024;
+pub const MAX_LAYERS: usize = 1024;
 
 /// Largest dimension of a model. Products of two of them fit 64 bits.
-pub const MOST_SIZE: usize = 1 << 24;
+pub const MAX_DIMENSION: usize = 1 << 24;
 
 impl Manifest {
     /// Checks sizes and paths; `path` is the manifest's.
@@ -44,13 +44,15 @@ impl Manifest {
             ("vocab", vocab),
             ("context_length", self.context_length),
         ];
-        if let Some((field, value)) = sizes.into_iter().find(|(_, value)| !(1..=MOST_SIZE).contains(value)) {
+        if let Some((field, value)) =
+            sizes.into_iter().find(|(_, value)| !(1..=MAX_DIMENSION).contains(value))
+        {
             return Some((field, value, "expected 1 to 16777216"));
         }
-        if layers > MOST_LAYERS {
+        if layers > MAX_LAYERS {
             return Some(("layers", layers, "expected at most 1024"));
         }
-        if heads * head_dim > MOST_SIZE {
+        if heads * head_dim > MAX_DIMENSION {
             return Some(("head_dim", head_dim, "expected heads that are together at most 16777216 wide"));
         }
         if !heads.is_multiple_of(kv_heads) {

@@ -64,13 +64,13 @@ impl Cache {
         self.held() > Bytes(0)
     }
 
-    /// Most positions whose [copy](Model::copy) takes no more than `most`.
+    /// Most positions whose [copy](Model::copy) takes no more than `max`.
     #[must_use]
-    pub fn most_within(&self, most: Bytes) -> usize {
+    pub fn most_within(&self, max: Bytes) -> usize {
         let tensors = self.layers.len() as u64 * 2;
         let whole: u64 = self.layers.iter().flatten().map(|tensor| tensor.bytes().0).sum();
         let position = whole / self.capacity.max(1) as u64;
-        let room = most.0.saturating_sub(tensors * PAGE).checked_div(position).unwrap_or(0);
+        let room = max.0.saturating_sub(tensors * PAGE).checked_div(position).unwrap_or(0);
         usize::try_from(room).unwrap_or(usize::MAX).min(self.capacity)
     }
 

@@ -92,7 +92,7 @@ pub enum IntegrityError {
     },
     /// The graph is not an ONNX model.
     #[error("{}: {source}; copy it again, or export the model again", path.display())]
-    Graph {
+    NotOnnx {
         /// The graph.
         path: PathBuf,
         /// Why.
@@ -111,17 +111,17 @@ pub enum IntegrityError {
     },
     /// It is shorter than what the graph reads of it.
     #[error(
-        "{}: truncated: {found} bytes, expected at least {least}; copy it again, or export the model \
+        "{}: truncated: {found} bytes, expected at least {min}; copy it again, or export the model \
          again",
         path.display()
     )]
-    CutOff {
+    Truncated {
         /// The file.
         path: PathBuf,
         /// Its length.
         found: u64,
         /// The end of the last tensor in it.
-        least: u64,
+        min: u64,
     },
     /// Its length differs from the manifest's.
     #[error(
@@ -159,9 +159,9 @@ impl IntegrityError {
     pub fn path(&self) -> &Path {
         match self {
             Self::Read { path, .. }
-            | Self::Graph { path, .. }
+            | Self::NotOnnx { path, .. }
             | Self::Outside { path, .. }
-            | Self::CutOff { path, .. }
+            | Self::Truncated { path, .. }
             | Self::Size { path, .. }
             | Self::Hash { path, .. } => path,
         }

@@ -5,12 +5,12 @@ use std::collections::BTreeSet;
 
 use crate::{
     manifest::{Dtype, GraphNames, Lengths},
-    onnx::{ElementType, Graph, Tensor},
+    onnx::{ElementType, Graph, Tensor, gqa},
     units::Bytes,
 };
 
 /// Operators that read a few rows of what they are given.
-const READ_ROWS: [&str; 3] = ["Gather", "GatherBlockQuantized", "GroupQueryAttention"];
+const READ_ROWS: [&str; 3] = ["Gather", "GatherBlockQuantized", gqa::NAME];
 
 /// Whether a step of `graph` can be captured as a CUDA graph and repeated at another length: only attention may read the
 /// total length.
@@ -21,7 +21,7 @@ const READ_ROWS: [&str; 3] = ["Gather", "GatherBlockQuantized", "GroupQueryAtten
 pub(super) fn can_repeat_steps(graph: &Graph, names: &GraphNames) -> bool {
     let Lengths::Given { total_sequence_length: total, .. } = &names.lengths else { return false };
     let mut reading = graph.node.iter().filter(|node| node.input.contains(total));
-    reading.all(|node| node.op_type == "GroupQueryAttention")
+    reading.all(|node| node.op_type == gqa::NAME)
 }
 
 /// The bytes beside `graph` that every step reads, whatever it computes.
@@ -77,7 +77,7 @@ mod tests {
 
     #[test]
     fn steps_repeat_if_only_attention_reads_the_total_and_lookup_tables_are_not_counted() {
-        let attention = node("GroupQueryAttention", &["qkv", "", "", "k", "v", "last", "total", "cos"]);
+        let attention = node(gqa::NAME, &["qkv", "", "", "k", "v", "last", "total", "cos"]);
         let mut graph = Graph {
             node: vec![
                 node("Gather", &["table", "input_ids"]),

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// A larger graph holds its weights itself: it is left to ONNX Runtime, which maps it.
-const MOST_GRAPH: Bytes = Bytes::mib(256);
+const MAX_GRAPH: Bytes = Bytes::mib(256);
 
 /// A graph as it is in its file.
 pub(super) struct GraphFile {
@@ -48,8 +48,8 @@ impl GraphFile {
         let path = dir.join(name);
         let failed = |source| IntegrityError::Read { path: path.clone(), source };
         let length = files::open(&path).and_then(|file| file.metadata()).map_err(failed)?.len();
-        let is_small = Bytes(length) <= MOST_GRAPH;
-        let content = is_small.then(|| files::read(&path, MOST_GRAPH)).transpose().map_err(failed)?;
+        let is_small = Bytes(length) <= MAX_GRAPH;
+        let content = is_small.then(|| files::read(&path, MAX_GRAPH)).transpose().map_err(failed)?;
         let weights = content.as_deref().map(|content| weights(&path, content)).transpose()?;
         Ok(Self { dir: dir.into(), path, content, weights: weights.unwrap_or_default() })
     }
@@ -83,7 +83,7 @@ impl GraphFile {
 
     /// Names of the files of weights, with the least that each has.
     pub(super) fn weights(&self) -> impl Iterator<Item = (&str, u64)> {
-        self.weights.iter().map(|(location, least)| (&**location, *least))
+        self.weights.iter().map(|(location, min)| (&**location, *min))
     }
 
     /// `content`, or the graph as it is, with its weights named by the targets of links; `None` if no link leads out of the
@@ -109,15 +109,15 @@ impl GraphFile {
 
 /// The files of weights that a graph names, with the least that each has.
 fn weights(path: &Path, content: &[u8]) -> Result<BTreeMap<String, u64>, IntegrityError> {
-    let externals =
-        external::externals(content).map_err(|source| IntegrityError::Graph { path: path.into(), source })?;
+    let externals = external::externals(content)
+        .map_err(|source| IntegrityError::NotOnnx { path: path.into(), source })?;
     let mut weights = BTreeMap::new();
     for external::External { location, end } in externals {
         if !external::is_within(&location) {
             return Err(IntegrityError::Outside { path: path.into(), location });
         }
-        let least = weights.entry(location).or_insert(0);
-        *least = end.unwrap_or(0).max(*least);
+        let min = weights.entry(location).or_insert(0);
+        *min = end.unwrap_or(0).max(*min);
     }
     Ok(weights)
 }

@@ -46,7 +46,7 @@ pub fn check_directory(dir: &Path, verify: Verify, scope: Scope) -> Result<(), M
         }
         records.par_iter().try_for_each(|record| check_hash(dir, record))?;
     }
-    validate::declared(&manifest, &graph)
+    validate::check_declarations(&manifest, &graph)
         .map_err(|source| ModelError::Graph { path: graph.path().into(), source: Box::new(source) })
 }
 
@@ -57,10 +57,10 @@ pub(super) fn check_sizes(
     graph: &GraphFile,
     scope: Scope,
 ) -> Result<(), IntegrityError> {
-    for (location, least) in graph.weights() {
+    for (location, min) in graph.weights() {
         let (path, found) = length(dir, location)?;
-        if found < least {
-            return Err(IntegrityError::CutOff { path, found, least });
+        if found < min {
+            return Err(IntegrityError::Truncated { path, found, min });
         }
     }
     for record in in_scope(manifest, graph, scope) {

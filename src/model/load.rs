@@ -109,7 +109,7 @@ impl Model {
         let file = GraphFile::read(dir, &manifest.graph.file)?;
         integrity::check_sizes(dir, &manifest, &file, Scope::Weights)?;
         let wrong = |source| ModelError::Graph { path: file.path().into(), source: Box::new(source) };
-        validate::positions(&manifest, &file).map_err(wrong)?;
+        validate::check_position_tables(&manifest, &file).map_err(wrong)?;
         let changed = if on_gpu || !options.own_operators {
             None
         } else {
@@ -123,7 +123,7 @@ impl Model {
         let session = session(&graph, options)
             .map_err(|source| ModelError::Load { path: file.path().into(), source })?;
         validate::adopt_dtype(&mut manifest, &session.inputs());
-        validate::graph(&manifest, cache, &session.inputs(), &session.outputs()).map_err(wrong)?;
+        validate::check_ports(&manifest, cache, &session.inputs(), &session.outputs()).map_err(wrong)?;
         let logits = session.outputs().into_iter().find(|port| port.name == manifest.graph.logits);
         let gives_last_alone = logits.is_some_and(|port| port.shape.get(1) == Some(&1));
         Ok(Self { manifest, session, cache, is_row_invariant, gives_last_alone })
@@ -168,10 +168,10 @@ impl Model {
     /// A graph that gives the logits of all of them would fill memory with unused logits.
     #[must_use]
     pub fn widest_pass(&self, chunk: usize) -> usize {
-        const MOST_LOGITS: usize = 16 << 20;
+        const MAX_LOGITS: usize = 16 << 20;
         match self.rows() {
             LogitPositions::Chosen | LogitPositions::Last => chunk,
-            LogitPositions::All => chunk.min(MOST_LOGITS / self.manifest.dims.vocab).max(1),
+            LogitPositions::All => chunk.min(MAX_LOGITS / self.manifest.dims.vocab).max(1),
         }
     }
 

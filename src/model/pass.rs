@@ -28,17 +28,17 @@ enum LengthSlots {
 
 impl Model {
     /// A pass of up to `width` tokens with logits of up to `rows` of them, fewer where the graph gives only those of the
-    /// last token, over caches of up to `most` positions. It runs once it is [attached](Pass::attach) to one.
+    /// last token, over caches of up to `max` positions. It runs once it is [attached](Pass::attach) to one.
     ///
     /// # Errors
     /// [`DeviceError`] when memory cannot be mapped or bound.
-    pub fn pass(&self, width: usize, rows: usize, most: usize) -> Result<Pass, DeviceError> {
+    pub fn pass(&self, width: usize, rows: usize, max: usize) -> Result<Pass, DeviceError> {
         let names = &self.manifest().graph;
         let vocab = self.manifest().dims.vocab;
         let rows = if self.rows() == LogitPositions::Last { 1 } else { rows };
         let mut binding = Binding::new(self.session())?;
         let input_ids = binding.input(&names.input_ids, &[1, width])?;
-        let lengths = LengthSlots::bind(&mut binding, &names.lengths, rows, most, self.rows())?;
+        let lengths = LengthSlots::bind(&mut binding, &names.lengths, rows, max, self.rows())?;
         let given = if self.rows() == LogitPositions::All { width } else { rows };
         let logits = binding.output(&names.logits, &[1, given, vocab])?;
         Ok(Pass { binding, input_ids, lengths, logits, width, rows, vocab, capacity: 0 })
@@ -72,7 +72,7 @@ impl LengthSlots {
         binding: &mut Binding,
         names: &Lengths,
         rows: usize,
-        most: usize,
+        max: usize,
         gives: LogitPositions,
     ) -> Result<Self, DeviceError> {
         Ok(match names {
@@ -82,7 +82,7 @@ impl LengthSlots {
                 logits_index: binding.input(logits_index, &[rows])?,
             },
             Lengths::Mask { attention_mask } => {
-                let attention_mask = binding.input(attention_mask, &[1, most])?;
+                let attention_mask = binding.input(attention_mask, &[1, max])?;
                 binding.write(attention_mask).fill(1);
                 Self::Mask { attention_mask, gives_all: gives == LogitPositions::All }
             }

@@ -1,18 +1,17 @@
 //! Checks a graph against its manifest.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, ops::Range};
 
 use super::{GraphError, graph_file::GraphFile};
 use crate::{
     device::{Port, operators::Format},
     manifest::{Dtype, Lengths, Manifest},
-    onnx::{Dimension, ElementType, Extent, Graph, ValueInfo},
+    onnx::{Dimension, ElementType, Extent, Graph, ValueInfo, gqa},
 };
 
-/// Checks the inputs and outputs that a graph file declares, and its position tables, against the manifest, before ONNX Runtime
-/// loads
-/// it. A graph that eka cannot decode passes: ONNX Runtime reports it.
-pub(super) fn declared(manifest: &Manifest, file: &GraphFile) -> Result<(), GraphError> {
+/// Checks the inputs and outputs that a graph file declares, and its position tables, against the manifest, without ONNX Runtime.
+/// A graph that eka cannot decode passes: ONNX Runtime reports it.
+pub(super) fn check_declarations(manifest: &Manifest, file: &GraphFile) -> Result<(), GraphError> {
     let Some(graph) = file.decode().and_then(|model| model.graph) else { return Ok(()) };
     let is_initialized = |name: &str| graph.initializer.iter().any(|tensor| tensor.name == name);
     let inputs: Vec<Port> =
@@ -22,18 +21,23 @@ pub(super) fn declared(manifest: &Manifest, file: &GraphFile) -> Result<(), Grap
     if graph.input.iter().chain(&graph.output).all(|value| shape(value).is_some()) {
         let mut manifest = manifest.clone();
         adopt_dtype(&mut manifest, &inputs);
-        self::graph(&manifest, None, &inputs, &outputs)?;
+        check_ports(&manifest, None, &inputs, &outputs)?;
     }
-    positions(manifest, file)
+    check_table_lengths(manifest, &graph)
 }
 
-/// Checks that the position tables of a graph cover the manifest's context length: reading beyond their end would fail in
-/// the middle of an answer.
-pub(super) fn positions(manifest: &Manifest, file: &GraphFile) -> Result<(), GraphError> {
+/// Checks the position tables of a graph file against the manifest. A graph that eka cannot decode passes.
+pub(super) fn check_position_tables(manifest: &Manifest, file: &GraphFile) -> Result<(), GraphError> {
     let Some(graph) = file.decode().and_then(|model| model.graph) else { return Ok(()) };
-    let shortest = tables(&graph).min_by_key(|(_, rows)| *rows);
+    check_table_lengths(manifest, &graph)
+}
+
+/// Checks that the position tables cover the manifest's context length: reading beyond their end would fail in the middle of an
+/// answer.
+fn check_table_lengths(manifest: &Manifest, graph: &Graph) -> Result<(), GraphError> {
+    let shortest = position_tables(graph).min_by_key(|(_, rows)| *rows);
     match shortest {
-        Some((table, rows)) if rows < size(manifest.context_length) => Err(GraphError::Positions {
+        Some((table, rows)) if rows < dimension(manifest.context_length) => Err(GraphError::Positions {
             table: table.to_owned(),
             rows,
             context_length: manifest.context_length,
@@ -43,10 +47,10 @@ pub(super) fn positions(manifest: &Manifest, file: &GraphFile) -> Result<(), Gra
 }
 
 /// The tables with a row for each position, and their rows: cosines and sines of rotary positions, and learned positions.
-fn tables(graph: &Graph) -> impl Iterator<Item = (&str, i64)> {
+fn position_tables(graph: &Graph) -> impl Iterator<Item = (&str, i64)> {
     let rotary = graph.node.iter().filter_map(|node| match &*node.op_type {
-        "GroupQueryAttention" => node.input.get(7..9),
-        "RotaryEmbedding" => node.input.get(2..4),
+        gqa::NAME => node.input.get(gqa::COS_SIN_CACHE),
+        "RotaryEmbedding" => node.input.get(ROTARY_COS_SIN_CACHE),
         _ => None,
     });
     let names: BTreeSet<&str> = rotary.flatten().map(String::as_str).chain([LEARNED_POSITIONS]).collect();
@@ -79,6 +83,9 @@ fn shape(value: &ValueInfo) -> Option<Vec<i64>> {
     Some(declared.shape.as_ref()?.dim.iter().map(size).collect())
 }
 
+/// `cos_cache` and `sin_cache` among the inputs of `RotaryEmbedding`.
+const ROTARY_COS_SIN_CACHE: Range<usize> = 2..4;
+
 /// The initializer with learned position embeddings in eka's exports.
 const LEARNED_POSITIONS: &str = "positions.weight";
 
@@ -89,8 +96,8 @@ struct Expected {
     shape: Vec<i64>,
 }
 
-/// Sets the manifest's `dtype` from the graph's cache inputs if the manifest comes from onnxruntime-genai, which does not record
-/// it.
+/// Sets the manifest's `dtype` from the graph's cache inputs if the manifest was made from a `genai_config.json`, which does not
+/// record it.
 pub(super) fn adopt_dtype(manifest: &mut Manifest, inputs: &[Port]) {
     let Lengths::Mask { .. } = manifest.graph.lengths else { return };
     let name = of_layer(&manifest.graph.past_key, 0);
@@ -103,8 +110,8 @@ pub(super) fn adopt_dtype(manifest: &mut Manifest, inputs: &[Port]) {
 
 /// Checks that the graph has exactly the inputs of the manifest and at least its outputs, with matching types and shapes.
 ///
-/// `format` is the type of the key-value cache if eka's attention computes; otherwise it is the manifest's `dtype`.
-pub(super) fn graph(
+/// `format` is the format of the key-value cache with eka's attention. With `None`, the cache has the manifest's `dtype`.
+pub(super) fn check_ports(
     manifest: &Manifest,
     format: Option<Format>,
     inputs: &[Port],
@@ -116,11 +123,11 @@ pub(super) fn graph(
             return Err(GraphError::Unknown { name: port.name.clone() });
         }
     }
-    expected.iter().try_for_each(|e| one("input", e, inputs))?;
-    expected_outputs(manifest, format).iter().try_for_each(|e| one("output", e, outputs))
+    expected.iter().try_for_each(|e| check_port("input", e, inputs))?;
+    expected_outputs(manifest, format).iter().try_for_each(|e| check_port("output", e, outputs))
 }
 
-fn one(side: &'static str, expected: &Expected, ports: &[Port]) -> Result<(), GraphError> {
+fn check_port(side: &'static str, expected: &Expected, ports: &[Port]) -> Result<(), GraphError> {
     let Some(port) = ports.iter().find(|p| p.name == expected.name) else {
         return Err(GraphError::Missing { side, name: expected.name.clone() });
     };
@@ -151,7 +158,7 @@ fn expected_inputs(manifest: &Manifest, format: Option<Format>) -> Vec<Expected>
         ]),
         Lengths::Mask { attention_mask } => all.push(tensor(attention_mask, "int64", &[1, -1])),
     }
-    all.extend(cache(manifest, format, [&names.past_key, &names.past_value]));
+    all.extend(cache_ports(manifest, format, [&names.past_key, &names.past_value]));
     all
 }
 
@@ -160,21 +167,21 @@ fn expected_outputs(manifest: &Manifest, format: Option<Format>) -> Vec<Expected
     let logits = Expected {
         name: names.logits.clone(),
         element: "float32",
-        shape: vec![1, -1, size(manifest.dims.vocab)],
+        shape: vec![1, -1, dimension(manifest.dims.vocab)],
     };
     let mut all = vec![logits];
-    all.extend(cache(manifest, format, [&names.present_key, &names.present_value]));
+    all.extend(cache_ports(manifest, format, [&names.present_key, &names.present_value]));
     all
 }
 
-fn cache<'a>(
+fn cache_ports<'a>(
     manifest: &'a Manifest,
     format: Option<Format>,
     names: [&'a str; 2],
 ) -> impl Iterator<Item = Expected> + use<'a> {
     let head_dim = manifest.dims.head_dim;
     let row = format.map_or(head_dim, |format| format.elements(head_dim));
-    let shape = vec![1, size(manifest.dims.kv_heads), -1, size(row)];
+    let shape = vec![1, dimension(manifest.dims.kv_heads), -1, dimension(row)];
     let element = match (format, manifest.dtype) {
         (Some(Format::Int8), _) => "int8",
         (Some(Format::Float16), _) | (None, Dtype::Float16) => "float16",
@@ -192,6 +199,6 @@ pub(super) fn of_layer(name: &str, layer: usize) -> String {
     name.replace("{i}", &layer.to_string())
 }
 
-fn size(n: usize) -> i64 {
+fn dimension(n: usize) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }

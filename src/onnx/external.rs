@@ -11,7 +11,7 @@ use prost::Message as _;
 use super::StringEntry;
 
 /// Graphs within graphs that are walked; Protocol Buffers' own limit is of this size.
-const MOST_DEPTH: usize = 100;
+const MAX_DEPTH: usize = 100;
 
 /// The bytes are not an ONNX model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -124,7 +124,7 @@ fn map_tensors(
     depth: usize,
     map: &mut dyn FnMut(&[u8]) -> Replaced,
 ) -> Replaced {
-    if depth > MOST_DEPTH {
+    if depth > MAX_DEPTH {
         return Err(Malformed);
     }
     map_fields(message, |number, payload| match kind.of_field(number) {

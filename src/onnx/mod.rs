@@ -5,6 +5,7 @@
 //! optional here, unlike in proto3, because a value of zero must be written to be seen.
 
 pub(crate) mod external;
+pub(crate) mod gqa;
 mod proto;
 
 pub(crate) use self::proto::{

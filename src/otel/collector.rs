@@ -26,7 +26,7 @@ use super::tracer::TRACER;
 use crate::{metrics::Metrics, units::Ratio};
 
 /// Spans in the queue: those of about three hundred requests.
-const MOST_WAITING: usize = 2048;
+const MAX_WAITING: usize = 2048;
 
 /// Spans per batch.
 const BATCH: usize = 512;
@@ -67,7 +67,7 @@ impl Collector {
             metrics,
         });
         let batch = BatchConfigBuilder::default()
-            .with_max_queue_size(MOST_WAITING)
+            .with_max_queue_size(MAX_WAITING)
             .with_max_export_batch_size(BATCH)
             .with_scheduled_delay(SEND_EVERY)
             .build();
@@ -135,7 +135,7 @@ impl SpanProcessor for Bounded {
     }
 
     fn on_end(&self, span: SpanData) {
-        if self.counts.waiting.fetch_add(1, Ordering::Relaxed) >= MOST_WAITING {
+        if self.counts.waiting.fetch_add(1, Ordering::Relaxed) >= MAX_WAITING {
             self.counts.waiting.fetch_sub(1, Ordering::Relaxed);
             self.counts.lost(1);
         } else {

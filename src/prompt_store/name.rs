@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// Maximum length of a name.
-const LONGEST: usize = 64;
+const MAX_LENGTH: usize = 64;
 
 /// The name of a saved prompt, which is part of a file's: letters, digits, `.`, `_` and `-`, the first one a letter or
 /// digit.
@@ -13,7 +13,7 @@ pub struct PromptName(String);
 /// An invalid name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "invalid name for a saved prompt {found:?}: use 1 to {LONGEST} letters (a to z), digits, `.`, `_` and `-`, and start with a \
+    "invalid name for a saved prompt {found:?}: use 1 to {MAX_LENGTH} letters (a to z), digits, `.`, `_` and `-`, and start with a \
      letter or digit"
 )]
 pub struct PromptNameError {
@@ -39,11 +39,11 @@ impl TryFrom<&str> for PromptName {
 
     fn try_from(text: &str) -> Result<Self, PromptNameError> {
         let is_plain = |c: char| c.is_ascii_alphanumeric() || ['.', '_', '-'].contains(&c);
-        let is_name = text.len() <= LONGEST
+        let is_name = text.len() <= MAX_LENGTH
             && text.starts_with(|c: char| c.is_ascii_alphanumeric())
             && text.chars().all(is_plain);
         // The message shows the name, but not megabytes of it.
-        let shown = || text.chars().take(LONGEST + 1).collect();
+        let shown = || text.chars().take(MAX_LENGTH + 1).collect();
         if is_name { Ok(Self(text.to_owned())) } else { Err(PromptNameError { found: shown() }) }
     }
 }

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// The longest header that is read: that of a thousand layers has less than a third of it.
-const MOST_HEADER: u64 = 1 << 20;
+const MAX_HEADER: u64 = 1 << 20;
 
 /// What a model expects of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,7 +60,7 @@ impl<'a> PromptReader<'a> {
         within(bytes, PREFIX as u64)?;
         (&file).read_exact(&mut prefix).map_err(failed(path))?;
         let length = u64::from_le_bytes(prefix);
-        let size = usize::try_from(length).ok().filter(|_| length <= MOST_HEADER);
+        let size = usize::try_from(length).ok().filter(|_| length <= MAX_HEADER);
         let too_long = || PromptStoreError::Header { message: format!("it would have {length} bytes") };
         let mut json = vec![0; size.ok_or_else(too_long)?];
         within(bytes, length + PREFIX as u64)?;

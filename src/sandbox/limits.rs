@@ -52,10 +52,10 @@ mod unix {
     }
 
     /// Sets a soft limit, up to the hard limit.
-    fn set_soft(resource: Resource, most: u64) {
+    fn set_soft(resource: Resource, max: u64) {
         let Rlimit { maximum, .. } = getrlimit(resource);
-        let most = maximum.map_or(most, |hard| hard.min(most));
-        let _ = setrlimit(resource, Rlimit { current: Some(most), maximum });
+        let max = maximum.map_or(max, |hard| hard.min(max));
+        let _ = setrlimit(resource, Rlimit { current: Some(max), maximum });
     }
 }
 

@@ -52,7 +52,7 @@ pub(super) struct TaskKind {
 const QUANTUM: Duration = Duration::from_millis(250);
 
 /// Wall-clock time in the fast lane, for a process that gets no CPU time.
-const LONGEST_QUANTUM: Duration = Duration::from_secs(5);
+const MAX_QUANTUM: Duration = Duration::from_secs(5);
 
 /// Time between two checks of the CPU time.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -211,7 +211,7 @@ impl Pool {
         let Ok(_place) = self.slow.try_acquire() else {
             return Attempt::Failed(TaskFailure::Sandbox(SandboxError::Busy));
         };
-        match timeout(DEADLINE - LONGEST_QUANTUM, answering).await {
+        match timeout(DEADLINE - MAX_QUANTUM, answering).await {
             Ok((_, Ok(answer))) => Attempt::Done(answer),
             Ok((_, Err(lost))) => Attempt::Failed(lost.into()),
             Err(_) => Attempt::Failed(TaskFailure::Limit(Limit::Time(DEADLINE))),
@@ -271,7 +271,7 @@ async fn quantum(id: Option<u32>, cpu_time_before: Duration) -> Quantum {
     loop {
         let Some(now) = id.and_then(cpu_time_of) else { return Quantum::Run };
         let spent = now.saturating_sub(cpu_time_before);
-        if begun.elapsed() >= LONGEST_QUANTUM {
+        if begun.elapsed() >= MAX_QUANTUM {
             return if spent.is_zero() { Quantum::NotRun } else { Quantum::Run };
         }
         if spent >= QUANTUM {

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use crate::{constraint::ConstraintError, job::Constraint};
 
 /// Most cached verdicts, of about a hundred bytes each.
-const MOST: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
+const MAX_VERDICTS: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 
 /// An exceeded limit may be due to a busy machine, so such a verdict expires.
 const LIMITS_FOR: Duration = Duration::from_secs(60);
@@ -45,7 +45,7 @@ pub(super) struct Verdicts(Mutex<LruCache<ConstraintKey, Kept>>);
 
 impl Default for Verdicts {
     fn default() -> Self {
-        Self(Mutex::new(LruCache::new(MOST)))
+        Self(Mutex::new(LruCache::new(MAX_VERDICTS)))
     }
 }
 
@@ -81,7 +81,7 @@ mod tests {
     fn the_number_of_cached_verdicts_is_limited() {
         let verdicts = Verdicts::default();
         let key = |n: usize| ConstraintKey::of(&Constraint::Regex(n.to_string()));
-        (0..=MOST.get()).for_each(|n| verdicts.keep(key(n), Ok(())));
-        assert_eq!((verdicts.get(&key(0)), verdicts.get(&key(MOST.get()))), (None, Some(Ok(()))));
+        (0..=MAX_VERDICTS.get()).for_each(|n| verdicts.keep(key(n), Ok(())));
+        assert_eq!((verdicts.get(&key(0)), verdicts.get(&key(MAX_VERDICTS.get()))), (None, Some(Ok(()))));
     }
 }

@@ -70,15 +70,15 @@ pub fn problems(expected: &Expected, seen: &Seen) -> Vec<String> {
 }
 
 fn script(expected: &Expected, text: &str) -> Option<String> {
-    let (script, least) = expected.script?;
+    let (script, min) = expected.script?;
     let letters = Letters::of(text);
     let share = letters.share(script).unwrap_or(0.0);
-    (share < least).then(|| {
+    (share < min).then(|| {
         format!(
             "{:.0} % of the letters are {}, expected at least {:.0} %; letters: {}",
             (share * 100.0).floor(),
             script.full_name(),
-            least * 100.0,
+            min * 100.0,
             letters.shown()
         )
     })
@@ -102,14 +102,14 @@ fn words(expected: &Expected, text: &str) -> Vec<String> {
 fn limits(expected: &Expected, seen: &Seen) -> Vec<String> {
     let mut wrong = Vec::new();
     let tokens = seen.completion_tokens;
-    if let Some(most) = expected.max_ms.filter(|most| seen.response_ms > *most) {
-        wrong.push(format!("took {:.0} ms, expected at most {most:.0}", seen.response_ms));
+    if let Some(max) = expected.max_ms.filter(|max| seen.response_ms > *max) {
+        wrong.push(format!("took {:.0} ms, expected at most {max:.0}", seen.response_ms));
     }
-    if let Some(least) = expected.min_tokens.filter(|least| tokens < *least) {
-        wrong.push(format!("{tokens} tokens, expected at least {least}"));
+    if let Some(min) = expected.min_tokens.filter(|min| tokens < *min) {
+        wrong.push(format!("{tokens} tokens, expected at least {min}"));
     }
-    if let Some(most) = expected.max_tokens.filter(|most| tokens > *most) {
-        wrong.push(format!("{tokens} tokens, expected at most {most}"));
+    if let Some(max) = expected.max_tokens.filter(|max| tokens > *max) {
+        wrong.push(format!("{tokens} tokens, expected at most {max}"));
     }
     wrong
 }

@@ -63,8 +63,8 @@ async fn ask(client: &Client, case: &Case, began: Instant) -> Result<Seen, Clien
     let system = case.system.iter().map(|system| json!({"role": "system", "content": system}));
     let messages: Vec<_> = system.chain([json!({"role": "user", "content": case.prompt})]).collect();
     let mut body = json!({"messages": messages, "stream": true});
-    if let Some(most) = case.max_new_tokens {
-        body["max_new_tokens"] = json!(most);
+    if let Some(max) = case.max_new_tokens {
+        body["max_new_tokens"] = json!(max);
     }
     let mut events = client.stream("/generate-lite", &body).await?;
     let (mut pieces, mut first, mut last) = (String::new(), None, None);

@@ -13,7 +13,7 @@ use super::{
     worker_loss::{LossKind, WorkerLoss},
 };
 use crate::{
-    job::{Event, Failure, Finish, FinishReason, Job, JobId, MemoryReport, Step, Timings, Usage},
+    job::{EndReason, Event, Failure, Finish, Job, JobId, MemoryReport, Step, Timings, Usage},
     wire::{FromWorker, ToWorker, WireError},
 };
 
@@ -116,7 +116,7 @@ impl JobRequest {
 /// The outcome of a job that was cancelled before a worker received it.
 pub(super) fn cancelled() -> Finish {
     Finish {
-        reason: FinishReason::Cancelled,
+        reason: EndReason::Cancelled,
         usage: Usage::default(),
         timings: Timings::default(),
         memory: MemoryReport::default(),

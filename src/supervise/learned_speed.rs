@@ -15,10 +15,7 @@ use super::{
     watchdog::{LearnedSpeed, Watchdog},
     worker_config::WorkerConfig,
 };
-use crate::{files, job::ModelId, units::Bytes};
-
-/// Larger files are not read. Thousands of models need less.
-const MAX_FILE_SIZE: Bytes = Bytes::mib(16);
+use crate::{files, job::ModelId};
 
 /// A watchdog for each model, because models differ in speed.
 #[derive(Debug, Default)]
@@ -87,7 +84,7 @@ fn write(file: &Path, learned: BTreeMap<PathBuf, LearnedSpeed>) -> io::Result<()
 }
 
 fn read_all(file: &Path) -> SpeedFile {
-    let read = files::read(file, MAX_FILE_SIZE).and_then(|bytes| Ok(serde_json::from_slice(&bytes)?));
+    let read = files::read(file, files::MAX_JSON).and_then(|bytes| Ok(serde_json::from_slice(&bytes)?));
     read.unwrap_or_else(|e| {
         tracing::debug!("cannot read {}: {e}; the speed of this machine is unknown", file.display());
         SpeedFile::default()
@@ -103,7 +100,7 @@ mod tests {
     #[test]
     fn speeds_are_kept_for_the_next_run_together_with_those_of_other_servers() {
         let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("new/pace.json");
+        let file = folder.path().join("new/speed.json");
         let one = LearnedSpeed::new(Duration::from_micros(700), Duration::from_millis(30));
         write(&file, BTreeMap::from([("/models/one".into(), one)])).unwrap();
         let two = LearnedSpeed::new(Duration::from_secs(1), Duration::MAX);
@@ -117,7 +114,7 @@ mod tests {
     #[test]
     fn a_damaged_file_is_ignored_and_replaced() {
         let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("pace.json");
+        let file = folder.path().join("speed.json");
         for damaged in ["", "{", "[]", r#"{"models": {"a": {"prefill_ns": -1}}}"#, "\0\u{1}"] {
             fs::write(&file, damaged).unwrap();
             assert_eq!(read(&file, Path::new("a")), None, "{damaged:?}");

@@ -127,7 +127,7 @@ impl LoadedModels {
         let loaded: u64 = self.loaded.iter().filter_map(|loaded| on_host(&loaded.id)).sum();
         let mut host_lacks = self
             .budget
-            .map_or(0, |most| (on_host(wanted).unwrap_or(on_disk.0) + loaded).saturating_sub(most.0));
+            .map_or(0, |max| (on_host(wanted).unwrap_or(on_disk.0) + loaded).saturating_sub(max.0));
         let mut device_lacks =
             device_room.map_or(0, |room| on_device(wanted).unwrap_or(on_disk.0).saturating_sub(room.0));
         let mut oldest: Vec<&LoadedModel> =

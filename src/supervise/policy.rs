@@ -99,13 +99,13 @@ pub(super) fn recycle(rules: &Recycle, service: &ServiceRecord) -> Option<String
     if rules.between_requests && jobs > 0 {
         return Some("after every job".into());
     }
-    if let Some(most) = rules.after_jobs
-        && jobs >= most
+    if let Some(max) = rules.after_jobs
+        && jobs >= max
     {
         return Some(format!("after {jobs} jobs"));
     }
-    if let Some(most) = rules.after
-        && age >= most
+    if let Some(max) = rules.after
+        && age >= max
         && jobs > 0
     {
         return Some(format!("after {} s", age.as_secs()));

@@ -63,7 +63,7 @@ struct LineLimiter {
     /// The line that has not ended yet, up to its maximum length.
     line: Vec<u8>,
     /// The current line was too long: its beginning has been forwarded, its rest is dropped.
-    is_cut: bool,
+    is_truncated: bool,
     /// Start of the period that `lines` and `bytes` count; `None` before the first line.
     since: Option<Instant>,
     lines: u32,
@@ -76,7 +76,7 @@ impl LineLimiter {
     fn new() -> Self {
         Self {
             line: Vec::new(),
-            is_cut: false,
+            is_truncated: false,
             since: None,
             lines: 0,
             bytes: 0,
@@ -126,20 +126,20 @@ impl LineLimiter {
 
     /// Appends to the current line. A line that gets too long is forwarded up to here, and its rest is dropped.
     fn extend(&mut self, part: &[u8], now: Instant, emit: &mut impl FnMut(Output<'_>)) {
-        let room = if self.is_cut { 0 } else { MAX_LINE_LENGTH - self.line.len() };
+        let room = if self.is_truncated { 0 } else { MAX_LINE_LENGTH - self.line.len() };
         let (fits, rest) = part.split_at(room.min(part.len()));
         self.line.extend_from_slice(fits);
         if !rest.is_empty() {
-            if !self.is_cut {
+            if !self.is_truncated {
                 self.end_line(now, emit);
-                (self.is_cut, self.omitted.lines) = (true, self.omitted.lines + 1);
+                (self.is_truncated, self.omitted.lines) = (true, self.omitted.lines + 1);
             }
             self.omitted.bytes += rest.len() as u64;
         }
     }
 
     fn end_line(&mut self, now: Instant, emit: &mut impl FnMut(Output<'_>)) {
-        if mem::take(&mut self.is_cut) {
+        if mem::take(&mut self.is_truncated) {
             return;
         }
         let line = mem::take(&mut self.line);

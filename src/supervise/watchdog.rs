@@ -291,9 +291,9 @@ mod tests {
     };
 
     /// Checks an idle worker that takes `answer_after` for each ping, until it counts as hung.
-    async fn found_hung(answer_after: Duration, most: Duration) -> Option<Duration> {
+    async fn found_hung(answer_after: Duration, max: Duration) -> Option<Duration> {
         let (began, mut pings, mut answer_at) = (Instant::now(), Pings::default(), None);
-        while began.elapsed() < most {
+        while began.elapsed() < max {
             tokio::time::sleep(BUDGETS.ping_interval()).await;
             if answer_at.is_some_and(|at| at <= Instant::now()) {
                 (pings, answer_at) = (Pings::default(), None);

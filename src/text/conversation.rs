@@ -13,12 +13,12 @@ pub struct Conversation {
     /// Tools that the model may call, each an object in OpenAI's format; usually none.
     pub tools: Vec<Value>,
     /// Text that the answer must begin with (an assistant prefill), appended to the rendered template; empty if none.
-    pub opening: &'static str,
+    pub answer_prefix: &'static str,
 }
 
 impl Conversation {
-    /// An estimate of its length, from which the cost of rendering and tokenizing is judged. A tool or a call counts as a
-    /// typical one.
+    /// Estimated length of the rendered text, to predict the cost of rendering and tokenizing. Every tool and every call counts
+    /// as 2 KiB.
     #[must_use]
     pub fn text_bytes(&self) -> usize {
         const TOOL: usize = 2 << 10;

@@ -12,7 +12,7 @@ use super::{
     Text,
     stop_strings::{Chunk, StopStrings},
     token_bytes::{TokenBytes, visible},
-    utf8::{Utf8, push_real},
+    utf8::{Utf8Decoder, push_without_replacement},
 };
 
 /// Turns the token ids of one answer into text.
@@ -104,7 +104,7 @@ impl Detokenizer {
 enum Source {
     /// The table of the tokens' bytes.
     Table {
-        utf8: Utf8,
+        utf8: Utf8Decoder,
         /// The next token with text is the first.
         at_start: bool,
         /// Leading characters that may still be stripped.
@@ -116,8 +116,8 @@ enum Source {
 
 impl Source {
     fn table(token_bytes: &TokenBytes) -> Self {
-        let strip = token_bytes.strip().map_or(0, |(_, most)| most);
-        Self::Table { utf8: Utf8::default(), at_start: true, strip }
+        let strip = token_bytes.strip().map_or(0, |(_, max)| max);
+        Self::Table { utf8: Utf8Decoder::default(), at_start: true, strip }
     }
 
     fn push(&mut self, text: &Text, token: u32) -> String {
@@ -144,7 +144,7 @@ impl Source {
     fn finish(&mut self, text: &Text) -> String {
         match self {
             Self::Table { utf8, .. } => {
-                *utf8 = Utf8::default();
+                *utf8 = Utf8Decoder::default();
                 String::new()
             }
             Self::Stream(stream) => stream.flush(&text.tokenizer),
@@ -175,7 +175,7 @@ struct Stream {
 impl Stream {
     /// A character has at most four bytes. Incremental decoding that holds back more tokens than that waits for a
     /// character that will never be complete.
-    const MOST_HELD: usize = 4;
+    const MAX_HELD: usize = 4;
 
     fn push(&mut self, tokenizer: &Tokenizer, token: u32) -> String {
         // A token without text would count as one that is held back.
@@ -192,7 +192,7 @@ impl Stream {
         );
         match step {
             Ok(Some(fresh)) => without_replacements(&fresh),
-            Ok(None) if self.ids.len() - self.prefix_index.min(self.ids.len()) < Self::MOST_HELD => {
+            Ok(None) if self.ids.len() - self.prefix_index.min(self.ids.len()) < Self::MAX_HELD => {
                 String::new()
             }
             Ok(None) | Err(_) => self.flush(tokenizer),
@@ -209,6 +209,6 @@ impl Stream {
 
 fn without_replacements(fresh: &str) -> String {
     let mut text = String::with_capacity(fresh.len());
-    push_real(fresh, &mut text);
+    push_without_replacement(fresh, &mut text);
     text
 }

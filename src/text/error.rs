@@ -64,7 +64,7 @@ pub enum TextError {
     },
     /// Client error: the chat template called `raise_exception`.
     #[error("the model's chat template refuses these messages: {message}")]
-    Messages {
+    TemplateRefused {
         /// The template's own words.
         message: String,
     },
@@ -73,7 +73,7 @@ pub enum TextError {
         "the model's chat template failed on these messages: {message}; send messages of the kind that it expects, or a plain \
          prompt"
     )]
-    Template {
+    TemplateFailed {
         /// What failed, and the line.
         message: String,
     },
@@ -87,11 +87,11 @@ pub enum TextError {
     },
     /// The chat template took more steps than any conversation should need.
     #[error(
-        "the model's chat template did not finish within {most} steps; send fewer or shorter messages, or a plain prompt"
+        "the model's chat template did not finish within {max} steps; send fewer or shorter messages, or a plain prompt"
     )]
     TemplateSteps {
         /// Steps that it may take.
-        most: u64,
+        max: u64,
     },
     /// The chat template needed more time, memory or nesting than one rendering may use, and its process was killed.
     #[error(
@@ -107,16 +107,16 @@ pub enum TextError {
         "constraints are not supported for this model, because its tokenizer's decoder does not map each token to fixed bytes; leave \
          the constraint out"
     )]
-    NoTable,
+    ConstraintUnsupported,
     /// Client error: a text has more tokens than the context length.
     #[error(
-        "this model's maximum context length is {most} tokens, but this text of {bytes} bytes has more; shorten the text"
+        "this model's maximum context length is {max} tokens, but this text of {bytes} bytes has more; shorten the text"
     )]
     TooLong {
         /// Its length.
         bytes: usize,
         /// Tokens that it may have.
-        most: usize,
+        max: usize,
     },
     /// The tokenizer failed on a text.
     #[error("the model's tokenizer cannot encode this text: {message}; send another text, or token ids")]
@@ -129,16 +129,16 @@ pub enum TextError {
 impl TextError {
     /// Whether the client's input is the cause, and not the files of the model directory.
     #[must_use]
-    pub const fn is_the_clients(&self) -> bool {
+    pub const fn is_client_error(&self) -> bool {
         match self {
             Self::NoTemplate { .. }
             | Self::NoTools { .. }
-            | Self::Messages { .. }
-            | Self::Template { .. }
+            | Self::TemplateRefused { .. }
+            | Self::TemplateFailed { .. }
             | Self::TemplateSteps { .. }
             | Self::TemplateLimit { .. }
             | Self::Encode { .. }
-            | Self::NoTable
+            | Self::ConstraintUnsupported
             | Self::TooLong { .. } => true,
             Self::TemplateUnsupported { .. }
             | Self::Manifest(_)

@@ -10,7 +10,7 @@ use super::{TextError, growth};
 use crate::{
     files,
     manifest::layout::{
-        GENERATION_CONFIG, MOST_TEMPLATE, MOST_TOKENIZER, SPECIAL_TOKENS_MAP, TOKENIZER, TOKENIZER_CONFIG,
+        GENERATION_CONFIG, MAX_TEMPLATE, MAX_TOKENIZER, SPECIAL_TOKENS_MAP, TOKENIZER, TOKENIZER_CONFIG,
     },
 };
 
@@ -18,8 +18,8 @@ use crate::{
 /// remove or add text of a prompt.
 pub(super) fn read_tokenizer(model_dir: &Path) -> Result<Tokenizer, TextError> {
     let path = model_dir.join(TOKENIZER);
-    let json = files::read(&path, MOST_TOKENIZER)
-        .map_err(|source| TextError::Read { path: path.clone(), source })?;
+    let json =
+        files::read(&path, MAX_TOKENIZER).map_err(|source| TextError::Read { path: path.clone(), source })?;
     let parse =
         |source: tokenizers::Error| TextError::Tokenizer { path: path.clone(), message: source.to_string() };
     let mut tokenizer = Tokenizer::from_bytes(json).map_err(parse)?;
@@ -94,7 +94,7 @@ pub(super) fn read_special_tokens_map(model_dir: &Path) -> Result<Map<String, Va
 
 /// The template in the file at `path`, if there is one.
 pub(super) fn read_template(path: &Path) -> Result<Option<String>, TextError> {
-    files::optional(files::read_text(path, MOST_TEMPLATE)).map_err(|source| match source.kind() {
+    files::optional(files::read_text(path, MAX_TEMPLATE)).map_err(|source| match source.kind() {
         io::ErrorKind::InvalidData => {
             TextError::TemplateFile { path: path.into(), message: source.to_string() }
         }

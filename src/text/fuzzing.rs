@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, sync::Arc};
 use serde_json::json;
 
 use super::{
-    AnswerDelta, Arguments, CallReader, Message, Reading, ToolCall, template::ChatTemplate, tools::FORMATS,
+    AnswerDelta, Arguments, Message, ToolCall, ToolCallParser, ToolCallParserOptions, template::ChatTemplate,
+    tools::FORMATS,
 };
 
 /// Compiles `source` as a chat template and renders a conversation with a tool and a call. Returns whether both worked.
@@ -38,7 +39,7 @@ pub fn tool_calls(bytes: &[u8]) -> bool {
     let names: Arc<[String]> = ["add".to_owned(), "now".to_owned()].into();
     FORMATS.into_iter().any(|format| {
         let (single, opened) = (flags & 1 != 0, flags & 2 != 0);
-        let reading = Reading { format, names: Arc::clone(&names), single, opened };
+        let reading = ToolCallParserOptions { format, names: Arc::clone(&names), single, opened };
         let whole = read(&reading, &[answer]);
         for (cut, _) in answer.char_indices() {
             let (before, after) = answer.split_at(cut);
@@ -49,8 +50,8 @@ pub fn tool_calls(bytes: &[u8]) -> bool {
 }
 
 /// The content and the calls of an answer, without the ids of its calls, which are random.
-fn read(reading: &Reading, pieces: &[&str]) -> AnswerDelta {
-    let mut reader = CallReader::new(reading.clone());
+fn read(reading: &ToolCallParserOptions, pieces: &[&str]) -> AnswerDelta {
+    let mut reader = ToolCallParser::new(reading.clone());
     let mut delta = AnswerDelta::default();
     for piece in pieces {
         delta.append(&reader.push(piece));

@@ -7,17 +7,17 @@
 use serde_json::Value;
 
 /// How many times as long as the text a result may be. Published tokenizers have at most 20.
-const MOST_GROWTH: u64 = 64;
+const MAX_GROWTH: u64 = 64;
 
 /// Longest text that may be put before a prompt. Published tokenizers have one character.
-const MOST_PREFIX: usize = 1024;
+const MAX_PREFIX: usize = 1024;
 
 /// Checks a normalizer or decoder of `tokenizer.json`; the error is a message.
 pub(super) fn check(steps: &Value) -> Result<(), String> {
     let growth = growth(steps)?;
-    if growth > MOST_GROWTH {
+    if growth > MAX_GROWTH {
         return Err(format!(
-            "its replacements can make a text {growth} times as long, and at most {MOST_GROWTH} times are allowed"
+            "its replacements can make a text {growth} times as long, and at most {MAX_GROWTH} times are allowed"
         ));
     }
     Ok(())
@@ -29,8 +29,8 @@ fn growth(step: &Value) -> Result<u64, String> {
         return parts.iter().try_fold(1_u64, |product, part| Ok(product.saturating_mul(growth(part)?)));
     }
     let length = |text: &Value| text.as_str().map_or(0, str::len);
-    if length(&step["prepend"]) > MOST_PREFIX {
-        return Err(format!("it puts more than {MOST_PREFIX} bytes before every text"));
+    if length(&step["prepend"]) > MAX_PREFIX {
+        return Err(format!("it puts more than {MAX_PREFIX} bytes before every text"));
     }
     let content = u64::try_from(length(&step["content"])).unwrap_or(u64::MAX);
     Ok(match &step["pattern"] {

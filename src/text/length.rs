@@ -15,20 +15,20 @@ const PIECE: usize = 64 << 10;
 const NORMALIZED: usize = 4;
 
 impl Text {
-    /// Checks that `text` may have `most` tokens or fewer. A text that passes may still have more.
+    /// Checks that `text` may have `max` tokens or fewer. A text that passes may still have more.
     ///
     /// # Errors
     /// [`TextError::TooLong`] when it has more for certain, and [`TextError::Encode`] when it cannot be tokenized.
-    pub fn check_length(&self, text: &str, most: usize) -> Result<(), TextError> {
-        let too_long = || TextError::TooLong { bytes: text.len(), most };
+    pub fn check_length(&self, text: &str, max: usize) -> Result<(), TextError> {
+        let too_long = || TextError::TooLong { bytes: text.len(), max };
         let longest = self.longest_token.unwrap_or(usize::MAX);
-        if text.len() > most.saturating_mul(longest).saturating_mul(NORMALIZED) {
+        if text.len() > max.saturating_mul(longest).saturating_mul(NORMALIZED) {
             return Err(too_long());
         }
         if text.len() <= 2 * PIECE {
             return Ok(());
         }
-        let enough = most.saturating_add(most / 4).saturating_add(64);
+        let enough = max.saturating_add(max / 4).saturating_add(64);
         let mut tokens = 0;
         for piece in pieces(text) {
             tokens += self.encode_bare(piece)?.len();

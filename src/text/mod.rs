@@ -40,6 +40,6 @@ pub use self::{
     templates::TemplateFile,
     token::TokenText,
     tool_call::{Arguments, CalledFunction, ToolCall},
-    tools::{AnswerDelta, Call, CallReader, Calls, Reading, ToolFormat, ToolSupport},
+    tools::{AnswerDelta, Call, Calls, ToolCallParser, ToolCallParserOptions, ToolFormat, ToolSupport},
     vocabulary::Vocabulary,
 };

@@ -64,7 +64,7 @@ impl Text {
         let tokenizer = files::read_tokenizer(model_dir)?;
         let config = TokenizerConfig::read(model_dir)?;
         let map = files::read_special_tokens_map(model_dir)?;
-        let tokens = special_tokens::named(&config, &map, &manifest.architecture, &tokenizer);
+        let tokens = special_tokens::special_tokens(&config, &map, &manifest.architecture, &tokenizer);
         let templates = Templates::read(model_dir, &config, &tokens)?;
         let fingerprint = fingerprint(&manifest);
         let card = ModelCard {
@@ -123,8 +123,8 @@ impl Text {
     /// process instead (see [`Text::render_request`]); commands whose process serves no other clients use this.
     ///
     /// # Errors
-    /// Those of [`Text::render_request`], and what the template makes of the messages: [`TextError::Messages`],
-    /// [`TextError::Template`], [`TextError::TemplateUnsupported`] and [`TextError::TemplateSteps`].
+    /// Those of [`Text::render_request`], and what the template makes of the messages: [`TextError::TemplateRefused`],
+    /// [`TextError::TemplateFailed`], [`TextError::TemplateUnsupported`] and [`TextError::TemplateSteps`].
     pub fn render(&self, conversation: &Conversation) -> Result<String, TextError> {
         let template = self.template(conversation)?;
         let request = RenderRequest::new(template.source(), conversation);
@@ -188,9 +188,9 @@ impl Text {
     /// Whether answers can be constrained.
     ///
     /// # Errors
-    /// [`TextError::NoTable`] when they cannot.
+    /// [`TextError::ConstraintUnsupported`] when they cannot.
     pub fn check_table(&self) -> Result<(), TextError> {
-        self.token_bytes.as_ref().map(|_| ()).ok_or(TextError::NoTable)
+        self.token_bytes.as_ref().map(|_| ()).ok_or(TextError::ConstraintUnsupported)
     }
 
     pub(super) fn ids(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TextError> {

@@ -14,10 +14,10 @@ use super::{Conversation, Message, TextError, template::ChatTemplate};
 use crate::units::Bytes;
 
 /// Compiled templates that are kept: as many as a server is likely to have models in use.
-const MOST_COMPILED: usize = 8;
+const MAX_COMPILED: usize = 8;
 
 /// Longest text that a template may make: tens of times what the longest context holds, and short enough for a frame.
-const MOST_TEXT: Bytes = Bytes::mib(12);
+const MAX_TEXT: Bytes = Bytes::mib(12);
 
 /// A chat template's text, and the names under which it finds special tokens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,7 +40,7 @@ pub struct RenderRequest {
     template: TemplateSource,
     messages: String,
     tools: String,
-    opening: String,
+    answer_prefix: String,
 }
 
 impl RenderRequest {
@@ -49,7 +49,7 @@ impl RenderRequest {
             template: template.clone(),
             messages: serde_json::json!(conversation.messages).to_string(),
             tools: serde_json::json!(conversation.tools).to_string(),
-            opening: conversation.opening.to_owned(),
+            answer_prefix: conversation.answer_prefix.to_owned(),
         }
     }
 
@@ -86,24 +86,24 @@ pub enum TemplateFault {
     /// It took too many steps.
     Steps {
         /// Steps that it may take.
-        most: u64,
+        max: u64,
     },
     /// Its text is too long for a prompt.
     TooLong {
         /// Length of its text.
         found: Bytes,
         /// Longest text that is read.
-        most: Bytes,
+        max: Bytes,
     },
 }
 
 impl From<TextError> for TemplateFault {
     fn from(error: TextError) -> Self {
         match error {
-            TextError::Messages { message } => Self::Refused { message },
-            TextError::Template { message } => Self::Failed { message },
+            TextError::TemplateRefused { message } => Self::Refused { message },
+            TextError::TemplateFailed { message } => Self::Failed { message },
             TextError::TemplateUnsupported { message } => Self::Unsupported { message },
-            TextError::TemplateSteps { most } => Self::Steps { most },
+            TextError::TemplateSteps { max } => Self::Steps { max },
             other => Self::Failed { message: other.to_string() },
         }
     }
@@ -134,11 +134,11 @@ impl Renderer {
         let messages: Vec<Message> = parse(&request.messages)?;
         let tools: Vec<Value> = parse(&request.tools)?;
         let text = self.compile(&request.template)?.render(&messages, &tools)?;
-        let found = Bytes::from(text.len() + request.opening.len());
-        if found > MOST_TEXT {
-            return Err(TemplateFault::TooLong { found, most: MOST_TEXT });
+        let found = Bytes::from(text.len() + request.answer_prefix.len());
+        if found > MAX_TEXT {
+            return Err(TemplateFault::TooLong { found, max: MAX_TEXT });
         }
-        Ok(text + &request.opening)
+        Ok(text + &request.answer_prefix)
     }
 
     fn compile(&mut self, source: &TemplateSource) -> Result<&ChatTemplate, TemplateFault> {
@@ -147,7 +147,7 @@ impl Renderer {
         } else {
             let template = ChatTemplate::compile(&source.text, source.tokens.clone());
             let template = template.map_err(|e| TemplateFault::Compile { message: e.to_string() })?;
-            self.compiled.truncate(MOST_COMPILED - 1);
+            self.compiled.truncate(MAX_COMPILED - 1);
             self.compiled.push_front((source.clone(), template));
         }
         let first = self.compiled.front().map(|(_, template)| template);

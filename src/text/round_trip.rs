@@ -7,7 +7,7 @@ use serde_json::json;
 use super::{
     Arguments, Message, ToolCall,
     template::ChatTemplate,
-    tools::{CallReader, Reading, ToolSupport},
+    tools::{ToolCallParser, ToolCallParserOptions, ToolSupport},
 };
 
 /// A template of each format.
@@ -50,10 +50,15 @@ fn calls_that_are_rendered_read_and_rendered_again_are_the_same_bytes() {
             let call = first.rfind("{\"name\": \"now\", ").unwrap();
             let begins = first[..call].rfind(format.marker()).unwrap_or(call);
             let names = ["now".to_owned()].into();
-            let mut reader = CallReader::new(Reading { format, names, single: false, opened: false });
+            let mut reader =
+                ToolCallParser::new(ToolCallParserOptions { format, names, single: false, opened: false });
             let mut delta = reader.push(&first[begins..]);
             delta.append(&reader.finish());
-            assert_eq!((delta.calls[0].arguments.as_str(), reader.is_cut()), (written, false), "{first}");
+            assert_eq!(
+                (delta.calls[0].arguments.as_str(), reader.is_truncated()),
+                (written, false),
+                "{first}"
+            );
             assert_eq!(render(&template, &delta.calls[0].arguments), first);
         }
     }

@@ -18,25 +18,25 @@ pub enum TokenizerMismatch {
     Manifest(#[from] ManifestError),
     /// A token is not the same in both.
     #[error(
-        "token {id} is {own} in the model and {other} in its draft model, which must have the same tokens; set --draft-model to a model \
+        "token {id} is {model} in the model and {draft} in its draft model, which must have the same tokens; set --draft-model to a model \
          with the same tokenizer.json, or leave it out"
     )]
-    Other {
+    TokenDiffers {
         /// The first token that differs.
         id: u32,
-        /// The token of the model, or that it has none.
-        own: String,
+        /// The token of the model in quotes, or `none`.
+        model: String,
         /// The token of the draft model.
-        other: String,
+        draft: String,
     },
     /// The draft model's vocabulary is smaller than its tokenizer's.
     #[error(
-        "the draft model's graph has {vocabulary} token ids, but the tokenizer has ids up to {last}; set --draft-model to a model that \
+        "the draft model's graph has {draft_vocab} token ids, but the tokenizer has ids up to {last}; set --draft-model to a model that \
          was exported with this tokenizer, or leave it out"
     )]
-    Fewer {
-        /// Ids of the graph.
-        vocabulary: usize,
+    VocabTooSmall {
+        /// Token ids of the draft model's graph.
+        draft_vocab: usize,
         /// The greatest id that is a token.
         last: u32,
     },
@@ -48,24 +48,39 @@ pub enum TokenizerMismatch {
 /// # Errors
 /// [`TokenizerMismatch`] with the first token that is not the same in both.
 pub fn check_same_tokens(model_dir: &Path, draft_dir: &Path) -> Result<(), TokenizerMismatch> {
-    let [model, draft] = [model_dir, draft_dir].map(|dir| {
-        let tokenizer = files::read_tokenizer(dir)?;
-        Ok::<_, TokenizerMismatch>((tokenizer, Manifest::read(dir)?.dims.vocab))
-    });
-    let ((own, size), (other, vocabulary)) = (model?, draft?);
-    let named = |tokenizer: &Tokenizer| tokenizer.get_vocab_size(true);
-    let most = [size, vocabulary, named(&own), named(&other)].into_iter().max().unwrap_or(0);
+    let (model, draft) = (Tokens::read(model_dir)?, Tokens::read(draft_dir)?);
     let mut last = 0;
-    for id in (0_u32..).take(most) {
-        let spelled = [&own, &other].map(|tokenizer| tokenizer.id_to_token(id));
-        if spelled[0] != spelled[1] {
-            let [own, other] = spelled.map(|token| token.map_or("none".into(), |token| format!("{token:?}")));
-            return Err(TokenizerMismatch::Other { id, own, other });
+    for id in (0_u32..).take(model.id_count().max(draft.id_count())) {
+        let (token, drafted) = (model.tokenizer.id_to_token(id), draft.tokenizer.id_to_token(id));
+        if token != drafted {
+            let [model, draft] =
+                [token, drafted].map(|token| token.map_or("none".into(), |token| format!("{token:?}")));
+            return Err(TokenizerMismatch::TokenDiffers { id, model, draft });
         }
-        last = if spelled[0].is_some() { id } else { last };
+        if token.is_some() {
+            last = id;
+        }
     }
-    if last as usize >= vocabulary {
-        return Err(TokenizerMismatch::Fewer { vocabulary, last });
+    if last as usize >= draft.graph_vocab {
+        return Err(TokenizerMismatch::VocabTooSmall { draft_vocab: draft.graph_vocab, last });
     }
     Ok(())
+}
+
+/// The tokens of a model.
+struct Tokens {
+    tokenizer: Tokenizer,
+    /// Token ids of the graph, some of which may have no token.
+    graph_vocab: usize,
+}
+
+impl Tokens {
+    fn read(dir: &Path) -> Result<Self, TokenizerMismatch> {
+        Ok(Self { tokenizer: files::read_tokenizer(dir)?, graph_vocab: Manifest::read(dir)?.dims.vocab })
+    }
+
+    /// Every id with a token is below this number.
+    fn id_count(&self) -> usize {
+        self.graph_vocab.max(self.tokenizer.get_vocab_size(true))
+    }
 }

@@ -61,7 +61,7 @@ const GEMMA: Defaults =
     &[("bos_token", "<bos>"), ("eos_token", "<eos>"), ("pad_token", "<pad>"), ("unk_token", "<unk>")];
 
 /// The special tokens of a model of `architecture`, by name; `map` is the content of `special_tokens_map.json`.
-pub(super) fn named(
+pub(super) fn special_tokens(
     config: &TokenizerConfig,
     map: &Map<String, Value>,
     architecture: &str,
@@ -71,12 +71,12 @@ pub(super) fn named(
     let known = defaults.filter(|(_, token)| tokenizer.token_to_id(token).is_some());
     // Lowest priority first: later insertions overwrite.
     let mut tokens: SpecialTokens = known.map(|&(name, token)| (name.into(), token.into())).collect();
-    insert(&mut tokens, config.fields());
+    apply(&mut tokens, config.fields());
     if let Some(Value::Object(extra)) = config.fields().get("extra_special_tokens") {
-        insert(&mut tokens, extra);
+        apply(&mut tokens, extra);
     }
     if !config.fields().contains_key("added_tokens_decoder") {
-        insert(&mut tokens, map);
+        apply(&mut tokens, map);
     }
     tokens
 }
@@ -92,9 +92,9 @@ fn defaults(class: Option<&str>, architecture: &str) -> Defaults {
 }
 
 /// Adds the fields that end in `_token`; `null` removes a token.
-fn insert(tokens: &mut SpecialTokens, fields: &Map<String, Value>) {
+fn apply(tokens: &mut SpecialTokens, fields: &Map<String, Value>) {
     for (name, value) in fields.iter().filter(|(name, _)| name.ends_with("_token")) {
-        match content(value) {
+        match token_text(value) {
             Some(token) => drop(tokens.insert(name.clone(), token)),
             None if value.is_null() => drop(tokens.remove(name)),
             None => {}
@@ -103,7 +103,7 @@ fn insert(tokens: &mut SpecialTokens, fields: &Map<String, Value>) {
 }
 
 /// A token is a string, or an object with further properties.
-fn content(token: &Value) -> Option<String> {
+fn token_text(token: &Value) -> Option<String> {
     token.as_str().or_else(|| token.get("content")?.as_str()).map(str::to_owned)
 }
 
@@ -121,7 +121,7 @@ mod tests {
                        "vocab": { "<|endoftext|>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "<bos>": 4 } } });
         let tokenizer = Tokenizer::from_bytes(tokenizer.to_string()).unwrap();
         let config: TokenizerConfig = serde_json::from_value(config).unwrap();
-        named(&config, map.as_object().unwrap(), architecture, &tokenizer).into_iter().collect()
+        special_tokens(&config, map.as_object().unwrap(), architecture, &tokenizer).into_iter().collect()
     }
 
     fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {

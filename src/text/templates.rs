@@ -100,12 +100,12 @@ impl TemplateFile {
             TemplateFault::Compile { message } => {
                 TextError::TemplateFile { path: self.path.clone(), message }
             }
-            TemplateFault::Refused { message } => TextError::Messages { message },
-            TemplateFault::Failed { message } => TextError::Template { message },
+            TemplateFault::Refused { message } => TextError::TemplateRefused { message },
+            TemplateFault::Failed { message } => TextError::TemplateFailed { message },
             TemplateFault::Unsupported { message } => TextError::TemplateUnsupported { message },
-            TemplateFault::Steps { most } => TextError::TemplateSteps { most },
-            TemplateFault::TooLong { found, most } => {
-                TextError::TemplateLimit { what: format!("made {found} of text, at most {most} are read,") }
+            TemplateFault::Steps { max } => TextError::TemplateSteps { max },
+            TemplateFault::TooLong { found, max } => {
+                TextError::TemplateLimit { what: format!("made {found} of text, at most {max} are read,") }
             }
         }
     }

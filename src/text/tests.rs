@@ -213,14 +213,14 @@ fn tools_and_calls_are_refused_where_the_template_has_none() {
         (vec![user.clone(), called], Vec::new()),
         (vec![user.clone(), Message::new("tool", "4")], Vec::new()),
     ] {
-        let error = demo().render(&Conversation { messages, tools, opening: "" }).unwrap_err();
-        assert!(matches!(error, TextError::NoTools { .. }) && error.is_the_clients(), "{error}");
+        let error = demo().render(&Conversation { messages, tools, answer_prefix: "" }).unwrap_err();
+        assert!(matches!(error, TextError::NoTools { .. }) && error.is_client_error(), "{error}");
         assert!(
             error.to_string().contains("the chat template of model demo does not support tools"),
             "{error}"
         );
     }
-    let opened = Conversation { opening: "[", ..vec![user].into() };
+    let opened = Conversation { answer_prefix: "[", ..vec![user].into() };
     assert!(demo().render(&opened).unwrap().ends_with("<|assistant|>["));
 }
 
@@ -339,7 +339,7 @@ fn a_model_without_a_template_says_so_to_the_request_that_needs_one() {
     let text = Text::open(dir.path(), "plain").unwrap();
     assert!(!text.card().has_chat_template);
     let error = text.encode_chat(&Conversation::default()).unwrap_err();
-    assert!(error.is_the_clients() && error.to_string().contains("plain"), "{error}");
+    assert!(error.is_client_error() && error.to_string().contains("plain"), "{error}");
     let ids = text.encode("<s>a").unwrap();
     assert_eq!(ids.iter().filter(|&&id| id == 1).count(), 1, "BOS is known from generation_config.json");
 }

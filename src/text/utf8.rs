@@ -6,30 +6,30 @@
 /// dropped bytes are those that `String::from_utf8_lossy` replaces, and U+FFFD itself: a reader could not distinguish a
 /// written one from a replacement.
 #[derive(Debug, Default)]
-pub(super) struct Utf8 {
+pub(super) struct Utf8Decoder {
     /// The beginning of a character, at most three bytes.
     pending: Vec<u8>,
 }
 
-impl Utf8 {
+impl Utf8Decoder {
     /// Appends to `text` the characters that `bytes` complete.
     pub(super) fn push(&mut self, bytes: &[u8], text: &mut String) {
         let mut unread = std::mem::take(&mut self.pending);
         unread.extend_from_slice(bytes);
         for chunk in unread.utf8_chunks() {
-            push_real(chunk.valid(), text);
+            push_without_replacement(chunk.valid(), text);
             // Only the last chunk can end in an incomplete character; the loop overwrites what earlier chunks set.
-            self.pending = if is_beginning(chunk.invalid()) { chunk.invalid().to_vec() } else { Vec::new() };
+            self.pending = if is_incomplete(chunk.invalid()) { chunk.invalid().to_vec() } else { Vec::new() };
         }
     }
 }
 
 /// Appends `fresh` without U+FFFD.
-pub(super) fn push_real(fresh: &str, text: &mut String) {
+pub(super) fn push_without_replacement(fresh: &str, text: &mut String) {
     text.extend(fresh.split(char::REPLACEMENT_CHARACTER));
 }
 
-fn is_beginning(bytes: &[u8]) -> bool {
+fn is_incomplete(bytes: &[u8]) -> bool {
     std::str::from_utf8(bytes).is_err_and(|e| e.error_len().is_none())
 }
 
@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     fn read(pieces: &[&[u8]]) -> String {
-        let (mut utf8, mut text) = (Utf8::default(), String::new());
+        let (mut utf8, mut text) = (Utf8Decoder::default(), String::new());
         for piece in pieces {
             utf8.push(piece, &mut text);
         }
@@ -49,7 +49,7 @@ mod tests {
 
     #[test]
     fn a_character_leaves_with_its_last_byte() {
-        let (mut utf8, mut text) = (Utf8::default(), String::new());
+        let (mut utf8, mut text) = (Utf8Decoder::default(), String::new());
         for (byte, expected) in "क".bytes().zip(["", "", "क"]) {
             utf8.push(&[byte], &mut text);
             assert_eq!(text, expected);

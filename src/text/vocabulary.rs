@@ -24,10 +24,10 @@ impl Vocabulary {
     /// Reads the tokenizer of the model in `model_dir`, for ids below `size`.
     ///
     /// # Errors
-    /// [`TextError`] when it cannot be read, [`TextError::NoTable`] when its tokens have no fixed bytes.
+    /// [`TextError`] when it cannot be read, [`TextError::ConstraintUnsupported`] when its tokens have no fixed bytes.
     pub fn open(model_dir: &Path, size: usize) -> Result<Self, TextError> {
         let tokenizer = files::read_tokenizer(model_dir)?;
-        let token_bytes = TokenBytes::of(&tokenizer, size).ok_or(TextError::NoTable)?;
+        let token_bytes = TokenBytes::of(&tokenizer, size).ok_or(TextError::ConstraintUnsupported)?;
         Ok(Self { tokenizer, token_bytes, size })
     }
 

@@ -22,7 +22,7 @@ use crate::{
     device::{Device, DeviceErrorKind, process_memory},
     engine::{self, EngineError, Forward, GenerationSummary},
     job::{
-        Failure, Finish, FinishReason, Job, Memory, MemoryReport, ModelId, ModelReport, Placement,
+        EndReason, Failure, Finish, Job, Memory, MemoryReport, ModelId, ModelReport, Placement,
         PromptToRestore, SaveAs,
     },
     units::Bytes,
@@ -213,7 +213,7 @@ impl<W: Write> Server<W> {
     ) -> Result<Result<GenerationSummary, EngineError>, WorkerError> {
         let Self { models, signals, output, .. } = self;
         let (Some(loaded), Ok(outcome)) = (models.get(&job.model), &read) else { return Ok(read) };
-        if outcome.reason == FinishReason::Cancelled {
+        if outcome.reason == EndReason::Cancelled {
             return Ok(read);
         }
         let (mut outcome, began) = (*outcome, Instant::now());
@@ -225,7 +225,7 @@ impl<W: Write> Server<W> {
         match written {
             Ok(_) => Ok(Ok(outcome)),
             Err(e) => Ok(match e.into_failure(&to.name)? {
-                None => Ok(GenerationSummary { reason: FinishReason::Cancelled, ..outcome }),
+                None => Ok(GenerationSummary { reason: EndReason::Cancelled, ..outcome }),
                 Some(failure) => Err(failure),
             }),
         }

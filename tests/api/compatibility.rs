@@ -164,7 +164,7 @@ async fn fields_of_other_servers_are_accepted_at_neutral_values() {
 }
 
 #[tokio::test]
-async fn an_unsupported_field_is_rejected_with_an_alternative() {
+async fn an_unsupported_field_is_refused_with_an_alternative() {
     let server = Server::start(ServerOptions::default());
     for (fields, param, instead) in [
         (json!({ "mirostat": 2 }), "mirostat", "send 0"),

@@ -137,7 +137,8 @@ async fn wrong_types_and_values_are_reported_with_their_path() {
         ("logit_bias", json!({ "12": 101 }), "invalid_value", "logit_bias.12"),
         ("logit_bias", json!({ "tea": 1 }), "invalid_value", "logit_bias.tea"),
         ("logit_bias", json!({ "4096": 1 }), "invalid_value", "logit_bias.4096"),
-        ("logit_bias", json!([1]), "invalid_type", "logit_bias"),
+        ("logit_bias", json!("12"), "invalid_type", "logit_bias"),
+        ("logit_bias", json!([1]), "invalid_type", "logit_bias[0]"),
         ("ignore_eos", json!(1), "invalid_type", "ignore_eos"),
         ("stream_options", json!({ "include_usage": true }), "invalid_value", "stream_options"),
     ] {
@@ -148,7 +149,7 @@ async fn wrong_types_and_values_are_reported_with_their_path() {
 }
 
 #[tokio::test]
-async fn invalid_prompts_and_messages_are_rejected() {
+async fn invalid_prompts_and_messages_are_refused() {
     let server = Server::start(ServerOptions::default());
     for (prompt, code, param) in [
         (json!({}), "invalid_type", "prompt"),
@@ -193,7 +194,7 @@ async fn invalid_prompts_and_messages_are_rejected() {
 }
 
 #[tokio::test]
-async fn a_request_longer_than_the_context_is_rejected_before_queueing() {
+async fn a_request_longer_than_the_context_is_refused_before_queueing() {
     let server = Server::start(ServerOptions::default());
     let prompt = vec![20; 200];
     let (status, answer) = server.ask(NATIVE, &json!({ "prompt": prompt, "max_new_tokens": 57 })).await;

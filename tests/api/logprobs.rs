@@ -120,6 +120,28 @@ async fn completions_echo_the_prompt_and_score_it() {
 }
 
 #[tokio::test]
+async fn max_tokens_0_with_echo_scores_the_prompt_and_returns_nothing_else() {
+    let program = Program::start(&[]).await;
+    let request =
+        json!({ "prompt": "नमस्ते Once upon", "max_tokens": 1, "temperature": 0, "echo": true, "logprobs": 2 });
+    let (_, with_answer) = program.ask(COMPLETIONS, &request).await;
+    let request = with(request, &json!({ "max_tokens": 0 }));
+    let (status, answer) = program.ask(COMPLETIONS, &request).await;
+    assert_eq!(status, 200, "{answer}");
+    let choice = &answer["choices"][0];
+    assert_eq!((&choice["text"], &choice["finish_reason"]), (&json!("नमस्ते Once upon"), &json!("length")));
+    let usage = &answer["usage"];
+    assert_eq!((&usage["completion_tokens"], &usage["total_tokens"]), (&json!(0), &usage["prompt_tokens"]));
+    let prompt_tokens = usize::try_from(usage["prompt_tokens"].as_u64().unwrap()).unwrap();
+    for list in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
+        let longer = with_answer["choices"][0]["logprobs"][list].as_array().unwrap();
+        assert_eq!(choice["logprobs"][list].as_array().unwrap(), &longer[..prompt_tokens], "{list}");
+    }
+    let (status, error) = program.ask(COMPLETIONS, &with(request, &json!({ "echo": false }))).await;
+    assert_eq!((status, &error["error"]["param"]), (400, &json!("max_tokens")), "{error}");
+}
+
+#[tokio::test]
 async fn log_probabilities_continue_on_a_new_worker() {
     let program = Program::start(&["--faults", &hanging([(2, 8)])]).await;
     let request = json!({ "prompt": "Once", "ignore_eos": true, "max_tokens": 120, "temperature": 0, "echo": true, "logprobs": 1 });
@@ -174,7 +196,7 @@ async fn n_choices_are_generated_in_order_with_different_seeds() {
 }
 
 #[tokio::test]
-async fn n_choices_that_exceed_the_queue_are_rejected_as_a_whole() {
+async fn n_choices_that_exceed_the_queue_are_refused_as_a_whole() {
     let server = Server::start(ServerOptions { max_jobs: 2, ..ServerOptions::default() });
     let request = json!({ "prompt": vec![20; CONTEXT_LENGTH - 20], "n": 8, "max_tokens": 4 });
     let (status, answer) = server.ask(COMPLETIONS, &request).await;
@@ -183,7 +205,7 @@ async fn n_choices_that_exceed_the_queue_are_rejected_as_a_whole() {
 }
 
 #[tokio::test]
-async fn invalid_logprobs_and_n_are_rejected_by_name() {
+async fn invalid_logprobs_and_n_are_refused_by_name() {
     let server = Server::start(ServerOptions::default());
     for (route, fields, param) in [
         (CHAT, json!({ "top_logprobs": 3 }), "top_logprobs"),

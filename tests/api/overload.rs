@@ -184,7 +184,7 @@ async fn a_queued_stream_sends_comments_to_stay_open() {
 }
 
 #[tokio::test]
-async fn shutdown_finishes_running_requests_and_rejects_new_ones() {
+async fn shutdown_finishes_running_requests_and_refuses_new_ones() {
     let mut server =
         Server::start(ServerOptions { step: Duration::from_millis(20), ..ServerOptions::default() });
     let mut request = endless();

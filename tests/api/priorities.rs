@@ -63,7 +63,7 @@ async fn interactive_requests_overtake_batch_requests_a_limited_number_of_times(
 }
 
 #[tokio::test]
-async fn unknown_and_conflicting_priorities_are_rejected() {
+async fn unknown_and_conflicting_priorities_are_refused() {
     let server = Server::start(ServerOptions::default());
     for (more, param) in [
         (json!({ "priority": "urgent" }), "priority"),

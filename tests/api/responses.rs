@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::support::{
-    requests::assert_rejected,
+    requests::assert_refused,
     server::{ANSWER, ANSWER_IDS, Server, ServerOptions},
 };
 
@@ -146,7 +146,7 @@ async fn tool_calls_are_output_items_and_their_results_are_input_items() {
 }
 
 #[tokio::test]
-async fn unsupported_fields_of_responses_are_rejected_by_name() {
+async fn unsupported_fields_of_responses_are_refused_by_name() {
     let server = Server::start(ServerOptions::default());
     for (fields, code, param) in [
         (json!({}), "missing_field", "input"),
@@ -194,6 +194,6 @@ async fn unsupported_fields_of_responses_are_rejected_by_name() {
             "tools",
         ),
     ] {
-        assert_rejected(&server.ask(RESPONSES, &fields).await, code, param);
+        assert_refused(&server.ask(RESPONSES, &fields).await, code, param);
     }
 }

@@ -6,7 +6,7 @@ use crate::support::{
     faulty_worker::{hanging, stream_and},
     processes::send_signal,
     program::{Program, expected},
-    requests::{assert_rejected, with},
+    requests::{assert_refused, with},
     server::{Server, ServerOptions, events},
 };
 
@@ -91,11 +91,11 @@ async fn a_cut_constrained_answer_is_a_valid_prefix_with_finish_reason_length() 
     let request = json!({ "prompt": "Once", "json_schema": schema(), "max_new_tokens": 200 });
     let (_, whole) = program.ask(NATIVE, &request).await;
     let whole_text = whole["text"].as_str().unwrap();
-    for most in 1..whole["usage"]["completion_tokens"].as_u64().unwrap() {
-        let (_, cut) = program.ask(NATIVE, &with(request.clone(), &json!({ "max_new_tokens": most }))).await;
+    for max in 1..whole["usage"]["completion_tokens"].as_u64().unwrap() {
+        let (_, cut) = program.ask(NATIVE, &with(request.clone(), &json!({ "max_new_tokens": max }))).await;
         assert_eq!(
             (&cut["finish_reason"], &cut["usage"]["completion_tokens"]),
-            (&json!("length"), &json!(most))
+            (&json!("length"), &json!(max))
         );
         assert!(whole_text.starts_with(cut["text"].as_str().unwrap()), "{cut} of {whole_text}");
     }
@@ -172,7 +172,7 @@ async fn a_constrained_answer_does_not_change_later_answers() {
 async fn refused(server: &Server, fields: Value, code: &str, param: &str) -> String {
     let request = with(json!({ "prompt": "hello" }), &fields);
     let answer = server.ask(NATIVE, &request).await;
-    assert_rejected(&answer, code, param);
+    assert_refused(&answer, code, param);
     let error = &answer.1["error"];
     assert_eq!(error["type"], "invalid_request_error");
     error["message"].as_str().unwrap().to_owned()
@@ -198,7 +198,7 @@ async fn an_unsupported_constraint_is_a_400_with_the_reason() {
 }
 
 #[tokio::test]
-async fn stop_conditions_with_a_constraint_are_rejected_by_name() {
+async fn stop_conditions_with_a_constraint_are_refused_by_name() {
     let server = Server::start(ServerOptions::default());
     let form = json!({ "regex": "a+" });
     for (name, value) in [("stop", json!("a")), ("stop_token_ids", json!([7])), ("ignore_eos", json!(true))] {

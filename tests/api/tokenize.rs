@@ -104,7 +104,7 @@ async fn apply_template_renders_tools_where_the_template_puts_them() {
 }
 
 #[tokio::test]
-async fn invalid_requests_to_tokenize_routes_are_rejected() {
+async fn invalid_requests_to_tokenize_routes_are_refused() {
     let server = server();
     for (route, body, code, param) in [
         (TOKENIZE, json!({}), "missing_field", "content, prompt or messages"),

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::support::{
     files::copy,
     program::{Program, root},
-    requests::{assert_rejected, with},
+    requests::{assert_refused, with},
     server::{Server, ServerOptions, events},
 };
 
@@ -156,14 +156,14 @@ async fn text_that_resembles_a_call_and_calls_with_tool_choice_none_are_content(
 async fn a_tool_call_that_was_cut_has_finish_reason_length() {
     let server = server(QWEN, ONE);
     let (_, whole) = server.ask(CHAT, &request(&json!({}))).await;
-    for most in 1..whole["usage"]["completion_tokens"].as_u64().unwrap() - 1 {
-        let cut = request(&json!({ "max_tokens": most }));
+    for max in 1..whole["usage"]["completion_tokens"].as_u64().unwrap() - 1 {
+        let cut = request(&json!({ "max_tokens": max }));
         let (_, answer) = server.ask(CHAT, &cut).await;
         assert_eq!(answer["choices"][0]["finish_reason"], "length");
         let (documents, _) = events(&server.stream(CHAT, &with(cut, &json!({ "stream": true }))).await);
         let (content, calls, _) = assembled(&documents);
         let message = &answer["choices"][0]["message"];
-        assert_eq!(content, message["content"].as_str().unwrap_or_default(), "{most}");
+        assert_eq!(content, message["content"].as_str().unwrap_or_default(), "{max}");
         assert_eq!(calls.len(), calls_of(&answer).len());
         for (streamed, whole) in calls.iter().zip(calls_of(&answer)) {
             assert_eq!(streamed["function"], whole["function"]);
@@ -361,7 +361,7 @@ async fn message_names_reach_the_template() {
 }
 
 #[tokio::test]
-async fn unsupported_tool_requests_are_rejected_by_name() {
+async fn unsupported_tool_requests_are_refused_by_name() {
     let qwen = server(QWEN, ONE);
     let bad = json!([{ "type": "function", "function": { "name": "a", "parameters": { "type": "object", "not": {} } } }]);
     let not_object =
@@ -388,7 +388,7 @@ async fn unsupported_tool_requests_are_rejected_by_name() {
         ),
         (json!({ "messages": [{ "role": "user" }] }), "missing_field", "messages[0].content"),
     ] {
-        assert_rejected(&qwen.ask(CHAT, &request(&fields)).await, code, param);
+        assert_refused(&qwen.ask(CHAT, &request(&fields)).await, code, param);
     }
     let demo = Server::start(ServerOptions::default());
     let (status, answer) = demo.ask(CHAT, &request(&json!({}))).await;

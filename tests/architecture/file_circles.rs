@@ -113,8 +113,8 @@ impl Crate {
 
     /// What `name` means in the module at `path`.
     fn member(&self, path: &[String], name: &str, depth: u32) -> Option<Target> {
-        const DEEPEST: u32 = 16;
-        let module = self.modules.get(path).filter(|_| depth < DEEPEST)?;
+        const MAX_DEPTH: u32 = 16;
+        let module = self.modules.get(path).filter(|_| depth < MAX_DEPTH)?;
         let child = join(path, name);
         if self.modules.contains_key(&child) {
             Some(Target::Module(child))

@@ -90,9 +90,9 @@ fn bench_reports_pool_memory_and_share_of_bandwidth() {
     assert!(weights > 0 && weights < bytes("/memory/before/used"), "{report}");
     let share = report["results"][0]["decode_share_of_bandwidth"].as_f64().unwrap();
     let speed = report["results"][0]["decode_tokens_per_second"]["median"].as_f64().unwrap();
-    let most = report["memory_bytes_per_second"].as_f64().unwrap();
+    let max = report["memory_bytes_per_second"].as_f64().unwrap();
     #[expect(clippy::cast_precision_loss, reason = "a small model")]
-    let expected = speed * weights as f64 / most;
+    let expected = speed * weights as f64 / max;
     assert!((share - expected).abs() < 1e-9 * expected, "{report}");
     let said = text(&pooled(&[]).stdout);
     assert!(said.contains("memory in use, reserved: ") && said.contains(" % of bandwidth"), "{said}");

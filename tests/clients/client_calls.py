@@ -19,7 +19,7 @@ MESSAGES = [{"role": "user", "content": PROMPT}]
 RENDERED = f"<s><|user|>{PROMPT}<|end|><|assistant|>"
 # The demo's model with the template of a model that calls tools.
 TOOLS_MODEL = "tools"
-FEWEST = 40
+MIN_CALLS = 40
 
 WEATHER = {
     "type": "object",
@@ -96,5 +96,5 @@ def run(name: str, client: object) -> None:
             failed += 1
             print(f"FAILED  {what}: {traceback.format_exc(limit=-4)}")
     print(f"{name}: {len(calls)} calls, {failed} failed")
-    if failed or len(calls) < FEWEST:
+    if failed or len(calls) < MIN_CALLS:
         sys.exit(1)

@@ -7,7 +7,7 @@ import { zodFunction, zodResponseFormat, zodTextFormat } from "openai/helpers/zo
 import { VERSION } from "openai/version";
 import { z } from "zod";
 
-const FEWEST = 40;
+const MIN_CALLS = 40;
 const PROMPT = "Translate to Hindi: Good morning, friend.";
 const ANSWER = "सुप्रभात, दोस्त।";
 const MESSAGES = [{ role: "user", content: PROMPT }];
@@ -287,4 +287,4 @@ for (const [what, make] of Object.entries(CALLS)) {
 }
 const made = Object.keys(CALLS).length;
 console.log(`openai ${VERSION} for Node: ${made} calls, ${failed} failed`);
-process.exit(failed || made < FEWEST ? 1 : 0);
+process.exit(failed || made < MIN_CALLS ? 1 : 0);

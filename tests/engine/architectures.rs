@@ -125,8 +125,8 @@ fn greedy(timeline: &mut Timeline, case: &Case) -> Vec<u32> {
 }
 
 fn top(row: &[f32]) -> u32 {
-    let most = row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).unwrap();
-    u32::try_from(most.0).unwrap()
+    let max = row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).unwrap();
+    u32::try_from(max.0).unwrap()
 }
 
 fn weights(dir: &TempDir) -> Vec<u8> {
@@ -369,7 +369,7 @@ fn own_attention_matches_onnx_runtimes_and_stays_close_with_a_smaller_cache() {
             export(&Options { layout, ..Options::new(case.merged_source(), output.clone()) }, &()).unwrap();
             let mut theirs = open_with(&output, 64, SessionOptions { own_operators: false, ..OPTIONS });
             let expected = fed_in_pieces(&mut theirs, &case);
-            for (cache, most) in closeness {
+            for (cache, max) in closeness {
                 let mut own = open_with(&output, 64, SessionOptions { cache, ..OPTIONS });
                 let [ours, others] = nodes(&own, ["Attention", "GroupQueryAttention"]);
                 let layers = own.model().manifest().dims.layers;
@@ -379,7 +379,7 @@ fn own_attention_matches_onnx_runtimes_and_stays_close_with_a_smaller_cache() {
                 let logits = fed_in_pieces(&mut own, &case);
                 let errors: Vec<f32> = logits.iter().zip(&expected).map(|(a, b)| a - b).collect();
                 let off = size(&errors) / size(&expected);
-                assert!(off <= most, "{} with {cache}: {off}", case.name);
+                assert!(off <= max, "{} with {cache}: {off}", case.name);
                 seen.insert((case.name.clone(), cache.to_string()), off);
             }
         }

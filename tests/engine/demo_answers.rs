@@ -25,17 +25,17 @@ async fn an_answer_cut_at_any_token_has_only_whole_characters() {
     let program = Program::start(&[]).await;
     for Expected { prompt, text, tokens } in expected() {
         let mut before = String::new();
-        for most in 1..=tokens {
+        for max in 1..=tokens {
             let mut request = request(&prompt);
-            request["max_new_tokens"] = json!(most);
+            request["max_new_tokens"] = json!(max);
             let (answer, pieces) = program.both_ways(&request).await;
             let cut = answer["text"].as_str().unwrap();
-            assert_eq!(pieces.concat(), cut, "{prompt} after {most} tokens");
+            assert_eq!(pieces.concat(), cut, "{prompt} after {max} tokens");
             assert!(
                 text.starts_with(cut) && cut.starts_with(&before),
-                "{cut:?} after {most} tokens of {text:?}"
+                "{cut:?} after {max} tokens of {text:?}"
             );
-            assert_eq!(answer["finish_reason"], if most == tokens { "stop" } else { "length" });
+            assert_eq!(answer["finish_reason"], if max == tokens { "stop" } else { "length" });
             before = cut.into();
         }
         assert_eq!(before, text);

@@ -55,8 +55,8 @@ impl Forward for Counted<'_> {
         self.timeline.rewind(length);
     }
 
-    fn begin(&mut self, tokens: &[u32], most: usize, salt: CacheSalt) -> usize {
-        self.timeline.begin(tokens, most, salt)
+    fn begin(&mut self, tokens: &[u32], max: usize, salt: CacheSalt) -> usize {
+        self.timeline.begin(tokens, max, salt)
     }
 
     fn reserve(&mut self, more: usize) -> Result<(), EngineError> {
@@ -305,7 +305,7 @@ async fn a_draft_model_with_another_vocabulary_is_rejected_with_the_first_differ
     fs::write(fewer.path().join("eka.json"), manifest.to_string()).unwrap();
     let refused = check_same_tokens(&dir, fewer.path()).unwrap_err();
     assert!(
-        matches!(refused, TokenizerMismatch::Fewer { vocabulary: 100, last } if last >= 100),
+        matches!(refused, TokenizerMismatch::VocabTooSmall { draft_vocab: 100, last } if last >= 100),
         "{refused}"
     );
     // A path without a model is reported with the setting's name.

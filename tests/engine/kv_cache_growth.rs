@@ -138,12 +138,12 @@ fn between_requests_at_most_kv_keep_bytes_are_kept() {
 #[test]
 fn a_cache_that_cannot_grow_fails_only_its_request() {
     let _lock = lock_host_pool();
-    let most = {
+    let max = {
         let pool = pool(None);
         greedy(&mut growing(&pool, long_model(), 64, Bytes(0)), &tokens(500), 1);
         pool.stats().in_use_peak
     };
-    let pool = pool(Some(most));
+    let pool = pool(Some(max));
     let mut timeline = growing(&pool, long_model(), 64, Bytes(0));
     let weights = pool.stats().in_use();
     for _ in 0..3 {

@@ -4,7 +4,7 @@ use std::{cell::RefCell, ops::ControlFlow};
 
 use eka::{
     engine::{self, GenerationSummary, Speculation, Step, Timeline, TimelineOptions},
-    job::{FinishReason, Job, JobId, LogprobOptions, Sampling},
+    job::{EndReason, Job, JobId, LogprobOptions, Sampling},
     model::Model,
     units::Bytes,
 };
@@ -112,7 +112,7 @@ fn answers_from_the_prefix_cache_match_an_empty_cache() {
                 let (said, outcome) = run(warm, &job, asked.patience);
                 warm.settle(job.cache_prompt);
                 prop_assert!(warm.kept() <= BOUND, "{}", warm.kept());
-                if outcome.reason == FinishReason::Cancelled {
+                if outcome.reason == EndReason::Cancelled {
                     prop_assert!(expected.starts_with(&said), "{said:?} {expected:?}");
                 } else {
                     prop_assert_eq!((said, outcome.reason), (expected, whole.reason));

@@ -43,7 +43,7 @@ fn with_keys(wish: ServerOptions) -> Server {
     let text = key("asha", ASHA) + &key("ravi", RAVI) + &key("head", admin) + "admin = true\n";
     fs::write(file.path(), text).unwrap();
     let rules = Rules { keys: Keys::read(Some(file.path()), None).unwrap(), ..Rules::default() };
-    Server::start_with(wish, |state| state.with_access_control(Arc::new(AccessControl::new(rules))))
+    Server::start_with(wish, |state| state.access = Arc::new(AccessControl::new(rules)))
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ const flags = process.argv.slice(2);
 const shots = flags.includes("--shots") ? flags[flags.indexOf("--shots") + 1] : null;
 const fromSources = flags.includes("--sources");
 const scratch = mkdtempSync(join(tmpdir(), "eka-page-"));
-const MOST_BYTES = 150 * 1024;
+const MAX_BYTES = 150 * 1024;
 const PATIENCE = 30_000;
 
 /** Tokens that take long enough to be seen coming. */
@@ -126,7 +126,7 @@ const checks = {
     const server = await serve(...SLOW);
     const { page, seen, close } = await visit(browser, server);
     await isReady(page);
-    assert.ok(seen.bytes > 0 && seen.bytes <= MOST_BYTES, `${seen.bytes} bytes`);
+    assert.ok(seen.bytes > 0 && seen.bytes <= MAX_BYTES, `${seen.bytes} bytes`);
     console.log(`    ${seen.bytes} bytes in all`);
     await greedy(page);
     await ask(page, URDU);

@@ -41,7 +41,7 @@ fn keys(text: &str) -> Keys {
 
 fn behind(rules: Rules) -> Server {
     Server::start_with(ServerOptions::default(), |state| {
-        state.with_access_control(Arc::new(AccessControl::new(rules)))
+        state.access = Arc::new(AccessControl::new(rules));
     })
 }
 
@@ -121,10 +121,9 @@ fn alone(outcome: Result<CommandReport, Failure>) -> Vec<CommandOutcome> {
 /// A server whose admin commands succeed at once without a worker.
 fn with_commands(rules: Rules) -> Server {
     Server::start_with(ServerOptions::default(), |state| {
-        state
-            .with_access_control(Arc::new(AccessControl::new(rules)))
-            .with_log(Arc::new(|_| Ok(())))
-            .with_commands(Arc::new(|_| Box::pin(async { alone(Ok(done())) })))
+        state.access = Arc::new(AccessControl::new(rules));
+        state.set_log_level = Some(Arc::new(|_| Ok(())));
+        state.commands = Some(Arc::new(|_| Box::pin(async { alone(Ok(done())) })));
     })
 }
 
@@ -322,7 +321,7 @@ async fn admin_errors_contain_no_server_paths() {
     ];
     for failure in failures {
         let server = Server::start_with(ServerOptions::default(), |state| {
-            state.with_commands(Arc::new(move |_| Box::pin(async move { alone(Err(failure(message()))) })))
+            state.commands = Some(Arc::new(move |_| Box::pin(async move { alone(Err(failure(message()))) })));
         });
         let (status, answer) = server.ask("/admin/trim", &json!({})).await;
         assert!(status >= 500 && !answer.to_string().contains("secret"), "{answer}");

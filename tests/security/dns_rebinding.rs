@@ -24,10 +24,11 @@ fn behind(rules: Rules) -> Server {
         loaded: vec![],
     };
     Server::start_with(ServerOptions::default(), |state| {
-        state.with_access_control(Arc::new(AccessControl::new(rules))).with_commands(Arc::new(move |_| {
+        state.access = Arc::new(AccessControl::new(rules));
+        state.commands = Some(Arc::new(move |_| {
             let outcome = Ok(outcome.clone());
             Box::pin(async { vec![CommandOutcome { device: None, outcome }] })
-        }))
+        }));
     })
 }
 
@@ -53,7 +54,7 @@ fn generate(server: &Server) -> RequestBuilder {
 }
 
 #[tokio::test]
-async fn a_public_host_name_is_rejected_except_for_probes() {
+async fn a_public_host_name_is_refused_except_for_probes() {
     let server = behind(Rules::default());
     for host in ["evil.example", "evil.example:8110", "127.0.0.1.evil.example"] {
         for path in ["/", "/v1/models", "/metrics", "/v1/slot", "/openapi.json", "/nowhere", "/admin/cache"] {
@@ -91,7 +92,7 @@ async fn server_hosts_allows_names_and_with_keys_any_host_is_allowed_unless_list
 }
 
 #[tokio::test]
-async fn cross_origin_requests_are_rejected() {
+async fn cross_origin_requests_are_refused() {
     let server = behind(Rules::default());
     for path in [NATIVE, "/v1/completions", "/v1/chat/completions", "/tokenize", "/admin/trim", "/nowhere"] {
         for (name, value) in [

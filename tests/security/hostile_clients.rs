@@ -168,7 +168,7 @@ async fn attack_all(address: &str, seeds: std::ops::Range<u64>) {
 }
 
 #[tokio::test]
-async fn ten_thousand_invalid_requests_are_rejected_while_streams_continue() {
+async fn ten_thousand_invalid_requests_are_refused_while_streams_continue() {
     let program = Program::start(&["--set", "log.level=warn,eka::cli=info"]).await;
     let address = program.url.strip_prefix("http://").unwrap().to_owned();
     let request = json!({ "prompt": "Please", "max_new_tokens": 40, "temperature": 0, "stream": true, "ignore_eos": true });

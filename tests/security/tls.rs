@@ -91,7 +91,7 @@ async fn livez(connection: &mut TlsStream<TcpStream>) -> String {
 
 fn start(files: &Files) -> (Server, Arc<Tls>, String) {
     let tls = Arc::new(files.open().unwrap());
-    let server = Server::start_with(ServerOptions::default(), |state| state.with_tls(Some(Arc::clone(&tls))));
+    let server = Server::start_with(ServerOptions::default(), |state| state.tls = Some(Arc::clone(&tls)));
     let address = server.url.strip_prefix("http://").unwrap().to_owned();
     (server, tls, address)
 }

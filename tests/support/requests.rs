@@ -10,7 +10,7 @@ pub(crate) fn with(mut request: Value, fields: &Value) -> Value {
 
 /// Asserts a 400 with this code and parameter.
 #[track_caller]
-pub(crate) fn assert_rejected((status, answer): &(u16, Value), code: &str, param: &str) {
+pub(crate) fn assert_refused((status, answer): &(u16, Value), code: &str, param: &str) {
     let error = &answer["error"];
     let found = (*status, &error["code"], &error["param"]);
     assert_eq!(found, (400, &json!(code), &json!(param)), "{answer}");

@@ -15,7 +15,7 @@ use eka::{
     executor::{Deadlines, Executor, Limits},
     http::{AppState, Life, Settings, serve},
     job::{
-        DraftCounts, Event, Failure, Finish, FinishReason, Job, Memory, MemoryReport, ModelReport, Placement,
+        DraftCounts, EndReason, Event, Failure, Finish, Job, Memory, MemoryReport, ModelReport, Placement,
         Readiness, RuntimeReport, SlotReport, Step, Timings, Usage,
     },
     manifest::{Dims, Dtype, FILE_NAME, GraphNames, Manifest, Provenance, SCHEMA},
@@ -94,11 +94,11 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn start(wish: ServerOptions) -> Self {
-        Self::start_with(wish, |state| state)
+        Self::start_with(wish, |_| {})
     }
 
     /// Starts it with what else the state may have.
-    pub(crate) fn start_with(wish: ServerOptions, equip: impl FnOnce(AppState) -> AppState) -> Self {
+    pub(crate) fn start_with(wish: ServerOptions, equip: impl FnOnce(&mut AppState)) -> Self {
         let metrics = Arc::new(Metrics::new());
         let max_jobs = NonZeroUsize::new(wish.max_jobs).unwrap();
         let limits = Limits { max_jobs, max_prompt_tokens: Tokens(100_000) };
@@ -129,9 +129,9 @@ impl Server {
             unknown_fields: wish.unknown_fields,
             prefix_cache_shared: false,
         };
-        let state = AppState::new(text, executor.clone(), metrics.clone(), seen, settings)
-            .with_sandbox(sandbox(&metrics));
-        let state = equip(state);
+        let mut state = AppState::new(text, executor.clone(), metrics.clone(), seen, settings);
+        state.sandbox = Some(sandbox(&metrics));
+        equip(&mut state);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (shutdown, asked) = oneshot::channel();
@@ -237,18 +237,18 @@ async fn speak(
 ) -> Result<Finish, Failure> {
     for (said, token) in script.iter().cycle().take(job.max_new_tokens).enumerate() {
         tokio::select! {
-            () = cancel.cancelled() => return Ok(finish(&job, FinishReason::Cancelled, said)),
+            () = cancel.cancelled() => return Ok(finish(&job, EndReason::Cancelled, said)),
             () = sleep(step) => {}
         }
         if job.end_tokens.contains(token) {
-            return Ok(finish(&job, FinishReason::EndToken, said + 1));
+            return Ok(finish(&job, EndReason::EndToken, said + 1));
         }
         says.send(Event::Step(Step::Token(*token))).unwrap();
     }
-    Ok(finish(&job, FinishReason::Length, job.max_new_tokens))
+    Ok(finish(&job, EndReason::Length, job.max_new_tokens))
 }
 
-fn finish(job: &Job, reason: FinishReason, completion_tokens: usize) -> Finish {
+fn finish(job: &Job, reason: EndReason, completion_tokens: usize) -> Finish {
     let memory =
         Memory { resident: Some(Bytes::mib(300)), anonymous: Some(Bytes::mib(100)), ..Memory::default() };
     Finish {

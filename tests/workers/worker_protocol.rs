@@ -7,7 +7,7 @@ use std::{
 };
 
 use eka::{
-    job::{Failure, FinishReason, Job, JobId, ModelId, Step},
+    job::{EndReason, Failure, Job, JobId, ModelId, Step},
     units::Bytes,
     wire::{self, FromWorker, PROTOCOL, ToWorker, WorkerSpec},
 };
@@ -90,7 +90,7 @@ fn a_job_longer_than_the_context_fails_and_the_next_runs() {
         FromWorker::Failed { job: JobId(1), failure: Failure::Context { .. }, poisoned: false }
     ));
     assert!(
-        matches!(&ends[1], FromWorker::Done { job: JobId(2), finish } if finish.reason == FinishReason::Length)
+        matches!(&ends[1], FromWorker::Done { job: JobId(2), finish } if finish.reason == EndReason::Length)
     );
     drop(stdin);
     assert_eq!(child.wait().unwrap().code(), Some(0), "the end of its input is the end of the worker");

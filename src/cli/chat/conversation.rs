@@ -32,16 +32,16 @@ impl Conversation {
         Self { system, turns: Vec::new() }
     }
 
-    /// Encodes the conversation followed by `asked` in at most `most` tokens, dropping the oldest turns for good until it fits.
+    /// Encodes the conversation followed by `asked` in at most `max` tokens, dropping the oldest turns for good until it fits.
     /// A single prompt may be longer.
     ///
     /// # Errors
     /// When the model's template refuses the messages, or the tokenizer fails.
-    pub(super) fn next(&mut self, text: &Text, asked: &str, most: usize) -> Result<NextPrompt, TextError> {
+    pub(super) fn next(&mut self, text: &Text, asked: &str, max: usize) -> Result<NextPrompt, TextError> {
         let mut left_out = 0;
         loop {
             let prompt = text.encode_chat(&self.messages(asked, left_out).into())?;
-            if prompt.len() <= most || left_out == self.turns.len() {
+            if prompt.len() <= max || left_out == self.turns.len() {
                 self.turns.drain(..left_out);
                 return Ok(NextPrompt { prompt, left_out });
             }

@@ -160,8 +160,8 @@ impl<'a> ChatSession<'a> {
         let wanted = self.wanted.max_new_tokens.unwrap_or(self.model.default_max_new);
         let prompt = if self.is_conversation {
             // Old turns are dropped to leave room for the answer.
-            let most = context - wanted.min(context / 4);
-            let NextPrompt { prompt, left_out } = self.conversation.next(&self.model.text, asked, most)?;
+            let max = context - wanted.min(context / 4);
+            let NextPrompt { prompt, left_out } = self.conversation.next(&self.model.text, asked, max)?;
             if left_out > 0 {
                 note(format_args!("turns removed to fit the context of {context} tokens: {left_out}"));
             }

@@ -112,7 +112,7 @@ impl Operators {
     }
 
     /// Adds eka's attention, with the format of the key-value cache.
-    pub fn attend(&mut self, cache: Format) {
+    pub fn set_cache_format(&mut self, cache: Format) {
         self.cache = Some(cache);
     }
 

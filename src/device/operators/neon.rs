@@ -76,7 +76,7 @@ impl<const DOT: bool> SimdI8 for Neon<DOT> {
         unsafe {
             let magnitude = |at: usize| vreinterpretq_u32_f32(vabsq_f32(vld1q_f32(input.as_ptr().add(at))));
             let rest = (FOUR..BLOCK).step_by(FOUR);
-            vmaxvq_u32(rest.fold(magnitude(0), |most, at| vmaxq_u32(most, magnitude(at))))
+            vmaxvq_u32(rest.fold(magnitude(0), |max, at| vmaxq_u32(max, magnitude(at))))
         }
     }
 
@@ -237,13 +237,13 @@ impl<const DOT: bool> SimdF32 for Neon<DOT> {
     }
 
     #[inline(always)]
-    unsafe fn most(a: Floats, b: Floats) -> Floats {
+    unsafe fn max(a: Floats, b: Floats) -> Floats {
         // The instruction returns NaN if either operand is NaN.
         each(|i| unsafe { vbslq_f32(vcgtq_f32(a[i], b[i]), a[i], b[i]) })
     }
 
     #[inline(always)]
-    unsafe fn least(a: Floats, b: Floats) -> Floats {
+    unsafe fn min(a: Floats, b: Floats) -> Floats {
         each(|i| unsafe { vbslq_f32(vcltq_f32(a[i], b[i]), a[i], b[i]) })
     }
 

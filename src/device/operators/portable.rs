@@ -19,7 +19,7 @@ impl SimdI8 for Portable {
     #[inline(always)]
     unsafe fn greatest(input: &[f32; BLOCK]) -> u32 {
         // Of numbers without a sign, the greater one has the greater bits.
-        input.iter().fold(0, |most, x| most.max(x.abs().to_bits()))
+        input.iter().fold(0, |max, x| max.max(x.abs().to_bits()))
     }
 
     #[inline(always)]
@@ -134,12 +134,12 @@ impl SimdF32 for Portable {
     }
 
     #[inline(always)]
-    unsafe fn most(a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
+    unsafe fn max(a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
         each(a, b, |a, b| if a > b { a } else { b })
     }
 
     #[inline(always)]
-    unsafe fn least(a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
+    unsafe fn min(a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
         each(a, b, |a, b| if a < b { a } else { b })
     }
 

@@ -16,7 +16,7 @@ use super::{
     cpu_isa::{CpuIsa, Task},
     packed_weights::{BLOCK, PANEL, PackedWeights, WeightBits},
     parts::Parts,
-    simd_i8::{MOST_ROWS, SimdI8},
+    simd_i8::{MAX_ROWS, SimdI8},
 };
 
 /// Activations, rounded, in the order in which a product reads them: one row of numbers for the processor to run ahead on,
@@ -202,7 +202,7 @@ impl Product<'_> {
                         3 => self.tile::<L, BITS, ZEROS, 3>(panel, first),
                         4 => self.tile::<L, BITS, ZEROS, 4>(panel, first),
                         5 => self.tile::<L, BITS, ZEROS, 5>(panel, first),
-                        _ => self.tile::<L, BITS, ZEROS, MOST_ROWS>(panel, first),
+                        _ => self.tile::<L, BITS, ZEROS, MAX_ROWS>(panel, first),
                     }
                 }
             }

@@ -46,9 +46,9 @@ pub(super) trait SimdF32 {
     /// `a · b + c`.
     unsafe fn fma(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
     /// The greater; `b` where one is not a number.
-    unsafe fn most(a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    unsafe fn max(a: Self::Floats, b: Self::Floats) -> Self::Floats;
     /// The lesser; `b` where one is not a number.
-    unsafe fn least(a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    unsafe fn min(a: Self::Floats, b: Self::Floats) -> Self::Floats;
     /// To the nearest whole number; below 2^22.
     unsafe fn round(a: Self::Floats) -> Self::Floats;
     /// `a · 2^n` for whole `n` from -126 to 127.
@@ -81,11 +81,11 @@ pub(super) trait SimdF32 {
 pub(super) unsafe fn exp<V: SimdF32>(x: V::Floats) -> V::Floats {
     // Cephes' polynomial, to 2 units in the last place.
     const TERMS: [f32; 6] = [1.987_569_2e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
-    const LEAST: f32 = -87.0;
+    const MIN: f32 = -87.0;
     // SAFETY: as the caller promises.
     unsafe {
         let given = x;
-        let x = V::most(V::splat(LEAST), x);
+        let x = V::max(V::splat(MIN), x);
         let n = V::round(V::mul(x, V::splat(std::f32::consts::LOG2_E)));
         let rest = V::fma(n, V::splat(-0.693_359_4), x);
         let rest = V::fma(n, V::splat(2.121_944_4e-4), rest);
@@ -94,7 +94,7 @@ pub(super) unsafe fn exp<V: SimdF32>(x: V::Floats) -> V::Floats {
             sum = V::fma(sum, rest, V::splat(*term));
         }
         let sum = V::fma(sum, V::mul(rest, rest), V::add(rest, V::splat(1.0)));
-        V::zero_below(V::shift(sum, n), given, LEAST)
+        V::zero_below(V::shift(sum, n), given, MIN)
     }
 }
 
@@ -118,7 +118,7 @@ pub(super) unsafe fn tanh<V: SimdF32>(x: V::Floats) -> V::Floats {
     const BELOW: [f32; 4] = [1.198_258_4e-6, 1.185_347e-4, 2.268_434_6e-3, 4.893_525_3e-3];
     // SAFETY: as the caller promises.
     unsafe {
-        let x = V::least(V::splat(LIMIT), V::most(V::splat(-LIMIT), x));
+        let x = V::min(V::splat(LIMIT), V::max(V::splat(-LIMIT), x));
         let square = V::mul(x, x);
         let polynomial = |terms: &[f32]| {
             let sum = V::splat(terms[0]);

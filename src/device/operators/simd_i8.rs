@@ -6,7 +6,7 @@
 use super::{packed_weights::BLOCK, simd_f32::SimdF32};
 
 /// Rows of activations that one pass over the weights serves at most, on any processor.
-pub(super) const MOST_ROWS: usize = 6;
+pub(super) const MAX_ROWS: usize = 6;
 
 /// Sixteen columns at once.
 ///

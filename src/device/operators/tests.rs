@@ -121,13 +121,13 @@ proptest! {
         let matrix = PackedWeights::new(weights.blocks(), &mut PackedStorage::default()).unwrap();
         let exact = weights.product(&input);
         let greatest = if width.1 { 2 } else { 1 } * width.0.middle();
-        let most: f64 = f64::from(scale) * f64::from(greatest) * 3.0;
+        let max: f64 = f64::from(scale) * f64::from(greatest) * 3.0;
         for kind in CpuIsa::all() {
             let output = multiply(kind, &matrix, &input);
             let error = norm(output.iter().zip(&exact).map(|(a, b)| f64::from(*a) - b));
             // Half a step of 127 for each activation, as a root of a sum of squares, with room to spare.
             #[expect(clippy::cast_precision_loss, reason = "small numbers")]
-            let bound = most / 127.0 * ((depth * exact.len()) as f64).sqrt();
+            let bound = max / 127.0 * ((depth * exact.len()) as f64).sqrt();
             prop_assert!(error <= bound, "{kind:?}: off by {error}, at most {bound}");
         }
     }

@@ -132,12 +132,12 @@ impl SimdF32 for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn most(a: __m512, b: __m512) -> __m512 {
+    unsafe fn max(a: __m512, b: __m512) -> __m512 {
         unsafe { _mm512_max_ps(a, b) }
     }
 
     #[inline(always)]
-    unsafe fn least(a: __m512, b: __m512) -> __m512 {
+    unsafe fn min(a: __m512, b: __m512) -> __m512 {
         unsafe { _mm512_min_ps(a, b) }
     }
 
@@ -243,9 +243,9 @@ impl SimdI8 for Avx2 {
                 _mm256_and_si256(bits, _mm256_set1_epi32(i32::MAX))
             };
             let pair = |at: usize| _mm256_max_epu32(magnitude(at), magnitude(at + 8));
-            let most = _mm256_max_epu32(pair(0), pair(16));
+            let max = _mm256_max_epu32(pair(0), pair(16));
             let mut all = [0u32; 8];
-            _mm256_storeu_si256(all.as_mut_ptr().cast(), most);
+            _mm256_storeu_si256(all.as_mut_ptr().cast(), max);
             all.into_iter().fold(0, u32::max)
         }
     }
@@ -410,12 +410,12 @@ impl SimdF32 for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn most(a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+    unsafe fn max(a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
         unsafe { [_mm256_max_ps(a[0], b[0]), _mm256_max_ps(a[1], b[1])] }
     }
 
     #[inline(always)]
-    unsafe fn least(a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+    unsafe fn min(a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
         unsafe { [_mm256_min_ps(a[0], b[0]), _mm256_min_ps(a[1], b[1])] }
     }
 

@@ -223,9 +223,9 @@ impl<B: Backend> Allocator<B> {
         to: (Block, usize),
         rows: StridedCopy,
     ) -> Result<(), DeviceError> {
-        let (least, most) = rows.spans().unwrap_or((usize::MAX, usize::MAX));
-        self.check_room(from.0, least.saturating_add(from.1))?;
-        self.check_room(to.0, most.saturating_add(to.1))?;
+        let (min, max) = rows.spans().unwrap_or((usize::MAX, usize::MAX));
+        self.check_room(from.0, min.saturating_add(from.1))?;
+        self.check_room(to.0, max.saturating_add(to.1))?;
         // Within the blocks, so far from null.
         let place = |(Block(first), at): (Block, usize)| {
             NonNull::new(first.as_ptr().wrapping_add(at)).map_or(Block(first), Block)
@@ -383,9 +383,9 @@ impl<B: Backend> Allocator<B> {
         block
     }
 
-    /// Frees the oldest unused blocks until at most `most` bytes of them are left.
-    fn drain_to(&mut self, most: usize) {
-        while self.free.bytes() > most
+    /// Frees the oldest unused blocks until at most `max` bytes of them are left.
+    fn drain_to(&mut self, max: usize) {
+        while self.free.bytes() > max
             && let Some(free) = self.free.oldest()
         {
             self.release(free.block, free.size);

@@ -23,7 +23,7 @@ pub(super) struct FreeList {
 }
 
 /// Most blocks kept: more than one pass of any graph leaves behind, few enough to search.
-const MOST_BLOCKS: usize = 1024;
+const MAX_BLOCKS: usize = 1024;
 
 impl FreeList {
     pub(super) fn new(most_bytes: usize) -> Self {
@@ -36,10 +36,10 @@ impl FreeList {
 
     /// The best fit for `size`; of several, the one freed last.
     pub(super) fn take(&mut self, size: usize) -> Option<FreeBlock> {
-        let most = largest_substitute(size);
+        let max = largest_substitute(size);
         let mut best: Option<(usize, usize)> = None;
         for (at, free) in self.blocks.iter().enumerate().rev() {
-            let fits = free.size >= size && free.size <= most;
+            let fits = free.size >= size && free.size <= max;
             if fits && best.is_none_or(|(_, known)| free.size < known) {
                 best = Some((at, free.size));
                 if free.size == size {
@@ -59,7 +59,7 @@ impl FreeList {
 
     /// The oldest block, if there are more than may be kept.
     pub(super) fn surplus(&mut self) -> Option<FreeBlock> {
-        let is_overfull = self.bytes > self.most_bytes || self.blocks.len() > MOST_BLOCKS;
+        let is_overfull = self.bytes > self.most_bytes || self.blocks.len() > MAX_BLOCKS;
         if is_overfull { self.oldest() } else { None }
     }
 
@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn the_number_of_blocks_is_bounded_too() {
-        let mut list = list(&vec![256; MOST_BLOCKS + 1]);
+        let mut list = list(&vec![256; MAX_BLOCKS + 1]);
         assert_eq!(list.surplus().unwrap().block, block(1));
         assert_eq!(list.surplus(), None);
     }

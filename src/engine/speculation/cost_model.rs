@@ -30,7 +30,7 @@ const PRIOR: f64 = 4.0;
 pub(super) struct CostModel {
     pub(super) passes: PassTimes,
     hit_rates: [HitRate; MATCH_CLASSES.len()],
-    /// Always drafts, whether that pays or not.
+    /// Always drafts, whether that pays or not; only tests set it.
     pub(super) is_eager: bool,
 }
 
@@ -50,6 +50,7 @@ impl Default for CostModel {
 
 impl CostModel {
     /// A model that always drafts.
+    #[cfg(any(debug_assertions, feature = "fault-injection"))]
     pub(super) fn eager() -> Self {
         Self { is_eager: true, ..Self::default() }
     }
@@ -59,10 +60,10 @@ impl CostModel {
         self.hit_rates[match_class(length)].note(was_right);
     }
 
-    /// How many tokens to draft after `due` others, at most `most`, with `length` matching tokens; `None` if drafting does not pay.
-    pub(super) fn best(&self, due: usize, length: usize, most: usize) -> Option<DraftPlan> {
+    /// How many tokens to draft after `due` others, at most `max`, with `length` matching tokens; `None` if drafting does not pay.
+    pub(super) fn best(&self, due: usize, length: usize, max: usize) -> Option<DraftPlan> {
         let right = |drafted| self.hit_rates[match_class(length + drafted - 1)].share();
-        self.passes.best(due, most, right, |_| 0.0)
+        self.passes.best(due, max, right, |_| 0.0)
     }
 }
 
@@ -111,13 +112,13 @@ impl PassTimes {
         step + self.further.unwrap_or(step * DEFAULT_FURTHER) * number(tokens.saturating_sub(1))
     }
 
-    /// The length of a draft after `due` tokens, at most `most`, that gives the fastest answer. `right(n)` is the probability that
+    /// The length of a draft after `due` tokens, at most `max`, that gives the fastest answer. `right(n)` is the probability that
     /// the `n`th drafted token is right if those before it are, and `making(n)` the time to draft `n` tokens in seconds. `None` if
     /// drafting does not pay, or before the first step.
     pub(super) fn best(
         &self,
         due: usize,
-        most: usize,
+        max: usize,
         right: impl Fn(usize) -> f64,
         making: impl Fn(usize) -> f64,
     ) -> Option<DraftPlan> {
@@ -126,7 +127,7 @@ impl PassTimes {
         let due = due.max(1);
         let (mut best, mut fastest) = (None, MARGIN / self.time(due));
         let (mut reached, mut said) = (1.0, 1.0);
-        for tokens in 1..=most {
+        for tokens in 1..=max {
             reached *= right(tokens);
             said += reached;
             let speed = said / (self.time(due + tokens) + making(tokens));
@@ -166,7 +167,7 @@ impl HitRate {
 
 /// Index into [`MATCH_CLASSES`].
 fn match_class(length: usize) -> usize {
-    MATCH_CLASSES.iter().rposition(|(least, _)| *least <= length).unwrap_or(0)
+    MATCH_CLASSES.iter().rposition(|(min, _)| *min <= length).unwrap_or(0)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "tokens of one pass")]
@@ -191,12 +192,12 @@ mod tests {
     }
 
     /// How many tokens are drafted.
-    fn best(model: &CostModel, due: usize, length: usize, most: usize) -> usize {
-        model.best(due, length, most).map_or(0, |plan| plan.tokens)
+    fn best(model: &CostModel, due: usize, length: usize, max: usize) -> usize {
+        model.best(due, length, max).map_or(0, |plan| plan.tokens)
     }
 
     fn judged(mut model: CostModel, right: usize, of: usize) -> CostModel {
-        for length in MATCH_CLASSES.map(|(least, _)| least) {
+        for length in MATCH_CLASSES.map(|(min, _)| min) {
             (0..of * 40).for_each(|i| model.judge(length, i % of < right));
         }
         model
@@ -236,8 +237,8 @@ mod tests {
 
     #[test]
     fn a_draft_is_never_longer_than_allowed() {
-        for most in 0..9 {
-            assert!(best(&judged(machine(0), 1, 1), 1, 9, most) <= most);
+        for max in 0..9 {
+            assert!(best(&judged(machine(0), 1, 1), 1, 9, max) <= max);
         }
     }
 }

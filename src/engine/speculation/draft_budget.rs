@@ -60,7 +60,7 @@ pub(super) struct DraftRequest {
     /// Tokens that the draft model has not read, those included.
     pub(super) unread: usize,
     /// Most tokens to draft.
-    pub(super) most: usize,
+    pub(super) max: usize,
     /// Tokens of the answer so far, and the most that may follow.
     pub(super) said: usize,
     pub(super) rest: usize,
@@ -109,10 +109,10 @@ impl DraftBudget {
     }
 
     fn paying(&self, model: &PassTimes, ask: DraftRequest) -> Option<DraftPlan> {
-        let DraftRequest { due, unread, most, said, rest } = ask;
+        let DraftRequest { due, unread, max, said, rest } = ask;
         let usual = ask.usual();
         let right = |_| self.hit_rate.share();
-        let plan = model.best(due, most, right, |tokens| self.making(usual, tokens))?;
+        let plan = model.best(due, max, right, |tokens| self.making(usual, tokens))?;
         let saved = (model.time(due) - 1.0 / plan.speed) * number(said.min(rest));
         let behind = self.passes.time(unread) - self.passes.time(usual);
         let may_lose = self.budget >= 0.0 || self.is_invested;
@@ -122,9 +122,9 @@ impl DraftBudget {
     fn trial(
         &self,
         model: &PassTimes,
-        DraftRequest { due, unread, most, .. }: DraftRequest,
+        DraftRequest { due, unread, max, .. }: DraftRequest,
     ) -> Option<DraftPlan> {
-        let tokens = most.min(TRIAL_TOKENS);
+        let tokens = max.min(TRIAL_TOKENS);
         let verifying = model.time(due + tokens) - model.time(due);
         let costs = self.making(unread, tokens) + verifying;
         (tokens > 0 && self.budget >= costs).then_some(DraftPlan { tokens, speed: 0.0 })
@@ -151,8 +151,8 @@ impl DraftBudget {
 
     /// Notes a pass of `tokens` tokens of the draft model.
     pub(super) fn took(&mut self, model: &PassTimes, tokens: usize, time: Duration) {
-        let most = Duration::from_secs_f64(MAX_OVERRUN * self.passes.time(tokens));
-        let time = time.min(most);
+        let max = Duration::from_secs_f64(MAX_OVERRUN * self.passes.time(tokens));
+        let time = time.min(max);
         self.passes.took(tokens, time);
         self.pay_in(model, -time.as_secs_f64());
     }
@@ -235,7 +235,7 @@ mod tests {
             while said < answer {
                 let began = self.spent;
                 let rest = answer - said;
-                let ask = DraftRequest { due: 1, unread, most: 15.min(rest - 1), said, rest };
+                let ask = DraftRequest { due: 1, unread, max: 15.min(rest - 1), said, rest };
                 let next = self.budget.next(&self.model, ask);
                 let count = next.map_or(0, |next| self.draft(&mut unread, next));
                 let right = (0..count).take_while(|_| self.random.random_bool(self.right)).count();
@@ -339,7 +339,7 @@ mod tests {
 
     #[test]
     fn nothing_is_drafted_before_the_first_step() {
-        let ask = DraftRequest { due: 1, unread: 9, most: 15, said: 1, rest: 99 };
+        let ask = DraftRequest { due: 1, unread: 9, max: 15, said: 1, rest: 99 };
         assert_eq!(DraftBudget::new(SMALL.passes()).next(&PassTimes::default(), ask), None);
     }
 }

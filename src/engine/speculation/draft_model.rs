@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     device::DeviceErrorKind,
-    engine::{error::EngineError, forward::Forward, prefix_cache::common, thread_tuning::least},
+    engine::{error::EngineError, forward::Forward, prefix_cache::common, thread_tuning::shortest},
 };
 
 /// Tokens of the longer pass that is measured before the first draft.
@@ -49,7 +49,7 @@ impl<M: Forward> DraftModel<M> {
         let wide = MEASURED_TOKENS.min(model.chunk()).min(model.capacity());
         let mut measure = |tokens: usize| {
             let tokens = vec![0; tokens];
-            least(|| {
+            shortest(|| {
                 let began = Instant::now();
                 model.forward(&tokens)?;
                 let took = began.elapsed();
@@ -97,7 +97,7 @@ impl<M: Forward> DraftModel<M> {
         self.budget.begin();
     }
 
-    /// Drafts at most `most` tokens after `text`, of which `due` tokens are fed to the main model in any case. Drafts nothing if
+    /// Drafts at most `max` tokens after `text`, of which `due` tokens are fed to the main model in any case. Drafts nothing if
     /// that does not pay, or if it is not expected to be faster than `rival`. At most `rest` tokens follow.
     ///
     /// # Errors
@@ -107,17 +107,17 @@ impl<M: Forward> DraftModel<M> {
         text: DraftContext<'_>,
         cost_model: &CostModel,
         rival: Option<DraftPlan>,
-        (due, most, rest): (usize, usize, usize),
+        (due, max, rest): (usize, usize, usize),
     ) -> Result<Vec<u32>, EngineError> {
         // The last drafted token is not read.
-        let most = most.min((self.model.capacity() + 1).saturating_sub(text.tokens.len()));
-        if self.is_broken || self.sits_out || most == 0 || (cost_model.is_eager && rival.is_some()) {
+        let max = max.min((self.model.capacity() + 1).saturating_sub(text.tokens.len()));
+        if self.is_broken || self.sits_out || max == 0 || (cost_model.is_eager && rival.is_some()) {
             return Ok(Vec::new());
         }
         let unread = self.catch_up(text);
-        let ask = DraftRequest { due, unread, most, said: text.said, rest };
+        let ask = DraftRequest { due, unread, max, said: text.said, rest };
         let next = if cost_model.is_eager {
-            Some(DraftStep { reads: unread, plan: DraftPlan { tokens: most, speed: 0.0 } })
+            Some(DraftStep { reads: unread, plan: DraftPlan { tokens: max, speed: 0.0 } })
         } else {
             self.budget.next(&cost_model.passes, ask)
         };
@@ -136,8 +136,8 @@ impl<M: Forward> DraftModel<M> {
             self.read += right;
             self.model.rewind(self.read);
         } else {
-            let most = if bounds.may_be_kept { tokens.len() } else { 0 };
-            self.read = self.model.begin(tokens, most, bounds.salt);
+            let max = if bounds.may_be_kept { tokens.len() } else { 0 };
+            self.read = self.model.begin(tokens, max, bounds.salt);
             self.has_begun = true;
         }
         self.ahead.clear();

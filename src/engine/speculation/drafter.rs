@@ -74,20 +74,20 @@ impl<'a, D: Forward> Drafter<'a, D> {
     /// # Errors
     /// [`EngineError::Device`] when the draft model has lost the device.
     pub(in crate::engine) fn draft(&mut self, due: usize, rest: usize) -> Result<Draft, EngineError> {
-        let most = rest.saturating_sub(1).min(self.bounds.rows.saturating_sub(due));
+        let max = rest.saturating_sub(1).min(self.bounds.rows.saturating_sub(due));
         let nothing = Draft { tokens: Vec::new(), by: DraftSource::Lookup };
-        if most == 0 {
+        if max == 0 {
             return Ok(nothing);
         }
         let found = self.lookup.match_length().and_then(|length| {
             if self.cost_model.is_eager {
-                return Some(DraftPlan { tokens: most, speed: f64::INFINITY });
+                return Some(DraftPlan { tokens: max, speed: f64::INFINITY });
             }
-            self.cost_model.best(due, length, most)
+            self.cost_model.best(due, length, max)
         });
         if let Some(draft) = &mut self.draft {
             let text = DraftContext { tokens: self.lookup.text(), said: self.said, bounds: self.bounds };
-            let tokens = draft.draft(text, self.cost_model, found, (due, most, rest))?;
+            let tokens = draft.draft(text, self.cost_model, found, (due, max, rest))?;
             if !tokens.is_empty() {
                 return Ok(Draft { tokens, by: DraftSource::Model });
             }

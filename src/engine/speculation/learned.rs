@@ -37,7 +37,9 @@ impl Speculation {
         Self::default()
     }
 
-    /// Drafts as much as possible whether that pays or not, prompt lookup first. For tests that answers do not change.
+    /// Drafts as much as possible whether that pays or not, prompt lookup first. For tests that answers do not change; release
+    /// builds lack it.
+    #[cfg(any(debug_assertions, feature = "fault-injection"))]
     #[must_use]
     pub fn eager() -> Self {
         Self { cost_model: CostModel::eager(), draft: None }

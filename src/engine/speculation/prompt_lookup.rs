@@ -3,17 +3,17 @@
 use std::collections::HashMap;
 
 /// Fewest matching tokens. Two often match by chance.
-const LEAST: usize = 3;
+const MIN_MATCH: usize = 3;
 
 /// Matching tokens are counted up to this number.
-const MOST: usize = 32;
+const MAX_MATCH: usize = 32;
 
 /// A sequence, and the last earlier place that ends like it does.
 #[derive(Debug, Default)]
 pub(super) struct PromptLookup {
     tokens: Vec<u32>,
-    /// Position after the last occurrence of each run of [`LEAST`] tokens.
-    places: HashMap<[u32; LEAST], usize>,
+    /// Position after the last occurrence of each run of [`MIN_MATCH`] tokens.
+    places: HashMap<[u32; MIN_MATCH], usize>,
     found: Option<Match>,
 }
 
@@ -22,7 +22,7 @@ pub(super) struct PromptLookup {
 struct Match {
     /// Position after it.
     next: usize,
-    /// Matching tokens, at most [`MOST`].
+    /// Matching tokens, at most [`MAX_MATCH`].
     length: usize,
 }
 
@@ -42,11 +42,11 @@ impl PromptLookup {
             .map(|Match { next, length }| LookupVerdict { length, was_right: self.tokens[next] == token });
         self.tokens.push(token);
         let earlier =
-            self.tokens.last_chunk::<LEAST>().and_then(|run| self.places.insert(*run, self.tokens.len()));
+            self.tokens.last_chunk::<MIN_MATCH>().and_then(|run| self.places.insert(*run, self.tokens.len()));
         self.found = match (self.found, verdict) {
             // The longer the match, the better the draft, so a longer match is kept rather than a later one.
             (Some(Match { next, length }), Some(LookupVerdict { was_right: true, .. })) => {
-                Some(Match { next: next + 1, length: (length + 1).min(MOST) })
+                Some(Match { next: next + 1, length: (length + 1).min(MAX_MATCH) })
             }
             _ => earlier.map(|next| Match { next, length: self.matching(next) }),
         };
@@ -56,7 +56,7 @@ impl PromptLookup {
     /// How many tokens before `place` match the end of the sequence.
     fn matching(&self, place: usize) -> usize {
         let (there, here) = (self.tokens[..place].iter().rev(), self.tokens.iter().rev());
-        there.zip(here).take(MOST).take_while(|(there, here)| there == here).count()
+        there.zip(here).take(MAX_MATCH).take_while(|(there, here)| there == here).count()
     }
 
     /// The whole sequence.
@@ -124,12 +124,12 @@ mod tests {
             match text.found {
                 Some(Match { next, length }) => {
                     prop_assert!(next < tokens.len());
-                    prop_assert!(length >= LEAST);
+                    prop_assert!(length >= MIN_MATCH);
                     prop_assert_eq!(&tokens[next - length..next], &tokens[tokens.len() - length..]);
                     prop_assert_eq!(text.draft(1)[0], tokens[next]);
                 }
-                None => if let Some(run) = tokens.last_chunk::<LEAST>() {
-                    let seen = tokens[..tokens.len() - 1].windows(LEAST).any(|window| window == run);
+                None => if let Some(run) = tokens.last_chunk::<MIN_MATCH>() {
+                    let seen = tokens[..tokens.len() - 1].windows(MIN_MATCH).any(|window| window == run);
                     prop_assert!(!seen);
                 }
             }

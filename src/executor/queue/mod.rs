@@ -12,9 +12,7 @@ use super::{
     snapshot::{Caller, FinishedJob, History, JobInfo, JobOutcome, RunningJobInfo, Snapshot, WaitingJobInfo},
 };
 use crate::{
-    job::{
-        Event, Failure, Finish, FinishReason, Job, JobId, MemoryReport, ModelId, Priority, Timings, Usage,
-    },
+    job::{EndReason, Event, Failure, Finish, Job, JobId, MemoryReport, ModelId, Priority, Timings, Usage},
     otel::JobSpans,
     units::Tokens,
 };
@@ -72,7 +70,7 @@ impl QueuedJob {
     /// Tells the client that the job was cancelled before it started.
     pub(super) fn send_cancelled(&self) {
         self.send(Event::Done(Finish {
-            reason: FinishReason::Cancelled,
+            reason: EndReason::Cancelled,
             usage: Usage { prompt_tokens: self.job.prompt.len(), ..Usage::default() },
             timings: Timings::default(),
             memory: MemoryReport::default(),
@@ -230,8 +228,8 @@ impl Queue {
         self.routing = Some(routing);
     }
 
-    pub(super) fn limit_overtakes(&mut self, most: usize) {
-        self.order.max_overtakes = most;
+    pub(super) fn limit_overtakes(&mut self, max: usize) {
+        self.order.max_overtakes = max;
     }
 
     /// The next job for a free slot: the one that is next, unless another free slot has its model loaded or it would need too many

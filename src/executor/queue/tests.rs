@@ -80,10 +80,10 @@ fn jobs_run_in_order_of_arrival_also_around_a_removed_one() {
 fn order(models: &str, most_switches: usize) -> String {
     let (mut queue, now) = (queue(99, 100), Instant::now());
     let loaded = Arc::new(std::sync::Mutex::new(ModelId::default()));
-    let most = NonZeroUsize::new(most_switches).unwrap();
+    let max = NonZeroUsize::new(most_switches).unwrap();
     let held = Arc::clone(&loaded);
     let is_loaded = Arc::new(move |_, model: &ModelId| *model == *held.lock().unwrap());
-    queue.route(Routing { most_switches: Some(most), is_loaded, is_open: Arc::new(|_| true) });
+    queue.route(Routing { most_switches: Some(max), is_loaded, is_open: Arc::new(|_| true) });
     for (id, model) in (1..).zip(models.chars()) {
         let mut accepted = job_of(id, 1, FOREVER, now);
         accepted.job.model = ModelId(model.into());
@@ -108,11 +108,11 @@ fn jobs_run_in_order_of_arrival_until_there_were_too_many_switches() {
 }
 
 /// A queue of several slots that hold these models, one letter each, with jobs of others; `open` slots take them.
-fn routed(slots: &'static [&'static str], models: &str, most: Option<usize>, open: &'static [bool]) -> Queue {
+fn routed(slots: &'static [&'static str], models: &str, max: Option<usize>, open: &'static [bool]) -> Queue {
     let (mut queue, now) = (queue(99, 100), Instant::now());
     queue.set_slots(slots.len());
     queue.route(Routing {
-        most_switches: most.and_then(NonZeroUsize::new),
+        most_switches: max.and_then(NonZeroUsize::new),
         is_loaded: Arc::new(|slot, model| slots[slot].contains(&model.0)),
         is_open: Arc::new(|slot| open[slot]),
     });

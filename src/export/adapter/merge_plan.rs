@@ -14,7 +14,7 @@ use crate::export::{
     param::Param,
     tensors::TensorFile,
 };
-use crate::manifest::MOST_SIZE;
+use crate::manifest::MAX_DIMENSION;
 
 /// Weights of an embedding that are measured at once.
 const MEASURED: usize = 1 << 20;
@@ -198,9 +198,9 @@ impl MergePlan {
         let table = &blueprint.embedding.table;
         let embedding_rows = rows(table);
         if let Some(Origin::Adapter(AdapterTensor { file, tensor, .. })) = self.origins.get(&table.name)
-            && !(1..=MOST_SIZE).contains(&embedding_rows)
+            && !(1..=MAX_DIMENSION).contains(&embedding_rows)
         {
-            return Err(file.shape_error(tensor, format!("a table of 1 to {MOST_SIZE} rows")).into());
+            return Err(file.shape_error(tensor, format!("a table of 1 to {MAX_DIMENSION} rows")).into());
         }
         if let LmHead::Separate(head) = &blueprint.head
             && rows(&head.weight) != embedding_rows

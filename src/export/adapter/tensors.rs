@@ -7,7 +7,7 @@ use crate::export::{
     checkpoint::{canonical, is_buffer},
     tensors::{TensorFile, TensorsError},
 };
-use crate::manifest::MOST_SIZE;
+use crate::manifest::MAX_DIMENSION;
 
 /// The role of a tensor in its module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -127,8 +127,8 @@ pub(super) fn equal(one: (&TensorFile, &str), other: (&TensorFile, &str)) -> Res
         return Ok(false);
     }
     let elements: usize = shape.iter().product();
-    for start in (0..elements).step_by(MOST_SIZE) {
-        let range = start..elements.min(start + MOST_SIZE);
+    for start in (0..elements).step_by(MAX_DIMENSION) {
+        let range = start..elements.min(start + MAX_DIMENSION);
         if one.0.read(one.1, range.clone())? != other.0.read(other.1, range)? {
             return Ok(false);
         }

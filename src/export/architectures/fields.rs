@@ -5,7 +5,7 @@ use crate::{
         blueprint::Activation,
         json_config::{JsonConfig, JsonConfigError},
     },
-    manifest::{Dims, MOST_LAYERS, MOST_SIZE},
+    manifest::{Dims, MAX_DIMENSION, MAX_LAYERS},
 };
 
 /// Names of the fields that hold sizes, which differ between architectures.
@@ -26,8 +26,8 @@ pub(super) struct Sizes {
 impl Sizes {
     pub(super) fn read(config: &JsonConfig, names: &SizeNames) -> Result<Self, JsonConfigError> {
         let layers = named(config, names.layers)?;
-        if layers > MOST_LAYERS {
-            return Err(config.wrong(present(config, names.layers), format!("at most {MOST_LAYERS}")));
+        if layers > MAX_LAYERS {
+            return Err(config.wrong(present(config, names.layers), format!("at most {MAX_LAYERS}")));
         }
         let hidden = named(config, names.hidden)?;
         if !hidden.is_multiple_of(2) {
@@ -76,8 +76,10 @@ pub(super) fn check_heads(
         return Err(config.unsupported(field, supported));
     }
     // Three times, because query, key and value are stacked into one matrix.
-    if head_dim.checked_mul(heads).and_then(|n| n.checked_mul(3)).is_none_or(|n| n > MOST_SIZE) {
-        return Err(config.wrong(field, format!("heads that are together at most {} wide", MOST_SIZE / 3)));
+    if head_dim.checked_mul(heads).and_then(|n| n.checked_mul(3)).is_none_or(|n| n > MAX_DIMENSION) {
+        return Err(
+            config.wrong(field, format!("heads that are together at most {} wide", MAX_DIMENSION / 3))
+        );
     }
     Ok(())
 }

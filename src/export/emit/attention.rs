@@ -13,7 +13,7 @@ use super::{
     },
     emitter::{Emitter, of_layer, rotary_names},
 };
-use crate::onnx::Attribute;
+use crate::onnx::{Attribute, gqa};
 
 impl Emitter {
     /// What each head sees, side by side, not multiplied by the output weights yet. `bias` is added to scores.
@@ -50,7 +50,7 @@ impl Emitter {
         }
         let outputs = [&*scope, &present_key, &present_value];
         let attributes = self.attention_attributes(attention);
-        self.graph.add(Op::microsoft("GroupQueryAttention", &inputs, &outputs).with(attributes));
+        self.graph.add(Op::microsoft(gqa::NAME, &inputs, &outputs).with(attributes));
         Ok(scope)
     }
 

@@ -8,11 +8,11 @@ use utoipa::ToSchema;
 use super::{
     completion_stream::{Delta, FinishReason, FinishedChoice, Progress},
     format::{ApiFormat, CompletionHead, ResponseMeta, to_json},
-    logprobs::{ChatLogprobs, ScoredToken},
-    sse::Frame,
+    logprobs::ChatLogprobs,
+    sse::SseEvents,
     usage::{CompletionTail, Timings, Usage},
 };
-use crate::{http::request::chat::ChatRequest, text::Call};
+use crate::{http::request::ChatRequest, text::Call};
 
 /// An answer of `/v1/chat/completions`.
 #[derive(Serialize, ToSchema)]
@@ -169,25 +169,14 @@ const CHUNK: &str = "chat.completion.chunk";
 /// The format of OpenAI's chat completions.
 pub(crate) struct Chat(ResponseMeta);
 
-impl From<ResponseMeta> for Chat {
-    fn from(meta: ResponseMeta) -> Self {
-        Self(meta)
-    }
-}
-
 impl Chat {
-    fn logprobs<'a>(&self, tokens: &'a [ScoredToken]) -> Option<ChatLogprobs<'a>> {
-        self.0.logprobs.then(|| tokens.into())
-    }
-
     fn choice<'a>(&self, (index, finished): (usize, &'a FinishedChoice)) -> ChatChoice<'a> {
-        let logprobs = self.logprobs(&finished.scored);
+        let logprobs = self.0.logprobs_of(&finished.scored);
         ChatChoice { index, message: finished.into(), logprobs, finish_reason: finished.reason }
     }
 
     fn chunk<'a>(&'a self, choice: ChatChoiceDelta<'a>, timings: Option<Timings>) -> ChatCompletionChunk<'a> {
-        let usage = self.0.include_usage.then_some(None);
-        let tail = CompletionTail { usage, timings, prompt_progress: None };
+        let tail = self.0.tail_of_event(timings);
         ChatCompletionChunk { head: self.0.head(CHUNK), choices: vec![choice], tail }
     }
 
@@ -203,6 +192,10 @@ impl ApiFormat for Chat {
     const ID_PREFIX: &'static str = "chatcmpl-";
     const OPERATION: &'static str = "chat";
 
+    fn new(meta: ResponseMeta) -> Self {
+        Self(meta)
+    }
+
     fn whole(&self, choices: &[FinishedChoice]) -> String {
         to_json(&ChatCompletion {
             head: self.0.head("chat.completion"),
@@ -212,29 +205,29 @@ impl ApiFormat for Chat {
         })
     }
 
-    fn progress(&mut self, progress: Progress, out: &mut Frame) {
+    fn progress(&mut self, progress: Progress, out: &mut SseEvents) {
         out.push(&self.chunk_without_choice(progress.into()));
     }
 
-    fn opening(&mut self, choice: usize, out: &mut Frame) {
+    fn opening(&mut self, choice: usize, out: &mut SseEvents) {
         let delta = MessageDelta { role: Some("assistant"), content: Some(""), tool_calls: None };
         let choice = ChatChoiceDelta { index: choice, delta, logprobs: None, finish_reason: None };
         out.push(&self.chunk(choice, None));
     }
 
-    fn delta(&mut self, choice: usize, delta: &Delta, out: &mut Frame) {
-        let logprobs = self.logprobs(&delta.scored);
+    fn delta(&mut self, choice: usize, delta: &Delta, out: &mut SseEvents) {
+        let logprobs = self.0.logprobs_of(&delta.scored);
         let delta = ChatChoiceDelta { index: choice, delta: delta.into(), logprobs, finish_reason: None };
         out.push(&self.chunk(delta, None));
     }
 
-    fn closing(&mut self, choice: usize, finished: &FinishedChoice, out: &mut Frame) {
+    fn closing(&mut self, choice: usize, finished: &FinishedChoice, out: &mut SseEvents) {
         let (delta, finish_reason) = (MessageDelta::default(), Some(finished.reason));
         let last = ChatChoiceDelta { index: choice, delta, logprobs: None, finish_reason };
         out.push(&self.chunk(last, Some(Timings::of(slice::from_ref(finished)))));
     }
 
-    fn end(&mut self, choices: &[FinishedChoice], out: &mut Frame) {
+    fn end(&mut self, choices: &[FinishedChoice], out: &mut SseEvents) {
         if self.0.include_usage {
             out.push(&self.chunk_without_choice(CompletionTail::usage(choices)));
         }

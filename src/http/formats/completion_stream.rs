@@ -13,31 +13,49 @@ use utoipa::ToSchema;
 use super::logprobs::{ScoredToken, Scoring};
 use crate::{
     executor::Ticket,
-    http::middleware::access_log::RequestRecord,
+    http::middleware::RequestRecord,
     job::{self, Event, Failure, Finish, MemoryReport, Step, TokenLogprobs},
-    text::{AnswerDelta, Call, CallReader, Detokenizer, Reading, Text},
+    text::{AnswerDelta, Call, Detokenizer, Text, ToolCallParser, ToolCallParserOptions},
 };
+
+/// How the answer is made from the tokens of its job.
+#[derive(Clone, Debug)]
+pub(crate) struct AnswerOptions {
+    /// The answer ends before any of these strings.
+    pub(crate) stop: Vec<String>,
+    /// How tool calls are parsed; `None` without tools.
+    pub(crate) tool_calls: Option<ToolCallParserOptions>,
+    /// Constrained output is decoded without removing anything.
+    pub(crate) is_verbatim: bool,
+    /// Whether prefill progress is reported.
+    pub(crate) wants_progress: bool,
+    /// The text of the prompt where it is echoed, until the first text is sent.
+    pub(crate) echo: Option<String>,
+    /// The first token of the prompt, if its log-probabilities were requested.
+    pub(crate) first_scored: Option<u32>,
+    /// Whether nothing follows the prompt.
+    pub(crate) prompt_only: bool,
+    pub(crate) prompt_tokens: usize,
+    /// When the request had been read, before its prompt was encoded.
+    pub(crate) arrived: Instant,
+}
 
 /// A choice that is being generated. Dropping it drops the ticket, which cancels the job.
 pub(crate) struct CompletionStream {
     ticket: Ticket,
     decoder: Detokenizer,
-    arrived: Instant,
+    options: AnswerOptions,
     queue_wait: Duration,
     /// When the job got the slot.
     began: Instant,
-    prompt_tokens: usize,
     completion_tokens: usize,
     state: StreamState,
-    wants_progress: bool,
     is_loading: bool,
-    /// The prompt where it is echoed, until the first text is sent.
-    echo: String,
     scores: Scores,
     /// Receives the token counts when this is dropped, complete or not.
-    record: Option<RequestRecord>,
+    pub(crate) record: Option<RequestRecord>,
     /// Parses tool calls; `None` without tools.
-    reader: Option<CallReader>,
+    reader: Option<ToolCallParser>,
     /// All text and calls so far.
     content: AnswerDelta,
 }
@@ -45,7 +63,7 @@ pub(crate) struct CompletionStream {
 impl Drop for CompletionStream {
     fn drop(&mut self) {
         if let Some(record) = self.record.as_ref().filter(|_| self.completion_tokens > 0) {
-            record.add_tokens(self.prompt_tokens, self.completion_tokens);
+            record.add_tokens(self.options.prompt_tokens, self.completion_tokens);
         }
     }
 }
@@ -64,6 +82,8 @@ struct Scores {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum StreamState {
     Generating,
+    /// The answer has only its prompt; tokens are dropped.
+    PromptOnly,
     /// A stop string is complete, and the job was cancelled.
     Stopped,
 }
@@ -162,62 +182,36 @@ impl FinishReason {
 }
 
 impl CompletionStream {
-    /// `arrived`: when the request had been read, before its prompt was encoded.
-    pub(crate) fn new(
-        ticket: Ticket,
-        text: Arc<Text>,
-        decoder: Detokenizer,
-        prompt_tokens: usize,
-        arrived: Instant,
-    ) -> Self {
-        let scores = Scores { text, scoring: Scoring::default(), next: None, all: Vec::new(), sent: 0 };
+    pub(crate) fn new(ticket: Ticket, text: Arc<Text>, mut options: AnswerOptions) -> Self {
+        let mut decoder = text.detokenizer(std::mem::take(&mut options.stop));
+        if options.is_verbatim {
+            decoder = decoder.verbatim();
+        }
+        let tool_calls = options.tool_calls.take();
+        if let Some(tool_calls) = &tool_calls {
+            decoder = decoder.with_special(tool_calls.format.marker());
+        }
+        let mut scoring = Scoring::default();
+        let all = options.first_scored.map(|token| scoring.unscored(&text, token)).into_iter().collect();
         Self {
             ticket,
             decoder,
-            arrived,
             queue_wait: Duration::ZERO,
-            began: arrived,
-            prompt_tokens,
+            began: options.arrived,
             completion_tokens: 0,
-            state: StreamState::Generating,
-            wants_progress: false,
+            state: if options.prompt_only { StreamState::PromptOnly } else { StreamState::Generating },
             is_loading: false,
+            scores: Scores { text, scoring, next: None, all, sent: 0 },
             record: None,
-            echo: String::new(),
-            scores,
-            reader: None,
+            reader: tool_calls.map(ToolCallParser::new),
             content: AnswerDelta::default(),
+            options,
         }
-    }
-
-    /// Counts the generated tokens in `record`.
-    pub(crate) fn count_for(&mut self, record: Option<RequestRecord>) {
-        self.record = record;
     }
 
     /// Whether the last update was that the model is being loaded.
     pub(crate) const fn is_loading(&self) -> bool {
         self.is_loading
-    }
-
-    /// Parses tool calls out of the text.
-    pub(crate) fn with_calls(mut self, reading: Reading) -> Self {
-        self.reader = Some(CallReader::new(reading));
-        self
-    }
-
-    /// Returns [`Update::Progress`] during prefill.
-    pub(crate) fn with_progress(mut self) -> Self {
-        self.wants_progress = true;
-        self
-    }
-
-    /// Lets the answer begin with its prompt: its text, and its first token if log-probabilities were requested.
-    pub(crate) fn echo(mut self, prompt: String, first_scored: Option<u32>) -> Self {
-        self.echo = prompt;
-        let Scores { text, scoring, all, .. } = &mut self.scores;
-        all.extend(first_scored.map(|token| scoring.unscored(text, token)));
-        self
     }
 
     /// The next update. Cancel safe.
@@ -240,12 +234,12 @@ impl CompletionStream {
                 self.is_loading = true;
                 return Ok(Some(Update::Loading));
             }
-            Event::Step(Step::Progress { done, total, cached }) if self.wants_progress => {
+            Event::Step(Step::Progress { done, total, cached }) if self.options.wants_progress => {
                 self.is_loading = false;
                 let since = self.began.elapsed();
                 return Ok(Some(Update::Progress(Progress { done, total, cached, since })));
             }
-            Event::Step(Step::Logprobs(score)) if score.position >= self.prompt_tokens => {
+            Event::Step(Step::Logprobs(score)) if score.position >= self.options.prompt_tokens => {
                 self.scores.next = Some(score)
             }
             // The next prompt token. A worker that resumes the job repeats earlier ones, which the arm below drops. Position 0 is
@@ -266,7 +260,7 @@ impl CompletionStream {
     }
 
     fn take_token(&mut self, token: u32) -> Option<Update> {
-        if self.state == StreamState::Stopped {
+        if self.state != StreamState::Generating {
             return None;
         }
         self.is_loading = false;
@@ -276,7 +270,7 @@ impl CompletionStream {
         }
         let chunk = self.decoder.push(token);
         let content = self.read(chunk.text);
-        if chunk.stopped || self.reader.as_ref().is_some_and(CallReader::is_over) {
+        if chunk.stopped || self.reader.as_ref().is_some_and(ToolCallParser::is_over) {
             self.state = StreamState::Stopped;
             self.ticket.cancel();
         }
@@ -290,10 +284,11 @@ impl CompletionStream {
         }
         let reason = match finish.reason {
             _ if self.state == StreamState::Stopped => FinishReason::Stop,
-            job::FinishReason::EndToken => FinishReason::Stop,
-            job::FinishReason::Length => FinishReason::Length,
+            job::EndReason::EndToken if self.state == StreamState::Generating => FinishReason::Stop,
+            job::EndReason::EndToken => FinishReason::Length,
+            job::EndReason::Length => FinishReason::Length,
             // Only this stream cancels its job, unless the server shuts down.
-            job::FinishReason::Cancelled => return Err(Failure::ShuttingDown),
+            job::EndReason::Cancelled => return Err(Failure::ShuttingDown),
         };
         Ok(Update::Finished(Box::new(self.end(reason, &finish))))
     }
@@ -301,7 +296,7 @@ impl CompletionStream {
     /// The end of a choice whose text was complete before its job failed.
     fn stopped(&mut self) -> Update {
         let finish = Finish {
-            reason: job::FinishReason::Cancelled,
+            reason: job::EndReason::Cancelled,
             usage: job::Usage { completion_tokens: self.completion_tokens, ..job::Usage::default() },
             timings: job::Timings::default(),
             memory: MemoryReport::default(),
@@ -313,7 +308,7 @@ impl CompletionStream {
     fn end(&mut self, reason: FinishReason, finish: &Finish) -> FinishedChoice {
         let rest = match self.state {
             StreamState::Generating => self.decoder.finish(),
-            StreamState::Stopped => String::new(),
+            StreamState::PromptOnly | StreamState::Stopped => String::new(),
         };
         let mut rest = self.read(rest);
         if let Some(reader) = &mut self.reader {
@@ -322,8 +317,8 @@ impl CompletionStream {
         let rest = self.delta(rest);
         let AnswerDelta { content, calls } = std::mem::take(&mut self.content);
         // A call that a stop string truncated must not be executed.
-        let is_cut = self.reader.as_ref().is_some_and(CallReader::is_cut);
-        let calls_tools = reason == FinishReason::Stop && !calls.is_empty() && !is_cut;
+        let is_truncated = self.reader.as_ref().is_some_and(ToolCallParser::is_truncated);
+        let calls_tools = reason == FinishReason::Stop && !calls.is_empty() && !is_truncated;
         let reason = if calls_tools { FinishReason::ToolCalls } else { reason };
         self.record.iter().for_each(|record| record.completed(reason.as_str()));
         FinishedChoice {
@@ -333,12 +328,12 @@ impl CompletionStream {
             scored: std::mem::take(&mut self.scores.all),
             rest,
             usage: job::Usage {
-                prompt_tokens: self.prompt_tokens,
+                prompt_tokens: self.options.prompt_tokens,
                 completion_tokens: self.completion_tokens,
                 cached_tokens: finish.usage.cached_tokens,
             },
             queue_wait: self.queue_wait,
-            total: self.arrived.elapsed(),
+            total: self.options.arrived.elapsed(),
             generated: finish.usage.completion_tokens,
             timings: finish.timings,
             memory: finish.memory,
@@ -354,8 +349,8 @@ impl CompletionStream {
     }
 
     fn delta(&mut self, mut fresh: AnswerDelta) -> Delta {
-        if !self.echo.is_empty() {
-            fresh.content.insert_str(0, &std::mem::take(&mut self.echo));
+        if let Some(prompt) = self.options.echo.take() {
+            fresh.content.insert_str(0, &prompt);
         }
         self.content.append(&fresh);
         Delta { text: fresh.content, calls: fresh.calls, scored: self.scores.unsent() }

@@ -8,11 +8,11 @@ use utoipa::ToSchema;
 use super::{
     completion_stream::{Delta, FinishReason, FinishedChoice, Progress},
     format::{ApiFormat, CompletionHead, ResponseMeta, to_json},
-    logprobs::{CompletionLogprobs, ScoredToken},
-    sse::Frame,
+    logprobs::CompletionLogprobs,
+    sse::SseEvents,
     usage::{CompletionTail, Timings},
 };
-use crate::http::request::completions::CompletionRequest;
+use crate::http::request::CompletionRequest;
 
 /// An answer of `/v1/completions`; in a stream, one of its events.
 #[derive(Serialize, ToSchema)]
@@ -40,19 +40,9 @@ struct CompletionChoice<'a> {
 /// The format of OpenAI's completions.
 pub(crate) struct Completions(ResponseMeta);
 
-impl From<ResponseMeta> for Completions {
-    fn from(meta: ResponseMeta) -> Self {
-        Self(meta)
-    }
-}
-
 impl Completions {
-    fn logprobs<'a>(&self, tokens: &'a [ScoredToken]) -> Option<CompletionLogprobs<'a>> {
-        self.0.logprobs.then(|| tokens.into())
-    }
-
     fn choice<'a>(&self, (index, finished): (usize, &'a FinishedChoice)) -> CompletionChoice<'a> {
-        let logprobs = self.logprobs(&finished.scored);
+        let logprobs = self.0.logprobs_of(&finished.scored);
         CompletionChoice { index, text: &finished.text, logprobs, finish_reason: Some(finished.reason) }
     }
 
@@ -61,8 +51,7 @@ impl Completions {
     }
 
     fn chunk<'a>(&'a self, choice: CompletionChoice<'a>, timings: Option<Timings>) -> Completion<'a> {
-        let usage = self.0.include_usage.then_some(None);
-        self.document(vec![choice], CompletionTail { usage, timings, prompt_progress: None })
+        self.document(vec![choice], self.0.tail_of_event(timings))
     }
 }
 
@@ -72,32 +61,36 @@ impl ApiFormat for Completions {
     const ROUTE: &'static str = "/v1/completions";
     const ID_PREFIX: &'static str = "cmpl-";
 
+    fn new(meta: ResponseMeta) -> Self {
+        Self(meta)
+    }
+
     fn whole(&self, choices: &[FinishedChoice]) -> String {
         let written = choices.iter().enumerate().map(|one| self.choice(one)).collect();
         to_json(&self.document(written, CompletionTail::of(choices)))
     }
 
-    fn progress(&mut self, progress: Progress, out: &mut Frame) {
+    fn progress(&mut self, progress: Progress, out: &mut SseEvents) {
         out.push(&self.document(Vec::new(), progress.into()));
     }
 
-    fn opening(&mut self, _: usize, _: &mut Frame) {}
+    fn opening(&mut self, _: usize, _: &mut SseEvents) {}
 
-    fn delta(&mut self, choice: usize, delta: &Delta, out: &mut Frame) {
-        let logprobs = self.logprobs(&delta.scored);
+    fn delta(&mut self, choice: usize, delta: &Delta, out: &mut SseEvents) {
+        let logprobs = self.0.logprobs_of(&delta.scored);
         out.push(&self.chunk(
             CompletionChoice { index: choice, text: &delta.text, logprobs, finish_reason: None },
             None,
         ));
     }
 
-    fn closing(&mut self, choice: usize, finished: &FinishedChoice, out: &mut Frame) {
+    fn closing(&mut self, choice: usize, finished: &FinishedChoice, out: &mut SseEvents) {
         let finish_reason = Some(finished.reason);
         let last = CompletionChoice { index: choice, text: "", logprobs: None, finish_reason };
         out.push(&self.chunk(last, Some(Timings::of(slice::from_ref(finished)))));
     }
 
-    fn end(&mut self, choices: &[FinishedChoice], out: &mut Frame) {
+    fn end(&mut self, choices: &[FinishedChoice], out: &mut SseEvents) {
         if self.0.include_usage {
             out.push(&self.document(Vec::new(), CompletionTail::usage(choices)));
         }

@@ -8,19 +8,21 @@ use utoipa::ToSchema;
 
 use super::{
     completion_stream::{Delta, FinishedChoice, Progress},
+    logprobs::ScoredToken,
     response_id,
-    sse::Frame,
+    sse::SseEvents,
+    usage::{CompletionTail, Timings},
 };
 use crate::{
     http::{
         error::ErrorBody,
-        request::{echoed_fields::EchoedFields, generation::GenerateRequest},
+        request::{EchoedFields, GenerateRequest},
     },
     job::JobId,
 };
 
 /// The wire format of one generating route.
-pub(crate) trait ApiFormat: From<ResponseMeta> + Send + 'static {
+pub(crate) trait ApiFormat: Send + 'static {
     /// Its requests.
     type Request: GenerateRequest;
 
@@ -38,26 +40,29 @@ pub(crate) trait ApiFormat: From<ResponseMeta> + Send + 'static {
     /// `gen_ai.operation.name` in traces.
     const OPERATION: &'static str = "text_completion";
 
+    /// The format of one answer.
+    fn new(meta: ResponseMeta) -> Self;
+
     /// The complete answer as JSON, with all choices in order.
     fn whole(&self, choices: &[FinishedChoice]) -> String;
 
     /// Writes the prefill progress, which is sent on request only.
-    fn progress(&mut self, progress: Progress, out: &mut Frame);
+    fn progress(&mut self, progress: Progress, out: &mut SseEvents);
 
     /// Writes what precedes the first text of a choice.
-    fn opening(&mut self, choice: usize, out: &mut Frame);
+    fn opening(&mut self, choice: usize, out: &mut SseEvents);
 
     /// Writes a piece of text or of tool calls.
-    fn delta(&mut self, choice: usize, delta: &Delta, out: &mut Frame);
+    fn delta(&mut self, choice: usize, delta: &Delta, out: &mut SseEvents);
 
     /// Writes the end of a choice.
-    fn closing(&mut self, choice: usize, finished: &FinishedChoice, out: &mut Frame);
+    fn closing(&mut self, choice: usize, finished: &FinishedChoice, out: &mut SseEvents);
 
     /// Writes the end of the stream, after all choices.
-    fn end(&mut self, choices: &[FinishedChoice], out: &mut Frame);
+    fn end(&mut self, choices: &[FinishedChoice], out: &mut SseEvents);
 
     /// Writes an error, which ends the stream.
-    fn failure(&mut self, error: &ErrorBody, out: &mut Frame) {
+    fn failure(&mut self, error: &ErrorBody, out: &mut SseEvents) {
         out.push(error);
     }
 }
@@ -81,6 +86,16 @@ pub(crate) struct ResponseMeta {
 }
 
 impl ResponseMeta {
+    /// The log-probabilities of these tokens, if they were requested.
+    pub(super) fn logprobs_of<'a, L: From<&'a [ScoredToken]>>(&self, tokens: &'a [ScoredToken]) -> Option<L> {
+        self.logprobs.then(|| tokens.into())
+    }
+
+    /// The last fields of an event of a choice. Where usage follows at the end of the stream, it is null before.
+    pub(super) fn tail_of_event(&self, timings: Option<Timings>) -> CompletionTail {
+        CompletionTail { usage: self.include_usage.then_some(None), timings, prompt_progress: None }
+    }
+
     /// The fields that OpenAI's completion objects begin with.
     pub(crate) fn head(&self, object: &'static str) -> CompletionHead<'_> {
         CompletionHead {

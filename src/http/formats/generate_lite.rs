@@ -9,10 +9,10 @@ use super::{
     completion_stream::{Delta, FinishReason, FinishedChoice, Progress},
     format::{ApiFormat, ResponseMeta, to_json},
     response_id,
-    sse::Frame,
+    sse::SseEvents,
     usage::{PromptProgress, RequestMemory, Timings, Usage},
 };
-use crate::{http::request::generate_lite::GenerateLiteRequest, job::JobId};
+use crate::{http::request::GenerateLiteRequest, job::JobId};
 
 /// An answer of `/generate-lite`; in a stream, its last event.
 #[derive(Serialize, ToSchema)]
@@ -39,12 +39,6 @@ pub(crate) enum GeneratedDelta<'a> {
 
 /// eka's own format.
 pub(crate) struct GenerateLite(ResponseMeta);
-
-impl From<ResponseMeta> for GenerateLite {
-    fn from(meta: ResponseMeta) -> Self {
-        Self(meta)
-    }
-}
 
 impl GenerateLite {
     fn document<'a>(&'a self, finished: &'a FinishedChoice) -> Generated<'a> {
@@ -73,26 +67,30 @@ impl ApiFormat for GenerateLite {
         format!("{}-{}", response_id::new(Self::ID_PREFIX), job.0)
     }
 
+    fn new(meta: ResponseMeta) -> Self {
+        Self(meta)
+    }
+
     fn whole(&self, choices: &[FinishedChoice]) -> String {
         // No field of this format asks for more than one choice.
         choices.first().map_or_else(String::new, |finished| to_json(&self.document(finished)))
     }
 
-    fn progress(&mut self, progress: Progress, out: &mut Frame) {
+    fn progress(&mut self, progress: Progress, out: &mut SseEvents) {
         out.push(&GeneratedDelta::PromptProgress(progress.into()));
     }
 
-    fn opening(&mut self, _: usize, _: &mut Frame) {}
+    fn opening(&mut self, _: usize, _: &mut SseEvents) {}
 
-    fn delta(&mut self, _: usize, delta: &Delta, out: &mut Frame) {
+    fn delta(&mut self, _: usize, delta: &Delta, out: &mut SseEvents) {
         out.push(&GeneratedDelta::Text(&delta.text));
     }
 
-    fn closing(&mut self, _: usize, finished: &FinishedChoice, out: &mut Frame) {
+    fn closing(&mut self, _: usize, finished: &FinishedChoice, out: &mut SseEvents) {
         out.push(&self.document(finished));
     }
 
-    fn end(&mut self, _: &[FinishedChoice], out: &mut Frame) {
+    fn end(&mut self, _: &[FinishedChoice], out: &mut SseEvents) {
         out.push_done();
     }
 }

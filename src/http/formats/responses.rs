@@ -14,13 +14,13 @@ use super::{
     completion_stream::{Delta, FinishReason, FinishedChoice, Progress},
     format::{ApiFormat, ResponseMeta, to_json},
     response_id,
-    sse::Frame,
+    sse::SseEvents,
     usage::{PromptProgress, PromptTokensDetails, Timings},
 };
 use crate::{
     http::{
         error::{ErrorBody, ErrorDetails},
-        request::{echoed_fields::EchoedFields, responses::ResponseCall},
+        request::{EchoedFields, ResponseCall},
     },
     text::Call,
 };
@@ -40,7 +40,7 @@ pub(crate) struct Response<'a> {
     #[schema(required)]
     incomplete_details: Option<IncompleteDetails>,
     model: &'a str,
-    output: Vec<OutputItem<'a>>,
+    output: &'a [OutputItem],
     /// Always null: responses are not stored.
     #[schema(required)]
     previous_response_id: Option<&'static str>,
@@ -76,18 +76,18 @@ struct IncompleteDetails {
 /// A message or a function call.
 #[derive(Serialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
-enum OutputItem<'a> {
-    Message { id: &'a str, status: Status, role: &'static str, content: Vec<OutputText<'a>> },
-    FunctionCall { id: &'a str, status: Status, call_id: &'a str, name: &'a str, arguments: &'a str },
+enum OutputItem {
+    Message { id: String, status: Status, role: &'static str, content: Vec<OutputText> },
+    FunctionCall { id: String, status: Status, call_id: String, name: String, arguments: String },
 }
 
 /// Text of a message.
 #[derive(Serialize, ToSchema)]
-struct OutputText<'a> {
+struct OutputText {
     /// Always `output_text`.
     #[serde(rename = "type")]
     kind: &'static str,
-    text: &'a str,
+    text: String,
     /// Always empty.
     #[schema(value_type = Vec<Object>)]
     annotations: [(); 0],
@@ -133,12 +133,12 @@ enum EventData<'a> {
     },
     Item {
         output_index: usize,
-        item: OutputItem<'a>,
+        item: &'a OutputItem,
     },
     Part {
         #[serde(flatten)]
         position: ContentPosition<'a>,
-        part: OutputText<'a>,
+        part: &'a OutputText,
     },
     TextDelta {
         #[serde(flatten)]
@@ -192,67 +192,57 @@ pub(crate) struct Responses {
     meta: ResponseMeta,
     sent_events: usize,
     /// Items of the output so far; the last one may still be open.
-    items: Vec<Item>,
+    items: Vec<OutputItem>,
     is_open: bool,
 }
 
-/// An item of the output while it is generated.
-struct Item {
-    id: String,
-    content: ItemContent,
-}
-
-enum ItemContent {
-    Message(String),
-    Call(Call),
-}
-
-impl Item {
-    fn new(content: ItemContent) -> Self {
-        let prefix = if matches!(content, ItemContent::Message(_)) { "msg_" } else { "fc_" };
-        Self { id: response_id::new(prefix), content }
+impl OutputItem {
+    /// A message without content.
+    fn message() -> Self {
+        let (id, status) = (response_id::new("msg_"), Status::InProgress);
+        Self::Message { id, status, role: "assistant", content: Vec::new() }
     }
 
-    fn output(&self, status: Status) -> OutputItem<'_> {
-        let id = &self.id;
-        match &self.content {
-            ItemContent::Message(text) => {
-                OutputItem::Message { id, status, role: "assistant", content: vec![text.as_str().into()] }
-            }
-            ItemContent::Call(Call { id: call_id, name, arguments, .. }) => OutputItem::FunctionCall {
-                id,
-                status,
-                call_id: call_id.as_deref().unwrap_or_default(),
-                name: name.as_deref().unwrap_or_default(),
-                arguments,
-            },
+    /// The beginning of a call, without its arguments.
+    fn call(Call { id: call_id, name, .. }: &Call) -> Self {
+        Self::FunctionCall {
+            id: response_id::new("fc_"),
+            status: Status::InProgress,
+            call_id: call_id.clone().unwrap_or_default(),
+            name: name.clone().unwrap_or_default(),
+            arguments: String::new(),
         }
     }
 
-    /// The item when it is opened: a message has no content yet.
-    fn opened(&self) -> OutputItem<'_> {
-        match self.output(Status::InProgress) {
-            OutputItem::Message { id, status, role, .. } => {
-                OutputItem::Message { id, status, role, content: Vec::new() }
-            }
-            call => call,
-        }
+    const fn id(&self) -> &str {
+        let (Self::Message { id, .. } | Self::FunctionCall { id, .. }) = self;
+        id.as_str()
     }
 
     fn position(&self, output_index: usize) -> ContentPosition<'_> {
-        ContentPosition { item_id: &self.id, output_index, content_index: 0 }
+        ContentPosition { item_id: self.id(), output_index, content_index: 0 }
+    }
+
+    const fn set_status(&mut self, to: Status) {
+        let (Self::Message { status, .. } | Self::FunctionCall { status, .. }) = self;
+        *status = to;
+    }
+
+    /// Appends text to a message, or arguments to a call.
+    fn append(&mut self, fresh: &str) {
+        match self {
+            Self::Message { content, .. } => match content.first_mut() {
+                Some(part) => part.text.push_str(fresh),
+                None => content.push(fresh.into()),
+            },
+            Self::FunctionCall { arguments, .. } => arguments.push_str(fresh),
+        }
     }
 }
 
-impl<'a> From<&'a str> for OutputText<'a> {
-    fn from(text: &'a str) -> Self {
-        Self { kind: "output_text", text, annotations: [], logprobs: [] }
-    }
-}
-
-impl From<ResponseMeta> for Responses {
-    fn from(meta: ResponseMeta) -> Self {
-        Self { meta, sent_events: 0, items: Vec::new(), is_open: false }
+impl From<&str> for OutputText {
+    fn from(text: &str) -> Self {
+        Self { kind: "output_text", text: text.to_owned(), annotations: [], logprobs: [] }
     }
 }
 
@@ -263,29 +253,40 @@ impl ApiFormat for Responses {
     const ID_PREFIX: &'static str = "resp_";
     const OPERATION: &'static str = "chat";
 
+    fn new(meta: ResponseMeta) -> Self {
+        Self { meta, sent_events: 0, items: Vec::new(), is_open: false }
+    }
+
     fn whole(&self, choices: &[FinishedChoice]) -> String {
         let Some(finished) = choices.first() else { return String::new() };
-        let mut items = Vec::new();
-        if !finished.text.is_empty() || finished.calls.is_empty() {
-            items.push(Item::new(ItemContent::Message(finished.text.clone())));
+        let done = |mut item: OutputItem, text: &str| {
+            item.append(text);
+            item.set_status(Status::Completed);
+            item
+        };
+        let has_message = !finished.text.is_empty() || finished.calls.is_empty();
+        let message = has_message.then(|| done(OutputItem::message(), &finished.text));
+        let calls = finished.calls.iter().map(|call| done(OutputItem::call(call), &call.arguments));
+        let mut items: Vec<_> = message.into_iter().chain(calls).collect();
+        if let Some(last) = items.last_mut() {
+            last.set_status(last_status(finished));
         }
-        items.extend(finished.calls.iter().cloned().map(|call| Item::new(ItemContent::Call(call))));
         to_json(&complete(&self.meta, &items, finished))
     }
 
-    fn progress(&mut self, progress: Progress, out: &mut Frame) {
+    fn progress(&mut self, progress: Progress, out: &mut SseEvents) {
         let data = EventData::Progress { prompt_progress: progress.into() };
         push(out, &mut self.sent_events, "response.prompt_progress", data);
     }
 
-    fn opening(&mut self, _: usize, out: &mut Frame) {
+    fn opening(&mut self, _: usize, out: &mut SseEvents) {
         for kind in ["response.created", "response.in_progress"] {
             let response = Box::new(response(&self.meta, Status::InProgress));
             push(out, &mut self.sent_events, kind, EventData::Response { response });
         }
     }
 
-    fn delta(&mut self, _: usize, delta: &Delta, out: &mut Frame) {
+    fn delta(&mut self, _: usize, delta: &Delta, out: &mut SseEvents) {
         if !delta.text.is_empty() {
             self.push_text(&delta.text, out);
         }
@@ -294,11 +295,11 @@ impl ApiFormat for Responses {
         }
     }
 
-    fn closing(&mut self, _: usize, finished: &FinishedChoice, out: &mut Frame) {
+    fn closing(&mut self, _: usize, finished: &FinishedChoice, out: &mut SseEvents) {
         if self.items.is_empty() {
             self.push_text("", out);
         }
-        self.close(if finished.is_truncated() { Status::Incomplete } else { Status::Completed }, out);
+        self.close(last_status(finished), out);
         let is_incomplete = finished.reason == FinishReason::Length;
         let kind = if is_incomplete { "response.incomplete" } else { "response.completed" };
         let response = Box::new(complete(&self.meta, &self.items, finished));
@@ -306,9 +307,9 @@ impl ApiFormat for Responses {
     }
 
     /// The last event says that it is the last.
-    fn end(&mut self, _: &[FinishedChoice], _: &mut Frame) {}
+    fn end(&mut self, _: &[FinishedChoice], _: &mut SseEvents) {}
 
-    fn failure(&mut self, body: &ErrorBody, out: &mut Frame) {
+    fn failure(&mut self, body: &ErrorBody, out: &mut SseEvents) {
         let ErrorDetails { code, message, param, .. } = &body.error;
         let data = EventData::Error { code, message, param: param.as_deref() };
         push(out, &mut self.sent_events, "error", data);
@@ -316,73 +317,78 @@ impl ApiFormat for Responses {
 }
 
 impl Responses {
-    fn push_text(&mut self, text: &str, out: &mut Frame) {
-        if !self.is_open || !matches!(self.items.last(), Some(Item { content: ItemContent::Message(_), .. }))
-        {
-            self.open(ItemContent::Message(String::new()), out);
-            let Some((index, item)) = self.items.iter().enumerate().next_back() else { return };
-            let data = EventData::Part { position: item.position(index), part: "".into() };
+    fn push_text(&mut self, text: &str, out: &mut SseEvents) {
+        if !self.is_open || !matches!(self.items.last(), Some(OutputItem::Message { .. })) {
+            self.open(OutputItem::message(), out);
+            let Some((index, item)) = last(&mut self.items) else { return };
+            let data = EventData::Part { position: item.position(index), part: &"".into() };
             push(out, &mut self.sent_events, "response.content_part.added", data);
         }
-        let Some((index, item)) = self.items.iter_mut().enumerate().next_back() else { return };
-        if let ItemContent::Message(whole) = &mut item.content {
-            whole.push_str(text);
-        }
+        let Some((index, item)) = last(&mut self.items) else { return };
+        item.append(text);
         if !text.is_empty() {
             let data = EventData::TextDelta { position: item.position(index), delta: text, logprobs: [] };
             push(out, &mut self.sent_events, "response.output_text.delta", data);
         }
     }
 
-    fn push_call(&mut self, call: &Call, out: &mut Frame) {
+    fn push_call(&mut self, call: &Call, out: &mut SseEvents) {
         if call.id.is_some() {
-            self.open(ItemContent::Call(Call { arguments: String::new(), ..call.clone() }), out);
+            self.open(OutputItem::call(call), out);
         }
-        let Some((output_index, item)) = self.items.iter_mut().enumerate().next_back() else { return };
-        if let ItemContent::Call(whole) = &mut item.content {
-            whole.arguments.push_str(&call.arguments);
-        }
-        let data = EventData::ArgumentsDelta { item_id: &item.id, output_index, delta: &call.arguments };
+        let Some((output_index, item)) = last(&mut self.items) else { return };
+        item.append(&call.arguments);
+        let data = EventData::ArgumentsDelta { item_id: item.id(), output_index, delta: &call.arguments };
         push(out, &mut self.sent_events, "response.function_call_arguments.delta", data);
     }
 
     /// Closes the open item and begins another.
-    fn open(&mut self, content: ItemContent, out: &mut Frame) {
+    fn open(&mut self, item: OutputItem, out: &mut SseEvents) {
         self.close(Status::Completed, out);
-        let item = Item::new(content);
-        let data = EventData::Item { output_index: self.items.len(), item: item.opened() };
+        let data = EventData::Item { output_index: self.items.len(), item: &item };
         push(out, &mut self.sent_events, "response.output_item.added", data);
         self.items.push(item);
         self.is_open = true;
     }
 
     /// Closes the last item if it is open.
-    fn close(&mut self, status: Status, out: &mut Frame) {
+    fn close(&mut self, status: Status, out: &mut SseEvents) {
         if !std::mem::replace(&mut self.is_open, false) {
             return;
         }
-        let Some((output_index, item)) = self.items.iter().enumerate().next_back() else { return };
+        let Some((output_index, item)) = last(&mut self.items) else { return };
+        item.set_status(status);
+        let item = &*item;
         let mut push = |kind, data| push(out, &mut self.sent_events, kind, data);
-        match &item.content {
-            ItemContent::Message(text) => {
-                let position = || item.position(output_index);
-                let done = EventData::Text { position: position(), text, logprobs: [] };
-                push("response.output_text.done", done);
-                let part = text.as_str().into();
-                push("response.content_part.done", EventData::Part { position: position(), part });
+        match item {
+            OutputItem::Message { content, .. } => {
+                for part in content {
+                    let position = || item.position(output_index);
+                    let done = EventData::Text { position: position(), text: &part.text, logprobs: [] };
+                    push("response.output_text.done", done);
+                    push("response.content_part.done", EventData::Part { position: position(), part });
+                }
             }
-            ItemContent::Call(Call { name, arguments, .. }) => {
-                let name = name.as_deref().unwrap_or_default();
-                let done = EventData::Arguments { item_id: &item.id, output_index, name, arguments };
+            OutputItem::FunctionCall { name, arguments, .. } => {
+                let done = EventData::Arguments { item_id: item.id(), output_index, name, arguments };
                 push("response.function_call_arguments.done", done);
             }
         }
-        push("response.output_item.done", EventData::Item { output_index, item: item.output(status) });
+        push("response.output_item.done", EventData::Item { output_index, item });
     }
 }
 
+fn last(items: &mut [OutputItem]) -> Option<(usize, &mut OutputItem)> {
+    items.iter_mut().enumerate().next_back()
+}
+
+/// The status of the last item of an answer.
+fn last_status(finished: &FinishedChoice) -> Status {
+    if finished.is_truncated() { Status::Incomplete } else { Status::Completed }
+}
+
 /// Writes an event with the next number.
-fn push(out: &mut Frame, sent_events: &mut usize, kind: &'static str, data: EventData<'_>) {
+fn push(out: &mut SseEvents, sent_events: &mut usize, kind: &'static str, data: EventData<'_>) {
     out.push_typed(kind, &ResponseEvent { kind, sequence_number: *sent_events, data });
     *sent_events += 1;
 }
@@ -397,7 +403,7 @@ fn response(meta: &ResponseMeta, status: Status) -> Response<'_> {
         error: None,
         incomplete_details: None,
         model: &meta.model,
-        output: Vec::new(),
+        output: &[],
         previous_response_id: None,
         store: false,
         truncation: "disabled",
@@ -408,17 +414,11 @@ fn response(meta: &ResponseMeta, status: Status) -> Response<'_> {
 }
 
 /// The final response.
-fn complete<'a>(meta: &'a ResponseMeta, items: &'a [Item], finished: &FinishedChoice) -> Response<'a> {
+fn complete<'a>(meta: &'a ResponseMeta, items: &'a [OutputItem], finished: &FinishedChoice) -> Response<'a> {
     let is_incomplete = finished.reason == FinishReason::Length;
-    let (last, rest) = match items.split_last() {
-        Some((last, rest)) => (Some(last), rest),
-        None => (None, items),
-    };
-    let last_status = if finished.is_truncated() { Status::Incomplete } else { Status::Completed };
-    let output = rest.iter().map(|item| item.output(Status::Completed));
     Response {
         incomplete_details: is_incomplete.then_some(IncompleteDetails { reason: "max_output_tokens" }),
-        output: output.chain(last.map(|item| item.output(last_status))).collect(),
+        output: items,
         usage: Some(finished.into()),
         timings: Some(Timings::of(slice::from_ref(finished))),
         ..response(meta, if is_incomplete { Status::Incomplete } else { Status::Completed })

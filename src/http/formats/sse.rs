@@ -5,9 +5,9 @@ use serde::Serialize;
 
 /// Events that are sent together.
 #[derive(Debug, Default)]
-pub(crate) struct Frame(Vec<u8>);
+pub(crate) struct SseEvents(Vec<u8>);
 
-impl Frame {
+impl SseEvents {
     /// Appends an event.
     pub(crate) fn push(&mut self, event: &impl Serialize) {
         self.0.extend_from_slice(b"data: ");
@@ -30,8 +30,8 @@ impl Frame {
     }
 }
 
-impl From<Frame> for Bytes {
-    fn from(frame: Frame) -> Self {
+impl From<SseEvents> for Bytes {
+    fn from(frame: SseEvents) -> Self {
         frame.0.into()
     }
 }

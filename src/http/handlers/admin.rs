@@ -12,10 +12,7 @@ use crate::{
     http::{
         error::ApiError,
         field_error::FieldError,
-        request::{
-            admin::{LoadRequest, LogRequest},
-            body,
-        },
+        request::{LoadRequest, LogRequest, body},
         state::AppState,
     },
     job::{Command, CommandOutcome, CommandReport, Failure, Memory},

@@ -22,17 +22,10 @@ use crate::{
     executor::Deadlines,
     http::{
         error::ApiError,
-        formats::{
-            completion_stream::{CompletionStream, FinishedChoice, Update},
-            format::{ApiFormat, ResponseMeta},
-            sse::Frame,
-        },
-        middleware::access_log::RequestRecord,
+        formats::{ApiFormat, CompletionStream, FinishedChoice, ResponseMeta, SseEvents, Update},
+        middleware::RequestRecord,
         offload::Cost,
-        request::{
-            body::{self, Taken},
-            generation::{Delivery, GenerateParams, GenerateRequest, RequestContext},
-        },
+        request::{Delivery, GenerateParams, GenerateRequest, RequestContext, Taken, body},
         state::AppState,
     },
     text::Text,
@@ -57,7 +50,7 @@ pub(crate) async fn generate<F: ApiFormat>(
         body::take(&request, payload, &state, take).await?;
     let job = state.executor.new_id();
     let delivery = params.delivery;
-    let format = F::from(ResponseMeta {
+    let format = F::new(ResponseMeta {
         id: F::id(job),
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         model: text.card().id.clone(),
@@ -74,7 +67,7 @@ pub(crate) async fn generate<F: ApiFormat>(
         submit(&state, &text, params, Origin { id: job, caller: slot::caller(&request), trace }).await?;
     // The body has become tokens, whose number the queue bounds.
     drop(share);
-    streams.iter_mut().for_each(|stream| stream.count_for(record.clone()));
+    streams.iter_mut().for_each(|stream| stream.record.clone_from(&record));
     let response = match delivery {
         Delivery::Whole => whole(&state, streams, format).await?,
         Delivery::Streamed { .. } => {
@@ -113,8 +106,8 @@ fn trace_request(record: &RequestRecord, params: &GenerateParams, operation: &'s
         span.set("gen_ai.request.model", model.to_owned());
         span.set("gen_ai.request.temperature", f64::from(params.sampling.temperature));
         span.set("gen_ai.request.stream", params.delivery != Delivery::Whole);
-        if let Some(most) = params.max_new {
-            span.set("gen_ai.request.max_tokens", i64::try_from(most.0).unwrap_or(i64::MAX));
+        if let Some(max) = params.max_new {
+            span.set("gen_ai.request.max_tokens", i64::try_from(max.0).unwrap_or(i64::MAX));
         }
         span.set("eka.priority", params.terms.priority.as_str());
     });
@@ -157,10 +150,10 @@ fn streamed<F: ApiFormat>(events: EventStream<F>, heartbeat: Duration) -> HttpRe
         .insert_header((CACHE_CONTROL, "no-cache"))
         // nginx would buffer the events up to a few kilobytes.
         .insert_header(("x-accel-buffering", "no"))
-        .streaming(frames(events, heartbeat))
+        .streaming(event_bytes(events, heartbeat))
 }
 
-fn frames<F: ApiFormat>(
+fn event_bytes<F: ApiFormat>(
     events: EventStream<F>,
     heartbeat: Duration,
 ) -> impl Stream<Item = Result<Bytes, Infallible>> {
@@ -178,49 +171,49 @@ fn frames<F: ApiFormat>(
 }
 
 impl<F: ApiFormat> EventStream<F> {
-    fn write(&mut self, update: Update) -> Frame {
-        let mut frame = Frame::default();
+    fn write(&mut self, update: Update) -> SseEvents {
+        let mut events = SseEvents::default();
         match update {
             Update::Loading => {}
-            Update::Progress(progress) => self.format.progress(progress, &mut frame),
+            Update::Progress(progress) => self.format.progress(progress, &mut events),
             Update::Delta(delta) => {
-                self.open(&mut frame);
-                self.format.delta(self.finished.len(), &delta, &mut frame);
+                self.open(&mut events);
+                self.format.delta(self.finished.len(), &delta, &mut events);
             }
-            Update::Finished(choice) => self.finish(*choice, &mut frame),
+            Update::Finished(choice) => self.finish(*choice, &mut events),
         }
-        frame
+        events
     }
 
     /// Writes the opening of a choice with its first text, so that the first event marks the time to first token.
-    fn open(&mut self, frame: &mut Frame) {
+    fn open(&mut self, events: &mut SseEvents) {
         if !std::mem::replace(&mut self.is_opened, true) {
-            self.format.opening(self.finished.len(), frame);
+            self.format.opening(self.finished.len(), events);
         }
     }
 
     /// Writes the end of a choice and, after the last one, of the answer.
-    fn finish(&mut self, choice: FinishedChoice, frame: &mut Frame) {
+    fn finish(&mut self, choice: FinishedChoice, events: &mut SseEvents) {
         let index = self.finished.len();
-        self.open(frame);
+        self.open(events);
         if !choice.rest.is_empty() {
-            self.format.delta(index, &choice.rest, frame);
+            self.format.delta(index, &choice.rest, events);
         }
-        self.format.closing(index, &choice, frame);
+        self.format.closing(index, &choice, events);
         self.finished.push(choice);
         self.streams.pop_front();
         self.is_opened = false;
         if self.streams.is_empty() {
-            self.format.end(&self.finished, frame);
+            self.format.end(&self.finished, events);
             self.record.iter().for_each(RequestRecord::settle);
         }
     }
 
-    fn fail(&mut self, error: &ApiError) -> Frame {
-        let mut frame = Frame::default();
-        self.format.failure(&error.body(), &mut frame);
+    fn fail(&mut self, error: &ApiError) -> SseEvents {
+        let mut events = SseEvents::default();
+        self.format.failure(&error.body(), &mut events);
         self.streams.clear();
         self.record.iter().for_each(|record| record.settle_failed(error));
-        frame
+        events
     }
 }

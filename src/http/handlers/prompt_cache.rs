@@ -17,7 +17,7 @@
 //! Later requests continue a saved conversation with other messages. So only the tokens are saved that do not depend on what
 //! follows: up to the text of the next user message.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Serialize;
@@ -33,22 +33,18 @@ use crate::{
     http::{
         error::ApiError,
         field_error::FieldError,
-        formats::usage::milliseconds,
-        middleware::{access_log::RequestRecord, auth},
+        formats::milliseconds,
+        middleware::{RequestRecord, auth},
         request::{
-            admin::{CacheRequest, RestorePrompt, SavePrompt},
-            body, cache_salt,
-            prompt::Prompt,
-            prompt_rendering::render,
-            prompt_tokens::{Special, Untokenized, tokenize},
+            CacheRequest, Prompt, RestorePrompt, SavePrompt, ServedModel, body, cache_salt,
             tokenize::with_tools,
         },
         state::AppState,
     },
-    job::{CacheSalt, Command, Event, Failure, Finish, FinishReason, Job, PromptToRestore, SaveAs},
+    job::{CacheSalt, Command, EndReason, Event, Failure, Finish, Job, PromptToRestore, SaveAs},
     metrics::{OnDevice, PromptFile},
     prompt_store::{PromptInfo, PromptName, PromptStore, PromptStoreError, StoredPrompt},
-    text::{Conversation, Message, Text},
+    text::{Conversation, Message},
     units::{Bytes, Tokens},
 };
 
@@ -56,7 +52,7 @@ use crate::{
 const BEGINNINGS: [&str; 3] = ["a", "1", "("];
 
 /// A saved prompt.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Default, Serialize, ToSchema)]
 pub(crate) struct SavedPrompt {
     name: String,
     /// Its model; this and all that follows is null if the file cannot be used.
@@ -91,15 +87,10 @@ impl From<StoredPrompt> for SavedPrompt {
     fn from(StoredPrompt { name, found }: StoredPrompt) -> Self {
         match found {
             Ok((head, bytes)) => Self::new(&name, head, bytes),
-            Err(e) => Self {
-                name: name.to_string(),
-                model: None,
-                tokens: None,
-                bytes: None,
-                kv_cache: None,
-                saved_at: None,
-                error: Some(if e.is_io() { "cannot be read".into() } else { e.to_string() }),
-            },
+            Err(e) => {
+                let error = Some(if e.is_io() { "cannot be read".into() } else { e.to_string() });
+                Self { name: name.to_string(), error, ..Self::default() }
+            }
         }
     }
 }
@@ -183,12 +174,13 @@ async fn save(
     let prompt = Prompt::choose(prompt, with_tools(messages, tools)?)?;
     prompt.check(text.card().vocabulary)?;
     check_readiness(&state.readiness.borrow())?;
-    let tokens = encode(state, text, prompt).await?;
-    if tokens.is_empty() {
-        return Err(ApiError::EmptyPrompt);
-    }
+    let served = ServedModel { state, text };
+    let tokens = match prompt {
+        Prompt::Conversation(conversation) => beginning_of(served, conversation).await?,
+        prompt => served.encode(prompt).await?,
+    };
     let read = Tokens(tokens.len());
-    room(read, Some(Tokens(1)), Tokens(1), state.context_length(text))?;
+    room(read, Some(Tokens(1)), Tokens(1), served.context_length())?;
     let save = SaveAs { name: name.to_string(), dir: store.dir().to_path_buf() };
     let model = text.card().id.as_str().into();
     let cache_salt = cache_salt::digest(state, caller(request).key.as_deref(), salt.as_deref());
@@ -218,7 +210,7 @@ async fn run(request: &HttpRequest, state: &AppState, job: Job) -> Result<(Finis
     loop {
         match ticket.next().await {
             Some(Event::Started { queue_wait }) => waited = queue_wait,
-            Some(Event::Done(finish)) if finish.reason != FinishReason::Cancelled => {
+            Some(Event::Done(finish)) if finish.reason != EndReason::Cancelled => {
                 return Ok((finish, waited));
             }
             Some(Event::Failed(failure)) => return Err(failure.into()),
@@ -305,48 +297,31 @@ fn failed(name: &str, e: &PromptStoreError) -> ApiError {
     }
 }
 
-async fn encode(state: &AppState, text: &Arc<Text>, prompt: Prompt) -> Result<Vec<u32>, ApiError> {
-    match prompt {
-        // Some tokenizers add a beginning-of-text token even to empty text.
-        Prompt::Text(prompt) if prompt.is_empty() => Ok(Vec::new()),
-        Prompt::Text(prompt) => {
-            tokenize(state, text, Untokenized { text: prompt, special: Special::Added }).await
-        }
-        Prompt::Ids(ids) => Ok(ids),
-        Prompt::Conversation(conversation) => stem(state, text, conversation).await,
-    }
-}
-
 /// The tokens with which all continuations of this conversation begin. A conversation that ends with a user message or a tool
 /// result is complete.
-async fn stem(state: &AppState, text: &Arc<Text>, conversation: Conversation) -> Result<Vec<u32>, ApiError> {
+async fn beginning_of(model: ServedModel<'_>, conversation: Conversation) -> Result<Vec<u32>, ApiError> {
     let is_open = |message: &Message| matches!(message.role.as_str(), "user" | "tool");
     if conversation.messages.last().is_some_and(is_open) {
-        return encode_chat(state, text, conversation).await;
+        return model.encode(Prompt::Conversation(conversation)).await;
     }
     let mut shared: Option<Vec<u32>> = None;
     for beginning in BEGINNINGS {
         let mut longer = conversation.clone();
         longer.messages.push(Message::new("user", beginning));
-        let prompt = encode_chat(state, text, longer).await?;
+        let prompt = model.encode(Prompt::Conversation(longer)).await?;
         shared = Some(match shared {
             None => prompt,
-            Some(shared) => shared
-                .into_iter()
-                .zip(prompt)
-                .take_while(|(one, other)| one == other)
-                .map(|(one, _)| one)
-                .collect(),
+            Some(mut shared) => {
+                let common = shared.iter().zip(&prompt).take_while(|(one, other)| one == other).count();
+                shared.truncate(common);
+                shared
+            }
         });
     }
-    Ok(shared.unwrap_or_default())
-}
-
-async fn encode_chat(
-    state: &AppState,
-    text: &Arc<Text>,
-    conversation: Conversation,
-) -> Result<Vec<u32>, ApiError> {
-    let prompt = render(state, text, conversation).await?;
-    tokenize(state, text, Untokenized { text: prompt, special: Special::Written }).await
+    let shared = shared.unwrap_or_default();
+    if shared.is_empty() {
+        Err(FieldError::EmptyPrompt { param: "prompt".into() }.into())
+    } else {
+        Ok(shared)
+    }
 }

@@ -16,8 +16,8 @@ use crate::{
     auth::Key,
     executor::{self, Caller, FinishedJob, JobCounts, JobInfo, JobOutcome, Snapshot},
     http::{
-        formats::usage::{RequestMemory, rate},
-        middleware::{access_log::RequestRecord, auth::check_model},
+        formats::{RequestMemory, rate},
+        middleware::{RequestRecord, auth::check_model},
         state::AppState,
     },
     job::{Memory, Readiness},

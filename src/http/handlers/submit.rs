@@ -6,23 +6,16 @@
 use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use crate::{
-    executor::{Caller, Deadlines, Terms, Ticket},
+    executor::{Caller, Deadlines, Terms},
     http::{
         error::ApiError,
-        formats::completion_stream::CompletionStream,
+        formats::{AnswerOptions, CompletionStream},
         offload::Cost,
-        request::{
-            cache_salt,
-            generation::{Delivery, GenerateParams},
-            prompt::Prompt,
-            prompt_rendering::render,
-            prompt_tokens::{Special, Untokenized, tokenize},
-            response_format::OutputConstraint,
-        },
+        request::{Delivery, GenerateParams, OutputConstraint, ServedModel, cache_salt},
         state::AppState,
     },
     job::{Dry, Failure, Job, JobId, Priority, Readiness, Sampling, TraceLink},
-    text::{Reading, Text},
+    text::Text,
     units::Tokens,
 };
 
@@ -32,45 +25,6 @@ pub(crate) struct Origin {
     pub(crate) id: JobId,
     pub(crate) caller: Caller,
     pub(crate) trace: Option<TraceLink>,
-}
-
-/// How the choices of a request are decoded.
-struct Decoding {
-    stop: Vec<String>,
-    reading: Option<Reading>,
-    /// Constrained output is decoded without removing anything.
-    is_verbatim: bool,
-    wants_progress: bool,
-    /// The text of the prompt, if the answer repeats it.
-    echo: Option<String>,
-    /// The first token of the prompt, if its log-probabilities were requested.
-    first_scored: Option<u32>,
-    prompt_tokens: usize,
-    arrived: Instant,
-}
-
-impl Decoding {
-    fn stream(&self, ticket: Ticket, text: &Arc<Text>) -> CompletionStream {
-        let mut decoder = text.detokenizer(self.stop.clone());
-        if let Some(reading) = &self.reading {
-            decoder = decoder.with_special(reading.format.marker());
-        }
-        if self.is_verbatim {
-            decoder = decoder.verbatim();
-        }
-        let mut stream =
-            CompletionStream::new(ticket, Arc::clone(text), decoder, self.prompt_tokens, self.arrived);
-        if let Some(reading) = &self.reading {
-            stream = stream.with_calls(reading.clone());
-        }
-        if self.wants_progress {
-            stream = stream.with_progress();
-        }
-        if let Some(prompt) = &self.echo {
-            stream = stream.echo(prompt.clone(), self.first_scored);
-        }
-        stream
-    }
 }
 
 /// Queues one job per choice and returns their streams. If the queue has no room for all of them, none stays queued.
@@ -83,7 +37,7 @@ pub(crate) async fn submit(
     let (arrived, terms, choices) = (Instant::now(), params.terms, params.choices);
     let caller = origin.caller.clone();
     check_readiness(&state.readiness.borrow())?;
-    let (job, decoding) = prepare(state, text, params, origin, arrived).await?;
+    let (job, options) = prepare(ServedModel { state, text }, params, origin, arrived).await?;
     let mut streams = VecDeque::with_capacity(choices);
     for job in variants(&job, choices, || state.executor.new_id()) {
         // Later choices wait for earlier ones, so the queue's time limit applies to the first only.
@@ -91,41 +45,43 @@ pub(crate) async fn submit(
         let queue = if streams.is_empty() { queue } else { total };
         let terms = Terms { deadlines: Deadlines { queue, total }, ..terms };
         let ticket = state.executor.submit_for(caller.clone(), job, terms)?;
-        streams.push_back(decoding.stream(ticket, text));
+        streams.push_back(CompletionStream::new(ticket, Arc::clone(text), options.clone()));
     }
     Ok(streams)
 }
 
 /// Checks and tokenizes a request.
 async fn prepare(
-    state: &AppState,
-    text: &Arc<Text>,
+    model: ServedModel<'_>,
     params: GenerateParams,
     origin: Origin,
     arrived: Instant,
-) -> Result<(Job, Decoding), ApiError> {
-    let priority = params.terms.priority;
+) -> Result<(Job, AnswerOptions), ApiError> {
+    let (ServedModel { state, text }, priority) = (model, params.terms.priority);
     if let Some(constraint) = &params.constraint {
-        check_constraint(state, text, constraint, priority).await?;
+        check_constraint(model, constraint, priority).await?;
     }
     let echo = if params.echo { params.prompt.text() } else { None };
-    let prompt = encode(state, text, params.prompt, priority).await?;
+    // Not if the queue is full: the worker needs the cores.
+    state.executor.check_room(Tokens(1), priority)?;
+    let prompt = model.encode(params.prompt).await?;
     let default = state.settings.default_max_new;
-    let max_new = room(Tokens(prompt.len()), params.max_new, default, state.context_length(text))?.0;
+    let max_new = room(Tokens(prompt.len()), params.max_new, default, model.context_length())?.0;
     let echo = match echo {
-        None if params.echo => Some(decode(state, text, &prompt).await?),
+        None if params.echo => Some(model.decode(&prompt).await?),
         echo => echo,
     };
     let mut end_tokens = params.stop_token_ids;
     if !params.ignore_eos {
         end_tokens.extend(&text.card().end_tokens);
     }
-    let decoding = Decoding {
+    let options = AnswerOptions {
         stop: params.stop,
-        reading: params.reading,
+        tool_calls: params.reading,
         // With `parts`, the answer may also be plain text.
         is_verbatim: params.constraint.as_ref().is_some_and(|constraint| constraint.parts.is_empty()),
         wants_progress: matches!(params.delivery, Delivery::Streamed { progress: true, .. }),
+        prompt_only: params.prompt_only,
         echo,
         first_scored: params.scores.filter(|scores| scores.prompt).and_then(|_| prompt.first().copied()),
         prompt_tokens: prompt.len(),
@@ -134,7 +90,7 @@ async fn prepare(
     let job = Job {
         model: text.card().id.as_str().into(),
         keep_alive: params.keep_alive,
-        sampling: with_breakers(state, text, params.sampling, params.breakers).await?,
+        sampling: with_breakers(model, params.sampling, params.breakers).await?,
         constraint: params.constraint.map(|output| output.constraint),
         logprobs: params.scores,
         trace: origin.trace,
@@ -143,12 +99,12 @@ async fn prepare(
         end_tokens,
         ..Job::new(origin.id, prompt, max_new)
     };
-    Ok((job, decoding))
+    Ok((job, options))
 }
 
 /// The job, and further ones that differ in id and seed only.
-fn variants(first: &Job, most: usize, mut new_id: impl FnMut() -> JobId) -> impl Iterator<Item = Job> {
-    let later = (1..most as u64).map(move |choice| {
+fn variants(first: &Job, max: usize, mut new_id: impl FnMut() -> JobId) -> impl Iterator<Item = Job> {
+    let later = (1..max as u64).map(move |choice| {
         let mut job = Job { id: new_id(), ..first.clone() };
         job.sampling.seed = job.sampling.seed.wrapping_add(choice);
         job
@@ -166,8 +122,7 @@ pub(crate) fn check_readiness(readiness: &Readiness) -> Result<(), ApiError> {
 
 /// Compiles a constraint in the sandbox to check it; not if the queue is full.
 async fn check_constraint(
-    state: &AppState,
-    text: &Text,
+    ServedModel { state, text }: ServedModel<'_>,
     output: &OutputConstraint,
     priority: Priority,
 ) -> Result<(), ApiError> {
@@ -186,42 +141,15 @@ async fn check_constraint(
 
 /// Finds the tokens of the sequence breakers; on another thread, because it searches the whole vocabulary.
 async fn with_breakers(
-    state: &AppState,
-    text: &Arc<Text>,
+    model: ServedModel<'_>,
     sampling: Sampling,
     breakers: Vec<String>,
 ) -> Result<Sampling, ApiError> {
     let Some(dry) = sampling.dry.clone() else { return Ok(sampling) };
-    let text = Arc::clone(text);
+    let text = Arc::clone(model.text);
     let look_up = move || Ok::<_, ApiError>(text.tokens_with(&breakers));
-    let breakers = state.offload.run(Cost::Light, look_up).await?;
+    let breakers = model.state.offload.run(Cost::Light, look_up).await?;
     Ok(Sampling { dry: Some(Dry { breakers, ..dry }), ..sampling })
-}
-
-/// Tokenizes a prompt; not if the queue is full, because the worker needs the cores.
-async fn encode(
-    state: &AppState,
-    text: &Arc<Text>,
-    prompt: Prompt,
-    priority: Priority,
-) -> Result<Vec<u32>, ApiError> {
-    state.executor.check_room(Tokens(1), priority)?;
-    let (prompt, special) = match prompt {
-        Prompt::Ids(ids) if ids.is_empty() => return Err(ApiError::EmptyPrompt),
-        Prompt::Ids(ids) => return Ok(ids),
-        // Some tokenizers add a beginning-of-text token even to empty text.
-        Prompt::Text(prompt) if prompt.is_empty() => return Err(ApiError::EmptyPrompt),
-        Prompt::Text(prompt) => (prompt, Special::Added),
-        Prompt::Conversation(conversation) => (render(state, text, conversation).await?, Special::Written),
-    };
-    let ids = tokenize(state, text, Untokenized { text: prompt, special }).await?;
-    if ids.is_empty() { Err(ApiError::EmptyPrompt) } else { Ok(ids) }
-}
-
-/// The text of a prompt that was sent as token ids, for echoing it.
-async fn decode(state: &AppState, text: &Arc<Text>, ids: &[u32]) -> Result<String, ApiError> {
-    let (text, ids) = (Arc::clone(text), ids.to_vec());
-    state.offload.run(Cost::of_text(ids.len()), move || Ok::<_, ApiError>(text.decode(&ids))).await
 }
 
 /// The number of tokens to generate: the requested number, which has to fit, or the default, lowered to fit.

@@ -17,14 +17,11 @@ use utoipa::ToSchema;
 use crate::{
     http::{
         error::ApiError,
-        formats::format::to_json,
+        formats::to_json,
         offload::Cost,
         request::{
-            body::{self, Taken},
-            prompt::check_ids,
-            prompt_rendering::render,
-            prompt_tokens::{Special, Untokenized, tokenize_within},
-            tokenize::{ApplyTemplateRequest, DetokenizeRequest, Source, TokenizeRequest},
+            ApplyTemplateRequest, DetokenizeRequest, Ignored, ServedModel, Source, Special, Taken,
+            TokenizeRequest, body, prompt::check_ids,
         },
         state::AppState,
     },
@@ -34,7 +31,7 @@ use crate::{
 
 /// Token limit of `/tokenize` for models with a shorter context: clients measure documents before they split them. Tokenizing
 /// takes hundreds of bytes of memory per token.
-const MOST_TOKENS: usize = 1 << 17;
+const MAX_TOKENS: usize = 1 << 17;
 
 /// The tokens of a text.
 #[derive(Serialize, ToSchema)]
@@ -85,22 +82,22 @@ pub(crate) async fn tokenize(
         Ok((request.source()?, with_pieces))
     });
     let Taken { text, value: (source, with_pieces), share, ignored } = taken.await?;
+    let model = ServedModel { state: &state, text: &text };
     let (source, special) = match source {
         Source::Text { text, add_special: true } => (text, Special::Added),
         Source::Text { text, add_special: false } => (text, Special::Written),
-        Source::Conversation(conversation) => (render(&state, &text, conversation).await?, Special::Written),
+        Source::Conversation(conversation) => (model.render(conversation).await?, Special::Written),
     };
-    let most = state.context_length(&text);
-    let counted = Tokens(most.0.max(MOST_TOKENS));
-    let ids = tokenize_within(&state, &text, Untokenized { text: source, special }, counted).await?;
+    let max = model.context_length();
+    let ids = model.tokenize(source, special, Tokens(max.0.max(MAX_TOKENS))).await?;
     drop(share);
-    let json = state.offload.run(Cost::of_text(ids.len()), move || {
-        let count = ids.len();
+    let count = ids.len();
+    let json = move || {
         let token = |id| if with_pieces { Token::piece(&text, id) } else { Token::Id(id) };
         let tokens = ids.into_iter().map(token).collect();
-        Ok::<_, ApiError>(to_json(&Tokenized { count, tokens, max_model_len: most }))
-    });
-    Ok(ignored.name_in(send(json.await?)))
+        to_json(&Tokenized { count, tokens, max_model_len: max })
+    };
+    answer(&state, Cost::of_text(count), ignored, json).await
 }
 
 /// `POST /detokenize`.
@@ -114,12 +111,13 @@ pub(crate) async fn detokenize(
         Ok(request.tokens)
     });
     let Taken { text, value: ids, share, ignored } = taken.await?;
-    let json = state.offload.run(Cost::of_text(ids.len()), move || {
+    let cost = Cost::of_text(ids.len());
+    let json = move || {
         let content = text.spell(&ids);
         drop(share);
-        Ok::<_, ApiError>(to_json(&Detokenized { content: &content, prompt: &content }))
-    });
-    Ok(ignored.name_in(send(json.await?)))
+        to_json(&Detokenized { content: &content, prompt: &content })
+    };
+    answer(&state, cost, ignored, json).await
 }
 
 /// `POST /apply-template`.
@@ -131,16 +129,20 @@ pub(crate) async fn apply_template(
     let taken =
         body::take(&request, payload, &state, |request: ApplyTemplateRequest, _| Ok(request.conversation()));
     let Taken { text, value: conversation, share, ignored } = taken.await?;
-    let prompt = render(&state, &text, conversation).await?;
+    let prompt = ServedModel { state: &state, text: &text }.render(conversation).await?;
     drop(share);
-    let cost = Cost::of_json(prompt.len());
-    let json = state.offload.run(cost, move || Ok::<_, ApiError>(to_json(&RenderedPrompt { prompt })));
-    Ok(ignored.name_in(send(json.await?)))
+    answer(&state, Cost::of_json(prompt.len()), ignored, move || to_json(&RenderedPrompt { prompt })).await
 }
 
-/// An answer with serialized JSON.
-fn send(json: String) -> HttpResponse {
-    HttpResponse::Ok().content_type(ContentType::json()).body(json)
+/// An answer with the JSON that `write` makes at this cost.
+async fn answer(
+    state: &AppState,
+    cost: Cost,
+    ignored: Ignored,
+    write: impl FnOnce() -> String + Send + 'static,
+) -> Result<HttpResponse, ApiError> {
+    let json = state.offload.run(cost, move || Ok::<_, ApiError>(write())).await?;
+    Ok(ignored.name_in(HttpResponse::Ok().content_type(ContentType::json()).body(json)))
 }
 
 impl Token {

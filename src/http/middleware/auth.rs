@@ -25,7 +25,7 @@ use crate::{
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// Most characters of a host that an error repeats.
-const LONGEST_SHOWN_HOST: usize = 128;
+const MAX_SHOWN_HOST: usize = 128;
 
 /// Checks the host, the origin, the rate limit of the address, the key and its rate limit.
 ///
@@ -43,7 +43,7 @@ pub(crate) fn check(
         return Ok(());
     }
     if let Some(name) = host::foreign_name(request.headers(), request.uri(), rules) {
-        let host = host::without_port(name).chars().take(LONGEST_SHOWN_HOST).collect();
+        let host = host::without_port(name).chars().take(MAX_SHOWN_HOST).collect();
         return Err(ApiError::HostNotAllowed { host });
     }
     if cors::is_refused(request, rules) {

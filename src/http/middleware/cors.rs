@@ -46,7 +46,7 @@ pub(crate) fn is_unlisted(request: &HttpRequest, rules: &Rules) -> bool {
     is_foreign(request.headers(), |origin| rules.lists_origin(origin))
 }
 
-/// Whether a page of another origin sent the request, and `allows` rejects the origin.
+/// Whether a page of another origin sent the request, and `allows` refuses the origin.
 fn is_foreign(headers: &HeaderMap, allows: impl Fn(&str) -> bool) -> bool {
     if let Some(origin) = headers.get(header::ORIGIN) {
         let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());

@@ -2,8 +2,13 @@
 
 pub(super) mod access_log;
 pub(super) mod auth;
-pub(super) mod cors;
-pub(super) mod headers;
-pub(super) mod host;
+mod cors;
+mod headers;
+mod host;
 pub(super) mod pipeline;
-pub(super) mod request_id;
+mod request_id;
+
+pub(super) use self::{
+    access_log::RequestRecord,
+    request_id::{REQUEST_ID, RequestId},
+};

@@ -6,7 +6,7 @@ use actix_web::http::header::{HeaderMap, HeaderName, HeaderValue};
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Longer ids are replaced, because every log line has the id.
-const MOST_CHARACTERS: usize = 128;
+const MAX_CHARACTERS: usize = 128;
 
 /// The id of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,7 +41,7 @@ fn random() -> String {
 /// Whether the id cannot break a log line, a field or a quoted string.
 fn is_safe(id: &str) -> bool {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:/+=@".contains(&byte);
-    (1..=MOST_CHARACTERS).contains(&id.len()) && id.bytes().all(is_plain)
+    (1..=MAX_CHARACTERS).contains(&id.len()) && id.bytes().all(is_plain)
 }
 
 #[cfg(test)]
@@ -57,7 +57,7 @@ mod tests {
     #[test]
     fn a_clients_id_is_kept_if_it_is_safe_to_log() {
         assert_eq!(of(b"req_7f.A-1:/+=@").as_str(), "req_7f.A-1:/+=@");
-        let long = [b'a'; MOST_CHARACTERS + 1];
+        let long = [b'a'; MAX_CHARACTERS + 1];
         for unsafe_id in [&b""[..], b"a b", b"a\"b", b"a\tb", b"caf\xe9", &long] {
             let made = of(unsafe_id);
             assert!(made.as_str().len() == 32 && is_safe(made.as_str()), "{made:?}");

@@ -4,16 +4,16 @@ mod docs;
 #[cfg(test)]
 mod tests;
 
-use std::{fmt::Write, sync::LazyLock};
+use std::{collections::BTreeMap, fmt::Write, sync::LazyLock};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use utoipa::openapi::{
     ComponentsBuilder, InfoBuilder, OpenApiBuilder, PathItem, PathsBuilder,
     security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
     tag::TagBuilder,
 };
 
-use super::{documents::Documents, handlers::ui, routes::ROUTES};
+use super::{documents::Documents, handlers::pages, routes::ROUTES};
 
 const ABOUT: &str = "Serves fine-tuned language models, one answer at a time. A field that is null is treated as absent, and \
      integers may be written as 5.0. Unknown fields are refused by name, or with server.unknown_fields = warn ignored and \
@@ -37,7 +37,7 @@ pub(super) static DOCUMENTS: LazyLock<Documents> = LazyLock::new(|| {
         // Writing to a `String` does not fail.
         let _ = writeln!(index, "{:4} {:25} {}", route.info.method, route.info.path, route.summary);
     }
-    let etag = ui::etag(docs.as_deref().unwrap_or_default());
+    let etag = pages::etag(docs.as_deref().unwrap_or_default());
     Documents { index, openapi: document.to_string(), docs, etag }
 });
 
@@ -45,11 +45,12 @@ pub(super) static DOCUMENTS: LazyLock<Documents> = LazyLock::new(|| {
 fn document() -> Value {
     let bearer = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
     let header = SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::new("X-Api-Key")));
-    let mut components =
+    let components =
         ComponentsBuilder::new().security_scheme("bearer", bearer).security_scheme("header", header);
     let mut paths = PathsBuilder::new();
+    let mut schemas = BTreeMap::new();
     for route in ROUTES.iter() {
-        components = components.schemas_from_iter(route.schemas.iter().cloned());
+        schemas.extend(&route.schemas);
         let item = PathItem::new(route.http_method(), route.operation.clone());
         paths = paths.path(route.info.path, item);
     }
@@ -66,6 +67,7 @@ fn document() -> Value {
         ]))
         .tags(Some(TAGS.map(|(name, about)| TagBuilder::new().name(name).description(Some(about)).build())))
         .build();
-    // Does not fail: every key is a string.
-    serde_json::to_value(document).unwrap_or_default()
+    let mut document = json!(document);
+    document["components"]["schemas"] = json!(schemas);
+    document
 }

@@ -108,7 +108,7 @@ function words(error) {
     case "worker_lost":
       return ["No worker is running.", sentence(error.message)];
     default:
-      return [error.status ? "The request was rejected." : "The request failed.", sentence(error.message)];
+      return [error.status ? "The request was refused." : "The request failed.", sentence(error.message)];
   }
 }
 

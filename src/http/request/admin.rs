@@ -2,12 +2,10 @@
 
 use super::{
     cache_salt::cache_salt,
-    field::Modify,
-    field_types::{FieldType, boolean, string},
     keep_alive::keep_alive,
     messages::messages,
     prompt::{Prompt, prompt},
-    shape::{shape, tagged_shape},
+    schema::{FieldType, Modify, boolean, shape, string, tagged_shape},
     tool_definitions::{Tool, chat_tools},
 };
 use crate::{http::field_error::FieldError, job::KeepAlive, prompt_store::PromptName, text::Conversation};

@@ -19,9 +19,10 @@ use actix_web::{
 };
 use flate2::read::MultiGzDecoder;
 use futures_util::StreamExt;
+use serde_json::Value;
 use tokio::time::timeout;
 
-use super::{fields::Fields, ignored_fields::Ignored, model_request::ModelRequest, shape::ReadObject};
+use super::schema::{Fields, Ignored, ReadObject};
 use crate::{
     http::{
         body_memory::Share, connections::ConnectionHandle, error::ApiError, middleware::auth, offload::Cost,
@@ -63,7 +64,7 @@ pub(crate) struct Taken<T> {
 }
 
 /// Reads a body that is a JSON object.
-pub(crate) async fn read<R: ReadObject + Send + 'static>(
+pub(crate) async fn read<R: ReadObject>(
     request: &HttpRequest,
     payload: Payload,
     state: &AppState,
@@ -73,7 +74,7 @@ pub(crate) async fn read<R: ReadObject + Send + 'static>(
 }
 
 /// As [`read`]; a missing body is read as an empty object.
-pub(crate) async fn read_optional<R: ReadObject + Send + 'static>(
+pub(crate) async fn read_optional<R: ReadObject>(
     request: &HttpRequest,
     payload: Payload,
     state: &AppState,
@@ -86,12 +87,12 @@ pub(crate) async fn read_optional<R: ReadObject + Send + 'static>(
     parse(body, state).await
 }
 
-async fn parse<R: ReadObject + Send + 'static>(body: Body, state: &AppState) -> Result<R, ApiError> {
+async fn parse<R: ReadObject>(body: Body, state: &AppState) -> Result<R, ApiError> {
     state.offload.run(body.cost(), move || Ok::<_, ApiError>(R::read(body.parse()?.0)?)).await
 }
 
 /// Reads a body, finds its model and checks the request with `resolve`; on another thread if the body is large.
-pub(crate) async fn take<R: ModelRequest, T: Send + 'static>(
+pub(crate) async fn take<R: ReadObject, T: Send + 'static>(
     request: &HttpRequest,
     payload: Payload,
     state: &AppState,
@@ -105,8 +106,9 @@ pub(crate) async fn take<R: ModelRequest, T: Send + 'static>(
         let (fields, share) = body.parse()?;
         let fields = fields.with_unknown(unknown);
         let ignored = fields.ignored();
-        let request = R::parse(fields)?;
-        let text = Arc::clone(auth::model_for(key.as_deref(), &models, request.model())?);
+        let model = fields.get("model").and_then(Value::as_str).map(str::to_owned);
+        let request = R::read(fields)?;
+        let text = Arc::clone(auth::model_for(key.as_deref(), &models, model.as_deref())?);
         let value = resolve(request, &text)?;
         Ok::<_, ApiError>(Taken { text, value, share, ignored })
     };
@@ -190,10 +192,10 @@ async fn bytes(request: &HttpRequest, payload: Payload, state: &AppState) -> Res
 
 impl Body {
     async fn filled(mut self, mut payload: Payload, announced: Option<u64>) -> Result<Self, ApiError> {
-        let most = announced.map_or(usize::MAX, |length| usize::try_from(length).unwrap_or(usize::MAX));
+        let max = announced.map_or(usize::MAX, |length| usize::try_from(length).unwrap_or(usize::MAX));
         while let Some(chunk) = payload.next().await {
             let chunk = chunk.map_err(|error| ApiError::BodyBroken { why: why(&error) })?;
-            append(&mut self.bytes, &chunk, Room { share: &mut self.share, limit: self.limit, most })?;
+            append(&mut self.bytes, &chunk, Room { share: &mut self.share, limit: self.limit, max })?;
         }
         Ok(self)
     }
@@ -225,7 +227,7 @@ struct Room<'a> {
     share: &'a mut Share,
     limit: units::Bytes,
     /// The announced length.
-    most: usize,
+    max: usize,
 }
 
 /// Appends to a body and counts the growth of the allocation. Doubles the capacity like `Vec`, but not beyond the announced
@@ -237,7 +239,7 @@ fn append(bytes: &mut Vec<u8>, chunk: &[u8], room: Room<'_>) -> Result<(), ApiEr
         return Err(ApiError::BodyTooLarge { limit: room.limit });
     }
     if length > bytes.capacity() {
-        let capacity = length.max(bytes.capacity().saturating_mul(2).min(room.most).min(limit));
+        let capacity = length.max(bytes.capacity().saturating_mul(2).min(room.max).min(limit));
         room.share.grow(capacity - bytes.capacity())?;
         bytes.reserve_exact(capacity - bytes.len());
     }
@@ -254,7 +256,7 @@ fn gunzip(encoded: &[u8], limit: units::Bytes, share: &mut Share) -> Result<Vec<
         let read = decoder.read(&mut piece);
         match read.map_err(|error| ApiError::NotGzip { message: error.to_string() })? {
             0 => return Ok(decoded),
-            read => append(&mut decoded, &piece[..read], Room { share, limit, most: usize::MAX })?,
+            read => append(&mut decoded, &piece[..read], Room { share, limit, max: usize::MAX })?,
         }
     }
 }
@@ -276,7 +278,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        http::{body_memory::BodyMemory, request::field_types::string},
+        http::{body_memory::BodyMemory, request::schema::string},
         units::Bytes,
     };
 

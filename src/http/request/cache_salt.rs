@@ -15,14 +15,14 @@
 
 use sha2::{Digest, Sha256};
 
-use super::field_types::{StringType, string};
+use super::schema::{FieldType, string};
 use crate::{http::state::AppState, job::CacheSalt};
 
 /// Longest salt in bytes: vLLM recommends 43 characters.
 const MAX_BYTES: usize = 256;
 
 /// The type of the field: a short string that is not empty.
-pub(crate) const fn cache_salt() -> StringType {
+pub(crate) fn cache_salt() -> impl FieldType<Value = String> {
     string().bytes(1..=MAX_BYTES)
 }
 

@@ -2,15 +2,12 @@
 
 use super::{
     compat,
-    field::Modify,
-    field_types::{boolean, integer},
     generation::{
         GenerateParams, GenerateRequest, Generation, RequestContext, RouteParams, choices, max_tokens,
     },
     messages::messages,
-    model_request::names_model,
     prompt::Prompt,
-    shape::shape,
+    schema::{Modify, boolean, integer, shape},
     tool_definitions::{Tool, ToolChoice, chat_tools, tool_choice},
     tools::ToolSet,
 };
@@ -43,8 +40,6 @@ shape! {
     }
     accepts compat::OPENAI, compat::CHAT, compat::PEERS;
 }
-
-names_model!(ChatRequest, generation.model);
 
 impl GenerateRequest for ChatRequest {
     fn resolve(self, context: &RequestContext) -> Result<GenerateParams, FieldError> {

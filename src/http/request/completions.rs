@@ -2,14 +2,11 @@
 
 use super::{
     compat,
-    field::Modify,
-    field_types::{boolean, integer},
     generation::{
-        GenerateParams, GenerateRequest, Generation, RequestContext, RouteParams, choices, max_tokens,
+        GenerateParams, GenerateRequest, Generation, RequestContext, RouteParams, choices, max_tokens_or_none,
     },
-    model_request::names_model,
     prompt::{Prompt, prompt},
-    shape::shape,
+    schema::{Modify, boolean, integer, shape},
 };
 use crate::{http::field_error::FieldError, job::LogprobOptions, units::Tokens};
 
@@ -21,8 +18,9 @@ shape! {
     pub(crate) struct CompletionRequest {
         ..generation: Generation;
         prompt: Prompt = prompt();
-        /// Most tokens of the answer; by default `engine.default_max_new_tokens` or what the context has room for.
-        max_tokens: Option<Tokens> = max_tokens();
+        /// Most tokens of the answer; by default `engine.default_max_new_tokens` or what the context has room for. 0 requires
+        /// `echo` and returns the prompt, with its log-probabilities if they are requested.
+        max_tokens: Option<Tokens> = max_tokens_or_none();
         /// Answers to generate, one after another.
         n: usize = choices().or(1);
         /// The same as `n`: every answer that is generated is sent.
@@ -35,15 +33,21 @@ shape! {
     accepts compat::OPENAI, compat::COMPLETIONS, compat::WITHOUT_TOOLS, compat::PEERS;
 }
 
-names_model!(CompletionRequest, generation.model);
-
 impl GenerateRequest for CompletionRequest {
     fn resolve(self, context: &RequestContext) -> Result<GenerateParams, FieldError> {
         self.check_best_of()?;
-        let params = self.generation.resolve(RouteParams::new(self.prompt, self.max_tokens), context)?;
         let (choices, echo) = (self.n, self.echo);
+        let prompt_only = self.max_tokens == Some(Tokens(0));
+        if prompt_only && !echo {
+            let message =
+                "0 requires \"echo\": true, for the log-probabilities of the prompt; send 1 or more";
+            return Err(FieldError::value("max_tokens", message));
+        }
+        // The model generates at least one token.
+        let max_new = self.max_tokens.map(|most| most.max(Tokens(1)));
+        let params = self.generation.resolve(RouteParams::new(self.prompt, max_new), context)?;
         let scores = self.logprobs.map(|top| LogprobOptions { top, prompt: echo });
-        Ok(GenerateParams { choices, echo, scores, ..params })
+        Ok(GenerateParams { choices, echo, prompt_only, scores, ..params })
     }
 }
 

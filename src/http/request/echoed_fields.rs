@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use super::fields::Fields;
+use super::schema::Fields;
 
 /// Fields of the request as they were sent, with OpenAI's values for those that were not.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, ToSchema)]

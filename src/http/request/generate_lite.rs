@@ -2,12 +2,10 @@
 
 use super::{
     compat,
-    field::Modify,
     generation::{GenerateParams, GenerateRequest, Generation, RequestContext, RouteParams, max_tokens},
     messages::messages,
-    model_request::names_model,
     prompt::{Prompt, prompt},
-    shape::shape,
+    schema::{Modify, shape},
 };
 use crate::{http::field_error::FieldError, text::Conversation, units::Tokens};
 
@@ -24,8 +22,6 @@ shape! {
     }
     accepts compat::OPENAI, compat::SINGLE, compat::WITHOUT_TOOLS, compat::PEERS;
 }
-
-names_model!(GenerateLiteRequest, generation.model);
 
 impl GenerateRequest for GenerateLiteRequest {
     fn resolve(self, context: &RequestContext) -> Result<GenerateParams, FieldError> {

@@ -10,22 +10,21 @@ use super::{
     cache_salt::cache_salt,
     compat,
     echoed_fields::EchoedFields,
-    field::{Modify, OptionalField},
-    field_types::{FieldType, boolean, integer, integer_from, one_of, string},
     keep_alive::keep_alive,
-    model_request::ModelRequest,
     prompt::{Prompt, check_ids, token_ids},
     response_format::{FormatFields, OutputConstraint, TextFormat},
     sampling::SamplingFields,
-    shape::{object, shape},
-    string_list::string_list,
+    schema::{
+        FieldType, Modify, OptionalField, ReadObject, boolean, integer, integer_from, object, one_of, shape,
+        string, string_list,
+    },
     tools::{ToolContext, ToolSet},
 };
 use crate::{
     executor::{Deadlines, Terms},
     http::field_error::FieldError,
     job::{KeepAlive, LogprobOptions, Priority, Sampling},
-    text::Reading,
+    text::ToolCallParserOptions,
     units::Tokens,
 };
 
@@ -49,9 +48,9 @@ shape! {
         ..sampling: SamplingFields;
         ..format: FormatFields;
         /// Id of a model of `GET /v1/models`; by default the first of them.
-        model: Option<String> = string().optional();
-        /// The answer ends before any of these strings: at most 16 of 1024 bytes, none of them empty.
-        stop: Vec<String> = stop_strings().or_empty();
+        _model as "model": Option<String> = string().optional();
+        /// The answer ends before any of these strings: at most 16 of 1024 bytes, none of them empty. `""` means none.
+        stop: Vec<String> = stop_strings().or_empty().unset_at("\"\"");
         /// The answer ends before any of these tokens.
         stop_token_ids: Vec<u32> = token_ids().items(0..=MAX_STOP_TOKENS).or_empty();
         /// End tokens of the model do not end the answer.
@@ -110,7 +109,16 @@ const fn service_tier() -> impl FieldType<Value = Priority> {
 
 /// A number of tokens to generate; -1 means unlimited. The context length is checked once the prompt is tokenized.
 pub(super) fn max_tokens() -> OptionalField<impl FieldType<Value = Tokens>, Option<Tokens>> {
-    integer(1..=u32::MAX as usize).map(Tokens).optional().unset_at("-1")
+    tokens_from(1)
+}
+
+/// As [`max_tokens`], or 0 to score the prompt.
+pub(super) fn max_tokens_or_none() -> OptionalField<impl FieldType<Value = Tokens>, Option<Tokens>> {
+    tokens_from(0)
+}
+
+fn tokens_from(min: usize) -> OptionalField<impl FieldType<Value = Tokens>, Option<Tokens>> {
+    integer(min..=u32::MAX as usize).map(Tokens).optional().unset_at("-1")
 }
 
 /// `n`: how many answers to generate for one prompt.
@@ -119,7 +127,7 @@ pub(super) fn choices() -> impl FieldType<Value = usize> {
 }
 
 /// A request for answers, in the format of one route.
-pub(crate) trait GenerateRequest: ModelRequest {
+pub(crate) trait GenerateRequest: ReadObject {
     /// Checks the request against a model and the server's limits.
     ///
     /// # Errors
@@ -148,7 +156,7 @@ pub(crate) struct GenerateParams {
     pub(crate) breakers: Vec<String>,
     pub(crate) constraint: Option<OutputConstraint>,
     /// How tool calls are read, where the answer may have any.
-    pub(crate) reading: Option<Reading>,
+    pub(crate) reading: Option<ToolCallParserOptions>,
     /// Fields of the request that the answer repeats.
     pub(crate) echoed: EchoedFields,
     /// How many answers to generate, one after another.
@@ -156,6 +164,8 @@ pub(crate) struct GenerateParams {
     pub(crate) scores: Option<LogprobOptions>,
     /// Whether the answer begins with the prompt.
     pub(crate) echo: bool,
+    /// Whether the answer has nothing else: it is for the log-probabilities of the prompt.
+    pub(crate) prompt_only: bool,
     pub(crate) stop: Vec<String>,
     pub(crate) stop_token_ids: Vec<u32>,
     pub(crate) ignore_eos: bool,
@@ -237,6 +247,7 @@ impl Generation {
             choices: 1,
             scores: None,
             echo: false,
+            prompt_only: false,
             stop: self.stop,
             stop_token_ids: self.stop_token_ids,
             ignore_eos: self.ignore_eos,
@@ -286,93 +297,20 @@ fn within(name: &str, found: Option<u64>, max: Duration) -> Result<Option<Durati
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-    use serde_json::{Map, Value, json};
+    use serde_json::{Value, json};
 
     use super::*;
-    use crate::{
-        http::request::{
-            chat::ChatRequest, completions::CompletionRequest, fields::Fields,
-            generate_lite::GenerateLiteRequest, responses::ResponseCall,
-        },
-        text::ToolSupport,
-    };
-
-    const CONTEXT: RequestContext = RequestContext {
-        vocabulary: 100,
-        deadlines: Deadlines { queue: Duration::from_secs(1), total: Duration::from_secs(2) },
-        tools: ToolContext { support: ToolSupport::None, is_marker_special: false },
-    };
-
-    const NAMES: [&str; 29] = [
-        "cache_prompt",
-        "cache_salt",
-        "priority",
-        "service_tier",
-        "max_time_ms",
-        "tools",
-        "tool_choice",
-        "parallel_tool_calls",
-        "response_format",
-        "json_schema",
-        "grammar",
-        "regex",
-        "n",
-        "logprobs",
-        "echo",
-        "dry_multiplier",
-        "return_progress",
-        "prompt",
-        "messages",
-        "temperature",
-        "top_k",
-        "seed",
-        "stop",
-        "stop_token_ids",
-        "logit_bias",
-        "stream",
-        "stream_options",
-        "timeout_ms",
-        "max_tokens",
-    ];
-
-    fn any_json() -> impl Strategy<Value = Value> {
-        let leaf = prop_oneof![
-            Just(Value::Null),
-            any::<bool>().prop_map(Value::from),
-            any::<i64>().prop_map(Value::from),
-            any::<f64>().prop_map(Value::from),
-            ".{0,4}".prop_map(Value::from),
-        ];
-        leaf.prop_recursive(3, 16, 4, |inner| {
-            prop_oneof![
-                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
-                prop::collection::vec(("role|content|type|text|7|include_usage", inner), 0..4)
-                    .prop_map(|fields| Value::Object(fields.into_iter().collect())),
-            ]
-        })
-    }
-
-    /// Checks that an accepted request is within the limits.
-    fn check<R: GenerateRequest>(body: &str) {
-        let fields = Fields::parse(body.as_bytes()).unwrap();
-        let Ok(params) = R::parse(fields).and_then(|request| request.resolve(&CONTEXT)) else { return };
-        assert!((0.0..=2.0).contains(&params.sampling.temperature));
-        assert!(params.sampling.logit_bias.iter().all(|(id, bias)| *id < 100 && bias.abs() <= 100.0));
-        assert!(params.stop_token_ids.iter().all(|id| *id < 100));
-        assert!((1..=8).contains(&params.choices) && params.scores.is_none_or(|scores| scores.top <= 20));
-        assert!(params.stop.iter().all(|stop| !stop.is_empty()));
-        assert!(params.terms.deadlines.total <= CONTEXT.deadlines.total && params.max_new != Some(Tokens(0)));
-    }
+    use crate::http::request::{generate_lite::GenerateLiteRequest, schema::Fields};
 
     fn stop(stop: Value) -> Result<Vec<String>, FieldError> {
         let mut fields = Fields::parse(json!({ "stop": stop }).to_string().as_bytes()).unwrap();
-        fields.take("stop", stop_strings().or_empty())
+        fields.take("stop", stop_strings().or_empty().unset_at("\"\""))
     }
 
     #[test]
     fn stop_strings_are_few_and_short_and_the_error_names_the_limit() {
         assert_eq!(stop(json!(vec!["क".repeat(341); 16])).unwrap().len(), 16);
+        assert!(stop(json!("")).unwrap().is_empty());
         for (refused, words) in [
             (json!(vec!["a".repeat(250_000); 16]), "string 0 has 250000 bytes, at most 1024"),
             (json!(vec!["a"; 17]), "17 strings, at most 16"),
@@ -386,24 +324,7 @@ mod tests {
     #[test]
     fn tokens_that_end_an_answer_are_few() {
         let body = json!({ "prompt": "a", "stop_token_ids": vec![1; 1025] }).to_string();
-        let error = GenerateLiteRequest::parse(Fields::parse(body.as_bytes()).unwrap()).unwrap_err();
+        let error = GenerateLiteRequest::read(Fields::parse(body.as_bytes()).unwrap()).unwrap_err();
         assert!(error.to_string().contains("1025 items, at most 1024"), "{error}");
-    }
-
-    proptest! {
-        #[test]
-        fn whatever_is_accepted_is_within_the_limits(
-            fields in prop::collection::vec((prop::sample::select(&NAMES[..]), any_json()), 0..5),
-        ) {
-            let object: Map<String, Value> = fields.into_iter().map(|(name, value)| (name.into(), value)).collect();
-            let mut body = Value::Object(object);
-            check::<GenerateLiteRequest>(&body.to_string());
-            body["prompt"] = json!("a");
-            check::<CompletionRequest>(&body.to_string());
-            body["messages"] = json!([{ "role": "user", "content": "a" }]);
-            check::<ChatRequest>(&body.to_string());
-            body["input"] = json!("a");
-            check::<ResponseCall>(&body.to_string());
-        }
     }
 }

@@ -2,10 +2,8 @@
 
 use super::{
     compat,
-    field::Modify,
-    field_types::{FieldType, array, either, string},
     messages::{arguments, content, no_arguments},
-    shape::{object, shape, tagged_shape},
+    schema::{FieldType, Modify, array, either, object, shape, string, tagged_shape},
 };
 use crate::text::{Arguments, Conversation, Message, ToolCall};
 

@@ -2,18 +2,9 @@
 
 use std::time::Duration;
 
-use serde_json::Value;
-use utoipa::openapi::{
-    RefOr,
-    schema::{ObjectBuilder, OneOfBuilder, Schema, Type},
-};
+use serde_json::{Value, json};
 
-use super::{
-    field::Modify,
-    field_types::{FieldType, custom},
-    location::Location,
-    schema::Schemas,
-};
+use super::schema::{FieldType, Location, Modify, Schemas, custom};
 use crate::{http::field_error::FieldError, job::KeepAlive};
 
 /// Longest time, about 30 years; -1 means unlimited.
@@ -21,6 +12,9 @@ const MAX_SECONDS: f64 = 1e9;
 
 /// Units of a duration, in seconds. A number without a unit is seconds.
 const UNITS: [(&str, f64); 5] = [("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0), ("", 1.0)];
+
+/// A duration as text, such as `10m` or `1.5h`.
+const PATTERN: &str = "^-?[0-9]{1,9}([.][0-9]{1,9})?(ms|s|m|h)?$";
 
 /// Seconds, or a duration such as `10m`; below 0 means unlimited.
 pub(crate) fn keep_alive() -> impl FieldType<Value = KeepAlive> {
@@ -42,12 +36,9 @@ fn read(value: Value, at: &Location) -> Result<KeepAlive, FieldError> {
     })
 }
 
-fn schema(_: &mut Schemas) -> RefOr<Schema> {
-    let duration = ObjectBuilder::new()
-        .schema_type(Type::String)
-        .pattern(Some("^[0-9]{1,9}(ms|s|m|h)?$"))
-        .examples(["10m"]);
-    OneOfBuilder::new().item(ObjectBuilder::new().schema_type(Type::Number)).item(duration).into()
+fn schema(_: &mut Schemas) -> Value {
+    let duration = json!({ "type": "string", "pattern": PATTERN, "examples": ["10m"] });
+    json!({ "oneOf": [{ "type": "number" }, duration] })
 }
 
 fn keep_alive_of(seconds: f64) -> Option<KeepAlive> {
@@ -61,6 +52,8 @@ fn keep_alive_of(seconds: f64) -> Option<KeepAlive> {
 fn seconds(text: &str) -> Option<f64> {
     let (number, unit) =
         UNITS.iter().find_map(|(unit, seconds)| Some((text.strip_suffix(unit)?, seconds)))?;
-    let number: f64 = number.trim().parse().ok()?;
-    number.is_finite().then_some(number * unit)
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
+    let is_digits = |text: &str| (1..=9).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
+    let is_decimal = is_digits(whole.strip_prefix('-').unwrap_or(whole)) && is_digits(fraction);
+    number.parse().ok().filter(|_| is_decimal).map(|number: f64| number * unit)
 }

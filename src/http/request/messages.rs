@@ -4,10 +4,9 @@ use serde_json::Map;
 
 use super::{
     compat,
-    field::Modify,
-    field_types::{FieldType, array, either, json_object, one_of, string},
-    location::Location,
-    shape::{object, shape, tagged_shape},
+    schema::{
+        FieldType, Location, Modify, array, either, json_object, object, one_of, shape, string, tagged_shape,
+    },
 };
 use crate::{
     http::field_error::FieldError,
@@ -151,7 +150,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::http::request::fields::Fields;
+    use crate::http::request::schema::Fields;
 
     fn take(conversation: Value) -> Result<Conversation, FieldError> {
         let body = json!({ "messages": conversation }).to_string();

@@ -1,34 +1,40 @@
 //! From bytes to a checked request.
 
-pub(super) mod admin;
+mod admin;
 pub(super) mod body;
 pub(super) mod cache_salt;
-pub(super) mod chat;
-pub(super) mod compat;
-pub(super) mod completions;
-pub(super) mod echoed_fields;
-pub(super) mod field;
-pub(super) mod field_types;
-pub(super) mod fields;
-pub(super) mod generate_lite;
-pub(super) mod generation;
-pub(super) mod ignored_fields;
-pub(super) mod input_items;
-pub(super) mod json_type;
-pub(super) mod keep_alive;
-pub(super) mod location;
-pub(super) mod messages;
-pub(super) mod model_request;
+mod chat;
+mod compat;
+mod completions;
+mod echoed_fields;
+mod generate_lite;
+mod generation;
+mod input_items;
+mod keep_alive;
+mod messages;
 pub(super) mod prompt;
-pub(super) mod prompt_rendering;
-pub(super) mod prompt_tokens;
-pub(super) mod response_format;
-pub(super) mod responses;
-pub(super) mod sampling;
+mod prompt_tokens;
+mod response_format;
+mod responses;
+mod sampling;
 pub(super) mod schema;
-pub(super) mod shape;
-pub(super) mod string_list;
 pub(super) mod tokenize;
-pub(super) mod tool_definitions;
-pub(super) mod tools;
-pub(super) mod unique_keys;
+mod tool_definitions;
+mod tools;
+
+pub(super) use self::{
+    admin::{CacheRequest, LoadRequest, LogRequest, RestorePrompt, SavePrompt},
+    body::Taken,
+    chat::ChatRequest,
+    completions::CompletionRequest,
+    echoed_fields::EchoedFields,
+    generate_lite::GenerateLiteRequest,
+    generation::{Delivery, GenerateParams, GenerateRequest, RequestContext},
+    prompt::Prompt,
+    prompt_tokens::{ServedModel, Special},
+    response_format::OutputConstraint,
+    responses::ResponseCall,
+    schema::{Fields, Ignored, ReadObject, Schemas},
+    tokenize::{ApplyTemplateRequest, DetokenizeRequest, Source, TokenizeRequest},
+    tools::ToolContext,
+};

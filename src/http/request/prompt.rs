@@ -2,18 +2,10 @@
 
 use std::ops::RangeInclusive;
 
-use serde_json::Value;
-use utoipa::openapi::{
-    RefOr,
-    schema::{ArrayBuilder, ObjectBuilder, OneOfBuilder, Schema, Type},
-};
+use serde_json::{Value, json};
 
-use super::{
-    field::Modify,
-    field_types::{FieldType, array, check_count, counted, custom, string, whole},
-    json_type::JsonType,
-    location::Location,
-    schema::Schemas,
+use super::schema::{
+    FieldType, JsonType, Location, Modify, Schemas, check_count, counted, custom, string, whole,
 };
 use crate::{http::field_error::FieldError, text::Conversation};
 
@@ -53,7 +45,7 @@ impl Prompt {
     }
 }
 
-/// OpenAI's `prompt`: a string, an array of token ids, or an array of one of either.
+/// OpenAI's `prompt`: a string, an array of token ids, or an array of one of either; not empty.
 pub(crate) fn prompt() -> impl FieldType<Value = Prompt> {
     custom(read_prompt, prompt_schema)
         .named("Prompt", "A text, the ids of its tokens, or an array of one of either.")
@@ -61,7 +53,14 @@ pub(crate) fn prompt() -> impl FieldType<Value = Prompt> {
 
 fn read_prompt(value: Value, at: &Location) -> Result<Prompt, FieldError> {
     match value {
+        // Some tokenizers add a beginning-of-text token even to empty text.
+        Value::String(text) if text.is_empty() => {
+            Err(FieldError::EmptyPrompt { param: at.path().to_owned() })
+        }
         Value::String(text) => Ok(Prompt::Text(text)),
+        Value::Array(items) if items.is_empty() => {
+            Err(FieldError::EmptyPrompt { param: at.path().to_owned() })
+        }
         Value::Array(mut items) => match (items.first(), items.len()) {
             (Some(Value::String(_) | Value::Array(_)), 1) => read_prompt(items.remove(0), at),
             (Some(Value::String(_) | Value::Array(_)), prompts) => Err(at.invalid(format!(
@@ -73,15 +72,12 @@ fn read_prompt(value: Value, at: &Location) -> Result<Prompt, FieldError> {
     }
 }
 
-fn prompt_schema(schemas: &mut Schemas) -> RefOr<Schema> {
-    let text = || string().bytes(1..=usize::MAX);
-    let ids = || token_ids().items(1..=usize::MAX);
-    OneOfBuilder::new()
-        .item(text().schema(schemas))
-        .item(ids().schema(schemas))
-        .item(array(text()).items(1..=1).schema(schemas))
-        .item(array(ids()).items(1..=1).schema(schemas))
-        .into()
+fn prompt_schema(schemas: &mut Schemas) -> Value {
+    let text = string().bytes(1..=usize::MAX).schema(schemas);
+    let ids = token_ids().items(1..=usize::MAX).schema(schemas);
+    let one_text = counted(text.clone(), &(1..=1));
+    let one_of_ids = counted(ids.clone(), &(1..=1));
+    json!({ "oneOf": [text, ids, one_text, one_of_ids] })
 }
 
 /// An array of token ids.
@@ -116,9 +112,8 @@ impl FieldType for TokenIds {
         items.into_iter().enumerate().map(id).collect()
     }
 
-    fn schema(&self, _: &mut Schemas) -> RefOr<Schema> {
-        let id = ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(0)).maximum(Some(u32::MAX));
-        counted(ArrayBuilder::new().items(id), &self.0)
+    fn schema(&self, _: &mut Schemas) -> Value {
+        counted(json!({ "type": "integer", "minimum": 0, "maximum": u32::MAX }), &self.0)
     }
 }
 

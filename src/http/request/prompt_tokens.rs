@@ -1,10 +1,14 @@
-//! Tokenizes prompts, long ones on another thread. Texts that cannot fit are refused first.
+//! The tokens of prompts. Texts that cannot fit are refused before they are tokenized.
+//!
+//! Conversations are rendered in the sandbox: a chat template is an untrusted program from the model's folder. Long texts are
+//! tokenized on another thread.
 
 use std::sync::Arc;
 
+use super::prompt::Prompt;
 use crate::{
-    http::{error::ApiError, offload::Cost, state::AppState},
-    text::{Text, TextError},
+    http::{error::ApiError, field_error::FieldError, offload::Cost, state::AppState},
+    text::{Conversation, Text, TextError},
     units::Tokens,
 };
 
@@ -17,39 +21,62 @@ pub(crate) enum Special {
     Written,
 }
 
-/// A text to be tokenized.
-#[derive(Debug)]
-pub(crate) struct Untokenized {
-    pub(crate) text: String,
-    pub(crate) special: Special,
+/// A model, with the server's limits on it.
+#[derive(Clone, Copy)]
+pub(crate) struct ServedModel<'a> {
+    pub(crate) state: &'a AppState,
+    pub(crate) text: &'a Arc<Text>,
 }
 
-/// The tokens of a prompt.
-///
-/// # Errors
-/// If the prompt does not fit the context; where possible, before it is tokenized.
-pub(crate) async fn tokenize(
-    state: &AppState,
-    text: &Arc<Text>,
-    prompt: Untokenized,
-) -> Result<Vec<u32>, ApiError> {
-    tokenize_within(state, text, prompt, state.context_length(text)).await
-}
+impl ServedModel<'_> {
+    /// The tokens of a prompt; at least one.
+    ///
+    /// # Errors
+    /// When the prompt has no tokens or does not fit the context; where possible, before it is tokenized.
+    pub(crate) async fn encode(self, prompt: Prompt) -> Result<Vec<u32>, ApiError> {
+        let (prompt, special) = match prompt {
+            Prompt::Ids(ids) => return Ok(ids),
+            Prompt::Text(prompt) => (prompt, Special::Added),
+            Prompt::Conversation(conversation) => (self.render(conversation).await?, Special::Written),
+        };
+        let ids = self.tokenize(prompt, special, self.context_length()).await?;
+        if ids.is_empty() { Err(FieldError::EmptyPrompt { param: "prompt".into() }.into()) } else { Ok(ids) }
+    }
 
-/// As [`tokenize`], with a limit of `most` tokens.
-pub(crate) async fn tokenize_within(
-    state: &AppState,
-    text: &Arc<Text>,
-    Untokenized { text: source, special }: Untokenized,
-    most: Tokens,
-) -> Result<Vec<u32>, ApiError> {
-    let (text, cost) = (Arc::clone(text), Cost::of_text(source.len()));
-    let work = move || -> Result<_, TextError> {
-        text.check_length(&source, most.0)?;
-        match special {
-            Special::Added => text.encode(&source),
-            Special::Written => text.encode_bare(&source),
-        }
-    };
-    state.offload.run(cost, work).await
+    /// The prompt of a conversation, up to the assistant's next message.
+    pub(crate) async fn render(self, conversation: Conversation) -> Result<String, ApiError> {
+        let (model, cost) = (Arc::clone(self.text), Cost::of_json(conversation.text_bytes()));
+        let request = self.state.offload.run(cost, move || model.render_request(&conversation)).await?;
+        Ok(self.state.sandbox()?.render(self.text, request).await??)
+    }
+
+    /// The tokens of a text, of which there may be `max`.
+    pub(crate) async fn tokenize(
+        self,
+        source: String,
+        special: Special,
+        max: Tokens,
+    ) -> Result<Vec<u32>, ApiError> {
+        let (text, cost) = (Arc::clone(self.text), Cost::of_text(source.len()));
+        let work = move || -> Result<_, TextError> {
+            text.check_length(&source, max.0)?;
+            match special {
+                Special::Added => text.encode(&source),
+                Special::Written => text.encode_bare(&source),
+            }
+        };
+        self.state.offload.run(cost, work).await
+    }
+
+    /// The text of tokens.
+    pub(crate) async fn decode(self, ids: &[u32]) -> Result<String, ApiError> {
+        let (text, ids) = (Arc::clone(self.text), ids.to_vec());
+        let cost = Cost::of_text(ids.len());
+        self.state.offload.run(cost, move || Ok::<_, ApiError>(text.decode(&ids))).await
+    }
+
+    /// Maximum tokens of prompt and answer together.
+    pub(crate) fn context_length(self) -> Tokens {
+        self.state.context_length(self.text)
+    }
 }

@@ -2,7 +2,7 @@
 //!
 //! | field | |
 //! |---|---|
-//! | `response_format` | `{"type": "text"}`, `{"type": "json_object"}`, `{"type": "json_schema", "json_schema": {"schema": …}}` |
+//! | `response_format` | `{"type": "text"}`, `{"type": "json_object"}`, `{"type": "json_schema", "json_schema": {"schema": …}}`; both JSON types also with `schema` beside `type`, as in llama.cpp |
 //! | `json_schema` | a JSON schema (llama.cpp's name) |
 //! | `grammar` | a grammar in Lark's syntax, from `start` |
 //! | `regex` | a regular expression that matches the whole answer |
@@ -14,9 +14,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     compat,
-    field::Modify,
-    field_types::{json_object, string},
-    shape::{object, shape, tagged_shape},
+    schema::{Modify, json_object, object, shape, string, tagged_shape},
 };
 use crate::{http::field_error::FieldError, job::Constraint};
 
@@ -38,7 +36,7 @@ tagged_shape! {
     /// OpenAI's `response_format`.
     pub(crate) enum ResponseFormat by "type" {
         "text" => Text(AnyText),
-        "json_object" => JsonObject(AnyObject),
+        "json_object" => JsonObject(ObjectFormat),
         "json_schema" => JsonSchema(SchemaFormat),
     }
 }
@@ -63,9 +61,19 @@ shape! {
 }
 
 shape! {
-    /// JSON that matches a schema.
+    /// A JSON object.
+    pub(crate) struct ObjectFormat {
+        /// A schema that it matches, as in llama.cpp.
+        schema: Option<Map<String, Value>> = json_object().optional();
+    }
+}
+
+shape! {
+    /// JSON that matches a schema; either `json_schema` or `schema`.
     pub(crate) struct SchemaFormat {
-        json_schema: NamedSchema = object();
+        json_schema: Option<NamedSchema> = object().optional();
+        /// The schema without its name, as in llama.cpp.
+        schema: Option<Map<String, Value>> = json_object().optional();
     }
 }
 
@@ -95,8 +103,9 @@ impl FormatFields {
         self,
         text_format: Option<TextFormat>,
     ) -> Result<Option<OutputConstraint>, FieldError> {
+        let response_format = self.response_format.map(ResponseFormat::constraint).transpose()?.flatten();
         let candidates = [
-            ("response_format", self.response_format.and_then(ResponseFormat::constraint)),
+            ("response_format", response_format),
             ("json_schema", self.json_schema.map(schema)),
             ("grammar", self.grammar.map(Constraint::Lark)),
             ("regex", self.regex.map(Constraint::Regex)),
@@ -112,11 +121,16 @@ impl FormatFields {
 }
 
 impl ResponseFormat {
-    fn constraint(self) -> Option<Constraint> {
+    fn constraint(self) -> Result<Option<Constraint>, FieldError> {
+        const NAMED: &str = "response_format.json_schema";
         match self {
-            Self::Text(AnyText {}) => None,
-            Self::JsonObject(AnyObject {}) => Some(any_object()),
-            Self::JsonSchema(format) => Some(schema(format.json_schema.schema)),
+            Self::Text(AnyText {}) => Ok(None),
+            Self::JsonObject(format) => Ok(Some(format.schema.map_or_else(any_object, schema))),
+            Self::JsonSchema(format) => match (format.json_schema, format.schema) {
+                (Some(_), Some(_)) => Err(FieldError::conflict("response_format.schema", NAMED)),
+                (Some(NamedSchema { schema: one }), None) | (None, Some(one)) => Ok(Some(schema(one))),
+                (None, None) => Err(FieldError::Missing { param: NAMED.into() }),
+            },
         }
     }
 }
@@ -160,7 +174,7 @@ impl OutputConstraint {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::request::{fields::Fields, shape::ReadObject};
+    use crate::http::request::schema::{Fields, ReadObject};
 
     fn constraint(body: &Value) -> Result<Option<OutputConstraint>, FieldError> {
         let fields = Fields::parse(body.to_string().as_bytes()).unwrap();
@@ -177,6 +191,10 @@ mod tests {
             (&from_envelope, param.as_str()),
             (&Constraint::Schema(schema.to_string()), "response_format")
         );
+        for kind in ["json_object", "json_schema"] {
+            let beside = json!({ "response_format": { "type": kind, "schema": schema } });
+            assert_eq!(constraint(&beside).unwrap().unwrap().constraint, from_envelope, "{kind}");
+        }
         let bare = constraint(&json!({ "json_schema": schema })).unwrap().unwrap();
         assert_eq!(
             (bare.constraint, bare.param.as_str()),
@@ -217,6 +235,11 @@ mod tests {
                 json!({ "response_format": { "type": "json_object", "scheme": {} } }),
                 "response_format.scheme",
                 "unknown_field",
+            ),
+            (
+                json!({ "response_format": { "type": "json_schema", "schema": {}, "json_schema": { "schema": {} } } }),
+                "response_format.schema",
+                "invalid_value",
             ),
             (json!({ "regex": "a", "grammar": "start: \"a\"" }), "regex", "invalid_value"),
             (json!({ "json_schema": true }), "json_schema", "invalid_type"),

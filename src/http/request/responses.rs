@@ -1,17 +1,15 @@
 //! The request of `POST /v1/responses`.
 
+use serde_json::Value;
+
 use super::{
     compat,
     echoed_fields::EchoedFields,
-    field::Modify,
-    field_types::{boolean, string},
-    fields::Fields,
     generation::{GenerateParams, GenerateRequest, Generation, RequestContext, RouteParams, max_tokens},
     input_items::{Input, input},
-    model_request::ModelRequest,
     prompt::Prompt,
     response_format::TextFormat,
-    shape::{ReadObject, object, shape},
+    schema::{Fields, Modify, ReadObject, Schemas, boolean, object, shape, string},
     tool_definitions::{Tool, ToolChoice, response_tools, tool_choice},
     tools::ToolSet,
 };
@@ -53,14 +51,16 @@ pub(crate) struct ResponseCall {
     echoed: EchoedFields,
 }
 
-impl ModelRequest for ResponseCall {
-    fn parse(fields: Fields) -> Result<Self, FieldError> {
+impl ReadObject for ResponseCall {
+    const NAME: &'static str = <ResponseRequest as ReadObject>::NAME;
+
+    fn read(fields: Fields) -> Result<Self, FieldError> {
         let echoed = EchoedFields::of(&fields);
         Ok(Self { request: ResponseRequest::read(fields)?, echoed })
     }
 
-    fn model(&self) -> Option<&str> {
-        self.request.generation.model.as_deref()
+    fn schema(schemas: &mut Schemas) -> Value {
+        ResponseRequest::schema(schemas)
     }
 }
 

@@ -2,17 +2,14 @@
 
 use std::{collections::HashSet, ops::RangeInclusive};
 
-use serde_json::Value;
-use utoipa::openapi::schema::{ObjectBuilder, Type};
+use serde_json::{Value, json};
 
 use super::{
-    field::Modify,
-    field_types::{FieldType, custom, integer, integer_from, number},
-    location::Location,
     prompt::check_id,
-    schema::nullable,
-    shape::shape,
-    string_list::string_list,
+    schema::{
+        FieldType, Location, Modify, counted, custom, integer, integer_from, nullable, number, shape,
+        string_list,
+    },
 };
 use crate::{
     http::field_error::FieldError,
@@ -73,35 +70,72 @@ fn breakers() -> impl FieldType<Value = Vec<String>> {
     string_list(MAX_BREAKERS, MAX_BREAKER_BYTES, empty)
 }
 
+/// An object with a bias for each token id, or an array of pairs of both, as llama.cpp has it.
 fn logit_bias() -> impl FieldType<Value = Vec<(u32, f32)>> {
     custom(read_biases, |schemas| {
-        let bias = nullable(number(-100.0..=100.0).schema(schemas));
-        ObjectBuilder::new().schema_type(Type::Object).additional_properties(Some(bias)).into()
+        let (token, bias) = (token_id().schema(schemas), bias().schema(schemas));
+        let pair = json!({ "type": "array", "prefixItems": [token, bias], "minItems": 2, "maxItems": 2 });
+        let object = json!({ "type": "object", "additionalProperties": nullable(bias) });
+        json!({ "oneOf": [object, counted(pair, &(0..=MAX_BIASES))] })
     })
+}
+
+fn bias() -> impl FieldType<Value = f32> {
+    number(-100.0..=100.0)
+}
+
+fn token_id() -> impl FieldType<Value = u32> {
+    integer(0..=u32::MAX)
 }
 
 /// The same token may be written in several ways ("7", "07"), and several biases for it would be ambiguous.
 fn read_biases(value: Value, at: &Location) -> Result<Vec<(u32, f32)>, FieldError> {
-    let Value::Object(biases) = value else { return Err(at.wrong_type("an object", &value)) };
-    if biases.len() > MAX_BIASES {
+    let entries = match &value {
+        Value::Object(biases) => biases.len(),
+        Value::Array(pairs) => pairs.len(),
+        other => return Err(at.wrong_type("an object or an array of pairs", other)),
+    };
+    if entries > MAX_BIASES {
         return Err(at.invalid(format!(
-            "{} entries, at most {MAX_BIASES}; to restrict an answer to some characters, send regex or grammar",
-            biases.len()
+            "{entries} entries, at most {MAX_BIASES}; to restrict an answer to some characters, send regex or grammar"
         )));
     }
-    let mut seen = HashSet::with_capacity(biases.len());
-    let mut taken = Vec::with_capacity(biases.len());
-    for (id, bias) in biases {
-        let at = at.field(&id);
-        let token = id.parse().map_err(|_| at.invalid("not a token id"))?;
+    let mut seen = HashSet::with_capacity(entries);
+    let mut taken = Vec::with_capacity(entries);
+    let mut add = |token, bias: Value, at: &Location| {
         if !seen.insert(token) {
             return Err(at.invalid(format!("token {token} has more than one bias")));
         }
         if !bias.is_null() {
-            taken.push((token, number(-100.0..=100.0).read(bias, &at)?));
+            taken.push((token, self::bias().read(bias, at)?));
         }
+        Ok(())
+    };
+    match value {
+        Value::Object(biases) => biases.into_iter().try_for_each(|(id, bias)| {
+            let at = at.field(&id);
+            add(id.parse().map_err(|_| at.invalid("not a token id"))?, bias, &at)
+        })?,
+        Value::Array(pairs) => pairs.into_iter().enumerate().try_for_each(|(index, pair)| {
+            let at = at.item(index);
+            let (token, bias) = read_pair(pair, &at)?;
+            add(token, bias, &at)
+        })?,
+        _ => {}
     }
     Ok(taken)
+}
+
+/// A token id and its bias.
+fn read_pair(value: Value, at: &Location) -> Result<(u32, Value), FieldError> {
+    match value {
+        Value::Array(mut pair) if pair.len() == 2 && !pair[1].is_null() => {
+            let bias = pair.swap_remove(1);
+            Ok((token_id().read(pair.swap_remove(0), at)?, bias))
+        }
+        Value::Array(_) => Err(at.invalid("not a pair of a token id and a bias")),
+        other => Err(at.wrong_type("an array of a token id and a bias", &other)),
+    }
 }
 
 impl SamplingFields {
@@ -152,7 +186,7 @@ mod tests {
     use serde_json::{Map, json};
 
     use super::*;
-    use crate::http::request::fields::Fields;
+    use crate::http::request::schema::Fields;
 
     fn biases(object: Value) -> Result<Vec<(u32, f32)>, FieldError> {
         let mut fields = Fields::parse(json!({ "logit_bias": object }).to_string().as_bytes()).unwrap();
@@ -174,5 +208,21 @@ mod tests {
         assert_eq!(error.param(), "logit_bias.01");
         assert!(error.to_string().contains("token 1 has more than one bias"), "{error}");
         assert_eq!(biases(json!({ "1": 1, "2": null, "3": -2.5 })).unwrap(), [(1, 1.0), (3, -2.5)]);
+    }
+
+    #[test]
+    fn biases_may_be_a_list_of_pairs_as_in_llama_cpp() {
+        assert_eq!(biases(json!([[1, 1], [3.0, -2.5]])).unwrap(), [(1, 1.0), (3, -2.5)]);
+        for (wrong, param) in [
+            (json!([[1, 1], [1, 2]]), "logit_bias[1]"),
+            (json!([[1]]), "logit_bias[0]"),
+            (json!([["a", 1]]), "logit_bias[0]"),
+            (json!([[1, false]]), "logit_bias[0]"),
+            (json!([[1, 101]]), "logit_bias[0]"),
+            (json!([1, 2]), "logit_bias[0]"),
+            (json!(vec![[1, 1]; MAX_BIASES + 1]), "logit_bias"),
+        ] {
+            assert_eq!(biases(wrong).unwrap_err().param(), param);
+        }
     }
 }

@@ -4,12 +4,9 @@ use serde_json::Value;
 
 use super::{
     compat,
-    field::Modify,
-    field_types::{boolean, string},
     messages::messages,
-    model_request::names_model,
     prompt::token_ids,
-    shape::shape,
+    schema::{Modify, boolean, shape, string},
     tool_definitions::{Tool, chat_tools},
 };
 use crate::{http::field_error::FieldError, text::Conversation};
@@ -17,7 +14,7 @@ use crate::{http::field_error::FieldError, text::Conversation};
 shape! {
     /// A request of `/tokenize`: one of `content`, `prompt` and `messages`.
     pub(crate) struct TokenizeRequest {
-        model: Option<String> = string().optional();
+        _model as "model": Option<String> = string().optional();
         /// A text, which gets no special tokens unless `add_special` is true.
         content: Option<String> = string().optional();
         /// A text, which gets the special tokens of a prompt unless `add_special` is false.
@@ -38,7 +35,7 @@ shape! {
 shape! {
     /// A request of `/detokenize`.
     pub(crate) struct DetokenizeRequest {
-        model: Option<String> = string().optional();
+        _model as "model": Option<String> = string().optional();
         tokens: Vec<u32> = token_ids();
     }
 }
@@ -46,18 +43,13 @@ shape! {
 shape! {
     /// A request of `/apply-template`.
     pub(crate) struct ApplyTemplateRequest {
-        model: Option<String> = string().optional();
+        _model as "model": Option<String> = string().optional();
         messages: Conversation = messages();
         /// Functions that the chat template shows to the model.
         tools: Vec<Tool> = chat_tools().or_empty();
     }
     accepts compat::TEMPLATE;
 }
-
-names_model!(TokenizeRequest, model);
-names_model!(DetokenizeRequest, model);
-names_model!(ApplyTemplateRequest, model);
-
 /// A text to tokenize.
 #[derive(Debug)]
 pub(crate) enum Source {

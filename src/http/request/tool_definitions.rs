@@ -6,11 +6,10 @@ use serde_json::{Map, Value, json};
 
 use super::{
     compat,
-    field::Modify,
-    field_types::{FieldType, array, boolean, either, json_object, one_of, string},
-    location::Location,
     messages::function_kind,
-    shape::{object, shape},
+    schema::{
+        FieldType, Location, Modify, array, boolean, either, json_object, object, one_of, shape, string,
+    },
 };
 use crate::http::field_error::FieldError;
 

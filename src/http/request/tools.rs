@@ -20,7 +20,7 @@ use crate::{
     constraint,
     http::field_error::FieldError,
     job::Constraint,
-    text::{Calls, Conversation, Reading, Text, ToolFormat, ToolSupport},
+    text::{Calls, Conversation, Text, ToolCallParserOptions, ToolFormat, ToolSupport},
 };
 
 /// How a model supports tools.
@@ -71,11 +71,11 @@ impl ToolSet {
     /// Adds the tools to what the chat template sees.
     pub(crate) fn add_to(&self, conversation: Conversation, context: &ToolContext) -> Conversation {
         let tools = self.tools.iter().map(|tool| tool.definition.clone()).collect();
-        let opening = match context.support {
-            ToolSupport::Read(format) if self.is_required() => format.opening(),
+        let answer_prefix = match context.support {
+            ToolSupport::Read(format) if self.is_required() => format.answer_prefix(),
             _ => "",
         };
-        Conversation { tools, opening, ..conversation }
+        Conversation { tools, answer_prefix, ..conversation }
     }
 
     /// How calls are read, and the constraint on the answer if any call must match a schema. `None` where the model has no
@@ -83,15 +83,16 @@ impl ToolSet {
     pub(crate) fn calls(
         &self,
         context: &ToolContext,
-    ) -> Result<Option<(Reading, Option<OutputConstraint>)>, FieldError> {
+    ) -> Result<Option<(ToolCallParserOptions, Option<OutputConstraint>)>, FieldError> {
         let format = match context.support {
             ToolSupport::None => return Ok(None),
             ToolSupport::Read(format) => format,
-            ToolSupport::Unread => return Err(unsupported_format()),
+            ToolSupport::UnknownFormat => return Err(unsupported_format()),
         };
         let constraint = self.constraint(format, context)?;
         let names = self.allowed().map(|tool| tool.name.clone()).collect();
-        let reading = Reading { format, names, single: self.single, opened: self.is_required() };
+        let reading =
+            ToolCallParserOptions { format, names, single: self.single, opened: self.is_required() };
         Ok(Some((reading, constraint)))
     }
 
@@ -164,9 +165,7 @@ fn object_schema(schema: &Value, path: &str) -> Result<Value, FieldError> {
 mod tests {
     use super::*;
     use crate::http::request::{
-        field::Modify,
-        field_types::boolean,
-        fields::Fields,
+        schema::{Fields, Modify, boolean},
         tool_definitions::{chat_tools, tool_choice},
     };
 

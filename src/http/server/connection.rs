@@ -36,13 +36,13 @@ use super::{
 use crate::{
     http::{
         connections::{ConnectionHandle, Phase},
-        middleware::{access_log, request_id::RequestId},
+        middleware::{RequestId, access_log},
     },
     metrics::Metrics,
 };
 
 /// Most bytes in the head of a refusal by actix-web.
-const LONGEST_REFUSAL: usize = 256;
+const MAX_REFUSAL_BYTES: usize = 256;
 
 /// Not yet the answer: asks a client for a body that it holds back.
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
@@ -252,7 +252,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Connection<T> {
         self.reader.has_read(read.len());
         let request = self.request.after(read);
         self.set_request(request);
-        let room = malformed::MOST_EXAMINED.saturating_sub(self.received.len());
+        let room = malformed::MAX_EXAMINED.saturating_sub(self.received.len());
         self.received.extend_from_slice(&read[..read.len().min(room)]);
         Poll::Ready(Ok(()))
     }
@@ -297,7 +297,7 @@ fn refusal_in(written: &[u8]) -> Option<(usize, u16)> {
     if !written.ends_with(b"\r\n\r\n") {
         return None;
     }
-    let from = written.len().saturating_sub(LONGEST_REFUSAL);
+    let from = written.len().saturating_sub(MAX_REFUSAL_BYTES);
     let start = from + written[from..].windows(7).rposition(|window| window == b"HTTP/1.")?;
     let head = std::str::from_utf8(&written[start..]).ok()?;
     let (line, fields) = head.strip_suffix("\r\n\r\n")?.split_once("\r\n")?;

@@ -27,10 +27,7 @@ use crate::http::{
     connections::{ConnectionHandle, Connections, SPARE},
     documents::SharedDocuments,
     error::ApiError,
-    middleware::{
-        access_log, pipeline,
-        request_id::{REQUEST_ID, RequestId},
-    },
+    middleware::{REQUEST_ID, RequestId, access_log, pipeline},
     openapi,
     request::body,
     route, routes,
@@ -82,7 +79,7 @@ pub(crate) fn listen(
             .app_data(data.clone())
             .app_data(SharedDocuments::new(&openapi::DOCUMENTS))
             .wrap(from_fn(|request: ServiceRequest, next| {
-                pipeline::handle(routes::find(request.path()), request, next)
+                pipeline::handle(routes::find(request.method(), request.path()), request, next)
             }))
             .configure(|app| route::register(&routes::ROUTES, app))
             .default_service(web::to(not_found));

@@ -11,7 +11,7 @@ use crate::http::error::ApiError;
 pub(crate) const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Most bytes of a request that are examined.
-pub(crate) const MOST_EXAMINED: usize = 16 << 10;
+pub(crate) const MAX_EXAMINED: usize = 16 << 10;
 
 /// The statuses of such refusals.
 pub(crate) const STATUSES: [u16; 3] = [400, 408, 431];
@@ -37,9 +37,9 @@ fn problem(received: &[u8]) -> String {
         return "this is TLS, but the port expects plain HTTP; use http:// instead of https://".into();
     }
     // A truncated line cannot be judged, except the first one.
-    let whole = received.iter().rposition(|byte| *byte == b'\n').filter(|_| received.len() >= MOST_EXAMINED);
+    let whole = received.iter().rposition(|byte| *byte == b'\n').filter(|_| received.len() >= MAX_EXAMINED);
     let received = &received[..whole.unwrap_or(received.len())];
-    if received.len() >= MOST_EXAMINED {
+    if received.len() >= MAX_EXAMINED {
         return TOO_LONG.into();
     }
     let mut lines =
@@ -136,9 +136,9 @@ fn is_of_token(byte: u8) -> bool {
 
 /// The first bytes, escaped.
 fn shown(bytes: &[u8]) -> String {
-    const MOST: usize = 24;
-    let begin = bytes[..bytes.len().min(MOST)].escape_ascii();
-    let dots = if bytes.len() > MOST { "…" } else { "" };
+    const MAX_SHOWN: usize = 24;
+    let begin = bytes[..bytes.len().min(MAX_SHOWN)].escape_ascii();
+    let dots = if bytes.len() > MAX_SHOWN { "…" } else { "" };
     format!("\"{begin}\"{dots}")
 }
 
@@ -197,12 +197,12 @@ mod tests {
 
     #[test]
     fn a_truncated_line_is_not_judged() {
-        let long = format!("GET /{}", "a".repeat(MOST_EXAMINED - 5));
+        let long = format!("GET /{}", "a".repeat(MAX_EXAMINED - 5));
         assert!(problem(long.as_bytes()).contains("longer than a URL"));
         let mut many = format!("GET / HTTP/1.1\r\nhost: x\r\n{}", "x-a: b\r\n".repeat(2_500));
-        many.truncate(MOST_EXAMINED - 2);
+        many.truncate(MAX_EXAMINED - 2);
         many.push_str("\nx");
-        assert_eq!(many.len(), MOST_EXAMINED);
+        assert_eq!(many.len(), MAX_EXAMINED);
         assert!(problem(many.as_bytes()).contains("cannot be read"), "{}", problem(many.as_bytes()));
     }
 

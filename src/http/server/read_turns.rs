@@ -150,19 +150,19 @@ mod tests {
                 })
             })
             .collect();
-        let most = all
+        let max = all
             .run_until(async {
-                let (mut seen, mut most) = (0, 0);
+                let (mut seen, mut max) = (0, 0);
                 while readers.iter().any(|reader| !reader.is_finished()) {
                     yield_now().await;
-                    most = most.max(pieces.get() - seen);
+                    max = max.max(pieces.get() - seen);
                     seen = pieces.get();
                 }
-                most
+                max
             })
             .await;
         assert_eq!(pieces.get(), 2_000);
-        assert!(most <= 3, "{most} pieces were read while another task waited");
+        assert!(max <= 3, "{max} pieces were read while another task waited");
     }
 
     #[tokio::test]

@@ -81,7 +81,7 @@ impl Supervisor {
     }
 
     async fn wait_idle(&mut self, worker: &mut ActiveWorker) -> Wake {
-        let max_age = self.config.recycle.after.map(|most| worker.ready_since + most);
+        let max_age = self.config.recycle.after.map(|max| worker.ready_since + max);
         let idle_enough = worker.replacement_due_at.map(|_| worker.idle_since + policy::IDLE);
         let timers = [self.models.next_expiry(), max_age, idle_enough, Some(worker.no_replacement_before)];
         // A timer in the past has already had its effect.

@@ -27,8 +27,8 @@ impl Arguments {
     ) -> Result<Self, Error> {
         let Given { positional, named } = split(given)?;
         if positional.len() > parameters.len() {
-            let most = parameters.len();
-            let message = format!("{callee} takes at most {most} arguments ({} given)", positional.len());
+            let max = parameters.len();
+            let message = format!("{callee} takes at most {max} arguments ({} given)", positional.len());
             return Err(Error::new(ErrorKind::TooManyArguments, message));
         }
         let mut values: Vec<Option<Value>> = positional.iter().cloned().map(Some).collect();

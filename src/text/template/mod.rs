@@ -71,7 +71,9 @@ impl ChatTemplate {
         self.rename_developers(&mut messages);
         self.fill_empty_contents(&mut messages);
         match self.render_exactly(&messages, tools) {
-            Err(error @ TextError::Template { .. }) => self.render_leniently(&messages, tools).ok_or(error),
+            Err(error @ TextError::TemplateFailed { .. }) => {
+                self.render_leniently(&messages, tools).ok_or(error)
+            }
             rendered => rendered,
         }
     }
@@ -143,12 +145,12 @@ impl ChatTemplate {
 
 fn to_text_error(error: Error) -> TextError {
     if error.kind() == ErrorKind::OutOfFuel {
-        return TextError::TemplateSteps { most: FUEL };
+        return TextError::TemplateSteps { max: FUEL };
     }
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
     while let Some(e) = cause {
         if let Some(Raised(message)) = e.downcast_ref() {
-            return TextError::Messages { message: message.clone() };
+            return TextError::TemplateRefused { message: message.clone() };
         }
         cause = e.source();
     }
@@ -156,6 +158,6 @@ fn to_text_error(error: Error) -> TextError {
     match error.kind() {
         // Functions and methods may be missing because a value is not what the template expects.
         ErrorKind::UnknownFilter | ErrorKind::UnknownTest => TextError::TemplateUnsupported { message },
-        _ => TextError::Template { message },
+        _ => TextError::TemplateFailed { message },
     }
 }

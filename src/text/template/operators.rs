@@ -42,11 +42,11 @@ pub(super) fn add(environment: &mut Environment<'_>) {
 fn add_operator(
     environment: &mut Environment<'_>,
     name: &'static str,
-    least: usize,
+    min: usize,
     operator: fn(&mut State<'_, '_>, &[Value]) -> Result<Value, Error>,
 ) {
     add_function(environment, name, move |state, operands| {
-        if operands.len() < least {
+        if operands.len() < min {
             return Err(Error::from(ErrorKind::MissingArgument));
         }
         operator(state, operands)

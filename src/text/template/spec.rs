@@ -63,7 +63,7 @@ impl Spec {
     /// A string in the field.
     pub(super) fn string(&self, text: &str) -> String {
         let cut: String = match self.precision {
-            Some(most) => text.chars().take(most).collect(),
+            Some(max) => text.chars().take(max).collect(),
             None => text.to_owned(),
         };
         self.pad(&cut, "", self.align.unwrap_or('<'))
@@ -106,11 +106,11 @@ impl Spec {
             Some('b') => ("0b", format!("{size:b}")),
             _ => ("", size.to_string()),
         };
-        let least = self.precision.unwrap_or_default();
-        if least > MAX_PRECISION {
+        let min = self.precision.unwrap_or_default();
+        if min > MAX_PRECISION {
             return Err(refuse(format!("a number can have at most {MAX_PRECISION} digits")));
         }
-        let digits = format!("{}{digits}", "0".repeat(least.saturating_sub(digits.len())));
+        let digits = format!("{}{digits}", "0".repeat(min.saturating_sub(digits.len())));
         let head = self.sign_of(number < 0).to_owned() + if self.alternate { prefix } else { "" };
         Ok(self.pad(&self.grouped(&digits), &head, self.align.unwrap_or('>')))
     }

@@ -112,7 +112,7 @@ fn a_raised_exception_is_the_clients_with_the_templates_words_even_from_within_a
     let source =
         "{% macro check() %}{{ raise_exception('roles must alternate') }}{% endmacro %}{{ check() }}";
     let error = render(source).unwrap_err();
-    assert!(error.is_the_clients(), "{error:?}");
+    assert!(error.is_client_error(), "{error:?}");
     assert!(error.to_string().contains("roles must alternate"), "{error}");
 }
 
@@ -130,7 +130,7 @@ fn unsupported_template_features_are_named_with_their_line() {
 fn an_error_that_python_also_raises_is_a_template_failure_with_its_line() {
     for construct in [".frobnicate()", ".frobnicate.more", " + 1", " < 1"] {
         let error = render(&format!("a\n{{{{ messages[0].content{construct} }}}}")).unwrap_err();
-        assert!(matches!(error, TextError::Template { .. }), "{error:?}");
+        assert!(matches!(error, TextError::TemplateFailed { .. }), "{error:?}");
         assert!(error.to_string().contains("chat:2"), "{error}");
     }
 }

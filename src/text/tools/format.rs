@@ -19,7 +19,7 @@ pub struct ToolFormat {
     /// Text after the last call.
     pub(super) close: &'static str,
     /// Text that an answer begins with if it must be calls.
-    pub(super) opening: &'static str,
+    pub(super) answer_prefix: &'static str,
     /// The name of a call's arguments.
     pub(super) arguments: &'static str,
     /// How the ids of calls begin, and how many characters follow.
@@ -46,8 +46,8 @@ impl ToolFormat {
 
     /// The end of the prompt if the answer must be calls, so that the answer matches [`ToolFormat::grammar`].
     #[must_use]
-    pub const fn opening(&self) -> &'static str {
-        self.opening
+    pub const fn answer_prefix(&self) -> &'static str {
+        self.answer_prefix
     }
 
     /// A grammar in Lark's syntax of answers with these calls. Each tool has a name, and a JSON schema for its arguments.

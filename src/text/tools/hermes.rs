@@ -21,7 +21,7 @@ pub(super) const FORMAT: ToolFormat = ToolFormat {
     open: "",
     between: &[],
     close: "</tool_call>",
-    opening: "<tool_call>\n",
+    answer_prefix: "<tool_call>\n",
     arguments: "arguments",
     id: ("call_", 24),
     start,

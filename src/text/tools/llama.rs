@@ -20,7 +20,7 @@ pub(super) const FORMAT: ToolFormat = ToolFormat {
     open: "",
     between: &[';', ','],
     close: "",
-    opening: "",
+    answer_prefix: "",
     arguments: "parameters",
     id: ("call_", 24),
     start,

@@ -17,7 +17,7 @@ pub(super) const FORMAT: ToolFormat = ToolFormat {
     open: "[",
     between: &[','],
     close: "]",
-    opening: "[TOOL_CALLS]",
+    answer_prefix: "[TOOL_CALLS]",
     arguments: "arguments",
     id: ("", 9),
     start,

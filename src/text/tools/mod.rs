@@ -2,7 +2,7 @@
 //!
 //! A model calls a tool by writing a JSON object with the tool's name and its arguments, in a format that it was trained
 //! on. The chat template shows the model earlier calls in the same format, so the format is recognised by the template's
-//! text. Each format is a file below and a row of [`FORMATS`]; [`CallReader`] reads any of them, and the start rule of a
+//! text. Each format is a file below and a row of [`FORMATS`]; [`ToolCallParser`] parses any of them, and the start rule of a
 //! format is a grammar for the places of calls.
 
 mod format;
@@ -10,13 +10,13 @@ mod hermes;
 mod llama;
 mod mistral;
 mod object;
-mod reader;
+mod parser;
 #[cfg(test)]
 mod tests;
 
 pub use self::{
     format::{Calls, ToolFormat},
-    reader::{AnswerDelta, Call, CallReader, Reading},
+    parser::{AnswerDelta, Call, ToolCallParser, ToolCallParserOptions},
 };
 
 /// All formats, the more particular first.
@@ -27,8 +27,8 @@ pub(super) const FORMATS: [&ToolFormat; 3] = [&hermes::FORMAT, &mistral::FORMAT,
 pub enum ToolSupport {
     /// It ignores tools.
     None,
-    /// It supports tools, but eka cannot read its format of calls.
-    Unread,
+    /// It supports tools, but eka cannot parse its format of calls.
+    UnknownFormat,
     /// It supports tools, with this format of calls.
     Read(&'static ToolFormat),
 }
@@ -40,6 +40,6 @@ impl ToolSupport {
         if !template.contains("tools") {
             return Self::None;
         }
-        FORMATS.into_iter().find(|format| (format.is_of)(template)).map_or(Self::Unread, Self::Read)
+        FORMATS.into_iter().find(|format| (format.is_of)(template)).map_or(Self::UnknownFormat, Self::Read)
     }
 }

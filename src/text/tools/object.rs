@@ -97,7 +97,7 @@ impl Object {
     }
 
     /// Whether it is a call whose arguments have begun and not ended.
-    pub(super) const fn is_cut(&self) -> bool {
+    pub(super) const fn is_truncated(&self) -> bool {
         self.is_call() && !self.has_whole_arguments
     }
 

@@ -11,45 +11,48 @@ fn format(template: &str) -> &'static ToolFormat {
     }
 }
 
-fn reader(format: &'static ToolFormat) -> CallReader {
+fn parser(format: &'static ToolFormat) -> ToolCallParser {
     let names = ["weather".to_owned(), "now".to_owned()].into();
-    CallReader::new(Reading { format, names, single: false, opened: false })
+    ToolCallParser::new(ToolCallParserOptions { format, names, single: false, opened: false })
 }
 
-/// What the reader returns for a text that arrives in these chunks, without ids, and whether its last call is truncated.
-fn told_of<'a>(format: &'static ToolFormat, pieces: impl Iterator<Item = &'a str>) -> (AnswerDelta, bool) {
-    let mut reader = reader(format);
+/// Parses text that arrives in these chunks. Returns the content and calls, without ids, and whether the last call is truncated.
+fn parse_chunks<'a>(
+    format: &'static ToolFormat,
+    chunks: impl Iterator<Item = &'a str>,
+) -> (AnswerDelta, bool) {
+    let mut parser = parser(format);
     let mut all = AnswerDelta::default();
-    pieces.for_each(|piece| all.append(&reader.push(piece)));
-    all.append(&reader.finish());
+    chunks.for_each(|chunk| all.append(&parser.push(chunk)));
+    all.append(&parser.finish());
     all.calls.iter_mut().for_each(|call| call.id = None);
-    (all, reader.is_cut())
+    (all, parser.is_truncated())
 }
 
-/// What the reader returns for a text that arrives in chunks of `size` characters, without ids.
-fn told_by(format: &'static ToolFormat, text: &str, size: usize) -> AnswerDelta {
+/// Parses text that arrives in chunks of `size` characters. Returns the content and calls, without ids.
+fn parse_in_chunks_of(format: &'static ToolFormat, text: &str, size: usize) -> AnswerDelta {
     let characters: Vec<char> = text.chars().collect();
-    let pieces: Vec<String> = characters.chunks(size).map(|piece| piece.iter().collect()).collect();
-    told_of(format, pieces.iter().map(String::as_str)).0
+    let chunks: Vec<String> = characters.chunks(size).map(|chunk| chunk.iter().collect()).collect();
+    parse_chunks(format, chunks.iter().map(String::as_str)).0
 }
 
 /// Checks that a text gives the same result whole and at every split into up to three chunks.
-fn check_every_cut(format: &'static ToolFormat, text: &str) {
-    let whole = told_of(format, [text].into_iter());
-    let cuts: Vec<usize> = text.char_indices().map(|(at, _)| at).chain([text.len()]).collect();
-    for (place, first) in cuts.iter().enumerate() {
-        for second in &cuts[place..] {
-            let pieces = [&text[..*first], &text[*first..*second], &text[*second..]];
-            assert_eq!(told_of(format, pieces.into_iter()), whole, "{pieces:?}");
+fn check_every_split(format: &'static ToolFormat, text: &str) {
+    let whole = parse_chunks(format, [text].into_iter());
+    let boundaries: Vec<usize> = text.char_indices().map(|(at, _)| at).chain([text.len()]).collect();
+    for (i, first) in boundaries.iter().enumerate() {
+        for second in &boundaries[i..] {
+            let chunks = [&text[..*first], &text[*first..*second], &text[*second..]];
+            assert_eq!(parse_chunks(format, chunks.into_iter()), whole, "{chunks:?}");
         }
     }
 }
 
 /// Checks that every chunk size gives the same result, and returns the content and each call as `name(arguments)`.
 fn delta(format: &'static ToolFormat, text: &str) -> (String, Vec<String>) {
-    let whole = told_by(format, text, usize::MAX);
+    let whole = parse_in_chunks_of(format, text, usize::MAX);
     for size in 1..text.chars().count().max(2) {
-        assert_eq!(told_by(format, text, size), whole, "{text:?} in pieces of {size}");
+        assert_eq!(parse_in_chunks_of(format, text, size), whole, "{text:?} in chunks of {size}");
     }
     let calls = whole.calls.iter();
     let calls = calls.map(|call| format!("{}({})", call.name.as_deref().unwrap(), call.arguments));
@@ -85,7 +88,7 @@ fn the_tool_call_format_is_recognised_from_the_template() {
         "{{ tools }}[TOOL_CALLS]name[ARGS]",
         "{{ tools }}",
     ] {
-        assert_eq!(ToolSupport::of(other), ToolSupport::Unread, "{other}");
+        assert_eq!(ToolSupport::of(other), ToolSupport::UnknownFormat, "{other}");
     }
 }
 
@@ -169,29 +172,34 @@ fn text_that_only_looks_like_a_call_is_exact_content() {
 
 #[test]
 fn arguments_are_streamed_and_a_truncated_call_stays_incomplete() {
-    let mut reader = reader(&hermes::FORMAT);
-    assert!(reader.push("<tool_call>{\"name\": \"weather\", \"arguments\": ").is_empty());
-    let begun = &reader.push("{\"ci").calls[0];
+    let mut parser = parser(&hermes::FORMAT);
+    assert!(parser.push("<tool_call>{\"name\": \"weather\", \"arguments\": ").is_empty());
+    let begun = &parser.push("{\"ci").calls[0];
     assert_eq!((begun.index, begun.name.as_deref(), begun.arguments.as_str()), (0, Some("weather"), "{\"ci"));
     assert!(begun.id.as_ref().unwrap().starts_with("call_"));
     let more = Call { arguments: "ty".into(), ..Call::default() };
-    assert_eq!(reader.push("ty").calls, [more]);
-    assert!(reader.finish().is_empty() && reader.is_cut());
+    assert_eq!(parser.push("ty").calls, [more]);
+    assert!(parser.finish().is_empty() && parser.is_truncated());
 }
 
 #[test]
 fn a_single_call_is_the_only_one_returned() {
     let names = ["now".to_owned()].into();
-    let mut reader = CallReader::new(Reading { format: &mistral::FORMAT, names, single: true, opened: true });
+    let mut parser = ToolCallParser::new(ToolCallParserOptions {
+        format: &mistral::FORMAT,
+        names,
+        single: true,
+        opened: true,
+    });
     let delta =
-        reader.push(" [{\"name\": \"now\", \"arguments\": {}}, {\"name\": \"now\", \"arguments\": {}}] more");
-    assert!(reader.is_over() && delta.calls.len() == 1 && delta.content.is_empty());
-    assert!(reader.push("more").is_empty() && reader.finish().is_empty());
+        parser.push(" [{\"name\": \"now\", \"arguments\": {}}, {\"name\": \"now\", \"arguments\": {}}] more");
+    assert!(parser.is_over() && delta.calls.len() == 1 && delta.content.is_empty());
+    assert!(parser.push("more").is_empty() && parser.finish().is_empty());
 }
 
 /// The text of `format` before and after the JSON object of a call.
 fn around(format: &ToolFormat) -> (String, String) {
-    (format!("{}{}", format.opening, format.open), format.close.to_owned())
+    (format!("{}{}", format.answer_prefix, format.open), format.close.to_owned())
 }
 
 fn object(format: &ToolFormat, arguments: &str) -> String {
@@ -199,7 +207,7 @@ fn object(format: &ToolFormat, arguments: &str) -> String {
 }
 
 #[test]
-fn recognising_a_call_does_not_depend_on_the_cuts() {
+fn recognising_a_call_does_not_depend_on_the_chunks() {
     for format in FORMATS {
         let (before, after) = around(format);
         for text in [
@@ -217,9 +225,9 @@ fn recognising_a_call_does_not_depend_on_the_cuts() {
             "{\"name\": \"now\"".to_owned(),
             "{\"name\": \"now\", \"name\": \"now\"}".to_owned(),
         ] {
-            check_every_cut(format, &format!("{before}{text}{after}"));
-            check_every_cut(format, &format!("a {before}{text}{after} b"));
-            check_every_cut(format, &format!("{before}{text}"));
+            check_every_split(format, &format!("{before}{text}{after}"));
+            check_every_split(format, &format!("a {before}{text}{after} b"));
+            check_every_split(format, &format!("{before}{text}"));
         }
     }
 }
@@ -254,8 +262,8 @@ fn a_call_is_truncated_until_its_arguments_are_complete() {
         let begins = text.find("{\"a\"").unwrap() + 1;
         let ends = text.find("}}}").unwrap() + 2;
         for at in 0..=text.len() {
-            let (delta, is_cut) = told_of(format, [&text[..at]].into_iter());
-            assert_eq!(is_cut, (begins..ends).contains(&at), "{:?}", &text[..at]);
+            let (delta, is_truncated) = parse_chunks(format, [&text[..at]].into_iter());
+            assert_eq!(is_truncated, (begins..ends).contains(&at), "{:?}", &text[..at]);
             assert_eq!(delta.calls.len(), usize::from(at >= begins), "{:?}", &text[..at]);
         }
     }
@@ -270,23 +278,23 @@ fn a_separator_without_a_following_call_is_content_unless_it_ends_the_answer() {
 
 proptest! {
     #[test]
-    fn any_text_gives_the_same_result_at_every_cut(
-        pieces in prop::collection::vec(prop::sample::select(&["<tool_call>\n{\"name\": \"now\", \"arguments\": {", "</tool_call>",
+    fn any_text_gives_the_same_result_at_every_split(
+        chunks in prop::collection::vec(prop::sample::select(&["<tool_call>\n{\"name\": \"now\", \"arguments\": {", "</tool_call>",
             "[TOOL_CALLS] [{\"name\": \"now\", \"arguments\": {", "{\"name\": \"now\", \"parameters\": {", "{", "}", "[", "]", "\"", "\"a\": ",
             ":", ",", ";", " ", "1", "é", "\\"][..]), 0..7),
     ) {
-        let text = pieces.concat();
+        let text = chunks.concat();
         for format in FORMATS {
-            check_every_cut(format, &text);
+            check_every_split(format, &text);
         }
     }
 
     #[test]
     fn text_without_calls_is_returned_unchanged(
-        pieces in prop::collection::vec(prop::sample::select(&["<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>",
+        chunks in prop::collection::vec(prop::sample::select(&["<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>",
             "{", "}", "[", "]", "\"name\"", "\"now\"", "\"arguments\"", "\"parameters\"", ":", ",", " ", "\n", "1", "é", "\\", ";"][..]), 0..20),
     ) {
-        let text = pieces.concat();
+        let text = chunks.concat();
         for format in FORMATS {
             let (content, calls) = delta(format, &text);
             prop_assert!(!calls.is_empty() || content == text, "{:?} became {:?}", text, content);

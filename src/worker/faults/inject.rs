@@ -211,8 +211,8 @@ impl<M: Forward> Forward for FaultyModel<'_, M> {
         self.model.rewind(length);
     }
 
-    fn begin(&mut self, tokens: &[u32], most: usize, salt: CacheSalt) -> usize {
-        let kept = self.model.begin(tokens, most, salt);
+    fn begin(&mut self, tokens: &[u32], max: usize, salt: CacheSalt) -> usize {
+        let kept = self.model.begin(tokens, max, salt);
         self.unread -= kept.min(self.unread);
         kept
     }

@@ -135,10 +135,10 @@ fn encode_bytes(numbers: &[f32], row: &mut [u8]) {
     let (bytes, scales) = row.split_at_mut(numbers.len());
     let blocks = numbers.chunks(BLOCK).zip(bytes.chunks_mut(BLOCK)).zip(scales.as_chunks_mut().0);
     for ((numbers, bytes), place) in blocks {
-        let most = numbers.iter().fold(0f32, |most, number| most.max(number.abs()));
+        let max = numbers.iter().fold(0f32, |max, number| max.max(number.abs()));
         // A value that is not finite makes the whole block NaN.
         let is_finite = numbers.iter().all(|number| number.is_finite());
-        let scale = if is_finite { f16::from_f32(within_half(most / 127.0)) } else { f16::NAN };
+        let scale = if is_finite { f16::from_f32(within_half(max / 127.0)) } else { f16::NAN };
         *place = scale.to_ne_bytes();
         let inverse = if scale.to_f32() > 0.0 { 1.0 / scale.to_f32() } else { 0.0 };
         for (byte, number) in bytes.iter_mut().zip(numbers) {

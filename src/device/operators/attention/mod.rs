@@ -25,7 +25,7 @@ use ort::{
 };
 
 pub use format::Format;
-use pass::{Bias, Form, Heads, MOST_ROWS, Pass, Rotary, Share};
+use pass::{Bias, Form, Heads, MAX_ROWS, Pass, Rotary, Share};
 use plan::plan;
 
 use super::{
@@ -228,7 +228,7 @@ fn run(
     batches: usize,
     context: &ComputeContext,
 ) -> ort::Result<()> {
-    if pass.new < MOST_ROWS {
+    if pass.new < MAX_ROWS {
         // SAFETY: one call at a time, and no share is being computed yet.
         (0..pass.new).for_each(|token| unsafe { pass.append(token) });
     } else {

@@ -42,7 +42,7 @@ const LINE: usize = 64;
 const TILES: usize = 4;
 
 /// Most rows of one share.
-pub(super) const MOST_ROWS: usize = TILES * LANES;
+pub(super) const MAX_ROWS: usize = TILES * LANES;
 
 /// Positions that are summed up by themselves. Threads share spans of a long context, and adding spans up costs each row as
 /// much as one or two positions.
@@ -307,7 +307,7 @@ impl Pass<'_> {
 
     /// Numbers that a part takes: sums, and the greatest score and the total of each row, in whole tiles.
     pub(super) fn part(&self) -> usize {
-        let rows = self.rows().min(MOST_ROWS);
+        let rows = self.rows().min(MAX_ROWS);
         rows * self.form.padded() + 2 * rows.next_multiple_of(LANES)
     }
 

@@ -1,6 +1,6 @@
 //! How a pass is split into shares.
 
-use super::pass::{MOST_ROWS, Pass, Share, spans};
+use super::pass::{MAX_ROWS, Pass, Share, spans};
 
 /// Numbers multiplied in scores that are worth a thread's being asked.
 const WORTH_A_THREAD: usize = 1 << 16;
@@ -10,7 +10,7 @@ const WORTH_A_THREAD: usize = 1 << 16;
 pub(super) fn plan(pass: &Pass, threads: usize, shares: &mut Vec<Share>) -> usize {
     shares.clear();
     let (rows, form) = (pass.rows(), &pass.form);
-    let groups = rows.div_ceil(MOST_ROWS);
+    let groups = rows.div_ceil(MAX_ROWS);
     let seen = pass.seen(&(0..rows)).len();
     let work = (rows * seen * form.kv_heads).saturating_mul(form.head_dim);
     let wanted = if work < threads * WORTH_A_THREAD { 1 } else { threads * SHARES_PER_THREAD };
@@ -18,7 +18,7 @@ pub(super) fn plan(pass: &Pass, threads: usize, shares: &mut Vec<Share>) -> usiz
     let mut parts = 0;
     for head in 0..form.kv_heads {
         for group in 0..groups {
-            let rows = group * MOST_ROWS..((group + 1) * MOST_ROWS).min(rows);
+            let rows = group * MAX_ROWS..((group + 1) * MAX_ROWS).min(rows);
             let seen = pass.seen(&rows);
             if !is_split || spans(&seen).nth(1).is_none() {
                 shares.push(Share { head, rows, keys: seen, part: None });

@@ -168,7 +168,7 @@ pub(super) unsafe fn exponentials<V: SimdF32>(
         let before = V::load(tops.as_ptr());
         let mut top = before;
         for at in 0..count {
-            top = V::most(top, V::load(scores.as_ptr().add(at * LANES)));
+            top = V::max(top, V::load(scores.as_ptr().add(at * LANES)));
         }
         let factor = exp::<V>(V::sub(before, top));
         let mut total = V::mul(V::load(totals.as_ptr()), factor);
@@ -208,7 +208,7 @@ pub(super) unsafe fn fold<V: SimdF32>(state: &mut State, more: [&[f32]; 3], padd
     // SAFETY: sixteen numbers each (asserted above), or within a row; as the caller promises.
     unsafe {
         let (first, second) = (V::load(state.tops.as_ptr()), V::load(tops.as_ptr()));
-        let top = V::most(first, second);
+        let top = V::max(first, second);
         let factors = [exp::<V>(V::sub(first, top)), exp::<V>(V::sub(second, top))];
         let total = V::mul(V::load(state.totals.as_ptr()), factors[0]);
         V::store(V::fma(V::load(totals.as_ptr()), factors[1], total), state.totals.as_mut_ptr());

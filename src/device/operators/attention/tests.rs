@@ -170,10 +170,10 @@ proptest! {
         let case = Case::random(form, pairs, passes.iter().sum(), seed);
         let exact = case.exact();
         for kind in CpuIsa::all() {
-            for (format, most) in FORMATS.into_iter().zip([4e-5, 0.02, 0.3]) {
+            for (format, max) in FORMATS.into_iter().zip([4e-5, 0.02, 0.3]) {
                 let pieces = case.computed(kind, format, &passes, threads);
                 let off = worst(&pieces, &exact);
-                prop_assert!(off <= most, "{kind:?} in {format:?}: off by {off}");
+                prop_assert!(off <= max, "{kind:?} in {format:?}: off by {off}");
                 let whole = case.computed(kind, format, &[case.positions()], 1);
                 prop_assert!(bits(&whole) == bits(&pieces), "{kind:?} in {format:?}: other bits");
             }
@@ -305,7 +305,7 @@ fn int8_is_off_by_half_a_step_of_each_thirty_two_at_most() {
     // SAFETY: it uses no special instructions.
     unsafe { Format::Int8.decode::<super::super::portable::Portable>(&row, 80, &mut decoded) };
     for (i, (a, b)) in numbers.iter().zip(&decoded).enumerate() {
-        let most = if i < 32 { 100.0 } else { 0.01 };
-        assert!((a - b).abs() <= most / 127.0 * 0.55, "{i}: {a}, {b}");
+        let max = if i < 32 { 100.0 } else { 0.01 };
+        assert!((a - b).abs() <= max / 127.0 * 0.55, "{i}: {a}, {b}");
     }
 }

@@ -7,14 +7,10 @@
 //! The fields are those of OpenAI, vLLM, llama-server, SGLang, TGI and Ollama, and the samplers of text-generation-webui and
 //! Aphrodite that clients send to all of these.
 
-mod compat_field;
 mod openai;
 mod peers;
 
-#[cfg(test)]
-pub(crate) use self::compat_field::off;
 pub(crate) use self::{
-    compat_field::{CompatField, is_same},
     openai::{
         CALL, CALLED_FUNCTION, CHAT, COMPLETIONS, ITEM, MESSAGE, NAMED_SCHEMA, OPENAI, PART, RESPONSES,
         SINGLE, STREAM_OPTIONS, TEMPLATE, TEXT_OPTIONS, TOKENIZE, TOOL, WITHOUT_TOOLS,
@@ -28,37 +24,22 @@ mod tests {
 
     use serde_json::{Value, json};
 
-    use super::{compat_field::Accepted, openai::NO_REASONING, *};
+    use super::{openai::NO_REASONING, *};
+    use crate::http::request::schema::Accepted;
 
     #[test]
     fn every_off_value_is_json_and_no_name_stands_twice_in_a_table() {
-        let tables = [
-            OPENAI,
-            COMPLETIONS,
-            CHAT,
-            RESPONSES,
-            WITHOUT_TOOLS,
-            SINGLE,
-            MESSAGE,
-            PART,
-            CALL,
-            CALLED_FUNCTION,
-            ITEM,
-            TOOL,
-            STREAM_OPTIONS,
-            TEXT_OPTIONS,
-            TOKENIZE,
-            TEMPLATE,
-            PEERS,
-        ];
-        for table in tables {
-            let names: BTreeSet<_> = table.iter().map(|field| field.name).collect();
-            assert_eq!(names.len(), table.len());
+        let of_bodies =
+            [OPENAI, COMPLETIONS, CHAT, RESPONSES, WITHOUT_TOOLS, SINGLE, PEERS, TOKENIZE, TEMPLATE];
+        let of_objects = [MESSAGE, PART, CALL, CALLED_FUNCTION, ITEM, TOOL, STREAM_OPTIONS, TEXT_OPTIONS];
+        for table in of_bodies.into_iter().chain(of_objects) {
+            let names: Vec<_> = table.iter().flat_map(|field| field.names).collect();
+            assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len());
             for field in table {
                 let Accepted::Values(values) = field.accepted else { continue };
                 for value in values {
                     let value: Value = serde_json::from_str(value).unwrap();
-                    assert!(field.accepted.allows(&value), "{}", field.name);
+                    assert!(field.accepted.allows(&value), "{:?}", field.names);
                 }
             }
         }

@@ -1,183 +1,111 @@
 //! Fields of other servers with OpenAI's API, which clients send to any of them.
 
-use super::compat_field::{CompatField, inert, object, off, unsupported};
-use crate::http::request::json_type::JsonType::{Boolean, Number, String};
+use crate::http::request::schema::compat_fields;
 
-/// In all generating routes.
-pub(crate) const PEERS: &[CompatField] = &[
-    // Sampling.
-    off("mirostat", &["0"], ""),
-    off("mirostat_mode", &["0"], ""),
-    inert("mirostat_tau", Number),
-    inert("mirostat_eta", Number),
-    off("tfs", &["1"], ""),
-    off("tfs_z", &["1"], ""),
-    off("top_a", &["0"], ""),
-    off("typ_p", &["1"], "; use typical_p"),
-    off("typical", &["1"], "; use typical_p"),
-    off("top_n_sigma", &["-1", "0"], ""),
-    off("nsigma", &["0"], ""),
-    off("xtc_probability", &["0"], ""),
-    inert("xtc_threshold", Number),
-    off("dynatemp_range", &["0"], ""),
-    off("dynatemp_min", &["0"], ""),
-    off("dynatemp_max", &["0"], ""),
-    inert("dynatemp_exponent", Number),
-    off("dynamic_temperature", &["false"], ""),
-    off("smoothing_factor", &["0"], ""),
-    inert("smoothing_curve", Number),
-    off("epsilon_cutoff", &["0"], ""),
-    off("eta_cutoff", &["0"], ""),
-    off("adaptive_target", &["-1"], ""),
-    inert("adaptive_decay", Number),
-    inert("temperature_last", Boolean),
-    inert("min_keep", Number),
-    inert("backend_sampling", Boolean),
-    unsupported("samplers", ""),
-    unsupported("sampler_priority", ""),
-    off("do_sample", &["true"], "; send temperature 0 to always take the most probable token"),
-    // Penalties for repetition.
-    off("repeat_penalty", &["1"], "; use repetition_penalty"),
-    off("repeat_last_n", &["-1", "0", "64"], ""),
-    off("repetition_penalty_range", &["0"], ""),
-    off("encoder_repetition_penalty", &["1"], ""),
-    off("no_repeat_ngram_size", &["0"], ""),
-    off("dry_penalty_last_n", &["-1"], ""),
-    off("dry_range", &["0"], ""),
-    inert("penalize_nl", Boolean),
-    unsupported("repetition_detection", ""),
-    off("max_repetition_pattern_size", &["0"], ""),
-    off("min_repetition_pattern_size", &["0"], ""),
-    off("repetition_min_count", &["0"], ""),
-    // Beam search and choices.
-    off("best_of", &["1"], "; use n"),
-    off("use_beam_search", &["false"], ""),
-    off("num_beams", &["1"], ""),
-    inert("length_penalty", Number),
-    inert("early_stopping", Boolean),
-    off("n_cmpl", &["1"], "; use n"),
-    off("penalty_alpha", &["0"], ""),
-    off("guidance_scale", &["1"], ""),
-    off("cfg_scale", &["1"], ""),
-    off("negative_prompt", &["\"\""], ""),
-    // End of the answer.
-    off("min_tokens", &["0"], ""),
-    off("min_new_tokens", &["0"], ""),
-    off("n_predict", &["-1"], "; use the route's limit of tokens, such as max_tokens"),
-    off("num_predict", &["-1"], "; use the route's limit of tokens, such as max_tokens"),
-    off("t_max_predict_ms", &["-1", "0"], "; use max_time_ms"),
-    off("t_max_prompt_ms", &["-1", "0"], ""),
-    off("n_indent", &["0"], ""),
-    unsupported("thinking_token_budget", ""),
-    off("stop_regex", &["[]", "\"\""], "; use stop"),
-    off("ban_eos_token", &["false"], "; use ignore_eos"),
-    // Tokens that are allowed.
-    off("bad_words", &["[]"], "; use logit_bias"),
-    off("bad_words_ids", &["[]"], "; use logit_bias"),
-    unsupported("allowed_token_ids", "; use logit_bias"),
-    off("custom_token_bans", &["\"\"", "[]"], "; use logit_bias"),
-    off("logits_processors", &["[]"], ""),
-    unsupported("custom_logit_processor", ""),
-    off("watermark", &["false"], ""),
-    // Format of the text.
-    off("skip_special_tokens", &["true"], ""),
-    inert("spaces_between_special_tokens", Boolean),
-    off("include_stop_str_in_output", &["false"], ""),
-    off("no_stop_trim", &["false"], ""),
-    off("detokenize", &["true"], ""),
-    off("echo", &["false"], ""),
-    off("return_full_text", &["false"], ""),
-    // Form of the answer.
-    unsupported("guided_json", "; use json_schema"),
-    unsupported("guided_regex", "; use regex"),
-    off("guided_choice", &["[]"], "; use regex"),
-    unsupported("guided_grammar", "; use grammar"),
-    inert("guided_decoding_backend", String),
-    inert("guided_whitespace_pattern", String),
-    off("structured_outputs", &["{}"], "; use json_schema, regex or grammar"),
-    unsupported("structural_tag", "; use tools"),
-    off("ebnf", &["\"\""], "; use grammar"),
-    off("format", &["\"\""], "; use response_format"),
-    off("guideline", &["\"\""], ""),
-    off("grammar_lazy", &["false"], ""),
-    off("grammar_triggers", &["[]"], ""),
-    off("preserved_tokens", &["[]"], ""),
-    // The prompt.
-    off("add_generation_prompt", &["true"], ""),
-    off("continue_final_message", &["false"], ""),
-    inert("add_bos_token", Boolean),
-    off("documents", &["[]"], ""),
-    off("chat_template", &["\"\""], ""),
-    off("chat_template_kwargs", &["{}"], ""),
-    off("mm_processor_kwargs", &["{}"], ""),
-    off("tool_prompt", &["\"\""], ""),
-    unsupported("truncate", ""),
-    unsupported("truncate_prompt_tokens", ""),
-    unsupported("prompt_embeds", ""),
-    unsupported("input_ids", "; send token ids as prompt"),
-    off("image_data", &["[]"], ""),
-    off("multimodal_data", &["[]"], ""),
-    off("images", &["[]"], ""),
-    off("system", &["\"\""], "; send a message of the role system"),
-    off("template", &["\"\""], ""),
-    off("context", &["[]"], ""),
-    off("raw", &["false"], ""),
-    off("options", &["{}"], "; send its fields beside the others"),
-    off("extra_body", &["{}"], "; send its fields beside the others"),
-    off("safe_prompt", &["false"], "; send a message of the role system"),
-    off("transforms", &["[]"], ""),
-    // Thinking.
-    off("think", &["false"], ""),
-    off("thinking", &["{\"type\":\"disabled\"}"], ""),
-    off("include_reasoning", &["true"], ""),
-    off("thinking_forced_open", &["false"], ""),
-    inert("separate_reasoning", Boolean),
-    inert("stream_reasoning", Boolean),
-    off("reasoning_format", &["\"none\"", "\"auto\""], ""),
-    inert("reasoning_in_content", Boolean),
-    inert("parse_tool_calls", Boolean),
-    // Further output.
-    off("n_probs", &["0"], "; use logprobs"),
-    object("usage", &[inert("include", Boolean)]),
-    inert("post_sampling_probs", Boolean),
-    unsupported("prompt_logprobs", ""),
-    off("top_n_tokens", &["0"], "; use logprobs"),
-    off("details", &["false"], ""),
-    off("decoder_input_details", &["false"], ""),
-    off("return_tokens_as_token_ids", &["false"], ""),
-    off("return_token_ids", &["false"], ""),
-    off("return_tokens", &["false"], ""),
-    off("flat_logprobs", &["false"], ""),
-    off("return_hidden_states", &["false"], ""),
-    off("return_routed_experts", &["false"], ""),
-    inert("return_cached_tokens_details", Boolean),
-    off("response_fields", &["[]"], ""),
-    inert("timings_per_token", Boolean),
-    // Adapters and other models.
-    off("lora", &["[]"], ""),
-    unsupported("lora_path", "; send the adapter's model as model"),
-    unsupported("adapter_id", "; send the adapter's model as model"),
-    off("models", &["[]"], ""),
-    off("provider", &["{}"], ""),
-    off("plugins", &["[]"], ""),
-    off("custom_params", &["{}"], ""),
-    off("vllm_xargs", &["{}"], ""),
-    off("kv_transfer_params", &["{}"], ""),
-    off("session_params", &["{}"], ""),
-    // Scheduling.
-    inert("request_id", String),
-    inert("rid", String),
-    inert("extra_key", String),
-    inert("id_slot", Number),
-    inert("slot_id", Number),
-    inert("n_keep", Number),
-    inert("n_discard", Number),
-    inert("n_cache_reuse", Number),
-    inert("data_parallel_rank", Number),
-    inert("bootstrap_host", String),
-    inert("bootstrap_port", Number),
-    inert("bootstrap_room", Number),
-    inert("speculative.n_max", Number),
-    inert("speculative.n_min", Number),
-    inert("speculative.p_min", Number),
-];
+compat_fields! {
+    /// In all generating routes.
+    pub(crate) PEERS {
+        // Sampling.
+        "mirostat", "mirostat_mode", "top_a", "nsigma", "xtc_probability", "dynatemp_range",
+        "dynatemp_min", "dynatemp_max", "smoothing_factor", "epsilon_cutoff", "eta_cutoff": off(0);
+        "mirostat_tau", "mirostat_eta", "xtc_threshold", "dynatemp_exponent", "smoothing_curve",
+        "adaptive_decay", "min_keep": any(Number);
+        "tfs", "tfs_z": off(1);
+        "typ_p", "typical": off(1), "use typical_p";
+        "top_n_sigma": off(-1, 0);
+        "dynamic_temperature": off(false);
+        "adaptive_target": off(-1);
+        "temperature_last", "backend_sampling": any(Boolean);
+        "samplers", "sampler_priority": unsupported();
+        "do_sample": off(true), "send temperature 0 to always take the most probable token";
+        // Penalties for repetition.
+        "repeat_penalty": off(1), "use repetition_penalty";
+        "repeat_last_n": off(-1, 0, 64);
+        "repetition_penalty_range", "no_repeat_ngram_size", "dry_range", "max_repetition_pattern_size",
+        "min_repetition_pattern_size", "repetition_min_count": off(0);
+        "encoder_repetition_penalty": off(1);
+        "dry_penalty_last_n": off(-1);
+        "penalize_nl": any(Boolean);
+        "repetition_detection": unsupported();
+        // Beam search and choices.
+        "best_of", "n_cmpl": off(1), "use n";
+        "use_beam_search": off(false);
+        "num_beams", "guidance_scale", "cfg_scale": off(1);
+        "length_penalty": any(Number);
+        "early_stopping": any(Boolean);
+        "penalty_alpha": off(0);
+        "negative_prompt": off("");
+        // End of the answer.
+        "min_tokens", "min_new_tokens", "n_indent": off(0);
+        "n_predict", "num_predict": off(-1), "use the route's limit of tokens, such as max_tokens";
+        "t_max_predict_ms": off(-1, 0), "use max_time_ms";
+        "t_max_prompt_ms": off(-1, 0);
+        "thinking_token_budget": unsupported();
+        "stop_regex": off([], ""), "use stop";
+        "ban_eos_token": off(false), "use ignore_eos";
+        // Tokens that are allowed.
+        "bad_words", "bad_words_ids": off([]), "use logit_bias";
+        "allowed_token_ids": unsupported(), "use logit_bias";
+        "custom_token_bans": off("", []), "use logit_bias";
+        "logits_processors": off([]);
+        "custom_logit_processor": unsupported();
+        "watermark": off(false);
+        // Format of the text.
+        "skip_special_tokens", "detokenize": off(true);
+        "spaces_between_special_tokens": any(Boolean);
+        "include_stop_str_in_output", "no_stop_trim", "echo", "return_full_text": off(false);
+        // Form of the answer.
+        "guided_json": unsupported(), "use json_schema";
+        "guided_regex": unsupported(), "use regex";
+        "guided_choice": off([]), "use regex";
+        "guided_grammar": unsupported(), "use grammar";
+        "guided_decoding_backend", "guided_whitespace_pattern": any(String);
+        "structured_outputs": off({}), "use json_schema, regex or grammar";
+        "structural_tag": unsupported(), "use tools";
+        "ebnf": off(""), "use grammar";
+        "format": off(""), "use response_format";
+        "guideline": off("");
+        "grammar_lazy": off(false);
+        "grammar_triggers", "preserved_tokens": off([]);
+        // The prompt.
+        "add_generation_prompt": off(true);
+        "continue_final_message", "raw": off(false);
+        "add_bos_token": any(Boolean);
+        "documents", "image_data", "multimodal_data", "images", "context", "transforms": off([]);
+        "chat_template", "tool_prompt", "template": off("");
+        "chat_template_kwargs", "mm_processor_kwargs": off({});
+        "truncate", "truncate_prompt_tokens", "prompt_embeds": unsupported();
+        "input_ids": unsupported(), "send token ids as prompt";
+        "system": off(""), "send a message of the role system";
+        "options", "extra_body": off({}), "send its fields beside the others";
+        "safe_prompt": off(false), "send a message of the role system";
+        // Thinking.
+        "think", "thinking_forced_open": off(false);
+        "thinking": off_json(r#"{"type":"disabled"}"#);
+        "include_reasoning": off(true);
+        "separate_reasoning", "stream_reasoning", "reasoning_in_content", "parse_tool_calls": any(Boolean);
+        "reasoning_format": off("none", "auto");
+        // Further output.
+        "n_probs", "top_n_tokens": off(0), "use logprobs";
+        "usage": object(USAGE);
+        "post_sampling_probs", "return_cached_tokens_details", "timings_per_token": any(Boolean);
+        "prompt_logprobs": unsupported();
+        "details", "decoder_input_details", "return_tokens_as_token_ids", "return_token_ids",
+        "return_tokens", "flat_logprobs", "return_hidden_states", "return_routed_experts": off(false);
+        "response_fields": off([]);
+        // Adapters and other models.
+        "lora", "models", "plugins": off([]);
+        "lora_path", "adapter_id": unsupported(), "send the adapter's model as model";
+        "provider", "custom_params", "vllm_xargs", "kv_transfer_params", "session_params": off({});
+        // Scheduling.
+        "request_id", "rid", "extra_key", "bootstrap_host": any(String);
+        "id_slot", "slot_id", "n_keep", "n_discard", "n_cache_reuse", "data_parallel_rank",
+        "bootstrap_port", "bootstrap_room", "speculative.n_max", "speculative.n_min",
+        "speculative.p_min": any(Number);
+    }
+
+    /// In `usage`.
+    USAGE {
+        "include": any(Boolean);
+    }
+}

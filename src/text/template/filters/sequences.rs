@@ -259,7 +259,7 @@ fn extreme(given: &[Value], wanted: Ordering) -> Result<Value, Error> {
         let key = key_of(&item, arguments.get(2), arguments.flag(1))?;
         let is_better = match &best {
             None => true,
-            Some((most, _)) => compare(&key, most, "<")? == Some(wanted),
+            Some((max, _)) => compare(&key, max, "<")? == Some(wanted),
         };
         if is_better {
             best = Some((key, item));

@@ -126,17 +126,17 @@ fn truncate(_: &mut State<'_, '_>, given: &[Value]) -> Result<Value, Error> {
     let parameters = ["s", "length", "killwords", "end", "leeway"];
     let arguments = Arguments::bind("truncate", &parameters, 1, given)?;
     let text = text_of(&arguments.value(0));
-    let most = arguments.integer(1)?.unwrap_or(255);
+    let max = arguments.integer(1)?.unwrap_or(255);
     let leeway = arguments.integer(4)?.unwrap_or(5);
     let end = arguments.text(3)?.unwrap_or("...");
     let end_length = i64::try_from(end.chars().count()).unwrap_or(i64::MAX);
-    if most < end_length || leeway < 0 {
-        return Err(refuse(format!("truncate: expected length >= {end_length}, got {most}")));
+    if max < end_length || leeway < 0 {
+        return Err(refuse(format!("truncate: expected length >= {end_length}, got {max}")));
     }
-    if i64::try_from(text.chars().count()).unwrap_or(i64::MAX) <= most.saturating_add(leeway) {
+    if i64::try_from(text.chars().count()).unwrap_or(i64::MAX) <= max.saturating_add(leeway) {
         return Ok(Value::from(text));
     }
-    let kept: String = text.chars().take(usize::try_from(most - end_length).unwrap_or_default()).collect();
+    let kept: String = text.chars().take(usize::try_from(max - end_length).unwrap_or_default()).collect();
     if arguments.flag(2) {
         return Ok(Value::from(kept + end));
     }

@@ -129,17 +129,17 @@ fn strip(text: &str, name: &str, given: &[Value]) -> Result<Value, Error> {
 
 fn cut(text: &str, name: &str, given: &[Value]) -> Result<Value, Error> {
     let arguments = Arguments::bind("split", &["sep", "maxsplit"], 0, given)?;
-    let most = arguments.integer(1)?.and_then(|most| usize::try_from(most).ok());
+    let max = arguments.integer(1)?.and_then(|max| usize::try_from(max).ok());
     let from_right = name == "rsplit";
     let parts: Vec<&str> = match arguments.text(0)? {
         Some("") => return Err(refuse("empty separator")),
-        Some(separator) => match (most, from_right) {
+        Some(separator) => match (max, from_right) {
             (None, _) => text.split(separator).collect(),
-            (Some(most), false) => text.splitn(most.saturating_add(1), separator).collect(),
-            (Some(most), true) => reversed(text.rsplitn(most.saturating_add(1), separator)),
+            (Some(max), false) => text.splitn(max.saturating_add(1), separator).collect(),
+            (Some(max), true) => reversed(text.rsplitn(max.saturating_add(1), separator)),
         },
-        None if from_right => split_space_from_right(text, most.unwrap_or(usize::MAX)),
-        None => split_space(text, most.unwrap_or(usize::MAX)),
+        None if from_right => split_space_from_right(text, max.unwrap_or(usize::MAX)),
+        None => split_space(text, max.unwrap_or(usize::MAX)),
     };
     Ok(parts.into_iter().map(Value::from).collect())
 }
@@ -150,11 +150,11 @@ fn reversed<'a>(parts: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     parts
 }
 
-fn split_space(text: &str, most: usize) -> Vec<&str> {
+fn split_space(text: &str, max: usize) -> Vec<&str> {
     let mut parts = Vec::new();
     let mut rest = text.trim_start_matches(kinds::is_space);
     while !rest.is_empty() {
-        if parts.len() == most {
+        if parts.len() == max {
             parts.push(rest);
             break;
         }
@@ -165,11 +165,11 @@ fn split_space(text: &str, most: usize) -> Vec<&str> {
     parts
 }
 
-fn split_space_from_right(text: &str, most: usize) -> Vec<&str> {
+fn split_space_from_right(text: &str, max: usize) -> Vec<&str> {
     let mut parts = Vec::new();
     let mut rest = text.trim_end_matches(kinds::is_space);
     while !rest.is_empty() {
-        if parts.len() == most {
+        if parts.len() == max {
             parts.push(rest);
             break;
         }
@@ -279,10 +279,10 @@ pub(in super::super) fn charge(state: &State<'_, '_>, bytes: usize) -> Result<()
 fn replace(state: &State<'_, '_>, text: &str, given: &[Value]) -> Result<Value, Error> {
     let arguments = Arguments::bind("replace", &["", "", ""], 2, given)?;
     let (old, new) = (arguments.required_text(0)?, arguments.required_text(1)?);
-    let most = arguments.integer(2)?.and_then(|most| usize::try_from(most).ok()).unwrap_or(usize::MAX);
+    let max = arguments.integer(2)?.and_then(|max| usize::try_from(max).ok()).unwrap_or(usize::MAX);
     let times = if old.is_empty() { text.chars().count() + 1 } else { text.matches(old).count() };
-    charge(state, times.min(most).saturating_mul(new.len()))?;
-    Ok(Value::from(text.replacen(old, new, most)))
+    charge(state, times.min(max).saturating_mul(new.len()))?;
+    Ok(Value::from(text.replacen(old, new, max)))
 }
 
 fn pad(state: &State<'_, '_>, text: &str, name: &str, given: &[Value]) -> Result<Value, Error> {

@@ -8,11 +8,11 @@
 use serde_json::{Map, Value};
 
 use super::{
-    compat::CompatField,
+    compat_field::CompatField,
     field::{FieldSpec, Modify},
-    field_types::string,
     ignored_fields::Ignored,
     location::Location,
+    types::string,
     unique_keys,
 };
 use crate::{config::UnknownFields, http::field_error::FieldError};
@@ -85,7 +85,7 @@ impl Fields {
     pub(crate) fn finish(self, accepted: &[&[CompatField]]) -> Result<(), FieldError> {
         for (name, value) in self.object.iter().filter(|(_, value)| !value.is_null()) {
             let at = self.location.field(name);
-            let checked = match accepted.iter().copied().flatten().find(|field| field.name == name) {
+            let checked = match CompatField::find(accepted.iter().copied().flatten(), name) {
                 Some(field) => field.check(value, &at),
                 None => Err(FieldError::Unknown { param: at.path().to_owned() }),
             };
@@ -101,9 +101,8 @@ mod tests {
 
     use super::*;
     use crate::http::request::{
-        compat::off,
-        field_types::{integer, integer_from, number},
         prompt::token_ids,
+        schema::{compat_fields, integer, integer_from, number},
     };
 
     fn fields(body: &str) -> Fields {
@@ -187,7 +186,11 @@ mod tests {
         }
     }
 
-    const ACCEPTED: &[CompatField] = &[off("mirostat", &["0"], "; eka does not have it")];
+    compat_fields! {
+        ACCEPTED {
+            "mirostat": off(0), "eka does not have it";
+        }
+    }
 
     #[test]
     fn a_field_that_is_not_supported_is_refused_unless_it_is_null_or_off() {

@@ -1,19 +1,20 @@
-//! The web page: files that are compiled into the binary.
+//! The web page, the list of routes and the API reference: `GET /`, `/page/{file}`, `/docs` and `/openapi.json`.
 //!
-//! They contain no secrets and need no key; the page itself asks for one. The content security policy allows these files and
+//! The files of the page are compiled into the binary. They contain no secrets and need no key; the page itself asks for one. The content security policy allows these files and
 //! requests to this server only, and no inline scripts or styles.
 
 use actix_web::{
     HttpRequest, HttpResponse,
     http::header::{
-        Accept, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, EntityTag, Header, HeaderValue,
-        IfNoneMatch, Quality, REFERRER_POLICY, VARY,
+        Accept, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ContentType, ETAG, EntityTag, Header,
+        HeaderValue, IfNoneMatch, Quality, REFERRER_POLICY, VARY,
     },
     web,
 };
 use sha2::{Digest, Sha256};
 
-use crate::http::{documents::SharedDocuments, error::ApiError};
+use super::models::allowed;
+use crate::http::{documents::SharedDocuments, error::ApiError, model_registry, state::AppState};
 
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
      base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
@@ -62,11 +63,34 @@ pub(crate) fn is_file(request: &HttpRequest) -> bool {
     request.path().strip_prefix("/page/").is_some_and(|name| FILES.iter().any(|file| file.name == name))
 }
 
-/// `GET /` for browsers.
-pub(crate) fn index(request: &HttpRequest, etag: &str) -> HttpResponse {
-    let mut answer = send(request, etag, &DOCUMENT);
-    answer.headers_mut().insert(VARY, HeaderValue::from_static("accept"));
-    answer
+/// `GET /`: the web page for browsers, the list of routes for programs.
+pub(crate) async fn index(
+    request: HttpRequest,
+    state: web::Data<AppState>,
+    documents: SharedDocuments,
+) -> HttpResponse {
+    if is_wanted(&request) {
+        let mut answer = send(&request, &documents.etag, &DOCUMENT);
+        answer.headers_mut().insert(VARY, HeaderValue::from_static("accept"));
+        return answer;
+    }
+    let models = allowed(&request, &state).filter(|entry| entry.is_ok()).map(model_registry::id);
+    let models = models.collect::<Vec<_>>().join(", ");
+    let list = format!("eka serves {models}, one answer at a time.\n\n{}", documents.index);
+    HttpResponse::Ok().insert_header(ContentType::plaintext()).insert_header((VARY, "accept")).body(list)
+}
+
+/// `GET /openapi.json`.
+pub(crate) async fn openapi(documents: SharedDocuments) -> HttpResponse {
+    HttpResponse::Ok().content_type(ContentType::json()).body(documents.openapi.as_str())
+}
+
+/// `GET /docs`, which is rendered at run time.
+pub(crate) async fn docs(request: HttpRequest, documents: SharedDocuments) -> Result<HttpResponse, ApiError> {
+    match &documents.docs {
+        Ok(text) => Ok(send(&request, &documents.etag, &File { name: "", kind: DOCUMENT.kind, text })),
+        Err(message) => Err(ApiError::Internal { message: message.clone() }),
+    }
 }
 
 /// `GET /page/{file}`.
@@ -79,11 +103,6 @@ pub(crate) async fn file(
     let file = FILES.iter().find(|file| file.name == name);
     let file = file.ok_or_else(|| ApiError::NotFound { path: request.path().to_owned() })?;
     Ok(send(&request, &documents.etag, file))
-}
-
-/// Sends a page that is made at run time.
-pub(crate) fn send_page(request: &HttpRequest, etag: &str, text: &'static str) -> HttpResponse {
-    send(request, etag, &File { name: "", kind: DOCUMENT.kind, text })
 }
 
 fn send(request: &HttpRequest, etag: &str, file: &File) -> HttpResponse {

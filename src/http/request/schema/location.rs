@@ -2,7 +2,7 @@
 
 use serde_json::{Number, Value};
 
-use super::{ignored_fields::Ignored, json_type::JsonType};
+use super::{ignored_fields::Ignored, json_schema::JsonType};
 use crate::http::field_error::FieldError;
 
 /// A place in the body, and what happens to unknown fields there.
@@ -16,7 +16,7 @@ pub(crate) struct Location {
 
 impl Location {
     /// The whole body. Unknown fields are noted in `ignored`, or refused without it.
-    pub(super) const fn body(ignored: Option<Ignored>) -> Self {
+    pub(crate) const fn body(ignored: Option<Ignored>) -> Self {
         Self { path: String::new(), ignored }
     }
 
@@ -25,23 +25,23 @@ impl Location {
     }
 
     /// A field of the object at this place.
-    pub(super) fn field(&self, name: &str) -> Self {
+    pub(crate) fn field(&self, name: &str) -> Self {
         let path = if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) };
         Self { path, ignored: self.ignored.clone() }
     }
 
     /// An item of the array at this place.
-    pub(super) fn item(&self, index: usize) -> Self {
+    pub(crate) fn item(&self, index: usize) -> Self {
         Self { path: format!("{}[{index}]", self.path), ignored: self.ignored.clone() }
     }
 
     /// The fields that were ignored in this body so far.
-    pub(super) fn ignored(&self) -> Ignored {
+    pub(crate) fn ignored(&self) -> Ignored {
         self.ignored.clone().unwrap_or_default()
     }
 
     /// Refuses the field at this place, or notes it where unknown fields are ignored.
-    pub(super) fn refuse(&self, error: FieldError) -> Result<(), FieldError> {
+    pub(crate) fn refuse(&self, error: FieldError) -> Result<(), FieldError> {
         match &self.ignored {
             Some(ignored) => {
                 ignored.note(&self.path);
@@ -51,16 +51,16 @@ impl Location {
         }
     }
 
-    pub(super) fn missing(&self) -> FieldError {
+    pub(crate) fn missing(&self) -> FieldError {
         FieldError::Missing { param: self.path.clone() }
     }
 
-    pub(super) fn invalid(&self, message: impl Into<String>) -> FieldError {
+    pub(crate) fn invalid(&self, message: impl Into<String>) -> FieldError {
         FieldError::value(&self.path, message)
     }
 
     /// `found` is not one of the strings that are supported here.
-    pub(super) fn unsupported(
+    pub(crate) fn unsupported(
         &self,
         found: &str,
         supported: impl Iterator<Item = &'static str>,
@@ -73,12 +73,12 @@ impl Location {
         self.invalid(format!("unsupported value {found:?}; expected {supported}"))
     }
 
-    pub(super) fn outside(&self, found: &Number, range: impl Into<String>) -> FieldError {
+    pub(crate) fn outside(&self, found: &Number, range: impl Into<String>) -> FieldError {
         FieldError::Range { param: self.path.clone(), found: found.to_string(), range: range.into() }
     }
 
     /// `found` is not `expected`, which has its article.
-    pub(super) fn wrong_type(&self, expected: &str, found: &Value) -> FieldError {
+    pub(crate) fn wrong_type(&self, expected: &str, found: &Value) -> FieldError {
         let found = JsonType::of(found).map_or("null", JsonType::described);
         FieldError::Type { param: self.path.clone(), message: format!("expected {expected}, found {found}") }
     }

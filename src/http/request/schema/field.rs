@@ -3,18 +3,13 @@
 //! A bare type is a required field. `null` is the same as absent.
 
 use serde::Serialize;
-use serde_json::Value;
-use utoipa::openapi::{
-    Ref, RefOr,
-    schema::{ObjectBuilder, OneOfBuilder, Schema},
-};
+use serde_json::{Value, json};
 
 use super::{
-    compat::is_same,
-    field_types::FieldType,
-    json_type::JsonType,
+    compat_field::is_same,
+    json_schema::{JsonType, Schemas, described, nullable, with},
     location::Location,
-    schema::{Schemas, deprecated, described, nullable, with_default},
+    types::FieldType,
 };
 use crate::http::field_error::FieldError;
 
@@ -27,7 +22,7 @@ pub(crate) trait FieldSpec {
     fn take(self, value: Option<Value>, at: impl FnOnce() -> Location) -> Result<Self::Value, FieldError>;
 
     /// Describes the field.
-    fn describe(&self, schemas: &mut Schemas) -> RefOr<Schema>;
+    fn describe(&self, schemas: &mut Schemas) -> Value;
 
     fn is_required(&self) -> bool;
 }
@@ -42,13 +37,18 @@ impl<T: FieldType> FieldSpec for T {
         }
     }
 
-    fn describe(&self, schemas: &mut Schemas) -> RefOr<Schema> {
+    fn describe(&self, schemas: &mut Schemas) -> Value {
         self.schema(schemas)
     }
 
     fn is_required(&self) -> bool {
         true
     }
+}
+
+/// A schema that refers to a named one.
+pub(super) fn reference(name: &str) -> Value {
+    json!({ "$ref": format!("#/components/schemas/{name}") })
 }
 
 /// A field that may be absent.
@@ -90,21 +90,17 @@ impl<T: FieldType, V> FieldSpec for OptionalField<T, V> {
         }
     }
 
-    fn describe(&self, schemas: &mut Schemas) -> RefOr<Schema> {
+    fn describe(&self, schemas: &mut Schemas) -> Value {
         let mut schema = self.field_type.schema(schemas);
         let unset: Option<Value> = self.unset.and_then(|unset| serde_json::from_str(unset).ok());
         // `oneOf` allows no value that both match.
         if let Some(unset) =
             unset.filter(|unset| self.field_type.read(unset.clone(), &Location::default()).is_err())
         {
-            let unset = ObjectBuilder::new().schema_type(JsonType::Any.schema()).enum_values(Some([unset]));
-            schema = OneOfBuilder::new().item(schema).item(unset).into();
+            schema = json!({ "oneOf": [schema, { "enum": [unset] }] });
         }
-        schema = nullable(schema);
-        if let Some(default) = self.default {
-            schema = with_default(schema, default(&self.absent));
-        }
-        if self.is_deprecated { deprecated(schema) } else { schema }
+        schema = with(nullable(schema), "default", self.default.map(|to_json| to_json(&self.absent)));
+        with(schema, "deprecated", self.is_deprecated.then_some(true))
     }
 
     fn is_required(&self) -> bool {
@@ -167,7 +163,7 @@ impl<A: FieldType, T, F: Fn(A::Value, &Location) -> Result<T, FieldError>> Field
         self.1(self.0.read(value, at)?, at)
     }
 
-    fn schema(&self, schemas: &mut Schemas) -> RefOr<Schema> {
+    fn schema(&self, schemas: &mut Schemas) -> Value {
         self.0.schema(schemas)
     }
 }
@@ -187,9 +183,9 @@ impl<T: FieldType> FieldType for Named<T> {
         self.field_type.read(value, at)
     }
 
-    fn schema(&self, schemas: &mut Schemas) -> RefOr<Schema> {
+    fn schema(&self, schemas: &mut Schemas) -> Value {
         let schema = described(self.field_type.schema(schemas), self.about.to_owned());
-        schemas.push((self.name.to_owned(), schema));
-        Ref::from_schema_name(self.name).into()
+        schemas.insert(self.name.to_owned(), schema);
+        reference(self.name)
     }
 }

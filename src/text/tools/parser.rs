@@ -2,19 +2,19 @@
 //!
 //! What could become a call is held back until it is one or cannot be one any more. The rules, for every format:
 //!
-//! - **A call** is an object in a place for calls that names a tool of the request. It counts as a call as soon as its
-//!   name and the beginning of its arguments are read, and is streamed from there on. An object without arguments counts
+//! - **A call** is an object where the format has calls, with the name of one of the request's tools. It counts as a call as soon
+//!   as its name and the beginning of its arguments are read, and is streamed from there on. An object without arguments counts
 //!   when it is complete, with `{}` for arguments.
-//! - **Content** is everything else, to the letter: text around calls, and what looked like a call but names no tool, is
-//!   not an object, or ends before it has become a call. White space before a marker and after the last call is layout.
-//! - **An object that is broken after its arguments** (its last brace is missing or replaced) is a complete call, because
-//!   its arguments are complete. The text after them is read as if the object had ended.
-//! - **Closing brackets that close nothing** directly behind a call's object are dropped.
-//! - **A call whose arguments do not end**, because of a stop string, the limit of tokens, or the model, is sent as far as
-//!   it came. [`CallReader::is_cut`] then holds, and the answer's `finish_reason` is `stop` or `length`, never
-//!   `tool_calls`: with `tool_calls` every call has whole arguments.
+//! - **Content** is all other text, unchanged: text around calls, and text that looked like a call but has an unknown name, is
+//!   not an object, or ends before it counts as a call. White space before a marker and after the last call is dropped.
+//! - **An object that is malformed after its arguments** (its last brace is missing or replaced) is a complete call, because
+//!   its arguments are complete. The text after them is parsed as if the object had ended.
+//! - **Unmatched closing brackets** directly after a call's object are dropped.
+//! - **A call whose arguments do not end**, because of a stop string, the token limit or the model, is sent incomplete. Then
+//!   [`ToolCallParser::is_truncated`] is true, and the answer's `finish_reason` is `stop` or `length`, never `tool_calls`: with
+//!   `tool_calls` every call has complete arguments.
 //!
-//! Each rule is applied at a character, and so the result does not depend on how the text was cut into tokens.
+//! The rules apply character by character, so the result does not depend on the boundaries of tokens.
 
 use std::sync::Arc;
 
@@ -23,16 +23,16 @@ use super::{
     object::{Object, Step},
 };
 
-/// How the calls of an answer are read.
+/// The tool calls that an answer may have, and their format.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reading {
+pub struct ToolCallParserOptions {
     /// How the model writes them.
     pub format: &'static ToolFormat,
     /// The names of the tools.
     pub names: Arc<[String]>,
-    /// The answer ends after one.
+    /// The answer ends after one call.
     pub single: bool,
-    /// The prompt ended with the format's opening.
+    /// The prompt ended with the format's [answer prefix](ToolFormat::answer_prefix).
     pub opened: bool,
 }
 
@@ -77,16 +77,16 @@ impl AnswerDelta {
     }
 }
 
-/// Reads the calls of one answer.
+/// Parses the tool calls of one answer.
 #[derive(Debug)]
-pub struct CallReader {
-    reading: Reading,
+pub struct ToolCallParser {
+    options: ToolCallParserOptions,
     state: State,
-    /// Not examined yet: the text after it decides.
+    /// Text that is not parsed yet, because its meaning depends on the text after it.
     rest: String,
-    /// Examined; becomes content if the call turns out not to be one.
+    /// Parsed text of a call that may still turn out to be content.
     held: String,
-    /// Calls that began.
+    /// Number of calls that have begun.
     calls: usize,
 }
 
@@ -104,31 +104,31 @@ enum State {
         sent: usize,
     },
     AfterCall,
-    /// After the one call that was wanted.
+    /// After the only call that is allowed.
     Over,
 }
 
-impl CallReader {
+impl ToolCallParser {
     /// At the beginning of an answer.
     #[must_use]
-    pub fn new(reading: Reading) -> Self {
-        let state = if reading.opened && !reading.format.opening.is_empty() {
+    pub fn new(options: ToolCallParserOptions) -> Self {
+        let state = if options.opened && !options.format.answer_prefix.is_empty() {
             State::Opened
-        } else if reading.format.bare {
+        } else if options.format.bare {
             State::Start
         } else {
             State::Content
         };
-        Self { reading, state, rest: String::new(), held: String::new(), calls: 0 }
+        Self { options, state, rest: String::new(), held: String::new(), calls: 0 }
     }
 
-    /// Whether all calls that are wanted have been read.
+    /// Whether the only call that is allowed is complete.
     #[must_use]
     pub const fn is_over(&self) -> bool {
         matches!(self.state, State::Over)
     }
 
-    /// Takes the next text.
+    /// Parses the next text.
     pub fn push(&mut self, text: &str) -> AnswerDelta {
         self.rest.push_str(text);
         let mut delta = AnswerDelta::default();
@@ -138,8 +138,8 @@ impl CallReader {
 
     /// Whether the last call ended before its arguments did.
     #[must_use]
-    pub const fn is_cut(&self) -> bool {
-        matches!(&self.state, State::Call { object, .. } if object.is_cut())
+    pub const fn is_truncated(&self) -> bool {
+        matches!(&self.state, State::Call { object, .. } if object.is_truncated())
     }
 
     /// Returns the text held back. An incomplete call stays incomplete.
@@ -156,11 +156,11 @@ impl CallReader {
 
     /// Characters between two calls.
     fn separators(&self) -> impl Fn(char) -> bool + use<> {
-        let between = self.reading.format.between;
+        let between = self.options.format.between;
         move |c| c.is_whitespace() || between.contains(&c)
     }
 
-    /// Examines the rest; returns whether more can be examined.
+    /// Parses the next part of the rest; returns whether it may be possible to continue.
     fn step(&mut self, delta: &mut AnswerDelta) -> bool {
         match &self.state {
             State::Start => self.start(),
@@ -184,7 +184,7 @@ impl CallReader {
 
     /// Emits text up to a marker, without white space before it, and without the beginning of a marker at the end.
     fn content(&mut self, delta: &mut AnswerDelta) -> bool {
-        let marker = self.reading.format.marker;
+        let marker = self.options.format.marker;
         let found = self.rest.find(marker);
         let end = found.unwrap_or_else(|| self.rest.len() - beginning(&self.rest, marker));
         let end = self.rest[..end].trim_end().len();
@@ -198,7 +198,7 @@ impl CallReader {
     }
 
     fn opened(&mut self) -> bool {
-        let open = self.reading.format.open;
+        let open = self.options.format.open;
         self.skip();
         if self.rest.starts_with(open) {
             self.hold(open.len());
@@ -248,7 +248,7 @@ impl CallReader {
         }
         self.emit(&object, sent, delta);
         self.held.clear();
-        if self.reading.single {
+        if self.options.single {
             self.state = State::Over;
         }
         true
@@ -266,7 +266,7 @@ impl CallReader {
     }
 
     fn is_tool(&self, name: Option<&str>) -> bool {
-        self.reading.names.iter().any(|other| Some(other.as_str()) == name)
+        self.options.names.iter().any(|other| Some(other.as_str()) == name)
     }
 
     /// Emits the new part of a call, of which `sent` bytes of arguments were sent before. Returns how many are sent now.
@@ -275,7 +275,7 @@ impl CallReader {
         let mut call = Call { arguments: arguments[sent..].to_owned(), ..Call::default() };
         if sent == 0 {
             self.calls += 1;
-            (call.id, call.name) = (Some(self.reading.format.new_id()), Some(name.to_owned()));
+            (call.id, call.name) = (Some(self.options.format.new_id()), Some(name.to_owned()));
         }
         call.index = self.calls - 1;
         if !call.arguments.is_empty() {
@@ -285,7 +285,7 @@ impl CallReader {
     }
 
     fn after_call(&mut self) -> bool {
-        let ToolFormat { between, close, bare, .. } = self.reading.format;
+        let ToolFormat { between, close, bare, .. } = self.options.format;
         let rest = self.rest.trim_start();
         let Some(first) = rest.chars().next() else { return false };
         let space = self.rest.len() - rest.len();
@@ -324,6 +324,6 @@ struct End {
 
 /// How many bytes at the end of `text` could be the beginning of `marker`.
 fn beginning(text: &str, marker: &str) -> usize {
-    let most = marker.len().saturating_sub(1).min(text.len());
-    (1..=most).rev().find(|length| text.as_bytes().ends_with(&marker.as_bytes()[..*length])).unwrap_or(0)
+    let max = marker.len().saturating_sub(1).min(text.len());
+    (1..=max).rev().find(|length| text.as_bytes().ends_with(&marker.as_bytes()[..*length])).unwrap_or(0)
 }

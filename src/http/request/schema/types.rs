@@ -12,17 +12,16 @@
 //! | [`either`] | one of two types | the type that both are mapped to |
 //! | [`custom`] | anything | anything |
 //!
-//! `shape` adds objects with known fields, and `field` adds defaults.
+//! [`object`](super::object) adds objects with known fields, and [`field`](super::field) adds defaults.
 
 use std::{fmt::Display, ops::RangeInclusive};
 
-use serde_json::{Map, Number, Value};
-use utoipa::openapi::{
-    RefOr,
-    schema::{ArrayBuilder, Object, ObjectBuilder, OneOfBuilder, Schema, Type},
-};
+use serde_json::{Map, Number, Value, json};
 
-use super::{json_type::JsonType, location::Location, schema::Schemas};
+use super::{
+    json_schema::{JsonType, Schemas, with},
+    location::Location,
+};
 use crate::http::field_error::FieldError;
 
 /// How a field is read and described.
@@ -40,7 +39,7 @@ pub(crate) trait FieldType {
     fn read(&self, value: Value, at: &Location) -> Result<Self::Value, FieldError>;
 
     /// Describes the type; the named schemas that it refers to are added to `schemas`.
-    fn schema(&self, schemas: &mut Schemas) -> RefOr<Schema>;
+    fn schema(&self, schemas: &mut Schemas) -> Value;
 }
 
 /// A string.
@@ -75,18 +74,12 @@ impl FieldType for StringType {
         if self.bytes.contains(&text.len()) {
             return Ok(text);
         }
-        let (least, most) = (self.bytes.start(), self.bytes.end());
-        Err(at.invalid(format!("has {} bytes; expected {least} to {most}", text.len())))
+        let (min, max) = (self.bytes.start(), self.bytes.end());
+        Err(at.invalid(format!("has {} bytes; expected {min} to {max}", text.len())))
     }
 
-    fn schema(&self, _: &mut Schemas) -> RefOr<Schema> {
-        let (least, most) = (*self.bytes.start(), *self.bytes.end());
-        ObjectBuilder::new()
-            .schema_type(Type::String)
-            .min_length((least > 0).then_some(least))
-            .max_length((most < usize::MAX).then_some(most))
-            .pattern(self.pattern)
-            .into()
+    fn schema(&self, _: &mut Schemas) -> Value {
+        with(limited(Self::JSON.schema(), ["minLength", "maxLength"], &self.bytes), "pattern", self.pattern)
     }
 }
 
@@ -105,15 +98,15 @@ impl FieldType for BooleanType {
         value.as_bool().ok_or_else(|| at.wrong_type("a boolean", &value))
     }
 
-    fn schema(&self, _: &mut Schemas) -> RefOr<Schema> {
-        Object::with_type(Type::Boolean).into()
+    fn schema(&self, _: &mut Schemas) -> Value {
+        Self::JSON.schema()
     }
 }
 
 /// A number within a range.
-pub(crate) struct NumberType(RangeInclusive<f32>);
+pub(crate) struct NumberType(RangeInclusive<f64>);
 
-pub(crate) const fn number(range: RangeInclusive<f32>) -> NumberType {
+pub(crate) const fn number(range: RangeInclusive<f64>) -> NumberType {
     NumberType(range)
 }
 
@@ -123,47 +116,38 @@ impl FieldType for NumberType {
 
     fn read(&self, value: Value, at: &Location) -> Result<f32, FieldError> {
         let Value::Number(found) = &value else { return Err(at.wrong_type("a number", &value)) };
-        let number = found.as_f64().map(narrow).filter(|number| self.0.contains(number));
-        number.ok_or_else(|| at.outside(found, format!("{} to {}", self.0.start(), self.0.end())))
+        let number = found.as_f64().filter(|number| self.0.contains(number));
+        number.map(narrow).ok_or_else(|| at.outside(found, format!("{} to {}", self.0.start(), self.0.end())))
     }
 
-    fn schema(&self, _: &mut Schemas) -> RefOr<Schema> {
-        ObjectBuilder::new()
-            .schema_type(Type::Number)
-            .minimum(widened(*self.0.start()))
-            .maximum(widened(*self.0.end()))
-            .into()
+    fn schema(&self, _: &mut Schemas) -> Value {
+        json!({ "type": "number", "minimum": self.0.start(), "maximum": self.0.end() })
     }
 }
 
 #[expect(
     clippy::cast_possible_truncation,
-    reason = "a number beyond an f32 becomes infinite, which no range holds"
+    reason = "the model computes with f32, and every range is within it"
 )]
 const fn narrow(value: f64) -> f32 {
     value as f32
 }
 
-/// The number that is written the same: 0.1, and not the value of the f32 next to it.
-fn widened(value: f32) -> Option<f64> {
-    value.to_string().parse().ok()
-}
-
 /// A whole number within a range.
 pub(crate) struct IntegerType<T> {
-    least: T,
+    min: T,
     /// `None` for no limit.
-    most: Option<T>,
+    max: Option<T>,
 }
 
 pub(crate) fn integer<T>(range: RangeInclusive<T>) -> IntegerType<T> {
-    let (least, most) = range.into_inner();
-    IntegerType { least, most: Some(most) }
+    let (min, max) = range.into_inner();
+    IntegerType { min, max: Some(max) }
 }
 
 /// A whole number without an upper limit.
-pub(crate) const fn integer_from<T>(least: T) -> IntegerType<T> {
-    IntegerType { least, most: None }
+pub(crate) const fn integer_from<T>(min: T) -> IntegerType<T> {
+    IntegerType { min, max: None }
 }
 
 /// An integer of Rust that a JSON number is read as.
@@ -178,28 +162,25 @@ impl<T: Integer> FieldType for IntegerType<T> {
     fn read(&self, value: Value, at: &Location) -> Result<T, FieldError> {
         let Value::Number(found) = &value else { return Err(at.wrong_type("a number", &value)) };
         let number = whole(found).and_then(|number| T::try_from(number).ok());
-        let fits = |number: &T| *number >= self.least && self.most.is_none_or(|most| *number <= most);
+        let fits = |number: &T| *number >= self.min && self.max.is_none_or(|max| *number <= max);
         number.filter(fits).ok_or_else(|| {
-            let range = match self.most {
-                Some(most) => format!("{} to {most}", self.least),
-                None => format!("whole numbers from {}", self.least),
+            let range = match self.max {
+                Some(max) => format!("{} to {max}", self.min),
+                None => format!("whole numbers from {}", self.min),
             };
             at.outside(found, range)
         })
     }
 
-    fn schema(&self, _: &mut Schemas) -> RefOr<Schema> {
+    fn schema(&self, _: &mut Schemas) -> Value {
         let limit = |limit: T| -> Option<i64> { limit.try_into().ok() };
-        ObjectBuilder::new()
-            .schema_type(Type::Integer)
-            .minimum(limit(self.least))
-            .maximum(self.most.and_then(limit))
-            .into()
+        let schema = with(json!({ "type": "integer" }), "minimum", limit(self.min));
+        with(schema, "maximum", self.max.and_then(limit))
     }
 }
 
 /// The whole number that this is, however it is written; `None` where it has a fraction.
-pub(super) fn whole(number: &Number) -> Option<i128> {
+pub(crate) fn whole(number: &Number) -> Option<i128> {
     let written = number.as_u64().map(i128::from).or_else(|| number.as_i64().map(i128::from));
     written.or_else(|| number.as_f64().and_then(without_fraction))
 }
@@ -226,8 +207,8 @@ impl<T: Copy> FieldType for OneOf<T> {
         found.map(|(_, value)| *value).ok_or_else(|| at.unsupported(&text, self.names()))
     }
 
-    fn schema(&self, _: &mut Schemas) -> RefOr<Schema> {
-        ObjectBuilder::new().schema_type(Type::String).enum_values(Some(self.names())).into()
+    fn schema(&self, _: &mut Schemas) -> Value {
+        json!({ "type": "string", "enum": self.names().collect::<Vec<_>>() })
     }
 }
 
@@ -264,31 +245,37 @@ impl<T: FieldType> FieldType for ArrayType<T> {
         items.into_iter().enumerate().map(|(index, item)| self.item.read(item, &at.item(index))).collect()
     }
 
-    fn schema(&self, schemas: &mut Schemas) -> RefOr<Schema> {
-        counted(ArrayBuilder::new().items(self.item.schema(schemas)), &self.items)
+    fn schema(&self, schemas: &mut Schemas) -> Value {
+        counted(self.item.schema(schemas), &self.items)
     }
 }
 
 /// Checks how many items there are.
-pub(super) fn check_count(
+pub(crate) fn check_count(
     found: usize,
     items: &RangeInclusive<usize>,
     at: &Location,
 ) -> Result<(), FieldError> {
-    let (least, most) = (items.start(), items.end());
-    if found < *least {
-        return Err(at.invalid(format!("{found} items, at least {least}")));
+    let (min, max) = (items.start(), items.end());
+    if found < *min {
+        return Err(at.invalid(format!("{found} items, at least {min}")));
     }
-    if found > *most {
-        return Err(at.invalid(format!("{found} items, at most {most}")));
+    if found > *max {
+        return Err(at.invalid(format!("{found} items, at most {max}")));
     }
     Ok(())
 }
 
 /// The schema of an array with this number of items.
-pub(super) fn counted(array: ArrayBuilder, items: &RangeInclusive<usize>) -> RefOr<Schema> {
-    let (least, most) = (*items.start(), *items.end());
-    array.min_items((least > 0).then_some(least)).max_items((most < usize::MAX).then_some(most)).into()
+pub(crate) fn counted(item: Value, items: &RangeInclusive<usize>) -> Value {
+    limited(json!({ "type": "array", "items": item }), ["minItems", "maxItems"], items)
+}
+
+/// Sets the two keywords of a range.
+fn limited(schema: Value, [min, max]: [&str; 2], range: &RangeInclusive<usize>) -> Value {
+    let (start, end) = (*range.start(), *range.end());
+    let schema = with(schema, min, (start > 0).then_some(start));
+    with(schema, max, (end < usize::MAX).then_some(end))
 }
 
 /// An object whose fields are not looked at.
@@ -309,8 +296,8 @@ impl FieldType for ObjectType {
         }
     }
 
-    fn schema(&self, _: &mut Schemas) -> RefOr<Schema> {
-        Object::with_type(Type::Object).into()
+    fn schema(&self, _: &mut Schemas) -> Value {
+        Self::JSON.schema()
     }
 }
 
@@ -335,21 +322,20 @@ impl<A: FieldType, B: FieldType<Value = A::Value>> FieldType for Either<A, B> {
         Err(at.wrong_type(&format!("{} or {}", A::JSON.described(), B::JSON.described()), &value))
     }
 
-    fn schema(&self, schemas: &mut Schemas) -> RefOr<Schema> {
-        let (one, other) = (self.0.schema(schemas), self.1.schema(schemas));
-        OneOfBuilder::new().item(one).item(other).into()
+    fn schema(&self, schemas: &mut Schemas) -> Value {
+        json!({ "oneOf": [self.0.schema(schemas), self.1.schema(schemas)] })
     }
 }
 
 /// A type with its own reader and description.
 pub(crate) struct Custom<T> {
     read: fn(Value, &Location) -> Result<T, FieldError>,
-    schema: fn(&mut Schemas) -> RefOr<Schema>,
+    schema: fn(&mut Schemas) -> Value,
 }
 
 pub(crate) const fn custom<T>(
     read: fn(Value, &Location) -> Result<T, FieldError>,
-    schema: fn(&mut Schemas) -> RefOr<Schema>,
+    schema: fn(&mut Schemas) -> Value,
 ) -> Custom<T> {
     Custom { read, schema }
 }
@@ -362,7 +348,7 @@ impl<T> FieldType for Custom<T> {
         (self.read)(value, at)
     }
 
-    fn schema(&self, schemas: &mut Schemas) -> RefOr<Schema> {
+    fn schema(&self, schemas: &mut Schemas) -> Value {
         (self.schema)(schemas)
     }
 }

@@ -11,11 +11,11 @@ use crate::client::{Client, ClientError};
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
     /// Scheduled send time, from the start of the run.
-    pub at: Duration,
+    pub scheduled_at: Duration,
     /// Time from the scheduled send time to the first text.
-    pub first: Option<Duration>,
-    /// Times between two pieces of text. A piece may have several tokens.
-    pub gaps: Vec<Duration>,
+    pub ttft: Option<Duration>,
+    /// Times between two chunks with text. A chunk may have several tokens.
+    pub inter_chunk: Vec<Duration>,
     /// Time from the scheduled send time to the end.
     pub total: Duration,
     /// Tokens of the prompt, as the server reports them.
@@ -27,25 +27,31 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Time per token after the first.
+    /// Mean time per token after the first.
     #[must_use]
-    pub fn per_token(&self) -> Option<Duration> {
+    pub fn tpot(&self) -> Option<Duration> {
         let rest = u32::try_from(self.output_tokens.checked_sub(1)?).ok().filter(|rest| *rest > 0)?;
-        Some(self.total.checked_sub(self.first?)? / rest)
+        Some(self.total.checked_sub(self.ttft?)? / rest)
     }
 }
 
 /// Sends a request and reads the answer to its end. Times count from `due`, the scheduled send time, so that a late send does not
 /// hide the server's delay (coordinated omission).
-pub(super) async fn ask(client: &Client, api: Api, body: &Value, began: Instant, due: Instant) -> Outcome {
-    let mut outcome = Outcome { at: due.saturating_duration_since(began), ..Outcome::default() };
-    let read = read(client, api, body, due, &mut outcome).await;
+pub(super) async fn timed_request(
+    client: &Client,
+    api: Api,
+    body: &Value,
+    began: Instant,
+    due: Instant,
+) -> Outcome {
+    let mut outcome = Outcome { scheduled_at: due.saturating_duration_since(began), ..Outcome::default() };
+    let read = read_events(client, api, body, due, &mut outcome).await;
     outcome.total = due.elapsed();
     outcome.error = read.err().map(|error| error.code());
     outcome
 }
 
-async fn read(
+async fn read_events(
     client: &Client,
     api: Api,
     body: &Value,
@@ -53,7 +59,7 @@ async fn read(
     outcome: &mut Outcome,
 ) -> Result<(), ClientError> {
     let mut events = client.stream(api.path(), body).await?;
-    let (mut pieces, mut counted, mut last) = (0, None, None::<Instant>);
+    let (mut chunks, mut counted, mut last) = (0, None, None::<Instant>);
     while let Some(event) = events.next().await? {
         if event["usage"].is_object() {
             let count = |name: &str| event["usage"][name].as_u64();
@@ -64,14 +70,14 @@ async fn read(
             continue;
         }
         let now = Instant::now();
-        pieces += 1;
+        chunks += 1;
         match last {
-            None => outcome.first = Some(now.saturating_duration_since(due)),
-            Some(last) => outcome.gaps.push(now - last),
+            None => outcome.ttft = Some(now.saturating_duration_since(due)),
+            Some(last) => outcome.inter_chunk.push(now - last),
         }
         last = Some(now);
     }
-    outcome.output_tokens = counted.unwrap_or(pieces);
+    outcome.output_tokens = counted.unwrap_or(chunks);
     Ok(())
 }
 

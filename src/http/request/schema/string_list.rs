@@ -1,16 +1,11 @@
 //! Lists of short strings, of which none may be empty.
 
-use serde_json::Value;
-use utoipa::openapi::{
-    RefOr,
-    schema::{OneOfBuilder, Schema},
-};
+use serde_json::{Value, json};
 
 use super::{
-    field_types::{FieldType, array, string},
-    json_type::JsonType,
+    json_schema::{JsonType, Schemas},
     location::Location,
-    schema::Schemas,
+    types::{FieldType, array, string},
 };
 use crate::http::field_error::FieldError;
 
@@ -64,9 +59,9 @@ impl FieldType for StringList {
         Ok(strings)
     }
 
-    fn schema(&self, schemas: &mut Schemas) -> RefOr<Schema> {
+    fn schema(&self, schemas: &mut Schemas) -> Value {
         let text = || string().bytes(1..=usize::MAX);
         let list = array(text()).items(0..=self.max_strings).schema(schemas);
-        if self.or_one { OneOfBuilder::new().item(text().schema(schemas)).item(list).into() } else { list }
+        if self.or_one { json!({ "oneOf": [text().schema(schemas), list] }) } else { list }
     }
 }
