@@ -435,7 +435,7 @@ impl Forward for Timeline {
         self.tokens.truncate(length);
     }
 
-    fn begin(&mut self, tokens: &[u32], most: usize, salt: CacheSalt) -> usize {
+    fn begin(&mut self, tokens: &[u32], max: usize, salt: CacheSalt) -> usize {
         if self.repeats_passes || (self.bound == Bytes(0) && self.restored.is_empty()) {
             self.rewind(0);
             self.salt = salt;
