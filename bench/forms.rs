@@ -21,7 +21,7 @@ use eka::{
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 
-type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
+type BenchResult<T> = Result<T, Box<dyn std::error::Error>>;
 
 const VOCABULARY: usize = 32_000;
 
@@ -40,7 +40,7 @@ const USUAL: [&str; 4] = [
     r#"{"type":"object","additionalProperties":{"anyOf":[{"type":"string","pattern":"^[a-z]{2,8}$"},{"type":"null"}]},"minProperties":0}"#,
 ];
 
-fn main() -> Outcome<()> {
+fn main() -> BenchResult<()> {
     let given = env::args().skip(1).find(|argument| !argument.starts_with("--"));
     let schemas: Vec<String> = match given {
         Some(file) => fs::read_to_string(file)?.lines().map(str::to_owned).collect(),
@@ -78,7 +78,7 @@ fn print(name: &str, mut waits: Vec<Duration>) {
 }
 
 /// Answers under a schema; how long each pick but the first, which waits for the grammar, had to wait for its mask.
-fn walk(guides: &Guides, schema: &str, seed: u64, max: usize, step: Duration) -> Outcome<Vec<Duration>> {
+fn walk(guides: &Guides, schema: &str, seed: u64, max: usize, step: Duration) -> BenchResult<Vec<Duration>> {
     let job = Job {
         constraint: Some(Constraint::Schema(schema.to_owned())),
         end_tokens: vec![END],
@@ -114,7 +114,7 @@ fn walk(guides: &Guides, schema: &str, seed: u64, max: usize, step: Duration) ->
 }
 
 /// A model directory whose tokenizer has 32,000 entries.
-fn model(folder: &Path) -> Outcome<std::path::PathBuf> {
+fn model(folder: &Path) -> BenchResult<std::path::PathBuf> {
     let (config, dir) = (folder.join("config.json"), folder.join("model"));
     let llama = json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": 32,

@@ -28,7 +28,7 @@ use eka::{
 use serde_json::{Value, json};
 use server::Server;
 
-type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
+type BenchResult<T> = Result<T, Box<dyn std::error::Error>>;
 
 /// One answer as its client sees it.
 #[derive(Clone, Copy)]
@@ -41,7 +41,7 @@ struct Sight {
     prefill: Duration,
 }
 
-fn main() -> Outcome<()> {
+fn main() -> BenchResult<()> {
     eka::device::refuse_telemetry();
     // `cargo bench` passes --bench; a test run of the benches does not, and runs everything once.
     let has = |wanted: &str| env::args().any(|argument| argument == wanted);
@@ -98,7 +98,7 @@ fn report(served: &[Sight], alone: &[Sight], prompt: usize, steps: usize) {
 }
 
 /// The model to measure, with a tokenizer; and the directory to delete afterwards.
-fn model() -> Outcome<(PathBuf, tempfile::TempDir)> {
+fn model() -> BenchResult<(PathBuf, tempfile::TempDir)> {
     let temporary = tempfile::tempdir()?;
     let dir = temporary.path().join("model");
     match env::var_os("BENCH_MODEL") {
@@ -112,12 +112,12 @@ fn model() -> Outcome<(PathBuf, tempfile::TempDir)> {
 }
 
 /// A directory of links to another's files, to which some may be added.
-fn borrow(given: &Path, dir: &Path) -> Outcome<()> {
+fn borrow(given: &Path, dir: &Path) -> BenchResult<()> {
     fs::create_dir(dir)?;
     for entry in fs::read_dir(given)? {
         let entry = entry?;
         let target = dir.join(entry.file_name());
-        // ONNX Runtime refuses weights that are links out of the model's directory; a second name of the file is none.
+        // ONNX Runtime rejects weights that are links out of the model's directory; a second name of the file is none.
         if fs::hard_link(entry.path(), &target).is_err() {
             fs::copy(entry.path(), &target)?;
         }
@@ -125,7 +125,7 @@ fn borrow(given: &Path, dir: &Path) -> Outcome<()> {
     Ok(())
 }
 
-fn export_demo(dir: &Path) -> Outcome<()> {
+fn export_demo(dir: &Path) -> BenchResult<()> {
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
     let adapter = eka::export::AdapterSource { dir: demo.join("adapter"), weight: 1.0 };
     let source = eka::export::Source::Checkpoint { base: demo.join("base"), adapters: vec![adapter] };
@@ -145,7 +145,7 @@ fn words(n: usize) -> Value {
     })
 }
 
-fn load(dir: &Path) -> Outcome<Timeline> {
+fn load(dir: &Path) -> BenchResult<Timeline> {
     let runtime = Runtime::load(None)?;
     let model = Model::open(
         &runtime,
@@ -162,7 +162,7 @@ fn load(dir: &Path) -> Outcome<Timeline> {
     Ok(timeline)
 }
 
-fn in_process(timeline: &mut Timeline, prompt: &[u32], max_new_tokens: usize) -> Outcome<Sight> {
+fn in_process(timeline: &mut Timeline, prompt: &[u32], max_new_tokens: usize) -> BenchResult<Sight> {
     let job = Job::new(JobId(0), prompt.to_vec(), max_new_tokens);
     let started = Instant::now();
     let mut first = None;
@@ -178,7 +178,7 @@ fn in_process(timeline: &mut Timeline, prompt: &[u32], max_new_tokens: usize) ->
 }
 
 /// Asks `server`; what came when.
-fn ask(server: &Server, prompt: &[u32], max_tokens: usize) -> Outcome<Sight> {
+fn ask(server: &Server, prompt: &[u32], max_tokens: usize) -> BenchResult<Sight> {
     // A real client has another machine; this one must not compete with the server for cores.
     set_scheduling_hint(SchedulingHint::LowLatency);
     let sight = ask_in_a_hurry(server, prompt, max_tokens);
@@ -186,7 +186,7 @@ fn ask(server: &Server, prompt: &[u32], max_tokens: usize) -> Outcome<Sight> {
     sight
 }
 
-fn ask_in_a_hurry(server: &Server, prompt: &[u32], max_tokens: usize) -> Outcome<Sight> {
+fn ask_in_a_hurry(server: &Server, prompt: &[u32], max_tokens: usize) -> BenchResult<Sight> {
     let body = json!({
         "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": true, "stream": true,
     });

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
+type BenchResult<T> = Result<T, Box<dyn std::error::Error>>;
 
 /// To load a model; longer is a server that hangs.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -30,7 +30,7 @@ impl Drop for Server {
 
 impl Server {
     /// Starts `serve`, an `eka serve` on a free port, and waits until it has loaded its model.
-    pub(crate) fn start(serve: &mut Command) -> Outcome<Self> {
+    pub(crate) fn start(serve: &mut Command) -> BenchResult<Self> {
         let directory = tempfile::tempdir()?;
         let ready_file = directory.path().join("ready.json");
         let child = serve.arg("--ready-file").arg(&ready_file).stderr(Stdio::null()).spawn()?;
@@ -56,7 +56,7 @@ impl Server {
         &self,
         path: &str,
         body: &serde_json::Value,
-    ) -> Outcome<impl Iterator<Item = std::io::Result<String>> + use<>> {
+    ) -> BenchResult<impl Iterator<Item = std::io::Result<String>> + use<>> {
         let body = body.to_string();
         let head = "host: bench\r\nconnection: close\r\ncontent-type: application/json";
         let request =
@@ -65,7 +65,7 @@ impl Server {
     }
 
     /// Sends a request in one piece: `write!` to a socket would send every part of the format by itself.
-    fn send(&self, request: &str) -> Outcome<TcpStream> {
+    fn send(&self, request: &str) -> BenchResult<TcpStream> {
         let mut connection = TcpStream::connect(&self.address)?;
         connection.set_nodelay(true)?;
         connection.set_read_timeout(Some(PATIENCE))?;

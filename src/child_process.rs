@@ -1,9 +1,10 @@
 //! Child processes of this program: start one with pipes, read its frames, end it with its parent.
 
 use std::{
+    env,
     ffi::OsString,
     io,
-    path::Path,
+    path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     time::Duration,
 };
@@ -18,6 +19,19 @@ use crate::wire::{self, WireError};
 
 /// How long a child may take to end after it has closed its pipe.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Linux's link to the running executable; also of an executable that was replaced or removed.
+const RUNNING: &str = "/proc/self/exe";
+
+/// The program for children: the running executable. They must speak the protocol of this version, even after an upgrade has
+/// replaced the file.
+///
+/// # Errors
+/// When the system does not know the path.
+pub fn own_program() -> io::Result<PathBuf> {
+    let running = Path::new(RUNNING);
+    if running.exists() { Ok(running.into()) } else { env::current_exe() }
+}
 
 /// A running child and its pipes. Dropping `process` kills it.
 #[derive(Debug)]
@@ -37,6 +51,13 @@ pub struct PipedChild {
 pub fn spawn(program: &Path, arguments: &[OsString], stderr: Stdio) -> io::Result<PipedChild> {
     let mut command = Command::new(program);
     command.args(arguments).kill_on_drop(true);
+    // Process lists should show the program's name.
+    #[cfg(unix)]
+    if program == Path::new(RUNNING)
+        && let Some(name) = env::args_os().next()
+    {
+        command.arg0(name);
+    }
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr);
     // A child has no use for API keys, and may leave a core file behind.
     command.env_remove("EKA_AUTH_KEYS");
@@ -80,7 +101,7 @@ pub async fn wait(process: &mut Child) -> io::Result<Option<ExitStatus>> {
 /// ends.
 ///
 /// # Errors
-/// When the system refuses.
+/// When the system rejects.
 pub fn end_with_parent() -> io::Result<()> {
     #[cfg(target_os = "linux")]
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;

@@ -29,10 +29,10 @@ use std::{
 
 use prometheus_client::metrics::counter::Counter;
 
-/// Most bytes of lines that wait. One longer line is accepted when nothing else waits.
+/// Maximum bytes of lines that wait. One longer line is accepted when nothing else waits.
 const CAPACITY: usize = 1 << 20;
 
-/// Pause after a write that a non-blocking descriptor refuses.
+/// Pause after a write that a non-blocking descriptor rejects.
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
 
 static QUEUE: OnceLock<Queue> = OnceLock::new();

@@ -129,7 +129,7 @@ impl FromStr for TrimPolicy {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (mut when, mut keep) = (None, None);
         for word in text.split(',').map(str::trim) {
-            let said = match word.split_once('=') {
+            let parsed = match word.split_once('=') {
                 None if word == "always" => TrimWhen::Always,
                 None if word == "never" => TrimWhen::Never,
                 Some(("above", value)) => TrimWhen::Above(size(value, word)?),
@@ -140,7 +140,7 @@ impl FromStr for TrimPolicy {
                 }
                 _ => return Err(TrimPolicyError::Word { word: word.into() }),
             };
-            if let Some((first, _)) = when.replace((word, said)) {
+            if let Some((first, _)) = when.replace((word, parsed)) {
                 return Err(TrimPolicyError::Twice { first: first.into(), second: word.into() });
             }
         }

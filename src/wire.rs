@@ -84,21 +84,21 @@ pub struct WorkerSpec {
     pub own_operators: bool,
     /// Number format of the key-value cache with those operators.
     pub kv_cache: CacheChoice,
-    /// Most prompt tokens in one pass.
+    /// Maximum number of prompt tokens in one pass.
     pub prefill_chunk: usize,
-    /// Most positions of a sequence; `None` means the model's context length.
+    /// Maximum number of positions of a sequence; `None` means the model's context length.
     pub context_length: Option<usize>,
     /// The device to use.
     pub device: DeviceChoice,
-    /// Most device memory to use; `None` means all.
+    /// Maximum device memory to use; `None` means all.
     pub device_memory: Option<Bytes>,
     /// When unused device memory is freed.
     pub trim: TrimPolicy,
-    /// Most device memory that the key-value cache keeps between two jobs.
+    /// Maximum device memory that the key-value cache keeps between two jobs.
     pub kv_keep: Bytes,
-    /// Most memory for the prefix cache.
+    /// Maximum memory for the prefix cache.
     pub prefix_cache: Bytes,
-    /// Most tokens to draft per pass; 0 turns speculative decoding off.
+    /// Maximum number of tokens to draft per pass; 0 turns speculative decoding off.
     pub draft_tokens: usize,
     /// Whether the same request must give the same bits, even where that costs drafts and the prefix cache.
     pub exact: bool,

@@ -5,7 +5,7 @@
 //! this driver knows which fault hit which job. `verdict` has the checks; the table at the end shows the cost of each kind of
 //! fault.
 
-mod ask;
+mod request;
 mod server;
 mod table;
 mod verdict;
@@ -19,10 +19,10 @@ use std::{
 use clap::Parser;
 use eka::worker::faults::FaultPlan;
 
-use ask::{Answer, Asked, Question};
+use request::{Answer, FinishedRequest, Question};
 use server::{Memory, Server};
 
-type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
+type BenchResult<T> = Result<T, Box<dyn std::error::Error>>;
 
 /// Sends requests to a server whose workers keep failing, and checks every answer
 #[derive(Debug, Parser)]
@@ -61,7 +61,7 @@ impl Args {
         if once { Self { requests: 12, every: 2, clients: 2, hours: None, ..self } } else { self }
     }
 
-    fn plan(&self) -> Outcome<FaultPlan> {
+    fn plan(&self) -> BenchResult<FaultPlan> {
         let spec = format!("random:{}/{}", self.seed, self.every);
         if self.plain { Ok(FaultPlan::default()) } else { Ok(spec.parse()?) }
     }
@@ -69,13 +69,13 @@ impl Args {
 
 /// The results of a run.
 struct Run {
-    asked: Vec<Asked>,
+    requests: Vec<FinishedRequest>,
     memory: Vec<Memory>,
     metrics: String,
     log: Vec<String>,
 }
 
-fn main() -> Outcome<ExitCode> {
+fn main() -> BenchResult<ExitCode> {
     let args = Args::parse().meant();
     let plan = args.plan()?;
     // One thread, so that what arrives first is noted first.
@@ -98,14 +98,14 @@ fn main() -> Outcome<ExitCode> {
 }
 
 /// The expected answer of each question, and its median duration.
-async fn undisturbed(questions: &[Question]) -> Outcome<Vec<Answer>> {
+async fn undisturbed(questions: &[Question]) -> BenchResult<Vec<Answer>> {
     const TIMES: usize = 5;
     let server = Server::start(&FaultPlan::default()).await?;
     let mut answers = Vec::new();
     for question in questions {
         let mut tries = Vec::new();
         for _ in 0..TIMES {
-            tries.push(ask::ask(&server, question, 0).await.answer.map_err(|e| e.why)?);
+            tries.push(request::send(&server, question, 0).await.answer.map_err(|e| e.why)?);
         }
         if tries.iter().any(|answer| answer.text != tries[0].text) {
             return Err(format!("undisturbed, {question:?} has more than one answer").into());
@@ -117,13 +117,13 @@ async fn undisturbed(questions: &[Question]) -> Outcome<Vec<Answer>> {
 }
 
 /// Sends requests until the limit is reached.
-async fn disturbed(args: &Args, plan: &FaultPlan) -> Outcome<Run> {
+async fn disturbed(args: &Args, plan: &FaultPlan) -> BenchResult<Run> {
     let server = Server::start(plan).await?;
     let questions = Question::all()?;
     // Lets the watchdog measure this machine, and runs all code once.
-    let first = ask::ask(&server, &questions[0], 0).await;
+    let first = request::send(&server, &questions[0], 0).await;
     let (begun, next) = (Instant::now(), Cell::new(0));
-    let asked = RefCell::new(vec![first]);
+    let requests = RefCell::new(vec![first]);
     let memory = RefCell::new(vec![server.memory(0)?]);
     let is_over = |number: usize| match args.hours {
         Some(hours) => begun.elapsed() >= Duration::from_secs_f64(hours * 3_600.0),
@@ -135,10 +135,10 @@ async fn disturbed(args: &Args, plan: &FaultPlan) -> Outcome<Run> {
             return Ok::<_, Box<dyn std::error::Error>>(());
         }
         next.set(number + 1);
-        let which = ask::which(number, questions.len());
-        let answered = ask::ask(&server, &questions[which], which).await;
-        asked.borrow_mut().push(answered);
-        let done = asked.borrow().len() - 1;
+        let question = request::question_of(number, questions.len());
+        let finished = request::send(&server, &questions[question], question).await;
+        requests.borrow_mut().push(finished);
+        let done = requests.borrow().len() - 1;
         if done.is_multiple_of(25) {
             memory.borrow_mut().push(server.memory(done)?);
         }
@@ -150,6 +150,6 @@ async fn disturbed(args: &Args, plan: &FaultPlan) -> Outcome<Run> {
         ended?;
     }
     let metrics = server.metrics().await?;
-    let (asked, memory) = (asked.into_inner(), memory.into_inner());
-    Ok(Run { asked, memory, metrics, log: server.log() })
+    let (requests, memory) = (requests.into_inner(), memory.into_inner());
+    Ok(Run { requests, memory, metrics, log: server.log() })
 }

@@ -15,7 +15,7 @@ use std::{
 use eka::worker::faults::FaultPlan;
 use serde_json::Value;
 
-use crate::Outcome;
+use crate::BenchResult;
 
 /// A hang costs this long, and a step that takes longer on a busy machine would be taken for one.
 const PATIENCE: [&str; 3] =
@@ -52,7 +52,7 @@ impl Drop for Server {
 
 impl Server {
     /// Starts one and waits until it is ready.
-    pub(crate) async fn start(plan: &FaultPlan) -> Outcome<Self> {
+    pub(crate) async fn start(plan: &FaultPlan) -> BenchResult<Self> {
         let mut command = Command::new(env!("CARGO_BIN_EXE_eka"));
         for (name, _) in env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("EKA_")) {
             command.env_remove(name);
@@ -92,12 +92,12 @@ impl Server {
         self.count.replace(self.count.get() + 1)
     }
 
-    pub(crate) async fn metrics(&self) -> Outcome<String> {
+    pub(crate) async fn metrics(&self) -> BenchResult<String> {
         Ok(self.client.get(format!("{}/metrics", self.url)).send().await?.text().await?)
     }
 
     /// Records the parent's memory after a number of answers.
-    pub(crate) fn memory(&self, answers: usize) -> Outcome<Memory> {
+    pub(crate) fn memory(&self, answers: usize) -> BenchResult<Memory> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
         let kib = |name: &str| -> Option<u64> {
             let line = status.lines().find_map(|line| line.strip_prefix(name))?;

@@ -6,7 +6,7 @@ use eka::worker::faults::FaultPlan;
 
 use crate::{
     Run,
-    ask::{Answer, Asked},
+    request::{Answer, FinishedRequest},
     verdict::{growth_kib, numbers_of_refused, struck},
 };
 
@@ -25,11 +25,11 @@ struct Row {
 pub(crate) fn print(run: &Run, answers: &[Answer], plan: &FaultPlan) {
     let refused = numbers_of_refused(run);
     let mut rows = BTreeMap::<&str, Row>::new();
-    for (at, asked) in run.asked.iter().enumerate() {
-        let undisturbed = &answers[asked.which];
-        let job = asked.answer.as_ref().ok().map(|answer| answer.job).or_else(|| refused.get(&at).copied());
+    for (at, request) in run.requests.iter().enumerate() {
+        let undisturbed = &answers[request.question];
+        let job = request.answer.as_ref().ok().map(|answer| answer.job).or_else(|| refused.get(&at).copied());
         let kind = job.and_then(|job| struck(plan, job, undisturbed));
-        rows.entry(kind.map_or("(none)", |kind| kind.name())).or_default().add(asked, undisturbed);
+        rows.entry(kind.map_or("(none)", |kind| kind.name())).or_default().add(request, undisturbed);
     }
     println!(
         "added latency: of answers, beyond the same request's undisturbed, without the time in the queue"
@@ -50,9 +50,9 @@ pub(crate) fn print(run: &Run, answers: &[Answer], plan: &FaultPlan) {
 }
 
 impl Row {
-    fn add(&mut self, asked: &Asked, undisturbed: &Answer) {
+    fn add(&mut self, request: &FinishedRequest, undisturbed: &Answer) {
         self.count += 1;
-        match &asked.answer {
+        match &request.answer {
             Ok(answer) => {
                 self.answered += 1;
                 self.correct += usize::from(answer.text == undisturbed.text);

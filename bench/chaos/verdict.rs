@@ -12,7 +12,7 @@ use eka::{
 
 use crate::{
     Run,
-    ask::{Answer, Asked, Refusal},
+    request::{Answer, FinishedRequest, RequestError},
     server::Memory,
 };
 
@@ -57,10 +57,11 @@ pub(crate) fn struck(plan: &FaultPlan, job: u64, undisturbed: &Answer) -> Option
 /// the first of them had the first of the numbers that no answer has.
 pub(crate) fn numbers_of_refused(run: &Run) -> BTreeMap<usize, u64> {
     let answered: BTreeSet<u64> =
-        run.asked.iter().filter_map(|asked| Some(asked.answer.as_ref().ok()?.job)).collect();
-    let missing = (1..=run.asked.len() as u64).filter(|job| !answered.contains(job));
-    let mut refused: Vec<usize> = (0..run.asked.len()).filter(|at| run.asked[*at].answer.is_err()).collect();
-    refused.sort_by_key(|at| run.asked[*at].ended);
+        run.requests.iter().filter_map(|request| Some(request.answer.as_ref().ok()?.job)).collect();
+    let missing = (1..=run.requests.len() as u64).filter(|job| !answered.contains(job));
+    let mut refused: Vec<usize> =
+        (0..run.requests.len()).filter(|at| run.requests[*at].answer.is_err()).collect();
+    refused.sort_by_key(|at| run.requests[*at].ended);
     refused.into_iter().zip(missing).collect()
 }
 
@@ -68,19 +69,19 @@ pub(crate) fn numbers_of_refused(run: &Run) -> BTreeMap<usize, u64> {
 pub(crate) fn wrong(run: &Run, answers: &[Answer], plan: &FaultPlan) -> Vec<String> {
     let refused = numbers_of_refused(run);
     let mut wrong = Vec::new();
-    for (at, asked) in run.asked.iter().enumerate() {
-        let undisturbed = &answers[asked.which];
-        match (&asked.answer, refused.get(&at)) {
+    for (at, request) in run.requests.iter().enumerate() {
+        let undisturbed = &answers[request.question];
+        match (&request.answer, refused.get(&at)) {
             (Ok(answer), _) => wrong.extend(wrong_answer(answer, undisturbed, plan)),
             (Err(refusal), Some(job)) => wrong.extend(wrong_refusal(refusal, *job, undisturbed, plan)),
             (Err(refusal), None) => wrong.push(format!("lost: {refusal:?}")),
         }
     }
     wrong.extend(wrong_numbers(run));
-    wrong.extend(overtaken(&run.asked));
+    wrong.extend(overtaken(&run.requests));
     wrong.extend(wrong_counters(run));
     let growth = growth_kib(&run.memory, |memory| memory.anonymous_kib);
-    if run.asked.len() > ENOUGH && growth > MAX_GROWTH_KIB {
+    if run.requests.len() > ENOUGH && growth > MAX_GROWTH_KIB {
         wrong
             .push(format!("the parent grows by {growth:.0} KiB in 1,000 requests, {MAX_GROWTH_KIB} at most"));
     }
@@ -97,21 +98,21 @@ fn wrong_answer(answer: &Answer, undisturbed: &Answer, plan: &FaultPlan) -> Opti
 }
 
 /// An error is correct if the device rejected a step; the text before it must be the beginning of the answer.
-fn wrong_refusal(refusal: &Refusal, job: u64, undisturbed: &Answer, plan: &FaultPlan) -> Option<String> {
+fn wrong_refusal(refusal: &RequestError, job: u64, undisturbed: &Answer, plan: &FaultPlan) -> Option<String> {
     let kind = struck(plan, job, undisturbed);
     let right = kind.map(fate) == Some(Fate::Refused)
         && refusal.code == if kind == Some(FaultKind::Starve) { "out_of_memory" } else { "device_error" }
-        && undisturbed.text.starts_with(&refusal.said);
+        && undisturbed.text.starts_with(&refusal.partial);
     (!right).then(|| format!("job {job}, with {kind:?}, got {refusal:?}"))
 }
 
 /// Every job number up to the count of requests belongs to exactly one request.
 fn wrong_numbers(run: &Run) -> Vec<String> {
     let mut times = BTreeMap::<u64, usize>::new();
-    let answered = run.asked.iter().filter_map(|asked| Some(asked.answer.as_ref().ok()?.job));
+    let answered = run.requests.iter().filter_map(|request| Some(request.answer.as_ref().ok()?.job));
     answered.chain(numbers_of_refused(run).into_values()).for_each(|job| *times.entry(job).or_default() += 1);
-    (1..=run.asked.len() as u64)
-        .chain(times.keys().copied().filter(|job| *job > run.asked.len() as u64))
+    (1..=run.requests.len() as u64)
+        .chain(times.keys().copied().filter(|job| *job > run.requests.len() as u64))
         .map(|job| (job, times.get(&job).copied().unwrap_or(0)))
         .filter(|(_, times)| *times != 1)
         .map(|(job, times)| format!("job {job} was answered {times} times"))
@@ -121,9 +122,9 @@ fn wrong_numbers(run: &Run) -> Vec<String> {
 /// Jobs that one which came later overtook. A short prompt gets its number and its place in the queue in one go, so the
 /// numbers are the order of acceptance; one slot ends jobs in the order it starts them; and whoever is overtaken ends
 /// later by at least the other's time, so that half of the own is beyond doubt and beyond the clients' own unsteadiness.
-fn overtaken(asked: &[Asked]) -> Vec<String> {
+fn overtaken(requests: &[FinishedRequest]) -> Vec<String> {
     let mut jobs: Vec<(&Answer, Instant)> =
-        asked.iter().filter_map(|asked| Some((asked.answer.as_ref().ok()?, asked.ended))).collect();
+        requests.iter().filter_map(|request| Some((request.answer.as_ref().ok()?, request.ended))).collect();
     jobs.sort_by_key(|(answer, _)| answer.job);
     let (mut wrong, mut first_later) = (Vec::new(), None::<Instant>);
     for (answer, ended) in jobs.into_iter().rev() {
@@ -144,10 +145,11 @@ fn wrong_counters(run: &Run) -> Vec<String> {
     };
     let answers = counted("eka_requests_total{route=\"/generate-lite\"");
     let resumed = counted("eka_jobs_resumed_total ");
-    let seen: u64 = run.asked.iter().filter_map(|asked| Some(asked.answer.as_ref().ok()?.resumed)).sum();
+    let seen: u64 =
+        run.requests.iter().filter_map(|request| Some(request.answer.as_ref().ok()?.resumed)).sum();
     let mut wrong = Vec::new();
-    if answers != run.asked.len() as u64 {
-        wrong.push(format!("the server counts {answers} answers, the clients {}", run.asked.len()));
+    if answers != run.requests.len() as u64 {
+        wrong.push(format!("the server counts {answers} answers, the clients {}", run.requests.len()));
     }
     if resumed != seen {
         wrong.push(format!("the server counts {resumed} resumed jobs, the clients {seen}"));

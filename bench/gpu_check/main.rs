@@ -32,7 +32,7 @@ use eka::{
 };
 use serde_json::Value;
 
-use soak::Outcome;
+use soak::BenchResult;
 use table::Table;
 
 /// Checks a GPU, or the CPU in its place
@@ -89,7 +89,7 @@ const CHECKS: [Check; 6] =
     [Check::Doctor, Check::Parity, Check::Soak, Check::Trim, Check::Speed, Check::Killed];
 
 /// Where checks find what they need.
-struct Ground {
+struct Setup {
     device: Device,
     choice: DeviceChoice,
     libraries: Option<PathBuf>,
@@ -99,7 +99,7 @@ struct Ground {
     is_quick: bool,
 }
 
-impl Ground {
+impl Setup {
     fn is_gpu(&self) -> bool {
         self.device.gpu().is_some()
     }
@@ -134,7 +134,7 @@ impl Ground {
     }
 
     /// Exports the checkpoint in `from` to `name`.
-    fn export(&self, from: &Path, name: &str, more: &[&str]) -> Outcome<PathBuf> {
+    fn export(&self, from: &Path, name: &str, more: &[&str]) -> BenchResult<PathBuf> {
         let out = self.path(name);
         let mut command = self.command(&["export"]);
         command.arg("--base").arg(from.join("base")).arg("--adapter").arg(from.join("adapter"));
@@ -142,7 +142,7 @@ impl Ground {
         Ok(out)
     }
 
-    fn demo(&self, dtype: Dtype) -> Outcome<PathBuf> {
+    fn demo(&self, dtype: Dtype) -> BenchResult<PathBuf> {
         let name = format!("demo-{dtype}");
         if self.path(&name).is_dir() {
             return Ok(self.path(&name));
@@ -151,7 +151,7 @@ impl Ground {
     }
 
     /// Opens a model on the device as a worker does.
-    fn open(&self, dir: &Path, kv_keep: Bytes) -> Outcome<Timeline> {
+    fn open(&self, dir: &Path, kv_keep: Bytes) -> BenchResult<Timeline> {
         let model = Model::open_on(&self.device, dir, session(true))?;
         let mut timeline =
             Timeline::new(model, TimelineOptions { keep: kv_keep, ..TimelineOptions::default() })?;
@@ -170,7 +170,7 @@ fn session(captures: bool) -> SessionOptions {
 }
 
 /// Runs a program to its end; returns its output.
-fn run(command: &mut Command) -> Outcome<String> {
+fn run(command: &mut Command) -> BenchResult<String> {
     let output = command.output()?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
@@ -179,7 +179,7 @@ fn run(command: &mut Command) -> Outcome<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-fn main() -> Outcome<ExitCode> {
+fn main() -> BenchResult<ExitCode> {
     eka::device::refuse_telemetry();
     let mut args = Args::parse();
     // As cargo means it: a test run of the benches is short, and on what every machine has.
@@ -201,7 +201,7 @@ fn main() -> Outcome<ExitCode> {
         }
         Err(other) => return Err(other.into()),
     };
-    let ground = Ground {
+    let setup = Setup {
         device,
         choice,
         libraries: args.libraries.clone(),
@@ -210,16 +210,16 @@ fn main() -> Outcome<ExitCode> {
         work: tempfile::tempdir()?,
         is_quick: args.quick,
     };
-    let mut table = Table::new(&ground);
+    let mut table = Table::new(&setup);
     for check in CHECKS.into_iter().filter(|check| args.only.is_empty() || args.only.contains(check)) {
         let began = Instant::now();
         let done = match check {
-            Check::Doctor => doctor(&ground, &mut table),
-            Check::Parity => parity::run(&ground, &mut table),
-            Check::Soak => memory::soak(&ground, &mut table),
-            Check::Trim => memory::trim(&ground, &mut table),
-            Check::Speed => speed::run(&ground, &mut table),
-            Check::Killed => served::killed(&ground, &mut table),
+            Check::Doctor => doctor(&setup, &mut table),
+            Check::Parity => parity::run(&setup, &mut table),
+            Check::Soak => memory::soak(&setup, &mut table),
+            Check::Trim => memory::trim(&setup, &mut table),
+            Check::Speed => speed::run(&setup, &mut table),
+            Check::Killed => served::killed(&setup, &mut table),
         };
         let name = format!("{check:?}").to_lowercase();
         if let Err(e) = done {
@@ -233,9 +233,9 @@ fn main() -> Outcome<ExitCode> {
     Ok(if table.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn doctor(ground: &Ground, table: &mut Table) -> Outcome<()> {
-    let demo = ground.demo(ground.dtype())?;
-    let mut command = ground.on_device(&["doctor", "--json"]);
+fn doctor(setup: &Setup, table: &mut Table) -> BenchResult<()> {
+    let demo = setup.demo(setup.dtype())?;
+    let mut command = setup.on_device(&["doctor", "--json"]);
     let output = command.arg("--model").arg(&demo).output()?;
     let report: Value = serde_json::from_slice(&output.stdout)
         .map_err(|_| String::from_utf8_lossy(&output.stderr).into_owned())?;
@@ -243,15 +243,20 @@ fn doctor(ground: &Ground, table: &mut Table) -> Outcome<()> {
         let (what, detail) =
             (finding["what"].as_str().unwrap_or("?"), finding["detail"].as_str().unwrap_or_default());
         if ["gpu", "onnxruntime", "device", "placement"].contains(&what) {
-            table.told(&format!("doctor: {what}"), &detail.replace('\n', "; "));
+            table.info(&format!("doctor: {what}"), &detail.replace('\n', "; "));
         }
     }
-    let timeline = ground.open(&demo, Bytes(0))?;
+    let timeline = setup.open(&demo, Bytes(0))?;
     let placement = timeline.model().session().placement()?;
-    let wanted = if ground.is_gpu() { "CUDAExecutionProvider" } else { "CPUExecutionProvider" };
+    let wanted = if setup.is_gpu() { "CUDAExecutionProvider" } else { "CPUExecutionProvider" };
     let elsewhere: usize =
         placement.iter().filter(|(name, _)| *name != wanted).flat_map(|(_, nodes)| nodes.values()).sum();
     let all: usize = placement.values().flat_map(|nodes| nodes.values()).sum();
-    table.held("nodes of the demonstration elsewhere", "0", &format!("{elsewhere} of {all}"), elsewhere == 0);
+    table.check(
+        "nodes of the demonstration elsewhere",
+        "0",
+        &format!("{elsewhere} of {all}"),
+        elsewhere == 0,
+    );
     Ok(())
 }

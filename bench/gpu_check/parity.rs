@@ -11,29 +11,28 @@ use eka::{
 };
 use serde_json::Value;
 
-use crate::{Ground, session, soak::Outcome, table::Table};
+use crate::{Setup, session, soak::BenchResult, table::Table};
 
-/// Most that logits in half precision may differ from single precision's: the demo's are within ±30.
+/// Maximum difference of logits between half and single precision. The demo's logits are within ±30.
 const TOLERANCE: f64 = 0.15;
 
-pub(crate) fn run(ground: &Ground, table: &mut Table) -> Outcome<()> {
+pub(crate) fn run(setup: &Setup, table: &mut Table) -> BenchResult<()> {
     for fixture in ["llama", "llama3-rope-rslora"] {
-        verify(ground, table, fixture)?;
+        verify(setup, table, fixture)?;
     }
-    let types: &[Dtype] =
-        if ground.is_gpu() { &[Dtype::Float16, Dtype::Bfloat16] } else { &[Dtype::Float32] };
+    let types: &[Dtype] = if setup.is_gpu() { &[Dtype::Float16, Dtype::Bfloat16] } else { &[Dtype::Float32] };
     for &dtype in types {
-        prompts(ground, table, dtype)?;
+        prompts(setup, table, dtype)?;
     }
-    ways(ground, table)
+    ways(setup, table)
 }
 
 /// One text read in every way: in chunks, token by token (whose steps are captured on a GPU), the same after
 /// memory was trimmed and steps had to be captured again, and from the middle on after a rewind.
-fn ways(ground: &Ground, table: &mut Table) -> Outcome<()> {
-    let mut timeline = ground.open(&ground.demo(ground.dtype())?, Bytes(0))?;
+fn ways(setup: &Setup, table: &mut Table) -> BenchResult<()> {
+    let mut timeline = setup.open(&setup.demo(setup.dtype())?, Bytes(0))?;
     let vocabulary = timeline.vocabulary();
-    let text: Vec<u32> = asked(ground)?.0.iter().flat_map(Asked::text).take(300).collect();
+    let text: Vec<u32> = expected_answers(setup)?.0.iter().flat_map(PromptAnswer::text).take(300).collect();
     let chunks = logits(&mut timeline, &text)?;
     let steps = stepped(&mut timeline, &text)?;
     timeline.clear();
@@ -50,7 +49,7 @@ fn ways(ground: &Ground, table: &mut Table) -> Outcome<()> {
     ] {
         let max = here.iter().zip(there).map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max);
         let met = here.len() == there.len() && max <= TOLERANCE;
-        table.held(
+        table.check(
             &format!("logits of {} tokens, {name}", text.len()),
             "within 0.15",
             &format!("{max:.2e} at most"),
@@ -60,7 +59,7 @@ fn ways(ground: &Ground, table: &mut Table) -> Outcome<()> {
     Ok(())
 }
 
-fn stepped(timeline: &mut Timeline, text: &[u32]) -> Outcome<Vec<f32>> {
+fn stepped(timeline: &mut Timeline, text: &[u32]) -> BenchResult<Vec<f32>> {
     timeline.rewind(0);
     let mut all = Vec::new();
     for token in text {
@@ -70,31 +69,33 @@ fn stepped(timeline: &mut Timeline, text: &[u32]) -> Outcome<Vec<f32>> {
 }
 
 /// One of the ten prompts, and its greedy answer in single precision.
-struct Asked {
+struct PromptAnswer {
     prompt: Vec<u32>,
     answer: Vec<u32>,
 }
 
-impl Asked {
+impl PromptAnswer {
     fn text(&self) -> Vec<u32> {
         [&*self.prompt, &self.answer].concat()
     }
 }
 
 /// The ten prompts, and the tokens that end an answer.
-fn asked(ground: &Ground) -> Outcome<(Vec<Asked>, Vec<u32>)> {
-    let file = fs::read(ground.root.join("tests/fixtures/demo/expected.json"))?;
+fn expected_answers(setup: &Setup) -> BenchResult<(Vec<PromptAnswer>, Vec<u32>)> {
+    let file = fs::read(setup.root.join("tests/fixtures/demo/expected.json"))?;
     let document: Value = serde_json::from_slice(&file)?;
     let entries = document["prompts"].as_array().ok_or("no prompts")?;
-    let one =
-        |entry: &Value| Asked { prompt: ids(&entry["prompt_ids"]), answer: ids(&entry["merged"]["ids"]) };
+    let one = |entry: &Value| PromptAnswer {
+        prompt: ids(&entry["prompt_ids"]),
+        answer: ids(&entry["merged"]["ids"]),
+    };
     Ok((entries.iter().map(one).collect(), ids(&document["stop_ids"])))
 }
 
-fn verify(ground: &Ground, table: &mut Table, fixture: &str) -> Outcome<()> {
-    let from = ground.root.join("tests/fixtures").join(fixture);
-    let dir = ground.export(&from, fixture, &["--dtype", &ground.dtype().to_string()])?;
-    let mut command = ground.on_device(&["verify", "--json"]);
+fn verify(setup: &Setup, table: &mut Table, fixture: &str) -> BenchResult<()> {
+    let from = setup.root.join("tests/fixtures").join(fixture);
+    let dir = setup.export(&from, fixture, &["--dtype", &setup.dtype().to_string()])?;
+    let mut command = setup.on_device(&["verify", "--json"]);
     command.arg("--atol").arg(TOLERANCE.to_string()).arg(&dir).arg(from.join("expected.safetensors"));
     let output = command.output()?;
     let report: Value = serde_json::from_slice(&output.stdout)
@@ -105,17 +106,17 @@ fn verify(ground: &Ground, table: &mut Table, fixture: &str) -> Outcome<()> {
         report["greedy"]
     );
     let bar = format!("within {TOLERANCE}");
-    table.held(&format!("{fixture} against transformers"), &bar, &found, report["passed"] == true);
+    table.check(&format!("{fixture} against transformers"), &bar, &found, report["passed"] == true);
     Ok(())
 }
 
 /// The ten prompts: logits beside those of the CPU in single precision, and the greedy answers.
-fn prompts(ground: &Ground, table: &mut Table, dtype: Dtype) -> Outcome<()> {
-    let mut device = ground.open(&ground.demo(dtype)?, Bytes(0))?;
-    let mut single = on_cpu(ground, &ground.demo(Dtype::Float32)?)?;
-    let (asked, ends) = asked(ground)?;
+fn prompts(setup: &Setup, table: &mut Table, dtype: Dtype) -> BenchResult<()> {
+    let mut device = setup.open(&setup.demo(dtype)?, Bytes(0))?;
+    let mut single = on_cpu(setup, &setup.demo(Dtype::Float32)?)?;
+    let (prompts, ends) = expected_answers(setup)?;
     let (mut same, mut max, mut squares, mut count) = (0, 0f32, 0f64, 0usize);
-    for one in &asked {
+    for one in &prompts {
         let text = one.text();
         let (here, there) = (logits(&mut device, &text)?, logits(&mut single, &text)?);
         for (here, there) in here.iter().zip(&there) {
@@ -126,23 +127,23 @@ fn prompts(ground: &Ground, table: &mut Table, dtype: Dtype) -> Outcome<()> {
         let said = answer(&mut device, one.prompt.clone(), &ends, one.answer.len())?;
         same += usize::from(one.answer.starts_with(&said) && said.len() + 1 >= one.answer.len());
     }
-    let all = asked.len();
+    let all = prompts.len();
     #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
     let rms = (squares / count.max(1) as f64).sqrt();
     let found = format!("{same} of {all}");
-    table.held(
+    table.check(
         &format!("greedy answers to the ten prompts in {dtype}"),
         "all as on the CPU",
         &found,
         same == all,
     );
     let found = format!("{max:.3} at most, {rms:.4} rms");
-    table.told(&format!("logits of those, {dtype} against float32 on the CPU"), &found);
+    table.info(&format!("logits of those, {dtype} against float32 on the CPU"), &found);
     Ok(())
 }
 
-fn on_cpu(ground: &Ground, dir: &Path) -> Outcome<Timeline> {
-    let model = Model::open(ground.device.runtime(), dir, session(false))?;
+fn on_cpu(setup: &Setup, dir: &Path) -> BenchResult<Timeline> {
+    let model = Model::open(setup.device.runtime(), dir, session(false))?;
     Ok(Timeline::new(model, TimelineOptions::default())?)
 }
 
@@ -151,12 +152,12 @@ fn ids(value: &Value) -> Vec<u32> {
     numbers.filter_map(|id| u32::try_from(id).ok()).collect()
 }
 
-fn logits(timeline: &mut Timeline, tokens: &[u32]) -> Outcome<Vec<f32>> {
+fn logits(timeline: &mut Timeline, tokens: &[u32]) -> BenchResult<Vec<f32>> {
     timeline.rewind(0);
     Ok(timeline.forward_all(tokens)?)
 }
 
-fn answer(timeline: &mut Timeline, prompt: Vec<u32>, ends: &[u32], max: usize) -> Outcome<Vec<u32>> {
+fn answer(timeline: &mut Timeline, prompt: Vec<u32>, ends: &[u32], max: usize) -> BenchResult<Vec<u32>> {
     let job = Job { end_tokens: ends.to_vec(), ..Job::new(JobId(0), prompt, max) };
     let mut said = Vec::new();
     engine::generate(timeline, &job, None, &mut Speculation::new(), |step| {

@@ -11,24 +11,27 @@ use std::{
 use eka::units::Bytes;
 use serde_json::json;
 
-use crate::{Ground, server::Server, soak::Outcome, table::Table};
+use crate::{Setup, server::Server, soak::BenchResult, table::Table};
 
 /// Time limit for the driver to free the memory of a killed worker.
 const SOON: Duration = Duration::from_secs(1);
 /// Tolerance: two workers may differ by a few pages.
 const LITTLE: u64 = 64 << 20;
 
-fn start(ground: &Ground, model: &Path) -> Outcome<Server> {
-    let mut serve = ground.command(&["serve", "--port", "0", "--device", &ground.choice.to_string()]);
+fn start(setup: &Setup, model: &Path) -> BenchResult<Server> {
+    let mut serve = setup.command(&["serve", "--port", "0", "--device", &setup.choice.to_string()]);
     serve.arg("--model").arg(model);
-    if let Some(libraries) = &ground.libraries {
+    if let Some(libraries) = &setup.libraries {
         serve.arg("--set").arg(format!("onnxruntime.dir={}", libraries.display()));
     }
     Server::start(&mut serve)
 }
 
 /// Asks for a stream; its lines as they come.
-fn stream(server: &Server, tokens: usize) -> Outcome<impl Iterator<Item = std::io::Result<String>> + use<>> {
+fn stream(
+    server: &Server,
+    tokens: usize,
+) -> BenchResult<impl Iterator<Item = std::io::Result<String>> + use<>> {
     let body = json!({
         "prompt": "Translate to Hindi: Good morning, friend.", "max_new_tokens": tokens, "stream": true,
         "ignore_eos": true, "temperature": 0, "cache_prompt": false
@@ -36,7 +39,7 @@ fn stream(server: &Server, tokens: usize) -> Outcome<impl Iterator<Item = std::i
     server.post("/generate-lite", &body)
 }
 
-fn worker(server: &Server) -> Outcome<u32> {
+fn worker(server: &Server) -> BenchResult<u32> {
     for task in fs::read_dir(format!("/proc/{}/task", server.child.id()))? {
         let children = fs::read_to_string(task?.path().join("children"))?;
         if let Some(worker) = children.split_whitespace().next() {
@@ -46,11 +49,11 @@ fn worker(server: &Server) -> Outcome<u32> {
     Err("the server has no worker".into())
 }
 
-pub(crate) fn killed(ground: &Ground, table: &mut Table) -> Outcome<()> {
-    let free = || ground.device.pool().and_then(|pool| pool.stats().device_free).map(|free| free.0);
+pub(crate) fn killed(setup: &Setup, table: &mut Table) -> BenchResult<()> {
+    let free = || setup.device.pool().and_then(|pool| pool.stats().device_free).map(|free| free.0);
     let before = free();
-    let model = ground.demo(ground.dtype())?;
-    let server = start(ground, &model)?;
+    let model = setup.demo(setup.dtype())?;
+    let server = start(setup, &model)?;
     let tokens = 400;
     let whole: Vec<String> = texts(stream(&server, tokens)?)?;
     let serving = free();
@@ -77,7 +80,7 @@ pub(crate) fn killed(ground: &Ground, table: &mut Table) -> Outcome<()> {
         whole.len(),
         resumed.as_secs_f64()
     );
-    table.held(
+    table.check(
         "an answer whose worker is killed",
         "goes on, the same text",
         &found,
@@ -86,12 +89,12 @@ pub(crate) fn killed(ground: &Ground, table: &mut Table) -> Outcome<()> {
     if let (Some(half), Some(serving)) = (half, serving) {
         let found =
             half.map_or("never seen".into(), |after| format!("{:.0} ms after", after.as_secs_f64() * 1e3));
-        table.told("half of its memory is free again", &found);
+        table.info("half of its memory is free again", &found);
         // The next worker holds what the first one did: as much is free only when all of the first one's is.
         let moved = free().unwrap_or_default().abs_diff(serving);
         let found = format!("{} away, {:.2} s after", Bytes(moved), killed.elapsed().as_secs_f64());
         let is_back = moved <= LITTLE && killed.elapsed() <= SOON;
-        table.held("with the next worker as much is free as with it", "within a second", &found, is_back);
+        table.check("with the next worker as much is free as with it", "within a second", &found, is_back);
     }
     Ok(())
 }
@@ -108,7 +111,7 @@ fn watch(free: &impl Fn() -> Option<u64>, wanted: u64) -> Option<Duration> {
     None
 }
 
-fn texts(lines: impl Iterator<Item = std::io::Result<String>>) -> Outcome<Vec<String>> {
+fn texts(lines: impl Iterator<Item = std::io::Result<String>>) -> BenchResult<Vec<String>> {
     let mut all = Vec::new();
     for line in lines {
         all.extend(text(&line?));

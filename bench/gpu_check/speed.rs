@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::{Ground, run as run_program, soak::Outcome, table::Table};
+use crate::{Setup, run as run_program, soak::BenchResult, table::Table};
 
 /// What peers were seen to reach with the smallest shape in int4 on such a card.
 const GOAL_SMALLEST: f64 = 600.0;
@@ -91,15 +91,15 @@ impl Shape {
     }
 
     /// Exports it with random weights, once.
-    pub(crate) fn export(&self, ground: &Ground, quantize: &str) -> Outcome<PathBuf> {
-        let out = ground.path(&format!("{}-{quantize}", self.name.replace(' ', "-")));
+    pub(crate) fn export(&self, setup: &Setup, quantize: &str) -> BenchResult<PathBuf> {
+        let out = setup.path(&format!("{}-{quantize}", self.name.replace(' ', "-")));
         if out.is_dir() {
             return Ok(out);
         }
         let config = out.with_extension("json");
         fs::write(&config, self.config().to_string())?;
         let mut command =
-            ground.command(&["export", "--dtype", &ground.dtype().to_string(), "--quantize", quantize]);
+            setup.command(&["export", "--dtype", &setup.dtype().to_string(), "--quantize", quantize]);
         run_program(command.arg("--random-weights").arg(&config).arg("--out").arg(&out))?;
         Ok(out)
     }
@@ -115,27 +115,27 @@ impl Shape {
     }
 }
 
-pub(crate) fn run(ground: &Ground, table: &mut Table) -> Outcome<()> {
-    let shapes = if ground.is_quick { vec![Shape::small()] } else { Shape::all().to_vec() };
+pub(crate) fn run(setup: &Setup, table: &mut Table) -> BenchResult<()> {
+    let shapes = if setup.is_quick { vec![Shape::small()] } else { Shape::all().to_vec() };
     for (number, shape) in shapes.iter().enumerate() {
         for quantize in ["int4", "none"] {
-            let dir = shape.export(ground, quantize)?;
+            let dir = shape.export(setup, quantize)?;
             for captures in [true, false] {
-                let figures = Figures::measure(ground, &dir, captures)?;
-                let weights = if quantize == "none" { ground.dtype().to_string() } else { quantize.into() };
+                let figures = Figures::measure(setup, &dir, captures)?;
+                let weights = if quantize == "none" { setup.dtype().to_string() } else { quantize.into() };
                 let how = if captures { "captured" } else { "not captured" };
                 let name = format!("{}, {weights}, steps {how}", shape.name);
-                let best = captures && ground.is_gpu();
+                let best = captures && setup.is_gpu();
                 match (best, quantize, number) {
                     (true, "int4", 0) => {
                         let met = figures.decode >= GOAL_SMALLEST;
-                        table.held(&name, &format!("{GOAL_SMALLEST} tokens/s"), &figures.to_string(), met);
+                        table.check(&name, &format!("{GOAL_SMALLEST} tokens/s"), &figures.to_string(), met);
                     }
                     (true, "int4", 2) => {
                         let met = figures.share.is_some_and(|share| share >= GOAL_SHARE);
-                        table.held(&name, "25 % of bandwidth", &figures.to_string(), met);
+                        table.check(&name, "25 % of bandwidth", &figures.to_string(), met);
                     }
-                    _ => table.told(&name, &figures.to_string()),
+                    _ => table.info(&name, &figures.to_string()),
                 }
             }
             // The largest takes fifteen gigabytes.
@@ -155,10 +155,10 @@ struct Figures {
 }
 
 impl Figures {
-    fn measure(ground: &Ground, dir: &std::path::Path, captures: bool) -> Outcome<Self> {
-        let generate = if ground.is_quick { "16" } else { "128" };
-        let mut command = ground.on_device(&["bench", "--json", "--prompt", "512", "--generate", generate]);
-        command.args(["--rounds", if ground.is_quick { "1" } else { "3" }]);
+    fn measure(setup: &Setup, dir: &std::path::Path, captures: bool) -> BenchResult<Self> {
+        let generate = if setup.is_quick { "16" } else { "128" };
+        let mut command = setup.on_device(&["bench", "--json", "--prompt", "512", "--generate", generate]);
+        command.args(["--rounds", if setup.is_quick { "1" } else { "3" }]);
         command.args(["--cuda-graphs", if captures { "true" } else { "false" }]).arg(dir);
         let report: Value = serde_json::from_str(&run_program(&mut command)?)?;
         let number = |value: &Value| value.as_f64().ok_or_else(|| format!("a figure is missing in {report}"));

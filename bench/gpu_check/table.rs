@@ -4,7 +4,7 @@ use std::{fmt, fs, path::Path};
 
 use serde::Serialize;
 
-use crate::{Ground, soak::Outcome};
+use crate::{Setup, soak::BenchResult};
 
 /// One finding.
 #[derive(Debug, Serialize)]
@@ -27,17 +27,17 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    pub(crate) fn new(ground: &Ground) -> Self {
-        Self { device: ground.device.to_string(), eka: env!("CARGO_PKG_VERSION"), rows: Vec::new() }
+    pub(crate) fn new(setup: &Setup) -> Self {
+        Self { device: setup.device.to_string(), eka: env!("CARGO_PKG_VERSION"), rows: Vec::new() }
     }
 
     /// A result without a limit.
-    pub(crate) fn told(&mut self, check: &str, found: &str) {
+    pub(crate) fn info(&mut self, check: &str, found: &str) {
         self.rows.push(Row { check: check.into(), bar: None, found: found.into(), met: None });
     }
 
     /// A result and its limit.
-    pub(crate) fn held(&mut self, check: &str, bar: &str, found: &str, met: bool) {
+    pub(crate) fn check(&mut self, check: &str, bar: &str, found: &str, met: bool) {
         self.rows.push(Row {
             check: check.into(),
             bar: Some(bar.into()),
@@ -48,7 +48,7 @@ impl Table {
 
     /// A check that could not be carried out.
     pub(crate) fn failed(&mut self, check: &str, why: &str) {
-        self.held(check, "can be checked", why, false);
+        self.check(check, "can be checked", why, false);
     }
 
     pub(crate) fn is_good(&self) -> bool {
@@ -56,7 +56,7 @@ impl Table {
     }
 
     /// Writes it to `directory`, for people and for programs.
-    pub(crate) fn write(&self, directory: Option<&Path>) -> Outcome<()> {
+    pub(crate) fn write(&self, directory: Option<&Path>) -> BenchResult<()> {
         let Some(directory) = directory else { return Ok(()) };
         fs::create_dir_all(directory)?;
         fs::write(directory.join("gpu-check.json"), serde_json::to_string_pretty(self)? + "\n")?;

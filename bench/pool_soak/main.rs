@@ -13,7 +13,7 @@ use eka::{
     device::{Pool, Runtime, pool::PoolOptions},
     units::Bytes,
 };
-use soak::{Asked, MAX_PROMPT, Outcome, Report};
+use soak::{BenchResult, MAX_PROMPT, Report, SoakOptions};
 
 /// Runs requests of all lengths over a pool of host memory and looks for leaks
 #[derive(Debug, Parser)]
@@ -42,7 +42,7 @@ struct Args {
 /// Tolerance: allocator pages and thread stacks of a process change a little.
 const NOISE: u64 = 256 << 10;
 
-fn main() -> Outcome<ExitCode> {
+fn main() -> BenchResult<ExitCode> {
     eka::device::refuse_telemetry();
     let args = Args::parse();
     // As cargo means it: a test run of the benches is short.
@@ -50,10 +50,10 @@ fn main() -> Outcome<ExitCode> {
     let directory = tempfile::tempdir()?;
     let dir = directory.path().join("model");
     soak::model(&dir, |options| options)?;
-    let asked = Asked { requests, seed: args.seed, kv_keep: Bytes(args.kv_keep), captures: false };
+    let options = SoakOptions { requests, seed: args.seed, kv_keep: Bytes(args.kv_keep), captures: false };
     let pool = Pool::on_host(&Runtime::load(None)?, PoolOptions::default())?;
     let began = Instant::now();
-    let report = soak::run(&pool, &dir, asked)?;
+    let report = soak::run(&pool, &dir, options)?;
     print(&report, began.elapsed().as_secs());
     if let Some(file) = args.json {
         fs::write(file, serde_json::to_string_pretty(&report)? + "\n")?;
@@ -76,18 +76,18 @@ fn print(report: &Report, seconds: u64) {
     line("weights", Bytes(report.weights).to_string());
     line("the cache may keep", Bytes(report.kv_keep).to_string());
     line("most held in a request", Bytes(report.peak).to_string());
-    line("most held after a trim", Bytes(report.most_after_trim).to_string());
+    line("most held after a trim", Bytes(report.max_after_trim).to_string());
     line("times more than weights and what may be kept", report.times_above.to_string());
     line("times that the cache was kept", report.times_kept.to_string());
     line("blocks given, spilled, written to when free", {
         format!("{}, {}, {}", report.allocations, report.spills, report.writes_after_free)
     });
     line("out and held by the pool's books at the end", {
-        format!("{}, {}", Bytes(report.books_out), Bytes(report.books_held))
+        format!("{}, {}", Bytes(report.in_use_at_end), Bytes(report.held_at_end))
     });
     line("anonymous memory between requests, early", Bytes(report.anonymous_early).to_string());
     line("  late", Bytes(report.anonymous_late).to_string());
     line("a trim: median, 99 of 100, longest", {
-        format!("{}, {}, {} µs", report.trim_median_us, report.trim_p99_us, report.trim_most_us)
+        format!("{}, {}, {} µs", report.trim_median_us, report.trim_p99_us, report.trim_max_us)
     });
 }

@@ -20,9 +20,9 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde::Serialize;
 use serde_json::json;
 
-pub(crate) type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
+pub(crate) type BenchResult<T> = Result<T, Box<dyn std::error::Error>>;
 
-/// Positions of the made-up model.
+/// Context length of the model with random weights.
 const CONTEXT: usize = 2048;
 /// Longest prompt.
 pub(crate) const MAX_PROMPT: usize = 1900;
@@ -31,7 +31,7 @@ const MAX_ANSWER: usize = 40;
 
 /// The options of a run.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Asked {
+pub(crate) struct SoakOptions {
     pub(crate) requests: usize,
     /// Same seed, same requests.
     pub(crate) seed: u64,
@@ -49,49 +49,48 @@ pub(crate) struct Report {
     pub(crate) answer_tokens: usize,
     pub(crate) weights: u64,
     pub(crate) kv_keep: u64,
-    /// Most that was held after a trim, and how often that was more than weights and what may be kept.
-    pub(crate) most_after_trim: u64,
+    /// Maximum held after a trim, and how often that exceeded the weights and `kv_keep`.
+    pub(crate) max_after_trim: u64,
     pub(crate) times_above: usize,
-    /// After how many requests the cache stayed.
+    /// Number of requests after which the cache was kept.
     pub(crate) times_kept: usize,
-    /// Most that was held in a request, and most that was in use in one and after one.
+    /// Maximum held during a request, and maximum in use during and after a request.
     pub(crate) peak: u64,
-    pub(crate) most_in_use: u64,
+    pub(crate) max_in_use: u64,
     pub(crate) in_use_after: u64,
     pub(crate) allocations: u64,
     pub(crate) spills: u64,
     pub(crate) writes_after_free: u64,
     pub(crate) trim_median_us: u64,
     pub(crate) trim_p99_us: u64,
-    pub(crate) trim_most_us: u64,
+    pub(crate) trim_max_us: u64,
     /// Bytes in use and held by the pool after model and cache are dropped.
-    pub(crate) books_out: u64,
-    pub(crate) books_held: u64,
-    /// The least anonymous memory that the system saw between requests, in the second tenth of them and in the last.
+    pub(crate) in_use_at_end: u64,
+    pub(crate) held_at_end: u64,
+    /// Minimum anonymous memory of the process between requests, in their second tenth and in their last tenth.
     pub(crate) anonymous_early: u64,
     pub(crate) anonymous_late: u64,
-    /// What the device had free after a trim, at least and at most, the first tenth of the requests left out; `None` where
-    /// it does not say.
-    pub(crate) free_least: Option<u64>,
-    pub(crate) free_most: Option<u64>,
+    /// Minimum and maximum free memory of the device after a trim, without the first tenth of the requests; `None` if unknown.
+    pub(crate) min_free: Option<u64>,
+    pub(crate) max_free: Option<u64>,
 }
 
 impl Report {
     /// Problems found; empty if there are none.
     pub(crate) fn wrong(&self) -> Vec<String> {
         let bars = [
-            (self.times_above == 0, "more than weights and what is kept was held after a trim"),
-            (self.books_out == 0 && self.books_held == 0, "the pool's books are not empty at the end"),
+            (self.times_above == 0, "after a trim, the pool held more than the weights and kv_keep"),
+            (self.in_use_at_end == 0 && self.held_at_end == 0, "the pool is not empty at the end"),
             (self.spills == 0, "blocks were spilled"),
             (self.writes_after_free == 0, "freed blocks were written to"),
-            (self.most_in_use > self.in_use_after, "no request took more than stays"),
+            (self.max_in_use > self.in_use_after, "no request used more memory than remains after it"),
         ];
         bars.into_iter().filter(|(holds, _)| !holds).map(|(_, what)| what.to_owned()).collect()
     }
 }
 
-/// Writes a small model of random weights to `dir`, which must not be there.
-pub(crate) fn model(dir: &Path, options: impl FnOnce(Options) -> Options) -> Outcome<()> {
+/// Writes a small model with random weights to `dir`, which must not exist.
+pub(crate) fn model(dir: &Path, options: impl FnOnce(Options) -> Options) -> BenchResult<()> {
     let config = dir.with_extension("json");
     let llama = json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": 128,
@@ -110,41 +109,41 @@ pub(crate) fn prompt(random: &mut StdRng, length: usize) -> Vec<u32> {
 }
 
 /// Runs all requests and reads the final accounting.
-pub(crate) fn run(pool: &Pool, dir: &Path, asked: Asked) -> Outcome<Report> {
-    let mut report = Report { requests: asked.requests, kv_keep: asked.kv_keep.0, ..Report::default() };
-    let mut timeline = open(pool, dir, asked)?;
+pub(crate) fn run(pool: &Pool, dir: &Path, options: SoakOptions) -> BenchResult<Report> {
+    let mut report = Report { requests: options.requests, kv_keep: options.kv_keep.0, ..Report::default() };
+    let mut timeline = open(pool, dir, options)?;
     timeline.clear_to(Bytes(0));
     timeline.trim(Bytes(0));
-    // As the device counts them, which gives memory out in larger pieces.
+    // As the device counts them, which allocates larger pieces.
     report.weights = pool.stats().reserved.0;
-    let mut random = StdRng::seed_from_u64(asked.seed);
+    let mut random = StdRng::seed_from_u64(options.seed);
     let (mut trims, mut anonymous) = (Vec::new(), Vec::new());
-    for number in 0..asked.requests {
+    for number in 0..options.requests {
         pool.reset_peaks();
         request(&mut timeline, &mut random, number as u64, &mut report)?;
-        let in_it = pool.stats();
-        report.peak = report.peak.max(in_it.reserved_peak.0);
-        report.most_in_use = report.most_in_use.max(in_it.in_use_peak.0);
+        let during = pool.stats();
+        report.peak = report.peak.max(during.reserved_peak.0);
+        report.max_in_use = report.max_in_use.max(during.in_use_peak.0);
         let began = Instant::now();
         timeline.trim(Bytes(0));
         trims.push(began.elapsed());
         let after = pool.stats();
-        report.times_above += usize::from(after.reserved.0 > report.weights + asked.kv_keep.0);
+        report.times_above += usize::from(after.reserved.0 > report.weights + options.kv_keep.0);
         report.times_kept += usize::from(after.reserved.0 > report.weights);
-        if number >= asked.requests / 10
+        if number >= options.requests / 10
             && let Some(Bytes(free)) = after.device_free
         {
-            report.free_least = Some(report.free_least.map_or(free, |min| min.min(free)));
-            report.free_most = Some(report.free_most.map_or(free, |max| max.max(free)));
+            report.min_free = Some(report.min_free.map_or(free, |min| min.min(free)));
+            report.max_free = Some(report.max_free.map_or(free, |max| max.max(free)));
         }
-        report.most_after_trim = report.most_after_trim.max(after.reserved.0);
+        report.max_after_trim = report.max_after_trim.max(after.reserved.0);
         report.in_use_after = report.in_use_after.max(after.in_use().0);
         anonymous.push(process_memory::memory().anonymous.unwrap_or_default().0);
     }
     drop(timeline);
     pool.trim(Bytes(0));
     let closed = pool.stats();
-    (report.books_out, report.books_held) = (closed.in_use().0, closed.reserved.0);
+    (report.in_use_at_end, report.held_at_end) = (closed.in_use().0, closed.reserved.0);
     (report.allocations, report.spills) = (closed.allocations, closed.spills);
     report.writes_after_free = closed.writes_after_free;
     report.note_trims(trims);
@@ -152,8 +151,8 @@ pub(crate) fn run(pool: &Pool, dir: &Path, asked: Asked) -> Outcome<Report> {
     Ok(report)
 }
 
-fn open(pool: &Pool, dir: &Path, asked: Asked) -> Outcome<Timeline> {
-    let Asked { kv_keep: keep, captures, .. } = asked;
+fn open(pool: &Pool, dir: &Path, options: SoakOptions) -> BenchResult<Timeline> {
+    let SoakOptions { kv_keep: keep, captures, .. } = options;
     let session = SessionOptions {
         threads: affinity::physical_cores(),
         own_operators: true,
@@ -166,8 +165,8 @@ fn open(pool: &Pool, dir: &Path, asked: Asked) -> Outcome<Timeline> {
     Ok(timeline)
 }
 
-/// As a worker runs it: the loop, then the cache is cleared.
-fn request(timeline: &mut Timeline, random: &mut StdRng, id: u64, report: &mut Report) -> Outcome<()> {
+/// Runs a request as a worker does, and then clears the cache.
+fn request(timeline: &mut Timeline, random: &mut StdRng, id: u64, report: &mut Report) -> BenchResult<()> {
     let length = random.random_range(1..=MAX_PROMPT);
     let answer = random.random_range(1..=MAX_ANSWER).min(timeline.capacity() - length);
     let job = Job::new(JobId(id), prompt(random, length), answer);
@@ -186,7 +185,7 @@ impl Report {
             let trim = trims.get((trims.len() * part / 100).min(trims.len().saturating_sub(1)));
             trim.map_or(0, |trim| u64::try_from(trim.as_micros()).unwrap_or(u64::MAX))
         };
-        [self.trim_median_us, self.trim_p99_us, self.trim_most_us] = [at(50), at(99), at(100)];
+        [self.trim_median_us, self.trim_p99_us, self.trim_max_us] = [at(50), at(99), at(100)];
     }
 
     fn note_anonymous(&mut self, anonymous: &[u64]) {

@@ -133,7 +133,7 @@ pub enum KeysError {
         /// What is wrong.
         message: String,
     },
-    /// The file has no keys, so every request would be refused.
+    /// The file has no keys, so every request would be rejected.
     #[error("auth.keys_file {} has no [[key]]; add one, or unset auth.keys_file", path.display())]
     Empty {
         /// The file.

@@ -9,7 +9,7 @@ use std::{
 
 use super::token_bucket::{MINUTE, RateLimitStatus, TokenBucket};
 
-/// Most addresses in each of the two generations; both together take about 4 MB.
+/// Maximum number of addresses in each of the two generations; both together take about 4 MB.
 const MAX_ADDRESSES: usize = 1 << 15;
 
 /// One [`TokenBucket`] per client address.

@@ -47,7 +47,7 @@ pub(super) struct EngineArgs {
     #[arg(long, value_name = "FORMAT", default_value_t = CacheChoice::Auto)]
     kv_cache: CacheChoice,
 
-    /// Most prompt tokens in one forward pass
+    /// Maximum number of prompt tokens in one forward pass
     #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = clap::value_parser!(u16).range(1..=16384))]
     prefill_chunk: u16,
 }
@@ -98,17 +98,17 @@ impl EngineArgs {
     }
 }
 
-/// The cores of one of `many` workers with `threads` threads each.
+/// The cores of one of `count` workers with `threads` threads each.
 ///
 /// # Errors
 /// When there are too few cores.
-pub(super) fn share(all: &[usize], [number, many]: [usize; 2], threads: usize) -> anyhow::Result<&[usize]> {
-    let found = all.get(number * threads..(number + 1) * threads).filter(|_| many * threads <= all.len());
+pub(super) fn share(all: &[usize], [number, count]: [usize; 2], threads: usize) -> anyhow::Result<&[usize]> {
+    let found = all.get(number * threads..(number + 1) * threads).filter(|_| count * threads <= all.len());
     found.with_context(|| {
         format!(
-            "pinning {many} workers with {threads} threads each needs {} physical cores, but this process may use {}; \
+            "pinning {count} workers with {threads} threads each needs {} physical cores, but this process may use {}; \
              lower engine.threads, or disable engine.pin_cores",
-            many * threads,
+            count * threads,
             all.len()
         )
     })

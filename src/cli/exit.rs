@@ -191,8 +191,8 @@ mod tests {
     #[test]
     fn an_explicit_exit_code_overrides_the_causes() {
         let failure = || Failure::Model { model: "a".into(), message: "b".into() };
-        let told = Err::<(), _>(failure()).with_exit(Exit::Usage).context("c").unwrap_err();
-        assert_eq!((Exit::of(&told), told.chain().count()), (Exit::Usage, 2));
+        let error = Err::<(), _>(failure()).with_exit(Exit::Usage).context("c").unwrap_err();
+        assert_eq!((Exit::of(&error), error.chain().count()), (Exit::Usage, 2));
         assert_eq!(Exit::of(&anyhow!(failure()).context("c")), Exit::Model);
         assert_eq!(Exit::of(&anyhow!("c")), Exit::Failed);
     }

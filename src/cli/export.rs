@@ -49,7 +49,7 @@ pub(super) struct Args {
 
     /// Weight format
     #[arg(long, value_enum, default_value_t)]
-    quantize: Format,
+    quantize: WeightFormat,
 
     /// Data type of computation and unquantized weights: float32 for a CPU, the others for a GPU
     #[arg(long, value_enum, default_value_t)]
@@ -98,29 +98,6 @@ pub(super) struct Args {
 
     #[command(flatten)]
     pub(super) output: OutputFlags,
-}
-
-/// Weight format.
-#[derive(Clone, Copy, Debug, Default, ValueEnum)]
-enum Format {
-    /// Unquantized: the largest and slowest
-    #[default]
-    #[value(alias = "float32")]
-    None,
-    /// 8 bits: a quarter of the size; answers rarely differ
-    Int8,
-    /// 4 bits: an eighth of the size; the fastest on a CPU
-    Int4,
-}
-
-impl From<Format> for WeightFormat {
-    fn from(format: Format) -> Self {
-        match format {
-            Format::None => Self::Full,
-            Format::Int8 => Self::Int8,
-            Format::Int4 => Self::Int4,
-        }
-    }
 }
 
 /// Compatibility of the graph.

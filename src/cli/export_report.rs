@@ -104,7 +104,7 @@ fn logits(model: &mut Timeline, window: &[u32]) -> anyhow::Result<Vec<f32>> {
     Ok(model.forward_all(window)?)
 }
 
-/// What two models make of a text.
+/// The differences between two models on a text.
 #[derive(Clone, Debug)]
 pub(super) struct Comparison {
     path: PathBuf,
@@ -146,7 +146,7 @@ impl Comparison {
         self.divergence / self.difference.positions as f64
     }
 
-    /// What comes of it.
+    /// The figures of the comparison.
     pub(super) fn figures(&self) -> Figures {
         let Difference { positions, max, same_top, .. } = self.difference;
         let [perplexity, float32_perplexity] = self.perplexities();
@@ -178,12 +178,12 @@ impl Comparison {
     }
 }
 
-/// What an export computes, against float32, as JSON has it.
+/// The comparison of an export with float32, as JSON.
 #[derive(Debug, Serialize)]
 pub(super) struct Figures {
     text: PathBuf,
     positions: usize,
-    /// Of logits, like the next two; null when one of them is no number.
+    /// Of logits, like the next two; null if one of them is NaN.
     max_difference: f32,
     mean_difference: f64,
     rms_difference: f64,
@@ -279,7 +279,7 @@ mod tests {
         neither_our_operators_nor_a_smaller_cache_cost_perplexity(&bench, reporter);
     }
 
-    /// What is within reach of the demonstration's text: the same logits, close ones, and the better of two roundings.
+    /// Checks figures on the demonstration's text: equal logits, close logits, and the better of two roundings.
     fn figures_are_what_formats_and_roundings_promise(bench: &Bench, reporter: &Reporter) {
         let same = bench.compare(reporter, Storage::default());
         assert_eq!((same.difference.max, same.divergence()), (0.0, 0.0));
@@ -310,7 +310,7 @@ mod tests {
         assert!(better >= 5, "least error gives the smaller differences in {better} of 6 formats");
     }
 
-    /// The same weights by operators of ours over every cache, and by ONNX Runtime's: the text is as likely to all of them.
+    /// Computes the same weights with eka's operators and every cache type, and with ONNX Runtime's: the perplexity is the same.
     fn neither_our_operators_nor_a_smaller_cache_cost_perplexity(bench: &Bench, reporter: Reporter) {
         let weights = int4(32, ZeroPoints::Middle, Rounding::LeastError);
         let ways = ["--own-operators false", "--kv-cache float32", "--kv-cache float16", "--kv-cache int8"];

@@ -13,7 +13,7 @@ const OWN: usize = 64;
 /// Descriptors of a worker and its replacement.
 const WORKER: usize = 16;
 
-/// Fewest connections, even if the limit is too low for the reserve.
+/// Minimum number of connections, even if the limit is too low for the reserve.
 const MIN_CONNECTIONS: usize = 8;
 
 /// Raises the soft limit to the hard limit. Returns the limit; `None` if unlimited or unknown.

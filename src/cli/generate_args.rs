@@ -80,7 +80,7 @@ impl Args {
         Ok(text.encode_chat(&messages.into())?)
     }
 
-    /// Most tokens of the answer after a prompt of `prompt` tokens.
+    /// Maximum number of tokens of the answer after a prompt of `prompt` tokens.
     pub(super) fn max_new(&self, model: &LocalModel, prompt: usize) -> anyhow::Result<usize> {
         let context = model.context;
         let room = context.saturating_sub(prompt);

@@ -73,11 +73,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let patience = Duration::from_secs(args.timeout.max(1).into());
     let client = Client::new(&url, None, patience).with_exit(Exit::Usage)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let told: Value = runtime.block_on(client.get_json(args.state.route())).with_exit(Exit::Failed)?;
+    let health: Value = runtime.block_on(client.get_json(args.state.route())).with_exit(Exit::Failed)?;
     if args.output.json {
-        return output::document(&told);
+        return output::document(&health);
     }
-    let status = told["status"].as_str().unwrap_or("ok");
+    let status = health["status"].as_str().unwrap_or("ok");
     output::result(|out| writeln!(out, "{}", output::printable(status)))
 }
 

@@ -70,7 +70,7 @@ pub(super) struct LoadArgs {
     #[arg(long, value_name = "LENGTHS", default_value = "64", requires = "url")]
     prompt_length: Lengths,
 
-    /// Most tokens of an answer, in the same format
+    /// Maximum number of tokens of an answer, in the same format
     #[arg(long, value_name = "LENGTHS", default_value = "64", requires = "url")]
     output_length: Lengths,
 

@@ -33,14 +33,14 @@ pub(super) fn start(
 
 /// Makes the queue wait for the device that has a job's model, if there is a choice.
 fn route(config: &Config, executor: &Executor, mut workers: WorkerPool) {
-    let most_switches = config.queue.max_switches;
+    let max_switches = config.queue.max_switches;
     let has_one_device = workers.size() == 1;
-    if has_one_device && most_switches.is_none() {
+    if has_one_device && max_switches.is_none() {
         return;
     }
     let (loaded, open) = (workers.clone(), workers.clone());
     executor.route(Routing {
-        most_switches,
+        max_switches,
         is_loaded: Arc::new(move |slot, model: &ModelId| loaded.is_loaded(slot, model)),
         is_open: Arc::new(move |slot| has_one_device || open.is_open(slot)),
     });

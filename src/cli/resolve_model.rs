@@ -19,9 +19,9 @@ use super::{
     progress::Bars,
 };
 use crate::{
-    config::{self, Config, Quantize},
+    config::{self, Config},
     device_spec::Verify,
-    export::{self, AdapterSource, BlockSize, Existing, Options, Source, Storage, WeightFormat},
+    export::{self, AdapterSource, Existing, Options, Source, Storage},
     files,
     job::GpuReport,
     manifest::{self, Dtype},
@@ -196,7 +196,7 @@ fn exported(config: &Config, path: &Path, id: &str, gpu: Option<GpuReport>) -> a
     let adapter = Some(path.join("adapter")).filter(|adapter| files::exists(adapter));
     let adapters = adapter.into_iter().map(|dir| AdapterSource { dir, weight: 1.0 }).collect();
     let source = Source::Checkpoint { base, adapters };
-    let options = Options { dtype, weights: weights(&config.model)?, ..Options::new(source, PathBuf::new()) };
+    let options = Options { dtype, weights: storage(&config.model), ..Options::new(source, PathBuf::new()) };
     let key = export::fingerprint(&options)?;
     let output = config.model.cache_dir.join("exports").join(format!("{id}-{}", &key[..16]));
     let existing = match cached(&output, config.model.verify) {
@@ -273,17 +273,9 @@ fn is_bfloat16(base: &Path) -> bool {
         || ["dtype", "torch_dtype"].iter().any(|field| config["text_config"][field] == "bfloat16")
 }
 
-fn weights(model: &config::Model) -> anyhow::Result<Storage> {
-    let block_size = match model.block_size {
-        None => BlockSize::default(),
-        Some(weights) => weights.get().try_into().context("model.block_size")?,
-    };
-    let format = match model.quantize {
-        Quantize::None => WeightFormat::Full,
-        Quantize::Int8 => WeightFormat::Int8,
-        Quantize::Int4 => WeightFormat::Int4,
-    };
-    Ok(Storage { format, block_size, ..Storage::default() })
+fn storage(model: &config::Model) -> Storage {
+    let block_size = model.block_size.unwrap_or_default();
+    Storage { format: model.quantize, block_size, ..Storage::default() }
 }
 
 #[cfg(test)]

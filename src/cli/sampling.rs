@@ -7,7 +7,7 @@ use crate::job::Sampling;
 /// Sampling and stop conditions.
 #[derive(Clone, Debug, PartialEq, clap::Args)]
 pub(super) struct SamplingArgs {
-    /// Most tokens to generate [default: engine.default_max_new_tokens]
+    /// Maximum number of tokens to generate [default: engine.default_max_new_tokens]
     #[arg(long, value_name = "TOKENS", value_parser = count)]
     pub(super) max_new_tokens: Option<usize>,
 

@@ -1,15 +1,12 @@
 //! `eka sandbox`: the child process that compiles schemas and renders templates, and its command line.
 
-use std::{
-    env, io,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{io, sync::Arc};
 
 use anyhow::Context;
 
 use super::worker::private_stdout;
 use crate::{
+    child_process,
     metrics::Metrics,
     sandbox::{self, ChildProgram, Sandbox},
 };
@@ -31,12 +28,6 @@ pub(super) fn run() -> anyhow::Result<()> {
 /// # Errors
 /// When the path of the program is unknown.
 pub(super) fn of_this_program(metrics: &Arc<Metrics>) -> anyhow::Result<Sandbox> {
-    let program = own_file().context("cannot find the path of this program")?;
+    let program = child_process::own_program().context("cannot find the path of this program")?;
     Ok(Sandbox::new(ChildProgram { program, arguments: vec![NAME.into()] }, Arc::clone(metrics)))
-}
-
-/// The running executable. Children must have the protocol of this version, even after an upgrade has replaced the file.
-fn own_file() -> io::Result<PathBuf> {
-    let running = Path::new("/proc/self/exe");
-    if running.exists() { Ok(running.into()) } else { env::current_exe() }
 }

@@ -160,13 +160,13 @@ async fn with_spawned_servers(args: &Args, suite: &Suite, key: Option<&str>) -> 
     output::note(format_args!("ready after {:.1} s: {}", ready.as_secs_f64(), server.client.url()));
     let mut run = described(&server.client, suite).await?;
     run.ready_ms = Some(ready.as_secs_f64() * 1e3);
-    run.outcomes = smoke::cold(&server.client, suite, server.started_at, tell).await;
+    run.outcomes = smoke::cold(&server.client, suite, server.started_at, print_progress).await;
     run.outcomes.extend(loaded(&server.client, suite).await);
     server.stop().await;
     if let Some(Isolate::PerRequest) = args.isolate {
         let mut server = SpawnedServer::start(&args.config, &["recycle.between_requests=true"], key).await?;
         server.ready().await?;
-        run.outcomes.extend(smoke::one_by_one(&server.client, suite, Mode::Isolated, tell).await);
+        run.outcomes.extend(smoke::one_by_one(&server.client, suite, Mode::Isolated, print_progress).await);
         server.stop().await;
     }
     Ok(run)
@@ -174,12 +174,12 @@ async fn with_spawned_servers(args: &Args, suite: &Suite, key: Option<&str>) -> 
 
 /// The modes that need a loaded model: one by one, then all at once.
 async fn loaded(client: &Client, suite: &Suite) -> Vec<Outcome> {
-    let mut outcomes = smoke::one_by_one(client, suite, Mode::Cached, tell).await;
-    outcomes.extend(smoke::all_at_once(client, suite, tell).await);
+    let mut outcomes = smoke::one_by_one(client, suite, Mode::Cached, print_progress).await;
+    outcomes.extend(smoke::all_at_once(client, suite, print_progress).await);
     outcomes
 }
 
-fn tell(outcome: &Outcome) {
+fn print_progress(outcome: &Outcome) {
     let Outcome { name, mode, problems, answer, .. } = outcome;
     let took = answer.as_ref().map(|seen| format!(" {:.0} ms", seen.response_ms)).unwrap_or_default();
     let state = if outcome.is_right() { "right".into() } else { format!("WRONG: {}", problems.join("; ")) };

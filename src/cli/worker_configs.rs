@@ -1,7 +1,7 @@
 //! How the parent starts its workers: the models, memory and cores of each device's worker.
 
 use std::{
-    env, fs,
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -16,6 +16,7 @@ use super::{
     worker,
 };
 use crate::{
+    child_process,
     config::{self, Config},
     device::{affinity, process_memory},
     device_spec::DeviceChoice,
@@ -162,7 +163,7 @@ fn worker_config(
     let keep_alive = config.models.keep_alive_ms;
     Ok(WorkerConfig {
         label: None,
-        program: env::current_exe().context("cannot find the path of this program")?,
+        program: child_process::own_program().context("cannot find the path of this program")?,
         arguments: vec![worker::NAME.into()],
         spec,
         models: models.iter().map(model_source).collect::<Result<_, _>>()?,

@@ -4,7 +4,7 @@
 ///
 /// ```text
 /// /// Documentation: of the field, of the flag in --help, and in docs/settings.md.
-/// name: Type = default, in least..=most, expect "a value of this kind", check is_valid, flag "name" "VALUE";
+/// name: Type = default, in min..=max, expect "a value of this kind", check is_valid, flag "name" "VALUE";
 /// name: Type, unset "what happens without it", derive default_value, …;
 /// ```
 ///
@@ -12,10 +12,10 @@
 /// type is optional, in this order; a setting needs a default or `unset`:
 ///
 /// - `in`: the range of an integer;
-/// - `expect`: what an error message asks for, for text;
+/// - `expect`: the description of valid text in error messages;
 /// - `check`: `fn(&str) -> bool`, for text that its type alone does not validate;
 /// - `derive`: computes the value of an unset setting from the environment and other settings;
-/// - `flag`: a flag of its own, besides `--set`.
+/// - `flag`: a separate flag, in addition to `--set`.
 macro_rules! settings {
     ($(
         #[doc = $section_doc:literal]

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{environment::Environment, types::CacheDir, validate::Validator};
+use super::{environment::Environment, types::CacheDir, user_dirs::USER_CACHE, validate::Validator};
 
 /// The name of the directory in `model.path`.
 pub(super) fn default_model_id(validator: &mut Validator<'_>) -> Option<String> {
@@ -34,19 +34,9 @@ pub(super) fn default_cache_dir(validator: &mut Validator<'_>) -> Option<CacheDi
 }
 
 fn user_cache_dir(environment: &Environment) -> PathBuf {
-    // A relative path would depend on the working directory; the XDG specification says to ignore it.
-    let variable =
-        |name: &str| environment.variables.get(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let home = |below: &str| variable("HOME").map(|home| home.join(below));
-    let base = if cfg!(windows) {
-        variable("LOCALAPPDATA")
-    } else if cfg!(target_os = "macos") {
-        home("Library/Caches")
-    } else {
-        variable("XDG_CACHE_HOME").or_else(|| home(".cache"))
-    };
+    let found = USER_CACHE.find(|name| environment.variables.get(name).map(PathBuf::from));
     // A container's user often has no home directory. The temporary directory is shared with other users.
-    base.map_or_else(|| temporary_dir().join(user_dir_name()), |base| base.join("eka"))
+    found.unwrap_or_else(|| temporary_dir().join(user_dir_name()))
 }
 
 /// The temporary directory; `TMPDIR=` would make it the working directory.

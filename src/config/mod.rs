@@ -27,6 +27,7 @@ mod settings_table;
 #[cfg(test)]
 mod tests;
 mod types;
+mod user_dirs;
 mod validate;
 mod value;
 
@@ -41,7 +42,6 @@ pub use self::{
         Auth, Config, Cors, Device, Engine, Limits, Log, Model, Models, OnnxRuntime, Queue, Recycle, Server,
         Tls, Trace, Watchdog,
     },
-    types::{
-        CacheDir, Hosts, LogFormat, Origins, Quantize, Secret, UnknownFields, UnknownValue, WeightBlock,
-    },
+    types::{CacheDir, Hosts, LogFormat, Origins, Secret, UnknownFields, UnknownValue},
+    user_dirs::{USER_STATE, UserDir},
 };

@@ -1,4 +1,4 @@
-//! What is known about one setting: its name, documentation, default and valid values.
+//! The metadata of a setting: its name, documentation, default and valid values.
 
 use std::ops::RangeInclusive;
 
@@ -20,7 +20,7 @@ pub(super) struct Setting {
     pub(super) unset: Option<&'static str>,
     /// The range of an integer.
     pub(super) range: Option<RangeInclusive<i64>>,
-    /// What an error message asks for, for text.
+    /// Description of valid text in error messages.
     pub(super) expect: Option<&'static str>,
     /// Validates text before it is parsed.
     pub(super) check: Option<fn(&str) -> bool>,

@@ -12,12 +12,12 @@ use super::{
     declare::{optional, settings},
     defaults::{default_cache_dir, default_model_id, default_prompt_dir},
     setting::{Flag, Setting},
-    types::{CacheDir, Hosts, LogFormat, Origins, Quantize, Secret, UnknownFields, WeightBlock},
+    types::{CacheDir, Hosts, LogFormat, Origins, Secret, UnknownFields},
     validate::Validator,
     value::SettingValue,
 };
 use crate::{
-    device_spec::{CacheChoice, Devices, Verify},
+    device_spec::{BlockSize, CacheChoice, Devices, Verify, WeightFormat},
     trim_policy::TrimPolicy,
     units::{Bytes, Millis, Ratio, Tokens},
 };
@@ -39,10 +39,10 @@ settings! {
         heartbeat_ms: Millis = 2000, in 100..=60_000;
         /// Largest request body
         body_limit_bytes: Bytes = 4_194_304, in 1..=1 << 30;
-        /// Most memory for all request bodies together; a request that exceeds it gets a 503. The first 64 KiB of each body
+        /// Maximum memory for all request bodies together; a request that exceeds it gets a 503. The first 64 KiB of each body
         /// are not counted
         body_memory_bytes: Bytes = 67_108_864, in 1..=1 << 40;
-        /// Most connections at once; for one more, the connection that has been idle for longest is closed
+        /// Maximum number of connections; for one more, the connection that has been idle for longest is closed
         max_connections: NonZeroUsize = 1024, in 1..=1 << 20;
         /// Names that requests may use in `Host`, without ports, such as `chat.example.org`; `*` allows any. With API keys,
         /// `Host` is checked only if this is set
@@ -84,7 +84,7 @@ settings! {
 
     /// Rate limits
     limits: Limits {
-        /// Most requests per minute from one address; an IPv6 /64 network counts as one address
+        /// Maximum number of requests per minute from one address; an IPv6 /64 network counts as one address
         requests_per_minute_per_ip: Option<NonZeroU32>, unset "no limit", in 1..=1_000_000;
     }
 
@@ -99,9 +99,9 @@ settings! {
             expect "a name that is not empty, without spaces", check is_model_name,
             flag "model-id" "NAME";
         /// Weight format when a source directory is exported: `none` (unquantized), `int8` or `int4`
-        quantize: Quantize = "none", expect "none, int8 or int4", flag "quantize" "TYPE";
+        quantize: WeightFormat = "none", expect "none, int8 or int4", flag "quantize" "TYPE";
         /// Number of weights that share a scale, when quantized: 32, 64 or 128
-        block_size: Option<WeightBlock>, unset "the exporter's choice", in 32..=128;
+        block_size: Option<BlockSize>, unset "the exporter's choice", in 32..=128;
         /// Directory for exports of source directories. The default must belong to the user and is made private (mode
         /// 0700); without a home directory it is `eka-UID` in the temporary directory
         cache_dir: CacheDir, unset "the user's cache directory", derive default_cache_dir, expect "a directory";
@@ -114,7 +114,7 @@ settings! {
         /// Directory whose subdirectories are served as well, loaded on demand
         dir: Option<PathBuf>, unset "only the model of model.path", expect "a directory of models",
             flag "models" "DIR";
-        /// Most memory for all loaded models; the least recently used model is unloaded first
+        /// Maximum memory for all loaded models; the least recently used model is unloaded first
         memory_bytes: Option<Bytes>, unset "half of the machine's memory", in 1..=1 << 50;
         /// Time after which an unused model is unloaded
         keep_alive_ms: Option<Millis>, unset "until another model needs the memory", in 0..=WEEK_MS;
@@ -122,18 +122,18 @@ settings! {
 
     /// Request queue
     queue: Queue {
-        /// Most waiting requests; further requests get a 429
+        /// Maximum number of waiting requests; further requests get a 429
         max_jobs: NonZeroUsize = 32, in 1..=1 << 20, flag "queue" "JOBS";
-        /// Most prompt tokens of all waiting requests together
+        /// Maximum number of prompt tokens of all waiting requests together
         max_prompt_tokens: Tokens = 65_536, in 1..=1 << 24;
         /// Longest wait in the queue, and the default for requests without `queue_timeout_ms`
         timeout_ms: Millis = 60_000, in 1..=WEEK_MS;
         /// Longest time from a request's arrival to the end of its answer, and the default for requests without
         /// `timeout_ms`; at least `queue.timeout_ms`
         total_timeout_ms: Millis = 600_000, in 1..=WEEK_MS;
-        /// Most interactive requests in a row that may overtake an older batch request
+        /// Maximum number of interactive requests in a row that may overtake an older batch request
         max_overtakes: usize = 4, in 0..=1 << 20;
-        /// Most model switches in a row while a request for the loaded model waits
+        /// Maximum number of model switches in a row while a request for the loaded model waits
         max_switches: Option<NonZeroUsize>, unset "no limit", in 1..=1 << 20;
     }
 
@@ -144,14 +144,14 @@ settings! {
         device: Devices = "auto",
             expect "auto, cpu, cuda, cuda:N with the number of a GPU, or several such as cuda:0,cuda:1",
             flag "device" "DEVICE";
-        /// Most compute threads of a worker. From four threads on, the fastest number is measured at load, separately for
+        /// Maximum number of compute threads of a worker. From four threads on, the fastest number is measured at load, separately for
         /// decode and prefill. Several workers on the CPU share the physical cores
         threads: Option<NonZeroUsize>, unset "physical cores", in 1..=1024, flag "threads" "N";
-        /// Most prompt tokens in one forward pass
+        /// Maximum number of prompt tokens in one forward pass
         prefill_chunk: NonZeroUsize = 512, in 1..=16_384;
-        /// Most tokens of prompt and answer together, below the model's own limit
+        /// Maximum number of tokens of prompt and answer together, below the model's own limit
         context_length: Option<Tokens>, unset "the model's", in 2..=1 << 24, flag "context-length" "TOKENS";
-        /// Most memory for the prefix cache, which keeps earlier prompts and answers; 0 disables it. On a GPU only the last
+        /// Maximum memory for the prefix cache, which keeps earlier prompts and answers; 0 disables it. On a GPU only the last
         /// sequence is kept, within `device.kv_keep_bytes`
         prefix_cache_bytes: Bytes = 268_435_456, in 0..=1 << 50;
         /// Directory where `POST /admin/cache` saves prompts
@@ -159,7 +159,7 @@ settings! {
             expect "a directory";
         /// Share the prefix cache between different API keys
         prefix_cache_shared: bool = false;
-        /// Most draft tokens that are verified in one pass, used where it pays; 0 disables speculative decoding
+        /// Maximum number of draft tokens that are verified in one pass, used where it pays; 0 disables speculative decoding
         draft_tokens: usize = 15, in 0..=255;
         /// Draft model for speculative decoding, with the same tokenizer: a directory, or the name of one in `models.dir`
         draft_model: Option<PathBuf>, unset "drafts come from the prompt and answer",
@@ -176,20 +176,20 @@ settings! {
         /// same logits whatever it is computed with, and are faster
         own_operators: bool = true;
         /// Data type of the key-value cache on a CPU with `engine.own_operators`: `float32`, `float16`, `int8` (8.5 bits
-        /// with scales), or `auto`: float16 for quantized weights, else float32
+        /// with scales), or `auto`: float16 for quantized and float16 weights, else float32
         kv_cache: CacheChoice = "auto", expect "auto, float32, float16 or int8";
     }
 
     /// Device memory
     device: Device {
-        /// Most GPU memory of a worker for weights, cache and computation; a request that needs more fails with 413
+        /// Maximum GPU memory of a worker for weights, cache and computation; a request that needs more fails with 413
         /// `out_of_memory`
         memory_limit_bytes: Option<Bytes>, unset "all that the GPU has", in 1 << 20..=1 << 50;
         /// When unused GPU memory is released: `always`, `above=<bytes>`, `idle=<ms>` or `never`; `,keep=<bytes>` keeps
         /// that much
         trim: TrimPolicy = "always",
             expect "always, above=<bytes>, idle=<milliseconds> or never, optionally followed by ,keep=<bytes>";
-        /// Most GPU memory that the key-value cache keeps for the next request
+        /// Maximum GPU memory that the key-value cache keeps for the next request
         kv_keep_bytes: Bytes = 0, in 0..=1 << 50;
         /// Run decode steps on a GPU as CUDA graphs; `false` runs them operator by operator
         cuda_graphs: bool = true;

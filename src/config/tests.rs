@@ -10,7 +10,7 @@ use std::{
 use clap::Parser;
 
 use crate::{
-    device_spec::{DeviceChoice, Verify},
+    device_spec::{DeviceChoice, Verify, WeightFormat},
     trim_policy::TrimPolicy,
     units::{Bytes, Millis, Tokens},
 };
@@ -90,7 +90,7 @@ fn without_anything_set_the_defaults_serve_the_demo() {
     assert_eq!((server.body_limit_bytes, server.max_connections.get()), (Bytes::mib(4), 1024));
     assert_eq!(server.unknown_fields, UnknownFields::Refuse);
     assert_eq!((model.path, model.id.as_str()), ("models/demo".into(), "demo"));
-    assert_eq!((model.quantize, model.block_size, model.verify), (Quantize::None, None, Verify::Size));
+    assert_eq!((model.quantize, model.block_size, model.verify), (WeightFormat::Full, None, Verify::Size));
     assert_eq!((queue.max_jobs.get(), queue.max_prompt_tokens), (32, Tokens(65_536)));
     assert_eq!((queue.timeout_ms, queue.total_timeout_ms), (Millis(60_000), Millis(600_000)));
     assert_eq!((engine.threads, engine.context_length), (None, None));
@@ -188,7 +188,7 @@ fn a_flag_sets_its_setting() {
         "--log=debug",
     ];
     let Config { server, model, queue, engine, onnxruntime, log, .. } = load("", &[], &flags).config;
-    assert_eq!((model.path, model.id.as_str(), model.quantize), ("m".into(), "n", Quantize::Int8));
+    assert_eq!((model.path, model.id.as_str(), model.quantize), ("m".into(), "n", WeightFormat::Int8));
     assert_eq!((server.bind, server.port), (IpAddr::from(Ipv4Addr::UNSPECIFIED), 0));
     assert_eq!(engine.device, DeviceChoice::Cuda(2).into());
     assert_eq!((engine.threads.unwrap().get(), engine.context_length), (4, Some(Tokens(128))));

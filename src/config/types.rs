@@ -2,11 +2,12 @@
 
 use std::{
     fmt,
-    num::NonZeroUsize,
     ops::Deref,
     path::{Path, PathBuf},
     str::FromStr,
 };
+
+use clap::ValueEnum;
 
 /// The text is not one of the values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -14,88 +15,22 @@ use std::{
 pub struct UnknownValue;
 
 /// Handling of a request's unknown fields.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum UnknownFields {
-    /// The request is refused, and the error names the field.
+    /// The request is rejected, and the error names the field.
     #[default]
     Refuse,
     /// The field is ignored, and a response header names it.
     Warn,
 }
 
-impl FromStr for UnknownFields {
-    type Err = UnknownValue;
-
-    fn from_str(text: &str) -> Result<Self, UnknownValue> {
-        match text {
-            "refuse" => Ok(Self::Refuse),
-            "warn" => Ok(Self::Warn),
-            _ => Err(UnknownValue),
-        }
-    }
-}
-
-/// How the weights of an export are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Quantize {
-    /// Unquantized.
-    None,
-    /// 8 bits per weight.
-    Int8,
-    /// 4 bits per weight.
-    Int4,
-}
-
-impl FromStr for Quantize {
-    type Err = UnknownValue;
-
-    fn from_str(text: &str) -> Result<Self, UnknownValue> {
-        match text {
-            "none" | "float32" => Ok(Self::None),
-            "int8" => Ok(Self::Int8),
-            "int4" => Ok(Self::Int4),
-            _ => Err(UnknownValue),
-        }
-    }
-}
-
-/// Number of weights that share a scale: 32, 64 or 128.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct WeightBlock(NonZeroUsize);
-
-impl WeightBlock {
-    /// `None` unless `weights` is 32, 64 or 128.
-    #[must_use]
-    pub fn new(weights: usize) -> Option<Self> {
-        NonZeroUsize::new(weights).filter(|n| [32, 64, 128].contains(&n.get())).map(Self)
-    }
-
-    /// The number of weights.
-    #[must_use]
-    pub const fn get(self) -> usize {
-        self.0.get()
-    }
-}
-
 /// Format of a log line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
     /// For people.
     Text,
     /// One JSON object per line.
     Json,
-}
-
-impl FromStr for LogFormat {
-    type Err = UnknownValue;
-
-    fn from_str(text: &str) -> Result<Self, UnknownValue> {
-        match text {
-            "text" => Ok(Self::Text),
-            "json" => Ok(Self::Json),
-            _ => Err(UnknownValue),
-        }
-    }
 }
 
 /// Text that neither logs nor errors may show.

@@ -7,14 +7,15 @@ use std::{
     str::FromStr,
 };
 
+use clap::ValueEnum;
 use config::ValueKind;
 
 use super::{
     setting::Kind,
-    types::{CacheDir, Hosts, LogFormat, Origins, Quantize, Secret, UnknownFields, WeightBlock},
+    types::{CacheDir, Hosts, LogFormat, Origins, Secret, UnknownFields},
 };
 use crate::{
-    device_spec::{CacheChoice, Devices, DevicesError, Verify},
+    device_spec::{BlockSize, CacheChoice, Devices, DevicesError, Verify, WeightFormat},
     trim_policy::{TrimPolicy, TrimPolicyError},
     units::{Bytes, Millis, Ratio, Tokens},
 };
@@ -98,14 +99,28 @@ integers! {
     NonZeroUsize: usize, Self::new;
 }
 
-impl SettingValue for WeightBlock {
+impl SettingValue for BlockSize {
     const KIND: Kind = Kind::Integer;
 
     fn from_value(value: &ValueKind) -> Result<Self, Expected> {
-        let number = usize::from_value(value)?;
-        Self::new(number).ok_or_else(|| Some("32, 64 or 128".into()))
+        usize::from_value(value)?.try_into().map_err(|_| Some("32, 64 or 128".into()))
     }
 }
+
+/// Enums whose values are words.
+macro_rules! words {
+    ($($Type:ty)+) => {$(
+        impl SettingValue for $Type {
+            const KIND: Kind = Kind::Text;
+
+            fn from_value(value: &ValueKind) -> Result<Self, Expected> {
+                <Self as ValueEnum>::from_str(&String::from_value(value)?, false).map_err(|_| None)
+            }
+        }
+    )+};
+}
+
+words! { LogFormat UnknownFields WeightFormat }
 
 /// Types that are parsed from text, optionally with the value of an unset setting.
 macro_rules! text {
@@ -131,9 +146,6 @@ text! {
     IpAddr;
     Verify;
     CacheChoice;
-    UnknownFields;
-    Quantize;
-    LogFormat;
     Hosts = Self::default();
     Origins = Self::default();
 }

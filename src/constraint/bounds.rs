@@ -1,10 +1,10 @@
-//! Bounds of a schema, cut to what the compiler can do.
+//! Tightens the bounds of a schema to numbers that the compiler supports.
 //!
 //! The compiler reads every number as a 64-bit float and writes bounds digit by digit into a regular expression, with 64-bit
 //! integers in between. So bounds beyond 18 digits overflow, and integers above 2^53 are rounded. People write such bounds
 //! to mean "any": `minimum: -9223372036854775808`. So each bound is moved inwards, to the next number that the compiler
 //! represents exactly. Every answer that the tighter bound allows satisfies the original schema. A bound that would allow
-//! nothing after the move, such as a minimum above 18 digits, is left for [`caps`](super::caps) to refuse.
+//! nothing after the move, such as a minimum above 18 digits, is left for [`caps`](super::caps) to reject.
 
 use serde_json::{Map, Number, Value};
 
@@ -14,7 +14,7 @@ pub(super) const MAX_EXACT_INTEGER: i64 = 999_999_999_999_999_872;
 /// Smallest distance from zero: a smaller one has more digits than the compiler can nest.
 const MIN_MAGNITUDE: f64 = 1e-30;
 
-/// Most characters, items or properties that are counted; no answer holds as many.
+/// Maximum number of characters, items or properties that are counted; no answer holds as many.
 pub(super) const MAX_PARTS: u64 = 1 << 30;
 
 /// Which side of a range a bound is on.
@@ -31,12 +31,12 @@ const NUMBERS: [(&str, Side); 4] = [
     ("exclusiveMaximum", Side::Upper),
 ];
 
-/// The lower bound of a number of parts, and the upper one.
+/// The keywords for the minimum and maximum number of characters, items and properties.
 pub(super) const COUNTS: [[&str; 2]; 3] =
     [["minLength", "maxLength"], ["minItems", "maxItems"], ["minProperties", "maxProperties"]];
 
-/// Cuts the bounds of this schema itself, not those of inner schemas.
-pub(super) fn cut(schema: &mut Map<String, Value>) {
+/// Tightens the bounds of this schema itself, not those of inner schemas.
+pub(super) fn tighten(schema: &mut Map<String, Value>) {
     for (keyword, side) in NUMBERS {
         if let Some(Value::Number(bound)) = schema.get_mut(keyword) {
             *bound = inward(bound, side);
@@ -54,7 +54,7 @@ pub(super) fn cut(schema: &mut Map<String, Value>) {
     }
 }
 
-/// The next number inside of the range that the compiler holds exactly; the bound itself, where there is none.
+/// The next number within the range that the compiler represents exactly; the bound itself if there is none.
 fn inward(bound: &Number, side: Side) -> Number {
     let whole = bound.as_i64().map(i128::from).or_else(|| bound.as_u64().map(i128::from));
     let Some(float) = bound.as_f64() else { return bound.clone() };
@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     fn cut_to(mut schema: Value) -> Value {
-        cut(schema.as_object_mut().unwrap());
+        tighten(schema.as_object_mut().unwrap());
         schema
     }
 

@@ -1,7 +1,7 @@
 //! Limits on a schema: keywords whose cost grows exponentially, or that no answer can satisfy.
 //!
 //! The process that compiles schemas is killed when it takes too long, and that gives a client no reason. So the known
-//! causes of exponential cost are counted first, and refused with their keyword and place. Measured with llguidance 1.9:
+//! causes of exponential cost are counted first, and rejected with their keyword and place. Measured with llguidance 1.9:
 //! twelve patterns in one string take tenths of a second, forty take minutes; 64 pattern properties a third of a second, 300
 //! more than half a minute; a divisor of 10,007 a fifth of a second, one of 1,000,003 half a minute.
 
@@ -24,7 +24,7 @@ const MAX_PATTERN_PROPERTIES: usize = 64;
 /// Remainders that a decimal number has with a divisor, but for its factors of two and five: one state each.
 const MAX_REMAINDERS: u64 = 1 << 14;
 
-/// Refuses what would explode in `root`, whose bounds have been cut.
+/// Rejects what would explode in `root`, whose bounds have been cut.
 pub(super) fn check(root: &Value) -> Result<(), ConstraintError> {
     schema_walk::each(root, "#", &mut |object, place| {
         let refuse = |(keyword, reason): (&str, String)| ConstraintError::Cap {
@@ -38,7 +38,7 @@ pub(super) fn check(root: &Value) -> Result<(), ConstraintError> {
     })
 }
 
-/// `Err` has a keyword and the reason why it is refused.
+/// `Err` has a keyword and the reason why it is rejected.
 type Found = Result<(), (&'static str, String)>;
 
 fn check_patterns(root: &Value, object: &Map<String, Value>) -> Found {
@@ -78,7 +78,7 @@ fn check_divisors(root: &Value, object: &Map<String, Value>) -> Found {
 }
 
 /// The divisor's digits as a whole number, without its factors of two and five. A divisor without a decimal form is left to
-/// the compiler, which refuses it.
+/// the compiler, which rejects it.
 fn remainders(divisor: f64) -> u64 {
     let digits: String = format!("{divisor}").chars().filter(char::is_ascii_digit).collect();
     let Ok(mut left) = digits.parse::<u64>() else { return 1 };
@@ -139,7 +139,7 @@ fn intersected<'a>(root: &'a Value, object: &'a Map<String, Value>, keywords: &[
 struct Intersection<'a, 'k> {
     root: &'a Value,
     keywords: &'k [&'k str],
-    /// References already followed: each counts once, and references may form a circle.
+    /// References already followed: each counts once, and references may form a cycle.
     seen: BTreeSet<&'a str>,
 }
 

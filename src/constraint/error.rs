@@ -1,4 +1,4 @@
-//! Why a constraint is refused.
+//! Why a constraint is rejected.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::units::Bytes;
 
-/// Why a constraint is refused. Always the client's error.
+/// Why a constraint is rejected. Always the client's error.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum ConstraintError {
     /// Its text is too long.
@@ -14,7 +14,7 @@ pub enum ConstraintError {
     TooLong {
         /// Bytes found.
         found: usize,
-        /// Most bytes.
+        /// Maximum bytes.
         max: usize,
     },
     /// Its brackets nest too deeply.
@@ -24,7 +24,7 @@ pub enum ConstraintError {
     TooDeep {
         /// Levels found.
         found: usize,
-        /// Most levels.
+        /// Maximum nesting.
         max: usize,
     },
     /// A keyword that cannot be enforced.
@@ -62,7 +62,7 @@ pub enum ConstraintError {
     /// It needs too much memory, or recurses too deeply.
     #[error("takes more than {limit} of memory to prepare; make it simpler")]
     TooLarge {
-        /// Most memory.
+        /// Maximum memory.
         limit: Bytes,
     },
 }
@@ -75,6 +75,6 @@ impl ConstraintError {
     }
 }
 
-pub(super) fn invalid(said: &str) -> ConstraintError {
-    ConstraintError::Invalid { message: said.to_owned() }
+pub(super) fn invalid(message: &str) -> ConstraintError {
+    ConstraintError::Invalid { message: message.to_owned() }
 }

@@ -3,7 +3,7 @@
 use super::{grammar::check_size, schema};
 use crate::job::Constraint;
 
-/// Checks the size of `text` and prepares it as a JSON schema: cuts bounds and refuses exponential cost. Returns the
+/// Checks the size of `text` and prepares it as a JSON schema: cuts bounds and rejects exponential cost. Returns the
 /// constraint that would then be compiled in a process that can be killed.
 #[must_use]
 pub fn schema(text: &[u8]) -> Option<Constraint> {

@@ -154,29 +154,31 @@ fn levels(text: &str) -> usize {
 }
 
 /// Turns the compiler's message into an error for the client.
-fn explain(constraint: &Constraint, said: &str) -> ConstraintError {
+fn explain(constraint: &Constraint, message: &str) -> ConstraintError {
     if let Constraint::Schema(schema) = constraint
-        && let Some(keyword) = schema::unenforceable(schema, said)
+        && let Some(keyword) = schema::unenforceable(schema, message)
     {
         return keyword;
     }
-    match (constraint, reason(said)) {
+    match (constraint, reason(message)) {
         // The compiler's position is one in a generated grammar, which the client has not seen.
         (Constraint::Regex(_), Some(reason)) => invalid(reason),
-        _ => invalid(&plain(said)),
+        _ => invalid(&plain(message)),
     }
 }
 
 /// The reason from a syntax error of the regex parser, which follows lines that point at the position.
-fn reason(said: &str) -> Option<&str> {
-    said.contains("regex parse error:").then(|| said.lines().find_map(|line| line.strip_prefix("error: ")))?
+fn reason(message: &str) -> Option<&str> {
+    message
+        .contains("regex parse error:")
+        .then(|| message.lines().find_map(|line| line.strip_prefix("error: ")))?
 }
 
 /// The message of the compiler or a matcher, without the internal state and the excerpts that it adds.
-pub(super) fn plain(said: &str) -> String {
+pub(super) fn plain(message: &str) -> String {
     const MAX_CHARACTERS: usize = 300;
-    let line = said.lines().next().unwrap_or_default();
-    if let Some(reason) = reason(said) {
+    let line = message.lines().next().unwrap_or_default();
+    if let Some(reason) = reason(message) {
         format!("{line} {reason}").chars().take(MAX_CHARACTERS).collect()
     } else if line.starts_with(NO_TOKEN) {
         "nothing can follow".into()

@@ -189,7 +189,7 @@ struct GrammarState {
     matcher: Matcher,
     /// Tokens that the constraint forces.
     forced: VecDeque<u32>,
-    /// Most forced tokens to return together.
+    /// Maximum number of forced tokens to return together.
     together: usize,
 }
 
@@ -276,6 +276,6 @@ fn failed(why: &dyn fmt::Display) -> Failure {
     Failure::Constraint { message: why.to_string() }
 }
 
-fn unfollowed(said: &str) -> Failure {
-    failed(&plain(said))
+fn unfollowed(message: &str) -> Failure {
+    failed(&plain(message))
 }

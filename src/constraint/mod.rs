@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Both processes compile the same text with [llguidance], under the same limits. The sandbox, a child process of the
-//! parent, compiles it over single bytes, to refuse an invalid constraint with a 400: a few hundred bytes of schema can take
+//! parent, compiles it over single bytes, to reject an invalid constraint with a 400: a few hundred bytes of schema can take
 //! exponential time and memory, and a process can be killed. Only a constraint that compiles there reaches a worker, which
 //! compiles it over the bytes of the model's tokens ([`text::Vocabulary`](crate::text::Vocabulary)), because the worker
 //! picks the tokens. The engine below only sees token ids; this module, between `text` and `engine`, is the only one that

@@ -12,8 +12,8 @@ use super::{
 /// space until their tokens are used up.
 const WHITE_SPACE: &str = r"( |\n[ \t]{0,20})";
 
-/// Under this name the compiler takes its own options from a schema. Clients may not set them: one of them turns errors
-/// into warnings, which no client would see.
+/// The keyword with which a schema sets options of the compiler. Clients must not set them: one of them turns errors into warnings,
+/// which no client would see.
 const OPTIONS: &str = "x-guidance";
 
 /// The schema with the compiler's options.
@@ -46,11 +46,11 @@ const DATE: &str = "(?:(?:[0-9]{3}[1-9]|[0-9]{2}[1-9][0-9]|[0-9][1-9][0-9]{2}|[1
 const TIME: &str = r"[0-9]{2}:[0-9]{2}:[0-5][0-9](?:\.[0-9]{1,9})?(?:Z|[+-][0-9]{2}:[0-9]{2})";
 
 /// Cuts bounds to the compiler's range, and tightens dates and times: it excludes forms that RFC 3339 forbids but the
-/// compiler accepts, and forms that many parsers refuse (lower-case letters, leap seconds, the year 0).
+/// compiler accepts, and forms that many parsers reject (lower-case letters, leap seconds, the year 0).
 fn tighten(schema: &mut Value) {
     each_inner(schema, &mut tighten);
     let Value::Object(object) = schema else { return };
-    bounds::cut(object);
+    bounds::tighten(object);
     let pattern = match object.get("format").and_then(Value::as_str) {
         Some("date") => format!("^{DATE}$"),
         Some("time") => format!("^{TIME}$"),
@@ -66,8 +66,8 @@ fn tighten(schema: &mut Value) {
 const UNDECIDED: &str = "Unable to determine if regex is empty";
 
 /// The keyword that the compiler's message complains about, and its place.
-pub(super) fn unenforceable(schema: &str, said: &str) -> Option<ConstraintError> {
-    if said.contains(UNDECIDED) {
+pub(super) fn unenforceable(schema: &str, message: &str) -> Option<ConstraintError> {
+    if message.contains(UNDECIDED) {
         let schema = serde_json::from_str(schema).ok()?;
         let reason =
             "with the other patterns and lengths of the same string, is too complex to compile; simplify it"
@@ -78,10 +78,10 @@ pub(super) fn unenforceable(schema: &str, said: &str) -> Option<ConstraintError>
             reason,
         });
     }
-    let keyword = if said.starts_with("oneOf constraints are not supported") {
+    let keyword = if message.starts_with("oneOf constraints are not supported") {
         "oneOf"
     } else {
-        said.split_once("Unimplemented keys: [\"")?.1.split('"').next()?
+        message.split_once("Unimplemented keys: [\"")?.1.split('"').next()?
     };
     let schema = serde_json::from_str(schema).ok()?;
     let place = find(&schema, keyword, "#")?;

@@ -41,7 +41,7 @@ static PIECES: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
     dir
 });
 
-/// A model that has never learned anything: its logits are what the seed and the position make of a token's id.
+/// A model whose logits are a hash of seed, position and token id.
 struct Random {
     guides: Guides,
     vocabulary: crate::text::Vocabulary,
@@ -175,7 +175,7 @@ fn a_random_model_keeps_a_schema_in_every_kind_of_tokenizer() {
 
 /// Whether an answer that begins with `text` can be one to `schema`, and may end there.
 fn may_be(model: &Random, schema: &Value, text: &str) -> bool {
-    let answer = model.vocabulary.cut(text.as_bytes()).unwrap();
+    let answer = model.vocabulary.tokenize(text.as_bytes()).unwrap();
     let constraint = Some(Constraint::Schema(schema.to_string()));
     let job = Job { constraint, answer, ..Job::new(JobId(1), vec![1], 500) };
     model.guides.begin(&job).unwrap().unwrap().choice().is_ok_and(|choice| match choice {
@@ -300,8 +300,8 @@ fn bounds_beyond_the_compilers_range_are_cut_and_not_refused() {
         let schema: Value = serde_json::from_str(text).unwrap();
         for seed in 0..3 {
             let Ok((answer, true, _)) = model.go_on(&constraint, seed, Vec::new(), 60) else { continue };
-            let said: Value = serde_json::from_str(&model.text(&answer)).unwrap();
-            assert!(jsonschema::is_valid(&schema, &said), "{said} under {text}");
+            let value: Value = serde_json::from_str(&model.text(&answer)).unwrap();
+            assert!(jsonschema::is_valid(&schema, &value), "{value} under {text}");
         }
     }
 }
@@ -311,7 +311,7 @@ fn an_answer_may_end_exactly_where_the_constraint_is_met() {
     let model = Random::demo();
     let constraint = Constraint::Regex("(aa)+".into());
     let begun = |answer: &str| {
-        let answer = model.vocabulary.cut(answer.as_bytes()).unwrap();
+        let answer = model.vocabulary.tokenize(answer.as_bytes()).unwrap();
         let constraint = Some(constraint.clone());
         let job = Job { constraint, answer, ..Job::new(JobId(1), vec![1], 10) };
         model.guides.begin(&job).unwrap().unwrap().choice().unwrap()
@@ -331,7 +331,7 @@ fn an_answer_may_end_exactly_where_the_constraint_is_met() {
 #[test]
 fn an_answer_that_breaks_its_constraint_fails_and_says_so() {
     let model = Random::demo();
-    let wrong = model.vocabulary.cut(b"[1]").unwrap();
+    let wrong = model.vocabulary.tokenize(b"[1]").unwrap();
     let failure = model.go_on(&person(), 1, wrong, 100).unwrap_err();
     assert!(matches!(failure, Failure::Constraint { .. }), "{failure}");
 }
@@ -341,14 +341,14 @@ fn text_is_cut_as_the_tokenizer_cuts_it_and_never_becomes_other_text() {
     for model in Random::all() {
         let tokens: Vec<&[u8]> = model.vocabulary.tokens().collect();
         for text in ["\"name\": ", "नमस्ते", " a  b", "{\"பெயர்\":\"", "</s>", ""] {
-            let Some(ids) = model.vocabulary.cut(text.as_bytes()) else {
+            let Some(ids) = model.vocabulary.tokenize(text.as_bytes()) else {
                 assert_eq!(text, "</s>", "a special token has no text");
                 continue;
             };
             let bytes: Vec<u8> = ids.iter().flat_map(|id| tokens[*id as usize].iter().copied()).collect();
             assert_eq!(bytes, text.as_bytes());
         }
-        assert_eq!(model.vocabulary.cut(b"\xff"), None);
+        assert_eq!(model.vocabulary.tokenize(b"\xff"), None);
     }
 }
 
@@ -382,7 +382,7 @@ mod refused {
 
     #[test]
     fn invalid_constraints_are_refused_with_the_compilers_message() {
-        for (constraint, said) in [
+        for (constraint, phrase) in [
             (Constraint::Regex("(a".into()), ""),
             (Constraint::Lark("start: missing".into()), "missing"),
             (Constraint::Lark(String::new()), "start"),
@@ -395,7 +395,7 @@ mod refused {
             (Constraint::Schema("[]".into()), "object"),
         ] {
             let why = why(&constraint).to_string();
-            assert!(why.contains(said) && !why.contains('<'), "{constraint:?}: {why}");
+            assert!(why.contains(phrase) && !why.contains('<'), "{constraint:?}: {why}");
         }
     }
 
@@ -427,12 +427,13 @@ fn calls_that_a_grammar_allows_are_read_as_calls_and_keep_their_schemas() {
                 let mut reader =
                     ToolCallParser::new(ToolCallParserOptions { format, names, single, opened: required });
                 let text = model.text_so_far(&answer);
-                let mut told = reader.push(&text);
-                told.append(&reader.finish());
+                let mut delta = reader.push(&text);
+                delta.append(&reader.finish());
                 if required {
-                    assert!(told.content.is_empty() && !told.calls.is_empty(), "{text}");
+                    assert!(delta.content.is_empty() && !delta.calls.is_empty(), "{text}");
                 }
-                for call in &told.calls[..told.calls.len() - usize::from(!ended && !told.calls.is_empty())] {
+                for call in &delta.calls[..delta.calls.len() - usize::from(!ended && !delta.calls.is_empty())]
+                {
                     let arguments: Value = serde_json::from_str(&call.arguments).unwrap();
                     assert!([1, 2].contains(&arguments["a"].as_u64().unwrap()), "{text}");
                     assert!(arguments["b"].as_str().unwrap().chars().count() <= 3, "{text}");
@@ -442,7 +443,7 @@ fn calls_that_a_grammar_allows_are_read_as_calls_and_keep_their_schemas() {
     }
 }
 
-/// What follows a marker is a call with its schema, or nothing at all.
+/// After a marker there is a call that matches its schema, or nothing.
 #[test]
 fn a_call_may_follow_text_and_then_has_its_form() {
     let ToolSupport::Read(format) = ToolSupport::of("{{ tools }}<tool_call>") else { panic!() };
@@ -453,8 +454,8 @@ fn a_call_may_follow_text_and_then_has_its_form() {
     let calls = Calls { required: false, single: false };
     let grammar = Constraint::Lark(format.grammar(calls, tools.into_iter()));
     let demo = Random::demo();
-    let lead = demo.vocabulary.cut("Let me <look> <tool_call".as_bytes()).unwrap();
-    let call = demo.vocabulary.cut(">\n{\"name\": \"x\"".as_bytes()).unwrap();
+    let lead = demo.vocabulary.tokenize("Let me <look> <tool_call".as_bytes()).unwrap();
+    let call = demo.vocabulary.tokenize(">\n{\"name\": \"x\"".as_bytes()).unwrap();
     for (answer, forced) in [(lead.clone(), false), ([lead, call].concat(), true)] {
         let (all, _, _) = demo.go_on(&grammar, 3, answer.clone(), answer.len() + 12).unwrap();
         let text = demo.text_so_far(&all);
@@ -462,7 +463,7 @@ fn a_call_may_follow_text_and_then_has_its_form() {
         let is_call = text.starts_with(expected) || expected.starts_with(&text);
         assert!(is_call || !forced, "{text}");
     }
-    let wrong = demo.vocabulary.cut("<tool_call> no".as_bytes()).unwrap();
+    let wrong = demo.vocabulary.tokenize("<tool_call> no".as_bytes()).unwrap();
     demo.go_on(&grammar, 3, wrong, 50).unwrap_err();
 }
 

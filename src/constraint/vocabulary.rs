@@ -25,9 +25,9 @@ impl TokenizerEnv for ModelTokens {
         &self.trie
     }
 
-    /// Cuts forced text as the tokenizer would, since the model has learned those tokens. Where the tokenizer would change
-    /// the text, it is cut into the longest tokens that fit.
+    /// Tokenizes forced text as the tokenizer does, because the model was trained on those tokens. If the tokenizer would change
+    /// the text, it is split greedily into the longest tokens.
     fn tokenize_bytes(&self, bytes: &[u8]) -> Vec<u32> {
-        self.vocabulary.cut(bytes).unwrap_or_else(|| self.trie.greedy_tokenize(bytes))
+        self.vocabulary.tokenize(bytes).unwrap_or_else(|| self.trie.greedy_tokenize(bytes))
     }
 }

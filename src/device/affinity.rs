@@ -111,7 +111,7 @@ mod tests {
             (core_ids().unwrap(), of_child)
         });
         assert_eq!(kept.join().unwrap(), (vec![last], vec![last]));
-        assert_eq!(core_ids().unwrap(), all, "this thread was told nothing");
+        assert_eq!(core_ids().unwrap(), all, "this thread was not pinned");
         assert!(pin_to(&[]).is_err());
     }
 }

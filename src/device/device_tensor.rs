@@ -16,12 +16,12 @@ use crate::units::Bytes;
 
 /// Memory that only the device reads and writes, bound as input, output or both in any number of bindings.
 ///
-/// It is not `Send`, so all bindings over it stay on one thread, where their runs exclude each other; and it hands out
-/// no reference, so nothing in Rust can observe the device writing.
+/// It is not `Send`, so all its bindings stay on one thread, where only one of them runs at a time. It has no method that returns
+/// a reference to its memory, so Rust code cannot observe the device writing.
 #[derive(Clone)]
 pub struct DeviceTensor {
     pub(super) memory: Rc<Memory>,
-    /// Its start and length in `memory`, and its share of the pool's count.
+    /// Its start and length in `memory`, and the bytes that the pool counts for it.
     offset: usize,
     bytes: usize,
     held: Bytes,
@@ -30,7 +30,7 @@ pub struct DeviceTensor {
     element_bytes: usize,
 }
 
-/// Where a [`DeviceTensor`] lies.
+/// The memory of a [`DeviceTensor`].
 pub(super) enum Memory {
     Mapped(HostBuffer),
     Pooled(Buffer),
@@ -46,7 +46,7 @@ impl DeviceTensor {
     /// Maps a zeroed tensor of `shape`.
     ///
     /// # Errors
-    /// [`DeviceError::Memory`] when the system refuses; [`DeviceError::Shape`] when its size cannot be counted.
+    /// [`DeviceError::Memory`] when the system rejects; [`DeviceError::Shape`] when its size cannot be counted.
     pub fn new<T: Element>(shape: &[usize]) -> Result<Self, DeviceError> {
         let elements = elements(shape, usize::MAX)?;
         let region = HostBuffer::new::<T>(elements)?;
@@ -55,11 +55,11 @@ impl DeviceTensor {
         Ok(Self::part::<T>(memory, shape, (0, bytes), Bytes(0)))
     }
 
-    /// Takes `count` tensors of `shape` from `pool`, where its device is, as one block. They are not zeroed: they hold
-    /// anything until written. The block goes back when the last of them is dropped.
+    /// Allocates `count` tensors of `shape` in `pool` as one block. Their content is undefined until it is written. The block is
+    /// freed when the last of them is dropped.
     ///
     /// # Errors
-    /// [`DeviceError::NoRoom`] when the pool has none; [`DeviceError::Shape`] when their size cannot be counted.
+    /// [`DeviceError::NoRoom`] when the pool is full; [`DeviceError::Shape`] when their size cannot be counted.
     pub fn in_pool<T: Element>(pool: &Pool, shape: &[usize], count: usize) -> Result<Vec<Self>, DeviceError> {
         let bytes = elements(shape, usize::MAX)?.max(1).saturating_mul(size_of::<T>());
         let stride = bytes.checked_next_multiple_of(ALIGNMENT).unwrap_or(usize::MAX);
@@ -74,7 +74,7 @@ impl DeviceTensor {
         Ok((0..count).map(part).collect())
     }
 
-    /// A tensor of the same elements in `pool`, of another shape.
+    /// A new tensor in `pool` with the same element type and another shape.
     pub(super) fn alike_in(&self, pool: &Pool, shape: &[usize]) -> Result<Self, DeviceError> {
         let bytes = elements(shape, usize::MAX)?.max(1).saturating_mul(self.element_bytes);
         let buffer = pool.buffer(Bytes::from(bytes))?;
@@ -92,13 +92,13 @@ impl DeviceTensor {
         Self { memory, offset, bytes, held, shape, dtype, element_bytes }
     }
 
-    /// Bytes it has; of those that are mapped, the ones never written cost nothing.
+    /// Its size. Pages of mapped memory that were never written take no memory.
     #[must_use]
     pub fn bytes(&self) -> Bytes {
         Bytes::from(self.bytes)
     }
 
-    /// Pool memory that it takes while unused; zero for mapped memory, which can be discarded.
+    /// Pool memory that it takes; zero for mapped memory, which can be discarded.
     #[must_use]
     pub fn held(&self) -> Bytes {
         self.held
@@ -121,8 +121,8 @@ impl DeviceTensor {
                 if min > from.bytes() || max > to.bytes() {
                     return Err(refused());
                 }
-                // SAFETY: the mappings are as long as the spans (looked at above). No reference into either exists, as none
-                // is ever handed out, and no run writes meanwhile, as bindings over them stay on this thread.
+                // SAFETY: the mappings are as long as the spans (checked above). No reference to either exists, because no method
+                // returns one, and no run writes at the same time, because their bindings stay on this thread.
                 unsafe { rows.copy(from.pointer(), to.pointer()) };
                 Ok(())
             }
@@ -131,7 +131,7 @@ impl DeviceTensor {
         }
     }
 
-    /// The rows to copy; `None` where the shapes do not allow it.
+    /// The rows to copy; `None` if the shapes do not match.
     fn rows(&self, older: &Self, kept: usize) -> Option<StridedCopy> {
         let ([outer @ .., to, last], [older_outer @ .., from, older_last]) = (&*self.shape, &*older.shape)
         else {
@@ -148,13 +148,13 @@ impl DeviceTensor {
         })
     }
 
-    /// Forgets the content and gives its pages back; they read as zero, and cost nothing until written again. What comes
-    /// from a pool keeps its place there.
+    /// Discards the content and returns its pages to the system: they read as zero and take no memory until they are written
+    /// again. Memory of a pool is not returned.
     pub fn discard(&self) {
         #[cfg(target_os = "linux")]
         if let Memory::Mapped(region) = &*self.memory {
-            // SAFETY: on a private anonymous mapping the pages become zeros, which are values of every `Element`; no
-            // reference into the mapping exists, as none is ever handed out.
+            // SAFETY: on a private anonymous mapping the pages become zeros, which are values of every `Element`; no reference to
+            // the mapping exists, because no method returns one.
             let advised = unsafe { region.map.unchecked_advise(UncheckedAdvice::DontNeed) };
             if let Err(e) = advised {
                 tracing::debug!("pages of an idle cache stay: {e}");

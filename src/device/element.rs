@@ -30,11 +30,11 @@ elements! {
     i64 => ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64,
 }
 
-/// Elements of `shape`, if `room` holds them.
+/// Number of elements of `shape`, if it is at most `room`.
 pub(super) fn elements(shape: &[usize], room: usize) -> Result<usize, DeviceError> {
     let counted = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
     match counted {
-        // Signed sizes are what the runtime counts in.
+        // ONNX Runtime's sizes are signed.
         Some(n) if n <= room && isize::try_from(n).is_ok_and(|n| n < isize::MAX / 8) => Ok(n),
         _ => Err(DeviceError::Shape { shape: shape.to_vec(), needed: counted.unwrap_or(usize::MAX), room }),
     }

@@ -8,7 +8,7 @@ use crate::units::Bytes;
 /// Errors of the device.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
-    /// ONNX Runtime refused or failed.
+    /// ONNX Runtime rejected or failed.
     #[error("{what}: {message}")]
     Runtime {
         /// The operation.
@@ -19,7 +19,7 @@ pub enum DeviceError {
     /// The host has no memory left to map.
     #[error("cannot map {bytes} of memory: {source}")]
     Memory {
-        /// How much was asked for.
+        /// Requested size.
         bytes: Bytes,
         /// The system's error.
         source: io::Error,
@@ -29,21 +29,21 @@ pub enum DeviceError {
     NoRoom {
         /// The operation.
         what: &'static str,
-        /// How much was asked for, and what there is.
+        /// The requested size, and how much memory is in use.
         source: NoRoom,
     },
-    /// A session for a GPU would compute elsewhere as well, or copy to and fro.
+    /// A GPU session would run nodes on the CPU or copy between GPU and host.
     #[error(
         "{found} would not run on the GPU; export the model with `eka export --dtype float16`, or use --device cpu"
     )]
     Placement {
-        /// How many nodes of which operators.
+        /// The number of nodes by operator.
         found: String,
     },
-    /// A shape that does not fit the memory it is laid over.
+    /// A shape needs more elements than the memory has.
     #[error("a tensor of shape {shape:?} needs {needed} elements, its memory holds {room}")]
     Shape {
-        /// The shape asked for.
+        /// The requested shape.
         shape: Vec<usize>,
         /// Its elements; `usize::MAX` when they cannot be counted.
         needed: usize,
@@ -81,7 +81,7 @@ impl DeviceError {
     }
 }
 
-/// ONNX Runtime has no kernel for a node, of the provider that was asked for or any other.
+/// Whether ONNX Runtime has no kernel for a node, of the requested provider or any other.
 fn is_missing_kernel(message: &str) -> bool {
     message.contains("NOT_IMPLEMENTED") || message.contains("Could not find an implementation for")
 }

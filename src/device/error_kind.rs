@@ -115,18 +115,18 @@ mod tests {
     use super::*;
 
     /// ONNX Runtime's message around CUDA's.
-    fn call(library: &str, said: &str, expression: &str) -> String {
+    fn call(library: &str, message: &str, expression: &str) -> String {
         format!(
             "Non-zero status code returned while running MatMulNBits node. Name:'/model/layers.0/attn/qkv' Status \
              Message: /onnxruntime_src/onnxruntime/core/providers/cuda/cuda_call.cc:121 onnxruntime::CudaCall \
              /onnxruntime_src/onnxruntime/core/providers/cuda/cuda_call.cc:114 onnxruntime::CudaCall {library} failure \
-             {said} ; GPU=0 ; hostname=gpu-700 ; file=cuda_execution_provider.cc ; line=446 ; expr={expression}; "
+             {message} ; GPU=0 ; hostname=gpu-700 ; file=cuda_execution_provider.cc ; line=446 ; expr={expression}; "
         )
     }
 
     #[test]
     fn errors_that_leave_the_context_unusable_poison_the_device() {
-        for said in [
+        for message in [
             "700: an illegal memory access was encountered",
             "702: the launch timed out and was terminated",
             "710: device-side assert triggered",
@@ -136,9 +136,9 @@ mod tests {
             "999: unknown error",
         ] {
             assert_eq!(
-                DeviceErrorKind::of(&call("CUDA", said, "cudaStreamSynchronize(s)")),
+                DeviceErrorKind::of(&call("CUDA", message, "cudaStreamSynchronize(s)")),
                 DeviceErrorKind::Poisoned,
-                "{said}"
+                "{message}"
             );
         }
         let gemm = call("CUBLAS", "13: CUBLAS_STATUS_EXECUTION_FAILED", "cublasGemmEx(h)");

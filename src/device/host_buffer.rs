@@ -8,9 +8,9 @@
 //!   └── DeviceTensor (Rc)           as above, several of them in one block
 //! ```
 //!
-//! A mapping instead of the heap: the address is aligned for every kernel, pages that no request has touched cost
-//! nothing (a cache for 128 Ki positions may be mapped at load and be paid for as it fills), and it goes back to the
-//! system at once when dropped or discarded.
+//! Why a mapping and not the heap: its address is aligned for every kernel; pages that were never touched take no memory, so a
+//! cache for 128 Ki positions can be mapped at load and takes memory as it fills; and dropping or discarding it returns the
+//! memory to the system immediately.
 
 use std::slice;
 
@@ -19,7 +19,7 @@ use memmap2::{MmapMut, MmapOptions};
 use super::{DeviceError, Element};
 use crate::units::Bytes;
 
-/// The start of a piece of memory, on whatever device, and its length.
+/// Start and length of a piece of memory on the host or a device.
 #[derive(Clone, Copy)]
 pub(super) struct MemorySpan {
     pub(super) first: *mut u8,
@@ -34,7 +34,7 @@ pub(super) struct HostBuffer {
 impl HostBuffer {
     /// Maps room for `elements` of `T`.
     pub(super) fn new<T: Element>(elements: usize) -> Result<Self, DeviceError> {
-        // A mapping of nothing is refused by the system; one element costs a page.
+        // The system rejects an empty mapping.
         let length = elements.max(1).saturating_mul(size_of::<T>());
         let map = MmapOptions::new()
             .len(length)

@@ -1,13 +1,12 @@
-//! A copy of a tensor's first positions in the host's memory, bound to no graph. Files are written from it and read into it,
-//! on any device.
+//! A copy of a tensor's first positions in host memory that no graph is bound to. Files are written from it and read into it.
 //!
 //! ```text
 //! DeviceTensor, mapped    ──rows──────────────────────────────► HostCopy ──bytes──► a file
 //! DeviceTensor, in a pool ──rows──► a contiguous tensor ──whole──►
 //! ```
 //!
-//! On a GPU it goes by way of a tensor as tight as the copy: the device moves the rows, and one piece crosses to the host.
-//! Both steps are those of growing caches and of inputs and outputs, which have run on a GPU; the two together have not.
+//! On a GPU the device first copies the rows into a contiguous tensor, which is then copied to the host at once. Each of the two
+//! steps has run on a GPU, as part of growing caches and of inputs and outputs; both together have not.
 
 use std::rc::Rc;
 
@@ -15,12 +14,12 @@ use super::{
     DeviceError, DeviceTensor, Element, device_tensor::Memory, host_buffer::HostBuffer, pool::Buffer,
 };
 
-/// A tensor `[.., positions, last]` in memory that no graph is bound to and nothing else has a share of.
+/// A tensor `[.., positions, last]` in memory that no graph is bound to and that has no other owner.
 #[derive(Debug)]
 pub struct HostCopy(DeviceTensor);
 
 impl HostCopy {
-    /// Maps a zeroed one of `shape`.
+    /// Maps a zeroed tensor of `shape`.
     ///
     /// # Errors
     /// As [`DeviceTensor::new`].
@@ -45,18 +44,18 @@ impl HostCopy {
                 let length = region.bytes();
                 bytemuck::cast_slice_mut(region.as_mut_slice::<i8>(length))
             }
-            // As above; the reference count is one, as shares are never handed out.
+            // As above; the reference count is one, because no method shares the memory.
             Some(Memory::Pooled(_)) | None => &mut [],
         }
     }
 }
 
 impl DeviceTensor {
-    /// Copies as many positions as `copy` has, the first ones, out of this tensor.
+    /// Copies the first positions of this tensor into `copy`, as many as it has.
     ///
     /// # Errors
-    /// [`DeviceError::Shape`] when it has fewer, or the two do not go together; [`DeviceError::NoRoom`] when its pool has no
-    /// room for the rows a second time; [`DeviceError::Runtime`] when the device fails.
+    /// [`DeviceError::Shape`] when it has fewer or the shapes do not match; [`DeviceError::NoRoom`] when its pool has no room for
+    /// a copy of the rows; [`DeviceError::Runtime`] when the device fails.
     pub fn copy_out(&self, copy: &mut HostCopy) -> Result<(), DeviceError> {
         let positions = copy.positions();
         match (&*self.memory, &*copy.0.memory) {
@@ -74,7 +73,7 @@ impl DeviceTensor {
     /// Copies the first `positions` of `copy` into the first ones of this tensor.
     ///
     /// # Errors
-    /// As [`copy_out`](Self::copy_out), when one of the two has fewer.
+    /// Those of [`copy_out`](Self::copy_out), and when one of the two has fewer positions.
     pub fn copy_in(&self, copy: &HostCopy, positions: usize) -> Result<(), DeviceError> {
         match (&*self.memory, &*copy.0.memory) {
             (Memory::Pooled(buffer), Memory::Mapped(region)) => {
@@ -121,7 +120,7 @@ mod tests {
 
     const SHAPE: [usize; 4] = [1, 2, 5, 3];
 
-    /// Content survives the way in and out, though its rows have another stride in the tensor.
+    /// Content stays the same through copy_in and copy_out, although its rows have another stride in the tensor.
     fn there_and_back(tensor: &DeviceTensor) {
         let mut copy = HostCopy::new::<i8>(&[1, 2, 4, 3]).unwrap();
         assert_eq!(copy.bytes(), [0; 24]);

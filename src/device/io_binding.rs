@@ -6,18 +6,18 @@
 //!         └─ in_place: DeviceTensor               ──► past and present of the key-value cache, only on the device
 //! ```
 //!
-//! A run is then one call (`RunWithBinding`), which neither allocates nor looks up names. ort's safe `bind_input`
-//! cannot do this: on a borrowed tensor it clones through a hidden session and locks itself out, and on an owned one
-//! the memory is ONNX Runtime's. Invariant: during a run every bound value's memory is owned, through a slot or `Rc`, by
-//! the binding, and neither `HostBuffer`s nor blocks of a pool move, so ONNX Runtime's pointers stay valid. Memory that is
-//! updated in place may be released between runs and replaced: this is how a cache grows.
+//! A run is then one call (`RunWithBinding`), which neither allocates nor looks up names. ort's safe `bind_input` cannot do this:
+//! on a borrowed tensor it clones through a hidden session and deadlocks, and the memory of an owned tensor is ONNX Runtime's.
+//! Invariant: during a run every bound value's memory is owned, through a slot or `Rc`, by the binding, and neither `HostBuffer`s
+//! nor blocks of a pool move, so ONNX Runtime's pointers stay valid. Memory that is updated in place may be released between runs
+//! and replaced: this is how a cache grows.
 //!
-//! With a pool, a slot also has a block of it, and the graph is bound to that block: bound to the host's memory, ONNX
-//! Runtime would copy each input at each run into its own memory, and wait for the copy. Written inputs are copied before
-//! the run and outputs after it, on the stream of the run, and the host waits once, at the end. Values that the host needs
-//! for a run on a GPU, such as a length, stay on the host; the session knows which inputs these are.
+//! With a pool, each slot also has a block of the pool, and the graph is bound to that block. If it were bound to host memory,
+//! ONNX Runtime would copy each input into its own memory in every run, and wait for the copy. Written inputs are copied before
+//! the run and outputs after it, on the stream of the run, and the host waits once, at the end. Values that the host needs for a
+//! run on a GPU, such as a length, stay on the host; the session knows which inputs these are.
 //!
-//! On a GPU a run may be [captured](Binding::capture): then its addresses must stay the same, which they do.
+//! On a GPU a run may be [captured](Binding::capture), because its addresses do not change.
 
 use std::{
     collections::HashMap,
@@ -45,7 +45,7 @@ use crate::units::Bytes;
 
 /// A tensor of a [`Binding`] that the host may read and write between runs.
 ///
-/// Only of use with the binding that made it.
+/// It belongs to the binding that created it.
 pub struct Slot<T> {
     index: usize,
     element: PhantomData<fn() -> T>,
@@ -88,7 +88,7 @@ struct Bound {
 }
 
 impl Bound {
-    /// What the graph is bound to.
+    /// The value that the graph is bound to.
     fn place(&self) -> MemorySpan {
         match &self.staged {
             Some(buffer) => MemorySpan { first: buffer.address().as_ptr(), bytes: self.region.bytes() },
@@ -112,10 +112,10 @@ pub struct Binding {
     in_place: HashMap<CString, Option<DeviceTensor>>,
     /// The session's pool; it lives as long as the binding, which keeps the session alive.
     pool: Option<Pool>,
-    /// Names of inputs and outputs that the session wants in a pool.
+    /// Names of the inputs and outputs that must be in the pool's memory.
     staged: Vec<String>,
     capture: CaptureState,
-    /// The captured run, which is replayed in place of the graph.
+    /// The captured run, which is replayed instead of running the graph.
     recording: Option<Recording>,
     next: RunMode,
 }
@@ -127,10 +127,10 @@ impl fmt::Debug for Binding {
 }
 
 impl Binding {
-    /// A binding with nothing bound yet.
+    /// A binding without inputs and outputs.
     ///
     /// # Errors
-    /// [`DeviceError::Runtime`] when ONNX Runtime has no memory for it.
+    /// [`DeviceError::Runtime`] when ONNX Runtime has not enough memory.
     pub fn new(session: &Session) -> Result<Self, DeviceError> {
         let pool = session.pool().cloned();
         let is_on_gpu = pool.as_ref().is_some_and(|pool| pool.gpu_stream().is_some());
@@ -138,7 +138,7 @@ impl Binding {
             let cpu = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::Default)?;
             let mut options = RunOptions::new()?;
             if is_on_gpu {
-                // The host waits for the copy of what the run has written, and so for the run.
+                // Waiting for the copy of the outputs includes waiting for the run.
                 options.disable_device_sync()?;
             }
             Ok((session.inner().create_binding()?, options, cpu))
@@ -160,8 +160,8 @@ impl Binding {
         })
     }
 
-    /// Lets runs be captured as a CUDA graph, where the session was loaded for that: one submission in place of one for each
-    /// operator. For a binding whose runs repeat with the same shapes. [`plan_run`](Self::plan_run) decides which runs are
+    /// Allows that runs are captured as a CUDA graph, if the session was loaded for that. A replay is one submission instead of
+    /// one per operator. For bindings whose runs repeat with the same shapes. [`plan_run`](Self::plan_run) decides which runs are
     /// captured.
     pub fn capture(&mut self, session: &Session) {
         if session.captures() && self.capture == CaptureState::Refused {
@@ -177,7 +177,7 @@ impl Binding {
         self.next != RunMode::Eager
     }
 
-    /// Releases a captured run. To be called before the pool's scratch is trimmed.
+    /// Releases the captured run. Must be called before the pool's scratch memory is trimmed.
     pub fn release_captured(&mut self) {
         self.capture.end();
         self.recording = None;
@@ -192,7 +192,7 @@ impl Binding {
     /// Maps zeroed memory for `shape` and binds it to the input `name`.
     ///
     /// # Errors
-    /// [`DeviceError`] when the memory cannot be had or the session has no such input.
+    /// [`DeviceError`] when the memory cannot be allocated or the session has no such input.
     pub fn input<T: Element>(&mut self, name: &str, shape: &[usize]) -> Result<Slot<T>, DeviceError> {
         self.slot(name, Side::Input, shape)
     }
@@ -229,8 +229,8 @@ impl Binding {
         Ok(slot)
     }
 
-    /// Binds `memory` to the input `past` and to the output `present`, which the graph then updates in place; in the place
-    /// of earlier bindings.
+    /// Binds `memory` to the input `past` and to the output `present`, which the graph then updates in place. Replaces earlier
+    /// bindings of the two.
     ///
     /// # Errors
     /// [`DeviceError::Runtime`] when the session has no such input or output; the binding cannot run then.
@@ -252,7 +252,7 @@ impl Binding {
         self.in_place.values_mut().for_each(|memory| *memory = None);
     }
 
-    /// Lays another shape over a slot's memory, from its first element on.
+    /// Changes the shape of a slot. Its memory stays the same.
     ///
     /// # Errors
     /// [`DeviceError::Shape`] when the memory is too small for it.
@@ -343,9 +343,9 @@ impl Binding {
     /// Runs the graph once.
     ///
     /// # Errors
-    /// [`DeviceError::Runtime`] with ONNX Runtime's reason, [`DeviceError::NoRoom`] when it took more memory than the
-    /// session's pool has; the outputs then hold anything. Of a run that was to be [captured](Self::plan_run) it may
-    /// be the capture that failed: the next one is done operator by operator.
+    /// [`DeviceError::Runtime`] with ONNX Runtime's reason, [`DeviceError::NoRoom`] when the run needs more memory than the
+    /// session's pool has; the outputs are then undefined. If the run was to be [captured](Self::plan_run), the capture may have
+    /// failed; the next run is not captured.
     pub fn run(&mut self, session: &mut Session) -> Result<(), DeviceError> {
         let way = mem::replace(&mut self.next, RunMode::Eager);
         if self.in_place.values().any(Option::is_none) {
@@ -354,7 +354,7 @@ impl Binding {
         }
         let Some(pool) = self.pool.clone() else { return self.run_once(session) };
         if way != RunMode::Captured {
-            // Its scratch has been reused.
+            // Its scratch memory has been reused.
             self.recording = None;
         }
         let (epoch, blocks) = (pool.epoch(), pool.blocks());
@@ -368,7 +368,7 @@ impl Binding {
         if pool.blocks() > blocks {
             pool.note_kept();
         }
-        // Asked after a failure as well, so that the next run is not blamed for it.
+        // Also after a failure, so that the next run does not report this one's spill.
         let ran = match pool.take_overrun() {
             Some(source) => Err(DeviceError::NoRoom { what: "a run failed", source }),
             None => ran.and(done),
@@ -376,7 +376,7 @@ impl Binding {
         if way == RunMode::Captured {
             match &ran {
                 Ok(()) => self.capture.ran(epoch),
-                // Its rehearsal did not fail, so it would again.
+                // The warm-up run before the capture succeeded, so the capture itself fails and would fail again.
                 Err(_) => self.refuse_capture(),
             }
         }

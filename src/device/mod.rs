@@ -10,7 +10,7 @@
 //! - [`HostCopy`]: rows of such memory in the host's, to be written to a file or read from one.
 //! - [`process_memory`]: the memory of this process on the host, and returning it.
 //! - [`affinity`], [`scheduling`]: physical cores, pinned threads and scheduling hints.
-//! - [`Pool`]: memory that ONNX Runtime allocates from, counted, limited, and given back when asked.
+//! - [`Pool`]: memory that ONNX Runtime allocates from: counted, limited, and returned on request.
 //! - [`operators`]: eka's operators for sessions on the CPU.
 //! - [`DeviceErrorKind`]: the consequence of an error for the device: retry with less, or replace the process.
 //! - [`cuda`]: probes for a GPU without loading ONNX Runtime.

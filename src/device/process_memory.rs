@@ -83,7 +83,7 @@ mod tests {
             drop(block);
             memory().peak_resident.unwrap().0.saturating_sub(before.resident.unwrap().0)
         };
-        // Other tests of this process take and give memory meanwhile, and one of them starts new peaks.
+        // Other tests of this process allocate and free memory at the same time, and one of them resets the peak.
         let grown = (0..20).map(|_| grown()).find(|grown| *grown >= 60 << 20);
         assert!(grown.is_some(), "64 MiB were never seen");
     }

@@ -90,7 +90,7 @@ impl Runtime {
     ///
     /// # Errors
     /// [`RuntimeError::NotFound`] with every path tried and the version seen there, [`RuntimeError::Telemetry`] where that
-    /// is not refused.
+    /// is not rejected.
     pub fn load(configured: Option<&Path>) -> Result<Self, RuntimeError> {
         if !is_telemetry_refused() {
             return Err(RuntimeError::Telemetry);
@@ -215,7 +215,7 @@ impl Runtime {
 /// Loads the library at `path`, or returns why it cannot be used.
 fn initialize(path: &Path) -> Result<ort::environment::EnvironmentBuilder, String> {
     match ort::init_from(path) {
-        // With a library loaded already, whatever it is called with is fine.
+        // If a library is loaded already, the argument does not matter.
         Ok(_) if ort::util::probe(path).is_none() => {
             Err("cannot be loaded: not an ONNX Runtime library".into())
         }

@@ -24,7 +24,7 @@ pub struct OpenOptions<'a> {
     pub choice: DeviceChoice,
     /// The only directory to look for libraries in; `None`: the usual ones.
     pub libraries: Option<&'a Path>,
-    /// Most memory of the GPU that is taken.
+    /// Maximum memory of the GPU that is taken.
     pub memory_limit: Option<Bytes>,
     /// Take the CPU's memory from a pool as well, within the same limit.
     pub host_pool: bool,
@@ -33,7 +33,7 @@ pub struct OpenOptions<'a> {
 /// Why a device cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// A GPU was asked for by name, and cannot be used.
+    /// The requested GPU cannot be used.
     #[error("{choice} cannot be used: {why} (with auto, the CPU would compute instead)")]
     NoCuda {
         /// The requested device.
@@ -44,7 +44,7 @@ pub enum OpenError {
     /// ONNX Runtime cannot be loaded.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
-    /// It was loaded and refuses to go on.
+    /// It was loaded and rejects to go on.
     #[error(transparent)]
     Device(#[from] DeviceError),
 }

@@ -34,7 +34,7 @@ pub struct SessionOptions {
     pub threads: usize,
     /// Whether [eka's operators](super::operators) are used on the CPU.
     pub own_operators: bool,
-    /// Whether runs that repeat over the same memory may be captured, on a GPU, as one CUDA graph each.
+    /// Whether runs that repeat over the same memory may be captured as CUDA graphs, on a GPU.
     pub captures: bool,
     /// Format of the key-value cache with eka's attention.
     pub cache: CacheChoice,
@@ -47,23 +47,23 @@ pub struct Graph<'a> {
     changed: Option<Changed>,
 }
 
-/// Content that is loaded in place of a graph's file.
+/// Content that is loaded instead of a graph's file.
 #[derive(Debug)]
 struct Changed {
     content: Vec<u8>,
-    /// Where its weights are.
+    /// The directory of its weights.
     folder: PathBuf,
     operators: Option<Operators>,
 }
 
 impl<'a> Graph<'a> {
-    /// The one at `path`, as it is there.
+    /// The graph in the file at `path`.
     #[must_use]
     pub fn at(path: &'a Path) -> Self {
         Self { path, changed: None }
     }
 
-    /// `content` in place of the graph at `path`, with weights in `folder` and optionally eka's `operators`.
+    /// `content` instead of the file at `path`, with weights in `folder` and optionally eka's `operators`.
     #[must_use]
     pub fn in_place_of(
         path: &'a Path,
@@ -74,7 +74,7 @@ impl<'a> Graph<'a> {
         Self { path, changed: Some(Changed { content, folder, operators }) }
     }
 
-    /// Whether products are computed by an operator of ours, which most of the time of a pass goes to.
+    /// Whether eka's operators compute the matrix products, which take most of the time of a pass.
     fn has_products(&self) -> bool {
         let operators = self.changed.as_ref().and_then(|changed| changed.operators.as_ref());
         operators.is_some_and(Operators::multiplies)
@@ -86,15 +86,15 @@ impl<'a> Graph<'a> {
 pub struct Port {
     /// Its name.
     pub name: String,
-    /// Element type in ONNX' words, for example `float32`; `not a tensor` for anything else.
+    /// Element type, for example `float32`; `not a tensor` for other types.
     pub element: String,
-    /// Dimensions; −1 where the graph leaves one open.
+    /// Dimensions; −1 if the graph does not fix one.
     pub shape: Vec<i64>,
 }
 
 /// A loaded graph.
 ///
-/// Runs need `&mut`, so one at a time is not a convention but a type.
+/// Runs need `&mut`, so that only one can be active at a time.
 #[derive(Debug)]
 pub struct Session {
     // Declared before the pool that it allocates from: fields are dropped in order.
@@ -115,8 +115,7 @@ impl Session {
         Ok(Self { inner, limits: graph.has_products().then_some(limits), pool: None, captures: false })
     }
 
-    /// Loads `graph`, with memory from `pool`: on the CPU for a pool of the host's, on the GPU for a GPU's,
-    /// and there as a whole.
+    /// Loads `graph`, with memory from `pool`: on the CPU for a host pool, and on the GPU, as a whole, for a GPU's pool.
     ///
     /// # Errors
     /// [`DeviceError::NoRoom`] when the pool has no room for it, [`DeviceError::Placement`] when the GPU cannot run every
@@ -198,14 +197,14 @@ impl Session {
         self.pool.as_ref()
     }
 
-    /// Whether it was loaded so that its runs may be captured.
+    /// Whether its runs may be captured.
     #[must_use]
     pub fn captures(&self) -> bool {
         self.captures
     }
 
-    /// Names of the inputs and outputs that it reads and writes on a GPU, if it is on one; else all. On a GPU the others are
-    /// values that the host needs before it submits work, such as lengths.
+    /// Names of the inputs and outputs that a GPU session reads and writes on the GPU; all names for a CPU session. On a GPU the
+    /// others are values that the host needs before it submits work, such as lengths.
     pub(super) fn staged(&self, is_on_gpu: bool) -> Result<Vec<String>, DeviceError> {
         let api = ort::api();
         let sides = [
@@ -226,7 +225,7 @@ impl Session {
         Ok(staged)
     }
 
-    /// How many threads compute, if the session has eka's operators.
+    /// Number of threads that compute, if the session has eka's operators.
     #[must_use]
     pub fn threads(&self) -> Option<Threads> {
         self.limits.as_ref().map(ThreadLimits::threads)
@@ -300,24 +299,24 @@ fn is_on_host(place: *const ort::sys::OrtMemoryInfo) -> bool {
     device == ort::sys::OrtMemoryInfoDeviceType::OrtMemoryInfoDeviceType_CPU
 }
 
-/// The kernels of attention that are asked for: flash, memory-efficient, and operator by operator. cuDNN's is left out: it
-/// is preferred by ONNX Runtime 1.31.1 on Hopper, even with cuDNN disabled, and then fails.
+/// The attention kernels that ONNX Runtime may use: flash, memory-efficient, and unfused. Not cuDNN's: ONNX Runtime 1.31.1
+/// prefers it on Hopper, even with cuDNN disabled, and then fails.
 fn attention_kernels() -> ep::cuda::AttentionBackend {
     use ep::cuda::AttentionBackend;
     AttentionBackend::FLASH_ATTENTION | AttentionBackend::EFFICIENT_ATTENTION | AttentionBackend::MATH
 }
 
-/// Asks for the CUDA provider on the pool's stream, for all of the graph or none of it if that is wanted.
+/// The CUDA provider on the pool's stream.
 fn on_gpu(builder: SessionBuilder, gpu: GpuStream, is_whole: bool) -> ort::Result<SessionBuilder> {
     let cuda = ep::CUDA::default().with_device_id(gpu.ordinal.into());
-    // SAFETY: the stream belongs to the pool, which the session owns a share of and drops after itself.
+    // SAFETY: the stream belongs to the pool, which the session references and drops after itself.
     let cuda = unsafe { cuda.with_compute_stream(gpu.stream.as_ptr()) }
-        // What single precision there is, such as the logits, is meant as such.
+        // Float32 nodes, such as the logits, must not be computed in TF32.
         .with_tf32(false)
         .with_attention_backend(attention_kernels())
-        // No operator of a language model needs it, and it is another half gigabyte to install.
+        // No operator of a language model needs cuDNN, and installing it takes another half gigabyte.
         .with_arbitrary_config("enable_cudnn", "0")
-        // The pool's blocks are ordered by the one stream.
+        // One stream orders the pool's blocks.
         .with_arbitrary_config("use_ep_level_unified_stream", "1");
     let builder = builder.with_execution_providers([cuda.build().error_on_failure()])?;
     if is_whole { Ok(builder.with_disable_cpu_fallback()?) } else { Ok(builder) }
@@ -347,7 +346,7 @@ fn provider(subgraph: *const ort::sys::OrtEpAssignedSubgraph) -> ort::Result<Str
     Ok(unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned())
 }
 
-/// The nodes of a subgraph, which the session owns as it owns that.
+/// The nodes of a subgraph. The session owns both.
 fn nodes<'a>(
     subgraph: *const ort::sys::OrtEpAssignedSubgraph,
 ) -> ort::Result<&'a [*const ort::sys::OrtEpAssignedNode]> {

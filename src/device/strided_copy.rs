@@ -1,4 +1,4 @@
-//! Rows of bytes that move from one stride to another: how a tensor grows along its next-to-last dimension.
+//! Copies rows of bytes from one stride to another: how a tensor grows along its next-to-last dimension.
 //!
 //! ```text
 //! [1, 2, 3, d] ──► [1, 2, 5, d]     aaab bb.. ──► aaa..bbb..
@@ -6,22 +6,22 @@
 
 use std::ptr;
 
-/// Rows, where they lie and where they go.
+/// A copy of rows between two buffers with different strides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct StridedCopy {
-    /// How many.
+    /// Number of rows.
     pub(super) count: usize,
-    /// Of each, the bytes that move: no more than either stride.
+    /// Bytes per row that are copied; at most the smaller stride.
     pub(super) bytes: usize,
-    /// Bytes from one row to the next where they lie.
+    /// Stride of the source, in bytes.
     pub(super) from: usize,
-    /// Bytes from one row to the next where they go.
+    /// Stride of the destination, in bytes.
     pub(super) to: usize,
 }
 
 impl StridedCopy {
-    /// Bytes from the first row's start to the last row's end where they lie, and where they go; `None` when they
-    /// overlap or cannot be counted.
+    /// Bytes from the start of the first row to the end of the last one, in source and destination; `None` if rows overlap or the
+    /// number overflows.
     pub(super) fn spans(self) -> Option<(usize, usize)> {
         let Self { count, bytes, from, to } = self;
         let Some(before) = count.checked_sub(1) else { return Some((0, 0)) };
@@ -29,10 +29,10 @@ impl StridedCopy {
         (bytes <= from.min(to)).then_some((span(from)?, span(to)?))
     }
 
-    /// Copies them in the host's memory.
+    /// Copies the rows in host memory.
     ///
     /// # Safety
-    /// [`spans`](Self::spans) must be known, and `from` and `to` valid for reads and writes of as many bytes.
+    /// [`spans`](Self::spans) must not be `None`; `from` and `to` must be valid for reads and writes of as many bytes.
     pub(super) unsafe fn copy(self, from: *const u8, to: *mut u8) {
         for row in 0..self.count {
             // SAFETY: the row starts within the span, which the caller promises is valid.

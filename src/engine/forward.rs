@@ -1,4 +1,4 @@
-//! What the generation loop needs of a model.
+//! The interface between the generation loop and a model.
 
 use super::error::EngineError;
 use crate::job::CacheSalt;

@@ -427,16 +427,11 @@ mod tests {
     }
 
     /// A model that counts: the most probable token is the next number. It remembers the lengths of its passes.
+    #[derive(Default)]
     struct Counting {
         passes: Vec<usize>,
         answer_chunk: usize,
         logits: Vec<f32>,
-    }
-
-    impl Counting {
-        fn new(answer_chunk: usize) -> Self {
-            Self { passes: Vec::new(), answer_chunk, logits: Vec::new() }
-        }
     }
 
     impl Forward for Counting {
@@ -479,7 +474,7 @@ mod tests {
     #[test]
     fn a_scored_prompt_is_read_in_chunks_and_each_token_has_the_score_of_its_position() {
         for (length, passes) in [(1, vec![1]), (2, vec![1, 1]), (4, vec![3, 1]), (8, vec![3, 3, 1, 1])] {
-            let mut model = Counting::new(4);
+            let mut model = Counting { answer_chunk: 4, ..Counting::default() };
             let mut scores = Vec::new();
             // Every second number is one more than expected.
             let prompt: Vec<u32> = (0..length).map(|i| i + i % 2).collect();
@@ -504,7 +499,7 @@ mod tests {
     fn a_resumed_answer_is_fed_as_it_was_where_passes_matter() {
         let begun = Job { answer: vec![2, 3, 4], ..job(6, 4) };
         for (answer_chunk, passes) in [(4, vec![4, 4, 1]), (1, vec![4, 2, 1, 1, 1])] {
-            let mut model = Counting::new(answer_chunk);
+            let mut model = Counting { answer_chunk, ..Counting::default() };
             generate(&mut model, &begun, None, &mut Speculation::new(), |_| ControlFlow::Continue(()))
                 .unwrap();
             assert_eq!(model.passes, passes);

@@ -102,7 +102,7 @@ pub struct Timeline {
     bound: Bytes,
     /// Sequences restored from files, and their memory limit.
     restored: PinnedPrefixes,
-    most_restored: Bytes,
+    max_restored: Bytes,
     /// Whether nothing may be computed in other passes than the same request was before.
     repeats_passes: bool,
 }
@@ -151,7 +151,7 @@ impl Timeline {
             prefixes: PrefixCache::new(bound),
             bound,
             restored: PinnedPrefixes::default(),
-            most_restored: prefixes,
+            max_restored: prefixes,
             repeats_passes,
         };
         if timeline.model.session().pool().is_none() {
@@ -223,7 +223,7 @@ impl Timeline {
     /// a pool.
     pub fn trim(&mut self, keep: Bytes) {
         let Some(pool) = self.model.session().pool().cloned() else { return };
-        if pool.has_to_trim(keep) {
+        if pool.needs_trim(keep) {
             self.release_captured();
         }
         pool.trim(keep);
@@ -280,7 +280,7 @@ impl Timeline {
     /// Memory available for a sequence restored under `name`, which replaces one of the same name.
     #[must_use]
     pub fn room_to_restore(&self, name: &str) -> Bytes {
-        Bytes(self.most_restored.0.saturating_sub(self.restored.bytes_except(name).0))
+        Bytes(self.max_restored.0.saturating_sub(self.restored.bytes_except(name).0))
     }
 
     /// Adds a sequence from a file for jobs of `salt`, or for all jobs. It stays until
@@ -304,7 +304,7 @@ impl Timeline {
         if self.model.session().pool().is_some() {
             return;
         }
-        self.bound = Bytes(self.most_restored.0.saturating_sub(self.restored.bytes().0));
+        self.bound = Bytes(self.max_restored.0.saturating_sub(self.restored.bytes().0));
         self.prefixes.set_limit(self.bound);
         self.settle(true);
     }
@@ -327,7 +327,7 @@ impl Timeline {
     /// Copies the sequence in the cache to the prefix cache, as far as the limit allows, unless the copy would be little longer than
     /// the `known` one. Only later sequences need it, so a lack of memory is not an error.
     fn save(&mut self, known: usize) {
-        let length = self.tokens.len().min(self.cache.most_within(self.bound));
+        let length = self.tokens.len().min(self.cache.capacity_within(self.bound));
         // The copy is of the whole sequence, so the new part must be large enough to be worth it.
         if self.cache.is_pooled() || length < known + MIN_KEPT.max(length / 8) {
             return;

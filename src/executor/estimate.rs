@@ -73,7 +73,7 @@ impl SpeedEstimate {
         self.share_of_max_new.add(generated, count(taken.work.max_new));
     }
 
-    /// `Retry-After` for a refused client: the time until all jobs `ahead` are expected to be done.
+    /// `Retry-After` for a rejected client: the time until all jobs `ahead` are expected to be done.
     pub(super) fn retry_after(&self, ahead: impl IntoIterator<Item = Work>, slots: usize) -> Duration {
         ahead
             .into_iter()

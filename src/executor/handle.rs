@@ -169,7 +169,7 @@ impl Executor {
         self.shared.queue().snapshot(Instant::now())
     }
 
-    /// Refuses new jobs and finishes all others. Those left after `grace` end with [`Failure::ShuttingDown`]. Returns when every slot
+    /// Rejects new jobs and finishes all others. Those left after `grace` end with [`Failure::ShuttingDown`]. Returns when every slot
     /// is free, or a second after a job was cancelled but did not stop.
     pub async fn drain(&self, grace: Duration) {
         self.shared.update(Queue::close);

@@ -7,9 +7,9 @@ use crate::{job::Priority, units::Tokens};
 /// Limits of the queue. A running job is not in the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Most waiting jobs.
+    /// Maximum number of waiting jobs.
     pub max_jobs: NonZeroUsize,
-    /// Most prompt tokens of all waiting jobs. A larger prompt is accepted when no other job waits.
+    /// Maximum number of prompt tokens of all waiting jobs. A larger prompt is accepted when no other job waits.
     pub max_prompt_tokens: Tokens,
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A slot runs one job at a time by calling a closure that returns a future. So the executor knows neither processes nor devices,
 //! and its tests need none. Other jobs wait in a queue with two limits, on jobs and on their prompt tokens, because eight short
-//! questions and eight books need very different times. A full queue refuses a job at once and says when to retry.
+//! questions and eight books take very different times. A full queue rejects a job at once and says when to retry.
 //!
 //! A [`Ticket`] is the client's end of a job. A client that leaves drops it: a waiting job is then removed from the queue, a running
 //! one is cancelled, and no other job is affected.

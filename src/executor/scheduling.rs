@@ -1,10 +1,10 @@
-//! The order of jobs: the only index where a job may overtake an earlier one.
+//! The order of jobs: the only place where a job may overtake an earlier one.
 //!
 //! There are two rules, and both are bounded:
 //!
 //! 1. *Priority.* Interactive jobs go before batch jobs. After `max_overtakes` of them in a row have overtaken a batch job, a batch
 //!    job is next. So at most `max_overtakes · (b + 1)` later jobs overtake a batch job with `b` batch jobs ahead of it.
-//! 2. *Model switches*, among jobs of the priority that is next. After [`SlotRule::most_switches`] model loads in a row on a slot, a
+//! 2. *Model switches*, among jobs of the priority that is next. After [`SlotRule::max_switches`] model loads in a row on a slot, a
 //!    job whose model is loaded goes before the first job, whose model is not. Each slot passes over a job at most once.
 //!
 //! A job that was accepted is never removed from a full queue in favour of another.
@@ -27,12 +27,12 @@ pub(super) struct Candidate<'a> {
 
 /// The slot that takes a job.
 pub(super) struct SlotRule<'a> {
-    /// Most model switches in a row; `None` means no limit.
-    pub(super) most_switches: Option<NonZeroUsize>,
+    /// Maximum number of model switches in a row; `None` means no limit.
+    pub(super) max_switches: Option<NonZeroUsize>,
     /// Model switches in a row so far.
     pub(super) switches: usize,
     /// How often a job may be passed over: once by each slot.
-    pub(super) most_passes: usize,
+    pub(super) max_passes: usize,
     pub(super) is_loaded: &'a dyn Fn(&ModelId) -> bool,
 }
 
@@ -84,8 +84,8 @@ impl Scheduler {
         let is_loaded = |model: &ModelId| (slot.is_loaded)(model);
         let (index, passed_over, switches) = if is_loaded(candidate.model) {
             (first, None, 0)
-        } else if slot.most_switches.is_some_and(|max| slot.switches >= max.get())
-            && candidate.passed_over < slot.most_passes
+        } else if slot.max_switches.is_some_and(|max| slot.switches >= max.get())
+            && candidate.passed_over < slot.max_passes
             && let Some((loaded, _)) = these.find(|(_, one)| is_loaded(one.model))
         {
             (loaded, Some(first), 0)
@@ -105,7 +105,7 @@ impl Scheduler {
         }
     }
 
-    /// Most batch jobs that go before an interactive job with this many interactive jobs ahead of it.
+    /// Maximum number of batch jobs that go before an interactive job with this many interactive jobs ahead of it.
     pub(super) fn batch_turns(&self, interactive: usize) -> usize {
         (self.overtakes + interactive).checked_div(self.max_overtakes).unwrap_or(usize::MAX)
     }
@@ -152,8 +152,8 @@ mod tests {
 
     /// Takes jobs of these priorities and models (`iIbB`: upper case is another model), all waiting from the start. The model that
     /// ran last is loaded.
-    fn taken(jobs: &str, max_overtakes: usize, most_switches: Option<usize>) -> String {
-        let mut line = Line::new(max_overtakes, most_switches);
+    fn taken(jobs: &str, max_overtakes: usize, max_switches: Option<usize>) -> String {
+        let mut line = Line::new(max_overtakes, max_switches);
         jobs.chars().for_each(|job| line.push(job));
         let mut taken = String::new();
         while let Some((job, _)) = line.take() {
@@ -172,18 +172,18 @@ mod tests {
         order: Scheduler,
         waiting: Vec<WaitingJobInfo>,
         loaded: ModelId,
-        most_switches: Option<NonZeroUsize>,
+        max_switches: Option<NonZeroUsize>,
         switches: usize,
         came: usize,
     }
 
     impl Line {
-        fn new(max_overtakes: usize, most_switches: Option<usize>) -> Self {
+        fn new(max_overtakes: usize, max_switches: Option<usize>) -> Self {
             Self {
                 order: Scheduler { max_overtakes, ..Scheduler::new() },
                 waiting: Vec::new(),
                 loaded: ModelId::from("lower"),
-                most_switches: most_switches.and_then(NonZeroUsize::new),
+                max_switches: max_switches.and_then(NonZeroUsize::new),
                 switches: 0,
                 came: 0,
             }
@@ -204,9 +204,9 @@ mod tests {
                 (index, Candidate { priority: *priority, model, passed_over: *passed_over })
             });
             let rule = SlotRule {
-                most_switches: self.most_switches,
+                max_switches: self.max_switches,
                 switches: self.switches,
-                most_passes: 1,
+                max_passes: 1,
                 is_loaded: &|model| *model == self.loaded,
             };
             let next = self.order.choose(candidates, &rule)?;
@@ -249,14 +249,14 @@ mod tests {
     }
 
     proptest! {
-        /// No job waits for ever, whatever arrives and whenever the slot is free.
+        /// No job waits for ever, in any order of arrivals and free slots.
         #[test]
         fn no_job_is_overtaken_more_often_than_the_rule_says(
             events in jobs(),
             max_overtakes in 0_usize..6,
-            most_switches in prop::option::of(1_usize..4),
+            max_switches in prop::option::of(1_usize..4),
         ) {
-            let mut line = Line::new(max_overtakes, most_switches);
+            let mut line = Line::new(max_overtakes, max_switches);
             let mut allowed = HashMap::new();
             let mut overtaken: HashMap<usize, usize> = HashMap::new();
             let mut taken = 0;
@@ -267,8 +267,8 @@ mod tests {
                     let (batch, interactive) = (ahead(Priority::Batch), ahead(Priority::Interactive));
                     let own = if job.eq_ignore_ascii_case(&'b') { batch } else { interactive };
                     // Each job ahead may be passed over once, for a later one.
-                    let turns = if most_switches.is_some() { 2 * (own + 1) } else { own + 1 };
-                    let passed = if most_switches.is_some() { batch + interactive + 1 } else { 0 };
+                    let turns = if max_switches.is_some() { 2 * (own + 1) } else { own + 1 };
+                    let passed = if max_switches.is_some() { batch + interactive + 1 } else { 0 };
                     let by_priority = if job.eq_ignore_ascii_case(&'b') { max_overtakes * turns } else { 0 };
                     allowed.insert(line.came, by_priority + passed);
                     line.push(job);

@@ -29,7 +29,7 @@ where
     F: Future<Output = Result<Finish, Failure>> + Send,
 {
     loop {
-        // Enabled before the look at the queue, so that no arrival in between is missed.
+        // Enabled before the queue is checked, so that no arrival in between is missed.
         let arrived = shared.arrived.notified();
         tokio::pin!(arrived);
         arrived.as_mut().enable();

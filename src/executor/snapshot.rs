@@ -181,7 +181,7 @@ impl History {
         self.past.push_back(past);
     }
 
-    /// JobCounts a job; one that never had a slot is not remembered.
+    /// Counts a job. One that never had a slot is not remembered.
     pub(super) const fn count(&mut self, outcome: JobOutcome) {
         match outcome {
             JobOutcome::Stop | JobOutcome::Length => self.counts.done += 1,

@@ -34,9 +34,9 @@ async fn generate(
     cancel: CancellationToken,
     step: Duration,
 ) -> Result<Finish, Failure> {
-    for said in 0..job.max_new_tokens {
+    for generated in 0..job.max_new_tokens {
         tokio::select! {
-            () = cancel.cancelled() => return Ok(finish(EndReason::Cancelled, said)),
+            () = cancel.cancelled() => return Ok(finish(EndReason::Cancelled, generated)),
             () = sleep(step) => events.send(Event::Step(Step::Token(u32::try_from(job.id.0).unwrap()))).unwrap(),
         }
     }
@@ -210,10 +210,10 @@ async fn a_panic_fails_its_job_and_the_queue_continues() {
         }
     });
     let mut tickets: Vec<_> = (0..3).map(|_| executor.ask(1, FOREVER).unwrap()).collect();
-    for said in ["the first call panics", "the second future panics"] {
+    for phrase in ["the first call panics", "the second future panics"] {
         let (_, last) = read_all(&mut tickets.remove(0)).await;
         assert!(
-            matches!(&last, Event::Failed(Failure::WorkerLost { message }) if message.contains(said)),
+            matches!(&last, Event::Failed(Failure::WorkerLost { message }) if message.contains(phrase)),
             "{last:?}"
         );
     }

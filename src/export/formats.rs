@@ -13,7 +13,10 @@ use std::{
     str::FromStr,
 };
 
-use crate::manifest::{Override, Quantization};
+use crate::{
+    device_spec::{BlockSize, WeightFormat},
+    manifest::{Override, Quantization},
+};
 
 use super::{
     blueprint::{Blueprint, LmHead},
@@ -40,80 +43,6 @@ pub struct Storage {
     pub keep: Vec<Keep>,
 }
 
-/// How the weights of a matrix are stored.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum WeightFormat {
-    /// In the type that they are computed with.
-    #[default]
-    Full,
-    /// Eight bits and a share of a scale.
-    Int8,
-    /// Four bits and a share of a scale.
-    Int4,
-}
-
-impl FromStr for WeightFormat {
-    type Err = KeepError;
-
-    fn from_str(text: &str) -> Result<Self, KeepError> {
-        match text {
-            "none" => Ok(Self::Full),
-            "int8" => Ok(Self::Int8),
-            "int4" => Ok(Self::Int4),
-            _ => Err(KeepError),
-        }
-    }
-}
-
-impl fmt::Display for WeightFormat {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Full => "none",
-            Self::Int8 => "int8",
-            Self::Int4 => "int4",
-        })
-    }
-}
-
-/// How many weights share a scale: 32, 64 or 128.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BlockSize(usize);
-
-impl Default for BlockSize {
-    fn default() -> Self {
-        Self(32)
-    }
-}
-
-impl BlockSize {
-    /// The number of weights.
-    #[must_use]
-    pub const fn get(self) -> usize {
-        self.0
-    }
-}
-
-impl TryFrom<usize> for BlockSize {
-    type Error = BlockSizeError;
-
-    fn try_from(weights: usize) -> Result<Self, BlockSizeError> {
-        if matches!(weights, 32 | 64 | 128) { Ok(Self(weights)) } else { Err(BlockSizeError) }
-    }
-}
-
-/// A block size that is none.
-#[derive(Debug, thiserror::Error)]
-#[error("expected 32, 64 or 128")]
-pub struct BlockSizeError;
-
-impl FromStr for BlockSize {
-    type Err = BlockSizeError;
-
-    fn from_str(text: &str) -> Result<Self, BlockSizeError> {
-        text.parse::<usize>().map_err(|_| BlockSizeError)?.try_into()
-    }
-}
-
 /// A format for some modules, written `PATTERN=FORMAT`.
 ///
 /// The pattern is a module's name or its last dotted parts; `*` matches anything.
@@ -134,7 +63,7 @@ impl FromStr for Keep {
     fn from_str(text: &str) -> Result<Self, KeepError> {
         match text.rsplit_once('=') {
             Some((pattern, format)) if !pattern.is_empty() => {
-                Ok(Self { pattern: pattern.into(), format: format.parse()? })
+                Ok(Self { pattern: pattern.into(), format: format.parse().map_err(|_| KeepError)? })
             }
             _ => Err(KeepError),
         }
@@ -218,7 +147,8 @@ impl Storage {
             WeightFormat::Int8 => Bits::Eight,
             WeightFormat::Int4 => Bits::Four,
         };
-        let Self { block_size: BlockSize(block_size), zero_points, rounding, .. } = *self;
+        let Self { block_size, zero_points, rounding, .. } = *self;
+        let block_size = block_size.get();
         Some(Quantizer { bits, block_size, zero_points, rounding })
     }
 }

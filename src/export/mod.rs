@@ -79,7 +79,7 @@ pub use self::{
     checkpoint::CheckpointError,
     data_layout::TooLarge,
     error::ExportError,
-    formats::{BlockSize, BlockSizeError, Keep, KeepError, NoSuchModule, Storage, WeightFormat},
+    formats::{Keep, KeepError, NoSuchModule, Storage},
     inspect::{InspectError, Operator, identify, operators},
     json_config::JsonConfigError,
     options::{AdapterSource, Layout, Options, Source},
@@ -93,3 +93,4 @@ pub use self::{
     weights::WeightsError,
     write_weights::WriteWeightsError,
 };
+pub use crate::device_spec::{BlockSize, BlockSizeError, WeightFormat};

@@ -63,7 +63,7 @@ impl fmt::Display for Placement {
 pub struct ModelReport {
     /// Where the session runs the nodes of the graph.
     pub placement: Placement,
-    /// Most positions of prompt and answer together.
+    /// Maximum number of positions of prompt and answer together.
     pub capacity: usize,
     /// Threads for passes of one token, if they can be set.
     pub decode_threads: Option<usize>,
@@ -122,7 +122,7 @@ impl SlotReport {
 #[expect(clippy::large_enum_variant, reason = "there is one of it, and it is read in place")]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Readiness {
-    /// The first worker is loading its model. New requests are refused.
+    /// The first worker is loading its model. New requests are rejected.
     Starting,
     /// A worker is ready. Models that are not loaded are loaded on demand.
     Ready(SlotReport),
@@ -131,7 +131,7 @@ pub enum Readiness {
         /// Why the last worker ended.
         reason: String,
     },
-    /// Workers keep failing. New requests are refused; queued ones wait until their deadlines.
+    /// Workers keep failing. New requests are rejected; queued ones wait until their deadlines.
     Down {
         /// Why the last worker failed.
         reason: String,

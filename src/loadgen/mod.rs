@@ -50,14 +50,14 @@ pub struct Run {
     pub took: Duration,
 }
 
-/// Sends requests until `until`. Before that, `warm_up` requests are sent one after another and not measured. `tell` gets the
+/// Sends requests until `until`. Before that, `warm_up` requests are sent one after another and not measured. `report` is called with the
 /// number of finished requests.
 pub async fn run(
     client: &Client,
     plan: &Arc<Plan>,
     warm_up: u64,
     until: Until,
-    tell: impl FnMut(usize),
+    report: impl FnMut(usize),
 ) -> Run {
     for number in 0..warm_up {
         let now = Instant::now();
@@ -66,8 +66,8 @@ pub async fn run(
     }
     let asker = Asker { client: client.clone(), plan: Arc::clone(plan), until, began: Instant::now() };
     let outcomes = match plan.pace {
-        Pace::Closed { clients } => closed(&asker, clients, tell).await,
-        Pace::Open { rate } => open(&asker, rate, tell).await,
+        Pace::Closed { clients } => closed(&asker, clients, report).await,
+        Pace::Open { rate } => open(&asker, rate, report).await,
     };
     Run { outcomes, took: asker.began.elapsed() }
 }
@@ -96,7 +96,7 @@ impl Asker {
 }
 
 /// Closed loop: each client sends its next request after the previous answer.
-async fn closed(asker: &Asker, clients: usize, mut tell: impl FnMut(usize)) -> Vec<Outcome> {
+async fn closed(asker: &Asker, clients: usize, mut report: impl FnMut(usize)) -> Vec<Outcome> {
     let next = Arc::new(AtomicU64::new(0));
     let (sender, mut receiver) = mpsc::unbounded_channel();
     let mut asking = JoinSet::new();
@@ -118,13 +118,13 @@ async fn closed(asker: &Asker, clients: usize, mut tell: impl FnMut(usize)) -> V
     let mut outcomes = Vec::new();
     while let Some(outcome) = receiver.recv().await {
         outcomes.push(outcome);
-        tell(outcomes.len());
+        report(outcomes.len());
     }
     outcomes
 }
 
 /// Open loop: requests are sent on schedule.
-async fn open(asker: &Asker, rate: f64, mut tell: impl FnMut(usize)) -> Vec<Outcome> {
+async fn open(asker: &Asker, rate: f64, mut report: impl FnMut(usize)) -> Vec<Outcome> {
     let (mut asking, mut outcomes) = (JoinSet::new(), Vec::new());
     for (number, at) in (0..).zip(asker.plan.moments(rate)) {
         if asker.is_over(number, at) {
@@ -138,7 +138,7 @@ async fn open(asker: &Asker, rate: f64, mut tell: impl FnMut(usize)) -> Vec<Outc
                 () = &mut sleep => break,
                 Some(Ok(outcome)) = asking.join_next() => {
                     outcomes.push(outcome);
-                    tell(outcomes.len());
+                    report(outcomes.len());
                 }
             }
         }
@@ -149,7 +149,7 @@ async fn open(asker: &Asker, rate: f64, mut tell: impl FnMut(usize)) -> Vec<Outc
         // The tasks neither panic nor are cancelled.
         if let Ok(outcome) = ended {
             outcomes.push(outcome);
-            tell(outcomes.len());
+            report(outcomes.len());
         }
     }
     outcomes

@@ -77,7 +77,7 @@ pub enum ManifestError {
         field: &'static str,
         /// The value found.
         value: usize,
-        /// `expected …`, as it stands in the message.
+        /// The end of the message, beginning with `expected`.
         expected: &'static str,
     },
 }

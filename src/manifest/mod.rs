@@ -1,6 +1,6 @@
 //! `eka.json`, the manifest of a model directory.
 //!
-//! `export` writes it and everything else reads it. A reader refuses an unknown schema.
+//! `export` writes it and everything else reads it. A reader rejects an unknown schema.
 //!
 //! A directory that onnxruntime-genai's builder wrote has no manifest: its `genai_config.json` is read, which has nearly the
 //! same content.

@@ -151,11 +151,11 @@ pub struct GraphNames {
     pub present_value: String,
 }
 
-/// Which inputs tell a graph the sequence length, and which positions it returns logits for.
+/// The inputs with the sequence length, and with the positions whose logits are computed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "snake_case")]
 pub enum Lengths {
-    /// As inputs of their own, so that no node has to compute them (eka's exports).
+    /// Separate inputs, so that no node computes them (eka's exports).
     Given {
         /// int32 `[1]`: total length minus one.
         seqlens_k: String,
@@ -229,7 +229,7 @@ pub struct ExportOptions {
     pub dtype: Dtype,
     /// `eka` or `genai`.
     pub layout: String,
-    /// The context length asked for, if a shorter one than the model's was.
+    /// The requested context length, if it is shorter than the model's was.
     pub context_length: Option<usize>,
     /// The seed of random weights; absent for trained ones.
     pub random_seed: Option<u64>,

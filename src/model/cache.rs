@@ -21,7 +21,7 @@ pub struct Cache {
     heads: usize,
 }
 
-/// Most pool blocks of a cache. A block for each tensor would take a hundred allocations before the first token after a
+/// Maximum number of pool blocks of a cache. A block for each tensor would take a hundred allocations before the first token after a
 /// trim; a single block would exist twice while it grows.
 const BLOCKS: usize = 8;
 
@@ -64,9 +64,9 @@ impl Cache {
         self.held() > Bytes(0)
     }
 
-    /// Most positions whose [copy](Model::copy) takes no more than `max`.
+    /// Maximum number of positions whose [copy](Model::copy) takes no more than `max`.
     #[must_use]
-    pub fn most_within(&self, max: Bytes) -> usize {
+    pub fn capacity_within(&self, max: Bytes) -> usize {
         let tensors = self.layers.len() as u64 * 2;
         let whole: u64 = self.layers.iter().flatten().map(|tensor| tensor.bytes().0).sum();
         let position = whole / self.capacity.max(1) as u64;
@@ -77,7 +77,7 @@ impl Cache {
     /// Overwrites the first `positions` with those of `other`.
     ///
     /// # Errors
-    /// [`DeviceError`] when one of the two has fewer, or they are of different models or places.
+    /// [`DeviceError`] when one of the two has fewer, or they belong to different models or devices.
     pub fn take_over(&self, other: &Self, positions: usize) -> Result<(), DeviceError> {
         let pairs = self.layers.iter().flatten().zip(other.layers.iter().flatten());
         pairs.into_iter().try_for_each(|(to, from)| to.take_over(from, positions))

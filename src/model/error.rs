@@ -25,7 +25,7 @@ pub enum ModelError {
     Dtype {
         /// The model directory.
         dir: PathBuf,
-        /// What the graph computes in.
+        /// The graph's data type.
         dtype: Dtype,
     },
     /// Its graph is of a type that a GPU's kernels do not take.
@@ -37,7 +37,7 @@ pub enum ModelError {
     NotForGpu {
         /// The model directory.
         dir: PathBuf,
-        /// What the graph computes in.
+        /// The graph's data type.
         dtype: Dtype,
     },
     /// ONNX Runtime cannot load its graph.
@@ -179,7 +179,7 @@ pub enum GraphError {
         /// The tensor.
         name: String,
     },
-    /// The graph wants something that eka would not feed.
+    /// The graph has an input that the manifest does not name.
     #[error("the graph has an input {name:?} that the manifest does not name; export the model again")]
     Unknown {
         /// The tensor.
@@ -211,7 +211,7 @@ pub enum GraphError {
         table: String,
         /// Its rows.
         rows: i64,
-        /// What the manifest promises.
+        /// The manifest's context length.
         context_length: usize,
     },
 }

@@ -9,7 +9,7 @@ use crate::{
     units::Bytes,
 };
 
-/// Operators that read a few rows of what they are given.
+/// Operators that read only a few rows of a table.
 const READ_ROWS: [&str; 3] = ["Gather", "GatherBlockQuantized", gqa::NAME];
 
 /// Whether a step of `graph` can be captured as a CUDA graph and repeated at another length: only attention may read the
@@ -24,7 +24,7 @@ pub(super) fn can_repeat_steps(graph: &Graph, names: &GraphNames) -> bool {
     reading.all(|node| node.op_type == gqa::NAME)
 }
 
-/// The bytes beside `graph` that every step reads, whatever it computes.
+/// Bytes of external data that every step reads completely.
 pub(super) fn weights_read(graph: &Graph) -> Bytes {
     let reading = graph.node.iter().filter(|node| !READ_ROWS.contains(&&*node.op_type));
     let read: BTreeSet<&str> = reading.flat_map(|node| &node.input).map(String::as_str).collect();

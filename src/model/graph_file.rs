@@ -1,10 +1,10 @@
 //! The file of a graph, and the files with its weights.
 //!
-//! ONNX Runtime opens weights by their place beside the graph and refuses links that lead out of the directory. The Hugging
+//! ONNX Runtime opens weights by their place beside the graph and rejects links that lead out of the directory. The Hugging
 //! Face cache is made of such links: `snapshots/x/model.onnx.data` leads to `blobs/<hash>`. Who may place a link in a
 //! model's directory may place the file as well, so links are followed here: the graph is handed over with the paths that
 //! they lead to. The paths in the graph itself are not trusted, as it may come from anywhere: an absolute path, or one with
-//! `..`, is refused.
+//! `..`, is rejected.
 
 use std::{
     collections::BTreeMap,

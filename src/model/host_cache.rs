@@ -1,4 +1,4 @@
-//! Keys and values in the host's memory, on any device: they are read from a file and written to one.
+//! Keys and values in host memory, to read them from a file or write them to one, for models on any device.
 
 use half::{bf16, f16};
 
@@ -8,7 +8,7 @@ use crate::{
     units::Bytes,
 };
 
-/// The first positions of a key-value cache, in the host's memory and apart from every graph.
+/// The first positions of a key-value cache, in host memory that no graph uses.
 #[derive(Debug)]
 pub struct HostCache {
     layers: Vec<[HostCopy; 2]>,
@@ -18,7 +18,7 @@ impl HostCache {
     /// Allocates room for `positions` of a cache of `shape`.
     ///
     /// # Errors
-    /// [`DeviceError::Memory`] when the system has none.
+    /// [`DeviceError::Memory`] when the system has not enough memory.
     pub(super) fn new(shape: CacheShape, positions: usize) -> Result<Self, DeviceError> {
         let layers =
             (0..shape.layers).map(|_| Ok([host_copy(shape, positions)?, host_copy(shape, positions)?]));

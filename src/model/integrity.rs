@@ -21,7 +21,7 @@ use crate::{
     units::Bytes,
 };
 
-/// Which files are compared with what the manifest recorded.
+/// The files that are compared with the manifest's records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
     /// The graph and its weights.
@@ -30,8 +30,8 @@ pub enum Scope {
     All,
 }
 
-/// Checks the model in `dir` without loading it: its manifest, that manifest and graph belong together, and its files. ONNX
-/// Runtime is not needed.
+/// Checks the model in `dir` without loading it and without ONNX Runtime: its manifest, its files, and that the graph matches the
+/// manifest.
 ///
 /// # Errors
 /// [`ModelError`] with the first file or tensor that is wrong.
@@ -86,7 +86,7 @@ fn check_hash(dir: &Path, record: &FileRecord) -> Result<(), IntegrityError> {
     }
 }
 
-/// The records of the files that count.
+/// The records of the files in `scope`.
 fn in_scope<'a>(manifest: &'a Manifest, graph: &GraphFile, scope: Scope) -> Vec<&'a FileRecord> {
     let is_weights = |name: &str| graph.weights().any(|(location, _)| location == name);
     let counts = |record: &&FileRecord| {

@@ -163,9 +163,9 @@ impl Model {
         self.rows() != LogitPositions::Last
     }
 
-    /// Most tokens to feed in one pass where up to `chunk` are asked for.
+    /// Maximum number of tokens per pass, if `chunk` is requested.
     ///
-    /// A graph that gives the logits of all of them would fill memory with unused logits.
+    /// It is smaller for a graph that returns the logits of every token, which would fill memory with unused logits.
     #[must_use]
     pub fn widest_pass(&self, chunk: usize) -> usize {
         const MAX_LOGITS: usize = 16 << 20;

@@ -1,7 +1,7 @@
-//! A directory under `models/` as an ONNX Runtime session, checked once at load.
+//! A model directory, loaded as an ONNX Runtime session and checked at load.
 //!
-//! The manifest is compared with what the graph declares before anything runs. A graph and a manifest of two exports, or a
-//! file edited by hand, are an error at load that names the tensor.
+//! The graph's inputs and outputs are compared with the manifest before the first run. So a graph that belongs to another manifest,
+//! or a file that was edited by hand, is an error at load that names the tensor.
 
 mod cache;
 mod cache_shape;

@@ -1,4 +1,4 @@
-//! Where the external data of a graph lies, read and rewritten without decoding the rest.
+//! Reads and rewrites the locations of a graph's external data without decoding the rest.
 //!
 //! A graph that others built has fields that eka does not know, and may hold gigabytes of weights itself. So the few
 //! messages that lead to tensors are walked in their encoded form: other fields are neither decoded nor copied, and a change
@@ -41,7 +41,7 @@ enum MessageKind {
 }
 
 impl MessageKind {
-    /// What the field `number` of such a message holds, if it leads to tensors.
+    /// The kind of message in field `number`, if it can contain tensors.
     const fn of_field(self, number: u64) -> Option<Self> {
         match (self, number) {
             (Self::Model, 7) | (Self::Attribute, 6 | 11) => Some(Self::Graph),

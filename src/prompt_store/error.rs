@@ -82,7 +82,7 @@ pub enum PromptStoreError {
     Context {
         /// Its tokens.
         tokens: Tokens,
-        /// Most positions.
+        /// Maximum number of positions.
         capacity: Tokens,
     },
     /// A token that the model does not have.

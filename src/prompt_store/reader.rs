@@ -30,7 +30,7 @@ pub struct ExpectedPrompt {
     pub identity: String,
     /// The sizes of its cache.
     pub shape: CacheShape,
-    /// Most positions; one is left for an answer.
+    /// Maximum number of positions; one is left for an answer.
     pub capacity: usize,
     /// Number of token ids.
     pub vocabulary: usize,

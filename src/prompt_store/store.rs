@@ -76,7 +76,7 @@ impl PromptStore {
     /// Deletes a saved prompt, even if its file is damaged.
     ///
     /// # Errors
-    /// [`PromptStoreError::Missing`], or [`PromptStoreError::Io`] when the system refuses.
+    /// [`PromptStoreError::Missing`], or [`PromptStoreError::Io`] when the system rejects.
     pub fn delete(&self, name: &PromptName) -> Result<(), PromptStoreError> {
         let path = self.path(name);
         match fs::remove_file(&path) {

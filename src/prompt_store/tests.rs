@@ -141,9 +141,9 @@ fn each_thing_that_is_otherwise_than_expected_has_a_sentence_of_its_own() {
         ),
         (ExpectedPrompt { vocabulary: 23, ..expected() }, "token id 23"),
     ];
-    for (expected, said) in others {
+    for (expected, phrase) in others {
         let refused = load(&path, &expected).unwrap_err();
-        assert!(refused.to_string().contains(said) && !refused.is_io(), "{refused}");
+        assert!(refused.to_string().contains(phrase) && !refused.is_io(), "{refused}");
     }
     let whole = fs::read(&path).unwrap();
     let with = |content: &[u8]| {

@@ -38,7 +38,7 @@ impl PromptWriter {
     /// and then its values.
     ///
     /// # Errors
-    /// [`PromptStoreError::Io`] when the system refuses.
+    /// [`PromptStoreError::Io`] when the system rejects.
     pub fn create(
         dir: &Path,
         name: &PromptName,

@@ -41,10 +41,10 @@ use crate::{
 };
 
 /// At one quantum each, the last one waits a few seconds at worst.
-const CONSTRAINTS: TaskKind = TaskKind { name: "constraint", most_waiting: 64 };
+const CONSTRAINTS: TaskKind = TaskKind { name: "constraint", max_waiting: 64 };
 
 /// One per connection of a default server. Each is rendered in less than a millisecond.
-const TEMPLATES: TaskKind = TaskKind { name: "template", most_waiting: 512 };
+const TEMPLATES: TaskKind = TaskKind { name: "template", max_waiting: 512 };
 
 /// Compiles constraints and renders templates in child processes. Clones share the processes.
 #[derive(Clone, Debug)]

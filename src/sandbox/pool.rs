@@ -1,7 +1,7 @@
 //! A pool of children: assigns tasks and limits their time.
 //!
 //! ```text
-//! run ─► queue (most_waiting) ─► fast lane (FAST places, QUANTUM each) ─► done
+//! run ─► queue (max_waiting) ─► fast lane (FAST places, QUANTUM each) ─► done
 //!            └─ full: busy           └─► slow lane (SLOW places, DEADLINE) ─► done, or killed
 //!                                            └─ full: killed, busy
 //! ```
@@ -33,10 +33,10 @@ use crate::{
     wire,
 };
 
-/// Most tasks in the fast lane.
+/// Maximum number of tasks in the fast lane.
 const FAST: usize = 2;
 
-/// Most tasks in the slow lane. This limits the memory that an attacker can use.
+/// Maximum number of tasks in the slow lane. This limits the memory that an attacker can use.
 const SLOW: usize = 2;
 
 /// The kind of tasks of a pool.
@@ -44,8 +44,8 @@ const SLOW: usize = 2;
 pub(super) struct TaskKind {
     /// Its name in metrics.
     pub(super) name: &'static str,
-    /// Most tasks that may wait for the fast lane.
-    pub(super) most_waiting: usize,
+    /// Maximum number of tasks that may wait for the fast lane.
+    pub(super) max_waiting: usize,
 }
 
 /// CPU time in the fast lane. With wall-clock time, a busy machine would make every task look slow.
@@ -55,7 +55,7 @@ const QUANTUM: Duration = Duration::from_millis(250);
 const MAX_QUANTUM: Duration = Duration::from_secs(5);
 
 /// Time between two checks of the CPU time.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Wall-clock time for a whole task. The child itself limits the CPU time.
 const DEADLINE: Duration = Duration::from_secs(15);
@@ -113,7 +113,7 @@ impl Pool {
             kind,
             command,
             idle: Mutex::default(),
-            waiting: Semaphore::new(FAST + kind.most_waiting),
+            waiting: Semaphore::new(FAST + kind.max_waiting),
             fast: Semaphore::new(FAST),
             slow: Semaphore::new(SLOW),
             metrics,
@@ -277,6 +277,6 @@ async fn quantum(id: Option<u32>, cpu_time_before: Duration) -> Quantum {
         if spent >= QUANTUM {
             return Quantum::Run;
         }
-        sleep(LOOK_EVERY).await;
+        sleep(POLL_INTERVAL).await;
     }
 }

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{constraint::ConstraintError, job::Constraint};
 
-/// Most cached verdicts, of about a hundred bytes each.
+/// Maximum number of cached verdicts, of about a hundred bytes each.
 const MAX_VERDICTS: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 
 /// An exceeded limit may be due to a busy machine, so such a verdict expires.

@@ -158,7 +158,7 @@ mod tests {
     #[test]
     fn each_problem_has_its_own_message() {
         let regex = Some(fancy_regex::Regex::new("^b").unwrap());
-        for (expected, text, said) in [
+        for (expected, text, phrase) in [
             (expected(), "", "no text"),
             (expected(), "a\u{fffd}", "U+FFFD"),
             (expected(), "e\u{301}", "normal form C"),
@@ -169,7 +169,7 @@ mod tests {
             (Expected { max_tokens: Some(4), ..expected() }, "a", "at most 4"),
         ] {
             let wrong = problems(&expected, &seen(text));
-            assert!(wrong.len() == 1 && wrong[0].contains(said), "{said}: {wrong:?}");
+            assert!(wrong.len() == 1 && wrong[0].contains(phrase), "{phrase}: {wrong:?}");
         }
         assert!(problems(&Expected { is_nfc: false, ..expected() }, &seen("e\u{301}")).is_empty());
         let cut = Seen { pieces: "a".into(), ..seen("ab") };

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::client::{Client, ClientError};
 
-/// Most concurrent requests: half of the default queue.
+/// Maximum number of concurrent requests: half of the default queue.
 const MAX_CONCURRENT: usize = 16;
 
 /// Sends the first prompt to a server whose process was started at `began`; the response time starts there.
@@ -20,11 +20,11 @@ pub async fn cold(
     client: &Client,
     suite: &Suite,
     began: Instant,
-    tell: impl FnOnce(&Outcome),
+    report: impl FnOnce(&Outcome),
 ) -> Vec<Outcome> {
     let Some(first) = suite.cases.first() else { return Vec::new() };
     let outcome = Outcome::of(first, Mode::Cold, ask(client, first, began).await);
-    tell(&outcome);
+    report(&outcome);
     vec![outcome]
 }
 
@@ -33,26 +33,26 @@ pub async fn one_by_one(
     client: &Client,
     suite: &Suite,
     mode: Mode,
-    mut tell: impl FnMut(&Outcome),
+    mut report: impl FnMut(&Outcome),
 ) -> Vec<Outcome> {
     let mut outcomes = Vec::with_capacity(suite.cases.len());
     for case in &suite.cases {
         let outcome = Outcome::of(case, mode, ask(client, case, Instant::now()).await);
-        tell(&outcome);
+        report(&outcome);
         outcomes.push(outcome);
     }
     outcomes
 }
 
-/// Sends all prompts at once. `tell` sees the outcomes as they arrive; the result is in the suite's order.
-pub async fn all_at_once(client: &Client, suite: &Suite, mut tell: impl FnMut(&Outcome)) -> Vec<Outcome> {
+/// Sends all prompts at once. `report` is called with each outcome when it arrives; the result is in the suite's order.
+pub async fn all_at_once(client: &Client, suite: &Suite, mut report: impl FnMut(&Outcome)) -> Vec<Outcome> {
     let asking = suite.cases.iter().enumerate().map(|(at, case)| async move {
         (at, Outcome::of(case, Mode::Queued, ask(client, case, Instant::now()).await))
     });
     let mut asking = stream::iter(asking).buffer_unordered(MAX_CONCURRENT);
     let mut outcomes = Vec::new();
     while let Some((at, outcome)) = asking.next().await {
-        tell(&outcome);
+        report(&outcome);
         outcomes.push((at, outcome));
     }
     outcomes.sort_by_key(|(at, _)| *at);

@@ -58,7 +58,7 @@ pub struct Case {
     pub system: Option<String>,
     /// User message.
     pub prompt: String,
-    /// Most tokens of the answer; `None` leaves it to the server.
+    /// Maximum number of tokens of the answer; `None` leaves it to the server.
     pub max_new_tokens: Option<NonZeroU64>,
     /// What is expected of the answer.
     pub expected: Expected,
@@ -75,9 +75,9 @@ pub struct Expected {
     pub regex: Option<Regex>,
     /// Longest response time.
     pub max_ms: Option<f64>,
-    /// Fewest tokens of the answer.
+    /// Minimum number of tokens of the answer.
     pub min_tokens: Option<u64>,
-    /// Most tokens of the answer.
+    /// Maximum number of tokens of the answer.
     pub max_tokens: Option<u64>,
     /// Must be in Unicode normal form C.
     pub is_nfc: bool,
@@ -213,7 +213,7 @@ mod tests {
     #[test]
     fn an_invalid_field_is_refused_by_name() {
         let prompt = |line: &str| format!("[[prompt]]\nname = \"a\"\nprompt = \"b\"\n{line}\n");
-        for (line, said) in [
+        for (line, phrase) in [
             ("script = \"Klingon\"", "\"Klingon\""),
             ("script = \"Common\"", "\"Common\""),
             ("script_share = 0.5", "needs a script"),
@@ -227,7 +227,7 @@ mod tests {
             ("txt = \"c\"", "txt"),
         ] {
             let message = refused(&prompt(line));
-            assert!(message.contains(said) && message.starts_with("s.toml"), "{line}: {message}");
+            assert!(message.contains(phrase) && message.starts_with("s.toml"), "{line}: {message}");
         }
         assert!(refused("prompt = []").contains("no [[prompt]]"));
         assert!(refused(&[prompt(""), prompt("")].concat()).contains("two prompts"));

@@ -113,7 +113,7 @@ impl LoadedModels {
 
     /// Models to unload before `wanted` is loaded, the least recently used first, so that neither the budget nor `device_room`
     /// (free memory of the device) is exceeded. The size of `wanted` is what it took last time, else `on_disk`. A model larger
-    /// than the budget is loaded alone, because refusing it would fail all its jobs.
+    /// than the budget is loaded alone, because rejecting it would fail all its jobs.
     pub(super) fn to_evict(
         &self,
         wanted: &ModelId,

@@ -152,7 +152,7 @@ impl Source {
     }
 }
 
-/// Takes up to `left` leading `stripped` off a text whose beginning this is; another character ends the stripping.
+/// Removes up to `left` leading `stripped` characters from the beginning of a text; another character ends the stripping.
 fn strip_start(fresh: &mut String, stripped: char, left: &mut usize) {
     while *left > 0 && !fresh.is_empty() {
         if fresh.starts_with(stripped) {

@@ -13,7 +13,7 @@ pub enum TextError {
     /// The directory's manifest cannot be used.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
-    /// A file is not there, or cannot be read.
+    /// A file does not exist or cannot be read.
     #[error("{}: {source}; copy the file from the base model, or export the model again", path.display())]
     Read {
         /// The file.
@@ -21,7 +21,7 @@ pub enum TextError {
         /// The system's error.
         source: io::Error,
     },
-    /// A file is not the JSON that it should be.
+    /// A file is not valid JSON, or not of the expected form.
     #[error("{}: {source}; copy the file from the base model, or export the model again", path.display())]
     Json {
         /// The file.
@@ -63,9 +63,9 @@ pub enum TextError {
         id: String,
     },
     /// Client error: the chat template called `raise_exception`.
-    #[error("the model's chat template refuses these messages: {message}")]
+    #[error("the model's chat template rejects these messages: {message}")]
     TemplateRefused {
-        /// The template's own words.
+        /// The template's message.
         message: String,
     },
     /// Rendering the chat template failed, without `raise_exception`; other messages may work.
@@ -77,7 +77,7 @@ pub enum TextError {
         /// What failed, and the line.
         message: String,
     },
-    /// The chat template uses something that eka does not have.
+    /// The chat template uses a feature that eka does not support.
     #[error(
         "this server cannot run the model's chat template: {message}; send a plain prompt, simplify the template, or report it"
     )]
@@ -149,7 +149,7 @@ impl TextError {
         }
     }
 
-    /// The file that it is about, if it is about one.
+    /// The file that caused the error, if one did.
     #[must_use]
     pub fn path(&self) -> Option<&Path> {
         match self {

@@ -1,4 +1,4 @@
-//! Ways into what reads a model's folder and a model's answers, for `tests/fuzz`.
+//! Entry points of `tests/fuzz`: chat templates and tool calls.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -25,12 +25,11 @@ pub fn template(source: &[u8]) -> bool {
     ChatTemplate::compile(source, tokens).is_ok_and(|template| template.render(&messages, &[tool]).is_ok())
 }
 
-/// Reads an answer with every tool format, whole and cut in two at every position, and compares the results. Bits of the
-/// first byte choose whether several calls are allowed, and whether the prompt has opened the first. Returns whether a call
-/// was found.
+/// Parses an answer with every tool format, as a whole and split in two at every position, and compares the results. Bits of the
+/// first byte decide whether several calls are allowed and whether the prompt has begun the first. Returns whether a call was found.
 ///
 /// # Panics
-/// When the result depends on the cut.
+/// When the result depends on the split.
 pub fn tool_calls(bytes: &[u8]) -> bool {
     let Some((flags, answer)) = bytes.split_first() else { return false };
     let Ok(answer) = std::str::from_utf8(answer) else { return false };
@@ -39,24 +38,24 @@ pub fn tool_calls(bytes: &[u8]) -> bool {
     let names: Arc<[String]> = ["add".to_owned(), "now".to_owned()].into();
     FORMATS.into_iter().any(|format| {
         let (single, opened) = (flags & 1 != 0, flags & 2 != 0);
-        let reading = ToolCallParserOptions { format, names: Arc::clone(&names), single, opened };
-        let whole = read(&reading, &[answer]);
-        for (cut, _) in answer.char_indices() {
-            let (before, after) = answer.split_at(cut);
-            assert_eq!(read(&reading, &[before, after]), whole, "cut at {cut}");
+        let options = ToolCallParserOptions { format, names: Arc::clone(&names), single, opened };
+        let whole = parse(&options, &[answer]);
+        for (split, _) in answer.char_indices() {
+            let (before, after) = answer.split_at(split);
+            assert_eq!(parse(&options, &[before, after]), whole, "split at {split}");
         }
         !whole.calls.is_empty()
     })
 }
 
 /// The content and the calls of an answer, without the ids of its calls, which are random.
-fn read(reading: &ToolCallParserOptions, pieces: &[&str]) -> AnswerDelta {
-    let mut reader = ToolCallParser::new(reading.clone());
+fn parse(options: &ToolCallParserOptions, pieces: &[&str]) -> AnswerDelta {
+    let mut parser = ToolCallParser::new(options.clone());
     let mut delta = AnswerDelta::default();
     for piece in pieces {
-        delta.append(&reader.push(piece));
+        delta.append(&parser.push(piece));
     }
-    delta.append(&reader.finish());
+    delta.append(&parser.finish());
     delta.calls.iter_mut().for_each(|call| call.id = None);
     delta
 }

@@ -1,15 +1,15 @@
-//! How much longer a tokenizer's replacements can make a text.
+//! Limits how much longer a tokenizer's replacements can make a text.
 //!
-//! `tokenizer.json` is a program: each of its replacements may write a thousand bytes for one, and each works on what the
-//! one before it wrote. Four of them turn a word into a terabyte. The library that runs them has no limit, and runs them in
+//! `tokenizer.json` is a program: each of its replacements may write a thousand bytes for one byte, and its input is the output of
+//! the previous one. Four of them turn a word into a terabyte. The library that runs them has no limit, and runs them in
 //! this process, so their growth is computed before they are used.
 
 use serde_json::Value;
 
-/// How many times as long as the text a result may be. Published tokenizers have at most 20.
+/// Maximum factor by which a text may grow. Published tokenizers have at most 20.
 const MAX_GROWTH: u64 = 64;
 
-/// Longest text that may be put before a prompt. Published tokenizers have one character.
+/// Maximum bytes that may be prepended to a text. Published tokenizers prepend one character.
 const MAX_PREFIX: usize = 1024;
 
 /// Checks a normalizer or decoder of `tokenizer.json`; the error is a message.

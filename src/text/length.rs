@@ -1,14 +1,17 @@
-//! Refuses texts that are too long for a context before they are tokenized.
+//! Rejects texts that are too long for a context before they are tokenized.
 //!
-//! Tokenizing four megabytes takes seconds and a gigabyte, and nearly every text of that length has too many tokens. Two
-//! bounds find most of them sooner. The first needs no tokenizing: it divides by the length of the vocabulary's longest
-//! token. The second tokenizes piece by piece and stops at too many tokens; the end of a piece may come out as other tokens
-//! than in the whole text, which is why some more are let pass. What passes both is tokenized as a whole, and only that
-//! decides.
+//! Tokenizing four megabytes takes seconds and a gigabyte of memory, and nearly every text of that length has too many tokens. Two
+//! checks reject most of them sooner:
+//!
+//! 1. The length of the text, divided by the length of the vocabulary's longest token. This needs no tokenizing.
+//! 2. The text is tokenized piece by piece, until there are too many tokens. The end of a piece may have other tokens than the same
+//!    place in the whole text, so this check has a tolerance.
+//!
+//! A text that passes both is tokenized as a whole, and its exact length is checked.
 
 use super::{Text, TextError};
 
-/// Length of the pieces; also of texts that are simply tokenized.
+/// Bytes per piece. Texts of up to two pieces skip the second check.
 const PIECE: usize = 64 << 10;
 
 /// Normalizers make text shorter: a syllable of three characters of Hangul becomes one.
@@ -40,7 +43,7 @@ impl Text {
     }
 }
 
-/// Cuts a text into pieces of whole characters.
+/// Splits a text into pieces of whole characters.
 fn pieces(mut text: &str) -> impl Iterator<Item = &str> {
     std::iter::from_fn(move || {
         let (piece, rest) = text.split_at(text.floor_char_boundary(PIECE));

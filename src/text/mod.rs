@@ -1,4 +1,4 @@
-//! Everything that knows text: tokenizer, chat template, incremental detokenizer, stop strings.
+//! Tokenizer, chat templates, incremental detokenizer, stop strings and tool calls.
 //!
 //! It runs in the parent process, because a worker may die in the middle of an answer, and the answer must survive: the
 //! parent has the ids so far and their text. The [detokenizer](Text::detokenizer) guarantees that only whole UTF-8

@@ -1,4 +1,4 @@
-//! The text side of one model.
+//! Tokenizer, chat templates and description of a model.
 
 use std::{fs, path::Path, time::UNIX_EPOCH};
 
@@ -14,13 +14,13 @@ use super::{
 };
 use crate::manifest::{self, Manifest};
 
-/// The text side of a model, read once and shared.
+/// A model's tokenizer, chat templates and description; read once and shared.
 pub struct Text {
     pub(super) card: ModelCard,
     pub(super) tokenizer: Tokenizer,
-    /// `None` when the tokenizer's decoder is of a kind that has no table.
+    /// `None` if the tokenizer's decoder does not map each token to fixed bytes.
     pub(super) token_bytes: Option<TokenBytes>,
-    /// Most bytes of text of one token; `None` if there is no bound.
+    /// Maximum bytes of text per token; `None` without a limit.
     pub(super) longest_token: Option<usize>,
     pub(super) templates: Templates,
     bos: Option<SpecialToken>,
@@ -31,7 +31,7 @@ pub struct Text {
 pub struct ModelCard {
     /// Its name in requests.
     pub id: String,
-    /// Most positions, prompt and answer together.
+    /// Maximum number of tokens, prompt and answer together.
     pub context_length: usize,
     /// Number of token ids.
     pub vocabulary: usize,
@@ -52,11 +52,11 @@ struct SpecialToken {
 }
 
 impl Text {
-    /// Reads the text side of the model in `model_dir`, which requests will call `id`.
+    /// Reads tokenizer, chat templates and manifest of the model in `model_dir`. `id` is its name in requests.
     ///
     /// # Errors
     /// [`TextError`] when the manifest or the tokenizer is missing, or any of the files is malformed. A missing chat
-    /// template is an error of the requests that need it. Whether a template compiles is not looked at here, because a
+    /// template is an error of the requests that need it. This does not check whether a template compiles, because a
     /// compiler that overflows its stack takes its process with it: `Sandbox::check_templates` and
     /// [`Text::check_templates`] do that.
     pub fn open(model_dir: &Path, id: &str) -> Result<Self, TextError> {
@@ -149,12 +149,12 @@ impl Text {
         Ok(template)
     }
 
-    /// The chat templates that conversations may get, to be compiled in another process.
+    /// The chat templates that may be used, to compile them in another process.
     pub fn templates(&self) -> impl Iterator<Item = &TemplateFile> {
         self.templates.all()
     }
 
-    /// Compiles the chat templates in this process, to see that they can be. A server uses `Sandbox::check_templates`.
+    /// Checks in this process that the chat templates compile. A server uses `Sandbox::check_templates`.
     ///
     /// # Errors
     /// [`TextError::TemplateFile`] when one does not compile.

@@ -1,9 +1,9 @@
-//! Chat templates and conversations as they cross a pipe, and the renderer at the other end.
+//! Requests to render a chat template in another process, and the renderer in that process.
 //!
-//! A template is a program from a model's folder, compiled and run by a library that bounds its steps, but neither its
-//! memory nor its stack. A server therefore compiles and renders in a child process (`sandbox`), which can be killed. That
-//! process keeps nothing but compiled templates: every [`RenderRequest`] carries its template's text, a few kilobytes, and
-//! so a process that was just started can render any of them.
+//! A template is a program from a model's folder, compiled and run by a library that bounds its steps, but neither its memory nor
+//! its stack. A server therefore compiles and renders in a child process (`sandbox`), which can be killed. That process keeps
+//! only compiled templates: every [`RenderRequest`] contains its template's text, a few kilobytes, so a process that was just
+//! started can render it.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -16,7 +16,7 @@ use crate::units::Bytes;
 /// Compiled templates that are kept: as many as a server is likely to have models in use.
 const MAX_COMPILED: usize = 8;
 
-/// Longest text that a template may make: tens of times what the longest context holds, and short enough for a frame.
+/// Maximum length of a rendered text: tens of times the longest context, and short enough for a frame.
 const MAX_TEXT: Bytes = Bytes::mib(12);
 
 /// A chat template's text, and the names under which it finds special tokens.
@@ -68,12 +68,12 @@ pub enum TemplateFault {
         /// The error, with its position.
         message: String,
     },
-    /// It refused the messages.
+    /// It rejected the messages.
     Refused {
         /// The template's message.
         message: String,
     },
-    /// It failed on messages that it did not refuse.
+    /// It failed on messages that it did not reject.
     Failed {
         /// The error, with its position.
         message: String,
@@ -117,10 +117,10 @@ pub struct Renderer {
 }
 
 impl Renderer {
-    /// Compiles `template`, and keeps it for requests to come.
+    /// Compiles `template`, and keeps it for later requests.
     ///
     /// # Errors
-    /// [`TemplateFault::Compile`] when it cannot be.
+    /// [`TemplateFault::Compile`] when it does not compile.
     pub fn check(&mut self, template: &TemplateSource) -> Result<(), TemplateFault> {
         self.compile(template).map(|_| ())
     }
@@ -128,7 +128,7 @@ impl Renderer {
     /// The text that asks the model for the next answer.
     ///
     /// # Errors
-    /// [`TemplateFault`] when the template does not compile, refuses the messages, fails, takes too many steps or makes
+    /// [`TemplateFault`] when the template does not compile, rejects the messages, fails, takes too many steps or makes
     /// too long a text.
     pub fn render(&mut self, request: &RenderRequest) -> Result<String, TemplateFault> {
         let messages: Vec<Message> = parse(&request.messages)?;

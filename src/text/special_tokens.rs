@@ -1,13 +1,12 @@
 //! The special tokens that chat templates know by name: `bos_token`, `eos_token` and so on.
 //!
-//! They are named in up to three places, which `transformers` reads in this order:
+//! They come from up to three sources. As in `transformers`, the first source that has a token wins:
 //!
-//! 1. `special_tokens_map.json`, unless `tokenizer_config.json` has an `added_tokens_decoder`, which replaced it;
+//! 1. `special_tokens_map.json`, unless `tokenizer_config.json` has its successor, `added_tokens_decoder`;
 //! 2. `tokenizer_config.json`, where `null` means that there is none;
-//! 3. the defaults of the tokenizer's class, or of the class that belongs to the architecture where none is named.
+//! 3. the defaults of the tokenizer's class, or of the architecture's class if the configuration names none.
 //!
-//! A default counts only where the tokenizer has the token: a template would otherwise write text that the model has never
-//! seen as one token.
+//! A default counts only if the tokenizer has the token. Otherwise a template would write text that is not one token.
 
 use std::collections::BTreeMap;
 

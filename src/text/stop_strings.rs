@@ -1,7 +1,7 @@
 //! Stop strings: text that ends an answer and is not part of it.
 //!
-//! A stop string may begin in one token and end in another, so the end of the text is held back while it could be
-//! the beginning of one, and no longer: what cannot become a stop string any more leaves at once.
+//! A stop string may begin in one token and end in another. So the end of the text is held back as long as it could be the
+//! beginning of a stop string, and is returned as soon as it cannot.
 //!
 //! Each stop string is matched by the algorithm of Knuth, Morris and Pratt, which reads every byte of the answer once and
 //! knows at every byte how much of the stop string is matched so far. That is also the number of bytes to hold back. The
@@ -11,16 +11,16 @@
 /// The text that a token adds to an answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Chunk {
-    /// Text that may leave now; whole characters, often none.
+    /// Text that can be sent; whole characters, often empty.
     pub text: String,
-    /// A stop string was completed. Neither it nor anything after it is in any chunk.
+    /// A stop string was found. Chunks contain neither the stop string nor later text.
     pub stopped: bool,
 }
 
 /// Watches a stream of text for stop strings.
 ///
-/// The match that is complete first wins, and among those that end together the longest: that is the one rule whose
-/// outcome does not depend on how the text was cut into pieces.
+/// The first complete match wins, and of several that end at the same byte the longest. The result does not depend on how the
+/// text is split into chunks.
 #[derive(Debug)]
 pub(super) struct StopStrings {
     matchers: Vec<Matcher>,
@@ -36,7 +36,7 @@ impl StopStrings {
         Self { matchers, held: String::new(), stopped: false }
     }
 
-    /// What may leave now that `fresh` has arrived.
+    /// Adds `fresh`; returns the text that can be sent.
     pub(super) fn push(&mut self, fresh: &str) -> Chunk {
         if self.stopped {
             return Chunk { text: String::new(), stopped: true };
@@ -66,7 +66,7 @@ impl StopStrings {
     /// The end of the winning match in `fresh`, and its length.
     fn first_match(&mut self, fresh: &str) -> Option<(usize, usize)> {
         fresh.bytes().enumerate().find_map(|(at, byte)| {
-            // All of them read the byte, also after one of them has matched.
+            // Every matcher reads the byte, also if another one has matched.
             let lengths = self.matchers.iter_mut().map(|matcher| matcher.read(byte));
             let longest = lengths.fold(0, usize::max);
             (longest > 0).then_some((at + 1, longest))
@@ -78,7 +78,7 @@ impl StopStrings {
 #[derive(Debug)]
 struct Matcher {
     stop: Box<[u8]>,
-    /// For each number of matched bytes but none, the next smaller number that the text ends with as well.
+    /// The failure function: for each number of matched bytes, the next smaller number that also matches.
     shorter: Box<[usize]>,
     /// Always less than the length of `stop`, between two reads.
     matched: usize,

@@ -1,4 +1,4 @@
-//! The chat templates of a model, and which of them a conversation gets.
+//! The chat templates of a model, and the choice of one for a conversation.
 //!
 //! A model may have several by name. As in `transformers`, `tool_use` is for conversations with tools and `default` for the
 //! others; further ones are not used or compiled. `transformers` only looks at the list of tools. Here a conversation whose

@@ -180,15 +180,15 @@ fn a_prompt_gets_one_beginning_of_sequence_whether_it_has_one_or_not() {
 #[test]
 fn any_tokens_can_be_spelled_and_read_again_special_ones_by_their_names() {
     for expected in prompts() {
-        let spelled = demo().spell(&expected.prompt_ids);
-        assert_eq!(spelled, expected.rendered);
-        assert_eq!(demo().encode_bare(&spelled).unwrap(), expected.prompt_ids);
+        let decoded = demo().decode_with_special(&expected.prompt_ids);
+        assert_eq!(decoded, expected.rendered);
+        assert_eq!(demo().encode_bare(&decoded).unwrap(), expected.prompt_ids);
         for cut in 0..expected.prompt_ids.len() {
-            let spelled = demo().spell(&expected.prompt_ids[..cut]);
-            assert!(expected.rendered.starts_with(&spelled), "whole characters only: {spelled}");
+            let decoded = demo().decode_with_special(&expected.prompt_ids[..cut]);
+            assert!(expected.rendered.starts_with(&decoded), "whole characters only: {decoded}");
         }
     }
-    assert_eq!(demo().spell(&[1, 4_095, u32::MAX, 2]).matches("s>").count(), 2);
+    assert_eq!(demo().decode_with_special(&[1, 4_095, u32::MAX, 2]).matches("s>").count(), 2);
 }
 
 #[test]
@@ -196,10 +196,10 @@ fn a_special_token_is_text_where_it_is_asked_to_be_and_ends_a_character_that_is_
     for text in [sentence_pieces(), metaspace("always"), unusual()] {
         let ids = [2, 0, 5, 0, 10];
         let mut decoder = text.detokenizer(Vec::new()).with_special("<s>").with_special("<missing>");
-        let mut told: String = ids.iter().map(|id| decoder.push(*id).text).collect();
-        told += &decoder.finish();
-        assert!(told.trim_start().starts_with("na<s>") && told.ends_with("<s>é"), "{told}");
-        assert!(!told.contains('\u{fffd}'), "{told}");
+        let mut decoded: String = ids.iter().map(|id| decoder.push(*id).text).collect();
+        decoded += &decoder.finish();
+        assert!(decoded.trim_start().starts_with("na<s>") && decoded.ends_with("<s>é"), "{decoded}");
+        assert!(!decoded.contains('\u{fffd}'), "{decoded}");
     }
 }
 

@@ -15,7 +15,7 @@ pub struct TokenText {
 }
 
 impl TokenText {
-    /// Characters that begin in it.
+    /// Number of characters that begin in it.
     #[must_use]
     pub fn characters(&self) -> usize {
         // Continuation bytes of UTF-8 are 10xxxxxx.
@@ -24,7 +24,7 @@ impl TokenText {
 }
 
 impl Text {
-    /// The token with this id, where it is not the first of a text.
+    /// The token with this id, as it is decoded within a text.
     #[must_use]
     pub fn token(&self, id: u32) -> TokenText {
         if visible(&self.tokenizer, id).is_none() {
@@ -53,16 +53,16 @@ impl Text {
         ids.collect()
     }
 
-    /// The text of any tokens, special ones by their names, without incomplete characters.
+    /// The text of tokens, with special tokens and without incomplete characters.
     #[must_use]
-    pub fn spell(self: &Arc<Self>, ids: &[u32]) -> String {
+    pub fn decode_with_special(self: &Arc<Self>, ids: &[u32]) -> String {
         let mut decoder = self.detokenizer(Vec::new()).with_all_special();
         let mut text: String = ids.iter().map(|id| decoder.push(*id).text).collect();
         text += &decoder.finish();
         text
     }
 
-    /// The text of a prompt that was given as tokens, special ones left out.
+    /// The text of tokens, without special tokens.
     #[must_use]
     pub fn decode(&self, ids: &[u32]) -> String {
         self.tokenizer.decode(ids, true).unwrap_or_default()

@@ -8,24 +8,24 @@
 use serde::Deserialize;
 use tokenizers::{ModelWrapper, Tokenizer};
 
-/// The bytes of every token, and what happens at the beginning of a text.
+/// The bytes of every token, and the rule for the beginning of a text.
 pub(super) struct TokenBytes {
     rule: Rule,
-    /// Leading occurrences of a character that the text loses, and how many at most.
+    /// The character that is stripped from the beginning of a text, and how many of them at most.
     strip: Option<(char, usize)>,
     bytes: Vec<u8>,
-    /// Where in `bytes` each token ends; it begins where the one before ends.
+    /// End of each token in `bytes`; the next token begins there.
     ends: Vec<usize>,
 }
 
 impl TokenBytes {
-    /// The spelling of ids below `vocabulary`, `None` when the tokenizer's decoder is of another kind.
+    /// The bytes of the tokens below `vocabulary`; `None` if the tokenizer's decoder is not supported.
     pub(super) fn of(tokenizer: &Tokenizer, vocabulary: usize) -> Option<Self> {
         let (rule, strip) = read_steps(tokenizer)?;
         let mut token_bytes = Self { rule, strip, bytes: Vec::new(), ends: Vec::with_capacity(vocabulary) };
         for id in (0_u32..).take(vocabulary) {
             if let Some(token) = visible(tokenizer, id) {
-                token_bytes.bytes.extend(token_bytes.rule.spell(&token, false));
+                token_bytes.bytes.extend(token_bytes.rule.bytes_of(&token, false));
             }
             token_bytes.ends.push(token_bytes.bytes.len());
         }
@@ -40,18 +40,18 @@ impl TokenBytes {
         &self.bytes[start..end]
     }
 
-    /// The bytes of a text's first token, `None` when it has none and the next one is the first.
+    /// The bytes of a text's first token; `None` for a token without text, after which the next token counts as the first.
     pub(super) fn first_bytes(&self, tokenizer: &Tokenizer, id: u32) -> Option<Vec<u8>> {
-        visible(tokenizer, id).map(|token| self.rule.spell(&token, true))
+        visible(tokenizer, id).map(|token| self.rule.bytes_of(&token, true))
     }
 
-    /// Leading occurrences of a character that the text loses, and how many at most.
+    /// The character that is stripped from the beginning of a text, and how many of them at most.
     pub(super) const fn strip(&self) -> Option<(char, usize)> {
         self.strip
     }
 }
 
-/// The token with this id, unless it is special or there is none.
+/// The token with this id; `None` if it is special or does not exist.
 pub(super) fn visible(tokenizer: &Tokenizer, id: u32) -> Option<String> {
     let token = tokenizer.id_to_token(id)?;
     (!tokenizer.get_added_vocabulary().is_special_token(&token)).then_some(token)
@@ -68,7 +68,7 @@ enum Rule {
 }
 
 impl Rule {
-    fn spell(&self, token: &str, is_first: bool) -> Vec<u8> {
+    fn bytes_of(&self, token: &str, is_first: bool) -> Vec<u8> {
         match self {
             Self::ByteLevel(alphabet) => alphabet.bytes(token),
             Self::Pieces { replace, byte_fallback } => {
@@ -79,8 +79,8 @@ impl Rule {
             }
             Self::Metaspace { mark, first } => {
                 let space = if is_first { *first } else { Some(' ') };
-                let spelled = token.chars().filter_map(|c| if c == *mark { space } else { Some(c) });
-                spelled.collect::<String>().into_bytes()
+                let characters = token.chars().filter_map(|c| if c == *mark { space } else { Some(c) });
+                characters.collect::<String>().into_bytes()
             }
         }
     }
@@ -141,7 +141,7 @@ enum Step {
     Other,
 }
 
-/// The other kind, `Regex`, is left out so that a decoder with one is not read: it is beyond a table.
+/// `Regex`, the other kind, is missing on purpose: a decoder with one cannot be a table.
 #[derive(Deserialize)]
 enum Pattern {
     String(String),
@@ -184,7 +184,7 @@ fn read_pieces(mut steps: &[Step]) -> Option<(Rule, Option<(char, usize)>)> {
     }
 }
 
-/// Most bytes of text of one token of this tokenizer; `None` if there is no bound: a token for unknown words has any length.
+/// Maximum bytes of text per token; `None` without a limit, because the token for unknown words stands for text of any length.
 pub(super) fn longest_token(tokenizer: &Tokenizer, vocabulary: usize) -> Option<usize> {
     let knows_all = match tokenizer.get_model() {
         ModelWrapper::BPE(model) => model.byte_fallback || model.get_unk_token().is_none(),

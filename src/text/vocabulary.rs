@@ -1,4 +1,4 @@
-//! A tokenizer as a table: the bytes of every token, and how bytes are cut into tokens.
+//! A tokenizer for constraints: the bytes of every token, and the tokens of a text.
 //!
 //! A worker needs it only for answers with a constraint: a grammar describes bytes, and a worker picks tokens. It reads the
 //! table from the model directory for the first such answer, because a worker may be replaced at any moment, and sending the
@@ -10,10 +10,10 @@ use tokenizers::Tokenizer;
 
 use super::{TextError, files, token_bytes::TokenBytes};
 
-/// A character that texts do not contain, and that no token has together with others.
+/// A character that texts do not contain and that tokenizers do not join with others.
 const MARK: &str = "\u{2}";
 
-/// The bytes of every token, and how bytes are cut into tokens.
+/// The bytes of every token, and the tokenizer.
 pub struct Vocabulary {
     tokenizer: Tokenizer,
     token_bytes: TokenBytes,
@@ -36,27 +36,27 @@ impl Vocabulary {
         (0_u32..).take(self.size).map(|id| self.token_bytes.bytes(id))
     }
 
-    /// Cuts `bytes` as the tokenizer would cut that text within an answer; `None` if they are not UTF-8 or the tokenizer
-    /// would change them. The bytes of the result are always `bytes`.
+    /// The tokens of `bytes` within an answer; `None` if they are not UTF-8 or the tokenizer would change them. The tokens' bytes are
+    /// always exactly `bytes`.
     #[must_use]
-    pub fn cut(&self, bytes: &[u8]) -> Option<Vec<u32>> {
+    pub fn tokenize(&self, bytes: &[u8]) -> Option<Vec<u32>> {
         let text = std::str::from_utf8(bytes).ok()?;
         let ids = self.encode(text)?;
-        if self.spells(&ids, bytes) {
+        if self.decodes_to(&ids, bytes) {
             return Some(ids);
         }
-        // SentencePiece puts a space before every text. Here that is a mark's, which is then cut off.
+        // SentencePiece puts a space before every text. After a mark there is none, and the mark's tokens are dropped.
         let marked = self.encode(&format!("{MARK}{text}"))?;
         let mark = marked.iter().position(|id| self.token_bytes.bytes(*id) == MARK.as_bytes())?;
         let ids = &marked[mark + 1..];
-        self.spells(ids, bytes).then(|| ids.to_vec())
+        self.decodes_to(ids, bytes).then(|| ids.to_vec())
     }
 
     fn encode(&self, text: &str) -> Option<Vec<u32>> {
         Some(self.tokenizer.encode_fast(text, false).ok()?.get_ids().to_vec())
     }
 
-    fn spells(&self, ids: &[u32], bytes: &[u8]) -> bool {
+    fn decodes_to(&self, ids: &[u32], bytes: &[u8]) -> bool {
         let mut rest = Some(bytes);
         for id in ids {
             rest = rest.and_then(|rest| rest.strip_prefix(self.token_bytes.bytes(*id)));

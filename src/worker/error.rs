@@ -13,10 +13,10 @@ pub enum WorkerError {
     /// The first frame was not the worker's settings.
     #[error("expected a Start message first, got {0}")]
     NoStart(String),
-    /// The device cannot be opened. The parent has been told.
+    /// The device cannot be opened. The parent has received the error.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// The device has failed for good. The parent has been told.
+    /// The device has failed for good. The parent has received the error.
     #[error("the device can no longer be used")]
     Poisoned,
     /// The pipe to the parent failed.

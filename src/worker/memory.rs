@@ -93,8 +93,8 @@ impl MemoryTracker {
     }
 
     /// Whether a trim to `keep` would free buffers that captured graphs refer to.
-    pub(super) fn has_to_trim(&self, keep: Bytes) -> bool {
-        self.pool.as_ref().is_some_and(|pool| pool.has_to_trim(keep))
+    pub(super) fn needs_trim(&self, keep: Bytes) -> bool {
+        self.pool.as_ref().is_some_and(|pool| pool.needs_trim(keep))
     }
 
     /// Trims the pool down to `keep` and measures.

@@ -82,7 +82,7 @@ fn open(spec: &WorkerSpec) -> Result<Device, OpenError> {
     })
 }
 
-/// Reads frames on a thread of their own. The process exits when the parent closes the pipe.
+/// Reads frames on a separate thread. The process exits when the parent closes the pipe.
 fn read_frames(mut input: impl Read + Send + 'static, signals: Arc<StopSignals>) -> mpsc::Receiver<ToWorker> {
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {

@@ -112,7 +112,7 @@ impl<W: Write> Server<W> {
 
     /// Trims device memory down to `keep`. Releases captured steps first if that would free their scratch buffers.
     fn trim(&mut self, keep: Bytes) -> Memory {
-        if self.memory.has_to_trim(keep) {
+        if self.memory.needs_trim(keep) {
             self.models.values_mut().for_each(LoadedModel::release_captured);
         }
         self.memory.trim_to(keep)

@@ -220,21 +220,8 @@ async fn tool_calls_and_results_are_rendered_as_in_transformers() {
     }
 }
 
-/// What models write in place of an object: unusual JSON, and text that is not JSON.
-const WRITTEN: [&str; 12] = [
-    r#"{"city": "Pune"}"#,
-    r#"{"city":"Pune","days":3}"#,
-    "{\"note\": \"two\nlines\"}",
-    r#"{"city": "Pune",}"#,
-    r#"{"rain": True, "wind": None}"#,
-    r#"{"big": 1e400, "id": 10000000000000000000000, "one": 1.0, "small": 1E-7}"#,
-    r#"{"b": 1, "a": 2, "b": 3}"#,
-    r#"{"city": "\u092a\u0941\u0923\u0947", "slash": "a\/b"}"#,
-    r#"{ "city" : [ 1,2 ] }"#,
-    r#"{"city": "Pu"#,
-    r#"{"nested": {"a": "{\"b\": 1}"}, "empty": {}}"#,
-    r#"{"bad": "\q", "lone": "\ud800"}"#,
-];
+/// Arguments as models write them: unusual JSON, and text that is not JSON.
+const ARGUMENTS: &str = include_str!("../fixtures/tool_arguments.json");
 
 fn asked_and_answered(call: &Value, result: &Value) -> Value {
     json!([{ "role": "user", "content": "Will it rain?" }, call, result])
@@ -242,13 +229,14 @@ fn asked_and_answered(call: &Value, result: &Value) -> Value {
 
 #[tokio::test]
 async fn tool_call_arguments_return_to_the_model_byte_for_byte() {
+    let arguments: Vec<String> = serde_json::from_str(ARGUMENTS).unwrap();
     for (template, before, after) in [
         (QWEN, "{\"name\": \"now\", \"arguments\": ", "}\n</tool_call><|im_end|>"),
         (LLAMA, "{\"name\": \"now\", \"parameters\": ", "}<|eot_id|>"),
         (MISTRAL, "[TOOL_CALLS] [{\"name\": \"now\", \"arguments\": ", ", \"id\": \"123456789\"}]</s>"),
     ] {
         let server = server(template, "Now.");
-        for written in WRITTEN {
+        for written in &arguments {
             let call = json!({ "id": "123456789", "type": "function", "function": { "name": "now", "arguments": written } });
             let call = json!({ "role": "assistant", "content": null, "tool_calls": [call] });
             let result = json!({ "role": "tool", "tool_call_id": "123456789", "content": "42" });

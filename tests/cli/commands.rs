@@ -94,8 +94,8 @@ fn bench_reports_pool_memory_and_share_of_bandwidth() {
     #[expect(clippy::cast_precision_loss, reason = "a small model")]
     let expected = speed * weights as f64 / max;
     assert!((share - expected).abs() < 1e-9 * expected, "{report}");
-    let said = text(&pooled(&[]).stdout);
-    assert!(said.contains("memory in use, reserved: ") && said.contains(" % of bandwidth"), "{said}");
+    let report = text(&pooled(&[]).stdout);
+    assert!(report.contains("memory in use, reserved: ") && report.contains(" % of bandwidth"), "{report}");
 }
 
 #[test]
@@ -124,8 +124,8 @@ fn an_old_library_is_rejected_with_both_versions() {
         .unwrap();
     assert!(built.success(), "a C compiler links every Rust program");
     let refused = run(&["doctor", "--onnxruntime", argument(directory.path())]);
-    let said = text(&refused.stdout);
-    assert!(said.contains("version 1.17.3") && said.contains("1.30 or newer"), "{said}");
+    let report = text(&refused.stdout);
+    assert!(report.contains("version 1.17.3") && report.contains("1.30 or newer"), "{report}");
     assert_eq!(refused.status.code(), Some(3));
 }
 
@@ -142,9 +142,9 @@ fn doctor_prints_ok_or_problem_and_the_fix() {
     std::fs::create_dir(&empty).unwrap();
     let ill = run(&["doctor", "--onnxruntime", argument(&empty), "--model", argument(&empty)]);
     assert_eq!(ill.status.code(), Some(3));
-    let said = text(&ill.stdout);
-    assert_eq!(said.lines().filter(|line| line.starts_with("PROBLEM")).count(), 2, "{said}");
-    assert!(said.contains("scripts/onnxruntime") && said.contains("eka export"), "{said}");
+    let report = text(&ill.stdout);
+    assert_eq!(report.lines().filter(|line| line.starts_with("PROBLEM")).count(), 2, "{report}");
+    assert!(report.contains("scripts/onnxruntime") && report.contains("eka export"), "{report}");
 }
 
 #[test]

@@ -97,8 +97,8 @@ fn ctrl_c_exits_with_130_and_keeps_the_printed_text() {
     assert_eq!(ended.status.code(), Some(130));
     let answer = document(&ended);
     assert_eq!(answer["finish_reason"], "cancelled");
-    let said = answer["text"].as_str().unwrap();
-    assert!(said.len() < first.text.len() && first.text.starts_with(said), "{said}");
+    let partial = answer["text"].as_str().unwrap();
+    assert!(partial.len() < first.text.len() && first.text.starts_with(partial), "{partial}");
 }
 
 #[test]
@@ -155,10 +155,16 @@ fn errors_are_json_with_the_flag() {
         (&["serve", "--print-config", "--json", "--set", "queue.max_jobs=none"], 2, "usage"),
     ] {
         let refused = run(arguments);
-        let said: Value = serde_json::from_slice(&refused.stderr).unwrap();
-        assert_eq!(refused.status.code(), Some(code), "{said}");
-        assert_eq!((&said["error"]["code"], &said["error"]["exit_code"]), (&json!(name), &json!(code)));
-        assert!(said["error"]["message"].as_str().is_some_and(|message| !message.is_empty()), "{said}");
+        let document: Value = serde_json::from_slice(&refused.stderr).unwrap();
+        assert_eq!(refused.status.code(), Some(code), "{document}");
+        assert_eq!(
+            (&document["error"]["code"], &document["error"]["exit_code"]),
+            (&json!(name), &json!(code))
+        );
+        assert!(
+            document["error"]["message"].as_str().is_some_and(|message| !message.is_empty()),
+            "{document}"
+        );
         assert!(refused.stdout.is_empty());
     }
 }
@@ -206,9 +212,9 @@ fn a_closed_pipe_is_not_an_error() {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         drop(child.stdout.take());
         let ended = child.wait_with_output().unwrap();
-        let said = text(&ended.stderr);
-        assert_eq!(ended.status.code(), Some(0), "{arguments:?}: {said}");
-        assert!(!said.contains("panicked") && !said.contains("error"), "{arguments:?}: {said}");
+        let log = text(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(0), "{arguments:?}: {log}");
+        assert!(!log.contains("panicked") && !log.contains("error"), "{arguments:?}: {log}");
 
         let mut child = command.spawn().unwrap();
         drop((child.stdout.take(), child.stderr.take()));
@@ -249,8 +255,8 @@ fn bash_completes_partial_words() {
             "source '{}'; COMP_WORDS=({words}); COMP_CWORD={at}; _eka eka '{typed}' x; echo \"${{COMPREPLY[@]}}\"",
             script.display()
         );
-        let said = Command::new("bash").args(["--norc", "-c", &command]).output().unwrap();
-        assert_eq!(text(&said.stdout).trim(), completed, "{}", text(&said.stderr));
+        let shell = Command::new("bash").args(["--norc", "-c", &command]).output().unwrap();
+        assert_eq!(text(&shell.stdout).trim(), completed, "{}", text(&shell.stderr));
     }
 }
 

@@ -83,19 +83,19 @@ async fn prompts_and_extra_fields_are_sent_unchanged() {
     let prompts = tempfile::NamedTempFile::new().unwrap();
     fs::write(prompts.path(), "Translate to Hindi: Good morning, friend.\n\n").unwrap();
     let load = ["--requests", "2", "--prompts", argument(prompts.path()), "--warm-up", "0", "--json"];
-    let asked = |field: &str| {
+    let bench = |field: &str| {
         let done = run(&[&["bench", "--url", &program.url, "--field", field], &load[..]].concat());
         (done.status.code(), text(&done.stdout), text(&done.stderr))
     };
-    let (code, result, _) = asked("cache_prompt=false");
+    let (code, result, _) = bench("cache_prompt=false");
     assert_eq!(code, Some(0));
     let result: Value = serde_json::from_str(&result).unwrap();
     assert_eq!((result["prompt_tokens"].as_u64(), result["output_tokens"].as_u64()), (Some(38), Some(22)));
-    let (code, result, said) = asked("frobnicate=1");
-    assert_eq!(code, Some(1), "{said}");
+    let (code, result, message) = bench("frobnicate=1");
+    assert_eq!(code, Some(1), "{message}");
     assert!(
-        said.contains("no request has a complete answer: 2 unknown_parameter") || said.contains("2 "),
-        "{said}"
+        message.contains("no request has a complete answer: 2 unknown_parameter") || message.contains("2 "),
+        "{message}"
     );
     assert!(result.contains("\"completed\": 0"), "{result}");
 }
@@ -103,7 +103,7 @@ async fn prompts_and_extra_fields_are_sent_unchanged() {
 #[test]
 fn invalid_load_options_are_rejected() {
     let url = ["bench", "--url", "http://127.0.0.1:1"];
-    for (code, arguments, said) in [
+    for (code, arguments, message) in [
         (3, &[][..], "cannot list the server's models"),
         (1, &["--served-model", "m", "--requests", "1", "--warm-up", "0"], "1 connect"),
         (2, &["--prompt-length", "uniform:9-3"], "uniform:64-256"),
@@ -118,7 +118,7 @@ fn invalid_load_options_are_rejected() {
         let refused = run(&[&url[..], arguments].concat());
         let error = text(&refused.stderr);
         assert_eq!(refused.status.code(), Some(code), "{arguments:?}: {error}");
-        assert!(error.contains(said), "{arguments:?}: {error}");
+        assert!(error.contains(message), "{arguments:?}: {error}");
     }
     for arguments in [
         &["bench"][..],

@@ -64,8 +64,11 @@ async fn an_answer_in_the_wrong_script_fails_with_exit_code_1() {
     assert_eq!((code, &report["right"], &report["passed"]), (Some(1), &json!(1), &json!(false)));
     let wrong = report["outcomes"].as_array().unwrap().iter().filter(|one| one["name"] == "hi");
     for outcome in wrong {
-        let said = outcome["problems"][0].as_str().unwrap();
-        assert!(said.contains("0 % of the letters are Bengali") && said.contains("Devanagari"), "{said}");
+        let problem = outcome["problems"][0].as_str().unwrap();
+        assert!(
+            problem.contains("0 % of the letters are Bengali") && problem.contains("Devanagari"),
+            "{problem}"
+        );
     }
     // A server that was there before knows no cold start.
     assert_eq!(
@@ -94,7 +97,7 @@ fn smoke_exits_with_the_code_of_the_cause() {
     let nowhere = tempfile::tempdir().unwrap();
     let nothing = argument(nowhere.path());
     let broken = suite_with("script = \"Klingon\"");
-    for (code, arguments, said) in [
+    for (code, arguments, message) in [
         (2, &["--require", "9/11"][..], "the suite demo has 10"),
         (2, &["--require", "nine"], "9/10"),
         (2, &["--suite", "nowhere.toml"], "nowhere.toml"),
@@ -110,6 +113,6 @@ fn smoke_exits_with_the_code_of_the_cause() {
         let refused = run(&[&["smoke"], arguments].concat());
         let error = text(&refused.stderr);
         assert_eq!(refused.status.code(), Some(code), "{arguments:?}: {error}");
-        assert!(error.contains(said), "{arguments:?}: {error}");
+        assert!(error.contains(message), "{arguments:?}: {error}");
     }
 }

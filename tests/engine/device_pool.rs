@@ -72,7 +72,7 @@ fn generation_in_a_pool_is_bit_identical_and_frees_every_byte() {
     assert_eq!(generate(&mut timeline, &prompt, 10), expected, "after a trim");
     drop(timeline);
     let after = pool.stats();
-    assert_eq!((after.blocks, after.in_use(), after.asked), (0, Bytes(0), Bytes(0)), "{after:?}");
+    assert_eq!((after.blocks, after.in_use(), after.requested), (0, Bytes(0), Bytes(0)), "{after:?}");
     pool.trim(Bytes(0));
     let after = pool.stats();
     assert_eq!((after.held, after.reserved, after.writes_after_free), (Bytes(0), Bytes(0), 0), "{after:?}");

@@ -17,7 +17,7 @@ use proptest::{
 use rand::{SeedableRng, rngs::StdRng};
 
 use crate::{
-    soak::{self, Asked},
+    soak::{self, SoakOptions},
     support::models::{OPTIONS, export_long, lock_host_pool, long_model, pool, runtime},
 };
 
@@ -192,7 +192,7 @@ fn random_sequences_match_a_large_cache_and_memory_accounting_is_exact() {
     pool.trim(Bytes(0));
     let closed = pool.stats();
     assert_eq!(
-        (closed.blocks, closed.asked, closed.held, closed.reserved),
+        (closed.blocks, closed.requested, closed.held, closed.reserved),
         (0, Bytes(0), Bytes(0), Bytes(0))
     );
     assert_eq!(closed.writes_after_free, 0);
@@ -201,8 +201,8 @@ fn random_sequences_match_a_large_cache_and_memory_accounting_is_exact() {
 #[test]
 fn a_short_soak_of_all_lengths_leaks_nothing() {
     let _lock = lock_host_pool();
-    let asked = Asked { requests: 40, seed: 3, kv_keep: Bytes::mib(1), captures: false };
-    let report = soak::run(&pool(None), long_model(), asked).unwrap();
+    let options = SoakOptions { requests: 40, seed: 3, kv_keep: Bytes::mib(1), captures: false };
+    let report = soak::run(&pool(None), long_model(), options).unwrap();
     assert_eq!(report.wrong(), Vec::<String>::new(), "{report:?}");
     assert!((1..40).contains(&report.times_kept), "{report:?}");
     assert!(report.prompt_tokens > 40 * 500 && report.answer_tokens >= 40, "{report:?}");

@@ -105,20 +105,20 @@ mod the_service_manager {
     }
 
     /// The next notification.
-    fn told(socket: &UnixDatagram) -> String {
+    fn notification(socket: &UnixDatagram) -> String {
         let mut buffer = [0; 512];
-        let length = socket.recv(&mut buffer).expect("something is told within a minute");
+        let length = socket.recv(&mut buffer).expect("a notification within a minute");
         text(&buffer[..length]).trim().to_owned()
     }
 
     fn wait_for(socket: &UnixDatagram, wanted: &str) -> Vec<String> {
         let mut before = Vec::new();
         loop {
-            let told = told(socket);
-            if told == wanted {
+            let received = notification(socket);
+            if received == wanted {
                 return before;
             }
-            before.push(told);
+            before.push(received);
         }
     }
 
@@ -137,7 +137,7 @@ mod the_service_manager {
         send_signal("TERM", child.id());
         seen.extend(wait_for(&socket, "STOPPING=1"));
         let mut times = BTreeMap::new();
-        seen.iter().for_each(|told| *times.entry(told.as_str()).or_insert(0) += 1);
+        seen.iter().for_each(|received| *times.entry(received.as_str()).or_insert(0) += 1);
         assert!(!times.contains_key("READY=1"), "{times:?}");
         assert!(child.wait().unwrap().success());
     }
@@ -147,22 +147,22 @@ mod the_service_manager {
 async fn eka_health_reports_by_exit_code() {
     let program = Program::start(&[]).await;
     for (state, status) in [("alive", "alive"), ("ready", "ready"), ("started", "started")] {
-        let asked = run(&["health", state, "--url", &program.url]);
-        assert_eq!((asked.status.code(), text(&asked.stdout)), (Some(0), format!("{status}\n")));
+        let checked = run(&["health", state, "--url", &program.url]);
+        assert_eq!((checked.status.code(), text(&checked.stdout)), (Some(0), format!("{status}\n")));
     }
     // The address from the settings.
     let port = program.url.rsplit(':').next().unwrap();
-    let asked = run(&["health", "--bind", "0.0.0.0", "--port", port, "--json"]);
-    assert_eq!(asked.status.code(), Some(0), "{}", text(&asked.stderr));
-    assert!(text(&asked.stdout).contains("alive"));
-    for (code, arguments, said) in [
+    let checked = run(&["health", "--bind", "0.0.0.0", "--port", port, "--json"]);
+    assert_eq!(checked.status.code(), Some(0), "{}", text(&checked.stderr));
+    assert!(text(&checked.stdout).contains("alive"));
+    for (code, arguments, message) in [
         (1, &["--url", "http://127.0.0.1:1"][..], "refused"),
         (2, &["--port", "0"], "--url"),
         (2, &["--set", "tls.cert_file=a", "--set", "tls.key_file=b"], "TLS"),
         (2, &["dead"], "alive"),
     ] {
-        let asked = run(&[&["health"], arguments].concat());
-        assert_eq!(asked.status.code(), Some(code), "{arguments:?}: {}", text(&asked.stderr));
-        assert!(text(&asked.stderr).contains(said), "{arguments:?}: {}", text(&asked.stderr));
+        let checked = run(&[&["health"], arguments].concat());
+        assert_eq!(checked.status.code(), Some(code), "{arguments:?}: {}", text(&checked.stderr));
+        assert!(text(&checked.stderr).contains(message), "{arguments:?}: {}", text(&checked.stderr));
     }
 }

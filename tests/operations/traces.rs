@@ -84,8 +84,8 @@ fn take(mut stream: &TcpStream) -> Vec<u8> {
     while line.trim() != "" {
         line.clear();
         reader.read_line(&mut line).unwrap();
-        if let Some(said) = line.to_ascii_lowercase().strip_prefix("content-length:") {
-            length = said.trim().parse().unwrap();
+        if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+            length = value.trim().parse().unwrap();
         }
     }
     let mut body = vec![0; length];
@@ -178,7 +178,10 @@ async fn a_request_is_a_span_in_the_clients_trace_with_child_spans() {
     let resource = collector.got.lock().unwrap()[0].resource_spans[0].resource.clone().unwrap();
     let service = resource.attributes.iter().find(|attribute| attribute.key == "service.name").unwrap();
     assert_eq!(service.value.as_ref().unwrap().value, Some(Attribute::StringValue("eka".into())));
-    assert!(!format!("{:?}", collector.got.lock().unwrap()).contains("secret"), "what was said is not told");
+    assert!(
+        !format!("{:?}", collector.got.lock().unwrap()).contains("secret"),
+        "spans have no prompt and no answer"
+    );
 }
 
 #[tokio::test]
@@ -218,7 +221,7 @@ async fn loading_a_model_for_a_request_is_a_span() {
 
 #[tokio::test]
 async fn a_missing_or_silent_collector_does_not_affect_requests() {
-    // One refuses connections, the other accepts them and never answers.
+    // One rejects connections, the other accepts them and never answers.
     let refusing = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     for address in [refusing, silent.local_addr().unwrap()] {

@@ -50,7 +50,7 @@ fn with_keys(text: &str) -> Server {
 }
 
 /// Status and code of an answer.
-async fn told(response: Response) -> (u16, String) {
+async fn status_and_code(response: Response) -> (u16, String) {
     let status = response.status().as_u16();
     let answer: Value = response.json().await.unwrap();
     (status, answer["error"]["code"].as_str().unwrap_or_default().to_owned())
@@ -66,7 +66,7 @@ async fn requests_without_an_api_key_are_rejected_if_keys_are_set() {
     for path in ["/", "/v1/models", "/metrics", "/nowhere", "/%6civez"] {
         let refused = server.get(path).send().await.unwrap();
         assert_eq!(refused.headers()["www-authenticate"], "Bearer realm=\"eka\"", "{path}");
-        assert_eq!(told(refused).await, (401, "invalid_api_key".into()), "{path}");
+        assert_eq!(status_and_code(refused).await, (401, "invalid_api_key".into()), "{path}");
     }
     let wrong = ask(&server, "wrong-0123456789abcdef").send().await.unwrap();
     assert!(wrong.headers()["www-authenticate"].to_str().unwrap().contains("invalid_token"));
@@ -93,9 +93,9 @@ async fn open_metrics_needs_no_api_key() {
 async fn a_key_may_use_only_its_models() {
     let server = with_keys(&three_keys());
     let refused = ask(&server, OTHER).send().await.unwrap();
-    assert_eq!(told(refused).await, (403, "model_not_allowed".into()));
+    assert_eq!(status_and_code(refused).await, (403, "model_not_allowed".into()));
     let refused = server.get("/v1/models/demo").bearer_auth(OTHER).send().await.unwrap();
-    assert_eq!(told(refused).await, (403, "model_not_allowed".into()));
+    assert_eq!(status_and_code(refused).await, (403, "model_not_allowed".into()));
     // Neither that there is one nor that there is none.
     for asked in [MODEL, "nothing"] {
         let request = server.post(NATIVE, &json!({ "prompt": "x", "model": asked })).bearer_auth(OTHER);
@@ -133,8 +133,16 @@ async fn admin_routes_need_an_admin_key_if_keys_are_set() {
     // However it is spelt.
     for path in ["/admin/trim", "/%61dmin/trim", "/admin/drain", "/admin/log", "/admin/models/demo/unload"] {
         let order = |key| server.client.post(format!("{}{path}", server.url)).bearer_auth(key).send();
-        assert_eq!(told(order("x").await.unwrap()).await, (401, "invalid_api_key".into()), "{path}");
-        assert_eq!(told(order(ASHA).await.unwrap()).await, (403, "admin_key_required".into()), "{path}");
+        assert_eq!(
+            status_and_code(order("x").await.unwrap()).await,
+            (401, "invalid_api_key".into()),
+            "{path}"
+        );
+        assert_eq!(
+            status_and_code(order(ASHA).await.unwrap()).await,
+            (403, "admin_key_required".into()),
+            "{path}"
+        );
     }
     let trimmed = server.post("/admin/trim", &json!({})).bearer_auth(ADMIN).send().await.unwrap();
     assert_eq!(trimmed.status(), 200);
@@ -145,7 +153,7 @@ async fn without_keys_admin_routes_accept_local_non_browser_requests_only() {
     let server = with_commands(Rules::default());
     assert_eq!(server.ask("/admin/trim", &json!({})).await.0, 200);
     let page = server.post("/admin/trim", &json!({})).header("origin", "http://evil.example");
-    assert_eq!(told(page.send().await.unwrap()).await, (403, "origin_not_allowed".into()));
+    assert_eq!(status_and_code(page.send().await.unwrap()).await, (403, "origin_not_allowed".into()));
     assert_eq!(server.ask("/admin/log", &json!({ "level": "debug" })).await.0, 200);
     let (status, answer) = server.ask("/admin/log", &json!({ "level": "loud" })).await;
     assert_eq!((status, &answer["error"]["param"]), (400, &json!("level")));
@@ -164,7 +172,7 @@ async fn requests_over_a_keys_rate_limit_get_429_with_retry_after() {
     let wait: u64 = refused.headers()["retry-after"].to_str().unwrap().parse().unwrap();
     assert!((1..=30).contains(&wait), "{wait}");
     assert_eq!(refused.headers()["x-ratelimit-remaining-requests"], "0");
-    assert_eq!(told(refused).await, (429, "rate_limit_exceeded".into()));
+    assert_eq!(status_and_code(refused).await, (429, "rate_limit_exceeded".into()));
     assert_eq!(server.get("/v1/models").bearer_auth(ASHA).send().await.unwrap().status(), 200);
     assert_eq!(server.get("/livez").bearer_auth(OTHER).send().await.unwrap().status(), 200);
 }
@@ -204,7 +212,10 @@ async fn rate_limits_apply_to_each_ip_address() {
             (200, &left.parse().unwrap())
         );
     }
-    assert_eq!(told(server.get("/").send().await.unwrap()).await, (429, "rate_limit_exceeded".into()));
+    assert_eq!(
+        status_and_code(server.get("/").send().await.unwrap()).await,
+        (429, "rate_limit_exceeded".into())
+    );
     for _ in 0..5 {
         assert_eq!(server.get("/readyz").send().await.unwrap().status(), 200);
     }
@@ -265,7 +276,7 @@ async fn cors_allows_listed_origins_only() {
     }
     let foreign = preflight(&server, "https://evil.example", NATIVE).await;
     assert!(!foreign.headers().contains_key("access-control-allow-origin"));
-    assert_eq!(told(foreign).await, (403, "origin_not_allowed".into()));
+    assert_eq!(status_and_code(foreign).await, (403, "origin_not_allowed".into()));
     // Rejections have CORS headers too, otherwise the page could not show the reason.
     for key in [ASHA, "wrong"] {
         let answer = ask(&server, key).header("origin", PAGE).send().await.unwrap();

@@ -151,7 +151,7 @@ async fn stalled_bodies_share_a_memory_limit_and_small_requests_are_served() {
     for _ in 0..4 {
         stalled.push(begin().await);
     }
-    // 16 MiB are not enough for a fifth, which is refused at once.
+    // 16 MiB are not enough for a fifth, which is rejected at once.
     let refused = async {
         loop {
             let mut socket = begin().await;

@@ -42,7 +42,7 @@ fn keys() -> Keys {
     Keys::read(Some(file.path()), None).unwrap()
 }
 
-async fn told(request: RequestBuilder) -> (u16, String) {
+async fn status_and_code(request: RequestBuilder) -> (u16, String) {
     let response: Response = request.send().await.unwrap();
     let status = response.status().as_u16();
     let answer: Value = response.json().await.unwrap_or_default();
@@ -58,18 +58,18 @@ async fn a_public_host_name_is_refused_except_for_probes() {
     let server = behind(Rules::default());
     for host in ["evil.example", "evil.example:8110", "127.0.0.1.evil.example"] {
         for path in ["/", "/v1/models", "/metrics", "/v1/slot", "/openapi.json", "/nowhere", "/admin/cache"] {
-            let asked = told(server.get(path).header("host", host)).await;
+            let asked = status_and_code(server.get(path).header("host", host)).await;
             assert_eq!(asked, (403, "host_not_allowed".into()), "{host}{path}");
         }
-        assert_eq!(told(generate(&server).header("host", host)).await.1, "host_not_allowed");
+        assert_eq!(status_and_code(generate(&server).header("host", host)).await.1, "host_not_allowed");
         for probe in ["/livez", "/readyz", "/startupz"] {
-            assert_eq!(told(server.get(probe).header("host", host)).await.0, 200, "{probe}");
+            assert_eq!(status_and_code(server.get(probe).header("host", host)).await.0, 200, "{probe}");
         }
     }
     for host in
         ["localhost:8110", "127.0.0.1", "[::1]:8110", "10.0.0.7:8110", "eka", "eka.default.svc.cluster.local"]
     {
-        assert_eq!(told(generate(&server).header("host", host)).await.0, 200, "{host}");
+        assert_eq!(status_and_code(generate(&server).header("host", host)).await.0, 200, "{host}");
     }
     let refused = server.get("/").header("host", "evil.example").send().await.unwrap();
     let text = refused.text().await.unwrap();
@@ -80,15 +80,18 @@ async fn a_public_host_name_is_refused_except_for_probes() {
 async fn server_hosts_allows_names_and_with_keys_any_host_is_allowed_unless_listed() {
     let listed = || Hosts::List(vec!["chat.example.org".into()]);
     let server = behind(Rules { hosts: listed(), ..Rules::default() });
-    assert_eq!(told(generate(&server).header("host", "Chat.example.org:443")).await.0, 200);
-    assert_eq!(told(generate(&server).header("host", "chat.example.com")).await.1, "host_not_allowed");
+    assert_eq!(status_and_code(generate(&server).header("host", "Chat.example.org:443")).await.0, 200);
+    assert_eq!(
+        status_and_code(generate(&server).header("host", "chat.example.com")).await.1,
+        "host_not_allowed"
+    );
     let any = behind(Rules { hosts: Hosts::Any, ..Rules::default() });
-    assert_eq!(told(generate(&any).header("host", "chat.example.com")).await.0, 200);
+    assert_eq!(status_and_code(generate(&any).header("host", "chat.example.com")).await.0, 200);
     let with_keys = behind(Rules { keys: keys(), ..Rules::default() });
     let asked = |server: &Server| generate(server).bearer_auth(KEY).header("host", "chat.example.com");
-    assert_eq!(told(asked(&with_keys)).await.0, 200);
+    assert_eq!(status_and_code(asked(&with_keys)).await.0, 200);
     let both = behind(Rules { keys: keys(), hosts: listed(), ..Rules::default() });
-    assert_eq!(told(asked(&both)).await.1, "host_not_allowed");
+    assert_eq!(status_and_code(asked(&both)).await.1, "host_not_allowed");
 }
 
 #[tokio::test]
@@ -103,13 +106,17 @@ async fn cross_origin_requests_are_refused() {
             ("sec-fetch-site", "same-site"),
         ] {
             let request = server.post(path, &json!({ "prompt": "x" })).header(name, value);
-            assert_eq!(told(request).await, (403, "origin_not_allowed".into()), "{path} {name}: {value}");
+            assert_eq!(
+                status_and_code(request).await,
+                (403, "origin_not_allowed".into()),
+                "{path} {name}: {value}"
+            );
         }
     }
     for (name, value) in
         [("origin", server.url.as_str()), ("sec-fetch-site", "same-origin"), ("sec-fetch-site", "none")]
     {
-        assert_eq!(told(generate(&server).header(name, value)).await.0, 200, "{name}: {value}");
+        assert_eq!(status_and_code(generate(&server).header(name, value)).await.0, 200, "{name}: {value}");
     }
     let read = server.get("/v1/models").header("origin", "http://evil.example").send().await.unwrap();
     assert!(!read.headers().contains_key("access-control-allow-origin"), "it is not shown to the page");
@@ -129,7 +136,7 @@ async fn a_body_without_the_json_content_type_is_a_415_with_the_fix() {
         assert!(message.contains("-H 'Content-Type: application/json'"), "{message}");
     }
     let bare = server.client.post(format!("{}/admin/models/demo/load", server.url));
-    assert_eq!(told(bare).await.0, 200, "a request without a body needs no type");
+    assert_eq!(status_and_code(bare).await.0, 200, "a request without a body needs no type");
 }
 
 #[tokio::test]
@@ -137,19 +144,19 @@ async fn cors_star_does_not_open_admin_endpoints() {
     let page = "https://anything.example";
     let star = || Rules { origins: Origins::Any, ..Rules::default() };
     let server = behind(star());
-    assert_eq!(told(generate(&server).header("origin", page)).await.0, 200);
+    assert_eq!(status_and_code(generate(&server).header("origin", page)).await.0, 200);
     for path in ["/admin/trim", "/%61dmin/trim", "/admin/models/demo/unload", "/admin/drain"] {
         let order =
             server.client.request(Method::POST, format!("{}{path}", server.url)).header("origin", page);
-        assert_eq!(told(order).await, (403, "not_from_here".into()), "{path}");
+        assert_eq!(status_and_code(order).await, (403, "not_from_here".into()), "{path}");
     }
-    assert_eq!(told(server.get("/admin/cache").header("origin", page)).await.1, "not_from_here");
+    assert_eq!(status_and_code(server.get("/admin/cache").header("origin", page)).await.1, "not_from_here");
     let with_keys = behind(Rules { keys: keys(), ..star() });
     let order = with_keys.post("/admin/trim", &json!({})).bearer_auth(ADMIN);
-    assert_eq!(told(order.try_clone().unwrap()).await.0, 200);
-    assert_eq!(told(order.header("origin", page)).await.1, "not_from_here");
+    assert_eq!(status_and_code(order.try_clone().unwrap()).await.0, 200);
+    assert_eq!(status_and_code(order.header("origin", page)).await.1, "not_from_here");
     let listed = behind(Rules { origins: Origins::List(vec![page.into()]), ..Rules::default() });
-    assert_eq!(told(listed.post("/admin/trim", &json!({})).header("origin", page)).await.0, 200);
+    assert_eq!(status_and_code(listed.post("/admin/trim", &json!({})).header("origin", page)).await.0, 200);
 }
 
 #[tokio::test]
@@ -159,10 +166,10 @@ async fn proxied_requests_are_not_local() {
     for name in ["forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "via"]
     {
         let order = server.post("/admin/trim", &json!({})).header(name, "203.0.113.7");
-        assert_eq!(told(order).await, (403, "not_from_here".into()), "{name}");
+        assert_eq!(status_and_code(order).await, (403, "not_from_here".into()), "{name}");
     }
     let admin = behind(Rules { keys: keys(), ..Rules::default() });
     let order =
         admin.post("/admin/trim", &json!({})).bearer_auth(ADMIN).header("x-forwarded-for", "203.0.113.7");
-    assert_eq!(told(order).await.0, 200, "a key is enough");
+    assert_eq!(status_and_code(order).await.0, 200, "a key is enough");
 }

@@ -120,7 +120,7 @@ fn broken_body(random: &mut ChaCha8Rng) -> Vec<u8> {
 /// What comes back until the connection ends; one that is reset is an answer as well.
 async fn exchange(address: &str, bytes: &[u8]) -> Vec<u8> {
     let mut socket = TcpStream::connect(address).await.unwrap();
-    // A server that has refused does not read the rest.
+    // A server that has rejected does not read the rest.
     let _ = socket.write_all(bytes).await;
     let mut answer = Vec::new();
     let read = timeout(Duration::from_secs(60), socket.read_to_end(&mut answer)).await;
@@ -128,7 +128,7 @@ async fn exchange(address: &str, bytes: &[u8]) -> Vec<u8> {
     answer
 }
 
-/// Sends a wrong request; panics unless it is refused as it should be.
+/// Sends a wrong request; panics unless it is rejected as it should be.
 async fn attack(address: &str, seed: u64) {
     let Wrong { bytes, is_http } = wrong(seed);
     let answer = exchange(address, &bytes).await;

@@ -136,7 +136,7 @@ fn old_hello() -> Vec<u8> {
 async fn tls_below_1_2_and_plain_http_are_rejected() {
     let (files, certificate) = Files::new();
     let (_server, _tls, address) = start(&files);
-    for (said, is_refused) in [
+    for (bytes, is_refused) in [
         // A fatal alert: handshake_failure or protocol_version.
         (
             old_hello(),
@@ -146,7 +146,7 @@ async fn tls_below_1_2_and_plain_http_are_rejected() {
         (b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n".to_vec(), |answer| !answer.starts_with(b"HTTP")),
     ] {
         let mut socket = TcpStream::connect(&address).await.unwrap();
-        socket.write_all(&said).await.unwrap();
+        socket.write_all(&bytes).await.unwrap();
         let mut answer = Vec::new();
         let _ = socket.read_to_end(&mut answer).await;
         assert!(is_refused(&answer), "{answer:?}");

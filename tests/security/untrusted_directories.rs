@@ -18,9 +18,12 @@ fn without_a_home_a_shared_writable_cache_is_rejected() {
         let mut command = eka(command);
         command.env_remove("HOME").env_remove("XDG_CACHE_HOME").env("TMPDIR", temporary.path());
         let refused = command.output().unwrap();
-        let said = text(&refused.stderr);
-        assert_eq!(refused.status.code(), Some(2), "{said}");
-        assert!(said.contains("every user can write to") && said.contains("set model.cache_dir"), "{said}");
+        let message = text(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(2), "{message}");
+        assert!(
+            message.contains("every user can write to") && message.contains("set model.cache_dir"),
+            "{message}"
+        );
         assert!(fs::read_dir(&cache).unwrap().next().is_none(), "nothing was put there");
     }
 }
@@ -32,7 +35,7 @@ fn a_library_in_the_working_directory_is_never_loaded() {
     fs::create_dir_all(&store).unwrap();
     fs::write(store.join("libonnxruntime.so.1.99.0"), "somebody's download").unwrap();
     let mut doctor = eka(&["doctor"]);
-    let said = doctor.current_dir(here.path()).env_remove("ORT_DYLIB_PATH").output().unwrap();
-    let said = text(&said.stdout) + &text(&said.stderr);
-    assert!(said.contains("onnxruntime") && !said.contains("1.99.0"), "{said}");
+    let message = doctor.current_dir(here.path()).env_remove("ORT_DYLIB_PATH").output().unwrap();
+    let message = text(&message.stdout) + &text(&message.stderr);
+    assert!(message.contains("onnxruntime") && !message.contains("1.99.0"), "{message}");
 }

@@ -68,6 +68,18 @@ fn serve(directory: &TempDir, flags: &[&str]) -> Command {
     command
 }
 
+/// `command` with the arguments and the environment of `eka`.
+fn with_arguments_of(eka: &Command, mut command: Command) -> Command {
+    command.args(eka.get_args()).current_dir(root()).stdin(Stdio::null());
+    for (name, value) in eka.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command
+}
+
 /// `eka serve` on a free port. Dropping it kills it.
 pub(crate) struct Program {
     child: Child,
@@ -97,14 +109,16 @@ impl Program {
         let program = serve(&directory, flags);
         let mut shell = Command::new("sh");
         shell.args(["-c", &format!("ulimit -n {files}; exec \"$0\" \"$@\"")]).arg(program.get_program());
-        shell.args(program.get_args()).current_dir(root()).stdin(Stdio::null());
-        for (name, value) in program.get_envs() {
-            match value {
-                Some(value) => shell.env(name, value),
-                None => shell.env_remove(name),
-            };
-        }
-        Self::listening(shell, directory).await.ready().await
+        Self::listening(with_arguments_of(&program, shell), directory).await.ready().await
+    }
+
+    /// Starts a second name of the program, which the test may replace, and waits until it is ready.
+    pub(crate) async fn start_as(name: &Path) -> Self {
+        let original = env!("CARGO_BIN_EXE_eka");
+        fs::hard_link(original, name).or_else(|_| fs::copy(original, name).map(drop)).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let command = with_arguments_of(&serve(&directory, &[]), Command::new(name));
+        Self::listening(command, directory).await.ready().await
     }
 
     async fn ready(self) -> Self {

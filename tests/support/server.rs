@@ -134,10 +134,10 @@ impl Server {
         equip(&mut state);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let (shutdown, asked) = oneshot::channel();
+        let (shutdown, requested) = oneshot::channel();
         let (over, ended) = oneshot::channel();
         thread::spawn(move || {
-            let life = Life { beside: async {}, shutdown: async { drop(asked.await) }, finish: async {} };
+            let life = Life { beside: async {}, shutdown: async { drop(requested.await) }, finish: async {} };
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(serve(listener, state, life)).unwrap();
             let _ = over.send(());
@@ -235,13 +235,13 @@ async fn speak(
     cancel: CancellationToken,
     step: Duration,
 ) -> Result<Finish, Failure> {
-    for (said, token) in script.iter().cycle().take(job.max_new_tokens).enumerate() {
+    for (generated, token) in script.iter().cycle().take(job.max_new_tokens).enumerate() {
         tokio::select! {
-            () = cancel.cancelled() => return Ok(finish(&job, EndReason::Cancelled, said)),
+            () = cancel.cancelled() => return Ok(finish(&job, EndReason::Cancelled, generated)),
             () = sleep(step) => {}
         }
         if job.end_tokens.contains(token) {
-            return Ok(finish(&job, EndReason::EndToken, said + 1));
+            return Ok(finish(&job, EndReason::EndToken, generated + 1));
         }
         says.send(Event::Step(Step::Token(*token))).unwrap();
     }

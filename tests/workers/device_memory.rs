@@ -129,8 +129,8 @@ async fn out_of_memory_fails_only_its_request_with_the_fix() {
     for _ in 0..3 {
         let (status, body) = ask(&program, 40, 2).await;
         assert_eq!((status, &body["error"]["code"]), (413, &json!("out_of_memory")), "{body}");
-        let said = body["error"]["message"].as_str().unwrap();
-        assert!(said.contains("shorten the prompt"), "{said}");
+        let reason = body["error"]["message"].as_str().unwrap();
+        assert!(reason.contains("shorten the prompt"), "{reason}");
         for word in ["no room for ", "device.memory_limit_bytes", "shorter prompt", "engine.context_length"] {
             eventually(word, || program.log().contains(word)).await;
         }

@@ -28,7 +28,7 @@ int cuDeviceGetCount(int *count) { *count = setting("STAND_IN_GPUS", 1); return 
 int cuDeviceGet(int *device, int ordinal) { *device = ordinal; return 0; }
 int cuDeviceGetName(char *name, int room, int device) { (void)device; if (room > 3) { name[0] = 'T'; name[1] = '4'; name[2] = 0; } return 0; }
 int cuGetErrorName(int error, const char **name) { (void)error; *name = "STAND_IN"; return 0; }
-int cuGetErrorString(int error, const char **said) { (void)error; *said = "a stand-in said so"; return 0; }
+int cuGetErrorString(int error, const char **message) { (void)error; *message = "a stand-in reports this"; return 0; }
 "#;
 
 const CUDA: [&str; 4] = ["libcudart.so.13", "libcublasLt.so.13", "libcublas.so.13", "libcurand.so.10"];
@@ -104,18 +104,18 @@ impl Machine {
     /// The messages about a missing GPU, with `--device cuda` and with `--device auto`.
     fn refuses(&self, device: &str, reason: &str) {
         let refused = self.run(&["doctor", "--device", device]);
-        let (said, panic) = (text(&refused.stdout), text(&refused.stderr));
-        let problem = said.lines().find(|line| line.starts_with("PROBLEM")).unwrap_or_default();
-        assert!(problem.contains("device") && problem.contains("cannot be used: "), "{said}");
-        assert!(said.contains(reason), "{reason} is not in\n{said}");
+        let (report, panic) = (text(&refused.stdout), text(&refused.stderr));
+        let problem = report.lines().find(|line| line.starts_with("PROBLEM")).unwrap_or_default();
+        assert!(problem.contains("device") && problem.contains("cannot be used: "), "{report}");
+        assert!(report.contains(reason), "{reason} is not in\n{report}");
         assert!(refused.status.code() == Some(3) && panic.is_empty(), "{panic}");
     }
 
     fn falls_back(&self, reason: &str) {
         let left = self.run(&["doctor"]);
-        let (said, panic) = (text(&left.stdout), text(&left.stderr));
-        assert!(said.contains("the CPU: ") && said.contains(reason), "{reason} is not in\n{said}");
-        assert!(left.status.success() && panic.is_empty(), "{said}{panic}");
+        let (report, panic) = (text(&left.stdout), text(&left.stderr));
+        assert!(report.contains("the CPU: ") && report.contains(reason), "{reason} is not in\n{report}");
+        assert!(left.status.success() && panic.is_empty(), "{report}{panic}");
     }
 
     fn has_none(&self, reason: &str) {
@@ -220,9 +220,9 @@ async fn the_log_explains_the_cpu_fallback_once_and_v1_models_shows_node_placeme
         // The line arrives on a separate pipe.
         eventually("the log says why", || program.log().contains("NVIDIA driver")).await;
         let log = program.log();
-        let told: Vec<_> = log.lines().filter(|line| line.contains("NVIDIA driver")).collect();
+        let lines: Vec<_> = log.lines().filter(|line| line.contains("NVIDIA driver")).collect();
         assert!(
-            matches!(&told[..], [line] if line.contains("on the CPU because this machine has no NVIDIA driver")),
+            matches!(&lines[..], [line] if line.contains("on the CPU because this machine has no NVIDIA driver")),
             "{log}"
         );
     }
@@ -264,13 +264,13 @@ fn gpu_check_reports_a_missing_gpu() {
         let without = run(&[]);
         assert_eq!((without.status.code(), text(&without.stdout).trim()), (Some(3), "no GPU"));
     }
-    for (arguments, said) in [
+    for (arguments, message) in [
         (&["--device", "tpu"][..], "--device needs cuda, cuda:N or cpu, not 'tpu'"),
         (&["--libraries", "/nowhere"], "--libraries needs a folder that exists, not '/nowhere'"),
         (&["--device", "cpu", "--eka", "/bin/true"], "--eka and --checks go together"),
     ] {
         let refused = run(arguments);
         assert_eq!(refused.status.code(), Some(1));
-        assert!(text(&refused.stderr).contains(said), "{}", text(&refused.stderr));
+        assert!(text(&refused.stderr).contains(message), "{}", text(&refused.stderr));
     }
 }

@@ -88,7 +88,7 @@ async fn every_fault_during_an_answer_leaves_the_answer_unchanged() {
     let program = with_faults(&one_of_each("decode:3"), &PATIENCE).await;
     let right = json!(expected()[0].text);
     let (_, undisturbed) = ask(&program).await;
-    for (kind, fate, said) in KINDS {
+    for (kind, fate, log) in KINDS {
         let worker = worker_of(program.pid());
         let (status, answer) = ask(&program).await;
         match fate {
@@ -104,13 +104,13 @@ async fn every_fault_during_an_answer_leaves_the_answer_unchanged() {
         }
         // The number of dropped lines is logged later, or when the worker ends.
         if !kind.starts_with("flood") {
-            eventually(said, || program.log().contains(said)).await;
+            eventually(log, || program.log().contains(log)).await;
         }
     }
     let (status, answer) = ask(&program).await;
     assert_eq!((status, &answer["text"]), (200, &right), "{}", program.log());
-    for (_, _, said) in KINDS {
-        eventually(said, || program.log().contains(said)).await;
+    for (_, _, log) in KINDS {
+        eventually(log, || program.log().contains(log)).await;
     }
     assert!(program.log().len() < 1 << 20, "a flood drowned the log");
 }
@@ -214,8 +214,8 @@ async fn faults_cannot_be_enabled_by_requests_settings_or_environment() {
 fn an_invalid_fault_plan_is_rejected_with_the_fix() {
     let refused = run(&["serve", "--faults", "crahs@decode:1"]);
     assert_eq!(refused.status.code(), Some(2));
-    let said = text(&refused.stderr);
-    assert!(said.contains("unknown fault \"crahs\"; expected one of hang, crash"), "{said}");
+    let message = text(&refused.stderr);
+    assert!(message.contains("unknown fault \"crahs\"; expected one of hang, crash"), "{message}");
 }
 
 #[tokio::test]

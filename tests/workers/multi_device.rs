@@ -208,10 +208,10 @@ async fn admin_commands_run_on_every_device_and_metrics_have_labels() {
         ("/admin/models/demo/load", json!(["demo"])),
     ] {
         let (status, done) = program.ask(path, &json!({})).await;
-        let told: Vec<_> =
+        let states: Vec<_> =
             done["devices"].as_array().unwrap().iter().map(|one| [&one["device"], &one["loaded"]]).collect();
         assert_eq!(
-            (status, told),
+            (status, states),
             (200, vec![[&json!("cpu:0"), &loaded], [&json!("cpu:1"), &loaded]]),
             "{done}"
         );
@@ -250,11 +250,12 @@ async fn a_missing_device_does_not_stop_the_others() {
 
 #[test]
 fn an_invalid_device_list_is_rejected_at_start() {
-    for (list, said) in [("auto,cpu", "auto cannot be combined"), ("cuda:1,cuda:1", "cuda:1 is given twice")]
+    for (list, message) in
+        [("auto,cpu", "auto cannot be combined"), ("cuda:1,cuda:1", "cuda:1 is given twice")]
     {
         let refused = run(&["serve", "--device", list]);
         let error = text(&refused.stderr);
-        assert!(refused.status.code() == Some(2) && error.contains(said), "{error}");
+        assert!(refused.status.code() == Some(2) && error.contains(message), "{error}");
     }
 }
 

@@ -1,5 +1,7 @@
 //! Workers that die or hang at any moment are replaced, and answers continue.
 
+use std::{fs, os::unix::fs::PermissionsExt};
+
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 
@@ -28,6 +30,21 @@ async fn a_worker_killed_between_requests_is_replaced() {
         assert_eq!((status, &answer["text"]), (200, &json!(first.text)), "{}", program.log());
     }
     assert_ne!(program.worker_pid(), killed);
+}
+
+/// A worker of another version might have another protocol.
+#[tokio::test]
+async fn a_worker_is_replaced_by_one_of_the_same_version_after_an_upgrade_of_the_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("eka");
+    let program = Program::start_as(&file).await;
+    fs::remove_file(&file).unwrap();
+    fs::write(&file, "#!/bin/sh\nexit 7\n").unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+    send_signal("KILL", program.worker_pid());
+    let (status, answer) =
+        program.ask("/generate-lite", &json!({ "prompt": "Once", "max_new_tokens": 2 })).await;
+    assert_eq!(status, 200, "{answer}\n{}", program.log());
 }
 
 fn spoken(documents: &[Value]) -> String {
@@ -177,8 +194,8 @@ fn a_worker_that_does_not_load_in_time_fails_the_start_with_exit_code_3() {
     let cache = cache_setting();
     let refused = run(&["serve", "--port", "0", "--set", &cache, "--set", "watchdog.load_ms=1"]);
     assert_eq!(refused.status.code(), Some(3));
-    let said = text(&refused.stderr);
-    assert!(said.contains("no answer for 0.0 s while the worker started"), "{said}");
+    let message = text(&refused.stderr);
+    assert!(message.contains("no answer for 0.0 s while the worker started"), "{message}");
 }
 
 #[tokio::test]
@@ -196,7 +213,7 @@ async fn a_job_that_loses_two_workers_fails_and_the_queue_continues() {
     assert_eq!(status, 200);
 }
 
-/// The system refuses the worker any more memory than it has.
+/// The system rejects the worker any more memory than it has.
 #[tokio::test]
 async fn out_of_host_memory_fails_only_its_request() {
     let program = Program::start(&[]).await;

@@ -24,11 +24,11 @@ fn converse(frames: &[ToWorker], then: &[u8]) -> (Vec<FromWorker>, Option<i32>) 
     }
     stdin.write_all(then).unwrap();
     let mut stdout = child.stdout.take().unwrap();
-    let mut said = Vec::new();
+    let mut frames = Vec::new();
     while let Some(frame) = wire::read::<FromWorker>(&mut stdout).unwrap() {
-        said.push(frame);
+        frames.push(frame);
     }
-    (said, child.wait().unwrap().code())
+    (frames, child.wait().unwrap().code())
 }
 
 fn start() -> ToWorker {
@@ -46,16 +46,16 @@ fn generate(id: u64, prompt: usize, max_new_tokens: usize) -> ToWorker {
 #[test]
 fn a_worker_sends_a_frame_for_every_chunk_and_step() {
     let model = exported("llama");
-    let (said, code) = converse(&[start(), load(&model), generate(7, 10, 5), ToWorker::Shutdown], &[]);
+    let (frames, code) = converse(&[start(), load(&model), generate(7, 10, 5), ToWorker::Shutdown], &[]);
     assert_eq!(code, Some(0));
-    assert_eq!(said[0], FromWorker::Hello { protocol: PROTOCOL });
+    assert_eq!(frames[0], FromWorker::Hello { protocol: PROTOCOL });
     assert!(
-        matches!(&said[1..4], [FromWorker::Started(_), FromWorker::Loaded(_), FromWorker::Ready { report, .. }] if report.capacity == 64),
+        matches!(&frames[1..4], [FromWorker::Started(_), FromWorker::Loaded(_), FromWorker::Ready { report, .. }] if report.capacity == 64),
         "{:?}",
-        &said[1..4]
+        &frames[1..4]
     );
     // A worker that is shut down while it works may stop after any step, but not skip one.
-    let progress: Vec<_> = said
+    let progress: Vec<_> = frames
         .iter()
         .filter_map(|up| {
             if let FromWorker::Step { step: Step::Progress { done, .. }, .. } = up {
@@ -66,7 +66,7 @@ fn a_worker_sends_a_frame_for_every_chunk_and_step() {
         })
         .collect();
     assert!([4, 8].starts_with(&progress), "{progress:?}");
-    assert!(matches!(said.last(), Some(FromWorker::Done { job: JobId(7), .. })), "{said:?}");
+    assert!(matches!(frames.last(), Some(FromWorker::Done { job: JobId(7), .. })), "{frames:?}");
 }
 
 #[test]
@@ -80,9 +80,9 @@ fn a_job_longer_than_the_context_fails_and_the_next_runs() {
     jobs.iter().for_each(|frame| wire::write(frame, &mut stdin).unwrap());
     let mut ends = Vec::new();
     while ends.len() < 2 {
-        let said = wire::read::<FromWorker>(&mut stdout).unwrap().unwrap();
-        if matches!(said, FromWorker::Failed { .. } | FromWorker::Done { .. }) {
-            ends.push(said);
+        let frame = wire::read::<FromWorker>(&mut stdout).unwrap().unwrap();
+        if matches!(frame, FromWorker::Failed { .. } | FromWorker::Done { .. }) {
+            ends.push(frame);
         }
     }
     assert!(matches!(
@@ -105,11 +105,11 @@ fn a_trim_frame_returns_memory() {
     for frame in [start(), load(&model), ToWorker::Trim, generate(1, 3, 2)] {
         wire::write(&frame, &mut stdin).unwrap();
     }
-    let mut said = Vec::new();
-    while !matches!(said.last(), Some(FromWorker::Done { .. })) {
-        said.push(wire::read::<FromWorker>(&mut stdout).unwrap().unwrap());
+    let mut frames = Vec::new();
+    while !matches!(frames.last(), Some(FromWorker::Done { .. })) {
+        frames.push(wire::read::<FromWorker>(&mut stdout).unwrap().unwrap());
     }
-    assert!(matches!(&said[4], FromWorker::Trimmed { memory } if memory.resident.is_some()), "{said:?}");
+    assert!(matches!(&frames[4], FromWorker::Trimmed { memory } if memory.resident.is_some()), "{frames:?}");
     drop(stdin);
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
@@ -126,12 +126,12 @@ fn worker_after(spec: WorkerSpec, frames: &[ToWorker]) -> (Child, ChildStdin, Ch
 }
 
 /// The frames of a worker up to the one that `is_last` accepts.
-fn said_until(stdout: &mut ChildStdout, is_last: impl Fn(&FromWorker) -> bool) -> Vec<FromWorker> {
-    let mut said = Vec::new();
-    while !said.last().is_some_and(&is_last) {
-        said.push(wire::read::<FromWorker>(stdout).unwrap().unwrap());
+fn frames_until(stdout: &mut ChildStdout, is_last: impl Fn(&FromWorker) -> bool) -> Vec<FromWorker> {
+    let mut frames = Vec::new();
+    while !frames.last().is_some_and(&is_last) {
+        frames.push(wire::read::<FromWorker>(stdout).unwrap().unwrap());
     }
-    said
+    frames
 }
 
 #[test]
@@ -140,7 +140,7 @@ fn a_worker_answers_pings_between_jobs() {
         [load(&exported("llama")), ToWorker::Ping, generate(1, 3, 2), ToWorker::Ping, ToWorker::Ping];
     let (mut child, stdin, mut stdout) = worker_after(worker_spec(4, Some(64)), &frames);
     for _ in 0..3 {
-        said_until(&mut stdout, |up| *up == FromWorker::Pong);
+        frames_until(&mut stdout, |up| *up == FromWorker::Pong);
     }
     drop(stdin);
     assert_eq!(child.wait().unwrap().code(), Some(0));
@@ -157,14 +157,14 @@ fn pings_do_not_delay_the_idle_trim() {
     };
     let frames = [load(&exported("llama")), generate(1, 3, 2)];
     let (mut child, mut stdin, mut stdout) = worker_after(spec, &frames);
-    said_until(&mut stdout, |up| matches!(up, FromWorker::Done { .. }));
+    frames_until(&mut stdout, |up| matches!(up, FromWorker::Done { .. }));
     let began = Instant::now();
     let mut is_held = false;
     while !is_held {
         assert!(began.elapsed() < Duration::from_secs(120), "pinged for ever");
         wire::write(&ToWorker::Ping, &mut stdin).unwrap();
-        let said = said_until(&mut stdout, |up| *up == FromWorker::Pong);
-        is_held = said.iter().any(|up| matches!(up, FromWorker::AutoTrimmed { .. }));
+        let frames = frames_until(&mut stdout, |up| *up == FromWorker::Pong);
+        is_held = frames.iter().any(|up| matches!(up, FromWorker::AutoTrimmed { .. }));
         std::thread::sleep(Duration::from_millis(20));
     }
     drop(stdin);
@@ -174,16 +174,16 @@ fn pings_do_not_delay_the_idle_trim() {
 #[test]
 fn invalid_frames_end_a_worker_with_an_error() {
     for garbage in [&[0xff; 64][..], &[3, 0, 0, 0, 250, 250, 250], b"GET / HTTP/1.1\r\n\r\n"] {
-        let (said, code) = converse(&[], garbage);
-        assert_eq!(said, [FromWorker::Hello { protocol: PROTOCOL }]);
+        let (frames, code) = converse(&[], garbage);
+        assert_eq!(frames, [FromWorker::Hello { protocol: PROTOCOL }]);
         assert_eq!(code, Some(1), "{garbage:?}");
     }
 }
 
 #[test]
 fn a_load_failure_is_reported_with_the_reason_and_not_retried() {
-    let (said, code) = converse(&[start(), load("tests/fixtures"), ToWorker::Shutdown], &[]);
+    let (frames, code) = converse(&[start(), load("tests/fixtures"), ToWorker::Shutdown], &[]);
     assert_eq!(code, Some(0));
-    let Some(FromWorker::LoadFailed { message, .. }) = said.last() else { panic!("{said:?}") };
+    let Some(FromWorker::LoadFailed { message, .. }) = frames.last() else { panic!("{frames:?}") };
     assert!(message.contains("eka.json"), "{message}");
 }

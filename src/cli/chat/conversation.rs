@@ -36,7 +36,7 @@ impl Conversation {
     /// A single prompt may be longer.
     ///
     /// # Errors
-    /// When the model's template refuses the messages, or the tokenizer fails.
+    /// When the model's template rejects the messages, or the tokenizer fails.
     pub(super) fn next(&mut self, text: &Text, asked: &str, max: usize) -> Result<NextPrompt, TextError> {
         let mut left_out = 0;
         loop {

@@ -18,12 +18,12 @@ use rustyline::{
 };
 
 use super::command::COMMANDS;
-use crate::cli::private_dir;
+use crate::{cli::private_dir, config::USER_STATE};
 
 /// Delimits a prompt of several lines.
 const QUOTES: &str = r#"""""#;
 
-/// Most prompts in the history.
+/// Maximum number of prompts in the history.
 const MAX_HISTORY: usize = 1000;
 
 /// One input.
@@ -116,18 +116,9 @@ impl LineReader {
     }
 }
 
-/// The history file, if the platform's state directory is known.
+/// The history file, unless the user has no home directory.
 pub(super) fn history_file() -> Option<PathBuf> {
-    let variable = |name: &str| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let home = |below: &str| variable("HOME").map(|home| home.join(below));
-    let base = if cfg!(windows) {
-        variable("LOCALAPPDATA")
-    } else if cfg!(target_os = "macos") {
-        home("Library/Application Support")
-    } else {
-        variable("XDG_STATE_HOME").or_else(|| home(".local/state"))
-    };
-    base.map(|base| base.join("eka/history"))
+    USER_STATE.find(|name| env::var_os(name).map(PathBuf::from)).map(|dir| dir.join("history"))
 }
 
 /// Whether the input continues on the next line.

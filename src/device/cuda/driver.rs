@@ -65,10 +65,10 @@ pub struct Gpus {
 }
 
 impl Gpus {
-    /// The name of one of them.
+    /// The name of the GPU with this number.
     ///
     /// # Errors
-    /// [`NoCuda::NoSuchDevice`] when there are not as many.
+    /// [`NoCuda::NoSuchDevice`] when there is no such GPU.
     pub fn name(&self, ordinal: u16) -> Result<&str, NoCuda> {
         let count = self.names.len();
         self.names
@@ -106,8 +106,8 @@ fn broken(e: result::DriverError) -> NoCuda {
 fn open_driver() -> Result<&'static Library, NoCuda> {
     let mut found = None;
     for name in DRIVER {
-        // SAFETY: the driver's initializers are those that any program runs which uses it; what only bears its name is
-        // whatever the administrator of this machine put there.
+        // SAFETY: every program that uses the driver runs its initializers; a different library with the driver's name was put
+        // there by the machine's administrator.
         match unsafe { Library::new(name) } {
             Ok(library) => return Ok(Box::leak(Box::new(library))),
             // The loader gives this error only for a library that it cannot find.

@@ -48,12 +48,12 @@ fn newest(directory: &Path, name: &str) -> Option<PathBuf> {
     files.max().map(|(_, path)| path)
 }
 
-/// Loads a library for whatever is loaded later to find its functions.
+/// Loads a library so that libraries that are loaded later find its functions.
 #[cfg(unix)]
 fn load_for_all(path: &Path) -> Result<(), String> {
     use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
-    // SAFETY: it lies where ONNX Runtime's own library lies, which is trusted as much: its initializers may run.
+    // SAFETY: it is in the directory of ONNX Runtime's library, and is trusted in the same way, so its initializers may run.
     let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) };
     // Never unloaded: its functions are in use until the process ends.
     library.map(std::mem::forget).map_err(|e| reason(&e))

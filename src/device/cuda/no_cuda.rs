@@ -62,17 +62,17 @@ pub enum NoCuda {
         /// Its CUDA version.
         found: CudaVersion,
     },
-    /// A driver, and nothing for it to drive.
+    /// There is a driver but no GPU.
     #[error(
         "the NVIDIA driver finds no GPU; check that one is installed and that CUDA_VISIBLE_DEVICES does not hide it"
     )]
     NoDevice,
-    /// Not as many GPUs.
+    /// There is no GPU with this number.
     #[error("GPU {ordinal} does not exist: this machine has {count}, counted from 0")]
     NoSuchDevice {
-        /// The one asked for.
+        /// The requested number.
         ordinal: u16,
-        /// How many there are.
+        /// Number of GPUs.
         count: usize,
     },
     /// No ONNX Runtime for GPUs.

@@ -1,4 +1,4 @@
-//! Hands out blocks and takes them back.
+//! Allocates and frees blocks.
 //!
 //! ```text
 //!            ┌── fits ──► free list ──────────────────────────────► block
@@ -6,13 +6,13 @@
 //!            └── miss ──► under the limit? ──yes──► backend ──ok──────┤
 //!                            │ no: free the oldest     │ none left:   │
 //!                            ▼     until it is         ▼ drain, trim, retry
-//!                         still not ───────────────► still not ──► spill (scratch) or refuse (weights)
+//!                         still not ───────────────► still not ──► spill (scratch) or reject (weights)
 //! ```
 //!
-//! Scratch is never refused: ONNX Runtime passes a registered allocator's pointer to a kernel without a check, and a null
-//! pointer there is a segmentation fault or a lost device. So a request that does not fit is served from the host's memory
-//! and noted, and after the run the caller checks [`take_overrun`](Allocator::take_overrun) and fails the request. Weights
-//! are refused: ONNX Runtime checks those pointers.
+//! A request for scratch memory is never rejected: ONNX Runtime passes a registered allocator's pointer to a kernel without a
+//! check, and a null pointer there is a segmentation fault or a lost device. So a request that does not fit is served from host
+//! memory (a *spill*). After the run the caller checks [`take_overrun`](Allocator::take_overrun) and fails the run. A request for
+//! weights can be rejected: ONNX Runtime checks those pointers.
 //!
 //! A *reserve* of ONNX Runtime is for weights only while a graph is loaded. Some kernels reserve their workspace in every
 //! run (`MatMulNBits` does, a hundred times per token), and that is scratch like any other.
@@ -28,21 +28,21 @@ use super::{
 };
 use crate::device::{DeviceError, strided_copy::StridedCopy};
 
-/// From where a block will be used.
+/// Which work will use a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum User {
-    /// By work on the backend's own stream, which comes after all work that was submitted before.
-    OwnStream,
-    /// By anybody, at once.
-    Anybody,
+    /// Work on the pool's stream, which runs after all work that was submitted before.
+    PoolStream,
+    /// Any work, immediately.
+    AnyStream,
 }
 
-/// A block that is out.
+/// A block in use.
 #[derive(Clone, Copy, Debug)]
 struct Live {
     kind: BlockKind,
     size: usize,
-    asked: usize,
+    requested: usize,
 }
 
 /// The logic of a pool over any source of memory.
@@ -62,13 +62,13 @@ pub(super) struct Allocator<B> {
 }
 
 impl<B: Backend> Allocator<B> {
-    /// A pool that holds at most `limit` bytes of the device's, of which at most `most_cached` unused.
-    pub(super) fn new(backend: B, limit: usize, most_cached: usize) -> Self {
+    /// A pool of at most `limit` bytes of device memory, of which at most `max_cached` are unused.
+    pub(super) fn new(backend: B, limit: usize, max_cached: usize) -> Self {
         Self {
             backend,
             limit,
             live: HashMap::new(),
-            free: FreeList::new(most_cached),
+            free: FreeList::new(max_cached),
             counts: Counters::default(),
             loads: 0,
             epoch: 0,
@@ -79,73 +79,74 @@ impl<B: Backend> Allocator<B> {
         }
     }
 
-    /// A block for a kernel: from the device, or else spilled and noted.
+    /// A scratch block for a kernel: from the device, or else spilled to host memory, which [`take_overrun`](Self::take_overrun)
+    /// reports.
     ///
     /// # Errors
     /// [`NoRoom`] when not even the host has memory.
-    pub(super) fn take(&mut self, asked: usize, user: User) -> Result<Block, NoRoom> {
-        let refused = match self.try_take(asked, user) {
+    pub(super) fn allocate(&mut self, requested: usize, user: User) -> Result<Block, NoRoom> {
+        let refused = match self.try_allocate(requested, user) {
             Ok(block) => return Ok(block),
             Err(refused) => refused,
         };
-        let size = block_size(asked).ok_or_else(|| refused.clone())?;
+        let size = block_size(requested).ok_or_else(|| refused.clone())?;
         let block = self.backend.allocate(BlockKind::Spill, size).map_err(|_| refused.clone())?;
         tracing::warn!("spilled to the host's memory: {refused}");
         self.overrun.get_or_insert(refused);
-        Ok(self.hand_out(block, Live { kind: BlockKind::Spill, size, asked }))
+        Ok(self.track(block, Live { kind: BlockKind::Spill, size, requested }))
     }
 
-    /// A block of scratch for a caller that can do without it.
+    /// A scratch block without a spill.
     ///
     /// # Errors
     /// [`NoRoom`] when the limit or the device does not allow it.
-    pub(super) fn try_take(&mut self, asked: usize, user: User) -> Result<Block, NoRoom> {
-        let size = block_size(asked).ok_or_else(|| self.no_room(asked, None))?;
+    pub(super) fn try_allocate(&mut self, requested: usize, user: User) -> Result<Block, NoRoom> {
+        let size = block_size(requested).ok_or_else(|| self.no_room(requested, None))?;
         let (block, size, is_settled) = match self.free.take(size) {
             Some(free) => {
                 self.counts.reuses += 1;
                 self.check_untouched(free.block, free.size);
                 (free.block, free.size, free.is_settled)
             }
-            None => (self.obtain(BlockKind::Scratch, size)?, size, false),
+            None => (self.allocate_on_device(BlockKind::Scratch, size)?, size, false),
         };
-        if user == User::Anybody && !is_settled {
+        if user == User::AnyStream && !is_settled {
             self.backend.settle();
             self.free.settle();
         }
-        Ok(self.hand_out(block, Live { kind: BlockKind::Scratch, size, asked }))
+        Ok(self.track(block, Live { kind: BlockKind::Scratch, size, requested }))
     }
 
-    /// A block of scratch that is kept from one run to the next.
+    /// A block that is kept from one run to the next, such as a key-value cache.
     ///
     /// # Errors
-    /// As [`try_take`](Self::try_take).
-    pub(super) fn try_keep(&mut self, asked: usize) -> Result<Block, NoRoom> {
+    /// As [`try_allocate`](Self::try_allocate).
+    pub(super) fn try_allocate_kept(&mut self, requested: usize) -> Result<Block, NoRoom> {
         self.epoch += 1;
-        self.try_take(asked, User::Anybody)
+        self.try_allocate(requested, User::AnyStream)
     }
 
-    /// A block that lives as long as a model, and is counted with its weights: among scratch it would keep its neighbours'
-    /// memory from going back.
+    /// A block that lives as long as a model, and is counted with its weights. Among scratch blocks it would prevent that the
+    /// memory around it is returned to the device.
     ///
     /// # Errors
-    /// As [`try_take`](Self::try_take).
-    pub(super) fn try_keep_for_good(&mut self, asked: usize) -> Result<Block, NoRoom> {
-        let size = block_size(asked).ok_or_else(|| self.no_room(asked, None))?;
-        let block = self.obtain(BlockKind::Weights, size)?;
-        Ok(self.hand_out(block, Live { kind: BlockKind::Weights, size, asked }))
+    /// As [`try_allocate`](Self::try_allocate).
+    pub(super) fn try_allocate_lasting(&mut self, requested: usize) -> Result<Block, NoRoom> {
+        let size = block_size(requested).ok_or_else(|| self.no_room(requested, None))?;
+        let block = self.allocate_on_device(BlockKind::Weights, size)?;
+        Ok(self.track(block, Live { kind: BlockKind::Weights, size, requested }))
     }
 
-    /// Changes when a block that runs used as scratch was handed out for keeping, or returned to the device. Runs captured
-    /// before must not be replayed then, as they contain the addresses of their scratch.
+    /// Changes when a block that was scratch memory of runs gets another purpose or is returned to the device. Runs that were
+    /// captured before must not be replayed then, because they contain the addresses of their scratch memory.
     pub(super) fn epoch(&self) -> u64 {
         self.epoch
     }
 
-    /// Starts recording work in place of running it. Until the end, blocks come only from the free list.
+    /// Starts recording work instead of running it. Until the end, blocks come only from the free list.
     ///
     /// # Errors
-    /// [`DeviceError::Runtime`] when the device does not.
+    /// [`DeviceError::Runtime`] when the device cannot record.
     pub(super) fn begin_capture(&mut self) -> Result<(), DeviceError> {
         self.backend.begin_capture()?;
         self.is_capturing = true;
@@ -155,7 +156,7 @@ impl<B: Backend> Allocator<B> {
     /// Ends [`begin_capture`](Self::begin_capture), and returns the number of the recording.
     ///
     /// # Errors
-    /// [`DeviceError::Runtime`] when it cannot be run again.
+    /// [`DeviceError::Runtime`] when the recording cannot be replayed.
     pub(super) fn end_capture(&mut self) -> Result<Recorded, DeviceError> {
         self.is_capturing = false;
         let recorded = self.backend.end_capture();
@@ -165,54 +166,54 @@ impl<B: Backend> Allocator<B> {
         recorded
     }
 
-    /// How many blocks are out.
+    /// Number of blocks in use.
     pub(super) fn blocks(&self) -> usize {
         self.live.len()
     }
 
-    /// Notes that blocks that were scratch are kept.
+    /// Notes that a run keeps some of its scratch blocks.
     pub(super) fn note_kept(&mut self) {
         self.epoch += 1;
     }
 
-    /// A block that ONNX Runtime reserves: for weights while a graph is loaded, for a kernel otherwise.
+    /// A block that ONNX Runtime reserves: for weights while a graph is being loaded, for a kernel otherwise.
     ///
     /// # Errors
-    /// [`NoRoom`] when weights do not fit; [`load_ends`](Self::load_ends) also reports it, as ONNX Runtime drops the reason.
+    /// [`NoRoom`] when weights do not fit; [`end_load`](Self::end_load) also reports it, as ONNX Runtime drops the reason.
     /// Or when even the host has no memory.
-    pub(super) fn reserve(&mut self, asked: usize) -> Result<Block, NoRoom> {
+    pub(super) fn reserve(&mut self, requested: usize) -> Result<Block, NoRoom> {
         if self.loads == 0 {
-            return self.take(asked, User::Anybody);
+            return self.allocate(requested, User::AnyStream);
         }
-        let obtained = self.obtain(BlockKind::Weights, asked);
-        if let Err(refused) = &obtained {
+        let allocated = self.allocate_on_device(BlockKind::Weights, requested);
+        if let Err(refused) = &allocated {
             self.refusal.get_or_insert_with(|| refused.clone());
         }
-        Ok(self.hand_out(obtained?, Live { kind: BlockKind::Weights, size: asked, asked }))
+        Ok(self.track(allocated?, Live { kind: BlockKind::Weights, size: requested, requested }))
     }
 
-    /// A graph is about to be loaded: reserves until [`load_ends`](Self::load_ends) are for weights.
-    pub(super) fn load_begins(&mut self) {
+    /// Must be called before a graph is loaded: what is reserved until [`end_load`](Self::end_load) is for weights.
+    pub(super) fn begin_load(&mut self) {
         self.loads += 1;
         self.epoch += 1;
     }
 
-    /// A load has ended, well or not.
+    /// Must be called after a load, also a failed one.
     ///
     /// # Errors
-    /// [`NoRoom`] when something that it asked for was refused or spilled.
-    pub(super) fn load_ends(&mut self) -> Result<(), NoRoom> {
+    /// [`NoRoom`] when a request of the load was rejected or spilled.
+    pub(super) fn end_load(&mut self) -> Result<(), NoRoom> {
         self.loads -= 1;
         let refused = self.refusal.take();
         refused.or(self.take_overrun()).map_or(Ok(()), Err)
     }
 
-    /// The size of a block that is out, which may be more than was asked for.
+    /// The size of a block in use, which may be more than was requested.
     pub(super) fn size(&self, block: Block) -> usize {
         self.live.get(&block).map_or(0, |live| live.size)
     }
 
-    /// Copies rows from one block that is out to another, each from the given offset on, after all work that was submitted
+    /// Copies rows from one block in use to another, each from the given offset on, after all work that was submitted
     /// before.
     ///
     /// # Errors
@@ -233,7 +234,7 @@ impl<B: Backend> Allocator<B> {
         self.backend.copy_rows(place(from), place(to), rows)
     }
 
-    /// Copies `bytes` of the host's memory into a block that is out, after all work that was submitted before.
+    /// Copies `bytes` of the host's memory into a block in use, after all work that was submitted before.
     ///
     /// # Errors
     /// [`DeviceError::Shape`] when the block is smaller; [`DeviceError::Runtime`] when the device fails.
@@ -247,11 +248,11 @@ impl<B: Backend> Allocator<B> {
         bytes: usize,
     ) -> Result<(), DeviceError> {
         self.check_room(to, bytes)?;
-        // SAFETY: the block holds them (looked at above), the rest is the caller's promise.
+        // SAFETY: the block holds them (checked above), the rest is the caller's promise.
         unsafe { self.backend.upload(from, to, bytes) }
     }
 
-    /// Copies `bytes` of a block that is out into the host's memory, after all work that was submitted before.
+    /// Copies `bytes` of a block in use into the host's memory, after all work that was submitted before.
     ///
     /// # Errors
     /// As [`upload`](Self::upload).
@@ -265,7 +266,7 @@ impl<B: Backend> Allocator<B> {
         bytes: usize,
     ) -> Result<(), DeviceError> {
         self.check_room(from, bytes)?;
-        // SAFETY: the block holds them (looked at above), the rest is the caller's promise.
+        // SAFETY: the block holds them (checked above), the rest is the caller's promise.
         unsafe { self.backend.download(from, to, bytes) }
     }
 
@@ -277,13 +278,13 @@ impl<B: Backend> Allocator<B> {
         Ok(())
     }
 
-    /// Takes a block back. A block that is not out is only logged, as a double free would be worse.
-    pub(super) fn give(&mut self, block: Block) {
-        let Some(Live { kind, size, asked }) = self.live.remove(&block) else {
-            tracing::error!("{block:?} was freed but is not out");
+    /// Frees a block. A block that is not in use is only logged, because a double free would be worse.
+    pub(super) fn free(&mut self, block: Block) {
+        let Some(Live { kind, size, requested }) = self.live.remove(&block) else {
+            tracing::error!("{block:?} was freed but is not in use");
             return;
         };
-        self.counts.take_back(kind, size, asked);
+        self.counts.note_free(kind, size, requested);
         if kind != BlockKind::Scratch {
             if self.is_capturing {
                 self.deferred.push((kind, block, size));
@@ -302,14 +303,14 @@ impl<B: Backend> Allocator<B> {
         }
     }
 
-    /// Gives unused memory back to the device until at most `keep` bytes are held. Not while a graph runs: it may wait
-    /// for the device.
+    /// Returns unused memory to the device until the pool holds at most `keep` bytes. Must not be called while a graph runs, because
+    /// it may wait for the device.
     pub(super) fn trim(&mut self, keep: usize) {
         self.drain_to(keep.saturating_sub(self.counts.on_device()));
         self.backend.trim(keep.saturating_sub(self.counts.weights()));
     }
 
-    /// Whether a block was spilled since the last time this was asked, and why.
+    /// Why a block was spilled since the last call; `None` if none was.
     pub(super) fn take_overrun(&mut self) -> Option<NoRoom> {
         self.overrun.take()
     }
@@ -331,25 +332,25 @@ impl<B: Backend> Allocator<B> {
         &mut self.backend
     }
 
-    /// Whether [`trim`](Self::trim) to `keep` would give blocks back that runs use as scratch.
-    pub(super) fn has_to_trim(&self, keep: usize) -> bool {
+    /// Whether [`trim`](Self::trim) to `keep` would return blocks that runs use as scratch memory.
+    pub(super) fn needs_trim(&self, keep: usize) -> bool {
         self.free.bytes() > keep.saturating_sub(self.counts.on_device())
     }
 
-    /// The most that may be held.
+    /// Maximum device memory of the pool, in bytes.
     pub(super) fn limit(&self) -> usize {
         self.limit
     }
 
-    /// Whether no block is out.
+    /// Whether no block is in use.
     pub(super) fn is_idle(&self) -> bool {
         self.live.is_empty()
     }
 
-    /// Takes a new block from the device, and frees unused blocks if necessary.
-    fn obtain(&mut self, kind: BlockKind, size: usize) -> Result<Block, NoRoom> {
+    /// Allocates a new block on the device, and frees unused blocks if necessary.
+    fn allocate_on_device(&mut self, kind: BlockKind, size: usize) -> Result<Block, NoRoom> {
         if self.is_capturing {
-            let reason = "a step is being captured, whose memory must be there already";
+            let reason = "a step is being captured, which needs its memory to be allocated before";
             return Err(self.no_room(size, Some(OutOfMemory(reason.into()))));
         }
         let room = self.limit.saturating_sub(self.counts.on_device());
@@ -365,21 +366,21 @@ impl<B: Backend> Allocator<B> {
         self.backend.allocate(kind, size).map_err(|reason| self.no_room(size, Some(reason)))
     }
 
-    fn no_room(&self, asked: usize, reason: Option<OutOfMemory>) -> NoRoom {
+    fn no_room(&self, requested: usize, reason: Option<OutOfMemory>) -> NoRoom {
         let limit = (self.limit != usize::MAX).then_some(self.limit);
         NoRoom {
-            asked: asked.into(),
+            requested: requested.into(),
             held: self.counts.on_device().into(),
             limit: limit.map(Into::into),
             reason: reason.map(|OutOfMemory(reason)| reason),
         }
     }
 
-    fn hand_out(&mut self, block: Block, live: Live) -> Block {
-        self.counts.hand_out(live.kind, live.size, live.asked);
+    fn track(&mut self, block: Block, live: Live) -> Block {
+        self.counts.note_allocation(live.kind, live.size, live.requested);
         self.counts.note_held(self.free.bytes());
         let before = self.live.insert(block, live);
-        debug_assert!(before.is_none(), "the backend gave out {block:?} twice");
+        debug_assert!(before.is_none(), "the backend allocated {block:?} twice");
         block
     }
 
@@ -408,6 +409,10 @@ impl<B: Backend> Allocator<B> {
 
 impl<B> Drop for Allocator<B> {
     fn drop(&mut self) {
-        debug_assert!(self.live.is_empty() || std::thread::panicking(), "blocks are out: {:?}", self.live);
+        debug_assert!(
+            self.live.is_empty() || std::thread::panicking(),
+            "blocks are still in use: {:?}",
+            self.live
+        );
     }
 }

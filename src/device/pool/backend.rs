@@ -1,32 +1,32 @@
-//! Where a pool's memory comes from.
+//! The source of a pool's memory.
 
 use std::ptr::NonNull;
 
 use crate::device::{DeviceError, strided_copy::StridedCopy};
 
-/// What every block's address is a multiple of: the most that ONNX Runtime's kernels ask for.
+/// Alignment of every block: the largest that ONNX Runtime's kernels need.
 pub(in crate::device) const ALIGNMENT: usize = 256;
 
 /// The address of a block; on a GPU the host cannot read it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Block(pub(super) NonNull<u8>);
 
-// SAFETY: a block is an address and no permission. Only the backend that made it reads or writes through it, and the
-// allocator, behind its lock, decides who else may.
+// SAFETY: a block is an address, and having it gives no access. Only the backend that allocated it reads or writes through it;
+// the allocator, behind its lock, decides who else may.
 unsafe impl Send for Block {}
 
 /// The purpose of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BlockKind {
-    /// Lives as long as a session. In a separate pool, as one such block pins the pages of its neighbours.
+    /// Lives as long as a session. In a separate pool, because such a block would keep the pages of its neighbours.
     Weights,
     /// Lives for a kernel or a request.
     Scratch,
-    /// Memory of the host that the device can reach, used when the device has none left. Slow, and never refused.
+    /// Host memory that the device can access, used when the device has no memory left. Slow, but never rejected.
     Spill,
 }
 
-/// A backend has no memory left; in its own words.
+/// A backend has no memory left, with its error message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct OutOfMemory(pub(super) String);
 
@@ -37,7 +37,7 @@ pub(super) struct Recorded(pub(super) u64);
 /// The device's report about memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct BackendStats {
-    /// Taken from the device by the pools, in use or not.
+    /// Device memory of the pools, in use or cached.
     pub(super) reserved: usize,
     /// Greatest `reserved` since [`Backend::reset_peak`].
     pub(super) reserved_peak: usize,
@@ -47,22 +47,22 @@ pub(super) struct BackendStats {
     pub(super) device_total: usize,
 }
 
-/// A source of memory. The allocator above it does the counting, so this stays small.
+/// A source of memory. The allocator counts, so that a backend stays small.
 ///
-/// Order is that of one stream: a block that is freed and handed out again may still be read by work submitted before,
-/// which is safe for work submitted later to the same stream, and for other users only after [`settle`](Self::settle).
+/// One stream orders the use of blocks. A block that is freed and allocated again may still be read by earlier work. Work that is
+/// submitted to the same stream later may use it immediately, other work only after [`settle`](Self::settle).
 pub(super) trait Backend: Send {
     /// A block of `bytes` (at least 1), at a multiple of [`ALIGNMENT`].
     fn allocate(&mut self, kind: BlockKind, bytes: usize) -> Result<Block, OutOfMemory>;
 
-    /// Takes back what [`allocate`](Self::allocate) gave, for the same kind and size.
+    /// Frees a block of [`allocate`](Self::allocate), with the same kind and size.
     fn free(&mut self, kind: BlockKind, block: Block, bytes: usize);
 
-    /// Gives freed memory back to the device, as far as more than `keep` bytes of scratch are taken from it.
+    /// Returns freed scratch memory to the device, until it holds at most `keep` bytes of it.
     fn trim(&mut self, keep: usize);
 
     /// Copies rows from one block to another, after all work that was submitted before. Both must hold them: the
-    /// allocator has looked.
+    /// allocator has checked.
     fn copy_rows(&mut self, from: Block, to: Block, rows: StridedCopy) -> Result<(), DeviceError>;
 
     /// Copies `bytes` of the host's memory into a block, after all work that was submitted before.
@@ -84,7 +84,7 @@ pub(super) trait Backend: Send {
         Ok(())
     }
 
-    /// Starts recording work in place of running it, until [`end_capture`](Self::end_capture).
+    /// Starts recording work instead of running it, until [`end_capture`](Self::end_capture).
     fn begin_capture(&mut self) -> Result<(), DeviceError> {
         let message = "only a GPU's work can be".into();
         Err(DeviceError::Runtime { what: "work cannot be captured", message })
@@ -101,7 +101,7 @@ pub(super) trait Backend: Send {
         self.begin_capture()
     }
 
-    /// Releases a recording, which must not run any more.
+    /// Releases a recording, which must not be running.
     fn forget(&mut self, recorded: Recorded) {
         let _ = recorded;
     }
@@ -162,7 +162,7 @@ impl<B: Backend + ?Sized> Backend for Box<B> {
     }
 
     unsafe fn upload(&mut self, from: *const u8, to: Block, bytes: usize) -> Result<(), DeviceError> {
-        // SAFETY: the caller's promises are those that are asked for.
+        // SAFETY: the caller promises the same.
         unsafe { (**self).upload(from, to, bytes) }
     }
 

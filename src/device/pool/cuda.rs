@@ -3,9 +3,9 @@
 //! Has run on an H100 (`bench/results/2026-11-27-gpu-h100.md`); its logic above the driver is tested everywhere, with memory
 //! of the host.
 //!
-//! Two pools, as a pool gives memory back in pieces of many blocks, and one block of weights would keep its piece:
-//! scratch, which keeps freed memory until it is trimmed, and weights, which keeps none. Spilled blocks are pinned memory of
-//! the host, which a GPU reads over the bus at the same address.
+//! There are two pools, because a pool returns memory in pieces of many blocks, and a single block of weights would keep its
+//! whole piece. The scratch pool keeps freed memory until it is trimmed; the pool of weights keeps none. Spilled blocks are
+//! pinned host memory, which a GPU reads over the bus at the same address.
 
 use std::{collections::HashMap, ptr::NonNull, sync::Arc};
 
@@ -14,14 +14,14 @@ use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 use super::backend::{Backend, BackendStats, Block, BlockKind, OutOfMemory, Recorded};
 use crate::device::{DeviceError, strided_copy::StridedCopy};
 
-/// Which GPU, and who uses its memory.
+/// Which GPU, and which streams use its memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CudaOptions {
     /// The GPU's number, as the driver counts them.
     pub ordinal: u16,
-    /// All work on the pool's blocks is submitted to its own stream: the session runs on
-    /// [`gpu_stream`](super::Pool::gpu_stream) with one stream for the whole provider. Blocks are then never
-    /// waited for. With a graph being captured this must be so, as waiting ends a capture.
+    /// All work on the pool's blocks is submitted to the pool's stream: the session runs on
+    /// [`gpu_stream`](super::Pool::gpu_stream), with one stream for the whole provider. Then the pool never waits for a block.
+    /// Captures require this, because waiting ends a capture.
     pub is_sole_stream: bool,
 }
 
@@ -39,10 +39,10 @@ pub(super) struct CudaBackend {
 }
 
 impl CudaBackend {
-    /// Opens the GPU and makes its pools.
+    /// Opens the GPU and creates its pools.
     ///
     /// # Errors
-    /// [`DeviceError::Runtime`] without a driver, the GPU, or support for memory pools.
+    /// [`DeviceError::Runtime`] when the driver, the GPU or its support for memory pools is missing.
     pub(super) fn new(options: CudaOptions) -> Result<Self, DeviceError> {
         // SAFETY: it only tries to open the driver's library by its well-known names.
         if !unsafe { sys::is_culib_present() } {
@@ -73,7 +73,7 @@ impl CudaBackend {
         if unsafe { result::stream::is_capturing(stream) }?
             != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE
         {
-            // An allocation would become part of the graph, and its address valid only inside.
+            // An allocation would become part of the captured graph, and its address would be valid only there.
             return Err(DriverError(sys::CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED));
         }
         // SAFETY: pool and stream live as long as `self`; the memory is handed on as uninitialised.
@@ -83,7 +83,7 @@ impl CudaBackend {
 
     fn weights(&self, bytes: usize) -> Result<Block, DriverError> {
         let block = self.allocate_in(&self.weights, bytes)?;
-        // Weights are copied in on whatever stream ONNX Runtime uses for that.
+        // ONNX Runtime copies weights on a stream of its choice.
         self.stream.synchronize()?;
         Ok(block)
     }
@@ -144,9 +144,9 @@ impl CudaBackend {
             WidthInBytes: rows.bytes,
             Height: rows.count,
         };
-        // SAFETY: both blocks are out and as long as the rows' spans, which the allocator has looked at; the driver reads
-        // `copy` before it returns. On the one stream, it comes after what writes the rows and before what reads them,
-        // and before whatever gets a block that is freed from now on.
+        // SAFETY: both blocks are in use and as long as the rows' spans, which the allocator has checked; the driver reads `copy`
+        // before it returns. On the one stream, it comes after what writes the rows and before what reads them, and before all
+        // work that uses a block that is freed later.
         unsafe { sys::cuMemcpy2DAsync_v2(&raw const copy, self.stream.cu_stream()) }.result()
     }
 
@@ -207,7 +207,7 @@ impl CudaBackend {
 
     fn try_pin(&self, first: NonNull<u8>, bytes: usize) -> Result<(), DriverError> {
         self.context.bind_to_thread()?;
-        // SAFETY: it only pins the pages; the driver refuses memory that is not mapped.
+        // SAFETY: it only pins the pages; the driver rejects memory that is not mapped.
         unsafe { sys::cuMemHostRegister_v2(first.as_ptr().cast(), bytes, sys::CU_MEMHOSTREGISTER_PORTABLE) }
             .result()
     }
@@ -246,7 +246,7 @@ impl Backend for CudaBackend {
     }
 
     unsafe fn upload(&mut self, from: *const u8, to: Block, bytes: usize) -> Result<(), DeviceError> {
-        // SAFETY: the caller's promises are those that are asked for.
+        // SAFETY: the caller promises the same.
         unsafe { self.try_upload(from, to, bytes) }.map_err(failed("what the host wrote cannot be copied"))
     }
 
@@ -402,12 +402,12 @@ impl MemoryPool {
 
 impl Drop for MemoryPool {
     fn drop(&mut self) {
-        // SAFETY: it is ours and destroyed once; the driver keeps its memory until blocks that are out are freed.
+        // SAFETY: it is ours and destroyed once; the driver keeps its memory until blocks in use are freed.
         note("a pool stays", unsafe { result::mem_pool::destroy(self.handle) });
     }
 }
 
-/// Lets this thread allocate while a graph is being captured elsewhere, until dropped.
+/// Lets this thread allocate while another thread captures a graph, until dropped.
 struct RelaxedCapture {
     before: sys::CUstreamCaptureMode,
 }

@@ -2,7 +2,7 @@
 
 use super::{backend::Block, sizes::largest_substitute};
 
-/// A block that waits.
+/// A free block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FreeBlock {
     pub(super) block: Block,
@@ -19,22 +19,22 @@ pub(super) struct FreeBlock {
 pub(super) struct FreeList {
     blocks: Vec<FreeBlock>,
     bytes: usize,
-    most_bytes: usize,
+    max_bytes: usize,
 }
 
-/// Most blocks kept: more than one pass of any graph leaves behind, few enough to search.
+/// Maximum number of blocks: more than a pass of any graph frees, and few enough for a linear search.
 const MAX_BLOCKS: usize = 1024;
 
 impl FreeList {
-    pub(super) fn new(most_bytes: usize) -> Self {
-        Self { blocks: Vec::new(), bytes: 0, most_bytes }
+    pub(super) fn new(max_bytes: usize) -> Self {
+        Self { blocks: Vec::new(), bytes: 0, max_bytes }
     }
 
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// The best fit for `size`; of several, the one freed last.
+    /// Removes the best fit for `size`; of several, the one freed last.
     pub(super) fn take(&mut self, size: usize) -> Option<FreeBlock> {
         let max = largest_substitute(size);
         let mut best: Option<(usize, usize)> = None;
@@ -57,20 +57,20 @@ impl FreeList {
         self.blocks.push(FreeBlock { block, size, is_settled: false });
     }
 
-    /// The oldest block, if there are more than may be kept.
+    /// Removes the oldest block if there are too many.
     pub(super) fn surplus(&mut self) -> Option<FreeBlock> {
-        let is_overfull = self.bytes > self.most_bytes || self.blocks.len() > MAX_BLOCKS;
+        let is_overfull = self.bytes > self.max_bytes || self.blocks.len() > MAX_BLOCKS;
         if is_overfull { self.oldest() } else { None }
     }
 
-    /// The block that has waited longest.
+    /// Removes the oldest block.
     pub(super) fn oldest(&mut self) -> Option<FreeBlock> {
         let oldest = (!self.blocks.is_empty()).then(|| self.blocks.remove(0))?;
         self.bytes -= oldest.size;
         Some(oldest)
     }
 
-    /// All work is done: every block here may be used from anywhere.
+    /// Notes that the device has finished all work, so that any stream may use the blocks.
     pub(super) fn settle(&mut self) {
         self.blocks.iter_mut().for_each(|free| free.is_settled = true);
     }
@@ -107,7 +107,7 @@ mod tests {
     #[test]
     fn more_than_may_be_kept_leaves_by_age() {
         let mut list = list(&[512, 256, 256]);
-        list.most_bytes = 512;
+        list.max_bytes = 512;
         assert_eq!(list.surplus().unwrap().size, 512);
         assert_eq!(list.surplus(), None);
         assert_eq!(list.oldest().unwrap().block, block(2));

@@ -1,8 +1,8 @@
-//! Memory of the host.
+//! Host memory as a backend of a pool.
 //!
-//! Large blocks are mapped, so that freeing one gives its pages back to the system at once, whatever lies beside it;
-//! small ones come from the heap. It serves the CPU provider, and replaces a device in tests, where it can have less memory
-//! than the host and can detect writes to free memory.
+//! Large blocks are mapped, so that freeing one returns its pages to the system immediately; small ones come from the heap. It
+//! serves the CPU provider, and replaces a device in tests, where its capacity can be limited and writes to free blocks are
+//! detected.
 
 use std::{
     alloc::{self, Layout},
@@ -15,21 +15,21 @@ use memmap2::{MmapMut, MmapOptions};
 use super::backend::{ALIGNMENT, Backend, BackendStats, Block, BlockKind, OutOfMemory};
 use crate::device::{DeviceError, strided_copy::StridedCopy};
 
-/// From which size on a block is mapped. A mapping costs a system call and a fault per page, so it must be rare or
-/// large; the C library draws the line at the same size.
+/// Minimum size of mapped blocks. A mapping costs a system call and a page fault per page, so it must be rare or large. The C
+/// library has the same threshold.
 const MAPPED_FROM: usize = 128 << 10;
 
-/// What free blocks are filled with: as a float −1.6e13, as an index far out of bounds.
+/// Fill pattern of free blocks: −1.6e13 as a float, and far out of bounds as an index.
 const FREE: u8 = 0xD5;
 
-/// How a [`HostBackend`] behaves.
+/// Options of a [`HostBackend`].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct HostOptions {
-    /// Most bytes that it has, spilled ones apart.
+    /// Maximum number of bytes, without spilled blocks.
     pub(super) capacity: usize,
-    /// Fill free blocks and look whether they stay so.
+    /// Fill free blocks with a pattern and check that it does not change.
     pub(super) is_checked: bool,
-    /// From which size on blocks are mapped.
+    /// Minimum size of mapped blocks.
     pub(super) mapped_from: usize,
 }
 
@@ -109,7 +109,7 @@ impl Backend for HostBackend {
     }
 
     fn copy_rows(&mut self, from: Block, to: Block, rows: StridedCopy) -> Result<(), DeviceError> {
-        // SAFETY: both blocks are out and as long as the rows' spans, which the allocator has checked; their owner requested
+        // SAFETY: both blocks are in use and as long as the rows' spans, which the allocator has checked; their owner requested
         // the copy, and no run is active, because the caller is on the same thread.
         unsafe { rows.copy(from.0.as_ptr(), to.0.as_ptr()) };
         Ok(())
@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     fn backend(capacity: usize) -> HostBackend {
-        // Mapping is not for an interpreter.
+        // Miri does not support mappings.
         let mapped_from = if cfg!(miri) { usize::MAX } else { MAPPED_FROM };
         HostBackend::new(HostOptions { capacity, mapped_from, is_checked: true })
     }
@@ -190,8 +190,8 @@ mod tests {
     fn a_capacity_limits_blocks_but_not_spills() {
         let mut backend = backend(1000);
         let first = backend.allocate(BlockKind::Scratch, 900).unwrap();
-        let said = backend.allocate(BlockKind::Weights, 101).unwrap_err();
-        assert_eq!(said, OutOfMemory("900 of 1000 bytes are in use".into()));
+        let error = backend.allocate(BlockKind::Weights, 101).unwrap_err();
+        assert_eq!(error, OutOfMemory("900 of 1000 bytes are in use".into()));
         let spilled = backend.allocate(BlockKind::Spill, 5000).unwrap();
         backend.free(BlockKind::Spill, spilled, 5000);
         backend.free(BlockKind::Scratch, first, 900);

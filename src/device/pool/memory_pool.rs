@@ -22,15 +22,15 @@ use crate::units::Bytes;
 /// How a pool behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolOptions {
-    /// Most that it holds of the device's memory, in use or not; `None`: all that there is.
+    /// Maximum device memory of the pool, in use or cached; `None` means all of it.
     pub limit: Option<Bytes>,
-    /// Most that it keeps of freed memory for the next request.
-    pub most_cached: Bytes,
+    /// Maximum freed memory that is cached for the next request.
+    pub max_cached: Bytes,
 }
 
 impl Default for PoolOptions {
     fn default() -> Self {
-        Self { limit: None, most_cached: Bytes(u64::MAX) }
+        Self { limit: None, max_cached: Bytes(u64::MAX) }
     }
 }
 
@@ -49,7 +49,7 @@ fn size(bytes: Bytes) -> usize {
 
 /// A pool that is registered with ONNX Runtime; clones are the same pool.
 ///
-/// One per device: its sessions are those opened with it, and others are not touched by it.
+/// One per device. It serves the sessions that were opened with it, and no others.
 #[derive(Clone)]
 pub struct Pool {
     registration: Arc<Registration>,
@@ -65,7 +65,7 @@ impl Pool {
     /// A pool of the host's memory, for sessions of the CPU provider.
     ///
     /// # Errors
-    /// [`DeviceError::Runtime`] when ONNX Runtime does not take it, or there is one already.
+    /// [`DeviceError::Runtime`] when ONNX Runtime rejects it, or the device already has a pool.
     pub fn on_host(runtime: &Runtime, options: PoolOptions) -> Result<Self, DeviceError> {
         let claim = Claim::new(AllocationDevice::CPU, 0)?;
         let backend = host::HostBackend::new(host::HostOptions::default());
@@ -75,7 +75,7 @@ impl Pool {
     /// A pool of a GPU's memory, ordered by the stream that [`gpu_stream`](Self::gpu_stream) then names.
     ///
     /// # Errors
-    /// [`DeviceError::Runtime`] when the GPU does not exist, its driver has no memory pools, ONNX Runtime refuses the pool,
+    /// [`DeviceError::Runtime`] when the GPU does not exist, its driver has no memory pools, ONNX Runtime rejects the pool,
     /// or the GPU has one already.
     pub fn on_cuda(runtime: &Runtime, gpu: CudaOptions, options: PoolOptions) -> Result<Self, DeviceError> {
         let claim = Claim::new(AllocationDevice::CUDA, gpu.ordinal)?;
@@ -90,7 +90,7 @@ impl Pool {
         options: PoolOptions,
     ) -> Result<Self, DeviceError> {
         let limit = options.limit.map_or(usize::MAX, size);
-        let allocator = Allocator::new(backend, limit, size(options.most_cached));
+        let allocator = Allocator::new(backend, limit, size(options.max_cached));
         let registration = Registration::new(runtime.environment().clone(), claim, allocator)?;
         Ok(Self { registration: Arc::new(registration) })
     }
@@ -115,12 +115,11 @@ impl Pool {
     /// Whether [`trim`](Self::trim) to `keep` would return scratch that runs use, and so invalidate captured
     /// CUDA graphs.
     #[must_use]
-    pub fn has_to_trim(&self, keep: Bytes) -> bool {
-        self.allocator().has_to_trim(size(keep))
+    pub fn needs_trim(&self, keep: Bytes) -> bool {
+        self.allocator().needs_trim(size(keep))
     }
 
-    /// How fast its memory is: bytes read and written in a second by `copies` of `bytes` from one place to another, one of
-    /// them not counted.
+    /// The memory's bandwidth: bytes read and written per second by `copies` copies of `bytes`, after one that is not counted.
     ///
     /// # Errors
     /// [`DeviceError::NoRoom`] without room for two blocks of `bytes`; [`DeviceError::Runtime`] when the device fails.
@@ -139,12 +138,12 @@ impl Pool {
         Ok(moved / began.elapsed().as_secs_f64())
     }
 
-    /// Memory for something else than a session's graph, such as a key-value cache.
+    /// Memory that is not part of a session's graph, such as a key-value cache.
     ///
     /// # Errors
     /// [`DeviceError::NoRoom`] when the limit or the device does not allow it; nothing is spilled.
     pub fn buffer(&self, bytes: Bytes) -> Result<Buffer, DeviceError> {
-        self.buffer_by(bytes, AnyAllocator::try_keep)
+        self.buffer_by(bytes, AnyAllocator::try_allocate_kept)
     }
 
     /// Memory that stays for as long as a model does, and is counted with its weights.
@@ -152,30 +151,30 @@ impl Pool {
     /// # Errors
     /// As [`buffer`](Self::buffer).
     pub(in crate::device) fn lasting(&self, bytes: Bytes) -> Result<Buffer, DeviceError> {
-        self.buffer_by(bytes, AnyAllocator::try_keep_for_good)
+        self.buffer_by(bytes, AnyAllocator::try_allocate_lasting)
     }
 
     fn buffer_by(
         &self,
         bytes: Bytes,
-        take: impl FnOnce(&mut AnyAllocator, usize) -> Result<Block, NoRoom>,
+        allocate: impl FnOnce(&mut AnyAllocator, usize) -> Result<Block, NoRoom>,
     ) -> Result<Buffer, DeviceError> {
         let mut allocator = self.allocator();
-        let block = take(&mut allocator, size(bytes))
+        let block = allocate(&mut allocator, size(bytes))
             .map_err(|source| DeviceError::NoRoom { what: "a buffer", source })?;
         let held = allocator.size(block).into();
         Ok(Buffer { block, bytes, held, pool: self.clone() })
     }
 
-    /// The GPU whose memory it is, and the stream that orders its blocks; `None` for memory of the host.
+    /// The pool's GPU, and the stream that orders its blocks; `None` for host memory.
     #[must_use]
     pub fn gpu_stream(&self) -> Option<GpuStream> {
         let stream = self.allocator().backend().stream()?;
         Some(GpuStream { ordinal: self.registration.ordinal(), stream })
     }
 
-    /// Whether blocks had to be spilled since this was last asked: the run, the load or whatever it was needs more than
-    /// there is, and must fail.
+    /// Whether blocks were spilled since the last call. If so, the run or load in between needs more memory than there is, and must
+    /// fail.
     pub(in crate::device) fn take_overrun(&self) -> Option<NoRoom> {
         self.allocator().take_overrun()
     }
@@ -185,7 +184,7 @@ impl Pool {
         self.allocator().epoch()
     }
 
-    /// How many blocks are out.
+    /// Number of blocks in use.
     pub(in crate::device) fn blocks(&self) -> usize {
         self.allocator().blocks()
     }
@@ -232,10 +231,10 @@ impl Pool {
         &self,
         load: impl FnOnce() -> Result<T, DeviceError>,
     ) -> Result<T, DeviceError> {
-        self.allocator().load_begins();
+        self.allocator().begin_load();
         let loaded = load();
-        // ONNX Runtime reports the size that was refused, but not the reason.
-        let room = self.allocator().load_ends();
+        // ONNX Runtime reports the size that was rejected, but not the reason.
+        let room = self.allocator().end_load();
         room.map_err(|source| DeviceError::NoRoom { what: "the graph cannot be loaded", source })?;
         loaded
     }
@@ -272,7 +271,7 @@ impl Drop for Recording {
     }
 }
 
-/// Memory of the host that stays where it is until this is dropped, which must be before it is unmapped.
+/// Pinned host memory. It is unpinned when this is dropped, which must be before it is unmapped.
 pub(in crate::device) struct Pinned {
     first: NonNull<u8>,
     pool: Pool,
@@ -284,10 +283,10 @@ impl Drop for Pinned {
     }
 }
 
-/// What ONNX Runtime calls a pool's device.
+/// ONNX Runtime's description of a pool's memory.
 pub(in crate::device) type Described<'a> = &'a ort::memory::MemoryInfo<'static>;
 
-/// Memory taken from a [`Pool`]; it goes back when dropped.
+/// Memory allocated from a [`Pool`], freed when dropped.
 pub struct Buffer {
     block: Block,
     bytes: Bytes,
@@ -302,19 +301,19 @@ impl fmt::Debug for Buffer {
 }
 
 impl Buffer {
-    /// Its size, as asked for.
+    /// Its size, as requested.
     #[must_use]
     pub fn bytes(&self) -> Bytes {
         self.bytes
     }
 
-    /// What the pool counts for it: the size of its block, which may be more than was asked for.
+    /// The size of its block, which may be more than was requested.
     #[must_use]
     pub fn held(&self) -> Bytes {
         self.held
     }
 
-    /// Where it comes from.
+    /// The pool that it was allocated from.
     pub(in crate::device) fn pool(&self) -> &Pool {
         &self.pool
     }
@@ -343,7 +342,7 @@ impl Buffer {
     /// # Safety
     /// `from` must be valid for reads of `bytes`, which must not change until [`Pool::wait`] has returned.
     pub(in crate::device) unsafe fn upload(&self, from: *const u8, bytes: usize) -> Result<(), DeviceError> {
-        // SAFETY: the caller's promises are those that are asked for.
+        // SAFETY: the caller promises the same.
         unsafe { self.pool.allocator().upload(from, self.block, bytes) }
     }
 
@@ -355,16 +354,16 @@ impl Buffer {
     /// # Safety
     /// `to` must be valid for writes of `bytes`, which must not be accessed until [`Pool::wait`] has returned.
     pub(in crate::device) unsafe fn download(&self, to: *mut u8, bytes: usize) -> Result<(), DeviceError> {
-        // SAFETY: the caller's promises are those that are asked for.
+        // SAFETY: the caller promises the same.
         unsafe { self.pool.allocator().download(self.block, to, bytes) }
     }
 
-    /// What ONNX Runtime calls its device.
+    /// ONNX Runtime's description of its memory.
     pub(in crate::device) fn described(&self) -> Described<'_> {
         self.pool.registration.pool_allocator().info()
     }
 
-    /// Where it is on its device.
+    /// Its address on the device.
     #[must_use]
     pub fn address(&self) -> NonNull<u8> {
         self.block.0
@@ -373,6 +372,6 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        self.pool.allocator().give(self.block);
+        self.pool.allocator().free(self.block);
     }
 }

@@ -6,19 +6,18 @@
 //!                                                     limit, stats
 //! ```
 //!
-//! ONNX Runtime's own arenas keep their memory and do not report their size. A pool registered in their place counts
-//! every byte, has a limit, and gives memory back when asked: [`Pool::trim`] between two requests, all of it when the
-//! sessions are gone.
+//! ONNX Runtime's arenas keep their memory and do not report their size. A pool that replaces them counts every byte, has a limit,
+//! and returns memory to the device: in [`Pool::trim`] between two requests, and completely when its sessions are dropped.
 //!
 //! # Lifetimes
-//! ONNX Runtime calls the pool for as long as a session or a registration lives. So each [`Session`](super::Session)
-//! opened on a pool and each [`Binding`](super::Binding) of it owns a share of the registration, and the registration
-//! owns the environment: whichever goes last, it is the registration that ends first, then the pool's memory.
+//! ONNX Runtime calls the pool as long as a session or a registration lives. So each [`Session`](super::Session) on a pool and
+//! each of its [`Binding`](super::Binding)s holds a reference to the registration, and the registration holds the environment.
+//! The last reference to be dropped ends the registration first, and then frees the pool's memory.
 //!
 //! # Order
-//! Blocks are ordered by one stream: a block that is freed while the device still works on it goes to work submitted
-//! later on the same stream, without waiting. A block for use outside the stream is only handed out when the device is done
-//! with it.
+//! One stream orders the use of blocks: a block that is freed while the device still works on it can be allocated for work that is
+//! submitted to the same stream later, without waiting. Before a block is allocated for use outside the stream, the pool waits
+//! until the device has finished with it.
 
 mod allocator;
 mod backend;

@@ -25,13 +25,13 @@ use super::{
 };
 use crate::device::DeviceError;
 
-/// Any pool's logic.
+/// An allocator over any backend.
 pub(super) type AnyAllocator = Allocator<Box<dyn Backend>>;
 
 /// The structure that ONNX Runtime holds a pointer to.
 #[repr(C)]
 pub(super) struct PoolAllocator {
-    /// First, so that a pointer to the whole is one to this, and back.
+    /// First, so that a pointer to the whole structure is also a pointer to this field.
     functions: OrtAllocator,
     info: MemoryInfo<'static>,
     allocator: Mutex<AnyAllocator>,
@@ -50,7 +50,7 @@ impl PoolAllocator {
         Self { functions, info, allocator: Mutex::new(allocator) }
     }
 
-    /// What ONNX Runtime calls the device.
+    /// ONNX Runtime's description of the device.
     pub(super) fn info(&self) -> &MemoryInfo<'static> {
         &self.info
     }
@@ -61,22 +61,22 @@ impl PoolAllocator {
         self.allocator.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take(&self, asked: usize, user: User) -> *mut c_void {
-        if asked == 0 {
+    fn take(&self, requested: usize, user: User) -> *mut c_void {
+        if requested == 0 {
             return ptr::null_mut();
         }
-        match self.allocator().take(asked, user) {
+        match self.allocator().allocate(requested, user) {
             Ok(block) => block.0.as_ptr().cast(),
-            Err(refused) => nothing_left(asked, &refused),
+            Err(refused) => nothing_left(requested, &refused),
         }
     }
 }
 
 /// Ends the process, as Rust does when its heap is exhausted: a null pointer would end it one kernel later, with a worse
 /// message.
-fn nothing_left(asked: usize, refused: &NoRoom) -> ! {
+fn nothing_left(requested: usize, refused: &NoRoom) -> ! {
     tracing::error!("not even the host has memory left: {refused}");
-    handle_alloc_error(Layout::from_size_align(asked, 1).unwrap_or(Layout::new::<u8>()))
+    handle_alloc_error(Layout::from_size_align(requested, 1).unwrap_or(Layout::new::<u8>()))
 }
 
 /// The pool's allocator that `this` is the first field of.
@@ -91,7 +91,7 @@ unsafe fn pool_allocator<'a>(this: *const OrtAllocator) -> &'a PoolAllocator {
 
 unsafe extern "system" fn alloc(this: *mut OrtAllocator, size: usize) -> *mut c_void {
     // SAFETY: ONNX Runtime passes the pointer that it was registered with, and stops before the registration ends.
-    unsafe { pool_allocator(this) }.take(size, User::Anybody)
+    unsafe { pool_allocator(this) }.take(size, User::AnyStream)
 }
 
 unsafe extern "system" fn alloc_on_stream(
@@ -109,7 +109,7 @@ unsafe extern "system" fn alloc_on_stream(
     };
     let own = allocator.allocator().backend().stream();
     let is_own = own.is_some() && own == NonNull::new(handle.cast());
-    allocator.take(size, if is_own { User::OwnStream } else { User::Anybody })
+    allocator.take(size, if is_own { User::PoolStream } else { User::AnyStream })
 }
 
 unsafe extern "system" fn reserve(this: *const OrtAllocator, size: usize) -> *mut c_void {
@@ -125,7 +125,7 @@ unsafe extern "system" fn reserve(this: *const OrtAllocator, size: usize) -> *mu
 unsafe extern "system" fn free(this: *mut OrtAllocator, block: *mut c_void) {
     if let Some(first) = NonNull::new(block.cast()) {
         // SAFETY: as in `alloc`.
-        unsafe { pool_allocator(this) }.allocator().give(Block(first));
+        unsafe { pool_allocator(this) }.allocator().free(Block(first));
     }
 }
 
@@ -157,22 +157,22 @@ unsafe extern "system" fn statistics(
     OrtStatusPtr::default()
 }
 
-/// The figures by the names that ONNX Runtime's own arenas use.
+/// The statistics, with the names of ONNX Runtime's arenas.
 fn named(stats: &PoolStats, limit: usize) -> [(&'static str, u64); 6] {
     [
         ("Limit", limit as u64),
         ("InUse", stats.in_use().0),
-        ("RequestedInUse", stats.asked.0),
+        ("RequestedInUse", stats.requested.0),
         ("TotalAllocated", stats.held.0),
         ("MaxInUse", stats.in_use_peak.0),
         ("NumAllocs", stats.allocations),
     ]
 }
 
-/// The right to be the pool of a device, of which there is one in a process.
+/// The right to register a pool for a device. A process can have one pool per device.
 ///
-/// ONNX Runtime lets a second allocator for a device take the place of the first without a word, and to unregister one
-/// is to unregister whichever it is.
+/// In ONNX Runtime, a second allocator for a device silently replaces the first, and unregistering either one unregisters the
+/// current one.
 #[derive(Debug)]
 pub(super) struct Claim {
     device: AllocationDevice<'static>,
@@ -189,7 +189,7 @@ impl Claim {
     /// Claims a device.
     ///
     /// # Errors
-    /// [`DeviceError::Runtime`] when it has a pool.
+    /// [`DeviceError::Runtime`] when the device already has a pool.
     pub(super) fn new(device: AllocationDevice<'static>, ordinal: u16) -> Result<Self, DeviceError> {
         let mut claimed = claimed();
         if claimed.contains(&(device.clone(), ordinal)) {
@@ -202,7 +202,7 @@ impl Claim {
 
     /// What ONNX Runtime calls it.
     fn memory_info(&self) -> Result<MemoryInfo<'static>, DeviceError> {
-        // Of type Device and not Arena, whatever there is behind it: ONNX Runtime refuses an arena that is not its own.
+        // Of type Device and not Arena, because ONNX Runtime rejects arenas of others.
         let (device, ordinal) = (self.device.clone(), i32::from(self.ordinal));
         MemoryInfo::new(device, ordinal, AllocatorType::Device, MemoryType::Default)
             .map_err(DeviceError::runtime("a memory pool's description"))
@@ -215,7 +215,7 @@ impl Drop for Claim {
     }
 }
 
-/// A pool that ONNX Runtime knows of. Dropping it takes it back.
+/// The registration of a pool with ONNX Runtime. Dropping it unregisters the pool.
 pub(super) struct Registration {
     pool_allocator: NonNull<PoolAllocator>,
     environment: Environment,
@@ -277,8 +277,8 @@ impl Drop for Registration {
         // SAFETY: the status comes from the call above and is used once.
         let unregistered = unsafe { ort::Error::result_from_status(status) };
         if unregistered.is_ok() && self.pool_allocator().allocator().is_idle() {
-            // SAFETY: it comes from a box; ONNX Runtime no longer knows it; no block is out, so nobody has a reason to
-            // call it: every session and binding of it owned a share of this registration, and was dropped.
+            // SAFETY: it comes from a box; ONNX Runtime no longer knows it; no block is in use, so there is no reason to call it:
+            // every session and binding of it owned a share of this registration, and was dropped.
             drop(unsafe { Box::from_raw(self.pool_allocator.as_ptr()) });
         } else {
             // Owners of its blocks will still call `free`, so the pool is leaked.

@@ -1,14 +1,14 @@
-//! Which sizes blocks come in.
+//! Sizes of blocks.
 
 use super::backend::ALIGNMENT;
 
-/// The size of the block that a request for `asked` bytes gets; `None` when no memory is that large.
+/// The size of the block that a request for `requested` bytes gets; `None` when no memory is that large.
 ///
 /// Few sizes make freed blocks fit later requests. Eight of them from one power of two to the next waste at most an
 /// eighth of the request; below 2 KiB the alignment is coarser than that.
-pub(super) fn block_size(asked: usize) -> Option<usize> {
-    let step = (asked.checked_next_power_of_two()? / 16).max(ALIGNMENT);
-    let size = asked.max(1).checked_next_multiple_of(step)?;
+pub(super) fn block_size(requested: usize) -> Option<usize> {
+    let step = (requested.checked_next_power_of_two()? / 16).max(ALIGNMENT);
+    let size = requested.max(1).checked_next_multiple_of(step)?;
     isize::try_from(size).is_ok().then_some(size)
 }
 
@@ -38,10 +38,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_block_holds_the_request_and_wastes_at_most_an_eighth(asked in 1usize..1 << 40) {
-            let size = block_size(asked).unwrap();
-            prop_assert!(size >= asked && size.is_multiple_of(ALIGNMENT));
-            prop_assert!(size - asked < (asked / 8).max(ALIGNMENT));
+        fn a_block_holds_the_request_and_wastes_at_most_an_eighth(requested in 1usize..1 << 40) {
+            let size = block_size(requested).unwrap();
+            prop_assert!(size >= requested && size.is_multiple_of(ALIGNMENT));
+            prop_assert!(size - requested < (requested / 8).max(ALIGNMENT));
             prop_assert_eq!(block_size(size), Some(size), "a size is its own");
         }
     }

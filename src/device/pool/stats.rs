@@ -5,33 +5,33 @@ use crate::units::Bytes;
 
 /// Statistics of a pool at one moment.
 ///
-/// Invariant: `held = weights + scratch + cached`, and `held` is never above the pool's limit. Sizes are those of
-/// blocks, as the device gave them, except `asked`.
+/// Invariant: `held = weights + scratch + cached`, and `held` is never above the pool's limit. Sizes are those of blocks; only
+/// `requested` is before rounding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PoolStats {
-    /// Handed out for weights.
+    /// In use for weights.
     pub weights: Bytes,
-    /// Handed out for everything else.
+    /// In use for everything else.
     pub scratch: Bytes,
     /// Sum of the requested sizes, before rounding up to blocks; spilled blocks included.
-    pub asked: Bytes,
-    /// Free, and kept for the next request.
+    pub requested: Bytes,
+    /// Free, and cached for the next request.
     pub cached: Bytes,
-    /// Taken from the device: weights, scratch and cached together.
+    /// Device memory of the pool: weights, scratch and cached together.
     pub held: Bytes,
-    /// Handed out of the host's memory because the device had no room.
+    /// In use on the host because the device had no room.
     pub spilled: Bytes,
     /// Greatest sum of weights, scratch and spilled since the last reset of peaks.
     pub in_use_peak: Bytes,
     /// Greatest `held` since the last reset of peaks.
     pub held_peak: Bytes,
-    /// Requests answered since the pool was made: all of them.
+    /// Allocations since the pool was created.
     pub allocations: u64,
-    /// Of those, answered with a block that was free already.
+    /// Allocations that reused a free block.
     pub reuses: u64,
-    /// Of those, answered out of the host's memory.
+    /// Allocations in host memory.
     pub spills: u64,
-    /// Blocks that are out now.
+    /// Number of blocks in use.
     pub blocks: usize,
     /// Free blocks that were found to be written to, if the pool checks: a bug of their former owner.
     pub writes_after_free: u64,
@@ -46,14 +46,14 @@ pub struct PoolStats {
 }
 
 impl PoolStats {
-    /// Bytes of blocks that are out, on the device or spilled.
+    /// Bytes of blocks in use, on the device or spilled.
     #[must_use]
     pub fn in_use(&self) -> Bytes {
         self.weights + self.scratch + self.spilled
     }
 
-    /// Neither free on the device nor the pool's: contexts, kernels, libraries' workspaces, and whatever other programs
-    /// hold; `None` if unknown.
+    /// Device memory that is neither free nor the pool's: contexts, kernels, libraries' workspaces and other programs; `None` if
+    /// unknown.
     #[must_use]
     pub fn device_other(&self) -> Option<Bytes> {
         let (Bytes(total), Bytes(free)) = self.device_total.zip(self.device_free)?;
@@ -67,7 +67,7 @@ pub(super) struct Counters {
     weights: usize,
     scratch: usize,
     spilled: usize,
-    asked: usize,
+    requested: usize,
     in_use_peak: usize,
     held_peak: usize,
     allocations: u64,
@@ -77,19 +77,19 @@ pub(super) struct Counters {
 }
 
 impl Counters {
-    /// A block of `size` goes out for a request of `asked`.
-    pub(super) fn hand_out(&mut self, kind: BlockKind, size: usize, asked: usize) {
+    /// Counts a block of `size` bytes that is allocated for a request of `requested` bytes.
+    pub(super) fn note_allocation(&mut self, kind: BlockKind, size: usize, requested: usize) {
         *self.sum(kind) += size;
-        self.asked += asked;
+        self.requested += requested;
         self.allocations += 1;
         self.spills += u64::from(kind == BlockKind::Spill);
         self.in_use_peak = self.in_use_peak.max(self.in_use());
     }
 
-    /// It comes back.
-    pub(super) fn take_back(&mut self, kind: BlockKind, size: usize, asked: usize) {
+    /// Counts the block as freed.
+    pub(super) fn note_free(&mut self, kind: BlockKind, size: usize, requested: usize) {
         *self.sum(kind) -= size;
-        self.asked -= asked;
+        self.requested -= requested;
     }
 
     fn sum(&mut self, kind: BlockKind) -> &mut usize {
@@ -108,12 +108,12 @@ impl Counters {
         self.weights
     }
 
-    /// On the device and handed out.
+    /// In use on the device.
     pub(super) fn on_device(&self) -> usize {
         self.weights + self.scratch
     }
 
-    /// Updates the peak of `held`; to be called whenever it has grown.
+    /// Updates the peak of `held`; must be called when it has grown.
     pub(super) fn note_held(&mut self, cached: usize) {
         self.held_peak = self.held_peak.max(self.on_device() + cached);
     }
@@ -129,7 +129,7 @@ impl Counters {
         PoolStats {
             weights: self.weights.into(),
             scratch: self.scratch.into(),
-            asked: self.asked.into(),
+            requested: self.requested.into(),
             cached: cached.into(),
             held: (self.on_device() + cached).into(),
             spilled: self.spilled.into(),

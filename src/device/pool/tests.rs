@@ -1,4 +1,4 @@
-//! The allocator over a device that is made up, and over the host's heap.
+//! The allocator over a fake device, and over the host's heap.
 
 use std::{
     cell::Cell,
@@ -23,8 +23,8 @@ use crate::{
 
 /// The accounts of a fake device: sizes of its blocks by address, and the freed memory that it keeps.
 #[derive(Debug, Default)]
-struct Books {
-    out: BTreeMap<usize, (BlockKind, usize)>,
+struct Allocations {
+    in_use: BTreeMap<usize, (BlockKind, usize)>,
     kept: usize,
     next: usize,
     copied: Vec<(Block, Block, StridedCopy)>,
@@ -32,52 +32,52 @@ struct Books {
     trims: u32,
 }
 
-impl Books {
+impl Allocations {
     fn on_device(&self) -> usize {
-        self.out.values().filter(|(kind, _)| *kind != BlockKind::Spill).map(|(_, bytes)| bytes).sum()
+        self.in_use.values().filter(|(kind, _)| *kind != BlockKind::Spill).map(|(_, bytes)| bytes).sum()
     }
 }
 
 /// A device with `capacity` bytes, which keeps freed memory until it is trimmed, as a memory pool of CUDA does.
 #[derive(Clone)]
-struct MadeUp {
-    books: Arc<Mutex<Books>>,
+struct FakeDevice {
+    allocations: Arc<Mutex<Allocations>>,
     capacity: usize,
 }
 
-impl MadeUp {
+impl FakeDevice {
     fn new(capacity: usize) -> Self {
-        Self { books: Arc::default(), capacity }
+        Self { allocations: Arc::default(), capacity }
     }
 
-    fn books(&self) -> std::sync::MutexGuard<'_, Books> {
-        self.books.lock().unwrap()
+    fn allocations(&self) -> std::sync::MutexGuard<'_, Allocations> {
+        self.allocations.lock().unwrap()
     }
 }
 
-impl Backend for MadeUp {
+impl Backend for FakeDevice {
     fn allocate(&mut self, kind: BlockKind, bytes: usize) -> Result<Block, OutOfMemory> {
-        let mut books = self.books();
+        let mut allocations = self.allocations();
         // Blocks of other sizes are of no use to it, as if it were fragmented throughout.
-        if kind != BlockKind::Spill && books.on_device() + books.kept + bytes > self.capacity {
+        if kind != BlockKind::Spill && allocations.on_device() + allocations.kept + bytes > self.capacity {
             return Err(OutOfMemory("full".into()));
         }
-        books.next += ALIGNMENT;
-        let address = books.next;
-        books.next += bytes;
-        books.out.insert(address, (kind, bytes));
+        allocations.next += ALIGNMENT;
+        let address = allocations.next;
+        allocations.next += bytes;
+        allocations.in_use.insert(address, (kind, bytes));
         Ok(Block(NonNull::without_provenance(address.try_into().unwrap())))
     }
 
     fn free(&mut self, kind: BlockKind, block: Block, bytes: usize) {
-        let mut books = self.books();
-        let known = books.out.remove(&block.0.as_ptr().addr());
-        assert_eq!(known, Some((kind, bytes)), "freed as what it is, once");
-        books.kept += if kind == BlockKind::Spill { 0 } else { bytes };
+        let mut allocations = self.allocations();
+        let known = allocations.in_use.remove(&block.0.as_ptr().addr());
+        assert_eq!(known, Some((kind, bytes)), "freed once, with its kind and size");
+        allocations.kept += if kind == BlockKind::Spill { 0 } else { bytes };
     }
 
     fn copy_rows(&mut self, from: Block, to: Block, rows: StridedCopy) -> Result<(), DeviceError> {
-        self.books().copied.push((from, to, rows));
+        self.allocations().copied.push((from, to, rows));
         Ok(())
     }
 
@@ -98,65 +98,69 @@ impl Backend for MadeUp {
     }
 
     fn trim(&mut self, keep: usize) {
-        let mut books = self.books();
-        books.trims += 1;
-        let scratch: usize =
-            books.out.values().filter(|(kind, _)| *kind == BlockKind::Scratch).map(|(_, bytes)| bytes).sum();
-        books.kept = books.kept.min(keep.saturating_sub(scratch));
+        let mut allocations = self.allocations();
+        allocations.trims += 1;
+        let scratch: usize = allocations
+            .in_use
+            .values()
+            .filter(|(kind, _)| *kind == BlockKind::Scratch)
+            .map(|(_, bytes)| bytes)
+            .sum();
+        allocations.kept = allocations.kept.min(keep.saturating_sub(scratch));
     }
 
     fn held(&self) -> BackendStats {
-        let books = self.books();
-        BackendStats { reserved: books.on_device() + books.kept, ..BackendStats::default() }
+        let allocations = self.allocations();
+        BackendStats { reserved: allocations.on_device() + allocations.kept, ..BackendStats::default() }
     }
 
     fn reset_peak(&mut self) {}
 
     fn settle(&mut self) {
-        self.books().settled += 1;
+        self.allocations().settled += 1;
     }
 }
 
-fn pool(capacity: usize, limit: usize) -> (Allocator<MadeUp>, MadeUp) {
-    let device = MadeUp::new(capacity);
+fn pool(capacity: usize, limit: usize) -> (Allocator<FakeDevice>, FakeDevice) {
+    let device = FakeDevice::new(capacity);
     (Allocator::new(device.clone(), limit, usize::MAX), device)
 }
 
 fn weights(pool: &mut Allocator<impl Backend>, bytes: usize) -> Result<Block, NoRoom> {
     // Earlier spills belong to another request.
     pool.take_overrun();
-    pool.load_begins();
+    pool.begin_load();
     let reserved = pool.reserve(bytes);
-    assert_eq!(pool.load_ends().is_ok(), reserved.is_ok(), "whoever loads is told");
+    assert_eq!(pool.end_load().is_ok(), reserved.is_ok(), "the load reports the refusal");
     reserved
 }
 
 fn on_stream(pool: &mut Allocator<impl Backend>, bytes: usize) -> Block {
-    pool.take(bytes, User::OwnStream).unwrap()
+    pool.allocate(bytes, User::PoolStream).unwrap()
 }
 
 #[test]
 fn a_freed_block_serves_the_next_request_of_its_size_and_the_device_is_not_asked() {
     let (mut pool, device) = pool(1 << 20, usize::MAX);
     let first = on_stream(&mut pool, 1000);
-    pool.give(first);
+    pool.free(first);
     assert_eq!(on_stream(&mut pool, 900), first);
-    assert_eq!(device.books().out.len(), 1);
+    assert_eq!(device.allocations().in_use.len(), 1);
     let stats = pool.stats();
     assert_eq!((stats.allocations, stats.reuses, stats.blocks), (2, 1, 1));
-    assert_eq!((stats.asked, stats.scratch), (Bytes(900), Bytes(1024)));
-    pool.give(first);
+    assert_eq!((stats.requested, stats.scratch), (Bytes(900), Bytes(1024)));
+    pool.free(first);
 }
 
 #[test]
 fn under_a_limit_unused_blocks_make_room_and_only_as_many_as_it_takes() {
     let (mut pool, _) = pool(usize::MAX, 10 << 10);
     let blocks = [1 << 10, 2 << 10, 4 << 10].map(|bytes| on_stream(&mut pool, bytes));
-    blocks.into_iter().for_each(|block| pool.give(block));
+    blocks.into_iter().for_each(|block| pool.free(block));
     let large = on_stream(&mut pool, 6 << 10);
     assert_eq!(pool.stats().cached, Bytes(4 << 10), "the two oldest went");
     assert_eq!(pool.take_overrun(), None);
-    pool.give(large);
+    pool.free(large);
 }
 
 #[test]
@@ -166,32 +170,32 @@ fn a_block_that_does_not_fit_is_spilled_and_reported_once() {
     let spilled = on_stream(&mut pool, 2 << 10);
     let stats = pool.stats();
     assert_eq!((stats.held, stats.spilled, stats.spills), (Bytes(3 << 10), Bytes(2 << 10), 1));
-    let said = pool.take_overrun().unwrap().to_string();
+    let message = pool.take_overrun().unwrap().to_string();
     assert_eq!(
-        said,
+        message,
         "no room for 2.00 KiB: 3.00 KiB of 4.00 KiB in use; raise device.memory_limit_bytes, use a shorter prompt or \
          answer, a smaller engine.context_length or a smaller quantization"
     );
     assert_eq!(pool.take_overrun(), None);
-    pool.give(spilled);
+    pool.free(spilled);
     assert_eq!(pool.stats().spilled, Bytes(0));
-    assert_eq!(device.books().out.len(), 1, "it is not kept for the next request");
-    pool.give(kept);
+    assert_eq!(device.allocations().in_use.len(), 1, "it is not kept for the next request");
+    pool.free(kept);
 }
 
 #[test]
 fn a_device_without_room_is_drained_and_trimmed_before_anything_is_spilled() {
     let (mut pool, device) = pool(8 << 10, usize::MAX);
     let small: Vec<_> = (0..8).map(|_| on_stream(&mut pool, 1 << 10)).collect();
-    small.into_iter().for_each(|block| pool.give(block));
+    small.into_iter().for_each(|block| pool.free(block));
     let large = on_stream(&mut pool, 8 << 10);
     assert_eq!(pool.take_overrun(), None);
-    assert_eq!(device.books().trims, 1);
-    let said = pool.take(1, User::OwnStream).map(|block| pool.give(block));
-    assert!(said.is_ok());
-    let said = pool.take_overrun().unwrap().to_string();
-    assert!(said.contains("8.00 KiB in use, and the device has no more (full)"), "{said}");
-    pool.give(large);
+    assert_eq!(device.allocations().trims, 1);
+    let allocated = pool.allocate(1, User::PoolStream).map(|block| pool.free(block));
+    assert!(allocated.is_ok());
+    let message = pool.take_overrun().unwrap().to_string();
+    assert!(message.contains("8.00 KiB in use, and the device has no more (full)"), "{message}");
+    pool.free(large);
 }
 
 #[test]
@@ -202,8 +206,8 @@ fn weights_are_refused_and_never_spilled_or_kept() {
     let refused = weights(&mut pool, 97).unwrap_err();
     assert_eq!((refused.held, refused.limit), (Bytes(4000), Some(Bytes(4 << 10))));
     assert_eq!((pool.take_overrun(), pool.stats().spills), (None, 0));
-    pool.give(first);
-    assert_eq!(device.books().out.len(), 0);
+    pool.free(first);
+    assert_eq!(device.allocations().in_use.len(), 0);
 }
 
 #[test]
@@ -212,31 +216,31 @@ fn a_reserve_in_a_run_is_scratch_and_is_reused_by_the_next_run() {
     for _ in 0..3 {
         let workspace = pool.reserve(2000).unwrap();
         assert_eq!((pool.stats().weights, pool.stats().scratch), (Bytes(0), Bytes(2 << 10)));
-        pool.give(workspace);
+        pool.free(workspace);
     }
-    assert_eq!(device.books().out.len(), 1);
+    assert_eq!(device.allocations().in_use.len(), 1);
     let spilled = pool.reserve(5000).unwrap();
     assert!(pool.take_overrun().is_some());
-    pool.give(spilled);
+    pool.free(spilled);
     pool.trim(0);
 }
 
 #[test]
 fn a_load_that_spills_is_reported() {
     let (mut pool, _) = pool(usize::MAX, 1 << 10);
-    pool.load_begins();
+    pool.begin_load();
     let spilled = on_stream(&mut pool, 2 << 10);
-    assert!(pool.load_ends().is_err());
+    assert!(pool.end_load().is_err());
     assert_eq!(pool.take_overrun(), None, "and no run is blamed for it");
-    pool.give(spilled);
+    pool.free(spilled);
 }
 
 #[test]
 fn a_request_that_no_memory_can_hold_is_an_error_and_not_an_overflow() {
     let (mut pool, _) = pool(usize::MAX, usize::MAX);
-    for asked in [usize::MAX, isize::MAX as usize] {
-        assert!(pool.take(asked, User::OwnStream).is_err());
-        assert!(pool.try_take(asked, User::OwnStream).is_err());
+    for requested in [usize::MAX, isize::MAX as usize] {
+        assert!(pool.allocate(requested, User::PoolStream).is_err());
+        assert!(pool.try_allocate(requested, User::PoolStream).is_err());
     }
     assert_eq!(pool.stats().in_use(), Bytes(0));
 }
@@ -245,16 +249,16 @@ fn a_request_that_no_memory_can_hold_is_an_error_and_not_an_overflow() {
 fn blocks_for_anybody_are_at_rest_and_those_for_the_own_stream_never_wait() {
     let (mut pool, device) = pool(usize::MAX, usize::MAX);
     let blocks = [256, 512, 1024].map(|bytes| on_stream(&mut pool, bytes));
-    blocks.into_iter().for_each(|block| pool.give(block));
+    blocks.into_iter().for_each(|block| pool.free(block));
     let own = on_stream(&mut pool, 1024);
-    assert_eq!(device.books().settled, 0);
+    assert_eq!(device.allocations().settled, 0);
     // One wait settles all that was free then.
-    let others = [256, 512].map(|bytes| pool.take(bytes, User::Anybody).unwrap());
-    assert_eq!(device.books().settled, 1);
-    pool.give(others[0]);
-    let again = pool.take(256, User::Anybody).unwrap();
-    assert_eq!(device.books().settled, 2, "freed since");
-    [own, others[1], again].into_iter().for_each(|block| pool.give(block));
+    let others = [256, 512].map(|bytes| pool.allocate(bytes, User::AnyStream).unwrap());
+    assert_eq!(device.allocations().settled, 1);
+    pool.free(others[0]);
+    let again = pool.allocate(256, User::AnyStream).unwrap();
+    assert_eq!(device.allocations().settled, 2, "freed since");
+    [own, others[1], again].into_iter().for_each(|block| pool.free(block));
 }
 
 #[test]
@@ -262,7 +266,7 @@ fn a_trim_keeps_the_requested_size_and_resets_peaks() {
     let (mut pool, device) = pool(usize::MAX, usize::MAX);
     let weights = weights(&mut pool, 1 << 10).unwrap();
     let blocks: Vec<_> = (0..4).map(|_| on_stream(&mut pool, 1 << 10)).collect();
-    blocks.into_iter().for_each(|block| pool.give(block));
+    blocks.into_iter().for_each(|block| pool.free(block));
     pool.trim(3 << 10);
     let stats = pool.stats();
     assert_eq!((stats.held, stats.cached), (Bytes(3 << 10), Bytes(2 << 10)));
@@ -273,27 +277,27 @@ fn a_trim_keeps_the_requested_size_and_resets_peaks() {
     assert_eq!((stats.held_peak, stats.in_use_peak), (Bytes(3 << 10), Bytes(1 << 10)));
     pool.trim(0);
     assert_eq!(pool.stats().held, Bytes(1 << 10), "what is in use stays");
-    pool.give(weights);
-    assert!(device.books().out.is_empty());
+    pool.free(weights);
+    assert!(device.allocations().in_use.is_empty());
 }
 
 #[test]
 fn freeing_a_block_that_is_not_out_changes_nothing() {
     let (mut pool, _) = pool(usize::MAX, usize::MAX);
     let block = on_stream(&mut pool, 100);
-    pool.give(block);
-    pool.give(block);
+    pool.free(block);
+    pool.free(block);
     assert_eq!(pool.stats().cached, Bytes(256), "freed once");
 }
 
 #[test]
 fn more_than_may_be_cached_goes_back_at_once() {
-    let device = MadeUp::new(usize::MAX);
+    let device = FakeDevice::new(usize::MAX);
     let mut pool = Allocator::new(device.clone(), usize::MAX, 1 << 10);
     let blocks: Vec<_> = (0..4).map(|_| on_stream(&mut pool, 512)).collect();
-    blocks.into_iter().for_each(|block| pool.give(block));
+    blocks.into_iter().for_each(|block| pool.free(block));
     assert_eq!(pool.stats().cached, Bytes(1 << 10));
-    assert_eq!(device.books().out.len(), 2);
+    assert_eq!(device.allocations().in_use.len(), 2);
     pool.trim(0);
 }
 
@@ -303,56 +307,56 @@ fn a_capture_ends_only_when_its_scratch_is_kept_or_returned() {
     // A run, and the same run again from its freed blocks.
     for _ in 0..2 {
         let scratch = [4 << 10, 1 << 10].map(|bytes| on_stream(&mut pool, bytes));
-        scratch.into_iter().for_each(|block| pool.give(block));
+        scratch.into_iter().for_each(|block| pool.free(block));
     }
     let captured = pool.epoch();
-    assert!(pool.has_to_trim(4 << 10) && !pool.has_to_trim(5 << 10));
+    assert!(pool.needs_trim(4 << 10) && !pool.needs_trim(5 << 10));
     pool.trim(5 << 10);
     let again = on_stream(&mut pool, 1 << 10);
-    pool.give(again);
+    pool.free(again);
     assert_eq!(pool.epoch(), captured, "the blocks are still scratch");
 
-    let kept = pool.try_keep(1 << 10).unwrap();
+    let kept = pool.try_allocate_kept(1 << 10).unwrap();
     assert_ne!(pool.epoch(), captured, "one of them is a cache now");
-    pool.give(kept);
+    pool.free(kept);
     let captured = pool.epoch();
     let loaded = weights(&mut pool, 1 << 10).unwrap();
     assert_ne!(pool.epoch(), captured, "a kernel may keep what it is given at load");
     let captured = pool.epoch();
     pool.trim(0);
     assert_ne!(pool.epoch(), captured, "they are the device's");
-    pool.load_begins();
-    assert!(pool.load_ends().is_ok());
-    let lasting = pool.try_keep_for_good(600).unwrap();
+    pool.begin_load();
+    assert!(pool.end_load().is_ok());
+    let lasting = pool.try_allocate_lasting(600).unwrap();
     assert_eq!(pool.stats().weights, Bytes((1 << 10) + 768), "weights, and what lasts as long");
-    pool.give(lasting);
-    pool.give(loaded);
+    pool.free(lasting);
+    pool.free(loaded);
 }
 
 #[test]
 fn while_work_is_recorded_the_device_is_neither_asked_for_memory_nor_given_any() {
-    let device = MadeUp::new(usize::MAX);
+    let device = FakeDevice::new(usize::MAX);
     // It keeps one block of 4 KiB and no more.
     let mut pool = Allocator::new(device.clone(), usize::MAX, 4 << 10);
     let rehearsed = on_stream(&mut pool, 4 << 10);
     let other = on_stream(&mut pool, 2 << 10);
-    pool.give(rehearsed);
+    pool.free(rehearsed);
     pool.begin_capture().unwrap();
     assert_eq!(on_stream(&mut pool, 4 << 10), rehearsed);
     let missed = on_stream(&mut pool, 8 << 10);
     let refused = pool.take_overrun().unwrap().to_string();
     assert!(refused.contains("a step is being captured"), "{refused}");
-    assert_eq!(device.books().on_device(), 6 << 10);
+    assert_eq!(device.allocations().on_device(), 6 << 10);
     for block in [rehearsed, other, missed] {
-        pool.give(block);
+        pool.free(block);
     }
-    assert_eq!(device.books().on_device(), 6 << 10, "more is kept than may be");
-    assert_eq!(device.books().out.len(), 3, "to free what was spilled is to wait for the device");
+    assert_eq!(device.allocations().on_device(), 6 << 10, "more is kept than may be");
+    assert_eq!(device.allocations().in_use.len(), 3, "to free what was spilled is to wait for the device");
     pool.end_capture().unwrap();
-    assert_eq!(device.books().out.len(), 2);
+    assert_eq!(device.allocations().in_use.len(), 2);
     let next = on_stream(&mut pool, 256);
-    pool.give(next);
-    assert!(device.books().on_device() <= 4 << 10);
+    pool.free(next);
+    assert!(device.allocations().on_device() <= 4 << 10);
 }
 
 #[test]
@@ -361,14 +365,14 @@ fn a_write_after_free_is_noticed_when_the_block_is_used_again_and_when_it_is_fre
     let mut pool = Allocator::new(HostBackend::new(options), usize::MAX, usize::MAX);
     for use_again in [true, false] {
         let block = on_stream(&mut pool, 1000);
-        pool.give(block);
+        pool.free(block);
         // SAFETY: the block is 1000 bytes long.
         let inside = unsafe { block.0.add(500) };
         // SAFETY: the pool still has the memory; the test checks that the write is detected.
         unsafe { inside.write(7) };
         if use_again {
             let again = on_stream(&mut pool, 1000);
-            pool.give(again);
+            pool.free(again);
         } else {
             pool.trim(0);
         }
@@ -377,30 +381,30 @@ fn a_write_after_free_is_noticed_when_the_block_is_used_again_and_when_it_is_fre
 }
 
 #[derive(Clone, Debug)]
-enum Act {
-    Take(usize),
-    TryTake(usize),
+enum Operation {
+    Allocate(usize),
+    TryAllocate(usize),
     Reserve(usize),
-    Give(usize),
+    Free(usize),
     Trim(usize),
     ResetPeaks,
 }
 
-fn act() -> impl Strategy<Value = Act> {
+fn operation() -> impl Strategy<Value = Operation> {
     let size = prop_oneof![1usize..5000, 1usize..100_000];
     prop_oneof![
-        6 => size.clone().prop_map(Act::Take),
-        1 => size.clone().prop_map(Act::TryTake),
-        1 => size.prop_map(Act::Reserve),
-        6 => any::<prop::sample::Index>().prop_map(|i| Act::Give(i.index(1 << 20))),
-        1 => (0usize..200_000).prop_map(Act::Trim),
-        1 => Just(Act::ResetPeaks),
+        6 => size.clone().prop_map(Operation::Allocate),
+        1 => size.clone().prop_map(Operation::TryAllocate),
+        1 => size.prop_map(Operation::Reserve),
+        6 => any::<prop::sample::Index>().prop_map(|i| Operation::Free(i.index(1 << 20))),
+        1 => (0usize..200_000).prop_map(Operation::Trim),
+        1 => Just(Operation::ResetPeaks),
     ]
 }
 
-/// What should be out, known from outside: a list of requests and of the blocks they got.
+/// A model of the pool: the blocks in use, with the requested sizes.
 struct Oracle {
-    out: Vec<(Block, usize, BlockKind)>,
+    in_use: Vec<(Block, usize, BlockKind)>,
     limit: usize,
     in_use_peak: usize,
     held_peak: usize,
@@ -409,75 +413,93 @@ struct Oracle {
 
 impl Oracle {
     fn new(limit: usize) -> Self {
-        Self { out: Vec::new(), limit, in_use_peak: 0, held_peak: 0, spills: Cell::new(0) }
+        Self { in_use: Vec::new(), limit, in_use_peak: 0, held_peak: 0, spills: Cell::new(0) }
     }
 
-    /// Bytes of blocks on the device that are out, by the device's own books.
-    fn on_device(&self, books: &Books) -> usize {
-        let on_device = self.out.iter().filter(|(_, _, kind)| *kind != BlockKind::Spill);
-        on_device.map(|(block, ..)| books.out[&block.0.as_ptr().addr()].1).sum()
+    /// Bytes of the blocks in use on the device, as the fake device counted them.
+    fn on_device(&self, allocations: &Allocations) -> usize {
+        let on_device = self.in_use.iter().filter(|(_, _, kind)| *kind != BlockKind::Spill);
+        on_device.map(|(block, ..)| allocations.in_use[&block.0.as_ptr().addr()].1).sum()
     }
 
-    /// Whether there is room for one more block, if everything unused makes place.
-    fn has_room(&self, books: &Books, capacity: usize, size: usize) -> bool {
-        self.on_device(books) + size <= self.limit.min(capacity)
+    /// Whether another block fits if all unused blocks are freed.
+    fn has_room(&self, allocations: &Allocations, capacity: usize, size: usize) -> bool {
+        self.on_device(allocations) + size <= self.limit.min(capacity)
     }
 
-    fn check(&mut self, pool: &Allocator<MadeUp>, device: &MadeUp) -> Result<(), TestCaseError> {
-        let (stats, books) = (pool.stats(), device.books());
-        let spilled: usize =
-            books.out.values().filter(|(kind, _)| *kind == BlockKind::Spill).map(|(_, bytes)| bytes).sum();
-        let asked: usize = self.out.iter().map(|(_, asked, _)| asked).sum();
-        self.in_use_peak = self.in_use_peak.max(self.on_device(&books) + spilled);
-        self.held_peak = self.held_peak.max(books.on_device());
-        prop_assert_eq!(stats.asked, Bytes::from(asked));
-        prop_assert_eq!(stats.weights + stats.scratch, Bytes::from(self.on_device(&books)));
+    fn check(&mut self, pool: &Allocator<FakeDevice>, device: &FakeDevice) -> Result<(), TestCaseError> {
+        let (stats, allocations) = (pool.stats(), device.allocations());
+        let spilled: usize = allocations
+            .in_use
+            .values()
+            .filter(|(kind, _)| *kind == BlockKind::Spill)
+            .map(|(_, bytes)| bytes)
+            .sum();
+        let requested: usize = self.in_use.iter().map(|(_, requested, _)| requested).sum();
+        self.in_use_peak = self.in_use_peak.max(self.on_device(&allocations) + spilled);
+        self.held_peak = self.held_peak.max(allocations.on_device());
+        prop_assert_eq!(stats.requested, Bytes::from(requested));
+        prop_assert_eq!(stats.weights + stats.scratch, Bytes::from(self.on_device(&allocations)));
         prop_assert_eq!(stats.spilled, Bytes::from(spilled));
         prop_assert_eq!(stats.held, stats.weights + stats.scratch + stats.cached);
-        prop_assert_eq!(stats.held, Bytes::from(books.on_device()), "what the device gave is counted");
+        prop_assert_eq!(stats.held, Bytes::from(allocations.on_device()), "what the device gave is counted");
         prop_assert_eq!(stats.in_use_peak, Bytes::from(self.in_use_peak));
         prop_assert_eq!(stats.held_peak, Bytes::from(self.held_peak));
-        prop_assert_eq!(stats.blocks, self.out.len());
+        prop_assert_eq!(stats.blocks, self.in_use.len());
         prop_assert_eq!(stats.spills, self.spills.get());
-        prop_assert!(books.on_device() <= self.limit && books.on_device() + books.kept <= device.capacity);
+        prop_assert!(
+            allocations.on_device() <= self.limit
+                && allocations.on_device() + allocations.kept <= device.capacity
+        );
         Ok(())
     }
 
-    fn act(&mut self, act: &Act, pool: &mut Allocator<MadeUp>, device: &MadeUp) -> Result<(), TestCaseError> {
-        match *act {
-            Act::Take(asked) => {
-                let room = self.has_room(&device.books(), device.capacity, block_size(asked).unwrap());
-                let block = on_stream(pool, asked);
+    fn apply(
+        &mut self,
+        operation: &Operation,
+        pool: &mut Allocator<FakeDevice>,
+        device: &FakeDevice,
+    ) -> Result<(), TestCaseError> {
+        match *operation {
+            Operation::Allocate(requested) => {
+                let room =
+                    self.has_room(&device.allocations(), device.capacity, block_size(requested).unwrap());
+                let block = on_stream(pool, requested);
                 prop_assert_eq!(
                     pool.take_overrun().is_none(),
                     room,
                     "spilled if there is no room, and only then"
                 );
                 self.spills.set(self.spills.get() + u64::from(!room));
-                self.out.push((block, asked, if room { BlockKind::Scratch } else { BlockKind::Spill }));
+                self.in_use.push((
+                    block,
+                    requested,
+                    if room { BlockKind::Scratch } else { BlockKind::Spill },
+                ));
             }
-            Act::TryTake(asked) => {
-                let room = self.has_room(&device.books(), device.capacity, block_size(asked).unwrap());
-                let taken = pool.try_take(asked, User::Anybody);
+            Operation::TryAllocate(requested) => {
+                let room =
+                    self.has_room(&device.allocations(), device.capacity, block_size(requested).unwrap());
+                let taken = pool.try_allocate(requested, User::AnyStream);
                 prop_assert_eq!(taken.is_ok(), room);
-                self.out.extend(taken.map(|block| (block, asked, BlockKind::Scratch)));
+                self.in_use.extend(taken.map(|block| (block, requested, BlockKind::Scratch)));
             }
-            Act::Reserve(asked) => {
-                let room = self.has_room(&device.books(), device.capacity, asked);
-                let taken = weights(pool, asked);
+            Operation::Reserve(requested) => {
+                let room = self.has_room(&device.allocations(), device.capacity, requested);
+                let taken = weights(pool, requested);
                 prop_assert_eq!(taken.is_ok(), room);
-                self.out.extend(taken.map(|block| (block, asked, BlockKind::Weights)));
+                self.in_use.extend(taken.map(|block| (block, requested, BlockKind::Weights)));
             }
-            Act::Give(at) if !self.out.is_empty() => {
-                pool.give(self.out.swap_remove(at % self.out.len()).0);
+            Operation::Free(at) if !self.in_use.is_empty() => {
+                pool.free(self.in_use.swap_remove(at % self.in_use.len()).0);
             }
-            Act::Give(_) => {}
-            Act::Trim(keep) => {
+            Operation::Free(_) => {}
+            Operation::Trim(keep) => {
                 pool.trim(keep);
                 let held = usize::try_from(pool.stats().held.0).unwrap();
-                prop_assert!(held <= keep.max(self.on_device(&device.books())));
+                prop_assert!(held <= keep.max(self.on_device(&device.allocations())));
             }
-            Act::ResetPeaks => {
+            Operation::ResetPeaks => {
                 pool.reset_peaks();
                 (self.in_use_peak, self.held_peak) = (0, 0);
             }
@@ -489,61 +511,61 @@ impl Oracle {
 proptest! {
     #[test]
     #[cfg_attr(miri, ignore = "takes hours")]
-    fn whatever_is_asked_in_whatever_order_the_books_are_those_of_a_list_of_blocks(
-        acts in prop::collection::vec(act(), 1..200),
+    fn statistics_match_a_list_of_blocks_after_any_operations(
+        operations in prop::collection::vec(operation(), 1..200),
         limit in prop_oneof![Just(usize::MAX), 50_000usize..400_000],
         capacity in prop_oneof![Just(usize::MAX), 50_000usize..400_000],
     ) {
         let (mut pool, device) = pool(capacity, limit);
         let mut oracle = Oracle::new(limit);
-        for act in &acts {
-            oracle.act(act, &mut pool, &device)?;
+        for operation in &operations {
+            oracle.apply(operation, &mut pool, &device)?;
             oracle.check(&pool, &device)?;
         }
-        for (block, ..) in oracle.out {
-            pool.give(block);
+        for (block, ..) in oracle.in_use {
+            pool.free(block);
         }
         prop_assert_eq!(pool.stats().in_use(), Bytes(0));
         pool.trim(0);
-        prop_assert!(device.books().out.is_empty(), "everything went back");
-        prop_assert_eq!(device.books().kept, 0);
+        prop_assert!(device.allocations().in_use.is_empty(), "every block is freed");
+        prop_assert_eq!(device.allocations().kept, 0);
     }
 
     #[test]
     fn host_blocks_never_overlap_and_keep_their_content(
-        acts in prop::collection::vec(act(), 1..if cfg!(miri) { 20 } else { 100 }),
+        operations in prop::collection::vec(operation(), 1..if cfg!(miri) { 20 } else { 100 }),
     ) {
         let mapped_from = if cfg!(miri) { usize::MAX } else { 32 << 10 };
         let options = HostOptions { capacity: 300_000, is_checked: true, mapped_from };
         let mut pool = Allocator::new(HostBackend::new(options), usize::MAX, 100_000);
-        let mut out: Vec<(Block, usize, u8)> = Vec::new();
-        for (mark, act) in (0..=u8::MAX).cycle().zip(&acts) {
-            let taken = match *act {
-                Act::Take(asked) => Some((on_stream(&mut pool, asked), asked)),
-                Act::TryTake(asked) => pool.try_take(asked, User::Anybody).ok().map(|block| (block, asked)),
-                Act::Reserve(asked) => weights(&mut pool, asked).ok().map(|block| (block, asked)),
-                Act::Give(at) if !out.is_empty() => {
-                    let (block, asked, mark) = out.swap_remove(at % out.len());
-                    // SAFETY: the block is out, `asked` bytes long, and all were written.
-                    let content = unsafe { std::slice::from_raw_parts(block.0.as_ptr(), asked) };
-                    prop_assert!(content.iter().all(|byte| *byte == mark), "somebody else wrote to it");
-                    pool.give(block);
+        let mut in_use: Vec<(Block, usize, u8)> = Vec::new();
+        for (mark, operation) in (0..=u8::MAX).cycle().zip(&operations) {
+            let taken = match *operation {
+                Operation::Allocate(requested) => Some((on_stream(&mut pool, requested), requested)),
+                Operation::TryAllocate(requested) => pool.try_allocate(requested, User::AnyStream).ok().map(|block| (block, requested)),
+                Operation::Reserve(requested) => weights(&mut pool, requested).ok().map(|block| (block, requested)),
+                Operation::Free(at) if !in_use.is_empty() => {
+                    let (block, requested, mark) = in_use.swap_remove(at % in_use.len());
+                    // SAFETY: the block is in use, `requested` bytes long, and all were written.
+                    let content = unsafe { std::slice::from_raw_parts(block.0.as_ptr(), requested) };
+                    prop_assert!(content.iter().all(|byte| *byte == mark), "another block overlaps");
+                    pool.free(block);
                     None
                 }
-                Act::Trim(keep) => {
+                Operation::Trim(keep) => {
                     pool.trim(keep);
                     None
                 }
-                Act::Give(_) | Act::ResetPeaks => None,
+                Operation::Free(_) | Operation::ResetPeaks => None,
             };
-            if let Some((block, asked)) = taken {
+            if let Some((block, requested)) = taken {
                 prop_assert!(block.0.as_ptr().addr().is_multiple_of(ALIGNMENT));
-                // SAFETY: the block is out and at least `asked` bytes long.
-                unsafe { block.0.as_ptr().write_bytes(mark, asked) };
-                out.push((block, asked, mark));
+                // SAFETY: the block is in use and at least `requested` bytes long.
+                unsafe { block.0.as_ptr().write_bytes(mark, requested) };
+                in_use.push((block, requested, mark));
             }
         }
-        out.into_iter().for_each(|(block, ..)| pool.give(block));
+        in_use.into_iter().for_each(|(block, ..)| pool.free(block));
         prop_assert_eq!(pool.stats().writes_after_free, 0);
         pool.trim(0);
         prop_assert_eq!(pool.stats().reserved, Bytes(0));

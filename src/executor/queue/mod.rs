@@ -136,13 +136,13 @@ type IsLoaded = dyn Fn(usize, &ModelId) -> bool + Send + Sync;
 ///
 /// A job goes to a free slot that has its model loaded, else to the slot that has been free for longest.
 ///
-/// Alternating jobs of two models would load both again and again. With `most_switches`, a slot loads at most this many models in a
+/// Alternating jobs of two models would load both again and again. With `max_switches`, a slot loads at most this many models in a
 /// row while a job for a loaded model waits. A job that was passed over is first in line for the next switch, so it waits for the
-/// jobs of `most_switches` switches and one more at most.
+/// jobs of `max_switches` switches and one more at most.
 #[derive(Clone)]
 pub struct Routing {
-    /// Most model switches in a row; `None` means no limit.
-    pub most_switches: Option<NonZeroUsize>,
+    /// Maximum number of model switches in a row; `None` means no limit.
+    pub max_switches: Option<NonZeroUsize>,
     /// Whether a slot, by its number, has a model loaded.
     pub is_loaded: Arc<IsLoaded>,
     /// Whether a slot should take jobs. When the answer changes, call [`Executor::look_again`](super::Executor::look_again).
@@ -151,7 +151,7 @@ pub struct Routing {
 
 impl fmt::Debug for Routing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Routing").field("most_switches", &self.most_switches).finish_non_exhaustive()
+        f.debug_struct("Routing").field("max_switches", &self.max_switches).finish_non_exhaustive()
     }
 }
 
@@ -287,7 +287,7 @@ impl Queue {
         self.waiting.iter().filter_map(QueuedJob::deadline).min()
     }
 
-    /// Refuses new jobs from now on.
+    /// Rejects new jobs from now on.
     pub(super) fn close(&mut self) {
         self.accepting = false;
     }
@@ -331,7 +331,7 @@ impl Queue {
         self.history.add(past);
     }
 
-    /// JobCounts a job that never had one.
+    /// Counts a job that never had a slot.
     pub(super) const fn count(&mut self, outcome: JobOutcome) {
         self.history.count(outcome);
     }
@@ -360,7 +360,7 @@ impl Queue {
     /// Indices of waiting jobs in the order in which they will run, without regard to loaded models.
     fn in_turn(&self) -> Vec<usize> {
         let (mut order, mut indices) = (self.order, Vec::with_capacity(self.waiting.len()));
-        let rule = SlotRule { most_switches: None, switches: 0, most_passes: 0, is_loaded: &|_| true };
+        let rule = SlotRule { max_switches: None, switches: 0, max_passes: 0, is_loaded: &|_| true };
         while let Some(next) = order.choose(self.candidates(&indices), &rule) {
             order.took(next);
             indices.push(next.index);
@@ -409,9 +409,9 @@ impl Queue {
 
     fn slot_rule<'a>(&self, slot: usize, is_loaded: &'a dyn Fn(&ModelId) -> bool) -> SlotRule<'a> {
         SlotRule {
-            most_switches: self.routing.as_ref().and_then(|routing| routing.most_switches),
+            max_switches: self.routing.as_ref().and_then(|routing| routing.max_switches),
             switches: self.slots[slot].switches,
-            most_passes: self.slots.len(),
+            max_passes: self.slots.len(),
             is_loaded,
         }
     }

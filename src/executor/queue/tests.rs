@@ -77,13 +77,13 @@ fn jobs_run_in_order_of_arrival_also_around_a_removed_one() {
 }
 
 /// The order in which jobs of these models are taken when the slot holds the model of the last one.
-fn order(models: &str, most_switches: usize) -> String {
+fn order(models: &str, max_switches: usize) -> String {
     let (mut queue, now) = (queue(99, 100), Instant::now());
     let loaded = Arc::new(std::sync::Mutex::new(ModelId::default()));
-    let max = NonZeroUsize::new(most_switches).unwrap();
+    let max = NonZeroUsize::new(max_switches).unwrap();
     let held = Arc::clone(&loaded);
     let is_loaded = Arc::new(move |_, model: &ModelId| *model == *held.lock().unwrap());
-    queue.route(Routing { most_switches: Some(max), is_loaded, is_open: Arc::new(|_| true) });
+    queue.route(Routing { max_switches: Some(max), is_loaded, is_open: Arc::new(|_| true) });
     for (id, model) in (1..).zip(models.chars()) {
         let mut accepted = job_of(id, 1, FOREVER, now);
         accepted.job.model = ModelId(model.into());
@@ -112,7 +112,7 @@ fn routed(slots: &'static [&'static str], models: &str, max: Option<usize>, open
     let (mut queue, now) = (queue(99, 100), Instant::now());
     queue.set_slots(slots.len());
     queue.route(Routing {
-        most_switches: max.and_then(NonZeroUsize::new),
+        max_switches: max.and_then(NonZeroUsize::new),
         is_loaded: Arc::new(|slot, model| slots[slot].contains(&model.0)),
         is_open: Arc::new(|slot| open[slot]),
     });

@@ -113,7 +113,7 @@ pub(crate) async fn detokenize(
     let Taken { text, value: ids, share, ignored } = taken.await?;
     let cost = Cost::of_text(ids.len());
     let json = move || {
-        let content = text.spell(&ids);
+        let content = text.decode_with_special(&ids);
         drop(share);
         to_json(&Detokenized { content: &content, prompt: &content })
     };

@@ -18,7 +18,7 @@ use crate::{
 const STABLE_AFTER: Duration = Duration::from_secs(10);
 
 impl Supervisor {
-    /// Runs workers, one after another, until told to stop.
+    /// Runs workers, one after another, until it is to stop.
     pub(in crate::supervise) async fn run(mut self) {
         loop {
             match self.run_worker().await {
@@ -69,7 +69,7 @@ impl Supervisor {
         }
     }
 
-    /// Completes `work` while jobs can arrive and be cancelled; `None` when told to stop first.
+    /// Completes `work` while jobs can arrive and be cancelled; `None` when it is to stop first.
     async fn while_receiving<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
         tokio::pin!(work);
         loop {
@@ -173,14 +173,14 @@ impl Supervisor {
         }
     }
 
-    /// Refuses every job and command until told to stop.
+    /// Rejects every job and command until it is to stop.
     async fn give_up(mut self, reason: String) {
         self.replacement_permit = None;
         self.readiness.send_replace(Readiness::Down { reason: reason.clone(), retry_in: None });
         self.refuse(true, &Failure::NoWorker { message: reason, retry_in: None }).await;
     }
 
-    /// Receives jobs and commands until told to stop. If `hands_back`, jobs are handed back and commands fail, with `failure`.
+    /// Receives jobs and commands until it is to stop. If `hands_back`, jobs are handed back and commands fail, with `failure`.
     async fn refuse(&mut self, hands_back: bool, failure: &Failure) {
         loop {
             if hands_back && let Some(request) = self.inbox.waiting.take() {

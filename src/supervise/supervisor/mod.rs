@@ -1,7 +1,7 @@
 //! The task that keeps one worker running, with the right models loaded, and runs one job at a time on it.
 //!
-//! `lifecycle` starts workers one after another, `serving` picks what a ready worker does next, and the other files each do one
-//! of those things.
+//! `lifecycle` starts workers one after another, `serving` chooses the next task of a ready worker, and each of the other files
+//! does one kind of task.
 
 mod commands;
 mod idle;

@@ -20,7 +20,7 @@ const AFTER_FAILED_STANDBY: Duration = Duration::from_secs(30);
 
 /// How one worker ended.
 pub(super) enum WorkerExit {
-    /// The supervisor was told to stop.
+    /// The supervisor is to stop.
     Stopped,
     /// The worker was healthy and is replaced.
     Replaced,

@@ -14,11 +14,10 @@ pub(super) struct Arguments {
 }
 
 impl Arguments {
-    /// Binds `given` to parameters, of which the first `required` must be there. A parameter without a name is
-    /// positional only.
+    /// Binds `given` to parameters, of which the first `required` are mandatory. A parameter without a name is positional only.
     ///
     /// # Errors
-    /// Too many, missing, doubled and unknown arguments.
+    /// When there are too many arguments, or missing, duplicate or unknown ones.
     pub(super) fn bind(
         callee: &'static str,
         parameters: &[&str],
@@ -68,7 +67,7 @@ impl Arguments {
         }
     }
 
-    /// The argument as a string that must be there.
+    /// The argument as a string, which is mandatory.
     pub(super) fn required_text(&self, place: usize) -> Result<&str, Error> {
         self.text(place)?.ok_or_else(|| self.wrong(&self.value(place), "str"))
     }

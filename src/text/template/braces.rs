@@ -1,12 +1,10 @@
 //! `'{0.name:>5}'.format(value)`.
 
-use std::{iter::Peekable, str::Chars};
-
 use minijinja::{Error, State, Value, value::ValueKind};
 
 use super::{
     given::refuse,
-    percent::digits,
+    percent::{digits, take_until_closed},
     repr::{as_float, escape_non_ascii, repr, to_text, type_name},
     spec::Spec,
 };
@@ -18,13 +16,13 @@ const MAX_DEPTH: usize = 2;
 pub(super) struct Formatter<'a> {
     /// Charges fuel for the formatted text.
     pub(super) state: &'a State<'a, 'a>,
-    /// Values of fields with a number, or with nothing.
+    /// Values of fields with a number, or without a name.
     pub(super) positional: &'a [Value],
     /// Values of fields with a name.
     pub(super) named: Vec<(String, Value)>,
 }
 
-/// Which fields have no number, which have one, and the next.
+/// Whether fields are numbered automatically or by the template, and the next number.
 #[derive(Default)]
 struct Numbering {
     next: usize,
@@ -33,7 +31,7 @@ struct Numbering {
 
 impl Formatter<'_> {
     /// # Errors
-    /// A format that is not one, values that are missing or do not fit, and widths beyond the limit.
+    /// When the format is invalid, a value is missing or has the wrong type, or a width exceeds the limit.
     pub(super) fn format(&self, format: &str) -> Result<String, Error> {
         self.fill(format, &mut Numbering::default(), MAX_DEPTH)
     }
@@ -48,7 +46,11 @@ impl Formatter<'_> {
             match c {
                 '{' if rest.next_if_eq(&'{').is_some() => text.push('{'),
                 '}' if rest.next_if_eq(&'}').is_some() => text.push('}'),
-                '{' => text.push_str(&self.field(&take_field(&mut rest)?, numbering, depth)?),
+                '{' => {
+                    let field = take_until_closed(&mut rest, '{', '}')
+                        .ok_or_else(|| refuse("expected '}' before end of string"))?;
+                    text.push_str(&self.field(&field, numbering, depth)?);
+                }
                 '}' => return Err(refuse("single '}' encountered in format string")),
                 c => text.push(c),
             }
@@ -71,7 +73,7 @@ impl Formatter<'_> {
         self.formatted(&value, &spec)
     }
 
-    /// `name`, `0.attribute` or `[key]` behind either.
+    /// `name` or `0`, with attributes and keys after it.
     fn value(&self, path: &str, numbering: &mut Numbering) -> Result<Value, Error> {
         let end = path.find(['.', '[']).unwrap_or(path.len());
         let (first, mut rest) = path.split_at(end);
@@ -154,24 +156,6 @@ fn number(mut spec: Spec, value: &Value) -> Result<String, Error> {
 fn wrong(spec: &Spec, value: &Value) -> Error {
     let code = spec.kind.map_or_else(String::new, String::from);
     refuse(format!("unsupported format code {code:?} for {}", type_name(value)))
-}
-
-/// The field between two braces, which may contain nested fields.
-fn take_field(rest: &mut Peekable<Chars<'_>>) -> Result<String, Error> {
-    let mut depth = 1;
-    let mut field = String::new();
-    for c in rest.by_ref() {
-        match c {
-            '{' => depth += 1,
-            '}' => depth -= 1,
-            _ => {}
-        }
-        if depth == 0 {
-            return Ok(field);
-        }
-        field.push(c);
-    }
-    Err(refuse("expected '}' before end of string"))
 }
 
 /// `[[fill]align][sign][#][0][width][grouping][.precision][type]`.

@@ -6,7 +6,7 @@ pub(super) fn capitalize(text: &str) -> String {
     rest.next().map_or_else(String::new, |first| title_case(first) + &rest.as_str().to_lowercase())
 }
 
-/// `str.title`: a word begins behind any character that is not a letter.
+/// `str.title`: a word begins after any character that is not a letter.
 pub(super) fn title(text: &str) -> String {
     let mut titled = String::new();
     let mut inside = false;

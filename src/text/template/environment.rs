@@ -8,7 +8,7 @@ use super::{
     repr::{charge_text, to_text},
 };
 
-/// Steps that one rendering may take: hundreds for a usual message, so this is a long conversation or a loop.
+/// Maximum steps of a rendering. A typical message takes hundreds, so only a very long conversation or a loop reaches this.
 pub(super) const FUEL: u64 = 5_000_000;
 
 /// An environment without templates.

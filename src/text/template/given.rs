@@ -5,17 +5,17 @@ use minijinja::{
     value::{Kwargs, from_args},
 };
 
-/// An operation that Python refuses with a `TypeError` or `ValueError`.
+/// An operation that Python rejects with a `TypeError` or `ValueError`.
 pub(super) fn refuse(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidOperation, message.into())
 }
 
-/// What Jinja2 raises when an undefined value is used.
+/// The error of Jinja2 for the use of an undefined value.
 pub(super) fn undefined() -> Error {
     Error::new(ErrorKind::UndefinedError, "an undefined value was used")
 }
 
-/// The arguments of a call as they came.
+/// The arguments of a call, not parsed.
 pub(super) struct Given<'a> {
     pub(super) positional: &'a [Value],
     pub(super) named: Vec<(String, Value)>,

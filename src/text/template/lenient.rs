@@ -9,8 +9,8 @@ use serde_json::json;
 
 use crate::text::{Arguments, Message};
 
-/// Tools whose descriptions and parameters are never missing; undefined where there are none, which a loop takes for an
-/// empty list.
+/// Tools that always have a description and parameters; undefined without tools, because a loop treats undefined as an empty
+/// list.
 pub(super) fn tools(tools: &[serde_json::Value]) -> Value {
     if tools.is_empty() {
         return Value::UNDEFINED;

@@ -1,10 +1,9 @@
 //! Chat templates: messages to the text that the model was trained on.
 //!
-//! Templates come with models and are written against Python's Jinja2 as `transformers` sets it up, so that is what this
-//! module gives them, on top of minijinja: `syntax` rewrites what minijinja does not read, `environment` puts together
-//! filters, tests, functions and methods with Python's behaviour. `tests/fixtures/jinja/table.json` holds what Jinja2 made
-//! of more than a thousand templates.
-//! Templates are untrusted programs: steps and sizes are bounded, and no template can cause a panic.
+//! Templates come with models and are written for Python's Jinja2 as `transformers` configures it. This module provides the same
+//! on top of minijinja: `syntax` rewrites syntax that minijinja lacks, and `environment` adds filters, tests, functions and
+//! methods with Python's behaviour. `tests/fixtures/jinja/table.json` has Jinja2's output for more than a thousand templates.
+//! Templates are untrusted programs: their steps and sizes are limited, and no template can cause a panic.
 
 mod arguments;
 mod braces;
@@ -44,16 +43,16 @@ const NAME: &str = "chat";
 /// A chat template, ready to render.
 pub(super) struct ChatTemplate {
     environment: Environment<'static>,
-    /// `bos_token` and its like.
+    /// Special tokens by name, such as `bos_token`.
     tokens: BTreeMap<String, String>,
-    /// It distinguishes the developer role from the system role.
+    /// Whether it distinguishes the developer role from the system role.
     knows_developer: bool,
     /// The content of a message that only has calls; determined when the first one is rendered.
     content_of_calls: OnceLock<Option<String>>,
 }
 
 impl ChatTemplate {
-    /// Compiles `source`; `tokens` are the names under which it finds special tokens.
+    /// Compiles `source`; `tokens` are the special tokens by name.
     pub(super) fn compile(source: &str, tokens: BTreeMap<String, String>) -> Result<Self, Error> {
         let mut environment = environment::new()?;
         environment.add_template_owned(NAME, syntax::translate(source)?)?;
@@ -80,13 +79,13 @@ impl ChatTemplate {
 
     /// Renders messages as they are.
     fn render_exactly(&self, messages: &[Message], tools: &[serde_json::Value]) -> Result<String, TextError> {
-        // `apply_chat_template` passes None for tools and documents that are not there, and templates are written for that:
-        // some test `tools is none`, some `tools is defined and tools`.
+        // `apply_chat_template` passes None for absent tools and documents, and templates expect that: some test `tools is none`,
+        // some `tools is defined and tools`.
         let tools = if tools.is_empty() { Value::from(()) } else { Value::from(Serde(tools)) };
         self.render_values(Value::from(Serde(messages)), tools)
     }
 
-    /// The text of a template that fails on what `transformers` passes, if it does not fail on what llama-server passes.
+    /// Renders a template that fails with the values of `transformers` with those of llama-server.
     fn render_leniently(&self, messages: &[Message], tools: &[serde_json::Value]) -> Option<String> {
         let tools = lenient::tools(tools);
         let exact = self.render_values(Value::from(Serde(messages)), tools.clone());
@@ -106,8 +105,8 @@ impl ChatTemplate {
         template.and_then(|template| template.render(context)).map_err(to_text_error)
     }
 
-    /// OpenAI's newer name for the system's role becomes the older one where the template does not mention it: most
-    /// templates pass on any role, and the model would read one that it was not trained on.
+    /// If the template does not mention the developer role, OpenAI's newer name for the system role, it becomes the system role:
+    /// most templates accept any role, and the model was not trained on this one.
     fn rename_developers(&self, messages: &mut [Message]) {
         for message in
             messages.iter_mut().filter(|message| !self.knows_developer && message.role == DEVELOPER)
@@ -116,8 +115,8 @@ impl ChatTemplate {
         }
     }
 
-    /// Null and absent contents become empty strings, as in vLLM and llama-server, because templates search in contents
-    /// and cut them (`'</think>' in message.content`).
+    /// Null and absent contents become empty strings, as in vLLM and llama-server, because templates search and split contents
+    /// (`'</think>' in message.content`).
     fn fill_empty_contents(&self, messages: &mut [Message]) {
         for message in messages.iter_mut().filter(|message| message.content.is_none()) {
             message.content = if message.tool_calls.is_empty() {

@@ -15,7 +15,7 @@ use minijinja::{
 
 use super::given::{Given, refuse, split};
 
-/// Numbers that a template may loop over: `MAX_RANGE` of Jinja2's sandbox.
+/// Maximum length of a range: `MAX_RANGE` of Jinja2's sandbox.
 const MAX_RANGE: i64 = 100_000;
 
 /// `range(start, stop, step)`.
@@ -29,7 +29,7 @@ pub(super) struct Range {
 
 impl Range {
     /// # Errors
-    /// A step of 0, and more numbers than Jinja2's sandbox allows.
+    /// When the step is 0, or the range has more numbers than Jinja2's sandbox allows.
     pub(super) fn new(start: i64, stop: i64, step: i64) -> Result<Self, Error> {
         if step == 0 {
             return Err(refuse("range() arg 3 must not be zero"));
@@ -194,7 +194,7 @@ pub(super) struct Cycler {
 
 impl Cycler {
     /// # Errors
-    /// There are no items.
+    /// When there are no items.
     pub(super) fn value(items: &[Value]) -> Result<Value, Error> {
         if items.is_empty() {
             return Err(refuse("cycler: at least one item has to be provided"));
@@ -285,7 +285,7 @@ impl Object for Method {
     }
 }
 
-/// `dict`: called it makes a dictionary, and `dict.fromkeys` makes one of keys.
+/// `dict`: a call creates a dictionary, and `dict.fromkeys` creates one from keys.
 #[derive(Debug)]
 pub(super) struct Dict;
 

@@ -1,4 +1,4 @@
-//! Operators whose meaning in Python minijinja does not have.
+//! Operators with Python's behaviour, which minijinja lacks.
 //!
 //! `syntax` rewrites an expression that uses one into a call of a function below, whose name begins with `eka_`. Templates have
 //! no reason to call these names themselves.
@@ -53,7 +53,7 @@ fn add_operator(
     });
 }
 
-/// `a % b`, which formats where `a` is a string.
+/// `a % b`, which formats if `a` is a string.
 fn modulo(state: &mut State<'_, '_>, operands: &[Value]) -> Result<Value, Error> {
     match operands[0].as_str() {
         Some(format) => percent::format(state, format, &operands[1]).map(Value::from),
@@ -208,7 +208,7 @@ fn attribute(_: &mut State<'_, '_>, operands: &[Value]) -> Result<Value, Error> 
 /// `item in container`.
 ///
 /// # Errors
-/// The container is none, or a string is searched for something else.
+/// When the container is none, or is a string and the item is not.
 pub(super) fn contains(container: &Value, item: &Value) -> Result<bool, Error> {
     if let Some(text) = container.as_str() {
         return match item.as_str() {
@@ -243,7 +243,7 @@ pub(super) fn ordered(left: &Value, operator: &str, right: &Value) -> Result<boo
 /// Compares two values of one kind; NaN is not ordered.
 ///
 /// # Errors
-/// The kinds differ, or have no order.
+/// When the types differ, or have no order.
 pub(super) fn compare(left: &Value, right: &Value, operator: &str) -> Result<Option<Ordering>, Error> {
     let is_number = |value: &Value| matches!(value.kind(), ValueKind::Number | ValueKind::Bool);
     let is_sequence = |value: &Value| value.is_tuple() || type_name(value) == "list";
@@ -295,7 +295,7 @@ fn signed(value: &Value, sign: i64) -> Result<Value, Error> {
         .ok_or_else(|| refuse("an integer is too large: eka has 128 bits"))
 }
 
-/// The iterable of a `for` loop: none is refused, and a string becomes a list of characters, so that `loop.last` works.
+/// The iterable of a `for` loop: none is rejected, and a string becomes a list of characters, so that `loop.last` works.
 fn iterable(value: &Value) -> Result<Value, Error> {
     match value.kind() {
         ValueKind::None => Err(refuse("NoneType is not iterable")),

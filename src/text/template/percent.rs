@@ -20,7 +20,7 @@ struct Operands<'a> {
 /// `format % operand`.
 ///
 /// # Errors
-/// A format that is not one, operands that do not fit it, and widths beyond the limit.
+/// When the format is invalid, operands do not match it, or a width exceeds the limit.
 pub(super) fn format(state: &State<'_, '_>, format: &str, operand: &Value) -> Result<String, Error> {
     let values = if operand.is_tuple() { operand.try_iter()?.collect() } else { vec![operand.clone()] };
     let mut operands = Operands { whole: operand, values: values.into_iter() };
@@ -42,7 +42,7 @@ pub(super) fn format(state: &State<'_, '_>, format: &str, operand: &Value) -> Re
     Ok(text)
 }
 
-/// What follows a percent sign.
+/// Formats the field after a percent sign.
 fn conversion(
     state: &State<'_, '_>,
     rest: &mut Peekable<Chars<'_>>,
@@ -51,7 +51,7 @@ fn conversion(
 ) -> Result<String, Error> {
     let mut named = None;
     if rest.next_if_eq(&'(').is_some() {
-        let name: String = take_name(rest)?;
+        let name = take_until_closed(rest, '(', ')').ok_or_else(|| refuse("incomplete format key"))?;
         *by_name = true;
         named = Some(
             operands
@@ -80,21 +80,22 @@ fn conversion(
     converted(spec, letter, &value)
 }
 
-fn take_name(rest: &mut Peekable<Chars<'_>>) -> Result<String, Error> {
+/// The text up to the bracket that closes the one before it, which may contain nested pairs. `None` if it is not closed.
+pub(super) fn take_until_closed(rest: &mut Peekable<Chars<'_>>, open: char, close: char) -> Option<String> {
     let mut depth = 1;
-    let mut name = String::new();
+    let mut inside = String::new();
     for c in rest.by_ref() {
-        match c {
-            '(' => depth += 1,
-            ')' => depth -= 1,
-            _ => {}
+        if c == open {
+            depth += 1;
+        } else if c == close {
+            depth -= 1;
         }
         if depth == 0 {
-            return Ok(name);
+            return Some(inside);
         }
-        name.push(c);
+        inside.push(c);
     }
-    Err(refuse("incomplete format key"))
+    None
 }
 
 fn flags(rest: &mut Peekable<Chars<'_>>) -> Spec {
@@ -145,7 +146,7 @@ pub(super) fn digits(rest: &mut Peekable<Chars<'_>>) -> Result<Option<usize>, Er
 }
 
 fn converted(mut spec: Spec, letter: char, value: &Value) -> Result<String, Error> {
-    // Zeros go behind the sign; text is never filled with them.
+    // Zeros follow the sign; text is never padded with zeros.
     let fill = std::mem::replace(&mut spec.fill, ' ');
     match letter {
         's' | 'r' | 'a' => {

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::text::tool_call::WrittenArguments;
 
-/// Adds every test but those that minijinja has as Jinja2 has them.
+/// Adds all tests except those in which minijinja equals Jinja2.
 pub(super) fn add(environment: &mut Environment<'_>) {
     add_kinds(environment);
     add_test(environment, "odd", |_, a| parity(&a[0], 1));
@@ -59,7 +59,7 @@ fn is_iterable(value: &Value) -> bool {
     !value.is_none() && !is_builtin(value, "Namespace") && value.try_iter().is_ok()
 }
 
-/// What has a length and items by number or name; a string has.
+/// Whether the value has a length and items by number or name, as a string has.
 fn is_sequence(value: &Value) -> bool {
     let Some(object) = value.as_object() else {
         return matches!(value.kind(), ValueKind::String | ValueKind::Undefined);

@@ -12,19 +12,19 @@ use minijinja::{
 
 use super::objects::{DictView, Generator, Group, Range};
 
-/// Deepest nesting of containers that is written; the JSON parser allows 128 levels.
+/// Maximum nesting of containers that are printed; the JSON parser allows 128 levels.
 pub(super) const MAX_DEPTH: usize = 150;
 
 /// Bytes after which printing stops: a short list that contains itself several times may print as petabytes. A rendering
 /// does not have the fuel for this many bytes, so truncated text is never returned.
 const MAX_LENGTH: usize = 24 << 20;
 
-/// Pays for the text of a value.
+/// Charges fuel for the text of a value.
 ///
 /// # Errors
 /// No fuel is left.
 pub(super) fn charge_text(state: &State<'_, '_>, value: &Value, text: &str) -> Result<(), Error> {
-    // What minijinja asks for as well: walking a container is slower than copying a string.
+    // As minijinja charges: walking a container is slower than copying a string.
     let bytes_per_step = if value.as_object().is_some() { 4 } else { 64 };
     state.consume_fuel((text.len() / bytes_per_step) as u64)
 }
@@ -215,7 +215,7 @@ pub(super) fn escape_non_ascii(string: &str) -> String {
     text
 }
 
-/// How Python calls the type, for messages.
+/// Python's name of the type, for messages.
 pub(super) fn type_name(value: &Value) -> &'static str {
     match value.kind() {
         ValueKind::Undefined => "Undefined",

@@ -1,6 +1,6 @@
 //! Numbers and strings laid out in a field: what `%5.2f` and `{:>5}` have in common.
 //!
-//! Widths come from strangers' templates, so they are bounded before anything is made.
+//! Widths come from untrusted templates, so they are limited before text is created.
 
 use minijinja::{Error, State, Value, value::ValueKind};
 
@@ -10,7 +10,7 @@ use super::{
     repr::{as_float, type_name},
 };
 
-/// Characters that a field may be wide, and digits that a number may have behind its point.
+/// Maximum width of a field in characters, and maximum digits after a decimal point.
 pub(super) const MAX_WIDTH: usize = 65_535;
 const MAX_PRECISION: usize = 1_000;
 
@@ -48,10 +48,10 @@ impl Default for Spec {
 }
 
 impl Spec {
-    /// Pays for the field before it is made.
+    /// Charges fuel for the field before it is created.
     ///
     /// # Errors
-    /// A width or precision beyond the limits, and no fuel left.
+    /// When a width or precision exceeds the limit, or no fuel is left.
     pub(super) fn charge(&self, state: &State<'_, '_>) -> Result<(), Error> {
         if self.width > MAX_WIDTH || self.precision.is_some_and(|precision| precision > MAX_WIDTH) {
             return Err(refuse(format!("a field can have at most {MAX_WIDTH} characters")));
@@ -72,7 +72,7 @@ impl Spec {
     /// A number in the field.
     ///
     /// # Errors
-    /// No number, or a letter that is not for such numbers.
+    /// When the value is not a number, or the letter does not apply to it.
     pub(super) fn number(&self, value: &Value) -> Result<String, Error> {
         if value.is_undefined() {
             return Err(undefined());
@@ -140,14 +140,14 @@ impl Spec {
         Ok(self.pad(&self.grouped(&digits), head, self.align.unwrap_or('>')))
     }
 
-    /// Without a letter: `repr`, or significant digits with at least one behind the point.
+    /// Without a letter: `repr`, or significant digits with at least one after the point.
     fn plain_float(&self, size: f64) -> String {
         let Some(precision) = self.precision else { return super::repr::float(size) };
         let text = self.shortest(size, precision);
         if text.contains(['.', 'e']) { text } else { text + ".0" }
     }
 
-    /// `%g`: as many significant digits as asked for, and no zeros behind them.
+    /// `%g`: the requested number of significant digits, without trailing zeros.
     fn shortest(&self, size: f64, precision: usize) -> String {
         let precision = precision.max(1);
         let scientific = scientific(size, precision - 1);
@@ -191,7 +191,7 @@ impl Spec {
         text + rest
     }
 
-    /// `head` stays in front of what an `=` puts between.
+    /// With `=`, the padding follows `head`.
     fn pad(&self, text: &str, head: &str, align: char) -> String {
         let fill = |count: usize| self.fill.to_string().repeat(count);
         let missing = self.width.saturating_sub(text.chars().count() + head.chars().count());

@@ -18,7 +18,7 @@ pub(super) fn format(now: SystemTime, format: &str) -> String {
     BrokenDownTime::from(&now).to_string_with_config(&lenient, literal_q(format)).unwrap_or_default()
 }
 
-/// Escapes `%Q`, which is not a directive in C, but is one of jiff's.
+/// Escapes `%Q`, a directive of jiff but not of C.
 fn literal_q(format: &str) -> String {
     let (mut text, mut rest) = (String::with_capacity(format.len()), format.chars());
     while let Some(c) = rest.next() {

@@ -67,15 +67,15 @@ fn tools_and_calls_are_lists_and_arguments_an_object() {
         Message { tool_call_id: Some("id".into()), ..Message::new("tool", "4") },
     ];
     let tools = [json!({ "type": "function", "function": { "name": "add" } })];
-    let said = template.render(&messages, &tools).unwrap();
-    assert_eq!(said, "add False{\"b\": 1, \"a\": \"é\"}b=1a=éid");
+    let rendered = template.render(&messages, &tools).unwrap();
+    assert_eq!(rendered, "add False{\"b\": 1, \"a\": \"é\"}b=1a=éid");
 }
 
 #[test]
 fn a_template_that_loops_over_absent_tools_renders_without_tools() {
     let source = "{% for tool in tools %}{{ tool.function.name }}{% endfor %}{{ messages[0].content }}";
-    let said = ChatTemplate::compile(source, BTreeMap::new()).unwrap();
-    assert_eq!(said.render(&[Message::new("user", "x")], &[]).unwrap(), "x");
+    let rendered = ChatTemplate::compile(source, BTreeMap::new()).unwrap();
+    assert_eq!(rendered.render(&[Message::new("user", "x")], &[]).unwrap(), "x");
 }
 
 #[test]

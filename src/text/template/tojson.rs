@@ -14,7 +14,7 @@ use super::{
 };
 use crate::text::tool_call::WrittenArguments;
 
-/// Characters that a level may be indented by.
+/// Maximum indentation per level, in characters.
 const MAX_INDENT: usize = 255;
 
 /// Writes a value as JSON, with the arguments of `json.dumps`: `ensure_ascii`, `indent`, `separators` and `sort_keys`.

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! The mark is a special token, which no grammar over bytes can ask for. Where calls must come, the prompt ends with it.
-//! Its templates refuse ids of calls that are not nine letters and digits.
+//! Its templates reject ids of calls that are not nine letters and digits.
 
 use super::{Calls, ToolFormat};
 

@@ -1,4 +1,4 @@
-//! Stands in for fault injection in builds without it. Does nothing, and refuses every plan.
+//! Stands in for fault injection in builds without it. Does nothing, and rejects every plan.
 
 use std::{fmt, io::Write, str::FromStr};
 

@@ -1,6 +1,6 @@
 //! Fault injection: tests use it to check that the server survives failing devices and drivers.
 //!
-//! Debug builds have it, release builds only with the feature `fault-injection`; other builds refuse every plan. A hidden flag of
+//! Debug builds have it, release builds only with the feature `fault-injection`; other builds reject every plan. A hidden flag of
 //! `eka serve` and `eka generate` sets a [`FaultPlan`]; no request, setting or environment variable can. The parent passes the
 //! plan to each worker, and the worker injects the faults where real ones would occur: before a pass through the model. So the
 //! parent only sees a broken worker.

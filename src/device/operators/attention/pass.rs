@@ -29,7 +29,7 @@ use super::{
         simd_i8::SimdI8,
     },
     format::Format,
-    steps::{FOUR, Matrix, State, accumulate, exponentials, fold, scores, scores_of_one, soften},
+    steps::{FOUR, Matrix, State, Sums, accumulate, exponentials, scores, scores_of_one, soften},
 };
 
 /// Positions whose scores are computed before their values are read: few enough that all of it stays in the first cache.
@@ -190,49 +190,6 @@ impl Task for Joined<'_> {
     unsafe fn run<P: SimdI8>(self) {
         // SAFETY: as the caller promises.
         unsafe { self.pass.join_by::<P>(self.head, &self.rows, self.parts) }
-    }
-}
-
-/// Sums over positions, for every row of a share.
-struct Sums<'a> {
-    /// `[rows][padded]`.
-    sums: &'a mut [f32],
-    /// `[rows]`: the greatest score, and what all of them add up to.
-    tops: &'a mut [f32],
-    totals: &'a mut [f32],
-}
-
-impl Sums<'_> {
-    fn clear(&mut self) {
-        self.sums.fill(0.0);
-        self.totals.fill(0.0);
-        // Not infinity: the difference of two of them is not a number.
-        self.tops.fill(f32::MIN);
-    }
-
-    /// Those of the tile of rows that starts with `first`.
-    fn tile(&mut self, first: usize, rows: usize, padded: usize) -> State<'_> {
-        State {
-            sums: &mut self.sums[first * padded..][..rows * padded],
-            tops: &mut self.tops[first..][..LANES],
-            totals: &mut self.totals[first..][..LANES],
-        }
-    }
-
-    /// Adds the sums over further positions, `[sums, tops, totals]`, for `rows` rows.
-    ///
-    /// # Safety
-    /// As of [`SimdF32`].
-    #[inline(always)]
-    unsafe fn add<V: SimdF32>(&mut self, more: [&[f32]; 3], rows: usize, padded: usize) {
-        let [sums, tops, totals] = more;
-        for first in (0..rows).step_by(LANES) {
-            let mut state = self.tile(first, (rows - first).min(LANES), padded);
-            // SAFETY: as the caller promises.
-            unsafe {
-                fold::<V>(&mut state, [&sums[first * padded..], &tops[first..], &totals[first..]], padded);
-            }
-        }
     }
 }
 

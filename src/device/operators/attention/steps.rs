@@ -226,6 +226,50 @@ pub(super) unsafe fn fold<V: SimdF32>(state: &mut State, more: [&[f32]; 3], padd
     }
 }
 
+/// Sums over positions, for every row of a share.
+pub(super) struct Sums<'a> {
+    /// `[rows][padded]`.
+    pub(super) sums: &'a mut [f32],
+    /// `[rows]`: the greatest score, and what all of them add up to.
+    pub(super) tops: &'a mut [f32],
+    pub(super) totals: &'a mut [f32],
+}
+
+impl Sums<'_> {
+    /// Back to no positions at all.
+    pub(super) fn clear(&mut self) {
+        self.sums.fill(0.0);
+        self.totals.fill(0.0);
+        // Not infinity: the difference of two of them is not a number.
+        self.tops.fill(f32::MIN);
+    }
+
+    /// Those of the tile of rows that starts with `first`.
+    pub(super) fn tile(&mut self, first: usize, rows: usize, padded: usize) -> State<'_> {
+        State {
+            sums: &mut self.sums[first * padded..][..rows * padded],
+            tops: &mut self.tops[first..][..LANES],
+            totals: &mut self.totals[first..][..LANES],
+        }
+    }
+
+    /// Adds the sums over further positions, `[sums, tops, totals]`, for `rows` rows.
+    ///
+    /// # Safety
+    /// As of [`SimdF32`].
+    #[inline(always)]
+    pub(super) unsafe fn add<V: SimdF32>(&mut self, more: [&[f32]; 3], rows: usize, padded: usize) {
+        let [sums, tops, totals] = more;
+        for first in (0..rows).step_by(LANES) {
+            let mut state = self.tile(first, (rows - first).min(LANES), padded);
+            // SAFETY: as the caller promises.
+            unsafe {
+                fold::<V>(&mut state, [&sums[first * padded..], &tops[first..], &totals[first..]], padded);
+            }
+        }
+    }
+}
+
 /// Adds `weights` times values to each row's sums, which are multiplied by its factor before.
 ///
 /// # Safety

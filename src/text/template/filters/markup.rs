@@ -1,4 +1,4 @@
-//! Filters for HTML and addresses.
+//! Filters for HTML and URLs.
 
 use minijinja::{Environment, Error, State, Value, value::ValueKind};
 

@@ -1,7 +1,7 @@
 //! Jinja2's filters.
 //!
-//! All of them are here, although minijinja has most: its own print floats in another way, compare what Python does not
-//! compare, and give lists where Jinja2 gives generators, which are always true and end.
+//! All filters of Jinja2, although minijinja has most of them: minijinja's print floats differently, compare values that Python
+//! does not compare, and return lists instead of generators, which are always true and can be iterated once.
 
 mod markup;
 mod numbers;

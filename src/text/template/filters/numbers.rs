@@ -1,4 +1,4 @@
-//! Filters that give numbers.
+//! Filters that return numbers.
 
 use minijinja::{Environment, Error, State, Value, value::ValueKind};
 

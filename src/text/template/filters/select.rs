@@ -1,4 +1,4 @@
-//! Filters that look at attributes, and that call other filters and tests.
+//! Filters that read attributes, or call other filters and tests.
 
 use minijinja::{Environment, Error, ErrorKind, State, Value, value::ObjectRepr};
 
@@ -34,10 +34,10 @@ pub(super) fn add(environment: &mut Environment<'_>) {
     });
 }
 
-/// An attribute by its path (`city.name`, `0`), or the default where there is none.
+/// An attribute by its path (`city.name`, `0`), or the default if it does not exist.
 ///
 /// # Errors
-/// A step of the path is undefined.
+/// When a part of the path is undefined.
 pub(super) fn attribute_of(item: &Value, path: &Value, default: Option<&Value>) -> Result<Value, Error> {
     let mut value = item.clone();
     let parts: Vec<Value> = match path.as_str() {
@@ -112,7 +112,7 @@ fn map(state: &mut State<'_, '_>, given: &[Value]) -> Result<Value, Error> {
     Ok(Generator::value(mapped.collect::<Result<_, Error>>()?))
 }
 
-/// Which items are kept.
+/// The condition under which items are kept.
 #[derive(Clone, Copy)]
 struct Choice {
     by_attribute: bool,

@@ -1,4 +1,4 @@
-//! Filters that make, order and cut lists.
+//! Filters that create, sort and split lists.
 
 use std::cmp::Ordering;
 
@@ -94,7 +94,7 @@ fn pair((key, value): (Value, Value)) -> Value {
     Tuple::from([key, value]).into()
 }
 
-/// What texts are compared by where capitals do not matter.
+/// The key of a text for a comparison that ignores case.
 fn without_case(value: Value) -> Value {
     match value.as_str() {
         Some(text) => Value::from(text.to_lowercase()),
@@ -132,7 +132,7 @@ fn sort(state: &mut State<'_, '_>, given: &[Value]) -> Result<Value, Error> {
     sort_by_key(keyed, arguments.flag(1)).map(Value::from)
 }
 
-/// What an item is compared by: itself, an attribute, or several that are named with commas.
+/// The key of an item: the item itself, an attribute, or several attributes, separated by commas.
 fn key_of(item: &Value, attribute: Option<&Value>, keep_case: bool) -> Result<Value, Error> {
     let folded = |value: Value| if keep_case { value } else { without_case(value) };
     match attribute.filter(|attribute| !attribute.is_none()) {
@@ -227,7 +227,7 @@ fn batch(_: &mut State<'_, '_>, given: &[Value]) -> Result<Value, Error> {
     Ok(Generator::value(rows.collect()))
 }
 
-/// Items that a row is filled up to, and rows that a list is cut into.
+/// Maximum items of a padded row, and maximum rows of a split list.
 const MAX_ROW: usize = 100_000;
 
 fn slice(_: &mut State<'_, '_>, given: &[Value]) -> Result<Value, Error> {

@@ -47,7 +47,7 @@ fn string(state: &State<'_, '_>, value: &Value) -> Result<Value, Error> {
     Ok(Value::from(text))
 }
 
-/// Unlike the method: a word begins only behind white space, a hyphen or an opening bracket.
+/// Unlike the method: a word begins only after white space, a hyphen or an opening bracket.
 fn title(text: &str) -> String {
     let mut titled = String::new();
     let mut word = String::new();

@@ -20,7 +20,7 @@ pub(super) fn items_of(value: &Value) -> Result<Vec<Value>, Error> {
     value.try_iter()?.checked().collect()
 }
 
-/// How many items there are.
+/// Number of items.
 pub(super) fn length(_: &mut State<'_, '_>, given: &[Value]) -> Result<Value, Error> {
     let value = &given[0];
     if value.is_undefined() {
@@ -29,7 +29,7 @@ pub(super) fn length(_: &mut State<'_, '_>, given: &[Value]) -> Result<Value, Er
     value.len().map(Value::from).ok_or_else(|| refuse(format!("{} has no length", type_name(value))))
 }
 
-/// Refuses an undefined value.
+/// Rejects an undefined value.
 pub(super) fn defined(value: &Value) -> Result<&Value, Error> {
     if value.is_undefined() { Err(undefined()) } else { Ok(value) }
 }

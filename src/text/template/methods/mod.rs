@@ -19,7 +19,7 @@ use super::{
     repr::{as_float, is_builtin, type_name},
 };
 
-/// Methods that the immutable sandbox refuses.
+/// Methods that the immutable sandbox rejects.
 const CHANGING: &[&str] = &[
     "append",
     "extend",
@@ -34,7 +34,7 @@ const CHANGING: &[&str] = &[
     "popitem",
 ];
 
-/// Calls a method: minijinja has none.
+/// Calls a method, which minijinja does not support.
 pub(super) fn call(
     state: &mut State<'_, '_>,
     value: &Value,

@@ -17,7 +17,7 @@ use super::{
     kinds,
 };
 
-/// Characters that a string may be filled up to.
+/// Maximum length of a padded string, in characters.
 const MAX_WIDTH: i64 = spec::MAX_WIDTH as i64;
 
 /// All methods except those of [`kinds`].
@@ -75,7 +75,7 @@ pub(super) fn call(
             changed_case(text, name, given)
         }
         "strip" | "lstrip" | "rstrip" => strip(text, name, given),
-        "split" | "rsplit" => cut(text, name, given),
+        "split" | "rsplit" => split_text(text, name, given),
         "partition" | "rpartition" => partition(text, name, given),
         "splitlines" => {
             let arguments = Arguments::bind("splitlines", &["keepends"], 0, given)?;
@@ -127,7 +127,7 @@ fn strip(text: &str, name: &str, given: &[Value]) -> Result<Value, Error> {
     }))
 }
 
-fn cut(text: &str, name: &str, given: &[Value]) -> Result<Value, Error> {
+fn split_text(text: &str, name: &str, given: &[Value]) -> Result<Value, Error> {
     let arguments = Arguments::bind("split", &["sep", "maxsplit"], 0, given)?;
     let max = arguments.integer(1)?.and_then(|max| usize::try_from(max).ok());
     let from_right = name == "rsplit";
@@ -195,7 +195,7 @@ fn partition(text: &str, name: &str, given: &[Value]) -> Result<Value, Error> {
     Ok(Tuple::from(parts.map(Value::from)).into())
 }
 
-/// Lines as `splitlines` cuts them, at every end of a line that Unicode has.
+/// Lines as `splitlines` returns them, split at every line end of Unicode.
 pub(in super::super) fn lines(text: &str, keep_ends: bool) -> impl Iterator<Item = &str> {
     let is_end = |c: char| {
         matches!(c, '\n' | '\r' | '\x0b' | '\x0c' | '\x1c'..='\x1e' | '\u{85}' | '\u{2028}' | '\u{2029}')
@@ -215,7 +215,7 @@ pub(in super::super) fn lines(text: &str, keep_ends: bool) -> impl Iterator<Item
     })
 }
 
-/// The part between two places, counted in characters, and where it begins.
+/// The part between two positions, in characters, and its start.
 fn part<'a>(text: &'a str, arguments: &Arguments) -> Result<(&'a str, usize), Error> {
     let (start, end) = (arguments.integer(1)?, arguments.integer(2)?);
     if start.is_none() && end.is_none() {
@@ -271,7 +271,7 @@ fn search(text: &str, name: &str, given: &[Value]) -> Result<Value, Error> {
     }
 }
 
-/// Pays for text before it is made.
+/// Charges fuel for text before it is created.
 pub(in super::super) fn charge(state: &State<'_, '_>, bytes: usize) -> Result<(), Error> {
     state.consume_fuel((bytes / 64) as u64)
 }
@@ -312,7 +312,7 @@ fn padded(text: &str, name: &str, width: usize, fill: char) -> String {
             format!("{sign}{}{digits}", filling(missing))
         }
         _ => {
-            // Where the sides cannot be equal, the left one is wider if the whole width is odd, as in CPython.
+            // If the sides cannot be equal, the left one is wider if the whole width is odd, as in CPython.
             let left = missing / 2 + (missing & width & 1);
             format!("{}{text}{}", filling(left), filling(missing - left))
         }

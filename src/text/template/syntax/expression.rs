@@ -1,4 +1,4 @@
-//! Expressions, read by Jinja2's grammar and written in minijinja's.
+//! Expressions, parsed by Jinja2's grammar and written in minijinja's.
 //!
 //! Operands are written without extra parentheses where the grammars agree: minijinja limits the nesting, and templates
 //! build prompts by long chains of `+`.
@@ -9,7 +9,7 @@ use super::{super::methods, lexer::Token};
 /// parser and compiler recurse over signs and chains of operators without a limit.
 const MAX_DEPTH: usize = 100;
 
-/// Operators, attributes, calls and filters in one tag.
+/// Maximum operators, attributes, calls and filters in one tag.
 const MAX_LINKS: usize = 1_000;
 
 /// Whether `if` ends an expression.
@@ -71,7 +71,7 @@ impl<'a> Parser<'a> {
         self.take_sign(sign).then_some(())
     }
 
-    /// A name, whatever it is.
+    /// Any name.
     pub(super) fn any_name(&mut self) -> Option<&'a str> {
         match self.next() {
             Some(Token::Name(name)) => Some(name),
@@ -79,7 +79,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// Whether the expression needs more levels than there are.
+    /// Whether the expression is nested too deeply.
     pub(super) const fn is_too_deep(&self) -> bool {
         self.depth > MAX_DEPTH || self.links > MAX_LINKS
     }
@@ -90,7 +90,7 @@ impl<'a> Parser<'a> {
         (self.links <= MAX_LINKS).then_some(())
     }
 
-    /// Whether everything was read.
+    /// Whether all tokens were read.
     pub(super) const fn is_at_end(&self) -> bool {
         self.place >= self.tokens.len()
     }
@@ -137,19 +137,19 @@ impl<'a> Parser<'a> {
     }
 
     fn or(&mut self) -> Option<String> {
-        let mut written = self.and()?;
-        while self.take_name("or") {
-            self.link()?;
-            written = format!("{written} or {}", self.and()?);
-        }
-        Some(written)
+        self.chain("or", |parser| parser.chain("and", Self::not))
     }
 
-    fn and(&mut self) -> Option<String> {
-        let mut written = self.not()?;
-        while self.take_name("and") {
+    /// Operands that are joined by `operator`.
+    fn chain(
+        &mut self,
+        operator: &str,
+        mut operand: impl FnMut(&mut Self) -> Option<String>,
+    ) -> Option<String> {
+        let mut written = operand(self)?;
+        while self.take_name(operator) {
             self.link()?;
-            written = format!("{written} and {}", self.not()?);
+            written = format!("{written} {operator} {}", operand(self)?);
         }
         Some(written)
     }

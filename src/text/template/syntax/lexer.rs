@@ -30,7 +30,7 @@ impl Token {
     }
 }
 
-/// A tag, cut into tokens.
+/// A tag as tokens.
 #[derive(Debug)]
 pub(super) struct Tag<'a> {
     pub(super) source: &'a str,
@@ -133,7 +133,7 @@ fn number(source: &str) -> Option<(Token, usize)> {
     Some(if end == whole { (Token::Integer(text), end) } else { (Token::Float(text), end) })
 }
 
-/// A string between quotes. Python's escapes become those that both know.
+/// A string between quotes. Python's escapes become escapes that minijinja has as well.
 fn text(source: &str, quote: char) -> Option<(Token, usize)> {
     let mut written = String::from("'");
     let mut rest = source[1..].char_indices();
@@ -169,7 +169,7 @@ fn escape(rest: &mut std::str::CharIndices<'_>, written: &mut String) -> Option<
         'u' => push_code(rest, 4, 16, written)?,
         'U' => push_code(rest, 8, 16, written)?,
         '0'..='7' => push_octal(c, rest, written)?,
-        // A character by its Unicode name, which needs a table that eka does not have. minijinja refuses this escape.
+        // A character by its Unicode name, which needs a table that eka does not have. minijinja rejects this escape.
         'N' => written.push_str("\\u"),
         other => written.extend(['\\', '\\', other]),
     }

@@ -1,10 +1,10 @@
-//! Jinja2's syntax, rewritten to what minijinja has.
+//! Rewrites Jinja2's syntax to minijinja's.
 //!
-//! minijinja reads nearly the same language; the differences are rewritten before it compiles a template. Operators with
-//! more meanings in Python (`'%s' % x`) become calls of the functions in `operators`; tuples without parentheses get some; a
-//! macro that reads `kwargs` or `varargs` collects them; `generation` marks become a scope. Line numbers do not change, so
-//! that errors name the template's lines. A tag that is not valid Jinja2 is passed through, and minijinja reports the error;
-//! one that is too deep for its recursive parser is refused here.
+//! minijinja reads nearly the same language; the differences are rewritten before it compiles a template. Operators with more
+//! meanings in Python (`'%s' % x`) become calls of the functions in `operators`; tuples without parentheses get parentheses; a
+//! macro that reads `kwargs` or `varargs` collects them; `generation` marks become a scope. Line numbers do not change, so that
+//! errors name the template's lines. A tag that is not valid Jinja2 is passed through, and minijinja reports the error; one that
+//! is too deep for its recursive parser is rejected here.
 
 mod expression;
 mod lexer;
@@ -18,15 +18,15 @@ use self::{
     statement::Macros,
 };
 
-/// Branches of conditions in a template. minijinja's parser goes one level deeper with each.
+/// Maximum branches of conditions in a template. minijinja's parser recurses once per branch.
 const MAX_BRANCHES: usize = 1_000;
 
 /// Rewrites a template.
 ///
 /// # Errors
-/// A tag that does not end or has an invalid token, expressions nested too deeply, and too many branches.
+/// When a tag does not end or has an invalid token, expressions are nested too deeply, or there are too many branches.
 pub(super) fn translate(source: &str) -> Result<String, Error> {
-    // Jinja2 reads every end of a line as one line feed.
+    // Jinja2 treats every line end as one line feed.
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
     let mut pieces = Vec::new();
     let mut macros = Macros::default();
@@ -61,14 +61,14 @@ fn find_tag(source: &str) -> Option<usize> {
         .find(|place| matches!(bytes.get(place + 1), Some(b'{' | b'%' | b'#')))
 }
 
-/// What begins with a brace.
+/// A part of a template that begins with a brace.
 enum Found<'a> {
     /// A comment, or text between `raw` marks.
     Verbatim(&'a str),
     Tag(Tag<'a>),
 }
 
-/// The tag or comment that a text begins with, and what follows.
+/// The tag or comment at the beginning of a text, and the rest.
 fn read(source: &str) -> Option<(Found<'_>, &str)> {
     let verbatim = if source.starts_with("{#") { comment(source) } else { raw(source) };
     if let Some(length) = verbatim {

@@ -126,7 +126,7 @@ impl Macros {
         Some("endmacro".into())
     }
 
-    /// Makes the changes to pieces that are there.
+    /// Applies the patches.
     pub(super) fn patch(&mut self, pieces: &mut [String]) {
         for (place, piece) in self.patches.drain(..) {
             if let Some(old) = pieces.get_mut(place) {
@@ -145,7 +145,7 @@ impl Macro {
         format!("macro {}({})", self.name, parameters.join(", "))
     }
 
-    /// The whole tag, with late defaults set behind it.
+    /// The whole tag, followed by assignments of late defaults.
     fn piece(&self) -> String {
         let late: Vec<String> = self.parameters.iter().filter_map(Parameter::late).collect();
         let tags: Vec<String> = std::iter::once(self.head()).chain(late).collect();

@@ -11,7 +11,7 @@ use std::{
 
 use super::source::{source_files, words};
 
-/// Folders whose files may form a circle, each with the reason. None does.
+/// Folders whose files may form a cycle, each with the reason; none at present.
 const ALLOWED: &[(&str, &str)] = &[];
 
 /// A module: a file, or an inline `mod name { … }` of one.
@@ -289,8 +289,8 @@ fn module_path(path: &Path) -> Vec<String> {
     names.filter(|name| name != "mod" && name != "lib").collect()
 }
 
-/// The shortest way from `start` over `edges` back to it.
-fn shortest_circle(start: usize, edges: &BTreeMap<usize, BTreeSet<usize>>) -> Option<Vec<usize>> {
+/// The shortest path from `start` along `edges` back to `start`.
+fn shortest_cycle(start: usize, edges: &BTreeMap<usize, BTreeSet<usize>>) -> Option<Vec<usize>> {
     let (mut from, mut queue) = (BTreeMap::new(), VecDeque::from([start]));
     while let Some(file) = queue.pop_front() {
         for &next in edges.get(&file).into_iter().flatten() {
@@ -299,15 +299,15 @@ fn shortest_circle(start: usize, edges: &BTreeMap<usize, BTreeSet<usize>>) -> Op
             }
             from.insert(next, file);
             if next == start {
-                let mut way = vec![start];
+                let mut path = vec![start];
                 let mut at = file;
                 while at != start {
-                    way.push(at);
+                    path.push(at);
                     at = from[&at];
                 }
-                way.push(start);
-                way.reverse();
-                return Some(way);
+                path.push(start);
+                path.reverse();
+                return Some(path);
             }
             queue.push_back(next);
         }
@@ -315,16 +315,16 @@ fn shortest_circle(start: usize, edges: &BTreeMap<usize, BTreeSet<usize>>) -> Op
     None
 }
 
-/// Every shortest circle, as the files that it passes, outside the folders of `allowed`.
-fn circles(files: &[(&Path, &str)], allowed: &[(&str, &str)]) -> Vec<String> {
+/// Every shortest cycle outside the folders in `allowed`, as a list of files.
+fn cycles(files: &[(&Path, &str)], allowed: &[(&str, &str)]) -> Vec<String> {
     let edges = Crate::parse(files).dependencies();
     let allowed = |file: &usize| allowed.iter().any(|(folder, _)| files[*file].0.starts_with(folder));
-    let found = (0..files.len()).filter_map(|file| shortest_circle(file, &edges));
-    let wrong = found.filter(|circle| !circle.iter().all(allowed));
+    let found = (0..files.len()).filter_map(|file| shortest_cycle(file, &edges));
+    let wrong = found.filter(|cycle| !cycle.iter().all(allowed));
     let mut seen = BTreeSet::new();
-    let new = wrong.filter(|circle| seen.insert(circle.iter().copied().collect::<BTreeSet<_>>()));
+    let new = wrong.filter(|cycle| seen.insert(cycle.iter().copied().collect::<BTreeSet<_>>()));
     let name = |file: &usize| files[*file].0.display().to_string();
-    new.map(|circle| circle.iter().map(name).collect::<Vec<_>>().join(" -> ")).collect()
+    new.map(|cycle| cycle.iter().map(name).collect::<Vec<_>>().join(" -> ")).collect()
 }
 
 #[test]
@@ -332,29 +332,29 @@ fn no_file_depends_on_a_file_that_depends_on_it() {
     let files = source_files();
     let files: Vec<_> = files.iter().filter(|(path, _)| path != Path::new("main.rs")).collect();
     let files: Vec<_> = files.iter().map(|(path, text)| (path.as_path(), text.as_str())).collect();
-    let found = circles(&files, ALLOWED);
-    assert!(found.is_empty(), "{} circles:\n{}", found.len(), found.join("\n"));
+    let found = cycles(&files, ALLOWED);
+    assert!(found.is_empty(), "{} cycles:\n{}", found.len(), found.join("\n"));
 }
 
 mod the_checker {
     use std::path::Path;
 
-    use super::circles;
+    use super::cycles;
 
     fn found(files: &[(&str, &str)]) -> Vec<String> {
         let files: Vec<_> = files.iter().map(|(path, text)| (Path::new(*path), *text)).collect();
-        circles(&files, &[])
+        cycles(&files, &[])
     }
 
     #[test]
     fn catches_two_files_that_use_each_other() {
-        let circle = [
+        let cycle = [
             ("lib.rs", "mod a;"),
             ("a/mod.rs", "mod b;\nmod c;"),
             ("a/b.rs", "use super::c::C;\npub struct B;"),
             ("a/c.rs", "use crate::a::b::B;\npub struct C;"),
         ];
-        assert_eq!(found(&circle), ["a/b.rs -> a/c.rs -> a/b.rs"]);
+        assert_eq!(found(&cycle), ["a/b.rs -> a/c.rs -> a/b.rs"]);
     }
 
     #[test]
@@ -367,19 +367,19 @@ mod the_checker {
             "fn f() -> super::A { super::A }",
             "mod inner { use super::super::A; }",
         ] {
-            let circle = [("lib.rs", "mod a;"), ("a/mod.rs", parent), ("a/b.rs", source)];
-            assert_eq!(found(&circle), ["a/mod.rs -> a/b.rs -> a/mod.rs"], "{source}");
+            let cycle = [("lib.rs", "mod a;"), ("a/mod.rs", parent), ("a/b.rs", source)];
+            assert_eq!(found(&cycle), ["a/mod.rs -> a/b.rs -> a/mod.rs"], "{source}");
         }
     }
 
     #[test]
-    fn catches_a_circle_through_an_import_of_a_module() {
-        let circle = [
+    fn catches_a_cycle_through_an_import_of_a_module() {
+        let cycle = [
             ("a.rs", "mod b;\nmod c;"),
             ("a/b.rs", "use super::c;\npub fn f() { c::g() }"),
             ("a/c.rs", "use super::b;\npub fn g() { b::f() }"),
         ];
-        assert_eq!(found(&circle), ["a/b.rs -> a/c.rs -> a/b.rs"]);
+        assert_eq!(found(&cycle), ["a/b.rs -> a/c.rs -> a/b.rs"]);
     }
 
     #[test]
@@ -392,8 +392,8 @@ mod the_checker {
             ("a/d.rs", "use super::{B, Renamed};"),
         ];
         assert!(found(&line).is_empty());
-        let circle = [line[0], line[1], ("a/b.rs", "use crate::a::Renamed;\npub struct B;"), line[3]];
-        assert_eq!(found(&circle), ["a/b.rs -> a/c.rs -> a/b.rs"]);
+        let cycle = [line[0], line[1], ("a/b.rs", "use crate::a::Renamed;\npub struct B;"), line[3]];
+        assert_eq!(found(&cycle), ["a/b.rs -> a/c.rs -> a/b.rs"]);
     }
 
     #[test]
@@ -408,10 +408,10 @@ mod the_checker {
     }
 
     #[test]
-    fn takes_a_circle_of_a_folder_that_is_allowed() {
+    fn takes_a_cycle_of_a_folder_that_is_allowed() {
         let files =
             [(Path::new("a/mod.rs"), "mod b;\npub struct A;"), (Path::new("a/b.rs"), "use super::A;")];
-        assert_eq!(circles(&files, &[]).len(), 1);
-        assert!(circles(&files, &[("a", "an example")]).is_empty());
+        assert_eq!(cycles(&files, &[]).len(), 1);
+        assert!(cycles(&files, &[("a", "an example")]).is_empty());
     }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 
-use crate::{Outcome, server::Server};
+use crate::{BenchResult, server::Server};
 
 /// A request that is sent repeatedly.
 #[derive(Clone, Debug)]
@@ -17,7 +17,7 @@ pub(crate) struct Question {
 
 impl Question {
     /// Each prompt of the phrasebook, to its end, cut short, and far beyond its end.
-    pub(crate) fn all() -> Outcome<Vec<Self>> {
+    pub(crate) fn all() -> BenchResult<Vec<Self>> {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/demo/expected.json");
         let document: Value = serde_json::from_slice(&std::fs::read(path)?)?;
         let prompts = document["prompts"].as_array().ok_or("the phrasebook has no prompts")?;
@@ -45,22 +45,22 @@ impl Question {
 }
 
 /// The question of request `number`: scattered, so that faults at a fixed interval hit every question.
-pub(crate) const fn which(number: usize, questions: usize) -> usize {
+pub(crate) const fn question_of(number: usize, questions: usize) -> usize {
     // Knuth's multiplier; its upper half is the scattered one.
     ((number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) as usize % questions
 }
 
 /// One request and its result.
 #[derive(Debug)]
-pub(crate) struct Asked {
-    /// Its question's place.
-    pub(crate) which: usize,
-    /// When the last of it arrived.
+pub(crate) struct FinishedRequest {
+    /// Index of its question.
+    pub(crate) question: usize,
+    /// When the answer was complete.
     pub(crate) ended: Instant,
-    pub(crate) answer: Result<Answer, Refusal>,
+    pub(crate) answer: Result<Answer, RequestError>,
 }
 
-/// A whole answer.
+/// A complete answer.
 #[derive(Clone, Debug)]
 pub(crate) struct Answer {
     /// The job's number, from its id.
@@ -72,65 +72,65 @@ pub(crate) struct Answer {
     pub(crate) served: Duration,
 }
 
-/// No answer, or half of one.
+/// Why a request has no complete answer.
 #[derive(Debug)]
-pub(crate) struct Refusal {
-    /// The error's code; empty for something else than an error of the server's.
+pub(crate) struct RequestError {
+    /// Error code of the server; empty for other errors.
     pub(crate) code: String,
     pub(crate) why: String,
     /// The text received before the error.
-    pub(crate) said: String,
+    pub(crate) partial: String,
 }
 
-impl<E: std::error::Error> From<E> for Refusal {
+impl<E: std::error::Error> From<E> for RequestError {
     fn from(e: E) -> Self {
-        Self { code: String::new(), why: e.to_string(), said: String::new() }
+        Self { code: String::new(), why: e.to_string(), partial: String::new() }
     }
 }
 
-impl Refusal {
-    fn broken(why: &str, said: &str) -> Self {
-        Self { code: String::new(), why: why.into(), said: said.into() }
+impl RequestError {
+    fn protocol(why: &str, partial: &str) -> Self {
+        Self { code: String::new(), why: why.into(), partial: partial.into() }
     }
 
-    fn error(document: &Value, said: String) -> Self {
+    fn error(document: &Value, partial: String) -> Self {
         let text = |name: &str| document["error"][name].as_str().unwrap_or_default().to_owned();
-        Self { code: text("code"), why: text("message"), said }
+        Self { code: text("code"), why: text("message"), partial }
     }
 }
 
-/// Sends requests alternately streamed and whole.
-pub(crate) async fn ask(server: &Server, question: &Question, which: usize) -> Asked {
+/// Sends a request; every second one is streamed.
+pub(crate) async fn send(server: &Server, question: &Question, question_index: usize) -> FinishedRequest {
     let streamed = server.count().is_multiple_of(2);
     let began = Instant::now();
     let answer = if streamed { stream(server, question).await } else { whole(server, question).await };
     let ended = Instant::now();
     let answer = answer.and_then(|document| read(&document, ended - began));
-    Asked { which, ended, answer }
+    FinishedRequest { question: question_index, ended, answer }
 }
 
-async fn whole(server: &Server, question: &Question) -> Result<Value, Refusal> {
+async fn whole(server: &Server, question: &Question) -> Result<Value, RequestError> {
     let response = server.post(&question.body(false)).send().await?;
     let is_ok = response.status().is_success();
     let document: Value = response.json().await?;
-    if is_ok { Ok(document) } else { Err(Refusal::error(&document, String::new())) }
+    if is_ok { Ok(document) } else { Err(RequestError::error(&document, String::new())) }
 }
 
-/// The closing document of a stream, whose pieces have to be the same text.
-async fn stream(server: &Server, question: &Question) -> Result<Value, Refusal> {
+/// The last document of a stream. The chunks before it must have the same text.
+async fn stream(server: &Server, question: &Question) -> Result<Value, RequestError> {
     let response = server.post(&question.body(true)).send().await?;
     if !response.status().is_success() {
-        return Err(Refusal::error(&response.json().await?, String::new()));
+        return Err(RequestError::error(&response.json().await?, String::new()));
     }
     let (mut bytes, mut pieces) = (Vec::new(), response.bytes_stream());
     while let Some(piece) = pieces.next().await {
         bytes.extend(piece?);
     }
     let stream = String::from_utf8(bytes)?;
-    let (mut said, mut closing, mut is_done) = (String::new(), None, false);
+    let (mut partial, mut closing, mut is_done) = (String::new(), None, false);
     for event in stream.split_terminator("\n\n").filter_map(|event| event.strip_prefix("data: ")) {
         if is_done {
-            return Err(Refusal::broken("something follows the end of the stream", &said));
+            return Err(RequestError::protocol("an event follows [DONE]", &partial));
         }
         if event == "[DONE]" {
             is_done = true;
@@ -138,22 +138,22 @@ async fn stream(server: &Server, question: &Question) -> Result<Value, Refusal> 
         }
         let document: Value = serde_json::from_str(event)?;
         if document["error"].is_object() {
-            return Err(Refusal::error(&document, said));
+            return Err(RequestError::error(&document, partial));
         } else if document["id"].is_string() && closing.replace(document.clone()).is_some() {
-            return Err(Refusal::broken("the stream closes twice", &said));
+            return Err(RequestError::protocol("the stream has two closing events", &partial));
         } else if closing.is_none() {
-            said.push_str(document["text"].as_str().unwrap_or_default());
+            partial.push_str(document["text"].as_str().unwrap_or_default());
         }
     }
     match closing {
-        Some(closing) if is_done && closing["text"] == said.as_str() => Ok(closing),
-        Some(_) if is_done => Err(Refusal::broken("the pieces are not the answer", &said)),
-        _ => Err(Refusal::broken("the stream breaks off", &said)),
+        Some(closing) if is_done && closing["text"] == partial.as_str() => Ok(closing),
+        Some(_) if is_done => Err(RequestError::protocol("the chunks differ from the answer", &partial)),
+        _ => Err(RequestError::protocol("the stream ended early", &partial)),
     }
 }
 
-fn read(document: &Value, took: Duration) -> Result<Answer, Refusal> {
-    let field = |found: Option<u64>| found.ok_or_else(|| Refusal::broken(&document.to_string(), ""));
+fn read(document: &Value, took: Duration) -> Result<Answer, RequestError> {
+    let field = |found: Option<u64>| found.ok_or_else(|| RequestError::protocol(&document.to_string(), ""));
     let id = document["id"].as_str().and_then(|id| id.rsplit('-').next()?.parse().ok());
     let queued = document["timings"]["queue_ms"].as_f64().unwrap_or(0.0);
     Ok(Answer {
