@@ -165,8 +165,8 @@ settings! {
         draft_model: Option<PathBuf>, unset "drafts come from the prompt and answer",
             expect "a directory, or the name of one in models.dir: a model with the same tokenizer",
             flag "draft-model" "DIR";
-        /// Give the same request the same answer, bit by bit, also on a GPU and with models that eka's own operators do
-        /// not compute: such a model then runs without drafts and without the prefix cache. Other models do so anyway
+        /// On a GPU, and with graphs that eka's own operators do not compute, give the same request the same bits as well,
+        /// without drafts and the prefix cache. Elsewhere it has the same bits in any case
         exact: bool = false;
         /// Longest answer of a request that does not set a limit
         default_max_new_tokens: Tokens = 256, in 1..=1 << 24;
