@@ -8,9 +8,9 @@
 //! ```
 //!
 //! - A line that finds the queue full is dropped and counted (`eka_log_lines_dropped_total`). No other line is accepted
-//!   until the writer has taken those that wait, so the notice with the number of dropped lines is at the right place.
-//! - The writer has a descriptor of its own. [`std::io::Stderr`] has a lock, which would be held while the pipe is full, and
-//!   would block every thread that prints in any other way.
+//! until the writer has taken those that wait, so the notice with the number of dropped lines is at the right place. - The writer
+//! has a separate descriptor. [`std::io::Stderr`] has a lock, which would be held while the pipe is full, and would block every
+//! thread that prints in any other way.
 //! - A process that ends calls [`flush`], which waits for a limited time. Lines in a pipe that is not read are lost then.
 //!
 //! `tracing-appender` has a queue as well. It is bounded by lines and not by bytes, counts drops without a notice, and
@@ -45,8 +45,8 @@ pub fn dropped() -> Counter {
     DROPPED.clone()
 }
 
-/// Starts the writer thread: from here on nothing that goes through this module blocks its caller, panic messages among it.
-/// A second call changes nothing.
+/// Starts the writer thread. From then on, writing through this module never blocks the caller, panic messages included. A second
+/// call has no effect.
 ///
 /// # Errors
 /// When the thread cannot be started. Lines are written at once then, as before.
@@ -66,7 +66,7 @@ pub fn start() -> io::Result<()> {
     Ok(())
 }
 
-/// Has `lines`, which are whole and end with a newline, written to stderr. They stay together.
+/// Writes `lines` to stderr without a line in between. They must be complete and end with a newline.
 pub fn write(lines: &[u8]) {
     match QUEUE.get() {
         Some(queue) => {

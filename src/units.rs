@@ -1,6 +1,6 @@
 //! Quantities that cannot be mixed.
 //!
-//! Sizes, token counts and waits cross module and process borders as types instead of as bare integers, and print in
+//! Sizes, token counts and durations have types instead of bare integers across modules and processes, and are printed in
 //! readable form.
 
 use std::{fmt, iter::Sum, ops, time::Duration};
@@ -101,7 +101,7 @@ impl fmt::Display for Tokens {
     }
 }
 
-/// A wait or a limit on one, in whole milliseconds, as settings and requests spell it.
+/// A duration in whole milliseconds, as in settings and requests.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
 )]

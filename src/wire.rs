@@ -2,8 +2,8 @@
 //!
 //! A frame is the payload's length (u32, little-endian) and the payload: one [`ToWorker`] or [`FromWorker`] in postcard's
 //! encoding. A worker sends a frame for each prompt chunk and each decode step, and the supervisor uses them as heartbeats. Both
-//! ends are the same executable, so nothing is negotiated. [`FromWorker::Hello`] still carries [`PROTOCOL`], because an
-//! executable that is replaced while the server runs starts workers of another version.
+//! ends are the same executable, so nothing is negotiated. [`FromWorker::Hello`] still carries [`PROTOCOL`]: on systems without
+//! `/proc`, an executable that is replaced while the server runs starts workers of another version.
 //!
 //! The reader trusts nothing. A length above [`MAX_FRAME`] or a payload that does not decode is a [`WireError`], and nothing of
 //! that length is allocated.

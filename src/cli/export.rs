@@ -192,7 +192,7 @@ impl Args {
             (None, config) => Source::Random { config: config.clone().unwrap_or_default(), seed: self.seed },
         };
         let weights = Storage {
-            format: self.quantize.into(),
+            format: self.quantize,
             block_size: self.block_size,
             zero_points: if self.zero_points { ZeroPoints::PerBlock } else { ZeroPoints::Middle },
             keep: self.keep.clone(),

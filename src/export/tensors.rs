@@ -19,10 +19,7 @@ use serde::{
     de::{Error, IgnoredAny, MapAccess, Visitor},
 };
 
-use super::{
-    param::{Param, Shape},
-    positioned_io::PositionedFile,
-};
+use super::{param::Param, positioned_io::PositionedFile};
 use crate::files;
 
 /// The limit of the safetensors library.
@@ -114,6 +111,16 @@ pub enum TensorsError {
         /// Its type.
         dtype: Dtype,
     },
+    /// A part of a packed weight is not there.
+    #[error("{}: {tensor} has no {end} beside it; download the checkpoint again", path.display())]
+    NoPart {
+        /// The file.
+        path: PathBuf,
+        /// A part that is there.
+        tensor: String,
+        /// The end of the name of the part that is missing.
+        end: &'static str,
+    },
     /// A tensor of another shape than the configuration asks for.
     #[error(
         "{}: {tensor} has the shape {found:?}, the configuration makes it {expected}; do the two belong together?",
@@ -194,20 +201,14 @@ impl TensorFile {
         param: &Param,
         rows: Range<usize>,
     ) -> Result<Vec<f32>, TensorsError> {
-        let cols = match param.shape {
-            Shape::Vector(_) => 1,
-            Shape::Matrix { cols, .. } => cols,
-        };
-        let mut values = Vec::new();
-        for lines in param.stored(rows) {
-            if param.transposed {
-                let columns = Columns { lines, of: param.stored_lines(), height: cols };
-                values.extend(self.read_columns(tensor, &columns)?);
-            } else {
-                values.extend(self.read(tensor, lines.start * cols..lines.end * cols)?);
+        let cols = param.stored_cols();
+        param.read(rows, |lines| {
+            if !param.transposed {
+                return self.read(tensor, lines.start * cols..lines.end * cols);
             }
-        }
-        Ok(values)
+            let columns = Columns { lines, of: param.stored_lines(), height: cols };
+            self.read_columns(tensor, &columns)
+        })
     }
 
     /// Some columns of a matrix, one after the other.
@@ -228,6 +229,39 @@ impl TensorFile {
     ///
     /// Callers have checked shape and type; a range beyond the tensor's end reads as an unexpected end of file.
     pub(super) fn read(&self, tensor: &str, range: Range<usize>) -> Result<Vec<f32>, TensorsError> {
+        let (bytes, dtype) = self.read_raw(tensor, range)?;
+        widen(&bytes, dtype).ok_or_else(|| self.type_error(tensor, dtype))
+    }
+
+    /// The type of `tensor`.
+    pub(super) fn dtype(&self, tensor: &str) -> Option<Dtype> {
+        self.tensors.get(tensor).map(|info| info.dtype)
+    }
+
+    /// Reads elements `range` of a tensor whose elements are bytes.
+    pub(super) fn read_bytes(&self, tensor: &str, range: Range<usize>) -> Result<Vec<u8>, TensorsError> {
+        match self.read_raw(tensor, range)? {
+            (bytes, Dtype::U8 | Dtype::I8 | Dtype::F8_E4M3 | Dtype::F8_E5M2) => Ok(bytes),
+            (_, dtype) => Err(self.type_error(tensor, dtype)),
+        }
+    }
+
+    /// Reads elements `range` of a tensor of 32-bit words.
+    pub(super) fn read_words(&self, tensor: &str, range: Range<usize>) -> Result<Vec<u32>, TensorsError> {
+        match self.read_raw(tensor, range)? {
+            (bytes, Dtype::I32 | Dtype::U32) => {
+                Ok(bytes.as_chunks::<4>().0.iter().map(|four| u32::from_le_bytes(*four)).collect())
+            }
+            (_, dtype) => Err(self.type_error(tensor, dtype)),
+        }
+    }
+
+    fn type_error(&self, tensor: &str, dtype: Dtype) -> TensorsError {
+        TensorsError::Type { path: self.path.clone(), tensor: tensor.into(), dtype }
+    }
+
+    /// The bytes of elements `range`, and their type.
+    fn read_raw(&self, tensor: &str, range: Range<usize>) -> Result<(Vec<u8>, Dtype), TensorsError> {
         let failed = |source| TensorsError::Read { path: self.path.clone(), source };
         let Some(info) = self.tensors.get(tensor) else {
             return Err(failed(io::ErrorKind::NotFound.into()));
@@ -240,11 +274,7 @@ impl TensorFile {
         let mut bytes = vec![0; range.len() * width];
         let offset = self.data_start + (start + range.start * width) as u64;
         self.file.read_exact_at(&mut bytes, offset).map_err(failed)?;
-        widen(&bytes, info.dtype).ok_or_else(|| TensorsError::Type {
-            path: self.path.clone(),
-            tensor: tensor.into(),
-            dtype: info.dtype,
-        })
+        Ok((bytes, info.dtype))
     }
 }
 

@@ -95,8 +95,8 @@ impl Merged {
     fn rows(&self, param: &Param, rows: Range<usize>) -> Result<Vec<f32>, WeightsError> {
         let mut weights = original(&self.checkpoint, &self.merge_plan, param, rows.clone())?;
         self.merge_plan.apply(&mut weights, param, rows.clone())?;
-        if param.offset != 0.0 {
-            weights.iter_mut().for_each(|weight| *weight += param.offset);
+        if param.offset != 0.0 || param.factor != 1.0 {
+            weights.iter_mut().for_each(|weight| *weight = (*weight + param.offset) * param.factor);
         }
         let origin = if self.merge_plan.changes(&param.name) { "merged" } else { "base" };
         check_finite(&weights, param, rows.start, origin)?;
@@ -112,6 +112,7 @@ fn original(
     rows: Range<usize>,
 ) -> Result<Vec<f32>, WeightsError> {
     match merge_plan.origin(&param.name) {
+        _ if !param.is_stored() => Ok(vec![0.0; rows.len() * param.shape.cols()]),
         None => Ok(checkpoint.rows(param, rows)?),
         Some(Origin::Base(name)) => {
             Ok(checkpoint.rows(&Param { name: name.clone(), ..param.clone() }, rows)?)

@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use actix_web::{
     HttpResponse, HttpResponseBuilder, ResponseError,
-    http::{StatusCode, header},
+    http::{
+        StatusCode,
+        header::{self, HeaderName},
+    },
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -224,6 +227,19 @@ impl ApiError {
         }
     }
 
+    /// The header that the status requires, or that says what to send instead.
+    const fn header(&self) -> Option<(HeaderName, &'static str)> {
+        match self {
+            Self::MethodNotAllowed { allow } => Some((header::ALLOW, allow)),
+            Self::EncodingUnsupported { .. } => Some((header::ACCEPT_ENCODING, "gzip, identity")),
+            Self::NoKey => Some((header::WWW_AUTHENTICATE, r#"Bearer realm="eka""#)),
+            Self::WrongKey => {
+                Some((header::WWW_AUTHENTICATE, r#"Bearer realm="eka", error="invalid_token""#))
+            }
+            _ => None,
+        }
+    }
+
     /// The message for the client. Messages of files, libraries and processes may contain paths and go to the log only.
     fn message(&self) -> String {
         match self.public() {
@@ -313,21 +329,8 @@ impl ResponseError for ApiError {
         if let Some(wait) = self.retry_after() {
             response.insert_header((header::RETRY_AFTER, whole_seconds(wait).to_string()));
         }
-        match self {
-            Self::MethodNotAllowed { allow } => {
-                response.insert_header((header::ALLOW, *allow));
-            }
-            Self::EncodingUnsupported { .. } => {
-                response.insert_header((header::ACCEPT_ENCODING, "gzip, identity"));
-            }
-            Self::NoKey => {
-                response.insert_header((header::WWW_AUTHENTICATE, r#"Bearer realm="eka""#));
-            }
-            Self::WrongKey => {
-                let challenge = r#"Bearer realm="eka", error="invalid_token""#;
-                response.insert_header((header::WWW_AUTHENTICATE, challenge));
-            }
-            _ => {}
+        if let Some(header) = self.header() {
+            response.insert_header(header);
         }
         response.json(self.body())
     }

@@ -1,6 +1,7 @@
 //! `eka export`: adapters, weight formats, damaged sources, full disks, kills.
 
 mod adapters;
+mod cases;
 mod damage;
 mod disk;
 mod fuzz;

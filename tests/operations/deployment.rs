@@ -166,3 +166,14 @@ async fn eka_health_reports_by_exit_code() {
         assert!(text(&checked.stderr).contains(message), "{arguments:?}: {}", text(&checked.stderr));
     }
 }
+
+#[tokio::test]
+async fn a_second_server_leaves_the_ready_file_of_a_running_one() {
+    let program = Program::start(&[]).await;
+    let file = program.ready_file();
+    let second = run(&["serve", "--port", "0", "--ready-file", argument(&file)]);
+    let (message, expected) = (text(&second.stderr), format!("process id {}; stop it", program.pid()));
+    assert!(second.status.code() == Some(2) && message.contains(&expected), "{message}");
+    let document: serde_json::Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    assert_eq!(document["pid"], program.pid());
+}

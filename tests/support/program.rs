@@ -149,11 +149,16 @@ impl Program {
         program
     }
 
+    /// The file that it was started with as `--ready-file`.
+    pub(crate) fn ready_file(&self) -> PathBuf {
+        self.directory.path().join(READY_FILE)
+    }
+
     async fn address(&mut self) -> String {
         let mut found = None;
         eventually("the ready file", || {
             assert!(self.child.try_wait().unwrap().is_none(), "it ended:\n{}", self.log());
-            found = fs::read(self.directory.path().join(READY_FILE)).ok();
+            found = fs::read(self.ready_file()).ok();
             found.is_some()
         })
         .await;

@@ -74,8 +74,6 @@ impl ApiFormat for Completions {
         out.push(&self.document(Vec::new(), progress.into()));
     }
 
-    fn opening(&mut self, _: usize, _: &mut SseEvents) {}
-
     fn delta(&mut self, choice: usize, delta: &Delta, out: &mut SseEvents) {
         let logprobs = self.0.logprobs_of(&delta.scored);
         out.push(&self.chunk(

@@ -50,7 +50,7 @@ pub(crate) trait ApiFormat: Send + 'static {
     fn progress(&mut self, progress: Progress, out: &mut SseEvents);
 
     /// Writes what precedes the first text of a choice.
-    fn opening(&mut self, choice: usize, out: &mut SseEvents);
+    fn opening(&mut self, _: usize, _: &mut SseEvents) {}
 
     /// Writes a piece of text or of tool calls.
     fn delta(&mut self, choice: usize, delta: &Delta, out: &mut SseEvents);
@@ -59,7 +59,9 @@ pub(crate) trait ApiFormat: Send + 'static {
     fn closing(&mut self, choice: usize, finished: &FinishedChoice, out: &mut SseEvents);
 
     /// Writes the end of the stream, after all choices.
-    fn end(&mut self, choices: &[FinishedChoice], out: &mut SseEvents);
+    fn end(&mut self, _: &[FinishedChoice], out: &mut SseEvents) {
+        out.push_done();
+    }
 
     /// Writes an error, which ends the stream.
     fn failure(&mut self, error: &ErrorBody, out: &mut SseEvents) {

@@ -80,17 +80,11 @@ impl ApiFormat for GenerateLite {
         out.push(&GeneratedDelta::PromptProgress(progress.into()));
     }
 
-    fn opening(&mut self, _: usize, _: &mut SseEvents) {}
-
     fn delta(&mut self, _: usize, delta: &Delta, out: &mut SseEvents) {
         out.push(&GeneratedDelta::Text(&delta.text));
     }
 
     fn closing(&mut self, _: usize, finished: &FinishedChoice, out: &mut SseEvents) {
         out.push(&self.document(finished));
-    }
-
-    fn end(&mut self, _: &[FinishedChoice], out: &mut SseEvents) {
-        out.push_done();
     }
 }

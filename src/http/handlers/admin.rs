@@ -2,7 +2,7 @@
 //!
 //! Commands run between two jobs: after the running one and before all that are queued.
 
-use actix_web::{HttpRequest, HttpResponse, web};
+use actix_web::{HttpResponse, web};
 use serde::Serialize;
 use tokio::time::timeout;
 use utoipa::ToSchema;
@@ -12,7 +12,7 @@ use crate::{
     http::{
         error::ApiError,
         field_error::FieldError,
-        request::{LoadRequest, LogRequest, body},
+        request::{ApiRequest, LoadRequest, LogRequest},
         state::AppState,
     },
     job::{Command, CommandOutcome, CommandReport, Failure, Memory},
@@ -85,46 +85,31 @@ pub(crate) struct Draining {
 }
 
 /// `POST /admin/models/{id}/load`, optionally with `keep_alive`.
-pub(crate) async fn load(
-    request: HttpRequest,
-    path: web::Path<String>,
-    payload: web::Payload,
-    state: web::Data<AppState>,
-) -> Result<HttpResponse, ApiError> {
-    let model = state.models.id(&path.into_inner())?;
-    let LoadRequest { keep_alive } = body::read_optional(&request, payload, &state).await?;
-    answer_command(&request, &state, Command::Load { model, keep_alive }).await
+pub(crate) async fn load(path: web::Path<String>, mut request: ApiRequest) -> Result<HttpResponse, ApiError> {
+    let model = request.state.models.id(&path.into_inner())?;
+    let LoadRequest { keep_alive } = request.read_optional().await?;
+    answer_command(&request, Command::Load { model, keep_alive }).await
 }
 
 /// `POST /admin/models/{id}/unload`.
-pub(crate) async fn unload(
-    request: HttpRequest,
-    path: web::Path<String>,
-    state: web::Data<AppState>,
-) -> Result<HttpResponse, ApiError> {
-    let model = state.models.id(&path.into_inner())?;
-    answer_command(&request, &state, Command::Unload { model }).await
+pub(crate) async fn unload(path: web::Path<String>, request: ApiRequest) -> Result<HttpResponse, ApiError> {
+    let model = request.state.models.id(&path.into_inner())?;
+    answer_command(&request, Command::Unload { model }).await
 }
 
 /// `POST /admin/trim`.
-pub(crate) async fn trim(request: HttpRequest, state: web::Data<AppState>) -> Result<HttpResponse, ApiError> {
-    answer_command(&request, &state, Command::Trim).await
+pub(crate) async fn trim(request: ApiRequest) -> Result<HttpResponse, ApiError> {
+    answer_command(&request, Command::Trim).await
 }
 
 /// `POST /admin/log`: sets `log.level` until a restart, or until SIGHUP with another log.level.
-pub(crate) async fn log(
-    request: HttpRequest,
-    payload: web::Payload,
-    state: web::Data<AppState>,
-) -> Result<HttpResponse, ApiError> {
-    let LogRequest { level } = body::read(&request, payload, &state).await?;
+pub(crate) async fn log(mut request: ApiRequest) -> Result<HttpResponse, ApiError> {
+    let LogRequest { level } = request.read().await?;
     if !is_log_level(&level) {
         let expected = "expected error, warn, info, debug, trace or a filter such as info,eka=debug";
         return Err(FieldError::value("level", format!("unsupported value {level:?}; {expected}")).into());
     }
-    let Some(set) = &state.set_log_level else {
-        return Err(ApiError::NotFound { path: request.path().to_owned() });
-    };
+    let Some(set) = &request.state.set_log_level else { return Err(request.not_found()) };
     set(&level).map_err(|message| ApiError::Internal { message })?;
     tracing::info!("log.level is {level} from now on, by /admin/log");
     Ok(HttpResponse::Ok().json(LogLevel { level }))
@@ -142,25 +127,18 @@ pub(crate) async fn drain(state: web::Data<AppState>) -> HttpResponse {
     })
 }
 
-async fn answer_command(
-    request: &HttpRequest,
-    state: &AppState,
-    command: Command,
-) -> Result<HttpResponse, ApiError> {
-    let outcomes = send_command(request, state, command).await?;
+async fn answer_command(request: &ApiRequest, command: Command) -> Result<HttpResponse, ApiError> {
+    let outcomes = send_command(request, command).await?;
     Ok(HttpResponse::Ok().json(CommandAnswer::try_from(outcomes)?))
 }
 
 /// Sends a command to all devices and waits for the outcomes.
 pub(crate) async fn send_command(
-    request: &HttpRequest,
-    state: &AppState,
+    request: &ApiRequest,
     command: Command,
 ) -> Result<Vec<CommandOutcome>, ApiError> {
-    let Some(commands) = &state.commands else {
-        return Err(ApiError::NotFound { path: request.path().to_owned() });
-    };
-    let limit = state.deadlines().total;
+    let Some(commands) = &request.state.commands else { return Err(request.not_found()) };
+    let limit = request.state.deadlines().total;
     let outcomes = timeout(limit, commands(command)).await;
     Ok(outcomes.map_err(|_| Failure::Deadline { elapsed: limit })?)
 }

@@ -9,7 +9,7 @@ use std::{
 use actix_web::{
     HttpRequest, HttpResponse,
     http::header::{CACHE_CONTROL, CONTENT_TYPE, ContentType},
-    web::{self, Bytes},
+    web::Bytes,
 };
 use futures_util::{Stream, stream};
 use tokio::time::timeout;
@@ -25,7 +25,7 @@ use crate::{
         formats::{ApiFormat, CompletionStream, FinishedChoice, ResponseMeta, SseEvents, Update},
         middleware::RequestRecord,
         offload::Cost,
-        request::{Delivery, GenerateParams, GenerateRequest, RequestContext, Taken, body},
+        request::{ApiRequest, Delivery, GenerateParams, GenerateRequest, RequestContext, Taken},
         state::AppState,
     },
     text::Text,
@@ -39,15 +39,11 @@ const HEARTBEAT: &[u8] = b": waiting\n\n";
 const LOADING: &[u8] = b": loading the model\n\n";
 
 /// Answers one request in the format `F`.
-pub(crate) async fn generate<F: ApiFormat>(
-    request: HttpRequest,
-    payload: web::Payload,
-    state: web::Data<AppState>,
-) -> Result<HttpResponse, ApiError> {
+pub(crate) async fn generate<F: ApiFormat>(mut from: ApiRequest) -> Result<HttpResponse, ApiError> {
+    let (state, request) = (from.state.clone(), from.http.clone());
     let (deadlines, log_as) = (state.deadlines(), state.settings.log_prompts.then(|| request_id(&request)));
     let take = move |request: F::Request, text: &Text| resolve(request, text, deadlines, log_as);
-    let Taken { text, value: mut params, share, ignored } =
-        body::take(&request, payload, &state, take).await?;
+    let Taken { text, value: mut params, share, ignored } = from.take(take).await?;
     let job = state.executor.new_id();
     let delivery = params.delivery;
     let format = F::new(ResponseMeta {

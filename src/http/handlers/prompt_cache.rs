@@ -19,7 +19,7 @@
 
 use std::time::Duration;
 
-use actix_web::{HttpRequest, HttpResponse, web};
+use actix_web::{HttpResponse, web};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -36,10 +36,9 @@ use crate::{
         formats::milliseconds,
         middleware::{RequestRecord, auth},
         request::{
-            CacheRequest, Prompt, RestorePrompt, SavePrompt, ServedModel, body, cache_salt,
+            ApiRequest, CacheRequest, Prompt, RestorePrompt, SavePrompt, ServedModel, cache_salt,
             tokenize::with_tools,
         },
-        state::AppState,
     },
     job::{CacheSalt, Command, EndReason, Event, Failure, Finish, Job, PromptToRestore, SaveAs},
     metrics::{OnDevice, PromptFile},
@@ -135,42 +134,34 @@ pub(crate) struct SaveTimings {
 }
 
 /// `GET /admin/cache`.
-pub(crate) async fn list(request: HttpRequest, state: web::Data<AppState>) -> Result<HttpResponse, ApiError> {
-    let store = store(&request, &state)?;
+pub(crate) async fn list(request: ApiRequest) -> Result<HttpResponse, ApiError> {
+    let store = store(&request)?;
     let listed = blocking(move || store.list()).await?.map_err(|e| failed("", &e))?;
     let data = listed.into_iter().map(SavedPrompt::from).collect();
     Ok(HttpResponse::Ok().json(SavedPromptList { object: "list", data }))
 }
 
 /// `POST /admin/cache`.
-pub(crate) async fn cache(
-    request: HttpRequest,
-    payload: web::Payload,
-    state: web::Data<AppState>,
-) -> Result<HttpResponse, ApiError> {
-    let store = store(&request, &state)?;
-    match body::read(&request, payload, &state).await? {
+pub(crate) async fn cache(mut request: ApiRequest) -> Result<HttpResponse, ApiError> {
+    let store = store(&request)?;
+    match request.read().await? {
         CacheRequest::Save(body) => {
-            let saved = save(&request, &state, store, body).await;
+            let saved = save(&request, store, body).await;
             let outcome = if saved.is_ok() { "ok" } else { "failed" };
             let save = PromptFile { action: "save", outcome, device: OnDevice::default() };
-            state.metrics.saved_prompts.get_or_create(&save).inc();
+            request.state.metrics.saved_prompts.get_or_create(&save).inc();
             saved
         }
-        CacheRequest::Restore(body) => restore(&request, &state, store, body).await,
-        CacheRequest::Delete(body) => delete(&request, &state, store, body.name).await,
+        CacheRequest::Restore(body) => restore(&request, store, body).await,
+        CacheRequest::Delete(body) => delete(&request, store, body.name).await,
     }
 }
 
 /// Queues a job that computes and saves a prompt, on the next free device.
-async fn save(
-    request: &HttpRequest,
-    state: &AppState,
-    store: PromptStore,
-    body: SavePrompt,
-) -> Result<HttpResponse, ApiError> {
+async fn save(request: &ApiRequest, store: PromptStore, body: SavePrompt) -> Result<HttpResponse, ApiError> {
+    let state = &request.state;
     let SavePrompt { name, model, prompt, messages, tools, cache_salt: salt } = body;
-    let text = auth::model(request, state, model.as_deref())?;
+    let text = auth::model(&request.http, state, model.as_deref())?;
     let prompt = Prompt::choose(prompt, with_tools(messages, tools)?)?;
     prompt.check(text.card().vocabulary)?;
     check_readiness(&state.readiness.borrow())?;
@@ -183,10 +174,10 @@ async fn save(
     room(read, Some(Tokens(1)), Tokens(1), served.context_length())?;
     let save = SaveAs { name: name.to_string(), dir: store.dir().to_path_buf() };
     let model = text.card().id.as_str().into();
-    let cache_salt = cache_salt::digest(state, caller(request).key.as_deref(), salt.as_deref());
+    let cache_salt = cache_salt::digest(state, caller(&request.http).key.as_deref(), salt.as_deref());
     let job = Job { model, cache_salt, save: Some(save), ..Job::new(state.executor.new_id(), tokens, 1) };
-    let (finish, queue_wait) = run(request, state, job).await?;
-    if let Some(record) = RequestRecord::of(request) {
+    let (finish, queue_wait) = run(request, job).await?;
+    if let Some(record) = RequestRecord::of(&request.http) {
         record.add_tokens(read.0, 0);
     }
     let (head, bytes) = head(store, &name).await?;
@@ -202,10 +193,10 @@ async fn save(
 }
 
 /// Waits for the end of a job; also returns its time in the queue.
-async fn run(request: &HttpRequest, state: &AppState, job: Job) -> Result<(Finish, Duration), ApiError> {
-    let terms = Terms::from(state.deadlines());
+async fn run(request: &ApiRequest, job: Job) -> Result<(Finish, Duration), ApiError> {
+    let terms = Terms::from(request.state.deadlines());
     // If the client disconnects, this is dropped and nothing is saved.
-    let mut ticket = state.executor.submit_for(caller(request), job, terms)?;
+    let mut ticket = request.state.executor.submit_for(caller(&request.http), job, terms)?;
     let mut waited = Duration::ZERO;
     loop {
         match ticket.next().await {
@@ -222,44 +213,37 @@ async fn run(request: &HttpRequest, state: &AppState, job: Job) -> Result<(Finis
 
 /// Loads a saved prompt on every device.
 async fn restore(
-    request: &HttpRequest,
-    state: &AppState,
+    request: &ApiRequest,
     store: PromptStore,
     body: RestorePrompt,
 ) -> Result<HttpResponse, ApiError> {
-    let salt = audience(request, state, &body)?;
+    let salt = audience(request, &body)?;
     let RestorePrompt { name, model: asked, .. } = body;
     let file = store.path(&name);
     let (head, bytes) = head(store, &name).await?;
-    let text = auth::model(request, state, Some(asked.as_ref().unwrap_or(&head.model)))?;
+    let text = auth::model(&request.http, &request.state, Some(asked.as_ref().unwrap_or(&head.model)))?;
     let (model, called) = (text.card().id.as_str().into(), name.to_string());
     let outcomes =
-        send_command(request, state, Command::Restore(PromptToRestore { model, name: called, file, salt }))
-            .await?;
+        send_command(request, Command::Restore(PromptToRestore { model, name: called, file, salt })).await?;
     let (saved, done) = (SavedPrompt::new(&name, head, bytes), outcomes.try_into()?);
     Ok(HttpResponse::Ok().json(CacheAnswer::Restore { saved, done }))
 }
 
 /// The salt of the requests that may use a restored prompt; `None` means all.
-fn audience(
-    request: &HttpRequest,
-    state: &AppState,
-    body: &RestorePrompt,
-) -> Result<Option<CacheSalt>, FieldError> {
+fn audience(request: &ApiRequest, body: &RestorePrompt) -> Result<Option<CacheSalt>, FieldError> {
     body.check()?;
     if let Some(name) = &body.key
-        && !state.access.rules().keys.has_name(name)
+        && !request.state.access.rules().keys.has_name(name)
     {
         return Err(FieldError::value("key", format!("no API key has the name {name:?}")));
     }
-    let key = body.key.clone().or_else(|| caller(request).key);
-    Ok((!body.shared).then(|| cache_salt::digest(state, key.as_deref(), body.cache_salt.as_deref())))
+    let key = body.key.clone().or_else(|| caller(&request.http).key);
+    Ok((!body.shared).then(|| cache_salt::digest(&request.state, key.as_deref(), body.cache_salt.as_deref())))
 }
 
 /// Deletes a saved prompt and what was restored from it.
 async fn delete(
-    request: &HttpRequest,
-    state: &AppState,
+    request: &ApiRequest,
     store: PromptStore,
     name: PromptName,
 ) -> Result<HttpResponse, ApiError> {
@@ -267,15 +251,15 @@ async fn delete(
     let deleted = blocking(move || store.delete(&called)).await?;
     deleted.map_err(|e| failed(name.as_str(), &e))?;
     // The file is deleted in any case, and a lost worker has lost the prompt as well.
-    let forgotten = send_command(request, state, Command::Forget { name: name.to_string() }).await;
+    let forgotten = send_command(request, Command::Forget { name: name.to_string() }).await;
     let done = forgotten.ok().and_then(|outcomes| outcomes.try_into().ok());
     Ok(HttpResponse::Ok().json(CacheAnswer::Delete { name: name.as_str(), done }))
 }
 
 /// The store, if prompts can be saved and commands are supported.
-fn store(request: &HttpRequest, state: &AppState) -> Result<PromptStore, ApiError> {
-    let store = state.saved.clone().filter(|_| state.commands.is_some());
-    store.ok_or_else(|| ApiError::NotFound { path: request.path().to_owned() })
+fn store(request: &ApiRequest) -> Result<PromptStore, ApiError> {
+    let store = request.state.saved.clone().filter(|_| request.state.commands.is_some());
+    store.ok_or_else(|| request.not_found())
 }
 
 async fn head(store: PromptStore, name: &PromptName) -> Result<(PromptInfo, u64), ApiError> {

@@ -10,7 +10,7 @@
 //! gets them by default; `add_special` overrides both. Chat templates write their own. `add_special_tokens` is vLLM's name of
 //! `add_special`.
 
-use actix_web::{HttpRequest, HttpResponse, http::header::ContentType, web};
+use actix_web::{HttpResponse, http::header::ContentType};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -20,8 +20,8 @@ use crate::{
         formats::to_json,
         offload::Cost,
         request::{
-            ApplyTemplateRequest, DetokenizeRequest, Ignored, ServedModel, Source, Special, Taken,
-            TokenizeRequest, body, prompt::check_ids,
+            ApiRequest, ApplyTemplateRequest, DetokenizeRequest, Ignored, ServedModel, Source, Special,
+            Taken, TokenizeRequest, prompt::check_ids,
         },
         state::AppState,
     },
@@ -72,17 +72,13 @@ pub(crate) struct RenderedPrompt {
 }
 
 /// `POST /tokenize`.
-pub(crate) async fn tokenize(
-    request: HttpRequest,
-    payload: web::Payload,
-    state: web::Data<AppState>,
-) -> Result<HttpResponse, ApiError> {
-    let taken = body::take(&request, payload, &state, |request: TokenizeRequest, _| {
+pub(crate) async fn tokenize(mut request: ApiRequest) -> Result<HttpResponse, ApiError> {
+    let taken = request.take(|request: TokenizeRequest, _| {
         let with_pieces = request.with_pieces;
         Ok((request.source()?, with_pieces))
     });
     let Taken { text, value: (source, with_pieces), share, ignored } = taken.await?;
-    let model = ServedModel { state: &state, text: &text };
+    let model = ServedModel { state: &request.state, text: &text };
     let (source, special) = match source {
         Source::Text { text, add_special: true } => (text, Special::Added),
         Source::Text { text, add_special: false } => (text, Special::Written),
@@ -97,16 +93,12 @@ pub(crate) async fn tokenize(
         let tokens = ids.into_iter().map(token).collect();
         to_json(&Tokenized { count, tokens, max_model_len: max })
     };
-    answer(&state, Cost::of_text(count), ignored, json).await
+    answer(&request.state, Cost::of_text(count), ignored, json).await
 }
 
 /// `POST /detokenize`.
-pub(crate) async fn detokenize(
-    request: HttpRequest,
-    payload: web::Payload,
-    state: web::Data<AppState>,
-) -> Result<HttpResponse, ApiError> {
-    let taken = body::take(&request, payload, &state, |request: DetokenizeRequest, text| {
+pub(crate) async fn detokenize(mut request: ApiRequest) -> Result<HttpResponse, ApiError> {
+    let taken = request.take(|request: DetokenizeRequest, text| {
         check_ids(&request.tokens, "tokens", text.card().vocabulary)?;
         Ok(request.tokens)
     });
@@ -117,21 +109,17 @@ pub(crate) async fn detokenize(
         drop(share);
         to_json(&Detokenized { content: &content, prompt: &content })
     };
-    answer(&state, cost, ignored, json).await
+    answer(&request.state, cost, ignored, json).await
 }
 
 /// `POST /apply-template`.
-pub(crate) async fn apply_template(
-    request: HttpRequest,
-    payload: web::Payload,
-    state: web::Data<AppState>,
-) -> Result<HttpResponse, ApiError> {
-    let taken =
-        body::take(&request, payload, &state, |request: ApplyTemplateRequest, _| Ok(request.conversation()));
+pub(crate) async fn apply_template(mut request: ApiRequest) -> Result<HttpResponse, ApiError> {
+    let taken = request.take(|request: ApplyTemplateRequest, _| Ok(request.conversation()));
     let Taken { text, value: conversation, share, ignored } = taken.await?;
-    let prompt = ServedModel { state: &state, text: &text }.render(conversation).await?;
+    let prompt = ServedModel { state: &request.state, text: &text }.render(conversation).await?;
     drop(share);
-    answer(&state, Cost::of_json(prompt.len()), ignored, move || to_json(&RenderedPrompt { prompt })).await
+    answer(&request.state, Cost::of_json(prompt.len()), ignored, move || to_json(&RenderedPrompt { prompt }))
+        .await
 }
 
 /// An answer with the JSON that `write` makes at this cost.

@@ -9,13 +9,19 @@
 //!
 //! [`Body::parse`] decodes and parses; for large bodies [`offload`](crate::http::offload) runs it on another thread.
 
-use std::{io::Read, sync::Arc, time::Duration};
+use std::{
+    future::{Ready, ready},
+    io::Read,
+    sync::Arc,
+    time::Duration,
+};
 
 use actix_web::{
-    HttpRequest,
-    error::PayloadError,
+    Error, FromRequest, HttpRequest,
+    dev::Payload,
+    error::{ErrorInternalServerError, PayloadError},
     http::header::{self, HeaderMap},
-    web::Payload,
+    web,
 };
 use flate2::read::MultiGzDecoder;
 use futures_util::StreamExt;
@@ -63,56 +69,91 @@ pub(crate) struct Taken<T> {
     pub(crate) ignored: Ignored,
 }
 
-/// Reads a body that is a JSON object.
-pub(crate) async fn read<R: ReadObject>(
-    request: &HttpRequest,
+/// A request as handlers take it; its body is not read yet.
+pub(crate) struct ApiRequest {
+    pub(crate) http: HttpRequest,
+    pub(crate) state: web::Data<AppState>,
     payload: Payload,
-    state: &AppState,
-) -> Result<R, ApiError> {
-    let body = receive(request, payload, state).await?;
-    parse(body, state).await
 }
 
-/// As [`read`]; a missing body is read as an empty object.
-pub(crate) async fn read_optional<R: ReadObject>(
-    request: &HttpRequest,
-    payload: Payload,
-    state: &AppState,
-) -> Result<R, ApiError> {
-    let body = bytes(request, payload, state).await?;
-    if body.bytes.is_empty() {
-        return Ok(R::read(Fields::default())?);
+impl FromRequest for ApiRequest {
+    type Error = Error;
+    type Future = Ready<Result<Self, Error>>;
+
+    fn from_request(http: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let state = http.app_data().cloned().ok_or_else(|| ErrorInternalServerError("no state"));
+        ready(state.map(|state| Self { http: http.clone(), state, payload: payload.take() }))
     }
-    check_head(request.headers(), state.settings.body_limit)?;
-    parse(body, state).await
 }
 
-async fn parse<R: ReadObject>(body: Body, state: &AppState) -> Result<R, ApiError> {
-    state.offload.run(body.cost(), move || Ok::<_, ApiError>(R::read(body.parse()?.0)?)).await
-}
+impl ApiRequest {
+    /// Reads a body that is a JSON object.
+    pub(crate) async fn read<R: ReadObject>(&mut self) -> Result<R, ApiError> {
+        let body = self.receive().await?;
+        self.parse(body).await
+    }
 
-/// Reads a body, finds its model and checks the request with `resolve`; on another thread if the body is large.
-pub(crate) async fn take<R: ReadObject, T: Send + 'static>(
-    request: &HttpRequest,
-    payload: Payload,
-    state: &AppState,
-    resolve: impl FnOnce(R, &Text) -> Result<T, ApiError> + Send + 'static,
-) -> Result<Taken<T>, ApiError> {
-    let body = receive(request, payload, state).await?;
-    let cost = body.cost();
-    let (key, models) = (auth::key(request), state.models.clone());
-    let unknown = state.settings.unknown_fields;
-    let work = move || {
-        let (fields, share) = body.parse()?;
-        let fields = fields.with_unknown(unknown);
-        let ignored = fields.ignored();
-        let model = fields.get("model").and_then(Value::as_str).map(str::to_owned);
-        let request = R::read(fields)?;
-        let text = Arc::clone(auth::model_for(key.as_deref(), &models, model.as_deref())?);
-        let value = resolve(request, &text)?;
-        Ok::<_, ApiError>(Taken { text, value, share, ignored })
-    };
-    state.offload.run(cost, work).await
+    /// As [`Self::read`]; a missing body is read as an empty object.
+    pub(crate) async fn read_optional<R: ReadObject>(&mut self) -> Result<R, ApiError> {
+        let body = self.bytes().await?;
+        if body.bytes.is_empty() {
+            return Ok(R::read(Fields::default())?);
+        }
+        self.check_head()?;
+        self.parse(body).await
+    }
+
+    async fn parse<R: ReadObject>(&self, body: Body) -> Result<R, ApiError> {
+        self.state.offload.run(body.cost(), move || Ok::<_, ApiError>(R::read(body.parse()?.0)?)).await
+    }
+
+    /// Reads a body, finds its model and checks the request with `resolve`; on another thread if the body is large.
+    pub(crate) async fn take<R: ReadObject, T: Send + 'static>(
+        &mut self,
+        resolve: impl FnOnce(R, &Text) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<Taken<T>, ApiError> {
+        let body = self.receive().await?;
+        let cost = body.cost();
+        let (key, models) = (auth::key(&self.http), self.state.models.clone());
+        let unknown = self.state.settings.unknown_fields;
+        let work = move || {
+            let (fields, share) = body.parse()?;
+            let fields = fields.with_unknown(unknown);
+            let ignored = fields.ignored();
+            let model = fields.get("model").and_then(Value::as_str).map(str::to_owned);
+            let request = R::read(fields)?;
+            let text = Arc::clone(auth::model_for(key.as_deref(), &models, model.as_deref())?);
+            let value = resolve(request, &text)?;
+            Ok::<_, ApiError>(Taken { text, value, share, ignored })
+        };
+        self.state.offload.run(cost, work).await
+    }
+
+    /// The error of a route that this server does not have.
+    pub(crate) fn not_found(&self) -> ApiError {
+        ApiError::NotFound { path: self.http.path().to_owned() }
+    }
+
+    /// Checks the headers and reads the body.
+    async fn receive(&mut self) -> Result<Body, ApiError> {
+        self.check_head()?;
+        self.bytes().await
+    }
+
+    fn check_head(&self) -> Result<(), ApiError> {
+        check_head(self.http.headers(), self.state.settings.body_limit)
+    }
+
+    async fn bytes(&mut self) -> Result<Body, ApiError> {
+        let (headers, limit) = (self.http.headers(), self.state.settings.body_limit);
+        check_length(headers, limit)?;
+        let encoding = encoding(headers)?;
+        // At the connection limit, a connection that is still sending its body may be closed.
+        let _reading = self.http.conn_data::<ConnectionHandle>().map(ConnectionHandle::body);
+        let body = Body { bytes: Vec::new(), encoding, limit, share: self.state.body_memory.share() };
+        let read = timeout(TIMEOUT, body.filled(&mut self.payload, announced(headers))).await;
+        read.map_err(|_| ApiError::BodyTooSlow { limit: TIMEOUT })?
+    }
 }
 
 /// Checks the headers that describe the body.
@@ -173,25 +214,8 @@ fn encoding(headers: &HeaderMap) -> Result<Encoding, ApiError> {
     }
 }
 
-/// Checks the headers and reads the body.
-async fn receive(request: &HttpRequest, payload: Payload, state: &AppState) -> Result<Body, ApiError> {
-    check_head(request.headers(), state.settings.body_limit)?;
-    bytes(request, payload, state).await
-}
-
-async fn bytes(request: &HttpRequest, payload: Payload, state: &AppState) -> Result<Body, ApiError> {
-    let limit = state.settings.body_limit;
-    check_length(request.headers(), limit)?;
-    let encoding = encoding(request.headers())?;
-    // At the connection limit, a connection that is still sending its body may be closed.
-    let _reading = request.conn_data::<ConnectionHandle>().map(ConnectionHandle::body);
-    let body = Body { bytes: Vec::new(), encoding, limit, share: state.body_memory.share() };
-    let read = timeout(TIMEOUT, body.filled(payload, announced(request.headers()))).await;
-    read.map_err(|_| ApiError::BodyTooSlow { limit: TIMEOUT })?
-}
-
 impl Body {
-    async fn filled(mut self, mut payload: Payload, announced: Option<u64>) -> Result<Self, ApiError> {
+    async fn filled(mut self, payload: &mut Payload, announced: Option<u64>) -> Result<Self, ApiError> {
         let max = announced.map_or(usize::MAX, |length| usize::try_from(length).unwrap_or(usize::MAX));
         while let Some(chunk) = payload.next().await {
             let chunk = chunk.map_err(|error| ApiError::BodyBroken { why: why(&error) })?;

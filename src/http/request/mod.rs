@@ -24,7 +24,7 @@ mod tools;
 
 pub(super) use self::{
     admin::{CacheRequest, LoadRequest, LogRequest, RestorePrompt, SavePrompt},
-    body::Taken,
+    body::{ApiRequest, Taken},
     chat::ChatRequest,
     completions::CompletionRequest,
     echoed_fields::EchoedFields,

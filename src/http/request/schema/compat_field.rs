@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{
-    json_schema::{JsonType, described, nullable, only_null_beside},
+    json_schema::{JsonType, described, nullable, only_null_beside, with},
     location::Location,
 };
 use crate::http::field_error::FieldError;
@@ -64,17 +64,17 @@ fn parsed(json: &str) -> Value {
 
 /// The schema of these values.
 fn one_of_values(values: Vec<Value>) -> Value {
-    match <[Value; 1]>::try_from(values) {
-        // Further fields may be null, which `enum` would not allow.
-        Ok([Value::Object(off)]) => {
-            let fields: Map<_, _> =
-                off.into_iter().map(|(name, value)| (name, json!({ "const": value }))).collect();
-            let required: Vec<_> = fields.keys().cloned().collect();
-            only_null_beside(json!({ "type": "object", "properties": fields, "required": required }))
-        }
-        Ok(value) => json!({ "enum": value }),
-        Err(values) => json!({ "enum": values }),
+    let Some(Value::Object(off)) = values.first() else { return json!({ "enum": values }) };
+    // Further fields may be null, which `enum` would not allow.
+    let mut schema = json!({ "type": "object" });
+    for (name, value) in off {
+        schema["properties"][name] = json!({ "const": value });
     }
+    only_null_beside(with(
+        schema,
+        "required",
+        (!off.is_empty()).then(|| off.keys().cloned().collect::<Vec<_>>()),
+    ))
 }
 
 impl CompatField {

@@ -1,6 +1,6 @@
 //! A declaration of request bodies from which their parser and their JSON schema are made, so the two cannot differ.
 //!
-//! [`object`] declares objects, [`types`] the types of their fields, and [`field`] what an absent field means.
+//! [`mod@object`] declares objects, [`types`] the types of their fields, and [`field`] what an absent field means.
 
 mod compat_field;
 mod field;
