@@ -221,7 +221,6 @@ impl Product<'_> {
     ) {
         let blocks = self.matrix.blocks;
         let of_block = BLOCK * PANEL * BITS / 8;
-        let of_four = of_block * 4 / BLOCK;
         let codes = &self.matrix.codes[panel * blocks * of_block..][..blocks * of_block];
         let scales = &self.matrix.scales[panel * blocks * PANEL..][..blocks * PANEL];
         let zeros = match &self.matrix.zeros {
@@ -236,32 +235,7 @@ impl Product<'_> {
             for block in 0..blocks {
                 let words = words.as_ptr().add(block * R * WORDS);
                 let start = |r: usize| *words.add(BLOCK / 4 * R + r);
-                let mut sums = [[L::sums(0); 2]; R];
-                for (r, sums) in sums.iter_mut().enumerate() {
-                    *sums = [if BITS == 4 { L::sums(start(r)) } else { L::byte_sums(start(r)) }; 2];
-                }
-                for four in 0..BLOCK / 4 {
-                    let codes = codes.as_ptr().add(block * of_block + four * of_four);
-                    if R == 1 {
-                        L::fetch(codes.wrapping_add(AHEAD));
-                        if BITS == 8 {
-                            L::fetch(codes.wrapping_add(AHEAD + 64));
-                        }
-                    }
-                    let [low, high] = if BITS == 4 {
-                        L::halves(L::codes(codes))
-                    } else {
-                        [L::byte_codes(codes), L::byte_codes(codes.add(64))]
-                    };
-                    for (r, sums) in sums.iter_mut().enumerate() {
-                        let activations = *words.add(four * R + r);
-                        *sums = if BITS == 4 {
-                            [L::dot(sums[0], low, activations), L::dot(sums[1], high, activations)]
-                        } else {
-                            [L::byte_dot(sums[0], low, activations), L::byte_dot(sums[1], high, activations)]
-                        };
-                    }
-                }
+                let sums = block_sums::<L, BITS, R>(codes.as_ptr().add(block * of_block), words);
                 let scales = scales.as_ptr().add(block * PANEL);
                 let scales = [L::halfs(scales), L::halfs(scales.add(PANEL / 2))];
                 for (r, (totals, sums)) in totals.iter_mut().zip(sums).enumerate() {
@@ -299,6 +273,48 @@ impl Product<'_> {
                 output.copy_from_slice(&whole[..columns]);
             }
         }
+    }
+}
+
+/// The sums of a block, for `R` rows by the columns of a panel.
+///
+/// # Safety
+/// The block has as many codes and words as it must; the processor must have the instructions of `L`.
+#[inline(always)]
+unsafe fn block_sums<L: SimdI8, const BITS: usize, const R: usize>(
+    codes: *const u8,
+    words: *const i32,
+) -> [[L::Sums; 2]; R] {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let mut sums = [[L::sums(0); 2]; R];
+        for (r, sums) in sums.iter_mut().enumerate() {
+            let start = *words.add(BLOCK / 4 * R + r);
+            *sums = [if BITS == 4 { L::sums(start) } else { L::byte_sums(start) }; 2];
+        }
+        for four in 0..BLOCK / 4 {
+            let codes = codes.add(four * 4 * PANEL * BITS / 8);
+            if R == 1 {
+                L::fetch(codes.wrapping_add(AHEAD));
+                if BITS == 8 {
+                    L::fetch(codes.wrapping_add(AHEAD + 64));
+                }
+            }
+            let [low, high] = if BITS == 4 {
+                L::halves(L::codes(codes))
+            } else {
+                [L::byte_codes(codes), L::byte_codes(codes.add(64))]
+            };
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let activations = *words.add(four * R + r);
+                *sums = if BITS == 4 {
+                    [L::dot(sums[0], low, activations), L::dot(sums[1], high, activations)]
+                } else {
+                    [L::byte_dot(sums[0], low, activations), L::byte_dot(sums[1], high, activations)]
+                };
+            }
+        }
+        sums
     }
 }
 
