@@ -15,9 +15,9 @@ use ort::{
 
 use super::{
     super::threads::ThreadLimits,
-    MATMUL_FLOAT16, MATMUL_FLOAT32, MATRIX,
     cpu_isa::CpuIsa,
     float_product::{FloatProduct, FloatWeights},
+    names::{MATMUL_FLOAT16, MATMUL_FLOAT32, MATRIX},
     packed_weights::PackedWeights,
     parts::Parts,
     quantized_product::{Product, Rounded, Rounding},

@@ -37,6 +37,7 @@ mod cpu_isa;
 mod float_product;
 mod huge_pages;
 mod matmul;
+mod names;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod packed_weights;
@@ -61,25 +62,8 @@ pub use attention::{ATTENTION, Format};
 pub use cpu_isa::CpuIsa;
 pub use huge_pages::PackedStorage;
 use matmul::{FloatMatMul, QuantizedMatMul};
+pub use names::{DOMAIN, MATMUL_FLOAT16, MATMUL_FLOAT32, MATMUL_INT4, MATMUL_INT8, MATRIX};
 pub use packed_weights::{PackedWeights, QuantizedBlocks, WeightBits};
-
-/// The domain of our operators.
-pub const DOMAIN: &str = "eka";
-
-/// The operator that multiplies by [`PackedWeights`] of four bits.
-pub const MATMUL_INT4: &str = "MatMulInt4";
-
-/// The operator that multiplies by [`PackedWeights`] of eight bits.
-pub const MATMUL_INT8: &str = "MatMulInt8";
-
-/// The operator that multiplies by float32 weights, its second input: `[columns, depth]`.
-pub const MATMUL_FLOAT32: &str = "MatMulFloat32";
-
-/// The operator that multiplies by float16 weights, its second input: `[columns, depth]`.
-pub const MATMUL_FLOAT16: &str = "MatMulFloat16";
-
-/// The attribute of [`MATMUL_INT4`] and [`MATMUL_INT8`] with the index of their matrix.
-pub const MATRIX: &str = "matrix";
 
 /// What the operators of a graph work with.
 #[derive(Default)]
