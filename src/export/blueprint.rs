@@ -17,7 +17,10 @@ pub(super) struct Blueprint {
     /// `model_type` of the configuration.
     pub architecture: &'static str,
     pub dims: Dims,
+    /// Positions of an export unless another number is asked for.
     pub context_length: usize,
+    /// The most that can be asked for.
+    pub longest_context: usize,
     pub embedding: Embedding,
     /// Rotary positions; layers refer to them by their place here.
     pub rotaries: Vec<Rotary>,
@@ -26,7 +29,9 @@ pub(super) struct Blueprint {
     pub layers: Vec<Layer>,
     pub final_norm: Norm,
     pub head: LmHead,
-    /// Logits `x` become `cap · tanh(x / cap)`.
+    /// Multiplies logits.
+    pub logits_scale: Option<f32>,
+    /// Logits `x` become `cap · tanh(x / cap)`, after the scale.
     pub logits_cap: Option<f32>,
 }
 
@@ -44,6 +49,7 @@ pub(super) struct Embedding {
 
 /// How logits come from the last hidden state.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "there are few: one or two for each layer")]
 pub(super) enum LmHead {
     /// By the embedding's rows. A checkpoint may store this name too, if it holds the same.
     Tied { stored_as: String },
@@ -51,24 +57,43 @@ pub(super) enum LmHead {
     Separate(Linear),
 }
 
-/// One decoder layer: each half reads the residual stream through a norm and adds to it, through another if it has one.
+/// One decoder layer: each half reads the residual stream and adds to it, through a norm where it has one.
 #[derive(Clone, Debug)]
 pub(super) struct Layer {
-    pub attention_norm: Norm,
+    pub attention_norm: Option<Norm>,
     pub attention: Attention,
     pub attention_end: Option<Norm>,
-    pub mlp_norm: Norm,
+    pub mlp_norm: Option<Norm>,
     pub mlp: Mlp,
     pub mlp_end: Option<Norm>,
+    pub order: Order,
+}
+
+/// What the second half of a layer reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    /// The stream with attention added.
+    Sequential,
+    /// What attention reads: the stream before it. Without a norm, the same normalised stream.
+    Parallel,
 }
 
 /// Normalisation of a row.
 #[derive(Clone, Debug)]
 pub(super) struct Norm {
+    pub kind: NormKind,
     pub weight: Param,
-    /// With a bias it is layer normalisation; without one, RMS normalisation.
+    /// Only in layer normalisation.
     pub bias: Option<Param>,
     pub epsilon: f32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NormKind {
+    /// By the root of the mean square.
+    Rms,
+    /// By mean and variance.
+    Layer,
 }
 
 /// Grouped-query attention.
@@ -78,8 +103,10 @@ pub(super) struct Attention {
     pub key: Linear,
     pub value: Linear,
     pub output: Linear,
-    /// `[head_dim]` each, over every head of queries and of keys, before the rotation.
-    pub head_norms: Option<[Norm; 2]>,
+    /// Of queries and of keys, before the rotation.
+    pub head_norms: Option<HeadNorms>,
+    /// Queries, keys and values are clamped to this size.
+    pub clip: Option<f32>,
     /// Which of the blueprint's rotary positions.
     pub rotary: Option<usize>,
     /// Keys that a query sees, its own included; all when absent.
@@ -88,6 +115,15 @@ pub(super) struct Attention {
     pub scale: Option<f32>,
     /// Scores `x` become `cap · tanh(x / cap)`.
     pub cap: Option<f32>,
+}
+
+/// Norms of queries and keys.
+#[derive(Clone, Debug)]
+pub(super) enum HeadNorms {
+    /// `[head_dim]`: each head by itself.
+    Each([Norm; 2]),
+    /// `[heads · head_dim]`: all heads together.
+    Whole([Norm; 2]),
 }
 
 /// The half of a layer that processes each position separately.
@@ -100,6 +136,7 @@ pub(super) struct Mlp {
 
 /// How an MLP widens its input.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "there are few: one or two for each layer")]
 pub(super) enum Inner {
     /// `activation(gate(x)) · up(x)`.
     Gated { gate: Linear, up: Linear },
@@ -119,6 +156,7 @@ pub(super) enum Activation {
     /// By its approximation with the hyperbolic tangent.
     GeluTanh,
     Relu,
+    ReluSquared,
 }
 
 /// `x · weightᵀ + bias`.
@@ -137,8 +175,26 @@ impl Linear {
 }
 
 impl Norm {
+    /// The same norm by another tensor.
+    pub(super) fn renamed(mut self, weight: String) -> Self {
+        self.weight.name = weight;
+        self
+    }
+
     fn params(&self) -> impl Iterator<Item = &Param> {
         [&self.weight].into_iter().chain(&self.bias)
+    }
+}
+
+impl HeadNorms {
+    fn each(&self) -> &[Norm; 2] {
+        let (Self::Each(norms) | Self::Whole(norms)) = self;
+        norms
+    }
+
+    pub(super) fn each_mut(&mut self) -> &mut [Norm; 2] {
+        let (Self::Each(norms) | Self::Whole(norms)) = self;
+        norms
     }
 }
 
@@ -160,8 +216,8 @@ impl Layer {
 
     fn norms(&self) -> impl Iterator<Item = &Norm> {
         let ends = self.attention_end.iter().chain(&self.mlp_end);
-        let heads = self.attention.head_norms.iter().flatten();
-        [&self.attention_norm, &self.mlp_norm].into_iter().chain(ends).chain(heads)
+        let heads = self.attention.head_norms.iter().flat_map(HeadNorms::each);
+        self.attention_norm.iter().chain(&self.mlp_norm).chain(ends).chain(heads)
     }
 }
 
@@ -198,6 +254,9 @@ impl Blueprint {
         self.embedding.table.shape = shape;
         if let LmHead::Separate(head) = &mut self.head {
             head.weight.shape = shape;
+            if let Some(bias) = &mut head.bias {
+                bias.shape = Shape::Vector(vocab);
+            }
         }
         self
     }
@@ -220,9 +279,46 @@ impl Blueprint {
             .chain(self.linears().flat_map(Linear::params))
     }
 
-    /// Limits the context to the first `positions` positions.
-    pub(super) fn limit_context(&mut self, positions: usize) {
-        self.context_length = self.context_length.min(positions);
+    /// Calls `change` with every tensor.
+    pub(super) fn each_param(&mut self, mut change: impl FnMut(&mut Param)) {
+        let Embedding { table, positions, norm, .. } = &mut self.embedding;
+        [table].into_iter().chain(positions).for_each(&mut change);
+        let mut norms: Vec<&mut Norm> = norm.iter_mut().chain([&mut self.final_norm]).collect();
+        let mut linears: Vec<&mut Linear> = Vec::new();
+        for layer in &mut self.layers {
+            let Attention { query, key, value, output, head_norms, .. } = &mut layer.attention;
+            linears.extend([query, key, value, output, &mut layer.mlp.down]);
+            match &mut layer.mlp.inner {
+                Inner::Gated { gate, up } => linears.extend([gate, up]),
+                Inner::Plain { up } => linears.push(up),
+            }
+            let ends = [
+                &mut layer.attention_norm,
+                &mut layer.attention_end,
+                &mut layer.mlp_norm,
+                &mut layer.mlp_end,
+            ];
+            norms.extend(
+                ends.into_iter().flatten().chain(head_norms.iter_mut().flat_map(HeadNorms::each_mut)),
+            );
+        }
+        if let LmHead::Separate(head) = &mut self.head {
+            linears.push(head);
+        }
+        norms
+            .into_iter()
+            .flat_map(|norm| [&mut norm.weight].into_iter().chain(&mut norm.bias))
+            .for_each(&mut change);
+        linears
+            .into_iter()
+            .flat_map(|linear| [&mut linear.weight].into_iter().chain(&mut linear.bias))
+            .for_each(change);
+    }
+
+    /// Sets the context to the first `positions` positions, of which there are no more than `longest_context`.
+    pub(super) fn set_context(&mut self, positions: usize) {
+        self.context_length = positions;
+        self.rotaries.iter_mut().for_each(|rotary| rotary.for_context(positions));
         if let Some(table) = &mut self.embedding.positions {
             table.keep_first(positions);
         }
@@ -230,6 +326,6 @@ impl Blueprint {
 
     /// Number of parameters, a tied head counted once.
     pub(super) fn parameters(&self) -> u64 {
-        self.params().map(|param| param.shape.elements()).fold(0, u64::saturating_add)
+        self.params().map(Param::stored_elements).fold(0, u64::saturating_add)
     }
 }

@@ -15,7 +15,9 @@ use serde_json::Value;
 use super::{
     blueprint::{Blueprint, LmHead},
     json_config::{JsonConfig, JsonConfigError},
+    packed::{PackedMatrix, Packing, Part},
     param::Param,
+    quantize::Quantizer,
     tensors::{TensorFile, TensorsError},
 };
 use crate::files;
@@ -27,20 +29,46 @@ const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
 /// Prefixes of tensor names in checkpoints, outermost first.
-const PREFIXES: [&str; 3] = ["language_model.", "model.", "transformer."];
+const PREFIXES: [&str; 7] =
+    ["language_model.", "text_model.", "model.", "transformer.", "gpt_neox.", "decoder.", "biogpt."];
 
 /// Suffixes of tensors that are computed and not trained: the export computes them itself.
-const BUFFERS: [&str; 3] = ["rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias"];
+const BUFFERS: [&str; 6] = [
+    ".inv_freq",
+    ".attn.bias",
+    ".attn.masked_bias",
+    ".attention.bias",
+    ".attention.masked_bias",
+    ".attn.causal_mask",
+];
+
+/// Names of the head in older classes.
+const HEADS: [(&str, &str); 4] = [
+    ("embed_out", "lm_head"),
+    ("embed_out.weight", "lm_head.weight"),
+    ("output_projection", "lm_head"),
+    ("output_projection.weight", "lm_head.weight"),
+];
 
 /// Prefixes of the tensors for vision and audio in multimodal models.
-const SENSES: [&str; 7] = [
+const SENSES: [&str; 16] = [
     "vision_tower.",
     "vision_model.",
+    "vision_embed_tokens.",
     "visual.",
     "multi_modal_projector.",
+    "image_newline",
+    "connector.",
+    "perceiver_resampler.",
     "audio_tower.",
     "embed_vision.",
     "embed_audio.",
+    // Janus makes images as well.
+    "aligner.",
+    "vqmodel.",
+    "generation_embeddings.",
+    "generation_aligner.",
+    "generation_head.",
 ];
 
 /// Suffixes of the tensors that quantization tools write.
@@ -102,8 +130,8 @@ pub enum CheckpointError {
     },
     /// There are only weights of another format.
     #[error(
-        "{}: only {file} is there, and weights are read from safetensors; take the revision or the original repository \
-         that has them",
+        "{}: only {file} is there, and the weights of a directory are read from safetensors; take the revision or the original \
+         repository that has them, or name a .gguf file itself as the base",
         dir.display()
     )]
     OtherFormat {
@@ -114,8 +142,8 @@ pub enum CheckpointError {
     },
     /// Its weights are quantized already.
     #[error(
-        "{}: {tensor} shows that the weights are packed (GPTQ, AWQ, bitsandbytes, FP8 or compressed-tensors); take the \
-         model that they were quantized from, and quantize it here with --quantize",
+        "{}: {tensor} shows that weights are packed, in a way that quantization_config in config.json does not describe; \
+         take the model that they were quantized from, and quantize it here with --quantize",
         dir.display()
     )]
     Packed {
@@ -123,6 +151,21 @@ pub enum CheckpointError {
         dir: PathBuf,
         /// The tensor's name.
         tensor: String,
+    },
+    /// A packed weight has another shape than the configuration asks for.
+    #[error(
+        "{}: {tensor} unpacks to {found:?}, the configuration makes it {expected:?}; do the two belong together?",
+        dir.display()
+    )]
+    PackedShape {
+        /// The directory.
+        dir: PathBuf,
+        /// The weight, without prefixes.
+        tensor: String,
+        /// Its shape.
+        found: [usize; 2],
+        /// The shape by the configuration.
+        expected: Vec<usize>,
     },
     /// The index names a file outside of the directory.
     #[error("{}: weight_map names the file {file:?}; expected a plain name that ends in .safetensors", path.display())]
@@ -179,20 +222,6 @@ pub enum CheckpointError {
         /// Their names.
         tensors: Vec<String>,
     },
-    /// A separate head is stored, though the configuration ties it to the embedding.
-    #[error(
-        "{}: {head} differs from {embedding}, but config.json says that they are the same; set tie_word_embeddings to \
-         false there to use both",
-        dir.display()
-    )]
-    HeadDiffers {
-        /// The directory.
-        dir: PathBuf,
-        /// The head's name.
-        head: String,
-        /// The embedding's name.
-        embedding: String,
-    },
 }
 
 /// A checkpoint, open: its tensors by their names without prefixes.
@@ -201,31 +230,37 @@ pub(super) struct Checkpoint {
     dir: PathBuf,
     index: Option<PathBuf>,
     files: Vec<TensorFile>,
-    tensors: BTreeMap<String, TensorLocation>,
-}
-
-/// The location of a tensor.
-#[derive(Clone, Debug)]
-struct TensorLocation {
-    file: usize,
-    name: String,
+    tensors: BTreeMap<String, Part>,
+    /// Weights that other programs have packed.
+    packed: BTreeMap<String, PackedMatrix>,
 }
 
 impl Checkpoint {
     /// Opens the checkpoint in `dir` and reads its headers.
     pub(super) fn open(dir: &Path) -> Result<Self, CheckpointError> {
         let (files, index) = open_files(dir)?;
-        let mut tensors: BTreeMap<String, TensorLocation> = BTreeMap::new();
+        Ok(Self { index, ..Self::of(dir, files)? })
+    }
+
+    /// The checkpoint whose tensors are in `files`; `dir` is its name in errors.
+    pub(super) fn of(dir: &Path, files: Vec<TensorFile>) -> Result<Self, CheckpointError> {
+        let mut tensors: BTreeMap<String, Part> = BTreeMap::new();
         for (file, names) in files.iter().enumerate() {
             for name in names.names() {
-                let place = TensorLocation { file, name: name.into() };
+                let place = Part { file, name: name.into() };
                 if let Some(other) = tensors.insert(canonical(name).into(), place) {
                     let (first, second) = (other.name, name.into());
                     return Err(CheckpointError::Twice { dir: dir.into(), first, second });
                 }
             }
         }
-        Ok(Self { dir: dir.into(), index, files, tensors })
+        Ok(Self { dir: dir.into(), index: None, files, tensors, packed: BTreeMap::new() })
+    }
+
+    /// Finds weights that are packed as `packing` says.
+    pub(super) fn unpack(&mut self, packing: Packing) -> Result<(), CheckpointError> {
+        self.packed = PackedMatrix::find(packing, &mut self.tensors, &self.files)?;
+        Ok(())
     }
 
     /// Paths of its safetensors files and, if it has one, its index.
@@ -233,21 +268,40 @@ impl Checkpoint {
         self.files.iter().map(|file| file.path().to_owned()).chain(self.index.clone())
     }
 
+    /// The model of `blueprint` with its head as the checkpoint stores it: an embedding and a head that differ are two
+    /// tensors, whatever the configuration says, and one of them stands for both if only one is stored.
+    pub(super) fn resolve_head(&mut self, blueprint: Blueprint) -> Result<Blueprint, CheckpointError> {
+        let LmHead::Tied { stored_as } = &blueprint.head else { return Ok(blueprint) };
+        let table = &blueprint.embedding.table;
+        if !self.holds(stored_as) {
+            return Ok(blueprint);
+        }
+        if !self.holds(&table.name) {
+            // `safetensors.torch.save_model` keeps the first name of a shared tensor in alphabetical order.
+            let location = self.tensors.remove(stored_as);
+            self.tensors.extend(location.map(|location| (table.name.clone(), location)));
+            return Ok(blueprint);
+        }
+        let is_tied = self.is_tied_head(stored_as, table)?;
+        Ok(if is_tied { blueprint } else { blueprint.untied() })
+    }
+
     /// Checks that the checkpoint holds what `blueprint` is made of, and nothing else; gives the names of buffers that
     /// are not used.
     pub(super) fn check(&self, blueprint: &Blueprint) -> Result<Vec<String>, CheckpointError> {
         self.refuse_packed()?;
-        let mut unused: BTreeSet<&str> = self.tensors.keys().map(String::as_str).collect();
-        for param in blueprint.params() {
+        let mut unused: BTreeSet<&str> =
+            self.tensors.keys().chain(self.packed.keys()).map(String::as_str).collect();
+        for param in blueprint.params().filter(|param| param.is_stored()) {
             self.check_param(param)?;
             unused.remove(param.name.as_str());
         }
-        if let LmHead::Tied { stored_as } = &blueprint.head
-            && unused.remove(stored_as.as_str())
-        {
-            self.check_tied_head(stored_as, &blueprint.embedding.table)?;
+        if let LmHead::Tied { stored_as } = &blueprint.head {
+            unused.remove(stored_as.as_str());
         }
-        let name = |canonical: &&str| self.tensors[*canonical].name.clone();
+        let name = |canonical: &&str| {
+            self.tensors.get(*canonical).map_or_else(|| (*canonical).to_owned(), |part| part.name.clone())
+        };
         let (buffers, unused): (Vec<_>, Vec<_>) = unused.iter().map(name).partition(|name| is_buffer(name));
         let (senses, unused): (Vec<_>, Vec<_>) = unused.into_iter().partition(|name| is_of_a_sense(name));
         if unused.is_empty() {
@@ -258,14 +312,32 @@ impl Checkpoint {
 
     /// The given rows of `param`, row by row, as float32.
     pub(super) fn rows(&self, param: &Param, rows: Range<usize>) -> Result<Vec<f32>, CheckpointError> {
+        if let Some(matrix) = self.packed.get(&param.name) {
+            return Ok(param.read(rows, |lines| matrix.read(&self.files, lines))?);
+        }
         let (file, name) = self.find(&param.name).ok_or_else(|| self.missing(param))?;
         Ok(file.read_param(name, param, rows)?)
     }
 
+    /// The scales of rows of `param`, if it is stored in blocks that `quantizer` repacks.
+    pub(super) fn scales(
+        &self,
+        param: &Param,
+        rows: Range<usize>,
+        quantizer: Quantizer,
+    ) -> Result<Option<Vec<f32>>, CheckpointError> {
+        let (file, name) = self.find(&param.name).ok_or_else(|| self.missing(param))?;
+        Ok(file.read_scales(name, (param, rows), quantizer)?)
+    }
+
+    fn holds(&self, canonical: &str) -> bool {
+        self.tensors.contains_key(canonical) || self.packed.contains_key(canonical)
+    }
+
     fn refuse_packed(&self) -> Result<(), CheckpointError> {
-        let names = self.files.iter().flat_map(TensorFile::names);
-        match names.into_iter().find(|name| PACKED.iter().any(|end| name.ends_with(end))) {
-            Some(tensor) => Err(CheckpointError::Packed { dir: self.dir.clone(), tensor: tensor.into() }),
+        let mut names = self.tensors.values().map(|part| &part.name);
+        match names.find(|name| PACKED.iter().any(|end| name.ends_with(end))) {
+            Some(tensor) => Err(CheckpointError::Packed { dir: self.dir.clone(), tensor: tensor.clone() }),
             None => Ok(()),
         }
     }
@@ -276,6 +348,19 @@ impl Checkpoint {
     }
 
     fn check_param(&self, param: &Param) -> Result<(), CheckpointError> {
+        if let Some(matrix) = self.packed.get(&param.name) {
+            let expected = param.stored_shape();
+            if expected == matrix.shape && !param.transposed {
+                return Ok(());
+            }
+            let tensor = param.name.clone();
+            return Err(CheckpointError::PackedShape {
+                dir: self.dir.clone(),
+                tensor,
+                found: matrix.shape,
+                expected,
+            });
+        }
         let (file, name) = self.find(&param.name).ok_or_else(|| self.missing(param))?;
         let shape = param.stored_shape();
         if file.shape(name) != shape {
@@ -284,23 +369,20 @@ impl Checkpoint {
         Ok(file.check_type(name)?)
     }
 
-    fn check_tied_head(&self, stored_as: &str, embedding: &Param) -> Result<(), CheckpointError> {
+    /// Whether the stored head holds the embedding's numbers.
+    fn is_tied_head(&self, stored_as: &str, embedding: &Param) -> Result<bool, CheckpointError> {
         let head = Param { name: stored_as.into(), ..embedding.clone() };
         self.check_param(&head)?;
+        self.check_param(embedding)?;
         let rows = embedding.shape.rows();
         let step = (COMPARED / embedding.shape.cols()).max(1);
         for start in (0..rows).step_by(step) {
             let rows = start..rows.min(start + step);
             if self.rows(&head, rows.clone())? != self.rows(embedding, rows)? {
-                let name = |param: &Param| self.tensors[&param.name].name.clone();
-                return Err(CheckpointError::HeadDiffers {
-                    dir: self.dir.clone(),
-                    head: name(&head),
-                    embedding: name(embedding),
-                });
+                return Ok(false);
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     fn missing(&self, param: &Param) -> CheckpointError {
@@ -312,14 +394,14 @@ impl Checkpoint {
     }
 }
 
-/// `name` without the prefixes that depend on which class saved it.
+/// `name` without the prefixes, and with the name of the head, that depend on which class saved it.
 pub(super) fn canonical(name: &str) -> &str {
     let mut name = name;
     // Both `model.language_model.…` and `language_model.model.…` are in use.
     while let Some(rest) = PREFIXES.iter().find_map(|prefix| name.strip_prefix(prefix)) {
         name = rest;
     }
-    name
+    HEADS.iter().find(|(older, _)| *older == name).map_or(name, |(_, newer)| newer)
 }
 
 /// Whether the tensor called `name` is computed, not trained.
@@ -327,7 +409,8 @@ pub(super) fn is_buffer(name: &str) -> bool {
     BUFFERS.iter().any(|buffer| name.ends_with(buffer))
 }
 
-fn is_of_a_sense(name: &str) -> bool {
+/// Whether the tensor or module called `name` is for vision or audio.
+pub(super) fn is_of_a_sense(name: &str) -> bool {
     SENSES.iter().any(|sense| canonical(name).starts_with(sense))
 }
 
@@ -452,18 +535,21 @@ mod tests {
     }
 
     #[test]
-    fn a_stored_head_must_equal_the_embedding_that_it_is_tied_to() {
+    fn a_stored_head_that_differs_from_the_embedding_is_used() {
         let dir = tempfile::tempdir().unwrap();
         let mut tensors = testing::tensors(true);
         let embedding = tensors.iter().find(|t| t.name.contains("embed_tokens")).unwrap().clone();
         tensors.push(Tensor { name: "lm_head.weight".into(), ..embedding });
-        testing::write(&dir.path().join(SINGLE), &tensors);
-        Checkpoint::open(dir.path()).unwrap().check(&blueprint(true)).unwrap();
-
+        let resolved = |tensors: &[Tensor]| {
+            testing::write(&dir.path().join(SINGLE), tensors);
+            let mut checkpoint = Checkpoint::open(dir.path()).unwrap();
+            let blueprint = checkpoint.resolve_head(blueprint(true)).unwrap();
+            checkpoint.check(&blueprint).unwrap();
+            blueprint.head
+        };
+        assert!(matches!(resolved(&tensors), LmHead::Tied { .. }));
         tensors.last_mut().unwrap().values[3] += 1.0;
-        testing::write(&dir.path().join(SINGLE), &tensors);
-        let message = Checkpoint::open(dir.path()).unwrap().check(&blueprint(true)).unwrap_err().to_string();
-        assert!(message.contains("tie_word_embeddings"), "{message}");
+        assert!(matches!(resolved(&tensors), LmHead::Separate(_)));
     }
 
     #[test]

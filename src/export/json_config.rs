@@ -104,6 +104,11 @@ impl JsonConfig {
         &self.path
     }
 
+    /// Whether it has no fields.
+    pub(super) fn is_empty(&self) -> bool {
+        self.fields.is_empty()
+    }
+
     /// Names and values of all fields that are not null.
     pub(super) fn fields(&self) -> impl Iterator<Item = (&str, &Value)> {
         self.fields.iter().filter(|(_, value)| !value.is_null()).map(|(name, value)| (name.as_str(), value))
@@ -179,6 +184,16 @@ impl JsonConfig {
             for (field, value) in defaults {
                 self.fields.entry(field).or_insert(value);
             }
+        }
+        self
+    }
+
+    /// The same settings, with the field called `alias` under the name `field`, unless that is there.
+    pub(super) fn renamed(mut self, alias: &str, field: &str) -> Self {
+        if !self.fields.contains_key(field)
+            && let Some(value) = self.fields.remove(alias)
+        {
+            self.fields.insert(field.into(), value);
         }
         self
     }

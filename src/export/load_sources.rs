@@ -2,7 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::manifest::{AdapterSummary, FileRecord};
+use tempfile::TempDir;
+
+use crate::{
+    manifest::{AdapterSummary, FileRecord},
+    text::SourceTokenizer,
+};
 
 use super::{
     AdapterSource, ExportError, Progress, Source,
@@ -10,7 +15,9 @@ use super::{
     architectures,
     blueprint::Blueprint,
     checkpoint::Checkpoint,
+    gguf::{Gguf, is_gguf},
     json_config::{JsonConfig, JsonConfigError},
+    packed::Packing,
     provenance::SourceFiles,
     random::RandomWeights,
     tokenizer_files::TokenizerFiles,
@@ -27,11 +34,13 @@ pub(super) struct LoadedSources {
     /// Random weights come without a tokenizer.
     pub tokenizer_files: Option<TokenizerFiles>,
     pub end_tokens: Vec<u32>,
-    /// End tokens of the configuration that the vocabulary does not have.
-    beyond: Vec<u32>,
+    /// Notes for the user about the tokenizer.
+    notes: Vec<String>,
     /// Names of tensors that are not used.
     pub skipped: Vec<String>,
     sources: SourceFiles,
+    /// Where the tokenizer files of a GGUF file are, removed with this.
+    _embedded: Option<TempDir>,
 }
 
 impl LoadedSources {
@@ -40,6 +49,18 @@ impl LoadedSources {
             Source::Checkpoint { base, adapters } => Self::open_checkpoint(base, adapters),
             Source::Random { config, seed } => Self::open_random(config, *seed),
         }
+    }
+
+    /// Sets the context to `positions`, of which there are no more than the model's longest context.
+    pub(super) fn set_context(&mut self, positions: usize) {
+        let original = self.blueprint.context_length;
+        if positions > original {
+            self.notes.push(format!(
+                "positions use LongRoPE's factors for long contexts; transformers uses those for short ones in prompts of up \
+                 to {original} tokens"
+            ));
+        }
+        self.blueprint.set_context(positions);
     }
 
     /// Hashes every file that the export reads.
@@ -57,9 +78,7 @@ impl LoadedSources {
     /// Notes for the user about the merge.
     pub(super) fn notes(&self) -> Vec<String> {
         let mut notes = self.merge_plan().map(|merge_plan| merge_plan.notes.clone()).unwrap_or_default();
-        notes.extend(self.beyond.iter().map(|id| {
-            format!("end token {id} is left out: the vocabulary has {} tokens", self.blueprint.dims.vocab)
-        }));
+        notes.extend(self.notes.iter().cloned());
         notes
     }
 
@@ -71,20 +90,22 @@ impl LoadedSources {
     }
 
     fn open_checkpoint(base: &Path, adapters: &[AdapterSource]) -> Result<Self, ExportError> {
-        let config = JsonConfig::read(&base.join(CONFIG))?;
+        let Base { config, mut checkpoint, embedded } = Base::open(base)?;
         let blueprint = architectures::read(&config)?;
-        let checkpoint = Checkpoint::open(base)?;
+        let packing = read_packing(&config)?;
+        packing.map_or(Ok(()), |packing| checkpoint.unpack(packing))?;
+        let blueprint = checkpoint.resolve_head(blueprint)?;
         let mut skipped = checkpoint.check(&blueprint)?;
         let opened: Vec<Adapter> = adapters
             .iter()
             .map(|AdapterSource { dir, weight }| Adapter::open(dir, *weight))
             .collect::<Result<_, _>>()?;
-        skipped.extend(opened.iter().flat_map(Adapter::buffers));
-        let dirs: Vec<&Path> = adapters.iter().map(|adapter| &*adapter.dir).chain([base]).collect();
+        skipped.extend(opened.iter().flat_map(Adapter::unused));
+        let base_files = embedded.as_ref().map_or(base, TempDir::path);
+        let dirs: Vec<&Path> = adapters.iter().map(|adapter| &*adapter.dir).chain([base_files]).collect();
         let tokenizer_files = TokenizerFiles::find(&dirs)?;
-        let mut end_tokens = end_tokens(tokenizer_files.generation.as_ref(), &config)?;
-        let beyond: Vec<u32> = end_tokens.extract_if(.., |id| *id as usize >= blueprint.dims.vocab).collect();
         let mut sources = SourceFiles::default();
+        // A GGUF file is its own configuration, and is hashed once.
         sources.add("base", [config.path().to_owned()].into_iter().chain(checkpoint.paths()));
         sources.add_named("base", beside(&tokenizer_files, base));
         for (number, (adapter, dir)) in opened.iter().zip(&dirs).enumerate() {
@@ -93,6 +114,8 @@ impl LoadedSources {
             sources.add_named(&origin, beside(&tokenizer_files, dir));
         }
         let (merge_plan, blueprint) = MergePlan::new(opened, blueprint)?;
+        let (end_tokens, mut notes) = check_tokens(&tokenizer_files, &config, &blueprint)?;
+        notes.extend(packing.map(|packing| packed_note(packing, adapters)));
         let merged = Merged::new(checkpoint, merge_plan, blueprint.embedding.tables())?;
         let weights = Weights::Merged(Box::new(merged));
         Ok(Self {
@@ -100,9 +123,10 @@ impl LoadedSources {
             weights,
             tokenizer_files: Some(tokenizer_files),
             end_tokens,
-            beyond,
+            notes,
             skipped,
             sources,
+            _embedded: embedded,
         })
     }
 
@@ -114,12 +138,56 @@ impl LoadedSources {
             blueprint: architectures::read(&config)?,
             weights: Weights::Random(RandomWeights { seed }),
             tokenizer_files: None,
-            end_tokens: end_tokens(None, &config)?,
-            beyond: Vec::new(),
+            end_tokens: end_tokens(&[], &config)?,
+            notes: Vec::new(),
             skipped: Vec::new(),
             sources,
+            _embedded: None,
         })
     }
+}
+
+/// A base model, open.
+struct Base {
+    config: JsonConfig,
+    checkpoint: Checkpoint,
+    /// The tokenizer files, chat templates and settings of generation that a GGUF file contains.
+    embedded: Option<TempDir>,
+}
+
+impl Base {
+    /// Opens a directory in Hugging Face's layout, or a GGUF file.
+    fn open(path: &Path) -> Result<Self, ExportError> {
+        if !is_gguf(path) {
+            let config = JsonConfig::read(&path.join(CONFIG))?;
+            return Ok(Self { config, checkpoint: Checkpoint::open(path)?, embedded: None });
+        }
+        let gguf = Gguf::open(path)?;
+        let embedded = Some(gguf.write_embedded()?);
+        let config = gguf.config()?;
+        Ok(Self { config, checkpoint: Checkpoint::of(path, gguf.into_tensors())?, embedded })
+    }
+}
+
+/// How weights are packed: the section for it is beside that of the text model, or in it.
+fn read_packing(config: &JsonConfig) -> Result<Option<Packing>, JsonConfigError> {
+    match (Packing::read(config)?, config.section(architectures::TEXT)?) {
+        (None, Some(text)) => Packing::read(&text),
+        (packing, _) => Ok(packing),
+    }
+}
+
+fn packed_note(packing: Packing, adapters: &[AdapterSource]) -> String {
+    let merged = if adapters.is_empty() {
+        ""
+    } else {
+        ", and the adapter is merged into those numbers, in float32 (QLoRA trained it on them)"
+    };
+    format!(
+        "the base's weights are packed ({}): they are exported as the numbers that they stand for{merged}; --quantize rounds \
+         them once more",
+        packing.name()
+    )
 }
 
 /// The tokenizer files that are in `dir`, by their names there.
@@ -133,14 +201,48 @@ fn adapter_origin(number: usize) -> String {
     if number == 0 { "adapter".into() } else { format!("adapter{}", number + 1) }
 }
 
-/// The first non-empty list counts: of the generation settings, the configuration, the text model's section in it.
-fn end_tokens(generation: Option<&JsonConfig>, config: &JsonConfig) -> Result<Vec<u32>, JsonConfigError> {
-    let text = config.section(architectures::TEXT)?;
-    for settings in generation.into_iter().chain([config]).chain(&text) {
-        let said = settings.ids("eos_token_id")?;
-        if !said.is_empty() {
-            return Ok(said);
+/// The end tokens of the model, and what a user should know about its tokenizer.
+fn check_tokens(
+    tokenizer_files: &TokenizerFiles,
+    config: &JsonConfig,
+    blueprint: &Blueprint,
+) -> Result<(Vec<u32>, Vec<String>), JsonConfigError> {
+    let vocab = blueprint.dims.vocab;
+    let (mut named, mut notes) = (end_tokens(&tokenizer_files.generations, config)?, Vec::new());
+    match SourceTokenizer::open(&tokenizer_files.tokenizer) {
+        Err(error) => notes.push(format!("a server cannot use this tokenizer: {error}")),
+        Ok(tokenizer) => {
+            for dir in &tokenizer_files.configured {
+                match tokenizer.end_token(dir, blueprint.architecture) {
+                    Ok(id) => named.extend(id.filter(|id| !named.contains(id))),
+                    Err(error) => notes.push(format!("a server cannot use this tokenizer: {error}")),
+                }
+            }
+            let beyond = tokenizer.beyond(vocab);
+            if let Some((id, token)) = beyond.first() {
+                let count = beyond.len();
+                notes.push(format!(
+                    "the model has {vocab} token ids, and {count} of the tokenizer's are beyond them, from {id} ({token:?}) on: \
+                     a prompt with one of them is rejected"
+                ));
+            }
         }
     }
-    Ok(Vec::new())
+    let left_out = named.extract_if(.., |id| *id as usize >= vocab);
+    notes.extend(left_out.map(|id| format!("end token {id} is left out: the vocabulary has {vocab} tokens")));
+    Ok((named, notes))
+}
+
+/// Every end token that the settings of generation, the configuration or the text model's section in it name.
+fn end_tokens(generations: &[JsonConfig], config: &JsonConfig) -> Result<Vec<u32>, JsonConfigError> {
+    let text = config.section(architectures::TEXT)?;
+    let mut ids = Vec::new();
+    for settings in generations.iter().chain([config]).chain(&text) {
+        for id in settings.ids("eos_token_id")? {
+            if !ids.contains(&id) {
+                ids.push(id);
+            }
+        }
+    }
+    Ok(ids)
 }

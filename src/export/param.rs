@@ -5,7 +5,9 @@
 //! [`Param`] names the graph's tensor and its *lines* in the stored tensor, so that reading, merging and
 //! quantizing need not know the difference.
 
-use std::{fmt, iter, ops::Range};
+use std::{fmt, ops::Range};
+
+use super::head_layout::HeadLayout;
 
 /// A tensor of the model.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,10 +18,16 @@ pub(super) struct Param {
     pub shape: Shape,
     /// Which lines of the stored tensor it is.
     pub lines: Lines,
+    /// How lines of a head are arranged, if not as they are stored.
+    pub line_heads: Option<HeadLayout>,
+    /// The same of columns.
+    pub column_heads: Option<HeadLayout>,
     /// Whether the tensor is stored as `[in, out]`: its lines are columns.
     pub transposed: bool,
     /// Added to every number: some norms store by how much they differ from one.
     pub offset: f32,
+    /// Multiplies every number, after `offset`.
+    pub factor: f32,
 }
 
 /// The shape of a tensor.
@@ -38,12 +46,23 @@ pub(super) enum Lines {
         start: usize,
         of: usize,
     },
-    /// The `part`-th of `parts` that take turns, `width` lines at a time.
+    /// `width` lines from `start` of every group of `of` lines.
     Turns {
-        part: usize,
-        parts: usize,
+        start: usize,
         width: usize,
+        of: usize,
     },
+    /// None: the tensor is not stored, and every number is zero before `offset` and `factor`.
+    Nowhere,
+}
+
+/// Consecutive lines or columns of the graph's tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Run {
+    /// They are stored here.
+    Stored(Range<usize>),
+    /// So many zeros.
+    Zeros(usize),
 }
 
 impl Shape {
@@ -95,13 +114,24 @@ impl Param {
     }
 
     fn new(name: String, shape: Shape) -> Self {
-        Self { name, shape, lines: Lines::All, transposed: false, offset: 0.0 }
+        Self {
+            name,
+            shape,
+            lines: Lines::All,
+            line_heads: None,
+            column_heads: None,
+            transposed: false,
+            offset: 0.0,
+            factor: 1.0,
+        }
     }
 
-    /// Keeps the first `rows` rows of a matrix that is stored whole.
+    /// Keeps the first `rows` rows of a matrix.
     pub(super) fn keep_first(&mut self, kept: usize) {
         if let Shape::Matrix { rows, .. } = &mut self.shape {
-            self.lines = Lines::From { start: 0, of: *rows };
+            if self.lines == Lines::All {
+                self.lines = Lines::From { start: 0, of: *rows };
+            }
             *rows = kept.min(*rows);
         }
     }
@@ -111,12 +141,40 @@ impl Param {
         module(&self.name)
     }
 
+    /// Whether a checkpoint stores it.
+    pub(super) fn is_stored(&self) -> bool {
+        self.lines != Lines::Nowhere
+    }
+
+    /// Numbers of it that a checkpoint stores.
+    pub(super) fn stored_elements(&self) -> u64 {
+        match (self.lines, self.shape) {
+            (Lines::Nowhere, _) => 0,
+            (_, Shape::Vector(_)) => self.part_lines() as u64,
+            (_, Shape::Matrix { .. }) => self.part_lines() as u64 * self.stored_cols() as u64,
+        }
+    }
+
+    /// Lines of it that are stored, without those of other parts of the same tensor.
+    fn part_lines(&self) -> usize {
+        stored_count(self.shape.lines(), self.line_heads.as_ref())
+    }
+
     /// Lines of the tensor that is stored.
-    pub(super) const fn stored_lines(&self) -> usize {
+    pub(super) fn stored_lines(&self) -> usize {
         match self.lines {
-            Lines::All => self.shape.lines(),
+            Lines::All => self.part_lines(),
             Lines::From { of, .. } => of,
-            Lines::Turns { parts, .. } => self.shape.lines() * parts,
+            Lines::Turns { width, of, .. } => self.part_lines() / width * of,
+            Lines::Nowhere => 0,
+        }
+    }
+
+    /// Numbers in a line of the tensor that is stored; one in a vector.
+    pub(super) fn stored_cols(&self) -> usize {
+        match self.shape {
+            Shape::Vector(_) => 1,
+            Shape::Matrix { cols, .. } => stored_count(cols, self.column_heads.as_ref()),
         }
     }
 
@@ -125,42 +183,86 @@ impl Param {
         let lines = self.stored_lines();
         match self.shape {
             Shape::Vector(_) => vec![lines],
-            Shape::Matrix { cols, .. } if self.transposed => vec![cols, lines],
-            Shape::Matrix { cols, .. } => vec![lines, cols],
+            Shape::Matrix { .. } if self.transposed => vec![self.stored_cols(), lines],
+            Shape::Matrix { .. } => vec![lines, self.stored_cols()],
         }
     }
 
-    /// Where `rows` of this lie among the stored lines: ranges that follow each other.
-    pub(super) fn stored(&self, rows: Range<usize>) -> Vec<Range<usize>> {
+    /// Where `rows` of this lie among the stored lines, in order.
+    pub(super) fn stored(&self, rows: Range<usize>) -> Vec<Run> {
         let wanted = match self.shape {
             // The one row of a vector is all of its lines.
             Shape::Vector(n) => 0..n,
             Shape::Matrix { .. } => rows,
         };
-        match self.lines {
-            Lines::All => iter::once(wanted).collect(),
-            Lines::From { start, .. } => iter::once(start + wanted.start..start + wanted.end).collect(),
-            Lines::Turns { part, parts, width } => turns(wanted, part, parts, width),
+        runs(wanted, |line| {
+            let line = self.line_heads.as_ref().map_or(Some(line), |heads| heads.stored(line))?;
+            match self.lines {
+                Lines::All => Some(line),
+                Lines::From { start, .. } => Some(start + line),
+                Lines::Turns { start, width, of } => Some(line / width * of + start + line % width),
+                Lines::Nowhere => None,
+            }
+        })
+    }
+
+    /// Reads `rows` of this, row by row, where `read` gives stored lines.
+    pub(super) fn read<E>(
+        &self,
+        rows: Range<usize>,
+        read: impl Fn(Range<usize>) -> Result<Vec<f32>, E>,
+    ) -> Result<Vec<f32>, E> {
+        let mut values = Vec::new();
+        for run in self.stored(rows) {
+            match run {
+                Run::Zeros(count) => values.resize(values.len() + count * self.stored_cols(), 0.0),
+                Run::Stored(lines) => values.extend(read(lines)?),
+            }
+        }
+        Ok(self.arrange_columns(values))
+    }
+
+    /// Arranges lines of [`stored_cols`](Self::stored_cols) numbers as the graph has them: with zeros where heads are padded.
+    pub(super) fn arrange_columns(&self, values: Vec<f32>) -> Vec<f32> {
+        let (Some(heads), Shape::Matrix { cols, .. }) = (&self.column_heads, self.shape) else {
+            return values;
+        };
+        let runs = runs(0..cols, |column| heads.stored(column));
+        let mut arranged = Vec::with_capacity(values.len() / self.stored_cols().max(1) * cols);
+        for line in values.chunks_exact(self.stored_cols()) {
+            for run in &runs {
+                match run {
+                    Run::Stored(columns) => arranged.extend_from_slice(&line[columns.clone()]),
+                    Run::Zeros(count) => arranged.resize(arranged.len() + count, 0.0),
+                }
+            }
+        }
+        arranged
+    }
+}
+
+/// How many of `count` lines or columns are stored.
+fn stored_count(count: usize, heads: Option<&HeadLayout>) -> usize {
+    heads.map_or(count, |heads| count / heads.width() * heads.stored_width())
+}
+
+/// Joins neighbours; `stored` gives the place of each of `wanted`.
+fn runs(wanted: Range<usize>, stored: impl Fn(usize) -> Option<usize>) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    for place in wanted.map(stored) {
+        match (runs.last_mut(), place) {
+            (Some(Run::Stored(range)), Some(place)) if range.end == place => range.end += 1,
+            (Some(Run::Zeros(count)), None) => *count += 1,
+            (_, Some(place)) => runs.push(Run::Stored(place..place + 1)),
+            (_, None) => runs.push(Run::Zeros(1)),
         }
     }
+    runs
 }
 
 /// The name of the module whose weight `tensor` is.
 pub(super) fn module(tensor: &str) -> &str {
     tensor.strip_suffix(".weight").unwrap_or(tensor)
-}
-
-fn turns(wanted: Range<usize>, part: usize, parts: usize, width: usize) -> Vec<Range<usize>> {
-    let mut ranges = Vec::new();
-    let mut line = wanted.start;
-    while line < wanted.end {
-        let (turn, within) = (line / width, line % width);
-        let taken = (width - within).min(wanted.end - line);
-        let start = (turn * parts + part) * width + within;
-        ranges.push(start..start + taken);
-        line += taken;
-    }
-    ranges
 }
 
 #[cfg(test)]
@@ -171,31 +273,54 @@ mod tests {
         Param { lines, ..Param::matrix("qkv.weight", 4, 8) }
     }
 
+    fn stored(ranges: &[Range<usize>]) -> Vec<Run> {
+        ranges.iter().cloned().map(Run::Stored).collect()
+    }
+
     #[test]
     fn a_part_of_a_fused_tensor_starts_where_the_others_end() {
         let key = lines(Lines::From { start: 16, of: 24 });
         assert_eq!(key.stored_shape(), [24, 8]);
-        assert!(key.stored(1..3).into_iter().eq(iter::once(17..19)));
+        assert_eq!(key.stored(1..3), [Run::Stored(17..19)]);
     }
 
     #[test]
     fn parts_that_take_turns_are_picked_up_head_by_head() {
-        let key = lines(Lines::Turns { part: 1, parts: 3, width: 2 });
+        let key = lines(Lines::Turns { start: 2, width: 2, of: 6 });
         assert_eq!(key.stored_shape(), [12, 8]);
-        assert_eq!(key.stored(0..4), [2..4, 8..10]);
-        assert_eq!(key.stored(1..3), [3..4, 8..9]);
+        assert_eq!(key.stored(0..4), stored(&[2..4, 8..10]));
+        assert_eq!(key.stored(1..3), stored(&[3..4, 8..9]));
     }
 
     #[test]
     fn a_vector_is_cut_by_its_elements() {
         let bias = Param { lines: Lines::From { start: 4, of: 12 }, ..Param::vector("qkv.bias", 4) };
         assert_eq!(bias.stored_shape(), [12]);
-        assert!(bias.stored(0..1).into_iter().eq(iter::once(4..8)));
+        assert_eq!(bias.stored(0..1), [Run::Stored(4..8)]);
     }
 
     #[test]
     fn a_transposed_matrix_has_its_lines_last() {
         let param = Param { transposed: true, ..lines(Lines::From { start: 0, of: 12 }) };
         assert_eq!(param.stored_shape(), [8, 12]);
+    }
+
+    #[test]
+    fn padded_heads_have_zeros_that_are_not_stored() {
+        let heads = Some(HeadLayout::padded(3, 4));
+        let rows = Param { line_heads: heads.clone(), ..Param::matrix("q.weight", 8, 5) };
+        assert_eq!((rows.stored_shape(), rows.stored_elements()), (vec![6, 5], 30));
+        let expected = [Run::Stored(0..3), Run::Zeros(1), Run::Stored(3..6), Run::Zeros(1)];
+        assert_eq!(rows.stored(0..8), expected);
+        let columns = Param { column_heads: heads, ..Param::matrix("o.weight", 5, 8) };
+        assert_eq!(columns.stored_shape(), [5, 6]);
+        let line = (1..=6).map(|n| n as f32).collect();
+        assert_eq!(columns.arrange_columns(line), [1.0, 2.0, 3.0, 0.0, 4.0, 5.0, 6.0, 0.0]);
+    }
+
+    #[test]
+    fn a_tensor_that_is_not_stored_is_zeros() {
+        let param = Param { lines: Lines::Nowhere, ..Param::vector("norm.weight", 4) };
+        assert_eq!((param.stored(0..1), param.stored_elements()), (vec![Run::Zeros(4)], 0));
     }
 }

@@ -4,17 +4,19 @@
 //! transformers computes them in. A cosine of position 100,000 is sensitive to the last bit of its frequency: computing
 //! "better", in double precision, would be a different model from the one that was trained.
 
-use std::ops::Range;
+use std::{iter, ops::Range};
+
+use serde_json::Value;
 
 use super::json_config::{JsonConfig, JsonConfigError};
+use crate::manifest::MAX_DIMENSION;
 
 /// The rope types that [`Rotary::read`] accepts, as an error names them.
 const SUPPORTED: &str = "default, linear, dynamic, llama3, yarn, longrope";
 
-/// transformers' default for `rope_theta`.
-pub(super) const DEFAULT_THETA: f32 = 10_000.0;
-
 const ORIGINAL: &str = "original_max_position_embeddings";
+
+const PARTIAL: &str = "partial_rotary_factor";
 
 /// Rotary positions of a head, or of its first dimensions.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,7 +24,20 @@ pub(super) struct Rotary {
     pub theta: f32,
     /// Dimensions of a head that are rotated; an even number.
     pub dims: usize,
+    /// Whether the two dimensions of a pair are stored side by side, and not half of `dims` apart.
+    pub interleaved: bool,
+    /// Pairs after the rotated ones that the tables have too, and that do not turn.
+    pub still_pairs: usize,
     pub scaling: Scaling,
+}
+
+/// Whether a share of a head's dimensions can be rotated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Partial {
+    /// A share in the configuration counts.
+    Supported,
+    /// transformers ignores it where other programs do not, so it is an error.
+    Refused,
 }
 
 /// How frequencies are changed for contexts longer than the model was first trained on.
@@ -45,19 +60,23 @@ pub(super) enum Scaling {
         first: f64,
         last: f64,
         attention_factor: f32,
+        original_context: usize,
     },
-    /// A divisor for each pair, for contexts up to `original_context`.
+    /// A divisor for each pair: `short` for contexts up to `original_context`, `long` beyond.
     Long {
-        divisors: Vec<f32>,
+        short: Vec<f32>,
+        long: Vec<f32>,
+        is_long: bool,
         attention_factor: f32,
         original_context: usize,
     },
 }
 
-/// The frequency of each pair, in radians per position, and the factor of cosines and sines.
+/// The frequency of each pair that turns, in radians per position, and the factor of their cosines and sines.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Angles {
     pub frequencies: Vec<f32>,
+    pub still_pairs: usize,
     pub factor: f32,
 }
 
@@ -71,73 +90,73 @@ pub(super) enum Table {
 impl Rotary {
     /// Reads `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (transformers 4), for heads of
     /// `head_dim` dimensions.
-    pub(super) fn read(config: &JsonConfig, head_dim: usize) -> Result<Self, JsonConfigError> {
-        let rope = match config.section("rope_parameters")? {
-            Some(section) => Some(section),
-            None => config.section("rope_scaling")?,
-        };
-        let theta = config.optional_positive("rope_theta")?.unwrap_or(DEFAULT_THETA);
-        Self::read_section(config, rope.as_ref(), theta, head_dim)
+    pub(super) fn read(
+        config: &JsonConfig,
+        head_dim: usize,
+        partial: Partial,
+    ) -> Result<Self, JsonConfigError> {
+        Self::read_section(config, section(config)?.as_ref(), (head_dim, partial))
     }
 
-    /// Reads one section; `theta` is the default of its base. Without a section, nothing is scaled.
+    /// Reads one section, and what it leaves out beside it. Without a section, nothing is scaled.
     pub(super) fn read_section(
         config: &JsonConfig,
         rope: Option<&JsonConfig>,
-        theta: f32,
-        head_dim: usize,
+        (head_dim, partial): (usize, Partial),
     ) -> Result<Self, JsonConfigError> {
-        const PARTIAL: &str = "partial_rotary_factor";
-        let theta = match rope {
-            Some(rope) => rope.optional_positive("rope_theta")?.unwrap_or(theta),
-            None => theta,
-        };
-        let partial = match rope {
-            Some(rope) if rope.get(PARTIAL).is_some() => rope,
-            _ => config,
-        };
-        let share = partial.optional_positive(PARTIAL)?.unwrap_or(1.0);
-        if share > 1.0 {
-            return Err(partial.wrong(PARTIAL, "a share of at most 1"));
-        }
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a part of a size")]
-        let dims = (head_dim as f64 * f64::from(share)) as usize;
-        // ONNX Runtime rotates pairs eight at a time.
-        if dims == 0 || !dims.is_multiple_of(16) {
-            let supported =
-                format!("a share of the {head_dim} dimensions of a head that is a multiple of 16");
-            return Err(partial.unsupported(PARTIAL, supported));
-        }
+        const THETA: &str = "rope_theta";
+        let within = |field| rope.filter(|rope| rope.get(field).is_some()).unwrap_or(config);
+        let theta = within(THETA).positive(THETA)?;
+        let dims = rotated(within(PARTIAL), (head_dim, partial))?;
         let scaling = match rope {
             Some(rope) => Scaling::read(config, rope, theta, dims)?,
             None => Scaling::None,
         };
-        Ok(Self { theta, dims, scaling })
+        Ok(Self { theta, dims, interleaved: false, still_pairs: 0, scaling })
     }
 
-    /// Pairs of dimensions that are rotated.
+    /// Pairs of dimensions in the tables.
     pub(super) const fn pairs(&self) -> usize {
-        self.dims / 2
+        self.dims / 2 + self.still_pairs
     }
 
-    /// Positions that these angles are meant for.
-    pub(super) const fn reach(&self) -> usize {
+    /// Positions that these angles are for, where the configuration says `most`: the context that an export has by default,
+    /// and the longest that it can have.
+    pub(super) fn context(&self, most: usize) -> [usize; 2] {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "saturates, and is limited"
+        )]
+        let times = |length: usize, factor: f32| {
+            ((length as f64 * f64::from(factor)) as usize).clamp(1, MAX_DIMENSION)
+        };
         match self.scaling {
-            Scaling::Long { original_context, .. } => original_context,
-            _ => usize::MAX,
+            Scaling::Linear { factor } => [most.max(times(most, factor)); 2],
+            Scaling::Yarn { factor, original_context, .. } => [most.max(times(original_context, factor)); 2],
+            Scaling::Long { original_context, .. } => [most.min(original_context), most],
+            _ => [most; 2],
+        }
+    }
+
+    /// Changes the angles to those for contexts of `positions`.
+    pub(super) fn for_context(&mut self, positions: usize) {
+        if let Scaling::Long { is_long, original_context, .. } = &mut self.scaling {
+            *is_long = positions > *original_context;
         }
     }
 
     pub(super) fn angles(&self) -> Angles {
         let default = |pair: usize| self.theta.powf((2 * pair) as f32 / self.dims as f32);
-        let frequencies = (0..self.pairs()).map(|pair| self.scaling.frequency(pair, default(pair))).collect();
+        let frequencies =
+            (0..self.dims / 2).map(|pair| self.scaling.frequency(pair, default(pair))).collect();
         let factor = match self.scaling {
             Scaling::Yarn { attention_factor, .. } | Scaling::Long { attention_factor, .. } => {
                 attention_factor
             }
             _ => 1.0,
         };
-        Angles { frequencies, factor }
+        Angles { frequencies, still_pairs: self.still_pairs, factor }
     }
 }
 
@@ -205,17 +224,18 @@ impl Scaling {
             (None, (Some(share), Some(all))) => magnitude(factor, share) / magnitude(factor, all),
             _ => magnitude(factor, 1.0),
         };
-        Ok(Self::Yarn { factor, first, last, attention_factor })
+        Ok(Self::Yarn { factor, first, last, attention_factor, original_context: original })
     }
 
     /// LongRoPE (<https://arxiv.org/abs/2402.13753>) has one list of divisors for contexts up to the original one, and
-    /// another beyond. A graph has one table, so its context ends there: see [`Rotary::reach`].
+    /// another beyond. A graph has one table, so it is for one of the two: see [`Rotary::for_context`].
     fn read_long(config: &JsonConfig, rope: &JsonConfig, dims: usize) -> Result<Self, JsonConfigError> {
-        const DIVISORS: &str = "short_factor";
-        let divisors = rope.positives(DIVISORS)?;
-        if divisors.len() != dims / 2 {
-            return Err(rope.wrong(DIVISORS, format!("{} numbers, one for each pair", dims / 2)));
-        }
+        let divisors = |field| {
+            let divisors = rope.positives(field)?;
+            let expected = || format!("{} numbers, one for each pair", dims / 2);
+            if divisors.len() == dims / 2 { Ok(divisors) } else { Err(rope.wrong(field, expected())) }
+        };
+        let (short, long) = (divisors("short_factor")?, divisors("long_factor")?);
         let original = original_context(config, rope)?;
         let factor = stretch(config, rope, original)?;
         let attention_factor = match rope.optional_positive("attention_factor")? {
@@ -223,7 +243,7 @@ impl Scaling {
             None if factor <= 1.0 => 1.0,
             None => (1.0 + factor.ln() / (original as f32).ln()).sqrt(),
         };
-        Ok(Self::Long { divisors, attention_factor, original_context: original })
+        Ok(Self::Long { short, long, is_long: false, attention_factor, original_context: original })
     }
 
     /// The frequency of a pair whose wave is `period` positions long, in radians.
@@ -232,7 +252,9 @@ impl Scaling {
         match *self {
             Self::None => frequency,
             Self::Linear { factor } => frequency / factor,
-            Self::Long { ref divisors, .. } => 1.0 / (divisors[pair] * period),
+            Self::Long { ref short, ref long, is_long, .. } => {
+                1.0 / (if is_long { long } else { short }[pair] * period)
+            }
             Self::Yarn { factor, first, last, .. } => {
                 #[expect(
                     clippy::cast_possible_truncation,
@@ -260,6 +282,36 @@ impl Scaling {
     }
 }
 
+/// The section of rotary positions: `rope_scaling` replaces `rope_parameters`, as in transformers.
+pub(super) fn section(config: &JsonConfig) -> Result<Option<JsonConfig>, JsonConfigError> {
+    let scaling = config.section("rope_scaling")?.filter(|section| !section.is_empty());
+    scaling.map_or_else(|| config.section("rope_parameters"), |section| Ok(Some(section)))
+}
+
+/// Dimensions of a head that are rotated: the share in `config`, all without one.
+fn rotated(config: &JsonConfig, (head_dim, partial): (usize, Partial)) -> Result<usize, JsonConfigError> {
+    // In double precision: a share of 0.7 of ten dimensions is seven of them.
+    let share = match config.optional_positive(PARTIAL)? {
+        Some(single) => config.get(PARTIAL).and_then(Value::as_f64).unwrap_or_else(|| single.into()),
+        None => 1.0,
+    };
+    if share > 1.0 {
+        return Err(config.wrong(PARTIAL, "a share of at most 1"));
+    }
+    if share < 1.0 && partial == Partial::Refused {
+        let supported =
+            "1 in this architecture (transformers ignores any other value, and other programs do not)";
+        return Err(config.unsupported(PARTIAL, supported));
+    }
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a part of a size")]
+    let dims = (head_dim as f64 * share) as usize;
+    if dims == 0 || !dims.is_multiple_of(2) {
+        let supported = format!("a share of the {head_dim} dimensions of a head that is an even number");
+        return Err(config.unsupported(PARTIAL, supported));
+    }
+    Ok(dims)
+}
+
 /// The context length before the scaling. Beside the section it counts more than within, as in transformers.
 fn original_context(config: &JsonConfig, rope: &JsonConfig) -> Result<usize, JsonConfigError> {
     match config.optional_size(ORIGINAL)?.or(rope.optional_size(ORIGINAL)?) {
@@ -283,14 +335,11 @@ impl Table {
             Self::Cosine => f32::cos,
             Self::Sine => f32::sin,
         };
-        positions
-            .flat_map(|position| {
-                angles
-                    .frequencies
-                    .iter()
-                    .map(move |frequency| function(position as f32 * frequency) * angles.factor)
-            })
-            .collect()
+        let turned = |position: usize| {
+            let turn = move |frequency: &f32| function(position as f32 * frequency) * angles.factor;
+            angles.frequencies.iter().map(turn).chain(iter::repeat_n(function(0.0), angles.still_pairs))
+        };
+        positions.flat_map(turned).collect()
     }
 }
 
@@ -298,10 +347,17 @@ impl Table {
 mod tests {
     use std::path::Path;
 
+    use serde_json::json;
+
     use super::*;
 
     fn read(json: &str) -> Result<Rotary, JsonConfigError> {
-        Rotary::read(&JsonConfig::parse(Path::new("config.json"), json.as_bytes()).unwrap(), 16)
+        let config = JsonConfig::parse(Path::new("config.json"), json.as_bytes()).unwrap();
+        Rotary::read(&config.or(json!({ "rope_theta": 10000.0 })), 16, Partial::Refused)
+    }
+
+    fn rotary(theta: f32, scaling: Scaling) -> Rotary {
+        Rotary { theta, dims: 16, interleaved: false, still_pairs: 0, scaling }
     }
 
     const LLAMA3: Scaling =
@@ -313,14 +369,14 @@ mod tests {
             "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}}"#;
         let old = r#"{"rope_theta": 500000.0, "rope_scaling": {"type": "llama3", "factor": 8.0,
             "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}}"#;
-        let expected = Rotary { theta: 500_000.0, dims: 16, scaling: LLAMA3 };
+        let expected = rotary(500_000.0, LLAMA3);
         assert_eq!(read(new).unwrap(), expected);
         assert_eq!(read(old).unwrap(), expected);
     }
 
     #[test]
     fn without_any_setting_the_base_is_ten_thousand() {
-        let default = Rotary { theta: 10_000.0, dims: 16, scaling: Scaling::None };
+        let default = rotary(10_000.0, Scaling::None);
         assert_eq!(read("{}").unwrap(), default);
         assert_eq!(read(r#"{"rope_scaling": null, "rope_theta": 10000}"#).unwrap(), default);
     }
@@ -334,9 +390,8 @@ mod tests {
 
     #[test]
     fn llama3_keeps_short_waves_stretches_long_ones_and_blends_between() {
-        let rotary = Rotary { theta: 500_000.0, dims: 16, scaling: LLAMA3 };
-        let plain = Rotary { theta: 500_000.0, dims: 16, scaling: Scaling::None }.angles().frequencies;
-        let scaled = rotary.angles().frequencies;
+        let plain = rotary(500_000.0, Scaling::None).angles().frequencies;
+        let scaled = rotary(500_000.0, LLAMA3).angles().frequencies;
         // Wavelengths: 6.3 (below 64/4), 32.4 (between), 167 and longer (above 64/1).
         assert_eq!(scaled[0], plain[0]);
         assert!((scaled[1] - 0.079_403_01).abs() < 1e-7, "{}", scaled[1]);
@@ -346,9 +401,50 @@ mod tests {
     }
 
     #[test]
-    fn the_first_position_does_not_turn() {
-        let angles = Angles { frequencies: vec![1.0, 0.1], factor: 1.0 };
-        assert_eq!(Table::Cosine.rows(&angles, 0..1), [1.0, 1.0]);
-        assert_eq!(Table::Sine.rows(&angles, 0..2), [0.0, 0.0, 1f32.sin(), 0.1f32.sin()]);
+    fn the_first_position_does_not_turn_and_neither_do_still_pairs() {
+        let angles = Angles { frequencies: vec![1.0, 0.1], still_pairs: 1, factor: 2.0 };
+        assert_eq!(Table::Cosine.rows(&angles, 0..1), [2.0, 2.0, 1.0]);
+        let sines = [0.0, 0.0, 0.0, 2.0 * 1f32.sin(), 2.0 * 0.1f32.sin(), 0.0];
+        assert_eq!(Table::Sine.rows(&angles, 0..2), sines);
+    }
+
+    #[test]
+    fn scaled_contexts_are_as_many_times_longer() {
+        let context = |json: &str| read(json).unwrap().context(100);
+        let of = |kind: &str, more: &str| {
+            context(&format!(
+                r#"{{"max_position_embeddings": 100, "rope_scaling": {{"type": "{kind}", "factor": 4.0 {more}}}}}"#
+            ))
+        };
+        assert_eq!(of("linear", ""), [400, 400]);
+        assert_eq!(of("yarn", ""), [400, 400]);
+        assert_eq!(of("yarn", r#", "original_max_position_embeddings": 50"#), [200, 200]);
+        assert_eq!(of("yarn", r#", "original_max_position_embeddings": 20"#), [100, 100]);
+        let factors = format!(r#", "short_factor": [1{0}], "long_factor": [2{0}]"#, ", 1".repeat(7));
+        assert_eq!(
+            of("longrope", &format!(r#"{factors}, "original_max_position_embeddings": 20"#)),
+            [20, 100]
+        );
+        assert_eq!(context("{}"), [100, 100]);
+    }
+
+    #[test]
+    fn rope_scaling_replaces_rope_parameters() {
+        let both = r#"{"rope_parameters": {"rope_type": "default", "rope_theta": 7.0},
+            "rope_scaling": {"type": "linear", "factor": 2.0}, "rope_theta": 9.0}"#;
+        assert_eq!(read(both).unwrap(), rotary(9.0, Scaling::Linear { factor: 2.0 }));
+        let empty = r#"{"rope_parameters": {"rope_theta": 7.0}, "rope_scaling": {}}"#;
+        assert_eq!(read(empty).unwrap(), rotary(7.0, Scaling::None));
+    }
+
+    #[test]
+    fn a_share_that_transformers_ignores_is_refused() {
+        for json in
+            [r#"{"partial_rotary_factor": 0.5}"#, r#"{"rope_parameters": {"partial_rotary_factor": 0.5}}"#]
+        {
+            let message = read(json).unwrap_err().to_string();
+            assert!(message.contains("partial_rotary_factor is 0.5"), "{message}");
+        }
+        read(r#"{"partial_rotary_factor": 1.0}"#).unwrap();
     }
 }

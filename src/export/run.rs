@@ -56,7 +56,7 @@ pub(super) const GRAPH_FILE: &str = "model.onnx";
 const EXPORTER: &str = concat!("eka ", env!("CARGO_PKG_VERSION"));
 
 /// Increases when the written bytes change between two versions of eka, so that cached exports become outdated.
-const REVISION: u32 = 4;
+const REVISION: u32 = 5;
 
 /// Writes a model directory, complete or not at all.
 ///
@@ -82,7 +82,7 @@ pub fn export(options: &Options, progress: &dyn Progress) -> Result<Report, Expo
     let mut manifest = describe(&input, options, sources);
     if options.layout == Layout::Genai {
         let generation =
-            input.tokenizer_files.as_ref().and_then(|tokenizer_files| tokenizer_files.generation.as_ref());
+            input.tokenizer_files.as_ref().and_then(|tokenizer_files| tokenizer_files.generations.first());
         staging.write(genai::CONFIG, format!("{:#}\n", genai::config(&manifest, generation)).as_bytes())?;
     }
     manifest.files = provenance::identify_all(&staging.files()?, Stage::Checksums, progress)?;
@@ -123,11 +123,11 @@ pub fn fingerprint(options: &Options) -> Result<String, ExportError> {
 fn load(options: &Options) -> Result<LoadedSources, ExportError> {
     let mut input = LoadedSources::open(&options.source)?;
     if let Some(asked) = options.context_length {
-        let max = input.blueprint.context_length;
-        if asked.get() > max {
-            return Err(ExportError::Context { asked, max });
+        let most = input.blueprint.longest_context;
+        if asked.get() > most {
+            return Err(ExportError::Context { asked, max: most });
         }
-        input.blueprint.limit_context(asked.get());
+        input.set_context(asked.get());
     }
     Ok(input)
 }

@@ -73,8 +73,12 @@ pub(super) struct TokenizerFiles {
     written: Vec<(&'static str, String)>,
     /// Files that are read and not copied.
     read: Vec<(&'static str, PathBuf)>,
-    /// The settings of generation, if there are any.
-    pub generation: Option<JsonConfig>,
+    /// The settings of generation of every directory that has any; the first are copied.
+    pub generations: Vec<JsonConfig>,
+    /// The directories with settings of a tokenizer.
+    pub configured: Vec<PathBuf>,
+    /// The tokenizer.
+    pub tokenizer: PathBuf,
 }
 
 impl TokenizerFiles {
@@ -91,14 +95,23 @@ impl TokenizerFiles {
         for (name, path) in [&tokenizer].into_iter().chain(&config).chain(&map) {
             check_json(path, size_limit(name))?;
         }
-        let generation = first(GENERATION_CONFIG);
-        let Found { copied: templates, written, read } = find_templates(dirs)?;
-        let copied = [Some(tokenizer), config, map, generation.clone()].into_iter().flatten();
-        let copied = copied.chain(templates).collect();
-        let generation = generation.map(|(_, path)| JsonConfig::read(&path)).transpose()?;
-        let found = Self { copied, written, read, generation };
+        let all = |name: &'static str| dirs.iter().filter_map(move |dir| file(dir, name));
+        let Found { copied: templates, written, mut read } = find_templates(dirs)?;
+        let copied = [Some(tokenizer.clone()), config, map, first(GENERATION_CONFIG)].into_iter().flatten();
+        let copied: Vec<_> = copied.chain(templates).collect();
+        // Every directory may name end tokens.
+        for other in [GENERATION_CONFIG, TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP].into_iter().flat_map(all) {
+            if !copied.contains(&other) && !read.contains(&other) {
+                read.push(other);
+            }
+        }
+        let configured = dirs.iter().filter(|dir| file(dir, TOKENIZER_CONFIG).is_some());
+        let configured = configured.map(|dir| dir.to_path_buf()).collect();
+        let found =
+            Self { copied, written, read, generations: Vec::new(), configured, tokenizer: tokenizer.1 };
         found.check_sizes()?;
-        Ok(found)
+        let generations = all(GENERATION_CONFIG).map(|(_, path)| JsonConfig::read(&path));
+        Ok(Self { generations: generations.collect::<Result<_, _>>()?, ..found })
     }
 
     /// Before any of them is hashed for provenance: a file of 100 GiB would be read to its end.
@@ -278,7 +291,7 @@ mod tests {
     fn a_model_may_have_neither_template_nor_generation_settings() {
         let base = dir(&[(TOKENIZER, "{}")]);
         assert_eq!(written(&[base.path()], TEMPLATE), None);
-        assert!(TokenizerFiles::find(&[base.path()]).unwrap().generation.is_none());
+        assert!(TokenizerFiles::find(&[base.path()]).unwrap().generations.is_empty());
     }
 
     #[test]

@@ -8,6 +8,7 @@ use super::{
     adapter::{AdapterError, MergeError, MergePlan, Origin},
     checkpoint::{Checkpoint, CheckpointError},
     param::Param,
+    quantize::Quantizer,
     random::RandomWeights,
 };
 
@@ -73,6 +74,22 @@ impl Weights {
             Self::Merged(merged) => merged.rows(param, rows),
         }
     }
+
+    /// The scales of the blocks of these rows, if the source has the blocks of `quantizer` and nothing changes them: its
+    /// codes are then kept.
+    pub(super) fn scales(
+        &self,
+        param: &Param,
+        rows: Range<usize>,
+        quantizer: Quantizer,
+    ) -> Result<Option<Vec<f32>>, WeightsError> {
+        match self {
+            Self::Merged(merged) if !merged.merge_plan.changes(&param.name) && param.offset == 0.0 => {
+                Ok(merged.checkpoint.scales(param, rows, quantizer)?)
+            }
+            _ => Ok(None),
+        }
+    }
 }
 
 impl Merged {
@@ -95,8 +112,8 @@ impl Merged {
     fn rows(&self, param: &Param, rows: Range<usize>) -> Result<Vec<f32>, WeightsError> {
         let mut weights = original(&self.checkpoint, &self.merge_plan, param, rows.clone())?;
         self.merge_plan.apply(&mut weights, param, rows.clone())?;
-        if param.offset != 0.0 {
-            weights.iter_mut().for_each(|weight| *weight += param.offset);
+        if param.offset != 0.0 || param.factor != 1.0 {
+            weights.iter_mut().for_each(|weight| *weight = (*weight + param.offset) * param.factor);
         }
         let origin = if self.merge_plan.changes(&param.name) { "merged" } else { "base" };
         check_finite(&weights, param, rows.start, origin)?;
@@ -112,6 +129,7 @@ fn original(
     rows: Range<usize>,
 ) -> Result<Vec<f32>, WeightsError> {
     match merge_plan.origin(&param.name) {
+        _ if !param.is_stored() => Ok(vec![0.0; rows.len() * param.shape.cols()]),
         None => Ok(checkpoint.rows(param, rows)?),
         Some(Origin::Base(name)) => {
             Ok(checkpoint.rows(&Param { name: name.clone(), ..param.clone() }, rows)?)

@@ -17,14 +17,18 @@ use crate::{
 /// Reads `tokenizer.json`, without the truncation and padding that it may configure: they are for training, and would silently
 /// remove or add text of a prompt.
 pub(super) fn read_tokenizer(model_dir: &Path) -> Result<Tokenizer, TextError> {
-    let path = model_dir.join(TOKENIZER);
+    read_tokenizer_file(&model_dir.join(TOKENIZER))
+}
+
+/// [`read_tokenizer`] for the file at `path`.
+pub(super) fn read_tokenizer_file(path: &Path) -> Result<Tokenizer, TextError> {
     let json =
-        files::read(&path, MAX_TOKENIZER).map_err(|source| TextError::Read { path: path.clone(), source })?;
+        files::read(path, MAX_TOKENIZER).map_err(|source| TextError::Read { path: path.into(), source })?;
     let parse =
-        |source: tokenizers::Error| TextError::Tokenizer { path: path.clone(), message: source.to_string() };
+        |source: tokenizers::Error| TextError::Tokenizer { path: path.into(), message: source.to_string() };
     let mut tokenizer = Tokenizer::from_bytes(json).map_err(parse)?;
     tokenizer.with_padding(None).with_truncation(None).map_err(parse)?;
-    let too_long = |message| TextError::Tokenizer { path: path.clone(), message };
+    let too_long = |message| TextError::Tokenizer { path: path.into(), message };
     let as_json = |json: serde_json::Result<Value>| json.map_err(|source| too_long(source.to_string()));
     growth::check(&as_json(serde_json::to_value(tokenizer.get_normalizer()))?).map_err(too_long)?;
     growth::check(&as_json(serde_json::to_value(tokenizer.get_decoder()))?).map_err(too_long)?;

@@ -16,6 +16,7 @@ mod rendering;
 #[cfg(test)]
 mod round_trip;
 mod same_tokenizer;
+mod source_tokenizer;
 mod special_tokens;
 mod stop_strings;
 mod template;
@@ -36,6 +37,7 @@ pub use self::{
     model::{ModelCard, Text},
     rendering::{RenderRequest, Renderer, TemplateFault, TemplateSource},
     same_tokenizer::{TokenizerMismatch, check_same_tokens},
+    source_tokenizer::SourceTokenizer,
     stop_strings::Chunk,
     templates::TemplateFile,
     token::TokenText,

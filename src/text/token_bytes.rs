@@ -24,9 +24,7 @@ impl TokenBytes {
         let (rule, strip) = read_steps(tokenizer)?;
         let mut token_bytes = Self { rule, strip, bytes: Vec::new(), ends: Vec::with_capacity(vocabulary) };
         for id in (0_u32..).take(vocabulary) {
-            if let Some(token) = visible(tokenizer, id) {
-                token_bytes.bytes.extend(token_bytes.rule.bytes_of(&token, false));
-            }
+            token_bytes.bytes.extend(token_bytes.of_token(tokenizer, id, false).unwrap_or_default());
             token_bytes.ends.push(token_bytes.bytes.len());
         }
         Some(token_bytes)
@@ -42,7 +40,15 @@ impl TokenBytes {
 
     /// The bytes of a text's first token; `None` for a token without text, after which the next token counts as the first.
     pub(super) fn first_bytes(&self, tokenizer: &Tokenizer, id: u32) -> Option<Vec<u8>> {
-        visible(tokenizer, id).map(|token| self.rule.bytes_of(&token, true))
+        self.of_token(tokenizer, id, true)
+    }
+
+    fn of_token(&self, tokenizer: &Tokenizer, id: u32, is_first: bool) -> Option<Vec<u8>> {
+        let token = visible(tokenizer, id)?;
+        // Users add tokens as the text that they stand for, which may look like encoded bytes.
+        let is_text = matches!(self.rule, Rule::ByteLevel(_))
+            && tokenizer.get_added_vocabulary().get_added_tokens_decoder().contains_key(&id);
+        Some(if is_text { token.into_bytes() } else { self.rule.bytes_of(&token, is_first) })
     }
 
     /// The character that is stripped from the beginning of a text, and how many of them at most.
@@ -107,7 +113,7 @@ impl Alphabet {
         Self(bytes)
     }
 
-    /// The token's bytes; a token with a character outside the alphabet (an added token) keeps its text.
+    /// The token's bytes; a token with a character outside the alphabet keeps its text.
     fn bytes(&self, token: &str) -> Vec<u8> {
         let byte = |c: char| self.0.get(c as usize).copied().flatten();
         token.chars().map(byte).collect::<Option<_>>().unwrap_or_else(|| token.as_bytes().to_vec())

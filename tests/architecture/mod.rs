@@ -27,7 +27,7 @@ const LAYERS: &str = "
     sandbox: child_process constraint job metrics text units wire
     device: device_spec files units
     onnx:
-    export: device_spec files manifest onnx units
+    export: device_spec files manifest onnx text units
     model: device_spec device files manifest onnx prompt_store units
     engine: constraint device job model units
     worker: constraint device engine job manifest model prompt_store trim_policy wire units

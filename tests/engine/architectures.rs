@@ -35,13 +35,17 @@ struct Case {
     greedy: Vec<u32>,
 }
 
+/// The cases that every test here runs.
 fn cases() -> Vec<Case> {
-    let mut dirs: Vec<PathBuf> = fs::read_dir(root().join("tests/fixtures/models"))
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .collect();
+    cases_in("tests/fixtures/models", 14)
+}
+
+/// The cases in `folder`, at least `count`.
+fn cases_in(folder: &str, count: usize) -> Vec<Case> {
+    let mut dirs: Vec<PathBuf> =
+        fs::read_dir(root().join(folder)).unwrap().map(|entry| entry.unwrap().path()).collect();
     dirs.sort();
-    assert!(dirs.len() >= 14, "{dirs:?}");
+    assert!(dirs.len() >= count, "{dirs:?}");
     dirs.iter().map(|dir| Case::read(dir)).collect()
 }
 
@@ -72,6 +76,22 @@ impl Case {
             base: self.dir.join("base"),
             adapters: vec![AdapterSource { dir: self.dir.join("adapter"), weight: 1.0 }],
         }
+    }
+
+    /// A copy of the base with another tokenizer.
+    fn with_tokenizer(&self, dir: &Path) -> PathBuf {
+        let copy = dir.join("base");
+        fs::create_dir(&copy).unwrap();
+        let tokenizer = root().join("tests/fixtures/llama/base");
+        for from in
+            [&self.dir.join("base").join("config.json"), &self.dir.join("base").join("model.safetensors")]
+        {
+            fs::copy(from, copy.join(from.file_name().unwrap())).unwrap();
+        }
+        for name in ["tokenizer.json", "tokenizer_config.json"] {
+            fs::copy(tokenizer.join(name), copy.join(name)).unwrap();
+        }
+        copy
     }
 
     /// The base with its configuration as transformers 4 wrote it.
@@ -148,6 +168,26 @@ fn logits_of_every_architecture_match_transformers_at_every_position() {
         // LongRoPE's short divisors are for the original context.
         let context = if case.name == "phi3-long" { 128 } else { timeline.capacity() };
         assert_eq!(timeline.capacity(), context, "{}", case.name);
+        seen.insert(case.name, alone.max(merged));
+    }
+    println!("greatest differences: {seen:?}");
+}
+
+/// `scripts/architectures` compares the same cases, and prints what it finds.
+#[test]
+fn logits_of_further_architectures_match_transformers_at_every_position() {
+    let mut seen = BTreeMap::new();
+    for case in cases_in("tests/fixtures/architectures", 40) {
+        let copies = tempfile::tempdir().unwrap();
+        let base = case.with_tokenizer(copies.path());
+        let alone = Source::Checkpoint { base: base.clone(), adapters: Vec::new() };
+        let (mut timeline, _dir) = open_exact(alone, 64);
+        let alone = apart(&timeline.forward_all(&case.prompt).unwrap(), &case.base);
+        let adapters = vec![AdapterSource { dir: case.dir.join("adapter"), weight: 1.0 }];
+        let (mut timeline, _dir) = open_exact(Source::Checkpoint { base, adapters }, 7);
+        let merged = apart(&timeline.forward_all(&case.prompt).unwrap(), &case.merged);
+        assert!(alone <= TOLERANCE && merged <= TOLERANCE, "{}: {alone} alone, {merged} merged", case.name);
+        assert_eq!(greedy(&mut timeline, &case), case.greedy, "{}", case.name);
         seen.insert(case.name, alone.max(merged));
     }
     println!("greatest differences: {seen:?}");

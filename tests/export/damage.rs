@@ -276,30 +276,27 @@ const FORMATS: &[Damage] = &[
         &["only tokenizer.model", "save_pretrained"],
     ),
     (
-        "GPTQ",
-        |dir| quantized(dir, json!({ "quant_method": "gptq", "bits": 4 })),
-        &["packed (gptq)", "--quantize"],
+        "GPTQ in three bits",
+        |dir| quantized(dir, json!({ "quant_method": "gptq", "bits": 3 })),
+        &["quantization_config.bits is 3", "[2, 4, 8]"],
     ),
     (
-        "AWQ",
-        |dir| quantized(dir, json!({ "quant_method": "awq", "bits": 4 })),
-        &["packed (awq)", "--quantize"],
+        "a method of quantization that is not read",
+        |dir| quantized(dir, json!({ "quant_method": "aqlm" })),
+        &["quantization_config.quant_method is \"aqlm\"", "gptq, awq, bitsandbytes", "--quantize"],
     ),
     (
-        "bitsandbytes",
-        |dir| quantized(dir, json!({ "quant_method": "bitsandbytes", "load_in_4bit": true })),
-        &["packed (bitsandbytes)", "--quantize"],
-    ),
-    ("FP8", |dir| quantized(dir, json!({ "quant_method": "fp8" })), &["packed (fp8)", "--quantize"]),
-    (
-        "compressed-tensors",
-        |dir| quantized(dir, json!({ "quant_method": "compressed-tensors" })),
-        &["packed (compressed-tensors)", "--quantize"],
+        "packed words without their scales",
+        |dir| {
+            quantized(dir, json!({ "quant_method": "gptq", "bits": 4 }));
+            rename(&dir.join(MODEL), QUERY, "model.layers.0.self_attn.q_proj.qweight");
+        },
+        &["q_proj.weight", "unpacks to [64, 512]"],
     ),
     (
         "packed weights that config.json does not mention",
         |dir| rename(&dir.join(MODEL), QUERY, "model.layers.0.self_attn.q_proj.qweight"),
-        &["q_proj.qweight", "GPTQ", "--quantize"],
+        &["q_proj.qweight", "quantization_config", "--quantize"],
     ),
     (
         "only a pickle of an adapter",

@@ -48,7 +48,7 @@ fn nasty() -> Vec<Value> {
 }
 
 /// Values that mean something to one parser or another.
-const WORDS: [&str; 30] = [
+const WORDS: [&str; 44] = [
     "bloom",
     "gemma2",
     "gemma3_text",
@@ -58,6 +58,20 @@ const WORDS: [&str; 30] = [
     "phi3",
     "qwen2",
     "qwen3",
+    "codegen",
+    "cohere2",
+    "falcon",
+    "glm4",
+    "gpt_bigcode",
+    "gpt_neo",
+    "gpt_neox",
+    "gptj",
+    "internlm2",
+    "mpt",
+    "olmo3",
+    "opt",
+    "smollm3",
+    "stablelm",
     "linear",
     "llama3",
     "yarn",
@@ -82,7 +96,7 @@ const WORDS: [&str; 30] = [
 ];
 
 /// Fields that one parser or another reads.
-const FIELDS: [&str; 34] = [
+const FIELDS: [&str; 41] = [
     "model_type",
     "hidden_size",
     "num_hidden_layers",
@@ -114,6 +128,13 @@ const FIELDS: [&str; 34] = [
     "quantization_config",
     "n_embd",
     "n_head",
+    "attention_types",
+    "multi_query",
+    "no_rope_layers",
+    "num_layers",
+    "rotary_dim",
+    "sliding_window_pattern",
+    "use_parallel_residual",
     "r",
     "use_rslora",
     "weight_map",
@@ -235,7 +256,9 @@ fn configs() -> Vec<Value> {
         let mut config = small.clone();
         config["model_type"] = json!(architecture);
         all.push(config.clone());
-        config["rope_scaling"] = scalings[all.len() % 2].clone();
+        // Phi-3 takes YaRN for LongRoPE.
+        let scaling = if *architecture == "phi3" { 1 } else { all.len() % 2 };
+        config["rope_scaling"] = scalings[scaling].clone();
         all.push(config);
     }
     all
@@ -271,6 +294,12 @@ fn seeds(target: &str) -> Seeds {
                 "a": { "dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16] },
                 "b": { "dtype": "BF16", "shape": [4], "data_offsets": [16, 24] } });
             Seeds { json: vec![header], encode: safetensors, bytes: Vec::new() }
+        }
+        "gguf" => {
+            let names = ["gemma2", "llama3-rope", "phi3-long", "sentencepiece"];
+            let file = |name| root().join(format!("tests/fixtures/gguf/{name}.gguf"));
+            let bytes = names.map(|name| std::fs::read(file(name)).unwrap()).into();
+            Seeds { json: Vec::new(), encode: text, bytes }
         }
         "manifest" => documents(vec![exported().0]),
         "graph" => Seeds { json: Vec::new(), encode: text, bytes: vec![exported().1] },

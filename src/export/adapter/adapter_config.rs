@@ -13,10 +13,15 @@ use crate::export::json_config::{JsonConfig, JsonConfigError};
 
 /// Settings about training, loading or bookkeeping: no value changes the merged weights, except where the tensors' names
 /// show it.
-const HARMLESS: [&str; 13] = [
+const HARMLESS: [&str; 17] = [
     "auto_mapping",
     "base_model_name_or_path",
+    // Settings of initialisations, which `init_lora_weights` names where one was used.
+    "corda_config",
     "eva_config",
+    "loftq_config",
+    "lora_ga_config",
+    "velora_config",
     // Describes how the base stores the weight, which the architecture knows.
     "fan_in_fan_out",
     "inference_mode",
@@ -155,6 +160,11 @@ fn read_tokens(config: &JsonConfig) -> Result<Vec<Tokens>, JsonConfigError> {
 }
 
 fn refuse_unsupported(config: &JsonConfig) -> Result<(), JsonConfigError> {
+    if config.get("lora_parameters").is_some() {
+        let supported =
+            "adapters of PEFT, and this one is MLX's; mlx_lm.fuse merges it into its base, which eka exports";
+        return Err(config.unsupported("lora_parameters", supported));
+    }
     if config.text("peft_type")? != Some("LORA") {
         let supported = "LORA, also with DoRA, rank-stabilized, with patterns, biases, modules_to_save and \
                          trainable_token_indices";

@@ -57,7 +57,7 @@ impl Adapter {
             return Err(self.contradiction(tensor_a, reason));
         }
         let rank = self.settings.rank(&module.name)?;
-        let (lines, cols) = (place.weight.stored_lines(), place.weight.shape.cols());
+        let (lines, cols) = (place.weight.stored_lines(), place.weight.stored_cols());
         let (shape_a, shape_b) =
             if is_embedding { ([rank, lines], [cols, rank]) } else { ([rank, cols], [lines, rank]) };
         check_shape(&self.file, tensor_a, &shape_a)?;

@@ -9,7 +9,7 @@ use ndarray::{ArrayView2, ArrayViewMut2, ShapeError, linalg::general_mat_mul};
 
 use super::AdapterError;
 use crate::export::{
-    param::Param,
+    param::{Param, Run},
     tensors::{TensorFile, TensorsError},
 };
 
@@ -98,7 +98,7 @@ impl Delta {
                 }
             }
             Change::Bias { tensor, scale } => {
-                let added = lines(&self.file, tensor, param, rows)?;
+                let added = lines(&self.file, tensor, param, (rows, 1))?;
                 weights.iter_mut().zip(added).for_each(|(weight, added)| *weight += scale * added);
             }
             Change::Tokens { tensor, tokens } => {
@@ -125,7 +125,7 @@ impl Delta {
     ) -> Result<(), MergeError> {
         match magnitude {
             Magnitude::Rows(tensor) => {
-                scale_rows(weights, param.shape.cols(), &lines(&self.file, tensor, param, rows)?);
+                scale_rows(weights, param.shape.cols(), &lines(&self.file, tensor, param, (rows, 1))?);
             }
             Magnitude::Columns { factors, .. } => {
                 for row in weights.chunks_exact_mut(param.shape.cols()) {
@@ -149,18 +149,20 @@ impl Delta {
         let (rank, cols) = (product.rank, param.shape.cols());
         let mut sum = ArrayViewMut2::from_shape((weights.len() / cols, cols), weights)?;
         if product.is_embedding {
-            let a = self.columns(&product.a, rank, param.shape.rows(), rows.clone())?;
+            // A table of positions may be a part of the stored one.
+            let first = match param.stored(rows.clone()).first() {
+                Some(Run::Stored(lines)) => lines.start,
+                _ => rows.start,
+            };
+            let a = self.columns(&product.a, rank, param.stored_lines(), first..first + rows.len())?;
             let a = ArrayView2::from_shape((rank, rows.len()), &a)?;
             let b = self.file.read(&product.b, 0..cols * rank)?;
             let b = ArrayView2::from_shape((cols, rank), &b)?;
             general_mat_mul(product.scale, &a.t(), &b.t(), 1.0, &mut sum);
         } else {
-            let a = self.file.read(&product.a, 0..rank * cols)?;
+            let a = param.arrange_columns(self.file.read(&product.a, 0..rank * param.stored_cols())?);
             let a = ArrayView2::from_shape((rank, cols), &a)?;
-            let mut b = Vec::new();
-            for lines in param.stored(rows) {
-                b.extend(self.file.read(&product.b, lines.start * rank..lines.end * rank)?);
-            }
+            let b = lines(&self.file, &product.b, param, (rows, rank))?;
             let b = ArrayView2::from_shape((b.len() / rank, rank), &b)?;
             general_mat_mul(product.scale, &b, &a, 1.0, &mut sum);
         }
@@ -198,16 +200,19 @@ impl From<TensorsError> for MergeError {
     }
 }
 
-/// The values for `rows` of `param` in a tensor with one number for each stored line.
+/// The values for `rows` of `param` in a tensor with `width` numbers for each stored line.
 fn lines(
     file: &TensorFile,
     tensor: &str,
     param: &Param,
-    rows: Range<usize>,
+    (rows, width): (Range<usize>, usize),
 ) -> Result<Vec<f32>, TensorsError> {
     let mut values = Vec::new();
-    for range in param.stored(rows) {
-        values.extend(file.read(tensor, range)?);
+    for run in param.stored(rows) {
+        match run {
+            Run::Zeros(count) => values.resize(values.len() + count * width, 0.0),
+            Run::Stored(lines) => values.extend(file.read(tensor, lines.start * width..lines.end * width)?),
+        }
     }
     Ok(values)
 }
@@ -216,7 +221,8 @@ fn lines(
 fn scale_rows(weights: &mut [f32], cols: usize, magnitudes: &[f32]) {
     for (row, magnitude) in weights.chunks_exact_mut(cols).zip(magnitudes) {
         let length = row.iter().map(|weight| weight * weight).sum::<f32>().sqrt();
-        let factor = magnitude / length;
+        // Rows of zeros that pad a head.
+        let factor = if length == 0.0 && *magnitude == 0.0 { 1.0 } else { magnitude / length };
         row.iter_mut().for_each(|weight| *weight *= factor);
     }
 }

@@ -6,7 +6,7 @@ use super::{
     Adapter, AdapterError,
     deltas::check_shape,
     merge::{Change, Delta, MergeError, add_squares},
-    target_modules::{EmbeddingAndHead, TargetModule, WeightTie, target_modules},
+    target_modules::{Changes, EmbeddingAndHead, TargetModule, WeightTie, target_modules},
     tensors::{Part, equal},
 };
 use crate::export::{
@@ -60,7 +60,10 @@ impl MergePlan {
         }
         let ends = EmbeddingAndHead::new(
             &blueprint,
-            |module| adapters.iter().any(|adapter| adapter.saves(module)),
+            |module| Changes {
+                is_saved: adapters.iter().any(|adapter| adapter.saves(module)),
+                has_product: adapters.iter().any(|adapter| adapter.has_product(module)),
+            },
             |one, other| both_equal(&adapters, one, other),
         )?;
         let mut merge_plan = Self { adapters, ..Self::default() };
@@ -71,11 +74,11 @@ impl MergePlan {
         merge_plan.check_use(&targets)?;
         merge_plan.check_origins(&blueprint)?;
         merge_plan.find_deltas(&targets, &ends)?;
-        merge_plan.check_conflicts()?;
+        merge_plan.check_conflicts(&ends)?;
         for adapter in &merge_plan.adapters {
             adapter.check_complete(&targets)?;
         }
-        merge_plan.note_shared(&ends);
+        merge_plan.note_cut(&ends);
         Ok((merge_plan, blueprint))
     }
 
@@ -136,7 +139,7 @@ impl MergePlan {
 
     /// Finds the tensors that the adapters hold in place of the base's.
     fn find_origins(&mut self, ends: &EmbeddingAndHead) -> Result<(), AdapterError> {
-        if ends.tie == WeightTie::OnlyEmbeddingSaved {
+        if let WeightTie::Cut { is_head_saved: false, .. } = ends.tie {
             let base = Origin::Base(format!("{}.weight", ends.embedding));
             self.origins.insert(format!("{}.weight", ends.head), base);
         }
@@ -148,13 +151,11 @@ impl MergePlan {
             });
             let held = |(name, part, tensor, is_saved): (&String, Part, &String, bool)| {
                 let is_saved = is_saved && matches!(part, Part::Weight | Part::Bias);
-                let slot = slot(name, part, is_saved, ends)?;
-                Some((
-                    slot,
-                    AdapterTensor { adapter, file: Arc::clone(file), tensor: tensor.clone(), is_saved },
-                ))
+                let tensor =
+                    AdapterTensor { adapter, file: Arc::clone(file), tensor: tensor.clone(), is_saved };
+                slots(name, part, is_saved, ends).into_iter().map(move |slot| (slot, tensor.clone()))
             };
-            for (slot, held) in parts.filter_map(held).collect::<Vec<_>>() {
+            for (slot, held) in parts.flat_map(held).collect::<Vec<_>>() {
                 self.add_origin(slot, held)?;
             }
         }
@@ -267,7 +268,7 @@ impl MergePlan {
     }
 
     /// Checks that what several adapters do to one tensor is a sum.
-    fn check_conflicts(&self) -> Result<(), AdapterError> {
+    fn check_conflicts(&self, ends: &EmbeddingAndHead) -> Result<(), AdapterError> {
         for (slot, deltas) in &self.deltas {
             if let Some(Origin::Adapter(AdapterTensor { adapter, is_saved: true, .. })) =
                 self.origins.get(slot)
@@ -282,14 +283,22 @@ impl MergePlan {
             }
             self.check_rows(deltas)?;
         }
+        if matches!(ends.tie, WeightTie::Cut { .. }) {
+            let of_end = |end: &String| self.deltas.get(&ends.changed(end)).into_iter().flatten();
+            self.check_rows([&ends.embedding, &ends.head].into_iter().flat_map(of_end))?;
+        }
         Ok(())
     }
 
     /// Where rows are replaced, PEFT loses what low-rank matrices add to the table, of the embedding or of a tied head.
-    fn check_rows(&self, deltas: &[Delta]) -> Result<(), AdapterError> {
+    fn check_rows<'a>(
+        &self,
+        deltas: impl IntoIterator<Item = &'a Delta> + Clone,
+    ) -> Result<(), AdapterError> {
         const REASON: &str = "trainable_token_indices is of the same table";
-        let are_rows_replaced = deltas.iter().any(|delta| matches!(delta.change, Change::Tokens { .. }));
-        for delta in deltas.iter().filter(|_| are_rows_replaced) {
+        let is_replaced = |delta: &Delta| matches!(delta.change, Change::Tokens { .. });
+        let are_rows_replaced = deltas.clone().into_iter().any(is_replaced);
+        for delta in deltas.into_iter().filter(|_| are_rows_replaced) {
             if let Change::LowRank { product, .. } = &delta.change {
                 return Err(self.adapters[delta.adapter].contradiction(&product.a, REASON));
             }
@@ -297,13 +306,24 @@ impl MergePlan {
         Ok(())
     }
 
-    fn note_shared(&mut self, ends: &EmbeddingAndHead) {
-        let table = format!("{}.weight", ends.embedding);
-        let is_product = |delta: &Delta| matches!(delta.change, Change::LowRank { .. });
-        if ends.tie == WeightTie::Kept && self.deltas.get(&table).into_iter().flatten().any(is_product) {
+    fn note_cut(&mut self, ends: &EmbeddingAndHead) {
+        let has_product = |end: &String| {
+            let mut deltas = self.deltas.get(&ends.changed(end)).into_iter().flatten();
+            deltas.any(|delta| matches!(delta.change, Change::LowRank { .. }))
+        };
+        let is_cut = matches!(ends.tie, WeightTie::Cut { .. });
+        let changed: Vec<&str> = [&ends.embedding, &ends.head]
+            .into_iter()
+            .filter(|end| has_product(end))
+            .map(String::as_str)
+            .collect();
+        if is_cut && !changed.is_empty() {
             self.notes.push(format!(
-                "{} and {} are tied: what the adapter adds to one changes both, as in PEFT when it merges",
-                ends.embedding, ends.head
+                "{} and {} are tied in the base, and the adapter was trained to change {}: the model has a table for each \
+                 (PEFT's merge changes both)",
+                ends.embedding,
+                ends.head,
+                changed.join(" and ")
             ));
         }
     }
@@ -341,14 +361,14 @@ fn pieces(table: &Param) -> impl Iterator<Item = Range<usize>> {
     (0..rows).step_by(step).map(move |start| start..rows.min(start + step))
 }
 
-/// The base's tensor that a part of the module `name` takes the place of; none for low-rank matrices, and for a copy
+/// The base's tensors that a part of the module `name` takes the place of; none for low-rank matrices, and for a copy
 /// that is of no use any more.
-fn slot(name: &str, part: Part, is_saved: bool, ends: &EmbeddingAndHead) -> Option<String> {
+fn slots(name: &str, part: Part, is_saved: bool, ends: &EmbeddingAndHead) -> Vec<String> {
     match part {
-        Part::Weight if is_saved => Some(ends.changed(name)),
+        Part::Weight if is_saved => vec![ends.changed(name)],
         Part::Weight | Part::BaseWeight => ends.kept(name),
-        Part::Bias | Part::BaseBias => Some(format!("{name}.bias")),
-        _ => None,
+        Part::Bias | Part::BaseBias => vec![format!("{name}.bias")],
+        _ => Vec::new(),
     }
 }
 

@@ -7,12 +7,12 @@
 //! the base's blueprint ───────────────────────► target_modules ────────────┘
 //! ```
 //!
-//! The result is that of PEFT 0.21's `merge_and_unload`, in float32. Points that may surprise:
+//! The result is the model that was trained, as PEFT 0.21 runs it without a merge, in float32. That is its
+//! `merge_and_unload` except for a head that is tied to the embedding. Points that may surprise:
 //!
-//! - A head that is tied to the embedding shares its table. A low-rank delta of one of the two is added to both, as in
-//!   PEFT's merge; unmerged, PEFT changes only the one. An adapter that has one of the two
-//!   whole (`modules_to_save`) unties them: the other keeps the base's table. With low-rank matrices and
-//!   `ensure_weight_tying` the file has the same product for both, and PEFT adds it twice.
+//! - A head that is tied to the embedding shares its table. An adapter that changes one of the two, by low-rank matrices or
+//!   because it has it whole (`modules_to_save`), unties them: the other keeps the base's table. PEFT's merge of low-rank
+//!   matrices would change both. With `ensure_weight_tying` the file has the same product for both.
 //! - DoRA gives every row of a linear layer its own length, but every *column* of an embedding.
 //! - A weight or a scale other than one multiplies the product of the low-rank matrices, also below DoRA's magnitudes,
 //!   and the biases beside them. What an adapter has whole stays as it is.

@@ -12,7 +12,7 @@ use super::{
     tensors::{self, Module, Part},
 };
 use crate::{
-    export::{checkpoint::is_buffer, json_config::JsonConfig, tensors::TensorFile},
+    export::{json_config::JsonConfig, tensors::TensorFile},
     manifest::AdapterSummary,
 };
 
@@ -52,9 +52,9 @@ impl Adapter {
         [self.dir.join(CONFIG), self.file.path().to_owned()]
     }
 
-    /// Names of its tensors that are computed and not trained, which the merge does not use.
-    pub(in crate::export) fn buffers(&self) -> impl Iterator<Item = String> {
-        self.file.names().filter(|tensor| is_buffer(tensor)).map(Into::into)
+    /// Names of its tensors that the merge does not use: they are computed and not trained, or for vision or audio.
+    pub(in crate::export) fn unused(&self) -> impl Iterator<Item = String> {
+        self.file.names().filter(|tensor| tensors::is_left_out(tensor)).map(Into::into)
     }
 
     /// Its summary for the manifest.
@@ -78,5 +78,12 @@ impl Adapter {
         self.modules.get(module).is_some_and(|module| {
             module.parts.contains_key(&Part::Weight) && self.settings.is_saved(&module.name)
         })
+    }
+
+    /// Whether it adds a low-rank product to `module`, a name without prefixes.
+    pub(super) fn has_product(&self, module: &str) -> bool {
+        let products = [Part::LoraA, Part::LoraB, Part::EmbeddingA, Part::EmbeddingB];
+        let has = |module: &Module| products.iter().any(|part| module.parts.contains_key(part));
+        self.modules.get(module).is_some_and(has)
     }
 }

@@ -41,7 +41,8 @@ impl TargetModule<'_> {
 /// Every module that an adapter may change, by its name without prefixes.
 pub(super) fn target_modules(blueprint: &Blueprint) -> BTreeMap<&str, TargetModule<'_>> {
     let linear = blueprint.linears().map(|linear| (&linear.weight, linear.bias.as_ref(), ModuleKind::Linear));
-    let norms = blueprint.norms().map(|norm| (&norm.weight, norm.bias.as_ref(), ModuleKind::Norm));
+    let norms = blueprint.norms().filter(|norm| norm.weight.is_stored());
+    let norms = norms.map(|norm| (&norm.weight, norm.bias.as_ref(), ModuleKind::Norm));
     let tables = blueprint.embedding.tables().map(|table| (table, None, ModuleKind::Embedding));
     let mut targets: BTreeMap<_, _> = linear
         .chain(norms)
@@ -76,19 +77,26 @@ pub(super) enum WeightTie {
     Never,
     /// They are one, also after the merge.
     Kept,
-    /// The adapter has one of them whole: the other keeps the base's.
-    OnlyEmbeddingSaved,
-    OnlyHeadSaved,
-    /// The adapter has both whole.
-    BothSaved,
+    /// They are one in the base, and an adapter changes one of them or each in another way. What it does not have whole
+    /// begins as the base's table.
+    Cut { is_embedding_saved: bool, is_head_saved: bool },
+}
+
+/// What the adapters do to a module.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Changes {
+    /// One of them has it whole.
+    pub is_saved: bool,
+    /// One of them adds a low-rank product.
+    pub has_product: bool,
 }
 
 impl EmbeddingAndHead {
-    /// For a model whose adapters save the modules for which `is_saved` holds; `are_equal` compares the tensors that they
-    /// save for two modules.
+    /// For a model whose adapters do what `changes` says for a module; `are_equal` compares the tensors that they save for
+    /// two modules.
     pub(super) fn new<E>(
         blueprint: &Blueprint,
-        is_saved: impl Fn(&str) -> bool,
+        changes: impl Fn(&str) -> Changes,
         are_equal: impl FnOnce(&str, &str) -> Result<bool, E>,
     ) -> Result<Self, E> {
         let embedding = blueprint.embedding.table.module().to_owned();
@@ -96,13 +104,16 @@ impl EmbeddingAndHead {
             LmHead::Tied { stored_as } => (module(stored_as).to_owned(), true),
             LmHead::Separate(linear) => (linear.weight.module().to_owned(), false),
         };
-        let tie = match (is_tied, is_saved(&embedding), is_saved(&head)) {
-            (false, ..) => WeightTie::Never,
-            (true, false, false) => WeightTie::Kept,
-            (true, true, false) => WeightTie::OnlyEmbeddingSaved,
-            (true, false, true) => WeightTie::OnlyHeadSaved,
-            (true, true, true) if are_equal(&embedding, &head)? => WeightTie::Kept,
-            (true, true, true) => WeightTie::BothSaved,
+        let (of_embedding, of_head) = (changes(&embedding), changes(&head));
+        let (is_embedding_saved, is_head_saved) = (of_embedding.is_saved, of_head.is_saved);
+        let is_kept = !of_embedding.has_product
+            && !of_head.has_product
+            && is_embedding_saved == is_head_saved
+            && (!is_head_saved || are_equal(&embedding, &head)?);
+        let tie = match (is_tied, is_kept) {
+            (false, _) => WeightTie::Never,
+            (true, true) => WeightTie::Kept,
+            (true, false) => WeightTie::Cut { is_embedding_saved, is_head_saved },
         };
         Ok(Self { embedding, head, tie })
     }
@@ -113,16 +124,16 @@ impl EmbeddingAndHead {
         format!("{}.weight", if is_shared { &self.embedding } else { module })
     }
 
-    /// The tensor that the base's weight of `module` is, if it is still of use.
-    pub(super) fn kept(&self, module: &str) -> Option<String> {
-        if module != self.embedding && module != self.head {
-            return Some(self.changed(module));
-        }
+    /// The tensors that begin as the base's weight of `module`, of which an adapter may have a copy.
+    pub(super) fn kept(&self, module: &str) -> Vec<String> {
         match self.tie {
-            WeightTie::Never | WeightTie::Kept => Some(self.changed(module)),
-            WeightTie::OnlyEmbeddingSaved => Some(self.changed(&self.head)),
-            WeightTie::OnlyHeadSaved => Some(self.changed(&self.embedding)),
-            WeightTie::BothSaved => None,
+            WeightTie::Cut { is_embedding_saved, is_head_saved }
+                if module == self.embedding || module == self.head =>
+            {
+                let ends = [(&self.embedding, is_embedding_saved), (&self.head, is_head_saved)];
+                ends.into_iter().filter(|(_, is_saved)| !is_saved).map(|(end, _)| self.changed(end)).collect()
+            }
+            _ => vec![self.changed(module)],
         }
     }
 }

@@ -4,10 +4,13 @@ use std::collections::BTreeMap;
 
 use super::AdapterError;
 use crate::export::{
-    checkpoint::{canonical, is_buffer},
+    checkpoint::{canonical, is_buffer, is_of_a_sense},
     tensors::{TensorFile, TensorsError},
 };
 use crate::manifest::MAX_DIMENSION;
+
+/// What PEFT puts before the names of the base's modules.
+const MODEL: &str = "base_model.model.";
 
 /// The role of a tensor in its module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -65,7 +68,7 @@ pub(super) struct Module {
 /// The module and which of its parts a tensor is.
 fn parse(tensor: &str) -> Option<(String, Part)> {
     const ADAPTER: &str = "default";
-    let mut path: Vec<&str> = tensor.strip_prefix("base_model.model.")?.split('.').collect();
+    let mut path: Vec<&str> = tensor.strip_prefix(MODEL)?.split('.').collect();
     // Some programs leave the adapter's own name in the tensor's name, last or before the kind.
     if let Some(place) = path.iter().rposition(|part| *part == ADAPTER)
         && place + 2 >= path.len()
@@ -92,11 +95,16 @@ fn parse(tensor: &str) -> Option<(String, Part)> {
     Some((module.join("."), part))
 }
 
-/// The modules of `file`, by their names without prefixes. Buffers are left out: `bias: all` takes them for biases.
+/// Whether a text model has no use for `tensor`: buffers, which `bias: all` takes for biases, and adapters of vision or audio.
+pub(super) fn is_left_out(tensor: &str) -> bool {
+    is_buffer(tensor) || tensor.strip_prefix(MODEL).is_some_and(is_of_a_sense)
+}
+
+/// The modules of `file`, by their names without prefixes, without tensors that are left out.
 pub(super) fn read(file: &TensorFile) -> Result<BTreeMap<String, Module>, AdapterError> {
     let mut modules: BTreeMap<String, Module> = BTreeMap::new();
     let mut unknown = Vec::new();
-    for tensor in file.names().filter(|tensor| !is_buffer(tensor)) {
+    for tensor in file.names().filter(|tensor| !is_left_out(tensor)) {
         let Some((name, part)) = parse(tensor) else {
             unknown.push(tensor.into());
             continue;

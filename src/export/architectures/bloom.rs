@@ -1,46 +1,37 @@
 //! BLOOM: ALiBi instead of positions, a norm after the embedding, and query, key and value that take turns head by head.
 
-use serde_json::json;
-
 use super::{
     super::{
-        blueprint::{Activation, Attention, Blueprint, Embedding, Inner, Layer, Linear, Mlp, Norm},
+        blueprint::{Activation, Attention, Blueprint, Embedding, Inner, Layer, Linear, Mlp, Norm, Order},
         json_config::{JsonConfig, JsonConfigError},
         param::{Lines, Param},
     },
-    family::{head, linear},
-    fields::{SizeNames, Sizes, check_heads},
+    family::{NormStyle, head, linear},
+    fields::{Sizes, check_heads, require_flag},
 };
 use crate::manifest::Dims;
-
-const NAMES: SizeNames = SizeNames {
-    layers: &["n_layer", "num_hidden_layers"],
-    hidden: &["n_embed", "hidden_size"],
-    heads: &["n_head", "num_attention_heads"],
-};
 
 /// What published checkpoints were trained on. ALiBi sets no limit, and neither does the configuration.
 const CONTEXT_LENGTH: usize = 2048;
 
 pub(super) fn read(config: &JsonConfig) -> Result<Blueprint, JsonConfigError> {
-    const AFTER_NORM: &str = "apply_residual_connection_post_layernorm";
-    let config = &config.clone().or(json!({ "layer_norm_epsilon": 1e-5, "tie_word_embeddings": true }));
-    if config.flag(AFTER_NORM, false)? {
-        return Err(config.unsupported(AFTER_NORM, "false"));
-    }
-    let sizes = Sizes::read(config, &NAMES)?;
-    let head_dim = sizes.head_dim(config, &NAMES)?;
-    check_heads(config, "n_head", (sizes.heads, head_dim), 8)?;
+    require_flag(config, "apply_residual_connection_post_layernorm", false)?;
+    let config = &config.clone().renamed("n_embed", "hidden_size");
+    let sizes = Sizes::read(config)?;
+    let head_dim = sizes.head_dim(config)?;
+    check_heads(config, "n_head", (sizes.heads, head_dim))?;
     let bloom = Bloom {
         dims: sizes.dims(sizes.heads, head_dim, 4 * sizes.hidden),
-        epsilon: config.positive("layer_norm_epsilon")?,
+        norms: NormStyle::layer(config.positive("layer_norm_epsilon")?),
     };
     let Dims { layers, hidden, heads, vocab, .. } = bloom.dims;
     let stated = config.optional_size("seq_length")?.or(config.optional_size("max_position_embeddings")?);
+    let context_length = stated.unwrap_or(CONTEXT_LENGTH);
     Ok(Blueprint {
         architecture: "bloom",
         dims: bloom.dims,
-        context_length: stated.unwrap_or(CONTEXT_LENGTH),
+        context_length,
+        longest_context: context_length,
         embedding: Embedding {
             table: Param::matrix("word_embeddings.weight", vocab, hidden),
             scale: None,
@@ -52,52 +43,54 @@ pub(super) fn read(config: &JsonConfig) -> Result<Blueprint, JsonConfigError> {
         layers: (0..layers).map(|layer| bloom.layer(&format!("h.{layer}"))).collect(),
         final_norm: bloom.norm("ln_f"),
         head: head(config.flag("tie_word_embeddings", true)?, vocab, hidden),
+        logits_scale: None,
         logits_cap: None,
     })
 }
 
 struct Bloom {
     dims: Dims,
-    epsilon: f32,
+    norms: NormStyle,
 }
 
 impl Bloom {
     fn norm(&self, module: &str) -> Norm {
-        let part = |kind: &str| Param::vector(format!("{module}.{kind}"), self.dims.hidden);
-        Norm { weight: part("weight"), bias: Some(part("bias")), epsilon: self.epsilon }
+        self.norms.norm(module, self.dims.hidden)
     }
 
     fn layer(&self, scope: &str) -> Layer {
         let Dims { hidden, intermediate, .. } = self.dims;
         let linear = |name, shape| linear(scope, name, shape, true);
         Layer {
-            attention_norm: self.norm(&format!("{scope}.input_layernorm")),
+            attention_norm: Some(self.norm(&format!("{scope}.input_layernorm"))),
             attention: Attention {
                 query: self.part(scope, 0),
                 key: self.part(scope, 1),
                 value: self.part(scope, 2),
                 output: linear("self_attention.dense", [hidden, hidden]),
                 head_norms: None,
+                clip: None,
                 rotary: None,
                 window: None,
                 scale: None,
                 cap: None,
             },
             attention_end: None,
-            mlp_norm: self.norm(&format!("{scope}.post_attention_layernorm")),
+            mlp_norm: Some(self.norm(&format!("{scope}.post_attention_layernorm"))),
             mlp: Mlp {
                 inner: Inner::Plain { up: linear("mlp.dense_h_to_4h", [intermediate, hidden]) },
                 activation: Activation::GeluTanh,
                 down: linear("mlp.dense_4h_to_h", [hidden, intermediate]),
             },
             mlp_end: None,
+            order: Order::Sequential,
         }
     }
 
     /// Query, key or value: each head's three follow each other.
     fn part(&self, scope: &str, part: usize) -> Linear {
         let Dims { hidden, head_dim, .. } = self.dims;
-        let lines = Lines::Turns { part, parts: 3, width: head_dim };
+        let lines = Lines::Turns { start: part * head_dim, width: head_dim, of: 3 * head_dim };
         let name = |kind: &str| format!("{scope}.self_attention.query_key_value.{kind}");
         Linear {
             weight: Param { lines, ..Param::matrix(name("weight"), hidden, hidden) },

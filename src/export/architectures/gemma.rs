@@ -1,7 +1,7 @@
-//! Gemma 2 and the text model of Gemma 3: four norms a layer that store how much they differ from one, an embedding that
-//! is scaled, and windows in most layers.
+//! Gemma 1 and 2 and the text model of Gemma 3: norms that store how much they differ from one, an embedding that is scaled,
+//! and from the second on four norms a layer and windows.
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{
     super::{
@@ -9,15 +9,22 @@ use super::{
         json_config::{JsonConfig, JsonConfigError},
         rope::Rotary,
     },
-    family::Family,
+    family::{Family, HeadNormWidth, NormStyle},
     fields::windows,
 };
 
+/// Gemma 1: a Llama otherwise.
+pub(super) fn read_1(config: &JsonConfig) -> Result<Blueprint, JsonConfigError> {
+    // Early files say gelu, and mean its approximation.
+    let is_early = config.text("hidden_act")? == Some("gelu");
+    let config =
+        if is_early { config.clone().with("hidden_act", "gelu_pytorch_tanh") } else { config.clone() };
+    let family = Family { activation: "hidden_act", ..read_family(&config)? };
+    Ok(scaled(family.blueprint("gemma", &config)?))
+}
+
 /// Gemma 2: caps on scores and logits; every other layer has a window, the first one included.
 pub(super) fn read_2(config: &JsonConfig) -> Result<Blueprint, JsonConfigError> {
-    let config = &config.clone().or(defaults()).or(json!({
-        "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "max_position_embeddings": 8192,
-    }));
     let family = read_family(config)?;
     let windows = windows(config, family.dims.layers, |layer| layer.is_multiple_of(2))?;
     let blueprint = family.blueprint("gemma2", config)?.with_windows(windows);
@@ -26,65 +33,55 @@ pub(super) fn read_2(config: &JsonConfig) -> Result<Blueprint, JsonConfigError> 
 
 /// Gemma 3: norms of query and key heads; layers with a window turn by other angles than those without.
 pub(super) fn read_3(config: &JsonConfig) -> Result<Blueprint, JsonConfigError> {
-    // The configurations of published multimodal models leave out these defaults, sizes included.
-    let config = &config.clone().or(defaults()).or(json!({
-        "vocab_size": 262_208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
-        "num_attention_heads": 8, "max_position_embeddings": 131_072,
-    }));
-    if config.flag("use_bidirectional_attention", false)? {
-        return Err(config.unsupported("use_bidirectional_attention", "false"));
-    }
-    let family = Family { head_norms: true, ..read_family(config)? };
+    let family = Family { head_norms: Some(HeadNormWidth::Each), ..read_family(config)? };
     let every = config.optional_size("sliding_window_pattern")?;
     let every = every.or(config.optional_size("_sliding_window_pattern")?).unwrap_or(6);
     let windows = windows(config, family.dims.layers, |layer| !(layer + 1).is_multiple_of(every))?;
     let blueprint = family.blueprint("gemma3_text", &without_rope(config))?.with_windows(windows);
-    let mut blueprint = Blueprint { rotaries: read_rotaries(config, family.dims.head_dim)?, ..blueprint };
+    let mut blueprint = Blueprint { rotaries: read_rotaries(config, &family)?, ..blueprint };
     for layer in &mut blueprint.layers {
         layer.attention.rotary = Some(usize::from(layer.attention.window.is_some()));
     }
     finish(blueprint, &family, config)
 }
 
-fn defaults() -> Value {
-    json!({
-        "num_key_value_heads": 4, "head_dim": 256, "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-6,
-        "hidden_activation": "gelu_pytorch_tanh", "sliding_window": 4096, "tie_word_embeddings": true,
-    })
-}
-
 fn read_family(config: &JsonConfig) -> Result<Family, JsonConfigError> {
     let bias = config.flag("attention_bias", false)?;
-    let family = Family::read(config)?;
-    Ok(Family {
-        norm_offset: 1.0,
-        input_bias: bias,
-        output_bias: bias,
-        activation: "hidden_activation",
-        ..family
-    })
+    let norms = NormStyle { offset: 1.0, ..NormStyle::rms(config.positive("rms_norm_eps")?) };
+    let family = Family::read_with(config, norms)?;
+    Ok(Family { input_bias: bias, output_bias: bias, activation: "hidden_activation", ..family })
 }
 
 /// Angles of layers that see every key, and of those that see a window.
-fn read_rotaries(config: &JsonConfig, head_dim: usize) -> Result<Vec<Rotary>, JsonConfigError> {
+fn read_rotaries(config: &JsonConfig, family: &Family) -> Result<Vec<Rotary>, JsonConfigError> {
     let theta = |field, default| Ok(config.optional_positive(field)?.unwrap_or(default));
     let (global, local) = (theta("rope_theta", 1e6)?, theta("rope_local_base_freq", 1e4)?);
-    let (full, sliding) = match config.section("rope_parameters")? {
-        Some(nested) => (nested.section("full_attention")?, nested.section("sliding_attention")?),
-        None => (config.section("rope_scaling")?, None),
+    let nested = config.section("rope_parameters")?;
+    let section = |name| nested.as_ref().map_or(Ok(None), |nested| nested.section(name));
+    let full = match config.section("rope_scaling")?.filter(|scaling| !scaling.is_empty()) {
+        Some(scaling) => Some(scaling),
+        None => section("full_attention")?,
     };
+    let heads = (family.dims.head_dim, family.partial);
+    let beside = |theta: f32| config.clone().with("rope_theta", theta);
     Ok(vec![
-        Rotary::read_section(config, full.as_ref(), global, head_dim)?,
-        Rotary::read_section(config, sliding.as_ref(), local, head_dim)?,
+        Rotary::read_section(&beside(global), full.as_ref(), heads)?,
+        Rotary::read_section(&beside(local), section("sliding_attention")?.as_ref(), heads)?,
     ])
 }
 
 /// The family reads one section of rotary positions, and here are two.
 fn without_rope(config: &JsonConfig) -> JsonConfig {
-    config.clone().with("rope_parameters", Value::Null).with("rope_scaling", Value::Null)
+    let plain = config.clone().with("rope_parameters", Value::Null).with("rope_scaling", Value::Null);
+    plain.with("rope_theta", 1e6)
 }
 
-/// What both have beyond the family.
+fn scaled(mut blueprint: Blueprint) -> Blueprint {
+    blueprint.embedding.scale = Some((blueprint.dims.hidden as f32).sqrt());
+    blueprint
+}
+
+/// What the later ones have beyond the family.
 fn finish(
     mut blueprint: Blueprint,
     family: &Family,
@@ -94,15 +91,14 @@ fn finish(
     let cap = config.optional_positive("attn_logit_softcapping")?;
     let scale = config.positive("query_pre_attn_scalar")?.sqrt().recip();
     for (i, layer) in blueprint.layers.iter_mut().enumerate() {
-        let norm = |name: &str| family.norm(&format!("layers.{i}.{name}"), hidden);
+        let norm = |name: &str| Some(family.norm(&format!("layers.{i}.{name}"), hidden));
         // Here the post-attention norm follows attention; in other architectures that name means the norm before the MLP.
-        layer.attention_end = Some(norm("post_attention_layernorm"));
+        layer.attention_end = norm("post_attention_layernorm");
         layer.mlp_norm = norm("pre_feedforward_layernorm");
-        layer.mlp_end = Some(norm("post_feedforward_layernorm"));
+        layer.mlp_end = norm("post_feedforward_layernorm");
         layer.attention.scale = Some(scale);
         layer.attention.cap = cap;
     }
-    blueprint.embedding.scale = Some((hidden as f32).sqrt());
     blueprint.logits_cap = config.optional_positive("final_logit_softcapping")?;
-    Ok(blueprint)
+    Ok(scaled(blueprint))
 }

@@ -1,43 +1,34 @@
 //! GPT-2: learned positions, layer norms with biases, and weights stored as `[in, out]`.
 
-use serde_json::json;
-
 use super::{
     super::{
-        blueprint::{Attention, Blueprint, Embedding, Inner, Layer, Linear, Mlp, Norm},
+        blueprint::{Attention, Blueprint, Embedding, Inner, Layer, Linear, Mlp, Norm, Order},
         json_config::{JsonConfig, JsonConfigError},
         param::{Lines, Param},
     },
-    family::head,
-    fields::{SizeNames, Sizes, activation, check_heads, named},
+    family::{NormStyle, head},
+    fields::{Sizes, activation, check_heads, named, require_flag},
 };
 use crate::manifest::Dims;
 
-const NAMES: SizeNames = SizeNames {
-    layers: &["n_layer", "num_hidden_layers"],
-    hidden: &["n_embd", "hidden_size"],
-    heads: &["n_head", "num_attention_heads"],
-};
-
 pub(super) fn read(config: &JsonConfig) -> Result<Blueprint, JsonConfigError> {
-    let config = &config.clone().or(json!({
-        "layer_norm_epsilon": 1e-5, "activation_function": "gelu_new", "tie_word_embeddings": true,
-    }));
-    let sizes = Sizes::read(config, &NAMES)?;
-    let head_dim = sizes.head_dim(config, &NAMES)?;
-    check_heads(config, "n_head", (sizes.heads, head_dim), 8)?;
+    require_flag(config, "add_cross_attention", false)?;
+    let sizes = Sizes::read(config)?;
+    let head_dim = sizes.head_dim(config)?;
+    check_heads(config, "n_head", (sizes.heads, head_dim))?;
     let intermediate = config.optional_size("n_inner")?.unwrap_or(4 * sizes.hidden);
     let gpt = Gpt {
         config,
         dims: sizes.dims(sizes.heads, head_dim, intermediate),
-        epsilon: config.positive("layer_norm_epsilon")?,
+        norms: NormStyle::layer(config.positive("layer_norm_epsilon")?),
     };
     let Dims { layers, hidden, vocab, .. } = gpt.dims;
-    let positions = named(config, &["n_positions", "n_ctx", "max_position_embeddings"])?;
+    let positions = named(config, &["n_positions", "n_ctx"])?;
     Ok(Blueprint {
         architecture: "gpt2",
         dims: gpt.dims,
         context_length: positions,
+        longest_context: positions,
         embedding: Embedding {
             table: Param::matrix("wte.weight", vocab, hidden),
             scale: None,
@@ -49,6 +40,7 @@ pub(super) fn read(config: &JsonConfig) -> Result<Blueprint, JsonConfigError> {
         layers: (0..layers).map(|layer| gpt.layer(layer)).collect::<Result<_, _>>()?,
         final_norm: gpt.norm("ln_f"),
         head: head(config.flag("tie_word_embeddings", true)?, vocab, hidden),
+        logits_scale: None,
         logits_cap: None,
     })
 }
@@ -56,13 +48,12 @@ pub(super) fn read(config: &JsonConfig) -> Result<Blueprint, JsonConfigError> {
 struct Gpt<'a> {
     config: &'a JsonConfig,
     dims: Dims,
-    epsilon: f32,
+    norms: NormStyle,
 }
 
 impl Gpt<'_> {
     fn norm(&self, module: &str) -> Norm {
-        let part = |kind: &str| Param::vector(format!("{module}.{kind}"), self.dims.hidden);
-        Norm { weight: part("weight"), bias: Some(part("bias")), epsilon: self.epsilon }
+        self.norms.norm(module, self.dims.hidden)
     }
 
     fn layer(&self, layer: usize) -> Result<Layer, JsonConfigError> {
@@ -74,26 +65,28 @@ impl Gpt<'_> {
             conv(&format!("{scope}.attn.c_attn"), [hidden, hidden], lines)
         };
         Ok(Layer {
-            attention_norm: self.norm(&format!("{scope}.ln_1")),
+            attention_norm: Some(self.norm(&format!("{scope}.ln_1"))),
             attention: Attention {
                 query: part(0),
                 key: part(1),
                 value: part(2),
                 output: whole("attn.c_proj", hidden, hidden),
                 head_norms: None,
+                clip: None,
                 rotary: None,
                 window: None,
                 scale: self.scale(layer)?,
                 cap: None,
             },
             attention_end: None,
-            mlp_norm: self.norm(&format!("{scope}.ln_2")),
+            mlp_norm: Some(self.norm(&format!("{scope}.ln_2"))),
             mlp: Mlp {
                 inner: Inner::Plain { up: whole("mlp.c_fc", intermediate, hidden) },
                 activation: activation(self.config, "activation_function")?,
                 down: whole("mlp.c_proj", hidden, intermediate),
             },
             mlp_end: None,
+            order: Order::Sequential,
         })
     }
 

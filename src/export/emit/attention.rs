@@ -7,7 +7,7 @@
 
 use super::{
     super::{
-        blueprint::{Attention, Linear, Norm},
+        blueprint::{Attention, HeadNorms, Linear, Norm},
         data_layout::TooLarge,
         graph::{Op, float_attribute, int_attribute},
     },
@@ -74,28 +74,41 @@ impl Emitter {
         attention: &Attention,
         input: &str,
     ) -> Result<[String; 3], TooLarge> {
-        let Attention { query, key, value, .. } = attention;
-        let Some([query_norm, key_norm]) = &attention.head_norms else {
-            let stacked = self.linear(&format!("{scope}.qkv"), &[query, key, value], input)?;
+        let Attention { query, key, value, clip, .. } = attention;
+        let Some(norms) = &attention.head_norms else {
+            let stacked = self.projection(&format!("{scope}.qkv"), &[query, key, value], input, *clip)?;
             return Ok([stacked, String::new(), String::new()]);
         };
-        Ok([
-            self.normed_heads(&format!("{scope}.query"), query, query_norm, input)?,
-            self.normed_heads(&format!("{scope}.key"), key, key_norm, input)?,
-            self.linear(&format!("{scope}.value"), &[value], input)?,
-        ])
+        let (HeadNorms::Each([query_norm, key_norm]) | HeadNorms::Whole([query_norm, key_norm])) = norms;
+        let is_each = matches!(norms, HeadNorms::Each(_));
+        let mut normed = |name: &str, linear, norm| {
+            let scope = format!("{scope}.{name}");
+            let flat = self.projection(&format!("{scope}.projection"), &[linear], input, *clip)?;
+            if is_each { self.normed_heads(&scope, norm, &flat) } else { self.norm(&scope, norm, &flat) }
+        };
+        let (query, key) = (normed("query", query, query_norm)?, normed("key", key, key_norm)?);
+        Ok([query, key, self.projection(&format!("{scope}.value"), &[value], input, *clip)?])
     }
 
-    fn normed_heads(
+    fn projection(
         &mut self,
         scope: &str,
-        linear: &Linear,
-        norm: &Norm,
+        linears: &[&Linear],
         input: &str,
+        clip: Option<f32>,
     ) -> Result<String, TooLarge> {
-        let flat = self.linear(&format!("{scope}.projection"), &[linear], input)?;
+        let product = self.linear(scope, linears, input)?;
+        let Some(most) = clip else { return Ok(product) };
+        let [least, most] = [("clip.least", -most), ("clip.most", most)]
+            .map(|(name, value)| self.scalar(&format!("{scope}.{name}"), value));
+        let clipped = format!("{scope}.clipped");
+        self.graph.add(Op::plain("Clip", &[&product, &least, &most], &[&clipped]));
+        Ok(clipped)
+    }
+
+    fn normed_heads(&mut self, scope: &str, norm: &Norm, flat: &str) -> Result<String, TooLarge> {
         let heads = format!("{scope}.heads");
-        self.reshape(&heads, &flat, &[0, 0, -1, signed(self.dims.head_dim)]);
+        self.reshape(&heads, flat, &[0, 0, -1, signed(self.dims.head_dim)]);
         let normed = self.norm(&format!("{scope}.norm"), norm, &heads)?;
         self.reshape(scope, &normed, &[0, 0, -1]);
         Ok(scope.into())

@@ -2,7 +2,7 @@
 
 use crate::{
     export::{
-        blueprint::Norm,
+        blueprint::{Norm, NormKind},
         data_layout::{DataLayout, Stack, TooLarge},
         dtype_encoding,
         formats::Formats,
@@ -44,7 +44,10 @@ impl Emitter {
     pub(super) fn norm(&mut self, scope: &str, norm: &Norm, input: &str) -> Result<String, TooLarge> {
         let weights = self.norm_weights(scope, norm)?;
         let inputs: Vec<&str> = [input].into_iter().chain(weights.iter().map(String::as_str)).collect();
-        let name = if norm.bias.is_some() { "LayerNormalization" } else { "SimplifiedLayerNormalization" };
+        let name = match norm.kind {
+            NormKind::Layer => "LayerNormalization",
+            NormKind::Rms => "SimplifiedLayerNormalization",
+        };
         let epsilon = vec![float_attribute("epsilon", norm.epsilon)];
         self.graph.add(Op::plain(name, &inputs, &[scope]).with(epsilon));
         Ok(scope.into())

@@ -33,6 +33,12 @@ impl Emitter {
 
     fn activate(&mut self, activation: Activation, [input, output]: [&str; 2]) {
         let (inputs, outputs) = ([input], [output]);
+        if activation == Activation::ReluSquared {
+            let positive = format!("{output}.positive");
+            self.graph.add(Op::plain("Relu", &inputs, &[&positive]));
+            self.graph.add(Op::plain("Mul", &[&positive, &positive], &outputs));
+            return;
+        }
         self.graph.add(match activation {
             // What ONNX Runtime makes of `Sigmoid` and `Mul` itself.
             Activation::Sigmoid { alpha } => {
@@ -40,7 +46,7 @@ impl Emitter {
             }
             Activation::Gelu => Op::microsoft("Gelu", &inputs, &outputs),
             Activation::GeluTanh => Op::microsoft("FastGelu", &inputs, &outputs),
-            Activation::Relu => Op::plain("Relu", &inputs, &outputs),
+            Activation::Relu | Activation::ReluSquared => Op::plain("Relu", &inputs, &outputs),
         });
     }
 }

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     export::{
-        blueprint::{Blueprint, Embedding, LmHead, Norm},
+        blueprint::{Blueprint, Embedding, Layer, LmHead, Norm, NormKind, Order},
         data_layout::{DataLayout, TooLarge},
         graph::{Builder, Dim, Op, float_attribute, int_attribute},
         rope::Table,
@@ -60,28 +60,59 @@ impl Emitter {
         let bias = blueprint.slopes.as_deref().map(|slopes| self.alibi(slopes));
         let mut residual = Residual { stream, update: None };
         for (i, layer) in blueprint.layers.iter().enumerate() {
-            let scope = format!("layers.{i}");
-            let normed =
-                self.next_norm(&format!("{scope}.attention_norm"), &layer.attention_norm, &mut residual)?;
-            let mut attended = self.attention(i, &layer.attention, &normed, bias.as_deref())?;
-            if i + 1 == blueprint.layers.len() {
-                attended = self.chosen(&attended);
-                residual.stream = self.chosen(&residual.stream);
-            }
-            let update =
-                self.linear(&format!("{scope}.attention.output"), &[&layer.attention.output], &attended)?;
-            residual.update =
-                Some(self.end(&format!("{scope}.attention_end"), layer.attention_end.as_ref(), update)?);
-            let normed = self.next_norm(&format!("{scope}.mlp_norm"), &layer.mlp_norm, &mut residual)?;
-            let update = self.mlp(&format!("{scope}.mlp"), &layer.mlp, &normed)?;
-            residual.update = Some(self.end(&format!("{scope}.mlp_end"), layer.mlp_end.as_ref(), update)?);
+            self.layer(i, layer, &mut residual, bias.as_deref())?;
         }
-        let normed = self.next_norm("final_norm", &blueprint.final_norm, &mut residual)?;
+        let normed = self.next_norm("final_norm", Some(&blueprint.final_norm), &mut residual)?;
         let product = match &blueprint.head {
             LmHead::Separate(linear) => self.linear("head", &[linear], &normed)?,
             LmHead::Tied { .. } => self.tied_head(&blueprint.embedding.table, table, &normed)?,
         };
-        self.logits(product, blueprint.logits_cap);
+        self.logits(product, blueprint.logits_scale, blueprint.logits_cap);
+        Ok(())
+    }
+
+    fn layer(
+        &mut self,
+        number: usize,
+        layer: &Layer,
+        residual: &mut Residual,
+        bias: Option<&str>,
+    ) -> Result<(), TooLarge> {
+        let scope = format!("layers.{number}");
+        let mut normed =
+            self.next_norm(&format!("{scope}.attention_norm"), layer.attention_norm.as_ref(), residual)?;
+        let mut attended = self.attention(number, &layer.attention, &normed, bias)?;
+        if number + 1 == self.dims.layers {
+            attended = self.chosen(&attended);
+            // Where nothing was normalised, this is the stream.
+            let is_stream = normed == residual.stream;
+            residual.stream = self.chosen(&residual.stream);
+            if layer.order == Order::Parallel && layer.mlp_norm.is_none() {
+                normed = if is_stream { residual.stream.clone() } else { self.chosen(&normed) };
+            }
+        }
+        let output =
+            self.linear(&format!("{scope}.attention.output"), &[&layer.attention.output], &attended)?;
+        let output = self.end(&format!("{scope}.attention_end"), layer.attention_end.as_ref(), output)?;
+        let mlp_norm = format!("{scope}.mlp_norm");
+        let wide = match (layer.order, &layer.mlp_norm) {
+            (Order::Sequential, norm) => {
+                residual.update = Some(output.clone());
+                self.next_norm(&mlp_norm, norm.as_ref(), residual)?
+            }
+            (Order::Parallel, Some(norm)) => self.norm(&mlp_norm, norm, &residual.stream)?,
+            (Order::Parallel, None) => normed,
+        };
+        let update = self.mlp(&format!("{scope}.mlp"), &layer.mlp, &wide)?;
+        let update = self.end(&format!("{scope}.mlp_end"), layer.mlp_end.as_ref(), update)?;
+        residual.update = Some(match layer.order {
+            Order::Sequential => update,
+            Order::Parallel => {
+                let both = format!("{scope}.update");
+                self.graph.add(Op::plain("Add", &[&output, &update], &[&both]));
+                both
+            }
+        });
         Ok(())
     }
 
@@ -150,19 +181,36 @@ impl Emitter {
         Ok((stream, table))
     }
 
-    /// Adds up `residual`, and normalises the sum.
-    fn next_norm(&mut self, scope: &str, norm: &Norm, residual: &mut Residual) -> Result<String, TooLarge> {
-        let Some(update) = residual.update.take() else {
-            return self.norm(scope, norm, &residual.stream);
-        };
-        let weights = self.norm_weights(scope, norm)?;
+    /// Adds up `residual`, and normalises the sum if there is a norm.
+    fn next_norm(
+        &mut self,
+        scope: &str,
+        norm: Option<&Norm>,
+        residual: &mut Residual,
+    ) -> Result<String, TooLarge> {
         let sum = format!("{scope}.sum");
-        let inputs: Vec<&str> =
-            [&*residual.stream, &update].into_iter().chain(weights.iter().map(String::as_str)).collect();
-        let name =
-            if norm.bias.is_some() { "SkipLayerNormalization" } else { "SkipSimplifiedLayerNormalization" };
-        let epsilon = vec![float_attribute("epsilon", norm.epsilon)];
-        self.graph.add(Op::microsoft(name, &inputs, &[scope, "", "", &sum]).with(epsilon));
+        match (residual.update.take(), norm) {
+            (None, None) => return Ok(residual.stream.clone()),
+            (None, Some(norm)) => return self.norm(scope, norm, &residual.stream),
+            (Some(update), None) => {
+                self.graph.add(Op::plain("Add", &[&residual.stream, &update], &[&sum]));
+                residual.stream.clone_from(&sum);
+                return Ok(sum);
+            }
+            (Some(update), Some(norm)) => {
+                let weights = self.norm_weights(scope, norm)?;
+                let inputs: Vec<&str> = [&*residual.stream, &update]
+                    .into_iter()
+                    .chain(weights.iter().map(String::as_str))
+                    .collect();
+                let name = match norm.kind {
+                    NormKind::Layer => "SkipLayerNormalization",
+                    NormKind::Rms => "SkipSimplifiedLayerNormalization",
+                };
+                let epsilon = vec![float_attribute("epsilon", norm.epsilon)];
+                self.graph.add(Op::microsoft(name, &inputs, &[scope, "", "", &sum]).with(epsilon));
+            }
+        }
         residual.stream = sum;
         Ok(scope.into())
     }
@@ -188,10 +236,14 @@ impl Emitter {
     }
 
     /// The steps from `product` to the logits.
-    fn logits(&mut self, product: String, cap: Option<f32>) {
+    fn logits(&mut self, product: String, scale: Option<f32>, cap: Option<f32>) {
         let mut steps: Vec<(&str, Option<String>)> = Vec::new();
         if self.precision.dtype != Dtype::Float32 {
             steps.push(("Cast", None));
+        }
+        if let Some(scale) = scale {
+            let scale = self.constant("head.scale", ElementType::Float, &[], &scale.to_le_bytes());
+            steps.push(("Mul", Some(scale)));
         }
         if let Some(cap) = cap {
             let cap = self.constant("head.cap", ElementType::Float, &[], &cap.to_le_bytes());

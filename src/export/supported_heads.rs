@@ -1,0 +1,83 @@
+//! Gives every head of a model the layout that attention operators take.
+
+use super::{
+    blueprint::{Attention, Blueprint, Linear, Norm},
+    head_layout::{HeadLayout, STEP, half},
+    param::{Param, Shape},
+};
+
+/// The layouts of one layer.
+struct Layouts {
+    /// Of queries and keys.
+    rotated: Option<HeadLayout>,
+    /// Of values.
+    plain: Option<HeadLayout>,
+    stored: usize,
+    width: usize,
+}
+
+impl Blueprint {
+    /// The same model with heads that the operators take.
+    pub(super) fn with_supported_heads(mut self) -> Self {
+        let stored = self.dims.head_dim;
+        let width = stored.next_multiple_of(if self.rotaries.is_empty() { STEP / 2 } else { STEP });
+        let halves: Vec<usize> = self.rotaries.iter().map(|rotary| half(rotary, stored, width)).collect();
+        // Once for all layers: a hostile configuration has many layers, and heads of millions of dimensions.
+        let plain = HeadLayout::padded(stored, width).unless_as_stored();
+        let rotated = self
+            .rotaries
+            .iter()
+            .zip(&halves)
+            .map(|(rotary, half)| HeadLayout::rotated(stored, width, rotary, *half).unless_as_stored());
+        let rotated: Vec<Option<HeadLayout>> = rotated.collect();
+        for layer in &mut self.layers {
+            let attention = &mut layer.attention;
+            let rotated = attention.rotary.map_or(&plain, |number| &rotated[number]).clone();
+            arrange(attention, &Layouts { rotated, plain: plain.clone(), stored, width });
+        }
+        for (rotary, half) in self.rotaries.iter_mut().zip(halves) {
+            rotary.interleaved = false;
+            rotary.still_pairs = half - rotary.dims / 2;
+        }
+        self.dims.head_dim = width;
+        self
+    }
+}
+
+fn arrange(attention: &mut Attention, layouts: &Layouts) {
+    let Layouts { rotated, plain, stored, width } = layouts;
+    for linear in [&mut attention.query, &mut attention.key] {
+        arrange_lines(linear, rotated.as_ref());
+    }
+    arrange_lines(&mut attention.value, plain.as_ref());
+    if let (Some(heads), Shape::Matrix { cols, .. }) = (plain, &mut attention.output.weight.shape) {
+        *cols = *cols / stored * width;
+        attention.output.weight.column_heads = Some(heads.clone());
+    }
+    if let (Some(norms), Some(heads)) = (&mut attention.head_norms, rotated) {
+        norms.each_mut().iter_mut().for_each(|norm| arrange_norm(norm, heads));
+    }
+    if stored != width && attention.scale.is_none() {
+        attention.scale = Some((*stored as f32).sqrt().recip());
+    }
+}
+
+fn arrange_lines(linear: &mut Linear, heads: Option<&HeadLayout>) {
+    let Some(heads) = heads else { return };
+    [&mut linear.weight].into_iter().chain(&mut linear.bias).for_each(|param| arrange_param(param, heads));
+}
+
+fn arrange_param(param: &mut Param, heads: &HeadLayout) {
+    let (Shape::Vector(lines) | Shape::Matrix { rows: lines, .. }) = &mut param.shape;
+    *lines = *lines / heads.stored_width() * heads.width();
+    param.line_heads = Some(heads.clone());
+}
+
+/// The mean square is over more dimensions, with zeros among them: what makes it smaller is taken back by the weights. The
+/// mean of layer normalisation does not allow that; architectures with it refuse such heads.
+fn arrange_norm(norm: &mut Norm, heads: &HeadLayout) {
+    let share = heads.stored_width() as f32 / heads.width() as f32;
+    [&mut norm.weight].into_iter().chain(&mut norm.bias).for_each(|param| arrange_param(param, heads));
+    norm.weight.factor *= share.sqrt();
+    norm.epsilon *= share;
+}
