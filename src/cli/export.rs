@@ -28,8 +28,8 @@ use crate::{
 /// Convert a checkpoint and its LoRA adapters to a model directory
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Checkpoint directory in Hugging Face's layout: config.json, safetensors, tokenizer.json
-    #[arg(long, value_name = "DIR", required_unless_present = "random_weights")]
+    /// Checkpoint directory in Hugging Face's layout (config.json, safetensors, tokenizer.json), or a GGUF file
+    #[arg(long, value_name = "DIR_OR_GGUF", required_unless_present = "random_weights")]
     base: Option<PathBuf>,
 
     /// PEFT adapter directory to merge: adapter_config.json, adapter_model.safetensors. Can be repeated; the weight changes of

@@ -85,7 +85,7 @@ fn draft_path(config: &Config) -> Option<PathBuf> {
 fn draft(config: &Config, path: PathBuf, gpu: Option<GpuReport>) -> anyhow::Result<ResolvedModel> {
     ensure!(
         is_model_or_source(&path),
-        "{} is not a model: it has neither {} (written by `eka export`) nor base/config.json (a checkpoint to export); set \
+        "{} is not a model: it has neither {} (written by `eka export`) nor base/config.json or base.gguf (a model to export); set \
          engine.draft_model or --draft-model to a model directory, or to the name of one in models.dir",
         path.display(),
         manifest::FILE_NAME
@@ -102,8 +102,8 @@ fn draft(config: &Config, path: PathBuf, gpu: Option<GpuReport>) -> anyhow::Resu
 fn require_model(path: &Path) -> anyhow::Result<()> {
     ensure!(
         is_model_or_source(path),
-        "{} is not a model: it has neither {} (written by `eka export`) nor genai_config.json (by onnxruntime-genai) nor base/config.json (a checkpoint to export, with \
-         its adapter in adapter/); set model.path or --model",
+        "{} is not a model: it has neither {} (written by `eka export`) nor genai_config.json (by onnxruntime-genai) nor base/config.json or base.gguf (a model to export, with \
+         its adapter in adapter/), and it is not a GGUF file; set model.path or --model",
         path.display(),
         manifest::FILE_NAME
     );
@@ -163,7 +163,19 @@ fn others(dir: &Path, first: &Path) -> anyhow::Result<Vec<(PathBuf, String)>> {
 }
 
 fn is_model_or_source(path: &Path) -> bool {
-    manifest::is_model(path) || path.join("base/config.json").is_file()
+    manifest::is_model(path) || source_base(path).is_some()
+}
+
+/// The base to export, if `path` is a source: a GGUF file itself, or a directory with `base/` or `base.gguf`.
+fn source_base(path: &Path) -> Option<PathBuf> {
+    if export::is_gguf(path) {
+        return path.is_file().then(|| path.to_owned());
+    }
+    let (dir, file) = (path.join("base"), path.join("base.gguf"));
+    if dir.join("config.json").is_file() {
+        return Some(dir);
+    }
+    file.is_file().then_some(file)
 }
 
 /// Whether a directory is a model or an incomplete one, which is reported instead of skipped.
@@ -190,7 +202,7 @@ fn resolved(
 
 /// The export of a source directory, from the cache or made now.
 fn exported(config: &Config, path: &Path, id: &str, gpu: Option<GpuReport>) -> anyhow::Result<PathBuf> {
-    let base = path.join("base");
+    let base = source_base(path).unwrap_or_else(|| path.join("base"));
     let dtype = dtype(gpu, is_bfloat16(&base));
     // A dangling link counts as an adapter, so that it is an error and not a silently missing adapter.
     let adapter = Some(path.join("adapter")).filter(|adapter| files::exists(adapter));

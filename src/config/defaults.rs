@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::{environment::Environment, types::CacheDir, user_dirs::USER_CACHE, validate::Validator};
 
-/// The name of the directory in `model.path`.
+/// The name of the directory or the GGUF file in `model.path`.
 pub(super) fn default_model_id(validator: &mut Validator<'_>) -> Option<String> {
     let path = validator.text("model.path")?.to_owned();
     let name = directory_name(&validator.environment.directory.join(&path));
@@ -17,7 +17,9 @@ pub(super) fn default_model_id(validator: &mut Validator<'_>) -> Option<String> 
 
 fn directory_name(path: &Path) -> Option<String> {
     let path = std::path::absolute(path).ok()?;
-    Some(path.file_name()?.to_string_lossy().into_owned())
+    let is_gguf = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+    let name = if is_gguf { path.file_stem()? } else { path.file_name()? };
+    Some(name.to_string_lossy().into_owned())
 }
 
 /// `prompts/` in `model.cache_dir`: a service that may write nowhere else may write there.

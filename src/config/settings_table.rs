@@ -90,12 +90,12 @@ settings! {
 
     /// Default model, and how it is exported
     model: Model {
-        /// Directory of an exported model, or a source directory with `base/` and optionally `adapter/`
+        /// Directory of an exported model, a source directory with `base/` or `base.gguf` and optionally `adapter/`, or a GGUF file
         path: PathBuf = "models/demo",
-            expect "a directory: an exported model, or one that holds base/",
+            expect "an exported model, a directory that holds base/ or base.gguf, or a GGUF file",
             flag "model" "DIR";
         /// The model's name in requests
-        id: String, unset "the directory's name", derive default_model_id,
+        id: String, unset "the name of the directory or GGUF file", derive default_model_id,
             expect "a name that is not empty, without spaces", check is_model_name,
             flag "model-id" "NAME";
         /// Weight format when a source directory is exported: `none` (unquantized), `int8` or `int4`

@@ -17,6 +17,7 @@ use super::{
     json_config::{JsonConfig, JsonConfigError},
     packed::{PackedMatrix, Packing, Part},
     param::Param,
+    quantize::Quantizer,
     tensors::{TensorFile, TensorsError},
 };
 use crate::files;
@@ -129,8 +130,8 @@ pub enum CheckpointError {
     },
     /// There are only weights of another format.
     #[error(
-        "{}: only {file} is there, and weights are read from safetensors; take the revision or the original repository \
-         that has them",
+        "{}: only {file} is there, and the weights of a directory are read from safetensors; take the revision or the original \
+         repository that has them, or name a .gguf file itself as the base",
         dir.display()
     )]
     OtherFormat {
@@ -238,6 +239,11 @@ impl Checkpoint {
     /// Opens the checkpoint in `dir` and reads its headers.
     pub(super) fn open(dir: &Path) -> Result<Self, CheckpointError> {
         let (files, index) = open_files(dir)?;
+        Ok(Self { index, ..Self::of(dir, files)? })
+    }
+
+    /// The checkpoint whose tensors are in `files`; `dir` is its name in errors.
+    pub(super) fn of(dir: &Path, files: Vec<TensorFile>) -> Result<Self, CheckpointError> {
         let mut tensors: BTreeMap<String, Part> = BTreeMap::new();
         for (file, names) in files.iter().enumerate() {
             for name in names.names() {
@@ -248,7 +254,7 @@ impl Checkpoint {
                 }
             }
         }
-        Ok(Self { dir: dir.into(), index, files, tensors, packed: BTreeMap::new() })
+        Ok(Self { dir: dir.into(), index: None, files, tensors, packed: BTreeMap::new() })
     }
 
     /// Finds weights that are packed as `packing` says.
@@ -311,6 +317,17 @@ impl Checkpoint {
         }
         let (file, name) = self.find(&param.name).ok_or_else(|| self.missing(param))?;
         Ok(file.read_param(name, param, rows)?)
+    }
+
+    /// The scales of rows of `param`, if it is stored in blocks that `quantizer` repacks.
+    pub(super) fn scales(
+        &self,
+        param: &Param,
+        rows: Range<usize>,
+        quantizer: Quantizer,
+    ) -> Result<Option<Vec<f32>>, CheckpointError> {
+        let (file, name) = self.find(&param.name).ok_or_else(|| self.missing(param))?;
+        Ok(file.read_scales(name, (param, rows), quantizer)?)
     }
 
     fn holds(&self, canonical: &str) -> bool {

@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 
 use super::{
-    AdapterError, CheckpointError, JsonConfigError, NoSuchModule, SourceError, StagingError,
+    AdapterError, CheckpointError, GgufError, JsonConfigError, NoSuchModule, SourceError, StagingError,
     TokenizerFilesError, TooLarge, WeightsError, WriteWeightsError,
 };
 
@@ -16,6 +16,9 @@ pub enum ExportError {
     /// The checkpoint cannot be used.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// The GGUF file cannot be used.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
     /// The adapter cannot be used.
     #[error(transparent)]
     Adapter(#[from] AdapterError),

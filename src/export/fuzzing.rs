@@ -10,6 +10,7 @@ use super::{
     Storage, WeightFormat, adapter, architectures, checkpoint,
     data_layout::DATA_FILE,
     emit::{Precision, emit},
+    gguf,
     inspect::operators,
     json_config::{JsonConfig, JsonConfigError},
     rope::Rotary,
@@ -20,11 +21,12 @@ use super::{
 pub type Parser = fn(&[u8]) -> bool;
 
 /// Every parser, by the name of its target under `tests/fuzz`.
-pub const PARSERS: [(&str, Parser); 6] = [
+pub const PARSERS: [(&str, Parser); 7] = [
     ("config", config),
     ("adapter_config", adapter_config),
     ("safetensors_index", safetensors_index),
     ("safetensors_header", safetensors_header),
+    ("gguf", gguf),
     ("manifest", manifest),
     ("graph", graph),
 ];
@@ -54,6 +56,11 @@ pub fn safetensors_index(json: &[u8]) -> bool {
 /// A safetensors file, as far as its header.
 pub fn safetensors_header(file: &[u8]) -> bool {
     Header::read(&mut { file }, Path::new("fuzzed"), file.len() as u64).is_ok()
+}
+
+/// A GGUF file, as far as its configuration and tokenizer.
+pub fn gguf(file: &[u8]) -> bool {
+    gguf::check_header(file, file.len() as u64).is_ok()
 }
 
 /// `eka.json`.

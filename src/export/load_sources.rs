@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use tempfile::TempDir;
+
 use crate::{
     manifest::{AdapterSummary, FileRecord},
     text::SourceTokenizer,
@@ -13,6 +15,7 @@ use super::{
     architectures,
     blueprint::Blueprint,
     checkpoint::Checkpoint,
+    gguf::{Gguf, is_gguf},
     json_config::{JsonConfig, JsonConfigError},
     packed::Packing,
     provenance::SourceFiles,
@@ -36,6 +39,8 @@ pub(super) struct LoadedSources {
     /// Names of tensors that are not used.
     pub skipped: Vec<String>,
     sources: SourceFiles,
+    /// Where the tokenizer files of a GGUF file are, removed with this.
+    _embedded: Option<TempDir>,
 }
 
 impl LoadedSources {
@@ -85,9 +90,8 @@ impl LoadedSources {
     }
 
     fn open_checkpoint(base: &Path, adapters: &[AdapterSource]) -> Result<Self, ExportError> {
-        let config = JsonConfig::read(&base.join(CONFIG))?;
+        let Base { config, mut checkpoint, embedded } = Base::open(base)?;
         let blueprint = architectures::read(&config)?;
-        let mut checkpoint = Checkpoint::open(base)?;
         let packing = read_packing(&config)?;
         packing.map_or(Ok(()), |packing| checkpoint.unpack(packing))?;
         let blueprint = checkpoint.resolve_head(blueprint)?;
@@ -97,9 +101,11 @@ impl LoadedSources {
             .map(|AdapterSource { dir, weight }| Adapter::open(dir, *weight))
             .collect::<Result<_, _>>()?;
         skipped.extend(opened.iter().flat_map(Adapter::unused));
-        let dirs: Vec<&Path> = adapters.iter().map(|adapter| &*adapter.dir).chain([base]).collect();
+        let base_files = embedded.as_ref().map_or(base, TempDir::path);
+        let dirs: Vec<&Path> = adapters.iter().map(|adapter| &*adapter.dir).chain([base_files]).collect();
         let tokenizer_files = TokenizerFiles::find(&dirs)?;
         let mut sources = SourceFiles::default();
+        // A GGUF file is its own configuration, and is hashed once.
         sources.add("base", [config.path().to_owned()].into_iter().chain(checkpoint.paths()));
         sources.add_named("base", beside(&tokenizer_files, base));
         for (number, (adapter, dir)) in opened.iter().zip(&dirs).enumerate() {
@@ -120,6 +126,7 @@ impl LoadedSources {
             notes,
             skipped,
             sources,
+            _embedded: embedded,
         })
     }
 
@@ -135,7 +142,30 @@ impl LoadedSources {
             notes: Vec::new(),
             skipped: Vec::new(),
             sources,
+            _embedded: None,
         })
+    }
+}
+
+/// A base model, open.
+struct Base {
+    config: JsonConfig,
+    checkpoint: Checkpoint,
+    /// The tokenizer files, chat templates and settings of generation that a GGUF file contains.
+    embedded: Option<TempDir>,
+}
+
+impl Base {
+    /// Opens a directory in Hugging Face's layout, or a GGUF file.
+    fn open(path: &Path) -> Result<Self, ExportError> {
+        if !is_gguf(path) {
+            let config = JsonConfig::read(&path.join(CONFIG))?;
+            return Ok(Self { config, checkpoint: Checkpoint::open(path)?, embedded: None });
+        }
+        let gguf = Gguf::open(path)?;
+        let embedded = Some(gguf.write_embedded()?);
+        let config = gguf.config()?;
+        Ok(Self { config, checkpoint: Checkpoint::of(path, gguf.into_tensors())?, embedded })
     }
 }
 

@@ -7,6 +7,8 @@
 //! adapter ───────► adapter ───────┘              ──► weights ──► write_weights ──► model.onnx.data
 //! ```
 //!
+//! A GGUF file is read as such a checkpoint ([`gguf`]).
+//!
 //! All errors are found before anything is written, except for weights that are not finite. Then the layout of the data file
 //! is fixed, and a pool of threads fills it a few megabytes at a time, so that a model far larger than memory can be
 //! exported. The same sources and options give the same bytes.
@@ -50,6 +52,7 @@ mod formats;
 #[doc(hidden)]
 pub mod fuzzing;
 mod genai;
+mod gguf;
 mod graph;
 mod head_layout;
 mod inspect;
@@ -66,6 +69,7 @@ mod random;
 mod rope;
 mod run;
 mod staging;
+mod stored_type;
 mod supported_heads;
 mod temp_dir;
 mod tensors;
@@ -83,6 +87,7 @@ pub use self::{
     data_layout::TooLarge,
     error::ExportError,
     formats::{Keep, KeepError, NoSuchModule, Storage},
+    gguf::{GgufError, is_gguf},
     inspect::{InspectError, Operator, identify, operators},
     json_config::JsonConfigError,
     options::{AdapterSource, Layout, Options, Source},

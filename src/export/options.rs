@@ -44,7 +44,7 @@ pub enum Layout {
 pub enum Source {
     /// Trained ones.
     Checkpoint {
-        /// A directory in Hugging Face's layout.
+        /// A directory in Hugging Face's layout, or a GGUF file.
         base: PathBuf,
         /// Adapters that are merged into it; the first one with a tokenizer provides it.
         adapters: Vec<AdapterSource>,

@@ -24,6 +24,8 @@
 
 use std::array;
 
+use super::stored_type::StoredType;
+
 /// How weights are packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Quantizer {
@@ -135,14 +137,27 @@ impl Quantizer {
         }
     }
 
-    /// Quantizes one row.
-    pub(super) fn quantize_row(self, row: &[f32], packed: PackedRow) {
+    /// Whether `stored` has the same blocks: then its scales give its own codes again, without another rounding.
+    pub(super) fn repacks(self, stored: StoredType) -> bool {
+        let bits = match stored {
+            StoredType::Q4_0 => Bits::Four,
+            StoredType::Q8_0 => Bits::Eight,
+            _ => return false,
+        };
+        bits == self.bits && self.block_size == stored.block() && self.zero_points == ZeroPoints::Middle
+    }
+
+    /// Quantizes one row; with `known` scales, one for each block, if there are any.
+    pub(super) fn quantize_row(self, row: &[f32], known: Option<&[f32]>, packed: PackedRow) {
         let PackedRow { codes, scales, zero_points } = packed;
         let mut row_zero_points = Vec::with_capacity(scales.len());
         let blocks = row.chunks(self.block_size).zip(codes.chunks_mut(self.bits.bytes(self.block_size)));
-        for ((weights, codes), scale) in blocks.zip(scales) {
+        for (number, ((weights, codes), scale)) in blocks.zip(scales).enumerate() {
             let mut block = Block::of(weights);
-            let grid = block.grid(self);
+            let grid = match known {
+                Some(scales) => Grid { scale: scales[number], zero_point: self.bits.middle() },
+                None => block.grid(self),
+            };
             self.bits.pack(&block.codes(grid, self.bits), codes);
             *scale = grid.scale;
             row_zero_points.push(grid.zero_point);
@@ -353,11 +368,15 @@ mod tests {
     }
 
     fn quantize(row: &[f32], quantizer: Quantizer) -> Vec<f32> {
+        quantize_with(row, None, quantizer)
+    }
+
+    fn quantize_with(row: &[f32], known: Option<&[f32]>, quantizer: Quantizer) -> Vec<f32> {
         let mut codes = vec![0; quantizer.padded_row_bytes(row.len())];
         let mut scales = vec![0.0; quantizer.blocks(row.len())];
         let mut zero_points = vec![0; quantizer.zero_point_row_bytes(row.len())];
         let packed = PackedRow { codes: &mut codes, scales: &mut scales, zero_points: &mut zero_points };
-        quantizer.quantize_row(row, packed);
+        quantizer.quantize_row(row, known, packed);
         let zero_points = match quantizer.zero_points {
             ZeroPoints::Middle => vec![quantizer.bits.middle(); scales.len()],
             ZeroPoints::PerBlock => unpack(&zero_points, quantizer.bits),
@@ -434,6 +453,20 @@ mod tests {
     }
 
     #[test]
+    fn blocks_of_a_gguf_file_keep_their_weights_to_the_bit() {
+        let fixture = include_bytes!("../../tests/fixtures/gguf/blocks.safetensors");
+        let tensors = safetensors::SafeTensors::deserialize(fixture).unwrap();
+        for (stored, bits) in [(StoredType::Q4_0, Bits::Four), (StoredType::Q8_0, Bits::Eight)] {
+            let bytes = tensors.tensor(&format!("{stored}.bytes")).unwrap().data();
+            let (weights, scales) = (stored.widen(bytes), stored.scales(bytes));
+            let quantizer =
+                quantizers().find(|quantizer| quantizer.bits == bits && quantizer.repacks(stored));
+            let kept = quantize_with(&weights, Some(&scales), quantizer.unwrap());
+            assert!(weights.iter().zip(&kept).all(|(weight, kept)| weight == kept), "{stored}");
+        }
+    }
+
+    #[test]
     fn nasty_blocks_decode_to_finite_numbers_close_to_them() {
         let both_ends = [3e38, -3e38].repeat(20);
         for row in [vec![0.0; 40], vec![1e-42; 40], vec![-3e38; 40], both_ends, vec![1e-30; 33], vec![5.0]] {
@@ -453,7 +486,7 @@ mod tests {
         let quantizer = quantizers().next().unwrap();
         let mut codes = [0; 16];
         let packed = PackedRow { codes: &mut codes, scales: &mut [0.0], zero_points: &mut [] };
-        quantizer.quantize_row(&[-8.0, 7.0, 1.0], packed);
+        quantizer.quantize_row(&[-8.0, 7.0, 1.0], None, packed);
         assert_eq!(codes[..3], [0xF0, 0x89, 0x88]);
     }
 
@@ -468,7 +501,7 @@ mod tests {
         assert_eq!(quantizer.zero_point_row_bytes(row.len()), 2);
         let (mut codes, mut scales, mut zero_points) = ([0; 48], [0.0; 3], [0xFF; 2]);
         let packed = PackedRow { codes: &mut codes, scales: &mut scales, zero_points: &mut zero_points };
-        quantizer.quantize_row(&row, packed);
+        quantizer.quantize_row(&row, None, packed);
         // From zero upwards; a block of zeros; from zero downwards.
         assert_eq!((zero_points, scales[0]), ([0x80, 0x0F], 1.0));
     }

@@ -1,4 +1,4 @@
-//! One safetensors file: its header, checked against its length, and its tensors, read in pieces.
+//! A file of tensors, read in pieces, and the header of a safetensors file, checked against the file's length.
 //!
 //! A header is not trusted: its offsets must follow one another without a gap, agree with shapes and types, and end exactly
 //! at the end of the file. So a truncated download is an error at once, with both lengths, and not a short read in the middle
@@ -7,19 +7,24 @@
 use std::{
     collections::BTreeMap,
     fmt,
+    fs::File,
     io::{self, Read},
     ops::Range,
     path::{Path, PathBuf},
 };
 
-use half::{bf16, f16, slice::HalfFloatSliceExt};
 use safetensors::{Dtype, tensor::TensorInfo};
 use serde::{
     Deserialize, Deserializer,
     de::{Error, IgnoredAny, MapAccess, Visitor},
 };
 
-use super::{param::Param, positioned_io::PositionedFile};
+use super::{
+    param::{Param, Run},
+    positioned_io::PositionedFile,
+    quantize::Quantizer,
+    stored_type::StoredType,
+};
 use crate::files;
 
 /// The limit of the safetensors library.
@@ -100,7 +105,7 @@ pub enum TensorsError {
     },
     /// A tensor of a type that weights do not have.
     #[error(
-        "{}: {tensor} is {dtype:?}; supported: F32, F16, BF16; convert the checkpoint to one of them",
+        "{}: {tensor} is {found}; supported: F32, F16, BF16; convert the checkpoint to one of them",
         path.display()
     )]
     Type {
@@ -109,7 +114,7 @@ pub enum TensorsError {
         /// Its name there.
         tensor: String,
         /// Its type.
-        dtype: Dtype,
+        found: String,
     },
     /// A part of a packed weight is not there.
     #[error("{}: {tensor} has no {end} beside it; download the checkpoint again", path.display())]
@@ -138,23 +143,79 @@ pub enum TensorsError {
     },
 }
 
-/// A safetensors file, open, with its header read.
+/// A file of tensors, open, with its header read.
 #[derive(Debug)]
 pub(super) struct TensorFile {
     path: PathBuf,
     file: PositionedFile,
-    data_start: u64,
-    tensors: BTreeMap<String, TensorInfo>,
+    tensors: BTreeMap<String, StoredTensor>,
+}
+
+/// A tensor in a file.
+#[derive(Clone, Debug)]
+pub(super) struct StoredTensor {
+    pub shape: Vec<usize>,
+    /// Its type, or one that only parts of packed weights have.
+    pub stored_type: Result<StoredType, Dtype>,
+    /// Where it starts in the file.
+    pub start: u64,
+    pub bytes: u64,
+    /// The file's order of rows, if it differs from the checkpoint's.
+    pub row_order: RowOrder,
+    /// What the file has added to every number.
+    pub offset: f32,
+}
+
+/// The order of a matrix's rows in a file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum RowOrder {
+    /// As in a Hugging Face checkpoint.
+    #[default]
+    Checkpoint,
+    /// Of each head of `head_dim` rows, those of the first and the second half take turns.
+    Interleaved { head_dim: usize },
+}
+
+impl RowOrder {
+    /// Where a checkpoint's row is in the file.
+    const fn stored(self, row: usize) -> usize {
+        match self {
+            Self::Checkpoint => row,
+            Self::Interleaved { head_dim } => {
+                let (head, within, half) = (row / head_dim, row % head_dim, head_dim / 2);
+                head * head_dim + within % half * 2 + within / half
+            }
+        }
+    }
 }
 
 impl TensorFile {
-    /// Opens the file at `path` and reads its header.
+    /// Opens the safetensors file at `path` and reads its header.
     pub(super) fn open(path: &Path) -> Result<Self, TensorsError> {
         let failed = |source| TensorsError::Read { path: path.into(), source };
         let mut file = files::open(path).map_err(failed)?;
         let file_bytes = file.metadata().map_err(failed)?.len();
         let Header { data_start, tensors } = Header::read(&mut file, path, file_bytes)?;
-        Ok(Self { path: path.into(), file: PositionedFile::new(file), data_start, tensors })
+        let stored = |info: TensorInfo| StoredTensor {
+            stored_type: stored_type(info.dtype).ok_or(info.dtype),
+            start: data_start + info.data_offsets.0 as u64,
+            bytes: (info.data_offsets.1 - info.data_offsets.0) as u64,
+            shape: info.shape,
+            row_order: RowOrder::Checkpoint,
+            offset: 0.0,
+        };
+        let tensors = tensors.into_iter().map(|(name, info)| (name, stored(info))).collect();
+        Ok(Self::new(path, file, tensors))
+    }
+
+    /// A file whose header has been read and checked against its length.
+    pub(super) fn new(path: &Path, file: File, tensors: BTreeMap<String, StoredTensor>) -> Self {
+        Self { path: path.into(), file: PositionedFile::new(file), tensors }
+    }
+
+    /// Forgets a tensor that is no weight.
+    pub(super) fn remove(&mut self, tensor: &str) {
+        self.tensors.remove(tensor);
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -176,10 +237,14 @@ impl TensorFile {
 
     /// Whether `tensor` can be read as float32.
     pub(super) fn check_type(&self, tensor: &str) -> Result<(), TensorsError> {
-        match self.tensors.get(tensor).map(|info| info.dtype) {
-            None | Some(Dtype::F32 | Dtype::F16 | Dtype::BF16) => Ok(()),
-            Some(dtype) => Err(TensorsError::Type { path: self.path.clone(), tensor: tensor.into(), dtype }),
+        match self.part_type(tensor) {
+            None => Ok(()),
+            Some(dtype) => Err(self.type_error(tensor, dtype)),
         }
+    }
+
+    fn type_error(&self, tensor: &str, found: impl fmt::Debug) -> TensorsError {
+        TensorsError::Type { path: self.path.clone(), tensor: tensor.into(), found: format!("{found:?}") }
     }
 
     /// The error for a `tensor` that should have another shape.
@@ -204,11 +269,47 @@ impl TensorFile {
         let cols = param.stored_cols();
         param.read(rows, |lines| {
             if !param.transposed {
-                return self.read(tensor, lines.start * cols..lines.end * cols);
+                let mut values = Vec::with_capacity(lines.len() * cols);
+                for elements in self.elements(tensor, lines, cols) {
+                    values.extend(self.read(tensor, elements)?);
+                }
+                return Ok(values);
             }
             let columns = Columns { lines, of: param.stored_lines(), height: cols };
             self.read_columns(tensor, &columns)
         })
+    }
+
+    /// The scales of the blocks of `rows` of `param`, if the tensor has blocks that `quantizer` repacks.
+    pub(super) fn read_scales(
+        &self,
+        tensor: &str,
+        (param, rows): (&Param, Range<usize>),
+        quantizer: Quantizer,
+    ) -> Result<Option<Vec<f32>>, TensorsError> {
+        let stored = self.stored(tensor)?;
+        let Ok(stored_type) = stored.stored_type else { return Ok(None) };
+        // Padding within a row moves its blocks.
+        let is_as_stored =
+            !param.transposed && param.stored_cols() == param.shape.cols() && stored.offset == 0.0;
+        if !is_as_stored || !quantizer.repacks(stored_type) {
+            return Ok(None);
+        }
+        let (cols, block) = (param.shape.cols(), stored_type.block());
+        let mut scales = Vec::new();
+        for run in param.stored(rows) {
+            match run {
+                Run::Zeros(count) => scales.resize(scales.len() + count * cols / block, 0.0),
+                Run::Stored(lines) => {
+                    for elements in self.elements(tensor, lines, cols) {
+                        let blocks = elements.start / block..elements.end / block;
+                        let bytes = self.read_blocks(stored, stored_type.block_bytes(), blocks)?;
+                        scales.extend(stored_type.scales(&bytes));
+                    }
+                }
+            }
+        }
+        Ok(Some(scales))
     }
 
     /// Some columns of a matrix, one after the other.
@@ -225,56 +326,95 @@ impl TensorFile {
         Ok(values)
     }
 
+    /// Where some rows of `cols` numbers are, in the checkpoint's order.
+    fn elements(&self, tensor: &str, rows: Range<usize>, cols: usize) -> Vec<Range<usize>> {
+        let order = self.tensors.get(tensor).map(|stored| stored.row_order).unwrap_or_default();
+        if order == RowOrder::Checkpoint {
+            return std::iter::once(rows.start * cols..rows.end * cols).collect();
+        }
+        rows.map(|row| order.stored(row)).map(|row| row * cols..(row + 1) * cols).collect()
+    }
+
     /// Reads elements `range` of `tensor`, in row-major order, as float32.
     ///
     /// Callers have checked shape and type; a range beyond the tensor's end reads as an unexpected end of file.
     pub(super) fn read(&self, tensor: &str, range: Range<usize>) -> Result<Vec<f32>, TensorsError> {
-        let (bytes, dtype) = self.read_raw(tensor, range)?;
-        widen(&bytes, dtype).ok_or_else(|| self.type_error(tensor, dtype))
+        let stored = self.stored(tensor)?;
+        let stored_type = stored.stored_type.map_err(|dtype| self.type_error(tensor, dtype))?;
+        let block = stored_type.block();
+        let blocks = range.start / block..range.end.div_ceil(block);
+        let mut values =
+            stored_type.widen(&self.read_blocks(stored, stored_type.block_bytes(), blocks.clone())?);
+        values.truncate(range.end - blocks.start * block);
+        values.drain(..range.start - blocks.start * block);
+        if stored.offset != 0.0 {
+            values.iter_mut().for_each(|value| *value -= stored.offset);
+        }
+        Ok(values)
     }
 
-    /// The type of `tensor`.
-    pub(super) fn dtype(&self, tensor: &str) -> Option<Dtype> {
-        self.tensors.get(tensor).map(|info| info.dtype)
+    /// The type of a tensor that holds parts of packed weights.
+    pub(super) fn part_type(&self, tensor: &str) -> Option<Dtype> {
+        self.tensors.get(tensor).and_then(|stored| stored.stored_type.err())
     }
 
     /// Reads elements `range` of a tensor whose elements are bytes.
     pub(super) fn read_bytes(&self, tensor: &str, range: Range<usize>) -> Result<Vec<u8>, TensorsError> {
-        match self.read_raw(tensor, range)? {
-            (bytes, Dtype::U8 | Dtype::I8 | Dtype::F8_E4M3 | Dtype::F8_E5M2) => Ok(bytes),
-            (_, dtype) => Err(self.type_error(tensor, dtype)),
-        }
+        self.read_parts(tensor, range, &[Dtype::U8, Dtype::I8, Dtype::F8_E4M3, Dtype::F8_E5M2])
     }
 
     /// Reads elements `range` of a tensor of 32-bit words.
     pub(super) fn read_words(&self, tensor: &str, range: Range<usize>) -> Result<Vec<u32>, TensorsError> {
-        match self.read_raw(tensor, range)? {
-            (bytes, Dtype::I32 | Dtype::U32) => {
-                Ok(bytes.as_chunks::<4>().0.iter().map(|four| u32::from_le_bytes(*four)).collect())
-            }
-            (_, dtype) => Err(self.type_error(tensor, dtype)),
+        let bytes = self.read_parts(tensor, range, &[Dtype::I32, Dtype::U32])?;
+        Ok(bytes.as_chunks::<4>().0.iter().map(|four| u32::from_le_bytes(*four)).collect())
+    }
+
+    /// The bytes of elements `range` of a tensor of one of the types `expected`.
+    fn read_parts(
+        &self,
+        tensor: &str,
+        range: Range<usize>,
+        expected: &[Dtype],
+    ) -> Result<Vec<u8>, TensorsError> {
+        let stored = self.stored(tensor)?;
+        match stored.stored_type {
+            Err(dtype) if expected.contains(&dtype) => self.read_blocks(stored, dtype.bitsize() / 8, range),
+            Err(dtype) => Err(self.type_error(tensor, dtype)),
+            Ok(stored_type) => Err(self.type_error(tensor, stored_type)),
         }
     }
 
-    fn type_error(&self, tensor: &str, dtype: Dtype) -> TensorsError {
-        TensorsError::Type { path: self.path.clone(), tensor: tensor.into(), dtype }
+    fn stored(&self, tensor: &str) -> Result<&StoredTensor, TensorsError> {
+        self.tensors.get(tensor).ok_or_else(|| TensorsError::Read {
+            path: self.path.clone(),
+            source: io::ErrorKind::NotFound.into(),
+        })
     }
 
-    /// The bytes of elements `range`, and their type.
-    fn read_raw(&self, tensor: &str, range: Range<usize>) -> Result<(Vec<u8>, Dtype), TensorsError> {
+    fn read_blocks(
+        &self,
+        stored: &StoredTensor,
+        block_bytes: usize,
+        blocks: Range<usize>,
+    ) -> Result<Vec<u8>, TensorsError> {
         let failed = |source| TensorsError::Read { path: self.path.clone(), source };
-        let Some(info) = self.tensors.get(tensor) else {
-            return Err(failed(io::ErrorKind::NotFound.into()));
-        };
-        let width = info.dtype.bitsize() / 8;
-        let (start, end) = info.data_offsets;
-        if start.saturating_add(range.end.saturating_mul(width)) > end {
+        if (blocks.end as u64).saturating_mul(block_bytes as u64) > stored.bytes {
             return Err(failed(io::ErrorKind::UnexpectedEof.into()));
         }
-        let mut bytes = vec![0; range.len() * width];
-        let offset = self.data_start + (start + range.start * width) as u64;
+        let mut bytes = vec![0; blocks.len() * block_bytes];
+        let offset = stored.start + (blocks.start * block_bytes) as u64;
         self.file.read_exact_at(&mut bytes, offset).map_err(failed)?;
-        Ok((bytes, info.dtype))
+        Ok(bytes)
+    }
+}
+
+/// The types of safetensors that weights have.
+fn stored_type(dtype: Dtype) -> Option<StoredType> {
+    match dtype {
+        Dtype::F32 => Some(StoredType::F32),
+        Dtype::F16 => Some(StoredType::F16),
+        Dtype::BF16 => Some(StoredType::BF16),
+        _ => None,
     }
 }
 
@@ -388,26 +528,11 @@ impl<'de> Visitor<'de> for TensorsVisitor {
     }
 }
 
-/// `bytes` as float32, unless they are of a type that weights do not have.
-fn widen(bytes: &[u8], dtype: Dtype) -> Option<Vec<f32>> {
-    let (pairs, _) = bytes.as_chunks::<2>();
-    match dtype {
-        Dtype::F32 => Some(bytes.as_chunks::<4>().0.iter().map(|four| f32::from_le_bytes(*four)).collect()),
-        Dtype::BF16 => Some(pairs.iter().map(|pair| bf16::from_le_bytes(*pair).to_f32()).collect()),
-        Dtype::F16 => {
-            let halves: Vec<_> = pairs.iter().map(|pair| f16::from_le_bytes(*pair)).collect();
-            // On slices it uses the processor's conversion, four or eight at a time.
-            let mut wide = vec![0.0; halves.len()];
-            halves.convert_to_f32_slice(&mut wide);
-            Some(wide)
-        }
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
+
+    use half::{bf16, f16};
 
     use super::*;
 
@@ -435,6 +560,12 @@ mod tests {
         assert_eq!(file.read("b", 1..2).unwrap(), [-0.5]);
         assert_eq!(file.read("c", 0..1).unwrap(), [3.0]);
         assert!(file.read("c", 0..2).is_err());
+    }
+
+    #[test]
+    fn rows_that_take_turns_are_read_in_the_checkpoints_order() {
+        let order = RowOrder::Interleaved { head_dim: 4 };
+        assert_eq!([0, 1, 2, 3, 4, 5, 6, 7].map(|row| order.stored(row)), [0, 2, 1, 3, 4, 6, 5, 7]);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use super::{
     adapter::{AdapterError, MergeError, MergePlan, Origin},
     checkpoint::{Checkpoint, CheckpointError},
     param::Param,
+    quantize::Quantizer,
     random::RandomWeights,
 };
 
@@ -71,6 +72,22 @@ impl Weights {
         match self {
             Self::Random(weights) => Ok(weights.rows(param, rows)),
             Self::Merged(merged) => merged.rows(param, rows),
+        }
+    }
+
+    /// The scales of the blocks of these rows, if the source has the blocks of `quantizer` and nothing changes them: its
+    /// codes are then kept.
+    pub(super) fn scales(
+        &self,
+        param: &Param,
+        rows: Range<usize>,
+        quantizer: Quantizer,
+    ) -> Result<Option<Vec<f32>>, WeightsError> {
+        match self {
+            Self::Merged(merged) if !merged.merge_plan.changes(&param.name) && param.offset == 0.0 => {
+                Ok(merged.checkpoint.scales(param, rows, quantizer)?)
+            }
+            _ => Ok(None),
         }
     }
 }

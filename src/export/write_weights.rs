@@ -179,14 +179,15 @@ impl Writer<'_> {
             }
             Piece::Quantized { param, ref rows, ref to } => {
                 let weights = self.weights.rows(param, rows.clone())?;
-                self.write_quantized(&weights, param, to)
+                let known = self.weights.scales(param, rows.clone(), to.quantizer)?;
+                self.write_quantized((&weights, known.as_deref()), param, to)
             }
         }
     }
 
     fn write_quantized(
         &self,
-        weights: &[f32],
+        (weights, known_scales): (&[f32], Option<&[f32]>),
         param: &Param,
         to: &Codes,
     ) -> Result<Bytes, WriteWeightsError> {
@@ -203,7 +204,8 @@ impl Writer<'_> {
                 scales: &mut scales[index * blocks..][..blocks],
                 zero_points: &mut zero_points[index * zero_point_bytes..][..zero_point_bytes],
             };
-            to.quantizer.quantize_row(row, packed);
+            let known = known_scales.map(|scales| &scales[index * blocks..][..blocks]);
+            to.quantizer.quantize_row(row, known, packed);
         }
         let scales = self.write_floats(&scales, to.dtype, to.scales_offset, &param.name)?;
         let zero_points = self.write_bytes(&zero_points, to.zero_points_offset)?;

@@ -295,6 +295,12 @@ fn seeds(target: &str) -> Seeds {
                 "b": { "dtype": "BF16", "shape": [4], "data_offsets": [16, 24] } });
             Seeds { json: vec![header], encode: safetensors, bytes: Vec::new() }
         }
+        "gguf" => {
+            let names = ["gemma2", "llama3-rope", "phi3-long", "sentencepiece"];
+            let file = |name| root().join(format!("tests/fixtures/gguf/{name}.gguf"));
+            let bytes = names.map(|name| std::fs::read(file(name)).unwrap()).into();
+            Seeds { json: Vec::new(), encode: text, bytes }
+        }
         "manifest" => documents(vec![exported().0]),
         "graph" => Seeds { json: Vec::new(), encode: text, bytes: vec![exported().1] },
         unknown => panic!("{unknown} has no seeds"),

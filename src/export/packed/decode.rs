@@ -344,7 +344,7 @@ fn block(size: usize, scales: usize, stated: usize) -> usize {
 
 /// Numbers in 8 bits as float32, or as other weights.
 fn read_numbers(file: &TensorFile, name: &str, range: Range<usize>) -> Result<Vec<f32>, TensorsError> {
-    let decode: fn(u8) -> f32 = match file.dtype(name) {
+    let decode: fn(u8) -> f32 = match file.part_type(name) {
         Some(Dtype::F8_E4M3) => float8::e4m3,
         Some(Dtype::F8_E5M2) => float8::e5m2,
         Some(Dtype::I8) => |byte| f32::from(i8::from_le_bytes([byte])),
