@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Version of the frames. Both ends must have the same.
-pub const PROTOCOL: u32 = 13;
+pub const PROTOCOL: u32 = 14;
 
 /// Longest payload: room for a prompt of about three million tokens.
 pub const MAX_FRAME: Bytes = Bytes::mib(16);
@@ -100,6 +100,8 @@ pub struct WorkerSpec {
     pub prefix_cache: Bytes,
     /// Maximum number of tokens to draft per pass; 0 turns speculative decoding off.
     pub draft_tokens: usize,
+    /// Whether the same request must give the same bits, even where that costs drafts and the prefix cache.
+    pub exact: bool,
     /// Whether decode steps are captured as CUDA graphs on a GPU.
     pub cuda_graphs: bool,
     /// Allocate CPU memory from a pool, as on a GPU.

@@ -155,6 +155,7 @@ fn worker_config(
         kv_keep: config.device.kv_keep_bytes,
         prefix_cache: config.engine.prefix_cache_bytes,
         draft_tokens: config.engine.draft_tokens,
+        exact: config.engine.exact,
         cuda_graphs: config.device.cuda_graphs,
         host_pool: config.device.host_pool,
     };

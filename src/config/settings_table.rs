@@ -165,15 +165,18 @@ settings! {
         draft_model: Option<PathBuf>, unset "drafts come from the prompt and answer",
             expect "a directory, or the name of one in models.dir: a model with the same tokenizer",
             flag "draft-model" "DIR";
+        /// On a GPU, and with graphs that eka's own operators do not compute, give the same request the same bits as well,
+        /// without drafts and the prefix cache. Elsewhere it has the same bits in any case
+        exact: bool = false;
         /// Longest answer of a request that does not set a limit
         default_max_new_tokens: Tokens = 256, in 1..=1 << 24;
         /// Pin the threads of each CPU worker to its own physical cores (Linux); for machines that run nothing else
         pin_cores: bool = false;
-        /// On a CPU, replace ONNX Runtime's operators with eka's own where these are faster: int4 matrix products and
-        /// attention
+        /// On a CPU, replace ONNX Runtime's matrix products and attention with eka's own operators, which give a token the
+        /// same logits whatever it is computed with, and are faster
         own_operators: bool = true;
         /// Data type of the key-value cache on a CPU with `engine.own_operators`: `float32`, `float16`, `int8` (8.5 bits
-        /// with scales), or `auto`: float16 for quantized weights, else float32
+        /// with scales), or `auto`: float16 for quantized and float16 weights, else float32
         kv_cache: CacheChoice = "auto", expect "auto, float32, float16 or int8";
     }
 

@@ -1,42 +1,42 @@
-//! When a run is captured as a CUDA graph, and when the graph may be replayed.
+//! Decides when a run is captured as a CUDA graph, and when the graph may be replayed.
 //!
-//! A captured run is one submission in place of hundreds, and a small model spends most of a step on submissions. It
-//! contains the addresses of all its memory, scratch included. So it is valid for as long as
+//! A captured run is one submission instead of hundreds, and a small model spends most of a step on submissions. It contains the
+//! addresses of all its memory, including scratch memory. So it is valid as long as
 //!
-//! - the bindings stay: a cache that grows, or is returned, ends it;
-//! - its scratch stays scratch: a block that is handed out for keeping, or returned to the device, ends it. The pool counts
-//!   such events ([epoch](super::Pool)); other runs may use the blocks in between, as all work is on one stream.
+//! - the bindings do not change: a cache that grows or is freed invalidates it;
+//! - its scratch memory stays scratch memory: a block that gets another purpose or is returned to the device invalidates it. The
+//!   pool counts such events ([epoch](super::Pool)). Other runs may use the blocks in between, because all work is on one stream.
 //!
 //! eka records the graph. ONNX Runtime can as well (`enable_cuda_graph`), but keeps a graph until the session ends: its
 //! `SessionReleaseCapturedGraph` does nothing for CUDA in 1.31.1, and the old graph runs instead of the new bindings. With
 //! eka's stream, allocator and inputs on the device, and no wait in between, a run of ONNX Runtime consists only of work on
 //! that stream, and can be recorded there.
 //!
-//! A run is rehearsed once in the same way before it is recorded, so that all its scratch is in the pool: a recording cannot
-//! allocate. For an answer of one or two tokens a capture does not pay off.
+//! Before it is recorded, a run is done once in the same way as a rehearsal, so that all its scratch memory is in the pool: a
+//! recording cannot allocate. For an answer of one or two tokens a capture does not pay off.
 
-/// Runs over the same memory before one is captured, the last of them its rehearsal.
+/// Runs over the same memory before the capture; the last one is the rehearsal.
 pub(super) const RUNS_BEFORE: u32 = 2;
 
-/// How to do the next run.
+/// The mode of the next run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RunMode {
     /// Operator by operator.
     Eager,
-    /// Operator by operator, and else as it will be captured.
+    /// Operator by operator, but otherwise like the capture.
     Rehearsal,
-    /// By the graph that it is captured as, or was captured as before.
+    /// As a captured graph, which is captured first if necessary.
     Captured,
 }
 
 /// State of the captures of one binding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum CaptureState {
-    /// Not to be captured, or no more.
+    /// Not captured, or not any more.
     Refused,
     /// Number of runs over the same memory.
     Counting(u32),
-    /// Captured, when the pool was at this epoch.
+    /// Captured at this epoch of the pool.
     Captured(u64),
 }
 
@@ -45,12 +45,12 @@ impl CaptureState {
         if may_capture { Self::Counting(0) } else { Self::Refused }
     }
 
-    /// How to do the next run, with the pool at `epoch`.
+    /// The mode of the next run, with the pool at `epoch`.
     pub(super) fn next(&mut self, epoch: u64) -> RunMode {
         match *self {
             Self::Refused => return RunMode::Eager,
             Self::Captured(then) if then == epoch => return RunMode::Captured,
-            // Its scratch has been reused.
+            // Its scratch memory has been reused.
             Self::Captured(_) => *self = Self::Counting(0),
             Self::Counting(_) => {}
         }
@@ -63,19 +63,19 @@ impl CaptureState {
         }
     }
 
-    /// A run has been captured or replayed; the pool was at `epoch` before.
+    /// Notes that a run was captured or replayed; the pool was at `epoch` before.
     pub(super) fn ran(&mut self, epoch: u64) {
         *self = Self::Captured(epoch);
     }
 
-    /// The bindings have changed.
+    /// Notes that the bindings have changed.
     pub(super) fn end(&mut self) {
         if *self != Self::Refused {
             *self = Self::Counting(0);
         }
     }
 
-    /// It does not work here.
+    /// Stops capturing, because a capture failed.
     pub(super) fn refuse(&mut self) {
         *self = Self::Refused;
     }
@@ -85,14 +85,14 @@ impl CaptureState {
 mod tests {
     use super::*;
 
-    /// The ways of the next runs until one is captured.
+    /// The modes of the next runs until one is captured.
     fn until_captured(capture: &mut CaptureState, epoch: u64) -> Vec<RunMode> {
-        let mut ways = Vec::new();
-        while ways.last() != Some(&RunMode::Captured) {
-            ways.push(capture.next(epoch));
+        let mut modes = Vec::new();
+        while modes.last() != Some(&RunMode::Captured) {
+            modes.push(capture.next(epoch));
         }
         capture.ran(epoch);
-        ways
+        modes
     }
 
     #[test]

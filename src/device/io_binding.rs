@@ -347,18 +347,18 @@ impl Binding {
     /// session's pool has; the outputs are then undefined. If the run was to be [captured](Self::plan_run), the capture may have
     /// failed; the next run is not captured.
     pub fn run(&mut self, session: &mut Session) -> Result<(), DeviceError> {
-        let way = mem::replace(&mut self.next, RunMode::Eager);
+        let mode = mem::replace(&mut self.next, RunMode::Eager);
         if self.in_place.values().any(Option::is_none) {
             let message = "the memory that it updates was given back".into();
             return Err(DeviceError::Runtime { what: "a run failed", message });
         }
         let Some(pool) = self.pool.clone() else { return self.run_once(session) };
-        if way != RunMode::Captured {
+        if mode != RunMode::Captured {
             // Its scratch memory has been reused.
             self.recording = None;
         }
         let (epoch, blocks) = (pool.epoch(), pool.blocks());
-        let ran = self.upload().and_then(|()| match way {
+        let ran = self.upload().and_then(|()| match mode {
             RunMode::Eager | RunMode::Rehearsal => self.run_once(session),
             RunMode::Captured => self.run_captured(session, &pool),
         });
@@ -373,7 +373,7 @@ impl Binding {
             Some(source) => Err(DeviceError::NoRoom { what: "a run failed", source }),
             None => ran.and(done),
         };
-        if way == RunMode::Captured {
+        if mode == RunMode::Captured {
             match &ran {
                 Ok(()) => self.capture.ran(epoch),
                 // The warm-up run before the capture succeeded, so the capture itself fails and would fail again.

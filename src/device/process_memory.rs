@@ -51,7 +51,7 @@ pub fn reset_peak() {
     }
 }
 
-/// Gives freed heap pages back to the system.
+/// Returns freed heap pages to the system.
 pub fn release_free_heap() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: malloc_trim takes the allocator's own lock and touches only free memory.

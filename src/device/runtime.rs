@@ -1,4 +1,4 @@
-//! ONNX Runtime's library: found, checked and loaded, once for the process.
+//! Finds, checks and loads ONNX Runtime's library, once per process.
 //!
 //! The search order: only the configured directory, if there is one; else only the path in `ORT_DYLIB_PATH`; else beside
 //! the binary (`lib/`), then in `.onnxruntime/` of the directories above the binary, which finds a checkout's copy from
@@ -6,17 +6,17 @@
 //! any user may put one. Never the working directory, which may be a download, and never the system's search path, which may
 //! have another version than the tested one.
 //!
-//! There are libraries for the CPU only and libraries for GPUs as well, in separate folders (`cpu`, `gpu`), as their
-//! parts do not mix. One that is for GPUs also serves the CPU, but is a gigabyte with all that it needs.
+//! Libraries for the CPU only and libraries for GPUs are in separate folders (`cpu`, `gpu`), because their parts cannot be mixed.
+//! A library for GPUs also supports the CPU, but has a gigabyte with its dependencies.
 //!
 //! `ort` panics when its own search fails, so it always gets a file.
 //!
 //! # Telemetry
-//! From 1.29 on, the official builds of ONNX Runtime for Linux send usage data to Microsoft: names and hashes of
-//! models, the machine, an identifier that they leave in the home directory ([pull request
-//! 27379](https://github.com/microsoft/onnxruntime/pull/27379)). An option of the environment comes too late, after the
-//! first event. Only the variable `ORT_DISABLE_TELEMETRY` prevents it, so [`refuse_telemetry`] sets it, and without it
-//! nothing is loaded here.
+//! From 1.29 on, the official builds of ONNX Runtime for Linux send usage data to Microsoft: names and hashes of models, the
+//! machine, and an identifier that they store in the home directory ([pull request
+//! 27379](https://github.com/microsoft/onnxruntime/pull/27379)). An option of the environment is too late, because the first
+//! event was sent before. Only the variable `ORT_DISABLE_TELEMETRY` prevents it. So [`refuse_telemetry`] sets the variable, and
+//! without it no library is loaded.
 
 use std::{
     env,
@@ -35,17 +35,17 @@ use super::{
 };
 use crate::files;
 
-/// The oldest minor version of ONNX Runtime 1.x that eka's binding is made for.
+/// The oldest minor version of ONNX Runtime 1.x that eka's binding supports.
 pub const LIBRARY_MINOR: u32 = ort::MINOR_VERSION;
 
-/// The variable that names the library: a file, as for everything that is built with `ort`, or a directory as configured.
+/// The variable with the path of the library: a file, as in other programs with `ort`, or a directory, as in the settings.
 const LIBRARY: &str = "ORT_DYLIB_PATH";
 
-/// The variable that keeps ONNX Runtime from sending telemetry, where it is 1.
+/// The variable that disables telemetry in ONNX Runtime if it is 1.
 const NO_TELEMETRY: &str = "ORT_DISABLE_TELEMETRY";
 
-/// Keeps ONNX Runtime from sending telemetry, in this process and its children. To be called at the beginning of `main`: it
-/// does nothing once there is a second thread, which may read the environment.
+/// Disables telemetry in ONNX Runtime, in this process and its children. Must be called at the beginning of `main`: it does
+/// nothing if there is a second thread, which might read the environment.
 pub fn refuse_telemetry() {
     let is_alone = || fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() == 1);
     if !is_telemetry_refused() && is_alone() {
@@ -68,13 +68,13 @@ pub struct Runtime {
 /// Why ONNX Runtime could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
-    /// No place had a library that can be used.
+    /// There is no library that can be used.
     #[error(
         "no ONNX Runtime 1.{LIBRARY_MINOR} or newer; run scripts/onnxruntime, or set onnxruntime.dir to the directory \
          of the library. Tried:{}", attempts.iter().map(|a| format!("\n  {a}")).collect::<String>()
     )]
     NotFound {
-        /// Every place, in order.
+        /// Every path that was tried, in order.
         attempts: Vec<Attempt>,
     },
     /// It would send telemetry.
@@ -86,11 +86,11 @@ pub enum RuntimeError {
 }
 
 impl Runtime {
-    /// Loads the first library that can be used. `configured`, when given, is the only directory looked in.
+    /// Loads the first library that can be used. If `configured` is set, only that directory is searched.
     ///
     /// # Errors
-    /// [`RuntimeError::NotFound`] with every path tried and the version seen there, [`RuntimeError::Telemetry`] where that
-    /// is not rejected.
+    /// [`RuntimeError::NotFound`] with every path that was tried and the version found there, [`RuntimeError::Telemetry`] when
+    /// telemetry is not disabled.
     pub fn load(configured: Option<&Path>) -> Result<Self, RuntimeError> {
         if !is_telemetry_refused() {
             return Err(RuntimeError::Telemetry);
@@ -172,13 +172,13 @@ impl Runtime {
         &self.path
     }
 
-    /// The library's version and build, in its own words.
+    /// The library's version and build, as it reports them.
     #[must_use]
     pub fn build_info(&self) -> &'static str {
         ort::info()
     }
 
-    /// Execution providers that the library was built with; whether this machine can use them is another question.
+    /// Execution providers that the library was built with. This machine may not be able to use them.
     ///
     /// # Errors
     /// [`DeviceError::Runtime`] when the library fails.
@@ -235,7 +235,7 @@ fn describe(error: &ort::LoadDynamicError) -> String {
     }
 }
 
-/// Where libraries of a kind, `cpu` or `gpu`, are looked for, in order.
+/// The directories that are searched for libraries of a kind, `cpu` or `gpu`, in order.
 fn directories(configured: Option<&Path>, kind: &str) -> Vec<PathBuf> {
     let named = env::var_os(LIBRARY).filter(|named| !named.is_empty()).map(PathBuf::from);
     let binary = env::current_exe().ok();
@@ -244,7 +244,7 @@ fn directories(configured: Option<&Path>, kind: &str) -> Vec<PathBuf> {
 
 fn directories_of(named: Option<PathBuf>, binary: Option<&Path>, kind: &str) -> Vec<PathBuf> {
     if let Some(named) = named {
-        // By its whole path: the system would look a name without one up on its search path.
+        // By its full path, because the system would search for a bare name in its search path.
         let named = std::path::absolute(&named).unwrap_or(named);
         return if named.is_file() { vec![named] } else { vec![named.clone(), named.join(kind)] };
     }
@@ -268,7 +268,7 @@ fn is_trusted(directory: &Path) -> bool {
     directory.is_dir()
 }
 
-/// The library files of a place: those in a directory, or the one that it is.
+/// The library files at a path: those in a directory, or the file itself.
 fn libraries(place: &Path) -> Vec<PathBuf> {
     if place.is_file() { vec![place.to_path_buf()] } else { candidates(place) }
 }

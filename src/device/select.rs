@@ -17,16 +17,16 @@ use super::{
 };
 use crate::{device_spec::DeviceChoice, units::Bytes};
 
-/// What to open, and how.
+/// Options for opening a device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OpenOptions<'a> {
     /// Which device.
     pub choice: DeviceChoice,
-    /// The only directory to look for libraries in; `None`: the usual ones.
+    /// The only directory that is searched for libraries; `None` for the default ones.
     pub libraries: Option<&'a Path>,
-    /// Maximum memory of the GPU that is taken.
+    /// Maximum GPU memory to use.
     pub memory_limit: Option<Bytes>,
-    /// Take the CPU's memory from a pool as well, within the same limit.
+    /// Also allocate CPU memory from a pool, with the same limit.
     pub host_pool: bool,
 }
 
@@ -38,29 +38,29 @@ pub enum OpenError {
     NoCuda {
         /// The requested device.
         choice: DeviceChoice,
-        /// Why it cannot be.
+        /// Why it cannot be used.
         why: NoCuda,
     },
     /// ONNX Runtime cannot be loaded.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
-    /// It was loaded and rejects to go on.
+    /// ONNX Runtime was loaded but does not work.
     #[error(transparent)]
     Device(#[from] DeviceError),
 }
 
-/// A GPU that computes.
+/// A GPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gpu {
     /// Its number, as the driver counts them.
     pub ordinal: u16,
     /// Its name.
     pub name: String,
-    /// It computes in bfloat16 as well as in float16.
+    /// Whether it supports bfloat16 as well as float16.
     pub has_bfloat16: bool,
 }
 
-/// A device that computes.
+/// An opened device: a GPU or the CPU.
 #[derive(Debug)]
 pub struct Device {
     // Declared before the runtime that it is registered with: fields are dropped in order.
@@ -102,7 +102,7 @@ impl Device {
         }
     }
 
-    /// A GPU, or why it cannot be, with the library where that is loaded already.
+    /// A GPU, or why it cannot be used, together with the library if it was loaded.
     fn on_cuda(
         options: OpenOptions<'_>,
         ordinal: u16,
@@ -119,7 +119,7 @@ impl Device {
             let path = runtime.path().to_path_buf();
             return Ok(Err((NoCuda::NotBuiltIn { path }, Some(runtime))));
         }
-        // One stream for the whole provider, which sessions on the pool ask for.
+        // Sessions on the pool require one stream for the whole provider.
         let gpu = CudaOptions { ordinal, is_sole_stream: true };
         match Pool::on_cuda(&runtime, gpu, Self::pool_options(options)) {
             Ok(pool) => Ok(Ok(Self {
@@ -156,25 +156,25 @@ impl Device {
         &self.runtime
     }
 
-    /// Where its memory comes from; `None` where ONNX Runtime manages the host's by itself.
+    /// The pool of its memory; `None` if ONNX Runtime manages host memory.
     #[must_use]
     pub fn pool(&self) -> Option<&Pool> {
         self.pool.as_ref()
     }
 
-    /// The GPU that computes, if it is one.
+    /// The GPU; `None` for the CPU.
     #[must_use]
     pub fn gpu(&self) -> Option<&Gpu> {
         self.gpu.as_ref()
     }
 
-    /// Whether the CPU may do what this device cannot.
+    /// Whether the CPU may be used instead if this device cannot run a model.
     #[must_use]
     pub fn may_leave_to_cpu(&self) -> bool {
         self.choice == DeviceChoice::Auto
     }
 
-    /// Why the CPU computes where a GPU would have been taken.
+    /// Why the CPU is used although a GPU was preferred.
     #[must_use]
     pub fn fell_back(&self) -> Option<&NoCuda> {
         self.fell_back.as_ref()

@@ -1,4 +1,4 @@
-//! How many of a session's threads compute at a time.
+//! The number of a session's threads that compute.
 //!
 //! More threads are not always faster: a decode step is bound by memory, and a few threads already read weights at full
 //! bandwidth. Further threads only add synchronisation. The best number depends on the machine and its load, so it is
@@ -30,7 +30,7 @@ impl Threads {
     }
 }
 
-/// The threads of a session, as its operators ask for them.
+/// The threads of a session's operators.
 #[derive(Clone, Debug)]
 pub(super) struct ThreadLimits {
     all: usize,
@@ -45,30 +45,30 @@ impl ThreadLimits {
         Self { all, decode: Arc::new(all.into()), prefill: Arc::new(all.into()) }
     }
 
-    /// How many there are.
+    /// Number of threads.
     pub(super) fn all(&self) -> usize {
         self.all
     }
 
-    /// How many compute from now on; at least one, at most all.
+    /// Sets the number of threads that compute, from one to all.
     pub(super) fn set(&self, threads: Threads) {
         self.decode.store(threads.decode.clamp(1, self.all), Relaxed);
         self.prefill.store(threads.prefill.clamp(1, self.all), Relaxed);
     }
 
-    /// How many compute.
+    /// Number of threads that compute.
     pub(super) fn threads(&self) -> Threads {
         Threads { decode: self.decode.load(Relaxed), prefill: self.prefill.load(Relaxed) }
     }
 
-    /// How many compute a node whose input has `rows` rows.
+    /// Number of threads for a node whose input has `rows` rows.
     pub(super) fn of(&self, rows: usize) -> usize {
         let threads = self.threads();
         if rows == 1 { threads.decode } else { threads.prefill }
     }
 
-    /// Into how many batches ONNX Runtime is to put the tasks of such a node, each for one thread; 0 where it may give
-    /// them to all of its threads one by one.
+    /// Number of batches into which ONNX Runtime divides the tasks of such a node, each for one thread; 0 to distribute single
+    /// tasks to all threads.
     pub(super) fn batches(&self, rows: usize) -> usize {
         let threads = self.of(rows);
         if threads < self.all { threads } else { 0 }

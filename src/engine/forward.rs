@@ -40,7 +40,27 @@ pub trait Forward {
     /// As [`forward`](Self::forward).
     fn forward_rows(&mut self, tokens: &[u32], rows: usize) -> Result<&mut [f32], EngineError>;
 
-    /// Most tokens whose logits one call returns.
+    /// Appends `tokens` (at least one, at most [`scored_chunk`](Self::scored_chunk)) and returns the logits of all of them,
+    /// `[tokens, vocab]`.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    fn forward_scored(&mut self, tokens: &[u32]) -> Result<&mut [f32], EngineError> {
+        self.forward_rows(tokens, tokens.len())
+    }
+
+    /// Most tokens of one [`forward_scored`](Self::forward_scored).
+    fn scored_chunk(&self) -> usize {
+        1
+    }
+
+    /// Most tokens of an answer in one call, when several are known: those of a resumed answer, or those that a constraint
+    /// leaves no choice about. One where a longer pass would give them other bits than they had, and must not.
+    fn answer_chunk(&self) -> usize {
+        self.chunk()
+    }
+
+    /// Most tokens whose logits [`forward_rows`](Self::forward_rows) returns.
     fn rows(&self) -> usize {
         1
     }

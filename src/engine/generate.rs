@@ -127,7 +127,7 @@ impl<'a, D: Forward> Run<'a, D> {
     ) -> Result<Option<&'m mut [f32]>, EngineError> {
         let context = [&*self.job.prompt, &self.job.answer].concat();
         let total = context.len();
-        // Log-probabilities of cached prompt tokens are not known.
+        // The logits of cached prompt tokens are not kept.
         let max = if self.job.cache_prompt && !self.scores_prompt() { total } else { 0 };
         self.cached = model.begin(&context, max, self.job.cache_salt);
         self.read = self.cached;
@@ -136,23 +136,59 @@ impl<'a, D: Forward> Run<'a, D> {
         if self.cached > 0 && emit(self.progress(total)).is_break() {
             return Ok(None);
         }
-        // A pass returns the logits of its last token only.
-        let width = if self.scores_prompt() { 1 } else { model.chunk() };
-        let last = self.read + (total - self.read - 1) / width * width;
-        for chunk in context[self.read..last].chunks(width) {
-            let logits = model.forward(chunk)?;
-            self.read += chunk.len();
-            if self.score_prompt(logits, emit).is_break() {
-                return Ok(None);
+        let last = self.prefill_chunks(model, &context, emit)?;
+        let Some(last) = last else { return Ok(None) };
+        let logits = model.forward(&context[last..])?;
+        self.read = total;
+        self.prefilled = Some(self.started.elapsed());
+        Ok(Some(logits))
+    }
+
+    /// Feeds `context` up to its last chunk, and scores the prompt if requested; where the last chunk begins, or `None` when
+    /// the job was cancelled meanwhile.
+    fn prefill_chunks(
+        &mut self,
+        model: &mut impl Forward,
+        context: &[u32],
+        emit: &mut impl FnMut(Step) -> ControlFlow<()>,
+    ) -> Result<Option<usize>, EngineError> {
+        let (total, prompt) = (context.len(), self.job.prompt.len());
+        loop {
+            let in_prompt = self.read < prompt;
+            let is_scored = in_prompt && self.scores_prompt();
+            let (width, end) = if is_scored {
+                (model.scored_chunk(), prompt)
+            } else if in_prompt && model.answer_chunk() == model.chunk() {
+                (model.chunk(), total)
+            } else if in_prompt {
+                (model.chunk(), prompt)
+            } else {
+                (model.answer_chunk(), total)
+            };
+            let chunk = &context[self.read..(self.read + width).min(end)];
+            let is_last = self.read + chunk.len() == total;
+            if is_last && !(is_scored && chunk.len() > 1) {
+                return Ok(Some(self.read));
+            }
+            if is_scored {
+                // The sampler may change the logits of the last token of all: it is fed by itself.
+                let chunk = if is_last { &chunk[..chunk.len() - 1] } else { chunk };
+                let logits = model.forward_scored(chunk)?;
+                let vocabulary = logits.len() / chunk.len();
+                for logits in logits.chunks(vocabulary) {
+                    self.read += 1;
+                    if self.score_prompt(logits, emit).is_break() {
+                        return Ok(None);
+                    }
+                }
+            } else {
+                model.forward(chunk)?;
+                self.read += chunk.len();
             }
             if emit(self.progress(total)).is_break() {
                 return Ok(None);
             }
         }
-        let logits = model.forward(&context[last..])?;
-        self.read = total;
-        self.prefilled = Some(self.started.elapsed());
-        Ok(Some(logits))
     }
 
     const fn progress(&self, total: usize) -> Step {
@@ -163,15 +199,14 @@ impl<'a, D: Forward> Run<'a, D> {
         self.job.logprobs.is_some_and(|asked| asked.prompt)
     }
 
-    /// Emits the log-probability of the prompt's next token, if requested.
+    /// Emits the log-probability of the prompt's next token, whose `logits` these are.
     fn score_prompt(
         &mut self,
         logits: &[f32],
         emit: &mut impl FnMut(Step) -> ControlFlow<()>,
     ) -> ControlFlow<()> {
-        let wanted = self.scores_prompt();
         match (&mut self.scorer, self.job.prompt.get(self.read)) {
-            (Some(scorer), Some(token)) if wanted => {
+            (Some(scorer), Some(token)) => {
                 scorer.read(logits);
                 emit(Step::Logprobs(scorer.score(*token, self.read)))
             }
@@ -239,8 +274,9 @@ impl<'a, D: Forward> Run<'a, D> {
 
     /// Feeds what follows.
     fn feed<'m, M: Forward>(&mut self, model: &'m mut M) -> Result<&'m mut [f32], EngineError> {
-        let last = (self.next.len() - 1) / model.chunk() * model.chunk();
-        for chunk in self.next[..last].chunks(model.chunk()) {
+        let width = model.answer_chunk();
+        let last = (self.next.len() - 1) / width * width;
+        for chunk in self.next[..last].chunks(width) {
             model.forward(chunk)?;
         }
         self.read += self.next.len();
@@ -336,7 +372,7 @@ fn check(model: &impl Forward, job: &Job) -> Result<(), EngineError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::{JobId, Sampling};
+    use crate::job::{JobId, LogprobOptions, Sampling};
 
     const VOCABULARY: usize = 10;
     const END: u32 = 9;
@@ -388,6 +424,86 @@ mod tests {
             ControlFlow::Continue(())
         });
         (tokens, outcome.unwrap())
+    }
+
+    /// A model that counts: the most probable token is the next number. It remembers the lengths of its passes.
+    #[derive(Default)]
+    struct Counting {
+        passes: Vec<usize>,
+        answer_chunk: usize,
+        logits: Vec<f32>,
+    }
+
+    impl Forward for Counting {
+        fn rewind(&mut self, _: usize) {}
+
+        fn reserve(&mut self, _: usize) -> Result<(), EngineError> {
+            Ok(())
+        }
+
+        fn forward_rows(&mut self, tokens: &[u32], rows: usize) -> Result<&mut [f32], EngineError> {
+            self.passes.push(tokens.len());
+            self.logits = vec![0.0; rows * VOCABULARY];
+            for (row, token) in self.logits.chunks_mut(VOCABULARY).zip(&tokens[tokens.len() - rows..]) {
+                row[(*token as usize + 1) % VOCABULARY] = 100.0;
+            }
+            Ok(&mut self.logits)
+        }
+
+        fn scored_chunk(&self) -> usize {
+            3
+        }
+
+        fn answer_chunk(&self) -> usize {
+            self.answer_chunk
+        }
+
+        fn chunk(&self) -> usize {
+            4
+        }
+
+        fn capacity(&self) -> usize {
+            32
+        }
+
+        fn vocabulary(&self) -> usize {
+            VOCABULARY
+        }
+    }
+
+    #[test]
+    fn a_scored_prompt_is_read_in_chunks_and_each_token_has_the_score_of_its_position() {
+        for (length, passes) in [(1, vec![1]), (2, vec![1, 1]), (4, vec![3, 1]), (8, vec![3, 3, 1, 1])] {
+            let mut model = Counting { answer_chunk: 4, ..Counting::default() };
+            let mut scores = Vec::new();
+            // Every second number is one more than expected.
+            let prompt: Vec<u32> = (0..length).map(|i| i + i % 2).collect();
+            let logprobs = Some(LogprobOptions { top: 0, prompt: true });
+            let job = Job { logprobs, ..Job::new(JobId(1), prompt.clone(), 1) };
+            generate(&mut model, &job, None, &mut Speculation::new(), |step| {
+                if let Step::Logprobs(score) = step {
+                    scores.push((score.position, score.token, score.logprob > -1.0));
+                }
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+            let last = *prompt.last().unwrap();
+            let all = [&*prompt, &[(last + 1) % 10]].concat();
+            let expected: Vec<(usize, u32, bool)> =
+                (1..all.len()).map(|i| (i, all[i], all[i] == (all[i - 1] + 1) % 10)).collect();
+            assert_eq!((scores, model.passes), (expected, passes), "a prompt of {length}");
+        }
+    }
+
+    #[test]
+    fn a_resumed_answer_is_fed_as_it_was_where_passes_matter() {
+        let begun = Job { answer: vec![2, 3, 4], ..job(6, 4) };
+        for (answer_chunk, passes) in [(4, vec![4, 4, 1]), (1, vec![4, 2, 1, 1, 1])] {
+            let mut model = Counting { answer_chunk, ..Counting::default() };
+            generate(&mut model, &begun, None, &mut Speculation::new(), |_| ControlFlow::Continue(()))
+                .unwrap();
+            assert_eq!(model.passes, passes);
+        }
     }
 
     #[test]

@@ -63,11 +63,15 @@ pub struct TimelineOptions {
     pub prefixes: Bytes,
     /// Most drafted tokens to verify in one pass; 0 is none. Ignored if the graph returns the logits of the last token only.
     pub drafts: usize,
+    /// Whether the same request must give the same bits. A model whose rows
+    /// [depend on each other](Model::is_row_invariant) is then used without drafts and without the prefix cache, and a
+    /// resumed answer is fed token by token.
+    pub exact: bool,
 }
 
 impl Default for TimelineOptions {
     fn default() -> Self {
-        Self { capacity: 0, chunk: 512, keep: Bytes(0), prefixes: Bytes(0), drafts: 0 }
+        Self { capacity: 0, chunk: 512, keep: Bytes(0), prefixes: Bytes(0), drafts: 0, exact: false }
     }
 }
 
@@ -81,6 +85,8 @@ pub struct Timeline {
     decode: Pass,
     prefill: Pass,
     verify: Option<Pass>,
+    /// Made for the first prompt that is scored, and dropped with its job.
+    score: Option<Pass>,
     /// The tokens of the sequence, one per used position, and the salt of their job.
     tokens: Vec<u32>,
     salt: CacheSalt,
@@ -97,6 +103,8 @@ pub struct Timeline {
     /// Sequences restored from files, and their memory limit.
     restored: PinnedPrefixes,
     max_restored: Bytes,
+    /// Whether nothing may be computed in other passes than the same request was before.
+    repeats_passes: bool,
 }
 
 impl fmt::Debug for Timeline {
@@ -120,7 +128,9 @@ impl Timeline {
         let chunk = model.widest_pass(options.chunk.clamp(1, max));
         let decode = model.pass(1, 1, max)?.captured(&model);
         let prefill = model.pass(chunk, 1, max)?;
-        let rows = if model.gives_every_row() { (options.drafts + 1).min(chunk) } else { 1 };
+        let repeats_passes = options.exact && !model.is_row_invariant();
+        let rows =
+            if model.gives_every_row() && !repeats_passes { (options.drafts + 1).min(chunk) } else { 1 };
         let verify = (rows > 1).then(|| model.pass(rows, rows, max)).transpose()?;
         let TimelineOptions { keep, prefixes, .. } = options;
         let bound = if model.session().pool().is_some() { prefixes.min(keep) } else { prefixes };
@@ -130,6 +140,7 @@ impl Timeline {
             decode,
             prefill,
             verify,
+            score: None,
             tokens: Vec::new(),
             salt: CacheSalt::default(),
             written: 0,
@@ -141,6 +152,7 @@ impl Timeline {
             bound,
             restored: PinnedPrefixes::default(),
             max_restored: prefixes,
+            repeats_passes,
         };
         if timeline.model.session().pool().is_none() {
             // If the cache cannot be mapped, loading should fail and not the first job.
@@ -237,6 +249,7 @@ impl Timeline {
     /// Ends a sequence. If it `may_be_kept`, it stays in the prefix cache as far as the limit allows. Other memory is freed as in
     /// [`clear`](Self::clear).
     pub fn settle(&mut self, may_be_kept: bool) {
+        self.score = None;
         let spent = self.cache.spent(self.written);
         if may_be_kept && !self.tokens.is_empty() && spent <= self.bound {
             self.prefixes.supersede(self.salt, &self.tokens);
@@ -346,7 +359,7 @@ impl Timeline {
     }
 
     fn passes(&mut self) -> impl Iterator<Item = &mut Pass> {
-        [&mut self.decode, &mut self.prefill].into_iter().chain(&mut self.verify)
+        [&mut self.decode, &mut self.prefill].into_iter().chain(&mut self.verify).chain(&mut self.score)
     }
 
     fn release(&mut self) {
@@ -390,8 +403,8 @@ impl Timeline {
         let (older, tokens) = (mem::take(&mut self.cache), mem::take(&mut self.tokens));
         self.release();
         let grown = self.model.cache(capacity, older, tokens.len()).and_then(|cache| {
-            let mut passes = [Some(&mut self.decode), Some(&mut self.prefill), self.verify.as_mut()];
-            passes.iter_mut().flatten().try_for_each(|pass| pass.attach(&self.model, &cache))?;
+            let passes = [&mut self.decode, &mut self.prefill].into_iter().chain(&mut self.verify);
+            passes.chain(&mut self.score).try_for_each(|pass| pass.attach(&self.model, &cache))?;
             Ok(cache)
         });
         match grown {
@@ -423,7 +436,7 @@ impl Forward for Timeline {
     }
 
     fn begin(&mut self, tokens: &[u32], max: usize, salt: CacheSalt) -> usize {
-        if self.bound == Bytes(0) && self.restored.is_empty() {
+        if self.repeats_passes || (self.bound == Bytes(0) && self.restored.is_empty()) {
             self.rewind(0);
             self.salt = salt;
             return 0;
@@ -476,6 +489,36 @@ impl Forward for Timeline {
         // A pass can have more rows than requested, because it also contains tokens that are certain.
         let more = logits.len().saturating_sub(rows * self.model.manifest().dims.vocab);
         Ok(&mut logits[more..])
+    }
+
+    fn forward_scored(&mut self, tokens: &[u32]) -> Result<&mut [f32], EngineError> {
+        self.reserve(tokens.len())?;
+        let width = self.scored_chunk();
+        let pass = match &mut self.score {
+            Some(pass) => pass,
+            none => {
+                let mut pass = self.model.pass(width, width, self.max)?;
+                pass.attach(&self.model, &self.cache)?;
+                none.insert(pass)
+            }
+        };
+        let logits = pass.run(&mut self.model, tokens, self.tokens.len())?;
+        self.tokens.extend_from_slice(tokens);
+        self.written = self.written.max(self.tokens.len());
+        Ok(logits)
+    }
+
+    fn scored_chunk(&self) -> usize {
+        // The logits of a whole chunk would take half a gigabyte with a large vocabulary.
+        const MAX_LOGITS: usize = 8 << 20;
+        if !self.model.gives_every_row() {
+            return 1;
+        }
+        self.chunk.min(MAX_LOGITS / self.vocabulary()).max(1)
+    }
+
+    fn answer_chunk(&self) -> usize {
+        if self.repeats_passes { 1 } else { self.chunk }
     }
 
     fn rows(&self) -> usize {

@@ -1,11 +1,12 @@
 //! Replaces nodes of a graph by eka's operators.
 //!
-//! The graph is changed in memory when it is loaded. A `MatMulNBits` node with symmetric int4 weights, float32 scales and
-//! `accuracy_level` 4 becomes an [`eka:MatMulInt4`](crate::device::operators); its weights are read from the data file and
-//! packed in the operator's layout, so ONNX Runtime never maps them. A `GroupQueryAttention` node becomes an `eka:Attention`.
-//! If every attention node is replaced, the key-value cache may have a smaller element type, and the cache's inputs and outputs
-//! get that type. Other nodes do not change. A graph that does not encode back to the same bytes, such as one from another
-//! exporter, is not changed at all.
+//! The graph is changed in memory when it is loaded. A `MatMulNBits` node with int4 or int8 weights and `accuracy_level` 4 becomes
+//! an [`eka:MatMulInt4` or `eka:MatMulInt8`](crate::device::operators); its weights are read from the data file and packed in the
+//! operator's layout, so ONNX Runtime never maps them. A `FusedMatMul` node with float weights becomes an `eka:MatMulFloat32` or
+//! `eka:MatMulFloat16`, over weights as they are in the file. A `GroupQueryAttention` node becomes an `eka:Attention`. If every
+//! attention node is replaced, the key-value cache may have a smaller element type, and the cache's inputs and outputs get that
+//! type. Other nodes do not change. A graph that does not encode back to the same bytes, such as one from another exporter, is
+//! not changed at all.
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
@@ -15,12 +16,14 @@ use std::{
 };
 
 use bytemuck::Pod;
+use half::f16;
 use prost::Message;
 
-use super::graph_file::GraphFile;
+use super::{float16_casts, graph_file::GraphFile};
 use crate::{
     device::operators::{
-        ATTENTION, DOMAIN, Format, Int4Blocks, MATMUL, MATRIX, Operators, PackedInt4, PackedStorage,
+        ATTENTION, DOMAIN, Format, MATMUL_FLOAT16, MATMUL_FLOAT32, MATMUL_INT4, MATMUL_INT8, MATRIX,
+        Operators, PackedStorage, PackedWeights, QuantizedBlocks, WeightBits,
     },
     device_spec::CacheChoice,
     files,
@@ -35,7 +38,36 @@ pub(super) struct RewrittenGraph {
     /// Replaces the content of `model.onnx`.
     pub(super) content: Vec<u8>,
     pub(super) operators: Operators,
+    /// Whether every node gives a row the same bits whatever other rows it is computed with.
+    pub(super) is_row_invariant: bool,
 }
+
+/// Operators of ONNX Runtime that compute each row, or each number, by itself.
+const ROW_BY_ROW: [&str; 23] = [
+    "Add",
+    "Cast",
+    "Concat",
+    "CumSum",
+    "Div",
+    "FastGelu",
+    "Gather",
+    "GatherBlockQuantized",
+    "Gelu",
+    "LayerNormalization",
+    "Mul",
+    "QuickGelu",
+    "Range",
+    "ReduceSum",
+    "Relu",
+    "Reshape",
+    "Shape",
+    "SimplifiedLayerNormalization",
+    "SkipLayerNormalization",
+    "SkipSimplifiedLayerNormalization",
+    "Sub",
+    "Tanh",
+    "Unsqueeze",
+];
 
 /// The graph in `file` with eka's operators wherever they compute the same. `None` if no node can be replaced or the graph cannot
 /// be decoded; ONNX Runtime then loads the file and reports the better error.
@@ -52,9 +84,12 @@ pub(super) fn rewrite(file: &GraphFile, cache: CacheChoice) -> Option<RewrittenG
     if operators.is_empty() {
         return None;
     }
+    float16_casts::add(graph);
     drop_unused(graph);
+    let is_row_invariant =
+        graph.node.iter().all(|node| node.domain == DOMAIN || ROW_BY_ROW.contains(&&*node.op_type));
     model.opset_import.push(OperatorSet { domain: DOMAIN.into(), version: 1 });
-    Some(RewrittenGraph { content: model.encode_to_vec(), operators })
+    Some(RewrittenGraph { content: model.encode_to_vec(), operators, is_row_invariant })
 }
 
 /// The format of the key-value cache with eka's operators; `None` if no attention node of the graph in `file` can be replaced.
@@ -73,15 +108,16 @@ fn decode_if_lossless(file: &GraphFile) -> Option<Model> {
 /// The format of the key-value cache that `cache` stands for in this graph.
 fn cache_format_for(graph: &Graph, cache: CacheChoice) -> Format {
     let is_quantized = graph.node.iter().any(|node| node.op_type == "MatMulNBits");
+    let is_half = graph.initializer.iter().any(|tensor| tensor.data_type == i32::from(ElementType::Float16));
     match cache {
         CacheChoice::Float32 => Format::Float32,
-        CacheChoice::Auto if !is_quantized => Format::Float32,
+        CacheChoice::Auto if !is_quantized && !is_half => Format::Float32,
         CacheChoice::Auto | CacheChoice::Float16 => Format::Float16,
         CacheChoice::Int8 => Format::Int8,
     }
 }
 
-/// Replaces the `MatMulNBits` nodes that eka's operator supports, and packs their weights.
+/// Replaces the matrix products that eka's operators support, and packs quantized weights.
 fn replace_matmuls(graph: &mut Graph, dir: &Path) -> Option<Operators> {
     let mut operators = Operators::default();
     let mut data = ExternalData { dir, files: BTreeMap::new() };
@@ -89,42 +125,74 @@ fn replace_matmuls(graph: &mut Graph, dir: &Path) -> Option<Operators> {
     let initializers: BTreeMap<&str, &Tensor> =
         graph.initializer.iter().map(|tensor| (&*tensor.name, tensor)).collect();
     for node in &mut graph.node {
-        let Some(weights) = packed_weights(node, &initializers, &mut data, &mut scratch) else { continue };
+        if let Some(operator) = float_operator(node, &initializers) {
+            operators.add_float_products();
+            (node.domain, node.op_type) = (DOMAIN.into(), operator.into());
+            node.attribute = Vec::new();
+            continue;
+        }
+        let Some((weights, operator)) = packed_weights(node, &initializers, &mut data, &mut scratch) else {
+            continue;
+        };
         let number = i64::try_from(operators.add(weights)).ok()?;
         node.input.truncate(1);
-        (node.domain, node.op_type) = (DOMAIN.into(), MATMUL.into());
+        (node.domain, node.op_type) = (DOMAIN.into(), operator.into());
         let r#type = AttributeType::Int.into();
         node.attribute = vec![Attribute { name: MATRIX.into(), f: None, i: Some(number), r#type }];
     }
     Some(operators)
 }
 
-/// The packed weights of `node`, if it is a `MatMulNBits` that eka's operator supports.
+/// The operator that computes what `node` does, if that is a product with a matrix `[columns, depth]` of float weights.
+fn float_operator(node: &Node, initializers: &BTreeMap<&str, &Tensor>) -> Option<&'static str> {
+    let [_, weights] = &node.input[..] else { return None };
+    let [attribute] = &node.attribute[..] else { return None };
+    let weights = initializers.get(&**weights)?;
+    let is_transposed = attribute.name == "transB" && attribute.i == Some(1);
+    if node.op_type != "FusedMatMul" || !is_transposed || weights.dims.len() != 2 {
+        return None;
+    }
+    match ElementType::try_from(weights.data_type) {
+        Ok(ElementType::Float) => Some(MATMUL_FLOAT32),
+        Ok(ElementType::Float16) => Some(MATMUL_FLOAT16),
+        _ => None,
+    }
+}
+
+/// The packed weights of `node` and the operator for them, if it is a `MatMulNBits` that eka's operators support.
 fn packed_weights(
     node: &Node,
     initializers: &BTreeMap<&str, &Tensor>,
     data: &mut ExternalData,
     scratch: &mut Scratch,
-) -> Option<PackedInt4> {
+) -> Option<(PackedWeights, &'static str)> {
     let number = |name: &str| {
         let attribute = node.attribute.iter().find(|attribute| attribute.name == name)?;
         usize::try_from(attribute.i?).ok()
     };
-    let [_, codes, scales] = &node.input[..] else { return None };
-    if node.op_type != "MatMulNBits" || number("bits") != Some(4) || number("accuracy_level") != Some(4) {
+    let (codes, scales, zero_points) = match &node.input[..] {
+        [_, codes, scales] => (codes, scales, None),
+        [_, codes, scales, zero_points] => (codes, scales, Some(zero_points)),
+        _ => return None,
+    };
+    if node.op_type != "MatMulNBits" || number("accuracy_level") != Some(4) {
         return None;
     }
-    let (codes, scales) = (initializers.get(&**codes)?, initializers.get(&**scales)?);
-    if codes.data_type != i32::from(ElementType::Uint8) || scales.data_type != i32::from(ElementType::Float) {
-        return None;
-    }
+    let bits = WeightBits::of(number("bits")?)?;
     let (columns, depth, block) = (number("N")?, number("K")?, number("block_size")?);
-    data.read(codes, &mut scratch.codes)?;
-    data.read(scales, &mut scratch.scales)?;
-    // Files are little-endian.
-    scratch.scales.iter_mut().for_each(|scale| *scale = f32::from_bits(u32::from_le(scale.to_bits())));
-    let source = Int4Blocks { columns, depth, block, codes: &scratch.codes, scales: &scratch.scales };
-    PackedInt4::new(source, &mut scratch.packed)
+    data.read_codes(initializers.get(&**codes)?, &mut scratch.codes)?;
+    data.read_floats(initializers.get(&**scales)?, scratch)?;
+    match zero_points {
+        Some(zero_points) => data.read_codes(initializers.get(&**zero_points)?, &mut scratch.zero_points)?,
+        None => scratch.zero_points.clear(),
+    }
+    let Scratch { codes, scales, zero_points, packed, .. } = scratch;
+    let source = QuantizedBlocks { bits, columns, depth, block, codes, scales, zero_points };
+    let operator = match bits {
+        WeightBits::Four => MATMUL_INT4,
+        WeightBits::Eight => MATMUL_INT8,
+    };
+    Some((PackedWeights::new(source, packed)?, operator))
 }
 
 /// Buffers that are reused for every tensor, because allocating them again would cost more than the read.
@@ -132,6 +200,8 @@ fn packed_weights(
 struct Scratch {
     codes: Vec<u8>,
     scales: Vec<f32>,
+    halfs: Vec<u16>,
+    zero_points: Vec<u8>,
     packed: PackedStorage,
 }
 
@@ -149,7 +219,7 @@ fn replace_attention(graph: &mut Graph, format: Format) -> Option<Format> {
             continue;
         }
         (node.domain, node.op_type) = (DOMAIN.into(), ATTENTION.into());
-        node.input.truncate(gqa::INPUTS);
+        node.input.truncate(gqa::ATTENTION_BIAS + 1);
         replaced_caches.extend(caches);
     }
     if replaced_caches.is_empty() {
@@ -161,10 +231,10 @@ fn replace_attention(graph: &mut Graph, format: Format) -> Option<Format> {
     Some(format)
 }
 
-/// The inputs and outputs of the graph that may be a float32 key-value cache, with their last dimension (`head_dim`).
+/// The inputs and outputs of the graph that may be a float key-value cache, with their last dimension (`head_dim`).
 fn cache_head_dims(graph: &Graph) -> BTreeMap<String, usize> {
     let values = graph.input.iter().chain(&graph.output);
-    values.filter_map(|value| Some((value.name.clone(), float32_head_dim(value)?))).collect()
+    values.filter_map(|value| Some((value.name.clone(), float_head_dim(value)?))).collect()
 }
 
 /// Declares the inputs and outputs in `head_dims` as a key-value cache of `format`.
@@ -185,19 +255,21 @@ fn retype_cache(graph: &mut Graph, head_dims: &BTreeMap<String, usize>, format: 
     }
 }
 
-/// The last dimension of a float32 tensor of rank 4, if it is known.
-fn float32_head_dim(value: &ValueInfo) -> Option<usize> {
+/// The last dimension of a float32 or float16 tensor of rank 4, if it is known.
+fn float_head_dim(value: &ValueInfo) -> Option<usize> {
     let declared = value.r#type.as_ref()?.tensor_type.as_ref()?;
     let dimensions = &declared.shape.as_ref()?.dim;
-    let is_float32 = declared.elem_type == i32::from(ElementType::Float);
+    let is_float = [ElementType::Float, ElementType::Float16]
+        .iter()
+        .any(|float| declared.elem_type == i32::from(*float));
     match dimensions.last()?.value {
-        Some(Extent::Known(head_dim)) if is_float32 && dimensions.len() == 4 => head_dim.try_into().ok(),
+        Some(Extent::Known(head_dim)) if is_float && dimensions.len() == 4 => head_dim.try_into().ok(),
         _ => None,
     }
 }
 
-/// Whether eka's attention computes what this `GroupQueryAttention` does: no bias, no sinks, no quantized cache, and no unknown
-/// attribute.
+/// Whether eka's attention computes what this `GroupQueryAttention` does: no position ids, no sinks, no quantized cache, and no
+/// unknown attribute.
 fn is_supported(node: &Node) -> bool {
     let is_given = |i: usize| node.input.get(i).is_some_and(|name| !name.is_empty());
     let number = |name: &str| node.attribute.iter().find(|attribute| attribute.name == name)?.i;
@@ -213,7 +285,7 @@ fn is_supported(node: &Node) -> bool {
         // Both or none: without them, the query is packed QKV.
         && is_given(gqa::KEY) == is_given(gqa::VALUE)
         && gqa::COS_SIN_CACHE.into_iter().all(|i| is_given(i) == is_rotary)
-        && (gqa::INPUTS..node.input.len()).all(|i| !is_given(i))
+        && (gqa::INPUTS..node.input.len()).all(|i| i == gqa::ATTENTION_BIAS || !is_given(i))
         && node.output.len() == gqa::OUTPUTS
         && node.attribute.iter().all(is_known)
 }
@@ -231,6 +303,34 @@ struct ExternalData<'a> {
 }
 
 impl ExternalData<'_> {
+    /// Reads codes into `buffer`.
+    fn read_codes(&mut self, tensor: &Tensor, buffer: &mut Vec<u8>) -> Option<()> {
+        if tensor.data_type != i32::from(ElementType::Uint8) {
+            return None;
+        }
+        self.read(tensor, buffer)
+    }
+
+    /// Reads float32 or float16 into the scales of `scratch`.
+    fn read_floats(&mut self, tensor: &Tensor, scratch: &mut Scratch) -> Option<()> {
+        // Files are little-endian.
+        match ElementType::try_from(tensor.data_type) {
+            Ok(ElementType::Float) => {
+                self.read(tensor, &mut scratch.scales)?;
+                scratch.scales.iter_mut().for_each(|one| *one = f32::from_bits(u32::from_le(one.to_bits())));
+            }
+            Ok(ElementType::Float16) => {
+                self.read(tensor, &mut scratch.halfs)?;
+                scratch.scales.clear();
+                scratch
+                    .scales
+                    .extend(scratch.halfs.iter().map(|half| f16::from_bits(u16::from_le(*half)).to_f32()));
+            }
+            _ => return None,
+        }
+        Some(())
+    }
+
     /// Reads `tensor` into `buffer`, if its data is in a file beside the graph.
     fn read<T: Pod>(&mut self, tensor: &Tensor, buffer: &mut Vec<T>) -> Option<()> {
         let entry =

@@ -22,6 +22,7 @@ pub struct Model {
     pub(super) session: Session,
     /// The format of the key-value cache, if eka's attention runs.
     cache: Option<Format>,
+    is_row_invariant: bool,
     /// The graph gives only the logits of the last token.
     gives_last_alone: bool,
 }
@@ -115,6 +116,7 @@ impl Model {
             graph_rewrite::rewrite(&file, options.cache)
         };
         let cache = changed.as_ref().and_then(|changed| changed.operators.cache());
+        let is_row_invariant = changed.as_ref().is_some_and(|changed| changed.is_row_invariant);
         let graph = graph(&file, changed);
         let captures = options.captures && on_gpu && file.can_repeat_steps(&manifest.graph);
         let options = SessionOptions { captures, ..options };
@@ -124,7 +126,7 @@ impl Model {
         validate::check_ports(&manifest, cache, &session.inputs(), &session.outputs()).map_err(wrong)?;
         let logits = session.outputs().into_iter().find(|port| port.name == manifest.graph.logits);
         let gives_last_alone = logits.is_some_and(|port| port.shape.get(1) == Some(&1));
-        Ok(Self { manifest, session, cache, gives_last_alone })
+        Ok(Self { manifest, session, cache, is_row_invariant, gives_last_alone })
     }
 
     /// The manifest of the directory.
@@ -137,6 +139,13 @@ impl Model {
     #[must_use]
     pub fn cache_format(&self) -> Option<Format> {
         self.cache
+    }
+
+    /// Whether a token's logits have the same bits in whatever passes the sequence is fed, and on any number of threads. So
+    /// on a CPU, where all products and attention are computed by [eka's operators](crate::device::operators).
+    #[must_use]
+    pub fn is_row_invariant(&self) -> bool {
+        self.is_row_invariant
     }
 
     /// The positions for which the graph gives logits.

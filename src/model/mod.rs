@@ -6,6 +6,7 @@
 mod cache;
 mod cache_shape;
 mod error;
+mod float16_casts;
 mod graph_facts;
 mod graph_file;
 mod graph_rewrite;

@@ -112,13 +112,13 @@ impl ModelOpener<'_> {
         drafts: usize,
         positions: Option<[Bytes; 2]>,
     ) -> Result<Timeline, LoadError> {
-        let WorkerSpec { prefill_chunk: chunk, kv_keep, prefix_cache, .. } = *self.spec;
+        let WorkerSpec { prefill_chunk: chunk, kv_keep, prefix_cache, exact, .. } = *self.spec;
         let [keep, prefixes] = [kv_keep, prefix_cache].map(|all| match positions {
             Some([own, other]) => share(all, own, other),
             None => all,
         });
         let capacity = self.spec.context_length.unwrap_or(0);
-        let options = TimelineOptions { capacity, chunk, keep, prefixes, drafts };
+        let options = TimelineOptions { capacity, chunk, keep, prefixes, drafts, exact };
         Ok(Timeline::new(model, options).map_err(EngineError::from)?)
     }
 }

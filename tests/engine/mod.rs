@@ -4,6 +4,7 @@ mod architectures;
 mod demo_answers;
 mod device_pool;
 mod draft_model;
+mod exactness;
 mod kv_cache_growth;
 mod prefix_cache;
 mod saved_prompts;

@@ -4,7 +4,7 @@ use std::{cell::RefCell, ops::ControlFlow};
 
 use eka::{
     engine::{self, GenerationSummary, Speculation, Step, Timeline, TimelineOptions},
-    job::{EndReason, Job, JobId, Sampling},
+    job::{EndReason, Job, JobId, LogprobOptions, Sampling},
     model::Model,
     units::Bytes,
 };
@@ -36,12 +36,14 @@ fn tokens(seed: u64, length: usize) -> Vec<u32> {
     soak::prompt(&mut StdRng::seed_from_u64(seed), length)
 }
 
-/// Runs a job for at most `patience` steps; returns its tokens.
+/// Runs a job for at most `patience` steps; returns its tokens, each after the bits of its log-probability if it has one.
 fn run(timeline: &mut Timeline, job: &Job, patience: usize) -> (Vec<u32>, GenerationSummary) {
     let (mut said, mut heard) = (Vec::new(), 0);
     let outcome = engine::generate(timeline, job, None, &mut Speculation::new(), |step| {
-        if let Step::Token(token) = step {
-            said.push(token);
+        match step {
+            Step::Token(token) => said.push(token),
+            Step::Logprobs(score) => said.push(score.logprob.to_bits()),
+            Step::Progress { .. } => {}
         }
         heard += 1;
         if heard < patience { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
@@ -91,7 +93,8 @@ impl Asked {
         let sampling = if self.sampled { sampled } else { Sampling::greedy() };
         let answer = if self.is_resumed { tokens(9, self.answer / 2) } else { Vec::new() };
         let job = Job::new(JobId(id as u64), prompt, self.answer);
-        Job { sampling, answer, cache_prompt: self.cache_prompt, ..job }
+        let logprobs = Some(LogprobOptions { top: 0, prompt: false });
+        Job { sampling, answer, logprobs, cache_prompt: self.cache_prompt, ..job }
     }
 }
 

@@ -27,6 +27,7 @@ pub(crate) fn worker_spec(prefill_chunk: usize, context_length: Option<usize>) -
         kv_keep: Bytes(0),
         prefix_cache: Bytes(0),
         draft_tokens: 0,
+        exact: false,
         cuda_graphs: false,
         host_pool: false,
     }

@@ -6,7 +6,7 @@ use futures_util::StreamExt;
 use serde_json::{Value, json};
 
 use crate::support::{
-    faulty_worker::{hanging, stream_and},
+    faulty_worker::{hanging, signal_when_hung, stream_and},
     files::copy,
     processes::{resident_kib, send_signal, worker_of},
     program::{Program, argument, cache_setting, expected, run, text},
@@ -74,6 +74,26 @@ async fn a_worker_killed_during_an_answer_is_replaced_and_the_answer_continues()
             assert_eq!(last["usage"]["total_tokens"], undisturbed["usage"]["total_tokens"]);
             assert_eq!(last["timings"]["resumed"], 1);
         }
+    }
+}
+
+#[tokio::test]
+async fn an_answer_of_two_workers_has_the_log_probabilities_of_one() {
+    let plan = hanging([(2, 1), (3, 3), (4, 12)]);
+    let program = Program::start(&["--faults", &plan]).await;
+    let request = json!({
+        "model": "demo", "prompt": "Once upon a time", "max_tokens": 40, "logprobs": 2, "echo": true,
+        "temperature": 0.8, "seed": 5, "ignore_eos": true,
+    });
+    let (status, undisturbed) = program.ask("/v1/completions", &request).await;
+    assert_eq!(status, 200, "{undisturbed}");
+    assert!(undisturbed["choices"][0]["logprobs"]["token_logprobs"].as_array().unwrap().len() > 40);
+    for _ in 0..3 {
+        let answer = program.ask("/v1/completions", &request);
+        let ((status, answer), ()) = tokio::join!(answer, signal_when_hung(&program, "KILL", 1));
+        assert_eq!(status, 200, "{answer}");
+        // Printed so that a number of other bits has other digits.
+        assert_eq!(answer["choices"], undisturbed["choices"]);
     }
 }
 

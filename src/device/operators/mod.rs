@@ -1,8 +1,15 @@
 //! eka's operators for CPUs, for nodes that ONNX Runtime computes more slowly.
 //!
-//! - [`PackedInt4`]: int4 weights, laid out for one product only: 4.5 bits each, float16 scales beside them.
-//! - `eka:MatMulInt4`: what `com.microsoft:MatMulNBits` computes at accuracy level 4, over such a matrix.
+//! - [`PackedWeights`]: int4 or int8 weights, laid out for products: 4.5 or 8.5 bits each, float16 scales beside them.
+//! - `eka:MatMulInt4`, `eka:MatMulInt8`: what `com.microsoft:MatMulNBits` computes at accuracy level 4, over such a matrix.
+//! - `eka:MatMulFloat32`, `eka:MatMulFloat16`: what `com.microsoft:FusedMatMul` computes, over float weights as they are in
+//!   the file.
 //! - `eka:Attention`: what `com.microsoft:GroupQueryAttention` computes, over a cache in half the bytes or less.
+//!
+//! # The same bits for a row, whatever it is computed beside
+//! Every one of them gives a row the same bits in a pass of one row and of many, on any number of threads: sums have one
+//! order, and a rounding depends on the row alone. So chunks, kept prefixes, drafts and a resumed answer do not change a
+//! logit. Instruction sets add up in different orders, and so do GPUs.
 //!
 //! # The parts of a step
 //! TinyLlama-1.1B's shape in int4 on two threads of an AMD EPYC (Zen 4) that others used as well, medians in milliseconds:
@@ -27,53 +34,42 @@
 
 mod attention;
 mod cpu_isa;
-mod gemm_int4;
+mod float_product;
 mod huge_pages;
+mod matmul;
+mod names;
 #[cfg(target_arch = "aarch64")]
 mod neon;
-mod packed_int4;
+mod packed_weights;
+mod parts;
 mod portable;
+mod quantized_product;
 mod simd_f32;
 mod simd_i8;
+mod tensors;
 #[cfg(test)]
 mod tests;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{fmt, sync::Arc};
 
-use ort::{
-    operator::{
-        BoxedKernel, ComputeContext, Kernel, KernelContext, Operator, OperatorDomain, OperatorInput,
-        OperatorOutput,
-    },
-    value::TensorElementType,
-};
+use ort::operator::OperatorDomain;
 
 use super::threads::ThreadLimits;
 use attention::Attention;
 pub use attention::{ATTENTION, Format};
 pub use cpu_isa::CpuIsa;
-use gemm_int4::{Parts, Product, Rounded, Rounding};
 pub use huge_pages::PackedStorage;
-pub use packed_int4::{Int4Blocks, PackedInt4};
-
-/// The domain of our operators.
-pub const DOMAIN: &str = "eka";
-
-/// The operator that multiplies by a [`PackedInt4`].
-pub const MATMUL: &str = "MatMulInt4";
-
-/// The attribute of [`MATMUL`] with the index of its matrix.
-pub const MATRIX: &str = "matrix";
+use matmul::{FloatMatMul, QuantizedMatMul};
+pub use names::{DOMAIN, MATMUL_FLOAT16, MATMUL_FLOAT32, MATMUL_INT4, MATMUL_INT8, MATRIX};
+pub use packed_weights::{PackedWeights, QuantizedBlocks, WeightBits};
 
 /// What the operators of a graph work with.
 #[derive(Default)]
 pub struct Operators {
-    matrices: Vec<Arc<PackedInt4>>,
+    matrices: Vec<Arc<PackedWeights>>,
+    has_float_products: bool,
     cache: Option<Format>,
 }
 
@@ -81,6 +77,7 @@ impl fmt::Debug for Operators {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Operators")
             .field("matrices", &self.matrices.len())
+            .field("has_float_products", &self.has_float_products)
             .field("cache", &self.cache)
             .finish()
     }
@@ -88,9 +85,14 @@ impl fmt::Debug for Operators {
 
 impl Operators {
     /// Adds a matrix; its number.
-    pub fn add(&mut self, matrix: PackedInt4) -> usize {
+    pub fn add(&mut self, matrix: PackedWeights) -> usize {
         self.matrices.push(Arc::new(matrix));
         self.matrices.len() - 1
+    }
+
+    /// Adds products with float weights, which are inputs of their nodes.
+    pub fn add_float_products(&mut self) {
+        self.has_float_products = true;
     }
 
     /// Adds eka's attention, with the format of the key-value cache.
@@ -107,124 +109,34 @@ impl Operators {
     /// Whether any of them multiplies.
     #[must_use]
     pub fn multiplies(&self) -> bool {
-        !self.matrices.is_empty()
+        !self.matrices.is_empty() || self.has_float_products
     }
 
     /// Whether there is none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.matrices.is_empty() && self.cache.is_none()
+        !self.multiplies() && self.cache.is_none()
     }
 
     /// As ONNX Runtime wants them, for a session with the threads of `limits`.
     pub(super) fn domain(&self, limits: &ThreadLimits) -> ort::Result<OperatorDomain> {
-        let (matrices, kind) = (self.matrices.clone(), CpuIsa::detect());
-        let product = MatMul { matrices, rounded: Arc::default(), limits: limits.clone(), kind };
-        let domain = OperatorDomain::new(DOMAIN)?.add(product)?;
+        let (kind, rounded) = (CpuIsa::detect(), Arc::default());
+        let quantized = |name| QuantizedMatMul {
+            name,
+            matrices: self.matrices.clone(),
+            rounded: Arc::clone(&rounded),
+            limits: limits.clone(),
+            kind,
+        };
+        let float = |is_half| FloatMatMul { is_half, limits: limits.clone(), kind };
+        let domain = OperatorDomain::new(DOMAIN)?
+            .add(quantized(MATMUL_INT4))?
+            .add(quantized(MATMUL_INT8))?
+            .add(float(false))?
+            .add(float(true))?;
         match self.cache {
             Some(format) => domain.add(Attention { format, limits: limits.clone(), kind }),
             None => Ok(domain),
         }
     }
 }
-
-/// `eka:MatMulInt4`: input `[.., depth]`, output `[.., columns]`, both float32.
-struct MatMul {
-    matrices: Vec<Arc<PackedInt4>>,
-    /// Of the node that runs, kept from one to the next: nodes of a graph run one after the other, and each with its own
-    /// would keep a third as much memory as the weights take.
-    rounded: Arc<Mutex<Rounded>>,
-    limits: ThreadLimits,
-    kind: CpuIsa,
-}
-
-impl Operator for MatMul {
-    type Kernel<'a> = BoxedKernel<'a>;
-
-    fn name(&self) -> &str {
-        MATMUL
-    }
-
-    fn execution_provider_type(&self) -> Option<&str> {
-        Some("CPUExecutionProvider")
-    }
-
-    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
-        [OperatorInput::required(TensorElementType::Float32)]
-    }
-
-    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
-        [OperatorOutput::required(TensorElementType::Float32)]
-    }
-
-    fn create_kernel<'a>(&self, context: &KernelContext<'a>) -> ort::Result<BoxedKernel<'a>> {
-        let number = context.get::<i64>(MATRIX).and_then(|number| usize::try_from(number).ok());
-        let matrix = number.and_then(|number| self.matrices.get(number));
-        let matrix = matrix.ok_or_else(|| ort::Error::new("it names no matrix of this graph"))?;
-        Ok(Box::new(Multiply {
-            matrix: Arc::clone(matrix),
-            rounded: Arc::clone(&self.rounded),
-            limits: self.limits.clone(),
-            kind: self.kind,
-        }))
-    }
-}
-
-/// One node.
-struct Multiply {
-    matrix: Arc<PackedInt4>,
-    rounded: Arc<Mutex<Rounded>>,
-    limits: ThreadLimits,
-    kind: CpuIsa,
-}
-
-impl Kernel for Multiply {
-    fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
-        let (matrix, kind) = (&*self.matrix, self.kind);
-        let input = context.input(0)?.ok_or_else(|| ort::Error::new("there is no input"))?;
-        let (shape, input) = input.try_extract_tensor::<f32>()?;
-        let depth = matrix.depth();
-        if shape.last().is_none_or(|last| usize::try_from(*last) != Ok(depth)) {
-            return Err(ort::Error::new(format!("an input of {shape:?} for a matrix of depth {depth}")));
-        }
-        let mut output_shape = shape.to_vec();
-        if let Some(last) = output_shape.last_mut() {
-            *last = i64::try_from(matrix.columns()).unwrap_or(i64::MAX);
-        }
-        let mut output = context
-            .output(0, output_shape.as_slice())?
-            .ok_or_else(|| ort::Error::new("there is no output"))?;
-        let (_, output) = output.try_extract_tensor_mut::<f32>()?;
-        let rows = input.len() / depth;
-        // Content that a panic left half-written is overwritten.
-        let mut rounded = self.rounded.lock().unwrap_or_else(PoisonError::into_inner);
-        rounded.resize(rows, matrix);
-        // SAFETY: the processor has these instructions.
-        let rounding = unsafe { Rounding::new(input, matrix, kind, &mut rounded) };
-        let groups = rounding.groups();
-        if groups == 1 {
-            // SAFETY: one call, for the one group.
-            unsafe { rounding.group(0) };
-        } else {
-            // SAFETY: a call for each group.
-            context.par_for(groups, self.limits.batches(rows), |group| unsafe { rounding.group(group) })?;
-        }
-        let product = Product { matrix, rounded: &rounded, output: Parts::of(output) };
-        let panels = matrix.panels();
-        // More tasks than threads, so that a thread that has been interrupted does not make the others wait; the more the
-        // longer a panel takes.
-        let threads = self.limits.of(rows);
-        let tasks = if threads == 1 { 1 } else { panels.min(threads * TASKS_PER_THREAD * rows) };
-        let share = |task: usize| panels * task / tasks..panels * (task + 1) / tasks;
-        if tasks == 1 {
-            // SAFETY: one call, for all panels; the processor has these instructions.
-            unsafe { product.panels(kind, 0..panels) };
-            return Ok(());
-        }
-        // SAFETY: shares do not overlap; the processor has these instructions.
-        context.par_for(tasks, self.limits.batches(rows), |task| unsafe { product.panels(kind, share(task)) })
-    }
-}
-
-/// Into how many tasks a thread's share of a product is split, for each row.
-const TASKS_PER_THREAD: usize = 4;

@@ -19,7 +19,7 @@ use std::{
 use half::f16;
 
 use super::{
-    packed_int4::BLOCK,
+    packed_weights::BLOCK,
     simd_f32::{LANES, SimdF32},
     simd_i8::SimdI8,
 };
@@ -44,7 +44,7 @@ fn each(f: impl Fn(usize) -> float32x4_t) -> Floats {
 #[target_feature(enable = "dotprod")]
 unsafe fn dot(mut sums: int32x4_t, weights: uint8x16_t, activations: int8x16_t) -> int32x4_t {
     unsafe {
-        // Weights are at most 15, so that they have no sign either way.
+        // Signed bytes: a code of four bits is at most 15, and has no sign either way.
         asm!(
             "sdot {sums:v}.4s, {weights:v}.16b, {activations:v}.16b",
             sums = inout(vreg) sums,
@@ -56,7 +56,7 @@ unsafe fn dot(mut sums: int32x4_t, weights: uint8x16_t, activations: int8x16_t) 
     sums
 }
 
-/// As [`dot`], by pairs, which do not overflow because a weight is at most 15.
+/// As [`dot`], by pairs, which do not overflow: 2 · 128 · 127 fits into 16 bits.
 #[inline(always)]
 unsafe fn dot_by_pairs(sums: int32x4_t, weights: uint8x16_t, activations: int8x16_t) -> int32x4_t {
     unsafe {
@@ -138,8 +138,18 @@ impl<const DOT: bool> SimdI8 for Neon<DOT> {
     }
 
     #[inline(always)]
-    unsafe fn add_scaled(total: Floats, sums: [int32x4_t; 4], _: i32, scales: Floats) -> Floats {
-        each(|i| unsafe { vfmaq_f32(total[i], vcvtq_f32_s32(sums[i]), scales[i]) })
+    unsafe fn floats(sums: [int32x4_t; 4], _: i32) -> Floats {
+        each(|i| unsafe { vcvtq_f32_s32(sums[i]) })
+    }
+
+    #[inline(always)]
+    unsafe fn byte_codes(from: *const u8) -> [uint8x16_t; 4] {
+        unsafe { Self::codes(from).map(|codes| veorq_u8(codes, vdupq_n_u8(128))) }
+    }
+
+    #[inline(always)]
+    unsafe fn byte_sums(_: i32) -> [int32x4_t; 4] {
+        unsafe { [vdupq_n_s32(0); 4] }
     }
 }
 
@@ -265,19 +275,44 @@ impl<const DOT: bool> SimdF32 for Neon<DOT> {
     }
 
     #[inline(always)]
-    unsafe fn splat_pair(from: *const f32) -> Floats {
+    unsafe fn splat_four(from: *const f32) -> Floats {
+        unsafe { [vld1q_f32(from); 4] }
+    }
+
+    #[inline(always)]
+    unsafe fn four_fours(from: [*const f32; 4]) -> Floats {
+        each(|i| unsafe { vld1q_f32(from[i]) })
+    }
+
+    #[inline(always)]
+    unsafe fn sum_rows<const N: usize>(a: [Floats; N]) -> Floats {
         unsafe {
-            let pair = vld1_f32(from);
-            [vcombine_f32(pair, pair); 4]
+            // In each quarter the sum of its row of registers 0, 1 % N, 2 % N and 3 % N.
+            let sums = each(|i| {
+                let first = vpaddq_f32(a[0][i], a[1 % N][i]);
+                vpaddq_f32(first, vpaddq_f32(a[2 % N][i], a[3 % N][i]))
+            });
+            let low = |a, b| vcombine_f32(vget_low_f32(a), vget_low_f32(b));
+            match N {
+                4 => sums,
+                2 => {
+                    let (first, second) = (low(sums[0], sums[1]), low(sums[2], sums[3]));
+                    [first, second, first, second]
+                }
+                _ => {
+                    let (first, second) = (vzip1q_f32(sums[0], sums[1]), vzip1q_f32(sums[2], sums[3]));
+                    [low(first, second); 4]
+                }
+            }
         }
     }
 
     #[inline(always)]
-    unsafe fn sum_pairs(a: Floats) -> Floats {
-        unsafe {
-            let [low, high] = [vpaddq_f32(a[0], a[1]), vpaddq_f32(a[2], a[3])];
-            [low, high, low, high]
-        }
+    unsafe fn zero_below(a: Floats, x: Floats, least: f32) -> Floats {
+        each(|i| unsafe {
+            let below = vcltq_f32(x[i], vdupq_n_f32(least));
+            vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(a[i]), below))
+        })
     }
 
     #[inline(always)]

@@ -3,7 +3,7 @@
 use half::f16;
 
 use super::{
-    packed_int4::BLOCK,
+    packed_weights::BLOCK,
     simd_f32::{LANES, SimdF32},
     simd_i8::SimdI8,
 };
@@ -66,11 +66,8 @@ impl SimdI8 for Portable {
 
     #[inline(always)]
     #[expect(clippy::cast_precision_loss, reason = "sums of a block are far below 2^24")]
-    unsafe fn add_scaled(mut total: [f32; 16], sums: [i32; 16], _: i32, scales: [f32; 16]) -> [f32; 16] {
-        for ((total, sum), scale) in total.iter_mut().zip(sums).zip(scales) {
-            *total += sum as f32 * scale;
-        }
-        total
+    unsafe fn floats(sums: [i32; 16], _: i32) -> [f32; 16] {
+        sums.map(|sum| sum as f32)
     }
 }
 
@@ -175,15 +172,30 @@ impl SimdF32 for Portable {
     }
 
     #[inline(always)]
-    unsafe fn splat_pair(from: *const f32) -> [f32; LANES] {
-        // SAFETY: the caller has two there.
-        let pair = unsafe { from.cast::<[f32; 2]>().read_unaligned() };
-        std::array::from_fn(|i| pair[i % 2])
+    unsafe fn splat_four(from: *const f32) -> [f32; LANES] {
+        // SAFETY: the caller has four there.
+        let four = unsafe { from.cast::<[f32; 4]>().read_unaligned() };
+        std::array::from_fn(|i| four[i % 4])
     }
 
     #[inline(always)]
-    unsafe fn sum_pairs(a: [f32; LANES]) -> [f32; LANES] {
-        std::array::from_fn(|i| a[i % 8 * 2] + a[i % 8 * 2 + 1])
+    unsafe fn four_fours(from: [*const f32; 4]) -> [f32; LANES] {
+        // SAFETY: the caller has four in each place.
+        let fours = from.map(|four| unsafe { four.cast::<[f32; 4]>().read_unaligned() });
+        bytemuck::cast(fours)
+    }
+
+    #[inline(always)]
+    unsafe fn sum_rows<const N: usize>(a: [[f32; LANES]; N]) -> [f32; LANES] {
+        std::array::from_fn(|i| {
+            let (row, at) = (a[i % N], i / N * 4 % LANES);
+            (row[at] + row[at + 1]) + (row[at + 2] + row[at + 3])
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn zero_below(a: [f32; LANES], x: [f32; LANES], least: f32) -> [f32; LANES] {
+        each(a, x, |a, x| if x < least { 0.0 } else { a })
     }
 
     #[inline(always)]

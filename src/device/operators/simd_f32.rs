@@ -1,6 +1,6 @@
 //! Sixteen numbers at once, for each kind of processor.
 //!
-//! [`attention`](super::attention) is written once over this, as [`gemm_int4`](super::gemm_int4) is over
+//! [`attention`](super::attention) is written once over this, as [`quantized_product`](super::quantized_product) is over
 //! [`SimdI8`](super::simd_i8::SimdI8).
 
 #![expect(
@@ -20,7 +20,7 @@ pub(super) const LANES: usize = 16;
 pub(super) trait SimdF32 {
     /// Sixteen of them.
     type Floats: Copy;
-    /// Vectors of sums that stay in registers beside one that is read.
+    /// Vectors of sums that stay in registers beside a few that are read.
     const SUMS: usize;
     /// A square or so of sums that stays in registers beside a row and a column of factors: its rows and columns.
     const TILE: [usize; 2];
@@ -57,15 +57,23 @@ pub(super) trait SimdF32 {
     unsafe fn within(at: f32, first: Self::Floats, end: Self::Floats, a: Self::Floats) -> Self::Floats;
     /// The sum of all sixteen.
     unsafe fn sum(a: Self::Floats) -> f32;
-    /// The same two numbers eight times.
-    unsafe fn splat_pair(from: *const f32) -> Self::Floats;
-    /// The sum of each two; the last eight may be anything that is a number where `a` is.
-    unsafe fn sum_pairs(a: Self::Floats) -> Self::Floats;
+    /// The same four numbers four times.
+    unsafe fn splat_four(from: *const f32) -> Self::Floats;
+    /// Four numbers from each of four places.
+    unsafe fn four_fours(from: [*const f32; 4]) -> Self::Floats;
+    /// The sums of `4 · N` rows of four numbers, `N` being 1, 2 or 4: row `i` is in quarter `i / N` of register `i % N`, and
+    /// its sum, `(0 + 1) + (2 + 3)`, in lane `i`. Other lanes may be anything that is a number where `a` is.
+    unsafe fn sum_rows<const N: usize>(a: [Self::Floats; N]) -> Self::Floats;
+    /// `a`, or zero where `x < least`.
+    unsafe fn zero_below(a: Self::Floats, x: Self::Floats, least: f32) -> Self::Floats;
     /// Prefetches memory that will be read soon.
     unsafe fn fetch(from: *const u8);
 }
 
-/// `e^x` for `x` of zero or less, for softmax; no less than 1e-38. NaN stays NaN.
+/// `e^x` for `x` of zero or less, for softmax; zero below -87. NaN stays NaN.
+///
+/// A hidden position has the score -∞ and must weigh exactly nothing: which positions are hidden in a block depends on the
+/// rows that are computed together.
 ///
 /// # Safety
 /// As of [`SimdF32`].
@@ -73,9 +81,11 @@ pub(super) trait SimdF32 {
 pub(super) unsafe fn exp<V: SimdF32>(x: V::Floats) -> V::Floats {
     // Cephes' polynomial, to 2 units in the last place.
     const TERMS: [f32; 6] = [1.987_569_2e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
+    const MIN: f32 = -87.0;
     // SAFETY: as the caller promises.
     unsafe {
-        let x = V::max(V::splat(-87.0), x);
+        let given = x;
+        let x = V::max(V::splat(MIN), x);
         let n = V::round(V::mul(x, V::splat(std::f32::consts::LOG2_E)));
         let rest = V::fma(n, V::splat(-0.693_359_4), x);
         let rest = V::fma(n, V::splat(2.121_944_4e-4), rest);
@@ -84,7 +94,7 @@ pub(super) unsafe fn exp<V: SimdF32>(x: V::Floats) -> V::Floats {
             sum = V::fma(sum, rest, V::splat(*term));
         }
         let sum = V::fma(sum, V::mul(rest, rest), V::add(rest, V::splat(1.0)));
-        V::shift(sum, n)
+        V::zero_below(V::shift(sum, n), given, MIN)
     }
 }
 

@@ -10,11 +10,7 @@ use std::arch::{asm, x86_64::*};
 
 use half::f16;
 
-use super::{
-    packed_int4::BLOCK,
-    simd_f32::{LANES, SimdF32},
-    simd_i8::SimdI8,
-};
+use super::{packed_weights::BLOCK, simd_f32::SimdF32, simd_i8::SimdI8};
 
 /// AVX-512 with VNNI: four bytes multiplied and added by one instruction, sixteen columns a register.
 pub(super) struct Avx512;
@@ -75,14 +71,14 @@ impl SimdI8 for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn add_scaled(total: __m512, sums: __m512i, _: i32, scales: __m512) -> __m512 {
-        unsafe { _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), scales, total) }
+    unsafe fn floats(sums: __m512i, _: i32) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(sums) }
     }
 }
 
 impl SimdF32 for Avx512 {
     type Floats = __m512;
-    const SUMS: usize = 8;
+    const SUMS: usize = 16;
     const TILE: [usize; 2] = [4, 4];
 
     #[inline(always)]
@@ -171,17 +167,47 @@ impl SimdF32 for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn splat_pair(from: *const f32) -> __m512 {
-        unsafe { _mm512_castpd_ps(_mm512_set1_pd(from.cast::<f64>().read_unaligned())) }
+    unsafe fn splat_four(from: *const f32) -> __m512 {
+        unsafe { _mm512_broadcast_f32x4(_mm_loadu_ps(from)) }
     }
 
     #[inline(always)]
-    unsafe fn sum_pairs(a: __m512) -> __m512 {
+    unsafe fn four_fours(from: [*const f32; 4]) -> __m512 {
         unsafe {
-            let sums = _mm512_add_ps(a, _mm512_permute_ps::<0b10_11_00_01>(a));
-            let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 0, 2, 4, 6, 8, 10, 12, 14);
-            _mm512_permutexvar_ps(even, sums)
+            let sums = _mm512_castps128_ps512(_mm_loadu_ps(from[0]));
+            let sums = _mm512_insertf32x4::<1>(sums, _mm_loadu_ps(from[1]));
+            let sums = _mm512_insertf32x4::<2>(sums, _mm_loadu_ps(from[2]));
+            _mm512_insertf32x4::<3>(sums, _mm_loadu_ps(from[3]))
         }
+    }
+
+    #[inline(always)]
+    unsafe fn sum_rows<const N: usize>(a: [__m512; N]) -> __m512 {
+        unsafe {
+            let pairs = |a, b| {
+                let (even, odd) =
+                    (_mm512_shuffle_ps::<0b10_00_10_00>(a, b), _mm512_shuffle_ps::<0b11_01_11_01>(a, b));
+                _mm512_add_ps(even, odd)
+            };
+            // In each quarter the sum of its row of registers 0, 1 % N, 2 % N and 3 % N.
+            let sums = pairs(pairs(a[0], a[1 % N]), pairs(a[2 % N], a[3 % N]));
+            match N {
+                4 => sums,
+                2 => {
+                    let first_two = _mm512_setr_epi32(0, 1, 4, 5, 8, 9, 12, 13, 0, 1, 4, 5, 8, 9, 12, 13);
+                    _mm512_permutexvar_ps(first_two, sums)
+                }
+                _ => {
+                    let first = _mm512_setr_epi32(0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12);
+                    _mm512_permutexvar_ps(first, sums)
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn zero_below(a: __m512, x: __m512, least: f32) -> __m512 {
+        unsafe { _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, _mm512_set1_ps(least)), a) }
     }
 
     #[inline(always)]
@@ -274,20 +300,47 @@ impl SimdI8 for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn add_scaled(
-        total: [__m256; 2],
-        sums: [__m256i; 2],
-        start: i32,
-        scales: [__m256; 2],
-    ) -> [__m256; 2] {
+    unsafe fn floats(sums: [__m256i; 2], start: i32) -> [__m256; 2] {
         unsafe {
             let one = |at: usize| {
                 let sums = _mm256_madd_epi16(sums[at], _mm256_set1_epi16(1));
-                let sums = _mm256_add_epi32(sums, _mm256_set1_epi32(start));
-                _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums), scales[at], total[at])
+                _mm256_cvtepi32_ps(_mm256_add_epi32(sums, _mm256_set1_epi32(start)))
             };
             [one(0), one(1)]
         }
+    }
+
+    #[inline(always)]
+    unsafe fn byte_codes(from: *const u8) -> [__m256i; 2] {
+        unsafe {
+            let [first, second] = Self::codes(from);
+            let middle = _mm256_set1_epi8(i8::MIN);
+            [_mm256_xor_si256(first, middle), _mm256_xor_si256(second, middle)]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn byte_sums(_: i32) -> [__m256i; 2] {
+        unsafe { [_mm256_setzero_si256(); 2] }
+    }
+
+    #[inline(always)]
+    unsafe fn byte_dot(sums: [__m256i; 2], weights: [__m256i; 2], activations: i32) -> [__m256i; 2] {
+        unsafe {
+            let activations = _mm256_set1_epi32(activations);
+            // The instruction multiplies magnitudes with signed bytes; two products of at most 128 · 127 fit into 16 bits.
+            let one = |sums, weights| {
+                let signed = _mm256_sign_epi8(activations, weights);
+                let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), signed);
+                settled(_mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))))
+            };
+            [one(sums[0], weights[0]), one(sums[1], weights[1])]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn byte_floats(sums: [__m256i; 2]) -> [__m256; 2] {
+        unsafe { [_mm256_cvtepi32_ps(sums[0]), _mm256_cvtepi32_ps(sums[1])] }
     }
 }
 
@@ -398,22 +451,60 @@ impl SimdF32 for Avx2 {
 
     #[inline(always)]
     unsafe fn sum(a: [__m256; 2]) -> f32 {
-        let mut all = [0.0; LANES];
-        unsafe { Self::store(a, all.as_mut_ptr()) };
-        all.iter().sum()
-    }
-
-    #[inline(always)]
-    unsafe fn splat_pair(from: *const f32) -> [__m256; 2] {
-        unsafe { [_mm256_castpd_ps(_mm256_set1_pd(from.cast::<f64>().read_unaligned())); 2] }
-    }
-
-    #[inline(always)]
-    unsafe fn sum_pairs(a: [__m256; 2]) -> [__m256; 2] {
         unsafe {
-            // Two of the first, two of the second, and again.
-            let sums = _mm256_castps_pd(_mm256_hadd_ps(a[0], a[1]));
-            [_mm256_castpd_ps(_mm256_permute4x64_pd::<0b11_01_10_00>(sums)); 2]
+            let eight = _mm256_add_ps(a[0], a[1]);
+            let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn splat_four(from: *const f32) -> [__m256; 2] {
+        unsafe {
+            let four = _mm_loadu_ps(from);
+            [_mm256_set_m128(four, four); 2]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn four_fours(from: [*const f32; 4]) -> [__m256; 2] {
+        unsafe {
+            let two = |low, high| _mm256_set_m128(_mm_loadu_ps(high), _mm_loadu_ps(low));
+            [two(from[0], from[1]), two(from[2], from[3])]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn sum_rows<const N: usize>(a: [[__m256; 2]; N]) -> [__m256; 2] {
+        unsafe {
+            // In each quarter the sum of its row of registers 0, 1 % N, 2 % N and 3 % N.
+            let sums = |half: usize| {
+                let first = _mm256_hadd_ps(a[0][half], a[1 % N][half]);
+                _mm256_hadd_ps(first, _mm256_hadd_ps(a[2 % N][half], a[3 % N][half]))
+            };
+            let (low, high) = (sums(0), sums(1));
+            match N {
+                4 => [low, high],
+                2 => {
+                    let first_two = _mm256_setr_epi32(0, 1, 4, 5, 0, 1, 4, 5);
+                    let four = |half| _mm256_permutevar8x32_ps(half, first_two);
+                    [_mm256_permute2f128_ps::<0x20>(four(low), four(high)); 2]
+                }
+                _ => {
+                    let first = _mm256_setr_epi32(0, 4, 0, 4, 0, 4, 0, 4);
+                    let two = |half| _mm256_castps_pd(_mm256_permutevar8x32_ps(half, first));
+                    [_mm256_castpd_ps(_mm256_unpacklo_pd(two(low), two(high))); 2]
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn zero_below(a: [__m256; 2], x: [__m256; 2], least: f32) -> [__m256; 2] {
+        unsafe {
+            let one = |a, x| _mm256_and_ps(a, _mm256_cmp_ps::<_CMP_NLT_UQ>(x, _mm256_set1_ps(least)));
+            [one(a[0], x[0]), one(a[1], x[1])]
         }
     }
 

@@ -18,7 +18,6 @@ mod gpt_neo;
 mod gpt_neox;
 mod gptj;
 mod granite;
-mod internlm2;
 mod llama;
 mod mistral;
 mod mpt;
@@ -28,6 +27,7 @@ mod opt;
 mod phi;
 mod phi3;
 mod qwen;
+mod remote_code;
 mod smollm3;
 mod stablelm;
 mod starcoder2;
@@ -44,14 +44,17 @@ use super::{
 type Read = fn(&JsonConfig) -> Result<Blueprint, JsonConfigError>;
 
 /// Every architecture, by its `model_type`.
-const ARCHITECTURES: [(&str, Read); 45] = [
+const ARCHITECTURES: [(&str, Read); 48] = [
     ("arcee", llama::read_arcee),
+    ("baichuan", remote_code::read_baichuan),
     ("biogpt", opt::read_biogpt),
     ("bloom", bloom::read),
+    ("chatglm", remote_code::read_chatglm),
     ("codegen", gptj::read_codegen),
     ("cohere", cohere::read),
     ("cohere2", cohere::read_2),
     ("ernie4_5", llama::read_ernie4_5),
+    ("exaone", remote_code::read_exaone),
     ("exaone4", exaone4::read),
     ("falcon", falcon::read),
     ("gemma", gemma::read_1),
@@ -66,7 +69,7 @@ const ARCHITECTURES: [(&str, Read); 45] = [
     ("gptj", gptj::read),
     ("granite", granite::read),
     ("helium", llama::read_helium),
-    ("internlm2", internlm2::read),
+    ("internlm2", remote_code::read_internlm2),
     ("internlm3", llama::read),
     ("llama", llama::read),
     ("ministral", mistral::read_ministral),

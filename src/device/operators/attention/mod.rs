@@ -1,21 +1,22 @@
-//! `eka:Attention`: what `com.microsoft:GroupQueryAttention` computes without a bias, over a cache that it updates in
-//! place.
+//! `eka:Attention`: what `com.microsoft:GroupQueryAttention` computes, over a cache that it updates in place.
 //!
 //! - [`Format`]: how keys and values lie in the cache: in float32, float16 or int8.
 //! - [`pass`]: the keys and values of new tokens appended, and what queries see, in shares that threads take.
+//! - [`plan`](plan::plan): into which shares.
 //! - [`steps`]: the arithmetic of a share on a block of positions.
 //!
 //! In decode, reading the cache is the work: keys and values are read once for all query heads that share them, and heads
-//! are split into ranges of positions where there are fewer of them than threads could take. In prefill the same steps
+//! are split into spans of positions where there are fewer of them than threads could take. In prefill the same steps
 //! serve 64 rows with every block that they read, and none computes what the mask would hide.
 
 mod format;
 mod pass;
+mod plan;
 mod steps;
 #[cfg(test)]
 mod tests;
 
-use std::{ffi::c_void, ptr, slice};
+use std::{ptr, slice};
 
 use ort::{
     AsPointer,
@@ -24,9 +25,15 @@ use ort::{
 };
 
 pub use format::Format;
-use pass::{Form, Heads, KEYS, MAX_ROWS, Pass, Rotary, Share};
+use pass::{Bias, Form, Heads, MAX_ROWS, Pass, Rotary, Share};
+use plan::plan;
 
-use super::{super::threads::ThreadLimits, cpu_isa::CpuIsa, gemm_int4::Parts};
+use super::{
+    super::threads::ThreadLimits,
+    cpu_isa::CpuIsa,
+    parts::Parts,
+    tensors::{address, sizes},
+};
 
 /// The operator's name.
 pub const ATTENTION: &str = "Attention";
@@ -70,6 +77,8 @@ impl Operator for Attention {
             OperatorInput::required(int),
             OperatorInput::required(int),
             OperatorInput::optional(float),
+            OperatorInput::optional(float),
+            OperatorInput::optional(TensorElementType::Int64),
             OperatorInput::optional(float),
         ]
     }
@@ -142,10 +151,11 @@ impl Kernel for Node {
     fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
         let input = |i: usize| context.input(i);
         let (query, key, value) = (input(0)?, input(1)?, input(2)?);
-        let (last, cosines, sines) = (input(5)?, input(7)?, input(8)?);
+        let (last, cosines, sines, bias) = (input(5)?, input(7)?, input(8)?, input(10)?);
         let query = floats(query.as_ref())?.ok_or_else(|| missing("query"))?;
         let (key, value) = (floats(key.as_ref())?, floats(value.as_ref())?);
         let (cosines, sines) = (floats(cosines.as_ref())?, floats(sines.as_ref())?);
+        let bias = floats(bias.as_ref())?;
         let last = last.ok_or_else(|| missing("length"))?;
         let last = last.try_extract_tensor::<i32>()?.1.first().copied();
         let [_, new, width] = query.shape[..] else { return Err(shapes("query", &query.shape)) };
@@ -176,6 +186,7 @@ impl Kernel for Node {
         };
         let [queries, new_keys, new_values] = split(&form, new, &query, key.as_ref(), value.as_ref())?;
         let rotary = if self.is_rotary { Some(tables(head_dim, total, cosines, sines)?) } else { None };
+        let bias = bias.map(|bias| bias_of(bias, self.heads, [new, total])).transpose()?;
 
         let output_shape = [1, new, self.heads * head_dim].map(signed);
         let mut output = context.output(0, output_shape.as_slice())?.ok_or_else(|| missing("output"))?;
@@ -193,6 +204,7 @@ impl Kernel for Node {
             new_keys,
             new_values,
             rotary,
+            bias,
             // SAFETY: the whole output of this run, which nothing else refers to while it is computed: past is the same
             // memory, and only its address was looked at.
             keys: Parts::of(unsafe { slice::from_raw_parts_mut(keys.first, keys.bytes) }),
@@ -230,56 +242,28 @@ fn run(
     }
     // SAFETY: all has been appended; shares have separate rows or parts; the processor has the instructions of `kind`.
     context.par_for(shares.len(), batches, |share| unsafe { pass.share(kind, &shares[share]) })?;
-    for parts in shares.chunk_by(|a, b| (a.head, &a.rows) == (b.head, &b.rows)) {
+    let joins: Vec<&[Share]> = shares.chunk_by(|a, b| (a.head, &a.rows) == (b.head, &b.rows)).collect();
+    let join = |i: usize| {
         if let ([Share { head, rows, part: Some(first), .. }, ..], Some(Share { part: Some(last), .. })) =
-            (parts, parts.last())
+            (joins[i], joins[i].last())
         {
-            // SAFETY: all shares have been computed.
-            unsafe { pass.join(*head, rows, *first..last + 1) };
+            // SAFETY: all shares have been computed, and each of these has other rows; the processor has the instructions
+            // of `kind`.
+            unsafe { pass.join(kind, *head, rows.clone(), *first..last + 1) };
         }
+    };
+    if shares.iter().all(|share| share.part.is_none()) {
+        return Ok(());
     }
-    Ok(())
+    if shares.len() < joins.len() * MANY_PARTS {
+        (0..joins.len()).for_each(join);
+        return Ok(());
+    }
+    context.par_for(joins.len(), batches, join)
 }
 
-/// Numbers multiplied in scores that are worth a thread's being asked.
-const WORTH_A_THREAD: usize = 1 << 16;
-
-/// Fewest positions that are split from others.
-const MIN_RANGE: usize = 4 * KEYS;
-
-/// Splits a pass into shares, of one thread where there is little to do; how many parts they have. `threads` is how many
-/// there are, and not how many compute now: parts that are put together otherwise differ in the last bit.
-fn plan(pass: &Pass, threads: usize, shares: &mut Vec<Share>) -> usize {
-    shares.clear();
-    let (rows, form) = (pass.rows(), &pass.form);
-    let groups = rows.div_ceil(MAX_ROWS);
-    let seen = pass.seen(&(0..rows)).len();
-    let work = (rows * seen * form.kv_heads).saturating_mul(form.head_dim);
-    let wanted = if work < threads * WORTH_A_THREAD { 1 } else { threads * SHARES_PER_THREAD };
-    let ranges = wanted.div_ceil(form.kv_heads * groups).min(seen / MIN_RANGE).max(1);
-    let mut parts = 0;
-    for head in 0..form.kv_heads {
-        for group in 0..groups {
-            let rows = group * MAX_ROWS..((group + 1) * MAX_ROWS).min(rows);
-            let seen = pass.seen(&rows);
-            if ranges == 1 {
-                shares.push(Share { head, rows, keys: seen, part: None });
-                continue;
-            }
-            let cut = |i: usize| {
-                if i == ranges { seen.end } else { seen.start + seen.len() / KEYS * i / ranges * KEYS }
-            };
-            for i in 0..ranges {
-                shares.push(Share { head, rows: rows.clone(), keys: cut(i)..cut(i + 1), part: Some(parts) });
-                parts += 1;
-            }
-        }
-    }
-    parts
-}
-
-/// Shares for each thread, so that one that has been interrupted does not make the others wait.
-const SHARES_PER_THREAD: usize = 4;
+/// Parts of a row from which on it pays to ask other threads to put parts together.
+const MANY_PARTS: usize = 8;
 
 /// Where queries, keys and values are, in one tensor or in three.
 fn split<'a>(
@@ -326,6 +310,16 @@ fn tables<'a>(
     }
 }
 
+/// The bias of scores: `[1, heads, new, total]`, or one head for all.
+fn bias_of<'a>(bias: Tensor<'a, f32>, heads: usize, [new, total]: [usize; 2]) -> ort::Result<Bias<'a>> {
+    match bias.shape[..] {
+        [1, of, tokens, positions] if (of == 1 || of == heads) && [tokens, positions] == [new, total] => {
+            Ok(Bias { numbers: bias.numbers, is_shared: of != heads })
+        }
+        _ => Err(shapes("bias", &bias.shape)),
+    }
+}
+
 /// A float32 input, where there is one.
 fn floats<'a>(input: Option<&'a ValueRef<'_>>) -> ort::Result<Option<Tensor<'a, f32>>> {
     let Some(input) = input else { return Ok(None) };
@@ -360,20 +354,6 @@ fn in_place(
         unsafe { ptr::copy(past, present, bytes) };
     }
     Ok(Place { first: present, bytes })
-}
-
-/// Where a tensor's numbers are.
-fn address(value: *const ort::sys::OrtValue) -> ort::Result<*mut u8> {
-    let mut address: *mut c_void = ptr::null_mut();
-    // SAFETY: the value belongs to the run that is under way; the out-parameter is valid for the call.
-    let status = unsafe { (ort::api().GetTensorMutableData)(value.cast_mut(), &raw mut address) };
-    // SAFETY: the status comes from the call above and is used once.
-    unsafe { ort::Error::result_from_status(status) }?;
-    Ok(address.cast())
-}
-
-fn sizes(shape: &[i64]) -> Vec<usize> {
-    shape.iter().map(|size| usize::try_from(*size).unwrap_or(0)).collect()
 }
 
 fn signed(size: usize) -> i64 {

@@ -4,14 +4,15 @@
 //! side in a tile, so that keys and values are read once for all of them. Over blocks of [`KEYS`] positions:
 //!
 //! ```text
-//! scores[position][row]  = keys · queries      sixteen rows a register: no sum across one
+//! scores[position][row]  = keys · queries      four rows a register, each with four lanes
 //! scores[position][row]  = e^(scores - most)   the greatest so far; earlier sums are scaled to it
 //! sums[row][..]         += scores · values     a few rows by a few registers of values
 //! ```
 //!
-//! Up to eight rows, as a token has in most models, would leave half of a register empty: there each has two lanes, for two
-//! numbers of a key. One to three use the whole register, as their scores are dot products. The softmax needs a single pass,
-//! and parts of a range that several threads compute are combined by their greatest scores.
+//! # The same bits for a row, whatever it is computed beside
+//! Blocks of [`KEYS`] and spans of [`SPAN`] positions are counted from position 0. Each span is summed up by itself, and spans
+//! are added up in their order, so it does not matter which threads compute them. A score is summed up in the same order for
+//! one row and for sixty-four, and a hidden position weighs exactly zero.
 
 #![expect(
     clippy::multiple_unsafe_ops_per_block,
@@ -23,12 +24,12 @@ use std::{cell::Cell, mem, ops::Range};
 use super::{
     super::{
         cpu_isa::{CpuIsa, Task},
-        gemm_int4::Parts,
+        parts::Parts,
         simd_f32::{LANES, SimdF32},
         simd_i8::SimdI8,
     },
     format::Format,
-    steps::{Matrix, accumulate, dots, exponentials, scores, soften},
+    steps::{FOUR, Matrix, State, Sums, accumulate, exponentials, scores, scores_of_one, soften},
 };
 
 /// Positions whose scores are computed before their values are read: few enough that all of it stays in the first cache.
@@ -43,11 +44,9 @@ const TILES: usize = 4;
 /// Most rows of one share.
 pub(super) const MAX_ROWS: usize = TILES * LANES;
 
-/// Most rows whose scores are dots.
-const FEW: usize = 3;
-
-/// Most rows that fill a register in pairs.
-const PAIRS: usize = LANES / 2;
+/// Positions that are summed up by themselves. Threads share spans of a long context, and adding spans up costs each row as
+/// much as one or two positions.
+pub(super) const SPAN: usize = 16 * KEYS;
 
 /// The parameters of a node, the same in every pass.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -94,6 +93,13 @@ impl Heads<'_> {
     }
 }
 
+/// What is added to the scores, `[heads, new, total]`, or the same for all heads.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bias<'a> {
+    pub(super) numbers: &'a [f32],
+    pub(super) is_shared: bool,
+}
+
 /// Cosines and sines of every position, `[positions, pairs]`: number `i` turns with number `i + pairs`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rotary<'a> {
@@ -129,6 +135,7 @@ pub(super) struct Pass<'a> {
     pub(super) new_keys: Heads<'a>,
     pub(super) new_values: Heads<'a>,
     pub(super) rotary: Option<Rotary<'a>>,
+    pub(super) bias: Option<Bias<'a>>,
     /// `[kv_heads, capacity]` rows.
     pub(super) keys: Parts<'a, u8>,
     /// As `keys`.
@@ -146,7 +153,7 @@ pub(super) struct Share {
     pub(super) head: usize,
     /// Of the rows of this head, token by token.
     pub(super) rows: Range<usize>,
-    /// Positions.
+    /// Positions: all that its rows see, or those of one span.
     pub(super) keys: Range<usize>,
     /// Its place among the parts, unless it sees all that its rows see.
     pub(super) part: Option<usize>,
@@ -170,20 +177,35 @@ thread_local! {
     static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
+/// Rows whose parts are put together.
+struct Joined<'a> {
+    pass: &'a Pass<'a>,
+    head: usize,
+    rows: Range<usize>,
+    parts: Range<usize>,
+}
+
+impl Task for Joined<'_> {
+    #[inline(always)]
+    unsafe fn run<P: SimdI8>(self) {
+        // SAFETY: as the caller promises.
+        unsafe { self.pass.join_by::<P>(self.head, &self.rows, self.parts) }
+    }
+}
+
 /// Buffers of a share.
 struct Scratch<'a> {
-    /// `[tiles][head_dim][16]`, or `[rows][padded]` where scores are dots.
+    /// `[tiles][dim / 4][registers][16]`.
     queries: &'a mut [f32],
     /// `[KEYS][padded]`, where rows of the cache cannot be read as they are.
     keys: &'a mut [f32],
     values: &'a mut [f32],
     /// `[KEYS][16]`.
     scores: &'a mut [f32],
-    /// `[rows][padded]`.
-    sums: &'a mut [f32],
-    /// `[rows]`: the greatest score, and what all of them add up to.
-    tops: &'a mut [f32],
-    totals: &'a mut [f32],
+    /// Over the span that is being read.
+    span: Sums<'a>,
+    /// Over the spans before.
+    all: Sums<'a>,
     /// What sums so far are multiplied by, `[16]`.
     factors: &'a mut [f32],
     /// One query.
@@ -194,17 +216,32 @@ impl<'a> Scratch<'a> {
     fn of(memory: &'a mut Vec<f32>, rows: usize, padded: usize) -> Self {
         let rows = rows.next_multiple_of(LANES);
         let (block, tiles) = (KEYS * padded, rows * padded);
-        let sizes = [tiles, block, block, KEYS * LANES, tiles, rows, rows, LANES, padded];
+        let sizes = [tiles, block, block, KEYS * LANES, tiles, rows, rows, tiles, rows, rows, LANES, padded];
         memory.clear();
         memory.resize(sizes.iter().sum(), 0.0);
         let mut rest = &mut memory[..];
-        let [queries, keys, values, scores, sums, tops, totals, factors, query] = sizes.map(|size| {
+        let [
+            queries,
+            keys,
+            values,
+            scores,
+            span_sums,
+            span_tops,
+            span_totals,
+            all_sums,
+            all_tops,
+            all_totals,
+            factors,
+            query,
+        ] = sizes.map(|size| {
             let (first, others) = mem::take(&mut rest).split_at_mut(size);
             rest = others;
             first
         });
-        tops.fill(f32::MIN);
-        Self { queries, keys, values, scores, sums, tops, totals, factors, query }
+        let span = Sums { sums: span_sums, tops: span_tops, totals: span_totals };
+        let mut all = Sums { sums: all_sums, tops: all_tops, totals: all_totals };
+        all.clear();
+        Self { queries, keys, values, scores, span, all, factors, query }
     }
 }
 
@@ -225,9 +262,10 @@ impl Pass<'_> {
         self.visible(rows.start).start..self.visible(rows.end - 1).end
     }
 
-    /// Numbers that a part takes.
+    /// Numbers that a part takes: sums, and the greatest score and the total of each row, in whole tiles.
     pub(super) fn part(&self) -> usize {
-        self.rows().min(MAX_ROWS) * (self.form.padded() + 2)
+        let rows = self.rows().min(MAX_ROWS);
+        rows * self.form.padded() + 2 * rows.next_multiple_of(LANES)
     }
 
     /// Writes keys and values of a token into the cache.
@@ -269,15 +307,27 @@ impl Pass<'_> {
         let mut memory = SCRATCH.take();
         let mut scratch = Scratch::of(&mut memory, share.rows.len(), padded);
         self.load_queries(share, &mut scratch);
-        let mut start = share.keys.start;
-        while start < share.keys.end {
-            let block = start..(start + KEYS).min(share.keys.end);
-            start = block.end;
-            // SAFETY: as the caller promises.
-            unsafe { self.block::<V>(share, &block, &mut scratch) };
+        for span in spans(&share.keys) {
+            scratch.span.clear();
+            let first = span.start / KEYS * KEYS;
+            for start in (first..span.end).step_by(KEYS) {
+                let block = start..(start + KEYS).min(span.end);
+                // SAFETY: as the caller promises.
+                unsafe { self.block::<V>(share, &block, &mut scratch) };
+            }
+            if let Some(part) = share.part {
+                // SAFETY: only the part of this share, as the caller promises.
+                unsafe { self.keep(part, &scratch.span, share.rows.len()) };
+            } else {
+                let Sums { sums, tops, totals } = &scratch.span;
+                // SAFETY: as the caller promises.
+                unsafe { scratch.all.add::<V>([sums, tops, totals], share.rows.len(), padded) };
+            }
         }
-        // SAFETY: as the caller promises.
-        unsafe { self.finish(share, &scratch) };
+        if share.part.is_none() {
+            // SAFETY: only rows of this share, as the caller promises.
+            unsafe { self.finish(share.head, &share.rows, &scratch.all) };
+        }
         SCRATCH.set(memory);
     }
 
@@ -287,6 +337,7 @@ impl Pass<'_> {
         let Form { head_dim, scale, .. } = self.form;
         let (group, padded) = (self.form.group(), self.form.padded());
         let (queries, query) = (&mut *scratch.queries, &mut scratch.query[..head_dim]);
+        let registers = registers(share.rows.len());
         for (i, row) in share.rows.clone().enumerate() {
             let (token, head) = (row / group, share.head * group + row % group);
             query.copy_from_slice(self.queries.of(token, head, head_dim));
@@ -294,17 +345,11 @@ impl Pass<'_> {
                 rotary.turn(self.past + token, query);
             }
             query.iter_mut().for_each(|number| *number *= scale);
-            if share.rows.len() <= FEW {
-                queries[i * padded..][..head_dim].copy_from_slice(query);
-            } else if share.rows.len() <= PAIRS {
-                for (lanes, pair) in queries.as_chunks_mut::<LANES>().0.iter_mut().zip(query.chunks(2)) {
-                    lanes[2 * i..][..pair.len()].copy_from_slice(pair);
-                }
-            } else {
-                let tile = &mut queries[i / LANES * head_dim * LANES..][..head_dim * LANES];
-                for (lanes, number) in tile.as_chunks_mut::<LANES>().0.iter_mut().zip(&*query) {
-                    lanes[i % LANES] = *number;
-                }
+            let tile = &mut queries[i / LANES * padded * LANES..][..padded * LANES];
+            let (register, quarter) = (i % LANES % registers, i % LANES / registers);
+            for (step, four) in query.chunks(FOUR).enumerate() {
+                let at = (step * registers + register) * LANES + quarter * FOUR;
+                tile[at..][..four.len()].copy_from_slice(four);
             }
         }
     }
@@ -332,26 +377,47 @@ impl Pass<'_> {
             // SAFETY: `count` rows of keys and values, scores of as many, and queries, sums, tops and totals of a tile;
             // as the caller promises.
             unsafe {
-                if rows <= FEW {
-                    dots::<V>(scratch.queries, keys, [rows, count, padded], scratch.scores);
-                } else if rows <= PAIRS {
-                    let queries = &scratch.queries[..form.head_dim.div_ceil(2) * LANES];
-                    scores::<V, true>(queries, keys, count, scratch.scores);
-                } else {
-                    let queries = &scratch.queries[first * form.head_dim..][..form.head_dim * LANES];
-                    scores::<V, false>(queries, keys, count, scratch.scores);
+                let registers = registers(rows);
+                let length = form.head_dim.div_ceil(FOUR) * registers * LANES;
+                let queries = &scratch.queries[first * padded..][..length];
+                match registers {
+                    _ if rows == 1 => scores_of_one::<V>(queries, keys, count, scratch.scores),
+                    1 => scores::<V, 1>(queries, keys, count, scratch.scores),
+                    2 => scores::<V, 2>(queries, keys, count, scratch.scores),
+                    _ => scores::<V, 4>(queries, keys, count, scratch.scores),
                 }
                 if let Some(cap) = form.cap {
                     soften::<V>(scratch.scores, count, cap);
+                }
+                if let Some(bias) = &self.bias {
+                    self.add_bias(bias, share.head, (&of_pass, block), scratch.scores);
                 }
                 let always = self.visible(of_pass.end - 1).start..self.visible(of_pass.start).end;
                 if block.start < always.start || block.end > always.end {
                     self.hide::<V>(&of_pass, block, scratch.scores);
                 }
-                let state = [&mut scratch.tops[first..][..LANES], &mut scratch.totals[first..][..LANES]];
-                exponentials::<V>(scratch.scores, count, state, scratch.factors);
-                let sums = &mut scratch.sums[first * padded..][..tile.len() * padded];
+                let State { sums, tops, totals } = scratch.span.tile(first, tile.len(), padded);
+                exponentials::<V>(scratch.scores, count, [tops, totals], scratch.factors);
                 accumulate::<V>(sums, padded, scratch.factors, scratch.scores, values, count);
+            }
+        }
+    }
+
+    /// Adds `bias` to the scores of `rows` at the positions of a block.
+    fn add_bias(
+        &self,
+        bias: &Bias,
+        head: usize,
+        (rows, block): (&Range<usize>, &Range<usize>),
+        scores: &mut [f32],
+    ) {
+        let (group, total) = (self.form.group(), self.past + self.new);
+        for (lane, row) in rows.clone().enumerate() {
+            let (token, head) = (row / group, head * group + row % group);
+            let head = if bias.is_shared { 0 } else { head };
+            let numbers = &bias.numbers[(head * self.new + token) * total..][block.clone()];
+            for (scores, number) in scores.as_chunks_mut::<LANES>().0.iter_mut().zip(numbers) {
+                scores[lane] += number;
             }
         }
     }
@@ -413,27 +479,31 @@ impl Pass<'_> {
         }
     }
 
-    /// Stores the result.
+    /// Keeps the sums of `rows` rows over one span as a part.
     ///
     /// # Safety
-    /// As of [`share`](Self::share).
-    unsafe fn finish(&self, share: &Share, scratch: &Scratch) {
-        let (head_dim, padded, rows) = (self.form.head_dim, self.form.padded(), share.rows.len());
-        if let Some(part) = share.part {
-            // SAFETY: only the part of this share, as the caller promises.
-            let part = unsafe { self.parts.part(part * self.part(), rows * (padded + 2)) };
-            let (sums, rest) = part.split_at_mut(rows * padded);
-            let (tops, totals) = rest.split_at_mut(rows);
-            sums.copy_from_slice(&scratch.sums[..rows * padded]);
-            tops.copy_from_slice(&scratch.tops[..rows]);
-            totals.copy_from_slice(&scratch.totals[..rows]);
-            return;
-        }
-        for (i, row) in share.rows.clone().enumerate() {
-            // SAFETY: only rows of this share, as the caller promises.
-            let output = unsafe { self.output_of(share.head, row) };
-            let factor = 1.0 / scratch.totals[i];
-            for (output, sum) in output.iter_mut().zip(&scratch.sums[i * padded..][..head_dim]) {
+    /// It must not be in use elsewhere.
+    unsafe fn keep(&self, part: usize, span: &Sums, rows: usize) {
+        // SAFETY: as the caller promises.
+        let part = unsafe { self.parts.part(part * self.part(), self.part()) };
+        let (sums, rest) = part.split_at_mut(rows * self.form.padded());
+        sums.copy_from_slice(&span.sums[..sums.len()]);
+        let (tops, totals) = rest.split_at_mut(span.tops.len());
+        tops.copy_from_slice(span.tops);
+        totals[..span.totals.len()].copy_from_slice(span.totals);
+    }
+
+    /// Stores the result of `rows`.
+    ///
+    /// # Safety
+    /// They must not be in use elsewhere.
+    unsafe fn finish(&self, head: usize, rows: &Range<usize>, all: &Sums) {
+        let (head_dim, padded) = (self.form.head_dim, self.form.padded());
+        for (i, row) in rows.clone().enumerate() {
+            // SAFETY: as the caller promises.
+            let output = unsafe { self.output_of(head, row) };
+            let factor = 1.0 / all.totals[i];
+            for (output, sum) in output.iter_mut().zip(&all.sums[i * padded..][..head_dim]) {
                 *output = sum * factor;
             }
         }
@@ -454,25 +524,43 @@ impl Pass<'_> {
     /// Puts `parts`, which are all that `rows` see, together.
     ///
     /// # Safety
-    /// Shares of these must have been computed, and none may be being so.
-    pub(super) unsafe fn join(&self, head: usize, rows: &Range<usize>, parts: Range<usize>) {
-        let (padded, count) = (self.form.padded(), rows.len());
-        // SAFETY: nothing writes to them any more, as the caller promises.
-        let part = |part: usize| unsafe { self.parts.read(part * self.part(), count * (padded + 2)) };
-        for (i, row) in rows.clone().enumerate() {
-            let top_of = |n: usize| part(n)[count * padded + i];
-            let top = parts.clone().map(top_of).fold(f32::MIN, f32::max);
-            let weight = |n: usize| (top_of(n) - top).exp();
-            let total: f32 = parts.clone().map(|n| weight(n) * part(n)[count * (padded + 1) + i]).sum();
-            // SAFETY: no share is being computed, as the caller promises.
-            let output = unsafe { self.output_of(head, row) };
-            output.fill(0.0);
-            for n in parts.clone() {
-                let factor = weight(n) / total;
-                for (output, sum) in output.iter_mut().zip(&part(n)[i * padded..]) {
-                    *output += sum * factor;
-                }
-            }
-        }
+    /// The processor must be of `kind`. Shares of these rows must have been computed, and none may be being so.
+    pub(super) unsafe fn join(&self, kind: CpuIsa, head: usize, rows: Range<usize>, parts: Range<usize>) {
+        // SAFETY: as the caller promises.
+        unsafe { kind.run(Joined { pass: self, head, rows, parts }) }
     }
+
+    #[inline(always)]
+    unsafe fn join_by<V: SimdF32>(&self, head: usize, rows: &Range<usize>, parts: Range<usize>) {
+        let padded = self.form.padded();
+        let mut memory = SCRATCH.take();
+        let mut scratch = Scratch::of(&mut memory, rows.len(), padded);
+        for part in parts {
+            // SAFETY: nothing writes to it any more, as the caller promises.
+            let part = unsafe { self.parts.read(part * self.part(), self.part()) };
+            let (sums, rest) = part.split_at(rows.len() * padded);
+            let (tops, totals) = rest.split_at(rows.len().next_multiple_of(LANES));
+            // SAFETY: as the caller promises.
+            unsafe { scratch.all.add::<V>([sums, tops, totals], rows.len(), padded) };
+        }
+        // SAFETY: no share of these rows is being computed, as the caller promises.
+        unsafe { self.finish(head, rows, &scratch.all) };
+        SCRATCH.set(memory);
+    }
+}
+
+/// Registers for the rows of a tile, four rows each.
+fn registers(rows: usize) -> usize {
+    match rows {
+        0..=4 => 1,
+        5..=8 => 2,
+        _ => 4,
+    }
+}
+
+/// The parts of `keys` in each span.
+pub(super) fn spans(keys: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
+    let keys = keys.clone();
+    (keys.start / SPAN..keys.end.div_ceil(SPAN))
+        .map(move |span| keys.start.max(span * SPAN)..keys.end.min((span + 1) * SPAN))
 }

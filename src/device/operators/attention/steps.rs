@@ -14,12 +14,76 @@ pub(super) struct Matrix<'a> {
     pub(super) stride: usize,
 }
 
-/// Scores of sixteen rows, `queries` being `[dim][16]`; or of eight, in pairs: `[dim / 2][8][2]`.
+/// Numbers of a head that a lane of a row's sum is apart from the next.
+pub(super) const FOUR: usize = 4;
+
+/// Scores of `4 · N` rows, `queries` being `[dim / 4][N][16]`: row `i` in quarter `i / N` of register `i % N`.
+///
+/// A score is four sums, of every fourth product, added up at the end: in the same order for any number of rows.
 ///
 /// # Safety
 /// As of [`SimdF32`].
 #[inline(always)]
-pub(super) unsafe fn scores<V: SimdF32, const PAIRED: bool>(
+pub(super) unsafe fn scores<V: SimdF32, const N: usize>(
+    queries: &[f32],
+    keys: Matrix,
+    count: usize,
+    scores: &mut [f32],
+) {
+    let mut at = 0;
+    while at < count {
+        let left = count - at;
+        // SAFETY: as the caller promises.
+        at += unsafe {
+            match V::SUMS / N {
+                8.. if left >= 8 => some_scores::<V, N, 8>(queries, keys, at, scores),
+                4.. if left >= 4 => some_scores::<V, N, 4>(queries, keys, at, scores),
+                2.. if left >= 2 => some_scores::<V, N, 2>(queries, keys, at, scores),
+                _ => some_scores::<V, N, 1>(queries, keys, at, scores),
+            }
+        };
+    }
+}
+
+/// Those of `P` positions from `at` on; `P`.
+#[inline(always)]
+unsafe fn some_scores<V: SimdF32, const N: usize, const P: usize>(
+    queries: &[f32],
+    keys: Matrix,
+    at: usize,
+    scores: &mut [f32],
+) -> usize {
+    let steps = queries.len() / (N * LANES);
+    let keys_here = &keys.numbers[at * keys.stride..][..(P - 1) * keys.stride + steps * FOUR];
+    let scores = &mut scores[at * LANES..][..P * LANES];
+    // SAFETY: all that is read and written lies within the three slices; as the caller promises.
+    unsafe {
+        let mut sums = [[V::splat(0.0); N]; P];
+        for step in 0..steps {
+            let mut query = [V::splat(0.0); N];
+            for (n, query) in query.iter_mut().enumerate() {
+                *query = V::load(queries.as_ptr().add((step * N + n) * LANES));
+            }
+            for (p, sums) in sums.iter_mut().enumerate() {
+                let key = V::splat_four(keys_here.as_ptr().add(p * keys.stride + step * FOUR));
+                for (sum, query) in sums.iter_mut().zip(query) {
+                    *sum = V::fma(key, query, *sum);
+                }
+            }
+        }
+        for (p, sums) in sums.into_iter().enumerate() {
+            V::store(V::sum_rows(sums), scores.as_mut_ptr().add(p * LANES));
+        }
+    }
+    P
+}
+
+/// Scores of a single row with `count` keys, as [`scores`] computes them: four positions a register, each with four lanes.
+///
+/// # Safety
+/// As of [`SimdF32`].
+#[inline(always)]
+pub(super) unsafe fn scores_of_one<V: SimdF32>(
     queries: &[f32],
     keys: Matrix,
     count: usize,
@@ -30,69 +94,46 @@ pub(super) unsafe fn scores<V: SimdF32, const PAIRED: bool>(
         // SAFETY: as the caller promises.
         at += unsafe {
             match V::SUMS {
-                8 if at + 8 <= count => some_scores::<V, PAIRED, 8>(queries, keys, at, scores),
-                4.. if at + 4 <= count => some_scores::<V, PAIRED, 4>(queries, keys, at, scores),
-                2.. if at + 2 <= count => some_scores::<V, PAIRED, 2>(queries, keys, at, scores),
-                _ => some_scores::<V, PAIRED, 1>(queries, keys, at, scores),
+                4.. if count - at >= 4 * FOUR => some_of_one::<V, 4>(queries, keys, at, scores),
+                _ if count - at >= FOUR => some_of_one::<V, 1>(queries, keys, at, scores),
+                _ => some_scores::<V, 1, 1>(queries, keys, at, scores),
             }
         };
     }
 }
 
-/// Those of `P` positions from `at` on; `P`.
+/// Those of four times `G` positions from `at` on; how many these are.
 #[inline(always)]
-unsafe fn some_scores<V: SimdF32, const PAIRED: bool, const P: usize>(
+unsafe fn some_of_one<V: SimdF32, const G: usize>(
     queries: &[f32],
     keys: Matrix,
     at: usize,
     scores: &mut [f32],
 ) -> usize {
-    let (steps, width) = (queries.len() / LANES, if PAIRED { 2 } else { 1 });
-    let keys_here = &keys.numbers[at * keys.stride..][..(P - 1) * keys.stride + steps * width];
-    let scores = &mut scores[at * LANES..][..P * LANES];
-    // SAFETY: all that is read and written lies within the three slices; as the caller promises.
+    let (steps, stride) = (queries.len() / LANES, keys.stride);
+    let keys_here = &keys.numbers[at * stride..][..(G * FOUR - 1) * stride + steps * FOUR];
+    let scores = &mut scores[at * LANES..][..G * FOUR * LANES];
+    let mut all = [0.0; LANES];
+    // SAFETY: all that is read and written lies within these slices; as the caller promises.
     unsafe {
-        let mut sums = [V::splat(0.0); P];
+        let mut sums = [V::splat(0.0); G];
         for step in 0..steps {
-            let query = V::load(queries.as_ptr().add(step * LANES));
-            for (p, sum) in sums.iter_mut().enumerate() {
-                let key = keys_here.as_ptr().add(p * keys.stride + step * width);
-                let key = if PAIRED { V::splat_pair(key) } else { V::splat(*key) };
+            let query = V::splat_four(queries.as_ptr().add(step * LANES));
+            for (g, sum) in sums.iter_mut().enumerate() {
+                let first = keys_here.as_ptr().add(g * FOUR * stride + step * FOUR);
+                let key =
+                    V::four_fours([first, first.add(stride), first.add(2 * stride), first.add(3 * stride)]);
                 *sum = V::fma(key, query, *sum);
             }
         }
-        for (p, sum) in sums.into_iter().enumerate() {
-            let sum = if PAIRED { V::sum_pairs(sum) } else { sum };
-            V::store(sum, scores.as_mut_ptr().add(p * LANES));
+        for (g, sum) in sums.into_iter().enumerate() {
+            V::store(V::sum_rows([sum]), all.as_mut_ptr());
+            for (i, score) in all[..FOUR].iter().enumerate() {
+                scores[(g * FOUR + i) * LANES] = *score;
+            }
         }
     }
-    P
-}
-
-/// Scores of a few rows, `queries` being `[rows][padded]`; those of other lanes stay as they are.
-///
-/// # Safety
-/// As of [`SimdF32`].
-#[inline(always)]
-pub(super) unsafe fn dots<V: SimdF32>(
-    queries: &[f32],
-    keys: Matrix,
-    [rows, count, padded]: [usize; 3],
-    scores: &mut [f32],
-) {
-    for (at, scores) in scores.as_chunks_mut::<LANES>().0.iter_mut().take(count).enumerate() {
-        let key = &keys.numbers[at * keys.stride..][..padded];
-        for (score, query) in scores.iter_mut().zip(queries.chunks_exact(padded)).take(rows) {
-            // SAFETY: both are `padded` long, a multiple of sixteen; as the caller promises.
-            *score = unsafe {
-                let mut sum = V::splat(0.0);
-                for d in (0..padded).step_by(LANES) {
-                    sum = V::fma(V::load(query.as_ptr().add(d)), V::load(key.as_ptr().add(d)), sum);
-                }
-                V::sum(sum)
-            };
-        }
-    }
+    G * FOUR
 }
 
 /// Keeps scores below `cap`.
@@ -140,6 +181,92 @@ pub(super) unsafe fn exponentials<V: SimdF32>(
         V::store(top, tops.as_mut_ptr());
         V::store(total, totals.as_mut_ptr());
         V::store(factor, factors.as_mut_ptr());
+    }
+}
+
+/// The sums over some positions for sixteen rows or fewer.
+pub(super) struct State<'a> {
+    /// `[rows][padded]`: values by weight.
+    pub(super) sums: &'a mut [f32],
+    /// `[16]`: the greatest score.
+    pub(super) tops: &'a mut [f32],
+    /// `[16]`: what all weights add up to.
+    pub(super) totals: &'a mut [f32],
+}
+
+/// Adds the sums over further positions, `more`, to those of `state`.
+///
+/// # Safety
+/// As of [`SimdF32`].
+#[inline(always)]
+pub(super) unsafe fn fold<V: SimdF32>(state: &mut State, more: [&[f32]; 3], padded: usize) {
+    let [sums, tops, totals] = more;
+    let rows = state.sums.len() / padded;
+    assert!(rows <= LANES && sums.len() >= rows * padded, "a tile");
+    assert!([tops.len(), totals.len(), state.tops.len(), state.totals.len()].iter().all(|n| *n >= LANES));
+    let (mut before, mut after) = ([0.0; LANES], [0.0; LANES]);
+    // SAFETY: sixteen numbers each (asserted above), or within a row; as the caller promises.
+    unsafe {
+        let (first, second) = (V::load(state.tops.as_ptr()), V::load(tops.as_ptr()));
+        let top = V::max(first, second);
+        let factors = [exp::<V>(V::sub(first, top)), exp::<V>(V::sub(second, top))];
+        let total = V::mul(V::load(state.totals.as_ptr()), factors[0]);
+        V::store(V::fma(V::load(totals.as_ptr()), factors[1], total), state.totals.as_mut_ptr());
+        V::store(top, state.tops.as_mut_ptr());
+        V::store(factors[0], before.as_mut_ptr());
+        V::store(factors[1], after.as_mut_ptr());
+        for row in 0..rows {
+            let (before, after) = (V::splat(before[row]), V::splat(after[row]));
+            for at in (row * padded..(row + 1) * padded).step_by(LANES) {
+                let place = state.sums.as_mut_ptr().add(at);
+                let scaled = V::mul(V::load(place), before);
+                V::store(V::fma(V::load(sums.as_ptr().add(at)), after, scaled), place);
+            }
+        }
+    }
+}
+
+/// Sums over positions, for every row of a share.
+pub(super) struct Sums<'a> {
+    /// `[rows][padded]`.
+    pub(super) sums: &'a mut [f32],
+    /// `[rows]`: the greatest score, and what all of them add up to.
+    pub(super) tops: &'a mut [f32],
+    pub(super) totals: &'a mut [f32],
+}
+
+impl Sums<'_> {
+    /// Back to no positions at all.
+    pub(super) fn clear(&mut self) {
+        self.sums.fill(0.0);
+        self.totals.fill(0.0);
+        // Not infinity: the difference of two of them is not a number.
+        self.tops.fill(f32::MIN);
+    }
+
+    /// Those of the tile of rows that starts with `first`.
+    pub(super) fn tile(&mut self, first: usize, rows: usize, padded: usize) -> State<'_> {
+        State {
+            sums: &mut self.sums[first * padded..][..rows * padded],
+            tops: &mut self.tops[first..][..LANES],
+            totals: &mut self.totals[first..][..LANES],
+        }
+    }
+
+    /// Adds the sums over further positions, `[sums, tops, totals]`, for `rows` rows.
+    ///
+    /// # Safety
+    /// As of [`SimdF32`].
+    #[inline(always)]
+    pub(super) unsafe fn add<V: SimdF32>(&mut self, more: [&[f32]; 3], rows: usize, padded: usize) {
+        let [sums, tops, totals] = more;
+        for first in (0..rows).step_by(LANES) {
+            let mut state = self.tile(first, (rows - first).min(LANES), padded);
+            // SAFETY: as the caller promises.
+            unsafe {
+                fold::<V>(&mut state, [&sums[first * padded..], &tops[first..], &totals[first..]], padded);
+            }
+        }
     }
 }
 

@@ -1,19 +1,21 @@
-//! Products of activations with int4 weights, in int8 arithmetic.
+//! Products of activations with int4 and int8 weights, in int8 arithmetic.
 //!
 //! Activations are rounded to int8, a scale for each 32 of a row, as ONNX Runtime does at accuracy level 4; a block's sum
-//! is exact in int32, and blocks are added up in float32. One row (decode) is bound by reading the weights, once;
-//! many rows (prefill, verification) by arithmetic.
+//! is exact in int32, and blocks are added up in float32, in their order. So a row has the same bits whatever other rows
+//! it is computed with. One row (decode) is bound by reading the weights, once; many rows (prefill, verification) by
+//! arithmetic.
 
 #![expect(
     clippy::multiple_unsafe_ops_per_block,
     reason = "vector instructions, all under one condition: that the processor has them"
 )]
 
-use std::{marker::PhantomData, ops::Range, slice};
+use std::ops::Range;
 
 use super::{
     cpu_isa::{CpuIsa, Task},
-    packed_int4::{BLOCK, PANEL, PackedInt4},
+    packed_weights::{BLOCK, PANEL, PackedWeights, WeightBits},
+    parts::Parts,
     simd_i8::{MAX_ROWS, SimdI8},
 };
 
@@ -25,7 +27,7 @@ use super::{
 ///
 /// ```text
 /// values  [8][r]  four int8 each
-/// starts  [r]     int32: the initial value of a block's sum, as codes are eight too large
+/// starts  [r]     int32: the initial value of a block's sum, as codes are too large by their middle
 /// scales  [r]     float32
 /// ```
 #[derive(Debug, Default)]
@@ -39,48 +41,10 @@ const WORDS: usize = BLOCK / 4 + 2;
 
 impl Rounded {
     /// Makes room for `rows` of activations for `matrix`; the earlier content is lost.
-    pub(super) fn resize(&mut self, rows: usize, matrix: &PackedInt4) {
+    pub(super) fn resize(&mut self, rows: usize, matrix: &PackedWeights) {
         self.rows = rows;
         // Never less, as the next matrix may need more again.
         self.words.resize(self.words.len().max(rows * matrix.blocks * WORDS), 0);
-    }
-}
-
-/// A slice whose parts several threads write, each its own.
-pub(super) struct Parts<'a, T> {
-    first: *mut T,
-    len: usize,
-    slice: PhantomData<&'a mut [T]>,
-}
-
-// SAFETY: it is a mutable slice, taken apart by callers of `part`, who promise that no two parts overlap.
-unsafe impl<T: Send> Sync for Parts<'_, T> {}
-
-impl<'a, T> Parts<'a, T> {
-    pub(super) fn of(slice: &'a mut [T]) -> Self {
-        Self { first: slice.as_mut_ptr(), len: slice.len(), slice: PhantomData }
-    }
-
-    /// The part that starts at `start`.
-    ///
-    /// # Safety
-    /// No other part that overlaps with it may be in use.
-    #[expect(clippy::mut_from_ref, reason = "the caller promises that parts do not overlap")]
-    pub(super) unsafe fn part(&self, start: usize, len: usize) -> &mut [T] {
-        assert!(start <= self.len && len <= self.len - start, "a part of the slice");
-        // SAFETY: within the slice (asserted above), which is borrowed mutably as long as `self` lives; no other part
-        // overlaps, as the caller promises.
-        unsafe { slice::from_raw_parts_mut(self.first.add(start), len) }
-    }
-
-    /// The part that starts at `start`, to be read.
-    ///
-    /// # Safety
-    /// No part to be written that overlaps with it may be in use.
-    pub(super) unsafe fn read(&self, start: usize, len: usize) -> &[T] {
-        assert!(start <= self.len && len <= self.len - start, "a part of the slice");
-        // SAFETY: as in `part`, and nothing writes to it.
-        unsafe { slice::from_raw_parts(self.first.add(start), len) }
     }
 }
 
@@ -92,6 +56,7 @@ pub(super) struct Rounding<'a> {
     depth: usize,
     blocks: usize,
     unit: f32,
+    middle: i32,
     kind: CpuIsa,
     words: Parts<'a, i32>,
 }
@@ -103,12 +68,13 @@ impl<'a> Rounding<'a> {
     /// The processor must be of that kind.
     pub(super) unsafe fn new(
         input: &'a [f32],
-        matrix: &PackedInt4,
+        matrix: &PackedWeights,
         kind: CpuIsa,
         into: &'a mut Rounded,
     ) -> Self {
-        let &PackedInt4 { depth, blocks, unit, .. } = matrix;
-        Self { input, rows: into.rows, depth, blocks, unit, kind, words: Parts::of(&mut into.words) }
+        let &PackedWeights { depth, blocks, unit, bits, .. } = matrix;
+        let (rows, middle) = (into.rows, bits.middle());
+        Self { input, rows, depth, blocks, unit, middle, kind, words: Parts::of(&mut into.words) }
     }
 
     /// How many groups there are.
@@ -153,7 +119,7 @@ impl Task for Group<'_> {
                 for (at, value) in values.into_iter().enumerate() {
                     words[at * rows + row] = value;
                 }
-                words[BLOCK / 4 * rows + row] = -8 * sum;
+                words[BLOCK / 4 * rows + row] = -rounding.middle * sum;
                 words[(BLOCK / 4 + 1) * rows + row] = (scale * rounding.unit).to_bits().cast_signed();
             }
         }
@@ -194,7 +160,7 @@ impl Task for Panels<'_> {
 
 /// A product under way, one panel of columns a task.
 pub(super) struct Product<'a> {
-    pub(super) matrix: &'a PackedInt4,
+    pub(super) matrix: &'a PackedWeights,
     pub(super) rounded: &'a Rounded,
     /// `[rows, columns]`.
     pub(super) output: Parts<'a, f32>,
@@ -212,18 +178,31 @@ impl Product<'_> {
 
     #[inline(always)]
     unsafe fn panels_by<L: SimdI8>(&self, panels: Range<usize>) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            match (self.matrix.bits, self.matrix.zeros.is_some()) {
+                (WeightBits::Four, false) => self.tiles::<L, 4, false>(panels),
+                (WeightBits::Four, true) => self.tiles::<L, 4, true>(panels),
+                (WeightBits::Eight, false) => self.tiles::<L, 8, false>(panels),
+                (WeightBits::Eight, true) => self.tiles::<L, 8, true>(panels),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn tiles<L: SimdI8, const BITS: usize, const ZEROS: bool>(&self, panels: Range<usize>) {
         let rows = self.rounded.rows;
         for panel in panels {
             for first in (0..rows).step_by(L::ROWS) {
                 // SAFETY: as the caller promises.
                 unsafe {
                     match (rows - first).min(L::ROWS) {
-                        1 => self.tile::<L, 1>(panel, first),
-                        2 => self.tile::<L, 2>(panel, first),
-                        3 => self.tile::<L, 3>(panel, first),
-                        4 => self.tile::<L, 4>(panel, first),
-                        5 => self.tile::<L, 5>(panel, first),
-                        _ => self.tile::<L, MAX_ROWS>(panel, first),
+                        1 => self.tile::<L, BITS, ZEROS, 1>(panel, first),
+                        2 => self.tile::<L, BITS, ZEROS, 2>(panel, first),
+                        3 => self.tile::<L, BITS, ZEROS, 3>(panel, first),
+                        4 => self.tile::<L, BITS, ZEROS, 4>(panel, first),
+                        5 => self.tile::<L, BITS, ZEROS, 5>(panel, first),
+                        _ => self.tile::<L, BITS, ZEROS, MAX_ROWS>(panel, first),
                     }
                 }
             }
@@ -235,10 +214,19 @@ impl Product<'_> {
     /// Codes are taken apart anew for each few rows: a panel of them stays in the processor's cache, and one that was taken
     /// apart for all rows, at twice the size, was slower at any number of rows (1.5 times so at 12, by 3 % at 512).
     #[inline(always)]
-    unsafe fn tile<L: SimdI8, const R: usize>(&self, panel: usize, row: usize) {
+    unsafe fn tile<L: SimdI8, const BITS: usize, const ZEROS: bool, const R: usize>(
+        &self,
+        panel: usize,
+        row: usize,
+    ) {
         let blocks = self.matrix.blocks;
-        let codes = &self.matrix.codes[panel * blocks * CODES..][..blocks * CODES];
+        let of_block = BLOCK * PANEL * BITS / 8;
+        let codes = &self.matrix.codes[panel * blocks * of_block..][..blocks * of_block];
         let scales = &self.matrix.scales[panel * blocks * PANEL..][..blocks * PANEL];
+        let zeros = match &self.matrix.zeros {
+            Some(zeros) if ZEROS => &zeros[panel * blocks * PANEL..][..blocks * PANEL],
+            _ => &[],
+        };
         let words = &self.rounded.words[row * blocks * WORDS..][..R * blocks * WORDS];
         // SAFETY: all that is read lies within the lengths above, block by block; the instructions are there, as the caller
         // promises.
@@ -247,28 +235,24 @@ impl Product<'_> {
             for block in 0..blocks {
                 let words = words.as_ptr().add(block * R * WORDS);
                 let start = |r: usize| *words.add(BLOCK / 4 * R + r);
-                let mut sums = [[L::sums(0); 2]; R];
-                for (r, sums) in sums.iter_mut().enumerate() {
-                    *sums = [L::sums(start(r)); 2];
-                }
-                for four in 0..BLOCK / 4 {
-                    let codes = codes.as_ptr().add(block * CODES + four * 64);
-                    if R == 1 {
-                        L::fetch(codes.wrapping_add(AHEAD));
-                    }
-                    let [low, high] = L::halves(L::codes(codes));
-                    for (r, sums) in sums.iter_mut().enumerate() {
-                        let activations = *words.add(four * R + r);
-                        *sums = [L::dot(sums[0], low, activations), L::dot(sums[1], high, activations)];
-                    }
-                }
+                let sums = block_sums::<L, BITS, R>(codes.as_ptr().add(block * of_block), words);
                 let scales = scales.as_ptr().add(block * PANEL);
                 let scales = [L::halfs(scales), L::halfs(scales.add(PANEL / 2))];
                 for (r, (totals, sums)) in totals.iter_mut().zip(sums).enumerate() {
                     let scale =
                         L::splat(f32::from_bits((*words.add((BLOCK / 4 + 1) * R + r)).cast_unsigned()));
                     for (half, total) in totals.iter_mut().enumerate() {
-                        *total = L::add_scaled(*total, sums[half], start(r), L::mul(scales[half], scale));
+                        let mut sums = if BITS == 4 {
+                            L::floats(sums[half], start(r))
+                        } else {
+                            L::byte_floats(sums[half])
+                        };
+                        if ZEROS {
+                            // Whole numbers far below 2^24: exact.
+                            let zeros = L::bytes(zeros.as_ptr().add(block * PANEL + half * PANEL / 2));
+                            sums = L::fma(zeros, L::splat(negative_sum::<BITS>(start(r))), sums);
+                        }
+                        *total = L::fma(sums, L::mul(scales[half], scale), *total);
                     }
                 }
             }
@@ -292,6 +276,48 @@ impl Product<'_> {
     }
 }
 
+/// The sums of a block, for `R` rows by the columns of a panel.
+///
+/// # Safety
+/// The block has as many codes and words as it must; the processor must have the instructions of `L`.
+#[inline(always)]
+unsafe fn block_sums<L: SimdI8, const BITS: usize, const R: usize>(
+    codes: *const u8,
+    words: *const i32,
+) -> [[L::Sums; 2]; R] {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let mut sums = [[L::sums(0); 2]; R];
+        for (r, sums) in sums.iter_mut().enumerate() {
+            let start = *words.add(BLOCK / 4 * R + r);
+            *sums = [if BITS == 4 { L::sums(start) } else { L::byte_sums(start) }; 2];
+        }
+        for four in 0..BLOCK / 4 {
+            let codes = codes.add(four * 4 * PANEL * BITS / 8);
+            if R == 1 {
+                L::fetch(codes.wrapping_add(AHEAD));
+                if BITS == 8 {
+                    L::fetch(codes.wrapping_add(AHEAD + 64));
+                }
+            }
+            let [low, high] = if BITS == 4 {
+                L::halves(L::codes(codes))
+            } else {
+                [L::byte_codes(codes), L::byte_codes(codes.add(64))]
+            };
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let activations = *words.add(four * R + r);
+                *sums = if BITS == 4 {
+                    [L::dot(sums[0], low, activations), L::dot(sums[1], high, activations)]
+                } else {
+                    [L::byte_dot(sums[0], low, activations), L::byte_dot(sums[1], high, activations)]
+                };
+            }
+        }
+        sums
+    }
+}
+
 /// Writes the totals of a row.
 ///
 /// # Safety
@@ -305,8 +331,11 @@ unsafe fn put<L: SimdI8>([low, high]: [L::Floats; 2], to: &mut [f32; PANEL]) {
     }
 }
 
-/// Bytes of a panel's block of codes.
-const CODES: usize = BLOCK * PANEL / 2;
+/// The sum of a block's activations, times -1: the initial value of its sum is that times the middle code.
+#[expect(clippy::cast_precision_loss, reason = "at most 32 · 127")]
+fn negative_sum<const BITS: usize>(start: i32) -> f32 {
+    (start / (1 << (BITS - 1))) as f32
+}
 
 /// Prefetch distance in bytes. Decode only reads each row of weights once, so it is bound by memory.
 const AHEAD: usize = 1024;

@@ -1,0 +1,216 @@
+//! The operators that multiply: by packed weights, and by float weights as they are in the file.
+
+use std::{
+    ops::Range,
+    slice,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use half::f16;
+use ort::{
+    AsPointer,
+    operator::{BoxedKernel, ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput},
+    value::{TensorElementType, ValueRef},
+};
+
+use super::{
+    super::threads::ThreadLimits,
+    cpu_isa::CpuIsa,
+    float_product::{FloatProduct, FloatWeights},
+    names::{MATMUL_FLOAT16, MATMUL_FLOAT32, MATRIX},
+    packed_weights::PackedWeights,
+    parts::Parts,
+    quantized_product::{Product, Rounded, Rounding},
+    tensors::{address, sizes},
+};
+
+/// `eka:MatMulInt4` and `eka:MatMulInt8`: input `[.., depth]`, output `[.., columns]`, both float32.
+pub(super) struct QuantizedMatMul {
+    pub(super) name: &'static str,
+    pub(super) matrices: Vec<Arc<PackedWeights>>,
+    /// Of the node that runs, kept from one to the next: nodes of a graph run one after the other, and each with its own
+    /// would keep a third as much memory as the weights take.
+    pub(super) rounded: Arc<Mutex<Rounded>>,
+    pub(super) limits: ThreadLimits,
+    pub(super) kind: CpuIsa,
+}
+
+impl Operator for QuantizedMatMul {
+    type Kernel<'a> = BoxedKernel<'a>;
+
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn execution_provider_type(&self) -> Option<&str> {
+        Some("CPUExecutionProvider")
+    }
+
+    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
+        [OperatorInput::required(TensorElementType::Float32)]
+    }
+
+    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
+        [OperatorOutput::required(TensorElementType::Float32)]
+    }
+
+    fn create_kernel<'a>(&self, context: &KernelContext<'a>) -> ort::Result<BoxedKernel<'a>> {
+        let number = context.get::<i64>(MATRIX).and_then(|number| usize::try_from(number).ok());
+        let matrix = number.and_then(|number| self.matrices.get(number));
+        let matrix = matrix.ok_or_else(|| ort::Error::new("it names no matrix of this graph"))?;
+        Ok(Box::new(QuantizedNode {
+            matrix: Arc::clone(matrix),
+            rounded: Arc::clone(&self.rounded),
+            limits: self.limits.clone(),
+            kind: self.kind,
+        }))
+    }
+}
+
+/// One node with packed weights.
+struct QuantizedNode {
+    matrix: Arc<PackedWeights>,
+    rounded: Arc<Mutex<Rounded>>,
+    limits: ThreadLimits,
+    kind: CpuIsa,
+}
+
+impl Kernel for QuantizedNode {
+    fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
+        let (matrix, kind) = (&*self.matrix, self.kind);
+        let input = context.input(0)?.ok_or_else(|| ort::Error::new("there is no input"))?;
+        let (input, output_shape) = activations(&input, [matrix.columns(), matrix.depth()])?;
+        let mut output = context
+            .output(0, output_shape.as_slice())?
+            .ok_or_else(|| ort::Error::new("there is no output"))?;
+        let (_, output) = output.try_extract_tensor_mut::<f32>()?;
+        let rows = input.len() / matrix.depth();
+        // Content that a panic left half-written is overwritten.
+        let mut rounded = self.rounded.lock().unwrap_or_else(PoisonError::into_inner);
+        rounded.resize(rows, matrix);
+        // SAFETY: the processor has these instructions.
+        let rounding = unsafe { Rounding::new(input, matrix, kind, &mut rounded) };
+        let groups = rounding.groups();
+        if groups == 1 {
+            // SAFETY: one call, for the one group.
+            unsafe { rounding.group(0) };
+        } else {
+            // SAFETY: a call for each group.
+            context.par_for(groups, self.limits.batches(rows), |group| unsafe { rounding.group(group) })?;
+        }
+        let product = Product { matrix, rounded: &rounded, output: Parts::of(output) };
+        // SAFETY: shares do not overlap; the processor has these instructions.
+        shared(context, &self.limits, [rows, matrix.panels()], |panels| unsafe {
+            product.panels(kind, panels);
+        })
+    }
+}
+
+/// `eka:MatMulFloat32` and `eka:MatMulFloat16`: inputs `[.., depth]` in float32 and `[columns, depth]` in the type of the
+/// name, output `[.., columns]` in float32.
+pub(super) struct FloatMatMul {
+    pub(super) is_half: bool,
+    pub(super) limits: ThreadLimits,
+    pub(super) kind: CpuIsa,
+}
+
+impl Operator for FloatMatMul {
+    type Kernel<'a> = BoxedKernel<'a>;
+
+    fn name(&self) -> &str {
+        if self.is_half { MATMUL_FLOAT16 } else { MATMUL_FLOAT32 }
+    }
+
+    fn execution_provider_type(&self) -> Option<&str> {
+        Some("CPUExecutionProvider")
+    }
+
+    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
+        let weights = if self.is_half { TensorElementType::Float16 } else { TensorElementType::Float32 };
+        [OperatorInput::required(TensorElementType::Float32), OperatorInput::required(weights)]
+    }
+
+    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
+        [OperatorOutput::required(TensorElementType::Float32)]
+    }
+
+    fn create_kernel<'a>(&self, _: &KernelContext<'a>) -> ort::Result<BoxedKernel<'a>> {
+        Ok(Box::new(FloatNode { is_half: self.is_half, limits: self.limits.clone(), kind: self.kind }))
+    }
+}
+
+/// One node with float weights.
+struct FloatNode {
+    is_half: bool,
+    limits: ThreadLimits,
+    kind: CpuIsa,
+}
+
+impl Kernel for FloatNode {
+    fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
+        let missing = || ort::Error::new("an input is missing");
+        let (input, matrix) =
+            (context.input(0)?.ok_or_else(missing)?, context.input(1)?.ok_or_else(missing)?);
+        let shape = matrix.dtype().tensor_shape().map(|shape| sizes(shape)).unwrap_or_default();
+        let [columns, depth] = shape[..] else {
+            return Err(ort::Error::new(format!("a matrix of {shape:?}")));
+        };
+        let weights = if self.is_half {
+            let first = address(matrix.ptr())?.cast::<f16>();
+            // SAFETY: the tensor has this shape, and the type that the operator declares; it is a weight, which nothing
+            // writes to.
+            FloatWeights::Float16(unsafe { slice::from_raw_parts(first, columns * depth) })
+        } else {
+            FloatWeights::Float32(matrix.try_extract_tensor::<f32>()?.1)
+        };
+        let (input, output_shape) = activations(&input, [columns, depth])?;
+        let mut output = context
+            .output(0, output_shape.as_slice())?
+            .ok_or_else(|| ort::Error::new("there is no output"))?;
+        let (_, output) = output.try_extract_tensor_mut::<f32>()?;
+        let product = FloatProduct { weights, input, depth, columns, output: Parts::of(output) };
+        let (rows, kind) = (input.len() / depth, self.kind);
+        // SAFETY: shares do not overlap; the processor has these instructions.
+        shared(context, &self.limits, [rows, product.panels()], |panels| unsafe {
+            product.compute(kind, panels);
+        })
+    }
+}
+
+/// The activations of an input for a matrix of `[columns, depth]`, and the shape of the product.
+fn activations<'a>(
+    input: &'a ValueRef<'_>,
+    [columns, depth]: [usize; 2],
+) -> ort::Result<(&'a [f32], Vec<i64>)> {
+    let (shape, input) = input.try_extract_tensor::<f32>()?;
+    if depth == 0 || shape.last().is_none_or(|last| usize::try_from(*last) != Ok(depth)) {
+        return Err(ort::Error::new(format!("an input of {shape:?} for a matrix of depth {depth}")));
+    }
+    let mut output = shape.to_vec();
+    if let Some(last) = output.last_mut() {
+        *last = i64::try_from(columns).unwrap_or(i64::MAX);
+    }
+    Ok((input, output))
+}
+
+/// Into how many tasks a thread's share of a product is split, for each row.
+const TASKS_PER_THREAD: usize = 4;
+
+/// Computes all panels of a product of `rows` rows, in shares that threads take.
+fn shared(
+    context: &ComputeContext,
+    limits: &ThreadLimits,
+    [rows, panels]: [usize; 2],
+    compute: impl Fn(Range<usize>) + Sync,
+) -> ort::Result<()> {
+    // More tasks than threads, so that a thread that has been interrupted does not make the others wait; the more the
+    // longer a panel takes.
+    let threads = limits.of(rows);
+    let tasks = if threads == 1 { 1 } else { panels.min(threads * TASKS_PER_THREAD * rows) };
+    if tasks <= 1 {
+        compute(0..panels);
+        return Ok(());
+    }
+    let share = |task: usize| panels * task / tasks..panels * (task + 1) / tasks;
+    context.par_for(tasks, limits.batches(rows), |task| compute(share(task)))
+}
