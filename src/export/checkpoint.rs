@@ -18,7 +18,8 @@ use super::{
     packed::{PackedMatrix, Packing, Part},
     param::Param,
     quantize::Quantizer,
-    tensors::{TensorFile, TensorsError},
+    tensors::TensorFile,
+    tensors_error::TensorsError,
 };
 use crate::files;
 

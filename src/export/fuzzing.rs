@@ -14,7 +14,7 @@ use super::{
     inspect::operators,
     json_config::{JsonConfig, JsonConfigError},
     rope::Rotary,
-    tensors::Header,
+    safetensors_header::Header,
 };
 
 /// One parser: whether it took the bytes.

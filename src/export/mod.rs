@@ -68,11 +68,13 @@ mod quantize;
 mod random;
 mod rope;
 mod run;
+mod safetensors_header;
 mod staging;
 mod stored_type;
 mod supported_heads;
 mod temp_dir;
 mod tensors;
+mod tensors_error;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -96,7 +98,7 @@ pub use self::{
     quantize::{Rounding, ZeroPoints},
     run::{Report, export, fingerprint},
     staging::{Existing, StagingError},
-    tensors::TensorsError,
+    tensors_error::TensorsError,
     tokenizer_files::TokenizerFilesError,
     weights::WeightsError,
     write_weights::WriteWeightsError,

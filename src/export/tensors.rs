@@ -1,147 +1,25 @@
-//! A file of tensors, read in pieces, and the header of a safetensors file, checked against the file's length.
-//!
-//! A header is not trusted: its offsets must follow one another without a gap, agree with shapes and types, and end exactly
-//! at the end of the file. So a truncated download is an error at once, with both lengths, and not a short read in the middle
-//! of an export.
+//! A file of tensors, read in pieces.
 
 use std::{
     collections::BTreeMap,
     fmt,
     fs::File,
-    io::{self, Read},
+    io,
     ops::Range,
     path::{Path, PathBuf},
 };
 
 use safetensors::{Dtype, tensor::TensorInfo};
-use serde::{
-    Deserialize, Deserializer,
-    de::{Error, IgnoredAny, MapAccess, Visitor},
-};
 
 use super::{
     param::{Param, Run},
     positioned_io::PositionedFile,
     quantize::Quantizer,
+    safetensors_header::Header,
     stored_type::StoredType,
+    tensors_error::TensorsError,
 };
 use crate::files;
-
-/// The limit of the safetensors library.
-const MAX_HEADER_BYTES: u64 = 100_000_000;
-
-/// Limits on a tensor's name and on its dimensions, beyond those of any model.
-const MAX_NAME_BYTES: usize = 512;
-const MAX_DIMENSIONS: usize = 8;
-
-/// The header's one entry that is not a tensor.
-const METADATA: &str = "__metadata__";
-
-/// Bytes before the header: its length.
-const PREFIX_BYTES: u64 = size_of::<u64>() as u64;
-
-/// Why a safetensors file cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum TensorsError {
-    /// It is missing or cannot be read.
-    #[error("{}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The system's error.
-        source: io::Error,
-    },
-    /// Its first bytes are not the length of a header that could be in it.
-    #[error(
-        "{}: a header of {header_bytes} bytes cannot be in a file of {file_bytes}; this is not a complete safetensors \
-         file, download it again",
-        path.display()
-    )]
-    HeaderLength {
-        /// The file.
-        path: PathBuf,
-        /// The header's length by its first eight bytes.
-        header_bytes: u64,
-        /// Its length.
-        file_bytes: u64,
-    },
-    /// The header is not what the format asks for.
-    #[error("{}: its header is not valid: {source}; download it again", path.display())]
-    Header {
-        /// The file.
-        path: PathBuf,
-        /// The error, with its position.
-        source: serde_json::Error,
-    },
-    /// A tensor does not lie where the one before it ends, or is not as long as its shape makes it.
-    #[error(
-        "{}: {tensor} cannot lie at bytes {} to {}: the tensor before it ends at {before}, and {:?} of shape {:?} ends \
-         elsewhere; the file is damaged, download it again",
-        path.display(), info.data_offsets.0, info.data_offsets.1, info.dtype, info.shape
-    )]
-    Offsets {
-        /// The file.
-        path: PathBuf,
-        /// Its name there.
-        tensor: String,
-        /// Its entry in the header.
-        info: Box<TensorInfo>,
-        /// Where it should start.
-        before: u64,
-    },
-    /// The tensors that the header describes do not end where the file does.
-    #[error(
-        "{}: the header describes {described} bytes, the file has {file_bytes}; it is truncated or was changed, \
-         download it again",
-        path.display()
-    )]
-    Length {
-        /// The file.
-        path: PathBuf,
-        /// Header and tensors together, as the header has it.
-        described: u64,
-        /// Its length.
-        file_bytes: u64,
-    },
-    /// A tensor of a type that weights do not have.
-    #[error(
-        "{}: {tensor} is {found}; supported: F32, F16, BF16; convert the checkpoint to one of them",
-        path.display()
-    )]
-    Type {
-        /// The file.
-        path: PathBuf,
-        /// Its name there.
-        tensor: String,
-        /// Its type.
-        found: String,
-    },
-    /// A part of a packed weight is not there.
-    #[error("{}: {tensor} has no {end} beside it; download the checkpoint again", path.display())]
-    NoPart {
-        /// The file.
-        path: PathBuf,
-        /// A part that is there.
-        tensor: String,
-        /// The end of the name of the part that is missing.
-        end: &'static str,
-    },
-    /// A tensor of another shape than the configuration asks for.
-    #[error(
-        "{}: {tensor} has the shape {found:?}, the configuration makes it {expected}; do the two belong together?",
-        path.display()
-    )]
-    Shape {
-        /// The file.
-        path: PathBuf,
-        /// Its name there.
-        tensor: String,
-        /// Its shape.
-        found: Vec<usize>,
-        /// The shape by the configuration.
-        expected: String,
-    },
-}
 
 /// A file of tensors, open, with its header read.
 #[derive(Debug)]
@@ -423,109 +301,6 @@ struct Columns {
     lines: Range<usize>,
     of: usize,
     height: usize,
-}
-
-/// A file's header, checked against the file's length.
-#[derive(Debug)]
-pub(super) struct Header {
-    data_start: u64,
-    tensors: BTreeMap<String, TensorInfo>,
-}
-
-impl Header {
-    /// Reads the header at the start of `file`, which lies at `path` and is `file_bytes` long.
-    pub(super) fn read(file: &mut impl Read, path: &Path, file_bytes: u64) -> Result<Self, TensorsError> {
-        let json = read_json(file, path, file_bytes)?;
-        let Tensors(tensors) = serde_json::from_slice(&json)
-            .map_err(|source| TensorsError::Header { path: path.into(), source })?;
-        let data_start = PREFIX_BYTES + json.len() as u64;
-        let described = data_start.saturating_add(check_offsets(path, &tensors)?);
-        if described != file_bytes {
-            return Err(TensorsError::Length { path: path.into(), described, file_bytes });
-        }
-        Ok(Self { data_start, tensors })
-    }
-}
-
-fn read_json(file: &mut impl Read, path: &Path, file_bytes: u64) -> Result<Vec<u8>, TensorsError> {
-    let failed = |source| TensorsError::Read { path: path.into(), source };
-    let mut length = [0; size_of::<u64>()];
-    if file_bytes < PREFIX_BYTES {
-        return Err(TensorsError::HeaderLength { path: path.into(), header_bytes: 0, file_bytes });
-    }
-    file.read_exact(&mut length).map_err(failed)?;
-    let header_bytes = u64::from_le_bytes(length);
-    if header_bytes > MAX_HEADER_BYTES.min(file_bytes - PREFIX_BYTES) {
-        return Err(TensorsError::HeaderLength { path: path.into(), header_bytes, file_bytes });
-    }
-    let mut header = Vec::new();
-    file.take(header_bytes).read_to_end(&mut header).map_err(failed)?;
-    Ok(header)
-}
-
-/// Checks that tensors lie one after another without a gap; gives where the last one ends.
-fn check_offsets(path: &Path, tensors: &BTreeMap<String, TensorInfo>) -> Result<u64, TensorsError> {
-    let mut in_order: Vec<_> = tensors.iter().collect();
-    in_order.sort_by_key(|(_, info)| info.data_offsets);
-    let mut before = 0;
-    for (tensor, info) in in_order {
-        let (start, end) = (info.data_offsets.0 as u64, info.data_offsets.1 as u64);
-        let by_shape = byte_length(info).and_then(|bytes| bytes.checked_add(before));
-        if start != before || Some(end) != by_shape {
-            let (tensor, info) = (tensor.clone(), Box::new(info.clone()));
-            return Err(TensorsError::Offsets { path: path.into(), tensor, info, before });
-        }
-        before = end;
-    }
-    Ok(before)
-}
-
-/// Bytes that a tensor's shape and type ask for, if they are a whole number of bytes that a file could have.
-fn byte_length(info: &TensorInfo) -> Option<u64> {
-    let elements = info.shape.iter().try_fold(1u64, |product, size| product.checked_mul(*size as u64))?;
-    let bits = elements.checked_mul(info.dtype.bitsize() as u64)?;
-    bits.is_multiple_of(8).then_some(bits / 8)
-}
-
-/// The tensors of a header, none named twice: readers would disagree about which one counts.
-struct Tensors(BTreeMap<String, TensorInfo>);
-
-impl<'de> Deserialize<'de> for Tensors {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(TensorsVisitor).map(Self)
-    }
-}
-
-struct TensorsVisitor;
-
-impl<'de> Visitor<'de> for TensorsVisitor {
-    type Value = BTreeMap<String, TensorInfo>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object with an entry for each tensor")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut tensors = BTreeMap::new();
-        while let Some(name) = map.next_key::<String>()? {
-            if name == METADATA {
-                map.next_value::<IgnoredAny>()?;
-                continue;
-            }
-            if name.len() > MAX_NAME_BYTES {
-                return Err(A::Error::custom(format!("a name of {} bytes", name.len())));
-            }
-            let info: TensorInfo = map.next_value()?;
-            if info.shape.len() > MAX_DIMENSIONS {
-                return Err(A::Error::custom(format!("{name} has {} dimensions", info.shape.len())));
-            }
-            if tensors.contains_key(&name) {
-                return Err(A::Error::custom(format!("{name} is there twice")));
-            }
-            tensors.insert(name, info);
-        }
-        Ok(tensors)
-    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::export::{json_config::JsonConfigError, tensors::TensorsError};
+use crate::export::{json_config::JsonConfigError, tensors_error::TensorsError};
 
 /// The file with an adapter's configuration.
 pub(in crate::export) const CONFIG: &str = "adapter_config.json";

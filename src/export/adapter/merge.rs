@@ -10,7 +10,8 @@ use ndarray::{ArrayView2, ArrayViewMut2, ShapeError, linalg::general_mat_mul};
 use super::AdapterError;
 use crate::export::{
     param::{Param, Run},
-    tensors::{TensorFile, TensorsError},
+    tensors::TensorFile,
+    tensors_error::TensorsError,
 };
 
 /// A change of an adapter to a tensor of the base.

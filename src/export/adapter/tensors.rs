@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use super::AdapterError;
 use crate::export::{
     checkpoint::{canonical, is_buffer, is_of_a_sense},
-    tensors::{TensorFile, TensorsError},
+    tensors::TensorFile,
+    tensors_error::TensorsError,
 };
 use crate::manifest::MAX_DIMENSION;
 

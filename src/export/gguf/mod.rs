@@ -29,7 +29,8 @@ use tempfile::TempDir;
 
 use super::{
     json_config::{JsonConfig, JsonConfigError},
-    tensors::{StoredTensor, TensorFile, TensorsError},
+    tensors::{StoredTensor, TensorFile},
+    tensors_error::TensorsError,
 };
 use crate::manifest::layout::{GENERATION_CONFIG, TEMPLATE, TOKENIZER, TOKENIZER_CONFIG, TOOL_TEMPLATE};
 

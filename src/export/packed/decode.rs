@@ -11,7 +11,7 @@ use super::{
     settings::{Method, Packing},
 };
 use crate::{
-    export::tensors::{TensorFile, TensorsError},
+    export::{tensors::TensorFile, tensors_error::TensorsError},
     manifest::MAX_DIMENSION,
 };
 

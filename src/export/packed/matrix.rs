@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::settings::{Method, Packing};
-use crate::export::tensors::{TensorFile, TensorsError};
+use crate::export::{tensors::TensorFile, tensors_error::TensorsError};
 
 /// Parts of a packed matrix by the ends of their names.
 type Parts = BTreeMap<&'static str, Part>;
