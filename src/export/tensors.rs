@@ -1,8 +1,7 @@
 //! A file of tensors, read in pieces, and the header of a safetensors file, checked against the file's length.
 //!
-//! A header is not trusted: its offsets must follow one another without a gap, agree with shapes and types, and end exactly
-//! at the end of the file. So a truncated download is an error at once, with both lengths, and not a short read in the middle
-//! of an export.
+//! A header is not trusted: its offsets must follow one another without a gap, agree with shapes and types, and end where the
+//! file does. So a truncated download is an error at once, with both lengths, and not a short read in the middle of an export.
 
 use std::{
     collections::BTreeMap,
@@ -37,7 +36,6 @@ const MAX_DIMENSIONS: usize = 8;
 /// The header's one entry that is not a tensor.
 const METADATA: &str = "__metadata__";
 
-/// Bytes before the header: its length.
 const PREFIX_BYTES: u64 = size_of::<u64>() as u64;
 
 /// Why a safetensors file cannot be used.
@@ -258,8 +256,6 @@ impl TensorFile {
     }
 
     /// Reads `rows` of `param` from the tensor that it lies in, row by row, as float32.
-    ///
-    /// Callers have checked shape and type.
     pub(super) fn read_param(
         &self,
         tensor: &str,
@@ -335,9 +331,7 @@ impl TensorFile {
         rows.map(|row| order.stored(row)).map(|row| row * cols..(row + 1) * cols).collect()
     }
 
-    /// Reads elements `range` of `tensor`, in row-major order, as float32.
-    ///
-    /// Callers have checked shape and type; a range beyond the tensor's end reads as an unexpected end of file.
+    /// Reads elements `range` of `tensor`, row by row, as float32; beyond the tensor's end that is an unexpected end of file.
     pub(super) fn read(&self, tensor: &str, range: Range<usize>) -> Result<Vec<f32>, TensorsError> {
         let stored = self.stored(tensor)?;
         let stored_type = stored.stored_type.map_err(|dtype| self.type_error(tensor, dtype))?;
