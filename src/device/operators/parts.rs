@@ -1,5 +1,7 @@
 //! A slice that several threads write to.
 
+#![expect(clippy::multiple_unsafe_ops_per_block, reason = "a pointer within the slice, and the slice there")]
+
 use std::{marker::PhantomData, slice};
 
 /// A slice whose parts several threads write, each its own.
